@@ -1,0 +1,144 @@
+// Communicator: collective operations among a group of ranks.
+//
+// Every rank of the group calls the same operations in the same order. Each operation carries a
+// sequence number, the communicator's generation and a fingerprint (operation, element type, count,
+// reduction, root, name); where ranks disagree, every rank gets InvalidArgument that names both
+// sides. Any failure fails the communicator: pending and later operations return Aborted or the
+// first error, on this rank at once and on the others when they next hear of it. A new one is made
+// with a higher generation; the processes go on.
+//
+// Operations are asynchronous: the call checks its arguments and returns a Work. Buffers belong to
+// the operation from the call until the Work is done. Operations of one communicator run one after
+// the other, in call order, on its own thread.
+//
+// Thread rules: calls on one communicator from one thread at a time; different communicators from
+// different threads.
+
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <cohort/core/clock.h>
+#include <cohort/core/dtype.h>
+#include <cohort/core/log.h>
+#include <cohort/core/status.h>
+#include <cohort/device/stream.h>
+
+namespace cohort {
+
+enum class ReduceOp : std::uint8_t { kSum, kMean, kMin, kMax, kProduct };
+std::string_view ReduceOpName(ReduceOp op);
+
+// `count` elements of `dtype` at `data`. A span converts to one.
+struct Buffer {
+  void* data = nullptr;
+  std::int64_t count = 0;
+  DType dtype = DType::kFloat32;
+
+  Buffer() = default;
+  Buffer(void* d, std::int64_t n, DType t) : data(d), count(n), dtype(t) {}
+  template <typename T>
+  Buffer(std::span<T> s)  // NOLINT: implicit by design
+      : data(const_cast<void*>(static_cast<const void*>(s.data()))),
+        count(static_cast<std::int64_t>(s.size())),
+        dtype(DTypeOf<std::remove_const_t<T>>::value) {}
+  std::size_t bytes() const { return static_cast<std::size_t>(count) * SizeOf(dtype); }
+};
+
+// Names of algorithms: "auto" chooses by size and ranks. See README.md for cost and when each is
+// chosen.
+struct CollectiveOptions {
+  std::string name;                      // what errors call this operation: a tensor, a bucket
+  std::chrono::milliseconds timeout{0};  // 0: the communicator's
+  std::string algorithm = "auto";
+  // The operation starts when what this stream holds now has run. nullptr: the buffers are ready at
+  // the call.
+  Stream* stream = nullptr;
+};
+
+// One operation under way. Destroying a Work does not cancel the operation; its buffers must
+// outlive it all the same.
+class Work {
+ public:
+  virtual ~Work() = default;
+  virtual bool done() const = 0;
+  // Blocks the host until the operation is done or failed, at most until `deadline` (the
+  // operation's own deadline holds besides): DeadlineExceeded then, and the operation goes on.
+  virtual Status Wait(Deadline deadline) = 0;
+  // Waits until the operation's own deadline.
+  virtual Status Wait() = 0;
+  // What `stream` is given after this call starts when the operation is done. Does not block the
+  // host.
+  virtual void Order(Stream& stream) = 0;
+};
+
+struct CommunicatorStats {
+  std::uint64_t operations = 0;
+  std::uint64_t bytes_sent = 0;
+  std::uint64_t bytes_received = 0;
+};
+
+class Communicator {
+ public:
+  virtual ~Communicator() = default;  // waits for operations under way, at most their deadlines
+
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+  virtual std::uint64_t generation() const = 0;
+  virtual std::string_view backend() const = 0;       // "local", "tcp", "mpi"
+  virtual std::string peer_name(int rank) const = 0;  // "worker:1": what errors call a rank
+  virtual CommunicatorStats stats() const = 0;
+
+  using Pending = Result<std::unique_ptr<Work>>;
+
+  // In place: buffer becomes op over all ranks' buffers. Mean divides by size(), in float for float
+  // types; for integers it truncates toward zero.
+  virtual Pending AllReduce(Buffer buffer, ReduceOp op, const CollectiveOptions& options = {}) = 0;
+  // output (count elements) becomes slice `rank` of op over the ranks' inputs (size()*count
+  // elements). input is scratch.
+  virtual Pending ReduceScatter(Buffer input, Buffer output, ReduceOp op,
+                                const CollectiveOptions& options = {}) = 0;
+  // output (size()*count) becomes the ranks' inputs (count each) in rank order.
+  virtual Pending AllGather(Buffer input, Buffer output, const CollectiveOptions& options = {}) = 0;
+  // As AllGather, where rank r gives counts[r] elements; counts are equal on all ranks.
+  virtual Pending AllGatherV(Buffer input, Buffer output, std::span<const std::int64_t> counts,
+                             const CollectiveOptions& options = {}) = 0;
+  virtual Pending Broadcast(Buffer buffer, int root, const CollectiveOptions& options = {}) = 0;
+  // Slice r of input goes to rank r; slice r of output comes from it. Counts divide by size().
+  virtual Pending AllToAll(Buffer input, Buffer output, const CollectiveOptions& options = {}) = 0;
+  // Rank r gets send_counts[r] elements of input and gives receive_counts[r], packed in rank order.
+  virtual Pending AllToAllV(Buffer input, std::span<const std::int64_t> send_counts, Buffer output,
+                            std::span<const std::int64_t> receive_counts,
+                            const CollectiveOptions& options = {}) = 0;
+  // Between two ranks; only they call, and only their order among themselves counts.
+  virtual Pending Send(Buffer buffer, int to, const CollectiveOptions& options = {}) = 0;
+  virtual Pending Receive(Buffer buffer, int from, const CollectiveOptions& options = {}) = 0;
+  virtual Pending Barrier(const CollectiveOptions& options = {}) = 0;
+
+  // New groups of the ranks that give the same color, ordered by (key, rank). color < 0: nullptr
+  // for this rank. All ranks must call. Blocks until the groups stand, or the timeout.
+  virtual Result<std::unique_ptr<Communicator>> Split(int color, int key) = 0;
+
+  // Fails the communicator on purpose: operations under way and later ones return `reason`, here
+  // and at the peers.
+  virtual void Abort(const Status& reason) = 0;
+};
+
+struct CommunicatorOptions {
+  std::chrono::milliseconds timeout{120'000};  // of one operation
+  std::chrono::milliseconds slow_peer_warning{
+      10'000};  // logged when an operation waits longer for a peer
+  std::uint64_t generation = 1;
+  std::int64_t segment_bytes = 0;  // 0: chosen by the backend. Tests force small ones
+  std::function<std::string(int rank)> peer_name;  // default "rank N"
+  Log log;
+};
+
+}  // namespace cohort

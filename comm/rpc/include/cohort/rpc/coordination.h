@@ -1,0 +1,86 @@
+// Coordination: the service in the chief through which the processes of a job meet, agree, and
+// learn of each other's end.
+//
+// Every process, the chief too, holds a CoordinationClient. Joining registers (task, incarnation,
+// host, pid, cluster fingerprint); a second process for a task that is taken is refused with
+// AlreadyExists and the first one's host and pid; a cluster that differs is FailedPrecondition with
+// the first difference. While joining, and at the deadline, who is still missing is said by name,
+// address and last error.
+//
+// A client beats its heart from a thread of its own. A task that falls silent, or that reports an
+// error, fails the job: every client's failure() turns into that task's name and text, and
+// callbacks run, within a heartbeat.
+//
+// Semantics follow the coordination service of TensorFlow (TSL); names of barriers are one-shot.
+
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <cohort/cluster/cluster_spec.h>
+#include <cohort/cluster/key_value_store.h>
+#include <cohort/core/clock.h>
+#include <cohort/core/log.h>
+#include <cohort/core/status.h>
+
+namespace cohort {
+
+struct CoordinationOptions {
+  std::chrono::milliseconds join_timeout{300'000};
+  std::chrono::milliseconds roll_call_interval{10'000};
+  std::chrono::milliseconds heartbeat_interval{1'000};
+  std::chrono::milliseconds heartbeat_timeout{10'000};  // silent for longer: dead
+  std::chrono::milliseconds shutdown_timeout{60'000};
+  // Tasks whose loss does not fail the job (workers of a parameter-server job): their end is told
+  // to on_task_lost only.
+  std::function<bool(const TaskId&)> may_leave;
+  Clock* clock = &Clock::Real();
+  Log log;
+};
+
+class CoordinationServer {
+ public:
+  virtual ~CoordinationServer() = default;
+  virtual int port() const = 0;
+  // The chief's own view: tasks that joined and are alive.
+  virtual std::vector<TaskId> Alive() const = 0;
+  // Runs on the server's thread when a task that may leave is found dead, or left.
+  virtual void OnTaskLost(std::function<void(const TaskId&, const Status&)> callback) = 0;
+
+  // Binds `address` ("0.0.0.0:2222", port 0 for any); AlreadyExists names who holds the port if
+  // that can be known.
+  static Result<std::unique_ptr<CoordinationServer>> Start(const std::string& address,
+                                                           const ClusterSpec& cluster,
+                                                           const CoordinationOptions& options = {});
+};
+
+class CoordinationClient : public KeyValueStore {
+ public:
+  // Blocks until this task is registered and, where `wait_for_all`, until every task of the cluster
+  // is. The service may come up later than this call. DeadlineExceeded after join_timeout holds the
+  // roll-call table.
+  static Result<std::unique_ptr<CoordinationClient>> Join(const std::string& server_address,
+                                                          const ClusterSpec& cluster,
+                                                          const TaskId& task, bool wait_for_all,
+                                                          const CoordinationOptions& options = {});
+
+  virtual std::uint64_t incarnation() const = 0;
+  // Blocks until `participants` (empty: all tasks) have called with this name. DeadlineExceeded
+  // names the absent.
+  virtual Status Barrier(const std::string& name, Deadline deadline,
+                         const std::vector<TaskId>& participants = {}) = 0;
+  // Tells every task that this one failed.
+  virtual Status ReportError(const Status& error) = 0;
+  // OK while the job is healthy; else what ended it: "worker:1 (host, pid 7) ...".
+  virtual Status failure() const = 0;
+  // Runs once, on the heartbeat thread, when failure() becomes an error (at once if it has).
+  virtual void OnFailure(std::function<void(const Status&)> callback) = 0;
+  // Leaves in order: waits until all tasks want to leave (shutdown barrier), then says goodbye.
+  virtual Status Shutdown() = 0;
+};
+
+}  // namespace cohort

@@ -1,0 +1,17 @@
+# Every third-party package, found once. Debian's protobuf ships no CMake config: MODULE mode, and before gRPC.
+find_package(PkgConfig REQUIRED)
+find_package(Protobuf MODULE REQUIRED)
+find_package(gRPC CONFIG REQUIRED)
+find_package(Eigen3 CONFIG REQUIRED)
+find_package(OneDNN MODULE REQUIRED)
+find_package(nlohmann_json CONFIG REQUIRED)
+find_package(CLI11 CONFIG REQUIRED)
+find_package(fmt CONFIG REQUIRED)
+find_package(spdlog CONFIG REQUIRED)
+find_package(ZLIB REQUIRED)
+find_package(OpenMP REQUIRED COMPONENTS CXX)
+pkg_check_modules(ISAL REQUIRED IMPORTED_TARGET libisal)
+find_package(MPI COMPONENTS CXX)
+# Torch's CMake config drags in caffe2 and changes global flags; the headers and the library are all that is used.
+find_library(COHORT_TORCH_LIBRARY torch_cpu)
+find_path(COHORT_TORCH_INCLUDE torch/torch.h PATH_SUFFIXES torch/csrc/api/include)

@@ -1,0 +1,1 @@
+set(COHORT_INSTALL_CONFIG_DIR lib/cmake/cohort)

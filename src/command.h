@@ -1,0 +1,11 @@
+// Subcommands of the program `cohort`. Each stands in the commands/ folder of the module that it
+// exposes, is linked into the program only, and may print and exit. argv[0] is the command's full
+// name ("cohort bench allreduce"); the return value is the process's exit code.
+
+#pragma once
+
+namespace cohort {
+
+int ConfigCheckCommand(int argc, char** argv);  // src/cluster/commands/config.cc
+
+}  // namespace cohort

@@ -1,0 +1,80 @@
+// Shape and Tensor: a typed, dense, row-major block of memory.
+//
+// Tensor is a handle: copying one aliases the memory, and the memory lives as long as any handle.
+// It knows nothing of gradients (nn::Variable does) and nothing of devices beyond who frees the
+// memory.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <cohort/core/dtype.h>
+#include <cohort/core/status.h>
+
+namespace cohort {
+
+class Shape {
+ public:
+  Shape() = default;  // rank 0: one element
+  Shape(std::initializer_list<std::int64_t> dims) : Shape(std::vector<std::int64_t>(dims)) {}
+  explicit Shape(std::vector<std::int64_t> dims);  // ContractError if a dimension is negative
+
+  int rank() const { return static_cast<int>(dims_.size()); }
+  std::int64_t operator[](int axis) const { return dims_.at(static_cast<std::size_t>(axis)); }
+  const std::vector<std::int64_t>& dims() const { return dims_; }
+  std::int64_t elements() const;  // product of the dimensions; 1 for rank 0
+  std::string ToString() const;   // "[2,3]"
+  friend bool operator==(const Shape&, const Shape&) = default;
+
+ private:
+  std::vector<std::int64_t> dims_;
+};
+
+class Tensor {
+ public:
+  Tensor() = default;  // no memory: float32, shape [0]
+  // Zeroed host memory, aligned to 64 bytes.
+  Tensor(DType dtype, Shape shape);
+  // Memory of somebody else's; `data` keeps it alive.
+  Tensor(DType dtype, Shape shape, std::shared_ptr<std::byte> data);
+
+  template <typename T>
+  static Tensor Of(Shape shape, std::span<const T> values) {
+    Tensor t(DTypeOf<T>::value, std::move(shape));
+    Require(static_cast<std::size_t>(t.elements()) == values.size(),
+            "as many values as the shape has elements");
+    std::copy(values.begin(), values.end(), t.data<T>().begin());
+    return t;
+  }
+
+  DType dtype() const { return dtype_; }
+  const Shape& shape() const { return shape_; }
+  std::int64_t elements() const { return shape_.elements(); }
+  std::size_t bytes() const { return static_cast<std::size_t>(elements()) * SizeOf(dtype_); }
+
+  // The elements; ContractError if T is not the dtype.
+  template <typename T>
+  std::span<T> data() const {
+    Require(DTypeOf<T>::value == dtype_, "data<T>() with the tensor's own element type");
+    return {reinterpret_cast<T*>(data_.get()), static_cast<std::size_t>(elements())};
+  }
+  std::byte* raw() const { return data_.get(); }
+
+  // Rows [begin, end) of the first axis, sharing memory.
+  Tensor Rows(std::int64_t begin, std::int64_t end) const;
+  // The same memory under another shape of as many elements.
+  Tensor Reshaped(Shape shape) const;
+
+ private:
+  DType dtype_ = DType::kFloat32;
+  Shape shape_{0};
+  std::shared_ptr<std::byte> data_;  // owners: every handle that aliases the block
+};
+
+}  // namespace cohort

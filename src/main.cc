@@ -1,0 +1,62 @@
+// The program `cohort`: a table of subcommands, nothing else.
+
+#include "command.h"
+
+#include <cstdio>
+#include <exception>
+#include <string>
+#include <vector>
+
+namespace {
+
+struct Entry {
+  const char* name;
+  const char* summary;
+  int (*run)(int argc, char** argv);
+};
+
+constexpr Entry kCommands[] = {
+    {"config check", "print the resolved cluster of this process, and every mistake in it",
+     cohort::ConfigCheckCommand},
+};
+
+int Usage(std::FILE* out, int code) {
+  std::fprintf(out, "usage: cohort COMMAND [ARGUMENTS...]\n\ncommands:\n");
+  for (const Entry& entry : kCommands) {
+    std::fprintf(out, "  %-18s %s\n", entry.name, entry.summary);
+  }
+  std::fprintf(out, "\n`cohort COMMAND --help` tells more.\n");
+  return code;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 2) {
+    return Usage(stderr, 2);
+  }
+  const std::string first = argv[1];
+  if (first == "--help" || first == "-h" || first == "help") {
+    return Usage(stdout, 0);
+  }
+  const std::string both = argc > 2 ? first + " " + argv[2] : first;
+  for (const Entry& entry : kCommands) {
+    const int words = both == entry.name ? 2 : first == entry.name ? 1 : 0;
+    if (words == 0) {
+      continue;
+    }
+    std::string name = "cohort " + std::string(entry.name);
+    std::vector<char*> arguments = {name.data()};
+    arguments.insert(arguments.end(), argv + 1 + words, argv + argc);
+    const int count = static_cast<int>(arguments.size());
+    arguments.push_back(nullptr);
+    try {
+      return entry.run(count, arguments.data());
+    } catch (const std::exception& error) {
+      std::fprintf(stderr, "%s: internal error: %s\n", name.c_str(), error.what());
+      return 1;
+    }
+  }
+  std::fprintf(stderr, "cohort: unknown command '%s'\n", both.c_str());
+  return Usage(stderr, 2);
+}

@@ -1,0 +1,45 @@
+// GradientSink: where a backward pass puts its gradients. All that a model, or a user's own code,
+// must know of a strategy.
+//
+// For every trainable parameter, in any order, once per backward pass: write the gradient into
+// Accumulator(p) (or hand rows to AddSlices), then call Ready(p). Ready may start communication
+// while the pass goes on. A gradient is the SUM over the replica's examples, scaled by loss_seed();
+// the strategy divides by the weight of the global batch.
+//
+// Thread rules: one sink per replica, used by that replica's thread.
+
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include <cohort/core/tensor.h>
+
+namespace cohort {
+
+// Rows of a parameter: row indices[i] of the first axis gets values[i, :]. Indices may repeat;
+// repeated rows add up.
+struct IndexedSlices {
+  std::span<const std::int64_t> indices;
+  std::span<const float> values;  // indices.size() rows, row-major
+};
+
+class GradientSink {
+ public:
+  virtual ~GradientSink() = default;
+
+  // Where the gradient of `parameter` is to be written: parameter's elements, zeroed at the start
+  // of the pass.
+  virtual std::span<float> Accumulator(int parameter) = 0;
+  virtual void AddSlices(int parameter, const IndexedSlices& slices) = 0;
+  // Exactly once per trainable parameter and pass, after the writes were put on the replica's
+  // stream.
+  virtual void Ready(int parameter) = 0;
+
+  // d(objective)/d(mean loss over this replica's examples), from which the backward pass starts:
+  // the replica's weight, so that gradients come out as sums over examples; 1 under the DDP- and
+  // TF-compatible scalings.
+  virtual float loss_seed() const = 0;
+};
+
+}  // namespace cohort

@@ -1,0 +1,66 @@
+// ParameterSet: the one home of a process's parameters.
+//
+// A model declares its parameters in order (Add), then Build allocates one arena in which they lie
+// in declaration order, each aligned to 64 bytes. After Build nothing moves or is added. Broadcast,
+// checkpoints, gradient buckets and parameter-server sharding are all spans of this arena, so
+// names, order and offsets must be equal in every process: Fingerprint() is what strategies compare
+// before step 1.
+//
+// Thread rules: declare from one thread. After Build, values may be read from any thread; who may
+// write, and when, is the strategy's business (between steps, or where a step's contract says).
+
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <cohort/core/tensor.h>
+
+namespace cohort {
+
+// How an element gets its first value: a pure function of the element's index, so that any
+// partitioning of a parameter over servers starts from the same bits.
+using Initializer = std::function<float(std::uint64_t element)>;
+
+class ParameterSet {
+ public:
+  struct Parameter {
+    std::string name;
+    Shape shape;
+    Initializer initializer;
+    bool trainable =
+        true;  // false: kept and broadcast, never given a gradient (batch-norm averages)
+    std::int64_t offset = 0;  // in elements from the start of the arena; multiple of 16
+  };
+
+  // Declares a parameter, and returns its index. ContractError after Build, or if the name is
+  // taken.
+  int Add(std::string name, Shape shape, Initializer initializer, bool trainable = true);
+  // Allocates the arena and fills it from the initialisers.
+  void Build();
+  bool built() const { return built_; }
+
+  int size() const { return static_cast<int>(parameters_.size()); }
+  const Parameter& operator[](int parameter) const {
+    return parameters_.at(static_cast<std::size_t>(parameter));
+  }
+  int Find(std::string_view name) const;  // -1 if there is none
+  std::int64_t elements() const;          // of all parameters, without padding
+
+  std::span<float> value(int parameter);
+  std::span<const float> value(int parameter) const;
+  std::span<float> all();  // the arena, padding (zeros) included
+  std::span<const float> all() const;
+  std::uint64_t Fingerprint() const;  // of names, shapes, order
+
+ private:
+  std::vector<Parameter> parameters_;
+  std::int64_t arena_elements_ = 0;
+  Tensor arena_;
+  bool built_ = false;
+};
+
+}  // namespace cohort

@@ -1,0 +1,182 @@
+// Strategy: how the replicas of a model are kept one model.
+//
+// The same three calls train under every strategy:
+//
+//   Bind(parameters, optimizer)     rank 0's values everywhere, names and shapes compared
+//   Distribute(dataset)             this process's part of every global batch
+//   Step(batch, fn)                 fn once per local replica, gradients combined, parameters
+//   updated
+//
+// A strategy knows parameters, gradients and an update rule as flat spans, never a model. Gradients
+// are the exact weighted mean over the examples of the global batch, also when parts of it are
+// short or empty.
+//
+// Thread rules: one thread drives a strategy. fn runs on the replicas' threads, at the same time
+// for different replicas.
+
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <cohort/cluster/cluster_spec.h>
+#include <cohort/comm/communicator.h>
+#include <cohort/core/environment.h>
+#include <cohort/core/log.h>
+#include <cohort/core/status.h>
+#include <cohort/core/tensor.h>
+#include <cohort/data/dataset.h>
+#include <cohort/device/stream.h>
+#include <cohort/optim/gradient_sink.h>
+#include <cohort/optim/optimizer.h>
+#include <cohort/optim/parameter_set.h>
+
+namespace cohort {
+
+// How replicas' gradients become one.
+enum class LossScale {
+  kGlobalMean,   // the mean over the examples of the global batch, exactly (default)
+  kReplicaMean,  // the mean over replicas of each one's mean: DistributedDataParallel's rule
+  kSum,          // the sum; the loss is already divided by the global batch: tf.distribute's rule
+};
+
+struct StrategyOptions {
+  int num_devices = 1;  // local replicas: logical CPU devices of this process
+  LossScale loss_scale = LossScale::kGlobalMean;
+  std::int64_t first_bucket_bytes = std::int64_t{1} << 20;
+  std::int64_t bucket_bytes = std::int64_t{25} << 20;
+  std::chrono::milliseconds collective_timeout{120'000};
+  std::chrono::milliseconds join_timeout{300'000};
+  std::chrono::milliseconds heartbeat_timeout{10'000};
+  std::string mpi_implementation = "cohort";  // see comm/mpi.h
+  bool synchronous_parameter_server =
+      false;                 // apply when all workers have pushed, instead of on arrival
+  int intra_op_threads = 0;  // per replica; 0: the cores, shared among the local replicas
+  std::function<std::unique_ptr<Stream>()> make_stream;  // test seam; default: MakeInlineStream
+  Environment environment;  // where FromEnv looks; programs pass Environment::OfProcess()
+  Log log;
+};
+
+// What a step function is given: the replica is an argument, never a thread-local.
+struct ReplicaContext {
+  int replica = 0;  // 0 .. num_replicas-1 over the whole job
+  int num_replicas = 1;
+  std::int64_t step = 0;     // of this strategy, from 1
+  ParameterSet& parameters;  // read only during the step
+  GradientSink& gradients;
+  Stream& stream;  // the replica's compute stream
+};
+
+// What a step function returns of its part: sums, so that parts add up.
+struct ReplicaResult {
+  double loss_sum = 0;              // mean loss * weight
+  double weight = 0;                // examples, or whatever the mean was taken over
+  std::vector<double> metric_sums;  // as many on every replica and step; e.g. correct predictions
+};
+
+using StepFn = std::function<Result<ReplicaResult>(ReplicaContext&, const data::Batch&)>;
+
+struct StepResult {
+  double loss = 0;              // weighted mean over the global batch
+  double weight = 0;            // of the global batch; 0: nothing was updated
+  std::vector<double> metrics;  // weighted means
+  std::int64_t step = 0;
+};
+
+// One value per local replica; and one value that all replicas share. Distinct types on purpose.
+template <typename T>
+struct PerReplica {
+  std::vector<T> values;
+};
+template <typename T>
+struct Mirrored {
+  T value;
+};
+
+// This process's part of one global batch: one Batch per local replica, by their order.
+struct DistributedBatch {
+  std::vector<data::Batch> replicas;
+  // Where the batch stands in the epoch's order, for strategies that hand out work; set by
+  // DistributedDataset.
+  std::int64_t epoch = 0;
+  std::int64_t index = 0;
+};
+
+class DistributedDataset {
+ public:
+  virtual ~DistributedDataset() = default;
+  // Starts an epoch, at batch `first_batch`. Batches that an earlier epoch left are dropped.
+  virtual Status BeginEpoch(std::int64_t epoch, std::int64_t first_batch = 0) = 0;
+  // The next batch, or nullopt when the epoch is over. Under synchronous strategies it is over on
+  // every process at the same step; a parameter-server worker is done when the coordinator has no
+  // more for it.
+  virtual Result<std::optional<DistributedBatch>> Next() = 0;
+};
+
+class Strategy {
+ public:
+  // `kind`: one_device, mirrored, multi_worker_mirrored, parameter_server; empty: from the
+  // environment, by the cluster's size and whether it has parameter servers. Blocks until the job's
+  // processes have met. Options' environment is read once, here. A cluster that is not what the
+  // kind needs is an error, never a world of one.
+  static Result<std::unique_ptr<Strategy>> FromEnv(std::string_view kind = {},
+                                                   StrategyOptions options = {});
+
+  virtual ~Strategy() = default;
+
+  virtual std::string_view kind() const = 0;
+  virtual const ClusterConfig& cluster() const = 0;
+  virtual bool is_chief() const = 0;
+  virtual int num_replicas_in_sync() const = 0;
+  virtual int num_local_replicas() const = 0;
+  // Does this process train? False for parameter servers, and for the chief of a parameter-server
+  // job, which call Serve.
+  virtual bool trains() const { return true; }
+  // For a process that does not train: does its work until the job ends, then returns. OK at once
+  // for one that does.
+  virtual Status Serve() { return {}; }
+
+  // Takes part in the job with these parameters. `parameters` must outlive the strategy. All
+  // processes must call; FailedPrecondition names the first parameter that differs between two of
+  // them.
+  virtual Status Bind(ParameterSet& parameters, std::unique_ptr<Optimizer> optimizer) = 0;
+  // All processes must call, with equal datasets (compared by fingerprint).
+  virtual Result<std::unique_ptr<DistributedDataset>> Distribute(const data::Dataset& dataset) = 0;
+  // One training step: parameters are updated when this returns. After an error parameters are as
+  // before the step, or, where the error says so, the strategy is of no further use.
+  virtual Result<StepResult> Step(const DistributedBatch& batch, const StepFn& fn) = 0;
+  // fn on every local replica without gradients (ctx.gradients must not be used), results combined
+  // over the job.
+  virtual Result<StepResult> Evaluate(const DistributedBatch& batch, const StepFn& fn) = 0;
+
+  // For programs that own their model and optimizer: replaces each span, one per gradient and equal
+  // in number and sizes on all processes, by the weighted mean over the job. `weight` is this
+  // process's (its examples).
+  virtual Status ReduceGradients(std::span<const std::span<float>> gradients, double weight) = 0;
+  // The replicas' values as one; and all of them in replica order along the first axis.
+  virtual Result<Mirrored<Tensor>> Reduce(ReduceOp op, const PerReplica<Tensor>& value) = 0;
+  virtual Result<Mirrored<Tensor>> Gather(const PerReplica<Tensor>& value) = 0;
+
+  // Optimizer state, for checkpoints: slots in the optimizer's order, each as long as
+  // parameters.all(). Under a parameter server, Pull brings values and slots from the servers,
+  // PushState sends them back; elsewhere both do nothing.
+  virtual std::span<const std::span<float>> slots() = 0;
+  virtual std::int64_t step() const = 0;
+  virtual Status SetStep(std::int64_t step) = 0;
+  virtual Status PullState() { return {}; }
+  virtual Status PushState() { return {}; }
+
+  virtual Status Barrier(std::string_view name) = 0;
+  // Tells the other processes that this one gives up, so that they end with this text too.
+  virtual void ReportError(const Status& error) = 0;
+  // Leaves the job in order, when all do. The destructor leaves without waiting.
+  virtual Status Shutdown() = 0;
+};
+
+}  // namespace cohort
