@@ -15,6 +15,7 @@
 #include <functional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <cohort/core/tensor.h>
@@ -36,10 +37,15 @@ class ParameterSet {
     std::int64_t offset = 0;  // in elements from the start of the arena; multiple of 16
   };
 
+  ParameterSet() = default;
+  // Moving keeps every span valid; a copy would alias the arena, so there is none.
+  ParameterSet(ParameterSet&&) = default;
+  ParameterSet& operator=(ParameterSet&&) = default;
+
   // Declares a parameter, and returns its index. ContractError after Build, or if the name is
-  // taken.
+  // empty or taken. Without an initializer the values start as zeros.
   int Add(std::string name, Shape shape, Initializer initializer, bool trainable = true);
-  // Allocates the arena and fills it from the initialisers.
+  // Allocates the arena and fills it from the initialisers. ContractError the second time.
   void Build();
   bool built() const { return built_; }
 
@@ -50,11 +56,13 @@ class ParameterSet {
   int Find(std::string_view name) const;  // -1 if there is none
   std::int64_t elements() const;          // of all parameters, without padding
 
+  // The values; ContractError before Build.
   std::span<float> value(int parameter);
   std::span<const float> value(int parameter) const;
   std::span<float> all();  // the arena, padding (zeros) included
   std::span<const float> all() const;
-  std::uint64_t Fingerprint() const;  // of names, shapes, order
+  // Of names, shapes, order, and which are trainable.
+  std::uint64_t Fingerprint() const;
 
  private:
   std::vector<Parameter> parameters_;
