@@ -111,6 +111,7 @@ int ExitCode(const Status& status) {
     case StatusCode::kFailedPrecondition:
     case StatusCode::kOutOfRange:
     case StatusCode::kUnimplemented:
+    case StatusCode::kDataLoss:
       return 2;
     case StatusCode::kUnavailable:
     case StatusCode::kDeadlineExceeded:

@@ -54,7 +54,8 @@ TEST(Status, ErrnoAndExitCodes) {
   EXPECT_EQ(ExitCode(OkStatus()), 0);
   EXPECT_EQ(ExitCode(InvalidArgument("")), 2);
   EXPECT_EQ(ExitCode(Unavailable("")), 138);
-  EXPECT_EQ(ExitCode(DataLoss("")), 1);
+  EXPECT_EQ(ExitCode(DataLoss("")), 2);
+  EXPECT_EQ(ExitCode(Internal("")), 1);
 }
 
 }  // namespace

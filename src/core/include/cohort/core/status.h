@@ -86,10 +86,9 @@ Status DataLoss(std::string message);
 // Unknown.
 Status ErrnoStatus(int error_number, std::string_view what);
 
-// The process exit code that a program returns for a status that ended it: 0 OK; 2 usage or
-// configuration (InvalidArgument, NotFound, AlreadyExists, PermissionDenied, FailedPrecondition,
-// OutOfRange, Unimplemented); 138 peer lost or network (Unavailable, DeadlineExceeded, Aborted);
-// 143 Cancelled; 1 everything else.
+// The process exit code that a program returns for a status that ended it: 0 OK; 2 what the user must mend: usage,
+// configuration, input (InvalidArgument, NotFound, AlreadyExists, PermissionDenied, FailedPrecondition, OutOfRange,
+// Unimplemented, DataLoss); 138 peer lost or network (Unavailable, DeadlineExceeded, Aborted); 143 Cancelled; 1 the rest.
 int ExitCode(const Status& status);
 
 // A caller broke a contract. Thrown on the caller's thread; what() holds file, line and the rule.

@@ -1,0 +1,32 @@
+# See CMakeLists.txt. Every step must succeed; the consumer is run and its output compared.
+function(step)
+  execute_process(COMMAND ${ARGN} RESULT_VARIABLE code OUTPUT_VARIABLE out ERROR_VARIABLE out)
+  if(NOT code EQUAL 0)
+    message(FATAL_ERROR "${ARGN}\nended with ${code}:\n${out}")
+  endif()
+  set(output "${out}" PARENT_SCOPE)
+endfunction()
+
+file(REMOVE_RECURSE ${WORK_DIR})
+step(${CMAKE_COMMAND} --install ${BUILD_DIR} --prefix ${WORK_DIR}/prefix)
+step(${CMAKE_COMMAND} -S ${CONSUMER_DIR} -B ${WORK_DIR}/build -G ${GENERATOR} -DCMAKE_PREFIX_PATH=${WORK_DIR}/prefix
+     -DCMAKE_CXX_COMPILER=${CXX} -DCMAKE_BUILD_TYPE=${BUILD_TYPE} -DSANITIZE=${SANITIZE})
+step(${CMAKE_COMMAND} --build ${WORK_DIR}/build)
+step(${WORK_DIR}/build/consumer)
+if(NOT output MATCHES "consumer: 3 ranks agree")
+  message(FATAL_ERROR "the consumer printed:\n${output}")
+endif()
+
+# The same program by pkg-config.
+set(ENV{PKG_CONFIG_PATH} ${WORK_DIR}/prefix/lib/pkgconfig:${WORK_DIR}/prefix/lib/x86_64-linux-gnu/pkgconfig)
+step(pkg-config --cflags --libs cohort)
+separate_arguments(flags UNIX_COMMAND "${output}")
+set(sanitize "")
+if(SANITIZE)
+  set(sanitize -fsanitize=${SANITIZE})
+endif()
+step(${CXX} ${sanitize} ${CONSUMER_DIR}/consumer.cc -o ${WORK_DIR}/consumer_pc ${flags})
+step(${WORK_DIR}/consumer_pc)
+if(NOT output MATCHES "consumer: 3 ranks agree")
+  message(FATAL_ERROR "the consumer built with pkg-config printed:\n${output}")
+endif()
