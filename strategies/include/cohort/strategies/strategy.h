@@ -151,6 +151,8 @@ class Strategy {
   // One training step: parameters are updated when this returns. After an error parameters are as
   // before the step, or, where the error says so, the strategy is of no further use.
   virtual Result<StepResult> Step(const DistributedBatch& batch, const StepFn& fn) = 0;
+  // Does this process take part in Evaluate? Under a parameter server only the chief does.
+  virtual bool evaluates() const { return true; }
   // fn on every local replica without gradients (ctx.gradients must not be used), results combined
   // over the job.
   virtual Result<StepResult> Evaluate(const DistributedBatch& batch, const StepFn& fn) = 0;
@@ -159,10 +161,14 @@ class Strategy {
   // in number and sizes on all processes, by the weighted mean over the job. `weight` is this
   // process's (its examples).
   virtual Status ReduceGradients(std::span<const std::span<float>> gradients, double weight) = 0;
+  // Rank 0's bytes on every process. Under a parameter server: what the process has stays.
+  virtual Status Broadcast(std::span<std::byte> bytes) = 0;
   // The replicas' values as one; and all of them in replica order along the first axis.
   virtual Result<Mirrored<Tensor>> Reduce(ReduceOp op, const PerReplica<Tensor>& value) = 0;
   virtual Result<Mirrored<Tensor>> Gather(const PerReplica<Tensor>& value) = 0;
 
+  // The update rule given to Bind; nullptr before.
+  virtual const Optimizer* optimizer() const = 0;
   // Optimizer state, for checkpoints: slots in the optimizer's order, each as long as
   // parameters.all(). Under a parameter server, Pull brings values and slots from the servers,
   // PushState sends them back; elsewhere both do nothing.
