@@ -108,6 +108,12 @@ struct DistributedBatch {
   std::int64_t index = 0;
 };
 
+struct InputOptions {
+  // For Evaluate: the whole data set, once, over the processes that evaluate. Under a parameter server, where training data
+  // is handed out on demand to the workers, this is all of it on the chief.
+  bool evaluation = false;
+};
+
 class DistributedDataset {
  public:
   virtual ~DistributedDataset() = default;
@@ -147,7 +153,8 @@ class Strategy {
   // them.
   virtual Status Bind(ParameterSet& parameters, std::unique_ptr<Optimizer> optimizer) = 0;
   // All processes must call, with equal datasets (compared by fingerprint).
-  virtual Result<std::unique_ptr<DistributedDataset>> Distribute(const data::Dataset& dataset) = 0;
+  virtual Result<std::unique_ptr<DistributedDataset>> Distribute(const data::Dataset& dataset,
+                                                                 const InputOptions& options = {}) = 0;
   // One training step: parameters are updated when this returns. After an error parameters are as
   // before the step, or, where the error says so, the strategy is of no further use.
   virtual Result<StepResult> Step(const DistributedBatch& batch, const StepFn& fn) = 0;
