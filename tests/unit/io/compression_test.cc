@@ -1,0 +1,77 @@
+#include <cohort/io/compression.h>
+#include <gtest/gtest.h>
+
+#include "testing/temp_dir.h"
+
+namespace cohort::io {
+namespace {
+
+std::string Text(std::size_t bytes) {
+  std::string text;
+  for (std::size_t i = 0; text.size() < bytes; ++i) {
+    text += std::to_string(i * i) + ",";
+  }
+  return text;
+}
+
+TEST(Compression, RoundTripOfManySizes) {
+  for (const std::size_t size : {0, 1, 1000, 300'000, 3'000'000}) {
+    const std::string text = Text(size);
+    EXPECT_EQ(*Gunzip(Gzip(text), "x"), text);
+  }
+}
+
+TEST(Compression, ManyZerosComeOutOfFewBytes) {
+  // All input is taken in long before the last output is out.
+  const std::string zeros(5'000'000, '\0');
+  EXPECT_EQ(*Gunzip(Gzip(zeros), "x"), zeros);
+}
+
+TEST(Compression, MembersReadAsOne) {
+  EXPECT_EQ(*Gunzip(Gzip("one ") + Gzip("") + Gzip("two"), "x"), "one two");
+  EXPECT_EQ(*Gunzip(Gzip("one") + std::string(512, '\0'), "x"), "one") << "padding is no member";
+}
+
+TEST(Compression, EveryTruncationIsAnErrorThatNamesTheFile) {
+  const std::string packed = Gzip(Text(2000));
+  for (std::size_t size = 0; size < packed.size(); ++size) {
+    const auto result = Gunzip(packed.substr(0, size), "images.gz");
+    ASSERT_EQ(result.status().code(), StatusCode::kDataLoss) << size;
+    EXPECT_NE(result.status().message().find("images.gz"), std::string::npos);
+    EXPECT_NE(result.status().message().find("cut off"), std::string::npos);
+  }
+}
+
+TEST(Compression, DamageIsAnError) {
+  const std::string packed = Gzip(Text(2000));
+  for (std::size_t at = 10; at < packed.size(); ++at) {  // from the end of the header
+    std::string bad = packed;
+    bad[at] = static_cast<char>(bad[at] ^ 0x10);
+    EXPECT_EQ(Gunzip(bad, "x").status().code(), StatusCode::kDataLoss) << at;
+  }
+  EXPECT_EQ(Gunzip("hello, world, this is no gzip", "x").status().code(), StatusCode::kDataLoss);
+  EXPECT_EQ(Gunzip(Gzip("one") + "rubbish", "x").status().code(), StatusCode::kDataLoss);
+  EXPECT_EQ(Gunzip(Gzip("one") + std::string(3, '\0') + "x", "x").status().code(),
+            StatusCode::kDataLoss);
+}
+
+TEST(Compression, SizeIsBounded) {
+  const std::string packed = Gzip(std::string(1'000'000, 'a'));
+  EXPECT_EQ(Gunzip(packed, "bomb.gz", 999'999).status().code(), StatusCode::kResourceExhausted);
+  EXPECT_TRUE(Gunzip(packed, "bomb.gz", 1'000'000).ok());
+}
+
+TEST(Compression, ReadMaybeCompressed) {
+  testing::TempDir dir;
+  FileSystem& files = FileSystem::Local();
+  ASSERT_TRUE(WriteFileAtomically(files, dir / "raw", "plain").ok());
+  ASSERT_TRUE(WriteFileAtomically(files, dir / "packed", Gzip("content")).ok());
+  ASSERT_TRUE(WriteFileAtomically(files, dir / "empty", "").ok());
+  EXPECT_EQ(*ReadMaybeCompressed(files, dir / "raw"), "plain");
+  EXPECT_EQ(*ReadMaybeCompressed(files, dir / "packed"), "content");
+  EXPECT_EQ(*ReadMaybeCompressed(files, dir / "empty"), "");
+  EXPECT_EQ(ReadMaybeCompressed(files, dir / "none").status().code(), StatusCode::kNotFound);
+}
+
+}  // namespace
+}  // namespace cohort::io

@@ -1,0 +1,294 @@
+#include <cohort/io/crc32c.h>
+#include <cohort/io/record_file.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include "testing/hex.h"
+#include "testing/temp_dir.h"
+
+namespace cohort::io {
+namespace {
+
+using testing::ToHex;
+
+class RecordFileTest : public ::testing::TestWithParam<Compression> {
+ protected:
+  std::string Write(const std::vector<std::string>& records, Compression compression) {
+    const std::string path = dir_ / ("f" + std::to_string(count_++));
+    auto writer = OrThrow(RecordWriter::Create(files_, path, compression));
+    for (const auto& r : records) {
+      OrThrow(writer->Write(r));
+    }
+    OrThrow(writer->Close());
+    return path;
+  }
+  std::string Put(const std::string& content) {
+    const std::string path = dir_ / ("f" + std::to_string(count_++));
+    OrThrow(WriteFileAtomically(files_, path, content));
+    return path;
+  }
+  // All records, then the error that ended them, if any.
+  std::pair<std::vector<std::string>, Status> ReadAll(const std::string& path,
+                                                      std::optional<Compression> c = {}) {
+    std::vector<std::string> records;
+    auto reader = OrThrow(RecordReader::Open(files_, path, c));
+    while (true) {
+      const auto next = reader->Next();
+      if (!next.ok()) {
+        return {records, next.status()};
+      }
+      if (!*next) {
+        EXPECT_FALSE(OrThrow(reader->Next()).has_value()) << "the end repeats";
+        return {records, {}};
+      }
+      records.emplace_back(**next);
+    }
+  }
+
+  FileSystem& files_ = FileSystem::Local();
+  testing::TempDir dir_;
+  int count_ = 0;
+};
+
+const std::vector<std::string> kRecords = {"foo", "bar", "", "xxxx"};
+
+TEST_P(RecordFileTest, RoundTrip) {
+  std::vector<std::string> records = kRecords;
+  records.push_back(std::string(5'000'000, 'z'));
+  records.push_back(std::string("a\0b", 3));
+  const std::string path = Write(records, GetParam());
+  EXPECT_EQ(ReadAll(path, GetParam()), std::pair(records, Status()));
+  EXPECT_EQ(ReadAll(path), std::pair(records, Status())) << "compression is detected";
+  EXPECT_EQ(OrThrow(RecordReader::Open(files_, path))->compression(), GetParam());
+}
+
+TEST_P(RecordFileTest, ConcatenatedFilesReadAsOne) {
+  const std::string a = *ReadFile(files_, Write({"1", "2"}, GetParam()));
+  const std::string b = *ReadFile(files_, Write({"3"}, GetParam()));
+  EXPECT_EQ(ReadAll(Put(a + b)), std::pair(std::vector<std::string>({"1", "2", "3"}), Status()));
+}
+
+TEST_P(RecordFileTest, EmptyFileWithoutRecords) {
+  EXPECT_EQ(ReadAll(Write({}, GetParam()), GetParam()),
+            std::pair(std::vector<std::string>(), Status()));
+}
+
+TEST_P(RecordFileTest, EveryTruncationIsAnErrorOrARecordBoundary) {
+  const std::string content = *ReadFile(files_, Write(kRecords, GetParam()));
+  for (std::size_t size = 0; size < content.size(); ++size) {
+    const auto [records, status] = ReadAll(Put(content.substr(0, size)), GetParam());
+    const bool boundary =
+        GetParam() == Compression::kNone && (size == 0 || size == 19 || size == 38 || size == 54);
+    EXPECT_EQ(status.ok(), boundary) << size;
+    if (!boundary) {
+      EXPECT_EQ(status.code(), StatusCode::kDataLoss);
+      EXPECT_NE(status.message().find(dir_.path()), std::string::npos);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, RecordFileTest,
+                         ::testing::Values(Compression::kNone, Compression::kGzip,
+                                           Compression::kZlib),
+                         [](const auto& p) { return std::string(CompressionName(p.param)); });
+
+using RawRecordFile = RecordFileTest;
+
+TEST_F(RawRecordFile, GoldenBytes) {
+  const auto bytes = [this](const std::string& record) {
+    return ToHex(*ReadFile(files_, Write({record}, Compression::kNone)));
+  };
+  EXPECT_EQ(bytes(""), "000000000000000029039807d8ea82a2");
+  EXPECT_EQ(bytes("abc"), "0300000000000000b099490e6162636e57f121");
+}
+
+TEST_F(RawRecordFile, MessagesNameRecordOffsetAndWhatIsMissing) {
+  const std::string content = *ReadFile(files_, Write(kRecords, Compression::kNone));
+  const auto expect = [&](const std::string& bad, const std::string& part) {
+    const auto [records, status] = ReadAll(Put(bad));
+    EXPECT_EQ(status.code(), StatusCode::kDataLoss);
+    EXPECT_NE(status.message().find(part), std::string::npos) << status.message();
+  };
+  expect(content.substr(0, 19 + 5),
+         "record 1 at byte 19: truncated header, 7 of 12 bytes are missing");
+  expect(content.substr(0, 19 + 12),
+         "record 1 at byte 19: truncated, it has 3 bytes and a checksum, "
+         "of which 7 bytes are missing");
+  expect(content.substr(0, 37), "of which 1 bytes are missing");
+}
+
+// Bytes 6, 10: length and its checksum; 14: payload; last: the payload's checksum.
+TEST_F(RawRecordFile, FlippedBytes) {
+  const std::string content = *ReadFile(files_, Write(kRecords, Compression::kNone));
+  for (const std::size_t at : {6U, 10U}) {
+    std::string bad = content;
+    ++bad[at];
+    auto reader = OrThrow(RecordReader::Open(files_, Put(bad), Compression::kNone));
+    const Status first = reader->Next().status();
+    EXPECT_NE(first.message().find("record 0 at byte 0: corrupted, the checksum of its length"),
+              std::string::npos);
+    EXPECT_EQ(reader->Next().status(), first) << "nothing behind it can be found";
+  }
+  for (const std::size_t at : {14U, 18U}) {
+    std::string bad = content;
+    ++bad[at];
+    auto reader = OrThrow(RecordReader::Open(files_, Put(bad)));
+    EXPECT_NE(reader->Next().status().message().find(
+                  "record 0 at byte 0: corrupted, the checksum of its bytes"),
+              std::string::npos);
+    EXPECT_EQ(reader->ordinal(), 1);
+    EXPECT_EQ(reader->offset(), 19U);
+    EXPECT_EQ(OrThrow(reader->Next()), "bar") << "one record is skipped";
+  }
+}
+
+std::string Header(std::uint64_t length) {
+  std::string header(reinterpret_cast<const char*>(&length), 8);
+  const std::uint32_t crc = MaskCrc(Crc32c(header));
+  return header + std::string(reinterpret_cast<const char*>(&crc), 4);
+}
+
+TEST_F(RawRecordFile, HugeSoundLengthTakesNoMemory) {
+  for (const std::uint64_t length :
+       {~std::uint64_t{0}, ~std::uint64_t{0} - 4, ~std::uint64_t{0} >> 1, std::uint64_t{1} << 50}) {
+    const std::string content = Header(length) + "only this";
+    const auto raw = ReadAll(Put(content)).second;
+    EXPECT_EQ(raw.code(), StatusCode::kDataLoss);
+    const auto packed = ReadAll(Put(Gzip(content))).second;
+    EXPECT_EQ(packed.code(), StatusCode::kDataLoss);
+    EXPECT_NE(packed.message().find("truncated"), std::string::npos) << packed.message();
+    EXPECT_EQ(RecordFile::Open(files_, Put(content)).status().code(), StatusCode::kDataLoss);
+  }
+}
+
+TEST_F(RawRecordFile, RawRecordThatBeginsLikeGzipIsRaw) {
+  const std::string record(0x8b1f, 'r');  // its length is the bytes 1f 8b 00 ...
+  const std::string path = Write({record}, Compression::kNone);
+  EXPECT_EQ(ToHex(ReadFile(files_, path)->substr(0, 2)), "1f8b");
+  EXPECT_EQ(ReadAll(path), std::pair(std::vector<std::string>{record}, Status()));
+}
+
+TEST_F(RawRecordFile, WrongCompressionIsACorruptedRecord0) {
+  const std::string raw = Write(kRecords, Compression::kNone);
+  const std::string packed = Write(kRecords, Compression::kGzip);
+  EXPECT_EQ(ReadAll(raw, Compression::kGzip).second.code(), StatusCode::kDataLoss);
+  const Status status = ReadAll(packed, Compression::kNone).second;
+  EXPECT_NE(status.message().find("record 0 at byte 0: corrupted"), std::string::npos);
+  EXPECT_NE(status.message().find("compression"), std::string::npos);
+}
+
+TEST_F(RawRecordFile, RandomAccessByNumber) {
+  std::vector<std::string> records;
+  for (int i = 0; i < 5000; ++i) {
+    records.push_back(std::string(static_cast<std::size_t>(i * 7 % 100), static_cast<char>(i)));
+  }
+  records.insert(records.begin() + 77, std::string(200'000, 'L'));
+  const auto file = OrThrow(RecordFile::Open(files_, Write(records, Compression::kNone)));
+  ASSERT_EQ(file->size(), 5001);
+  std::string record;
+  for (const std::int64_t i : {3, 8, 5000, 0, 77, 78, 4321}) {
+    ASSERT_TRUE(file->Read(i, record).ok());
+    EXPECT_EQ(record, records[static_cast<std::size_t>(i)]) << i;
+  }
+  EXPECT_THROW(static_cast<void>(file->Read(5001, record)), ContractError);
+  EXPECT_THROW(static_cast<void>(file->Read(-1, record)), ContractError);
+}
+
+TEST_F(RawRecordFile, RandomAccessFindsDamage) {
+  std::string content = *ReadFile(files_, Write(kRecords, Compression::kNone));
+  content[19 + 12] = 'c';
+  const auto file = OrThrow(RecordFile::Open(files_, Put(content)));
+  std::string record;
+  EXPECT_TRUE(file->Read(0, record).ok());
+  EXPECT_NE(file->Read(1, record).message().find("record 1 at byte 19: corrupted"),
+            std::string::npos);
+  EXPECT_TRUE(file->Read(2, record).ok());
+  for (std::size_t size = 1; size < content.size(); ++size) {
+    const bool boundary = size == 19 || size == 38 || size == 54;
+    EXPECT_EQ(RecordFile::Open(files_, Put(content.substr(0, size))).ok(), boundary) << size;
+  }
+  EXPECT_EQ(OrThrow(RecordFile::Open(files_, Put("")))->size(), 0);
+}
+
+TEST_F(RawRecordFile, FlushedRecordsAreSeenByAReader) {
+  for (const Compression c : {Compression::kNone, Compression::kGzip, Compression::kZlib}) {
+    const std::string path = dir_ / std::string(CompressionName(c));
+    auto writer = OrThrow(RecordWriter::Create(files_, path, c));
+    OrThrow(writer->Write("first"));
+    OrThrow(writer->Flush());
+    auto reader = OrThrow(RecordReader::Open(files_, path, c));
+    EXPECT_EQ(OrThrow(reader->Next()), "first");
+    OrThrow(writer->Close());
+    EXPECT_TRUE(writer->Close().ok()) << "closing twice is fine";
+    EXPECT_THROW(static_cast<void>(writer->Write("late")), ContractError);
+  }
+}
+
+// A file whose reads fail at will.
+class FlakyFile final : public RandomAccessFile {
+ public:
+  FlakyFile(std::unique_ptr<RandomAccessFile> file, bool& broken)
+      : file_(std::move(file)), broken_(broken) {}
+  std::uint64_t size() const override { return file_->size(); }
+  Result<std::size_t> Read(std::uint64_t offset, std::span<std::byte> out) const override {
+    if (broken_) {
+      return Unavailable("the disk is away");
+    }
+    return file_->Read(offset, out.first(std::min<std::size_t>(out.size(), 300'000)));
+  }
+
+ private:
+  std::unique_ptr<RandomAccessFile> file_;
+  bool& broken_;
+};
+
+class FlakyFiles final : public FileSystem {
+ public:
+  bool broken = false;
+  Result<std::unique_ptr<RandomAccessFile>> OpenForRead(const std::string& path) override {
+    return std::make_unique<FlakyFile>(OrThrow(Local().OpenForRead(path)), broken);
+  }
+  Result<std::unique_ptr<WritableFile>> OpenForWrite(const std::string& path) override {
+    return Local().OpenForWrite(path);
+  }
+  Status CreateDirectories(const std::string& path) override {
+    return Local().CreateDirectories(path);
+  }
+  Status Rename(const std::string& a, const std::string& b) override {
+    return Local().Rename(a, b);
+  }
+  Status SyncDirectory(const std::string& path) override { return Local().SyncDirectory(path); }
+  Status RemoveAll(const std::string& path) override { return Local().RemoveAll(path); }
+  bool Exists(const std::string& path) override { return Local().Exists(path); }
+  Result<std::vector<std::string>> List(const std::string& path) override {
+    return Local().List(path);
+  }
+};
+
+TEST_F(RawRecordFile, AfterAReadErrorTheSameRecordIsTriedAgain) {
+  const std::vector<std::string> records = {std::string(400'000, 'a'), std::string(900'000, 'b'),
+                                            "c"};
+  for (const Compression c : {Compression::kNone, Compression::kGzip}) {
+    const std::string path = Write(records, c);
+    FlakyFiles flaky;
+    auto reader = OrThrow(RecordReader::Open(flaky, path));
+    EXPECT_EQ(OrThrow(reader->Next()), records[0]);
+    const std::uint64_t before = reader->offset();
+    flaky.broken = true;
+    const auto failed = reader->Next();
+    if (!failed.ok()) {  // small packed files are in the buffer already
+      EXPECT_EQ(failed.status().code(), StatusCode::kUnavailable);
+      EXPECT_EQ(reader->offset(), before);
+      flaky.broken = false;
+      EXPECT_EQ(OrThrow(reader->Next()), records[1]);
+    } else {
+      EXPECT_EQ(c, Compression::kGzip);
+    }
+    flaky.broken = false;
+    EXPECT_EQ(OrThrow(reader->Next()), records[2]);
+  }
+}
+
+}  // namespace
+}  // namespace cohort::io
