@@ -4,12 +4,13 @@
 // read until it is iterated.
 //
 //   auto train = OrThrow(data::Idx(images,
-//   labels)).Shuffle(seed).Map(normalise).Batch(64).Prefetch(2);
+//   labels)).Shuffle(seed).Map(augment).Batch(64).Prefetch(2);
 //
 // Order is a closed-form function of (seed, epoch): the same for any number of workers, threads and
 // restarts. A global batch is a run of that order; worker w of W reads and decodes only its own
 // part of each batch. So the union over workers is the data set, once, and every worker sees as
-// many batches, of which its part may be short or empty.
+// many batches, of which its part may be short or empty. Data to read: see source.h, and memory.h,
+// idx.h, csv.h, tf_record.h, digits.h for what makes a Dataset.
 //
 // Thread rules: a Dataset from any thread; an iterator from one.
 
@@ -22,18 +23,22 @@
 #include <optional>
 #include <string>
 
-#include <cohort/core/clock.h>
 #include <cohort/core/status.h>
-#include <cohort/core/tensor.h>
 #include <cohort/data/batch.h>
+#include <cohort/data/source.h>
 
 namespace cohort::data {
 
-// One example: named tensors without the example axis.
-using Example = std::map<std::string, Tensor>;
-
-// How sources that consist of files are divided among workers.
-enum class ShardPolicy { kOff, kAuto, kFile, kData };
+// How the examples of an epoch are divided among workers.
+enum class ShardPolicy {
+  kOff,   // not at all: every worker gets whole batches of everything
+  kAuto,  // chosen here, never an error: kData, since a worker reads its own records only
+  // Whole files: worker w gets files w, w + W, ..., shuffled among themselves, and its part of the
+  // batch size from them. Workers agree on the number of batches; those with fewer examples get
+  // empty ones. The order depends on W.
+  kFile,
+  kData,  // records: each worker gets its part of every global batch
+};
 
 // What part of the data an iterator delivers.
 struct IterateOptions {
@@ -42,8 +47,8 @@ struct IterateOptions {
   std::int64_t epoch = 0;
   std::int64_t first_batch = 0;  // batches of the epoch to skip: resuming
   ShardPolicy policy = ShardPolicy::kAuto;
-  // Only examples [begin, end) of the epoch's order (a split handed out by a coordinator); end -1:
-  // to the end.
+  // Only examples [begin, end) of the epoch's order (a split handed out by a coordinator), in
+  // batches that start at `begin`; end -1: to the end. Not with kFile.
   std::int64_t begin = 0;
   std::int64_t end = -1;
 };
@@ -52,35 +57,43 @@ class BatchIterator {
  public:
   virtual ~BatchIterator() = default;  // joins its threads; safe at any point of an epoch
   // The next batch, or nullopt at the end of the epoch. Errors name the file and the ordinal of the
-  // record.
+  // record; the iterator then stays at that error.
   virtual Result<std::optional<Batch>> Next() = 0;
 };
-
-class Source;  // data/source.h: random access to examples by index
 
 class Dataset {
  public:
   explicit Dataset(std::shared_ptr<const Source> source);  // owners: every Dataset made from it
 
-  // An exact permutation of the whole set, keyed by (seed, epoch). Before Batch.
-  Dataset Shuffle(std::uint64_t seed) const;
-  // Runs on pool threads; the example's place in the order is kept. May drop, add and rewrite
-  // features.
+  // Shuffle, Map and Take stand before Batch; sizes that make no sense are a ContractError.
+
+  // An exact permutation of the whole set, keyed by (seed, epoch), or, with reshuffle false, the
+  // same in every epoch.
+  Dataset Shuffle(std::uint64_t seed, bool reshuffle = true) const;
+  // Runs on the threads of Prefetch, several at once; the example's place in the order is kept. May
+  // drop, add and rewrite features; the result must have the same features for every example. May
+  // run more than once for an example. An exception is reported like an error.
   Dataset Map(std::function<Status(Example&)> transform) const;
-  // Batches of the GLOBAL size. drop_remainder: the short last batch is left out.
+  // The first so many examples: of the source, or, after Shuffle, of each epoch's order.
+  Dataset Take(std::int64_t examples) const;
+  // Batches of the GLOBAL size, at least 1. drop_remainder: the short last batch is left out.
   Dataset Batch(std::int64_t global_batch_size, bool drop_remainder = false) const;
   // Prepares this many batches ahead on `threads` threads. 0: in Next, on the caller's thread.
   Dataset Prefetch(int batches, int threads = 1) const;
-  Dataset Take(std::int64_t examples) const;
 
-  std::int64_t size() const;        // examples in an epoch
-  std::int64_t batch_size() const;  // global; 0 before Batch
-  std::int64_t batches_per_epoch() const;
-  // A digest of what is read and of every parameter above but the epoch: what workers compare
-  // before step 1.
+  const Source& source() const;
+  std::int64_t size() const;               // examples in an epoch
+  std::int64_t batch_size() const;         // global; 0 before Batch
+  std::int64_t batches_per_epoch() const;  // 0 before Batch
+  // How many batches an iterator with these options delivers when first_batch is 0; equal for every
+  // worker. Differs from batches_per_epoch under kFile and for a split. Errors as Iterate.
+  Result<std::int64_t> CountBatches(const IterateOptions& options) const;
+  // A digest of what is read and of every parameter above that changes it (of Map, that it is
+  // there; not Prefetch): what workers compare before step 1.
   std::uint64_t Fingerprint() const;
 
-  // InvalidArgument: not batched, worker out of range, files fewer than workers under kFile.
+  // InvalidArgument: not batched, worker or range out of range, first_batch after the end; under
+  // kFile files fewer than workers, a batch smaller than the workers, or Take after Shuffle.
   Result<std::unique_ptr<BatchIterator>> Iterate(const IterateOptions& options = {}) const;
 
  private:

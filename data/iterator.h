@@ -1,0 +1,26 @@
+// The iterators behind Dataset::Iterate.
+
+#pragma once
+
+#include <memory>
+
+#include "batch_builder.h"
+#include "shard.h"
+
+namespace cohort::data {
+
+struct IteratorPlan {
+  BatchBuilder builder;
+  Shard shard;
+  std::int64_t first_batch = 0;
+};
+
+// Builds each batch in Next, on the caller's thread.
+std::unique_ptr<BatchIterator> MakeDirectIterator(IteratorPlan plan);
+
+// Up to `ahead` batches are ready or being built; each is built whole by one of `threads` threads.
+// ResourceExhausted if the threads cannot be started.
+Result<std::unique_ptr<BatchIterator>> MakePrefetchIterator(IteratorPlan plan, int ahead,
+                                                            int threads);
+
+}  // namespace cohort::data

@@ -1,0 +1,143 @@
+// Prefetching: order, bounds, and ends at any point.
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
+#include "collect.h"
+
+namespace cohort::data {
+namespace {
+
+TEST(Prefetch, KeepsTheOrderWithAnyNumberOfThreads) {
+  const Dataset data = Ids(237).Shuffle(4).Batch(10);
+  const IdBatches expected = Collect(data, {.epoch = 3});
+  for (const int batches : {1, 2, 7, 100}) {
+    for (const int threads : {1, 2, 4}) {
+      EXPECT_EQ(Collect(data.Prefetch(batches, threads), {.epoch = 3}), expected);
+      EXPECT_EQ(CollectWorld(data.Prefetch(batches, threads), 3, {.epoch = 3}), expected);
+    }
+  }
+}
+
+TEST(Prefetch, ResumesLikeTheDirectIterator) {
+  const Dataset data = Ids(50).Shuffle(4).Batch(8);
+  for (std::int64_t k = 0; k <= 7; ++k) {
+    EXPECT_EQ(Collect(data.Prefetch(3, 2), {.first_batch = k}), Collect(data, {.first_batch = k}));
+  }
+}
+
+// Lets examples through up to a limit, and counts them.
+struct Gate {
+  std::mutex mutex;
+  std::condition_variable changed;
+  int limit = 0;
+  int passed = 0;
+
+  Dataset Guard(const Dataset& dataset) {
+    return dataset.Map([this](Example&) {
+      std::unique_lock lock(mutex);
+      changed.wait(lock, [this] { return passed < limit; });
+      ++passed;
+      changed.notify_all();
+      return OkStatus();
+    });
+  }
+  void Open(int count) {
+    std::lock_guard lock(mutex);
+    limit += count;
+    changed.notify_all();
+  }
+  void AwaitPassed(int count) {
+    std::unique_lock lock(mutex);
+    changed.wait(lock, [&] { return passed == count; });
+  }
+};
+
+TEST(Prefetch, PreparesAsManyBatchesAsAskedAndNoMore) {
+  Gate gate;
+  gate.Open(1000);
+  auto iterator = OrThrow(gate.Guard(Ids(100)).Batch(5).Prefetch(3, 2).Iterate());
+  gate.AwaitPassed(15);  // three batches, without a call of Next
+  EXPECT_TRUE(OrThrow(iterator->Next()).has_value());
+  gate.AwaitPassed(20);
+  iterator.reset();
+  EXPECT_EQ(gate.passed, 20);
+}
+
+TEST(Prefetch, DestructionAtAnyPointJoins) {
+  for (int taken = 0; taken <= 12; ++taken) {
+    auto iterator = OrThrow(Ids(1000).Shuffle(1).Batch(3).Prefetch(4, 3).Iterate());
+    for (int i = 0; i < taken; ++i) {
+      ASSERT_TRUE(OrThrow(iterator->Next()).has_value());
+    }
+  }
+  // Full queues, at the end, and never used.
+  Gate gate;
+  gate.Open(8);
+  auto full = OrThrow(gate.Guard(Ids(100)).Batch(2).Prefetch(4).Iterate());
+  gate.AwaitPassed(8);
+  full.reset();
+  auto ended = OrThrow(Ids(10).Batch(5).Prefetch(4).Iterate());
+  while (OrThrow(ended->Next()).has_value()) {
+  }
+}
+
+TEST(Prefetch, DestructionStopsABatchThatIsBeingBuilt) {
+  std::atomic<int> mapped = 0;
+  std::atomic<bool> destroying = false;
+  const Dataset data = Ids(1 << 20)
+                           .Map([&](Example&) {
+                             ++mapped;
+                             destroying.wait(false);
+                             return OkStatus();
+                           })
+                           .Batch(1 << 20)
+                           .Prefetch(1);
+  auto iterator = OrThrow(data.Iterate());
+  while (mapped == 0) {
+    std::this_thread::yield();
+  }
+  std::thread release([&] {
+    destroying = true;
+    destroying.notify_all();
+  });
+  iterator.reset();
+  release.join();
+  EXPECT_LT(mapped, 1 << 20);
+}
+
+TEST(Prefetch, OutlivesTheDatasetItCameFrom) {
+  std::unique_ptr<BatchIterator> iterator;
+  {
+    const Dataset data = Ids(10).Batch(4).Prefetch(2);
+    iterator = OrThrow(data.Iterate());
+  }
+  EXPECT_EQ(IdsOf(*OrThrow(iterator->Next())).size(), 4U);
+}
+
+TEST(Prefetch, SourcesThatThrowAreReported) {
+  class Throwing final : public Source {
+   public:
+    std::int64_t size() const override { return 4; }
+    const std::vector<FeatureSpec>& features() const override { return features_; }
+    Status ReadInto(std::int64_t, std::span<std::byte* const>) const override {
+      throw std::runtime_error("the codec is gone");
+    }
+    std::string Where(std::int64_t) const override { return "nowhere"; }
+    std::uint64_t Fingerprint() const override { return 0; }
+
+   private:
+    std::vector<FeatureSpec> features_ = {{"x", DType::kFloat32, Shape()}};
+  };
+  auto iterator = OrThrow(Dataset(std::make_shared<Throwing>()).Batch(2).Prefetch(2).Iterate());
+  const Status status = iterator->Next().status();
+  EXPECT_EQ(status.code(), StatusCode::kInternal);
+  EXPECT_NE(status.message().find("the codec is gone"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace cohort::data

@@ -1,0 +1,265 @@
+// Which examples a worker gets, and in which order.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <random>
+
+#include "collect.h"
+
+namespace cohort::data {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+Status IterateStatus(const Dataset& dataset, const IterateOptions& options) {
+  return dataset.Iterate(options).status();
+}
+
+TEST(PartBegin, FirstPartsGetOneMore) {
+  // batch_sizes_for_worker: 11 over 4 is 3 3 3 2.
+  EXPECT_EQ(PartBegin(11, 4, 0), 0);
+  EXPECT_EQ(PartBegin(11, 4, 1), 3);
+  EXPECT_EQ(PartBegin(11, 4, 2), 6);
+  EXPECT_EQ(PartBegin(11, 4, 3), 9);
+  EXPECT_EQ(PartBegin(11, 4, 4), 11);
+  EXPECT_EQ(PartBegin(2, 5, 2), 2);
+  EXPECT_EQ(PartBegin(2, 5, 5), 2);
+}
+
+// The goldens of tf.distribute's input guide: 2 workers, global batch 4.
+TEST(Shard, ByRecordIsTheGoldenOfData) {
+  const Dataset data = Ids(12).Batch(4);
+  EXPECT_EQ(Collect(data, {.num_workers = 2, .worker = 0, .policy = ShardPolicy::kData}),
+            (IdBatches{{0, 1}, {4, 5}, {8, 9}}));
+  EXPECT_EQ(Collect(data, {.num_workers = 2, .worker = 1, .policy = ShardPolicy::kData}),
+            (IdBatches{{2, 3}, {6, 7}, {10, 11}}));
+}
+
+TEST(Shard, ByFileReadsOwnFiles) {
+  const Dataset data =
+      Dataset(std::make_shared<FilesSource>(std::vector<std::int64_t>{6, 6})).Batch(4);
+  EXPECT_EQ(Collect(data, {.num_workers = 2, .worker = 0, .policy = ShardPolicy::kFile}),
+            (IdBatches{{0, 1}, {2, 3}, {4, 5}}));
+  EXPECT_EQ(Collect(data, {.num_workers = 2, .worker = 1, .policy = ShardPolicy::kFile}),
+            (IdBatches{{6, 7}, {8, 9}, {10, 11}}));
+}
+
+TEST(Shard, OffGivesEverythingToEveryone) {
+  const Dataset data = Ids(6).Batch(4);
+  for (int worker = 0; worker < 2; ++worker) {
+    EXPECT_EQ(Collect(data, {.num_workers = 2, .worker = worker, .policy = ShardPolicy::kOff}),
+              (IdBatches{{0, 1, 2, 3}, {4, 5}}));
+  }
+}
+
+// Property: for any number of workers the global batches are those of one worker, so the union is
+// the data set, once, and every worker has as many batches.
+TEST(Shard, UnionOverWorkersIsTheDataSetForAnyWorld) {
+  std::mt19937 random(7);
+  for (int trial = 0; trial < 60; ++trial) {
+    const std::int64_t size = static_cast<int>(random() % 200);
+    const std::int64_t batch = 1 + static_cast<int>(random() % 40);
+    Dataset data = Ids(size);
+    if (trial % 3 != 0) {
+      data = data.Shuffle(random());
+    }
+    data = data.Batch(batch);
+    const IterateOptions options{.epoch = trial % 4};
+    const IdBatches alone = Collect(data, options);
+    std::vector<std::int64_t> all = Flatten(alone);
+    std::sort(all.begin(), all.end());
+    ASSERT_EQ(all, Flatten(Collect(Ids(size).Batch(1000))));
+    ASSERT_EQ(static_cast<std::int64_t>(alone.size()), data.batches_per_epoch());
+    for (int workers = 1; workers <= 9; ++workers) {
+      ASSERT_EQ(CollectWorld(data, workers, options), alone)
+          << size << " examples, batch " << batch << ", " << workers << " workers";
+    }
+  }
+}
+
+TEST(Shard, ResumingAtAnyBatchEqualsNeverHavingStopped) {
+  const Dataset data = Ids(47).Shuffle(3).Batch(10);
+  for (const ShardPolicy policy : {ShardPolicy::kAuto, ShardPolicy::kOff}) {
+    for (int workers = 1; workers <= 3; ++workers) {
+      for (int worker = 0; worker < workers; ++worker) {
+        IterateOptions options{
+            .num_workers = workers, .worker = worker, .epoch = 2, .policy = policy};
+        const IdBatches whole = Collect(data, options);
+        ASSERT_EQ(whole.size(), 5U);
+        for (std::size_t k = 0; k <= whole.size(); ++k) {
+          options.first_batch = static_cast<std::int64_t>(k);
+          EXPECT_EQ(Collect(data, options),
+                    IdBatches(whole.begin() + static_cast<std::ptrdiff_t>(k), whole.end()));
+        }
+      }
+    }
+  }
+}
+
+TEST(Shard, ShuffleIsAPermutationOfItsOwnInEachEpoch) {
+  const Dataset data = Ids(1000).Shuffle(5).Batch(1000);
+  const auto first = Flatten(Collect(data, {.epoch = 0}));
+  const auto second = Flatten(Collect(data, {.epoch = 1}));
+  const auto identity = Flatten(Collect(Ids(1000).Batch(1000)));
+  EXPECT_NE(first, identity);
+  EXPECT_NE(first, second);
+  EXPECT_EQ(first, Flatten(Collect(data, {.epoch = 0})));
+  EXPECT_NE(first, Flatten(Collect(Ids(1000).Shuffle(6).Batch(1000))));
+  EXPECT_TRUE(std::is_permutation(first.begin(), first.end(), identity.begin()));
+  EXPECT_TRUE(std::is_permutation(second.begin(), second.end(), identity.begin()));
+}
+
+TEST(Shard, WithoutReshuffleEveryEpochIsTheSame) {
+  const Dataset data = Ids(100).Shuffle(5, /*reshuffle=*/false).Batch(100);
+  EXPECT_EQ(Collect(data, {.epoch = 0}), Collect(data, {.epoch = 9}));
+  EXPECT_NE(Collect(data), Collect(Ids(100).Batch(100)));
+}
+
+TEST(Shard, TakeBeforeShuffleCutsTheSourceAndAfterItTheOrder) {
+  auto before = Flatten(Collect(Ids(100).Take(10).Shuffle(1).Batch(4)));
+  std::sort(before.begin(), before.end());
+  EXPECT_EQ(before, Flatten(Collect(Ids(10).Batch(4))));
+
+  const auto order = Flatten(Collect(Ids(100).Shuffle(1).Batch(4)));
+  const auto after = Flatten(Collect(Ids(100).Shuffle(1).Take(10).Batch(4)));
+  EXPECT_EQ(after, std::vector<std::int64_t>(order.begin(), order.begin() + 10));
+
+  EXPECT_EQ(Ids(3).Take(10).size(), 3);
+  EXPECT_EQ(Ids(3).Take(0).Batch(2).batches_per_epoch(), 0);
+  EXPECT_EQ(Collect(Ids(3).Take(0).Batch(2)), IdBatches{});
+}
+
+TEST(Shard, DropRemainderLeavesOutTheShortBatch) {
+  EXPECT_EQ(Collect(Ids(7).Batch(3, /*drop_remainder=*/true)), (IdBatches{{0, 1, 2}, {3, 4, 5}}));
+  EXPECT_EQ(Ids(7).Batch(3, true).batches_per_epoch(), 2);
+  EXPECT_EQ(Ids(7).Batch(3).batches_per_epoch(), 3);
+  EXPECT_EQ(Collect(Ids(2).Batch(3, true)), IdBatches{});
+  EXPECT_EQ(CollectWorld(Ids(11).Batch(4, true), 3), (IdBatches{{0, 1, 2, 3}, {4, 5, 6, 7}}));
+}
+
+TEST(Shard, ABatchSmallerThanTheWorldLeavesSomeWithoutExamples) {
+  const Dataset data = Ids(5).Batch(2);
+  EXPECT_EQ(Collect(data, {.num_workers = 4, .worker = 1}), (IdBatches{{1}, {3}, {}}));
+  EXPECT_EQ(Collect(data, {.num_workers = 4, .worker = 3}), (IdBatches{{}, {}, {}}));
+}
+
+TEST(Shard, SplitsOfTheEpochTogetherAreTheEpoch) {
+  const Dataset data = Ids(23).Shuffle(9).Batch(4);
+  const auto whole = Flatten(Collect(data, {.epoch = 1}));
+  std::vector<std::int64_t> together;
+  for (std::int64_t begin = 0; begin < 23; begin += 8) {
+    const IdBatches split =
+        Collect(data, {.epoch = 1, .begin = begin, .end = std::min<std::int64_t>(begin + 8, 23)});
+    EXPECT_EQ(split.size(), 2U);
+    const auto ids = Flatten(split);
+    together.insert(together.end(), ids.begin(), ids.end());
+  }
+  EXPECT_EQ(together, whole);
+  // A split that no batch divides keeps its tail; what is dropped is the epoch's remainder.
+  EXPECT_EQ(Collect(Ids(10).Batch(4, true), {.begin = 0, .end = 6}),
+            (IdBatches{{0, 1, 2, 3}, {4, 5}}));
+  EXPECT_EQ(Collect(Ids(10).Batch(4, true), {.begin = 6}), (IdBatches{{6, 7}}));
+  EXPECT_EQ(Collect(data, {.begin = 23, .end = 23}), IdBatches{});
+}
+
+TEST(Shard, ByFileEveryWorkerHasAsManyBatchesAndTheUnionIsTheDataSet) {
+  std::mt19937 random(11);
+  for (int trial = 0; trial < 40; ++trial) {
+    std::vector<std::int64_t> sizes(9 + random() % 4);
+    for (std::int64_t& size : sizes) {
+      size = static_cast<int>(random() % 12);  // empty files too
+    }
+    const auto source = std::make_shared<FilesSource>(sizes);
+    const Dataset data = Dataset(source).Shuffle(3).Batch(9 + static_cast<int>(random() % 9));
+    for (int workers = 1; workers <= 9; ++workers) {
+      std::vector<std::int64_t> all =
+          Flatten(CollectWorld(data, workers, {.policy = ShardPolicy::kFile}));
+      std::sort(all.begin(), all.end());
+      ASSERT_EQ(all, Flatten(Collect(Ids(source->size()).Batch(1000))));
+      const std::int64_t full =
+          OrThrow(data.CountBatches({.num_workers = workers, .policy = ShardPolicy::kFile}));
+      ASSERT_EQ(static_cast<std::int64_t>(
+                    CollectWorld(data, workers, {.policy = ShardPolicy::kFile}).size()),
+                full);
+    }
+  }
+}
+
+TEST(Shard, ByFileShufflesInsideTheWorkersOwnFiles) {
+  const Dataset data =
+      Dataset(std::make_shared<FilesSource>(std::vector<std::int64_t>{50, 50, 50, 50}))
+          .Shuffle(3)
+          .Batch(20);
+  auto mine = Flatten(Collect(data, {.num_workers = 2, .worker = 1, .policy = ShardPolicy::kFile}));
+  EXPECT_FALSE(std::is_sorted(mine.begin(), mine.end()));
+  std::sort(mine.begin(), mine.end());
+  ASSERT_EQ(mine.size(), 100U);
+  EXPECT_EQ(mine.front(), 50);
+  EXPECT_EQ(mine[49], 99);
+  EXPECT_EQ(mine[50], 150);
+}
+
+TEST(Shard, ByFileDropRemainderKeepsOnlyBatchesThatAreWholeEverywhere) {
+  const Dataset data =
+      Dataset(std::make_shared<FilesSource>(std::vector<std::int64_t>{7, 5})).Batch(4, true);
+  EXPECT_EQ(CollectWorld(data, 2, {.policy = ShardPolicy::kFile}),
+            (IdBatches{{0, 1, 7, 8}, {2, 3, 9, 10}}));
+}
+
+TEST(Shard, FewerFilesThanWorkersIsAnErrorOnlyWhenFilesWereAskedFor) {
+  const Dataset data =
+      Dataset(std::make_shared<FilesSource>(std::vector<std::int64_t>{5, 5})).Batch(6);
+  const Status status =
+      IterateStatus(data, {.num_workers = 3, .worker = 0, .policy = ShardPolicy::kFile});
+  EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+  EXPECT_THAT(status.message(), AllOf(HasSubstr("2 files for 3 workers"), HasSubstr("kData"),
+                                      HasSubstr("split the data"), HasSubstr("fewer workers")));
+  EXPECT_EQ(CollectWorld(data, 3, {.policy = ShardPolicy::kAuto}).size(), 2U);
+  // Data that is in no file at all.
+  EXPECT_THAT(
+      IterateStatus(Ids(5).Batch(4), {.num_workers = 2, .policy = ShardPolicy::kFile}).message(),
+      HasSubstr("0 files for 2 workers"));
+  // One worker needs no division.
+  EXPECT_EQ(Collect(Ids(3).Batch(4), {.policy = ShardPolicy::kFile}), (IdBatches{{0, 1, 2}}));
+}
+
+TEST(Shard, RefusesWhatCannotBeMeant) {
+  const Dataset data = Ids(10).Batch(4);
+  const auto message = [&](const IterateOptions& options) {
+    const Status status = IterateStatus(data, options);
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+    return status.message();
+  };
+  EXPECT_THAT(message({.num_workers = 2, .worker = 2}), HasSubstr("worker 2 of 2"));
+  EXPECT_THAT(message({.num_workers = 0}), HasSubstr("worker 0 of 0"));
+  EXPECT_THAT(message({.num_workers = 2, .worker = -1}), HasSubstr("worker -1 of 2"));
+  EXPECT_THAT(message({.epoch = -1}), HasSubstr("epoch -1"));
+  EXPECT_THAT(message({.first_batch = 4}), HasSubstr("first_batch 4 of 3"));
+  EXPECT_THAT(message({.first_batch = -1}), HasSubstr("first_batch -1 of 3"));
+  EXPECT_THAT(message({.begin = 4, .end = 11}), HasSubstr("[4, 11) of an epoch of 10"));
+  EXPECT_THAT(message({.begin = 4, .end = 3}), HasSubstr("[4, 3)"));
+  EXPECT_THAT(message({.begin = -2}), HasSubstr("[-2, 10)"));
+  EXPECT_THAT(IterateStatus(Ids(10), {}).message(), HasSubstr("call Batch"));
+
+  const auto files = std::make_shared<FilesSource>(std::vector<std::int64_t>{5, 5, 5});
+  const IterateOptions by_file{.num_workers = 3, .policy = ShardPolicy::kFile};
+  EXPECT_THAT(IterateStatus(Dataset(files).Batch(2), by_file).message(),
+              HasSubstr("a global batch of 2 leaves some of 3 workers"));
+  EXPECT_THAT(IterateStatus(Dataset(files).Shuffle(1).Take(3).Batch(6), by_file).message(),
+              HasSubstr("Take after Shuffle"));
+  EXPECT_THAT(IterateStatus(Dataset(files).Batch(6),
+                            {.num_workers = 3, .policy = ShardPolicy::kFile, .begin = 3})
+                  .message(),
+              HasSubstr("range"));
+  EXPECT_EQ(
+      Flatten(CollectWorld(Dataset(files).Take(7).Batch(6), 3, {.policy = ShardPolicy::kFile}))
+          .size(),
+      7U);
+}
+
+}  // namespace
+}  // namespace cohort::data
