@@ -103,11 +103,11 @@ class LocalFileSystem final : public FileSystem {
   }
 
   Result<std::unique_ptr<WritableFile>> OpenForWrite(const std::string& path) override {
-    const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-    if (fd < 0) {
-      return ErrnoStatus(errno, "create " + path);
-    }
-    return std::make_unique<PosixWritableFile>(fd, path);
+    return Create(path, O_TRUNC);
+  }
+
+  Result<std::unique_ptr<WritableFile>> CreateNew(const std::string& path) override {
+    return Create(path, O_EXCL);
   }
 
   Status CreateDirectories(const std::string& path) override {
@@ -154,6 +154,15 @@ class LocalFileSystem final : public FileSystem {
     }
     std::sort(names.begin(), names.end());
     return names;
+  }
+
+ private:
+  static Result<std::unique_ptr<WritableFile>> Create(const std::string& path, int flag) {
+    const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | flag, 0644);
+    if (fd < 0) {
+      return ErrnoStatus(errno, "create " + path);
+    }
+    return std::make_unique<PosixWritableFile>(fd, path);
   }
 };
 

@@ -27,6 +27,15 @@ TEST(FileSystem, ErrorsNameThePath) {
   EXPECT_FALSE(ReadFile(FileSystem::Local(), dir.path()).ok()) << "a folder is no file";
 }
 
+TEST(FileSystem, CreateNewNeverTruncates) {
+  testing::TempDir dir;
+  FileSystem& files = FileSystem::Local();
+  auto first = OrThrow(files.CreateNew(dir / "f"));
+  ASSERT_TRUE(first->Append(AsBytes("kept")).ok());
+  EXPECT_EQ(files.CreateNew(dir / "f").status().code(), StatusCode::kAlreadyExists);
+  EXPECT_EQ(*ReadFile(files, dir / "f"), "kept");
+}
+
 TEST(FileSystem, ReadIsShortOnlyAtTheEnd) {
   testing::TempDir dir;
   ASSERT_TRUE(WriteFileAtomically(FileSystem::Local(), dir / "f", "abcdef").ok());

@@ -252,6 +252,9 @@ class FlakyFiles final : public FileSystem {
   Result<std::unique_ptr<WritableFile>> OpenForWrite(const std::string& path) override {
     return Local().OpenForWrite(path);
   }
+  Result<std::unique_ptr<WritableFile>> CreateNew(const std::string& path) override {
+    return Local().CreateNew(path);
+  }
   Status CreateDirectories(const std::string& path) override {
     return Local().CreateDirectories(path);
   }
