@@ -7,7 +7,7 @@
 
 namespace cohort {
 
-Log StderrLog(std::string who, LogLevel least) {
+Log StderrLog(const std::string& who, LogLevel least) {
   // Owners: every copy of the sink's closure.
   auto logger =
       std::make_shared<spdlog::logger>(who, std::make_shared<spdlog::sinks::stderr_sink_mt>());

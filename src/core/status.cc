@@ -124,8 +124,8 @@ int ExitCode(const Status& status) {
   }
 }
 
-ContractError::ContractError(std::string_view rule, std::source_location where)
-    : std::logic_error(std::string(where.file_name()) + ":" + std::to_string(where.line()) + ": " +
+ContractError::ContractError(std::string_view rule, CallSite where)
+    : std::logic_error(std::string(where.file) + ":" + std::to_string(where.line) + ": " +
                        std::string(rule)) {}
 
 }  // namespace cohort

@@ -50,7 +50,7 @@ struct ThreadPool::State {
   }
 };
 
-ThreadPool::ThreadPool(int threads, std::string name) : state_(std::make_unique<State>()) {
+ThreadPool::ThreadPool(int threads, const std::string& name) : state_(std::make_unique<State>()) {
   Require(threads >= 1, "a pool has at least one thread");
   for (int i = 0; i < threads; ++i) {
     state_->threads.emplace_back([state = state_.get(), label = name + "/" + std::to_string(i)] {

@@ -38,6 +38,6 @@ class Log {
 
 // One line a message on standard error: `2026-11-21 09:30:00.123 I [worker:1] message`. Levels
 // below `least` are dropped.
-Log StderrLog(std::string who, LogLevel least = LogLevel::kInfo);
+Log StderrLog(const std::string& who, LogLevel least = LogLevel::kInfo);
 
 }  // namespace cohort

@@ -13,7 +13,6 @@
 #pragma once
 
 #include <optional>
-#include <source_location>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -86,21 +85,31 @@ Status DataLoss(std::string message);
 // Unknown.
 Status ErrnoStatus(int error_number, std::string_view what);
 
-// The process exit code that a program returns for a status that ended it: 0 OK; 2 what the user must mend: usage,
-// configuration, input (InvalidArgument, NotFound, AlreadyExists, PermissionDenied, FailedPrecondition, OutOfRange,
-// Unimplemented, DataLoss); 138 peer lost or network (Unavailable, DeadlineExceeded, Aborted); 143 Cancelled; 1 the rest.
+// The process exit code that a program returns for a status that ended it: 0 OK; 2 what the user
+// must mend: usage, configuration, input (InvalidArgument, NotFound, AlreadyExists,
+// PermissionDenied, FailedPrecondition, OutOfRange, Unimplemented, DataLoss); 138 peer lost or
+// network (Unavailable, DeadlineExceeded, Aborted); 143 Cancelled; 1 the rest.
 int ExitCode(const Status& status);
+
+// Where a contract is checked. As std::source_location, which clang 14 can't compile with this
+// standard library.
+struct CallSite {
+  const char* file;
+  int line;
+  static constexpr CallSite Current(const char* file = __builtin_FILE(),
+                                    int line = __builtin_LINE()) {
+    return {file, line};
+  }
+};
 
 // A caller broke a contract. Thrown on the caller's thread; what() holds file, line and the rule.
 class ContractError : public std::logic_error {
  public:
-  explicit ContractError(std::string_view rule,
-                         std::source_location where = std::source_location::current());
+  explicit ContractError(std::string_view rule, CallSite where = CallSite::Current());
 };
 
 // Throws ContractError unless `holds`.
-inline void Require(bool holds, std::string_view rule,
-                    std::source_location where = std::source_location::current()) {
+inline void Require(bool holds, std::string_view rule, CallSite where = CallSite::Current()) {
   if (!holds) [[unlikely]] {
     throw ContractError(rule, where);
   }

@@ -20,7 +20,7 @@ int AvailableCores();
 // queued, then joins.
 class ThreadPool {
  public:
-  ThreadPool(int threads, std::string name);
+  ThreadPool(int threads, const std::string& name);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
