@@ -36,7 +36,7 @@ TEST(Result, ValueOfAnErrorIsAContractBreach) {
   Result<int> failed = Half(1);
   EXPECT_THROW(static_cast<void>(failed.value()), ContractError);
   EXPECT_THROW(static_cast<void>(Result<int>(OkStatus())), ContractError);
-  EXPECT_THROW(OrThrow(Half(3)), std::runtime_error);
+  EXPECT_THROW(OrThrow(Half(3)), StatusError);
 }
 
 TEST(Result, ConvertsFromDerived) {

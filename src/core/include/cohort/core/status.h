@@ -155,18 +155,28 @@ class [[nodiscard]] Result {
   std::optional<T> value_;
 };
 
-// For programs and tests, the bridge to exceptions: the value, or std::runtime_error with the
-// status text.
+// A Status as an exception, for programs: catch it in main and return ExitCode(error.status()).
+class StatusError : public std::runtime_error {
+ public:
+  explicit StatusError(Status status)
+      : std::runtime_error(status.ToString()), status_(std::move(status)) {}
+  const Status& status() const { return status_; }
+
+ private:
+  Status status_;
+};
+
+// For programs and tests, the bridge to exceptions: the value, or StatusError.
 template <typename T>
 T OrThrow(Result<T> result) {
   if (!result.ok()) {
-    throw std::runtime_error(result.status().ToString());
+    throw StatusError(result.status());
   }
   return std::move(result).value();
 }
 inline void OrThrow(const Status& status) {
   if (!status.ok()) {
-    throw std::runtime_error(status.ToString());
+    throw StatusError(status);
   }
 }
 
