@@ -2,8 +2,9 @@
 #include <cohort/io/record_file.h>
 #include <gtest/gtest.h>
 
-#include <algorithm>
+#include <fstream>
 
+#include "testing/faulty_file_system.h"
 #include "testing/hex.h"
 #include "testing/temp_dir.h"
 
@@ -25,7 +26,7 @@ class RecordFileTest : public ::testing::TestWithParam<Compression> {
   }
   std::string Put(const std::string& content) {
     const std::string path = dir_ / ("f" + std::to_string(count_++));
-    OrThrow(WriteFileAtomically(files_, path, content));
+    std::ofstream(path, std::ios::binary) << content;
     return path;
   }
   // All records, then the error that ended them, if any.
@@ -225,70 +226,29 @@ TEST_F(RawRecordFile, FlushedRecordsAreSeenByAReader) {
   }
 }
 
-// A file whose reads fail at will.
-class FlakyFile final : public RandomAccessFile {
- public:
-  FlakyFile(std::unique_ptr<RandomAccessFile> file, bool& broken)
-      : file_(std::move(file)), broken_(broken) {}
-  std::uint64_t size() const override { return file_->size(); }
-  Result<std::size_t> Read(std::uint64_t offset, std::span<std::byte> out) const override {
-    if (broken_) {
-      return Unavailable("the disk is away");
-    }
-    return file_->Read(offset, out.first(std::min<std::size_t>(out.size(), 300'000)));
-  }
-
- private:
-  std::unique_ptr<RandomAccessFile> file_;
-  bool& broken_;
-};
-
-class FlakyFiles final : public FileSystem {
- public:
-  bool broken = false;
-  Result<std::unique_ptr<RandomAccessFile>> OpenForRead(const std::string& path) override {
-    return std::make_unique<FlakyFile>(OrThrow(Local().OpenForRead(path)), broken);
-  }
-  Result<std::unique_ptr<WritableFile>> OpenForWrite(const std::string& path) override {
-    return Local().OpenForWrite(path);
-  }
-  Result<std::unique_ptr<WritableFile>> CreateNew(const std::string& path) override {
-    return Local().CreateNew(path);
-  }
-  Status CreateDirectories(const std::string& path) override {
-    return Local().CreateDirectories(path);
-  }
-  Status Rename(const std::string& a, const std::string& b) override {
-    return Local().Rename(a, b);
-  }
-  Status SyncDirectory(const std::string& path) override { return Local().SyncDirectory(path); }
-  Status RemoveAll(const std::string& path) override { return Local().RemoveAll(path); }
-  bool Exists(const std::string& path) override { return Local().Exists(path); }
-  Result<std::vector<std::string>> List(const std::string& path) override {
-    return Local().List(path);
-  }
-};
-
 TEST_F(RawRecordFile, AfterAReadErrorTheSameRecordIsTriedAgain) {
   const std::vector<std::string> records = {std::string(400'000, 'a'), std::string(900'000, 'b'),
                                             "c"};
   for (const Compression c : {Compression::kNone, Compression::kGzip}) {
     const std::string path = Write(records, c);
-    FlakyFiles flaky;
+    bool broken = false;
+    testing::FaultyFileSystem flaky([&broken](std::string_view operation, const std::string&) {
+      return broken && operation == "read" ? Unavailable("the disk is away") : Status();
+    });
     auto reader = OrThrow(RecordReader::Open(flaky, path));
     EXPECT_EQ(OrThrow(reader->Next()), records[0]);
     const std::uint64_t before = reader->offset();
-    flaky.broken = true;
+    broken = true;
     const auto failed = reader->Next();
     if (!failed.ok()) {  // small packed files are in the buffer already
       EXPECT_EQ(failed.status().code(), StatusCode::kUnavailable);
       EXPECT_EQ(reader->offset(), before);
-      flaky.broken = false;
+      broken = false;
       EXPECT_EQ(OrThrow(reader->Next()), records[1]);
     } else {
       EXPECT_EQ(c, Compression::kGzip);
     }
-    flaky.broken = false;
+    broken = false;
     EXPECT_EQ(OrThrow(reader->Next()), records[2]);
   }
 }

@@ -1,0 +1,244 @@
+#include <cohort/io/checkpoint.h>
+#include <cohort/io/crc32c.h>
+#include <cohort/io/safetensors.h>
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cstdio>
+#include <utility>
+
+#include "checkpoint_manifest.h"
+
+namespace cohort::io {
+namespace {
+
+constexpr std::string_view kStepPrefix = "step-";
+
+// The step of "step-0000001200"; nullopt for any other name.
+std::optional<std::int64_t> StepOf(std::string_view name) {
+  if (!name.starts_with(kStepPrefix)) {
+    return std::nullopt;
+  }
+  name.remove_prefix(kStepPrefix.size());
+  std::int64_t step = 0;
+  const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), step);
+  if (name.size() < 10 || name.front() == '-' || error != std::errc() ||
+      end != name.data() + name.size()) {
+    return std::nullopt;
+  }
+  return step;
+}
+
+// Every byte of a file of the manifest, against its digest.
+Status Verify(const RandomAccessFile& file, const std::string& path, const FileDigest& expected) {
+  if (file.size() != expected.bytes) {
+    return DataLoss(path + (file.size() < expected.bytes ? " is truncated: " : " is too long: ") +
+                    std::to_string(file.size()) + " of " + std::to_string(expected.bytes) +
+                    " bytes");
+  }
+  std::vector<std::byte> piece(std::min<std::uint64_t>(expected.bytes, std::uint64_t{1} << 20));
+  std::uint32_t crc = 0;
+  for (std::uint64_t offset = 0; offset < expected.bytes;) {
+    COHORT_ASSIGN_OR_RETURN(const std::size_t n, file.Read(offset, piece));
+    if (n == 0) {
+      return DataLoss(path + " became shorter while it was read");
+    }
+    crc = Crc32c(std::span(piece).first(n), crc);
+    offset += n;
+  }
+  return crc == expected.crc32c
+             ? Status()
+             : DataLoss(path + " is corrupted: its checksum is not the manifest's");
+}
+
+class FolderCheckpoint final : public Checkpoint {
+ public:
+  struct Part {
+    std::string path;
+    std::unique_ptr<RandomAccessFile> file;
+    std::vector<SafetensorsEntry> entries;
+  };
+
+  static Result<std::unique_ptr<Checkpoint>> Open(FileSystem& files, const std::string& path,
+                                                  std::int64_t step) {
+    auto checkpoint = std::make_unique<FolderCheckpoint>();
+    checkpoint->path_ = path;
+    COHORT_ASSIGN_OR_RETURN(const Manifest manifest, OpenManifest(files, path));
+    if (manifest.state.step != step) {
+      return DataLoss(path + ": the manifest is of step " + std::to_string(manifest.state.step));
+    }
+    checkpoint->state_ = manifest.state;
+    for (const CheckpointPart kind : {CheckpointPart::kModel, CheckpointPart::kOptimizer}) {
+      const std::string name(PartFile(kind));
+      const auto digest = manifest.files.find(name);
+      if (digest == manifest.files.end()) {
+        return DataLoss(path + ": the manifest does not list " + name);
+      }
+      Part& part = checkpoint->part(kind);
+      part.path = path + "/" + name;
+      COHORT_ASSIGN_OR_RETURN(part.file, OpenListed(files, part.path));
+      COHORT_RETURN_IF_ERROR(Verify(*part.file, part.path, digest->second));
+      COHORT_ASSIGN_OR_RETURN(part.entries, ReadSafetensorsHeader(*part.file, part.path));
+    }
+    return checkpoint;
+  }
+
+  const std::string& path() const override { return path_; }
+  const CheckpointState& state() const override { return state_; }
+
+  Status Read(CheckpointPart kind, std::span<const CheckpointTarget> targets) const override {
+    const Part& part = kind == CheckpointPart::kModel ? parts_[0] : parts_[1];
+    std::map<std::string_view, const SafetensorsEntry*> left;
+    for (const SafetensorsEntry& entry : part.entries) {
+      left[entry.name] = &entry;
+    }
+    std::vector<std::pair<const SafetensorsEntry*, const CheckpointTarget*>> matches;
+    std::string differences;
+    const auto differs = [&differences](const std::string& what) {
+      differences += (differences.empty() ? "" : "; ") + what;
+    };
+    for (const CheckpointTarget& target : targets) {
+      Require(target.values.size() == static_cast<std::size_t>(target.shape.elements()),
+              "as many values as the shape has elements: " + target.name);
+      const auto it = left.find(target.name);
+      if (it == left.end()) {
+        differs("tensor \"" + target.name + "\" is missing");
+        continue;
+      }
+      const SafetensorsEntry& entry = *it->second;
+      left.erase(it);
+      if (entry.dtype != DType::kFloat32) {
+        differs("tensor \"" + target.name + "\" has dtype " + std::string(DTypeName(entry.dtype)) +
+                ", not float32");
+      } else if (entry.shape != target.shape) {
+        differs("tensor \"" + target.name + "\" has shape " + entry.shape.ToString() + ", not " +
+                target.shape.ToString());
+      } else {
+        matches.emplace_back(&entry, &target);
+      }
+    }
+    for (const auto& [name, entry] : left) {
+      differs("tensor \"" + std::string(name) + "\" is not expected");
+    }
+    if (!differences.empty()) {
+      return FailedPrecondition(part.path + ": " + differences +
+                                " [is this the checkpoint of another model?]");
+    }
+    for (const auto& [entry, target] : matches) {
+      COHORT_ASSIGN_OR_RETURN(
+          const std::size_t n,
+          part.file->Read(entry->begin, std::as_writable_bytes(target->values)));
+      if (n < target->values.size_bytes()) {
+        return DataLoss(part.path + " became shorter while it was read");
+      }
+    }
+    return {};
+  }
+
+ private:
+  Part& part(CheckpointPart kind) { return kind == CheckpointPart::kModel ? parts_[0] : parts_[1]; }
+
+  static Result<Manifest> OpenManifest(FileSystem& files, const std::string& path) {
+    COHORT_ASSIGN_OR_RETURN(const std::string commit,
+                            ReadListed(files, path + "/" + std::string(kCommitFile)));
+    const std::string manifest_path = path + "/" + std::string(kManifestFile);
+    COHORT_ASSIGN_OR_RETURN(const std::string text, ReadListed(files, manifest_path));
+    if (commit != EncodeCommit(text)) {
+      return DataLoss(manifest_path + " is corrupted: COMMIT does not match it");
+    }
+    auto manifest = ParseManifest(text);
+    if (!manifest.ok()) {
+      return manifest.status().Annotate(manifest_path);
+    }
+    return manifest;
+  }
+
+  // A file that a committed checkpoint must have: that it is not there is damage.
+  static Result<std::unique_ptr<RandomAccessFile>> OpenListed(FileSystem& files,
+                                                              const std::string& path) {
+    auto file = files.OpenForRead(path);
+    if (file.status().code() == StatusCode::kNotFound) {
+      return DataLoss(path + " is missing");
+    }
+    return file;
+  }
+  static Result<std::string> ReadListed(FileSystem& files, const std::string& path) {
+    auto text = ReadFile(files, path);
+    if (text.status().code() == StatusCode::kNotFound) {
+      return DataLoss(path + " is missing");
+    }
+    return text;
+  }
+
+  std::string path_;
+  CheckpointState state_;
+  std::array<Part, 2> parts_;
+};
+
+}  // namespace
+
+CheckpointStore::CheckpointStore(FileSystem& files, std::string folder,
+                                 CheckpointStoreOptions options)
+    : files_(files), folder_(std::move(folder)), options_(std::move(options)) {
+  Require(!folder_.empty(), "a checkpoint store has a folder");
+  while (folder_.size() > 1 && folder_.back() == '/') {
+    folder_.pop_back();
+  }
+}
+
+std::string CheckpointStore::PathOf(std::int64_t step) const {
+  std::array<char, 32> digits{};
+  std::snprintf(digits.data(), digits.size(), "%010lld", static_cast<long long>(step));
+  return folder_ + "/" + std::string(kStepPrefix) + digits.data();
+}
+
+Result<std::vector<std::int64_t>> CheckpointStore::Steps() const {
+  std::vector<std::int64_t> steps;
+  const auto names = files_.List(folder_);
+  if (names.status().code() == StatusCode::kNotFound) {
+    return steps;
+  }
+  if (!names.ok()) {
+    return names.status();
+  }
+  for (const std::string& name : *names) {
+    if (const auto step = StepOf(name)) {
+      steps.push_back(*step);
+    }
+  }
+  std::sort(steps.begin(), steps.end());
+  return steps;
+}
+
+Result<std::unique_ptr<Checkpoint>> CheckpointStore::Open(std::int64_t step) const {
+  const std::string path = PathOf(step);
+  if (!files_.Exists(path)) {
+    return NotFound("no checkpoint " + path);
+  }
+  return FolderCheckpoint::Open(files_, path, step);
+}
+
+Result<std::unique_ptr<Checkpoint>> CheckpointStore::OpenLatest() const {
+  COHORT_ASSIGN_OR_RETURN(std::vector<std::int64_t> steps, Steps());
+  if (steps.empty()) {
+    return NotFound("no checkpoint in " + folder_);
+  }
+  std::reverse(steps.begin(), steps.end());
+  Status first;
+  for (const std::int64_t step : steps) {
+    auto checkpoint = Open(step);
+    if (checkpoint.ok()) {
+      return checkpoint;
+    }
+    options_.log.Warning("checkpoint of step " + std::to_string(step) +
+                         " is passed over: " + checkpoint.status().ToString());
+    if (first.ok()) {
+      first = checkpoint.status();
+    }
+  }
+  return DataLoss("all " + std::to_string(steps.size()) + " checkpoints in " + folder_ +
+                  " are damaged; the newest: " + first.message());
+}
+
+}  // namespace cohort::io

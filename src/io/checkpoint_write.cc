@@ -1,0 +1,174 @@
+// The way of a save. Each line may be the last that runs:
+//
+//   1. a temporary folder beside the checkpoints, which no reader looks at
+//   2. the parts, synced; their sizes and checksums are taken as they are written
+//   3. the manifest, which lists them, synced; COMMIT, which seals the manifest, synced
+//   4. the temporary folder's entries synced; renamed to its name; the parent's entries synced
+//   5. LATEST replaced; old checkpoints deleted: renamed out of sight first, then removed
+//
+// Before the rename of 4 the folder is as before for every reader; from there on the new checkpoint
+// counts.
+
+#include <cohort/io/checkpoint.h>
+#include <cohort/io/crc32c.h>
+#include <cohort/io/safetensors.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <set>
+#include <utility>
+
+#include "checkpoint_manifest.h"
+
+namespace cohort::io {
+namespace {
+
+constexpr std::string_view kTemporaryPrefix = ".tmp-";
+constexpr std::string_view kTrashPrefix = ".trash-";
+constexpr std::string_view kLatestTemporaryPrefix = "LATEST.tmp-";  // WriteFileAtomically's
+
+// Writes `pieces` one after another, synced.
+Result<FileDigest> WriteFile(FileSystem& files, const std::string& path,
+                             std::span<const std::span<const std::byte>> pieces) {
+  COHORT_ASSIGN_OR_RETURN(const auto file, files.OpenForWrite(path));
+  FileDigest digest;
+  for (const std::span<const std::byte> piece : pieces) {
+    COHORT_RETURN_IF_ERROR(file->Append(piece));
+    digest.bytes += piece.size();
+    digest.crc32c = Crc32c(piece, digest.crc32c);
+  }
+  COHORT_RETURN_IF_ERROR(file->Sync());
+  COHORT_RETURN_IF_ERROR(file->Close());
+  return digest;
+}
+
+Result<FileDigest> WriteText(FileSystem& files, const std::string& path, std::string_view text) {
+  const std::span<const std::byte> piece = AsBytes(text);
+  return WriteFile(files, path, std::span(&piece, 1));
+}
+
+Result<FileDigest> WriteTensors(FileSystem& files, const std::string& path,
+                                std::span<const CheckpointSource> tensors) {
+  std::vector<SafetensorsEntry> entries;
+  for (const CheckpointSource& tensor : tensors) {
+    entries.push_back({.name = tensor.name, .dtype = DType::kFloat32, .shape = tensor.shape});
+  }
+  const std::string header = EncodeSafetensorsHeader(entries, {{"format", "cohort"}});
+  std::vector<std::span<const std::byte>> pieces = {AsBytes(header)};
+  for (const CheckpointSource& tensor : tensors) {
+    pieces.push_back(std::as_bytes(tensor.values));
+  }
+  return WriteFile(files, path, pieces);
+}
+
+// Steps 2 and 3, in `folder`.
+Status WriteParts(FileSystem& files, const std::string& folder, const CheckpointState& state,
+                  std::span<const CheckpointSource> model,
+                  std::span<const CheckpointSource> optimizer) {
+  Manifest manifest{.state = state, .files = {}};
+  for (const auto& [part, tensors] : {std::pair(CheckpointPart::kModel, model),
+                                      std::pair(CheckpointPart::kOptimizer, optimizer)}) {
+    const std::string name(PartFile(part));
+    COHORT_ASSIGN_OR_RETURN(manifest.files[name],
+                            WriteTensors(files, folder + "/" + name, tensors));
+  }
+  const std::string text = EncodeManifest(manifest);
+  COHORT_RETURN_IF_ERROR(
+      WriteText(files, folder + "/" + std::string(kManifestFile), text).status());
+  COHORT_RETURN_IF_ERROR(
+      WriteText(files, folder + "/" + std::string(kCommitFile), EncodeCommit(text)).status());
+  return files.SyncDirectory(folder);
+}
+
+void CheckTensors(std::span<const CheckpointSource> tensors) {
+  std::set<std::string_view> names;
+  for (const CheckpointSource& tensor : tensors) {
+    Require(names.insert(tensor.name).second, "tensor names are unique: " + tensor.name);
+    Require(tensor.values.size() == static_cast<std::size_t>(tensor.shape.elements()),
+            "as many values as the shape has elements: " + tensor.name);
+  }
+}
+
+// A name that no other folder has: what an earlier process left behind has another pid, or is gone.
+std::string Hidden(const std::string& folder, std::string_view prefix, std::int64_t step) {
+  return folder + "/" + std::string(prefix) + std::to_string(step) + "-" +
+         std::to_string(::getpid());
+}
+
+}  // namespace
+
+Result<std::string> CheckpointStore::Save(const CheckpointState& state,
+                                          std::span<const CheckpointSource> model,
+                                          std::span<const CheckpointSource> optimizer) {
+  CheckTensors(model);
+  CheckTensors(optimizer);
+  Require(state.step >= 0, "steps are not negative");
+  const std::string path = PathOf(state.step);
+  COHORT_RETURN_IF_ERROR(files_.CreateDirectories(folder_));
+  const bool replaces = files_.Exists(path);
+  if (replaces && Open(state.step).ok()) {
+    return AlreadyExists("checkpoint " + path +
+                         " is there already, and whole [resume from it, or choose another folder]");
+  }
+  const std::string temporary = Hidden(folder_, kTemporaryPrefix, state.step);
+  const auto write = [&]() -> Status {
+    COHORT_RETURN_IF_ERROR(files_.RemoveAll(temporary));
+    COHORT_RETURN_IF_ERROR(files_.CreateDirectories(temporary));
+    COHORT_RETURN_IF_ERROR(WriteParts(files_, temporary, state, model, optimizer));
+    if (replaces) {
+      const std::string trash = Hidden(folder_, kTrashPrefix, state.step);
+      COHORT_RETURN_IF_ERROR(files_.RemoveAll(trash));
+      COHORT_RETURN_IF_ERROR(files_.Rename(path, trash));
+    }
+    COHORT_RETURN_IF_ERROR(files_.Rename(temporary, path));
+    return files_.SyncDirectory(folder_);
+  };
+  if (const Status status = write(); !status.ok()) {
+    static_cast<void>(files_.RemoveAll(temporary));
+    return status.Annotate("checkpoint of step " + std::to_string(state.step));
+  }
+  COHORT_RETURN_IF_ERROR(
+      WriteFileAtomically(files_, folder_ + "/LATEST", path.substr(folder_.size() + 1) + "\n"));
+  DeleteOld(state.step);
+  return path;
+}
+
+void CheckpointStore::DeleteOld(std::int64_t newest) {
+  const auto drop = [this](const std::string& path) {
+    if (const Status status = files_.RemoveAll(path); !status.ok()) {
+      options_.log.Warning("old checkpoint not deleted: " + status.ToString());
+    }
+  };
+  // What interrupted saves and deletions left behind.
+  if (const auto names = files_.List(folder_); names.ok()) {
+    for (const std::string& name : *names) {
+      if (name.starts_with(kTemporaryPrefix) || name.starts_with(kTrashPrefix) ||
+          name.starts_with(kLatestTemporaryPrefix)) {
+        drop(folder_ + "/" + name);
+      }
+    }
+  }
+  const auto steps = Steps();
+  if (options_.max_to_keep <= 0 || !steps.ok()) {
+    return;
+  }
+  std::size_t excess =
+      steps->size() - std::min(steps->size(), static_cast<std::size_t>(options_.max_to_keep));
+  for (const std::int64_t step : *steps) {
+    if (excess == 0) {
+      break;
+    }
+    if (step == newest) {
+      continue;  // just written, though an earlier run has left later ones
+    }
+    --excess;
+    const std::string trash = Hidden(folder_, kTrashPrefix, step);
+    if (const Status status = files_.Rename(PathOf(step), trash); !status.ok()) {
+      options_.log.Warning("old checkpoint not deleted: " + status.ToString());
+      continue;
+    }
+    drop(trash);
+  }
+}
+
+}  // namespace cohort::io
