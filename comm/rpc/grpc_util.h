@@ -13,6 +13,7 @@
 #include <chrono>
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include <cohort/core/clock.h>
 #include <cohort/core/status.h>
@@ -51,6 +52,8 @@ struct HostPort {
   int port = 0;
 };
 Result<HostPort> ParseHostPort(const std::string& address);
+
+inline constexpr std::string_view kAcceptsConnections = "accepts connections";
 
 // Tries a TCP connection to every IP of `address`: "accepts connections", "connection refused",
 // "no answer within 500 ms", "host name not known (Name or service not known)", ... Blocks for

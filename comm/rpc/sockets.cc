@@ -144,7 +144,7 @@ std::string ProbeAddress(const std::string& address, std::chrono::milliseconds t
   for (const addrinfo* info = addresses.get(); info != nullptr; info = info->ai_next) {
     reason = ProbeOne(*info, timeout);
     if (reason.empty()) {
-      return "accepts connections";
+      return std::string(kAcceptsConnections);
     }
   }
   return reason;

@@ -34,6 +34,8 @@ struct CoordinationOptions {
   std::chrono::milliseconds roll_call_interval{10'000};
   std::chrono::milliseconds heartbeat_interval{1'000};
   std::chrono::milliseconds heartbeat_timeout{10'000};  // silent for longer: dead
+  // After a broken connection: how long the peer may take to come back before it counts as dead.
+  std::chrono::milliseconds reconnect_grace{2'000};
   std::chrono::milliseconds shutdown_timeout{60'000};
   // Tasks whose loss does not fail the job (workers of a parameter-server job): their end is told
   // to on_task_lost only.

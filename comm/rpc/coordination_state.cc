@@ -1,0 +1,572 @@
+#include "coordination_state.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "cluster_difference.h"
+
+namespace cohort {
+namespace {
+
+double Seconds(Duration duration) { return std::chrono::duration<double>(duration).count(); }
+
+}  // namespace
+
+CoordinationState::CoordinationState(ClusterSpec cluster, CoordinationOptions options)
+    : cluster_(std::move(cluster)),
+      options_(std::move(options)),
+      fingerprint_(cluster_.Fingerprint()),
+      cluster_json_(cluster_.ToJson()),
+      last_tick_(options_.clock->Now()) {
+  Require(!cluster_.empty(), "a coordination service needs a cluster of at least one task");
+  for (const TaskId& id : cluster_.Tasks()) {
+    tasks_[id].may_leave = options_.may_leave && options_.may_leave(id);
+  }
+}
+
+// Joining.
+
+std::string CoordinationState::Describe(const TaskId& id, const Task& task) const {
+  return fmt::format("{} (host {}, pid {})", id.ToString(), task.host, task.pid);
+}
+
+Status CoordinationState::Register(const Registration& registration) {
+  Completions completions;
+  const std::lock_guard lock(mutex_);
+  const TaskId& id = registration.caller.task;
+  const auto entry = tasks_.find(id);
+  if (entry == tasks_.end()) {
+    return InvalidArgument(fmt::format("{} is no task of this cluster, which has {}", id.ToString(),
+                                       TaskNames(cluster_.Tasks())));
+  }
+  if (registration.fingerprint != fingerprint_) {
+    return FailedPrecondition(fmt::format(
+        "{} (host {}, pid {}) was started with another cluster: {} [start every task of a job "
+        "with the same cluster]",
+        id.ToString(), registration.host, registration.pid,
+        FirstClusterDifference(registration.cluster_json, id.ToString(), cluster_json_,
+                               cluster_.Chief().ToString())));
+  }
+  Task& task = entry->second;
+  if (task.phase != Phase::kAbsent) {
+    COHORT_RETURN_IF_ERROR(CheckTaken(registration, task, completions));
+    if (task.present()) {  // the same process asks again
+      task.last_seen = options_.clock->Now();
+      return OkStatus();
+    }
+  }
+  if (!failure_.ok()) {
+    return failure_.Annotate("the job has failed");
+  }
+  if (over_) {
+    return FailedPrecondition("the job is over: every task has left");
+  }
+  return Admit(registration, task, completions);
+}
+
+// A task that has been registered before: OK if the caller is the same process, or may take its
+// place (the old one is lost then).
+Status CoordinationState::CheckTaken(const Registration& registration, Task& task,
+                                     Completions& completions) {
+  const TaskId& id = registration.caller.task;
+  const bool same = registration.caller.incarnation == task.incarnation;
+  if (same && task.present()) {
+    return OkStatus();
+  }
+  if (same) {
+    return task.phase == Phase::kLost ? task.end
+                                      : Aborted(Describe(id, task) + " has left the job");
+  }
+  const Duration silent = options_.clock->Now() - task.last_seen;
+  const bool seems_alive = task.present() && !task.broken_since &&
+                           !(task.may_leave && silent > 3 * options_.heartbeat_interval);
+  if (seems_alive) {
+    return AlreadyExists(fmt::format(
+        "{} is taken: it runs on host {}, pid {}, since {:.1f} s [start each task once; compare "
+        "the task's index with the other process's]",
+        id.ToString(), task.host, task.pid, Seconds(options_.clock->Now() - task.started)));
+  }
+  const Status restarted = Aborted(fmt::format(
+      "{} was restarted: incarnation {:016x} (host {}, pid {}) comes after incarnation {:016x} "
+      "(host {}, pid {})",
+      id.ToString(), registration.caller.incarnation, registration.host, registration.pid,
+      task.incarnation, task.host, task.pid));
+  if (!task.may_leave) {
+    if (task.present()) {
+      Fail(restarted, completions);
+    }
+    return restarted;
+  }
+  if (task.present()) {
+    Lose(id, task, restarted, completions);
+  }
+  return OkStatus();
+}
+
+Status CoordinationState::Admit(const Registration& registration, Task& task,
+                                Completions& completions) {
+  const Deadline now = options_.clock->Now();
+  task.phase = Phase::kJoined;
+  task.has_joined = true;
+  task.incarnation = registration.caller.incarnation;
+  task.host = registration.host;
+  task.pid = registration.pid;
+  task.started = now - registration.uptime;
+  task.last_seen = now;
+  task.broken_since.reset();
+  task.end = OkStatus();
+  const auto joined = std::count_if(tasks_.begin(), tasks_.end(),
+                                    [](const auto& t) { return t.second.has_joined; });
+  const std::string line = fmt::format("{} joined, {}/{}", Describe(registration.caller.task, task),
+                                       joined, tasks_.size());
+  completions.Add([log = options_.log, line] { log.Info(line); });
+  if (!complete_ && joined == static_cast<std::ptrdiff_t>(tasks_.size())) {
+    complete_ = true;
+    roll_call_.FinishAll(OkStatus(), completions);
+  }
+  return OkStatus();
+}
+
+void CoordinationState::RollCall(const Caller& caller, Deadline until, Done done) {
+  Completions completions;
+  const std::lock_guard lock(mutex_);
+  const Result<Task*> task = FindActive(caller);
+  if (!task.ok() || complete_) {
+    completions.Add([done = std::move(done), status = task.status()] { done(status); });
+    return;
+  }
+  roll_call_.Add(until, std::move(done));
+}
+
+std::vector<std::pair<TaskId, std::string>> CoordinationState::Missing() const {
+  const std::lock_guard lock(mutex_);
+  std::vector<std::pair<TaskId, std::string>> missing;
+  for (const auto& [id, task] : tasks_) {
+    if (!task.has_joined) {
+      missing.emplace_back(id, cluster_.Address(id));
+    }
+  }
+  return missing;
+}
+
+void CoordinationState::SetReasons(std::map<TaskId, std::string> reasons) {
+  const std::lock_guard lock(mutex_);
+  reasons_ = std::move(reasons);
+}
+
+std::string CoordinationState::MissingText() const {
+  const std::lock_guard lock(mutex_);
+  return MissingTextLocked();
+}
+
+std::string CoordinationState::MissingTextLocked() const {
+  std::string names;
+  int missing = 0;
+  for (const auto& [id, task] : tasks_) {
+    if (!task.has_joined) {
+      const auto reason = reasons_.find(id);
+      names += fmt::format("{}{} ({}, {})", missing++ == 0 ? "" : ", ", id.ToString(),
+                           cluster_.Address(id),
+                           reason == reasons_.end() ? "not registered" : reason->second);
+    }
+  }
+  return missing == 0 ? std::string() : fmt::format("{}/{}: {}", missing, tasks_.size(), names);
+}
+
+// Being there.
+
+Result<CoordinationState::Task*> CoordinationState::Find(const Caller& caller) {
+  const auto entry = tasks_.find(caller.task);
+  if (entry == tasks_.end()) {
+    return InvalidArgument(fmt::format("{} is no task of this cluster, which has {}",
+                                       caller.task.ToString(), TaskNames(cluster_.Tasks())));
+  }
+  Task& task = entry->second;
+  if (task.phase == Phase::kAbsent) {
+    return Aborted(fmt::format(
+        "{}, incarnation {:016x}, is not registered with this coordination service: {} was "
+        "restarted [restart the whole job]",
+        caller.task.ToString(), caller.incarnation, cluster_.Chief().ToString()));
+  }
+  if (task.incarnation != caller.incarnation) {
+    return Aborted(fmt::format(
+        "{}, incarnation {:016x}, was replaced by incarnation {:016x} (host "
+        "{}, pid {})",
+        caller.task.ToString(), caller.incarnation, task.incarnation, task.host, task.pid));
+  }
+  if (task.phase == Phase::kLost) {
+    return task.end;
+  }
+  return &task;
+}
+
+Result<CoordinationState::Task*> CoordinationState::FindActive(const Caller& caller) {
+  COHORT_ASSIGN_OR_RETURN(Task* const task, Find(caller));
+  if (task->phase == Phase::kLeft) {
+    return FailedPrecondition(Describe(caller.task, *task) + " has left the job");
+  }
+  if (!failure_.ok()) {
+    return failure_;
+  }
+  return task;
+}
+
+Status CoordinationState::Heartbeat(const Caller& caller) {
+  const std::lock_guard lock(mutex_);
+  COHORT_ASSIGN_OR_RETURN(Task* const task, Find(caller));
+  task->last_seen = options_.clock->Now();
+  return task->phase == Phase::kLeft ? OkStatus() : failure_;
+}
+
+std::uint64_t CoordinationState::Watch(const Caller& caller, Deadline until, Done done) {
+  Completions completions;
+  const std::lock_guard lock(mutex_);
+  const Result<Task*> task = Find(caller);
+  if (!task.ok() || !failure_.ok() || (*task)->phase == Phase::kLeft) {
+    const Status status = !task.ok()                       ? task.status()
+                          : (*task)->phase == Phase::kLeft ? OkStatus()
+                                                           : failure_;
+    completions.Add([done = std::move(done), status] { done(status); });
+    return 0;
+  }
+  (*task)->last_seen = options_.clock->Now();
+  (*task)->broken_since.reset();
+  (*task)->watch = ++watches_;
+  watching_.Add(until, std::move(done));
+  return watches_;
+}
+
+void CoordinationState::WatchBroken(const Caller& caller, std::uint64_t watch) {
+  const std::lock_guard lock(mutex_);
+  const Result<Task*> task = Find(caller);
+  if (task.ok() && (*task)->present() && (*task)->watch == watch) {
+    (*task)->broken_since = options_.clock->Now();
+  }
+}
+
+// Keys and barriers.
+
+Status CoordinationState::Insert(const Caller& caller, const std::string& key, std::string value,
+                                 std::uint64_t sequence) {
+  Completions completions;
+  const std::lock_guard lock(mutex_);
+  COHORT_RETURN_IF_ERROR(FindActive(caller).status());
+  return keys_.Insert(
+      key, std::move(value),
+      fmt::format("{} {:x} {}", caller.task.ToString(), caller.incarnation, sequence), completions);
+}
+
+Result<std::string> CoordinationState::Get(const Caller& caller, const std::string& key) {
+  const std::lock_guard lock(mutex_);
+  COHORT_RETURN_IF_ERROR(FindActive(caller).status());
+  return keys_.Get(key);
+}
+
+void CoordinationState::Wait(const Caller& caller, const std::string& key, Deadline deadline,
+                             ValueDone done) {
+  Completions completions;
+  const std::lock_guard lock(mutex_);
+  const Result<Task*> task = FindActive(caller);
+  if (!task.ok()) {
+    completions.Add([done = std::move(done), status = task.status()] { done(status); });
+    return;
+  }
+  keys_.Wait(key, deadline, std::move(done), completions);
+}
+
+void CoordinationState::Barrier(const Caller& caller, const std::string& name, Deadline deadline,
+                                const std::vector<TaskId>& participants, Done done) {
+  Completions completions;
+  const std::lock_guard lock(mutex_);
+  const auto answer = [&completions, &done](const Status& status) {
+    completions.Add([done, status] { done(status); });
+  };
+  const Result<Task*> task = FindActive(caller);
+  if (!task.ok()) {
+    return answer(task.status().Annotate("barrier \"" + name + "\""));
+  }
+  if (name.empty()) {
+    return answer(InvalidArgument("a barrier needs a name"));
+  }
+  BarrierTable::Call call{.name = name,
+                          .task = caller.task,
+                          .participants = {participants.begin(), participants.end()},
+                          .everyone = participants.empty(),
+                          .now = options_.clock->Now(),
+                          .deadline = deadline};
+  for (const TaskId& id : call.participants) {
+    if (!tasks_.contains(id)) {
+      return answer(InvalidArgument(fmt::format(
+          "barrier \"{}\": participant {} is no task of this cluster", name, id.ToString())));
+    }
+  }
+  if (call.everyone) {
+    for (const auto& [id, other] : tasks_) {
+      if (!other.may_leave || Gone(id, other).ok()) {
+        call.participants.insert(id);
+      }
+    }
+  }
+  barriers_.Arrive(call, std::move(done), completions);
+  for (const TaskId& id : call.participants) {
+    if (const Status gone = Gone(id, tasks_.at(id)); !gone.ok() && id != caller.task) {
+      barriers_.TaskGone(id, gone, /*dispensable=*/false, completions);
+    }
+  }
+}
+
+// Why a task that has joined will arrive at no further barrier; OK if it may.
+Status CoordinationState::Gone(const TaskId& id, const Task& task) const {
+  switch (task.phase) {
+    case Phase::kLost:
+      return task.end;
+    case Phase::kLeft:
+      return Cancelled(Describe(id, task) + " left the job");
+    case Phase::kLeaving:
+      return Cancelled(Describe(id, task) + " shuts down");
+    default:
+      return OkStatus();
+  }
+}
+
+// Ends.
+
+void CoordinationState::Fail(const Status& failure, Completions& completions) {
+  if (!failure_.ok() || over_) {
+    return;
+  }
+  failure_ = failure;
+  completions.Add(
+      [log = options_.log, failure] { log.Error("the job fails: " + failure.ToString()); });
+  roll_call_.FinishAll(failure, completions);
+  watching_.FinishAll(failure, completions);
+  shutdown_.FinishAll(failure, completions);
+  keys_.FailAll(failure, completions);
+  barriers_.FailAll(failure, completions);
+}
+
+void CoordinationState::Lose(const TaskId& id, Task& task, const Status& why,
+                             Completions& completions) {
+  task.phase = Phase::kLost;
+  task.broken_since.reset();
+  task.end = why;
+  if (!task.may_leave) {
+    return Fail(why, completions);
+  }
+  completions.Add([log = options_.log, why] { log.Warning("a task is lost: " + why.message()); });
+  lost_.emplace_back(id, why);
+  barriers_.TaskGone(id, why, /*dispensable=*/true, completions);
+  FinishShutdownIfComplete(completions);
+}
+
+Status CoordinationState::ReportError(const Caller& caller, const Status& error) {
+  Completions completions;
+  const std::lock_guard lock(mutex_);
+  COHORT_RETURN_IF_ERROR(Find(caller).status());
+  if (error.ok()) {
+    return InvalidArgument("OK is no error to report");
+  }
+  const std::string name = caller.task.ToString();
+  Fail(error.message().starts_with(name + ":") ? error : error.Annotate(name), completions);
+  return OkStatus();
+}
+
+Status CoordinationState::Leave(const Caller& caller) {
+  Completions completions;
+  const std::lock_guard lock(mutex_);
+  COHORT_ASSIGN_OR_RETURN(Task* const task, Find(caller));
+  if (task->phase == Phase::kLeft) {
+    return OkStatus();
+  }
+  task->phase = Phase::kLeft;
+  task->broken_since.reset();
+  const Status left = Gone(caller.task, *task);
+  if (!task->may_leave) {
+    Fail(Cancelled(left.message() +
+                   " before its end [Shutdown, called by every task, ends a job in order]"),
+         completions);
+    return OkStatus();
+  }
+  lost_.emplace_back(caller.task, left);
+  barriers_.TaskGone(caller.task, left, /*dispensable=*/true, completions);
+  FinishShutdownIfComplete(completions);
+  return OkStatus();
+}
+
+std::vector<TaskId> CoordinationState::NotInShutdown() const {
+  std::vector<TaskId> missing;
+  for (const auto& [id, task] : tasks_) {
+    const bool awaited =
+        task.phase == Phase::kJoined || (!task.may_leave && task.phase == Phase::kAbsent);
+    if (awaited) {
+      missing.push_back(id);
+    }
+  }
+  return missing;
+}
+
+void CoordinationState::Shutdown(const Caller& caller, Deadline deadline, Done done) {
+  Completions completions;
+  const std::lock_guard lock(mutex_);
+  const Result<Task*> found = Find(caller);
+  if (!found.ok() || !failure_.ok() || (*found)->phase == Phase::kLeft) {
+    const Status status = !found.ok() ? found.status() : failure_;
+    completions.Add([done = std::move(done), status] { done(status); });
+    return;
+  }
+  Task& task = **found;
+  if (shutdown_.empty()) {
+    shutdown_begun_ = options_.clock->Now();
+  }
+  shutdown_.Add(deadline, std::move(done));
+  if (task.phase == Phase::kJoined) {
+    task.phase = Phase::kLeaving;
+    barriers_.TaskGone(caller.task, Gone(caller.task, task), task.may_leave, completions);
+  }
+  FinishShutdownIfComplete(completions);
+}
+
+void CoordinationState::FinishShutdownIfComplete(Completions& completions) {
+  if (shutdown_.empty() || !NotInShutdown().empty()) {
+    return;
+  }
+  over_ = true;
+  for (auto& [id, task] : tasks_) {
+    if (task.phase == Phase::kLeaving) {
+      task.phase = Phase::kLeft;
+      task.broken_since.reset();
+    }
+  }
+  shutdown_.FinishAll(OkStatus(), completions);
+  watching_.FinishAll(OkStatus(), completions);
+}
+
+void CoordinationState::Stop(const Status& why) {
+  Completions completions;
+  const std::lock_guard lock(mutex_);
+  Fail(why, completions);
+  // Of a job that is over, or failed before: whoever came late.
+  roll_call_.FinishAll(why, completions);
+  watching_.FinishAll(over_ ? OkStatus() : why, completions);
+  shutdown_.FinishAll(why, completions);
+  keys_.FailAll(why, completions);
+  barriers_.FailAll(why, completions);
+}
+
+// Time.
+
+Deadline CoordinationState::Tick() {
+  Completions completions;
+  const std::lock_guard lock(mutex_);
+  const Deadline now = options_.clock->Now();
+  ForgivePause(now);
+  CheckLiveness(now, completions);
+  CheckShutdown(now, completions);
+  barriers_.Expire(now, completions);
+  keys_.Expire(now, completions);
+  roll_call_.FinishExpired(now, OkStatus(), completions);
+  watching_.FinishExpired(now, OkStatus(), completions);
+  return NextEvent(now);
+}
+
+void CoordinationState::ForgivePause(Deadline now) {
+  const Duration expected = options_.heartbeat_interval;
+  const Duration gap = now - std::exchange(last_tick_, now);
+  if (gap <= std::max<Duration>(2 * expected, options_.heartbeat_timeout / 4)) {
+    return;
+  }
+  for (auto& [id, task] : tasks_) {
+    task.last_seen = std::min(now, task.last_seen + gap - expected);
+    if (task.broken_since) {
+      task.broken_since = std::min(now, *task.broken_since + gap - expected);
+    }
+  }
+}
+
+void CoordinationState::CheckLiveness(Deadline now, Completions& completions) {
+  for (auto& [id, task] : tasks_) {
+    if (!task.present()) {
+      continue;
+    }
+    const Duration silent = now - task.last_seen;
+    if (task.broken_since && now - *task.broken_since > options_.reconnect_grace) {
+      Lose(id, task,
+           Unavailable(
+               fmt::format("{} closed its connection and did not come back within {:.1f} "
+                           "s; last heartbeat {:.1f} s ago [its own log tells why it ended]",
+                           Describe(id, task), Seconds(now - *task.broken_since), Seconds(silent))),
+           completions);
+    } else if (silent > options_.heartbeat_timeout) {
+      Lose(id, task,
+           Unavailable(fmt::format("{} sent no heartbeat for {:.1f} s [its own log tells why; a "
+                                   "stopped process or a lost network look like this]",
+                                   Describe(id, task), Seconds(silent))),
+           completions);
+    }
+  }
+}
+
+void CoordinationState::CheckShutdown(Deadline now, Completions& completions) {
+  if (shutdown_.empty() || shutdown_.Next() > now) {
+    return;
+  }
+  const std::vector<TaskId> missing = NotInShutdown();
+  const double elapsed = Seconds(now - shutdown_begun_);
+  shutdown_.FinishAll(
+      DeadlineExceeded(
+          fmt::format("shutdown: {}/{} tasks wanted to leave within {:.1f} s; missing: "
+                      "{}",
+                      tasks_.size() - missing.size(), tasks_.size(), elapsed, TaskNames(missing))),
+      completions);
+  Fail(Internal(fmt::format("shutdown was initiated without {}, which did not call Shutdown within "
+                            "{:.1f} s",
+                            TaskNames(missing), elapsed)),
+       completions);
+}
+
+Deadline CoordinationState::NextEvent(Deadline now) const {
+  Deadline next = std::min({now + options_.heartbeat_interval, barriers_.Next(), keys_.Next(),
+                            roll_call_.Next(), watching_.Next(), shutdown_.Next()});
+  // A task is dead once its time has passed, not when it is reached.
+  constexpr std::chrono::milliseconds kPassed{1};
+  for (const auto& [id, task] : tasks_) {
+    if (task.present()) {
+      next = std::min(next, task.last_seen + options_.heartbeat_timeout + kPassed);
+      if (task.broken_since) {
+        next = std::min(next, *task.broken_since + options_.reconnect_grace + kPassed);
+      }
+    }
+  }
+  return next;
+}
+
+// What others ask.
+
+std::vector<std::pair<TaskId, Status>> CoordinationState::TakeLost() {
+  const std::lock_guard lock(mutex_);
+  return std::exchange(lost_, {});
+}
+
+Status CoordinationState::failure() const {
+  const std::lock_guard lock(mutex_);
+  return failure_;
+}
+
+bool CoordinationState::complete() const {
+  const std::lock_guard lock(mutex_);
+  return complete_;
+}
+
+std::vector<TaskId> CoordinationState::Alive() const {
+  const std::lock_guard lock(mutex_);
+  std::vector<TaskId> alive;
+  for (const auto& [id, task] : tasks_) {
+    if (task.present()) {
+      alive.push_back(id);
+    }
+  }
+  return alive;
+}
+
+}  // namespace cohort

@@ -1,0 +1,33 @@
+// Between the messages of the coordination service and the types of cohort.
+
+#pragma once
+
+#include <cohort/coordination.pb.h>
+
+#include <cohort/core/status.h>
+
+#include "coordination_state.h"
+
+namespace cohort {
+
+inline void ToWire(const Status& status, wire::Outcome* outcome) {
+  outcome->set_code(static_cast<int>(status.code()));
+  outcome->set_message(status.message());
+}
+
+inline Status FromWire(const wire::Outcome& outcome) {
+  if (outcome.code() == 0) {
+    return OkStatus();
+  }
+  const bool known =
+      outcome.code() > 0 && outcome.code() <= static_cast<int>(StatusCode::kDataLoss);
+  return Status(known ? static_cast<StatusCode>(outcome.code()) : StatusCode::kUnknown,
+                outcome.message());
+}
+
+inline Result<Caller> FromWire(const wire::Caller& caller) {
+  COHORT_ASSIGN_OR_RETURN(const TaskId task, TaskId::Parse(caller.task()));
+  return Caller{task, caller.incarnation()};
+}
+
+}  // namespace cohort
