@@ -8,7 +8,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
@@ -18,11 +17,12 @@
 #include <functional>
 #include <iterator>
 #include <stdexcept>
-#include <string_view>
 #include <thread>
 
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
+
+#include <cohort/cluster/resolve.h>
 
 namespace cohort::testing {
 namespace {
@@ -43,22 +43,12 @@ bool PollUntil(milliseconds timeout, const std::function<bool()>& done) {
   return true;
 }
 
-bool SetByLaunchers(std::string_view name) {
-  constexpr std::array kPrefixes = {"OMPI_",  "PMIX_", "PMI_",  "MV2_",     "PET_",
-                                    "SLURM_", "SM_",   "DMLC_", "HOROVOD_", "TORCHELASTIC_"};
-  constexpr std::array kNames = {"TF_CONFIG",   "COHORT_CONFIG", "RANK",       "WORLD_SIZE",
-                                 "MASTER_ADDR", "MASTER_PORT",   "LOCAL_RANK", "LOCAL_WORLD_SIZE"};
-  return std::any_of(kPrefixes.begin(), kPrefixes.end(),
-                     [&](std::string_view prefix) { return name.starts_with(prefix); }) ||
-         std::find(kNames.begin(), kNames.end(), name) != kNames.end();
-}
-
 std::vector<std::string> EnvironmentWith(const Variables& extra) {
   std::vector<std::string> result;
   for (char** entry = environ; *entry != nullptr; ++entry) {
     const std::string text = *entry;
     const std::string name = text.substr(0, text.find('='));
-    if (!extra.contains(name) && !SetByLaunchers(name)) {
+    if (!extra.contains(name) && !IsLauncherVariable(name)) {
       result.push_back(text);
     }
   }

@@ -50,7 +50,7 @@ class ClusterSpec {
   // with parameter servers the chief coordinates and does not train, so only the workers are
   // returned.
   std::vector<TaskId> TrainingTasks() const;
-  // chief:0 if there is one, else worker:0.
+  // chief:0 if there is one, else the worker with the lowest index; worker:0 of an empty spec.
   TaskId Chief() const;
 
   // A digest of the tasks and addresses that every process of one job must share.
@@ -75,8 +75,11 @@ struct ClusterConfig {
   // through `rendezvous`.
   std::string rendezvous;  // "host:port" of the process that answers roll-call; empty: the chief's
                            // address in `cluster`
-  int local_rank = 0;      // among the processes of this host, where the source tells; else 0 of 1
+  // Among the processes of this host: what a launcher tells, else counted from equal host names in
+  // the cluster.
+  int local_rank = 0;
   int local_size = 1;
+  bool mpi = false;  // an MPI launcher started this process, so that MPI can exchange addresses
 
   bool is_chief() const { return cluster.empty() || task == cluster.Chief(); }
 };
