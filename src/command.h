@@ -7,5 +7,6 @@
 namespace cohort {
 
 int ConfigCheckCommand(int argc, char** argv);  // src/cluster/commands/config.cc
+int DataDigitsCommand(int argc, char** argv);   // data/commands/digits.cc
 
 }  // namespace cohort

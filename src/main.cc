@@ -18,6 +18,7 @@ struct Entry {
 constexpr Entry kCommands[] = {
     {"config check", "print the resolved cluster of this process, and every mistake in it",
      cohort::ConfigCheckCommand},
+    {"data digits", "write generated digits as IDX files", cohort::DataDigitsCommand},
 };
 
 int Usage(std::FILE* out, int code) {

@@ -36,12 +36,14 @@ int DataDigitsCommand(int argc, char** argv) {
   std::int64_t train = 8000;
   std::int64_t test = 2000;
   std::uint64_t seed = 1;
-  CLI::App app("Writes generated digits as MNIST's files: 28 x 28 images and labels, IDX, gzip.", argv[0]);
+  CLI::App app("Writes generated digits as MNIST's files: 28 x 28 images and labels, IDX, gzip.",
+               argv[0]);
   const auto count = CLI::Range(std::int64_t{1}, std::int64_t{10'000'000});
   app.add_option("--out", folder, "folder to write to; made if it is not there")->required();
   app.add_option("--train", train, "training examples")->check(count)->capture_default_str();
   app.add_option("--test", test, "test examples")->check(count)->capture_default_str();
-  app.add_option("--seed", seed, "digits of another seed have nothing in common")->capture_default_str();
+  app.add_option("--seed", seed, "digits of another seed have nothing in common")
+      ->capture_default_str();
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

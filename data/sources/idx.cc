@@ -7,8 +7,8 @@
 #include <type_traits>
 
 #include <cohort/core/random.h>
-
-#include "sources/inflate.h"
+#include <cohort/io/compression.h>
+#include <cohort/io/crc32c.h>
 
 namespace cohort::data {
 namespace {
@@ -39,31 +39,29 @@ std::size_t StoredBytes(IdxType type) {
   return 0;  // not a type of IDX
 }
 
-// The content of a file, raw or inflated on the way.
+// The bytes of a file that have not been read yet.
 class Content {
  public:
-  explicit Content(const std::string& bytes)
-      : raw_(bytes), inflater_(bytes), gzip_(LooksLikeGzip(bytes)) {}
-
-  Result<std::size_t> Read(std::span<std::byte> out) {
-    if (gzip_) {
-      return inflater_.Read(out);
-    }
-    const std::size_t n = std::min(out.size(), raw_.size());
-    std::copy_n(reinterpret_cast<const std::byte*>(raw_.data()), n, out.begin());
-    raw_.remove_prefix(n);
-    return n;
-  }
-  // At most this much is still to come.
-  std::uint64_t MaxLeft() const {
-    return gzip_ ? Inflater::MaxContent(raw_.size()) : std::uint64_t{raw_.size()};
+  explicit Content(std::string_view bytes) : rest_(bytes) {}
+  std::size_t left() const { return rest_.size(); }
+  // As many of `count` as there are.
+  std::string_view Read(std::size_t count) {
+    const std::string_view bytes = rest_.substr(0, count);
+    rest_.remove_prefix(bytes.size());
+    return bytes;
   }
 
  private:
-  std::string_view raw_;
-  Inflater inflater_;
-  bool gzip_;
+  std::string_view rest_;
 };
+
+std::uint32_t BigEndian(std::string_view bytes) {
+  std::uint32_t value = 0;
+  for (const char byte : bytes) {
+    value = (value << 8) | static_cast<unsigned char>(byte);
+  }
+  return value;
+}
 
 constexpr std::uint64_t kMaxElements = std::uint64_t{1} << 48;
 
@@ -83,49 +81,47 @@ Status CutShort(const std::string& field, std::uint64_t offset, std::uint64_t wa
 }
 
 Result<Header> Header::Read(Content& content) {
-  unsigned char magic[4] = {};
-  COHORT_ASSIGN_OR_RETURN(const std::size_t n,
-                          content.Read(std::as_writable_bytes(std::span(magic))));
-  if (n < sizeof(magic)) {
-    return CutShort("magic", 0, sizeof(magic), n);
+  constexpr std::size_t kWord = 4;
+  const std::string_view magic = content.Read(kWord);
+  if (magic.size() < kWord) {
+    return CutShort("magic", 0, kWord, magic.size());
   }
   Header header;
   header.type = static_cast<IdxType>(magic[2]);
-  if (magic[0] != 0 || magic[1] != 0 || StoredBytes(header.type) == 0 || magic[3] == 0) {
+  const int axes = static_cast<unsigned char>(magic[3]);
+  if (magic[0] != 0 || magic[1] != 0 || StoredBytes(header.type) == 0 || axes == 0) {
     constexpr char kHex[] = "0123456789abcdef";
     std::string text;
-    for (const unsigned char byte : magic) {
-      text += {kHex[byte >> 4], kHex[byte & 15]};
+    for (const char byte : magic) {
+      const auto value = static_cast<unsigned char>(byte);
+      text += {kHex[value >> 4], kHex[value & 15]};
     }
     return DataLoss("magic at byte 0: " + text +
                     " is not IDX [0000, an element type of 08 09 0b 0c 0d 0e, and the number of "
                     "axes are expected]");
   }
-  header.bytes = sizeof(magic);
-  for (int axis = 0; axis < magic[3]; ++axis) {
-    unsigned char dim[4] = {};
-    COHORT_ASSIGN_OR_RETURN(const std::size_t m,
-                            content.Read(std::as_writable_bytes(std::span(dim))));
+  header.bytes = kWord;
+  for (int axis = 0; axis < axes; ++axis) {
     const std::string field = "size of axis " + std::to_string(axis);
-    if (m < sizeof(dim)) {
-      return CutShort(field, header.bytes, sizeof(dim), m);
+    const std::string_view dim = content.Read(kWord);
+    if (dim.size() < kWord) {
+      return CutShort(field, header.bytes, kWord, dim.size());
     }
-    const std::uint64_t size = (std::uint64_t{dim[0]} << 24) | (std::uint64_t{dim[1]} << 16) |
-                               (std::uint64_t{dim[2]} << 8) | dim[3];
+    const std::uint64_t size = BigEndian(dim);
     if (size != 0 && header.count > kMaxElements / size) {
       return DataLoss(field + " at byte " + std::to_string(header.bytes) + ": " +
                       std::to_string(size) + " makes the file larger than any");
     }
     header.count *= size;
     header.dims.push_back(static_cast<std::int64_t>(size));
-    header.bytes += sizeof(dim);
+    header.bytes += kWord;
   }
   return header;
 }
 
 // Big-endian elements to the machine's own order and to a type that Tensor has.
 template <typename Stored, typename T>
-Tensor Decode(const std::string& payload, Shape shape) {
+Tensor Decode(std::string_view payload, Shape shape) {
   using Bits = std::conditional_t<
       sizeof(Stored) == 8, std::uint64_t,
       std::conditional_t<sizeof(Stored) == 4, std::uint32_t,
@@ -142,7 +138,7 @@ Tensor Decode(const std::string& payload, Shape shape) {
   return tensor;
 }
 
-Tensor DecodeAs(IdxType type, const std::string& payload, const Shape& shape) {
+Tensor DecodeAs(IdxType type, std::string_view payload, const Shape& shape) {
   switch (type) {
     case IdxType::kInt8:
       return Decode<std::int8_t, std::int32_t>(payload, shape);
@@ -157,39 +153,26 @@ Tensor DecodeAs(IdxType type, const std::string& payload, const Shape& shape) {
     case IdxType::kUInt8:
       break;
   }
-  return Decode<std::uint8_t, std::uint8_t>(payload, shape);
+  Tensor tensor(DType::kUInt8, shape);
+  std::copy(payload.begin(), payload.end(), reinterpret_cast<char*>(tensor.raw()));
+  return tensor;
 }
 
-Result<Tensor> ParseIdx(const std::string& bytes) {
+Result<Tensor> ParseIdx(std::string_view bytes) {
   Content content(bytes);
   COHORT_ASSIGN_OR_RETURN(const Header header, Header::Read(content));
-  // Checked before it is allocated.
-  const std::uint64_t want = header.count * StoredBytes(header.type);
-  if (want > content.MaxLeft()) {
-    return CutShort("data", header.bytes, want, content.MaxLeft());
-  }
   const Shape shape(header.dims);
-  Tensor tensor;
-  std::string payload;
-  std::span<std::byte> room;
-  if (header.type == IdxType::kUInt8) {
-    tensor = Tensor(DType::kUInt8, shape);
-    room = {tensor.raw(), tensor.bytes()};
-  } else {
-    payload.resize(want);
-    room = std::as_writable_bytes(std::span(payload));
+  const std::uint64_t want = header.count * StoredBytes(header.type);
+  const std::string_view payload = content.Read(want);
+  if (payload.size() < want) {
+    return CutShort("data", header.bytes, want, payload.size());
   }
-  COHORT_ASSIGN_OR_RETURN(const std::size_t got, content.Read(room));
-  if (got < want) {
-    return CutShort("data", header.bytes, want, got);
+  if (content.left() != 0) {
+    return DataLoss(std::to_string(content.left()) + " bytes follow the data of " +
+                    shape.ToString() + ", from byte " + std::to_string(header.bytes + want) +
+                    " [is an axis size wrong?]");
   }
-  std::byte extra[1];
-  COHORT_ASSIGN_OR_RETURN(const std::size_t more, content.Read(extra));
-  if (more != 0) {
-    return DataLoss("bytes follow the data of " + shape.ToString() + ", from byte " +
-                    std::to_string(header.bytes + want) + " [is an axis size wrong?]");
-  }
-  return header.type == IdxType::kUInt8 ? tensor : DecodeAs(header.type, payload, shape);
+  return DecodeAs(header.type, payload, shape);
 }
 
 class IdxSource final : public Source {
@@ -237,7 +220,7 @@ class IdxSource final : public Source {
   std::uint64_t Fingerprint() const override {
     std::uint64_t digest = Hash64(images_.shape().ToString(), scale_ ? 1 : 0);
     for (const Tensor& tensor : {images_, labels_}) {
-      digest = Hash64({reinterpret_cast<const char*>(tensor.raw()), tensor.bytes()}, digest);
+      digest = Hash64(std::to_string(io::Crc32c({tensor.raw(), tensor.bytes()})), digest);
     }
     return digest;
   }
@@ -289,7 +272,7 @@ std::int64_t LargestLabel(const Dataset& dataset) {
 }  // namespace
 
 Result<Tensor> ReadIdx(FileSystem& files, const std::string& path) {
-  COHORT_ASSIGN_OR_RETURN(const std::string bytes, ReadFile(files, path));
+  COHORT_ASSIGN_OR_RETURN(const std::string bytes, io::ReadMaybeCompressed(files, path));
   Result<Tensor> tensor = ParseIdx(bytes);
   return tensor.ok() ? std::move(tensor) : Result<Tensor>(tensor.status().Annotate(path));
 }
@@ -306,7 +289,7 @@ Status WriteIdx(FileSystem& files, const std::string& path, const Tensor& tensor
     }
   }
   bytes.append(reinterpret_cast<const char*>(tensor.raw()), tensor.bytes());
-  return WriteFileAtomically(files, path, path.ends_with(".gz") ? Gzip(bytes) : bytes);
+  return WriteFileAtomically(files, path, path.ends_with(".gz") ? io::Gzip(bytes) : bytes);
 }
 
 Result<Dataset> Idx(const std::string& images_path, const std::string& labels_path,

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include <cohort/core/random.h>
+#include <cohort/io/crc32c.h>
 
 #include "sources/memory_source.h"
 
@@ -38,7 +39,7 @@ std::uint64_t MemorySource::Fingerprint() const {
     digest = Hash64(
         features_[i].name + std::string(DTypeName(tensor.dtype())) + tensor.shape().ToString(),
         digest);
-    digest = Hash64({reinterpret_cast<const char*>(tensor.raw()), tensor.bytes()}, digest);
+    digest = Hash64(std::to_string(io::Crc32c({tensor.raw(), tensor.bytes()})), digest);
   }
   return digest;
 }

@@ -31,7 +31,7 @@ class IdxTest : public ::testing::Test {
  protected:
   std::string Write(const std::string& name, const std::string& bytes) {
     const std::string path = folder_ / name;
-    OrThrow(WriteFileAtomically(files_, path, bytes));
+    OrThrow(OrThrow(files_.OpenForWrite(path))->Append(AsBytes(bytes)));
     return path;
   }
   std::string Content(const std::string& path) { return OrThrow(ReadFile(files_, path)); }
@@ -162,8 +162,8 @@ TEST_F(IdxTest, DamagedGzipIsAnErrorWhereverItIsCutOrFlipped) {
     }
   }
   EXPECT_GT(refused, 250) << "of " << good.size();
-  EXPECT_THAT(ReadStatus(good.substr(0, good.size() / 2)).message(), HasSubstr("cut short"));
-  EXPECT_THAT(ReadStatus(good + "x").message(), HasSubstr("something that is not gzip follows"));
+  EXPECT_THAT(ReadStatus(good.substr(0, good.size() / 2)).message(), HasSubstr("cut off"));
+  EXPECT_EQ(ReadStatus(good + "x").code(), StatusCode::kDataLoss);
   EXPECT_TRUE(ReadStatus(good + std::string(512, '\0')).ok()) << "padding is allowed";
 }
 
