@@ -4,8 +4,7 @@
 //
 //   Bind(parameters, optimizer)     rank 0's values everywhere, names and shapes compared
 //   Distribute(dataset)             this process's part of every global batch
-//   Step(batch, fn)                 fn once per local replica, gradients combined, parameters
-//   updated
+//   Step(batch, fn)                 fn on every local replica, gradients combined, values updated
 //
 // A strategy knows parameters, gradients and an update rule as flat spans, never a model. Gradients
 // are the exact weighted mean over the examples of the global batch, also when parts of it are
@@ -70,7 +69,8 @@ struct ReplicaContext {
   std::int64_t step = 0;     // of this strategy, from 1
   ParameterSet& parameters;  // read only during the step
   GradientSink& gradients;
-  Stream& stream;  // the replica's compute stream
+  Stream& stream;            // the replica's compute stream
+  int intra_op_threads = 1;  // that its operations may use
 };
 
 // What a step function returns of its part: sums, so that parts add up.
@@ -80,6 +80,9 @@ struct ReplicaResult {
   std::vector<double> metric_sums;  // as many on every replica and step; e.g. correct predictions
 };
 
+// Not called for a part without examples, which contributes nothing. An error or an exception gives
+// the step up on every process: the others' Step returns it with this task's name, this one's
+// returns the error or throws the exception on.
 using StepFn = std::function<Result<ReplicaResult>(ReplicaContext&, const data::Batch&)>;
 
 struct StepResult {
@@ -109,8 +112,9 @@ struct DistributedBatch {
 };
 
 struct InputOptions {
-  // For Evaluate: the whole data set, once, over the processes that evaluate. Under a parameter server, where training data
-  // is handed out on demand to the workers, this is all of it on the chief.
+  // For Evaluate: the whole data set, once, over the processes that evaluate. Under a parameter
+  // server, where training data is handed out on demand to the workers, this is all of it on the
+  // chief.
   bool evaluation = false;
 };
 
@@ -153,8 +157,8 @@ class Strategy {
   // them.
   virtual Status Bind(ParameterSet& parameters, std::unique_ptr<Optimizer> optimizer) = 0;
   // All processes must call, with equal datasets (compared by fingerprint).
-  virtual Result<std::unique_ptr<DistributedDataset>> Distribute(const data::Dataset& dataset,
-                                                                 const InputOptions& options = {}) = 0;
+  virtual Result<std::unique_ptr<DistributedDataset>> Distribute(
+      const data::Dataset& dataset, const InputOptions& options = {}) = 0;
   // One training step: parameters are updated when this returns. After an error parameters are as
   // before the step, or, where the error says so, the strategy is of no further use.
   virtual Result<StepResult> Step(const DistributedBatch& batch, const StepFn& fn) = 0;

@@ -31,6 +31,7 @@ class GradientSink {
   // Where the gradient of `parameter` is to be written: parameter's elements, zeroed at the start
   // of the pass.
   virtual std::span<float> Accumulator(int parameter) = 0;
+  // Adds rows to it, on the replica's stream: they must live until the stream has run this.
   virtual void AddSlices(int parameter, const IndexedSlices& slices) = 0;
   // Exactly once per trainable parameter and pass, after the writes were put on the replica's
   // stream.
@@ -40,6 +41,12 @@ class GradientSink {
   // the replica's weight, so that gradients come out as sums over examples; 1 under the DDP- and
   // TF-compatible scalings.
   virtual float loss_seed() const = 0;
+
+  // The replica's weight, where it is not its number of examples: tokens, sample weights. Before
+  // loss_seed() and before the first Ready; the step function must return the same.
+  virtual void SetWeight(double /*weight*/) {
+    throw ContractError("SetWeight: the weight of this sink is its number of examples");
+  }
 };
 
 }  // namespace cohort

@@ -1,0 +1,32 @@
+// The synchronous strategies, made from parts instead of from the environment.
+//
+// OneDevice, Mirrored and MultiWorkerMirrored are one thing: L replicas in each of W processes, all
+// of which apply the same sum of gradients at the same step. OneDevice has one and one, Mirrored L
+// and one, MultiWorkerMirrored L and W. For programs that bring a communicator of their own, and
+// for tests whose processes are threads.
+
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include <cohort/cluster/cluster_spec.h>
+#include <cohort/comm/communicator.h>
+#include <cohort/core/status.h>
+#include <cohort/strategies/strategy.h>
+
+namespace cohort {
+
+struct SynchronousParts {
+  std::string kind = "mirrored";  // what kind() says
+  ClusterConfig cluster;          // what cluster() says
+  // Among the W processes, this one's rank deciding which replicas it has: rank w has
+  // w*L .. w*L + L-1. nullptr: there is only this process.
+  std::unique_ptr<Communicator> communicator;
+};
+
+// L is options.num_devices, and equal on all processes. InvalidArgument: an option out of range.
+Result<std::unique_ptr<Strategy>> MakeSynchronousStrategy(SynchronousParts parts,
+                                                          StrategyOptions options = {});
+
+}  // namespace cohort

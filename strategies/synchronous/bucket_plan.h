@@ -1,0 +1,63 @@
+// BucketPlan: which parameter's gradient lies where, and with which others it travels.
+//
+// A gradient arena holds the gradients of the trainable parameters bucket after bucket, so that a
+// bucket is one span of it and nothing is copied to be sent. Parameters are taken in reverse
+// declaration order, about the order in which a backward pass finishes them. A bucket is closed
+// before it would exceed its limit; a parameter larger than the limit gets one of its own. The
+// first limit is small, so that communication starts early.
+//
+// A pure function of the parameters and the limits: equal on every process whose parameters are.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <cohort/optim/parameter_set.h>
+
+namespace cohort {
+
+struct BucketPlan {
+  // Elements at the start of bucket 0 that belong to no parameter: the replica's weight travels
+  // there.
+  static constexpr std::int64_t kHeaderElements = 16;
+
+  struct Place {
+    int bucket = -1;  // -1: not trainable, has no gradient
+    std::int64_t offset = 0;
+    std::int64_t elements = 0;
+  };
+  struct Bucket {
+    std::int64_t begin = 0;  // elements [begin, end) of a gradient arena
+    std::int64_t end = 0;
+    std::vector<int> parameters;
+    std::size_t first_chunk = 0;  // its chunks: [first_chunk, last_chunk)
+    std::size_t last_chunk = 0;
+    std::string name;  // what errors call it
+  };
+  // A run of one parameter's elements that fits in a core's cache with its optimizer state: the
+  // grain in which gradients are summed and applied. Never split among threads.
+  struct Chunk {
+    std::int64_t gradient = 0;  // offset in a gradient arena
+    std::int64_t value = 0;     // offset in the parameters' arena
+    std::int64_t elements = 0;
+  };
+
+  std::vector<Place> places;    // by parameter
+  std::vector<Bucket> buckets;  // at least one, also where nothing is trainable
+  std::vector<Chunk> chunks;    // in bucket order
+  std::int64_t elements = 0;    // of a gradient arena
+
+  static BucketPlan Make(const ParameterSet& parameters, std::int64_t first_bucket_bytes,
+                         std::int64_t bucket_bytes);
+};
+
+// A weight in the two floats of a bucket's header. Their sums over replicas are exact for integer
+// weights while the total stays below 2^36 and the replicas below 4096.
+void PackWeight(double weight, std::span<float> header);
+double UnpackWeight(std::span<const float> header);
+
+}  // namespace cohort

@@ -1,0 +1,18 @@
+// A synchronous strategy's view of a data set: this process's part of each global batch, cut again
+// among its replicas.
+
+#pragma once
+
+#include <memory>
+
+#include <cohort/data/dataset.h>
+#include <cohort/strategies/strategy.h>
+
+namespace cohort {
+
+// Of `processes`, this is number `process`; it has `replicas`.
+std::unique_ptr<DistributedDataset> MakeSynchronousDataset(const data::Dataset& dataset,
+                                                           int processes, int process,
+                                                           int replicas);
+
+}  // namespace cohort

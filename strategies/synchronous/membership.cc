@@ -1,0 +1,41 @@
+#include "synchronous/membership.h"
+
+#include <utility>
+
+#include "synchronous/agreement.h"
+
+namespace cohort {
+namespace {
+
+class CommunicatorMembership final : public Membership {
+ public:
+  explicit CommunicatorMembership(std::unique_ptr<Communicator> communicator)
+      : communicator_(std::move(communicator)) {}
+
+  Communicator* communicator() override { return communicator_.get(); }
+  Status Explain(const Status& status) override { return status; }
+  void GiveUp(const Status& error) override {
+    if (communicator_ != nullptr) {
+      communicator_->Abort(error);
+    }
+  }
+  Status Leave() override {
+    if (communicator_ == nullptr) {
+      return {};
+    }
+    CollectiveOptions options;
+    options.name = "shutdown";
+    return Await(communicator_->Barrier(options));
+  }
+
+ private:
+  const std::unique_ptr<Communicator> communicator_;
+};
+
+}  // namespace
+
+std::unique_ptr<Membership> MakeMembership(std::unique_ptr<Communicator> communicator) {
+  return std::make_unique<CommunicatorMembership>(std::move(communicator));
+}
+
+}  // namespace cohort
