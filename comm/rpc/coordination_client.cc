@@ -1,8 +1,6 @@
 // One task's connection to the coordination service.
 //
-// Calls of the user block on the user's thread. One thread of the client's own (the heart) beats,
-// keeps a Watch call open through which the service tells of a failure at once, and decides when
-// the service itself is gone.
+// Calls block on the caller's thread; a failure, which the heart finds, ends them.
 
 #include <cohort/coordination.grpc.pb.h>
 #include <fmt/format.h>
@@ -12,13 +10,13 @@
 #include <condition_variable>
 #include <mutex>
 #include <set>
-#include <thread>
+#include <utility>
 
 #include <cohort/core/random.h>
-#include <cohort/core/thread_pool.h>
 #include <cohort/rpc/coordination.h>
 
 #include "grpc_util.h"
+#include "heart.h"
 #include "key_value_table.h"
 #include "process_identity.h"
 #include "wire.h"
@@ -29,16 +27,8 @@ namespace {
 using std::chrono::milliseconds;
 
 constexpr milliseconds kAnswerSlack{5'000};  // the service answers a wait this much late at worst
-constexpr milliseconds kWatchSlice{30'000};
-constexpr milliseconds kWatchPause{50};
 constexpr milliseconds kProbeTimeout{300};
 constexpr milliseconds kGoodbyeTimeout{500};
-
-// The connection is gone, or the service is just going (it cancels what it has not begun).
-bool IsBroken(const grpc::Status& status) {
-  return status.error_code() == grpc::StatusCode::UNAVAILABLE ||
-         status.error_code() == grpc::StatusCode::CANCELLED;
-}
 
 double Seconds(Duration duration) { return std::chrono::duration<double>(duration).count(); }
 
@@ -60,18 +50,6 @@ class Backoff {
   Philox random_;
 };
 
-// One call of the heart: it is started, and later found done.
-template <typename Request, typename Reply>
-struct HeartCall {
-  std::shared_ptr<grpc::ClientContext> context;  // owners: this, and whoever cancels it
-  Request request;
-  Reply reply;
-  grpc::Status status;
-  bool in_flight = false;
-  bool done = false;
-  Deadline next;  // when to start it again
-};
-
 class Client final : public CoordinationClient {
  public:
   Client(std::string address, const ClusterSpec& cluster, const TaskId& task,
@@ -81,23 +59,21 @@ class Client final : public CoordinationClient {
         task_(task),
         options_(options),
         clock_(*options_.clock),
-        interval_(options.heartbeat_interval),
-        timeout_(options.heartbeat_timeout),
         incarnation_(NewIncarnation()),
-        stub_(wire::Coordination::NewStub(NewChannel(address_))) {
-    caller_.set_task(task_.ToString());
-    caller_.set_incarnation(incarnation_);
+        caller_(MakeCaller(task, incarnation_)),
+        stub_(wire::Coordination::NewStub(NewChannel(address_))),
+        heart_(*stub_, caller_, cluster_.Chief(), address_, options_) {
+    heart_.OnFailure([this](const Status&) { EndCalls(); });  // before any callback of the user's
   }
 
   ~Client() override {
     SayGoodbye();
-    StopHeart();
+    heart_.Stop();
   }
 
   Status JoinJob(bool wait_for_all) {
     const Deadline begun = clock_.Now();
     COHORT_RETURN_IF_ERROR(Register(begun));
-    heart_ = std::thread([this] { Heart(); });
     return wait_for_all ? AwaitAll(begun) : OkStatus();
   }
 
@@ -143,22 +119,14 @@ class Client final : public CoordinationClient {
     wire::ReportErrorReply reply;
     const Status told =
         Call(&Stub::ReportError, request, &reply, milliseconds(0), "reporting an error");
-    const std::lock_guard lock(mutex_);
-    SetFailure(FromWire(reply.failure()));
-    return failure_.ok() ? told : OkStatus();  // a job that has failed already needs no telling
+    heart_.Fail(FromWire(reply.failure()));
+    return failure().ok() ? told : OkStatus();  // a job that has failed already needs no telling
   }
 
-  Status failure() const override {
-    const std::lock_guard lock(mutex_);
-    return failure_;
-  }
+  Status failure() const override { return heart_.failure(); }
 
   void OnFailure(std::function<void(const Status&)> callback) override {
-    {
-      const std::lock_guard lock(mutex_);
-      on_failure_.push_back(std::move(callback));
-    }
-    changed_.notify_all();
+    heart_.OnFailure(std::move(callback));
   }
 
   Status Shutdown() override {
@@ -170,12 +138,19 @@ class Client final : public CoordinationClient {
       const std::lock_guard lock(mutex_);
       left_ = true;
     }
-    StopHeart();
+    heart_.Stop();
     return OkStatus();
   }
 
  private:
   using Stub = wire::Coordination::Stub;
+
+  static wire::Caller MakeCaller(const TaskId& task, std::uint64_t incarnation) {
+    wire::Caller caller;
+    caller.set_task(task.ToString());
+    caller.set_incarnation(incarnation);
+    return caller;
+  }
 
   milliseconds Remaining(Deadline deadline) const {
     // At least 1 ms: 0 means "answer at once" on the wire.
@@ -187,7 +162,7 @@ class Client final : public CoordinationClient {
   Status Register(Deadline begun);
   Status AwaitAll(Deadline begun);
   std::string WhyUnreachable(const grpc::Status& status) const;
-  bool PauseUntil(Deadline deadline);
+  void PauseUntil(Deadline deadline);
 
   // One call, repeated while the connection is broken, until the service answers, the job fails, or
   // `wait` and some slack have passed. The request's `wait_ms`, where it has one, is set.
@@ -200,16 +175,7 @@ class Client final : public CoordinationClient {
   std::shared_ptr<grpc::ClientContext> BeginCall(Deadline deadline, Status* why);
   void EndCall(const std::shared_ptr<grpc::ClientContext>& context);
 
-  // The heart. All but Heart, StartBeat, StartWatch and StopHeart run with mutex_ held.
-  void Heart();
-  void StartBeat(Deadline now);
-  void StartWatch();
-  void TakeBeat(std::unique_lock<std::mutex>& lock);
-  void TakeWatch();
-  void JudgeService(std::unique_lock<std::mutex>& lock);
-  void SetFailure(const Status& failure);
-  void TellFailure(std::unique_lock<std::mutex>& lock);
-  void StopHeart();
+  void EndCalls();
   void SayGoodbye();
 
   const std::string address_;
@@ -217,27 +183,19 @@ class Client final : public CoordinationClient {
   const TaskId task_;
   const CoordinationOptions options_;
   Clock& clock_;
-  milliseconds interval_;  // of the heartbeat; the smaller of ours and the service's
-  milliseconds timeout_;
   const std::uint64_t incarnation_;
-  wire::Caller caller_;
+  const wire::Caller caller_;
   const std::unique_ptr<Stub> stub_;
   std::atomic<std::uint64_t> insertions_{0};
 
-  mutable std::mutex mutex_;
+  std::mutex mutex_;
   std::condition_variable changed_;
-  bool registered_ = false;
+  bool joined_ = false;
   bool left_ = false;
-  bool stop_ = false;
-  Status failure_;
-  bool service_gone_ = false;  // the failure is our own finding
-  std::vector<std::function<void(const Status&)>> on_failure_;
-  std::set<std::shared_ptr<grpc::ClientContext>> calls_;  // of the user, in flight
-  HeartCall<wire::HeartbeatRequest, wire::HeartbeatReply> beat_;
-  HeartCall<wire::WatchRequest, wire::WatchReply> watch_;
-  Deadline last_answer_;
-  std::optional<Deadline> broken_since_;
-  std::thread heart_;
+  bool failed_ = false;                                   // follows heart_.failure()
+  std::set<std::shared_ptr<grpc::ClientContext>> calls_;  // in flight; owners: this and the call
+
+  Heart heart_;
 };
 
 // Joining.
@@ -263,10 +221,14 @@ Status Client::Register(Deadline begun) {
     const grpc::Status status = stub_->Register(&context, request, &reply);
     if (status.ok()) {
       COHORT_RETURN_IF_ERROR(FromWire(reply.outcome()));
-      const std::lock_guard lock(mutex_);
-      registered_ = true;
-      interval_ = std::min(interval_, milliseconds(reply.heartbeat_interval_ms()));
-      timeout_ = std::min(timeout_, milliseconds(reply.heartbeat_timeout_ms()));
+      {
+        const std::lock_guard lock(mutex_);
+        joined_ = true;
+      }
+      // Both ends must agree on what silence is: the stricter of the two settings holds.
+      heart_.Start(
+          std::min(options_.heartbeat_interval, milliseconds(reply.heartbeat_interval_ms())),
+          std::min(options_.heartbeat_timeout, milliseconds(reply.heartbeat_timeout_ms())));
       return OkStatus();
     }
     if (status.error_code() == grpc::StatusCode::UNIMPLEMENTED) {
@@ -300,11 +262,10 @@ std::string Client::WhyUnreachable(const grpc::Status& status) const {
              : reason;
 }
 
-// False if the client stops or the job fails before `deadline`.
-bool Client::PauseUntil(Deadline deadline) {
+// Returns at `deadline`, or when the job fails.
+void Client::PauseUntil(Deadline deadline) {
   std::unique_lock lock(mutex_);
-  return !clock_.WaitUntil(lock, changed_, deadline,
-                           [this] { return stop_ || left_ || !failure_.ok(); });
+  clock_.WaitUntil(lock, changed_, deadline, [this] { return left_ || failed_; });
 }
 
 Status Client::AwaitAll(Deadline begun) {
@@ -337,7 +298,7 @@ std::shared_ptr<grpc::ClientContext> Client::BeginCall(Deadline deadline, Status
   auto context = std::make_shared<grpc::ClientContext>();
   context->set_deadline(GrpcDeadline(deadline));
   const std::lock_guard lock(mutex_);
-  *why = left_ ? FailedPrecondition(task_.ToString() + " has left the job") : failure_;
+  *why = left_ ? FailedPrecondition(task_.ToString() + " has left the job") : failure();
   if (!why->ok()) {
     return nullptr;
   }
@@ -348,6 +309,19 @@ std::shared_ptr<grpc::ClientContext> Client::BeginCall(Deadline deadline, Status
 void Client::EndCall(const std::shared_ptr<grpc::ClientContext>& context) {
   const std::lock_guard lock(mutex_);
   calls_.erase(context);
+}
+
+void Client::EndCalls() {
+  std::set<std::shared_ptr<grpc::ClientContext>> calls;
+  {
+    const std::lock_guard lock(mutex_);
+    failed_ = true;
+    calls = calls_;
+  }
+  changed_.notify_all();
+  for (const auto& call : calls) {
+    call->TryCancel();
+  }
 }
 
 template <typename Request, typename Reply>
@@ -389,195 +363,10 @@ Result<std::string> Client::GetValue(const wire::GetRequest& request, millisecon
   return std::move(*reply.mutable_value());
 }
 
-// The heart.
-
-void Client::Heart() {
-  NameThisThread("coord-heart");
-  std::unique_lock lock(mutex_);
-  last_answer_ = clock_.Now();
-  beat_.next = watch_.next = last_answer_;
-  while (!stop_) {
-    if (beat_.done) {
-      TakeBeat(lock);
-    }
-    if (watch_.done) {
-      TakeWatch();
-    }
-    if (!failure_.ok()) {
-      TellFailure(lock);
-      clock_.WaitUntil(lock, changed_, clock_.Now() + std::chrono::hours(1),
-                       [this] { return stop_ || !on_failure_.empty(); });
-      continue;
-    }
-    const Deadline now = clock_.Now();
-    const bool beat = !beat_.in_flight && beat_.next <= now;
-    const bool watch = !watch_.in_flight && watch_.next <= now;
-    if (beat || watch) {
-      lock.unlock();  // gRPC may call back on this thread
-      if (beat) {
-        StartBeat(now);
-      }
-      if (watch) {
-        StartWatch();
-      }
-      lock.lock();
-      continue;
-    }
-    Deadline wake = now + timeout_;
-    if (!beat_.in_flight) {
-      wake = std::min(wake, beat_.next);
-    }
-    if (!watch_.in_flight) {
-      wake = std::min(wake, watch_.next);
-    }
-    clock_.WaitUntil(lock, changed_, wake,
-                     [this] { return stop_ || beat_.done || watch_.done || !failure_.ok(); });
-  }
-}
-
-void Client::StartBeat(Deadline now) {
-  // Several attempts fit into the time after which the service counts as gone, and the last of them
-  // ends with it.
-  const Duration left = last_answer_ + timeout_ - now;
-  const Duration patience =
-      std::clamp<Duration>(left, interval_ / 2, std::max(timeout_ / 5, interval_));
-  auto context = std::make_shared<grpc::ClientContext>();
-  context->set_deadline(GrpcTimeout(patience));
-  *beat_.request.mutable_caller() = caller_;
-  {
-    const std::lock_guard lock(mutex_);
-    beat_.context = context;
-    beat_.in_flight = true;
-    beat_.next = now + interval_;
-  }
-  stub_->async()->Heartbeat(context.get(), &beat_.request, &beat_.reply,
-                            [this](grpc::Status status) {
-                              const std::lock_guard lock(mutex_);
-                              beat_.status = std::move(status);
-                              beat_.done = true;
-                              changed_.notify_all();
-                            });
-}
-
-void Client::StartWatch() {
-  auto context = std::make_shared<grpc::ClientContext>();
-  context->set_deadline(GrpcTimeout(kWatchSlice + kAnswerSlack));
-  *watch_.request.mutable_caller() = caller_;
-  watch_.request.set_wait_ms(kWatchSlice.count());
-  {
-    const std::lock_guard lock(mutex_);
-    watch_.context = context;
-    watch_.in_flight = true;
-  }
-  stub_->async()->Watch(context.get(), &watch_.request, &watch_.reply, [this](grpc::Status status) {
-    const std::lock_guard lock(mutex_);
-    watch_.status = std::move(status);
-    watch_.done = true;
-    changed_.notify_all();
-  });
-}
-
-void Client::TakeBeat(std::unique_lock<std::mutex>& lock) {
-  beat_.done = beat_.in_flight = false;
-  const Deadline now = clock_.Now();
-  if (beat_.status.ok()) {
-    last_answer_ = now;
-    broken_since_.reset();
-    SetFailure(FromWire(beat_.reply.outcome()));
-    return;
-  }
-  if (IsBroken(beat_.status)) {
-    broken_since_ = broken_since_.value_or(now);
-  }
-  beat_.next = now + std::min(interval_, milliseconds(200));
-  JudgeService(lock);
-}
-
-void Client::TakeWatch() {
-  watch_.done = watch_.in_flight = false;
-  const Deadline now = clock_.Now();
-  watch_.next = now + kWatchPause;
-  if (watch_.status.ok()) {
-    SetFailure(FromWire(watch_.reply.outcome()));
-    return;
-  }
-  // The connection broke: a heartbeat finds out whether it can be made again.
-  if (IsBroken(watch_.status)) {
-    broken_since_ = broken_since_.value_or(now);
-    beat_.next = now;
-  }
-}
-
-// After a heartbeat without an answer: is the service gone?
-void Client::JudgeService(std::unique_lock<std::mutex>& lock) {
-  const Deadline now = clock_.Now();
-  const bool broken = broken_since_ && now - *broken_since_ > options_.reconnect_grace;
-  if (!broken && now - last_answer_ <= timeout_) {
-    return;
-  }
-  lock.unlock();
-  const std::string reason = ProbeAddress(address_, kProbeTimeout);
-  lock.lock();
-  service_gone_ = true;
-  SetFailure(Unavailable(fmt::format(
-      "{} (the chief, with the coordination service at {}) {}: {} [its own log tells why it ended]",
-      cluster_.Chief().ToString(), address_,
-      broken ? fmt::format("is gone, its connection broken for {:.1f} s",
-                           Seconds(now - *broken_since_))
-             : fmt::format("answered no heartbeat for {:.1f} s", Seconds(now - last_answer_)),
-      reason)));
-}
-
-void Client::SetFailure(const Status& failure) {
-  if (failure_.ok() && !failure.ok() && !left_) {
-    failure_ = failure;
-    changed_.notify_all();
-  }
-}
-
-// Ends the calls that wait, and runs the callbacks.
-void Client::TellFailure(std::unique_lock<std::mutex>& lock) {
-  const auto calls = std::exchange(calls_, {});
-  const auto callbacks = std::exchange(on_failure_, {});
-  const Status failure = failure_;
-  lock.unlock();
-  for (const auto& call : calls) {
-    call->TryCancel();
-  }
-  for (const auto& callback : callbacks) {
-    callback(failure);
-  }
-  lock.lock();
-}
-
-void Client::StopHeart() {
-  if (!heart_.joinable()) {
-    return;
-  }
-  std::unique_lock lock(mutex_);
-  stop_ = true;
-  changed_.notify_all();
-  lock.unlock();
-  heart_.join();
-  lock.lock();
-  const auto beat = beat_.in_flight ? beat_.context : nullptr;
-  const auto watch = watch_.in_flight ? watch_.context : nullptr;
-  lock.unlock();
-  for (const auto& context : {beat, watch}) {
-    if (context != nullptr) {
-      context->TryCancel();
-    }
-  }
-  lock.lock();
-  // A cancelled call always ends, and at once.
-  changed_.wait(
-      lock, [this] { return beat_.in_flight <= beat_.done && watch_.in_flight <= watch_.done; });
-}
-
 void Client::SayGoodbye() {
   {
     const std::lock_guard lock(mutex_);
-    if (!registered_ || left_ || service_gone_) {
+    if (!joined_ || left_ || heart_.service_gone()) {
       return;
     }
   }

@@ -1,0 +1,93 @@
+// Heart: the thread of a client that beats, keeps a Watch call open through which the service tells
+// of a failure at once, and decides when the service itself is gone.
+//
+// Thread rules: all methods from any thread, Start and Stop from one. Callbacks run on the heart's
+// thread, with no lock held.
+
+#pragma once
+
+#include <cohort/coordination.grpc.pb.h>
+
+#include <chrono>
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <cohort/rpc/coordination.h>
+
+namespace cohort {
+
+// The connection is gone, or the service is just going (it cancels what it has not begun).
+bool IsBroken(const grpc::Status& status);
+
+class Heart {
+ public:
+  // `stub` must outlive the heart. `chief` and `address` are for messages and probes.
+  Heart(wire::Coordination::Stub& stub, wire::Caller caller, TaskId chief, std::string address,
+        const CoordinationOptions& options);
+  ~Heart() { Stop(); }
+  Heart(const Heart&) = delete;
+  Heart& operator=(const Heart&) = delete;
+
+  void Start(std::chrono::milliseconds interval, std::chrono::milliseconds timeout);
+  // Returns when no callback runs or will run, and nothing is under way. failure() stays.
+  void Stop();
+
+  Status failure() const;
+  bool service_gone() const;  // the failure is the heart's own finding
+  // The first error stays; OK changes nothing.
+  void Fail(const Status& failure);
+  // Runs once: when there is a failure, or at once if there is.
+  void OnFailure(std::function<void(const Status&)> callback);
+
+ private:
+  // A call that is started, and later found done.
+  template <typename Request, typename Reply>
+  struct Exchange {
+    std::unique_ptr<grpc::ClientContext> context;
+    Request request;
+    Reply reply;
+    grpc::Status status;
+    bool in_flight = false;
+    bool done = false;
+    Deadline next;  // when to start it again
+  };
+
+  void Run();
+  void StartBeat(Deadline now);
+  void StartWatch();
+  // The rest with mutex_ held.
+  void TakeBeat(std::unique_lock<std::mutex>& lock);
+  void TakeWatch();
+  void JudgeService(std::unique_lock<std::mutex>& lock);
+  void FailLocked(const Status& failure);
+  void TellFailure(std::unique_lock<std::mutex>& lock);
+
+  wire::Coordination::Stub& stub_;
+  const wire::Caller caller_;
+  const TaskId chief_;
+  const std::string address_;
+  Clock& clock_;
+  const std::chrono::milliseconds reconnect_grace_;
+  std::chrono::milliseconds interval_{0};
+  std::chrono::milliseconds timeout_{0};
+
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  bool stop_ = false;
+  Status failure_;
+  bool service_gone_ = false;
+  std::vector<std::function<void(const Status&)>> on_failure_;
+  Exchange<wire::HeartbeatRequest, wire::HeartbeatReply> beat_;
+  Exchange<wire::WatchRequest, wire::WatchReply> watch_;
+  Deadline last_answer_;
+  std::optional<Deadline> broken_since_;
+  std::thread thread_;
+};
+
+}  // namespace cohort
