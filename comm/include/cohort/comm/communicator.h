@@ -95,6 +95,8 @@ class Communicator {
   virtual std::string_view backend() const = 0;       // "local", "tcp", "mpi"
   virtual std::string peer_name(int rank) const = 0;  // "worker:1": what errors call a rank
   virtual CommunicatorStats stats() const = 0;
+  // OK, or the failure that ended this communicator; it may come from a peer, between operations.
+  virtual Status status() const = 0;
 
   using Pending = Result<std::unique_ptr<Work>>;
 

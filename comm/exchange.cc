@@ -1,0 +1,467 @@
+#include "exchange.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+namespace cohort {
+namespace {
+
+using std::chrono::milliseconds;
+
+std::string Seconds(Duration duration) {
+  const auto ms = std::chrono::duration_cast<milliseconds>(duration).count();
+  std::string text = std::to_string(ms / 1000);
+  if (ms % 1000 != 0) {
+    text += "." + std::to_string(1000 + ms % 1000).substr(1);
+  }
+  return text + " s";
+}
+
+// An abort frame: the code, then the text.
+std::vector<std::byte> EncodeStatus(const Status& status) {
+  const auto code = static_cast<std::int32_t>(status.code());
+  const std::size_t length =
+      std::min(status.message().size(), Transport::kMaxControlBytes - sizeof(code));
+  std::vector<std::byte> body(sizeof(code) + length);
+  std::memcpy(body.data(), &code, sizeof(code));
+  std::memcpy(body.data() + sizeof(code), status.message().data(), length);
+  return body;
+}
+
+Status DecodeStatus(Bytes body) {
+  std::int32_t code = 0;
+  if (body.size() < sizeof(code)) {
+    return Internal("abort frame of " + std::to_string(body.size()) + " bytes");
+  }
+  std::memcpy(&code, body.data(), sizeof(code));
+  if (code <= 0 || code > static_cast<std::int32_t>(StatusCode::kDataLoss)) {
+    return Internal("abort frame with code " + std::to_string(code));
+  }
+  return {static_cast<StatusCode>(code),
+          std::string(reinterpret_cast<const char*>(body.data()) + sizeof(code),
+                      body.size() - sizeof(code))};
+}
+
+}  // namespace
+
+Exchange::Exchange(std::unique_ptr<Transport> transport, int rank, int size,
+                   const CommunicatorOptions& options,
+                   std::function<void(const Status&)> on_failure)
+    : transport_(std::move(transport)),
+      rank_(rank),
+      size_(size),
+      generation_(options.generation),
+      slow_peer_warning_(options.slow_peer_warning),
+      peer_name_(options.peer_name),
+      log_(options.log),
+      on_failure_(std::move(on_failure)),
+      segment_bytes_(options.segment_bytes > 0 ? options.segment_bytes
+                                               : transport_->default_segment_bytes()),
+      peers_(static_cast<std::size_t>(size)) {
+  transport_->Attach(this);
+}
+
+std::size_t Exchange::SegmentBytes(std::size_t element_bytes) const {
+  return std::max<std::size_t>(
+      static_cast<std::size_t>(segment_bytes_) / element_bytes * element_bytes, element_bytes);
+}
+
+std::string Exchange::Name(int rank) const {
+  std::string text = "rank " + std::to_string(rank);
+  if (peer_name_) {
+    const std::string name = peer_name_(rank);
+    if (name != text) {
+      text += " (" + name + ")";
+    }
+  }
+  return text;
+}
+
+Status Exchange::Begin(OperationRecord record, Deadline deadline) {
+  COHORT_RETURN_IF_ERROR(failure_);
+  record_ = std::move(record);
+  record_.generation = generation_;
+  record_.segment_bytes = segment_bytes_;
+  if (!record_.point_to_point()) {
+    ++collectives_;
+  } else if (record_.kind == OperationKind::kSend) {
+    record_.pair_sequence = ++peer(record_.root).sends;
+  } else {
+    record_.pair_sequence = ++peer(record_.root).receives;
+  }
+  record_.sequence = collectives_;
+  active_ = true;
+  warned_ = false;
+  started_ = std::chrono::steady_clock::now();
+  deadline_ = deadline;
+  for (int p = 0; p < size_; ++p) {
+    peer(p).told_open = false;
+    peer(p).heard_open = false;
+    peer(p).heard_stalled = false;
+  }
+  for (int p = 0; p < size_ && noted_.ok(); ++p) {
+    JudgeFirstOpen(p);
+  }
+  if (!noted_.ok()) {
+    Fail(std::exchange(noted_, Status()));
+  } else if (!record_.point_to_point() && size_ > 1) {
+    Open((rank_ + 1) % size_);
+  }
+  return failure_;
+}
+
+void Exchange::Open(int to) {
+  if (!peer(to).told_open) {
+    peer(to).told_open = true;
+    transport_->Control(to, FrameKind::kOpen, record_.Encode());
+  }
+}
+
+Status Exchange::End(const Status& status) {
+  if (!status.ok()) {
+    Fail(status);
+  }
+  active_ = false;
+  return failure_;
+}
+
+Ticket Exchange::Send(int to, Bytes data) {
+  Open(to);
+  return transport_->Send(to, data);
+}
+
+Ticket Exchange::Receive(int from, MutableBytes data, const CombineWith& combine) {
+  return transport_->Receive(from, data, combine);
+}
+
+Status Exchange::Wait(const Ticket& ticket) {
+  if (failure_.ok() && noted_.ok() && transport_->Done(ticket)) {
+    return {};
+  }
+  return WaitUntil([&] { return transport_->Done(ticket); });
+}
+
+Status Exchange::WaitAll() {
+  return WaitUntil([&] {
+    for (int p = 0; p < size_; ++p) {
+      if (transport_->Owes(p) || transport_->Unsent(p)) {
+        return false;
+      }
+    }
+    return true;
+  });
+}
+
+Status Exchange::Poll(const std::function<bool()>& done, const std::string& what, Duration period) {
+  awaited_elsewhere_ = what;
+  Status status = WaitUntil(done, period);
+  awaited_elsewhere_.clear();
+  return status;
+}
+
+Status Exchange::WaitForStream(Event& event) {
+  constexpr auto kSlice = milliseconds(20);  // how late a peer's abort is heard
+  while (!event.done()) {
+    const Deadline now = std::chrono::steady_clock::now();
+    if (now >= deadline_) {
+      return DeadlineExceeded(record_.Numbered() + " on " + Name(rank_) + ": its stream has not " +
+                              "run what came before it within " + Seconds(deadline_ - started_));
+    }
+    Step(now);
+    COHORT_RETURN_IF_ERROR(failure_);
+    if (const Status status = event.Wait(std::min(deadline_, now + kSlice));
+        !status.ok() && event.done()) {
+      return status.Annotate("the stream before " + record_.Numbered());
+    }
+  }
+  return event.Wait(deadline_).Annotate("the stream before " + record_.Numbered());
+}
+
+void Exchange::Idle(Deadline until) { Step(until); }
+
+void Exchange::TakeAbortRequest() {
+  if (abort_requested_.exchange(false)) {
+    Status reason;
+    {
+      const std::lock_guard lock(abort_mutex_);
+      reason = abort_reason_;
+    }
+    Fail(Status(reason.code(), Name(rank_) + " aborted the communicator: " + reason.message()));
+  }
+}
+
+// One round of progress, and what it brought to light.
+void Exchange::Step(Deadline until) {
+  TakeAbortRequest();
+  transport_->Progress(until);
+  if (!noted_.ok()) {
+    Fail(std::exchange(noted_, Status()));
+  }
+}
+
+Status Exchange::WaitUntil(const std::function<bool()>& done, Duration period) {
+  for (;;) {
+    if (!noted_.ok()) {
+      Fail(std::exchange(noted_, Status()));
+    }
+    COHORT_RETURN_IF_ERROR(failure_);
+    if (done()) {
+      return {};
+    }
+    CheckLeavers();
+    COHORT_RETURN_IF_ERROR(failure_);
+    const Deadline now = std::chrono::steady_clock::now();
+    if (now >= deadline_) {
+      return TimedOut(done);
+    }
+    const Deadline warn_at = started_ + slow_peer_warning_;
+    if (!warned_ && now >= warn_at) {
+      WarnOfSlowPeers();
+    }
+    Step(std::min({deadline_, warned_ ? deadline_ : warn_at, now + period}));
+  }
+}
+
+bool Exchange::Awaited(int p) const { return transport_->Owes(p) || transport_->Unsent(p); }
+
+std::string Exchange::AwaitedNames() const {
+  std::string text;
+  for (int p = 0; p < size_; ++p) {
+    if (Awaited(p)) {
+      text += (text.empty() ? "" : ", ") + Name(p);
+    }
+  }
+  return text.empty() ? awaited_elsewhere_ : text;
+}
+
+void Exchange::WarnOfSlowPeers() {
+  warned_ = true;
+  log_.Warning(record_.Numbered() + " on " + Name(rank_) + " has waited " +
+               Seconds(std::chrono::steady_clock::now() - started_) + " for " + AwaitedNames());
+}
+
+// A peer that left in good order has sent all it ever will.
+void Exchange::CheckLeavers() {
+  for (int p = 0; p < size_; ++p) {
+    if (peer(p).presence == Presence::kLeft && Awaited(p)) {
+      Fail(Unavailable(Name(p) + " left the communicator; " + Name(rank_) + " still needs it for " +
+                       record_.Numbered()));
+      return;
+    }
+  }
+}
+
+std::string Exchange::Where() const {
+  if (active_) {
+    return "during " + record_.Numbered();
+  }
+  return record_.sequence + record_.pair_sequence == 0
+             ? "before the first operation (generation " + std::to_string(generation_) + ")"
+             : "after " + record_.Numbered();
+}
+
+Status Exchange::TimedOut(const std::function<bool()>& done) {
+  const Duration timeout = deadline_ - started_;
+  for (int p = 0; p < size_; ++p) {
+    GiveSignOfLife(p, true);
+  }
+  const auto everyone_spoke = [&] {
+    for (int p = 0; p < size_; ++p) {
+      const Peer& other = peer(p);
+      const bool concerned = !record_.point_to_point() || p == record_.root;
+      if (p != rank_ && concerned && other.presence == Presence::kHere && !other.heard_stalled) {
+        return false;
+      }
+    }
+    return true;
+  };
+  const Deadline grace =
+      DeadlineAfter(std::clamp<Duration>(timeout / 10, milliseconds(50), milliseconds(1000)));
+  while (!everyone_spoke() && std::chrono::steady_clock::now() < grace) {
+    Step(grace);
+    COHORT_RETURN_IF_ERROR(failure_);
+    if (done()) {
+      return {};
+    }
+  }
+  Fail(DeadlineExceeded(record_.Numbered() + " on " + Name(rank_) + " not done after " +
+                        Seconds(timeout) + ": " + Culprits()));
+  return failure_;
+}
+
+std::string Exchange::Culprits() const {
+  std::string text;
+  for (int p = 0; p < size_; ++p) {
+    const Peer& other = peer(p);
+    if (p == rank_ || (record_.point_to_point() && p != record_.root)) {
+      continue;
+    }
+    std::string fault;
+    if (!other.heard_stalled) {
+      fault = " gives no sign of life";
+    } else if (!record_.point_to_point() && other.stalled_in.sequence < record_.sequence) {
+      fault = other.stalled_in.sequence + other.stalled_in.pair_sequence == 0
+                  ? " has not entered it, nor any operation before"
+                  : " has not entered it; its last is " + other.stalled_in.Numbered();
+    } else {
+      continue;
+    }
+    text += (text.empty() ? "" : ", ") + Name(p) + fault;
+  }
+  return text.empty() ? "waiting for " + AwaitedNames() : text;
+}
+
+// A stalled frame: one byte that says whether an answer is asked for, then where this rank is.
+void Exchange::GiveSignOfLife(int p, bool ask) {
+  if (p == rank_ || peer(p).presence != Presence::kHere) {
+    return;
+  }
+  std::vector<std::byte> body = record_.Encode();
+  body.insert(body.begin(), std::byte(ask ? 1 : 0));
+  transport_->Control(p, FrameKind::kStalled, body);
+}
+
+void Exchange::Note(Status status) {
+  if (noted_.ok() && failure_.ok()) {
+    noted_ = std::move(status);
+  }
+}
+
+void Exchange::Fail(const Status& status) {
+  if (!failure_.ok()) {
+    return;
+  }
+  failure_ = status;
+  noted_ = Status();
+  transport_->Forget();
+  const std::vector<std::byte> body = EncodeStatus(status);
+  for (int p = 0; p < size_; ++p) {
+    if (p != rank_ && peer(p).presence == Presence::kHere) {
+      transport_->Control(p, FrameKind::kAbort, body);
+    }
+  }
+  on_failure_(failure_);
+}
+
+void Exchange::Close() {
+  TakeAbortRequest();
+  for (int p = 0; p < size_; ++p) {
+    if (p != rank_ && peer(p).presence == Presence::kHere) {
+      transport_->Control(p, FrameKind::kBye, {});
+    }
+  }
+  transport_->Close(DeadlineAfter(failure_.ok() ? milliseconds(2000) : milliseconds(1000)));
+}
+
+void Exchange::RequestAbort(const Status& reason) {
+  {
+    const std::lock_guard lock(abort_mutex_);
+    if (abort_reason_.ok()) {
+      abort_reason_ = reason;
+    }
+  }
+  abort_requested_ = true;
+  transport_->Wake();
+}
+
+bool Exchange::OnControl(int from, FrameKind kind, Bytes body) {
+  Peer& other = peer(from);
+  switch (kind) {
+    case FrameKind::kOpen: {
+      std::optional<OperationRecord> record = OperationRecord::Decode(body);
+      if (!record) {
+        Note(Internal(Name(from) + " sent a malformed operation record " + Where()));
+        return false;
+      }
+      other.opens.push_back(std::move(*record));
+      return !active_ || other.opens.size() > 1 || JudgeFirstOpen(from);
+    }
+    case FrameKind::kStalled: {
+      std::optional<OperationRecord> record;
+      if (!body.empty() && (record = OperationRecord::Decode(body.subspan(1)))) {
+        other.heard_stalled = true;
+        other.stalled_in = std::move(*record);
+        if (body[0] != std::byte(0)) {
+          GiveSignOfLife(from, false);
+        }
+      }
+      return true;
+    }
+    case FrameKind::kAbort:
+      Note(DecodeStatus(body));
+      return false;
+    case FrameKind::kBye:
+      other.presence = Presence::kLeft;
+      return true;
+    case FrameKind::kData:
+      break;
+  }
+  Note(Internal(Name(from) + " sent a frame of unknown kind " +
+                std::to_string(static_cast<int>(kind))));
+  return false;
+}
+
+void Exchange::OnLost(int from, const Status& why) {
+  if (peer(from).presence != Presence::kHere) {
+    return;
+  }
+  peer(from).presence = Presence::kLost;
+  Note(Unavailable(Name(from) + " is gone " + Where() + ": " + why.message() +
+                   " [see that process's own log for why it ended]"));
+}
+
+void Exchange::OnWrongSize(int from, std::size_t sent, std::size_t expected) {
+  Note(Internal(Name(from) + " sent " + std::to_string(sent) + " bytes where " + Name(rank_) +
+                " expects " + std::to_string(expected) + " " + Where()));
+}
+
+// Compares the first operation that `p` has begun and we have not with the one under way.
+bool Exchange::JudgeFirstOpen(int p) {
+  Peer& other = peer(p);
+  if (other.opens.empty()) {
+    return true;
+  }
+  const OperationRecord& theirs = other.opens.front();
+  switch (Judge(p, theirs)) {
+    case Verdict::kSame:
+      other.opens.pop_front();
+      other.heard_open = true;
+      return true;
+    case Verdict::kLater:
+      return true;
+    case Verdict::kMismatch:
+      break;
+  }
+  const bool brief = record_.Brief() != theirs.Brief();
+  const std::string mine = Name(rank_) + " is in " + (brief ? record_.Brief() : record_.Full());
+  const std::string yours = Name(p) + " is in " + (brief ? theirs.Brief() : theirs.Full());
+  Note(InvalidArgument((rank_ < p ? mine + ", " + yours : yours + ", " + mine) + ", operation #" +
+                       std::to_string(std::max(record_.sequence, theirs.sequence)) +
+                       " (generation " + std::to_string(generation_) +
+                       ") [every rank must call the same operations in the same order]"));
+  return false;
+}
+
+Exchange::Verdict Exchange::Judge(int p, const OperationRecord& theirs) const {
+  if (peer(p).heard_open) {  // it has gone on
+    return transport_->Owes(p) ? Verdict::kMismatch : Verdict::kLater;
+  }
+  if (record_.point_to_point()) {
+    // Only the two ranks take part; the others may be ahead.
+    if (record_.kind == OperationKind::kSend || p != record_.root) {
+      return Verdict::kLater;
+    }
+    return record_.Matches(theirs) ? Verdict::kSame : Verdict::kMismatch;
+  }
+  if (!theirs.point_to_point() && theirs.sequence == record_.sequence) {
+    return record_.Matches(theirs) ? Verdict::kSame : Verdict::kMismatch;
+  }
+  // A collective after this one, or a Send after this one: fine, unless that rank still owes data
+  // here. A Send carries the number of the collective before it.
+  const bool later = theirs.point_to_point() ? theirs.sequence >= record_.sequence
+                                             : theirs.sequence > record_.sequence;
+  return later && !transport_->Owes(p) ? Verdict::kLater : Verdict::kMismatch;
+}
+
+}  // namespace cohort

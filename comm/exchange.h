@@ -1,0 +1,142 @@
+// Exchange: one rank's side of the operations of a communicator, between the algorithms above and
+// the transport below.
+//
+// It opens every operation towards each peer it sends to with that operation's record, compares the
+// peers' records with its own before their data is used, keeps the operation's deadline, and turns
+// whatever goes wrong into one status that all ranks get. Every collective is opened towards the
+// next rank at once, whatever its algorithm sends: wherever two ranks disagree, two neighbours on
+// the ring do, and one of them sees it even if both wait for others.
+//
+//
+//   records differ      InvalidArgument naming both sides; told to all
+//   peer gone           Unavailable naming it; told to all
+//   deadline            DeadlineExceeded. Ranks whose operation reached its deadline say so to all
+//                       others, wait a little for their signs of life, and name those that gave
+//                       none or are in an earlier operation: not merely the neighbour waited for
+//   told by a peer      the peer's status, passed on to all
+//
+// The first failure is final. Thread rules: the communicator's thread, but for RequestAbort and
+// Wake.
+
+#pragma once
+
+#include <cohort/comm/communicator.h>
+
+#include <atomic>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "operation.h"
+#include "transport.h"
+
+namespace cohort {
+
+class Exchange final : private TransportListener {
+ public:
+  // `on_failure` hears of the first failure, on the communicator's thread.
+  Exchange(std::unique_ptr<Transport> transport, int rank, int size,
+           const CommunicatorOptions& options, std::function<void(const Status&)> on_failure);
+
+  int rank() const { return rank_; }
+  int size() const { return size_; }
+  Transport& transport() { return *transport_; }
+  const Transport& transport() const { return *transport_; }
+  // The unit of pipelining: a positive multiple of `element_bytes`.
+  std::size_t SegmentBytes(std::size_t element_bytes) const;
+  std::int64_t segment_option() const { return segment_bytes_; }
+  std::string Name(int rank) const;  // "rank 1 (worker:1)"
+
+  // One operation runs between Begin and End. Numbers are given here: the same on every rank when
+  // all call the same operations.
+  Status Begin(OperationRecord record, Deadline deadline);
+  // `status`: how the operation went; a failure is made known to all. Returns the final word.
+  Status End(const Status& status);
+  const OperationRecord& record() const { return record_; }
+  Deadline deadline() const { return deadline_; }
+
+  // `data` stays put until the ticket is done, or the operation ended.
+  Ticket Send(int peer, Bytes data);
+  Ticket Receive(int peer, MutableBytes data, const CombineWith& combine = {});
+  Status Wait(const Ticket& ticket);
+  Status WaitAll();  // everything posted in this operation
+  // Until `done`, asked again at least every `period`: for what the transport does not carry.
+  Status Poll(const std::function<bool()>& done, const std::string& what, Duration period);
+  // Until the work before `event` has run. Peers are heard meanwhile.
+  Status WaitForStream(Event& event);
+
+  // Between operations: hears what peers say, until Wake or `until`.
+  void Idle(Deadline until);
+  void Fail(const Status& status);
+  const Status& failure() const { return failure_; }
+  void Close();  // says goodbye
+
+  void RequestAbort(const Status& reason);
+  void Wake() { transport_->Wake(); }
+
+ private:
+  enum class Verdict { kSame, kLater, kMismatch };
+  enum class Presence { kHere, kLeft, kLost };
+  struct Peer {
+    Presence presence = Presence::kHere;
+    bool told_open = false;   // this operation was opened towards it
+    bool heard_open = false;  // and by it
+    bool heard_stalled = false;
+    OperationRecord stalled_in;         // where it is, if heard_stalled
+    std::deque<OperationRecord> opens;  // operations it has begun and we have not
+    std::uint64_t sends = 0;            // point-to-point operations, for their numbers
+    std::uint64_t receives = 0;
+  };
+
+  bool OnControl(int peer, FrameKind kind, Bytes body) override;
+  void OnLost(int peer, const Status& why) override;
+  void OnWrongSize(int peer, std::size_t sent, std::size_t expected) override;
+
+  Verdict Judge(int peer, const OperationRecord& theirs) const;
+  void Open(int peer);            // tells it of this operation, once
+  bool JudgeFirstOpen(int peer);  // false: a failure is pending
+  void GiveSignOfLife(int peer, bool ask);
+  Status WaitUntil(const std::function<bool()>& done, Duration period = std::chrono::hours(1));
+  void Step(Deadline until);
+  void TakeAbortRequest();
+  void CheckLeavers();
+  void WarnOfSlowPeers();
+  bool Awaited(int peer) const;
+  std::string AwaitedNames() const;
+  Status TimedOut(const std::function<bool()>& done);
+  std::string Culprits() const;
+  std::string Where() const;  // "during AllReduce ..." or "while idle after ..."
+  void Note(Status status);   // becomes the failure after the current step, unless one is noted
+  Peer& peer(int rank) { return peers_[static_cast<std::size_t>(rank)]; }
+  const Peer& peer(int rank) const { return peers_[static_cast<std::size_t>(rank)]; }
+
+  const std::unique_ptr<Transport> transport_;
+  const int rank_;
+  const int size_;
+  const std::uint64_t generation_;
+  const std::chrono::milliseconds slow_peer_warning_;
+  const std::function<std::string(int)> peer_name_;
+  const Log log_;
+  const std::function<void(const Status&)> on_failure_;
+  const std::int64_t segment_bytes_;
+
+  std::vector<Peer> peers_;
+  OperationRecord record_;  // of the operation under way, or the last one
+  bool active_ = false;
+  std::uint64_t collectives_ = 0;  // begun so far
+  Deadline started_;
+  Deadline deadline_;
+  bool warned_ = false;
+  std::string awaited_elsewhere_;  // what Poll waits for
+  Status failure_;
+  Status noted_;
+
+  std::atomic<bool> abort_requested_ = false;
+  std::mutex abort_mutex_;
+  Status abort_reason_;  // guarded by abort_mutex_
+};
+
+}  // namespace cohort

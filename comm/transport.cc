@@ -1,0 +1,24 @@
+#include "transport.h"
+
+#include <cstring>
+
+#include "native_collectives.h"
+
+namespace cohort {
+
+std::unique_ptr<NativeCollectives> Transport::Native() { return nullptr; }
+
+void Deliver(std::byte* to, Bytes arriving, const CombineWith& combine, const std::byte* local) {
+  if (arriving.empty()) {
+    return;
+  }
+  if (combine.reduction == nullptr) {
+    std::memcpy(to, arriving.data(), arriving.size());
+  } else if (combine.local_first) {
+    combine.reduction->Combine(to, local, arriving.data(), arriving.size());
+  } else {
+    combine.reduction->Combine(to, arriving.data(), local, arriving.size());
+  }
+}
+
+}  // namespace cohort

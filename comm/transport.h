@@ -1,0 +1,149 @@
+// Transport: ordered messages between the ranks of one group; the seam below every collective.
+//
+// Between two ranks frames arrive once and in the order they were sent. Data frames meet the
+// receives posted for their sender in order; all other frames go to the listener as they arrive.
+// Nothing is tagged: both sides run the same algorithm, and the records that open an operation
+// (operation.h) prove it before a byte of payload is used.
+//
+// Thread rules: one thread, the communicator's own, calls everything; Wake() is for any thread.
+// Nothing blocks but Progress and Close, and those have deadlines.
+
+#pragma once
+
+#include <cohort/core/clock.h>
+#include <cohort/core/status.h>
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "reduction.h"
+
+namespace cohort {
+
+using Bytes = std::span<const std::byte>;
+using MutableBytes = std::span<std::byte>;
+
+enum class FrameKind : std::uint8_t {
+  kOpen = 1,  // the sender begins an operation that will send data to this peer
+  kData = 2,
+  kStalled = 3,  // the sender's operation reached its deadline: a sign of life
+  kAbort = 4,    // the sender's communicator failed; code and text
+  kBye = 5,      // the sender leaves in good order
+};
+
+class NativeCollectives;  // native_collectives.h
+
+class TransportListener {
+ public:
+  virtual ~TransportListener() = default;
+  // False: deliver nothing more before Progress returns.
+  virtual bool OnControl(int peer, FrameKind kind, Bytes body) = 0;
+  // No more frames will come from `peer`, and it said no goodbye.
+  virtual void OnLost(int peer, const Status& why) = 0;
+  // A data frame is not as long as the receive posted for it.
+  virtual void OnWrongSize(int peer, std::size_t sent, std::size_t expected) = 0;
+};
+
+// What a receive does with arriving bytes besides storing them: to = local op arriving.
+struct CombineWith {
+  const Reduction* reduction = nullptr;  // nullptr: store only
+  const std::byte* local = nullptr;      // may be where the receive stores
+  bool local_first = true;               // false: to = arriving op local
+};
+
+// One posted send or receive. Those of one peer and direction finish in the order posted.
+struct Ticket {
+  int peer = -1;
+  bool is_send = false;
+  std::uint64_t number = 0;
+};
+
+class Transport {
+ public:
+  explicit Transport(int ranks) : lanes_(static_cast<std::size_t>(ranks)) {}
+  virtual ~Transport() = default;
+  Transport(const Transport&) = delete;
+  Transport& operator=(const Transport&) = delete;
+
+  virtual std::string_view backend() const = 0;
+  // Bytes of a segment, the unit of pipelining, when the options do not say.
+  virtual std::int64_t default_segment_bytes() const = 0;
+
+  // Before anything else; the listener outlives the transport's use.
+  virtual void Attach(TransportListener* listener) = 0;
+  // `data` stays put until the ticket is done. A send is done when the bytes may be overwritten,
+  // which does not mean that the peer has them.
+  virtual Ticket Send(int peer, Bytes data) = 0;
+  virtual Ticket Receive(int peer, MutableBytes data, const CombineWith& combine) = 0;
+  // `body` is copied; at most kMaxControlBytes.
+  virtual void Control(int peer, FrameKind kind, Bytes body) = 0;
+
+  bool Done(const Ticket& t) const {
+    const Lane& lane = lanes_[static_cast<std::size_t>(t.peer)];
+    return (t.is_send ? lane.sends_done : lane.receives_done) >= t.number;
+  }
+  // Posted and not done.
+  bool Owes(int peer) const {  // the peer has not sent all that is expected
+    const Lane& lane = lanes_[static_cast<std::size_t>(peer)];
+    return lane.receives_done < lane.receives;
+  }
+  bool Unsent(int peer) const {
+    const Lane& lane = lanes_[static_cast<std::size_t>(peer)];
+    return lane.sends_done < lane.sends;
+  }
+
+  // Moves bytes; returns when something happened, after Wake, or at `until`.
+  virtual void Progress(Deadline until) = 0;
+  virtual void Wake() = 0;
+
+  // Gives up everything posted: afterwards no buffer is read or written any more. Later sends and
+  // receives are forbidden; control frames still go out.
+  virtual void Forget() = 0;
+  // Sends what is queued, at most until `deadline`, and hangs up.
+  virtual void Close(Deadline deadline) = 0;
+
+  // A group within the group. Every rank calls Offer, the offers are exchanged over this transport,
+  // and each member calls Join with the members' ranks here in their new order. `id` is equal on
+  // the members and unique for each group of this transport.
+  virtual Result<std::string> Offer() { return std::string(); }  // at most kMaxOfferBytes
+  virtual Result<std::unique_ptr<Transport>> Join(const std::string& id,
+                                                  const std::vector<int>& members, int my_index,
+                                                  const std::vector<std::string>& offers,
+                                                  Deadline deadline) = 0;
+
+  // The library's own collectives over this group, where it has some and was asked for them. Made
+  // once; uses the transport.
+  virtual std::unique_ptr<NativeCollectives> Native();
+
+  std::uint64_t bytes_sent() const { return bytes_sent_.load(std::memory_order_relaxed); }
+  std::uint64_t bytes_received() const { return bytes_received_.load(std::memory_order_relaxed); }
+
+  static constexpr std::size_t kMaxControlBytes = 4096;
+  static constexpr std::size_t kMaxOfferBytes = 240;
+
+ protected:
+  struct Lane {
+    std::uint64_t sends = 0;  // posted
+    std::uint64_t sends_done = 0;
+    std::uint64_t receives = 0;
+    std::uint64_t receives_done = 0;
+  };
+  Lane& lane(int peer) { return lanes_[static_cast<std::size_t>(peer)]; }
+  void CountSent(std::size_t n) { bytes_sent_.fetch_add(n, std::memory_order_relaxed); }
+  void CountReceived(std::size_t n) { bytes_received_.fetch_add(n, std::memory_order_relaxed); }
+
+ private:
+  std::vector<Lane> lanes_;
+  std::atomic<std::uint64_t> bytes_sent_ = 0;
+  std::atomic<std::uint64_t> bytes_received_ = 0;
+};
+
+// Stores `arriving` at `to` as a receive asks for it, with `local` where it combines.
+void Deliver(std::byte* to, Bytes arriving, const CombineWith& combine, const std::byte* local);
+
+}  // namespace cohort

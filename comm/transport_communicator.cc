@@ -1,0 +1,458 @@
+#include "transport_communicator.h"
+
+#include <cohort/core/thread_pool.h>
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+#include <utility>
+
+#include "algorithms/algorithms.h"
+#include "work.h"
+
+namespace cohort {
+namespace {
+
+MutableBytes BytesOf(const Buffer& buffer) {
+  return {static_cast<std::byte*>(buffer.data), buffer.bytes()};
+}
+
+void CheckBuffer(const Buffer& buffer) {
+  Require(buffer.count >= 0, "a buffer's count is not negative");
+  Require(buffer.data != nullptr || buffer.count == 0, "a buffer with elements has data");
+}
+
+// FNV-1a over the counts.
+std::uint64_t Digest(const std::vector<std::int64_t>& counts) {
+  std::uint64_t digest = 0xcbf29ce484222325U;
+  for (const std::int64_t count : counts) {
+    digest = (digest ^ static_cast<std::uint64_t>(count)) * 0x100000001b3U;
+  }
+  return digest;
+}
+
+std::int64_t Total(const std::vector<std::int64_t>& counts) {
+  return std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
+}
+
+// Consecutive pieces of `all`, counts[i] elements each.
+template <typename Span>
+std::vector<Span> Pieces(Span all, const std::vector<std::int64_t>& counts, std::size_t element) {
+  std::vector<Span> pieces;
+  std::size_t at = 0;
+  for (const std::int64_t count : counts) {
+    const std::size_t bytes = static_cast<std::size_t>(count) * element;
+    pieces.push_back(all.subspan(at, bytes));
+    at += bytes;
+  }
+  return pieces;
+}
+
+void Copy(MutableBytes to, Bytes from) {
+  if (!from.empty() && to.data() != from.data()) {
+    std::memmove(to.data(), from.data(), from.size());
+  }
+}
+
+}  // namespace
+
+struct TransportCommunicator::Task {
+  OperationRecord record;
+  std::chrono::milliseconds timeout;
+  std::shared_ptr<Event> after;  // owners: the stream that recorded it and this task
+  Body body;
+  std::shared_ptr<Completion> completion;
+};
+
+TransportCommunicator::TransportCommunicator(TransportCommunicatorParts parts,
+                                             CommunicatorOptions options)
+    : rank_(parts.rank),
+      size_(parts.size),
+      shared_memory_(parts.shared_memory),
+      options_(std::move(options)),
+      native_(parts.transport->Native()),
+      exchange_(std::move(parts.transport), rank_, size_, options_,
+                [this](const Status& status) { FailWith(status); }),
+      thread_([this] { Run(); }) {}
+
+TransportCommunicator::~TransportCommunicator() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  exchange_.Wake();
+  thread_.join();
+}
+
+std::string TransportCommunicator::peer_name(int rank) const {
+  return options_.peer_name ? options_.peer_name(rank) : "rank " + std::to_string(rank);
+}
+
+CommunicatorStats TransportCommunicator::stats() const {
+  const std::lock_guard lock(mutex_);
+  return {operations_, exchange_.transport().bytes_sent(), exchange_.transport().bytes_received()};
+}
+
+Status TransportCommunicator::status() const {
+  const std::lock_guard lock(mutex_);
+  return failure_;
+}
+
+void TransportCommunicator::Run() {
+  NameThisThread("comm-" + std::to_string(rank_));
+  for (;;) {
+    Task task;
+    bool stop = false;
+    {
+      const std::lock_guard lock(mutex_);
+      if (!queue_.empty()) {
+        task = std::move(queue_.front());
+        queue_.pop_front();
+      } else {
+        stop = stopping_;
+      }
+    }
+    if (task.completion) {
+      task.completion->Finish(RunTask(task));
+    } else if (stop) {
+      break;
+    } else {
+      exchange_.Idle(DeadlineAfter(std::chrono::hours(1)));
+    }
+  }
+  exchange_.Close();
+}
+
+Status TransportCommunicator::RunTask(Task& task) {
+  const Deadline deadline = DeadlineAfter(task.timeout);
+  COHORT_RETURN_IF_ERROR(exchange_.Begin(std::move(task.record), deadline));
+  Status status;
+  if (task.after) {
+    status = exchange_.WaitForStream(*task.after);
+  }
+  if (status.ok()) {
+    status = task.body(exchange_);
+  }
+  return exchange_.End(status);
+}
+
+void TransportCommunicator::FailWith(const Status& status) {
+  const std::lock_guard lock(mutex_);
+  if (failure_.ok()) {
+    failure_ = status;
+  }
+}
+
+Communicator::Pending TransportCommunicator::Enqueue(OperationRecord record, std::int64_t total,
+                                                     const CollectiveOptions& options,
+                                                     const std::function<Body(Algorithm)>& body) {
+  COHORT_ASSIGN_OR_RETURN(Algorithm algorithm, ChooseAlgorithm(record.kind, options.algorithm,
+                                                               total, size_, shared_memory_));
+  if (native_ && options.algorithm == "auto" && native_->Supports(record.kind, record.dtype)) {
+    algorithm = Algorithm::kNative;
+  }
+  record.algorithm = static_cast<std::uint8_t>(algorithm);
+  record.name = options.name;
+  auto completion = std::make_shared<Completion>(record.Brief());
+  Task task{std::move(record), options.timeout.count() > 0 ? options.timeout : options_.timeout,
+            options.stream != nullptr ? options.stream->Record() : nullptr, body(algorithm),
+            completion};
+  {
+    const std::lock_guard lock(mutex_);
+    if (!failure_.ok()) {
+      return failure_;
+    }
+    ++operations_;
+    queue_.push_back(std::move(task));
+  }
+  exchange_.Wake();
+  return std::make_unique<CompletionWork>(std::move(completion));
+}
+
+Communicator::Pending TransportCommunicator::AllReduce(Buffer buffer, ReduceOp op,
+                                                       const CollectiveOptions& options) {
+  CheckBuffer(buffer);
+  OperationRecord record{.kind = OperationKind::kAllReduce,
+                         .dtype = buffer.dtype,
+                         .reduce_op = op,
+                         .count = buffer.count};
+  const auto total = static_cast<std::int64_t>(buffer.bytes());
+  return Enqueue(std::move(record), total, options, [=, this](Algorithm algorithm) -> Body {
+    return [=, this](Exchange& exchange) -> Status {
+      const Reduction reduction(buffer.dtype, op);
+      if (size_ == 1) {
+        return {};
+      }
+      switch (algorithm) {
+        case Algorithm::kNative:
+          return native_->AllReduce(exchange, buffer, op);
+        case Algorithm::kRecursiveDoubling:
+          return RecursiveDoublingAllReduce(exchange, BytesOf(buffer), reduction);
+        case Algorithm::kDirect:
+          return DirectAllReduce(exchange, BytesOf(buffer), reduction);
+        default:
+          return RingAllReduce(exchange, BytesOf(buffer), reduction);
+      }
+    };
+  });
+}
+
+Communicator::Pending TransportCommunicator::ReduceScatter(Buffer input, Buffer output, ReduceOp op,
+                                                           const CollectiveOptions& options) {
+  CheckBuffer(input);
+  CheckBuffer(output);
+  Require(input.dtype == output.dtype, "ReduceScatter: input and output have one element type");
+  Require(input.count == output.count * size_,
+          "ReduceScatter: input has size() times the elements of output");
+  OperationRecord record{.kind = OperationKind::kReduceScatter,
+                         .dtype = output.dtype,
+                         .reduce_op = op,
+                         .count = output.count};
+  const auto total = static_cast<std::int64_t>(input.bytes());
+  return Enqueue(std::move(record), total, options, [=, this](Algorithm algorithm) -> Body {
+    return [=, this](Exchange& exchange) -> Status {
+      const Reduction reduction(output.dtype, op);
+      if (size_ == 1) {
+        Copy(BytesOf(output), BytesOf(input));
+        return {};
+      }
+      return (algorithm == Algorithm::kDirect ? DirectReduceScatter : RingReduceScatter)(
+          exchange, BytesOf(input), BytesOf(output), reduction);
+    };
+  });
+}
+
+Communicator::Pending TransportCommunicator::AllGather(Buffer input, Buffer output,
+                                                       const CollectiveOptions& options) {
+  CheckBuffer(input);
+  CheckBuffer(output);
+  Require(output.count == input.count * size_,
+          "AllGather: output has size() times the elements of input");
+  return EnqueueGather(OperationKind::kAllGather, input, output,
+                       std::vector<std::int64_t>(static_cast<std::size_t>(size_), input.count),
+                       options);
+}
+
+Communicator::Pending TransportCommunicator::AllGatherV(Buffer input, Buffer output,
+                                                        std::span<const std::int64_t> counts,
+                                                        const CollectiveOptions& options) {
+  CheckBuffer(input);
+  CheckBuffer(output);
+  Require(static_cast<int>(counts.size()) == size_, "AllGatherV: one count for each rank");
+  std::vector<std::int64_t> copy(counts.begin(), counts.end());
+  Require(std::all_of(copy.begin(), copy.end(), [](std::int64_t c) { return c >= 0; }),
+          "AllGatherV: counts are not negative");
+  Require(copy[static_cast<std::size_t>(rank_)] == input.count,
+          "AllGatherV: counts[rank()] is the count of input");
+  Require(Total(copy) == output.count, "AllGatherV: output has the sum of the counts");
+  return EnqueueGather(OperationKind::kAllGatherV, input, output, std::move(copy), options);
+}
+
+Communicator::Pending TransportCommunicator::EnqueueGather(OperationKind kind, Buffer input,
+                                                           Buffer output,
+                                                           std::vector<std::int64_t> counts,
+                                                           const CollectiveOptions& options) {
+  Require(input.dtype == output.dtype, "AllGather: input and output have one element type");
+  const bool uneven = kind == OperationKind::kAllGatherV;
+  OperationRecord record{.kind = kind,
+                         .dtype = output.dtype,
+                         .count = uneven ? output.count : input.count,
+                         .shape = uneven ? Digest(counts) : 0};
+  const auto total = static_cast<std::int64_t>(output.bytes());
+  return Enqueue(std::move(record), total, options, [=, this](Algorithm algorithm) -> Body {
+    return [=, this](Exchange& exchange) -> Status {
+      if (algorithm == Algorithm::kNative) {
+        return native_->AllGather(exchange, input, output);
+      }
+      const std::size_t element = SizeOf(output.dtype);
+      const std::vector<MutableBytes> blocks = Pieces(BytesOf(output), counts, element);
+      Copy(blocks[static_cast<std::size_t>(rank_)], BytesOf(input));
+      if (size_ == 1) {
+        return {};
+      }
+      return (algorithm == Algorithm::kRing ? RingAllGather : DirectAllGather)(exchange, blocks,
+                                                                               element);
+    };
+  });
+}
+
+Communicator::Pending TransportCommunicator::Broadcast(Buffer buffer, int root,
+                                                       const CollectiveOptions& options) {
+  CheckBuffer(buffer);
+  Require(root >= 0 && root < size_, "Broadcast: root is a rank");
+  OperationRecord record{.kind = OperationKind::kBroadcast,
+                         .dtype = buffer.dtype,
+                         .root = root,
+                         .count = buffer.count};
+  return Enqueue(std::move(record), 0, options, [=, this](Algorithm algorithm) -> Body {
+    return [=, this](Exchange& exchange) -> Status {
+      if (algorithm == Algorithm::kNative) {
+        return native_->Broadcast(exchange, buffer, root);
+      }
+      return TreeBroadcast(exchange, BytesOf(buffer), root, SizeOf(buffer.dtype));
+    };
+  });
+}
+
+Communicator::Pending TransportCommunicator::AllToAll(Buffer input, Buffer output,
+                                                      const CollectiveOptions& options) {
+  Require(input.count == output.count, "AllToAll: input and output have equal counts");
+  Require(input.count % size_ == 0, "AllToAll: counts divide by size()");
+  const std::vector<std::int64_t> counts(static_cast<std::size_t>(size_), input.count / size_);
+  return EnqueueAllToAll(OperationKind::kAllToAll, input, counts, output, counts, options);
+}
+
+Communicator::Pending TransportCommunicator::AllToAllV(Buffer input,
+                                                       std::span<const std::int64_t> send_counts,
+                                                       Buffer output,
+                                                       std::span<const std::int64_t> receive_counts,
+                                                       const CollectiveOptions& options) {
+  return EnqueueAllToAll(OperationKind::kAllToAllV, input,
+                         std::vector<std::int64_t>(send_counts.begin(), send_counts.end()), output,
+                         std::vector<std::int64_t>(receive_counts.begin(), receive_counts.end()),
+                         options);
+}
+
+Communicator::Pending TransportCommunicator::EnqueueAllToAll(
+    OperationKind kind, Buffer input, std::vector<std::int64_t> send_counts, Buffer output,
+    std::vector<std::int64_t> receive_counts, const CollectiveOptions& options) {
+  CheckBuffer(input);
+  CheckBuffer(output);
+  Require(input.dtype == output.dtype, "AllToAll: input and output have one element type");
+  const auto check = [this](const std::vector<std::int64_t>& counts, std::int64_t total) {
+    Require(static_cast<int>(counts.size()) == size_, "AllToAllV: one count for each rank");
+    Require(std::all_of(counts.begin(), counts.end(), [](std::int64_t c) { return c >= 0; }),
+            "AllToAllV: counts are not negative");
+    Require(Total(counts) == total, "AllToAllV: the counts add up to the buffer's");
+  };
+  check(send_counts, input.count);
+  check(receive_counts, output.count);
+  const auto self = static_cast<std::size_t>(rank_);
+  Require(send_counts[self] == receive_counts[self],
+          "AllToAllV: what a rank sends to itself is what it receives from itself");
+  OperationRecord record{.kind = kind,
+                         .dtype = input.dtype,
+                         .count = kind == OperationKind::kAllToAll ? input.count : 0};
+  return Enqueue(std::move(record), 0, options, [=](Algorithm /*algorithm*/) -> Body {
+    return [=](Exchange& exchange) -> Status {
+      const std::size_t element = SizeOf(input.dtype);
+      return DirectAllToAll(exchange, Pieces(Bytes(BytesOf(input)), send_counts, element),
+                            Pieces(BytesOf(output), receive_counts, element), element);
+    };
+  });
+}
+
+Communicator::Pending TransportCommunicator::Send(Buffer buffer, int to,
+                                                  const CollectiveOptions& options) {
+  CheckBuffer(buffer);
+  Require(to >= 0 && to < size_ && to != rank_, "Send: to another rank");
+  OperationRecord record{
+      .kind = OperationKind::kSend, .dtype = buffer.dtype, .root = to, .count = buffer.count};
+  return Enqueue(std::move(record), 0, options, [=](Algorithm /*algorithm*/) -> Body {
+    return [=](Exchange& exchange) -> Status {
+      return SendTo(exchange, to, BytesOf(buffer), SizeOf(buffer.dtype));
+    };
+  });
+}
+
+Communicator::Pending TransportCommunicator::Receive(Buffer buffer, int from,
+                                                     const CollectiveOptions& options) {
+  CheckBuffer(buffer);
+  Require(from >= 0 && from < size_ && from != rank_, "Receive: from another rank");
+  OperationRecord record{
+      .kind = OperationKind::kReceive, .dtype = buffer.dtype, .root = from, .count = buffer.count};
+  return Enqueue(std::move(record), 0, options, [=](Algorithm /*algorithm*/) -> Body {
+    return [=](Exchange& exchange) -> Status {
+      return ReceiveFrom(exchange, from, BytesOf(buffer), SizeOf(buffer.dtype));
+    };
+  });
+}
+
+Communicator::Pending TransportCommunicator::Barrier(const CollectiveOptions& options) {
+  return Enqueue({.kind = OperationKind::kBarrier}, 0, options,
+                 [](Algorithm /*algorithm*/) -> Body { return DisseminationBarrier; });
+}
+
+Result<std::unique_ptr<Communicator>> TransportCommunicator::Split(int color, int key) {
+  std::unique_ptr<Communicator> group;
+  COHORT_ASSIGN_OR_RETURN(
+      std::unique_ptr<Work> work,
+      Enqueue({.kind = OperationKind::kSplit}, 0, {}, [&](Algorithm /*algorithm*/) -> Body {
+        return [this, color, key, &group](Exchange& exchange) {
+          return RunSplit(exchange, color, key, group);
+        };
+      }));
+  COHORT_RETURN_IF_ERROR(work->Wait());
+  return group;
+}
+
+// All ranks tell all others their color, key and offer; each group's members then connect.
+Status TransportCommunicator::RunSplit(Exchange& exchange, int color, int key,
+                                       std::unique_ptr<Communicator>& group) {
+  struct Entry {
+    std::int32_t color;
+    std::int32_t key;
+    std::uint32_t offer_bytes;
+    char offer[Transport::kMaxOfferBytes];
+  };
+  COHORT_ASSIGN_OR_RETURN(const std::string offer, exchange.transport().Offer());
+  Require(offer.size() <= Transport::kMaxOfferBytes, "an offer fits its place");
+  std::vector<Entry> entries(static_cast<std::size_t>(size_));
+  Entry& mine = entries[static_cast<std::size_t>(rank_)];
+  mine = {color, key, static_cast<std::uint32_t>(offer.size()), {}};
+  std::memcpy(mine.offer, offer.data(), offer.size());
+  std::vector<MutableBytes> blocks;
+  for (Entry& entry : entries) {
+    blocks.push_back(std::as_writable_bytes(std::span(&entry, 1)));
+  }
+  if (size_ > 1) {
+    COHORT_RETURN_IF_ERROR(DirectAllGather(exchange, blocks, 1));
+  }
+
+  std::vector<int> members;
+  for (int r = 0; r < size_ && color >= 0; ++r) {
+    if (entries[static_cast<std::size_t>(r)].color == color) {
+      members.push_back(r);
+    }
+  }
+  std::stable_sort(members.begin(), members.end(), [&](int a, int b) {
+    return entries[static_cast<std::size_t>(a)].key < entries[static_cast<std::size_t>(b)].key;
+  });
+  std::vector<std::string> offers;
+  for (const int member : members) {
+    const Entry& entry = entries[static_cast<std::size_t>(member)];
+    offers.emplace_back(entry.offer,
+                        std::min<std::size_t>(entry.offer_bytes, Transport::kMaxOfferBytes));
+  }
+  const auto my_index =
+      static_cast<int>(std::find(members.begin(), members.end(), rank_) - members.begin());
+  const std::string id = std::to_string(exchange.record().sequence) + "." + std::to_string(color);
+  COHORT_ASSIGN_OR_RETURN(
+      std::unique_ptr<Transport> transport,
+      exchange.transport().Join(id, members, my_index, offers, exchange.deadline()));
+  if (members.empty()) {
+    return {};
+  }
+  CommunicatorOptions options = options_;
+  if (options_.peer_name) {
+    options.peer_name = [members, name = options_.peer_name](int r) {
+      return name(members[static_cast<std::size_t>(r)]);
+    };
+  }
+  TransportCommunicatorParts parts;
+  parts.transport = std::move(transport);
+  parts.rank = my_index;
+  parts.size = static_cast<int>(members.size());
+  parts.shared_memory = shared_memory_;
+  group = std::make_unique<TransportCommunicator>(std::move(parts), std::move(options));
+  return {};
+}
+
+void TransportCommunicator::Abort(const Status& reason) {
+  Require(!reason.ok(), "Abort: the reason is an error");
+  FailWith(Status(reason.code(),
+                  exchange_.Name(rank_) + " aborted the communicator: " + reason.message()));
+  exchange_.RequestAbort(reason);
+}
+
+}  // namespace cohort

@@ -1,0 +1,51 @@
+// What every Communicator backend must do. A backend instantiates the suites with a few lines:
+// see communicator_conformance_test.cc.
+#pragma once
+
+#include <cohort/comm/communicator.h>
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace cohort::testing {
+
+// Makes a group of `size` ranks and runs fn on each rank of it that lives in this process; their
+// statuses. The communicator is destroyed when fn returns.
+using RunGroup =
+    std::function<std::vector<Status>(int size, const CommunicatorOptions& options,
+                                      const std::function<Status(Communicator& communicator)>& fn)>;
+
+struct CommunicatorCase {
+  std::string name;
+  RunGroup run;
+  int size = 1;
+  std::int64_t segment_bytes = 0;
+};
+
+class CommunicatorConformance : public ::testing::TestWithParam<CommunicatorCase> {
+ protected:
+  int size() const { return GetParam().size; }
+  CommunicatorOptions options() const;
+  // Runs fn on all ranks and expects OK of each.
+  void Run(const std::function<Status(Communicator& communicator)>& fn);
+};
+
+// Failures: at least two ranks.
+class CommunicatorFailureConformance : public CommunicatorConformance {
+ protected:
+  // Every rank gets `code`, with all of `parts` in the text.
+  void RunAndExpect(const CommunicatorOptions& options, StatusCode code,
+                    const std::vector<std::string>& parts,
+                    const std::function<Status(Communicator& communicator)>& fn);
+};
+
+inline std::string CommunicatorCaseName(const ::testing::TestParamInfo<CommunicatorCase>& info) {
+  return info.param.name + "_" + std::to_string(info.param.size) + "_ranks" +
+         (info.param.segment_bytes > 0
+              ? "_" + std::to_string(info.param.segment_bytes) + "_byte_segments"
+              : "");
+}
+
+}  // namespace cohort::testing

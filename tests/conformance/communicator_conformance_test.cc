@@ -1,0 +1,37 @@
+// The backends whose ranks can be threads of one process.
+#include <cohort/comm/local.h>
+
+#include "conformance/communicator_conformance.h"
+#include "testing/run_ranks.h"
+
+namespace cohort::testing {
+namespace {
+
+std::vector<Status> RunLocal(int size, const CommunicatorOptions& options,
+                             const std::function<Status(Communicator&)>& fn) {
+  std::vector<std::unique_ptr<Communicator>> communicators = MakeLocalCommunicators(size, options);
+  return RunRanks(size, [&](int rank) {
+    const std::unique_ptr<Communicator> mine =
+        std::move(communicators[static_cast<std::size_t>(rank)]);
+    return fn(*mine);
+  });
+}
+
+std::vector<CommunicatorCase> Cases(const std::string& name, const RunGroup& run, int least) {
+  std::vector<CommunicatorCase> cases;
+  for (int size = least; size <= 8; ++size) {
+    cases.push_back({name, run, size, 64});
+  }
+  for (const int size : {2, 3, 4}) {
+    cases.push_back({name, run, size, 0});
+  }
+  return cases;
+}
+
+INSTANTIATE_TEST_SUITE_P(Local, CommunicatorConformance,
+                         ::testing::ValuesIn(Cases("local", RunLocal, 1)), CommunicatorCaseName);
+INSTANTIATE_TEST_SUITE_P(Local, CommunicatorFailureConformance,
+                         ::testing::ValuesIn(Cases("local", RunLocal, 2)), CommunicatorCaseName);
+
+}  // namespace
+}  // namespace cohort::testing
