@@ -1,0 +1,118 @@
+// Trainer: the training loop around a Strategy.
+//
+// Fit is made of public calls only (Bind is the caller's, then Distribute, BeginEpoch, Next, Step),
+// so that a program that needs another loop can copy it and take over; examples/custom_loop.cc
+// does.
+//
+// Every process of the job makes a Trainer and calls the same methods in the same order, whatever
+// its role: a process that does not train (a parameter server) serves inside Fit, and the chief
+// alone writes checkpoints, TensorBoard events and progress. Errors are the strategy's, the
+// dataset's or the file system's, annotated with the step.
+//
+// Thread rules: one thread.
+
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <cohort/core/log.h>
+#include <cohort/core/status.h>
+#include <cohort/data/dataset.h>
+#include <cohort/optim/parameter_set.h>
+#include <cohort/strategies/strategy.h>
+
+namespace cohort {
+
+// How far training is; given to TrainerOptions::progress on the chief after every step.
+struct Progress {
+  std::int64_t epoch = 0;  // from 0
+  std::int64_t epochs = 0;
+  std::int64_t batch = 0;  // done in this epoch
+  std::int64_t batches = 0;
+  double loss = 0;  // weighted mean over this epoch so far
+  double examples_per_second = 0;
+  bool epoch_finished = false;  // the last of this epoch
+};
+
+struct TrainerOptions {
+  int epochs = 1;
+  std::vector<std::string> metric_names;  // of StepResult::metrics, in order
+  std::string checkpoint_dir;             // empty: nothing is saved
+  int save_every_epochs = 1;
+  std::int64_t save_every_steps = 0;  // besides; 0: only at the ends of epochs
+  int max_to_keep = 5;                // older checkpoints are deleted; 0: none are
+  bool resume = true;      // Fit starts from the newest valid checkpoint, if there is one
+  std::uint64_t seed = 0;  // recorded; a checkpoint of another seed is refused
+  std::string log_dir;  // TensorBoard event files, <log_dir>/train and <log_dir>/eval; empty: none
+  std::function<void(const Progress&)> progress;
+  // When it turns true (a signal handler's doing), all processes stop after the same step, the
+  // state is saved, and Fit returns Cancelled.
+  const std::atomic<bool>* stop = nullptr;
+  Log log;
+};
+
+// What an epoch, or an evaluation, came to.
+struct EpochResult {
+  std::int64_t epoch = 0;
+  std::int64_t steps = 0;
+  double examples = 0;  // the sum of the weights
+  double loss = 0;      // weighted mean
+  std::vector<double> metrics;
+  double seconds = 0;
+  // Where the seconds went, as this process saw them.
+  double input_seconds = 0;       // waiting for the next batch
+  double step_seconds = 0;        // compute, communication, update
+  double checkpoint_seconds = 0;  // saving
+};
+
+struct History {
+  std::vector<EpochResult> epochs;
+  std::vector<EpochResult> evaluations;  // one an epoch where Fit was given validation data
+  std::int64_t steps = 0;                // of this run, without those before a resume
+  double examples = 0;
+  double seconds = 0;
+  std::string checkpoint;  // the newest one written; empty if none
+
+  double examples_per_second() const { return seconds > 0 ? examples / seconds : 0; }
+};
+
+// For Predict: one row for each example of `batch`.
+using PredictFn = std::function<Result<Tensor>(ReplicaContext&, const data::Batch&)>;
+
+class Trainer {
+ public:
+  // `strategy` is bound to `parameters` already. Both must outlive the trainer.
+  Trainer(Strategy& strategy, ParameterSet& parameters, TrainerOptions options);
+  ~Trainer();
+
+  // Trains for the epochs that are left. Where `validation` is given, evaluates on it after every
+  // epoch.
+  Result<History> Fit(const data::Dataset& training, const StepFn& train_step,
+                      const data::Dataset* validation = nullptr, const StepFn& evaluate_step = {});
+
+  // The loss and the metrics over the whole of `dataset`, each example counted once. Under a
+  // parameter server the chief evaluates alone, and the others get a result of no examples.
+  Result<EpochResult> Evaluate(const data::Dataset& dataset, const StepFn& step);
+
+  // The rows of all examples of an unshuffled `dataset`, in its order, on every process.
+  Result<Tensor> Predict(const data::Dataset& dataset, const PredictFn& predict);
+
+  // Parameters, optimizer state, step and place in the data. Every process calls; the chief writes,
+  // and all return its outcome. A checkpoint is there whole or not at all.
+  Status Save();
+  // The newest valid checkpoint, on every process. False if there is none.
+  Result<bool> Restore();
+
+ private:
+  Status StartFrom(const data::Dataset& training);
+
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace cohort

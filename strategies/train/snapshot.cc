@@ -1,0 +1,149 @@
+#include "snapshot.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <vector>
+
+namespace cohort {
+namespace {
+
+// What the chief did, in a form that travels: the same bytes on every process after Broadcast.
+struct Outcome {
+  std::int32_t code = 0;
+  std::int64_t step = 0;
+  std::int64_t epoch = 0;
+  std::int64_t batch = 0;
+  std::uint64_t dataset_fingerprint = 0;
+  std::array<char, 960> text = {};
+
+  void Set(const Status& status) {
+    code = static_cast<std::int32_t>(status.code());
+    const std::size_t n = std::min(status.message().size(), text.size() - 1);
+    std::memcpy(text.data(), status.message().data(), n);
+    text[n] = '\0';
+  }
+  Status status() const {
+    return code == 0 ? Status() : Status(static_cast<StatusCode>(code), std::string(text.data()));
+  }
+};
+
+Status ShareOutcome(Strategy& strategy, Outcome& outcome) {
+  return strategy.Broadcast(std::as_writable_bytes(std::span(&outcome, 1)));
+}
+
+std::string SlotName(const Strategy& strategy, const ParameterSet& parameters, int parameter,
+                     std::size_t slot) {
+  return parameters[parameter].name + "/" +
+         std::string(strategy.optimizer()->slot_name(static_cast<int>(slot)));
+}
+
+// The slots of the trainable parameters, as `Entry{name, shape, span}`.
+template <typename Entry>
+std::vector<Entry> SlotEntries(Strategy& strategy, const ParameterSet& parameters) {
+  std::vector<Entry> entries;
+  const auto slots = strategy.slots();
+  for (int p = 0; p < parameters.size(); ++p) {
+    if (!parameters[p].trainable) {
+      continue;
+    }
+    for (std::size_t s = 0; s < slots.size(); ++s) {
+      entries.push_back(
+          {SlotName(strategy, parameters, p, s), parameters[p].shape,
+           slots[s].subspan(static_cast<std::size_t>(parameters[p].offset),
+                            static_cast<std::size_t>(parameters[p].shape.elements()))});
+    }
+  }
+  return entries;
+}
+
+template <typename Entry>
+std::vector<Entry> ValueEntries(ParameterSet& parameters) {
+  std::vector<Entry> entries;
+  for (int p = 0; p < parameters.size(); ++p) {
+    entries.push_back({parameters[p].name, parameters[p].shape, parameters.value(p)});
+  }
+  return entries;
+}
+
+Result<io::CheckpointState> Read(Strategy& strategy, ParameterSet& parameters,
+                                 const io::CheckpointStore& store, std::uint64_t expected_seed) {
+  COHORT_ASSIGN_OR_RETURN(const auto checkpoint, store.OpenLatest());
+  const io::CheckpointState& state = checkpoint->state();
+  if (state.seed != expected_seed) {
+    return FailedPrecondition(
+        fmt::format("{} is of seed {}, this run's seed is {} [give the same seed, or another "
+                    "checkpoint folder]",
+                    checkpoint->path(), state.seed, expected_seed));
+  }
+  if (state.optimizer != strategy.optimizer()->config()) {
+    return FailedPrecondition(
+        fmt::format("{} was written with the optimizer {}, this run's is {} [give the same "
+                    "optimizer, or another checkpoint folder]",
+                    checkpoint->path(), state.optimizer, strategy.optimizer()->config()));
+  }
+  COHORT_RETURN_IF_ERROR(
+      checkpoint->Read(io::CheckpointPart::kModel, ValueEntries<io::CheckpointTarget>(parameters)));
+  COHORT_RETURN_IF_ERROR(checkpoint->Read(io::CheckpointPart::kOptimizer,
+                                          SlotEntries<io::CheckpointTarget>(strategy, parameters)));
+  return state;
+}
+
+}  // namespace
+
+Status SaveSnapshot(Strategy& strategy, ParameterSet& parameters, const io::CheckpointStore& store,
+                    const io::CheckpointState& state, std::string* path) {
+  Outcome outcome;
+  if (strategy.is_chief()) {
+    const auto write = [&]() -> Status {
+      COHORT_RETURN_IF_ERROR(strategy.PullState());
+      io::CheckpointStore writer = store;
+      COHORT_ASSIGN_OR_RETURN(*path,
+                              writer.Save(state, ValueEntries<io::CheckpointSource>(parameters),
+                                          SlotEntries<io::CheckpointSource>(strategy, parameters)));
+      return {};
+    };
+    outcome.Set(write());
+  }
+  COHORT_RETURN_IF_ERROR(ShareOutcome(strategy, outcome));
+  return outcome.status().Annotate(fmt::format("checkpoint of step {}", state.step));
+}
+
+Result<io::CheckpointState> LoadSnapshot(Strategy& strategy, ParameterSet& parameters,
+                                         const io::CheckpointStore& store,
+                                         std::uint64_t expected_seed) {
+  Require(strategy.optimizer() != nullptr, "a strategy is bound before state is restored");
+  Outcome outcome;
+  io::CheckpointState state;
+  if (strategy.is_chief()) {
+    Result<io::CheckpointState> read = Read(strategy, parameters, store, expected_seed);
+    outcome.Set(read.status());
+    if (read.ok()) {
+      state = *std::move(read);
+      outcome.step = state.step;
+      outcome.epoch = state.epoch;
+      outcome.batch = state.batch;
+      outcome.dataset_fingerprint = state.dataset_fingerprint;
+    }
+  }
+  COHORT_RETURN_IF_ERROR(ShareOutcome(strategy, outcome));
+  COHORT_RETURN_IF_ERROR(outcome.status());
+  state.step = outcome.step;
+  state.epoch = outcome.epoch;
+  state.batch = outcome.batch;
+  state.seed = expected_seed;
+  state.dataset_fingerprint = outcome.dataset_fingerprint;
+  COHORT_RETURN_IF_ERROR(strategy.Broadcast(std::as_writable_bytes(parameters.all())));
+  for (const std::span<float> slot : strategy.slots()) {
+    COHORT_RETURN_IF_ERROR(strategy.Broadcast(std::as_writable_bytes(slot)));
+  }
+  COHORT_RETURN_IF_ERROR(strategy.SetStep(state.step));
+  if (strategy.is_chief()) {
+    COHORT_RETURN_IF_ERROR(strategy.PushState());
+  }
+  return state;
+}
+
+}  // namespace cohort

@@ -1,0 +1,26 @@
+// A job's state to a checkpoint and back: parameters, optimizer slots, and where training stands.
+
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include <cohort/core/status.h>
+#include <cohort/io/checkpoint.h>
+#include <cohort/optim/parameter_set.h>
+#include <cohort/strategies/strategy.h>
+
+namespace cohort {
+
+// Every process calls; the chief writes, and all return its outcome. `path` becomes what was
+// written, on the chief.
+Status SaveSnapshot(Strategy& strategy, ParameterSet& parameters, const io::CheckpointStore& store,
+                    const io::CheckpointState& state, std::string* path);
+
+// Every process calls; the chief reads the newest whole checkpoint and the others get its values.
+// NotFound if there is none. `expected_seed`: a checkpoint of another is FailedPrecondition.
+Result<io::CheckpointState> LoadSnapshot(Strategy& strategy, ParameterSet& parameters,
+                                         const io::CheckpointStore& store,
+                                         std::uint64_t expected_seed);
+
+}  // namespace cohort

@@ -1,0 +1,397 @@
+#include <cohort/train/trainer.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <optional>
+#include <utility>
+
+#include "event_log.h"
+#include "snapshot.h"
+
+namespace cohort {
+namespace {
+
+using SteadyClock = std::chrono::steady_clock;
+
+double SecondsSince(SteadyClock::time_point start) {
+  return std::chrono::duration<double>(SteadyClock::now() - start).count();
+}
+
+// Weighted sums of the steps of one epoch or evaluation.
+class Totals {
+ public:
+  void Add(const StepResult& step) {
+    ++result_.steps;
+    result_.examples += step.weight;
+    if (step.weight > 0) {
+      loss_sum_ += step.loss * step.weight;
+      metric_sums_.resize(std::max(metric_sums_.size(), step.metrics.size()));
+      for (std::size_t i = 0; i < step.metrics.size(); ++i) {
+        metric_sums_[i] += step.metrics[i] * step.weight;
+      }
+    }
+  }
+  double loss() const { return result_.examples > 0 ? loss_sum_ / result_.examples : 0; }
+  double examples() const { return result_.examples; }
+  EpochResult& result() { return result_; }
+  EpochResult Finish(SteadyClock::time_point start) {
+    result_.loss = loss();
+    result_.metrics.clear();
+    for (const double sum : metric_sums_) {
+      result_.metrics.push_back(result_.examples > 0 ? sum / result_.examples : 0);
+    }
+    result_.seconds = SecondsSince(start);
+    return result_;
+  }
+
+ private:
+  EpochResult result_;
+  double loss_sum_ = 0;
+  std::vector<double> metric_sums_;
+};
+
+// The rows of all parts, one after the other.
+Result<Tensor> Concatenate(const std::vector<Tensor>& parts) {
+  if (parts.empty()) {
+    return Tensor();
+  }
+  std::vector<std::int64_t> dims = parts.front().shape().dims();
+  dims[0] = 0;
+  for (const Tensor& part : parts) {
+    dims[0] += part.shape()[0];
+  }
+  Tensor all(parts.front().dtype(), Shape(std::move(dims)));
+  std::byte* to = all.raw();
+  for (const Tensor& part : parts) {
+    std::memcpy(to, part.raw(), part.bytes());
+    to += part.bytes();
+  }
+  return all;
+}
+
+// Type and shape of a row, in a form that travels.
+struct RowShape {
+  std::int32_t dtype = static_cast<std::int32_t>(DType::kFloat32);
+  std::int32_t rank = 0;
+  std::array<std::int64_t, 8> dims = {};
+
+  static RowShape Of(const Tensor& rows) {
+    RowShape shape;
+    shape.dtype = static_cast<std::int32_t>(rows.dtype());
+    shape.rank = rows.shape().rank() - 1;
+    Require(shape.rank <= static_cast<int>(shape.dims.size()), "predictions of at most 9 axes");
+    std::copy(rows.shape().dims().begin() + 1, rows.shape().dims().end(), shape.dims.begin());
+    return shape;
+  }
+  Tensor Empty() const {
+    std::vector<std::int64_t> all = {0};
+    all.insert(all.end(), dims.begin(), dims.begin() + rank);
+    return {static_cast<DType>(dtype), Shape(std::move(all))};
+  }
+};
+
+// How many steps may pass between two agreements of several processes on whether to stop.
+constexpr std::int64_t kStopCheckSteps = 10;
+
+}  // namespace
+
+struct Trainer::State {
+  State(Strategy& s, ParameterSet& p, TrainerOptions o)
+      : strategy(s),
+        parameters(p),
+        options(std::move(o)),
+        events(strategy.is_chief() ? options.log_dir : "", options.metric_names) {
+    if (!options.checkpoint_dir.empty()) {
+      store.emplace(
+          FileSystem::Local(), options.checkpoint_dir,
+          io::CheckpointStoreOptions{.max_to_keep = options.max_to_keep, .log = options.log});
+    }
+  }
+
+  Strategy& strategy;
+  ParameterSet& parameters;
+  const TrainerOptions options;
+  std::optional<io::CheckpointStore> store;  // where there is a checkpoint folder
+  EventLog events;
+  // Where training stands: the next batch to be trained on.
+  std::int64_t epoch = 0;
+  std::int64_t batch = 0;
+  std::uint64_t dataset_fingerprint = 0;
+  std::int64_t saved_step = -1;
+  std::string saved_path;
+
+  // Whether any process was told to stop; every process of a synchronous job gets the same answer.
+  Result<bool> AgreeToStop() {
+    const bool mine = options.stop->load();
+    const bool alone = strategy.num_replicas_in_sync() == strategy.num_local_replicas();
+    if (alone || batch % kStopCheckSteps != 0) {
+      return alone && mine;
+    }
+    PerReplica<Tensor> flags;
+    for (int i = 0; i < strategy.num_local_replicas(); ++i) {
+      const std::int32_t flag = mine ? 1 : 0;
+      flags.values.push_back(Tensor::Of<std::int32_t>({1}, std::span(&flag, 1)));
+    }
+    COHORT_ASSIGN_OR_RETURN(const Mirrored<Tensor> any, strategy.Reduce(ReduceOp::kMax, flags));
+    return any.value.data<std::int32_t>()[0] != 0;
+  }
+
+  Result<EpochResult> TrainEpoch(DistributedDataset& dataset, std::int64_t batches,
+                                 const StepFn& step, Trainer& trainer, bool* stopped);
+};
+
+Trainer::Trainer(Strategy& strategy, ParameterSet& parameters, TrainerOptions options)
+    : state_(std::make_unique<State>(strategy, parameters, std::move(options))) {
+  Require(parameters.built(), "a Trainer is given parameters after Build");
+}
+
+Trainer::~Trainer() = default;
+
+Result<EpochResult> Trainer::State::TrainEpoch(DistributedDataset& dataset, std::int64_t batches,
+                                               const StepFn& step, Trainer& trainer,
+                                               bool* stopped) {
+  const SteadyClock::time_point start = SteadyClock::now();
+  Totals totals;
+  totals.result().epoch = epoch;
+  COHORT_RETURN_IF_ERROR(dataset.BeginEpoch(epoch, batch));
+  for (;;) {
+    const SteadyClock::time_point before_input = SteadyClock::now();
+    COHORT_ASSIGN_OR_RETURN(const std::optional<DistributedBatch> next, dataset.Next());
+    totals.result().input_seconds += SecondsSince(before_input);
+    if (!next.has_value()) {
+      break;
+    }
+    const SteadyClock::time_point before_step = SteadyClock::now();
+    Result<StepResult> result = strategy.Step(*next, step);
+    if (!result.ok()) {
+      return result.status().Annotate(fmt::format("epoch {}, batch {}", epoch, batch));
+    }
+    totals.result().step_seconds += SecondsSince(before_step);
+    totals.Add(*result);
+    ++batch;
+    if (!std::isfinite(result->loss)) {
+      return DataLoss(fmt::format(
+          "the loss is {} at step {} (epoch {}, batch {}) [lower the learning rate, clip "
+          "the gradient's norm, or look for bad values in the input]",
+          result->loss, result->step, epoch, batch - 1));
+    }
+    if (options.progress && strategy.is_chief()) {
+      const double seconds = SecondsSince(start);
+      options.progress({.epoch = epoch,
+                        .epochs = options.epochs,
+                        .batch = batch,
+                        .batches = batches,
+                        .loss = totals.loss(),
+                        .examples_per_second = seconds > 0 ? totals.examples() / seconds : 0,
+                        .epoch_finished = batch == batches});
+    }
+    if (options.save_every_steps > 0 && strategy.step() % options.save_every_steps == 0) {
+      const SteadyClock::time_point before_save = SteadyClock::now();
+      COHORT_RETURN_IF_ERROR(trainer.Save());
+      totals.result().checkpoint_seconds += SecondsSince(before_save);
+    }
+    if (options.stop != nullptr) {
+      COHORT_ASSIGN_OR_RETURN(*stopped, AgreeToStop());
+      if (*stopped) {
+        break;
+      }
+    }
+  }
+  return totals.Finish(start);
+}
+
+Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_step,
+                             const data::Dataset* validation, const StepFn& evaluate_step) {
+  State& s = *state_;
+  Require(validation == nullptr || evaluate_step, "validation data comes with an evaluation step");
+  COHORT_RETURN_IF_ERROR(StartFrom(training));
+  COHORT_ASSIGN_OR_RETURN(const auto dataset, s.strategy.Distribute(training));
+  History history;
+  bool stopped = false;
+  if (!s.strategy.trains()) {
+    COHORT_RETURN_IF_ERROR(s.strategy.Serve());
+    s.epoch = s.options.epochs;
+  }
+  while (s.epoch < s.options.epochs && !stopped) {
+    COHORT_ASSIGN_OR_RETURN(EpochResult epoch, s.TrainEpoch(*dataset, training.batches_per_epoch(),
+                                                            train_step, *this, &stopped));
+    if (!stopped) {
+      ++s.epoch;
+      s.batch = 0;
+    }
+    const bool save = !s.options.checkpoint_dir.empty() &&
+                      (stopped || s.epoch == s.options.epochs ||
+                       s.epoch % std::max(s.options.save_every_epochs, 1) == 0);
+    if (save) {
+      const SteadyClock::time_point before_save = SteadyClock::now();
+      COHORT_RETURN_IF_ERROR(Save());
+      epoch.checkpoint_seconds += SecondsSince(before_save);
+    }
+    history.steps += epoch.steps;
+    history.examples += epoch.examples;
+    history.seconds += epoch.seconds;
+    COHORT_RETURN_IF_ERROR(s.events.Write("train", s.strategy.step(), epoch.loss, epoch.metrics,
+                                          epoch.seconds > 0 ? epoch.examples / epoch.seconds : 0));
+    history.epochs.push_back(std::move(epoch));
+    if (validation != nullptr && !stopped && s.strategy.trains()) {
+      COHORT_ASSIGN_OR_RETURN(EpochResult evaluation, Evaluate(*validation, evaluate_step));
+      evaluation.epoch = s.epoch - 1;
+      history.evaluations.push_back(std::move(evaluation));
+    }
+  }
+  history.checkpoint = s.saved_path;
+  if (stopped) {
+    return Cancelled(fmt::format("stopped as asked at epoch {}, batch {}{}", s.epoch, s.batch,
+                                 s.saved_path.empty()
+                                     ? "; nothing was saved, as there is no checkpoint folder"
+                                     : "; state saved in " + s.saved_path));
+  }
+  return history;
+}
+
+// Where Fit begins: at the newest checkpoint, or, in a folder without any, at the beginning.
+Status Trainer::StartFrom(const data::Dataset& training) {
+  State& s = *state_;
+  s.dataset_fingerprint = training.Fingerprint();
+  if (!s.store.has_value()) {
+    return {};
+  }
+  if (!s.options.resume) {
+    COHORT_ASSIGN_OR_RETURN(const std::vector<std::int64_t> steps, s.store->Steps());
+    if (!steps.empty() && s.strategy.is_chief()) {
+      return FailedPrecondition(
+          fmt::format("{} holds checkpoints of another run, the newest of step {} [resume, or "
+                      "choose another folder]",
+                      s.options.checkpoint_dir, steps.back()));
+    }
+    return {};
+  }
+  const std::uint64_t fingerprint = s.dataset_fingerprint;
+  COHORT_ASSIGN_OR_RETURN(const bool resumed, Restore());
+  if (!resumed) {
+    return {};
+  }
+  if (s.dataset_fingerprint != fingerprint) {
+    return FailedPrecondition(
+        fmt::format("the checkpoint in {} was trained on other data, or in another order or batch "
+                    "size, than this run's [give the same data, or another checkpoint folder]",
+                    s.options.checkpoint_dir));
+  }
+  s.events.ResumeAt(s.strategy.step() + 1);
+  if (s.strategy.is_chief()) {
+    s.options.log.Info(
+        fmt::format("resumed at epoch {}, batch {}, step {}", s.epoch, s.batch, s.strategy.step()));
+  }
+  return {};
+}
+
+Result<EpochResult> Trainer::Evaluate(const data::Dataset& dataset, const StepFn& step) {
+  State& s = *state_;
+  const SteadyClock::time_point start = SteadyClock::now();
+  Totals totals;
+  totals.result().epoch = s.epoch;
+  if (!s.strategy.evaluates()) {
+    return totals.Finish(start);
+  }
+  COHORT_ASSIGN_OR_RETURN(const auto distributed,
+                          s.strategy.Distribute(dataset, {.evaluation = true}));
+  COHORT_RETURN_IF_ERROR(distributed->BeginEpoch(0));
+  for (;;) {
+    COHORT_ASSIGN_OR_RETURN(const std::optional<DistributedBatch> batch, distributed->Next());
+    if (!batch.has_value()) {
+      break;
+    }
+    COHORT_ASSIGN_OR_RETURN(const StepResult result, s.strategy.Evaluate(*batch, step));
+    totals.Add(result);
+  }
+  EpochResult result = totals.Finish(start);
+  COHORT_RETURN_IF_ERROR(s.events.Write("eval", s.strategy.step(), result.loss, result.metrics,
+                                        result.seconds > 0 ? result.examples / result.seconds : 0));
+  return result;
+}
+
+Result<Tensor> Trainer::Predict(const data::Dataset& dataset, const PredictFn& predict) {
+  State& s = *state_;
+  const int locals = s.strategy.num_local_replicas();
+  RowShape row;
+  std::vector<Tensor> batches;
+  COHORT_ASSIGN_OR_RETURN(const auto distributed,
+                          s.strategy.Distribute(dataset, {.evaluation = true}));
+  COHORT_RETURN_IF_ERROR(distributed->BeginEpoch(0));
+  for (;;) {
+    COHORT_ASSIGN_OR_RETURN(const std::optional<DistributedBatch> batch, distributed->Next());
+    if (!batch.has_value()) {
+      break;
+    }
+    PerReplica<Tensor> rows;
+    rows.values.resize(static_cast<std::size_t>(locals));
+    const StepFn collect = [&](ReplicaContext& context,
+                               const data::Batch& part) -> Result<ReplicaResult> {
+      COHORT_ASSIGN_OR_RETURN(Tensor mine, predict(context, part));
+      if (mine.shape().rank() < 1 || mine.shape()[0] != part.size) {
+        return InvalidArgument(
+            fmt::format("Predict's function returned shape {} for a batch of {} examples [one row "
+                        "for each example]",
+                        mine.shape().ToString(), part.size));
+      }
+      rows.values[static_cast<std::size_t>(context.replica % locals)] = std::move(mine);
+      return ReplicaResult{
+          .loss_sum = 0, .weight = static_cast<double>(part.size), .metric_sums = {}};
+    };
+    COHORT_RETURN_IF_ERROR(s.strategy.Evaluate(*batch, collect).status());
+    if (batches.empty()) {
+      // Replica 0 has examples in every batch; those that have none yet learn what a row is.
+      row = RowShape::Of(rows.values[0]);
+      COHORT_RETURN_IF_ERROR(s.strategy.Broadcast(std::as_writable_bytes(std::span(&row, 1))));
+    }
+    for (std::size_t r = 0; r < rows.values.size(); ++r) {
+      if (batch->replicas[r].size == 0) {
+        rows.values[r] = row.Empty();
+      }
+    }
+    COHORT_ASSIGN_OR_RETURN(Mirrored<Tensor> all, s.strategy.Gather(rows));
+    batches.push_back(std::move(all.value));
+  }
+  return Concatenate(batches);
+}
+
+Status Trainer::Save() {
+  State& s = *state_;
+  if (s.saved_step == s.strategy.step()) {
+    return {};  // this very state is there already
+  }
+  Require(s.store.has_value(), "Save needs TrainerOptions::checkpoint_dir");
+  const io::CheckpointState state = {.step = s.strategy.step(),
+                                     .epoch = s.epoch,
+                                     .batch = s.batch,
+                                     .seed = s.options.seed,
+                                     .dataset_fingerprint = s.dataset_fingerprint,
+                                     .optimizer = s.strategy.optimizer()->config(),
+                                     .strategy = std::string(s.strategy.kind()),
+                                     .world_size = s.strategy.num_replicas_in_sync()};
+  COHORT_RETURN_IF_ERROR(SaveSnapshot(s.strategy, s.parameters, *s.store, state, &s.saved_path));
+  s.saved_step = state.step;
+  return {};
+}
+
+Result<bool> Trainer::Restore() {
+  State& s = *state_;
+  Require(s.store.has_value(), "Restore needs TrainerOptions::checkpoint_dir");
+  const Result<io::CheckpointState> state =
+      LoadSnapshot(s.strategy, s.parameters, *s.store, s.options.seed);
+  if (state.status().code() == StatusCode::kNotFound) {
+    return false;
+  }
+  COHORT_RETURN_IF_ERROR(state.status());
+  s.epoch = state->epoch;
+  s.batch = state->batch;
+  s.dataset_fingerprint = state->dataset_fingerprint;
+  s.saved_step = state->step;
+  return true;
+}
+
+}  // namespace cohort

@@ -1,0 +1,253 @@
+#include <cohort/data/memory.h>
+#include <cohort/io/checkpoint.h>
+#include <cohort/optim/optimizers.h>
+#include <cohort/strategies/synchronous.h>
+#include <cohort/train/trainer.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <filesystem>
+#include <limits>
+
+#include "testing/temp_dir.h"
+
+namespace cohort {
+namespace {
+
+constexpr int kExamples = 50;
+constexpr int kBatch = 8;  // does not divide: the last batch has 2
+
+// y = 2 x0 - 3 x1 + 1.
+data::Dataset Points(std::uint64_t shuffle_seed = 1) {
+  Tensor x(DType::kFloat32, {kExamples, 2});
+  Tensor y(DType::kFloat32, {kExamples});
+  for (int i = 0; i < kExamples; ++i) {
+    const float a = static_cast<float>(i % 7) / 7;
+    const float b = static_cast<float>(i % 5) / 5;
+    x.data<float>()[static_cast<std::size_t>(2 * i)] = a;
+    x.data<float>()[static_cast<std::size_t>(2 * i + 1)] = b;
+    y.data<float>()[static_cast<std::size_t>(i)] = 2 * a - 3 * b + 1;
+  }
+  return OrThrow(data::FromTensors({{"x", x}, {"y", y}})).Shuffle(shuffle_seed).Batch(kBatch);
+}
+
+float Apply(const ParameterSet& parameters, std::span<const float> x) {
+  return parameters.value(0)[0] * x[0] + parameters.value(0)[1] * x[1] + parameters.value(1)[0];
+}
+
+Result<ReplicaResult> SquaredError(ReplicaContext& context, const data::Batch& batch, bool train) {
+  const auto x = batch["x"].data<float>();
+  const auto y = batch["y"].data<float>();
+  double loss = 0;
+  for (std::size_t i = 0; i < static_cast<std::size_t>(batch.size); ++i) {
+    const float error = Apply(context.parameters, x.subspan(2 * i, 2)) - y[i];
+    loss += error * error;
+    if (train) {
+      context.gradients.Accumulator(0)[0] += 2 * error * x[2 * i];
+      context.gradients.Accumulator(0)[1] += 2 * error * x[2 * i + 1];
+      context.gradients.Accumulator(1)[0] += 2 * error;
+    }
+  }
+  if (train) {
+    context.gradients.Ready(1);
+    context.gradients.Ready(0);
+  }
+  const auto n = static_cast<double>(batch.size);
+  return ReplicaResult{.loss_sum = loss, .weight = n, .metric_sums = {n}};
+}
+
+const StepFn kTrain = [](ReplicaContext& context, const data::Batch& batch) {
+  return SquaredError(context, batch, true);
+};
+const StepFn kEvaluate = [](ReplicaContext& context, const data::Batch& batch) {
+  return SquaredError(context, batch, false);
+};
+
+// A job of one process with two replicas, ready to train.
+struct Job {
+  explicit Job(TrainerOptions options, double learning_rate = 0.1) {
+    parameters.Add("weights", {2}, [](std::uint64_t) { return 0.0F; });
+    parameters.Add("bias", {1}, [](std::uint64_t) { return 0.0F; });
+    parameters.Build();
+    StrategyOptions strategy_options;
+    strategy_options.num_devices = 2;
+    strategy = OrThrow(MakeSynchronousStrategy({}, strategy_options));
+    OrThrow(strategy->Bind(parameters, Sgd({.learning_rate = learning_rate, .momentum = 0.5})));
+    options.metric_names = {"ones"};
+    trainer = std::make_unique<Trainer>(*strategy, parameters, std::move(options));
+  }
+  std::vector<float> values() const { return {parameters.all().begin(), parameters.all().end()}; }
+
+  ParameterSet parameters;
+  std::unique_ptr<Strategy> strategy;
+  std::unique_ptr<Trainer> trainer;
+};
+
+std::vector<float> TrainedFor(int epochs) {
+  Job job({.epochs = epochs});
+  OrThrow(job.trainer->Fit(Points(), kTrain));
+  return job.values();
+}
+
+TEST(Trainer, FitLearnsAndTellsHow) {
+  Job job({.epochs = 30});
+  const auto points = Points();
+  const History history = OrThrow(job.trainer->Fit(points, kTrain, &points, kEvaluate));
+  ASSERT_EQ(history.epochs.size(), 30U);
+  ASSERT_EQ(history.evaluations.size(), 30U);
+  EXPECT_EQ(history.steps, 30 * 7);
+  EXPECT_EQ(history.examples, 30.0 * kExamples);
+  EXPECT_EQ(history.epochs[3].steps, 7);
+  EXPECT_EQ(history.epochs[3].examples, kExamples);
+  EXPECT_EQ(history.epochs[3].metrics, std::vector<double>{1.0});
+  EXPECT_EQ(history.evaluations[3].examples, kExamples);
+  EXPECT_LT(history.epochs.back().loss, 1e-3);
+  EXPECT_GT(history.epochs.front().loss, 0.1);
+  EXPECT_NEAR(job.values()[0], 2.0, 0.1);
+}
+
+TEST(Trainer, ProgressCountsEveryBatch) {
+  std::vector<Progress> seen;
+  Job job({.epochs = 2, .progress = [&](const Progress& p) { seen.push_back(p); }});
+  OrThrow(job.trainer->Fit(Points(), kTrain));
+  ASSERT_EQ(seen.size(), 14U);
+  EXPECT_EQ(seen[6].batch, 7);
+  EXPECT_EQ(seen[6].batches, 7);
+  EXPECT_TRUE(seen[6].epoch_finished);
+  EXPECT_FALSE(seen[5].epoch_finished);
+  EXPECT_EQ(seen[13].epoch, 1);
+}
+
+TEST(Trainer, ResumedRunEqualsTheUninterruptedOne) {
+  const std::vector<float> expected = TrainedFor(6);
+  testing::TempDir dir;
+  {
+    Job job({.epochs = 3, .checkpoint_dir = dir / "c"});
+    const History history = OrThrow(job.trainer->Fit(Points(), kTrain));
+    EXPECT_TRUE(std::filesystem::exists(history.checkpoint)) << history.checkpoint;
+  }
+  Job job({.epochs = 6, .checkpoint_dir = dir / "c"});
+  const History history = OrThrow(job.trainer->Fit(Points(), kTrain));
+  EXPECT_EQ(history.steps, 3 * 7) << "only what was left";
+  EXPECT_EQ(job.values(), expected);
+}
+
+TEST(Trainer, StopsInMidEpochSavesAndResumesAtTheExactBatch) {
+  const std::vector<float> expected = TrainedFor(6);
+  testing::TempDir dir;
+  std::atomic<bool> stop = false;
+  {
+    // Epochs of 7 steps: the flag, raised in the fourth batch, is seen by the end of the epoch at
+    // the latest.
+    TrainerOptions options = {.epochs = 6, .checkpoint_dir = dir / "c", .stop = &stop};
+    options.progress = [&](const Progress& p) { stop = stop || (p.epoch == 1 && p.batch == 4); };
+    Job job(std::move(options));
+    const Status status = job.trainer->Fit(Points(), kTrain).status();
+    EXPECT_EQ(status.code(), StatusCode::kCancelled);
+    EXPECT_NE(status.message().find("step-"), std::string::npos) << status.message();
+    EXPECT_EQ(job.strategy->step(), 11)
+        << "training stops after the step in which the flag was raised";
+  }
+  Job job({.epochs = 6, .checkpoint_dir = dir / "c"});
+  OrThrow(job.trainer->Fit(Points(), kTrain));
+  EXPECT_EQ(job.values(), expected);
+}
+
+TEST(Trainer, SavesByStepsAndKeepsTheNewest) {
+  testing::TempDir dir;
+  Job job({.epochs = 2, .checkpoint_dir = dir / "c", .save_every_steps = 3, .max_to_keep = 2});
+  OrThrow(job.trainer->Fit(Points(), kTrain));
+  EXPECT_EQ(OrThrow(io::CheckpointStore(FileSystem::Local(), dir / "c").Steps()),
+            (std::vector<std::int64_t>{12, 14}));
+}
+
+TEST(Trainer, RefusesACheckpointOfAnotherRun) {
+  testing::TempDir dir;
+  const auto fit = [&](TrainerOptions options, double rate, const data::Dataset& data) {
+    options.checkpoint_dir = dir / "c";
+    options.epochs = 2;
+    Job job(std::move(options), rate);
+    return job.trainer->Fit(data, kTrain).status();
+  };
+  ASSERT_TRUE(fit({.seed = 5}, 0.1, Points()).ok());
+  const Status seed = fit({.seed = 6}, 0.1, Points());
+  EXPECT_EQ(seed.code(), StatusCode::kFailedPrecondition);
+  EXPECT_NE(seed.message().find("seed 5"), std::string::npos) << seed.message();
+  const Status optimizer = fit({.seed = 5}, 0.2, Points());
+  EXPECT_EQ(optimizer.code(), StatusCode::kFailedPrecondition);
+  EXPECT_NE(optimizer.message().find("optimizer"), std::string::npos) << optimizer.message();
+  EXPECT_EQ(fit({.seed = 5}, 0.1, Points(9)).code(), StatusCode::kFailedPrecondition);
+  EXPECT_EQ(fit({.resume = false, .seed = 5}, 0.1, Points()).code(),
+            StatusCode::kFailedPrecondition);
+}
+
+TEST(Trainer, AFolderThatCannotBeWrittenIsNamed) {
+  testing::TempDir dir;
+  OrThrow(WriteFileAtomically(FileSystem::Local(), dir / "file", "x"));
+  Job job({.epochs = 1, .checkpoint_dir = dir / "file/checkpoints"});
+  const Status status = job.trainer->Fit(Points(), kTrain).status();
+  EXPECT_FALSE(status.ok());
+  EXPECT_NE(status.message().find(dir / "file/checkpoints"), std::string::npos) << status.message();
+}
+
+TEST(Trainer, ALossThatIsNotFiniteEndsTraining) {
+  Job job({.epochs = 1});
+  const StepFn step = [](ReplicaContext& context, const data::Batch& batch) {
+    auto result = SquaredError(context, batch, true);
+    if (context.step == 3) {
+      result->loss_sum = std::numeric_limits<double>::infinity();
+    }
+    return result;
+  };
+  const Status status = job.trainer->Fit(Points(), step).status();
+  EXPECT_EQ(status.code(), StatusCode::kDataLoss);
+  EXPECT_NE(status.message().find("batch 2"), std::string::npos) << status.message();
+}
+
+TEST(Trainer, StepErrorsNameTheBatch) {
+  Job job({.epochs = 1});
+  const StepFn step = [](ReplicaContext& context,
+                         const data::Batch& batch) -> Result<ReplicaResult> {
+    if (context.step == 2) {
+      return InvalidArgument("label 12 of 10 classes");
+    }
+    return SquaredError(context, batch, true);
+  };
+  const Status status = job.trainer->Fit(Points(), step).status();
+  EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+  EXPECT_NE(status.message().find("epoch 0, batch 1"), std::string::npos) << status.message();
+  EXPECT_NE(status.message().find("label 12"), std::string::npos) << status.message();
+}
+
+TEST(Trainer, PredictKeepsTheOrder) {
+  Job job({});
+  Tensor x(DType::kFloat32, {9, 2});  // batches of 8 and 1: one replica has nothing in the last
+  for (std::size_t i = 0; i < 18; ++i) {
+    x.data<float>()[i] = static_cast<float>(i);
+  }
+  const auto dataset = OrThrow(data::FromTensors({{"x", x}})).Batch(8);
+  const PredictFn predict = [](ReplicaContext&, const data::Batch& batch) -> Result<Tensor> {
+    Tensor rows(DType::kFloat32, {batch.size, 3});
+    for (std::size_t i = 0; i < static_cast<std::size_t>(batch.size); ++i) {
+      rows.data<float>()[3 * i] = batch["x"].data<float>()[2 * i];
+    }
+    return rows;
+  };
+  const Tensor rows = OrThrow(job.trainer->Predict(dataset, predict));
+  ASSERT_EQ(rows.shape(), (Shape{9, 3}));
+  for (std::size_t i = 0; i < 9; ++i) {
+    EXPECT_EQ(rows.data<float>()[3 * i], static_cast<float>(2 * i));
+  }
+}
+
+TEST(Trainer, WritesCurves) {
+  testing::TempDir dir;
+  const auto points = Points();
+  Job job({.epochs = 2, .log_dir = dir / "logs"});
+  OrThrow(job.trainer->Fit(points, kTrain, &points, kEvaluate));
+  EXPECT_EQ(OrThrow(FileSystem::Local().List(dir / "logs/train")).size(), 1U);
+  EXPECT_EQ(OrThrow(FileSystem::Local().List(dir / "logs/eval")).size(), 1U);
+}
+
+}  // namespace
+}  // namespace cohort
