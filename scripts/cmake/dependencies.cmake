@@ -12,6 +12,14 @@ find_package(ZLIB REQUIRED)
 find_package(OpenMP REQUIRED COMPONENTS CXX)
 pkg_check_modules(ISAL REQUIRED IMPORTED_TARGET libisal)
 find_package(MPI COMPONENTS CXX)
-# Torch's CMake config drags in caffe2 and changes global flags; the headers and the library are all that is used.
+# LibTorch, where it is installed: the peer in a benchmark, and an example. Its CMake config changes global flags, so the
+# headers and libraries are taken by themselves.
 find_library(COHORT_TORCH_LIBRARY torch_cpu)
+find_library(COHORT_C10_LIBRARY c10)
 find_path(COHORT_TORCH_INCLUDE torch/torch.h PATH_SUFFIXES torch/csrc/api/include)
+mark_as_advanced(COHORT_TORCH_LIBRARY COHORT_C10_LIBRARY COHORT_TORCH_INCLUDE)
+if(COHORT_TORCH_LIBRARY AND COHORT_C10_LIBRARY AND COHORT_TORCH_INCLUDE)
+  add_library(cohort_libtorch INTERFACE)
+  target_link_libraries(cohort_libtorch INTERFACE ${COHORT_TORCH_LIBRARY} ${COHORT_C10_LIBRARY})
+  target_include_directories(cohort_libtorch SYSTEM INTERFACE ${COHORT_TORCH_INCLUDE})
+endif()
