@@ -1,0 +1,64 @@
+// CSV with a header line, as RFC 4180 has it: fields in quotes may hold delimiters, line ends and
+// doubled quotes; lines end in LF or CRLF; blank lines are skipped, as is a byte order mark.
+//
+// Files are read, checked and converted whole when they are opened, and stay in memory as columns.
+// gzip is told by content. A bad row or value is DataLoss, naming file, line, column and what was
+// found; nothing is skipped or guessed.
+
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <cohort/core/file_system.h>
+#include <cohort/core/status.h>
+#include <cohort/data/dataset.h>
+
+namespace cohort::data {
+
+enum class CsvType {
+  kFloat32,   // finite decimal numbers
+  kInt64,     // integers
+  kCategory,  // text, as its position in `categories` (int64)
+  kHash,      // text, as a 64-bit hash of its bytes, equal on every machine (int64)
+};
+
+struct CsvColumn {
+  std::string name;  // in the header
+  CsvType type = CsvType::kFloat32;
+  // Stands for a missing value; without it a missing value is an error.
+  std::optional<double> missing = {};
+  // kCategory: the texts there are. Empty: those in the files, in bytewise order.
+  std::vector<std::string> categories = {};
+  // kCategory: stands for a text that is not in `categories`; without it such a text is an error.
+  std::optional<std::int64_t> unknown = {};
+  // kHash: the hash modulo this, if not 0; never negative.
+  std::int64_t buckets = 0;
+  // The feature that the column becomes a part of: columns of one feature, in their order here, are
+  // a vector of it. Empty: a scalar of its own, called like the column.
+  std::string feature = {};
+};
+
+struct CsvOptions {
+  std::vector<CsvColumn> columns;  // those that are read; others are checked for their number only
+  char delimiter = ',';
+  bool trim = true;  // spaces and tabs around fields without quotes are no part of them
+  // What a missing value looks like, besides nothing at all. Not in quotes.
+  std::vector<std::string> missing_markers = {"?"};
+  FileSystem* files = &FileSystem::Local();
+};
+
+struct CsvData {
+  Dataset dataset;
+  // Of each kCategory column: position -> text. For reading other files with the same positions.
+  std::map<std::string, std::vector<std::string>> categories;
+};
+
+// The rows of all files, one file after another; all must have the same header.
+// InvalidArgument: columns that make no sense; NotFound: a column that no header has.
+Result<CsvData> Csv(const std::vector<std::string>& paths, const CsvOptions& options);
+
+}  // namespace cohort::data

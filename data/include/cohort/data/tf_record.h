@@ -1,0 +1,51 @@
+// TFRecord files of tf.train.Example.
+//
+// Raw files are indexed when they are opened (a pass over their headers) and read record by record.
+// Files in gzip or zlib have no random access: they are unpacked into memory once, when opened.
+// Checksums are verified, always. Errors name file, record and, where the Example is to blame, the
+// feature.
+
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <cohort/core/file_system.h>
+#include <cohort/core/status.h>
+#include <cohort/core/tensor.h>
+#include <cohort/data/dataset.h>
+
+namespace cohort::data {
+
+enum class TfRecordCompression { kAuto, kNone, kGzip, kZlib };  // kAuto: told by content
+
+enum class TfType {
+  kFloat32,  // a float list
+  kInt64,    // an int64 list
+  kHash,     // a bytes list, each as a 64-bit hash, equal on every machine (int64)
+  kBytes,    // one string of as many bytes as the shape has elements (uint8)
+};
+
+// A feature of fixed shape: its list holds as many values as the shape has elements.
+struct TfFeatureSpec {
+  std::string name;
+  TfType type = TfType::kFloat32;
+  Shape shape = {};
+  // Stands for every value where a record does not have the feature; without it that is an error.
+  std::optional<double> missing = {};
+  std::int64_t buckets = 0;  // kHash: the hash modulo this, if not 0; never negative
+};
+
+struct TfRecordOptions {
+  std::vector<TfFeatureSpec> features;  // those that are read
+  TfRecordCompression compression = TfRecordCompression::kAuto;
+  FileSystem* files = &FileSystem::Local();
+};
+
+// The records of all files, one file after another. Files without records are allowed.
+// InvalidArgument: no files, or features that make no sense.
+Result<Dataset> TfRecords(const std::vector<std::string>& paths, const TfRecordOptions& options);
+
+}  // namespace cohort::data

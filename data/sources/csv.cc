@@ -1,0 +1,373 @@
+#include <cohort/data/csv.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <set>
+#include <unordered_map>
+
+#include <cohort/core/random.h>
+#include <cohort/io/compression.h>
+
+#include "sources/csv_reader.h"
+#include "sources/memory_source.h"
+#include "sources/text_hash.h"
+
+namespace cohort::data {
+namespace {
+
+// Rows of several files, held as tensors.
+class CsvSource final : public MemorySource {
+ public:
+  CsvSource(Example tensors, std::vector<FileRange> files, std::vector<std::int64_t> lines)
+      : MemorySource(std::move(tensors), static_cast<std::int64_t>(lines.size())),
+        files_(std::move(files)),
+        lines_(std::move(lines)) {}
+
+  std::string Where(std::int64_t index) const override {
+    const auto file = std::find_if(files_.begin(), files_.end(),
+                                   [index](const FileRange& range) { return index < range.end; });
+    return file->name + ", line " + std::to_string(lines_[static_cast<std::size_t>(index)]);
+  }
+  std::vector<FileRange> files() const override { return files_; }
+
+ private:
+  std::vector<FileRange> files_;
+  std::vector<std::int64_t> lines_;  // where each row begins
+};
+
+template <typename T>
+std::optional<T> ParseNumber(std::string_view text) {
+  if (text.starts_with('+')) {
+    text.remove_prefix(1);
+  }
+  T value{};
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size()) {
+    return std::nullopt;
+  }
+  return value;
+}
+
+// Text to position. Positions of texts that were found, not given, are by first sight until Sort.
+class Vocabulary {
+ public:
+  Vocabulary(const std::vector<std::string>& given, std::optional<std::int64_t> unknown)
+      : texts_(given), open_(given.empty()), unknown_(unknown) {
+    for (const std::string& text : given) {
+      positions_.emplace(text, static_cast<std::int64_t>(positions_.size()));
+    }
+  }
+
+  // nullopt: not one of those given.
+  std::optional<std::int64_t> Position(std::string_view text) {
+    const std::string key(text);
+    const auto it = positions_.find(key);
+    if (it != positions_.end()) {
+      return it->second;
+    }
+    if (!open_) {
+      return unknown_;
+    }
+    texts_.push_back(key);
+    return positions_.emplace(key, static_cast<std::int64_t>(texts_.size()) - 1).first->second;
+  }
+
+  // Puts texts that were found in bytewise order; returns each old position's new one.
+  std::vector<std::int64_t> Sort() {
+    std::vector<std::string> sorted = texts_;
+    if (open_) {
+      std::sort(sorted.begin(), sorted.end());
+    }
+    std::vector<std::int64_t> moved(texts_.size());
+    for (std::size_t i = 0; i < sorted.size(); ++i) {
+      moved[static_cast<std::size_t>(positions_.at(sorted[i]))] = static_cast<std::int64_t>(i);
+    }
+    texts_ = std::move(sorted);
+    return moved;
+  }
+  bool open() const { return open_; }
+  const std::vector<std::string>& texts() const { return texts_; }
+
+ private:
+  std::vector<std::string> texts_;  // by position
+  std::unordered_map<std::string, std::int64_t> positions_;
+  bool open_;
+  std::optional<std::int64_t> unknown_;
+};
+
+// The values of one column so far.
+class Column {
+ public:
+  explicit Column(const CsvColumn& spec)
+      : spec_(spec), vocabulary_(spec.categories, spec.unknown) {}
+
+  bool is_float() const { return spec_.type == CsvType::kFloat32; }
+  const CsvColumn& spec() const { return spec_; }
+  const Vocabulary& vocabulary() const { return vocabulary_; }
+
+  // The Status names neither file nor line.
+  Status Append(const CsvField& field, const std::vector<std::string>& markers) {
+    if (!field.quoted && (field.text.empty() ||
+                          std::find(markers.begin(), markers.end(), field.text) != markers.end())) {
+      return AppendMissing();
+    }
+    switch (spec_.type) {
+      case CsvType::kFloat32: {
+        const std::optional<float> value = ParseNumber<float>(field.text);
+        if (!value.has_value() || !std::isfinite(*value)) {
+          return Bad(field, "is not a finite number");
+        }
+        floats_.push_back(*value);
+        return {};
+      }
+      case CsvType::kInt64: {
+        const std::optional<std::int64_t> value = ParseNumber<std::int64_t>(field.text);
+        if (!value.has_value()) {
+          return Bad(field, "is not a 64-bit integer");
+        }
+        ints_.push_back(*value);
+        return {};
+      }
+      case CsvType::kCategory: {
+        const std::optional<std::int64_t> position = vocabulary_.Position(field.text);
+        if (!position.has_value()) {
+          return Bad(field, "is not one of the " + std::to_string(spec_.categories.size()) +
+                                " categories");
+        }
+        ints_.push_back(*position);
+        missing_.push_back(false);
+        return {};
+      }
+      case CsvType::kHash:
+        ints_.push_back(TextHash(field.text, spec_.buckets));
+        return {};
+    }
+    return {};
+  }
+
+  void Finish() {
+    if (spec_.type != CsvType::kCategory || !vocabulary_.open()) {
+      return;
+    }
+    const std::vector<std::int64_t> moved = vocabulary_.Sort();
+    for (std::size_t i = 0; i < ints_.size(); ++i) {
+      if (!missing_[i]) {
+        ints_[i] = moved[static_cast<std::size_t>(ints_[i])];
+      }
+    }
+  }
+
+  void CopyTo(std::size_t row, std::byte* out) const {
+    if (is_float()) {
+      *reinterpret_cast<float*>(out) = floats_[row];
+    } else {
+      *reinterpret_cast<std::int64_t*>(out) = ints_[row];
+    }
+  }
+
+ private:
+  Status AppendMissing() {
+    if (!spec_.missing.has_value()) {
+      return DataLoss("column '" + spec_.name +
+                      "': the value is missing [set the column's `missing` to accept that]");
+    }
+    if (is_float()) {
+      floats_.push_back(static_cast<float>(*spec_.missing));
+    } else {
+      ints_.push_back(static_cast<std::int64_t>(*spec_.missing));
+      missing_.push_back(true);
+    }
+    return {};
+  }
+
+  Status Bad(const CsvField& field, const std::string& what) const {
+    return DataLoss("column '" + spec_.name + "': '" + std::string(field.text.substr(0, 80)) +
+                    "' " + what);
+  }
+
+  CsvColumn spec_;
+  Vocabulary vocabulary_;
+  std::vector<float> floats_;
+  std::vector<std::int64_t> ints_;
+  std::vector<bool> missing_;  // kCategory: values that are not positions
+};
+
+// Columns in, features out.
+class Table {
+ public:
+  static Result<Table> Make(const CsvOptions& options);
+  Status ReadFile(const std::string& path);
+  CsvData Finish() &&;
+
+ private:
+  explicit Table(const CsvOptions& options) : options_(options) {}
+  Status TakeHeader(const std::string& path, const std::vector<CsvField>& fields);
+  Example Tensors() const;
+
+  CsvOptions options_;
+  std::vector<Column> columns_;
+  std::vector<std::string> header_;  // of the first file
+  std::string header_path_;
+  std::vector<std::size_t> places_;  // of columns_, in a row
+  std::vector<FileRange> files_;
+  std::vector<std::int64_t> lines_;
+};
+
+std::string FeatureOf(const CsvColumn& column) {
+  return column.feature.empty() ? column.name : column.feature;
+}
+
+Result<Table> Table::Make(const CsvOptions& options) {
+  if (options.columns.empty()) {
+    return InvalidArgument("CSV: no columns to read [name them in CsvOptions.columns]");
+  }
+  if (options.delimiter == '"' || options.delimiter == '\n' || options.delimiter == '\r') {
+    return InvalidArgument("CSV: quotes and line ends cannot be the delimiter");
+  }
+  Table table(options);
+  std::map<std::string, const CsvColumn*> features;
+  std::set<std::string> names;
+  for (const CsvColumn& column : options.columns) {
+    if (!names.insert(column.name).second) {
+      return InvalidArgument("CSV: column '" + column.name + "' is asked for twice");
+    }
+    const auto [it, is_new] = features.emplace(FeatureOf(column), &column);
+    if (!is_new && (it->second->feature.empty() || column.feature.empty())) {
+      return InvalidArgument("CSV: columns '" + it->second->name + "' and '" + column.name +
+                             "' both become feature '" + it->first + "'");
+    }
+    if (!is_new && (it->second->type == CsvType::kFloat32) != (column.type == CsvType::kFloat32)) {
+      return InvalidArgument("CSV: feature '" + it->first + "' mixes numbers of two types ('" +
+                             it->second->name + "' and '" + column.name + "')");
+    }
+    if (column.buckets < 0 || (column.missing.has_value() && !std::isfinite(*column.missing))) {
+      return InvalidArgument("CSV: column '" + column.name +
+                             "': buckets are not negative, `missing` is finite");
+    }
+    if (std::set<std::string>(column.categories.begin(), column.categories.end()).size() !=
+        column.categories.size()) {
+      return InvalidArgument("CSV: column '" + column.name + "' has a category twice");
+    }
+    table.columns_.emplace_back(column);
+  }
+  return table;
+}
+
+Status Table::TakeHeader(const std::string& path, const std::vector<CsvField>& fields) {
+  std::vector<std::string> header;
+  std::string listed;
+  for (const CsvField& field : fields) {
+    header.emplace_back(field.text);
+    listed += (listed.empty() ? "" : ", ") + header.back();
+  }
+  if (!header_path_.empty()) {
+    return header == header_ ? Status()
+                             : InvalidArgument(path + ": the header is not that of " +
+                                               header_path_ + ": " + listed);
+  }
+  header_ = header;
+  header_path_ = path;
+  for (const Column& column : columns_) {
+    const std::string& name = column.spec().name;
+    const auto it = std::find(header.begin(), header.end(), name);
+    if (it == header.end()) {
+      return NotFound(path + ": no column '" + name + "'; the header has: " + listed);
+    }
+    if (std::count(header.begin(), header.end(), name) != 1) {
+      return InvalidArgument(path + ": the header has column '" + name + "' more than once");
+    }
+    places_.push_back(static_cast<std::size_t>(it - header.begin()));
+  }
+  return {};
+}
+
+Status Table::ReadFile(const std::string& path) {
+  COHORT_ASSIGN_OR_RETURN(const std::string content,
+                          io::ReadMaybeCompressed(*options_.files, path));
+  CsvReader reader(content, options_.delimiter, options_.trim);
+  std::vector<CsvField> fields;
+  const auto next = [&]() -> Result<bool> {
+    Result<bool> more = reader.Next(fields);
+    return more.ok() ? std::move(more) : Result<bool>(more.status().Annotate(path));
+  };
+  COHORT_ASSIGN_OR_RETURN(bool more, next());
+  if (!more) {
+    return DataLoss(path + ": empty, not even a header line");
+  }
+  COHORT_RETURN_IF_ERROR(TakeHeader(path, fields));
+  files_.push_back({path, static_cast<std::int64_t>(lines_.size()), 0});
+  for (;;) {
+    COHORT_ASSIGN_OR_RETURN(more, next());
+    if (!more) {
+      break;
+    }
+    const auto where = [&] { return path + ", line " + std::to_string(reader.line()); };
+    if (fields.size() != header_.size()) {
+      return DataLoss(where() + ": " + std::to_string(fields.size()) + " fields, the header has " +
+                      std::to_string(header_.size()));
+    }
+    for (std::size_t i = 0; i < columns_.size(); ++i) {
+      Status status = columns_[i].Append(fields[places_[i]], options_.missing_markers);
+      if (!status.ok()) {
+        return status.Annotate(where());
+      }
+    }
+    lines_.push_back(reader.line());
+  }
+  files_.back().end = static_cast<std::int64_t>(lines_.size());
+  return {};
+}
+
+Example Table::Tensors() const {
+  std::map<std::string, std::vector<const Column*>> features;
+  for (const Column& column : columns_) {
+    features[FeatureOf(column.spec())].push_back(&column);
+  }
+  Example tensors;
+  const auto rows = static_cast<std::int64_t>(lines_.size());
+  for (const auto& [name, columns] : features) {
+    const bool is_float = columns[0]->is_float();
+    Shape shape({rows});
+    if (!columns[0]->spec().feature.empty()) {
+      shape = Shape({rows, static_cast<std::int64_t>(columns.size())});
+    }
+    const Tensor tensor(is_float ? DType::kFloat32 : DType::kInt64, shape);
+    std::byte* out = tensor.raw();
+    for (std::size_t row = 0; row < lines_.size(); ++row) {
+      for (const Column* column : columns) {
+        column->CopyTo(row, out);
+        out += SizeOf(tensor.dtype());
+      }
+    }
+    tensors.emplace(name, tensor);
+  }
+  return tensors;
+}
+
+CsvData Table::Finish() && {
+  std::map<std::string, std::vector<std::string>> categories;
+  for (Column& column : columns_) {
+    column.Finish();
+    if (column.spec().type == CsvType::kCategory) {
+      categories[column.spec().name] = column.vocabulary().texts();
+    }
+  }
+  return {Dataset(std::make_shared<CsvSource>(Tensors(), std::move(files_), std::move(lines_))),
+          std::move(categories)};
+}
+
+}  // namespace
+
+Result<CsvData> Csv(const std::vector<std::string>& paths, const CsvOptions& options) {
+  if (paths.empty()) {
+    return InvalidArgument("CSV: no files");
+  }
+  COHORT_ASSIGN_OR_RETURN(Table table, Table::Make(options));
+  for (const std::string& path : paths) {
+    COHORT_RETURN_IF_ERROR(table.ReadFile(path));
+  }
+  return std::move(table).Finish();
+}
+
+}  // namespace cohort::data

@@ -1,0 +1,46 @@
+// CsvReader: text into rows of fields. Knows nothing of types.
+
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <cohort/core/status.h>
+
+namespace cohort::data {
+
+struct CsvField {
+  std::string_view text;
+  bool quoted = false;
+};
+
+class CsvReader {
+ public:
+  // `content` must outlive this.
+  CsvReader(std::string_view content, char delimiter, bool trim);
+
+  // The next row that is not blank; false at the end. Fields are valid until the next call.
+  // DataLoss: a quote that is not closed, or text beside quotes.
+  Result<bool> Next(std::vector<CsvField>& fields);
+  // Where the row that Next returned begins, from 1.
+  std::int64_t line() const { return row_line_; }
+
+ private:
+  Result<CsvField> QuotedField();
+  CsvField PlainField();
+  bool AtLineEnd() const;
+  void SkipLineEnd();
+  void SkipBlanks();
+
+  std::string_view rest_;
+  char delimiter_;
+  bool trim_;
+  std::int64_t line_ = 1;  // of what comes next
+  std::int64_t row_line_ = 0;
+  std::deque<std::string> unescaped_;  // fields of this row that had doubled quotes
+};
+
+}  // namespace cohort::data

@@ -1,0 +1,267 @@
+// Example{1: Features}; Features{1: map entry{1: key, 2: Feature}};
+// Feature{oneof 1: BytesList, 2: FloatList, 3: Int64List}; each list {1: repeated value}.
+
+#include <cohort/data/tf_example.h>
+
+#include <cstring>
+
+#include "sources/tf_wire.h"
+
+namespace cohort::data {
+namespace {
+
+enum WireType { kVarint = 0, kFixed64 = 1, kBytes = 2, kGroup = 3, kGroupEnd = 4, kFixed32 = 5 };
+
+struct Field {
+  std::uint64_t number = 0;
+  WireType type = kVarint;
+  std::uint64_t varint = 0;  // kVarint
+  std::string_view bytes;    // kBytes, kFixed32, kFixed64
+};
+
+// The fields of a message, one after another.
+class Fields {
+ public:
+  explicit Fields(std::string_view message) : rest_(message) {}
+
+  bool done() const { return rest_.empty(); }
+
+  // False if the bytes are not a message.
+  bool Next(Field& field) { return Tag(field) && Value(field, 0); }
+
+  bool Varint(std::uint64_t& value) {
+    value = 0;
+    for (int shift = 0; shift < 70; shift += 7) {
+      if (rest_.empty()) {
+        return false;
+      }
+      const auto byte = static_cast<unsigned char>(rest_[0]);
+      rest_.remove_prefix(1);
+      if (shift < 64) {
+        value |= std::uint64_t{byte & 0x7FU} << shift;
+      }
+      if (byte < 0x80) {
+        return true;
+      }
+    }
+    return false;
+  }
+
+ private:
+  bool Tag(Field& field) {
+    std::uint64_t tag = 0;
+    if (!Varint(tag) || (tag >> 3) == 0 || (tag >> 3) >= (std::uint64_t{1} << 29)) {
+      return false;
+    }
+    field.number = tag >> 3;
+    field.type = static_cast<WireType>(tag & 7);
+    return true;
+  }
+
+  bool Value(Field& field, int depth) {
+    switch (field.type) {
+      case kVarint:
+        return Varint(field.varint);
+      case kFixed64:
+        return Take(8, field.bytes);
+      case kFixed32:
+        return Take(4, field.bytes);
+      case kBytes: {
+        std::uint64_t size = 0;
+        return Varint(size) && Take(size, field.bytes);
+      }
+      case kGroup:
+        return SkipGroup(field.number, depth + 1);
+      default:
+        return false;
+    }
+  }
+
+  bool SkipGroup(std::uint64_t number, int depth) {
+    constexpr int kMaxDepth = 100;  // protobuf's
+    Field inner;
+    while (depth <= kMaxDepth && Tag(inner)) {
+      if (inner.type == kGroupEnd) {
+        return inner.number == number;
+      }
+      if (!Value(inner, depth)) {
+        return false;
+      }
+    }
+    return false;
+  }
+
+  bool Take(std::uint64_t size, std::string_view& bytes) {
+    if (size > rest_.size()) {
+      return false;
+    }
+    bytes = rest_.substr(0, size);
+    rest_.remove_prefix(size);
+    return true;
+  }
+
+  std::string_view rest_;
+};
+
+// Calls each(field) for the fields of a message; false if the bytes are not one or `each` says so.
+template <typename Each>
+bool ForEachField(std::string_view message, const Each& each) {
+  Fields fields(message);
+  Field field;
+  while (!fields.done()) {
+    if (!fields.Next(field) || !each(field)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+float FloatAt(const char* bytes) {
+  float value;
+  std::memcpy(&value, bytes, sizeof(value));
+  return value;
+}
+
+bool ParseFloats(std::string_view list, std::vector<float>& floats) {
+  return ForEachField(list, [&floats](const Field& field) {
+    if (field.number != 1 || (field.type != kFixed32 && field.type != kBytes)) {
+      return true;  // an unknown field
+    }
+    if (field.bytes.size() % sizeof(float) != 0) {
+      return false;
+    }
+    for (std::size_t i = 0; i < field.bytes.size(); i += sizeof(float)) {
+      floats.push_back(FloatAt(field.bytes.data() + i));
+    }
+    return true;
+  });
+}
+
+bool ParseInts(std::string_view list, std::vector<std::int64_t>& ints) {
+  return ForEachField(list, [&ints](const Field& field) {
+    if (field.number == 1 && field.type == kVarint) {
+      ints.push_back(static_cast<std::int64_t>(field.varint));
+    } else if (field.number == 1 && field.type == kBytes) {
+      Fields packed(field.bytes);
+      while (!packed.done()) {
+        std::uint64_t value = 0;
+        if (!packed.Varint(value)) {
+          return false;
+        }
+        ints.push_back(static_cast<std::int64_t>(value));
+      }
+    }
+    return true;
+  });
+}
+
+bool ParseBytes(std::string_view list, std::vector<std::string_view>& bytes) {
+  return ForEachField(list, [&bytes](const Field& field) {
+    if (field.number == 1 && field.type == kBytes) {
+      bytes.push_back(field.bytes);
+    }
+    return true;
+  });
+}
+
+// Adds what a Feature message holds; another kind than before replaces it.
+bool MergeFeature(std::string_view message, TfFeature& feature) {
+  return ForEachField(message, [&feature](const Field& field) {
+    if (field.type != kBytes || field.number > 3) {
+      return true;
+    }
+    const auto kind = static_cast<TfFeature::Kind>(field.number);
+    if (kind != feature.kind) {
+      feature = {};
+      feature.kind = kind;
+    }
+    switch (kind) {
+      case TfFeature::Kind::kFloat:
+        return ParseFloats(field.bytes, feature.floats);
+      case TfFeature::Kind::kInt64:
+        return ParseInts(field.bytes, feature.ints);
+      default:
+        return ParseBytes(field.bytes, feature.bytes);
+    }
+  });
+}
+
+Status NotAMessage(std::string_view what) {
+  return DataLoss("not a tf.train.Example: " + std::string(what) + " is malformed");
+}
+
+}  // namespace
+
+std::size_t TfFeature::size() const {
+  switch (kind) {
+    case Kind::kBytes:
+      return bytes.size();
+    case Kind::kFloat:
+      return floats.size();
+    case Kind::kInt64:
+      return ints.size();
+    case Kind::kNone:
+      break;
+  }
+  return 0;
+}
+
+std::string_view TfKindName(TfFeature::Kind kind) {
+  switch (kind) {
+    case TfFeature::Kind::kBytes:
+      return "bytes";
+    case TfFeature::Kind::kFloat:
+      return "float";
+    case TfFeature::Kind::kInt64:
+      return "int64";
+    case TfFeature::Kind::kNone:
+      break;
+  }
+  return "missing";
+}
+
+Status ForEachTfFeature(
+    std::string_view message,
+    const std::function<Status(std::string_view key, std::string_view entry)>& entry) {
+  Status status;
+  const auto each_entry = [&](const Field& field) {
+    if (field.number != 1 || field.type != kBytes) {
+      return true;
+    }
+    std::string_view key;
+    const bool sound = ForEachField(field.bytes, [&key](const Field& part) {
+      if (part.number == 1 && part.type == kBytes) {
+        key = part.bytes;
+      }
+      return true;
+    });
+    status = sound ? entry(key, field.bytes) : NotAMessage("an entry of its feature map");
+    return status.ok();
+  };
+  const bool sound = ForEachField(message, [&](const Field& field) {
+    return field.number != 1 || field.type != kBytes || ForEachField(field.bytes, each_entry);
+  });
+  return !sound && status.ok() ? NotAMessage("the message") : status;
+}
+
+Status ParseTfEntry(std::string_view entry, TfFeature& feature) {
+  feature = {};
+  const bool sound = ForEachField(entry, [&feature](const Field& field) {
+    return field.number != 2 || field.type != kBytes || MergeFeature(field.bytes, feature);
+  });
+  return sound ? Status() : NotAMessage("a feature");
+}
+
+Result<std::map<std::string, TfFeature, std::less<>>> ParseTfExample(std::string_view message) {
+  std::map<std::string, TfFeature, std::less<>> features;
+  COHORT_RETURN_IF_ERROR(
+      ForEachTfFeature(message, [&](std::string_view key, std::string_view entry) {
+        Status status = ParseTfEntry(entry, features[std::string(key)]);
+        return status.ok() ? status : status.Annotate("feature '" + std::string(key) + "'");
+      }));
+  std::erase_if(features,
+                [](const auto& item) { return item.second.kind == TfFeature::Kind::kNone; });
+  return features;
+}
+
+}  // namespace cohort::data

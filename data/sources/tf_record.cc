@@ -1,0 +1,322 @@
+#include <cohort/data/tf_record.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <string_view>
+
+#include <cohort/core/random.h>
+#include <cohort/data/tf_example.h>
+#include <cohort/io/crc32c.h>
+#include <cohort/io/record_file.h>
+
+#include "sources/text_hash.h"
+#include "sources/tf_wire.h"
+
+namespace cohort::data {
+namespace {
+
+// The records of one file.
+class Records {
+ public:
+  virtual ~Records() = default;
+  virtual std::int64_t size() const = 0;
+  // Record `i`; `buffer` may be where it is put.
+  virtual Result<std::string_view> Read(std::int64_t i, std::string& buffer) const = 0;
+  virtual std::uint64_t digest() const = 0;
+};
+
+// A raw file: records stay on disk.
+class RawRecords final : public Records {
+ public:
+  RawRecords(std::unique_ptr<io::RecordFile> file, std::uint64_t digest)
+      : file_(std::move(file)), digest_(digest) {}
+
+  static Result<std::unique_ptr<Records>> Open(FileSystem& files, const std::string& path) {
+    COHORT_ASSIGN_OR_RETURN(auto file, io::RecordFile::Open(files, path));
+    // The checksums behind the records stand for their content: a digest without a pass over it.
+    COHORT_ASSIGN_OR_RETURN(const auto bytes, files.OpenForRead(path));
+    std::vector<std::uint64_t> words = file->offsets();
+    for (std::int64_t i = 0; i < file->size(); ++i) {
+      std::uint32_t crc = 0;
+      const std::uint64_t end = file->offsets()[static_cast<std::size_t>(i) + 1];
+      COHORT_ASSIGN_OR_RETURN(
+          const std::size_t n,
+          bytes->Read(end - sizeof(crc), std::as_writable_bytes(std::span(&crc, 1))));
+      if (n != sizeof(crc)) {
+        return DataLoss(path + ": changed while it was opened");
+      }
+      words.push_back(crc);
+    }
+    const std::uint64_t digest =
+        Hash64({reinterpret_cast<const char*>(words.data()), words.size() * sizeof(words[0])});
+    return std::make_unique<RawRecords>(std::move(file), digest);
+  }
+
+  std::int64_t size() const override { return file_->size(); }
+  Result<std::string_view> Read(std::int64_t i, std::string& buffer) const override {
+    COHORT_RETURN_IF_ERROR(file_->Read(i, buffer));
+    return std::string_view(buffer);
+  }
+  std::uint64_t digest() const override { return digest_; }
+
+ private:
+  std::unique_ptr<io::RecordFile> file_;
+  std::uint64_t digest_;
+};
+
+// A compressed file, unpacked.
+class UnpackedRecords final : public Records {
+ public:
+  static Result<std::unique_ptr<Records>> Load(io::RecordReader& reader) {
+    auto records = std::make_unique<UnpackedRecords>();
+    for (;;) {
+      COHORT_ASSIGN_OR_RETURN(const auto record, reader.Next());
+      if (!record.has_value()) {
+        return records;
+      }
+      records->bytes_ += *record;
+      records->ends_.push_back(records->bytes_.size());
+    }
+  }
+
+  std::int64_t size() const override { return static_cast<std::int64_t>(ends_.size()) - 1; }
+  Result<std::string_view> Read(std::int64_t i, std::string& /*buffer*/) const override {
+    const auto at = static_cast<std::size_t>(i);
+    return std::string_view(bytes_).substr(ends_[at], ends_[at + 1] - ends_[at]);
+  }
+  std::uint64_t digest() const override {
+    return Hash64({reinterpret_cast<const char*>(ends_.data()), ends_.size() * sizeof(ends_[0])},
+                  io::Crc32c(bytes_));
+  }
+
+ private:
+  std::string bytes_;
+  std::vector<std::uint64_t> ends_ = {0};
+};
+
+Result<std::unique_ptr<Records>> OpenRecords(const TfRecordOptions& options,
+                                             const std::string& path) {
+  std::optional<io::Compression> compression;
+  switch (options.compression) {
+    case TfRecordCompression::kAuto:
+      break;
+    case TfRecordCompression::kNone:
+      compression = io::Compression::kNone;
+      break;
+    case TfRecordCompression::kGzip:
+      compression = io::Compression::kGzip;
+      break;
+    case TfRecordCompression::kZlib:
+      compression = io::Compression::kZlib;
+      break;
+  }
+  COHORT_ASSIGN_OR_RETURN(const auto reader,
+                          io::RecordReader::Open(*options.files, path, compression));
+  return reader->compression() == io::Compression::kNone ? RawRecords::Open(*options.files, path)
+                                                         : UnpackedRecords::Load(*reader);
+}
+
+TfFeature::Kind KindOf(TfType type) {
+  switch (type) {
+    case TfType::kFloat32:
+      return TfFeature::Kind::kFloat;
+    case TfType::kInt64:
+      return TfFeature::Kind::kInt64;
+    default:
+      return TfFeature::Kind::kBytes;
+  }
+}
+
+DType DTypeOfFeature(TfType type) {
+  switch (type) {
+    case TfType::kFloat32:
+      return DType::kFloat32;
+    case TfType::kBytes:
+      return DType::kUInt8;
+    default:
+      return DType::kInt64;
+  }
+}
+
+void FillMissing(const TfFeatureSpec& spec, std::byte* row) {
+  const auto n = static_cast<std::size_t>(spec.shape.elements());
+  const double value = *spec.missing;
+  switch (DTypeOfFeature(spec.type)) {
+    case DType::kFloat32:
+      std::fill_n(reinterpret_cast<float*>(row), n, static_cast<float>(value));
+      break;
+    case DType::kUInt8:
+      std::fill_n(reinterpret_cast<std::uint8_t*>(row), n, static_cast<std::uint8_t>(value));
+      break;
+    default:
+      std::fill_n(reinterpret_cast<std::int64_t*>(row), n, static_cast<std::int64_t>(value));
+  }
+}
+
+// The feature's values into its row; the Status says what does not fit the spec.
+Status Store(const TfFeatureSpec& spec, const TfFeature& feature, std::byte* row) {
+  if (feature.kind == TfFeature::Kind::kNone) {
+    if (!spec.missing.has_value()) {
+      return InvalidArgument("is missing [set the feature's `missing` to accept that]");
+    }
+    FillMissing(spec, row);
+    return {};
+  }
+  if (feature.kind != KindOf(spec.type)) {
+    return InvalidArgument("holds a list of " + std::string(TfKindName(feature.kind)) +
+                           ", a list of " + std::string(TfKindName(KindOf(spec.type))) +
+                           " is asked for");
+  }
+  const auto want = static_cast<std::size_t>(spec.shape.elements());
+  const std::size_t lists = spec.type == TfType::kBytes ? 1 : want;
+  if (feature.size() != lists) {
+    return InvalidArgument("holds " + std::to_string(feature.size()) + " values, " +
+                           std::to_string(lists) + " are asked for");
+  }
+  switch (spec.type) {
+    case TfType::kFloat32:
+      std::copy(feature.floats.begin(), feature.floats.end(), reinterpret_cast<float*>(row));
+      break;
+    case TfType::kInt64:
+      std::copy(feature.ints.begin(), feature.ints.end(), reinterpret_cast<std::int64_t*>(row));
+      break;
+    case TfType::kHash:
+      std::transform(feature.bytes.begin(), feature.bytes.end(),
+                     reinterpret_cast<std::int64_t*>(row),
+                     [&spec](std::string_view text) { return TextHash(text, spec.buckets); });
+      break;
+    case TfType::kBytes:
+      if (feature.bytes[0].size() != want) {
+        return InvalidArgument("holds " + std::to_string(feature.bytes[0].size()) + " bytes, " +
+                               std::to_string(want) + " are asked for");
+      }
+      std::copy(feature.bytes[0].begin(), feature.bytes[0].end(), reinterpret_cast<char*>(row));
+      break;
+  }
+  return {};
+}
+
+class TfRecordSource final : public Source {
+ public:
+  explicit TfRecordSource(std::vector<TfFeatureSpec> specs) : specs_(std::move(specs)) {
+    for (const TfFeatureSpec& spec : specs_) {
+      features_.push_back({spec.name, DTypeOfFeature(spec.type), spec.shape});
+    }
+  }
+
+  void Add(const std::string& path, std::unique_ptr<Records> records) {
+    files_.push_back({path, size_, size_ + records->size()});
+    size_ += records->size();
+    records_.push_back(std::move(records));
+  }
+
+  std::int64_t size() const override { return size_; }
+  const std::vector<FeatureSpec>& features() const override { return features_; }
+
+  Status ReadInto(std::int64_t index, std::span<std::byte* const> rows) const override {
+    const std::size_t file = FileOf(index);
+    std::string buffer;
+    COHORT_ASSIGN_OR_RETURN(const std::string_view record,
+                            records_[file]->Read(index - files_[file].begin, buffer));
+    Status status = Decode(record, rows);
+    return status.ok() ? status : status.Annotate(Where(index));
+  }
+
+  std::string Where(std::int64_t index) const override {
+    const FileRange& file = files_[FileOf(index)];
+    return file.name + ", record " + std::to_string(index - file.begin);
+  }
+  std::vector<FileRange> files() const override { return files_; }
+
+  std::uint64_t Fingerprint() const override {
+    std::uint64_t digest = Hash64("tf_record");
+    for (const TfFeatureSpec& spec : specs_) {
+      digest = Hash64(spec.name + "/" + std::to_string(static_cast<int>(spec.type)) +
+                          spec.shape.ToString() + std::to_string(spec.missing.value_or(0.5)) + "/" +
+                          std::to_string(spec.buckets),
+                      digest);
+    }
+    for (const auto& records : records_) {
+      digest = Hash64(std::to_string(records->digest()), digest);
+    }
+    return digest;
+  }
+
+ private:
+  std::size_t FileOf(std::int64_t index) const {
+    const auto after =
+        std::upper_bound(files_.begin(), files_.end(), index,
+                         [](std::int64_t i, const FileRange& file) { return i < file.end; });
+    return static_cast<std::size_t>(after - files_.begin());
+  }
+
+  Status Decode(std::string_view record, std::span<std::byte* const> rows) const {
+    // The last entry of a key counts, so entries are found first and parsed afterwards.
+    std::vector<std::string_view> entries(specs_.size());
+    COHORT_RETURN_IF_ERROR(
+        ForEachTfFeature(record, [&](std::string_view key, std::string_view entry) {
+          for (std::size_t i = 0; i < specs_.size(); ++i) {
+            if (specs_[i].name == key) {
+              entries[i] = entry;
+            }
+          }
+          return Status();
+        }));
+    TfFeature feature;
+    for (std::size_t i = 0; i < specs_.size(); ++i) {
+      Status status = ParseTfEntry(entries[i], feature);
+      if (status.ok()) {
+        status = Store(specs_[i], feature, rows[i]);
+      }
+      if (!status.ok()) {
+        return status.Annotate("feature '" + specs_[i].name + "'");
+      }
+    }
+    return {};
+  }
+
+  std::vector<TfFeatureSpec> specs_;
+  std::vector<FeatureSpec> features_;
+  std::int64_t size_ = 0;
+  std::vector<FileRange> files_;
+  std::vector<std::unique_ptr<Records>> records_;
+};
+
+Status CheckFeatures(const std::vector<TfFeatureSpec>& features) {
+  if (features.empty()) {
+    return InvalidArgument("TFRecord: no features to read [name them in TfRecordOptions.features]");
+  }
+  for (std::size_t i = 0; i < features.size(); ++i) {
+    for (std::size_t k = 0; k < i; ++k) {
+      if (features[i].name == features[k].name) {
+        return InvalidArgument("TFRecord: feature '" + features[i].name + "' is asked for twice");
+      }
+    }
+    if (features[i].buckets < 0 ||
+        (features[i].missing.has_value() && !std::isfinite(*features[i].missing))) {
+      return InvalidArgument("TFRecord: feature '" + features[i].name +
+                             "': buckets are not negative, `missing` is finite");
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<Dataset> TfRecords(const std::vector<std::string>& paths, const TfRecordOptions& options) {
+  if (paths.empty()) {
+    return InvalidArgument("TFRecord: no files");
+  }
+  COHORT_RETURN_IF_ERROR(CheckFeatures(options.features));
+  auto source = std::make_shared<TfRecordSource>(options.features);
+  for (const std::string& path : paths) {
+    COHORT_ASSIGN_OR_RETURN(auto records, OpenRecords(options, path));
+    source->Add(path, std::move(records));
+  }
+  return Dataset(std::move(source));
+}
+
+}  // namespace cohort::data

@@ -1,0 +1,20 @@
+// The wire format of tf.train.Example, as far as needed to pick single features out of a message.
+
+#pragma once
+
+#include <functional>
+#include <string_view>
+
+#include <cohort/data/tf_example.h>
+
+namespace cohort::data {
+
+// Calls entry(key, map entry) for each entry of the feature map, in the order of the message.
+Status ForEachTfFeature(
+    std::string_view message,
+    const std::function<Status(std::string_view key, std::string_view entry)>& entry);
+
+// The feature in a map entry; replaces what `feature` holds.
+Status ParseTfEntry(std::string_view entry, TfFeature& feature);
+
+}  // namespace cohort::data

@@ -1,0 +1,263 @@
+// CSV files, good and bad.
+
+#include <cohort/data/csv.h>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <fstream>
+#include <sstream>
+
+#include <cohort/core/random.h>
+
+#include "testing/temp_dir.h"
+
+namespace cohort::data {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+class CsvTest : public ::testing::Test {
+ protected:
+  std::string Write(const std::string& name, const std::string& text) {
+    const std::string path = folder_ / name;
+    std::ofstream(path, std::ios::binary) << text;
+    return path;
+  }
+  Result<CsvData> Read(const std::string& text, std::vector<CsvColumn> columns) {
+    return Csv({Write("t.csv", text)}, {.columns = std::move(columns)});
+  }
+  std::string Error(const std::string& text, std::vector<CsvColumn> columns) {
+    const Status status = Read(text, std::move(columns)).status();
+    EXPECT_EQ(status.code(), StatusCode::kDataLoss);
+    return status.message();
+  }
+
+  testing::TempDir folder_;
+};
+
+template <typename T>
+std::vector<T> All(const Dataset& dataset, const std::string& feature) {
+  std::vector<T> values;
+  for (std::int64_t i = 0; i < dataset.size(); ++i) {
+    const Example example = OrThrow(dataset.source().Read(i));
+    const auto data = example.at(feature).template data<T>();
+    values.insert(values.end(), data.begin(), data.end());
+  }
+  return values;
+}
+
+TEST_F(CsvTest, TypedColumnsBecomeFeatures) {
+  const CsvData data = OrThrow(Read("age,city,id,name\n1.5,b,-7,x\n+2e1,a,9,y\n-3,b,0,x\n",
+                                    {{.name = "age"},
+                                     {.name = "id", .type = CsvType::kInt64},
+                                     {.name = "city", .type = CsvType::kCategory},
+                                     {.name = "name", .type = CsvType::kHash, .buckets = 1000}}));
+  EXPECT_EQ(data.dataset.size(), 3);
+  EXPECT_THAT(All<float>(data.dataset, "age"), ElementsAre(1.5F, 20, -3));
+  EXPECT_THAT(All<std::int64_t>(data.dataset, "id"), ElementsAre(-7, 9, 0));
+  EXPECT_THAT(All<std::int64_t>(data.dataset, "city"), ElementsAre(1, 0, 1));
+  EXPECT_THAT(data.categories.at("city"), ElementsAre("a", "b"));
+  const auto hashes = All<std::int64_t>(data.dataset, "name");
+  EXPECT_EQ(hashes[0], hashes[2]);
+  EXPECT_NE(hashes[0], hashes[1]);
+  EXPECT_EQ(hashes[0], static_cast<std::int64_t>(Hash64("x") % 1000));
+  EXPECT_EQ(data.dataset.source().Where(1), (folder_ / "t.csv") + ", line 3");
+}
+
+TEST_F(CsvTest, ColumnsOfOneFeatureAreAVector) {
+  const CsvData data = OrThrow(Read(
+      "a,b,c\n1,2,3\n4,5,6\n", {{.name = "c", .feature = "x"}, {.name = "a", .feature = "x"}}));
+  const Example example = OrThrow(data.dataset.source().Read(1));
+  EXPECT_EQ(example.size(), 1U);
+  EXPECT_THAT(example.at("x").data<float>(), ElementsAre(6, 4));
+}
+
+TEST_F(CsvTest, QuotesLineEndsAndBlanks) {
+  const CsvData data = OrThrow(
+      Read("\xEF\xBB\xBF\"t\" , n\r\n\"a, \"\"b\"\"\nc\" ,1\r\n\r\n  plain text , 2\n\"\",3\n x,4",
+           {{.name = "t", .type = CsvType::kCategory}, {.name = "n", .type = CsvType::kInt64}}));
+  EXPECT_THAT(data.categories.at("t"), ElementsAre("", "a, \"b\"\nc", "plain text", "x"));
+  EXPECT_THAT(All<std::int64_t>(data.dataset, "t"), ElementsAre(1, 2, 0, 3));
+  EXPECT_THAT(All<std::int64_t>(data.dataset, "n"), ElementsAre(1, 2, 3, 4));
+  EXPECT_EQ(data.dataset.source().Where(1), (folder_ / "t.csv") + ", line 5");
+
+  const CsvData untrimmed = OrThrow(Csv(
+      {Write("t.csv", "t;n\n a;1\n")},
+      {.columns = {{.name = "t", .type = CsvType::kCategory}}, .delimiter = ';', .trim = false}));
+  EXPECT_THAT(untrimmed.categories.at("t"), ElementsAre(" a"));
+}
+
+TEST_F(CsvTest, MissingValuesAreAnErrorUnlessToldOtherwise) {
+  const std::string text = "x,c\n1,a\n,?\n3,b\n";
+  EXPECT_THAT(
+      Error(text, {{.name = "x"}}),
+      AllOf(HasSubstr("t.csv, line 3: column 'x': the value is missing"), HasSubstr("`missing`")));
+  EXPECT_THAT(Error(text, {{.name = "c", .type = CsvType::kCategory}}), HasSubstr("column 'c'"));
+  const CsvData data =
+      OrThrow(Read(text, {{.name = "x", .missing = -1},
+                          {.name = "c", .type = CsvType::kCategory, .missing = 2}}));
+  EXPECT_THAT(All<float>(data.dataset, "x"), ElementsAre(1, -1, 3));
+  EXPECT_THAT(All<std::int64_t>(data.dataset, "c"), ElementsAre(0, 2, 1));
+}
+
+TEST_F(CsvTest, GivenCategoriesKeepTheirPositions) {
+  const CsvColumn column{.name = "c", .type = CsvType::kCategory, .categories = {"z", "a"}};
+  const CsvData data = OrThrow(Read("c\na\nz\na\n", {column}));
+  EXPECT_THAT(All<std::int64_t>(data.dataset, "c"), ElementsAre(1, 0, 1));
+  EXPECT_THAT(data.categories.at("c"), ElementsAre("z", "a"));
+  EXPECT_THAT(Error("c\na\nq\n", {column}),
+              HasSubstr("line 3: column 'c': 'q' is not one of the 2 categories"));
+  CsvColumn tolerant = column;
+  tolerant.unknown = 2;
+  EXPECT_THAT(All<std::int64_t>(OrThrow(Read("c\nq\n", {tolerant})).dataset, "c"), ElementsAre(2));
+}
+
+TEST_F(CsvTest, RowsOfTheWrongLengthNameFileLineAndCounts) {
+  EXPECT_THAT(Error("a,b,c\n1,2,3\n4,5\n", {{.name = "a"}}),
+              HasSubstr("t.csv, line 3: 2 fields, the header has 3"));
+  EXPECT_THAT(Error("a,b\n1,2\n\n4,5,6\n", {{.name = "a"}}),
+              HasSubstr("line 4: 3 fields, the header has 2"));
+}
+
+TEST_F(CsvTest, ValuesThatAreNotOfTheTypeNameLineAndColumn) {
+  EXPECT_THAT(Error("a\n1\ntwo\n", {{.name = "a"}}),
+              HasSubstr("line 3: column 'a': 'two' is not a finite number"));
+  EXPECT_THAT(Error("a\n1x\n", {{.name = "a"}}), HasSubstr("'1x'"));
+  EXPECT_THAT(Error("a\nnan\n", {{.name = "a"}}), HasSubstr("not a finite number"));
+  EXPECT_THAT(Error("a\ninf\n", {{.name = "a"}}), HasSubstr("not a finite number"));
+  EXPECT_THAT(Error("a\n1.0\n", {{.name = "a", .type = CsvType::kInt64}}),
+              HasSubstr("'1.0' is not a 64-bit integer"));
+  EXPECT_THAT(Error("a\n9223372036854775808\n", {{.name = "a", .type = CsvType::kInt64}}),
+              HasSubstr("not a 64-bit integer"));
+}
+
+TEST_F(CsvTest, BrokenQuotesNameTheLine) {
+  EXPECT_THAT(Error("a,b\n1,\"x\n2,y\n", {{.name = "a"}}),
+              HasSubstr("line 2: a quote is opened and never closed"));
+  EXPECT_THAT(Error("a,b\n1,\"x\"y\n", {{.name = "a"}}),
+              HasSubstr("line 2: text follows a closing quote"));
+}
+
+TEST_F(CsvTest, EmptyFilesAndMissingColumns) {
+  EXPECT_THAT(Error("", {{.name = "a"}}), HasSubstr("not even a header"));
+  EXPECT_EQ(OrThrow(Read("a\n", {{.name = "a"}})).dataset.size(), 0);
+  const Status status = Read("a,b\n", {{.name = "c"}}).status();
+  EXPECT_EQ(status.code(), StatusCode::kNotFound);
+  EXPECT_THAT(status.message(), HasSubstr("no column 'c'; the header has: a, b"));
+  EXPECT_EQ(Csv({folder_ / "nothing.csv"}, {.columns = {{.name = "a"}}}).status().code(),
+            StatusCode::kNotFound);
+}
+
+TEST_F(CsvTest, SeveralFilesAreOneDataSet) {
+  const std::string one = Write("1.csv", "a,c\n1,y\n2,x\n");
+  const std::string none = Write("2.csv", "a,c\n");
+  const std::string two = Write("3.csv", "a,c\n3,w\n");
+  const CsvOptions options{.columns = {{.name = "a"}, {.name = "c", .type = CsvType::kCategory}}};
+  const CsvData data = OrThrow(Csv({one, none, two}, options));
+  EXPECT_THAT(All<float>(data.dataset, "a"), ElementsAre(1, 2, 3));
+  EXPECT_THAT(All<std::int64_t>(data.dataset, "c"), ElementsAre(2, 1, 0)) << "one vocabulary";
+  const std::vector<FileRange> files = data.dataset.source().files();
+  ASSERT_EQ(files.size(), 3U);
+  EXPECT_EQ(files[1].begin, 2);
+  EXPECT_EQ(files[1].end, 2);
+  EXPECT_EQ(data.dataset.source().Where(2), two + ", line 2");
+  EXPECT_THAT(Csv({one, Write("4.csv", "a,d\n")}, options).status().message(),
+              HasSubstr("the header is not that of " + one));
+}
+
+TEST_F(CsvTest, RefusesColumnsThatMakeNoSense) {
+  const auto message = [this](std::vector<CsvColumn> columns) {
+    const Status status = Read("a,b,a\n", std::move(columns)).status();
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+    return status.message();
+  };
+  EXPECT_THAT(message({}), HasSubstr("no columns"));
+  EXPECT_THAT(message({{.name = "b"}, {.name = "b"}}), HasSubstr("'b' is asked for twice"));
+  EXPECT_THAT(message({{.name = "a"}}), HasSubstr("more than once"));
+  EXPECT_THAT(message({{.name = "b"}, {.name = "c", .feature = "b"}}),
+              HasSubstr("both become feature 'b'"));
+  EXPECT_THAT(message({{.name = "b", .feature = "x"},
+                       {.name = "c", .type = CsvType::kInt64, .feature = "x"}}),
+              HasSubstr("mixes numbers"));
+  EXPECT_THAT(message({{.name = "b", .type = CsvType::kHash, .buckets = -1}}),
+              HasSubstr("buckets"));
+  EXPECT_THAT(message({{.name = "b", .type = CsvType::kCategory, .categories = {"u", "u"}}}),
+              HasSubstr("a category twice"));
+  EXPECT_EQ(Csv({}, {.columns = {{.name = "a"}}}).status().code(), StatusCode::kInvalidArgument);
+}
+
+// The census data: every row, against a plain split of its lines.
+TEST(CsvRealData, AdultToTheLastRow) {
+  const std::string folder = testing::RealData("adult");
+  if (folder.empty()) {
+    GTEST_SKIP() << "no real data [COHORT_TEST_DATA]";
+  }
+  const std::vector<std::string> numeric = {"age",          "fnlwgt",       "education-num",
+                                            "capital-gain", "capital-loss", "hours-per-week"};
+  const std::vector<std::string> text = {"workclass",  "education",     "marital-status",
+                                         "occupation", "relationship",  "race",
+                                         "sex",        "native-country"};
+  CsvOptions options;
+  for (const std::string& name : numeric) {
+    options.columns.push_back({.name = name, .feature = "numeric"});
+  }
+  for (const std::string& name : text) {
+    options.columns.push_back(
+        {.name = name, .type = CsvType::kCategory, .missing = -1, .feature = "text"});
+  }
+  options.columns.push_back({.name = "Y", .type = CsvType::kCategory});
+  const CsvData data = OrThrow(Csv({folder + "/adult.data"}, options));
+  EXPECT_EQ(data.dataset.size(), 32561);
+  EXPECT_THAT(data.categories.at("Y"), ElementsAre("<=50K", ">50K"));
+
+  std::ifstream lines(folder + "/adult.data");
+  const auto split = [](const std::string& line) {
+    std::vector<std::string> fields;
+    std::istringstream stream(line);
+    for (std::string field; std::getline(stream, field, ',');) {
+      field.erase(0, field.find_first_not_of(' '));
+      fields.push_back(field);
+    }
+    return fields;
+  };
+  std::string line;
+  std::getline(lines, line);
+  const std::vector<std::string> header = split(line);
+  const auto place = [&header](const std::string& name) {
+    return static_cast<std::size_t>(std::find(header.begin(), header.end(), name) - header.begin());
+  };
+  std::int64_t row = 0;
+  std::int64_t missing = 0;
+  for (; std::getline(lines, line) && !line.empty(); ++row) {
+    const std::vector<std::string> fields = split(line);
+    const Example example = OrThrow(data.dataset.source().Read(row));
+    for (std::size_t i = 0; i < numeric.size(); ++i) {
+      ASSERT_EQ(example.at("numeric").data<float>()[i], std::stof(fields.at(place(numeric[i]))));
+    }
+    for (std::size_t i = 0; i < text.size(); ++i) {
+      const std::string& field = fields.at(place(text[i]));
+      const std::int64_t id = example.at("text").data<std::int64_t>()[i];
+      ASSERT_EQ(id < 0 ? "?" : data.categories.at(text[i]).at(static_cast<std::size_t>(id)), field);
+      missing += id < 0;
+    }
+    ASSERT_EQ(example.at("Y").data<std::int64_t>()[0], fields.at(place("Y")) == ">50K");
+  }
+  EXPECT_EQ(row, 32561);
+  EXPECT_EQ(missing, 4262);
+
+  // The test half has the same categories but for its labels' full stop.
+  for (CsvColumn& column : options.columns) {
+    if (column.type == CsvType::kCategory) {
+      column.categories = data.categories.at(column.name);
+    }
+  }
+  options.columns.back().categories = {"<=50K.", ">50K."};
+  EXPECT_EQ(OrThrow(Csv({folder + "/adult.test"}, options)).dataset.size(), 16281);
+}
+
+}  // namespace
+}  // namespace cohort::data

@@ -1,0 +1,480 @@
+// tf.train.Example and TFRecord files, against protobuf and against files that TensorFlow wrote.
+
+#include <cohort/data/tf_record.h>
+
+#include <gmock/gmock.h>
+#include <google/protobuf/descriptor.pb.h>
+#include <google/protobuf/dynamic_message.h>
+#include <google/protobuf/text_format.h>
+#include <gtest/gtest.h>
+#include <zlib.h>
+
+#include <bit>
+#include <cstring>
+#include <fstream>
+#include <random>
+
+#include <cohort/core/random.h>
+#include <cohort/data/tf_example.h>
+#include <cohort/io/record_file.h>
+
+#include "testing/temp_dir.h"
+
+namespace cohort::data {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+std::string Hex(std::string_view hex) {
+  std::string bytes;
+  for (std::size_t i = 0; i + 1 < hex.size(); i += 2) {
+    bytes += static_cast<char>(std::stoi(std::string(hex.substr(i, 2)), nullptr, 16));
+  }
+  return bytes;
+}
+
+// {f:[1.0,2.0] float; i:[7,-1] int64; s:["x"] bytes}, as TensorFlow writes it.
+const char kGolden[] =
+    "0a350a110a0166120c120a0a080000803f000000400a140a0169120f1a0d0a0b07ffffffffffffffffff010a0a0a01"
+    "73"
+    "12050a030a0178";
+
+// What another parser makes of the bytes.
+class Protobuf {
+ public:
+  Protobuf() {
+    constexpr char kSchema[] = R"(name: "t.proto" package: "t"
+        message_type { name: "BytesList"
+          field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_BYTES } }
+        message_type { name: "FloatList"
+          field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_FLOAT } }
+        message_type { name: "Int64List"
+          field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_INT64 } }
+        message_type { name: "Feature" oneof_decl { name: "kind" }
+          field { name: "b" number: 1 label: LABEL_OPTIONAL type_name: "BytesList" oneof_index: 0 }
+          field { name: "f" number: 2 label: LABEL_OPTIONAL type_name: "FloatList" oneof_index: 0 }
+          field { name: "i" number: 3 label: LABEL_OPTIONAL type_name: "Int64List" oneof_index: 0 } }
+        message_type { name: "Entry"  # a map is this on the wire
+          field { name: "key" number: 1 label: LABEL_OPTIONAL type: TYPE_BYTES }
+          field { name: "value" number: 2 label: LABEL_OPTIONAL type_name: "Feature" } }
+        message_type { name: "Features"
+          field { name: "feature" number: 1 label: LABEL_REPEATED type_name: "Entry" } }
+        message_type { name: "Example"
+          field { name: "features" number: 1 label: LABEL_OPTIONAL type_name: "Features" } })";
+    google::protobuf::FileDescriptorProto file;
+    if (!google::protobuf::TextFormat::ParseFromString(kSchema, &file)) {
+      throw std::logic_error("the schema of the test");
+    }
+    example_ = pool_.BuildFile(file)->FindMessageTypeByName("Example");
+  }
+
+  // The features as text, by key; nullopt: not a message.
+  std::optional<std::map<std::string, std::string>> Parse(std::string_view bytes) {
+    const std::unique_ptr<google::protobuf::Message> message(
+        factory_.GetPrototype(example_)->New());
+    if (!message->ParsePartialFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
+      return std::nullopt;
+    }
+    std::map<std::string, std::string> features;
+    const auto* features_field = example_->field(0);
+    const auto& map_message = message->GetReflection()->GetMessage(*message, features_field);
+    const auto* map_field = features_field->message_type()->field(0);
+    const auto* map = map_message.GetReflection();
+    for (int i = 0; i < map->FieldSize(map_message, map_field); ++i) {
+      const auto& entry = map->GetRepeatedMessage(map_message, map_field, i);
+      const auto* entry_type = map_field->message_type();
+      const std::string key = entry.GetReflection()->GetString(entry, entry_type->field(0));
+      features[key] = FeatureText(entry.GetReflection()->GetMessage(entry, entry_type->field(1)));
+    }
+    std::erase_if(features, [](const auto& item) { return item.second.empty(); });
+    return features;
+  }
+
+ private:
+  static std::string FeatureText(const google::protobuf::Message& feature) {
+    const auto* reflection = feature.GetReflection();
+    const auto* kind =
+        reflection->GetOneofFieldDescriptor(feature, feature.GetDescriptor()->oneof_decl(0));
+    if (kind == nullptr) {
+      return "";
+    }
+    std::string text = kind->name();
+    const auto& list = reflection->GetMessage(feature, kind);
+    const auto* values = list.GetDescriptor()->field(0);
+    const auto* r = list.GetReflection();
+    for (int i = 0; i < r->FieldSize(list, values); ++i) {
+      if (kind->name() == "b") {
+        const std::string value = r->GetRepeatedString(list, values, i);
+        text += ":" + std::to_string(value.size()) + "=" + value;
+      } else if (kind->name() == "f") {
+        text += ":" +
+                std::to_string(std::bit_cast<std::uint32_t>(r->GetRepeatedFloat(list, values, i)));
+      } else {
+        text += ":" + std::to_string(r->GetRepeatedInt64(list, values, i));
+      }
+    }
+    return text;
+  }
+
+  google::protobuf::DescriptorPool pool_;
+  google::protobuf::DynamicMessageFactory factory_{&pool_};
+  const google::protobuf::Descriptor* example_;
+};
+
+std::string TextOf(const TfFeature& feature) {
+  std::string text = feature.kind == TfFeature::Kind::kBytes   ? "b"
+                     : feature.kind == TfFeature::Kind::kFloat ? "f"
+                                                               : "i";
+  for (const std::string_view value : feature.bytes) {
+    text += ":" + std::to_string(value.size()) + "=" + std::string(value);
+  }
+  for (const float value : feature.floats) {
+    text += ":" + std::to_string(std::bit_cast<std::uint32_t>(value));
+  }
+  for (const std::int64_t value : feature.ints) {
+    text += ":" + std::to_string(value);
+  }
+  return text;
+}
+
+std::optional<std::map<std::string, std::string>> OwnParse(std::string_view bytes) {
+  const auto parsed = ParseTfExample(bytes);
+  if (!parsed.ok()) {
+    EXPECT_EQ(parsed.status().code(), StatusCode::kDataLoss);
+    return std::nullopt;
+  }
+  std::map<std::string, std::string> features;
+  for (const auto& [name, feature] : *parsed) {
+    features[name] = TextOf(feature);
+  }
+  return features;
+}
+
+TEST(TfExample, ParsesWhatTensorFlowWrites) {
+  const std::string bytes = Hex(kGolden);
+  ASSERT_EQ(bytes.size(), 55U);
+  const auto features = OrThrow(ParseTfExample(bytes));
+  ASSERT_EQ(features.size(), 3U);
+  EXPECT_THAT(features.find("f")->second.floats, ElementsAre(1, 2));
+  EXPECT_THAT(features.find("i")->second.ints, ElementsAre(7, -1));
+  EXPECT_THAT(features.find("s")->second.bytes, ElementsAre("x"));
+  EXPECT_EQ(features.find("i")->second.size(), 2U);
+}
+
+TEST(TfExample, UnpackedAndMixedListsAreEqualToPackedOnes) {
+  const auto floats = [](std::string_view list) {  // a map entry "f" with this FloatList
+    std::string feature = Hex("12") + static_cast<char>(list.size()) + std::string(list);
+    std::string entry = Hex("0a0166") + Hex("12") + static_cast<char>(feature.size()) + feature;
+    std::string map = Hex("0a") + static_cast<char>(entry.size()) + entry;
+    return Hex("0a") + static_cast<char>(map.size()) + map;
+  };
+  EXPECT_EQ(floats(Hex("0d0000803f0d00000040")).substr(2),
+            Hex("0a110a0166120c120a0d0000803f0d00000040"));
+  for (const char* list :
+       {"0a080000803f00000040", "0d0000803f0d00000040", "0a040000803f0d00000040"}) {
+    const auto features = OrThrow(ParseTfExample(floats(Hex(list))));
+    EXPECT_THAT(features.find("f")->second.floats, ElementsAre(1, 2)) << list;
+  }
+  EXPECT_FALSE(ParseTfExample(floats(Hex("0a030000803f"))).ok()) << "not a multiple of four bytes";
+}
+
+TEST(TfExample, EmptyMissingAndDuplicate) {
+  EXPECT_TRUE(OrThrow(ParseTfExample("")).empty());
+  EXPECT_TRUE(OrThrow(ParseTfExample(Hex("0a00"))).empty());
+  // A feature whose kind is not set, and one with an empty float list.
+  EXPECT_TRUE(OrThrow(ParseTfExample(Hex("0a070a050a01611200"))).empty());
+  const std::string no_values = Hex("0a090a070a016112021200");
+  const auto empty = OrThrow(ParseTfExample(no_values));
+  ASSERT_EQ(empty.size(), 1U);
+  EXPECT_EQ(empty.begin()->second.kind, TfFeature::Kind::kFloat);
+  EXPECT_EQ(empty.begin()->second.size(), 0U);
+  // {i: [1]} and then {i: [2]}: the last.
+  const auto twice =
+      OrThrow(ParseTfExample(Hex("0a1a0a0b0a016912061a040a020100"
+                                 "0a0b0a016912061a040a020200")));
+  EXPECT_THAT(twice.find("i")->second.ints, ElementsAre(2, 0));
+}
+
+TEST(TfExample, AgreesWithProtobufOnMutatedMessages) {
+  Protobuf protobuf;
+  const std::string golden = Hex(kGolden);
+  ASSERT_EQ(OwnParse(golden), protobuf.Parse(golden));
+  std::mt19937 random(5);
+  int accepted = 0;
+  int refused = 0;
+  for (int trial = 0; trial < 20000; ++trial) {
+    std::string bytes = golden;
+    const unsigned changes = 1 + random() % 3;
+    for (unsigned i = 0; i < changes && !bytes.empty(); ++i) {
+      const std::size_t at = random() % bytes.size();
+      switch (random() % 4) {
+        case 0:
+          bytes[at] = static_cast<char>(random());
+          break;
+        case 1:
+          bytes[at] = static_cast<char>(bytes[at] ^ (1 << (random() % 8)));
+          break;
+        case 2:
+          bytes.erase(at, 1);
+          break;
+        default:
+          bytes.resize(1 + at);
+      }
+    }
+    const auto theirs = protobuf.Parse(bytes);
+    if (theirs.has_value()) {
+      ++accepted;
+      ASSERT_EQ(OwnParse(bytes), theirs) << trial;
+    } else {
+      refused += !OwnParse(bytes).has_value();
+    }
+  }
+  EXPECT_GT(accepted, 1000);
+  EXPECT_GT(refused, 1000);
+}
+
+class TfRecordsTest : public ::testing::Test {
+ protected:
+  std::string Write(const std::string& name, const std::vector<std::string>& records,
+                    io::Compression compression = io::Compression::kNone) {
+    const std::string path = folder_ / name;
+    auto writer = OrThrow(io::RecordWriter::Create(files_, path, compression));
+    for (const std::string& record : records) {
+      OrThrow(writer->Write(record));
+    }
+    OrThrow(writer->Close());
+    return path;
+  }
+  std::string WriteBytes(const std::string& name, const std::string& bytes) {
+    std::ofstream(folder_ / name, std::ios::binary) << bytes;
+    return folder_ / name;
+  }
+  std::string FirstError(const std::string& path, std::vector<TfFeatureSpec> features) {
+    const Dataset data = OrThrow(TfRecords({path}, {.features = std::move(features)}));
+    const auto read = data.source().Read(0);
+    EXPECT_FALSE(read.ok());
+    return read.status().message();
+  }
+
+  FileSystem& files_ = FileSystem::Local();
+  testing::TempDir folder_;
+  const std::string golden_ = Hex(kGolden);
+  const std::vector<TfFeatureSpec> all_ = {{.name = "f", .shape = {2}},
+                                           {.name = "i", .type = TfType::kInt64, .shape = {1, 2}},
+                                           {.name = "s", .type = TfType::kBytes, .shape = {1}}};
+};
+
+TEST_F(TfRecordsTest, ReadsRawGzipAndZlibAlike) {
+  std::uint64_t raw_digest = 0;
+  for (const auto compression :
+       {io::Compression::kNone, io::Compression::kGzip, io::Compression::kZlib}) {
+    const std::string path = Write("r", {golden_, golden_, golden_}, compression);
+    const Dataset data = OrThrow(TfRecords({path}, {.features = all_}));
+    EXPECT_EQ(data.size(), 3);
+    auto iterator = OrThrow(data.Batch(2).Iterate());
+    const auto batch = OrThrow(iterator->Next());
+    ASSERT_TRUE(batch.has_value());
+    EXPECT_THAT((*batch)["f"].data<float>(), ElementsAre(1, 2, 1, 2));
+    EXPECT_EQ((*batch)["i"].shape(), Shape({2, 1, 2}));
+    EXPECT_THAT((*batch)["i"].data<std::int64_t>(), ElementsAre(7, -1, 7, -1));
+    EXPECT_THAT((*batch)["s"].data<std::uint8_t>(), ElementsAre('x', 'x'));
+    EXPECT_EQ(data.source().Where(2), path + ", record 2");
+    if (compression == io::Compression::kNone) {
+      EXPECT_EQ(OrThrow(files_.OpenForRead(path))->size(), 3U * (16 + 55));
+      raw_digest = data.Fingerprint();
+    }
+  }
+  Write("r", {golden_, golden_, std::string()});
+  EXPECT_NE(OrThrow(TfRecords({folder_ / "r"}, {.features = all_})).Fingerprint(), raw_digest);
+}
+
+TEST_F(TfRecordsTest, GoldenFileBytes) {
+  const std::string path =
+      WriteBytes("g", Hex("3700000000000000e7e8ca59") + golden_ + Hex("9b7b0831"));
+  EXPECT_EQ(OrThrow(TfRecords({path}, {.features = all_})).size(), 1);
+}
+
+TEST_F(TfRecordsTest, FilesFollowOneAnotherEmptyOnesToo) {
+  const std::string one = Write("1", {golden_});
+  const std::string none = WriteBytes("2", "");
+  const std::string two = Write("3", {golden_, golden_}, io::Compression::kGzip);
+  const Dataset data = OrThrow(TfRecords({none, one, none, two}, {.features = all_}));
+  EXPECT_EQ(data.size(), 3);
+  EXPECT_EQ(data.source().files().size(), 4U);
+  EXPECT_EQ(data.source().Where(0), one + ", record 0");
+  EXPECT_EQ(data.source().Where(2), two + ", record 1");
+  EXPECT_TRUE(data.source().Read(2).ok());
+}
+
+TEST_F(TfRecordsTest, FeaturesThatAreNotAsAskedForAreNamed) {
+  const std::string path = Write("r", {golden_});
+  EXPECT_THAT(FirstError(path, {{.name = "g"}}),
+              AllOf(HasSubstr("r, record 0: feature 'g': is missing"), HasSubstr("`missing`")));
+  EXPECT_THAT(FirstError(path, {{.name = "f", .type = TfType::kInt64, .shape = {2}}}),
+              HasSubstr("feature 'f': holds a list of float, a list of int64 is asked for"));
+  EXPECT_THAT(FirstError(path, {{.name = "f", .shape = {3}}}),
+              HasSubstr("holds 2 values, 3 are asked for"));
+  EXPECT_THAT(FirstError(path, {{.name = "s", .type = TfType::kBytes, .shape = {4}}}),
+              HasSubstr("holds 1 bytes, 4 are asked for"));
+  EXPECT_THAT(FirstError(Write("bad", {"\x0a\x05xx"}), all_),
+              HasSubstr("bad, record 0: not a tf.train.Example"));
+  // An empty list is not a missing feature.
+  EXPECT_THAT(
+      FirstError(Write("e", {Hex("0a090a070a016112021200")}), {{.name = "a", .missing = 1}}),
+      HasSubstr("holds 0 values, 1 are asked for"));
+}
+
+TEST_F(TfRecordsTest, MissingFeaturesAndHashes) {
+  const Dataset data = OrThrow(TfRecords(
+      {Write("r", {golden_, ""})},
+      {.features = {{.name = "f", .shape = {2}, .missing = 0.5},
+                    {.name = "i", .type = TfType::kInt64, .shape = {2}, .missing = -3},
+                    {.name = "s", .type = TfType::kHash, .missing = 9, .buckets = 100}}}));
+  const Example present = OrThrow(data.source().Read(0));
+  EXPECT_EQ(present.at("s").data<std::int64_t>()[0], static_cast<std::int64_t>(Hash64("x") % 100));
+  const Example missing = OrThrow(data.source().Read(1));
+  EXPECT_THAT(missing.at("f").data<float>(), ElementsAre(0.5, 0.5));
+  EXPECT_THAT(missing.at("i").data<std::int64_t>(), ElementsAre(-3, -3));
+  EXPECT_THAT(missing.at("s").data<std::int64_t>(), ElementsAre(9));
+}
+
+// Opening or reading fails, or the content is what it was: never something else.
+TEST_F(TfRecordsTest, DamageIsNeverReadAsData) {
+  for (const auto compression : {io::Compression::kNone, io::Compression::kGzip}) {
+    const std::string path = Write("good", {golden_, golden_}, compression);
+    const std::string good = OrThrow(ReadFile(files_, path));
+    const auto sums = [&](const std::string& bytes) -> Result<double> {
+      COHORT_ASSIGN_OR_RETURN(const Dataset data,
+                              TfRecords({WriteBytes("bad", bytes)}, {.features = all_}));
+      double sum = 0;
+      for (std::int64_t i = 0; i < data.size(); ++i) {
+        COHORT_ASSIGN_OR_RETURN(const Example example, data.source().Read(i));
+        sum += example.at("f").data<float>()[1] + 100;
+      }
+      return sum;
+    };
+    ASSERT_EQ(OrThrow(sums(good)), 204);
+    int refused = 0;
+    for (std::size_t i = 0; i < good.size(); ++i) {
+      std::string bad = good;
+      bad[i] = static_cast<char>(bad[i] ^ 0x04);
+      const Result<double> result = sums(bad);
+      if (result.ok()) {
+        EXPECT_EQ(*result, 204) << i;
+      } else {
+        EXPECT_THAT(result.status().message(), HasSubstr("bad")) << i;
+        ++refused;
+      }
+    }
+    if (compression == io::Compression::kNone) {
+      EXPECT_EQ(refused, static_cast<int>(good.size())) << "every bit of a raw file counts";
+    }
+    for (std::size_t size = 1; size < good.size(); ++size) {
+      const Result<double> result = sums(good.substr(0, size));
+      const bool whole_records = compression == io::Compression::kNone && size == good.size() / 2;
+      EXPECT_EQ(result.ok(), whole_records) << size;
+    }
+  }
+}
+
+TEST_F(TfRecordsTest, RefusesWhatMakesNoSense) {
+  const auto status = [](std::vector<TfFeatureSpec> features) {
+    return TfRecords({"unread"}, {.features = std::move(features)}).status();
+  };
+  EXPECT_THAT(status({}).message(), HasSubstr("no features"));
+  EXPECT_THAT(status({{.name = "a"}, {.name = "a"}}).message(),
+              HasSubstr("'a' is asked for twice"));
+  EXPECT_THAT(status({{.name = "a", .buckets = -1}}).message(), HasSubstr("buckets"));
+  EXPECT_EQ(TfRecords({}, {.features = all_}).status().code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(TfRecords({folder_ / "none"}, {.features = all_}).status().code(),
+            StatusCode::kNotFound);
+  EXPECT_FALSE(TfRecords({Write("z", {golden_}, io::Compression::kGzip)},
+                         {.features = all_, .compression = TfRecordCompression::kNone})
+                   .ok());
+}
+
+// 15,000 trips that TensorFlow wrote, to the last value: unpacked by zlib, framed by hand and
+// parsed by protobuf on one side, read as a data set on the other.
+TEST(TfRecordRealData, ChicagoTaxiToTheLastValue) {
+  const std::string folder = testing::RealData("chicago_taxi");
+  if (folder.empty()) {
+    GTEST_SKIP() << "no real data [COHORT_TEST_DATA]";
+  }
+  Protobuf protobuf;
+  std::int64_t records = 0;
+  std::int64_t values = 0;
+  std::int64_t missing = 0;
+  for (const std::string part : {"train", "eval"}) {
+    for (const std::string& name : OrThrow(FileSystem::Local().List(folder + "/" + part))) {
+      const std::string path = folder + "/" + part + "/" + name;
+      std::string content;
+      gzFile file = gzopen(path.c_str(), "rb");
+      std::vector<char> chunk(1 << 16);
+      for (int n = 0; (n = gzread(file, chunk.data(), 1 << 16)) > 0;) {
+        content.append(chunk.data(), static_cast<std::size_t>(n));
+      }
+      gzclose(file);
+
+      auto reader = OrThrow(io::RecordReader::Open(FileSystem::Local(), path));
+      std::vector<std::map<std::string, std::string>> expected;
+      std::map<std::string, char> kinds;
+      for (std::size_t at = 0; at < content.size();) {
+        std::uint64_t length = 0;
+        std::memcpy(&length, content.data() + at, sizeof(length));
+        const std::string_view message = std::string_view(content).substr(at + 12, length);
+        expected.push_back(protobuf.Parse(message).value());
+        ASSERT_EQ(OwnParse(OrThrow(reader->Next()).value()), expected.back());
+        for (const auto& [key, text] : expected.back()) {
+          kinds[key] = text[0];
+        }
+        at += 16 + length;
+      }
+      EXPECT_FALSE(OrThrow(reader->Next()).has_value());
+
+      // The same through the data set, with a value that no trip has for what is missing.
+      std::vector<TfFeatureSpec> specs;
+      for (const auto& [key, kind] : kinds) {
+        specs.push_back({.name = key,
+                         .type = kind == 'f'   ? TfType::kFloat32
+                                 : kind == 'i' ? TfType::kInt64
+                                               : TfType::kHash,
+                         .missing = -12345});
+      }
+      const Dataset data = OrThrow(TfRecords({path}, {.features = specs}));
+      ASSERT_EQ(data.size(), static_cast<std::int64_t>(expected.size()));
+      for (std::int64_t i = 0; i < data.size(); ++i) {
+        const Example example = OrThrow(data.source().Read(i));
+        for (const TfFeatureSpec& spec : specs) {
+          const auto& record = expected[static_cast<std::size_t>(i)];
+          const auto it = record.find(spec.name);
+          const Tensor& tensor = example.at(spec.name);
+          std::string text;
+          if (spec.type == TfType::kFloat32) {
+            const float value = tensor.data<float>()[0];
+            text =
+                value == -12345 ? "" : "f:" + std::to_string(std::bit_cast<std::uint32_t>(value));
+          } else if (spec.type == TfType::kInt64) {
+            const std::int64_t value = tensor.data<std::int64_t>()[0];
+            text = value == -12345 ? "" : "i:" + std::to_string(value);
+          }
+          if (spec.type != TfType::kHash) {
+            ASSERT_EQ(text, it == record.end() ? "" : it->second);
+          } else if (it != record.end()) {
+            const std::string value = it->second.substr(it->second.find('=') + 1);
+            ASSERT_EQ(tensor.data<std::int64_t>()[0], static_cast<std::int64_t>(Hash64(value)));
+          }
+          (it == record.end() ? missing : values) += 1;
+        }
+      }
+      records += data.size();
+    }
+  }
+  EXPECT_EQ(records, 15000);
+  EXPECT_GT(values, 200000);
+  EXPECT_GT(missing, 1000);
+}
+
+}  // namespace
+}  // namespace cohort::data
