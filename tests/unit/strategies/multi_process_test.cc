@@ -1,0 +1,514 @@
+// Synchronous strategies of several processes, which are threads here: what the processes owe each
+// other. That the numbers are right is shown by tests/conformance/strategy_conformance.cc.
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include <cohort/comm/local.h>
+#include <cohort/optim/optimizers.h>
+#include <cohort/strategies/synchronous.h>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "testing/integer_model.h"
+#include "testing/run_ranks.h"
+
+namespace cohort {
+namespace {
+
+using ::testing::Each;
+using ::testing::ElementsAre;
+using testing::ExpectAllOk;
+using ::testing::HasSubstr;
+using testing::IntegerData;
+using testing::IntegerParameters;
+using testing::IntegerStep;
+using testing::RunRanks;
+
+class FailingWork final : public Work {
+ public:
+  explicit FailingWork(std::unique_ptr<Work> inner) : inner_(std::move(inner)) {}
+  bool done() const override { return inner_->done(); }
+  Status Wait(Deadline deadline) override {
+    (void)inner_->Wait(deadline);
+    return Unavailable("the network is gone");
+  }
+  Status Wait() override {
+    (void)inner_->Wait();
+    return Unavailable("the network is gone");
+  }
+  void Order(Stream& stream) override { inner_->Order(stream); }
+
+ private:
+  const std::unique_ptr<Work> inner_;
+};
+
+// Passes everything on; keeps the names of all-reduces; lets one of them fail when it is waited
+// for.
+class Watched final : public Communicator {
+ public:
+  struct Watch {
+    std::vector<std::string> all_reduces;
+    int fail_at = -1;  // which all-reduce, from 0
+  };
+  Watched(std::unique_ptr<Communicator> inner, Watch& watch)
+      : inner_(std::move(inner)), watch_(watch) {}
+
+  int rank() const override { return inner_->rank(); }
+  int size() const override { return inner_->size(); }
+  std::uint64_t generation() const override { return inner_->generation(); }
+  std::string_view backend() const override { return inner_->backend(); }
+  std::string peer_name(int rank) const override { return inner_->peer_name(rank); }
+  Status status() const override { return inner_->status(); }
+  CommunicatorStats stats() const override { return inner_->stats(); }
+
+  Pending AllReduce(Buffer buffer, ReduceOp op, const CollectiveOptions& options) override {
+    watch_.all_reduces.push_back(options.name);
+    Pending pending = inner_->AllReduce(buffer, op, options);
+    if (pending.ok() && static_cast<int>(watch_.all_reduces.size()) - 1 == watch_.fail_at) {
+      return std::unique_ptr<Work>(std::make_unique<FailingWork>(std::move(pending).value()));
+    }
+    return pending;
+  }
+  Pending ReduceScatter(Buffer input, Buffer output, ReduceOp op,
+                        const CollectiveOptions& options) override {
+    return inner_->ReduceScatter(input, output, op, options);
+  }
+  Pending AllGather(Buffer input, Buffer output, const CollectiveOptions& options) override {
+    return inner_->AllGather(input, output, options);
+  }
+  Pending AllGatherV(Buffer input, Buffer output, std::span<const std::int64_t> counts,
+                     const CollectiveOptions& options) override {
+    return inner_->AllGatherV(input, output, counts, options);
+  }
+  Pending Broadcast(Buffer buffer, int root, const CollectiveOptions& options) override {
+    return inner_->Broadcast(buffer, root, options);
+  }
+  Pending AllToAll(Buffer input, Buffer output, const CollectiveOptions& options) override {
+    return inner_->AllToAll(input, output, options);
+  }
+  Pending AllToAllV(Buffer input, std::span<const std::int64_t> send_counts, Buffer output,
+                    std::span<const std::int64_t> receive_counts,
+                    const CollectiveOptions& options) override {
+    return inner_->AllToAllV(input, send_counts, output, receive_counts, options);
+  }
+  Pending Send(Buffer buffer, int to, const CollectiveOptions& options) override {
+    return inner_->Send(buffer, to, options);
+  }
+  Pending Receive(Buffer buffer, int from, const CollectiveOptions& options) override {
+    return inner_->Receive(buffer, from, options);
+  }
+  Pending Barrier(const CollectiveOptions& options) override { return inner_->Barrier(options); }
+  Result<std::unique_ptr<Communicator>> Split(int color, int key) override {
+    return inner_->Split(color, key);
+  }
+  void Abort(const Status& reason) override { inner_->Abort(reason); }
+
+ private:
+  const std::unique_ptr<Communicator> inner_;
+  Watch& watch_;
+};
+
+std::vector<std::unique_ptr<Communicator>> Workers(int processes) {
+  CommunicatorOptions options;
+  options.peer_name = [](int rank) { return "worker:" + std::to_string(rank); };
+  return MakeLocalCommunicators(processes, options);
+}
+
+// fn(process, strategy) on `processes` threads; their statuses.
+std::vector<Status> Job(int processes, const StrategyOptions& options,
+                        const std::function<Status(int, Strategy&)>& fn,
+                        std::vector<Watched::Watch>* watches = nullptr) {
+  auto communicators = Workers(processes);
+  return RunRanks(processes, [&](int process) -> Status {
+    SynchronousParts parts;
+    parts.kind = "multi_worker_mirrored";
+    parts.communicator = std::move(communicators[static_cast<std::size_t>(process)]);
+    if (watches != nullptr) {
+      parts.communicator = std::make_unique<Watched>(
+          std::move(parts.communicator), watches->at(static_cast<std::size_t>(process)));
+    }
+    COHORT_ASSIGN_OR_RETURN(const auto strategy,
+                            MakeSynchronousStrategy(std::move(parts), options));
+    return fn(process, *strategy);
+  });
+}
+
+std::vector<std::string> Messages(const std::vector<Status>& statuses) {
+  std::vector<std::string> messages;
+  for (const Status& status : statuses) {
+    messages.push_back(status.ToString());
+  }
+  return messages;
+}
+
+DistributedBatch OneEach(int replicas) {
+  DistributedBatch batch;
+  batch.replicas.assign(static_cast<std::size_t>(replicas), {.size = 1, .features = {}});
+  return batch;
+}
+
+std::unique_ptr<Optimizer> PlainSgd() { return Sgd({.learning_rate = 0.5}); }
+
+// Says Ready for all parameters, in an order of the replica's own.
+Result<ReplicaResult> AllReady(ReplicaContext& context, const data::Batch& batch) {
+  const int count = context.parameters.size();
+  for (int i = 0; i < count; ++i) {
+    const int p = (i * (context.replica % 2 == 0 ? 1 : -1) + context.replica + 2 * count) % count;
+    std::ranges::fill(context.gradients.Accumulator(p), 1.0F);
+    context.gradients.Ready(p);
+  }
+  return ReplicaResult{.weight = static_cast<double>(batch.size)};
+}
+
+ParameterSet Zeros(int count, std::int64_t elements) {
+  ParameterSet parameters;
+  for (int p = 0; p < count; ++p) {
+    parameters.Add("p" + std::to_string(p), {elements}, nullptr);
+  }
+  parameters.Build();
+  return parameters;
+}
+
+TEST(LaunchOrder, IsTheBucketsOrderOnEveryProcess) {
+  StrategyOptions options;
+  options.num_devices = 3;
+  options.first_bucket_bytes = 1;
+  options.bucket_bytes = 1;
+  std::vector<Watched::Watch> watches(2);
+  ExpectAllOk(Job(
+      2, options,
+      [](int, Strategy& strategy) -> Status {
+        ParameterSet parameters = Zeros(5, 8);
+        COHORT_RETURN_IF_ERROR(strategy.Bind(parameters, PlainSgd()));
+        for (int step = 0; step < 20; ++step) {
+          COHORT_RETURN_IF_ERROR(strategy.Step(OneEach(3), AllReady).status());
+        }
+        return strategy.Shutdown();
+      },
+      &watches));
+  ASSERT_EQ(watches[0].all_reduces.size(), 20U * 6);
+  for (std::size_t i = 0; i < watches[0].all_reduces.size(); ++i) {
+    const std::size_t bucket = i % 6;
+    const std::string expected = bucket == 5 ? "loss and metrics"
+                                             : "gradients, bucket " + std::to_string(bucket) +
+                                                   " (p" + std::to_string(4 - bucket) + ")";
+    ASSERT_EQ(watches[0].all_reduces[i], expected);
+    ASSERT_EQ(watches[1].all_reduces[i], expected);
+  }
+}
+
+TEST(Bind, NamesTheFirstParameterThatDiffersAndBothTasks) {
+  const auto statuses = Job(3, {}, [](int process, Strategy& strategy) -> Status {
+    ParameterSet parameters;
+    parameters.Add("dense/kernel", {3, 4}, nullptr);
+    parameters.Add("dense/bias", {process == 2 ? 5 : 4}, nullptr);
+    parameters.Build();
+    return strategy.Bind(parameters, PlainSgd());
+  });
+  for (const Status& status : statuses) {
+    EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
+    EXPECT_THAT(status.message(), HasSubstr("worker:0 and worker:2"));
+    EXPECT_THAT(status.message(), HasSubstr("'dense/bias [4]' against 'dense/bias [5]'"));
+  }
+}
+
+TEST(Bind, NamesAMissingParameterAndADifferentRole) {
+  auto statuses = Job(2, {}, [](int process, Strategy& strategy) -> Status {
+    ParameterSet parameters = Zeros(process == 0 ? 2 : 1, 3);
+    return strategy.Bind(parameters, PlainSgd());
+  });
+  EXPECT_THAT(Messages(statuses), Each(HasSubstr("'p1 [3]' against nothing")));
+  statuses = Job(2, {}, [](int process, Strategy& strategy) -> Status {
+    ParameterSet parameters;
+    parameters.Add("mean", {2}, nullptr, /*trainable=*/process == 0);
+    parameters.Build();
+    return strategy.Bind(parameters, PlainSgd());
+  });
+  EXPECT_THAT(Messages(statuses), Each(HasSubstr("not trainable")));
+}
+
+TEST(Bind, NamesDifferentSettings) {
+  const auto statuses = Job(2, {}, [](int process, Strategy& strategy) -> Status {
+    ParameterSet parameters = Zeros(1, 3);
+    return strategy.Bind(parameters, Sgd({.learning_rate = process == 0 ? 0.5 : 0.25}));
+  });
+  for (const Status& status : statuses) {
+    EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
+    EXPECT_THAT(status.message(), HasSubstr("optimizer"));
+    EXPECT_THAT(status.message(), HasSubstr("0.25"));
+  }
+}
+
+TEST(Distribute, NamesDifferentDatasets) {
+  auto statuses = Job(2, {}, [](int process, Strategy& strategy) -> Status {
+    return strategy.Distribute(IntegerData(20, process == 0 ? 8 : 10)).status();
+  });
+  EXPECT_THAT(Messages(statuses), Each(HasSubstr("20 examples in global batches of 8")));
+  EXPECT_THAT(Messages(statuses), Each(HasSubstr("FailedPrecondition")));
+  statuses = Job(2, {}, [](int process, Strategy& strategy) -> Status {
+    return strategy.Distribute(IntegerData(20, 8).Prefetch(process)).status();
+  });
+  EXPECT_THAT(Messages(statuses), Each("OK"));  // how far ahead one reads is its own business
+}
+
+TEST(Failure, OfOneReplicaReachesEveryProcessWithItsName) {
+  StrategyOptions options;
+  options.num_devices = 2;
+  options.bucket_bytes = 1;
+  options.first_bucket_bytes = 1;
+  const auto statuses = Job(3, options, [&](int, Strategy& strategy) -> Status {
+    ParameterSet parameters = Zeros(4, 100);
+    COHORT_RETURN_IF_ERROR(strategy.Bind(parameters, PlainSgd()));
+    COHORT_RETURN_IF_ERROR(strategy.Step(OneEach(2), AllReady).status());
+    const float before = parameters.value(0)[0];
+    const auto result = strategy.Step(
+        OneEach(2), [](ReplicaContext& context, const data::Batch& batch) -> Result<ReplicaResult> {
+          if (context.replica == 3) {
+            std::ranges::fill(context.gradients.Accumulator(3), 1.0F);
+            context.gradients.Ready(3);  // the first bucket is under way everywhere
+            return DataLoss("image 17 is torn");
+          }
+          return AllReady(context, batch);
+        });
+    EXPECT_EQ(parameters.value(0)[0], before);
+    EXPECT_EQ(strategy.step(), 1);
+    // It stays so: the processes are no longer at the same step.
+    EXPECT_FALSE(strategy.Step(OneEach(2), AllReady).ok());
+    return result.status();
+  });
+  for (const Status& status : statuses) {
+    EXPECT_EQ(status.code(), StatusCode::kDataLoss) << status.ToString();
+    EXPECT_THAT(status.message(), HasSubstr("worker:1, replica 3: image 17 is torn"));
+  }
+}
+
+TEST(Failure, ByAnExceptionDoesTheSame) {
+  const auto statuses = Job(2, {}, [](int process, Strategy& strategy) -> Status {
+    ParameterSet parameters = Zeros(2, 10);
+    COHORT_RETURN_IF_ERROR(strategy.Bind(parameters, PlainSgd()));
+    try {
+      return strategy
+          .Step(OneEach(1),
+                [](ReplicaContext& context, const data::Batch& batch) -> Result<ReplicaResult> {
+                  if (context.replica == 1) {
+                    throw std::runtime_error("nobody expects it");
+                  }
+                  return AllReady(context, batch);
+                })
+          .status();
+    } catch (const std::runtime_error& error) {
+      EXPECT_EQ(process, 1);
+      return Internal(std::string("here: ") + error.what());
+    }
+  });
+  EXPECT_THAT(statuses[0].message(),
+              HasSubstr("worker:1, replica 1: exception: nobody expects it"));
+  EXPECT_EQ(statuses[1].message(), "here: nobody expects it");
+}
+
+TEST(Failure, DuringEvaluateReachesEveryProcess) {
+  const auto statuses = Job(2, {}, [](int, Strategy& strategy) -> Status {
+    ParameterSet parameters = Zeros(1, 1);
+    COHORT_RETURN_IF_ERROR(strategy.Bind(parameters, PlainSgd()));
+    return strategy
+        .Evaluate(OneEach(1),
+                  [](ReplicaContext& context, const data::Batch&) -> Result<ReplicaResult> {
+                    if (context.replica == 0) {
+                      return NotFound("no label");
+                    }
+                    return ReplicaResult{.weight = 1};
+                  })
+        .status();
+  });
+  EXPECT_THAT(Messages(statuses), Each(HasSubstr("no label")));
+}
+
+TEST(Failure, AfterABucketWasAppliedSaysSoAndStays) {
+  StrategyOptions options;
+  options.first_bucket_bytes = 1;
+  options.bucket_bytes = 1;
+  std::vector<Watched::Watch> watches(2);
+  watches[1].fail_at = 2;  // of three buckets the last
+  const auto statuses = Job(
+      2, options,
+      [&](int process, Strategy& strategy) -> Status {
+        ParameterSet parameters = Zeros(3, 10);
+        COHORT_RETURN_IF_ERROR(strategy.Bind(parameters, PlainSgd()));
+        const Status failed = strategy.Step(OneEach(1), AllReady).status();
+        if (process == 1) {
+          EXPECT_EQ(parameters.value(0)[0], 0);
+          EXPECT_NE(parameters.value(1)[0], 0);
+          EXPECT_EQ(strategy.step(), 0);
+          EXPECT_EQ(strategy.Step(OneEach(1), AllReady).status(), failed);
+        }
+        return failed;
+      },
+      &watches);
+  EXPECT_EQ(statuses[1].code(), StatusCode::kUnavailable);
+  EXPECT_THAT(statuses[1].message(), HasSubstr("step 1: the network is gone"));
+  EXPECT_THAT(statuses[1].message(), HasSubstr("2 of 3 buckets had been applied"));
+}
+
+TEST(Metrics, TheirNumberMayNotDifferBetweenProcesses) {
+  const auto statuses = Job(2, {}, [](int, Strategy& strategy) -> Status {
+    ParameterSet parameters = Zeros(1, 1);
+    COHORT_RETURN_IF_ERROR(strategy.Bind(parameters, PlainSgd()));
+    return strategy
+        .Step(OneEach(1),
+              [](ReplicaContext& context, const data::Batch&) -> Result<ReplicaResult> {
+                context.gradients.Ready(0);
+                ReplicaResult result{.weight = 1};
+                result.metric_sums.resize(static_cast<std::size_t>(context.replica));
+                return result;
+              })
+        .status();
+  });
+  EXPECT_THAT(Messages(statuses), Each(HasSubstr("different numbers of metric sums")));
+}
+
+TEST(Metrics, OfAProcessWithoutExamplesAreTheOthers) {
+  ExpectAllOk(Job(2, {}, [](int process, Strategy& strategy) -> Status {
+    ParameterSet parameters = Zeros(1, 1);
+    COHORT_RETURN_IF_ERROR(strategy.Bind(parameters, PlainSgd()));
+    DistributedBatch batch = OneEach(1);
+    batch.replicas[0].size = process == 0 ? 4 : 0;
+    COHORT_ASSIGN_OR_RETURN(const StepResult result,
+                            strategy.Step(batch, [](ReplicaContext& context, const data::Batch&) {
+                              context.gradients.Ready(0);
+                              return Result<ReplicaResult>(
+                                  ReplicaResult{.loss_sum = 8, .weight = 4, .metric_sums = {2, 4}});
+                            }));
+    EXPECT_EQ(result.loss, 2);
+    EXPECT_THAT(result.metrics, ElementsAre(0.5, 1));
+    return strategy.Shutdown();
+  }));
+}
+
+TEST(Scale, OfLossesBeyondWhatAFloatCounts) {
+  // Weights of 2^24 + 1 and sums of losses beside them: exact on every process.
+  ExpectAllOk(Job(2, {}, [](int process, Strategy& strategy) -> Status {
+    ParameterSet parameters = Zeros(1, 1);
+    COHORT_RETURN_IF_ERROR(strategy.Bind(parameters, PlainSgd()));
+    const double weight = 16'777'217 + process;
+    COHORT_ASSIGN_OR_RETURN(
+        const StepResult result,
+        strategy.Step(OneEach(1), [&](ReplicaContext& context, const data::Batch&) {
+          context.gradients.SetWeight(weight);
+          context.gradients.Ready(0);
+          return Result<ReplicaResult>(ReplicaResult{.loss_sum = 3 * weight, .weight = weight});
+        }));
+    EXPECT_EQ(result.weight, 2 * 16'777'217.0 + 1);
+    EXPECT_EQ(result.loss, 3);
+    return {};
+  }));
+}
+
+TEST(ReduceGradients, IsTheWeightedMeanWhateverTheBuckets) {
+  for (const std::int64_t bucket_bytes : {4, 12, 1 << 20}) {
+    SCOPED_TRACE(bucket_bytes);
+    StrategyOptions options;
+    options.bucket_bytes = bucket_bytes;
+    ExpectAllOk(Job(3, options, [](int process, Strategy& strategy) -> Status {
+      for (int round = 0; round < 2; ++round) {
+        // Weights 0, 1, 2; the first process's gradients are not numbers, and weigh nothing.
+        std::vector<std::vector<float>> gradients{{0, 0, 0, 0, 0}, {}, {0}, {0, 0}};
+        float next = 1;
+        std::vector<std::span<float>> spans;
+        for (std::vector<float>& gradient : gradients) {
+          for (float& g : gradient) {
+            g = process == 0 ? NAN : next++ * static_cast<float>(process == 1 ? 3 : 6);
+          }
+          spans.emplace_back(gradient);
+        }
+        COHORT_RETURN_IF_ERROR(strategy.ReduceGradients(spans, process));
+        EXPECT_THAT(gradients[0], ElementsAre(5, 10, 15, 20, 25));
+        EXPECT_THAT(gradients[2], ElementsAre(30));
+        EXPECT_THAT(gradients[3], ElementsAre(35, 40));
+      }
+      std::vector<float> nothing{7, 7};
+      const std::span<float> spans[] = {nothing};
+      COHORT_RETURN_IF_ERROR(strategy.ReduceGradients(spans, 0));
+      EXPECT_THAT(nothing, ElementsAre(0, 0));
+      return strategy.Shutdown();
+    }));
+  }
+}
+
+TEST(ReduceGradients, NamesDifferentSizes) {
+  const auto statuses = Job(2, {}, [](int process, Strategy& strategy) -> Status {
+    std::vector<float> a(process == 0 ? 3 : 4, 1.0F);
+    std::vector<float> b(process == 0 ? 4 : 3, 1.0F);
+    const std::span<float> spans[] = {a, b};
+    return strategy.ReduceGradients(spans, 1);
+  });
+  EXPECT_THAT(Messages(statuses), Each(HasSubstr("'3 elements' against '4 elements'")));
+}
+
+TEST(ReduceAndGather, SpanProcessesAndReplicas) {
+  StrategyOptions options;
+  options.num_devices = 2;
+  ExpectAllOk(Job(3, options, [](int process, Strategy& strategy) -> Status {
+    PerReplica<Tensor> value;
+    PerReplica<Tensor> rows;
+    for (int local = 0; local < 2; ++local) {
+      const int replica = process * 2 + local;
+      const std::vector<float> one{static_cast<float>(replica), 1};
+      value.values.push_back(Tensor::Of<float>({2}, one));
+      // As many rows as the replica's number: the first has none.
+      Tensor some(DType::kFloat64, {replica, 2});
+      std::ranges::fill(some.data<double>(), replica);
+      rows.values.push_back(some);
+    }
+    COHORT_ASSIGN_OR_RETURN(const auto sum, strategy.Reduce(ReduceOp::kSum, value));
+    EXPECT_THAT(sum.value.data<float>(), ElementsAre(15, 6));
+    COHORT_ASSIGN_OR_RETURN(const auto mean, strategy.Reduce(ReduceOp::kMean, value));
+    EXPECT_THAT(mean.value.data<float>(), ElementsAre(2.5, 1));
+    COHORT_ASSIGN_OR_RETURN(const auto max, strategy.Reduce(ReduceOp::kMax, value));
+    EXPECT_THAT(max.value.data<float>(), ElementsAre(5, 1));
+    COHORT_ASSIGN_OR_RETURN(const auto gathered, strategy.Gather(rows));
+    EXPECT_EQ(gathered.value.shape(), Shape({15, 2}));
+    std::size_t at = 0;
+    for (int replica = 0; replica < 6; ++replica) {
+      for (int i = 0; i < 2 * replica; ++i) {
+        EXPECT_EQ(gathered.value.data<double>()[at++], replica);
+      }
+    }
+    return strategy.Shutdown();
+  }));
+}
+
+TEST(ReduceAndGather, NamesRowsThatDiffer) {
+  const auto statuses = Job(2, {}, [](int process, Strategy& strategy) -> Status {
+    PerReplica<Tensor> rows;
+    rows.values.emplace_back(DType::kFloat32, Shape{1, process + 2});
+    return strategy.Gather(rows).status();
+  });
+  EXPECT_THAT(Messages(statuses), Each(HasSubstr("'float32[1,2]' against 'float32[1,3]'")));
+}
+
+TEST(Broadcast, TakesTheFirstProcessesBytes) {
+  ExpectAllOk(Job(3, {}, [](int process, Strategy& strategy) -> Status {
+    std::vector<std::byte> bytes(5, static_cast<std::byte>(process + 40));
+    COHORT_RETURN_IF_ERROR(strategy.Broadcast(bytes));
+    EXPECT_THAT(bytes, Each(static_cast<std::byte>(40)));
+    EXPECT_EQ(strategy.is_chief(), process == 0);
+    EXPECT_EQ(strategy.num_replicas_in_sync(), 3);
+    return strategy.Barrier("done");
+  }));
+}
+
+TEST(ReportError, EndsTheOthersWithItsText) {
+  const auto statuses = Job(2, {}, [](int process, Strategy& strategy) -> Status {
+    if (process == 1) {
+      strategy.ReportError(ResourceExhausted("worker:1: disk full"));
+      return {};
+    }
+    return strategy.Barrier("epoch");
+  });
+  EXPECT_THAT(statuses[0].message(), HasSubstr("disk full"));
+}
+
+}  // namespace
+}  // namespace cohort
