@@ -146,4 +146,21 @@ Result<io::CheckpointState> LoadSnapshot(Strategy& strategy, ParameterSet& param
   return state;
 }
 
+Status RefuseSnapshots(Strategy& strategy, const io::CheckpointStore& store) {
+  Outcome outcome;
+  if (strategy.is_chief()) {
+    const Result<std::vector<std::int64_t>> steps = store.Steps();
+    if (!steps.ok()) {
+      outcome.Set(steps.status());
+    } else if (!steps->empty()) {
+      outcome.Set(FailedPrecondition(
+          fmt::format("{} holds checkpoints of another run, the newest of step {} [resume, or "
+                      "choose another folder]",
+                      store.folder(), steps->back())));
+    }
+  }
+  COHORT_RETURN_IF_ERROR(ShareOutcome(strategy, outcome));
+  return outcome.status();
+}
+
 }  // namespace cohort

@@ -23,4 +23,7 @@ Result<io::CheckpointState> LoadSnapshot(Strategy& strategy, ParameterSet& param
                                          const io::CheckpointStore& store,
                                          std::uint64_t expected_seed);
 
+// Every process calls: FailedPrecondition on all if the chief's folder holds a checkpoint.
+Status RefuseSnapshots(Strategy& strategy, const io::CheckpointStore& store);
+
 }  // namespace cohort

@@ -128,7 +128,7 @@ struct Trainer::State {
   Result<bool> AgreeToStop() {
     const bool mine = options.stop->load();
     const bool alone = strategy.num_replicas_in_sync() == strategy.num_local_replicas();
-    if (alone || batch % kStopCheckSteps != 0) {
+    if (alone || strategy.step() % kStopCheckSteps != 0) {
       return alone && mine;
     }
     PerReplica<Tensor> flags;
@@ -216,6 +216,11 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
     COHORT_RETURN_IF_ERROR(s.strategy.Serve());
     s.epoch = s.options.epochs;
   }
+  if (s.batch > 0 && s.batch >= training.batches_per_epoch()) {
+    // Resumed from the last step of an epoch, before its end was noted.
+    ++s.epoch;
+    s.batch = 0;
+  }
   while (s.epoch < s.options.epochs && !stopped) {
     COHORT_ASSIGN_OR_RETURN(EpochResult epoch, s.TrainEpoch(*dataset, training.batches_per_epoch(),
                                                             train_step, *this, &stopped));
@@ -261,14 +266,7 @@ Status Trainer::StartFrom(const data::Dataset& training) {
     return {};
   }
   if (!s.options.resume) {
-    COHORT_ASSIGN_OR_RETURN(const std::vector<std::int64_t> steps, s.store->Steps());
-    if (!steps.empty() && s.strategy.is_chief()) {
-      return FailedPrecondition(
-          fmt::format("{} holds checkpoints of another run, the newest of step {} [resume, or "
-                      "choose another folder]",
-                      s.options.checkpoint_dir, steps.back()));
-    }
-    return {};
+    return RefuseSnapshots(s.strategy, *s.store);
   }
   const std::uint64_t fingerprint = s.dataset_fingerprint;
   COHORT_ASSIGN_OR_RETURN(const bool resumed, Restore());

@@ -1,8 +1,7 @@
 #include <cohort/io/event_writer.h>
 #include <cohort/io/record_file.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
-
-#include <regex>
 
 #include "testing/hex.h"
 #include "testing/temp_dir.h"
@@ -72,9 +71,8 @@ TEST_F(EventWriterTest, WritersOfTheSameSecondDoNotShareAFile) {
   EXPECT_EQ(Hex(*first), kFileVersion);
   EXPECT_EQ(Hex(*second), kFileVersion);
   EXPECT_LT(first->path(), second->path()) << "readers sort by name";
-  EXPECT_TRUE(std::regex_search(
-      first->path(), std::regex(R"(/events\.out\.tfevents\.0000000001\.[^/]+\.\d+\.0$)")))
-      << first->path();
+  EXPECT_THAT(first->path(), ::testing::ContainsRegex(
+                                 "/events\\.out\\.tfevents\\.0000000001\\.[^/]+\\.[0-9]+\\.0$"));
 }
 
 TEST_F(EventWriterTest, FolderThatCannotBeMadeIsAnError) {

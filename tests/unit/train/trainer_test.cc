@@ -1,87 +1,22 @@
-#include <cohort/data/memory.h>
 #include <cohort/io/checkpoint.h>
-#include <cohort/optim/optimizers.h>
-#include <cohort/strategies/synchronous.h>
-#include <cohort/train/trainer.h>
 #include <gtest/gtest.h>
 
 #include <atomic>
 #include <filesystem>
 #include <limits>
 
+#include "job.h"
 #include "testing/temp_dir.h"
 
 namespace cohort {
 namespace {
 
-constexpr int kExamples = 50;
-constexpr int kBatch = 8;  // does not divide: the last batch has 2
-
-// y = 2 x0 - 3 x1 + 1.
-data::Dataset Points(std::uint64_t shuffle_seed = 1) {
-  Tensor x(DType::kFloat32, {kExamples, 2});
-  Tensor y(DType::kFloat32, {kExamples});
-  for (int i = 0; i < kExamples; ++i) {
-    const float a = static_cast<float>(i % 7) / 7;
-    const float b = static_cast<float>(i % 5) / 5;
-    x.data<float>()[static_cast<std::size_t>(2 * i)] = a;
-    x.data<float>()[static_cast<std::size_t>(2 * i + 1)] = b;
-    y.data<float>()[static_cast<std::size_t>(i)] = 2 * a - 3 * b + 1;
-  }
-  return OrThrow(data::FromTensors({{"x", x}, {"y", y}})).Shuffle(shuffle_seed).Batch(kBatch);
-}
-
-float Apply(const ParameterSet& parameters, std::span<const float> x) {
-  return parameters.value(0)[0] * x[0] + parameters.value(0)[1] * x[1] + parameters.value(1)[0];
-}
-
-Result<ReplicaResult> SquaredError(ReplicaContext& context, const data::Batch& batch, bool train) {
-  const auto x = batch["x"].data<float>();
-  const auto y = batch["y"].data<float>();
-  double loss = 0;
-  for (std::size_t i = 0; i < static_cast<std::size_t>(batch.size); ++i) {
-    const float error = Apply(context.parameters, x.subspan(2 * i, 2)) - y[i];
-    loss += error * error;
-    if (train) {
-      context.gradients.Accumulator(0)[0] += 2 * error * x[2 * i];
-      context.gradients.Accumulator(0)[1] += 2 * error * x[2 * i + 1];
-      context.gradients.Accumulator(1)[0] += 2 * error;
-    }
-  }
-  if (train) {
-    context.gradients.Ready(1);
-    context.gradients.Ready(0);
-  }
-  const auto n = static_cast<double>(batch.size);
-  return ReplicaResult{.loss_sum = loss, .weight = n, .metric_sums = {n}};
-}
-
-const StepFn kTrain = [](ReplicaContext& context, const data::Batch& batch) {
-  return SquaredError(context, batch, true);
-};
-const StepFn kEvaluate = [](ReplicaContext& context, const data::Batch& batch) {
-  return SquaredError(context, batch, false);
-};
-
-// A job of one process with two replicas, ready to train.
-struct Job {
-  explicit Job(TrainerOptions options, double learning_rate = 0.1) {
-    parameters.Add("weights", {2}, [](std::uint64_t) { return 0.0F; });
-    parameters.Add("bias", {1}, [](std::uint64_t) { return 0.0F; });
-    parameters.Build();
-    StrategyOptions strategy_options;
-    strategy_options.num_devices = 2;
-    strategy = OrThrow(MakeSynchronousStrategy({}, strategy_options));
-    OrThrow(strategy->Bind(parameters, Sgd({.learning_rate = learning_rate, .momentum = 0.5})));
-    options.metric_names = {"ones"};
-    trainer = std::make_unique<Trainer>(*strategy, parameters, std::move(options));
-  }
-  std::vector<float> values() const { return {parameters.all().begin(), parameters.all().end()}; }
-
-  ParameterSet parameters;
-  std::unique_ptr<Strategy> strategy;
-  std::unique_ptr<Trainer> trainer;
-};
+using testing::Job;
+using testing::kEvaluate;
+using testing::kExamples;
+using testing::kTrain;
+using testing::Points;
+using testing::SquaredError;
 
 std::vector<float> TrainedFor(int epochs) {
   Job job({.epochs = epochs});
@@ -159,6 +94,26 @@ TEST(Trainer, SavesByStepsAndKeepsTheNewest) {
   OrThrow(job.trainer->Fit(Points(), kTrain));
   EXPECT_EQ(OrThrow(io::CheckpointStore(FileSystem::Local(), dir / "c").Steps()),
             (std::vector<std::int64_t>{12, 14}));
+}
+
+TEST(Trainer, ResumesFromACheckpointOfAnEpochsLastStep) {
+  const std::vector<float> expected = TrainedFor(3);
+  testing::TempDir dir;
+  {
+    // Saved after step 7, the first epoch's last, and broken off in the next epoch.
+    Job job({.epochs = 3, .checkpoint_dir = dir / "c", .save_every_steps = 7});
+    const StepFn step = [](ReplicaContext& context, const data::Batch& batch) {
+      return context.step == 9 ? Result<ReplicaResult>(Unavailable("a peer is gone"))
+                               : SquaredError(context, batch, true);
+    };
+    EXPECT_EQ(job.trainer->Fit(Points(), step).status().code(), StatusCode::kUnavailable);
+  }
+  Job job({.epochs = 3, .checkpoint_dir = dir / "c", .log_dir = dir / "logs"});
+  const History history = OrThrow(job.trainer->Fit(Points(), kTrain));
+  EXPECT_EQ(job.values(), expected);
+  ASSERT_EQ(history.epochs.size(), 2U) << "no epoch without steps";
+  EXPECT_EQ(history.epochs[0].epoch, 1);
+  EXPECT_EQ(history.epochs[0].steps, 7);
 }
 
 TEST(Trainer, RefusesACheckpointOfAnotherRun) {

@@ -9,7 +9,7 @@
 #include <cohort/core/status.h>
 #include <cohort/core/tensor.h>
 #include <cohort/data/dataset.h>
-#include <cohort/optim/optimizer.h>
+#include <cohort/optim/optimizers.h>
 #include <cohort/optim/parameter_set.h>
 #include <cohort/strategies/strategy.h>
 #include <cohort/train/console.h>

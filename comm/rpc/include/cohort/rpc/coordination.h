@@ -44,6 +44,8 @@ struct CoordinationOptions {
   Log log;
 };
 
+// Thread rules: all methods from any thread. The destructor answers every call that waits, and ends
+// a job that is not over: each client's failure() becomes Unavailable and names the chief.
 class CoordinationServer {
  public:
   virtual ~CoordinationServer() = default;
@@ -60,6 +62,8 @@ class CoordinationServer {
                                                            const CoordinationOptions& options = {});
 };
 
+// Thread rules: all methods from any thread. The destructor leaves without waiting, within a second;
+// without Shutdown before, the others' failure() becomes Cancelled "worker:1 (...) left the job".
 class CoordinationClient : public KeyValueStore {
  public:
   // Blocks until this task is registered and, where `wait_for_all`, until every task of the cluster
@@ -75,13 +79,17 @@ class CoordinationClient : public KeyValueStore {
   // names the absent.
   virtual Status Barrier(const std::string& name, Deadline deadline,
                          const std::vector<TaskId>& participants = {}) = 0;
-  // Tells every task that this one failed.
+  // Tells every task that this one failed: their failure() becomes this code and "worker:1: text".
+  // OK also if the job had failed before.
   virtual Status ReportError(const Status& error) = 0;
   // OK while the job is healthy; else what ended it: "worker:1 (host, pid 7) ...".
   virtual Status failure() const = 0;
-  // Runs once, on the heartbeat thread, when failure() becomes an error (at once if it has).
+  // Runs once, on the heartbeat thread, when failure() becomes an error (at once if it has). Must not
+  // block, call Shutdown or destroy the client. Not run any more once the client has left.
   virtual void OnFailure(std::function<void(const Status&)> callback) = 0;
-  // Leaves in order: waits until all tasks want to leave (shutdown barrier), then says goodbye.
+  // Leaves in order: waits until all tasks want to leave (shutdown barrier), at most
+  // shutdown_timeout. Tasks that may leave and are not there are not waited for. After OK every
+  // further call is FailedPrecondition. DeadlineExceeded names the absent; to these the job fails.
   virtual Status Shutdown() = 0;
 };
 

@@ -1,0 +1,41 @@
+#include "cpu/cpu_kernels.h"
+
+#include <cohort/core/thread_pool.h>
+
+namespace cohort {
+namespace cpu {
+namespace {
+
+template <typename Map, typename Spec, typename Make>
+auto& FindOrMake(Map& plans, const Spec& spec, const Make& make) {
+  auto& plan = plans[spec];
+  if (plan == nullptr) {
+    plan = make();
+  }
+  return *plan;
+}
+
+}  // namespace
+
+CpuKernels::CpuKernels(int threads) : threads_(threads), engine_(threads) {}
+
+MatMulPlan& CpuKernels::MatMul(const MatMulSpec& spec) {
+  return FindOrMake(matmuls_, spec, [&] { return MakeMatMul(engine_, spec); });
+}
+
+ConvPlan& CpuKernels::Conv(const ConvSpec& spec) {
+  return FindOrMake(convs_, spec, [&] { return MakeConv(engine_, spec); });
+}
+
+PoolPlan& CpuKernels::Pool(const PoolSpec& spec) {
+  return FindOrMake(pools_, spec, [&] { return MakePool(engine_, spec); });
+}
+
+}  // namespace cpu
+
+std::unique_ptr<Kernels> MakeCpuKernels(int threads) {
+  Require(threads >= 0, "a number of threads, or 0 for one per available core");
+  return std::make_unique<cpu::CpuKernels>(threads == 0 ? AvailableCores() : threads);
+}
+
+}  // namespace cohort

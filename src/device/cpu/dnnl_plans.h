@@ -1,0 +1,28 @@
+// Plans on oneDNN. Its types stay in the .cc files.
+
+#pragma once
+
+#include <cohort/device/plan.h>
+
+#include <memory>
+
+namespace cohort::cpu {
+
+// What all plans of one table share.
+class DnnlEngine {
+ public:
+  explicit DnnlEngine(int threads);
+  ~DnnlEngine();
+  struct State;
+  State& state() const { return *state_; }
+
+ private:
+  std::unique_ptr<State> state_;
+};
+
+// The engine must outlive the plan. ContractError where oneDNN has no implementation.
+std::unique_ptr<MatMulPlan> MakeMatMul(const DnnlEngine& engine, const MatMulSpec& spec);
+std::unique_ptr<ConvPlan> MakeConv(const DnnlEngine& engine, const ConvSpec& spec);
+std::unique_ptr<PoolPlan> MakePool(const DnnlEngine& engine, const PoolSpec& spec);
+
+}  // namespace cohort::cpu

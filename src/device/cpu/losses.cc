@@ -1,0 +1,193 @@
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "cpu/cpu_kernels.h"
+
+// Losses are computed by the feeding thread alone: their inputs are as wide as the number of
+// classes, and the sums stay in one order.
+
+namespace cohort::cpu {
+namespace {
+
+Indices Labels(const LossArguments& l) { return {l.classes, l.rows, l.wide_classes}; }
+
+float Weight(const LossArguments& l, std::int64_t row) {
+  return l.weights.empty() ? 1.0F : l.weights[static_cast<std::size_t>(row)];
+}
+
+Status CheckLabel(std::int64_t label, std::int64_t row, std::int64_t classes) {
+  if (label >= 0 && label < classes) {
+    return {};
+  }
+  return InvalidArgument("label " + std::to_string(label) + " of example " + std::to_string(row) +
+                         " is not one of " + std::to_string(classes) +
+                         " classes [labels must be in [0, " + std::to_string(classes) + ")]");
+}
+
+// loss[0], loss[1] from row_loss(r), one row's loss.
+template <typename RowLoss>
+void WeightedMean(const LossArguments& l, FloatSpan loss, const RowLoss& row_loss) {
+  double sum = 0;
+  double weight = 0;
+  for (std::int64_t r = 0; r < l.rows; ++r) {
+    const double w = Weight(l, r);
+    // A row of weight 0 is absent, whatever its loss (it may be infinite).
+    sum += w == 0.0 ? 0.0 : w * row_loss(r);
+    weight += w;
+  }
+  loss[0] = static_cast<float>(weight == 0.0 ? 0.0 : sum / weight);
+  loss[1] = static_cast<float>(weight);
+}
+
+// dloss / sum of weights, then times each row's own: exactly 1 where they are equal.
+float Factor(ConstFloatSpan loss, ConstFloatSpan dloss) {
+  return loss[1] == 0.0F ? 0.0F : dloss[0] / loss[1];
+}
+
+// dx(r, c) = factor * weight(r) * of(r, c).
+template <typename Of>
+void Spread(const LossArguments& l, float factor, FloatSpan dx, const Of& of) {
+  for (std::int64_t r = 0; r < l.rows; ++r) {
+    const float scale = factor * Weight(l, r);
+    for (std::int64_t c = 0; c < l.columns; ++c) {
+      dx[static_cast<std::size_t>(r * l.columns + c)] = scale == 0.0F ? 0.0F : scale * of(r, c);
+    }
+  }
+}
+
+struct LogSumExp {
+  float maximum;
+  float log_sum;  // of exp(x - maximum)
+};
+
+LogSumExp LogSum(const float* row, std::int64_t columns) {
+  float maximum = row[0];
+  for (std::int64_t c = 1; c < columns; ++c) {
+    maximum = std::max(maximum, row[c]);
+  }
+  float sum = 0;
+  for (std::int64_t c = 0; c < columns; ++c) {
+    sum += std::exp(row[c] - maximum);
+  }
+  return {maximum, std::log(sum)};
+}
+
+float Sigmoid(float x) { return 1.0F / (1.0F + std::exp(-x)); }
+
+}  // namespace
+
+void CpuKernels::SoftmaxCrossEntropy(Stream& stream, const LossArguments& l, FloatSpan loss) {
+  Put(stream, [=]() -> Status {
+    if (l.classes != nullptr) {
+      for (std::int64_t r = 0; r < l.rows; ++r) {
+        COHORT_RETURN_IF_ERROR(CheckLabel(Labels(l).At(r), r, l.columns));
+      }
+    }
+    WeightedMean(l, loss, [&](std::int64_t r) -> double {
+      const float* row = l.x.data() + r * l.columns;
+      const LogSumExp z = LogSum(row, l.columns);
+      if (l.classes != nullptr) {
+        return z.log_sum - (row[Labels(l).At(r)] - z.maximum);
+      }
+      double sum = 0;
+      for (std::int64_t c = 0; c < l.columns; ++c) {
+        const float target = l.targets[static_cast<std::size_t>(r * l.columns + c)];
+        sum += target == 0.0F ? 0.0F : target * (z.log_sum - (row[c] - z.maximum));
+      }
+      return sum;
+    });
+    return {};
+  });
+}
+
+void CpuKernels::SoftmaxCrossEntropyBackward(Stream& stream, const LossArguments& l,
+                                             ConstFloatSpan loss, ConstFloatSpan dloss,
+                                             FloatSpan dx) {
+  Put(stream, [=] {
+    const float factor = Factor(loss, dloss);
+    for (std::int64_t r = 0; r < l.rows; ++r) {
+      const float* row = l.x.data() + r * l.columns;
+      float* out = dx.data() + r * l.columns;
+      const float scale = factor * Weight(l, r);
+      if (scale == 0.0F) {
+        std::fill_n(out, l.columns, 0.0F);
+        continue;
+      }
+      const LogSumExp z = LogSum(row, l.columns);
+      // sum(targets) * softmax - targets; a class label is a row of targets that sums to 1.
+      float total = 1.0F;
+      const float* targets = nullptr;
+      if (l.classes == nullptr) {
+        targets = l.targets.data() + r * l.columns;
+        total = 0.0F;
+        for (std::int64_t c = 0; c < l.columns; ++c) {
+          total += targets[c];
+        }
+      }
+      for (std::int64_t c = 0; c < l.columns; ++c) {
+        const float p = std::exp(row[c] - z.maximum - z.log_sum);
+        const float target = targets == nullptr ? 0.0F : targets[c];
+        out[c] = scale * (total * p - target);
+      }
+      if (targets == nullptr) {
+        const std::int64_t label = Labels(l).At(r);
+        out[label] = scale * (std::exp(row[label] - z.maximum - z.log_sum) - 1.0F);
+      }
+    }
+  });
+}
+
+void CpuKernels::SigmoidCrossEntropy(Stream& stream, const LossArguments& l, FloatSpan loss) {
+  Put(stream, [=] {
+    WeightedMean(l, loss, [&](std::int64_t r) {
+      double sum = 0;
+      for (std::int64_t i = r * l.columns; i < (r + 1) * l.columns; ++i) {
+        const auto at = static_cast<std::size_t>(i);
+        const float x = l.x[at];
+        // max(x,0) - x t + log(1 + exp(-|x|)): finite for every finite x.
+        sum += std::max(x, 0.0F) - x * l.targets[at] + std::log1p(std::exp(-std::fabs(x)));
+      }
+      return l.columns == 0 ? 0.0 : sum / static_cast<double>(l.columns);
+    });
+  });
+}
+
+void CpuKernels::SigmoidCrossEntropyBackward(Stream& stream, const LossArguments& l,
+                                             ConstFloatSpan loss, ConstFloatSpan dloss,
+                                             FloatSpan dx) {
+  Put(stream, [=] {
+    const float columns = static_cast<float>(l.columns);
+    Spread(l, Factor(loss, dloss), dx, [&](std::int64_t r, std::int64_t c) {
+      const auto at = static_cast<std::size_t>(r * l.columns + c);
+      return (Sigmoid(l.x[at]) - l.targets[at]) / columns;
+    });
+  });
+}
+
+void CpuKernels::MeanSquaredError(Stream& stream, const LossArguments& l, FloatSpan loss) {
+  Put(stream, [=] {
+    WeightedMean(l, loss, [&](std::int64_t r) {
+      double sum = 0;
+      for (std::int64_t i = r * l.columns; i < (r + 1) * l.columns; ++i) {
+        const auto at = static_cast<std::size_t>(i);
+        const double error = static_cast<double>(l.x[at]) - l.targets[at];
+        sum += error * error;
+      }
+      return l.columns == 0 ? 0.0 : sum / static_cast<double>(l.columns);
+    });
+  });
+}
+
+void CpuKernels::MeanSquaredErrorBackward(Stream& stream, const LossArguments& l,
+                                          ConstFloatSpan loss, ConstFloatSpan dloss, FloatSpan dx) {
+  Put(stream, [=] {
+    const float scale = 2.0F / static_cast<float>(l.columns);
+    Spread(l, Factor(loss, dloss), dx, [&](std::int64_t r, std::int64_t c) {
+      const auto at = static_cast<std::size_t>(r * l.columns + c);
+      return scale * (l.x[at] - l.targets[at]);
+    });
+  });
+}
+
+}  // namespace cohort::cpu

@@ -1,0 +1,56 @@
+// Loops over the threads of the OpenMP runtime that oneDNN uses too (gomp).
+
+#pragma once
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cstdint>
+
+namespace cohort::cpu {
+
+// Sets how many threads OpenMP regions started by this thread get, and puts it back.
+class OmpThreads {
+ public:
+  explicit OmpThreads(int threads) : before_(omp_get_max_threads()) {
+    if (before_ != threads) {
+      omp_set_num_threads(threads);
+    }
+  }
+  ~OmpThreads() {
+    if (before_ != omp_get_max_threads()) {
+      omp_set_num_threads(before_);
+    }
+  }
+  OmpThreads(const OmpThreads&) = delete;
+  OmpThreads& operator=(const OmpThreads&) = delete;
+
+ private:
+  int before_;
+};
+
+// body(begin, end, part) over [0, count) in at most OpenMP's number of parts, each of at least
+// `grain`. Which part gets what depends on count, grain and the number of threads only.
+template <typename Body>
+void ParallelFor(std::int64_t count, std::int64_t grain, const Body& body) {
+  const std::int64_t parts =
+      std::clamp<std::int64_t>(count / std::max<std::int64_t>(grain, 1), 1, omp_get_max_threads());
+  if (parts == 1) {
+    body(std::int64_t{0}, count, 0);
+    return;
+  }
+#pragma omp parallel for num_threads(static_cast <int>(parts)) schedule(static, 1)
+  for (std::int64_t part = 0; part < parts; ++part) {
+    body(count * part / parts, count * (part + 1) / parts, static_cast<int>(part));
+  }
+}
+
+// Below this many elements a loop stays on its thread: waking another costs microseconds.
+constexpr std::int64_t kGrain = 16 * 1024;
+
+// The grain in rows.
+inline std::int64_t RowGrain(std::int64_t columns) {
+  return std::max<std::int64_t>(1, kGrain / std::max<std::int64_t>(columns, 1));
+}
+
+}  // namespace cohort::cpu

@@ -1,0 +1,137 @@
+// Kernels: the arithmetic of a device, as one table.
+//
+// Every call puts work on a stream and returns; what it computes is there once the stream has got
+// so far. Operands are memory of the device, dense, row-major, float32, and must stay valid until
+// then. A call overwrites its outputs unless its name says otherwise. An output may be an input
+// where the comment says so.
+//
+// Plans (plan.h) are the heavy operations: made once for a shape, kept here, run every step.
+//
+// Thread rules: one Kernels belongs to one stream, and is used by the thread that feeds it. What
+// depends on data (a label out of range) fails the stream; a plan that the device cannot make is a
+// ContractError.
+
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include <cohort/device/plan.h>
+#include <cohort/device/stream.h>
+
+namespace cohort {
+
+using FloatSpan = std::span<float>;
+using ConstFloatSpan = std::span<const float>;
+
+// Rows of `columns` elements each.
+struct RowsOf {
+  std::int64_t rows = 0;
+  std::int64_t columns = 0;
+};
+
+// Element (r, c) of a matrix inside a wider one: rows `stride` elements apart.
+struct Strided {
+  float* data = nullptr;
+  std::int64_t stride = 0;
+};
+
+// Integer labels or ids, 32 or 64 bits wide.
+struct Indices {
+  const void* data = nullptr;
+  std::int64_t size = 0;
+  bool wide = true;  // int64
+  std::int64_t At(std::int64_t i) const {
+    return wide ? static_cast<const std::int64_t*>(data)[i]
+                : static_cast<const std::int32_t*>(data)[i];
+  }
+};
+
+class Kernels {
+ public:
+  virtual ~Kernels() = default;
+
+  virtual int threads() const = 0;
+
+  virtual MatMulPlan& MatMul(const MatMulSpec& spec) = 0;
+  virtual ConvPlan& Conv(const ConvSpec& spec) = 0;
+  virtual PoolPlan& Pool(const PoolSpec& spec) = 0;
+
+  // --- element by element; an output may be any input
+  virtual void Fill(Stream& stream, FloatSpan y, float value) = 0;
+  virtual void Copy(Stream& stream, ConstFloatSpan x, FloatSpan y) = 0;
+  virtual void Add(Stream& stream, ConstFloatSpan a, ConstFloatSpan b, FloatSpan y) = 0;
+  virtual void Multiply(Stream& stream, ConstFloatSpan a, ConstFloatSpan b, FloatSpan y) = 0;
+  virtual void Activate(Stream& stream, Activation f, ConstFloatSpan x, FloatSpan y) = 0;
+  // dx = dy * f'(x). `x` may be empty where f' is a function of y (all but gelu); `y` may be empty
+  // for gelu.
+  virtual void ActivateBackward(Stream& stream, Activation f, ConstFloatSpan x, ConstFloatSpan y,
+                                ConstFloatSpan dy, FloatSpan dx) = 0;
+  // y = keep(i) ? x / (1 - rate) : 0, where keep(i) is drawn by Philox(key) at counter
+  // (first + i, step). Backwards is the same call on dy.
+  virtual void Dropout(Stream& stream, const DropoutSpec& spec, ConstFloatSpan x, FloatSpan y) = 0;
+
+  // --- rows and columns
+  virtual void CopyRows(Stream& stream, RowsOf size, Strided from, Strided to) = 0;
+  // sums[c] = sum over rows of x(r, c).
+  virtual void SumRows(Stream& stream, RowsOf size, ConstFloatSpan x, FloatSpan sums) = 0;
+  // In one pass: dy = dy * (y > 0) in place, and its SumRows. `sums` may be empty.
+  virtual void ReluBackwardSumRows(Stream& stream, RowsOf size, ConstFloatSpan y, FloatSpan dy,
+                                   FloatSpan sums) = 0;
+  // Mean over the middle of [outer, middle, inner], and its gradient.
+  virtual void MeanMiddle(Stream& stream, std::int64_t outer, std::int64_t middle,
+                          std::int64_t inner, ConstFloatSpan x, FloatSpan y) = 0;
+  virtual void MeanMiddleBackward(Stream& stream, std::int64_t outer, std::int64_t middle,
+                                  std::int64_t inner, ConstFloatSpan dy, FloatSpan dx) = 0;
+  virtual void Softmax(Stream& stream, RowsOf size, ConstFloatSpan x, FloatSpan y) = 0;
+  virtual void SoftmaxBackward(Stream& stream, RowsOf size, ConstFloatSpan y, ConstFloatSpan dy,
+                               FloatSpan dx) = 0;
+  // y[i, :] = table[ids[i], :]. An id outside the table fails the stream.
+  virtual void Gather(Stream& stream, Indices ids, RowsOf table_size, ConstFloatSpan table,
+                      FloatSpan y) = 0;
+  // dtable = 0, then dtable[ids[i], :] += dy[i, :] in the order of i.
+  virtual void ScatterAdd(Stream& stream, Indices ids, RowsOf table_size, ConstFloatSpan dy,
+                          FloatSpan dtable) = 0;
+
+  // --- normalisation; operands in plan.h
+  virtual void LayerNorm(Stream& stream, const NormArguments& n) = 0;
+  virtual void LayerNormBackward(Stream& stream, const NormBackwardArguments& n) = 0;
+  // sums[c] = sum over rows of (x(r, c) - center[c])^2.
+  virtual void SumSquaresRows(Stream& stream, RowsOf size, ConstFloatSpan x, ConstFloatSpan center,
+                              FloatSpan sums) = 0;
+  // y = sums / count[0], or 0 where count[0] is 0.
+  virtual void DivideByCount(Stream& stream, ConstFloatSpan sums, ConstFloatSpan count,
+                             FloatSpan y) = 0;
+  // inverse_deviation from the sums of squares, and the running averages moved towards mean and
+  // unbiased variance where they are not empty. A count of 0 leaves the averages as they were.
+  virtual void FinishMoments(Stream& stream, const MomentsArguments& m) = 0;
+  virtual void BatchNorm(Stream& stream, const NormArguments& n) = 0;
+  // sums = [sum of dy, sum of dy * xhat], each by column.
+  virtual void BatchNormBackwardSums(Stream& stream, const NormBackwardArguments& n,
+                                     FloatSpan sums) = 0;
+  // dx from those sums over count[0] rows; with both empty, the statistics were constants.
+  virtual void BatchNormBackward(Stream& stream, const NormBackwardArguments& n,
+                                 ConstFloatSpan sums, ConstFloatSpan count) = 0;
+
+  // --- losses: the weighted mean over rows as loss[0], the sum of weights as loss[1]. Without
+  // weights each row weighs 1. Weights that sum to 0 give loss 0 and gradient 0.
+  virtual void SoftmaxCrossEntropy(Stream& stream, const LossArguments& l, FloatSpan loss) = 0;
+  virtual void SigmoidCrossEntropy(Stream& stream, const LossArguments& l, FloatSpan loss) = 0;
+  virtual void MeanSquaredError(Stream& stream, const LossArguments& l, FloatSpan loss) = 0;
+  // dx of the last three: dloss[0] / loss[1] is computed first and then spread.
+  virtual void SoftmaxCrossEntropyBackward(Stream& stream, const LossArguments& l,
+                                           ConstFloatSpan loss, ConstFloatSpan dloss,
+                                           FloatSpan dx) = 0;
+  virtual void SigmoidCrossEntropyBackward(Stream& stream, const LossArguments& l,
+                                           ConstFloatSpan loss, ConstFloatSpan dloss,
+                                           FloatSpan dx) = 0;
+  virtual void MeanSquaredErrorBackward(Stream& stream, const LossArguments& l, ConstFloatSpan loss,
+                                        ConstFloatSpan dloss, FloatSpan dx) = 0;
+};
+
+// The CPU's: oneDNN for plans, plain loops for the rest. `threads` work on each call, the feeding
+// thread being one of them; 0: one for each core that this process may run on.
+std::unique_ptr<Kernels> MakeCpuKernels(int threads);
+
+}  // namespace cohort

@@ -1,0 +1,145 @@
+// Plans: heavy operations prepared for one shape, and the operands of kernels with many of them.
+//
+// A plan owns what its preparation made (compiled code, scratch memory). It belongs to the Kernels
+// that made it, lives as long, and is run on that Kernels' stream only.
+
+#pragma once
+
+#include <compare>
+#include <cstdint>
+#include <span>
+
+#include <cohort/core/tensor.h>
+#include <cohort/device/stream.h>
+
+namespace cohort {
+
+enum class Activation {
+  kNone,
+  kRelu,
+  kGelu,  // the tanh form: x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))
+  kSigmoid,
+  kTanh,
+};
+
+// c[m,n] = activation(op(a)[m,k] op(b)[k,n] + bias[n]); op transposes what lies in memory. Only
+// kNone and kRelu.
+struct MatMulSpec {
+  std::int64_t m = 0;
+  std::int64_t n = 0;
+  std::int64_t k = 0;
+  bool transpose_a = false;
+  bool transpose_b = false;
+  bool bias = false;
+  Activation activation = Activation::kNone;
+  friend auto operator<=>(const MatMulSpec&, const MatMulSpec&) = default;
+};
+
+class MatMulPlan {
+ public:
+  virtual ~MatMulPlan() = default;
+  virtual void Run(Stream& stream, const float* a, const float* b, const float* bias, float* c) = 0;
+};
+
+// x [batch, height, width, in], kernel [kernel_h, kernel_w, in / groups, out], y [batch,
+// out_height, out_width, out]. Output channel o uses the input channels of group o / (out /
+// groups).
+struct ConvSpec {
+  std::int64_t batch = 0, height = 0, width = 0, in = 0;
+  std::int64_t kernel_h = 0, kernel_w = 0, out = 0;
+  std::int64_t stride_h = 1, stride_w = 1;
+  std::int64_t pad_top = 0, pad_bottom = 0, pad_left = 0, pad_right = 0;
+  std::int64_t groups = 1;
+  bool bias = false;
+  Activation activation = Activation::kNone;  // kNone or kRelu
+  friend auto operator<=>(const ConvSpec&, const ConvSpec&) = default;
+
+  std::int64_t out_height() const {
+    return (height + pad_top + pad_bottom - kernel_h) / stride_h + 1;
+  }
+  std::int64_t out_width() const {
+    return (width + pad_left + pad_right - kernel_w) / stride_w + 1;
+  }
+};
+
+class ConvPlan {
+ public:
+  virtual ~ConvPlan() = default;
+  virtual void Forward(Stream& stream, const float* x, const float* kernel, const float* bias,
+                       float* y) = 0;
+  // `dy` is the gradient before the activation.
+  virtual void BackwardKernel(Stream& stream, const float* x, const float* dy, float* dkernel) = 0;
+  virtual void BackwardInput(Stream& stream, const float* kernel, const float* dy, float* dx) = 0;
+};
+
+// Windows over x [batch, height, width, channels]. Averages leave padding out of the count.
+struct PoolSpec {
+  bool max = true;
+  std::int64_t batch = 0, height = 0, width = 0, channels = 0;
+  std::int64_t window_h = 0, window_w = 0;
+  std::int64_t stride_h = 1, stride_w = 1;
+  std::int64_t pad_top = 0, pad_bottom = 0, pad_left = 0, pad_right = 0;
+  friend auto operator<=>(const PoolSpec&, const PoolSpec&) = default;
+
+  std::int64_t out_height() const {
+    return (height + pad_top + pad_bottom - window_h) / stride_h + 1;
+  }
+  std::int64_t out_width() const {
+    return (width + pad_left + pad_right - window_w) / stride_w + 1;
+  }
+};
+
+class PoolPlan {
+ public:
+  virtual ~PoolPlan() = default;
+  // Bytes that Forward writes for Backward: which element of a window was the largest.
+  virtual std::int64_t workspace_bytes() const = 0;
+  virtual void Forward(Stream& stream, const float* x, float* y, std::byte* workspace) = 0;
+  virtual void Backward(Stream& stream, const float* dy, const std::byte* workspace, float* dx) = 0;
+};
+
+struct DropoutSpec {
+  float rate = 0;
+  std::uint64_t key = 0;    // of Philox: the seed and the layer
+  std::uint64_t step = 0;   // high half of the counter
+  std::uint64_t first = 0;  // low half of the first element's counter
+};
+
+// y = (x - mean) * inverse_deviation * scale + offset. Layer norm: mean and inverse_deviation are
+// outputs, one per row, with `epsilon`; batch norm: inputs, one per column.
+struct NormArguments {
+  std::int64_t rows = 0;
+  std::int64_t columns = 0;
+  float epsilon = 0;
+  std::span<const float> x, scale, offset;
+  std::span<float> mean, inverse_deviation, y;
+};
+
+struct NormBackwardArguments {
+  std::int64_t rows = 0;
+  std::int64_t columns = 0;
+  std::span<const float> x, scale, mean, inverse_deviation, dy;
+  std::span<float> dx;               // empty: not wanted
+  std::span<float> dscale, doffset;  // of layer norm; batch norm's are in its sums
+};
+
+struct MomentsArguments {
+  std::span<const float> mean, square_sums;  // SumSquaresRows around the mean
+  std::span<const float> count;              // one element
+  float epsilon = 0;
+  float momentum = 0;  // running = momentum * running + (1 - momentum) * batch
+  std::span<float> inverse_deviation, running_mean, running_variance;
+};
+
+// Labels are class numbers (`classes` elements) or rows as wide as x (`targets`); one of the two.
+struct LossArguments {
+  std::int64_t rows = 0;
+  std::int64_t columns = 0;
+  std::span<const float> x;  // logits or predictions
+  const void* classes = nullptr;
+  bool wide_classes = true;  // int64, otherwise int32
+  std::span<const float> targets;
+  std::span<const float> weights;  // one per row, or empty
+};
+
+}  // namespace cohort

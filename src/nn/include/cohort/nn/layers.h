@@ -1,0 +1,131 @@
+// Layers: operations with parameters. A layer declares its parameters in a ParameterSet when it is
+// made, and is applied to a variable as often as wanted; it holds indices only, no values.
+//
+// Names: a layer "conv1" has parameters "conv1/kernel", "conv1/bias", ... An initialiser that is
+// left empty gets the layer's default, drawn from (seed, parameter name).
+//
+// Thread rules: values; apply one from any number of replicas at the same time.
+
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+
+#include <cohort/nn/operations.h>
+#include <cohort/nn/tape.h>
+#include <cohort/optim/parameter_set.h>
+
+namespace cohort::nn {
+
+struct DenseOptions {
+  Activation activation = Activation::kNone;
+  bool bias = true;
+  Initializer kernel_initializer;  // default: Glorot uniform
+  Initializer bias_initializer;    // default: 0
+  std::uint64_t seed = 0;
+};
+
+// y[..., out] = activation(x[..., in] kernel[in, out] + bias[out]).
+class Dense {
+ public:
+  Dense(ParameterSet& parameters, const std::string& name, std::int64_t in, std::int64_t out,
+        const DenseOptions& options = {});
+  Variable operator()(const Variable& x) const;
+
+ private:
+  std::string name_;
+  std::int64_t in_, out_;
+  Activation activation_;
+  int kernel_ = -1, bias_ = -1;
+};
+
+struct Conv2DOptions {
+  std::array<std::int64_t, 2> kernel = {3, 3};
+  std::array<std::int64_t, 2> stride = {1, 1};
+  Padding padding = Padding::kSame;
+  std::int64_t groups = 1;
+  Activation activation = Activation::kNone;
+  bool bias = true;
+  Initializer kernel_initializer;  // default: Glorot uniform
+  Initializer bias_initializer;    // default: 0
+  std::uint64_t seed = 0;
+};
+
+// x [batch, height, width, in], kernel [kernel_h, kernel_w, in / groups, out].
+class Conv2D {
+ public:
+  Conv2D(ParameterSet& parameters, const std::string& name, std::int64_t in, std::int64_t out,
+         const Conv2DOptions& options = {});
+  Variable operator()(const Variable& x) const;
+
+ private:
+  std::string name_;
+  std::int64_t in_, out_;
+  Conv2DOptions options_;
+  int kernel_ = -1, bias_ = -1;
+};
+
+struct BatchNormOptions {
+  float momentum = 0.99F;  // of the running averages
+  float epsilon = 1e-3F;
+  // Replaces a span by its sum over all replicas. Called on the stream, the same number of times
+  // and in the same order on every replica, also on those with an empty batch. Empty: each replica
+  // normalises with its own batch.
+  std::function<Status(std::span<float>)> sum_over_replicas;
+};
+
+// Over all axes but the last. In training the statistics are the batch's; otherwise the running
+// averages, which are parameters that are not trained ("name/mean", "name/variance").
+class BatchNorm {
+ public:
+  BatchNorm(ParameterSet& parameters, const std::string& name, std::int64_t channels,
+            BatchNormOptions options = {});
+  Variable operator()(const Variable& x) const;
+
+ private:
+  std::string name_;
+  std::int64_t channels_;
+  BatchNormOptions options_;
+  int scale_, offset_, mean_, variance_;
+};
+
+// Over the last axis.
+class LayerNorm {
+ public:
+  LayerNorm(ParameterSet& parameters, const std::string& name, std::int64_t width,
+            float epsilon = 1e-5F);
+  Variable operator()(const Variable& x) const;
+
+ private:
+  std::string name_;
+  std::int64_t width_;
+  float epsilon_;
+  int scale_, offset_;
+};
+
+struct EmbeddingOptions {
+  // True: the gradient goes to the sink as indexed slices, one row per id; false: as a dense table.
+  bool sparse_gradient = false;
+  Initializer initializer;  // default: uniform in [-0.05, 0.05)
+  std::uint64_t seed = 0;
+};
+
+// Rows of a table [rows, width] for ids of int64 or int32: [..., width]. An id out of range is
+// InvalidArgument from Finish.
+class Embedding {
+ public:
+  Embedding(ParameterSet& parameters, const std::string& name, std::int64_t rows,
+            std::int64_t width, const EmbeddingOptions& options = {});
+  Variable operator()(Tape& tape, const Tensor& ids) const;
+
+ private:
+  std::string name_;
+  std::int64_t rows_, width_;
+  bool sparse_;
+  int table_;
+};
+
+}  // namespace cohort::nn

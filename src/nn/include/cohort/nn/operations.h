@@ -1,0 +1,55 @@
+// Operations without parameters. Each records itself on its operands' tape and returns the result.
+//
+// Images are [batch, height, width, channels]. A batch of 0 is allowed everywhere. Operands whose
+// shapes do not fit are a ContractError that names the operation and the shapes.
+
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <cohort/nn/tape.h>
+
+namespace cohort::nn {
+
+Variable Relu(const Variable& x);
+// The tanh form: x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), which differs from x Phi(x) by less
+// than 5e-4. Hendrycks, Gimpel, "Gaussian error linear units", 2016.
+Variable Gelu(const Variable& x);
+Variable Sigmoid(const Variable& x);
+Variable Tanh(const Variable& x);
+Variable Activate(const Variable& x, Activation f);
+Variable Softmax(const Variable& x);  // over the last axis
+
+Variable Add(const Variable& a, const Variable& b);       // equal shapes
+Variable Multiply(const Variable& a, const Variable& b);  // equal shapes
+// Joined along `axis` (negative: from the end); the other axes are equal.
+Variable Concat(const std::vector<Variable>& parts, int axis);
+Variable Reshape(const Variable& x, const Shape& shape);
+Variable Flatten(const Variable& x);  // [batch, everything else]
+
+enum class Padding {
+  kSame,   // as much (zeros; for pooling, nothing) as makes the output ceil(input / stride); the
+           // odd one goes after
+  kValid,  // none
+};
+
+struct Pool2DOptions {
+  std::array<std::int64_t, 2> window = {2, 2};
+  std::array<std::int64_t, 2> stride = {2, 2};
+  Padding padding = Padding::kValid;
+};
+// Of equal elements of a window the first takes the gradient.
+Variable MaxPool2D(const Variable& x, const Pool2DOptions& options = {});
+// The mean over the part of each window that lies inside the image.
+Variable AvgPool2D(const Variable& x, const Pool2DOptions& options = {});
+Variable GlobalAvgPool2D(const Variable& x);  // [batch, channels]
+
+// Zeroes a share `rate` of the elements in training and scales the others by 1 / (1 - rate). Which
+// ones is a function of the tape's seed and step, `name`, and the element's place in the global
+// batch (TapeOptions::first_example): the same however the batch is split over replicas.
+Variable Dropout(const Variable& x, float rate, const std::string& name);
+
+}  // namespace cohort::nn

@@ -1,0 +1,164 @@
+// Tape: records operations as they are called, and runs them backwards.
+//
+// One tape is one step of one replica: record a forward pass, call Backward, Finish. Everything is
+// put on the replica's stream, which may run late: elements of a Variable may be read only after
+// Finish. Each operation is coarse (a whole layer) and brings its own backward function.
+//
+//   Tape tape(parameters, stream, workspace, {.step = step});
+//   Variable logits = model.Logits(tape, tape.Input(images));
+//   Variable loss = SoftmaxCrossEntropy(logits, labels);
+//   tape.Backward(loss, sink);
+//   COHORT_RETURN_IF_ERROR(tape.Finish());
+//
+// Thread rules: used by the thread that feeds the stream. Shapes and types that do not fit are a
+// ContractError; what only the data can tell (a label out of range) is Finish's status.
+
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <vector>
+
+#include <cohort/core/tensor.h>
+#include <cohort/device/kernels.h>
+#include <cohort/device/stream.h>
+#include <cohort/nn/workspace.h>
+#include <cohort/optim/gradient_sink.h>
+#include <cohort/optim/parameter_set.h>
+
+namespace cohort::nn {
+
+class Tape;
+
+// A value on a tape. A handle: copies are the same value. Lives no longer than its tape, but its
+// tensor may.
+class Variable {
+ public:
+  const Shape& shape() const { return tensor_.shape(); }
+  const Tensor& tensor() const { return tensor_; }
+  float value() const;  // of a variable with one element
+  Tape& tape() const;
+
+ private:
+  friend class Tape;
+  friend class BackwardPass;
+  Tape* tape_ = nullptr;
+  int node_ = -1;
+  Tensor tensor_;
+};
+
+struct TapeOptions {
+  bool training = true;  // false: nothing is recorded, dropout is off, batch norm uses its averages
+  std::uint64_t seed = 0;          // of dropout
+  std::int64_t step = 0;           // of dropout: other numbers in every step
+  std::int64_t first_example = 0;  // of dropout: where this replica's slice of the batch begins
+  // Whether batch norm moves its running averages. False on all but one of the replicas that share
+  // a ParameterSet: they would write to the same memory.
+  bool updates_averages = true;
+  int intra_op_threads = 0;  // 0: one for each core that this process may run on
+};
+
+// What an operation's backward function works with. `write` functions put the work that overwrites
+// a span on the stream; where the same value was used before, the span is scratch memory that is
+// then added.
+class BackwardPass {
+ public:
+  using Write = std::function<void(FloatSpan gradient)>;
+
+  // d(loss)/d(output). The operation may overwrite it: nobody reads it afterwards.
+  FloatSpan output_gradient() const;
+  bool WantsInput(int input) const;
+  void Input(int input, const Write& write);
+  // The output's gradient, under another shape, is the input's.
+  void PassOn(int input);
+  bool WantsParameter(int parameter) const;
+  // Declares the gradient complete for this use; the last use makes it Ready.
+  void Parameter(int parameter, const Write& write);
+  // The same with rows; waits for the stream first, since the sink may read them at once.
+  void ParameterSlices(int parameter, const IndexedSlices& slices);
+
+ private:
+  friend class Tape;
+  BackwardPass(Tape& tape, int operation) : tape_(tape), operation_(operation) {}
+  void Done(int parameter);
+
+  Tape& tape_;
+  int operation_;
+};
+
+class Tape {
+ public:
+  // All must outlive the tape. `parameters` is built.
+  Tape(ParameterSet& parameters, Stream& stream, Workspace& workspace, TapeOptions options = {});
+  ~Tape();
+  Tape(const Tape&) = delete;
+  Tape& operator=(const Tape&) = delete;
+
+  // A constant; float32. With `needs_gradient`, Backward computes Gradient(variable) too.
+  Variable Input(Tensor tensor, bool needs_gradient = false);
+  // Puts the backward pass on the stream, once per tape. `loss` has one element. Every trainable
+  // parameter becomes Ready exactly once: at its last use, or at the end if the loss does not
+  // depend on it.
+  void Backward(const Variable& loss, GradientSink& sink);
+  // Blocks until all has run; the first error of this tape's work.
+  Status Finish(std::chrono::milliseconds timeout = std::chrono::minutes(10));
+  Tensor Gradient(const Variable& input) const;
+
+  // --- for operations
+  using BackwardFunction = std::function<void(BackwardPass&)>;
+  // A variable made of `inputs` and `parameters` (indices in the set). Both keep their order in the
+  // numbers that BackwardPass takes.
+  Variable Record(Tensor output, const std::vector<Variable>& inputs, std::vector<int> parameters,
+                  BackwardFunction backward);
+  // Memory for an output or for something between; freed with its last handle.
+  Tensor Buffer(const Shape& shape) { return workspace_.Take(DType::kFloat32, shape); }
+  // Keeps memory until the stream is past this tape's work.
+  void Keep(Tensor tensor) { kept_.push_back(std::move(tensor)); }
+  // The parameter's values, which must have this shape.
+  ConstFloatSpan Value(int parameter, const Shape& shape) const;
+
+  ParameterSet& parameters() { return parameters_; }
+  Stream& stream() { return stream_; }
+  Kernels& kernels() { return kernels_; }
+  Workspace& workspace() { return workspace_; }
+  const TapeOptions& options() const { return options_; }
+
+ private:
+  friend class BackwardPass;
+  struct Node {
+    Shape shape;
+    bool needs_gradient = false;
+    bool leaf = false;
+    Tensor gradient;
+    bool has_gradient = false;
+  };
+  struct Operation {
+    int output;
+    std::vector<int> inputs;
+    std::vector<int> parameters;
+    BackwardFunction backward;
+  };
+  void AddGradient(int node, const BackwardPass::Write& write);
+  void MarkReached(int loss);
+
+  ParameterSet& parameters_;
+  Stream& stream_;
+  Workspace& workspace_;
+  const TapeOptions options_;
+  Kernels& kernels_;
+  std::vector<Node> nodes_;
+  std::vector<Operation> operations_;
+  std::vector<Tensor> kept_;
+  std::optional<Status> failed_;  // an error that the stream told before Finish
+  // During Backward.
+  GradientSink* sink_ = nullptr;
+  std::vector<bool> reached_;   // by node: the loss depends on it
+  std::vector<int> uses_left_;  // by parameter
+  std::vector<bool> written_;   // by parameter: a use has written the accumulator
+};
+
+inline FloatSpan Floats(const Tensor& tensor) { return tensor.data<float>(); }
+
+}  // namespace cohort::nn

@@ -1,0 +1,84 @@
+#include <cohort/nn/models.h>
+
+#include "checks.h"
+
+namespace cohort::nn {
+namespace {
+
+std::int64_t Pixels(const ImageModelOptions& o) { return o.image.elements(); }
+
+class Linear final : public ImageModel {
+ public:
+  Linear(ParameterSet& p, const ImageModelOptions& o)
+      : logits_(p, "logits", Pixels(o), o.classes, {.seed = o.seed}) {}
+  Variable Logits(const Variable& images) const override { return logits_(Flatten(images)); }
+
+ private:
+  Dense logits_;
+};
+
+class Mlp final : public ImageModel {
+ public:
+  Mlp(ParameterSet& p, const ImageModelOptions& o)
+      : hidden1_(p, "hidden1", Pixels(o), 512, Relu(o)),
+        hidden2_(p, "hidden2", 512, 512, Relu(o)),
+        logits_(p, "logits", 512, o.classes, {.seed = o.seed}) {}
+  Variable Logits(const Variable& images) const override {
+    return logits_(hidden2_(hidden1_(Flatten(images))));
+  }
+
+ private:
+  static DenseOptions Relu(const ImageModelOptions& o) {
+    return {.activation = Activation::kRelu, .seed = o.seed};
+  }
+  Dense hidden1_, hidden2_, logits_;
+};
+
+class Cnn final : public ImageModel {
+ public:
+  Cnn(ParameterSet& p, const ImageModelOptions& o)
+      : conv1_(p, "conv1", o.image[2], 32, Relu(o)),
+        conv2_(p, "conv2", 32, 64, Relu(o)),
+        hidden_(p, "hidden", (o.image[0] / 4) * (o.image[1] / 4) * 64, 128,
+                {.activation = Activation::kRelu, .seed = o.seed}),
+        logits_(p, "logits", 128, o.classes, {.seed = o.seed}) {}
+  Variable Logits(const Variable& images) const override {
+    const Variable half = MaxPool2D(conv1_(images));
+    const Variable quarter = MaxPool2D(conv2_(half));
+    return logits_(hidden_(Flatten(quarter)));
+  }
+
+ private:
+  static Conv2DOptions Relu(const ImageModelOptions& o) {
+    return {.activation = Activation::kRelu, .seed = o.seed};
+  }
+  Conv2D conv1_, conv2_;
+  Dense hidden_, logits_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<ImageModel>> MakeImageModel(std::string_view name, ParameterSet& parameters,
+                                                   const ImageModelOptions& options) {
+  if (options.image.rank() != 3 || options.classes < 1) {
+    return InvalidArgument("an image model for images " + options.image.ToString() + " and " +
+                           std::to_string(options.classes) +
+                           " classes [images are [height,width,channels], classes at least 1]");
+  }
+  if (name == "linear") {
+    return std::make_unique<Linear>(parameters, options);
+  }
+  if (name == "mlp") {
+    return std::make_unique<Mlp>(parameters, options);
+  }
+  if (name == "cnn") {
+    if (options.image[0] < 4 || options.image[1] < 4) {
+      return InvalidArgument("model cnn for images " + options.image.ToString() +
+                             " [it halves them twice: at least 4 by 4]");
+    }
+    return std::make_unique<Cnn>(parameters, options);
+  }
+  return InvalidArgument("unknown model '" + std::string(name) + "' [linear, mlp or cnn]");
+}
+
+}  // namespace cohort::nn

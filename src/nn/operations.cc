@@ -1,0 +1,158 @@
+#include <cohort/nn/operations.h>
+
+#include <cohort/core/random.h>
+
+#include "checks.h"
+
+namespace cohort::nn {
+namespace {
+
+void RequireSameShape(const char* operation, const Variable& a, const Variable& b) {
+  RequireShape(a.shape() == b.shape(), operation, b.shape(),
+               a.shape().ToString() + " like the first operand");
+}
+
+}  // namespace
+
+Variable Activate(const Variable& x, Activation f) {
+  if (f == Activation::kNone) {
+    return x;
+  }
+  Tape& tape = x.tape();
+  const Tensor y = tape.Buffer(x.shape());
+  tape.kernels().Activate(tape.stream(), f, Floats(x.tensor()), Floats(y));
+  // Gelu's derivative is a function of x, the others' of y; what is not needed is not kept.
+  const Tensor kept = f == Activation::kGelu ? x.tensor() : y;
+  return tape.Record(y, {x}, {}, [&tape, f, kept](BackwardPass& pass) {
+    pass.Input(0, [&](FloatSpan dx) {
+      tape.kernels().ActivateBackward(tape.stream(), f, Floats(kept), Floats(kept),
+                                      pass.output_gradient(), dx);
+    });
+  });
+}
+
+Variable Relu(const Variable& x) { return Activate(x, Activation::kRelu); }
+Variable Gelu(const Variable& x) { return Activate(x, Activation::kGelu); }
+Variable Sigmoid(const Variable& x) { return Activate(x, Activation::kSigmoid); }
+Variable Tanh(const Variable& x) { return Activate(x, Activation::kTanh); }
+
+Variable Softmax(const Variable& x) {
+  RequireShape(x.shape().rank() >= 1, "Softmax", x.shape(), "[..., classes]");
+  Tape& tape = x.tape();
+  const RowsOf size{RowsBeforeLast(x.shape()), Last(x.shape())};
+  const Tensor y = tape.Buffer(x.shape());
+  tape.kernels().Softmax(tape.stream(), size, Floats(x.tensor()), Floats(y));
+  return tape.Record(y, {x}, {}, [&tape, size, y](BackwardPass& pass) {
+    pass.Input(0, [&](FloatSpan dx) {
+      tape.kernels().SoftmaxBackward(tape.stream(), size, Floats(y), pass.output_gradient(), dx);
+    });
+  });
+}
+
+Variable Add(const Variable& a, const Variable& b) {
+  RequireSameShape("Add", a, b);
+  Tape& tape = a.tape();
+  const Tensor y = tape.Buffer(a.shape());
+  tape.kernels().Add(tape.stream(), Floats(a.tensor()), Floats(b.tensor()), Floats(y));
+  return tape.Record(y, {a, b}, {}, [&tape](BackwardPass& pass) {
+    pass.Input(
+        1, [&](FloatSpan db) { tape.kernels().Copy(tape.stream(), pass.output_gradient(), db); });
+    pass.PassOn(0);
+  });
+}
+
+Variable Multiply(const Variable& a, const Variable& b) {
+  RequireSameShape("Multiply", a, b);
+  Tape& tape = a.tape();
+  const Tensor y = tape.Buffer(a.shape());
+  tape.kernels().Multiply(tape.stream(), Floats(a.tensor()), Floats(b.tensor()), Floats(y));
+  return tape.Record(y, {a, b}, {}, [&tape, a = a.tensor(), b = b.tensor()](BackwardPass& pass) {
+    const ConstFloatSpan dy = pass.output_gradient();
+    pass.Input(0, [&](FloatSpan da) { tape.kernels().Multiply(tape.stream(), dy, Floats(b), da); });
+    pass.Input(1, [&](FloatSpan db) { tape.kernels().Multiply(tape.stream(), dy, Floats(a), db); });
+  });
+}
+
+Variable Concat(const std::vector<Variable>& parts, int axis) {
+  Require(!parts.empty(), "Concat of at least one part");
+  const Shape& first = parts[0].shape();
+  axis += axis < 0 ? first.rank() : 0;
+  Require(0 <= axis && axis < first.rank(), "Concat along an axis of its parts");
+  std::int64_t rows = 1;   // product of the axes before
+  std::int64_t inner = 1;  // and of those behind
+  for (int i = 0; i < first.rank(); ++i) {
+    (i < axis ? rows : inner) *= i == axis ? 1 : first[i];
+  }
+  std::vector<std::int64_t> dims = first.dims();
+  dims[static_cast<std::size_t>(axis)] = 0;
+  std::vector<std::int64_t> widths;
+  for (const Variable& part : parts) {
+    std::vector<std::int64_t> same = first.dims();
+    bool fits = part.shape().rank() == first.rank();
+    if (fits) {
+      same[static_cast<std::size_t>(axis)] = part.shape()[axis];
+      fits = part.shape() == Shape(same);
+    }
+    RequireShape(fits, "Concat", part.shape(),
+                 first.ToString() + " but for axis " + std::to_string(axis));
+    dims[static_cast<std::size_t>(axis)] += part.shape()[axis];
+    widths.push_back(part.shape()[axis] * inner);
+  }
+  Tape& tape = parts[0].tape();
+  const Tensor y = tape.Buffer(Shape(dims));
+  const std::int64_t stride = dims[static_cast<std::size_t>(axis)] * inner;
+  std::int64_t offset = 0;
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    tape.kernels().CopyRows(tape.stream(), {rows, widths[i]},
+                            {Floats(parts[i].tensor()).data(), widths[i]},
+                            {Floats(y).data() + offset, stride});
+    offset += widths[i];
+  }
+  return tape.Record(y, parts, {}, [&tape, rows, widths, stride](BackwardPass& pass) {
+    std::int64_t from = 0;
+    for (std::size_t i = 0; i < widths.size(); ++i) {
+      pass.Input(static_cast<int>(i), [&](FloatSpan dx) {
+        tape.kernels().CopyRows(tape.stream(), {rows, widths[i]},
+                                {pass.output_gradient().data() + from, stride},
+                                {dx.data(), widths[i]});
+      });
+      from += widths[i];
+    }
+  });
+}
+
+Variable Reshape(const Variable& x, const Shape& shape) {
+  RequireShape(x.shape().elements() == shape.elements(), "Reshape to " + shape.ToString(),
+               x.shape(), std::to_string(shape.elements()) + " elements");
+  return x.tape().Record(x.tensor().Reshaped(shape), {x}, {},
+                         [](BackwardPass& pass) { pass.PassOn(0); });
+}
+
+Variable Flatten(const Variable& x) {
+  RequireShape(x.shape().rank() >= 1, "Flatten", x.shape(), "[batch, ...]");
+  return Reshape(x, Shape{x.shape()[0], ElementsPerRow(x.shape())});
+}
+
+Variable Dropout(const Variable& x, float rate, const std::string& name) {
+  Require(0.0F <= rate && rate < 1.0F, "a dropout rate in [0, 1)");
+  RequireShape(x.shape().rank() >= 1, "Dropout " + name, x.shape(), "[batch, ...]");
+  Tape& tape = x.tape();
+  if (!tape.options().training || rate == 0.0F) {
+    return x;
+  }
+  const std::int64_t per_example = ElementsPerRow(x.shape());
+  const DropoutSpec spec{
+      .rate = rate,
+      .key = Hash64(name, tape.options().seed),
+      .step = static_cast<std::uint64_t>(tape.options().step),
+      .first = static_cast<std::uint64_t>(tape.options().first_example * per_example)};
+  const Tensor y = tape.Buffer(x.shape());
+  tape.kernels().Dropout(tape.stream(), spec, Floats(x.tensor()), Floats(y));
+  return tape.Record(y, {x}, {}, [&tape, spec](BackwardPass& pass) {
+    pass.Input(0, [&](FloatSpan dx) {
+      tape.kernels().Dropout(tape.stream(), spec, pass.output_gradient(), dx);
+    });
+  });
+}
+
+}  // namespace cohort::nn
