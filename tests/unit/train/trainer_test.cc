@@ -1,4 +1,5 @@
 #include <cohort/io/checkpoint.h>
+#include <cohort/io/record_file.h>
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -195,13 +196,41 @@ TEST(Trainer, PredictKeepsTheOrder) {
   }
 }
 
+// The records of the newest event file of a folder.
+std::vector<std::string> NewestEvents(const std::string& folder) {
+  const auto names = OrThrow(FileSystem::Local().List(folder));
+  auto reader = OrThrow(io::RecordReader::Open(FileSystem::Local(), folder + "/" + names.back()));
+  std::vector<std::string> records;
+  while (const auto record = OrThrow(reader->Next())) {
+    records.emplace_back(*record);
+  }
+  return records;
+}
+
 TEST(Trainer, WritesCurves) {
   testing::TempDir dir;
   const auto points = Points();
-  Job job({.epochs = 2, .log_dir = dir / "logs"});
-  OrThrow(job.trainer->Fit(points, kTrain, &points, kEvaluate));
-  EXPECT_EQ(OrThrow(FileSystem::Local().List(dir / "logs/train")).size(), 1U);
-  EXPECT_EQ(OrThrow(FileSystem::Local().List(dir / "logs/eval")).size(), 1U);
+  const auto fit = [&](int epochs) {
+    Job job({.epochs = epochs, .checkpoint_dir = dir / "c", .log_dir = dir / "logs"});
+    OrThrow(job.trainer->Fit(points, kTrain, &points, kEvaluate));
+  };
+  fit(2);
+  for (const char* const run : {"logs/train", "logs/eval"}) {
+    const auto events = NewestEvents(dir / run);
+    ASSERT_EQ(events.size(), 3U) << "the version and a point for each epoch";
+    EXPECT_NE(events[0].find("brain.Event:2"), std::string::npos);
+    for (const char* const tag : {"loss", "ones", "examples_per_second"}) {
+      EXPECT_NE(events[1].find(tag), std::string::npos) << tag;
+    }
+  }
+  fit(5);
+  for (const char* const run : {"logs/train", "logs/eval"}) {
+    EXPECT_EQ(OrThrow(FileSystem::Local().List(dir / run)).size(), 2U) << "a file of its own";
+    const auto events = NewestEvents(dir / run);
+    ASSERT_EQ(events.size(), 2U + 3U);
+    // step (2) 15, session_log (7) with status START.
+    EXPECT_TRUE(events[1].ends_with(std::string("\x10\x0f\x3a\x02\x08\x01", 6)));
+  }
 }
 
 }  // namespace
