@@ -8,5 +8,7 @@ namespace cohort {
 
 int ConfigCheckCommand(int argc, char** argv);  // src/cluster/commands/config.cc
 int DataDigitsCommand(int argc, char** argv);   // data/commands/digits.cc
+int DataStatCommand(int argc, char** argv);     // data/commands/stat.cc
+int BenchInputCommand(int argc, char** argv);   // data/commands/bench_input.cc
 
 }  // namespace cohort

@@ -19,6 +19,8 @@ constexpr Entry kCommands[] = {
     {"config check", "print the resolved cluster of this process, and every mistake in it",
      cohort::ConfigCheckCommand},
     {"data digits", "write generated digits as IDX files", cohort::DataDigitsCommand},
+    {"data stat", "print format, records and features of a file", cohort::DataStatCommand},
+    {"bench input", "measure the input pipeline beside memcpy", cohort::BenchInputCommand},
 };
 
 int Usage(std::FILE* out, int code) {

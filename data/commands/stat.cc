@@ -1,0 +1,215 @@
+// `cohort data stat`: what a file holds, told by its content: format, records, features.
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <charconv>
+#include <cstdio>
+#include <filesystem>
+#include <limits>
+
+#include <cohort/data/idx.h>
+#include <cohort/data/tf_example.h>
+#include <cohort/io/compression.h>
+#include <cohort/io/record_file.h>
+
+#include "../sources/csv_reader.h"
+#include "command.h"
+
+namespace cohort {
+namespace {
+
+void Print(const std::string& what, const std::string& value) {
+  std::printf("%-9s %s\n", what.c_str(), value.c_str());
+}
+
+struct FeatureStat {
+  std::map<std::string, std::int64_t> kinds;  // records that have it as this kind
+  std::size_t fewest = std::numeric_limits<std::size_t>::max();
+  std::size_t most = 0;
+};
+
+void PrintFeatures(const std::map<std::string, FeatureStat>& features, std::int64_t records) {
+  std::printf("features\n");
+  for (const auto& [name, stat] : features) {
+    for (const auto& [kind, count] : stat.kinds) {
+      const std::string values = stat.fewest == stat.most ? std::to_string(stat.most)
+                                                          : std::to_string(stat.fewest) + " to " +
+                                                                std::to_string(stat.most);
+      std::printf("  %-24s %-6s in %lld of %lld records, values: %s\n", name.c_str(), kind.c_str(),
+                  static_cast<long long>(count), static_cast<long long>(records), values.c_str());
+    }
+  }
+}
+
+Status StatRecords(io::RecordReader& reader) {
+  std::map<std::string, FeatureStat> features;
+  std::int64_t records = 0;
+  std::int64_t not_examples = 0;
+  std::uint64_t bytes = 0;
+  for (;; ++records) {
+    COHORT_ASSIGN_OR_RETURN(const auto record, reader.Next());
+    if (!record.has_value()) {
+      break;
+    }
+    bytes += record->size();
+    const auto example = data::ParseTfExample(*record);
+    if (!example.ok()) {
+      ++not_examples;
+      continue;
+    }
+    for (const auto& [name, feature] : *example) {
+      FeatureStat& stat = features[name];
+      ++stat.kinds[std::string(data::TfKindName(feature.kind))];
+      stat.fewest = std::min(stat.fewest, feature.size());
+      stat.most = std::max(stat.most, feature.size());
+    }
+  }
+  Print("format",
+        "TFRecord, compression: " + std::string(io::CompressionName(reader.compression())));
+  Print("records", std::to_string(records) + ", " + std::to_string(bytes) + " bytes");
+  if (not_examples > 0) {
+    Print("", std::to_string(not_examples) + " of them are not tf.train.Example");
+  }
+  PrintFeatures(features, records);
+  return {};
+}
+
+Status StatIdx(const std::string& path) {
+  COHORT_ASSIGN_OR_RETURN(const Tensor tensor, data::ReadIdx(FileSystem::Local(), path));
+  Print("format", "IDX");
+  Print("records", std::to_string(tensor.shape()[0]));
+  std::vector<std::int64_t> dims = tensor.shape().dims();
+  dims.erase(dims.begin());
+  std::string range;
+  if (tensor.dtype() == DType::kUInt8 && tensor.elements() > 0) {
+    const auto values = tensor.data<std::uint8_t>();
+    const auto [least, most] = std::minmax_element(values.begin(), values.end());
+    range = ", from " + std::to_string(*least) + " to " + std::to_string(*most);
+  }
+  Print("features",
+        std::string(DTypeName(tensor.dtype())) + Shape(std::move(dims)).ToString() + range);
+  return {};
+}
+
+struct ColumnStat {
+  std::string name;
+  std::int64_t missing = 0;
+  bool integers = true;
+  bool numbers = true;
+
+  void Add(const data::CsvField& field) {
+    if (!field.quoted && (field.text.empty() || field.text == "?")) {
+      ++missing;
+      return;
+    }
+    const char* const end = field.text.data() + field.text.size();
+    std::int64_t integer = 0;
+    double number = 0;
+    integers = integers && std::from_chars(field.text.data(), end, integer).ptr == end;
+    numbers = numbers && std::from_chars(field.text.data(), end, number).ptr == end;
+  }
+};
+
+Status StatCsv(const std::string& content, char delimiter) {
+  data::CsvReader reader(content, delimiter, /*trim=*/true);
+  std::vector<data::CsvField> fields;
+  COHORT_ASSIGN_OR_RETURN(bool more, reader.Next(fields));
+  std::vector<ColumnStat> columns;
+  for (const data::CsvField& field : fields) {
+    columns.push_back({.name = std::string(field.text)});
+  }
+  std::int64_t rows = 0;
+  while (more) {
+    COHORT_ASSIGN_OR_RETURN(more, reader.Next(fields));
+    if (!more) {
+      break;
+    }
+    if (fields.size() != columns.size()) {
+      return DataLoss("line " + std::to_string(reader.line()) + ": " +
+                      std::to_string(fields.size()) + " fields, the header has " +
+                      std::to_string(columns.size()));
+    }
+    for (std::size_t i = 0; i < columns.size(); ++i) {
+      columns[i].Add(fields[i]);
+    }
+    ++rows;
+  }
+  Print("format", delimiter == '\t' ? "CSV, separated by tabs" : "CSV");
+  Print("records", std::to_string(rows));
+  std::printf("features\n");
+  for (const ColumnStat& column : columns) {
+    const bool all_missing = column.missing == rows;
+    std::printf("  %-24s %-8s missing: %lld\n", column.name.c_str(),
+                all_missing       ? "nothing"
+                : column.integers ? "integer"
+                : column.numbers  ? "number"
+                                  : "text",
+                static_cast<long long>(column.missing));
+  }
+  return {};
+}
+
+Status StatFolder(const std::string& path) {
+  COHORT_ASSIGN_OR_RETURN(const data::ImageClassification data,
+                          data::LoadImageClassification(path));
+  const data::FeatureSpec& image = data.train.source().features()[0];
+  Print("format", "image classification, IDX");
+  Print("records", std::to_string(data.train.size()) + " train, " +
+                       std::to_string(data.test.size()) + " test");
+  Print("features", image.name + " " + std::string(DTypeName(image.dtype)) +
+                        image.shape.ToString() + ", label int64 in " +
+                        std::to_string(data.num_classes) + " classes");
+  return {};
+}
+
+Status Stat(const std::string& path) {
+  if (std::filesystem::is_directory(path)) {
+    return StatFolder(path);
+  }
+  FileSystem& files = FileSystem::Local();
+  COHORT_ASSIGN_OR_RETURN(const std::string content, io::ReadMaybeCompressed(files, path));
+  if (content.empty()) {
+    Print("format", "empty");
+    Print("records", "0");
+    return {};
+  }
+  const auto reader = io::RecordReader::Open(files, path);
+  if (reader.ok() && (*reader)->Next().ok()) {
+    COHORT_ASSIGN_OR_RETURN(const auto from_start, io::RecordReader::Open(files, path));
+    return StatRecords(*from_start);
+  }
+  if (content.size() >= 4 && content[0] == 0 && content[1] == 0) {
+    return StatIdx(path);
+  }
+  const std::string_view first_line = std::string_view(content).substr(0, content.find('\n'));
+  if (first_line.find('\0') == std::string_view::npos &&
+      first_line.find_first_of(",\t") != std::string_view::npos) {
+    const Status status =
+        StatCsv(content, first_line.find(',') == std::string_view::npos ? '\t' : ',');
+    return status.ok() ? status : status.Annotate(path);
+  }
+  return InvalidArgument(path + ": neither IDX nor TFRecord nor CSV with a header");
+}
+
+}  // namespace
+
+int DataStatCommand(int argc, char** argv) {
+  std::string path;
+  CLI::App app(
+      "Prints the format, the number of records and the features of a file, or of a folder of "
+      "images as MNIST is published.",
+      argv[0]);
+  app.add_option("path", path, "file or folder")->required();
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  const Status status = Stat(path);
+  if (!status.ok()) {
+    std::fprintf(stderr, "%s: %s\n", argv[0], status.ToString().c_str());
+  }
+  return ExitCode(status);
+}
+
+}  // namespace cohort
