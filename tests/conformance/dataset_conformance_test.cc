@@ -1,0 +1,239 @@
+// What every Source promises and every Dataset relies on, for each format. A new format is one line
+// in Cases.
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <fstream>
+#include <set>
+#include <thread>
+
+#include <cohort/data/csv.h>
+#include <cohort/data/dataset.h>
+#include <cohort/data/digits.h>
+#include <cohort/data/idx.h>
+#include <cohort/data/memory.h>
+#include <cohort/data/tf_record.h>
+#include <cohort/io/record_file.h>
+
+#include "testing/temp_dir.h"
+
+namespace cohort::data {
+namespace {
+
+constexpr std::int64_t kExamples = 37;
+
+struct Case {
+  const char* name;
+  // A data set of kExamples examples, all different, made in the folder.
+  Dataset (*make)(const testing::TempDir& folder);
+};
+
+Dataset Memory(const testing::TempDir& /*folder*/) {
+  Tensor x(DType::kFloat32, {kExamples, 3});
+  Tensor y(DType::kInt64, {kExamples});
+  for (std::int64_t i = 0; i < kExamples; ++i) {
+    x.data<float>()[static_cast<std::size_t>(i) * 3] = static_cast<float>(i);
+    y.data<std::int64_t>()[static_cast<std::size_t>(i)] = -i;
+  }
+  return OrThrow(FromTensors({{"x", x}, {"y", y}}));
+}
+
+Dataset IdxFiles(const testing::TempDir& folder) {
+  Tensor images(DType::kUInt8, {kExamples, 4, 5});
+  Tensor labels(DType::kUInt8, {kExamples});
+  for (std::size_t i = 0; i < images.bytes(); ++i) {
+    images.data<std::uint8_t>()[i] = static_cast<std::uint8_t>(i * 7);
+  }
+  OrThrow(WriteIdx(FileSystem::Local(), folder / "i.gz", images));
+  OrThrow(WriteIdx(FileSystem::Local(), folder / "l", labels));
+  return OrThrow(Idx(folder / "i.gz", folder / "l"));
+}
+
+Dataset CsvFiles(const testing::TempDir& folder) {
+  std::ofstream one(folder / "1.csv");
+  std::ofstream two(folder / "2.csv");
+  one << "a,b,c\n";
+  two << "a,b,c\n";
+  for (std::int64_t i = 0; i < kExamples; ++i) {
+    (i < 20 ? one : two) << i << ".5,\"t" << i % 3 << "\"," << i * i << "\n";
+  }
+  one.close();
+  two.close();
+  return OrThrow(Csv({folder / "1.csv", folder / "2.csv"},
+                     {.columns = {{.name = "c", .type = CsvType::kInt64},
+                                  {.name = "b", .type = CsvType::kCategory},
+                                  {.name = "a"}}}))
+      .dataset;
+}
+
+// {"i": int64 list [value]} in three files, the last compressed as asked.
+Dataset TfFiles(const testing::TempDir& folder, io::Compression compression) {
+  const std::vector<std::string> paths = {folder / "1", folder / "2", folder / "3"};
+  std::int64_t example = 0;
+  for (const std::int64_t count : {std::int64_t{10}, std::int64_t{0}, kExamples - 10}) {
+    auto writer =
+        OrThrow(io::RecordWriter::Create(FileSystem::Local(),
+                                         paths[static_cast<std::size_t>(count == 0    ? 1
+                                                                        : count == 10 ? 0
+                                                                                      : 2)],
+                                         compression));
+    for (std::int64_t i = 0; i < count; ++i) {
+      std::string record = {0x0a, 0x0c, 0x0a, 0x0a, 0x0a, 0x01, 'i',
+                            0x12, 0x05, 0x1a, 0x03, 0x0a, 0x01};
+      record += static_cast<char>(example++);
+      OrThrow(writer->Write(record));
+    }
+    OrThrow(writer->Close());
+  }
+  return OrThrow(TfRecords(paths, {.features = {{.name = "i", .type = TfType::kInt64}}}));
+}
+
+const Case kCases[] = {
+    {"Memory", Memory},
+    {"Idx", IdxFiles},
+    {"Csv", CsvFiles},
+    {"TfRecordRaw", [](const testing::TempDir& f) { return TfFiles(f, io::Compression::kNone); }},
+    {"TfRecordGzip", [](const testing::TempDir& f) { return TfFiles(f, io::Compression::kGzip); }},
+    {"Digits", [](const testing::TempDir&) { return GeneratedDigits({.count = kExamples}); }},
+};
+
+class DatasetConformance : public ::testing::TestWithParam<Case> {
+ protected:
+  testing::TempDir folder_;
+  const Dataset data_ = GetParam().make(folder_);
+  const Source& source_ = data_.source();
+
+  // All features of an example, one after another.
+  std::string Bytes(std::int64_t index) const {
+    std::string bytes;
+    for (const auto& [name, tensor] : OrThrow(source_.Read(index))) {
+      bytes.append(reinterpret_cast<const char*>(tensor.raw()), tensor.bytes());
+    }
+    return bytes;
+  }
+  static std::vector<std::string> RowBytes(const Batch& batch) {
+    std::vector<std::string> rows(static_cast<std::size_t>(batch.size));
+    for (std::int64_t i = 0; i < batch.size; ++i) {
+      for (const auto& [name, tensor] : batch.features) {
+        const Tensor row = tensor.Rows(i, i + 1);
+        rows[static_cast<std::size_t>(i)].append(reinterpret_cast<const char*>(row.raw()),
+                                                 row.bytes());
+      }
+    }
+    return rows;
+  }
+  std::vector<std::string> World(const Dataset& dataset, IterateOptions options) const {
+    std::vector<std::string> rows;
+    for (options.worker = 0; options.worker < options.num_workers; ++options.worker) {
+      auto batches = OrThrow(dataset.Iterate(options));
+      while (const auto batch = OrThrow(batches->Next())) {
+        const auto part = RowBytes(*batch);
+        rows.insert(rows.end(), part.begin(), part.end());
+      }
+    }
+    std::sort(rows.begin(), rows.end());
+    return rows;
+  }
+  std::vector<std::string> Everything() const {
+    std::vector<std::string> rows;
+    for (std::int64_t i = 0; i < source_.size(); ++i) {
+      rows.push_back(Bytes(i));
+    }
+    std::sort(rows.begin(), rows.end());
+    return rows;
+  }
+};
+
+TEST_P(DatasetConformance, SaysWhatItHolds) {
+  ASSERT_EQ(source_.size(), kExamples);
+  const auto everything = Everything();
+  EXPECT_EQ(std::set(everything.begin(), everything.end()).size(), std::size_t{kExamples});
+  std::set<std::string> names;
+  std::set<std::string> places;
+  for (const FeatureSpec& feature : source_.features()) {
+    EXPECT_TRUE(names.insert(feature.name).second) << feature.name;
+    const Example example = OrThrow(source_.Read(0));
+    EXPECT_EQ(example.at(feature.name).dtype(), feature.dtype);
+    EXPECT_EQ(example.at(feature.name).shape(), feature.shape);
+  }
+  for (std::int64_t i = 0; i < kExamples; ++i) {
+    EXPECT_TRUE(places.insert(source_.Where(i)).second) << source_.Where(i);
+  }
+}
+
+TEST_P(DatasetConformance, FilesFollowOneAnotherWithoutGaps) {
+  std::int64_t at = 0;
+  for (const FileRange& file : source_.files()) {
+    EXPECT_EQ(file.begin, at);
+    EXPECT_LE(file.begin, file.end);
+    at = file.end;
+  }
+  EXPECT_EQ(at, source_.files().empty() ? 0 : kExamples);
+}
+
+TEST_P(DatasetConformance, WritesEveryByteOfARowAndNoOther) {
+  std::vector<std::vector<std::byte>> memory;
+  for (const FeatureSpec& feature : source_.features()) {
+    memory.emplace_back(feature.bytes() + 16, std::byte{0xAB});
+  }
+  std::vector<std::byte*> rows;
+  for (auto& block : memory) {
+    rows.push_back(block.data() + 8);
+  }
+  OrThrow(source_.ReadInto(5, rows));
+  const Example example = OrThrow(source_.Read(5));
+  for (std::size_t i = 0; i < memory.size(); ++i) {
+    const Tensor& tensor = example.at(source_.features()[i].name);
+    EXPECT_EQ(std::memcmp(rows[i], tensor.raw(), tensor.bytes()), 0);
+    for (std::size_t k = 0; k < 8; ++k) {
+      EXPECT_EQ(memory[i][k], std::byte{0xAB});
+      EXPECT_EQ(memory[i][memory[i].size() - 1 - k], std::byte{0xAB});
+    }
+  }
+}
+
+TEST_P(DatasetConformance, IsReadByManyThreadsAtOnce) {
+  std::vector<std::vector<std::string>> read(4);
+  std::vector<std::thread> threads;
+  for (std::size_t t = 0; t < read.size(); ++t) {
+    threads.emplace_back([&, t] {
+      for (std::int64_t i = 0; i < kExamples; ++i) {
+        read[t].push_back(Bytes((i + static_cast<std::int64_t>(t) * 9) % kExamples));
+      }
+      std::sort(read[t].begin(), read[t].end());
+    });
+  }
+  for (std::thread& thread : threads) {
+    thread.join();
+  }
+  for (const auto& rows : read) {
+    EXPECT_EQ(rows, Everything());
+  }
+}
+
+TEST_P(DatasetConformance, WorkersTogetherReadEverythingOnce) {
+  const auto everything = Everything();
+  const Dataset batched = data_.Shuffle(3).Batch(8).Prefetch(2, 2);
+  for (int workers = 1; workers <= 5; ++workers) {
+    EXPECT_EQ(World(batched, {.num_workers = workers, .epoch = 1}), everything) << workers;
+  }
+  const int files = static_cast<int>(source_.files().size());
+  for (int workers = 2; workers <= files; ++workers) {
+    EXPECT_EQ(World(batched, {.num_workers = workers, .policy = ShardPolicy::kFile}), everything)
+        << workers;
+  }
+}
+
+TEST_P(DatasetConformance, FingerprintIsOfTheContent) {
+  const testing::TempDir elsewhere;
+  EXPECT_EQ(GetParam().make(elsewhere).Fingerprint(), data_.Fingerprint());
+  EXPECT_NE(data_.Take(kExamples - 1).Fingerprint(), data_.Fingerprint());
+}
+
+INSTANTIATE_TEST_SUITE_P(Source, DatasetConformance, ::testing::ValuesIn(kCases),
+                         [](const auto& param) { return std::string(param.param.name); });
+
+}  // namespace
+}  // namespace cohort::data
