@@ -375,7 +375,7 @@ bool Exchange::OnControl(int from, FrameKind kind, Bytes body) {
         return false;
       }
       other.opens.push_back(std::move(*record));
-      return !active_ || other.opens.size() > 1 || JudgeFirstOpen(from);
+      return !active_ || JudgeFirstOpen(from);
     }
     case FrameKind::kStalled: {
       std::optional<OperationRecord> record;
@@ -419,6 +419,11 @@ void Exchange::OnWrongSize(int from, std::size_t sent, std::size_t expected) {
 // Compares the first operation that `p` has begun and we have not with the one under way.
 bool Exchange::JudgeFirstOpen(int p) {
   Peer& other = peer(p);
+  // The opening of a collective towards the next rank may come after its end: all have agreed.
+  std::erase_if(other.opens, [this](const OperationRecord& theirs) {
+    const std::uint64_t first = record_.point_to_point() ? collectives_ + 1 : collectives_;
+    return !theirs.point_to_point() && theirs.sequence < first && theirs.generation == generation_;
+  });
   if (other.opens.empty()) {
     return true;
   }

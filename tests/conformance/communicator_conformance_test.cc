@@ -1,7 +1,9 @@
 // The backends whose ranks can be threads of one process.
 #include <cohort/comm/local.h>
+#include <cohort/comm/tcp.h>
 
 #include "conformance/communicator_conformance.h"
+#include "testing/memory_store.h"
 #include "testing/run_ranks.h"
 
 namespace cohort::testing {
@@ -13,6 +15,18 @@ std::vector<Status> RunLocal(int size, const CommunicatorOptions& options,
   return RunRanks(size, [&](int rank) {
     const std::unique_ptr<Communicator> mine =
         std::move(communicators[static_cast<std::size_t>(rank)]);
+    return fn(*mine);
+  });
+}
+
+std::vector<Status> RunTcp(int size, const CommunicatorOptions& options,
+                           const std::function<Status(Communicator&)>& fn) {
+  MemoryStore store;
+  return RunRanks(size, [&](int rank) -> Status {
+    COHORT_ASSIGN_OR_RETURN(
+        const std::unique_ptr<Communicator> mine,
+        MakeTcpCommunicator(rank, size, store, "job", {.connect_timeout = std::chrono::seconds(20)},
+                            options));
     return fn(*mine);
   });
 }
@@ -32,6 +46,11 @@ INSTANTIATE_TEST_SUITE_P(Local, CommunicatorConformance,
                          ::testing::ValuesIn(Cases("local", RunLocal, 1)), CommunicatorCaseName);
 INSTANTIATE_TEST_SUITE_P(Local, CommunicatorFailureConformance,
                          ::testing::ValuesIn(Cases("local", RunLocal, 2)), CommunicatorCaseName);
+
+INSTANTIATE_TEST_SUITE_P(Tcp, CommunicatorConformance, ::testing::ValuesIn(Cases("tcp", RunTcp, 1)),
+                         CommunicatorCaseName);
+INSTANTIATE_TEST_SUITE_P(Tcp, CommunicatorFailureConformance,
+                         ::testing::ValuesIn(Cases("tcp", RunTcp, 2)), CommunicatorCaseName);
 
 }  // namespace
 }  // namespace cohort::testing

@@ -1,0 +1,294 @@
+#include "tcp/rendezvous.h"
+
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+namespace cohort {
+namespace {
+
+using std::chrono::seconds;
+
+constexpr std::uint64_t kMagic = 0x31504d4f43524f43U;  // "CORCOMP1"
+constexpr seconds kRollCall{10};      // how often the missing are listed in the log
+constexpr seconds kHelloTimeout{10};  // a connection that does not say who it is goes
+constexpr std::size_t kMaxStrangers = 256;
+
+struct Hello {
+  std::uint64_t magic;
+  std::uint64_t group;  // digest of name and size
+  std::uint64_t generation;
+  std::uint32_t rank;
+  std::uint32_t channel;
+};
+
+enum class Verdict : std::uint32_t {
+  kWelcome = 0,
+  kOtherGroup = 1,
+  kOtherGeneration = 2,
+  kNotAwaited = 3
+};
+
+struct Answer {
+  std::uint64_t magic;
+  std::uint64_t generation;  // of the one who answers
+  std::uint32_t rank;
+  Verdict verdict;
+};
+
+std::uint64_t Digest(const GroupIdentity& group) {
+  std::uint64_t digest = 0xcbf29ce484222325U;
+  const auto add = [&digest](unsigned char c) { digest = (digest ^ c) * 0x100000001b3U; };
+  std::for_each(group.name.begin(), group.name.end(), add);
+  for (int shift = 0; shift < 32; shift += 8) {
+    add(static_cast<unsigned char>(group.size >> shift));
+  }
+  return digest;
+}
+
+class Meeting {
+ public:
+  Meeting(const GroupIdentity& group, const Listener& listener, const Directory& directory,
+          const Log& log, Deadline deadline)
+      : group_(group),
+        listener_(listener),
+        directory_(directory),
+        log_(log),
+        deadline_(deadline),
+        started_(std::chrono::steady_clock::now()),
+        next_roll_call_(started_ + kRollCall),
+        sockets_(static_cast<std::size_t>(group.size * kChannels)) {}
+
+  Result<std::vector<Socket>> Run() {
+    for (int peer = 0; peer < group_.rank; ++peer) {
+      COHORT_RETURN_IF_ERROR(ConnectTo(peer));
+    }
+    COHORT_RETURN_IF_ERROR(AcceptOthers());
+    return std::move(sockets_);
+  }
+
+ private:
+  struct Stranger {
+    Socket socket;
+    Deadline leave;
+    Hello hello = {};
+    std::size_t heard = 0;
+  };
+
+  Status ConnectTo(int peer) {
+    std::string address;
+    while (address.empty()) {
+      Result<std::string> published =
+          directory_.wait(peer, std::min(deadline_, std::chrono::steady_clock::now() + kRollCall));
+      if (published.ok()) {
+        address = std::move(published).value();
+      } else if (published.status().code() != StatusCode::kDeadlineExceeded) {
+        return published.status().Annotate("looking for " + directory_.name(peer));
+      } else if (std::chrono::steady_clock::now() >= deadline_) {
+        return Missing("");
+      } else {
+        CallTheRoll();
+      }
+    }
+    for (int channel = 0; channel < kChannels; ++channel) {
+      COHORT_RETURN_IF_ERROR(ConnectTo(peer, channel, address));
+    }
+    return {};
+  }
+
+  Status ConnectTo(int peer, int channel, const std::string& address) {
+    const std::string who = directory_.name(peer) + " at " + address;
+    Result<Socket> connected = Connect(address, deadline_);
+    if (!connected.ok()) {
+      return connected.status().code() == StatusCode::kDeadlineExceeded
+                 ? Missing(directory_.name(peer) + ": " + connected.status().message())
+                 : connected.status().Annotate(who);
+    }
+    Socket socket = std::move(connected).value();
+    COHORT_RETURN_IF_ERROR(Prepare(socket).Annotate(who));
+    const Hello hello = {kMagic, Digest(group_), group_.generation,
+                         static_cast<std::uint32_t>(group_.rank),
+                         static_cast<std::uint32_t>(channel)};
+    Answer answer = {};
+    Status status = WriteAll(socket, &hello, sizeof(hello), deadline_);
+    if (status.ok()) {
+      status = ReadAll(socket, &answer, sizeof(answer), deadline_);
+    }
+    if (status.code() == StatusCode::kDeadlineExceeded) {
+      return Missing(who + " does not answer");
+    }
+    COHORT_RETURN_IF_ERROR(status.Annotate(who));
+    COHORT_RETURN_IF_ERROR(Admitted(answer, peer, who));
+    At(peer, channel) = std::move(socket);
+    return {};
+  }
+
+  Status Admitted(const Answer& answer, int peer, const std::string& who) const {
+    if (answer.magic != kMagic) {
+      return FailedPrecondition(who +
+                                " is no cohort communicator [is the port in use by another "
+                                "program?]");
+    }
+    switch (answer.verdict) {
+      case Verdict::kWelcome:
+        break;
+      case Verdict::kOtherGeneration:
+        return FailedPrecondition(who + " is in generation " + std::to_string(answer.generation) +
+                                  ", this rank in " + std::to_string(group_.generation));
+      case Verdict::kOtherGroup:
+        return FailedPrecondition(who + " belongs to another group than '" + group_.name + "' of " +
+                                  std::to_string(group_.size) + " ranks");
+      default:
+        return FailedPrecondition(who + " does not await " + directory_.name(group_.rank) +
+                                  " [do two processes have this rank?]");
+    }
+    if (answer.rank != static_cast<std::uint32_t>(peer)) {
+      return FailedPrecondition(who + " says that it is rank " + std::to_string(answer.rank));
+    }
+    return {};
+  }
+
+  Status AcceptOthers() {
+    while (!Absent().empty()) {
+      const Deadline now = std::chrono::steady_clock::now();
+      if (now >= deadline_) {
+        return Missing("");
+      }
+      if (now >= next_roll_call_) {
+        CallTheRoll();
+      }
+      std::erase_if(strangers_, [&](const Stranger& s) { return s.leave <= now; });
+      std::vector<pollfd> events = {{listener_.socket.fd(), POLLIN, 0}};
+      Deadline wake = std::min(deadline_, next_roll_call_);
+      for (const Stranger& stranger : strangers_) {
+        events.push_back({stranger.socket.fd(), POLLIN, 0});
+        wake = std::min(wake, stranger.leave);
+      }
+      ::poll(events.data(), events.size(), PollTimeout(wake));
+      for (std::size_t i = strangers_.size(); i > 0; --i) {
+        if (events[i].revents != 0 && !Listen(strangers_[i - 1])) {
+          strangers_.erase(strangers_.begin() + static_cast<std::ptrdiff_t>(i - 1));
+        }
+      }
+      if (events[0].revents != 0 && strangers_.size() < kMaxStrangers) {
+        Socket socket(
+            ::accept4(listener_.socket.fd(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+        if (socket.open() && Prepare(socket).ok()) {
+          strangers_.push_back({std::move(socket), now + kHelloTimeout});
+        }
+      }
+    }
+    return {};
+  }
+
+  // False: done with it, for good or bad.
+  bool Listen(Stranger& stranger) {
+    auto* into = reinterpret_cast<char*>(&stranger.hello);
+    const ssize_t n =
+        ::recv(stranger.socket.fd(), into + stranger.heard, sizeof(Hello) - stranger.heard, 0);
+    if (n <= 0) {
+      return n < 0 && (errno == EAGAIN || errno == EINTR);
+    }
+    stranger.heard += static_cast<std::size_t>(n);
+    const Hello& hello = stranger.hello;
+    if (stranger.heard >= sizeof(hello.magic) && hello.magic != kMagic) {
+      return false;
+    }
+    if (stranger.heard < sizeof(Hello)) {
+      return true;
+    }
+    Verdict verdict = Verdict::kWelcome;
+    if (hello.group != Digest(group_)) {
+      verdict = Verdict::kOtherGroup;
+    } else if (hello.generation != group_.generation) {
+      verdict = Verdict::kOtherGeneration;
+    } else if (hello.rank <= static_cast<std::uint32_t>(group_.rank) ||
+               hello.rank >= static_cast<std::uint32_t>(group_.size) ||
+               hello.channel >= static_cast<std::uint32_t>(kChannels) ||
+               At(static_cast<int>(hello.rank), static_cast<int>(hello.channel)).open()) {
+      verdict = Verdict::kNotAwaited;
+    }
+    const Answer answer = {kMagic, group_.generation, static_cast<std::uint32_t>(group_.rank),
+                           verdict};
+    const bool told =
+        WriteAll(stranger.socket, &answer, sizeof(answer), DeadlineAfter(seconds(1))).ok();
+    if (verdict != Verdict::kWelcome) {
+      log_.Warning("refused a connection from rank " + std::to_string(hello.rank) +
+                   " of generation " + std::to_string(hello.generation) + " to " +
+                   directory_.name(group_.rank) + " of generation " +
+                   std::to_string(group_.generation));
+    } else if (told) {
+      At(static_cast<int>(hello.rank), static_cast<int>(hello.channel)) =
+          std::move(stranger.socket);
+    }
+    return false;
+  }
+
+  Socket& At(int peer, int channel) {
+    return sockets_[static_cast<std::size_t>(peer * kChannels + channel)];
+  }
+  const Socket& At(int peer, int channel) const {
+    return sockets_[static_cast<std::size_t>(peer * kChannels + channel)];
+  }
+
+  std::vector<int> Absent() const {
+    std::vector<int> absent;
+    for (int peer = 0; peer < group_.size; ++peer) {
+      if (peer != group_.rank &&
+          !(At(peer, kDataChannel).open() && At(peer, kControlChannel).open())) {
+        absent.push_back(peer);
+      }
+    }
+    return absent;
+  }
+
+  std::string AbsentNames() const {
+    std::string text;
+    for (const int peer : Absent()) {
+      const std::string address = directory_.look(peer);
+      text += (text.empty() ? "" : ", ") + directory_.name(peer) + " (" +
+              (address.empty() ? "has not published an address" : "published " + address) + ")";
+    }
+    return text;
+  }
+
+  void CallTheRoll() {
+    next_roll_call_ = std::chrono::steady_clock::now() + kRollCall;
+    const std::size_t absent = Absent().size();
+    log_.Info(directory_.name(group_.rank) + " waits for " + std::to_string(absent) + "/" +
+              std::to_string(group_.size) + ": " + AbsentNames());
+  }
+
+  Status Missing(const std::string& detail) const {
+    const auto waited =
+        std::chrono::duration_cast<seconds>(std::chrono::steady_clock::now() - started_);
+    return DeadlineExceeded(directory_.name(group_.rank) + " did not meet all " +
+                            std::to_string(group_.size) + " ranks within " +
+                            std::to_string(waited.count()) + " s: missing " + AbsentNames() +
+                            (detail.empty() ? "" : "; " + detail) +
+                            " [start the missing processes; check that they reach each other]");
+  }
+
+  const GroupIdentity& group_;
+  const Listener& listener_;
+  const Directory& directory_;
+  const Log& log_;
+  const Deadline deadline_;
+  const Deadline started_;
+  Deadline next_roll_call_;
+  std::vector<Socket> sockets_;
+  std::vector<Stranger> strangers_;
+};
+
+}  // namespace
+
+Result<std::vector<Socket>> ConnectGroup(const GroupIdentity& group, const Listener& listener,
+                                         const Directory& directory, const Log& log,
+                                         Deadline deadline) {
+  return Meeting(group, listener, directory, log, deadline).Run();
+}
+
+}  // namespace cohort

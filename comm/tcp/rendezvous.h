@@ -1,0 +1,48 @@
+// How the ranks of a group come to have two connections for each pair: one for data, one for
+// control frames, which must get through when data is stuck.
+//
+// Rank r connects to every lower rank and accepts every higher one. Both sides of a connection say
+// who they are: the group, its size and generation, and the rank; whatever does not belong here
+// (another job, an old generation, a port scanner) is refused and does not disturb.
+
+#pragma once
+
+#include <cohort/core/clock.h>
+#include <cohort/core/log.h>
+#include <cohort/core/status.h>
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "tcp/socket.h"
+
+namespace cohort {
+
+struct GroupIdentity {
+  std::string name;  // equal on all ranks: the key prefix, the split
+  int rank = 0;
+  int size = 1;
+  std::uint64_t generation = 1;
+};
+
+struct Directory {
+  // Blocks until `rank` has published its address.
+  std::function<Result<std::string>(int rank, Deadline deadline)> wait;
+  // The address if it is known now; empty if not.
+  std::function<std::string(int rank)> look;
+  std::function<std::string(int rank)> name;  // what errors call a rank
+};
+
+inline constexpr int kChannels = 2;
+inline constexpr int kDataChannel = 0;
+inline constexpr int kControlChannel = 1;
+
+// Sockets at rank * kChannels + channel; the own places stay closed. DeadlineExceeded names who is
+// missing and what was tried; FailedPrecondition says what a peer refused.
+Result<std::vector<Socket>> ConnectGroup(const GroupIdentity& group, const Listener& listener,
+                                         const Directory& directory, const Log& log,
+                                         Deadline deadline);
+
+}  // namespace cohort

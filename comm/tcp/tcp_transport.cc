@@ -1,0 +1,630 @@
+#include "tcp/tcp_transport.h"
+
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <deque>
+#include <utility>
+
+#include "tcp/rendezvous.h"
+
+namespace cohort {
+namespace {
+
+struct Header {
+  std::uint32_t magic;
+  FrameKind kind;
+  std::uint8_t reserved[3];
+  std::uint64_t bytes;
+};
+static_assert(sizeof(Header) == 16);
+
+constexpr std::uint32_t kMagic = 0x52464f43;  // "COFR"
+constexpr std::int64_t kSegmentBytes = 512 << 10;
+constexpr std::size_t kKeptBytes = 64 << 10;  // unexpected data up to here does not stall
+constexpr std::size_t kStagingBytes = 64 << 10;
+constexpr std::size_t kScratchBytes = 256 << 10;  // stays in cache between socket and reduction
+constexpr std::size_t kTurnBytes = 1 << 20;       // moved before the next peer's turn
+constexpr std::size_t kMaxPieces = 16;            // of one sendmsg
+constexpr std::size_t kMaxFrameBytes = std::size_t{1} << 40;
+constexpr auto kSpin = std::chrono::microseconds(5);
+
+struct OutFrame {
+  Header header;
+  std::vector<std::byte> owned;  // the body of control frames
+  Bytes body;                    // of owned, or the caller's
+  std::size_t sent = 0;          // of header and body
+  std::uint64_t ticket = 0;      // 0: a control frame
+
+  std::size_t bytes() const { return sizeof(Header) + body.size(); }
+};
+
+// A peer's data stream may end a little before its last word on the control stream comes.
+constexpr auto kLastWord = std::chrono::seconds(1);
+
+struct Posted {
+  MutableBytes data;
+  CombineWith combine;
+};
+
+// Where the body of the frame that is arriving goes.
+enum class Target { kHeader, kPosted, kKept, kControl, kDiscard, kStalled };
+
+// One connection.
+struct Stream {
+  Socket socket;
+  bool read_closed = false;   // end of stream seen
+  bool write_closed = false;  // the peer does not read any more
+  Deadline read_closed_at;
+  std::deque<OutFrame> out;
+
+  std::deque<Posted> posted;
+  std::deque<std::vector<std::byte>> kept;
+
+  std::vector<std::byte> staging = std::vector<std::byte>(kStagingBytes);
+  std::size_t staged_from = 0;
+  std::size_t staged_to = 0;
+  Target target = Target::kHeader;
+  Header header = {};
+  std::size_t body_got = 0;
+  std::size_t body_delivered = 0;       // by Combine, behind body_got by a split element
+  std::vector<std::byte> body;          // kKept, kControl
+  std::array<std::byte, 8> split = {};  // the begin of an element whose end is still to come
+  std::size_t split_bytes = 0;
+
+  std::size_t staged() const { return staged_to - staged_from; }
+  bool wants_input() const { return socket.open() && !read_closed && target != Target::kStalled; }
+};
+
+class TcpTransport final : public Transport {
+ public:
+  TcpTransport(TcpGroup group, Socket wake)
+      : Transport(static_cast<int>(group.sockets.size()) / kChannels),
+        group_(std::move(group)),
+        wake_(std::move(wake)),
+        streams_(group_.sockets.size()),
+        farewell_(group_.sockets.size() / kChannels),
+        scratch_(kScratchBytes) {
+    for (std::size_t s = 0; s < streams_.size(); ++s) {
+      streams_[s].socket = std::move(group_.sockets[s]);
+    }
+  }
+
+  std::string_view backend() const override { return "tcp"; }
+  std::int64_t default_segment_bytes() const override { return kSegmentBytes; }
+  void Attach(TransportListener* listener) override { listener_ = listener; }
+
+  void Wake() override {
+    if (!woken_.exchange(true)) {
+      const std::uint64_t one = 1;
+      [[maybe_unused]] const ssize_t n = ::write(wake_.fd(), &one, sizeof(one));
+    }
+  }
+
+  Ticket Send(int to, Bytes data) override {
+    Lane& l = lane(to);
+    ++l.sends;
+    CountSent(data.size());
+    OutFrame& frame = data_stream(to).out.emplace_back();
+    frame.header = {kMagic, FrameKind::kData, {}, data.size()};
+    frame.body = data;
+    frame.ticket = l.sends;
+    return {to, true, l.sends};
+  }
+
+  Ticket Receive(int from, MutableBytes data, const CombineWith& combine) override {
+    Lane& l = lane(from);
+    Stream& p = data_stream(from);
+    ++l.receives;
+    if (p.posted.empty() && !p.kept.empty()) {
+      const std::vector<std::byte> body = std::move(p.kept.front());
+      p.kept.pop_front();
+      if (body.size() != data.size()) {
+        listener_->OnWrongSize(from, body.size(), data.size());
+      } else {
+        Deliver(data.data(), body, combine, combine.local);
+        CountReceived(data.size());
+        ++l.receives_done;
+      }
+    } else {
+      p.posted.push_back({data, combine});
+      if (p.target == Target::kStalled) {
+        StartBody(Data(from));
+      }
+    }
+    return {from, false, l.receives};
+  }
+
+  // Opens and goodbyes keep their place among the data; aborts and signs of life overtake it.
+  void Control(int to, FrameKind kind, Bytes body) override {
+    if (kind == FrameKind::kOpen || kind == FrameKind::kBye) {
+      PutControl(Data(to), kind, body);
+    }
+    if (kind != FrameKind::kOpen) {
+      PutControl(Data(to) + kControlChannel, kind, body);
+    }
+  }
+
+  void Progress(Deadline until) override;
+  void Forget() override;
+  void Close(Deadline deadline) override;
+  Result<std::string> Offer() override;
+  Result<std::unique_ptr<Transport>> Join(const std::string& id, const std::vector<int>& members,
+                                          int my_index, const std::vector<std::string>& offers,
+                                          Deadline deadline) override;
+
+ private:
+  // Streams are numbered as ConnectGroup numbers sockets.
+  int Data(int rank) const { return rank * kChannels + kDataChannel; }
+  int PeerOf(int s) const { return s / kChannels; }
+  bool IsControl(int s) const { return s % kChannels == kControlChannel; }
+  Stream& stream(int s) { return streams_[static_cast<std::size_t>(s)]; }
+  Stream& data_stream(int rank) { return stream(Data(rank)); }
+  int count() const { return static_cast<int>(streams_.size()); }
+  bool farewell(int s) const { return farewell_[static_cast<std::size_t>(PeerOf(s))]; }
+  bool InUse(int s) const {  // after a failure only control frames count
+    return streams_[static_cast<std::size_t>(s)].socket.open() && !(forgotten_ && !IsControl(s));
+  }
+
+  void PutControl(int s, FrameKind kind, Bytes body);
+  void Flush(int s);
+  void Sent(int s, std::size_t bytes);
+  void Fetch(int s);
+  ssize_t FetchOnce(int s);
+  void Parse(int s);
+  void StartBody(int s);
+  void TakeBody(int s, Bytes bytes);
+  static void CombineArriving(Stream& p, const Posted& posted, Bytes bytes);
+  void FinishBody(int s);
+  void EndOfStream(int s, int error);
+  void Lose(int s, const Status& why);
+  Deadline CheckLastWords(Deadline until);
+  void Poll(int timeout_ms);
+
+  TcpGroup group_;
+  const Socket wake_;
+  std::atomic<bool> woken_ = false;
+  TransportListener* listener_ = nullptr;
+  std::vector<Stream> streams_;
+  std::vector<bool> farewell_;  // by rank: it said bye or abort; that its streams end is no loss
+  std::vector<std::byte> scratch_;
+  Listener offered_;        // between Offer and Join
+  bool forgotten_ = false;  // the communicator failed
+  bool moved_ = false;      // something happened in this Progress
+  bool stop_ = false;       // the listener wants no more in this Progress
+};
+
+void TcpTransport::PutControl(int s, FrameKind kind, Bytes body) {
+  Stream& p = stream(s);
+  if (p.write_closed || !InUse(s)) {
+    return;
+  }
+  OutFrame& frame = p.out.emplace_back();
+  frame.header = {kMagic, kind, {}, body.size()};
+  frame.owned.assign(body.begin(), body.end());
+  frame.body = frame.owned;
+}
+
+// --- sending
+
+void TcpTransport::Flush(int s) {
+  Stream& p = stream(s);
+  for (std::size_t turn = 0; turn < kTurnBytes && !p.out.empty() && !p.write_closed;) {
+    std::array<iovec, 2 * kMaxPieces> pieces;
+    std::size_t count = 0;
+    std::size_t wanted = 0;
+    for (const OutFrame& frame : p.out) {
+      if (count + 2 > pieces.size() || wanted >= kTurnBytes) {
+        break;
+      }
+      const auto add = [&](const void* data, std::size_t bytes) {
+        if (bytes > 0) {
+          pieces[count++] = {const_cast<void*>(data), bytes};
+          wanted += bytes;
+        }
+      };
+      const std::size_t header_sent = std::min(frame.sent, sizeof(Header));
+      const std::size_t body_sent = frame.sent - header_sent;
+      add(reinterpret_cast<const std::byte*>(&frame.header) + header_sent,
+          sizeof(Header) - header_sent);
+      add(frame.body.data() + body_sent, frame.body.size() - body_sent);
+    }
+    msghdr message = {};
+    message.msg_iov = pieces.data();
+    message.msg_iovlen = count;
+    const ssize_t n = ::sendmsg(p.socket.fd(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (n < 0) {
+      if (errno != EAGAIN && errno != EINTR && errno != ENOBUFS) {
+        p.write_closed = true;  // reading will show whether it left or was lost
+        p.out.clear();
+        moved_ = true;
+      }
+      return;
+    }
+    turn += static_cast<std::size_t>(n);
+    Sent(s, static_cast<std::size_t>(n));
+    if (static_cast<std::size_t>(n) < wanted) {
+      return;
+    }
+  }
+}
+
+void TcpTransport::Sent(int s, std::size_t bytes) {
+  Stream& p = stream(s);
+  while (bytes > 0) {
+    OutFrame& frame = p.out.front();
+    const std::size_t n = std::min(bytes, frame.bytes() - frame.sent);
+    frame.sent += n;
+    bytes -= n;
+    if (frame.sent < frame.bytes()) {
+      return;
+    }
+    if (frame.ticket != 0) {
+      lane(PeerOf(s)).sends_done = frame.ticket;
+      moved_ = true;
+    }
+    p.out.pop_front();
+    moved_ |= p.out.empty();
+  }
+}
+
+// --- receiving
+
+void TcpTransport::Fetch(int s) {
+  Stream& p = stream(s);
+  for (std::size_t turn = 0; turn < kTurnBytes && p.wants_input() && !stop_;) {
+    const ssize_t n = FetchOnce(s);
+    if (n == 0) {
+      return EndOfStream(s, 0);
+    }
+    if (n < 0) {
+      if (errno != EAGAIN && errno != EINTR) {
+        EndOfStream(s, errno);
+      }
+      return;
+    }
+    turn += static_cast<std::size_t>(n);
+    Parse(s);
+  }
+}
+
+// One recv, straight to where the bytes belong when that is known.
+ssize_t TcpTransport::FetchOnce(int s) {
+  Stream& p = stream(s);
+  const std::size_t left = p.header.bytes - p.body_got;
+  if (p.target == Target::kPosted && left > kStagingBytes) {
+    const Posted& posted = p.posted.front();
+    const bool direct = posted.combine.reduction == nullptr;
+    std::byte* to = direct ? posted.data.data() + p.body_got : scratch_.data();
+    const std::size_t most = direct ? left : std::min(left, scratch_.size());
+    const ssize_t n = ::recv(p.socket.fd(), to, most, MSG_DONTWAIT);
+    if (n > 0 && direct) {
+      p.body_got += static_cast<std::size_t>(n);
+      if (p.body_got == p.header.bytes) {
+        FinishBody(s);
+      }
+    } else if (n > 0) {
+      TakeBody(s, {to, static_cast<std::size_t>(n)});
+    }
+    return n;
+  }
+  if (p.staged_from > 0) {
+    std::copy(p.staging.begin() + static_cast<std::ptrdiff_t>(p.staged_from),
+              p.staging.begin() + static_cast<std::ptrdiff_t>(p.staged_to), p.staging.begin());
+    p.staged_to -= std::exchange(p.staged_from, 0);
+  }
+  const ssize_t n = ::recv(p.socket.fd(), p.staging.data() + p.staged_to,
+                           p.staging.size() - p.staged_to, MSG_DONTWAIT);
+  if (n > 0) {
+    p.staged_to += static_cast<std::size_t>(n);
+  }
+  return n;
+}
+
+// Uses up what is staged.
+void TcpTransport::Parse(int s) {
+  Stream& p = stream(s);
+  while (!stop_ && p.target != Target::kStalled && p.socket.open()) {
+    const Bytes staged(p.staging.data() + p.staged_from, p.staged());
+    if (p.target != Target::kHeader) {
+      if (staged.empty()) {
+        return;
+      }
+      const std::size_t n = std::min(staged.size(), p.header.bytes - p.body_got);
+      p.staged_from += n;
+      TakeBody(s, staged.first(n));
+    } else if (staged.size() < sizeof(Header)) {
+      return;
+    } else {
+      std::memcpy(&p.header, staged.data(), sizeof(Header));
+      p.staged_from += sizeof(Header);
+      StartBody(s);
+    }
+  }
+}
+
+void TcpTransport::StartBody(int s) {
+  Stream& p = stream(s);
+  const std::size_t bytes = p.header.bytes;
+  const bool control = p.header.kind != FrameKind::kData;
+  p.body_got = 0;
+  p.body_delivered = 0;
+  p.split_bytes = 0;
+  if (p.header.magic != kMagic || bytes > (control ? kMaxControlBytes : kMaxFrameBytes)) {
+    p.read_closed = true;
+    Lose(s, DataLoss("its bytes are no frame"));
+    return;
+  }
+  if (control) {
+    p.target = Target::kControl;
+    p.body.resize(bytes);
+  } else if (!p.posted.empty()) {
+    if (p.posted.front().data.size() != bytes) {
+      stop_ = true;
+      p.target = Target::kDiscard;
+      listener_->OnWrongSize(PeerOf(s), bytes, p.posted.front().data.size());
+      return;
+    }
+    p.target = Target::kPosted;
+  } else if (bytes <= kKeptBytes) {
+    p.target = Target::kKept;
+    p.body.resize(bytes);
+  } else {
+    p.target = Target::kStalled;
+    return;
+  }
+  if (bytes == 0) {
+    FinishBody(s);
+  }
+}
+
+void TcpTransport::TakeBody(int s, Bytes bytes) {
+  Stream& p = stream(s);
+  if (p.target == Target::kPosted) {
+    const Posted& posted = p.posted.front();
+    if (posted.combine.reduction == nullptr) {
+      std::memcpy(posted.data.data() + p.body_got, bytes.data(), bytes.size());
+    } else {
+      CombineArriving(p, posted, bytes);
+    }
+  } else if (p.target != Target::kDiscard) {
+    std::memcpy(p.body.data() + p.body_got, bytes.data(), bytes.size());
+  }
+  p.body_got += bytes.size();
+  if (p.body_got == p.header.bytes) {
+    FinishBody(s);
+  }
+}
+
+// The stream cuts where it likes: the pieces of an element are put together first.
+void TcpTransport::CombineArriving(Stream& p, const Posted& posted, Bytes bytes) {
+  const std::size_t element = posted.combine.reduction->element_bytes();
+  const auto combine = [&](Bytes whole) {
+    Deliver(posted.data.data() + p.body_delivered, whole, posted.combine,
+            posted.combine.local + p.body_delivered);
+    p.body_delivered += whole.size();
+  };
+  if (p.split_bytes > 0) {
+    const std::size_t n = std::min(element - p.split_bytes, bytes.size());
+    std::copy_n(bytes.begin(), n, p.split.begin() + static_cast<std::ptrdiff_t>(p.split_bytes));
+    p.split_bytes += n;
+    bytes = bytes.subspan(n);
+    if (p.split_bytes < element) {
+      return;
+    }
+    combine(Bytes(p.split.data(), element));
+    p.split_bytes = 0;
+  }
+  const std::size_t whole = bytes.size() / element * element;
+  combine(bytes.first(whole));
+  p.split_bytes = bytes.size() - whole;
+  std::copy_n(bytes.begin() + static_cast<std::ptrdiff_t>(whole), p.split_bytes, p.split.begin());
+}
+
+void TcpTransport::FinishBody(int s) {
+  Stream& p = stream(s);
+  const Target target = std::exchange(p.target, Target::kHeader);
+  moved_ = true;
+  if (target == Target::kPosted) {
+    CountReceived(p.header.bytes);
+    p.posted.pop_front();
+    ++lane(PeerOf(s)).receives_done;
+  } else if (target == Target::kKept) {
+    p.kept.push_back(std::move(p.body));
+    p.body.clear();
+  } else if (target == Target::kControl) {
+    const FrameKind kind = p.header.kind;
+    const std::vector<std::byte> body = std::exchange(p.body, {});
+    if (kind == FrameKind::kAbort || kind == FrameKind::kBye) {
+      farewell_[static_cast<std::size_t>(PeerOf(s))] = true;
+    }
+    // The goodbye that counts is the one behind the data.
+    if (kind != FrameKind::kBye || !IsControl(s)) {
+      stop_ |= !listener_->OnControl(PeerOf(s), kind, body);
+    }
+  }
+}
+
+void TcpTransport::EndOfStream(int s, int error) {
+  Stream& p = stream(s);
+  p.read_closed = true;
+  p.read_closed_at = std::chrono::steady_clock::now();
+  moved_ = true;
+  if (IsControl(s)) {
+    Lose(s, error == 0 ? Unavailable("connection closed") : ErrnoStatus(error, "connection"));
+  }
+}
+
+void TcpTransport::Lose(int s, const Status& why) {
+  if (!farewell(s)) {
+    stop_ = true;
+    listener_->OnLost(PeerOf(s), why);
+  }
+}
+
+// A data stream that ended without a word: lost, once the word had its time.
+Deadline TcpTransport::CheckLastWords(Deadline until) {
+  for (int s = 0; s < count(); ++s) {
+    const Stream& p = stream(s);
+    if (!IsControl(s) && p.read_closed && !farewell(s) && !forgotten_) {
+      const Deadline last = p.read_closed_at + kLastWord;
+      if (std::chrono::steady_clock::now() >= last) {
+        Lose(s, Unavailable("data connection closed"));
+        farewell_[static_cast<std::size_t>(PeerOf(s))] = true;
+      } else {
+        until = std::min(until, last);
+      }
+    }
+  }
+  return until;
+}
+
+// --- waiting
+
+void TcpTransport::Progress(Deadline until) {
+  moved_ = false;
+  stop_ = false;
+  until = CheckLastWords(until);
+  for (int s = 0; s < count() && !stop_; ++s) {
+    if (InUse(s)) {
+      Flush(s);
+      Parse(s);  // left over when the listener wanted no more, or after a stall
+    }
+  }
+  const Deadline spin_end = std::chrono::steady_clock::now() + kSpin;
+  while (!stop_) {
+    if (woken_.load()) {
+      std::uint64_t count = 0;
+      [[maybe_unused]] const ssize_t n = ::read(wake_.fd(), &count, sizeof(count));
+      woken_ = false;
+      return;
+    }
+    const Deadline now = std::chrono::steady_clock::now();
+    const bool wait = !moved_ && now >= spin_end && now < until;
+    Poll(wait ? PollTimeout(until) : 0);
+    if (moved_ || std::chrono::steady_clock::now() >= until) {
+      return;
+    }
+  }
+}
+
+// One poll, and what it shows.
+void TcpTransport::Poll(int timeout_ms) {
+  std::vector<pollfd> events = {{wake_.fd(), POLLIN, 0}};
+  std::vector<int> streams = {-1};
+  for (int s = 0; s < count(); ++s) {
+    const Stream& p = stream(s);
+    const bool write = !p.out.empty() && !p.write_closed;
+    if (InUse(s) && (p.wants_input() || write)) {
+      events.push_back({p.socket.fd(),
+                        static_cast<short>((p.wants_input() ? POLLIN : 0) | (write ? POLLOUT : 0)),
+                        0});
+      streams.push_back(s);
+    }
+  }
+  if (::poll(events.data(), events.size(), timeout_ms) <= 0) {
+    return;
+  }
+  for (std::size_t i = 1; i < events.size(); ++i) {
+    const short got = events[i].revents;
+    if ((got & (POLLOUT | POLLHUP | POLLERR)) != 0) {
+      Flush(streams[i]);
+    }
+    if ((got & (POLLIN | POLLHUP | POLLERR)) != 0 && !stop_) {
+      Fetch(streams[i]);
+    }
+  }
+}
+
+// --- the end
+
+void TcpTransport::Forget() {
+  forgotten_ = true;
+  for (int s = 0; s < count(); ++s) {
+    if (!IsControl(s)) {
+      stream(s).posted.clear();
+      stream(s).kept.clear();
+      stream(s).out.clear();  // the stream ends in the middle of a frame: nobody reads it further
+    }
+  }
+}
+
+void TcpTransport::Close(Deadline deadline) {
+  const auto unsent = [&] {
+    for (int s = 0; s < count(); ++s) {
+      if (InUse(s) && !stream(s).out.empty() && !stream(s).write_closed) {
+        return true;
+      }
+    }
+    return false;
+  };
+  while (unsent() && std::chrono::steady_clock::now() < deadline) {
+    Progress(deadline);
+  }
+  // Closing a socket with unread input would destroy what is still on its way to the peer.
+  for (Stream& p : streams_) {
+    if (p.socket.open()) {
+      ::shutdown(p.socket.fd(), SHUT_WR);
+      while (::recv(p.socket.fd(), scratch_.data(), scratch_.size(), MSG_DONTWAIT) > 0 &&
+             std::chrono::steady_clock::now() < deadline) {
+      }
+      p.socket.Close();
+    }
+  }
+}
+
+// --- groups within the group
+
+Result<std::string> TcpTransport::Offer() {
+  COHORT_ASSIGN_OR_RETURN(offered_, cohort::Listen(group_.bind_address, group_.rendezvous_host));
+  return offered_.address;
+}
+
+Result<std::unique_ptr<Transport>> TcpTransport::Join(const std::string& id,
+                                                      const std::vector<int>& members, int my_index,
+                                                      const std::vector<std::string>& offers,
+                                                      Deadline deadline) {
+  const Listener listener = std::exchange(offered_, Listener());
+  if (members.empty()) {
+    return std::unique_ptr<Transport>();
+  }
+  TcpGroup group;
+  group.rank = my_index;
+  group.name = group_.name + "/" + id;
+  group.generation = group_.generation;
+  group.bind_address = group_.bind_address;
+  group.rendezvous_host = group_.rendezvous_host;
+  group.log = group_.log;
+  group.peer_name = [members, name = group_.peer_name](int r) {
+    return name(members[static_cast<std::size_t>(r)]);
+  };
+  const Directory directory = {[&](int rank, Deadline) -> Result<std::string> {
+                                 return offers[static_cast<std::size_t>(rank)];
+                               },
+                               [&](int rank) { return offers[static_cast<std::size_t>(rank)]; },
+                               group.peer_name};
+  const GroupIdentity identity = {group.name, my_index, static_cast<int>(members.size()),
+                                  group.generation};
+  COHORT_ASSIGN_OR_RETURN(group.sockets,
+                          ConnectGroup(identity, listener, directory, group.log, deadline));
+  return MakeTcpTransport(std::move(group));
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Transport>> MakeTcpTransport(TcpGroup group) {
+  Socket wake(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!wake.open()) {
+    return ErrnoStatus(errno, "eventfd");
+  }
+  return std::make_unique<TcpTransport>(std::move(group), std::move(wake));
+}
+
+}  // namespace cohort
