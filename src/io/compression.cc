@@ -11,7 +11,7 @@
 namespace cohort::io {
 namespace {
 
-constexpr std::size_t kBufferBytes = std::size_t{1} << 18;
+constexpr std::size_t kBufferBytes = std::size_t{1} << 16;
 
 int WindowBits(Compression compression) { return compression == Compression::kGzip ? 31 : 15; }
 

@@ -332,7 +332,7 @@ void BreakOffEverywhere(const std::string& folder, bool crash, bool same_step_da
       EXPECT_EQ(saved.status().code(), StatusCode::kResourceExhausted);
       EXPECT_NE(saved.status().message().find(folder), std::string::npos);
       // The next save works, whatever was left behind, unless this one had come far enough.
-      CheckpointStore again(FileSystem::Local(), folder, {.max_to_keep = 2});
+      CheckpointStore again(files, folder, {.max_to_keep = 2});
       const Model fourth(4);
       OrThrow(again.Save(StateAt(4), fourth.sources(), fourth.slots()));
       EXPECT_EQ(OrThrow(again.OpenLatest())->state().step, 4);
