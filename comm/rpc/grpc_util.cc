@@ -1,5 +1,6 @@
 #include "grpc_util.h"
 
+#include <grpc/grpc.h>
 #include <grpcpp/create_channel.h>
 #include <grpcpp/security/credentials.h>
 #include <grpcpp/security/server_credentials.h>
@@ -10,6 +11,19 @@
 #include "sockets.h"
 
 namespace cohort {
+namespace {
+
+// gRPC ends itself when its last object goes, and then may sit in a poll for 10 s before it notices
+// (its backup poller). Held once, it stays until the process ends.
+void KeepGrpc() {
+  static const bool kept = [] {
+    grpc_init();
+    return true;
+  }();
+  (void)kept;
+}
+
+}  // namespace
 
 grpc::Status ToGrpc(const Status& status) {
   return status.ok() ? grpc::Status::OK
@@ -39,6 +53,7 @@ std::chrono::system_clock::time_point GrpcDeadline(Deadline deadline) {
 
 std::shared_ptr<grpc::Channel> NewChannel(const std::string& address,
                                           const ChannelOptions& options) {
+  KeepGrpc();
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
@@ -58,6 +73,7 @@ std::shared_ptr<grpc::Channel> NewChannel(const std::string& address,
 Result<std::unique_ptr<grpc::Server>> StartServer(grpc::ServerBuilder& builder,
                                                   const std::string& address, int* port,
                                                   const ChannelOptions& options) {
+  KeepGrpc();
   // gRPC says only that it could not bind; a socket of our own says why.
   COHORT_RETURN_IF_ERROR(CheckCanBind(address));
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);

@@ -1,0 +1,58 @@
+// ParameterServerStrategy: workers compute, servers hold the variables and run the optimizer, the
+// chief hands out data.
+//
+// Every process runs the same program. `ps` tasks and, where there is one, the chief do not train:
+// they call Serve. Without a chief task worker:0 trains and coordinates. What is exact when, and
+// what happens when a process dies, is in strategies/parameter_server/README.md.
+//
+// Batches: a step takes one batch of the data set's size on one worker and is one update
+// (asynchronous), or one batch cut among the workers of the moment (synchronous application).
+//
+// Failure: a worker that dies is missed by nobody, its data is handed out again, and it may come
+// back. When a server or the chief dies, every other process gets Unavailable with its name.
+
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include <cohort/cluster/cluster_spec.h>
+#include <cohort/core/status.h>
+#include <cohort/strategies/strategy.h>
+
+namespace cohort {
+
+// How much of an epoch the workers have finished.
+struct EpochCoverage {
+  int dataset = 0;  // the n-th data set that was distributed for training, from 0
+  std::int64_t epoch = 0;
+  std::int64_t examples = 0;  // of the epoch
+  std::int64_t seen = 0;      // of splits that were finished: each example counts once
+  std::int64_t splits = 0;    // or rounds
+  std::int64_t reissued = 0;  // handed out again because a worker was lost
+};
+
+// Over all servers.
+struct ParameterServerStats {
+  std::uint64_t pushes = 0;      // messages that were applied
+  std::uint64_t duplicates = 0;  // repeated messages that were not applied again
+  std::uint64_t rejected = 0;
+  double mean_staleness = 0;  // updates by others between a gradient's pull and its push
+  std::uint64_t max_staleness = 0;
+};
+
+class ParameterServerStrategy : public Strategy {
+ public:
+  // Joins the job: blocks until all processes have met. InvalidArgument if the cluster has no
+  // workers or no servers.
+  static Result<std::unique_ptr<ParameterServerStrategy>> Make(const ClusterConfig& config,
+                                                               const StrategyOptions& options);
+
+  // On the coordinating process; elsewhere empty.
+  virtual std::vector<EpochCoverage> coverage() const = 0;
+  // After Bind.
+  virtual Result<ParameterServerStats> stats() = 0;
+};
+
+}  // namespace cohort

@@ -1,0 +1,73 @@
+// Client: one process's connections to all servers, and its place in the arena of parameters.
+//
+// Values and gradients are arenas laid out as ParameterSet::all(); the client cuts them into frames
+// and has several of them under way at a time. A call that fails for want of a connection is
+// repeated, with the same sequence number, until the server has been silent for `peer_timeout`;
+// then the error is Unavailable and names the server.
+//
+// Thread rules: one thread calls; Abort from any.
+
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <cohort/core/status.h>
+
+#include "parameter_server/layout.h"
+#include "parameter_server/parameter_store.h"
+
+namespace cohort::ps {
+
+struct ClientOptions {
+  std::uint64_t incarnation = 1;  // of this process: never used by another, nor by its successor
+  std::string task;               // "worker:1", for messages
+  std::chrono::milliseconds peer_timeout{10'000};
+};
+
+// A gradient, laid out as the arena. Where a chunk is not trainable it holds, instead, the
+// difference by which the value moves (asynchronous) or the new value (synchronous).
+struct Gradient {
+  std::span<const float> arena;
+  std::shared_ptr<const void> owner;  // of the arena: this client and gRPC's write queues
+  double weight = 1;                  // what the gradient is divided by; under rounds, of this part
+  std::optional<Round> round;         // synchronous application only
+};
+
+class Client {
+ public:
+  virtual ~Client() = default;
+
+  virtual const std::vector<Chunk>& chunks() const = 0;
+  // Tells every server what the model is; FailedPrecondition where one knows another.
+  virtual Status Declare() = 0;
+  // Sets every chunk, with slots unless `slots` is empty, to `version`.
+  virtual Status Assign(std::span<const float> values, std::span<const std::span<float>> slots,
+                        std::uint64_t version) = 0;
+  // Brings the chunks that are newer than this client's last copy; or all of them.
+  virtual Status Pull(std::span<float> values, bool everything) = 0;
+  virtual Status PullState(std::span<float> values, std::span<const std::span<float>> slots) = 0;
+  // Sends a gradient computed from this client's last copy. `values`, unless empty, gets what the
+  // servers have afterwards. On an error some servers may have applied their part.
+  virtual Status Push(const Gradient& gradient, std::span<float> values) = 0;
+  // The least version of this client's copy: updates that all of it has seen.
+  virtual std::uint64_t version() const = 0;
+  // Over all servers.
+  virtual Result<StoreStats> Stats() = 0;
+  // Tells the servers that the job is over.
+  virtual Status Drain() = 0;
+
+  // Makes the running call and every later one fail with `why`.
+  virtual void Abort(const Status& why) = 0;
+
+  // `addresses`: of ps 0, 1, ... Does not connect.
+  static std::unique_ptr<Client> Make(ModelSpec spec, std::vector<std::string> addresses,
+                                      ClientOptions options);
+};
+
+}  // namespace cohort::ps

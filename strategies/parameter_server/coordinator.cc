@@ -1,0 +1,346 @@
+#include "parameter_server/coordinator.h"
+
+#include <algorithm>
+#include <set>
+
+namespace cohort::ps {
+
+Coordinator::Coordinator(CoordinatorOptions options) : options_(std::move(options)) {
+  for (const TaskId& worker : options_.workers) {
+    workers_[worker] = {};
+  }
+}
+
+void Coordinator::Open(std::int64_t step) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (rounds_.has_value()) {
+      return;
+    }
+    std::set<TaskId> expected;
+    for (const auto& [task, worker] : workers_) {
+      if (worker.phase == Phase::kExpected || worker.phase == Phase::kAttached) {
+        expected.insert(task);
+      }
+    }
+    rounds_.emplace(static_cast<std::uint64_t>(step), std::move(expected));
+  }
+  changed_.notify_all();
+}
+
+Status Coordinator::Attach(const Sender& sender) {
+  const std::lock_guard lock(mutex_);
+  const auto found = workers_.find(sender.task);
+  if (found == workers_.end()) {
+    return FailedPrecondition(sender.task.ToString() + " is not a worker of this job");
+  }
+  Worker& worker = found->second;
+  if (worker.incarnation != sender.incarnation) {
+    if (worker.phase == Phase::kAttached) {
+      Release(sender.task);
+    }
+    if (worker.phase != Phase::kExpected) {
+      options_.log.Info(sender.task.ToString() + " is back");
+    }
+    worker = {.phase = Phase::kAttached, .incarnation = sender.incarnation};
+  }
+  lonely_since_.reset();
+  changed_.notify_all();
+  return {};
+}
+
+// Until something has changed; false at the deadline.
+bool Coordinator::Pause(std::unique_lock<std::mutex>& lock, Deadline deadline) {
+  return !stopped_ && changed_.wait_until(lock, deadline) == std::cv_status::no_timeout;
+}
+
+void Coordinator::Stop() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopped_ = true;
+  }
+  changed_.notify_all();
+}
+
+Status Coordinator::CheckSender(const Sender& sender) const {
+  const auto worker = workers_.find(sender.task);
+  if (worker == workers_.end() || worker->second.incarnation != sender.incarnation) {
+    return Aborted(sender.task.ToString() + ": another process has taken this task's place");
+  }
+  if (worker->second.phase == Phase::kLost) {
+    return Aborted(sender.task.ToString() + " was given up as lost, its data went to others (" +
+                   worker->second.end.message() + ") [start it again to join anew]");
+  }
+  return {};
+}
+
+Status Coordinator::OpenDataset(const std::string& who, int dataset, const DatasetInfo& info) {
+  if (dataset < 0 || dataset > 1'000'000 || info.batch_size < 1 || info.examples < 0) {
+    return InvalidArgument(who + ": data set " + std::to_string(dataset) + " of " +
+                           std::to_string(info.examples) + " examples in batches of " +
+                           std::to_string(info.batch_size));
+  }
+  const std::lock_guard lock(mutex_);
+  const auto index = static_cast<std::size_t>(dataset);
+  if (datasets_.size() <= index) {
+    datasets_.resize(index + 1);
+  }
+  if (!datasets_[index].has_value()) {
+    datasets_[index] = info;
+  }
+  const DatasetInfo& first = *datasets_[index];
+  if (first == info) {
+    return {};
+  }
+  const std::string what = "data set " + std::to_string(dataset) + " differs: " + who + " has ";
+  if (first.examples != info.examples || first.batch_size != info.batch_size) {
+    return FailedPrecondition(what + std::to_string(info.examples) + " examples in batches of " +
+                              std::to_string(info.batch_size) + ", another process " +
+                              std::to_string(first.examples) + " in batches of " +
+                              std::to_string(first.batch_size) +
+                              " [give every process the same data and flags]");
+  }
+  return FailedPrecondition(what +
+                            "another fingerprint: files, order or seed are not the same "
+                            "[give every process the same data and flags]");
+}
+
+// Null: the epoch is long over.
+Result<Coordinator::Epoch*> Coordinator::FindEpoch(const EpochKey& key, std::int64_t first_batch,
+                                                   bool rounds) {
+  const auto index = static_cast<std::size_t>(key.dataset);
+  if (key.dataset < 0 || index >= datasets_.size() || !datasets_[index].has_value()) {
+    return FailedPrecondition("data set " + std::to_string(key.dataset) + " was not opened");
+  }
+  if (first_batch < 0) {
+    return InvalidArgument("an epoch cannot begin at batch " + std::to_string(first_batch));
+  }
+  const auto found = epochs_.find(key);
+  if (found != epochs_.end()) {
+    return &found->second;
+  }
+  // A worker that came back starts at the program's first epoch; what the others have left behind
+  // is not trained again.
+  for (const auto& [other, epoch] : epochs_) {
+    if (other.dataset == key.dataset && other.epoch > key.epoch) {
+      return static_cast<Epoch*>(nullptr);
+    }
+  }
+  const DatasetInfo& info = *datasets_[index];
+  Epoch epoch;
+  epoch.batches = (info.examples + info.batch_size - 1) / info.batch_size;
+  epoch.first_batch = std::min(first_batch, epoch.batches);
+  if (rounds) {
+    rounds_->OpenEpoch(key, epoch.first_batch, epoch.batches);
+  } else {
+    const std::int64_t size =
+        BatchesPerSplit(epoch.batches - epoch.first_batch, static_cast<int>(workers_.size()));
+    epoch.splits.emplace(epoch.first_batch * info.batch_size, info.examples,
+                         size * info.batch_size);
+  }
+  return &epochs_.emplace(key, std::move(epoch)).first->second;
+}
+
+Result<SplitReply> Coordinator::NextSplit(const Sender& sender, const EpochKey& key,
+                                          std::int64_t first_batch, std::int64_t finished,
+                                          Duration wait) {
+  const Deadline deadline = DeadlineAfter(wait);
+  std::unique_lock lock(mutex_);
+  for (bool acknowledged = finished == 0;;) {
+    COHORT_RETURN_IF_ERROR(CheckSender(sender));
+    if (rounds_.has_value()) {
+      COHORT_ASSIGN_OR_RETURN(Epoch * epoch, FindEpoch(key, first_batch, false));
+      if (epoch == nullptr) {
+        return SplitReply{.progress = Progress::kOver};
+      }
+      if (!epoch->splits.has_value()) {
+        return FailedPrecondition("splits of an epoch that is handed out in rounds");
+      }
+      // Who asks here has left the data set's other epochs.
+      for (auto& [other, left] : epochs_) {
+        if (other.dataset == key.dataset && other != key && left.splits.has_value()) {
+          left.splits->Lost(sender.task);
+        }
+      }
+      if (!acknowledged) {
+        epoch->splits->Finish(sender.task, finished);
+        acknowledged = true;
+        ReportIfOver(key, *epoch);
+        changed_.notify_all();
+      }
+      if (epoch->splits->over()) {
+        ReportIfOver(key, *epoch);
+        return SplitReply{.progress = Progress::kOver};
+      }
+      if (const std::optional<Split> split = epoch->splits->Next(sender.task)) {
+        return SplitReply{.progress = Progress::kGo, .split = *split};
+      }
+    }
+    if (!Pause(lock, deadline)) {
+      return SplitReply{};
+    }
+  }
+}
+
+Result<RoundReply> Coordinator::JoinRound(const Sender& sender, const EpochKey& key,
+                                          std::int64_t first_batch, Duration wait) {
+  const Deadline deadline = DeadlineAfter(wait);
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    COHORT_RETURN_IF_ERROR(CheckSender(sender));
+    if (rounds_.has_value()) {
+      COHORT_ASSIGN_OR_RETURN(Epoch * epoch, FindEpoch(key, first_batch, true));
+      if (epoch == nullptr) {
+        return RoundReply{.progress = Progress::kOver};
+      }
+      RoundReply reply;
+      const RoundTable::Reply answer = rounds_->Join(sender.task, key, &reply.part);
+      if (answer == RoundTable::Reply::kOver) {
+        ReportIfOver(key, *epoch);
+        reply.progress = Progress::kOver;
+        return reply;
+      }
+      if (answer == RoundTable::Reply::kGo) {
+        changed_.notify_all();  // this may have been the last that the round waited for
+        reply.progress = Progress::kGo;
+        return reply;
+      }
+    }
+    if (!Pause(lock, deadline)) {
+      return RoundReply{};
+    }
+  }
+}
+
+Result<FinishReply> Coordinator::FinishRound(const Sender& sender, std::uint64_t round, int attempt,
+                                             const RoundSums& sums, Duration wait) {
+  const Deadline deadline = DeadlineAfter(wait);
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    COHORT_RETURN_IF_ERROR(CheckSender(sender));
+    if (!rounds_.has_value()) {
+      return FailedPrecondition("no rounds have begun");
+    }
+    FinishReply reply;
+    const RoundTable::Reply answer =
+        rounds_->Finish(sender.task, round, attempt, sums, &reply.total);
+    if (answer != RoundTable::Reply::kWait) {
+      changed_.notify_all();
+      reply.progress = answer == RoundTable::Reply::kGo ? Progress::kGo : Progress::kOver;
+      return reply;
+    }
+    if (!Pause(lock, deadline)) {
+      return reply;
+    }
+  }
+}
+
+void Coordinator::Release(const TaskId& worker) {
+  for (auto& [key, epoch] : epochs_) {
+    if (epoch.splits.has_value()) {
+      epoch.splits->Lost(worker);
+    }
+  }
+  if (rounds_.has_value()) {
+    rounds_->Leave(worker);
+  }
+}
+
+Status Coordinator::Done(const Sender& sender) {
+  const std::lock_guard lock(mutex_);
+  COHORT_RETURN_IF_ERROR(CheckSender(sender));
+  workers_[sender.task].phase = Phase::kDone;
+  Release(sender.task);
+  changed_.notify_all();
+  return {};
+}
+
+void Coordinator::Lost(const TaskId& task, const Status& why) {
+  const std::lock_guard lock(mutex_);
+  const auto worker = workers_.find(task);
+  if (worker == workers_.end() || worker->second.phase == Phase::kDone ||
+      worker->second.phase == Phase::kLost) {
+    return;
+  }
+  options_.log.Warning("the job goes on without " + task.ToString() + ": " + why.message());
+  worker->second.phase = Phase::kLost;
+  worker->second.end = why;
+  last_loss_ = why;
+  Release(task);
+  if (std::all_of(workers_.begin(), workers_.end(),
+                  [](const auto& w) { return w.second.phase == Phase::kLost; })) {
+    lonely_since_ = std::chrono::steady_clock::now();
+  }
+  changed_.notify_all();
+}
+
+bool Coordinator::OverLocked() const {
+  bool any_done = false;
+  for (const auto& [task, worker] : workers_) {
+    if (worker.phase == Phase::kExpected || worker.phase == Phase::kAttached) {
+      return false;
+    }
+    any_done = any_done || worker.phase == Phase::kDone;
+  }
+  return any_done;
+}
+
+Result<bool> Coordinator::WaitOver(Duration wait) {
+  std::unique_lock lock(mutex_);
+  changed_.wait_until(lock, DeadlineAfter(wait), [this] { return OverLocked(); });
+  if (OverLocked()) {
+    return true;
+  }
+  if (lonely_since_.has_value() &&
+      std::chrono::steady_clock::now() - *lonely_since_ > options_.rejoin_timeout) {
+    return Unavailable(
+        "no worker is left, and none has come back for " +
+        std::to_string(
+            std::chrono::duration_cast<std::chrono::seconds>(options_.rejoin_timeout).count()) +
+        " s; the last: " + last_loss_.message() + " [start a worker again]");
+  }
+  return false;
+}
+
+EpochCoverage Coordinator::CoverageOf(const EpochKey& key, const Epoch& epoch) const {
+  const DatasetInfo& info = *datasets_[static_cast<std::size_t>(key.dataset)];
+  const std::int64_t first = std::min(epoch.first_batch * info.batch_size, info.examples);
+  EpochCoverage coverage{
+      .dataset = key.dataset, .epoch = key.epoch, .examples = info.examples - first};
+  if (epoch.splits.has_value()) {
+    coverage.seen = epoch.splits->seen();
+    coverage.splits = epoch.splits->splits();
+    coverage.reissued = epoch.splits->reissued();
+  } else {
+    const std::int64_t applied = rounds_->applied(key);
+    coverage.seen =
+        std::min((epoch.first_batch + applied) * info.batch_size, info.examples) - first;
+    coverage.splits = applied;
+    coverage.reissued = rounds_->superseded();
+  }
+  return coverage;
+}
+
+void Coordinator::ReportIfOver(const EpochKey& key, Epoch& epoch) {
+  const EpochCoverage coverage = CoverageOf(key, epoch);
+  if (epoch.reported || coverage.seen < coverage.examples) {
+    return;
+  }
+  epoch.reported = true;
+  options_.log.Info("epoch " + std::to_string(key.epoch) + ": " + std::to_string(coverage.seen) +
+                    " of " + std::to_string(coverage.examples) + " examples seen, in " +
+                    std::to_string(coverage.splits) +
+                    (epoch.splits.has_value() ? " splits, " : " rounds, ") +
+                    std::to_string(coverage.reissued) + " handed out again");
+}
+
+std::vector<EpochCoverage> Coordinator::coverage() const {
+  const std::lock_guard lock(mutex_);
+  std::vector<EpochCoverage> all;
+  for (const auto& [key, epoch] : epochs_) {
+    all.push_back(CoverageOf(key, epoch));
+  }
+  return all;
+}
+
+}  // namespace cohort::ps

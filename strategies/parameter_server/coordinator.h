@@ -1,0 +1,165 @@
+// Coordinator: hands out the data of a parameter-server job and knows when the job is over. It
+// lives in the chief's process.
+//
+// State without a network (Coordinator), the service around it, and the workers' side of it.
+//
+// Thread rules: all methods from any thread. Calls that wait do so for at most the time given.
+
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <cohort/cluster/cluster_spec.h>
+#include <cohort/core/clock.h>
+#include <cohort/core/log.h>
+#include <cohort/core/status.h>
+
+#include <cohort/strategies/parameter_server.h>
+
+#include "parameter_server/round_table.h"
+#include "parameter_server/split_queue.h"
+
+namespace cohort::ps {
+
+// A worker's process.
+struct Sender {
+  TaskId task;
+  std::uint64_t incarnation = 0;
+};
+
+struct DatasetInfo {
+  std::uint64_t fingerprint = 0;
+  std::int64_t examples = 0;  // that an epoch delivers
+  std::int64_t batch_size = 0;
+  friend bool operator==(const DatasetInfo&, const DatasetInfo&) = default;
+};
+
+enum class Progress { kWait, kGo, kOver };
+struct SplitReply {
+  Progress progress = Progress::kWait;
+  Split split;
+};
+struct RoundReply {
+  Progress progress = Progress::kWait;
+  RoundPart part;
+};
+struct FinishReply {
+  Progress progress = Progress::kWait;  // kOver: superseded
+  RoundSums total;
+};
+
+struct CoordinatorOptions {
+  std::vector<TaskId> workers;
+  // How long a job without any worker waits for one to come back.
+  std::chrono::milliseconds rejoin_timeout{300'000};
+  Log log;
+};
+
+class Coordinator {
+ public:
+  explicit Coordinator(CoordinatorOptions options);
+
+  // From now on work is handed out; `step` updates were made before.
+  void Open(std::int64_t step);
+
+  // A new incarnation takes the place of the old one at once. Other calls of an incarnation that is
+  // not, or no more, a worker's are Aborted.
+  Status Attach(const Sender& sender);
+  // FailedPrecondition if another process has other data under this number.
+  Status OpenDataset(const std::string& who, int dataset, const DatasetInfo& info);
+  Result<SplitReply> NextSplit(const Sender& sender, const EpochKey& epoch,
+                               std::int64_t first_batch, std::int64_t finished, Duration wait);
+  Result<RoundReply> JoinRound(const Sender& sender, const EpochKey& epoch,
+                               std::int64_t first_batch, Duration wait);
+  Result<FinishReply> FinishRound(const Sender& sender, std::uint64_t round, int attempt,
+                                  const RoundSums& sums, Duration wait);
+  // The worker needs no more data.
+  Status Done(const Sender& sender);
+  // What it held goes to the others.
+  void Lost(const TaskId& worker, const Status& why);
+
+  // Waits until every worker is done or lost and at least one is done (true), or the time is over
+  // (false). Unavailable if there has been no worker for rejoin_timeout.
+  Result<bool> WaitOver(Duration wait);
+  // Calls that wait, and later ones, no longer do.
+  void Stop();
+  std::vector<EpochCoverage> coverage() const;
+
+ private:
+  enum class Phase { kExpected, kAttached, kDone, kLost };
+  struct Worker {
+    Phase phase = Phase::kExpected;
+    std::uint64_t incarnation = 0;
+    Status end;
+  };
+  struct Epoch {
+    std::optional<SplitQueue> splits;  // asynchronous
+    std::int64_t first_batch = 0;
+    std::int64_t batches = 0;
+    bool reported = false;
+  };
+
+  // With the lock held.
+  bool Pause(std::unique_lock<std::mutex>& lock, Deadline deadline);
+  Status CheckSender(const Sender& sender) const;
+  Result<Epoch*> FindEpoch(const EpochKey& key, std::int64_t first_batch, bool rounds);
+  void Release(const TaskId& worker);
+  bool OverLocked() const;
+  EpochCoverage CoverageOf(const EpochKey& key, const Epoch& epoch) const;
+  void ReportIfOver(const EpochKey& key, Epoch& epoch);
+
+  const CoordinatorOptions options_;
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  std::map<TaskId, Worker> workers_;
+  std::vector<std::optional<DatasetInfo>> datasets_;
+  std::map<EpochKey, Epoch> epochs_;
+  std::optional<RoundTable> rounds_;  // from Open on
+  std::optional<Deadline> lonely_since_;
+  Status last_loss_;
+  bool stopped_ = false;
+};
+
+// The service; listens on `address` ("0.0.0.0:0") and serves `coordinator`, which must outlive it.
+class CoordinatorServer {
+ public:
+  virtual ~CoordinatorServer() = default;
+  virtual int port() const = 0;
+  static Result<std::unique_ptr<CoordinatorServer>> Start(const std::string& address,
+                                                          Coordinator& coordinator);
+};
+
+// A process's side of it. Waiting calls wait until there is an answer; they end with Abort's
+// status, or with Unavailable when the coordinator has not answered for `peer_timeout`.
+class CoordinatorClient {
+ public:
+  virtual ~CoordinatorClient() = default;
+  virtual Status Attach() = 0;
+  virtual Status OpenDataset(int dataset, const DatasetInfo& info) = 0;
+  // Nothing: the epoch is over.
+  virtual Result<std::optional<Split>> NextSplit(const EpochKey& epoch, std::int64_t first_batch,
+                                                 std::int64_t finished) = 0;
+  virtual Result<std::optional<RoundPart>> JoinRound(const EpochKey& epoch,
+                                                     std::int64_t first_batch) = 0;
+  // The sums of the whole round. Nothing: superseded.
+  virtual Result<std::optional<RoundSums>> FinishRound(const RoundPart& part,
+                                                       const RoundSums& sums) = 0;
+  virtual Status Done() = 0;
+  // From any thread.
+  virtual void Abort(const Status& why) = 0;
+
+  // `name`: who coordinates, "chief:0".
+  static std::unique_ptr<CoordinatorClient> Make(const std::string& address,
+                                                 const std::string& name, const Sender& self,
+                                                 std::chrono::milliseconds peer_timeout);
+};
+
+}  // namespace cohort::ps

@@ -1,0 +1,314 @@
+#include <functional>
+#include <thread>
+
+#include <grpcpp/grpcpp.h>
+
+#include <cohort/parameter_server.grpc.pb.h>
+#include "grpc_util.h"
+#include "parameter_server/coordinator.h"
+
+namespace cohort::ps {
+namespace {
+
+constexpr std::chrono::milliseconds kPoll{1'000};         // how long a waiting call is parked
+constexpr std::chrono::milliseconds kCallTimeout{5'000};  // beside that
+
+Result<Sender> SenderOf(const SenderId& from) {
+  COHORT_ASSIGN_OR_RETURN(const TaskId task, TaskId::Parse(from.task()));
+  return Sender{.task = task, .incarnation = from.incarnation()};
+}
+
+RoundSums SumsOf(double loss_sum, double weight,
+                 const google::protobuf::RepeatedField<double>& metric_sums) {
+  return {.loss_sum = loss_sum,
+          .weight = weight,
+          .metric_sums = {metric_sums.begin(), metric_sums.end()}};
+}
+
+// Blocking handlers, on gRPC's synchronous threads: as many calls are parked as there are workers.
+class Service final : public Coordination::Service {
+ public:
+  explicit Service(Coordinator& coordinator) : coordinator_(coordinator) {}
+
+  grpc::Status Attach(grpc::ServerContext*, const AttachRequest* request, AttachReply*) override {
+    return Answer(request->sender(),
+                  [&](const Sender& sender) -> Status { return coordinator_.Attach(sender); });
+  }
+
+  grpc::Status OpenDataset(grpc::ServerContext*, const OpenDatasetRequest* request,
+                           OpenDatasetReply*) override {
+    return ToGrpc(coordinator_.OpenDataset(request->sender().task(),
+                                           static_cast<int>(request->dataset()),
+                                           {.fingerprint = request->fingerprint(),
+                                            .examples = request->examples(),
+                                            .batch_size = request->batch_size()}));
+  }
+
+  grpc::Status NextSplit(grpc::ServerContext*, const NextSplitRequest* request,
+                         NextSplitReply* reply) override {
+    return Answer(request->sender(), [&](const Sender& sender) -> Status {
+      COHORT_ASSIGN_OR_RETURN(
+          const SplitReply got,
+          coordinator_.NextSplit(
+              sender, {.dataset = static_cast<int>(request->dataset()), .epoch = request->epoch()},
+              request->first_batch(), request->finished(), kPoll));
+      reply->set_kind(got.progress == Progress::kGo     ? NextSplitReply::SPLIT
+                      : got.progress == Progress::kOver ? NextSplitReply::EPOCH_OVER
+                                                        : NextSplitReply::WAIT);
+      reply->set_id(got.split.id);
+      reply->set_begin(got.split.begin);
+      reply->set_end(got.split.end);
+      return {};
+    });
+  }
+
+  grpc::Status JoinRound(grpc::ServerContext*, const JoinRoundRequest* request,
+                         JoinRoundReply* reply) override {
+    return Answer(request->sender(), [&](const Sender& sender) -> Status {
+      COHORT_ASSIGN_OR_RETURN(
+          const RoundReply got,
+          coordinator_.JoinRound(
+              sender, {.dataset = static_cast<int>(request->dataset()), .epoch = request->epoch()},
+              request->first_batch(), kPoll));
+      reply->set_kind(got.progress == Progress::kGo     ? JoinRoundReply::PART
+                      : got.progress == Progress::kOver ? JoinRoundReply::EPOCH_OVER
+                                                        : JoinRoundReply::WAIT);
+      Round* round = reply->mutable_round();
+      round->set_round(got.part.round);
+      round->set_attempt(static_cast<std::uint32_t>(got.part.attempt));
+      round->set_part(static_cast<std::uint32_t>(got.part.part));
+      round->set_parts(static_cast<std::uint32_t>(got.part.parts));
+      reply->set_batch(got.part.batch);
+      return {};
+    });
+  }
+
+  grpc::Status FinishRound(grpc::ServerContext*, const FinishRoundRequest* request,
+                           FinishRoundReply* reply) override {
+    return Answer(request->sender(), [&](const Sender& sender) -> Status {
+      COHORT_ASSIGN_OR_RETURN(
+          const FinishReply got,
+          coordinator_.FinishRound(
+              sender, request->round(), static_cast<int>(request->attempt()),
+              SumsOf(request->loss_sum(), request->weight(), request->metric_sums()), kPoll));
+      reply->set_kind(got.progress == Progress::kGo     ? FinishRoundReply::APPLIED
+                      : got.progress == Progress::kOver ? FinishRoundReply::SUPERSEDED
+                                                        : FinishRoundReply::WAIT);
+      reply->set_loss_sum(got.total.loss_sum);
+      reply->set_weight(got.total.weight);
+      reply->mutable_metric_sums()->Assign(got.total.metric_sums.begin(),
+                                           got.total.metric_sums.end());
+      return {};
+    });
+  }
+
+  grpc::Status Done(grpc::ServerContext*, const DoneRequest* request, DoneReply*) override {
+    return Answer(request->sender(),
+                  [&](const Sender& sender) -> Status { return coordinator_.Done(sender); });
+  }
+
+ private:
+  template <typename Handle>
+  static grpc::Status Answer(const SenderId& from, const Handle& handle) {
+    const Result<Sender> sender = SenderOf(from);
+    return ToGrpc(sender.ok() ? handle(*sender) : sender.status());
+  }
+
+  Coordinator& coordinator_;
+};
+
+class GrpcCoordinatorServer final : public CoordinatorServer {
+ public:
+  explicit GrpcCoordinatorServer(Coordinator& coordinator)
+      : coordinator_(coordinator), service_(coordinator) {}
+  ~GrpcCoordinatorServer() override {
+    if (server_ != nullptr) {
+      coordinator_.Stop();
+      server_->Shutdown(GrpcTimeout(std::chrono::milliseconds(200)));
+    }
+  }
+  Status Listen(const std::string& address) {
+    grpc::ServerBuilder builder;
+    builder.RegisterService(&service_);
+    COHORT_ASSIGN_OR_RETURN(server_, StartServer(builder, address, &port_));
+    return {};
+  }
+  int port() const override { return port_; }
+
+ private:
+  Coordinator& coordinator_;
+  Service service_;
+  int port_ = 0;
+  std::unique_ptr<grpc::Server> server_;
+};
+
+class GrpcCoordinatorClient final : public CoordinatorClient {
+ public:
+  GrpcCoordinatorClient(const std::string& address, const std::string& name, const Sender& self,
+                        std::chrono::milliseconds peer_timeout)
+      : name_(name + " (" + address + ")"),
+        peer_timeout_(peer_timeout),
+        stub_(Coordination::NewStub(NewChannel(address))) {
+    self_.set_task(self.task.ToString());
+    self_.set_incarnation(self.incarnation);
+  }
+
+  Status Attach() override {
+    AttachRequest request;
+    *request.mutable_sender() = self_;
+    AttachReply reply;
+    return Call([&](grpc::ClientContext* c) { return stub_->Attach(c, request, &reply); });
+  }
+
+  Status OpenDataset(int dataset, const DatasetInfo& info) override {
+    OpenDatasetRequest request;
+    *request.mutable_sender() = self_;
+    request.set_dataset(static_cast<std::uint32_t>(dataset));
+    request.set_fingerprint(info.fingerprint);
+    request.set_examples(info.examples);
+    request.set_batch_size(info.batch_size);
+    OpenDatasetReply reply;
+    return Call([&](grpc::ClientContext* c) { return stub_->OpenDataset(c, request, &reply); });
+  }
+
+  Result<std::optional<Split>> NextSplit(const EpochKey& epoch, std::int64_t first_batch,
+                                         std::int64_t finished) override {
+    NextSplitRequest request;
+    *request.mutable_sender() = self_;
+    request.set_dataset(static_cast<std::uint32_t>(epoch.dataset));
+    request.set_epoch(epoch.epoch);
+    request.set_first_batch(first_batch);
+    request.set_finished(finished);
+    NextSplitReply reply;
+    do {
+      COHORT_RETURN_IF_ERROR(
+          Call([&](grpc::ClientContext* c) { return stub_->NextSplit(c, request, &reply); }));
+    } while (reply.kind() == NextSplitReply::WAIT);
+    if (reply.kind() == NextSplitReply::EPOCH_OVER) {
+      return std::optional<Split>();
+    }
+    return std::optional<Split>({.id = reply.id(), .begin = reply.begin(), .end = reply.end()});
+  }
+
+  Result<std::optional<RoundPart>> JoinRound(const EpochKey& epoch,
+                                             std::int64_t first_batch) override {
+    JoinRoundRequest request;
+    *request.mutable_sender() = self_;
+    request.set_dataset(static_cast<std::uint32_t>(epoch.dataset));
+    request.set_epoch(epoch.epoch);
+    request.set_first_batch(first_batch);
+    JoinRoundReply reply;
+    do {
+      COHORT_RETURN_IF_ERROR(
+          Call([&](grpc::ClientContext* c) { return stub_->JoinRound(c, request, &reply); }));
+    } while (reply.kind() == JoinRoundReply::WAIT);
+    if (reply.kind() == JoinRoundReply::EPOCH_OVER) {
+      return std::optional<RoundPart>();
+    }
+    return std::optional<RoundPart>({.round = reply.round().round(),
+                                     .attempt = static_cast<int>(reply.round().attempt()),
+                                     .part = static_cast<int>(reply.round().part()),
+                                     .parts = static_cast<int>(reply.round().parts()),
+                                     .epoch = epoch,
+                                     .batch = reply.batch()});
+  }
+
+  Result<std::optional<RoundSums>> FinishRound(const RoundPart& part,
+                                               const RoundSums& sums) override {
+    FinishRoundRequest request;
+    *request.mutable_sender() = self_;
+    request.set_round(part.round);
+    request.set_attempt(static_cast<std::uint32_t>(part.attempt));
+    request.set_loss_sum(sums.loss_sum);
+    request.set_weight(sums.weight);
+    request.mutable_metric_sums()->Assign(sums.metric_sums.begin(), sums.metric_sums.end());
+    FinishRoundReply reply;
+    do {
+      COHORT_RETURN_IF_ERROR(
+          Call([&](grpc::ClientContext* c) { return stub_->FinishRound(c, request, &reply); }));
+    } while (reply.kind() == FinishRoundReply::WAIT);
+    if (reply.kind() == FinishRoundReply::SUPERSEDED) {
+      return std::optional<RoundSums>();
+    }
+    return std::optional(SumsOf(reply.loss_sum(), reply.weight(), reply.metric_sums()));
+  }
+
+  Status Done() override {
+    DoneRequest request;
+    *request.mutable_sender() = self_;
+    DoneReply reply;
+    return Call([&](grpc::ClientContext* c) { return stub_->Done(c, request, &reply); });
+  }
+
+  void Abort(const Status& why) override {
+    {
+      const std::lock_guard lock(mutex_);
+      if (aborted_.ok()) {
+        aborted_ = why;
+      }
+      if (context_ != nullptr) {
+        context_->TryCancel();
+      }
+    }
+    aborted_condition_.notify_all();
+  }
+
+ private:
+  // All requests may be repeated without harm.
+  Status Call(const std::function<grpc::Status(grpc::ClientContext*)>& rpc) {
+    const Deadline give_up = DeadlineAfter(peer_timeout_);
+    std::chrono::milliseconds backoff{20};
+    for (;;) {
+      grpc::ClientContext context;
+      context.set_deadline(GrpcTimeout(kPoll + kCallTimeout));
+      {
+        const std::lock_guard lock(mutex_);
+        COHORT_RETURN_IF_ERROR(aborted_);
+        context_ = &context;
+      }
+      const grpc::Status status = rpc(&context);
+      std::unique_lock lock(mutex_);
+      context_ = nullptr;
+      if (!aborted_.ok() && !status.ok()) {
+        return aborted_;
+      }
+      if (status.error_code() != grpc::StatusCode::UNAVAILABLE &&
+          status.error_code() != grpc::StatusCode::DEADLINE_EXCEEDED) {
+        return FromGrpc(status);
+      }
+      if (std::chrono::steady_clock::now() >= give_up) {
+        return Unavailable(
+            name_ + ", which coordinates the job, does not answer: " + status.error_message());
+      }
+      aborted_condition_.wait_for(lock, backoff, [this] { return !aborted_.ok(); });
+      backoff = std::min(backoff * 2, std::chrono::milliseconds(500));
+    }
+  }
+
+  const std::string name_;
+  const std::chrono::milliseconds peer_timeout_;
+  SenderId self_;
+  const std::unique_ptr<Coordination::Stub> stub_;
+  std::mutex mutex_;
+  std::condition_variable aborted_condition_;
+  Status aborted_;
+  grpc::ClientContext* context_ = nullptr;  // of the call under way
+};
+
+}  // namespace
+
+Result<std::unique_ptr<CoordinatorServer>> CoordinatorServer::Start(const std::string& address,
+                                                                    Coordinator& coordinator) {
+  auto server = std::make_unique<GrpcCoordinatorServer>(coordinator);
+  COHORT_RETURN_IF_ERROR(server->Listen(address));
+  return server;
+}
+
+std::unique_ptr<CoordinatorClient> CoordinatorClient::Make(const std::string& address,
+                                                           const std::string& name,
+                                                           const Sender& self,
+                                                           std::chrono::milliseconds peer_timeout) {
+  return std::make_unique<GrpcCoordinatorClient>(address, name, self, peer_timeout);
+}
+
+}  // namespace cohort::ps

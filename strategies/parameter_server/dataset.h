@@ -1,0 +1,38 @@
+// The parts of a data set that a process of a parameter-server job gets.
+
+#pragma once
+
+#include <functional>
+#include <memory>
+
+#include <cohort/data/dataset.h>
+#include <cohort/strategies/strategy.h>
+
+#include "parameter_server/coordinator.h"
+
+namespace cohort::ps {
+
+// What a data set for workers needs of the strategy; outlives the data set.
+struct Feed {
+  CoordinatorClient* coordinator = nullptr;
+  std::function<void()> begin;                   // an epoch begins
+  std::function<Status()> end;                   // an epoch is over for this worker
+  std::function<void(const RoundPart&)> round;   // the batch that Next returns is this part
+  std::function<Status(const Status&)> explain;  // a failed call: what the job knows of the reason
+};
+
+// Splits: whole batches, as the coordinator hands them out.
+std::unique_ptr<DistributedDataset> MakeSplitDataset(const data::Dataset& dataset, int number,
+                                                     Feed feed);
+// Rounds: this worker's part of each batch that it takes part in.
+std::unique_ptr<DistributedDataset> MakeRoundDataset(const data::Dataset& dataset, int number,
+                                                     Feed feed);
+// All of it (`begin` runs at the beginning of an epoch), or nothing.
+std::unique_ptr<DistributedDataset> MakeWholeDataset(const data::Dataset& dataset,
+                                                     std::function<Status()> begin);
+std::unique_ptr<DistributedDataset> MakeEmptyDataset();
+
+// What the coordinator must know of it, and what processes compare.
+DatasetInfo InfoOf(const data::Dataset& dataset);
+
+}  // namespace cohort::ps

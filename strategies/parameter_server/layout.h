@@ -1,0 +1,62 @@
+// Layout: how the variables of a model are cut into chunks and dealt to the servers. A pure
+// function of names, shapes and the number of servers, so every process computes the same one.
+//
+// A parameter is cut into chunks of equal size, at most kMaxChunkElements; chunks are placed
+// largest first on the server with the fewest elements so far, ties by index.
+
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <cohort/core/status.h>
+#include <cohort/core/tensor.h>
+#include <cohort/optim/parameter_set.h>
+
+namespace cohort::ps {
+
+inline constexpr std::int64_t kMaxChunkElements = std::int64_t{1} << 18;  // 1 MiB
+
+struct ParameterSpec {
+  std::string name;
+  Shape shape;
+  bool trainable = true;
+  std::int64_t offset = 0;  // in the arena of a client; a server need not know it
+
+  std::string ToString() const;  // "dense/kernel [784,512]"
+};
+
+// What clients and servers must agree on.
+struct ModelSpec {
+  std::vector<ParameterSpec> parameters;
+  std::string optimizer;  // Optimizer::config()
+  bool synchronous = false;
+  int servers = 1;
+
+  static ModelSpec Of(const ParameterSet& parameters, std::string optimizer, bool synchronous,
+                      int servers);
+  std::uint64_t Fingerprint() const;
+  // OK if `other` is the same model; else FailedPrecondition with the first difference, in which
+  // this spec is "declared" and `other` is `who`'s.
+  Status Compare(const ModelSpec& other, const std::string& who) const;
+};
+
+struct Chunk {
+  int parameter = 0;
+  std::int64_t begin = 0;  // element of the parameter
+  std::int64_t elements = 0;
+  std::int64_t offset = 0;  // element of a client's arena
+  int server = 0;
+  bool trainable = true;
+};
+
+// ContractError if servers < 1.
+std::vector<Chunk> MakeChunks(const ModelSpec& spec, std::int64_t max_elements = kMaxChunkElements);
+
+// Which chunks travel together: of one server, in order, at most max_bytes of payload each (a
+// larger chunk goes alone). `floats_per_element`: 1, or 1 + slots.
+std::vector<std::vector<int>> PackFrames(const std::vector<Chunk>& chunks, int server,
+                                         std::int64_t max_bytes, int floats_per_element = 1);
+
+}  // namespace cohort::ps

@@ -1,0 +1,109 @@
+#include "parameter_server/local_sink.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include <cohort/optim/gradients.h>
+
+namespace cohort::ps {
+
+LocalSink::LocalSink(const ParameterSet& parameters)
+    : parameters_(parameters),
+      arena_(DType::kFloat32, Shape{static_cast<std::int64_t>(parameters.all().size())}),
+      zeroed_(static_cast<std::size_t>(parameters.size())),
+      ready_(static_cast<std::size_t>(parameters.size())) {}
+
+void LocalSink::Begin(double weight, bool seed_with_weight, Stream& stream) {
+  std::fill(zeroed_.begin(), zeroed_.end(), 0);
+  std::fill(ready_.begin(), ready_.end(), 0);
+  weight_ = weight;
+  seed_with_weight_ = seed_with_weight;
+  stream_ = &stream;
+}
+
+void LocalSink::End() {
+  for (int p = 0; p < parameters_.size(); ++p) {
+    if (parameters_[p].trainable) {
+      Accumulator(p);
+    }
+  }
+  stream_ = nullptr;
+}
+
+std::shared_ptr<const void> LocalSink::owner() const { return std::make_shared<Tensor>(arena_); }
+
+double LocalSink::SquaredNorm() const {
+  double sum = 0;
+  for (int p = 0; p < parameters_.size(); ++p) {
+    if (parameters_[p].trainable) {
+      sum += cohort::SquaredNorm(SpanOf(p));
+    }
+  }
+  return sum;
+}
+
+std::span<float> LocalSink::SpanOf(int parameter) const {
+  return arena().subspan(static_cast<std::size_t>(parameters_[parameter].offset),
+                         static_cast<std::size_t>(parameters_[parameter].shape.elements()));
+}
+
+void LocalSink::CheckTrainable(int parameter) const {
+  Require(parameter >= 0 && parameter < parameters_.size(), "a parameter of the set");
+  Require(parameters_[parameter].trainable,
+          "gradients of trainable parameters only, not of " + parameters_[parameter].name);
+}
+
+std::span<float> LocalSink::Accumulator(int parameter) {
+  CheckTrainable(parameter);
+  const std::span<float> span = SpanOf(parameter);
+  char& zeroed = zeroed_[static_cast<std::size_t>(parameter)];
+  if (zeroed == 0) {
+    std::fill(span.begin(), span.end(), 0.0F);
+    zeroed = 1;
+  }
+  return span;
+}
+
+void LocalSink::AddSlices(int parameter, const IndexedSlices& slices) {
+  const std::span<float> to = Accumulator(parameter);
+  const Shape& shape = parameters_[parameter].shape;
+  Require(shape.rank() >= 1, "rows of a parameter that has rows");
+  const std::int64_t rows = shape[0];
+  const std::size_t width = rows == 0 ? 0 : to.size() / static_cast<std::size_t>(rows);
+  Require(slices.values.size() == slices.indices.size() * width, "as many rows as indices");
+  stream_->Enqueue([to, slices, rows, width, name = parameters_[parameter].name]() -> Status {
+    for (std::size_t i = 0; i < slices.indices.size(); ++i) {
+      const std::int64_t row = slices.indices[i];
+      if (row < 0 || row >= rows) {
+        return OutOfRange("gradient of " + name + ": row " + std::to_string(row) + " of " +
+                          std::to_string(rows));
+      }
+      float* out = to.data() + static_cast<std::size_t>(row) * width;
+      const float* in = slices.values.data() + i * width;
+      for (std::size_t j = 0; j < width; ++j) {
+        out[j] += in[j];
+      }
+    }
+    return {};
+  });
+}
+
+void LocalSink::Ready(int parameter) {
+  CheckTrainable(parameter);
+  char& ready = ready_[static_cast<std::size_t>(parameter)];
+  Require(ready == 0, "Ready once per pass, twice for " + parameters_[parameter].name);
+  ready = 1;
+}
+
+float LocalSink::loss_seed() const {
+  return seed_with_weight_ ? static_cast<float>(weight_) : 1.0F;
+}
+
+void LocalSink::SetWeight(double weight) {
+  Require(std::isfinite(weight) && weight >= 0, "a finite weight of at least 0");
+  Require(std::find(ready_.begin(), ready_.end(), 1) == ready_.end(),
+          "SetWeight before the first Ready");
+  weight_ = weight;
+}
+
+}  // namespace cohort::ps

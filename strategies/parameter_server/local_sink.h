@@ -1,0 +1,51 @@
+// LocalSink: the gradients of one replica, in an arena laid out as the parameters'.
+
+#pragma once
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include <cohort/core/tensor.h>
+#include <cohort/device/stream.h>
+#include <cohort/optim/gradient_sink.h>
+#include <cohort/optim/parameter_set.h>
+
+namespace cohort::ps {
+
+// Thread rules: the replica's thread; rows are added where the stream runs.
+class LocalSink final : public GradientSink {
+ public:
+  // `parameters` must outlive this.
+  explicit LocalSink(const ParameterSet& parameters);
+
+  // A pass begins, over `weight` examples. `seed_with_weight`: loss_seed() is the weight, or 1.
+  void Begin(double weight, bool seed_with_weight, Stream& stream);
+  // What the pass did not write is zero.
+  void End();
+  double weight() const { return weight_; }
+  std::span<float> arena() const { return arena_.data<float>(); }
+  // Keeps the arena's memory.
+  std::shared_ptr<const void> owner() const;
+  double SquaredNorm() const;  // over the trainable parameters
+
+  std::span<float> Accumulator(int parameter) override;
+  void AddSlices(int parameter, const IndexedSlices& slices) override;
+  void Ready(int parameter) override;
+  float loss_seed() const override;
+  void SetWeight(double weight) override;
+
+ private:
+  std::span<float> SpanOf(int parameter) const;
+  void CheckTrainable(int parameter) const;
+
+  const ParameterSet& parameters_;
+  Tensor arena_;
+  std::vector<char> zeroed_;  // by parameter, in this pass
+  std::vector<char> ready_;
+  double weight_ = 0;
+  bool seed_with_weight_ = true;
+  Stream* stream_ = nullptr;
+};
+
+}  // namespace cohort::ps

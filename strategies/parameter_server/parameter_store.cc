@@ -1,0 +1,417 @@
+#include "parameter_server/parameter_store.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace cohort::ps {
+namespace {
+
+constexpr std::size_t kMaxClients = 4096;  // incarnations remembered; the longest silent one goes
+constexpr std::uint32_t kMaxParts = 1 << 16;
+
+Error MakeError(Error::Kind kind, std::string message) {
+  Error error;
+  error.set_kind(kind);
+  error.set_message(std::move(message));
+  return error;
+}
+
+// Reads exactly `to.size()` floats; the frame's length has been checked.
+void ReadFloats(PayloadReader& payload, std::span<float> to) {
+  payload.Read(to.data(), to.size_bytes());
+}
+
+}  // namespace
+
+Status ParameterStore::Declare(const ModelSpec& spec, const std::string& who) {
+  const std::lock_guard lock(declare_mutex_);
+  if (declared_) {
+    return spec_.Compare(spec, who);
+  }
+  if (spec.servers < 1 || server_ >= spec.servers) {
+    return InvalidArgument(who + " declared " + std::to_string(spec.servers) +
+                           " servers to server " + std::to_string(server_));
+  }
+  COHORT_ASSIGN_OR_RETURN(optimizer_, MakeOptimizer(spec.optimizer));
+  std::int64_t mine = 0;
+  for (const Chunk& chunk : MakeChunks(spec)) {
+    blocks_.emplace_back();
+    if (chunk.server != server_) {
+      continue;
+    }
+    auto block = std::make_unique<Block>();
+    block->chunk = chunk;
+    const auto elements = static_cast<std::size_t>(chunk.elements);
+    block->value.resize(elements);
+    if (chunk.trainable) {
+      for (int s = 0; s < optimizer_->num_slots(); ++s) {
+        block->slots.emplace_back(elements, optimizer_->slot_initial_value(s));
+      }
+    }
+    blocks_.back() = std::move(block);
+    ++mine;
+  }
+  spec_ = spec;
+  fingerprint_ = spec.Fingerprint();
+  unassigned_ = mine;
+  declared_.store(true, std::memory_order_release);
+  return {};
+}
+
+ParameterStore::Block* ParameterStore::Find(std::uint32_t chunk) const {
+  return chunk < blocks_.size() ? blocks_[chunk].get() : nullptr;
+}
+
+std::string ParameterStore::NameOf(int chunk) const {
+  const Block* block = Find(static_cast<std::uint32_t>(chunk));
+  return block == nullptr ? "?"
+                          : spec_.parameters[static_cast<std::size_t>(block->chunk.parameter)].name;
+}
+
+Error ParameterStore::Check(const FrameHeader& header) const {
+  if (!declared_.load(std::memory_order_acquire)) {
+    return MakeError(Error::NOT_READY, "no model has been declared");
+  }
+  if (header.layout() != fingerprint_) {
+    return MakeError(Error::SPEC_MISMATCH, "the frame is of another model than was declared");
+  }
+  if (header.chunks_size() != header.versions_size()) {
+    return MakeError(Error::BAD_FRAME, std::to_string(header.chunks_size()) + " chunks and " +
+                                           std::to_string(header.versions_size()) + " versions");
+  }
+  std::uint32_t next = 0;
+  for (const std::uint32_t chunk : header.chunks()) {
+    if (Find(chunk) == nullptr) {
+      return MakeError(Error::UNKNOWN_CHUNK,
+                       "chunk " + std::to_string(chunk) + " is not one of this server's");
+    }
+    if (chunk < next) {
+      return MakeError(Error::BAD_FRAME, "chunk " + std::to_string(chunk) + " (" +
+                                             NameOf(static_cast<int>(chunk)) +
+                                             ") twice or out of order");
+    }
+    next = chunk + 1;
+  }
+  return {};
+}
+
+Error ParameterStore::Assign(const FrameHeader& header, PayloadReader payload) {
+  if (Error error = Check(header); error.kind() != Error::NONE) {
+    return error;
+  }
+  std::size_t floats = 0;
+  for (const std::uint32_t chunk : header.chunks()) {
+    const Block& block = *blocks_[chunk];
+    floats += block.value.size() * (1 + (header.slots() ? block.slots.size() : 0));
+  }
+  if (payload.remaining() != floats * sizeof(float)) {
+    return MakeError(Error::BAD_FRAME, "assignment of " + std::to_string(payload.remaining()) +
+                                           " bytes, its chunks have " +
+                                           std::to_string(floats * sizeof(float)));
+  }
+  for (int i = 0; i < header.chunks_size(); ++i) {
+    Block& block = *blocks_[header.chunks(i)];
+    const std::lock_guard lock(block.mutex);
+    ReadFloats(payload, block.value);
+    if (header.slots()) {
+      for (std::vector<float>& slot : block.slots) {
+        ReadFloats(payload, slot);
+      }
+    }
+    block.version = header.versions(i);
+    block.parts.clear();
+    if (!block.assigned) {
+      block.assigned = true;
+      unassigned_.fetch_sub(1, std::memory_order_acq_rel);
+    }
+  }
+  return {};
+}
+
+Error ParameterStore::CheckPush(const FrameHeader& header, const PayloadReader& payload) const {
+  if (Error error = Check(header); error.kind() != Error::NONE) {
+    return error;
+  }
+  if (!ready()) {
+    return MakeError(Error::NOT_READY, "not all variables have been initialised");
+  }
+  if (!(header.weight() >= 0 && header.weight() < 1e300) || header.sequence() == 0) {
+    return MakeError(Error::BAD_FRAME, "a push needs a sequence number and a weight");
+  }
+  if (header.has_round() != spec_.synchronous) {
+    return MakeError(Error::BAD_FRAME, spec_.synchronous ? "a push without its round"
+                                                         : "a round under asynchronous updates");
+  }
+  // A part without examples has no gradient.
+  const bool empty = spec_.synchronous && header.weight() == 0 && payload.remaining() == 0;
+  if (!spec_.synchronous && header.weight() == 0) {
+    return MakeError(Error::BAD_FRAME, "a push of weight 0");
+  }
+  const Round& round = header.round();
+  if (spec_.synchronous &&
+      (round.parts() == 0 || round.parts() > kMaxParts || round.part() >= round.parts())) {
+    return MakeError(Error::BAD_FRAME, "part " + std::to_string(round.part()) + " of " +
+                                           std::to_string(round.parts()));
+  }
+  std::size_t left = payload.remaining();
+  PayloadReader reader = payload;
+  for (int i = 0; i < header.chunks_size(); ++i) {
+    const std::uint32_t chunk = header.chunks(i);
+    const Block& block = *blocks_[chunk];
+    if (spec_.synchronous && round.round() > version(static_cast<int>(chunk)) + 1) {
+      return MakeError(Error::OUT_OF_ORDER, NameOf(static_cast<int>(chunk)) + ": round " +
+                                                std::to_string(round.round()) + " after version " +
+                                                std::to_string(version(static_cast<int>(chunk))));
+    }
+    if (empty) {
+      continue;
+    }
+    const std::size_t bytes = block.value.size() * sizeof(float);
+    if (left < bytes) {
+      return MakeError(Error::BAD_FRAME, NameOf(static_cast<int>(chunk)) + ": " +
+                                             std::to_string(left) + " bytes left of the payload, " +
+                                             std::to_string(bytes) + " needed");
+    }
+    left -= bytes;
+    if (!AllFinite(reader, block.value.size())) {
+      return MakeError(Error::NOT_FINITE,
+                       "the gradient of " + NameOf(static_cast<int>(chunk)) +
+                           " holds NaN or infinity [lower the learning rate, or look for a "
+                           "division by zero in the loss]");
+    }
+  }
+  if (!empty && left > 0) {
+    return MakeError(Error::BAD_FRAME,
+                     std::to_string(left) + " bytes of the payload belong to no chunk");
+  }
+  return {};
+}
+
+bool ParameterStore::Claim(std::uint64_t client, std::uint64_t sequence) {
+  std::unique_lock lock(clients_mutex_);
+  if (clients_.size() >= kMaxClients && !clients_.contains(client)) {
+    const auto oldest =
+        std::min_element(clients_.begin(), clients_.end(), [](const auto& a, const auto& b) {
+          return std::pair(!a.second.applying.empty(), a.second.last_use) <
+                 std::pair(!b.second.applying.empty(), b.second.last_use);
+        });
+    if (oldest->second.applying.empty()) {
+      clients_.erase(oldest);
+    }
+  }
+  Client& record = clients_[client];
+  record.last_use = ++uses_;
+  if (record.window.Claim(sequence)) {
+    record.applying.push_back(sequence);
+    return true;
+  }
+  // The first copy may still be at work on another thread: its effect is what this one reports. It
+  // was validated, so nothing keeps it from finishing.
+  applied_.wait(lock, [&] {
+    return std::find(record.applying.begin(), record.applying.end(), sequence) ==
+           record.applying.end();
+  });
+  return false;
+}
+
+void ParameterStore::Applied(std::uint64_t client, std::uint64_t sequence) {
+  {
+    const std::lock_guard lock(clients_mutex_);
+    std::erase(clients_[client].applying, sequence);
+  }
+  applied_.notify_all();
+}
+
+Error ParameterStore::Push(const FrameHeader& header, PayloadReader payload) {
+  if (Error error = CheckPush(header, payload); error.kind() != Error::NONE) {
+    const std::lock_guard lock(stats_mutex_);
+    ++stats_.rejected;
+    return error;
+  }
+  if (!Claim(header.client(), header.sequence())) {
+    const std::lock_guard lock(stats_mutex_);
+    ++stats_.duplicates;
+    return {};
+  }
+  for (int i = 0; i < header.chunks_size(); ++i) {
+    Block& block = *blocks_[header.chunks(i)];
+    const std::lock_guard lock(block.mutex);
+    if (spec_.synchronous) {
+      ApplyPart(block, header, payload);
+    } else {
+      ApplyAsynchronous(block, header, header.versions(i), payload);
+    }
+  }
+  Applied(header.client(), header.sequence());
+  const std::lock_guard lock(stats_mutex_);
+  ++stats_.pushes;
+  return {};
+}
+
+void ParameterStore::ApplyAsynchronous(Block& block, const FrameHeader& header, std::uint64_t base,
+                                       PayloadReader& payload) {
+  const std::uint64_t staleness = block.version > base ? block.version - base : 0;
+  if (block.chunk.trainable) {
+    Update(block, payload, static_cast<float>(1.0 / header.weight()));
+  } else {
+    // What is not trained moves by the difference that the worker's step made.
+    std::size_t done = 0;
+    PayloadReader::Staging staging;
+    while (done < block.value.size()) {
+      for (const float delta : payload.NextFloats(block.value.size() - done, staging)) {
+        block.value[done++] += delta;
+      }
+    }
+  }
+  ++block.version;
+  const std::lock_guard lock(stats_mutex_);
+  ++stats_.updates;
+  staleness_sum_ += staleness;
+  ++staleness_count_;
+  stats_.max_staleness = std::max(stats_.max_staleness, staleness);
+}
+
+void ParameterStore::ApplyPart(Block& block, const FrameHeader& header, PayloadReader& payload) {
+  const Round& round = header.round();
+  const bool empty = payload.remaining() == 0 && header.weight() == 0;
+  const std::size_t bytes = empty ? 0 : block.value.size() * sizeof(float);
+  if (round.round() <= block.version || (!block.parts.empty() && round.attempt() < block.attempt)) {
+    payload.Skip(bytes);  // the round is applied, or is being cut anew without this part
+    return;
+  }
+  if (block.parts.size() != round.parts() || block.attempt != round.attempt()) {
+    block.attempt = round.attempt();
+    block.parts.resize(round.parts());
+    for (Part& part : block.parts) {
+      part.present = false;
+    }
+  }
+  Part& part = block.parts[round.part()];
+  if (part.present) {
+    payload.Skip(bytes);
+    return;
+  }
+  part.present = true;
+  part.weight = header.weight();
+  part.values.resize(empty ? 0 : block.value.size());
+  ReadFloats(payload, part.values);
+  if (std::all_of(block.parts.begin(), block.parts.end(),
+                  [](const Part& p) { return p.present; })) {
+    Finish(block);
+  }
+}
+
+void ParameterStore::Finish(Block& block) {
+  // Summed in the order of the parts, whatever the order of arrival.
+  double weight = 0;
+  Part* first = nullptr;
+  int contributors = 0;
+  for (Part& part : block.parts) {
+    weight += part.weight;
+    if (part.values.empty() || part.weight == 0) {
+      continue;
+    }
+    ++contributors;
+    if (first == nullptr) {
+      first = &part;
+    }
+  }
+  if (first != nullptr && block.chunk.trainable) {
+    for (Part& part : block.parts) {
+      if (&part <= first || part.values.empty() || part.weight == 0) {
+        continue;
+      }
+      for (std::size_t i = 0; i < part.values.size(); ++i) {
+        first->values[i] += part.values[i];
+      }
+    }
+    PayloadReader sum(Segments{std::as_bytes(std::span<const float>(first->values))});
+    Update(block, sum, static_cast<float>(1.0 / weight));
+  } else if (first != nullptr && contributors == 1) {
+    block.value = first->values;
+  } else if (first != nullptr) {
+    for (std::size_t i = 0; i < block.value.size(); ++i) {
+      double sum = 0;
+      for (const Part& part : block.parts) {
+        if (!part.values.empty()) {
+          sum += part.weight * static_cast<double>(part.values[i]);
+        }
+      }
+      block.value[i] = static_cast<float>(sum / weight);
+    }
+  }
+  ++block.version;
+  for (Part& part : block.parts) {
+    part.present = false;
+  }
+  block.attempt = 0;
+  const std::lock_guard lock(stats_mutex_);
+  ++stats_.updates;
+}
+
+void ParameterStore::Update(Block& block, PayloadReader& gradient, float scale) {
+  PayloadReader::Staging staging;
+  std::vector<std::span<float>> slots(block.slots.size());
+  std::size_t done = 0;
+  while (done < block.value.size()) {
+    const std::span<const float> run = gradient.NextFloats(block.value.size() - done, staging);
+    for (std::size_t s = 0; s < slots.size(); ++s) {
+      slots[s] = std::span(block.slots[s]).subspan(done, run.size());
+    }
+    optimizer_->Apply({.value = std::span(block.value).subspan(done, run.size()),
+                       .gradient = run,
+                       .slots = slots,
+                       .gradient_scale = scale,
+                       .step = static_cast<std::int64_t>(block.version) + 1});
+    done += run.size();
+  }
+}
+
+Error ParameterStore::Plan(const FrameHeader& header, std::vector<Reading>* readings) const {
+  if (Error error = Check(header); error.kind() != Error::NONE) {
+    return error;
+  }
+  if (!ready()) {
+    return MakeError(Error::NOT_READY, "not all variables have been initialised");
+  }
+  for (int i = 0; i < header.chunks_size(); ++i) {
+    const Block& block = *blocks_[header.chunks(i)];
+    const std::lock_guard lock(block.mutex);
+    if (block.version >= header.versions(i)) {
+      readings->push_back(
+          {.chunk = static_cast<int>(header.chunks(i)),
+           .version = block.version,
+           .floats = block.value.size() * (1 + (header.slots() ? block.slots.size() : 0))});
+    }
+  }
+  return {};
+}
+
+void ParameterStore::Copy(Reading& reading, bool slots, std::span<float> to) const {
+  const Block& block = *blocks_[static_cast<std::size_t>(reading.chunk)];
+  const std::lock_guard lock(block.mutex);
+  reading.version = block.version;
+  float* out = std::copy(block.value.begin(), block.value.end(), to.data());
+  if (slots) {
+    for (const std::vector<float>& slot : block.slots) {
+      out = std::copy(slot.begin(), slot.end(), out);
+    }
+  }
+}
+
+std::uint64_t ParameterStore::version(int chunk) const {
+  const Block& block = *blocks_[static_cast<std::size_t>(chunk)];
+  const std::lock_guard lock(block.mutex);
+  return block.version;
+}
+
+StoreStats ParameterStore::stats() const {
+  const std::lock_guard lock(stats_mutex_);
+  StoreStats stats = stats_;
+  stats.mean_staleness = staleness_count_ == 0 ? 0
+                                               : static_cast<double>(staleness_sum_) /
+                                                     static_cast<double>(staleness_count_);
+  return stats;
+}
+
+}  // namespace cohort::ps

@@ -1,0 +1,125 @@
+// ParameterStore: one server's chunks, their optimizer slots, and what is done to them. No network:
+// frames come in decoded, results go out as values.
+//
+// A chunk has a lock and a version, the number of updates applied to it. Every frame is checked as
+// a whole before any of it has an effect, so a rejected frame changes nothing.
+//
+// Thread rules: all methods from any thread. Declare before everything else; until every chunk has
+// been assigned, Read and Apply answer NOT_READY.
+
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <cohort/core/status.h>
+#include <cohort/optim/optimizer.h>
+
+#include "parameter_server/frame.h"
+#include "parameter_server/layout.h"
+#include "parameter_server/payload.h"
+#include "parameter_server/sequence_window.h"
+
+namespace cohort::ps {
+
+struct StoreStats {
+  std::uint64_t pushes = 0;  // frames applied
+  std::uint64_t duplicates = 0;
+  std::uint64_t rejected = 0;
+  std::uint64_t updates = 0;  // of chunks
+  double mean_staleness = 0;  // updates by others between a gradient's pull and its push
+  std::uint64_t max_staleness = 0;
+};
+
+class ParameterStore {
+ public:
+  explicit ParameterStore(int server) : server_(server) {}
+
+  // The first call says what the model is; later ones are compared. `who` sends it.
+  Status Declare(const ModelSpec& spec, const std::string& who);
+  bool ready() const { return unassigned_.load(std::memory_order_acquire) == 0; }
+
+  // What is wrong with a frame, or kind NONE.
+  Error Assign(const FrameHeader& header, PayloadReader payload);
+  // At most once for each (client, sequence): a repetition answers as the first time did.
+  Error Push(const FrameHeader& header, PayloadReader payload);
+
+  struct Reading {
+    int chunk;
+    std::uint64_t version;
+    std::size_t floats;  // with slots, where asked for
+  };
+  // The chunks of a pull (or of a push with `pull`) that are new enough, with their sizes; copied
+  // by Copy, which sets the version that was copied. Two steps, so that the caller owns the memory.
+  Error Plan(const FrameHeader& header, std::vector<Reading>* readings) const;
+  void Copy(Reading& reading, bool slots, std::span<float> to) const;
+  std::uint64_t version(int chunk) const;
+
+  StoreStats stats() const;
+  // The parameter that a chunk is part of; for messages.
+  std::string NameOf(int chunk) const;
+
+ private:
+  struct Part {
+    bool present = false;
+    double weight = 0;
+    std::vector<float> values;
+  };
+  struct Block {
+    Chunk chunk;
+    mutable std::mutex mutex;
+    // Below: under `mutex`.
+    std::vector<float> value;
+    std::vector<std::vector<float>> slots;
+    std::uint64_t version = 0;
+    bool assigned = false;
+    // The synchronous round version + 1 as far as it has arrived.
+    std::uint32_t attempt = 0;
+    std::vector<Part> parts;
+  };
+  struct Client {
+    SequenceWindow window;
+    std::vector<std::uint64_t> applying;
+    std::uint64_t last_use = 0;
+  };
+
+  Error Check(const FrameHeader& header) const;
+  Error CheckPush(const FrameHeader& header, const PayloadReader& payload) const;
+  bool Claim(std::uint64_t client, std::uint64_t sequence);
+  void Applied(std::uint64_t client, std::uint64_t sequence);
+  void ApplyAsynchronous(Block& block, const FrameHeader& header, std::uint64_t base,
+                         PayloadReader& payload);
+  void ApplyPart(Block& block, const FrameHeader& header, PayloadReader& payload);
+  void Finish(Block& block);
+  void Update(Block& block, PayloadReader& gradient, float scale);
+  Block* Find(std::uint32_t chunk) const;
+
+  const int server_;
+  mutable std::mutex declare_mutex_;
+  // Set once by Declare, published by `declared_`.
+  ModelSpec spec_;
+  std::uint64_t fingerprint_ = 0;
+  std::unique_ptr<Optimizer> optimizer_;
+  std::vector<std::unique_ptr<Block>> blocks_;  // by chunk; null: another server's
+  std::atomic<bool> declared_{false};
+  std::atomic<std::int64_t> unassigned_{1};
+
+  mutable std::mutex clients_mutex_;
+  std::condition_variable applied_;
+  std::map<std::uint64_t, Client> clients_;
+  std::uint64_t uses_ = 0;
+
+  mutable std::mutex stats_mutex_;
+  StoreStats stats_;
+  std::uint64_t staleness_sum_ = 0;
+  std::uint64_t staleness_count_ = 0;
+};
+
+}  // namespace cohort::ps

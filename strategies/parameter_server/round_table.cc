@@ -1,0 +1,158 @@
+#include "parameter_server/round_table.h"
+
+#include <algorithm>
+
+namespace cohort::ps {
+namespace {
+
+void Add(const RoundSums& from, RoundSums* to) {
+  to->loss_sum += from.loss_sum;
+  to->weight += from.weight;
+  to->metric_sums.resize(std::max(to->metric_sums.size(), from.metric_sums.size()));
+  for (std::size_t m = 0; m < from.metric_sums.size(); ++m) {
+    to->metric_sums[m] += from.metric_sums[m];
+  }
+}
+
+}  // namespace
+
+void RoundTable::OpenEpoch(const EpochKey& epoch, std::int64_t first_batch,
+                           std::int64_t end_batch) {
+  epochs_.try_emplace(epoch, Epoch{.first = first_batch, .next = first_batch, .end = end_batch});
+}
+
+RoundTable::Reply RoundTable::Join(const TaskId& worker, const EpochKey& epoch, RoundPart* part) {
+  if (running_) {
+    const auto member = members_.find(worker);
+    if (member != members_.end() && !member->second.finished && epoch == epoch_) {
+      *part = {.round = round_,
+               .attempt = attempt_,
+               .part = member->second.part,
+               .parts = parts_,
+               .epoch = epoch_,
+               .batch = epochs_[epoch_].next};
+      return Reply::kGo;
+    }
+  }
+  const auto found = epochs_.find(epoch);
+  if (found == epochs_.end() || found->second.next >= found->second.end) {
+    return Reply::kOver;
+  }
+  asking_[worker] = epoch;
+  FormIfComplete();
+  return running_ && members_.contains(worker) && !members_[worker].finished
+             ? Join(worker, epoch, part)
+             : Reply::kWait;
+}
+
+void RoundTable::FormIfComplete() {
+  // Who asked for an epoch that has ended meanwhile is told so when it asks again.
+  std::erase_if(asking_, [this](const auto& entry) {
+    const Epoch& epoch = epochs_[entry.second];
+    return epoch.next >= epoch.end;
+  });
+  if (running_ || asking_.empty() ||
+      !std::all_of(expected_.begin(), expected_.end(),
+                   [this](const TaskId& task) { return asking_.contains(task); })) {
+    return;
+  }
+  // All ask for the same epoch, but for one that came back and is still on its way there.
+  epoch_ = std::min_element(asking_.begin(), asking_.end(), [](const auto& a, const auto& b) {
+             return a.second < b.second;
+           })->second;
+  members_.clear();
+  left_behind_.clear();
+  for (auto entry = asking_.begin(); entry != asking_.end();) {
+    if (entry->second == epoch_) {
+      const int part = static_cast<int>(members_.size());
+      members_[entry->first].part = part;
+      entry = asking_.erase(entry);
+    } else {
+      ++entry;
+    }
+  }
+  parts_ = static_cast<int>(members_.size());
+  expected_.clear();
+  for (const auto& [task, member] : members_) {
+    expected_.insert(task);
+  }
+  running_ = true;
+}
+
+RoundTable::Reply RoundTable::Finish(const TaskId& worker, std::uint64_t round, int attempt,
+                                     const RoundSums& sums, RoundSums* total) {
+  if (round == last_round_ && last_round_ != 0) {
+    *total = last_total_;
+    return Reply::kGo;
+  }
+  const auto member = members_.find(worker);
+  if (!running_ || round != round_ || attempt != attempt_ || member == members_.end()) {
+    return Reply::kOver;
+  }
+  if (!member->second.finished) {
+    member->second.finished = true;
+    member->second.sums = sums;
+    CompleteIfFinished();
+  }
+  if (round == last_round_) {
+    *total = last_total_;
+    return Reply::kGo;
+  }
+  return Reply::kWait;
+}
+
+void RoundTable::CompleteIfFinished() {
+  if (!running_ || !std::all_of(members_.begin(), members_.end(),
+                                [](const auto& m) { return m.second.finished; })) {
+    return;
+  }
+  last_total_ = {};
+  for (const auto& [task, member] : members_) {  // in the order of the parts
+    Add(member.sums, &last_total_);
+  }
+  for (const RoundSums& sums : left_behind_) {
+    Add(sums, &last_total_);
+  }
+  last_round_ = round_++;
+  attempt_ = 0;
+  running_ = false;
+  ++epochs_[epoch_].next;
+  FormIfComplete();
+}
+
+void RoundTable::CutAnew() {
+  ++superseded_;
+  ++attempt_;
+  left_behind_.clear();
+  int part = 0;
+  for (auto& [task, member] : members_) {
+    member = {.part = part++};
+  }
+  parts_ = part;
+  running_ = parts_ > 0;  // with nobody left, the batch waits for those who come
+}
+
+void RoundTable::Leave(const TaskId& worker) {
+  asking_.erase(worker);
+  expected_.erase(worker);
+  if (const auto member = members_.find(worker); running_ && member != members_.end()) {
+    const bool finished = member->second.finished;
+    if (finished) {
+      left_behind_.push_back(member->second.sums);
+    }
+    members_.erase(member);
+    if (finished) {
+      CompleteIfFinished();  // its part stands in the servers
+    } else {
+      CutAnew();
+    }
+  }
+  FormIfComplete();
+}
+
+std::int64_t RoundTable::applied(const EpochKey& epoch) const {
+  const auto found = epochs_.find(epoch);
+  return found == epochs_.end() ? 0 : found->second.next - found->second.first;
+}
+
+}  // namespace cohort::ps

@@ -1,0 +1,101 @@
+// RoundTable: who takes part in which synchronous round, and with which part of the batch.
+//
+// A round is one global batch, cut among the workers that are there when it begins. It ends when
+// every one of them has said that its part stands in the servers, with the sums of its part. If one
+// of them is lost before, the batch is cut anew among the others (the next attempt); servers drop
+// the parts of an older attempt, so the batch counts once. Workers that come join the next round.
+//
+// Rounds are numbered from base + 1 through all epochs: the version that variables have afterwards.
+//
+// Not synchronised.
+
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include <cohort/cluster/cluster_spec.h>
+
+namespace cohort::ps {
+
+// A data set of the job and an epoch of it.
+struct EpochKey {
+  int dataset = 0;
+  std::int64_t epoch = 0;
+  friend auto operator<=>(const EpochKey&, const EpochKey&) = default;
+};
+
+struct RoundPart {
+  std::uint64_t round = 0;
+  int attempt = 0;
+  int part = 0;
+  int parts = 1;
+  EpochKey epoch;
+  std::int64_t batch = 0;
+  friend bool operator==(const RoundPart&, const RoundPart&) = default;
+};
+
+struct RoundSums {
+  double loss_sum = 0;
+  double weight = 0;
+  std::vector<double> metric_sums;
+};
+
+class RoundTable {
+ public:
+  // The first round waits for all of `expected`.
+  RoundTable(std::uint64_t base_round, std::set<TaskId> expected)
+      : round_(base_round + 1), expected_(std::move(expected)) {}
+
+  // Gives an epoch its batches [first, end), once.
+  void OpenEpoch(const EpochKey& epoch, std::int64_t first_batch, std::int64_t end_batch);
+
+  enum class Reply { kWait, kGo, kOver };
+  // kGo: *part is this worker's; the same until it finishes. kOver: the epoch is.
+  Reply Join(const TaskId& worker, const EpochKey& epoch, RoundPart* part);
+  // kGo: the round is applied, *total has its sums. kOver: superseded, to join again.
+  Reply Finish(const TaskId& worker, std::uint64_t round, int attempt, const RoundSums& sums,
+               RoundSums* total);
+  // Lost, or done: rounds go on without it.
+  void Leave(const TaskId& worker);
+
+  // Batches of the epoch that were applied.
+  std::int64_t applied(const EpochKey& epoch) const;
+  std::int64_t superseded() const { return superseded_; }
+
+ private:
+  struct Epoch {
+    std::int64_t first = 0;
+    std::int64_t next = 0;  // batch
+    std::int64_t end = 0;
+  };
+  struct Member {
+    int part = 0;
+    bool finished = false;
+    RoundSums sums;
+  };
+
+  void FormIfComplete();
+  void CutAnew();
+  void CompleteIfFinished();
+
+  std::map<EpochKey, Epoch> epochs_;
+  std::uint64_t round_;  // the running one, or the next
+  int attempt_ = 0;
+  std::set<TaskId> expected_;          // whom the next round waits for
+  std::map<TaskId, EpochKey> asking_;  // who wants to take part in it
+  bool running_ = false;
+  EpochKey epoch_;                      // of the running round
+  std::map<TaskId, Member> members_;    // of the running round that are still there
+  std::vector<RoundSums> left_behind_;  // finished parts of members that have gone since
+  int parts_ = 0;
+  std::uint64_t last_round_ = 0;
+  RoundSums last_total_;
+  std::int64_t superseded_ = 0;
+};
+
+}  // namespace cohort::ps

@@ -1,0 +1,210 @@
+#include "parameter_server/server.h"
+
+#include <condition_variable>
+#include <mutex>
+
+#include <grpcpp/grpcpp.h>
+
+#include <cohort/parameter_server.grpc.pb.h>
+#include "grpc_util.h"
+#include "parameter_server/wire.h"
+
+namespace cohort::ps {
+namespace {
+
+using Context = grpc::CallbackServerContext;
+
+grpc::ServerUnaryReactor* Reply(Context* context, const grpc::Status& status = grpc::Status::OK) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  reactor->Finish(status);
+  return reactor;
+}
+
+Result<ModelSpec> SpecOf(const DeclareRequest& request) {
+  ModelSpec spec;
+  spec.optimizer = request.optimizer();
+  spec.synchronous = request.synchronous();
+  spec.servers = static_cast<int>(request.servers());
+  for (const auto& parameter : request.parameters()) {
+    std::int64_t elements = 1;
+    for (const std::int64_t dim : parameter.dims()) {
+      if (dim < 0 || __builtin_mul_overflow(elements, dim, &elements) ||
+          elements > (std::int64_t{1} << 48)) {
+        return InvalidArgument("declaration of " + parameter.name() + ": impossible shape");
+      }
+    }
+    spec.parameters.push_back({.name = parameter.name(),
+                               .shape = Shape(std::vector<std::int64_t>(parameter.dims().begin(),
+                                                                        parameter.dims().end())),
+                               .trainable = parameter.trainable()});
+  }
+  return spec;
+}
+
+using Base = Servers::WithCallbackMethod_Declare<
+    Servers::WithCallbackMethod_Stats<Servers::WithCallbackMethod_Drain<
+        Servers::WithRawCallbackMethod_Assign<Servers::WithRawCallbackMethod_Pull<
+            Servers::WithRawCallbackMethod_Push<Servers::Service>>>>>>;
+
+class Service final : public Base {
+ public:
+  Service(int index, Log log) : index_(index), log_(std::move(log)), store_(index) {}
+
+  ParameterStore& store() { return store_; }
+
+  bool WaitDrained(Deadline deadline) {
+    std::unique_lock lock(mutex_);
+    return drained_condition_.wait_until(lock, deadline, [&] { return drained_; });
+  }
+
+  grpc::ServerUnaryReactor* Declare(Context* context, const DeclareRequest* request,
+                                    DeclareReply* reply) override {
+    if (static_cast<int>(request->server()) != index_) {
+      return Reply(context, ToGrpc(FailedPrecondition(
+                                request->sender() +
+                                " takes this process for ps:" + std::to_string(request->server()) +
+                                ", it is ps:" + std::to_string(index_) +
+                                " [check the addresses in the cluster configuration]")));
+    }
+    const Result<ModelSpec> spec = SpecOf(*request);
+    const Status status = spec.ok() ? store_.Declare(*spec, request->sender()) : spec.status();
+    reply->set_ready(status.ok() && store_.ready());
+    return Reply(context, ToGrpc(status));
+  }
+
+  grpc::ServerUnaryReactor* Stats(Context* context, const StatsRequest* /*request*/,
+                                  StatsReply* reply) override {
+    const StoreStats stats = store_.stats();
+    reply->set_pushes(stats.pushes);
+    reply->set_duplicates(stats.duplicates);
+    reply->set_rejected(stats.rejected);
+    reply->set_updates(stats.updates);
+    reply->set_mean_staleness(stats.mean_staleness);
+    reply->set_max_staleness(stats.max_staleness);
+    return Reply(context);
+  }
+
+  grpc::ServerUnaryReactor* Drain(Context* context, const DrainRequest* /*request*/,
+                                  DrainReply* /*reply*/) override {
+    {
+      const std::lock_guard lock(mutex_);
+      drained_ = true;
+    }
+    drained_condition_.notify_all();
+    return Reply(context);
+  }
+
+  grpc::ServerUnaryReactor* Assign(Context* context, const grpc::ByteBuffer* request,
+                                   grpc::ByteBuffer* reply) override {
+    const Result<ReceivedFrame> received = Receive(*request);
+    Error error = BadFrame(received.status());
+    if (received.ok()) {
+      error = store_.Assign(received->frame.header, received->frame.payload);
+    }
+    return Finish(context, std::move(error), {}, false, reply);
+  }
+
+  grpc::ServerUnaryReactor* Pull(Context* context, const grpc::ByteBuffer* request,
+                                 grpc::ByteBuffer* reply) override {
+    const Result<ReceivedFrame> received = Receive(*request);
+    Error error = BadFrame(received.status());
+    std::vector<ParameterStore::Reading> readings;
+    if (received.ok()) {
+      error = store_.Plan(received->frame.header, &readings);
+    }
+    return Finish(context, std::move(error), std::move(readings),
+                  received.ok() && received->frame.header.slots(), reply);
+  }
+
+  grpc::ServerUnaryReactor* Push(Context* context, const grpc::ByteBuffer* request,
+                                 grpc::ByteBuffer* reply) override {
+    const Result<ReceivedFrame> received = Receive(*request);
+    Error error = BadFrame(received.status());
+    std::vector<ParameterStore::Reading> readings;
+    if (received.ok()) {
+      const FrameHeader& header = received->frame.header;
+      error = store_.Push(header, received->frame.payload);
+      if (error.kind() == Error::NONE && header.pull()) {
+        error = store_.Plan(header, &readings);
+      }
+    }
+    return Finish(context, std::move(error), std::move(readings), false, reply);
+  }
+
+ private:
+  static Error BadFrame(const Status& status) {
+    Error error;
+    if (!status.ok()) {
+      error.set_kind(Error::BAD_FRAME);
+      error.set_message(status.message());
+    }
+    return error;
+  }
+
+  grpc::ServerUnaryReactor* Finish(Context* context, Error error,
+                                   std::vector<ParameterStore::Reading> readings, bool slots,
+                                   grpc::ByteBuffer* reply) {
+    FrameHeader header;
+    std::vector<grpc::Slice> payload;
+    if (error.kind() != Error::NONE) {
+      log_.Warning("ps:" + std::to_string(index_) + " rejected a frame of " + context->peer() +
+                   ": " + error.message());
+      *header.mutable_error() = std::move(error);
+    }
+    for (ParameterStore::Reading& reading : readings) {
+      std::span<float> memory;
+      payload.push_back(NewSlice(reading.floats, &memory));
+      store_.Copy(reading, slots, memory);
+      header.add_chunks(static_cast<std::uint32_t>(reading.chunk));
+      header.add_versions(reading.version);
+    }
+    *reply = Assemble(header, std::move(payload));
+    return Reply(context);
+  }
+
+  const int index_;
+  const Log log_;
+  ParameterStore store_;
+  std::mutex mutex_;
+  std::condition_variable drained_condition_;
+  bool drained_ = false;
+};
+
+class GrpcServer final : public Server {
+ public:
+  GrpcServer(int index, const Log& log) : service_(index, log) {}
+
+  ~GrpcServer() override {
+    if (server_ != nullptr) {
+      server_->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(200));
+    }
+  }
+
+  Status Listen(const std::string& address) {
+    grpc::ServerBuilder builder;
+    builder.RegisterService(&service_);
+    COHORT_ASSIGN_OR_RETURN(
+        server_, StartServer(builder, address, &port_, {.max_message_bytes = kMaxMessageBytes}));
+    return {};
+  }
+
+  int port() const override { return port_; }
+  ParameterStore& store() override { return service_.store(); }
+  bool WaitDrained(Deadline deadline) override { return service_.WaitDrained(deadline); }
+
+ private:
+  Service service_;
+  int port_ = 0;
+  std::unique_ptr<grpc::Server> server_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<Server>> Server::Start(const std::string& address, int index,
+                                              const Log& log) {
+  auto server = std::make_unique<GrpcServer>(index, log);
+  COHORT_RETURN_IF_ERROR(server->Listen(address));
+  return server;
+}
+
+}  // namespace cohort::ps

@@ -1,0 +1,32 @@
+// Server: a ParameterStore behind gRPC.
+//
+// Frames are handled on gRPC's threads, where they arrive. Nothing that a client sends ends the
+// process or blocks another client's frames.
+
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include <cohort/core/clock.h>
+#include <cohort/core/log.h>
+#include <cohort/core/status.h>
+
+#include "parameter_server/parameter_store.h"
+
+namespace cohort::ps {
+
+class Server {
+ public:
+  virtual ~Server() = default;  // closes the connections; waits for the handlers at work
+  virtual int port() const = 0;
+  virtual ParameterStore& store() = 0;
+  // Has a client said that the job is over? Waits for it until the deadline.
+  virtual bool WaitDrained(Deadline deadline) = 0;
+
+  // Listens on `address` ("0.0.0.0:2222", port 0 for any). `index`: of the ps task.
+  static Result<std::unique_ptr<Server>> Start(const std::string& address, int index,
+                                               const Log& log);
+};
+
+}  // namespace cohort::ps

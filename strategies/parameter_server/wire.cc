@@ -1,0 +1,50 @@
+#include "parameter_server/wire.h"
+
+namespace cohort::ps {
+
+Result<ReceivedFrame> Receive(const grpc::ByteBuffer& buffer) {
+  ReceivedFrame received;
+  if (!buffer.Valid() || !buffer.Dump(&received.slices).ok()) {
+    return InvalidArgument("frame: no message");
+  }
+  Segments segments;
+  segments.reserve(received.slices.size());
+  for (const grpc::Slice& slice : received.slices) {
+    segments.push_back({reinterpret_cast<const std::byte*>(slice.begin()), slice.size()});
+  }
+  COHORT_ASSIGN_OR_RETURN(received.frame, DecodeFrame(std::move(segments)));
+  return received;
+}
+
+grpc::ByteBuffer Assemble(const FrameHeader& header, std::vector<grpc::Slice> payload) {
+  std::size_t bytes = 0;
+  for (const grpc::Slice& slice : payload) {
+    bytes += slice.size();
+  }
+  payload.insert(payload.begin(), grpc::Slice(EncodeFramePrefix(header, bytes)));
+  return {payload.data(), payload.size()};
+}
+
+grpc::Slice NewSlice(std::size_t floats, std::span<float>* memory) {
+  grpc_slice slice = grpc_slice_malloc_large(floats * sizeof(float));
+  *memory = {reinterpret_cast<float*>(GRPC_SLICE_START_PTR(slice)), floats};
+  return {slice, grpc::Slice::STEAL_REF};
+}
+
+grpc::Slice BorrowSlice(std::span<const float> memory, std::shared_ptr<const void> owner) {
+  using Owner = std::shared_ptr<const void>;
+  return {const_cast<float*>(memory.data()), memory.size_bytes(),
+          [](void* user) { delete static_cast<Owner*>(user); }, new Owner(std::move(owner))};
+}
+
+std::string ListenAddress(const std::string& task_address) {
+  const std::size_t colon = task_address.rfind(':');
+  const std::string port = colon == std::string::npos ? "0" : task_address.substr(colon + 1);
+  return (task_address.starts_with('[') ? "[::]:" : "0.0.0.0:") + port;
+}
+
+std::string WithPort(const std::string& task_address, int port) {
+  return task_address.substr(0, task_address.rfind(':')) + ":" + std::to_string(port);
+}
+
+}  // namespace cohort::ps

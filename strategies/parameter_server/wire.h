@@ -1,0 +1,39 @@
+// Between frames and gRPC's byte buffers.
+
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <grpcpp/grpcpp.h>
+#include <grpcpp/support/byte_buffer.h>
+
+#include <cohort/core/status.h>
+
+#include "parameter_server/frame.h"
+
+namespace cohort::ps {
+
+// A received frame with the memory that it borrows.
+struct ReceivedFrame {
+  std::vector<grpc::Slice> slices;
+  DecodedFrame frame;
+};
+Result<ReceivedFrame> Receive(const grpc::ByteBuffer& buffer);
+
+// A frame of `header` and the given pieces of payload.
+grpc::ByteBuffer Assemble(const FrameHeader& header, std::vector<grpc::Slice> payload);
+
+// Memory that is to be filled before it is sent: floats, and the slice that owns them.
+grpc::Slice NewSlice(std::size_t floats, std::span<float>* memory);
+// Memory of `owner`, which lives until gRPC has let go of the slice; nothing is copied.
+grpc::Slice BorrowSlice(std::span<const float> memory, std::shared_ptr<const void> owner);
+
+// "0.0.0.0:2222" from "host:2222": a server listens on all interfaces, at its task's port.
+std::string ListenAddress(const std::string& task_address);
+// "host:40123" from "host:0": where others find a task that was bound to this port.
+std::string WithPort(const std::string& task_address, int port);
+
+}  // namespace cohort::ps

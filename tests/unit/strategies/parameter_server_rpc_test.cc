@@ -1,0 +1,380 @@
+// Servers, clients and the coordinator's service over real connections, as threads of one process.
+
+#include <gmock/gmock.h>
+#include <grpcpp/generic/generic_stub.h>
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+
+#include <future>
+#include <limits>
+#include <numeric>
+#include <thread>
+
+#include <cohort/core/random.h>
+#include <cohort/optim/optimizers.h>
+
+#include "grpc_util.h"
+#include "parameter_server/client.h"
+#include "parameter_server/coordinator.h"
+#include "parameter_server/server.h"
+#include "parameter_server/wire.h"
+
+namespace cohort::ps {
+namespace {
+
+using std::chrono::milliseconds;
+using ::testing::Each;
+using ::testing::HasSubstr;
+
+class ServersTest : public ::testing::Test {
+ protected:
+  void Start(int servers) {
+    for (int s = 0; s < servers; ++s) {
+      servers_.push_back(OrThrow(Server::Start("127.0.0.1:0", s, Log())));
+      addresses_.push_back("127.0.0.1:" + std::to_string(servers_.back()->port()));
+    }
+    // Several chunks and frames, and odd sizes.
+    spec_.parameters = {{"wide", {3000, 701}, true, 0}, {"bias", {13}, true, 3000 * 701 + 8}};
+    elements_ = 3000 * 701 + 8 + 16;
+    spec_.optimizer = Sgd({.learning_rate = 1})->config();
+    spec_.servers = servers;
+  }
+  std::unique_ptr<Client> NewClient(std::uint64_t incarnation,
+                                    milliseconds patience = milliseconds(20'000)) {
+    return Client::Make(spec_, addresses_,
+                        {.incarnation = incarnation,
+                         .task = "worker:" + std::to_string(incarnation),
+                         .peer_timeout = patience});
+  }
+  // Declares, and assigns `value` everywhere.
+  void Initialise(float value = 0) {
+    const auto chief = NewClient(1000);
+    OrThrow(chief->Declare());
+    OrThrow(chief->Assign(std::vector<float>(elements_, value), {}, 0));
+  }
+  static Gradient GradientOf(const std::shared_ptr<std::vector<float>>& values, double weight = 1) {
+    return {.arena = *values, .owner = values, .weight = weight};
+  }
+  // Whether all chunks' elements are `value`: the gaps between parameters belong to none.
+  void ExpectAll(std::span<const float> arena, float value) const {
+    for (std::size_t i = 0; i < 3000 * 701; ++i) {
+      ASSERT_EQ(arena[i], value) << i;
+    }
+    for (std::size_t i = 0; i < 13; ++i) {
+      ASSERT_EQ(arena[3000 * 701 + 8 + i], value) << i;
+    }
+  }
+
+  std::vector<std::unique_ptr<Server>> servers_;
+  std::vector<std::string> addresses_;
+  ModelSpec spec_;
+  std::size_t elements_ = 0;
+};
+
+TEST_F(ServersTest, ValuesComeBackAsTheyWereAssigned) {
+  Start(3);
+  const auto client = NewClient(1);
+  OrThrow(client->Declare());
+  std::vector<float> values(elements_);
+  std::iota(values.begin(), values.end(), 0.0F);
+  OrThrow(client->Assign(values, {}, 7));
+  EXPECT_EQ(client->version(), 7U);
+  const auto other = NewClient(2);
+  OrThrow(other->Declare());
+  std::vector<float> got(elements_, -1);
+  OrThrow(other->Pull(got, /*everything=*/true));
+  EXPECT_EQ(other->version(), 7U);
+  for (const Chunk& chunk : other->chunks()) {
+    const auto begin = static_cast<std::size_t>(chunk.offset);
+    for (std::size_t i = begin; i < begin + static_cast<std::size_t>(chunk.elements); ++i) {
+      ASSERT_EQ(got[i], values[i]);
+    }
+  }
+  EXPECT_EQ(got[3000 * 701], -1) << "nothing between the parameters is touched";
+}
+
+TEST_F(ServersTest, NothingIsLostOfWhatManyClientsPush) {
+  Start(2);
+  Initialise();
+  constexpr int kClients = 3;
+  constexpr int kPushes = 12;
+  std::vector<std::future<void>> clients;
+  for (int c = 1; c <= kClients; ++c) {
+    clients.push_back(std::async(std::launch::async, [&, c] {
+      const auto client = NewClient(static_cast<std::uint64_t>(c));
+      OrThrow(client->Declare());
+      std::vector<float> values(elements_);
+      OrThrow(client->Pull(values, true));
+      const auto gradient =
+          std::make_shared<std::vector<float>>(elements_, static_cast<float>(-2 * c));
+      for (int i = 0; i < kPushes; ++i) {
+        OrThrow(client->Push(GradientOf(gradient, 2), values));
+      }
+    }));
+  }
+  for (std::future<void>& client : clients) {
+    client.get();
+  }
+  const auto reader = NewClient(99);
+  std::vector<float> values(elements_);
+  OrThrow(reader->Pull(values, true));
+  ExpectAll(values, kPushes * (1 + 2 + 3));
+  EXPECT_EQ(reader->version(), static_cast<std::uint64_t>(kClients * kPushes));
+  const StoreStats stats = OrThrow(reader->Stats());
+  EXPECT_EQ(stats.duplicates, 0U);
+  EXPECT_EQ(stats.rejected, 0U);
+  EXPECT_LE(stats.max_staleness, static_cast<std::uint64_t>(kClients * kPushes));
+}
+
+TEST_F(ServersTest, OnePullBringsOnlyWhatIsNewer) {
+  Start(1);
+  Initialise();
+  const auto a = NewClient(1);
+  const auto b = NewClient(2);
+  std::vector<float> values(elements_);
+  OrThrow(a->Pull(values, true));
+  OrThrow(b->Pull(values, true));
+  OrThrow(b->Push(GradientOf(std::make_shared<std::vector<float>>(elements_, 1.0F)), values));
+  std::fill(values.begin(), values.end(), 5.0F);
+  OrThrow(b->Pull(values, false));
+  ExpectAll(values, 5);
+  OrThrow(a->Pull(values, false));
+  ExpectAll(values, -1);
+}
+
+TEST_F(ServersTest, SlotsAndStepsGoThereAndBack) {
+  Start(2);
+  spec_.optimizer = Adam({})->config();
+  const auto client = NewClient(1);
+  OrThrow(client->Declare());
+  std::vector<float> values(elements_, 1);
+  std::vector<float> m(elements_, 2);
+  std::vector<float> v(elements_, 3);
+  const std::vector<std::span<float>> slots = {m, v};
+  OrThrow(client->Assign(values, slots, 41));
+  for (std::vector<float>* state : {&values, &m, &v}) {
+    std::fill(state->begin(), state->end(), 0.0F);
+  }
+  const auto other = NewClient(2);
+  OrThrow(other->PullState(values, slots));
+  ExpectAll(values, 1);
+  ExpectAll(m, 2);
+  ExpectAll(v, 3);
+  EXPECT_EQ(other->version(), 41U);
+}
+
+TEST_F(ServersTest, AnotherModelIsRefusedByName) {
+  Start(2);
+  Initialise();
+  spec_.parameters[1].shape = Shape{14};
+  const auto client = NewClient(1);
+  const Status status = client->Declare();
+  EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
+  EXPECT_THAT(status.message(), HasSubstr("declared bias [13], worker:1 has bias [14]"));
+  std::vector<float> values(elements_ + 16);
+  EXPECT_EQ(client->Pull(values, true).code(), StatusCode::kFailedPrecondition);
+}
+
+TEST_F(ServersTest, SwappedAddressesAreNoticed) {
+  Start(2);
+  std::swap(addresses_[0], addresses_[1]);
+  const Status status = NewClient(1)->Declare();
+  EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
+  EXPECT_THAT(status.message(), HasSubstr("takes this process for ps:0, it is ps:1"));
+}
+
+TEST_F(ServersTest, AGradientThatIsNotFiniteIsRefusedAndTheServerLives) {
+  Start(1);
+  Initialise();
+  const auto client = NewClient(1);
+  std::vector<float> values(elements_);
+  OrThrow(client->Pull(values, true));
+  const auto gradient = std::make_shared<std::vector<float>>(elements_, 1.0F);
+  (*gradient)[3000 * 701 + 10] = std::numeric_limits<float>::quiet_NaN();
+  const Status status = client->Push(GradientOf(gradient), values);
+  EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+  EXPECT_THAT(status.message(), HasSubstr("gradient of bias"));
+  (*gradient)[3000 * 701 + 10] = 1;
+  EXPECT_TRUE(client->Push(GradientOf(gradient), values).ok());
+}
+
+TEST_F(ServersTest, FuzzedMessagesGetErrorsAndTheServerLives) {
+  Start(1);
+  Initialise();
+  grpc::GenericStub stub(NewChannel(addresses_[0], {.max_message_bytes = kMaxMessageBytes}));
+  const auto send = [&](const std::string& method, const std::string& bytes) {
+    grpc::Slice slice(bytes);
+    grpc::ByteBuffer request(&slice, 1);
+    grpc::ByteBuffer reply;
+    grpc::ClientContext context;
+    std::promise<grpc::Status> done;
+    stub.UnaryCall(&context, "/cohort.ps.Servers/" + method, grpc::StubOptions(), &request, &reply,
+                   [&done](const grpc::Status& status) { done.set_value(status); });
+    EXPECT_TRUE(done.get_future().get().ok());
+    const Result<ReceivedFrame> received = Receive(reply);
+    ASSERT_TRUE(received.ok()) << received.status().ToString();
+    if (method != "Pull") {
+      EXPECT_NE(received->frame.header.error().kind(), Error::NONE);
+      EXPECT_NE(received->frame.header.error().message(), "");
+    }
+  };
+  FrameHeader header;
+  header.set_client(5);
+  header.set_sequence(1);
+  header.set_layout(spec_.Fingerprint());
+  header.set_weight(1);
+  header.add_chunks(0);
+  header.add_versions(0);
+  const std::string good = EncodeFramePrefix(header, 64) + std::string(64, 'x');
+  const Philox random(4);
+  for (std::uint64_t i = 0; i < 300; ++i) {
+    const Philox::Block draw = random.At(i);
+    std::string bytes = good.substr(0, draw[0] % (good.size() + 1));
+    if (!bytes.empty()) {
+      bytes[draw[1] % bytes.size()] = static_cast<char>(draw[2]);
+    }
+    const char* methods[] = {"Push", "Assign", "Pull"};
+    send(methods[i % 3], bytes);
+  }
+  const auto client = NewClient(1);
+  std::vector<float> values(elements_, 9);
+  OrThrow(client->Pull(values, true));
+  ExpectAll(values, 0);
+}
+
+TEST_F(ServersTest, AServerThatIsGoneIsNamed) {
+  Start(2);
+  Initialise();
+  const auto client = NewClient(1, milliseconds(300));
+  std::vector<float> values(elements_);
+  OrThrow(client->Pull(values, true));
+  servers_[1].reset();
+  const Status status =
+      client->Push(GradientOf(std::make_shared<std::vector<float>>(elements_, 1.0F)), values);
+  EXPECT_EQ(status.code(), StatusCode::kUnavailable);
+  EXPECT_THAT(status.message(), HasSubstr("ps:1 (" + addresses_[1] + ")"));
+}
+
+TEST_F(ServersTest, ARestartedServerIsNotTakenForTheOldOne) {
+  Start(1);
+  Initialise();
+  const auto client = NewClient(1);
+  std::vector<float> values(elements_);
+  OrThrow(client->Pull(values, true));
+  servers_[0].reset();
+  servers_[0] = OrThrow(Server::Start(addresses_[0], 0, Log()));
+  const Status status =
+      client->Push(GradientOf(std::make_shared<std::vector<float>>(elements_, 1.0F)), values);
+  EXPECT_EQ(status.code(), StatusCode::kUnavailable);
+  EXPECT_THAT(status.message(), HasSubstr("has lost its variables"));
+}
+
+TEST_F(ServersTest, AbortEndsACallThatWaits) {
+  Start(1);
+  Initialise();
+  servers_[0].reset();
+  const auto client = NewClient(1, milliseconds(60'000));
+  std::vector<float> values(elements_);
+  std::future<Status> pull =
+      std::async(std::launch::async, [&] { return client->Pull(values, true); });
+  client->Abort(Unavailable("worker:3 is gone"));
+  ASSERT_EQ(pull.wait_for(std::chrono::seconds(20)), std::future_status::ready);
+  EXPECT_EQ(pull.get(), Unavailable("worker:3 is gone"));
+  EXPECT_EQ(client->Drain(), Unavailable("worker:3 is gone"));
+}
+
+TEST_F(ServersTest, DrainEndsTheWait) {
+  Start(2);
+  EXPECT_FALSE(servers_[0]->WaitDrained(DeadlineAfter(milliseconds(1))));
+  OrThrow(NewClient(1)->Drain());
+  EXPECT_TRUE(servers_[0]->WaitDrained(DeadlineAfter(milliseconds(1))));
+  EXPECT_TRUE(servers_[1]->WaitDrained(DeadlineAfter(milliseconds(1))));
+}
+
+TEST_F(ServersTest, APortThatIsTakenIsAnError) {
+  Start(1);
+  EXPECT_EQ(Server::Start(addresses_[0], 1, Log()).status().code(), StatusCode::kAlreadyExists);
+}
+
+// ---- Coordinator --------------------------------------------------------------------------------
+
+class CoordinatorServiceTest : public ::testing::Test {
+ protected:
+  CoordinatorServiceTest()
+      : coordinator_({.workers = {{TaskType::kWorker, 0}, {TaskType::kWorker, 1}}}),
+        server_(OrThrow(CoordinatorServer::Start("127.0.0.1:0", coordinator_))) {}
+  std::unique_ptr<CoordinatorClient> NewWorker(int index) {
+    auto client = CoordinatorClient::Make(
+        "127.0.0.1:" + std::to_string(server_->port()), "chief:0",
+        {.task = {TaskType::kWorker, index}, .incarnation = static_cast<std::uint64_t>(index) + 1},
+        milliseconds(20'000));
+    OrThrow(client->Attach());
+    OrThrow(client->OpenDataset(0, {.fingerprint = 5, .examples = 1000, .batch_size = 10}));
+    return client;
+  }
+
+  Coordinator coordinator_;
+  std::unique_ptr<CoordinatorServer> server_;
+};
+
+TEST_F(CoordinatorServiceTest, WorkersShareAnEpochAndLeaveItTogether) {
+  coordinator_.Open(0);
+  const auto work = [this](int index) {
+    const auto worker = NewWorker(index);
+    std::int64_t seen = 0;
+    std::int64_t finished = 0;
+    while (const auto split = OrThrow(worker->NextSplit({}, 0, finished))) {
+      seen += split->end - split->begin;
+      finished = split->id;
+    }
+    OrThrow(worker->Done());
+    return seen;
+  };
+  std::future<std::int64_t> first = std::async(std::launch::async, work, 0);
+  std::future<std::int64_t> second = std::async(std::launch::async, work, 1);
+  EXPECT_EQ(first.get() + second.get(), 1000);
+  EXPECT_TRUE(OrThrow(coordinator_.WaitOver(milliseconds(0))));
+  EXPECT_EQ(coordinator_.coverage().at(0).seen, 1000);
+}
+
+TEST_F(CoordinatorServiceTest, RoundsPassSumsOn) {
+  coordinator_.Open(6);
+  const auto work = [this](int index) {
+    const auto worker = NewWorker(index);
+    std::uint64_t rounds = 0;
+    while (const auto part = OrThrow(worker->JoinRound({}, 0))) {
+      EXPECT_EQ(part->round, 7 + rounds);
+      EXPECT_EQ(part->parts, 2);
+      const auto sums =
+          OrThrow(worker->FinishRound(*part, {1.0 + index, 2.0, {static_cast<double>(index)}}));
+      EXPECT_TRUE(sums.has_value());
+      EXPECT_EQ(sums->loss_sum, 3.0);
+      EXPECT_EQ(sums->weight, 4.0);
+      EXPECT_EQ(sums->metric_sums, std::vector<double>{1.0});
+      ++rounds;
+    }
+    return rounds;
+  };
+  std::future<std::uint64_t> first = std::async(std::launch::async, work, 0);
+  std::future<std::uint64_t> second = std::async(std::launch::async, work, 1);
+  EXPECT_EQ(first.get(), 100U);
+  EXPECT_EQ(second.get(), 100U);
+}
+
+TEST_F(CoordinatorServiceTest, AbortEndsAWait) {
+  const auto worker = NewWorker(0);  // nothing is handed out: the coordinator is not open
+  auto next = std::async(std::launch::async, [&] { return worker->NextSplit({}, 0, 0).status(); });
+  worker->Abort(Unavailable("ps:0 is gone"));
+  ASSERT_EQ(next.wait_for(std::chrono::seconds(20)), std::future_status::ready);
+  EXPECT_EQ(next.get(), Unavailable("ps:0 is gone"));
+}
+
+TEST_F(CoordinatorServiceTest, AStrangerIsRefused) {
+  const auto stranger = CoordinatorClient::Make(
+      "127.0.0.1:" + std::to_string(server_->port()), "chief:0",
+      {.task = {TaskType::kWorker, 9}, .incarnation = 1}, milliseconds(1'000));
+  EXPECT_EQ(stranger->Attach().code(), StatusCode::kFailedPrecondition);
+}
+
+}  // namespace
+}  // namespace cohort::ps

@@ -1,0 +1,371 @@
+// One server's store: updates, exactly-once, rounds, and everything that a client may get wrong.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <thread>
+
+#include <cohort/core/random.h>
+#include <cohort/optim/optimizers.h>
+
+#include "parameter_server/parameter_store.h"
+
+namespace cohort::ps {
+namespace {
+
+using ::testing::Each;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+class StoreTest : public ::testing::Test {
+ protected:
+  // Two variables, a [4] and b [2]; `fixed` [1] is not trained by gradients.
+  void Declare(const Optimizer& optimizer, bool synchronous = false) {
+    spec_ = {.parameters = {{"a", {4}, true, 0}, {"b", {2}, true, 16}, {"fixed", {1}, false, 32}},
+             .optimizer = optimizer.config(),
+             .synchronous = synchronous,
+             .servers = 1};
+    OrThrow(store_.Declare(spec_, "chief:0"));
+  }
+  void Assign(std::vector<float> values, std::uint64_t version = 0) {
+    FrameHeader header = Header({0, 1, 2}, version);
+    ASSERT_EQ(store_.Assign(header, Payload(values)).kind(), Error::NONE);
+  }
+
+  FrameHeader Header(std::vector<std::uint32_t> chunks, std::uint64_t version = 0) {
+    FrameHeader header;
+    header.set_client(1);
+    header.set_layout(spec_.Fingerprint());
+    for (const std::uint32_t chunk : chunks) {
+      header.add_chunks(chunk);
+      header.add_versions(version);
+    }
+    return header;
+  }
+  FrameHeader PushHeader(double weight = 1) {
+    FrameHeader header = Header({0, 1, 2});
+    header.set_sequence(++sequence_);
+    header.set_weight(weight);
+    return header;
+  }
+  FrameHeader RoundHeader(std::uint64_t round, int part, int parts, double weight,
+                          int attempt = 0) {
+    FrameHeader header = PushHeader(weight);
+    header.set_client(static_cast<std::uint64_t>(part) + 1);
+    header.mutable_round()->set_round(round);
+    header.mutable_round()->set_part(static_cast<std::uint32_t>(part));
+    header.mutable_round()->set_parts(static_cast<std::uint32_t>(parts));
+    header.mutable_round()->set_attempt(static_cast<std::uint32_t>(attempt));
+    return header;
+  }
+  // Borrows; `values` must outlive it.
+  static PayloadReader Payload(const std::vector<float>& values) {
+    return PayloadReader(Segments{std::as_bytes(std::span(values))});
+  }
+  std::vector<float> Read(int chunk) {
+    FrameHeader header = Header({static_cast<std::uint32_t>(chunk)});
+    std::vector<ParameterStore::Reading> readings;
+    EXPECT_EQ(store_.Plan(header, &readings).kind(), Error::NONE);
+    std::vector<float> values(readings.at(0).floats);
+    store_.Copy(readings[0], false, values);
+    return values;
+  }
+  Error Push(const FrameHeader& header, const std::vector<float>& values) {
+    return store_.Push(header, Payload(values));
+  }
+
+  ParameterStore store_{0};
+  ModelSpec spec_;
+  std::uint64_t sequence_ = 0;
+  const std::vector<float> ones_{1, 1, 1, 1, 1, 1, 1};
+};
+
+TEST_F(StoreTest, NothingIsServedBeforeAllIsAssigned) {
+  EXPECT_EQ(Push(PushHeader(), ones_).kind(), Error::NOT_READY);
+  Declare(*Sgd({.learning_rate = 1}));
+  EXPECT_EQ(Push(PushHeader(), ones_).kind(), Error::NOT_READY);
+  std::vector<ParameterStore::Reading> readings;
+  EXPECT_EQ(store_.Plan(Header({0}), &readings).kind(), Error::NOT_READY);
+  const std::vector<float> some{1, 2, 3, 4};
+  EXPECT_EQ(store_.Assign(Header({0}), Payload(some)).kind(), Error::NONE);
+  EXPECT_FALSE(store_.ready());
+  Assign({1, 2, 3, 4, 5, 6, 7}, 12);
+  EXPECT_TRUE(store_.ready());
+  EXPECT_THAT(Read(1), ElementsAre(5, 6));
+  EXPECT_EQ(store_.version(1), 12U);
+}
+
+TEST_F(StoreTest, DeclaringAgainComparesAndChangesNothing) {
+  Declare(*Sgd({.learning_rate = 1}));
+  Assign({1, 2, 3, 4, 5, 6, 7});
+  EXPECT_TRUE(store_.Declare(spec_, "worker:0").ok());
+  ModelSpec other = spec_;
+  other.parameters[1].name = "c";
+  EXPECT_THAT(store_.Declare(other, "worker:1").message(),
+              HasSubstr("declared b [2], worker:1 has c [2]"));
+  EXPECT_THAT(Read(0), ElementsAre(1, 2, 3, 4));
+}
+
+TEST_F(StoreTest, AnUnknownOptimizerIsRefused) {
+  ModelSpec spec{.parameters = {{"a", {4}}}, .optimizer = R"({"name":"magic"})", .servers = 1};
+  EXPECT_EQ(store_.Declare(spec, "chief:0").code(), StatusCode::kInvalidArgument);
+  EXPECT_FALSE(store_.ready());
+}
+
+TEST_F(StoreTest, APushIsTheMeanOverItsOwnBatch) {
+  Declare(*Sgd({.learning_rate = 1}));
+  Assign({0, 0, 0, 0, 0, 0, 0});
+  EXPECT_EQ(Push(PushHeader(4), {4, 8, 0, 0, 12, 0, 0.5}).kind(), Error::NONE);
+  EXPECT_THAT(Read(0), ElementsAre(-1, -2, 0, 0));
+  EXPECT_THAT(Read(1), ElementsAre(-3, 0));
+  EXPECT_THAT(Read(2), ElementsAre(0.5)) << "what is not trained moves by the difference";
+  EXPECT_EQ(store_.version(0), 1U);
+}
+
+TEST_F(StoreTest, TheOptimizerIsTheOneOfASingleProcess) {
+  const auto optimizer = Adam({.learning_rate = 0.1});
+  Declare(*optimizer);
+  Assign({1, 2, 3, 4, 5, 6, 7});
+  std::vector<float> value{1, 2, 3, 4, 5, 6};
+  std::vector<float> m(6, 0);
+  std::vector<float> v(6, 0);
+  for (int step = 1; step <= 5; ++step) {
+    std::vector<float> gradient(7);
+    for (std::size_t i = 0; i < 7; ++i) {
+      gradient[i] = std::sin(static_cast<float>(step * 10) + static_cast<float>(i));
+    }
+    gradient[6] = 0;
+    ASSERT_EQ(Push(PushHeader(3), gradient).kind(), Error::NONE);
+    const std::span<float> slots[] = {m, v};
+    optimizer->Apply({.value = value,
+                      .gradient = std::span(gradient).first(6),
+                      .slots = slots,
+                      .gradient_scale = static_cast<float>(1.0 / 3),
+                      .step = step});
+  }
+  EXPECT_EQ(Read(0), std::vector<float>(value.begin(), value.begin() + 4));
+  EXPECT_EQ(Read(1), std::vector<float>(value.begin() + 4, value.end()));
+}
+
+TEST_F(StoreTest, ARepeatedPushIsAppliedOnceOnly) {
+  Declare(*Sgd({.learning_rate = 1}));
+  Assign({0, 0, 0, 0, 0, 0, 0});
+  const FrameHeader header = PushHeader();
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(Push(header, ones_).kind(), Error::NONE);
+  }
+  EXPECT_THAT(Read(0), Each(-1));
+  EXPECT_EQ(store_.stats().duplicates, 2U);
+  FrameHeader other = header;  // another process, or its successor, counts from 1 again
+  other.set_client(2);
+  EXPECT_EQ(Push(other, ones_).kind(), Error::NONE);
+  EXPECT_THAT(Read(0), Each(-2));
+}
+
+TEST_F(StoreTest, StalenessIsMeasured) {
+  Declare(*Sgd({.learning_rate = 1}));
+  Assign({0, 0, 0, 0, 0, 0, 0});
+  for (int i = 0; i < 3; ++i) {
+    Push(PushHeader(), ones_);  // all computed from version 0
+  }
+  EXPECT_EQ(store_.stats().max_staleness, 2U);
+  EXPECT_DOUBLE_EQ(store_.stats().mean_staleness, 1.0);
+  EXPECT_EQ(store_.stats().updates, 9U);
+}
+
+TEST_F(StoreTest, WrongFramesChangeNothingAndNameTheParameter) {
+  Declare(*Sgd({.learning_rate = 1}));
+  Assign({1, 2, 3, 4, 5, 6, 7});
+  FrameHeader header = PushHeader();
+  header.set_layout(1);
+  EXPECT_EQ(Push(header, ones_).kind(), Error::SPEC_MISMATCH);
+
+  header = PushHeader();
+  header.set_chunks(2, 77);
+  EXPECT_EQ(Push(header, ones_).kind(), Error::UNKNOWN_CHUNK);
+
+  header = PushHeader();
+  header.set_chunks(1, 0);
+  EXPECT_EQ(Push(header, ones_).kind(), Error::BAD_FRAME) << "a chunk twice";
+
+  header = PushHeader();
+  header.add_versions(3);
+  EXPECT_EQ(Push(header, ones_).kind(), Error::BAD_FRAME);
+
+  Error error = Push(PushHeader(), {1, 1, 1, 1, 1});
+  EXPECT_EQ(error.kind(), Error::BAD_FRAME);
+  EXPECT_THAT(error.message(), HasSubstr("b: 4 bytes left"));
+  EXPECT_EQ(Push(PushHeader(), {1, 1, 1, 1, 1, 1, 1, 1}).kind(), Error::BAD_FRAME);
+  EXPECT_EQ(Push(PushHeader(), {}).kind(), Error::BAD_FRAME);
+
+  for (const float bad :
+       {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    error = Push(PushHeader(), {1, 1, 1, 1, 1, bad, 1});
+    EXPECT_EQ(error.kind(), Error::NOT_FINITE);
+    EXPECT_THAT(error.message(), HasSubstr("gradient of b"));
+  }
+  for (const double weight : {0.0, -1.0, std::nan(""), std::numeric_limits<double>::infinity()}) {
+    EXPECT_EQ(Push(PushHeader(weight), ones_).kind(), Error::BAD_FRAME);
+  }
+  header = PushHeader();
+  header.set_sequence(0);
+  EXPECT_EQ(Push(header, ones_).kind(), Error::BAD_FRAME);
+  EXPECT_EQ(Push(RoundHeader(1, 0, 1, 1), ones_).kind(), Error::BAD_FRAME);
+
+  const std::vector<float> six{1, 1, 1, 1, 1, 1};
+  EXPECT_EQ(store_.Assign(Header({0, 1, 2}), Payload(six)).kind(), Error::BAD_FRAME);
+
+  EXPECT_THAT(Read(0), ElementsAre(1, 2, 3, 4));
+  EXPECT_THAT(Read(1), ElementsAre(5, 6));
+  EXPECT_EQ(store_.stats().pushes, 0U);
+  EXPECT_GT(store_.stats().rejected, 10U);
+}
+
+TEST_F(StoreTest, SlotsTravelWithTheirChunk) {
+  Declare(*Sgd({.learning_rate = 1, .momentum = 0.5}));
+  FrameHeader header = Header({0, 1, 2}, 9);
+  header.set_slots(true);
+  const std::vector<float> state{1, 2, 3, 4, 10, 20, 30, 40, 5, 6, 50, 60, 7};
+  ASSERT_EQ(store_.Assign(header, Payload(state)).kind(), Error::NONE);
+  std::vector<ParameterStore::Reading> readings;
+  ASSERT_EQ(store_.Plan(header, &readings).kind(), Error::NONE);
+  std::vector<float> read;
+  for (ParameterStore::Reading& reading : readings) {
+    std::vector<float> part(reading.floats);
+    store_.Copy(reading, true, part);
+    read.insert(read.end(), part.begin(), part.end());
+    EXPECT_EQ(reading.version, 9U);
+  }
+  EXPECT_EQ(read, state);
+}
+
+TEST_F(StoreTest, OnlyWhatIsNewerIsRead) {
+  Declare(*Sgd({.learning_rate = 1}));
+  Assign({0, 0, 0, 0, 0, 0, 0}, 5);
+  std::vector<ParameterStore::Reading> readings;
+  EXPECT_EQ(store_.Plan(Header({0, 1, 2}, 6), &readings).kind(), Error::NONE);
+  EXPECT_TRUE(readings.empty());
+  FrameHeader push = Header({1}, 5);
+  push.set_sequence(1);
+  push.set_weight(1);
+  const std::vector<float> two{1, 1};
+  ASSERT_EQ(store_.Push(push, Payload(two)).kind(), Error::NONE);
+  EXPECT_EQ(store_.Plan(Header({0, 1, 2}, 6), &readings).kind(), Error::NONE);
+  ASSERT_EQ(readings.size(), 1U);
+  EXPECT_EQ(readings[0].chunk, 1);
+}
+
+// ---- Rounds -------------------------------------------------------------------------------------
+
+TEST_F(StoreTest, ARoundIsAppliedWhenAllPartsAreThereInTheOrderOfParts) {
+  Declare(*Sgd({.learning_rate = 1}), /*synchronous=*/true);
+  Assign({0, 0, 0, 0, 0, 0, 0});
+  // In floats 1e8 + -1e8 + 1 is 1, in another order 0.
+  const std::vector<float> big(7, 1e8F);
+  const std::vector<float> minus(7, -1e8F);
+  EXPECT_EQ(Push(RoundHeader(1, 2, 3, 1), ones_).kind(), Error::NONE);
+  EXPECT_EQ(Push(RoundHeader(1, 1, 3, 1), minus).kind(), Error::NONE);
+  EXPECT_THAT(Read(0), Each(0));
+  EXPECT_EQ(store_.version(0), 0U);
+  EXPECT_EQ(Push(RoundHeader(1, 0, 3, 2), big).kind(), Error::NONE);
+  EXPECT_THAT(Read(0), Each(-0.25)) << "divided by the weights of all parts";
+  EXPECT_EQ(store_.version(0), 1U);
+  EXPECT_EQ(Push(RoundHeader(1, 0, 3, 2), big).kind(), Error::NONE) << "applied already: ignored";
+  EXPECT_THAT(Read(0), Each(-0.25));
+  EXPECT_EQ(Push(RoundHeader(3, 0, 1, 2), ones_).kind(), Error::OUT_OF_ORDER);
+}
+
+TEST_F(StoreTest, APartWithoutExamplesSendsNothing) {
+  Declare(*Sgd({.learning_rate = 1}), /*synchronous=*/true);
+  Assign({0, 0, 0, 0, 0, 0, 3});
+  EXPECT_EQ(Push(RoundHeader(1, 0, 2, 0), {}).kind(), Error::NONE);
+  EXPECT_EQ(Push(RoundHeader(1, 1, 2, 2), {2, 2, 2, 2, 2, 2, 9}).kind(), Error::NONE);
+  EXPECT_THAT(Read(0), Each(-1));
+  EXPECT_THAT(Read(2), ElementsAre(9));
+  EXPECT_EQ(Push(RoundHeader(2, 0, 1, 0), {}).kind(), Error::NONE);
+  EXPECT_THAT(Read(0), Each(-1));
+  EXPECT_EQ(store_.version(0), 2U);
+}
+
+TEST_F(StoreTest, ANewAttemptDropsThePartsOfTheOldOne) {
+  Declare(*Sgd({.learning_rate = 1}), /*synchronous=*/true);
+  Assign({0, 0, 0, 0, 0, 0, 0});
+  const std::vector<float> hundred(7, 100);
+  EXPECT_EQ(Push(RoundHeader(1, 0, 3, 1, 0), hundred).kind(), Error::NONE);
+  EXPECT_EQ(Push(RoundHeader(1, 0, 2, 1, 1), ones_).kind(), Error::NONE);
+  EXPECT_EQ(Push(RoundHeader(1, 1, 3, 1, 0), hundred).kind(), Error::NONE) << "late: no effect";
+  EXPECT_EQ(Push(RoundHeader(1, 2, 3, 1, 0), hundred).kind(), Error::NONE);
+  EXPECT_EQ(store_.version(0), 0U);
+  EXPECT_EQ(Push(RoundHeader(1, 1, 2, 1, 1), ones_).kind(), Error::NONE);
+  EXPECT_THAT(Read(0), Each(-1));
+  EXPECT_EQ(store_.version(0), 1U);
+}
+
+TEST_F(StoreTest, RoundsThatMakeNoSenseAreRefused) {
+  Declare(*Sgd({.learning_rate = 1}), /*synchronous=*/true);
+  Assign({0, 0, 0, 0, 0, 0, 0});
+  EXPECT_EQ(Push(PushHeader(), ones_).kind(), Error::BAD_FRAME) << "no round";
+  EXPECT_EQ(Push(RoundHeader(1, 2, 2, 1), ones_).kind(), Error::BAD_FRAME);
+  EXPECT_EQ(Push(RoundHeader(1, 0, 0, 1), ones_).kind(), Error::BAD_FRAME);
+  EXPECT_EQ(Push(RoundHeader(1, 0, 1 << 30, 1), ones_).kind(), Error::BAD_FRAME);
+}
+
+// ---- Many at once -------------------------------------------------------------------------------
+
+TEST_F(StoreTest, ConcurrentPushesAreAllCounted) {
+  Declare(*Sgd({.learning_rate = 1}));
+  Assign({0, 0, 0, 0, 0, 0, 0});
+  constexpr int kClients = 4;
+  constexpr int kPushes = 200;
+  std::vector<std::thread> clients;
+  for (int c = 0; c < kClients; ++c) {
+    clients.emplace_back([&, c] {
+      for (int i = 1; i <= kPushes; ++i) {
+        FrameHeader header = Header({0, 1, 2});
+        header.set_client(static_cast<std::uint64_t>(c) + 1);
+        header.set_sequence(static_cast<std::uint64_t>(i));
+        header.set_weight(1);
+        Push(header, ones_);
+        Push(header, ones_);  // each one twice
+      }
+    });
+  }
+  for (std::thread& client : clients) {
+    client.join();
+  }
+  EXPECT_THAT(Read(0), Each(-kClients * kPushes));
+  EXPECT_THAT(Read(2), Each(kClients * kPushes));
+  EXPECT_EQ(store_.stats().duplicates, static_cast<std::uint64_t>(kClients * kPushes));
+}
+
+TEST_F(StoreTest, RandomHeadersNeverHarm) {
+  Declare(*Sgd({.learning_rate = 1}));
+  Assign({0, 0, 0, 0, 0, 0, 0});
+  const Philox random(3);
+  for (std::uint64_t i = 0; i < 20'000; ++i) {
+    const Philox::Block draw = random.At(i);
+    FrameHeader header = PushHeader();
+    std::string bytes = header.SerializeAsString();
+    bytes[draw[0] % bytes.size()] = static_cast<char>(draw[1]);
+    bytes[draw[2] % bytes.size()] = static_cast<char>(draw[3]);
+    FrameHeader bad;
+    if (!bad.ParseFromString(bytes)) {
+      continue;
+    }
+    const std::vector<float> values(draw[1] % 12, 1.0F);
+    Push(bad, values);
+    std::vector<ParameterStore::Reading> readings;
+    if (store_.Plan(bad, &readings).kind() == Error::NONE) {
+      for (ParameterStore::Reading& reading : readings) {
+        std::vector<float> to(reading.floats);
+        store_.Copy(reading, bad.slots(), to);
+      }
+    }
+  }
+  EXPECT_EQ(Push(PushHeader(), ones_).kind(), Error::NONE);
+}
+
+}  // namespace
+}  // namespace cohort::ps
