@@ -29,6 +29,7 @@ using std::chrono::milliseconds;
 constexpr milliseconds kAnswerSlack{5'000};  // the service answers a wait this much late at worst
 constexpr milliseconds kProbeTimeout{300};
 constexpr milliseconds kGoodbyeTimeout{500};
+constexpr std::size_t kLongestError = 64 << 10;
 
 double Seconds(Duration duration) { return std::chrono::duration<double>(duration).count(); }
 
@@ -115,7 +116,8 @@ class Client final : public CoordinationClient {
   Status ReportError(const Status& error) override {
     Require(!error.ok(), "ReportError needs an error");
     wire::ReportErrorRequest request;
-    ToWire(error, request.mutable_error());
+    // What does not fit into a message would reach nobody.
+    ToWire(Status(error.code(), error.message().substr(0, kLongestError)), request.mutable_error());
     wire::ReportErrorReply reply;
     const Status told =
         Call(&Stub::ReportError, request, &reply, milliseconds(0), "reporting an error");

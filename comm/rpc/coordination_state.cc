@@ -9,6 +9,8 @@
 namespace cohort {
 namespace {
 
+constexpr std::size_t kLongestName = 4 << 10;
+
 double Seconds(Duration duration) { return std::chrono::duration<double>(duration).count(); }
 
 }  // namespace
@@ -286,8 +288,9 @@ void CoordinationState::Barrier(const Caller& caller, const std::string& name, D
   if (!task.ok()) {
     return answer(task.status().Annotate("barrier \"" + name + "\""));
   }
-  if (name.empty()) {
-    return answer(InvalidArgument("a barrier needs a name"));
+  if (name.empty() || name.size() > kLongestName) {
+    return answer(InvalidArgument(
+        fmt::format("a barrier needs a name of 1 to {} bytes, not {}", kLongestName, name.size())));
   }
   BarrierTable::Call call{.name = name,
                           .task = caller.task,

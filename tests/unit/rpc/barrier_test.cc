@@ -113,13 +113,15 @@ TEST(Barrier, ACallerOutsideTheListFailsItForAll) {
 TEST(Barrier, AnUnknownParticipantOrNoNameIsTheCallersErrorOnly) {
   Job job(2);
   const auto tasks = job.JoinAll();
-  Answer waits, unknown, nameless;
+  Answer waits, unknown, nameless, endless;
   job.state->Barrier(tasks[0], "x", job.In(seconds(9)), {}, waits.Done());
   job.state->Barrier(tasks[1], "x", job.In(seconds(9)), {Worker(9)}, unknown.Done());
   job.state->Barrier(tasks[1], "", job.In(seconds(9)), {}, nameless.Done());
   EXPECT_EQ(unknown.code(), StatusCode::kInvalidArgument);
   EXPECT_THAT(unknown.message(), HasSubstr("worker:9"));
   EXPECT_EQ(nameless.code(), StatusCode::kInvalidArgument);
+  job.state->Barrier(tasks[1], std::string(5000, 'n'), job.In(seconds(9)), {}, endless.Done());
+  EXPECT_EQ(endless.code(), StatusCode::kInvalidArgument);
   EXPECT_FALSE(waits.given());
 }
 

@@ -274,6 +274,34 @@ TEST(Coordination, AnErrorReachesAll) {
   EXPECT_EQ(AwaitFailure(*job.clients[2]), expected);  // at once for one that asks later
 }
 
+TEST(Coordination, AnErrorOfAnyBytesAndLengthIsTold) {
+  JoinedJob job(2);
+  const std::string text = "cannot read \xff\xfe" + std::string(8 << 20, '.');
+  ASSERT_TRUE(job.clients[1]->ReportError(NotFound(text)).ok());
+  const Status failure = AwaitFailure(*job.clients[0]);
+  EXPECT_EQ(failure.code(), StatusCode::kNotFound);
+  EXPECT_TRUE(failure.message().starts_with("worker:1: cannot read \xff\xfe..."));
+}
+
+TEST(Coordination, TheChiefMayEndAsSoonAsItsShutdownReturns) {
+  for (int round = 0; round < 10; ++round) {
+    JoinedJob job(4);
+    const auto results = job.OnEach([&job](CoordinationClient& client, int index) {
+      const Status status = client.Shutdown();
+      if (index == 0) {
+        job.server.reset();
+      }
+      return status;
+    });
+    for (const Status& status : results) {
+      EXPECT_TRUE(status.ok()) << status.ToString();
+    }
+    for (const Client& client : job.clients) {
+      EXPECT_TRUE(client->failure().ok()) << client->failure().ToString();
+    }
+  }
+}
+
 TEST(Coordination, ABarrierNamesTheAbsent) {
   JoinedJob job(3);
   const Status status = job.clients[1]->Barrier("save", DeadlineAfter(milliseconds(200)));
