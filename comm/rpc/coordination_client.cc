@@ -282,7 +282,7 @@ Status Client::AwaitAll(Deadline begun) {
     }
     const Deadline now = clock_.Now();
     if (now >= deadline) {
-      const Status late = DeadlineExceeded(
+      Status late = DeadlineExceeded(
           fmt::format("joining gave up after {:.1f} s, waiting for {} [start the missing tasks, or "
                       "compare their addresses with where they run]",
                       Seconds(now - begun), reply.missing()));

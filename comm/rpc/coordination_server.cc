@@ -238,7 +238,7 @@ class Server final : public CoordinationServer, private wire::Coordination::Call
   Reactor* ReportError(Context* context, const wire::ReportErrorRequest* request,
                        wire::ReportErrorReply* reply) override {
     return Answer(context, *request, reply, [&](const Caller& caller) {
-      const Status status = state_.ReportError(caller, FromWire(request->error()));
+      Status status = state_.ReportError(caller, FromWire(request->error()));
       ToWire(state_.failure(), reply->mutable_failure());
       return status;
     });

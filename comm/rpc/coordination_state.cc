@@ -89,7 +89,7 @@ Status CoordinationState::CheckTaken(const Registration& registration, Task& tas
         "the task's index with the other process's]",
         id.ToString(), task.host, task.pid, Seconds(options_.clock->Now() - task.started)));
   }
-  const Status restarted = Aborted(fmt::format(
+  Status restarted = Aborted(fmt::format(
       "{} was restarted: incarnation {:016x} (host {}, pid {}) comes after incarnation {:016x} "
       "(host {}, pid {})",
       id.ToString(), registration.caller.incarnation, registration.host, registration.pid,
