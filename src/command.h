@@ -10,5 +10,6 @@ int ConfigCheckCommand(int argc, char** argv);  // src/cluster/commands/config.c
 int DataDigitsCommand(int argc, char** argv);   // data/commands/digits.cc
 int DataStatCommand(int argc, char** argv);     // data/commands/stat.cc
 int BenchInputCommand(int argc, char** argv);   // data/commands/bench_input.cc
+int LaunchCommand(int argc, char** argv);       // strategies/commands/launch.cc
 
 }  // namespace cohort

@@ -21,6 +21,7 @@ constexpr Entry kCommands[] = {
     {"data digits", "write generated digits as IDX files", cohort::DataDigitsCommand},
     {"data stat", "print format, records and features of a file", cohort::DataStatCommand},
     {"bench input", "measure the input pipeline beside memcpy", cohort::BenchInputCommand},
+    {"launch", "start a program as a cluster of processes on this machine", cohort::LaunchCommand},
 };
 
 int Usage(std::FILE* out, int code) {
@@ -44,7 +45,7 @@ int main(int argc, char** argv) {
   }
   const std::string both = argc > 2 ? first + " " + argv[2] : first;
   for (const Entry& entry : kCommands) {
-    const int words = both == entry.name ? 2 : first == entry.name ? 1 : 0;
+    const int words = first == entry.name ? 1 : both == entry.name ? 2 : 0;
     if (words == 0) {
       continue;
     }

@@ -64,6 +64,7 @@ RoleName ParseRole(std::string_view name) {
     c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
   }
   std::vector<std::string_view> names;
+  names.reserve(kMeanings.size());
   for (const auto& meaning : kMeanings) {
     names.push_back(meaning.first);
   }

@@ -132,7 +132,7 @@ class Resolver {
 
   // The tasks in the order of a launcher's ranks: as --topology says, else chief, workers, ps.
   std::vector<TaskId> RanksOf(const std::string& source, const ClusterSpec& cluster) {
-    const std::vector<TaskId> tasks = cluster.Tasks();
+    std::vector<TaskId> tasks = cluster.Tasks();
     if (flags_.topology.empty()) {
       return tasks;
     }

@@ -1,10 +1,18 @@
 #include "testing/process_cluster.h"
 
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
 #include <csignal>
+#include <fstream>
+#include <set>
 #include <stdexcept>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+
+#include "port_reservation.h"
 
 namespace cohort::testing {
 namespace {
@@ -88,11 +96,39 @@ TEST(ProcessClusterTest, LauncherVariablesOfTheTestAreNotInherited) {
   EXPECT_THAT(cluster.Stdout("env"), HasSubstr("\nRANK=3\n"));
 }
 
-TEST(UnusedPortsTest, AreDistinct) {
-  const std::vector<int> ports = UnusedPorts(3);
-  EXPECT_NE(ports[0], ports[1]);
-  EXPECT_NE(ports[1], ports[2]);
-  EXPECT_GT(ports[0], 0);
+// Binds and listens without SO_REUSEADDR, as the pickiest of programs.
+bool CanListen(int port) {
+  const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address = {};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(static_cast<std::uint16_t>(port));
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  const bool can = ::bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0 &&
+                   ::listen(fd, 1) == 0;
+  ::close(fd);
+  return can;
+}
+
+TEST(PortReservationTest, HoldsDistinctPortsUntilTheyAreReleased) {
+  PortReservation reservation = OrThrow(PortReservation::Make(3));
+  const std::vector<int> ports = reservation.ports();
+  EXPECT_EQ(std::set<int>(ports.begin(), ports.end()).size(), 3u);
+  EXPECT_FALSE(CanListen(ports[0]));
+  EXPECT_FALSE(CanListen(ports[1]));
+  reservation.Release(1);
+  EXPECT_FALSE(CanListen(ports[0]));
+  EXPECT_TRUE(CanListen(ports[1]));
+}
+
+TEST(PortReservationTest, PortsAreNotThoseOfOutgoingConnections) {
+  int first = 0;
+  ASSERT_TRUE(std::ifstream("/proc/sys/net/ipv4/ip_local_port_range") >> first);
+  if (first < 20'000) {
+    GTEST_SKIP() << "this machine hands out nearly every port from " << first;
+  }
+  for (const int port : UnusedPorts(50)) {
+    EXPECT_LT(port, first);
+  }
 }
 
 }  // namespace

@@ -1,9 +1,7 @@
 #include "testing/process_cluster.h"
 
 #include <fcntl.h>
-#include <netinet/in.h>
 #include <sys/prctl.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -23,6 +21,8 @@
 #include <nlohmann/json.hpp>
 
 #include <cohort/cluster/resolve.h>
+
+#include "port_reservation.h"
 
 namespace cohort::testing {
 namespace {
@@ -79,6 +79,12 @@ void Become(char* const* argv, char* const* envp, int out, int err, pid_t parent
   if (::getppid() != parent) {
     ::_exit(127);  // the test died before the tie was made
   }
+  for (const int signal : {SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGPIPE}) {
+    ::signal(signal, SIG_DFL);  // a shell's & lets its children ignore some
+  }
+  sigset_t none;
+  ::sigemptyset(&none);
+  ::sigprocmask(SIG_SETMASK, &none, nullptr);  // NOLINT(concurrency-mt-unsafe)
   const int null = ::open("/dev/null", O_RDONLY);
   ::dup2(null, STDIN_FILENO);
   ::dup2(out, STDOUT_FILENO);
@@ -270,25 +276,6 @@ std::string ProcessCluster::Logs() const {
   return result;
 }
 
-std::vector<int> UnusedPorts(int count) {
-  std::vector<int> sockets, ports;
-  for (int i = 0; i < count; ++i) {
-    const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    sockaddr_in address = {};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t size = sizeof address;
-    if (fd < 0 || ::bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 ||
-        ::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size) != 0) {
-      throw std::runtime_error(std::string("no free port: ") + std::strerror(errno));
-    }
-    sockets.push_back(fd);
-    ports.push_back(ntohs(address.sin_port));
-  }
-  for (const int fd : sockets) {
-    ::close(fd);
-  }
-  return ports;
-}
+std::vector<int> UnusedPorts(int count) { return OrThrow(PortReservation::Make(count)).ports(); }
 
 }  // namespace cohort::testing

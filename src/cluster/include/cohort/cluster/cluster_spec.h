@@ -27,7 +27,7 @@ struct TaskId {
 
   std::string ToString() const;
   static Result<TaskId> Parse(std::string_view text);
-  friend auto operator<=>(const TaskId&, const TaskId&) = default;
+  friend auto operator<=>(const TaskId&, const TaskId&) = default;  // NOLINT(modernize-use-nullptr)
 };
 
 // The tasks and their addresses ("10.0.0.3:2222", "[::1]:2222", "host:0" for a port chosen when

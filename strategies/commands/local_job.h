@@ -1,0 +1,29 @@
+// LocalJob: a cluster of processes on this machine, from start to a single exit code.
+
+#pragma once
+
+#include <chrono>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace cohort {
+
+struct LocalJobOptions {
+  int workers = 1;
+  int servers = 0;     // tasks of the role ps
+  bool chief = false;  // a task chief:0 beside the workers
+  // The loss of a worker does not end the others.
+  bool keep_going = false;
+  std::vector<std::string> program;          // and its arguments
+  std::map<std::string, std::string> extra;  // environment variables, on top of this process's own
+  std::chrono::milliseconds grace{10'000};   // from SIGTERM to SIGKILL
+};
+
+// Starts the job, passes its output on (each line after its task's name), and returns the exit code
+// that the command ends with when nothing of the job is left. Takes over SIGINT, SIGTERM, SIGHUP,
+// SIGCHLD and SIGPIPE of the whole program: call it once, from the main thread, with no other
+// thread running.
+int RunLocalJob(const LocalJobOptions& options);
+
+}  // namespace cohort
