@@ -112,6 +112,7 @@ int ExitCode(const Status& status) {
     case StatusCode::kOutOfRange:
     case StatusCode::kUnimplemented:
     case StatusCode::kDataLoss:
+    case StatusCode::kResourceExhausted:
       return 2;
     case StatusCode::kUnavailable:
     case StatusCode::kDeadlineExceeded:

@@ -86,9 +86,9 @@ Status DataLoss(std::string message);
 Status ErrnoStatus(int error_number, std::string_view what);
 
 // The process exit code that a program returns for a status that ended it: 0 OK; 2 what the user
-// must mend: usage, configuration, input (InvalidArgument, NotFound, AlreadyExists,
-// PermissionDenied, FailedPrecondition, OutOfRange, Unimplemented, DataLoss); 138 peer lost or
-// network (Unavailable, DeadlineExceeded, Aborted); 143 Cancelled; 1 the rest.
+// must mend: usage, configuration, input, a full disk (InvalidArgument, NotFound, AlreadyExists,
+// PermissionDenied, FailedPrecondition, OutOfRange, Unimplemented, DataLoss, ResourceExhausted);
+// 138 peer lost or network (Unavailable, DeadlineExceeded, Aborted); 143 Cancelled; 1 the rest.
 int ExitCode(const Status& status);
 
 // Where a contract is checked. As std::source_location, which clang 14 can't compile with this

@@ -1,0 +1,290 @@
+// Trains an image classifier under any strategy, and says how well it did.
+//
+//   image_classifier --data DIR --model cnn --epochs 5                                    one
+//   process image_classifier --data DIR --strategy mirrored --devices 2 two replicas in it mpirun
+//   -n 2 image_classifier --data DIR --strategy multi_worker_mirrored              two processes
+//   cohort launch -n 2 -- image_classifier --data DIR --strategy multi_worker_mirrored    the same
+//   without MPI cohort launch -n 2 --ps 2 --chief -- image_classifier --data DIR --strategy
+//   parameter_server
+//
+// DIR holds MNIST's four files, or any data set in its format. Without --data the program draws
+// digits itself.
+
+#include <cohort/cohort.h>
+#include <cohort/data/digits.h>
+#include <cohort/data/idx.h>
+#include <cohort/io/crc32c.h>
+#include <cohort/nn/losses.h>
+#include <cohort/nn/metrics.h>
+#include <cohort/nn/models.h>
+#include <fmt/format.h>
+#include <malloc.h>
+
+#include <CLI/CLI.hpp>
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+#include <string>
+
+namespace {
+
+using cohort::Result;
+using cohort::Status;
+
+struct Flags {
+  std::string data;
+  std::string strategy;
+  std::string model = "cnn";
+  std::int64_t global_batch = 64;
+  int epochs = 5;
+  std::uint64_t seed = 1;
+  int classes = 0;
+  int devices = 1;
+  int threads = 0;
+  std::string optimizer = "adam";
+  double learning_rate = 0.001;
+  std::string loss_scale = "global_mean";
+  bool synchronous_ps = false;
+  std::string mpi_implementation = "cohort";
+  std::string checkpoint_dir;
+  std::int64_t save_every_steps = 0;
+  bool no_resume = false;
+  std::string log_dir;
+  std::string metrics_json;
+  double join_timeout = 300;
+  double collective_timeout = 120;
+  bool quiet = false;
+};
+
+std::atomic<bool> stop_requested = false;
+
+void DeclareFlags(CLI::App& app, Flags& f) {
+  app.add_option("--data", f.data,
+                 "folder with MNIST's four files (default: digits drawn by the program)");
+  app.add_option("--strategy", f.strategy,
+                 "how replicas are kept one model (default: from the environment)")
+      ->check(
+          CLI::IsMember({"one_device", "mirrored", "multi_worker_mirrored", "parameter_server"}));
+  app.add_option("--model", f.model, "network")
+      ->check(CLI::IsMember({"linear", "mlp", "cnn"}))
+      ->capture_default_str();
+  app.add_option("--global-batch", f.global_batch, "examples in a batch, over all replicas")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--epochs", f.epochs, "passes over the data")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--seed", f.seed, "of initial values and order")->capture_default_str();
+  app.add_option("--classes", f.classes, "number of classes (default: the largest label + 1)")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--devices", f.devices, "replicas in each process")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--threads", f.threads, "threads of each replica (default: the cores, shared out)")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--optimizer", f.optimizer, "update rule")
+      ->check(CLI::IsMember({"sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw", "ftrl"}))
+      ->capture_default_str();
+  app.add_option("--learning-rate", f.learning_rate)
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--loss-scale", f.loss_scale, "how gradients are combined")
+      ->check(CLI::IsMember({"global_mean", "replica_mean", "sum"}))
+      ->capture_default_str();
+  app.add_flag("--synchronous-ps", f.synchronous_ps,
+               "parameter servers apply when all workers have pushed");
+  app.add_option("--mpi-implementation", f.mpi_implementation,
+                 "under mpirun: our algorithms, or MPI's")
+      ->check(CLI::IsMember({"cohort", "mpi"}))
+      ->capture_default_str();
+  app.add_option("--checkpoint-dir", f.checkpoint_dir, "save here, and resume from what is there");
+  app.add_option("--save-every-steps", f.save_every_steps, "besides at the end of each epoch")
+      ->check(CLI::NonNegativeNumber);
+  app.add_flag("--no-resume", f.no_resume, "refuse a checkpoint folder that is in use");
+  app.add_option("--log-dir", f.log_dir, "TensorBoard curves");
+  app.add_option("--metrics-json", f.metrics_json, "the chief writes its results here");
+  app.add_option("--join-timeout", f.join_timeout, "seconds to wait for the other processes")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--collective-timeout", f.collective_timeout, "seconds one collective may take")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_flag("--quiet", f.quiet, "no progress");
+}
+
+std::chrono::milliseconds Seconds(double seconds) {
+  return std::chrono::milliseconds(static_cast<std::int64_t>(seconds * 1000));
+}
+
+cohort::StrategyOptions MakeStrategyOptions(const Flags& f) {
+  cohort::StrategyOptions options;
+  options.num_devices = f.devices;
+  options.loss_scale = f.loss_scale == "sum"            ? cohort::LossScale::kSum
+                       : f.loss_scale == "replica_mean" ? cohort::LossScale::kReplicaMean
+                                                        : cohort::LossScale::kGlobalMean;
+  options.collective_timeout = Seconds(f.collective_timeout);
+  options.join_timeout = Seconds(f.join_timeout);
+  options.mpi_implementation = f.mpi_implementation;
+  options.synchronous_parameter_server = f.synchronous_ps;
+  options.intra_op_threads = f.threads;
+  options.environment = cohort::Environment::OfProcess();
+  options.log = cohort::StderrLog("");
+  return options;
+}
+
+Result<std::unique_ptr<cohort::Optimizer>> MakeOptimizer(const Flags& f) {
+  nlohmann::json config = {{"name", f.optimizer}, {"learning_rate", f.learning_rate}};
+  if (f.optimizer == "momentum") {
+    config["name"] = "sgd";
+    config["momentum"] = 0.9;
+  }
+  return cohort::MakeOptimizer(config.dump());
+}
+
+// Forward, loss, backward, on whatever part of a batch the replica is given. The same function
+// trains and evaluates.
+cohort::StepFn MakeStep(const cohort::nn::ImageModel& model, cohort::nn::Workspaces& workspaces,
+                        int local_replicas, bool training) {
+  return [&model, &workspaces, local_replicas, training](
+             cohort::ReplicaContext& context,
+             const cohort::data::Batch& batch) -> Result<cohort::ReplicaResult> {
+    cohort::nn::Tape tape(
+        context.parameters, context.stream, workspaces.For(context.replica % local_replicas),
+        {.training = training, .step = context.step, .intra_op_threads = context.intra_op_threads});
+    const auto logits = model.Logits(tape.Input(batch["image"]));
+    const auto loss = cohort::nn::SoftmaxCrossEntropy(logits, batch["label"]);
+    if (training) {
+      tape.Backward(loss, context.gradients);
+    }
+    COHORT_RETURN_IF_ERROR(tape.Finish());
+    COHORT_ASSIGN_OR_RETURN(const auto accuracy,
+                            cohort::nn::Accuracy(logits.tensor(), batch["label"]));
+    const auto examples = static_cast<double>(batch.size);
+    return cohort::ReplicaResult{
+        .loss_sum = loss.value() * examples, .weight = examples, .metric_sums = {accuracy.sum}};
+  };
+}
+
+Status WriteMetrics(const Flags& f, const cohort::Strategy& strategy,
+                    const cohort::ParameterSet& parameters, const cohort::History& history,
+                    const cohort::EpochResult& test) {
+  nlohmann::json losses = nlohmann::json::array();
+  for (const cohort::EpochResult& epoch : history.epochs) {
+    losses.push_back(epoch.loss);
+  }
+  const double accuracy = test.metrics.empty() ? 0 : test.metrics[0];
+  const nlohmann::json metrics = {
+      {"strategy", strategy.kind()},
+      {"model", f.model},
+      {"replicas", strategy.num_replicas_in_sync()},
+      {"steps", history.steps},
+      {"examples", history.examples},
+      {"loss", test.loss},
+      {"accuracy", accuracy},
+      {"seconds", history.seconds},
+      {"examples_per_second", history.examples_per_second()},
+      {"parameters_crc32c",
+       fmt::format("{:08x}", cohort::io::Crc32c(std::as_bytes(parameters.all())))},
+      {"epoch_losses", losses},
+      {"checkpoint", history.checkpoint}};
+  std::printf(
+      "%s, %s, %d replicas: test accuracy %.4f, loss %.4f; %lld steps, %.0f examples in %.1f s "
+      "(%.0f examples/s)\n",
+      f.model.c_str(), std::string(strategy.kind()).c_str(), strategy.num_replicas_in_sync(),
+      accuracy, test.loss, static_cast<long long>(history.steps), history.examples, history.seconds,
+      history.examples_per_second());
+  if (!history.checkpoint.empty()) {
+    std::printf("checkpoint: %s\n", history.checkpoint.c_str());
+  }
+  if (!f.log_dir.empty()) {
+    std::printf("curves:     tensorboard --logdir %s\n", f.log_dir.c_str());
+  }
+  if (f.metrics_json.empty()) {
+    return {};
+  }
+  std::printf("metrics:    %s\n", f.metrics_json.c_str());
+  return cohort::WriteFileAtomically(cohort::FileSystem::Local(), f.metrics_json,
+                                     metrics.dump(2) + "\n");
+}
+
+Status Train(const Flags& f, cohort::Strategy& strategy,
+             const cohort::data::ImageClassification& images) {
+  cohort::ParameterSet parameters;
+  const int classes = f.classes > 0 ? f.classes : images.num_classes;
+  COHORT_ASSIGN_OR_RETURN(
+      const auto model,
+      cohort::nn::MakeImageModel(f.model, parameters, {.classes = classes, .seed = f.seed}));
+  parameters.Build();
+  COHORT_ASSIGN_OR_RETURN(auto optimizer, MakeOptimizer(f));
+  COHORT_RETURN_IF_ERROR(strategy.Bind(parameters, std::move(optimizer)));
+
+  cohort::TrainerOptions options;
+  options.epochs = f.epochs;
+  options.metric_names = {"accuracy"};
+  options.checkpoint_dir = f.checkpoint_dir;
+  options.save_every_steps = f.save_every_steps;
+  options.resume = !f.no_resume;
+  options.seed = f.seed;
+  options.log_dir = f.log_dir;
+  options.stop = &stop_requested;
+  options.log = cohort::StderrLog("");
+  if (!f.quiet) {
+    options.progress = cohort::ConsoleProgress();
+  }
+  // From here on the state can be saved; before, a signal just ends the process.
+  std::signal(SIGTERM, [](int) { stop_requested = true; });
+  cohort::nn::Workspaces workspaces;
+  cohort::Trainer trainer(strategy, parameters, std::move(options));
+  const int locals = strategy.num_local_replicas();
+  const auto training = images.train.Shuffle(f.seed).Batch(f.global_batch).Prefetch(2);
+  COHORT_ASSIGN_OR_RETURN(const cohort::History history,
+                          trainer.Fit(training, MakeStep(*model, workspaces, locals, true)));
+  COHORT_ASSIGN_OR_RETURN(
+      const cohort::EpochResult test,
+      trainer.Evaluate(images.test.Batch(std::max<std::int64_t>(256, f.global_batch)),
+                       MakeStep(*model, workspaces, locals, false)));
+  if (strategy.is_chief()) {
+    COHORT_RETURN_IF_ERROR(WriteMetrics(f, strategy, parameters, history, test));
+  }
+  return strategy.Shutdown();
+}
+
+Status Run(const Flags& f) {
+  COHORT_ASSIGN_OR_RETURN(const auto strategy,
+                          cohort::Strategy::FromEnv(f.strategy, MakeStrategyOptions(f)));
+  const auto work = [&]() -> Status {
+    cohort::data::ImageClassification images = cohort::data::GenerateImageClassification();
+    if (!f.data.empty()) {
+      COHORT_ASSIGN_OR_RETURN(images, cohort::data::LoadImageClassification(f.data));
+    }
+    return Train(f, *strategy, images);
+  };
+  Status status = work();
+  if (!status.ok()) {
+    strategy->ReportError(status);  // the others end with this reason too
+  }
+  return status;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Flags flags;
+  CLI::App app("Trains an image classifier under any strategy.");
+  DeclareFlags(app, flags);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  // Freed memory stays mapped: a step that pays for page faults is a third slower.
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, 1 << 30);
+  const Status status = Run(flags);
+  if (!status.ok()) {
+    std::fprintf(stderr, "image_classifier: %s\n", status.ToString().c_str());
+  }
+  return cohort::ExitCode(status);
+}

@@ -1,0 +1,130 @@
+// What happens to a job when one of its processes is killed, or never comes.
+
+#include <gtest/gtest.h>
+
+#include <csignal>
+
+#include <cohort/core/file_system.h>
+
+#include "training.h"
+
+namespace cohort::testing {
+namespace {
+
+using std::chrono::seconds;
+
+std::vector<std::string> Classifier(const std::string& strategy,
+                                    const std::vector<std::string>& more) {
+  std::vector<std::string> argv = {Bin("image_classifier"), "--strategy", strategy};
+  argv.insert(argv.end(), more.begin(), more.end());
+  return argv;
+}
+
+// Long enough to be hit in the middle.
+const std::vector<std::string> kLong = {"--model",        "mlp", "--epochs", "1000",
+                                        "--global-batch", "64"};
+
+TEST(MultiWorkerMirrored, AKilledWorkerEndsTheOthersWithItsName) {
+  ProcessCluster cluster;
+  cluster.StartTasks({{"worker", 3}}, Classifier("multi_worker_mirrored", kLong));
+  ASSERT_TRUE(cluster.WaitForOutput("worker:0", "epoch 1/1000", seconds(60))) << cluster.Logs();
+  ASSERT_TRUE(cluster.Signal("worker:1", SIGKILL));
+  const auto codes = cluster.WaitAll(seconds(15));
+  EXPECT_EQ(codes.at("worker:1"), 128 + SIGKILL);
+  for (const std::string survivor : {"worker:0", "worker:2"}) {
+    EXPECT_EQ(codes.at(survivor), 138) << cluster.Logs();
+    EXPECT_NE(cluster.Stderr(survivor).find("worker:1"), std::string::npos) << cluster.Logs();
+  }
+}
+
+TEST(MultiWorkerMirrored, AKilledChiefEndsTheOthersWithItsName) {
+  ProcessCluster cluster;
+  cluster.StartTasks({{"worker", 2}}, Classifier("multi_worker_mirrored", kLong));
+  ASSERT_TRUE(cluster.WaitForOutput("worker:0", "epoch 1/1000", seconds(60))) << cluster.Logs();
+  ASSERT_TRUE(cluster.Signal("worker:0", SIGKILL));
+  EXPECT_EQ(cluster.Wait("worker:1", seconds(15)), 138) << cluster.Logs();
+  EXPECT_NE(cluster.Stderr("worker:1").find("worker:0"), std::string::npos) << cluster.Logs();
+}
+
+TEST(MultiWorkerMirrored, AStoppedWorkerIsNamedAtTheDeadline) {
+  ProcessCluster cluster;
+  std::vector<std::string> flags = kLong;
+  flags.insert(flags.end(), {"--collective-timeout", "4"});
+  cluster.StartTasks({{"worker", 2}}, Classifier("multi_worker_mirrored", flags));
+  ASSERT_TRUE(cluster.WaitForOutput("worker:0", "epoch 1/1000", seconds(60))) << cluster.Logs();
+  ASSERT_TRUE(cluster.Signal("worker:1", SIGSTOP));
+  EXPECT_EQ(cluster.Wait("worker:0", seconds(15)), 138) << cluster.Logs();
+  EXPECT_NE(cluster.Stderr("worker:0").find("worker:1"), std::string::npos) << cluster.Logs();
+}
+
+TEST(MultiWorkerMirrored, AMissingWorkerIsNamedInTheRollCallAndAtTheDeadline) {
+  ProcessCluster cluster;
+  cluster.StartTasks(
+      {{"worker", 3}},
+      Classifier("multi_worker_mirrored", {"--model", "linear", "--join-timeout", "13"}), {},
+      {"worker:2"});
+  ASSERT_TRUE(cluster.WaitForOutput("worker:0", "waiting for", seconds(13))) << cluster.Logs();
+  const auto codes = cluster.WaitAll(seconds(25));
+  for (const std::string present : {"worker:0", "worker:1"}) {
+    EXPECT_EQ(codes.at(present), 138) << cluster.Logs();
+    EXPECT_NE(cluster.Stderr(present).find("worker:2"), std::string::npos) << cluster.Logs();
+  }
+}
+
+TEST(MultiWorkerMirrored, TerminatedSavesAndResumes) {
+  const TempDir dir;
+  const std::vector<std::string> flags = {
+      "--model",        "linear", "--epochs",         "1000",
+      "--global-batch", "64",     "--checkpoint-dir", dir / "c"};
+  ProcessCluster cluster;
+  cluster.StartTasks({{"worker", 2}}, Classifier("multi_worker_mirrored", flags));
+  ASSERT_TRUE(cluster.WaitForOutput("worker:0", "epoch 1/1000", seconds(60))) << cluster.Logs();
+  ASSERT_TRUE(cluster.Signal("worker:0", SIGTERM));
+  const auto codes = cluster.WaitAll(seconds(30));
+  EXPECT_EQ(codes.at("worker:0"), 143) << cluster.Logs();
+  EXPECT_EQ(codes.at("worker:1"), 143) << cluster.Logs();
+  EXPECT_NE(cluster.Stderr("worker:0").find("state saved in"), std::string::npos) << cluster.Logs();
+
+  ProcessCluster again;
+  again.StartTasks({{"worker", 2}}, Classifier("multi_worker_mirrored", flags));
+  EXPECT_TRUE(again.WaitForOutput("worker:0", "resumed at epoch", seconds(60))) << again.Logs();
+  again.Signal("worker:0", SIGTERM);
+  again.Signal("worker:1", SIGTERM);
+  EXPECT_EQ(again.Wait("worker:0", seconds(30)), 143) << again.Logs();
+}
+
+TEST(ParameterServer, AKilledWorkerIsDoneWithout) {
+  ProcessCluster cluster;
+  const TempDir dir;
+  cluster.StartTasks({{"chief", 1}, {"worker", 2}, {"ps", 2}},
+                     Classifier("parameter_server", {"--model", "mlp", "--epochs", "3",
+                                                     "--metrics-json", dir / "m.json"}));
+  ASSERT_TRUE(cluster.WaitForOutput("chief:0", "epoch", seconds(60))) << cluster.Logs();
+  ASSERT_TRUE(cluster.Signal("worker:1", SIGKILL)) << cluster.Logs();
+  const auto codes = cluster.WaitAll(seconds(120));
+  EXPECT_EQ(codes.at("chief:0"), 0) << cluster.Logs();
+  EXPECT_EQ(codes.at("worker:0"), 0) << cluster.Logs();
+  EXPECT_EQ(codes.at("ps:0"), 0) << cluster.Logs();
+  EXPECT_EQ(codes.at("ps:1"), 0) << cluster.Logs();
+  const auto metrics =
+      nlohmann::json::parse(OrThrow(ReadFile(FileSystem::Local(), dir / "m.json")));
+  EXPECT_EQ(metrics["examples"], 3 * 8000)
+      << "every example of every epoch was seen, and counted once";
+}
+
+TEST(ParameterServer, AKilledServerEndsTheJobWithItsName) {
+  ProcessCluster cluster;
+  cluster.StartTasks({{"chief", 1}, {"worker", 2}, {"ps", 2}},
+                     Classifier("parameter_server", kLong));
+  ASSERT_TRUE(cluster.WaitForOutput("chief:0", "epoch", seconds(60))) << cluster.Logs();
+  ASSERT_TRUE(cluster.Signal("ps:1", SIGKILL));
+  const auto codes = cluster.WaitAll(seconds(15));
+  for (const std::string survivor : {"chief:0", "worker:0", "worker:1", "ps:0"}) {
+    EXPECT_EQ(codes.at(survivor), 138) << survivor << "\n" << cluster.Logs();
+    EXPECT_NE(cluster.Stderr(survivor).find("ps:1"), std::string::npos) << survivor << "\n"
+                                                                        << cluster.Logs();
+  }
+}
+
+}  // namespace
+}  // namespace cohort::testing

@@ -1,0 +1,93 @@
+// The main job under every strategy: does it learn, and do the strategies agree?
+
+#include <gtest/gtest.h>
+
+#include "training.h"
+
+namespace cohort::testing {
+namespace {
+
+struct Way {
+  const char* name;
+  Run run;
+  double mnist = 0.97;
+  double fashion = 0.80;
+};
+
+std::vector<Way> Ways() {
+  return {
+      {"OneDevice", {.strategy = "one_device"}},
+      {"Mirrored2", {.strategy = "mirrored", .more = {"--devices", "2"}}},
+      {"Mpirun2", {.strategy = "multi_worker_mirrored", .launcher = Mpirun(2)}},
+      {"Launch2", {.strategy = "multi_worker_mirrored", .launcher = Launch({"-n", "2"})}},
+      {"Launch3", {.strategy = "multi_worker_mirrored", .launcher = Launch({"-n", "3"})}},
+      {"ParameterServer",
+       {.strategy = "parameter_server", .launcher = Launch({"-n", "2", "--ps", "2", "--chief"})},
+       0.96},
+  };
+}
+
+class Training : public ::testing::TestWithParam<Way> {};
+
+TEST_P(Training, LearnsDigits) {
+  Run run = GetParam().run;
+  run.data = ImageData("mnist", 8000, 2000);
+  run.epochs = 5;
+  const nlohmann::json metrics = Train(run);
+  EXPECT_GE(metrics["accuracy"].get<double>(), GetParam().mnist);
+  EXPECT_EQ(metrics["strategy"], run.strategy);
+}
+
+TEST_P(Training, LearnsGarments) {
+  Run run = GetParam().run;
+  if (RealData("fashion_mnist").empty()) {
+    GTEST_SKIP() << "fashion_mnist is absent (COHORT_TEST_DATA)";
+  }
+  run.data = RealData("fashion_mnist");
+  run.epochs = 10;
+  EXPECT_GE(Train(run)["accuracy"].get<double>(), GetParam().fashion);
+}
+
+INSTANTIATE_TEST_SUITE_P(Ways, Training, ::testing::ValuesIn(Ways()),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+// The same seed and global batch: the loss of the first epoch is the same under every synchronous
+// strategy.
+TEST(Agreement, SynchronousStrategiesHaveOneLossCurve) {
+  const std::string data = ImageData("mnist", 8000, 2000);
+  double expected = 0;
+  for (const Way& way : Ways()) {
+    Run run = way.run;
+    if (run.strategy == "parameter_server") {
+      continue;
+    }
+    run.data = data;
+    const nlohmann::json metrics = Train(run);
+    const double loss = metrics["epoch_losses"].at(0);
+    if (expected == 0) {
+      expected = loss;
+      ASSERT_GT(expected, 0);
+    }
+    EXPECT_NEAR(loss, expected, 1e-4 * expected) << way.name;
+    EXPECT_EQ(metrics["examples"], 8000);
+  }
+}
+
+// Two runs of the same world end with the same bits.
+TEST(Agreement, RunsOfOneWorldAreBitwiseEqual) {
+  const std::string data = ImageData("mnist", 8000, 2000);
+  for (Run run :
+       {Run{.strategy = "one_device"}, Run{.strategy = "mirrored", .more = {"--devices", "2"}},
+        Run{.strategy = "multi_worker_mirrored", .launcher = Launch({"-n", "2"})},
+        Run{.strategy = "multi_worker_mirrored", .launcher = Mpirun(2)}}) {
+    run.data = data;
+    run.model = "mlp";
+    const nlohmann::json first = Train(run);
+    const nlohmann::json second = Train(run);
+    EXPECT_EQ(first["parameters_crc32c"], second["parameters_crc32c"]) << run.strategy;
+    EXPECT_NE(first["parameters_crc32c"], "");
+  }
+}
+
+}  // namespace
+}  // namespace cohort::testing
