@@ -75,6 +75,7 @@ class Client final : public CoordinationClient {
   Status JoinJob(bool wait_for_all) {
     const Deadline begun = clock_.Now();
     COHORT_RETURN_IF_ERROR(Register(begun));
+    COHORT_RETURN_IF_ERROR(AwaitWatch(begun));
     return wait_for_all ? AwaitAll(begun) : OkStatus();
   }
 
@@ -162,6 +163,7 @@ class Client final : public CoordinationClient {
   // Joining.
 
   Status Register(Deadline begun);
+  Status AwaitWatch(Deadline begun);
   Status AwaitAll(Deadline begun);
   std::string WhyUnreachable(const grpc::Status& status) const;
   void PauseUntil(Deadline deadline);
@@ -268,6 +270,15 @@ std::string Client::WhyUnreachable(const grpc::Status& status) const {
 void Client::PauseUntil(Deadline deadline) {
   std::unique_lock lock(mutex_);
   clock_.WaitUntil(lock, changed_, deadline, [this] { return left_ || failed_; });
+}
+
+// From then on the service notices at once when this process ends.
+Status Client::AwaitWatch(Deadline begun) {
+  wire::RollCallRequest request;
+  request.set_watch_only(true);
+  wire::RollCallReply reply;
+  return Call(&Stub::RollCall, request, &reply, Remaining(begun + options_.join_timeout),
+              "joining");
 }
 
 Status Client::AwaitAll(Deadline begun) {

@@ -170,6 +170,9 @@ class Server final : public CoordinationServer, private wire::Coordination::Call
   Reactor* RollCall(Context*, const wire::RollCallRequest* request,
                     wire::RollCallReply* reply) override {
     return Park(*request, reply, [&](const Caller& caller, const auto& answer, ParkedCall*) {
+      if (request->watch_only()) {
+        return state_.AwaitWatch(caller, After(request->wait_ms()), answer);
+      }
       state_.RollCall(caller, After(request->wait_ms()), [this, answer](const Status& status) {
         const std::string missing = state_.MissingText();
         answer.Answer(status, [&missing](wire::RollCallReply* r) {

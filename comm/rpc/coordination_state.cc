@@ -116,6 +116,8 @@ Status CoordinationState::Admit(const Registration& registration, Task& task,
   task.pid = registration.pid;
   task.started = now - registration.uptime;
   task.last_seen = now;
+  task.watch = 0;
+  task.unwatched.FinishAll(Aborted("replaced by another process"), completions);
   task.broken_since.reset();
   task.end = OkStatus();
   const auto joined = std::count_if(tasks_.begin(), tasks_.end(),
@@ -139,6 +141,17 @@ void CoordinationState::RollCall(const Caller& caller, Deadline until, Done done
     return;
   }
   roll_call_.Add(until, std::move(done));
+}
+
+void CoordinationState::AwaitWatch(const Caller& caller, Deadline until, Done done) {
+  Completions completions;
+  const std::lock_guard lock(mutex_);
+  const Result<Task*> task = FindActive(caller);
+  if (!task.ok() || (*task)->watch != 0) {
+    completions.Add([done = std::move(done), status = task.status()] { done(status); });
+    return;
+  }
+  (*task)->unwatched.Add(until, std::move(done));
 }
 
 std::vector<std::pair<TaskId, std::string>> CoordinationState::Missing() const {
@@ -235,6 +248,7 @@ std::uint64_t CoordinationState::Watch(const Caller& caller, Deadline until, Don
   (*task)->last_seen = options_.clock->Now();
   (*task)->broken_since.reset();
   (*task)->watch = ++watches_;
+  (*task)->unwatched.FinishAll(OkStatus(), completions);
   watching_.Add(until, std::move(done));
   return watches_;
 }
@@ -342,11 +356,18 @@ void CoordinationState::Fail(const Status& failure, Completions& completions) {
   failure_ = failure;
   completions.Add(
       [log = options_.log, failure] { log.Error("the job fails: " + failure.ToString()); });
-  roll_call_.FinishAll(failure, completions);
-  watching_.FinishAll(failure, completions);
-  shutdown_.FinishAll(failure, completions);
-  keys_.FailAll(failure, completions);
-  barriers_.FailAll(failure, completions);
+  EndWaits(failure, completions);
+}
+
+void CoordinationState::EndWaits(const Status& status, Completions& completions) {
+  for (auto& [id, task] : tasks_) {
+    task.unwatched.FinishAll(status, completions);
+  }
+  roll_call_.FinishAll(status, completions);
+  watching_.FinishAll(status, completions);
+  shutdown_.FinishAll(status, completions);
+  keys_.FailAll(status, completions);
+  barriers_.FailAll(status, completions);
 }
 
 void CoordinationState::Lose(const TaskId& id, Task& task, const Status& why,
@@ -450,11 +471,7 @@ void CoordinationState::Stop(const Status& why) {
   const std::lock_guard lock(mutex_);
   Fail(why, completions);
   // Of a job that is over, or failed before: whoever came late.
-  roll_call_.FinishAll(why, completions);
-  watching_.FinishAll(over_ ? OkStatus() : why, completions);
-  shutdown_.FinishAll(why, completions);
-  keys_.FailAll(why, completions);
-  barriers_.FailAll(why, completions);
+  EndWaits(why, completions);
 }
 
 // Time.
@@ -468,6 +485,9 @@ Deadline CoordinationState::Tick() {
   CheckShutdown(now, completions);
   barriers_.Expire(now, completions);
   keys_.Expire(now, completions);
+  for (auto& [id, task] : tasks_) {
+    task.unwatched.FinishExpired(now, OkStatus(), completions);
+  }
   roll_call_.FinishExpired(now, OkStatus(), completions);
   watching_.FinishExpired(now, OkStatus(), completions);
   return NextEvent(now);
@@ -534,6 +554,7 @@ Deadline CoordinationState::NextEvent(Deadline now) const {
   // A task is dead once its time has passed, not when it is reached.
   constexpr std::chrono::milliseconds kPassed{1};
   for (const auto& [id, task] : tasks_) {
+    next = std::min(next, task.unwatched.Next());
     if (task.present()) {
       next = std::min(next, task.last_seen + options_.heartbeat_timeout + kPassed);
       if (task.broken_since) {

@@ -51,6 +51,8 @@ class CoordinationState {
   Status Register(const Registration& registration);
   // OK when every task has joined, and also at `until`; MissingText then tells.
   void RollCall(const Caller& caller, Deadline until, Done done);
+  // OK when the caller has a Watch, and also at `until`.
+  void AwaitWatch(const Caller& caller, Deadline until, Done done);
   // The job's failure, if it has failed.
   Status Heartbeat(const Caller& caller);
   // Answers with the job's failure, or OK at `until`. The returned number is for WatchBroken, which
@@ -103,7 +105,8 @@ class CoordinationState {
     std::int64_t pid = 0;
     Deadline started;
     Deadline last_seen;
-    std::uint64_t watch = 0;
+    std::uint64_t watch = 0;               // the last one; 0: none yet
+    WaitList<Status> unwatched;            // who waits for the first
     std::optional<Deadline> broken_since;  // its connection
     Status end;                            // of a lost one
 
@@ -120,6 +123,8 @@ class CoordinationState {
   // As Find, and an error if the job has failed or the caller has left.
   Result<Task*> FindActive(const Caller& caller);
   void Fail(const Status& failure, Completions& completions);
+  // Answers whatever is parked.
+  void EndWaits(const Status& status, Completions& completions);
   void Lose(const TaskId& id, Task& task, const Status& why, Completions& completions);
   void FinishShutdownIfComplete(Completions& completions);
   std::vector<TaskId> NotInShutdown() const;

@@ -15,8 +15,8 @@ namespace {
 
 using std::chrono::milliseconds;
 
-constexpr milliseconds kWatchSlice{30'000};
-constexpr milliseconds kWatchSlack{5'000};  // the service answers this much late at worst
+constexpr milliseconds kWatchSlice{3'600'000};  // between two, an end is noticed less early
+constexpr milliseconds kWatchSlack{5'000};      // the service answers this much late at worst
 constexpr milliseconds kWatchPause{50};
 constexpr milliseconds kRetryPause{200};
 constexpr milliseconds kProbeTimeout{300};

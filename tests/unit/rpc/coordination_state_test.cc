@@ -213,6 +213,25 @@ TEST(Connection, TheBreakOfAnOldOneIsNoNews) {
   EXPECT_TRUE(job.state->failure().ok());
 }
 
+TEST(Watch, JoiningCanWaitForItsArrival) {
+  Job job(2);
+  const auto tasks = job.JoinAll();
+  Answer waits, expires, other, late, watch;
+  job.state->AwaitWatch(tasks[0], job.In(seconds(30)), waits.Done());
+  job.state->AwaitWatch(tasks[0], job.In(seconds(5)), expires.Done());
+  job.state->AwaitWatch(tasks[1], job.In(seconds(30)), other.Done());
+  job.Pass(seconds(5));
+  EXPECT_TRUE(expires.given());
+  EXPECT_FALSE(waits.given());
+  job.state->Watch(tasks[0], job.In(seconds(60)), watch.Done());
+  EXPECT_TRUE(waits.status().ok());
+  EXPECT_FALSE(other.given());
+  job.state->AwaitWatch(tasks[0], job.In(seconds(30)), late.Done());
+  EXPECT_TRUE(late.status().ok());
+  ASSERT_TRUE(job.state->ReportError(tasks[0], Internal("x")).ok());
+  EXPECT_EQ(other.code(), StatusCode::kInternal);
+}
+
 TEST(Watch, AHealthySliceEndsOk) {
   Job job(1);
   const auto tasks = job.JoinAll();
