@@ -115,6 +115,7 @@ Status StatCsv(const std::string& content, char delimiter) {
   std::vector<data::CsvField> fields;
   COHORT_ASSIGN_OR_RETURN(bool more, reader.Next(fields));
   std::vector<ColumnStat> columns;
+  columns.reserve(fields.size());
   for (const data::CsvField& field : fields) {
     columns.push_back({.name = std::string(field.text)});
   }

@@ -19,8 +19,8 @@ namespace {
 // Rows of several files, held as tensors.
 class CsvSource final : public MemorySource {
  public:
-  CsvSource(Example tensors, std::vector<FileRange> files, std::vector<std::int64_t> lines)
-      : MemorySource(std::move(tensors), static_cast<std::int64_t>(lines.size())),
+  CsvSource(const Example& tensors, std::vector<FileRange> files, std::vector<std::int64_t> lines)
+      : MemorySource(tensors, static_cast<std::int64_t>(lines.size())),
         files_(std::move(files)),
         lines_(std::move(lines)) {}
 

@@ -22,7 +22,7 @@ namespace cohort::data {
 namespace {
 
 constexpr int kSide = 28;
-constexpr int kPixels = kSide * kSide;
+constexpr std::size_t kPixels = 784;
 constexpr int kCurveSteps = 4;  // segments between two points of a curve
 // Part of the fingerprint: to be changed with anything that changes a pixel.
 constexpr std::uint64_t kDrawingVersion = 1;
@@ -122,6 +122,10 @@ class Placement {
 
 using Canvas = std::array<float, kPixels>;
 
+std::size_t PixelAt(int x, int y) {
+  return static_cast<std::size_t>(y) * kSide + static_cast<std::size_t>(x);
+}
+
 // Ink of strokes `radius` wide to each side: `ink` in the middle, fading over one pixel.
 void Draw(const std::vector<Segment>& segments, float radius, float ink, Canvas& canvas) {
   const float reach = radius + 0.5F;
@@ -146,7 +150,7 @@ void Draw(const std::vector<Segment>& segments, float radius, float ink, Canvas&
         const float ey = py - t * dy;
         const float distance = std::sqrt(ex * ex + ey * ey);
         const float value = ink * std::clamp(reach - distance, 0.0F, 1.0F);
-        float& pixel = canvas[static_cast<std::size_t>(y * kSide + x)];
+        float& pixel = canvas[PixelAt(x, y)];
         pixel = std::max(pixel, value);
       }
     }
@@ -195,7 +199,7 @@ void WipeGap(Draws& draws, Canvas& canvas) {
   const int left = 4 + draws.Below(kSide - 8 - width);
   const int top = 4 + draws.Below(kSide - 8 - height);
   for (int y = top; y < top + height; ++y) {
-    std::fill_n(canvas.begin() + y * kSide + left, width, 0.0F);
+    std::fill_n(&canvas[PixelAt(left, y)], width, 0.0F);
   }
 }
 
@@ -217,18 +221,18 @@ Digit DrawDigit(std::uint64_t seed, std::int64_t index) {
   const float noise = draws.Uniform(0.02F, 0.09F);
   constexpr float kMean = 4 * 127.5F;
   constexpr float kDeviation = 147.8F;  // of the sum of four bytes: sqrt(4 * (256^2 - 1) / 12)
-  for (int p = 0; p < kPixels; p += 4) {
-    const Philox::Block words = draws.Noise(static_cast<std::uint64_t>(p));
-    for (int k = 0; k < 4; ++k) {
-      const std::uint32_t w = words[static_cast<std::size_t>(k)];
-      const std::uint32_t sum = (w & 255) + ((w >> 8) & 255) + ((w >> 16) & 255) + (w >> 24);
-      const auto x = static_cast<float>((p + k) % kSide);
-      const auto y = static_cast<float>((p + k) / kSide);
-      const float value = canvas[static_cast<std::size_t>(p + k)] + shade + shade_x * x +
-                          shade_y * y + noise * (static_cast<float>(sum) - kMean) / kDeviation;
-      digit.pixels[static_cast<std::size_t>(p + k)] =
-          static_cast<std::uint8_t>(std::lround(255 * std::clamp(value, 0.0F, 1.0F)));
+  Philox::Block words = {};
+  for (std::size_t p = 0; p < kPixels; ++p) {
+    if (p % words.size() == 0) {
+      words = draws.Noise(p);
     }
+    const std::uint32_t w = words[p % words.size()];
+    const std::uint32_t sum = (w & 255) + ((w >> 8) & 255) + ((w >> 16) & 255) + (w >> 24);
+    const std::size_t row = p / kSide;
+    const float value = canvas[p] + shade + shade_x * static_cast<float>(p % kSide) +
+                        shade_y * static_cast<float>(row) +
+                        noise * (static_cast<float>(sum) - kMean) / kDeviation;
+    digit.pixels[p] = static_cast<std::uint8_t>(std::lround(255 * std::clamp(value, 0.0F, 1.0F)));
   }
   return digit;
 }

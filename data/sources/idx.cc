@@ -133,7 +133,8 @@ Tensor Decode(std::string_view payload, Shape shape) {
     for (std::size_t k = 0; k < sizeof(Stored); ++k) {
       bits = (bits << 8) | static_cast<unsigned char>(payload[i * sizeof(Stored) + k]);
     }
-    out[i] = static_cast<T>(std::bit_cast<Stored>(static_cast<Bits>(bits)));
+    const auto stored = std::bit_cast<Stored>(static_cast<Bits>(bits));
+    out[i] = static_cast<T>(stored);  // NOLINT(bugprone-signed-char-misuse): int8 is a number here
   }
   return tensor;
 }

@@ -9,12 +9,12 @@
 
 namespace cohort::data {
 
-MemorySource::MemorySource(Example tensors, std::int64_t size) : size_(size) {
-  for (auto& [name, tensor] : tensors) {
+MemorySource::MemorySource(const Example& tensors, std::int64_t size) : size_(size) {
+  for (const auto& [name, tensor] : tensors) {
     std::vector<std::int64_t> dims = tensor.shape().dims();
     dims.erase(dims.begin());
     features_.push_back({name, tensor.dtype(), Shape(std::move(dims))});
-    tensors_.push_back(std::move(tensor));
+    tensors_.push_back(tensor);
   }
 }
 
@@ -44,7 +44,7 @@ std::uint64_t MemorySource::Fingerprint() const {
   return digest;
 }
 
-Result<Dataset> FromTensors(Example tensors) {
+Result<Dataset> FromTensors(const Example& tensors) {
   if (tensors.empty()) {
     return InvalidArgument("a data set in memory needs at least one tensor");
   }
@@ -61,7 +61,7 @@ Result<Dataset> FromTensors(Example tensors) {
     size = tensor.shape()[0];
     first = name;
   }
-  return Dataset(std::make_shared<MemorySource>(std::move(tensors), size));
+  return Dataset(std::make_shared<MemorySource>(tensors, size));
 }
 
 }  // namespace cohort::data

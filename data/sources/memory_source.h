@@ -11,7 +11,7 @@ namespace cohort::data {
 class MemorySource : public Source {
  public:
   // Every tensor has `size` rows.
-  MemorySource(Example tensors, std::int64_t size);
+  MemorySource(const Example& tensors, std::int64_t size);
 
   std::int64_t size() const override { return size_; }
   const std::vector<FeatureSpec>& features() const override { return features_; }

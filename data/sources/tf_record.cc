@@ -70,15 +70,19 @@ class RawRecords final : public Records {
 // A compressed file, unpacked.
 class UnpackedRecords final : public Records {
  public:
+  UnpackedRecords(std::string bytes, std::vector<std::uint64_t> ends)
+      : bytes_(std::move(bytes)), ends_(std::move(ends)) {}
+
   static Result<std::unique_ptr<Records>> Load(io::RecordReader& reader) {
-    auto records = std::make_unique<UnpackedRecords>();
+    std::string bytes;
+    std::vector<std::uint64_t> ends = {0};
     for (;;) {
       COHORT_ASSIGN_OR_RETURN(const auto record, reader.Next());
       if (!record.has_value()) {
-        return records;
+        return std::make_unique<UnpackedRecords>(std::move(bytes), std::move(ends));
       }
-      records->bytes_ += *record;
-      records->ends_.push_back(records->bytes_.size());
+      bytes += *record;
+      ends.push_back(bytes.size());
     }
   }
 
@@ -94,7 +98,7 @@ class UnpackedRecords final : public Records {
 
  private:
   std::string bytes_;
-  std::vector<std::uint64_t> ends_ = {0};
+  std::vector<std::uint64_t> ends_;  // record i is [ends_[i], ends_[i + 1])
 };
 
 Result<std::unique_ptr<Records>> OpenRecords(const TfRecordOptions& options,
@@ -201,16 +205,17 @@ Status Store(const TfFeatureSpec& spec, const TfFeature& feature, std::byte* row
 
 class TfRecordSource final : public Source {
  public:
-  explicit TfRecordSource(std::vector<TfFeatureSpec> specs) : specs_(std::move(specs)) {
+  // One of `records` for each path.
+  TfRecordSource(std::vector<TfFeatureSpec> specs, const std::vector<std::string>& paths,
+                 std::vector<std::unique_ptr<Records>> records)
+      : specs_(std::move(specs)), records_(std::move(records)) {
     for (const TfFeatureSpec& spec : specs_) {
       features_.push_back({spec.name, DTypeOfFeature(spec.type), spec.shape});
     }
-  }
-
-  void Add(const std::string& path, std::unique_ptr<Records> records) {
-    files_.push_back({path, size_, size_ + records->size()});
-    size_ += records->size();
-    records_.push_back(std::move(records));
+    for (std::size_t i = 0; i < paths.size(); ++i) {
+      files_.push_back({paths[i], size_, size_ + records_[i]->size()});
+      size_ = files_.back().end;
+    }
   }
 
   std::int64_t size() const override { return size_; }
@@ -279,10 +284,10 @@ class TfRecordSource final : public Source {
   }
 
   std::vector<TfFeatureSpec> specs_;
+  std::vector<std::unique_ptr<Records>> records_;  // of each file
   std::vector<FeatureSpec> features_;
-  std::int64_t size_ = 0;
   std::vector<FileRange> files_;
-  std::vector<std::unique_ptr<Records>> records_;
+  std::int64_t size_ = 0;
 };
 
 Status CheckFeatures(const std::vector<TfFeatureSpec>& features) {
@@ -311,12 +316,11 @@ Result<Dataset> TfRecords(const std::vector<std::string>& paths, const TfRecordO
     return InvalidArgument("TFRecord: no files");
   }
   COHORT_RETURN_IF_ERROR(CheckFeatures(options.features));
-  auto source = std::make_shared<TfRecordSource>(options.features);
+  std::vector<std::unique_ptr<Records>> records;
   for (const std::string& path : paths) {
-    COHORT_ASSIGN_OR_RETURN(auto records, OpenRecords(options, path));
-    source->Add(path, std::move(records));
+    COHORT_ASSIGN_OR_RETURN(records.emplace_back(), OpenRecords(options, path));
   }
-  return Dataset(std::move(source));
+  return Dataset(std::make_shared<TfRecordSource>(options.features, paths, std::move(records)));
 }
 
 }  // namespace cohort::data

@@ -23,7 +23,7 @@ struct DigitsOptions {
 };
 
 struct Digit {
-  std::array<std::uint8_t, 28 * 28> pixels;
+  std::array<std::uint8_t, 784> pixels;  // 28 rows of 28
   int label = 0;
 };
 Digit DrawDigit(std::uint64_t seed, std::int64_t index);

@@ -10,6 +10,6 @@ namespace cohort::data {
 // Tensors whose first axis is the example; feature `name` of example i is row i of tensors[name].
 // The memory is shared with the caller's handles and must not change any more.
 // InvalidArgument: no tensor, a tensor without an axis, or first axes that differ.
-Result<Dataset> FromTensors(Example tensors);
+Result<Dataset> FromTensors(const Example& tensors);
 
 }  // namespace cohort::data
