@@ -1,0 +1,185 @@
+// Real processes of a parameter-server job: it ends in order, outlives its workers, and names the
+// server or chief that it does not outlive.
+
+#include <csignal>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cohort/core/random.h>
+#include <cohort/optim/optimizers.h>
+
+#include "testing/integer_model.h"
+#include "testing/process_cluster.h"
+
+namespace cohort::testing {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+using namespace std::chrono_literals;
+
+constexpr auto kPatience = 60s;
+constexpr int kPeerLost = 138;
+constexpr auto kNoticed = 15s;
+
+std::vector<std::string> Program(const std::vector<std::string>& arguments = {}) {
+  std::vector<std::string> argv = {COHORT_BIN_DIR "/../tests/ps_program"};
+  argv.insert(argv.end(), arguments.begin(), arguments.end());
+  return argv;
+}
+
+void ExpectAllCodes(ProcessCluster& cluster, int code, std::chrono::milliseconds patience,
+                    const std::vector<std::string>& except = {}) {
+  for (const auto& [name, got] : cluster.WaitAll(patience)) {
+    if (std::find(except.begin(), except.end(), name) == except.end()) {
+      EXPECT_EQ(got, code) << name;
+    }
+  }
+}
+
+// What `Report` of the program prints, for a job that is equal to one process.
+std::string DigestOf(std::int64_t examples, std::int64_t batch, int epochs) {
+  ParameterSet parameters = IntegerParameters();
+  const Trained trained = TrainOnOneThread(IntegerData(examples, batch),
+                                           *Sgd({.learning_rate = 0.0625, .momentum = 0.5}), epochs);
+  std::copy(trained.values.begin(), trained.values.end(), parameters.all().begin());
+  std::uint64_t digest = 0;
+  for (int p = 0; p < parameters.size(); ++p) {
+    const std::span<const float> value = std::as_const(parameters).value(p);
+    digest = Hash64({reinterpret_cast<const char*>(value.data()), value.size_bytes()}, digest);
+  }
+  return "step " + std::to_string(trained.step) + " digest " + std::to_string(digest);
+}
+
+const std::vector<std::pair<std::string, int>> kJob = {{"chief", 1}, {"worker", 2}, {"ps", 2}};
+
+TEST(ParameterServerProcessTest, AJobTrainsAndEndsInOrder) {
+  ProcessCluster cluster;
+  cluster.StartTasks(kJob, Program({"--epochs", "2"}));
+  ExpectAllCodes(cluster, 0, kPatience);
+  EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr("epoch 0: 2000 of 2000 seen, reissued 0"));
+  EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr("epoch 1: 2000 of 2000 seen, reissued 0"));
+  EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr("step 400 digest"))
+      << "200 batches in each of two epochs, each an update";
+}
+
+TEST(ParameterServerProcessTest, WithoutAChiefWorkerZeroCoordinates) {
+  ProcessCluster cluster;
+  cluster.StartTasks({{"worker", 2}, {"ps", 1}}, Program());
+  ExpectAllCodes(cluster, 0, kPatience);
+  EXPECT_THAT(cluster.Stdout("worker:0"), HasSubstr("epoch 0: 2000 of 2000 seen"));
+  EXPECT_THAT(cluster.Stdout("worker:0"), HasSubstr("step 200 digest"));
+}
+
+TEST(ParameterServerProcessTest, SynchronousApplicationEqualsOneProcess) {
+  ProcessCluster cluster;
+  cluster.StartTasks({{"chief", 1}, {"worker", 3}, {"ps", 2}},
+                     Program({"--sync", "--epochs", "2", "--examples", "127", "--batch", "10"}));
+  ExpectAllCodes(cluster, 0, kPatience);
+  EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr(DigestOf(127, 10, 2)));
+}
+
+TEST(ParameterServerProcessTest, TheJobGoesOnWithoutAKilledWorkerAndSeesEveryExample) {
+  ProcessCluster cluster;
+  cluster.StartTasks(kJob, Program({"--hold-at", "5", "--hold", "worker:1"}));
+  ASSERT_TRUE(cluster.WaitForOutput("worker:1", "holding", kPatience));
+  cluster.Signal("worker:1", SIGKILL);
+  ExpectAllCodes(cluster, 0, kPatience, {"worker:1"});
+  EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr("epoch 0: 2000 of 2000 seen, reissued 1"));
+  EXPECT_THAT(cluster.Stderr("chief:0"), HasSubstr("goes on without worker:1"));
+}
+
+TEST(ParameterServerProcessTest, AWorkerThatIsStartedAgainJoinsAnew) {
+  ProcessCluster cluster;
+  // worker:0 cannot end the epoch alone: it holds too, until worker:1 is back.
+  const std::string spec = cluster.StartTasks(
+      {{"chief", 1}, {"worker", 1}, {"ps", 1}}, Program({"--hold-at", "5", "--hold", "worker:0"}));
+  ASSERT_TRUE(cluster.WaitForOutput("worker:0", "holding", kPatience));
+  cluster.Signal("worker:0", SIGKILL);
+  ASSERT_EQ(cluster.Wait("worker:0", kPatience), 128 + SIGKILL);
+  cluster.Start("again", Program(),
+                {{"TF_CONFIG",
+                  R"({"cluster":)" + spec + R"(,"task":{"type":"worker","index":0}})"}});
+  EXPECT_EQ(cluster.Wait("again", kPatience), 0);
+  EXPECT_EQ(cluster.Wait("chief:0", kPatience), 0);
+  EXPECT_EQ(cluster.Wait("ps:0", kPatience), 0);
+  EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr("epoch 0: 2000 of 2000 seen, reissued 1"));
+}
+
+TEST(ParameterServerProcessTest, ARoundWithoutAKilledWorkerIsCutAnewAndStaysExact) {
+  ProcessCluster cluster;
+  cluster.StartTasks(kJob, Program({"--sync", "--hold-at", "5", "--hold", "worker:1", "--examples",
+                                    "127"}));
+  ASSERT_TRUE(cluster.WaitForOutput("worker:1", "holding", kPatience));
+  cluster.Signal("worker:1", SIGKILL);
+  ExpectAllCodes(cluster, 0, kPatience, {"worker:1"});
+  EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr("epoch 0: 127 of 127 seen, reissued 1"));
+  EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr(DigestOf(127, 10, 1)));
+}
+
+class LostForGood : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(LostForGood, EndsTheOthersWithItsName) {
+  ProcessCluster cluster;
+  cluster.StartTasks(kJob, Program({"--epochs", "100000"}));
+  ASSERT_TRUE(cluster.WaitForOutput("worker:0", "step 11 ", kPatience));
+  ASSERT_TRUE(cluster.WaitForOutput("worker:1", "step 11 ", kPatience));
+  cluster.Signal(GetParam(), SIGKILL);
+  ExpectAllCodes(cluster, kPeerLost, kNoticed, {GetParam()});
+  for (const std::string& name : cluster.names()) {
+    if (name != GetParam()) {
+      EXPECT_THAT(cluster.Stderr(name), HasSubstr("error: Unavailable: ")) << name;
+      EXPECT_THAT(cluster.Stderr(name), HasSubstr(GetParam())) << name;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(ParameterServerProcessTest, LostForGood,
+                         ::testing::Values("ps:0", "ps:1", "chief:0"),
+                         [](const ::testing::TestParamInfo<std::string>& task) {
+                           std::string name = task.param;
+                           std::replace(name.begin(), name.end(), ':', '_');
+                           return name;
+                         });
+
+TEST(ParameterServerProcessTest, AStoppedServerIsNoticed) {
+  ProcessCluster cluster;
+  cluster.StartTasks(kJob, Program({"--epochs", "100000"}));
+  ASSERT_TRUE(cluster.WaitForOutput("worker:0", "step 11 ", kPatience));
+  cluster.Signal("ps:1", SIGSTOP);
+  for (const char* name : {"chief:0", "worker:0", "worker:1", "ps:0"}) {
+    EXPECT_EQ(cluster.Wait(name, kNoticed), kPeerLost) << name;
+    EXPECT_THAT(cluster.Stderr(name), HasSubstr("ps:1")) << name;
+  }
+}
+
+TEST(ParameterServerProcessTest, AnErrorOfAWorkerReachesAll) {
+  ProcessCluster cluster;
+  cluster.StartTasks(kJob, Program({"--fail-at", "7"}));
+  for (const auto& [name, code] : cluster.WaitAll(kPatience)) {
+    EXPECT_EQ(code, ExitCode(DataLoss(""))) << name;
+    EXPECT_THAT(cluster.Stderr(name), HasSubstr("example 7 is broken")) << name;
+  }
+}
+
+TEST(ParameterServerProcessTest, AMissingServerIsNamedAtTheDeadline) {
+  ProcessCluster cluster;
+  cluster.StartTasks(kJob, Program({"--join-ms", "2000"}), {}, {"ps:1"});
+  ExpectAllCodes(cluster, kPeerLost, kPatience);
+  EXPECT_THAT(cluster.Stderr("chief:0"), HasSubstr("ps:1"));
+}
+
+TEST(ParameterServerProcessTest, DifferentDataIsAnError) {
+  ProcessCluster cluster;
+  const std::string spec = cluster.StartTasks({{"chief", 1}, {"worker", 1}, {"ps", 1}}, Program(),
+                                              {}, {"worker:0"});
+  cluster.Start("worker:0", Program({"--examples", "1999"}),
+                {{"TF_CONFIG",
+                  R"({"cluster":)" + spec + R"(,"task":{"type":"worker","index":0}})"}});
+  ExpectAllCodes(cluster, 2, kPatience);
+  EXPECT_THAT(cluster.Stderr("chief:0"), HasSubstr("data set 0 differs"));
+}
+
+}  // namespace
+}  // namespace cohort::testing

@@ -1,0 +1,147 @@
+// A program as users write one: every process of a parameter-server job runs it. It trains the
+// IntegerModel, and says on standard output what a test wants to know.
+//
+//   ps_program [--epochs N] [--examples N] [--batch N] [--sync] [--join-ms N] [--fail-at STEP]
+//              [--hold-at STEP --hold TASK]
+//
+// --hold-at: TASK says "holding" in that step function of its own, and never comes back from it.
+
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstring>
+#include <string>
+
+#include <CLI/CLI.hpp>
+
+#include <cohort/cluster/resolve.h>
+#include <cohort/core/random.h>
+#include <cohort/optim/optimizers.h>
+#include <cohort/strategies/parameter_server.h>
+
+#include "testing/integer_model.h"
+
+namespace {
+
+using namespace cohort;
+
+struct Options {
+  int epochs = 1;
+  int examples = 2000;
+  int batch = 10;
+  bool sync = false;
+  int join_ms = 60'000;
+  int hold_at = 0;
+  int fail_at = 0;
+  std::string hold;
+};
+
+void Say(const std::string& line) {
+  std::printf("%s\n", line.c_str());
+  std::fflush(stdout);
+}
+
+Status Train(const Options& options, ParameterServerStrategy& strategy, DistributedDataset& data) {
+  const StepFn model = testing::IntegerStep();
+  const std::string self = strategy.cluster().task.ToString();
+  int steps = 0;
+  const StepFn step = [&](ReplicaContext& context, const data::Batch& batch) {
+    ++steps;
+    if (steps == options.hold_at && self == options.hold) {
+      Say("holding");
+      for (;;) {
+        ::pause();
+      }
+    }
+    if (steps == options.fail_at) {
+      return Result<ReplicaResult>(DataLoss("example 7 is broken"));
+    }
+    return model(context, batch);
+  };
+  for (int epoch = 0; epoch < options.epochs; ++epoch) {
+    COHORT_RETURN_IF_ERROR(data.BeginEpoch(epoch));
+    for (;;) {
+      COHORT_ASSIGN_OR_RETURN(const auto batch, data.Next());
+      if (!batch.has_value()) {
+        break;
+      }
+      COHORT_ASSIGN_OR_RETURN(const StepResult result, strategy.Step(*batch, step));
+      if (steps % 10 == 1) {
+        Say("step " + std::to_string(steps) + " loss " + std::to_string(result.loss));
+      }
+    }
+  }
+  Say("trained " + std::to_string(steps) + " steps");
+  return {};
+}
+
+Status Report(ParameterServerStrategy& strategy, ParameterSet& parameters) {
+  for (const EpochCoverage& epoch : strategy.coverage()) {
+    Say("epoch " + std::to_string(epoch.epoch) + ": " + std::to_string(epoch.seen) + " of " +
+        std::to_string(epoch.examples) + " seen, reissued " + std::to_string(epoch.reissued));
+  }
+  COHORT_RETURN_IF_ERROR(strategy.PullState());
+  std::uint64_t digest = 0;
+  for (int p = 0; p < parameters.size(); ++p) {
+    const std::span<const float> value = parameters.value(p);
+    digest = Hash64({reinterpret_cast<const char*>(value.data()), value.size_bytes()}, digest);
+  }
+  Say("step " + std::to_string(strategy.step()) + " digest " + std::to_string(digest));
+  return {};
+}
+
+Status RunWith(const Options& options, ParameterServerStrategy& strategy) {
+  ParameterSet parameters = testing::IntegerParameters();
+  COHORT_RETURN_IF_ERROR(
+      strategy.Bind(parameters, Sgd({.learning_rate = 0.0625, .momentum = 0.5})));
+  COHORT_ASSIGN_OR_RETURN(
+      const auto data,
+      strategy.Distribute(testing::IntegerData(options.examples, options.batch)));
+  if (strategy.trains()) {
+    COHORT_RETURN_IF_ERROR(Train(options, strategy, *data));
+  } else {
+    COHORT_RETURN_IF_ERROR(strategy.Serve());
+  }
+  if (strategy.is_chief()) {
+    COHORT_RETURN_IF_ERROR(Report(strategy, parameters));
+  }
+  return strategy.Shutdown();
+}
+
+Status Run(const Options& options) {
+  COHORT_ASSIGN_OR_RETURN(const ClusterConfig config,
+                          ResolveCluster({}, Environment::OfProcess()));
+  StrategyOptions strategy_options;
+  strategy_options.synchronous_parameter_server = options.sync;
+  strategy_options.join_timeout = std::chrono::milliseconds(options.join_ms);
+  strategy_options.log = StderrLog(config.task.ToString());
+  COHORT_ASSIGN_OR_RETURN(const auto strategy,
+                          ParameterServerStrategy::Make(config, strategy_options));
+  Say("joined");
+  const Status status = RunWith(options, *strategy);
+  if (!status.ok()) {
+    strategy->ReportError(status);
+  }
+  return status;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options options;
+  CLI::App app("a job of the parameter-server strategy");
+  app.add_option("--epochs", options.epochs);
+  app.add_option("--examples", options.examples);
+  app.add_option("--batch", options.batch);
+  app.add_flag("--sync", options.sync);
+  app.add_option("--join-ms", options.join_ms);
+  app.add_option("--hold-at", options.hold_at);
+  app.add_option("--hold", options.hold);
+  app.add_option("--fail-at", options.fail_at);
+  CLI11_PARSE(app, argc, argv);
+  const cohort::Status status = Run(options);
+  if (!status.ok()) {
+    std::fprintf(stderr, "error: %s\n", status.ToString().c_str());
+  }
+  return cohort::ExitCode(status);
+}
