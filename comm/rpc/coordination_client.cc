@@ -26,6 +26,7 @@ namespace {
 
 using std::chrono::milliseconds;
 
+constexpr milliseconds kConnectTry{2'000};
 constexpr milliseconds kAnswerSlack{5'000};  // the service answers a wait this much late at worst
 constexpr milliseconds kProbeTimeout{300};
 constexpr milliseconds kGoodbyeTimeout{500};
@@ -220,7 +221,9 @@ Status Client::Register(Deadline begun) {
   Deadline next_line = begun + options_.roll_call_interval;
   while (true) {
     grpc::ClientContext context;
-    context.set_deadline(GrpcTimeout(std::min(Remaining(deadline), kAnswerSlack)));
+    context.set_deadline(GrpcTimeout(std::min(Remaining(deadline), kConnectTry)));
+    // gRPC makes connections only while a call waits for one.
+    context.set_wait_for_ready(true);
     wire::RegisterReply reply;
     const grpc::Status status = stub_->Register(&context, request, &reply);
     if (status.ok()) {
