@@ -41,8 +41,8 @@ void ExpectAllCodes(ProcessCluster& cluster, int code, std::chrono::milliseconds
 // What `Report` of the program prints, for a job that is equal to one process.
 std::string DigestOf(std::int64_t examples, std::int64_t batch, int epochs) {
   ParameterSet parameters = IntegerParameters();
-  const Trained trained = TrainOnOneThread(IntegerData(examples, batch),
-                                           *Sgd({.learning_rate = 0.0625, .momentum = 0.5}), epochs);
+  const Trained trained = TrainOnOneThread(
+      IntegerData(examples, batch), *Sgd({.learning_rate = 0.0625, .momentum = 0.5}), epochs);
   std::copy(trained.values.begin(), trained.values.end(), parameters.all().begin());
   std::uint64_t digest = 0;
   for (int p = 0; p < parameters.size(); ++p) {
@@ -93,14 +93,14 @@ TEST(ParameterServerProcessTest, TheJobGoesOnWithoutAKilledWorkerAndSeesEveryExa
 TEST(ParameterServerProcessTest, AWorkerThatIsStartedAgainJoinsAnew) {
   ProcessCluster cluster;
   // worker:0 cannot end the epoch alone: it holds too, until worker:1 is back.
-  const std::string spec = cluster.StartTasks(
-      {{"chief", 1}, {"worker", 1}, {"ps", 1}}, Program({"--hold-at", "5", "--hold", "worker:0"}));
+  const std::string spec = cluster.StartTasks({{"chief", 1}, {"worker", 1}, {"ps", 1}},
+                                              Program({"--hold-at", "5", "--hold", "worker:0"}));
   ASSERT_TRUE(cluster.WaitForOutput("worker:0", "holding", kPatience));
   cluster.Signal("worker:0", SIGKILL);
   ASSERT_EQ(cluster.Wait("worker:0", kPatience), 128 + SIGKILL);
-  cluster.Start("again", Program(),
-                {{"TF_CONFIG",
-                  R"({"cluster":)" + spec + R"(,"task":{"type":"worker","index":0}})"}});
+  cluster.Start(
+      "again", Program(),
+      {{"TF_CONFIG", R"({"cluster":)" + spec + R"(,"task":{"type":"worker","index":0}})"}});
   EXPECT_EQ(cluster.Wait("again", kPatience), 0);
   EXPECT_EQ(cluster.Wait("chief:0", kPatience), 0);
   EXPECT_EQ(cluster.Wait("ps:0", kPatience), 0);
@@ -109,8 +109,8 @@ TEST(ParameterServerProcessTest, AWorkerThatIsStartedAgainJoinsAnew) {
 
 TEST(ParameterServerProcessTest, ARoundWithoutAKilledWorkerIsCutAnewAndStaysExact) {
   ProcessCluster cluster;
-  cluster.StartTasks(kJob, Program({"--sync", "--hold-at", "5", "--hold", "worker:1", "--examples",
-                                    "127"}));
+  cluster.StartTasks(
+      kJob, Program({"--sync", "--hold-at", "5", "--hold", "worker:1", "--examples", "127"}));
   ASSERT_TRUE(cluster.WaitForOutput("worker:1", "holding", kPatience));
   cluster.Signal("worker:1", SIGKILL);
   ExpectAllCodes(cluster, 0, kPatience, {"worker:1"});
@@ -172,11 +172,11 @@ TEST(ParameterServerProcessTest, AMissingServerIsNamedAtTheDeadline) {
 
 TEST(ParameterServerProcessTest, DifferentDataIsAnError) {
   ProcessCluster cluster;
-  const std::string spec = cluster.StartTasks({{"chief", 1}, {"worker", 1}, {"ps", 1}}, Program(),
-                                              {}, {"worker:0"});
-  cluster.Start("worker:0", Program({"--examples", "1999"}),
-                {{"TF_CONFIG",
-                  R"({"cluster":)" + spec + R"(,"task":{"type":"worker","index":0}})"}});
+  const std::string spec =
+      cluster.StartTasks({{"chief", 1}, {"worker", 1}, {"ps", 1}}, Program(), {}, {"worker:0"});
+  cluster.Start(
+      "worker:0", Program({"--examples", "1999"}),
+      {{"TF_CONFIG", R"({"cluster":)" + spec + R"(,"task":{"type":"worker","index":0}})"}});
   ExpectAllCodes(cluster, 2, kPatience);
   EXPECT_THAT(cluster.Stderr("chief:0"), HasSubstr("data set 0 differs"));
 }

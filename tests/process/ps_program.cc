@@ -95,8 +95,7 @@ Status RunWith(const Options& options, ParameterServerStrategy& strategy) {
   COHORT_RETURN_IF_ERROR(
       strategy.Bind(parameters, Sgd({.learning_rate = 0.0625, .momentum = 0.5})));
   COHORT_ASSIGN_OR_RETURN(
-      const auto data,
-      strategy.Distribute(testing::IntegerData(options.examples, options.batch)));
+      const auto data, strategy.Distribute(testing::IntegerData(options.examples, options.batch)));
   if (strategy.trains()) {
     COHORT_RETURN_IF_ERROR(Train(options, strategy, *data));
   } else {
@@ -109,8 +108,7 @@ Status RunWith(const Options& options, ParameterServerStrategy& strategy) {
 }
 
 Status Run(const Options& options) {
-  COHORT_ASSIGN_OR_RETURN(const ClusterConfig config,
-                          ResolveCluster({}, Environment::OfProcess()));
+  COHORT_ASSIGN_OR_RETURN(const ClusterConfig config, ResolveCluster({}, Environment::OfProcess()));
   StrategyOptions strategy_options;
   strategy_options.synchronous_parameter_server = options.sync;
   strategy_options.join_timeout = std::chrono::milliseconds(options.join_ms);
