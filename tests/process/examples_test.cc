@@ -1,0 +1,75 @@
+// Every example runs to its end, alone and as two processes, and learns.
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <regex>
+
+#include "training.h"
+
+namespace cohort::testing {
+namespace {
+
+// What the example printed; it must end with 0.
+std::string Output(const std::vector<std::string>& argv) {
+  ProcessCluster cluster;
+  cluster.Start("example", argv, {{"OMP_NUM_THREADS", "1"}});
+  EXPECT_EQ(cluster.Wait("example", std::chrono::minutes(2)), 0) << cluster.Logs();
+  return cluster.Stdout("example");
+}
+
+std::vector<std::string> InTwoProcesses(const std::string& program) {
+  std::vector<std::string> argv = Launch({"-n", "2"});
+  argv.push_back(Bin(program));
+  return argv;
+}
+
+// The last number that `pattern` captures in `text`.
+double LastNumber(const std::string& text, const std::string& pattern) {
+  const std::regex regex(pattern);
+  double last = -1;
+  for (std::sregex_iterator it(text.begin(), text.end(), regex), end; it != end; ++it) {
+    last = std::stod((*it)[1].str());
+  }
+  return last;
+}
+
+TEST(Examples, Fit) {
+  for (const auto& argv : {std::vector<std::string>{Bin("fit")}, InTwoProcesses("fit")}) {
+    const double loss = LastNumber(Output(argv), R"(loss ([0-9.]+) after 189 steps)");
+    EXPECT_GT(loss, 0);
+    EXPECT_LT(loss, 0.5);
+  }
+}
+
+TEST(Examples, CustomLoop) {
+  for (const auto& argv :
+       {std::vector<std::string>{Bin("custom_loop")}, InTwoProcesses("custom_loop")}) {
+    EXPECT_GT(LastNumber(Output(argv), R"(epoch 3: ([0-9.]+) of 4000 examples right)"), 0.9);
+  }
+}
+
+TEST(Examples, BringYourOwnGradients) {
+  EXPECT_GT(LastNumber(Output({Bin("bring_your_own_gradients")}), R"(epoch 3: ([0-9.]+) of)"), 0.7);
+  EXPECT_GT(
+      LastNumber(Output(InTwoProcesses("bring_your_own_gradients")), R"(epoch 3: ([0-9.]+) of)"),
+      0.7);
+}
+
+TEST(Examples, LibtorchGradients) {
+  if (!std::filesystem::exists(Bin("libtorch_gradients"))) {
+    GTEST_SKIP() << "libtorch_gradients is built where libtorch-dev is installed";
+  }
+  EXPECT_LT(LastNumber(Output({Bin("libtorch_gradients")}), R"(epoch 3: loss ([0-9.]+))"), 0.7);
+  const std::string both = Output(InTwoProcesses("libtorch_gradients"));
+  const std::regex crc(R"(crc32c ([0-9a-f]{8}))");
+  std::vector<std::string> seen;
+  for (std::sregex_iterator it(both.begin(), both.end(), crc), end; it != end; ++it) {
+    seen.push_back((*it)[1].str());
+  }
+  ASSERT_EQ(seen.size(), 2U) << both;
+  EXPECT_EQ(seen[0], seen[1]) << "both processes end with the same parameters";
+}
+
+}  // namespace
+}  // namespace cohort::testing
