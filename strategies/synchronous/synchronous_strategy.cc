@@ -32,27 +32,6 @@ class NoGradients final : public GradientSink {
   [[noreturn]] static void Refuse() { throw ContractError("no gradients in Evaluate"); }
 };
 
-Status CheckOptions(const StrategyOptions& options) {
-  if (options.num_devices < 1) {
-    return InvalidArgument("num_devices is " + std::to_string(options.num_devices) +
-                           " [at least 1]");
-  }
-  if (options.first_bucket_bytes < 1 || options.bucket_bytes < 1) {
-    return InvalidArgument("gradient buckets of " + std::to_string(options.first_bucket_bytes) +
-                           " and " + std::to_string(options.bucket_bytes) + " bytes [at least 1]");
-  }
-  if (options.intra_op_threads < 0) {
-    return InvalidArgument("intra_op_threads is " + std::to_string(options.intra_op_threads) +
-                           " [0 shares the cores among the replicas]");
-  }
-  if (options.collective_timeout.count() <= 0) {
-    return InvalidArgument("collective_timeout is " +
-                           std::to_string(options.collective_timeout.count()) +
-                           " ms [more than 0]");
-  }
-  return {};
-}
-
 std::vector<std::string> Lines(const ParameterSet& parameters) {
   std::vector<std::string> lines;
   for (int p = 0; p < parameters.size(); ++p) {
@@ -79,6 +58,27 @@ Result<std::unique_ptr<Strategy>> MakeSynchronousStrategy(SynchronousParts parts
   return SynchronousStrategy::Make(std::move(parts.kind), std::move(parts.cluster),
                                    MakeMembership(std::move(parts.communicator)),
                                    std::move(options));
+}
+
+Status SynchronousStrategy::CheckOptions(const StrategyOptions& options) {
+  if (options.num_devices < 1) {
+    return InvalidArgument("num_devices is " + std::to_string(options.num_devices) +
+                           " [at least 1]");
+  }
+  if (options.first_bucket_bytes < 1 || options.bucket_bytes < 1) {
+    return InvalidArgument("gradient buckets of " + std::to_string(options.first_bucket_bytes) +
+                           " and " + std::to_string(options.bucket_bytes) + " bytes [at least 1]");
+  }
+  if (options.intra_op_threads < 0) {
+    return InvalidArgument("intra_op_threads is " + std::to_string(options.intra_op_threads) +
+                           " [0 shares the cores among the replicas]");
+  }
+  if (options.collective_timeout.count() <= 0) {
+    return InvalidArgument("collective_timeout is " +
+                           std::to_string(options.collective_timeout.count()) +
+                           " ms [more than 0]");
+  }
+  return {};
 }
 
 Result<std::unique_ptr<Strategy>> SynchronousStrategy::Make(std::string kind, ClusterConfig cluster,

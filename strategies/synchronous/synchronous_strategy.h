@@ -30,6 +30,9 @@ class SynchronousStrategy final : public Strategy {
                                                 std::unique_ptr<Membership> membership,
                                                 StrategyOptions options);
 
+  // InvalidArgument names an option that is out of its range.
+  static Status CheckOptions(const StrategyOptions& options);
+
   std::string_view kind() const override { return kind_; }
   const ClusterConfig& cluster() const override { return cluster_; }
   bool is_chief() const override { return rank_ == 0; }

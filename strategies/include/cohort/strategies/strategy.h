@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -59,6 +60,9 @@ struct StrategyOptions {
   int intra_op_threads = 0;  // per replica; 0: the cores, shared among the local replicas
   std::function<std::unique_ptr<Stream>()> make_stream;  // test seam; default: MakeInlineStream
   Environment environment;  // where FromEnv looks; programs pass Environment::OfProcess()
+  // Who takes part, where the program has resolved it itself (from flags); else FromEnv does, from
+  // the environment.
+  std::optional<ClusterConfig> cluster;
   Log log;
 };
 
@@ -134,7 +138,9 @@ class Strategy {
   // `kind`: one_device, mirrored, multi_worker_mirrored, parameter_server; empty: from the
   // environment, by the cluster's size and whether it has parameter servers. Blocks until the job's
   // processes have met. Options' environment is read once, here. A cluster that is not what the
-  // kind needs is an error, never a world of one.
+  // kind needs is FailedPrecondition, never a world of one: one_device and mirrored refuse a
+  // cluster of several tasks, multi_worker_mirrored the lack of one (a cluster of one worker is
+  // fine), parameter_server one without ps tasks. An evaluator is outside of its cluster and alone.
   static Result<std::unique_ptr<Strategy>> FromEnv(std::string_view kind = {},
                                                    StrategyOptions options = {});
 

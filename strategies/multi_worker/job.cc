@@ -1,0 +1,207 @@
+#include "multi_worker/job.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <cohort/comm/mpi.h>
+#include <cohort/comm/tcp.h>
+#include <cohort/rpc/coordination.h>
+
+#include "synchronous/agreement.h"
+
+namespace cohort {
+namespace {
+
+// A communicator and the coordination client that watches over it.
+class JobMembership final : public Membership {
+ public:
+  JobMembership(std::unique_ptr<CoordinationServer> server,
+                std::unique_ptr<Communicator> communicator,
+                std::unique_ptr<CoordinationClient> client)
+      : server_(std::move(server)),
+        communicator_(std::move(communicator)),
+        client_(std::move(client)) {
+    client_->OnFailure(
+        [communicator = communicator_.get()](const Status& why) { communicator->Abort(why); });
+  }
+
+  Communicator* communicator() override { return communicator_.get(); }
+
+  Status Explain(const Status& status) override {
+    // Also tells those that have no connection to the one that failed. If the job failed before,
+    // this learns why.
+    (void)client_->ReportError(status);
+    const Status failure = client_->failure();
+    const bool known =
+        failure.ok() || failure.message().find(status.message()) != std::string::npos;
+    return known ? status : failure;
+  }
+
+  void GiveUp(const Status& error) override {
+    communicator_->Abort(error);
+    (void)client_->ReportError(error);
+  }
+
+  Status Leave() override { return client_->Shutdown(); }
+
+ private:
+  // Destroyed from the last to the first: the client's heart stops before what it would abort goes,
+  // and the service answers until this process has said goodbye.
+  const std::unique_ptr<CoordinationServer> server_;
+  const std::unique_ptr<Communicator> communicator_;
+  const std::unique_ptr<CoordinationClient> client_;
+};
+
+std::string HostOf(const std::string& address) { return address.substr(0, address.rfind(':')); }
+std::string PortOf(const std::string& address) { return address.substr(address.rfind(':') + 1); }
+
+// Where to listen for those who come to `address`: on every interface, since its host may be the
+// name of a proxy in front of this machine; but not beyond the loopback if it is on that.
+std::string ListenAddress(const std::string& address) {
+  const std::string host = HostOf(address);
+  if (host == "localhost" || host == "[::1]" || host.starts_with("127.")) {
+    return address;
+  }
+  return (host.starts_with("[") ? "[::]:" : "0.0.0.0:") + PortOf(address);
+}
+
+int RankOf(const ClusterConfig& config) {
+  const std::vector<TaskId> tasks = config.cluster.TrainingTasks();
+  return static_cast<int>(std::find(tasks.begin(), tasks.end(), config.task) - tasks.begin());
+}
+
+int SizeOf(const ClusterConfig& config) {
+  return static_cast<int>(config.cluster.TrainingTasks().size());
+}
+
+CommunicatorOptions CommunicatorOf(const ClusterConfig& config, const StrategyOptions& options) {
+  CommunicatorOptions result;
+  result.timeout = options.collective_timeout;
+  result.log = options.log;
+  result.peer_name = [tasks = config.cluster.TrainingTasks()](int rank) {
+    return tasks.at(static_cast<std::size_t>(rank)).ToString();
+  };
+  return result;
+}
+
+CoordinationOptions CoordinationOf(const StrategyOptions& options) {
+  CoordinationOptions result;
+  result.join_timeout = options.join_timeout;
+  result.heartbeat_timeout = options.heartbeat_timeout;
+  result.heartbeat_interval = std::min(result.heartbeat_interval, options.heartbeat_timeout / 4);
+  result.log = options.log;
+  return result;
+}
+
+Result<std::unique_ptr<Membership>> JoinByAddress(const ClusterConfig& config,
+                                                  const StrategyOptions& options) {
+  const TaskId chief = config.cluster.Chief();
+  const std::string service =
+      config.rendezvous.empty() ? config.cluster.Address(chief) : config.rendezvous;
+  if (PortOf(service) == "0") {
+    return FailedPrecondition("the address of " + chief.ToString() + ", " + service +
+                              ", has no port by which the others could find it [give it one in " +
+                              config.source + "]");
+  }
+  const CoordinationOptions coordination = CoordinationOf(options);
+  std::unique_ptr<CoordinationServer> server;
+  if (config.is_chief()) {
+    COHORT_ASSIGN_OR_RETURN(
+        server, CoordinationServer::Start(ListenAddress(service), config.cluster, coordination));
+  }
+  COHORT_ASSIGN_OR_RETURN(auto client,
+                          CoordinationClient::Join(service, config.cluster, config.task,
+                                                   /*wait_for_all=*/true, coordination));
+  TcpOptions tcp;
+  tcp.rendezvous_host = HostOf(service);
+  tcp.connect_timeout = options.join_timeout;
+  auto communicator = MakeTcpCommunicator(RankOf(config), SizeOf(config), *client, "collectives",
+                                          tcp, CommunicatorOf(config, options));
+  if (!communicator.ok()) {
+    (void)client->ReportError(communicator.status());
+    return communicator.status();
+  }
+  return std::make_unique<JobMembership>(std::move(server), std::move(communicator).value(),
+                                         std::move(client));
+}
+
+// Starts the service of a job whose addresses nobody knows beforehand; sets `address` to where the
+// others reach it.
+Result<std::unique_ptr<CoordinationServer>> StartAnywhere(const ClusterConfig& config,
+                                                          const CoordinationOptions& options,
+                                                          std::string& address) {
+  const bool one_host = config.local_size >= SizeOf(config);
+  std::array<char, 256> host{"127.0.0.1"};
+  if (!one_host && ::gethostname(host.data(), host.size() - 1) != 0) {
+    return ErrnoStatus(errno, "the name of this host");
+  }
+  COHORT_ASSIGN_OR_RETURN(
+      auto server,
+      CoordinationServer::Start(one_host ? "127.0.0.1:0" : "0.0.0.0:0", config.cluster, options));
+  address = std::string(host.data()) + ":" + std::to_string(server->port());
+  return server;
+}
+
+// The chief's text, on every rank.
+Result<std::string> FromChief(Communicator& communicator, const std::string& text) {
+  std::array<char, 320> bytes{};
+  std::copy_n(text.begin(), std::min(text.size(), bytes.size() - 1), bytes.begin());
+  CollectiveOptions options;
+  options.name = "address of the coordination service";
+  COHORT_RETURN_IF_ERROR(Await(communicator.Broadcast(
+      Buffer(bytes.data(), static_cast<std::int64_t>(bytes.size()), DType::kUInt8), 0, options)));
+  return std::string(bytes.data());
+}
+
+Result<std::unique_ptr<Membership>> JoinByMpi(const ClusterConfig& config,
+                                              const StrategyOptions& options) {
+  COHORT_ASSIGN_OR_RETURN(auto communicator,
+                          MakeMpiCommunicator({.implementation = options.mpi_implementation},
+                                              CommunicatorOf(config, options)));
+  if (communicator->size() != SizeOf(config) || communicator->rank() != RankOf(config)) {
+    return FailedPrecondition(
+        "MPI has started rank " + std::to_string(communicator->rank()) + " of " +
+        std::to_string(communicator->size()) + ", but " + config.source + " says that " +
+        config.task.ToString() + " is rank " + std::to_string(RankOf(config)) + " of " +
+        std::to_string(SizeOf(config)) + " [start one process per training task]");
+  }
+  const CoordinationOptions coordination = CoordinationOf(options);
+  std::unique_ptr<CoordinationServer> server;
+  std::string address;
+  if (config.is_chief()) {
+    auto started = StartAnywhere(config, coordination, address);
+    if (!started.ok()) {
+      communicator->Abort(started.status());
+      return started.status();
+    }
+    server = std::move(started).value();
+  }
+  COHORT_ASSIGN_OR_RETURN(address, FromChief(*communicator, address));
+  auto client = CoordinationClient::Join(address, config.cluster, config.task,
+                                         /*wait_for_all=*/true, coordination);
+  if (!client.ok()) {
+    communicator->Abort(client.status());
+    return client.status();
+  }
+  return std::make_unique<JobMembership>(std::move(server), std::move(communicator),
+                                         std::move(client).value());
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Membership>> JoinJob(const ClusterConfig& config,
+                                            const StrategyOptions& options) {
+  if (SizeOf(config) == 1) {
+    return MakeMembership(nullptr);
+  }
+  return config.mpi ? JoinByMpi(config, options) : JoinByAddress(config, options);
+}
+
+}  // namespace cohort

@@ -1,0 +1,101 @@
+#include <cohort/strategies/strategy.h>
+
+#include <utility>
+
+#include <cohort/cluster/resolve.h>
+
+#include "multi_worker/job.h"
+#include "synchronous/synchronous_strategy.h"
+
+namespace cohort {
+namespace {
+
+constexpr std::string_view kOneDevice = "one_device";
+constexpr std::string_view kMirrored = "mirrored";
+constexpr std::string_view kMultiWorker = "multi_worker_mirrored";
+constexpr std::string_view kParameterServer = "parameter_server";
+
+// An evaluator is outside of the cluster that it evaluates for.
+bool InCluster(const ClusterConfig& config) {
+  return !config.cluster.empty() && config.task.type != TaskType::kEvaluator;
+}
+
+std::string Describe(const ClusterConfig& config) {
+  if (!InCluster(config)) {
+    return config.source + " describes no cluster that this process trains in";
+  }
+  std::string text =
+      config.source + " describes " + std::to_string(config.cluster.Tasks().size()) + " task(s):";
+  for (const TaskId& task : config.cluster.Tasks()) {
+    text += " " + task.ToString();
+  }
+  return text;
+}
+
+std::string_view KindFor(const ClusterConfig& config, const StrategyOptions& options) {
+  if (!InCluster(config) || config.cluster.Tasks().size() == 1) {
+    return options.num_devices > 1 ? kMirrored : kOneDevice;
+  }
+  return config.cluster.Count(TaskType::kPs) > 0 ? kParameterServer : kMultiWorker;
+}
+
+// Is the cluster one that the kind can train in?
+Status Check(std::string_view kind, const ClusterConfig& config, const StrategyOptions& options) {
+  const std::string_view fitting = KindFor(config, options);
+  const std::string advice = " [use --strategy " + std::string(fitting) +
+                             ", which fits, or start the processes differently]";
+  const std::string name(kind);
+  const std::size_t tasks = InCluster(config) ? config.cluster.Tasks().size() : 0;
+  const int servers = InCluster(config) ? config.cluster.Count(TaskType::kPs) : 0;
+  if (kind == kOneDevice || kind == kMirrored) {
+    if (tasks > 1) {
+      return FailedPrecondition(name + " trains in one process, but " + Describe(config) + advice);
+    }
+    if (kind == kOneDevice && options.num_devices != 1) {
+      return InvalidArgument("one_device with num_devices " + std::to_string(options.num_devices) +
+                             " [use mirrored]");
+    }
+    return {};
+  }
+  if (kind == kMultiWorker) {
+    if (tasks == 0 || servers > 0) {
+      return FailedPrecondition(name +
+                                " needs a cluster of workers without parameter servers, but " +
+                                Describe(config) + advice);
+    }
+    return {};
+  }
+  if (kind == kParameterServer) {
+    if (servers == 0) {
+      return FailedPrecondition(name + " needs a cluster with ps tasks, but " + Describe(config) +
+                                advice);
+    }
+    return {};
+  }
+  return InvalidArgument("no strategy is called '" + name +
+                         "' [one_device, mirrored, multi_worker_mirrored or parameter_server]");
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Strategy>> Strategy::FromEnv(std::string_view kind,
+                                                    StrategyOptions options) {
+  if (!options.cluster.has_value()) {
+    COHORT_ASSIGN_OR_RETURN(options.cluster, ResolveCluster({}, options.environment, options.log));
+  }
+  const ClusterConfig config = *options.cluster;
+  const std::string chosen(kind.empty() ? KindFor(config, options) : kind);
+  COHORT_RETURN_IF_ERROR(Check(chosen, config, options));
+  options.log.Info("strategy " + chosen + ", " + config.task.ToString() + ": " + Describe(config));
+  if (chosen == kParameterServer) {
+    return Unimplemented("parameter_server");
+  }
+  COHORT_RETURN_IF_ERROR(SynchronousStrategy::CheckOptions(options));
+  std::unique_ptr<Membership> membership = MakeMembership(nullptr);
+  if (chosen == kMultiWorker) {
+    COHORT_ASSIGN_OR_RETURN(membership, JoinJob(config, options));
+  }
+  return SynchronousStrategy::Make(chosen, config, std::move(membership), std::move(options));
+}
+
+}  // namespace cohort
