@@ -1,0 +1,138 @@
+// MultiWorkerMirrored between real processes: they agree on every bit, and none outlives another's
+// end by more than the heartbeat.
+#include <csignal>
+#include <set>
+#include <string>
+#include <vector>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "testing/process_cluster.h"
+
+namespace cohort::testing {
+namespace {
+
+using ::testing::AnyOf;
+using ::testing::HasSubstr;
+using namespace std::chrono_literals;
+
+constexpr int kConfiguration = 2;
+constexpr int kPeerLost = 138;
+constexpr auto kStart = 60s;  // for a loaded machine
+constexpr auto kEnd = 15s;    // what an end may take
+
+std::vector<std::string> Task(const std::string& kind, std::int64_t steps,
+                              const std::vector<std::string>& settings = {}) {
+  std::vector<std::string> argv{COHORT_BIN_DIR "/../tests/strategy_task", kind,
+                                std::to_string(steps)};
+  argv.insert(argv.end(), settings.begin(), settings.end());
+  return argv;
+}
+
+constexpr std::int64_t kForever = 100'000'000;
+
+void AwaitTraining(ProcessCluster& cluster) {
+  for (const std::string& name : cluster.names()) {
+    ASSERT_TRUE(cluster.WaitForOutput(name, "step 100\n", kStart)) << cluster.Logs();
+  }
+}
+
+// Every process but `gone` has ended with `code` in time, saying `text`.
+void ExpectEnded(ProcessCluster& cluster, const std::string& gone, int code,
+                 const std::string& text) {
+  const auto codes = cluster.WaitAll(kEnd);
+  for (const std::string& name : cluster.names()) {
+    if (name != gone) {
+      EXPECT_EQ(codes.at(name), code) << name;
+      EXPECT_THAT(cluster.Stderr(name), HasSubstr(text)) << name;
+    }
+  }
+}
+
+std::string DoneLine(const std::string& output) {
+  const std::size_t at = output.find("done ");
+  return at == std::string::npos ? "not done" : output.substr(at, output.find('\n', at) - at);
+}
+
+std::string TrainAlone(const std::vector<std::string>& argv) {
+  ProcessCluster cluster;
+  cluster.Start("alone", argv);
+  EXPECT_EQ(cluster.Wait("alone", kStart), 0);
+  return DoneLine(cluster.Stdout("alone"));
+}
+
+TEST(MultiWorkerMirrored, ProcessesEndWithOneProcessesParameters) {
+  const std::string expected = TrainAlone(Task("one_device", 40));
+  ASSERT_THAT(expected, HasSubstr("done "));
+  EXPECT_EQ(TrainAlone(Task("mirrored", 40, {"devices=3"})), expected);
+  const std::vector<std::vector<std::pair<std::string, int>>> clusters{
+      {{"worker", 2}}, {{"worker", 3}}, {{"chief", 1}, {"worker", 2}}};
+  for (const auto& jobs : clusters) {
+    ProcessCluster cluster;
+    cluster.StartTasks(jobs, Task("-", 40, {"devices=2"}));  // the kind is the environment's
+    for (const auto& [name, code] : cluster.WaitAll(kStart)) {
+      EXPECT_EQ(code, 0) << name;
+      EXPECT_EQ(DoneLine(cluster.Stdout(name)), expected) << name;
+    }
+  }
+}
+
+TEST(MultiWorkerMirrored, TheLossOfAWorkerEndsTheOthers) {
+  ProcessCluster cluster;
+  cluster.StartTasks({{"worker", 3}}, Task("multi_worker_mirrored", kForever));
+  AwaitTraining(cluster);
+  ASSERT_TRUE(cluster.Signal("worker:1", SIGKILL));
+  ExpectEnded(cluster, "worker:1", kPeerLost, "worker:1");
+}
+
+TEST(MultiWorkerMirrored, TheLossOfTheChiefEndsTheOthers) {
+  ProcessCluster cluster;
+  cluster.StartTasks({{"worker", 3}}, Task("multi_worker_mirrored", kForever));
+  AwaitTraining(cluster);
+  ASSERT_TRUE(cluster.Signal("worker:0", SIGKILL));
+  ExpectEnded(cluster, "worker:0", kPeerLost, "worker:0");
+}
+
+TEST(MultiWorkerMirrored, AWorkerThatStandsStillEndsTheOthers) {
+  ProcessCluster cluster;
+  cluster.StartTasks({{"worker", 3}},
+                     Task("multi_worker_mirrored", kForever, {"heartbeat_timeout_ms=3000"}));
+  AwaitTraining(cluster);
+  ASSERT_TRUE(cluster.Signal("worker:2", SIGSTOP));
+  ASSERT_TRUE(cluster.Wait("worker:0", kEnd).has_value()) << cluster.Logs();
+  ASSERT_TRUE(cluster.Wait("worker:1", kEnd).has_value()) << cluster.Logs();
+  cluster.Signal("worker:2", SIGKILL);
+  ExpectEnded(cluster, "worker:2", kPeerLost, "worker:2");
+}
+
+TEST(MultiWorkerMirrored, AWorkersErrorIsEverybodysError) {
+  ProcessCluster cluster;
+  const std::string json = cluster.StartTasks(
+      {{"worker", 3}}, Task("multi_worker_mirrored", kForever), {}, {"worker:1"});
+  cluster.Start(
+      "worker:1", Task("multi_worker_mirrored", kForever, {"fail_at=30"}),
+      {{"TF_CONFIG", R"({"cluster":)" + json + R"(,"task":{"type":"worker","index":1}})"}});
+  ExpectEnded(cluster, "nobody", 1, "the accelerator is on fire");
+  EXPECT_THAT(cluster.Stderr("worker:0"), HasSubstr("worker:1, replica 1"));
+}
+
+TEST(MultiWorkerMirrored, AMissingWorkerIsCalledAndThenNamed) {
+  ProcessCluster cluster;
+  cluster.StartTasks({{"worker", 3}}, Task("multi_worker_mirrored", 10, {"join_timeout_ms=2000"}),
+                     {}, {"worker:2"});
+  ExpectEnded(cluster, "nobody", kPeerLost, "worker:2");
+}
+
+TEST(MultiWorkerMirrored, OneProcessKindsRefuseACluster) {
+  for (const std::string kind : {"one_device", "mirrored", "parameter_server"}) {
+    ProcessCluster cluster;
+    cluster.StartTasks({{"worker", 2}}, Task(kind, 10), {}, {"worker:1"});
+    EXPECT_EQ(cluster.Wait("worker:0", kStart), kConfiguration) << kind;
+    EXPECT_THAT(cluster.Stderr("worker:0"), HasSubstr("worker:0 worker:1")) << kind;
+    EXPECT_THAT(cluster.Stderr("worker:0"), HasSubstr("multi_worker_mirrored")) << kind;
+  }
+}
+
+}  // namespace
+}  // namespace cohort::testing

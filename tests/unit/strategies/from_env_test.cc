@@ -1,0 +1,114 @@
+// Which strategy an environment gives, and which it refuses. Jobs of several processes: see
+// tests/process/strategy_process_test.cc.
+#include <cohort/strategies/strategy.h>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace cohort {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+Environment TfConfig(const std::string& cluster, const std::string& type = "worker") {
+  return Environment({{"TF_CONFIG", R"({"cluster":)" + cluster + R"(,"task":{"type":")" + type +
+                                        R"(","index":0}})"}});
+}
+
+const char* const kTwoWorkers = R"({"worker":["a:1","b:1"]})";
+const char* const kServers = R"({"chief":["a:1"],"worker":["b:1"],"ps":["c:1"]})";
+
+Result<std::unique_ptr<Strategy>> From(std::string_view kind, Environment environment,
+                                       int devices = 1) {
+  StrategyOptions options;
+  options.environment = std::move(environment);
+  options.num_devices = devices;
+  return Strategy::FromEnv(kind, options);
+}
+
+std::string Kind(Result<std::unique_ptr<Strategy>> strategy) {
+  return strategy.ok() ? std::string((*strategy)->kind()) : strategy.status().ToString();
+}
+
+std::string Refusal(Result<std::unique_ptr<Strategy>> strategy) {
+  return strategy.ok() ? "not refused" : strategy.status().ToString();
+}
+
+TEST(FromEnv, WithoutAClusterIsOneProcess) {
+  EXPECT_EQ(Kind(From("", {})), "one_device");
+  EXPECT_EQ(Kind(From("", {}, 2)), "mirrored");
+  EXPECT_EQ(Kind(From("one_device", {})), "one_device");
+  EXPECT_EQ(Kind(From("mirrored", {}, 3)), "mirrored");
+  const auto strategy = OrThrow(From("mirrored", {}, 3));
+  EXPECT_EQ(strategy->num_replicas_in_sync(), 3);
+  EXPECT_EQ(strategy->num_local_replicas(), 3);
+  EXPECT_TRUE(strategy->is_chief());
+  EXPECT_TRUE(strategy->trains());
+  EXPECT_TRUE(strategy->Serve().ok());
+  EXPECT_TRUE(strategy->Barrier("alone").ok());
+  EXPECT_TRUE(strategy->Shutdown().ok());
+}
+
+TEST(FromEnv, AClusterOfOneWorkerIsFine) {
+  const auto strategy =
+      OrThrow(From("multi_worker_mirrored", TfConfig(R"({"worker":["a:1"]})"), 2));
+  EXPECT_EQ(strategy->kind(), "multi_worker_mirrored");
+  EXPECT_EQ(strategy->num_replicas_in_sync(), 2);
+  EXPECT_EQ(strategy->cluster().task.ToString(), "worker:0");
+  EXPECT_EQ(strategy->cluster().source, "TF_CONFIG");
+}
+
+TEST(FromEnv, RefusesAClusterThatTheKindDoesNotTrainIn) {
+  for (const std::string_view kind : {"one_device", "mirrored"}) {
+    EXPECT_THAT(Refusal(From(kind, TfConfig(kTwoWorkers))),
+                AllOf(HasSubstr("FailedPrecondition"), HasSubstr("worker:0 worker:1"),
+                      HasSubstr("multi_worker_mirrored")));
+  }
+  EXPECT_THAT(Refusal(From("mirrored", TfConfig(kServers, "chief"))),
+              AllOf(HasSubstr("FailedPrecondition"), HasSubstr("ps:0")));
+  EXPECT_THAT(Refusal(From("multi_worker_mirrored", TfConfig(kServers, "chief"))),
+              AllOf(HasSubstr("FailedPrecondition"), HasSubstr("ps:0"),
+                    HasSubstr("use --strategy parameter_server")));
+  EXPECT_THAT(Refusal(From("parameter_server", TfConfig(kTwoWorkers))),
+              AllOf(HasSubstr("FailedPrecondition"), HasSubstr("ps tasks")));
+}
+
+TEST(FromEnv, NeverMakesAWorldOfOneOfAMissingCluster) {
+  EXPECT_THAT(Refusal(From("multi_worker_mirrored", {})),
+              AllOf(HasSubstr("FailedPrecondition"), HasSubstr("local describes no cluster")));
+  EXPECT_THAT(Refusal(From("parameter_server", {})), HasSubstr("FailedPrecondition"));
+}
+
+TEST(FromEnv, AnEvaluatorIsAlone) {
+  EXPECT_EQ(Kind(From("", TfConfig(kTwoWorkers, "evaluator"))), "one_device");
+  EXPECT_THAT(Refusal(From("multi_worker_mirrored", TfConfig(kTwoWorkers, "evaluator"))),
+              HasSubstr("FailedPrecondition"));
+}
+
+TEST(FromEnv, NamesWhatItDoesNotKnow) {
+  EXPECT_THAT(Refusal(From("mirorred", {})),
+              AllOf(HasSubstr("InvalidArgument"), HasSubstr("'mirorred'"), HasSubstr("mirrored")));
+  EXPECT_THAT(Refusal(From("one_device", {}, 2)), HasSubstr("use mirrored"));
+  EXPECT_THAT(Refusal(From("mirrored", {}, 0)), HasSubstr("num_devices is 0"));
+  EXPECT_THAT(Refusal(From("", Environment({{"TF_CONFIG", "{"}}))), HasSubstr("TF_CONFIG"));
+}
+
+TEST(FromEnv, TakesAClusterThatTheProgramHasResolved) {
+  StrategyOptions options;
+  options.environment = TfConfig(kTwoWorkers);
+  options.cluster = ClusterConfig{};
+  EXPECT_EQ(Kind(Strategy::FromEnv("", options)), "one_device");
+}
+
+TEST(FromEnv, AChiefWithoutAPortCannotBeFound) {
+  StrategyOptions options;
+  options.cluster = ClusterConfig{
+      .cluster = ClusterSpec({{{TaskType::kWorker, 0}, "a:0"}, {{TaskType::kWorker, 1}, "b:0"}}),
+      .task = {TaskType::kWorker, 1},
+      .source = "flags"};
+  EXPECT_THAT(Refusal(Strategy::FromEnv("", options)), HasSubstr("worker:0, a:0, has no port"));
+}
+
+}  // namespace
+}  // namespace cohort
