@@ -120,7 +120,7 @@ Result<std::unique_ptr<Membership>> JoinByAddress(const ClusterConfig& config,
                           CoordinationClient::Join(service, config.cluster, config.task,
                                                    /*wait_for_all=*/true, coordination));
   TcpOptions tcp;
-  tcp.rendezvous_host = HostOf(service);
+//  tcp.rendezvous_host = HostOf(service);
   tcp.connect_timeout = options.join_timeout;
   auto communicator = MakeTcpCommunicator(RankOf(config), SizeOf(config), *client, "collectives",
                                           tcp, CommunicatorOf(config, options));

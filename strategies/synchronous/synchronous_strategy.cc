@@ -167,6 +167,14 @@ Status SynchronousStrategy::Bind(ParameterSet& parameters, std::unique_ptr<Optim
                        .timeout = options_.collective_timeout,
                        .log = options_.log});
   squares_.resize(reducer_->plan().chunks.size());
+  std::size_t state = 0;
+  for (int p = 0; p < parameters.size(); ++p) {
+    if (!parameters[p].trainable) {
+      untrained_.push_back(p);
+      state += parameters.value(p).size();
+    }
+  }
+  state_.resize(state);
   optimizer_ = std::move(optimizer);
   parameters_ = &parameters;
   return {};
@@ -512,41 +520,72 @@ Status SynchronousStrategy::ApplyAsLanded(int& applied) {
   return {};
 }
 
+// Rank 0's values of what is not trainable (running averages) hold everywhere, as initial values
+// do.
+Communicator::Pending SynchronousStrategy::SendState() {
+  auto to = state_.begin();
+  for (const int parameter : untrained_) {
+    to = std::ranges::copy(parameters_->value(parameter), to).out;
+  }
+  CollectiveOptions options;
+  options.name = "values that are not trainable";
+  return communicator_->Broadcast(std::span<float>(state_), 0, options);
+}
+
+void SynchronousStrategy::TakeState() {
+  auto from = state_.begin();
+  for (const int parameter : untrained_) {
+    const std::span<float> value = parameters_->value(parameter);
+    std::copy_n(from, value.size(), value.begin());
+    from += static_cast<std::ptrdiff_t>(value.size());
+  }
+}
+
+// The step's collectives that are not buckets, and the buckets' update.
+Status SynchronousStrategy::SettleTogether(Totals& totals, int& applied) {
+  auto sums = AddUp(totals, "loss and metrics");
+  COHORT_RETURN_IF_ERROR(sums.status());
+  std::unique_ptr<Work> state;
+  Status status;
+  if (!state_.empty()) {
+    auto sent = SendState();
+    status = sent.status();
+    state = sent.ok() ? std::move(sent).value() : nullptr;
+  }
+  if (status.ok()) {
+    status = ApplyAsLanded(applied);
+  }
+  // Their buffers are ours again only when both are over, also after an error.
+  for (Work* work : {sums->get(), state.get()}) {
+    const Status done = work == nullptr ? OkStatus() : work->Wait();
+    status = status.ok() ? done : status;
+  }
+  if (status.ok() && state != nullptr) {
+    TakeState();
+  }
+  return status;
+}
+
 Result<StepResult> SynchronousStrategy::Step(const DistributedBatch& batch, const StepFn& fn) {
   COHORT_RETURN_IF_ERROR(broken_);
   Require(reducer_ != nullptr, "Bind before the first step");
   reducer_->StartPass();
   Totals totals;
   COHORT_RETURN_IF_ERROR(RunReplicas(batch, fn, /*train=*/true, totals));
-
-  std::unique_ptr<Work> sums;
-  Status status;
-  if (communicator_ != nullptr) {
-    auto pending = AddUp(totals, "loss and metrics");
-    status = pending.status();
-    if (pending.ok()) {
-      sums = std::move(pending).value();
-    }
-  }
   int applied = 0;
-  if (status.ok()) {
-    status = ApplyAsLanded(applied);
-  }
-  if (sums != nullptr) {
-    const Status added = sums->Wait();
-    status = status.ok() ? added : status;
-  }
-  if (!status.ok()) {
-    status = Fail(membership_->Explain(status)).Annotate("step " + std::to_string(step_ + 1));
-    if (applied > 0) {
-      broken_ = Status(status.code(),
-                       status.message() + " [" + std::to_string(applied) + " of " +
-                           std::to_string(reducer_->plan().buckets.size()) +
-                           " buckets had been applied: the parameters belong to no step; restore "
-                           "a checkpoint]");
-      return broken_;
+  const Status settled =
+      communicator_ == nullptr ? ApplyAsLanded(applied) : SettleTogether(totals, applied);
+  if (!settled.ok()) {
+    const Status status =
+        Fail(membership_->Explain(settled)).Annotate("step " + std::to_string(step_ + 1));
+    if (applied == 0) {
+      return status;
     }
-    return status;
+    broken_ = Status(status.code(), status.message() + " [" + std::to_string(applied) + " of " +
+                                        std::to_string(reducer_->plan().buckets.size()) +
+                                        " buckets had been applied: the parameters belong to no "
+                                        "step; restore a checkpoint]");
+    return broken_;
   }
   if (reducer_->total_weight() > 0) {
     ++step_;

@@ -87,6 +87,9 @@ class SynchronousStrategy final : public Strategy {
   float ClippedScale(float scale);
   float GradientScale(double weight) const;
   Result<std::unique_ptr<Work>> AddUp(Totals& totals, const std::string& name);
+  Status SettleTogether(Totals& totals, int& applied);
+  Communicator::Pending SendState();
+  void TakeState();
   Result<StepResult> Finish(Totals& totals) const;
   Status Fail(const Status& status);
   // Waits for an operation of the job; tells why it failed.
@@ -116,6 +119,8 @@ class SynchronousStrategy final : public Strategy {
   std::unique_ptr<SpanReduction> span_reduction_;
   std::vector<Outcome> outcomes_;  // by local replica
   std::vector<double> squares_;    // by chunk
+  std::vector<int> untrained_;     // the parameters that are not trainable
+  std::vector<float> state_;       // their values, as rank 0 sends them
   std::int64_t step_ = 0;
   Status broken_;  // not OK: a step was applied in part
 };

@@ -253,6 +253,38 @@ TEST(Distribute, NamesDifferentDatasets) {
   EXPECT_THAT(Messages(statuses), Each("OK"));  // how far ahead one reads is its own business
 }
 
+TEST(Step, ValuesThatAreNotTrainableFollowTheFirstProcess) {
+  StrategyOptions options;
+  options.num_devices = 2;
+  ExpectAllOk(Job(3, options, [](int, Strategy& strategy) -> Status {
+    ParameterSet parameters;
+    parameters.Add("mean", {3}, nullptr, /*trainable=*/false);
+    parameters.Add("kernel", {3}, nullptr);
+    parameters.Add("variance", {2}, nullptr, /*trainable=*/false);
+    parameters.Build();
+    COHORT_RETURN_IF_ERROR(strategy.Bind(parameters, PlainSgd()));
+    for (int step = 1; step <= 3; ++step) {
+      COHORT_RETURN_IF_ERROR(
+          strategy
+              .Step(
+                  OneEach(2),
+                  [&](ReplicaContext& context, const data::Batch& batch) -> Result<ReplicaResult> {
+                    if (context.replica % 2 == 0) {  // the first of its process
+                      const auto moved = static_cast<float>(step * 10 + context.replica);
+                      std::ranges::fill(context.parameters.value(0), moved);
+                      std::ranges::fill(context.parameters.value(2), -moved);
+                    }
+                    context.gradients.Ready(1);
+                    return ReplicaResult{.weight = static_cast<double>(batch.size)};
+                  })
+              .status());
+      EXPECT_THAT(parameters.value(0), Each(step * 10));
+      EXPECT_THAT(parameters.value(2), Each(-step * 10));
+    }
+    return strategy.Shutdown();
+  }));
+}
+
 TEST(Failure, OfOneReplicaReachesEveryProcessWithItsName) {
   StrategyOptions options;
   options.num_devices = 2;

@@ -70,8 +70,10 @@ struct StrategyOptions {
 struct ReplicaContext {
   int replica = 0;  // 0 .. num_replicas-1 over the whole job
   int num_replicas = 1;
-  std::int64_t step = 0;     // of this strategy, from 1
-  ParameterSet& parameters;  // read only during the step
+  std::int64_t step = 0;  // of this strategy, from 1
+  // Read only during the step, but for those that are not trainable (running averages): local
+  // replica 0 may write these, and those of process 0 then hold on all.
+  ParameterSet& parameters;
   GradientSink& gradients;
   Stream& stream;            // the replica's compute stream
   int intra_op_threads = 1;  // that its operations may use
