@@ -3,6 +3,7 @@
 #include <utility>
 
 #include <cohort/cluster/resolve.h>
+#include <cohort/strategies/parameter_server.h>
 
 #include "multi_worker/job.h"
 #include "synchronous/synchronous_strategy.h"
@@ -88,7 +89,9 @@ Result<std::unique_ptr<Strategy>> Strategy::FromEnv(std::string_view kind,
   COHORT_RETURN_IF_ERROR(Check(chosen, config, options));
   options.log.Info("strategy " + chosen + ", " + config.task.ToString() + ": " + Describe(config));
   if (chosen == kParameterServer) {
-    return Unimplemented("parameter_server");
+    auto made = ParameterServerStrategy::Make(config, options);
+    COHORT_RETURN_IF_ERROR(made.status());
+    return std::unique_ptr<Strategy>(std::move(made).value());
   }
   COHORT_RETURN_IF_ERROR(SynchronousStrategy::CheckOptions(options));
   std::unique_ptr<Membership> membership = MakeMembership(nullptr);

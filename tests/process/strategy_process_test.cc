@@ -111,7 +111,7 @@ TEST(MultiWorkerMirrored, AWorkersErrorIsEverybodysError) {
   const std::string json = cluster.StartTasks(
       {{"worker", 3}}, Task("multi_worker_mirrored", kForever), {}, {"worker:1"});
   cluster.Start(
-      "worker:1", Task("multi_worker_mirrored", kForever, {"fail_at=30"}),
+      "worker:1", Task("multi_worker_mirrored", kForever, {"fail_at=31"}),
       {{"TF_CONFIG", R"({"cluster":)" + json + R"(,"task":{"type":"worker","index":1}})"}});
   ExpectEnded(cluster, "nobody", 1, "the accelerator is on fire");
   EXPECT_THAT(cluster.Stderr("worker:0"), HasSubstr("worker:1, replica 1"));

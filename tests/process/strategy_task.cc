@@ -56,7 +56,7 @@ Status Run(const std::string& kind, std::int64_t steps, std::map<std::string, in
                 }
                 return model(context, part);
               }));
-      if (result.step % 50 == 0) {
+      if (result.step == 100 || result.step % 1000 == 0) {
         std::cout << "step " << result.step << std::endl;
       }
     }

@@ -12,8 +12,10 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 
 Environment TfConfig(const std::string& cluster, const std::string& type = "worker") {
-  return Environment({{"TF_CONFIG", R"({"cluster":)" + cluster + R"(,"task":{"type":")" + type +
-                                        R"(","index":0}})"}});
+  Environment environment;
+  environment.Set("TF_CONFIG",
+                  R"({"cluster":)" + cluster + R"(,"task":{"type":")" + type + R"(","index":0}})");
+  return environment;
 }
 
 const char* const kTwoWorkers = R"({"worker":["a:1","b:1"]})";
@@ -91,7 +93,7 @@ TEST(FromEnv, NamesWhatItDoesNotKnow) {
               AllOf(HasSubstr("InvalidArgument"), HasSubstr("'mirorred'"), HasSubstr("mirrored")));
   EXPECT_THAT(Refusal(From("one_device", {}, 2)), HasSubstr("use mirrored"));
   EXPECT_THAT(Refusal(From("mirrored", {}, 0)), HasSubstr("num_devices is 0"));
-  EXPECT_THAT(Refusal(From("", Environment({{"TF_CONFIG", "{"}}))), HasSubstr("TF_CONFIG"));
+  EXPECT_THAT(Refusal(From("", TfConfig("}"))), HasSubstr("TF_CONFIG"));
 }
 
 TEST(FromEnv, TakesAClusterThatTheProgramHasResolved) {
