@@ -29,7 +29,7 @@ class JobMembership final : public Membership {
   Status Explain(const Status& status) override {
     // Also tells those that have no connection to the one that failed. If the job failed before,
     // this learns why.
-    (void)client_->ReportError(status);
+    Report(status);
     const Status failure = client_->failure();
     const bool known =
         failure.ok() || failure.message().find(status.message()) != std::string::npos;
@@ -38,17 +38,26 @@ class JobMembership final : public Membership {
 
   void GiveUp(const Status& error) override {
     communicator_->Abort(error);
-    (void)client_->ReportError(error);
+    Report(error);
   }
 
   Status Leave() override { return client_->Shutdown(); }
 
  private:
+  // Once: where the service is gone this takes until the heart has noticed, and the first error is
+  // the one that counts.
+  void Report(const Status& error) {
+    if (!std::exchange(reported_, true)) {
+      (void)client_->ReportError(error);
+    }
+  }
+
   // Destroyed from the last to the first: the client's heart stops before what it would abort goes,
   // and the service answers until this process has said goodbye.
   const std::unique_ptr<CoordinationServer> server_;
   const std::unique_ptr<Communicator> communicator_;
   const std::unique_ptr<CoordinationClient> client_;
+  bool reported_ = false;
 };
 
 std::string HostOf(const std::string& address) { return address.substr(0, address.rfind(':')); }
