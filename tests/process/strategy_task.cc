@@ -52,7 +52,7 @@ Status Run(const std::string& kind, std::int64_t steps, std::map<std::string, in
               *batch,
               [&](ReplicaContext& context, const data::Batch& part) -> Result<ReplicaResult> {
                 if (settings.contains("fail_at") && context.step == settings["fail_at"]) {
-                  return ResourceExhausted("the accelerator is on fire");
+                  return Internal("the accelerator is on fire");
                 }
                 return model(context, part);
               }));
