@@ -10,7 +10,6 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <fstream>
 #include <functional>
 #include <iterator>
@@ -60,6 +59,7 @@ std::vector<std::string> EnvironmentWith(const Variables& extra) {
 
 std::vector<char*> Pointers(std::vector<std::string>& texts) {
   std::vector<char*> result;
+  result.reserve(texts.size() + 1);
   for (std::string& text : texts) {
     result.push_back(text.data());
   }
@@ -95,7 +95,7 @@ void Become(char* const* argv, char* const* envp, int out, int err, pid_t parent
 int OpenLog(const std::string& path) {
   const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
   if (fd < 0) {
-    throw std::runtime_error("open " + path + ": " + std::strerror(errno));
+    OrThrow(ErrnoStatus(errno, "open " + path));
   }
   return fd;
 }
@@ -134,7 +134,7 @@ void ProcessCluster::Start(const std::string& name, const std::vector<std::strin
   const std::vector<char*> env_pointers = Pointers(environment);
   int report[2];  // closed by a successful exec, else carries errno
   if (::pipe2(report, O_CLOEXEC) != 0) {
-    throw std::runtime_error(std::string("pipe: ") + std::strerror(errno));
+    OrThrow(ErrnoStatus(errno, "pipe"));
   }
   const pid_t parent = ::getpid();
   process.pid = ::fork();
@@ -154,7 +154,7 @@ void ProcessCluster::Start(const std::string& name, const std::vector<std::strin
     if (process.pid > 0) {
       ::waitpid(process.pid, nullptr, 0);
     }
-    throw std::runtime_error("cannot execute " + argv[0] + ": " + std::strerror(error));
+    OrThrow(ErrnoStatus(error, "cannot execute " + argv[0]));
   }
   processes_.push_back(std::move(process));
 }
