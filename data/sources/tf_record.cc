@@ -318,6 +318,8 @@ Result<Dataset> TfRecords(const std::vector<std::string>& paths, const TfRecordO
   COHORT_RETURN_IF_ERROR(CheckFeatures(options.features));
   std::vector<std::unique_ptr<Records>> records;
   for (const std::string& path : paths) {
+    // The analyzer loses the unique_ptr inside Result's optional.
+    // NOLINTNEXTLINE(clang-analyzer-cplusplus.NewDeleteLeaks)
     COHORT_ASSIGN_OR_RETURN(records.emplace_back(), OpenRecords(options, path));
   }
   return Dataset(std::make_shared<TfRecordSource>(options.features, paths, std::move(records)));
