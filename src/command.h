@@ -11,5 +11,6 @@ int DataDigitsCommand(int argc, char** argv);   // data/commands/digits.cc
 int DataStatCommand(int argc, char** argv);     // data/commands/stat.cc
 int BenchInputCommand(int argc, char** argv);   // data/commands/bench_input.cc
 int LaunchCommand(int argc, char** argv);       // strategies/commands/launch.cc
+int BenchTrainCommand(int argc, char** argv);   // src/nn/commands/bench_train.cc
 
 }  // namespace cohort

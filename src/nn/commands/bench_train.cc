@@ -1,0 +1,252 @@
+// `cohort bench train`: how fast one replica trains, beside LibTorch and the machine's limit.
+//
+// A step is forward, backward and the SGD update on random data. The contestants take turns, a
+// round each, and each one's figure is the median over the rounds of its rounds' medians: other
+// load on the machine hits all of them.
+
+#include "command.h"
+
+#include <cohort/core/random.h>
+#include <cohort/core/thread_pool.h>
+#include <cohort/nn/losses.h>
+#include <cohort/nn/models.h>
+#include <cohort/optim/optimizers.h>
+#include <malloc.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "nn/commands/fma_peak.h"
+#include "nn/commands/torch_peer.h"
+
+namespace cohort {
+namespace {
+
+struct Flags {
+  std::string model = "mlp";
+  int threads = 1;
+  int batch = 0;
+  int rounds = 9;
+  bool json = false;
+  bool peer = true;
+};
+
+double Median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+// Floating-point operations of a step's products: forward, and backward by kernel and, but for the
+// first layer, by input.
+double StepFlops(const std::string& model, int batch) {
+  const std::vector<double> products =
+      model == "mlp"
+          ? std::vector<double>{784.0 * 512, 512.0 * 512, 512.0 * 10}
+          : std::vector<double>{784.0 * 9 * 32, 196.0 * 9 * 32 * 64, 3136.0 * 128, 128.0 * 10};
+  double sum = 0;
+  for (std::size_t i = 0; i < products.size(); ++i) {
+    sum += products[i] * (i == 0 ? 2 : 3);
+  }
+  return 2.0 * batch * sum;
+}
+
+// Gradients in an arena laid out like the parameters.
+class ArenaSink final : public GradientSink {
+ public:
+  ArenaSink(const ParameterSet& parameters, float weight)
+      : parameters_(parameters),
+        gradients_(DType::kFloat32, {static_cast<std::int64_t>(parameters.all().size())}),
+        weight_(weight) {}
+  std::span<float> Accumulator(int parameter) override {
+    return all().subspan(static_cast<std::size_t>(parameters_[parameter].offset),
+                         parameters_.value(parameter).size());
+  }
+  void AddSlices(int, const IndexedSlices&) override {
+    throw ContractError("no model here has sparse gradients");
+  }
+  void Ready(int) override {}
+  float loss_seed() const override { return weight_; }
+  std::span<float> all() const { return gradients_.data<float>(); }
+
+ private:
+  const ParameterSet& parameters_;
+  Tensor gradients_;
+  const float weight_;
+};
+
+class Trainer {
+ public:
+  Trainer(const Flags& flags, int threads)
+      : model_(OrThrow(nn::MakeImageModel(flags.model, parameters_, {.seed = 1}))),
+        optimizer_(Sgd({.learning_rate = 0.01})),
+        images_(DType::kFloat32, {flags.batch, 28, 28, 1}),
+        labels_(DType::kInt64, {flags.batch}),
+        threads_(threads) {
+    parameters_.Build();
+    sink_ = std::make_unique<ArenaSink>(parameters_, static_cast<float>(flags.batch));
+    const Philox philox(1, "images");
+    std::uint64_t i = 0;
+    for (float& pixel : images_.data<float>()) {
+      pixel = philox.Uniform(i++);
+    }
+    for (std::int64_t& label : labels_.data<std::int64_t>()) {
+      label = static_cast<std::int64_t>(philox.Below(10, i++));
+    }
+  }
+
+  void Step() {
+    ++step_;
+    nn::Tape tape(parameters_, *stream_, workspace_, {.step = step_, .intra_op_threads = threads_});
+    const nn::Variable loss = nn::SoftmaxCrossEntropy(model_->Logits(tape.Input(images_)), labels_);
+    tape.Backward(loss, *sink_);
+    OrThrow(tape.Finish());
+    optimizer_->Apply({.value = parameters_.all(),
+                       .gradient = sink_->all(),
+                       .gradient_scale = 1.0F / sink_->loss_seed(),
+                       .step = step_});
+  }
+
+  double Round(int steps) {  // median milliseconds
+    std::vector<double> times;
+    for (int i = 0; i < steps; ++i) {
+      const auto start = std::chrono::steady_clock::now();
+      Step();
+      times.push_back(
+          std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start)
+              .count());
+    }
+    return Median(std::move(times));
+  }
+
+ private:
+  ParameterSet parameters_;
+  std::unique_ptr<nn::ImageModel> model_;
+  std::unique_ptr<Optimizer> optimizer_;
+  std::unique_ptr<ArenaSink> sink_;
+  std::unique_ptr<Stream> stream_ = MakeInlineStream();
+  nn::Workspace workspace_;
+  Tensor images_, labels_;
+  const int threads_;
+  std::int64_t step_ = 0;
+};
+
+nlohmann::json Measure(const Flags& flags) {
+  const int steps = flags.model == "mlp" ? 40 : 20;
+  Trainer trainer(flags, flags.threads);
+  Trainer alone(flags, 1);
+  std::unique_ptr<TorchPeer> torch;
+  std::string no_torch;
+  if (flags.peer) {
+    auto started = TorchPeer::Start(flags.model, flags.batch, flags.threads, steps);
+    no_torch = started.ok() ? "" : started.status().message();
+    torch = started.ok() ? std::move(started).value() : nullptr;
+  }
+  trainer.Round(5);
+  alone.Round(5);
+  std::map<std::string, std::vector<double>> rounds;
+  for (int i = 0; i < flags.rounds; ++i) {
+    rounds["peak"].push_back(FmaPeak(flags.threads, std::chrono::milliseconds(30)));
+    rounds["step"].push_back(trainer.Round(steps));
+    if (flags.threads > 1) {
+      rounds["alone"].push_back(alone.Round(steps));
+    }
+    if (torch != nullptr) {
+      rounds["torch"].push_back(OrThrow(torch->Round()));
+    }
+  }
+  const double milliseconds = Median(rounds["step"]);
+  const double flops = StepFlops(flags.model, flags.batch);
+  const double gflops = flops / milliseconds / 1e6;
+  const double peak = Median(rounds["peak"]) / 1e9;
+  nlohmann::json result = {{"model", flags.model},
+                           {"batch", flags.batch},
+                           {"threads", flags.threads},
+                           {"rounds", flags.rounds},
+                           {"ms_per_step", milliseconds},
+                           {"examples_per_second", flags.batch / milliseconds * 1e3},
+                           {"gflops", gflops},
+                           {"fma_peak_gflops", peak},
+                           {"fma_instructions", FmaInstructions()},
+                           {"share_of_fma_peak", gflops / peak}};
+  if (flags.threads > 1) {
+    result["ms_per_step_1_thread"] = Median(rounds["alone"]);
+    result["speedup_over_1_thread"] = Median(rounds["alone"]) / milliseconds;
+  }
+  if (torch != nullptr) {
+    result["torch_ms_per_step"] = Median(rounds["torch"]);
+    result["torch_time_ratio"] = Median(rounds["torch"]) / milliseconds;
+  } else if (!no_torch.empty()) {
+    result["torch"] = no_torch;
+  }
+  return result;
+}
+
+void PrintTable(const nlohmann::json& r) {
+  std::printf("%s, batch %d, %d thread(s), median of %d rounds\n",
+              r["model"].get<std::string>().c_str(), r["batch"].get<int>(), r["threads"].get<int>(),
+              r["rounds"].get<int>());
+  std::printf("  cohort     %8.3f ms/step  %9.0f examples/s  %7.1f GFLOP/s\n",
+              r["ms_per_step"].get<double>(), r["examples_per_second"].get<double>(),
+              r["gflops"].get<double>());
+  std::printf("  FMA peak   %7.1f GFLOP/s (%s); cohort reaches %.1f%%\n",
+              r["fma_peak_gflops"].get<double>(), r["fma_instructions"].get<std::string>().c_str(),
+              100 * r["share_of_fma_peak"].get<double>());
+  if (r.contains("speedup_over_1_thread")) {
+    std::printf("  1 thread   %8.3f ms/step; %.2fx\n", r["ms_per_step_1_thread"].get<double>(),
+                r["speedup_over_1_thread"].get<double>());
+  }
+  if (r.contains("torch_time_ratio")) {
+    std::printf("  LibTorch   %8.3f ms/step; %.2fx\n", r["torch_ms_per_step"].get<double>(),
+                r["torch_time_ratio"].get<double>());
+  } else if (r.contains("torch")) {
+    std::printf("  LibTorch   not measured: %s\n", r["torch"].get<std::string>().c_str());
+  }
+}
+
+}  // namespace
+
+int BenchTrainCommand(int argc, char** argv) {
+  Flags flags;
+  CLI::App app("Measures training steps of one replica, beside LibTorch and the FMA peak.",
+               argv[0]);
+  app.add_option("--model", flags.model, "mlp (784-512-512-10) or cnn (conv32-conv64-dense128)")
+      ->check(CLI::IsMember({"mlp", "cnn"}))
+      ->capture_default_str();
+  app.add_option("--threads", flags.threads, "threads of each operation")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  app.add_option("--batch", flags.batch, "examples per step (default: mlp 256, cnn 64)")
+      ->check(CLI::Range(1, 1 << 20));
+  app.add_option("--rounds", flags.rounds, "turns of each contestant")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  app.add_flag("--json", flags.json, "one JSON object instead of a table");
+  app.add_flag("!--no-peer", flags.peer, "without LibTorch");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  if (flags.batch == 0) {
+    flags.batch = flags.model == "mlp" ? 256 : 64;
+  }
+  // Freed memory stays mapped, as in the peer.
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, 1 << 30);
+  const nlohmann::json result = Measure(flags);
+  if (flags.json) {
+    std::printf("%s\n", result.dump().c_str());
+  } else {
+    PrintTable(result);
+  }
+  return 0;
+}
+
+}  // namespace cohort

@@ -1,0 +1,32 @@
+// The program cohort-bench-torch as a child process that runs a round of steps when asked.
+#pragma once
+
+#include <cohort/core/status.h>
+
+#include <cstdio>
+#include <memory>
+#include <string>
+
+namespace cohort {
+
+class TorchPeer {
+ public:
+  // NotFound where the program was not built (no LibTorch). It gets as many steps a round, and the
+  // settings that make LibTorch's CPU path fast: one OpenMP pool of `threads`, and OpenBLAS's
+  // AVX-512 kernels, which it does not choose by itself on every CPU that has them.
+  static Result<std::unique_ptr<TorchPeer>> Start(const std::string& model, int batch, int threads,
+                                                  int steps);
+  ~TorchPeer();  // ends the child and waits for it
+  TorchPeer(const TorchPeer&) = delete;
+  TorchPeer& operator=(const TorchPeer&) = delete;
+
+  Result<double> Round();  // median milliseconds of a step
+
+ private:
+  TorchPeer(int pid, std::FILE* to, std::FILE* from) : pid_(pid), to_(to), from_(from) {}
+  int pid_;
+  std::FILE* to_;
+  std::FILE* from_;
+};
+
+}  // namespace cohort
