@@ -1,0 +1,240 @@
+#include <cohort/nn/tape.h>
+
+#include <cohort/nn/initializers.h>
+#include <cohort/nn/layers.h>
+#include <cohort/nn/losses.h>
+#include <gmock/gmock.h>
+
+#include "oracles.h"
+
+namespace cohort::nn {
+namespace {
+
+using testing::CollectingSink;
+using ::testing::Each;
+using ::testing::ElementsAre;
+using testing::ExpectGradients;
+using testing::RandomTensor;
+
+Initializer Random(std::uint64_t seed) { return Uniform(-1.0F, 1.0F, seed, "test"); }
+
+TEST(Tape, ParametersAreReadyAsEarlyAsPossibleInBackwardOrder) {
+  Bench bench;
+  const Dense first(bench.parameters, "first", 3, 4);                 // 0, 1
+  const Dense unused(bench.parameters, "unused", 3, 4);               // 2, 3
+  const Dense last(bench.parameters, "last", 4, 2, {.bias = false});  // 4
+  bench.parameters.Build();
+  Tape tape(bench.parameters, *bench.stream, bench.workspace);
+  const Variable x = tape.Input(RandomTensor({5, 3}, 1));
+  const Variable aside = unused(x);  // the loss does not depend on it
+  const Variable loss = MeanSquaredError(last(first(x)), Tensor(DType::kFloat32, {5, 2}));
+  CollectingSink sink(bench.parameters);
+  tape.Backward(loss, sink);
+  ASSERT_EQ(tape.Finish(), OkStatus());
+  EXPECT_THAT(sink.ready(), ElementsAre(4, 1, 0, 2, 3));
+  EXPECT_THAT(sink.gradient(2), Each(0.0F));
+  EXPECT_EQ(aside.shape(), Shape({5, 4}));
+}
+
+TEST(Tape, ASharedParameterIsReadyAtItsLastUseAndItsGradientsAddUp) {
+  ParameterSet parameters;
+  const Dense shared(parameters, "shared", 3, 3, {.kernel_initializer = Random(1)});
+  const Dense head(parameters, "head", 3, 2, {.kernel_initializer = Random(2)});
+  parameters.Build();
+  const auto forward = [&](Tape&, const std::vector<Variable>& in) {
+    return head(Tanh(shared(Tanh(shared(in[0])))));
+  };
+  ExpectGradients(parameters, {RandomTensor({4, 3}, 1)}, forward);
+
+  const auto stream = MakeInlineStream();
+  Workspace workspace;
+  Tape tape(parameters, *stream, workspace);
+  CollectingSink sink(parameters);
+  tape.Backward(testing::Dot(forward(tape, {tape.Input(RandomTensor({4, 3}, 1))}), 1), sink);
+  ASSERT_EQ(tape.Finish(), OkStatus());
+  EXPECT_THAT(sink.ready(), ElementsAre(3, 2, 1, 0));
+}
+
+TEST(Tape, AFrozenParameterGetsNoGradient) {
+  ParameterSet parameters;
+  const int frozen = parameters.Add("frozen", {2, 2}, Random(1), false);
+  const Dense dense(parameters, "d", 2, 2);
+  parameters.Build();
+  const auto stream = MakeInlineStream();
+  Workspace workspace;
+  Tape tape(parameters, *stream, workspace);
+  CollectingSink sink(parameters);  // fails on parameters that are not trained
+  tape.Backward(testing::Dot(dense(tape.Input(RandomTensor({1, 2}, 1))), 1), sink);
+  ASSERT_EQ(tape.Finish(), OkStatus());
+  EXPECT_EQ(frozen, 0);
+  EXPECT_THAT(sink.ready(), ElementsAre(2, 1));
+}
+
+TEST(Tape, SteadyStepsTakeNoMoreMemory) {
+  Bench bench;
+  const Dense a(bench.parameters, "a", 20, 64, {.activation = Activation::kRelu});
+  const Dense b(bench.parameters, "b", 64, 10);
+  bench.parameters.Build();
+  CollectingSink* last = nullptr;
+  std::int64_t after_first = 0;
+  for (int step = 0; step < 5; ++step) {
+    CollectingSink sink(bench.parameters);
+    last = &sink;
+    Tape tape(bench.parameters, *bench.stream, bench.workspace);
+    tape.Backward(testing::Dot(b(a(tape.Input(RandomTensor({32, 20}, 1)))), 1), *last);
+    ASSERT_EQ(tape.Finish(), OkStatus());
+    if (step == 0) {
+      after_first = bench.workspace.bytes();
+    }
+    EXPECT_EQ(bench.workspace.bytes(), after_first);
+  }
+  EXPECT_GT(after_first, 0);
+}
+
+TEST(Tape, AResultOutlivesTapeAndWorkspace) {
+  Tensor kept;
+  {
+    Bench bench;
+    kept = bench.Run({RandomTensor({2, 2}, 1)},
+                     [](Tape&, const auto& in) { return Add(in[0], in[0]); });
+    bench.Run({RandomTensor({2, 2}, 2)}, [](Tape&, const auto& in) { return Relu(in[0]); });
+  }
+  const Tensor x = RandomTensor({2, 2}, 1);
+  for (std::size_t i = 0; i < 4; ++i) {
+    EXPECT_EQ(kept.data<float>()[i], 2 * x.data<float>()[i]);
+  }
+}
+
+TEST(Tape, NothingIsRecordedOutsideOfTraining) {
+  Bench bench;
+  const Dense dense(bench.parameters, "d", 2, 2);
+  bench.parameters.Build();
+  Tape tape(bench.parameters, *bench.stream, bench.workspace, {.training = false});
+  const Variable y = testing::Dot(dense(tape.Input(RandomTensor({2, 2}, 1))), 1);
+  CollectingSink sink(bench.parameters);
+  EXPECT_THROW(tape.Backward(y, sink), ContractError);
+  EXPECT_EQ(tape.Finish(), OkStatus());
+}
+
+TEST(Tape, MisuseIsAContractError) {
+  Bench bench;
+  EXPECT_THROW(Tape(bench.parameters, *bench.stream, bench.workspace), ContractError);
+  bench.parameters.Build();
+  Tape tape(bench.parameters, *bench.stream, bench.workspace);
+  Tape other(bench.parameters, *bench.stream, bench.workspace);
+  CollectingSink sink(bench.parameters);
+  const Variable x = tape.Input(RandomTensor({2}, 1), true);
+  EXPECT_THROW(tape.Input(Tensor(DType::kUInt8, {2})), ContractError);
+  EXPECT_THROW(Add(x, other.Input(RandomTensor({2}, 1))), ContractError);
+  EXPECT_THROW(tape.Backward(x, sink), ContractError);  // two elements
+  EXPECT_THROW((void)Variable().tape(), ContractError);
+  const Variable loss = testing::Dot(x, 1);
+  tape.Backward(loss, sink);
+  EXPECT_THROW(tape.Backward(loss, sink), ContractError);
+}
+
+TEST(Tape, ResultsDoNotDependOnWhenTheStreamRuns) {
+  // Keeps work until it is asked.
+  class HeldStream final : public Stream {
+   public:
+    void Enqueue(std::function<Status()> work) override { work_.push_back(std::move(work)); }
+    std::shared_ptr<Event> Record() override { return inline_->Record(); }
+    void WaitFor(std::shared_ptr<Event> event) override { inline_->WaitFor(std::move(event)); }
+    Status Synchronize(Deadline deadline) override {
+      for (const auto& work : std::exchange(work_, {})) {
+        inline_->Enqueue(work);
+      }
+      return inline_->Synchronize(deadline);
+    }
+
+   private:
+    std::unique_ptr<Stream> inline_ = MakeInlineStream();
+    std::vector<std::function<Status()>> work_;
+  };
+  ParameterSet parameters;
+  const Conv2D conv(parameters, "c", 1, 4, {.activation = Activation::kRelu});
+  const BatchNorm norm(parameters, "n", 4);
+  const Dense dense(parameters, "d", 36, 3, {.activation = Activation::kGelu});
+  parameters.Build();
+  std::vector<std::vector<float>> gradients[2];
+  for (const bool held : {false, true}) {
+    std::unique_ptr<Stream> stream =
+        held ? std::unique_ptr<Stream>(std::make_unique<HeldStream>()) : MakeInlineStream();
+    Workspace workspace;
+    CollectingSink sink(parameters);
+    {
+      Tape tape(parameters, *stream, workspace, {.updates_averages = false, .intra_op_threads = 1});
+      // Labels and images are gone before a late stream reads them, but for the tape.
+      const Variable logits =
+          dense(Flatten(MaxPool2D(norm(conv(tape.Input(RandomTensor({2, 6, 6, 1}, 1)))))));
+      tape.Backward(MeanSquaredError(logits, RandomTensor({2, 3}, 2)), sink);
+    }
+    ASSERT_EQ(stream->Synchronize(DeadlineAfter(std::chrono::seconds(30))), OkStatus());
+    for (int p = 0; p < parameters.size(); ++p) {
+      gradients[held ? 1 : 0].push_back(sink.gradient(p));
+    }
+  }
+  EXPECT_EQ(gradients[0], gradients[1]);
+}
+
+TEST(Embedding, LooksRowsUpAndAddsTheirGradients) {
+  const std::vector<std::int64_t> ids = {2, 0, 2, 4};
+  for (const bool sparse : {false, true}) {
+    ParameterSet parameters;
+    const Embedding embedding(parameters, "e", 5, 3,
+                              {.sparse_gradient = sparse, .initializer = Random(1)});
+    parameters.Build();
+    const auto forward = [&](Tape& tape, const std::vector<Variable>&) {
+      return embedding(tape, Tensor::Of<std::int64_t>({2, 2}, ids));
+    };
+    ExpectGradients(parameters, {}, forward);
+    const auto stream = MakeInlineStream();
+    Workspace workspace;
+    Tape tape(parameters, *stream, workspace);
+    const Variable y = forward(tape, {});
+    ASSERT_EQ(y.shape(), Shape({2, 2, 3}));
+    for (std::size_t i = 0; i < 12; ++i) {
+      EXPECT_EQ(y.tensor().data<float>()[i],
+                parameters.value(0)[static_cast<std::size_t>(ids[i / 3]) * 3 + i % 3]);
+    }
+    CollectingSink sink(parameters);
+    tape.Backward(testing::Dot(y, 1), sink);
+    ASSERT_EQ(tape.Finish(), OkStatus());
+    EXPECT_EQ(sink.slices(), sparse ? 1 : 0);
+  }
+}
+
+TEST(Embedding, AnEmptyBatchGivesAZeroGradient) {
+  for (const bool sparse : {false, true}) {
+    ParameterSet parameters;
+    const Embedding embedding(parameters, "e", 5, 3, {.sparse_gradient = sparse});
+    parameters.Build();
+    const auto stream = MakeInlineStream();
+    Workspace workspace;
+    Tape tape(parameters, *stream, workspace);
+    CollectingSink sink(parameters);
+    tape.Backward(testing::Dot(embedding(tape, Tensor(DType::kInt32, {0})), 1), sink);
+    ASSERT_EQ(tape.Finish(), OkStatus());
+    EXPECT_THAT(sink.gradient(0), Each(0.0F));
+    EXPECT_THAT(sink.ready(), ElementsAre(0));
+  }
+}
+
+TEST(Embedding, NamesAnIdThatIsOutOfRange) {
+  ParameterSet parameters;
+  const Embedding embedding(parameters, "e", 5, 3, {.sparse_gradient = true});
+  parameters.Build();
+  const auto stream = MakeInlineStream();
+  Workspace workspace;
+  Tape tape(parameters, *stream, workspace);
+  const std::vector<std::int32_t> ids = {1, 5};
+  CollectingSink sink(parameters);
+  tape.Backward(testing::Dot(embedding(tape, Tensor::Of<std::int32_t>({2}, ids)), 1), sink);
+  EXPECT_EQ(sink.slices(), 0);
+  EXPECT_EQ(tape.Finish(), InvalidArgument("id 5 of element 1 is outside the embedding's 5 rows "
+                                           "[ids must be in [0, 5)]"));
+  EXPECT_THAT(sink.ready(), ElementsAre(0));
+}
+
+}  // namespace
+}  // namespace cohort::nn
