@@ -239,7 +239,7 @@ class TfRecordsTest : public ::testing::Test {
  protected:
   std::string Write(const std::string& name, const std::vector<std::string>& records,
                     io::Compression compression = io::Compression::kNone) {
-    const std::string path = folder_ / name;
+    std::string path = folder_ / name;
     auto writer = OrThrow(io::RecordWriter::Create(files_, path, compression));
     for (const std::string& record : records) {
       OrThrow(writer->Write(record));
@@ -435,6 +435,7 @@ TEST(TfRecordRealData, ChicagoTaxiToTheLastValue) {
 
       // The same through the data set, with a value that no trip has for what is missing.
       std::vector<TfFeatureSpec> specs;
+      specs.reserve(kinds.size());
       for (const auto& [key, kind] : kinds) {
         specs.push_back({.name = key,
                          .type = kind == 'f'   ? TfType::kFloat32
