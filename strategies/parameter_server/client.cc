@@ -1,9 +1,12 @@
 #include "parameter_server/client.h"
 
 #include <algorithm>
+#include <numeric>
 #include <thread>
 
 #include <grpcpp/grpcpp.h>
+
+#include <cohort/optim/gradients.h>
 
 #include <cohort/parameter_server.grpc.pb.h>
 #include "grpc_util.h"
@@ -56,6 +59,7 @@ class GrpcClient final : public Client {
   Status Pull(std::span<float> values, bool everything) override;
   Status PullState(std::span<float> values, std::span<const std::span<float>> slots) override;
   Status Push(const Gradient& gradient, std::span<float> values) override;
+  Status Settle(std::uint64_t round, double clip_norm) override;
   Result<StoreStats> Stats() override;
   Status Drain() override;
 
@@ -230,6 +234,7 @@ Status GrpcClient::Push(const Gradient& gradient, std::span<float> values) {
       FrameHeader header = Header();
       header.set_sequence(++sequences_[static_cast<std::size_t>(s)]);
       header.set_weight(gradient.weight);
+      header.set_clip(gradient.clip == 1 ? 0 : gradient.clip);
       header.set_pull(!values.empty());
       if (gradient.round.has_value()) {
         *header.mutable_round() = *gradient.round;
@@ -252,6 +257,38 @@ Status GrpcClient::Push(const Gradient& gradient, std::span<float> values) {
   return exchange_.Run("Push", std::move(calls), [&](int, ReceivedFrame& reply) {
     return values.empty() ? Status() : Store(reply, values, {});
   });
+}
+
+Status GrpcClient::Settle(std::uint64_t round, double clip_norm) {
+  std::vector<double> squares(chunks_.size(), 0);
+  double weight = 0;
+  for (std::size_t s = 0; s < control_.size(); ++s) {
+    NormsRequest request;
+    request.set_layout(fingerprint_);
+    request.set_round(round);
+    NormsReply reply;
+    COHORT_RETURN_IF_ERROR(Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
+      return stub.Norms(context, request, &reply);
+    }));
+    weight = std::max(weight, reply.weight());
+    for (int i = 0; i < std::min(reply.chunks_size(), reply.squares_size()); ++i) {
+      squares.at(reply.chunks(i)) = reply.squares(i);
+    }
+  }
+  // In the order of the chunks: every worker gets the same factor.
+  const double squared_norm = std::accumulate(squares.begin(), squares.end(), 0.0);
+  const double scale = weight > 0 ? static_cast<double>(static_cast<float>(1.0 / weight)) : 0;
+  SettleRequest request;
+  request.set_layout(fingerprint_);
+  request.set_round(round);
+  request.set_factor(ClipFactor(squared_norm * scale * scale, clip_norm));
+  for (std::size_t s = 0; s < control_.size(); ++s) {
+    COHORT_RETURN_IF_ERROR(Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
+      SettleReply reply;
+      return stub.Settle(context, request, &reply);
+    }));
+  }
+  return {};
 }
 
 Result<StoreStats> GrpcClient::Stats() {

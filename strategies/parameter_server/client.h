@@ -36,6 +36,7 @@ struct Gradient {
   std::span<const float> arena;
   std::shared_ptr<const void> owner;  // of the arena: this client and gRPC's write queues
   double weight = 1;                  // what the gradient is divided by; under rounds, of this part
+  double clip = 1;                    // and multiplied by; asynchronous only
   std::optional<Round> round;         // synchronous application only
 };
 
@@ -55,6 +56,9 @@ class Client {
   // Sends a gradient computed from this client's last copy. `values`, unless empty, gets what the
   // servers have afterwards. On an error some servers may have applied their part.
   virtual Status Push(const Gradient& gradient, std::span<float> values) = 0;
+  // For a round that is complete, where the optimizer clips by the norm of the whole gradient: has
+  // every server apply its sums. Every worker may call; the first counts.
+  virtual Status Settle(std::uint64_t round, double clip_norm) = 0;
   // The least version of this client's copy: updates that all of it has seen.
   virtual std::uint64_t version() const = 0;
   // Over all servers.

@@ -397,12 +397,6 @@ void Implementation::OpenData() {
 Status Implementation::Bind(ParameterSet& parameters, std::unique_ptr<Optimizer> optimizer) {
   Require(parameters_ == nullptr, "Bind once");
   Require(parameters.built() && optimizer != nullptr, "built parameters and an optimizer");
-  if (options_.synchronous_parameter_server && optimizer->global_clip_norm() > 0 &&
-      workers_.size() > 1) {
-    return Unimplemented(
-        "global_clip_norm with synchronous application and several workers: no server sees the "
-        "whole gradient [leave out the clipping, or apply asynchronously]");
-  }
   const ps::ModelSpec spec = ps::ModelSpec::Of(parameters, optimizer->config(),
                                                options_.synchronous_parameter_server, num_servers_);
   if (server_ != nullptr) {
@@ -568,9 +562,12 @@ Result<ReplicaResult> Implementation::Run(const data::Batch& part, const StepFn&
   }
   COHORT_RETURN_IF_ERROR(result.status());
   COHORT_RETURN_IF_ERROR(drained);
+  if (result->weight == 0) {
+    return ReplicaResult();  // without the sums, which may be NaN
+  }
   Require(std::isfinite(result->weight) && result->weight >= 0,
           "a step function returns a finite weight of at least 0");
-  Require(!train || !global_mean() || part.size == 0 || result->weight == sink_->weight(),
+  Require(!train || !global_mean() || result->weight == sink_->weight(),
           "the weight that a step function returns is the one its gradients were scaled by");
   return result;
 }
@@ -668,12 +665,16 @@ Result<StepResult> Implementation::StepAlone(const data::Batch& part, const Step
     return ResultOf({});
   }
   PutFixedValues(/*difference=*/true);
-  double weight = PushWeight(mine.weight);
+  const double weight = PushWeight(mine.weight);
+  double clip = 1;
   if (optimizer_->global_clip_norm() > 0) {
-    weight /= ClipFactor(sink_->SquaredNorm() / (weight * weight), optimizer_->global_clip_norm());
+    const double scale = static_cast<float>(1.0 / weight);
+    clip = ClipFactor(sink_->SquaredNorm() * scale * scale, optimizer_->global_clip_norm());
+    clip = std::isfinite(clip) ? clip : 1;  // the server says whose gradient it is that is broken
   }
   COHORT_RETURN_IF_ERROR(client_->Push(
-      {.arena = sink_->arena(), .owner = sink_->owner(), .weight = weight}, parameters_->all()));
+      {.arena = sink_->arena(), .owner = sink_->owner(), .weight = weight, .clip = clip},
+      parameters_->all()));
   step_ = static_cast<std::int64_t>(client_->version());
   return ResultOf({mine.loss_sum, mine.weight, mine.metric_sums});
 }
@@ -684,11 +685,8 @@ Result<StepResult> Implementation::StepTogether(const DistributedBatch& batch, c
   const ps::RoundPart part = *round_;
   COHORT_ASSIGN_OR_RETURN(const ReplicaResult mine, Run(batch.replicas[0], fn, /*train=*/true));
   PutFixedValues(/*difference=*/false);
-  double weight = PushWeight(mine.weight);
-  if (optimizer_->global_clip_norm() > 0 && weight > 0) {  // one worker: Bind has seen to that
-    weight /= ClipFactor(sink_->SquaredNorm() / (weight * weight), optimizer_->global_clip_norm());
-  }
-  ps::Gradient gradient{.arena = sink_->arena(), .owner = sink_->owner(), .weight = weight};
+  ps::Gradient gradient{
+      .arena = sink_->arena(), .owner = sink_->owner(), .weight = PushWeight(mine.weight)};
   gradient.round.emplace();
   gradient.round->set_round(part.round);
   gradient.round->set_attempt(static_cast<std::uint32_t>(part.attempt));
@@ -704,6 +702,9 @@ Result<StepResult> Implementation::StepTogether(const DistributedBatch& batch, c
     // gradient is to be taken where this one was.
     RestoreFixedValues();
     return ResultOf({});
+  }
+  if (optimizer_->global_clip_norm() > 0) {
+    COHORT_RETURN_IF_ERROR(client_->Settle(part.round, optimizer_->global_clip_norm()));
   }
   COHORT_RETURN_IF_ERROR(Refresh(/*everything=*/false));
   return ResultOf(*total);

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include <cohort/optim/gradients.h>
+
 namespace cohort::ps {
 namespace {
 
@@ -14,6 +16,11 @@ Error MakeError(Error::Kind kind, std::string message) {
   error.set_kind(kind);
   error.set_message(std::move(message));
   return error;
+}
+
+// As in one process: the mean first, then the clipping.
+float ScaleOf(double weight, double factor) {
+  return static_cast<float>(static_cast<double>(static_cast<float>(1.0 / weight)) * factor);
 }
 
 // Reads exactly `to.size()` floats; the frame's length has been checked.
@@ -33,6 +40,7 @@ Status ParameterStore::Declare(const ModelSpec& spec, const std::string& who) {
                            " servers to server " + std::to_string(server_));
   }
   COHORT_ASSIGN_OR_RETURN(optimizer_, MakeOptimizer(spec.optimizer));
+  clips_ = spec.synchronous && optimizer_->global_clip_norm() > 0;
   std::int64_t mine = 0;
   for (const Chunk& chunk : MakeChunks(spec)) {
     blocks_.emplace_back();
@@ -120,6 +128,7 @@ Error ParameterStore::Assign(const FrameHeader& header, PayloadReader payload) {
     }
     block.version = header.versions(i);
     block.parts.clear();
+    block.waits = false;
     if (!block.assigned) {
       block.assigned = true;
       unassigned_.fetch_sub(1, std::memory_order_acq_rel);
@@ -137,6 +146,9 @@ Error ParameterStore::CheckPush(const FrameHeader& header, const PayloadReader& 
   }
   if (!(header.weight() >= 0 && header.weight() < 1e300) || header.sequence() == 0) {
     return MakeError(Error::BAD_FRAME, "a push needs a sequence number and a weight");
+  }
+  if (!(header.clip() >= 0 && header.clip() <= 1) || (spec_.synchronous && header.clip() != 0)) {
+    return MakeError(Error::BAD_FRAME, "a clipping factor of " + std::to_string(header.clip()));
   }
   if (header.has_round() != spec_.synchronous) {
     return MakeError(Error::BAD_FRAME, spec_.synchronous ? "a push without its round"
@@ -252,7 +264,7 @@ void ParameterStore::ApplyAsynchronous(Block& block, const FrameHeader& header, 
                                        PayloadReader& payload) {
   const std::uint64_t staleness = block.version > base ? block.version - base : 0;
   if (block.chunk.trainable) {
-    Update(block, payload, static_cast<float>(1.0 / header.weight()));
+    Update(block, payload, ScaleOf(header.weight(), header.clip() == 0 ? 1 : header.clip()));
   } else {
     // What is not trained moves by the difference that the worker's step made.
     std::size_t done = 0;
@@ -282,6 +294,7 @@ void ParameterStore::ApplyPart(Block& block, const FrameHeader& header, PayloadR
   if (block.parts.size() != round.parts() || block.attempt != round.attempt()) {
     block.attempt = round.attempt();
     block.parts.resize(round.parts());
+    block.waits = false;
     for (Part& part : block.parts) {
       part.present = false;
     }
@@ -297,56 +310,116 @@ void ParameterStore::ApplyPart(Block& block, const FrameHeader& header, PayloadR
   ReadFloats(payload, part.values);
   if (std::all_of(block.parts.begin(), block.parts.end(),
                   [](const Part& p) { return p.present; })) {
-    Finish(block);
+    Complete(block);
   }
 }
 
-void ParameterStore::Finish(Block& block) {
-  // Summed in the order of the parts, whatever the order of arrival.
-  double weight = 0;
+// All parts are there: sums them, in the order of the parts, whatever the order of arrival.
+void ParameterStore::Complete(Block& block) {
+  block.weight = 0;
   Part* first = nullptr;
-  int contributors = 0;
   for (Part& part : block.parts) {
-    weight += part.weight;
+    block.weight += part.weight;
     if (part.values.empty() || part.weight == 0) {
-      continue;
-    }
-    ++contributors;
-    if (first == nullptr) {
+      part.values.clear();
+    } else if (first == nullptr) {
       first = &part;
-    }
-  }
-  if (first != nullptr && block.chunk.trainable) {
-    for (Part& part : block.parts) {
-      if (&part <= first || part.values.empty() || part.weight == 0) {
-        continue;
-      }
+    } else if (block.chunk.trainable) {
       for (std::size_t i = 0; i < part.values.size(); ++i) {
         first->values[i] += part.values[i];
       }
+      part.values.clear();
     }
-    PayloadReader sum(Segments{std::as_bytes(std::span<const float>(first->values))});
-    Update(block, sum, static_cast<float>(1.0 / weight));
-  } else if (first != nullptr && contributors == 1) {
-    block.value = first->values;
-  } else if (first != nullptr) {
+  }
+  block.squares =
+      clips_ && block.chunk.trainable && first != nullptr ? SquaredNorm(first->values) : 0;
+  if (clips_) {
+    block.waits = true;
+  } else {
+    Finish(block, 1);
+  }
+}
+
+// Applies what Complete has left: the sum in one part or, of what is not trained by gradients, the
+// values of each.
+void ParameterStore::Finish(Block& block, double factor) {
+  std::vector<const Part*> parts;
+  for (const Part& part : block.parts) {
+    if (!part.values.empty()) {
+      parts.push_back(&part);
+    }
+  }
+  if (!parts.empty() && block.chunk.trainable) {
+    PayloadReader sum(Segments{std::as_bytes(std::span<const float>(parts[0]->values))});
+    Update(block, sum, ScaleOf(block.weight, factor));
+  } else if (parts.size() == 1) {
+    block.value = parts[0]->values;
+  } else if (!parts.empty()) {
     for (std::size_t i = 0; i < block.value.size(); ++i) {
       double sum = 0;
-      for (const Part& part : block.parts) {
-        if (!part.values.empty()) {
-          sum += part.weight * static_cast<double>(part.values[i]);
-        }
+      for (const Part* part : parts) {
+        sum += part->weight * static_cast<double>(part->values[i]);
       }
-      block.value[i] = static_cast<float>(sum / weight);
+      block.value[i] = static_cast<float>(sum / block.weight);
     }
   }
   ++block.version;
+  block.waits = false;
   for (Part& part : block.parts) {
     part.present = false;
   }
   block.attempt = 0;
   const std::lock_guard lock(stats_mutex_);
   ++stats_.updates;
+}
+
+Status ParameterStore::CheckRound(const Block& block, std::uint64_t round) const {
+  const bool applied = block.version == round;
+  const bool waits = block.version + 1 == round && block.waits;
+  return applied || waits
+             ? OkStatus()
+             : FailedPrecondition(
+                   "round " + std::to_string(round) + " is not complete: " +
+                   spec_.parameters[static_cast<std::size_t>(block.chunk.parameter)].name +
+                   " is at version " + std::to_string(block.version));
+}
+
+Result<ParameterStore::Norms> ParameterStore::RoundNorms(std::uint64_t layout,
+                                                         std::uint64_t round) const {
+  if (!ready() || layout != fingerprint_ || !clips_) {
+    return FailedPrecondition("norms of a model that is not clipped here");
+  }
+  Norms norms;
+  for (const auto& block : blocks_) {
+    if (block == nullptr) {
+      continue;
+    }
+    const std::lock_guard lock(block->mutex);
+    COHORT_RETURN_IF_ERROR(CheckRound(*block, round));
+    norms.weight = block->weight;
+    if (block->chunk.trainable) {
+      norms.chunks.push_back(static_cast<int>(&block - blocks_.data()));
+      norms.squares.push_back(block->squares);
+    }
+  }
+  return norms;
+}
+
+Status ParameterStore::Settle(std::uint64_t layout, std::uint64_t round, double factor) {
+  if (!ready() || layout != fingerprint_ || !clips_ || !(factor >= 0 && factor <= 1)) {
+    return FailedPrecondition("a factor for a model that is not clipped here");
+  }
+  for (const auto& block : blocks_) {
+    if (block == nullptr) {
+      continue;
+    }
+    const std::lock_guard lock(block->mutex);
+    COHORT_RETURN_IF_ERROR(CheckRound(*block, round));
+    if (block->waits) {
+      Finish(*block, factor);
+    }
+  }
+  return {};
 }
 
 void ParameterStore::Update(Block& block, PayloadReader& gradient, float scale) {

@@ -51,6 +51,16 @@ class ParameterStore {
   // At most once for each (client, sequence): a repetition answers as the first time did.
   Error Push(const FrameHeader& header, PayloadReader payload);
 
+  // Under synchronous application with clipping a round that is complete waits for its factor.
+  // FailedPrecondition: not all parts are there, or the rounds are others.
+  struct Norms {
+    std::vector<int> chunks;  // the trainable ones
+    std::vector<double> squares;
+    double weight = 0;
+  };
+  Result<Norms> RoundNorms(std::uint64_t layout, std::uint64_t round) const;
+  Status Settle(std::uint64_t layout, std::uint64_t round, double factor);
+
   struct Reading {
     int chunk;
     std::uint64_t version;
@@ -83,6 +93,11 @@ class ParameterStore {
     // The synchronous round version + 1 as far as it has arrived.
     std::uint32_t attempt = 0;
     std::vector<Part> parts;
+    // Of the last complete round: the sum of the squares and of the weights, and whether it waits
+    // for the factor.
+    double squares = 0;
+    double weight = 0;
+    bool waits = false;
   };
   struct Client {
     SequenceWindow window;
@@ -97,7 +112,9 @@ class ParameterStore {
   void ApplyAsynchronous(Block& block, const FrameHeader& header, std::uint64_t base,
                          PayloadReader& payload);
   void ApplyPart(Block& block, const FrameHeader& header, PayloadReader& payload);
-  void Finish(Block& block);
+  void Complete(Block& block);
+  void Finish(Block& block, double factor);
+  Status CheckRound(const Block& block, std::uint64_t round) const;
   void Update(Block& block, PayloadReader& gradient, float scale);
   Block* Find(std::uint32_t chunk) const;
 
@@ -107,6 +124,7 @@ class ParameterStore {
   ModelSpec spec_;
   std::uint64_t fingerprint_ = 0;
   std::unique_ptr<Optimizer> optimizer_;
+  bool clips_ = false;                          // rounds wait for a factor
   std::vector<std::unique_ptr<Block>> blocks_;  // by chunk; null: another server's
   std::atomic<bool> declared_{false};
   std::atomic<std::int64_t> unassigned_{1};

@@ -43,8 +43,9 @@ Result<ModelSpec> SpecOf(const DeclareRequest& request) {
 
 using Base = Servers::WithCallbackMethod_Declare<
     Servers::WithCallbackMethod_Stats<Servers::WithCallbackMethod_Drain<
-        Servers::WithRawCallbackMethod_Assign<Servers::WithRawCallbackMethod_Pull<
-            Servers::WithRawCallbackMethod_Push<Servers::Service>>>>>>;
+        Servers::WithCallbackMethod_Norms<Servers::WithCallbackMethod_Settle<
+            Servers::WithRawCallbackMethod_Assign<Servers::WithRawCallbackMethod_Pull<
+                Servers::WithRawCallbackMethod_Push<Servers::Service>>>>>>>>;
 
 class Service final : public Base {
  public:
@@ -70,6 +71,24 @@ class Service final : public Base {
     const Status status = spec.ok() ? store_.Declare(*spec, request->sender()) : spec.status();
     reply->set_ready(status.ok() && store_.ready());
     return Reply(context, ToGrpc(status));
+  }
+
+  grpc::ServerUnaryReactor* Norms(Context* context, const NormsRequest* request,
+                                  NormsReply* reply) override {
+    const Result<ParameterStore::Norms> norms =
+        store_.RoundNorms(request->layout(), request->round());
+    if (norms.ok()) {
+      reply->mutable_chunks()->Assign(norms->chunks.begin(), norms->chunks.end());
+      reply->mutable_squares()->Assign(norms->squares.begin(), norms->squares.end());
+      reply->set_weight(norms->weight);
+    }
+    return Reply(context, ToGrpc(norms.status()));
+  }
+
+  grpc::ServerUnaryReactor* Settle(Context* context, const SettleRequest* request,
+                                   SettleReply* /*reply*/) override {
+    return Reply(context,
+                 ToGrpc(store_.Settle(request->layout(), request->round(), request->factor())));
   }
 
   grpc::ServerUnaryReactor* Stats(Context* context, const StatsRequest* /*request*/,

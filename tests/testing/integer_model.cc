@@ -288,6 +288,7 @@ Trained TrainWith(Strategy& strategy, const data::Dataset& dataset,
       trained.weights.push_back(result.weight);
     }
   }
+  OrThrow(strategy.PullState());
   trained.values.assign(parameters.all().begin(), parameters.all().end());
   for (const std::span<float> slot : strategy.slots()) {
     trained.slots.emplace_back(slot.begin(), slot.end());
