@@ -13,7 +13,7 @@ namespace cohort::testing {
 
 std::string Bin(const std::string& program) { return std::string(COHORT_BIN_DIR) + "/" + program; }
 
-nlohmann::json Train(const Run& run) {
+nlohmann::json Train(const TrainingRun& run) {
   const TempDir dir;
   std::vector<std::string> argv = run.launcher;
   for (const std::string& part : std::initializer_list<std::string>{

@@ -12,7 +12,7 @@ namespace cohort::testing {
 std::string Bin(const std::string& program);  // path of a built program
 
 // Flags of a run on `data` (a folder in MNIST's format).
-struct Run {
+struct TrainingRun {
   std::string data;
   std::string strategy;
   std::string model = "cnn";
@@ -24,7 +24,7 @@ struct Run {
 
 // Runs it to its end, which must be exit code 0 within 5 minutes, and returns the metrics that the
 // chief wrote.
-nlohmann::json Train(const Run& run);
+nlohmann::json Train(const TrainingRun& run);
 
 std::vector<std::string> Mpirun(int processes);
 std::vector<std::string> Launch(const std::vector<std::string>& flags);  // cohort launch FLAGS --

@@ -9,7 +9,7 @@ namespace {
 
 struct Way {
   const char* name;
-  Run run;
+  TrainingRun run;
   double mnist = 0.97;
   double fashion = 0.80;
 };
@@ -30,7 +30,7 @@ std::vector<Way> Ways() {
 class Training : public ::testing::TestWithParam<Way> {};
 
 TEST_P(Training, LearnsDigits) {
-  Run run = GetParam().run;
+  TrainingRun run = GetParam().run;
   run.data = ImageData("mnist", 8000, 2000);
   run.epochs = 5;
   const nlohmann::json metrics = Train(run);
@@ -39,7 +39,7 @@ TEST_P(Training, LearnsDigits) {
 }
 
 TEST_P(Training, LearnsGarments) {
-  Run run = GetParam().run;
+  TrainingRun run = GetParam().run;
   if (RealData("fashion_mnist").empty()) {
     GTEST_SKIP() << "fashion_mnist is absent (COHORT_TEST_DATA)";
   }
@@ -49,7 +49,7 @@ TEST_P(Training, LearnsGarments) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Ways, Training, ::testing::ValuesIn(Ways()),
-                         [](const auto& info) { return std::string(info.param.name); });
+                         [](const auto& way) { return std::string(way.param.name); });
 
 // The same seed and global batch: the loss of the first epoch is the same under every synchronous
 // strategy.
@@ -57,7 +57,7 @@ TEST(Agreement, SynchronousStrategiesHaveOneLossCurve) {
   const std::string data = ImageData("mnist", 8000, 2000);
   double expected = 0;
   for (const Way& way : Ways()) {
-    Run run = way.run;
+    TrainingRun run = way.run;
     if (run.strategy == "parameter_server") {
       continue;
     }
@@ -76,10 +76,10 @@ TEST(Agreement, SynchronousStrategiesHaveOneLossCurve) {
 // Two runs of the same world end with the same bits.
 TEST(Agreement, RunsOfOneWorldAreBitwiseEqual) {
   const std::string data = ImageData("mnist", 8000, 2000);
-  for (Run run :
-       {Run{.strategy = "one_device"}, Run{.strategy = "mirrored", .more = {"--devices", "2"}},
-        Run{.strategy = "multi_worker_mirrored", .launcher = Launch({"-n", "2"})},
-        Run{.strategy = "multi_worker_mirrored", .launcher = Mpirun(2)}}) {
+  for (TrainingRun run :
+       {TrainingRun{.strategy = "one_device"}, TrainingRun{.strategy = "mirrored", .more = {"--devices", "2"}},
+        TrainingRun{.strategy = "multi_worker_mirrored", .launcher = Launch({"-n", "2"})},
+        TrainingRun{.strategy = "multi_worker_mirrored", .launcher = Mpirun(2)}}) {
     run.data = data;
     run.model = "mlp";
     const nlohmann::json first = Train(run);

@@ -100,7 +100,7 @@ INSTANTIATE_TEST_SUITE_P(
                   R"({"cluster": {"chief": ["a:1"], "master": ["b:1"], "worker": ["c:1"]},
                       "task": {"type": "worker", "index": 0}})",
                   "master"}),
-    [](const auto& info) { return std::string(info.param.name); });
+    [](const auto& kind) { return std::string(kind.param.name); });
 
 TEST(Flags, AreChecked) {
   ExpectRefused(RunProgram({Bin("image_classifier"), "--strategy", "mirored"}), "mirrored");
