@@ -209,9 +209,9 @@ Status Exchange::WaitUntil(const std::function<bool()>& done, Duration period) {
     if (done()) {
       return {};
     }
-    CheckLeavers();
-    COHORT_RETURN_IF_ERROR(failure_);
     const Deadline now = std::chrono::steady_clock::now();
+    const Deadline leavers = CheckLeavers(now);
+    COHORT_RETURN_IF_ERROR(failure_);
     if (now >= deadline_) {
       return TimedOut(done);
     }
@@ -219,7 +219,7 @@ Status Exchange::WaitUntil(const std::function<bool()>& done, Duration period) {
     if (!warned_ && now >= warn_at) {
       WarnOfSlowPeers();
     }
-    Step(std::min({deadline_, warned_ ? deadline_ : warn_at, now + period}));
+    Step(std::min({deadline_, leavers, warned_ ? deadline_ : warn_at, now + period}));
   }
 }
 
@@ -241,15 +241,24 @@ void Exchange::WarnOfSlowPeers() {
                Seconds(std::chrono::steady_clock::now() - started_) + " for " + AwaitedNames());
 }
 
-// A peer that left in good order has sent all it ever will.
-void Exchange::CheckLeavers() {
+// A peer that left in good order has sent all it ever will. It has also taken all it ever will, but
+// the transport may hear of that a little later. Returns when to look again.
+Deadline Exchange::CheckLeavers(Deadline now) {
+  constexpr auto kTaken = milliseconds(200);
+  Deadline again = Deadline::max();
   for (int p = 0; p < size_; ++p) {
-    if (peer(p).presence == Presence::kLeft && Awaited(p)) {
+    const Peer& other = peer(p);
+    if (other.presence != Presence::kLeft || !Awaited(p)) {
+      continue;
+    }
+    if (transport_->Owes(p) || now >= other.left_at + kTaken) {
       Fail(Unavailable(Name(p) + " left the communicator; " + Name(rank_) + " still needs it for " +
                        record_.Numbered()));
-      return;
+      return now;
     }
+    again = std::min(again, other.left_at + kTaken);
   }
+  return again;
 }
 
 std::string Exchange::Where() const {
@@ -347,7 +356,7 @@ void Exchange::Fail(const Status& status) {
 void Exchange::Close() {
   TakeAbortRequest();
   for (int p = 0; p < size_; ++p) {
-    if (p != rank_ && peer(p).presence == Presence::kHere) {
+    if (failure_.ok() && p != rank_ && peer(p).presence == Presence::kHere) {
       transport_->Control(p, FrameKind::kBye, {});
     }
   }
@@ -393,6 +402,7 @@ bool Exchange::OnControl(int from, FrameKind kind, Bytes body) {
       return false;
     case FrameKind::kBye:
       other.presence = Presence::kLeft;
+      other.left_at = std::chrono::steady_clock::now();
       return true;
     case FrameKind::kData:
       break;

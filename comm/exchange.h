@@ -82,6 +82,7 @@ class Exchange final : private TransportListener {
   enum class Presence { kHere, kLeft, kLost };
   struct Peer {
     Presence presence = Presence::kHere;
+    Deadline left_at;
     bool told_open = false;   // this operation was opened towards it
     bool heard_open = false;  // and by it
     bool heard_stalled = false;
@@ -102,7 +103,7 @@ class Exchange final : private TransportListener {
   Status WaitUntil(const std::function<bool()>& done, Duration period = std::chrono::hours(1));
   void Step(Deadline until);
   void TakeAbortRequest();
-  void CheckLeavers();
+  Deadline CheckLeavers(Deadline now);
   void WarnOfSlowPeers();
   bool Awaited(int peer) const;
   std::string AwaitedNames() const;

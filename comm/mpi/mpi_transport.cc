@@ -1,0 +1,549 @@
+#include "mpi/mpi_transport.h"
+
+#include <algorithm>
+#include <condition_variable>
+#include <cstring>
+#include <deque>
+#include <iterator>
+#include <thread>
+#include <utility>
+
+#include "mpi/mpi_collectives.h"
+
+namespace cohort {
+namespace {
+
+using std::chrono::microseconds;
+using std::chrono::milliseconds;
+
+enum Tag { kFrameTag = 1, kBodyTag = 2, kUrgentTag = 3 };
+
+struct Header {
+  FrameKind kind;
+  std::uint8_t inside;  // whether the body follows in the same message
+  std::uint8_t reserved[6];
+  std::uint64_t bytes;
+};
+static_assert(sizeof(Header) == 16);
+
+constexpr std::int64_t kSegmentBytes = 256 << 10;
+constexpr std::size_t kInsideBytes = Transport::kMaxControlBytes;
+constexpr std::size_t kMaxFrame = sizeof(Header) + kInsideBytes;
+constexpr std::size_t kBodiesUnderWay = 4;  // from one peer
+constexpr auto kSpin = microseconds(50);    // before a wait sleeps between looks
+constexpr auto kShortNap = microseconds(20);
+constexpr auto kLongNap = microseconds(1000);
+constexpr auto kIdleNap = milliseconds(10);  // between operations
+constexpr auto kLetGo = milliseconds(1000);  // what is under way when the communicator fails
+
+struct OutMessage {
+  std::vector<std::byte> frame;
+  Bytes body;  // sent apart if the frame does not hold it
+  MPI_Request frame_request = MPI_REQUEST_NULL;
+  MPI_Request body_request = MPI_REQUEST_NULL;
+  std::uint64_t ticket = 0;  // 0: control
+};
+
+struct Posted {
+  MutableBytes data;
+  CombineWith combine;
+};
+
+struct BodyUnderWay {
+  Posted posted;
+  std::vector<std::byte> scratch;  // where it combines
+  MPI_Request request = MPI_REQUEST_NULL;
+};
+
+struct Mailbox {  // a receive that is always posted
+  std::vector<std::byte> bytes = std::vector<std::byte>(kMaxFrame);
+  MPI_Request request = MPI_REQUEST_NULL;
+};
+
+struct Peer {
+  bool lost = false;
+  std::deque<OutMessage> out;
+  std::deque<Posted> posted;
+  std::deque<std::vector<std::byte>> kept;
+  std::deque<BodyUnderWay> bodies;
+  Mailbox frames;
+  Mailbox urgent;
+  bool held = false;  // the frame in the mailbox waits: for a receive, or for the bodies before it
+};
+
+class MpiTransport final : public Transport {
+ public:
+  MpiTransport(std::shared_ptr<MpiRuntime> runtime, MPI_Comm comm, int rank, int size, bool native)
+      : Transport(size),
+        runtime_(std::move(runtime)),
+        comm_(comm),
+        rank_(rank),
+        native_(native),
+        peers_(static_cast<std::size_t>(size)) {}
+  ~MpiTransport() override;
+
+  std::string_view backend() const override { return "mpi"; }
+  std::int64_t default_segment_bytes() const override { return kSegmentBytes; }
+  void Attach(TransportListener* listener) override { listener_ = listener; }
+  std::unique_ptr<NativeCollectives> Native() override {
+    return native_ ? MakeMpiCollectives(runtime_, comm_) : nullptr;
+  }
+  void Wake() override {
+    const std::lock_guard lock(wake_mutex_);
+    woken_ = true;
+    wake_.notify_all();
+  }
+
+  Ticket Send(int to, Bytes data) override {
+    Lane& l = lane(to);
+    ++l.sends;
+    CountSent(data.size());
+    Put(to, kFrameTag, FrameKind::kData, data, l.sends);
+    return {to, true, l.sends};
+  }
+  Ticket Receive(int from, MutableBytes data, const CombineWith& combine) override;
+  void Control(int to, FrameKind kind, Bytes body) override {
+    const bool urgent = kind == FrameKind::kAbort || kind == FrameKind::kStalled;
+    Put(to, urgent ? kUrgentTag : kFrameTag, kind, body, 0);
+  }
+  void Progress(Deadline until) override;
+  void Forget() override;
+  void Close(Deadline deadline) override;
+  Result<std::unique_ptr<Transport>> Join(const std::string& id, const std::vector<int>& members,
+                                          int my_index, const std::vector<std::string>& offers,
+                                          Deadline deadline) override;
+
+ private:
+  Peer& peer(int rank) { return peers_[static_cast<std::size_t>(rank)]; }
+  int size() const { return static_cast<int>(peers_.size()); }
+
+  void Put(int to, Tag tag, FrameKind kind, Bytes body, std::uint64_t ticket);
+  bool Test(int peer, MPI_Request& request);
+  void Open(int from, Mailbox& mailbox, Tag tag);
+  bool Look();
+  bool LookAtSends(int to);
+  bool LookAtUrgent(int from);
+  bool LookAtFrames(int from);
+  bool LookAtBodies(int from);
+  bool TakeFrame(int from);
+  bool Pause(Deadline until, Deadline since);
+  bool Busy() const;
+  void Lose(int rank, const Status& why);
+
+  const std::shared_ptr<MpiRuntime> runtime_;  // owners: all transports of this process
+  const MPI_Comm comm_;
+  const int rank_;
+  const bool native_;
+  TransportListener* listener_ = nullptr;
+  std::vector<Peer> peers_;
+  std::vector<BodyUnderWay> left_behind_;  // receives that would not be cancelled
+  std::deque<OutMessage> abandoned_;       // sends under way at the failure
+  bool listening_ = false;
+  bool forgotten_ = false;
+  bool stop_ = false;
+
+  std::mutex wake_mutex_;
+  std::condition_variable wake_;
+  bool woken_ = false;  // guarded by wake_mutex_
+};
+
+MpiTransport::~MpiTransport() {
+  if (MpiRuntime::Finalized()) {
+    return;
+  }
+  const std::lock_guard lock(runtime_->mutex());
+  for (Peer& p : peers_) {
+    for (Mailbox* mailbox : {&p.frames, &p.urgent}) {
+      if (mailbox->request != MPI_REQUEST_NULL) {
+        MPI_Cancel(&mailbox->request);
+        MPI_Wait(&mailbox->request,
+                 MPI_STATUS_IGNORE);  // local: nothing has matched, or all is here
+      }
+    }
+    std::move(p.out.begin(), p.out.end(), std::back_inserter(abandoned_));
+  }
+  for (OutMessage& message : abandoned_) {
+    for (MPI_Request* request : {&message.frame_request, &message.body_request}) {
+      if (*request != MPI_REQUEST_NULL) {
+        MPI_Request_free(request);
+      }
+    }
+    runtime_->Keep(std::move(message.frame));
+  }
+  for (BodyUnderWay& body : left_behind_) {
+    runtime_->Keep(std::move(body.scratch));
+  }
+  // comm_ is not freed: MPI would give its context to the next communicator made, which would then
+  // meet what peers sent to this one and nobody received.
+}
+
+// --- sending
+
+void MpiTransport::Put(int to, Tag tag, FrameKind kind, Bytes body, std::uint64_t ticket) {
+  if (peer(to).lost) {
+    return;
+  }
+  OutMessage& message = peer(to).out.emplace_back();
+  const bool inside = body.size() <= kInsideBytes;
+  const Header header = {kind, static_cast<std::uint8_t>(inside ? 1 : 0), {}, body.size()};
+  message.ticket = ticket;
+  message.frame.resize(sizeof(Header) + (inside ? body.size() : 0));
+  std::memcpy(message.frame.data(), &header, sizeof(Header));
+  if (inside) {
+    std::copy(body.begin(), body.end(), message.frame.begin() + sizeof(Header));
+  }
+  const std::lock_guard lock(runtime_->mutex());
+  int code = MPI_Isend(message.frame.data(), static_cast<int>(message.frame.size()), MPI_BYTE, to,
+                       tag, comm_, &message.frame_request);
+  if (code == MPI_SUCCESS && !inside) {
+    code = MPI_Isend(body.data(), static_cast<int>(body.size()), MPI_BYTE, to, kBodyTag, comm_,
+                     &message.body_request);
+  }
+  if (code != MPI_SUCCESS) {
+    Lose(to, MpiRuntime::Check(code, "MPI_Isend"));
+  }
+}
+
+// Whether `request` is done; needs the lock.
+bool MpiTransport::Test(int rank, MPI_Request& request) {
+  int done = 0;
+  const int code = MPI_Test(&request, &done, MPI_STATUS_IGNORE);
+  if (code != MPI_SUCCESS) {
+    Lose(rank, MpiRuntime::Check(code, "MPI_Test"));
+    return false;
+  }
+  return done != 0;
+}
+
+bool MpiTransport::LookAtSends(int to) {
+  Peer& p = peer(to);
+  bool moved = false;
+  while (!p.out.empty()) {
+    OutMessage& message = p.out.front();
+    {
+      const std::lock_guard lock(runtime_->mutex());
+      if (!Test(to, message.frame_request) || !Test(to, message.body_request)) {
+        break;
+      }
+    }
+    if (message.ticket != 0) {
+      lane(to).sends_done = message.ticket;
+    }
+    p.out.pop_front();
+    moved = true;
+  }
+  return moved;
+}
+
+// --- receiving
+
+// Posts the receive of the next frame; needs the lock.
+void MpiTransport::Open(int from, Mailbox& mailbox, Tag tag) {
+  const int code = MPI_Irecv(mailbox.bytes.data(), static_cast<int>(mailbox.bytes.size()), MPI_BYTE,
+                             from, tag, comm_, &mailbox.request);
+  if (code != MPI_SUCCESS) {
+    Lose(from, MpiRuntime::Check(code, "MPI_Irecv"));
+  }
+}
+
+Ticket MpiTransport::Receive(int from, MutableBytes data, const CombineWith& combine) {
+  Lane& l = lane(from);
+  Peer& p = peer(from);
+  ++l.receives;
+  if (p.posted.empty() && p.bodies.empty() && !p.kept.empty()) {
+    const std::vector<std::byte> body = std::move(p.kept.front());
+    p.kept.pop_front();
+    if (body.size() != data.size()) {
+      listener_->OnWrongSize(from, body.size(), data.size());
+    } else {
+      Deliver(data.data(), body, combine, combine.local);
+      CountReceived(data.size());
+      ++l.receives_done;
+    }
+  } else {
+    p.posted.push_back({data, combine});
+  }
+  return {from, false, l.receives};
+}
+
+bool MpiTransport::LookAtUrgent(int from) {
+  Peer& p = peer(from);
+  {
+    const std::lock_guard lock(runtime_->mutex());
+    if (p.urgent.request == MPI_REQUEST_NULL || !Test(from, p.urgent.request)) {
+      return false;
+    }
+  }
+  Header header;
+  std::memcpy(&header, p.urgent.bytes.data(), sizeof(Header));
+  const std::vector<std::byte> body(
+      p.urgent.bytes.begin() + sizeof(Header),
+      p.urgent.bytes.begin() + sizeof(Header) +
+          static_cast<std::ptrdiff_t>(std::min<std::size_t>(header.bytes, kInsideBytes)));
+  {
+    const std::lock_guard lock(runtime_->mutex());
+    Open(from, p.urgent, kUrgentTag);
+  }
+  stop_ |= !listener_->OnControl(from, header.kind, body);
+  return true;
+}
+
+bool MpiTransport::LookAtFrames(int from) {
+  Peer& p = peer(from);
+  if (!p.held) {
+    const std::lock_guard lock(runtime_->mutex());
+    if (p.frames.request == MPI_REQUEST_NULL || !Test(from, p.frames.request)) {
+      return false;
+    }
+  }
+  p.held = !TakeFrame(from);
+  if (p.held) {
+    return false;
+  }
+  const std::lock_guard lock(runtime_->mutex());
+  Open(from, p.frames, kFrameTag);
+  return true;
+}
+
+// Deals with the frame in the mailbox; false if it must wait.
+bool MpiTransport::TakeFrame(int from) {
+  Peer& p = peer(from);
+  Header header;
+  std::memcpy(&header, p.frames.bytes.data(), sizeof(Header));
+  const bool inside = header.inside != 0;
+  const Bytes body(p.frames.bytes.data() + sizeof(Header),
+                   std::min<std::size_t>(inside ? header.bytes : 0, kInsideBytes));
+  if (header.kind != FrameKind::kData) {
+    if (!p.bodies.empty()) {
+      return false;
+    }
+    const std::vector<std::byte> copy(body.begin(), body.end());
+    stop_ |= !listener_->OnControl(from, header.kind, copy);
+    return true;
+  }
+  if (forgotten_) {
+    return inside;  // a large body stays where it is
+  }
+  if (inside) {
+    if (!p.bodies.empty()) {
+      return false;
+    }
+    if (p.posted.empty()) {
+      p.kept.emplace_back(body.begin(), body.end());
+      return true;
+    }
+  } else if (p.posted.empty() || p.bodies.size() >= kBodiesUnderWay) {
+    return false;
+  }
+  const Posted posted = p.posted.front();
+  p.posted.pop_front();
+  if (posted.data.size() != header.bytes) {
+    stop_ = true;
+    listener_->OnWrongSize(from, header.bytes, posted.data.size());
+    return false;
+  }
+  if (inside) {
+    Deliver(posted.data.data(), body, posted.combine, posted.combine.local);
+    CountReceived(body.size());
+    ++lane(from).receives_done;
+    return true;
+  }
+  BodyUnderWay& under_way = p.bodies.emplace_back();
+  under_way.posted = posted;
+  std::byte* to = posted.data.data();
+  if (posted.combine.reduction != nullptr) {
+    under_way.scratch.resize(posted.data.size());
+    to = under_way.scratch.data();
+  }
+  const std::lock_guard lock(runtime_->mutex());
+  const int code = MPI_Irecv(to, static_cast<int>(posted.data.size()), MPI_BYTE, from, kBodyTag,
+                             comm_, &under_way.request);
+  if (code != MPI_SUCCESS) {
+    Lose(from, MpiRuntime::Check(code, "MPI_Irecv"));
+  }
+  return true;
+}
+
+bool MpiTransport::LookAtBodies(int from) {
+  Peer& p = peer(from);
+  bool moved = false;
+  while (!p.bodies.empty() && !p.lost) {
+    BodyUnderWay& body = p.bodies.front();
+    {
+      const std::lock_guard lock(runtime_->mutex());
+      if (!Test(from, body.request)) {
+        break;
+      }
+    }
+    if (body.posted.combine.reduction != nullptr) {
+      Deliver(body.posted.data.data(), body.scratch, body.posted.combine,
+              body.posted.combine.local);
+    }
+    CountReceived(body.posted.data.size());
+    ++lane(from).receives_done;
+    p.bodies.pop_front();
+    moved = true;
+  }
+  return moved;
+}
+
+// --- waiting
+
+bool MpiTransport::Look() {
+  if (!listening_) {
+    listening_ = true;
+    const std::lock_guard lock(runtime_->mutex());
+    for (int p = 0; p < size(); ++p) {
+      if (p != rank_) {
+        Open(p, peer(p).frames, kFrameTag);
+        Open(p, peer(p).urgent, kUrgentTag);
+      }
+    }
+  }
+  bool moved = false;
+  for (int p = 0; p < size() && !stop_; ++p) {
+    if (p != rank_ && !peer(p).lost) {
+      moved |= LookAtSends(p);
+      moved |= LookAtUrgent(p);
+      while (!stop_ && !peer(p).lost) {
+        const bool body = LookAtBodies(p);
+        const bool frame = !stop_ && LookAtFrames(p);
+        moved |= body || frame;
+        if (!body && !frame) {
+          break;
+        }
+      }
+    }
+  }
+  return moved;
+}
+
+bool MpiTransport::Busy() const {
+  return std::any_of(peers_.begin(), peers_.end(), [](const Peer& p) {
+    return !p.lost && (!p.posted.empty() || !p.bodies.empty() || !p.out.empty());
+  });
+}
+
+void MpiTransport::Progress(Deadline until) {
+  stop_ = false;
+  const Deadline since = std::chrono::steady_clock::now();
+  do {
+    if (Look()) {
+      break;
+    }
+  } while (!stop_ && Pause(until, since));
+  const std::lock_guard lock(wake_mutex_);
+  woken_ = false;
+}
+
+// MPI cannot be waited for together with anything else, so it is looked at again and again: at
+// first at once, later after naps, so that waiting leaves the core to others. False: return.
+bool MpiTransport::Pause(Deadline until, Deadline since) {
+  const Deadline now = std::chrono::steady_clock::now();
+  std::unique_lock lock(wake_mutex_);
+  if (woken_ || now >= until) {
+    return false;
+  }
+  const bool busy = Busy();
+  if (busy && now - since < kSpin) {
+    lock.unlock();
+    std::this_thread::yield();
+    return true;
+  }
+  const Duration nap =
+      !busy ? Duration(kIdleNap) : std::clamp<Duration>((now - since) / 8, kShortNap, kLongNap);
+  return !wake_.wait_until(lock, std::min(until, now + nap), [this] { return woken_; });
+}
+
+void MpiTransport::Lose(int rank, const Status& why) {
+  if (!peer(rank).lost) {
+    peer(rank).lost = true;
+    stop_ = true;
+    listener_->OnLost(rank, why);
+  }
+}
+
+// --- the end
+
+void MpiTransport::Forget() {
+  forgotten_ = true;
+  const Deadline patience = DeadlineAfter(kLetGo);
+  for (Peer& p : peers_) {
+    p.posted.clear();
+    p.kept.clear();
+    for (BodyUnderWay& body : p.bodies) {
+      std::unique_lock lock(runtime_->mutex());
+      MPI_Cancel(&body.request);
+      int done = 0;
+      MPI_Test(&body.request, &done, MPI_STATUS_IGNORE);
+      while (done == 0 && body.scratch.empty() && std::chrono::steady_clock::now() < patience) {
+        lock.unlock();
+        std::this_thread::sleep_for(kShortNap);
+        lock.lock();
+        MPI_Test(&body.request, &done, MPI_STATUS_IGNORE);
+      }
+      if (done == 0) {
+        left_behind_.push_back(std::move(body));
+      }
+    }
+    p.bodies.clear();
+    std::deque<OutMessage> still;  // what was said to the peer goes on
+    for (OutMessage& message : p.out) {
+      (message.ticket == 0 ? still : abandoned_).push_back(std::move(message));
+    }
+    p.out = std::move(still);
+  }
+}
+
+void MpiTransport::Close(Deadline deadline) {
+  if (MpiRuntime::Finalized()) {
+    return;
+  }
+  const auto unsent = [this] {
+    return std::any_of(peers_.begin(), peers_.end(),
+                       [](const Peer& p) { return !p.lost && !p.out.empty(); });
+  };
+  while (unsent() && std::chrono::steady_clock::now() < deadline) {
+    stop_ = false;
+    if (!Look()) {
+      std::this_thread::sleep_for(kShortNap);
+    }
+  }
+}
+
+// All ranks have just met in the exchange of offers, so the collective call below does not wait for
+// a rank that never comes.
+Result<std::unique_ptr<Transport>> MpiTransport::Join(const std::string& /*id*/,
+                                                      const std::vector<int>& members, int my_index,
+                                                      const std::vector<std::string>& /*offers*/,
+                                                      Deadline /*deadline*/) {
+  const int color =
+      members.empty() ? MPI_UNDEFINED : *std::min_element(members.begin(), members.end());
+  MPI_Comm group = MPI_COMM_NULL;
+  {
+    const std::lock_guard lock(runtime_->mutex());
+    COHORT_RETURN_IF_ERROR(
+        MpiRuntime::Check(MPI_Comm_split(comm_, color, my_index, &group), "MPI_Comm_split"));
+  }
+  if (members.empty()) {
+    return std::unique_ptr<Transport>();
+  }
+  return MakeMpiTransport(runtime_, group, native_);
+}
+
+}  // namespace
+
+std::unique_ptr<Transport> MakeMpiTransport(std::shared_ptr<MpiRuntime> runtime, MPI_Comm comm,
+                                            bool native) {
+  int rank = 0;
+  int size = 1;
+  {
+    const std::lock_guard lock(runtime->mutex());
+    MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN);
+    MPI_Comm_rank(comm, &rank);
+    MPI_Comm_size(comm, &size);
+  }
+  return std::make_unique<MpiTransport>(std::move(runtime), comm, rank, size, native);
+}
+
+}  // namespace cohort

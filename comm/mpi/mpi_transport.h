@@ -1,0 +1,25 @@
+// MpiTransport: ranks as processes of one MPI job, by MPI's point-to-point messages.
+//
+// Of each pair, one message stream carries frames (a header, with small bodies inside), one the
+// bodies of large data frames, and one aborts and signs of life, which overtake data. All are on a
+// duplicate of the program's communicator, so nothing else's messages can be met.
+//
+// MPI cannot take back a send that has begun: after a failure the library may still hold the
+// address of a buffer that was being sent, though nobody will ask for its bytes.
+
+#pragma once
+
+#include <mpi.h>
+
+#include <memory>
+
+#include "mpi/mpi_runtime.h"
+#include "transport.h"
+
+namespace cohort {
+
+// Takes over `comm`. `native`: offer MPI's own collectives.
+std::unique_ptr<Transport> MakeMpiTransport(std::shared_ptr<MpiRuntime> runtime, MPI_Comm comm,
+                                            bool native);
+
+}  // namespace cohort
