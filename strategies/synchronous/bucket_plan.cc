@@ -7,7 +7,7 @@ namespace cohort {
 namespace {
 
 constexpr std::int64_t kAlignElements = 16;  // 64 bytes
-constexpr std::int64_t kChunkElements = 16 * 1024;
+constexpr std::int64_t kChunkElements = std::int64_t{16} * 1024;
 constexpr double kHighUnit = 4096.0;
 
 std::int64_t Padded(std::int64_t elements) {

@@ -27,11 +27,16 @@ class SpanReduction {
   Status Run(std::span<const std::span<float>> spans, double weight);
 
  private:
+  class Pass;
+
+  // Are the spans' sizes equal on all processes? Asked once for each set of sizes.
+  Status AgreeOnSizes(std::span<const std::span<float>> spans);
+
   Communicator& communicator_;
   const std::size_t bucket_elements_;
   const std::chrono::milliseconds timeout_;
-  std::vector<float> staging_[2];
-  std::vector<std::int64_t> agreed_;  // sizes that all processes have
+  std::vector<float> staging_[2];  // of even and odd buckets
+  std::vector<std::int64_t> agreed_;
 };
 
 }  // namespace cohort

@@ -34,6 +34,7 @@ class NoGradients final : public GradientSink {
 
 std::vector<std::string> Lines(const ParameterSet& parameters) {
   std::vector<std::string> lines;
+  lines.reserve(static_cast<std::size_t>(parameters.size()));
   for (int p = 0; p < parameters.size(); ++p) {
     lines.push_back(parameters[p].name + " " + parameters[p].shape.ToString() +
                     (parameters[p].trainable ? "" : " not trainable"));
