@@ -1,12 +1,20 @@
 #include "multi_worker/job.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <array>
+#include <cerrno>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include <cohort/comm/mpi.h>
 #include <cohort/comm/tcp.h>
 #include <cohort/rpc/coordination.h>
+
+#include "synchronous/agreement.h"
 
 namespace cohort {
 namespace {
@@ -133,6 +141,69 @@ Result<std::unique_ptr<Membership>> JoinByAddress(const ClusterConfig& config,
                                          std::move(client));
 }
 
+// Starts the service of a job whose addresses nobody knows beforehand; sets `address` to where the
+// others reach it.
+Result<std::unique_ptr<CoordinationServer>> StartAnywhere(const ClusterConfig& config,
+                                                          const CoordinationOptions& options,
+                                                          std::string& address) {
+  const bool one_host = config.local_size >= SizeOf(config);
+  std::array<char, 256> host{"127.0.0.1"};
+  if (!one_host && ::gethostname(host.data(), host.size() - 1) != 0) {
+    return ErrnoStatus(errno, "the name of this host");
+  }
+  COHORT_ASSIGN_OR_RETURN(
+      auto server,
+      CoordinationServer::Start(one_host ? "127.0.0.1:0" : "0.0.0.0:0", config.cluster, options));
+  address = std::string(host.data()) + ":" + std::to_string(server->port());
+  return server;
+}
+
+// The chief's text, on every rank.
+Result<std::string> FromChief(Communicator& communicator, const std::string& text) {
+  std::array<char, 320> bytes{};
+  std::copy_n(text.begin(), std::min(text.size(), bytes.size() - 1), bytes.begin());
+  CollectiveOptions options;
+  options.name = "address of the coordination service";
+  COHORT_RETURN_IF_ERROR(Await(communicator.Broadcast(
+      Buffer(bytes.data(), static_cast<std::int64_t>(bytes.size()), DType::kUInt8), 0, options)));
+  return std::string(bytes.data());
+}
+
+Result<std::unique_ptr<Membership>> JoinByMpi(const ClusterConfig& config,
+                                              const StrategyOptions& options) {
+  COHORT_ASSIGN_OR_RETURN(auto communicator,
+                          MakeMpiCommunicator({.implementation = options.mpi_implementation,
+                                               .connect_timeout = options.join_timeout},
+                                              CommunicatorOf(config, options)));
+  if (communicator->size() != SizeOf(config) || communicator->rank() != RankOf(config)) {
+    return FailedPrecondition(
+        "MPI has started rank " + std::to_string(communicator->rank()) + " of " +
+        std::to_string(communicator->size()) + ", but " + config.source + " says that " +
+        config.task.ToString() + " is rank " + std::to_string(RankOf(config)) + " of " +
+        std::to_string(SizeOf(config)) + " [start one process per training task]");
+  }
+  const CoordinationOptions coordination = CoordinationOf(options);
+  std::unique_ptr<CoordinationServer> server;
+  std::string address;
+  if (config.is_chief()) {
+    auto started = StartAnywhere(config, coordination, address);
+    if (!started.ok()) {
+      communicator->Abort(started.status());
+      return started.status();
+    }
+    server = std::move(started).value();
+  }
+  COHORT_ASSIGN_OR_RETURN(address, FromChief(*communicator, address));
+  auto client = CoordinationClient::Join(address, config.cluster, config.task,
+                                         /*wait_for_all=*/true, coordination);
+  if (!client.ok()) {
+    communicator->Abort(client.status());
+    return client.status();
+  }
+  return std::make_unique<JobMembership>(std::move(server), std::move(communicator),
+                                         std::move(client).value());
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Membership>> JoinJob(const ClusterConfig& config,
@@ -140,11 +211,7 @@ Result<std::unique_ptr<Membership>> JoinJob(const ClusterConfig& config,
   if (SizeOf(config) == 1) {
     return MakeMembership(nullptr);
   }
-  if (config.mpi) {
-    return Unimplemented("multi_worker_mirrored under " + config.source +
-                         " is not in this build [start the processes with a TF_CONFIG]");
-  }
-  return JoinByAddress(config, options);
+  return config.mpi ? JoinByMpi(config, options) : JoinByAddress(config, options);
 }
 
 }  // namespace cohort
