@@ -103,6 +103,7 @@ CommunicatorOptions CommunicatorOf(const ClusterConfig& config, const StrategyOp
 CoordinationOptions CoordinationOf(const StrategyOptions& options) {
   CoordinationOptions result;
   result.join_timeout = options.join_timeout;
+  result.roll_call_interval = std::min(result.roll_call_interval, options.join_timeout / 3);
   result.heartbeat_timeout = options.heartbeat_timeout;
   result.heartbeat_interval = std::min(result.heartbeat_interval, options.heartbeat_timeout / 4);
   result.log = options.log;

@@ -1,9 +1,11 @@
 // MultiWorkerMirrored between real processes: they agree on every bit, and none outlives another's
 // end by more than the heartbeat.
 #include <csignal>
-#include <set>
+#include <optional>
 #include <string>
 #include <vector>
+
+#include <cohort/comm/mpi.h>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -13,7 +15,6 @@
 namespace cohort::testing {
 namespace {
 
-using ::testing::AnyOf;
 using ::testing::HasSubstr;
 using namespace std::chrono_literals;
 
@@ -122,6 +123,50 @@ TEST(MultiWorkerMirrored, AMissingWorkerIsCalledAndThenNamed) {
   cluster.StartTasks({{"worker", 3}}, Task("multi_worker_mirrored", 10, {"join_timeout_ms=2000"}),
                      {}, {"worker:2"});
   ExpectEnded(cluster, "nobody", kPeerLost, "worker:2");
+  EXPECT_THAT(cluster.Stderr("worker:0"), HasSubstr("waiting for 2/3: worker:2"));
+}
+
+std::vector<std::string> UnderMpirun(int processes, const std::vector<std::string>& task) {
+  std::vector<std::string> argv{"mpirun", "--allow-run-as-root", "--oversubscribe", "-n",
+                                std::to_string(processes)};
+  argv.insert(argv.end(), task.begin(), task.end());
+  return argv;
+}
+
+TEST(MultiWorkerMirroredUnderMpirun, EndsWithOneProcessesParameters) {
+  if (!MpiBuilt()) {
+    GTEST_SKIP() << "built without MPI";
+  }
+  const std::string expected = TrainAlone(Task("one_device", 40));
+  ProcessCluster cluster;
+  cluster.Start("mpirun", UnderMpirun(3, Task("-", 40, {"devices=2"})));
+  EXPECT_EQ(cluster.Wait("mpirun", kStart), 0);
+  const std::string output = cluster.Stdout("mpirun");
+  std::size_t ranks = 0;
+  for (std::size_t at = output.find(expected); at != std::string::npos;
+       at = output.find(expected, at + 1)) {
+    ++ranks;
+  }
+  EXPECT_EQ(ranks, 3U);
+}
+
+TEST(MultiWorkerMirroredUnderMpirun, TheLossOfARankEndsTheOthers) {
+  if (!MpiBuilt()) {
+    GTEST_SKIP() << "built without MPI";
+  }
+  ProcessCluster cluster;
+  cluster.Start("mpirun", UnderMpirun(3, Task("multi_worker_mirrored", kForever)));
+  ASSERT_TRUE(cluster.WaitForOutput("mpirun", "step 100\n", kStart));
+  // "worker:1 (host NAME, pid 4711) joined" says the coordination service.
+  const std::string log = cluster.Stderr("mpirun");
+  const std::size_t task = log.find("worker:1 (host ");
+  ASSERT_NE(task, std::string::npos) << log;
+  const std::size_t pid = log.find("pid ", task);
+  ASSERT_NE(pid, std::string::npos) << log;
+  ASSERT_EQ(::kill(std::stoi(log.substr(pid + 4)), SIGKILL), 0);
+  const std::optional<int> code = cluster.Wait("mpirun", kEnd);
+  ASSERT_TRUE(code.has_value());
+  EXPECT_NE(*code, 0);
 }
 
 TEST(MultiWorkerMirrored, OneProcessKindsRefuseACluster) {
