@@ -123,7 +123,7 @@ TEST(MultiWorkerMirrored, AMissingWorkerIsCalledAndThenNamed) {
   cluster.StartTasks({{"worker", 3}}, Task("multi_worker_mirrored", 10, {"join_timeout_ms=2000"}),
                      {}, {"worker:2"});
   ExpectEnded(cluster, "nobody", kPeerLost, "worker:2");
-  EXPECT_THAT(cluster.Stderr("worker:0"), HasSubstr("waiting for 2/3: worker:2"));
+  EXPECT_THAT(cluster.Stderr("worker:0"), HasSubstr("waiting for 1/3: worker:2"));
 }
 
 std::vector<std::string> UnderMpirun(int processes, const std::vector<std::string>& task) {
