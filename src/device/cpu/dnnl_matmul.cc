@@ -5,6 +5,50 @@ namespace {
 
 using Tag = dnnl::memory::format_tag;
 
+// The transposed product, transposed back: c = (b' a)'. For a' b with few columns (the kernel
+// gradient of a classifier's last layer) it is several times as fast as computing c itself.
+class TransposedMatMul final : public MatMulPlan {
+ public:
+  static bool Suits(const MatMulSpec& s) {
+    return s.transpose_a && !s.transpose_b && !s.bias && s.activation == Activation::kNone &&
+           s.k > 0 && s.n > 0 && s.n <= 32 && s.m >= 4 * s.n;
+  }
+
+  TransposedMatMul(const DnnlEngine& engine, const MatMulSpec& s) : engine_(engine) {
+    const auto b = Desc({s.n, s.k}, Tag::ba);
+    const auto a = Desc({s.k, s.m}, Tag::ab);
+    const auto transposed = Desc({s.n, s.m}, Tag::ab);
+    const auto c = Desc({s.n, s.m}, Tag::ba);
+    const dnnl::matmul::primitive_desc desc({b, a, transposed}, Attributes(),
+                                            engine.state().engine);
+    matmul_ = DnnlCall(engine, dnnl::matmul(desc), desc);
+    matmul_.Declare(DNNL_ARG_SRC, b);
+    matmul_.Declare(DNNL_ARG_WEIGHTS, a);
+    matmul_.Bind(DNNL_ARG_DST, transposed);
+    const dnnl::reorder::primitive_desc back(engine.state().engine, transposed,
+                                             engine.state().engine, c, Attributes());
+    back_ = DnnlCall(engine, dnnl::reorder(back), back);
+    back_.Share(DNNL_ARG_FROM, matmul_[DNNL_ARG_DST]);
+    back_.Declare(DNNL_ARG_TO, c);
+  }
+
+  void Run(Stream& stream, const float* a, const float* b, const float* /*bias*/,
+           float* c) override {
+    PutDnnl(stream, engine_, [=, this] {
+      matmul_.Set(DNNL_ARG_SRC, b);
+      matmul_.Set(DNNL_ARG_WEIGHTS, a);
+      matmul_.Run();
+      back_.Set(DNNL_ARG_TO, c);
+      back_.Run();
+    });
+  }
+
+ private:
+  const DnnlEngine& engine_;
+  DnnlCall matmul_;
+  DnnlCall back_;
+};
+
 class DnnlMatMul final : public MatMulPlan {
  public:
   DnnlMatMul(const DnnlEngine& engine, const MatMulSpec& spec) : engine_(engine), spec_(spec) {
@@ -83,7 +127,12 @@ std::unique_ptr<MatMulPlan> MakeMatMul(const DnnlEngine& engine, const MatMulSpe
   return MakeDnnl(engine,
                   "a product [" + std::to_string(spec.m) + "," + std::to_string(spec.k) + "] x [" +
                       std::to_string(spec.k) + "," + std::to_string(spec.n) + "]",
-                  [&] { return std::make_unique<DnnlMatMul>(engine, spec); });
+                  [&]() -> std::unique_ptr<MatMulPlan> {
+                    if (TransposedMatMul::Suits(spec)) {
+                      return std::make_unique<TransposedMatMul>(engine, spec);
+                    }
+                    return std::make_unique<DnnlMatMul>(engine, spec);
+                  });
 }
 
 }  // namespace cohort::cpu

@@ -29,6 +29,10 @@ class OmpThreads {
   int before_;
 };
 
+// Calls run(body, part) for each part in [0, parts), on as many threads.
+void RunParts(std::int64_t parts, void (*run)(const void* body, std::int64_t part),
+              const void* body);
+
 // body(begin, end, part) over [0, count) in at most OpenMP's number of parts, each of at least
 // `grain`. Which part gets what depends on count, grain and the number of threads only.
 template <typename Body>
@@ -39,10 +43,16 @@ void ParallelFor(std::int64_t count, std::int64_t grain, const Body& body) {
     body(std::int64_t{0}, count, 0);
     return;
   }
-#pragma omp parallel for num_threads(static_cast <int>(parts)) schedule(static, 1)
-  for (std::int64_t part = 0; part < parts; ++part) {
+  const auto part_of = [&](std::int64_t part) {
     body(count * part / parts, count * (part + 1) / parts, static_cast<int>(part));
-  }
+  };
+  using PartOf = decltype(part_of);
+  RunParts(
+      parts,
+      [](const void* part_function, std::int64_t part) {
+        (*static_cast<const PartOf*>(part_function))(part);
+      },
+      &part_of);
 }
 
 // Below this many elements a loop stays on its thread: waking another costs microseconds.

@@ -10,7 +10,7 @@ namespace cohort {
 std::string_view FmaInstructions();
 
 // Floating-point operations (two per multiply-add) per second of `threads` threads at once, each on
-// registers alone for about `duration`.
+// registers alone, in the best millisecond of about `duration`.
 double FmaPeak(int threads, std::chrono::milliseconds duration);
 
 }  // namespace cohort

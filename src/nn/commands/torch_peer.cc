@@ -93,13 +93,15 @@ TorchPeer::~TorchPeer() {
   waitpid(pid_, nullptr, 0);
 }
 
-Result<double> TorchPeer::Round() {
-  std::array<char, 64> line{};
+Result<StepTimes> TorchPeer::Round() {
+  std::array<char, 128> line{};
+  StepTimes times;
   if (std::fputs("\n", to_) < 0 || std::fflush(to_) != 0 ||
-      std::fgets(line.data(), static_cast<int>(line.size()), from_) == nullptr) {
+      std::fgets(line.data(), static_cast<int>(line.size()), from_) == nullptr ||
+      std::sscanf(line.data(), "%lf %lf", &times.fastest, &times.median) != 2) {
     return Unavailable("cohort-bench-torch ended [run it by itself to see why]");
   }
-  return std::strtod(line.data(), nullptr);
+  return times;
 }
 
 }  // namespace cohort

@@ -9,6 +9,11 @@
 
 namespace cohort {
 
+struct StepTimes {  // of the steps of a round, in milliseconds
+  double fastest = 0;
+  double median = 0;
+};
+
 class TorchPeer {
  public:
   // NotFound where the program was not built (no LibTorch). It gets as many steps a round, and the
@@ -20,7 +25,7 @@ class TorchPeer {
   TorchPeer(const TorchPeer&) = delete;
   TorchPeer& operator=(const TorchPeer&) = delete;
 
-  Result<double> Round();  // median milliseconds of a step
+  Result<StepTimes> Round();
 
  private:
   TorchPeer(int pid, std::FILE* to, std::FILE* from) : pid_(pid), to_(to), from_(from) {}

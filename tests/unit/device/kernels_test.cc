@@ -35,7 +35,7 @@ TEST_F(KernelsTest, OneThreadPerAvailableCoreUnlessToldOtherwise) {
 }
 
 TEST_F(KernelsTest, MatMulTransposesWhatLiesInMemory) {
-  const std::int64_t m = 7, n = 19, k = 33;
+  const std::int64_t m = 85, n = 19, k = 33;
   const auto a = Random(static_cast<std::size_t>(m * k), 1);
   const auto b = Random(static_cast<std::size_t>(k * n), 2);
   const auto bias = Random(static_cast<std::size_t>(n), 3);
