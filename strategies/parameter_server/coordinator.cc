@@ -37,7 +37,7 @@ Status Coordinator::Attach(const Sender& sender) {
   Worker& worker = found->second;
   if (worker.incarnation != sender.incarnation) {
     if (worker.phase == Phase::kAttached) {
-      Release(sender.task);
+      Release(sender.task, Aborted("another process has taken its place"));
     }
     if (worker.phase != Phase::kExpected) {
       options_.log.Info(sender.task.ToString() + " is back");
@@ -235,7 +235,7 @@ Result<FinishReply> Coordinator::FinishRound(const Sender& sender, std::uint64_t
   }
 }
 
-void Coordinator::Release(const TaskId& worker) {
+void Coordinator::Release(const TaskId& worker, const Status& why) {
   for (auto& [key, epoch] : epochs_) {
     if (epoch.splits.has_value()) {
       epoch.splits->Lost(worker);
@@ -244,13 +244,16 @@ void Coordinator::Release(const TaskId& worker) {
   if (rounds_.has_value()) {
     rounds_->Leave(worker);
   }
+  if (closures_.has_value()) {
+    closures_->Lost(worker, why);
+  }
 }
 
 Status Coordinator::Done(const Sender& sender) {
   const std::lock_guard lock(mutex_);
   COHORT_RETURN_IF_ERROR(CheckSender(sender));
   workers_[sender.task].phase = Phase::kDone;
-  Release(sender.task);
+  Release(sender.task, Aborted("it has left"));
   changed_.notify_all();
   return {};
 }
@@ -266,7 +269,7 @@ void Coordinator::Lost(const TaskId& task, const Status& why) {
   worker->second.phase = Phase::kLost;
   worker->second.end = why;
   last_loss_ = why;
-  Release(task);
+  Release(task, why);
   if (std::all_of(workers_.begin(), workers_.end(),
                   [](const auto& w) { return w.second.phase == Phase::kLost; })) {
     lonely_since_ = std::chrono::steady_clock::now();
@@ -285,12 +288,7 @@ bool Coordinator::OverLocked() const {
   return any_done;
 }
 
-Result<bool> Coordinator::WaitOver(Duration wait) {
-  std::unique_lock lock(mutex_);
-  changed_.wait_until(lock, DeadlineAfter(wait), [this] { return OverLocked(); });
-  if (OverLocked()) {
-    return true;
-  }
+Status Coordinator::CheckLonely() const {
   if (lonely_since_.has_value() &&
       std::chrono::steady_clock::now() - *lonely_since_ > options_.rejoin_timeout) {
     return Unavailable(
@@ -299,6 +297,16 @@ Result<bool> Coordinator::WaitOver(Duration wait) {
             std::chrono::duration_cast<std::chrono::seconds>(options_.rejoin_timeout).count()) +
         " s; the last: " + last_loss_.message() + " [start a worker again]");
   }
+  return {};
+}
+
+Result<bool> Coordinator::WaitOver(Duration wait) {
+  std::unique_lock lock(mutex_);
+  changed_.wait_until(lock, DeadlineAfter(wait), [this] { return OverLocked(); });
+  if (OverLocked()) {
+    return true;
+  }
+  COHORT_RETURN_IF_ERROR(CheckLonely());
   return false;
 }
 

@@ -1,5 +1,5 @@
-// Coordinator: hands out the data of a parameter-server job and knows when the job is over. It
-// lives in the chief's process.
+// Coordinator: hands out the data of a parameter-server job, or the calls of its functions, and
+// knows when the job is over. It lives in the chief's process.
 //
 // State without a network (Coordinator), the service around it, and the workers' side of it.
 //
@@ -24,6 +24,7 @@
 
 #include <cohort/strategies/parameter_server.h>
 
+#include "parameter_server/closure_queue.h"
 #include "parameter_server/round_table.h"
 #include "parameter_server/split_queue.h"
 
@@ -55,6 +56,10 @@ struct FinishReply {
   Progress progress = Progress::kWait;  // kOver: superseded
   RoundSums total;
 };
+struct ClosureReply {
+  Progress progress = Progress::kWait;
+  Closure closure;
+};
 
 struct CoordinatorOptions {
   std::vector<TaskId> workers;
@@ -81,10 +86,25 @@ class Coordinator {
                                std::int64_t first_batch, Duration wait);
   Result<FinishReply> FinishRound(const Sender& sender, std::uint64_t round, int attempt,
                                   const RoundSums& sums, Duration wait);
+  // What the worker held, if anything, is handed out.
+  Result<ClosureReply> NextClosure(const Sender& sender, Duration wait);
+  Status FinishClosure(const Sender& sender, std::int64_t id, Result<std::string> outcome);
   // The worker needs no more data.
   Status Done(const Sender& sender);
   // What it held goes to the others.
   void Lost(const TaskId& worker, const Status& why);
+
+  // Functions; what these mean is told in cohort/strategies/coordinator.h. Between OpenFunctions,
+  // which FailedPrecondition refuses a second time, and the end.
+  Status OpenFunctions(int max_attempts);
+  Result<std::shared_ptr<RemoteResult>> Schedule(std::string function, std::string argument,
+                                                 std::size_t max_waiting, Deadline deadline);
+  Status Join(Deadline deadline);
+  bool Idle() const;
+  Result<std::string> Fetch(const RemoteResult& result, Deadline deadline);
+  void CloseFunctions();
+  // The job has failed: Schedule, Join and Fetch no longer wait.
+  void Fail(const Status& why);
 
   // Waits until every worker is done or lost and at least one is done (true), or the time is over
   // (false). Unavailable if there has been no worker for rejoin_timeout.
@@ -111,7 +131,11 @@ class Coordinator {
   bool Pause(std::unique_lock<std::mutex>& lock, Deadline deadline);
   Status CheckSender(const Sender& sender) const;
   Result<Epoch*> FindEpoch(const EpochKey& key, std::int64_t first_batch, bool rounds);
-  void Release(const TaskId& worker);
+  void Release(const TaskId& worker, const Status& why);
+  Status CheckLonely() const;
+  template <typename Ready>
+  Status Await(std::unique_lock<std::mutex>& lock, Deadline deadline, const char* what,
+               const Ready& ready);
   bool OverLocked() const;
   EpochCoverage CoverageOf(const EpochKey& key, const Epoch& epoch) const;
   void ReportIfOver(const EpochKey& key, Epoch& epoch);
@@ -122,7 +146,10 @@ class Coordinator {
   std::map<TaskId, Worker> workers_;
   std::vector<std::optional<DatasetInfo>> datasets_;
   std::map<EpochKey, Epoch> epochs_;
-  std::optional<RoundTable> rounds_;  // from Open on
+  std::optional<RoundTable> rounds_;      // from Open on
+  std::optional<ClosureQueue> closures_;  // from OpenFunctions on
+  bool closures_closed_ = false;
+  Status failure_;
   std::optional<Deadline> lonely_since_;
   Status last_loss_;
   bool stopped_ = false;
@@ -152,6 +179,9 @@ class CoordinatorClient {
   // The sums of the whole round. Nothing: superseded.
   virtual Result<std::optional<RoundSums>> FinishRound(const RoundPart& part,
                                                        const RoundSums& sums) = 0;
+  // Nothing: there will be no more.
+  virtual Result<std::optional<Closure>> NextClosure() = 0;
+  virtual Status FinishClosure(std::int64_t id, const Result<std::string>& outcome) = 0;
   virtual Status Done() = 0;
   // From any thread.
   virtual void Abort(const Status& why) = 0;

@@ -102,6 +102,33 @@ class Service final : public Coordination::Service {
     });
   }
 
+  grpc::Status NextClosure(grpc::ServerContext*, const NextClosureRequest* request,
+                           NextClosureReply* reply) override {
+    return Answer(request->sender(), [&](const Sender& sender) -> Status {
+      COHORT_ASSIGN_OR_RETURN(ClosureReply got, coordinator_.NextClosure(sender, kPoll));
+      reply->set_kind(got.progress == Progress::kGo     ? NextClosureReply::CALL
+                      : got.progress == Progress::kOver ? NextClosureReply::NO_MORE
+                                                        : NextClosureReply::WAIT);
+      reply->set_id(got.closure.id);
+      reply->set_function(std::move(got.closure.function));
+      reply->set_argument(std::move(got.closure.argument));
+      return {};
+    });
+  }
+
+  grpc::Status FinishClosure(grpc::ServerContext*, const FinishClosureRequest* request,
+                             FinishClosureReply*) override {
+    return Answer(request->sender(), [&](const Sender& sender) -> Status {
+      if (request->code() == 0) {
+        return coordinator_.FinishClosure(sender, request->id(), request->result());
+      }
+      const bool known = request->code() > 0 && request->code() <= 16;  // gRPC's codes
+      const StatusCode code =
+          known ? static_cast<StatusCode>(request->code()) : StatusCode::kUnknown;
+      return coordinator_.FinishClosure(sender, request->id(), Status(code, request->error()));
+    });
+  }
+
   grpc::Status Done(grpc::ServerContext*, const DoneRequest* request, DoneReply*) override {
     return Answer(request->sender(),
                   [&](const Sender& sender) -> Status { return coordinator_.Done(sender); });
@@ -231,6 +258,35 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
       return std::optional<RoundSums>();
     }
     return std::optional(SumsOf(reply.loss_sum(), reply.weight(), reply.metric_sums()));
+  }
+
+  Result<std::optional<Closure>> NextClosure() override {
+    NextClosureRequest request;
+    *request.mutable_sender() = self_;
+    NextClosureReply reply;
+    do {
+      COHORT_RETURN_IF_ERROR(
+          Call([&](grpc::ClientContext* c) { return stub_->NextClosure(c, request, &reply); }));
+    } while (reply.kind() == NextClosureReply::WAIT);
+    if (reply.kind() == NextClosureReply::NO_MORE) {
+      return std::optional<Closure>();
+    }
+    return std::optional<Closure>(
+        {.id = reply.id(), .function = reply.function(), .argument = reply.argument()});
+  }
+
+  Status FinishClosure(std::int64_t id, const Result<std::string>& outcome) override {
+    FinishClosureRequest request;
+    *request.mutable_sender() = self_;
+    request.set_id(id);
+    request.set_code(static_cast<std::int32_t>(outcome.status().code()));
+    if (outcome.ok()) {
+      request.set_result(*outcome);
+    } else {
+      request.set_error(outcome.status().message());
+    }
+    FinishClosureReply reply;
+    return Call([&](grpc::ClientContext* c) { return stub_->FinishClosure(c, request, &reply); });
   }
 
   Status Done() override {

@@ -12,6 +12,7 @@
 #include "parameter_server/client.h"
 #include "parameter_server/coordinator.h"
 #include "parameter_server/dataset.h"
+#include "parameter_server/functions.h"
 #include "parameter_server/local_sink.h"
 #include "parameter_server/server.h"
 #include "parameter_server/wire.h"
@@ -129,6 +130,9 @@ class Implementation final : public ParameterServerStrategy {
     }
   }
   Status Shutdown() override;
+
+  Result<std::unique_ptr<Coordinator>> MakeCoordinator(const ScheduleOptions& options) override;
+  Status ServeFunctions(const Functions& functions) override;
 
   std::vector<EpochCoverage> coverage() const override {
     return coordinator_ == nullptr ? std::vector<EpochCoverage>() : coordinator_->coverage();
@@ -311,6 +315,9 @@ void Implementation::Fail(const Status& why) {
   if (coordinator_client_ != nullptr) {
     coordinator_client_->Abort(why);
   }
+  if (coordinator_ != nullptr) {
+    coordinator_->Fail(why);
+  }
 }
 
 Status Implementation::Explain(const Status& status) const {
@@ -385,6 +392,34 @@ Status Implementation::Coordinate() {
     }
     COHORT_RETURN_IF_ERROR(coordination_->failure());
   }
+}
+
+Result<std::unique_ptr<Coordinator>> Implementation::MakeCoordinator(
+    const ScheduleOptions& options) {
+  if (!is_chief() || trains() || options_.synchronous_parameter_server) {
+    return FailedPrecondition(
+        config_.task.ToString() +
+        (options_.synchronous_parameter_server
+             ? ": functions train apart from each other, and application is synchronous [apply "
+               "asynchronously]"
+             : " cannot call functions: a chief that does not train does [cohort launch -n 2 --ps "
+               "1 --chief -- PROGRAM]"));
+  }
+  Require(client_ != nullptr, "Bind before Coordinator::Create");
+  COHORT_ASSIGN_OR_RETURN(auto coordinator, ps::OpenFunctions(*coordinator_, options));
+  OpenData();
+  return coordinator;
+}
+
+Status Implementation::ServeFunctions(const Functions& functions) {
+  if (!trains() || is_chief() || options_.synchronous_parameter_server) {
+    return FailedPrecondition(
+        config_.task.ToString() +
+        " runs no functions: workers of an asynchronous job with a chief do [cohort launch -n 2 "
+        "--ps 1 --chief -- PROGRAM]");
+  }
+  Require(client_ != nullptr, "Bind before ServeFunctions");
+  return Explain(ps::RunFunctions(*coordinator_client_, functions));
 }
 
 // Only now: what the chief assigned to the servers before is what training starts from.

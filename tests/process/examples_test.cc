@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <csignal>
 #include <filesystem>
 #include <regex>
 
@@ -54,6 +55,30 @@ TEST(Examples, BringYourOwnGradients) {
   EXPECT_GT(
       LastNumber(Output(InTwoProcesses("bring_your_own_gradients")), R"(epoch 3: ([0-9.]+) of)"),
       0.7);
+}
+
+TEST(Examples, Coordinator) {
+  std::vector<std::string> argv = Launch({"-n", "2", "--ps", "1", "--chief"});
+  argv.push_back(Bin("coordinator"));
+  const std::string output = Output(argv);
+  EXPECT_GT(LastNumber(output, R"(piece 0: loss ([0-9.]+))"), 1.5);
+  EXPECT_GT(LastNumber(output, R"(piece 19: loss ([0-9.]+))"), 0);
+  EXPECT_LT(LastNumber(output, R"(piece 19: loss ([0-9.]+))"), 1.0);
+}
+
+TEST(Examples, CoordinatorOutlivesAWorker) {
+  ProcessCluster cluster;
+  cluster.StartTasks({{"chief", 1}, {"worker", 2}, {"ps", 1}}, {Bin("coordinator")},
+                     {{"OMP_NUM_THREADS", "1"}});
+  ASSERT_TRUE(cluster.WaitForOutput("worker:1", "piece ", std::chrono::minutes(1)));
+  ASSERT_TRUE(cluster.Signal("worker:1", SIGKILL));
+  for (const char* name : {"chief:0", "worker:0", "ps:0"}) {
+    EXPECT_EQ(cluster.Wait(name, std::chrono::minutes(1)), 0) << name;
+  }
+  EXPECT_EQ(cluster.Wait("worker:1", std::chrono::seconds(5)), 128 + SIGKILL);
+  EXPECT_NE(cluster.Stderr("chief:0").find("goes on without worker:1"), std::string::npos);
+  EXPECT_LT(LastNumber(cluster.Stdout("chief:0"), R"(piece 19: loss ([0-9.]+))"), 1.0);
+  EXPECT_GT(LastNumber(cluster.Stdout("chief:0"), R"(piece 19: loss ([0-9.]+))"), 0);
 }
 
 TEST(Examples, LibtorchGradients) {

@@ -23,6 +23,10 @@
 
 namespace cohort {
 
+class Coordinator;
+class Functions;
+struct ScheduleOptions;
+
 // How much of an epoch the workers have finished.
 struct EpochCoverage {
   int dataset = 0;  // the n-th data set that was distributed for training, from 0
@@ -48,6 +52,10 @@ class ParameterServerStrategy : public Strategy {
   // workers or no servers.
   static Result<std::unique_ptr<ParameterServerStrategy>> Make(const ClusterConfig& config,
                                                                const StrategyOptions& options);
+
+  // Calls of functions instead of data; see Coordinator::Create and ServeFunctions.
+  virtual Result<std::unique_ptr<Coordinator>> MakeCoordinator(const ScheduleOptions& options) = 0;
+  virtual Status ServeFunctions(const Functions& functions) = 0;
 
   // On the coordinating process; elsewhere empty.
   virtual std::vector<EpochCoverage> coverage() const = 0;

@@ -1,0 +1,116 @@
+// Coordinator: the chief of a parameter-server job calls functions, workers run them.
+//
+// Closures do not travel: every process runs the same program and registers its functions by name.
+// Workers serve them until the coordinator ends; the chief schedules calls and waits for results.
+//
+//   Functions functions;
+//   functions.Add("train", [&](const std::string& argument) -> Result<std::string> { ... });
+//   if (strategy->is_chief()) {
+//     auto coordinator = OrThrow(Coordinator::Create(*strategy));
+//     const RemoteValue loss = OrThrow(coordinator->Schedule("train", "17"));
+//     OrThrow(coordinator->Join(DeadlineAfter(10min)));
+//     OrThrow(coordinator->Fetch(loss, DeadlineAfter(1min)));
+//   } else if (strategy->trains()) {
+//     OrThrow(ServeFunctions(*strategy, functions));
+//   }
+//   OrThrow(strategy->Serve());
+//   OrThrow(strategy->Shutdown());
+//
+// A call runs on any worker, one at a time on each, in the order scheduled but for those that run
+// again. It runs at least once: when a worker is lost, or its function returns Unavailable or
+// Aborted, another worker (or the same, come back) runs it again. What the first run pushed to the
+// servers stays. Its result counts exactly once.
+//
+// Any other error of a function cancels all that waits, is returned once, by the next Schedule,
+// Join or Fetch and when nothing runs any more, and is then forgotten: the coordinator goes on.
+
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include <cohort/core/clock.h>
+#include <cohort/core/status.h>
+#include <cohort/strategies/strategy.h>
+
+namespace cohort {
+
+namespace ps {
+struct RemoteResult;
+}  // namespace ps
+
+// Arguments and results are bytes, at most this many.
+inline constexpr std::size_t kMaxFunctionBytes = std::size_t{3} << 20;
+
+// What a worker can be asked to do. Not synchronised; unchanged while it is served.
+class Functions {
+ public:
+  using Function = std::function<Result<std::string>(const std::string& argument)>;
+  // A name is not empty and is added once.
+  void Add(std::string name, Function function);
+  // NotFound names the function and those there are. An exception is an error: StatusError its
+  // status, others Internal.
+  Result<std::string> Call(const std::string& name, const std::string& argument) const;
+
+ private:
+  std::map<std::string, Function> functions_;
+};
+
+// Of one scheduled call. Copies are the same call's. Its result is kept while there is a copy.
+class RemoteValue {
+ public:
+  RemoteValue() = default;  // of no call
+  explicit RemoteValue(std::shared_ptr<ps::RemoteResult> result) : result_(std::move(result)) {}
+  const std::shared_ptr<ps::RemoteResult>& result() const { return result_; }
+
+ private:
+  // Owners: the copies of this, and the coordinator until the call is over.
+  std::shared_ptr<ps::RemoteResult> result_;
+};
+
+struct ScheduleOptions {
+  std::size_t max_waiting = 262'144;  // Schedule waits for room while so many calls wait
+  std::chrono::milliseconds schedule_timeout{300'000};  // for at most so long
+  int max_attempts = 10;  // runs of one call; then what ended the last is the call's error
+};
+
+// Thread rules: all methods from any thread. Waits also end with what failed the job (a server, or
+// the lack of any worker for the strategy's join_timeout: Unavailable, naming it).
+class Coordinator {
+ public:
+  // As Close.
+  virtual ~Coordinator() = default;
+
+  // On the chief, after Bind, once a job. FailedPrecondition unless the strategy is an asynchronous
+  // parameter server's and this process is a chief that does not train. The strategy must outlive
+  // the coordinator.
+  static Result<std::unique_ptr<Coordinator>> Create(Strategy& strategy,
+                                                     const ScheduleOptions& options = {});
+
+  // Waits only for room, and with an error for what still runs, both for at most
+  // schedule_timeout (DeadlineExceeded). InvalidArgument: no name, or an argument that is too long.
+  virtual Result<RemoteValue> Schedule(std::string function, std::string argument) = 0;
+  // Until nothing waits and nothing runs. DeadlineExceeded names what does, and where.
+  virtual Status Join(Deadline deadline) = 0;
+  // Does nothing wait and nothing run? Does not block.
+  virtual bool Done() const = 0;
+  // The call's result, as often as asked. The error of a call that failed; Cancelled if it was
+  // cancelled because another failed.
+  virtual Result<std::string> Fetch(const RemoteValue& value, Deadline deadline) = 0;
+  // No more functions: what waits is Cancelled, what runs is not awaited, and workers'
+  // ServeFunctions return OK.
+  virtual void Close() = 0;
+};
+
+// On a worker, after Bind: runs functions on this thread until the coordinator ends. They may use
+// the strategy: Step, with batches of their own making. An error of a function goes to the chief
+// and is not this call's; an error is what failed the job or separates this worker from it.
+// FailedPrecondition as for Create, or where the chief serves without a coordinator.
+Status ServeFunctions(Strategy& strategy, const Functions& functions);
+
+}  // namespace cohort

@@ -1,0 +1,405 @@
+// Functions that the chief calls and workers run: the queue, the chief's waits, and both ends over
+// real connections.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <future>
+#include <numeric>
+
+#include <cohort/strategies/coordinator.h>
+
+#include "parameter_server/closure_queue.h"
+#include "parameter_server/coordinator.h"
+#include "parameter_server/functions.h"
+
+namespace cohort::ps {
+namespace {
+
+using std::chrono::milliseconds;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+constexpr milliseconds kAtOnce{0};
+constexpr std::chrono::minutes kPatience{1};
+
+TaskId Worker(int index) { return {TaskType::kWorker, index}; }
+Sender Process(int index, std::uint64_t incarnation) {
+  return {.task = Worker(index), .incarnation = incarnation};
+}
+
+// ---- ClosureQueue -------------------------------------------------------------------------------
+
+TEST(ClosureQueue, HandsOutInOrderOneToEachWorker) {
+  ClosureQueue queue(10, Log());
+  const auto first = queue.Add("train", "a");
+  queue.Add("train", "b");
+  EXPECT_EQ(queue.Next(Worker(0))->argument, "a");
+  EXPECT_EQ(queue.Next(Worker(0))->id, 1) << "the same to a repeated request";
+  EXPECT_EQ(queue.Next(Worker(1))->argument, "b");
+  EXPECT_EQ(queue.Next(Worker(2)), nullptr);
+  EXPECT_EQ(queue.Describe(), "0 wait, train (1) runs on worker:0, train (2) runs on worker:1");
+  queue.Finish(Worker(0), 1, std::string("value"));
+  EXPECT_TRUE(first->over);
+  EXPECT_EQ(first->value, "value");
+  EXPECT_FALSE(queue.idle());
+  queue.Finish(Worker(1), 2, std::string());
+  EXPECT_TRUE(queue.idle());
+}
+
+TEST(ClosureQueue, WhatALostWorkerHeldRunsAgainAndCountsOnce) {
+  ClosureQueue queue(10, Log());
+  const auto result = queue.Add("train", "a");
+  queue.Add("train", "b");
+  queue.Next(Worker(0));
+  queue.Lost(Worker(0), Unavailable("killed"));
+  queue.Lost(Worker(0), Unavailable("killed"));
+  EXPECT_EQ(queue.waiting(), 2U);
+  EXPECT_EQ(queue.Next(Worker(1))->argument, "a") << "before anything new";
+  queue.Finish(Worker(0), 1, std::string("late"));
+  EXPECT_FALSE(result->over) << "who lost it has no say any more";
+  queue.Finish(Worker(1), 1, std::string("in time"));
+  queue.Finish(Worker(1), 1, std::string("repeated"));
+  EXPECT_EQ(result->value, "in time");
+}
+
+TEST(ClosureQueue, InfrastructureIsNotTheClosuresErrorUntilAttemptsRunOut) {
+  ClosureQueue queue(3, Log());
+  const auto result = queue.Add("train", "a");
+  for (const Status& why : {Unavailable("ps:0 is gone"), Aborted("taken over")}) {
+    EXPECT_EQ(queue.Next(Worker(0))->id, 1);
+    queue.Finish(Worker(0), 1, why);
+    EXPECT_FALSE(result->over);
+    EXPECT_TRUE(queue.error().ok());
+  }
+  queue.Next(Worker(1));
+  queue.Lost(Worker(1), Unavailable("killed"));
+  EXPECT_TRUE(result->over);
+  EXPECT_EQ(queue.error().code(), StatusCode::kUnavailable);
+  EXPECT_THAT(queue.error().message(),
+              AllOf(HasSubstr("train (1) on worker:1: killed"), HasSubstr("last of 3 attempts")));
+}
+
+TEST(ClosureQueue, AnErrorCancelsWhatWaitsAndIsTakenOnce) {
+  ClosureQueue queue(10, Log());
+  const auto failed = queue.Add("train", "a");
+  const auto good = queue.Add("train", "b");
+  const auto lost = queue.Add("train", "c");
+  const auto waits = queue.Add("train", "d");
+  queue.Next(Worker(0));
+  queue.Next(Worker(1));
+  queue.Next(Worker(2));
+  queue.Finish(Worker(0), 1, DataLoss("bad file"));
+  EXPECT_EQ(failed->error, DataLoss("train (1) on worker:0: bad file"));
+  EXPECT_EQ(waits->error.code(), StatusCode::kCancelled);
+  EXPECT_THAT(waits->error.message(), HasSubstr("bad file"));
+  queue.Finish(Worker(1), 2, std::string("good"));
+  EXPECT_EQ(good->value, "good") << "what ran then counts";
+  queue.Lost(Worker(2), Unavailable("killed"));
+  EXPECT_EQ(lost->error.code(), StatusCode::kCancelled) << "and is not run again";
+  EXPECT_TRUE(queue.idle());
+  EXPECT_EQ(queue.TakeError(), failed->error);
+  EXPECT_TRUE(queue.TakeError().ok());
+  queue.Add("train", "e");
+  EXPECT_EQ(queue.Next(Worker(0))->argument, "e") << "it goes on";
+}
+
+TEST(Functions, ErrorsAreStatuses) {
+  Functions functions;
+  functions.Add("echo", [](const std::string& text) { return text; });
+  functions.Add("throws", [](const std::string&) -> Result<std::string> {
+    throw StatusError(DataLoss("bad file"));
+  });
+  functions.Add("breaks", [](const std::string&) -> Result<std::string> {
+    throw std::runtime_error("by itself");
+  });
+  EXPECT_EQ(OrThrow(functions.Call("echo", "text")), "text");
+  EXPECT_EQ(functions.Call("throws", "").status(), DataLoss("bad file"));
+  EXPECT_EQ(functions.Call("breaks", "").status(), Internal("exception: by itself"));
+  EXPECT_EQ(functions.Call("trian", "").status(),
+            NotFound("no function is called 'trian' [there are: breaks, echo, throws]"));
+  EXPECT_THROW(functions.Add("echo", [](const std::string& text) { return text; }), ContractError);
+}
+
+TEST(Functions, OtherStrategiesHaveNoCoordinator) {
+  const auto strategy = OrThrow(Strategy::FromEnv("one_device"));
+  EXPECT_EQ(cohort::Coordinator::Create(*strategy).status().code(),
+            StatusCode::kFailedPrecondition);
+  EXPECT_EQ(ServeFunctions(*strategy, {}).code(), StatusCode::kFailedPrecondition);
+}
+
+// ---- Without a network --------------------------------------------------------------------------
+
+class FunctionsTest : public ::testing::Test {
+ protected:
+  FunctionsTest()
+      : state_({.workers = {Worker(0), Worker(1)}, .rejoin_timeout = milliseconds(50)}) {
+    OrThrow(state_.Attach(Process(0, 10)));
+    OrThrow(state_.Attach(Process(1, 11)));
+  }
+  void Create(const ScheduleOptions& options = {}) {
+    coordinator_ = OrThrow(OpenFunctions(state_, options));
+    state_.Open(0);
+  }
+  RemoteValue Schedule(const std::string& argument) {
+    return OrThrow(coordinator_->Schedule("train", argument));
+  }
+  ClosureReply Next(const Sender& sender) { return OrThrow(state_.NextClosure(sender, kAtOnce)); }
+  // The worker runs what comes next.
+  void Run(const Sender& sender, const Result<std::string>& outcome) {
+    const ClosureReply reply = Next(sender);
+    ASSERT_EQ(reply.progress, Progress::kGo);
+    OrThrow(state_.FinishClosure(sender, reply.closure.id, outcome));
+  }
+
+  ps::Coordinator state_;
+  std::unique_ptr<cohort::Coordinator> coordinator_;
+};
+
+TEST_F(FunctionsTest, WorkersWaitForTheFirstCallAndLeaveAfterTheLast) {
+  EXPECT_EQ(Next(Process(0, 10)).progress, Progress::kWait) << "no coordinator yet";
+  Create();
+  EXPECT_EQ(Next(Process(0, 10)).progress, Progress::kWait);
+  EXPECT_TRUE(coordinator_->Done());
+  const RemoteValue value = Schedule("a");
+  EXPECT_FALSE(coordinator_->Done());
+  Run(Process(0, 10), std::string("result"));
+  EXPECT_TRUE(coordinator_->Done());
+  OrThrow(coordinator_->Join(DeadlineAfter(kAtOnce)));
+  EXPECT_EQ(OrThrow(coordinator_->Fetch(value, DeadlineAfter(kAtOnce))), "result");
+  EXPECT_EQ(OrThrow(coordinator_->Fetch(value, DeadlineAfter(kAtOnce))), "result");
+  coordinator_->Close();
+  EXPECT_EQ(Next(Process(0, 10)).progress, Progress::kOver);
+  EXPECT_EQ(coordinator_->Schedule("train", "").status().code(), StatusCode::kFailedPrecondition);
+}
+
+TEST_F(FunctionsTest, DeadlinesNameWhatRunsAndWhere) {
+  Create();
+  const RemoteValue value = Schedule("a");
+  Schedule("b");
+  Next(Process(1, 11));
+  const Status late = DeadlineExceeded("Join at its deadline: 1 wait, train (1) runs on worker:1");
+  EXPECT_EQ(coordinator_->Join(DeadlineAfter(kAtOnce)), late);
+  EXPECT_EQ(coordinator_->Fetch(value, DeadlineAfter(kAtOnce)).status().code(),
+            StatusCode::kDeadlineExceeded);
+}
+
+TEST_F(FunctionsTest, AnErrorIsReturnedOnceWhenNothingRunsAndForgotten) {
+  Create({.schedule_timeout = kAtOnce});
+  const RemoteValue failed = Schedule("a");
+  const RemoteValue good = Schedule("b");
+  const RemoteValue cancelled = Schedule("c");
+  Next(Process(1, 11));
+  Run(Process(0, 10), DataLoss("bad file"));
+  EXPECT_EQ(coordinator_->Schedule("train", "d").status().code(), StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(coordinator_->Join(DeadlineAfter(kAtOnce)).code(), StatusCode::kDeadlineExceeded);
+  Run(Process(1, 11), std::string("good"));
+  EXPECT_EQ(coordinator_->Schedule("train", "d").status().code(), StatusCode::kDataLoss);
+  OrThrow(coordinator_->Join(DeadlineAfter(kAtOnce)));
+  EXPECT_EQ(OrThrow(coordinator_->Fetch(good, DeadlineAfter(kAtOnce))), "good");
+  EXPECT_EQ(coordinator_->Fetch(failed, DeadlineAfter(kAtOnce)).status().code(),
+            StatusCode::kDataLoss);
+  EXPECT_EQ(coordinator_->Fetch(cancelled, DeadlineAfter(kAtOnce)).status().code(),
+            StatusCode::kCancelled);
+  const RemoteValue next = Schedule("e");
+  Run(Process(0, 10), std::string("on"));
+  EXPECT_EQ(OrThrow(coordinator_->Fetch(next, DeadlineAfter(kAtOnce))), "on");
+}
+
+TEST_F(FunctionsTest, FetchAndJoinReturnTheErrorToo) {
+  Create();
+  const RemoteValue failed = Schedule("a");
+  const RemoteValue cancelled = Schedule("b");
+  Run(Process(0, 10), InvalidArgument("odd"));
+  EXPECT_EQ(coordinator_->Fetch(cancelled, DeadlineAfter(kAtOnce)).status().code(),
+            StatusCode::kInvalidArgument);
+  OrThrow(coordinator_->Join(DeadlineAfter(kAtOnce)));
+  Schedule("c");
+  Run(Process(0, 10), InvalidArgument("odd"));
+  EXPECT_EQ(coordinator_->Join(DeadlineAfter(kAtOnce)).code(), StatusCode::kInvalidArgument);
+  OrThrow(coordinator_->Join(DeadlineAfter(kAtOnce)));
+}
+
+TEST_F(FunctionsTest, ScheduleWaitsForRoom) {
+  Create({.max_waiting = 1, .schedule_timeout = kAtOnce});
+  Schedule("a");
+  EXPECT_EQ(coordinator_->Schedule("train", "b").status().code(), StatusCode::kDeadlineExceeded);
+  Next(Process(0, 10));
+  Schedule("b");
+}
+
+TEST_F(FunctionsTest, ScheduleRefusesWhatCannotTravel) {
+  Create();
+  EXPECT_EQ(coordinator_->Schedule("", "a").status().code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(coordinator_->Schedule("train", std::string(kMaxFunctionBytes, 'a')).status().code(),
+            StatusCode::kInvalidArgument);
+}
+
+TEST_F(FunctionsTest, AnotherWorkerOrTheSameComeBackRunsWhatALostOneHeld) {
+  Create();
+  const RemoteValue value = Schedule("a");
+  const std::int64_t id = Next(Process(0, 10)).closure.id;
+  state_.Lost(Worker(0), Unavailable("killed"));
+  EXPECT_EQ(state_.NextClosure(Process(0, 10), kAtOnce).status().code(), StatusCode::kAborted);
+  OrThrow(state_.Attach(Process(0, 12)));
+  EXPECT_EQ(Next(Process(0, 12)).closure.id, id);
+  OrThrow(state_.Attach(Process(0, 13)));  // replaced before its end was noticed
+  EXPECT_EQ(Next(Process(1, 11)).closure.id, id);
+  EXPECT_EQ(state_.FinishClosure(Process(0, 12), id, std::string("late")).code(),
+            StatusCode::kAborted);
+  OrThrow(state_.FinishClosure(Process(0, 13), id, std::string("not its own")));
+  Run(Process(1, 11), std::string("right"));
+  EXPECT_EQ(OrThrow(coordinator_->Fetch(value, DeadlineAfter(kAtOnce))), "right");
+}
+
+TEST_F(FunctionsTest, AWorkerThatLeavesLeavesItsCallToOthers) {
+  Create();
+  Schedule("a");
+  Next(Process(0, 10));
+  OrThrow(state_.Done(Process(0, 10)));
+  EXPECT_EQ(Next(Process(1, 11)).closure.argument, "a");
+}
+
+TEST_F(FunctionsTest, WhatFailsTheJobEndsEveryWait) {
+  Create();
+  const RemoteValue value = Schedule("a");
+  auto join =
+      std::async(std::launch::async, [&] { return coordinator_->Join(DeadlineAfter(kPatience)); });
+  state_.Fail(Unavailable("ps:0 is gone"));
+  EXPECT_EQ(join.get(), Unavailable("ps:0 is gone"));
+  EXPECT_EQ(coordinator_->Fetch(value, DeadlineAfter(kPatience)).status(),
+            Unavailable("ps:0 is gone"));
+  EXPECT_EQ(coordinator_->Schedule("train", "").status(), Unavailable("ps:0 is gone"));
+}
+
+TEST_F(FunctionsTest, WithoutWorkersTheWaitsEnd) {
+  Create();
+  Schedule("a");
+  state_.Lost(Worker(0), Unavailable("killed"));
+  state_.Lost(Worker(1), Unavailable("killed"));
+  const Status status = coordinator_->Join(DeadlineAfter(kPatience));
+  EXPECT_EQ(status.code(), StatusCode::kUnavailable);
+  EXPECT_THAT(status.message(), HasSubstr("no worker is left"));
+}
+
+TEST_F(FunctionsTest, AJobHasOneCoordinatorOrNone) {
+  Create();
+  EXPECT_EQ(OpenFunctions(state_, {}).status().code(), StatusCode::kFailedPrecondition);
+  ps::Coordinator serves({.workers = {Worker(0)}});
+  OrThrow(serves.Attach(Process(0, 10)));
+  serves.Open(0);
+  EXPECT_EQ(serves.NextClosure(Process(0, 10), kAtOnce).status().code(),
+            StatusCode::kFailedPrecondition);
+}
+
+// ---- Over connections ---------------------------------------------------------------------------
+
+class RemoteFunctionsTest : public ::testing::Test {
+ protected:
+  RemoteFunctionsTest()
+      : state_({.workers = {Worker(0), Worker(1), Worker(2)}}),
+        server_(OrThrow(CoordinatorServer::Start("127.0.0.1:0", state_))),
+        coordinator_(OrThrow(OpenFunctions(state_, {}))) {}
+  std::unique_ptr<CoordinatorClient> NewWorker(int index) {
+    auto client = CoordinatorClient::Make("127.0.0.1:" + std::to_string(server_->port()), "chief:0",
+                                          Process(index, static_cast<std::uint64_t>(index) + 1),
+                                          milliseconds(20'000));
+    OrThrow(client->Attach());
+    return client;
+  }
+  std::future<Status> Serve(CoordinatorClient& client, const Functions& functions) {
+    return std::async(std::launch::async, [&] { return RunFunctions(client, functions); });
+  }
+
+  ps::Coordinator state_;
+  std::unique_ptr<CoordinatorServer> server_;
+  std::unique_ptr<cohort::Coordinator> coordinator_;
+};
+
+TEST_F(RemoteFunctionsTest, EveryCallRunsAndEveryResultComesBack) {
+  std::atomic<int> runs = 0;
+  Functions functions;
+  functions.Add("square", [&](const std::string& text) -> Result<std::string> {
+    ++runs;
+    return std::to_string(std::stoi(text) * std::stoi(text));
+  });
+  const auto a = NewWorker(0);
+  const auto b = NewWorker(1);
+  const auto c = NewWorker(2);
+  std::vector<RemoteValue> values;
+  auto first = Serve(*a, functions);
+  for (int i = 0; i < 60; ++i) {
+    values.push_back(OrThrow(coordinator_->Schedule("square", std::to_string(i))));
+  }
+  auto second = Serve(*b, functions);  // workers may come later
+  auto third = Serve(*c, functions);
+  OrThrow(coordinator_->Join(DeadlineAfter(kPatience)));
+  for (int i = 0; i < 60; ++i) {
+    EXPECT_EQ(
+        OrThrow(coordinator_->Fetch(values[static_cast<std::size_t>(i)], DeadlineAfter(kAtOnce))),
+        std::to_string(i * i));
+  }
+  EXPECT_EQ(runs, 60);
+  coordinator_->Close();
+  for (auto* worker : {&first, &second, &third}) {
+    EXPECT_TRUE(worker->get().ok());
+  }
+}
+
+TEST_F(RemoteFunctionsTest, ALostWorkersCallRunsElsewhereAndItsOwnResultIsRefused) {
+  std::promise<void> started;
+  std::promise<void> released;
+  Functions slow;
+  slow.Add("who", [&](const std::string&) -> Result<std::string> {
+    started.set_value();
+    released.get_future().wait();
+    return std::string("the lost one");
+  });
+  Functions functions;
+  functions.Add("who", [](const std::string&) { return std::string("the other"); });
+  const auto a = NewWorker(0);
+  const auto b = NewWorker(1);
+  const RemoteValue value = OrThrow(coordinator_->Schedule("who", ""));
+  auto lost = Serve(*a, slow);
+  started.get_future().wait();
+  state_.Lost(Worker(0), Unavailable("silent for 10 s"));
+  auto other = Serve(*b, functions);
+  EXPECT_EQ(OrThrow(coordinator_->Fetch(value, DeadlineAfter(kPatience))), "the other");
+  released.set_value();
+  EXPECT_EQ(lost.get().code(), StatusCode::kAborted);
+  EXPECT_EQ(OrThrow(coordinator_->Fetch(value, DeadlineAfter(kAtOnce))), "the other");
+  coordinator_->Close();
+  EXPECT_TRUE(other.get().ok());
+}
+
+TEST_F(RemoteFunctionsTest, ErrorsAndBytesOfAnySizeTravel) {
+  Functions functions;
+  functions.Add("repeat", [](const std::string& text) { return text + text; });
+  const auto worker = NewWorker(0);
+  auto served = Serve(*worker, functions);
+  std::string bytes(kMaxFunctionBytes / 2, '\xff');
+  bytes[7] = '\0';
+  const RemoteValue largest = OrThrow(coordinator_->Schedule("repeat", bytes));
+  EXPECT_TRUE(OrThrow(coordinator_->Fetch(largest, DeadlineAfter(kPatience))) == bytes + bytes);
+  const RemoteValue larger = OrThrow(coordinator_->Schedule("repeat", bytes + "x"));
+  EXPECT_EQ(coordinator_->Fetch(larger, DeadlineAfter(kPatience)).status().code(),
+            StatusCode::kResourceExhausted);
+  const RemoteValue unknown = OrThrow(coordinator_->Schedule("\xff", ""));
+  const Status status = coordinator_->Join(DeadlineAfter(kPatience));
+  EXPECT_EQ(status.code(), StatusCode::kNotFound);
+  EXPECT_THAT(status.message(), HasSubstr("on worker:0: no function is called"));
+  coordinator_->Close();
+  EXPECT_TRUE(served.get().ok()) << "errors of functions are the chief's";
+}
+
+TEST_F(RemoteFunctionsTest, AbortEndsTheWorkersWait) {
+  const auto worker = NewWorker(0);
+  const Functions none;
+  auto served = Serve(*worker, none);
+  worker->Abort(Unavailable("ps:0 is gone"));
+  EXPECT_EQ(served.get(), Unavailable("ps:0 is gone"));
+}
+
+}  // namespace
+}  // namespace cohort::ps
