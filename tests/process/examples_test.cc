@@ -6,6 +6,8 @@
 #include <filesystem>
 #include <regex>
 
+#include <cohort/core/status.h>
+
 #include "training.h"
 
 namespace cohort::testing {
@@ -79,6 +81,38 @@ TEST(Examples, CoordinatorOutlivesAWorker) {
   EXPECT_NE(cluster.Stderr("chief:0").find("goes on without worker:1"), std::string::npos);
   EXPECT_LT(LastNumber(cluster.Stdout("chief:0"), R"(piece 19: loss ([0-9.]+))"), 1.0);
   EXPECT_GT(LastNumber(cluster.Stdout("chief:0"), R"(piece 19: loss ([0-9.]+))"), 0);
+}
+
+TEST(Examples, CoordinatorWaitsForAWorkerToComeBack) {
+  ProcessCluster cluster;
+  const std::string spec = cluster.StartTasks({{"chief", 1}, {"worker", 1}, {"ps", 1}},
+                                              {Bin("coordinator")}, {{"OMP_NUM_THREADS", "1"}});
+  ASSERT_TRUE(cluster.WaitForOutput("worker:0", "piece ", std::chrono::minutes(1)));
+  ASSERT_TRUE(cluster.Signal("worker:0", SIGKILL));
+  ASSERT_TRUE(
+      cluster.WaitForOutput("chief:0", "goes on without worker:0", std::chrono::minutes(1)));
+  cluster.Start(
+      "again", {Bin("coordinator")},
+      {{"OMP_NUM_THREADS", "1"},
+       {"TF_CONFIG", R"({"cluster":)" + spec + R"(,"task":{"type":"worker","index":0}})"}});
+  for (const char* name : {"chief:0", "again", "ps:0"}) {
+    EXPECT_EQ(cluster.Wait(name, std::chrono::minutes(1)), 0) << name;
+  }
+  EXPECT_LT(LastNumber(cluster.Stdout("chief:0"), R"(piece 19: loss ([0-9.]+))"), 1.0);
+  EXPECT_GT(LastNumber(cluster.Stdout("chief:0"), R"(piece 19: loss ([0-9.]+))"), 0);
+}
+
+TEST(Examples, CoordinatorEndsWithItsServers) {
+  ProcessCluster cluster;
+  cluster.StartTasks({{"chief", 1}, {"worker", 2}, {"ps", 1}}, {Bin("coordinator")},
+                     {{"OMP_NUM_THREADS", "1"}});
+  ASSERT_TRUE(cluster.WaitForOutput("worker:1", "piece ", std::chrono::minutes(1)));
+  ASSERT_TRUE(cluster.Signal("ps:0", SIGKILL));
+  for (const char* name : {"chief:0", "worker:0", "worker:1"}) {
+    EXPECT_EQ(cluster.Wait(name, std::chrono::seconds(20)), ExitCode(Unavailable(""))) << name;
+    EXPECT_NE(cluster.Stderr(name).find("coordinator: Unavailable: ps:0"), std::string::npos)
+        << name;
+  }
 }
 
 TEST(Examples, LibtorchGradients) {

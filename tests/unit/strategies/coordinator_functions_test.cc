@@ -190,6 +190,7 @@ TEST_F(FunctionsTest, AnErrorIsReturnedOnceWhenNothingRunsAndForgotten) {
   const RemoteValue failed = Schedule("a");
   const RemoteValue good = Schedule("b");
   const RemoteValue cancelled = Schedule("c");
+  Next(Process(0, 10));
   Next(Process(1, 11));
   Run(Process(0, 10), DataLoss("bad file"));
   EXPECT_EQ(coordinator_->Schedule("train", "d").status().code(), StatusCode::kDeadlineExceeded);
