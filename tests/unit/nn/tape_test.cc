@@ -6,6 +6,7 @@
 #include <gmock/gmock.h>
 
 #include "oracles.h"
+#include "testing/late_stream.h"
 
 namespace cohort::nn {
 namespace {
@@ -134,32 +135,14 @@ TEST(Tape, MisuseIsAContractError) {
 }
 
 TEST(Tape, ResultsDoNotDependOnWhenTheStreamRuns) {
-  // Keeps work until it is asked.
-  class HeldStream final : public Stream {
-   public:
-    void Enqueue(std::function<Status()> work) override { work_.push_back(std::move(work)); }
-    std::shared_ptr<Event> Record() override { return inline_->Record(); }
-    void WaitFor(std::shared_ptr<Event> event) override { inline_->WaitFor(std::move(event)); }
-    Status Synchronize(Deadline deadline) override {
-      for (const auto& work : std::exchange(work_, {})) {
-        inline_->Enqueue(work);
-      }
-      return inline_->Synchronize(deadline);
-    }
-
-   private:
-    std::unique_ptr<Stream> inline_ = MakeInlineStream();
-    std::vector<std::function<Status()>> work_;
-  };
   ParameterSet parameters;
   const Conv2D conv(parameters, "c", 1, 4, {.activation = Activation::kRelu});
   const BatchNorm norm(parameters, "n", 4);
   const Dense dense(parameters, "d", 36, 3, {.activation = Activation::kGelu});
   parameters.Build();
   std::vector<std::vector<float>> gradients[2];
-  for (const bool held : {false, true}) {
-    std::unique_ptr<Stream> stream =
-        held ? std::unique_ptr<Stream>(std::make_unique<HeldStream>()) : MakeInlineStream();
+  for (const bool late : {false, true}) {
+    const std::unique_ptr<Stream> stream = late ? testing::MakeLateStream(7) : MakeInlineStream();
     Workspace workspace;
     CollectingSink sink(parameters);
     {
@@ -171,7 +154,7 @@ TEST(Tape, ResultsDoNotDependOnWhenTheStreamRuns) {
     }
     ASSERT_EQ(stream->Synchronize(DeadlineAfter(std::chrono::seconds(30))), OkStatus());
     for (int p = 0; p < parameters.size(); ++p) {
-      gradients[held ? 1 : 0].push_back(sink.gradient(p));
+      gradients[late ? 1 : 0].push_back(sink.gradient(p));
     }
   }
   EXPECT_EQ(gradients[0], gradients[1]);

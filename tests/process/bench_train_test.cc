@@ -1,0 +1,63 @@
+// `cohort bench train`, as a user runs it.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "testing/process_cluster.h"
+
+namespace cohort {
+namespace {
+
+struct Outcome {
+  int code = -1;
+  std::string out, err;
+};
+
+Outcome RunBenchTrain(std::vector<std::string> arguments) {
+  arguments.insert(arguments.begin(), {COHORT_BIN_DIR "/cohort", "bench", "train"});
+  testing::ProcessCluster processes;
+  processes.Start("bench", arguments);
+  const auto code = processes.Wait("bench", std::chrono::seconds(60));
+  return {code.value_or(-1), processes.Stdout("bench"), processes.Stderr("bench")};
+}
+
+TEST(BenchTrain, JsonHoldsTheFiguresAndTheLimit) {
+  for (const std::string model : {"mlp", "cnn"}) {
+    const Outcome run = RunBenchTrain({"--model", model, "--threads", "2", "--batch", "3",
+                                       "--rounds", "1", "--no-peer", "--json"});
+    ASSERT_EQ(run.code, 0) << run.err;
+    const auto json = nlohmann::json::parse(run.out);
+    EXPECT_EQ(json["model"], model);
+    EXPECT_EQ(json["threads"], 2);
+    EXPECT_EQ(json["batch"], 3);
+    for (const char* figure : {"ms_per_step", "median_ms_per_step", "examples_per_second", "gflops",
+                               "fma_peak_gflops", "speedup_over_1_thread"}) {
+      EXPECT_GT(json[figure].get<double>(), 0) << figure;
+    }
+    EXPECT_GT(json["share_of_fma_peak"].get<double>(), 0);
+    EXPECT_LT(json["share_of_fma_peak"].get<double>(), 1);
+    EXPECT_FALSE(json.contains("torch_time_ratio"));
+  }
+}
+
+TEST(BenchTrain, ATableIsForPeople) {
+  const Outcome run = RunBenchTrain({"--batch", "2", "--rounds", "1", "--no-peer"});
+  EXPECT_EQ(run.code, 0) << run.err;
+  EXPECT_THAT(run.out, ::testing::AllOf(::testing::HasSubstr("mlp, batch 2"),
+                                        ::testing::HasSubstr("examples/s"),
+                                        ::testing::HasSubstr("FMA peak")));
+}
+
+TEST(BenchTrain, WrongFlagsAreExitCode2) {
+  const Outcome model = RunBenchTrain({"--model", "resnet"});
+  EXPECT_EQ(model.code, 2);
+  EXPECT_THAT(model.err, ::testing::HasSubstr("resnet"));
+  EXPECT_EQ(RunBenchTrain({"--threads", "0"}).code, 2);
+}
+
+}  // namespace
+}  // namespace cohort
