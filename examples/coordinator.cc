@@ -16,20 +16,20 @@ namespace {
 
 using namespace cohort;
 
-constexpr int kPieces = 20;
-constexpr int kExamples = 640;  // of each piece, in ten steps
+constexpr std::int64_t kPieces = 20;
+constexpr std::int64_t kExamples = 640;  // of each piece, in ten steps
 
 // The chief's part: what is to be done, in which order; not by whom.
 void Schedule(Strategy& strategy) {
   const auto coordinator = OrThrow(Coordinator::Create(strategy));
-  std::vector<RemoteValue> losses;
-  for (int piece = 0; piece < kPieces; ++piece) {
-    losses.push_back(OrThrow(coordinator->Schedule("train", std::to_string(piece))));
+  std::vector<RemoteValue> losses(kPieces);
+  for (std::size_t piece = 0; piece < losses.size(); ++piece) {
+    losses[piece] = OrThrow(coordinator->Schedule("train", std::to_string(piece)));
   }
   const Deadline deadline = DeadlineAfter(std::chrono::minutes(5));
   OrThrow(coordinator->Join(deadline));
-  for (int piece = 0; piece < kPieces; ++piece) {
-    std::printf("piece %d: loss %s\n", piece,
+  for (std::size_t piece = 0; piece < losses.size(); ++piece) {
+    std::printf("piece %zu: loss %s\n", piece,
                 OrThrow(coordinator->Fetch(losses[piece], deadline)).c_str());
   }
 }

@@ -64,7 +64,8 @@ void ClosureQueue::Lost(const TaskId& worker, const Status& why) {
   if (const auto held = held_.find(worker); held != held_.end()) {
     Entry entry = std::move(held->second);
     held_.erase(held);
-    Again(std::move(entry), why.Annotate(NameOf(entry) + " on " + worker.ToString()));
+    const Status reason = why.Annotate(NameOf(entry) + " on " + worker.ToString());
+    Again(std::move(entry), reason);
   }
 }
 
