@@ -38,7 +38,7 @@ void Run() {
   const auto strategy = OrThrow(Strategy::FromEnv(
       "parameter_server", {.environment = Environment::OfProcess(), .log = StderrLog("")}));
   ParameterSet parameters;
-  const nn::Dense hidden(parameters, "hidden", 28 * 28, 128, {.activation = Activation::kRelu});
+  const nn::Dense hidden(parameters, "hidden", 784, 128, {.activation = Activation::kRelu});
   const nn::Dense classes(parameters, "classes", 128, 10);
   parameters.Build();
   OrThrow(strategy->Bind(parameters, Sgd({.learning_rate = 0.1})));

@@ -328,10 +328,11 @@ TEST_F(RemoteFunctionsTest, EveryCallRunsAndEveryResultComesBack) {
   const auto a = NewWorker(0);
   const auto b = NewWorker(1);
   const auto c = NewWorker(2);
-  std::vector<RemoteValue> values;
+  std::vector<RemoteValue> values(60);
   auto first = Serve(*a, functions);
   for (int i = 0; i < 60; ++i) {
-    values.push_back(OrThrow(coordinator_->Schedule("square", std::to_string(i))));
+    values[static_cast<std::size_t>(i)] =
+        OrThrow(coordinator_->Schedule("square", std::to_string(i)));
   }
   auto second = Serve(*b, functions);  // workers may come later
   auto third = Serve(*c, functions);
