@@ -1,5 +1,7 @@
 #include "parameter_server/coordinator.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <set>
 
@@ -142,11 +144,11 @@ Result<Coordinator::Epoch*> Coordinator::FindEpoch(const EpochKey& key, std::int
 }
 
 Result<SplitReply> Coordinator::NextSplit(const Sender& sender, const EpochKey& key,
-                                          std::int64_t first_batch, std::int64_t finished,
+                                          std::int64_t first_batch, const FinishedSplit& finished,
                                           Duration wait) {
   const Deadline deadline = DeadlineAfter(wait);
   std::unique_lock lock(mutex_);
-  for (bool acknowledged = finished == 0;;) {
+  for (bool acknowledged = finished.id == 0;;) {
     COHORT_RETURN_IF_ERROR(CheckSender(sender));
     if (rounds_.has_value()) {
       COHORT_ASSIGN_OR_RETURN(Epoch * epoch, FindEpoch(key, first_batch, false));
@@ -163,7 +165,10 @@ Result<SplitReply> Coordinator::NextSplit(const Sender& sender, const EpochKey& 
         }
       }
       if (!acknowledged) {
-        epoch->splits->Finish(sender.task, finished);
+        if (epoch->splits->Finish(sender.task, finished.id)) {
+          epoch->steps += finished.steps;
+          epoch->sums.Add(finished.sums);
+        }
         acknowledged = true;
         ReportIfOver(key, *epoch);
         changed_.notify_all();
@@ -315,17 +320,29 @@ EpochCoverage Coordinator::CoverageOf(const EpochKey& key, const Epoch& epoch) c
   const std::int64_t first = std::min(epoch.first_batch * info.batch_size, info.examples);
   EpochCoverage coverage{
       .dataset = key.dataset, .epoch = key.epoch, .examples = info.examples - first};
+  RoundSums sums = epoch.sums;
   if (epoch.splits.has_value()) {
     coverage.seen = epoch.splits->seen();
-    coverage.splits = epoch.splits->splits();
+    coverage.pieces = epoch.splits->splits();
     coverage.reissued = epoch.splits->reissued();
+    coverage.steps = epoch.steps;
   } else {
     const std::int64_t applied = rounds_->applied(key);
     coverage.seen =
         std::min((epoch.first_batch + applied) * info.batch_size, info.examples) - first;
-    coverage.splits = applied;
+    coverage.pieces = applied;
     coverage.reissued = rounds_->superseded();
+    coverage.steps = applied;
+    sums = rounds_->sums(key);
   }
+  if (sums.weight > 0) {
+    coverage.loss = sums.loss_sum / sums.weight;
+    for (const double sum : sums.metric_sums) {
+      coverage.metrics.push_back(sum / sums.weight);
+    }
+  }
+  coverage.seconds = epoch.seconds.value_or(
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - epoch.begun).count());
   return coverage;
 }
 
@@ -335,11 +352,12 @@ void Coordinator::ReportIfOver(const EpochKey& key, Epoch& epoch) {
     return;
   }
   epoch.reported = true;
-  options_.log.Info("epoch " + std::to_string(key.epoch) + ": " + std::to_string(coverage.seen) +
-                    " of " + std::to_string(coverage.examples) + " examples seen, in " +
-                    std::to_string(coverage.splits) +
-                    (epoch.splits.has_value() ? " splits, " : " rounds, ") +
-                    std::to_string(coverage.reissued) + " handed out again");
+  epoch.seconds = coverage.seconds;
+  options_.log.Info(fmt::format(
+      "epoch {}: loss {:.4f}, {} of {} examples seen in {:.1f} s, {} steps, {} {}, {} handed out "
+      "again",
+      key.epoch, coverage.loss, coverage.seen, coverage.examples, coverage.seconds, coverage.steps,
+      coverage.pieces, epoch.splits.has_value() ? "splits" : "rounds", coverage.reissued));
 }
 
 std::vector<EpochCoverage> Coordinator::coverage() const {

@@ -43,6 +43,13 @@ struct DatasetInfo {
   friend bool operator==(const DatasetInfo&, const DatasetInfo&) = default;
 };
 
+// A split that its worker has finished, and what its steps came to. id 0: none.
+struct FinishedSplit {
+  std::int64_t id = 0;
+  std::int64_t steps = 0;
+  RoundSums sums;
+};
+
 enum class Progress { kWait, kGo, kOver };
 struct SplitReply {
   Progress progress = Progress::kWait;
@@ -81,7 +88,8 @@ class Coordinator {
   // FailedPrecondition if another process has other data under this number.
   Status OpenDataset(const std::string& who, int dataset, const DatasetInfo& info);
   Result<SplitReply> NextSplit(const Sender& sender, const EpochKey& epoch,
-                               std::int64_t first_batch, std::int64_t finished, Duration wait);
+                               std::int64_t first_batch, const FinishedSplit& finished,
+                               Duration wait);
   Result<RoundReply> JoinRound(const Sender& sender, const EpochKey& epoch,
                                std::int64_t first_batch, Duration wait);
   Result<FinishReply> FinishRound(const Sender& sender, std::uint64_t round, int attempt,
@@ -124,6 +132,10 @@ class Coordinator {
     std::optional<SplitQueue> splits;  // asynchronous
     std::int64_t first_batch = 0;
     std::int64_t batches = 0;
+    std::int64_t steps = 0;  // asynchronous, of finished splits; and what they came to
+    RoundSums sums;
+    std::chrono::steady_clock::time_point begun = std::chrono::steady_clock::now();
+    std::optional<double> seconds;  // until it was over
     bool reported = false;
   };
 
@@ -173,7 +185,7 @@ class CoordinatorClient {
   virtual Status OpenDataset(int dataset, const DatasetInfo& info) = 0;
   // Nothing: the epoch is over.
   virtual Result<std::optional<Split>> NextSplit(const EpochKey& epoch, std::int64_t first_batch,
-                                                 std::int64_t finished) = 0;
+                                                 const FinishedSplit& finished) = 0;
   virtual Result<std::optional<RoundPart>> JoinRound(const EpochKey& epoch,
                                                      std::int64_t first_batch) = 0;
   // The sums of the whole round. Nothing: superseded.

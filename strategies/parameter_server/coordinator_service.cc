@@ -25,6 +25,12 @@ RoundSums SumsOf(double loss_sum, double weight,
           .metric_sums = {metric_sums.begin(), metric_sums.end()}};
 }
 
+FinishedSplit FinishedOf(const NextSplitRequest& request) {
+  return {.id = request.finished(),
+          .steps = request.steps(),
+          .sums = SumsOf(request.loss_sum(), request.weight(), request.metric_sums())};
+}
+
 // Blocking handlers, on gRPC's synchronous threads: as many calls are parked as there are workers.
 class Service final : public Coordination::Service {
  public:
@@ -51,7 +57,7 @@ class Service final : public Coordination::Service {
           const SplitReply got,
           coordinator_.NextSplit(
               sender, {.dataset = static_cast<int>(request->dataset()), .epoch = request->epoch()},
-              request->first_batch(), request->finished(), kPoll));
+              request->first_batch(), FinishedOf(*request), kPoll));
       reply->set_kind(got.progress == Progress::kGo     ? NextSplitReply::SPLIT
                       : got.progress == Progress::kOver ? NextSplitReply::EPOCH_OVER
                                                         : NextSplitReply::WAIT);
@@ -199,13 +205,18 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
   }
 
   Result<std::optional<Split>> NextSplit(const EpochKey& epoch, std::int64_t first_batch,
-                                         std::int64_t finished) override {
+                                         const FinishedSplit& finished) override {
     NextSplitRequest request;
     *request.mutable_sender() = self_;
     request.set_dataset(static_cast<std::uint32_t>(epoch.dataset));
     request.set_epoch(epoch.epoch);
     request.set_first_batch(first_batch);
-    request.set_finished(finished);
+    request.set_finished(finished.id);
+    request.set_steps(finished.steps);
+    request.set_loss_sum(finished.sums.loss_sum);
+    request.set_weight(finished.sums.weight);
+    request.mutable_metric_sums()->Assign(finished.sums.metric_sums.begin(),
+                                          finished.sums.metric_sums.end());
     NextSplitReply reply;
     do {
       COHORT_RETURN_IF_ERROR(

@@ -41,8 +41,9 @@ class SplitDataset final : public DistributedDataset {
         iterator_.reset();
       }
       // The steps of the last split are done: its pushes stand in the servers.
-      const Result<std::optional<Split>> answer = feed_.coordinator->NextSplit(
-          {.dataset = number_, .epoch = epoch_}, first_batch_, std::exchange(split_.id, 0));
+      const Result<std::optional<Split>> answer =
+          feed_.coordinator->NextSplit({.dataset = number_, .epoch = epoch_}, first_batch_,
+                                       feed_.finished(std::exchange(split_.id, 0)));
       if (!answer.ok()) {
         return feed_.explain(answer.status());
       }

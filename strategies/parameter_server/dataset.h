@@ -15,8 +15,9 @@ namespace cohort::ps {
 // What a data set for workers needs of the strategy; outlives the data set.
 struct Feed {
   CoordinatorClient* coordinator = nullptr;
-  std::function<void()> begin;                   // an epoch begins
-  std::function<Status()> end;                   // an epoch is over for this worker
+  std::function<void()> begin;                             // an epoch begins
+  std::function<Status()> end;                             // an epoch is over for this worker
+  std::function<FinishedSplit(std::int64_t id)> finished;  // with the steps since the last call
   std::function<void(const RoundPart&)> round;   // the batch that Next returns is this part
   std::function<Status(const Status&)> explain;  // a failed call: what the job knows of the reason
 };

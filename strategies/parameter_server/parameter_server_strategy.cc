@@ -189,6 +189,7 @@ class Implementation final : public ParameterServerStrategy {
   bool fresh_ = false;                  // have values been pulled since the job began?
   int datasets_ = 0;                    // distributed for training
   std::optional<ps::RoundPart> round_;  // of the batch that was handed out last
+  ps::FinishedSplit finished_;          // what the steps of the current split came to
   bool left_ = false;
 
   // Services of this process; the state before what serves it.
@@ -556,6 +557,12 @@ Result<std::unique_ptr<DistributedDataset>> Implementation::Distribute(
                       }
                     },
                 .end = [this] { return Refresh(/*everything=*/false); },
+                .finished =
+                    [this](std::int64_t id) {
+                      ps::FinishedSplit finished = std::exchange(finished_, {});
+                      finished.id = id;
+                      return finished;
+                    },
                 .round = [this](const ps::RoundPart& part) { round_ = part; },
                 .explain = [this](const Status& status) { return Explain(status); }};
   return options_.synchronous_parameter_server
@@ -711,7 +718,10 @@ Result<StepResult> Implementation::StepAlone(const data::Batch& part, const Step
       {.arena = sink_->arena(), .owner = sink_->owner(), .weight = weight, .clip = clip},
       parameters_->all()));
   step_ = static_cast<std::int64_t>(client_->version());
-  return ResultOf({mine.loss_sum, mine.weight, mine.metric_sums});
+  const ps::RoundSums sums{mine.loss_sum, mine.weight, mine.metric_sums};
+  ++finished_.steps;
+  finished_.sums.Add(sums);
+  return ResultOf(sums);
 }
 
 Result<StepResult> Implementation::StepTogether(const DistributedBatch& batch, const StepFn& fn) {

@@ -3,18 +3,15 @@
 #include <algorithm>
 
 namespace cohort::ps {
-namespace {
 
-void Add(const RoundSums& from, RoundSums* to) {
-  to->loss_sum += from.loss_sum;
-  to->weight += from.weight;
-  to->metric_sums.resize(std::max(to->metric_sums.size(), from.metric_sums.size()));
-  for (std::size_t m = 0; m < from.metric_sums.size(); ++m) {
-    to->metric_sums[m] += from.metric_sums[m];
+void RoundSums::Add(const RoundSums& other) {
+  loss_sum += other.loss_sum;
+  weight += other.weight;
+  metric_sums.resize(std::max(metric_sums.size(), other.metric_sums.size()));
+  for (std::size_t m = 0; m < other.metric_sums.size(); ++m) {
+    metric_sums[m] += other.metric_sums[m];
   }
 }
-
-}  // namespace
 
 void RoundTable::OpenEpoch(const EpochKey& epoch, std::int64_t first_batch,
                            std::int64_t end_batch) {
@@ -108,15 +105,17 @@ void RoundTable::CompleteIfFinished() {
   }
   last_total_ = {};
   for (const auto& [task, member] : members_) {  // in the order of the parts
-    Add(member.sums, &last_total_);
+    last_total_.Add(member.sums);
   }
   for (const RoundSums& sums : left_behind_) {
-    Add(sums, &last_total_);
+    last_total_.Add(sums);
   }
   last_round_ = round_++;
   attempt_ = 0;
   running_ = false;
-  ++epochs_[epoch_].next;
+  Epoch& epoch = epochs_[epoch_];
+  ++epoch.next;
+  epoch.sums.Add(last_total_);
   FormIfComplete();
 }
 
@@ -153,6 +152,11 @@ void RoundTable::Leave(const TaskId& worker) {
 std::int64_t RoundTable::applied(const EpochKey& epoch) const {
   const auto found = epochs_.find(epoch);
   return found == epochs_.end() ? 0 : found->second.next - found->second.first;
+}
+
+RoundSums RoundTable::sums(const EpochKey& epoch) const {
+  const auto found = epochs_.find(epoch);
+  return found == epochs_.end() ? RoundSums() : found->second.sums;
 }
 
 }  // namespace cohort::ps

@@ -43,6 +43,8 @@ struct RoundSums {
   double loss_sum = 0;
   double weight = 0;
   std::vector<double> metric_sums;
+
+  void Add(const RoundSums& other);
 };
 
 class RoundTable {
@@ -65,6 +67,8 @@ class RoundTable {
 
   // Batches of the epoch that were applied.
   std::int64_t applied(const EpochKey& epoch) const;
+  // What they came to.
+  RoundSums sums(const EpochKey& epoch) const;
   std::int64_t superseded() const { return superseded_; }
 
  private:
@@ -72,6 +76,7 @@ class RoundTable {
     std::int64_t first = 0;
     std::int64_t next = 0;  // batch
     std::int64_t end = 0;
+    RoundSums sums;
   };
   struct Member {
     int part = 0;

@@ -30,12 +30,14 @@ std::optional<Split> SplitQueue::Next(const TaskId& worker) {
   return split;
 }
 
-void SplitQueue::Finish(const TaskId& worker, std::int64_t id) {
+bool SplitQueue::Finish(const TaskId& worker, std::int64_t id) {
   const auto held = held_.find(worker);
-  if (held != held_.end() && held->second.id == id) {
-    seen_ += held->second.end - held->second.begin;
-    held_.erase(held);
+  if (held == held_.end() || held->second.id != id) {
+    return false;
   }
+  seen_ += held->second.end - held->second.begin;
+  held_.erase(held);
+  return true;
 }
 
 void SplitQueue::Lost(const TaskId& worker) {

@@ -32,8 +32,8 @@ class SplitQueue {
 
   // Nothing: all are handed out (over() tells whether that was all).
   std::optional<Split> Next(const TaskId& worker);
-  // Ignored unless the worker holds that split.
-  void Finish(const TaskId& worker, std::int64_t id);
+  // Whether the worker held that split; ignored if not.
+  bool Finish(const TaskId& worker, std::int64_t id);
   // What the worker held is free again.
   void Lost(const TaskId& worker);
 

@@ -73,6 +73,28 @@ Result<Tensor> Concatenate(const std::vector<Tensor>& parts) {
   return all;
 }
 
+// Of a job whose data one process hands out to the others, as that process saw it.
+History HistoryOf(const std::vector<EpochCoverage>& coverage) {
+  History history;
+  for (const EpochCoverage& epoch : coverage) {
+    if (epoch.dataset != coverage.back().dataset) {
+      continue;
+    }
+    EpochResult result;
+    result.epoch = epoch.epoch;
+    result.steps = epoch.steps;
+    result.examples = static_cast<double>(epoch.seen);
+    result.loss = epoch.loss;
+    result.metrics = epoch.metrics;
+    result.seconds = epoch.seconds;
+    history.steps += result.steps;
+    history.examples += result.examples;
+    history.seconds += result.seconds;
+    history.epochs.push_back(std::move(result));
+  }
+  return history;
+}
+
 // Type and shape of a row, in a form that travels.
 struct RowShape {
   std::int32_t dtype = static_cast<std::int32_t>(DType::kFloat32);
@@ -215,6 +237,12 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
   if (!s.strategy.trains()) {
     COHORT_RETURN_IF_ERROR(s.strategy.Serve());
     s.epoch = s.options.epochs;
+    if (s.strategy.is_chief()) {
+      COHORT_RETURN_IF_ERROR(s.strategy.PullState());
+    }
+    if (s.store.has_value()) {
+      COHORT_RETURN_IF_ERROR(Save());
+    }
   }
   if (s.batch > 0 && s.batch >= training.batches_per_epoch()) {
     // Resumed from the last step of an epoch, before its end was noted.
@@ -247,6 +275,9 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
       evaluation.epoch = s.epoch - 1;
       history.evaluations.push_back(std::move(evaluation));
     }
+  }
+  if (const std::vector<EpochCoverage> coverage = s.strategy.coverage(); !coverage.empty()) {
+    history = HistoryOf(coverage);
   }
   history.checkpoint = s.saved_path;
   if (stopped) {

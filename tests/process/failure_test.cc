@@ -112,6 +112,24 @@ TEST(ParameterServer, AKilledWorkerIsDoneWithout) {
       << "every example of every epoch was seen, and counted once";
 }
 
+TEST(ParameterServer, ResumesFromItsLastState) {
+  const TempDir dir;
+  const auto train = [&](int epochs) {
+    return Train({.data = ImageData("mnist", 8000, 2000),
+                  .strategy = "parameter_server",
+                  .model = "linear",
+                  .epochs = epochs,
+                  .launcher = Launch({"-n", "2", "--ps", "1", "--chief"}),
+                  .more = {"--checkpoint-dir", dir / "c"}});
+  };
+  const nlohmann::json first = train(1);
+  EXPECT_EQ(first["steps"], 125);
+  EXPECT_NE(first["checkpoint"].get<std::string>().find("step-0000000125"), std::string::npos);
+  const nlohmann::json second = train(3);
+  EXPECT_EQ(second["steps"], 250) << "only the epochs that were left";
+  EXPECT_LT(second["epoch_losses"].at(0), first["epoch_losses"].at(0));
+}
+
 TEST(ParameterServer, AKilledServerEndsTheJobWithItsName) {
   ProcessCluster cluster;
   cluster.StartTasks({{"chief", 1}, {"worker", 2}, {"ps", 2}},

@@ -77,7 +77,8 @@ TEST(Agreement, SynchronousStrategiesHaveOneLossCurve) {
 TEST(Agreement, RunsOfOneWorldAreBitwiseEqual) {
   const std::string data = ImageData("mnist", 8000, 2000);
   for (TrainingRun run :
-       {TrainingRun{.strategy = "one_device"}, TrainingRun{.strategy = "mirrored", .more = {"--devices", "2"}},
+       {TrainingRun{.strategy = "one_device"},
+        TrainingRun{.strategy = "mirrored", .more = {"--devices", "2"}},
         TrainingRun{.strategy = "multi_worker_mirrored", .launcher = Launch({"-n", "2"})},
         TrainingRun{.strategy = "multi_worker_mirrored", .launcher = Mpirun(2)}}) {
     run.data = data;

@@ -448,8 +448,8 @@ class CoordinatorTest : public ::testing::Test {
   }
 
   SplitReply Next(const Sender& sender, std::int64_t finished = 0, std::int64_t epoch = 0) {
-    return OrThrow(
-        coordinator_.NextSplit(sender, {.dataset = 0, .epoch = epoch}, 0, finished, kAtOnce));
+    return OrThrow(coordinator_.NextSplit(sender, {.dataset = 0, .epoch = epoch}, 0,
+                                          {.id = finished}, kAtOnce));
   }
   // Everything that is left of the epoch.
   void Finish(const Sender& sender, std::int64_t epoch = 0) {
@@ -482,7 +482,7 @@ TEST_F(CoordinatorTest, ALostWorkersSplitGoesToAnotherAndCountsOnce) {
   const Split lost = Next(Process(0, 10)).split;
   Next(Process(1, 11));
   coordinator_.Lost(Worker(0), Unavailable("killed"));
-  EXPECT_EQ(coordinator_.NextSplit(Process(0, 10), {}, 0, lost.id, kAtOnce).status().code(),
+  EXPECT_EQ(coordinator_.NextSplit(Process(0, 10), {}, 0, {.id = lost.id}, kAtOnce).status().code(),
             StatusCode::kAborted);
   Finish(Process(1, 11));
   const EpochCoverage coverage = coordinator_.coverage().at(0);
@@ -495,7 +495,7 @@ TEST_F(CoordinatorTest, ANewIncarnationTakesOverAtOnceAndFindsOldEpochsOver) {
   coordinator_.Open(0);
   Next(Process(0, 10));
   EXPECT_TRUE(coordinator_.Attach(Process(0, 12)).ok());
-  EXPECT_EQ(coordinator_.NextSplit(Process(0, 10), {}, 0, 0, kAtOnce).status().code(),
+  EXPECT_EQ(coordinator_.NextSplit(Process(0, 10), {}, 0, {}, kAtOnce).status().code(),
             StatusCode::kAborted);
   Finish(Process(1, 11), 0);
   Finish(Process(1, 11), 3);
@@ -534,7 +534,7 @@ TEST_F(CoordinatorTest, AJobWithoutWorkersEndsWithAnError) {
 TEST_F(CoordinatorTest, ResumedEpochsStartWhereTheyWereLeft) {
   coordinator_.Open(0);
   const SplitReply reply =
-      OrThrow(coordinator_.NextSplit(Process(0, 10), {.dataset = 0, .epoch = 5}, 7, 0, kAtOnce));
+      OrThrow(coordinator_.NextSplit(Process(0, 10), {.dataset = 0, .epoch = 5}, 7, {}, kAtOnce));
   EXPECT_EQ(reply.split.begin, 70);
   EXPECT_EQ(coordinator_.coverage().at(0).examples, 30);
 }

@@ -323,7 +323,7 @@ TEST_F(CoordinatorServiceTest, WorkersShareAnEpochAndLeaveItTogether) {
     const auto worker = NewWorker(index);
     std::int64_t seen = 0;
     std::int64_t finished = 0;
-    while (const auto split = OrThrow(worker->NextSplit({}, 0, finished))) {
+    while (const auto split = OrThrow(worker->NextSplit({}, 0, {.id = finished}))) {
       seen += split->end - split->begin;
       finished = split->id;
     }
@@ -363,7 +363,7 @@ TEST_F(CoordinatorServiceTest, RoundsPassSumsOn) {
 
 TEST_F(CoordinatorServiceTest, AbortEndsAWait) {
   const auto worker = NewWorker(0);  // nothing is handed out: the coordinator is not open
-  auto next = std::async(std::launch::async, [&] { return worker->NextSplit({}, 0, 0).status(); });
+  auto next = std::async(std::launch::async, [&] { return worker->NextSplit({}, 0, {}).status(); });
   worker->Abort(Unavailable("ps:0 is gone"));
   ASSERT_EQ(next.wait_for(std::chrono::seconds(20)), std::future_status::ready);
   EXPECT_EQ(next.get(), Unavailable("ps:0 is gone"));

@@ -27,16 +27,6 @@ class Coordinator;
 class Functions;
 struct ScheduleOptions;
 
-// How much of an epoch the workers have finished.
-struct EpochCoverage {
-  int dataset = 0;  // the n-th data set that was distributed for training, from 0
-  std::int64_t epoch = 0;
-  std::int64_t examples = 0;  // of the epoch
-  std::int64_t seen = 0;      // of splits that were finished: each example counts once
-  std::int64_t splits = 0;    // or rounds
-  std::int64_t reissued = 0;  // handed out again because a worker was lost
-};
-
 // Over all servers.
 struct ParameterServerStats {
   std::uint64_t pushes = 0;      // messages that were applied
@@ -57,8 +47,6 @@ class ParameterServerStrategy : public Strategy {
   virtual Result<std::unique_ptr<Coordinator>> MakeCoordinator(const ScheduleOptions& options) = 0;
   virtual Status ServeFunctions(const Functions& functions) = 0;
 
-  // On the coordinating process; elsewhere empty.
-  virtual std::vector<EpochCoverage> coverage() const = 0;
   // After Bind.
   virtual Result<ParameterServerStats> stats() = 0;
 };

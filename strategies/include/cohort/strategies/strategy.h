@@ -135,6 +135,20 @@ class DistributedDataset {
   virtual Result<std::optional<DistributedBatch>> Next() = 0;
 };
 
+// How much of an epoch the workers have finished, as the process that hands out data knows it.
+struct EpochCoverage {
+  int dataset = 0;  // the n-th data set that was distributed for training, from 0
+  std::int64_t epoch = 0;
+  std::int64_t examples = 0;    // of the epoch
+  std::int64_t seen = 0;        // in work that was finished: each example counts once
+  std::int64_t pieces = 0;      // splits or rounds
+  std::int64_t reissued = 0;    // handed out again because a worker was lost
+  std::int64_t steps = 0;       // of finished work
+  double loss = 0;              // their weighted mean
+  std::vector<double> metrics;  // likewise
+  double seconds = 0;           // from the first request to the end of the epoch
+};
+
 class Strategy {
  public:
   // `kind`: one_device, mirrored, multi_worker_mirrored, parameter_server; empty: from the
@@ -159,6 +173,9 @@ class Strategy {
   // For a process that does not train: does its work until the job ends, then returns. OK at once
   // for one that does.
   virtual Status Serve() { return {}; }
+  // On the process that hands out data to the others, the epochs so far, by data set and epoch.
+  // Elsewhere empty.
+  virtual std::vector<EpochCoverage> coverage() const { return {}; }
 
   // Takes part in the job with these parameters. `parameters` must outlive the strategy. All
   // processes must call; FailedPrecondition names the first parameter that differs between two of
