@@ -1,0 +1,84 @@
+#include "operation.h"
+
+#include <gtest/gtest.h>
+
+#include "algorithms/choose.h"
+
+namespace cohort {
+namespace {
+
+OperationRecord Example() {
+  return {.kind = OperationKind::kAllReduce,
+          .dtype = DType::kFloat32,
+          .reduce_op = ReduceOp::kMean,
+          .algorithm = static_cast<std::uint8_t>(Algorithm::kRing),
+          .count = 10,
+          .segment_bytes = 64,
+          .generation = 3,
+          .sequence = 12,
+          .name = "fc1"};
+}
+
+TEST(OperationRecord, SurvivesTheWire) {
+  const OperationRecord record = Example();
+  const std::optional<OperationRecord> decoded = OperationRecord::Decode(record.Encode());
+  ASSERT_TRUE(decoded);
+  EXPECT_TRUE(record.Matches(*decoded));
+  EXPECT_EQ(decoded->Full(), record.Full());
+  EXPECT_EQ(record.Numbered(), "AllReduce 'fc1' float32[10] #12 (generation 3)");
+}
+
+TEST(OperationRecord, EveryFieldCounts) {
+  const auto differs = [](auto change) {
+    OperationRecord other = Example();
+    change(other);
+    EXPECT_FALSE(Example().Matches(other)) << other.Full();
+  };
+  differs([](OperationRecord& r) { r.kind = OperationKind::kReduceScatter; });
+  differs([](OperationRecord& r) { r.dtype = DType::kInt32; });
+  differs([](OperationRecord& r) { r.reduce_op = ReduceOp::kSum; });
+  differs([](OperationRecord& r) { r.algorithm = 3; });
+  differs([](OperationRecord& r) { r.root = 1; });
+  differs([](OperationRecord& r) { r.count = 11; });
+  differs([](OperationRecord& r) { r.shape = 1; });
+  differs([](OperationRecord& r) { r.segment_bytes = 128; });
+  differs([](OperationRecord& r) { r.generation = 2; });
+  differs([](OperationRecord& r) { r.sequence = 13; });
+  differs([](OperationRecord& r) { r.name = "fc2"; });
+}
+
+TEST(OperationRecord, DamagedBytesAreNoRecord) {
+  std::vector<std::byte> bytes = Example().Encode();
+  for (std::size_t length = 0; length < bytes.size(); ++length) {
+    EXPECT_FALSE(OperationRecord::Decode(std::span(bytes).first(length)));
+  }
+  bytes.push_back(std::byte{0});
+  EXPECT_FALSE(OperationRecord::Decode(bytes));
+  bytes.pop_back();
+  bytes[0] = std::byte{99};
+  EXPECT_FALSE(OperationRecord::Decode(bytes));
+}
+
+TEST(OperationRecord, LongNamesAreCut) {
+  OperationRecord record = Example();
+  record.name = std::string(100'000, 'x');
+  const std::optional<OperationRecord> decoded = OperationRecord::Decode(record.Encode());
+  ASSERT_TRUE(decoded);
+  EXPECT_LT(decoded->name.size(), 4000U);
+  EXPECT_TRUE(record.Matches(*decoded));
+}
+
+TEST(ChooseAlgorithm, BySizeRanksAndMemory) {
+  const auto chosen = [](std::int64_t bytes, int ranks, bool shared) {
+    return OrThrow(ChooseAlgorithm(OperationKind::kAllReduce, "auto", bytes, ranks, shared));
+  };
+  EXPECT_EQ(chosen(kSmallBytes, 4, false), Algorithm::kRecursiveDoubling);
+  EXPECT_EQ(chosen(kSmallBytes + 1, 4, false), Algorithm::kRing);
+  EXPECT_EQ(chosen(kSmallBytes + 1, 2, false), Algorithm::kDirect);
+  EXPECT_EQ(chosen(kSmallBytes + 1, 4, true), Algorithm::kDirect);
+  EXPECT_EQ(ChooseAlgorithm(OperationKind::kBroadcast, "ring", 1, 2, false).status(),
+            InvalidArgument("Broadcast has no algorithm 'ring' [choose one of auto, tree]"));
+}
+
+}  // namespace
+}  // namespace cohort

@@ -1,0 +1,114 @@
+#include "tcp/rendezvous.h"
+
+#include <cohort/comm/tcp.h>
+#include <gmock/gmock.h>
+
+#include <mutex>
+#include <thread>
+
+#include "testing/memory_store.h"
+#include "testing/run_ranks.h"
+
+namespace cohort {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+TEST(Address, HostAndPort) {
+  EXPECT_EQ(OrThrow(ParseAddress("10.0.0.3:0")),
+            std::pair(std::string("10.0.0.3"), std::string("0")));
+  EXPECT_EQ(OrThrow(ParseAddress(":80")), std::pair(std::string(), std::string("80")));
+  EXPECT_EQ(OrThrow(ParseAddress("[::1]:80")), std::pair(std::string("::1"), std::string("80")));
+  for (const std::string bad : {"", "host", "host:", "host:x", "::1:80", "[::1]", "[::1]80",
+                                "h:65536", "h:-1", "h:123456"}) {
+    EXPECT_EQ(ParseAddress(bad).status().code(), StatusCode::kInvalidArgument) << bad;
+  }
+}
+
+TEST(Rendezvous, PortInUseIsAnErrorThatNamesIt) {
+  const Listener first = OrThrow(Listen("127.0.0.1:0", ""));
+  const Status status = Listen(first.address, "").status();
+  EXPECT_THAT(status.message(),
+              AllOf(HasSubstr(first.address), HasSubstr("Address already in use")));
+}
+
+TEST(Rendezvous, AnEmptyHostIsGivenOutAsAnAddress) {
+  EXPECT_THAT(OrThrow(Listen(":0", "")).address, ::testing::StartsWith("127.0.0.1:"));
+  EXPECT_THAT(OrThrow(Listen("0.0.0.0:0", "")).address, ::testing::StartsWith("127.0.0.1:"));
+  EXPECT_THAT(OrThrow(Listen(":0", "127.0.0.1")).address, ::testing::StartsWith("127.0.0.1:"));
+}
+
+TEST(Rendezvous, TheAbsentAreNamed) {
+  testing::MemoryStore store;
+  CommunicatorOptions options;
+  options.peer_name = [](int rank) { return "worker:" + std::to_string(rank); };
+  const std::vector<Status> statuses = testing::RunRanks(3, [&](int rank) -> Status {
+    if (rank == 1) {
+      return DeadlineExceeded("rank 1 (worker:1) (has not published an address)");
+    }
+    return MakeTcpCommunicator(rank, 3, store, "job", {.connect_timeout = milliseconds(200)},
+                               options)
+        .status();
+  });
+  for (const Status& status : statuses) {
+    EXPECT_EQ(status.code(), StatusCode::kDeadlineExceeded);
+    EXPECT_THAT(status.message(), HasSubstr("rank 1 (worker:1) (has not published an address)"));
+  }
+}
+
+TEST(Rendezvous, ASecondProcessForARankIsRefused) {
+  testing::MemoryStore store;
+  ASSERT_TRUE(store.Insert("job/1/rank/0", "127.0.0.1:1").ok());
+  EXPECT_EQ(MakeTcpCommunicator(0, 2, store, "job", {}).status().code(),
+            StatusCode::kAlreadyExists);
+}
+
+// Connections that do not belong to the group come first; the group stands all the same.
+TEST(Rendezvous, StrangersAndOldGenerationsDoNotDisturb) {
+  std::mutex mutex;
+  std::string logged;
+  const Log log([&](LogLevel, std::string_view line) {
+    const std::lock_guard lock(mutex);
+    logged += line;
+  });
+  const Listener zero = OrThrow(Listen("127.0.0.1:0", ""));
+  const Listener one = OrThrow(Listen("127.0.0.1:0", ""));
+  const auto directory = [&] {
+    const auto address = [&](int rank) { return rank == 0 ? zero.address : one.address; };
+    return Directory{[=](int rank, Deadline) -> Result<std::string> { return address(rank); },
+                     address, [](int rank) { return "rank " + std::to_string(rank); }};
+  };
+  const Deadline soon = DeadlineAfter(seconds(20));
+  const Socket silent = OrThrow(Connect(zero.address, soon));
+  const Socket noisy = OrThrow(Connect(zero.address, soon));
+  ASSERT_TRUE(WriteAll(noisy, "GET / HTTP/1.1\r\nHost: here\r\n\r\n", 30, soon).ok());
+  Status old;
+  testing::ExpectAllOk(testing::RunRanks(3, [&](int thread) -> Status {
+    if (thread == 2) {  // the rank 1 of an earlier generation, first through the door
+      old = ConnectGroup({"job", 1, 2, 6}, one, directory(), log, soon).status();
+      return {};
+    }
+    while (thread == 1 && [&] {
+      const std::lock_guard lock(mutex);
+      return logged.empty();
+    }()) {
+      std::this_thread::yield();
+    }
+    COHORT_ASSIGN_OR_RETURN(
+        const std::vector<Socket> sockets,
+        ConnectGroup({"job", thread, 2, 7}, thread == 0 ? zero : one, directory(), log, soon));
+    for (int channel = 0; channel < kChannels; ++channel) {
+      EXPECT_TRUE(sockets[static_cast<std::size_t>((1 - thread) * kChannels + channel)].open());
+    }
+    return {};
+  }));
+  EXPECT_EQ(old.code(), StatusCode::kFailedPrecondition);
+  EXPECT_THAT(old.message(), HasSubstr("is in generation 7, this rank in 6"));
+  EXPECT_THAT(logged, HasSubstr("refused a connection from rank 1 of generation 6"));
+}
+
+}  // namespace
+}  // namespace cohort
