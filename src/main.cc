@@ -22,6 +22,8 @@ constexpr Entry kCommands[] = {
     {"data stat", "print format, records and features of a file", cohort::DataStatCommand},
     {"bench input", "measure the input pipeline beside memcpy", cohort::BenchInputCommand},
     {"launch", "start a program as a cluster of processes on this machine", cohort::LaunchCommand},
+    {"bench allreduce", "collectives: bandwidth and correctness, beside memcpy and MPI_Allreduce",
+     cohort::BenchAllReduceCommand},
     {"bench train", "training steps per second, beside LibTorch and the FMA peak",
      cohort::BenchTrainCommand},
 };

@@ -44,8 +44,8 @@ struct Buffer {
 
   Buffer() = default;
   Buffer(void* d, std::int64_t n, DType t) : data(d), count(n), dtype(t) {}
-  template <typename T>
-  Buffer(std::span<T> s)  // NOLINT: implicit by design
+  template <typename T, std::size_t kExtent>
+  Buffer(std::span<T, kExtent> s)  // NOLINT: implicit by design
       : data(const_cast<void*>(static_cast<const void*>(s.data()))),
         count(static_cast<std::int64_t>(s.size())),
         dtype(DTypeOf<std::remove_const_t<T>>::value) {}
