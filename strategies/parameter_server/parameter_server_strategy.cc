@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <exception>
 #include <mutex>
 #include <utility>
@@ -26,6 +27,8 @@ using std::chrono::milliseconds;
 // How often a process that serves looks whether the job is healthy.
 constexpr milliseconds kLook{200};
 constexpr char kCoordinatorKey[] = "parameter_server/coordinator";
+// The most that Broadcast sends; variables and slots go through the servers.
+constexpr std::size_t kMaxBroadcastBytes = std::size_t{256} << 10;
 constexpr char kInitialisedKey[] = "parameter_server/initialised";
 std::string ServerKey(int server) { return "parameter_server/address/" + std::to_string(server); }
 
@@ -103,7 +106,7 @@ class Implementation final : public ParameterServerStrategy {
         "ReduceGradients: under parameter_server gradients go to the servers, which update there "
         "[use Step, or a synchronous strategy]");
   }
-  Status Broadcast(std::span<std::byte> /*bytes*/) override { return {}; }
+  Status Broadcast(std::span<std::byte> bytes) override;
   Result<Mirrored<Tensor>> Reduce(ReduceOp /*op*/, const PerReplica<Tensor>& value) override {
     return Local(value);
   }
@@ -191,6 +194,8 @@ class Implementation final : public ParameterServerStrategy {
   std::optional<ps::RoundPart> round_;  // of the batch that was handed out last
   ps::FinishedSplit finished_;          // what the steps of the current split came to
   bool left_ = false;
+  bool began_ = false;  // Serve was called, or the first epoch begun
+  int broadcasts_ = 0;
 
   // Services of this process; the state before what serves it.
   std::unique_ptr<ps::Coordinator> coordinator_;
@@ -360,6 +365,7 @@ Status Implementation::Shutdown() {
 // ---- Serving ------------------------------------------------------------------------------------
 
 Status Implementation::Serve() {
+  began_ = true;
   if (config_.task.type == TaskType::kPs) {
     return ServeVariables();
   }
@@ -472,6 +478,26 @@ Status Implementation::Bind(ParameterSet& parameters, std::unique_ptr<Optimizer>
   return {};
 }
 
+Status Implementation::Broadcast(std::span<std::byte> bytes) {
+  if (began_ || bytes.size() > kMaxBroadcastBytes) {
+    return {};
+  }
+  const std::string key = "parameter_server/broadcast/" + std::to_string(broadcasts_++);
+  if (is_chief()) {
+    return coordination_->Insert(
+        key, std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
+  }
+  COHORT_ASSIGN_OR_RETURN(const std::string value,
+                          coordination_->Wait(key, DeadlineAfter(options_.join_timeout)));
+  if (value.size() != bytes.size()) {
+    return FailedPrecondition("Broadcast " + key + " of " + std::to_string(value.size()) +
+                              " bytes, this process expects " + std::to_string(bytes.size()) +
+                              " [run the same program everywhere]");
+  }
+  std::memcpy(bytes.data(), value.data(), value.size());
+  return {};
+}
+
 Status Implementation::Refresh(bool everything) {
   const Status status = client_->Pull(parameters_->all(), everything);
   step_ = static_cast<std::int64_t>(client_->version());
@@ -552,6 +578,7 @@ Result<std::unique_ptr<DistributedDataset>> Implementation::Distribute(
                 .begin =
                     [this] {
                       Require(client_ != nullptr, "Bind before the first epoch");
+                      began_ = true;
                       if (is_chief()) {
                         OpenData();
                       }

@@ -197,7 +197,8 @@ class Strategy {
   // in number and sizes on all processes, by the weighted mean over the job. `weight` is this
   // process's (its examples).
   virtual Status ReduceGradients(std::span<const std::span<float>> gradients, double weight) = 0;
-  // Rank 0's bytes on every process. Under a parameter server: what the process has stays.
+  // Rank 0's bytes on every process. Under a parameter server only up to 256 KiB, and only before
+  // Serve and the first epoch; beyond that what the process has stays.
   virtual Status Broadcast(std::span<std::byte> bytes) = 0;
   // The replicas' values as one; and all of them in replica order along the first axis.
   virtual Result<Mirrored<Tensor>> Reduce(ReduceOp op, const PerReplica<Tensor>& value) = 0;
