@@ -1,0 +1,139 @@
+// Functions that the chief calls and workers run: both ends over real connections.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <future>
+#include <numeric>
+
+#include <cohort/strategies/coordinator.h>
+
+#include "parameter_server/closure_queue.h"
+#include "parameter_server/coordinator.h"
+#include "parameter_server/functions.h"
+
+namespace cohort::ps {
+namespace {
+
+using std::chrono::milliseconds;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+constexpr milliseconds kAtOnce{0};
+constexpr std::chrono::minutes kPatience{1};
+
+TaskId Worker(int index) { return {TaskType::kWorker, index}; }
+Sender Process(int index, std::uint64_t incarnation) {
+  return {.task = Worker(index), .incarnation = incarnation};
+}
+
+class RemoteFunctionsTest : public ::testing::Test {
+ protected:
+  RemoteFunctionsTest()
+      : state_({.workers = {Worker(0), Worker(1), Worker(2)}}),
+        server_(OrThrow(CoordinatorServer::Start("127.0.0.1:0", state_))),
+        coordinator_(OrThrow(OpenFunctions(state_, {}))) {}
+  std::unique_ptr<CoordinatorClient> NewWorker(int index) {
+    auto client = CoordinatorClient::Make("127.0.0.1:" + std::to_string(server_->port()), "chief:0",
+                                          Process(index, static_cast<std::uint64_t>(index) + 1),
+                                          milliseconds(20'000));
+    OrThrow(client->Attach());
+    return client;
+  }
+  std::future<Status> Serve(CoordinatorClient& client, const Functions& functions) {
+    return std::async(std::launch::async, [&] { return RunFunctions(client, functions); });
+  }
+
+  ps::Coordinator state_;
+  std::unique_ptr<CoordinatorServer> server_;
+  std::unique_ptr<cohort::Coordinator> coordinator_;
+};
+
+TEST_F(RemoteFunctionsTest, EveryCallRunsAndEveryResultComesBack) {
+  std::atomic<int> runs = 0;
+  Functions functions;
+  functions.Add("square", [&](const std::string& text) -> Result<std::string> {
+    ++runs;
+    return std::to_string(std::stoi(text) * std::stoi(text));
+  });
+  const auto a = NewWorker(0);
+  const auto b = NewWorker(1);
+  const auto c = NewWorker(2);
+  std::vector<RemoteValue> values(60);
+  auto first = Serve(*a, functions);
+  for (int i = 0; i < 60; ++i) {
+    values[static_cast<std::size_t>(i)] =
+        OrThrow(coordinator_->Schedule("square", std::to_string(i)));
+  }
+  auto second = Serve(*b, functions);  // workers may come later
+  auto third = Serve(*c, functions);
+  OrThrow(coordinator_->Join(DeadlineAfter(kPatience)));
+  for (int i = 0; i < 60; ++i) {
+    EXPECT_EQ(
+        OrThrow(coordinator_->Fetch(values[static_cast<std::size_t>(i)], DeadlineAfter(kAtOnce))),
+        std::to_string(i * i));
+  }
+  EXPECT_EQ(runs, 60);
+  coordinator_->Close();
+  for (auto* worker : {&first, &second, &third}) {
+    EXPECT_TRUE(worker->get().ok());
+  }
+}
+
+TEST_F(RemoteFunctionsTest, ALostWorkersCallRunsElsewhereAndItsOwnResultIsRefused) {
+  std::promise<void> started;
+  std::promise<void> released;
+  Functions slow;
+  slow.Add("who", [&](const std::string&) -> Result<std::string> {
+    started.set_value();
+    released.get_future().wait();
+    return std::string("the lost one");
+  });
+  Functions functions;
+  functions.Add("who", [](const std::string&) { return std::string("the other"); });
+  const auto a = NewWorker(0);
+  const auto b = NewWorker(1);
+  const RemoteValue value = OrThrow(coordinator_->Schedule("who", ""));
+  auto lost = Serve(*a, slow);
+  started.get_future().wait();
+  state_.Lost(Worker(0), Unavailable("silent for 10 s"));
+  auto other = Serve(*b, functions);
+  EXPECT_EQ(OrThrow(coordinator_->Fetch(value, DeadlineAfter(kPatience))), "the other");
+  released.set_value();
+  EXPECT_EQ(lost.get().code(), StatusCode::kAborted);
+  EXPECT_EQ(OrThrow(coordinator_->Fetch(value, DeadlineAfter(kAtOnce))), "the other");
+  coordinator_->Close();
+  EXPECT_TRUE(other.get().ok());
+}
+
+TEST_F(RemoteFunctionsTest, ErrorsAndBytesOfAnySizeTravel) {
+  Functions functions;
+  functions.Add("repeat", [](const std::string& text) { return text + text; });
+  const auto worker = NewWorker(0);
+  auto served = Serve(*worker, functions);
+  std::string bytes(kMaxFunctionBytes / 2, '\xff');
+  bytes[7] = '\0';
+  const RemoteValue largest = OrThrow(coordinator_->Schedule("repeat", bytes));
+  EXPECT_TRUE(OrThrow(coordinator_->Fetch(largest, DeadlineAfter(kPatience))) == bytes + bytes);
+  const RemoteValue larger = OrThrow(coordinator_->Schedule("repeat", bytes + "x"));
+  EXPECT_EQ(coordinator_->Fetch(larger, DeadlineAfter(kPatience)).status().code(),
+            StatusCode::kResourceExhausted);
+  const RemoteValue unknown = OrThrow(coordinator_->Schedule("\xff", ""));
+  const Status status = coordinator_->Join(DeadlineAfter(kPatience));
+  EXPECT_EQ(status.code(), StatusCode::kNotFound);
+  EXPECT_THAT(status.message(), HasSubstr("on worker:0: no function is called"));
+  coordinator_->Close();
+  EXPECT_TRUE(served.get().ok()) << "errors of functions are the chief's";
+}
+
+TEST_F(RemoteFunctionsTest, AbortEndsTheWorkersWait) {
+  const auto worker = NewWorker(0);
+  const Functions none;
+  auto served = Serve(*worker, none);
+  worker->Abort(Unavailable("ps:0 is gone"));
+  EXPECT_EQ(served.get(), Unavailable("ps:0 is gone"));
+}
+
+}  // namespace
+}  // namespace cohort::ps
