@@ -11,8 +11,7 @@ namespace cohort::nn {
 
 // ContractError "Dense hidden/1: input [2,3], not [..., 4]".
 inline void RequireShape(bool holds, const std::string& operation, const Shape& got,
-                         const std::string& wanted,
-                         CallSite where = CallSite::Current()) {
+                         const std::string& wanted, CallSite where = CallSite::Current()) {
   if (!holds) {
     throw ContractError(operation + ": input " + got.ToString() + ", not " + wanted, where);
   }

@@ -62,8 +62,9 @@ class CoordinationServer {
                                                            const CoordinationOptions& options = {});
 };
 
-// Thread rules: all methods from any thread. The destructor leaves without waiting, within a second;
-// without Shutdown before, the others' failure() becomes Cancelled "worker:1 (...) left the job".
+// Thread rules: all methods from any thread. The destructor leaves without waiting, within a
+// second; without Shutdown before, the others' failure() becomes Cancelled "worker:1 (...) left the
+// job".
 class CoordinationClient : public KeyValueStore {
  public:
   // Blocks until this task is registered and, where `wait_for_all`, until every task of the cluster
@@ -84,8 +85,8 @@ class CoordinationClient : public KeyValueStore {
   virtual Status ReportError(const Status& error) = 0;
   // OK while the job is healthy; else what ended it: "worker:1 (host, pid 7) ...".
   virtual Status failure() const = 0;
-  // Runs once, on the heartbeat thread, when failure() becomes an error (at once if it has). Must not
-  // block, call Shutdown or destroy the client. Not run any more once the client has left.
+  // Runs once, on the heartbeat thread, when failure() becomes an error (at once if it has). Must
+  // not block, call Shutdown or destroy the client. Not run any more once the client has left.
   virtual void OnFailure(std::function<void(const Status&)> callback) = 0;
   // Leaves in order: waits until all tasks want to leave (shutdown barrier), at most
   // shutdown_timeout. Tasks that may leave and are not there are not waited for. After OK every
