@@ -13,7 +13,6 @@ namespace {
 // What the chief did, in a form that travels: the same bytes on every process after Broadcast.
 struct Outcome {
   std::int32_t code = 0;
-  std::int32_t told = 0;  // 1: these are the chief's words
   std::int64_t step = 0;
   std::int64_t epoch = 0;
   std::int64_t batch = 0;
@@ -21,7 +20,6 @@ struct Outcome {
   std::array<char, 960> text = {};
 
   void Set(const Status& status) {
-    told = 1;
     code = static_cast<std::int32_t>(status.code());
     const std::size_t n = std::min(status.message().size(), text.size() - 1);
     std::memcpy(text.data(), status.message().data(), n);
@@ -132,12 +130,6 @@ Result<io::CheckpointState> LoadSnapshot(Strategy& strategy, ParameterSet& param
   }
   COHORT_RETURN_IF_ERROR(ShareOutcome(strategy, outcome));
   COHORT_RETURN_IF_ERROR(outcome.status());
-  if (outcome.told == 0) {
-    // A strategy whose servers hold the state: this process needs to know only where training
-    // stands.
-    COHORT_ASSIGN_OR_RETURN(const auto checkpoint, store.OpenLatest());
-    return checkpoint->state();
-  }
   state.step = outcome.step;
   state.epoch = outcome.epoch;
   state.batch = outcome.batch;
