@@ -37,5 +37,7 @@ set(COHORT_PC_REQUIRES "grpc++ protobuf spdlog fmt zlib")
 if(COHORT_WITH_MPI)
   string(APPEND COHORT_PC_REQUIRES " ompi-cxx")
 endif()
+# Relative, so that the folder may be moved, or installed with another --prefix.
+file(RELATIVE_PATH COHORT_PC_TO_PREFIX /prefix/${CMAKE_INSTALL_LIBDIR}/pkgconfig /prefix)
 configure_file(${PROJECT_SOURCE_DIR}/scripts/cmake/cohort.pc.in ${PROJECT_BINARY_DIR}/cohort.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/cohort.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
