@@ -27,7 +27,8 @@ std::string ProgramPath() {
 std::vector<std::string> TunedEnvironment(int threads) {
   Environment environment = Environment::OfProcess();
   environment.Set("OMP_NUM_THREADS", std::to_string(threads));
-  if (__builtin_cpu_supports("avx512f") != 0 && !environment.Has("OPENBLAS_CORETYPE")) {
+  if (__builtin_cpu_supports("avx512f") != 0) {
+    // Also where the variable asks for older kernels: the peer is to be as fast as it can.
     environment.Set("OPENBLAS_CORETYPE", "SKYLAKEX");
   }
   std::vector<std::string> lines;
