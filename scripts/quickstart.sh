@@ -23,6 +23,7 @@ cmake --preset release >/dev/null
 cmake --build --preset release --target cohort_program image_classifier
 
 out=build/quickstart
+rm -rf "$out/checkpoints" "$out/logs"  # a run of its own each time
 mkdir -p "$out"
 if [ -z "$data" ]; then
   data=$out/digits
