@@ -134,9 +134,10 @@ Status WaitFor(Communicator::Pending pending) {
   return pending.value()->Wait();
 }
 
-// What a rank hears that calls nothing.
+// What a rank hears that calls nothing; OK if it hears nothing for a minute.
 Status Failure(const Communicator& comm) {
-  while (comm.status().ok()) {
+  const Deadline deadline = DeadlineAfter(std::chrono::minutes(1));
+  while (comm.status().ok() && std::chrono::steady_clock::now() < deadline) {
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
   return comm.status();
