@@ -93,6 +93,8 @@ Status Exchange::Begin(OperationRecord record, Deadline deadline) {
   record_.sequence = collectives_;
   active_ = true;
   warned_ = false;
+  rejected_ = Status();
+  received_before_ = transport_->bytes_received();
   started_ = std::chrono::steady_clock::now();
   deadline_ = deadline;
   for (int p = 0; p < size_; ++p) {
@@ -100,15 +102,18 @@ Status Exchange::Begin(OperationRecord record, Deadline deadline) {
     peer(p).heard_open = false;
     peer(p).heard_stalled = false;
   }
+  if (const auto rejection = rejections_.find(collectives_);
+      rejection != rejections_.end() && !record_.point_to_point()) {
+    NoteMismatch(rejection->second);
+    rejections_.erase(rejection);
+  }
   for (int p = 0; p < size_ && noted_.ok(); ++p) {
     JudgeFirstOpen(p);
   }
-  if (!noted_.ok()) {
-    Fail(std::exchange(noted_, Status()));
-  } else if (!record_.point_to_point() && size_ > 1) {
+  if (Settle() && !record_.point_to_point() && size_ > 1) {
     Open((rank_ + 1) % size_);
   }
-  return failure_;
+  return Trouble();
 }
 
 void Exchange::Open(int to) {
@@ -119,11 +124,35 @@ void Exchange::Open(int to) {
 }
 
 Status Exchange::End(const Status& status) {
-  if (!status.ok()) {
+  if (!status.ok() && rejected_.ok()) {
     Fail(status);
   }
+  // Where bytes cannot be called back, the buffers are free when they have moved.
+  const auto free = [&] {
+    for (int p = 0; p < size_; ++p) {
+      if (Awaited(p)) {
+        return false;
+      }
+    }
+    return true;
+  };
+  while (!rejected_.ok() && failure_.ok() && !free()) {
+    const Deadline now = std::chrono::steady_clock::now();
+    if (now >= deadline_) {
+      Fail(InvalidArgument(rejected_.message() + "; then " + AwaitedNames() +
+                           " took no part in giving it up"));
+    } else {
+      Step(deadline_);
+    }
+  }
   active_ = false;
-  return failure_;
+  return Trouble();
+}
+
+Status Exchange::Mismatch(Status status) {
+  NoteMismatch(std::move(status));
+  Settle();
+  return Trouble();
 }
 
 Ticket Exchange::Send(int to, Bytes data) {
@@ -136,7 +165,7 @@ Ticket Exchange::Receive(int from, MutableBytes data, const CombineWith& combine
 }
 
 Status Exchange::Wait(const Ticket& ticket) {
-  if (failure_.ok() && noted_.ok() && transport_->Done(ticket)) {
+  if (Trouble().ok() && noted_.ok() && transport_->Done(ticket)) {
     return {};
   }
   return WaitUntil([&] { return transport_->Done(ticket); });
@@ -169,7 +198,7 @@ Status Exchange::WaitForStream(Event& event) {
                               "run what came before it within " + Seconds(deadline_ - started_));
     }
     Step(now);
-    COHORT_RETURN_IF_ERROR(failure_);
+    COHORT_RETURN_IF_ERROR(Trouble());
     if (const Status status = event.Wait(std::min(deadline_, now + kSlice));
         !status.ok() && event.done()) {
       return status.Annotate("the stream before " + record_.Numbered());
@@ -195,17 +224,26 @@ void Exchange::TakeAbortRequest() {
 void Exchange::Step(Deadline until) {
   TakeAbortRequest();
   transport_->Progress(until);
+  Settle();
+}
+
+bool Exchange::Settle() {
   if (!noted_.ok()) {
-    Fail(std::exchange(noted_, Status()));
+    const Status status = std::exchange(noted_, Status());
+    if (std::exchange(noted_mismatch_, false)) {
+      Reject(status);
+    } else {
+      Fail(status);
+    }
   }
+  return Trouble().ok();
 }
 
 Status Exchange::WaitUntil(const std::function<bool()>& done, Duration period) {
   for (;;) {
-    if (!noted_.ok()) {
-      Fail(std::exchange(noted_, Status()));
+    if (!Settle()) {
+      return Trouble();
     }
-    COHORT_RETURN_IF_ERROR(failure_);
     if (done()) {
       return {};
     }
@@ -289,7 +327,7 @@ Status Exchange::TimedOut(const std::function<bool()>& done) {
       DeadlineAfter(std::clamp<Duration>(timeout / 10, milliseconds(50), milliseconds(1000)));
   while (!everyone_spoke() && std::chrono::steady_clock::now() < grace) {
     Step(grace);
-    COHORT_RETURN_IF_ERROR(failure_);
+    COHORT_RETURN_IF_ERROR(Trouble());
     if (done()) {
       return {};
     }
@@ -332,9 +370,69 @@ void Exchange::GiveSignOfLife(int p, bool ask) {
 }
 
 void Exchange::Note(Status status) {
-  if (noted_.ok() && failure_.ok()) {
+  if ((noted_.ok() || noted_mismatch_) && failure_.ok()) {
     noted_ = std::move(status);
+    noted_mismatch_ = false;
   }
+}
+
+void Exchange::NoteMismatch(Status status) {
+  if (noted_.ok() && Trouble().ok()) {
+    noted_ = std::move(status);
+    noted_mismatch_ = true;
+  }
+}
+
+void Exchange::Reject(const Status& status) {
+  if (!transport_->Abandon()) {
+    Fail(Status(status.code(), status.message() +
+                                   " [the communicator is of no further use: make one of a higher "
+                                   "generation]"));
+    return;
+  }
+  const bool touched = transport_->bytes_received() != received_before_;
+  rejected_ = Status(status.code(),
+                     status.message() + (touched ? " [the communicator goes on; buffers of this "
+                                                   "operation hold anything on this rank]"
+                                                 : " [the communicator goes on; nothing of others "
+                                                   "was taken in on this rank]"));
+  last_rejected_ = record_.sequence;
+  std::vector<std::byte> body(sizeof(last_rejected_));
+  std::memcpy(body.data(), &last_rejected_, sizeof(last_rejected_));
+  const std::vector<std::byte> why = EncodeStatus(status);
+  body.insert(body.end(), why.begin(),
+              why.begin() + static_cast<std::ptrdiff_t>(
+                                std::min(why.size(), Transport::kMaxControlBytes - body.size())));
+  for (int p = 0; p < size_; ++p) {
+    if (p != rank_ && peer(p).presence == Presence::kHere) {
+      transport_->Control(p, FrameKind::kReject, body);
+    }
+  }
+}
+
+// A peer has given up an operation. It comes twice from each: see Transport::Control.
+bool Exchange::OnReject(int from, Bytes body) {
+  std::uint64_t sequence = 0;
+  if (body.size() < sizeof(sequence)) {
+    Note(Internal(Name(from) + " sent a malformed reject " + Where()));
+    return false;
+  }
+  std::memcpy(&sequence, body.data(), sizeof(sequence));
+  const Status why = DecodeStatus(body.subspan(sizeof(sequence)));
+  if (sequence <= last_rejected_) {
+    return true;
+  }
+  if (sequence > collectives_) {
+    rejections_.emplace(sequence, why);
+    return true;
+  }
+  if (sequence == collectives_ && active_ && !record_.point_to_point()) {
+    NoteMismatch(why);
+  } else {
+    Note(Internal(Name(from) + " has given up operation #" + std::to_string(sequence) +
+                  ", which was done here: " + why.message()));
+  }
+  return false;
 }
 
 void Exchange::Fail(const Status& status) {
@@ -343,6 +441,7 @@ void Exchange::Fail(const Status& status) {
   }
   failure_ = status;
   noted_ = Status();
+  noted_mismatch_ = false;
   transport_->Forget();
   const std::vector<std::byte> body = EncodeStatus(status);
   for (int p = 0; p < size_; ++p) {
@@ -384,7 +483,7 @@ bool Exchange::OnControl(int from, FrameKind kind, Bytes body) {
         return false;
       }
       other.opens.push_back(std::move(*record));
-      return !active_ || JudgeFirstOpen(from);
+      return !active_ || !rejected_.ok() || JudgeFirstOpen(from);
     }
     case FrameKind::kStalled: {
       std::optional<OperationRecord> record;
@@ -400,6 +499,8 @@ bool Exchange::OnControl(int from, FrameKind kind, Bytes body) {
     case FrameKind::kAbort:
       Note(DecodeStatus(body));
       return false;
+    case FrameKind::kReject:
+      return OnReject(from, body);
     case FrameKind::kBye:
       other.presence = Presence::kLeft;
       other.left_at = std::chrono::steady_clock::now();
@@ -451,10 +552,18 @@ bool Exchange::JudgeFirstOpen(int p) {
   const bool brief = record_.Brief() != theirs.Brief();
   const std::string mine = Name(rank_) + " is in " + (brief ? record_.Brief() : record_.Full());
   const std::string yours = Name(p) + " is in " + (brief ? theirs.Brief() : theirs.Full());
-  Note(InvalidArgument((rank_ < p ? mine + ", " + yours : yours + ", " + mine) + ", operation #" +
-                       std::to_string(std::max(record_.sequence, theirs.sequence)) +
-                       " (generation " + std::to_string(generation_) +
-                       ") [every rank must call the same operations in the same order]"));
+  Status status =
+      InvalidArgument((rank_ < p ? mine + ", " + yours : yours + ", " + mine) + ", operation #" +
+                      std::to_string(std::max(record_.sequence, theirs.sequence)) +
+                      " (generation " + std::to_string(generation_) +
+                      ") [every rank must call the same operations in the same order]");
+  const bool numbered =
+      !record_.point_to_point() && !theirs.point_to_point() && theirs.sequence == record_.sequence;
+  if (numbered) {
+    NoteMismatch(std::move(status));
+  } else {
+    Note(std::move(status));
+  }
   return false;
 }
 

@@ -7,15 +7,23 @@
 // next rank at once, whatever its algorithm sends: wherever two ranks disagree, two neighbours on
 // the ring do, and one of them sees it even if both wait for others.
 //
-//
-//   records differ      InvalidArgument naming both sides; told to all
+//   records differ      InvalidArgument naming both sides; told to all. The operation is given up,
+//                       the communicator goes on
 //   peer gone           Unavailable naming it; told to all
 //   deadline            DeadlineExceeded. Ranks whose operation reached its deadline say so to all
 //                       others, wait a little for their signs of life, and name those that gave
 //                       none or are in an earlier operation: not merely the neighbour waited for
 //   told by a peer      the peer's status, passed on to all
 //
-// The first failure is final. Thread rules: the communicator's thread, but for RequestAbort and
+// Giving up an operation. Every collective is made so that no rank ends it well before all have
+// entered the same one, so where two ranks differ, all can give it up. A rank that finds the
+// difference, or is told of it, tells all others, forgets what it has posted, and ends the
+// operation at once with the same words; one that comes to that operation later ends it as it
+// begins. Nobody waits for anybody. The word (kReject) travels among the data too: from each peer
+// what came before its word is dropped, what comes after belongs to the operations that follow. A
+// mismatch in which a Send or Receive takes part is final: it has no number that all ranks know.
+//
+// All other failures are final. Thread rules: the communicator's thread, but for RequestAbort and
 // Wake.
 
 #pragma once
@@ -25,6 +33,7 @@
 #include <atomic>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -55,6 +64,8 @@ class Exchange final : private TransportListener {
   Status Begin(OperationRecord record, Deadline deadline);
   // `status`: how the operation went; a failure is made known to all. Returns the final word.
   Status End(const Status& status);
+  // For algorithms that find the ranks' arguments to differ: as for records that do.
+  Status Mismatch(Status status);
   const OperationRecord& record() const { return record_; }
   Deadline deadline() const { return deadline_; }
 
@@ -110,7 +121,13 @@ class Exchange final : private TransportListener {
   Status TimedOut(const std::function<bool()>& done);
   std::string Culprits() const;
   std::string Where() const;  // "during AllReduce ..." or "while idle after ..."
-  void Note(Status status);   // becomes the failure after the current step, unless one is noted
+  // Becomes the failure after the current step, unless one is noted.
+  void Note(Status status);
+  void NoteMismatch(Status status);  // ends the operation under way instead
+  bool Settle();                     // deals with what is noted; false: the operation is over
+  void Reject(const Status& status);
+  bool OnReject(int from, Bytes body);
+  const Status& Trouble() const { return failure_.ok() ? rejected_ : failure_; }
   Peer& peer(int rank) { return peers_[static_cast<std::size_t>(rank)]; }
   const Peer& peer(int rank) const { return peers_[static_cast<std::size_t>(rank)]; }
 
@@ -134,6 +151,11 @@ class Exchange final : private TransportListener {
   std::string awaited_elsewhere_;  // what Poll waits for
   Status failure_;
   Status noted_;
+  bool noted_mismatch_ = false;
+  Status rejected_;                             // why the operation under way was given up
+  std::uint64_t last_rejected_ = 0;             // collectives are rejected in order
+  std::map<std::uint64_t, Status> rejections_;  // of collectives that this rank has not begun
+  std::uint64_t received_before_ = 0;           // bytes, when the operation began
 
   std::atomic<bool> abort_requested_ = false;
   std::mutex abort_mutex_;

@@ -34,6 +34,9 @@ enum class FrameKind : std::uint8_t {
   kStalled = 3,  // the sender's operation reached its deadline: a sign of life
   kAbort = 4,    // the sender's communicator failed; code and text
   kBye = 5,      // the sender leaves in good order
+  // The sender has given up an operation whose ranks differ: its number, code and text. Keeps its
+  // place among the data, and is told at once besides.
+  kReject = 6,
 };
 
 class NativeCollectives;  // native_collectives.h
@@ -101,6 +104,11 @@ class Transport {
   virtual void Progress(Deadline until) = 0;
   virtual void Wake() = 0;
 
+  // Gives up the operation under way, on this side only: what is posted is forgotten, and what each
+  // peer has sent so far, and still sends before its next kReject, is dropped. Later sends and
+  // receives are as ever. The buffers are free once nothing is owed or unsent, which here may take
+  // a while. False: this transport cannot.
+  virtual bool Abandon() { return false; }
   // Gives up everything posted: afterwards no buffer is read or written any more. Later sends and
   // receives are forbidden; control frames still go out.
   virtual void Forget() = 0;

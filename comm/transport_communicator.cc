@@ -125,9 +125,8 @@ void TransportCommunicator::Run() {
 
 Status TransportCommunicator::RunTask(Task& task) {
   const Deadline deadline = DeadlineAfter(task.timeout);
-  COHORT_RETURN_IF_ERROR(exchange_.Begin(std::move(task.record), deadline));
-  Status status;
-  if (task.after) {
+  Status status = exchange_.Begin(std::move(task.record), deadline);
+  if (status.ok() && task.after) {
     status = exchange_.WaitForStream(*task.after);
   }
   if (status.ok()) {

@@ -133,12 +133,12 @@ Status DirectAllToAll(Exchange& exchange, const std::vector<Bytes>& sends,
   for (int step = 1; step < n; ++step) {
     const int peer = Peer(exchange, step);
     if (announced[at(peer)] != receives[at(peer)].size()) {
-      return InvalidArgument(
+      return exchange.Mismatch(InvalidArgument(
           exchange.record().Numbered() + ": " + exchange.Name(peer) + " sends " +
           std::to_string(announced[at(peer)] / element_bytes) + " elements to " +
           exchange.Name(rank) + ", which expects " +
           std::to_string(receives[at(peer)].size() / element_bytes) +
-          " [send_counts[to] of the one must be receive_counts[from] of the other]");
+          " [send_counts[to] of the one must be receive_counts[from] of the other]"));
     }
   }
   for (int step = 1; step < n; ++step) {

@@ -2,8 +2,10 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <condition_variable>
 #include <deque>
+#include <iterator>
 #include <map>
 #include <mutex>
 #include <thread>
@@ -135,7 +137,8 @@ class LocalTransport final : public Transport {
     Peer& p = peer(from);
     const Posted posted{data, combine};
     ++l.receives;
-    if (p.posted.empty() && !p.unexpected.empty()) {
+    if (p.posted.empty() && !p.unexpected.empty() &&
+        p.unexpected.front().kind == FrameKind::kData) {
       const Frame frame = std::move(p.unexpected.front());
       p.unexpected.pop_front();
       Take(frame, posted);
@@ -157,16 +160,19 @@ class LocalTransport final : public Transport {
       const Frame frame = std::move(arrived_.front());
       arrived_.pop_front();
       if (frame.kind != FrameKind::kData) {
+        if (frame.kind == FrameKind::kReject) {
+          TakeReject(frame);
+        }
         if (!listener_->OnControl(frame.from, frame.kind, frame.body)) {
           return;
         }
         continue;
       }
       Peer& p = peer(frame.from);
-      if (forgotten_) {
+      if (forgotten_ || p.dropping > 0) {
         continue;
       }
-      if (p.posted.empty()) {
+      if (p.posted.empty() || !p.unexpected.empty()) {
         p.unexpected.push_back(frame);
       } else {
         const Posted posted = p.posted.front();
@@ -181,16 +187,31 @@ class LocalTransport final : public Transport {
     for (Peer& p : peers_) {
       p.posted.clear();
       p.unexpected.clear();
-      for (const auto& [number, loan] : p.lent) {
-        Loan::State state = Loan::kOffered;
-        if (!loan->state.compare_exchange_strong(state, Loan::kTakenBack)) {
-          while (loan->state.load(std::memory_order_acquire) == Loan::kReading) {
-            std::this_thread::yield();  // for as long as a segment takes to be read
-          }
-        }
-      }
-      p.lent.clear();
+      TakeBackLoans(p);
     }
+  }
+
+  bool Abandon() override {
+    for (int r = 0; r < hub_->size(); ++r) {
+      Peer& p = peer(r);
+      Lane& l = lane(r);
+      p.posted.clear();
+      TakeBackLoans(p);
+      l.receives_done = l.receives;
+      l.sends_done = l.sends;
+      if (r == rank_) {
+        continue;
+      }
+      const auto reject = std::find_if(p.unexpected.begin(), p.unexpected.end(),
+                                       [](const Frame& f) { return f.kind == FrameKind::kReject; });
+      if (reject == p.unexpected.end()) {
+        p.unexpected.clear();
+        ++p.dropping;
+      } else {
+        p.unexpected.erase(p.unexpected.begin(), std::next(reject));
+      }
+    }
+    return true;
   }
 
   void Close(Deadline /*deadline*/) override {}
@@ -211,10 +232,35 @@ class LocalTransport final : public Transport {
   };
   struct Peer {
     std::deque<Posted> posted;
-    std::deque<Frame> unexpected;  // data that came before its receive
+    std::deque<Frame> unexpected;  // data that came before its receive, rejects in between
     std::deque<std::pair<std::uint64_t, std::shared_ptr<Loan>>> lent;  // by ticket number
+    std::uint64_t forgotten_loans = 0;  // read by the peer, and given back after we gave up
+    int dropping = 0;                   // rejects still to come; the data before them are dropped
   };
   Peer& peer(int rank) { return peers_[static_cast<std::size_t>(rank)]; }
+
+  // After this no peer reads what was lent.
+  static void TakeBackLoans(Peer& p) {
+    for (const auto& [number, loan] : p.lent) {
+      Loan::State state = Loan::kOffered;
+      if (!loan->state.compare_exchange_strong(state, Loan::kTakenBack)) {
+        while (loan->state.load(std::memory_order_acquire) == Loan::kReading) {
+          std::this_thread::yield();  // for as long as a segment takes to be read
+        }
+        ++p.forgotten_loans;
+      }
+    }
+    p.lent.clear();
+  }
+
+  void TakeReject(const Frame& frame) {
+    Peer& p = peer(frame.from);
+    if (p.dropping > 0) {
+      --p.dropping;
+    } else {
+      p.unexpected.push_back(frame);
+    }
+  }
 
   // Brings over what the inbox holds; waits for it until `until`.
   void Collect(Deadline until) {
@@ -239,6 +285,9 @@ class LocalTransport final : public Transport {
   void Returned(int from, std::uint64_t count) {
     Peer& p = peer(from);
     Lane& l = lane(from);
+    const std::uint64_t old = std::min(count, p.forgotten_loans);
+    p.forgotten_loans -= old;
+    count -= old;
     for (; count > 0 && !p.lent.empty(); --count) {
       p.lent.pop_front();
     }

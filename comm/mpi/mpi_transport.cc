@@ -49,8 +49,15 @@ struct Posted {
   CombineWith combine;
 };
 
+// What came before it was asked for.
+struct Kept {
+  bool reject = false;  // no data: what comes after belongs to later operations
+  std::vector<std::byte> body;
+};
+
 struct BodyUnderWay {
   Posted posted;
+  bool wanted = true;
   std::vector<std::byte> scratch;  // where it combines
   MPI_Request request = MPI_REQUEST_NULL;
 };
@@ -64,7 +71,8 @@ struct Peer {
   bool lost = false;
   std::deque<OutMessage> out;
   std::deque<Posted> posted;
-  std::deque<std::vector<std::byte>> kept;
+  std::deque<Kept> kept;
+  int dropping = 0;  // rejects still to come; the data before them are dropped
   std::deque<BodyUnderWay> bodies;
   Mailbox frames;
   Mailbox urgent;
@@ -104,9 +112,13 @@ class MpiTransport final : public Transport {
   Ticket Receive(int from, MutableBytes data, const CombineWith& combine) override;
   void Control(int to, FrameKind kind, Bytes body) override {
     const bool urgent = kind == FrameKind::kAbort || kind == FrameKind::kStalled;
+    if (kind == FrameKind::kReject) {
+      Put(to, kUrgentTag, kind, body, 0);
+    }
     Put(to, urgent ? kUrgentTag : kFrameTag, kind, body, 0);
   }
   void Progress(Deadline until) override;
+  bool Abandon() override;
   void Forget() override;
   void Close(Deadline deadline) override;
   Result<std::unique_ptr<Transport>> Join(const std::string& id, const std::vector<int>& members,
@@ -126,6 +138,7 @@ class MpiTransport final : public Transport {
   bool LookAtFrames(int from);
   bool LookAtBodies(int from);
   bool TakeFrame(int from);
+  bool ReceiveBody(int from, const Posted& posted, std::size_t bytes);
   bool Pause(Deadline until, Deadline since);
   bool Busy() const;
   void Lose(int rank, const Status& why);
@@ -250,8 +263,8 @@ Ticket MpiTransport::Receive(int from, MutableBytes data, const CombineWith& com
   Lane& l = lane(from);
   Peer& p = peer(from);
   ++l.receives;
-  if (p.posted.empty() && p.bodies.empty() && !p.kept.empty()) {
-    const std::vector<std::byte> body = std::move(p.kept.front());
+  if (p.posted.empty() && p.bodies.empty() && !p.kept.empty() && !p.kept.front().reject) {
+    const std::vector<std::byte> body = std::move(p.kept.front().body);
     p.kept.pop_front();
     if (body.size() != data.size()) {
       listener_->OnWrongSize(from, body.size(), data.size());
@@ -317,6 +330,13 @@ bool MpiTransport::TakeFrame(int from) {
     if (!p.bodies.empty()) {
       return false;
     }
+    if (header.kind == FrameKind::kReject) {
+      if (p.dropping > 0) {
+        --p.dropping;
+      } else {
+        p.kept.push_back({.reject = true, .body = {}});
+      }
+    }
     const std::vector<std::byte> copy(body.begin(), body.end());
     stop_ |= !listener_->OnControl(from, header.kind, copy);
     return true;
@@ -324,15 +344,22 @@ bool MpiTransport::TakeFrame(int from) {
   if (forgotten_) {
     return inside;  // a large body stays where it is
   }
+  if (!inside && p.bodies.size() >= kBodiesUnderWay) {
+    return false;
+  }
+  if (p.dropping > 0) {
+    return inside || ReceiveBody(from, {}, header.bytes);
+  }
+  const bool expected = !p.posted.empty() && p.kept.empty();
   if (inside) {
     if (!p.bodies.empty()) {
       return false;
     }
-    if (p.posted.empty()) {
-      p.kept.emplace_back(body.begin(), body.end());
+    if (!expected) {
+      p.kept.push_back({false, {body.begin(), body.end()}});
       return true;
     }
-  } else if (p.posted.empty() || p.bodies.size() >= kBodiesUnderWay) {
+  } else if (!expected) {
     return false;
   }
   const Posted posted = p.posted.front();
@@ -348,16 +375,22 @@ bool MpiTransport::TakeFrame(int from) {
     ++lane(from).receives_done;
     return true;
   }
-  BodyUnderWay& under_way = p.bodies.emplace_back();
+  return ReceiveBody(from, posted, header.bytes);
+}
+
+// Asks for a body: for `posted`, or to be dropped if that is empty.
+bool MpiTransport::ReceiveBody(int from, const Posted& posted, std::size_t bytes) {
+  BodyUnderWay& under_way = peer(from).bodies.emplace_back();
   under_way.posted = posted;
+  under_way.wanted = posted.data.data() != nullptr;
   std::byte* to = posted.data.data();
-  if (posted.combine.reduction != nullptr) {
-    under_way.scratch.resize(posted.data.size());
+  if (!under_way.wanted || posted.combine.reduction != nullptr) {
+    under_way.scratch.resize(bytes);
     to = under_way.scratch.data();
   }
   const std::lock_guard lock(runtime_->mutex());
-  const int code = MPI_Irecv(to, static_cast<int>(posted.data.size()), MPI_BYTE, from, kBodyTag,
-                             comm_, &under_way.request);
+  const int code =
+      MPI_Irecv(to, static_cast<int>(bytes), MPI_BYTE, from, kBodyTag, comm_, &under_way.request);
   if (code != MPI_SUCCESS) {
     Lose(from, MpiRuntime::Check(code, "MPI_Irecv"));
   }
@@ -375,12 +408,14 @@ bool MpiTransport::LookAtBodies(int from) {
         break;
       }
     }
-    if (body.posted.combine.reduction != nullptr) {
+    if (body.wanted && body.posted.combine.reduction != nullptr) {
       Deliver(body.posted.data.data(), body.scratch, body.posted.combine,
               body.posted.combine.local);
     }
-    CountReceived(body.posted.data.size());
-    ++lane(from).receives_done;
+    if (!body.posted.data.empty()) {
+      CountReceived(body.posted.data.size());
+      ++lane(from).receives_done;
+    }
     p.bodies.pop_front();
     moved = true;
   }
@@ -464,6 +499,28 @@ void MpiTransport::Lose(int rank, const Status& why) {
 }
 
 // --- the end
+
+// What MPI has been given it keeps until it is done: bodies on their way are waited for, those
+// still to come go nowhere.
+bool MpiTransport::Abandon() {
+  for (int r = 0; r < size(); ++r) {
+    Peer& p = peer(r);
+    lane(r).receives -= p.posted.size();
+    p.posted.clear();
+    for (BodyUnderWay& body : p.bodies) {
+      body.wanted = false;
+    }
+    const auto reject =
+        std::find_if(p.kept.begin(), p.kept.end(), [](const Kept& kept) { return kept.reject; });
+    if (reject != p.kept.end()) {
+      p.kept.erase(p.kept.begin(), std::next(reject));
+    } else {
+      p.kept.clear();
+      ++p.dropping;
+    }
+  }
+  return true;
+}
 
 void MpiTransport::Forget() {
   forgotten_ = true;

@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <cstring>
 #include <deque>
+#include <iterator>
 #include <utility>
 
 #include "tcp/rendezvous.h"
@@ -54,6 +55,12 @@ struct Posted {
   CombineWith combine;
 };
 
+// What came before it was asked for.
+struct Kept {
+  bool reject = false;  // no data: what comes after belongs to later operations
+  std::vector<std::byte> body;
+};
+
 // Where the body of the frame that is arriving goes.
 enum class Target { kHeader, kPosted, kKept, kControl, kDiscard, kStalled };
 
@@ -66,7 +73,8 @@ struct Stream {
   std::deque<OutFrame> out;
 
   std::deque<Posted> posted;
-  std::deque<std::vector<std::byte>> kept;
+  std::deque<Kept> kept;
+  int dropping = 0;  // rejects still to come; the data before them are dropped
 
   std::vector<std::byte> staging = std::vector<std::byte>(kStagingBytes);
   std::size_t staged_from = 0;
@@ -123,8 +131,8 @@ class TcpTransport final : public Transport {
     Lane& l = lane(from);
     Stream& p = data_stream(from);
     ++l.receives;
-    if (p.posted.empty() && !p.kept.empty()) {
-      const std::vector<std::byte> body = std::move(p.kept.front());
+    if (p.posted.empty() && !p.kept.empty() && !p.kept.front().reject) {
+      const std::vector<std::byte> body = std::move(p.kept.front().body);
       p.kept.pop_front();
       if (body.size() != data.size()) {
         listener_->OnWrongSize(from, body.size(), data.size());
@@ -142,9 +150,9 @@ class TcpTransport final : public Transport {
     return {from, false, l.receives};
   }
 
-  // Opens and goodbyes keep their place among the data; aborts and signs of life overtake it.
+  // Opens, rejects and goodbyes keep their place among the data; all but opens overtake it.
   void Control(int to, FrameKind kind, Bytes body) override {
-    if (kind == FrameKind::kOpen || kind == FrameKind::kBye) {
+    if (kind == FrameKind::kOpen || kind == FrameKind::kBye || kind == FrameKind::kReject) {
       PutControl(Data(to), kind, body);
     }
     if (kind != FrameKind::kOpen) {
@@ -153,6 +161,7 @@ class TcpTransport final : public Transport {
   }
 
   void Progress(Deadline until) override;
+  bool Abandon() override;
   void Forget() override;
   void Close(Deadline deadline) override;
   Result<std::string> Offer() override;
@@ -365,7 +374,9 @@ void TcpTransport::StartBody(int s) {
   if (control) {
     p.target = Target::kControl;
     p.body.resize(bytes);
-  } else if (!p.posted.empty()) {
+  } else if (p.dropping > 0) {
+    p.target = Target::kDiscard;
+  } else if (!p.posted.empty() && p.kept.empty()) {
     if (p.posted.front().data.size() != bytes) {
       stop_ = true;
       p.target = Target::kDiscard;
@@ -437,13 +448,20 @@ void TcpTransport::FinishBody(int s) {
     p.posted.pop_front();
     ++lane(PeerOf(s)).receives_done;
   } else if (target == Target::kKept) {
-    p.kept.push_back(std::move(p.body));
+    p.kept.push_back({false, std::move(p.body)});
     p.body.clear();
   } else if (target == Target::kControl) {
     const FrameKind kind = p.header.kind;
     const std::vector<std::byte> body = std::exchange(p.body, {});
     if (kind == FrameKind::kAbort || kind == FrameKind::kBye) {
       farewell_[static_cast<std::size_t>(PeerOf(s))] = true;
+    }
+    if (kind == FrameKind::kReject && !IsControl(s)) {
+      if (p.dropping > 0) {
+        --p.dropping;
+      } else {
+        p.kept.push_back({.reject = true, .body = {}});
+      }
     }
     // The goodbye that counts is the one behind the data.
     if (kind != FrameKind::kBye || !IsControl(s)) {
@@ -544,6 +562,45 @@ void TcpTransport::Poll(int timeout_ms) {
 }
 
 // --- the end
+
+// A frame that has begun goes on, from a copy and into nothing: the streams stay whole.
+bool TcpTransport::Abandon() {
+  for (int s = 0; s < count(); ++s) {
+    if (IsControl(s)) {
+      continue;
+    }
+    Stream& p = stream(s);
+    Lane& l = lane(PeerOf(s));
+    l.receives_done = l.receives;
+    l.sends_done = l.sends;
+    p.posted.clear();
+    if (p.target == Target::kPosted) {
+      p.target = Target::kDiscard;
+      CountReceived(p.body_got);
+    }
+    const auto reject =
+        std::find_if(p.kept.begin(), p.kept.end(), [](const Kept& kept) { return kept.reject; });
+    if (reject != p.kept.end()) {
+      p.kept.erase(p.kept.begin(), std::next(reject));
+    } else {
+      p.kept.clear();
+      ++p.dropping;
+      if (p.target == Target::kKept || p.target == Target::kStalled) {
+        p.target = Target::kDiscard;
+      }
+    }
+    std::erase_if(p.out,
+                  [](const OutFrame& frame) { return frame.ticket != 0 && frame.sent == 0; });
+    for (OutFrame& frame : p.out) {
+      if (frame.ticket != 0) {
+        frame.owned.assign(frame.body.begin(), frame.body.end());
+        frame.body = frame.owned;
+        frame.ticket = 0;
+      }
+    }
+  }
+  return true;
+}
 
 void TcpTransport::Forget() {
   forgotten_ = true;

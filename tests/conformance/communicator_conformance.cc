@@ -545,6 +545,110 @@ TEST_P(CommunicatorFailureConformance, DifferentTypesNamesReductionsOrRootsNameB
   });
 }
 
+// What follows a mismatch works as if it had not been: for small operations and for those whose
+// data are under way when it is found, in every algorithm, by whichever rank, many times over.
+TEST_P(CommunicatorFailureConformance, AfterAMismatchTheCommunicatorGoesOn) {
+  const std::vector<std::pair<std::string, std::int64_t>> cases = {
+      {"ring", 100},       {"direct", 100},       {"recursive_doubling", 100},
+      {"ring", 1'000'000}, {"direct", 1'000'000}, {"recursive_doubling", 200'000},
+      {"auto", 1}};
+  Run([&](Communicator& comm) -> Status {
+    for (int round = 0; round < 3 * comm.size(); ++round) {
+      const auto& [algorithm, most] = cases[static_cast<std::size_t>(round) % cases.size()];
+      const std::int64_t count = GetParam().segment_bytes > 0 ? most % 999'999 : most;
+      const bool other = comm.rank() == round % comm.size();
+      std::vector<float> values(static_cast<std::size_t>(count + (other ? 1 : 0)), 1.0F);
+      const Status status = WaitFor(
+          comm.AllReduce(std::span(values), ReduceOp::kSum, {.name = "w", .algorithm = algorithm}));
+      COHORT_RETURN_IF_ERROR(
+          Check(status.code() == StatusCode::kInvalidArgument, status.ToString()));
+      for (const std::string& part :
+           {"float32[" + std::to_string(count) + "]", "float32[" + std::to_string(count + 1) + "]",
+            std::string("the communicator goes on")}) {
+        COHORT_RETURN_IF_ERROR(
+            Check(status.message().find(part) != std::string::npos, status.message()));
+      }
+      if (status.message().find("nothing of others was taken in") != std::string::npos) {
+        EXPECT_THAT(values, ::testing::Each(1.0F));
+      }
+      COHORT_RETURN_IF_ERROR(Check(comm.status().ok(), "the communicator is well"));
+      COHORT_RETURN_IF_ERROR(
+          CheckAllReduce(comm, DType::kFloat32, ReduceOp::kSum, count, algorithm));
+    }
+    return {};
+  });
+}
+
+// Operations queued behind one another: those that agree succeed, the others fail everywhere.
+TEST_P(CommunicatorFailureConformance, OnlyTheOperationsThatDifferFail) {
+  Run([&](Communicator& comm) -> Status {
+    constexpr int kOperations = 30;
+    const int n = comm.size();
+    std::vector<std::vector<std::int64_t>> buffers;
+    std::vector<std::unique_ptr<Work>> works;
+    const auto differs = [](int i) { return i % 3 == 1 || i % 7 == 0; };
+    for (int i = 0; i < kOperations; ++i) {
+      const bool other = differs(i) && comm.rank() == (i * 5) % n;
+      std::vector<std::int64_t>& buffer =
+          buffers.emplace_back(static_cast<std::size_t>(1 + i * 997), comm.rank() + i);
+      Result<std::unique_ptr<Work>> work =
+          other && i % 2 == 0
+              ? comm.Broadcast(std::span(buffer), 0)
+              : comm.AllReduce(std::span(buffer), ReduceOp::kSum, {.name = other ? "b" : "a"});
+      COHORT_RETURN_IF_ERROR(work.status());
+      works.push_back(std::move(work).value());
+    }
+    for (int i = 0; i < kOperations; ++i) {
+      const auto at = static_cast<std::size_t>(i);
+      const Status status = works[at]->Wait();
+      COHORT_RETURN_IF_ERROR(
+          Check(status.code() == (differs(i) ? StatusCode::kInvalidArgument : StatusCode::kOk),
+                std::to_string(i) + ": " + status.ToString()));
+      for (const std::int64_t value : buffers[at]) {
+        COHORT_RETURN_IF_ERROR(
+            Check(differs(i) || value == n * (n - 1) / 2 + n * i, "operation in flight"));
+      }
+    }
+    return WaitFor(comm.Barrier());
+  });
+}
+
+// A rank that comes late to an operation that the others have given up gets what was sent to it
+// before, and goes on with them.
+TEST_P(CommunicatorFailureConformance, ALateRankHearsOfTheMismatch) {
+  Run([&](Communicator& comm) -> Status {
+    const int last = comm.size() - 1;
+    std::vector<std::int32_t> sent = Numbers(3, 20'000);
+    std::vector<float> values(50'000);
+    if (comm.rank() == last) {
+      std::vector<std::int32_t> got(sent.size());
+      if (comm.size() > 2) {  // rank 0 has entered the collective when this comes
+        std::vector<std::int32_t> word(1);
+        COHORT_RETURN_IF_ERROR(WaitFor(comm.Receive(std::span(word), 0)));
+      }
+      COHORT_RETURN_IF_ERROR(WaitFor(comm.Receive(std::span(got), 0, {.name = "before"})));
+      COHORT_RETURN_IF_ERROR(Check(got == sent, "what was sent before"));
+    } else if (comm.rank() == 0) {
+      if (comm.size() > 2) {
+        std::vector<std::int32_t> word(1);
+        COHORT_RETURN_IF_ERROR(WaitFor(comm.Send(std::span(word), last)));
+      }
+      COHORT_RETURN_IF_ERROR(WaitFor(comm.Send(std::span(sent), last, {.name = "before"})));
+    }
+    const Status status = WaitFor(
+        comm.AllReduce(std::span(values), comm.rank() == 0 ? ReduceOp::kMax : ReduceOp::kMin));
+    COHORT_RETURN_IF_ERROR(Check(status.code() == StatusCode::kInvalidArgument, status.ToString()));
+    if (comm.rank() == 0) {
+      COHORT_RETURN_IF_ERROR(WaitFor(comm.Send(std::span(sent), last, {.name = "after"})));
+    } else if (comm.rank() == last) {
+      std::vector<std::int32_t> got(sent.size());
+      COHORT_RETURN_IF_ERROR(WaitFor(comm.Receive(std::span(got), 0, {.name = "after"})));
+      COHORT_RETURN_IF_ERROR(Check(got == sent, "what was sent after"));
+    }
+    return CheckAllReduce(comm, DType::kFloat32, ReduceOp::kSum, 70'000, "auto");
+  });
+}
+
 TEST_P(CommunicatorFailureConformance, AllToAllVCountsThatDisagreeNameBothSides) {
   RunAndExpect(
       options(), StatusCode::kInvalidArgument,
@@ -556,7 +660,10 @@ TEST_P(CommunicatorFailureConformance, AllToAllVCountsThatDisagreeNameBothSides)
         sends[0] = comm.rank() == 1 ? 4 : 3;
         std::vector<float> input(3 * n + (comm.rank() == 1 ? 1 : 0));
         std::vector<float> output(3 * n);
-        return WaitFor(comm.AllToAllV(std::span(input), sends, std::span(output), receives));
+        const Status status =
+            WaitFor(comm.AllToAllV(std::span(input), sends, std::span(output), receives));
+        COHORT_RETURN_IF_ERROR(CheckAllReduce(comm, DType::kFloat32, ReduceOp::kSum, 1000, "auto"));
+        return status;
       });
 }
 
