@@ -67,6 +67,7 @@ class Exchange final : private TransportListener {
   // For algorithms that find the ranks' arguments to differ: as for records that do.
   Status Mismatch(Status status);
   const OperationRecord& record() const { return record_; }
+  Deadline started() const { return started_; }
   Deadline deadline() const { return deadline_; }
 
   // `data` stays put until the ticket is done, or the operation ended.

@@ -1,5 +1,6 @@
 #include "transport_communicator.h"
 
+#include <cohort/core/file_system.h>
 #include <cohort/core/thread_pool.h>
 
 #include <algorithm>
@@ -62,6 +63,7 @@ struct TransportCommunicator::Task {
   std::shared_ptr<Event> after;  // owners: the stream that recorded it and this task
   Body body;
   std::shared_ptr<Completion> completion;
+  std::uint64_t flight = 0;  // its index in the flight record
 };
 
 TransportCommunicator::TransportCommunicator(TransportCommunicatorParts parts,
@@ -125,20 +127,76 @@ void TransportCommunicator::Run() {
 
 Status TransportCommunicator::RunTask(Task& task) {
   const Deadline deadline = DeadlineAfter(task.timeout);
+  const bool well = exchange_.failure().ok();
   Status status = exchange_.Begin(std::move(task.record), deadline);
+  if (well) {
+    flight_.Started(task.flight, exchange_.record(), exchange_.started());
+  }
   if (status.ok() && task.after) {
     status = exchange_.WaitForStream(*task.after);
   }
   if (status.ok()) {
     status = task.body(exchange_);
   }
-  return exchange_.End(status);
+  status = exchange_.End(status);
+  flight_.Ended(task.flight, status.ok(), std::chrono::steady_clock::now());
+  if (!status.ok() && exchange_.failure().ok()) {  // given up; a failure has been dumped
+    DumpAfter(status);
+  }
+  return status;
 }
 
 void TransportCommunicator::FailWith(const Status& status) {
-  const std::lock_guard lock(mutex_);
-  if (failure_.ok()) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!failure_.ok()) {
+      return;
+    }
     failure_ = status;
+  }
+  DumpAfter(status);
+}
+
+OperationProgress TransportCommunicator::progress() const {
+  const std::optional<FlightEntry> last = flight_.Last();
+  if (!last) {
+    return {.generation = options_.generation};
+  }
+  return {options_.generation, last->record.sequence, last->record.Brief(), last->started,
+          last->state == FlightState::kStarted};
+}
+
+Result<std::string> TransportCommunicator::DumpFlightRecord(std::string_view reason) const {
+  if (options_.flight_folder.empty()) {
+    return FailedPrecondition(
+        "this communicator has no folder for flight records [set CommunicatorOptions, or "
+        "StrategyOptions, flight_folder]");
+  }
+  const FlightHeader header = {
+      options_.name, peer_name(rank_),    std::string(backend()), rank_,
+      size_,         options_.generation, std::string(reason),    status()};
+  FileSystem& files = FileSystem::Local();
+  COHORT_RETURN_IF_ERROR(files.CreateDirectories(options_.flight_folder));
+  const std::string path = options_.flight_folder + "/" + FlightFileName(header);
+  const std::string draft =  // of this thread's own
+      path + "." + std::to_string(std::hash<std::thread::id>()(std::this_thread::get_id()));
+  COHORT_ASSIGN_OR_RETURN(const auto file, files.OpenForWrite(draft));
+  COHORT_RETURN_IF_ERROR(file->Append(AsBytes(FlightDump(header, flight_))));
+  COHORT_RETURN_IF_ERROR(file->Close());
+  COHORT_RETURN_IF_ERROR(files.Rename(draft, path));
+  return path;
+}
+
+void TransportCommunicator::DumpAfter(const Status& failure) const {
+  if (options_.flight_folder.empty()) {
+    return;
+  }
+  const Result<std::string> path = DumpFlightRecord(failure.message());
+  if (path.ok()) {
+    options_.log.Info("flight record: " + path.value() +
+                      " [cohort trace merges those of all ranks]");
+  } else {
+    options_.log.Warning("no flight record: " + path.status().ToString());
   }
 }
 
@@ -153,15 +211,20 @@ Communicator::Pending TransportCommunicator::Enqueue(OperationRecord record, std
   record.algorithm = static_cast<std::uint8_t>(algorithm);
   record.name = options.name;
   auto completion = std::make_shared<Completion>(record.Brief());
-  Task task{std::move(record), options.timeout.count() > 0 ? options.timeout : options_.timeout,
-            options.stream != nullptr ? options.stream->Record() : nullptr, body(algorithm),
-            completion};
+  Task task{std::move(record),
+            options.timeout.count() > 0 ? options.timeout : options_.timeout,
+            options.stream != nullptr ? options.stream->Record() : nullptr,
+            body(algorithm),
+            completion,
+            0};
+  const Deadline now = std::chrono::steady_clock::now();
   {
     const std::lock_guard lock(mutex_);
     if (!failure_.ok()) {
       return failure_;
     }
     ++operations_;
+    task.flight = flight_.Queued(task.record, now);
     queue_.push_back(std::move(task));
   }
   exchange_.Wake();
@@ -433,6 +496,7 @@ Status TransportCommunicator::RunSplit(Exchange& exchange, int color, int key,
     return {};
   }
   CommunicatorOptions options = options_;
+  options.name += "/" + id;
   if (options_.peer_name) {
     options.peer_name = [members, name = options_.peer_name](int r) {
       return name(members[static_cast<std::size_t>(r)]);

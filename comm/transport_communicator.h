@@ -16,6 +16,7 @@
 
 #include "algorithms/choose.h"
 #include "exchange.h"
+#include "flight_recorder.h"
 #include "native_collectives.h"
 
 namespace cohort {
@@ -39,6 +40,8 @@ class TransportCommunicator final : public Communicator {
   std::string peer_name(int rank) const override;
   CommunicatorStats stats() const override;
   Status status() const override;
+  OperationProgress progress() const override;
+  Result<std::string> DumpFlightRecord(std::string_view reason) const override;
 
   Pending AllReduce(Buffer buffer, ReduceOp op, const CollectiveOptions& options) override;
   Pending ReduceScatter(Buffer input, Buffer output, ReduceOp op,
@@ -73,6 +76,7 @@ class TransportCommunicator final : public Communicator {
   void Run();
   Status RunTask(Task& task);
   void FailWith(const Status& status);
+  void DumpAfter(const Status& failure) const;
 
   const int rank_;
   const int size_;
@@ -80,6 +84,8 @@ class TransportCommunicator final : public Communicator {
   const CommunicatorOptions options_;
   const std::unique_ptr<NativeCollectives> native_;  // nullptr: none
   Exchange exchange_;  // used by thread_ only, but for what its header allows
+
+  FlightRecorder flight_;
 
   mutable std::mutex mutex_;
   std::deque<Task> queue_;        // guarded by mutex_

@@ -12,6 +12,7 @@ int DataStatCommand(int argc, char** argv);        // data/commands/stat.cc
 int BenchInputCommand(int argc, char** argv);      // data/commands/bench_input.cc
 int LaunchCommand(int argc, char** argv);          // strategies/commands/launch.cc
 int BenchAllReduceCommand(int argc, char** argv);  // comm/commands/bench_allreduce.cc
+int TraceCommand(int argc, char** argv);           // comm/commands/trace.cc
 int BenchTrainCommand(int argc, char** argv);      // src/nn/commands/bench_train.cc
 
 }  // namespace cohort

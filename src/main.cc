@@ -24,6 +24,8 @@ constexpr Entry kCommands[] = {
     {"launch", "start a program as a cluster of processes on this machine", cohort::LaunchCommand},
     {"bench allreduce", "collectives: bandwidth and correctness, beside memcpy and MPI_Allreduce",
      cohort::BenchAllReduceCommand},
+    {"trace", "merge the ranks' flight records: who is behind, in which operation",
+     cohort::TraceCommand},
     {"bench train", "training steps per second, beside LibTorch and the FMA peak",
      cohort::BenchTrainCommand},
 };

@@ -550,12 +550,12 @@ TEST_P(CommunicatorFailureConformance, DifferentTypesNamesReductionsOrRootsNameB
 TEST_P(CommunicatorFailureConformance, AfterAMismatchTheCommunicatorGoesOn) {
   const std::vector<std::pair<std::string, std::int64_t>> cases = {
       {"ring", 100},       {"direct", 100},       {"recursive_doubling", 100},
-      {"ring", 1'000'000}, {"direct", 1'000'000}, {"recursive_doubling", 200'000},
+      {"ring", 300'000}, {"direct", 300'000}, {"recursive_doubling", 200'000},
       {"auto", 1}};
   Run([&](Communicator& comm) -> Status {
-    for (int round = 0; round < 3 * comm.size(); ++round) {
+    for (int round = 0; round < 9; ++round) {
       const auto& [algorithm, most] = cases[static_cast<std::size_t>(round) % cases.size()];
-      const std::int64_t count = GetParam().segment_bytes > 0 ? most % 999'999 : most;
+      const std::int64_t count = GetParam().segment_bytes > 0 ? most % 299'999 : most;
       const bool other = comm.rank() == round % comm.size();
       std::vector<float> values(static_cast<std::size_t>(count + (other ? 1 : 0)), 1.0F);
       const Status status = WaitFor(

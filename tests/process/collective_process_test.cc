@@ -3,6 +3,11 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
+#include <cohort/core/status.h>
+
+#include <fstream>
+#include <iterator>
+
 #include "testing/process_cluster.h"
 #include "testing/temp_dir.h"
 
@@ -14,14 +19,31 @@ using std::chrono::seconds;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 
+std::string Contents(const std::string& path) {
+  std::ifstream file(path);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
 constexpr int kForever = 1'000'000'000;
 
 class CollectiveProcesses : public ::testing::Test {
  protected:
-  void Start(int rank, int size, int timeout_ms, int connect_ms, int steps) {
-    cluster_.Start(Name(rank), {COHORT_BIN_DIR "/../tests/collective_task", std::to_string(rank),
-                                std::to_string(size), folder_.path(), std::to_string(timeout_ms),
-                                std::to_string(connect_ms), std::to_string(steps)});
+  void Start(int rank, int size, int timeout_ms, int connect_ms, int steps, int stop_after = 0) {
+    cluster_.Start(Name(rank),
+                   {COHORT_BIN_DIR "/../tests/collective_task", std::to_string(rank),
+                    std::to_string(size), folder_.path(), std::to_string(timeout_ms),
+                    std::to_string(connect_ms), std::to_string(steps), std::to_string(stop_after)});
+  }
+  std::string Record(int rank) {
+    return folder_.path() + "/flight/collectives.g1.rank" + std::to_string(rank) + ".jsonl";
+  }
+  // `cohort trace`: its output, errors too.
+  std::string Trace(std::vector<std::string> arguments, int code = 0) {
+    const std::string name = "trace " + std::to_string(++traces_);
+    arguments.insert(arguments.begin(), {COHORT_BIN_DIR "/cohort", "trace"});
+    cluster_.Start(name, arguments);
+    EXPECT_EQ(cluster_.Wait(name, seconds(10)), code) << cluster_.Logs();
+    return cluster_.Stdout(name) + cluster_.Stderr(name);
   }
   static std::string Name(int rank) { return "worker:" + std::to_string(rank); }
   void ExpectFailure(int rank, seconds limit, const std::string& part, const std::string& other) {
@@ -29,6 +51,7 @@ class CollectiveProcesses : public ::testing::Test {
     EXPECT_THAT(cluster_.Stderr(Name(rank)), AllOf(HasSubstr(part), HasSubstr(other)));
   }
 
+  int traces_ = 0;
   TempDir folder_;
   ProcessCluster cluster_;
 };
@@ -68,6 +91,57 @@ TEST_F(CollectiveProcesses, AStoppedPeerIsNamedAtTheDeadline) {
   }
   // 1.5 times the timeout, and what the last step and leaving take.
   EXPECT_LT(std::chrono::steady_clock::now() - stopped, milliseconds(3000 + 2000));
+}
+
+TEST_F(CollectiveProcesses, MergedFlightRecordsNameTheRankThatIsBehind) {
+  for (int rank = 0; rank < 3; ++rank) {
+    Start(rank, 3, 1500, 20000, kForever, rank == 1 ? 5 : 0);
+  }
+  for (const int rank : {0, 2}) {
+    ExpectFailure(rank, seconds(20), "AllReduce 'gradients' float32[500000] #6",
+                  "rank 1 (worker:1) gives no sign of life");
+  }
+  EXPECT_THAT(Trace({Record(0), Record(2)}),
+              AllOf(HasSubstr("collectives, generation 1: 3 ranks, 2 records"),
+                    HasSubstr("behind, or gone: rank 1 wrote no record"),
+                    HasSubstr("rank 0 (worker:0), rank 2 (worker:2) are in AllReduce 'gradients' "
+                              "float32[500000] #6")));
+  // It wakes up, hears what became of the job, and writes its own.
+  ASSERT_TRUE(cluster_.Signal(Name(1), SIGCONT));
+  ExpectFailure(1, seconds(20), "rank 1 (worker:1) gives no sign of life", "#6");
+  const std::string chrome = folder_.path() + "/trace.json";
+  EXPECT_THAT(Trace({Record(0), Record(1), Record(2), "--chrome", chrome}),
+              AllOf(HasSubstr("3 ranks, 3 records"),
+                    HasSubstr("behind: rank 1 (worker:1) last entered AllReduce 'gradients' "
+                              "float32[500000] #5 (done, "),
+                    HasSubstr("wrote " + chrome)));
+  EXPECT_THAT(Contents(chrome),
+              AllOf(HasSubstr("{\"displayTimeUnit\":\"ms\",\"traceEvents\":[{"),
+                    HasSubstr("\"cat\":\"AllReduce\""), HasSubstr("\"ph\":\"X\"")));
+}
+
+TEST_F(CollectiveProcesses, AFlightRecordOnRequest) {
+  for (int rank = 0; rank < 2; ++rank) {
+    Start(rank, 2, 20000, 20000, kForever);
+  }
+  ASSERT_TRUE(cluster_.WaitForOutput(Name(0), "step 3\n", seconds(30))) << cluster_.Logs();
+  ASSERT_TRUE(cluster_.Signal(Name(0), SIGUSR1));
+  ASSERT_TRUE(cluster_.WaitForOutput(Name(0), "dumped " + Record(0), seconds(30)))
+      << cluster_.Logs();
+  EXPECT_THAT(Trace({Record(0)}), AllOf(HasSubstr("rank 1 wrote no record"),
+                                        HasSubstr("rank 0 (worker:0) is in AllReduce")));
+
+  const std::string record = Contents(Record(0));
+  const std::string cut = folder_.path() + "/cut";
+  std::ofstream(cut) << record.substr(0, record.size() - 20);
+  EXPECT_THAT(Trace({cut}, ExitCode(DataLoss(""))), HasSubstr(cut + " was cut: "));
+  const std::string foreign = folder_.path() + "/foreign";
+  std::ofstream(foreign) << "{\"step\": 1}\n";
+  EXPECT_THAT(Trace({foreign}, ExitCode(InvalidArgument(""))),
+              HasSubstr(foreign + " is no flight record: its first line is no header"));
+  EXPECT_THAT(Trace({Record(0), Record(0)}, ExitCode(InvalidArgument(""))),
+              HasSubstr("are both of rank 0"));
+  EXPECT_THAT(Trace({folder_.path() + "/none"}, ExitCode(NotFound(""))), HasSubstr("/none"));
 }
 
 TEST_F(CollectiveProcesses, AnAbsentPeerIsNamedAtTheDeadline) {

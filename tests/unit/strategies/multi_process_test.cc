@@ -62,6 +62,10 @@ class Watched final : public Communicator {
   std::string peer_name(int rank) const override { return inner_->peer_name(rank); }
   Status status() const override { return inner_->status(); }
   CommunicatorStats stats() const override { return inner_->stats(); }
+  OperationProgress progress() const override { return inner_->progress(); }
+  Result<std::string> DumpFlightRecord(std::string_view reason) const override {
+    return inner_->DumpFlightRecord(reason);
+  }
 
   Pending AllReduce(Buffer buffer, ReduceOp op, const CollectiveOptions& options) override {
     watch_.all_reduces.push_back(options.name);

@@ -3,9 +3,10 @@
 // Every rank of the group calls the same operations in the same order. Each operation carries a
 // sequence number, the communicator's generation and a fingerprint (operation, element type, count,
 // reduction, root, name); where ranks disagree, every rank gets InvalidArgument that names both
-// sides. Any failure fails the communicator: pending and later operations return Aborted or the
-// first error, on this rank at once and on the others when they next hear of it. A new one is made
-// with a higher generation; the processes go on.
+// sides for that operation, and the next one on which all agree succeeds. Any other failure (and a
+// mismatch in which Send or Receive takes part) fails the communicator: pending and later
+// operations return that first error, on this rank at once and on the others when they next hear of
+// it. A new one is made with a higher generation; the processes go on.
 //
 // Operations are asynchronous: the call checks its arguments and returns a Work. Buffers belong to
 // the operation from the call until the Work is done. Operations of one communicator run one after
@@ -85,6 +86,15 @@ struct CommunicatorStats {
   std::uint64_t bytes_received = 0;
 };
 
+// Where a rank is: the operation that it began last.
+struct OperationProgress {
+  std::uint64_t generation = 0;
+  std::uint64_t sequence = 0;  // 0: none yet
+  std::string operation;       // "AllReduce 'bucket 1' float32[1000]"
+  Deadline since;              // when it began
+  bool under_way = false;
+};
+
 class Communicator {
  public:
   virtual ~Communicator() = default;  // waits for operations under way, at most their deadlines
@@ -97,6 +107,12 @@ class Communicator {
   virtual CommunicatorStats stats() const = 0;
   // OK, or the failure that ended this communicator; it may come from a peer, between operations.
   virtual Status status() const = 0;
+  // From any thread, also while operations are under way.
+  virtual OperationProgress progress() const = 0;
+  // Writes what the last 1,000 operations were and how far they came (see flight_recorder.h) to
+  // options.flight_folder, as happens by itself when an operation fails; returns the file's path.
+  // From any thread. FailedPrecondition without a folder.
+  virtual Result<std::string> DumpFlightRecord(std::string_view reason) const = 0;
 
   using Pending = Result<std::unique_ptr<Work>>;
 
@@ -138,7 +154,9 @@ struct CommunicatorOptions {
   std::chrono::milliseconds slow_peer_warning{
       10'000};  // logged when an operation waits longer for a peer
   std::uint64_t generation = 1;
-  std::int64_t segment_bytes = 0;  // 0: chosen by the backend. Tests force small ones
+  std::string name = "collectives";  // of the group, in the names of dumps
+  std::string flight_folder;         // where flight records go; empty: nowhere
+  std::int64_t segment_bytes = 0;    // 0: chosen by the backend. Tests force small ones
   std::function<std::string(int rank)> peer_name;  // default "rank N"
   Log log;
 };
