@@ -1,11 +1,10 @@
 // Trains an image classifier under any strategy, and says how well it did.
 //
-//   image_classifier --data DIR --model cnn --epochs 5                                    one
-//   process image_classifier --data DIR --strategy mirrored --devices 2 two replicas in it mpirun
-//   -n 2 image_classifier --data DIR --strategy multi_worker_mirrored              two processes
-//   cohort launch -n 2 -- image_classifier --data DIR --strategy multi_worker_mirrored    the same
-//   without MPI cohort launch -n 2 --ps 2 --chief -- image_classifier --data DIR --strategy
-//   parameter_server
+// One process:                   image_classifier --data DIR --model cnn --epochs 5
+// Two replicas in it:            image_classifier --data DIR --strategy mirrored --devices 2
+// Two processes under MPI:       mpirun -n 2 image_classifier --data DIR
+// Two processes without MPI:     cohort launch -n 2 -- image_classifier --data DIR
+// Workers and servers:           cohort launch -n 2 --ps 2 --chief -- image_classifier --data DIR
 //
 // DIR holds MNIST's four files, or any data set in its format. Without --data the program draws
 // digits itself.
@@ -262,7 +261,9 @@ Status Run(const Flags& f) {
     return Train(f, *strategy, images);
   };
   Status status = work();
-  if (!status.ok()) {
+  if (status.code() == cohort::StatusCode::kCancelled) {
+    (void)strategy->Shutdown();  // all stopped after the same step: the others leave too
+  } else if (!status.ok()) {
     strategy->ReportError(status);  // the others end with this reason too
   }
   return status;

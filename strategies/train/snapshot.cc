@@ -17,12 +17,15 @@ struct Outcome {
   std::int64_t epoch = 0;
   std::int64_t batch = 0;
   std::uint64_t dataset_fingerprint = 0;
-  std::array<char, 960> text = {};
+  std::array<char, 960> text = {};  // of the error, or where the checkpoint is
 
   void Set(const Status& status) {
     code = static_cast<std::int32_t>(status.code());
-    const std::size_t n = std::min(status.message().size(), text.size() - 1);
-    std::memcpy(text.data(), status.message().data(), n);
+    SetText(status.message());
+  }
+  void SetText(const std::string& what) {
+    const std::size_t n = std::min(what.size(), text.size() - 1);
+    std::memcpy(text.data(), what.data(), n);
     text[n] = '\0';
   }
   Status status() const {
@@ -105,10 +108,19 @@ Status SaveSnapshot(Strategy& strategy, ParameterSet& parameters, const io::Chec
                                           SlotEntries<io::CheckpointSource>(strategy, parameters)));
       return {};
     };
-    outcome.Set(write());
+    const Status written = write();
+    outcome.Set(written);
+    if (written.ok()) {
+      outcome.SetText(*path);
+    }
   }
   COHORT_RETURN_IF_ERROR(ShareOutcome(strategy, outcome));
-  return outcome.status().Annotate(fmt::format("checkpoint of step {}", state.step));
+  COHORT_RETURN_IF_ERROR(
+      outcome.status().Annotate(fmt::format("checkpoint of step {}", state.step)));
+  if (!strategy.is_chief()) {
+    *path = outcome.text.data();
+  }
+  return {};
 }
 
 Result<io::CheckpointState> LoadSnapshot(Strategy& strategy, ParameterSet& parameters,

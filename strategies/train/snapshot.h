@@ -13,7 +13,7 @@
 namespace cohort {
 
 // Every process calls; the chief writes, and all return its outcome. `path` becomes what was
-// written, on the chief.
+// written (its first 959 bytes, on the others).
 Status SaveSnapshot(Strategy& strategy, ParameterSet& parameters, const io::CheckpointStore& store,
                     const io::CheckpointState& state, std::string* path);
 

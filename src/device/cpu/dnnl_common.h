@@ -13,6 +13,7 @@
 
 #include "cpu/dnnl_plans.h"
 #include "cpu/parallel.h"
+#include "cpu/signals_blocked.h"
 
 namespace cohort::cpu {
 
@@ -98,6 +99,7 @@ template <typename Work>
 void PutDnnl(Stream& stream, const DnnlEngine& engine, Work work) {
   stream.Enqueue([&engine, work]() -> Status {
     const OmpThreads scope(engine.state().threads);
+    const SignalsBlocked quiet;
     try {
       work();
     } catch (const dnnl::error& error) {

@@ -2,6 +2,8 @@
 
 #include <atomic>
 
+#include "cpu/signals_blocked.h"
+
 namespace cohort::cpu {
 namespace {
 
@@ -34,6 +36,7 @@ __attribute__((no_sanitize("thread"))) void RunRegion(std::int64_t parts, Job* j
 void RunParts(std::int64_t parts, void (*run)(const void* body, std::int64_t part),
               const void* body) {
   Job job{.run = run, .body = body};
+  const SignalsBlocked quiet;  // oneDNN will compute on the threads that this may start
   job.started.store(1, std::memory_order_release);
   RunRegion(parts, &job);
   (void)job.finished.load(std::memory_order_acquire);

@@ -51,7 +51,8 @@ struct TrainerOptions {
   std::string log_dir;  // TensorBoard event files, <log_dir>/train and <log_dir>/eval; empty: none
   std::function<void(const Progress&)> progress;
   // When it turns true (a signal handler's doing), all processes stop after the same step, the
-  // state is saved, and Fit returns Cancelled.
+  // state is saved, and Fit returns Cancelled on all. They should then leave by
+  // Strategy::Shutdown: ReportError might reach a process that is still saving.
   const std::atomic<bool>* stop = nullptr;
   Log log;
 };
