@@ -23,8 +23,8 @@
 // what came before its word is dropped, what comes after belongs to the operations that follow. A
 // mismatch in which a Send or Receive takes part is final: it has no number that all ranks know.
 //
-// All other failures are final. Thread rules: the communicator's thread, but for RequestAbort and
-// Wake.
+// All other failures are final. Thread rules: one thread at a time, the communicator's driver, but
+// for RequestAbort and Wake.
 
 #pragma once
 
@@ -46,7 +46,7 @@ namespace cohort {
 
 class Exchange final : private TransportListener {
  public:
-  // `on_failure` hears of the first failure, on the communicator's thread.
+  // `on_failure` hears of the first failure, on the driver's thread.
   Exchange(std::unique_ptr<Transport> transport, int rank, int size,
            const CommunicatorOptions& options, std::function<void(const Status&)> on_failure);
 

@@ -5,11 +5,13 @@
 // Nothing is tagged: both sides run the same algorithm, and the records that open an operation
 // (operation.h) prove it before a byte of payload is used.
 //
-// Thread rules: one thread, the communicator's own, calls everything; Wake() is for any thread.
-// Nothing blocks but Progress and Close, and those have deadlines.
+// Thread rules: one thread at a time, whichever drives the communicator, calls everything; Wake and
+// Allocate are for any thread, Watch for one besides the driver. Nothing blocks but Progress, Watch
+// and Close, and those have deadlines.
 
 #pragma once
 
+#include <cohort/comm/memory.h>
 #include <cohort/core/clock.h>
 #include <cohort/core/status.h>
 
@@ -103,6 +105,17 @@ class Transport {
   // Moves bytes; returns when something happened, after Wake, or at `until`.
   virtual void Progress(Deadline until) = 0;
   virtual void Wake() = 0;
+  // While nobody drives: returns when Progress may find something, after Wake, or at `until`; may
+  // also return for nothing.
+  virtual void Watch(Deadline until) = 0;
+  // How long a wait that Progress begins spins before it sleeps. Whoever drives says so: a caller
+  // has nothing else to do with its core, the communicator's own thread takes it from somebody.
+  void set_spin(Duration spin) { spin_ = spin; }
+
+  // See Communicator::Allocate.
+  virtual Result<std::unique_ptr<Memory>> Allocate(std::size_t bytes) {
+    return AllocateMemory(bytes);
+  }
 
   // Gives up the operation under way, on this side only: what is posted is forgotten, and what each
   // peer has sent so far, and still sends before its next kReject, is dropped. Later sends and
@@ -142,11 +155,13 @@ class Transport {
     std::uint64_t receives_done = 0;
   };
   Lane& lane(int peer) { return lanes_[static_cast<std::size_t>(peer)]; }
+  Duration spin() const { return spin_; }
   void CountSent(std::size_t n) { bytes_sent_.fetch_add(n, std::memory_order_relaxed); }
   void CountReceived(std::size_t n) { bytes_received_.fetch_add(n, std::memory_order_relaxed); }
 
  private:
   std::vector<Lane> lanes_;
+  Duration spin_ = std::chrono::microseconds(5);
   std::atomic<std::uint64_t> bytes_sent_ = 0;
   std::atomic<std::uint64_t> bytes_received_ = 0;
 };

@@ -3,16 +3,28 @@
 #include <cohort/core/file_system.h>
 #include <cohort/core/thread_pool.h>
 
+#include <immintrin.h>
+
 #include <algorithm>
 #include <cstring>
 #include <numeric>
 #include <utility>
 
 #include "algorithms/algorithms.h"
-#include "work.h"
 
 namespace cohort {
 namespace {
+
+using std::chrono::microseconds;
+using std::chrono::milliseconds;
+
+constexpr auto kCallerSpin = microseconds(50);  // about twice what waking a thread takes
+constexpr auto kThreadSpin = microseconds(5);
+constexpr int kRoleSpins = 200;  // a few microseconds: the thread holds the role briefly
+constexpr Duration kNap = microseconds(500);
+constexpr Duration kLongestNap = milliseconds(16);
+constexpr auto kActive = milliseconds(20);  // naps go on for so long after the last call
+constexpr auto kWatch = milliseconds(1000);
 
 MutableBytes BytesOf(const Buffer& buffer) {
   return {static_cast<std::byte*>(buffer.data), buffer.bytes()};
@@ -62,7 +74,6 @@ struct TransportCommunicator::Task {
   std::chrono::milliseconds timeout;
   std::shared_ptr<Event> after;  // owners: the stream that recorded it and this task
   Body body;
-  std::shared_ptr<Completion> completion;
   std::uint64_t flight = 0;  // its index in the flight record
 };
 
@@ -75,14 +86,12 @@ TransportCommunicator::TransportCommunicator(TransportCommunicatorParts parts,
       native_(parts.transport->Native()),
       exchange_(std::move(parts.transport), rank_, size_, options_,
                 [this](const Status& status) { FailWith(status); }),
+      nap_(kNap),
       thread_([this] { Run(); }) {}
 
 TransportCommunicator::~TransportCommunicator() {
-  {
-    const std::lock_guard lock(mutex_);
-    stopping_ = true;
-  }
-  exchange_.Wake();
+  stopping_ = true;
+  Nudge();
   thread_.join();
 }
 
@@ -91,8 +100,7 @@ std::string TransportCommunicator::peer_name(int rank) const {
 }
 
 CommunicatorStats TransportCommunicator::stats() const {
-  const std::lock_guard lock(mutex_);
-  return {operations_, exchange_.transport().bytes_sent(), exchange_.transport().bytes_received()};
+  return {begun_, exchange_.transport().bytes_sent(), exchange_.transport().bytes_received()};
 }
 
 Status TransportCommunicator::status() const {
@@ -100,29 +108,22 @@ Status TransportCommunicator::status() const {
   return failure_;
 }
 
-void TransportCommunicator::Run() {
-  NameThisThread("comm-" + std::to_string(rank_));
-  for (;;) {
-    Task task;
-    bool stop = false;
-    {
-      const std::lock_guard lock(mutex_);
-      if (!queue_.empty()) {
-        task = std::move(queue_.front());
-        queue_.pop_front();
-      } else {
-        stop = stopping_;
-      }
-    }
-    if (task.completion) {
-      task.completion->Finish(RunTask(task));
-    } else if (stop) {
-      break;
-    } else {
-      exchange_.Idle(DeadlineAfter(std::chrono::hours(1)));
-    }
+Result<std::unique_ptr<Memory>> TransportCommunicator::Allocate(std::size_t bytes) {
+  return exchange_.transport().Allocate(bytes);
+}
+
+// --- driving
+
+void TransportCommunicator::RunNext() {
+  Task task;
+  {
+    const std::lock_guard lock(mutex_);
+    task = std::move(queue_.front());
+    queue_.pop_front();
   }
-  exchange_.Close();
+  const Status status = RunTask(task);
+  task = Task();  // a stream's event may keep much alive
+  outcomes_->Finish(outcomes_->finished() + 1, status);
 }
 
 Status TransportCommunicator::RunTask(Task& task) {
@@ -144,6 +145,92 @@ Status TransportCommunicator::RunTask(Task& task) {
     DumpAfter(status);
   }
   return status;
+}
+
+void TransportCommunicator::Drive(std::uint64_t number) {
+  for (int spins = 0; spins < kRoleSpins && !outcomes_->done(number); ++spins) {
+    if (TakeRole()) {
+      exchange_.transport().set_spin(kCallerSpin);
+      while (!outcomes_->done(number)) {
+        RunNext();
+      }
+      LeaveRole();
+      if (!AllDone()) {
+        Nudge();
+      }
+      return;
+    }
+    _mm_pause();
+  }
+  if (!outcomes_->done(number)) {
+    // Somebody else drives: the thread, which runs all there is, or a caller, who nudges it.
+    Leave(number);
+    outcomes_->WaitUntil(number, Deadline::max());  // every operation ends by its own deadline
+  }
+}
+
+void TransportCommunicator::Leave(std::uint64_t /*number*/) {
+  if (resting_ != Resting::kNo) {
+    Nudge();
+  }
+}
+
+void TransportCommunicator::Nudge() {
+  {
+    const std::lock_guard lock(mutex_);
+    nudged_ = true;
+  }
+  nudge_.notify_one();
+  if (resting_ == Resting::kWatches) {
+    exchange_.Wake();
+  }
+}
+
+void TransportCommunicator::Run() {
+  NameThisThread("comm-" + std::to_string(rank_));
+  for (;;) {
+    const bool had_role = TakeRole();
+    if (had_role) {
+      exchange_.transport().set_spin(kThreadSpin);
+      while (!AllDone()) {
+        RunNext();
+      }
+      if (stopping_) {
+        break;
+      }
+      exchange_.Idle(std::chrono::steady_clock::now());
+      LeaveRole();
+      if (!AllDone()) {
+        continue;
+      }
+    }
+    Sleep(had_role);
+  }
+  exchange_.Close();
+}
+
+void TransportCommunicator::Sleep(bool had_role) {
+  const Deadline now = std::chrono::steady_clock::now();
+  const std::uint64_t begun = begun_;
+  if (begun != seen_) {
+    seen_ = begun;
+    active_until_ = now + kActive;
+    nap_ = kNap;
+  } else if (!had_role) {  // somebody drives an operation that takes long
+    nap_ = std::min(2 * nap_, kLongestNap);
+  }
+  const bool watch = had_role && now >= active_until_;
+  resting_ = watch ? Resting::kWatches : nap_ == kNap ? Resting::kNaps : Resting::kSleeps;
+  if (begun_ == begun && !nudged_) {
+    if (watch) {
+      exchange_.transport().Watch(now + kWatch);
+    } else {
+      std::unique_lock lock(mutex_);
+      nudge_.wait_for(lock, nap_, [this] { return nudged_.load(); });
+    }
+  }
+  resting_ = Resting::kNo;
+  nudged_ = false;
 }
 
 void TransportCommunicator::FailWith(const Status& status) {
@@ -210,25 +297,27 @@ Communicator::Pending TransportCommunicator::Enqueue(OperationRecord record, std
   }
   record.algorithm = static_cast<std::uint8_t>(algorithm);
   record.name = options.name;
-  auto completion = std::make_shared<Completion>(record.Brief());
-  Task task{std::move(record),
-            options.timeout.count() > 0 ? options.timeout : options_.timeout,
-            options.stream != nullptr ? options.stream->Record() : nullptr,
-            body(algorithm),
-            completion,
-            0};
+  Task task{std::move(record), options.timeout.count() > 0 ? options.timeout : options_.timeout,
+            options.stream != nullptr ? options.stream->Record() : nullptr, body(algorithm), 0};
   const Deadline now = std::chrono::steady_clock::now();
+  std::uint64_t number = 0;
   {
     const std::lock_guard lock(mutex_);
     if (!failure_.ok()) {
       return failure_;
     }
-    ++operations_;
     task.flight = flight_.Queued(task.record, now);
     queue_.push_back(std::move(task));
+    number = ++begun_;
   }
-  exchange_.Wake();
-  return std::make_unique<CompletionWork>(std::move(completion));
+  // A caller with one operation and no stream is about to wait for it.
+  const bool patient = options.stream == nullptr && outcomes_->finished() + 1 == number;
+  const Resting resting = resting_;
+  if (resting != Resting::kNo && !(patient && resting == Resting::kNaps)) {
+    Nudge();
+  }
+  return std::make_unique<OperationWork>(static_cast<Driver&>(*this), outcomes_, number,
+                                         options.name);
 }
 
 Communicator::Pending TransportCommunicator::AllReduce(Buffer buffer, ReduceOp op,
@@ -516,6 +605,7 @@ void TransportCommunicator::Abort(const Status& reason) {
   FailWith(Status(reason.code(),
                   exchange_.Name(rank_) + " aborted the communicator: " + reason.message()));
   exchange_.RequestAbort(reason);
+  Leave(0);
 }
 
 }  // namespace cohort

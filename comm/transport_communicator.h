@@ -1,10 +1,16 @@
-// TransportCommunicator: the Communicator of every backend: an Exchange, the algorithms, and the
-// thread that runs operations in call order.
+// TransportCommunicator: the Communicator of every backend: an Exchange, the algorithms, and who
+// runs the operations, in call order.
+//
+// Whoever holds the driver's role runs them: a thread in Work::Wait() takes it if it is free, so
+// that a synchronous call wakes no other thread. The communicator's own thread has it otherwise:
+// it starts what nobody waits for, and hears peers between operations. While callers drive, it naps
+// and looks now and then; when nothing has been called for a while, it watches the transport.
 
 #pragma once
 
 #include <cohort/comm/communicator.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -18,6 +24,7 @@
 #include "exchange.h"
 #include "flight_recorder.h"
 #include "native_collectives.h"
+#include "work.h"
 
 namespace cohort {
 
@@ -28,7 +35,7 @@ struct TransportCommunicatorParts {
   bool shared_memory = false;  // see ChooseAlgorithm
 };
 
-class TransportCommunicator final : public Communicator {
+class TransportCommunicator final : public Communicator, private Driver {
  public:
   TransportCommunicator(TransportCommunicatorParts parts, CommunicatorOptions options);
   ~TransportCommunicator() override;
@@ -57,6 +64,7 @@ class TransportCommunicator final : public Communicator {
   Pending Send(Buffer buffer, int to, const CollectiveOptions& options) override;
   Pending Receive(Buffer buffer, int from, const CollectiveOptions& options) override;
   Pending Barrier(const CollectiveOptions& options) override;
+  Result<std::unique_ptr<Memory>> Allocate(std::size_t bytes) override;
   Result<std::unique_ptr<Communicator>> Split(int color, int key) override;
   void Abort(const Status& reason) override;
 
@@ -73,25 +81,55 @@ class TransportCommunicator final : public Communicator {
                           Buffer output, std::vector<std::int64_t> receive_counts,
                           const CollectiveOptions& options);
   Status RunSplit(Exchange& exchange, int color, int key, std::unique_ptr<Communicator>& group);
-  void Run();
-  Status RunTask(Task& task);
   void FailWith(const Status& status);
   void DumpAfter(const Status& failure) const;
+
+  // The driver's role.
+  bool TakeRole() { return !driven_.load(std::memory_order_relaxed) && !driven_.exchange(true); }
+  void LeaveRole() { driven_ = false; }
+  bool AllDone() const { return begun_ == outcomes_->finished(); }
+  void RunNext();  // with the role, and not AllDone()
+  Status RunTask(Task& task);
+  void Drive(std::uint64_t number) override;
+  void Leave(std::uint64_t number) override;
+
+  // The communicator's thread.
+  void Run();
+  void Sleep(bool had_role);
+  void Nudge();
 
   const int rank_;
   const int size_;
   const bool shared_memory_;
   const CommunicatorOptions options_;
   const std::unique_ptr<NativeCollectives> native_;  // nullptr: none
-  Exchange exchange_;  // used by thread_ only, but for what its header allows
+  Exchange exchange_;  // used by the driver, but for what its header allows
 
   FlightRecorder flight_;
-
+  const std::shared_ptr<Outcomes> outcomes_ = std::make_shared<Outcomes>();
   mutable std::mutex mutex_;
-  std::deque<Task> queue_;        // guarded by mutex_
-  Status failure_;                // guarded by mutex_
-  std::uint64_t operations_ = 0;  // guarded by mutex_: begun
-  bool stopping_ = false;         // guarded by mutex_
+  std::deque<Task> queue_;  // guarded by mutex_
+  Status failure_;          // guarded by mutex_
+
+  // All sequentially consistent: whoever changes one and then looks at another is seen by whoever
+  // does it the other way round.
+  enum class Resting : std::uint8_t {
+    kNo,       // the thread will look whether there is something to do
+    kNaps,     // it will within kNap
+    kSleeps,   // it will some time
+    kWatches,  // it will when the transport has something
+  };
+  std::atomic<bool> driven_ = false;
+  std::atomic<std::uint64_t> begun_ = 0;  // operations called; their numbers run from 1
+  std::atomic<Resting> resting_ = Resting::kNo;
+  std::atomic<bool> nudged_ = false;
+  std::atomic<bool> stopping_ = false;
+
+  // Of the thread.
+  std::condition_variable nudge_;  // with mutex_
+  std::uint64_t seen_ = 0;         // begun_ when it last looked
+  Deadline active_until_;
+  Duration nap_;
   std::thread thread_;
 };
 

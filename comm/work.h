@@ -1,65 +1,141 @@
-// The Work of TransportCommunicator.
+// How the operations of one communicator went, and the Work by which callers wait for them.
+//
+// Operations finish in the order in which they were called, so that one number says which are done.
+// Finishing one is a store; only where somebody sleeps does it wake anybody.
 
 #pragma once
 
 #include <cohort/comm/communicator.h>
 
+#include <atomic>
 #include <condition_variable>
+#include <cstdint>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 
 namespace cohort {
 
-// How one operation went. Owners: its Work, the communicator until it is done, and the streams that
-// were ordered after it.
-class Completion final : public Event {
+// Thread rules: Finish by one thread at a time, all else from any.
+class Outcomes {
  public:
-  explicit Completion(std::string what) : what_(std::move(what)) {}
-
-  void Finish(Status status) {
-    const std::lock_guard lock(mutex_);
-    done_ = true;
-    status_ = std::move(status);
-    changed_.notify_all();
-  }
-  bool done() const override {
-    const std::lock_guard lock(mutex_);
-    return done_;
-  }
-  Status Wait(Deadline deadline) override {
-    std::unique_lock lock(mutex_);
-    if (!changed_.wait_until(lock, deadline, [this] { return done_; })) {
-      return DeadlineExceeded(what_ + " is still under way");
+  // Operation `number` is done: the one after the last that was.
+  void Finish(std::uint64_t number, Status status) {
+    if (!status.ok()) {
+      const std::lock_guard lock(mutex_);
+      failed_.emplace(number, std::move(status));
+      any_failed_ = true;
     }
-    return status_;
+    finished_ = number;
+    if (sleepers_ > 0) {
+      { const std::lock_guard lock(mutex_); }
+      changed_.notify_all();
+    }
   }
-  // Ends because the communicator finishes every operation by its deadline.
-  Status Wait() {
+
+  std::uint64_t finished() const { return finished_; }
+  bool done(std::uint64_t number) const { return finished_ >= number; }
+  // Of an operation that is done.
+  Status StatusOf(std::uint64_t number) const {
+    if (!any_failed_) {
+      return {};
+    }
+    const std::lock_guard lock(mutex_);
+    const auto at = failed_.find(number);
+    return at == failed_.end() ? OkStatus() : at->second;
+  }
+
+  // Sleeps until operation `number` is done, or `deadline`; whether it is.
+  bool WaitUntil(std::uint64_t number, Deadline deadline) {
     std::unique_lock lock(mutex_);
-    changed_.wait(lock, [this] { return done_; });
-    return status_;
+    ++sleepers_;
+    const bool done = changed_.wait_until(lock, deadline, [&] { return this->done(number); });
+    --sleepers_;
+    return done;
   }
 
  private:
-  const std::string what_;
+  // Sequentially consistent: whoever goes to sleep is seen by Finish, or sees what that stored.
+  std::atomic<std::uint64_t> finished_ = 0;
+  std::atomic<int> sleepers_ = 0;
+  std::atomic<bool> any_failed_ = false;
   mutable std::mutex mutex_;
   std::condition_variable changed_;
-  bool done_ = false;  // guarded by mutex_
-  Status status_;      // guarded by mutex_
+  std::map<std::uint64_t, Status> failed_;  // guarded by mutex_: by number
 };
 
-class CompletionWork final : public Work {
+// Who gets operations done.
+class Driver {
  public:
-  explicit CompletionWork(std::shared_ptr<Completion> completion)
-      : completion_(std::move(completion)) {}
-  bool done() const override { return completion_->done(); }
-  Status Wait(Deadline deadline) override { return completion_->Wait(deadline); }
-  Status Wait() override { return completion_->Wait(); }
-  void Order(Stream& stream) override { stream.WaitFor(completion_); }
+  virtual ~Driver() = default;
+  // Returns when operation `number` is done, which the caller may have brought about.
+  virtual void Drive(std::uint64_t number) = 0;
+  // The caller will not: operation `number` is done without it.
+  virtual void Leave(std::uint64_t number) = 0;
+};
+
+class OperationEvent final : public Event {
+ public:
+  OperationEvent(std::shared_ptr<Outcomes> outcomes, std::uint64_t number, std::string name)
+      : outcomes_(std::move(outcomes)), number_(number), name_(std::move(name)) {}
+  bool done() const override { return outcomes_->done(number_); }
+  Status Wait(Deadline deadline) override {
+    if (!outcomes_->done(number_) && !outcomes_->WaitUntil(number_, deadline)) {
+      return DeadlineExceeded("operation '" + name_ + "' is still under way");
+    }
+    return outcomes_->StatusOf(number_);
+  }
 
  private:
-  std::shared_ptr<Completion> completion_;
+  const std::shared_ptr<Outcomes> outcomes_;  // owners: as of OperationWork
+  const std::uint64_t number_;
+  const std::string name_;
+};
+
+class OperationWork final : public Work {
+ public:
+  // `driver` lives at least until the operation is done.
+  OperationWork(Driver& driver, std::shared_ptr<Outcomes> outcomes, std::uint64_t number,
+                const std::string& name)
+      : driver_(driver), outcomes_(std::move(outcomes)), number_(number), name_(name) {}
+
+  bool done() const override {
+    if (!outcomes_->done(number_)) {
+      driver_.Leave(number_);
+    }
+    return outcomes_->done(number_);
+  }
+  // Before the operation's own deadline the caller may have to go: the communicator's thread does
+  // the work.
+  Status Wait(Deadline deadline) override {
+    if (!outcomes_->done(number_)) {
+      driver_.Leave(number_);
+      if (!outcomes_->WaitUntil(number_, deadline)) {
+        return DeadlineExceeded("operation '" + name_ + "' is still under way");
+      }
+    }
+    return outcomes_->StatusOf(number_);
+  }
+  Status Wait() override {
+    if (!outcomes_->done(number_)) {
+      driver_.Drive(number_);
+    }
+    return outcomes_->StatusOf(number_);
+  }
+  void Order(Stream& stream) override {
+    if (!outcomes_->done(number_)) {
+      driver_.Leave(number_);
+    }
+    stream.WaitFor(std::make_shared<OperationEvent>(outcomes_, number_, name_));
+  }
+
+ private:
+  Driver& driver_;
+  const std::shared_ptr<Outcomes> outcomes_;  // owners: the communicator, its works, events
+  const std::uint64_t number_;
+  const std::string name_;
 };
 
 }  // namespace cohort

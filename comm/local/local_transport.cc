@@ -88,7 +88,7 @@ class LocalHub {
       f(box);
       box.something.store(true, std::memory_order_release);
     }
-    box.changed.notify_one();
+    box.changed.notify_all();  // the driver, and who watches
   }
 
   const int size_;
@@ -111,6 +111,12 @@ class LocalTransport final : public Transport {
   std::int64_t default_segment_bytes() const override { return kSegmentBytes; }
   void Attach(TransportListener* listener) override { listener_ = listener; }
   void Wake() override { hub_->Wake(rank_); }
+
+  void Watch(Deadline until) override {
+    Inbox& inbox = hub_->inbox(rank_);
+    std::unique_lock lock(inbox.mutex);
+    inbox.changed.wait_until(lock, until, [&] { return inbox.something.load(); });
+  }
 
   Ticket Send(int to, Bytes data) override {
     Lane& l = lane(to);

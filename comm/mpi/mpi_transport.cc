@@ -119,6 +119,11 @@ class MpiTransport final : public Transport {
   }
   void Progress(Deadline until) override;
   bool Abandon() override;
+  // MPI has nothing to wait on: the driver looks again and again.
+  void Watch(Deadline until) override {
+    std::unique_lock lock(wake_mutex_);
+    wake_.wait_until(lock, std::min(until, DeadlineAfter(kIdleNap)), [this] { return woken_; });
+  }
   void Forget() override;
   void Close(Deadline deadline) override;
   Result<std::unique_ptr<Transport>> Join(const std::string& id, const std::vector<int>& members,

@@ -1,6 +1,7 @@
 #include "tcp/tcp_transport.h"
 
 #include <poll.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
@@ -35,7 +36,6 @@ constexpr std::size_t kScratchBytes = 256 << 10;  // stays in cache between sock
 constexpr std::size_t kTurnBytes = 1 << 20;       // moved before the next peer's turn
 constexpr std::size_t kMaxPieces = 16;            // of one sendmsg
 constexpr std::size_t kMaxFrameBytes = std::size_t{1} << 40;
-constexpr auto kSpin = std::chrono::microseconds(5);
 
 struct OutFrame {
   Header header;
@@ -93,16 +93,19 @@ struct Stream {
 
 class TcpTransport final : public Transport {
  public:
-  TcpTransport(TcpGroup group, Socket wake)
+  TcpTransport(TcpGroup group, Socket wake, Socket watch)
       : Transport(static_cast<int>(group.sockets.size()) / kChannels),
         group_(std::move(group)),
         wake_(std::move(wake)),
+        watch_(std::move(watch)),
         streams_(group_.sockets.size()),
         farewell_(group_.sockets.size() / kChannels),
         scratch_(kScratchBytes) {
     for (std::size_t s = 0; s < streams_.size(); ++s) {
       streams_[s].socket = std::move(group_.sockets[s]);
+      AddToWatch(streams_[s].socket);
     }
+    AddToWatch(wake_);
   }
 
   std::string_view backend() const override { return "tcp"; }
@@ -114,6 +117,12 @@ class TcpTransport final : public Transport {
       const std::uint64_t one = 1;
       [[maybe_unused]] const ssize_t n = ::write(wake_.fd(), &one, sizeof(one));
     }
+  }
+
+  // Edges only: bytes that are left in a socket on purpose do not end the next watch.
+  void Watch(Deadline until) override {
+    std::array<epoll_event, 8> events;
+    ::epoll_wait(watch_.fd(), events.data(), static_cast<int>(events.size()), PollTimeout(until));
   }
 
   Ticket Send(int to, Bytes data) override {
@@ -195,10 +204,18 @@ class TcpTransport final : public Transport {
   void EndOfStream(int s, int error);
   void Lose(int s, const Status& why);
   Deadline CheckLastWords(Deadline until);
+  void AddToWatch(const Socket& socket) {
+    if (socket.open()) {
+      epoll_event event = {};
+      event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
+      ::epoll_ctl(watch_.fd(), EPOLL_CTL_ADD, socket.fd(), &event);
+    }
+  }
   void Poll(int timeout_ms);
 
   TcpGroup group_;
   const Socket wake_;
+  const Socket watch_;  // epoll: edges of wake_ and all connections
   std::atomic<bool> woken_ = false;
   TransportListener* listener_ = nullptr;
   std::vector<Stream> streams_;
@@ -516,12 +533,13 @@ void TcpTransport::Progress(Deadline until) {
       Parse(s);  // left over when the listener wanted no more, or after a stall
     }
   }
-  const Deadline spin_end = std::chrono::steady_clock::now() + kSpin;
+  const Deadline spin_end = std::chrono::steady_clock::now() + spin();
   while (!stop_) {
     if (woken_.load()) {
       std::uint64_t count = 0;
       [[maybe_unused]] const ssize_t n = ::read(wake_.fd(), &count, sizeof(count));
       woken_ = false;
+      Poll(0);
       return;
     }
     const Deadline now = std::chrono::steady_clock::now();
@@ -681,7 +699,11 @@ Result<std::unique_ptr<Transport>> MakeTcpTransport(TcpGroup group) {
   if (!wake.open()) {
     return ErrnoStatus(errno, "eventfd");
   }
-  return std::make_unique<TcpTransport>(std::move(group), std::move(wake));
+  Socket watch(::epoll_create1(EPOLL_CLOEXEC));
+  if (!watch.open()) {
+    return ErrnoStatus(errno, "epoll_create1");
+  }
+  return std::make_unique<TcpTransport>(std::move(group), std::move(wake), std::move(watch));
 }
 
 }  // namespace cohort

@@ -104,6 +104,9 @@ class Watched final : public Communicator {
     return inner_->Receive(buffer, from, options);
   }
   Pending Barrier(const CollectiveOptions& options) override { return inner_->Barrier(options); }
+  Result<std::unique_ptr<Memory>> Allocate(std::size_t bytes) override {
+    return inner_->Allocate(bytes);
+  }
   Result<std::unique_ptr<Communicator>> Split(int color, int key) override {
     return inner_->Split(color, key);
   }

@@ -10,7 +10,9 @@
 //
 // Operations are asynchronous: the call checks its arguments and returns a Work. Buffers belong to
 // the operation from the call until the Work is done. Operations of one communicator run one after
-// the other, in call order, on its own thread.
+// the other, in call order: on the thread that waits for them in Work::Wait(), else on the
+// communicator's own. That starts an operation at once if it has a stream or others are before it;
+// one that looks as if its caller will wait at once is given half a millisecond for that.
 //
 // Thread rules: calls on one communicator from one thread at a time; different communicators from
 // different threads.
@@ -26,6 +28,7 @@
 #include <string_view>
 #include <vector>
 
+#include <cohort/comm/memory.h>
 #include <cohort/core/clock.h>
 #include <cohort/core/dtype.h>
 #include <cohort/core/log.h>
@@ -73,7 +76,8 @@ class Work {
   // Blocks the host until the operation is done or failed, at most until `deadline` (the
   // operation's own deadline holds besides): DeadlineExceeded then, and the operation goes on.
   virtual Status Wait(Deadline deadline) = 0;
-  // Waits until the operation's own deadline.
+  // Waits until the operation's own deadline. The calling thread runs the operation, and those
+  // before it, if nobody else does: no hand-over between threads. The communicator must live.
   virtual Status Wait() = 0;
   // What `stream` is given after this call starts when the operation is done. Does not block the
   // host.
@@ -139,6 +143,12 @@ class Communicator {
   virtual Pending Send(Buffer buffer, int to, const CollectiveOptions& options = {}) = 0;
   virtual Pending Receive(Buffer buffer, int from, const CollectiveOptions& options = {}) = 0;
   virtual Pending Barrier(const CollectiveOptions& options = {}) = 0;
+
+  // Memory from which and into which this communicator moves bytes without staging them;
+  // prefaulted, aligned to at least 64 bytes, in huge pages where it is large and the kernel has
+  // them. Any other memory works as well, at the cost of a copy where ranks are processes of one
+  // host. This rank alone calls; the memory may outlive the communicator.
+  virtual Result<std::unique_ptr<Memory>> Allocate(std::size_t bytes) = 0;
 
   // New groups of the ranks that give the same color, ordered by (key, rank). color < 0: nullptr
   // for this rank. All ranks must call. Blocks until the groups stand, or the timeout.
