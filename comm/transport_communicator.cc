@@ -25,6 +25,8 @@ constexpr Duration kNap = microseconds(500);
 constexpr Duration kLongestNap = milliseconds(16);
 constexpr auto kActive = milliseconds(20);  // naps go on for so long after the last call
 constexpr auto kWatch = milliseconds(1000);
+// A process that was away for longer, stopped for example, hears what happened before it goes on.
+constexpr auto kNews = milliseconds(10);
 
 MutableBytes BytesOf(const Buffer& buffer) {
   return {static_cast<std::byte*>(buffer.data), buffer.bytes()};
@@ -140,17 +142,26 @@ Status TransportCommunicator::RunTask(Task& task) {
     status = task.body(exchange_);
   }
   status = exchange_.End(status);
-  flight_.Ended(task.flight, status.ok(), std::chrono::steady_clock::now());
+  heard_ = std::chrono::steady_clock::now();
+  flight_.Ended(task.flight, status.ok(), heard_);
   if (!status.ok() && exchange_.failure().ok()) {  // given up; a failure has been dumped
     DumpAfter(status);
   }
   return status;
 }
 
+void TransportCommunicator::Hear() {
+  exchange_.Idle(std::chrono::steady_clock::now());
+  heard_ = std::chrono::steady_clock::now();
+}
+
 void TransportCommunicator::Drive(std::uint64_t number) {
   for (int spins = 0; spins < kRoleSpins && !outcomes_->done(number); ++spins) {
     if (TakeRole()) {
       exchange_.transport().set_spin(kCallerSpin);
+      if (std::chrono::steady_clock::now() - heard_ > kNews) {
+        Hear();
+      }
       while (!outcomes_->done(number)) {
         RunNext();
       }
@@ -198,7 +209,7 @@ void TransportCommunicator::Run() {
       if (stopping_) {
         break;
       }
-      exchange_.Idle(std::chrono::steady_clock::now());
+      Hear();
       LeaveRole();
       if (!AllDone()) {
         continue;

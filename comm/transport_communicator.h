@@ -89,6 +89,7 @@ class TransportCommunicator final : public Communicator, private Driver {
   void LeaveRole() { driven_ = false; }
   bool AllDone() const { return begun_ == outcomes_->finished(); }
   void RunNext();  // with the role, and not AllDone()
+  void Hear();     // with the role
   Status RunTask(Task& task);
   void Drive(std::uint64_t number) override;
   void Leave(std::uint64_t number) override;
@@ -124,6 +125,8 @@ class TransportCommunicator final : public Communicator, private Driver {
   std::atomic<Resting> resting_ = Resting::kNo;
   std::atomic<bool> nudged_ = false;
   std::atomic<bool> stopping_ = false;
+
+  Deadline heard_;  // when peers were last heard, or an operation ended; the driver's
 
   // Of the thread.
   std::condition_variable nudge_;  // with mutex_
