@@ -78,7 +78,7 @@ std::string Exchange::Name(int rank) const {
   return text;
 }
 
-Status Exchange::Begin(OperationRecord record, Deadline deadline) {
+Status Exchange::Begin(OperationRecord record, Deadline started, Deadline deadline, bool quiet) {
   COHORT_RETURN_IF_ERROR(failure_);
   record_ = std::move(record);
   record_.generation = generation_;
@@ -95,8 +95,7 @@ Status Exchange::Begin(OperationRecord record, Deadline deadline) {
   warned_ = false;
   rejected_ = Status();
   received_before_ = transport_->bytes_received();
-  started_ = std::chrono::steady_clock::now();
-  deadline_ = deadline;
+  SetTimes(started, deadline);
   for (int p = 0; p < size_; ++p) {
     peer(p).told_open = false;
     peer(p).heard_open = false;
@@ -110,7 +109,7 @@ Status Exchange::Begin(OperationRecord record, Deadline deadline) {
   for (int p = 0; p < size_ && noted_.ok(); ++p) {
     JudgeFirstOpen(p);
   }
-  if (Settle() && !record_.point_to_point() && size_ > 1) {
+  if (Settle() && !record_.point_to_point() && size_ > 1 && !quiet) {
     Open((rank_ + 1) % size_);
   }
   return Trouble();
@@ -189,6 +188,33 @@ Status Exchange::Poll(const std::function<bool()>& done, const std::string& what
   return status;
 }
 
+Status Exchange::AwaitPeers(const std::function<bool(int)>& arrived) {
+  constexpr auto kTell = milliseconds(2);  // time for the others to come
+  const Deadline tell_at = DeadlineAfter(kTell);
+  Duration period = kTell;
+  arrived_ = &arrived;
+  Status status = WaitUntil(
+      [&] {
+        bool all = true;
+        for (int p = 0; p < size_; ++p) {
+          all &= p == rank_ || arrived(p);
+        }
+        if (!all && period == kTell && std::chrono::steady_clock::now() >= tell_at) {
+          period = std::chrono::hours(1);
+          Open((rank_ + 1) % size_);
+        }
+        return all;
+      },
+      period);
+  arrived_ = nullptr;
+  return status;
+}
+
+Status Exchange::AwaitDisagreement(int other) {
+  Open(other);
+  return WaitUntil([] { return false; });
+}
+
 Status Exchange::WaitForStream(Event& event) {
   constexpr auto kSlice = milliseconds(20);  // how late a peer's abort is heard
   while (!event.done()) {
@@ -239,7 +265,7 @@ bool Exchange::Settle() {
   return Trouble().ok();
 }
 
-Status Exchange::WaitUntil(const std::function<bool()>& done, Duration period) {
+Status Exchange::WaitUntil(const std::function<bool()>& done, const Duration& period) {
   for (;;) {
     if (!Settle()) {
       return Trouble();
@@ -261,7 +287,11 @@ Status Exchange::WaitUntil(const std::function<bool()>& done, Duration period) {
   }
 }
 
-bool Exchange::Awaited(int p) const { return transport_->Owes(p) || transport_->Unsent(p); }
+bool Exchange::Owes(int p) const {
+  return transport_->Owes(p) || (arrived_ != nullptr && p != rank_ && !(*arrived_)(p));
+}
+
+bool Exchange::Awaited(int p) const { return Owes(p) || transport_->Unsent(p); }
 
 std::string Exchange::AwaitedNames() const {
   std::string text;
@@ -289,7 +319,7 @@ Deadline Exchange::CheckLeavers(Deadline now) {
     if (other.presence != Presence::kLeft || !Awaited(p)) {
       continue;
     }
-    if (transport_->Owes(p) || now >= other.left_at + kTaken) {
+    if (Owes(p) || now >= other.left_at + kTaken) {
       Fail(Unavailable(Name(p) + " left the communicator; " + Name(rank_) + " still needs it for " +
                        record_.Numbered()));
       return now;

@@ -61,7 +61,14 @@ class Exchange final : private TransportListener {
 
   // One operation runs between Begin and End. Numbers are given here: the same on every rank when
   // all call the same operations.
-  Status Begin(OperationRecord record, Deadline deadline);
+  // `quiet`: nobody is told, since the ranks see by other means that all are in one operation; see
+  // AwaitPeers.
+  Status Begin(OperationRecord record, Deadline started, Deadline deadline, bool quiet = false);
+  // The times of the operation under way, where Begin was given others: before anything waits.
+  void SetTimes(Deadline started, Deadline deadline) {
+    started_ = started;
+    deadline_ = deadline;
+  }
   // `status`: how the operation went; a failure is made known to all. Returns the final word.
   Status End(const Status& status);
   // For algorithms that find the ranks' arguments to differ: as for records that do.
@@ -77,6 +84,11 @@ class Exchange final : private TransportListener {
   Status WaitAll();  // everything posted in this operation
   // Until `done`, asked again at least every `period`: for what the transport does not carry.
   Status Poll(const std::function<bool()>& done, const std::string& what, Duration period);
+  // In a quiet operation: until arrived(peer) for all others. If that takes long, the operation is
+  // made known as others are.
+  Status AwaitPeers(const std::function<bool(int peer)>& arrived);
+  // `peer` is in an operation of another fingerprint: until records have shown which.
+  Status AwaitDisagreement(int peer);
   // Until the work before `event` has run. Peers are heard meanwhile.
   Status WaitForStream(Event& event);
 
@@ -84,6 +96,10 @@ class Exchange final : private TransportListener {
   void Idle(Deadline until);
   void Fail(const Status& status);
   const Status& failure() const { return failure_; }
+  // No failure, none to be dealt with.
+  bool Well() const { return failure_.ok() && noted_.ok() && !abort_requested_; }
+  // Why the operation under way is over before its end, if it is.
+  const Status& Trouble() const { return failure_.ok() ? rejected_ : failure_; }
   void Close();  // says goodbye
 
   void RequestAbort(const Status& reason);
@@ -112,11 +128,13 @@ class Exchange final : private TransportListener {
   void Open(int peer);            // tells it of this operation, once
   bool JudgeFirstOpen(int peer);  // false: a failure is pending
   void GiveSignOfLife(int peer, bool ask);
-  Status WaitUntil(const std::function<bool()>& done, Duration period = std::chrono::hours(1));
+  Status WaitUntil(const std::function<bool()>& done,
+                   const Duration& period = std::chrono::hours(1));
   void Step(Deadline until);
   void TakeAbortRequest();
   Deadline CheckLeavers(Deadline now);
   void WarnOfSlowPeers();
+  bool Owes(int peer) const;
   bool Awaited(int peer) const;
   std::string AwaitedNames() const;
   Status TimedOut(const std::function<bool()>& done);
@@ -128,7 +146,6 @@ class Exchange final : private TransportListener {
   bool Settle();                     // deals with what is noted; false: the operation is over
   void Reject(const Status& status);
   bool OnReject(int from, Bytes body);
-  const Status& Trouble() const { return failure_.ok() ? rejected_ : failure_; }
   Peer& peer(int rank) { return peers_[static_cast<std::size_t>(rank)]; }
   const Peer& peer(int rank) const { return peers_[static_cast<std::size_t>(rank)]; }
 
@@ -149,7 +166,8 @@ class Exchange final : private TransportListener {
   Deadline started_;
   Deadline deadline_;
   bool warned_ = false;
-  std::string awaited_elsewhere_;  // what Poll waits for
+  std::string awaited_elsewhere_;                      // what Poll waits for
+  const std::function<bool(int)>* arrived_ = nullptr;  // what AwaitPeers waits for
   Status failure_;
   Status noted_;
   bool noted_mismatch_ = false;

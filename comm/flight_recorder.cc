@@ -53,6 +53,18 @@ void Set(std::atomic<std::uint64_t>& word, T value) {
   word.store(static_cast<std::uint64_t>(value), std::memory_order_relaxed);
 }
 
+template <typename Words>
+void SetName(Words& slot_words, const std::string& name) {
+  const std::size_t length = std::min(name.size(), FlightRecorder::kNameBytes);
+  const std::size_t words =
+      std::min((length + 8) / 8, FlightRecorder::kNameBytes / 8);  // and a zero behind
+  for (std::size_t w = 0; w < words; ++w) {
+    std::uint64_t word = 0;
+    std::memcpy(&word, name.data() + w * 8, std::min<std::size_t>(8, length - w * 8));
+    Set(slot_words[kEndedAt + 1 + w], word);
+  }
+}
+
 std::string Quoted(std::string_view text) {
   std::string result = "\"";
   for (const char c : text) {
@@ -120,13 +132,7 @@ std::uint64_t FlightRecorder::Queued(const OperationRecord& record, Deadline at)
   Set(s.words[kQueuedAt], Ticks(at));
   Set(s.words[kStartedAt], 0);
   Set(s.words[kEndedAt], 0);
-  const std::size_t length = std::min(record.name.size(), kNameBytes);
-  const std::size_t words = std::min((length + 8) / 8, kNameBytes / 8);  // and a zero behind
-  for (std::size_t w = 0; w < words; ++w) {
-    std::uint64_t word = 0;
-    std::memcpy(&word, record.name.data() + w * 8, std::min<std::size_t>(8, length - w * 8));
-    Set(s.words[kEndedAt + 1 + w], word);
-  }
+  SetName(s.words, record.name);
   Give(s.version);
   return index;
 }
@@ -159,6 +165,26 @@ void FlightRecorder::Ended(std::uint64_t index, bool ok, Deadline at) {
             static_cast<std::uint64_t>(ok ? FlightState::kDone : FlightState::kFailed));
     Set(s.words[kEndedAt], Ticks(at));
   }
+  Give(s.version);
+}
+
+void FlightRecorder::Flown(const OperationRecord& record, bool ok, Deadline at) {
+  const std::uint64_t index = queued_.fetch_add(1, std::memory_order_relaxed) + 1;
+  last_started_.store(index, std::memory_order_release);
+  Slot& s = slot(index);
+  if (!Take(s.version)) {
+    return;
+  }
+  Set(s.words[kIndex], index);
+  SetName(s.words, record.name);
+  Set(s.words[kCount], record.count);
+  Set(s.words[kSequence], record.sequence);
+  Set(s.words[kPair], record.pair_sequence);
+  Set(s.words[kGeneration], record.generation);
+  Set(s.words[kPacked], Pack(record, ok ? FlightState::kDone : FlightState::kFailed));
+  Set(s.words[kQueuedAt], Ticks(at));
+  Set(s.words[kStartedAt], Ticks(at));
+  Set(s.words[kEndedAt], Ticks(at));
   Give(s.version);
 }
 

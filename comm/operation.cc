@@ -73,6 +73,28 @@ bool OperationRecord::Matches(const OperationRecord& peer) const {
          name.substr(0, kMaxNameBytes) == peer.name.substr(0, kMaxNameBytes);
 }
 
+std::uint64_t OperationRecord::Fingerprint() const {
+  std::uint64_t print = 0;
+  const auto add = [&print](std::uint64_t value) {
+    print = (print ^ value) * 0x9e3779b97f4a7c15U;
+    print ^= print >> 32U;
+  };
+  add(static_cast<std::uint64_t>(kind) | static_cast<std::uint64_t>(dtype) << 8U |
+      static_cast<std::uint64_t>(reduce_op) << 16U | static_cast<std::uint64_t>(algorithm) << 24U |
+      static_cast<std::uint64_t>(static_cast<std::uint32_t>(root)) << 32U);
+  add(static_cast<std::uint64_t>(count));
+  add(shape);
+  add(static_cast<std::uint64_t>(segment_bytes));
+  const std::size_t bytes = std::min(name.size(), kMaxNameBytes);
+  add(bytes);
+  for (std::size_t at = 0; at < bytes; at += sizeof(std::uint64_t)) {
+    std::uint64_t word = 0;
+    std::memcpy(&word, name.data() + at, std::min(bytes - at, sizeof(word)));
+    add(word);
+  }
+  return print;
+}
+
 std::vector<std::byte> OperationRecord::Encode() const {
   Fixed fixed = {};
   fixed.version = kVersion;

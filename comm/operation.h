@@ -50,6 +50,9 @@ struct OperationRecord {
   // Whether a rank in this operation and one in `peer` (sent by that one) are in the same one.
   bool Matches(const OperationRecord& peer) const;
 
+  // Differs, but for one chance in 2^64, where Matches is false between two collectives.
+  std::uint64_t Fingerprint() const;
+
   std::vector<std::byte> Encode() const;
   static std::optional<OperationRecord> Decode(std::span<const std::byte> bytes);
 

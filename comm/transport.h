@@ -41,6 +41,7 @@ enum class FrameKind : std::uint8_t {
   kReject = 6,
 };
 
+class Board;              // shm/board.h
 class NativeCollectives;  // native_collectives.h
 
 class TransportListener {
@@ -141,6 +142,14 @@ class Transport {
   // once; uses the transport.
   virtual std::unique_ptr<NativeCollectives> Native();
 
+  // Where ranks see each other's small contributions at once; nullptr where there is no such place.
+  virtual Board* board() { return nullptr; }
+
+  // For bytes that move without frames: see board.
+  void Count(std::size_t sent, std::size_t received) {
+    CountSent(sent);
+    CountReceived(received);
+  }
   std::uint64_t bytes_sent() const { return bytes_sent_.load(std::memory_order_relaxed); }
   std::uint64_t bytes_received() const { return bytes_received_.load(std::memory_order_relaxed); }
 
@@ -156,10 +165,15 @@ class Transport {
   };
   Lane& lane(int peer) { return lanes_[static_cast<std::size_t>(peer)]; }
   Duration spin() const { return spin_; }
-  void CountSent(std::size_t n) { bytes_sent_.fetch_add(n, std::memory_order_relaxed); }
-  void CountReceived(std::size_t n) { bytes_received_.fetch_add(n, std::memory_order_relaxed); }
+  void CountSent(std::size_t n) { Add(bytes_sent_, n); }
+  void CountReceived(std::size_t n) { Add(bytes_received_, n); }
 
  private:
+  // Written by the driver alone.
+  static void Add(std::atomic<std::uint64_t>& count, std::size_t n) {
+    count.store(count.load(std::memory_order_relaxed) + n, std::memory_order_relaxed);
+  }
+
   std::vector<Lane> lanes_;
   Duration spin_ = std::chrono::microseconds(5);
   std::atomic<std::uint64_t> bytes_sent_ = 0;

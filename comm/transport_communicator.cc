@@ -11,6 +11,8 @@
 #include <utility>
 
 #include "algorithms/algorithms.h"
+#include "algorithms/one_shot.h"
+#include "algorithms/shared.h"
 
 namespace cohort {
 namespace {
@@ -26,10 +28,14 @@ constexpr Duration kLongestNap = milliseconds(16);
 constexpr auto kActive = milliseconds(20);  // naps go on for so long after the last call
 constexpr auto kWatch = milliseconds(1000);
 // A process that was away for longer, stopped for example, hears what happened before it goes on.
-constexpr auto kNews = milliseconds(10);
+constexpr std::uint64_t kNewsTicks = 20'000'000;  // 5 to 10 ms
 
 MutableBytes BytesOf(const Buffer& buffer) {
   return {static_cast<std::byte*>(buffer.data), buffer.bytes()};
+}
+
+Algorithm AlgorithmOf(const OperationRecord& record) {
+  return static_cast<Algorithm>(record.algorithm);
 }
 
 void CheckBuffer(const Buffer& buffer) {
@@ -117,6 +123,10 @@ Result<std::unique_ptr<Memory>> TransportCommunicator::Allocate(std::size_t byte
 // --- driving
 
 void TransportCommunicator::RunNext() {
+  if (at_once_.under_way) {
+    outcomes_->Finish(outcomes_->finished() + 1, FinishAtOnce());
+    return;
+  }
   Task task;
   {
     const std::lock_guard lock(mutex_);
@@ -129,11 +139,12 @@ void TransportCommunicator::RunNext() {
 }
 
 Status TransportCommunicator::RunTask(Task& task) {
-  const Deadline deadline = DeadlineAfter(task.timeout);
+  const Deadline started = std::chrono::steady_clock::now();
   const bool well = exchange_.failure().ok();
-  Status status = exchange_.Begin(std::move(task.record), deadline);
+  const bool quiet = IsQuiet(AlgorithmOf(task.record));
+  Status status = exchange_.Begin(std::move(task.record), started, started + task.timeout, quiet);
   if (well) {
-    flight_.Started(task.flight, exchange_.record(), exchange_.started());
+    flight_.Started(task.flight, exchange_.record(), started);
   }
   if (status.ok() && task.after) {
     status = exchange_.WaitForStream(*task.after);
@@ -141,9 +152,13 @@ Status TransportCommunicator::RunTask(Task& task) {
   if (status.ok()) {
     status = task.body(exchange_);
   }
+  return EndTask(task.flight, status);
+}
+
+Status TransportCommunicator::EndTask(std::uint64_t flight, Status status) {
   status = exchange_.End(status);
-  heard_ = std::chrono::steady_clock::now();
-  flight_.Ended(task.flight, status.ok(), heard_);
+  Heard();
+  flight_.Ended(flight, status.ok(), heard_);
   if (!status.ok() && exchange_.failure().ok()) {  // given up; a failure has been dumped
     DumpAfter(status);
   }
@@ -152,14 +167,21 @@ Status TransportCommunicator::RunTask(Task& task) {
 
 void TransportCommunicator::Hear() {
   exchange_.Idle(std::chrono::steady_clock::now());
-  heard_ = std::chrono::steady_clock::now();
+  Heard();
 }
+
+void TransportCommunicator::Heard() {
+  heard_ = std::chrono::steady_clock::now();
+  heard_ticks_ = __rdtsc();
+}
+
+bool TransportCommunicator::MissedNews() const { return __rdtsc() - heard_ticks_ > kNewsTicks; }
 
 void TransportCommunicator::Drive(std::uint64_t number) {
   for (int spins = 0; spins < kRoleSpins && !outcomes_->done(number); ++spins) {
     if (TakeRole()) {
       exchange_.transport().set_spin(kCallerSpin);
-      if (std::chrono::steady_clock::now() - heard_ > kNews) {
+      if (MissedNews()) {
         Hear();
       }
       while (!outcomes_->done(number)) {
@@ -301,8 +323,11 @@ void TransportCommunicator::DumpAfter(const Status& failure) const {
 Communicator::Pending TransportCommunicator::Enqueue(OperationRecord record, std::int64_t total,
                                                      const CollectiveOptions& options,
                                                      const std::function<Body(Algorithm)>& body) {
-  COHORT_ASSIGN_OR_RETURN(Algorithm algorithm, ChooseAlgorithm(record.kind, options.algorithm,
-                                                               total, size_, shared_memory_));
+  Algorithm algorithm = AlgorithmOf(record);
+  if (algorithm == Algorithm::kNone) {
+    COHORT_ASSIGN_OR_RETURN(
+        algorithm, ChooseAlgorithm(record.kind, options.algorithm, total, size_, shared_memory_));
+  }
   if (native_ && options.algorithm == "auto" && native_->Supports(record.kind, record.dtype)) {
     algorithm = Algorithm::kNative;
   }
@@ -331,6 +356,82 @@ Communicator::Pending TransportCommunicator::Enqueue(OperationRecord record, std
                                          options.name);
 }
 
+// --- in one shot
+
+std::optional<Algorithm> TransportCommunicator::Quiet(OperationKind kind, std::size_t bytes,
+                                                      const std::string& algorithm) {
+  Transport& transport = exchange_.transport();
+  const bool any = algorithm == "auto";
+  if (size_ == 1 || !HasShared(transport)) {
+    return std::nullopt;
+  }
+  const bool reduces = kind == OperationKind::kAllReduce || kind == OperationKind::kBarrier;
+  if (reduces && (any || algorithm == "one_shot") && HasOneShot(transport, bytes)) {
+    return Algorithm::kOneShot;
+  }
+  if (kind != OperationKind::kBarrier && (any || algorithm == "shared")) {
+    return Algorithm::kShared;
+  }
+  return std::nullopt;
+}
+
+std::unique_ptr<Work> TransportCommunicator::BeginAtOnce(OperationRecord& record, Buffer buffer,
+                                                         const CollectiveOptions& options) {
+  if (options.stream != nullptr || !AllDone() || !TakeRole()) {
+    return nullptr;
+  }
+  if (!exchange_.Well() || MissedNews()) {
+    LeaveRole();
+    return nullptr;
+  }
+  record.name = options.name;
+  at_once_.timeout = options.timeout.count() > 0 ? options.timeout : options_.timeout;
+  const Status begun = exchange_.Begin(std::move(record), heard_, heard_ + at_once_.timeout,
+                                       /*quiet=*/true);
+  at_once_.under_way = true;
+  at_once_.data = BytesOf(buffer);
+  at_once_.reduction.reset();
+  if (exchange_.record().kind == OperationKind::kAllReduce) {
+    at_once_.reduction.emplace(buffer.dtype, exchange_.record().reduce_op);
+  }
+  if (begun.ok()) {
+    (AlgorithmOf(exchange_.record()) == Algorithm::kOneShot ? ShowOneShot : ShowShared)(
+        exchange_, at_once_.data);
+  }
+  const std::uint64_t number = ++begun_;
+  LeaveRole();
+  if (const Resting resting = resting_;
+      resting == Resting::kSleeps || resting == Resting::kWatches) {
+    Nudge();
+  }
+  return std::make_unique<OperationWork>(static_cast<Driver&>(*this), outcomes_, number,
+                                         options.name);
+}
+
+Status TransportCommunicator::FinishAtOnce() {
+  at_once_.under_way = false;
+  const Reduction* const reduction = at_once_.reduction ? &*at_once_.reduction : nullptr;
+  const bool one_shot = AlgorithmOf(exchange_.record()) == Algorithm::kOneShot;
+  Status status = exchange_.Trouble();
+  if (status.ok() && one_shot && AgreeAtOnce(exchange_)) {
+    status = exchange_.End(FinishOneShot(exchange_, at_once_.data, reduction));
+    Heard();
+    flight_.Flown(exchange_.record(), status.ok(), heard_);
+    return status;
+  }
+  const Deadline now = std::chrono::steady_clock::now();
+  exchange_.SetTimes(now, now + at_once_.timeout);
+  const std::uint64_t flight = flight_.Queued(exchange_.record(), now);
+  flight_.Started(flight, exchange_.record(), now);
+  if (status.ok()) {
+    status = one_shot ? FinishOneShot(exchange_, at_once_.data, reduction)
+                      : FinishSharedAllReduce(exchange_, at_once_.data, *reduction);
+  }
+  return EndTask(flight, status);
+}
+
+// --- operations
+
 Communicator::Pending TransportCommunicator::AllReduce(Buffer buffer, ReduceOp op,
                                                        const CollectiveOptions& options) {
   CheckBuffer(buffer);
@@ -339,6 +440,12 @@ Communicator::Pending TransportCommunicator::AllReduce(Buffer buffer, ReduceOp o
                          .reduce_op = op,
                          .count = buffer.count};
   const auto total = static_cast<std::int64_t>(buffer.bytes());
+  if (const auto quiet = Quiet(record.kind, buffer.bytes(), options.algorithm)) {
+    record.algorithm = static_cast<std::uint8_t>(*quiet);
+    if (std::unique_ptr<Work> work = BeginAtOnce(record, buffer, options)) {
+      return work;
+    }
+  }
   return Enqueue(std::move(record), total, options, [=, this](Algorithm algorithm) -> Body {
     return [=, this](Exchange& exchange) -> Status {
       const Reduction reduction(buffer.dtype, op);
@@ -346,6 +453,12 @@ Communicator::Pending TransportCommunicator::AllReduce(Buffer buffer, ReduceOp o
         return {};
       }
       switch (algorithm) {
+        case Algorithm::kOneShot:
+          ShowOneShot(exchange, BytesOf(buffer));
+          return FinishOneShot(exchange, BytesOf(buffer), &reduction);
+        case Algorithm::kShared:
+          ShowShared(exchange, BytesOf(buffer));
+          return FinishSharedAllReduce(exchange, BytesOf(buffer), reduction);
         case Algorithm::kNative:
           return native_->AllReduce(exchange, buffer, op);
         case Algorithm::kRecursiveDoubling:
@@ -371,12 +484,19 @@ Communicator::Pending TransportCommunicator::ReduceScatter(Buffer input, Buffer 
                          .reduce_op = op,
                          .count = output.count};
   const auto total = static_cast<std::int64_t>(input.bytes());
+  if (const auto quiet = Quiet(record.kind, input.bytes(), options.algorithm)) {
+    record.algorithm = static_cast<std::uint8_t>(*quiet);
+  }
   return Enqueue(std::move(record), total, options, [=, this](Algorithm algorithm) -> Body {
     return [=, this](Exchange& exchange) -> Status {
       const Reduction reduction(output.dtype, op);
       if (size_ == 1) {
         Copy(BytesOf(output), BytesOf(input));
         return {};
+      }
+      if (algorithm == Algorithm::kShared) {
+        ShowShared(exchange, BytesOf(input));
+        return FinishSharedReduceScatter(exchange, BytesOf(input), BytesOf(output), reduction);
       }
       return (algorithm == Algorithm::kDirect ? DirectReduceScatter : RingReduceScatter)(
           exchange, BytesOf(input), BytesOf(output), reduction);
@@ -421,6 +541,9 @@ Communicator::Pending TransportCommunicator::EnqueueGather(OperationKind kind, B
                          .count = uneven ? output.count : input.count,
                          .shape = uneven ? Digest(counts) : 0};
   const auto total = static_cast<std::int64_t>(output.bytes());
+  if (const auto quiet = Quiet(kind, output.bytes(), options.algorithm); quiet) {
+    record.algorithm = static_cast<std::uint8_t>(*quiet);
+  }
   return Enqueue(std::move(record), total, options, [=, this](Algorithm algorithm) -> Body {
     return [=, this](Exchange& exchange) -> Status {
       if (algorithm == Algorithm::kNative) {
@@ -431,6 +554,10 @@ Communicator::Pending TransportCommunicator::EnqueueGather(OperationKind kind, B
       Copy(blocks[static_cast<std::size_t>(rank_)], BytesOf(input));
       if (size_ == 1) {
         return {};
+      }
+      if (algorithm == Algorithm::kShared) {
+        ShowShared(exchange, blocks[static_cast<std::size_t>(rank_)]);
+        return FinishSharedAllGather(exchange, blocks, element);
       }
       return (algorithm == Algorithm::kRing ? RingAllGather : DirectAllGather)(exchange, blocks,
                                                                                element);
@@ -446,8 +573,15 @@ Communicator::Pending TransportCommunicator::Broadcast(Buffer buffer, int root,
                          .dtype = buffer.dtype,
                          .root = root,
                          .count = buffer.count};
+  if (const auto quiet = Quiet(record.kind, buffer.bytes(), options.algorithm)) {
+    record.algorithm = static_cast<std::uint8_t>(*quiet);
+  }
   return Enqueue(std::move(record), 0, options, [=, this](Algorithm algorithm) -> Body {
     return [=, this](Exchange& exchange) -> Status {
+      if (algorithm == Algorithm::kShared) {
+        ShowShared(exchange, rank_ == root ? BytesOf(buffer) : MutableBytes());
+        return FinishSharedBroadcast(exchange, BytesOf(buffer), root, SizeOf(buffer.dtype));
+      }
       if (algorithm == Algorithm::kNative) {
         return native_->Broadcast(exchange, buffer, root);
       }
@@ -531,8 +665,22 @@ Communicator::Pending TransportCommunicator::Receive(Buffer buffer, int from,
 }
 
 Communicator::Pending TransportCommunicator::Barrier(const CollectiveOptions& options) {
-  return Enqueue({.kind = OperationKind::kBarrier}, 0, options,
-                 [](Algorithm /*algorithm*/) -> Body { return DisseminationBarrier; });
+  OperationRecord record{.kind = OperationKind::kBarrier};
+  if (const auto quiet = Quiet(record.kind, 0, options.algorithm)) {
+    record.algorithm = static_cast<std::uint8_t>(*quiet);
+    if (std::unique_ptr<Work> work = BeginAtOnce(record, {}, options)) {
+      return work;
+    }
+  }
+  return Enqueue(std::move(record), 0, options, [](Algorithm algorithm) -> Body {
+    if (algorithm != Algorithm::kOneShot) {
+      return DisseminationBarrier;
+    }
+    return [](Exchange& exchange) {
+      ShowOneShot(exchange, {});
+      return FinishOneShot(exchange, {}, nullptr);
+    };
+  });
 }
 
 Result<std::unique_ptr<Communicator>> TransportCommunicator::Split(int color, int key) {

@@ -16,6 +16,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -75,6 +76,13 @@ class TransportCommunicator final : public Communicator, private Driver {
   // Fills in what all operations share and queues it. `total` bytes decide the algorithm.
   Pending Enqueue(OperationRecord record, std::int64_t total, const CollectiveOptions& options,
                   const std::function<Body(Algorithm)>& body);
+  // The quiet algorithm, one_shot or shared, that all ranks take for these arguments, if one.
+  std::optional<Algorithm> Quiet(OperationKind kind, std::size_t bytes,
+                                 const std::string& algorithm);
+  // Begins a quiet operation on the calling thread, if nothing is before it.
+  std::unique_ptr<Work> BeginAtOnce(OperationRecord& record, Buffer buffer,
+                                    const CollectiveOptions& options);
+  Status FinishAtOnce();
   Pending EnqueueGather(OperationKind kind, Buffer input, Buffer output,
                         std::vector<std::int64_t> counts, const CollectiveOptions& options);
   Pending EnqueueAllToAll(OperationKind kind, Buffer input, std::vector<std::int64_t> send_counts,
@@ -89,8 +97,12 @@ class TransportCommunicator final : public Communicator, private Driver {
   void LeaveRole() { driven_ = false; }
   bool AllDone() const { return begun_ == outcomes_->finished(); }
   void RunNext();  // with the role, and not AllDone()
-  void Hear();     // with the role
+  // With the role.
+  void Hear();
+  void Heard();
+  bool MissedNews() const;
   Status RunTask(Task& task);
+  Status EndTask(std::uint64_t flight, Status status);
   void Drive(std::uint64_t number) override;
   void Leave(std::uint64_t number) override;
 
@@ -126,7 +138,18 @@ class TransportCommunicator final : public Communicator, private Driver {
   std::atomic<bool> nudged_ = false;
   std::atomic<bool> stopping_ = false;
 
-  Deadline heard_;  // when peers were last heard, or an operation ended; the driver's
+  // When peers were last heard, or an operation ended; the driver's. The processor's ticks are
+  // cheaper to read than the clock, and here exact enough.
+  Deadline heard_;
+  std::uint64_t heard_ticks_ = 0;
+  // An operation that the call began and RunNext finishes; the driver's.
+  struct AtOnce {
+    bool under_way = false;
+    MutableBytes data;
+    std::optional<Reduction> reduction;
+    std::chrono::milliseconds timeout{0};
+  };
+  AtOnce at_once_;
 
   // Of the thread.
   std::condition_variable nudge_;  // with mutex_

@@ -46,6 +46,7 @@ struct Flags {
   double learning_rate = 0.001;
   std::string loss_scale = "global_mean";
   bool synchronous_ps = false;
+  std::string communication = "auto";
   std::string mpi_implementation = "cohort";
   std::string checkpoint_dir;
   std::int64_t save_every_steps = 0;
@@ -94,6 +95,9 @@ void DeclareFlags(CLI::App& app, Flags& f) {
       ->capture_default_str();
   app.add_flag("--synchronous-ps", f.synchronous_ps,
                "parameter servers apply when all workers have pushed");
+  app.add_option("--communication", f.communication, "how processes reach each other")
+      ->check(CLI::IsMember({"auto", "shm", "tcp"}))
+      ->capture_default_str();
   app.add_option("--mpi-implementation", f.mpi_implementation,
                  "under mpirun: our algorithms, or MPI's")
       ->check(CLI::IsMember({"cohort", "mpi"}))
@@ -125,6 +129,7 @@ cohort::StrategyOptions MakeStrategyOptions(const Flags& f) {
                                                         : cohort::LossScale::kGlobalMean;
   options.collective_timeout = Seconds(f.collective_timeout);
   options.join_timeout = Seconds(f.join_timeout);
+  options.communication.implementation = f.communication;
   options.mpi_implementation = f.mpi_implementation;
   options.synchronous_parameter_server = f.synchronous_ps;
   options.intra_op_threads = f.threads;

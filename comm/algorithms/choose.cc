@@ -65,6 +65,10 @@ std::string_view AlgorithmName(Algorithm algorithm) {
       return "dissemination";
     case Algorithm::kNative:
       return "mpi";
+    case Algorithm::kOneShot:
+      return "one_shot";
+    case Algorithm::kShared:
+      return "shared";
   }
   return "unknown algorithm";
 }

@@ -20,8 +20,14 @@ enum class Algorithm : std::uint8_t {
   kTree = 4,
   kDissemination = 5,
   kNative = 6,  // the MPI library's own
+  kOneShot = 16,
+  kShared = 17,
 };
 std::string_view AlgorithmName(Algorithm algorithm);
+// Ranks see without a message that all are in the operation: see Exchange::Begin.
+constexpr bool IsQuiet(Algorithm algorithm) {
+  return algorithm == Algorithm::kOneShot || algorithm == Algorithm::kShared;
+}
 
 // Messages up to this size go by recursive doubling: latency, not bandwidth, is their cost.
 inline constexpr std::int64_t kSmallBytes = 16 << 10;

@@ -46,6 +46,8 @@ struct Link {
   alignas(kLine) std::atomic<std::uint64_t> urgent_sent = 0;
   alignas(kLine) std::atomic<std::uint64_t> urgent_taken = 0;
   std::atomic<std::uint32_t> reading = 0;  // this rank is reading a loan of that one
+  // Loans in frames that end at or before this place in the ring are not to be used any more.
+  alignas(kLine) std::atomic<std::uint64_t> withdrawn = 0;
 };
 
 // Two slots in turns: a rank that shows its contribution to operation k has seen those of k - 1,
@@ -65,7 +67,14 @@ struct Region {
   std::uint32_t ranks = 0;
   // Low half: threads of this rank that sleep until the bell. High half: sleeps so far.
   alignas(kLine) std::atomic<std::uint64_t> sleeps = 0;
-  alignas(kLine) std::atomic<std::uint32_t> withdrawn = 0;  // its loans are not to be used any more
+  // Of the operation under way: its number and how far this rank has come, see Board::Advance;
+  // whether this rank reads others' memory for it; and up to which number this rank has withdrawn
+  // what it shows.
+  alignas(kLine) std::atomic<std::uint64_t> progress = 0;
+  alignas(kLine) std::atomic<std::uint32_t> reading = 0;
+  alignas(kLine) std::atomic<std::uint64_t> withdrawn = 0;
+  Loan staging;  // where its staging memory lies, once it has progressed in an operation that uses
+                 // it
   std::array<BoardSlot, 2> board;
   // Then a Link for each rank, then the rings.
 };

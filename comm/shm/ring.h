@@ -86,9 +86,11 @@ class RingReader {
       at_ += bytes_ - offset;
     }
   }
+  // Where the frame that Peek showed ends.
+  std::uint64_t EndOf(const RingFrame& frame) const { return at_ + RingWriter::Size(frame.bytes); }
   // Of the frame that Peek showed.
   void Pop(const RingFrame& frame) {
-    at_ += RingWriter::Size(frame.bytes);
+    at_ = EndOf(frame);
     taken_->store(at_);  // sequentially consistent: see Bells
   }
 

@@ -100,8 +100,8 @@ Result<std::pair<Socket, Mapping>> MakeSegment(std::size_t bytes) {
   if (!fd.open() || ::ftruncate(fd.fd(), static_cast<off_t>(mapped)) != 0) {
     return ErrnoStatus(errno, "shared memory of " + std::to_string(mapped) + " bytes");
   }
-  COHORT_ASSIGN_OR_RETURN(
-      Mapping mapping, Mapping::OfFile(fd.fd(), mapped, Mapping::Access::kReadWrite, true));
+  COHORT_ASSIGN_OR_RETURN(Mapping mapping,
+                          Mapping::OfFile(fd.fd(), mapped, Mapping::Access::kReadWrite, true));
   return std::pair(std::move(fd), std::move(mapping));
 }
 
@@ -142,9 +142,9 @@ Result<std::unique_ptr<Memory>> SharedSegments::Allocate(std::size_t bytes) {
   COHORT_ASSIGN_OR_RETURN(auto segment, MakeSegment(bytes));
   const std::lock_guard lock(mutex_);
   const std::uint64_t id = next_id_++;
-  COHORT_RETURN_IF_ERROR(Announce({.segment = id, .bytes = segment.second.bytes()},
-                                  {segment.first.fd()})
-                             .Annotate("announcing shared memory"));
+  COHORT_RETURN_IF_ERROR(
+      Announce({.segment = id, .bytes = segment.second.bytes()}, {segment.first.fd()})
+          .Annotate("announcing shared memory"));
   own_.push_back({id, segment.second.data(), segment.second.bytes()});
   return std::make_unique<Allocation>(shared_from_this(), id, std::move(segment.second), bytes);
 }

@@ -21,10 +21,11 @@
 
 namespace cohort {
 
-// A message on the socket between two ranks. Segment 0 is the region; it comes first, with the bell.
+// A message on the socket between two ranks. Segment 0 is the region; it comes first, with the
+// bell.
 struct SegmentNotice {
   std::uint64_t segment = 0;
-  std::uint64_t bytes = 0;    // 0: the segment is no more
+  std::uint64_t bytes = 0;       // 0: the segment is no more
   std::uint64_t cores[16] = {};  // of the region's: which this process may run on
 };
 
@@ -70,9 +71,9 @@ class SharedSegments : public std::enable_shared_from_this<SharedSegments> {
   void Release(std::uint64_t id);
 
   mutable std::mutex mutex_;
-  std::vector<Socket> sockets_;  // closed under mutex_
-  std::vector<Own> own_;         // guarded by mutex_
-  std::uint64_t next_id_ = 1;    // guarded by mutex_
+  std::vector<Socket> sockets_;                           // closed under mutex_
+  std::vector<Own> own_;                                  // guarded by mutex_
+  std::uint64_t next_id_ = 1;                             // guarded by mutex_
   std::vector<std::map<std::uint64_t, Mapping>> theirs_;  // by rank and segment
 };
 

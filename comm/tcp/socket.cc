@@ -17,6 +17,8 @@
 #include <thread>
 #include <vector>
 
+#include "tcp/unix_socket.h"
+
 namespace cohort {
 namespace {
 
@@ -135,6 +137,9 @@ Result<std::pair<std::string, std::string>> ParseAddress(const std::string& addr
 }
 
 Result<Listener> Listen(const std::string& address, const std::string& towards) {
+  if (IsUnixAddress(address)) {
+    return ListenUnix();
+  }
   COHORT_ASSIGN_OR_RETURN(const auto parsed, ParseAddress(address));
   auto [host, port] = parsed;
   std::string reachable;  // given out instead of a wildcard
@@ -177,6 +182,9 @@ Result<Listener> Listen(const std::string& address, const std::string& towards) 
 
 Result<Socket> Connect(const std::string& address, Deadline deadline) {
   constexpr auto kPause = std::chrono::milliseconds(50);
+  if (IsUnixAddress(address)) {
+    return ConnectUnix(address, deadline);
+  }
   COHORT_ASSIGN_OR_RETURN(const auto parsed, ParseAddress(address));
   for (;;) {
     std::string tried;
@@ -203,7 +211,8 @@ Status Prepare(const Socket& socket) {
   const int on = 1;
   const int flags = ::fcntl(socket.fd(), F_GETFL);
   if (flags < 0 || ::fcntl(socket.fd(), F_SETFL, flags | O_NONBLOCK) != 0 ||
-      ::setsockopt(socket.fd(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)) != 0) {
+      (::setsockopt(socket.fd(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)) != 0 &&
+       errno != EOPNOTSUPP)) {  // a unix socket never delays
     return ErrnoStatus(errno, "socket options");
   }
   return {};

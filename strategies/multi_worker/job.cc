@@ -11,6 +11,7 @@
 #include <vector>
 
 #include <cohort/comm/mpi.h>
+#include <cohort/comm/shm.h>
 #include <cohort/comm/tcp.h>
 #include <cohort/rpc/coordination.h>
 
@@ -110,6 +111,84 @@ CoordinationOptions CoordinationOf(const StrategyOptions& options) {
   return result;
 }
 
+// Every process gives its word under `key`; those of all, by rank.
+Result<std::vector<std::string>> WordsOfAll(const ClusterConfig& config, KeyValueStore& store,
+                                            const std::string& key, const std::string& mine,
+                                            Deadline deadline) {
+  const auto of = [&](int rank) { return key + "/" + std::to_string(rank); };
+  COHORT_RETURN_IF_ERROR(store.Insert(of(RankOf(config)), mine));
+  std::vector<std::string> words;
+  for (int rank = 0; rank < SizeOf(config); ++rank) {
+    COHORT_ASSIGN_OR_RETURN(std::string word, store.Wait(of(rank), deadline));
+    words.push_back(std::move(word));
+  }
+  return words;
+}
+
+// Why not all processes can share memory: one of them, and what it says; empty if they can.
+std::string Obstacle(const ClusterConfig& config, const std::vector<std::string>& words,
+                     const std::string& expected, const std::string& otherwise) {
+  for (std::size_t rank = 0; rank < words.size(); ++rank) {
+    if (words[rank] != expected) {
+      return config.cluster.TrainingTasks()[rank].ToString() + " " +
+             (otherwise.empty() ? words[rank] : otherwise);
+    }
+  }
+  return "";
+}
+
+// A communicator over shared memory, which all processes get or none; nullptr, and `obstacle` says
+// why, where they cannot.
+Result<std::unique_ptr<Communicator>> ShareMemory(const ClusterConfig& config,
+                                                  const StrategyOptions& options,
+                                                  KeyValueStore& store, const std::string& prefix,
+                                                  std::string& obstacle) {
+  constexpr std::chrono::milliseconds kConnect{10'000};  // all have joined already
+  const CommunicatorOptions communicator = CommunicatorOf(config, options);
+  const std::string key = prefix + "/" + std::to_string(communicator.generation);
+  const Deadline deadline = DeadlineAfter(options.join_timeout);
+  COHORT_ASSIGN_OR_RETURN(const std::vector<std::string> hosts,
+                          WordsOfAll(config, store, key + "/host", HostIdentity(), deadline));
+  obstacle = Obstacle(config, hosts, hosts.front(), "is on another host");
+  if (!obstacle.empty()) {
+    return std::unique_ptr<Communicator>();
+  }
+  auto made = MakeShmCommunicator(RankOf(config), SizeOf(config), store, prefix,
+                                  {.connect_timeout = std::min(kConnect, options.join_timeout)},
+                                  communicator);
+  COHORT_ASSIGN_OR_RETURN(const std::vector<std::string> made_by_all,
+                          WordsOfAll(config, store, key + "/shares",
+                                     made.ok() ? "yes" : made.status().ToString(), deadline));
+  obstacle = Obstacle(config, made_by_all, "yes", "");
+  if (!obstacle.empty()) {
+    return std::unique_ptr<Communicator>();
+  }
+  return made;
+}
+
+Result<std::unique_ptr<Communicator>> Connect(const ClusterConfig& config,
+                                              const StrategyOptions& options, KeyValueStore& store,
+                                              const std::string& service) {
+  const std::string prefix = "collectives";
+  const std::string& implementation = options.communication.implementation;
+  if (implementation != "tcp") {
+    std::string obstacle;
+    COHORT_ASSIGN_OR_RETURN(auto shared, ShareMemory(config, options, store, prefix, obstacle));
+    if (shared != nullptr) {
+      return shared;
+    }
+    if (implementation == "shm") {
+      return FailedPrecondition("the processes cannot share memory: " + obstacle +
+                                " [choose communication.implementation auto or tcp]");
+    }
+  }
+  TcpOptions tcp;
+  tcp.rendezvous_host = HostOf(service);
+  tcp.connect_timeout = options.join_timeout;
+  return MakeTcpCommunicator(RankOf(config), SizeOf(config), store, prefix, tcp,
+                             CommunicatorOf(config, options));
+}
+
 Result<std::unique_ptr<Membership>> JoinByAddress(const ClusterConfig& config,
                                                   const StrategyOptions& options) {
   const TaskId chief = config.cluster.Chief();
@@ -129,11 +208,7 @@ Result<std::unique_ptr<Membership>> JoinByAddress(const ClusterConfig& config,
   COHORT_ASSIGN_OR_RETURN(auto client,
                           CoordinationClient::Join(service, config.cluster, config.task,
                                                    /*wait_for_all=*/true, coordination));
-  TcpOptions tcp;
-  tcp.rendezvous_host = HostOf(service);
-  tcp.connect_timeout = options.join_timeout;
-  auto communicator = MakeTcpCommunicator(RankOf(config), SizeOf(config), *client, "collectives",
-                                          tcp, CommunicatorOf(config, options));
+  auto communicator = Connect(config, options, *client, service);
   if (!communicator.ok()) {
     (void)client->ReportError(communicator.status());
     return communicator.status();
@@ -209,6 +284,11 @@ Result<std::unique_ptr<Membership>> JoinByMpi(const ClusterConfig& config,
 
 Result<std::unique_ptr<Membership>> JoinJob(const ClusterConfig& config,
                                             const StrategyOptions& options) {
+  const std::string& implementation = options.communication.implementation;
+  if (implementation != "auto" && implementation != "shm" && implementation != "tcp") {
+    return InvalidArgument("communication.implementation is '" + implementation +
+                           "' [choose auto, shm or tcp]");
+  }
   if (SizeOf(config) == 1) {
     return MakeMembership(nullptr);
   }

@@ -549,7 +549,7 @@ TEST_P(CommunicatorFailureConformance, DifferentTypesNamesReductionsOrRootsNameB
 // data are under way when it is found, in every algorithm, by whichever rank, many times over.
 TEST_P(CommunicatorFailureConformance, AfterAMismatchTheCommunicatorGoesOn) {
   const std::vector<std::pair<std::string, std::int64_t>> cases = {
-      {"ring", 100},       {"direct", 100},       {"recursive_doubling", 100},
+      {"ring", 100},     {"direct", 100},     {"recursive_doubling", 100},
       {"ring", 300'000}, {"direct", 300'000}, {"recursive_doubling", 200'000},
       {"auto", 1}};
   Run([&](Communicator& comm) -> Status {

@@ -1,5 +1,6 @@
 // The backends whose ranks can be threads of one process.
 #include <cohort/comm/local.h>
+#include <cohort/comm/shm.h>
 #include <cohort/comm/tcp.h>
 
 #include "conformance/communicator_conformance.h"
@@ -19,6 +20,19 @@ std::vector<Status> RunLocal(int size, const CommunicatorOptions& options,
   });
 }
 
+// Every rank maps the others' memory, as processes do.
+std::vector<Status> RunShm(int size, const CommunicatorOptions& options,
+                           const std::function<Status(Communicator&)>& fn) {
+  MemoryStore store;
+  return RunRanks(size, [&](int rank) -> Status {
+    COHORT_ASSIGN_OR_RETURN(
+        const std::unique_ptr<Communicator> mine,
+        MakeShmCommunicator(rank, size, store, "job", {.connect_timeout = std::chrono::seconds(20)},
+                            options));
+    return fn(*mine);
+  });
+}
+
 std::vector<Status> RunTcp(int size, const CommunicatorOptions& options,
                            const std::function<Status(Communicator&)>& fn) {
   MemoryStore store;
@@ -33,7 +47,7 @@ std::vector<Status> RunTcp(int size, const CommunicatorOptions& options,
 
 std::vector<CommunicatorCase> Cases(const std::string& name, const RunGroup& run, int least) {
   std::vector<CommunicatorCase> cases;
-  for (int size = least; size <= 8; ++size) {
+  for (int size = least; size <= 9; ++size) {
     cases.push_back({name, run, size, 64});
   }
   for (const int size : {2, 3, 4}) {
@@ -46,6 +60,11 @@ INSTANTIATE_TEST_SUITE_P(Local, CommunicatorConformance,
                          ::testing::ValuesIn(Cases("local", RunLocal, 1)), CommunicatorCaseName);
 INSTANTIATE_TEST_SUITE_P(Local, CommunicatorFailureConformance,
                          ::testing::ValuesIn(Cases("local", RunLocal, 2)), CommunicatorCaseName);
+
+INSTANTIATE_TEST_SUITE_P(Shm, CommunicatorConformance, ::testing::ValuesIn(Cases("shm", RunShm, 1)),
+                         CommunicatorCaseName);
+INSTANTIATE_TEST_SUITE_P(Shm, CommunicatorFailureConformance,
+                         ::testing::ValuesIn(Cases("shm", RunShm, 2)), CommunicatorCaseName);
 
 INSTANTIATE_TEST_SUITE_P(Tcp, CommunicatorConformance, ::testing::ValuesIn(Cases("tcp", RunTcp, 1)),
                          CommunicatorCaseName);

@@ -46,6 +46,13 @@ enum class LossScale {
   kSum,          // the sum; the loss is already divided by the global batch: tf.distribute's rule
 };
 
+// How the processes of a job reach each other; named as in tf.distribute.
+struct CommunicationOptions {
+  // "auto": shared memory if all are on one host and can reach each other's sockets there, else
+  // TCP; under mpirun, MPI messages. "shm" or "tcp": that, or an error.
+  std::string implementation = "auto";
+};
+
 struct StrategyOptions {
   int num_devices = 1;  // local replicas: logical CPU devices of this process
   LossScale loss_scale = LossScale::kGlobalMean;
@@ -54,6 +61,7 @@ struct StrategyOptions {
   std::chrono::milliseconds collective_timeout{120'000};
   std::chrono::milliseconds join_timeout{300'000};
   std::chrono::milliseconds heartbeat_timeout{10'000};
+  CommunicationOptions communication;
   std::string mpi_implementation = "cohort";  // see comm/mpi.h
   bool synchronous_parameter_server =
       false;                 // apply when all workers have pushed, instead of on arrival

@@ -1,0 +1,96 @@
+#include "algorithms/one_shot.h"
+
+#include <immintrin.h>
+
+#include <array>
+
+#include "algorithms/canonical_order.h"
+#include "shm/board.h"
+
+namespace cohort {
+namespace {
+
+constexpr std::size_t kMostRanks = 64;
+constexpr int kSpins = 64;                        // looks before the transport's own waiting
+constexpr std::size_t kMostBytesRead = 64 << 10;  // of all ranks together
+
+bool AllShown(Board& board, std::uint64_t number) {
+  for (int p = 0; p < board.size(); ++p) {
+    if (board.Look(p, number) == nullptr) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// A rank that shows another operation than this one does; -1: none.
+int OtherFingerprint(Board& board, int rank, std::uint64_t number) {
+  const std::uint64_t fingerprint = board.Look(rank, number)->fingerprint;
+  for (int p = 0; p < board.size(); ++p) {
+    if (board.Look(p, number)->fingerprint != fingerprint) {
+      return p;
+    }
+  }
+  return -1;
+}
+
+}  // namespace
+
+bool HasOneShot(Transport& transport, std::size_t bytes) {
+  const Board* board = transport.board();
+  return board != nullptr && static_cast<std::size_t>(board->size()) <= kMostRanks &&
+         bytes <= BoardSlot::kBytes &&
+         bytes * static_cast<std::size_t>(board->size()) <= kMostBytesRead;
+}
+
+void ShowOneShot(Exchange& exchange, Bytes data) {
+  exchange.transport().board()->Show(exchange.record().sequence, exchange.record().Fingerprint(),
+                                     data);
+}
+
+bool AgreeAtOnce(Exchange& exchange) {
+  Board& board = *exchange.transport().board();
+  const std::uint64_t number = exchange.record().sequence;
+  bool all = AllShown(board, number);
+  for (int spin = 0; spin < (board.crowded() ? 1 : kSpins) && !all; ++spin) {
+    _mm_pause();
+    all = AllShown(board, number);
+  }
+  return all && OtherFingerprint(board, exchange.rank(), number) < 0;
+}
+
+Status AwaitAgreement(Exchange& exchange) {
+  if (AgreeAtOnce(exchange)) {
+    return {};
+  }
+  Board& board = *exchange.transport().board();
+  const std::uint64_t number = exchange.record().sequence;
+  COHORT_RETURN_IF_ERROR(
+      exchange.AwaitPeers([&](int p) { return board.Look(p, number) != nullptr; }));
+  const int other = OtherFingerprint(board, exchange.rank(), number);
+  return other < 0 ? Status() : exchange.AwaitDisagreement(other);
+}
+
+Status FinishOneShot(Exchange& exchange, MutableBytes data, const Reduction* reduction) {
+  COHORT_RETURN_IF_ERROR(AwaitAgreement(exchange));
+  if (reduction == nullptr) {
+    return {};
+  }
+  Board& board = *exchange.transport().board();
+  exchange.transport().Count(data.size(), data.size() * static_cast<std::size_t>(board.size() - 1));
+  std::array<const std::byte*, kMostRanks> sources;
+  for (int p = 0; p < board.size(); ++p) {
+    sources[static_cast<std::size_t>(p)] = board.Look(p, exchange.record().sequence)->data;
+  }
+  if (board.size() == 2) {
+    reduction->Combine(data.data(), sources[0], sources[1], data.size());
+  } else {
+    CombineCanonically(*reduction, data.data(),
+                       std::span(sources).first(static_cast<std::size_t>(board.size())),
+                       data.size());
+  }
+  reduction->Finish(data.data(), data.size(), exchange.size());
+  return {};
+}
+
+}  // namespace cohort

@@ -1,0 +1,30 @@
+// One shot: every rank shows its contribution on the board, and combines what all show. One step
+// whatever the number of ranks, no message, and (n-1) S bytes read: for small operations.
+//
+// What a rank shows carries the operation's number and the fingerprint of its record. Only where
+// one keeps the others waiting, or the fingerprints differ, do records go as messages, which name
+// both sides.
+
+#pragma once
+
+#include <cohort/core/status.h>
+
+#include "exchange.h"
+#include "reduction.h"
+
+namespace cohort {
+
+// Whether operations over `bytes` can go in one shot here, which all ranks answer alike.
+bool HasOneShot(Transport& transport, std::size_t bytes);
+
+// Until all ranks show something for the operation under way, and that they are in the same one.
+Status AwaitAgreement(Exchange& exchange);
+// The same without waiting, but for a moment: false where that is not enough.
+bool AgreeAtOnce(Exchange& exchange);
+
+// The two halves: the first returns at once and lets the other ranks go on without this one.
+void ShowOneShot(Exchange& exchange, Bytes data);
+// In place. `reduction` nullptr: nothing is combined, for a barrier.
+Status FinishOneShot(Exchange& exchange, MutableBytes data, const Reduction* reduction);
+
+}  // namespace cohort

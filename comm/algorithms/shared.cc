@@ -1,0 +1,344 @@
+#include "algorithms/shared.h"
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstring>
+#include <functional>
+
+#include "algorithms/algorithms.h"
+#include "algorithms/canonical_order.h"
+#include "algorithms/one_shot.h"
+#include "shm/board.h"
+
+namespace cohort {
+namespace {
+
+constexpr std::size_t kSegmentBytes = 64 << 10;  // of all ranks together they stay in cache
+constexpr int kSpins = 400;                      // looks before the transport's own waiting
+
+struct Shown {
+  enum What : std::uint64_t { kPrivate, kLent, kNothing };
+  Loan loan;
+  What what = kPrivate;
+};
+
+// One rank's side of one operation.
+class Shared {
+ public:
+  Shared(Exchange& exchange, std::size_t element_bytes)
+      : exchange_(exchange),
+        board_(*exchange.transport().board()),
+        number_(exchange.record().sequence),
+        segment_bytes_(std::min(exchange.SegmentBytes(element_bytes), kSegmentBytes)) {}
+
+  int rank() const { return exchange_.rank(); }
+  int size() const { return exchange_.size(); }
+  std::size_t segment_bytes() const { return segment_bytes_; }
+  std::size_t SegmentsOf(std::size_t bytes) const {
+    return (bytes + segment_bytes_ - 1) / segment_bytes_;
+  }
+
+  // Until all ranks have shown theirs. `bytes`: up to where it is read. False: somebody's memory is
+  // private. `moved`: what this rank takes of others, for the statistics.
+  Result<bool> Meet(std::size_t bytes, std::size_t moved) {
+    COHORT_RETURN_IF_ERROR(AwaitAgreement(exchange_));
+    bool all = true;
+    for (int p = 0; p < size(); ++p) {
+      Shown shown;
+      std::memcpy(&shown, board_.Look(p, number_)->data, sizeof(shown));
+      all &= shown.what != Shown::kPrivate;
+      const bool there = shown.what == Shown::kLent && p != rank();
+      bases_.push_back(there ? board_.Resolve(p, shown.loan, bytes) : nullptr);
+      if (there && bases_.back() == nullptr) {
+        return Internal(exchange_.record().Numbered() + ": " + exchange_.Name(p) +
+                        " shows memory that it did not announce");
+      }
+    }
+    if (all) {
+      exchange_.transport().Count(moved, moved);
+    }
+    return all;
+  }
+  const std::byte* base(int p) const { return bases_[static_cast<std::size_t>(p)]; }
+  void SetOwn(const std::byte* base) { bases_[static_cast<std::size_t>(rank())] = base; }
+
+  // `f` reads others' memory.
+  template <typename F>
+  Status Read(F f) {
+    if (board_.Read(number_, f)) {
+      return {};
+    }
+    return exchange_.AwaitPeers([](int) { return false; });  // whoever gave up says why
+  }
+  void Finished(std::size_t segments) { board_.Advance(number_, segments); }
+  std::size_t FinishedBy(int p) const { return board_.ProgressOf(p, number_); }
+  Status AwaitAll(std::size_t segments) {
+    return AwaitThat([&](int q) { return FinishedBy(q) >= segments; });
+  }
+  Status Await(int p, std::size_t segments) {
+    return AwaitThat([&](int q) { return q != p || FinishedBy(q) >= segments; });
+  }
+  // The end: nobody needs this rank's memory any more.
+  Status Leave() {
+    board_.Advance(number_, Board::kLeft);
+    return AwaitThat([&](int q) { return FinishedBy(q) == Board::kLeft; });
+  }
+
+ private:
+  template <typename F>
+  Status AwaitThat(F arrived) {
+    const auto all = [&] {
+      for (int p = 0; p < size(); ++p) {
+        if (p != rank() && !arrived(p)) {
+          return false;
+        }
+      }
+      return true;
+    };
+    for (int spin = 0; spin < (board_.crowded() ? 1 : kSpins); ++spin) {
+      if (all()) {
+        return {};
+      }
+      _mm_pause();
+    }
+    return exchange_.AwaitPeers(arrived);
+  }
+
+  Exchange& exchange_;
+  Board& board_;
+  const std::uint64_t number_;
+  const std::size_t segment_bytes_;
+  std::vector<const std::byte*> bases_;
+};
+
+int Peer(const Shared& shared, int step) { return (shared.rank() + step) % shared.size(); }
+
+MutableBytes SegmentOf(const Shared& shared, MutableBytes chunk, std::size_t index) {
+  const std::size_t at = std::min(index * shared.segment_bytes(), chunk.size());
+  return chunk.subspan(at, std::min(shared.segment_bytes(), chunk.size() - at));
+}
+
+// Copies segment after segment of what the owners have finished, as they come.
+class Collector {
+ public:
+  // chunk(p) is where rank p's finished chunk belongs; source(p) where it lies.
+  Collector(Shared& shared, std::function<MutableBytes(int)> chunk,
+            std::function<const std::byte*(int)> source)
+      : shared_(shared),
+        chunk_(std::move(chunk)),
+        source_(std::move(source)),
+        copied_(static_cast<std::size_t>(shared.size())) {}
+
+  // What is there now.
+  Status Collect() {
+    for (int step = 1; step < shared_.size(); ++step) {
+      COHORT_RETURN_IF_ERROR(CollectOf(Peer(shared_, step)));
+    }
+    return {};
+  }
+  Status CollectRest() {
+    COHORT_RETURN_IF_ERROR(Collect());
+    for (int step = 1; step < shared_.size(); ++step) {
+      const int p = Peer(shared_, step);
+      const std::size_t total = shared_.SegmentsOf(chunk_(p).size());
+      while (copied_[static_cast<std::size_t>(p)] < total) {
+        COHORT_RETURN_IF_ERROR(shared_.Await(p, copied_[static_cast<std::size_t>(p)] + 1));
+        COHORT_RETURN_IF_ERROR(Collect());
+      }
+    }
+    return {};
+  }
+
+ private:
+  Status CollectOf(int p) {
+    const MutableBytes chunk = chunk_(p);
+    std::size_t& copied = copied_[static_cast<std::size_t>(p)];
+    const std::size_t ready = std::min(shared_.FinishedBy(p), shared_.SegmentsOf(chunk.size()));
+    for (; copied < ready; ++copied) {
+      const MutableBytes segment = SegmentOf(shared_, chunk, copied);
+      const std::byte* const from = source_(p) + (segment.data() - chunk.data());
+      COHORT_RETURN_IF_ERROR(
+          shared_.Read([&] { std::memcpy(segment.data(), from, segment.size()); }));
+    }
+    return {};
+  }
+
+  Shared& shared_;
+  const std::function<MutableBytes(int)> chunk_;
+  const std::function<const std::byte*(int)> source_;
+  std::vector<std::size_t> copied_;
+};
+
+// Private memory. Round s passes segment s of all chunks, through one of two slots in turns: each
+// rank gives its shares of the others' segments (one round ahead), reduces its own segment from
+// what is given and shows the result, and takes the others' results. A slot is written again when
+// its readers have gone on: they have given what this rank has waited for in between.
+Status StagedAllReduce(Exchange& exchange, Shared& shared, MutableBytes data,
+                       const Reduction& reduction) {
+  Board& board = *exchange.transport().board();
+  exchange.transport().Count(data.size(), data.size());
+  const int n = exchange.size();
+  const int rank = exchange.rank();
+  const auto at = [](int i) { return static_cast<std::size_t>(i); };
+  const std::size_t stage_bytes = 2 * at(n + 1) * kSegmentBytes;
+  COHORT_ASSIGN_OR_RETURN(const MutableBytes stage, board.Staging(stage_bytes));
+  // The share for rank p, or, with p = n, the result.
+  const auto place = [&](std::size_t round, int p) {
+    return (round % 2 * at(n + 1) + at(p)) * kSegmentBytes;
+  };
+  const auto segment = [&](int p, std::size_t round) {
+    return SegmentOf(shared, Chunk(data, p, n, reduction.element_bytes()), round);
+  };
+  const auto put = [&](std::size_t round, int p, Bytes bytes) {
+    std::memcpy(stage.data() + place(round, p), bytes.data(), bytes.size());
+  };
+  // Parts done, in order: given 0, given 1, shown 0, given 2, shown 1, ...
+  const auto given = [](std::size_t round) { return round == 0 ? 1 : 2 * round; };
+  const auto shown = [](std::size_t round) { return 2 * round + 3; };
+  const auto give = [&](std::size_t round) {
+    for (int step = 1; step < n; ++step) {
+      const int p = (rank + step) % n;
+      put(round, p, segment(p, round));
+    }
+    shared.Finished(given(round));
+  };
+
+  const std::size_t rounds = shared.SegmentsOf(Chunk(data, 0, n, reduction.element_bytes()).size());
+  give(0);
+  COHORT_RETURN_IF_ERROR(shared.AwaitAll(given(0)));
+  std::vector<const std::byte*> stages;
+  for (int p = 0; p < n; ++p) {
+    stages.push_back(p == rank ? stage.data() : board.StagingOf(p, stage_bytes));
+    if (stages.back() == nullptr) {
+      return Internal(exchange.record().Numbered() + ": " + exchange.Name(p) +
+                      " has no staging memory");
+    }
+  }
+  std::vector<const std::byte*> sources(at(n));
+  for (std::size_t round = 0; round < rounds; ++round) {
+    if (round + 1 < rounds) {
+      give(round + 1);
+    }
+    const MutableBytes mine = segment(rank, round);
+    for (int p = 0; p < n; ++p) {
+      sources[at(p)] = p == rank ? mine.data() : stages[at(p)] + place(round, rank);
+    }
+    COHORT_RETURN_IF_ERROR(shared.AwaitAll(given(round)));
+    COHORT_RETURN_IF_ERROR(
+        shared.Read([&] { CombineCanonically(reduction, mine.data(), sources, mine.size()); }));
+    reduction.Finish(mine.data(), mine.size(), n);
+    put(round, n, mine);
+    shared.Finished(shown(round));
+    COHORT_RETURN_IF_ERROR(shared.AwaitAll(shown(round)));
+    for (int step = 1; step < n; ++step) {
+      const int p = (rank + step) % n;
+      const MutableBytes theirs = segment(p, round);
+      COHORT_RETURN_IF_ERROR(shared.Read(
+          [&] { std::memcpy(theirs.data(), stages[at(p)] + place(round, n), theirs.size()); }));
+    }
+  }
+  return shared.Leave();
+}
+
+}  // namespace
+
+bool HasShared(Transport& transport) { return transport.board() != nullptr; }
+
+void ShowShared(Exchange& exchange, Bytes data) {
+  Board& board = *exchange.transport().board();
+  Shown shown;
+  if (data.empty()) {
+    shown.what = Shown::kNothing;
+  } else if (const std::optional<Loan> loan = board.Lend(data)) {
+    shown = {*loan, Shown::kLent};
+  }
+  board.Show(exchange.record().sequence, exchange.record().Fingerprint(),
+             std::as_bytes(std::span(&shown, 1)));
+}
+
+Status FinishSharedAllReduce(Exchange& exchange, MutableBytes data, const Reduction& reduction) {
+  const int n = exchange.size();
+  const std::size_t element = reduction.element_bytes();
+  Shared shared(exchange, element);
+  COHORT_ASSIGN_OR_RETURN(const bool lent, shared.Meet(data.size(), data.size()));
+  if (!lent) {
+    return StagedAllReduce(exchange, shared, data, reduction);
+  }
+  shared.SetOwn(data.data());
+  const auto chunk = [&](int p) { return Chunk(data, p, n, element); };
+  Collector collector(shared, chunk,
+                      [&](int p) { return shared.base(p) + (chunk(p).data() - data.data()); });
+  const MutableBytes mine = chunk(exchange.rank());
+  const std::size_t segments = shared.SegmentsOf(mine.size());
+  std::vector<const std::byte*> sources(static_cast<std::size_t>(n));
+  for (std::size_t s = 0; s < segments; ++s) {
+    const MutableBytes segment = SegmentOf(shared, mine, s);
+    for (int p = 0; p < n; ++p) {
+      sources[static_cast<std::size_t>(p)] = shared.base(p) + (segment.data() - data.data());
+    }
+    COHORT_RETURN_IF_ERROR(shared.Read(
+        [&] { CombineCanonically(reduction, segment.data(), sources, segment.size()); }));
+    reduction.Finish(segment.data(), segment.size(), n);
+    shared.Finished(s + 1);
+    COHORT_RETURN_IF_ERROR(collector.Collect());
+  }
+  COHORT_RETURN_IF_ERROR(collector.CollectRest());
+  return shared.Leave();
+}
+
+Status FinishSharedReduceScatter(Exchange& exchange, MutableBytes input, MutableBytes output,
+                                 const Reduction& reduction) {
+  const int n = exchange.size();
+  Shared shared(exchange, reduction.element_bytes());
+  COHORT_ASSIGN_OR_RETURN(const bool lent, shared.Meet(input.size(), input.size()));
+  if (!lent) {
+    return DirectReduceScatter(exchange, input, output, reduction);
+  }
+  shared.SetOwn(input.data());
+  const std::size_t offset = static_cast<std::size_t>(exchange.rank()) * output.size();
+  std::vector<const std::byte*> sources(static_cast<std::size_t>(n));
+  for (std::size_t s = 0; s < shared.SegmentsOf(output.size()); ++s) {
+    const MutableBytes segment = SegmentOf(shared, output, s);
+    for (int p = 0; p < n; ++p) {
+      sources[static_cast<std::size_t>(p)] =
+          shared.base(p) + offset + (segment.data() - output.data());
+    }
+    COHORT_RETURN_IF_ERROR(shared.Read(
+        [&] { CombineCanonically(reduction, segment.data(), sources, segment.size()); }));
+    reduction.Finish(segment.data(), segment.size(), n);
+  }
+  return shared.Leave();
+}
+
+Status FinishSharedAllGather(Exchange& exchange, const std::vector<MutableBytes>& blocks,
+                             std::size_t element_bytes) {
+  Shared shared(exchange, element_bytes);
+  COHORT_ASSIGN_OR_RETURN(const bool lent, shared.Meet(0, blocks.front().size() * blocks.size()));
+  if (!lent) {
+    return DirectAllGather(exchange, blocks, element_bytes);
+  }
+  const auto block = [&](int p) { return blocks[static_cast<std::size_t>(p)]; };
+  shared.Finished(shared.SegmentsOf(block(exchange.rank()).size()));
+  Collector collector(shared, block, [&](int p) { return shared.base(p); });
+  COHORT_RETURN_IF_ERROR(collector.CollectRest());
+  return shared.Leave();
+}
+
+Status FinishSharedBroadcast(Exchange& exchange, MutableBytes data, int root,
+                             std::size_t element_bytes) {
+  Shared shared(exchange, element_bytes);
+  COHORT_ASSIGN_OR_RETURN(const bool lent, shared.Meet(0, data.size()));
+  if (!lent) {
+    return TreeBroadcast(exchange, data, root, element_bytes);
+  }
+  const bool source = exchange.rank() == root;
+  shared.Finished(source ? shared.SegmentsOf(data.size()) : 0);
+  Collector collector(
+      shared, [&](int p) { return p == root && !source ? data : data.first(0); },
+      [&](int p) { return shared.base(p); });
+  COHORT_RETURN_IF_ERROR(collector.CollectRest());
+  return shared.Leave();
+}
+
+}  // namespace cohort

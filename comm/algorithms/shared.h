@@ -1,0 +1,36 @@
+// Collectives through shared memory, without messages: every rank shows on the board where its
+// buffer lies, the owner of a chunk reduces it straight from all of them, and the others read the
+// finished segments while they are in cache. A rank leaves when all have read what they need.
+//
+// Where the memory of one rank is private to its process, an all-reduce passes it through staging
+// memory, segment by segment; the others send messages, by the direct algorithms. Results are the
+// same bits either way.
+
+#pragma once
+
+#include <cohort/core/status.h>
+
+#include <vector>
+
+#include "exchange.h"
+#include "reduction.h"
+
+namespace cohort {
+
+// Whether ranks reach each other's memory, where they lend it.
+bool HasShared(Transport& transport);
+
+// The first half of each: returns at once. `data` is what the others read of this rank.
+void ShowShared(Exchange& exchange, Bytes data);
+
+// In place.
+Status FinishSharedAllReduce(Exchange& exchange, MutableBytes data, const Reduction& reduction);
+Status FinishSharedReduceScatter(Exchange& exchange, MutableBytes input, MutableBytes output,
+                                 const Reduction& reduction);
+// blocks[r] is where rank r's block belongs; blocks[rank] is filled in, and what was shown.
+Status FinishSharedAllGather(Exchange& exchange, const std::vector<MutableBytes>& blocks,
+                             std::size_t element_bytes);
+Status FinishSharedBroadcast(Exchange& exchange, MutableBytes data, int root,
+                             std::size_t element_bytes);
+
+}  // namespace cohort

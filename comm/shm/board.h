@@ -1,0 +1,182 @@
+// Bells, which wake ranks that sleep, and the board on which each rank shows the others what it
+// contributes to an operation, or where that lies, and how far it has come: a store here and a load
+// there, no frame.
+
+#pragma once
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "shm/region.h"
+#include "shm/segments.h"
+#include "transport.h"
+
+namespace cohort {
+
+// Who sleeps says so, looks once more, and waits for its eventfd. Who has stored something for it
+// looks whether it sleeps. Both store before they look (sequentially consistent), so that one of
+// them sees the other. A bell rings once for each sleep.
+class Bells {
+ public:
+  void Add(const std::atomic<std::uint64_t>& sleeps, int fd) { bells_.push_back({&sleeps, fd}); }
+  void Ring(int rank) {
+    Bell& bell = bells_[static_cast<std::size_t>(rank)];
+    const std::uint64_t sleeps = bell.sleeps->load();
+    if (static_cast<std::uint32_t>(sleeps) != 0 && sleeps >> 32 != bell.rung) {
+      bell.rung = sleeps >> 32;
+      const std::uint64_t one = 1;
+      [[maybe_unused]] const ssize_t n = ::write(bell.fd, &one, sizeof(one));
+    }
+  }
+
+ private:
+  struct Bell {
+    const std::atomic<std::uint64_t>* sleeps;
+    int fd;
+    std::uint64_t rung = 0;
+  };
+  std::vector<Bell> bells_;
+};
+
+// Operations have numbers that rise, and are the same on all ranks. Between two uses of the board
+// all ranks have entered every operation in between.
+class Board {
+ public:
+  static constexpr std::uint64_t kLeft = (std::uint64_t{1} << 24) - 1;
+
+  // `segments` nullptr: threads, which reach all of each other's memory.
+  // `crowded`: there are fewer cores than ranks.
+  Board(int rank, std::vector<Region*> regions, Bells& bells, SharedSegments* segments,
+        bool crowded)
+      : rank_(rank),
+        regions_(std::move(regions)),
+        bells_(bells),
+        segments_(segments),
+        crowded_(crowded) {}
+
+  bool crowded() const { return crowded_; }
+  int size() const { return static_cast<int>(regions_.size()); }
+
+  // At most BoardSlot::kBytes, of this rank.
+  void Show(std::uint64_t number, std::uint64_t fingerprint, Bytes data) {
+    BoardSlot& slot = region(rank_).board[number % 2];
+    slot.fingerprint = fingerprint;
+    if (!data.empty()) {
+      std::memcpy(slot.data, data.data(), data.size());
+    }
+    slot.number.store(number);
+    shown_ = number;
+    RingAll();
+  }
+  // What `rank` shows for `number`, nullptr while it does not.
+  const BoardSlot* Look(int rank, std::uint64_t number) {
+    const BoardSlot& slot = region(rank).board[number % 2];
+    return slot.number.load(std::memory_order_acquire) == number ? &slot : nullptr;
+  }
+
+  // How others reach `data` of this rank, and what another's `loan` is here; nothing and nullptr
+  // where memory is private.
+  std::optional<Loan> Lend(Bytes data) const {
+    return segments_ != nullptr
+               ? segments_->Find(data)
+               : Loan{0, static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(data.data()))};
+  }
+  const std::byte* Resolve(int rank, const Loan& loan, std::size_t bytes) const {
+    return segments_ != nullptr ? segments_->Resolve(rank, loan, bytes)
+                                : reinterpret_cast<const std::byte*>(loan.offset);
+  }
+
+  // Memory of this rank that others read, to pass private memory through: the same at each call.
+  Result<MutableBytes> Staging(std::size_t bytes) {
+    if (staging_ == nullptr || staging_->bytes().size() < bytes) {
+      Require(segments_ != nullptr, "threads need no staging");
+      COHORT_ASSIGN_OR_RETURN(staging_, segments_->Allocate(bytes));
+      region(rank_).staging = *segments_->Find(staging_->bytes());
+    }
+    return staging_->bytes().first(bytes);
+  }
+  // That of another, which has progressed in the operation under way.
+  const std::byte* StagingOf(int rank, std::size_t bytes) const {
+    return Resolve(rank, region(rank).staging, bytes);
+  }
+
+  // This rank has done `count` parts of operation `number`, below kLeft; kLeft: it needs nothing
+  // more of others, and they may go.
+  void Advance(std::uint64_t number, std::uint64_t count) {
+    region(rank_).progress.store(number << 24U | count);
+    RingAll();
+  }
+  std::uint64_t ProgressOf(int rank, std::uint64_t number) const {
+    const std::uint64_t progress = region(rank).progress.load(std::memory_order_acquire);
+    const std::uint64_t at = progress >> 24U;
+    return at < number ? 0 : at > number ? kLeft : progress & kLeft;
+  }
+
+  // Runs `read`, which reads others' memory. False: one of them has given up, and what was read may
+  // be anything.
+  template <typename F>
+  bool Read(std::uint64_t number, F read) {
+    std::atomic<std::uint32_t>& reading = region(rank_).reading;
+    reading.store(1);
+    const bool held = Held(number);
+    if (held) {
+      read();
+    }
+    reading.store(0, std::memory_order_release);
+    return held && Held(number);
+  }
+  // What this rank has shown is not to be used any more. Threads are waited for that are reading
+  // it; a process may be stopped while it reads, and what it has mapped stays.
+  void Withdraw() {
+    region(rank_).withdrawn.store(shown_);
+    for (int p = 0; p < size() && segments_ == nullptr; ++p) {
+      while (p != rank_ && region(p).reading.load() != 0) {
+        std::this_thread::yield();
+      }
+    }
+  }
+
+  // Changes whenever `rank` does any of this.
+  std::uint64_t Signature(int rank) const {
+    const Region& r = region(rank);
+    return r.board[0].number.load(std::memory_order_acquire) +
+           r.board[1].number.load(std::memory_order_acquire) +
+           r.progress.load(std::memory_order_acquire);
+  }
+
+ private:
+  Region& region(int rank) const { return *regions_[static_cast<std::size_t>(rank)]; }
+  bool Held(std::uint64_t number) const {
+    bool held = true;
+    for (const Region* r : regions_) {
+      held &= r->withdrawn.load() < number;
+    }
+    return held;
+  }
+  void RingAll() {
+    for (int p = 0; p < size(); ++p) {
+      if (p != rank_) {
+        bells_.Ring(p);
+      }
+    }
+  }
+
+  const int rank_;
+  const std::vector<Region*> regions_;
+  Bells& bells_;
+  SharedSegments* const segments_;
+  const bool crowded_;
+  std::uint64_t shown_ = 0;
+  std::unique_ptr<Memory> staging_;
+};
+
+}  // namespace cohort

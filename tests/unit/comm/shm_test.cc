@@ -1,0 +1,149 @@
+// What is special about ranks that share memory. The conformance suite has the rest.
+#include <cohort/comm/shm.h>
+#include <gmock/gmock.h>
+#include <time.h>
+
+#include <future>
+
+#include "testing/memory_store.h"
+#include "testing/run_ranks.h"
+
+namespace cohort {
+namespace {
+
+using std::chrono::milliseconds;
+using ::testing::AllOf;
+using ::testing::Each;
+using ::testing::HasSubstr;
+
+Status WaitFor(Communicator::Pending pending) {
+  COHORT_RETURN_IF_ERROR(pending.status());
+  return pending.value()->Wait();
+}
+
+std::vector<Status> RunShm(int size, const std::function<Status(Communicator&)>& fn) {
+  testing::MemoryStore store;
+  return testing::RunRanks(size, [&](int rank) -> Status {
+    COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Communicator> mine,
+                            MakeShmCommunicator(rank, size, store, "job"));
+    return fn(*mine);
+  });
+}
+
+std::span<float> Floats(const Memory& memory) {
+  return {reinterpret_cast<float*>(memory.bytes().data()), memory.bytes().size() / sizeof(float)};
+}
+
+// Buffers in memory that is lent, in private memory, and in both: three ranks, many segments.
+TEST(Shm, LentAndPrivateBuffersGiveTheSameResults) {
+  constexpr std::size_t kCount = 400'001;
+  for (const std::string where : {"lent", "private", "mixed"}) {
+    testing::ExpectAllOk(RunShm(3, [&](Communicator& comm) -> Status {
+      COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Memory> memory,
+                              comm.Allocate(2 * kCount * sizeof(float)));
+      std::vector<float> own(2 * kCount);
+      const bool lent = where == "lent" || (where == "mixed" && comm.rank() == 1);
+      const std::span<float> all = lent ? Floats(*memory) : std::span(own);
+      const std::span<float> values = all.subspan(7, kCount);
+      for (int round = 0; round < 3; ++round) {
+        for (std::size_t i = 0; i < kCount; ++i) {
+          values[i] = static_cast<float>((i + static_cast<std::size_t>(comm.rank())) % 11);
+        }
+        COHORT_RETURN_IF_ERROR(WaitFor(comm.AllReduce(values, ReduceOp::kSum)));
+        for (std::size_t i = 0; i < kCount; ++i) {
+          if (values[i] != static_cast<float>(i % 11 + (i + 1) % 11 + (i + 2) % 11)) {
+            return Internal(where + ": wrong at " + std::to_string(i));
+          }
+        }
+        for (float& value : values) {
+          value = comm.rank() == 1 ? 5.0F : 0.0F;
+        }
+        COHORT_RETURN_IF_ERROR(WaitFor(comm.Broadcast(values, 1)));
+        EXPECT_THAT(values.first(100), Each(5.0F));
+        EXPECT_THAT(values.last(100), Each(5.0F));
+        const std::span<float> part = values.first(kCount / 3);
+        COHORT_RETURN_IF_ERROR(WaitFor(comm.ReduceScatter(values.first(part.size() * 3),
+                                                          all.last(part.size()), ReduceOp::kMean)));
+        EXPECT_THAT(all.last(100), Each(5.0F));
+      }
+      return {};
+    }));
+  }
+}
+
+TEST(Shm, MemoryOutlivesItsCommunicator) {
+  std::unique_ptr<Memory> kept;
+  testing::ExpectAllOk(RunShm(2, [&](Communicator& comm) -> Status {
+    COHORT_ASSIGN_OR_RETURN(std::unique_ptr<Memory> memory, comm.Allocate(1 << 20));
+    const std::span<float> values = Floats(*memory);
+    std::fill(values.begin(), values.end(), 2.0F);
+    COHORT_RETURN_IF_ERROR(WaitFor(comm.AllReduce(values, ReduceOp::kSum)));
+    if (comm.rank() == 0) {
+      kept = std::move(memory);
+    }
+    return {};
+  }));
+  EXPECT_THAT(Floats(*kept), Each(4.0F));
+  Floats(*kept)[0] = 1.0F;
+}
+
+// Freed and allocated anew many times: peers let go of what is freed.
+TEST(Shm, MemoryComesAndGoes) {
+  testing::ExpectAllOk(RunShm(2, [&](Communicator& comm) -> Status {
+    for (int round = 0; round < 50; ++round) {
+      COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Memory> memory, comm.Allocate(100'000));
+      const std::span<float> values = Floats(*memory);
+      std::fill(values.begin(), values.end(), static_cast<float>(round));
+      COHORT_RETURN_IF_ERROR(WaitFor(comm.AllReduce(values, ReduceOp::kSum)));
+      EXPECT_THAT(values, Each(static_cast<float>(2 * round)));
+    }
+    return {};
+  }));
+}
+
+TEST(Shm, AMismatchOfLargeOperationsTouchesNothing) {
+  const std::vector<Status> statuses = RunShm(2, [&](Communicator& comm) -> Status {
+    COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Memory> memory, comm.Allocate(1 << 20));
+    const std::span<float> values = Floats(*memory);
+    std::fill(values.begin(), values.end(), 1.0F);
+    const Status status = WaitFor(
+        comm.AllReduce(values, comm.rank() == 0 ? ReduceOp::kSum : ReduceOp::kMax, {.name = "w"}));
+    EXPECT_THAT(values, Each(1.0F));
+    // The communicator goes on.
+    COHORT_RETURN_IF_ERROR(WaitFor(comm.AllReduce(values, ReduceOp::kSum)));
+    EXPECT_THAT(values, Each(2.0F));
+    return status;
+  });
+  for (const Status& status : statuses) {
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+    EXPECT_THAT(status.message(), AllOf(HasSubstr("rank 0"), HasSubstr("rank 1"), HasSubstr("sum"),
+                                        HasSubstr("max")));
+  }
+}
+
+// Two ranks wait, one in an operation and one for it: neither takes the core.
+TEST(Shm, WaitingTakesNoCore) {
+  const auto cpu = [] {
+    timespec now = {};
+    ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+    return std::chrono::seconds(now.tv_sec) + std::chrono::nanoseconds(now.tv_nsec);
+  };
+  constexpr milliseconds kWait{1000};
+  std::chrono::nanoseconds used{};
+  testing::ExpectAllOk(RunShm(2, [&](Communicator& comm) -> Status {
+    std::vector<float> values(100);
+    COHORT_RETURN_IF_ERROR(WaitFor(comm.Barrier()));
+    if (comm.rank() == 1) {
+      const auto before = cpu();
+      std::promise<void> never;  // a second passes
+      (void)never.get_future().wait_for(kWait);
+      used = cpu() - before;
+    }
+    return WaitFor(comm.AllReduce(std::span(values), ReduceOp::kSum));
+  }));
+  RecordProperty("cpu_us", static_cast<int>(used.count() / 1000));
+  EXPECT_LT(used, 2 * kWait / 50);  // 2% for each of the two
+}
+
+}  // namespace
+}  // namespace cohort
