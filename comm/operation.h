@@ -26,6 +26,7 @@ enum class OperationKind : std::uint8_t {
   kSend = 9,
   kReceive = 10,
   kSplit = 11,
+  kJoin = 12,  // of one rank alone: see Exchange
 };
 std::string_view OperationKindName(OperationKind kind);
 
@@ -42,6 +43,7 @@ struct OperationRecord {
   // Of collectives: their number. Of Send and Receive: the number of the collective before them.
   std::uint64_t sequence = 0;
   std::uint64_t pair_sequence = 0;  // Send and Receive: their number between the two ranks
+  bool shadow = false;  // of a rank that has joined, and only makes up the number; not compared
   std::string name;
 
   bool point_to_point() const {

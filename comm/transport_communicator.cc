@@ -140,6 +140,9 @@ void TransportCommunicator::RunNext() {
 
 Status TransportCommunicator::RunTask(Task& task) {
   const Deadline started = std::chrono::steady_clock::now();
+  if (task.record.kind == OperationKind::kJoin) {  // not one operation, but others' until all join
+    return task.body(exchange_);
+  }
   const bool well = exchange_.failure().ok();
   const bool quiet = IsQuiet(AlgorithmOf(task.record));
   Status status = exchange_.Begin(std::move(task.record), started, started + task.timeout, quiet);
@@ -447,29 +450,32 @@ Communicator::Pending TransportCommunicator::AllReduce(Buffer buffer, ReduceOp o
     }
   }
   return Enqueue(std::move(record), total, options, [=, this](Algorithm algorithm) -> Body {
-    return [=, this](Exchange& exchange) -> Status {
-      const Reduction reduction(buffer.dtype, op);
-      if (size_ == 1) {
-        return {};
-      }
-      switch (algorithm) {
-        case Algorithm::kOneShot:
-          ShowOneShot(exchange, BytesOf(buffer));
-          return FinishOneShot(exchange, BytesOf(buffer), &reduction);
-        case Algorithm::kShared:
-          ShowShared(exchange, BytesOf(buffer));
-          return FinishSharedAllReduce(exchange, BytesOf(buffer), reduction);
-        case Algorithm::kNative:
-          return native_->AllReduce(exchange, buffer, op);
-        case Algorithm::kRecursiveDoubling:
-          return RecursiveDoublingAllReduce(exchange, BytesOf(buffer), reduction);
-        case Algorithm::kDirect:
-          return DirectAllReduce(exchange, BytesOf(buffer), reduction);
-        default:
-          return RingAllReduce(exchange, BytesOf(buffer), reduction);
-      }
-    };
+    return [=, this](Exchange& exchange) { return RunAllReduce(exchange, buffer, op, algorithm); };
   });
+}
+
+Status TransportCommunicator::RunAllReduce(Exchange& exchange, Buffer buffer, ReduceOp op,
+                                           Algorithm algorithm) {
+  const Reduction reduction(buffer.dtype, op);
+  if (size_ == 1) {
+    return {};
+  }
+  switch (algorithm) {
+    case Algorithm::kOneShot:
+      ShowOneShot(exchange, BytesOf(buffer));
+      return FinishOneShot(exchange, BytesOf(buffer), &reduction);
+    case Algorithm::kShared:
+      ShowShared(exchange, BytesOf(buffer));
+      return FinishSharedAllReduce(exchange, BytesOf(buffer), reduction);
+    case Algorithm::kNative:
+      return native_->AllReduce(exchange, buffer, op);
+    case Algorithm::kRecursiveDoubling:
+      return RecursiveDoublingAllReduce(exchange, BytesOf(buffer), reduction);
+    case Algorithm::kDirect:
+      return DirectAllReduce(exchange, BytesOf(buffer), reduction);
+    default:
+      return RingAllReduce(exchange, BytesOf(buffer), reduction);
+  }
 }
 
 Communicator::Pending TransportCommunicator::ReduceScatter(Buffer input, Buffer output, ReduceOp op,
@@ -577,17 +583,21 @@ Communicator::Pending TransportCommunicator::Broadcast(Buffer buffer, int root,
     record.algorithm = static_cast<std::uint8_t>(*quiet);
   }
   return Enqueue(std::move(record), 0, options, [=, this](Algorithm algorithm) -> Body {
-    return [=, this](Exchange& exchange) -> Status {
-      if (algorithm == Algorithm::kShared) {
-        ShowShared(exchange, rank_ == root ? BytesOf(buffer) : MutableBytes());
-        return FinishSharedBroadcast(exchange, BytesOf(buffer), root, SizeOf(buffer.dtype));
-      }
-      if (algorithm == Algorithm::kNative) {
-        return native_->Broadcast(exchange, buffer, root);
-      }
-      return TreeBroadcast(exchange, BytesOf(buffer), root, SizeOf(buffer.dtype));
-    };
+    return
+        [=, this](Exchange& exchange) { return RunBroadcast(exchange, buffer, root, algorithm); };
   });
+}
+
+Status TransportCommunicator::RunBroadcast(Exchange& exchange, Buffer buffer, int root,
+                                           Algorithm algorithm) {
+  if (algorithm == Algorithm::kShared) {
+    ShowShared(exchange, rank_ == root ? BytesOf(buffer) : MutableBytes());
+    return FinishSharedBroadcast(exchange, BytesOf(buffer), root, SizeOf(buffer.dtype));
+  }
+  if (algorithm == Algorithm::kNative) {
+    return native_->Broadcast(exchange, buffer, root);
+  }
+  return TreeBroadcast(exchange, BytesOf(buffer), root, SizeOf(buffer.dtype));
 }
 
 Communicator::Pending TransportCommunicator::AllToAll(Buffer input, Buffer output,
@@ -673,14 +683,16 @@ Communicator::Pending TransportCommunicator::Barrier(const CollectiveOptions& op
     }
   }
   return Enqueue(std::move(record), 0, options, [](Algorithm algorithm) -> Body {
-    if (algorithm != Algorithm::kOneShot) {
-      return DisseminationBarrier;
-    }
-    return [](Exchange& exchange) {
-      ShowOneShot(exchange, {});
-      return FinishOneShot(exchange, {}, nullptr);
-    };
+    return [algorithm](Exchange& exchange) { return RunBarrier(exchange, algorithm); };
   });
+}
+
+Status TransportCommunicator::RunBarrier(Exchange& exchange, Algorithm algorithm) {
+  if (algorithm != Algorithm::kOneShot) {
+    return DisseminationBarrier(exchange);
+  }
+  ShowOneShot(exchange, {});
+  return FinishOneShot(exchange, {}, nullptr);
 }
 
 Result<std::unique_ptr<Communicator>> TransportCommunicator::Split(int color, int key) {
@@ -757,6 +769,69 @@ Status TransportCommunicator::RunSplit(Exchange& exchange, int color, int key,
   parts.shared_memory = shared_memory_;
   group = std::make_unique<TransportCommunicator>(std::move(parts), std::move(options));
   return {};
+}
+
+Result<int> TransportCommunicator::Join(const CollectiveOptions& options) {
+  int last = rank_;
+  const auto timeout = options.timeout.count() > 0 ? options.timeout : options_.timeout;
+  COHORT_ASSIGN_OR_RETURN(std::unique_ptr<Work> work,
+                          Enqueue({.kind = OperationKind::kJoin}, 0, {.name = options.name},
+                                  [&](Algorithm /*algorithm*/) -> Body {
+                                    return [this, timeout, &last](Exchange& exchange) {
+                                      return RunJoin(exchange, timeout, last);
+                                    };
+                                  }));
+  COHORT_RETURN_IF_ERROR(work->Wait());
+  return last;
+}
+
+Status TransportCommunicator::RunJoin(Exchange& exchange, std::chrono::milliseconds timeout,
+                                      int& last) {
+  COHORT_RETURN_IF_ERROR(exchange.BeginJoin());
+  for (;;) {
+    COHORT_ASSIGN_OR_RETURN(const std::optional<OperationRecord> record,
+                            exchange.NextShadow(DeadlineAfter(timeout)));
+    if (!record) {
+      last = exchange.EndJoin();
+      return {};
+    }
+    const Deadline now = std::chrono::steady_clock::now();
+    const std::uint64_t flight = flight_.Queued(*record, now);
+    Status status = exchange.Begin(*record, now, now + timeout);
+    flight_.Started(flight, exchange.record(), now);
+    if (status.ok()) {
+      status = RunShadow(exchange, *record);
+    }
+    status = exchange.End(status);
+    flight_.Ended(flight, status.ok(), std::chrono::steady_clock::now());
+    COHORT_RETURN_IF_ERROR(exchange.failure());
+    if (!status.ok()) {  // given up by all, and the callers have been told
+      options_.log.Warning(exchange.Name(rank_) + ", which has joined: " + status.message());
+    }
+  }
+}
+
+Status TransportCommunicator::RunShadow(Exchange& exchange, const OperationRecord& record) {
+  const auto algorithm = static_cast<Algorithm>(record.algorithm);
+  const bool adds = record.reduce_op == ReduceOp::kSum || record.reduce_op == ReduceOp::kMean;
+  std::vector<std::byte> zeros;
+  const auto buffer = [&]() -> Buffer {
+    zeros.resize(static_cast<std::size_t>(record.count) * SizeOf(record.dtype));
+    return {zeros.data(), record.count, record.dtype};
+  };
+  if (record.kind == OperationKind::kBarrier) {
+    return RunBarrier(exchange, algorithm);
+  }
+  if (record.kind == OperationKind::kAllReduce && adds) {
+    return RunAllReduce(exchange, buffer(), record.reduce_op, algorithm);
+  }
+  if (record.kind == OperationKind::kBroadcast && record.root != rank_) {
+    return RunBroadcast(exchange, buffer(), record.root, algorithm);
+  }
+  return exchange.Mismatch(InvalidArgument(
+      record.Numbered() + ": " + exchange.Name(rank_) +
+      " has joined [only AllReduce of sum and mean, Broadcast from a rank that has not joined, and "
+      "Barrier are possible until all have]"));
 }
 
 void TransportCommunicator::Abort(const Status& reason) {

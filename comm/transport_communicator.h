@@ -67,6 +67,7 @@ class TransportCommunicator final : public Communicator, private Driver {
   Pending Barrier(const CollectiveOptions& options) override;
   Result<std::unique_ptr<Memory>> Allocate(std::size_t bytes) override;
   Result<std::unique_ptr<Communicator>> Split(int color, int key) override;
+  Result<int> Join(const CollectiveOptions& options) override;
   void Abort(const Status& reason) override;
 
  private:
@@ -88,6 +89,12 @@ class TransportCommunicator final : public Communicator, private Driver {
   Pending EnqueueAllToAll(OperationKind kind, Buffer input, std::vector<std::int64_t> send_counts,
                           Buffer output, std::vector<std::int64_t> receive_counts,
                           const CollectiveOptions& options);
+  Status RunAllReduce(Exchange& exchange, Buffer buffer, ReduceOp op, Algorithm algorithm);
+  Status RunBroadcast(Exchange& exchange, Buffer buffer, int root, Algorithm algorithm);
+  static Status RunBarrier(Exchange& exchange, Algorithm algorithm);
+  Status RunJoin(Exchange& exchange, std::chrono::milliseconds timeout, int& last);
+  // This rank's part in an operation of others.
+  Status RunShadow(Exchange& exchange, const OperationRecord& record);
   Status RunSplit(Exchange& exchange, int color, int key, std::unique_ptr<Communicator>& group);
   void FailWith(const Status& status);
   void DumpAfter(const Status& failure) const;

@@ -26,6 +26,7 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <thread>
 
 namespace {
 
@@ -55,6 +56,7 @@ struct Flags {
   std::string metrics_json;
   double join_timeout = 300;
   double collective_timeout = 120;
+  std::string flight_folder;
   bool quiet = false;
 };
 
@@ -114,6 +116,8 @@ void DeclareFlags(CLI::App& app, Flags& f) {
   app.add_option("--collective-timeout", f.collective_timeout, "seconds one collective may take")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  app.add_option("--flight-folder", f.flight_folder,
+                 "where the last collectives are written when one fails, and on SIGUSR1");
   app.add_flag("--quiet", f.quiet, "no progress");
 }
 
@@ -131,6 +135,7 @@ cohort::StrategyOptions MakeStrategyOptions(const Flags& f) {
   options.join_timeout = Seconds(f.join_timeout);
   options.communication.implementation = f.communication;
   options.mpi_implementation = f.mpi_implementation;
+  options.flight_folder = f.flight_folder;
   options.synchronous_parameter_server = f.synchronous_ps;
   options.intra_op_threads = f.threads;
   options.environment = cohort::Environment::OfProcess();
@@ -255,9 +260,33 @@ Status Train(const Flags& f, cohort::Strategy& strategy,
   return strategy.Shutdown();
 }
 
+// `kill -USR1 PID` tells where this process's collectives are: a thread waits for the signal, which
+// all others, made after this was called, leave alone.
+void BlockUsr1(sigset_t& signals) {
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGUSR1);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+}
+
+void DumpOnSignal(const std::stop_token& stop, const sigset_t& signals,
+                  const cohort::Strategy& strategy) {
+  const timespec slice = {0, 100'000'000};
+  while (!stop.stop_requested()) {
+    if (sigtimedwait(&signals, nullptr, &slice) == SIGUSR1) {
+      const Result<std::string> path = strategy.DumpFlightRecord("SIGUSR1");
+      std::fprintf(stderr, "flight record: %s\n",
+                   path.ok() ? path->c_str() : path.status().ToString().c_str());
+    }
+  }
+}
+
 Status Run(const Flags& f) {
+  sigset_t signals;
+  BlockUsr1(signals);
   COHORT_ASSIGN_OR_RETURN(const auto strategy,
                           cohort::Strategy::FromEnv(f.strategy, MakeStrategyOptions(f)));
+  const std::jthread dumper(
+      [&](const std::stop_token& stop) { DumpOnSignal(stop, signals, *strategy); });
   const auto work = [&]() -> Status {
     cohort::data::ImageClassification images = cohort::data::GenerateImageClassification();
     if (!f.data.empty()) {

@@ -18,6 +18,8 @@ std::vector<Algorithm> Available(OperationKind kind) {
       return {Algorithm::kTree};
     case OperationKind::kBarrier:
       return {Algorithm::kDissemination};
+    case OperationKind::kJoin:
+      return {Algorithm::kNone};
     case OperationKind::kAllToAll:
     case OperationKind::kAllToAllV:
     case OperationKind::kSend:

@@ -286,6 +286,11 @@ Status SynchronousStrategy::Barrier(std::string_view name) {
   return Meet(communicator_->Barrier(options));
 }
 
+Result<std::string> SynchronousStrategy::DumpFlightRecord(std::string_view reason) const {
+  return communicator_ == nullptr ? Strategy::DumpFlightRecord(reason)
+                                  : communicator_->DumpFlightRecord(reason);
+}
+
 // ---- One step --------------------------------------------------------------------------------
 
 void SynchronousStrategy::CheckResult(int replica, const ReplicaResult& result, bool train) const {

@@ -52,9 +52,11 @@ class SynchronousStrategy final : public Strategy {
   const Optimizer* optimizer() const override { return optimizer_.get(); }
   std::span<const std::span<float>> slots() override { return slots_; }
   std::int64_t step() const override { return step_; }
+  Status intact() const override { return broken_; }
   Status SetStep(std::int64_t step) override;
 
   Status Barrier(std::string_view name) override;
+  Result<std::string> DumpFlightRecord(std::string_view reason) const override;
   void ReportError(const Status& error) override { membership_->GiveUp(error); }
   Status Shutdown() override { return membership_->Leave(); }
 

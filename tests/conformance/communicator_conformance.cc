@@ -482,7 +482,79 @@ TEST_P(CommunicatorConformance, BreachesOfTheContractThrow) {
   });
 }
 
+// Ranks run out of data at different times, twice; those that have joined give zeros.
+TEST_P(CommunicatorConformance, JoinedRanksTakePartInTheOthersOperations) {
+  Run([](Communicator& comm) -> Status {
+    const int n = comm.size();
+    for (int epoch = 0; epoch < 2; ++epoch) {
+      // In the second epoch in the opposite order, so that rank 0 is the last.
+      const int rounds = epoch == 0 ? comm.rank() + 1 : n - comm.rank();
+      for (int round = 0; round < rounds; ++round) {
+        const int first = epoch == 0 ? round : 0;  // the ranks that still have data
+        const int last = epoch == 0 ? n - 1 : n - 1 - round;
+        double expected = 0;
+        for (int r = first; r <= last; ++r) {
+          expected += r + 1;
+        }
+        for (const std::int64_t count : {1, 30'000}) {
+          std::vector<double> sum(static_cast<std::size_t>(count), comm.rank() + 1);
+          std::vector<double> mean(static_cast<std::size_t>(count), n * (comm.rank() + 1));
+          COHORT_RETURN_IF_ERROR(
+              WaitFor(comm.AllReduce(std::span(sum), ReduceOp::kSum, {.name = "sum"})));
+          COHORT_RETURN_IF_ERROR(WaitFor(comm.AllReduce(std::span(mean), ReduceOp::kMean)));
+          for (const auto* values : {&sum, &mean}) {
+            COHORT_RETURN_IF_ERROR(Check(std::all_of(values->begin(), values->end(),
+                                                     [&](double v) { return v == expected; }),
+                                         "round " + std::to_string(round) + ": " +
+                                             std::to_string(values->front()) + " instead of " +
+                                             std::to_string(expected)));
+          }
+        }
+        std::vector<std::int32_t> word(5000, comm.rank() == last ? round + 7 : 0);
+        COHORT_RETURN_IF_ERROR(WaitFor(comm.Broadcast(std::span(word), last)));
+        COHORT_RETURN_IF_ERROR(Check(word.back() == round + 7, "Broadcast among the rest"));
+        COHORT_RETURN_IF_ERROR(WaitFor(comm.Barrier()));
+      }
+      COHORT_ASSIGN_OR_RETURN(const int last, comm.Join());
+      COHORT_RETURN_IF_ERROR(
+          Check(last == (epoch == 0 ? n - 1 : 0), "joined last: " + std::to_string(last)));
+      COHORT_RETURN_IF_ERROR(CheckAllReduce(comm, DType::kFloat32, ReduceOp::kMax, 100, "auto"));
+    }
+    return {};
+  });
+}
+
 // --- failures
+
+TEST_P(CommunicatorFailureConformance, WhatAJoinedRankCannotTakePartInIsRefusedToTheCallers) {
+  Run([](Communicator& comm) -> Status {
+    if (comm.rank() > 0) {
+      std::vector<float> values(100);
+      std::vector<float> all(100 * static_cast<std::size_t>(comm.size()));
+      const auto refused = [&](const Status& status) {
+        return Check(status.code() == StatusCode::kInvalidArgument &&
+                         status.message().find("rank 0 (worker:0) has joined") != std::string::npos,
+                     status.ToString());
+      };
+      COHORT_RETURN_IF_ERROR(refused(WaitFor(comm.AllReduce(std::span(values), ReduceOp::kMax))));
+      COHORT_RETURN_IF_ERROR(refused(WaitFor(comm.AllGather(std::span(values), std::span(all)))));
+      COHORT_RETURN_IF_ERROR(refused(WaitFor(comm.Broadcast(std::span(values), 0))));
+      COHORT_RETURN_IF_ERROR(WaitFor(comm.AllReduce(std::span(values), ReduceOp::kSum)));
+    }
+    COHORT_ASSIGN_OR_RETURN(const int last, comm.Join());
+    COHORT_RETURN_IF_ERROR(Check(last == comm.size() - 1, "all others joined at once"));
+    return CheckAllReduce(comm, DType::kFloat32, ReduceOp::kSum, 1000, "auto");
+  });
+}
+
+TEST_P(CommunicatorFailureConformance, AJoinThatSomeNeverReachNamesThem) {
+  CommunicatorOptions options = this->options();
+  options.timeout = std::chrono::milliseconds(300);
+  RunAndExpect(options, StatusCode::kDeadlineExceeded, {"has joined", "not joined: ", "rank 1"},
+               [](Communicator& comm) -> Status {
+                 return comm.rank() == 1 ? Failure(comm) : comm.Join().status();
+               });
+}
 
 TEST_P(CommunicatorFailureConformance, DifferentCountsNameBothSides) {
   RunAndExpect(options(), StatusCode::kInvalidArgument,

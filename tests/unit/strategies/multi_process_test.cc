@@ -110,6 +110,7 @@ class Watched final : public Communicator {
   Result<std::unique_ptr<Communicator>> Split(int color, int key) override {
     return inner_->Split(color, key);
   }
+  Result<int> Join(const CollectiveOptions& options) override { return inner_->Join(options); }
   void Abort(const Status& reason) override { inner_->Abort(reason); }
 
  private:

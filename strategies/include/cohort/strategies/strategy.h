@@ -62,6 +62,9 @@ struct StrategyOptions {
   std::chrono::milliseconds join_timeout{300'000};
   std::chrono::milliseconds heartbeat_timeout{10'000};
   CommunicationOptions communication;
+  // Where flight records go (see comm/README.md) when a collective fails, and on DumpFlightRecord;
+  // empty: nowhere.
+  std::string flight_folder;
   std::string mpi_implementation = "cohort";  // see comm/mpi.h
   bool synchronous_parameter_server =
       false;                 // apply when all workers have pushed, instead of on arrival
@@ -214,6 +217,9 @@ class Strategy {
 
   // The update rule given to Bind; nullptr before.
   virtual const Optimizer* optimizer() const = 0;
+  // OK, or why parameters and slots belong to no step: an error came when a step had been applied
+  // in part.
+  virtual Status intact() const { return {}; }
   // Optimizer state, for checkpoints: slots in the optimizer's order, each as long as
   // parameters.all(). Under a parameter server, Pull brings values and slots from the servers,
   // PushState sends them back; elsewhere both do nothing.
@@ -224,6 +230,11 @@ class Strategy {
   virtual Status PushState() { return {}; }
 
   virtual Status Barrier(std::string_view name) = 0;
+  // Writes the flight record of this process's collectives to options.flight_folder; its path. From
+  // any thread. FailedPrecondition without a folder, or where there are no collectives.
+  virtual Result<std::string> DumpFlightRecord(std::string_view /*reason*/) const {
+    return FailedPrecondition("this process takes part in no collectives");
+  }
   // Tells the other processes that this one gives up, so that they end with this text too.
   virtual void ReportError(const Status& error) = 0;
   // Leaves the job in order, when all do. The destructor leaves without waiting.
