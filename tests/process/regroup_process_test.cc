@@ -16,8 +16,12 @@ using ::testing::HasSubstr;
 class RegroupProcesses : public ::testing::Test {
  protected:
   void Start(int index, const std::string& as = "", int timeout_ms = 60'000) {
-    cluster_.Start(Name(index) + as, {COHORT_BIN_DIR "/../tests/regroup_task", address_,
-                                      Name(index), "3", std::to_string(timeout_ms)});
+    std::vector<std::string> argv = {COHORT_BIN_DIR "/../tests/regroup_task", address_, Name(index),
+                                     "3", std::to_string(timeout_ms)};
+    if (model_) {
+      argv.emplace_back("model");
+    }
+    cluster_.Start(Name(index) + as, argv);
   }
   void StartProcesses(int timeout_ms = 60'000) {
     address_ = "127.0.0.1:0";
