@@ -67,6 +67,15 @@ std::size_t Exchange::SegmentBytes(std::size_t element_bytes) const {
       static_cast<std::size_t>(segment_bytes_) / element_bytes * element_bytes, element_bytes);
 }
 
+MutableBytes Exchange::Scratch(std::size_t bytes) {
+  if (bytes > scratch_bytes_) {
+    scratch_.reset();
+    scratch_ = std::make_unique_for_overwrite<std::byte[]>(bytes);
+    scratch_bytes_ = bytes;
+  }
+  return {scratch_.get(), bytes};
+}
+
 std::string Exchange::Name(int rank) const {
   std::string text = "rank " + std::to_string(rank);
   if (peer_name_) {

@@ -57,6 +57,9 @@ class Exchange final : private TransportListener {
   // The unit of pipelining: a positive multiple of `element_bytes`.
   std::size_t SegmentBytes(std::size_t element_bytes) const;
   std::int64_t segment_option() const { return segment_bytes_; }
+  // Room for one operation at a time; kept from one to the next, since new pages cost more than a
+  // copy.
+  MutableBytes Scratch(std::size_t bytes);
   std::string Name(int rank) const;  // "rank 1 (worker:1)"
 
   // One operation runs between Begin and End. Numbers are given here: the same on every rank when
@@ -160,6 +163,8 @@ class Exchange final : private TransportListener {
   const std::int64_t segment_bytes_;
 
   std::vector<Peer> peers_;
+  std::unique_ptr<std::byte[]> scratch_;
+  std::size_t scratch_bytes_ = 0;
   OperationRecord record_;  // of the operation under way, or the last one
   bool active_ = false;
   std::uint64_t collectives_ = 0;  // begun so far

@@ -30,7 +30,8 @@ constexpr std::uint8_t kVersion = 1;
 constexpr std::size_t kMaxNameBytes = 1024;
 
 bool Reduces(OperationKind kind) {
-  return kind == OperationKind::kAllReduce || kind == OperationKind::kReduceScatter;
+  return kind == OperationKind::kAllReduce || kind == OperationKind::kReduceScatter ||
+         kind == OperationKind::kReduce;
 }
 
 }  // namespace
@@ -59,6 +60,8 @@ std::string_view OperationKindName(OperationKind kind) {
       return "Receive";
     case OperationKind::kSplit:
       return "Split";
+    case OperationKind::kReduce:
+      return "Reduce";
   }
   return "unknown operation";
 }

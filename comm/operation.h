@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cohort/comm/communicator.h>
+#include <cohort/comm/operation_kind.h>
 
 #include <cstddef>
 #include <optional>
@@ -12,22 +13,6 @@
 #include <vector>
 
 namespace cohort {
-
-// Values go over the wire: never renumber.
-enum class OperationKind : std::uint8_t {
-  kAllReduce = 1,
-  kReduceScatter = 2,
-  kAllGather = 3,
-  kAllGatherV = 4,
-  kBroadcast = 5,
-  kAllToAll = 6,
-  kAllToAllV = 7,
-  kBarrier = 8,
-  kSend = 9,
-  kReceive = 10,
-  kSplit = 11,
-};
-std::string_view OperationKindName(OperationKind kind);
 
 struct OperationRecord {
   OperationKind kind = OperationKind::kBarrier;

@@ -13,6 +13,7 @@ int BenchInputCommand(int argc, char** argv);      // data/commands/bench_input.
 int LaunchCommand(int argc, char** argv);          // strategies/commands/launch.cc
 int BenchAllReduceCommand(int argc, char** argv);  // comm/commands/bench_allreduce.cc
 int TraceCommand(int argc, char** argv);           // comm/commands/trace.cc
+int BenchExplainCommand(int argc, char** argv);    // comm/commands/bench_explain.cc
 int BenchReductionCommand(int argc, char** argv);  // comm/commands/bench_reduction.cc
 int BenchTrainCommand(int argc, char** argv);      // src/nn/commands/bench_train.cc
 

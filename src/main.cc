@@ -26,6 +26,8 @@ constexpr Entry kCommands[] = {
      cohort::BenchAllReduceCommand},
     {"trace", "merge the ranks' flight records: who is behind, in which operation",
      cohort::TraceCommand},
+    {"bench explain", "the cost model of collectives: measured, predicted, chosen",
+     cohort::BenchExplainCommand},
     {"bench reduction", "the loops that combine elements, beside memcpy and the limit of memory",
      cohort::BenchReductionCommand},
     {"bench train", "training steps per second, beside LibTorch and the FMA peak",

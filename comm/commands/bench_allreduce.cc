@@ -4,11 +4,8 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
-#include <condition_variable>
 #include <cstdio>
 #include <cstring>
-#include <map>
-#include <mutex>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <thread>
@@ -20,6 +17,7 @@
 
 #include "../mpi/mpi_peer.h"
 #include "command.h"
+#include "thread_store.h"
 
 namespace cohort {
 namespace {
@@ -53,36 +51,6 @@ double Median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   return values[values.size() / 2];
 }
-
-// The rendezvous of ranks that are threads of this process.
-class ThreadStore final : public KeyValueStore {
- public:
-  Status Insert(const std::string& key, const std::string& value) override {
-    const std::lock_guard lock(mutex_);
-    if (!values_.emplace(key, value).second) {
-      return AlreadyExists(key);
-    }
-    changed_.notify_all();
-    return {};
-  }
-  Result<std::string> Get(const std::string& key) override {
-    const std::lock_guard lock(mutex_);
-    const auto it = values_.find(key);
-    return it == values_.end() ? Result<std::string>(NotFound(key)) : it->second;
-  }
-  Result<std::string> Wait(const std::string& key, Deadline deadline) override {
-    std::unique_lock lock(mutex_);
-    if (!changed_.wait_until(lock, deadline, [&] { return values_.contains(key); })) {
-      return DeadlineExceeded(key);
-    }
-    return values_.at(key);
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::map<std::string, std::string> values_;  // guarded by mutex_
-};
 
 std::optional<DType> DTypeNamed(const std::string& name) {
   for (int value = 1; value <= 7; ++value) {

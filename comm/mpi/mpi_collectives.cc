@@ -46,6 +46,8 @@ class MpiCollectives final : public NativeCollectives {
   MpiCollectives(std::shared_ptr<MpiRuntime> runtime, MPI_Comm comm)
       : runtime_(std::move(runtime)), comm_(comm) {}
 
+  Algorithm algorithm() const override { return Algorithm::kNative; }
+  bool keeps_order() const override { return false; }
   bool Supports(OperationKind kind, DType dtype) const override {
     return (kind == OperationKind::kAllReduce || kind == OperationKind::kBroadcast ||
             kind == OperationKind::kAllGather) &&

@@ -78,6 +78,11 @@ Result<std::unique_ptr<Communicator>> MakeMpiCommunicator(const MpiOptions& mpi,
     return InvalidArgument("no MPI implementation '" + mpi.implementation +
                            "' [choose cohort or mpi]");
   }
+  if (mpi.implementation == "mpi" && options.deterministic) {
+    return InvalidArgument(
+        "MPI's own collectives do not combine in the canonical order, which `deterministic` asks "
+        "for [choose the MPI implementation cohort]");
+  }
   COHORT_ASSIGN_OR_RETURN(const std::shared_ptr<MpiRuntime> runtime, MpiRuntime::Get());
   COHORT_ASSIGN_OR_RETURN(const MPI_Comm comm,
                           DuplicateWorld(*runtime, options, mpi.connect_timeout));

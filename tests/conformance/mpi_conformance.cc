@@ -29,7 +29,7 @@ std::vector<CommunicatorCase> Cases(int least) {
   }
   return {{"mpi", RunMpi("cohort"), size, 64},
           {"mpi", RunMpi("cohort"), size, 0},
-          {"mpi_native", RunMpi("mpi"), size, 0}};
+          {"mpi_native", RunMpi("mpi"), size, 0, /*deterministic=*/false}};
 }
 
 INSTANTIATE_TEST_SUITE_P(Mpi, CommunicatorConformance, ::testing::ValuesIn(Cases(1)),

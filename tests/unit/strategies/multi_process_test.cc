@@ -67,13 +67,17 @@ class Watched final : public Communicator {
     return inner_->DumpFlightRecord(reason);
   }
 
-  Pending AllReduce(Buffer buffer, ReduceOp op, const CollectiveOptions& options) override {
+  Pending AllReduce(Buffer input, Buffer output, ReduceOp op,
+                    const CollectiveOptions& options) override {
     watch_.all_reduces.push_back(options.name);
-    Pending pending = inner_->AllReduce(buffer, op, options);
+    Pending pending = inner_->AllReduce(input, output, op, options);
     if (pending.ok() && static_cast<int>(watch_.all_reduces.size()) - 1 == watch_.fail_at) {
       return std::unique_ptr<Work>(std::make_unique<FailingWork>(std::move(pending).value()));
     }
     return pending;
+  }
+  Pending Reduce(Buffer buffer, ReduceOp op, int root, const CollectiveOptions& options) override {
+    return inner_->Reduce(buffer, op, root, options);
   }
   Pending ReduceScatter(Buffer input, Buffer output, ReduceOp op,
                         const CollectiveOptions& options) override {
@@ -109,6 +113,12 @@ class Watched final : public Communicator {
   }
   Result<std::unique_ptr<Communicator>> Split(int color, int key) override {
     return inner_->Split(color, key);
+  }
+  std::vector<std::string_view> algorithms(OperationKind kind) const override {
+    return inner_->algorithms(kind);
+  }
+  Result<CostEstimate> Explain(OperationKind kind, std::int64_t bytes) override {
+    return inner_->Explain(kind, bytes);
   }
   void Abort(const Status& reason) override { inner_->Abort(reason); }
 
