@@ -184,8 +184,8 @@ struct CommunicatorOptions {
   std::string flight_folder;         // where flight records go; empty: nowhere
   std::int64_t segment_bytes = 0;    // 0: chosen by the backend. Tests force small ones
   // Reductions combine in the canonical order by rank: the same bits whatever the algorithm, the
-  // backend, the segments, and wherever buffers are cut. "auto" always does, and costs nothing for
-  // it; this refuses what cannot (InvalidArgument).
+  // backend, the segments, and wherever buffers are cut. "auto" always does;
+  // this refuses by name what cannot (InvalidArgument).
   bool deterministic = false;
   // What "auto" reckons with, equal on all ranks; none: measured at the first need.
   std::optional<CostParameters> cost;
