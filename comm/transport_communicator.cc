@@ -112,8 +112,7 @@ std::string TransportCommunicator::peer_name(int rank) const {
 }
 
 CommunicatorStats TransportCommunicator::stats() const {
-  return {begun_, exchange_.transport().bytes_sent(),
-          exchange_.transport().bytes_received()};
+  return {begun_, exchange_.transport().bytes_sent(), exchange_.transport().bytes_received()};
 }
 
 Status TransportCommunicator::status() const {

@@ -137,9 +137,9 @@ class TransportCommunicator final : public Communicator, private Driver {
   const CommunicatorOptions options_;
   std::unique_ptr<NativeCollectives> native_;  // nullptr: none
   std::string_view backend_;
-  Exchange exchange_;         // used by the driver, but for what its header allows
-  const bool shares_;         // ranks reach each other's memory
-  CostModel cost_;            // used by the driver
+  Exchange exchange_;  // used by the driver, but for what its header allows
+  const bool shares_;  // ranks reach each other's memory
+  CostModel cost_;     // used by the driver
 
   FlightRecorder flight_;
   const std::shared_ptr<Outcomes> outcomes_ = std::make_shared<Outcomes>();

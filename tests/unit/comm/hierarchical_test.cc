@@ -20,7 +20,7 @@ using testing::RunRanks;
 
 // fn on every rank of a group whose rank r is on the host that hosts[r] names; "" is this machine.
 void RunOn(const std::string& hosts, const CommunicatorOptions& options,
-         const std::function<Status(Communicator&)>& fn) {
+           const std::function<Status(Communicator&)>& fn) {
   MemoryStore store;
   const auto size = static_cast<int>(hosts.size());
   ExpectAllOk(RunRanks(size, [&](int rank) -> Status {
