@@ -36,6 +36,7 @@ struct Flags {
   std::string data;
   std::string strategy;
   std::string model = "cnn";
+  std::int64_t hidden = 512;
   std::int64_t global_batch = 64;
   int epochs = 5;
   std::uint64_t seed = 1;
@@ -47,6 +48,11 @@ struct Flags {
   std::string loss_scale = "global_mean";
   bool synchronous_ps = false;
   std::string communication = "auto";
+  int virtual_shards = 0;
+  int batches_per_step = 1;
+  std::string compression = "none";
+  int powersgd_rank = 4;
+  std::int64_t bucket_bytes = 0;
   std::string mpi_implementation = "cohort";
   std::string checkpoint_dir;
   std::int64_t save_every_steps = 0;
@@ -69,6 +75,9 @@ void DeclareFlags(CLI::App& app, Flags& f) {
           CLI::IsMember({"one_device", "mirrored", "multi_worker_mirrored", "parameter_server"}));
   app.add_option("--model", f.model, "network")
       ->check(CLI::IsMember({"linear", "mlp", "cnn"}))
+      ->capture_default_str();
+  app.add_option("--hidden", f.hidden, "units of each hidden layer of mlp")
+      ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_option("--global-batch", f.global_batch, "examples in a batch, over all replicas")
       ->check(CLI::PositiveNumber)
@@ -93,6 +102,20 @@ void DeclareFlags(CLI::App& app, Flags& f) {
   app.add_option("--loss-scale", f.loss_scale, "how gradients are combined")
       ->check(CLI::IsMember({"global_mean", "replica_mean", "sum"}))
       ->capture_default_str();
+  app.add_option("--virtual-shards", f.virtual_shards,
+                 "the same bits for every number of replicas that divides this power of two")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--batches-per-step", f.batches_per_step, "whose gradients add up to one update")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--compression", f.compression, "of gradients between processes")
+      ->check(CLI::IsMember({"none", "bf16", "fp16", "powersgd"}))
+      ->capture_default_str();
+  app.add_option("--powersgd-rank", f.powersgd_rank, "columns that a gradient matrix travels as")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--bucket-bytes", f.bucket_bytes, "of gradients that travel together (0: adapted)")
+      ->check(CLI::NonNegativeNumber);
   app.add_flag("--synchronous-ps", f.synchronous_ps,
                "parameter servers apply when all workers have pushed");
   app.add_option("--communication", f.communication, "how processes reach each other")
@@ -121,6 +144,19 @@ std::chrono::milliseconds Seconds(double seconds) {
   return std::chrono::milliseconds(static_cast<std::int64_t>(seconds * 1000));
 }
 
+std::function<std::unique_ptr<cohort::BucketHook>()> MakeCompression(const Flags& f) {
+  if (f.compression == "powersgd") {
+    return [rank = f.powersgd_rank, seed = f.seed] {
+      return cohort::MakePowerSgdHook({.rank = rank, .seed = seed});
+    };
+  }
+  if (f.compression == "none") {
+    return nullptr;
+  }
+  const auto dtype = f.compression == "fp16" ? cohort::DType::kFloat16 : cohort::DType::kBFloat16;
+  return [dtype] { return cohort::MakeCompressionHook({.dtype = dtype}); };
+}
+
 cohort::StrategyOptions MakeStrategyOptions(const Flags& f) {
   cohort::StrategyOptions options;
   options.num_devices = f.devices;
@@ -132,6 +168,9 @@ cohort::StrategyOptions MakeStrategyOptions(const Flags& f) {
   options.communication.implementation = f.communication;
   options.mpi_implementation = f.mpi_implementation;
   options.synchronous_parameter_server = f.synchronous_ps;
+  options.virtual_shards = f.virtual_shards;
+  options.make_bucket_hook = MakeCompression(f);
+  options.bucket_bytes = f.bucket_bytes;
   options.intra_op_threads = f.threads;
   options.environment = cohort::Environment::OfProcess();
   options.log = cohort::StderrLog("");
@@ -188,6 +227,7 @@ Status WriteMetrics(const Flags& f, const cohort::Strategy& strategy,
       {"loss", test.loss},
       {"accuracy", accuracy},
       {"seconds", history.seconds},
+      {"exposed_communication_seconds", history.exposed_communication_seconds},
       {"examples_per_second", history.examples_per_second()},
       {"parameters_crc32c",
        fmt::format("{:08x}", cohort::io::Crc32c(std::as_bytes(parameters.all())))},
@@ -219,13 +259,15 @@ Status Train(const Flags& f, cohort::Strategy& strategy,
   const int classes = f.classes > 0 ? f.classes : images.num_classes;
   COHORT_ASSIGN_OR_RETURN(
       const auto model,
-      cohort::nn::MakeImageModel(f.model, parameters, {.classes = classes, .seed = f.seed}));
+      cohort::nn::MakeImageModel(f.model, parameters,
+                                 {.classes = classes, .hidden = f.hidden, .seed = f.seed}));
   parameters.Build();
   COHORT_ASSIGN_OR_RETURN(auto optimizer, MakeOptimizer(f));
   COHORT_RETURN_IF_ERROR(strategy.Bind(parameters, std::move(optimizer)));
 
   cohort::TrainerOptions options;
   options.epochs = f.epochs;
+  options.batches_per_step = f.batches_per_step;
   options.metric_names = {"accuracy"};
   options.checkpoint_dir = f.checkpoint_dir;
   options.save_every_steps = f.save_every_steps;
