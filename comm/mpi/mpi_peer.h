@@ -1,32 +1,15 @@
-// MPI's collectives as they are, as the peer in benchmarks.
+// MPI_Allreduce itself, as the peer in benchmarks.
 
 #pragma once
 
-#include <memory>
-#include <string>
+#include <cohort/core/status.h>
 
-#include <cohort/comm/communicator.h>
+#include <span>
 
 namespace cohort {
 
-// "Open MPI v4.1.4, ...": which MPI this build has; empty for none.
-std::string MpiLibrary();
-
-// Sums over MPI_COMM_WORLD. While it lives, it alone may call MPI in this process: communicators
-// made by MakeMpiCommunicator stand still. Calls end when MPI says so, without a deadline.
-class MpiPeer {
- public:
-  virtual ~MpiPeer() = default;
-  virtual int rank() const = 0;
-  virtual int size() const = 0;
-  virtual Status AllReduce(Buffer buffer) = 0;
-  virtual Status ReduceScatter(Buffer input, Buffer output) = 0;
-  virtual Status AllGather(Buffer input, Buffer output) = 0;
-  virtual Status Broadcast(Buffer buffer) = 0;
-  virtual Status Barrier() = 0;
-};
-
-// Initialises MPI if nobody has. Unimplemented in a build without MPI.
-Result<std::unique_ptr<MpiPeer>> MakeMpiPeer();
+// Seconds of one MPI_Allreduce (sum, in place) over MPI_COMM_WORLD, after a barrier. A communicator
+// made by MakeMpiCommunicator must be alive and idle on every rank.
+Result<double> MpiAllReduceSeconds(std::span<float> values);
 
 }  // namespace cohort

@@ -159,14 +159,12 @@ class TcpTransport final : public Transport {
     return {from, false, l.receives};
   }
 
-  // Opens, joins, rejects and goodbyes keep their place among the data; all but the first two
-  // overtake it.
+  // Opens, rejects and goodbyes keep their place among the data; all but opens overtake it.
   void Control(int to, FrameKind kind, Bytes body) override {
-    const bool only_in_place = kind == FrameKind::kOpen || kind == FrameKind::kJoin;
-    if (only_in_place || kind == FrameKind::kBye || kind == FrameKind::kReject) {
+    if (kind == FrameKind::kOpen || kind == FrameKind::kBye || kind == FrameKind::kReject) {
       PutControl(Data(to), kind, body);
     }
-    if (!only_in_place) {
+    if (kind != FrameKind::kOpen) {
       PutControl(Data(to) + kControlChannel, kind, body);
     }
   }

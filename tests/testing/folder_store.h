@@ -1,4 +1,4 @@
-// FolderStore: a rendezvous for processes of one machine: a file for each key in a folder.
+// FolderStore: a KeyValueStore for processes of one host: a file for each key.
 #pragma once
 
 #include <cohort/cluster/key_value_store.h>
@@ -9,10 +9,7 @@ namespace cohort::testing {
 
 class FolderStore final : public KeyValueStore {
  public:
-  // `suffix` is added to the names under which this store inserts: whoever stands between the ranks
-  // (tcp_proxy) reads them there, and inserts under the names that the others look for.
-  explicit FolderStore(std::string folder, std::string suffix = {})
-      : folder_(std::move(folder)), suffix_(std::move(suffix)) {}
+  explicit FolderStore(std::string folder) : folder_(std::move(folder)) {}
 
   Status Insert(const std::string& key, const std::string& value) override;
   Result<std::string> Get(const std::string& key) override;
@@ -22,7 +19,6 @@ class FolderStore final : public KeyValueStore {
   std::string Path(std::string key) const;
 
   const std::string folder_;
-  const std::string suffix_;
 };
 
 }  // namespace cohort::testing

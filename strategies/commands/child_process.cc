@@ -1,4 +1,4 @@
-#include "core/commands/child_process.h"
+#include "child_process.h"
 
 #include <fcntl.h>
 #include <sys/prctl.h>
