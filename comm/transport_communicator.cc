@@ -225,6 +225,9 @@ void TransportCommunicator::Run() {
     const bool had_role = TakeRole();
     if (had_role) {
       exchange_.transport().set_spin(kThreadSpin);
+      if (MissedNews()) {
+        Hear();
+      }
       while (!AllDone()) {
         RunNext();
       }

@@ -52,8 +52,10 @@ INSTANTIATE_TEST_SUITE_P(Ways, Training, ::testing::ValuesIn(Ways()),
                          [](const auto& way) { return std::string(way.param.name); });
 
 // The same seed and global batch: the loss of the first epoch is the same under every synchronous
-// strategy.
-TEST(Agreement, SynchronousStrategiesHaveOneLossCurve) {
+// strategy, but for the rounding of sums. A convolutional network makes more of that: where two
+// elements of a pooling window are almost equal, the last bit decides which one learns. Its curves
+// differ by about 1e-4 for any two orders of summation, the mlp's by 1e-8.
+void ExpectOneLossCurve(const std::string& model, double tolerance) {
   const std::string data = ImageData("mnist", 8000, 2000);
   double expected = 0;
   for (const Way& way : Ways()) {
@@ -62,16 +64,21 @@ TEST(Agreement, SynchronousStrategiesHaveOneLossCurve) {
       continue;
     }
     run.data = data;
+    run.model = model;
     const nlohmann::json metrics = Train(run);
     const double loss = metrics["epoch_losses"].at(0);
     if (expected == 0) {
       expected = loss;
       ASSERT_GT(expected, 0);
     }
-    EXPECT_NEAR(loss, expected, 1e-4 * expected) << way.name;
+    EXPECT_NEAR(loss, expected, tolerance * expected) << way.name;
     EXPECT_EQ(metrics["examples"], 8000);
   }
 }
+
+TEST(Agreement, SynchronousStrategiesHaveOneLossCurve) { ExpectOneLossCurve("mlp", 1e-6); }
+
+TEST(Agreement, ALossCurveOfConvolutionsDiffersByRoundingOnly) { ExpectOneLossCurve("cnn", 5e-4); }
 
 // Two runs of the same world end with the same bits.
 TEST(Agreement, RunsOfOneWorldAreBitwiseEqual) {
