@@ -166,8 +166,10 @@ Status TransportCommunicator::EndTask(std::uint64_t flight, Status status) {
 }
 
 void TransportCommunicator::Hear() {
+  const std::uint64_t ticks = __rdtsc();  // what comes after may be news, if this is interrupted
   exchange_.Idle(std::chrono::steady_clock::now());
   Heard();
+  heard_ticks_ = ticks;
 }
 
 void TransportCommunicator::Heard() {
