@@ -26,7 +26,8 @@ void OnSignal(int /*signal*/) {
   ++handled;
 }
 
-// Handles SIGUSR1 and sends it to the thread that made this, until destroyed.
+// Handles SIGUSR1 and sends it to the thread that made this, until destroyed: the next one a little
+// after the last was handled, so that the thread gets on with its work on any machine.
 class Shower {
  public:
   Shower() {
@@ -36,7 +37,12 @@ class Shower {
     ::sigaction(SIGUSR1, &action, &before_);
     sender_ = std::thread([this, target = ::pthread_self()] {
       while (!stop_) {
+        const int before = handled;
         ::pthread_kill(target, SIGUSR1);
+        while (!stop_ && handled == before) {
+          std::this_thread::yield();
+        }
+        std::this_thread::sleep_for(std::chrono::microseconds(20));
       }
     });
   }
@@ -61,13 +67,12 @@ TEST(Signals, DoNotDisturbAProduct) {
   const auto kernels = MakeCpuKernels(1);
   const auto stream = MakeInlineStream();
   const Shower shower;
-  for (int round = 0; round < 3000; ++round) {
+  for (int round = 0; round < 3000 || handled < 100; ++round) {
     std::vector<float> c(64 * 10);
     kernels->MatMul(spec).Run(*stream, a.data(), b.data(), bias.data(), c.data());
     ASSERT_EQ(stream->Synchronize(DeadlineAfter(std::chrono::seconds(30))), OkStatus());
     ASSERT_THAT(c, ::testing::Each(2.0F * 784 + 3.0F)) << "round " << round;
   }
-  EXPECT_GT(handled, 100) << "signals arrive, if late";
 }
 
 }  // namespace
