@@ -67,6 +67,15 @@ std::size_t Exchange::SegmentBytes(std::size_t element_bytes) const {
       static_cast<std::size_t>(segment_bytes_) / element_bytes * element_bytes, element_bytes);
 }
 
+MutableBytes Exchange::Scratch(std::size_t bytes) {
+  if (bytes > scratch_bytes_) {
+    scratch_.reset();
+    scratch_ = std::make_unique_for_overwrite<std::byte[]>(bytes);
+    scratch_bytes_ = bytes;
+  }
+  return {scratch_.get(), bytes};
+}
+
 std::string Exchange::Name(int rank) const {
   std::string text = "rank " + std::to_string(rank);
   if (peer_name_) {
@@ -109,8 +118,15 @@ Status Exchange::Begin(OperationRecord record, Deadline started, Deadline deadli
   for (int p = 0; p < size_ && noted_.ok(); ++p) {
     JudgeFirstOpen(p);
   }
-  if (Settle() && !record_.point_to_point() && size_ > 1 && !quiet) {
-    Open((rank_ + 1) % size_);
+  if (Settle() && !record_.point_to_point() && size_ > 1) {
+    if (!quiet) {
+      Open((rank_ + 1) % size_);
+    }
+    for (int p = 0; p < size_ && joins_ > 0; ++p) {
+      if (!peer(p).joins.empty()) {
+        Open(p);
+      }
+    }
   }
   return Trouble();
 }
@@ -233,6 +249,123 @@ Status Exchange::WaitForStream(Event& event) {
   return event.Wait(deadline_).Annotate("the stream before " + record_.Numbered());
 }
 
+// --- joining
+
+Status Exchange::BeginJoin() {
+  COHORT_RETURN_IF_ERROR(failure_);
+  joined_at_ = collectives_;
+  for (int p = 0; p < size_; ++p) {
+    if (p != rank_ && peer(p).presence == Presence::kHere) {
+      transport_->Control(p, FrameKind::kJoin, std::as_bytes(std::span(&joined_at_, 1)));
+    }
+  }
+  return {};
+}
+
+bool Exchange::AllJoined() const {
+  for (int p = 0; p < size_; ++p) {
+    // Whoever has not been heard of, or called more than we have taken part in: not yet.
+    if (p != rank_ && (peer(p).joins.empty() || peer(p).joins.front() > collectives_)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// The operation after our last that a peer is in, if there is one.
+std::optional<OperationRecord> Exchange::ToShadow() {
+  if (rejections_.contains(collectives_ + 1)) {  // given up already; Begin ends it
+    return OperationRecord{};
+  }
+  for (int p = 0; p < size_; ++p) {
+    Peer& other = peer(p);
+    std::erase_if(other.opens, [this](const OperationRecord& theirs) {
+      return !theirs.point_to_point() && theirs.sequence <= collectives_;
+    });
+    if (other.opens.empty()) {
+      continue;
+    }
+    OperationRecord theirs = other.opens.front();
+    if (theirs.point_to_point()) {
+      Fail(InvalidArgument(theirs.Numbered() + " by " + Name(p) + " to " + Name(rank_) +
+                           ", which has joined [only AllReduce of sum and mean, Broadcast and "
+                           "Barrier are possible then]"));
+      return std::nullopt;
+    }
+    if (theirs.sequence == collectives_ + 1 && (other.joins.empty() || theirs.shadow)) {
+      theirs.shadow = true;
+      return theirs;
+    }
+  }
+  return std::nullopt;
+}
+
+Result<std::optional<OperationRecord>> Exchange::NextShadow(Deadline deadline) {
+  for (;;) {
+    if (AllJoined()) {
+      return std::optional<OperationRecord>();
+    }
+    std::optional<OperationRecord> next = ToShadow();
+    COHORT_RETURN_IF_ERROR(failure_);
+    if (next) {
+      return next;
+    }
+    std::string missing;
+    for (int p = 0; p < size_; ++p) {
+      if (p == rank_ || !peer(p).joins.empty()) {
+        continue;
+      }
+      missing += (missing.empty() ? "" : ", ") + Name(p);
+      if (peer(p).presence == Presence::kLeft) {
+        Fail(Unavailable(Name(p) + " left the communicator; " + Name(rank_) +
+                         " has joined and waits for it to join"));
+        return failure_;
+      }
+    }
+    if (std::chrono::steady_clock::now() >= deadline) {
+      Fail(DeadlineExceeded(Name(rank_) + " has joined, and nothing came " + Where() +
+                            " (generation " + std::to_string(generation_) + "); not joined: " +
+                            (missing.empty() ? "nobody, but operations are missing" : missing)));
+      return failure_;
+    }
+    Step(deadline);
+    COHORT_RETURN_IF_ERROR(failure_);
+  }
+}
+
+int Exchange::EndJoin() {
+  int last = rank_;
+  std::uint64_t most = joined_at_;
+  for (int p = 0; p < size_; ++p) {
+    if (p == rank_) {
+      continue;
+    }
+    const std::uint64_t theirs = peer(p).joins.front();
+    peer(p).joins.pop_front();
+    --joins_;
+    if (theirs > most || (theirs == most && p > last)) {
+      last = p;
+      most = theirs;
+    }
+  }
+  return last;
+}
+
+bool Exchange::OnJoin(int from, Bytes body) {
+  std::uint64_t called = 0;
+  if (body.size() != sizeof(called)) {
+    Note(Internal(Name(from) + " sent a malformed join " + Where()));
+    return false;
+  }
+  std::memcpy(&called, body.data(), sizeof(called));
+  peer(from).joins.push_back(called);
+  ++joins_;
+  if (active_ && !record_.point_to_point() && rejected_.ok()) {
+    Open(from);  // it takes part in what it hears of
+  }
+  return true;
+}
+
 void Exchange::Idle(Deadline until) { Step(until); }
 
 void Exchange::TakeAbortRequest() {
@@ -353,22 +486,30 @@ Status Exchange::TimedOut(const std::function<bool()>& done) {
     }
     return true;
   };
-  const Deadline grace =
-      DeadlineAfter(std::clamp<Duration>(timeout / 10, milliseconds(50), milliseconds(1000)));
-  while (!everyone_spoke() && std::chrono::steady_clock::now() < grace) {
-    Step(grace);
+  const Duration grace = std::clamp<Duration>(timeout / 10, milliseconds(50), milliseconds(1000));
+  const Deadline first = DeadlineAfter(grace);
+  const Deadline second = first + grace;
+  for (Deadline now = first - grace; now < second; now = std::chrono::steady_clock::now()) {
+    const bool all_spoke = everyone_spoke();
+    if ((all_spoke || now >= first) && !Culprits().empty()) {
+      break;
+    }
+    Step(all_spoke || now >= first ? second : first);
     COHORT_RETURN_IF_ERROR(Trouble());
     if (done()) {
       return {};
     }
   }
+  const std::string culprits = Culprits();
   Fail(DeadlineExceeded(record_.Numbered() + " on " + Name(rank_) + " not done after " +
-                        Seconds(timeout) + ": " + Culprits()));
+                        Seconds(timeout) + ": " +
+                        (culprits.empty() ? "waiting for " + AwaitedNames() : culprits)));
   return failure_;
 }
 
 std::string Exchange::Culprits() const {
   std::string text;
+  int silent = 0;
   for (int p = 0; p < size_; ++p) {
     const Peer& other = peer(p);
     if (p == rank_ || (record_.point_to_point() && p != record_.root)) {
@@ -376,7 +517,11 @@ std::string Exchange::Culprits() const {
     }
     std::string fault;
     if (!other.heard_stalled) {
+      ++silent;
       fault = " gives no sign of life";
+      if (other.last_heard > 0) {
+        fault += " (last heard of in operation #" + std::to_string(other.last_heard) + ")";
+      }
     } else if (!record_.point_to_point() && other.stalled_in.sequence < record_.sequence) {
       fault = other.stalled_in.sequence + other.stalled_in.pair_sequence == 0
                   ? " has not entered it, nor any operation before"
@@ -386,7 +531,10 @@ std::string Exchange::Culprits() const {
     }
     text += (text.empty() ? "" : ", ") + Name(p) + fault;
   }
-  return text.empty() ? "waiting for " + AwaitedNames() : text;
+  if (silent == size_ - 1 && silent > 1) {
+    return Name(rank_) + " hears of no other rank [its own network, or all others, may be down]";
+  }
+  return text;
 }
 
 // A stalled frame: one byte that says whether an answer is asked for, then where this rank is.
@@ -512,6 +660,9 @@ bool Exchange::OnControl(int from, FrameKind kind, Bytes body) {
         Note(Internal(Name(from) + " sent a malformed operation record " + Where()));
         return false;
       }
+      if (!record->point_to_point()) {
+        other.last_heard = record->sequence;
+      }
       other.opens.push_back(std::move(*record));
       return !active_ || !rejected_.ok() || JudgeFirstOpen(from);
     }
@@ -519,6 +670,7 @@ bool Exchange::OnControl(int from, FrameKind kind, Bytes body) {
       std::optional<OperationRecord> record;
       if (!body.empty() && (record = OperationRecord::Decode(body.subspan(1)))) {
         other.heard_stalled = true;
+        other.last_heard = std::max(other.last_heard, record->sequence);
         other.stalled_in = std::move(*record);
         if (body[0] != std::byte(0)) {
           GiveSignOfLife(from, false);
@@ -531,6 +683,8 @@ bool Exchange::OnControl(int from, FrameKind kind, Bytes body) {
       return false;
     case FrameKind::kReject:
       return OnReject(from, body);
+    case FrameKind::kJoin:
+      return OnJoin(from, body);
     case FrameKind::kBye:
       other.presence = Presence::kLeft;
       other.left_at = std::chrono::steady_clock::now();

@@ -12,7 +12,8 @@
 //   peer gone           Unavailable naming it; told to all
 //   deadline            DeadlineExceeded. Ranks whose operation reached its deadline say so to all
 //                       others, wait a little for their signs of life, and name those that gave
-//                       none or are in an earlier operation: not merely the neighbour waited for
+//                       none or are in an earlier operation: not merely the neighbour waited for.
+//                       Who has nobody to name waits as long again for the word of one who has
 //   told by a peer      the peer's status, passed on to all
 //
 // Giving up an operation. Every collective is made so that no rank ends it well before all have
@@ -22,6 +23,13 @@
 // begins. Nobody waits for anybody. The word (kReject) travels among the data too: from each peer
 // what came before its word is dropped, what comes after belongs to the operations that follow. A
 // mismatch in which a Send or Receive takes part is final: it has no number that all ranks know.
+//
+// Joining. A rank that has no operations of its own left tells all others how many it has called
+// (kJoin), and from then on takes part in theirs: the record by which its predecessor opens an
+// operation towards it says in which. It is done when all have joined and it has taken part in as
+// many as the last of them called. A rank that is done may open new operations before others know
+// that all have joined; its records then do not say `shadow`, so that these are not taken for ones
+// to take part in.
 //
 // All other failures are final. Thread rules: one thread at a time, the communicator's driver, but
 // for RequestAbort and Wake.
@@ -36,6 +44,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -57,6 +66,9 @@ class Exchange final : private TransportListener {
   // The unit of pipelining: a positive multiple of `element_bytes`.
   std::size_t SegmentBytes(std::size_t element_bytes) const;
   std::int64_t segment_option() const { return segment_bytes_; }
+  // Room for one operation at a time; kept from one to the next, since new pages cost more than a
+  // copy.
+  MutableBytes Scratch(std::size_t bytes);
   std::string Name(int rank) const;  // "rank 1 (worker:1)"
 
   // One operation runs between Begin and End. Numbers are given here: the same on every rank when
@@ -92,6 +104,13 @@ class Exchange final : private TransportListener {
   // Until the work before `event` has run. Peers are heard meanwhile.
   Status WaitForStream(Event& event);
 
+  // Joining, between operations. Tells the others; then what to take part in next, or nothing when
+  // all have joined: LastJoined is then the last, by number of operations and then by rank.
+  // DeadlineExceeded names who has not joined.
+  Status BeginJoin();
+  Result<std::optional<OperationRecord>> NextShadow(Deadline deadline);
+  int EndJoin();
+
   // Between operations: hears what peers say, until Wake or `until`.
   void Idle(Deadline until);
   void Fail(const Status& status);
@@ -115,7 +134,9 @@ class Exchange final : private TransportListener {
     bool heard_open = false;  // and by it
     bool heard_stalled = false;
     OperationRecord stalled_in;         // where it is, if heard_stalled
+    std::uint64_t last_heard = 0;       // the collective that it was in when it last told
     std::deque<OperationRecord> opens;  // operations it has begun and we have not
+    std::deque<std::uint64_t> joins;    // collectives it had called at each of its joins
     std::uint64_t sends = 0;            // point-to-point operations, for their numbers
     std::uint64_t receives = 0;
   };
@@ -138,14 +159,17 @@ class Exchange final : private TransportListener {
   bool Awaited(int peer) const;
   std::string AwaitedNames() const;
   Status TimedOut(const std::function<bool()>& done);
-  std::string Culprits() const;
-  std::string Where() const;  // "during AllReduce ..." or "while idle after ..."
+  std::string Culprits() const;  // empty: nobody is known to be
+  std::string Where() const;     // "during AllReduce ..." or "while idle after ..."
   // Becomes the failure after the current step, unless one is noted.
   void Note(Status status);
   void NoteMismatch(Status status);  // ends the operation under way instead
   bool Settle();                     // deals with what is noted; false: the operation is over
   void Reject(const Status& status);
   bool OnReject(int from, Bytes body);
+  bool OnJoin(int from, Bytes body);
+  bool AllJoined() const;
+  std::optional<OperationRecord> ToShadow();
   Peer& peer(int rank) { return peers_[static_cast<std::size_t>(rank)]; }
   const Peer& peer(int rank) const { return peers_[static_cast<std::size_t>(rank)]; }
 
@@ -160,9 +184,13 @@ class Exchange final : private TransportListener {
   const std::int64_t segment_bytes_;
 
   std::vector<Peer> peers_;
+  std::unique_ptr<std::byte[]> scratch_;
+  std::size_t scratch_bytes_ = 0;
   OperationRecord record_;  // of the operation under way, or the last one
   bool active_ = false;
   std::uint64_t collectives_ = 0;  // begun so far
+  std::uint64_t joined_at_ = 0;    // collectives_ at this rank's join
+  int joins_ = 0;                  // of all peers, in `joins`
   Deadline started_;
   Deadline deadline_;
   bool warned_ = false;

@@ -1,9 +1,11 @@
-// NativeCollectives: collectives that a backend's library brings itself.
+// NativeCollectives: collectives that do not run over the Exchange: those of a backend's library,
+// or made of other communicators.
 
 #pragma once
 
 #include <cohort/comm/communicator.h>
 
+#include "algorithms/choose.h"
 #include "exchange.h"
 #include "operation.h"
 
@@ -14,10 +16,19 @@ namespace cohort {
 class NativeCollectives {
  public:
   virtual ~NativeCollectives() = default;
+  virtual Algorithm algorithm() const = 0;  // its name
+  // Whether it combines in the canonical order.
+  virtual bool keeps_order() const = 0;
+  // "auto" takes it for buffers from this size on.
+  virtual std::int64_t worth_bytes() const { return 0; }
   virtual bool Supports(OperationKind kind, DType dtype) const = 0;
   virtual Status AllReduce(Exchange& exchange, Buffer buffer, ReduceOp op) = 0;
-  virtual Status Broadcast(Exchange& exchange, Buffer buffer, int root) = 0;
-  virtual Status AllGather(Exchange& exchange, Buffer input, Buffer output) = 0;
+  virtual Status Broadcast(Exchange& /*exchange*/, Buffer /*buffer*/, int /*root*/) {
+    return Unimplemented("Broadcast");
+  }
+  virtual Status AllGather(Exchange& /*exchange*/, Buffer /*input*/, Buffer /*output*/) {
+    return Unimplemented("AllGather");
+  }
 };
 
 }  // namespace cohort

@@ -14,7 +14,8 @@ struct Fixed {  // the wire form, followed by the name; both sides are little-en
   std::uint8_t dtype;
   std::uint8_t reduce_op;
   std::uint8_t algorithm;
-  std::uint8_t reserved[3];
+  std::uint8_t shadow;
+  std::uint8_t reserved[2];
   std::int32_t root;
   std::uint32_t name_bytes;
   std::int64_t count;
@@ -30,7 +31,8 @@ constexpr std::uint8_t kVersion = 1;
 constexpr std::size_t kMaxNameBytes = 1024;
 
 bool Reduces(OperationKind kind) {
-  return kind == OperationKind::kAllReduce || kind == OperationKind::kReduceScatter;
+  return kind == OperationKind::kAllReduce || kind == OperationKind::kReduceScatter ||
+         kind == OperationKind::kReduce;
 }
 
 }  // namespace
@@ -59,6 +61,10 @@ std::string_view OperationKindName(OperationKind kind) {
       return "Receive";
     case OperationKind::kSplit:
       return "Split";
+    case OperationKind::kJoin:
+      return "Join";
+    case OperationKind::kReduce:
+      return "Reduce";
   }
   return "unknown operation";
 }
@@ -102,6 +108,7 @@ std::vector<std::byte> OperationRecord::Encode() const {
   fixed.dtype = static_cast<std::uint8_t>(dtype);
   fixed.reduce_op = static_cast<std::uint8_t>(reduce_op);
   fixed.algorithm = algorithm;
+  fixed.shadow = shadow ? 1 : 0;
   fixed.root = root;
   fixed.name_bytes = static_cast<std::uint32_t>(std::min(name.size(), kMaxNameBytes));
   fixed.count = count;
@@ -132,6 +139,7 @@ std::optional<OperationRecord> OperationRecord::Decode(std::span<const std::byte
   record.dtype = static_cast<DType>(fixed.dtype);
   record.reduce_op = static_cast<ReduceOp>(fixed.reduce_op);
   record.algorithm = fixed.algorithm;
+  record.shadow = fixed.shadow != 0;
   record.root = fixed.root;
   record.count = fixed.count;
   record.shape = fixed.shape;
@@ -148,7 +156,8 @@ std::string OperationRecord::Brief() const {
   if (!name.empty()) {
     text += " '" + name + "'";
   }
-  if (kind != OperationKind::kBarrier && kind != OperationKind::kSplit) {
+  if (kind != OperationKind::kBarrier && kind != OperationKind::kSplit &&
+      kind != OperationKind::kJoin) {
     text += " " + std::string(DTypeName(dtype));
     if (kind != OperationKind::kAllToAllV) {  // there each rank has its own
       text += "[" + std::to_string(count) + "]";

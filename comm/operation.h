@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cohort/comm/communicator.h>
+#include <cohort/comm/operation_kind.h>
 
 #include <cstddef>
 #include <optional>
@@ -12,22 +13,6 @@
 #include <vector>
 
 namespace cohort {
-
-// Values go over the wire: never renumber.
-enum class OperationKind : std::uint8_t {
-  kAllReduce = 1,
-  kReduceScatter = 2,
-  kAllGather = 3,
-  kAllGatherV = 4,
-  kBroadcast = 5,
-  kAllToAll = 6,
-  kAllToAllV = 7,
-  kBarrier = 8,
-  kSend = 9,
-  kReceive = 10,
-  kSplit = 11,
-};
-std::string_view OperationKindName(OperationKind kind);
 
 struct OperationRecord {
   OperationKind kind = OperationKind::kBarrier;
@@ -42,6 +27,7 @@ struct OperationRecord {
   // Of collectives: their number. Of Send and Receive: the number of the collective before them.
   std::uint64_t sequence = 0;
   std::uint64_t pair_sequence = 0;  // Send and Receive: their number between the two ranks
+  bool shadow = false;  // of a rank that has joined, and only makes up the number; not compared
   std::string name;
 
   bool point_to_point() const {

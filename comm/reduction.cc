@@ -60,49 +60,79 @@ void CombineLoop(std::byte* to, const std::byte* lhs, const std::byte* rhs, std:
   }
 }
 
-// Half types: eight at a time in float. Load and Store convert as the scalar types do, bit by bit.
-constexpr std::size_t kEight = 8;
+// Half types: sixteen at a time in float, as two vectors. Load and Store convert as the scalar
+// types do, bit by bit. NaNs take a path of their own: one comparison finds both vectors' at once.
+constexpr std::size_t kSixteen = 16;
+struct Floats {
+  __m256 first;
+  __m256 second;
+};
 
-__m256 Load(const std::byte* p, Float16 /*type*/) {
-  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+// The first and the second half.
+Floats Load(const std::byte* p, Float16 /*type*/) {
+  const auto* const halves = reinterpret_cast<const __m128i*>(p);
+  return {_mm256_cvtph_ps(_mm_loadu_si128(halves)), _mm256_cvtph_ps(_mm_loadu_si128(halves + 1))};
 }
-__m256 Load(const std::byte* p, BFloat16 /*type*/) {
-  const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+// The even and the odd elements: nothing has to change its place.
+Floats Load(const std::byte* p, BFloat16 /*type*/) {
+  const __m256i all = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(all, 16)),
+          _mm256_castsi256_ps(_mm256_and_si256(all, _mm256_set1_epi32(-65536)))};
 }
-void Store(std::byte* p, __m256 value, Float16 /*type*/) {
-  // One NaN of each sign, as Float16 has it; the conversion would keep the payload.
-  const __m256 sign = _mm256_and_ps(value, _mm256_set1_ps(-0.0F));
+
+bool AnyNaN(const Floats& values) {
+  return _mm256_movemask_ps(_mm256_cmp_ps(values.first, values.second, _CMP_UNORD_Q)) != 0;
+}
+__m256 IsNaN(__m256 values) { return _mm256_cmp_ps(values, values, _CMP_UNORD_Q); }
+
+// One NaN of each sign, as Float16 has it; the conversion would keep the payload.
+__m256 WithPlainNaNs(__m256 values) {
+  const __m256 sign = _mm256_and_ps(values, _mm256_set1_ps(-0.0F));
   const __m256 nan = _mm256_or_ps(sign, _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000)));
-  const __m256 kept = _mm256_blendv_ps(value, nan, _mm256_cmp_ps(value, value, _CMP_UNORD_Q));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(kept, _MM_FROUND_TO_NEAREST_INT));
+  return _mm256_blendv_ps(values, nan, IsNaN(values));
 }
-void Store(std::byte* p, __m256 value, BFloat16 /*type*/) {
-  const __m256i bits = _mm256_castps_si256(value);
-  const __m256i upper = _mm256_srli_epi32(bits, 16);
-  const __m256i odd = _mm256_and_si256(upper, _mm256_set1_epi32(1));
-  const __m256i half = _mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff));
-  const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(half, odd), 16);
-  const __m256i quiet = _mm256_or_si256(upper, _mm256_set1_epi32(0x40));
-  const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
-  const __m256i result = _mm256_blendv_epi8(rounded, quiet, is_nan);
-  _mm_storeu_si128(
-      reinterpret_cast<__m128i*>(p),
-      _mm_packus_epi32(_mm256_castsi256_si128(result), _mm256_extracti128_si256(result, 1)));
+void Store(std::byte* p, Floats values, Float16 /*type*/) {
+  if (AnyNaN(values)) [[unlikely]] {
+    values = {WithPlainNaNs(values.first), WithPlainNaNs(values.second)};
+  }
+  auto* const halves = reinterpret_cast<__m128i*>(p);
+  _mm_storeu_si128(halves, _mm256_cvtps_ph(values.first, _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128(halves + 1, _mm256_cvtps_ph(values.second, _MM_FROUND_TO_NEAREST_INT));
 }
 
-// `block(to, lhs, rhs)` for every eight elements; the last ones in a block of their own.
+// The upper 16 bits are the rounded value; the lower ones are of no use.
+__m256i RoundedUpperBits(__m256 values) {
+  const __m256i bits = _mm256_castps_si256(values);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  return _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+}
+__m256i WithQuietNaNs(__m256i rounded, __m256 values) {
+  const __m256i quiet = _mm256_or_si256(_mm256_castps_si256(values), _mm256_set1_epi32(0x400000));
+  return _mm256_blendv_epi8(rounded, quiet, _mm256_castps_si256(IsNaN(values)));
+}
+void Store(std::byte* p, Floats values, BFloat16 /*type*/) {
+  __m256i even = RoundedUpperBits(values.first);
+  __m256i odd = RoundedUpperBits(values.second);
+  if (AnyNaN(values)) [[unlikely]] {
+    even = WithQuietNaNs(even, values.first);
+    odd = WithQuietNaNs(odd, values.second);
+  }
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm256_blend_epi16(_mm256_srli_epi32(even, 16), odd, 0xaa));
+}
+
+// `block(to, lhs, rhs)` for every sixteen elements; the last ones in a block of their own.
 template <typename T, typename F>
-void ForEachEight(std::byte* to, const std::byte* lhs, const std::byte* rhs, std::size_t bytes,
-                  F block) {
-  constexpr std::size_t kBlockBytes = kEight * sizeof(T);
+void ForEachSixteen(std::byte* to, const std::byte* lhs, const std::byte* rhs, std::size_t bytes,
+                    F block) {
+  constexpr std::size_t kBytes = kSixteen * sizeof(T);
   std::size_t at = 0;
-  for (; at + kBlockBytes <= bytes; at += kBlockBytes) {
+  for (; at + kBytes <= bytes; at += kBytes) {
     block(to + at, lhs + at, rhs + at);
   }
   if (at < bytes) {
-    std::byte a[kBlockBytes] = {};
-    std::byte b[kBlockBytes] = {};
+    std::byte a[kBytes] = {};
+    std::byte b[kBytes] = {};
     std::memcpy(a, lhs + at, bytes - at);
     std::memcpy(b, rhs + at, bytes - at);
     block(a, a, b);
@@ -112,23 +142,29 @@ void ForEachEight(std::byte* to, const std::byte* lhs, const std::byte* rhs, std
 
 template <typename T, typename Op>
 void CombineHalf(std::byte* to, const std::byte* lhs, const std::byte* rhs, std::size_t bytes) {
-  ForEachEight<T>(to, lhs, rhs, bytes, [](std::byte* out, const std::byte* a, const std::byte* b) {
-    Store(out, Op::Of(Load(a, T()), Load(b, T())), T());
-  });
+  ForEachSixteen<T>(to, lhs, rhs, bytes,
+                    [](std::byte* out, const std::byte* lhs_block, const std::byte* rhs_block) {
+                      const Floats a = Load(lhs_block, T());
+                      const Floats b = Load(rhs_block, T());
+                      Store(out, {Op::Of(a.first, b.first), Op::Of(a.second, b.second)}, T());
+                    });
 }
 
 template <typename T>
 constexpr bool kIsHalf = std::is_same_v<T, Float16> || std::is_same_v<T, BFloat16>;
 
-// Integers truncate toward zero. Those of up to 32 bits are divided as doubles, which vectorise: a
-// quotient that is no integer is at least 1 / ranks away from one, and rounds by far less.
+// Integers truncate toward zero. Those of up to 32 bits are divided in floating point, which
+// vectorises: a quotient that is no integer is at least 1 / ranks away from one, and rounds by far
+// less.
 template <typename T>
 T Quotient(T value, int ranks) {
   if constexpr (std::is_floating_point_v<T>) {
     return value / static_cast<T>(ranks);
-  } else if constexpr (sizeof(T) <= 4) {
+  } else if constexpr (sizeof(T) == 1) {
     return static_cast<T>(
-        static_cast<std::int32_t>(static_cast<double>(value) / static_cast<double>(ranks)));
+        static_cast<std::int32_t>(static_cast<float>(value) / static_cast<float>(ranks)));
+  } else if constexpr (sizeof(T) == 4) {
+    return static_cast<T>(static_cast<double>(value) / static_cast<double>(ranks));
   } else {
     return value / ranks;
   }
@@ -151,10 +187,13 @@ template <typename T>
 void DivideLoop(std::byte* data, std::size_t bytes, int ranks) {
   if constexpr (kIsHalf<T>) {
     const __m256 divisor = _mm256_set1_ps(static_cast<float>(ranks));
-    ForEachEight<T>(data, data, data, bytes,
-                    [divisor](std::byte* out, const std::byte* a, const std::byte* /*same*/) {
-                      Store(out, _mm256_div_ps(Load(a, T()), divisor), T());
-                    });
+    ForEachSixteen<T>(
+        data, data, data, bytes,
+        [divisor](std::byte* out, const std::byte* in, const std::byte* /*same*/) {
+          const Floats values = Load(in, T());
+          Store(out, {_mm256_div_ps(values.first, divisor), _mm256_div_ps(values.second, divisor)},
+                T());
+        });
   } else {
     if (std::is_same_v<T, std::int64_t> && std::has_single_bit(static_cast<unsigned>(ranks))) {
       return ShiftLoop(data, bytes, ranks);

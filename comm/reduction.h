@@ -3,8 +3,8 @@
 //
 // Combine is elementwise and its operands are ordered, so that a fixed order of combinations gives
 // bitwise fixed results. float16 and bfloat16 are combined in float and rounded once per Combine.
-// Integer sums and products wrap. min and max give NaN where either operand is NaN. The loops run
-// at the speed of memory: `cohort bench reduction` shows it.
+// Integer sums and products wrap. min and max give NaN where either operand is NaN. `cohort bench
+// reduction` shows how near the loops come to the speed of memory.
 
 #pragma once
 

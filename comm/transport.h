@@ -39,6 +39,7 @@ enum class FrameKind : std::uint8_t {
   // The sender has given up an operation whose ranks differ: its number, code and text. Keeps its
   // place among the data, and is told at once besides.
   kReject = 6,
+  kJoin = 7,  // the sender calls no more collectives of its own; how many it has. Among the data
 };
 
 class Board;              // shm/board.h

@@ -81,6 +81,7 @@ struct TransportCommunicator::Task {
   OperationRecord record;
   std::chrono::milliseconds timeout;
   std::shared_ptr<Event> after;  // owners: the stream that recorded it and this task
+  std::int64_t total;
   Body body;
   std::uint64_t flight = 0;  // its index in the flight record
 };
@@ -92,8 +93,11 @@ TransportCommunicator::TransportCommunicator(TransportCommunicatorParts parts,
       shared_memory_(parts.shared_memory),
       options_(std::move(options)),
       native_(parts.transport->Native()),
+      backend_(parts.transport->backend()),
       exchange_(std::move(parts.transport), rank_, size_, options_,
                 [this](const Status& status) { FailWith(status); }),
+      shares_(size_ > 1 && HasShared(exchange_.transport())),
+      cost_(options_.cost, shared_memory_),
       nap_(kNap),
       thread_([this] { Run(); }) {}
 
@@ -140,6 +144,9 @@ void TransportCommunicator::RunNext() {
 
 Status TransportCommunicator::RunTask(Task& task) {
   const Deadline started = std::chrono::steady_clock::now();
+  if (task.record.kind == OperationKind::kJoin) {  // not one operation, but others' until all join
+    return task.body(exchange_);
+  }
   const bool well = exchange_.failure().ok();
   const bool quiet = IsQuiet(AlgorithmOf(task.record));
   Status status = exchange_.Begin(std::move(task.record), started, started + task.timeout, quiet);
@@ -150,9 +157,19 @@ Status TransportCommunicator::RunTask(Task& task) {
     status = exchange_.WaitForStream(*task.after);
   }
   if (status.ok()) {
-    status = task.body(exchange_);
+    const Result<Algorithm> algorithm = Settle(exchange_, task.total);
+    status = algorithm.ok() ? task.body(exchange_, algorithm.value()) : algorithm.status();
   }
   return EndTask(task.flight, status);
+}
+
+// The algorithm of the operation under way; where the ranks are to choose, they do now.
+Result<Algorithm> TransportCommunicator::Settle(Exchange& exchange, std::int64_t total) {
+  const Algorithm algorithm = AlgorithmOf(exchange.record());
+  if (algorithm != Algorithm::kAuto || size_ == 1) {
+    return algorithm;
+  }
+  return cost_.Choose(exchange, exchange.record().kind, total);
 }
 
 Status TransportCommunicator::EndTask(std::uint64_t flight, Status status) {
@@ -326,20 +343,19 @@ void TransportCommunicator::DumpAfter(const Status& failure) const {
 }
 
 Communicator::Pending TransportCommunicator::Enqueue(OperationRecord record, std::int64_t total,
-                                                     const CollectiveOptions& options,
-                                                     const std::function<Body(Algorithm)>& body) {
+                                                     const CollectiveOptions& options, Body body) {
   Algorithm algorithm = AlgorithmOf(record);
-  if (algorithm == Algorithm::kNone) {
-    COHORT_ASSIGN_OR_RETURN(
-        algorithm, ChooseAlgorithm(record.kind, options.algorithm, total, size_, shared_memory_));
-  }
-  if (native_ && options.algorithm == "auto" && native_->Supports(record.kind, record.dtype)) {
-    algorithm = Algorithm::kNative;
+  if (algorithm == Algorithm::kAuto) {
+    COHORT_ASSIGN_OR_RETURN(algorithm, AlgorithmFor(record, total, options.algorithm));
   }
   record.algorithm = static_cast<std::uint8_t>(algorithm);
   record.name = options.name;
-  Task task{std::move(record), options.timeout.count() > 0 ? options.timeout : options_.timeout,
-            options.stream != nullptr ? options.stream->Record() : nullptr, body(algorithm), 0};
+  Task task{std::move(record),
+            options.timeout.count() > 0 ? options.timeout : options_.timeout,
+            options.stream != nullptr ? options.stream->Record() : nullptr,
+            total,
+            std::move(body),
+            0};
   const Deadline now = std::chrono::steady_clock::now();
   std::uint64_t number = 0;
   {
@@ -367,7 +383,7 @@ std::optional<Algorithm> TransportCommunicator::Quiet(OperationKind kind, std::s
                                                       const std::string& algorithm) {
   Transport& transport = exchange_.transport();
   const bool any = algorithm == "auto";
-  if (size_ == 1 || !HasShared(transport)) {
+  if (!shares_) {
     return std::nullopt;
   }
   const bool reduces = kind == OperationKind::kAllReduce || kind == OperationKind::kBarrier;
@@ -437,44 +453,82 @@ Status TransportCommunicator::FinishAtOnce() {
 
 // --- operations
 
-Communicator::Pending TransportCommunicator::AllReduce(Buffer buffer, ReduceOp op,
+Communicator::Pending TransportCommunicator::AllReduce(Buffer input, Buffer output, ReduceOp op,
                                                        const CollectiveOptions& options) {
-  CheckBuffer(buffer);
+  CheckBuffer(input);
+  CheckBuffer(output);
+  Require(input.dtype == output.dtype && input.count == output.count,
+          "AllReduce: input and output have one element type and count");
   OperationRecord record{.kind = OperationKind::kAllReduce,
-                         .dtype = buffer.dtype,
+                         .dtype = output.dtype,
                          .reduce_op = op,
-                         .count = buffer.count};
-  const auto total = static_cast<std::int64_t>(buffer.bytes());
-  if (const auto quiet = Quiet(record.kind, buffer.bytes(), options.algorithm)) {
+                         .count = output.count};
+  const auto total = static_cast<std::int64_t>(output.bytes());
+  if (const auto quiet = Quiet(record.kind, output.bytes(), options.algorithm)) {
     record.algorithm = static_cast<std::uint8_t>(*quiet);
-    if (std::unique_ptr<Work> work = BeginAtOnce(record, buffer, options)) {
-      return work;
+    if (input.data == output.data) {
+      if (std::unique_ptr<Work> work = BeginAtOnce(record, output, options)) {
+        return work;
+      }
     }
   }
-  return Enqueue(std::move(record), total, options, [=, this](Algorithm algorithm) -> Body {
-    return [=, this](Exchange& exchange) -> Status {
-      const Reduction reduction(buffer.dtype, op);
-      if (size_ == 1) {
-        return {};
-      }
-      switch (algorithm) {
-        case Algorithm::kOneShot:
-          ShowOneShot(exchange, BytesOf(buffer));
-          return FinishOneShot(exchange, BytesOf(buffer), &reduction);
-        case Algorithm::kShared:
-          ShowShared(exchange, BytesOf(buffer));
-          return FinishSharedAllReduce(exchange, BytesOf(buffer), reduction);
-        case Algorithm::kNative:
-          return native_->AllReduce(exchange, buffer, op);
-        case Algorithm::kRecursiveDoubling:
-          return RecursiveDoublingAllReduce(exchange, BytesOf(buffer), reduction);
-        case Algorithm::kDirect:
-          return DirectAllReduce(exchange, BytesOf(buffer), reduction);
-        default:
-          return RingAllReduce(exchange, BytesOf(buffer), reduction);
-      }
-    };
-  });
+  return Enqueue(std::move(record), total, options,
+                 [=, this](Exchange& exchange, Algorithm algorithm) {
+                   return RunAllReduce(exchange, input, output, op, algorithm);
+                 });
+}
+
+Communicator::Pending TransportCommunicator::Reduce(Buffer buffer, ReduceOp op, int root,
+                                                    const CollectiveOptions& options) {
+  CheckBuffer(buffer);
+  Require(root >= 0 && root < size_, "Reduce: root is a rank");
+  OperationRecord record{.kind = OperationKind::kReduce,
+                         .dtype = buffer.dtype,
+                         .reduce_op = op,
+                         .root = root,
+                         .count = buffer.count};
+  const auto total = static_cast<std::int64_t>(buffer.bytes());
+  return Enqueue(std::move(record), total, options,
+                 [=, this](Exchange& exchange, Algorithm /*algorithm*/) -> Status {
+                   return size_ == 1 ? Status()
+                                     : TreeReduce(exchange, BytesOf(buffer), root,
+                                                  Reduction(buffer.dtype, op));
+                 });
+}
+
+Status TransportCommunicator::RunAllReduce(Exchange& exchange, Buffer input, Buffer output,
+                                           ReduceOp op, Algorithm algorithm) {
+  const Reduction reduction(output.dtype, op);
+  const Bytes from = BytesOf(input);
+  const MutableBytes to = BytesOf(output);
+  if (size_ == 1) {
+    Copy(to, from);
+    return {};
+  }
+  switch (algorithm) {
+    case Algorithm::kOneShot:
+      Copy(to, from);
+      ShowOneShot(exchange, to);
+      return FinishOneShot(exchange, to, &reduction);
+    case Algorithm::kShared:
+      Copy(to, from);
+      ShowShared(exchange, to);
+      return FinishSharedAllReduce(exchange, to, reduction);
+    case Algorithm::kNative:
+    case Algorithm::kHierarchical:
+      Copy(to, from);
+      return native_->AllReduce(exchange, output, op);
+    case Algorithm::kRecursiveDoubling:
+      return RecursiveDoublingAllReduce(exchange, from, to, reduction);
+    case Algorithm::kHalvingDoubling:
+      return HalvingDoublingAllReduce(exchange, from, to, reduction);
+    case Algorithm::kTree:
+      return TreeAllReduce(exchange, from, to, reduction);
+    case Algorithm::kRing:
+      return RingAllReduce(exchange, from, to, reduction);
+    default:
+      return DirectAllReduce(exchange, from, to, reduction);
+  }
 }
 
 Communicator::Pending TransportCommunicator::ReduceScatter(Buffer input, Buffer output, ReduceOp op,
@@ -492,21 +546,23 @@ Communicator::Pending TransportCommunicator::ReduceScatter(Buffer input, Buffer 
   if (const auto quiet = Quiet(record.kind, input.bytes(), options.algorithm)) {
     record.algorithm = static_cast<std::uint8_t>(*quiet);
   }
-  return Enqueue(std::move(record), total, options, [=, this](Algorithm algorithm) -> Body {
-    return [=, this](Exchange& exchange) -> Status {
-      const Reduction reduction(output.dtype, op);
-      if (size_ == 1) {
-        Copy(BytesOf(output), BytesOf(input));
-        return {};
-      }
-      if (algorithm == Algorithm::kShared) {
-        ShowShared(exchange, BytesOf(input));
-        return FinishSharedReduceScatter(exchange, BytesOf(input), BytesOf(output), reduction);
-      }
-      return (algorithm == Algorithm::kDirect ? DirectReduceScatter : RingReduceScatter)(
-          exchange, BytesOf(input), BytesOf(output), reduction);
-    };
-  });
+  return Enqueue(
+      std::move(record), total, options,
+      [=, this](Exchange& exchange, Algorithm algorithm) -> Status {
+        const Reduction reduction(output.dtype, op);
+        if (size_ == 1) {
+          Copy(BytesOf(output), BytesOf(input));
+          return {};
+        }
+        if (algorithm == Algorithm::kShared) {
+          ShowShared(exchange, BytesOf(input));
+          return FinishSharedReduceScatter(exchange, BytesOf(input), BytesOf(output), reduction);
+        }
+        return (algorithm == Algorithm::kRing ? RingReduceScatter
+                : algorithm == Algorithm::kRecursiveHalving
+                    ? RecursiveHalvingReduceScatter
+                    : DirectReduceScatter)(exchange, BytesOf(input), BytesOf(output), reduction);
+      });
 }
 
 Communicator::Pending TransportCommunicator::AllGather(Buffer input, Buffer output,
@@ -549,25 +605,26 @@ Communicator::Pending TransportCommunicator::EnqueueGather(OperationKind kind, B
   if (const auto quiet = Quiet(kind, output.bytes(), options.algorithm); quiet) {
     record.algorithm = static_cast<std::uint8_t>(*quiet);
   }
-  return Enqueue(std::move(record), total, options, [=, this](Algorithm algorithm) -> Body {
-    return [=, this](Exchange& exchange) -> Status {
-      if (algorithm == Algorithm::kNative) {
-        return native_->AllGather(exchange, input, output);
-      }
-      const std::size_t element = SizeOf(output.dtype);
-      const std::vector<MutableBytes> blocks = Pieces(BytesOf(output), counts, element);
-      Copy(blocks[static_cast<std::size_t>(rank_)], BytesOf(input));
-      if (size_ == 1) {
-        return {};
-      }
-      if (algorithm == Algorithm::kShared) {
-        ShowShared(exchange, blocks[static_cast<std::size_t>(rank_)]);
-        return FinishSharedAllGather(exchange, blocks, element);
-      }
-      return (algorithm == Algorithm::kRing ? RingAllGather : DirectAllGather)(exchange, blocks,
-                                                                               element);
-    };
-  });
+  return Enqueue(
+      std::move(record), total, options,
+      [=, this](Exchange& exchange, Algorithm algorithm) -> Status {
+        if (algorithm == Algorithm::kNative) {
+          return native_->AllGather(exchange, input, output);
+        }
+        const std::size_t element = SizeOf(output.dtype);
+        const std::vector<MutableBytes> blocks = Pieces(BytesOf(output), counts, element);
+        Copy(blocks[static_cast<std::size_t>(rank_)], BytesOf(input));
+        if (size_ == 1) {
+          return {};
+        }
+        if (algorithm == Algorithm::kShared) {
+          ShowShared(exchange, blocks[static_cast<std::size_t>(rank_)]);
+          return FinishSharedAllGather(exchange, blocks, element);
+        }
+        return (algorithm == Algorithm::kRing    ? RingAllGather
+                : algorithm == Algorithm::kBruck ? BruckAllGather
+                                                 : DirectAllGather)(exchange, blocks, element);
+      });
 }
 
 Communicator::Pending TransportCommunicator::Broadcast(Buffer buffer, int root,
@@ -581,18 +638,22 @@ Communicator::Pending TransportCommunicator::Broadcast(Buffer buffer, int root,
   if (const auto quiet = Quiet(record.kind, buffer.bytes(), options.algorithm)) {
     record.algorithm = static_cast<std::uint8_t>(*quiet);
   }
-  return Enqueue(std::move(record), 0, options, [=, this](Algorithm algorithm) -> Body {
-    return [=, this](Exchange& exchange) -> Status {
-      if (algorithm == Algorithm::kShared) {
-        ShowShared(exchange, rank_ == root ? BytesOf(buffer) : MutableBytes());
-        return FinishSharedBroadcast(exchange, BytesOf(buffer), root, SizeOf(buffer.dtype));
-      }
-      if (algorithm == Algorithm::kNative) {
-        return native_->Broadcast(exchange, buffer, root);
-      }
-      return TreeBroadcast(exchange, BytesOf(buffer), root, SizeOf(buffer.dtype));
-    };
-  });
+  return Enqueue(std::move(record), 0, options,
+                 [=, this](Exchange& exchange, Algorithm algorithm) {
+                   return RunBroadcast(exchange, buffer, root, algorithm);
+                 });
+}
+
+Status TransportCommunicator::RunBroadcast(Exchange& exchange, Buffer buffer, int root,
+                                           Algorithm algorithm) {
+  if (algorithm == Algorithm::kShared) {
+    ShowShared(exchange, rank_ == root ? BytesOf(buffer) : MutableBytes());
+    return FinishSharedBroadcast(exchange, BytesOf(buffer), root, SizeOf(buffer.dtype));
+  }
+  if (algorithm == Algorithm::kNative) {
+    return native_->Broadcast(exchange, buffer, root);
+  }
+  return TreeBroadcast(exchange, BytesOf(buffer), root, SizeOf(buffer.dtype));
 }
 
 Communicator::Pending TransportCommunicator::AllToAll(Buffer input, Buffer output,
@@ -634,13 +695,12 @@ Communicator::Pending TransportCommunicator::EnqueueAllToAll(
   OperationRecord record{.kind = kind,
                          .dtype = input.dtype,
                          .count = kind == OperationKind::kAllToAll ? input.count : 0};
-  return Enqueue(std::move(record), 0, options, [=](Algorithm /*algorithm*/) -> Body {
-    return [=](Exchange& exchange) -> Status {
-      const std::size_t element = SizeOf(input.dtype);
-      return DirectAllToAll(exchange, Pieces(Bytes(BytesOf(input)), send_counts, element),
-                            Pieces(BytesOf(output), receive_counts, element), element);
-    };
-  });
+  return Enqueue(
+      std::move(record), 0, options, [=](Exchange& exchange, Algorithm /*algorithm*/) -> Status {
+        const std::size_t element = SizeOf(input.dtype);
+        return DirectAllToAll(exchange, Pieces(Bytes(BytesOf(input)), send_counts, element),
+                              Pieces(BytesOf(output), receive_counts, element), element);
+      });
 }
 
 Communicator::Pending TransportCommunicator::Send(Buffer buffer, int to,
@@ -649,11 +709,10 @@ Communicator::Pending TransportCommunicator::Send(Buffer buffer, int to,
   Require(to >= 0 && to < size_ && to != rank_, "Send: to another rank");
   OperationRecord record{
       .kind = OperationKind::kSend, .dtype = buffer.dtype, .root = to, .count = buffer.count};
-  return Enqueue(std::move(record), 0, options, [=](Algorithm /*algorithm*/) -> Body {
-    return [=](Exchange& exchange) -> Status {
-      return SendTo(exchange, to, BytesOf(buffer), SizeOf(buffer.dtype));
-    };
-  });
+  return Enqueue(std::move(record), 0, options,
+                 [=](Exchange& exchange, Algorithm /*algorithm*/) -> Status {
+                   return SendTo(exchange, to, BytesOf(buffer), SizeOf(buffer.dtype));
+                 });
 }
 
 Communicator::Pending TransportCommunicator::Receive(Buffer buffer, int from,
@@ -662,11 +721,10 @@ Communicator::Pending TransportCommunicator::Receive(Buffer buffer, int from,
   Require(from >= 0 && from < size_ && from != rank_, "Receive: from another rank");
   OperationRecord record{
       .kind = OperationKind::kReceive, .dtype = buffer.dtype, .root = from, .count = buffer.count};
-  return Enqueue(std::move(record), 0, options, [=](Algorithm /*algorithm*/) -> Body {
-    return [=](Exchange& exchange) -> Status {
-      return ReceiveFrom(exchange, from, BytesOf(buffer), SizeOf(buffer.dtype));
-    };
-  });
+  return Enqueue(std::move(record), 0, options,
+                 [=](Exchange& exchange, Algorithm /*algorithm*/) -> Status {
+                   return ReceiveFrom(exchange, from, BytesOf(buffer), SizeOf(buffer.dtype));
+                 });
 }
 
 Communicator::Pending TransportCommunicator::Barrier(const CollectiveOptions& options) {
@@ -677,26 +735,25 @@ Communicator::Pending TransportCommunicator::Barrier(const CollectiveOptions& op
       return work;
     }
   }
-  return Enqueue(std::move(record), 0, options, [](Algorithm algorithm) -> Body {
-    if (algorithm != Algorithm::kOneShot) {
-      return DisseminationBarrier;
-    }
-    return [](Exchange& exchange) {
-      ShowOneShot(exchange, {});
-      return FinishOneShot(exchange, {}, nullptr);
-    };
-  });
+  return Enqueue(std::move(record), 0, options, RunBarrier);
+}
+
+Status TransportCommunicator::RunBarrier(Exchange& exchange, Algorithm algorithm) {
+  if (algorithm != Algorithm::kOneShot) {
+    return DisseminationBarrier(exchange);
+  }
+  ShowOneShot(exchange, {});
+  return FinishOneShot(exchange, {}, nullptr);
 }
 
 Result<std::unique_ptr<Communicator>> TransportCommunicator::Split(int color, int key) {
   std::unique_ptr<Communicator> group;
   COHORT_ASSIGN_OR_RETURN(
       std::unique_ptr<Work> work,
-      Enqueue({.kind = OperationKind::kSplit}, 0, {}, [&](Algorithm /*algorithm*/) -> Body {
-        return [this, color, key, &group](Exchange& exchange) {
-          return RunSplit(exchange, color, key, group);
-        };
-      }));
+      Enqueue({.kind = OperationKind::kSplit}, 0, {},
+              [this, color, key, &group](Exchange& exchange, Algorithm /*algorithm*/) {
+                return RunSplit(exchange, color, key, group);
+              }));
   COHORT_RETURN_IF_ERROR(work->Wait());
   return group;
 }
@@ -762,6 +819,142 @@ Status TransportCommunicator::RunSplit(Exchange& exchange, int color, int key,
   parts.shared_memory = shared_memory_;
   group = std::make_unique<TransportCommunicator>(std::move(parts), std::move(options));
   return {};
+}
+
+Result<int> TransportCommunicator::Join(const CollectiveOptions& options) {
+  int last = rank_;
+  const auto timeout = options.timeout.count() > 0 ? options.timeout : options_.timeout;
+  COHORT_ASSIGN_OR_RETURN(std::unique_ptr<Work> work,
+                          Enqueue({.kind = OperationKind::kJoin}, 0, {.name = options.name},
+                                  [&](Exchange& exchange, Algorithm /*algorithm*/) {
+                                    return RunJoin(exchange, timeout, last);
+                                  }));
+  COHORT_RETURN_IF_ERROR(work->Wait());
+  return last;
+}
+
+Status TransportCommunicator::RunJoin(Exchange& exchange, std::chrono::milliseconds timeout,
+                                      int& last) {
+  COHORT_RETURN_IF_ERROR(exchange.BeginJoin());
+  for (;;) {
+    COHORT_ASSIGN_OR_RETURN(const std::optional<OperationRecord> record,
+                            exchange.NextShadow(DeadlineAfter(timeout)));
+    if (!record) {
+      last = exchange.EndJoin();
+      return {};
+    }
+    const Deadline now = std::chrono::steady_clock::now();
+    const std::uint64_t flight = flight_.Queued(*record, now);
+    Status status = exchange.Begin(*record, now, now + timeout);
+    flight_.Started(flight, exchange.record(), now);
+    if (status.ok()) {
+      status = RunShadow(exchange, *record);
+    }
+    status = exchange.End(status);
+    flight_.Ended(flight, status.ok(), std::chrono::steady_clock::now());
+    COHORT_RETURN_IF_ERROR(exchange.failure());
+    if (!status.ok()) {  // given up by all, and the callers have been told
+      options_.log.Warning(exchange.Name(rank_) + ", which has joined: " + status.message());
+    }
+  }
+}
+
+Status TransportCommunicator::RunShadow(Exchange& exchange, const OperationRecord& record) {
+  const std::int64_t total = record.count * static_cast<std::int64_t>(SizeOf(record.dtype));
+  COHORT_ASSIGN_OR_RETURN(const Algorithm algorithm, Settle(exchange, total));
+  const bool adds = record.reduce_op == ReduceOp::kSum || record.reduce_op == ReduceOp::kMean;
+  std::vector<std::byte> zeros;
+  const auto buffer = [&]() -> Buffer {
+    zeros.resize(static_cast<std::size_t>(record.count) * SizeOf(record.dtype));
+    return {zeros.data(), record.count, record.dtype};
+  };
+  if (record.kind == OperationKind::kBarrier) {
+    return RunBarrier(exchange, algorithm);
+  }
+  if (record.kind == OperationKind::kAllReduce && adds) {
+    const Buffer all = buffer();
+    return RunAllReduce(exchange, all, all, record.reduce_op, algorithm);
+  }
+  if (record.kind == OperationKind::kBroadcast && record.root != rank_) {
+    return RunBroadcast(exchange, buffer(), record.root, algorithm);
+  }
+  return exchange.Mismatch(InvalidArgument(
+      record.Numbered() + ": " + exchange.Name(rank_) +
+      " has joined [only AllReduce of sum and mean, Broadcast from a rank that has not joined, and "
+      "Barrier are possible until all have]"));
+}
+
+void TransportCommunicator::Adopt(std::unique_ptr<NativeCollectives> native) {
+  native_ = std::move(native);
+  backend_ = AlgorithmName(native_->algorithm());
+}
+
+TransportCommunicator::Menu TransportCommunicator::MenuOf(OperationKind kind) const {
+  const bool reduces = kind == OperationKind::kAllReduce || kind == OperationKind::kReduceScatter;
+  Menu menu;
+  for (const Algorithm algorithm : AlgorithmsOf(kind)) {
+    const bool refused = options_.deterministic && reduces && !KeepsOrder(algorithm);
+    (refused ? menu.refused : menu.offered).push_back(algorithm);
+  }
+  const bool shared_form = reduces || kind == OperationKind::kAllGather ||
+                           kind == OperationKind::kAllGatherV || kind == OperationKind::kBroadcast;
+  if (shares_ && shared_form) {
+    menu.offered.push_back(Algorithm::kShared);
+  }
+  if (native_ && native_->Supports(kind, DType::kFloat16)) {  // every type
+    const bool refused = options_.deterministic && reduces && !native_->keeps_order();
+    (refused ? menu.refused : menu.offered).push_back(native_->algorithm());
+  }
+  return menu;
+}
+
+bool TransportCommunicator::Takes(const NativeCollectives& native, OperationKind kind, DType dtype,
+                                  std::int64_t total) const {
+  return total >= native.worth_bytes() && (native.keeps_order() || !options_.deterministic) &&
+         native.Supports(kind, dtype);
+}
+
+Result<Algorithm> TransportCommunicator::AlgorithmFor(const OperationRecord& record,
+                                                      std::int64_t total,
+                                                      std::string_view name) const {
+  if (name != "auto") {
+    const Menu menu = MenuOf(record.kind);
+    return AlgorithmNamed(record.kind, name, menu.offered, menu.refused);
+  }
+  if (native_ && Takes(*native_, record.kind, record.dtype, total)) {
+    return native_->algorithm();
+  }
+  const std::span<const Algorithm> algorithms = AlgorithmsOf(record.kind);
+  return algorithms.size() == 1 ? algorithms.front() : Algorithm::kAuto;
+}
+
+std::vector<std::string_view> TransportCommunicator::algorithms(OperationKind kind) const {
+  std::vector<std::string_view> names;
+  for (const Algorithm algorithm : MenuOf(kind).offered) {
+    names.push_back(AlgorithmName(algorithm));
+  }
+  return names;
+}
+
+Result<CostEstimate> TransportCommunicator::Explain(OperationKind kind, std::int64_t bytes) {
+  Result<CostEstimate> estimate = CostEstimate();
+  const auto quiet = Quiet(kind, static_cast<std::size_t>(bytes), "auto");
+  COHORT_ASSIGN_OR_RETURN(
+      std::unique_ptr<Work> work,
+      Enqueue({.kind = OperationKind::kBarrier, .count = bytes}, 0, {.name = "explain"},
+              [this, kind, bytes, quiet, &estimate](Exchange& exchange, Algorithm /*algorithm*/) {
+                estimate = size_ > 1 ? cost_.Estimate(exchange, kind, bytes) : CostEstimate();
+                if (estimate.ok() && native_ && Takes(*native_, kind, DType::kFloat32, bytes)) {
+                  estimate.value().chosen = AlgorithmName(native_->algorithm());
+                }
+                if (estimate.ok() && quiet) {
+                  estimate.value().chosen = AlgorithmName(*quiet);
+                }
+                return estimate.ok() && size_ > 1 ? DisseminationBarrier(exchange)
+                                                  : estimate.status();
+              }));
+  COHORT_RETURN_IF_ERROR(work->Wait());
+  return estimate;
 }
 
 void TransportCommunicator::Abort(const Status& reason) {

@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "algorithms/choose.h"
+#include "algorithms/cost_model.h"
 #include "exchange.h"
 #include "flight_recorder.h"
 #include "native_collectives.h"
@@ -33,7 +34,7 @@ struct TransportCommunicatorParts {
   std::unique_ptr<Transport> transport;
   int rank = 0;
   int size = 1;
-  bool shared_memory = false;  // see ChooseAlgorithm
+  bool shared_memory = false;  // peers read each other's memory: see CostModel
 };
 
 class TransportCommunicator final : public Communicator, private Driver {
@@ -44,14 +45,17 @@ class TransportCommunicator final : public Communicator, private Driver {
   int rank() const override { return rank_; }
   int size() const override { return size_; }
   std::uint64_t generation() const override { return options_.generation; }
-  std::string_view backend() const override { return exchange_.transport().backend(); }
+  std::string_view backend() const override { return backend_; }
   std::string peer_name(int rank) const override;
   CommunicatorStats stats() const override;
   Status status() const override;
   OperationProgress progress() const override;
   Result<std::string> DumpFlightRecord(std::string_view reason) const override;
 
-  Pending AllReduce(Buffer buffer, ReduceOp op, const CollectiveOptions& options) override;
+  using Communicator::AllReduce;
+  Pending AllReduce(Buffer input, Buffer output, ReduceOp op,
+                    const CollectiveOptions& options) override;
+  Pending Reduce(Buffer buffer, ReduceOp op, int root, const CollectiveOptions& options) override;
   Pending ReduceScatter(Buffer input, Buffer output, ReduceOp op,
                         const CollectiveOptions& options) override;
   Pending AllGather(Buffer input, Buffer output, const CollectiveOptions& options) override;
@@ -67,15 +71,32 @@ class TransportCommunicator final : public Communicator, private Driver {
   Pending Barrier(const CollectiveOptions& options) override;
   Result<std::unique_ptr<Memory>> Allocate(std::size_t bytes) override;
   Result<std::unique_ptr<Communicator>> Split(int color, int key) override;
+  Result<int> Join(const CollectiveOptions& options) override;
+  std::vector<std::string_view> algorithms(OperationKind kind) const override;
+  Result<CostEstimate> Explain(OperationKind kind, std::int64_t bytes) override;
   void Abort(const Status& reason) override;
+
+  // Before the first operation: `native` is one more way to run some, and names the backend.
+  void Adopt(std::unique_ptr<NativeCollectives> native);
 
  private:
   struct Task;
-  using Body = std::function<Status(Exchange&)>;
+  using Body = std::function<Status(Exchange&, Algorithm)>;  // never kAuto
 
   // Fills in what all operations share and queues it. `total` bytes decide the algorithm.
   Pending Enqueue(OperationRecord record, std::int64_t total, const CollectiveOptions& options,
-                  const std::function<Body(Algorithm)>& body);
+                  Body body);
+  // What `kind` may run by here, and what `deterministic` takes away from that.
+  struct Menu {
+    std::vector<Algorithm> offered;
+    std::vector<Algorithm> refused;
+  };
+  Menu MenuOf(OperationKind kind) const;
+  // Whether "auto" runs it by `native`.
+  bool Takes(const NativeCollectives& native, OperationKind kind, DType dtype,
+             std::int64_t total) const;
+  Result<Algorithm> AlgorithmFor(const OperationRecord& record, std::int64_t total,
+                                 std::string_view name) const;
   // The quiet algorithm, one_shot or shared, that all ranks take for these arguments, if one.
   std::optional<Algorithm> Quiet(OperationKind kind, std::size_t bytes,
                                  const std::string& algorithm);
@@ -88,6 +109,14 @@ class TransportCommunicator final : public Communicator, private Driver {
   Pending EnqueueAllToAll(OperationKind kind, Buffer input, std::vector<std::int64_t> send_counts,
                           Buffer output, std::vector<std::int64_t> receive_counts,
                           const CollectiveOptions& options);
+  Result<Algorithm> Settle(Exchange& exchange, std::int64_t total);
+  Status RunAllReduce(Exchange& exchange, Buffer input, Buffer output, ReduceOp op,
+                      Algorithm algorithm);
+  Status RunBroadcast(Exchange& exchange, Buffer buffer, int root, Algorithm algorithm);
+  static Status RunBarrier(Exchange& exchange, Algorithm algorithm);
+  Status RunJoin(Exchange& exchange, std::chrono::milliseconds timeout, int& last);
+  // This rank's part in an operation of others.
+  Status RunShadow(Exchange& exchange, const OperationRecord& record);
   Status RunSplit(Exchange& exchange, int color, int key, std::unique_ptr<Communicator>& group);
   void FailWith(const Status& status);
   void DumpAfter(const Status& failure) const;
@@ -115,8 +144,11 @@ class TransportCommunicator final : public Communicator, private Driver {
   const int size_;
   const bool shared_memory_;
   const CommunicatorOptions options_;
-  const std::unique_ptr<NativeCollectives> native_;  // nullptr: none
+  std::unique_ptr<NativeCollectives> native_;  // nullptr: none
+  std::string_view backend_;
   Exchange exchange_;  // used by the driver, but for what its header allows
+  const bool shares_;  // ranks reach each other's memory
+  CostModel cost_;     // used by the driver
 
   FlightRecorder flight_;
   const std::shared_ptr<Outcomes> outcomes_ = std::make_shared<Outcomes>();

@@ -72,7 +72,7 @@ std::int64_t EpochOrder::At(std::int64_t position) const {
 Range Shard::Batch(std::int64_t batch) const {
   const std::int64_t begin = range_.begin + std::min(batch * batch_size_, range_.size());
   const std::int64_t size = std::min(batch_size_, range_.end - begin);
-  return {begin + PartBegin(size, parts_, part_), begin + PartBegin(size, parts_, part_ + 1)};
+  return {begin + PartBegin(size, parts_, part_), begin + PartBegin(size, parts_, part_ + span_)};
 }
 
 Result<Shard> Shard::Make(const Source& source, const std::vector<OrderStage>& stages,
@@ -85,6 +85,12 @@ Result<Shard> Shard::Make(const Source& source, const std::vector<OrderStage>& s
   if (options.num_workers < 1 || options.worker < 0 || options.worker >= options.num_workers) {
     return InvalidArgument("worker " + text(options.worker) + " of " + text(options.num_workers) +
                            " [0 <= worker < num_workers]");
+  }
+  const bool files = options.policy == ShardPolicy::kFile;
+  if (options.span < 1 || options.span > (files ? 1 : options.num_workers - options.worker)) {
+    return InvalidArgument("a span of " + text(options.span) + " workers from " +
+                           text(options.worker) + " of " + text(options.num_workers) +
+                           (files ? " [1 under ShardPolicy::kFile]" : " [within num_workers]"));
   }
   if (options.epoch < 0) {
     return InvalidArgument("epoch " + text(options.epoch) + " [epochs start at 0]");
@@ -120,6 +126,7 @@ Result<Shard> Shard::OfRecords(const Source& source, const std::vector<OrderStag
   if (options.policy != ShardPolicy::kOff) {
     shard.parts_ = options.num_workers;
     shard.part_ = options.worker;
+    shard.span_ = options.span;
   }
   return shard;
 }

@@ -72,6 +72,7 @@ class Shard {
   std::int64_t num_batches_ = 0;
   int parts_ = 1;  // into which each of them is cut
   int part_ = 0;
+  int span_ = 1;  // as many parts as one
 };
 
 // Examples in an epoch of `records` records after the stages.

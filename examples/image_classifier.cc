@@ -26,6 +26,7 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <thread>
 
 namespace {
 
@@ -36,6 +37,7 @@ struct Flags {
   std::string data;
   std::string strategy;
   std::string model = "cnn";
+  std::int64_t hidden = 512;
   std::int64_t global_batch = 64;
   int epochs = 5;
   std::uint64_t seed = 1;
@@ -47,6 +49,11 @@ struct Flags {
   std::string loss_scale = "global_mean";
   bool synchronous_ps = false;
   std::string communication = "auto";
+  int virtual_shards = 0;
+  int batches_per_step = 1;
+  std::string compression = "none";
+  int powersgd_rank = 4;
+  std::int64_t bucket_bytes = 0;
   std::string mpi_implementation = "cohort";
   std::string checkpoint_dir;
   std::int64_t save_every_steps = 0;
@@ -55,6 +62,7 @@ struct Flags {
   std::string metrics_json;
   double join_timeout = 300;
   double collective_timeout = 120;
+  std::string flight_folder;
   bool quiet = false;
 };
 
@@ -69,6 +77,9 @@ void DeclareFlags(CLI::App& app, Flags& f) {
           CLI::IsMember({"one_device", "mirrored", "multi_worker_mirrored", "parameter_server"}));
   app.add_option("--model", f.model, "network")
       ->check(CLI::IsMember({"linear", "mlp", "cnn"}))
+      ->capture_default_str();
+  app.add_option("--hidden", f.hidden, "units of each hidden layer of mlp")
+      ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_option("--global-batch", f.global_batch, "examples in a batch, over all replicas")
       ->check(CLI::PositiveNumber)
@@ -93,6 +104,20 @@ void DeclareFlags(CLI::App& app, Flags& f) {
   app.add_option("--loss-scale", f.loss_scale, "how gradients are combined")
       ->check(CLI::IsMember({"global_mean", "replica_mean", "sum"}))
       ->capture_default_str();
+  app.add_option("--virtual-shards", f.virtual_shards,
+                 "the same bits for every number of replicas that divides this power of two")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--batches-per-step", f.batches_per_step, "whose gradients add up to one update")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--compression", f.compression, "of gradients between processes")
+      ->check(CLI::IsMember({"none", "bf16", "fp16", "powersgd"}))
+      ->capture_default_str();
+  app.add_option("--powersgd-rank", f.powersgd_rank, "columns that a gradient matrix travels as")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--bucket-bytes", f.bucket_bytes, "of gradients that travel together (0: adapted)")
+      ->check(CLI::NonNegativeNumber);
   app.add_flag("--synchronous-ps", f.synchronous_ps,
                "parameter servers apply when all workers have pushed");
   app.add_option("--communication", f.communication, "how processes reach each other")
@@ -114,11 +139,26 @@ void DeclareFlags(CLI::App& app, Flags& f) {
   app.add_option("--collective-timeout", f.collective_timeout, "seconds one collective may take")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  app.add_option("--flight-folder", f.flight_folder,
+                 "where the last collectives are written when one fails, and on SIGUSR1");
   app.add_flag("--quiet", f.quiet, "no progress");
 }
 
 std::chrono::milliseconds Seconds(double seconds) {
   return std::chrono::milliseconds(static_cast<std::int64_t>(seconds * 1000));
+}
+
+std::function<std::unique_ptr<cohort::BucketHook>()> MakeCompression(const Flags& f) {
+  if (f.compression == "powersgd") {
+    return [rank = f.powersgd_rank, seed = f.seed] {
+      return cohort::MakePowerSgdHook({.rank = rank, .seed = seed});
+    };
+  }
+  if (f.compression == "none") {
+    return nullptr;
+  }
+  const auto dtype = f.compression == "fp16" ? cohort::DType::kFloat16 : cohort::DType::kBFloat16;
+  return [dtype] { return cohort::MakeCompressionHook({.dtype = dtype}); };
 }
 
 cohort::StrategyOptions MakeStrategyOptions(const Flags& f) {
@@ -131,7 +171,11 @@ cohort::StrategyOptions MakeStrategyOptions(const Flags& f) {
   options.join_timeout = Seconds(f.join_timeout);
   options.communication.implementation = f.communication;
   options.mpi_implementation = f.mpi_implementation;
+  options.flight_folder = f.flight_folder;
   options.synchronous_parameter_server = f.synchronous_ps;
+  options.virtual_shards = f.virtual_shards;
+  options.make_bucket_hook = MakeCompression(f);
+  options.bucket_bytes = f.bucket_bytes;
   options.intra_op_threads = f.threads;
   options.environment = cohort::Environment::OfProcess();
   options.log = cohort::StderrLog("");
@@ -188,6 +232,7 @@ Status WriteMetrics(const Flags& f, const cohort::Strategy& strategy,
       {"loss", test.loss},
       {"accuracy", accuracy},
       {"seconds", history.seconds},
+      {"exposed_communication_seconds", history.exposed_communication_seconds},
       {"examples_per_second", history.examples_per_second()},
       {"parameters_crc32c",
        fmt::format("{:08x}", cohort::io::Crc32c(std::as_bytes(parameters.all())))},
@@ -219,13 +264,15 @@ Status Train(const Flags& f, cohort::Strategy& strategy,
   const int classes = f.classes > 0 ? f.classes : images.num_classes;
   COHORT_ASSIGN_OR_RETURN(
       const auto model,
-      cohort::nn::MakeImageModel(f.model, parameters, {.classes = classes, .seed = f.seed}));
+      cohort::nn::MakeImageModel(f.model, parameters,
+                                 {.classes = classes, .hidden = f.hidden, .seed = f.seed}));
   parameters.Build();
   COHORT_ASSIGN_OR_RETURN(auto optimizer, MakeOptimizer(f));
   COHORT_RETURN_IF_ERROR(strategy.Bind(parameters, std::move(optimizer)));
 
   cohort::TrainerOptions options;
   options.epochs = f.epochs;
+  options.batches_per_step = f.batches_per_step;
   options.metric_names = {"accuracy"};
   options.checkpoint_dir = f.checkpoint_dir;
   options.save_every_steps = f.save_every_steps;
@@ -255,9 +302,33 @@ Status Train(const Flags& f, cohort::Strategy& strategy,
   return strategy.Shutdown();
 }
 
+// `kill -USR1 PID` tells where this process's collectives are: a thread waits for the signal, which
+// all others, made after this was called, leave alone.
+void BlockUsr1(sigset_t& signals) {
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGUSR1);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+}
+
+void DumpOnSignal(const std::stop_token& stop, const sigset_t& signals,
+                  const cohort::Strategy& strategy) {
+  const timespec slice = {0, 100'000'000};
+  while (!stop.stop_requested()) {
+    if (sigtimedwait(&signals, nullptr, &slice) == SIGUSR1) {
+      const Result<std::string> path = strategy.DumpFlightRecord("SIGUSR1");
+      std::fprintf(stderr, "flight record: %s\n",
+                   path.ok() ? path->c_str() : path.status().ToString().c_str());
+    }
+  }
+}
+
 Status Run(const Flags& f) {
+  sigset_t signals;
+  BlockUsr1(signals);
   COHORT_ASSIGN_OR_RETURN(const auto strategy,
                           cohort::Strategy::FromEnv(f.strategy, MakeStrategyOptions(f)));
+  const std::jthread dumper(
+      [&](const std::stop_token& stop) { DumpOnSignal(stop, signals, *strategy); });
   const auto work = [&]() -> Status {
     cohort::data::ImageClassification images = cohort::data::GenerateImageClassification();
     if (!f.data.empty()) {

@@ -5,7 +5,7 @@ set -euo pipefail
 packages=(
   g++ cmake ninja-build ccache pkg-config git python3
   libgrpc++-dev protobuf-compiler-grpc protobuf-compiler libprotobuf-dev
-  libeigen3-dev libdnnl-dev libopenmpi-dev openmpi-bin
+  libeigen3-dev libdnnl-dev libopenmpi-dev openmpi-bin libmpich-dev mpich libgloo-dev iproute2
   nlohmann-json3-dev libcli11-dev libspdlog-dev libfmt-dev
   zlib1g-dev libisal-dev libcpp-httplib-dev
   libgtest-dev libgmock-dev libbenchmark-dev

@@ -6,14 +6,17 @@
 
 namespace cohort {
 
-int ConfigCheckCommand(int argc, char** argv);     // src/cluster/commands/config.cc
-int DataDigitsCommand(int argc, char** argv);      // data/commands/digits.cc
-int DataStatCommand(int argc, char** argv);        // data/commands/stat.cc
-int BenchInputCommand(int argc, char** argv);      // data/commands/bench_input.cc
-int LaunchCommand(int argc, char** argv);          // strategies/commands/launch.cc
-int BenchAllReduceCommand(int argc, char** argv);  // comm/commands/bench_allreduce.cc
-int TraceCommand(int argc, char** argv);           // comm/commands/trace.cc
-int BenchReductionCommand(int argc, char** argv);  // comm/commands/bench_reduction.cc
-int BenchTrainCommand(int argc, char** argv);      // src/nn/commands/bench_train.cc
+int ConfigCheckCommand(int argc, char** argv);      // src/cluster/commands/config.cc
+int DataDigitsCommand(int argc, char** argv);       // data/commands/digits.cc
+int DataStatCommand(int argc, char** argv);         // data/commands/stat.cc
+int BenchInputCommand(int argc, char** argv);       // data/commands/bench_input.cc
+int LaunchCommand(int argc, char** argv);           // strategies/commands/launch.cc
+int BenchCollectiveCommand(int argc, char** argv);  // comm/commands/bench/command.cc
+int TraceCommand(int argc, char** argv);            // comm/commands/trace.cc
+int BenchScalingCommand(int argc, char** argv);     // strategies/commands/bench_scaling.cc
+int BenchOverlapCommand(int argc, char** argv);     // strategies/commands/bench_overlap.cc
+int BenchExplainCommand(int argc, char** argv);        // comm/commands/bench_explain.cc
+int BenchReductionCommand(int argc, char** argv);   // comm/commands/bench_reduction.cc
+int BenchTrainCommand(int argc, char** argv);       // src/nn/commands/bench_train.cc
 
 }  // namespace cohort

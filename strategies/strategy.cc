@@ -93,12 +93,19 @@ Result<std::unique_ptr<Strategy>> Strategy::FromEnv(std::string_view kind,
     COHORT_RETURN_IF_ERROR(made.status());
     return std::unique_ptr<Strategy>(std::move(made).value());
   }
-  COHORT_RETURN_IF_ERROR(SynchronousStrategy::CheckOptions(options));
+  COHORT_RETURN_IF_ERROR(SynchronousStrategy::CheckOptions(
+      options,
+      chosen == kMultiWorker ? static_cast<int>(config.cluster.TrainingTasks().size()) : 1));
   std::unique_ptr<Membership> membership = MakeMembership(nullptr);
   if (chosen == kMultiWorker) {
     COHORT_ASSIGN_OR_RETURN(membership, JoinJob(config, options));
   }
   return SynchronousStrategy::Make(chosen, config, std::move(membership), std::move(options));
+}
+
+Result<StepResult> Strategy::Accumulate(const DistributedBatch& /*batch*/, const StepFn& /*fn*/) {
+  return Unimplemented(std::string(kind()) +
+                       " does not accumulate gradients over steps [use a larger global batch]");
 }
 
 }  // namespace cohort

@@ -1,58 +1,14 @@
 #include "algorithms/choose.h"
 
 #include <algorithm>
-#include <vector>
+#include <string>
 
 namespace cohort {
-namespace {
-
-std::vector<Algorithm> Available(OperationKind kind) {
-  switch (kind) {
-    case OperationKind::kAllReduce:
-      return {Algorithm::kRing, Algorithm::kRecursiveDoubling, Algorithm::kDirect};
-    case OperationKind::kReduceScatter:
-    case OperationKind::kAllGather:
-    case OperationKind::kAllGatherV:
-      return {Algorithm::kRing, Algorithm::kDirect};
-    case OperationKind::kBroadcast:
-      return {Algorithm::kTree};
-    case OperationKind::kBarrier:
-      return {Algorithm::kDissemination};
-    case OperationKind::kAllToAll:
-    case OperationKind::kAllToAllV:
-    case OperationKind::kSend:
-    case OperationKind::kReceive:
-    case OperationKind::kSplit:
-      return {Algorithm::kDirect};
-  }
-  return {};
-}
-
-Algorithm Auto(OperationKind kind, std::int64_t bytes, int ranks, bool shared_memory) {
-  switch (kind) {
-    case OperationKind::kAllReduce:
-      if (bytes <= kSmallBytes) {
-        return Algorithm::kRecursiveDoubling;
-      }
-      return shared_memory || ranks == 2 ? Algorithm::kDirect : Algorithm::kRing;
-    case OperationKind::kReduceScatter:
-      return shared_memory || ranks == 2 || bytes <= kSmallBytes ? Algorithm::kDirect
-                                                                 : Algorithm::kRing;
-    case OperationKind::kAllGather:
-    case OperationKind::kAllGatherV:
-      return shared_memory || ranks == 2 || bytes <= kSmallGatherBytes ? Algorithm::kDirect
-                                                                       : Algorithm::kRing;
-    default:
-      return Available(kind).front();
-  }
-}
-
-}  // namespace
 
 std::string_view AlgorithmName(Algorithm algorithm) {
   switch (algorithm) {
-    case Algorithm::kNone:
-      return "none";
+    case Algorithm::kAuto:
+      return "auto";
     case Algorithm::kRing:
       return "ring";
     case Algorithm::kRecursiveDoubling:
@@ -69,24 +25,78 @@ std::string_view AlgorithmName(Algorithm algorithm) {
       return "one_shot";
     case Algorithm::kShared:
       return "shared";
+    case Algorithm::kHalvingDoubling:
+      return "halving_doubling";
+    case Algorithm::kRecursiveHalving:
+      return "recursive_halving";
+    case Algorithm::kBruck:
+      return "bruck";
+    case Algorithm::kHierarchical:
+      return "hierarchical";
   }
   return "unknown algorithm";
 }
 
-Result<Algorithm> ChooseAlgorithm(OperationKind kind, std::string_view name, std::int64_t bytes,
-                                  int ranks, bool shared_memory) {
-  if (name == "auto") {
-    return Auto(kind, bytes, ranks, shared_memory);
+std::span<const Algorithm> AlgorithmsOf(OperationKind kind) {
+  static constexpr Algorithm kAllReduce[] = {Algorithm::kDirect, Algorithm::kRecursiveDoubling,
+                                             Algorithm::kHalvingDoubling, Algorithm::kTree,
+                                             Algorithm::kRing};
+  static constexpr Algorithm kReduceScatter[] = {Algorithm::kDirect, Algorithm::kRecursiveHalving,
+                                                 Algorithm::kRing};
+  static constexpr Algorithm kAllGather[] = {Algorithm::kDirect, Algorithm::kBruck,
+                                             Algorithm::kRing};
+  static constexpr Algorithm kTree[] = {Algorithm::kTree};
+  static constexpr Algorithm kDissemination[] = {Algorithm::kDissemination};
+  static constexpr Algorithm kDirect[] = {Algorithm::kDirect};
+  switch (kind) {
+    case OperationKind::kAllReduce:
+      return kAllReduce;
+    case OperationKind::kReduceScatter:
+      return kReduceScatter;
+    case OperationKind::kAllGather:
+    case OperationKind::kAllGatherV:
+      return kAllGather;
+    case OperationKind::kBroadcast:
+    case OperationKind::kReduce:
+      return kTree;
+    case OperationKind::kBarrier:
+      return kDissemination;
+    case OperationKind::kAllToAll:
+    case OperationKind::kAllToAllV:
+    case OperationKind::kSend:
+    case OperationKind::kReceive:
+    case OperationKind::kSplit:
+    case OperationKind::kJoin:
+      break;
   }
+  return kDirect;
+}
+
+bool KeepsOrder(Algorithm algorithm) {
+  return algorithm != Algorithm::kRing && algorithm != Algorithm::kNative;
+}
+
+Result<Algorithm> AlgorithmNamed(OperationKind kind, std::string_view name,
+                                 std::span<const Algorithm> offered,
+                                 std::span<const Algorithm> refused) {
   std::string names = "auto";
-  for (const Algorithm algorithm : Available(kind)) {
+  for (const Algorithm algorithm : offered) {
     if (AlgorithmName(algorithm) == name) {
       return algorithm;
     }
     names += ", " + std::string(AlgorithmName(algorithm));
   }
-  return InvalidArgument(std::string(OperationKindName(kind)) + " has no algorithm '" +
-                         std::string(name) + "' [choose one of " + names + "]");
+  const bool known = std::any_of(refused.begin(), refused.end(), [name](Algorithm algorithm) {
+    return AlgorithmName(algorithm) == name;
+  });
+  const std::string quoted = "'" + std::string(name) + "'";
+  const std::string choice = " [choose one of " + names + "]";
+  return InvalidArgument(std::string(OperationKindName(kind)) +
+                         (known ? " by " + quoted +
+                                      " does not combine in the canonical order, which "
+                                      "`deterministic` asks for"
+                                : " has no algorithm " + quoted) +
+                         choice);
 }
 
 }  // namespace cohort

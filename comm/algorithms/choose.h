@@ -1,25 +1,29 @@
-// Which algorithm a collective runs. The table with costs is in comm/README.md.
+// The algorithms by name, and which operation has which. What they cost is in cost_model.h.
 
 #pragma once
 
+#include <cohort/comm/operation_kind.h>
 #include <cohort/core/status.h>
 
 #include <cstdint>
+#include <span>
 #include <string_view>
-
-#include "operation.h"
 
 namespace cohort {
 
 // Values go over the wire: never renumber.
 enum class Algorithm : std::uint8_t {
-  kNone = 0,
+  kAuto = 0,  // the ranks choose when all have entered the operation: see CostModel
   kRing = 1,
   kRecursiveDoubling = 2,
   kDirect = 3,
   kTree = 4,
   kDissemination = 5,
   kNative = 6,  // the MPI library's own
+  kHalvingDoubling = 7,
+  kRecursiveHalving = 8,
+  kBruck = 9,
+  kHierarchical = 10,
   kOneShot = 16,
   kShared = 17,
 };
@@ -29,15 +33,16 @@ constexpr bool IsQuiet(Algorithm algorithm) {
   return algorithm == Algorithm::kOneShot || algorithm == Algorithm::kShared;
 }
 
-// Messages up to this size go by recursive doubling: latency, not bandwidth, is their cost.
-inline constexpr std::int64_t kSmallBytes = 16 << 10;
-// All-gathers up to this total go directly from each to each.
-inline constexpr std::int64_t kSmallGatherBytes = 64 << 10;
+// The algorithms of an operation; at least one.
+std::span<const Algorithm> AlgorithmsOf(OperationKind kind);
 
-// The algorithm for `name` ("auto" or one that `kind` has) over `bytes` of buffer among `ranks`.
-// `shared_memory`: peers read each other's memory, so direct exchange has no wire to share.
-// InvalidArgument lists the names that `kind` has.
-Result<Algorithm> ChooseAlgorithm(OperationKind kind, std::string_view name, std::int64_t bytes,
-                                  int ranks, bool shared_memory);
+// Whether it combines in canonical order (canonical_order.h) or does not combine at all.
+bool KeepsOrder(Algorithm algorithm);
+
+// The algorithm called `name` of those offered. InvalidArgument lists their names; or says that it
+// is refused since it does not keep the order.
+Result<Algorithm> AlgorithmNamed(OperationKind kind, std::string_view name,
+                                 std::span<const Algorithm> offered,
+                                 std::span<const Algorithm> refused);
 
 }  // namespace cohort

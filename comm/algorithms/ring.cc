@@ -65,26 +65,29 @@ class Ring {
 
 }  // namespace
 
-Status RingAllReduce(Exchange& exchange, MutableBytes data, const Reduction& reduction) {
+Status RingAllReduce(Exchange& exchange, Bytes input, MutableBytes output,
+                     const Reduction& reduction) {
   const int n = exchange.size();
   const std::size_t element = reduction.element_bytes();
   const std::size_t segment_bytes = exchange.SegmentBytes(element);
   Ring ring(exchange);
-  const auto segments = [&](int back) {
+  const auto segments = [&](auto data, int back) {
     return Segments(Chunk(data, ring.Before(back), n, element), segment_bytes);
   };
   for (int step = 0; step < n - 1; ++step) {
-    for (const MutableBytes segment : segments(2 + step)) {
-      ring.Expect(segment, {&reduction, segment.data(), false}, true,
+    const std::vector<Bytes> mine = segments(input, 2 + step);
+    const std::vector<MutableBytes> results = segments(output, 2 + step);
+    for (std::size_t s = 0; s < mine.size(); ++s) {
+      ring.Expect(results[s], {&reduction, mine[s].data(), false}, true,
                   step == n - 2 ? &reduction : nullptr);
     }
   }
   for (int step = 0; step < n - 1; ++step) {
-    for (const MutableBytes segment : segments(1 + step)) {
+    for (const MutableBytes segment : segments(output, 1 + step)) {
       ring.Expect(segment, {}, step < n - 2);
     }
   }
-  for (const MutableBytes segment : segments(1)) {
+  for (const Bytes segment : segments(input, 1)) {
     ring.Send(segment);
   }
   return ring.Run();

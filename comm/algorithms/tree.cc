@@ -1,11 +1,17 @@
-// The binomial tree and the dissemination barrier.
+// The binomial trees and the dissemination barrier.
 //
 // Broadcast: ranks are numbered from the root. Number v's parent is v without its lowest set bit;
 // its children are v + 1, v + 2, v + 4, ... below that bit. First an empty message runs from the
 // leaves to the root, so that nobody's buffer is touched before all have entered the same
 // operation; then the data run down, segment by segment, largest subtree first.
+//
+// Reduce and all-reduce: the same tree over the numbers of the canonical order, and the even one of
+// a pair as the first child of the odd one: a rank that combines its children's parts in turn
+// follows the canonical order. The parts run up segment by segment; then down runs the result, or
+// for Reduce an empty message, so that nobody is done before all have entered.
 
 #include "algorithms/algorithms.h"
+#include "algorithms/canonical_order.h"
 
 namespace cohort {
 
@@ -49,6 +55,112 @@ Status TreeBroadcast(Exchange& exchange, MutableBytes data, int root, std::size_
       exchange.Send(child, segments[s]);
     }
   }
+  return exchange.WaitAll();
+}
+
+namespace {
+
+class ReduceTree {
+ public:
+  ReduceTree(Exchange& exchange, const Reduction& reduction)
+      : exchange_(exchange), reduction_(reduction), order_(exchange.size()) {
+    const int rank = exchange.rank();
+    if (order_.folds(rank)) {
+      parent_ = rank + 1;
+      return;
+    }
+    if (order_.paired(rank)) {
+      children_.push_back({rank - 1, /*mine_first=*/false});
+    }
+    const int number = order_.number(rank);
+    for (int bit = 1; bit < order_.power(); bit <<= 1) {
+      if ((number & bit) != 0) {
+        parent_ = order_.actor(number - bit);
+        return;
+      }
+      children_.push_back({order_.actor(number + bit), /*mine_first=*/true});
+    }
+  }
+
+  int root() const { return order_.actor(0); }
+  bool is_root() const { return parent_ < 0; }
+
+  // Combines the children's segment with this rank's; gives it to the parent, or finishes it.
+  Status Up(Bytes mine, MutableBytes to) {
+    for (const Child& child : children_) {
+      COHORT_RETURN_IF_ERROR(exchange_.Wait(
+          exchange_.Receive(child.rank, to, {&reduction_, mine.data(), child.mine_first})));
+      mine = to;
+    }
+    if (is_root()) {
+      reduction_.Finish(to.data(), to.size(), exchange_.size());
+    } else {
+      exchange_.Send(parent_, mine);
+    }
+    return {};
+  }
+  Ticket ExpectFromParent(MutableBytes to) { return exchange_.Receive(parent_, to); }
+  void Down(Bytes data) {
+    for (auto child = children_.rbegin(); child != children_.rend(); ++child) {
+      exchange_.Send(child->rank, data);
+    }
+  }
+
+ private:
+  struct Child {
+    int rank;
+    bool mine_first;
+  };
+
+  Exchange& exchange_;
+  const Reduction& reduction_;
+  const CanonicalOrder order_;
+  int parent_ = -1;
+  std::vector<Child> children_;  // in the order of combining
+};
+
+}  // namespace
+
+Status TreeAllReduce(Exchange& exchange, Bytes input, MutableBytes output,
+                     const Reduction& reduction) {
+  ReduceTree tree(exchange, reduction);
+  const std::size_t segment_bytes = exchange.SegmentBytes(reduction.element_bytes());
+  const std::vector<Bytes> mine = Segments(input, segment_bytes);
+  const std::vector<MutableBytes> results = Segments(output, segment_bytes);
+  std::vector<Ticket> arrivals;
+  for (std::size_t s = 0; s < mine.size(); ++s) {
+    COHORT_RETURN_IF_ERROR(tree.Up(mine[s], results[s]));
+    if (tree.is_root()) {
+      tree.Down(results[s]);
+    } else {
+      // A result comes only when the parent has this rank's part of it.
+      arrivals.push_back(tree.ExpectFromParent(results[s]));
+    }
+  }
+  for (std::size_t s = 0; s < arrivals.size(); ++s) {
+    COHORT_RETURN_IF_ERROR(exchange.Wait(arrivals[s]));
+    tree.Down(results[s]);
+  }
+  return exchange.WaitAll();
+}
+
+Status TreeReduce(Exchange& exchange, MutableBytes data, int root, const Reduction& reduction) {
+  ReduceTree tree(exchange, reduction);
+  const std::size_t element = reduction.element_bytes();
+  const bool elsewhere = root != tree.root();  // the result moves on to the root asked for
+  for (const MutableBytes segment : Segments(data, exchange.SegmentBytes(element))) {
+    COHORT_RETURN_IF_ERROR(tree.Up(segment, segment));
+    if (tree.is_root() && elsewhere) {
+      exchange.Send(root, segment);
+    }
+  }
+  if (elsewhere && exchange.rank() == root) {
+    PostReceive(exchange, tree.root(), data, element);
+  }
+  if (!tree.is_root()) {
+    COHORT_RETURN_IF_ERROR(exchange.Wait(tree.ExpectFromParent({})));
+  }
+  tree.Down({});
   return exchange.WaitAll();
 }
 

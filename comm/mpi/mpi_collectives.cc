@@ -2,31 +2,12 @@
 
 #include <algorithm>
 #include <functional>
-#include <optional>
 
 #include "algorithms/algorithms.h"
+#include "mpi/mpi_types.h"
 
 namespace cohort {
 namespace {
-
-constexpr std::int64_t kMaxElements = std::int64_t{1} << 30;  // of one call: its count is an int
-
-std::optional<MPI_Datatype> TypeOf(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return MPI_FLOAT;
-    case DType::kFloat64:
-      return MPI_DOUBLE;
-    case DType::kInt32:
-      return MPI_INT32_T;
-    case DType::kInt64:
-      return MPI_INT64_T;
-    case DType::kUInt8:
-      return MPI_UINT8_T;
-    default:
-      return std::nullopt;
-  }
-}
 
 MPI_Op OperationOf(ReduceOp op) {
   switch (op) {
@@ -46,17 +27,19 @@ class MpiCollectives final : public NativeCollectives {
   MpiCollectives(std::shared_ptr<MpiRuntime> runtime, MPI_Comm comm)
       : runtime_(std::move(runtime)), comm_(comm) {}
 
+  Algorithm algorithm() const override { return Algorithm::kNative; }
+  bool keeps_order() const override { return false; }
   bool Supports(OperationKind kind, DType dtype) const override {
     return (kind == OperationKind::kAllReduce || kind == OperationKind::kBroadcast ||
             kind == OperationKind::kAllGather) &&
-           TypeOf(dtype).has_value();
+           MpiTypeOf(dtype).has_value();
   }
 
   Status AllReduce(Exchange& exchange, Buffer buffer, ReduceOp op) override {
     COHORT_RETURN_IF_ERROR(DisseminationBarrier(exchange));
     COHORT_RETURN_IF_ERROR(InPieces(buffer, [&](void* data, int count) {
       return Run(exchange, "MPI_Iallreduce", [&](MPI_Request* request) {
-        return MPI_Iallreduce(MPI_IN_PLACE, data, count, *TypeOf(buffer.dtype), OperationOf(op),
+        return MPI_Iallreduce(MPI_IN_PLACE, data, count, *MpiTypeOf(buffer.dtype), OperationOf(op),
                               comm_, request);
       });
     }));
@@ -69,18 +52,18 @@ class MpiCollectives final : public NativeCollectives {
     COHORT_RETURN_IF_ERROR(DisseminationBarrier(exchange));
     return InPieces(buffer, [&](void* data, int count) {
       return Run(exchange, "MPI_Ibcast", [&](MPI_Request* request) {
-        return MPI_Ibcast(data, count, *TypeOf(buffer.dtype), root, comm_, request);
+        return MPI_Ibcast(data, count, *MpiTypeOf(buffer.dtype), root, comm_, request);
       });
     });
   }
 
   Status AllGather(Exchange& exchange, Buffer input, Buffer output) override {
-    if (input.count > kMaxElements) {
+    if (input.count > kMaxMpiElements) {
       return Unimplemented("MPI_Iallgather of more than 2^30 elements [choose algorithm ring]");
     }
     COHORT_RETURN_IF_ERROR(DisseminationBarrier(exchange));
     return Run(exchange, "MPI_Iallgather", [&](MPI_Request* request) {
-      const MPI_Datatype type = *TypeOf(input.dtype);
+      const MPI_Datatype type = *MpiTypeOf(input.dtype);
       const int count = static_cast<int>(input.count);
       return MPI_Iallgather(input.data, count, type, output.data, count, type, comm_, request);
     });
@@ -90,9 +73,9 @@ class MpiCollectives final : public NativeCollectives {
   template <typename F>
   static Status InPieces(Buffer buffer, F f) {
     auto* data = static_cast<std::byte*>(buffer.data);
-    for (std::int64_t at = 0; at < buffer.count; at += kMaxElements) {
+    for (std::int64_t at = 0; at < buffer.count; at += kMaxMpiElements) {
       COHORT_RETURN_IF_ERROR(f(data + static_cast<std::size_t>(at) * SizeOf(buffer.dtype),
-                               static_cast<int>(std::min(kMaxElements, buffer.count - at))));
+                               static_cast<int>(std::min(kMaxMpiElements, buffer.count - at))));
     }
     return {};
   }
@@ -101,15 +84,14 @@ class MpiCollectives final : public NativeCollectives {
   // cannot cancel it.
   Status Run(Exchange& exchange, const char* what, const std::function<int(MPI_Request*)>& start) {
     MPI_Request request = MPI_REQUEST_NULL;
-    {
-      const std::lock_guard lock(runtime_->mutex());
-      COHORT_RETURN_IF_ERROR(MpiRuntime::Check(start(&request), what));
-    }
+    const int code = runtime_->Call([&] { return start(&request); });
+    COHORT_RETURN_IF_ERROR(MpiRuntime::Check(code, what));
     Status failure;
     const auto done = [&] {
-      const std::lock_guard lock(runtime_->mutex());
       int flag = 0;
-      failure = MpiRuntime::Check(MPI_Test(&request, &flag, MPI_STATUS_IGNORE), what);
+      const int result =
+          runtime_->Call([&] { return MPI_Test(&request, &flag, MPI_STATUS_IGNORE); });
+      failure = MpiRuntime::Check(result, what);
       return flag != 0 || !failure.ok();
     };
     COHORT_RETURN_IF_ERROR(exchange.Poll(done, what, std::chrono::microseconds(20)));

@@ -22,31 +22,34 @@ std::string NameOf(const CommunicatorOptions& options, int rank) {
 Result<MPI_Comm> DuplicateWorld(MpiRuntime& runtime, const CommunicatorOptions& options,
                                 std::chrono::milliseconds timeout) {
   const Deadline deadline = DeadlineAfter(timeout);
-  std::unique_lock lock(runtime.mutex());
   int rank = 0;
   int size = 1;
-  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-  MPI_Comm_size(MPI_COMM_WORLD, &size);
-  const auto n = static_cast<std::size_t>(size);
-  std::vector<MPI_Request> told(n, MPI_REQUEST_NULL);
-  std::vector<MPI_Request> heard(n, MPI_REQUEST_NULL);
-  for (int peer = 0; peer < size; ++peer) {
-    if (peer != rank) {
-      const auto at = static_cast<std::size_t>(peer);
-      MPI_Irecv(nullptr, 0, MPI_BYTE, peer, kHereTag, MPI_COMM_WORLD, &heard[at]);
-      MPI_Isend(nullptr, 0, MPI_BYTE, peer, kHereTag, MPI_COMM_WORLD, &told[at]);
-    }
-  }
-  const auto wait_all = [&](std::vector<MPI_Request>& requests) {
-    int done = 0;
-    for (;;) {
-      MPI_Testall(size, requests.data(), &done, MPI_STATUSES_IGNORE);
-      if (done != 0 || std::chrono::steady_clock::now() >= deadline) {
-        return done != 0;
+  std::vector<MPI_Request> told;
+  std::vector<MPI_Request> heard;
+  runtime.Call([&] {
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &size);
+    told.assign(static_cast<std::size_t>(size), MPI_REQUEST_NULL);
+    heard.assign(static_cast<std::size_t>(size), MPI_REQUEST_NULL);
+    for (int peer = 0; peer < size; ++peer) {
+      if (peer != rank) {
+        const auto at = static_cast<std::size_t>(peer);
+        MPI_Irecv(nullptr, 0, MPI_BYTE, peer, kHereTag, MPI_COMM_WORLD, &heard[at]);
+        MPI_Isend(nullptr, 0, MPI_BYTE, peer, kHereTag, MPI_COMM_WORLD, &told[at]);
       }
-      lock.unlock();
+    }
+  });
+  const auto wait_all = [&](std::vector<MPI_Request>& requests) {
+    for (;;) {
+      const bool done = runtime.Call([&] {
+        int flag = 0;
+        MPI_Testall(size, requests.data(), &flag, MPI_STATUSES_IGNORE);
+        return flag != 0;
+      });
+      if (done || std::chrono::steady_clock::now() >= deadline) {
+        return done;
+      }
       std::this_thread::sleep_for(std::chrono::microseconds(100));
-      lock.lock();
     }
   };
   if (!wait_all(heard) || !wait_all(told)) {
@@ -55,8 +58,10 @@ Result<MPI_Comm> DuplicateWorld(MpiRuntime& runtime, const CommunicatorOptions& 
       MPI_Request& request = heard[static_cast<std::size_t>(peer)];
       if (request != MPI_REQUEST_NULL) {
         absent += (absent.empty() ? "" : ", ") + NameOf(options, peer);
-        MPI_Cancel(&request);
-        MPI_Request_free(&request);
+        runtime.Call([&] {
+          MPI_Cancel(&request);
+          MPI_Request_free(&request);
+        });
       }
     }
     return DeadlineExceeded(NameOf(options, rank) + " did not meet all " + std::to_string(size) +
@@ -64,7 +69,8 @@ Result<MPI_Comm> DuplicateWorld(MpiRuntime& runtime, const CommunicatorOptions& 
                             absent + " [every rank of MPI_COMM_WORLD must make the communicator]");
   }
   MPI_Comm comm = MPI_COMM_NULL;  // all are here, so this call does not wait for anybody long
-  COHORT_RETURN_IF_ERROR(MpiRuntime::Check(MPI_Comm_dup(MPI_COMM_WORLD, &comm), "MPI_Comm_dup"));
+  const int code = runtime.Call([&] { return MPI_Comm_dup(MPI_COMM_WORLD, &comm); });
+  COHORT_RETURN_IF_ERROR(MpiRuntime::Check(code, "MPI_Comm_dup"));
   return comm;
 }
 
@@ -78,15 +84,21 @@ Result<std::unique_ptr<Communicator>> MakeMpiCommunicator(const MpiOptions& mpi,
     return InvalidArgument("no MPI implementation '" + mpi.implementation +
                            "' [choose cohort or mpi]");
   }
-  COHORT_ASSIGN_OR_RETURN(const std::shared_ptr<MpiRuntime> runtime, MpiRuntime::Get());
+  if (mpi.implementation == "mpi" && options.deterministic) {
+    return InvalidArgument(
+        "MPI's own collectives do not combine in the canonical order, which `deterministic` asks "
+        "for [choose the MPI implementation cohort]");
+  }
+  COHORT_ASSIGN_OR_RETURN(
+      const std::shared_ptr<MpiRuntime> runtime,
+      MpiRuntime::Get(mpi.funneled ? MPI_THREAD_FUNNELED : MPI_THREAD_SERIALIZED));
   COHORT_ASSIGN_OR_RETURN(const MPI_Comm comm,
                           DuplicateWorld(*runtime, options, mpi.connect_timeout));
   TransportCommunicatorParts parts;
-  {
-    const std::lock_guard lock(runtime->mutex());
+  runtime->Call([&] {
     MPI_Comm_rank(comm, &parts.rank);
     MPI_Comm_size(comm, &parts.size);
-  }
+  });
   parts.transport = MakeMpiTransport(runtime, comm, mpi.implementation == "mpi");
   return std::make_unique<TransportCommunicator>(std::move(parts), options);
 }

@@ -1,15 +1,32 @@
-// MPI_Allreduce itself, as the peer in benchmarks.
+// MPI's collectives as they are, as the peer in benchmarks.
 
 #pragma once
 
-#include <cohort/core/status.h>
+#include <memory>
+#include <string>
 
-#include <span>
+#include <cohort/comm/communicator.h>
 
 namespace cohort {
 
-// Seconds of one MPI_Allreduce (sum, in place) over MPI_COMM_WORLD, after a barrier. A communicator
-// made by MakeMpiCommunicator must be alive and idle on every rank.
-Result<double> MpiAllReduceSeconds(std::span<float> values);
+// "Open MPI v4.1.4, ...": which MPI this build has; empty for none.
+std::string MpiLibrary();
+
+// Sums over MPI_COMM_WORLD. While it lives, it alone may call MPI in this process: communicators
+// made by MakeMpiCommunicator stand still. Calls end when MPI says so, without a deadline.
+class MpiPeer {
+ public:
+  virtual ~MpiPeer() = default;
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+  virtual Status AllReduce(Buffer buffer) = 0;
+  virtual Status ReduceScatter(Buffer input, Buffer output) = 0;
+  virtual Status AllGather(Buffer input, Buffer output) = 0;
+  virtual Status Broadcast(Buffer buffer) = 0;
+  virtual Status Barrier() = 0;
+};
+
+// Initialises MPI if nobody has. Unimplemented in a build without MPI.
+Result<std::unique_ptr<MpiPeer>> MakeMpiPeer();
 
 }  // namespace cohort

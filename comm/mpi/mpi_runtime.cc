@@ -1,10 +1,33 @@
 #include "mpi/mpi_runtime.h"
 
+#include <cohort/core/thread_pool.h>
+#include <sched.h>
+
+#include <chrono>
+#include <future>
 #include <string>
 
 namespace cohort {
+namespace {
 
-Result<std::shared_ptr<MpiRuntime>> MpiRuntime::Get() {
+constexpr auto kSpin =
+    std::chrono::microseconds(50);  // both sides of a hand-over, before they sleep
+
+template <typename F>
+bool SpinUntil(F done) {
+  const auto end = std::chrono::steady_clock::now() + kSpin;
+  while (!done()) {
+    if (std::chrono::steady_clock::now() >= end) {
+      return false;
+    }
+    ::sched_yield();
+  }
+  return true;
+}
+
+}  // namespace
+
+Result<std::shared_ptr<MpiRuntime>> MpiRuntime::Get(int level) {
   // MPI is one per process, and so is the count of who uses it.
   static std::mutex mutex;
   static std::weak_ptr<MpiRuntime> current;
@@ -17,27 +40,103 @@ Result<std::shared_ptr<MpiRuntime>> MpiRuntime::Get() {
         "MPI was finalised in this process and cannot be started again [call MPI_Init_thread in "
         "the program to make communicators one after the other]");
   }
+  std::shared_ptr<MpiRuntime> runtime(new MpiRuntime());
   int initialized = 0;
   MPI_Initialized(&initialized);
-  int level = MPI_THREAD_SINGLE;
   if (initialized == 0) {
-    COHORT_RETURN_IF_ERROR(
-        Check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_SERIALIZED, &level), "MPI_Init_thread"));
+    COHORT_RETURN_IF_ERROR(runtime->Initialize(level));
   } else {
-    MPI_Query_thread(&level);
+    int provided = MPI_THREAD_SINGLE;
+    MPI_Query_thread(&provided);
+    if (provided < MPI_THREAD_SERIALIZED) {
+      return FailedPrecondition(
+          "the program initialised MPI with a thread level below MPI_THREAD_SERIALIZED, so that "
+          "only its own thread may call it [initialise it with MPI_Init_thread(..., "
+          "MPI_THREAD_SERIALIZED, ...), or leave that to cohort, which also works with "
+          "MPI_THREAD_FUNNELED]");
+    }
   }
-  if (level < MPI_THREAD_SERIALIZED) {
-    return FailedPrecondition(
-        "MPI runs with a thread level below MPI_THREAD_SERIALIZED [initialise it with "
-        "MPI_Init_thread(..., MPI_THREAD_SERIALIZED, ...)]");
-  }
-  std::shared_ptr<MpiRuntime> runtime(new MpiRuntime(initialized == 0));
   current = runtime;
   return runtime;
 }
 
+Status MpiRuntime::Initialize(int level) {
+  std::promise<Status> promise;
+  std::future<Status> begun = promise.get_future();
+  thread_ = std::thread([this, level, started = std::move(promise)]() mutable {
+    NameThisThread("mpi");
+    int provided = MPI_THREAD_SINGLE;
+    Status status = Check(MPI_Init_thread(nullptr, nullptr, level, &provided), "MPI_Init_thread");
+    if (status.ok() && provided < MPI_THREAD_FUNNELED) {
+      MPI_Finalize();
+      status = FailedPrecondition("this MPI has no MPI_THREAD_FUNNELED [install one with threads]");
+    }
+    funneled_ = provided < MPI_THREAD_SERIALIZED;
+    const bool usable = status.ok();
+    started.set_value(std::move(status));
+    if (usable) {
+      Serve();
+    }
+  });
+  return begun.get();
+}
+
 MpiRuntime::~MpiRuntime() {
-  if (initialized_here_ && !Finalized()) {
+  if (thread_.joinable()) {
+    {
+      const std::lock_guard lock(jobs_mutex_);
+      stopping_ = true;
+    }
+    jobs_changed_.notify_one();
+    thread_.join();
+  }
+}
+
+void MpiRuntime::RunThere(const std::function<void()>& f) {
+  Job job;
+  job.run = &f;
+  {
+    const std::lock_guard lock(jobs_mutex_);
+    jobs_.push_back(&job);
+    ++waiting_;
+  }
+  jobs_changed_.notify_one();
+  if (!SpinUntil([&] { return job.done.load(); })) {
+    std::unique_lock lock(jobs_mutex_);
+    job_done_.wait(lock, [&] { return job.done.load(); });
+  }
+  if (job.error) {
+    std::rethrow_exception(job.error);
+  }
+}
+
+// The thread that initialised MPI, until the last transport is gone.
+void MpiRuntime::Serve() {
+  for (;;) {
+    Job* job = nullptr;
+    {
+      std::unique_lock lock(jobs_mutex_);
+      jobs_changed_.wait(lock, [this] { return stopping_ || !jobs_.empty(); });
+      if (jobs_.empty()) {
+        break;
+      }
+      job = jobs_.front();
+      jobs_.pop_front();
+      --waiting_;
+    }
+    try {
+      (*job->run)();
+    } catch (...) {
+      job->error = std::current_exception();
+    }
+    {
+      const std::lock_guard lock(jobs_mutex_);
+      job->done = true;
+    }
+    job_done_.notify_all();
+    SpinUntil([this] { return waiting_ > 0; });  // whoever waits for MPI soon looks again
+  }
+  if (!Finalized()) {
     MPI_Finalize();
   }
 }

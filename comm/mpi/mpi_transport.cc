@@ -144,6 +144,7 @@ class MpiTransport final : public Transport {
   bool LookAtBodies(int from);
   bool TakeFrame(int from);
   bool ReceiveBody(int from, const Posted& posted, std::size_t bytes);
+  void LetGo();
   bool Pause(Deadline until, Deadline since);
   bool Busy() const;
   void Lose(int rank, const Status& why);
@@ -166,10 +167,12 @@ class MpiTransport final : public Transport {
 };
 
 MpiTransport::~MpiTransport() {
-  if (MpiRuntime::Finalized()) {
-    return;
+  if (!MpiRuntime::Finalized()) {
+    runtime_->Call([this] { LetGo(); });
   }
-  const std::lock_guard lock(runtime_->mutex());
+}
+
+void MpiTransport::LetGo() {
   for (Peer& p : peers_) {
     for (Mailbox* mailbox : {&p.frames, &p.urgent}) {
       if (mailbox->request != MPI_REQUEST_NULL) {
@@ -210,13 +213,14 @@ void MpiTransport::Put(int to, Tag tag, FrameKind kind, Bytes body, std::uint64_
   if (inside) {
     std::copy(body.begin(), body.end(), message.frame.begin() + sizeof(Header));
   }
-  const std::lock_guard lock(runtime_->mutex());
-  int code = MPI_Isend(message.frame.data(), static_cast<int>(message.frame.size()), MPI_BYTE, to,
-                       tag, comm_, &message.frame_request);
-  if (code == MPI_SUCCESS && !inside) {
-    code = MPI_Isend(body.data(), static_cast<int>(body.size()), MPI_BYTE, to, kBodyTag, comm_,
-                     &message.body_request);
-  }
+  const int code = runtime_->Call([&] {
+    const int sent = MPI_Isend(message.frame.data(), static_cast<int>(message.frame.size()),
+                               MPI_BYTE, to, tag, comm_, &message.frame_request);
+    return sent != MPI_SUCCESS || inside
+               ? sent
+               : MPI_Isend(body.data(), static_cast<int>(body.size()), MPI_BYTE, to, kBodyTag,
+                           comm_, &message.body_request);
+  });
   if (code != MPI_SUCCESS) {
     Lose(to, MpiRuntime::Check(code, "MPI_Isend"));
   }
@@ -468,7 +472,7 @@ void MpiTransport::Progress(Deadline until) {
   stop_ = false;
   const Deadline since = std::chrono::steady_clock::now();
   do {
-    if (Look()) {
+    if (runtime_->Funnel([this] { return Look(); })) {
       break;
     }
   } while (!stop_ && Pause(until, since));
@@ -534,15 +538,15 @@ void MpiTransport::Forget() {
     p.posted.clear();
     p.kept.clear();
     for (BodyUnderWay& body : p.bodies) {
-      std::unique_lock lock(runtime_->mutex());
-      MPI_Cancel(&body.request);
       int done = 0;
-      MPI_Test(&body.request, &done, MPI_STATUS_IGNORE);
+      const auto look = [&] { MPI_Test(&body.request, &done, MPI_STATUS_IGNORE); };
+      runtime_->Call([&] {
+        MPI_Cancel(&body.request);
+        look();
+      });
       while (done == 0 && body.scratch.empty() && std::chrono::steady_clock::now() < patience) {
-        lock.unlock();
         std::this_thread::sleep_for(kShortNap);
-        lock.lock();
-        MPI_Test(&body.request, &done, MPI_STATUS_IGNORE);
+        runtime_->Call(look);
       }
       if (done == 0) {
         left_behind_.push_back(std::move(body));
@@ -567,7 +571,7 @@ void MpiTransport::Close(Deadline deadline) {
   };
   while (unsent() && std::chrono::steady_clock::now() < deadline) {
     stop_ = false;
-    if (!Look()) {
+    if (!runtime_->Funnel([this] { return Look(); })) {
       std::this_thread::sleep_for(kShortNap);
     }
   }
@@ -582,11 +586,8 @@ Result<std::unique_ptr<Transport>> MpiTransport::Join(const std::string& /*id*/,
   const int color =
       members.empty() ? MPI_UNDEFINED : *std::min_element(members.begin(), members.end());
   MPI_Comm group = MPI_COMM_NULL;
-  {
-    const std::lock_guard lock(runtime_->mutex());
-    COHORT_RETURN_IF_ERROR(
-        MpiRuntime::Check(MPI_Comm_split(comm_, color, my_index, &group), "MPI_Comm_split"));
-  }
+  const int code = runtime_->Call([&] { return MPI_Comm_split(comm_, color, my_index, &group); });
+  COHORT_RETURN_IF_ERROR(MpiRuntime::Check(code, "MPI_Comm_split"));
   if (members.empty()) {
     return std::unique_ptr<Transport>();
   }
@@ -599,12 +600,11 @@ std::unique_ptr<Transport> MakeMpiTransport(std::shared_ptr<MpiRuntime> runtime,
                                             bool native) {
   int rank = 0;
   int size = 1;
-  {
-    const std::lock_guard lock(runtime->mutex());
+  runtime->Call([&] {
     MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN);
     MPI_Comm_rank(comm, &rank);
     MPI_Comm_size(comm, &size);
-  }
+  });
   return std::make_unique<MpiTransport>(std::move(runtime), comm, rank, size, native);
 }
 

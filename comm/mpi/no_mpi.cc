@@ -12,8 +12,10 @@ Result<std::unique_ptr<Communicator>> MakeMpiCommunicator(const MpiOptions& /*mp
   return Unimplemented("this build has no MPI [install libopenmpi-dev and configure again]");
 }
 
-Result<double> MpiAllReduceSeconds(std::span<float> /*values*/) {
-  return Unimplemented("this build has no MPI");
+std::string MpiLibrary() { return {}; }
+
+Result<std::unique_ptr<MpiPeer>> MakeMpiPeer() {
+  return Unimplemented("this build has no MPI [install libopenmpi-dev and configure again]");
 }
 
 }  // namespace cohort

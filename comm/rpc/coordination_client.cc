@@ -115,6 +115,32 @@ class Client final : public CoordinationClient {
     return Call(&Stub::Barrier, request, &reply, Remaining(deadline), "barrier \"" + name + "\"");
   }
 
+  Result<Generation> Regroup(const RegroupOptions& options) override {
+    wire::RegroupRequest request;
+    request.set_previous(generation_);
+    request.set_min_size(options.min_size);
+    request.set_patience_ms(options.patience.count());
+    wire::RegroupReply reply;
+    COHORT_RETURN_IF_ERROR(Call(&Stub::Regroup, request, &reply, options.timeout, "regroup"));
+    Generation result = {.number = reply.generation(), .survivor = generation_ > 0};
+    for (const wire::Caller& member : reply.members()) {
+      COHORT_ASSIGN_OR_RETURN(const TaskId task, TaskId::Parse(member.task()));
+      if (task == task_) {
+        result.rank = static_cast<int>(result.members.size());
+      }
+      result.members.push_back(task);
+    }
+    generation_ = result.number;
+    heart_.RegroupDone();
+    return result;
+  }
+
+  Status RegroupAsked() const override { return heart_.regroup_asked(); }
+
+  void SetProgress(std::function<TaskProgress()> progress) override {
+    heart_.SetProgress(std::move(progress));
+  }
+
   Status ReportError(const Status& error) override {
     Require(!error.ok(), "ReportError needs an error");
     wire::ReportErrorRequest request;
@@ -192,6 +218,7 @@ class Client final : public CoordinationClient {
   const wire::Caller caller_;
   const std::unique_ptr<Stub> stub_;
   std::atomic<std::uint64_t> insertions_{0};
+  std::atomic<std::uint64_t> generation_{0};  // of the last Regroup
 
   std::mutex mutex_;
   std::condition_variable changed_;

@@ -185,8 +185,12 @@ class Server final : public CoordinationServer, private wire::Coordination::Call
 
   Reactor* Heartbeat(Context* context, const wire::HeartbeatRequest* request,
                      wire::HeartbeatReply* reply) override {
-    return Answer(context, *request, reply,
-                  [this](const Caller& caller) { return state_.Heartbeat(caller); });
+    return Answer(context, *request, reply, [&](const Caller& caller) {
+      ToWire(state_.RegroupAsked(caller), reply->mutable_regroup());
+      return state_.Heartbeat(caller, request->has_progress()
+                                          ? std::optional(FromWire(request->progress()))
+                                          : std::nullopt);
+    });
   }
 
   Reactor* Watch(Context*, const wire::WatchRequest* request, wire::WatchReply* reply) override {
@@ -235,6 +239,28 @@ class Server final : public CoordinationServer, private wire::Coordination::Call
         participants.push_back(*task);
       }
       state_.Barrier(caller, request->name(), After(request->wait_ms()), participants, answer);
+    });
+  }
+
+  Reactor* Regroup(Context*, const wire::RegroupRequest* request,
+                   wire::RegroupReply* reply) override {
+    return Park(*request, reply, [&](const Caller& caller, const auto& answer, ParkedCall*) {
+      state_.Regroup(caller, request->previous(), request->min_size(),
+                     std::chrono::milliseconds(std::max<std::int64_t>(request->patience_ms(), 0)),
+                     After(request->wait_ms()),
+                     [answer](const Result<RegroupTable::Decision>& decision) {
+                       answer.Answer(decision.status(), [&decision](wire::RegroupReply* r) {
+                         if (!decision.ok()) {
+                           return;
+                         }
+                         r->set_generation(decision->generation);
+                         for (const RegroupTable::Member& member : decision->members) {
+                           wire::Caller* const to = r->add_members();
+                           to->set_task(member.task.ToString());
+                           to->set_incarnation(member.incarnation);
+                         }
+                       });
+                     });
     });
   }
 

@@ -120,6 +120,7 @@ Status CoordinationState::Admit(const Registration& registration, Task& task,
   task.unwatched.FinishAll(Aborted("replaced by another process"), completions);
   task.broken_since.reset();
   task.end = OkStatus();
+  task.progress.reset();
   const auto joined = std::count_if(tasks_.begin(), tasks_.end(),
                                     [](const auto& t) { return t.second.has_joined; });
   const std::string line = fmt::format("{} joined, {}/{}", Describe(registration.caller.task, task),
@@ -227,10 +228,15 @@ Result<CoordinationState::Task*> CoordinationState::FindActive(const Caller& cal
   return task;
 }
 
-Status CoordinationState::Heartbeat(const Caller& caller) {
+Status CoordinationState::Heartbeat(const Caller& caller,
+                                    const std::optional<TaskProgress>& progress) {
   const std::lock_guard lock(mutex_);
   COHORT_ASSIGN_OR_RETURN(Task* const task, Find(caller));
   task->last_seen = options_.clock->Now();
+  if (progress) {
+    task->progress = progress;
+    task->progress_at = task->last_seen;
+  }
   return task->phase == Phase::kLeft ? OkStatus() : failure_;
 }
 
@@ -347,6 +353,125 @@ Status CoordinationState::Gone(const TaskId& id, const Task& task) const {
   }
 }
 
+// Progress.
+
+// "AllReduce 'bucket 1' float32[8] #480 (generation 1) 121.0 s ago"; empty if it is not known.
+std::string CoordinationState::LastEntered(const Task& task) const {
+  if (!task.progress || task.progress->sequence == 0) {
+    return {};
+  }
+  const Duration age = task.progress->age + (options_.clock->Now() - task.progress_at);
+  return fmt::format("{} #{} (generation {}) {:.1f} s ago", task.progress->operation,
+                     task.progress->sequence, task.progress->generation, Seconds(age));
+}
+
+// Who is behind the others: "worker:2 last entered ... 121.0 s ago; the other 7 are in #481". Empty
+// if nobody is, as far as the heartbeats tell.
+std::string CoordinationState::ProgressText() const {
+  constexpr std::size_t kMostNames = 4;
+  std::uint64_t generation = 0;
+  std::uint64_t front = 0;
+  for (const auto& [id, task] : tasks_) {
+    if (task.progress && task.phase != Phase::kLost) {
+      generation = std::max(generation, task.progress->generation);
+    }
+  }
+  std::size_t known = 0;
+  Deadline entered_front;
+  for (const auto& [id, task] : tasks_) {
+    if (!task.progress || task.progress->generation != generation || task.phase == Phase::kLost) {
+      continue;
+    }
+    ++known;
+    const Deadline entered = task.progress_at - task.progress->age;
+    if (task.progress->sequence > front) {
+      front = task.progress->sequence;
+      entered_front = entered;
+    } else if (task.progress->sequence == front) {
+      entered_front = std::min(entered_front, entered);
+    }
+  }
+  // What the others' heartbeats say must be as new as that.
+  if (options_.clock->Now() - entered_front < 2 * options_.heartbeat_interval) {
+    return {};
+  }
+  std::string text;
+  std::size_t behind = 0;
+  for (const auto& [id, task] : tasks_) {
+    if (!task.progress || task.progress->generation != generation ||
+        task.progress->sequence == front || task.phase == Phase::kLost) {
+      continue;
+    }
+    if (++behind <= kMostNames) {
+      const std::string entered = LastEntered(task);
+      text += (text.empty() ? "" : ", ") + id.ToString() +
+              (entered.empty() ? " has entered no operation" : " last entered " + entered);
+    }
+  }
+  if (behind == 0) {
+    return {};
+  }
+  if (behind > kMostNames) {
+    text += fmt::format(" and {} more", behind - kMostNames);
+  }
+  return text + fmt::format("; the other {} {} in #{}", known - behind,
+                            known - behind == 1 ? "is" : "are", front);
+}
+
+// When those tasks were heard of last that `text` names, as a communicator names its ranks.
+std::string CoordinationState::LastHeartbeats(const TaskId& reporter,
+                                              const std::string& text) const {
+  std::string result;
+  for (const auto& [id, task] : tasks_) {
+    if (id != reporter && task.has_joined &&
+        text.find("(" + id.ToString() + ")") != std::string::npos) {
+      const std::string entered = LastEntered(task);
+      result += fmt::format("; {}: last heartbeat {:.1f} s ago{}", id.ToString(),
+                            Seconds(options_.clock->Now() - task.last_seen),
+                            entered.empty() ? "" : ", in which it was in or after " + entered);
+    }
+  }
+  return result;
+}
+
+// Generations.
+
+void CoordinationState::Regroup(const Caller& caller, std::uint64_t previous, int min_size,
+                                Duration patience, Deadline deadline, RegroupTable::Done done) {
+  Completions completions;
+  const std::lock_guard lock(mutex_);
+  const Result<Task*> task = FindActive(caller);
+  if (!task.ok()) {
+    completions.Add(
+        [done = std::move(done), status = task.status().Annotate("regroup")] { done(status); });
+    return;
+  }
+  const Deadline now = options_.clock->Now();
+  regroup_.Arrive({.caller = {caller.task, caller.incarnation},
+                   .previous = previous,
+                   .min_size = min_size,
+                   .now = now,
+                   .patience = now + patience,
+                   .deadline = deadline},
+                  std::move(done), completions);
+  ReviewRegroup(completions);
+}
+
+Status CoordinationState::RegroupAsked(const Caller& caller) const {
+  const std::lock_guard lock(mutex_);
+  return regroup_.Asked(caller.task);
+}
+
+void CoordinationState::ReviewRegroup(Completions& completions) {
+  std::map<TaskId, std::uint64_t> present;
+  for (const auto& [id, task] : tasks_) {
+    if (task.phase == Phase::kJoined) {
+      present[id] = task.incarnation;
+    }
+  }
+  regroup_.Review(options_.clock->Now(), present, cluster_.Tasks(), completions);
+}
+
 // Ends.
 
 void CoordinationState::Fail(const Status& failure, Completions& completions) {
@@ -368,6 +493,7 @@ void CoordinationState::EndWaits(const Status& status, Completions& completions)
   shutdown_.FinishAll(status, completions);
   keys_.FailAll(status, completions);
   barriers_.FailAll(status, completions);
+  regroup_.FailAll(status, completions);
 }
 
 void CoordinationState::Lose(const TaskId& id, Task& task, const Status& why,
@@ -392,7 +518,15 @@ Status CoordinationState::ReportError(const Caller& caller, const Status& error)
     return InvalidArgument("OK is no error to report");
   }
   const std::string name = caller.task.ToString();
-  Fail(error.message().starts_with(name + ":") ? error : error.Annotate(name), completions);
+  Status told = error.message().starts_with(name + ":") ? error : error.Annotate(name);
+  if (error.code() == StatusCode::kDeadlineExceeded) {
+    if (const std::string progress = ProgressText(); !progress.empty()) {
+      told = Status(told.code(), told.message() + "; by the heartbeats, " + progress);
+    }
+  } else if (error.code() == StatusCode::kUnavailable) {
+    told = Status(told.code(), told.message() + LastHeartbeats(caller.task, error.message()));
+  }
+  Fail(told, completions);
   return OkStatus();
 }
 
@@ -483,6 +617,7 @@ Deadline CoordinationState::Tick() {
   ForgivePause(now);
   CheckLiveness(now, completions);
   CheckShutdown(now, completions);
+  ReviewRegroup(completions);
   barriers_.Expire(now, completions);
   keys_.Expire(now, completions);
   for (auto& [id, task] : tasks_) {
@@ -513,18 +648,20 @@ void CoordinationState::CheckLiveness(Deadline now, Completions& completions) {
       continue;
     }
     const Duration silent = now - task.last_seen;
+    const std::string entered = LastEntered(task);
+    const std::string where = entered.empty() ? "" : "; it last entered " + entered;
     if (task.broken_since && now - *task.broken_since > options_.reconnect_grace) {
       Lose(id, task,
-           Unavailable(
-               fmt::format("{} closed its connection and did not come back within {:.1f} "
-                           "s; last heartbeat {:.1f} s ago [its own log tells why it ended]",
-                           Describe(id, task), Seconds(now - *task.broken_since), Seconds(silent))),
+           Unavailable(fmt::format(
+               "{} closed its connection and did not come back within {:.1f} "
+               "s; last heartbeat {:.1f} s ago{} [its own log tells why it ended]",
+               Describe(id, task), Seconds(now - *task.broken_since), Seconds(silent), where)),
            completions);
     } else if (silent > options_.heartbeat_timeout) {
       Lose(id, task,
-           Unavailable(fmt::format("{} sent no heartbeat for {:.1f} s [its own log tells why; a "
+           Unavailable(fmt::format("{} sent no heartbeat for {:.1f} s{} [its own log tells why; a "
                                    "stopped process or a lost network look like this]",
-                                   Describe(id, task), Seconds(silent))),
+                                   Describe(id, task), Seconds(silent), where)),
            completions);
     }
   }
@@ -549,8 +686,9 @@ void CoordinationState::CheckShutdown(Deadline now, Completions& completions) {
 }
 
 Deadline CoordinationState::NextEvent(Deadline now) const {
-  Deadline next = std::min({now + options_.heartbeat_interval, barriers_.Next(), keys_.Next(),
-                            roll_call_.Next(), watching_.Next(), shutdown_.Next()});
+  Deadline next =
+      std::min({now + options_.heartbeat_interval, barriers_.Next(), keys_.Next(),
+                roll_call_.Next(), watching_.Next(), shutdown_.Next(), regroup_.Next(now)});
   // A task is dead once its time has passed, not when it is reached.
   constexpr std::chrono::milliseconds kPassed{1};
   for (const auto& [id, task] : tasks_) {

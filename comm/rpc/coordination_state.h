@@ -22,6 +22,7 @@
 
 #include "barrier_table.h"
 #include "key_value_table.h"
+#include "regroup_table.h"
 #include "waiting.h"
 
 namespace cohort {
@@ -54,7 +55,9 @@ class CoordinationState {
   // OK when the caller has a Watch, and also at `until`.
   void AwaitWatch(const Caller& caller, Deadline until, Done done);
   // The job's failure, if it has failed.
-  Status Heartbeat(const Caller& caller);
+  Status Heartbeat(const Caller& caller, const std::optional<TaskProgress>& progress = {});
+  // Why the caller should call Regroup; OK if nobody waits for it.
+  Status RegroupAsked(const Caller& caller) const;
   // Answers with the job's failure, or OK at `until`. The returned number is for WatchBroken, which
   // says that the caller's connection ended before the answer.
   std::uint64_t Watch(const Caller& caller, Deadline until, Done done);
@@ -67,6 +70,9 @@ class CoordinationState {
   void Wait(const Caller& caller, const std::string& key, Deadline deadline, ValueDone done);
   void Barrier(const Caller& caller, const std::string& name, Deadline deadline,
                const std::vector<TaskId>& participants, Done done);
+
+  void Regroup(const Caller& caller, std::uint64_t previous, int min_size, Duration patience,
+               Deadline deadline, RegroupTable::Done done);
 
   Status ReportError(const Caller& caller, const Status& error);
   // At once; of a task that may not leave this ends the job.
@@ -109,6 +115,8 @@ class CoordinationState {
     WaitList<Status> unwatched;            // who waits for the first
     std::optional<Deadline> broken_since;  // its connection
     Status end;                            // of a lost one
+    std::optional<TaskProgress> progress;
+    Deadline progress_at;  // when it was told
 
     bool present() const { return phase == Phase::kJoined || phase == Phase::kLeaving; }
   };
@@ -116,6 +124,10 @@ class CoordinationState {
   // All below with mutex_ held.
   std::string Describe(const TaskId& id, const Task& task) const;
   Status Gone(const TaskId& id, const Task& task) const;
+  std::string LastEntered(const Task& task) const;
+  std::string ProgressText() const;
+  std::string LastHeartbeats(const TaskId& reporter, const std::string& text) const;
+  void ReviewRegroup(Completions& completions);
   Status Admit(const Registration& registration, Task& task, Completions& completions);
   Status CheckTaken(const Registration& registration, Task& task, Completions& completions);
   // The caller's record; an error if it is not the present incarnation of a task.
@@ -152,6 +164,7 @@ class CoordinationState {
   Deadline shutdown_begun_;
   KeyValueTable keys_;
   BarrierTable barriers_;
+  RegroupTable regroup_;
   std::vector<std::pair<TaskId, Status>> lost_;
   Deadline last_tick_;
 };

@@ -97,6 +97,22 @@ void Heart::OnFailure(std::function<void(const Status&)> callback) {
   changed_.notify_all();
 }
 
+void Heart::SetProgress(std::function<TaskProgress()> progress) {
+  const std::lock_guard lock(progress_mutex_);
+  progress_ = std::move(progress);
+}
+
+Status Heart::regroup_asked() const {
+  const std::lock_guard lock(mutex_);
+  return regroup_asked_;
+}
+
+void Heart::RegroupDone() {
+  const std::lock_guard lock(mutex_);
+  regroup_asked_ = OkStatus();
+  regroup_news_is_old_ = beat_.in_flight;
+}
+
 void Heart::Run() {
   NameThisThread("coord-heart");
   std::unique_lock lock(mutex_);
@@ -142,6 +158,12 @@ void Heart::StartBeat(Deadline now) {
   const Duration left = last_answer_ + timeout_ - now;
   const Duration patience =
       std::clamp<Duration>(left, interval_ / 2, std::max(timeout_ / 5, interval_));
+  {
+    const std::lock_guard lock(progress_mutex_);
+    if (progress_) {
+      ToWire(progress_(), beat_.request.mutable_progress());
+    }
+  }
   beat_.context = std::make_unique<grpc::ClientContext>();
   beat_.context->set_deadline(GrpcTimeout(patience));
   {
@@ -176,10 +198,14 @@ void Heart::StartWatch() {
 
 void Heart::TakeBeat(std::unique_lock<std::mutex>& lock) {
   beat_.done = beat_.in_flight = false;
+  const bool old_news = std::exchange(regroup_news_is_old_, false);
   const Deadline now = clock_.Now();
   if (beat_.status.ok()) {
     last_answer_ = now;
     broken_since_.reset();
+    if (!old_news) {
+      regroup_asked_ = FromWire(beat_.reply.regroup());
+    }
     FailLocked(FromWire(beat_.reply.outcome()));
     return;
   }

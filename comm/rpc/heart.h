@@ -44,6 +44,11 @@ class Heart {
   void Fail(const Status& failure);
   // Runs once: when there is a failure, or at once if there is.
   void OnFailure(std::function<void(const Status&)> callback);
+  // Asked before each beat. Returns when the one before is not running.
+  void SetProgress(std::function<TaskProgress()> progress);
+  // What the last answer said: why this task should regroup, or OK.
+  Status regroup_asked() const;
+  void RegroupDone();  // what was said is settled
 
  private:
   // A call that is started, and later found done.
@@ -83,6 +88,10 @@ class Heart {
   Status failure_;
   bool service_gone_ = false;
   std::vector<std::function<void(const Status&)>> on_failure_;
+  Status regroup_asked_;
+  bool regroup_news_is_old_ = false;        // of the beat in flight: asked before RegroupDone
+  std::mutex progress_mutex_;               // held while it is asked; taken before mutex_
+  std::function<TaskProgress()> progress_;  // guarded by progress_mutex_
   Exchange<wire::HeartbeatRequest, wire::HeartbeatReply> beat_;
   Exchange<wire::WatchRequest, wire::WatchReply> watch_;
   Deadline last_answer_;

@@ -25,6 +25,19 @@ inline Status FromWire(const wire::Outcome& outcome) {
                 outcome.message());
 }
 
+inline void ToWire(const TaskProgress& progress, wire::Progress* to) {
+  to->set_generation(progress.generation);
+  to->set_sequence(progress.sequence);
+  to->set_operation(progress.operation);
+  to->set_age_ms(progress.age.count());
+  to->set_under_way(progress.under_way);
+}
+
+inline TaskProgress FromWire(const wire::Progress& progress) {
+  return {progress.generation(), progress.sequence(), progress.operation(),
+          std::chrono::milliseconds(progress.age_ms()), progress.under_way()};
+}
+
 inline Result<Caller> FromWire(const wire::Caller& caller) {
   COHORT_ASSIGN_OR_RETURN(const TaskId task, TaskId::Parse(caller.task()));
   return Caller{task, caller.incarnation()};

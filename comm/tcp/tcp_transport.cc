@@ -159,12 +159,14 @@ class TcpTransport final : public Transport {
     return {from, false, l.receives};
   }
 
-  // Opens, rejects and goodbyes keep their place among the data; all but opens overtake it.
+  // Opens, joins, rejects and goodbyes keep their place among the data; all but the first two
+  // overtake it.
   void Control(int to, FrameKind kind, Bytes body) override {
-    if (kind == FrameKind::kOpen || kind == FrameKind::kBye || kind == FrameKind::kReject) {
+    const bool only_in_place = kind == FrameKind::kOpen || kind == FrameKind::kJoin;
+    if (only_in_place || kind == FrameKind::kBye || kind == FrameKind::kReject) {
       PutControl(Data(to), kind, body);
     }
-    if (kind != FrameKind::kOpen) {
+    if (!only_in_place) {
       PutControl(Data(to) + kControlChannel, kind, body);
     }
   }

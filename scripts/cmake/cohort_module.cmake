@@ -60,5 +60,5 @@ function(cohort_program)
   set_target_properties(cohort_program PROPERTIES OUTPUT_NAME cohort)
   target_include_directories(cohort_program PRIVATE ${PROJECT_SOURCE_DIR}/src)
   target_link_libraries(cohort_program PRIVATE cohort_flags ${modules} CLI11::CLI11 fmt::fmt
-                                               nlohmann_json::nlohmann_json)
+                                               nlohmann_json::nlohmann_json ${COHORT_GLOO_LIBRARY})
 endfunction()

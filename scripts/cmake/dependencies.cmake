@@ -12,6 +12,13 @@ find_package(ZLIB REQUIRED)
 find_package(OpenMP REQUIRED COMPONENTS CXX)
 pkg_check_modules(ISAL REQUIRED IMPORTED_TARGET libisal)
 find_package(MPI COMPONENTS CXX)
+# Gloo, where it is installed: the peer in a benchmark. Its CMake config names no include folder that the compiler lacks.
+find_library(COHORT_GLOO_LIBRARY gloo)
+find_path(COHORT_GLOO_INCLUDE gloo/allreduce.h)
+mark_as_advanced(COHORT_GLOO_LIBRARY COHORT_GLOO_INCLUDE)
+if(NOT COHORT_GLOO_INCLUDE)
+  set(COHORT_GLOO_LIBRARY "")
+endif()
 # LibTorch, where it is installed: the peer in a benchmark, and an example. Its CMake config changes global flags, so the
 # headers and libraries are taken by themselves.
 find_library(COHORT_TORCH_LIBRARY torch_cpu)

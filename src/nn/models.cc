@@ -20,9 +20,9 @@ class Linear final : public ImageModel {
 class Mlp final : public ImageModel {
  public:
   Mlp(ParameterSet& p, const ImageModelOptions& o)
-      : hidden1_(p, "hidden1", Pixels(o), 512, Relu(o)),
-        hidden2_(p, "hidden2", 512, 512, Relu(o)),
-        logits_(p, "logits", 512, o.classes, {.seed = o.seed}) {}
+      : hidden1_(p, "hidden1", Pixels(o), o.hidden, Relu(o)),
+        hidden2_(p, "hidden2", o.hidden, o.hidden, Relu(o)),
+        logits_(p, "logits", o.hidden, o.classes, {.seed = o.seed}) {}
   Variable Logits(const Variable& images) const override {
     return logits_(hidden2_(hidden1_(Flatten(images))));
   }

@@ -28,6 +28,12 @@ int ParameterSet::Add(std::string name, Shape shape, Initializer initializer, bo
   return size() - 1;
 }
 
+void ParameterSet::Freeze(int parameter) {
+  Parameter& frozen = parameters_.at(static_cast<std::size_t>(parameter));
+  frozen.trainable = false;
+  frozen.frozen = true;
+}
+
 void ParameterSet::Build() {
   Require(!built_, "Build is called once");
   arena_ = Tensor(DType::kFloat32, {arena_elements_});
@@ -86,7 +92,9 @@ std::uint64_t ParameterSet::Fingerprint() const {
   for (const Parameter& p : parameters_) {
     // A length before the name keeps ("a","bc") and ("ab","c") apart.
     hash = Hash64(std::to_string(p.name.size()) + ":" + p.name + p.shape.ToString() +
-                      (p.trainable ? "t" : "f"),
+                      (p.trainable ? "t"
+                       : p.frozen  ? "c"
+                                   : "f"),
                   hash);
   }
   return hash;

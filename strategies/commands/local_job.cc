@@ -31,7 +31,7 @@
 #include <cohort/cluster/resolve.h>
 #include <cohort/core/clock.h>
 
-#include "child_process.h"
+#include "core/commands/child_process.h"
 #include "line_output.h"
 #include "port_reservation.h"
 

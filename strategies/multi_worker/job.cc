@@ -31,6 +31,13 @@ class JobMembership final : public Membership {
         client_(std::move(client)) {
     client_->OnFailure(
         [communicator = communicator_.get()](const Status& why) { communicator->Abort(why); });
+    client_->SetProgress([communicator = communicator_.get()]() -> TaskProgress {
+      const OperationProgress now = communicator->progress();
+      return {now.generation, now.sequence, now.operation,
+              std::chrono::duration_cast<std::chrono::milliseconds>(
+                  std::chrono::steady_clock::now() - now.since),
+              now.under_way};
+    });
   }
 
   Communicator* communicator() override { return communicator_.get(); }
@@ -40,9 +47,15 @@ class JobMembership final : public Membership {
     // this learns why.
     Report(status);
     const Status failure = client_->failure();
-    const bool known =
-        failure.ok() || failure.message().find(status.message()) != std::string::npos;
-    return known ? status : failure;
+    if (failure.ok()) {
+      return status;
+    }
+    // Of a task that is lost or late the service knows more: its last heartbeat, and who is at which
+    // operation.
+    const bool same = failure.message().find(status.message()) != std::string::npos;
+    const bool adds = status.code() == StatusCode::kUnavailable ||
+                      status.code() == StatusCode::kDeadlineExceeded;
+    return same && !adds ? status : failure;
   }
 
   void GiveUp(const Status& error) override {
@@ -95,6 +108,7 @@ CommunicatorOptions CommunicatorOf(const ClusterConfig& config, const StrategyOp
   CommunicatorOptions result;
   result.timeout = options.collective_timeout;
   result.log = options.log;
+  result.flight_folder = options.flight_folder;
   result.peer_name = [tasks = config.cluster.TrainingTasks()](int rank) {
     return tasks.at(static_cast<std::size_t>(rank)).ToString();
   };

@@ -520,6 +520,12 @@ Result<StepResult> Implementation::Evaluate(const DistributedBatch& batch, const
 
 Result<std::unique_ptr<ParameterServerStrategy>> ParameterServerStrategy::Make(
     const ClusterConfig& config, const StrategyOptions& options) {
+  if (options.make_bucket_hook || options.virtual_shards != 0) {
+    return InvalidArgument(
+        std::string(options.make_bucket_hook ? "make_bucket_hook" : "virtual_shards") +
+        " under a parameter server, which has no buckets and no replicas in step [use a "
+        "synchronous strategy]");
+  }
   COHORT_ASSIGN_OR_RETURN(auto job, ps::Job::Join(config, options));
   std::unique_ptr<ParameterServerStrategy> strategy =
       std::make_unique<Implementation>(std::move(job), options);

@@ -1,5 +1,6 @@
 #include "synchronous/distributed_dataset.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace cohort {
@@ -7,14 +8,22 @@ namespace {
 
 class SynchronousDataset final : public DistributedDataset {
  public:
-  SynchronousDataset(const data::Dataset& dataset, int processes, int process, int replicas)
-      : dataset_(dataset), processes_(processes), process_(process), replicas_(replicas) {}
+  // How a batch of `size` examples, of which the iterator gives part, is cut: replica r gets
+  // [begin(size, r), begin(size, r + 1)) of that part.
+  struct Cut {
+    int workers = 1;  // as data::IterateOptions has them
+    int worker = 0;
+    int span = 1;
+    int replicas = 1;
+  };
+  SynchronousDataset(const data::Dataset& dataset, const Cut& cut) : dataset_(dataset), cut_(cut) {}
 
   Status BeginEpoch(std::int64_t epoch, std::int64_t first_batch) override {
     iterator_.reset();  // its threads end before others begin
     data::IterateOptions options;
-    options.num_workers = processes_;
-    options.worker = process_;
+    options.num_workers = cut_.workers;
+    options.worker = cut_.worker;
+    options.span = cut_.span;
     options.epoch = epoch;
     options.first_batch = first_batch;
     COHORT_ASSIGN_OR_RETURN(iterator_, dataset_.Iterate(options));
@@ -32,22 +41,32 @@ class SynchronousDataset final : public DistributedDataset {
     DistributedBatch batch;
     batch.epoch = epoch_;
     batch.index = index_++;
-    if (replicas_ == 1) {
+    if (cut_.replicas == 1) {
       batch.replicas.push_back(*std::move(part));
     } else {
-      for (int r = 0; r < replicas_; ++r) {
-        batch.replicas.push_back(part->Slice(data::PartBegin(part->size, replicas_, r),
-                                             data::PartBegin(part->size, replicas_, r + 1)));
+      for (int r = 0; r < cut_.replicas; ++r) {
+        batch.replicas.push_back(
+            part->Slice(Begin(batch.index, part->size, r), Begin(batch.index, part->size, r + 1)));
       }
     }
     return std::optional<DistributedBatch>(std::move(batch));
   }
 
  private:
+  // Where replica r's slice of the part of batch `index` begins. A shard's place is that in the
+  // whole batch, since others cut the same batch elsewhere.
+  std::int64_t Begin(std::int64_t index, std::int64_t part, int r) const {
+    if (cut_.span == 1) {
+      return data::PartBegin(part, cut_.replicas, r);
+    }
+    const std::int64_t whole =
+        std::min(dataset_.batch_size(), dataset_.size() - index * dataset_.batch_size());
+    return data::PartBegin(whole, cut_.workers, cut_.worker + r) -
+           data::PartBegin(whole, cut_.workers, cut_.worker);
+  }
+
   const data::Dataset dataset_;
-  const int processes_;
-  const int process_;
-  const int replicas_;
+  const Cut cut_;
   std::unique_ptr<data::BatchIterator> iterator_;
   std::int64_t epoch_ = 0;
   std::int64_t index_ = 0;
@@ -58,7 +77,16 @@ class SynchronousDataset final : public DistributedDataset {
 std::unique_ptr<DistributedDataset> MakeSynchronousDataset(const data::Dataset& dataset,
                                                            int processes, int process,
                                                            int replicas) {
-  return std::make_unique<SynchronousDataset>(dataset, processes, process, replicas);
+  return std::make_unique<SynchronousDataset>(
+      dataset, SynchronousDataset::Cut{
+                   .workers = processes, .worker = process, .span = 1, .replicas = replicas});
+}
+
+std::unique_ptr<DistributedDataset> MakeShardedDataset(const data::Dataset& dataset, int shards,
+                                                       int first, int count) {
+  return std::make_unique<SynchronousDataset>(
+      dataset, SynchronousDataset::Cut{
+                   .workers = shards, .worker = first, .span = count, .replicas = count});
 }
 
 }  // namespace cohort

@@ -14,5 +14,9 @@ namespace cohort {
 std::unique_ptr<DistributedDataset> MakeSynchronousDataset(const data::Dataset& dataset,
                                                            int processes, int process,
                                                            int replicas);
+// Of `shards` into which every global batch is cut, this process has `count` from `first` on, each
+// a replica's part.
+std::unique_ptr<DistributedDataset> MakeShardedDataset(const data::Dataset& dataset, int shards,
+                                                       int first, int count);
 
 }  // namespace cohort

@@ -1,52 +1,82 @@
 #include "synchronous/reducer.h"
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
 #include <string>
 #include <utility>
 
+#include "synchronous/row_exchange.h"
+
 namespace cohort {
+namespace {
+
+constexpr std::int64_t kSumElements = std::int64_t{8} * 1024;  // stays in the cache
+
+void AddTo(std::span<float> to, std::span<const float> from) {
+  for (std::size_t i = 0; i < to.size(); ++i) {
+    to[i] += from[i];
+  }
+}
+
+void Sort(std::vector<std::int64_t>& indices) {
+  std::ranges::sort(indices);
+  indices.erase(std::ranges::unique(indices).begin(), indices.end());
+}
+
+}  // namespace
 
 // One bucket's way in the current pass.
 struct Reducer::Flight {
   int replicas_left = 0;
   std::vector<std::shared_ptr<Event>> complete;  // by replica; owners: this and who waits for it
+  std::unique_ptr<Work> header;                  // of bucket 0, where a hook has the rest
+  std::unique_ptr<GradientBucket> bucket;        // what the hook was given
   std::unique_ptr<Work> work;
   Status launched;  // the launch's own error
+  std::chrono::steady_clock::time_point launched_at;
 };
 
 // A replica's side: touched by that replica's thread only.
 class Reducer::Sink final : public GradientSink {
  public:
-  Sink(Reducer& reducer, int replica)
-      : reducer_(reducer),
-        replica_(replica),
-        states_(static_cast<std::size_t>(reducer.parameters_.size())),
-        left_(reducer.plan_.buckets.size()) {}
+  Sink(Reducer& reducer, int replica) : reducer_(reducer), replica_(replica) {}
 
-  void Begin(double weight, Stream& stream) {
+  void StartPass() {
+    ready_.clear();
+    as_rows_.assign(static_cast<std::size_t>(reducer_.parameters_.size()), 0);
+    dense_ = as_rows_;
+  }
+
+  // `closes`: levels whose gradients are added to this turn's. `last`: what is complete is
+  // launched.
+  void Begin(double weight, Stream& stream, std::vector<Arena*> closes, bool last) {
     weight_ = weight;
     stream_ = &stream;
     weight_used_ = false;
-    std::fill(states_.begin(), states_.end(), State::kUntouched);
-    for (std::size_t b = 0; b < left_.size(); ++b) {
-      left_[b] = static_cast<int>(reducer_.plan_.buckets[b].parameters.size());
+    closes_ = std::move(closes);
+    last_ = last;
+    ready_.clear();
+    states_.assign(static_cast<std::size_t>(reducer_.parameters_.size()), State::kUntouched);
+    left_.clear();
+    for (const BucketPlan::Bucket& bucket : reducer_.plan_.buckets) {
+      left_.push_back(static_cast<int>(bucket.parameters.size()));
     }
   }
 
   std::span<float> Accumulator(int parameter) override {
-    State& state = Open(parameter, "Accumulator");
-    const std::span<float> gradient = GradientOf(parameter);
-    if (state == State::kUntouched) {
-      // On the host: the last pass is long over, and whatever is written comes after this call.
-      std::fill(gradient.begin(), gradient.end(), 0.0F);
-      state = State::kTouched;
+    Open(parameter, "Accumulator");
+    const std::span<float> gradient = Touch(parameter);
+    dense_[static_cast<std::size_t>(parameter)] = 1;
+    if (IsRows(parameter)) {
+      Touched(parameter).all = true;
     }
     return gradient;
   }
 
   void AddSlices(int parameter, const IndexedSlices& slices) override {
-    const std::span<float> gradient = Accumulator(parameter);
+    Open(parameter, "AddSlices");
     const ParameterSet::Parameter& declared = reducer_.parameters_[parameter];
     Require(declared.shape.rank() >= 1, "AddSlices on a parameter with rows: " + declared.name);
     const std::int64_t rows = declared.shape[0];
@@ -54,7 +84,10 @@ class Reducer::Sink final : public GradientSink {
     Require(static_cast<std::int64_t>(slices.values.size()) ==
                 static_cast<std::int64_t>(slices.indices.size()) * row,
             "AddSlices with as many rows of values as indices: " + declared.name);
-    stream_->Enqueue([gradient, slices, rows, row, name = declared.name]() -> Status {
+    const std::span<float> gradient = Touch(parameter);
+    as_rows_[static_cast<std::size_t>(parameter)] = 1;
+    TouchedRows* touched = IsRows(parameter) ? &Touched(parameter) : nullptr;
+    stream_->Enqueue([gradient, slices, rows, row, touched, name = declared.name]() -> Status {
       for (std::size_t i = 0; i < slices.indices.size(); ++i) {
         const std::int64_t index = slices.indices[i];
         if (index < 0 || index >= rows) {
@@ -66,6 +99,10 @@ class Reducer::Sink final : public GradientSink {
         for (std::int64_t k = 0; k < row; ++k) {
           to[k] += from[k];
         }
+      }
+      if (touched != nullptr) {
+        touched->indices.insert(touched->indices.end(), slices.indices.begin(),
+                                slices.indices.end());
       }
       return {};
     });
@@ -89,9 +126,12 @@ class Reducer::Sink final : public GradientSink {
   }
 
   double weight() const { return weight_; }
+  const std::vector<int>& ready() const { return ready_; }
+  const std::vector<std::int32_t>& as_rows() const { return as_rows_; }
+  const std::vector<std::int32_t>& dense() const { return dense_; }
 
   // Takes what is not Ready as it stands; returns those.
-  std::vector<int> End() {
+  std::vector<int> End(bool ran) {
     std::vector<int> missing;
     for (const BucketPlan::Bucket& bucket : reducer_.plan_.buckets) {
       for (const int parameter : bucket.parameters) {
@@ -101,8 +141,11 @@ class Reducer::Sink final : public GradientSink {
         }
       }
     }
-    if (reducer_.plan_.buckets.front().parameters.empty()) {  // nothing is trainable
+    if (reducer_.plan_.buckets.front().parameters.empty()) {  // nothing is trainable, or all rows
       CompleteBucket(0);
+    }
+    if (!ran) {
+      ready_.clear();  // the order says nothing
     }
     stream_ = nullptr;
     return missing;
@@ -111,94 +154,207 @@ class Reducer::Sink final : public GradientSink {
  private:
   enum class State : std::uint8_t { kUntouched, kTouched, kReady };
 
-  // The parameter's state, once it is known that `call` is allowed.
-  State& Open(int parameter, const char* call) {
+  State& StateOf(int parameter) { return states_[static_cast<std::size_t>(parameter)]; }
+
+  // Is `call` allowed?
+  void Open(int parameter, const char* call) {
     Require(stream_ != nullptr, std::string(call) + " during the step function only");
     Require(parameter >= 0 && parameter < reducer_.parameters_.size(),
             std::string(call) + " with the index of a parameter");
-    State& state = states_[static_cast<std::size_t>(parameter)];
     const std::string& name = reducer_.parameters_[parameter].name;
     Require(Place(parameter).bucket >= 0,
             std::string(call) + " for a trainable parameter; '" + name + "' is not");
-    Require(state != State::kReady, std::string(call) +
-                                        " before the parameter is Ready, which it "
-                                        "is once in a pass; '" +
-                                        name + "' is already");
-    return state;
+    Require(StateOf(parameter) != State::kReady,
+            std::string(call) + " before the parameter is Ready, which it is once in a pass; '" +
+                name + "' is already");
   }
 
   const BucketPlan::Place& Place(int parameter) const {
     return reducer_.plan_.places[static_cast<std::size_t>(parameter)];
   }
+  bool IsRows(int parameter) const {
+    return reducer_.plan_.buckets[static_cast<std::size_t>(Place(parameter).bucket)].rows;
+  }
+  Arena& Current() const { return reducer_.stack(replica_).current; }
+  TouchedRows& Touched(int parameter) const {
+    return Current().touched()[static_cast<std::size_t>(parameter)];
+  }
+  RowTable TableOf(Arena& arena, int parameter) const { return reducer_.TableOf(arena, parameter); }
+  std::span<float> GradientIn(const Arena& arena, int parameter) const {
+    return arena.values(Place(parameter).offset, Place(parameter).elements);
+  }
 
-  std::span<float> GradientOf(int parameter) const {
-    const BucketPlan::Place& place = Place(parameter);
-    return reducer_.arena(replica_).subspan(static_cast<std::size_t>(place.offset),
-                                            static_cast<std::size_t>(place.elements));
+  // Its gradient, zeroed at the first touch: on the host, since the last turn is long over, and
+  // whatever is written comes after this call.
+  std::span<float> Touch(int parameter) {
+    const std::span<float> gradient = GradientIn(Current(), parameter);
+    if (StateOf(parameter) == State::kUntouched) {
+      if (IsRows(parameter)) {
+        ZeroTouched(TableOf(Current(), parameter));
+      } else {
+        std::ranges::fill(gradient, 0.0F);
+      }
+      StateOf(parameter) = State::kTouched;
+    }
+    return gradient;
   }
 
   void Close(int parameter) {
-    State& state = states_[static_cast<std::size_t>(parameter)];
-    if (state == State::kUntouched) {
-      const std::span<float> gradient = GradientOf(parameter);
-      std::fill(gradient.begin(), gradient.end(), 0.0F);
-    }
-    state = State::kReady;
+    const std::span<float> gradient = Touch(parameter);
+    StateOf(parameter) = State::kReady;
     weight_used_ = true;
+    ready_.push_back(parameter);
+    if (IsRows(parameter)) {
+      CloseRows(parameter);
+    } else {
+      CloseDense(parameter, gradient);
+    }
     const int bucket = Place(parameter).bucket;
     if (--left_[static_cast<std::size_t>(bucket)] == 0) {
       CompleteBucket(bucket);
     }
   }
 
-  void CompleteBucket(int bucket) {
-    const std::span<float> memory = reducer_.SpanOf(replica_, bucket);
-    if (bucket == 0) {
-      PackWeight(weight_, memory);
-    }
+  // A mean over nothing is often NaN, and NaN times 0 would reach every replica: what weighs 0 is
+  // zeroed. Then the levels are added.
+  void CloseDense(int parameter, std::span<float> gradient) {
     if (weight_ == 0) {
-      // A mean over nothing is often NaN, and NaN times 0 would reach every replica.
-      stream_->Enqueue([memory]() -> Status {
-        std::fill(memory.begin(), memory.end(), 0.0F);
+      stream_->Enqueue([gradient]() -> Status {
+        std::ranges::fill(gradient, 0.0F);
         return {};
       });
     }
-    reducer_.Complete(replica_, bucket, *stream_);
+    for (const Arena* level : closes_) {
+      stream_->Enqueue([gradient, more = GradientIn(*level, parameter)]() -> Status {
+        AddTo(gradient, more);
+        return {};
+      });
+    }
+  }
+
+  void CloseRows(int parameter) {
+    std::vector<RowTable> levels;
+    for (Arena* level : closes_) {
+      levels.push_back(TableOf(*level, parameter));
+    }
+    stream_->Enqueue([table = TableOf(Current(), parameter), levels = std::move(levels),
+                      empty = weight_ == 0]() -> Status {
+      Sort(table.touched->indices);
+      if (empty) {
+        ZeroTouched(table);
+      }
+      for (const RowTable& level : levels) {
+        AddTouched(table, level);
+      }
+      return {};
+    });
+  }
+
+  void CompleteBucket(int bucket) {
+    if (bucket == 0) {
+      const std::span<float> header = Current().values(0, BucketPlan::kHeaderElements);
+      std::ranges::fill(header, 0.0F);
+      PackWeight(weight_, header);
+      for (const Arena* level : closes_) {
+        AddTo(header, level->values(0, BucketPlan::kHeaderElements));
+      }
+    }
+    if (last_) {
+      reducer_.Complete(replica_, bucket, *stream_);
+    }
   }
 
   Reducer& reducer_;
   const int replica_;
-  Stream* stream_ = nullptr;  // nullptr: not in a pass
+  Stream* stream_ = nullptr;  // nullptr: not in a turn
   double weight_ = 0;
   mutable bool weight_used_ = false;
+  std::vector<Arena*> closes_;
+  bool last_ = true;
   std::vector<State> states_;  // by parameter
   std::vector<int> left_;      // by bucket: parameters that are not Ready
+  std::vector<int> ready_;
+  std::vector<std::int32_t> as_rows_;
+  std::vector<std::int32_t> dense_;
 };
+
+// ---- Arenas and plans ------------------------------------------------------------------------
+
+Result<std::unique_ptr<Reducer>> Reducer::Make(const ParameterSet& parameters,
+                                               const Options& options) {
+  Require(std::has_single_bit(static_cast<unsigned>(options.shards)),
+          "a power of two of shards to a replica");
+  std::unique_ptr<Reducer> reducer(new Reducer(parameters, options));
+  const int levels = std::bit_width(static_cast<unsigned>(options.shards)) - 1;
+  for (int r = 0; r < options.replicas; ++r) {
+    Stack mine;
+    COHORT_ASSIGN_OR_RETURN(mine.current,
+                            Arena::Make(options.communicator, reducer->plan_.elements));
+    for (int level = 0; level < levels; ++level) {
+      COHORT_RETURN_IF_ERROR(reducer->AddLevel(mine));
+    }
+    reducer->stacks_.push_back(std::move(mine));
+    reducer->sinks_.push_back(std::make_unique<Sink>(*reducer, r));
+  }
+  reducer->Rebuild(BucketOrder::Declared(parameters), options.limits);
+  return reducer;
+}
 
 Reducer::Reducer(const ParameterSet& parameters, const Options& options)
     : parameters_(parameters),
       options_(options),
-      plan_(BucketPlan::Make(parameters, options.first_bucket_bytes, options.bucket_bytes)) {
-  for (int r = 0; r < options_.replicas; ++r) {
-    arenas_.emplace_back(DType::kFloat32, Shape{plan_.elements});
-    sinks_.push_back(std::make_unique<Sink>(*this, r));
-  }
-  flights_.resize(plan_.buckets.size());
-}
+      plan_(BucketPlan::Make(parameters, BucketOrder::Declared(parameters), options.limits)) {}
 
 Reducer::~Reducer() = default;
 
-std::span<float> Reducer::arena(int replica) const {
-  return arenas_[static_cast<std::size_t>(replica)].data<float>();
+Status Reducer::AddLevel(Stack& mine) {
+  COHORT_ASSIGN_OR_RETURN(Arena arena, Arena::Make(options_.communicator, plan_.elements));
+  arena.touched().assign(static_cast<std::size_t>(parameters_.size()),
+                         {.all = true, .indices = {}});
+  mine.levels.push_back(std::move(arena));
+  return {};
 }
+
+void Reducer::Rebuild(const BucketOrder& order, const BucketLimits& limits) {
+  plan_ = BucketPlan::Make(parameters_, order, limits);
+  flights_.clear();
+  flights_.resize(plan_.buckets.size());
+  // Gradients now lie elsewhere: what is there is of no use.
+  const std::vector<TouchedRows> anything(static_cast<std::size_t>(parameters_.size()),
+                                          {.all = true, .indices = {}});
+  for (Stack& mine : stacks_) {
+    mine.current.touched() = anything;
+    for (Arena& level : mine.levels) {
+      level.touched() = anything;
+    }
+  }
+}
+
+std::span<const float> Reducer::gradients() const { return stack(0).current.values(); }
 
 std::span<float> Reducer::SpanOf(int replica, int bucket) const {
   const BucketPlan::Bucket& b = plan_.buckets[static_cast<std::size_t>(bucket)];
-  return arena(replica).subspan(static_cast<std::size_t>(b.begin),
-                                static_cast<std::size_t>(b.end - b.begin));
+  return stack(replica).current.values(b.begin, b.end - b.begin);
 }
 
-void Reducer::StartPass() {
+RowTable Reducer::TableOf(Arena& arena, int parameter) const {
+  const BucketPlan::Place& place = plan_.places[static_cast<std::size_t>(parameter)];
+  const Shape& shape = parameters_[parameter].shape;
+  return {.values = arena.values(place.offset, place.elements),
+          .rows = shape[0],
+          .row = shape[0] == 0 ? 0 : place.elements / shape[0],
+          .touched = &arena.touched()[static_cast<std::size_t>(parameter)]};
+}
+
+// ---- A pass ----------------------------------------------------------------------------------
+
+void Reducer::StartPass(std::int64_t step, bool sent) {
+  step_ = step;
+  sent_ = sent;
+  use_ = Use{};
+  for (const std::unique_ptr<Sink>& sink : sinks_) {
+    sink->StartPass();
+  }
   const std::lock_guard lock(mutex_);
   for (Flight& flight : flights_) {
     flight = Flight{};
@@ -206,10 +362,22 @@ void Reducer::StartPass() {
     flight.complete.resize(static_cast<std::size_t>(options_.replicas));
   }
   next_launch_ = 0;
+  launching_ = false;
+  pass_weight_ = 0;
 }
 
-void Reducer::Begin(int replica, double weight, Stream& stream) {
-  sinks_[static_cast<std::size_t>(replica)]->Begin(weight, stream);
+void Reducer::Begin(int replica, int shard, double weight, Stream& stream) {
+  Stack& mine = stack(replica);
+  std::vector<Arena*> closes;
+  if (mine.accumulated) {
+    closes.push_back(&mine.levels.front());
+  } else {
+    for (int level = 0; level < std::countr_one(static_cast<unsigned>(shard)); ++level) {
+      closes.push_back(&mine.levels[static_cast<std::size_t>(level)]);
+    }
+  }
+  sinks_[static_cast<std::size_t>(replica)]->Begin(weight, stream, std::move(closes),
+                                                   sent_ && shard == options_.shards - 1);
 }
 
 GradientSink& Reducer::sink(int replica) { return *sinks_[static_cast<std::size_t>(replica)]; }
@@ -219,7 +387,7 @@ double Reducer::weight(int replica) const {
 }
 
 void Reducer::End(int replica, bool ran) {
-  const std::vector<int> missing = sinks_[static_cast<std::size_t>(replica)]->End();
+  const std::vector<int> missing = sinks_[static_cast<std::size_t>(replica)]->End(ran);
   if (!ran || missing.empty()) {
     return;
   }
@@ -235,6 +403,41 @@ void Reducer::End(int replica, bool ran) {
   }
 }
 
+void Reducer::CloseTurn(int replica, int shard) {
+  Stack& mine = stack(replica);
+  mine.weight += weight(replica);
+  if (shard < options_.shards - 1) {
+    // The levels that this turn closed are free, and the one above them is.
+    const auto level = static_cast<std::size_t>(std::countr_one(static_cast<unsigned>(shard)));
+    std::swap(mine.current, mine.levels[level]);
+  }
+}
+
+Status Reducer::FinishPass() {
+  use_.ready = sinks_.front()->ready();
+  use_.as_rows.assign(static_cast<std::size_t>(parameters_.size()), 0);
+  use_.dense = use_.as_rows;
+  for (const std::unique_ptr<Sink>& sink : sinks_) {
+    for (std::size_t p = 0; p < use_.dense.size(); ++p) {
+      use_.as_rows[p] |= sink->as_rows()[p];
+      use_.dense[p] |= sink->dense()[p];
+    }
+  }
+  for (Stack& mine : stacks_) {
+    if (sent_) {
+      mine.accumulated = false;
+      mine.weight = 0;
+      continue;
+    }
+    if (mine.levels.empty()) {
+      COHORT_RETURN_IF_ERROR(AddLevel(mine));
+    }
+    std::swap(mine.current, mine.levels.front());
+    mine.accumulated = true;
+  }
+  return {};
+}
+
 void Reducer::Complete(int replica, int bucket, Stream& stream) {
   if (options_.communicator == nullptr) {
     return;
@@ -244,6 +447,9 @@ void Reducer::Complete(int replica, int bucket, Stream& stream) {
   Flight& completed = flights_[static_cast<std::size_t>(bucket)];
   completed.complete[static_cast<std::size_t>(replica)] = std::move(point);
   --completed.replicas_left;
+  if (bucket == 0) {
+    pass_weight_ += stack(replica).weight + weight(replica);
+  }
   if (launching_) {
     return;  // whoever launches looks again before it stops
   }
@@ -258,23 +464,22 @@ void Reducer::Complete(int replica, int bucket, Stream& stream) {
   launching_ = false;
 }
 
-void Reducer::Launch(int bucket, Stream& stream) {
-  Flight& flight = flights_[static_cast<std::size_t>(bucket)];
-  if (options_.replicas > 1) {
-    for (std::shared_ptr<Event>& point : flight.complete) {
+void Reducer::Launch(int index, Stream& stream) {
+  Flight& flight = flights_[static_cast<std::size_t>(index)];
+  const BucketPlan::Bucket& bucket = plan_.buckets[static_cast<std::size_t>(index)];
+  for (std::shared_ptr<Event>& point : flight.complete) {
+    if (point != nullptr) {
       stream.WaitFor(std::move(point));
     }
-    stream.Enqueue([this, bucket]() -> Status {
-      SumBucket(bucket);
-      return {};
-    });
   }
   CollectiveOptions options;
-  options.name = plan_.buckets[static_cast<std::size_t>(bucket)].name;
+  options.name = bucket.name;
   options.timeout = options_.timeout;
+  options.algorithm = options_.algorithm;
   options.stream = &stream;
+  flight.launched_at = std::chrono::steady_clock::now();
   Communicator::Pending pending =
-      options_.communicator->AllReduce(SpanOf(0, bucket), ReduceOp::kSum, options);
+      bucket.rows ? LaunchRows(bucket, options) : LaunchDense(flight, index, options);
   if (pending.ok()) {
     flight.work = std::move(pending).value();
   } else {
@@ -282,53 +487,126 @@ void Reducer::Launch(int bucket, Stream& stream) {
   }
 }
 
-void Reducer::SumBucket(int bucket) {
-  const std::span<float> to = SpanOf(0, bucket);
-  for (int r = 1; r < options_.replicas; ++r) {
-    const std::span<const float> from = SpanOf(r, bucket);
-    for (std::size_t i = 0; i < to.size(); ++i) {
-      to[i] += from[i];
+Communicator::Pending Reducer::LaunchDense(Flight& flight, int index,
+                                           const CollectiveOptions& options) {
+  const BucketPlan::Bucket& bucket = plan_.buckets[static_cast<std::size_t>(index)];
+  const std::span<float> values = SpanOf(0, index);
+  if (options_.replicas > 1) {
+    options.stream->Enqueue([this, begin = bucket.begin, end = bucket.end]() -> Status {
+      SumSpan(begin, end);
+      return {};
+    });
+  }
+  if (options_.hook == nullptr) {
+    return options_.communicator->AllReduce(values, ReduceOp::kSum, options);
+  }
+  const std::size_t header = index == 0 ? BucketPlan::kHeaderElements : 0;
+  if (index == 0) {
+    CollectiveOptions weight = options;
+    weight.name = "weight of the batch";
+    Communicator::Pending sum =
+        options_.communicator->AllReduce(values.first(header), ReduceOp::kSum, weight);
+    COHORT_RETURN_IF_ERROR(sum.status());
+    if (bucket.parameters.empty()) {
+      return sum;
+    }
+    flight.header = std::move(sum).value();
+  }
+  flight.bucket.reset(new GradientBucket{
+      .index = index,
+      .values = values.subspan(header),
+      .parts = bucket.parts,
+      .weight = options_.seed_with_weight || pass_weight_ == 0 ? pass_weight_ : 1.0,
+      .step = step_,
+      .communicator = *options_.communicator,
+      .stream = *options.stream,
+      .options = options});
+  return options_.hook->Launch(*flight.bucket);
+}
+
+Communicator::Pending Reducer::LaunchRows(const BucketPlan::Bucket& bucket,
+                                          const CollectiveOptions& options) {
+  std::vector<RowTable> tables;
+  for (Stack& mine : stacks_) {
+    tables.push_back(TableOf(mine.current, bucket.parameters.front()));
+  }
+  options.stream->Enqueue([tables]() -> Status {
+    for (std::size_t step = 1; step < tables.size(); step *= 2) {
+      for (std::size_t r = 0; r + step < tables.size(); r += 2 * step) {
+        AddTouched(tables[r], tables[r + step]);
+      }
+    }
+    return {};
+  });
+  return ExchangeRows(*options_.communicator, tables.front(), options);
+}
+
+// In one tree over the replicas, whatever they are in: pairs, then pairs of pairs.
+void Reducer::SumSpan(std::int64_t begin, std::int64_t end) {
+  for (std::int64_t at = begin; at < end; at += kSumElements) {
+    const std::int64_t elements = std::min(kSumElements, end - at);
+    for (int step = 1; step < options_.replicas; step *= 2) {
+      for (int r = 0; r + step < options_.replicas; r += 2 * step) {
+        AddTo(stack(r).current.values(at, elements), stack(r + step).current.values(at, elements));
+      }
     }
   }
+}
+
+// ---- After a pass ----------------------------------------------------------------------------
+
+bool Reducer::has_landed(int bucket) const {
+  const Flight& flight = flights_[static_cast<std::size_t>(bucket)];
+  return flight.work == nullptr || flight.work->done();
+}
+
+std::chrono::steady_clock::time_point Reducer::launched_at(int bucket) const {
+  return flights_[static_cast<std::size_t>(bucket)].launched_at;
 }
 
 Status Reducer::Landed(int bucket) {
   Flight& flight = flights_[static_cast<std::size_t>(bucket)];
   COHORT_RETURN_IF_ERROR(flight.launched);
   Require(flight.work != nullptr, "Landed after every replica's End");
+  if (flight.header != nullptr) {
+    COHORT_RETURN_IF_ERROR(flight.header->Wait());
+  }
   return flight.work->Wait();
 }
 
 double Reducer::total_weight() const {
-  if (options_.communicator != nullptr) {
-    return UnpackWeight(arena(0));
+  std::vector<std::array<float, 2>> headers;
+  for (const Stack& mine : stacks_) {
+    headers.push_back({mine.current.values()[0], mine.current.values()[1]});
   }
-  double total = 0;
-  for (const std::unique_ptr<Sink>& sink : sinks_) {
-    total += sink->weight();
+  if (options_.communicator == nullptr) {
+    for (std::size_t step = 1; step < headers.size(); step *= 2) {
+      for (std::size_t r = 0; r + step < headers.size(); r += 2 * step) {
+        AddTo(headers[r], headers[r + step]);
+      }
+    }
   }
-  return total;
+  return UnpackWeight(headers.front());
 }
 
 void Reducer::Sum(const BucketPlan::Chunk& chunk) {
-  if (options_.communicator != nullptr) {
-    return;
-  }
-  float* to = arena(0).data() + chunk.gradient;
-  for (int r = 1; r < options_.replicas; ++r) {
-    const float* from = arena(r).data() + chunk.gradient;
-    for (std::int64_t i = 0; i < chunk.elements; ++i) {
-      to[i] += from[i];
-    }
+  if (options_.communicator == nullptr) {
+    SumSpan(chunk.gradient, chunk.gradient + chunk.elements);
   }
 }
 
 void Reducer::GiveUp() {
   for (Flight& flight : flights_) {
-    if (flight.work != nullptr) {
-      (void)flight.work->Wait();
-      flight.work.reset();
+    for (std::unique_ptr<Work>* work : {&flight.header, &flight.work}) {
+      if (*work != nullptr) {
+        (void)(*work)->Wait();
+        work->reset();
+      }
     }
+  }
+  for (Stack& mine : stacks_) {
+    mine.accumulated = false;
+    mine.weight = 0;
   }
 }
 

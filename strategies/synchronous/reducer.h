@@ -7,8 +7,9 @@
 // When a replica has said Ready for all of a bucket's parameters, it RECORDS a point of its stream:
 // the bucket is COMPLETE there. The replica that completes it last, of this process, may LAUNCH it:
 // on its own stream, behind the recorded points of the others, the local arenas are SUMMED into
-// that of replica 0, in replica order, and behind that the all-reduce among the processes begins.
-// The replica goes on with its backward pass meanwhile.
+// that of replica 0, and behind that the bucket's journey among the processes begins: an
+// all-reduce, a hook's (bucket_hook.h), or an exchange of rows (row_exchange.h). The replica goes
+// on with its backward pass meanwhile.
 //
 // Buckets are launched strictly by index, whatever the order in which they become complete: a
 // bucket that is complete too early is launched by whoever completes the one before it. So every
@@ -16,6 +17,16 @@
 //
 // Bucket 0 is the first to be launched and carries the replicas' WEIGHTS in its header. Once it has
 // landed the weight of the global batch is known, and every bucket can be applied as it lands.
+//
+// TURNS. A replica may take several turns before its gradients are sent: one for each of its
+// virtual shards, or one for each micro-batch of an accumulated step. A turn writes into the
+// replica's CURRENT arena; what earlier turns left lies in the LEVELS of a stack. As a parameter
+// becomes Ready its gradient is added to that of the levels which this turn closes, while it is in
+// the cache: for shards those of a binary counter (turn 5 closes none, turn 7 the levels of 6, of 4
+// and 5, and of 0 to 3), so that k shards add up in one balanced tree with log2(k) levels; for
+// micro-batches the one level that holds their sum so far.
+//
+// Sums among the replicas are the same tree's next levels: pairs, then pairs of pairs.
 //
 // A process that trains alone has nothing to hide behind the backward pass: nothing is launched,
 // and the arenas are summed chunk by chunk when they are applied, while the chunk is in the cache.
@@ -30,17 +41,20 @@
 #include <memory>
 #include <mutex>
 #include <span>
+#include <string>
 #include <vector>
 
 #include <cohort/comm/communicator.h>
 #include <cohort/core/log.h>
 #include <cohort/core/status.h>
-#include <cohort/core/tensor.h>
 #include <cohort/device/stream.h>
 #include <cohort/optim/gradient_sink.h>
 #include <cohort/optim/parameter_set.h>
+#include <cohort/strategies/bucket_hook.h>
 
+#include "synchronous/arena.h"
 #include "synchronous/bucket_plan.h"
+#include "synchronous/row_exchange.h"
 
 namespace cohort {
 
@@ -48,60 +62,99 @@ class Reducer {
  public:
   struct Options {
     int replicas = 1;                      // of this process
+    int shards = 1;                        // of each replica: a power of two
     Communicator* communicator = nullptr;  // among the processes; nullptr: alone
+    BucketHook* hook = nullptr;            // nullptr: all-reduce
     bool seed_with_weight = true;          // loss_seed(): the replica's weight, or 1
-    std::int64_t first_bucket_bytes = 0;
-    std::int64_t bucket_bytes = 0;
-    std::chrono::milliseconds timeout{0};  // of one bucket's all-reduce
+    BucketLimits limits;
+    std::string algorithm = "auto";        // of the all-reduces
+    std::chrono::milliseconds timeout{0};  // of one bucket's journey
     Log log;
+  };
+  // How parameters were used in a pass, as this process saw it.
+  struct Use {
+    std::vector<int> ready;             // replica 0's parameters in the order of Ready
+    std::vector<std::int32_t> as_rows;  // by parameter: 1 if rows came, on any replica
+    std::vector<std::int32_t> dense;    // by parameter: 1 if it was written otherwise
   };
 
   // `parameters` must outlive this.
-  Reducer(const ParameterSet& parameters, const Options& options);
+  static Result<std::unique_ptr<Reducer>> Make(const ParameterSet& parameters,
+                                               const Options& options);
   ~Reducer();
 
   const BucketPlan& plan() const { return plan_; }
-  std::span<const float> gradients() const { return arena(0); }  // where the sums land
+  // Another plan for the passes to come.
+  void Rebuild(const BucketOrder& order, const BucketLimits& limits);
+  const Use& use() const { return use_; }  // of the last pass whose replicas all returned
 
-  // Before the replicas of a pass begin.
-  void StartPass();
-  // A replica begins: `weight` is its number of examples, until it says otherwise.
-  void Begin(int replica, double weight, Stream& stream);
+  // Before the replicas of a pass begin. `step` is the one that it is for; not `sent`: its
+  // gradients stay here, and the next pass adds to them.
+  void StartPass(std::int64_t step, bool sent);
+  // A replica begins a turn: `weight` is its number of examples, until it says otherwise.
+  void Begin(int replica, int shard, double weight, Stream& stream);
   GradientSink& sink(int replica);
-  double weight(int replica) const;
-  // Its step function has returned: what is not Ready is taken as it stands. `ran` false: it had no
-  // examples and was not called.
+  double weight(int replica) const;  // of the replica's last turn
+  // The turn's step function has returned: what is not Ready is taken as it stands. `ran` false: it
+  // had no examples and was not called.
   void End(int replica, bool ran);
+  // The turn's stream has run dry.
+  void CloseTurn(int replica, int shard);
+  // Every replica has ended its turns. ResourceExhausted: no memory for what stays here.
+  Status FinishPass();
 
   // Blocks until bucket b holds the sum over all processes. For buckets in order.
   Status Landed(int bucket);
+  bool has_landed(int bucket) const;
+  std::chrono::steady_clock::time_point launched_at(int bucket) const;
   // Of the global batch. After Landed(0); alone, after every End.
   double total_weight() const;
+  std::span<const float> gradients() const;  // where the sums land
   // Alone: makes replica 0's chunk the sum over the replicas. Otherwise it is, once landed.
   void Sum(const BucketPlan::Chunk& chunk);
-  // The pass failed, and so did the communicator: blocks until no collective uses the arenas.
+  // The pass failed, and so did the communicator: blocks until no collective uses the arenas. What
+  // earlier passes left is lost.
   void GiveUp();
 
  private:
   class Sink;
   struct Flight;
+  // A replica's arenas.
+  struct Stack {
+    Arena current;
+    std::vector<Arena> levels;
+    bool accumulated = false;  // levels[0] holds what passes that were not sent left
+    double weight = 0;         // of the turns so far
+  };
 
-  std::span<float> arena(int replica) const;
+  Reducer(const ParameterSet& parameters, const Options& options);
+
+  Stack& stack(int replica) { return stacks_[static_cast<std::size_t>(replica)]; }
+  const Stack& stack(int replica) const { return stacks_[static_cast<std::size_t>(replica)]; }
   std::span<float> SpanOf(int replica, int bucket) const;
   void Complete(int replica, int bucket, Stream& stream);
   void Launch(int bucket, Stream& stream);
-  void SumBucket(int bucket);
+  Communicator::Pending LaunchDense(Flight& flight, int index, const CollectiveOptions& options);
+  Communicator::Pending LaunchRows(const BucketPlan::Bucket& bucket,
+                                   const CollectiveOptions& options);
+  RowTable TableOf(Arena& arena, int parameter) const;
+  void SumSpan(std::int64_t begin, std::int64_t end);
+  Status AddLevel(Stack& mine);
 
   const ParameterSet& parameters_;
   const Options options_;
-  const BucketPlan plan_;
-  std::vector<Tensor> arenas_;
+  BucketPlan plan_;
+  std::vector<Stack> stacks_;  // by replica
   std::vector<std::unique_ptr<Sink>> sinks_;
+  Use use_;
+  std::int64_t step_ = 0;
+  bool sent_ = true;
 
   std::mutex mutex_;  // guards the following, and flights_ but for what a launch under way writes
   std::vector<Flight> flights_;  // by bucket
   int next_launch_ = 0;
   bool launching_ = false;
+  double pass_weight_ = 0;  // of the replicas that completed bucket 0
   bool warned_ = false;
 };
 

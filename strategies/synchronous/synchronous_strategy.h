@@ -5,18 +5,24 @@
 // caller's thread). When all have returned, nobody reads the parameters any more: each bucket is
 // applied as it lands, the work cut among the replicas' threads by chunks. Loss and metrics are
 // added up in double in a small collective of their own, behind the last bucket.
+//
+// With virtual shards, a REPLICA, as the program sees it, is a shard of the global batch: a process
+// has V/W of them, which its L threads run one after the other, each its own run of them.
 
 #pragma once
 
 #include <array>
 #include <atomic>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include <cohort/strategies/bucket_hook.h>
 #include <cohort/strategies/strategy.h>
 
+#include "synchronous/bucket_tuner.h"
 #include "synchronous/membership.h"
 #include "synchronous/reducer.h"
 #include "synchronous/replica_gang.h"
@@ -30,19 +36,20 @@ class SynchronousStrategy final : public Strategy {
                                                 std::unique_ptr<Membership> membership,
                                                 StrategyOptions options);
 
-  // InvalidArgument names an option that is out of its range.
-  static Status CheckOptions(const StrategyOptions& options);
+  // InvalidArgument names an option that is out of its range, for a job of so many processes.
+  static Status CheckOptions(const StrategyOptions& options, int processes = 1);
 
   std::string_view kind() const override { return kind_; }
   const ClusterConfig& cluster() const override { return cluster_; }
   bool is_chief() const override { return rank_ == 0; }
-  int num_replicas_in_sync() const override { return num_processes_ * gang_.size(); }
-  int num_local_replicas() const override { return gang_.size(); }
+  int num_replicas_in_sync() const override { return num_processes_ * local_replicas_; }
+  int num_local_replicas() const override { return local_replicas_; }
 
   Status Bind(ParameterSet& parameters, std::unique_ptr<Optimizer> optimizer) override;
   Result<std::unique_ptr<DistributedDataset>> Distribute(const data::Dataset& dataset,
                                                          const InputOptions& options) override;
   Result<StepResult> Step(const DistributedBatch& batch, const StepFn& fn) override;
+  Result<StepResult> Accumulate(const DistributedBatch& batch, const StepFn& fn) override;
   Result<StepResult> Evaluate(const DistributedBatch& batch, const StepFn& fn) override;
   Status ReduceGradients(std::span<const std::span<float>> gradients, double weight) override;
   Status Broadcast(std::span<std::byte> bytes) override;
@@ -52,9 +59,11 @@ class SynchronousStrategy final : public Strategy {
   const Optimizer* optimizer() const override { return optimizer_.get(); }
   std::span<const std::span<float>> slots() override { return slots_; }
   std::int64_t step() const override { return step_; }
+  Status intact() const override { return broken_; }
   Status SetStep(std::int64_t step) override;
 
   Status Barrier(std::string_view name) override;
+  Result<std::string> DumpFlightRecord(std::string_view reason) const override;
   void ReportError(const Status& error) override { membership_->GiveUp(error); }
   Status Shutdown() override { return membership_->Leave(); }
 
@@ -68,6 +77,7 @@ class SynchronousStrategy final : public Strategy {
     double& replicas() { return sums[2]; }  // that had any weight
     double& metrics() { return sums[3]; }   // how many, of each of those: must divide
     double* metric() { return sums.data() + 4; }
+    void Add(const Totals& other);
   };
   // What a replica's part of a step came to.
   struct Outcome {
@@ -79,18 +89,35 @@ class SynchronousStrategy final : public Strategy {
   SynchronousStrategy(std::string kind, ClusterConfig cluster,
                       std::unique_ptr<Membership> membership, StrategyOptions options);
 
-  void RunReplica(int replica, const data::Batch& part, const StepFn& fn, bool train);
-  Status RunReplicas(const DistributedBatch& batch, const StepFn& fn, bool train, Totals& totals);
-  void CheckResult(int replica, const ReplicaResult& result, bool train) const;
-  Status ApplyAsLanded(int& applied);
+  enum class Purpose { kTrain, kEvaluate };
+
+  Status MakeReducer(ParameterSet& parameters);
+  // A replica's part, on thread `thread`, as its `turn`-th.
+  void RunTurn(int thread, int turn, const data::Batch& part, const StepFn& fn, Purpose purpose);
+  Result<ReplicaResult> Call(int thread, int replica, const data::Batch& part, const StepFn& fn,
+                             Purpose purpose);
+  Status RunReplicas(const DistributedBatch& batch, const StepFn& fn, Purpose purpose,
+                     Totals& totals);
+  static Totals TotalsOf(const ReplicaResult& result);
+  void CheckResult(int thread, const ReplicaResult& result, Purpose purpose) const;
+  Status RunPass(const DistributedBatch& batch, const StepFn& fn, bool sent);
+  Status Update(Work* behind, int& applied);
+  Status LandInOrder(Work* behind, float& scale, int& applied);
+  // Waits, and counts the time.
+  Status Expose(const std::function<Status()>& wait);
+  Status AfterStep();
+  Status AgreeOnOrder();
+  Status AgreeOnLimits();
+  Status UsePlan(const BucketOrder& order, const BucketLimits& limits);
   void Apply(std::size_t first_chunk, std::size_t last_chunk, float scale);
   float ClippedScale(float scale);
   float GradientScale(double weight) const;
   Result<std::unique_ptr<Work>> AddUp(Totals& totals, const std::string& name);
-  Status SettleTogether(Totals& totals, int& applied);
+  Status SettleTogether(int& applied);
   Communicator::Pending SendState();
   void TakeState();
   Result<StepResult> Finish(Totals& totals) const;
+  StepResult ResultOf(Totals& totals) const;
   Status Fail(const Status& status);
   // Waits for an operation of the job; tells why it failed.
   Status Meet(Communicator::Pending pending);
@@ -108,18 +135,30 @@ class SynchronousStrategy final : public Strategy {
   const int rank_;
   const int num_processes_;
   ReplicaGang gang_;
+  const int turns_;              // of each of the gang's threads: its virtual shards, or 1
+  const int local_replicas_;     // threads * turns
+  const std::string algorithm_;  // of sums whose order counts
   int intra_op_threads_ = 1;
 
   ParameterSet* parameters_ = nullptr;
   std::unique_ptr<Optimizer> optimizer_;
   std::vector<Tensor> slot_arenas_;
   std::vector<std::span<float>> slots_;
-  std::vector<std::unique_ptr<Stream>> streams_;  // by local replica
+  std::vector<std::unique_ptr<Stream>> streams_;  // by thread
+  std::unique_ptr<BucketHook> hook_;
   std::unique_ptr<Reducer> reducer_;
+  BucketOrder order_;
+  BucketLimits limits_;
+  BucketTuner tuner_;
+  bool ordered_ = false;  // by what was seen
+  std::int64_t sent_passes_ = 0;
   std::unique_ptr<SpanReduction> span_reduction_;
   std::vector<Outcome> outcomes_;  // by local replica
-  std::vector<double> squares_;    // by chunk
-  std::vector<int> untrained_;     // the parameters that are not trainable
+  Totals totals_;                  // of the step under way, with what was accumulated for it
+  int passes_ = 0;                 // that it has had
+  double exposed_seconds_ = 0;     // that it waited for others
+  std::vector<double> squares_;    // by chunk, in declaration order
+  std::vector<int> untrained_;     // the parameters that are not trainable, nor frozen
   std::vector<float> state_;       // their values, as rank 0 sends them
   std::int64_t step_ = 0;
   Status broken_;  // not OK: a step was applied in part

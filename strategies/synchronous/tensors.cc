@@ -61,17 +61,21 @@ Tensor Copy(const Tensor& tensor) {
 }  // namespace
 
 Result<Tensor> CombineTensors(ReduceOp op, const std::vector<Tensor>& tensors) {
-  Tensor result = Copy(tensors.at(0));
+  std::vector<Tensor> sums{Copy(tensors.at(0))};
+  const Tensor result = sums.front();  // the same memory
   for (std::size_t r = 1; r < tensors.size(); ++r) {
     if (tensors[r].dtype() != result.dtype() || tensors[r].shape() != result.shape()) {
       return InvalidArgument("Reduce of " + Describe(result) + " on local replica 0 and " +
                              Describe(tensors[r]) + " on " + std::to_string(r));
     }
+    sums.push_back(Copy(tensors[r]));
   }
   const bool known = WithType(result.dtype(), [&](auto type) {
     using T = decltype(type);
-    for (std::size_t r = 1; r < tensors.size(); ++r) {
-      Combine<T>(op, result.data<T>(), tensors[r].data<T>());
+    for (std::size_t step = 1; step < sums.size(); step *= 2) {
+      for (std::size_t r = 0; r + step < sums.size(); r += 2 * step) {
+        Combine<T>(op, sums[r].data<T>(), sums[r + step].data<T>());
+      }
     }
   });
   if (!known) {

@@ -11,9 +11,9 @@
 
 namespace cohort {
 
-// `op` over the tensors, in their order, as a tensor of its own; for kMean their sum.
-// InvalidArgument: different shapes or element types, or one that has no arithmetic here (float32,
-// float64, int32, int64 have).
+// `op` over the tensors, in pairs and then in pairs of pairs, as a tensor of its own; for kMean
+// their sum. InvalidArgument: different shapes or element types, or one that has no arithmetic here
+// (float32, float64, int32, int64 have).
 Result<Tensor> CombineTensors(ReduceOp op, const std::vector<Tensor>& tensors);
 // Divides every element; integers truncate toward zero.
 void DivideTensor(const Tensor& tensor, std::int64_t divisor);

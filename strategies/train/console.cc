@@ -34,6 +34,9 @@ std::string Line(const Progress& progress, double seconds_left) {
   std::string line = fmt::format("epoch {}/{}  batch {}/{}  loss {:.4f}  {:.0f} examples/s",
                                  progress.epoch + 1, progress.epochs, progress.batch,
                                  progress.batches, progress.loss, progress.examples_per_second);
+  if (progress.exposed_communication >= 0.001) {
+    line += fmt::format("  waiting for others {:.1f}%", 100 * progress.exposed_communication);
+  }
   if (seconds_left > 0) {
     const auto s = static_cast<std::int64_t>(seconds_left + 0.5);
     line += fmt::format("  {}:{:02} left", s / 60, s % 60);

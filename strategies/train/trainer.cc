@@ -27,6 +27,7 @@ class Totals {
   void Add(const StepResult& step) {
     ++result_.steps;
     result_.examples += step.weight;
+    result_.exposed_communication_seconds += step.exposed_communication_seconds;
     if (step.weight > 0) {
       loss_sum_ += step.loss * step.weight;
       metric_sums_.resize(std::max(metric_sums_.size(), step.metrics.size()));
@@ -179,6 +180,7 @@ Result<EpochResult> Trainer::State::TrainEpoch(DistributedDataset& dataset, std:
   const SteadyClock::time_point start = SteadyClock::now();
   Totals totals;
   totals.result().epoch = epoch;
+  int gathered = 0;  // batches of the next step
   COHORT_RETURN_IF_ERROR(dataset.BeginEpoch(epoch, batch));
   for (;;) {
     const SteadyClock::time_point before_input = SteadyClock::now();
@@ -188,13 +190,19 @@ Result<EpochResult> Trainer::State::TrainEpoch(DistributedDataset& dataset, std:
       break;
     }
     const SteadyClock::time_point before_step = SteadyClock::now();
-    Result<StepResult> result = strategy.Step(*next, step);
+    const bool whole = ++gathered == options.batches_per_step || batch + 1 == batches;
+    Result<StepResult> result =
+        whole ? strategy.Step(*next, step) : strategy.Accumulate(*next, step);
     if (!result.ok()) {
       return result.status().Annotate(fmt::format("epoch {}, batch {}", epoch, batch));
     }
     totals.result().step_seconds += SecondsSince(before_step);
-    totals.Add(*result);
     ++batch;
+    if (!whole) {
+      continue;  // its loss comes with the step's
+    }
+    gathered = 0;
+    totals.Add(*result);
     if (!std::isfinite(result->loss)) {
       return DataLoss(fmt::format(
           "the loss is {} at step {} (epoch {}, batch {}) [lower the learning rate, clip "
@@ -203,13 +211,16 @@ Result<EpochResult> Trainer::State::TrainEpoch(DistributedDataset& dataset, std:
     }
     if (options.progress && strategy.is_chief()) {
       const double seconds = SecondsSince(start);
-      options.progress({.epoch = epoch,
-                        .epochs = options.epochs,
-                        .batch = batch,
-                        .batches = batches,
-                        .loss = totals.loss(),
-                        .examples_per_second = seconds > 0 ? totals.examples() / seconds : 0,
-                        .epoch_finished = batch == batches});
+      options.progress(
+          {.epoch = epoch,
+           .epochs = options.epochs,
+           .batch = batch,
+           .batches = batches,
+           .loss = totals.loss(),
+           .examples_per_second = seconds > 0 ? totals.examples() / seconds : 0,
+           .exposed_communication =
+               seconds > 0 ? totals.result().exposed_communication_seconds / seconds : 0,
+           .epoch_finished = batch == batches});
     }
     if (options.save_every_steps > 0 && strategy.step() % options.save_every_steps == 0) {
       const SteadyClock::time_point before_save = SteadyClock::now();
@@ -230,6 +241,7 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
                              const data::Dataset* validation, const StepFn& evaluate_step) {
   State& s = *state_;
   Require(validation == nullptr || evaluate_step, "validation data comes with an evaluation step");
+  Require(s.options.batches_per_step >= 1, "at least one batch to a step");
   COHORT_RETURN_IF_ERROR(StartFrom(training));
   COHORT_ASSIGN_OR_RETURN(const auto dataset, s.strategy.Distribute(training));
   History history;
@@ -267,6 +279,7 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
     history.steps += epoch.steps;
     history.examples += epoch.examples;
     history.seconds += epoch.seconds;
+    history.exposed_communication_seconds += epoch.exposed_communication_seconds;
     COHORT_RETURN_IF_ERROR(s.events.Write("train", s.strategy.step(), epoch.loss, epoch.metrics,
                                           epoch.seconds > 0 ? epoch.examples / epoch.seconds : 0));
     history.epochs.push_back(std::move(epoch));

@@ -54,6 +54,9 @@ class Values {
       : dtype_(dtype), count_(count), bytes_(static_cast<std::size_t>(count) * SizeOf(dtype)) {}
 
   Buffer buffer() { return {bytes_.data(), count_, dtype_}; }
+  Buffer slice(std::int64_t begin, std::int64_t count) {
+    return {bytes_.data() + static_cast<std::size_t>(begin) * SizeOf(dtype_), count, dtype_};
+  }
   bool is_unsigned() const { return dtype_ == DType::kUInt8; }
   bool is_integer() const {
     return is_unsigned() || dtype_ == DType::kInt32 || dtype_ == DType::kInt64;
@@ -143,13 +146,56 @@ Status Failure(const Communicator& comm) {
   return comm.status();
 }
 
+// "auto" and every algorithm that the operation has here.
+std::vector<std::string> Algorithms(const Communicator& comm, OperationKind kind) {
+  std::vector<std::string> names = {"auto"};
+  for (const std::string_view name : comm.algorithms(kind)) {
+    names.emplace_back(name);
+  }
+  return names;
+}
+
+// Around the places where something changes: nothing, fewer elements than ranks, the segments (of
+// 64 bytes in most cases), a segment for each rank, and the size from which costs are measured.
+std::vector<std::int64_t> Counts(int ranks) {
+  std::vector<std::int64_t> counts = {0, 1, 2, 3, 255, 1000, 4099};
+  for (const std::int64_t edge : {8, 16, 32, 16 * ranks, 32 * ranks, 1024}) {
+    for (const std::int64_t near : {-1, 0, 1}) {
+      counts.push_back(edge + near);
+    }
+  }
+  return counts;
+}
+
+enum class Place { kIn, kOut };
+
 std::string Describe(DType dtype, ReduceOp op, std::int64_t count, const std::string& algorithm) {
   return std::string(DTypeName(dtype)) + "[" + std::to_string(count) + "] " +
          std::string(ReduceOpName(op)) + " by " + algorithm;
 }
 
 Status CheckAllReduce(Communicator& comm, DType dtype, ReduceOp op, std::int64_t count,
-                      const std::string& algorithm) {
+                      const std::string& algorithm, Place place = Place::kIn) {
+  Values values(dtype, count);
+  Values expected(dtype, count);
+  for (std::int64_t i = 0; i < count; ++i) {
+    values.Set(i, Given(values, op, comm.rank(), i));
+    expected.Set(i, Reduced(values, op, comm.size(), i));
+  }
+  const CollectiveOptions options = {.name = "x", .algorithm = algorithm};
+  if (place == Place::kIn) {
+    COHORT_RETURN_IF_ERROR(WaitFor(comm.AllReduce(values.buffer(), op, options)));
+    return Check(values == expected, Describe(dtype, op, count, algorithm));
+  }
+  Values output(dtype, count);
+  const Values before = values;
+  COHORT_RETURN_IF_ERROR(WaitFor(comm.AllReduce(values.buffer(), output.buffer(), op, options)));
+  return Check(output == expected && values == before,
+               Describe(dtype, op, count, algorithm) + " out of place");
+}
+
+Status CheckReduce(Communicator& comm, DType dtype, ReduceOp op, std::int64_t count, int root,
+                   const std::string& algorithm) {
   Values values(dtype, count);
   Values expected(dtype, count);
   for (std::int64_t i = 0; i < count; ++i) {
@@ -157,12 +203,13 @@ Status CheckAllReduce(Communicator& comm, DType dtype, ReduceOp op, std::int64_t
     expected.Set(i, Reduced(values, op, comm.size(), i));
   }
   COHORT_RETURN_IF_ERROR(
-      WaitFor(comm.AllReduce(values.buffer(), op, {.name = "x", .algorithm = algorithm})));
-  return Check(values == expected, Describe(dtype, op, count, algorithm));
+      WaitFor(comm.Reduce(values.buffer(), op, root, {.name = "x", .algorithm = algorithm})));
+  return Check(comm.rank() != root || values == expected,
+               Describe(dtype, op, count, algorithm) + " to " + std::to_string(root));
 }
 
 Status CheckReduceScatter(Communicator& comm, DType dtype, ReduceOp op, std::int64_t count,
-                          const std::string& algorithm) {
+                          const std::string& algorithm, Place place = Place::kOut) {
   Values input(dtype, count * comm.size());
   Values output(dtype, count);
   Values expected(dtype, count);
@@ -172,9 +219,14 @@ Status CheckReduceScatter(Communicator& comm, DType dtype, ReduceOp op, std::int
   for (std::int64_t i = 0; i < count; ++i) {
     expected.Set(i, Reduced(input, op, comm.size(), comm.rank() * count + i));
   }
-  COHORT_RETURN_IF_ERROR(WaitFor(comm.ReduceScatter(input.buffer(), output.buffer(), op,
-                                                    {.name = "x", .algorithm = algorithm})));
-  return Check(output == expected, Describe(dtype, op, count, algorithm));
+  const Buffer slice = input.slice(comm.rank() * count, count);
+  const Buffer to = place == Place::kIn ? slice : output.buffer();
+  COHORT_RETURN_IF_ERROR(
+      WaitFor(comm.ReduceScatter(input.buffer(), to, op, {.name = "x", .algorithm = algorithm})));
+  if (count > 0 && place == Place::kIn) {
+    std::memcpy(output.buffer().data, slice.data, slice.bytes());
+  }
+  return Check(output == expected, "scattered " + Describe(dtype, op, count, algorithm));
 }
 
 std::vector<std::int32_t> Numbers(int rank, std::int64_t count) {
@@ -196,8 +248,9 @@ TEST_P(CommunicatorConformance, AllReduceIsExactForEveryTypeAndReduction) {
   Run([](Communicator& comm) -> Status {
     for (const DType dtype : kDTypes) {
       for (const ReduceOp op : kReduceOps) {
-        for (const std::string algorithm : {"ring", "recursive_doubling", "direct"}) {
+        for (const std::string& algorithm : Algorithms(comm, OperationKind::kAllReduce)) {
           COHORT_RETURN_IF_ERROR(CheckAllReduce(comm, dtype, op, 37, algorithm));
+          COHORT_RETURN_IF_ERROR(CheckAllReduce(comm, dtype, op, 37, algorithm, Place::kOut));
         }
       }
     }
@@ -207,10 +260,12 @@ TEST_P(CommunicatorConformance, AllReduceIsExactForEveryTypeAndReduction) {
 
 TEST_P(CommunicatorConformance, AllReduceOfEverySize) {
   Run([](Communicator& comm) -> Status {
-    for (const std::string algorithm : {"auto", "ring", "recursive_doubling", "direct"}) {
-      for (const std::int64_t count : {0, 1, 2, 3, 7, 8, 17, 255, 1000, 4099}) {
-        COHORT_RETURN_IF_ERROR(
-            CheckAllReduce(comm, DType::kFloat32, ReduceOp::kSum, count, algorithm));
+    for (const std::string& algorithm : Algorithms(comm, OperationKind::kAllReduce)) {
+      for (const std::int64_t count : Counts(comm.size())) {
+        for (const Place place : {Place::kIn, Place::kOut}) {
+          COHORT_RETURN_IF_ERROR(
+              CheckAllReduce(comm, DType::kFloat32, ReduceOp::kSum, count, algorithm, place));
+        }
       }
     }
     return {};
@@ -220,9 +275,11 @@ TEST_P(CommunicatorConformance, AllReduceOfEverySize) {
 TEST_P(CommunicatorConformance, AllReduceLargerThanEverySegment) {
   const std::int64_t count = GetParam().segment_bytes > 0 ? 20001 : 3'000'001;
   Run([&](Communicator& comm) -> Status {
-    for (const std::string algorithm : {"auto", "ring", "recursive_doubling", "direct"}) {
+    for (const std::string& algorithm : Algorithms(comm, OperationKind::kAllReduce)) {
       COHORT_RETURN_IF_ERROR(
           CheckAllReduce(comm, DType::kFloat32, ReduceOp::kMean, count, algorithm));
+      COHORT_RETURN_IF_ERROR(
+          CheckAllReduce(comm, DType::kBFloat16, ReduceOp::kMax, count, algorithm, Place::kOut));
     }
     return {};
   });
@@ -230,7 +287,7 @@ TEST_P(CommunicatorConformance, AllReduceLargerThanEverySegment) {
 
 TEST_P(CommunicatorConformance, AllReduceGivesAllRanksTheSameBitsEveryTime) {
   Run([](Communicator& comm) -> Status {
-    for (const std::string algorithm : {"ring", "recursive_doubling", "direct"}) {
+    for (const std::string& algorithm : Algorithms(comm, OperationKind::kAllReduce)) {
       std::vector<float> first;
       for (int round = 0; round < 3; ++round) {
         std::mt19937 random(static_cast<unsigned>(comm.rank()));
@@ -255,12 +312,33 @@ TEST_P(CommunicatorConformance, AllReduceGivesAllRanksTheSameBitsEveryTime) {
   });
 }
 
+TEST_P(CommunicatorConformance, ReduceToEveryRoot) {
+  Run([](Communicator& comm) -> Status {
+    for (const std::string& algorithm : Algorithms(comm, OperationKind::kReduce)) {
+      for (int root = 0; root < comm.size(); ++root) {
+        for (const std::int64_t count : {0, 1, 16, 17, 1000}) {
+          COHORT_RETURN_IF_ERROR(
+              CheckReduce(comm, DType::kFloat32, ReduceOp::kSum, count, root, algorithm));
+        }
+      }
+      for (const DType dtype : kDTypes) {
+        for (const ReduceOp op : kReduceOps) {
+          COHORT_RETURN_IF_ERROR(CheckReduce(comm, dtype, op, 19, comm.size() - 1, algorithm));
+        }
+      }
+    }
+    return {};
+  });
+}
+
 TEST_P(CommunicatorConformance, ReduceScatter) {
   Run([](Communicator& comm) -> Status {
-    for (const std::string algorithm : {"auto", "ring", "direct"}) {
-      for (const std::int64_t count : {0, 1, 3, 64, 1001}) {
-        COHORT_RETURN_IF_ERROR(
-            CheckReduceScatter(comm, DType::kFloat32, ReduceOp::kSum, count, algorithm));
+    for (const std::string& algorithm : Algorithms(comm, OperationKind::kReduceScatter)) {
+      for (const std::int64_t count : Counts(comm.size())) {
+        for (const Place place : {Place::kIn, Place::kOut}) {
+          COHORT_RETURN_IF_ERROR(
+              CheckReduceScatter(comm, DType::kFloat32, ReduceOp::kSum, count, algorithm, place));
+        }
       }
       for (const DType dtype : kDTypes) {
         for (const ReduceOp op : kReduceOps) {
@@ -274,18 +352,28 @@ TEST_P(CommunicatorConformance, ReduceScatter) {
 
 TEST_P(CommunicatorConformance, AllGather) {
   Run([](Communicator& comm) -> Status {
-    for (const std::string algorithm : {"auto", "ring", "direct"}) {
-      for (const std::int64_t count : {0, 1, 5, 999, 40000}) {
-        const std::vector<std::int32_t> mine = Numbers(comm.rank(), count);
-        std::vector<std::int32_t> all(mine.size() * static_cast<std::size_t>(comm.size()));
-        std::vector<std::int32_t> expected;
-        for (int r = 0; r < comm.size(); ++r) {
-          const std::vector<std::int32_t> part = Numbers(r, count);
-          expected.insert(expected.end(), part.begin(), part.end());
+    std::vector<std::int64_t> counts = Counts(comm.size());
+    counts.push_back(40000);
+    for (const std::string& algorithm : Algorithms(comm, OperationKind::kAllGather)) {
+      for (const std::int64_t count : counts) {
+        for (const Place place : {Place::kIn, Place::kOut}) {
+          std::vector<std::int32_t> mine = Numbers(comm.rank(), count);
+          std::vector<std::int32_t> all(mine.size() * static_cast<std::size_t>(comm.size()));
+          std::vector<std::int32_t> expected;
+          for (int r = 0; r < comm.size(); ++r) {
+            const std::vector<std::int32_t> part = Numbers(r, count);
+            expected.insert(expected.end(), part.begin(), part.end());
+          }
+          std::span<std::int32_t> input(mine);
+          if (place == Place::kIn) {
+            input = std::span(all).subspan(static_cast<std::size_t>(comm.rank()) * mine.size(),
+                                           mine.size());
+            std::copy(mine.begin(), mine.end(), input.begin());
+          }
+          COHORT_RETURN_IF_ERROR(
+              WaitFor(comm.AllGather(input, std::span(all), {.algorithm = algorithm})));
+          COHORT_RETURN_IF_ERROR(Check(all == expected, "AllGather by " + algorithm));
         }
-        COHORT_RETURN_IF_ERROR(
-            WaitFor(comm.AllGather(std::span(mine), std::span(all), {.algorithm = algorithm})));
-        COHORT_RETURN_IF_ERROR(Check(all == expected, "AllGather by " + algorithm));
       }
     }
     return {};
@@ -301,7 +389,7 @@ TEST_P(CommunicatorConformance, AllGatherVOfUnevenParts) {
       const std::vector<std::int32_t> part = Numbers(r, counts.back());
       expected.insert(expected.end(), part.begin(), part.end());
     }
-    for (const std::string algorithm : {"auto", "ring", "direct"}) {
+    for (const std::string& algorithm : Algorithms(comm, OperationKind::kAllGatherV)) {
       const std::vector<std::int32_t> mine =
           Numbers(comm.rank(), counts[static_cast<std::size_t>(comm.rank())]);
       std::vector<std::int32_t> all(expected.size());
@@ -325,6 +413,194 @@ TEST_P(CommunicatorConformance, BroadcastFromEveryRoot) {
     }
     return {};
   });
+}
+
+// --- the canonical order
+
+// Ill-conditioned: in any other order the sums come out as other bits.
+template <typename T>
+std::vector<T> Wild(int rank, std::size_t count) {
+  std::mt19937 random(static_cast<unsigned>(rank) + 17);
+  std::vector<T> values;
+  for (std::size_t i = 0; i < count; ++i) {
+    const float magnitude =
+        std::ldexp(static_cast<float>(random() % 2048 + 1), static_cast<int>(random() % 16) - 14);
+    values.push_back(static_cast<T>(random() % 2 == 0 ? magnitude : -magnitude));
+  }
+  return values;
+}
+
+// float16 and bfloat16 are added in float and rounded after each addition.
+template <typename T>
+T Add(T a, T b) {
+  if constexpr (std::is_arithmetic_v<T>) {
+    return a + b;
+  } else {
+    return T(static_cast<float>(a) + static_cast<float>(b));
+  }
+}
+
+// The first ranks pair up until a power of two is left; then the numbers 2i and 2i + 1, and again.
+template <typename T>
+std::vector<T> CanonicalSum(int ranks, std::size_t count) {
+  std::vector<std::vector<T>> parts;
+  for (int rank = 0; rank < ranks; ++rank) {
+    parts.push_back(Wild<T>(rank, count));
+  }
+  const auto combine = [&](std::size_t at) {
+    for (std::size_t i = 0; i < count; ++i) {
+      parts[at][i] = Add(parts[at][i], parts[at + 1][i]);
+    }
+    parts.erase(parts.begin() + static_cast<std::ptrdiff_t>(at) + 1);
+  };
+  const std::size_t extra = parts.size() - std::bit_floor(parts.size());
+  for (std::size_t pair = 0; pair < extra; ++pair) {
+    combine(pair);
+  }
+  while (parts.size() > 1) {
+    for (std::size_t pair = 0; pair < parts.size(); ++pair) {
+      combine(pair);
+    }
+  }
+  return parts[0];
+}
+
+template <typename T>
+bool SameBits(std::span<const T> a, std::span<const T> b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size_bytes()) == 0;
+}
+
+// Every algorithm, whole and cut in pieces; the case's backend and segments. All are compared with
+// one reference, so all are equal.
+template <typename T>
+Status CheckCanonical(Communicator& comm, std::size_t count) {
+  const std::vector<T> expected = CanonicalSum<T>(comm.size(), count);
+  const std::string type(DTypeName(DTypeOf<T>::value));
+  for (const std::string& algorithm : Algorithms(comm, OperationKind::kAllReduce)) {
+    for (const std::size_t cut : {count, count / 3 + 1, std::size_t{29}}) {
+      std::vector<T> values = Wild<T>(comm.rank(), count);
+      for (std::size_t at = 0; at < count; at += cut) {
+        COHORT_RETURN_IF_ERROR(
+            WaitFor(comm.AllReduce(std::span(values).subspan(at, std::min(cut, count - at)),
+                                   ReduceOp::kSum, {.algorithm = algorithm})));
+      }
+      COHORT_RETURN_IF_ERROR(
+          Check(SameBits<T>(values, expected),
+                type + " AllReduce by " + algorithm + " cut by " + std::to_string(cut)));
+    }
+  }
+  for (int root = 0; root < comm.size(); ++root) {
+    std::vector<T> values = Wild<T>(comm.rank(), count);
+    COHORT_RETURN_IF_ERROR(WaitFor(comm.Reduce(std::span(values), ReduceOp::kSum, root)));
+    COHORT_RETURN_IF_ERROR(
+        Check(comm.rank() != root || SameBits<T>(values, expected), type + " Reduce"));
+  }
+  const std::size_t slice = count / static_cast<std::size_t>(comm.size());
+  const std::size_t even = slice * static_cast<std::size_t>(comm.size());
+  for (const std::string& algorithm : Algorithms(comm, OperationKind::kReduceScatter)) {
+    std::vector<T> values = Wild<T>(comm.rank(), count);
+    std::vector<T> mine(slice);
+    COHORT_RETURN_IF_ERROR(WaitFor(comm.ReduceScatter(
+        std::span(values).first(even), std::span(mine), ReduceOp::kSum, {.algorithm = algorithm})));
+    COHORT_RETURN_IF_ERROR(
+        Check(SameBits<T>(mine, std::span(expected).subspan(
+                                    static_cast<std::size_t>(comm.rank()) * slice, slice)),
+              type + " ReduceScatter by " + algorithm));
+  }
+  return {};
+}
+
+TEST_P(CommunicatorConformance, DeterministicResultsHaveTheBitsOfTheCanonicalOrder) {
+  if (!GetParam().deterministic) {
+    return;  // the backend's own collectives: they refuse, which a test of their own shows
+  }
+  CommunicatorOptions options = this->options();
+  options.deterministic = true;
+  ExpectAllOk(GetParam().run(size(), options, [](Communicator& comm) -> Status {
+    COHORT_RETURN_IF_ERROR(CheckCanonical<float>(comm, 1531));
+    COHORT_RETURN_IF_ERROR(CheckCanonical<double>(comm, 203));
+    COHORT_RETURN_IF_ERROR(CheckCanonical<Float16>(comm, 203));
+    return CheckCanonical<BFloat16>(comm, 1531);
+  }));
+}
+
+TEST_P(CommunicatorConformance, DeterministicRefusesTheRingByName) {
+  CommunicatorOptions options = this->options();
+  options.deterministic = true;
+  if (!GetParam().deterministic) {
+    for (const Status& status :
+         GetParam().run(size(), options, [](Communicator& /*comm*/) { return OkStatus(); })) {
+      EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << status.ToString();
+    }
+    return;
+  }
+  ExpectAllOk(GetParam().run(size(), options, [](Communicator& comm) -> Status {
+    std::vector<float> values(10);
+    const Communicator::Pending refused =
+        comm.AllReduce(std::span(values), ReduceOp::kSum, {.algorithm = "ring"});
+    EXPECT_EQ(refused.status().code(), StatusCode::kInvalidArgument);
+    EXPECT_THAT(refused.status().message(), ::testing::HasSubstr("canonical order"));
+    EXPECT_THAT(comm.algorithms(OperationKind::kAllReduce),
+                ::testing::Not(::testing::Contains("ring")));
+    std::vector<float> all(10 * static_cast<std::size_t>(comm.size()));
+    return WaitFor(comm.AllGather(std::span(values), std::span(all), {.algorithm = "ring"}));
+  }));
+}
+
+// --- the cost model
+
+TEST_P(CommunicatorConformance, ExplainNamesWhatAutoTakes) {
+  Run([](Communicator& comm) -> Status {
+    for (const OperationKind kind :
+         {OperationKind::kAllReduce, OperationKind::kReduceScatter, OperationKind::kAllGather}) {
+      for (const std::int64_t bytes : {8, 65536, 64 << 20}) {
+        COHORT_ASSIGN_OR_RETURN(const CostEstimate estimate, comm.Explain(kind, bytes));
+        if (comm.size() == 1) {
+          continue;
+        }
+        double least = 1e9;
+        std::string_view best;
+        for (const AlgorithmCost& cost : estimate.algorithms) {
+          EXPECT_THAT(comm.algorithms(kind), ::testing::Contains(cost.algorithm));
+          if (cost.in_order && cost.seconds < least) {
+            least = cost.seconds;
+            best = cost.algorithm;
+          }
+        }
+        // A way of the backend's own is taken without reckoning.
+        const bool own = estimate.chosen == "mpi" || estimate.chosen == "hierarchical" ||
+                         estimate.chosen == "one_shot" || estimate.chosen == "shared";
+        EXPECT_TRUE(own || estimate.chosen == best) << estimate.chosen << ", not " << best;
+        EXPECT_GT(estimate.parameters.latency, 0);
+        // All ranks reckon with the same figures.
+        double figures[2] = {estimate.parameters.latency, -estimate.parameters.latency};
+        COHORT_RETURN_IF_ERROR(WaitFor(comm.AllReduce(std::span(figures), ReduceOp::kMax)));
+        COHORT_RETURN_IF_ERROR(Check(figures[0] == -figures[1], "the ranks' figures differ"));
+      }
+    }
+    return {};
+  });
+}
+
+TEST_P(CommunicatorConformance, GivenCostsAreNotMeasured) {
+  CommunicatorOptions options = this->options();
+  // Latency is everything: the fewest steps. Then bytes are: the fewest bytes.
+  for (const CostParameters& cost : {CostParameters{1, 0, 0, 0}, CostParameters{0, 0, 1, 1}}) {
+    options.cost = cost;
+    ExpectAllOk(GetParam().run(size(), options, [&](Communicator& comm) -> Status {
+      COHORT_ASSIGN_OR_RETURN(const CostEstimate estimate,
+                              comm.Explain(OperationKind::kAllReduce, 1000));
+      if (comm.size() > 1) {
+        EXPECT_EQ(estimate.parameters, cost);
+        EXPECT_EQ(estimate.calibration, Duration(0));
+        if (estimate.chosen == "recursive_doubling" || estimate.chosen == "direct") {
+          EXPECT_EQ(estimate.chosen,
+                    cost.latency > 0 && comm.size() == 2 ? "recursive_doubling" : "direct");
+        }
+      }
+      return CheckAllReduce(comm, DType::kFloat32, ReduceOp::kSum, 10000, "auto");
+    }));
+  }
 }
 
 TEST_P(CommunicatorConformance, AllToAll) {
@@ -460,11 +736,14 @@ TEST_P(CommunicatorConformance, UnknownAlgorithmIsRefusedAndHarmless) {
     std::vector<float> values(10);
     const Communicator::Pending refused =
         comm.AllReduce(std::span(values), ReduceOp::kSum, {.algorithm = "rings"});
-    COHORT_RETURN_IF_ERROR(
-        Check(refused.status() ==
-                  InvalidArgument("AllReduce has no algorithm 'rings' [choose one of auto, ring, "
-                                  "recursive_doubling, direct]"),
-              refused.status().ToString()));
+    std::string names;
+    for (const std::string& name : Algorithms(comm, OperationKind::kAllReduce)) {
+      names += (names.empty() ? "" : ", ") + name;
+    }
+    COHORT_RETURN_IF_ERROR(Check(
+        refused.status() ==
+            InvalidArgument("AllReduce has no algorithm 'rings' [choose one of " + names + "]"),
+        refused.status().ToString()));
     return CheckAllReduce(comm, DType::kFloat32, ReduceOp::kSum, 10, "auto");
   });
 }
@@ -482,7 +761,79 @@ TEST_P(CommunicatorConformance, BreachesOfTheContractThrow) {
   });
 }
 
+// Ranks run out of data at different times, twice; those that have joined give zeros.
+TEST_P(CommunicatorConformance, JoinedRanksTakePartInTheOthersOperations) {
+  Run([](Communicator& comm) -> Status {
+    const int n = comm.size();
+    for (int epoch = 0; epoch < 2; ++epoch) {
+      // In the second epoch in the opposite order, so that rank 0 is the last.
+      const int rounds = epoch == 0 ? comm.rank() + 1 : n - comm.rank();
+      for (int round = 0; round < rounds; ++round) {
+        const int first = epoch == 0 ? round : 0;  // the ranks that still have data
+        const int last = epoch == 0 ? n - 1 : n - 1 - round;
+        double expected = 0;
+        for (int r = first; r <= last; ++r) {
+          expected += r + 1;
+        }
+        for (const std::int64_t count : {1, 30'000}) {
+          std::vector<double> sum(static_cast<std::size_t>(count), comm.rank() + 1);
+          std::vector<double> mean(static_cast<std::size_t>(count), n * (comm.rank() + 1));
+          COHORT_RETURN_IF_ERROR(
+              WaitFor(comm.AllReduce(std::span(sum), ReduceOp::kSum, {.name = "sum"})));
+          COHORT_RETURN_IF_ERROR(WaitFor(comm.AllReduce(std::span(mean), ReduceOp::kMean)));
+          for (const auto* values : {&sum, &mean}) {
+            COHORT_RETURN_IF_ERROR(Check(std::all_of(values->begin(), values->end(),
+                                                     [&](double v) { return v == expected; }),
+                                         "round " + std::to_string(round) + ": " +
+                                             std::to_string(values->front()) + " instead of " +
+                                             std::to_string(expected)));
+          }
+        }
+        std::vector<std::int32_t> word(5000, comm.rank() == last ? round + 7 : 0);
+        COHORT_RETURN_IF_ERROR(WaitFor(comm.Broadcast(std::span(word), last)));
+        COHORT_RETURN_IF_ERROR(Check(word.back() == round + 7, "Broadcast among the rest"));
+        COHORT_RETURN_IF_ERROR(WaitFor(comm.Barrier()));
+      }
+      COHORT_ASSIGN_OR_RETURN(const int last, comm.Join());
+      COHORT_RETURN_IF_ERROR(
+          Check(last == (epoch == 0 ? n - 1 : 0), "joined last: " + std::to_string(last)));
+      COHORT_RETURN_IF_ERROR(CheckAllReduce(comm, DType::kFloat32, ReduceOp::kMax, 100, "auto"));
+    }
+    return {};
+  });
+}
+
 // --- failures
+
+TEST_P(CommunicatorFailureConformance, WhatAJoinedRankCannotTakePartInIsRefusedToTheCallers) {
+  Run([](Communicator& comm) -> Status {
+    if (comm.rank() > 0) {
+      std::vector<float> values(100);
+      std::vector<float> all(100 * static_cast<std::size_t>(comm.size()));
+      const auto refused = [&](const Status& status) {
+        return Check(status.code() == StatusCode::kInvalidArgument &&
+                         status.message().find("rank 0 (worker:0) has joined") != std::string::npos,
+                     status.ToString());
+      };
+      COHORT_RETURN_IF_ERROR(refused(WaitFor(comm.AllReduce(std::span(values), ReduceOp::kMax))));
+      COHORT_RETURN_IF_ERROR(refused(WaitFor(comm.AllGather(std::span(values), std::span(all)))));
+      COHORT_RETURN_IF_ERROR(refused(WaitFor(comm.Broadcast(std::span(values), 0))));
+      COHORT_RETURN_IF_ERROR(WaitFor(comm.AllReduce(std::span(values), ReduceOp::kSum)));
+    }
+    COHORT_ASSIGN_OR_RETURN(const int last, comm.Join());
+    COHORT_RETURN_IF_ERROR(Check(last == comm.size() - 1, "all others joined at once"));
+    return CheckAllReduce(comm, DType::kFloat32, ReduceOp::kSum, 1000, "auto");
+  });
+}
+
+TEST_P(CommunicatorFailureConformance, AJoinThatSomeNeverReachNamesThem) {
+  CommunicatorOptions options = this->options();
+  options.timeout = std::chrono::milliseconds(300);
+  RunAndExpect(options, StatusCode::kDeadlineExceeded, {"has joined", "not joined: ", "rank 1"},
+               [](Communicator& comm) -> Status {
+                 return comm.rank() == 1 ? Failure(comm) : comm.Join().status();
+               });
+}
 
 TEST_P(CommunicatorFailureConformance, DifferentCountsNameBothSides) {
   RunAndExpect(options(), StatusCode::kInvalidArgument,
@@ -684,7 +1035,8 @@ TEST_P(CommunicatorFailureConformance, AbsentRankIsNamedAtTheDeadline) {
   CommunicatorOptions options = this->options();
   options.timeout = std::chrono::milliseconds(300);
   const std::string absent = std::to_string(size() - 1);
-  for (const std::string algorithm : {"ring", "recursive_doubling", "direct"}) {
+  for (const std::string algorithm :
+       {"auto", "ring", "recursive_doubling", "direct", "halving_doubling", "tree"}) {
     RunAndExpect(options, StatusCode::kDeadlineExceeded,
                  {"AllReduce 'fc1' float32[1000] #2 (generation 1)",
                   "rank " + absent + " (worker:" + absent + ")"},

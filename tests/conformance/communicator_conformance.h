@@ -22,6 +22,7 @@ struct CommunicatorCase {
   RunGroup run;
   int size = 1;
   std::int64_t segment_bytes = 0;
+  bool deterministic = true;  // false: the backend refuses to be
 };
 
 class CommunicatorConformance : public ::testing::TestWithParam<CommunicatorCase> {

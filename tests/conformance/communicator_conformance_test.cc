@@ -1,4 +1,5 @@
 // The backends whose ranks can be threads of one process.
+#include <cohort/comm/hierarchical.h>
 #include <cohort/comm/local.h>
 #include <cohort/comm/shm.h>
 #include <cohort/comm/tcp.h>
@@ -45,6 +46,43 @@ std::vector<Status> RunTcp(int size, const CommunicatorOptions& options,
   });
 }
 
+// Which host a rank is on, of how many ranks.
+using Layout = std::function<int(int rank, int size)>;
+
+RunGroup RunHierarchical(const Layout& layout) {
+  return [layout](int size, const CommunicatorOptions& options,
+                  const std::function<Status(Communicator&)>& fn) {
+    MemoryStore store;
+    return RunRanks(size, [&](int rank) -> Status {
+      HierarchicalOptions hierarchical;
+      hierarchical.tcp.connect_timeout = std::chrono::seconds(20);
+      hierarchical.host = "host " + std::to_string(layout(rank, size));
+      COHORT_ASSIGN_OR_RETURN(
+          const std::unique_ptr<Communicator> mine,
+          MakeHierarchicalCommunicator(rank, size, store, "job", hierarchical, options));
+      return fn(*mine);
+    });
+  };
+}
+
+// Two consecutive ranks on each host, which keeps the canonical order; ranks dealt to two hosts in
+// turn, which does not; one host of one rank beside a larger one.
+std::vector<CommunicatorCase> HierarchicalCases() {
+  const Layout pairs = [](int rank, int /*size*/) { return rank / 2; };
+  const Layout dealt = [](int rank, int /*size*/) { return rank % 2; };
+  const Layout uneven = [](int rank, int /*size*/) { return rank == 0 ? 0 : 1; };
+  std::vector<CommunicatorCase> cases;
+  for (const int size : {2, 4, 5, 6, 8, 9}) {
+    cases.push_back({"pairs", RunHierarchical(pairs), size, 64});
+  }
+  for (const int size : {3, 6}) {
+    cases.push_back({"dealt", RunHierarchical(dealt), size, 64});
+    cases.push_back({"uneven", RunHierarchical(uneven), size, 64});
+  }
+  cases.push_back({"pairs", RunHierarchical(pairs), 4, 0});
+  return cases;
+}
+
 std::vector<CommunicatorCase> Cases(const std::string& name, const RunGroup& run, int least) {
   std::vector<CommunicatorCase> cases;
   for (int size = least; size <= 9; ++size) {
@@ -70,6 +108,11 @@ INSTANTIATE_TEST_SUITE_P(Tcp, CommunicatorConformance, ::testing::ValuesIn(Cases
                          CommunicatorCaseName);
 INSTANTIATE_TEST_SUITE_P(Tcp, CommunicatorFailureConformance,
                          ::testing::ValuesIn(Cases("tcp", RunTcp, 2)), CommunicatorCaseName);
+
+INSTANTIATE_TEST_SUITE_P(Hierarchical, CommunicatorConformance,
+                         ::testing::ValuesIn(HierarchicalCases()), CommunicatorCaseName);
+INSTANTIATE_TEST_SUITE_P(Hierarchical, CommunicatorFailureConformance,
+                         ::testing::ValuesIn(HierarchicalCases()), CommunicatorCaseName);
 
 }  // namespace
 }  // namespace cohort::testing

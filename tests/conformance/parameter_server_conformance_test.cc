@@ -62,6 +62,7 @@ StrategyWorld ParameterServers(int workers, int servers, bool synchronous) {
   world.name = std::string(synchronous ? "Synchronous" : "Asynchronous") + std::to_string(workers) +
                "x" + std::to_string(servers);
   world.processes = workers;
+  world.parameter_server = true;
   const auto job = std::make_shared<Job>(workers, servers);
   world.start = [job] { job->Start(); };
   world.stop = [job] { job->Stop(); };

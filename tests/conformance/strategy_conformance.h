@@ -22,6 +22,7 @@ struct StrategyWorld {
   std::string name;
   int processes = 1;  // that train
   int replicas = 1;   // of each
+  bool parameter_server = false;
   // The strategy of process `process`; called by every process, on its own thread. What `options`
   // does not say is the world's.
   std::function<Result<std::unique_ptr<Strategy>>(int process, StrategyOptions options)> make;
@@ -40,6 +41,8 @@ class StrategyConformance : public ::testing::TestWithParam<StrategyWorld> {
   // fn on every process with its strategy; all must return OK.
   void RunJob(const StrategyOptions& options,
               const std::function<Status(int process, Strategy&)>& fn) const;
+  // Every process's strategy is InvalidArgument, with `naming` in the text.
+  void ExpectRefused(const StrategyOptions& options, const std::string& naming) const;
 };
 
 }  // namespace cohort::testing

@@ -31,10 +31,10 @@ constexpr int kForever = 1'000'000'000;
 class CollectiveProcesses : public ::testing::TestWithParam<std::string> {
  protected:
   void Start(int rank, int size, int timeout_ms, int connect_ms, int steps, int stop_after = 0) {
-    cluster_.Start(Name(rank),
-                   {COHORT_BIN_DIR "/../tests/collective_task", GetParam(), std::to_string(rank),
-                    std::to_string(size), folder_.path(), std::to_string(timeout_ms),
-                    std::to_string(connect_ms), std::to_string(steps), std::to_string(stop_after)});
+    cluster_.Start(Name(rank), {COHORT_BIN_DIR "/../tests/collective_task", GetParam(),
+                                std::to_string(rank), std::to_string(size), folder_.path(),
+                                std::to_string(timeout_ms), std::to_string(connect_ms),
+                                std::to_string(steps), "stop_after=" + std::to_string(stop_after)});
   }
   std::string Record(int rank) {
     return folder_.path() + "/flight/collectives.g1.rank" + std::to_string(rank) + ".jsonl";

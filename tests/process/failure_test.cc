@@ -57,6 +57,29 @@ TEST(MultiWorkerMirrored, AStoppedWorkerIsNamedAtTheDeadline) {
   EXPECT_NE(cluster.Stderr("worker:0").find("worker:1"), std::string::npos) << cluster.Logs();
 }
 
+// What a worker said on SIGUSR1 before it stopped, and what the other wrote when it failed.
+TEST(MultiWorkerMirrored, FlightRecordsNameTheStoppedWorker) {
+  ProcessCluster cluster;
+  const TempDir dir;
+  std::vector<std::string> flags = kLong;
+  flags.insert(flags.end(), {"--collective-timeout", "3", "--flight-folder", dir.path()});
+  cluster.StartTasks({{"worker", 2}}, Classifier("multi_worker_mirrored", flags));
+  ASSERT_TRUE(cluster.WaitForOutput("worker:0", "epoch 1/1000", seconds(60))) << cluster.Logs();
+  const std::string records = dir.path() + "/collectives.g1.rank";
+  ASSERT_TRUE(cluster.Signal("worker:1", SIGUSR1));
+  ASSERT_TRUE(
+      cluster.WaitForOutput("worker:1", "flight record: " + records + "1.jsonl", seconds(10)))
+      << cluster.Logs();
+  ASSERT_TRUE(cluster.Signal("worker:1", SIGSTOP));
+  ASSERT_EQ(cluster.Wait("worker:0", seconds(15)), 138) << cluster.Logs();
+  cluster.Start("trace", {Bin("cohort"), "trace", records + "0.jsonl", records + "1.jsonl"});
+  EXPECT_EQ(cluster.Wait("trace", seconds(10)), 0) << cluster.Logs();
+  const std::string trace = cluster.Stdout("trace");
+  EXPECT_NE(trace.find("collectives, generation 1: 2 ranks, 2 records"), std::string::npos)
+      << trace;
+  EXPECT_NE(trace.find("behind: rank 1 (worker:1) last entered "), std::string::npos) << trace;
+}
+
 TEST(MultiWorkerMirrored, AMissingWorkerIsNamedInTheRollCallAndAtTheDeadline) {
   ProcessCluster cluster;
   cluster.StartTasks(

@@ -85,6 +85,13 @@ TEST(MultiWorkerMirrored, TheLossOfAWorkerEndsTheOthers) {
   AwaitTraining(cluster);
   ASSERT_TRUE(cluster.Signal("worker:1", SIGKILL));
   ExpectEnded(cluster, "worker:1", kPeerLost, "worker:1");
+  for (const std::string name : {"worker:0", "worker:2"}) {  // by whom and where it is missed
+    EXPECT_THAT(cluster.Stderr(name),
+                ::testing::ContainsRegex("(AllReduce|Barrier|AllGather).* #"));
+    EXPECT_THAT(cluster.Stderr(name), HasSubstr("(generation 1)"));
+    EXPECT_THAT(cluster.Stderr(name),
+                ::testing::ContainsRegex("last heartbeat [0-9]+\\.[0-9] s ago"));
+  }
 }
 
 TEST(MultiWorkerMirrored, TheLossOfTheChiefEndsTheOthers) {
@@ -105,6 +112,9 @@ TEST(MultiWorkerMirrored, AWorkerThatStandsStillEndsTheOthers) {
   ASSERT_TRUE(cluster.Wait("worker:1", kEnd).has_value()) << cluster.Logs();
   cluster.Signal("worker:2", SIGKILL);
   ExpectEnded(cluster, "worker:2", kPeerLost, "worker:2");
+  EXPECT_THAT(cluster.Stderr("worker:0"), HasSubstr("sent no heartbeat for 3."));
+  EXPECT_THAT(cluster.Stderr("worker:0"),
+              ::testing::ContainsRegex("it last entered All.* #[0-9]+"));
 }
 
 TEST(MultiWorkerMirrored, AWorkersErrorIsEverybodysError) {

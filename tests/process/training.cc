@@ -17,10 +17,13 @@ nlohmann::json Train(const TrainingRun& run) {
   const TempDir dir;
   std::vector<std::string> argv = run.launcher;
   for (const std::string& part : std::initializer_list<std::string>{
-           Bin("image_classifier"), "--data", run.data, "--model", run.model, "--global-batch",
-           "64", "--epochs", std::to_string(run.epochs), "--seed", std::to_string(run.seed),
-           "--metrics-json", dir / "metrics.json"}) {
+           Bin("image_classifier"), "--model", run.model, "--global-batch",
+           std::to_string(run.global_batch), "--epochs", std::to_string(run.epochs), "--seed",
+           std::to_string(run.seed), "--metrics-json", dir / "metrics.json"}) {
     argv.push_back(part);
+  }
+  if (!run.data.empty()) {
+    argv.insert(argv.end(), {"--data", run.data});
   }
   if (!run.strategy.empty()) {
     argv.insert(argv.end(), {"--strategy", run.strategy});

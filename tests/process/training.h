@@ -11,11 +11,12 @@ namespace cohort::testing {
 
 std::string Bin(const std::string& program);  // path of a built program
 
-// Flags of a run on `data` (a folder in MNIST's format).
+// Flags of a run on `data` (a folder in MNIST's format; empty: digits that the program draws).
 struct TrainingRun {
   std::string data;
   std::string strategy;
   std::string model = "cnn";
+  int global_batch = 64;
   int epochs = 1;
   int seed = 1;
   std::vector<std::string> launcher;  // in front of the program: mpirun -n 2, cohort launch -n 2 --

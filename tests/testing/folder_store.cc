@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <filesystem>
 #include <fstream>
@@ -13,7 +14,7 @@ namespace cohort::testing {
 Status FolderStore::Insert(const std::string& key, const std::string& value) {
   const std::string draft = folder_ + "/draft." + std::to_string(::getpid());
   std::ofstream(draft) << value;
-  const int result = ::link(draft.c_str(), Path(key).c_str());  // whole, or not at all
+  const int result = ::link(draft.c_str(), Path(key + suffix_).c_str());  // whole, or not at all
   const int error = errno;
   std::filesystem::remove(draft);
   return result == 0 ? OkStatus() : ErrnoStatus(error, key);
@@ -41,9 +42,7 @@ Result<std::string> FolderStore::Wait(const std::string& key, Deadline deadline)
 }
 
 std::string FolderStore::Path(std::string key) const {
-  for (char& c : key) {
-    c = c == '/' ? '_' : c;
-  }
+  std::replace(key.begin(), key.end(), '/', '_');
   return folder_ + "/" + key;
 }
 

@@ -1,4 +1,4 @@
-// FolderStore: a KeyValueStore for processes of one host: a file for each key.
+// FolderStore: a rendezvous for processes of one machine: a file for each key in a folder.
 #pragma once
 
 #include <cohort/cluster/key_value_store.h>
@@ -9,7 +9,10 @@ namespace cohort::testing {
 
 class FolderStore final : public KeyValueStore {
  public:
-  explicit FolderStore(std::string folder) : folder_(std::move(folder)) {}
+  // `suffix` is added to the names under which this store inserts: whoever stands between the ranks
+  // (tcp_proxy) reads them there, and inserts under the names that the others look for.
+  explicit FolderStore(std::string folder, std::string suffix = {})
+      : folder_(std::move(folder)), suffix_(std::move(suffix)) {}
 
   Status Insert(const std::string& key, const std::string& value) override;
   Result<std::string> Get(const std::string& key) override;
@@ -19,6 +22,7 @@ class FolderStore final : public KeyValueStore {
   std::string Path(std::string key) const;
 
   const std::string folder_;
+  const std::string suffix_;
 };
 
 }  // namespace cohort::testing

@@ -68,17 +68,5 @@ TEST(OperationRecord, LongNamesAreCut) {
   EXPECT_TRUE(record.Matches(*decoded));
 }
 
-TEST(ChooseAlgorithm, BySizeRanksAndMemory) {
-  const auto chosen = [](std::int64_t bytes, int ranks, bool shared) {
-    return OrThrow(ChooseAlgorithm(OperationKind::kAllReduce, "auto", bytes, ranks, shared));
-  };
-  EXPECT_EQ(chosen(kSmallBytes, 4, false), Algorithm::kRecursiveDoubling);
-  EXPECT_EQ(chosen(kSmallBytes + 1, 4, false), Algorithm::kRing);
-  EXPECT_EQ(chosen(kSmallBytes + 1, 2, false), Algorithm::kDirect);
-  EXPECT_EQ(chosen(kSmallBytes + 1, 4, true), Algorithm::kDirect);
-  EXPECT_EQ(ChooseAlgorithm(OperationKind::kBroadcast, "ring", 1, 2, false).status(),
-            InvalidArgument("Broadcast has no algorithm 'ring' [choose one of auto, tree]"));
-}
-
 }  // namespace
 }  // namespace cohort

@@ -10,7 +10,7 @@ TEST(Segments, ChunksCoverTheBufferAndDifferByOneElement) {
   for (int ranks = 1; ranks <= 30; ++ranks) {
     std::size_t at = 0;
     for (int r = 0; r < ranks; ++r) {
-      const MutableBytes chunk = Chunk(memory, r, ranks, 8);
+      const MutableBytes chunk = Chunk(MutableBytes(memory), r, ranks, 8);
       EXPECT_EQ(chunk.data(), memory.data() + at);
       EXPECT_EQ(chunk.size() % 8, 0U);
       const std::size_t elements = chunk.size() / 8;

@@ -48,6 +48,18 @@ TEST(Shard, ByFileReadsOwnFiles) {
             (IdBatches{{6, 7}, {8, 9}, {10, 11}}));
 }
 
+TEST(Shard, ASpanIsThePartsOfSeveralWorkersAsOne) {
+  const Dataset data = Ids(17).Batch(11);  // parts of 3 3 3 2, and of 2 2 1 1
+  EXPECT_EQ(Collect(data, {.num_workers = 4, .worker = 0, .span = 2}),
+            (IdBatches{{0, 1, 2, 3, 4, 5}, {11, 12, 13, 14}}));
+  EXPECT_EQ(Collect(data, {.num_workers = 4, .worker = 2, .span = 2}),
+            (IdBatches{{6, 7, 8, 9, 10}, {15, 16}}));
+  for (const int span : {0, 3}) {
+    EXPECT_THAT(IterateStatus(data, {.num_workers = 4, .worker = 2, .span = span}).message(),
+                HasSubstr("a span of " + std::to_string(span)));
+  }
+}
+
 TEST(Shard, OffGivesEverythingToEveryone) {
   const Dataset data = Ids(6).Batch(4);
   for (int worker = 0; worker < 2; ++worker) {

@@ -90,6 +90,18 @@ TEST(ParameterSet, FingerprintSeesNamesShapesOrderAndTrainability) {
   EXPECT_NE(base, fingerprint([](ParameterSet& s) { s.Add("a", {2, 3}, nullptr); }));
 }
 
+TEST(ParameterSet, AFrozenParameterIsNotTrainableAndSaysSo) {
+  ParameterSet set = Three();
+  const std::uint64_t before = set.Fingerprint();
+  set.Build();
+  set.Freeze(1);
+  EXPECT_FALSE(set[1].trainable);
+  EXPECT_TRUE(set[1].frozen);
+  EXPECT_FALSE(set[0].frozen);
+  EXPECT_NE(set.Fingerprint(), before);
+  EXPECT_THROW(set.Freeze(3), std::out_of_range);
+}
+
 TEST(ParameterSet, RejectsBreaches) {
   ParameterSet set = Three();
   EXPECT_THROW(set.Add("w", {1}, nullptr), ContractError);

@@ -338,6 +338,72 @@ TEST(ReportError, ReachesAllWithCodeAndTask) {
   EXPECT_EQ(job.state->Insert(tasks[0], "k", "v", 1), expected);
 }
 
+// A deadline is explained by what the heartbeats told: who is at which operation.
+TEST(Progress, ALateTaskIsNamedWithItsOperation) {
+  Job job(3);
+  const std::vector<Caller> callers = job.JoinAll();
+  const auto at = [&](int worker, std::uint64_t sequence) {
+    EXPECT_TRUE(job.state
+                    ->Heartbeat(callers[static_cast<std::size_t>(worker)],
+                                TaskProgress{1, sequence, "AllReduce 'bucket 1' float32[8]",
+                                             milliseconds(500), true})
+                    .ok());
+  };
+  at(0, 481);
+  at(1, 480);
+  at(2, 481);
+  job.Pass(seconds(3));
+  EXPECT_TRUE(
+      job.state->ReportError(callers[0], DeadlineExceeded("AllReduce not done after 2 s")).ok());
+  EXPECT_EQ(job.state->failure().code(), StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(
+      job.state->failure().message(),
+      AllOf(HasSubstr("worker:0: AllReduce not done after 2 s; by the heartbeats, worker:1 last "
+                      "entered AllReduce 'bucket 1' float32[8] #480 (generation 1) 3.5 s ago; the "
+                      "other 2 are in #481")));
+}
+
+// The others have just entered the next one: what is known of the late is not new enough.
+TEST(Progress, NobodyIsBlamedByOldNews) {
+  Job job(2);
+  const std::vector<Caller> callers = job.JoinAll();
+  EXPECT_TRUE(
+      job.state->Heartbeat(callers[0], TaskProgress{1, 5, "Barrier", milliseconds(10), true}).ok());
+  EXPECT_TRUE(
+      job.state->Heartbeat(callers[1], TaskProgress{1, 4, "Barrier", milliseconds(10), true}).ok());
+  EXPECT_TRUE(job.state->ReportError(callers[0], DeadlineExceeded("late")).ok());
+  EXPECT_EQ(job.state->failure().message(), "worker:0: late");
+}
+
+TEST(Progress, ADeadTasksLastOperationIsInItsEnd) {
+  Job job(2);
+  const std::vector<Caller> callers = job.JoinAll();
+  EXPECT_TRUE(job.state
+                  ->Heartbeat(callers[1],
+                              TaskProgress{3, 7, "AllReduce 'w' float32[8]", milliseconds(0), true})
+                  .ok());
+  job.beating.erase(Worker(1));
+  job.Pass(seconds(11));
+  EXPECT_EQ(job.state->failure().code(), StatusCode::kUnavailable);
+  EXPECT_THAT(job.state->failure().message(),
+              AllOf(HasSubstr("worker:1 (host host-1, pid 101) sent no heartbeat for 10."),
+                    HasSubstr("it last entered AllReduce 'w' float32[8] #7 (generation 3) 10.")));
+}
+
+TEST(Progress, ALostPeersLastHeartbeatIsTold) {
+  Job job(3);
+  const std::vector<Caller> callers = job.JoinAll();
+  job.beating.erase(Worker(2));
+  job.Pass(seconds(4));
+  EXPECT_TRUE(
+      job.state
+          ->ReportError(callers[0], Unavailable("rank 2 (worker:2) is gone during AllReduce "
+                                                "'w' float32[8] #7 (generation 1)"))
+          .ok());
+  EXPECT_THAT(job.state->failure().message(),
+              HasSubstr("(generation 1); worker:2: last heartbeat 4.0 s ago"));
+}
+
 TEST(ReportError, TheFirstErrorStays) {
   Job job(2);
   const auto tasks = job.JoinAll();

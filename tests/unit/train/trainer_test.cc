@@ -54,6 +54,19 @@ TEST(Trainer, ProgressCountsEveryBatch) {
   EXPECT_EQ(seen[13].epoch, 1);
 }
 
+TEST(Trainer, SeveralBatchesToAStepAreOneLargerBatch) {
+  // 50 examples in batches of 8, three to a step: 24, 24 and 2.
+  Job several({.epochs = 4, .batches_per_step = 3});
+  const History history = OrThrow(several.trainer->Fit(Points(), kTrain));
+  EXPECT_EQ(history.steps, 4 * 3);
+  EXPECT_EQ(history.examples, 4.0 * kExamples);
+  Job one({.epochs = 4});
+  const History larger = OrThrow(one.trainer->Fit(Points(1, 24), kTrain));
+  ASSERT_EQ(larger.steps, history.steps);
+  EXPECT_NEAR(larger.epochs.back().loss, history.epochs.back().loss, 1e-5);
+  EXPECT_NEAR(one.values()[0], several.values()[0], 1e-5);
+}
+
 TEST(Trainer, ResumedRunEqualsTheUninterruptedOne) {
   const std::vector<float> expected = TrainedFor(6);
   testing::TempDir dir;

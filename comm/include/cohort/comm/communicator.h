@@ -23,12 +23,15 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include <cohort/comm/cost.h>
 #include <cohort/comm/memory.h>
+#include <cohort/comm/operation_kind.h>
 #include <cohort/core/clock.h>
 #include <cohort/core/dtype.h>
 #include <cohort/core/log.h>
@@ -56,12 +59,10 @@ struct Buffer {
   std::size_t bytes() const { return static_cast<std::size_t>(count) * SizeOf(dtype); }
 };
 
-// Names of algorithms: "auto" chooses by size and ranks. See README.md for cost and when each is
-// chosen.
 struct CollectiveOptions {
   std::string name;                      // what errors call this operation: a tensor, a bucket
   std::chrono::milliseconds timeout{0};  // 0: the communicator's
-  std::string algorithm = "auto";
+  std::string algorithm = "auto";        // or one of Communicator::algorithms()
   // The operation starts when what this stream holds now has run. nullptr: the buffers are ready at
   // the call.
   Stream* stream = nullptr;
@@ -120,14 +121,22 @@ class Communicator {
 
   using Pending = Result<std::unique_ptr<Work>>;
 
-  // In place: buffer becomes op over all ranks' buffers. Mean divides by size(), in float for float
-  // types; for integers it truncates toward zero.
-  virtual Pending AllReduce(Buffer buffer, ReduceOp op, const CollectiveOptions& options = {}) = 0;
+  // output becomes op over all ranks' inputs. Mean divides by size(), in float for float types; for
+  // integers it truncates toward zero. output may be input, else they are apart and input stays.
+  virtual Pending AllReduce(Buffer input, Buffer output, ReduceOp op,
+                            const CollectiveOptions& options = {}) = 0;
+  Pending AllReduce(Buffer buffer, ReduceOp op, const CollectiveOptions& options = {}) {
+    return AllReduce(buffer, buffer, op, options);
+  }
+  // As AllReduce, at `root`; the other ranks' buffers are scratch.
+  virtual Pending Reduce(Buffer buffer, ReduceOp op, int root,
+                         const CollectiveOptions& options = {}) = 0;
   // output (count elements) becomes slice `rank` of op over the ranks' inputs (size()*count
-  // elements). input is scratch.
+  // elements). input is scratch; output may be its slice `rank`.
   virtual Pending ReduceScatter(Buffer input, Buffer output, ReduceOp op,
                                 const CollectiveOptions& options = {}) = 0;
-  // output (size()*count) becomes the ranks' inputs (count each) in rank order.
+  // output (size()*count) becomes the ranks' inputs (count each) in rank order; input may be slice
+  // `rank` of output.
   virtual Pending AllGather(Buffer input, Buffer output, const CollectiveOptions& options = {}) = 0;
   // As AllGather, where rank r gives counts[r] elements; counts are equal on all ranks.
   virtual Pending AllGatherV(Buffer input, Buffer output, std::span<const std::int64_t> counts,
@@ -154,6 +163,21 @@ class Communicator {
   // for this rank. All ranks must call. Blocks until the groups stand, or the timeout.
   virtual Result<std::unique_ptr<Communicator>> Split(int color, int key) = 0;
 
+  // For a rank that has run out of data while others go on: takes part in their operations until all
+  // have called Join, and returns the rank that joined last (the one that called most operations; of
+  // several, the highest). Meanwhile this rank gives zeros to AllReduce of sum and mean (which
+  // divides by size() all the same), drops what it gets by Broadcast, and makes up the number in
+  // Barrier. On all other operations, and a Broadcast whose root has joined, their callers get
+  // InvalidArgument. Ends with DeadlineExceeded, naming who has not joined, when no operation comes
+  // within the timeout. Blocks.
+  virtual Result<int> Join(const CollectiveOptions& options = {}) = 0;
+  // The names by which CollectiveOptions::algorithm may ask for an algorithm of `kind` here, "auto"
+  // apart.
+  virtual std::vector<std::string_view> algorithms(OperationKind kind) const = 0;
+  // What "auto" reckons for an operation on `bytes`, and takes. A collective operation: all ranks
+  // call, and wait for it; measures what has not been measured yet. README.md says how.
+  virtual Result<CostEstimate> Explain(OperationKind kind, std::int64_t bytes) = 0;
+
   // Fails the communicator on purpose: operations under way and later ones return `reason`, here
   // and at the peers.
   virtual void Abort(const Status& reason) = 0;
@@ -167,6 +191,12 @@ struct CommunicatorOptions {
   std::string name = "collectives";  // of the group, in the names of dumps
   std::string flight_folder;         // where flight records go; empty: nowhere
   std::int64_t segment_bytes = 0;    // 0: chosen by the backend. Tests force small ones
+  // Reductions combine in the canonical order by rank: the same bits whatever the algorithm, the
+  // backend, the segments, and wherever buffers are cut. "auto" always does;
+  // this refuses by name what cannot (InvalidArgument).
+  bool deterministic = false;
+  // What "auto" reckons with, equal on all ranks; none: measured at the first need.
+  std::optional<CostParameters> cost;
   std::function<std::string(int rank)> peer_name;  // default "rank N"
   Log log;
 };

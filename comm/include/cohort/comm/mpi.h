@@ -16,12 +16,15 @@ struct MpiOptions {
   // "cohort": our algorithms over MPI point-to-point. "mpi": MPI_Iallreduce and its kin.
   std::string implementation = "cohort";
   std::chrono::milliseconds connect_timeout{300'000};  // for all ranks to make the communicator
+  // Asks MPI for MPI_THREAD_FUNNELED only, as if it had no more.
+  bool funneled = false;
 };
 
 // Over MPI_COMM_WORLD, all of whose ranks must call; DeadlineExceeded names those that did not.
 // Initialises MPI if the program has not, and then finalises it when the last communicator goes.
-// Unimplemented where MPI was not built in. Needs MPI_THREAD_SERIALIZED or better;
-// FailedPrecondition says so.
+// Unimplemented where MPI was not built in. MPI_THREAD_FUNNELED is enough where cohort initialises
+// MPI: a thread of its own then makes all calls. FailedPrecondition where the program did, with
+// less than MPI_THREAD_SERIALIZED.
 Result<std::unique_ptr<Communicator>> MakeMpiCommunicator(const MpiOptions& mpi = {},
                                                           const CommunicatorOptions& options = {});
 

@@ -44,6 +44,7 @@ enum class ShardPolicy {
 struct IterateOptions {
   int num_workers = 1;
   int worker = 0;
+  int span = 1;  // the parts of so many workers, from `worker` on, as one; not with kFile
   std::int64_t epoch = 0;
   std::int64_t first_batch = 0;  // batches of the epoch to skip: resuming
   ShardPolicy policy = ShardPolicy::kAuto;

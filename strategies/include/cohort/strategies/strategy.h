@@ -36,6 +36,7 @@
 #include <cohort/optim/gradient_sink.h>
 #include <cohort/optim/optimizer.h>
 #include <cohort/optim/parameter_set.h>
+#include <cohort/strategies/bucket_hook.h>
 
 namespace cohort {
 
@@ -56,12 +57,24 @@ struct CommunicationOptions {
 struct StrategyOptions {
   int num_devices = 1;  // local replicas: logical CPU devices of this process
   LossScale loss_scale = LossScale::kGlobalMean;
+  // Gradients travel in buckets of about this size; the first is small, so that communication
+  // starts early. 0: 25 MiB at first, then what the measured latency and bandwidth ask for.
   std::int64_t first_bucket_bytes = std::int64_t{1} << 20;
-  std::int64_t bucket_bytes = std::int64_t{25} << 20;
+  std::int64_t bucket_bytes = 0;
+  // What becomes of a bucket instead of an all-reduce: see bucket_hook.h. Equal on all processes.
+  std::function<std::unique_ptr<BucketHook>()> make_bucket_hook;
+  // Not 0: results are the same bits for every number of processes and devices that divides it. The
+  // global batch is cut into this many shards, each of which is a replica to the step function,
+  // whoever runs it; their gradients are added in one tree. A power of two. See README.md for the
+  // cost.
+  int virtual_shards = 0;
   std::chrono::milliseconds collective_timeout{120'000};
   std::chrono::milliseconds join_timeout{300'000};
   std::chrono::milliseconds heartbeat_timeout{10'000};
   CommunicationOptions communication;
+  // Where flight records go (see comm/README.md) when a collective fails, and on DumpFlightRecord;
+  // empty: nowhere.
+  std::string flight_folder;
   std::string mpi_implementation = "cohort";  // see comm/mpi.h
   bool synchronous_parameter_server =
       false;                 // apply when all workers have pushed, instead of on arrival
@@ -104,6 +117,9 @@ struct StepResult {
   double weight = 0;            // of the global batch; 0: nothing was updated
   std::vector<double> metrics;  // weighted means
   std::int64_t step = 0;
+  // Of this process, for this step: how long it waited for the others after its own backward passes
+  // had ended. What was hidden behind them does not count.
+  double exposed_communication_seconds = 0;
 };
 
 // One value per local replica; and one value that all replicas share. Distinct types on purpose.
@@ -195,6 +211,13 @@ class Strategy {
   // One training step: parameters are updated when this returns. After an error parameters are as
   // before the step, or, where the error says so, the strategy is of no further use.
   virtual Result<StepResult> Step(const DistributedBatch& batch, const StepFn& fn) = 0;
+  // A part of the next Step: fn runs, and the gradients stay in this process, where those of the
+  // next Accumulate or Step are added to them. The update is then the weighted mean over the
+  // examples of all of them, as if they had been one batch. Nothing is sent. Returns loss and
+  // metrics of this process's part alone; Step's are those of the whole. An error of either drops
+  // what was accumulated. Costs one more gradient arena per replica. Every process calls as often.
+  // Unimplemented under a parameter server.
+  virtual Result<StepResult> Accumulate(const DistributedBatch& batch, const StepFn& fn);
   // Does this process take part in Evaluate? Under a parameter server only the chief does.
   virtual bool evaluates() const { return true; }
   // fn on every local replica without gradients (ctx.gradients must not be used), results combined
@@ -214,6 +237,9 @@ class Strategy {
 
   // The update rule given to Bind; nullptr before.
   virtual const Optimizer* optimizer() const = 0;
+  // OK, or why parameters and slots belong to no step: an error came when a step had been applied
+  // in part.
+  virtual Status intact() const { return {}; }
   // Optimizer state, for checkpoints: slots in the optimizer's order, each as long as
   // parameters.all(). Under a parameter server, Pull brings values and slots from the servers,
   // PushState sends them back; elsewhere both do nothing.
@@ -224,6 +250,11 @@ class Strategy {
   virtual Status PushState() { return {}; }
 
   virtual Status Barrier(std::string_view name) = 0;
+  // Writes the flight record of this process's collectives to options.flight_folder; its path. From
+  // any thread. FailedPrecondition without a folder, or where there are no collectives.
+  virtual Result<std::string> DumpFlightRecord(std::string_view /*reason*/) const {
+    return FailedPrecondition("this process takes part in no collectives");
+  }
   // Tells the other processes that this one gives up, so that they end with this text too.
   virtual void ReportError(const Status& error) = 0;
   // Leaves the job in order, when all do. The destructor leaves without waiting.

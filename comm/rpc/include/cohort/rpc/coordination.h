@@ -44,6 +44,28 @@ struct CoordinationOptions {
   Log log;
 };
 
+// The collective operation that a task has entered last, for the job's messages.
+struct TaskProgress {
+  std::uint64_t generation = 0;
+  std::uint64_t sequence = 0;  // 0: none yet
+  std::string operation;       // "AllReduce 'bucket 1' float32[1000]"
+  std::chrono::milliseconds age{0};
+  bool under_way = false;
+};
+
+struct RegroupOptions {
+  int min_size = 1;                       // tasks that must go on
+  std::chrono::milliseconds patience{0};  // how long tasks that are not there are waited for
+  std::chrono::milliseconds timeout{300'000};
+};
+// Who goes on together.
+struct Generation {
+  std::uint64_t number = 0;     // higher than every one before
+  std::vector<TaskId> members;  // in rank order; survivors come before newcomers
+  int rank = 0;                 // of this task
+  bool survivor = false;        // this task was in a generation before
+};
+
 // Thread rules: all methods from any thread. The destructor answers every call that waits, and ends
 // a job that is not over: each client's failure() becomes Unavailable and names the chief.
 class CoordinationServer {
@@ -80,6 +102,16 @@ class CoordinationClient : public KeyValueStore {
   // names the absent.
   virtual Status Barrier(const std::string& name, Deadline deadline,
                          const std::vector<TaskId>& participants = {}) = 0;
+  // Blocks until every task that is there has called, and returns who they are: the way on after a
+  // task that may leave was lost, or has come back. Whole at once when no task is absent; shrunk to
+  // those there are when `patience` has passed. A lost task counts as there until the service has
+  // found that out (reconnect_grace, heartbeat_timeout). DeadlineExceeded names who did not call.
+  virtual Result<Generation> Regroup(const RegroupOptions& options = {}) = 0;
+  // Aborted, naming them, while other tasks wait in Regroup for this one; known a heartbeat later.
+  virtual Status RegroupAsked() const = 0;
+  // Asked before each heartbeat, on its thread: what the service knows of each task's operations,
+  // and says when one is late or lost. Must not block; nullptr: no more, and none is running.
+  virtual void SetProgress(std::function<TaskProgress()> progress) = 0;
   // Tells every task that this one failed: their failure() becomes this code and "worker:1: text".
   // OK also if the job had failed before.
   virtual Status ReportError(const Status& error) = 0;

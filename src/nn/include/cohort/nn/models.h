@@ -23,11 +23,12 @@ class ImageModel {
 struct ImageModelOptions {
   Shape image = {28, 28, 1};  // height, width, channels
   std::int64_t classes = 10;
+  std::int64_t hidden = 512;  // units of each hidden layer of "mlp"
   std::uint64_t seed = 0;
 };
 
 // "linear"  dense classes
-// "mlp"     dense 512 - dense 512 - dense classes
+// "mlp"     dense hidden - dense hidden - dense classes
 // "cnn"     conv 32 - pool - conv 64 - pool - dense 128 - dense classes; 3x3 same, max 2x2
 // each with relu between. InvalidArgument for another name. Declares its parameters in the set;
 // Build is the caller's.

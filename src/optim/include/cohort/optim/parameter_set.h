@@ -33,7 +33,8 @@ class ParameterSet {
     Shape shape;
     Initializer initializer;
     bool trainable =
-        true;  // false: kept and broadcast, never given a gradient (batch-norm averages)
+        true;             // false: kept and broadcast, never given a gradient (batch-norm averages)
+    bool frozen = false;  // then not trainable either, and never written: nothing is broadcast
     std::int64_t offset = 0;  // in elements from the start of the arena; multiple of 16
   };
 
@@ -45,6 +46,10 @@ class ParameterSet {
   // Declares a parameter, and returns its index. ContractError after Build, or if the name is
   // empty or taken. Without an initializer the values start as zeros.
   int Add(std::string name, Shape shape, Initializer initializer, bool trainable = true);
+  // From now on the parameter is a constant: it gets no gradient, and its value is not written
+  // during training, by the step function either, so that no step sends it to other processes.
+  // Before the set is given to a strategy, which sends it once.
+  void Freeze(int parameter);
   // Allocates the arena and fills it from the initialisers. ContractError the second time.
   void Build();
   bool built() const { return built_; }

@@ -36,11 +36,15 @@ struct Progress {
   std::int64_t batches = 0;
   double loss = 0;  // weighted mean over this epoch so far
   double examples_per_second = 0;
-  bool epoch_finished = false;  // the last of this epoch
+  double exposed_communication = 0;  // share of this epoch's time so far
+  bool epoch_finished = false;       // the last of this epoch
 };
 
 struct TrainerOptions {
   int epochs = 1;
+  // Batches to an update: gradients of so many add up (Strategy::Accumulate), as if they were one
+  // batch; fewer at the end of an epoch.
+  int batches_per_step = 1;
   std::vector<std::string> metric_names;  // of StepResult::metrics, in order
   std::string checkpoint_dir;             // empty: nothing is saved
   int save_every_epochs = 1;
@@ -68,6 +72,7 @@ struct EpochResult {
   // Where the seconds went, as this process saw them.
   double input_seconds = 0;       // waiting for the next batch
   double step_seconds = 0;        // compute, communication, update
+  double exposed_communication_seconds = 0;  // of those: StepResult's
   double checkpoint_seconds = 0;  // saving
 };
 
@@ -77,7 +82,8 @@ struct History {
   std::int64_t steps = 0;                // of this run, without those before a resume
   double examples = 0;
   double seconds = 0;
-  std::string checkpoint;  // the newest one written; empty if none
+  double exposed_communication_seconds = 0;  // of the epochs
+  std::string checkpoint;                    // the newest one written; empty if none
 
   double examples_per_second() const { return seconds > 0 ? examples / seconds : 0; }
 };

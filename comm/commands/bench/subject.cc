@@ -1,0 +1,186 @@
+#include "subject.h"
+
+#include <algorithm>
+
+#include <cohort/comm/local.h>
+#include <cohort/comm/mpi.h>
+#include <cohort/comm/shm.h>
+#include <cohort/comm/tcp.h>
+
+#include "../../mpi/mpi_peer.h"
+#include "cluster/commands/folder_store.h"
+
+namespace cohort::bench {
+namespace {
+
+Status Wait(Communicator::Pending pending) {
+  COHORT_RETURN_IF_ERROR(pending.status());
+  return pending.value()->Wait();
+}
+
+class CohortSubject final : public Subject {
+ public:
+  CohortSubject(std::unique_ptr<Communicator> comm, const std::string& algorithm, bool shared)
+      : comm_(std::move(comm)), how_{.name = "bench", .algorithm = algorithm}, shared_(shared) {}
+
+  int rank() const override { return comm_->rank(); }
+  int size() const override { return comm_->size(); }
+  Status Barrier() override { return Wait(comm_->Barrier()); }
+  Result<std::unique_ptr<Memory>> Allocate(std::size_t bytes) override {
+    return shared_ ? comm_->Allocate(bytes) : AllocateMemory(bytes);
+  }
+  Status Run(Operation operation, const Buffers& buffers) override {
+    switch (operation) {
+      case Operation::kAllReduce:
+        return Wait(comm_->AllReduce(buffers.input, ReduceOp::kSum, how_));
+      case Operation::kReduceScatter:
+        return Wait(comm_->ReduceScatter(buffers.input, buffers.output, ReduceOp::kSum, how_));
+      case Operation::kAllGather:
+        return Wait(comm_->AllGather(buffers.input, buffers.output, how_));
+      case Operation::kBroadcast:
+        return Wait(comm_->Broadcast(buffers.input, 0, how_));
+    }
+    return Internal("no such operation");
+  }
+
+ private:
+  const std::unique_ptr<Communicator> comm_;
+  const CollectiveOptions how_;
+  const bool shared_;
+};
+
+class MpiSubject final : public Subject {
+ public:
+  explicit MpiSubject(std::unique_ptr<MpiPeer> mpi) : mpi_(std::move(mpi)) {}
+
+  int rank() const override { return mpi_->rank(); }
+  int size() const override { return mpi_->size(); }
+  Status Barrier() override { return mpi_->Barrier(); }
+  Status Run(Operation operation, const Buffers& buffers) override {
+    switch (operation) {
+      case Operation::kAllReduce:
+        return mpi_->AllReduce(buffers.input);
+      case Operation::kReduceScatter:
+        return mpi_->ReduceScatter(buffers.input, buffers.output);
+      case Operation::kAllGather:
+        return mpi_->AllGather(buffers.input, buffers.output);
+      case Operation::kBroadcast:
+        return mpi_->Broadcast(buffers.input);
+    }
+    return Internal("no such operation");
+  }
+
+ private:
+  const std::unique_ptr<MpiPeer> mpi_;
+};
+
+bool Named(const std::vector<std::string>& names, const char* name) {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
+
+// Everything that its users are told to try, but for what crosses hosts only.
+void AddOpenMpi(const Options& options, std::vector<SubjectSpec>& specs) {
+  const bool tcp_only = options.transport == "tcp";
+  if (!tcp_only) {
+    specs.push_back({"openmpi", "default", "shm", true, {}});
+    specs.push_back(
+        {"openmpi", "no-cma", "shm", true, {"OMPI_MCA_btl_vader_single_copy_mechanism=none"}});
+  }
+  specs.push_back(
+      {"openmpi",
+       "tcp",
+       "tcp",
+       true,
+       {"OMPI_MCA_pml=ob1", "OMPI_MCA_btl=tcp,self", "OMPI_MCA_btl_tcp_if_include=lo"}});
+}
+
+}  // namespace
+
+Result<std::vector<SubjectSpec>> SubjectsOf(const Options& options) {
+  std::vector<SubjectSpec> specs;
+  for (const std::string& buffer : options.buffers) {
+    const std::string configuration = buffer == "private" ? "" : buffer;
+    specs.push_back(
+        {"cohort", configuration, options.transport, options.transport == "mpi", {}, buffer});
+  }
+  if (specs[0].mpirun && !MpiBuilt()) {
+    return Unimplemented("this build has no MPI [install libopenmpi-dev and configure again]");
+  }
+  if (Named(options.peers, "openmpi")) {
+    if (const std::string library = MpiLibrary(); library.rfind("Open MPI", 0) != 0) {
+      return Unimplemented("peer openmpi: this build has " +
+                           (library.empty() ? "no MPI" : "another MPI: " + library) +
+                           " [install libopenmpi-dev and configure again]");
+    }
+    AddOpenMpi(options, specs);
+  }
+  if (Named(options.peers, "gloo")) {
+    COHORT_RETURN_IF_ERROR(GlooHas(options.operation).Annotate("peer gloo"));
+    specs.push_back({"gloo", "ring", "tcp", false, {}});
+    if (options.operation == Operation::kAllReduce) {
+      specs.push_back({"gloo", "bcube", "tcp", false, {}});
+    }
+  }
+  if (Named(options.limits, "memory")) {
+    specs.push_back({"memory", "", "none", false, {}});
+  }
+  if (Named(options.limits, "loopback")) {
+    specs.push_back({"loopback", "", "tcp", false, {}});
+  }
+  return specs;
+}
+
+std::unique_ptr<Subject> MakeCohortSubject(std::unique_ptr<Communicator> comm,
+                                           const std::string& algorithm,
+                                           const std::string& buffer) {
+  return std::make_unique<CohortSubject>(std::move(comm), algorithm, buffer == "shared");
+}
+
+Result<std::unique_ptr<Subject>> MakeMpiSubject() {
+  COHORT_ASSIGN_OR_RETURN(std::unique_ptr<MpiPeer> peer, MakeMpiPeer());
+  return std::make_unique<MpiSubject>(std::move(peer));
+}
+
+Result<std::vector<std::unique_ptr<Subject>>> MakeSubjects(const SubjectSpec& spec,
+                                                           const Options& options) {
+  std::vector<std::unique_ptr<Subject>> subjects;
+  CommunicatorOptions how;
+  how.timeout = options.timeout;
+  FolderStore store(options.folder);
+  if (spec.implementation == "openmpi") {
+    COHORT_ASSIGN_OR_RETURN(subjects.emplace_back(), MakeMpiSubject());
+  } else if (spec.implementation == "gloo") {
+    COHORT_ASSIGN_OR_RETURN(subjects.emplace_back(),
+                            MakeGlooSubject(options, spec.configuration == "ring"));
+  } else if (spec.implementation == "memory") {
+    subjects.push_back(MakeMemoryLimit(options));
+  } else if (spec.implementation == "loopback") {
+    COHORT_ASSIGN_OR_RETURN(subjects.emplace_back(), MakeLoopbackLimit(options));
+  } else if (spec.transport == "local") {
+    for (std::unique_ptr<Communicator>& comm : MakeLocalCommunicators(options.ranks, how)) {
+      subjects.push_back(MakeCohortSubject(std::move(comm), options.algorithm, spec.buffer));
+    }
+  } else if (spec.transport == "shm") {
+    COHORT_ASSIGN_OR_RETURN(
+        std::unique_ptr<Communicator> comm,
+        MakeShmCommunicator(options.rank, options.ranks, store, "cohort-" + spec.buffer,
+                            {.connect_timeout = options.timeout}, how));
+    subjects.push_back(MakeCohortSubject(std::move(comm), options.algorithm, spec.buffer));
+  } else if (spec.transport == "mpi") {
+    COHORT_ASSIGN_OR_RETURN(std::unique_ptr<Communicator> comm,
+                            MakeMpiCommunicator({.implementation = options.mpi_implementation,
+                                                 .connect_timeout = options.timeout},
+                                                how));
+    subjects.push_back(MakeCohortSubject(std::move(comm), options.algorithm, spec.buffer));
+  } else {
+    COHORT_ASSIGN_OR_RETURN(
+        std::unique_ptr<Communicator> comm,
+        MakeTcpCommunicator(
+            options.rank, options.ranks, store, "cohort-" + spec.buffer,
+            {.rendezvous_host = options.rendezvous_host, .connect_timeout = options.timeout}, how));
+    subjects.push_back(MakeCohortSubject(std::move(comm), options.algorithm, spec.buffer));
+  }
+  return subjects;
+}
+
+}  // namespace cohort::bench

@@ -1,0 +1,162 @@
+// `cohort bench allreduce` and its kin, as a user runs them.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <csignal>
+#include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "testing/process_cluster.h"
+
+namespace cohort {
+namespace {
+
+using ::testing::HasSubstr;
+
+struct Outcome {
+  int code = -1;
+  std::string out, err;
+};
+
+std::vector<std::string> Command(const std::string& operation,
+                                 const std::vector<std::string>& arguments) {
+  std::vector<std::string> argv = {COHORT_BIN_DIR "/cohort", "bench", operation};
+  argv.insert(argv.end(), arguments.begin(), arguments.end());
+  return argv;
+}
+
+Outcome RunBench(const std::string& operation, const std::vector<std::string>& arguments) {
+  testing::ProcessCluster processes;
+  processes.Start("bench", Command(operation, arguments));
+  const auto code = processes.Wait("bench", std::chrono::seconds(60));
+  return {code.value_or(-1), processes.Stdout("bench"), processes.Stderr("bench")};
+}
+
+std::vector<nlohmann::json> Lines(const std::string& text) {
+  std::vector<nlohmann::json> lines;
+  std::istringstream stream(text);
+  for (std::string line; std::getline(stream, line);) {
+    lines.push_back(nlohmann::json::parse(line));
+  }
+  return lines;
+}
+
+bool Has(const std::string& peer) { return std::string(PEERS).find(peer) != std::string::npos; }
+
+void ExpectRight(const nlohmann::json& line, const std::string& operation, int ranks) {
+  EXPECT_EQ(line["op"], operation);
+  EXPECT_EQ(line["ranks"], ranks);
+  EXPECT_EQ(line["wrong"], 0);
+  EXPECT_GT(line["time_us"].get<double>(), 0);
+  EXPECT_TRUE(line["transport"].is_string());
+  const double algbw = line["algbw_gbps"];
+  const double factor = operation == "allreduce"   ? 2.0 * (ranks - 1) / ranks
+                        : operation == "broadcast" ? 1.0
+                                                   : 1.0 * (ranks - 1) / ranks;
+  EXPECT_NEAR(algbw, line["bytes"].get<double>() / line["time_us"].get<double>() / 1e3,
+              algbw * 1e-6);
+  EXPECT_NEAR(line["busbw_gbps"].get<double>(), algbw * factor, algbw * 1e-6);
+}
+
+TEST(BenchCollective, EveryOperationAndTransportIsRight) {
+  std::vector<std::string> transports = {"local", "shm", "tcp"};
+  if (Has("openmpi")) {
+    transports.emplace_back("mpi");
+  }
+  for (const std::string operation : {"allreduce", "reducescatter", "allgather", "broadcast"}) {
+    for (const std::string& transport : transports) {
+      const Outcome run =
+          RunBench(operation, {"--transport", transport, "--ranks", "3", "--sizes", "12,1200,300k",
+                               "--seconds", "0.01", "--rounds", "2", "--json"});
+      ASSERT_EQ(run.code, 0) << operation << " " << transport << "\n" << run.err;
+      int ours = 0;
+      for (const nlohmann::json& line : Lines(run.out)) {
+        ExpectRight(line, operation, 3);
+        if (line["impl"] == "cohort") {
+          EXPECT_EQ(line["transport"], transport);
+          EXPECT_EQ(line["rounds_us"].size(), 2U);
+          ++ours;
+        }
+      }
+      EXPECT_EQ(ours, 3) << run.out;
+    }
+  }
+}
+
+TEST(BenchCollective, PeersAndLimitsTakeTurnsInTheSameRun) {
+  std::vector<std::string> arguments = {
+      "--transport",     "tcp",       "--ranks", "2",      "--sizes",  "64k", "--limit",
+      "memory,loopback", "--seconds", "0.01",    "--json", "--rounds", "2"};
+  if (!std::string(PEERS).empty()) {
+    arguments.insert(arguments.end(), {"--peer", PEERS});
+  }
+  const Outcome run = RunBench("allreduce", arguments);
+  ASSERT_EQ(run.code, 0) << run.err;
+  std::map<std::string, int> lines;
+  for (const nlohmann::json& line : Lines(run.out)) {
+    ExpectRight(line, "allreduce", 2);
+    EXPECT_GT(line["ratio"].get<double>(), 0);
+    ++lines[line["impl"]];
+  }
+  EXPECT_EQ(lines["cohort"], 1);
+  EXPECT_EQ(lines["memory"], 1);
+  EXPECT_EQ(lines["loopback"], 1);
+  EXPECT_EQ(lines["openmpi"], Has("openmpi") ? 1 : 0);
+  EXPECT_EQ(lines["gloo"], Has("gloo") ? 2 : 0);
+}
+
+TEST(BenchCollective, AnAbsentPeerIsExitCode2) {
+  const Outcome run = RunBench("reducescatter", {"--peer", "gloo", "--sizes", "8"});
+  EXPECT_EQ(run.code, 2);
+  EXPECT_THAT(run.err, HasSubstr("peer gloo"));
+}
+
+TEST(BenchCollective, WrongFlagsAreExitCode2) {
+  EXPECT_EQ(RunBench("allreduce", {"--transport", "carrier-pigeon"}).code, 2);
+  EXPECT_EQ(RunBench("allreduce", {"--ranks", "0"}).code, 2);
+  EXPECT_EQ(RunBench("allreduce", {"--peer", "nobody"}).code, 2);
+  const Outcome run = RunBench("allreduce", {"--dtype", "float8"});
+  EXPECT_EQ(run.code, 2);
+  EXPECT_THAT(run.err, HasSubstr("float8"));
+}
+
+TEST(BenchCollective, AnUnknownAlgorithmIsSaidOnceMeasuringBegins) {
+  const Outcome run =
+      RunBench("allreduce", {"--transport", "tcp", "--algorithm", "bogus", "--sizes", "8"});
+  EXPECT_NE(run.code, 0);
+  EXPECT_THAT(run.err, HasSubstr("bogus"));
+}
+
+std::vector<pid_t> ChildrenOf(pid_t pid) {
+  const std::string path =
+      "/proc/" + std::to_string(pid) + "/task/" + std::to_string(pid) + "/children";
+  std::ifstream file(path);
+  std::vector<pid_t> children;
+  for (pid_t child = 0; file >> child;) {
+    children.push_back(child);
+  }
+  return children;
+}
+
+TEST(BenchCollective, AKilledRankEndsTheRunAndAllOthers) {
+  testing::ProcessCluster processes;
+  processes.Start("bench", Command("allreduce", {"--transport", "tcp", "--ranks", "3", "--sizes",
+                                                 "1m", "--seconds", "500"}));
+  ASSERT_TRUE(processes.WaitForOutput("bench", "#wrong", std::chrono::seconds(30)));  // all there
+  const std::vector<pid_t> children = ChildrenOf(processes.pid("bench"));
+  ASSERT_EQ(children.size(), 6U) << "three ranks and three of the limit";
+  ASSERT_EQ(::kill(children[1], SIGKILL), 0);
+  EXPECT_EQ(processes.Wait("bench", std::chrono::seconds(20)), 138) << processes.Logs();
+  EXPECT_THAT(processes.Stderr("bench"), HasSubstr("cohort"));
+  for (const pid_t child : children) {
+    EXPECT_EQ(::kill(child, 0), -1) << "process " << child << " is left behind";
+  }
+}
+
+}  // namespace
+}  // namespace cohort

@@ -1,0 +1,64 @@
+// `cohort bench reduction` and `cohort bench explain`, as a user runs them.
+
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "testing/process_cluster.h"
+
+namespace cohort {
+namespace {
+
+nlohmann::json RunBench(const std::vector<std::string>& arguments) {
+  testing::ProcessCluster processes;
+  std::vector<std::string> argv = {COHORT_BIN_DIR "/cohort", "bench"};
+  argv.insert(argv.end(), arguments.begin(), arguments.end());
+  processes.Start("bench", argv);
+  EXPECT_EQ(processes.Wait("bench", std::chrono::seconds(60)), 0) << processes.Stderr("bench");
+  return nlohmann::json::parse(processes.Stdout("bench"));
+}
+
+TEST(BenchReduction, EveryTypeAndReductionBesideTheLimit) {
+  const nlohmann::json run = RunBench({"reduction", "--sizes", "16k", "--rounds", "1", "--json"});
+  std::set<std::string> types;
+  std::set<std::string> ops;
+  for (const nlohmann::json& line : run.at("results")) {
+    EXPECT_EQ(line.at("bytes"), 16384);
+    EXPECT_GT(line.at("gb_per_s").get<double>(), 0);
+    EXPECT_GT(line.at("ratio_to_memcpy").get<double>(), 0);
+    EXPECT_GT(line.at("ratio_to_limit").get<double>(), 0);
+    types.insert(line.at("dtype"));
+    ops.insert(line.at("op"));
+  }
+  EXPECT_EQ(types, (std::set<std::string>{"-", "float32", "float64", "int32", "int64", "float16",
+                                          "bfloat16", "uint8"}));
+  EXPECT_EQ(ops, (std::set<std::string>{"memcpy", "limit", "limit of 4", "sum", "mean", "min",
+                                        "max", "product", "sum of 4"}));
+}
+
+TEST(BenchExplain, PredictsMeasuresAndChooses) {
+  for (const std::string transport : {"tcp"}) {
+    for (const std::string op : {"allreduce", "reducescatter", "allgather"}) {
+      const nlohmann::json run =
+          RunBench({"explain", "--transport", transport, "--ranks", "3", "--op", op, "--sizes",
+                    "240,24k", "--rounds", "2", "--json"});
+      EXPECT_EQ(run.at("op"), op);
+      EXPECT_EQ(run.at("ranks"), 3);
+      EXPECT_GT(run.at("latency_us").get<double>(), 0);
+      EXPECT_GT(run.at("calibration_ms").get<double>(), 0);
+      int chosen = 0;
+      for (const nlohmann::json& line : run.at("results")) {
+        EXPECT_GT(line.at("predicted_us").get<double>(), 0);
+        EXPECT_GT(line.at("time_us").get<double>(), 0);
+        chosen += line.at("chosen").get<bool>() ? 1 : 0;
+      }
+      EXPECT_EQ(chosen, 2) << "one for each size";
+    }
+  }
+}
+
+}  // namespace
+}  // namespace cohort

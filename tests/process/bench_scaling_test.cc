@@ -1,0 +1,69 @@
+// `cohort bench scaling` and `cohort bench overlap`, as a user runs them.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "testing/process_cluster.h"
+
+namespace cohort {
+namespace {
+
+struct Outcome {
+  int code = -1;
+  std::string out, err;
+};
+
+Outcome RunBench(std::vector<std::string> arguments) {
+  arguments.insert(arguments.begin(), {COHORT_BIN_DIR "/cohort", "bench"});
+  testing::ProcessCluster processes;
+  processes.Start("bench", arguments);
+  const auto code = processes.Wait("bench", std::chrono::seconds(60));
+  return {code.value_or(-1), processes.Stdout("bench"), processes.Stderr("bench")};
+}
+
+TEST(BenchScaling, WorkersWithAndWithoutCommunicationTakeTurns) {
+  for (const std::string transport : {"shm", "tcp"}) {
+    const Outcome run = RunBench({"scaling", "--model", "mlp", "--batch", "4", "--transport",
+                                  transport, "--rounds", "2", "--seconds", "0.02", "--json"});
+    ASSERT_EQ(run.code, 0) << run.err;
+    const auto json = nlohmann::json::parse(run.out);
+    EXPECT_EQ(json["workers"], 2);
+    EXPECT_EQ(json["transport"], transport);
+    EXPECT_EQ(json["gradient_bytes"], 4 * (784 * 512 + 512 + 512 * 512 + 512 + 512 * 10 + 10));
+    for (const char* figure :
+         {"ms_per_step", "ms_per_step_without_communication", "efficiency",
+          "weak_scaling_efficiency", "strong_scaling_speedup", "examples_per_second"}) {
+      EXPECT_GT(json[figure].get<double>(), 0) << figure;
+    }
+    EXPECT_EQ(json["rounds_ms"]["together"].size(), 2U);
+  }
+}
+
+TEST(BenchOverlap, BucketsAndOneBucketTakeTurns) {
+  const Outcome run = RunBench({"overlap", "--model", "cnn", "--batch", "4", "--transport", "tcp",
+                                "--rounds", "2", "--seconds", "0.02", "--json"});
+  ASSERT_EQ(run.code, 0) << run.err;
+  const auto json = nlohmann::json::parse(run.out);
+  for (const char* figure : {"ms_per_step_overlapped", "ms_per_step_after_backward",
+                             "ms_per_step_without_communication", "speedup"}) {
+    EXPECT_GT(json[figure].get<double>(), 0) << figure;
+  }
+}
+
+TEST(BenchScaling, WrongFlagsAreExitCode2) {
+  EXPECT_EQ(RunBench({"scaling", "--model", "resnet"}).code, 2);
+  EXPECT_EQ(RunBench({"overlap", "--workers", "0"}).code, 2);
+}
+
+TEST(BenchScaling, AWorkerThatCannotStartEndsTheRun) {
+  const Outcome run = RunBench({"scaling", "--exec-prefix", "false", "--seconds", "0.02"});
+  EXPECT_NE(run.code, 0);
+  EXPECT_THAT(run.err, ::testing::HasSubstr("worker"));
+}
+
+}  // namespace
+}  // namespace cohort

@@ -1,0 +1,280 @@
+// Faults at random points of running jobs: every run is drawn from its seed, and must end on every
+// process that is left within 1.5 times the deadline, with a message that names the culprit.
+//
+// By default a dozen runs. COHORT_FAULT_RUNS and COHORT_FAULT_SEED ask for more
+// (scripts/fault_runs).
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <cohort/core/random.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <fstream>
+#include <iterator>
+#include <map>
+#include <optional>
+#include <sstream>
+#include <thread>
+#include <tuple>
+
+#include "testing/process_cluster.h"
+#include "testing/temp_dir.h"
+
+namespace cohort::testing {
+namespace {
+
+using std::chrono::microseconds;
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+constexpr milliseconds kTimeout{1000};
+constexpr auto kMost = kTimeout * 3 / 2;
+
+enum class Fault { kKill, kStop, kReset, kHalfOpen, kOneWay };
+
+std::string NameOf(Fault fault) {
+  switch (fault) {
+    case Fault::kKill:
+      return "SIGKILL";
+    case Fault::kStop:
+      return "SIGSTOP";
+    case Fault::kReset:
+      return "reset";
+    case Fault::kHalfOpen:
+      return "half_open";
+    case Fault::kOneWay:
+      return "one_way";
+  }
+  return {};
+}
+
+struct Plan {
+  std::uint64_t seed = 0;
+  std::string transport;
+  std::string algorithm;
+  Fault fault = Fault::kKill;
+  int ranks = 2;
+  int count = 1;
+  int victim = 0;
+  int other = -1;         // of a network fault: the one link; -1: all of the victim's
+  int step = 1;           // of a signal: after this one of the victim's,
+  microseconds delay{0};  // and this
+  int bytes = 0;          // of a network fault: after so many on the victim's links
+
+  bool signal() const { return fault == Fault::kKill || fault == Fault::kStop; }
+  std::string Text() const {
+    std::ostringstream text;
+    text << "seed " << seed << ": " << NameOf(fault) << " " << transport << " " << algorithm
+         << ", ranks " << ranks << ", count " << count << ", victim " << victim << ", other "
+         << other << ", step " << step << ", delay " << delay.count() << " us, bytes " << bytes;
+    return text.str();
+  }
+};
+
+Plan Draw(std::uint64_t seed) {
+  Philox random(seed);
+  std::uint64_t draws = 0;
+  const auto below = [&](int n) {
+    return std::min(static_cast<int>(random.Uniform(draws++) * static_cast<float>(n)), n - 1);
+  };
+  // The kinds in turn, so that few runs have all of them; the rest at random.
+  static const std::vector<std::pair<std::string, Fault>> kinds = [] {
+    std::vector<std::pair<std::string, Fault>> all;
+    for (const Fault fault :
+         {Fault::kKill, Fault::kStop, Fault::kReset, Fault::kHalfOpen, Fault::kOneWay}) {
+      all.emplace_back("tcp", fault);
+    }
+    all.emplace_back("shm", Fault::kKill);
+    all.emplace_back("shm", Fault::kStop);
+    if (!std::string(TEST_MPIEXEC).empty()) {
+      all.emplace_back("mpi", Fault::kStop);  // a death is mpirun's to notice
+    }
+    return all;
+  }();
+  const std::vector<std::string> algorithms = {"ring", "direct", "recursive_doubling", "auto"};
+  Plan plan;
+  plan.seed = seed;
+  std::tie(plan.transport, plan.fault) = kinds[seed % kinds.size()];
+  plan.algorithm = algorithms[seed / kinds.size() % algorithms.size()];
+  plan.ranks = 2 + below(3);
+  const int counts[] = {1, 100, 5'000, 100'000, 400'000};
+  plan.count = counts[below(5)];
+  plan.victim = below(plan.ranks);
+  if (!plan.signal() && below(2) == 0) {
+    plan.other = (plan.victim + 1 + below(plan.ranks - 1)) % plan.ranks;
+  }
+  plan.step = 1 + below(12);
+  plan.delay = microseconds(below(4000));
+  plan.bytes = 1 + below(std::max(2000, 12 * plan.count));
+  return plan;
+}
+
+std::string Contents(const std::string& path) {
+  std::ifstream file(path);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+class FaultRun {
+ public:
+  explicit FaultRun(const Plan& plan) : plan_(plan) {}
+
+  // The longest wait of all that are left.
+  milliseconds Run() {
+    Start();
+    for (int rank = 0; rank < plan_.ranks; ++rank) {
+      const std::string step =
+          rank == plan_.victim ? "step " + std::to_string(plan_.step) : "step 1";
+      if (!Await([&] { return Said(rank, step + "\n"); })) {
+        ADD_FAILURE() << "no start: " << plan_.Text() << cluster_.Logs();
+        return {};
+      }
+    }
+    std::this_thread::sleep_for(plan_.delay);  // part of the random point
+    if (plan_.signal()) {
+      EXPECT_EQ(::kill(Pid(plan_.victim), plan_.fault == Fault::kKill ? SIGKILL : SIGSTOP), 0);
+    } else {
+      EXPECT_TRUE(cluster_.Signal("proxy", SIGUSR1));
+    }
+    milliseconds longest{0};
+    for (int rank = 0; rank < plan_.ranks; ++rank) {
+      if (!plan_.signal() || rank != plan_.victim) {
+        longest = std::max(longest, Check(rank));
+      }
+    }
+    for (int rank = 0; rank < plan_.ranks; ++rank) {
+      if (const pid_t pid = Pid(rank); pid > 0) {
+        ::kill(pid, SIGKILL);
+      }
+    }
+    if (::testing::Test::HasFailure()) {
+      ADD_FAILURE() << plan_.Text();
+    }
+    return longest;
+  }
+
+ private:
+  static std::string Name(int rank) { return "worker:" + std::to_string(rank); }
+
+  void Start() {
+    const std::string task = COHORT_BIN_DIR "/../tests/collective_task";
+    const auto arguments = [&](int rank) {
+      std::vector<std::string> result = {task,
+                                         plan_.transport,
+                                         std::to_string(rank),
+                                         std::to_string(plan_.ranks),
+                                         folder_.path(),
+                                         std::to_string(kTimeout.count()),
+                                         "20000",
+                                         "1000000000",
+                                         "algorithm=" + plan_.algorithm,
+                                         "count=" + std::to_string(plan_.count),
+                                         "mixed=1",
+                                         "linger=1"};
+      if (!plan_.signal()) {
+        result.emplace_back("proxied=1");
+      }
+      return result;
+    };
+    if (!plan_.signal()) {
+      cluster_.Start(
+          "proxy", {COHORT_BIN_DIR "/../tests/tcp_proxy", folder_.path(),
+                    std::to_string(plan_.ranks), NameOf(plan_.fault), std::to_string(plan_.victim),
+                    std::to_string(plan_.other), std::to_string(plan_.bytes)});
+    }
+    if (plan_.transport == "mpi") {
+      std::vector<std::string> command = {TEST_MPIEXEC, "--allow-run-as-root", "--oversubscribe",
+                                          "-n", std::to_string(plan_.ranks)};
+      const std::vector<std::string> tail = arguments(0);
+      command.insert(command.end(), tail.begin(), tail.end());
+      command.emplace_back("log=1");
+      cluster_.Start("mpirun", command);
+      return;
+    }
+    for (int rank = 0; rank < plan_.ranks; ++rank) {
+      std::vector<std::string> command = arguments(rank);
+      command.emplace_back("log=1");
+      cluster_.Start(Name(rank), command);
+    }
+  }
+
+  template <typename F>
+  static bool Await(const F& done) {
+    const auto deadline = std::chrono::steady_clock::now() + seconds(30);
+    while (!done()) {
+      if (std::chrono::steady_clock::now() >= deadline) {
+        return false;
+      }
+      std::this_thread::sleep_for(milliseconds(1));
+    }
+    return true;
+  }
+  // What a rank says it writes to a file too, whoever started it.
+  bool Said(int rank, const std::string& line) const {
+    return Contents(folder_.path() + "/log." + std::to_string(rank)).find(line) !=
+           std::string::npos;
+  }
+  pid_t Pid(int rank) const {
+    return std::atoi(Contents(folder_.path() + "/pid." + std::to_string(rank)).c_str());
+  }
+
+  milliseconds Check(int rank) {
+    const std::string path = folder_.path() + "/failed." + std::to_string(rank);
+    const bool failed = Await([&] { return !Contents(path).empty(); });
+    EXPECT_TRUE(failed) << Name(rank) << " waits on\n" << cluster_.Logs();
+    const std::string text = Contents(path);
+    const milliseconds waited(std::atoi(text.c_str()));
+    EXPECT_LE(waited, kMost) << Name(rank) << ": " << text;
+    EXPECT_TRUE(NamesTheCulprit(rank, text)) << Name(rank) << ": " << text;
+    return waited;
+  }
+
+  bool NamesTheCulprit(int rank, std::string text) const {
+    const std::size_t reporter = text.find("not done after");  // who found it is named before
+    text = reporter == std::string::npos ? text : text.substr(reporter);
+    const auto names = [&](int culprit) {
+      return text.find("(worker:" + std::to_string(culprit) + ")") != std::string::npos;
+    };
+    if (names(plan_.victim) || (plan_.other >= 0 && names(plan_.other))) {
+      return true;
+    }
+    // Cut off from all, it cannot tell whose fault that is; and between two, neither can.
+    const bool cannot_tell = rank == plan_.victim || plan_.ranks == 2;
+    return !plan_.signal() && cannot_tell && plan_.other < 0 &&
+           text.find("(worker:") != std::string::npos;
+  }
+
+  const Plan plan_;
+  TempDir folder_;
+  ProcessCluster cluster_;
+};
+
+TEST(FaultRun, EveryWaitEndsInTimeAndNamesTheCulprit) {
+  const auto number = [](const char* name, int otherwise) {
+    const char* value = std::getenv(name);
+    return value == nullptr ? otherwise : std::atoi(value);
+  };
+  const int runs = number("COHORT_FAULT_RUNS", 12);
+  const int first = number("COHORT_FAULT_SEED", 0);
+  std::map<std::string, std::pair<int, milliseconds>> longest;
+  for (int run = 0; run < runs; ++run) {
+    const Plan plan = Draw(static_cast<std::uint64_t>(first + run));
+    const milliseconds waited = FaultRun(plan).Run();
+    auto& [count, most] = longest[plan.transport + " " + NameOf(plan.fault)];
+    ++count;
+    most = std::max(most, waited);
+    if (HasFailure()) {
+      break;
+    }
+  }
+  for (const auto& [kind, result] : longest) {
+    std::printf("%-14s %3d runs, longest wait %lld ms of %lld\n", kind.c_str(), result.first,
+                static_cast<long long>(result.second.count()),
+                static_cast<long long>(kMost.count()));
+  }
+}
+
+}  // namespace
+}  // namespace cohort::testing

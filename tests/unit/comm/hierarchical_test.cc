@@ -1,0 +1,127 @@
+#include <cohort/comm/hierarchical.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "testing/memory_store.h"
+#include "testing/run_ranks.h"
+
+namespace cohort {
+namespace {
+
+using ::testing::Contains;
+using testing::ExpectAllOk;
+using ::testing::HasSubstr;
+using testing::MemoryStore;
+using ::testing::Not;
+using testing::RunRanks;
+
+// fn on every rank of a group whose rank r is on the host that hosts[r] names; "" is this machine.
+void RunOn(const std::string& hosts, const CommunicatorOptions& options,
+           const std::function<Status(Communicator&)>& fn) {
+  MemoryStore store;
+  const auto size = static_cast<int>(hosts.size());
+  ExpectAllOk(RunRanks(size, [&](int rank) -> Status {
+    HierarchicalOptions hierarchical;
+    hierarchical.tcp.connect_timeout = std::chrono::seconds(20);
+    const char host = hosts[static_cast<std::size_t>(rank)];
+    hierarchical.host = host == '-' ? std::string() : std::string(1, host);
+    COHORT_ASSIGN_OR_RETURN(
+        const std::unique_ptr<Communicator> mine,
+        MakeHierarchicalCommunicator(rank, size, store, "job", hierarchical, options));
+    return fn(*mine);
+  }));
+}
+
+constexpr OperationKind kAllReduce = OperationKind::kAllReduce;
+
+TEST(Hierarchical, OnlyWhereHostsHaveSeveralRanks) {
+  RunOn("aabb", {}, [](Communicator& comm) -> Status {
+    EXPECT_EQ(comm.backend(), "hierarchical");
+    EXPECT_THAT(comm.algorithms(kAllReduce), Contains("hierarchical"));
+    EXPECT_THAT(comm.algorithms(OperationKind::kAllGather), Not(Contains("hierarchical")));
+    return {};
+  });
+  for (const std::string hosts : {"abc", "--"}) {  // each on its own; both here
+    RunOn(hosts, {}, [](Communicator& comm) -> Status {
+      EXPECT_NE(comm.backend(), "hierarchical");
+      EXPECT_THAT(comm.algorithms(kAllReduce), Not(Contains("hierarchical")));
+      return {};
+    });
+  }
+}
+
+// Several blocks, the last one short, and a rest that no slice holds; the mean divides once.
+TEST(Hierarchical, LargeBuffersGoInBlocks) {
+  for (const std::string hosts : {"aabb", "aab", "abba", "aaabbb"}) {
+    RunOn(hosts, {}, [&](Communicator& comm) -> Status {
+      const int n = comm.size();
+      std::vector<float> values(2'300'001);
+      for (std::size_t i = 0; i < values.size(); ++i) {
+        values[i] = static_cast<float>(n * (static_cast<int>(i % 5) + comm.rank()));
+      }
+      COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Work> work,
+                              comm.AllReduce(std::span(values), ReduceOp::kMean));
+      COHORT_RETURN_IF_ERROR(work->Wait());
+      int wrong = 0;
+      for (std::size_t i = 0; i < values.size(); ++i) {
+        const int expected = n * static_cast<int>(i % 5) + n * (n - 1) / 2;
+        wrong += values[i] == static_cast<float>(expected) ? 0 : 1;
+      }
+      EXPECT_EQ(wrong, 0) << hosts;
+      return {};
+    });
+  }
+}
+
+TEST(Hierarchical, DeterministicRefusesLayoutsThatDoNotKeepTheOrder) {
+  CommunicatorOptions options;
+  options.deterministic = true;
+  for (const std::string hosts : {"abab", "aab", "aaabbb"}) {
+    RunOn(hosts, options, [](Communicator& comm) -> Status {
+      std::vector<float> values(10);
+      EXPECT_THAT(comm.AllReduce(std::span(values), ReduceOp::kSum, {.algorithm = "hierarchical"})
+                      .status()
+                      .message(),
+                  HasSubstr("canonical order"));
+      return {};
+    });
+  }
+  RunOn("aabbcc", options, [](Communicator& comm) -> Status {
+    EXPECT_THAT(comm.algorithms(kAllReduce), Contains("hierarchical"));
+    return {};
+  });
+}
+
+// What one rank learns inside its host, or across, all ranks hear.
+TEST(Hierarchical, AFailureInsideAHostReachesAllRanks) {
+  for (const std::string hosts : {"aabb", "aaab"}) {
+    MemoryStore store;
+    const auto size = static_cast<int>(hosts.size());
+    const std::vector<Status> statuses = RunRanks(size, [&](int rank) -> Status {
+      HierarchicalOptions hierarchical;
+      hierarchical.host = std::string(1, hosts[static_cast<std::size_t>(rank)]);
+      std::vector<float> values(3'000'000);
+      COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Communicator> comm,
+                              MakeHierarchicalCommunicator(rank, size, store, "job", hierarchical));
+      for (int round = 0; round < 3; ++round) {
+        if (rank == 1 && round == 2) {
+          comm->Abort(Aborted("the loss is NaN"));
+        }
+        Communicator::Pending pending = comm->AllReduce(std::span(values), ReduceOp::kSum);
+        COHORT_RETURN_IF_ERROR(pending.status());
+        COHORT_RETURN_IF_ERROR(pending.value()->Wait());
+      }
+      return {};
+    });
+    for (const Status& status : statuses) {
+      EXPECT_EQ(status.code(), StatusCode::kAborted) << status.ToString();
+      EXPECT_THAT(status.message(), HasSubstr("rank 1 aborted the communicator: the loss is NaN"));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace cohort
