@@ -145,7 +145,7 @@ void TransportCommunicator::RunNext() {
 Status TransportCommunicator::RunTask(Task& task) {
   const Deadline started = std::chrono::steady_clock::now();
   if (task.record.kind == OperationKind::kJoin) {  // not one operation, but others' until all join
-    return task.body(exchange_);
+    return task.body(exchange_, AlgorithmOf(task.record));
   }
   const bool well = exchange_.failure().ok();
   const bool quiet = IsQuiet(AlgorithmOf(task.record));

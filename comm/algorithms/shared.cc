@@ -40,8 +40,8 @@ class Shared {
   }
 
   // Until all ranks have shown theirs. `bytes`: up to where it is read. False: somebody's memory is
-  // private. `moved`: what this rank takes of others, for the statistics.
-  Result<bool> Meet(std::size_t bytes, std::size_t moved) {
+  // private. For the statistics: `sent`, what others take of this rank; `received`, what it takes.
+  Result<bool> Meet(std::size_t bytes, std::size_t sent, std::size_t received) {
     COHORT_RETURN_IF_ERROR(AwaitAgreement(exchange_));
     bool all = true;
     for (int p = 0; p < size(); ++p) {
@@ -56,7 +56,7 @@ class Shared {
       }
     }
     if (all) {
-      exchange_.transport().Count(moved, moved);
+      exchange_.transport().Count(sent, received);
     }
     return all;
   }
@@ -177,7 +177,10 @@ class Collector {
 Status StagedAllReduce(Exchange& exchange, Shared& shared, MutableBytes data,
                        const Reduction& reduction) {
   Board& board = *exchange.transport().board();
-  exchange.transport().Count(data.size(), data.size());
+  const std::size_t moved =
+      2 * (data.size() -
+           Chunk(data, exchange.rank(), exchange.size(), reduction.element_bytes()).size());
+  exchange.transport().Count(moved, moved);
   const int n = exchange.size();
   const int rank = exchange.rank();
   const auto at = [](int i) { return static_cast<std::size_t>(i); };
@@ -261,7 +264,8 @@ Status FinishSharedAllReduce(Exchange& exchange, MutableBytes data, const Reduct
   const int n = exchange.size();
   const std::size_t element = reduction.element_bytes();
   Shared shared(exchange, element);
-  COHORT_ASSIGN_OR_RETURN(const bool lent, shared.Meet(data.size(), data.size()));
+  const std::size_t moved = 2 * (data.size() - Chunk(data, exchange.rank(), n, element).size());
+  COHORT_ASSIGN_OR_RETURN(const bool lent, shared.Meet(data.size(), moved, moved));
   if (!lent) {
     return StagedAllReduce(exchange, shared, data, reduction);
   }
@@ -291,7 +295,8 @@ Status FinishSharedReduceScatter(Exchange& exchange, MutableBytes input, Mutable
                                  const Reduction& reduction) {
   const int n = exchange.size();
   Shared shared(exchange, reduction.element_bytes());
-  COHORT_ASSIGN_OR_RETURN(const bool lent, shared.Meet(input.size(), input.size()));
+  const std::size_t moved = input.size() - output.size();
+  COHORT_ASSIGN_OR_RETURN(const bool lent, shared.Meet(input.size(), moved, moved));
   if (!lent) {
     return DirectReduceScatter(exchange, input, output, reduction);
   }
@@ -314,11 +319,18 @@ Status FinishSharedReduceScatter(Exchange& exchange, MutableBytes input, Mutable
 Status FinishSharedAllGather(Exchange& exchange, const std::vector<MutableBytes>& blocks,
                              std::size_t element_bytes) {
   Shared shared(exchange, element_bytes);
-  COHORT_ASSIGN_OR_RETURN(const bool lent, shared.Meet(0, blocks.front().size() * blocks.size()));
+  const auto block = [&](int p) { return blocks[static_cast<std::size_t>(p)]; };
+  const std::size_t own = block(exchange.rank()).size();
+  std::size_t received = 0;
+  for (const MutableBytes& piece : blocks) {
+    received += piece.size();
+  }
+  received -= own;
+  COHORT_ASSIGN_OR_RETURN(const bool lent,
+                          shared.Meet(0, own * (blocks.size() - 1), received));
   if (!lent) {
     return DirectAllGather(exchange, blocks, element_bytes);
   }
-  const auto block = [&](int p) { return blocks[static_cast<std::size_t>(p)]; };
   shared.Finished(shared.SegmentsOf(block(exchange.rank()).size()));
   Collector collector(shared, block, [&](int p) { return shared.base(p); });
   COHORT_RETURN_IF_ERROR(collector.CollectRest());
@@ -328,11 +340,14 @@ Status FinishSharedAllGather(Exchange& exchange, const std::vector<MutableBytes>
 Status FinishSharedBroadcast(Exchange& exchange, MutableBytes data, int root,
                              std::size_t element_bytes) {
   Shared shared(exchange, element_bytes);
-  COHORT_ASSIGN_OR_RETURN(const bool lent, shared.Meet(0, data.size()));
+  const bool source = exchange.rank() == root;
+  const std::size_t others = static_cast<std::size_t>(exchange.size()) - 1;
+  COHORT_ASSIGN_OR_RETURN(
+      const bool lent,
+      shared.Meet(0, source ? others * data.size() : 0, source ? 0 : data.size()));
   if (!lent) {
     return TreeBroadcast(exchange, data, root, element_bytes);
   }
-  const bool source = exchange.rank() == root;
   shared.Finished(source ? shared.SegmentsOf(data.size()) : 0);
   Collector collector(
       shared, [&](int p) { return p == root && !source ? data : data.first(0); },

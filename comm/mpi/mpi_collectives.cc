@@ -1,6 +1,7 @@
 #include "mpi/mpi_collectives.h"
 
 #include <algorithm>
+#include <cstring>
 #include <functional>
 
 #include "algorithms/algorithms.h"
@@ -62,10 +63,15 @@ class MpiCollectives final : public NativeCollectives {
       return Unimplemented("MPI_Iallgather of more than 2^30 elements [choose algorithm ring]");
     }
     COHORT_RETURN_IF_ERROR(DisseminationBarrier(exchange));
+    if (input.count > 0) {  // it may lie in output, which MPI allows as MPI_IN_PLACE only
+      std::memmove(static_cast<std::byte*>(output.data) +
+                       static_cast<std::size_t>(exchange.rank()) * input.bytes(),
+                   input.data, input.bytes());
+    }
     return Run(exchange, "MPI_Iallgather", [&](MPI_Request* request) {
       const MPI_Datatype type = *MpiTypeOf(input.dtype);
       const int count = static_cast<int>(input.count);
-      return MPI_Iallgather(input.data, count, type, output.data, count, type, comm_, request);
+      return MPI_Iallgather(MPI_IN_PLACE, count, type, output.data, count, type, comm_, request);
     });
   }
 

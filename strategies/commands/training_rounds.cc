@@ -13,6 +13,7 @@
 #include <memory>
 #include <sstream>
 
+#include <cohort/cluster/folder_store.h>
 #include <cohort/comm/shm.h>
 #include <cohort/comm/tcp.h>
 #include <cohort/core/random.h>
@@ -22,7 +23,6 @@
 #include <cohort/optim/optimizers.h>
 #include <cohort/strategies/synchronous.h>
 
-#include "cluster/commands/folder_store.h"
 #include "core/commands/processes.h"
 
 namespace cohort {

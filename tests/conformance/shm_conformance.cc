@@ -4,6 +4,7 @@
 //
 // forks before any thread exists; each process runs the whole suite as its rank, and they meet for
 // each test in a folder. Exit code 0: all ranks passed.
+#include <cohort/cluster/folder_store.h>
 #include <cohort/comm/shm.h>
 #include <gtest/gtest.h>
 #include <sys/wait.h>
@@ -14,7 +15,6 @@
 #include <cstdlib>
 
 #include "conformance/communicator_conformance.h"
-#include "testing/folder_store.h"
 #include "testing/temp_dir.h"
 
 namespace cohort::testing {

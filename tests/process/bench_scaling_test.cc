@@ -33,7 +33,9 @@ TEST(BenchScaling, WorkersWithAndWithoutCommunicationTakeTurns) {
     const auto json = nlohmann::json::parse(run.out);
     EXPECT_EQ(json["workers"], 2);
     EXPECT_EQ(json["transport"], transport);
-    EXPECT_EQ(json["gradient_bytes"], 4 * (784 * 512 + 512 + 512 * 512 + 512 + 512 * 10 + 10));
+    const int values = 784 * 512 + 512 + 512 * 512 + 512 + 512 * 10 + 10;
+    EXPECT_GE(json["gradient_bytes"], 4 * values);
+    EXPECT_LT(json["gradient_bytes"], 4 * values + 6 * 64);  // each parameter is aligned
     for (const char* figure :
          {"ms_per_step", "ms_per_step_without_communication", "efficiency",
           "weak_scaling_efficiency", "strong_scaling_speedup", "examples_per_second"}) {

@@ -1,8 +1,10 @@
 // MultiWorkerMirrored between real processes: they agree on every bit, and none outlives another's
 // end by more than the heartbeat.
+#include <chrono>
 #include <csignal>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <cohort/comm/mpi.h>
@@ -107,6 +109,7 @@ TEST(MultiWorkerMirrored, AWorkerThatStandsStillEndsTheOthers) {
   cluster.StartTasks({{"worker", 3}},
                      Task("multi_worker_mirrored", kForever, {"heartbeat_timeout_ms=3000"}));
   AwaitTraining(cluster);
+  std::this_thread::sleep_for(std::chrono::milliseconds(1500));  // a heartbeat tells of operations
   ASSERT_TRUE(cluster.Signal("worker:2", SIGSTOP));
   ASSERT_TRUE(cluster.Wait("worker:0", kEnd).has_value()) << cluster.Logs();
   ASSERT_TRUE(cluster.Wait("worker:1", kEnd).has_value()) << cluster.Logs();

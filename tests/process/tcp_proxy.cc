@@ -2,14 +2,14 @@
 //
 //   tcp_proxy FOLDER RANKS FAULT RANK OTHER BYTES
 //
-// Ranks publish their addresses in FOLDER under a name with ".real" at its end (see
-// testing/folder_store.h); the proxy publishes its own under the name that the others look for, and
-// passes on what comes. When BYTES have passed on the connections between RANK and OTHER (-1: any
+// Ranks publish their addresses in FOLDER under a name with ".real" at its end; the proxy publishes
+// its own under the name that the others look for, and passes on what comes. When BYTES have passed on the connections between RANK and OTHER (-1: any
 // other) since it got SIGUSR1, it breaks them, says "struck", and goes on with the rest:
 //
 //   reset       both ends see the connection reset
 //   half_open   nothing passes any more, in either direction; the connections stay open
 //   one_way     nothing passes any more towards RANK
+#include <cohort/cluster/folder_store.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -27,8 +27,6 @@
 #include <list>
 #include <string>
 #include <vector>
-
-#include "testing/folder_store.h"
 
 namespace cohort::testing {
 

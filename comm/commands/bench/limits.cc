@@ -1,6 +1,7 @@
 // What the machine allows at best: the loads and stores of an operation without any peer, and its
 // bytes as raw TCP streams.
 
+#include <cohort/cluster/folder_store.h>
 #include <poll.h>
 #include <sys/socket.h>
 
@@ -10,7 +11,6 @@
 #include <cstring>
 
 #include "../../tcp/socket.h"
-#include "cluster/commands/folder_store.h"
 #include "subject.h"
 
 namespace cohort::bench {

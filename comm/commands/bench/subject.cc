@@ -2,13 +2,13 @@
 
 #include <algorithm>
 
+#include <cohort/cluster/folder_store.h>
 #include <cohort/comm/local.h>
 #include <cohort/comm/mpi.h>
 #include <cohort/comm/shm.h>
 #include <cohort/comm/tcp.h>
 
 #include "../../mpi/mpi_peer.h"
-#include "cluster/commands/folder_store.h"
 
 namespace cohort::bench {
 namespace {

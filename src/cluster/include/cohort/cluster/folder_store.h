@@ -1,4 +1,9 @@
-// FolderStore: a rendezvous for processes that share a file system: a file for each key.
+// FolderStore: a KeyValueStore for processes that share a file system and nothing else: a file for
+// each key. No server has to run, and none can be lost; a program without a cluster connects its
+// ranks through it (MakeTcpCommunicator, MakeShmCommunicator), as the benchmarks do.
+//
+// The folder is the caller's: it exists, is empty before the first process starts, and is used for
+// one run, since values stay. A value appears whole or not at all (link(2)), on NFS too.
 
 #pragma once
 
@@ -14,11 +19,10 @@ class FolderStore final : public KeyValueStore {
 
   Status Insert(const std::string& key, const std::string& value) override;
   Result<std::string> Get(const std::string& key) override;
+  // Looks every 2 ms.
   Result<std::string> Wait(const std::string& key, Deadline deadline) override;
 
  private:
-  std::string Path(std::string key) const;
-
   const std::string folder_;
 };
 
