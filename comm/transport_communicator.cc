@@ -638,10 +638,9 @@ Communicator::Pending TransportCommunicator::Broadcast(Buffer buffer, int root,
   if (const auto quiet = Quiet(record.kind, buffer.bytes(), options.algorithm)) {
     record.algorithm = static_cast<std::uint8_t>(*quiet);
   }
-  return Enqueue(std::move(record), 0, options,
-                 [=, this](Exchange& exchange, Algorithm algorithm) {
-                   return RunBroadcast(exchange, buffer, root, algorithm);
-                 });
+  return Enqueue(std::move(record), 0, options, [=, this](Exchange& exchange, Algorithm algorithm) {
+    return RunBroadcast(exchange, buffer, root, algorithm);
+  });
 }
 
 Status TransportCommunicator::RunBroadcast(Exchange& exchange, Buffer buffer, int root,

@@ -326,8 +326,7 @@ Status FinishSharedAllGather(Exchange& exchange, const std::vector<MutableBytes>
     received += piece.size();
   }
   received -= own;
-  COHORT_ASSIGN_OR_RETURN(const bool lent,
-                          shared.Meet(0, own * (blocks.size() - 1), received));
+  COHORT_ASSIGN_OR_RETURN(const bool lent, shared.Meet(0, own * (blocks.size() - 1), received));
   if (!lent) {
     return DirectAllGather(exchange, blocks, element_bytes);
   }
@@ -343,8 +342,7 @@ Status FinishSharedBroadcast(Exchange& exchange, MutableBytes data, int root,
   const bool source = exchange.rank() == root;
   const std::size_t others = static_cast<std::size_t>(exchange.size()) - 1;
   COHORT_ASSIGN_OR_RETURN(
-      const bool lent,
-      shared.Meet(0, source ? others * data.size() : 0, source ? 0 : data.size()));
+      const bool lent, shared.Meet(0, source ? others * data.size() : 0, source ? 0 : data.size()));
   if (!lent) {
     return TreeBroadcast(exchange, data, root, element_bytes);
   }

@@ -50,11 +50,11 @@ class JobMembership final : public Membership {
     if (failure.ok()) {
       return status;
     }
-    // Of a task that is lost or late the service knows more: its last heartbeat, and who is at which
-    // operation.
+    // Of a task that is lost or late the service knows more: its last heartbeat, and who is at
+    // which operation.
     const bool same = failure.message().find(status.message()) != std::string::npos;
-    const bool adds = status.code() == StatusCode::kUnavailable ||
-                      status.code() == StatusCode::kDeadlineExceeded;
+    const bool adds =
+        status.code() == StatusCode::kUnavailable || status.code() == StatusCode::kDeadlineExceeded;
     return same && !adds ? status : failure;
   }
 

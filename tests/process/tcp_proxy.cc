@@ -3,8 +3,9 @@
 //   tcp_proxy FOLDER RANKS FAULT RANK OTHER BYTES
 //
 // Ranks publish their addresses in FOLDER under a name with ".real" at its end; the proxy publishes
-// its own under the name that the others look for, and passes on what comes. When BYTES have passed on the connections between RANK and OTHER (-1: any
-// other) since it got SIGUSR1, it breaks them, says "struck", and goes on with the rest:
+// its own under the name that the others look for, and passes on what comes. When BYTES have passed
+// on the connections between RANK and OTHER (-1: any other) since it got SIGUSR1, it breaks them,
+// says "struck", and goes on with the rest:
 //
 //   reset       both ends see the connection reset
 //   half_open   nothing passes any more, in either direction; the connections stay open

@@ -163,13 +163,13 @@ class Communicator {
   // for this rank. All ranks must call. Blocks until the groups stand, or the timeout.
   virtual Result<std::unique_ptr<Communicator>> Split(int color, int key) = 0;
 
-  // For a rank that has run out of data while others go on: takes part in their operations until all
-  // have called Join, and returns the rank that joined last (the one that called most operations; of
-  // several, the highest). Meanwhile this rank gives zeros to AllReduce of sum and mean (which
-  // divides by size() all the same), drops what it gets by Broadcast, and makes up the number in
-  // Barrier. On all other operations, and a Broadcast whose root has joined, their callers get
-  // InvalidArgument. Ends with DeadlineExceeded, naming who has not joined, when no operation comes
-  // within the timeout. Blocks.
+  // For a rank that has run out of data while others go on: takes part in their operations until
+  // all have called Join, and returns the rank that joined last (the one that called most
+  // operations; of several, the highest). Meanwhile this rank gives zeros to AllReduce of sum and
+  // mean (which divides by size() all the same), drops what it gets by Broadcast, and makes up the
+  // number in Barrier. On all other operations, and a Broadcast whose root has joined, their
+  // callers get InvalidArgument. Ends with DeadlineExceeded, naming who has not joined, when no
+  // operation comes within the timeout. Blocks.
   virtual Result<int> Join(const CollectiveOptions& options = {}) = 0;
   // The names by which CollectiveOptions::algorithm may ask for an algorithm of `kind` here, "auto"
   // apart.

@@ -70,10 +70,10 @@ struct EpochResult {
   std::vector<double> metrics;
   double seconds = 0;
   // Where the seconds went, as this process saw them.
-  double input_seconds = 0;       // waiting for the next batch
-  double step_seconds = 0;        // compute, communication, update
+  double input_seconds = 0;                  // waiting for the next batch
+  double step_seconds = 0;                   // compute, communication, update
   double exposed_communication_seconds = 0;  // of those: StepResult's
-  double checkpoint_seconds = 0;  // saving
+  double checkpoint_seconds = 0;             // saving
 };
 
 struct History {
