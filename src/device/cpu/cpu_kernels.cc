@@ -20,7 +20,10 @@ auto& FindOrMake(Map& plans, const Spec& spec, const Make& make) {
 CpuKernels::CpuKernels(int threads) : threads_(threads), engine_(threads) {}
 
 MatMulPlan& CpuKernels::MatMul(const MatMulSpec& spec) {
-  return FindOrMake(matmuls_, spec, [&] { return MakeMatMul(engine_, spec); });
+  return FindOrMake(matmuls_, spec, [&] {
+    std::unique_ptr<MatMulPlan> plan = MakeEigenMatMul(threads_, spec);
+    return plan ? std::move(plan) : MakeMatMul(engine_, spec);
+  });
 }
 
 ConvPlan& CpuKernels::Conv(const ConvSpec& spec) {

@@ -1,4 +1,4 @@
-// Plans on oneDNN. Its types stay in the .cc files.
+// Plans on oneDNN, and on Eigen where that is faster. Their types stay in the .cc files.
 
 #pragma once
 
@@ -22,6 +22,8 @@ class DnnlEngine {
 
 // The engine must outlive the plan. ContractError where oneDNN has no implementation.
 std::unique_ptr<MatMulPlan> MakeMatMul(const DnnlEngine& engine, const MatMulSpec& spec);
+// nullptr where oneDNN is the one to ask: on processors with AVX-512, and for thin products.
+std::unique_ptr<MatMulPlan> MakeEigenMatMul(int threads, const MatMulSpec& spec);
 std::unique_ptr<ConvPlan> MakeConv(const DnnlEngine& engine, const ConvSpec& spec);
 std::unique_ptr<PoolPlan> MakePool(const DnnlEngine& engine, const PoolSpec& spec);
 
