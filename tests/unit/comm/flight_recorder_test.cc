@@ -84,25 +84,5 @@ TEST(FlightRecorder, IsReadWhileItIsWritten) {
   }
 }
 
-// The cost of an operation's three notes; recorded, and far below what would be felt. The clock is
-// read by the communicator: twice for the record's sake.
-TEST(FlightRecorder, CostsNextToNothing) {
-  FlightRecorder recorder;
-  OperationRecord record = Named("bucket 12 of 30", 1'000'000);
-  constexpr int kRounds = 100'000;
-  const Deadline begin = std::chrono::steady_clock::now();
-  for (int i = 0; i < kRounds; ++i) {
-    const std::uint64_t index = recorder.Queued(record, std::chrono::steady_clock::now());
-    recorder.Started(index, record, begin);
-    recorder.Ended(index, true, std::chrono::steady_clock::now());
-  }
-  const double ns =
-      std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now() - begin).count() /
-      kRounds;
-  RecordProperty("ns_per_operation", std::to_string(ns));
-  std::printf("%.1f ns per operation\n", ns);
-  EXPECT_LT(ns, 2000);  // also under a sanitizer, on a busy machine
-}
-
 }  // namespace
 }  // namespace cohort
