@@ -1,5 +1,5 @@
-// Products for processors without AVX-512. There oneDNN 2.6 reaches 55 to 65 % of the FMA peak where
-// a leading dimension is a power of two, and Eigen 85 to 90 % (Zen 3).
+// Products for processors without AVX-512. There oneDNN 2.6 reaches 55 to 65 % of the FMA peak
+// where a leading dimension is a power of two, and Eigen 85 to 90 % (Zen 3).
 
 #include <Eigen/Core>
 #include <algorithm>
