@@ -5,6 +5,9 @@
 // that a synchronous call wakes no other thread. The communicator's own thread has it otherwise:
 // it starts what nobody waits for, and hears peers between operations. While callers drive, it naps
 // and looks now and then; when nothing has been called for a while, it watches the transport.
+//
+// In three files: transport_communicator.cc is who drives, transport_collectives.cc the operations,
+// transport_groups.cc Split and Join.
 
 #pragma once
 
@@ -29,6 +32,13 @@
 #include "work.h"
 
 namespace cohort {
+
+inline MutableBytes BytesOf(const Buffer& buffer) {
+  return {static_cast<std::byte*>(buffer.data), buffer.bytes()};
+}
+inline Algorithm AlgorithmOf(const OperationRecord& record) {
+  return static_cast<Algorithm>(record.algorithm);
+}
 
 struct TransportCommunicatorParts {
   std::unique_ptr<Transport> transport;

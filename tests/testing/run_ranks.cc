@@ -9,10 +9,13 @@
 #include <mutex>
 #include <thread>
 
+#include "testing/sanitized.h"
+
 namespace cohort::testing {
 
 std::vector<Status> RunRanks(int ranks, const std::function<Status(int rank)>& fn,
                              std::chrono::seconds limit) {
+  limit *= kPatience;
   std::mutex mutex;
   std::condition_variable changed;
   std::vector<Status> statuses(static_cast<std::size_t>(ranks));

@@ -1,4 +1,5 @@
 // What is special about ranks that share memory. The conformance suite has the rest.
+#include <cohort/comm/local.h>
 #include <cohort/comm/shm.h>
 #include <gmock/gmock.h>
 #include <time.h>
@@ -143,6 +144,21 @@ TEST(Shm, WaitingTakesNoCore) {
   }));
   RecordProperty("cpu_us", static_cast<int>(used.count() / 1000));
   EXPECT_LT(used, 2 * kWait / 50);  // 2% for each of the two
+}
+
+TEST(OneShot, SaysHowMuchItTakes) {
+  auto communicators = MakeLocalCommunicators(2);
+  std::vector<float> large(1 << 20);
+  const auto pending =
+      communicators[0]->AllReduce(std::span(large), ReduceOp::kSum, {.algorithm = "one_shot"});
+  EXPECT_EQ(pending.status().code(), StatusCode::kInvalidArgument);
+  EXPECT_THAT(pending.status().message(), HasSubstr("at most 16 KiB"));
+  testing::ExpectAllOk(
+      testing::RunRanks(2, [&](int rank) {  // harmless, and small ones are possible
+        std::vector<float> small(10, 1.0F);
+        return WaitFor(communicators[static_cast<std::size_t>(rank)]->AllReduce(
+            std::span(small), ReduceOp::kSum, {.algorithm = "one_shot"}));
+      }));
 }
 
 }  // namespace
