@@ -21,4 +21,13 @@ void Deliver(std::byte* to, Bytes arriving, const CombineWith& combine, const st
   }
 }
 
+std::string NameOf(const CommunicatorOptions& options, int rank) {
+  const std::string text = "rank " + std::to_string(rank);
+  if (!options.peer_name) {
+    return text;
+  }
+  const std::string name = options.peer_name(rank);
+  return name == text ? text : text + " (" + name + ")";
+}
+
 }  // namespace cohort

@@ -11,6 +11,7 @@
 
 #pragma once
 
+#include <cohort/comm/communicator.h>
 #include <cohort/comm/memory.h>
 #include <cohort/core/clock.h>
 #include <cohort/core/status.h>
@@ -183,5 +184,8 @@ class Transport {
 
 // Stores `arriving` at `to` as a receive asks for it, with `local` where it combines.
 void Deliver(std::byte* to, Bytes arriving, const CombineWith& combine, const std::byte* local);
+
+// What errors call a rank: "rank 3", or "rank 3 (worker:3)".
+std::string NameOf(const CommunicatorOptions& options, int rank);
 
 }  // namespace cohort

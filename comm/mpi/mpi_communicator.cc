@@ -12,11 +12,6 @@ namespace {
 
 constexpr int kHereTag = 20011;  // on MPI_COMM_WORLD, while communicators are made
 
-std::string NameOf(const CommunicatorOptions& options, int rank) {
-  return "rank " + std::to_string(rank) +
-         (options.peer_name ? " (" + options.peer_name(rank) + ")" : "");
-}
-
 // Duplicates MPI_COMM_WORLD, which all ranks must do. Each tells all others that it is here, so
 // that at the deadline the absent can be named.
 Result<MPI_Comm> DuplicateWorld(MpiRuntime& runtime, const CommunicatorOptions& options,

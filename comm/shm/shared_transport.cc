@@ -265,12 +265,14 @@ bool SharedTransport::TakeData(int from, const RingFrame& frame, Bytes body) {
     }
     const std::uint64_t end = p.from.EndOf(frame);
     p.mine->reading.store(1);
-    if (p.theirs->withdrawn.load() < end) {
+    const bool there = p.theirs->withdrawn.load() < end;
+    if (there) {
       Deliver(posted.data.data(), {lent, frame.total}, posted.combine, posted.combine.local);
     }
     p.mine->reading.store(0);
-    if (p.theirs->withdrawn.load() >= end) {
-      return false;  // the sender gave up, and is about to say so
+    if (p.theirs->withdrawn.load() >= end) {  // the sender gave up, and is about to say so
+      CountReceived(there ? frame.total : 0);
+      return false;
     }
     posted.got = frame.total;
   } else {

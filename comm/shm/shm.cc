@@ -165,15 +165,6 @@ Result<std::unique_ptr<Transport>> MakeShmTransport(ShmGroup group, std::vector<
   return std::make_unique<ShmTransport>(std::move(group), std::move(parts));
 }
 
-std::string NameOf(const CommunicatorOptions& options, int rank) {
-  const std::string text = "rank " + std::to_string(rank);
-  if (!options.peer_name) {
-    return text;
-  }
-  const std::string name = options.peer_name(rank);
-  return name == text ? text : text + " (" + name + ")";
-}
-
 }  // namespace
 
 std::string HostIdentity() {
@@ -191,29 +182,17 @@ Result<std::unique_ptr<Communicator>> MakeShmCommunicator(int rank, int size, Ke
                                                           const CommunicatorOptions& options) {
   Require(size >= 1 && rank >= 0 && rank < size, "MakeShmCommunicator: rank is in [0, size)");
   const Deadline deadline = DeadlineAfter(shm.connect_timeout);
-  const auto key = [&](int r) {
-    return prefix + "/" + std::to_string(options.generation) + "/shm/" + std::to_string(r);
-  };
   COHORT_ASSIGN_OR_RETURN(const Listener listener, ListenUnix());
-  COHORT_RETURN_IF_ERROR(store.Insert(key(rank), listener.address)
-                             .Annotate(NameOf(options, rank) + " of generation " +
-                                       std::to_string(options.generation) +
-                                       " publishing its address"));
-  const Directory directory = {[&](int r, Deadline until) { return store.Wait(key(r), until); },
-                               [&](int r) {
-                                 const Result<std::string> address = store.Get(key(r));
-                                 return address.ok() ? address.value() : std::string();
-                               },
-                               [&options](int r) { return NameOf(options, r); }};
   ShmGroup group;
   group.rank = rank;
   group.name = prefix;
   group.generation = options.generation;
   group.peer_name = [options](int r) { return NameOf(options, r); };
   group.log = options.log;
-  COHORT_ASSIGN_OR_RETURN(std::vector<Socket> sockets,
-                          ConnectGroup({prefix, rank, size, options.generation}, listener,
-                                       directory, options.log, deadline));
+  COHORT_ASSIGN_OR_RETURN(
+      std::vector<Socket> sockets,
+      MeetInStore({prefix, rank, size, options.generation}, listener, store,
+                  prefix + "/" + std::to_string(options.generation) + "/shm", options, deadline));
   TransportCommunicatorParts parts;
   COHORT_ASSIGN_OR_RETURN(parts.transport,
                           MakeShmTransport(std::move(group), std::move(sockets), deadline));

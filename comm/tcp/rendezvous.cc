@@ -7,6 +7,8 @@
 #include <cerrno>
 #include <cstring>
 
+#include "transport.h"
+
 namespace cohort {
 namespace {
 
@@ -289,6 +291,23 @@ Result<std::vector<Socket>> ConnectGroup(const GroupIdentity& group, const Liste
                                          const Directory& directory, const Log& log,
                                          Deadline deadline) {
   return Meeting(group, listener, directory, log, deadline).Run();
+}
+
+Result<std::vector<Socket>> MeetInStore(const GroupIdentity& group, const Listener& listener,
+                                        KeyValueStore& store, const std::string& folder,
+                                        const CommunicatorOptions& options, Deadline deadline) {
+  const auto key = [&](int r) { return folder + "/" + std::to_string(r); };
+  COHORT_RETURN_IF_ERROR(store.Insert(key(group.rank), listener.address)
+                             .Annotate(NameOf(options, group.rank) + " of generation " +
+                                       std::to_string(group.generation) +
+                                       " publishing its address"));
+  const Directory directory = {[&](int r, Deadline until) { return store.Wait(key(r), until); },
+                               [&](int r) {
+                                 const Result<std::string> address = store.Get(key(r));
+                                 return address.ok() ? address.value() : std::string();
+                               },
+                               [&options](int r) { return NameOf(options, r); }};
+  return ConnectGroup(group, listener, directory, options.log, deadline);
 }
 
 }  // namespace cohort

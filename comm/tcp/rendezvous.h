@@ -7,6 +7,8 @@
 
 #pragma once
 
+#include <cohort/cluster/key_value_store.h>
+#include <cohort/comm/communicator.h>
 #include <cohort/core/clock.h>
 #include <cohort/core/log.h>
 #include <cohort/core/status.h>
@@ -44,5 +46,11 @@ inline constexpr int kControlChannel = 1;
 Result<std::vector<Socket>> ConnectGroup(const GroupIdentity& group, const Listener& listener,
                                          const Directory& directory, const Log& log,
                                          Deadline deadline);
+
+// ConnectGroup for ranks that find each other in `store`: each publishes its listener's address as
+// `folder`/RANK. AlreadyExists: another process claims this rank.
+Result<std::vector<Socket>> MeetInStore(const GroupIdentity& group, const Listener& listener,
+                                        KeyValueStore& store, const std::string& folder,
+                                        const CommunicatorOptions& options, Deadline deadline);
 
 }  // namespace cohort

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include <cohort/comm/hierarchical.h>
 #include <cohort/comm/mpi.h>
 #include <cohort/comm/shm.h>
 #include <cohort/comm/tcp.h>
@@ -139,68 +140,77 @@ Result<std::vector<std::string>> WordsOfAll(const ClusterConfig& config, KeyValu
   return words;
 }
 
-// Why not all processes can share memory: one of them, and what it says; empty if they can.
-std::string Obstacle(const ClusterConfig& config, const std::vector<std::string>& words,
-                     const std::string& expected, const std::string& otherwise) {
+// A communicator that all processes get, or none: nullptr where a process cannot make it, and
+// `obstacle` says which and why.
+Result<std::unique_ptr<Communicator>> MadeByAll(const ClusterConfig& config,
+                                                const StrategyOptions& options,
+                                                KeyValueStore& store, const std::string& key,
+                                                Result<std::unique_ptr<Communicator>> made,
+                                                std::string& obstacle) {
+  COHORT_ASSIGN_OR_RETURN(
+      const std::vector<std::string> words,
+      WordsOfAll(config, store, key, made.ok() ? "yes" : made.status().ToString(),
+                 DeadlineAfter(options.join_timeout)));
   for (std::size_t rank = 0; rank < words.size(); ++rank) {
-    if (words[rank] != expected) {
-      return config.cluster.TrainingTasks()[rank].ToString() + " " +
-             (otherwise.empty() ? words[rank] : otherwise);
+    if (words[rank] != "yes") {
+      obstacle = config.cluster.TrainingTasks()[rank].ToString() + ": " + words[rank];
+      return std::unique_ptr<Communicator>();
     }
-  }
-  return "";
-}
-
-// A communicator over shared memory, which all processes get or none; nullptr, and `obstacle` says
-// why, where they cannot.
-Result<std::unique_ptr<Communicator>> ShareMemory(const ClusterConfig& config,
-                                                  const StrategyOptions& options,
-                                                  KeyValueStore& store, const std::string& prefix,
-                                                  std::string& obstacle) {
-  constexpr std::chrono::milliseconds kConnect{10'000};  // all have joined already
-  const CommunicatorOptions communicator = CommunicatorOf(config, options);
-  const std::string key = prefix + "/" + std::to_string(communicator.generation);
-  const Deadline deadline = DeadlineAfter(options.join_timeout);
-  COHORT_ASSIGN_OR_RETURN(const std::vector<std::string> hosts,
-                          WordsOfAll(config, store, key + "/host", HostIdentity(), deadline));
-  obstacle = Obstacle(config, hosts, hosts.front(), "is on another host");
-  if (!obstacle.empty()) {
-    return std::unique_ptr<Communicator>();
-  }
-  auto made = MakeShmCommunicator(RankOf(config), SizeOf(config), store, prefix,
-                                  {.connect_timeout = std::min(kConnect, options.join_timeout)},
-                                  communicator);
-  COHORT_ASSIGN_OR_RETURN(const std::vector<std::string> made_by_all,
-                          WordsOfAll(config, store, key + "/shares",
-                                     made.ok() ? "yes" : made.status().ToString(), deadline));
-  obstacle = Obstacle(config, made_by_all, "yes", "");
-  if (!obstacle.empty()) {
-    return std::unique_ptr<Communicator>();
   }
   return made;
 }
 
+// "auto" takes what the hosts of the processes allow, and TCP alone where a host's processes cannot
+// share memory.
 Result<std::unique_ptr<Communicator>> Connect(const ClusterConfig& config,
                                               const StrategyOptions& options, KeyValueStore& store,
                                               const std::string& service) {
+  constexpr std::chrono::milliseconds kConnect{10'000};  // all have joined already
   const std::string prefix = "collectives";
   const std::string& implementation = options.communication.implementation;
-  if (implementation != "tcp") {
-    std::string obstacle;
-    COHORT_ASSIGN_OR_RETURN(auto shared, ShareMemory(config, options, store, prefix, obstacle));
-    if (shared != nullptr) {
-      return shared;
-    }
-    if (implementation == "shm") {
-      return FailedPrecondition("the processes cannot share memory: " + obstacle +
-                                " [choose communication.implementation auto or tcp]");
-    }
-  }
+  const CommunicatorOptions communicator = CommunicatorOf(config, options);
+  const std::string key = prefix + "/" + std::to_string(communicator.generation);
+  const int rank = RankOf(config);
+  const int size = SizeOf(config);
   TcpOptions tcp;
   tcp.rendezvous_host = HostOf(service);
   tcp.connect_timeout = options.join_timeout;
-  return MakeTcpCommunicator(RankOf(config), SizeOf(config), store, prefix, tcp,
-                             CommunicatorOf(config, options));
+  if (implementation == "tcp") {
+    return MakeTcpCommunicator(rank, size, store, prefix, tcp, communicator);
+  }
+  std::string obstacle;
+  if (implementation == "shm") {
+    COHORT_ASSIGN_OR_RETURN(const std::vector<std::string> hosts,
+                            WordsOfAll(config, store, key + "/host_of_all", HostIdentity(),
+                                       DeadlineAfter(options.join_timeout)));
+    for (std::size_t r = 0; r < hosts.size() && obstacle.empty(); ++r) {
+      if (hosts[r] != hosts.front()) {
+        obstacle = config.cluster.TrainingTasks()[r].ToString() + " is on another host";
+      }
+    }
+  }
+  if (obstacle.empty()) {
+    HierarchicalOptions hierarchical;
+    hierarchical.tcp = tcp;
+    hierarchical.tcp.connect_timeout = std::min(kConnect, options.join_timeout);
+    COHORT_ASSIGN_OR_RETURN(
+        auto made, MadeByAll(config, options, store, key + "/made",
+                             MakeHierarchicalCommunicator(rank, size, store, prefix, hierarchical,
+                                                          communicator),
+                             obstacle));
+    if (made != nullptr) {
+      return made;
+    }
+  }
+  if (implementation == "shm") {
+    return FailedPrecondition("the processes cannot share memory: " + obstacle +
+                              " [choose communication.implementation auto or tcp]");
+  }
+  options.log.Warning(
+      "TCP between all processes, since not all that are on one host can share "
+      "memory: " +
+      obstacle);
+  return MakeTcpCommunicator(rank, size, store, prefix + "/tcp", tcp, communicator);
 }
 
 Result<std::unique_ptr<Membership>> JoinByAddress(const ClusterConfig& config,

@@ -4,11 +4,13 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "testing/process_cluster.h"
+#include "testing/temp_dir.h"
 
 namespace cohort {
 namespace {
@@ -86,6 +88,58 @@ TEST(NetworkNamespaces, RanksOnTwoHostsReduceOverAShapedLink) {
     EXPECT_EQ(line["wrong"], 0);
     EXPECT_LT(line["busbw_gbps"].get<double>(), 0.125 * 1.05) << "faster than the link";
   }
+}
+
+// Two processes on each of two hosts: shared memory inside, TCP across. The network, the grouping
+// and the order of buckets do not show in the result.
+TEST(NetworkNamespaces, AJobOnTwoHostsHasTheBitsOfOneOnThisHost) {
+  const Hosts hosts({});
+  if (Lacks(hosts.up)) {
+    GTEST_SKIP() << hosts.up.err;
+  }
+  const testing::TempDir folder;
+  const auto arguments = [&](const std::string& metrics) {
+    return std::vector<std::string>{COHORT_BIN_DIR "/image_classifier",
+                                    "--strategy",
+                                    "multi_worker_mirrored",
+                                    "--model",
+                                    "mlp",
+                                    "--epochs",
+                                    "1",
+                                    "--global-batch",
+                                    "200",
+                                    "--threads",
+                                    "1",
+                                    "--quiet",
+                                    "--metrics-json",
+                                    folder.path() + "/" + metrics};
+  };
+  const auto read = [&](const std::string& metrics) {
+    std::ifstream file(folder.path() + "/" + metrics);
+    return nlohmann::json::parse(file);
+  };
+  std::vector<std::string> here = {COHORT_BIN_DIR "/cohort", "launch", "-n", "4", "--"};
+  const std::vector<std::string> program = arguments("here.json");
+  here.insert(here.end(), program.begin(), program.end());
+  const Outcome local = RunCommand(here);
+  ASSERT_EQ(local.code, 0) << local.err;
+
+  testing::ProcessCluster cluster;
+  const nlohmann::json workers = {"10.77.0.1:7000", "10.77.0.1:7001", "10.77.0.2:7000",
+                                  "10.77.0.2:7001"};
+  for (int w = 0; w < 4; ++w) {
+    const nlohmann::json config = {{"cluster", {{"worker", workers}}},
+                                   {"task", {{"type", "worker"}, {"index", w}}}};
+    std::vector<std::string> argv = {kScript, "exec", "--name", hosts.name, std::to_string(w / 2)};
+    const std::vector<std::string> worker = arguments("there.json");
+    argv.insert(argv.end(), worker.begin(), worker.end());
+    cluster.Start("worker:" + std::to_string(w), argv, {{"TF_CONFIG", config.dump()}});
+  }
+  for (const auto& [name, code] : cluster.WaitAll(std::chrono::seconds(100))) {
+    ASSERT_EQ(code, 0) << cluster.Logs();
+  }
+  EXPECT_EQ(read("there.json")["replicas"], 4);
+  EXPECT_EQ(read("there.json")["parameters_crc32c"], read("here.json")["parameters_crc32c"]);
 }
 
 TEST(NetworkNamespaces, DownLeavesNothing) {

@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <utility>
 
 namespace cohort::bench {
 namespace {
@@ -75,8 +76,11 @@ Status Conductor::StartGroup(std::size_t group, const std::vector<std::string>& 
       argv = {"mpirun", "-n", std::to_string(options_.ranks)};
     } else {
       for (std::string word : options_.exec_prefix) {
-        if (const std::size_t at = word.find("{rank}"); at != std::string::npos) {
-          word.replace(at, 6, std::to_string(rank));
+        for (const auto& [name, number] :
+             {std::pair{"{rank}", rank}, std::pair{"{host}", rank / options_.ranks_per_host}}) {
+          if (const std::size_t at = word.find(name); at != std::string::npos) {
+            word.replace(at, 6, std::to_string(number));
+          }
         }
         argv.push_back(std::move(word));
       }

@@ -44,8 +44,9 @@ std::optional<int> ParseOptions(int argc, char** argv, Options& options) {
   std::int64_t timeout = 60;
   bool no_pin = false;
   app.add_option("--transport,--backend", options.transport,
-                 "local (ranks are threads), shm, tcp, mpi (ranks are processes)")
-      ->check(CLI::IsMember({"local", "shm", "tcp", "mpi"}))
+                 "local (ranks are threads), shm, tcp, mpi (ranks are processes), hierarchical "
+                 "(shared memory inside a host, TCP across; beside TCP alone)")
+      ->check(CLI::IsMember({"local", "shm", "tcp", "mpi", "hierarchical"}))
       ->capture_default_str();
   app.add_option("--ranks", options.ranks, "how many; under mpirun it says")
       ->check(CLI::Range(1, 256))
@@ -88,8 +89,12 @@ std::optional<int> ParseOptions(int argc, char** argv, Options& options) {
   app.add_option("--rendezvous-host", options.rendezvous_host,
                  "tcp: use the interface that routes to this host, instead of loopback");
   app.add_option("--exec-prefix", prefix,
-                 "words before the command of a rank's process, {rank} replaced: "
+                 "words before the command of a rank's process, {rank} and {host} replaced: "
                  "\"ip netns exec cohort{rank}\"");
+  app.add_option("--ranks-per-host", options.ranks_per_host,
+                 "hierarchical: so many consecutive ranks are one host's; {host} is rank / this")
+      ->check(CLI::Range(1, 256))
+      ->capture_default_str();
   app.add_flag("--json", options.json, "one JSON object a line");
   app.add_option("--join", options.folder)->group("");  // what rank processes are started with
   app.add_option("--group", options.group)->group("");
@@ -120,7 +125,8 @@ std::optional<int> ParseOptions(int argc, char** argv, Options& options) {
     }
   }
   if (options.peers.empty() && options.limits.empty()) {
-    options.limits.emplace_back(options.transport == "tcp" ? "loopback" : "memory");
+    options.limits.emplace_back(
+        options.transport == "tcp" || options.transport == "hierarchical" ? "loopback" : "memory");
   }
   return std::nullopt;
 }

@@ -33,6 +33,7 @@ struct Options {
   bool pin = true;
   std::string rendezvous_host;           // tcp: the interface that routes there is used
   std::vector<std::string> exec_prefix;  // before the command of a rank's process
+  int ranks_per_host = 1;                // consecutive ranks that hierarchical takes for one host's
   bool json = false;
 
   // Of a rank's own process; empty in the one that the user starts.

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include <cohort/cluster/folder_store.h>
+#include <cohort/comm/hierarchical.h>
 #include <cohort/comm/local.h>
 #include <cohort/comm/mpi.h>
 #include <cohort/comm/shm.h>
@@ -103,6 +104,9 @@ Result<std::vector<SubjectSpec>> SubjectsOf(const Options& options) {
     specs.push_back(
         {"cohort", configuration, options.transport, options.transport == "mpi", {}, buffer});
   }
+  if (options.transport == "hierarchical") {  // what it is instead of
+    specs.push_back({"cohort", "flat", "tcp", false, {}, "flat"});
+  }
   if (specs[0].mpirun && !MpiBuilt()) {
     return Unimplemented("this build has no MPI [install libopenmpi-dev and configure again]");
   }
@@ -165,6 +169,16 @@ Result<std::vector<std::unique_ptr<Subject>>> MakeSubjects(const SubjectSpec& sp
         std::unique_ptr<Communicator> comm,
         MakeShmCommunicator(options.rank, options.ranks, store, "cohort-" + spec.buffer,
                             {.connect_timeout = options.timeout}, how));
+    subjects.push_back(MakeCohortSubject(std::move(comm), options.algorithm, spec.buffer));
+  } else if (spec.transport == "hierarchical") {
+    HierarchicalOptions hierarchical;
+    hierarchical.tcp = {.rendezvous_host = options.rendezvous_host,
+                        .connect_timeout = options.timeout};
+    hierarchical.host = "host " + std::to_string(options.rank / options.ranks_per_host);
+    COHORT_ASSIGN_OR_RETURN(
+        std::unique_ptr<Communicator> comm,
+        MakeHierarchicalCommunicator(options.rank, options.ranks, store, "cohort-" + spec.buffer,
+                                     hierarchical, how));
     subjects.push_back(MakeCohortSubject(std::move(comm), options.algorithm, spec.buffer));
   } else if (spec.transport == "mpi") {
     COHORT_ASSIGN_OR_RETURN(std::unique_ptr<Communicator> comm,

@@ -49,8 +49,9 @@ enum class LossScale {
 
 // How the processes of a job reach each other; named as in tf.distribute.
 struct CommunicationOptions {
-  // "auto": shared memory if all are on one host and can reach each other's sockets there, else
-  // TCP; under mpirun, MPI messages. "shm" or "tcp": that, or an error.
+  // "auto": shared memory among those on one host, TCP between hosts (comm/hierarchical.h); TCP
+  // alone where a host's processes cannot share memory; under mpirun, MPI messages. "shm" (all on
+  // one host) or "tcp": that, or an error.
   std::string implementation = "auto";
 };
 
