@@ -9,6 +9,7 @@
 #include <set>
 #include <thread>
 
+#include <cohort/data/arrays.h>
 #include <cohort/data/csv.h>
 #include <cohort/data/dataset.h>
 #include <cohort/data/digits.h>
@@ -16,6 +17,7 @@
 #include <cohort/data/memory.h>
 #include <cohort/data/tf_record.h>
 #include <cohort/io/record_file.h>
+#include <cohort/io/safetensors.h>
 
 #include "testing/temp_dir.h"
 
@@ -90,12 +92,29 @@ Dataset TfFiles(const testing::TempDir& folder, io::Compression compression) {
   return OrThrow(TfRecords(paths, {.features = {{.name = "i", .type = TfType::kInt64}}}));
 }
 
+Dataset ArrayFiles(const testing::TempDir& folder) {
+  Tensor x(DType::kFloat32, {kExamples, 2, 3});
+  Tensor y(DType::kInt64, {kExamples});
+  for (std::size_t i = 0; i < y.data<std::int64_t>().size(); ++i) {
+    x.data<float>()[i * 6 + 5] = static_cast<float>(i);
+    y.data<std::int64_t>()[i] = static_cast<std::int64_t>(i * i);
+  }
+  OrThrow(WriteNpy(FileSystem::Local(), folder / "x.npy", x));
+  const io::SafetensorsEntry entry = {.name = "y", .dtype = y.dtype(), .shape = y.shape()};
+  std::string bytes = io::EncodeSafetensorsHeader({&entry, 1});
+  bytes.append(reinterpret_cast<const char*>(y.raw()), y.bytes());
+  OrThrow(WriteFileAtomically(FileSystem::Local(), folder / "y.safetensors", bytes));
+  return OrThrow(Arrays(
+      {{.name = "x", .path = folder / "x.npy"}, {.name = "y", .path = folder / "y.safetensors"}}));
+}
+
 const Case kCases[] = {
     {"Memory", Memory},
     {"Idx", IdxFiles},
     {"Csv", CsvFiles},
     {"TfRecordRaw", [](const testing::TempDir& f) { return TfFiles(f, io::Compression::kNone); }},
     {"TfRecordGzip", [](const testing::TempDir& f) { return TfFiles(f, io::Compression::kGzip); }},
+    {"Arrays", ArrayFiles},
     {"Digits", [](const testing::TempDir&) { return GeneratedDigits({.count = kExamples}); }},
 };
 
