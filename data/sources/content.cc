@@ -12,31 +12,34 @@
 namespace cohort::data {
 namespace {
 
-class UnpackedFile final : public RandomAccessFile {
- public:
-  explicit UnpackedFile(std::string bytes) : bytes_(std::move(bytes)) {}
-  std::uint64_t size() const override { return bytes_.size(); }
-  Result<std::size_t> Read(std::uint64_t offset, std::span<std::byte> out) const override {
-    if (offset >= bytes_.size()) {
-      return std::size_t{0};
-    }
-    const std::size_t n = std::min<std::size_t>(out.size(), bytes_.size() - offset);
-    if (n != 0) {
-      std::memcpy(out.data(), bytes_.data() + offset, n);
-    }
-    return n;
-  }
-
- private:
-  std::string bytes_;
-};
+Result<bool> BeginsAsGzip(const RandomAccessFile& file) {
+  std::array<std::byte, 2> magic{};
+  COHORT_ASSIGN_OR_RETURN(const std::size_t n, file.Read(0, magic));
+  return n == 2 && magic == std::array{std::byte{0x1f}, std::byte{0x8b}};
+}
 
 }  // namespace
 
+Result<std::size_t> BytesFile::Read(std::uint64_t offset, std::span<std::byte> out) const {
+  if (offset >= bytes_.size()) {
+    return std::size_t{0};
+  }
+  const std::size_t n = std::min<std::size_t>(out.size(), bytes_.size() - offset);
+  if (n != 0) {
+    std::memcpy(out.data(), bytes_.data() + offset, n);
+  }
+  return n;
+}
+
 Result<std::shared_ptr<const RandomAccessFile>> OpenGzip(FileSystem& files,
                                                          const std::string& path) {
+  COHORT_ASSIGN_OR_RETURN(const auto raw, OpenRaw(files, path));
+  COHORT_ASSIGN_OR_RETURN(const bool is_gzip, BeginsAsGzip(*raw));
+  if (!is_gzip) {
+    return DataLoss(path + ": does not begin as gzip does (1f 8b)");
+  }
   COHORT_ASSIGN_OR_RETURN(std::string bytes, io::ReadMaybeCompressed(files, path));
-  return std::make_shared<const UnpackedFile>(std::move(bytes));
+  return std::make_shared<const BytesFile>(std::move(bytes));
 }
 
 Result<std::shared_ptr<const RandomAccessFile>> OpenRaw(FileSystem& files,
@@ -48,9 +51,8 @@ Result<std::shared_ptr<const RandomAccessFile>> OpenRaw(FileSystem& files,
 Result<std::shared_ptr<const RandomAccessFile>> OpenMaybeGzip(FileSystem& files,
                                                               const std::string& path) {
   COHORT_ASSIGN_OR_RETURN(auto file, OpenRaw(files, path));
-  std::array<std::byte, 2> magic{};
-  COHORT_ASSIGN_OR_RETURN(const std::size_t n, file->Read(0, magic));
-  if (n == 2 && magic == std::array{std::byte{0x1f}, std::byte{0x8b}}) {
+  COHORT_ASSIGN_OR_RETURN(const bool is_gzip, BeginsAsGzip(*file));
+  if (is_gzip) {
     return OpenGzip(files, path);
   }
   return file;

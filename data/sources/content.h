@@ -7,13 +7,25 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 
 #include <cohort/core/file_system.h>
 #include <cohort/core/status.h>
 
 namespace cohort::data {
 
-// A gzip file unpacked into memory. DataLoss as io::Gunzip.
+// Bytes in memory as a file.
+class BytesFile final : public RandomAccessFile {
+ public:
+  explicit BytesFile(std::string bytes) : bytes_(std::move(bytes)) {}
+  std::uint64_t size() const override { return bytes_.size(); }
+  Result<std::size_t> Read(std::uint64_t offset, std::span<std::byte> out) const override;
+
+ private:
+  std::string bytes_;
+};
+
+// A gzip file unpacked into memory. DataLoss as io::Gunzip, and if it is none.
 Result<std::shared_ptr<const RandomAccessFile>> OpenGzip(FileSystem& files,
                                                          const std::string& path);
 // The file as it is on disk.

@@ -13,9 +13,13 @@
 #include <cohort/data/csv.h>
 #include <cohort/data/dataset.h>
 #include <cohort/data/digits.h>
+#include <cohort/data/fixed_records.h>
 #include <cohort/data/idx.h>
 #include <cohort/data/memory.h>
+#include <cohort/data/text_lines.h>
 #include <cohort/data/tf_record.h>
+#include <cohort/data/webdataset.h>
+#include <cohort/io/compression.h>
 #include <cohort/io/record_file.h>
 #include <cohort/io/safetensors.h>
 
@@ -108,6 +112,58 @@ Dataset ArrayFiles(const testing::TempDir& folder) {
       {{.name = "x", .path = folder / "x.npy"}, {.name = "y", .path = folder / "y.safetensors"}}));
 }
 
+// Records of 7 bytes: i as big-endian int32, three bytes of which one is read.
+Dataset FixedFiles(const testing::TempDir& folder, bool gzip) {
+  std::string bytes[2] = {"HEAD", "HEAD"};
+  for (std::int64_t i = 0; i < kExamples; ++i) {
+    bytes[i < 30 ? 0 : 1] += {0, 0, 0, static_cast<char>(i), 'x', static_cast<char>(i * 5), 'y'};
+  }
+  const std::vector<std::string> paths = {folder / "1", folder / "2"};
+  for (std::size_t f = 0; f < 2; ++f) {
+    OrThrow(
+        WriteFileAtomically(FileSystem::Local(), paths[f], gzip ? io::Gzip(bytes[f]) : bytes[f]));
+  }
+  return OrThrow(
+      FixedRecords(paths, {.record_bytes = 7,
+                           .fields = {{.name = "b", .offset = 5},
+                                      {.name = "i", .dtype = DType::kInt32, .big_endian = true}},
+                           .header_bytes = 4,
+                           .gzip = gzip}));
+}
+
+Dataset TextFiles(const testing::TempDir& folder, const LineDecoder& decoder) {
+  std::string text[3] = {"", "", "\xEF\xBB\xBF"};
+  for (std::int64_t i = 0; i < kExamples; ++i) {
+    text[i < 9 ? 0 : 2] += std::string(static_cast<std::size_t>(i), 'a') + (i % 2 ? "\r\n" : "\n");
+  }
+  text[2].pop_back();  // no end of the last line
+  const std::vector<std::string> paths = {folder / "1", folder / "2", folder / "3.gz"};
+  for (std::size_t f = 0; f < 3; ++f) {
+    OrThrow(
+        WriteFileAtomically(FileSystem::Local(), paths[f], f == 2 ? io::Gzip(text[f]) : text[f]));
+  }
+  return OrThrow(TextLines(paths, {.decoder = decoder}));
+}
+
+Dataset WebShards(const testing::TempDir& folder, const std::string& suffix) {
+  std::vector<std::string> shards;
+  std::int64_t i = 0;
+  for (const std::int64_t end : {std::int64_t{12}, std::int64_t{12}, kExamples}) {
+    shards.push_back(folder / (std::to_string(shards.size()) + suffix));
+    auto writer = OrThrow(TarWriter::Create(FileSystem::Local(), shards.back()));
+    for (; i < end; ++i) {
+      OrThrow(writer->AddSample(std::to_string(i),
+                                {{"cls", std::to_string(i * 3)}, {"raw", std::string(4, 'a')}}));
+    }
+    OrThrow(writer->Close());
+  }
+  return OrThrow(WebDataset(
+      shards,
+      {.features = {
+           {.name = "label", .extensions = {"cls"}, .decoder = IntegerText()},
+           {.name = "x", .extensions = {"raw"}, .decoder = RawElements(DType::kUInt8, {4})}}}));
+}
+
 const Case kCases[] = {
     {"Memory", Memory},
     {"Idx", IdxFiles},
@@ -115,6 +171,12 @@ const Case kCases[] = {
     {"TfRecordRaw", [](const testing::TempDir& f) { return TfFiles(f, io::Compression::kNone); }},
     {"TfRecordGzip", [](const testing::TempDir& f) { return TfFiles(f, io::Compression::kGzip); }},
     {"Arrays", ArrayFiles},
+    {"FixedRecords", [](const testing::TempDir& f) { return FixedFiles(f, false); }},
+    {"FixedRecordsGzip", [](const testing::TempDir& f) { return FixedFiles(f, true); }},
+    {"TextHashed", [](const testing::TempDir& f) { return TextFiles(f, HashedLine()); }},
+    {"TextPadded", [](const testing::TempDir& f) { return TextFiles(f, PaddedLine(64)); }},
+    {"WebDataset", [](const testing::TempDir& f) { return WebShards(f, ".tar"); }},
+    {"WebDatasetGzip", [](const testing::TempDir& f) { return WebShards(f, ".tar.gz"); }},
     {"Digits", [](const testing::TempDir&) { return GeneratedDigits({.count = kExamples}); }},
 };
 
