@@ -1,13 +1,11 @@
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
-#include <filesystem>
 #include <set>
 
 #include <cohort/data/webdataset.h>
 #include <cohort/io/compression.h>
 
+#include "sources/atomic_file.h"
 #include "sources/tar.h"
 
 namespace cohort::data {
@@ -54,19 +52,11 @@ std::string PaxRecord(const std::string& key, const std::string& value) {
 
 class FileTarWriter final : public TarWriter {
  public:
-  FileTarWriter(FileSystem& files, std::string path, std::string temporary,
-                std::unique_ptr<WritableFile> file)
-      : files_(files),
-        path_(std::move(path)),
-        temporary_(std::move(temporary)),
-        gzip_(path_.ends_with(".gz")),
-        file_(std::move(file)) {}
-  ~FileTarWriter() override { Discard(); }
-  FileTarWriter(const FileTarWriter&) = delete;
-  FileTarWriter& operator=(const FileTarWriter&) = delete;
+  FileTarWriter(std::string path, std::unique_ptr<AtomicFile> file)
+      : path_(std::move(path)), gzip_(path_.ends_with(".gz")), file_(std::move(file)) {}
 
   Status Add(const std::string& name, std::string_view content) override {
-    Require(file_ != nullptr, "nothing is added after Close");
+    Require(file_->open(), "nothing is added after Close");
     if (name.empty() || name.ends_with('/') || name.find('\0') != std::string::npos) {
       return InvalidArgument(path_ + ": '" + name + "' is no name of a member");
     }
@@ -111,15 +101,13 @@ class FileTarWriter final : public TarWriter {
   }
 
   Status Close() override {
-    Require(file_ != nullptr, "Close is called once");
-    const Status status = Finish();
-    if (!status.ok()) {
-      Discard();
-      return status;
-    }
-    file_.reset();
-    const std::string folder = std::filesystem::path(path_).parent_path().string();
-    return files_.SyncDirectory(folder.empty() ? "." : folder);
+    Require(file_->open(), "Close is called once");
+    constexpr std::size_t kRecord = 20 * kTarBlock;  // what tar reads at once
+    const std::size_t end = buffer_.size() + 2 * kTarBlock;
+    const std::size_t total = written_ % kRecord + end;
+    buffer_.resize(end + (total + kRecord - 1) / kRecord * kRecord - total, '\0');
+    static_cast<void>(Drain());  // Close returns its error
+    return file_->Close();
   }
 
  private:
@@ -132,51 +120,26 @@ class FileTarWriter final : public TarWriter {
     return buffer_.size() < kBufferBytes ? Status() : Drain();
   }
 
-  // gzip: a member of its own for each buffer; readers take them for one stream. After an error
-  // nothing more is written.
+  // gzip: a member of its own for each buffer; readers take them for one stream.
   Status Drain() {
-    COHORT_RETURN_IF_ERROR(broken_);
     written_ += buffer_.size();
     const std::string bytes = std::exchange(buffer_, {});
-    broken_ = file_->Append(AsBytes(gzip_ ? io::Gzip(bytes) : bytes));
-    return broken_;
+    return file_->Append(AsBytes(gzip_ ? io::Gzip(bytes) : bytes));
   }
 
-  Status Finish() {
-    constexpr std::size_t kRecord = 20 * kTarBlock;  // what tar reads at once
-    const std::size_t end = buffer_.size() + 2 * kTarBlock;
-    const std::size_t total = written_ % kRecord + end;
-    buffer_.resize(end + (total + kRecord - 1) / kRecord * kRecord - total, '\0');
-    COHORT_RETURN_IF_ERROR(Drain());
-    COHORT_RETURN_IF_ERROR(file_->Sync());
-    COHORT_RETURN_IF_ERROR(file_->Close());
-    return files_.Rename(temporary_, path_);
-  }
-
-  void Discard() {
-    if (file_ != nullptr) {
-      file_.reset();
-      static_cast<void>(files_.RemoveAll(temporary_));
-    }
-  }
-
-  FileSystem& files_;
   std::string path_;
-  std::string temporary_;  // where the file is until Close
   bool gzip_;
-  std::unique_ptr<WritableFile> file_;
+  std::unique_ptr<AtomicFile> file_;
   std::string buffer_;         // whole blocks
   std::uint64_t written_ = 0;  // bytes of the archive before buffer_
-  Status broken_;
   std::set<std::string> keys_;
 };
 
 }  // namespace
 
 Result<std::unique_ptr<TarWriter>> TarWriter::Create(FileSystem& files, const std::string& path) {
-  std::string temporary = path + ".tmp-" + std::to_string(::getpid());
-  COHORT_ASSIGN_OR_RETURN(auto file, files.OpenForWrite(temporary));
-  return std::make_unique<FileTarWriter>(files, path, std::move(temporary), std::move(file));
+  COHORT_ASSIGN_OR_RETURN(auto file, AtomicFile::Create(files, path));
+  return std::make_unique<FileTarWriter>(path, std::move(file));
 }
 
 }  // namespace cohort::data

@@ -1,7 +1,6 @@
 #include <cohort/data/webdataset.h>
 
 #include <algorithm>
-#include <cctype>
 #include <charconv>
 #include <cmath>
 #include <cstring>
@@ -13,6 +12,7 @@
 #include "sources/file_table.h"
 #include "sources/guarded.h"
 #include "sources/npy.h"
+#include "sources/sample_name.h"
 #include "sources/sizes.h"
 #include "sources/tar.h"
 #include "sources/text_hash.h"
@@ -37,22 +37,6 @@ struct Shard {
   std::vector<Sample> samples;
 };
 
-// A member's name up to the first dot of its last component, and what follows the dot in lower
-// case; both empty where it belongs to no sample.
-std::pair<std::string, std::string> SplitName(const std::string& name) {
-  const std::size_t slash = name.rfind('/');
-  const std::size_t base = slash == std::string::npos ? 0 : slash + 1;
-  const std::size_t dot = name.find('.', base);
-  if (dot == std::string::npos || dot == base) {
-    return {};
-  }
-  std::string extension = name.substr(dot + 1);
-  std::transform(extension.begin(), extension.end(), extension.begin(), [](unsigned char c) {
-    return static_cast<char>(c >= 'A' && c <= 'Z' ? c - 'A' + 'a' : c);
-  });
-  return {name.substr(0, dot), std::move(extension)};
-}
-
 // Members in the order of the archive to samples.
 class Grouping {
  public:
@@ -60,7 +44,7 @@ class Grouping {
       : path_(path), features_(features) {}
 
   Status Add(const TarMember& member) {
-    auto [key, extension] = SplitName(member.name);
+    auto [key, extension] = SplitSampleName(member.name);
     if (key.empty()) {
       return {};
     }
@@ -281,7 +265,7 @@ Status CheckFeatures(const std::vector<WebFeature>& features) {
       return InvalidArgument(what + " has no extensions or no decoder");
     }
     for (const std::string& extension : feature.extensions) {
-      if (extension.empty() || SplitName("k." + extension).second != extension) {
+      if (extension.empty() || SplitSampleName("k." + extension).extension != extension) {
         return InvalidArgument(what + ": '" + extension +
                                "' is no extension [lower case, without the dot before]");
       }
@@ -329,6 +313,18 @@ Status DecodeNpy(DType dtype, const Shape& shape, std::string_view bytes, std::b
   return {};
 }
 
+Status DecodeInto(const ImageSpec& spec, std::string_view bytes, std::byte* row) {
+  COHORT_ASSIGN_OR_RETURN(Tensor image, DecodeImage(bytes, spec.decode));
+  if (image.shape()[0] != spec.height || image.shape()[1] != spec.width) {
+    COHORT_ASSIGN_OR_RETURN(image, FitImage(image, spec.fit, spec.height, spec.width));
+  }
+  if (spec.unit_range) {
+    COHORT_ASSIGN_OR_RETURN(image, ToUnitRange(image));
+  }
+  std::memcpy(row, image.raw(), image.bytes());
+  return {};
+}
+
 }  // namespace
 
 MemberDecoder IntegerText() {
@@ -371,6 +367,15 @@ MemberDecoder NpyElements(DType dtype, Shape shape) {
           .decode = [dtype, shape](std::string_view bytes,
                                    std::byte* row) { return DecodeNpy(dtype, shape, bytes, row); },
           .name = "npy"};
+}
+
+MemberDecoder ImageElements(const ImageSpec& spec) {
+  Require(spec.height >= 1 && spec.width >= 1, "an image has at least one pixel");
+  return {.dtype = spec.unit_range ? DType::kFloat32 : DType::kUInt8,
+          .shape = {spec.height, spec.width, spec.decode.channels},
+          .decode = [spec](std::string_view bytes,
+                           std::byte* row) { return DecodeInto(spec, bytes, row); },
+          .name = "image " + std::to_string(static_cast<int>(spec.fit))};
 }
 
 Result<Dataset> WebDataset(const std::vector<std::string>& shards,

@@ -145,6 +145,24 @@ Dataset TextFiles(const testing::TempDir& folder, const LineDecoder& decoder) {
   return OrThrow(TextLines(paths, {.decoder = decoder}));
 }
 
+// Images of other sizes than asked for, as JPEG and PNG in turns.
+Dataset WebImages(const testing::TempDir& folder) {
+  auto writer = OrThrow(TarWriter::Create(FileSystem::Local(), folder / "images.tar"));
+  for (std::int64_t i = 0; i < kExamples; ++i) {
+    Tensor image(DType::kUInt8, {8 + i % 3, 9, 3});
+    std::fill_n(image.data<std::uint8_t>().begin(), image.bytes(),
+                static_cast<std::uint8_t>(i * 6));
+    OrThrow(writer->AddSample(
+        std::to_string(i),
+        {i % 2 == 0 ? std::pair("jpg", EncodeJpeg(image)) : std::pair("png", EncodePng(image))}));
+  }
+  OrThrow(writer->Close());
+  return OrThrow(WebDataset({folder / "images.tar"},
+                            {.features = {{.name = "image",
+                                           .extensions = {"jpg", "png"},
+                                           .decoder = ImageElements({.height = 6, .width = 6})}}}));
+}
+
 Dataset WebShards(const testing::TempDir& folder, const std::string& suffix) {
   std::vector<std::string> shards;
   std::int64_t i = 0;
@@ -177,6 +195,7 @@ const Case kCases[] = {
     {"TextPadded", [](const testing::TempDir& f) { return TextFiles(f, PaddedLine(64)); }},
     {"WebDataset", [](const testing::TempDir& f) { return WebShards(f, ".tar"); }},
     {"WebDatasetGzip", [](const testing::TempDir& f) { return WebShards(f, ".tar.gz"); }},
+    {"WebDatasetImages", WebImages},
     {"Digits", [](const testing::TempDir&) { return GeneratedDigits({.count = kExamples}); }},
 };
 

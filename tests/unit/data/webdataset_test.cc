@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <stdexcept>
 
@@ -288,6 +289,48 @@ TEST_F(WebDatasetTest, ContentsThatDoNotFitNameShardSampleAndMember) {
                                   throw std::runtime_error("no idea");
                                 }};
   EXPECT_THAT(read("x", throws).status().message(), HasSubstr("exception: no idea"));
+}
+
+TEST_F(WebDatasetTest, ImagesAreDecodedIntoTheirPlace) {
+  Tensor image(DType::kUInt8, {4, 6, 3});
+  for (std::size_t i = 0; i < image.bytes(); ++i) {
+    image.data<std::uint8_t>()[i] = static_cast<std::uint8_t>(i * 3);
+  }
+  const std::string png = EncodePng(image);
+  const std::string path = WriteTar("t.tar", {{"a.cls", "1"},
+                                              {"a.png", png},
+                                              {"b.cls", "2"},
+                                              {"b.JPEG", EncodeJpeg(image)},
+                                              {"c.cls", "3"},
+                                              {"c.png", png.substr(0, png.size() / 2)}});
+  const auto open = [&](const ImageSpec& spec) {
+    return OrThrow(WebDataset({path}, {.features = {{.name = "image",
+                                                     .extensions = {"png", "jpg", "jpeg"},
+                                                     .decoder = ImageElements(spec)},
+                                                    label_}}));
+  };
+  const Dataset bytes = open({.height = 4, .width = 6, .unit_range = false});
+  const Tensor a = OrThrow(bytes.source().Read(0)).at("image");
+  ASSERT_EQ(a.shape(), image.shape());
+  EXPECT_EQ(std::memcmp(a.raw(), image.raw(), image.bytes()), 0);
+  EXPECT_TRUE(bytes.source().Read(1).ok());
+  const Status cut = bytes.source().Read(2).status();
+  EXPECT_EQ(cut.code(), StatusCode::kDataLoss);
+  EXPECT_THAT(cut.message(),
+              AllOf(StartsWith(folder_ / "t.tar, sample 2 'c', member 'png' at byte"),
+                    HasSubstr("feature 'image': PNG before byte")));
+
+  const Dataset cover = open({.height = 2, .width = 2});
+  const Tensor half = OrThrow(cover.source().Read(0)).at("image");
+  ASSERT_EQ(half.dtype(), DType::kFloat32);
+  const Tensor expected =
+      OrThrow(ToUnitRange(OrThrow(Resize(OrThrow(Crop(image, 0, 1, 4, 4)), 2, 2))));
+  EXPECT_EQ(std::memcmp(half.raw(), expected.raw(), expected.bytes()), 0);
+  EXPECT_THAT(
+      open({.height = 5, .width = 5, .fit = ImageFit::kExact}).source().Read(0).status().message(),
+      HasSubstr("an image of 4 x 6 pixels, 5 x 5 are asked for"));
+  EXPECT_NE(cover.Fingerprint(),
+            open({.height = 2, .width = 2, .fit = ImageFit::kStretch}).Fingerprint());
 }
 
 TEST_F(WebDatasetTest, FeaturesThatMakeNoSense) {

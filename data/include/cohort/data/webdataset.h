@@ -31,6 +31,7 @@
 #include <cohort/core/status.h>
 #include <cohort/core/tensor.h>
 #include <cohort/data/dataset.h>
+#include <cohort/data/image.h>
 
 namespace cohort::data {
 
@@ -51,6 +52,16 @@ MemberDecoder HashedText(std::int64_t buckets = 0);
 MemberDecoder RawElements(DType dtype, Shape shape);
 // A .npy array of exactly this type, as arrays.h reads it, and shape.
 MemberDecoder NpyElements(DType dtype, Shape shape);
+
+struct ImageSpec {
+  std::int64_t height = 0;
+  std::int64_t width = 0;
+  DecodeOptions decode = {};
+  ImageFit fit = ImageFit::kCover;
+  bool unit_range = true;  // float32 in [0, 1] (value / 255); false: uint8
+};
+// A JPEG or PNG, told by content, as [height, width, channels].
+MemberDecoder ImageElements(const ImageSpec& spec);
 
 struct WebFeature {
   std::string name;
