@@ -114,8 +114,10 @@ class TextSource final : public Source {
   Status ReadInto(std::int64_t index, std::span<std::byte* const> rows) const override {
     const std::size_t file = table_.Find(index);
     std::string line;
-    COHORT_RETURN_IF_ERROR(files_[file].Read(index - table_.ranges()[file].begin, line));
-    const Status status = Guarded(options_.decoder.decode, line, rows);
+    Status status = files_[file].Read(index - table_.ranges()[file].begin, line);
+    if (status.ok()) {
+      status = Guarded(options_.decoder.decode, line, rows);
+    }
     return status.ok() ? status : status.Annotate(Where(index));
   }
 

@@ -181,9 +181,11 @@ class WebDatasetSource final : public Source {
         continue;
       }
       bytes.resize(part.size);
-      COHORT_RETURN_IF_ERROR(ReadExactly(*shards_[s].file, table_.ranges()[s].name, part.begin,
-                                         std::as_writable_bytes(std::span(bytes))));
-      const Status status = Guarded(feature.decoder.decode, bytes, rows[f]);
+      Status status = ReadExactly(*shards_[s].file, table_.ranges()[s].name, part.begin,
+                                  std::as_writable_bytes(std::span(bytes)));
+      if (status.ok()) {
+        status = Guarded(feature.decoder.decode, bytes, rows[f]);
+      }
       if (!status.ok()) {
         return status.Annotate(Where(index) + ", member '" +
                                feature.extensions[static_cast<std::size_t>(part.extension)] +

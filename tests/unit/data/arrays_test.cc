@@ -39,7 +39,7 @@ class ArraysTest : public ::testing::Test {
  protected:
   std::string Write(const std::string& name, const std::string& bytes) {
     const std::string path = folder_ / name;
-    OrThrow(WriteFileAtomically(files_, path, bytes));
+    std::ofstream(path, std::ios::binary) << bytes;
     return path;
   }
   // "a": float32 [2, 2] = 1, 2, 3, 4; "b": int64 [2] = 7, 8.

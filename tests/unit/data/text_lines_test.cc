@@ -138,6 +138,15 @@ TEST_F(TextLinesTest, LinesThatAreTooLong) {
               HasSubstr("line 1 at byte 0: longer than 1048576 bytes"));
 }
 
+TEST_F(TextLinesTest, AFileThatBecameShorterIsNamedWithTheLine) {
+  const std::string path = Write("text", "one\ntwo\n");
+  const Dataset data = OrThrow(TextLines({path}));
+  std::filesystem::resize_file(path, 5);
+  EXPECT_TRUE(data.source().Read(0).ok());
+  EXPECT_THAT(data.source().Read(1).status().message(),
+              AllOf(StartsWith(path + ", line 2"), HasSubstr("became shorter")));
+}
+
 TEST_F(TextLinesTest, OptionsThatMakeNoSense) {
   const std::string path = Write("text", "a\n");
   EXPECT_EQ(TextLines({}).status().code(), StatusCode::kInvalidArgument);

@@ -31,7 +31,7 @@ class WebDatasetTest : public ::testing::Test {
  protected:
   std::string Write(const std::string& name, const std::string& bytes) {
     const std::string path = folder_ / name;
-    OrThrow(WriteFileAtomically(files_, path, bytes));
+    std::ofstream(path, std::ios::binary) << bytes;
     return path;
   }
   std::string Content(const std::string& path) { return OrThrow(ReadFile(files_, path)); }
@@ -53,7 +53,10 @@ class WebDatasetTest : public ::testing::Test {
   }
   // What `change` makes of one sample's archive cannot be read.
   Status Changed(const std::function<void(std::string&)>& change) {
-    std::string bytes = Content(WriteTar("good.tar", {{"a.cls", "5"}}));
+    if (good_.empty()) {
+      good_ = Content(WriteTar("good.tar", {{"a.cls", "5"}}));
+    }
+    std::string bytes = good_;
     change(bytes);
     return Labels(Write("bad.tar", bytes)).status();
   }
@@ -72,6 +75,9 @@ class WebDatasetTest : public ::testing::Test {
   const WebFeature label_ = {.name = "label", .extensions = {"cls"}, .decoder = IntegerText()};
   FileSystem& files_ = FileSystem::Local();
   testing::TempDir folder_;
+
+ private:
+  std::string good_;  // what Changed changes
 };
 
 TEST_F(WebDatasetTest, MembersUpToTheFirstDotAreASample) {
@@ -329,8 +335,28 @@ TEST_F(WebDatasetTest, ImagesAreDecodedIntoTheirPlace) {
   EXPECT_THAT(
       open({.height = 5, .width = 5, .fit = ImageFit::kExact}).source().Read(0).status().message(),
       HasSubstr("an image of 4 x 6 pixels, 5 x 5 are asked for"));
+  const auto flip = [](Example& example) -> Status {
+    COHORT_ASSIGN_OR_RETURN(example["image"], FlipHorizontally(example["image"]));
+    return {};
+  };
+  const auto mapped = OrThrow(cover.Take(2).Map(flip).Batch(2).Iterate());
+  const Tensor flipped = OrThrow(mapped->Next())->features["image"];
+  EXPECT_EQ(flipped.shape(), Shape({2, 2, 2, 3}));
+  EXPECT_EQ(flipped.data<float>()[0], half.data<float>()[3]);
   EXPECT_NE(cover.Fingerprint(),
             open({.height = 2, .width = 2, .fit = ImageFit::kStretch}).Fingerprint());
+}
+
+TEST_F(WebDatasetTest, AShardThatBecameShorterIsNamedWithTheSample) {
+  const std::string path = WriteTar("t.tar", {{"a.cls", "1"}, {"b.cls", "2"}});
+  const Dataset data = OrThrow(Labels(path));
+  std::filesystem::resize_file(path, 1200);
+  EXPECT_TRUE(data.source().Read(0).ok());
+  const Status status = data.source().Read(1).status();
+  EXPECT_EQ(status.code(), StatusCode::kDataLoss);
+  EXPECT_THAT(status.message(),
+              AllOf(StartsWith(path + ", sample 1 'b', member 'cls' at byte 1536"),
+                    HasSubstr("became shorter")));
 }
 
 TEST_F(WebDatasetTest, FeaturesThatMakeNoSense) {
