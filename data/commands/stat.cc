@@ -8,11 +8,17 @@
 #include <limits>
 
 #include <cohort/data/idx.h>
+#include <cohort/data/image.h>
 #include <cohort/data/tf_example.h>
 #include <cohort/io/compression.h>
 #include <cohort/io/record_file.h>
+#include <cohort/io/safetensors.h>
 
+#include "../sources/content.h"
 #include "../sources/csv_reader.h"
+#include "../sources/npy.h"
+#include "../sources/sample_name.h"
+#include "../sources/tar.h"
 #include "command.h"
 
 namespace cohort {
@@ -150,6 +156,98 @@ Status StatCsv(const std::string& content, char delimiter) {
   return {};
 }
 
+// What is said of an array whose first axis is the example.
+void PrintArray(const std::string& name, DType dtype, const Shape& shape) {
+  std::printf("  %-24s %s%s\n", name.c_str(), std::string(DTypeName(dtype)).c_str(),
+              shape.ToString().c_str());
+}
+
+Status StatNpy(const RandomAccessFile& file, const std::string& path) {
+  COHORT_ASSIGN_OR_RETURN(const data::NpyHeader header, data::ReadNpyHeader(file, path));
+  Print("format", ".npy");
+  std::vector<std::int64_t> dims = header.shape.dims();
+  Print("records", std::to_string(dims.empty() ? 1 : dims[0]));
+  if (!dims.empty()) {
+    dims.erase(dims.begin());
+  }
+  Print("features", std::string(DTypeName(header.type->dtype)) + Shape(std::move(dims)).ToString());
+  return {};
+}
+
+Status StatSafetensors(const RandomAccessFile& file, const std::string& path) {
+  COHORT_ASSIGN_OR_RETURN(const auto entries, io::ReadSafetensorsHeader(file, path));
+  Print("format", "safetensors");
+  Print("records", "rows of " + std::to_string(entries.size()) + " tensors");
+  std::printf("features\n");
+  for (const io::SafetensorsEntry& entry : entries) {
+    PrintArray(entry.name, entry.dtype, entry.shape);
+  }
+  return {};
+}
+
+struct MemberStat {
+  std::int64_t members = 0;
+  std::uint64_t fewest = std::numeric_limits<std::uint64_t>::max();  // bytes
+  std::uint64_t most = 0;
+};
+
+Status StatTar(const RandomAccessFile& file, const std::string& path) {
+  COHORT_ASSIGN_OR_RETURN(const auto members, data::IndexTar(file, path));
+  std::map<std::string, MemberStat> extensions;
+  std::string key;
+  std::int64_t samples = 0;
+  std::int64_t others = 0;
+  for (const data::TarMember& member : members) {
+    const data::SampleName name = data::SplitSampleName(member.name);
+    if (name.key.empty()) {
+      ++others;
+      continue;
+    }
+    samples += samples == 0 || name.key != key ? 1 : 0;
+    key = name.key;
+    MemberStat& stat = extensions[name.extension];
+    ++stat.members;
+    stat.fewest = std::min(stat.fewest, member.size);
+    stat.most = std::max(stat.most, member.size);
+  }
+  Print("format", "WebDataset (tar)");
+  Print("records", std::to_string(samples));
+  if (others > 0) {
+    Print("", std::to_string(others) + " members belong to no sample");
+  }
+  std::printf("features\n");
+  for (const auto& [extension, stat] : extensions) {
+    std::printf("  %-24s in %lld of %lld samples, bytes: %llu to %llu\n", extension.c_str(),
+                static_cast<long long>(stat.members), static_cast<long long>(samples),
+                static_cast<unsigned long long>(stat.fewest),
+                static_cast<unsigned long long>(stat.most));
+  }
+  return {};
+}
+
+Status StatImage(const std::string& content) {
+  COHORT_ASSIGN_OR_RETURN(const Tensor image, data::DecodeImage(content));
+  Print("format", data::ImageFormatOf(content) == data::ImageFormat::kPng ? "PNG" : "JPEG");
+  Print("records", "1");
+  Print("features", "uint8" + image.shape().ToString() + " as RGB");
+  return {};
+}
+
+Status StatText(std::string_view content) {
+  std::int64_t lines = 0;
+  std::size_t longest = 0;
+  while (!content.empty()) {
+    const std::size_t end = std::min(content.find('\n'), content.size());
+    longest = std::max(longest, end);
+    content.remove_prefix(std::min(end + 1, content.size()));
+    ++lines;
+  }
+  Print("format", "text");
+  Print("records", std::to_string(lines) + " lines");
+  Print("features", "at most " + std::to_string(longest) + " bytes a line");
+  return {};
+}
+
 Status StatFolder(const std::string& path) {
   COHORT_ASSIGN_OR_RETURN(const data::ImageClassification data,
                           data::LoadImageClassification(path));
@@ -168,8 +266,8 @@ Status Stat(const std::string& path) {
     return StatFolder(path);
   }
   FileSystem& files = FileSystem::Local();
-  COHORT_ASSIGN_OR_RETURN(const std::string content, io::ReadMaybeCompressed(files, path));
-  if (content.empty()) {
+  COHORT_ASSIGN_OR_RETURN(const auto file, data::OpenMaybeGzip(files, path));
+  if (file->size() == 0) {
     Print("format", "empty");
     Print("records", "0");
     return {};
@@ -178,6 +276,26 @@ Status Stat(const std::string& path) {
   if (reader.ok() && (*reader)->Next().ok()) {
     COHORT_ASSIGN_OR_RETURN(const auto from_start, io::RecordReader::Open(files, path));
     return StatRecords(*from_start);
+  }
+  std::string start(9, '\0');
+  COHORT_ASSIGN_OR_RETURN(const std::size_t n,
+                          file->Read(0, std::as_writable_bytes(std::span(start))));
+  start.resize(n);
+  if (start.starts_with(data::kNpyMagic)) {
+    return StatNpy(*file, path);
+  }
+  if (start.size() == 9 && start[8] == '{' && start[7] == 0) {
+    return StatSafetensors(*file, path);
+  }
+  if (data::LooksLikeTar(*file)) {
+    return StatTar(*file, path);
+  }
+  std::string content(file->size(), '\0');
+  COHORT_RETURN_IF_ERROR(
+      data::ReadExactly(*file, path, 0, std::as_writable_bytes(std::span(content))));
+  if (data::ImageFormatOf(content) != data::ImageFormat::kUnknown) {
+    const Status status = StatImage(content);
+    return status.ok() ? status : status.Annotate(path);
   }
   if (content.size() >= 4 && content[0] == 0 && content[1] == 0) {
     return StatIdx(path);
@@ -189,7 +307,12 @@ Status Stat(const std::string& path) {
         StatCsv(content, first_line.find(',') == std::string_view::npos ? '\t' : ',');
     return status.ok() ? status : status.Annotate(path);
   }
-  return InvalidArgument(path + ": neither IDX nor TFRecord nor CSV with a header");
+  if (content.find('\0') == std::string::npos) {
+    return StatText(content);
+  }
+  return InvalidArgument(path +
+                         ": neither IDX, TFRecord, .npy, safetensors, tar, JPEG, PNG, CSV with a "
+                         "header nor text [records of one length can't be told by content]");
 }
 
 }  // namespace

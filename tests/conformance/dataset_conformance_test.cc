@@ -9,13 +9,19 @@
 #include <set>
 #include <thread>
 
+#include <cohort/data/arrays.h>
 #include <cohort/data/csv.h>
 #include <cohort/data/dataset.h>
 #include <cohort/data/digits.h>
+#include <cohort/data/fixed_records.h>
 #include <cohort/data/idx.h>
 #include <cohort/data/memory.h>
+#include <cohort/data/text_lines.h>
 #include <cohort/data/tf_record.h>
+#include <cohort/data/webdataset.h>
+#include <cohort/io/compression.h>
 #include <cohort/io/record_file.h>
+#include <cohort/io/safetensors.h>
 
 #include "testing/temp_dir.h"
 
@@ -90,12 +96,106 @@ Dataset TfFiles(const testing::TempDir& folder, io::Compression compression) {
   return OrThrow(TfRecords(paths, {.features = {{.name = "i", .type = TfType::kInt64}}}));
 }
 
+Dataset ArrayFiles(const testing::TempDir& folder) {
+  Tensor x(DType::kFloat32, {kExamples, 2, 3});
+  Tensor y(DType::kInt64, {kExamples});
+  for (std::size_t i = 0; i < y.data<std::int64_t>().size(); ++i) {
+    x.data<float>()[i * 6 + 5] = static_cast<float>(i);
+    y.data<std::int64_t>()[i] = static_cast<std::int64_t>(i * i);
+  }
+  OrThrow(WriteNpy(FileSystem::Local(), folder / "x.npy", x));
+  const io::SafetensorsEntry entry = {.name = "y", .dtype = y.dtype(), .shape = y.shape()};
+  std::string bytes = io::EncodeSafetensorsHeader({&entry, 1});
+  bytes.append(reinterpret_cast<const char*>(y.raw()), y.bytes());
+  OrThrow(WriteFileAtomically(FileSystem::Local(), folder / "y.safetensors", bytes));
+  return OrThrow(Arrays(
+      {{.name = "x", .path = folder / "x.npy"}, {.name = "y", .path = folder / "y.safetensors"}}));
+}
+
+// Records of 7 bytes: i as big-endian int32, three bytes of which one is read.
+Dataset FixedFiles(const testing::TempDir& folder, bool gzip) {
+  std::string bytes[2] = {"HEAD", "HEAD"};
+  for (std::int64_t i = 0; i < kExamples; ++i) {
+    bytes[i < 30 ? 0 : 1] += {0, 0, 0, static_cast<char>(i), 'x', static_cast<char>(i * 5), 'y'};
+  }
+  const std::vector<std::string> paths = {folder / "1", folder / "2"};
+  for (std::size_t f = 0; f < 2; ++f) {
+    OrThrow(
+        WriteFileAtomically(FileSystem::Local(), paths[f], gzip ? io::Gzip(bytes[f]) : bytes[f]));
+  }
+  return OrThrow(
+      FixedRecords(paths, {.record_bytes = 7,
+                           .fields = {{.name = "b", .offset = 5},
+                                      {.name = "i", .dtype = DType::kInt32, .big_endian = true}},
+                           .header_bytes = 4,
+                           .gzip = gzip}));
+}
+
+Dataset TextFiles(const testing::TempDir& folder, const LineDecoder& decoder) {
+  std::string text[3] = {"", "", "\xEF\xBB\xBF"};
+  for (std::int64_t i = 0; i < kExamples; ++i) {
+    text[i < 9 ? 0 : 2] += std::string(static_cast<std::size_t>(i), 'a') + (i % 2 ? "\r\n" : "\n");
+  }
+  text[2].pop_back();  // no end of the last line
+  const std::vector<std::string> paths = {folder / "1", folder / "2", folder / "3.gz"};
+  for (std::size_t f = 0; f < 3; ++f) {
+    OrThrow(
+        WriteFileAtomically(FileSystem::Local(), paths[f], f == 2 ? io::Gzip(text[f]) : text[f]));
+  }
+  return OrThrow(TextLines(paths, {.decoder = decoder}));
+}
+
+// Images of other sizes than asked for, as JPEG and PNG in turns.
+Dataset WebImages(const testing::TempDir& folder) {
+  auto writer = OrThrow(TarWriter::Create(FileSystem::Local(), folder / "images.tar"));
+  for (std::int64_t i = 0; i < kExamples; ++i) {
+    Tensor image(DType::kUInt8, {8 + i % 3, 9, 3});
+    std::fill_n(image.data<std::uint8_t>().begin(), image.bytes(),
+                static_cast<std::uint8_t>(i * 6));
+    OrThrow(writer->AddSample(
+        std::to_string(i),
+        {i % 2 == 0 ? std::pair("jpg", EncodeJpeg(image)) : std::pair("png", EncodePng(image))}));
+  }
+  OrThrow(writer->Close());
+  return OrThrow(WebDataset({folder / "images.tar"},
+                            {.features = {{.name = "image",
+                                           .extensions = {"jpg", "png"},
+                                           .decoder = ImageElements({.height = 6, .width = 6})}}}));
+}
+
+Dataset WebShards(const testing::TempDir& folder, const std::string& suffix) {
+  std::vector<std::string> shards;
+  std::int64_t i = 0;
+  for (const std::int64_t end : {std::int64_t{12}, std::int64_t{12}, kExamples}) {
+    shards.push_back(folder / (std::to_string(shards.size()) + suffix));
+    auto writer = OrThrow(TarWriter::Create(FileSystem::Local(), shards.back()));
+    for (; i < end; ++i) {
+      OrThrow(writer->AddSample(std::to_string(i),
+                                {{"cls", std::to_string(i * 3)}, {"raw", std::string(4, 'a')}}));
+    }
+    OrThrow(writer->Close());
+  }
+  return OrThrow(WebDataset(
+      shards,
+      {.features = {
+           {.name = "label", .extensions = {"cls"}, .decoder = IntegerText()},
+           {.name = "x", .extensions = {"raw"}, .decoder = RawElements(DType::kUInt8, {4})}}}));
+}
+
 const Case kCases[] = {
     {"Memory", Memory},
     {"Idx", IdxFiles},
     {"Csv", CsvFiles},
     {"TfRecordRaw", [](const testing::TempDir& f) { return TfFiles(f, io::Compression::kNone); }},
     {"TfRecordGzip", [](const testing::TempDir& f) { return TfFiles(f, io::Compression::kGzip); }},
+    {"Arrays", ArrayFiles},
+    {"FixedRecords", [](const testing::TempDir& f) { return FixedFiles(f, false); }},
+    {"FixedRecordsGzip", [](const testing::TempDir& f) { return FixedFiles(f, true); }},
+    {"TextHashed", [](const testing::TempDir& f) { return TextFiles(f, HashedLine()); }},
+    {"TextPadded", [](const testing::TempDir& f) { return TextFiles(f, PaddedLine(64)); }},
+    {"WebDataset", [](const testing::TempDir& f) { return WebShards(f, ".tar"); }},
+    {"WebDatasetGzip", [](const testing::TempDir& f) { return WebShards(f, ".tar.gz"); }},
+    {"WebDatasetImages", WebImages},
     {"Digits", [](const testing::TempDir&) { return GeneratedDigits({.count = kExamples}); }},
 };
 

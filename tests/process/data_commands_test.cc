@@ -7,7 +7,11 @@
 #include <nlohmann/json.hpp>
 
 #include <cohort/core/file_system.h>
+#include <cohort/data/arrays.h>
 #include <cohort/data/idx.h>
+#include <cohort/data/image.h>
+#include <cohort/data/webdataset.h>
+#include <cohort/io/safetensors.h>
 
 #include "testing/process_cluster.h"
 
@@ -63,6 +67,54 @@ TEST(DataCommands, MistakesEndWithTheirExitCodeAndAMessage) {
   const Outcome cut = RunCohort({"data", "stat", folder / "cut"});
   EXPECT_EQ(cut.code, 2);
   EXPECT_THAT(cut.out, HasSubstr("data at byte 16: 8 bytes expected, 2 there"));
+}
+
+TEST(DataCommands, StatKnowsEveryFormatByItsContent) {
+  const testing::TempDir folder;
+  FileSystem& files = FileSystem::Local();
+  const auto stat = [&folder](const std::string& name) {
+    const Outcome outcome = RunCohort({"data", "stat", folder / name});
+    EXPECT_EQ(outcome.code, 0) << outcome.out;
+    return outcome.out;
+  };
+  const Tensor array(DType::kFloat32, {5, 2, 3});
+  OrThrow(data::WriteNpy(files, folder / "a", array));
+  EXPECT_THAT(stat("a"),
+              AllOf(HasSubstr(".npy"), HasSubstr("records   5"), HasSubstr("float32[2,3]")));
+
+  const io::SafetensorsEntry entry = {.name = "weight", .dtype = DType::kInt64, .shape = {4}};
+  OrThrow(WriteFileAtomically(files, folder / "b",
+                              io::EncodeSafetensorsHeader({&entry, 1}) + std::string(32, 'x')));
+  EXPECT_THAT(stat("b"),
+              AllOf(HasSubstr("safetensors"), HasSubstr("weight"), HasSubstr("int64[4]")));
+
+  const std::string png = data::EncodePng(Tensor(DType::kUInt8, {7, 9, 1}));
+  OrThrow(WriteFileAtomically(files, folder / "c", png));
+  EXPECT_THAT(stat("c"), AllOf(HasSubstr("PNG"), HasSubstr("uint8[7,9,3]")));
+
+  for (const std::string name : {"d.tar", "d.tar.gz"}) {
+    auto writer = OrThrow(data::TarWriter::Create(files, folder / name));
+    OrThrow(writer->AddSample("x/1", {{"cls", "1"}, {"png", png}}));
+    OrThrow(writer->AddSample("x/2", {{"cls", "12"}}));
+    OrThrow(writer->Add("README", "no sample"));
+    OrThrow(writer->Close());
+    EXPECT_THAT(stat(name), AllOf(HasSubstr("WebDataset (tar)"), HasSubstr("records   2\n"),
+                                  HasSubstr("1 members belong to no sample"),
+                                  HasSubstr("in 2 of 2 samples, bytes: 1 to 2"),
+                                  HasSubstr("in 1 of 2 samples")));
+  }
+
+  std::ofstream(folder / "e") << "to be\nor not to be";
+  EXPECT_THAT(stat("e"), AllOf(HasSubstr("2 lines"), HasSubstr("at most 12 bytes")));
+
+  std::ofstream(folder / "f") << std::string("\x01\0\x02", 3);
+  const Outcome unknown = RunCohort({"data", "stat", folder / "f"});
+  EXPECT_EQ(unknown.code, 2);
+  EXPECT_THAT(unknown.out, HasSubstr("neither IDX, TFRecord, .npy"));
+  OrThrow(WriteFileAtomically(files, folder / "g", png.substr(0, 50)));
+  const Outcome cut = RunCohort({"data", "stat", folder / "g"});
+  EXPECT_EQ(cut.code, 2);
+  EXPECT_THAT(cut.out, AllOf(HasSubstr("/g: PNG before byte"), HasSubstr("cut off")));
 }
 
 TEST(BenchInput, ReportsEveryCaseBesideMemcpy) {

@@ -6,11 +6,14 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
+#include <filesystem>
 #include <fstream>
 #include <sstream>
 
 #include <cohort/core/random.h>
 
+#include "testing/faulty_file_system.h"
 #include "testing/temp_dir.h"
 
 namespace cohort::data {
@@ -257,6 +260,96 @@ TEST(CsvRealData, AdultToTheLastRow) {
   }
   options.columns.back().categories = {"<=50K.", ">50K."};
   EXPECT_EQ(OrThrow(Csv({folder + "/adult.test"}, options)).dataset.size(), 16281);
+}
+
+class CsvWriterTest : public ::testing::Test {
+ protected:
+  std::string Content(const std::string& path) { return OrThrow(ReadFile(files_, path)); }
+  FileSystem& files_ = FileSystem::Local();
+  testing::TempDir folder_;
+};
+
+TEST_F(CsvWriterTest, FieldsReadBackAsTheyWereWritten) {
+  const std::vector<std::string> texts = {"plain",        "",          "?",
+                                          " blank",       "blank\t",   "a,b",
+                                          "a\tb",         "say \"x\"", "two\r\nlines",
+                                          "\xEF\xBB\xBF", "\"",        "caf\xC3\xA9",
+                                          "a;b",          "\n",        "1"};
+  for (const char delimiter : {',', '\t', ';'}) {
+    for (const std::string name : {"t.csv", "t.csv.gz"}) {
+      auto writer = OrThrow(CsvWriter::Create(files_, folder_ / name, {"te,x\tt", "n"}, delimiter));
+      for (std::size_t i = 0; i < texts.size(); ++i) {
+        OrThrow(writer->Write({texts[i], std::to_string(i)}));
+      }
+      OrThrow(writer->Write({std::nullopt, "-5"}));
+      EXPECT_FALSE(files_.Exists(folder_ / name));
+      OrThrow(writer->Close());
+      const CsvData read = OrThrow(Csv(
+          {folder_ / name},
+          {.columns =
+               {{.name = "te,x\tt", .type = CsvType::kCategory, .missing = -1, .categories = texts},
+                {.name = "n", .type = CsvType::kInt64}},
+           .delimiter = delimiter}));
+      ASSERT_EQ(read.dataset.size(), static_cast<std::int64_t>(texts.size()) + 1);
+      for (std::int64_t i = 0; i < read.dataset.size(); ++i) {
+        const Example row = OrThrow(read.dataset.source().Read(i));
+        const bool last = i + 1 == read.dataset.size();
+        EXPECT_EQ(row.at("te,x\tt").data<std::int64_t>()[0], last ? -1 : i);
+        EXPECT_EQ(row.at("n").data<std::int64_t>()[0], last ? -5 : i);
+      }
+      OrThrow(files_.RemoveAll(folder_ / name));
+    }
+  }
+}
+
+TEST_F(CsvWriterTest, TensorsBecomeColumns) {
+  const float x[] = {0.1F, 1e-30F, -3, 16777216};
+  const std::int64_t y[] = {INT64_MIN, 7};
+  const std::uint8_t b[] = {255, 0};
+  const Example columns = {{"x", Tensor::Of<float>({2, 2}, x)},
+                           {"y", Tensor::Of<std::int64_t>({2}, y)},
+                           {"b", Tensor::Of<std::uint8_t>({2}, b)}};
+  OrThrow(WriteCsv(files_, folder_ / "t.csv", columns));
+  EXPECT_EQ(Content(folder_ / "t.csv"),
+            "b,x_0,x_1,y\n255,0.1,1e-30,-9223372036854775808\n0,-3,16777216,7\n");
+
+  const auto status = [this](const Example& bad) {
+    return WriteCsv(files_, folder_ / "bad.csv", bad);
+  };
+  EXPECT_THAT(status({}).message(), HasSubstr("no columns"));
+  EXPECT_THAT(status({{"x", Tensor(DType::kFloat16, {2})}}).message(),
+              HasSubstr("tensor 'x' is float16[2]"));
+  EXPECT_FALSE(status({{"x", Tensor(DType::kInt32, {})}}).ok());
+  EXPECT_FALSE(status({{"x", Tensor(DType::kInt32, {2})}, {"y", Tensor(DType::kInt32, {3})}}).ok());
+  EXPECT_THAT(
+      status({{"x", Tensor(DType::kInt32, {2, 1})}, {"x_0", Tensor(DType::kInt32, {2})}}).message(),
+      HasSubstr("column 'x_0' stands twice"));
+  const float nan[] = {0, NAN};
+  EXPECT_THAT(status({{"x", Tensor::Of<float>({2}, nan)}}).message(),
+              HasSubstr("bad.csv, row 1: column 'x' is not finite"));
+  EXPECT_FALSE(files_.Exists(folder_ / "bad.csv"));
+}
+
+TEST_F(CsvWriterTest, RowsThatAreNoneAndDisksThatAreFull) {
+  EXPECT_FALSE(CsvWriter::Create(files_, folder_ / "t.csv", {}).ok());
+  EXPECT_FALSE(CsvWriter::Create(files_, folder_ / "t.csv", {"a", "a"}).ok());
+  EXPECT_FALSE(CsvWriter::Create(files_, folder_ / "t.csv", {"a"}, '"').ok());
+  {
+    auto writer = OrThrow(CsvWriter::Create(files_, folder_ / "t.csv", {"a"}));
+    EXPECT_THAT(writer->Write({"1", "2"}).message(),
+                HasSubstr("t.csv, row 0: 2 fields, the header has 1"));
+    EXPECT_THAT(writer->Write({std::nullopt}).message(), HasSubstr("blank line"));
+  }
+  EXPECT_TRUE(std::filesystem::is_empty(folder_.path())) << "given up before Close";
+  for (const std::string failing : {"append", "sync", "close", "rename"}) {
+    testing::FaultyFileSystem faulty([&failing](std::string_view operation, const std::string&) {
+      return operation == failing ? ResourceExhausted("disk full") : Status();
+    });
+    auto writer = OrThrow(CsvWriter::Create(faulty, folder_ / "t.csv", {"a"}));
+    OrThrow(writer->Write({"1"}));
+    EXPECT_EQ(writer->Close().code(), StatusCode::kResourceExhausted) << failing;
+    EXPECT_TRUE(std::filesystem::is_empty(folder_.path())) << failing;
+  }
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -60,5 +61,29 @@ struct CsvData {
 // The rows of all files, one file after another; all must have the same header.
 // InvalidArgument: columns that make no sense; NotFound: a column that no header has.
 Result<CsvData> Csv(const std::vector<std::string>& paths, const CsvOptions& options);
+
+// Writes rows that Csv reads back as they are: fields in quotes where they need it, lines end in
+// LF.
+class CsvWriter {
+ public:
+  // The header line; gzip where the path ends in ".gz". The file is there when Close has returned
+  // OK, and not before. InvalidArgument: no columns, a name twice, a delimiter that cannot be one.
+  static Result<std::unique_ptr<CsvWriter>> Create(FileSystem& files, const std::string& path,
+                                                   const std::vector<std::string>& header,
+                                                   char delimiter = ',');
+  virtual ~CsvWriter() = default;  // without Close: nothing is left at the path
+
+  // nullopt is a missing value. InvalidArgument: not as many fields as the header has, or nothing
+  // but a missing value, which would be a blank line.
+  virtual Status Write(const std::vector<std::optional<std::string>>& fields) = 0;
+  virtual Status Close() = 0;  // no call may follow
+};
+
+// Tensors of as many rows, their first axis, as columns in the order of their names: [N] as one
+// column, [N, n] as n that are called name_0, name_1, ...; float32, float64, int32, int64, uint8.
+// Numbers are as short as reads back to the same value. InvalidArgument: other shapes or types,
+// numbers of rows that differ, a number that is not finite. Atomic, as CsvWriter.
+Status WriteCsv(FileSystem& files, const std::string& path, const Example& columns,
+                char delimiter = ',');
 
 }  // namespace cohort::data

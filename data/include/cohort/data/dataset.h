@@ -9,8 +9,8 @@
 // Order is a closed-form function of (seed, epoch): the same for any number of workers, threads and
 // restarts. A global batch is a run of that order; worker w of W reads and decodes only its own
 // part of each batch. So the union over workers is the data set, once, and every worker sees as
-// many batches, of which its part may be short or empty. Data to read: see source.h, and memory.h,
-// idx.h, csv.h, tf_record.h, digits.h for what makes a Dataset.
+// many batches, of which its part may be short or empty. Data to read: see the formats in this
+// module's README, memory.h and digits.h, and source.h for a format of your own.
 //
 // Thread rules: a Dataset from any thread; an iterator from one.
 
