@@ -16,21 +16,7 @@ constexpr std::size_t kHugePage = std::size_t{2} << 20;
 constexpr std::size_t kLeastPiece = std::size_t{256} << 10;
 constexpr std::size_t kGreatestPiece = std::size_t{64} << 20;
 constexpr std::size_t kBlockBytes = std::size_t{32} << 10;
-constexpr std::uint32_t kRowMask = (1U << 24) - 1;
 
-// Which block a record is in, and which record of it. Blocks 0 to b hold 1, 1, 2, 4, ... 2^(b-1)
-// records, all others 2^b.
-struct Place {
-  std::size_t block;
-  std::size_t record;
-};
-Place PlaceOf(std::uint32_t row, int block_bits) {
-  const std::uint32_t whole = row >> block_bits;
-  if (whole > 0) [[likely]] {
-    return {static_cast<std::size_t>(block_bits) + whole, row & ((1U << block_bits) - 1)};
-  }
-  return {static_cast<std::size_t>(std::bit_width(row)), row == 0 ? 0 : row - std::bit_floor(row)};
-}
 std::size_t RecordsIn(std::size_t block, int block_bits) {
   if (block > static_cast<std::size_t>(block_bits)) {
     return std::size_t{1} << block_bits;
@@ -99,40 +85,6 @@ std::size_t RowMemory::allocated_bytes() const {
 RowShape::RowShape(std::size_t floats) : stride(sizeof(RowHeader) + floats * sizeof(float)) {
   const std::size_t records = std::clamp<std::size_t>(kBlockBytes / stride, 1, 64);
   block_bits = static_cast<int>(std::bit_width(records)) - 1;
-}
-
-std::byte* RowSet::At(std::uint32_t row, const RowShape& shape) const {
-  const Place place = PlaceOf(row, shape.block_bits);
-  return blocks_[place.block] + place.record * shape.stride;
-}
-
-std::uint32_t RowSet::Guess(std::uint64_t hash) const {
-  if (capacity_ == 0) {
-    return kNone;
-  }
-  const std::uint32_t tag = TagOf(hash);
-  for (std::uint32_t slot = Home(hash); index_[slot] != 0; slot = Next(slot)) {
-    if (((index_[slot] ^ tag) & ~kRowMask) == 0) {
-      return (index_[slot] & kRowMask) - 1;
-    }
-  }
-  return kNone;
-}
-
-std::uint32_t RowSet::Find(std::uint64_t hash, std::uint64_t id, const RowShape& shape) const {
-  if (capacity_ == 0) {
-    return kNone;
-  }
-  const std::uint32_t tag = TagOf(hash);
-  for (std::uint32_t slot = Home(hash); index_[slot] != 0; slot = Next(slot)) {
-    if (((index_[slot] ^ tag) & ~kRowMask) == 0) {
-      const std::uint32_t row = (index_[slot] & kRowMask) - 1;
-      if (HeaderAt(row, shape).id() == id) {
-        return row;
-      }
-    }
-  }
-  return kNone;
 }
 
 void RowSet::Grow(const RowShape& shape) {

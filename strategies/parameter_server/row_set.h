@@ -14,6 +14,7 @@
 #pragma once
 
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -65,6 +66,9 @@ struct RowHeader {
 };
 static_assert(sizeof(RowHeader) == 20 && alignof(RowHeader) == 4);
 
+// Of a record.
+inline RowHeader& HeaderOf(std::byte* record) { return *reinterpret_cast<RowHeader*>(record); }
+
 struct RowShape {
   explicit RowShape(std::size_t floats);
   std::size_t stride;  // bytes of a record
@@ -89,9 +93,12 @@ class RowSet {
   std::uint32_t Guess(std::uint64_t hash) const;
   std::uint32_t Find(std::uint64_t hash, std::uint64_t id, const RowShape& shape) const;
 
-  std::byte* At(std::uint32_t row, const RowShape& shape) const;
+  std::byte* At(std::uint32_t row, const RowShape& shape) const {
+    const Place place = PlaceOf(row, shape.block_bits);
+    return blocks_[place.block] + place.record * shape.stride;
+  }
   RowHeader& HeaderAt(std::uint32_t row, const RowShape& shape) const {
-    return *reinterpret_cast<RowHeader*>(At(row, shape));
+    return HeaderOf(At(row, shape));
   }
 
   // A record for an id that has none, its header set and the rest left to the caller; null if the
@@ -101,6 +108,23 @@ class RowSet {
   void Clear(const RowShape& shape, RowMemory& memory);
 
  private:
+  static constexpr std::uint32_t kRowMask = (1U << 24) - 1;
+
+  // Which block a record is in, and which record of it. Blocks 0 to b hold 1, 1, 2, 4, ... 2^(b-1)
+  // records, all others 2^b.
+  struct Place {
+    std::size_t block;
+    std::size_t record;
+  };
+  static Place PlaceOf(std::uint32_t row, int block_bits) {
+    const std::uint32_t whole = row >> block_bits;
+    if (whole > 0) [[likely]] {
+      return {static_cast<std::size_t>(block_bits) + whole, row & ((1U << block_bits) - 1)};
+    }
+    return {static_cast<std::size_t>(std::bit_width(row)),
+            row == 0 ? 0 : row - std::bit_floor(row)};
+  }
+
   std::uint32_t Home(std::uint64_t hash) const {
     return static_cast<std::uint32_t>(((hash & 0xFFFFFFFF) * capacity_) >> 32);
   }
@@ -116,5 +140,35 @@ class RowSet {
   std::uint32_t size_ = 0;
   std::vector<std::byte*> blocks_;
 };
+
+inline std::uint32_t RowSet::Guess(std::uint64_t hash) const {
+  if (capacity_ == 0) {
+    return kNone;
+  }
+  const std::uint32_t tag = TagOf(hash);
+  for (std::uint32_t slot = Home(hash); index_[slot] != 0; slot = Next(slot)) {
+    if (((index_[slot] ^ tag) & ~kRowMask) == 0) {
+      return (index_[slot] & kRowMask) - 1;
+    }
+  }
+  return kNone;
+}
+
+inline std::uint32_t RowSet::Find(std::uint64_t hash, std::uint64_t id,
+                                  const RowShape& shape) const {
+  if (capacity_ == 0) {
+    return kNone;
+  }
+  const std::uint32_t tag = TagOf(hash);
+  for (std::uint32_t slot = Home(hash); index_[slot] != 0; slot = Next(slot)) {
+    if (((index_[slot] ^ tag) & ~kRowMask) == 0) {
+      const std::uint32_t row = (index_[slot] & kRowMask) - 1;
+      if (HeaderAt(row, shape).id() == id) {
+        return row;
+      }
+    }
+  }
+  return kNone;
+}
 
 }  // namespace cohort::ps

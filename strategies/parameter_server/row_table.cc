@@ -11,6 +11,8 @@
 
 #include <cohort/core/random.h>
 
+#include "parameter_server/row_bucket.h"
+
 namespace cohort::ps {
 namespace {
 
@@ -26,10 +28,12 @@ bool AllFinite(std::span<const float> values) {
   return greatest < 0x7F800000U;
 }
 
-// Every cache line of [from, from + bytes), to be read, or (kWrite) written.
+// The cache lines of [from, from + bytes), to be read, or (kWrite) written. Of long rows the first
+// ones: the processor sees where that leads.
 template <int kWrite>
 void Prefetch(const void* from, std::size_t bytes) {
   const auto* const begin = static_cast<const std::byte*>(from);
+  bytes = std::min(bytes, std::size_t{1} << 10);
   for (std::size_t at = 0; at < bytes; at += kCacheLine) {
     __builtin_prefetch(begin + at, kWrite);
   }
@@ -40,25 +44,11 @@ std::uint32_t AddSaturated(std::uint32_t a, std::uint32_t b) {
   return a > kMost - b ? kMost : a + b;
 }
 
-RowHeader& HeaderOf(std::byte* record) { return *reinterpret_cast<RowHeader*>(record); }
-
 void Use(RowHeader& header, std::uint32_t step) {
   header.last_step = std::max(header.last_step, step);
 }
 
 }  // namespace
-
-struct alignas(kCacheLine) RowTable::Bucket {
-  mutable std::mutex mutex;
-  // Below: under `mutex`.
-  RowSet rows;
-  RowSet candidates;
-  std::uint64_t created = 0;
-  std::uint64_t evicted = 0;
-  std::uint64_t updates = 0;
-  std::uint64_t dropped = 0;
-  std::uint64_t skipped = 0;
-};
 
 // An id of a call: its hash, in whose order calls work, and where it stands.
 struct RowTable::Entry {
@@ -81,7 +71,7 @@ struct RowTable::Lookup {
   std::byte* record;  // null: none
 };
 
-// Up to kLockedTogether ids, their buckets locked and their records on the way to the cache. The
+// Up to kTogether ids, their buckets locked and their records on the way to the cache. The
 // memory of index and records is waited for once for all of them, not once for each.
 class RowTable::Group {
  public:
@@ -100,7 +90,7 @@ class RowTable::Group {
     __builtin_prefetch(bucket.rows.IndexOf(hash));
     lookups_[size_++] = {hash, id, &bucket, nullptr};
   }
-  bool full() const { return size_ == kLockedTogether; }
+  bool full() const { return size_ == kTogether || locked_ == kLockedTogether; }
   std::size_t size() const { return size_; }
 
   // Finds the records of which `bytes` will be used. Each is found again by Find if another one of
@@ -157,7 +147,7 @@ class RowTable::Group {
   RowTable& table_;
   std::size_t size_ = 0;
   std::size_t locked_ = 0;
-  std::array<Lookup, kLockedTogether> lookups_;
+  std::array<Lookup, kTogether> lookups_;
   std::array<Bucket*, kLockedTogether> buckets_;
 };
 
@@ -186,6 +176,7 @@ RowTable::RowTable(TableSpec spec, BucketRange range, std::unique_ptr<RowOptimiz
       candidate_shape_(0),
       bucket_capacity_(static_cast<std::uint32_t>(
           std::min<std::uint64_t>(spec_.capacity / spec_.buckets, RowSet::kMaxRows))),
+      admission_(spec_.seed, spec_.name + "/admission"),
       hash_shift_(64 - std::countr_zero(spec_.buckets)),
       buckets_(std::make_unique<Bucket[]>(range.end - range.begin)) {}
 
@@ -299,7 +290,7 @@ bool RowTable::Admit(Bucket& bucket, std::uint64_t hash, std::uint64_t id, std::
   if (spec_.admit_probability < 1) {
     // One draw for `count` occurrences: none of them admits with (1 - p)^count.
     const double none = std::pow(1 - spec_.admit_probability, count);
-    return Philox(spec_.seed, spec_.name + "/admission").Uniform(step, id) >= none;
+    return admission_.Uniform(step, id) >= none;
   }
   const std::uint32_t row = bucket.candidates.Find(hash, id, candidate_shape_);
   if (row == RowSet::kNone) {
@@ -324,41 +315,6 @@ bool RowTable::Admit(Bucket& bucket, std::uint64_t hash, std::uint64_t id, std::
   return true;
 }
 
-void RowTable::Trim(Bucket& bucket, RowSet& set, const RowShape& shape, std::uint32_t step) {
-  if (set.size() <= bucket_capacity_) {
-    return;
-  }
-  // An eighth more than needed, so that the bucket is not looked through for every new row.
-  const std::uint32_t keep = bucket_capacity_ - bucket_capacity_ / 8;
-  // The first go first. Rows in use at this very step are last: their gradients are on the way.
-  struct Rank {
-    bool in_use;
-    std::uint32_t first;
-    std::uint32_t second;
-    std::uint64_t id;
-    auto operator<=>(const Rank&) const = default;
-  };
-  std::vector<Rank> ranks(set.size());
-  const bool by_frequency = spec_.eviction == TableSpec::Eviction::kLeastFrequent;
-  for (std::uint32_t row = 0; row < set.size(); ++row) {
-    const RowHeader& header = set.HeaderAt(row, shape);
-    ranks[row] = {header.last_step >= step, by_frequency ? header.frequency : header.last_step,
-                  by_frequency ? header.last_step : header.frequency, header.id()};
-  }
-  const auto kept = ranks.begin() + (set.size() - keep);
-  std::nth_element(ranks.begin(), kept, ranks.end());
-  for (auto rank = ranks.begin(); rank != kept; ++rank) {
-    const std::uint32_t row = set.Find(HashId(rank->id), rank->id, shape);
-    if (&set == &bucket.rows) {
-      ++bucket.evicted;
-      if (on_evict_) {
-        on_evict_(rank->id, Weights(set.At(row, shape)));
-      }
-    }
-    set.Remove(row, shape, memory_);
-  }
-}
-
 Status RowTable::Pull(std::span<const std::uint64_t> ids, std::int64_t step, Purpose purpose,
                       std::span<float> rows) {
   COHORT_RETURN_IF_ERROR(CheckCall("pull", ids.size(), step, rows.size(), "floats of room"));
@@ -375,12 +331,13 @@ Status RowTable::Pull(std::span<const std::uint64_t> ids, std::int64_t step, Pur
       COHORT_RETURN_IF_ERROR(CheckPresent(entries, ids));
     }
     Group group(*this);
-    for (std::size_t begin = 0; begin < entries.size(); begin += kLockedTogether) {
-      const auto part = entries.subspan(begin, std::min(kLockedTogether, entries.size() - begin));
-      for (const Entry& entry : part) {
+    for (std::size_t begin = 0, end = 0; begin < entries.size(); begin = end) {
+      for (; !group.full() && end < entries.size(); ++end) {
+        const Entry& entry = entries[end];
         group.Add(entry.hash, ids[entry.position]);
         Prefetch<1>(rows.data() + entry.position * dim_, dim_ * sizeof(float));
       }
+      const auto part = entries.subspan(begin, end - begin);
       group.Locate(sizeof(RowHeader) + dim_ * sizeof(float));
       for (std::size_t i = 0; i < part.size(); ++i) {
         const auto to = rows.subspan(part[i].position * dim_, dim_);
@@ -406,7 +363,7 @@ Status RowTable::Pull(std::span<const std::uint64_t> ids, std::int64_t step, Pur
           HeaderOf(record).last_step = now;
         }
       }
-      group.Finish(now, entries.subspan(begin + part.size()));
+      group.Finish(now, entries.subspan(end));
     }
   } catch (const std::bad_alloc&) {
     return ResourceExhausted("table \"" + spec_.name + "\": no memory for a pull of " +
@@ -422,18 +379,19 @@ Status RowTable::Pull(std::span<const std::uint64_t> ids, std::int64_t step, Pur
 Status RowTable::CheckPresent(std::span<const Entry> entries, std::span<const std::uint64_t> ids) {
   std::size_t missing = ids.size();
   Group group(*this);
-  for (std::size_t begin = 0; begin < entries.size(); begin += kLockedTogether) {
-    const auto part = entries.subspan(begin, std::min(kLockedTogether, entries.size() - begin));
-    for (const Entry& entry : part) {
+  for (std::size_t begin = 0, end = 0; begin < entries.size(); begin = end) {
+    for (; !group.full() && end < entries.size(); ++end) {
+      const Entry& entry = entries[end];
       group.Add(entry.hash, ids[entry.position]);
     }
+    const auto part = entries.subspan(begin, end - begin);
     group.Locate(sizeof(RowHeader));
     for (std::size_t i = 0; i < part.size(); ++i) {
       if (group.Record(i) == nullptr) {
         missing = std::min<std::size_t>(missing, part[i].position);
       }
     }
-    group.Finish(0, entries.subspan(begin + part.size()));
+    group.Finish(0, entries.subspan(end));
   }
   return missing < ids.size() ? Missing(ids[missing]) : OkStatus();
 }
@@ -481,7 +439,7 @@ Status RowTable::Apply(const Gradients& gradients) {
       COHORT_RETURN_IF_ERROR(CheckPresent(entries, ids));
     }
     std::vector<float> sum(dim_);
-    std::array<std::size_t, kLockedTogether + 1> begins;  // of the ids of a group, in `entries`
+    std::array<std::size_t, kTogether + 1> begins;  // of the ids of a group, in `entries`
     Group group(*this);
     for (std::size_t at = 0; at < entries.size();) {
       while (!group.full() && at < entries.size()) {
@@ -512,7 +470,7 @@ Status RowTable::Apply(const Gradients& gradients) {
           }
           gradient = sum;
         }
-        // Finite numbers may add up to infinity.
+        // Numbers that are finite may add up to infinity.
         if ((same.size() > 1 || spec_.not_finite == TableSpec::NotFinite::kSkipRow) &&
             !AllFinite(gradient)) {
           ++bucket.skipped;
@@ -574,11 +532,12 @@ Status RowTable::Assign(std::span<const std::uint64_t> ids, std::int64_t step,
                              std::to_string(ids[twice->position]) + " stands twice");
     }
     Group group(*this);
-    for (std::size_t begin = 0; begin < entries.size(); begin += kLockedTogether) {
-      const auto part = entries.subspan(begin, std::min(kLockedTogether, entries.size() - begin));
-      for (const Entry& entry : part) {
+    for (std::size_t begin = 0, end = 0; begin < entries.size(); begin = end) {
+      for (; !group.full() && end < entries.size(); ++end) {
+        const Entry& entry = entries[end];
         group.Add(entry.hash, ids[entry.position]);
       }
+      const auto part = entries.subspan(begin, end - begin);
       group.Locate(shape_.stride);
       for (std::size_t i = 0; i < part.size(); ++i) {
         Bucket& bucket = *group[i].bucket;
@@ -597,147 +556,13 @@ Status RowTable::Assign(std::span<const std::uint64_t> ids, std::int64_t step,
         Use(HeaderOf(record), now);
         std::ranges::copy(rows.subspan(part[i].position * dim_, dim_), Weights(record).begin());
       }
-      group.Finish(now, entries.subspan(begin + part.size()));
+      group.Finish(now, entries.subspan(end));
     }
   } catch (const std::bad_alloc&) {
     return ResourceExhausted("table \"" + spec_.name + "\": no memory for an assignment of " +
                              std::to_string(ids.size()) + " ids");
   }
   return {};
-}
-
-Result<std::uint64_t> RowTable::EvictExpired(std::int64_t step) {
-  COHORT_RETURN_IF_ERROR(CheckCall("eviction", 0, step, 0, ""));
-  if (spec_.time_to_live == 0) {
-    return std::uint64_t{0};
-  }
-  std::uint64_t evicted = 0;
-  const auto sweep = [&](Bucket& bucket, RowSet& set, const RowShape& shape) {
-    // From the last to the first: a removed row is replaced by the last, which has been looked at.
-    for (std::uint32_t row = set.size(); row-- > 0;) {
-      const RowHeader& header = set.HeaderAt(row, shape);
-      if (std::int64_t{header.last_step} + spec_.time_to_live >= step) {
-        continue;
-      }
-      if (&set == &bucket.rows) {
-        ++evicted;
-        ++bucket.evicted;
-        if (on_evict_) {
-          on_evict_(header.id(), Weights(set.At(row, shape)));
-        }
-      }
-      set.Remove(row, shape, memory_);
-    }
-  };
-  for (std::uint32_t b = 0; b < range_.end - range_.begin; ++b) {
-    Bucket& bucket = buckets_[b];
-    const std::lock_guard lock(bucket.mutex);
-    sweep(bucket, bucket.rows, shape_);
-    sweep(bucket, bucket.candidates, candidate_shape_);
-  }
-  return evicted;
-}
-
-TableStats RowTable::stats() const {
-  TableStats stats;
-  stats.row_bytes = memory_.allocated_bytes();
-  for (std::uint32_t b = 0; b < range_.end - range_.begin; ++b) {
-    const Bucket& bucket = buckets_[b];
-    const std::lock_guard lock(bucket.mutex);
-    stats.rows += bucket.rows.size();
-    stats.candidates += bucket.candidates.size();
-    stats.created += bucket.created;
-    stats.evicted += bucket.evicted;
-    stats.updates += bucket.updates;
-    stats.dropped += bucket.dropped;
-    stats.skipped += bucket.skipped;
-    stats.overhead_bytes +=
-        sizeof(Bucket) + bucket.rows.overhead_bytes() + bucket.candidates.overhead_bytes();
-  }
-  return stats;
-}
-
-std::string RowTable::DumpBucket(std::uint32_t bucket) const {
-  Require(bucket >= range_.begin && bucket < range_.end, "a bucket of this server");
-  Bucket& source = buckets_[bucket - range_.begin];
-  const std::lock_guard lock(source.mutex);
-  const std::array<std::uint32_t, 3> head = {bucket, source.rows.size(), source.candidates.size()};
-  std::string bytes(sizeof(head) + head[1] * shape_.stride + head[2] * candidate_shape_.stride,
-                    '\0');
-  std::memcpy(bytes.data(), head.data(), sizeof(head));
-  char* to = bytes.data() + sizeof(head);
-  for (const auto& [set, shape] :
-       {std::pair(&source.rows, &shape_), std::pair(&source.candidates, &candidate_shape_)}) {
-    std::vector<std::pair<std::uint64_t, std::uint32_t>> order(set->size());
-    for (std::uint32_t row = 0; row < set->size(); ++row) {
-      order[row] = {set->HeaderAt(row, *shape).id(), row};
-    }
-    std::ranges::sort(order);
-    for (const auto& [id, row] : order) {
-      std::memcpy(to, set->At(row, *shape), shape->stride);
-      to += shape->stride;
-    }
-  }
-  return bytes;
-}
-
-Status RowTable::RestoreBucket(std::uint32_t bucket, std::string_view bytes) {
-  Require(bucket >= range_.begin && bucket < range_.end, "a bucket of this server");
-  const auto bad = [&](const std::string& what) {
-    return DataLoss("table \"" + spec_.name + "\", bucket " + std::to_string(bucket) + ": " + what);
-  };
-  std::array<std::uint32_t, 3> head{};
-  if (bytes.size() < sizeof(head)) {
-    return bad("a dump of " + std::to_string(bytes.size()) + " bytes");
-  }
-  std::memcpy(head.data(), bytes.data(), sizeof(head));
-  const std::uint64_t expected = sizeof(head) + std::uint64_t{head[1]} * shape_.stride +
-                                 std::uint64_t{head[2]} * candidate_shape_.stride;
-  if (head[0] != bucket || bytes.size() != expected) {
-    return bad("the dump is of bucket " + std::to_string(head[0]) + " and has " +
-               std::to_string(bytes.size()) + " bytes, " + std::to_string(expected) +
-               " are those of its rows");
-  }
-  Bucket& target = buckets_[bucket - range_.begin];
-  const std::lock_guard lock(target.mutex);
-  Require(target.rows.size() == 0 && target.candidates.size() == 0, "the bucket is empty");
-  const char* from = bytes.data() + sizeof(head);
-  const auto fill = [&](RowSet& set, const RowShape& shape, std::uint32_t count) {
-    std::uint64_t last = 0;
-    for (std::uint32_t row = 0; row < count; ++row, from += shape.stride) {
-      RowHeader header;
-      std::memcpy(&header, from, sizeof(header));
-      const std::uint64_t id = header.id();
-      if (BucketOf(id, spec_.buckets) != bucket || (row > 0 && id <= last)) {
-        return bad("id " + std::to_string(id) + " does not belong where it stands");
-      }
-      last = id;
-      std::byte* const record = set.Insert(HashId(id), id, shape, memory_);
-      if (record == nullptr) {
-        return Full(bucket);
-      }
-      std::memcpy(record, from, shape.stride);
-    }
-    return OkStatus();
-  };
-  Status status = fill(target.rows, shape_, head[1]);
-  if (status.ok()) {
-    status = fill(target.candidates, candidate_shape_, head[2]);
-  }
-  if (!status.ok()) {
-    target.rows.Clear(shape_, memory_);
-    target.candidates.Clear(candidate_shape_, memory_);
-  }
-  return status;
-}
-
-void RowTable::Clear() {
-  for (std::uint32_t b = 0; b < range_.end - range_.begin; ++b) {
-    Bucket& bucket = buckets_[b];
-    const std::lock_guard lock(bucket.mutex);
-    bucket.rows.Clear(shape_, memory_);
-    bucket.candidates.Clear(candidate_shape_, memory_);
-  }
 }
 
 }  // namespace cohort::ps

@@ -27,6 +27,7 @@
 #include <string>
 #include <vector>
 
+#include <cohort/core/random.h>
 #include <cohort/core/status.h>
 #include <cohort/optim/row_optimizer.h>
 
@@ -49,7 +50,8 @@ struct TableStats {
 
 class RowTable {
  public:
-  static constexpr std::size_t kLockedTogether = 32;
+  static constexpr std::size_t kTogether = 64;        // ids whose records are fetched together
+  static constexpr std::size_t kLockedTogether = 32;  // buckets
 
   // Under the row's lock: must be short, and not call the table.
   using EvictionHook = std::function<void(std::uint64_t id, std::span<const float> weights)>;
@@ -133,6 +135,7 @@ class RowTable {
   const RowShape shape_;            // of rows
   const RowShape candidate_shape_;  // the header alone
   const std::uint32_t bucket_capacity_;
+  const Philox admission_;
   const int hash_shift_;  // of the bucket in an id's hash
   RowMemory memory_;
   std::unique_ptr<Bucket[]> buckets_;

@@ -646,7 +646,7 @@ TEST(RowTable, AnyDimensionAndNoRoomForMoreThanIsAskedFor) {
   }
 }
 
-// What a row costs beside its record, in the table's own account and in the process's memory.
+// What a row costs beside its record.
 TEST(RowTable, OverheadOfARowIsBounded) {
   TableSpec spec = SmallSpec();
   spec.dim = 1;
