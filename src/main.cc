@@ -38,6 +38,8 @@ constexpr Entry kCommands[] = {
      cohort::BenchExplainCommand},
     {"bench reduction", "the loops that combine elements, beside memcpy and the limit of memory",
      cohort::BenchReductionCommand},
+    {"bench embedding", "rows looked up and updated in a sparse table, beside a flat array",
+     cohort::BenchEmbeddingCommand},
     {"bench train", "training steps per second, beside LibTorch and the FMA peak",
      cohort::BenchTrainCommand},
 };

@@ -22,7 +22,7 @@ void AdamPass(const OptimizerUpdate& update, const AdamFactors& f) {
   float* __restrict m = update.slots[0].data();
   float* __restrict v = update.slots[1].data();
   const float* __restrict gradient = update.gradient.data();
-  const auto t = static_cast<double>(update.step);
+  const auto t = static_cast<double>(update.bias_step > 0 ? update.bias_step : update.step);
   const float scale = update.gradient_scale;
   const float l2 = static_cast<float>(f.l2);
   const float beta1 = static_cast<float>(f.beta1);

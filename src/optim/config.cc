@@ -264,8 +264,7 @@ class Reader final : public Checker {
 };
 
 template <typename Options>
-Result<std::unique_ptr<Optimizer>> Read(std::string_view name, const Json& json,
-                                        std::unique_ptr<Optimizer> (*make)(Options)) {
+Result<Options> ReadOptions(std::string_view name, const Json& json) {
   Options options;
   Reader reader(name, json);
   VisitFields(reader, options);
@@ -273,7 +272,14 @@ Result<std::unique_ptr<Optimizer>> Read(std::string_view name, const Json& json,
   if (!reader.errors().empty()) {
     return InvalidArgument(reader.errors());
   }
-  return make(options);
+  return options;
+}
+
+template <typename Options>
+Result<std::unique_ptr<Optimizer>> Read(std::string_view name, const Json& json,
+                                        std::unique_ptr<Optimizer> (*make)(Options)) {
+  COHORT_ASSIGN_OR_RETURN(Options options, ReadOptions<Options>(name, json));
+  return make(std::move(options));
 }
 
 // The object, refusing a key that stands twice: JSON readers keep one of them silently.
@@ -306,7 +312,25 @@ Result<Json> ParseObject(const std::string& text) {
   return json;
 }
 
+Result<std::string> NameIn(const Json& json) {
+  const auto name = json.find("name");
+  if (name == json.end() || !name->is_string()) {
+    return InvalidArgument("optimizer configuration: field name is missing or no string");
+  }
+  return name->get<std::string>();
+}
+
 }  // namespace
+
+Result<std::string> ReadName(const std::string& config) {
+  COHORT_ASSIGN_OR_RETURN(const Json json, ParseObject(config));
+  return NameIn(json);
+}
+
+Result<RowWiseAdagradOptions> ReadRowWiseAdagrad(const std::string& config) {
+  COHORT_ASSIGN_OR_RETURN(const Json json, ParseObject(config));
+  return ReadOptions<RowWiseAdagradOptions>(kRowWiseAdagrad, json);
+}
 
 std::string WriteConfig(std::string_view name,
                         const std::function<void(FieldVisitor&)>& visit_fields) {
@@ -325,11 +349,7 @@ void CheckOptions(std::string_view name, const std::function<void(FieldVisitor&)
 
 Result<std::unique_ptr<Optimizer>> MakeOptimizer(const std::string& config) {
   COHORT_ASSIGN_OR_RETURN(const optim::Json json, optim::ParseObject(config));
-  const auto name_field = json.find("name");
-  if (name_field == json.end() || !name_field->is_string()) {
-    return InvalidArgument("optimizer configuration: field name is missing or no string");
-  }
-  const auto name = name_field->get<std::string>();
+  COHORT_ASSIGN_OR_RETURN(const std::string name, optim::NameIn(json));
   if (name == "sgd") {
     return optim::Read(name, json, &Sgd);
   }
@@ -347,6 +367,9 @@ Result<std::unique_ptr<Optimizer>> MakeOptimizer(const std::string& config) {
   }
   if (name == "ftrl") {
     return optim::Read(name, json, &Ftrl);
+  }
+  if (name == kRowWiseAdagrad) {
+    return InvalidArgument("optimizer row_wise_adagrad is for tables of rows [adagrad]");
   }
   return InvalidArgument(
       "no optimizer is named \"" + name + "\"" +

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cohort/optim/optimizers.h>
+#include <cohort/optim/row_optimizer.h>
 
 #include <functional>
 #include <string>
@@ -38,6 +39,12 @@ void VisitFields(FieldVisitor& fields, RmsPropOptions& options);
 void VisitFields(FieldVisitor& fields, AdamOptions& options);
 void VisitFields(FieldVisitor& fields, AdamWOptions& options);
 void VisitFields(FieldVisitor& fields, FtrlOptions& options);
+void VisitFields(FieldVisitor& fields, RowWiseAdagradOptions& options);
+
+// From a configuration whose name is row_wise_adagrad; InvalidArgument as MakeOptimizer's.
+Result<RowWiseAdagradOptions> ReadRowWiseAdagrad(const std::string& config);
+// The field "name"; InvalidArgument if the text is no JSON object that has one.
+Result<std::string> ReadName(const std::string& config);
 
 // The fields that all have; the rate comes first, the others last.
 template <typename Options>

@@ -1,4 +1,4 @@
-// `cohort bench reduction` and `cohort bench explain`, as a user runs them.
+// `cohort bench reduction`, `embedding` and `explain`, as a user runs them.
 
 #include <gtest/gtest.h>
 
@@ -37,6 +37,31 @@ TEST(BenchReduction, EveryTypeAndReductionBesideTheLimit) {
                                           "bfloat16", "uint8"}));
   EXPECT_EQ(ops, (std::set<std::string>{"memcpy", "limit", "limit of 4", "sum", "mean", "min",
                                         "max", "product", "sum of 4"}));
+}
+
+// Exit code 0 says that table and flat array hold the same bits after the same updates.
+TEST(BenchEmbedding, EveryOptimizerBesideAFlatArray) {
+  for (const std::string optimizer : {"adagrad", "row_wise_adagrad", "adam", "sgd"}) {
+    const nlohmann::json run =
+        RunBench({"embedding", "--rows", "5000", "--dim", "6", "--ids", "700", "--calls", "2",
+                  "--rounds", "1", "--optimizer", optimizer, "--json"});
+    EXPECT_EQ(run.at("rows"), 5000);
+    EXPECT_EQ(run.at("wrong"), 0);
+    EXPECT_EQ(run.at("cases").size(), 4U);
+    for (const nlohmann::json& line : run.at("cases")) {
+      EXPECT_GT(line.at("per_second").get<double>(), 0);
+      EXPECT_GT(line.at("ratio_to_flat").get<double>(), 0);
+    }
+  }
+}
+
+TEST(BenchEmbedding, AnUnknownOptimizerIsAMistakeOfUse) {
+  testing::ProcessCluster processes;
+  processes.Start("bench",
+                  {COHORT_BIN_DIR "/cohort", "bench", "embedding", "--optimizer", "adagard"});
+  EXPECT_EQ(processes.Wait("bench", std::chrono::seconds(60)), 2);
+  EXPECT_NE(processes.Stderr("bench").find("did you mean \"adagrad\""), std::string::npos)
+      << processes.Stderr("bench");
 }
 
 TEST(BenchExplain, PredictsMeasuresAndChooses) {

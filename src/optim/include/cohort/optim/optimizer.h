@@ -25,6 +25,7 @@ struct OptimizerUpdate {
   std::span<const std::span<float>> slots;  // num_slots() spans as long as value
   float gradient_scale = 1.0F;              // 1/weight of the batch, times any clipping factor
   std::int64_t step = 1;                    // 1 for the first update: schedules and bias correction
+  std::int64_t bias_step = 0;               // of the bias correction, where it is another; 0: step
 };
 
 class Optimizer {

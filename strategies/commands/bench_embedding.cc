@@ -1,0 +1,387 @@
+// `cohort bench embedding`: rows looked up and updated per second by one thread in a sparse table
+// that is larger than the caches, beside the same reads and writes in a flat array: no hashing, no
+// locks, no index.
+
+#include <sys/mman.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <bit>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include <cohort/core/random.h>
+#include <cohort/core/status.h>
+#include <cohort/optim/optimizers.h>
+#include <cohort/optim/row_optimizer.h>
+
+#include "command.h"
+#include "parameter_server/row_table.h"
+
+namespace cohort {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+struct Options {
+  std::uint64_t rows = 4'000'000;
+  std::int64_t dim = 16;
+  std::size_t ids = 4096 * 26;  // of a call
+  int calls = 16;               // of a round
+  double zipf = 1.05;
+  std::string optimizer = "adagrad";
+  int rounds = 5;
+  bool json = false;
+};
+
+// Ranks 0, 1, ... with probabilities proportional to (rank + 1)^-exponent.
+class Zipf {
+ public:
+  Zipf(std::uint64_t ranks, double exponent) : cumulative_(ranks) {
+    double sum = 0;
+    for (std::uint64_t r = 0; r < ranks; ++r) {
+      sum += std::pow(static_cast<double>(r + 1), -exponent);
+      cumulative_[r] = sum;
+    }
+  }
+  std::uint64_t operator()(double uniform) const {
+    const auto at = std::ranges::upper_bound(cumulative_, uniform * cumulative_.back());
+    return std::min<std::uint64_t>(static_cast<std::uint64_t>(at - cumulative_.begin()),
+                                   cumulative_.size() - 1);
+  }
+
+ private:
+  std::vector<double> cumulative_;
+};
+
+// One call: positions of rows in the flat array, and the ids that the table knows them by.
+struct Batch {
+  std::vector<std::uint32_t> positions;
+  std::vector<std::uint64_t> ids;
+};
+
+std::uint64_t IdOf(std::uint64_t position) { return ps::HashId(position ^ 0x5EED); }
+
+// As drawn, and each id once.
+struct Batches {
+  std::vector<Batch> drawn;
+  std::vector<Batch> unique;
+};
+
+Batches Draw(const Options& options) {
+  const Zipf zipf(options.rows, options.zipf);
+  const Permutation place(options.rows, 1);  // popular rows lie anywhere
+  const Philox random(2);
+  Batches batches;
+  for (int call = 0; call < options.calls; ++call) {
+    Batch drawn;
+    for (std::size_t i = 0; i < options.ids; ++i) {
+      const Philox::Block block = random.At(i, static_cast<std::uint64_t>(call));
+      const double uniform =
+          (static_cast<double>(block[0]) * 0x1p32 + static_cast<double>(block[1])) * 0x1p-64;
+      drawn.positions.push_back(static_cast<std::uint32_t>(place(zipf(uniform))));
+      drawn.ids.push_back(IdOf(drawn.positions.back()));
+    }
+    Batch unique;
+    unique.positions = drawn.positions;
+    std::ranges::sort(unique.positions);
+    unique.positions.erase(std::ranges::unique(unique.positions).begin(), unique.positions.end());
+    // Not in the order of the flat array, which would be no random access.
+    const Permutation order(unique.positions.size(), static_cast<std::uint64_t>(call));
+    std::vector<std::uint32_t> shuffled(unique.positions.size());
+    for (std::size_t i = 0; i < shuffled.size(); ++i) {
+      shuffled[i] = unique.positions[order(i)];
+      unique.ids.push_back(IdOf(shuffled[i]));
+    }
+    unique.positions = std::move(shuffled);
+    batches.drawn.push_back(std::move(drawn));
+    batches.unique.push_back(std::move(unique));
+  }
+  return batches;
+}
+
+// Rows of weights and slots one after the other, in huge pages where the system has them.
+class FlatArray {
+ public:
+  FlatArray(std::uint64_t rows, std::size_t dim, const RowOptimizer& rule)
+      : dim_(dim), slots_(rule.slot_floats(dim)), stride_(dim + slots_) {
+    bytes_ = rows * stride_ * sizeof(float) + kHugePage;
+    void* const memory =
+        ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) {
+      throw std::bad_alloc();
+    }
+    memory_ = memory;
+    const auto address = reinterpret_cast<std::uintptr_t>(memory);
+    rows_ = reinterpret_cast<float*>((address + kHugePage - 1) / kHugePage * kHugePage);
+    static_cast<void>(::madvise(rows_, bytes_ - kHugePage, MADV_HUGEPAGE));
+    for (std::uint64_t row = 0; row < rows; ++row) {
+      std::fill_n(at(row), dim_, 0.0F);
+      rule.Initialize({at(row) + dim_, slots_});
+    }
+  }
+  ~FlatArray() { ::munmap(memory_, bytes_); }
+  FlatArray(const FlatArray&) = delete;
+  FlatArray& operator=(const FlatArray&) = delete;
+
+  float* at(std::uint64_t row) const { return rows_ + row * stride_; }
+
+  void Lookup(const Batch& batch, std::span<float> out) const {
+    for (std::size_t i = 0; i < batch.positions.size(); ++i) {
+      Ahead(batch, i, dim_);
+      std::memcpy(out.data() + i * dim_, at(batch.positions[i]), dim_ * sizeof(float));
+    }
+  }
+  void Update(const Batch& batch, std::span<const float> gradients, const RowOptimizer& rule) {
+    for (std::size_t i = 0; i < batch.positions.size(); ++i) {
+      Ahead(batch, i, stride_);
+      float* const row = at(batch.positions[i]);
+      rule.Apply({.weights = {row, dim_},
+                  .slots = {row + dim_, slots_},
+                  .gradient = gradients.subspan(i * dim_, dim_)});
+    }
+  }
+
+ private:
+  static constexpr std::size_t kHugePage = std::size_t{2} << 20;
+  static constexpr std::size_t kAhead = 16;  // rows
+
+  void Ahead(const Batch& batch, std::size_t i, std::size_t floats) const {
+    if (i + kAhead < batch.positions.size()) {
+      const float* const row = at(batch.positions[i + kAhead]);
+      for (std::size_t k = 0; k < floats; k += 16) {
+        __builtin_prefetch(row + k);
+      }
+    }
+  }
+
+  std::size_t dim_;
+  std::size_t slots_;
+  std::size_t stride_;
+  std::size_t bytes_ = 0;
+  void* memory_ = nullptr;
+  float* rows_ = nullptr;
+};
+
+struct Contender {
+  std::string name;
+  std::string unit;
+  std::function<void()> table;
+  std::function<void()> flat;
+  double count;  // in a round
+  std::vector<double> table_seconds{};
+  std::vector<double> flat_seconds{};
+};
+
+double Median(std::vector<double> values) {
+  std::ranges::sort(values);
+  return values[values.size() / 2];
+}
+
+double Seconds(const std::function<void()>& run) {
+  const auto start = Clock::now();
+  run();
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+Result<std::string> OptimizerConfig(const std::string& name) {
+  COHORT_ASSIGN_OR_RETURN(const auto rule, RowOptimizer::Make("{\"name\":\"" + name + "\"}"));
+  return rule->config();
+}
+
+double CountOf(const std::vector<Batch>& batches) {
+  double count = 0;
+  for (const Batch& batch : batches) {
+    count += static_cast<double>(batch.ids.size());
+  }
+  return count;
+}
+
+Status Run(const Options& options) {
+  const auto dim = static_cast<std::size_t>(options.dim);
+  ps::TableSpec spec;
+  spec.name = "bench";
+  spec.dim = options.dim;
+  spec.bias_scope = ps::TableSpec::BiasScope::kTable;
+  COHORT_ASSIGN_OR_RETURN(spec.optimizer, OptimizerConfig(options.optimizer));
+  COHORT_ASSIGN_OR_RETURN(const auto rule, RowOptimizer::Make(spec.optimizer));
+  COHORT_ASSIGN_OR_RETURN(const auto table, ps::RowTable::Create(spec, {0, spec.buckets}));
+  constexpr auto kTraining = ps::RowTable::Purpose::kTraining;
+
+  const Batches batches = Draw(options);
+  std::vector<float> out(std::max<std::size_t>(options.ids, 1 << 16) * dim);
+  std::vector<float> gradients(options.ids * dim);
+  const Philox random(3);
+  for (std::size_t i = 0; i < gradients.size(); ++i) {
+    gradients[i] = random.Uniform(i) - 0.5F;
+  }
+
+  // All rows, so that what is measured finds what it looks for.
+  double created_seconds = 0;
+  for (std::uint64_t begin = 0; begin < options.rows; begin += 1 << 16) {
+    std::vector<std::uint64_t> ids(std::min<std::uint64_t>(1 << 16, options.rows - begin));
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+      ids[i] = IdOf(begin + i);
+    }
+    Status status;
+    created_seconds += Seconds(
+        [&] { status = table->Pull(ids, 1, kTraining, std::span(out).first(ids.size() * dim)); });
+    COHORT_RETURN_IF_ERROR(status);
+  }
+  FlatArray flat(options.rows, dim, *rule);
+
+  const auto pull = [&](const std::vector<Batch>& calls) {
+    for (const Batch& batch : calls) {
+      OrThrow(table->Pull(batch.ids, 1, kTraining, std::span(out).first(batch.ids.size() * dim)));
+    }
+  };
+  const auto push = [&](const std::vector<Batch>& calls) {
+    for (const Batch& batch : calls) {
+      OrThrow(table->Apply(
+          {.ids = batch.ids, .values = std::span(gradients).first(batch.ids.size() * dim)}));
+    }
+  };
+  const auto look_up = [&](const std::vector<Batch>& calls) {
+    for (const Batch& batch : calls) {
+      flat.Lookup(batch, out);
+    }
+  };
+  const auto update = [&](const std::vector<Batch>& calls) {
+    for (const Batch& batch : calls) {
+      flat.Update(batch, gradients, *rule);
+    }
+  };
+
+  // Both hold the same numbers, bit by bit.
+  push(batches.unique);
+  update(batches.unique);
+  std::uint64_t wrong = 0;
+  for (const Batch& batch : batches.unique) {
+    const auto rows = std::span(out).first(batch.ids.size() * dim);
+    COHORT_RETURN_IF_ERROR(table->Pull(batch.ids, 1, kTraining, rows));
+    for (std::size_t i = 0; i < batch.ids.size(); ++i) {
+      wrong +=
+          std::memcmp(rows.data() + i * dim, flat.at(batch.positions[i]), dim * sizeof(float)) == 0
+              ? 0U
+              : 1U;
+    }
+  }
+
+  const double drawn = CountOf(batches.drawn);
+  const double unique = CountOf(batches.unique);
+  std::vector<Contender> contenders;
+  contenders.push_back(
+      {"lookup", "rows/s", [&] { pull(batches.drawn); }, [&] { look_up(batches.drawn); }, drawn});
+  contenders.push_back({"lookup, ids once", "rows/s", [&] { pull(batches.unique); },
+                        [&] { look_up(batches.unique); }, unique});
+  contenders.push_back({options.optimizer, "gradients/s", [&] { push(batches.drawn); },
+                        [&] { update(batches.drawn); }, drawn});
+  contenders.push_back({options.optimizer + ", ids once", "updates/s",
+                        [&] { push(batches.unique); }, [&] { update(batches.unique); }, unique});
+  for (int round = -1; round < options.rounds; ++round) {
+    for (Contender& contender : contenders) {
+      const double table_seconds = Seconds(contender.table);
+      const double flat_seconds = Seconds(contender.flat);
+      if (round >= 0) {
+        contender.table_seconds.push_back(table_seconds);
+        contender.flat_seconds.push_back(flat_seconds);
+      }
+    }
+  }
+
+  const ps::TableStats stats = table->stats();
+  const double rows = static_cast<double>(stats.rows);
+  const double row_bytes = static_cast<double>(dim + rule->slot_floats(dim)) * sizeof(float);
+  const double bytes_per_row = static_cast<double>(stats.row_bytes + stats.overhead_bytes) / rows;
+  nlohmann::ordered_json report = {{"rows", stats.rows},
+                                   {"dim", options.dim},
+                                   {"ids_per_call", options.ids},
+                                   {"zipf", options.zipf},
+                                   {"optimizer", options.optimizer},
+                                   {"distinct_ids_of_drawn", unique / drawn},
+                                   {"bytes_per_row", bytes_per_row},
+                                   {"bytes_per_row_of_weights_and_slots", row_bytes},
+                                   {"created_rows_per_second", rows / created_seconds},
+                                   {"wrong", wrong},
+                                   {"cases", nlohmann::ordered_json::array()}};
+  if (!options.json) {
+    std::printf(
+        "%.1f M rows of dim %lld, %s, %zu ids a call, Zipf %.2f (%.0f%% distinct), 1 thread\n",
+        rows / 1e6, static_cast<long long>(options.dim), options.optimizer.c_str(), options.ids,
+        options.zipf, 100 * unique / drawn);
+    std::printf(
+        "%.1f bytes a row, %.0f of them weights and slots; %.2f M rows created/s; %llu wrong\n",
+        bytes_per_row, row_bytes, rows / created_seconds / 1e6,
+        static_cast<unsigned long long>(wrong));
+    std::printf("%-24s %-12s %12s %12s %12s\n", "", "", "table M/s", "flat M/s", "of flat");
+  }
+  for (const Contender& contender : contenders) {
+    const double rate = contender.count / Median(contender.table_seconds);
+    const double limit = contender.count / Median(contender.flat_seconds);
+    report["cases"].push_back({{"name", contender.name},
+                               {"unit", contender.unit},
+                               {"per_second", rate},
+                               {"flat_per_second", limit},
+                               {"ratio_to_flat", rate / limit}});
+    if (!options.json) {
+      std::printf("%-24s %-12s %12.2f %12.2f %12.2f\n", contender.name.c_str(),
+                  contender.unit.c_str(), rate / 1e6, limit / 1e6, rate / limit);
+    }
+  }
+  if (options.json) {
+    std::printf("%s\n", report.dump(2).c_str());
+  }
+  return wrong == 0 ? OkStatus() : Internal(std::to_string(wrong) + " rows are wrong");
+}
+
+}  // namespace
+
+int BenchEmbeddingCommand(int argc, char** argv) {
+  Options options;
+  CLI::App app(
+      "Measures lookups and updates of rows in a sparse table, beside the same reads and writes in "
+      "a flat array without hashing and locks.",
+      argv[0]);
+  app.add_option("--rows", options.rows, "of the table")
+      ->check(CLI::Range(1, 1'000'000'000))
+      ->capture_default_str();
+  app.add_option("--dim", options.dim, "floats of a row")
+      ->check(CLI::Range(1, 1 << 16))
+      ->capture_default_str();
+  app.add_option("--ids", options.ids, "of one call")
+      ->check(CLI::Range(1, 10'000'000))
+      ->capture_default_str();
+  app.add_option("--calls", options.calls, "of a round, each with other ids")
+      ->check(CLI::Range(1, 10'000))
+      ->capture_default_str();
+  app.add_option("--zipf", options.zipf, "exponent of the ids' popularity; 0: all alike")
+      ->check(CLI::Range(0.0, 4.0))
+      ->capture_default_str();
+  app.add_option("--optimizer", options.optimizer,
+                 "sgd, adagrad, row_wise_adagrad, rmsprop, adam, adamw or ftrl, with defaults")
+      ->capture_default_str();
+  app.add_option("--rounds", options.rounds, "the median of so many, all taken in turns")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  app.add_flag("--json", options.json, "machine-readable output");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  const Status status = Run(options);
+  if (!status.ok()) {
+    std::fprintf(stderr, "%s: %s\n", argv[0], status.ToString().c_str());
+  }
+  return ExitCode(status);
+}
+
+}  // namespace cohort

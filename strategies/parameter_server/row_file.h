@@ -1,0 +1,34 @@
+// Files of rows: what one server has of a table, whole or not at all.
+//
+//   a record file (cohort/io/record_file.h): RowFileHeader, then RowTable::DumpBucket of each
+//   bucket
+//
+// A file is a function of the rows: how they came to be there leaves no trace. It is read by any
+// number of servers, each taking the buckets that it has.
+//
+// Thread rules: beside any other call on the table. Each bucket is consistent in itself; for one
+// moment of the whole table nobody may write meanwhile. Blocks for the disk. Errors name the file.
+
+#pragma once
+
+#include <span>
+#include <string>
+
+#include <cohort/core/file_system.h>
+#include <cohort/core/status.h>
+
+#include "parameter_server/row_table.h"
+
+namespace cohort::ps {
+
+// Replaces `path`: a temporary file beside it, synced, renamed. After an error, or if the process
+// ends, `path` is as before. Memory: one bucket.
+Status SaveRows(const RowTable& table, FileSystem& files, const std::string& path);
+
+// Fills an empty table from the files of all servers that saved it, however many.
+// FailedPrecondition if name, dim, seed, buckets or the optimizer's slots are others than those of
+// the file; rates and policies may be. NotFound: a bucket is in no file; InvalidArgument: in two;
+// DataLoss: a file is damaged. After an error the table is empty.
+Status LoadRows(RowTable& table, FileSystem& files, std::span<const std::string> paths);
+
+}  // namespace cohort::ps

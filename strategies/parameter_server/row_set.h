@@ -1,0 +1,174 @@
+// RowSet: the rows of one bucket: records of one size, found by their id.
+//
+//   record   RowHeader | dim weights | optimizer slots        (floats; 4-byte aligned)
+//   index    open addressing with linear probing, at most 3/4 full: 8 bits of the hash and 24 bits
+//            of row number in 4 bytes, so a probe looks at a record only when it is nearly sure
+//
+// Records are numbered 0 to size() - 1 without gaps: a removed one is replaced by the last. They
+// lie in blocks of 1, 1, 2, 4, ... records up to about 32 KiB, which never move, so the address of
+// a record is good until something is removed. Memory for n records: n * stride, at most as much
+// again while they are few, one block while they are many, and 5.3 to 8 bytes of index for each.
+//
+// Thread rules: RowSet under its bucket's lock. RowMemory from any thread.
+
+#pragma once
+
+#include <array>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+namespace cohort::ps {
+
+// Blocks of records, from pages that are asked for in growing pieces, huge ones where the system
+// has them. What is freed is used again for blocks of the same size; all goes back with the object.
+class RowMemory {
+ public:
+  RowMemory() = default;
+  RowMemory(const RowMemory&) = delete;
+  RowMemory& operator=(const RowMemory&) = delete;
+  ~RowMemory();
+
+  // std::bad_alloc if the system has no more.
+  std::byte* Allocate(std::size_t bytes);
+  void Free(std::byte* block, std::size_t bytes);
+  std::size_t allocated_bytes() const;  // of blocks in use
+
+ private:
+  struct Piece {
+    void* start;
+    std::size_t bytes;
+  };
+  mutable std::mutex mutex_;
+  // Below: under `mutex_`.
+  std::vector<Piece> pieces_;
+  std::byte* next_ = nullptr;
+  std::size_t left_ = 0;
+  std::size_t mapped_ = 0;
+  std::size_t allocated_ = 0;
+  std::map<std::size_t, std::vector<std::byte*>> free_;
+};
+
+struct RowHeader {
+  std::array<std::uint32_t, 2> id_words{};
+  std::uint32_t updates = 0;    // gradients applied
+  std::uint32_t last_step = 0;  // of the last pull for training, or gradient
+  std::uint32_t frequency = 0;  // occurrences, all counts together
+
+  std::uint64_t id() const { return (std::uint64_t{id_words[1]} << 32) | id_words[0]; }
+  void set_id(std::uint64_t id) {
+    id_words = {static_cast<std::uint32_t>(id), static_cast<std::uint32_t>(id >> 32)};
+  }
+};
+static_assert(sizeof(RowHeader) == 20 && alignof(RowHeader) == 4);
+
+// Of a record.
+inline RowHeader& HeaderOf(std::byte* record) { return *reinterpret_cast<RowHeader*>(record); }
+
+struct RowShape {
+  explicit RowShape(std::size_t floats);
+  std::size_t stride;  // bytes of a record
+  int block_bits;      // log2 of the records in a whole block
+};
+
+class RowSet {
+ public:
+  static constexpr std::uint32_t kNone = 0xFFFFFFFF;
+  static constexpr std::uint32_t kMaxRows = (1U << 24) - 2;
+
+  std::uint32_t size() const { return size_; }
+  std::size_t overhead_bytes() const {
+    return capacity_ * sizeof(std::uint32_t) + blocks_.capacity() * sizeof(std::byte*);
+  }
+
+  // Where the search for `hash` begins, to be prefetched. Null in an empty set.
+  const std::uint32_t* IndexOf(std::uint64_t hash) const {
+    return capacity_ == 0 ? nullptr : index_.get() + Home(hash);
+  }
+  // The record that `hash` most likely has, by the index alone; kNone: it has none.
+  std::uint32_t Guess(std::uint64_t hash) const;
+  std::uint32_t Find(std::uint64_t hash, std::uint64_t id, const RowShape& shape) const;
+
+  std::byte* At(std::uint32_t row, const RowShape& shape) const {
+    const Place place = PlaceOf(row, shape.block_bits);
+    return blocks_[place.block] + place.record * shape.stride;
+  }
+  RowHeader& HeaderAt(std::uint32_t row, const RowShape& shape) const {
+    return HeaderOf(At(row, shape));
+  }
+
+  // A record for an id that has none, its header set and the rest left to the caller; null if the
+  // set is full.
+  std::byte* Insert(std::uint64_t hash, std::uint64_t id, const RowShape& shape, RowMemory& memory);
+  void Remove(std::uint32_t row, const RowShape& shape, RowMemory& memory);
+  void Clear(const RowShape& shape, RowMemory& memory);
+
+ private:
+  static constexpr std::uint32_t kRowMask = (1U << 24) - 1;
+
+  // Which block a record is in, and which record of it. Blocks 0 to b hold 1, 1, 2, 4, ... 2^(b-1)
+  // records, all others 2^b.
+  struct Place {
+    std::size_t block;
+    std::size_t record;
+  };
+  static Place PlaceOf(std::uint32_t row, int block_bits) {
+    const std::uint32_t whole = row >> block_bits;
+    if (whole > 0) [[likely]] {
+      return {static_cast<std::size_t>(block_bits) + whole, row & ((1U << block_bits) - 1)};
+    }
+    return {static_cast<std::size_t>(std::bit_width(row)),
+            row == 0 ? 0 : row - std::bit_floor(row)};
+  }
+
+  std::uint32_t Home(std::uint64_t hash) const {
+    return static_cast<std::uint32_t>(((hash & 0xFFFFFFFF) * capacity_) >> 32);
+  }
+  static std::uint32_t TagOf(std::uint64_t hash) {
+    return static_cast<std::uint32_t>(hash >> 32) << 24;
+  }
+  std::uint32_t Next(std::uint32_t slot) const { return slot + 1 == capacity_ ? 0 : slot + 1; }
+  std::uint32_t SlotOf(std::uint32_t row, std::uint64_t hash) const;
+  void Grow(const RowShape& shape);
+
+  std::unique_ptr<std::uint32_t[]> index_;  // hash bits << 24 | row + 1; 0: empty
+  std::uint32_t capacity_ = 0;
+  std::uint32_t size_ = 0;
+  std::vector<std::byte*> blocks_;
+};
+
+inline std::uint32_t RowSet::Guess(std::uint64_t hash) const {
+  if (capacity_ == 0) {
+    return kNone;
+  }
+  const std::uint32_t tag = TagOf(hash);
+  for (std::uint32_t slot = Home(hash); index_[slot] != 0; slot = Next(slot)) {
+    if (((index_[slot] ^ tag) & ~kRowMask) == 0) {
+      return (index_[slot] & kRowMask) - 1;
+    }
+  }
+  return kNone;
+}
+
+inline std::uint32_t RowSet::Find(std::uint64_t hash, std::uint64_t id,
+                                  const RowShape& shape) const {
+  if (capacity_ == 0) {
+    return kNone;
+  }
+  const std::uint32_t tag = TagOf(hash);
+  for (std::uint32_t slot = Home(hash); index_[slot] != 0; slot = Next(slot)) {
+    if (((index_[slot] ^ tag) & ~kRowMask) == 0) {
+      const std::uint32_t row = (index_[slot] & kRowMask) - 1;
+      if (HeaderAt(row, shape).id() == id) {
+        return row;
+      }
+    }
+  }
+  return kNone;
+}
+
+}  // namespace cohort::ps

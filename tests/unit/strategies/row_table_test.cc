@@ -1,0 +1,822 @@
+// Sparse tables: what a row is at first, what updates it, when it goes, how it is saved; and all
+// that a caller may get wrong.
+
+#include "parameter_server/row_table.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <map>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include <cohort/core/random.h>
+#include <cohort/optim/optimizers.h>
+
+#include <cohort/parameter_server.pb.h>
+#include "parameter_server/row_file.h"
+#include "testing/faulty_file_system.h"
+#include "testing/temp_dir.h"
+
+namespace cohort::ps {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::Each;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+using Ids = std::vector<std::uint64_t>;
+using Floats = std::vector<float>;
+constexpr auto kTraining = RowTable::Purpose::kTraining;
+constexpr auto kReading = RowTable::Purpose::kReading;
+
+TableSpec SmallSpec(const std::string& optimizer = Sgd({.learning_rate = 1})->config()) {
+  TableSpec spec;
+  spec.name = "users";
+  spec.dim = 3;
+  spec.seed = 7;
+  spec.optimizer = optimizer;
+  spec.initializer = {RowInitializer::Kind::kUniform, 0.5};
+  spec.buckets = 16;
+  return spec;
+}
+
+std::unique_ptr<RowTable> Make(const TableSpec& spec) {
+  return OrThrow(RowTable::Create(spec, {0, spec.buckets}));
+}
+
+Floats Pull(RowTable& table, const Ids& ids, std::int64_t step = 1,
+            RowTable::Purpose purpose = kTraining) {
+  Floats rows(ids.size() * static_cast<std::size_t>(table.spec().dim));
+  OrThrow(table.Pull(ids, step, purpose, rows));
+  return rows;
+}
+
+std::vector<std::string> Dump(const RowTable& table) {
+  std::vector<std::string> buckets;
+  for (std::uint32_t b = table.range().begin; b < table.range().end; ++b) {
+    buckets.push_back(table.DumpBucket(b));
+  }
+  return buckets;
+}
+
+// Of the rows in a bucket, ascending.
+Ids IdsIn(const RowTable& table, std::uint32_t bucket) {
+  const std::string bytes = table.DumpBucket(bucket);
+  std::uint32_t rows = 0;
+  std::memcpy(&rows, bytes.data() + 4, sizeof(rows));
+  const std::size_t record = (bytes.size() - 12) / std::max(1U, rows);
+  Ids ids(rows);
+  for (std::size_t i = 0; i < rows; ++i) {
+    std::memcpy(&ids[i], bytes.data() + 12 + i * record, sizeof(ids[i]));
+  }
+  return ids;
+}
+
+Ids ManyIds(std::size_t count, std::uint64_t seed = 1) {
+  Ids ids(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    const Philox::Block block = Philox(seed).At(i);
+    ids[i] = (std::uint64_t{block[0]} << 32) | block[1];
+  }
+  return ids;
+}
+
+Ids Shuffled(Ids ids, std::uint64_t seed) {
+  const Permutation order(ids.size(), seed);
+  Ids out(ids.size());
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    out[i] = ids[order(i)];
+  }
+  return out;
+}
+
+// A deterministic gradient of small multiples of 1/8.
+Floats GradientOf(const Ids& ids, std::size_t dim, std::int64_t step) {
+  Floats values;
+  for (const std::uint64_t id : ids) {
+    for (std::size_t k = 0; k < dim; ++k) {
+      values.push_back(
+          static_cast<float>((HashId(id) + 5 * k + static_cast<std::uint64_t>(step)) % 11) *
+              0.125F -
+          0.5F);
+    }
+  }
+  return values;
+}
+
+// A table in several servers' parts; calls go to where each id is.
+class Servers {
+ public:
+  Servers(const TableSpec& spec, int count) : spec_(spec) {
+    for (int s = 0; s < count; ++s) {
+      tables_.push_back(OrThrow(RowTable::Create(spec, BucketsOf(s, count, spec.buckets))));
+    }
+  }
+  RowTable& operator[](int server) { return *tables_[static_cast<std::size_t>(server)]; }
+  int size() const { return static_cast<int>(tables_.size()); }
+
+  void Pull(const Ids& ids, std::int64_t step) {
+    for (int s = 0; s < size(); ++s) {
+      const Ids mine = Of(s, ids);
+      Floats rows(mine.size() * dim());
+      OrThrow((*this)[s].Pull(mine, step, kTraining, rows));
+    }
+  }
+  void Train(const Ids& ids, std::int64_t step) {
+    Pull(ids, step);
+    for (int s = 0; s < size(); ++s) {
+      const Ids mine = Of(s, ids);
+      OrThrow((*this)[s].Apply(
+          {.ids = mine, .values = GradientOf(mine, dim(), step), .scale = 0.5F, .step = step}));
+    }
+  }
+  std::vector<std::string> Dump() {
+    std::vector<std::string> all;
+    for (int s = 0; s < size(); ++s) {
+      const auto part = ps::Dump((*this)[s]);
+      all.insert(all.end(), part.begin(), part.end());
+    }
+    return all;
+  }
+  std::vector<std::string> Save(const std::string& folder) {
+    std::vector<std::string> paths;
+    for (int s = 0; s < size(); ++s) {
+      paths.push_back(folder + "/rows-" + std::to_string(s) + "-of-" + std::to_string(size()));
+      OrThrow(SaveRows((*this)[s], FileSystem::Local(), paths.back()));
+    }
+    return paths;
+  }
+  void Load(const std::vector<std::string>& paths) {
+    for (int s = 0; s < size(); ++s) {
+      OrThrow(LoadRows((*this)[s], FileSystem::Local(), paths));
+    }
+  }
+
+ private:
+  std::size_t dim() const { return static_cast<std::size_t>(spec_.dim); }
+  Ids Of(int server, const Ids& ids) const {
+    Ids mine;
+    std::ranges::copy_if(ids, std::back_inserter(mine), [&](std::uint64_t id) {
+      return ServerOf(BucketOf(id, spec_.buckets), size(), spec_.buckets) == server;
+    });
+    return mine;
+  }
+  TableSpec spec_;
+  std::vector<std::unique_ptr<RowTable>> tables_;
+};
+
+TEST(TableSpec, BucketsAreDealtInEqualRanges) {
+  for (const std::uint32_t buckets : {1U, 16U, 4096U}) {
+    for (const int servers : {1, 2, 3, 7, 16, 33}) {
+      std::uint32_t next = 0;
+      for (int s = 0; s < servers; ++s) {
+        const BucketRange range = BucketsOf(s, servers, buckets);
+        EXPECT_EQ(range.begin, next);
+        EXPECT_LE(range.end - range.begin, buckets / static_cast<std::uint32_t>(servers) + 1);
+        for (std::uint32_t b = range.begin; b < range.end; ++b) {
+          EXPECT_EQ(ServerOf(b, servers, buckets), s);
+        }
+        next = range.end;
+      }
+      EXPECT_EQ(next, buckets);
+    }
+  }
+}
+
+TEST(TableSpec, TravelsAndIsChecked) {
+  TableSpec spec = SmallSpec();
+  spec.capacity = 1000;
+  spec.admit_after = 3;
+  spec.eviction = TableSpec::Eviction::kLeastFrequent;
+  spec.bias_scope = TableSpec::BiasScope::kTable;
+  spec.not_finite = TableSpec::NotFinite::kSkipRow;
+  spec.time_to_live = 9;
+  spec.mean_of_occurrences = true;
+  EXPECT_EQ(OrThrow(TableSpec::FromMessage(spec.ToMessage())), spec);
+  TableMessage message = spec.ToMessage();
+  message.set_missing(9);
+  EXPECT_EQ(TableSpec::FromMessage(message).status().code(), StatusCode::kUnimplemented);
+
+  TableSpec bad = SmallSpec(R"({"name":"magic"})");
+  bad.dim = 0;
+  bad.buckets = 12;
+  bad.admit_probability = 0;
+  const Status status = bad.Check();
+  EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+  EXPECT_THAT(status.message(),
+              AllOf(HasSubstr("\"users\""), HasSubstr("dim is 0"), HasSubstr("buckets is 12"),
+                    HasSubstr("admit_probability"), HasSubstr("magic")));
+  bad = SmallSpec();
+  bad.missing = TableSpec::Missing::kError;
+  bad.capacity = 100;
+  EXPECT_THAT(bad.Check().message(), HasSubstr("no eviction"));
+  bad = SmallSpec();
+  bad.missing = TableSpec::Missing::kZeros;
+  EXPECT_THAT(bad.Check().message(), HasSubstr("initializer zeros"));
+  bad = SmallSpec(Sgd({.global_clip_norm = 1})->config());
+  EXPECT_THAT(bad.Check().message(), HasSubstr("global_clip_norm"));
+  EXPECT_THAT(RowTable::Create(SmallSpec(), {3, 17}).status().message(), HasSubstr("3 to 17"));
+}
+
+// Whatever is inserted and removed, a set holds what a map holds.
+TEST(RowSet, EqualsAMap) {
+  for (const std::size_t floats : {std::size_t{1}, std::size_t{700}, std::size_t{20000}}) {
+    const RowShape shape(floats);
+    RowMemory memory;
+    RowSet set;
+    std::map<std::uint64_t, float> expected;
+    const Philox random(floats);
+    const std::uint64_t span = floats > 1000 ? 60 : 3000;
+    for (std::uint64_t i = 0; i < (floats > 1000 ? 1500U : 30000U); ++i) {
+      const std::uint64_t id = random.Below(span, i) << 40;
+      // Grows in the first half, and shrinks in the second.
+      const bool insert = random.Uniform(i, 1) < (i % 20000 < 10000 ? 0.7F : 0.3F);
+      const std::uint32_t row = set.Find(HashId(id), id, shape);
+      ASSERT_EQ(row != RowSet::kNone, expected.contains(id));
+      if (insert && row == RowSet::kNone) {
+        std::byte* const record = set.Insert(HashId(id), id, shape, memory);
+        const auto value = static_cast<float>(i);
+        std::memcpy(record + shape.stride - sizeof(float), &value, sizeof(value));
+        expected[id] = value;
+      } else if (!insert && row != RowSet::kNone) {
+        set.Remove(row, shape, memory);
+        expected.erase(id);
+      }
+      ASSERT_EQ(set.size(), expected.size());
+    }
+    for (const auto& [id, value] : expected) {
+      const std::uint32_t row = set.Find(HashId(id), id, shape);
+      ASSERT_NE(row, RowSet::kNone);
+      float found = 0;
+      std::memcpy(&found, set.At(row, shape) + shape.stride - sizeof(float), sizeof(found));
+      EXPECT_EQ(found, value);
+    }
+    EXPECT_LE(memory.allocated_bytes(), (2 * expected.size() + 64) * (shape.stride + 64));
+    set.Clear(shape, memory);
+    EXPECT_EQ(memory.allocated_bytes(), 0U);
+    EXPECT_EQ(set.Find(HashId(0), 0, shape), RowSet::kNone);
+  }
+}
+
+TEST(RowTable, NewRowsAreTheSameInEveryOrderOnEveryNumberOfServers) {
+  for (const auto kind : {RowInitializer::Kind::kUniform, RowInitializer::Kind::kNormal}) {
+    TableSpec spec = SmallSpec(Adagrad()->config());
+    spec.dim = 5;
+    spec.initializer.kind = kind;
+    Ids ids = ManyIds(500);
+    ids.push_back(0);
+    ids.push_back(~std::uint64_t{0});
+    Servers one(spec, 1);
+    one.Pull(ids, 4);
+    for (const int count : {2, 3, 7}) {
+      Servers servers(spec, count);
+      const Ids shuffled = Shuffled(ids, static_cast<std::uint64_t>(count));
+      for (const std::uint64_t id : shuffled) {
+        servers.Pull({id, id}, 4);
+      }
+      EXPECT_EQ(servers.Dump(), one.Dump()) << count << " servers";
+    }
+    const Floats row = Pull(one[0], {ids[3]});
+    Floats expected(5);
+    InitialRow(spec, ids[3], expected);
+    EXPECT_EQ(row, expected);
+  }
+}
+
+TEST(RowTable, InitialValuesAreSpread) {
+  TableSpec spec = SmallSpec();
+  spec.dim = 64;
+  auto table = Make(spec);
+  const Floats uniform = Pull(*table, ManyIds(200));
+  EXPECT_GE(*std::ranges::min_element(uniform), -0.5F);
+  EXPECT_LT(*std::ranges::max_element(uniform), 0.5F);
+  EXPECT_NEAR(std::accumulate(uniform.begin(), uniform.end(), 0.0) / 12800, 0, 0.02);
+  EXPECT_NEAR(std::inner_product(uniform.begin(), uniform.end(), uniform.begin(), 0.0) / 12800,
+              1.0 / 12, 0.005);
+  spec.initializer = {RowInitializer::Kind::kNormal, 0.1};
+  table = Make(spec);
+  const Floats normal = Pull(*table, ManyIds(200));
+  EXPECT_NEAR(std::inner_product(normal.begin(), normal.end(), normal.begin(), 0.0) / 12800, 0.01,
+              0.0006);
+  // Another table of the same seed has other rows.
+  TableSpec other = spec;
+  other.name = "items";
+  EXPECT_NE(Pull(*Make(other), {1}), Pull(*table, {1}));
+}
+
+TEST(RowTable, RepeatedIdsAreOneUpdateAddedUpInOrder) {
+  TableSpec spec = SmallSpec(Adagrad({.learning_rate = 1})->config());
+  spec.dim = 1;
+  auto table = Make(spec);
+  auto merged = Make(spec);
+  // In this order, and in no other, the float sum is 1: 1e8 swallows what comes in between.
+  const Ids ids{9, 5, 5, 9, 5};
+  const Floats values{2, 1e8F, -1e8F, 3, 1};
+  OrThrow(table->Apply({.ids = ids, .values = values}));
+  const std::vector<std::uint32_t> counts{3, 2};
+  OrThrow(merged->Apply({.ids = Ids{5, 9}, .values = Floats{1, 5}, .counts = counts}));
+  EXPECT_EQ(Dump(*table), Dump(*merged));
+  EXPECT_EQ(table->stats().updates, 2U);
+  const Ids reversed{5, 9, 5, 5, 9};
+  const Floats backwards{1, 3, -1e8F, 1e8F, 2};
+  auto other = Make(spec);
+  OrThrow(other->Apply({.ids = reversed, .values = backwards}));
+  EXPECT_NE(Dump(*table), Dump(*other)) << "1 - 1e8 + 1e8 is 0 in float32";
+}
+
+TEST(RowTable, MeanOfOccurrencesDividesByTheCount) {
+  TableSpec spec = SmallSpec();
+  spec.dim = 1;
+  spec.initializer = {};
+  spec.mean_of_occurrences = true;
+  auto table = Make(spec);
+  const std::vector<std::uint32_t> counts{3, 1, 2};
+  OrThrow(table->Apply(
+      {.ids = Ids{4, 4, 6}, .values = Floats{6, 2, 8}, .counts = counts, .scale = 0.5F}));
+  EXPECT_THAT(Pull(*table, {4, 6}), ElementsAre(-1, -2));
+}
+
+// Large calls (sorted by counting) and single ids give the same table.
+TEST(RowTable, OneCallEqualsManyCalls) {
+  const TableSpec spec = SmallSpec(Adagrad()->config());
+  const Ids ids = Shuffled(ManyIds(3000), 3);
+  auto whole = Make(spec);
+  auto single = Make(spec);
+  const Floats gradients = GradientOf(ids, 3, 1);
+  OrThrow(whole->Apply({.ids = ids, .values = gradients}));
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    OrThrow(single->Apply(
+        {.ids = std::span(ids).subspan(i, 1), .values = std::span(gradients).subspan(i * 3, 3)}));
+  }
+  EXPECT_EQ(Dump(*whole), Dump(*single));
+  EXPECT_EQ(Pull(*whole, ids), Pull(*single, ids));
+}
+
+class EveryOptimizer : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(EveryOptimizer, EqualsTheLocalOptimizerOnADenseTable) {
+  for (const auto scope : {TableSpec::BiasScope::kRow, TableSpec::BiasScope::kTable}) {
+    constexpr std::size_t kDim = 13;
+    TableSpec spec = SmallSpec(GetParam());
+    spec.dim = kDim;
+    spec.bias_scope = scope;
+    auto table = Make(spec);
+    const Ids ids = ManyIds(100);
+    Floats dense = Pull(*table, ids);
+    const auto rule = OrThrow(MakeOptimizer(GetParam()));
+    std::vector<Floats> slots;
+    std::vector<std::span<float>> spans;
+    for (int s = 0; s < rule->num_slots(); ++s) {
+      slots.emplace_back(dense.size(), rule->slot_initial_value(s));
+    }
+    for (Floats& slot : slots) {
+      spans.emplace_back(slot);
+    }
+    for (int step = 1; step <= 6; ++step) {
+      const Floats gradient = GradientOf(ids, kDim, step);
+      rule->Apply({dense, gradient, spans, 0.25F, step});
+      OrThrow(table->Apply({.ids = ids, .values = gradient, .scale = 0.25F, .step = step}));
+      ASSERT_EQ(Pull(*table, ids, step), dense) << "step " << step;
+    }
+  }
+}
+
+TEST_P(EveryOptimizer, SavedAndLoadedOnOtherServersTrainingGoesOnBitForBit) {
+  TableSpec spec = SmallSpec(GetParam());
+  spec.admit_after = 2;
+  const Ids ids = ManyIds(150);
+  const auto some = [&](std::int64_t step) {
+    Ids batch;
+    for (std::size_t i = 0; i < ids.size(); i += 1 + static_cast<std::size_t>(step) % 3) {
+      batch.push_back(ids[i]);
+    }
+    return Shuffled(batch, static_cast<std::uint64_t>(step));
+  };
+  Servers straight(spec, 2);
+  for (std::int64_t step = 1; step <= 8; ++step) {
+    straight.Train(some(step), step);
+  }
+  Servers first(spec, 3);
+  for (std::int64_t step = 1; step <= 4; ++step) {
+    first.Train(some(step), step);
+  }
+  const testing::TempDir folder;
+  const auto paths = first.Save(folder.path());
+  for (const int count : {1, 2, 5}) {
+    Servers second(spec, count);
+    second.Load(paths);
+    ASSERT_EQ(second.Dump(), first.Dump());
+    for (std::int64_t step = 5; step <= 8; ++step) {
+      second.Train(some(step), step);
+    }
+    EXPECT_EQ(second.Dump(), straight.Dump()) << count << " servers";
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Rules, EveryOptimizer,
+    ::testing::Values(Sgd({.learning_rate = 0.1, .l2 = 0.01})->config(),
+                      Sgd({.momentum = 0.9})->config(),
+                      Sgd({.momentum = 0.9, .nesterov = true})->config(), Adagrad()->config(),
+                      RmsProp()->config(), RmsProp({.momentum = 0.5})->config(),
+                      Adam({.learning_rate = Schedule::Step(0.1, 2, 0.5)})->config(),
+                      AdamW({.weight_decay = 0.1})->config(), Ftrl({.lambda1 = 0.1})->config()));
+
+TEST(RowTable, RowWiseAdagradHasOneFloatBesideTheRow) {
+  TableSpec spec = SmallSpec(RowWiseAdagradConfig({.learning_rate = 1, .initial_accumulator = 0}));
+  spec.initializer = {};
+  spec.buckets = 1;
+  auto table = Make(spec);
+  OrThrow(table->Apply({.ids = Ids{1}, .values = Floats{3, 0, 3}}));
+  // The mean of the squares is 6.
+  EXPECT_NEAR(Pull(*table, {1})[0], -3 / std::sqrt(6.0), 1e-6);
+  EXPECT_EQ(table->DumpBucket(0).size(), 12 + 20 + 4 * (3 + 1));
+}
+
+TEST(RowTable, AdamLeavesOtherRowsAloneAndCountsAsItIsTold) {
+  TableSpec spec = SmallSpec(Adam({.learning_rate = 1})->config());
+  spec.initializer = {};
+  for (const bool by_row : {true, false}) {
+    spec.bias_scope = by_row ? TableSpec::BiasScope::kRow : TableSpec::BiasScope::kTable;
+    auto table = Make(spec);
+    for (int step = 1; step <= 9; ++step) {
+      OrThrow(table->Apply({.ids = Ids{1}, .values = Floats{1, 1, 1}, .step = step}));
+    }
+    const Floats before = Pull(*table, {1});
+    OrThrow(table->Apply({.ids = Ids{2}, .values = Floats{1, 1, 1}, .step = 10}));
+    EXPECT_EQ(Pull(*table, {1}), before);
+    // The first update of a row: without bias exactly the rate; by the table's step 10, m is
+    // (1 - b1) / (1 - b1^10) of the gradient and v (1 - b2) / (1 - b2^10) of its square.
+    const double m = 0.1 / (1 - std::pow(0.9, 10));
+    const double v = 0.001 / (1 - std::pow(0.999, 10));
+    EXPECT_NEAR(Pull(*table, {2})[0], by_row ? -1 : -m / std::sqrt(v), 1e-5);
+  }
+}
+
+TEST(RowTable, MissingRowsUnderEachPolicy) {
+  TableSpec spec = SmallSpec();
+  auto table = Make(spec);
+  const Floats first = Pull(*table, {5}, 1, kReading);
+  EXPECT_EQ(table->stats().rows, 0U) << "reading changes nothing";
+  EXPECT_EQ(Pull(*table, {5}), first);
+  EXPECT_EQ(table->stats().rows, 1U);
+
+  spec.missing = TableSpec::Missing::kZeros;
+  spec.initializer = {};
+  table = Make(spec);
+  EXPECT_THAT(Pull(*table, {5}), Each(0));
+  EXPECT_EQ(table->stats().rows, 0U);
+  OrThrow(table->Apply({.ids = Ids{5}, .values = Floats{1, 2, 3}}));
+  EXPECT_THAT(Pull(*table, {5, 6}), ElementsAre(-1, -2, -3, 0, 0, 0));
+  EXPECT_EQ(table->stats().rows, 1U);
+
+  spec.missing = TableSpec::Missing::kError;
+  table = Make(spec);
+  OrThrow(table->Assign(Ids{1, 2}, 1, Floats{1, 1, 1, 2, 2, 2}));
+  const auto before = Dump(*table);
+  Floats rows(9);
+  for (const auto purpose : {kTraining, kReading}) {
+    const Status status = table->Pull(Ids{1, 77, 66}, 5, purpose, rows);
+    EXPECT_EQ(status.code(), StatusCode::kNotFound);
+    EXPECT_THAT(status.message(), AllOf(HasSubstr("\"users\""), HasSubstr("id 77")));
+  }
+  EXPECT_EQ(table->Apply({.ids = Ids{2, 3}, .values = Floats(6, 1.0F)}).code(),
+            StatusCode::kNotFound);
+  EXPECT_EQ(Dump(*table), before);
+  OrThrow(table->Apply({.ids = Ids{2}, .values = Floats(3, 1.0F)}));
+  EXPECT_THAT(Pull(*table, {2, 1}), ElementsAre(1, 1, 1, 1, 1, 1));
+}
+
+TEST(RowTable, AdmissionByCount) {
+  TableSpec spec = SmallSpec();
+  spec.admit_after = 5;
+  auto table = Make(spec);
+  const Floats ones{1, 1, 1};
+  const auto apply = [&](std::uint32_t count) {
+    OrThrow(
+        table->Apply({.ids = Ids{8}, .values = ones, .counts = std::vector<std::uint32_t>{count}}));
+  };
+  apply(2);
+  apply(2);
+  EXPECT_THAT(Pull(*table, {8}), Each(0));
+  EXPECT_EQ(table->stats().candidates, 1U);
+  EXPECT_EQ(table->stats().dropped, 2U);
+  EXPECT_EQ(table->stats().rows, 0U);
+  apply(1);
+  Floats expected(3);
+  InitialRow(spec, 8, expected);
+  for (float& value : expected) {
+    value -= 1;
+  }
+  EXPECT_EQ(Pull(*table, {8}), expected);
+  EXPECT_EQ(table->stats().candidates, 0U);
+  EXPECT_EQ(table->stats().rows, 1U);
+  // At once, where a call brings enough.
+  OrThrow(table->Apply({.ids = Ids{9, 9, 9, 9, 9}, .values = Floats(15, 0.0F)}));
+  EXPECT_EQ(table->stats().rows, 2U);
+}
+
+TEST(RowTable, AdmissionByProbabilityDependsOnIdAndStepOnly) {
+  TableSpec spec = SmallSpec();
+  spec.admit_probability = 0.25;
+  const Ids ids = ManyIds(4000);
+  const auto admitted = [&](int servers, std::uint64_t order, std::uint32_t count) {
+    Servers tables(spec, servers);
+    const Ids shuffled = Shuffled(ids, order);
+    std::uint64_t rows = 0;
+    for (int s = 0; s < servers; ++s) {
+      Ids mine;
+      for (const std::uint64_t id : shuffled) {
+        if (ServerOf(BucketOf(id, spec.buckets), servers, spec.buckets) == s) {
+          mine.push_back(id);
+        }
+      }
+      OrThrow(tables[s].Apply({.ids = mine,
+                               .values = GradientOf(mine, 3, 1),
+                               .counts = std::vector<std::uint32_t>(mine.size(), count),
+                               .step = 17}));
+      rows += tables[s].stats().rows;
+    }
+    return std::pair(rows, tables.Dump());
+  };
+  const auto one = admitted(1, 1, 1);
+  EXPECT_NEAR(static_cast<double>(one.first), 1000, 120);  // 4 standard deviations
+  EXPECT_EQ(admitted(3, 2, 1), one);
+  const double twice = 4000 * (1 - 0.75 * 0.75);
+  EXPECT_NEAR(static_cast<double>(admitted(1, 1, 2).first), twice, 130);
+}
+
+TEST(RowTable, TimeToLiveRemovesWhatWasNotUsed) {
+  TableSpec spec = SmallSpec();
+  spec.time_to_live = 10;
+  spec.admit_after = 2;
+  std::vector<std::uint64_t> gone;
+  auto table = OrThrow(RowTable::Create(
+      spec, {0, spec.buckets},
+      [&](std::uint64_t id, std::span<const float> /*weights*/) { gone.push_back(id); }));
+  const std::vector<std::uint32_t> twice{2, 2, 2, 1};
+  OrThrow(table->Apply({.ids = Ids{1, 2, 3, 4}, .values = Floats(12, 1.0F), .counts = twice}));
+  Pull(*table, {2}, 8);
+  Pull(*table, {3}, 8, kReading);  // is no use
+  EXPECT_EQ(OrThrow(table->EvictExpired(11)), 0U);
+  EXPECT_EQ(OrThrow(table->EvictExpired(12)), 2U);
+  std::ranges::sort(gone);
+  EXPECT_THAT(gone, ElementsAre(1, 3));
+  EXPECT_EQ(table->stats().rows, 1U);
+  EXPECT_EQ(table->stats().candidates, 0U);
+  EXPECT_EQ(table->stats().evicted, 2U);
+  EXPECT_EQ(table->EvictExpired(0).status().code(), StatusCode::kInvalidArgument);
+  // A row that comes back starts anew.
+  OrThrow(table->Apply({.ids = Ids{1, 1}, .values = Floats(6, 0.0F), .step = 13}));
+  Floats expected(3);
+  InitialRow(spec, 1, expected);
+  EXPECT_EQ(Pull(*table, {1}, 13), expected);
+}
+
+TEST(RowTable, CapacityKeepsTheRecentOrTheFrequent) {
+  TableSpec spec = SmallSpec();
+  spec.buckets = 1;
+  spec.capacity = 16;
+  for (const bool frequent : {false, true}) {
+    spec.eviction =
+        frequent ? TableSpec::Eviction::kLeastFrequent : TableSpec::Eviction::kLeastRecent;
+    auto table = Make(spec);
+    for (std::uint64_t id = 0; id < 16; ++id) {
+      // The higher the id, the more recent; the lower, the more frequent.
+      OrThrow(
+          table->Apply({.ids = Ids{id},
+                        .values = Floats(3, 0.0F),
+                        .counts = std::vector<std::uint32_t>{static_cast<std::uint32_t>(100 - id)},
+                        .step = 1 + static_cast<std::int64_t>(id)}));
+    }
+    EXPECT_EQ(table->stats().evicted, 0U);
+    Pull(*table, {100}, 50);
+    EXPECT_EQ(table->stats().rows, 14U);  // an eighth below the capacity
+    const Ids left = IdsIn(*table, 0);
+    if (frequent) {
+      EXPECT_THAT(left, ElementsAre(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 100));
+    } else {
+      EXPECT_THAT(left, ElementsAre(3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 100));
+    }
+  }
+}
+
+TEST(RowTable, CapacityGivesTheSameRowsOnEveryNumberOfServers) {
+  TableSpec spec = SmallSpec();
+  spec.capacity = 160;
+  const auto run = [&](int count) {
+    Servers servers(spec, count);
+    for (std::int64_t step = 1; step <= 20; ++step) {
+      servers.Train(ManyIds(100, static_cast<std::uint64_t>(step / 2)), step);
+    }
+    return servers.Dump();
+  };
+  const auto one = run(1);
+  EXPECT_EQ(run(3), one);
+  EXPECT_EQ(run(8), one);
+}
+
+TEST(RowTable, AnyDimensionAndNoRoomForMoreThanIsAskedFor) {
+  for (const std::int64_t dim : {1, 2, 16, 1000, 20000}) {
+    TableSpec spec = SmallSpec(Adagrad({.learning_rate = 1, .initial_accumulator = 1})->config());
+    spec.dim = dim;
+    spec.initializer = {};
+    spec.buckets = 4;
+    auto table = Make(spec);
+    const Ids ids = ManyIds(dim > 1000 ? 20 : 3000);
+    const Floats gradients = GradientOf(ids, static_cast<std::size_t>(dim), 1);
+    OrThrow(table->Apply({.ids = ids, .values = gradients}));
+    const Floats rows = Pull(*table, ids);
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      const float g = gradients[i];
+      ASSERT_NEAR(rows[i], -g / std::sqrt(1 + g * g), 1e-5);
+    }
+    const TableStats stats = table->stats();
+    const std::uint64_t record = 20 + 8 * static_cast<std::uint64_t>(dim);
+    // At most a block of 64 rows or 32 KiB in each bucket is not full yet.
+    const std::uint64_t block = std::min(64 * record, std::max<std::uint64_t>(record, 32 << 10));
+    EXPECT_LE(stats.row_bytes, ids.size() * record + 4 * (block + 512));
+  }
+}
+
+// What a row costs beside its record.
+TEST(RowTable, OverheadOfARowIsBounded) {
+  TableSpec spec = SmallSpec();
+  spec.dim = 1;
+  spec.buckets = 64;
+  auto table = Make(spec);
+  constexpr std::size_t kRows = 400000;
+  Ids ids(kRows);
+  std::iota(ids.begin(), ids.end(), std::uint64_t{1} << 40);
+  Floats rows(kRows);
+  const auto check = [&](std::size_t count) {
+    OrThrow(table->Pull(std::span(ids).first(count), 1, kTraining, std::span(rows).first(count)));
+    const TableStats stats = table->stats();
+    EXPECT_EQ(stats.rows, count);
+    EXPECT_LE(stats.row_bytes, count * 24 + 64 * 64 * 24 + 64 * 512) << count;
+    EXPECT_LE(stats.overhead_bytes, count * 9 + 64 * (256 + 128)) << count;
+  };
+  for (const std::size_t count : {kRows / 100, kRows / 7, kRows / 3, kRows}) {
+    check(count);
+  }
+}
+
+TEST(RowTable, WrongCallsAreRefusedAndChangeNothing) {
+  auto table = Make(SmallSpec());
+  Pull(*table, {1, 2});
+  const auto before = Dump(*table);
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const auto refused = [&](const Status& status, const std::string& what) {
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << what;
+    EXPECT_THAT(status.message(), AllOf(HasSubstr("table \"users\""), HasSubstr(what)));
+    EXPECT_EQ(Dump(*table), before) << what;
+  };
+  Floats rows(6);
+  refused(table->Pull(Ids{1}, 1, kTraining, rows), "1 ids with 6 floats of room");
+  refused(table->Pull(Ids{1, 2}, 0, kTraining, rows), "step 0");
+  refused(table->Pull(Ids{1, 2}, std::int64_t{1} << 32, kTraining, rows), "step 4294967296");
+  refused(table->Apply({.ids = Ids{1, 2}, .values = Floats(5, 1.0F)}), "dim is 3");
+  refused(table->Apply({.ids = Ids{1, 2}, .values = Floats(6, 1.0F), .step = -1}), "step -1");
+  refused(
+      table->Apply(
+          {.ids = Ids{1, 2}, .values = Floats(6, 1.0F), .counts = std::vector<std::uint32_t>{1}}),
+      "1 counts");
+  refused(table->Apply({.ids = Ids{1, 2},
+                        .values = Floats(6, 1.0F),
+                        .counts = std::vector<std::uint32_t>{1, 0}}),
+          "count of 0 for id 2");
+  refused(table->Apply({.ids = Ids{1, 2}, .values = Floats{1, 2, 3, 4, nan, 6}}),
+          "gradient of id 2");
+  refused(table->Apply({.ids = Ids{1}, .values = Floats(3, 1.0F), .scale = nan}), "scale");
+  refused(table->Assign(Ids{3, 3}, 1, rows), "id 3 stands twice");
+  refused(table->Assign(Ids{3}, 1, Floats{1, nan, 1}), "NaN");
+  OrThrow(table->Pull({}, 1, kTraining, {}));
+  OrThrow(table->Apply({}));
+  EXPECT_EQ(Dump(*table), before);
+
+  auto part = OrThrow(RowTable::Create(SmallSpec(), BucketsOf(0, 2, 16)));
+  std::uint64_t stranger = 0;
+  while (BucketOf(stranger, 16) < 8) {
+    ++stranger;
+  }
+  Floats row(3);
+  const Status status = part->Pull(Ids{stranger}, 1, kTraining, row);
+  EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+  EXPECT_THAT(status.message(), HasSubstr("this server has 0 to 8"));
+  EXPECT_EQ(part->stats().rows, 0U);
+}
+
+TEST(RowTable, GradientsThatAreNotFiniteMaySkipTheirRow) {
+  TableSpec spec = SmallSpec();
+  spec.initializer = {};
+  spec.not_finite = TableSpec::NotFinite::kSkipRow;
+  auto table = Make(spec);
+  const float inf = std::numeric_limits<float>::infinity();
+  const float most = std::numeric_limits<float>::max();
+  OrThrow(table->Apply(
+      {.ids = Ids{1, 2, 3, 3}, .values = Floats{1, 1, 1, 1, inf, 1, most, 0, 0, most, 0, 0}}));
+  EXPECT_THAT(Pull(*table, {1, 2, 3}), ElementsAre(-1, -1, -1, 0, 0, 0, 0, 0, 0));
+  EXPECT_EQ(table->stats().skipped, 2U);
+  EXPECT_EQ(table->stats().updates, 1U);
+}
+
+TEST(RowFile, IsRefusedWhereItDoesNotFit) {
+  const TableSpec spec = SmallSpec(Adagrad()->config());
+  Servers servers(spec, 2);
+  servers.Train(ManyIds(300), 1);
+  const testing::TempDir folder;
+  const auto paths = servers.Save(folder.path());
+  FileSystem& files = FileSystem::Local();
+  const auto refused = [&](TableSpec other, const std::vector<std::string>& from, StatusCode code,
+                           const std::string& what) {
+    auto table = Make(other);
+    const Status status = LoadRows(*table, files, from);
+    EXPECT_EQ(status.code(), code) << status.ToString();
+    EXPECT_THAT(status.message(), AllOf(HasSubstr(other.name), HasSubstr(what)));
+    EXPECT_EQ(table->stats().rows, 0U);
+    EXPECT_EQ(table->stats().row_bytes, 0U);
+  };
+  refused(spec, {paths[1]}, StatusCode::kNotFound, "bucket 0 is in none");
+  refused(spec, {paths[0], paths[1], paths[0]}, StatusCode::kInvalidArgument, "bucket 0 is both");
+  refused(spec, {paths[0], folder / "nothing"}, StatusCode::kNotFound, "nothing");
+  TableSpec other = spec;
+  other.name = "items";
+  refused(other, paths, StatusCode::kFailedPrecondition, "name");
+  other = spec;
+  other.dim = 4;
+  refused(other, paths, StatusCode::kFailedPrecondition, "dim is 3");
+  other = spec;
+  other.buckets = 32;
+  refused(other, paths, StatusCode::kFailedPrecondition, "buckets");
+  other = spec;
+  other.seed = 8;
+  refused(other, paths, StatusCode::kFailedPrecondition, "seed");
+  other = spec;
+  other.optimizer = RowWiseAdagradConfig();
+  refused(other, paths, StatusCode::kFailedPrecondition, "slots");
+  // Another rate is no other table.
+  other = spec;
+  other.optimizer = Adagrad({.learning_rate = 0.5})->config();
+  auto table = Make(other);
+  OrThrow(LoadRows(*table, files, paths));
+  EXPECT_EQ(Dump(*table), servers.Dump());
+  EXPECT_EQ(LoadRows(*table, files, paths).code(), StatusCode::kFailedPrecondition)
+      << "the table has rows";
+
+  // Every flipped byte and every cut is found.
+  const std::string good = OrThrow(ReadFile(files, paths[0]));
+  for (std::size_t at = 0; at < good.size(); at += 1 + good.size() / 97) {
+    std::string bad = good;
+    bad[at] = static_cast<char>(bad[at] ^ 0x40);
+    OrThrow(WriteFileAtomically(files, folder / "bad", bad));
+    refused(spec, {folder / "bad", paths[1]}, StatusCode::kDataLoss, "bad");
+    OrThrow(WriteFileAtomically(files, folder / "bad", good.substr(0, at)));
+    refused(spec, {folder / "bad", paths[1]}, StatusCode::kDataLoss, "bad");
+  }
+}
+
+TEST(RowFile, AFailedSaveLeavesTheOldFile) {
+  const TableSpec spec = SmallSpec();
+  auto table = Make(spec);
+  Pull(*table, ManyIds(200));
+  const testing::TempDir folder;
+  const std::string path = folder / "rows";
+  OrThrow(SaveRows(*table, FileSystem::Local(), path));
+  const std::string old = OrThrow(ReadFile(FileSystem::Local(), path));
+  Pull(*table, ManyIds(300, 2));
+  int operations = 0;
+  testing::FaultyFileSystem counting([&](std::string_view, const std::string&) {
+    ++operations;
+    return OkStatus();
+  });
+  OrThrow(SaveRows(*table, counting, folder / "elsewhere"));
+  ASSERT_GT(operations, 4);
+  const std::string fresh = OrThrow(ReadFile(FileSystem::Local(), folder / "elsewhere"));
+  ASSERT_NE(fresh, old);
+  for (int fatal = 0; fatal < operations; ++fatal) {
+    int operation = 0;
+    bool renamed = false;
+    testing::FaultyFileSystem faulty([&](std::string_view what, const std::string&) {
+      if (operation++ == fatal) {
+        return ResourceExhausted("disk full");
+      }
+      renamed = renamed || what == "rename";
+      return OkStatus();
+    });
+    const Status status = SaveRows(*table, faulty, path);
+    EXPECT_THAT(status.message(), HasSubstr("disk full")) << "operation " << fatal;
+    EXPECT_EQ(OrThrow(ReadFile(FileSystem::Local(), path)), renamed ? fresh : old);
+  }
+  OrThrow(SaveRows(*table, FileSystem::Local(), path));
+  EXPECT_EQ(OrThrow(ReadFile(FileSystem::Local(), path)), fresh);
+}
+
+}  // namespace
+}  // namespace cohort::ps
