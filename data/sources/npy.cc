@@ -18,7 +18,7 @@ void Widen(const std::byte* in, std::size_t count, std::byte* out) {
   for (std::size_t i = 0; i < count; ++i) {
     Stored stored;
     std::memcpy(&stored, in + i * sizeof(Stored), sizeof(Stored));
-    const auto value = static_cast<T>(stored);
+    const auto value = static_cast<T>(stored);  // NOLINT(bugprone-signed-char-misuse): a number
     std::memcpy(out + i * sizeof(T), &value, sizeof(T));
   }
 }
