@@ -16,35 +16,16 @@
 
 #include <gtest/gtest.h>
 
+#include "testing/run_job.h"
 #include "testing/run_ranks.h"
 
 namespace cohort {
 namespace {
 
 using testing::ExpectAllOk;
+using testing::RunJob;
 using testing::RunRanks;
-
-struct World {
-  int processes = 1;
-  int devices = 1;
-};
-
-// fn(process, strategy) on every process of a job; all must return OK.
-void RunJob(const World& world, const StrategyOptions& options,
-            const std::function<Status(int, Strategy&)>& fn) {
-  auto communicators = MakeLocalCommunicators(world.processes);
-  ExpectAllOk(RunRanks(world.processes, [&](int process) -> Status {
-    StrategyOptions mine = options;
-    mine.num_devices = world.devices;
-    SynchronousParts parts;
-    if (world.processes > 1) {
-      parts.communicator = std::move(communicators[static_cast<std::size_t>(process)]);
-    }
-    COHORT_ASSIGN_OR_RETURN(const auto strategy, MakeSynchronousStrategy(std::move(parts), mine));
-    COHORT_RETURN_IF_ERROR(fn(process, *strategy));
-    return strategy->Shutdown();
-  }));
-}
+using testing::World;
 
 // ---- Rows ------------------------------------------------------------------------------------
 
