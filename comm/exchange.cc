@@ -292,7 +292,8 @@ std::optional<OperationRecord> Exchange::ToShadow() {
                            "Barrier are possible then]"));
       return std::nullopt;
     }
-    if (theirs.sequence == collectives_ + 1 && (other.joins.empty() || theirs.shadow)) {
+    const bool before_its_join = other.joins.empty() || theirs.sequence <= other.joins.front();
+    if (theirs.sequence == collectives_ + 1 && (before_its_join || theirs.shadow)) {
       theirs.shadow = true;
       return theirs;
     }
