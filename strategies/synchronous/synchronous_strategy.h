@@ -101,7 +101,9 @@ class SynchronousStrategy final : public Strategy {
   static Totals TotalsOf(const ReplicaResult& result);
   void CheckResult(int thread, const ReplicaResult& result, Purpose purpose) const;
   Status RunPass(const DistributedBatch& batch, const StepFn& fn, bool sent);
-  Status Update(Work* behind, int& applied);
+  bool AtOnce() const;
+  void UpdateAlone();
+  void UpdateAtOnce(float scale);
   Status LandInOrder(Work* behind, float& scale, int& applied);
   // Waits, and counts the time.
   Status Expose(const std::function<Status()>& wait);

@@ -67,8 +67,7 @@ class TcpTransportTest : public testing::Test {
     return frame;
   }
   void Arrive(Bytes bytes) {
-    ASSERT_EQ(::write(data_.fd(), bytes.data(), bytes.size()),
-              static_cast<ssize_t>(bytes.size()));
+    ASSERT_EQ(::write(data_.fd(), bytes.data(), bytes.size()), static_cast<ssize_t>(bytes.size()));
     transport_->Progress(DeadlineAfter(0s));  // what is there
   }
 
@@ -96,8 +95,7 @@ TEST_F(TcpTransportTest, AReceiveMayBePostedWhileItsFrameArrives) {
       EXPECT_TRUE(transport_->Done(one)) << "it had come as a whole";
       const CombineWith combine =
           combines ? CombineWith{&sum, std::as_bytes(std::span(local)).data()} : CombineWith{};
-      const Ticket two =
-          transport_->Receive(1, std::as_writable_bytes(std::span(second)), combine);
+      const Ticket two = transport_->Receive(1, std::as_writable_bytes(std::span(second)), combine);
       EXPECT_FALSE(transport_->Done(two));
       Arrive(Bytes(frame).subspan(cut));
       ASSERT_TRUE(transport_->Done(two)) << "cut after " << cut << " bytes";
