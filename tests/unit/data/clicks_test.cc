@@ -60,12 +60,14 @@ TEST(GeneratedClicks, HaveAKnownBestAreaUnderTheCurve) {
   // By the definition: the share of pairs in the right order.
   const ClicksOptions few{.count = 300, .seed = 3};
   const ClickModel model(few);
+  std::vector<Click> clicks;
+  for (int i = 0; i < few.count; ++i) {
+    clicks.push_back(model.Draw(i));
+  }
   double right = 0;
   double pairs = 0;
-  for (int i = 0; i < few.count; ++i) {
-    for (int j = 0; j < few.count; ++j) {
-      const Click a = model.Draw(i);
-      const Click b = model.Draw(j);
+  for (const Click& a : clicks) {
+    for (const Click& b : clicks) {
       if (a.clicked && !b.clicked) {
         ++pairs;
         right += a.probability > b.probability ? 1 : 0;
