@@ -77,9 +77,9 @@ Variable Embedding::LookUp(Tape& tape, const Tensor& ids) const {
   for (std::int64_t i = 0; i < indices.size; ++i) {
     const std::int64_t id = indices.At(i);
     if (rows_ > 0 && (id < 0 || id >= rows_) && outside.ok()) {
-      outside = InvalidArgument("Embedding " + name_ + ": id " + std::to_string(id) + " at place " +
-                                std::to_string(i) + " is not in [0, " + std::to_string(rows_) +
-                                ")");
+      outside =
+          InvalidArgument("Embedding " + name_ + ": id " + std::to_string(id) + " at place " +
+                          std::to_string(i) + " is not in [0, " + std::to_string(rows_) + ")");
     }
     (*wanted)[static_cast<std::size_t>(i)] = static_cast<std::uint64_t>(id);
   }

@@ -44,7 +44,7 @@ class Job {
   Coordinator* coordinator() { return coordinator_.get(); }  // in the chief
   const Coordinator* coordinator() const { return coordinator_.get(); }
   CoordinatorClient* coordinator_client() { return coordinator_client_.get(); }  // in a worker
-  Server* server() { return server_.get(); }  // in a server
+  Server* server() { return server_.get(); }                                     // in a server
 
   // A client of all servers, not in a server itself. The job owns it.
   Client& Connect(const ModelSpec& spec);

@@ -300,10 +300,9 @@ Status Implementation::SaveTable(int table, FileSystem& files, const std::string
   const auto save = [&]() -> Status {
     COHORT_ASSIGN_OR_RETURN(const auto writer,
                             ps::RowFileWriter::Create(files, path, spec, {0, spec.buckets}));
-    COHORT_RETURN_IF_ERROR(job_->Explain(
-        job_->rows()->Dump(table, [&](std::uint32_t /*bucket*/, std::string_view dump) {
-          return writer->Write(dump);
-        })));
+    COHORT_RETURN_IF_ERROR(job_->Explain(job_->rows()->Dump(
+        table,
+        [&](std::uint32_t /*bucket*/, std::string_view dump) { return writer->Write(dump); })));
     return writer->Close();
   };
   return save().Annotate("rows of table \"" + spec.name + "\"");
@@ -314,8 +313,8 @@ Status Implementation::LoadTable(int table, FileSystem& files, const std::string
   const TableSpec& spec = tables_.at(static_cast<std::size_t>(table));
   const auto load = [&]() -> Status {
     COHORT_ASSIGN_OR_RETURN(const auto reader, ps::RowFileReader::Open(files, path, spec));
-    return job_->Explain(job_->rows()->Restore(
-        table, [&](std::uint32_t bucket) { return reader->Read(bucket); }));
+    return job_->Explain(
+        job_->rows()->Restore(table, [&](std::uint32_t bucket) { return reader->Read(bucket); }));
   };
   return load().Annotate("rows of table \"" + spec.name + "\"");
 }

@@ -19,7 +19,9 @@ bool PushLedger::Claim(std::uint64_t client, std::uint64_t sequence) {
   }
   Client& record = clients_[client];
   record.last_use = ++uses_;
-  const auto at_work = [&] { return std::ranges::find(record.applying, sequence) != record.applying.end(); };
+  const auto at_work = [&] {
+    return std::ranges::find(record.applying, sequence) != record.applying.end();
+  };
   for (;;) {
     if (record.window.Claim(sequence)) {
       record.applying.push_back(sequence);

@@ -65,8 +65,7 @@ class GrpcRowClient final : public RowClient {
   Status Push(std::span<const Gradients> gradients, std::int64_t step, double weight) override;
   Status Dump(int table,
               const std::function<Status(std::uint32_t, std::string_view)>& take) override;
-  Status Restore(int table,
-                 const std::function<Result<std::string>(std::uint32_t)>& give) override;
+  Status Restore(int table, const std::function<Result<std::string>(std::uint32_t)>& give) override;
   void Abort(const Status& why) override { exchange_.Abort(why); }
 
  private:
@@ -162,8 +161,8 @@ Status GrpcRowClient::Pull(int table, std::span<const std::uint64_t> ids, std::i
         const std::uint64_t tag = reply.frame.header.rows().tag();
         const auto run = std::ranges::find_if(
             runs, [&](const Run& r) { return r.begin == tag && r.server == server; });
-        if (run == runs.end() || reply.frame.payload.remaining() !=
-                                     (run->end - run->begin) * dim * sizeof(float)) {
+        if (run == runs.end() ||
+            reply.frame.payload.remaining() != (run->end - run->begin) * dim * sizeof(float)) {
           return Internal("table \"" + spec.name + "\": a server's reply of " +
                           std::to_string(reply.frame.payload.remaining()) +
                           " bytes answers no pull of this client");
@@ -226,8 +225,7 @@ void GrpcRowClient::AddPushes(const Gradients& gradients, std::int64_t step, dou
   }
 }
 
-Status GrpcRowClient::Push(std::span<const Gradients> gradients, std::int64_t step,
-                           double weight) {
+Status GrpcRowClient::Push(std::span<const Gradients> gradients, std::int64_t step, double weight) {
   std::vector<FrameCall> calls;
   for (const Gradients& of_table : gradients) {
     AddPushes(of_table, step, weight, calls);
@@ -275,8 +273,8 @@ Result<std::string> GrpcRowClient::DumpRest(int table, int server, BucketPiece p
                  " changes while it is saved [save while nobody trains]");
 }
 
-Status GrpcRowClient::Dump(
-    int table, const std::function<Status(std::uint32_t, std::string_view)>& take) {
+Status GrpcRowClient::Dump(int table,
+                           const std::function<Status(std::uint32_t, std::string_view)>& take) {
   const TableSpec& spec = SpecOf(table);
   for (int server = 0; server < servers_; ++server) {
     const BucketRange range = BucketsOf(server, servers_, spec.buckets);
@@ -309,8 +307,7 @@ Status GrpcRowClient::Dump(
         ++bucket;
       }
       if (pieces.empty()) {
-        return Internal("table \"" + spec.name + "\": no dump of bucket " +
-                        std::to_string(bucket));
+        return Internal("table \"" + spec.name + "\": no dump of bucket " + std::to_string(bucket));
       }
     }
   }

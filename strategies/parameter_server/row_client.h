@@ -42,8 +42,8 @@ class RowClient {
 
   // All buckets of a table in ascending order. Each is consistent in itself; the whole, while
   // nobody pushes.
-  virtual Status Dump(int table,
-                      const std::function<Status(std::uint32_t bucket, std::string_view)>& take) = 0;
+  virtual Status Dump(
+      int table, const std::function<Status(std::uint32_t bucket, std::string_view)>& take) = 0;
   // Replaces all buckets by what `give` returns for each.
   virtual Status Restore(int table,
                          const std::function<Result<std::string>(std::uint32_t bucket)>& give) = 0;

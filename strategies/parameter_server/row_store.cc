@@ -68,8 +68,8 @@ Status RowStore::Declare(const std::vector<TableSpec>& tables, int servers,
                              std::to_string(kMaxRowFloats) + "]");
     }
     COHORT_RETURN_IF_ERROR(spec.Check());
-    COHORT_ASSIGN_OR_RETURN(
-        auto table, RowTable::Create(spec, BucketsOf(server_, servers, spec.buckets)));
+    COHORT_ASSIGN_OR_RETURN(auto table,
+                            RowTable::Create(spec, BucketsOf(server_, servers, spec.buckets)));
     made.push_back(std::move(table));
   }
   tables_ = std::move(made);
@@ -89,9 +89,9 @@ Error RowStore::Find(const FrameHeader& header, RowTable** table) const {
     return MakeError(Error::BAD_FRAME, "a frame of rows without a table");
   }
   if (header.rows().table() >= tables_.size()) {
-    return MakeError(Error::UNKNOWN_TABLE,
-                     "table " + std::to_string(header.rows().table()) + " of " +
-                         std::to_string(tables_.size()) + " that were declared");
+    return MakeError(Error::UNKNOWN_TABLE, "table " + std::to_string(header.rows().table()) +
+                                               " of " + std::to_string(tables_.size()) +
+                                               " that were declared");
   }
   *table = tables_[header.rows().table()].get();
   return {};
@@ -112,9 +112,9 @@ Error RowStore::CheckBlock(const FrameHeader& header, const PayloadReader& paylo
   }
   // At most 2^32 times 2^26: no overflow.
   if (payload.remaining() != block.count() * id_bytes) {
-    return MakeError(Error::BAD_FRAME, NameOf(table) + ": " +
-                                           std::to_string(payload.remaining()) + " bytes for " +
-                                           std::to_string(block.count()) + " ids, which take " +
+    return MakeError(Error::BAD_FRAME, NameOf(table) + ": " + std::to_string(payload.remaining()) +
+                                           " bytes for " + std::to_string(block.count()) +
+                                           " ids, which take " +
                                            std::to_string(block.count() * id_bytes));
   }
   if (block.step() < 1 || block.step() > 0xFFFFFFFFU) {
@@ -129,13 +129,12 @@ Error RowStore::Plan(const FrameHeader& header, PayloadReader payload, Reading* 
     error = CheckBlock(header, payload, kIdBytes, *reading->table);
   }
   const RowBlock& block = header.rows();
-  if (error.kind() == Error::NONE &&
-      std::int64_t{block.count()} * reading->table->spec().dim *
-              static_cast<std::int64_t>(sizeof(float)) >
-          kMaxPayloadBytes) {
-    error = MakeError(Error::BAD_FRAME,
-                      NameOf(*reading->table) + ": " + std::to_string(block.count()) +
-                          " rows do not fit in a frame [ask for fewer at a time]");
+  if (error.kind() == Error::NONE && std::int64_t{block.count()} * reading->table->spec().dim *
+                                             static_cast<std::int64_t>(sizeof(float)) >
+                                         kMaxPayloadBytes) {
+    error =
+        MakeError(Error::BAD_FRAME, NameOf(*reading->table) + ": " + std::to_string(block.count()) +
+                                        " rows do not fit in a frame [ask for fewer at a time]");
   }
   if (error.kind() != Error::NONE) {
     ++rejected_;
@@ -206,10 +205,10 @@ Error RowStore::PushTo(RowTable& table, const FrameHeader& header, PayloadReader
 
 Error RowStore::CheckPiece(const RowTable& table, const BucketPiece& piece) const {
   if (piece.bucket() < table.range().begin || piece.bucket() > table.range().end) {
-    return MakeError(Error::BAD_FRAME,
-                     NameOf(table) + ": bucket " + std::to_string(piece.bucket()) +
-                         ", this server has " + std::to_string(table.range().begin) + " to " +
-                         std::to_string(table.range().end));
+    return MakeError(Error::BAD_FRAME, NameOf(table) + ": bucket " +
+                                           std::to_string(piece.bucket()) + ", this server has " +
+                                           std::to_string(table.range().begin) + " to " +
+                                           std::to_string(table.range().end));
   }
   return {};
 }

@@ -61,8 +61,7 @@ using Base = Servers::WithCallbackMethod_Declare<
 
 class Service final : public Base {
  public:
-  Service(int index, Log log)
-      : index_(index), log_(std::move(log)), store_(index), rows_(index) {}
+  Service(int index, Log log) : index_(index), log_(std::move(log)), store_(index), rows_(index) {}
 
   ParameterStore& store() { return store_; }
   RowStore& rows() { return rows_; }
@@ -82,7 +81,7 @@ class Service final : public Base {
                                 " [check the addresses in the cluster configuration]")));
     }
     const Result<ModelSpec> spec = SpecOf(*request);
-    const Status status = 
+    const Status status =
         spec.ok() ? DeclareBoth(store_, rows_, *spec, request->sender()) : spec.status();
     reply->set_ready(status.ok() && store_.ready());
     return Reply(context, ToGrpc(status));
