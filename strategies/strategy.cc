@@ -103,6 +103,14 @@ Result<std::unique_ptr<Strategy>> Strategy::FromEnv(std::string_view kind,
   return SynchronousStrategy::Make(chosen, config, std::move(membership), std::move(options));
 }
 
+Status Strategy::SaveTable(int /*table*/, FileSystem& /*files*/, const std::string& /*path*/) {
+  return Unimplemented(std::string(kind()) + " keeps no sparse tables");
+}
+
+Status Strategy::LoadTable(int /*table*/, FileSystem& /*files*/, const std::string& /*path*/) {
+  return Unimplemented(std::string(kind()) + " keeps no sparse tables");
+}
+
 Result<StepResult> Strategy::Accumulate(const DistributedBatch& /*batch*/, const StepFn& /*fn*/) {
   return Unimplemented(std::string(kind()) +
                        " does not accumulate gradients over steps [use a larger global batch]");

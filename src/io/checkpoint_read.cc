@@ -6,6 +6,7 @@
 #include <array>
 #include <charconv>
 #include <cstdio>
+#include <set>
 #include <utility>
 
 #include "checkpoint_manifest.h"
@@ -69,6 +70,15 @@ class FolderCheckpoint final : public Checkpoint {
       return DataLoss(path + ": the manifest is of step " + std::to_string(manifest.state.step));
     }
     checkpoint->state_ = manifest.state;
+    for (const auto& [name, digest] : manifest.files) {
+      if (name == PartFile(CheckpointPart::kModel) ||
+          name == PartFile(CheckpointPart::kOptimizer)) {
+        continue;
+      }
+      COHORT_ASSIGN_OR_RETURN(const auto file, OpenListed(files, path + "/" + name));
+      COHORT_RETURN_IF_ERROR(Verify(*file, path + "/" + name, digest));
+      checkpoint->others_.insert(name);
+    }
     for (const CheckpointPart kind : {CheckpointPart::kModel, CheckpointPart::kOptimizer}) {
       const std::string name(PartFile(kind));
       const auto digest = manifest.files.find(name);
@@ -86,6 +96,14 @@ class FolderCheckpoint final : public Checkpoint {
 
   const std::string& path() const override { return path_; }
   const CheckpointState& state() const override { return state_; }
+
+  Result<std::string> File(const std::string& name) const override {
+    if (!others_.contains(name)) {
+      return FailedPrecondition(path_ + " has no " + name +
+                                " [is this the checkpoint of another model?]");
+    }
+    return path_ + "/" + name;
+  }
 
   Status Read(CheckpointPart kind, std::span<const CheckpointTarget> targets) const override {
     const Part& part = kind == CheckpointPart::kModel ? parts_[0] : parts_[1];
@@ -174,6 +192,7 @@ class FolderCheckpoint final : public Checkpoint {
   std::string path_;
   CheckpointState state_;
   std::array<Part, 2> parts_;
+  std::set<std::string> others_;  // names of files
 };
 
 }  // namespace

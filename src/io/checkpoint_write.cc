@@ -61,16 +61,38 @@ Result<FileDigest> WriteTensors(FileSystem& files, const std::string& path,
   return WriteFile(files, path, pieces);
 }
 
+// Of a file that somebody else wrote.
+Result<FileDigest> DigestOf(FileSystem& files, const std::string& path) {
+  COHORT_ASSIGN_OR_RETURN(const auto file, files.OpenForRead(path));
+  FileDigest digest;
+  std::vector<std::byte> piece(std::size_t{1} << 20);
+  while (digest.bytes < file->size()) {
+    COHORT_ASSIGN_OR_RETURN(const std::size_t n, file->Read(digest.bytes, piece));
+    if (n == 0) {
+      return DataLoss(path + " became shorter while it was read");
+    }
+    digest.crc32c = Crc32c(std::span(piece).first(n), digest.crc32c);
+    digest.bytes += n;
+  }
+  return digest;
+}
+
 // Steps 2 and 3, in `folder`.
 Status WriteParts(FileSystem& files, const std::string& folder, const CheckpointState& state,
                   std::span<const CheckpointSource> model,
-                  std::span<const CheckpointSource> optimizer) {
+                  std::span<const CheckpointSource> optimizer,
+                  std::span<const CheckpointFile> others) {
   Manifest manifest{.state = state, .files = {}};
   for (const auto& [part, tensors] : {std::pair(CheckpointPart::kModel, model),
                                       std::pair(CheckpointPart::kOptimizer, optimizer)}) {
     const std::string name(PartFile(part));
     COHORT_ASSIGN_OR_RETURN(manifest.files[name],
                             WriteTensors(files, folder + "/" + name, tensors));
+  }
+  for (const CheckpointFile& other : others) {
+    Require(!manifest.files.contains(other.name), "file names are unique: " + other.name);
+    COHORT_RETURN_IF_ERROR(other.write(folder + "/" + other.name));
+    COHORT_ASSIGN_OR_RETURN(manifest.files[other.name], DigestOf(files, folder + "/" + other.name));
   }
   const std::string text = EncodeManifest(manifest);
   COHORT_RETURN_IF_ERROR(
@@ -99,7 +121,8 @@ std::string Hidden(const std::string& folder, std::string_view prefix, std::int6
 
 Result<std::string> CheckpointStore::Save(const CheckpointState& state,
                                           std::span<const CheckpointSource> model,
-                                          std::span<const CheckpointSource> optimizer) {
+                                          std::span<const CheckpointSource> optimizer,
+                                          std::span<const CheckpointFile> others) {
   CheckTensors(model);
   CheckTensors(optimizer);
   Require(state.step >= 0, "steps are not negative");
@@ -114,7 +137,7 @@ Result<std::string> CheckpointStore::Save(const CheckpointState& state,
   const auto write = [&]() -> Status {
     COHORT_RETURN_IF_ERROR(files_.RemoveAll(temporary));
     COHORT_RETURN_IF_ERROR(files_.CreateDirectories(temporary));
-    COHORT_RETURN_IF_ERROR(WriteParts(files_, temporary, state, model, optimizer));
+    COHORT_RETURN_IF_ERROR(WriteParts(files_, temporary, state, model, optimizer, others));
     if (replaces) {
       const std::string trash = Hidden(folder_, kTrashPrefix, state.step);
       COHORT_RETURN_IF_ERROR(files_.RemoveAll(trash));

@@ -2,6 +2,8 @@
 
 #include <cohort/core/random.h>
 
+#include <algorithm>
+
 #include "checks.h"
 
 namespace cohort::nn {
@@ -134,6 +136,50 @@ Variable Concat(const std::vector<Variable>& parts, int axis) {
       });
       from += widths[i];
     }
+  });
+}
+
+Variable Sum(const Variable& x, int axis) {
+  axis += axis < 0 ? x.shape().rank() : 0;
+  Require(0 <= axis && axis < x.shape().rank(), "Sum over an axis of its operand");
+  std::size_t outer = 1;
+  std::size_t inner = 1;
+  std::vector<std::int64_t> dims;
+  for (int i = 0; i < x.shape().rank(); ++i) {
+    if (i != axis) {
+      (i < axis ? outer : inner) *= static_cast<std::size_t>(x.shape()[i]);
+      dims.push_back(x.shape()[i]);
+    }
+  }
+  const auto size = static_cast<std::size_t>(x.shape()[axis]);
+  Tape& tape = x.tape();
+  const Tensor y = tape.Buffer(Shape(std::move(dims)));
+  tape.stream().Enqueue([from = x.tensor(), y, outer, size, inner]() -> Status {
+    const float* in = Floats(from).data();
+    for (std::size_t o = 0; o < outer; ++o) {
+      float* const out = Floats(y).data() + o * inner;
+      std::fill_n(out, inner, 0.0F);
+      for (std::size_t s = 0; s < size; ++s, in += inner) {
+        for (std::size_t i = 0; i < inner; ++i) {
+          out[i] += in[i];
+        }
+      }
+    }
+    return {};
+  });
+  return tape.Record(y, {x}, {}, [&tape, outer, size, inner](BackwardPass& pass) {
+    const ConstFloatSpan dy = pass.output_gradient();
+    pass.Input(0, [&](FloatSpan dx) {
+      tape.stream().Enqueue([dx, dy, outer, size, inner]() -> Status {
+        float* out = dx.data();
+        for (std::size_t o = 0; o < outer; ++o) {
+          for (std::size_t s = 0; s < size; ++s, out += inner) {
+            std::copy_n(dy.data() + o * inner, inner, out);
+          }
+        }
+        return {};
+      });
+    });
   });
 }
 

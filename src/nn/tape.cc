@@ -46,12 +46,12 @@ Variable Tape::Input(Tensor tensor, bool needs_gradient) {
 }
 
 Variable Tape::Record(Tensor output, const std::vector<Variable>& inputs,
-                      std::vector<int> parameters, BackwardFunction backward) {
+                      std::vector<int> parameters, BackwardFunction backward, bool trains_rows) {
   Variable v;
   v.tape_ = this;
   v.node_ = static_cast<int>(nodes_.size());
   v.tensor_ = output;
-  Node node{.shape = output.shape()};
+  Node node{.shape = output.shape(), .needs_gradient = trains_rows};
   Operation operation{.output = v.node_, .parameters = std::move(parameters)};
   for (const Variable& input : inputs) {
     Require(&input.tape() == this, "operands of one tape");
@@ -209,16 +209,27 @@ void BackwardPass::ParameterSlices(int parameter, const IndexedSlices& slices) {
   }
   const auto& parameters = tape_.operations_[static_cast<std::size_t>(operation_)].parameters;
   const int index = parameters[static_cast<std::size_t>(parameter)];
+  if (Drain()) {
+    tape_.sink_->AddSlices(index, slices);
+  }
+  Done(index);
+}
+
+void BackwardPass::Rows(int table, std::span<const std::uint64_t> ids, ConstFloatSpan values) {
+  if (Drain()) {
+    tape_.sink_->AddRows(table, ids, values);
+  }
+}
+
+// Waits until the stream has run dry; false if its work, or earlier work, failed.
+bool BackwardPass::Drain() {
   if (!tape_.failed_.has_value()) {
     if (Status status = tape_.stream_.Synchronize(DeadlineAfter(std::chrono::minutes(10)));
         !status.ok()) {
       tape_.failed_ = std::move(status);
     }
   }
-  if (!tape_.failed_.has_value()) {
-    tape_.sink_->AddSlices(index, slices);
-  }
-  Done(index);
+  return !tape_.failed_.has_value();
 }
 
 void BackwardPass::Done(int parameter) {

@@ -17,7 +17,7 @@ std::int64_t Align(std::int64_t elements) {
 int ParameterSet::Add(std::string name, Shape shape, Initializer initializer, bool trainable) {
   Require(!built_, "parameters are added before Build");
   Require(!name.empty(), "a parameter has a name");
-  Require(Find(name) < 0, "parameter names are unique: " + name);
+  Require(Find(name) < 0 && FindTable(name) < 0, "parameter names are unique: " + name);
   Parameter& added = parameters_.emplace_back();
   added.name = std::move(name);
   added.shape = std::move(shape);
@@ -26,6 +26,29 @@ int ParameterSet::Add(std::string name, Shape shape, Initializer initializer, bo
   added.offset = arena_elements_;
   arena_elements_ = Align(arena_elements_ + added.shape.elements());
   return size() - 1;
+}
+
+int ParameterSet::AddTable(TableSpec spec) {
+  Require(!built_, "tables are added before Build");
+  Require(!spec.name.empty(), "a table has a name");
+  Require(Find(spec.name) < 0 && FindTable(spec.name) < 0,
+          "names of tables and parameters are unique: " + spec.name);
+  tables_.push_back(std::move(spec));
+  return static_cast<int>(tables_.size()) - 1;
+}
+
+int ParameterSet::FindTable(std::string_view name) const {
+  for (std::size_t t = 0; t < tables_.size(); ++t) {
+    if (tables_[t].name == name) {
+      return static_cast<int>(t);
+    }
+  }
+  return -1;
+}
+
+RowSource& ParameterSet::rows() const {
+  Require(rows_ != nullptr, "rows of a table are read after the set was given to Bind");
+  return *rows_;
 }
 
 void ParameterSet::Freeze(int parameter) {
@@ -96,6 +119,9 @@ std::uint64_t ParameterSet::Fingerprint() const {
                        : p.frozen  ? "c"
                                    : "f"),
                   hash);
+  }
+  for (const TableSpec& table : tables_) {
+    hash = Hash64(std::to_string(table.Fingerprint()), hash);
   }
   return hash;
 }

@@ -11,28 +11,13 @@
 #include <cohort/parameter_server.grpc.pb.h>
 #include "grpc_util.h"
 #include "parameter_server/exchange.h"
+#include "parameter_server/table_spec.h"
 #include "parameter_server/wire.h"
 
 namespace cohort::ps {
 namespace {
 
 constexpr std::chrono::milliseconds kControlTimeout{5'000};  // one try of a control call
-
-std::vector<std::string> Names(const std::vector<std::string>& addresses) {
-  std::vector<std::string> names;
-  for (std::size_t s = 0; s < addresses.size(); ++s) {
-    names.push_back("ps:" + std::to_string(s) + " (" + addresses[s] + ")");
-  }
-  return names;
-}
-
-std::vector<std::shared_ptr<grpc::Channel>> Channels(const std::vector<std::string>& addresses) {
-  std::vector<std::shared_ptr<grpc::Channel>> channels;
-  for (const std::string& address : addresses) {
-    channels.push_back(NewChannel(address, {.max_message_bytes = kMaxMessageBytes}));
-  }
-  return channels;
-}
 
 class GrpcClient final : public Client {
  public:
@@ -41,12 +26,12 @@ class GrpcClient final : public Client {
         options_(std::move(options)),
         fingerprint_(spec_.Fingerprint()),
         chunks_(MakeChunks(spec_)),
-        names_(Names(addresses)),
+        names_(ServerNames(addresses)),
         versions_(chunks_.size(), 0),
         sequences_(addresses.size(), 0),
-        exchange_(Channels(addresses), names_, options_.peer_timeout) {
+        exchange_(DataChannels(addresses), names_, options_.peer_timeout) {
     // Control has connections of its own, so that it never queues behind payloads.
-    for (const std::shared_ptr<grpc::Channel>& channel : Channels(addresses)) {
+    for (const std::shared_ptr<grpc::Channel>& channel : DataChannels(addresses)) {
       control_.push_back(Servers::NewStub(channel));
     }
   }
@@ -130,6 +115,9 @@ Status GrpcClient::Declare() {
   request.set_synchronous(spec_.synchronous);
   request.set_servers(static_cast<std::uint32_t>(spec_.servers));
   request.set_sender(options_.task);
+  for (const TableSpec& table : spec_.tables) {
+    *request.add_tables() = ToMessage(table);
+  }
   for (std::size_t s = 0; s < control_.size(); ++s) {
     request.set_server(static_cast<std::uint32_t>(s));
     COHORT_RETURN_IF_ERROR(Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {

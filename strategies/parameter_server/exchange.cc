@@ -21,7 +21,14 @@ Status ToStatus(const Error& error, const std::string& server) {
     case Error::SPEC_MISMATCH:
       return FailedPrecondition(text + " [start every process with the same model and options]");
     case Error::NOT_FINITE:
+    case Error::BAD_ROWS:
       return InvalidArgument(text);
+    case Error::NO_ROW:
+      return NotFound(text);
+    case Error::TABLE_FULL:
+      return ResourceExhausted(text);
+    case Error::DAMAGED:
+      return DataLoss(text);
     default:
       return Internal(text);
   }
@@ -40,8 +47,9 @@ struct Exchange::Flight {
 };
 
 Exchange::Exchange(std::vector<std::shared_ptr<grpc::Channel>> channels,
-                   std::vector<std::string> names, std::chrono::milliseconds peer_timeout)
-    : names_(std::move(names)), peer_timeout_(peer_timeout) {
+                   std::vector<std::string> names, std::chrono::milliseconds peer_timeout,
+                   std::string service)
+    : names_(std::move(names)), peer_timeout_(peer_timeout), service_(std::move(service)) {
   for (std::shared_ptr<grpc::Channel>& channel : channels) {
     stubs_.push_back(std::make_unique<grpc::GenericStub>(std::move(channel)));
   }
@@ -59,7 +67,7 @@ void Exchange::Start(const std::string& method, Flight& flight) {
     }
   }
   stubs_[static_cast<std::size_t>(flight.call.server)]->UnaryCall(
-      flight.context.get(), "/cohort.ps.Servers/" + method, grpc::StubOptions(),
+      flight.context.get(), "/cohort.ps." + service_ + "/" + method, grpc::StubOptions(),
       &flight.call.request, &flight.reply, [this, &flight](const grpc::Status& status) {
         const std::lock_guard lock(mutex_);
         flight.status = status;

@@ -32,9 +32,9 @@ class Exchange {
   using OnReply = std::function<Status(int server, ReceivedFrame& reply)>;
 
   Exchange(std::vector<std::shared_ptr<grpc::Channel>> channels, std::vector<std::string> names,
-           std::chrono::milliseconds peer_timeout);
+           std::chrono::milliseconds peer_timeout, std::string service = "Servers");
 
-  // Sends every call to /cohort.ps.Servers/`method`; `on_reply` runs on this thread, in
+  // Sends every call to /cohort.ps.`service`/`method`; `on_reply` runs on this thread, in
   // the order of arrival. Ends when all are answered or one has failed for good; no call is under
   // way any more then.
   Status Run(const std::string& method, std::vector<FrameCall> calls, const OnReply& on_reply);
@@ -50,6 +50,7 @@ class Exchange {
 
   const std::vector<std::string> names_;  // "ps:1 (10.0.0.3:2222)"
   const std::chrono::milliseconds peer_timeout_;
+  const std::string service_;
   std::vector<std::unique_ptr<grpc::GenericStub>> stubs_;
 
   mutable std::mutex mutex_;

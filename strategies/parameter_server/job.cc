@@ -166,6 +166,9 @@ void Job::Fail(const Status& why) {
   if (client_ != nullptr) {
     client_->Abort(why);
   }
+  if (row_client_ != nullptr) {
+    row_client_->Abort(why);
+  }
   if (coordinator_client_ != nullptr) {
     coordinator_client_->Abort(why);
   }
@@ -211,14 +214,20 @@ Status Job::Leave() {
 }
 
 Client& Job::Connect(const ModelSpec& spec) {
-  auto client = Client::Make(spec, server_addresses_,
-                             {.incarnation = coordination_->incarnation(),
+  const ClientOptions options{.incarnation = coordination_->incarnation(),
                               .task = config_.task.ToString(),
-                              .peer_timeout = heartbeat_timeout_});
+                              .peer_timeout = heartbeat_timeout_};
+  auto client = Client::Make(spec, server_addresses_, options);
+  auto row_client =
+      spec.tables.empty() ? nullptr : RowClient::Make(spec, server_addresses_, options);
   const std::lock_guard lock(failure_mutex_);
   client_ = std::move(client);
+  row_client_ = std::move(row_client);
   if (!failure_.ok()) {
     client_->Abort(failure_);
+  }
+  if (!failure_.ok() && row_client_ != nullptr) {
+    row_client_->Abort(failure_);
   }
   return *client_;
 }
@@ -244,6 +253,13 @@ Status Job::ServeVariables() {
             std::to_string(stats.duplicates) + " repeated, " + std::to_string(stats.rejected) +
             " rejected), staleness mean " + std::to_string(stats.mean_staleness) + ", at most " +
             std::to_string(stats.max_staleness));
+  if (const RowStoreStats rows = server_->rows().stats(); rows.pulls + rows.pushes > 0) {
+    log_.Info(config_.task.ToString() + " holds " + std::to_string(rows.rows) + " rows in " +
+              std::to_string(rows.row_bytes >> 20) + " MiB; " + std::to_string(rows.pulls) +
+              " pulls and " + std::to_string(rows.pushes) + " pushes of rows (" +
+              std::to_string(rows.duplicates) + " repeated, " + std::to_string(rows.rejected) +
+              " rejected)");
+  }
   return {};
 }
 

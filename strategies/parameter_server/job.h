@@ -22,6 +22,7 @@
 
 #include "parameter_server/client.h"
 #include "parameter_server/coordinator.h"
+#include "parameter_server/row_client.h"
 #include "parameter_server/server.h"
 
 namespace cohort::ps {
@@ -43,10 +44,11 @@ class Job {
   Coordinator* coordinator() { return coordinator_.get(); }  // in the chief
   const Coordinator* coordinator() const { return coordinator_.get(); }
   CoordinatorClient* coordinator_client() { return coordinator_client_.get(); }  // in a worker
-  ParameterStore* store() { return server_ == nullptr ? nullptr : &server_->store(); }
+  Server* server() { return server_.get(); }                                     // in a server
 
   // A client of all servers, not in a server itself. The job owns it.
   Client& Connect(const ModelSpec& spec);
+  RowClient* rows() { return row_client_.get(); }  // after Connect, of a model with tables
   // The chief says that the servers' variables have values; others wait for it.
   Status Initialised();
   // The chief's bytes on every process that calls as often.
@@ -92,6 +94,7 @@ class Job {
   std::mutex failure_mutex_;  // guards failure_, and the pointers against Fail
   Status failure_;
   std::unique_ptr<Client> client_;
+  std::unique_ptr<RowClient> row_client_;
   std::unique_ptr<CoordinatorClient> coordinator_client_;
   // Last: its callbacks use the above.
   std::unique_ptr<CoordinationClient> coordination_;

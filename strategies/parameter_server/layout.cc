@@ -21,6 +21,12 @@ ModelSpec ModelSpec::Of(const ParameterSet& parameters, std::string optimizer, b
   spec.optimizer = std::move(optimizer);
   spec.synchronous = synchronous;
   spec.servers = servers;
+  spec.tables = parameters.tables();
+  for (TableSpec& table : spec.tables) {
+    if (table.optimizer.empty()) {
+      table.optimizer = spec.optimizer;
+    }
+  }
   return spec;
 }
 
@@ -29,6 +35,9 @@ std::uint64_t ModelSpec::Fingerprint() const {
   digest = Hash64(std::to_string(servers), digest);
   for (const ParameterSpec& parameter : parameters) {
     digest = Hash64(parameter.ToString(), digest);
+  }
+  for (const TableSpec& table : tables) {
+    digest = Hash64(std::to_string(table.Fingerprint()), digest);
   }
   return digest;
 }
@@ -51,6 +60,13 @@ Status ModelSpec::Compare(const ModelSpec& other, const std::string& who) const 
         (more ? who + " has " + other.parameters[common].ToString() + ", which was not declared"
               : "declared " + parameters[common].ToString() + ", which " + who + " does not have") +
         hint);
+  }
+  for (std::size_t t = 0; t < std::min(tables.size(), other.tables.size()); ++t) {
+    COHORT_RETURN_IF_ERROR(tables[t].Compare(other.tables[t], who));
+  }
+  if (tables.size() != other.tables.size()) {
+    return FailedPrecondition("tables differ: declared " + std::to_string(tables.size()) + ", " +
+                              who + " has " + std::to_string(other.tables.size()) + hint);
   }
   if (optimizer != other.optimizer) {
     return FailedPrecondition("optimizer differs: declared " + optimizer + ", " + who + " has " +

@@ -33,7 +33,9 @@ struct ModelSpec {
   std::string optimizer;  // Optimizer::config()
   bool synchronous = false;
   int servers = 1;
+  std::vector<TableSpec> tables;
 
+  // Tables that name no optimizer get `optimizer`.
   static ModelSpec Of(const ParameterSet& parameters, std::string optimizer, bool synchronous,
                       int servers);
   std::uint64_t Fingerprint() const;

@@ -11,11 +11,16 @@ LocalSink::LocalSink(const ParameterSet& parameters)
     : parameters_(parameters),
       arena_(DType::kFloat32, Shape{static_cast<std::int64_t>(parameters.all().size())}),
       zeroed_(static_cast<std::size_t>(parameters.size())),
-      ready_(static_cast<std::size_t>(parameters.size())) {}
+      ready_(static_cast<std::size_t>(parameters.size())),
+      rows_(parameters.tables().size()) {}
 
 void LocalSink::Begin(double weight, bool seed_with_weight, Stream& stream) {
   std::fill(zeroed_.begin(), zeroed_.end(), 0);
   std::fill(ready_.begin(), ready_.end(), 0);
+  for (Rows& rows : rows_) {
+    rows.ids.clear();
+    rows.values.clear();
+  }
   weight_ = weight;
   seed_with_weight_ = seed_with_weight;
   stream_ = &stream;
@@ -86,6 +91,24 @@ void LocalSink::AddSlices(int parameter, const IndexedSlices& slices) {
     }
     return {};
   });
+}
+
+void LocalSink::AddRows(int table, std::span<const std::uint64_t> ids,
+                        std::span<const float> values) {
+  Rows& rows = rows_.at(static_cast<std::size_t>(table));
+  rows.ids.insert(rows.ids.end(), ids.begin(), ids.end());
+  rows.values.insert(rows.values.end(), values.begin(), values.end());
+}
+
+std::vector<RowClient::Gradients> LocalSink::rows() const {
+  std::vector<RowClient::Gradients> gradients;
+  for (std::size_t t = 0; t < rows_.size(); ++t) {
+    if (!rows_[t].ids.empty()) {
+      gradients.push_back(
+          {.table = static_cast<int>(t), .ids = rows_[t].ids, .values = rows_[t].values});
+    }
+  }
+  return gradients;
 }
 
 void LocalSink::Ready(int parameter) {

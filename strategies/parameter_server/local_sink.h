@@ -11,6 +11,8 @@
 #include <cohort/optim/gradient_sink.h>
 #include <cohort/optim/parameter_set.h>
 
+#include "parameter_server/row_client.h"
+
 namespace cohort::ps {
 
 // Thread rules: the replica's thread; rows are added where the stream runs.
@@ -28,9 +30,13 @@ class LocalSink final : public GradientSink {
   // Keeps the arena's memory.
   std::shared_ptr<const void> owner() const;
   double SquaredNorm() const;  // over the trainable parameters
+  // What the pass had for the tables.
+  std::vector<RowClient::Gradients> rows() const;
 
   std::span<float> Accumulator(int parameter) override;
   void AddSlices(int parameter, const IndexedSlices& slices) override;
+  void AddRows(int table, std::span<const std::uint64_t> ids,
+               std::span<const float> values) override;
   void Ready(int parameter) override;
   float loss_seed() const override;
   void SetWeight(double weight) override;
@@ -43,6 +49,11 @@ class LocalSink final : public GradientSink {
   Tensor arena_;
   std::vector<char> zeroed_;  // by parameter, in this pass
   std::vector<char> ready_;
+  struct Rows {
+    std::vector<std::uint64_t> ids;
+    std::vector<float> values;
+  };
+  std::vector<Rows> rows_;  // by table
   double weight_ = 0;
   bool seed_with_weight_ = true;
   Stream* stream_ = nullptr;

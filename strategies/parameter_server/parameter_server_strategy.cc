@@ -5,12 +5,14 @@
 
 #include <cohort/core/thread_pool.h>
 #include <cohort/optim/gradients.h>
+#include <cohort/optim/row_source.h>
 #include <cohort/strategies/parameter_server.h>
 
 #include "parameter_server/dataset.h"
 #include "parameter_server/functions.h"
 #include "parameter_server/job.h"
 #include "parameter_server/local_sink.h"
+#include "parameter_server/row_file.h"
 #include "synchronous/cores.h"
 
 namespace cohort {
@@ -31,6 +33,20 @@ class NoGradients final : public GradientSink {
   [[noreturn]] static void Refuse() { throw ContractError("no gradients in Evaluate"); }
 };
 
+// The rows of the tables, on the servers.
+class RemoteRows final : public RowSource {
+ public:
+  RemoteRows(ps::RowClient& client, const std::int64_t& step) : client_(client), step_(step) {}
+  Status Lookup(int table, std::span<const std::uint64_t> ids, bool training,
+                std::span<float> rows) override {
+    return client_.Pull(table, ids, step_ + 1, training, rows);
+  }
+
+ private:
+  ps::RowClient& client_;
+  const std::int64_t& step_;  // the strategy's
+};
+
 class Implementation final : public ParameterServerStrategy {
  public:
   Implementation(std::unique_ptr<ps::Job> job, StrategyOptions options)
@@ -39,6 +55,12 @@ class Implementation final : public ParameterServerStrategy {
         stream_(options_.make_stream ? options_.make_stream() : MakeInlineStream()),
         intra_op_threads_(options_.intra_op_threads > 0 ? options_.intra_op_threads
                                                         : CoresPerReplica(job_->config(), 1)) {}
+
+  ~Implementation() override {
+    if (rows_ != nullptr) {
+      parameters_->SetRows(nullptr);
+    }
+  }
 
   std::string_view kind() const override { return "parameter_server"; }
   const ClusterConfig& cluster() const override { return job_->config(); }
@@ -83,6 +105,8 @@ class Implementation final : public ParameterServerStrategy {
   }
   Status PullState() override;
   Status PushState() override;
+  Status SaveTable(int table, FileSystem& files, const std::string& path) override;
+  Status LoadTable(int table, FileSystem& files, const std::string& path) override;
 
   Status Barrier(std::string_view /*name*/) override { return {}; }
   void ReportError(const Status& error) override { job_->ReportError(error); }
@@ -119,6 +143,8 @@ class Implementation final : public ParameterServerStrategy {
   const StrategyOptions options_;
   const std::unique_ptr<ps::Job> job_;
   ps::Client* client_ = nullptr;  // the job's; none in a server
+  std::vector<TableSpec> tables_;
+  std::unique_ptr<RemoteRows> rows_;  // where the model has tables; none in a server
   const std::unique_ptr<Stream> stream_;
   const int intra_op_threads_;
 
@@ -192,12 +218,25 @@ Status Implementation::Bind(ParameterSet& parameters, std::unique_ptr<Optimizer>
   Require(parameters.built() && optimizer != nullptr, "built parameters and an optimizer");
   const ps::ModelSpec spec = ps::ModelSpec::Of(
       parameters, optimizer->config(), options_.synchronous_parameter_server, job_->num_servers());
+  tables_ = spec.tables;
+  if (!tables_.empty() && options_.synchronous_parameter_server) {
+    return Unimplemented("sparse table \"" + tables_[0].name +
+                         "\" under synchronous application [apply asynchronously, or make it a "
+                         "parameter]");
+  }
+  for (const TableSpec& table : tables_) {
+    COHORT_RETURN_IF_ERROR(table.Check());
+  }
   if (job_->is_server()) {
-    COHORT_RETURN_IF_ERROR(job_->store()->Declare(spec, cluster().task.ToString()));
+    COHORT_RETURN_IF_ERROR(job_->server()->Declare(spec, cluster().task.ToString()));
   } else {
     client_ = &job_->Connect(spec);
   }
   parameters_ = &parameters;
+  if (job_->rows() != nullptr) {
+    rows_ = std::make_unique<RemoteRows>(*job_->rows(), step_);
+    parameters.SetRows(rows_.get());
+  }
   optimizer_ = std::move(optimizer);
   if (client_ == nullptr) {
     return {};
@@ -253,6 +292,31 @@ Status Implementation::PushState() {
   }
   return job_->Explain(
       client_->Assign(parameters_->all(), slots(), static_cast<std::uint64_t>(step_)));
+}
+
+Status Implementation::SaveTable(int table, FileSystem& files, const std::string& path) {
+  Require(rows_ != nullptr, "a table of the bound parameters, not on a server");
+  const TableSpec& spec = tables_.at(static_cast<std::size_t>(table));
+  const auto save = [&]() -> Status {
+    COHORT_ASSIGN_OR_RETURN(const auto writer,
+                            ps::RowFileWriter::Create(files, path, spec, {0, spec.buckets}));
+    COHORT_RETURN_IF_ERROR(job_->Explain(job_->rows()->Dump(
+        table,
+        [&](std::uint32_t /*bucket*/, std::string_view dump) { return writer->Write(dump); })));
+    return writer->Close();
+  };
+  return save().Annotate("rows of table \"" + spec.name + "\"");
+}
+
+Status Implementation::LoadTable(int table, FileSystem& files, const std::string& path) {
+  Require(rows_ != nullptr, "a table of the bound parameters, not on a server");
+  const TableSpec& spec = tables_.at(static_cast<std::size_t>(table));
+  const auto load = [&]() -> Status {
+    COHORT_ASSIGN_OR_RETURN(const auto reader, ps::RowFileReader::Open(files, path, spec));
+    return job_->Explain(
+        job_->rows()->Restore(table, [&](std::uint32_t bucket) { return reader->Read(bucket); }));
+  };
+  return load().Annotate("rows of table \"" + spec.name + "\"");
 }
 
 Result<ParameterServerStats> Implementation::stats() {
@@ -464,6 +528,9 @@ Result<StepResult> Implementation::StepAlone(const data::Batch& part, const Step
     const double scale = static_cast<float>(1.0 / weight);
     clip = ClipFactor(sink_->SquaredNorm() * scale * scale, optimizer_->global_clip_norm());
     clip = std::isfinite(clip) ? clip : 1;  // the server says whose gradient it is that is broken
+  }
+  if (rows_ != nullptr) {
+    COHORT_RETURN_IF_ERROR(job_->rows()->Push(sink_->rows(), step_ + 1, weight));
   }
   COHORT_RETURN_IF_ERROR(client_->Push(
       {.arena = sink_->arena(), .owner = sink_->owner(), .weight = weight, .clip = clip},

@@ -15,21 +15,6 @@ namespace {
 
 constexpr std::uint32_t kVersion = 1;
 
-Status Write(const RowTable& table, FileSystem& files, const std::string& path) {
-  COHORT_ASSIGN_OR_RETURN(const auto writer, io::RecordWriter::Create(files, path));
-  RowFileHeader header;
-  header.set_version(kVersion);
-  *header.mutable_table() = table.spec().ToMessage();
-  header.set_bucket_begin(table.range().begin);
-  header.set_bucket_end(table.range().end);
-  COHORT_RETURN_IF_ERROR(writer->Write(header.SerializeAsString()));
-  for (std::uint32_t b = table.range().begin; b < table.range().end; ++b) {
-    COHORT_RETURN_IF_ERROR(writer->Write(table.DumpBucket(b)));
-  }
-  COHORT_RETURN_IF_ERROR(writer->Sync());
-  return writer->Close();
-}
-
 // "accumulator", "m, v": what the records of a table hold besides weights.
 Result<std::string> SlotNames(const std::string& optimizer) {
   COHORT_ASSIGN_OR_RETURN(const auto rule, RowOptimizer::Make(optimizer));
@@ -67,9 +52,107 @@ Status Compare(const TableSpec& table, const TableSpec& file, const std::string&
              : differs("the list of optimizer slots", "(" + have + ")", "(" + found + ")");
 }
 
+class Writer final : public RowFileWriter {
+ public:
+  Writer(FileSystem& files, std::string path, BucketRange range)
+      : files_(files),
+        path_(std::move(path)),
+        temporary_(path_ + ".tmp-" + std::to_string(::getpid())),
+        left_(range.end - range.begin) {}
+  ~Writer() override {
+    writer_.reset();
+    if (!closed_ && files_.Exists(temporary_)) {
+      static_cast<void>(files_.RemoveAll(temporary_));
+    }
+  }
+
+  Status Begin(const TableSpec& spec, BucketRange range) {
+    COHORT_ASSIGN_OR_RETURN(writer_, io::RecordWriter::Create(files_, temporary_));
+    RowFileHeader header;
+    header.set_version(kVersion);
+    *header.mutable_table() = ToMessage(spec);
+    header.set_bucket_begin(range.begin);
+    header.set_bucket_end(range.end);
+    return writer_->Write(header.SerializeAsString());
+  }
+  Status Write(std::string_view dump) override {
+    Require(left_ > 0, "a dump for each bucket of the range");
+    --left_;
+    return writer_->Write(dump);
+  }
+  Status Close() override {
+    Require(left_ == 0, "a dump for each bucket of the range");
+    COHORT_RETURN_IF_ERROR(writer_->Sync());
+    COHORT_RETURN_IF_ERROR(writer_->Close());
+    COHORT_RETURN_IF_ERROR(files_.Rename(temporary_, path_));
+    closed_ = true;
+    const std::size_t slash = path_.rfind('/');
+    return files_.SyncDirectory(slash == std::string::npos ? "." : path_.substr(0, slash + 1));
+  }
+
+ private:
+  FileSystem& files_;
+  const std::string path_;
+  const std::string temporary_;
+  std::uint32_t left_;
+  bool closed_ = false;
+  std::unique_ptr<io::RecordWriter> writer_;
+};
+
+class Reader final : public RowFileReader {
+ public:
+  Reader(std::unique_ptr<io::RecordFile> file, std::string path, BucketRange range)
+      : file_(std::move(file)), path_(std::move(path)), range_(range) {}
+
+  BucketRange range() const override { return range_; }
+  Result<std::string> Read(std::uint32_t bucket) override {
+    if (bucket < range_.begin || bucket >= range_.end) {
+      return NotFound(path_ + " has buckets " + std::to_string(range_.begin) + " to " +
+                      std::to_string(range_.end) + ", not " + std::to_string(bucket));
+    }
+    std::string dump;
+    COHORT_RETURN_IF_ERROR(file_->Read(1 + std::int64_t{bucket} - range_.begin, dump));
+    return dump;
+  }
+
+ private:
+  const std::unique_ptr<io::RecordFile> file_;
+  const std::string path_;
+  const BucketRange range_;
+};
+
 Status Load(RowTable& table, FileSystem& files, const std::string& path,
             std::vector<std::string>& source) {
-  COHORT_ASSIGN_OR_RETURN(const auto file, io::RecordFile::Open(files, path));
+  COHORT_ASSIGN_OR_RETURN(const auto file, RowFileReader::Open(files, path, table.spec()));
+  const std::uint32_t end = std::min(file->range().end, table.range().end);
+  for (std::uint32_t b = std::max(file->range().begin, table.range().begin); b < end; ++b) {
+    std::string& from = source[b - table.range().begin];
+    if (!from.empty()) {
+      return InvalidArgument("bucket " + std::to_string(b) + " is both in " + from + " and in " +
+                             path);
+    }
+    from = path;
+    COHORT_ASSIGN_OR_RETURN(const std::string dump, file->Read(b));
+    COHORT_RETURN_IF_ERROR(table.RestoreBucket(b, dump).Annotate(path));
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<std::unique_ptr<RowFileWriter>> RowFileWriter::Create(FileSystem& files,
+                                                             const std::string& path,
+                                                             const TableSpec& spec,
+                                                             BucketRange range) {
+  auto writer = std::make_unique<Writer>(files, path, range);
+  COHORT_RETURN_IF_ERROR(writer->Begin(spec, range));
+  return writer;
+}
+
+Result<std::unique_ptr<RowFileReader>> RowFileReader::Open(FileSystem& files,
+                                                           const std::string& path,
+                                                           const TableSpec& table) {
+  COHORT_ASSIGN_OR_RETURN(auto file, io::RecordFile::Open(files, path));
   if (file->size() < 1) {
     return DataLoss(path + " is empty");
   }
@@ -83,43 +166,28 @@ Status Load(RowTable& table, FileSystem& files, const std::string& path,
     return Unimplemented(path + " has version " + std::to_string(header.version()) +
                          ", this program reads " + std::to_string(kVersion));
   }
-  COHORT_ASSIGN_OR_RETURN(const TableSpec spec, TableSpec::FromMessage(header.table()));
-  COHORT_RETURN_IF_ERROR(Compare(table.spec(), spec, path));
+  COHORT_ASSIGN_OR_RETURN(const TableSpec spec, SpecOf(header.table()));
+  COHORT_RETURN_IF_ERROR(Compare(table, spec, path));
   if (header.bucket_begin() > header.bucket_end() || header.bucket_end() > spec.buckets ||
       file->size() != 1 + std::int64_t{header.bucket_end()} - header.bucket_begin()) {
     return DataLoss(path + " has " + std::to_string(file->size()) + " records for buckets " +
                     std::to_string(header.bucket_begin()) + " to " +
                     std::to_string(header.bucket_end()));
   }
-  const std::uint32_t end = std::min(header.bucket_end(), table.range().end);
-  for (std::uint32_t b = std::max(header.bucket_begin(), table.range().begin); b < end; ++b) {
-    std::string& from = source[b - table.range().begin];
-    if (!from.empty()) {
-      return InvalidArgument("bucket " + std::to_string(b) + " is both in " + from + " and in " +
-                             path);
-    }
-    from = path;
-    COHORT_RETURN_IF_ERROR(file->Read(1 + std::int64_t{b} - header.bucket_begin(), record));
-    COHORT_RETURN_IF_ERROR(table.RestoreBucket(b, record).Annotate(path));
-  }
-  return {};
+  return std::make_unique<Reader>(std::move(file), path,
+                                  BucketRange{header.bucket_begin(), header.bucket_end()});
 }
 
-}  // namespace
-
 Status SaveRows(const RowTable& table, FileSystem& files, const std::string& path) {
-  const std::string temporary = path + ".tmp-" + std::to_string(::getpid());
   const auto save = [&]() -> Status {
-    COHORT_RETURN_IF_ERROR(Write(table, files, temporary));
-    COHORT_RETURN_IF_ERROR(files.Rename(temporary, path));
-    const std::size_t slash = path.rfind('/');
-    return files.SyncDirectory(slash == std::string::npos ? "." : path.substr(0, slash + 1));
+    COHORT_ASSIGN_OR_RETURN(const auto writer,
+                            RowFileWriter::Create(files, path, table.spec(), table.range()));
+    for (std::uint32_t b = table.range().begin; b < table.range().end; ++b) {
+      COHORT_RETURN_IF_ERROR(writer->Write(table.DumpBucket(b)));
+    }
+    return writer->Close();
   };
-  const Status status = save();
-  if (!status.ok() && files.Exists(temporary)) {
-    static_cast<void>(files.RemoveAll(temporary));
-  }
-  return status.Annotate("rows of table \"" + table.spec().name + "\"");
+  return save().Annotate("rows of table \"" + table.spec().name + "\"");
 }
 
 Status LoadRows(RowTable& table, FileSystem& files, std::span<const std::string> paths) {

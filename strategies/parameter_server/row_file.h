@@ -11,8 +11,11 @@
 
 #pragma once
 
+#include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include <cohort/core/file_system.h>
 #include <cohort/core/status.h>
@@ -24,6 +27,28 @@ namespace cohort::ps {
 // Replaces `path`: a temporary file beside it, synced, renamed. After an error, or if the process
 // ends, `path` is as before. Memory: one bucket.
 Status SaveRows(const RowTable& table, FileSystem& files, const std::string& path);
+
+// The same, bucket by bucket, for rows that are in no table here: those of `range` in ascending
+// order. Nothing is at the path until Close.
+class RowFileWriter {
+ public:
+  static Result<std::unique_ptr<RowFileWriter>> Create(FileSystem& files, const std::string& path,
+                                                       const TableSpec& spec, BucketRange range);
+  virtual ~RowFileWriter() = default;  // without Close: leaves nothing
+  virtual Status Write(std::string_view dump) = 0;
+  virtual Status Close() = 0;
+};
+
+// Dumps of buckets from one file, whose header is compared with `spec` as LoadRows does.
+class RowFileReader {
+ public:
+  static Result<std::unique_ptr<RowFileReader>> Open(FileSystem& files, const std::string& path,
+                                                     const TableSpec& spec);
+  virtual ~RowFileReader() = default;
+  virtual BucketRange range() const = 0;
+  // NotFound: not in this file.
+  virtual Result<std::string> Read(std::uint32_t bucket) = 0;
+};
 
 // Fills an empty table from the files of all servers that saved it, however many.
 // FailedPrecondition if name, dim, seed, buckets or the optimizer's slots are others than those of

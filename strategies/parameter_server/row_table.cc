@@ -411,7 +411,7 @@ Status RowTable::CheckFinite(const Gradients& gradients) const {
   return {};
 }
 
-Status RowTable::Apply(const Gradients& gradients) {
+Status RowTable::Check(const Gradients& gradients) const {
   const std::span<const std::uint64_t> ids = gradients.ids;
   COHORT_RETURN_IF_ERROR(
       CheckCall("gradients", ids.size(), gradients.step, gradients.values.size(), "values"));
@@ -428,9 +428,12 @@ Status RowTable::Apply(const Gradients& gradients) {
   if (!std::isfinite(gradients.scale)) {
     return InvalidArgument("table \"" + spec_.name + "\": the scale of gradients is not finite");
   }
-  if (spec_.not_finite == TableSpec::NotFinite::kReject) {
-    COHORT_RETURN_IF_ERROR(CheckFinite(gradients));
-  }
+  return spec_.not_finite == TableSpec::NotFinite::kReject ? CheckFinite(gradients) : OkStatus();
+}
+
+Status RowTable::Apply(const Gradients& gradients) {
+  COHORT_RETURN_IF_ERROR(Check(gradients));
+  const std::span<const std::uint64_t> ids = gradients.ids;
   const auto now = static_cast<std::uint32_t>(gradients.step);
   try {
     COHORT_ASSIGN_OR_RETURN(const Entries sorted, Sort(ids, true));

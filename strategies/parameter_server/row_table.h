@@ -19,6 +19,7 @@
 
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -85,6 +86,8 @@ class RowTable {
   // Updates the rows. Errors as Pull; and InvalidArgument for a count of 0, or (under kReject) for
   // a gradient that is not finite, naming its id. After ResourceExhausted some rows are updated.
   Status Apply(const Gradients& gradients);
+  // What Apply refuses, but for ids of another server and rows that are missing under kError.
+  Status Check(const Gradients& gradients) const;
 
   // Sets weights, with fresh slots for rows that are new. No id twice; finite.
   Status Assign(std::span<const std::uint64_t> ids, std::int64_t step, std::span<const float> rows);
@@ -93,12 +96,17 @@ class RowTable {
   // Returns how many rows. Locks one bucket after the other.
   Result<std::uint64_t> EvictExpired(std::int64_t step);
 
+  // EvictExpired, once for every time_to_live steps: so a row goes at most twice that time after
+  // its last use. For a call at every step.
+  Result<std::uint64_t> EvictWhenDue(std::int64_t step);
+
   TableStats stats() const;
 
   // A bucket's rows and candidates with everything that they have, as bytes: a function of its
   // content, ascending by id. Consistent: under its lock.
   std::string DumpBucket(std::uint32_t bucket) const;
-  // Into an empty bucket. DataLoss: `bytes` are no dump of this bucket of such a table.
+  // Replaces the bucket's content. DataLoss: `bytes` are no dump of this bucket of such a table; it
+  // is as before, or empty, then.
   Status RestoreBucket(std::uint32_t bucket, std::string_view bytes);
   void Clear();  // removes all rows; without the hook
 
@@ -139,6 +147,7 @@ class RowTable {
   const int hash_shift_;  // of the bucket in an id's hash
   RowMemory memory_;
   std::unique_ptr<Bucket[]> buckets_;
+  std::atomic<std::int64_t> next_eviction_{0};  // step
 };
 
 }  // namespace cohort::ps

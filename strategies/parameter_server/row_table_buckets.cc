@@ -77,6 +77,15 @@ Result<std::uint64_t> RowTable::EvictExpired(std::int64_t step) {
   return evicted;
 }
 
+Result<std::uint64_t> RowTable::EvictWhenDue(std::int64_t step) {
+  std::int64_t due = next_eviction_.load(std::memory_order_relaxed);
+  if (spec_.time_to_live == 0 || step < due ||
+      !next_eviction_.compare_exchange_strong(due, step + spec_.time_to_live)) {
+    return std::uint64_t{0};
+  }
+  return EvictExpired(step);
+}
+
 TableStats RowTable::stats() const {
   TableStats stats;
   stats.row_bytes = memory_.allocated_bytes();
@@ -139,7 +148,8 @@ Status RowTable::RestoreBucket(std::uint32_t bucket, std::string_view bytes) {
   }
   Bucket& target = buckets_[bucket - range_.begin];
   const std::lock_guard lock(target.mutex);
-  Require(target.rows.size() == 0 && target.candidates.size() == 0, "the bucket is empty");
+  target.rows.Clear(shape_, memory_);
+  target.candidates.Clear(candidate_shape_, memory_);
   const char* from = bytes.data() + sizeof(head);
   const auto fill = [&](RowSet& set, const RowShape& shape, std::uint32_t count) {
     std::uint64_t last = 0;

@@ -37,6 +37,13 @@ class SequenceWindow {
     return true;
   }
 
+  // Takes a claim back, if the window still has the number.
+  void Forget(std::uint64_t sequence) {
+    if (sequence + kSize > highest_) {
+      seen_.reset(sequence % kSize);
+    }
+  }
+
  private:
   std::uint64_t highest_ = 0;
   std::bitset<kSize> seen_;

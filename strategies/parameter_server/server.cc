@@ -7,6 +7,8 @@
 
 #include <cohort/parameter_server.grpc.pb.h>
 #include "grpc_util.h"
+#include "parameter_server/row_service.h"
+#include "parameter_server/table_spec.h"
 #include "parameter_server/wire.h"
 
 namespace cohort::ps {
@@ -18,6 +20,12 @@ grpc::ServerUnaryReactor* Reply(Context* context, const grpc::Status& status = g
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   reactor->Finish(status);
   return reactor;
+}
+
+Status DeclareBoth(ParameterStore& store, RowStore& rows, const ModelSpec& spec,
+                   const std::string& who) {
+  COHORT_RETURN_IF_ERROR(store.Declare(spec, who));
+  return rows.Declare(spec.tables, spec.servers, spec.Fingerprint());
 }
 
 Result<ModelSpec> SpecOf(const DeclareRequest& request) {
@@ -38,6 +46,10 @@ Result<ModelSpec> SpecOf(const DeclareRequest& request) {
                                                                         parameter.dims().end())),
                                .trainable = parameter.trainable()});
   }
+  for (const TableMessage& table : request.tables()) {
+    COHORT_ASSIGN_OR_RETURN(TableSpec of_table, SpecOf(table));
+    spec.tables.push_back(std::move(of_table));
+  }
   return spec;
 }
 
@@ -49,9 +61,10 @@ using Base = Servers::WithCallbackMethod_Declare<
 
 class Service final : public Base {
  public:
-  Service(int index, Log log) : index_(index), log_(std::move(log)), store_(index) {}
+  Service(int index, Log log) : index_(index), log_(std::move(log)), store_(index), rows_(index) {}
 
   ParameterStore& store() { return store_; }
+  RowStore& rows() { return rows_; }
 
   bool WaitDrained(Deadline deadline) {
     std::unique_lock lock(mutex_);
@@ -68,7 +81,8 @@ class Service final : public Base {
                                 " [check the addresses in the cluster configuration]")));
     }
     const Result<ModelSpec> spec = SpecOf(*request);
-    const Status status = spec.ok() ? store_.Declare(*spec, request->sender()) : spec.status();
+    const Status status =
+        spec.ok() ? DeclareBoth(store_, rows_, *spec, request->sender()) : spec.status();
     reply->set_ready(status.ok() && store_.ready());
     return Reply(context, ToGrpc(status));
   }
@@ -184,6 +198,7 @@ class Service final : public Base {
   const int index_;
   const Log log_;
   ParameterStore store_;
+  RowStore rows_;
   std::mutex mutex_;
   std::condition_variable drained_condition_;
   bool drained_ = false;
@@ -191,7 +206,11 @@ class Service final : public Base {
 
 class GrpcServer final : public Server {
  public:
-  GrpcServer(int index, const Log& log) : service_(index, log) {}
+  GrpcServer(int index, const Log& log)
+      : service_(index, log),
+        row_service_(MakeRowService(
+            service_.rows(), [this] { return service_.store().ready(); },
+            "ps:" + std::to_string(index), log)) {}
 
   ~GrpcServer() override {
     if (server_ != nullptr) {
@@ -202,6 +221,7 @@ class GrpcServer final : public Server {
   Status Listen(const std::string& address) {
     grpc::ServerBuilder builder;
     builder.RegisterService(&service_);
+    builder.RegisterService(row_service_.get());
     COHORT_ASSIGN_OR_RETURN(
         server_, StartServer(builder, address, &port_, {.max_message_bytes = kMaxMessageBytes}));
     return {};
@@ -209,15 +229,21 @@ class GrpcServer final : public Server {
 
   int port() const override { return port_; }
   ParameterStore& store() override { return service_.store(); }
+  RowStore& rows() override { return service_.rows(); }
   bool WaitDrained(Deadline deadline) override { return service_.WaitDrained(deadline); }
 
  private:
   Service service_;
+  const std::unique_ptr<grpc::Service> row_service_;
   int port_ = 0;
   std::unique_ptr<grpc::Server> server_;
 };
 
 }  // namespace
+
+Status Server::Declare(const ModelSpec& spec, const std::string& who) {
+  return DeclareBoth(store(), rows(), spec, who);
+}
 
 Result<std::unique_ptr<Server>> Server::Start(const std::string& address, int index,
                                               const Log& log) {

@@ -1,4 +1,4 @@
-// Server: a ParameterStore behind gRPC.
+// Server: a ParameterStore and a RowStore behind gRPC.
 //
 // Frames are handled on gRPC's threads, where they arrive. Nothing that a client sends ends the
 // process or blocks another client's frames.
@@ -13,6 +13,7 @@
 #include <cohort/core/status.h>
 
 #include "parameter_server/parameter_store.h"
+#include "parameter_server/row_store.h"
 
 namespace cohort::ps {
 
@@ -21,6 +22,9 @@ class Server {
   virtual ~Server() = default;  // closes the connections; waits for the handlers at work
   virtual int port() const = 0;
   virtual ParameterStore& store() = 0;
+  virtual RowStore& rows() = 0;
+  // Tells both what the model is; as ParameterStore::Declare.
+  Status Declare(const ModelSpec& spec, const std::string& who);
   // Has a client said that the job is over? Waits for it until the deadline.
   virtual bool WaitDrained(Deadline deadline) = 0;
 

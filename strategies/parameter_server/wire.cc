@@ -1,5 +1,7 @@
 #include "parameter_server/wire.h"
 
+#include "grpc_util.h"
+
 namespace cohort::ps {
 
 Result<ReceivedFrame> Receive(const grpc::ByteBuffer& buffer) {
@@ -35,6 +37,23 @@ grpc::Slice BorrowSlice(std::span<const float> memory, std::shared_ptr<const voi
   using Owner = std::shared_ptr<const void>;
   return {const_cast<float*>(memory.data()), memory.size_bytes(),
           [](void* user) { delete static_cast<Owner*>(user); }, new Owner(std::move(owner))};
+}
+
+std::vector<std::string> ServerNames(const std::vector<std::string>& addresses) {
+  std::vector<std::string> names;
+  for (std::size_t s = 0; s < addresses.size(); ++s) {
+    names.push_back("ps:" + std::to_string(s) + " (" + addresses[s] + ")");
+  }
+  return names;
+}
+
+std::vector<std::shared_ptr<grpc::Channel>> DataChannels(
+    const std::vector<std::string>& addresses) {
+  std::vector<std::shared_ptr<grpc::Channel>> channels;
+  for (const std::string& address : addresses) {
+    channels.push_back(NewChannel(address, {.max_message_bytes = kMaxMessageBytes}));
+  }
+  return channels;
 }
 
 std::string ListenAddress(const std::string& task_address) {

@@ -31,6 +31,10 @@ grpc::Slice NewSlice(std::size_t floats, std::span<float>* memory);
 // Memory of `owner`, which lives until gRPC has let go of the slice; nothing is copied.
 grpc::Slice BorrowSlice(std::span<const float> memory, std::shared_ptr<const void> owner);
 
+// "ps:1 (10.0.0.3:2222)" for each address, and a channel for its frames.
+std::vector<std::string> ServerNames(const std::vector<std::string>& addresses);
+std::vector<std::shared_ptr<grpc::Channel>> DataChannels(const std::vector<std::string>& addresses);
+
 // "0.0.0.0:2222" from "host:2222": a server listens on all interfaces, at its task's port.
 std::string ListenAddress(const std::string& task_address);
 // "host:40123" from "host:0": where others find a task that was bound to this port.

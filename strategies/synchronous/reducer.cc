@@ -108,6 +108,13 @@ class Reducer::Sink final : public GradientSink {
     });
   }
 
+  void AddRows(int table, std::span<const std::uint64_t> ids,
+               std::span<const float> values) override {
+    Require(stream_ != nullptr && reducer_.options_.rows != nullptr,
+            "AddRows during a pass, of a model with tables");
+    reducer_.options_.rows->Add(replica_, table, ids, values);
+  }
+
   void Ready(int parameter) override {
     Open(parameter, "Ready");
     Close(parameter);

@@ -106,6 +106,9 @@ void SynchronousStrategy::RunTurn(int thread, int turn, const data::Batch& part,
   try {
     if (train) {
       reducer_->Begin(thread, turn, static_cast<double>(part.size), stream);
+      if (rows_ != nullptr) {
+        rows_->Mark(thread);
+      }
     }
     if (part.size > 0) {
       Result<ReplicaResult> result = Call(thread, replica, part, fn, purpose);
@@ -129,6 +132,9 @@ void SynchronousStrategy::RunTurn(int thread, int turn, const data::Batch& part,
   }
   if (train) {
     reducer_->CloseTurn(thread, turn);
+  }
+  if (train && rows_ != nullptr && outcome.result.weight == 0) {
+    rows_->DropSinceMark(thread);
   }
 }
 
@@ -198,6 +204,9 @@ Status SynchronousStrategy::Fail(const Status& status) {
   membership_->GiveUp(status);
   if (reducer_ != nullptr) {
     reducer_->GiveUp();
+  }
+  if (rows_ != nullptr) {
+    rows_->Drop();
   }
   totals_ = Totals();
   passes_ = 0;
@@ -358,6 +367,16 @@ Status SynchronousStrategy::LandInOrder(Work* behind, float& scale, int& applied
   return {};
 }
 
+// Before parameters, since it may refuse a gradient, which an update of parameters never does.
+Status SynchronousStrategy::UpdateRows() {
+  const double weight = reducer_->total_weight();
+  const Status status = rows_->Apply(step_ + 1, weight > 0 ? GradientScale(weight) : 0);
+  if (status.code() == StatusCode::kResourceExhausted) {
+    broken_ = status.Annotate("some rows are those of a step that was given up");
+  }
+  return status;
+}
+
 // Whether no bucket may be applied before all have landed.
 bool SynchronousStrategy::AtOnce() const {
   return options_.whole_updates || optimizer_->global_clip_norm() > 0;
@@ -431,6 +450,9 @@ Status SynchronousStrategy::RunPass(const DistributedBatch& batch, const StepFn&
   Require(reducer_ != nullptr, "Bind before the first step");
   exposed_seconds_ = 0;
   reducer_->StartPass(step_ + 1, sent);
+  if (rows_ != nullptr) {
+    rows_->StartStep(step_ + 1);
+  }
   ++passes_;
   COHORT_RETURN_IF_ERROR(RunReplicas(batch, fn, Purpose::kTrain, totals_));
   const Status finished = reducer_->FinishPass();
@@ -457,10 +479,10 @@ Result<StepResult> SynchronousStrategy::Step(const DistributedBatch& batch, cons
   COHORT_RETURN_IF_ERROR(RunPass(batch, fn, /*sent=*/true));
   ++sent_passes_;
   int applied = 0;
-  Status settled;
-  if (communicator_ == nullptr) {
+  Status settled = rows_ == nullptr ? OkStatus() : UpdateRows();
+  if (settled.ok() && communicator_ == nullptr) {
     UpdateAlone();
-  } else {
+  } else if (settled.ok()) {
     settled = SettleTogether(applied);
   }
   if (!settled.ok()) {

@@ -119,6 +119,12 @@ SynchronousStrategy::SynchronousStrategy(std::string kind, ClusterConfig cluster
   }
 }
 
+SynchronousStrategy::~SynchronousStrategy() {
+  if (rows_ != nullptr) {
+    parameters_->SetRows(nullptr);
+  }
+}
+
 std::string SynchronousStrategy::NameOf(int replica) const {
   std::string name = "replica " + std::to_string(rank_ * local_replicas_ + replica);
   return communicator_ == nullptr ? name : communicator_->peer_name(rank_) + ", " + name;
@@ -141,6 +147,11 @@ Status SynchronousStrategy::Bind(ParameterSet& parameters, std::unique_ptr<Optim
   Require(parameters_ == nullptr, "Bind once");
   Require(parameters.built(), "Bind with parameters that are built");
   Require(optimizer != nullptr, "Bind with an optimizer");
+  if (!parameters.tables().empty() && communicator_ != nullptr) {
+    return Unimplemented("sparse table \"" + parameters.tables()[0].name + "\" under " + kind_ +
+                         ": its rows would be in every process [parameter_server keeps tables, "
+                         "and so do one_device and mirrored; or make it a parameter]");
+  }
   if (communicator_ != nullptr) {
     if (options_.make_bucket_hook) {
       hook_ = options_.make_bucket_hook();
@@ -170,6 +181,10 @@ Status SynchronousStrategy::Bind(ParameterSet& parameters, std::unique_ptr<Optim
     slots_.push_back(slot_arenas_.back().data<float>());
     std::fill(slots_.back().begin(), slots_.back().end(), optimizer->slot_initial_value(slot));
   }
+  if (!parameters.tables().empty()) {
+    COHORT_ASSIGN_OR_RETURN(
+        rows_, LocalRows::Make(parameters.tables(), optimizer->config(), gang_.size()));
+  }
   COHORT_RETURN_IF_ERROR(MakeReducer(parameters));
   std::size_t state = 0;
   for (int p = 0; p < parameters.size(); ++p) {
@@ -181,6 +196,9 @@ Status SynchronousStrategy::Bind(ParameterSet& parameters, std::unique_ptr<Optim
   state_.resize(state);
   optimizer_ = std::move(optimizer);
   parameters_ = &parameters;
+  if (rows_ != nullptr) {
+    parameters.SetRows(rows_.get());
+  }
   return {};
 }
 
@@ -190,6 +208,7 @@ Status SynchronousStrategy::MakeReducer(ParameterSet& parameters) {
                                                          .shards = turns_,
                                                          .communicator = communicator_,
                                                          .hook = hook_.get(),
+                                                         .rows = rows_.get(),
                                                          .seed_with_weight = options_.loss_scale ==
                                                                              LossScale::kGlobalMean,
                                                          .limits = limits_,
@@ -301,6 +320,16 @@ Status SynchronousStrategy::SetStep(std::int64_t step) {
   }
   step_ = step;
   return {};
+}
+
+Status SynchronousStrategy::SaveTable(int table, FileSystem& files, const std::string& path) {
+  Require(rows_ != nullptr, "a table of the bound parameters");
+  return rows_->Save(table, files, path);
+}
+
+Status SynchronousStrategy::LoadTable(int table, FileSystem& files, const std::string& path) {
+  Require(rows_ != nullptr, "a table of the bound parameters");
+  return rows_->Load(table, files, path);
 }
 
 Status SynchronousStrategy::Barrier(std::string_view name) {

@@ -23,6 +23,7 @@
 #include <cohort/strategies/strategy.h>
 
 #include "synchronous/bucket_tuner.h"
+#include "synchronous/local_rows.h"
 #include "synchronous/membership.h"
 #include "synchronous/reducer.h"
 #include "synchronous/replica_gang.h"
@@ -32,6 +33,7 @@ namespace cohort {
 
 class SynchronousStrategy final : public Strategy {
  public:
+  ~SynchronousStrategy() override;
   static Result<std::unique_ptr<Strategy>> Make(std::string kind, ClusterConfig cluster,
                                                 std::unique_ptr<Membership> membership,
                                                 StrategyOptions options);
@@ -61,6 +63,8 @@ class SynchronousStrategy final : public Strategy {
   std::int64_t step() const override { return step_; }
   Status intact() const override { return broken_; }
   Status SetStep(std::int64_t step) override;
+  Status SaveTable(int table, FileSystem& files, const std::string& path) override;
+  Status LoadTable(int table, FileSystem& files, const std::string& path) override;
 
   Status Barrier(std::string_view name) override;
   Result<std::string> DumpFlightRecord(std::string_view reason) const override;
@@ -101,6 +105,7 @@ class SynchronousStrategy final : public Strategy {
   static Totals TotalsOf(const ReplicaResult& result);
   void CheckResult(int thread, const ReplicaResult& result, Purpose purpose) const;
   Status RunPass(const DistributedBatch& batch, const StepFn& fn, bool sent);
+  Status UpdateRows();
   bool AtOnce() const;
   void UpdateAlone();
   void UpdateAtOnce(float scale);
@@ -148,6 +153,7 @@ class SynchronousStrategy final : public Strategy {
   std::vector<std::span<float>> slots_;
   std::vector<std::unique_ptr<Stream>> streams_;  // by thread
   std::unique_ptr<BucketHook> hook_;
+  std::unique_ptr<LocalRows> rows_;  // where the model has tables
   std::unique_ptr<Reducer> reducer_;
   BucketOrder order_;
   BucketLimits limits_;

@@ -71,6 +71,8 @@ std::vector<Entry> ValueEntries(ParameterSet& parameters) {
   return entries;
 }
 
+std::string TableFile(std::size_t table) { return "table-" + std::to_string(table) + ".rows"; }
+
 Result<io::CheckpointState> Read(Strategy& strategy, ParameterSet& parameters,
                                  const io::CheckpointStore& store, std::uint64_t expected_seed) {
   COHORT_ASSIGN_OR_RETURN(const auto checkpoint, store.OpenLatest());
@@ -91,6 +93,16 @@ Result<io::CheckpointState> Read(Strategy& strategy, ParameterSet& parameters,
       checkpoint->Read(io::CheckpointPart::kModel, ValueEntries<io::CheckpointTarget>(parameters)));
   COHORT_RETURN_IF_ERROR(checkpoint->Read(io::CheckpointPart::kOptimizer,
                                           SlotEntries<io::CheckpointTarget>(strategy, parameters)));
+  for (std::size_t t = 0; t < parameters.tables().size(); ++t) {
+    COHORT_ASSIGN_OR_RETURN(const std::string path, checkpoint->File(TableFile(t)));
+    COHORT_RETURN_IF_ERROR(strategy.LoadTable(static_cast<int>(t), store.files(), path));
+  }
+  if (checkpoint->File(TableFile(parameters.tables().size())).ok()) {
+    return FailedPrecondition(fmt::format(
+        "{} has more sparse tables than the {} of this model [is this the checkpoint of "
+        "another model?]",
+        checkpoint->path(), parameters.tables().size()));
+  }
   return state;
 }
 
@@ -103,9 +115,15 @@ Status SaveSnapshot(Strategy& strategy, ParameterSet& parameters, const io::Chec
     const auto write = [&]() -> Status {
       COHORT_RETURN_IF_ERROR(strategy.PullState());
       io::CheckpointStore writer = store;
-      COHORT_ASSIGN_OR_RETURN(*path,
-                              writer.Save(state, ValueEntries<io::CheckpointSource>(parameters),
-                                          SlotEntries<io::CheckpointSource>(strategy, parameters)));
+      std::vector<io::CheckpointFile> tables;
+      for (std::size_t t = 0; t < parameters.tables().size(); ++t) {
+        tables.push_back({TableFile(t), [&, t](const std::string& to) {
+                            return strategy.SaveTable(static_cast<int>(t), store.files(), to);
+                          }});
+      }
+      COHORT_ASSIGN_OR_RETURN(
+          *path, writer.Save(state, ValueEntries<io::CheckpointSource>(parameters),
+                             SlotEntries<io::CheckpointSource>(strategy, parameters), tables));
       return {};
     };
     const Status written = write();

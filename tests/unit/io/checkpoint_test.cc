@@ -106,6 +106,28 @@ TEST_F(CheckpointTest, RoundTrip) {
   EXPECT_TRUE(warnings_.empty());
 }
 
+TEST_F(CheckpointTest, OtherFilesAreSealedWithTheTensors) {
+  CheckpointStore store = Store();
+  const Model model(1);
+  const std::vector<CheckpointFile> others = {{"table-0.rows", [&](const std::string& path) {
+                                                 return WriteFileAtomically(files_, path, "rows");
+                                               }}};
+  const std::string path = OrThrow(store.Save(StateAt(1), model.sources(), model.slots(), others));
+  EXPECT_EQ(Get(OrThrow(OrThrow(store.Open(1))->File("table-0.rows"))), "rows");
+  EXPECT_EQ(OrThrow(store.Open(1))->File("table-1.rows").status().code(),
+            StatusCode::kFailedPrecondition);
+  Put(path + "/table-0.rows", "sows");
+  EXPECT_EQ(store.Open(1).status().code(), StatusCode::kDataLoss);
+  std::filesystem::remove(path + "/table-0.rows");
+  EXPECT_EQ(store.Open(1).status().code(), StatusCode::kDataLoss);
+
+  const std::vector<CheckpointFile> broken = {
+      {"table-0.rows", [](const std::string&) { return Unavailable("the servers are gone"); }}};
+  EXPECT_EQ(store.Save(StateAt(2), model.sources(), model.slots(), broken).status().code(),
+            StatusCode::kUnavailable);
+  EXPECT_EQ(OrThrow(store.Steps()), std::vector<std::int64_t>{1});
+}
+
 TEST_F(CheckpointTest, FolderIsMovable) {
   CheckpointStore store = Store();
   OrThrow(Save(store, 3));

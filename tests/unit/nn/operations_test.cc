@@ -228,6 +228,28 @@ TEST(Concat, HasTheGradientsOfFiniteDifferences) {
                ContractError);
 }
 
+TEST(Sum, AddsUpAlongEachAxis) {
+  const std::vector<float> values = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12};
+  const Tensor x = Tensor::Of<float>({2, 3, 2}, values);
+  const auto sum = [&](int axis) {
+    Bench bench;
+    return bench.Run({x}, [&](Tape&, const auto& in) { return Sum(in[0], axis); });
+  };
+  EXPECT_EQ(sum(0).shape(), Shape({3, 2}));
+  EXPECT_THAT(sum(0).data<float>(), ::testing::ElementsAre(8, 10, 12, 14, 16, 18));
+  EXPECT_THAT(sum(1).data<float>(), ::testing::ElementsAre(9, 12, 27, 30));
+  EXPECT_THAT(sum(-1).data<float>(), ::testing::ElementsAre(3, 7, 11, 15, 19, 23));
+}
+
+TEST(Sum, HasTheGradientsOfFiniteDifferences) {
+  ParameterSet none;
+  none.Build();
+  for (const int axis : {0, 1, 2}) {
+    ExpectGradients(none, {RandomTensor({2, 3, 2}, 1)},
+                    [&](Tape&, const auto& in) { return Sum(Multiply(in[0], in[0]), axis); });
+  }
+}
+
 TEST(Reshape, KeepsTheElements) {
   Bench bench;
   const Tensor x = RandomTensor({2, 3, 4}, 1);

@@ -199,10 +199,10 @@ TEST(TableSpec, TravelsAndIsChecked) {
   spec.not_finite = TableSpec::NotFinite::kSkipRow;
   spec.time_to_live = 9;
   spec.mean_of_occurrences = true;
-  EXPECT_EQ(OrThrow(TableSpec::FromMessage(spec.ToMessage())), spec);
-  TableMessage message = spec.ToMessage();
+  EXPECT_EQ(OrThrow(SpecOf(ToMessage(spec))), spec);
+  TableMessage message = ToMessage(spec);
   message.set_missing(9);
-  EXPECT_EQ(TableSpec::FromMessage(message).status().code(), StatusCode::kUnimplemented);
+  EXPECT_EQ(SpecOf(message).status().code(), StatusCode::kUnimplemented);
 
   TableSpec bad = SmallSpec(R"({"name":"magic"})");
   bad.dim = 0;

@@ -28,6 +28,7 @@
 #include <cohort/cluster/cluster_spec.h>
 #include <cohort/comm/communicator.h>
 #include <cohort/core/environment.h>
+#include <cohort/core/file_system.h>
 #include <cohort/core/log.h>
 #include <cohort/core/status.h>
 #include <cohort/core/tensor.h>
@@ -253,6 +254,11 @@ class Strategy {
   virtual Status SetStep(std::int64_t step) = 0;
   virtual Status PullState() { return {}; }
   virtual Status PushState() { return {}; }
+  // The rows of a table of the bound parameters, into a file and back, on the chief: replaces the
+  // file whole or not at all; replaces the rows. Where a file comes from does not matter: it can be
+  // read under other strategies, and by any number of servers.
+  virtual Status SaveTable(int table, FileSystem& files, const std::string& path);
+  virtual Status LoadTable(int table, FileSystem& files, const std::string& path);
 
   virtual Status Barrier(std::string_view name) = 0;
   // Writes the flight record of this process's collectives to options.flight_folder; its path. From

@@ -14,6 +14,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -57,6 +58,13 @@ struct CheckpointTarget {
   std::span<float> values;
 };
 
+// A file of its own beside the tensors: of a sparse table, whose rows are no tensor. `write` makes
+// it at the path that it is given, synced.
+struct CheckpointFile {
+  std::string name;  // without folder
+  std::function<Status(const std::string& path)> write;
+};
+
 // An open checkpoint, found whole: sizes and checksums of all files are right.
 class Checkpoint {
  public:
@@ -66,6 +74,8 @@ class Checkpoint {
   // Fills every target. All names, shapes and the dtype float32 are compared before anything is
   // written: FailedPrecondition lists each tensor that is missing, unexpected, or different.
   virtual Status Read(CheckpointPart part, std::span<const CheckpointTarget> targets) const = 0;
+  // Where a file is that was saved beside the tensors; FailedPrecondition if there is none.
+  virtual Result<std::string> File(const std::string& name) const = 0;
 };
 
 struct CheckpointStoreOptions {
@@ -78,12 +88,14 @@ class CheckpointStore {
   CheckpointStore(FileSystem& files, std::string folder, CheckpointStoreOptions options = {});
 
   const std::string& folder() const { return folder_; }
+  FileSystem& files() const { return files_; }
 
   // Commits a checkpoint, and returns its path. Replaces one of the same step only if that is
   // damaged; AlreadyExists if it is whole. After an error the folder's other checkpoints are as
-  // before. ContractError: a name twice in a part, a span that is not as long as its shape says.
+  // before. ContractError: a name twice, a span that is not as long as its shape says.
   Result<std::string> Save(const CheckpointState& state, std::span<const CheckpointSource> model,
-                           std::span<const CheckpointSource> optimizer);
+                           std::span<const CheckpointSource> optimizer,
+                           std::span<const CheckpointFile> others = {});
 
   // Steps that have a committed folder, ascending, whole or not. Empty if there is no folder.
   Result<std::vector<std::int64_t>> Steps() const;

@@ -11,6 +11,7 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -111,10 +112,15 @@ struct EmbeddingOptions {
   bool sparse_gradient = false;
   Initializer initializer;  // default: uniform in [-0.05, 0.05)
   std::uint64_t seed = 0;
+  // Set, even to TableSpec(): the rows are a sparse table, not a parameter. Rows are made as ids
+  // come up, only those of a batch are updated, and under parameter servers the servers hold them.
+  // The layer fills in the name ("name/table"), dim, and, where it is 0, the seed; first values are
+  // table->initializer's; `initializer` and `sparse_gradient` do not count.
+  std::optional<TableSpec> table;
 };
 
 // Rows of a table [rows, width] for ids of int64 or int32: [..., width]. An id out of range is
-// InvalidArgument from Finish.
+// InvalidArgument from Finish. A sparse table may have 0 for `rows`: then all ids are in range.
 class Embedding {
  public:
   Embedding(ParameterSet& parameters, const std::string& name, std::int64_t rows,
@@ -122,10 +128,13 @@ class Embedding {
   Variable operator()(Tape& tape, const Tensor& ids) const;
 
  private:
+  Variable LookUp(Tape& tape, const Tensor& ids) const;
+
   std::string name_;
   std::int64_t rows_, width_;
   bool sparse_;
-  int table_;
+  bool is_table_;
+  int table_;  // the parameter, or the table
 };
 
 }  // namespace cohort::nn

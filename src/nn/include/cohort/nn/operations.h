@@ -27,6 +27,7 @@ Variable Add(const Variable& a, const Variable& b);       // equal shapes
 Variable Multiply(const Variable& a, const Variable& b);  // equal shapes
 // Joined along `axis` (negative: from the end); the other axes are equal.
 Variable Concat(const std::vector<Variable>& parts, int axis);
+Variable Sum(const Variable& x, int axis);  // which is gone then; negative: from the end
 Variable Reshape(const Variable& x, const Shape& shape);
 Variable Flatten(const Variable& x);  // [batch, everything else]
 

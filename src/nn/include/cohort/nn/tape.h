@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include <cohort/core/tensor.h>
@@ -78,10 +79,13 @@ class BackwardPass {
   void Parameter(int parameter, const Write& write);
   // The same with rows; waits for the stream first, since the sink may read them at once.
   void ParameterSlices(int parameter, const IndexedSlices& slices);
+  // The gradients of rows of a table; waits for the stream first.
+  void Rows(int table, std::span<const std::uint64_t> ids, ConstFloatSpan values);
 
  private:
   friend class Tape;
   BackwardPass(Tape& tape, int operation) : tape_(tape), operation_(operation) {}
+  bool Drain();
   void Done(int parameter);
 
   Tape& tape_;
@@ -109,9 +113,9 @@ class Tape {
   // --- for operations
   using BackwardFunction = std::function<void(BackwardPass&)>;
   // A variable made of `inputs` and `parameters` (indices in the set). Both keep their order in the
-  // numbers that BackwardPass takes.
+  // numbers that BackwardPass takes. `trains_rows`: of a table too.
   Variable Record(Tensor output, const std::vector<Variable>& inputs, std::vector<int> parameters,
-                  BackwardFunction backward);
+                  BackwardFunction backward, bool trains_rows = false);
   // Memory for an output or for something between; freed with its last handle.
   Tensor Buffer(const Shape& shape) { return workspace_.Take(DType::kFloat32, shape); }
   // Keeps memory until the stream is past this tape's work.

@@ -33,6 +33,12 @@ class GradientSink {
   virtual std::span<float> Accumulator(int parameter) = 0;
   // Adds rows to it, on the replica's stream: they must live until the stream has run this.
   virtual void AddSlices(int parameter, const IndexedSlices& slices) = 0;
+  // Gradients of rows of a table (ParameterSet::tables): row ids[i] gets values[i, :]; repeated ids
+  // add up. Read before it returns, so after the stream has written them. As often as wanted.
+  virtual void AddRows(int /*table*/, std::span<const std::uint64_t> /*ids*/,
+                       std::span<const float> /*values*/) {
+    throw ContractError("AddRows: this sink is of no model with tables");
+  }
   // Exactly once per trainable parameter and pass, after the writes were put on the replica's
   // stream.
   virtual void Ready(int parameter) = 0;

@@ -6,6 +6,9 @@
 // names, order and offsets must be equal in every process: Fingerprint() is what strategies compare
 // before step 1.
 //
+// Beside parameters a model may declare sparse tables, whose rows are not in the arena: they are
+// where the strategy keeps them, and looked up by id.
+//
 // Thread rules: declare from one thread. After Build, values may be read from any thread; who may
 // write, and when, is the strategy's business (between steps, or where a step's contract says).
 
@@ -19,8 +22,11 @@
 #include <vector>
 
 #include <cohort/core/tensor.h>
+#include <cohort/optim/table_spec.h>
 
 namespace cohort {
+
+class RowSource;  // <cohort/optim/row_source.h>
 
 // How an element gets its first value: a pure function of the element's index, so that any
 // partitioning of a parameter over servers starts from the same bits.
@@ -46,6 +52,9 @@ class ParameterSet {
   // Declares a parameter, and returns its index. ContractError after Build, or if the name is
   // empty or taken. Without an initializer the values start as zeros.
   int Add(std::string name, Shape shape, Initializer initializer, bool trainable = true);
+  // Declares a sparse table, and returns its index among the tables. ContractError after Build, or
+  // if the name is empty or taken. What else is wrong with `spec` is an error of Bind.
+  int AddTable(TableSpec spec);
   // From now on the parameter is a constant: it gets no gradient, and its value is not written
   // during training, by the step function either, so that no step sends it to other processes.
   // Before the set is given to a strategy, which sends it once.
@@ -58,6 +67,12 @@ class ParameterSet {
   const Parameter& operator[](int parameter) const {
     return parameters_.at(static_cast<std::size_t>(parameter));
   }
+  int FindTable(std::string_view name) const;  // -1 if there is none
+  const std::vector<TableSpec>& tables() const { return tables_; }
+  // Where the rows are: set by the strategy that the set is bound to, which outlives its use.
+  void SetRows(RowSource* rows) { rows_ = rows; }
+  RowSource& rows() const;  // ContractError before Bind
+
   int Find(std::string_view name) const;  // -1 if there is none
   std::int64_t elements() const;          // of all parameters, without padding
 
@@ -66,11 +81,13 @@ class ParameterSet {
   std::span<const float> value(int parameter) const;
   std::span<float> all();  // the arena, padding (zeros) included
   std::span<const float> all() const;
-  // Of names, shapes, order, and which are trainable.
+  // Of names, shapes, order, which are trainable, and the tables.
   std::uint64_t Fingerprint() const;
 
  private:
   std::vector<Parameter> parameters_;
+  std::vector<TableSpec> tables_;
+  RowSource* rows_ = nullptr;
   std::int64_t arena_elements_ = 0;
   Tensor arena_;
   bool built_ = false;

@@ -1,0 +1,60 @@
+// RowClient: one process's connections to the servers of the sparse tables.
+//
+// Ids travel once each, whatever they repeat in a call: to the servers of their buckets, in frames
+// of which several are under way at a time. Calls that fail for want of a connection are repeated,
+// with the same sequence number, until the server has been silent for `peer_timeout`; then the
+// error is Unavailable and names the server. Errors of a table name it.
+//
+// Thread rules: one thread calls; Abort from any.
+
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <cohort/core/status.h>
+
+#include "parameter_server/client.h"
+#include "parameter_server/table_spec.h"
+
+namespace cohort::ps {
+
+class RowClient {
+ public:
+  virtual ~RowClient() = default;
+
+  // The weights of `ids`, into `rows`: [ids, dim].
+  virtual Status Pull(int table, std::span<const std::uint64_t> ids, std::int64_t step,
+                      bool training, std::span<float> rows) = 0;
+
+  struct Gradients {
+    int table = 0;
+    std::span<const std::uint64_t> ids;
+    std::span<const float> values;  // [ids, dim]
+  };
+  // Gradients of repeated ids are added up in the order of the input. `weight`: what the sums are
+  // divided by. On an error some servers may have applied their part.
+  virtual Status Push(std::span<const Gradients> gradients, std::int64_t step, double weight) = 0;
+
+  // All buckets of a table in ascending order. Each is consistent in itself; the whole, while
+  // nobody pushes.
+  virtual Status Dump(
+      int table, const std::function<Status(std::uint32_t bucket, std::string_view)>& take) = 0;
+  // Replaces all buckets by what `give` returns for each.
+  virtual Status Restore(int table,
+                         const std::function<Result<std::string>(std::uint32_t bucket)>& give) = 0;
+
+  // Makes the running call and every later one fail with `why`.
+  virtual void Abort(const Status& why) = 0;
+
+  // For the model that `addresses`, of ps 0, 1, ..., were told of by Client::Declare. Does not
+  // connect.
+  static std::unique_ptr<RowClient> Make(const ModelSpec& model, std::vector<std::string> addresses,
+                                         const ClientOptions& options);
+};
+
+}  // namespace cohort::ps

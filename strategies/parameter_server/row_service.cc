@@ -1,0 +1,112 @@
+#include "parameter_server/row_service.h"
+
+#include <utility>
+#include <vector>
+
+#include <grpcpp/grpcpp.h>
+
+#include <cohort/parameter_server.grpc.pb.h>
+#include "parameter_server/wire.h"
+
+namespace cohort::ps {
+namespace {
+
+using Context = grpc::CallbackServerContext;
+using Base = Rows::WithRawCallbackMethod_Pull<Rows::WithRawCallbackMethod_Push<
+    Rows::WithRawCallbackMethod_Dump<Rows::WithRawCallbackMethod_Restore<Rows::Service>>>>;
+
+class RowService final : public Base {
+ public:
+  RowService(RowStore& store, std::function<bool()> ready, std::string name, Log log)
+      : store_(store), ready_(std::move(ready)), name_(std::move(name)), log_(std::move(log)) {}
+
+  grpc::ServerUnaryReactor* Pull(Context* context, const grpc::ByteBuffer* request,
+                                 grpc::ByteBuffer* reply) override {
+    return Answer(context, *request, reply, /*needs_values=*/true, [this](Request& r) {
+      RowStore::Reading reading;
+      Error error = store_.Plan(r.received.frame.header, r.received.frame.payload, &reading);
+      if (error.kind() == Error::NONE) {
+        std::span<float> memory;
+        r.payload.push_back(NewSlice(reading.floats(), &memory));
+        error = store_.Pull(reading, memory);
+      }
+      return error;
+    });
+  }
+
+  grpc::ServerUnaryReactor* Push(Context* context, const grpc::ByteBuffer* request,
+                                 grpc::ByteBuffer* reply) override {
+    return Answer(context, *request, reply, /*needs_values=*/true, [this](Request& r) {
+      return store_.Push(r.received.frame.header, r.received.frame.payload);
+    });
+  }
+
+  grpc::ServerUnaryReactor* Dump(Context* context, const grpc::ByteBuffer* request,
+                                 grpc::ByteBuffer* reply) override {
+    return Answer(context, *request, reply, /*needs_values=*/false, [this](Request& r) {
+      std::vector<BucketPiece> pieces;
+      std::string bytes;
+      Error error = store_.Dump(r.received.frame.header, &pieces, &bytes);
+      for (BucketPiece& piece : pieces) {
+        *r.header.add_buckets() = std::move(piece);
+      }
+      r.payload.emplace_back(bytes);
+      return error;
+    });
+  }
+
+  grpc::ServerUnaryReactor* Restore(Context* context, const grpc::ByteBuffer* request,
+                                    grpc::ByteBuffer* reply) override {
+    return Answer(context, *request, reply, /*needs_values=*/false, [this](Request& r) {
+      return store_.Restore(r.received.frame.header, r.received.frame.payload);
+    });
+  }
+
+ private:
+  struct Request {
+    ReceivedFrame received;
+    FrameHeader header;  // of the answer, as its payload
+    std::vector<grpc::Slice> payload;
+  };
+
+  template <typename Fn>
+  grpc::ServerUnaryReactor* Answer(Context* context, const grpc::ByteBuffer& bytes,
+                                   grpc::ByteBuffer* reply, bool needs_values, const Fn& fn) {
+    Request request;
+    Error error;
+    if (Result<ReceivedFrame> received = Receive(bytes); !received.ok()) {
+      error.set_kind(Error::BAD_FRAME);
+      error.set_message(received.status().message());
+    } else if (needs_values && !ready_()) {
+      error.set_kind(Error::NOT_READY);
+      error.set_message("not all variables have been initialised");
+    } else {
+      request.received = std::move(received).value();
+      request.header.mutable_rows()->set_tag(request.received.frame.header.rows().tag());
+      error = fn(request);
+    }
+    if (error.kind() != Error::NONE) {
+      log_.Warning(name_ + " rejected a frame of " + context->peer() + ": " + error.message());
+      *request.header.mutable_error() = std::move(error);
+      request.payload.clear();
+    }
+    *reply = Assemble(request.header, std::move(request.payload));
+    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+    reactor->Finish(grpc::Status::OK);
+    return reactor;
+  }
+
+  RowStore& store_;
+  const std::function<bool()> ready_;
+  const std::string name_;
+  const Log log_;
+};
+
+}  // namespace
+
+std::unique_ptr<grpc::Service> MakeRowService(RowStore& store, std::function<bool()> ready,
+                                              std::string name, const Log& log) {
+  return std::make_unique<RowService>(store, std::move(ready), std::move(name), log);
+}
+
+}  // namespace cohort::ps

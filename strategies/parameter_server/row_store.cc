@@ -1,0 +1,335 @@
+#include "parameter_server/row_store.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include <cohort/io/crc32c.h>
+
+namespace cohort::ps {
+namespace {
+
+constexpr std::size_t kIdBytes = sizeof(std::uint64_t);
+constexpr std::size_t kCountBytes = sizeof(std::uint32_t);
+constexpr std::size_t kMaxIncoming = 64;  // clients that restore at the same time
+
+Error MakeError(Error::Kind kind, std::string message) {
+  Error error;
+  error.set_kind(kind);
+  error.set_message(std::move(message));
+  return error;
+}
+
+std::string NameOf(const RowTable& table) { return "table \"" + table.spec().name + "\""; }
+
+Error ToError(const Status& status) {
+  switch (status.code()) {
+    case StatusCode::kOk:
+      return {};
+    case StatusCode::kNotFound:
+      return MakeError(Error::NO_ROW, status.message());
+    case StatusCode::kResourceExhausted:
+      return MakeError(Error::TABLE_FULL, status.message());
+    case StatusCode::kDataLoss:
+      return MakeError(Error::DAMAGED, status.message());
+    default:
+      return MakeError(Error::BAD_ROWS, status.message());
+  }
+}
+
+// The next floats: in place where they lie in one piece, else in `copy`. The length was checked.
+std::span<const float> Floats(PayloadReader& payload, std::size_t floats,
+                              std::vector<float>& copy) {
+  PayloadReader ahead = payload;
+  PayloadReader::Staging staging;
+  const std::span<const float> here = ahead.NextFloats(floats, staging);
+  if (here.size() == floats && (here.empty() || here.data() != staging.data())) {
+    payload = ahead;
+    return here;
+  }
+  copy.resize(floats);
+  payload.Read(copy.data(), floats * sizeof(float));
+  return copy;
+}
+
+}  // namespace
+
+Status RowStore::Declare(const std::vector<TableSpec>& tables, int servers,
+                         std::uint64_t fingerprint) {
+  const std::lock_guard lock(declare_mutex_);
+  if (declared_) {
+    return {};
+  }
+  std::vector<std::unique_ptr<RowTable>> made;
+  for (const TableSpec& spec : tables) {
+    if (spec.dim > kMaxRowFloats) {
+      return InvalidArgument("table \"" + spec.name + "\": a row of " + std::to_string(spec.dim) +
+                             " floats does not fit in a frame [at most " +
+                             std::to_string(kMaxRowFloats) + "]");
+    }
+    COHORT_RETURN_IF_ERROR(spec.Check());
+    COHORT_ASSIGN_OR_RETURN(auto table,
+                            RowTable::Create(spec, BucketsOf(server_, servers, spec.buckets)));
+    made.push_back(std::move(table));
+  }
+  tables_ = std::move(made);
+  fingerprint_ = fingerprint;
+  declared_.store(true, std::memory_order_release);
+  return {};
+}
+
+Error RowStore::Find(const FrameHeader& header, RowTable** table) const {
+  if (!declared_.load(std::memory_order_acquire)) {
+    return MakeError(Error::NOT_READY, "no model has been declared");
+  }
+  if (header.layout() != fingerprint_) {
+    return MakeError(Error::SPEC_MISMATCH, "the frame is of another model than was declared");
+  }
+  if (!header.has_rows()) {
+    return MakeError(Error::BAD_FRAME, "a frame of rows without a table");
+  }
+  if (header.rows().table() >= tables_.size()) {
+    return MakeError(Error::UNKNOWN_TABLE, "table " + std::to_string(header.rows().table()) +
+                                               " of " + std::to_string(tables_.size()) +
+                                               " that were declared");
+  }
+  *table = tables_[header.rows().table()].get();
+  return {};
+}
+
+Error RowStore::CheckBlock(const FrameHeader& header, const PayloadReader& payload,
+                           std::uint64_t id_bytes, const RowTable& table) const {
+  const RowBlock& block = header.rows();
+  if (block.dim() != static_cast<std::uint64_t>(table.spec().dim)) {
+    return MakeError(Error::BAD_FRAME, NameOf(table) + ": rows of " + std::to_string(block.dim()) +
+                                           " floats, its dim is " +
+                                           std::to_string(table.spec().dim));
+  }
+  if (block.dtype() != 0) {
+    return MakeError(Error::BAD_FRAME, NameOf(table) + ": values of type " +
+                                           std::to_string(block.dtype()) +
+                                           ", this server takes 0 (float32)");
+  }
+  // At most 2^32 times 2^26: no overflow.
+  if (payload.remaining() != block.count() * id_bytes) {
+    return MakeError(Error::BAD_FRAME, NameOf(table) + ": " + std::to_string(payload.remaining()) +
+                                           " bytes for " + std::to_string(block.count()) +
+                                           " ids, which take " +
+                                           std::to_string(block.count() * id_bytes));
+  }
+  if (block.step() < 1 || block.step() > 0xFFFFFFFFU) {
+    return MakeError(Error::BAD_FRAME, NameOf(table) + ": step " + std::to_string(block.step()));
+  }
+  return {};
+}
+
+Error RowStore::Plan(const FrameHeader& header, PayloadReader payload, Reading* reading) {
+  Error error = Find(header, &reading->table);
+  if (error.kind() == Error::NONE) {
+    error = CheckBlock(header, payload, kIdBytes, *reading->table);
+  }
+  const RowBlock& block = header.rows();
+  if (error.kind() == Error::NONE && std::int64_t{block.count()} * reading->table->spec().dim *
+                                             static_cast<std::int64_t>(sizeof(float)) >
+                                         kMaxPayloadBytes) {
+    error =
+        MakeError(Error::BAD_FRAME, NameOf(*reading->table) + ": " + std::to_string(block.count()) +
+                                        " rows do not fit in a frame [ask for fewer at a time]");
+  }
+  if (error.kind() != Error::NONE) {
+    ++rejected_;
+    return error;
+  }
+  reading->ids.resize(block.count());
+  payload.Read(reading->ids.data(), reading->ids.size() * kIdBytes);
+  reading->step = static_cast<std::int64_t>(block.step());
+  reading->training = block.training();
+  return {};
+}
+
+Error RowStore::Pull(const Reading& reading, std::span<float> rows) {
+  const Status status = reading.table->Pull(
+      reading.ids, reading.step,
+      reading.training ? RowTable::Purpose::kTraining : RowTable::Purpose::kReading, rows);
+  ++(status.ok() ? pulls_ : rejected_);
+  return ToError(status);
+}
+
+Error RowStore::Push(const FrameHeader& header, PayloadReader payload) {
+  RowTable* table = nullptr;
+  Error error = Find(header, &table);
+  if (error.kind() == Error::NONE) {
+    const std::uint64_t bytes =
+        kIdBytes + kCountBytes + static_cast<std::uint64_t>(table->spec().dim) * sizeof(float);
+    error = CheckBlock(header, payload, bytes, *table);
+  }
+  if (error.kind() == Error::NONE &&
+      (!(header.weight() > 0 && header.weight() < 1e300) || header.sequence() == 0)) {
+    error = MakeError(Error::BAD_FRAME,
+                      NameOf(*table) + ": a push needs a sequence number and a weight");
+  }
+  if (error.kind() == Error::NONE) {
+    error = PushTo(*table, header, payload);
+  }
+  if (error.kind() != Error::NONE) {
+    ++rejected_;
+  }
+  return error;
+}
+
+Error RowStore::PushTo(RowTable& table, const FrameHeader& header, PayloadReader& payload) {
+  const std::size_t count = header.rows().count();
+  std::vector<std::uint64_t> ids(count);
+  std::vector<std::uint32_t> counts(count);
+  std::vector<float> copy;
+  payload.Read(ids.data(), count * kIdBytes);
+  payload.Read(counts.data(), count * kCountBytes);
+  const RowTable::Gradients gradients{
+      .ids = ids,
+      .values = Floats(payload, count * static_cast<std::size_t>(table.spec().dim), copy),
+      .counts = counts,
+      .scale = static_cast<float>(1.0 / header.weight()),
+      .step = static_cast<std::int64_t>(header.rows().step())};
+  if (!ledger_.Claim(header.client(), header.sequence())) {
+    ++duplicates_;
+    return {};
+  }
+  const Status status = table.Apply(gradients);
+  ledger_.Finish(header.client(), header.sequence(), status.ok());
+  if (!status.ok()) {
+    return ToError(status);
+  }
+  ++pushes_;
+  return ToError(table.EvictWhenDue(gradients.step).status());
+}
+
+Error RowStore::CheckPiece(const RowTable& table, const BucketPiece& piece) const {
+  if (piece.bucket() < table.range().begin || piece.bucket() > table.range().end) {
+    return MakeError(Error::BAD_FRAME, NameOf(table) + ": bucket " +
+                                           std::to_string(piece.bucket()) + ", this server has " +
+                                           std::to_string(table.range().begin) + " to " +
+                                           std::to_string(table.range().end));
+  }
+  return {};
+}
+
+Error RowStore::Dump(const FrameHeader& header, std::vector<BucketPiece>* pieces,
+                     std::string* bytes) const {
+  RowTable* table = nullptr;
+  if (Error error = Find(header, &table); error.kind() != Error::NONE) {
+    return error;
+  }
+  if (header.buckets_size() != 1) {
+    return MakeError(Error::BAD_FRAME, NameOf(*table) + ": a dump begins at one bucket");
+  }
+  const BucketPiece& from = header.buckets(0);
+  if (Error error = CheckPiece(*table, from); error.kind() != Error::NONE) {
+    return error;
+  }
+  constexpr auto kMost = static_cast<std::uint64_t>(kMaxPayloadBytes);
+  for (std::uint32_t b = from.bucket(); b < table->range().end; ++b) {
+    const std::string dump = table->DumpBucket(b);
+    const std::uint64_t offset = b == from.bucket() ? from.offset() : 0;
+    if (offset > dump.size()) {
+      return MakeError(Error::BAD_FRAME, NameOf(*table) + ": bucket " + std::to_string(b) +
+                                             " has become smaller than what is left of its dump");
+    }
+    const std::uint64_t rest = dump.size() - offset;
+    const bool first = pieces->empty();
+    if (!first && bytes->size() + rest > kMost) {
+      break;
+    }
+    BucketPiece piece;
+    piece.set_bucket(b);
+    piece.set_offset(offset);
+    piece.set_bytes(std::min(rest, kMost));
+    piece.set_total(dump.size());
+    piece.set_crc32c(io::Crc32c(std::as_bytes(std::span(dump))));
+    bytes->append(dump, offset, piece.bytes());
+    const bool whole = piece.bytes() == rest;
+    pieces->push_back(std::move(piece));
+    if (!whole) {
+      break;
+    }
+  }
+  return {};
+}
+
+Error RowStore::Restore(const FrameHeader& header, PayloadReader payload) {
+  RowTable* table = nullptr;
+  if (Error error = Find(header, &table); error.kind() != Error::NONE) {
+    return error;
+  }
+  // All pieces, before the first has an effect.
+  std::uint64_t left = payload.remaining();
+  for (const BucketPiece& piece : header.buckets()) {
+    if (Error error = CheckPiece(*table, piece); error.kind() != Error::NONE) {
+      return error;
+    }
+    if (piece.bucket() == table->range().end || piece.bytes() > left ||
+        piece.offset() > piece.total() || piece.bytes() > piece.total() - piece.offset()) {
+      return MakeError(Error::BAD_FRAME, NameOf(*table) + ": bucket " +
+                                             std::to_string(piece.bucket()) +
+                                             " is cut short, or none of this server's");
+    }
+    left -= piece.bytes();
+  }
+  if (left > 0) {
+    return MakeError(Error::BAD_FRAME, NameOf(*table) + ": " + std::to_string(left) +
+                                           " bytes of the payload belong to no bucket");
+  }
+  const std::lock_guard lock(incoming_mutex_);
+  if (incoming_.size() >= kMaxIncoming && !incoming_.contains(header.client())) {
+    incoming_.clear();
+  }
+  Incoming& incoming = incoming_[header.client()];
+  for (const BucketPiece& piece : header.buckets()) {
+    if (piece.offset() == 0 || incoming.table != header.rows().table() ||
+        incoming.bucket != piece.bucket()) {
+      incoming = {.table = header.rows().table(), .bucket = piece.bucket()};
+    }
+    if (incoming.restored) {  // the last piece, again
+      payload.Skip(piece.bytes());
+      continue;
+    }
+    if (piece.offset() > incoming.bytes.size()) {
+      return MakeError(Error::DAMAGED, NameOf(*table) + ": the beginning of bucket " +
+                                           std::to_string(piece.bucket()) + " is missing");
+    }
+    // A repeated piece stands where it stood.
+    incoming.bytes.resize(piece.offset() + piece.bytes());
+    payload.Read(incoming.bytes.data() + piece.offset(), piece.bytes());
+    if (incoming.bytes.size() < piece.total()) {
+      continue;
+    }
+    const std::string dump = std::exchange(incoming.bytes, {});
+    if (io::Crc32c(std::as_bytes(std::span(dump))) != piece.crc32c()) {
+      return MakeError(Error::DAMAGED, NameOf(*table) + ": bucket " +
+                                           std::to_string(piece.bucket()) +
+                                           " arrived with another checksum than it was sent with");
+    }
+    if (const Status status = table->RestoreBucket(piece.bucket(), dump); !status.ok()) {
+      return ToError(status);
+    }
+    incoming.restored = true;
+  }
+  return {};
+}
+
+RowStoreStats RowStore::stats() const {
+  RowStoreStats stats;
+  stats.pulls = pulls_;
+  stats.pushes = pushes_;
+  stats.duplicates = duplicates_;
+  stats.rejected = rejected_;
+  if (declared_.load(std::memory_order_acquire)) {
+    for (const std::unique_ptr<RowTable>& table : tables_) {
+      const TableStats of_table = table->stats();
+      stats.rows += of_table.rows;
+      stats.row_bytes += of_table.row_bytes + of_table.overhead_bytes;
+    }
+  }
+  return stats;
+}
+
+}  // namespace cohort::ps

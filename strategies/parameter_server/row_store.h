@@ -1,0 +1,102 @@
+// RowStore: one server's part of the sparse tables of a model, and what frames do to it. No
+// network: frames come in decoded, results go out as values.
+//
+// A frame is of one table, and is checked as a whole before it has an effect: what is wrong with it
+// comes back as an Error that names the table. Pushes have their effect once for each (client,
+// sequence).
+//
+// Thread rules: all methods from any thread. Until Declare every frame is NOT_READY.
+
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <cohort/core/status.h>
+
+#include "parameter_server/frame.h"
+#include "parameter_server/payload.h"
+#include "parameter_server/push_ledger.h"
+#include "parameter_server/row_table.h"
+
+namespace cohort::ps {
+
+// Of one id, its count and its row must fit in a frame.
+inline constexpr std::int64_t kMaxRowFloats =
+    kMaxPayloadBytes / static_cast<std::int64_t>(sizeof(float)) - 3;
+
+struct RowStoreStats {
+  std::uint64_t pulls = 0;   // frames, as the next ones
+  std::uint64_t pushes = 0;  // applied
+  std::uint64_t duplicates = 0;
+  std::uint64_t rejected = 0;
+  std::uint64_t rows = 0;
+  std::uint64_t row_bytes = 0;
+};
+
+class RowStore {
+ public:
+  explicit RowStore(int server) : server_(server) {}
+
+  // The first call makes the tables; later ones do nothing: that they say the same is the caller's
+  // business (ModelSpec::Compare), as `fingerprint` is. InvalidArgument: a table that is none.
+  Status Declare(const std::vector<TableSpec>& tables, int servers, std::uint64_t fingerprint);
+
+  // A pull in two steps, so that the caller owns the memory: what it asks for, and the rows.
+  struct Reading {
+    RowTable* table = nullptr;
+    std::vector<std::uint64_t> ids;
+    std::int64_t step = 1;
+    bool training = false;
+    std::size_t floats() const { return ids.size() * static_cast<std::size_t>(table->spec().dim); }
+  };
+  Error Plan(const FrameHeader& header, PayloadReader payload, Reading* reading);
+  Error Pull(const Reading& reading, std::span<float> rows);
+
+  Error Push(const FrameHeader& header, PayloadReader payload);
+
+  // Pieces of dumps from header.buckets[0] on, at most a frame of them, described and in bytes.
+  Error Dump(const FrameHeader& header, std::vector<BucketPiece>* pieces, std::string* bytes) const;
+  // Replaces buckets. The pieces of one bucket come one after the other, from one client.
+  Error Restore(const FrameHeader& header, PayloadReader payload);
+
+  RowStoreStats stats() const;
+
+ private:
+  // What a client has sent of a bucket so far.
+  struct Incoming {
+    std::uint32_t table = 0;
+    std::uint32_t bucket = 0;
+    std::string bytes;
+    bool restored = false;
+  };
+
+  Error Find(const FrameHeader& header, RowTable** table) const;
+  Error CheckBlock(const FrameHeader& header, const PayloadReader& payload, std::uint64_t id_bytes,
+                   const RowTable& table) const;
+  Error CheckPiece(const RowTable& table, const BucketPiece& piece) const;
+  Error PushTo(RowTable& table, const FrameHeader& header, PayloadReader& payload);
+
+  const int server_;
+  std::mutex declare_mutex_;
+  // Set once by Declare, published by `declared_`.
+  std::vector<std::unique_ptr<RowTable>> tables_;
+  std::uint64_t fingerprint_ = 0;
+  std::atomic<bool> declared_{false};
+
+  PushLedger ledger_;
+  std::mutex incoming_mutex_;
+  std::map<std::uint64_t, Incoming> incoming_;  // by client
+  std::atomic<std::uint64_t> pulls_{0};
+  std::atomic<std::uint64_t> pushes_{0};
+  std::atomic<std::uint64_t> duplicates_{0};
+  std::atomic<std::uint64_t> rejected_{0};
+};
+
+}  // namespace cohort::ps

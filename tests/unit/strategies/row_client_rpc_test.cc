@@ -1,0 +1,275 @@
+// Clients and servers of sparse tables over real connections, as threads of one process: rows on
+// servers are the rows of one table, bit by bit.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <limits>
+#include <map>
+#include <thread>
+
+#include <cohort/core/random.h>
+#include <cohort/optim/optimizers.h>
+
+#include "parameter_server/client.h"
+#include "parameter_server/row_client.h"
+#include "parameter_server/row_table.h"
+#include "parameter_server/server.h"
+
+namespace cohort::ps {
+namespace {
+
+using std::chrono::milliseconds;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+// Servers of a model with two tables.
+class Cluster {
+ public:
+  explicit Cluster(int servers, std::uint32_t buckets = 64) {
+    spec_.parameters = {{"bias", {3}, true, 0}};
+    spec_.optimizer = Sgd({.learning_rate = 1})->config();
+    spec_.servers = servers;
+    TableSpec users;
+    users.name = "users";
+    users.dim = 5;
+    users.seed = 3;
+    users.buckets = buckets;
+    users.initializer = {RowInitializer::Kind::kNormal, 0.1};
+    users.optimizer = Adam({.learning_rate = 0.01})->config();
+    TableSpec items = users;
+    items.name = "items";
+    items.dim = 1;
+    items.optimizer = Ftrl({.learning_rate = 0.1})->config();
+    spec_.tables = {users, items};
+    for (int s = 0; s < servers; ++s) {
+      servers_.push_back(OrThrow(Server::Start("127.0.0.1:0", s, Log())));
+      addresses_.push_back("127.0.0.1:" + std::to_string(servers_.back()->port()));
+    }
+  }
+  void Initialise() {
+    const auto chief = Client::Make(spec_, addresses_, Options(1000));
+    OrThrow(chief->Declare());
+    OrThrow(chief->Assign(std::vector<float>(16), {}, 0));
+  }
+  static ClientOptions Options(std::uint64_t incarnation,
+                               milliseconds patience = milliseconds(20'000)) {
+    return {.incarnation = incarnation, .task = "worker:0", .peer_timeout = patience};
+  }
+  std::unique_ptr<RowClient> NewClient(std::uint64_t incarnation = 1,
+                                       milliseconds patience = milliseconds(20'000)) const {
+    return RowClient::Make(spec_, addresses_, Options(incarnation, patience));
+  }
+
+  ModelSpec spec_;
+  std::vector<std::unique_ptr<Server>> servers_;
+  std::vector<std::string> addresses_;
+};
+
+struct Call {
+  std::vector<std::uint64_t> ids;
+  std::vector<float> gradients;
+};
+// Ids that repeat, and gradients whose sums depend on the order.
+Call RandomCall(std::size_t count, std::size_t dim, std::uint64_t step) {
+  const Philox random(step, "calls");
+  Call call;
+  for (std::size_t i = 0; i < count; ++i) {
+    const double u = random.Uniform(i);
+    call.ids.push_back(static_cast<std::uint64_t>(u * u * 3000) * 0x9E3779B97F4A7C15ULL);
+  }
+  for (std::size_t i = 0; i < count * dim; ++i) {
+    call.gradients.push_back(random.Normal(i, 1));
+  }
+  return call;
+}
+
+std::map<std::uint32_t, std::string> DumpOf(RowClient& client, int table) {
+  std::map<std::uint32_t, std::string> dumps;
+  OrThrow(client.Dump(table, [&](std::uint32_t bucket, std::string_view dump) {
+    dumps[bucket] = dump;
+    return OkStatus();
+  }));
+  return dumps;
+}
+
+TEST(RowClientTest, RowsOnServersHaveTheBitsOfOneTable) {
+  for (const int servers : {1, 3}) {
+    Cluster cluster(servers);
+    cluster.Initialise();
+    const auto client = cluster.NewClient();
+    for (int t = 0; t < 2; ++t) {
+      const TableSpec& spec = cluster.spec_.tables[static_cast<std::size_t>(t)];
+      const auto dim = static_cast<std::size_t>(spec.dim);
+      const auto local = OrThrow(RowTable::Create(spec, {0, spec.buckets}));
+      for (std::uint64_t step = 1; step <= 4; ++step) {
+        const Call call = RandomCall(5000, dim, step);
+        const auto now = static_cast<std::int64_t>(step);
+        std::vector<float> here(call.gradients.size());
+        std::vector<float> there(call.gradients.size());
+        OrThrow(local->Pull(call.ids, now, RowTable::Purpose::kTraining, here));
+        OrThrow(client->Pull(t, call.ids, now, /*training=*/true, there));
+        ASSERT_EQ(here, there);
+        OrThrow(local->Apply({.ids = call.ids,
+                              .values = call.gradients,
+                              .scale = static_cast<float>(1.0 / 3),
+                              .step = now}));
+        const std::vector<RowClient::Gradients> gradients = {
+            {.table = t, .ids = call.ids, .values = call.gradients}};
+        OrThrow(client->Push(gradients, now, 3));
+      }
+      for (const auto& [bucket, dump] : DumpOf(*client, t)) {
+        ASSERT_EQ(dump, local->DumpBucket(bucket)) << spec.name << ", bucket " << bucket;
+      }
+    }
+  }
+}
+
+TEST(RowClientTest, ReadingMakesNoRows) {
+  Cluster cluster(2);
+  cluster.Initialise();
+  const auto client = cluster.NewClient();
+  const Call call = RandomCall(100, 5, 1);
+  std::vector<float> rows(500);
+  OrThrow(client->Pull(0, call.ids, 1, /*training=*/false, rows));
+  std::vector<float> first(5);
+  InitialRow(cluster.spec_.tables[0], call.ids[0], first);
+  EXPECT_EQ(std::vector<float>(rows.begin(), rows.begin() + 5), first);
+  EXPECT_EQ(cluster.servers_[0]->rows().stats().rows + cluster.servers_[1]->rows().stats().rows, 0);
+}
+
+TEST(RowClientTest, CallsOfManyFramesAndNoneAtAllAreWhole) {
+  Cluster cluster(2);
+  cluster.Initialise();
+  const auto client = cluster.NewClient();
+  std::vector<std::uint64_t> ids(400'000);  // 8 MB of rows, 12.8 MB of gradients
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    ids[i] = i;
+  }
+  std::vector<float> rows(ids.size() * 5);
+  OrThrow(client->Pull(0, ids, 1, true, rows));
+  for (const std::size_t i : {std::size_t{0}, std::size_t{123'456}, ids.size() - 1}) {
+    std::vector<float> first(5);
+    InitialRow(cluster.spec_.tables[0], i, first);
+    EXPECT_EQ(std::vector<float>(rows.begin() + 5 * static_cast<std::ptrdiff_t>(i),
+                                 rows.begin() + 5 * static_cast<std::ptrdiff_t>(i) + 5),
+              first);
+  }
+  const std::vector<RowClient::Gradients> gradients = {{.table = 0, .ids = ids, .values = rows}};
+  OrThrow(client->Push(gradients, 1, 1));
+  OrThrow(client->Pull(0, {}, 1, true, {}));
+  OrThrow(client->Push({}, 1, 1));
+  const RowStoreStats a = cluster.servers_[0]->rows().stats();
+  const RowStoreStats b = cluster.servers_[1]->rows().stats();
+  EXPECT_EQ(a.rows + b.rows, ids.size());
+  EXPECT_GE(a.pushes, 2) << "frames of at most 4 MiB";
+}
+
+TEST(RowClientTest, WhatWasDumpedIsRestoredOnAnyNumberOfServers) {
+  Cluster saved(3, /*buckets=*/2);  // buckets of several frames
+  saved.Initialise();
+  const auto from = saved.NewClient();
+  std::vector<std::uint64_t> ids(250'000);
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    ids[i] = i * i;
+  }
+  std::vector<float> rows(ids.size() * 5);
+  OrThrow(from->Pull(0, ids, 1, true, rows));
+  const std::vector<RowClient::Gradients> gradients = {{.table = 0, .ids = ids, .values = rows}};
+  OrThrow(from->Push(gradients, 1, 1));
+  const auto dumps = DumpOf(*from, 0);
+  ASSERT_EQ(dumps.size(), 2);
+  ASSERT_GT(dumps.at(0).size(), 8U << 20);
+  for (const int servers : {1, 2}) {
+    Cluster other(servers, /*buckets=*/2);
+    other.Initialise();
+    const auto to = other.NewClient();
+    const Call before = RandomCall(100, 5, 1);  // what is there is replaced
+    const std::vector<RowClient::Gradients> garbage = {
+        {.table = 0, .ids = before.ids, .values = before.gradients}};
+    OrThrow(to->Push(garbage, 1, 1));
+    OrThrow(to->Restore(
+        0, [&](std::uint32_t bucket) -> Result<std::string> { return dumps.at(bucket); }));
+    EXPECT_EQ(DumpOf(*to, 0), dumps) << servers;
+  }
+}
+
+TEST(RowClientTest, ErrorsNameServerAndTableAndTheServerGoesOn) {
+  Cluster cluster(1);
+  cluster.Initialise();
+  const auto client = cluster.NewClient();
+  const std::vector<std::uint64_t> ids = {1};
+  const std::vector<float> nan = {1, 2, 3, 4, std::numeric_limits<float>::quiet_NaN()};
+  const std::vector<RowClient::Gradients> broken = {{.table = 0, .ids = ids, .values = nan}};
+  const Status status = client->Push(broken, 1, 1);
+  EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+  EXPECT_THAT(status.message(),
+              AllOf(HasSubstr("ps:0"), HasSubstr("table \"users\""), HasSubstr("id 1")));
+
+  ModelSpec other = cluster.spec_;
+  other.tables[1].dim = 2;
+  const auto stranger = Client::Make(other, cluster.addresses_, Cluster::Options(7));
+  const Status differs = stranger->Declare();
+  EXPECT_EQ(differs.code(), StatusCode::kFailedPrecondition);
+  EXPECT_THAT(differs.message(), HasSubstr("table \"items\" differs: declared with dim 1"));
+  std::vector<float> rows(2);
+  const auto strange_rows = RowClient::Make(other, cluster.addresses_, Cluster::Options(7));
+  EXPECT_EQ(strange_rows->Pull(1, ids, 1, true, rows).code(), StatusCode::kFailedPrecondition);
+
+  std::vector<float> row(5);
+  EXPECT_EQ(client->Pull(0, ids, 1, true, row), OkStatus());
+}
+
+TEST(RowClientTest, AServerThatHoldsNothingYetSaysSo) {
+  Cluster cluster(1);
+  const auto client = cluster.NewClient();
+  const std::vector<std::uint64_t> ids = {1};
+  std::vector<float> row(5);
+  EXPECT_EQ(client->Pull(0, ids, 1, true, row).code(), StatusCode::kUnavailable);
+}
+
+TEST(RowClientTest, AServerThatIsGoneIsNamedInTime) {
+  Cluster cluster(2);
+  cluster.Initialise();
+  const auto client = cluster.NewClient(1, milliseconds(300));
+  cluster.servers_[1].reset();
+  const Call call = RandomCall(100, 5, 1);
+  std::vector<float> rows(500);
+  const auto start = std::chrono::steady_clock::now();
+  const Status status = client->Pull(0, call.ids, 1, true, rows);
+  EXPECT_EQ(status.code(), StatusCode::kUnavailable);
+  EXPECT_THAT(status.message(), HasSubstr("ps:1"));
+  EXPECT_LT(std::chrono::steady_clock::now() - start, milliseconds(5'000));
+}
+
+TEST(RowClientTest, GradientsOfSeveralClientsAllCount) {
+  Cluster cluster(2);
+  TableSpec& table = cluster.spec_.tables[0];
+  table.initializer = {};
+  table.optimizer = Sgd({.learning_rate = 1})->config();
+  cluster.Initialise();
+  constexpr int kClients = 4;
+  constexpr int kPushes = 25;
+  {
+    std::vector<std::jthread> workers;
+    for (int w = 0; w < kClients; ++w) {
+      workers.emplace_back([&, w] {
+        const auto client = cluster.NewClient(static_cast<std::uint64_t>(w) + 1);
+        const std::vector<std::uint64_t> ids = {1, 2, 2};
+        const std::vector<float> ones(15, 1);
+        const std::vector<RowClient::Gradients> push = {{.table = 0, .ids = ids, .values = ones}};
+        for (int i = 0; i < kPushes; ++i) {
+          EXPECT_EQ(client->Push(push, 1, 1), OkStatus());
+        }
+      });
+    }
+  }
+  const std::vector<std::uint64_t> ids = {2, 1};
+  std::vector<float> rows(10);
+  OrThrow(cluster.NewClient(9)->Pull(0, ids, 1, false, rows));
+  EXPECT_EQ(rows[0], -2.0F * kClients * kPushes);
+  EXPECT_EQ(rows[5], -1.0F * kClients * kPushes);
+}
+
+}  // namespace
+}  // namespace cohort::ps

@@ -1,0 +1,266 @@
+// One server's sparse tables: what frames do, once each, and everything that a client may get
+// wrong.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <limits>
+#include <thread>
+
+#include <cohort/optim/optimizers.h>
+
+#include "parameter_server/push_ledger.h"
+#include "parameter_server/row_store.h"
+
+namespace cohort::ps {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+constexpr std::uint64_t kLayout = 17;
+
+// The bytes of a payload.
+class Bytes {
+ public:
+  template <typename T>
+  Bytes& Add(std::initializer_list<T> values) {
+    for (const T value : values) {
+      bytes_.append(reinterpret_cast<const char*>(&value), sizeof(value));
+    }
+    return *this;
+  }
+  Bytes& Add(std::string_view bytes) {
+    bytes_.append(bytes);
+    return *this;
+  }
+  // In pieces of so many bytes, as gRPC may deliver them.
+  PayloadReader Reader(std::size_t piece = std::numeric_limits<std::size_t>::max()) const {
+    Segments segments;
+    const auto all = std::as_bytes(std::span(bytes_));
+    for (std::size_t at = 0; at < all.size(); at += std::min(piece, all.size() - at)) {
+      segments.push_back(all.subspan(at, std::min(piece, all.size() - at)));
+    }
+    return PayloadReader(std::move(segments));
+  }
+
+ private:
+  std::string bytes_;
+};
+
+class RowStoreTest : public ::testing::Test {
+ protected:
+  void Declare(std::uint32_t time_to_live = 0) {
+    TableSpec words;
+    words.name = "words";
+    words.dim = 2;
+    words.buckets = 8;
+    words.optimizer = Sgd({.learning_rate = 1})->config();
+    words.time_to_live = time_to_live;
+    TableSpec known = words;
+    known.name = "known";
+    known.dim = 1;
+    known.missing = TableSpec::Missing::kError;
+    known.time_to_live = 0;
+    OrThrow(store_.Declare({words, known}, 1, kLayout));
+  }
+  static FrameHeader Header(std::uint32_t table, std::uint32_t count, std::uint32_t dim,
+                            std::uint64_t step = 1) {
+    FrameHeader header;
+    header.set_client(1);
+    header.set_layout(kLayout);
+    RowBlock& rows = *header.mutable_rows();
+    rows.set_table(table);
+    rows.set_count(count);
+    rows.set_dim(dim);
+    rows.set_step(step);
+    return header;
+  }
+  FrameHeader PushHeader(std::uint32_t count = 2, std::uint64_t step = 1) {
+    FrameHeader header = Header(0, count, 2, step);
+    header.set_sequence(++sequence_);
+    header.set_weight(1);
+    return header;
+  }
+  // Ids 5 and 9, once and twice, gradients (1, 2) and (3, 4).
+  static Bytes TwoRows() {
+    return Bytes().Add<std::uint64_t>({5, 9}).Add<std::uint32_t>({1, 2}).Add<float>({1, 2, 3, 4});
+  }
+  std::vector<float> Pull(std::uint64_t id) {
+    RowStore::Reading reading;
+    EXPECT_EQ(store_.Plan(Header(0, 1, 2), Bytes().Add({id}).Reader(), &reading).kind(),
+              Error::NONE);
+    std::vector<float> row(reading.floats());
+    EXPECT_EQ(store_.Pull(reading, row).kind(), Error::NONE);
+    return row;
+  }
+  void ExpectRefused(const FrameHeader& header, const Bytes& payload, Error::Kind kind,
+                     const std::string& naming) {
+    const Error error = store_.Push(header, payload.Reader());
+    EXPECT_EQ(error.kind(), kind) << error.message();
+    EXPECT_THAT(error.message(), HasSubstr(naming));
+    EXPECT_THAT(Pull(5), ElementsAre(0, 0)) << "nothing had an effect";
+  }
+
+  RowStore store_{0};
+  std::uint64_t sequence_ = 0;
+};
+
+TEST_F(RowStoreTest, NothingIsServedBeforeADeclaration) {
+  EXPECT_EQ(store_.Push(PushHeader(), TwoRows().Reader()).kind(), Error::NOT_READY);
+}
+
+TEST_F(RowStoreTest, APushHasItsEffectOnceHoweverOftenItArrives) {
+  Declare();
+  FrameHeader header = PushHeader();
+  header.set_weight(2);
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(store_.Push(header, TwoRows().Reader()).kind(), Error::NONE);
+  }
+  EXPECT_THAT(Pull(5), ElementsAre(-0.5, -1));
+  EXPECT_THAT(Pull(9), ElementsAre(-1.5, -2));
+  EXPECT_EQ(store_.stats().pushes, 1);
+  EXPECT_EQ(store_.stats().duplicates, 2);
+  EXPECT_EQ(store_.stats().rows, 2);
+}
+
+TEST_F(RowStoreTest, APayloadMayLieInPiecesOfAnyAlignment) {
+  Declare();
+  EXPECT_EQ(store_.Push(PushHeader(), TwoRows().Reader(3)).kind(), Error::NONE);
+  EXPECT_THAT(Pull(9), ElementsAre(-3, -4));
+}
+
+TEST_F(RowStoreTest, WhatIsWrongWithAFrameIsSaidAndHasNoEffect) {
+  Declare();
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  FrameHeader header = PushHeader();
+  header.set_layout(kLayout + 1);
+  ExpectRefused(header, TwoRows(), Error::SPEC_MISMATCH, "another model");
+  header = PushHeader();
+  header.clear_rows();
+  ExpectRefused(header, TwoRows(), Error::BAD_FRAME, "without a table");
+  header = PushHeader();
+  header.mutable_rows()->set_table(2);
+  ExpectRefused(header, TwoRows(), Error::UNKNOWN_TABLE, "table 2 of 2");
+  header = PushHeader();
+  header.mutable_rows()->set_dim(3);
+  ExpectRefused(header, TwoRows(), Error::BAD_FRAME, "\"words\": rows of 3 floats, its dim is 2");
+  header = PushHeader();
+  header.mutable_rows()->set_dtype(1);
+  ExpectRefused(header, TwoRows(), Error::BAD_FRAME, "\"words\": values of type 1");
+  ExpectRefused(PushHeader(3), TwoRows(), Error::BAD_FRAME, "\"words\": 40 bytes for 3 ids");
+  ExpectRefused(PushHeader(0xFFFFFFFF), TwoRows(), Error::BAD_FRAME, "for 4294967295 ids");
+  ExpectRefused(PushHeader(), Bytes(), Error::BAD_FRAME, "0 bytes for 2 ids");
+  ExpectRefused(PushHeader(), TwoRows().Add<char>({0}), Error::BAD_FRAME, "41 bytes");
+  ExpectRefused(PushHeader(2, 0), TwoRows(), Error::BAD_FRAME, "step 0");
+  ExpectRefused(PushHeader(2, 1ULL << 32), TwoRows(), Error::BAD_FRAME, "step 4294967296");
+  header = PushHeader();
+  header.set_sequence(0);
+  ExpectRefused(header, TwoRows(), Error::BAD_FRAME, "sequence number");
+  for (const double weight : {0.0, -1.0, std::numeric_limits<double>::quiet_NaN(),
+                              std::numeric_limits<double>::infinity()}) {
+    header = PushHeader();
+    header.set_weight(weight);
+    ExpectRefused(header, TwoRows(), Error::BAD_FRAME, "weight");
+  }
+  ExpectRefused(
+      PushHeader(),
+      Bytes().Add<std::uint64_t>({5, 9}).Add<std::uint32_t>({1, 1}).Add<float>({1, 2, 3, nan}),
+      Error::BAD_ROWS, "the gradient of id 9 holds NaN");
+  ExpectRefused(
+      PushHeader(),
+      Bytes().Add<std::uint64_t>({5, 9}).Add<std::uint32_t>({1, 0}).Add<float>({1, 2, 3, 4}),
+      Error::BAD_ROWS, "a count of 0 for id 9");
+  EXPECT_EQ(store_.stats().pushes, 0);
+  EXPECT_EQ(store_.stats().rejected, 18);
+}
+
+TEST_F(RowStoreTest, APushThatWasRefusedIsRefusedAgain) {
+  Declare();
+  FrameHeader header = Header(1, 1, 1);
+  header.set_sequence(++sequence_);
+  header.set_weight(1);
+  const Bytes payload = Bytes().Add<std::uint64_t>({7}).Add<std::uint32_t>({1}).Add<float>({1});
+  for (int i = 0; i < 2; ++i) {
+    const Error error = store_.Push(header, payload.Reader());
+    EXPECT_EQ(error.kind(), Error::NO_ROW);
+    EXPECT_THAT(error.message(), HasSubstr("table \"known\" has no row for id 7"));
+  }
+}
+
+TEST_F(RowStoreTest, APullOfMoreThanAFrameHoldsIsRefused) {
+  Declare();
+  const std::uint32_t ids = (4 << 20) / 8 + 1;
+  RowStore::Reading reading;
+  const std::string zeros(std::size_t{ids} * 8, '\0');
+  const Error error = store_.Plan(Header(0, ids, 2), Bytes().Add(zeros).Reader(), &reading);
+  EXPECT_EQ(error.kind(), Error::BAD_FRAME);
+  EXPECT_THAT(error.message(), HasSubstr("do not fit in a frame"));
+}
+
+TEST_F(RowStoreTest, RowsThatAreUnusedForLongGo) {
+  Declare(/*time_to_live=*/10);
+  EXPECT_EQ(store_.Push(PushHeader(2, 1), TwoRows().Reader()).kind(), Error::NONE);
+  EXPECT_EQ(store_.stats().rows, 2);
+  const Bytes other = Bytes().Add<std::uint64_t>({6}).Add<std::uint32_t>({1}).Add<float>({1, 1});
+  for (std::uint64_t step = 2; step <= 30; ++step) {
+    EXPECT_EQ(store_.Push(PushHeader(1, step), other.Reader()).kind(), Error::NONE);
+  }
+  EXPECT_EQ(store_.stats().rows, 1);
+}
+
+TEST_F(RowStoreTest, DumpsAreRestoredBucketByBucketAndDamageIsSeen) {
+  Declare();
+  EXPECT_EQ(store_.Push(PushHeader(), TwoRows().Reader()).kind(), Error::NONE);
+  FrameHeader from = Header(0, 0, 2);
+  from.add_buckets();
+  std::vector<BucketPiece> pieces;
+  std::string bytes;
+  EXPECT_EQ(store_.Dump(from, &pieces, &bytes).kind(), Error::NONE);
+  ASSERT_EQ(pieces.size(), 8);
+  FrameHeader to = Header(0, 0, 2);
+  for (const BucketPiece& piece : pieces) {
+    *to.add_buckets() = piece;
+  }
+  EXPECT_EQ(store_.Push(PushHeader(), TwoRows().Reader()).kind(), Error::NONE);
+  EXPECT_THAT(Pull(5), ElementsAre(-2, -4));
+  EXPECT_EQ(store_.Restore(to, Bytes().Add(bytes).Reader(7)).kind(), Error::NONE);
+  EXPECT_THAT(Pull(5), ElementsAre(-1, -2));
+
+  std::string damaged = bytes;
+  damaged.back() = static_cast<char>(damaged.back() ^ 1);
+  EXPECT_EQ(store_.Restore(to, Bytes().Add(damaged).Reader()).kind(), Error::DAMAGED);
+  EXPECT_EQ(store_.Restore(to, Bytes().Add(bytes).Add("x").Reader()).kind(), Error::BAD_FRAME);
+  to.mutable_buckets(7)->set_bucket(8);
+  EXPECT_EQ(store_.Restore(to, Bytes().Add(bytes).Reader()).kind(), Error::BAD_FRAME);
+  to.mutable_buckets(7)->set_bucket(7);
+  to.mutable_buckets(7)->set_offset(1);
+  to.mutable_buckets(7)->set_total(1 + to.buckets(7).total());
+  EXPECT_EQ(store_.Restore(to, Bytes().Add(bytes).Reader()).kind(), Error::DAMAGED);
+  from.mutable_buckets(0)->set_bucket(9);
+  EXPECT_EQ(store_.Dump(from, &pieces, &bytes).kind(), Error::BAD_FRAME);
+}
+
+TEST(PushLedgerTest, OneThreadAppliesAndTheOthersWaitForIt) {
+  PushLedger ledger;
+  ASSERT_TRUE(ledger.Claim(1, 1));
+  std::atomic<bool> finished = false;
+  std::jthread other([&] {
+    EXPECT_FALSE(ledger.Claim(1, 1));
+    EXPECT_TRUE(finished);
+  });
+  EXPECT_TRUE(ledger.Claim(2, 1)) << "another client's numbers are its own";
+  finished = true;
+  ledger.Finish(1, 1, true);
+}
+
+TEST(PushLedgerTest, AClaimThatWasTakenBackCanBeMadeAgain) {
+  PushLedger ledger;
+  ASSERT_TRUE(ledger.Claim(1, 1));
+  std::jthread other([&] { EXPECT_TRUE(ledger.Claim(1, 1)); });
+  ledger.Finish(1, 1, false);
+}
+
+}  // namespace
+}  // namespace cohort::ps
