@@ -1,4 +1,4 @@
-// `cohort bench reduction`, `embedding` and `explain`, as a user runs them.
+// `cohort bench reduction`, `embedding`, `dlrm` and `explain`, as a user runs them.
 
 #include <gtest/gtest.h>
 
@@ -60,6 +60,18 @@ TEST(BenchEmbedding, EveryOptimizerBesideAFlatArray) {
       EXPECT_GT(line.at("per_second").get<double>(), 0);
       EXPECT_GT(line.at("ratio_to_flat").get<double>(), 0);
     }
+  }
+}
+
+TEST(BenchDlrm, TrainsWithEachOptimizer) {
+  for (const std::string optimizer : {"sgd", "adagrad"}) {
+    const nlohmann::json run =
+        RunBench({"dlrm", "--optimizer", optimizer, "--rows", "100", "--batch", "16", "--zipf", "1",
+                  "--steps", "2", "--rounds", "1", "--no-peer", "--json"})
+            .at(0);
+    EXPECT_EQ(run.at("optimizer"), optimizer);
+    EXPECT_GT(run.at("ms_per_step").get<double>(), 0);
+    EXPECT_GT(run.at("examples_per_second").get<double>(), 0);
   }
 }
 
