@@ -9,119 +9,13 @@
 
 #include <cohort/core/random.h>
 #include <cohort/data/tf_example.h>
-#include <cohort/io/crc32c.h>
-#include <cohort/io/record_file.h>
 
+#include "sources/record_store.h"
 #include "sources/text_hash.h"
 #include "sources/tf_wire.h"
 
 namespace cohort::data {
 namespace {
-
-// The records of one file.
-class Records {
- public:
-  virtual ~Records() = default;
-  virtual std::int64_t size() const = 0;
-  // Record `i`; `buffer` may be where it is put.
-  virtual Result<std::string_view> Read(std::int64_t i, std::string& buffer) const = 0;
-  virtual std::uint64_t digest() const = 0;
-};
-
-// A raw file: records stay on disk.
-class RawRecords final : public Records {
- public:
-  RawRecords(std::unique_ptr<io::RecordFile> file, std::uint64_t digest)
-      : file_(std::move(file)), digest_(digest) {}
-
-  static Result<std::unique_ptr<Records>> Open(FileSystem& files, const std::string& path) {
-    COHORT_ASSIGN_OR_RETURN(auto file, io::RecordFile::Open(files, path));
-    // The checksums behind the records stand for their content: a digest without a pass over it.
-    COHORT_ASSIGN_OR_RETURN(const auto bytes, files.OpenForRead(path));
-    std::vector<std::uint64_t> words = file->offsets();
-    for (std::int64_t i = 0; i < file->size(); ++i) {
-      std::uint32_t crc = 0;
-      const std::uint64_t end = file->offsets()[static_cast<std::size_t>(i) + 1];
-      COHORT_ASSIGN_OR_RETURN(
-          const std::size_t n,
-          bytes->Read(end - sizeof(crc), std::as_writable_bytes(std::span(&crc, 1))));
-      if (n != sizeof(crc)) {
-        return DataLoss(path + ": changed while it was opened");
-      }
-      words.push_back(crc);
-    }
-    const std::uint64_t digest =
-        Hash64({reinterpret_cast<const char*>(words.data()), words.size() * sizeof(words[0])});
-    return std::make_unique<RawRecords>(std::move(file), digest);
-  }
-
-  std::int64_t size() const override { return file_->size(); }
-  Result<std::string_view> Read(std::int64_t i, std::string& buffer) const override {
-    COHORT_RETURN_IF_ERROR(file_->Read(i, buffer));
-    return std::string_view(buffer);
-  }
-  std::uint64_t digest() const override { return digest_; }
-
- private:
-  std::unique_ptr<io::RecordFile> file_;
-  std::uint64_t digest_;
-};
-
-// A compressed file, unpacked.
-class UnpackedRecords final : public Records {
- public:
-  UnpackedRecords(std::string bytes, std::vector<std::uint64_t> ends)
-      : bytes_(std::move(bytes)), ends_(std::move(ends)) {}
-
-  static Result<std::unique_ptr<Records>> Load(io::RecordReader& reader) {
-    std::string bytes;
-    std::vector<std::uint64_t> ends = {0};
-    for (;;) {
-      COHORT_ASSIGN_OR_RETURN(const auto record, reader.Next());
-      if (!record.has_value()) {
-        return std::make_unique<UnpackedRecords>(std::move(bytes), std::move(ends));
-      }
-      bytes += *record;
-      ends.push_back(bytes.size());
-    }
-  }
-
-  std::int64_t size() const override { return static_cast<std::int64_t>(ends_.size()) - 1; }
-  Result<std::string_view> Read(std::int64_t i, std::string& /*buffer*/) const override {
-    const auto at = static_cast<std::size_t>(i);
-    return std::string_view(bytes_).substr(ends_[at], ends_[at + 1] - ends_[at]);
-  }
-  std::uint64_t digest() const override {
-    return Hash64({reinterpret_cast<const char*>(ends_.data()), ends_.size() * sizeof(ends_[0])},
-                  io::Crc32c(bytes_));
-  }
-
- private:
-  std::string bytes_;
-  std::vector<std::uint64_t> ends_;  // record i is [ends_[i], ends_[i + 1])
-};
-
-Result<std::unique_ptr<Records>> OpenRecords(const TfRecordOptions& options,
-                                             const std::string& path) {
-  std::optional<io::Compression> compression;
-  switch (options.compression) {
-    case TfRecordCompression::kAuto:
-      break;
-    case TfRecordCompression::kNone:
-      compression = io::Compression::kNone;
-      break;
-    case TfRecordCompression::kGzip:
-      compression = io::Compression::kGzip;
-      break;
-    case TfRecordCompression::kZlib:
-      compression = io::Compression::kZlib;
-      break;
-  }
-  COHORT_ASSIGN_OR_RETURN(const auto reader,
-                          io::RecordReader::Open(*options.files, path, compression));
-  return reader->compression() == io::Compression::kNone ? RawRecords::Open(*options.files, path)
-                                                         : UnpackedRecords::Load(*reader);
-}
 
 TfFeature::Kind KindOf(TfType type) {
   switch (type) {
@@ -207,7 +101,7 @@ class TfRecordSource final : public Source {
  public:
   // One of `records` for each path.
   TfRecordSource(std::vector<TfFeatureSpec> specs, const std::vector<std::string>& paths,
-                 std::vector<std::unique_ptr<Records>> records)
+                 std::vector<std::unique_ptr<RecordStore>> records)
       : specs_(std::move(specs)), records_(std::move(records)) {
     for (const TfFeatureSpec& spec : specs_) {
       features_.push_back({spec.name, DTypeOfFeature(spec.type), spec.shape});
@@ -232,7 +126,8 @@ class TfRecordSource final : public Source {
 
   std::string Where(std::int64_t index) const override {
     const FileRange& file = files_[FileOf(index)];
-    return file.name + ", record " + std::to_string(index - file.begin);
+    return file.name + ", record " +
+           std::to_string(records_[FileOf(index)]->Ordinal(index - file.begin));
   }
   std::vector<FileRange> files() const override { return files_; }
 
@@ -245,7 +140,7 @@ class TfRecordSource final : public Source {
                       digest);
     }
     for (const auto& records : records_) {
-      digest = Hash64(std::to_string(records->digest()), digest);
+      digest = Hash64(std::to_string(records->Digest()), digest);
     }
     return digest;
   }
@@ -284,7 +179,7 @@ class TfRecordSource final : public Source {
   }
 
   std::vector<TfFeatureSpec> specs_;
-  std::vector<std::unique_ptr<Records>> records_;  // of each file
+  std::vector<std::unique_ptr<RecordStore>> records_;  // of each file
   std::vector<FeatureSpec> features_;
   std::vector<FileRange> files_;
   std::int64_t size_ = 0;
@@ -309,6 +204,16 @@ Status CheckFeatures(const std::vector<TfFeatureSpec>& features) {
   return {};
 }
 
+Status CheckBudget(const TfRecordOptions& options, const CorruptRecords& corrupt) {
+  const std::int64_t found = corrupt.records + corrupt.cut_files;
+  if (found <= options.max_corrupt) {
+    return {};
+  }
+  return DataLoss(std::to_string(found) + " corrupt records, at most " +
+                  std::to_string(options.max_corrupt) +
+                  " are skipped [TfRecordOptions.max_corrupt]; the first: " + corrupt.messages[0]);
+}
+
 }  // namespace
 
 Result<Dataset> TfRecords(const std::vector<std::string>& paths, const TfRecordOptions& options) {
@@ -316,11 +221,16 @@ Result<Dataset> TfRecords(const std::vector<std::string>& paths, const TfRecordO
     return InvalidArgument("TFRecord: no files");
   }
   COHORT_RETURN_IF_ERROR(CheckFeatures(options.features));
-  std::vector<std::unique_ptr<Records>> records;
+  std::vector<std::unique_ptr<RecordStore>> records;
+  CorruptRecords corrupt;
   for (const std::string& path : paths) {
     // The analyzer loses the unique_ptr inside Result's optional.
     // NOLINTNEXTLINE(clang-analyzer-cplusplus.NewDeleteLeaks)
-    COHORT_ASSIGN_OR_RETURN(records.emplace_back(), OpenRecords(options, path));
+    COHORT_ASSIGN_OR_RETURN(records.emplace_back(), OpenRecordStore(options, path, corrupt));
+    COHORT_RETURN_IF_ERROR(CheckBudget(options, corrupt));
+  }
+  if (options.corrupt != nullptr) {
+    *options.corrupt = corrupt;
   }
   return Dataset(std::make_shared<TfRecordSource>(options.features, paths, std::move(records)));
 }
