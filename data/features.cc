@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <nlohmann/json.hpp>
 #include <utility>
 
 #include <cohort/core/random.h>
@@ -184,6 +185,29 @@ double Moments::variance() const {
 }
 
 double Moments::deviation() const { return std::sqrt(variance()); }
+
+Result<std::map<std::string, Moments>> LoadStatistics(FileSystem& files,
+                                                      const std::string& path) {
+  COHORT_ASSIGN_OR_RETURN(const std::string text, ReadFile(files, path));
+  std::map<std::string, Moments> statistics;
+  try {
+    for (const auto& [name, field] : nlohmann::json::parse(text).at("fields").items()) {
+      if (!field.contains("numbers")) {
+        continue;
+      }
+      const auto& numbers = field.at("numbers");
+      statistics[name] = {.count = numbers.at("count").get<std::int64_t>(),
+                          .missing = numbers.at("missing").get<std::int64_t>(),
+                          .mean = numbers.at("mean").get<double>(),
+                          .squares = numbers.at("squares").get<double>(),
+                          .least = numbers.at("least").get<double>(),
+                          .most = numbers.at("most").get<double>()};
+    }
+  } catch (const nlohmann::json::exception& error) {
+    return DataLoss(path + ": not what cohort data stats --out writes: " + error.what());
+  }
+  return statistics;
+}
 
 FeatureMap Standardize(const std::string& feature, const Moments& moments) {
   const double deviation = moments.deviation() > 0 ? moments.deviation() : 1;

@@ -25,6 +25,8 @@ constexpr Entry kCommands[] = {
     {"data index", "write where the records of TFRecord files lie", cohort::DataIndexCommand},
     {"data shard", "write the records of files as N files of even bytes",
      cohort::DataShardCommand},
+    {"data stats", "print moments, ranges and frequent texts of the fields of files",
+     cohort::DataStatsCommand},
     {"data verify", "check every checksum and record of files", cohort::DataVerifyCommand},
     {"data stat", "print format, records and features of a file", cohort::DataStatCommand},
     {"bench input", "measure the input pipeline beside memcpy", cohort::BenchInputCommand},

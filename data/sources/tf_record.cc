@@ -10,6 +10,7 @@
 #include <cohort/core/random.h>
 #include <cohort/data/tf_example.h>
 
+#include "sources/file_table.h"
 #include "sources/record_store.h"
 #include "sources/text_hash.h"
 #include "sources/tf_wire.h"
@@ -97,6 +98,51 @@ Status Store(const TfFeatureSpec& spec, const TfFeature& feature, std::byte* row
   return {};
 }
 
+template <typename T>
+void AppendValue(T value, std::vector<std::byte>& to) {
+  const auto* const bytes = reinterpret_cast<const std::byte*>(&value);
+  to.insert(to.end(), bytes, bytes + sizeof(value));
+}
+
+// The values of a feature behind what `to` holds; how many there were.
+Result<std::size_t> Append(const TfFeatureSpec& spec, const TfFeature& feature,
+                           std::vector<std::byte>& to) {
+  if (feature.kind != TfFeature::Kind::kNone && feature.kind != KindOf(spec.type)) {
+    return InvalidArgument("holds a list of " + std::string(TfKindName(feature.kind)) +
+                           ", a list of " + std::string(TfKindName(KindOf(spec.type))) +
+                           " is asked for");
+  }
+  switch (spec.type) {
+    case TfType::kFloat32:
+      for (const float value : feature.floats) {
+        AppendValue(value, to);
+      }
+      break;
+    case TfType::kInt64:
+      for (const std::int64_t value : feature.ints) {
+        AppendValue(value, to);
+      }
+      break;
+    case TfType::kHash:
+      for (const std::string_view text : feature.bytes) {
+        AppendValue(TextHash(text, spec.buckets), to);
+      }
+      break;
+    case TfType::kBytes: {
+      if (feature.size() > 1) {
+        return InvalidArgument("holds " + std::to_string(feature.size()) +
+                               " strings, at most 1 is asked for");
+      }
+      for (const std::string_view text : feature.bytes) {
+        const auto* const bytes = reinterpret_cast<const std::byte*>(text.data());
+        to.insert(to.end(), bytes, bytes + text.size());
+      }
+      break;
+    }
+  }
+  return feature.size();
+}
+
 class TfRecordSource final : public Source {
  public:
   // One of `records` for each path.
@@ -104,39 +150,51 @@ class TfRecordSource final : public Source {
                  std::vector<std::unique_ptr<RecordStore>> records)
       : specs_(std::move(specs)), records_(std::move(records)) {
     for (const TfFeatureSpec& spec : specs_) {
-      features_.push_back({spec.name, DTypeOfFeature(spec.type), spec.shape});
+      if (spec.ragged || spec.steps) {
+        ragged_.push_back({spec.name, DTypeOfFeature(spec.type)});
+      } else {
+        features_.push_back({spec.name, DTypeOfFeature(spec.type), spec.shape});
+      }
+      any_steps_ = any_steps_ || spec.steps;
     }
     for (std::size_t i = 0; i < paths.size(); ++i) {
-      files_.push_back({paths[i], size_, size_ + records_[i]->size()});
-      size_ = files_.back().end;
+      table_.Add(paths[i], records_[i]->size());
     }
   }
 
-  std::int64_t size() const override { return size_; }
+  std::int64_t size() const override { return table_.size(); }
   const std::vector<FeatureSpec>& features() const override { return features_; }
+  const std::vector<RaggedSpec>& ragged() const override { return ragged_; }
 
   Status ReadInto(std::int64_t index, std::span<std::byte* const> rows) const override {
-    const std::size_t file = FileOf(index);
+    std::vector<std::vector<std::byte>> values(ragged_.size());
+    return ReadRagged(index, rows, values);
+  }
+  Status ReadRagged(std::int64_t index, std::span<std::byte* const> rows,
+                    std::span<std::vector<std::byte>> values) const override {
+    const std::size_t file = table_.Find(index);
     std::string buffer;
     COHORT_ASSIGN_OR_RETURN(const std::string_view record,
-                            records_[file]->Read(index - files_[file].begin, buffer));
-    Status status = Decode(record, rows);
+                            records_[file]->Read(index - table_.ranges()[file].begin, buffer));
+    Status status = Decode(record, rows, values);
     return status.ok() ? status : status.Annotate(Where(index));
   }
 
   std::string Where(std::int64_t index) const override {
-    const FileRange& file = files_[FileOf(index)];
-    return file.name + ", record " +
-           std::to_string(records_[FileOf(index)]->Ordinal(index - file.begin));
+    const std::size_t file = table_.Find(index);
+    const FileRange& range = table_.ranges()[file];
+    return range.name + ", record " +
+           std::to_string(records_[file]->Ordinal(index - range.begin));
   }
-  std::vector<FileRange> files() const override { return files_; }
+  std::vector<FileRange> files() const override { return table_.ranges(); }
 
   std::uint64_t Fingerprint() const override {
     std::uint64_t digest = Hash64("tf_record");
     for (const TfFeatureSpec& spec : specs_) {
       digest = Hash64(spec.name + "/" + std::to_string(static_cast<int>(spec.type)) +
                           spec.shape.ToString() + std::to_string(spec.missing.value_or(0.5)) + "/" +
-                          std::to_string(spec.buckets),
+                          std::to_string(spec.buckets) + (spec.ragged ? "r" : "") +
+                          (spec.steps ? "s" : ""),
                       digest);
     }
     for (const auto& records : records_) {
@@ -146,33 +204,59 @@ class TfRecordSource final : public Source {
   }
 
  private:
-  std::size_t FileOf(std::int64_t index) const {
-    const auto after =
-        std::upper_bound(files_.begin(), files_.end(), index,
-                         [](std::int64_t i, const FileRange& file) { return i < file.end; });
-    return static_cast<std::size_t>(after - files_.begin());
-  }
-
-  Status Decode(std::string_view record, std::span<std::byte* const> rows) const {
+  Status Decode(std::string_view record, std::span<std::byte* const> rows,
+                std::span<std::vector<std::byte>> values) const {
     // The last entry of a key counts, so entries are found first and parsed afterwards.
     std::vector<std::string_view> entries(specs_.size());
-    COHORT_RETURN_IF_ERROR(
-        ForEachTfFeature(record, [&](std::string_view key, std::string_view entry) {
-          for (std::size_t i = 0; i < specs_.size(); ++i) {
-            if (specs_[i].name == key) {
-              entries[i] = entry;
-            }
+    const auto find = [&](bool steps) {
+      return [this, &entries, steps](std::string_view key, std::string_view entry) {
+        for (std::size_t i = 0; i < specs_.size(); ++i) {
+          if (specs_[i].name == key && specs_[i].steps == steps) {
+            entries[i] = entry;
           }
-          return Status();
-        }));
+        }
+        return Status();
+      };
+    };
+    COHORT_RETURN_IF_ERROR(ForEachTfFeature(record, find(false)));
+    if (any_steps_) {
+      COHORT_RETURN_IF_ERROR(ForEachTfStepList(record, find(true)));
+    }
+    std::size_t row = 0;
+    std::size_t list = 0;
     TfFeature feature;
     for (std::size_t i = 0; i < specs_.size(); ++i) {
-      Status status = ParseTfEntry(entries[i], feature);
-      if (status.ok()) {
-        status = Store(specs_[i], feature, rows[i]);
+      const TfFeatureSpec& spec = specs_[i];
+      Status status;
+      if (spec.steps) {
+        status = AppendSteps(spec, entries[i], values[list++]);
+      } else if (status = ParseTfEntry(entries[i], feature); status.ok()) {
+        status = spec.ragged ? Append(spec, feature, values[list++]).status()
+                             : Store(spec, feature, rows[row++]);
       }
       if (!status.ok()) {
-        return status.Annotate("feature '" + specs_[i].name + "'");
+        return status.Annotate("feature '" + spec.name + "'");
+      }
+    }
+    return {};
+  }
+
+  static Status AppendSteps(const TfFeatureSpec& spec, std::string_view entry,
+                            std::vector<std::byte>& values) {
+    std::vector<TfFeature> steps;
+    COHORT_RETURN_IF_ERROR(ParseTfStepList(entry, steps));
+    const std::size_t before = values.size();
+    const auto want = static_cast<std::size_t>(spec.shape.elements());
+    for (std::size_t i = 0; i < steps.size(); ++i) {
+      const Result<std::size_t> n = Append(spec, steps[i], values);
+      const Status status = !n.ok() ? n.status()
+                            : *n == want
+                                ? Status()
+                                : InvalidArgument("holds " + std::to_string(*n) + " values, " +
+                                                  std::to_string(want) + " are asked for");
+      if (!status.ok()) {
+        values.resize(before);
+        return status.Annotate("step " + std::to_string(i));
       }
     }
     return {};
@@ -180,9 +264,10 @@ class TfRecordSource final : public Source {
 
   std::vector<TfFeatureSpec> specs_;
   std::vector<std::unique_ptr<RecordStore>> records_;  // of each file
-  std::vector<FeatureSpec> features_;
-  std::vector<FileRange> files_;
-  std::int64_t size_ = 0;
+  std::vector<FeatureSpec> features_;                  // those of fixed shape
+  std::vector<RaggedSpec> ragged_;                     // and the others
+  bool any_steps_ = false;
+  FileTable table_;
 };
 
 Status CheckFeatures(const std::vector<TfFeatureSpec>& features) {
@@ -194,6 +279,14 @@ Status CheckFeatures(const std::vector<TfFeatureSpec>& features) {
       if (features[i].name == features[k].name) {
         return InvalidArgument("TFRecord: feature '" + features[i].name + "' is asked for twice");
       }
+    }
+    if (features[i].ragged && features[i].shape != Shape()) {
+      return InvalidArgument("TFRecord: feature '" + features[i].name +
+                             "' is ragged: a list without a shape");
+    }
+    if (features[i].steps && features[i].type == TfType::kBytes) {
+      return InvalidArgument("TFRecord: feature '" + features[i].name +
+                             "': steps hold numbers or hashes, not bytes");
     }
     if (features[i].buckets < 0 ||
         (features[i].missing.has_value() && !std::isfinite(*features[i].missing))) {

@@ -210,7 +210,7 @@ TEST_F(DataTools, ConvertRefusesWhatAFormatDoesNotHold) {
   refuses({path, "--out", folder_ / "a.npy", "--fields", "nope"}, "no field 'nope'");
   refuses({path, "--out", folder_ / "a.what"}, "the format is told by the name");
   refuses({path, "--out", path + ".csv.zlib"}, "zlib is for TFRecord only");
-  const std::string exact = Write("d.csv", "t\n1386705600.25\n");
+  const std::string exact = Write("d.csv", "t,u\n1386705600.25,1\n");
   refuses({exact, "--out", folder_ / "d.tfrecord"}, "field 't' in row 0 is 1386705600.25");
   EXPECT_FALSE(files_.Exists(folder_ / "d.tfrecord"));
   Run({"convert", exact, "--out", folder_ / "d.tfrecord", "--float32"});

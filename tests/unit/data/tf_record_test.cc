@@ -432,7 +432,7 @@ TEST_F(TfRecordsTest, AnIndexStandsForTheWalkAndIsOfItsFile) {
                     HasSubstr("cohort data index")));
   Write("r", {golden_});
   EXPECT_THAT(TfRecords({path}, indexed).status().message(),
-              AllOf(HasSubstr("r.idx, line 3"), HasSubstr("which has 71 bytes")));
+              AllOf(HasSubstr("r.idx, line 2"), HasSubstr("which has 71 bytes")));
   for (const char* bad : {"0", "0 x\n", "1 71\n", "0 70\n", "0 71\n71 0\n", "0 71\n\n"}) {
     WriteBytes("r.idx", bad);
     const Status status = TfRecords({path}, indexed).status();

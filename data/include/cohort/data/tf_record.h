@@ -1,4 +1,4 @@
-// TFRecord files of tf.train.Example.
+// TFRecord files of tf.train.Example and tf.train.SequenceExample.
 //
 // Raw files are indexed when they are opened (a pass over their headers) and read record by record.
 // Files in gzip or zlib have no random access: they are unpacked into memory once, when opened.
@@ -28,11 +28,18 @@ enum class TfType {
   kBytes,    // one string of as many bytes as the shape has elements (uint8)
 };
 
-// A feature of fixed shape: its list holds as many values as the shape has elements.
+// A feature of fixed shape, whose list holds as many values as the shape has elements, or a ragged
+// one.
 struct TfFeatureSpec {
   std::string name;
   TfType type = TfType::kFloat32;
   Shape shape = {};
+  // A list of any number of values, of kBytes the bytes of one string: a Ragged in the batch. A
+  // record that does not have the feature has none. The shape is {}.
+  bool ragged = false;
+  // The feature of each step of a SequenceExample: a ragged feature of the values of all steps, one
+  // step behind another. Each has as many values as the shape has elements.
+  bool steps = false;
   // Stands for every value where a record does not have the feature; without it that is an error.
   std::optional<double> missing = {};
   std::int64_t buckets = 0;  // kHash: the hash modulo this, if not 0; never negative
