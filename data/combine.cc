@@ -108,6 +108,12 @@ std::uint64_t DigestOf(const std::string& what, const Sources& sources) {
   return digest;
 }
 
+// Names the part where its own words, without a file, do not.
+std::string WhereIn(const Sources& sources, std::size_t s, std::int64_t index) {
+  return (sources[s]->files().empty() ? "data set " + std::to_string(s) + ", " : "") +
+         sources[s]->Where(index);
+}
+
 // The parts as they read in an epoch; empty: as they are.
 Sources PartsAtEpoch(const Sources& sources, std::int64_t epoch) {
   Sources at = sources;
@@ -145,7 +151,7 @@ class ConcatenatedSource final : public Source {
   }
   std::string Where(std::int64_t index) const override {
     const std::size_t s = PartOf(index);
-    return sources_[s]->Where(index - Begin(s));
+    return WhereIn(sources_, s, index - Begin(s));
   }
 
   std::vector<FileRange> files() const override {
@@ -263,7 +269,7 @@ class MixedSource final : public Source {
   }
   std::string Where(std::int64_t index) const override {
     const auto [s, at] = Place(index);
-    return sources_[s]->Where(at);
+    return WhereIn(sources_, s, at);
   }
   std::uint64_t Fingerprint() const override {
     std::string what = "mixed " + std::to_string(seed_);

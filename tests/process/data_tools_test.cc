@@ -10,6 +10,7 @@
 
 #include <cohort/core/file_system.h>
 #include <cohort/data/arrays.h>
+#include <cohort/data/features.h>
 #include <cohort/data/image.h>
 #include <cohort/data/tf_example.h>
 #include <cohort/data/webdataset.h>
@@ -250,6 +251,27 @@ TEST_F(DataTools, ShardKeepsTheOrderAndEvensTheBytes) {
   Run({"shard", folder_ / "a.tar", "--files", "2", "--out", folder_ / "w"});
   EXPECT_EQ(Cat({folder_ / "w-00000-of-00002.tar", folder_ / "w-00001-of-00002.tar"}),
             Cat({folder_ / "a.tar"}));
+}
+
+TEST_F(DataTools, StatsAreWhatFeaturesReadBack) {
+  const std::string csv = Write("a.csv", "x,name\n1,b\n2,a\n,b\n6,c\n");
+  const Json report = RunJson({"stats", csv, csv, "--out", folder_ / "s.json", "--vocabularies",
+                               folder_ / "v", "--min-count", "4"});
+  EXPECT_EQ(report.at("records"), 8);
+  const Json& x = report.at("fields").at("x");
+  EXPECT_EQ(x.at("missing_records"), 2);
+  EXPECT_EQ(x.at("numbers").at("quantiles")[3], Json({0.5, 2}));
+  EXPECT_EQ(report.at("fields").at("name").at("distinct_texts"), 3);
+  const auto statistics = OrThrow(data::LoadStatistics(files_, folder_ / "s.json"));
+  ASSERT_EQ(statistics.size(), 1U);
+  EXPECT_EQ(statistics.at("x").count, 6);
+  EXPECT_DOUBLE_EQ(statistics.at("x").mean, 3);
+  EXPECT_DOUBLE_EQ(statistics.at("x").variance(), (4 + 1 + 9) / 3.0);
+  EXPECT_EQ(statistics.at("x").most, 6);
+  EXPECT_EQ(OrThrow(data::Vocabulary::Load(files_, folder_ / "v/name.txt")).texts(),
+            std::vector<std::string>{"b"});
+  EXPECT_THAT(Run({"stats", csv}), AllOf(HasSubstr("4 records"), HasSubstr("3 distinct texts")));
+  EXPECT_FALSE(data::LoadStatistics(files_, csv).ok());
 }
 
 TEST_F(DataTools, IndexIsInTheFormatOfTfrecord2idx) {

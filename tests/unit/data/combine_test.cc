@@ -110,7 +110,7 @@ TEST(Order, ShuffleBlocksIsAPermutationThatStaysCloseTogether) {
 TEST(Concatenate, PartsOneBehindAnother) {
   const Dataset data = OrThrow(Concatenate({IdsFrom(10, 13), Ids(0), Ids(2).Repeat(2)}));
   EXPECT_THAT(OrderOf(data), ElementsAre(10, 11, 12, 0, 1, 0, 1));
-  EXPECT_EQ(data.source().Where(3), Ids(2).source().Where(0));
+  EXPECT_EQ(data.source().Where(3), "data set 2, " + Ids(2).source().Where(0));
   const Dataset shuffled = OrThrow(Concatenate({Ids(30).Shuffle(1), IdsFrom(30, 40)}));
   EXPECT_EQ(Sorted(OrderOf(shuffled)), Count(0, 40));
   EXPECT_NE(OrderOf(shuffled, 0), OrderOf(shuffled, 1)) << "a shuffled part is shuffled anew";
