@@ -32,9 +32,7 @@ struct Lists {
   std::vector<std::byte> values;
   std::vector<std::int64_t> splits = {0};
 
-  void EndList() {
-    splits.push_back(static_cast<std::int64_t>(values.size() / SizeOf(dtype)));
-  }
+  void EndList() { splits.push_back(static_cast<std::int64_t>(values.size() / SizeOf(dtype))); }
   Ragged Finish() const {
     Ragged ragged{Tensor(dtype, {splits.back()}),
                   Tensor::Of<std::int64_t>({static_cast<std::int64_t>(splits.size())}, splits)};
@@ -75,10 +73,11 @@ class Rows {
       }
       const Tensor slot = RowOf(it->second, row);
       if (slot.dtype() != tensor.dtype() || slot.shape() != tensor.shape()) {
-        return InvalidArgument(
-            "feature '" + name + "' is " + Describe(tensor) + ", in the examples before it " +
-            Describe(slot) +
-            (tensor.shape().rank() == 1 ? " [Dataset::Lists takes lists of any length]" : ""));
+        return InvalidArgument("feature '" + name + "' is " + Describe(tensor) +
+                               ", in the examples before it " + Describe(slot) +
+                               (tensor.shape().rank() == 1 && slot.shape().rank() == 1
+                                    ? " [Dataset::Lists takes lists of any length]"
+                                    : ""));
       }
       if (slot.bytes() != 0) {
         std::memcpy(slot.raw(), tensor.raw(), slot.bytes());

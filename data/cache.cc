@@ -86,7 +86,7 @@ class CachedSource final : public Source {
     return std::shared_ptr<const Kept>(std::move(kept));
   }
 
-  std::shared_ptr<const Source> source_;  // owners: this and data sets
+  std::shared_ptr<const Source> source_;        // owners: this and data sets
   mutable std::array<std::mutex, 64> mutexes_;  // of the slots of equal remainder
   mutable std::vector<std::shared_ptr<const Kept>> slots_;
 };
@@ -107,7 +107,8 @@ std::string MarkOf(FileSystem& files, const std::string& path) {
   }
   const auto file = OpenRaw(files, path);
   std::uint64_t length = 0;
-  if (!file.ok() || !ReadExactly(**file, path, 0, std::as_writable_bytes(std::span(&length, 1))).ok() ||
+  if (!file.ok() ||
+      !ReadExactly(**file, path, 0, std::as_writable_bytes(std::span(&length, 1))).ok() ||
       length > (*file)->size()) {
     return {};
   }

@@ -35,8 +35,8 @@ std::string Describe(const Source& source) {
             std::string(DTypeName(feature.dtype)) + feature.shape.ToString();
   }
   for (const RaggedSpec& list : source.ragged()) {
-    text += (text.empty() ? "" : ", ") + list.name + " " + std::string(DTypeName(list.dtype)) +
-            "[any]";
+    text +=
+        (text.empty() ? "" : ", ") + list.name + " " + std::string(DTypeName(list.dtype)) + "[any]";
   }
   return text;
 }

@@ -28,9 +28,7 @@ struct Dataset::Plan {
   int prefetch_threads = 1;
   std::int64_t prefetch_bytes = 0;
 
-  bool bucketed() const {
-    return !order.empty() && order.back().kind == OrderStage::Kind::kBucket;
-  }
+  bool bucketed() const { return !order.empty() && order.back().kind == OrderStage::Kind::kBucket; }
   // With one more stage.
   std::shared_ptr<const Plan> Then(OrderStage stage, const char* what) const {
     Require(batch_size == 0, std::string(what) + " stands before Batch");
@@ -91,15 +89,15 @@ Dataset Dataset::Shard(std::int64_t parts, std::int64_t i) const {
 
 Dataset Dataset::BucketByLength(std::shared_ptr<const std::vector<std::int32_t>> lengths,
                                 std::uint64_t seed, std::int64_t window_batches) const {
-  Require(lengths != nullptr &&
-              lengths->size() == static_cast<std::size_t>(plan_->source->size()),
+  Require(lengths != nullptr && lengths->size() == static_cast<std::size_t>(plan_->source->size()),
           "BucketByLength has a length for each example of the source");
   Require(window_batches >= 1, "a window of at least 1 batch");
-  return Dataset(plan_->Then({.kind = Kind::kBucket,
-                              .seed = seed,
-                              .count = window_batches,
-                              .lengths = std::move(lengths)},
-                             "BucketByLength"));
+  Require(plan_->source->AtEpoch(1) == nullptr,
+          "BucketByLength of examples that have the same numbers in every epoch: parts are put "
+          "together unshuffled");
+  return Dataset(plan_->Then(
+      {.kind = Kind::kBucket, .seed = seed, .count = window_batches, .lengths = std::move(lengths)},
+      "BucketByLength"));
 }
 
 Dataset Dataset::Map(std::function<Status(Example&)> transform) const {
@@ -165,10 +163,9 @@ std::vector<std::uint64_t> Dataset::Plan::Words() const {
   std::vector<std::uint64_t> words = {
       source->Fingerprint(), static_cast<std::uint64_t>(source->size()), recipe.maps.size()};
   for (const OrderStage& stage : order) {
-    words.insert(words.end(),
-                 {static_cast<std::uint64_t>(stage.kind), stage.seed, stage.reshuffle ? 1U : 0U,
-                  static_cast<std::uint64_t>(stage.count),
-                  static_cast<std::uint64_t>(stage.number)});
+    words.insert(words.end(), {static_cast<std::uint64_t>(stage.kind), stage.seed,
+                               stage.reshuffle ? 1U : 0U, static_cast<std::uint64_t>(stage.count),
+                               static_cast<std::uint64_t>(stage.number)});
     if (stage.lengths != nullptr) {
       words.push_back(Hash64({reinterpret_cast<const char*>(stage.lengths->data()),
                               stage.lengths->size() * sizeof(std::int32_t)}));
@@ -235,7 +232,8 @@ Result<IterateOptions> Dataset::ResumeAt(const DataPosition& position,
                                          IterateOptions options) const {
   if (position.fingerprint != DigestOf(plan_->Words())) {
     return FailedPrecondition(
-        "the place in the data was saved for other data, another order (seed, Take, Repeat, ...) or "
+        "the place in the data was saved for other data, another order (seed, Take, Repeat, ...) "
+        "or "
         "other maps than this data set's [go on with those, or begin an epoch]");
   }
   if (position.example > size()) {
@@ -260,12 +258,17 @@ Result<std::shared_ptr<const Source>> Dataset::AsSource() const {
   return PlanSource::Make(plan_->source, plan_->order, plan_->recipe, DigestOf(plan_->Words()));
 }
 
-Result<std::shared_ptr<const std::vector<std::int32_t>>> Dataset::LengthsOf(
-    const std::string& name, int threads) const {
+Result<std::shared_ptr<const std::vector<std::int32_t>>> Dataset::LengthsOf(const std::string& name,
+                                                                            int threads) const {
   Require(threads >= 1, "at least 1 thread");
   const Source& all = *plan_->source;
-  auto lengths =
-      std::make_shared<std::vector<std::int32_t>>(static_cast<std::size_t>(all.size()));
+  if (all.AtEpoch(1) != nullptr) {
+    return InvalidArgument(
+        "LengthsOf: the data set is put together of parts that are shuffled, or mixed, anew in "
+        "each "
+        "epoch [Shuffle what is put together]");
+  }
+  auto lengths = std::make_shared<std::vector<std::int32_t>>(static_cast<std::size_t>(all.size()));
   std::mutex mutex;
   Status first_error;
   std::int64_t first_place = std::numeric_limits<std::int64_t>::max();

@@ -77,8 +77,7 @@ std::int64_t Vocabulary::Find(std::string_view text) const {
   if (it != positions_.end()) {
     return it->second;
   }
-  return buckets_ == 0 ? -1
-                       : static_cast<std::int64_t>(texts_.size()) + TextHash(text, buckets_);
+  return buckets_ == 0 ? -1 : static_cast<std::int64_t>(texts_.size()) + TextHash(text, buckets_);
 }
 
 std::int64_t Vocabulary::size() const {
@@ -180,14 +179,11 @@ void Moments::Merge(const Moments& other) {
   count += other.count;
 }
 
-double Moments::variance() const {
-  return count == 0 ? 0 : squares / static_cast<double>(count);
-}
+double Moments::variance() const { return count == 0 ? 0 : squares / static_cast<double>(count); }
 
 double Moments::deviation() const { return std::sqrt(variance()); }
 
-Result<std::map<std::string, Moments>> LoadStatistics(FileSystem& files,
-                                                      const std::string& path) {
+Result<std::map<std::string, Moments>> LoadStatistics(FileSystem& files, const std::string& path) {
   COHORT_ASSIGN_OR_RETURN(const std::string text, ReadFile(files, path));
   std::map<std::string, Moments> statistics;
   try {
@@ -217,9 +213,8 @@ FeatureMap Standardize(const std::string& feature, const Moments& moments) {
     for (std::size_t i = 0; i < in.data<float>().size(); ++i) {
       const float value = in.data<float>()[i];
       out.data<float>()[i] =
-          std::isnan(value)
-              ? 0
-              : static_cast<float>((static_cast<double>(value) - mean) / deviation);
+          std::isnan(value) ? 0
+                            : static_cast<float>((static_cast<double>(value) - mean) / deviation);
     }
     example[feature] = std::move(out);
     return {};

@@ -14,8 +14,8 @@ PlanSource::PlanSource(std::shared_ptr<const Source> source, std::vector<OrderSt
       order_({{0, source_->size()}}, stages_, epoch) {}
 
 Result<std::shared_ptr<const Source>> PlanSource::Make(std::shared_ptr<const Source> source,
-                                                       std::vector<OrderStage> order,
-                                                       Recipe recipe, std::uint64_t fingerprint) {
+                                                       std::vector<OrderStage> order, Recipe recipe,
+                                                       std::uint64_t fingerprint) {
   auto made = std::shared_ptr<PlanSource>(
       new PlanSource(std::move(source), std::move(order), std::move(recipe), fingerprint, 0));
   if (std::shared_ptr<const Source> at = made->source_->AtEpoch(0)) {

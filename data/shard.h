@@ -47,7 +47,7 @@ class EpochOrder {
  private:
   struct Stage {
     OrderStage spec;
-    std::int64_t size = 0;                           // of what goes in
+    std::int64_t size = 0;                        // of what goes in
     std::optional<Permutation> permutation = {};  // kShuffle, of pass epoch_
   };
   // The windows of a bucket stage that were sorted last.

@@ -100,9 +100,9 @@ Status Convert(Options& options) {
                       (options.inputs.size() > 1 ? " or the other files" : ""));
     }
   }
-  COHORT_ASSIGN_OR_RETURN(const auto writer,
-                          data::RowWriter::Create(FileSystem::Local(), options.output, format,
-                                                  summary, options.write));
+  COHORT_ASSIGN_OR_RETURN(
+      const auto writer,
+      data::RowWriter::Create(FileSystem::Local(), options.output, format, summary, options.write));
   COHORT_RETURN_IF_ERROR(ForEachRow(
       options, "convert", [&writer](const data::Row& row) { return writer->Write(row); }));
   COHORT_RETURN_IF_ERROR(writer->Close());
@@ -133,7 +133,8 @@ int DataConvertCommand(int argc, char** argv) {
   Options options;
   CLI::App app(
       "Writes the records of files (told by content) to one file of the format that its name "
-      "says: .tfrecord, .csv, .tsv or .tar, each also with .gz, .tfrecord.zlib, .npy, .safetensors. "
+      "says: .tfrecord, .csv, .tsv or .tar, each also with .gz, .tfrecord.zlib, .npy, "
+      ".safetensors. "
       "Reads the input twice. What the format cannot hold is an error that names the field.",
       argv[0]);
   double fill = 0;

@@ -24,8 +24,7 @@ bool BeginsAsRecord(std::string_view start) {
 }
 
 bool IsCalledRecords(const std::string& path) {
-  return path.find(".tfrecord") != std::string::npos ||
-         path.find("tfevents") != std::string::npos;
+  return path.find(".tfrecord") != std::string::npos || path.find("tfevents") != std::string::npos;
 }
 
 }  // namespace
@@ -103,8 +102,7 @@ Result<FileKind> KindOf(FileSystem& files, const std::string& path) {
   const std::string_view first_line = std::string_view(start).substr(0, start.find('\n'));
   if (first_line.find('\0') == std::string_view::npos &&
       first_line.find_first_of(",\t") != std::string_view::npos) {
-    return FileKind{Format::kCsv,
-                    first_line.find(',') == std::string_view::npos ? '\t' : ','};
+    return FileKind{Format::kCsv, first_line.find(',') == std::string_view::npos ? '\t' : ','};
   }
   if (start.find('\0') == std::string::npos) {
     return FileKind{Format::kText};

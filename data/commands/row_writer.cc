@@ -237,8 +237,8 @@ class ArrayWriter final : public RowWriter {
       // A list of one value is a scalar of the row.
       const bool scalar = field.most == 1 && field.fewest == 1;
       if (!field.shape.has_value() && !scalar) {
-        return index_.Bad(field, "holds " + Between(field) +
-                                     " values: an array has as many in every row");
+        return index_.Bad(field,
+                          "holds " + Between(field) + " values: an array has as many in every row");
       }
       if (field.rows < rows && !fill_.has_value()) {
         return index_.Bad(field, "is missing in " + std::to_string(rows - field.rows) + " of " +

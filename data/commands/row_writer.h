@@ -21,10 +21,10 @@ namespace cohort::data {
 // A field over all rows.
 struct FieldSummary {
   std::string name;
-  std::int64_t rows = 0;  // that have it
+  std::int64_t rows = 0;       // that have it
   std::optional<DType> dtype;  // numbers; nothing: strings, or never there
   bool strings = false;
-  bool mixed = false;  // of several types
+  bool mixed = false;       // of several types
   std::int64_t fewest = 0;  // values, where it is there
   std::int64_t most = 0;
   std::optional<Shape> shape;  // the same in all rows that have it
@@ -42,8 +42,8 @@ struct Summary {
 
 struct WriteOptions {
   io::Compression compression = io::Compression::kNone;  // TFRecord, CSV and tar
-  bool float32 = false;        // round float64 to it for TFRecord
-  std::optional<double> fill;  // stands for missing numbers
+  bool float32 = false;                                  // round float64 to it for TFRecord
+  std::optional<double> fill;                            // stands for missing numbers
 };
 
 class RowWriter {

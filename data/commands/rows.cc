@@ -53,9 +53,8 @@ class RecordRows final : public RowReader {
       return false;
     }
     const auto example = ParseTfSequenceExample(*record);
-    const bool is_example =
-        example.ok() && (record->size() <= 2 || !example->context.empty() ||
-                         !example->steps.empty());
+    const bool is_example = example.ok() && (record->size() <= 2 || !example->context.empty() ||
+                                             !example->steps.empty());
     if (!is_example) {
       row.emplace_back("record", Value::Of(std::string(*record)));
       return true;
@@ -156,7 +155,8 @@ class CsvRows final : public RowReader {
       for (std::size_t i = 0; i < fields_.size(); ++i) {
         const Cell cell = CellOf(fields_[i]);
         if (cell == Cell::kInt64) {
-          large[i] = large[i] || !FitsFloat32(static_cast<double>(*Parse<std::int64_t>(fields_[i].text)));
+          large[i] =
+              large[i] || !FitsFloat32(static_cast<double>(*Parse<std::int64_t>(fields_[i].text)));
         }
         cells_[i] = Both(cells_[i], cell);
       }
@@ -267,8 +267,8 @@ class TensorRows final : public RowReader {
     } else {
       std::vector<std::int64_t> dims = tensor_.shape().dims();
       dims.erase(dims.begin());
-      row.emplace_back(
-          name_, Value::Of(tensor_.Rows(next_, next_ + 1).Reshaped(Shape(std::move(dims)))));
+      row.emplace_back(name_,
+                       Value::Of(tensor_.Rows(next_, next_ + 1).Reshaped(Shape(std::move(dims)))));
     }
     ++next_;
     return true;
@@ -318,8 +318,8 @@ class TarRows final : public RowReader {
           row->emplace_back("__key__", Value::Of(name.key));
         }
         std::string content(member.size, '\0');
-        COHORT_RETURN_IF_ERROR(ReadExactly(*file_, path_, member.begin,
-                                           std::as_writable_bytes(std::span(content))));
+        COHORT_RETURN_IF_ERROR(
+            ReadExactly(*file_, path_, member.begin, std::as_writable_bytes(std::span(content))));
         row->emplace_back(name.extension, Value::Of(std::move(content)));
       }
       key = name.key;

@@ -79,8 +79,8 @@ Status ForEachSample(const std::string& path, const Each& each) {
       piece = {.key = name.key};
     }
     std::string content(member.size, '\0');
-    COHORT_RETURN_IF_ERROR(data::ReadExactly(*file, path, member.begin,
-                                             std::as_writable_bytes(std::span(content))));
+    COHORT_RETURN_IF_ERROR(
+        data::ReadExactly(*file, path, member.begin, std::as_writable_bytes(std::span(content))));
     if (!piece.members.emplace(name.extension, std::move(content)).second) {
       return DataLoss(path + ": sample '" + name.key + "' has member '" + name.extension +
                       "' twice");
@@ -210,8 +210,7 @@ class Sharder {
 
   Status Run() {
     for (const std::string& path : options_.inputs) {
-      COHORT_ASSIGN_OR_RETURN(const data::FileKind kind,
-                              data::KindOf(FileSystem::Local(), path));
+      COHORT_ASSIGN_OR_RETURN(const data::FileKind kind, data::KindOf(FileSystem::Local(), path));
       if (kind.format == data::Format::kEmpty) {
         continue;
       }
@@ -247,8 +246,7 @@ class Sharder {
       return InvalidArgument(std::to_string(records_) + " records do not fill " +
                              std::to_string(options_.files) + " files");
     }
-    COHORT_RETURN_IF_ERROR(
-        ForEach("shard", [this](const Piece& piece) { return Write(piece); }));
+    COHORT_RETURN_IF_ERROR(ForEach("shard", [this](const Piece& piece) { return Write(piece); }));
     return CloseOutput();
   }
 
@@ -288,7 +286,7 @@ class Sharder {
     for (const std::string& path : paths_) {
       progress.SetFile(path);
       COHORT_RETURN_IF_ERROR(kind_.format == data::Format::kTfRecord ? ForEachRecord(path, counted)
-                             : kind_.format == data::Format::kTar ? ForEachSample(path, counted)
+                             : kind_.format == data::Format::kTar    ? ForEachSample(path, counted)
                              : kind_.format == data::Format::kCsv
                                  ? ForEachCsvRow(path, kind_.delimiter, header_, counted)
                                  : ForEachLine(path, counted));
@@ -382,9 +380,7 @@ int DataShardCommand(int argc, char** argv) {
       argv[0]);
   app.add_option("input", options.inputs, "files of one format, one after another")->required();
   app.add_option("--out", options.prefix, "PREFIX of the files to write")->required();
-  app.add_option("--files", options.files, "how many")
-      ->required()
-      ->check(CLI::Range(1, 1'000'000));
+  app.add_option("--files", options.files, "how many")->required()->check(CLI::Range(1, 1'000'000));
   app.add_flag("--gzip", options.gzip, "pack each file");
   app.add_flag("--json", options.json, "print a JSON object");
   try {

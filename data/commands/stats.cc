@@ -169,9 +169,9 @@ class Statistics {
       if (name.find('/') != std::string::npos) {
         return InvalidArgument("field '" + name + "' is no name of a file");
       }
-      COHORT_ASSIGN_OR_RETURN(const data::Vocabulary vocabulary,
-                              data::Vocabulary::Make(
-                                  field.texts.Texts(options.min_count, options.max_size)));
+      COHORT_ASSIGN_OR_RETURN(
+          const data::Vocabulary vocabulary,
+          data::Vocabulary::Make(field.texts.Texts(options.min_count, options.max_size)));
       COHORT_RETURN_IF_ERROR(
           vocabulary.Save(FileSystem::Local(), options.vocabularies + "/" + name + ".txt"));
     }
@@ -204,17 +204,17 @@ class Statistics {
 
   static nlohmann::json Numbers(const Field& field) {
     const data::Moments& m = field.moments;
-    nlohmann::json numbers = {{"count", m.count},     {"missing", m.missing}, {"mean", m.mean},
-                              {"squares", m.squares}, {"least", m.least},     {"most", m.most},
+    nlohmann::json numbers = {{"count", m.count},          {"missing", m.missing}, {"mean", m.mean},
+                              {"squares", m.squares},      {"least", m.least},     {"most", m.most},
                               {"deviation", m.deviation()}};
     if (m.count > 0) {
       const std::vector<double> sorted = field.sample.Sorted();
       nlohmann::json quantiles = nlohmann::json::array();
       for (const double part : kQuantiles) {
         quantiles.push_back(
-            {part, sorted[std::min(
-                       sorted.size() - 1,
-                       static_cast<std::size_t>(part * static_cast<double>(sorted.size())))]});
+            {part,
+             sorted[std::min(sorted.size() - 1, static_cast<std::size_t>(
+                                                    part * static_cast<double>(sorted.size())))]});
       }
       numbers["quantiles"] = quantiles;
       numbers["quantiles_of"] = field.sample.whole() ? "all numbers" : "100000 of them";

@@ -29,7 +29,7 @@ constexpr std::size_t kErrorsKept = 20;  // of a file
 struct Report {
   std::string path;
   std::string format;
-  std::string covered;  // what was checked
+  std::string covered;       // what was checked
   std::int64_t records = 0;  // sound ones
   std::uint64_t bytes = 0;   // of them
   std::int64_t bad = 0;
@@ -123,8 +123,7 @@ class Verifier {
       if (!record->has_value()) {
         return {};
       }
-      const Status status =
-          examples_ ? data::ParseTfSequenceExample(**record).status() : Status();
+      const Status status = examples_ ? data::ParseTfSequenceExample(**record).status() : Status();
       if (status.ok()) {
         Sound(report, (*record)->size());
       } else {
@@ -153,8 +152,8 @@ class Verifier {
   static Status CheckMember(const RandomAccessFile& file, const std::string& path,
                             const data::TarMember& member) {
     std::string content(member.size, '\0');
-    COHORT_RETURN_IF_ERROR(data::ReadExactly(file, path, member.begin,
-                                             std::as_writable_bytes(std::span(content))));
+    COHORT_RETURN_IF_ERROR(
+        data::ReadExactly(file, path, member.begin, std::as_writable_bytes(std::span(content))));
     const std::string extension = data::SplitSampleName(member.name).extension;
     const auto is = [&extension](std::string_view name) {
       return extension == name || extension.ends_with("." + std::string(name));
@@ -172,8 +171,8 @@ class Verifier {
 
   Status CheckContent(const RandomAccessFile& file, const data::FileKind& kind, Report& report) {
     std::string content(file.size(), '\0');
-    COHORT_RETURN_IF_ERROR(data::ReadExactly(file, report.path, 0,
-                                             std::as_writable_bytes(std::span(content))));
+    COHORT_RETURN_IF_ERROR(
+        data::ReadExactly(file, report.path, 0, std::as_writable_bytes(std::span(content))));
     if (kind.format == data::Format::kImage) {
       report.covered = "the whole image";
       const Status status = data::DecodeImage(content).status();
@@ -186,14 +185,13 @@ class Verifier {
       return CheckCsv(content, kind.delimiter, report);
     }
     report.covered = "no zero bytes";
-    report.records = std::count(content.begin(), content.end(), '\n') +
-                     (content.ends_with('\n') ? 0 : 1);
+    report.records =
+        std::count(content.begin(), content.end(), '\n') + (content.ends_with('\n') ? 0 : 1);
     report.bytes = content.size();
     const std::size_t zero = content.find('\0');
-    return zero == std::string::npos
-               ? Status()
-               : DataLoss(report.path + ": a zero byte at byte " + std::to_string(zero) +
-                          ": no text");
+    return zero == std::string::npos ? Status()
+                                     : DataLoss(report.path + ": a zero byte at byte " +
+                                                std::to_string(zero) + ": no text");
   }
 
   Status CheckCsv(const std::string& content, char delimiter, Report& report) {
@@ -281,10 +279,8 @@ int DataVerifyCommand(int argc, char** argv) {
     }
   }
   if (json) {
-    const nlohmann::json object = {{"files", list},
-                                   {"records", total.records},
-                                   {"bytes", total.bytes},
-                                   {"bad", total.bad}};
+    const nlohmann::json object = {
+        {"files", list}, {"records", total.records}, {"bytes", total.bytes}, {"bad", total.bad}};
     std::printf("%s\n",
                 object.dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
   } else if (paths.size() > 1) {

@@ -34,9 +34,8 @@ std::size_t TakeHeader(char* data, std::size_t size, std::size_t count, void* us
   if (line.starts_with("HTTP/")) {
     const std::size_t space = line.find(' ');
     answer = {};  // an answer before it was a redirection
-    answer.status = space == std::string_view::npos
-                        ? 0
-                        : static_cast<long>(IntegerIn(line.substr(space + 1)));
+    answer.status =
+        space == std::string_view::npos ? 0 : static_cast<long>(IntegerIn(line.substr(space + 1)));
     return size * count;
   }
   const std::size_t colon = line.find(':');
@@ -57,8 +56,7 @@ std::size_t TakeHeader(char* data, std::size_t size, std::size_t count, void* us
   } else if (name == "content-range" && value.starts_with("bytes ")) {
     const std::size_t slash = value.find('/');
     answer.begin = IntegerIn(value.substr(6));
-    answer.total =
-        slash == std::string_view::npos ? -1 : IntegerIn(value.substr(slash + 1));
+    answer.total = slash == std::string_view::npos ? -1 : IntegerIn(value.substr(slash + 1));
   }
   return size * count;
 }
@@ -67,8 +65,8 @@ std::size_t TakeBody(char* data, std::size_t size, std::size_t count, void* user
   const Transfer& transfer = *static_cast<Transfer*>(user);
   const std::size_t bytes = size * count;
   if (transfer.answer->status / 100 == 2) {
-    const bool more = transfer.request->take(
-        *transfer.answer, {reinterpret_cast<const std::byte*>(data), bytes});
+    const bool more =
+        transfer.request->take(*transfer.answer, {reinterpret_cast<const std::byte*>(data), bytes});
     return more ? bytes : 0;
   }
   constexpr std::size_t kKept = 300;
@@ -120,7 +118,7 @@ Status HttpClient::Perform(const HttpRequest& request, HttpAnswer& answer) {
   curl_easy_setopt(handle, CURLOPT_URL, request.url.c_str());
   curl_easy_setopt(handle, CURLOPT_PROTOCOLS_STR, "http,https");
   curl_easy_setopt(handle, CURLOPT_REDIR_PROTOCOLS_STR, "http,https");
-  curl_easy_setopt(handle, CURLOPT_FOLLOWLOCATION, 1L);
+  curl_easy_setopt(handle, CURLOPT_FOLLOWLOCATION, request.follow ? 1L : 0L);
   curl_easy_setopt(handle, CURLOPT_MAXREDIRS, 5L);
   curl_easy_setopt(handle, CURLOPT_NOSIGNAL, 1L);
   curl_easy_setopt(handle, CURLOPT_NOBODY, request.head ? 1L : 0L);

@@ -18,12 +18,12 @@
 namespace cohort::data {
 
 struct HttpAnswer {
-  long status = 0;            // 0: none came
+  long status = 0;  // 0: none came
   std::string etag;
-  std::int64_t length = -1;   // Content-Length
-  std::int64_t begin = -1;    // Content-Range: of the bytes that follow
-  std::int64_t total = -1;    // and of the file; -1: not said
-  std::string body;           // of an error, its beginning
+  std::int64_t length = -1;        // Content-Length
+  std::int64_t begin = -1;         // Content-Range: of the bytes that follow
+  std::int64_t total = -1;         // and of the file; -1: not said
+  std::string body;                // of an error, its beginning
   std::int64_t wait_seconds = -1;  // Retry-After
 };
 
@@ -34,6 +34,7 @@ struct HttpRequest {
   std::chrono::milliseconds connect_timeout{0};
   std::chrono::milliseconds timeout{0};
   std::string ca_file;
+  bool follow = true;  // redirections; headers go with the request, so not where they are secret
   // Takes the body of a 2xx answer; false ends the request.
   std::function<bool(const HttpAnswer&, std::span<const std::byte>)> take;
   // Asked about once a second and between pieces.

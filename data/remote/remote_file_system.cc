@@ -115,14 +115,15 @@ class Requests {
     std::uint64_t before = progress;
     for (;;) {
       const auto left = std::chrono::duration_cast<milliseconds>(deadline - Clock::now());
-      HttpRequest request{.url = target_.url,
-                          .head = head,
-                          .headers = options.headers,
-                          .connect_timeout = std::max(kLeast, std::min(left, options.connect_timeout)),
-                          .timeout = std::max(kLeast, std::min(left, options.attempt_timeout)),
-                          .ca_file = options.ca_file,
-                          .take = take,
-                          .stopped = [this] { return stopped(); }};
+      HttpRequest request{
+          .url = target_.url,
+          .head = head,
+          .headers = options.headers,
+          .connect_timeout = std::max(kLeast, std::min(left, options.connect_timeout)),
+          .timeout = std::max(kLeast, std::min(left, options.attempt_timeout)),
+          .ca_file = options.ca_file,
+          .take = take,
+          .stopped = [this] { return stopped(); }};
       if (!head) {
         request.headers["Range"] =
             "bytes=" + std::to_string(begin + progress) + "-" + std::to_string(end - 1);
@@ -130,11 +131,10 @@ class Requests {
       if (target_.signing.has_value()) {
         SigningRequest signing = *target_.signing;
         signing.method = head ? "HEAD" : "GET";
-        for (const auto& [name, value] :
-             SignRequest(signing,
-                         {options.s3.access_key, options.s3.secret_key, options.s3.session_token,
-                          options.s3.region},
-                         TimeNow())) {
+        for (const auto& [name, value] : SignRequest(signing,
+                                                     {options.s3.access_key, options.s3.secret_key,
+                                                      options.s3.session_token, options.s3.region},
+                                                     TimeNow())) {
           request.headers[name] = value;
         }
       }
@@ -169,13 +169,13 @@ class Requests {
       }
       milliseconds pause = wait;
       if (answer.wait_seconds > 0) {
-        pause = std::max(pause,
-                         milliseconds(std::min<std::int64_t>(answer.wait_seconds, 30) * 1000));
+        pause =
+            std::max(pause, milliseconds(std::min<std::int64_t>(answer.wait_seconds, 30) * 1000));
       }
       if (Clock::now() + pause >= deadline) {
         return DeadlineExceeded(target_.name + ": not read within " +
-                                std::to_string(options.deadline.count()) + " ms, at last: " +
-                                status.message());
+                                std::to_string(options.deadline.count()) +
+                                " ms, at last: " + status.message());
       }
       Sleep(pause);
       wait = std::min(wait * 2, milliseconds(5000));
@@ -323,8 +323,11 @@ class RemoteFile final : public RandomAccessFile {
       whole = found.status != 206;
       constexpr std::uint64_t kMaxWhole = std::uint64_t{64} << 20;
       if (whole && size > kMaxWhole) {
-        return InvalidArgument(target.name + ": the server does not send parts of files (ranges), "
-                               "and " + std::to_string(size) + " bytes are too many to read whole "
+        return InvalidArgument(target.name +
+                               ": the server does not send parts of files (ranges), "
+                               "and " +
+                               std::to_string(size) +
+                               " bytes are too many to read whole "
                                "[serve it by another server, or copy it]");
       }
       if (whole) {
@@ -520,7 +523,8 @@ class RemoteFile final : public RandomAccessFile {
       return state_->Fetch(offset, out);
     }
     std::mutex mutex;
-    Status first_error;
+    Status first_error;  // of the part that comes first
+    std::int64_t first_place = static_cast<std::int64_t>(parts);
     state_->shared->pool.ParallelFor(
         static_cast<std::int64_t>(parts), 1, [&](std::int64_t begin, std::int64_t end) {
           for (std::int64_t i = begin; i < end; ++i) {
@@ -529,7 +533,10 @@ class RemoteFile final : public RandomAccessFile {
                 state_->Fetch(offset + at, out.subspan(at, std::min(part, out.size() - at)));
             if (!status.ok()) {
               std::lock_guard lock(mutex);
-              first_error = first_error.ok() ? status : first_error;
+              if (i < first_place) {
+                first_place = i;
+                first_error = status;
+              }
               return;
             }
           }
@@ -599,8 +606,7 @@ class RemoteFileSystem final : public FileSystem {
 }  // namespace
 
 std::unique_ptr<FileSystem> MakeRemoteFileSystem(const RemoteOptions& options) {
-  Require(options.block >= 1 && options.part >= 1 && options.parallel >= 1 &&
-              options.attempts >= 1,
+  Require(options.block >= 1 && options.part >= 1 && options.parallel >= 1 && options.attempts >= 1,
           "remote files: block, part, parallel and attempts are at least 1");
   return std::make_unique<RemoteFileSystem>(options);
 }

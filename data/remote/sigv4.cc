@@ -26,8 +26,7 @@ void Compress(std::string_view block, std::array<std::uint32_t, 8>& state) {
     }
   }
   for (std::size_t i = 16; i < 64; ++i) {
-    const std::uint32_t s0 =
-        std::rotr(w[i - 15], 7) ^ std::rotr(w[i - 15], 18) ^ (w[i - 15] >> 3);
+    const std::uint32_t s0 = std::rotr(w[i - 15], 7) ^ std::rotr(w[i - 15], 18) ^ (w[i - 15] >> 3);
     const std::uint32_t s1 = std::rotr(w[i - 2], 17) ^ std::rotr(w[i - 2], 19) ^ (w[i - 2] >> 10);
     w[i] = w[i - 16] + s0 + w[i - 7] + s1;
   }
@@ -116,8 +115,8 @@ std::string UriEncode(std::string_view text, bool keep_slash) {
   return encoded;
 }
 
-std::map<std::string, std::string> SignRequest(const SigningRequest& request,
-                                               const SigningKey& key, const std::string& time) {
+std::map<std::string, std::string> SignRequest(const SigningRequest& request, const SigningKey& key,
+                                               const std::string& time) {
   const std::string body_hash = Sha256Hex("");
   std::map<std::string, std::string> added = {{"x-amz-date", time}};
   if (key.service == "s3") {
@@ -157,8 +156,8 @@ std::map<std::string, std::string> SignRequest(const SigningRequest& request,
     signing = Hmac(signing, part);
   }
   added["authorization"] = "AWS4-HMAC-SHA256 Credential=" + key.access_key + "/" + scope +
-                           ", SignedHeaders=" + names + ", Signature=" +
-                           Hex(Hmac(signing, to_sign));
+                           ", SignedHeaders=" + names +
+                           ", Signature=" + Hex(Hmac(signing, to_sign));
   return added;
 }
 

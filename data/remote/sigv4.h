@@ -15,7 +15,7 @@ std::string Sha256Hex(std::string_view bytes);
 
 struct SigningRequest {
   std::string method = "GET";
-  std::string path = "/";  // encoded as it is sent
+  std::string path = "/";                      // encoded as it is sent
   std::map<std::string, std::string> query;    // decoded
   std::map<std::string, std::string> headers;  // lower-case names, with "host"
 };
@@ -30,8 +30,8 @@ struct SigningKey {
 
 // The headers to send besides those of the request: authorization, x-amz-date,
 // x-amz-content-sha256 (s3 only) and x-amz-security-token. `time` is "20150830T123600Z".
-std::map<std::string, std::string> SignRequest(const SigningRequest& request,
-                                               const SigningKey& key, const std::string& time);
+std::map<std::string, std::string> SignRequest(const SigningRequest& request, const SigningKey& key,
+                                               const std::string& time);
 
 // Percent-encodes all but unreserved characters, and '/' where `keep_slash`.
 std::string UriEncode(std::string_view text, bool keep_slash);

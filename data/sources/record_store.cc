@@ -53,8 +53,8 @@ class RawStore final : public RecordStore {
                       std::to_string(extent.begin) + ": " + what);
     };
     buffer.resize(extent.bytes);
-    COHORT_RETURN_IF_ERROR(ReadExactly(*file_, path_, extent.begin,
-                                       std::as_writable_bytes(std::span(buffer))));
+    COHORT_RETURN_IF_ERROR(
+        ReadExactly(*file_, path_, extent.begin, std::as_writable_bytes(std::span(buffer))));
     const std::uint64_t length = extent.bytes - kHeaderBytes - kFooterBytes;
     const std::string_view whole(buffer);
     if (Load<std::uint64_t>(whole.data()) != length ||
@@ -163,8 +163,9 @@ Result<std::vector<Extent>> ReadIndex(FileSystem& files, const std::string& path
       return IndexError(path, line, "not \"offset length\"");
     }
     if (begin != at || bytes < kHeaderBytes + kFooterBytes || bytes > file_bytes - at) {
-      return IndexError(path, line, "the records do not lie one behind another in " + path +
-                                        ", which has " + std::to_string(file_bytes) + " bytes");
+      return IndexError(path, line,
+                        "the records do not lie one behind another in " + path + ", which has " +
+                            std::to_string(file_bytes) + " bytes");
     }
     extents.push_back({begin, bytes, static_cast<std::int64_t>(extents.size())});
     at += bytes;
@@ -214,8 +215,8 @@ Result<std::unique_ptr<RecordStore>> OpenRecordStore(const TfRecordOptions& opti
                                                      const std::string& path,
                                                      CorruptRecords& corrupt) {
   FileSystem& files = *options.files;
-  COHORT_ASSIGN_OR_RETURN(
-      const auto reader, io::RecordReader::Open(files, path, CompressionOf(options.compression)));
+  COHORT_ASSIGN_OR_RETURN(const auto reader,
+                          io::RecordReader::Open(files, path, CompressionOf(options.compression)));
   const bool skip = options.on_corrupt == OnCorrupt::kSkip;
   if (reader->compression() != io::Compression::kNone) {
     auto store = std::make_unique<UnpackedStore>();
@@ -237,10 +238,10 @@ Result<std::unique_ptr<RecordStore>> OpenRecordStore(const TfRecordOptions& opti
   COHORT_ASSIGN_OR_RETURN(auto file, OpenRaw(files, path));
   std::vector<Extent> extents;
   if (skip) {
-    COHORT_RETURN_IF_ERROR(ReadAll(*reader, corrupt,
-                                   [&extents](std::string_view /*record*/, const Extent& extent) {
-                                     extents.push_back(extent);
-                                   }));
+    COHORT_RETURN_IF_ERROR(
+        ReadAll(*reader, corrupt, [&extents](std::string_view /*record*/, const Extent& extent) {
+          extents.push_back(extent);
+        }));
   } else if (options.index && files.Exists(path + ".idx")) {
     COHORT_ASSIGN_OR_RETURN(extents, ReadIndex(files, path, file->size()));
     return std::make_unique<RawStore>(std::move(file), path, std::move(extents), true);
@@ -248,8 +249,7 @@ Result<std::unique_ptr<RecordStore>> OpenRecordStore(const TfRecordOptions& opti
     COHORT_ASSIGN_OR_RETURN(const auto records, io::RecordFile::Open(files, path));
     for (std::size_t i = 0; i + 1 < records->offsets().size(); ++i) {
       const std::uint64_t begin = records->offsets()[i];
-      extents.push_back(
-          {begin, records->offsets()[i + 1] - begin, static_cast<std::int64_t>(i)});
+      extents.push_back({begin, records->offsets()[i + 1] - begin, static_cast<std::int64_t>(i)});
     }
   }
   return std::make_unique<RawStore>(std::move(file), path, std::move(extents), false);

@@ -1,7 +1,7 @@
 // Example{1: Features}; Features{1: map entry{1: key, 2: Feature}};
 // Feature{oneof 1: BytesList, 2: FloatList, 3: Int64List}; each list {1: repeated value}.
-// SequenceExample{1: Features, 2: FeatureLists}; FeatureLists{1: map entry{1: key, 2: FeatureList}};
-// FeatureList{1: repeated Feature}.
+// SequenceExample{1: Features, 2: FeatureLists}; FeatureLists{1: map entry{1: key, 2:
+// FeatureList}}; FeatureList{1: repeated Feature}.
 
 #include <cohort/data/tf_example.h>
 
@@ -212,8 +212,7 @@ Status ForEachEntry(
     return status.ok();
   };
   const bool sound = ForEachField(message, [&](const Field& field) {
-    return field.number != number || field.type != kBytes ||
-           ForEachField(field.bytes, each_entry);
+    return field.number != number || field.type != kBytes || ForEachField(field.bytes, each_entry);
   });
   return !sound && status.ok() ? NotAMessage("the message") : status;
 }

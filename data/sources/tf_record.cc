@@ -183,8 +183,7 @@ class TfRecordSource final : public Source {
   std::string Where(std::int64_t index) const override {
     const std::size_t file = table_.Find(index);
     const FileRange& range = table_.ranges()[file];
-    return range.name + ", record " +
-           std::to_string(records_[file]->Ordinal(index - range.begin));
+    return range.name + ", record " + std::to_string(records_[file]->Ordinal(index - range.begin));
   }
   std::vector<FileRange> files() const override { return table_.ranges(); }
 

@@ -202,10 +202,9 @@ Dataset RaggedRecords(const testing::TempDir& folder) {
     bytes += record;
   }
   OrThrow(WriteFileAtomically(FileSystem::Local(), folder / "r", bytes));
-  return OrThrow(
-      TfRecords({folder / "r"}, {.features = {{.name = "i", .type = TfType::kInt64},
-                                              {.name = "x", .ragged = true}},
-                                 .on_corrupt = OnCorrupt::kSkip}));
+  return OrThrow(TfRecords({folder / "r"}, {.features = {{.name = "i", .type = TfType::kInt64},
+                                                         {.name = "x", .ragged = true}},
+                                            .on_corrupt = OnCorrupt::kSkip}));
 }
 
 Dataset CriteoFiles(const testing::TempDir& folder) {
@@ -261,8 +260,7 @@ const Case kCases[] = {
      }},
     {"Mixed",
      [](const testing::TempDir&) {
-       return OrThrow(
-           Mix({Numbers(0, 30), Numbers(30, kExamples - 30).Shuffle(2)}, {.block = 8}));
+       return OrThrow(Mix({Numbers(0, 30), Numbers(30, kExamples - 30).Shuffle(2)}, {.block = 8}));
      }},
     {"Filtered",
      [](const testing::TempDir&) {
@@ -273,18 +271,18 @@ const Case kCases[] = {
      }},
     {"FlatMapped",
      [](const testing::TempDir&) {
-       return OrThrow(FlatMap(Numbers(0, kExamples / 2 + 1),
-                              [](const Example& example, std::vector<Example>& made) {
-                                const auto i = example.at("i").data<std::int64_t>()[0];
-                                for (std::int64_t k = 0; k < (i == 0 ? 1 : 2); ++k) {
-                                  const std::int64_t n = i * 2 + k;
-                                  made.push_back(
-                                      {{"n", Tensor::Of<std::int64_t>(Shape(), {&n, 1})}});
-                                }
-                                return OkStatus();
-                              }));
+       return OrThrow(FlatMap(
+           Numbers(0, kExamples / 2 + 1), [](const Example& example, std::vector<Example>& made) {
+             const auto i = example.at("i").data<std::int64_t>()[0];
+             for (std::int64_t k = 0; k < (i == 0 ? 1 : 2); ++k) {
+               const std::int64_t n = i * 2 + k;
+               made.push_back({{"n", Tensor::Of<std::int64_t>(Shape(), {&n, 1})}});
+             }
+             return OkStatus();
+           }));
      }},
-    {"Cached", [](const testing::TempDir&) { return OrThrow(Cache(Squares(Numbers(0, kExamples)))); }},
+    {"Cached",
+     [](const testing::TempDir&) { return OrThrow(Cache(Squares(Numbers(0, kExamples)))); }},
     {"CachedInFile",
      [](const testing::TempDir& f) {
        return OrThrow(

@@ -6,7 +6,6 @@
 #include "targets.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* bytes, std::size_t size) {
-  cohort::fuzz::kTargets[COHORT_FUZZ_TARGET].run(
-      {reinterpret_cast<const char*>(bytes), size});
+  cohort::fuzz::kTargets[COHORT_FUZZ_TARGET].run({reinterpret_cast<const char*>(bytes), size});
   return 0;
 }

@@ -17,8 +17,8 @@ class Replay : public ::testing::TestWithParam<Target> {};
 
 TEST_P(Replay, NothingBreaksAReader) {
   std::vector<std::string> paths;
-  for (const auto& entry : std::filesystem::directory_iterator(
-           std::string(COHORT_FUZZ_CORPUS "/") + GetParam().name)) {
+  for (const auto& entry :
+       std::filesystem::directory_iterator(std::string(COHORT_FUZZ_CORPUS "/") + GetParam().name)) {
     paths.push_back(entry.path().string());
   }
   std::sort(paths.begin(), paths.end());

@@ -169,11 +169,13 @@ void TarFile(std::string_view bytes) {
     }
   }
   const auto data = WebDataset(
-      {"f"}, {.features = {{.name = "cls", .extensions = {"cls"}, .decoder = IntegerText(),
-                            .missing = 0},
-                           {.name = "npy", .extensions = {"npy"},
-                            .decoder = NpyElements(DType::kInt32, {2}), .missing = 0}},
-              .files = &files});
+      {"f"},
+      {.features = {{.name = "cls", .extensions = {"cls"}, .decoder = IntegerText(), .missing = 0},
+                    {.name = "npy",
+                     .extensions = {"npy"},
+                     .decoder = NpyElements(DType::kInt32, {2}),
+                     .missing = 0}},
+       .files = &files});
   if (data.ok()) {
     ReadAll(*data);
   }
@@ -208,9 +210,8 @@ void IndexFile(std::string_view bytes) {
   }();
   MemoryFiles files = One(records);
   files.Put("f.idx", bytes);
-  const auto data = TfRecords({"f"}, {.features = {{.name = "a", .missing = 0}},
-                                      .index = true,
-                                      .files = &files});
+  const auto data =
+      TfRecords({"f"}, {.features = {{.name = "a", .missing = 0}}, .index = true, .files = &files});
   if (data.ok()) {
     for (std::int64_t i = 0; i < data->size(); ++i) {
       Check(!data->source().Read(i).ok() || data->size() == 3, "only the right index reads");
@@ -220,8 +221,7 @@ void IndexFile(std::string_view bytes) {
 
 void CriteoLines(std::string_view bytes) {
   MemoryFiles files = One(bytes);
-  const auto data =
-      TextLines({"f"}, {.decoder = CriteoLine({.buckets = 100}), .files = &files});
+  const auto data = TextLines({"f"}, {.decoder = CriteoLine({.buckets = 100}), .files = &files});
   if (data.ok()) {
     ReadAll(*data);
   }

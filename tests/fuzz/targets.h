@@ -1,6 +1,6 @@
-// What is fuzzed: readers of bytes that others wrote. Each takes any bytes; it throws where a reader
-// breaks its word (what was read twice differs, something lies outside of the file), and sanitizers
-// see the rest.
+// What is fuzzed: readers of bytes that others wrote. Each takes any bytes; it throws where a
+// reader breaks its word (what was read twice differs, something lies outside of the file), and
+// sanitizers see the rest.
 
 #pragma once
 
@@ -15,7 +15,7 @@ void IdxFile(std::string_view bytes);
 void TarFile(std::string_view bytes);
 void NpyFile(std::string_view bytes);
 void SafetensorsFile(std::string_view bytes);
-void IndexFile(std::string_view bytes);   // a TFRecord file's PATH.idx
+void IndexFile(std::string_view bytes);  // a TFRecord file's PATH.idx
 void CriteoLines(std::string_view bytes);
 
 struct Target {
@@ -24,9 +24,15 @@ struct Target {
 };
 
 inline constexpr Target kTargets[] = {
-    {"tf_record", TfRecordFile}, {"tf_example", TfExampleMessage}, {"csv", CsvFile},
-    {"idx", IdxFile},            {"tar", TarFile},                 {"npy", NpyFile},
-    {"safetensors", SafetensorsFile}, {"index", IndexFile},        {"criteo", CriteoLines},
+    {"tf_record", TfRecordFile},
+    {"tf_example", TfExampleMessage},
+    {"csv", CsvFile},
+    {"idx", IdxFile},
+    {"tar", TarFile},
+    {"npy", NpyFile},
+    {"safetensors", SafetensorsFile},
+    {"index", IndexFile},
+    {"criteo", CriteoLines},
 };
 
 }  // namespace cohort::fuzz

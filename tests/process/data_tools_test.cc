@@ -140,10 +140,10 @@ TEST_F(DataTools, CatPrintsRecordsAsJson) {
   EXPECT_EQ(rows[1].at("id"), Json({3}));
   EXPECT_EQ(rows[2].at("id"), Json({0}));
 
-  EXPECT_EQ(Cat({Write("a.csv", "n,f,t,z,m\n1,2.5,x y,007,\n-2,1e3,\"1\",1,?\n")}),
-            (std::vector<Json>{
-                Json::parse(R"({"n": 1, "f": 2.5, "t": "x y", "z": "007", "m": null})"),
-                Json::parse(R"({"n": -2, "f": 1000, "t": "1", "z": "1", "m": null})")}));
+  EXPECT_EQ(
+      Cat({Write("a.csv", "n,f,t,z,m\n1,2.5,x y,007,\n-2,1e3,\"1\",1,?\n")}),
+      (std::vector<Json>{Json::parse(R"({"n": 1, "f": 2.5, "t": "x y", "z": "007", "m": null})"),
+                         Json::parse(R"({"n": -2, "f": 1000, "t": "1", "z": "1", "m": null})")}));
   const Tensor array = Tensor::Of<double>({2, 2, 1}, std::vector<double>{1, 2, 3, 0.1});
   OrThrow(data::WriteNpy(files_, folder_ / "a.npy", array));
   EXPECT_EQ(Cat({folder_ / "a.npy"}),
@@ -222,7 +222,8 @@ TEST_F(DataTools, ConvertRefusesWhatAFormatDoesNotHold) {
 TEST_F(DataTools, ShardKeepsTheOrderAndEvensTheBytes) {
   const std::string one = WriteExamples("one.tfrecord", 60);
   const std::string two = WriteExamples("two.tfrecord", 7, io::Compression::kGzip);
-  const Json report = RunJson({"shard", one, two, "--files", "4", "--out", folder_ / "s", "--gzip"});
+  const Json report =
+      RunJson({"shard", one, two, "--files", "4", "--out", folder_ / "s", "--gzip"});
   ASSERT_EQ(report.at("files").size(), 4U);
   const double even = report.at("bytes").get<double>() / 4;
   std::vector<std::string> paths;

@@ -131,8 +131,9 @@ TEST(Concatenate, FilesAreThoseOfItsParts) {
 
 TEST(Concatenate, RefusesFeaturesThatDiffer) {
   const Dataset other = OrThrow(FromTensors({{"id", Tensor(DType::kInt64, {3, 2})}}));
-  EXPECT_THAT(Concatenate({Ids(3), other}).status().message(),
-              AllOf(HasSubstr("data set 1 has id int64[2]"), HasSubstr("data set 0 has id int64[]")));
+  EXPECT_THAT(
+      Concatenate({Ids(3), other}).status().message(),
+      AllOf(HasSubstr("data set 1 has id int64[2]"), HasSubstr("data set 0 has id int64[]")));
   EXPECT_THAT(Concatenate({}).status().message(), HasSubstr("no data sets"));
   EXPECT_THAT(Concatenate({Ids(3), Ids(3).Batch(2)}).status().message(),
               AllOf(HasSubstr("Concatenate, data set 1"), HasSubstr("with batches")));
@@ -169,8 +170,8 @@ TEST(Zip, ExamplesOfAllAsOne) {
 }
 
 TEST(Mix, ProportionsAreExactInEveryBlock) {
-  const Dataset data = OrThrow(Mix({Ids(1000), IdsFrom(1000, 1300)},
-                                   {.weights = {3, 1}, .seed = 4, .block = 40}));
+  const Dataset data =
+      OrThrow(Mix({Ids(1000), IdsFrom(1000, 1300)}, {.weights = {3, 1}, .seed = 4, .block = 40}));
   const Order order = OrderOf(data);
   ASSERT_EQ(order.size(), 30U * 40U) << "the second has 30 blocks of 10, the first 33 of 30";
   Order firsts;
@@ -254,7 +255,6 @@ TEST(FlatMap, EveryExampleMadeHasANumber) {
     return OkStatus();
   };
   const Dataset bad = OrThrow(FlatMap(Ids(2), unsteady));
-  EXPECT_TRUE(bad.source().Read(1).ok());
   EXPECT_THAT(bad.source().Read(1).status().message(), HasSubstr("makes 2 examples, and made 1"));
 }
 
@@ -362,7 +362,7 @@ TEST(Resume, AtAnyPlaceWithAnyWorkersAndThreadsIsTheSameStream) {
     if (below(2) == 0) {
       data = data.Shuffle(random());
     }
-    if (below(3) == 0) {
+    if (below(3) == 0 && data.source().AtEpoch(1) == nullptr) {
       std::vector<std::int32_t> lengths(static_cast<std::size_t>(data.source().size()));
       for (auto& length : lengths) {
         length = static_cast<std::int32_t>(below(20));
@@ -411,8 +411,9 @@ TEST(Resume, RefusesAnotherOrderAndNoPlace) {
                                Ids(100).Shuffle(5).Take(90), Ids(100).Shuffle(5).Shard(2, 0)}) {
     EXPECT_EQ(other.Batch(8).ResumeAt(place).status().code(), StatusCode::kFailedPrecondition);
   }
-  for (const char* text : {"", "epoch 1", "epoch 1 example 2 of ", "epoch -1 example 2 of 3",
-                           "epoch 1 example 2 of 3 ", "epoch 99999999999999999999 example 2 of 3"}) {
+  for (const char* text :
+       {"", "epoch 1", "epoch 1 example 2 of ", "epoch -1 example 2 of 3",
+        "epoch 1 example 2 of 3 ", "epoch 99999999999999999999 example 2 of 3"}) {
     EXPECT_FALSE(DataPosition::Parse(text).ok()) << text;
   }
   EXPECT_EQ(OrThrow(DataPosition::Parse("epoch 1 example 2 of 3")), (DataPosition{1, 2, 3}));

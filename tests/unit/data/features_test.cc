@@ -88,8 +88,8 @@ TEST(Bucket, QuantilesCutIntoEqualParts) {
 TEST(Cross, DependsOnEveryValueAndTheirOrder) {
   const auto cross = [](std::vector<std::int64_t> values) { return Cross(values, 1 << 30); };
   EXPECT_EQ(cross({1, 2}), cross({1, 2}));
-  EXPECT_EQ(std::set({cross({1, 2}), cross({2, 1}), cross({1}), cross({1, 2, 0}), cross({})}).size(),
-            5U);
+  EXPECT_EQ(
+      std::set({cross({1, 2}), cross({2, 1}), cross({1}), cross({1, 2, 0}), cross({})}).size(), 5U);
   std::vector<int> buckets(10);
   for (std::int64_t i = 0; i < 10000; ++i) {
     ++buckets[static_cast<std::size_t>(Cross(std::vector<std::int64_t>{i / 100, i % 100}, 10))];
@@ -136,8 +136,7 @@ TEST(FeatureMaps, RewriteExamplesAndNameWhatIsMissing) {
   const Example first = OrThrow(OrThrow(mapped.AsSource())->Read(0));
   EXPECT_THAT(first.at("b").data<std::int64_t>(), ElementsAre(0, 1));
   EXPECT_THAT(first.at("x").data<float>(), ElementsAre(-1, 0));
-  EXPECT_EQ(first.at("ab").data<std::int64_t>()[0],
-            Cross(std::vector<std::int64_t>{3, 0, 1}, 100));
+  EXPECT_EQ(first.at("ab").data<std::int64_t>()[0], Cross(std::vector<std::int64_t>{3, 0, 1}, 100));
   const Example second = OrThrow(OrThrow(mapped.AsSource())->Read(1));
   EXPECT_THAT(second.at("x").data<float>(), ElementsAre(1, 0)) << "NaN is the mean";
   EXPECT_THAT(second.at("b").data<std::int64_t>(), ElementsAre(2, 2));
@@ -151,9 +150,7 @@ class CriteoTest : public ::testing::Test {
  protected:
   Result<Example> ReadLine(const std::string& line, const CriteoOptions& options = {}) {
     std::ofstream(folder_ / "day", std::ios::binary) << line;
-    return OrThrow(TextLines({folder_ / "day"}, {.decoder = CriteoLine(options)}))
-        .source()
-        .Read(0);
+    return OrThrow(TextLines({folder_ / "day"}, {.decoder = CriteoLine(options)})).source().Read(0);
   }
   // Label 1, integers 1, -2, then empty ones, categories 5, then empty ones.
   static std::string Line(const std::string& last = "") {
@@ -217,9 +214,7 @@ TEST(CriteoRealData, SampleToTheLastValue) {
     columns.push_back({.name = "I" + std::to_string(i), .missing = -99, .feature = "dense"});
   }
   for (int i = 1; i <= 26; ++i) {
-    columns.push_back({.name = "C" + std::to_string(i),
-                       .type = CsvType::kCategory,
-                       .missing = -1});
+    columns.push_back({.name = "C" + std::to_string(i), .type = CsvType::kCategory, .missing = -1});
   }
   const CsvData csv = OrThrow(Csv({path}, {.columns = columns}));
   ASSERT_EQ(lines.size(), 200);
@@ -236,10 +231,10 @@ TEST(CriteoRealData, SampleToTheLastValue) {
       const std::int64_t position = b.at(name).data<std::int64_t>()[0];
       const std::int64_t value = a.at("sparse").data<std::int64_t>()[k];
       missing += value == -1;
-      ASSERT_EQ(value, position < 0 ? -1
-                                    : std::stoll(csv.categories.at(name)[static_cast<std::size_t>(
-                                                     position)],
-                                                 nullptr, 16));
+      ASSERT_EQ(value, position < 0
+                           ? -1
+                           : std::stoll(csv.categories.at(name)[static_cast<std::size_t>(position)],
+                                        nullptr, 16));
     }
   }
   EXPECT_GT(missing, 100);

@@ -109,9 +109,8 @@ bool HttpServer::Answer(int fd, const std::string& head) {
   while (std::getline(lines, line)) {
     const std::size_t colon = line.find(':');
     std::string name = line.substr(0, colon);
-    std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) {
-      return static_cast<char>(std::tolower(c));
-    });
+    std::transform(name.begin(), name.end(), name.begin(),
+                   [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
     std::string value = line.substr(colon + 2);
     if (!value.empty() && value.back() == '\r') {
       value.pop_back();
@@ -151,13 +150,13 @@ bool HttpServer::Answer(int fd, const std::string& head) {
     if (fault.send_only >= 0) {
       end = std::min(end, begin + fault.send_only);
     }
-    body = file.content.substr(static_cast<std::size_t>(begin),
-                               static_cast<std::size_t>(end - begin));
+    body =
+        file.content.substr(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin));
     out = "Content-Range: bytes " + std::to_string(begin) + "-" + std::to_string(end - 1) + "/" +
           std::to_string(size) + "\r\n";
   }
-  out = "HTTP/1.1 " + std::to_string(status) + " X\r\nContent-Length: " +
-        std::to_string(body.size()) + "\r\n" + out;
+  out = "HTTP/1.1 " + std::to_string(status) +
+        " X\r\nContent-Length: " + std::to_string(body.size()) + "\r\n" + out;
   if (status / 100 == 2) {
     out += "ETag: " + file.etag + "\r\n";
   }

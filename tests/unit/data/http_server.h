@@ -18,20 +18,20 @@ class HttpServer {
   struct Request {
     int number = 0;  // from 0, of all
     std::string method;
-    std::string target;  // path and query
+    std::string target;                          // path and query
     std::map<std::string, std::string> headers;  // lower-case names
-    std::int64_t begin = 0;  // of the range
-    std::int64_t end = -1;   // behind it; -1: no range was asked for
+    std::int64_t begin = 0;                      // of the range
+    std::int64_t end = -1;                       // behind it; -1: no range was asked for
   };
   // What happens to an answer besides what should.
   struct Fault {
-    int status = 0;                 // this, instead of the file
-    std::string header = {};        // one more: "Retry-After: 1"
-    bool drop = false;              // close without an answer
-    std::int64_t cut_after = -1;    // bytes of the body, then close
-    std::int64_t send_only = -1;    // bytes of the body, and say so
-    bool stall = false;             // headers, then nothing until the client goes
-    std::int64_t shift = 0;         // send bytes from so much further on, and say so
+    int status = 0;               // this, instead of the file
+    std::string header = {};      // one more: "Retry-After: 1"
+    bool drop = false;            // close without an answer
+    std::int64_t cut_after = -1;  // bytes of the body, then close
+    std::int64_t send_only = -1;  // bytes of the body, and say so
+    bool stall = false;           // headers, then nothing until the client goes
+    std::int64_t shift = 0;       // send bytes from so much further on, and say so
   };
   using Faults = std::function<Fault(const Request&)>;
 
@@ -63,10 +63,10 @@ class HttpServer {
   std::atomic<bool> stop_ = false;
   std::atomic<bool> ranges_ = true;
   std::mutex mutex_;
-  std::map<std::string, File> files_;     // guarded by mutex_
-  std::vector<Request> requests_;         // guarded by mutex_
-  std::vector<int> connections_;          // guarded by mutex_
-  std::vector<std::thread> threads_;      // guarded by mutex_
+  std::map<std::string, File> files_;  // guarded by mutex_
+  std::vector<Request> requests_;      // guarded by mutex_
+  std::vector<int> connections_;       // guarded by mutex_
+  std::vector<std::thread> threads_;   // guarded by mutex_
   std::thread acceptor_;
 };
 

@@ -84,9 +84,10 @@ TEST(Ragged, PadsToTheLongestOrToALength) {
   EXPECT_THAT(longest.ragged, IsEmpty());
   const Batch cut = Next(data.Batch(3).Pad("list", {.length = 3, .cut = true}));
   EXPECT_THAT(cut["list"].data<std::int64_t>(), ElementsAre(0, 0, 0, 1, 1, 0, 2, 2, 2));
-  EXPECT_THAT(OrThrow(data.Batch(3).Pad("list", {.length = 3}).Iterate())->Next().status().message(),
-              AllOf(HasSubstr("example 2"), HasSubstr("'list' holds 4 values, PadOptions.length "
-                                                      "is 3")));
+  EXPECT_THAT(
+      OrThrow(data.Batch(3).Pad("list", {.length = 3}).Iterate())->Next().status().message(),
+      AllOf(HasSubstr("example 2"), HasSubstr("'list' holds 4 values, PadOptions.length "
+                                              "is 3")));
   EXPECT_THAT(OrThrow(data.Batch(3).Pad("id").Iterate())->Next().status().message(),
               HasSubstr("'id' is to be padded, and is not ragged"));
   EXPECT_NE(data.Batch(3).Pad("list").Fingerprint(), data.Batch(3).Fingerprint());
@@ -120,6 +121,8 @@ TEST(Ragged, BucketsHaveListsOfAboutOneLengthAndEveryExampleOnce) {
   EXPECT_EQ(std::unique(seen.begin(), seen.end()) - seen.begin(), 203);
   EXPECT_NE(Collect(data, {.epoch = 1}), Collect(data, {.epoch = 2}));
   EXPECT_THROW(static_cast<void>(WithLists(3).BucketByLength(lengths, 1)), ContractError);
+  const Dataset shuffled = OrThrow(Concatenate({WithLists(3).Shuffle(1), WithLists(3)}));
+  EXPECT_EQ(shuffled.LengthsOf("list").status().code(), StatusCode::kInvalidArgument);
   EXPECT_THAT(WithLists(3).LengthsOf("id").status().message(), HasSubstr("has not one axis"));
 }
 
@@ -187,14 +190,14 @@ TEST_F(RaggedRecords, ListsOfExamples) {
                   .status()
                   .message(),
               HasSubstr("record 0: feature 'tags': holds a list of bytes, a list of float"));
-  EXPECT_THAT(OrThrow(TfRecords({path}, {.features = {{.name = "tags",
-                                                       .type = TfType::kBytes,
-                                                       .ragged = true}}}))
-                  .source()
-                  .Read(0)
-                  .status()
-                  .message(),
-              HasSubstr("holds 2 strings, at most 1"));
+  EXPECT_THAT(
+      OrThrow(TfRecords({path},
+                        {.features = {{.name = "tags", .type = TfType::kBytes, .ragged = true}}}))
+          .source()
+          .Read(0)
+          .status()
+          .message(),
+      HasSubstr("holds 2 strings, at most 1"));
   EXPECT_THAT(TfRecords({path}, {.features = {{.name = "x", .shape = {2}, .ragged = true}}})
                   .status()
                   .message(),

@@ -174,9 +174,8 @@ TEST(TfExample, EncodesAsTensorFlowDoes) {
 TEST(TfExample, SequenceExamples) {
   TfSequenceExample example;
   example.context["id"] = {.kind = TfFeature::Kind::kBytes, .bytes = {"7"}};
-  example.steps["t"] = {{.kind = TfFeature::Kind::kInt64, .ints = {1, 2}},
-                        {.kind = TfFeature::Kind::kInt64},
-                        {}};
+  example.steps["t"] = {
+      {.kind = TfFeature::Kind::kInt64, .ints = {1, 2}}, {.kind = TfFeature::Kind::kInt64}, {}};
   example.steps["u"] = {};
   const std::string expected =
       Hex("0a0d0a0b0a02696412050a030a0137"
@@ -446,7 +445,7 @@ TEST_F(TfRecordsTest, CorruptRecordsAreSkippedCountedAndBounded) {
   for (const auto compression : {io::Compression::kNone, io::Compression::kZlib}) {
     const std::string good = Write("good", {golden_, golden_, golden_});
     std::string bytes = OrThrow(ReadFile(files_, good));
-    bytes[71 + 20] ^= 1;      // the bytes of record 1
+    bytes[71 + 20] ^= 1;           // the bytes of record 1
     bytes += bytes.substr(0, 40);  // and a record that is cut off
     std::string path = WriteBytes("bad", bytes);
     if (compression == io::Compression::kZlib) {

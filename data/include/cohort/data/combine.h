@@ -5,8 +5,8 @@
 // epoch's order stays a closed form, resuming reads nothing before its place, and workers read only
 // their parts.
 //
-//   auto all = OrThrow(data::Mix({web.Shuffle(1), books.Shuffle(2).Repeat(3)}, {.weights = {3, 1}}));
-//   auto batches = all.Batch(256).Prefetch(4, 2);
+//   auto all = OrThrow(data::Mix({web.Shuffle(1), books.Shuffle(2).Repeat(3)}, {.weights = {3,
+//   1}})); auto batches = all.Batch(256).Prefetch(4, 2);
 //
 // Thread rules: free functions, any thread. Functions given to them run on several threads at once.
 
@@ -49,8 +49,9 @@ Result<Dataset> Mix(const std::vector<Dataset>& parts, const MixOptions& options
 Result<Dataset> Filter(const Dataset& data,
                        const std::function<Result<bool>(const Example&)>& holds, int threads = 1);
 
-// All examples that the function makes of each, of features of fixed shape. One pass counts them; 8 bytes are kept for each
-// example of the data, and reading one runs the function again. As Filter: before Shuffle.
+// All examples that the function makes of each, of features of fixed shape. One pass counts them; 8
+// bytes are kept for each example of the data, and reading one runs the function again. As Filter:
+// before Shuffle.
 Result<Dataset> FlatMap(const Dataset& data,
                         std::function<Status(const Example&, std::vector<Example>&)> make,
                         int threads = 1);

@@ -126,8 +126,8 @@ class Dataset {
   // Batches of the GLOBAL size, at least 1. drop_remainder: the short last batch is left out.
   Dataset Batch(std::int64_t global_batch_size, bool drop_remainder = false) const;
   // Prepares this many batches ahead on `threads` threads. 0: in Next, on the caller's thread.
-  // Beyond max_bytes of them (0: no bound) only the batch that comes next is prepared; what is being
-  // built counts as the largest before it.
+  // Beyond max_bytes of them (0: no bound) only the batch that comes next is prepared; what is
+  // being built counts as the largest before it.
   Dataset Prefetch(int batches, int threads = 1, std::int64_t max_bytes = 0) const;
 
   const Source& source() const;

@@ -10,9 +10,9 @@
 //
 // Reads that follow one another take `block` bytes at once and the next block is fetched meanwhile;
 // single small reads take their own bytes; large ones are cut into parts that are fetched at once.
-// What fails on the way (no connection, silence, 429, 5xx, an answer that is cut off) is tried again
-// and goes on behind the bytes that have come. A file that changes after it was opened (its size or
-// ETag) is DataLoss. Errors name the URL, without its query.
+// What fails on the way (no connection, silence, 429, 5xx, an answer that is cut off) is tried
+// again and goes on behind the bytes that have come. A file that changes after it was opened (its
+// size or ETag) is DataLoss. Errors name the URL, without its query.
 //
 // Thread rules: as FileSystem. Blocks for the network, never longer than `deadline` for one read.
 
@@ -46,9 +46,11 @@ struct RemoteOptions {
   std::chrono::milliseconds first_wait{100};          // before the second; doubles, to 5 s
   std::size_t block = std::size_t{1} << 20;
   std::size_t part = std::size_t{8} << 20;
-  int parallel = 8;                              // requests at once, of all files
-  std::map<std::string, std::string> headers;    // sent with every request: {"Authorization", ...}
-  std::string ca_file;                           // certificates to trust; empty: the system's
+  int parallel = 8;  // requests at once, of all files
+  // Sent with every request: {"Authorization", ...}. With these, and to S3, redirections are not
+  // followed.
+  std::map<std::string, std::string> headers;
+  std::string ca_file;  // certificates to trust; empty: the system's
   S3Options s3;
 };
 
