@@ -31,9 +31,22 @@ Status PlanSource::Describe() {
   if (recipe_.maps.empty() || order_.size() == 0) {
     return {};
   }
-  const std::int64_t index = order_.At(0);
-  COHORT_ASSIGN_OR_RETURN(Example example, source_->Read(index));
-  COHORT_RETURN_IF_ERROR(ApplyMaps(recipe_.maps, *source_, index, example));
+  // The first that is not damaged: SkipCorrupt leaves out those before it.
+  constexpr std::int64_t kTried = 1000;
+  Example example;
+  for (std::int64_t i = 0;; ++i) {
+    const std::int64_t index = order_.At(i);
+    Result<Example> read = source_->Read(index);
+    const Status status =
+        read.ok() ? ApplyMaps(recipe_.maps, *source_, index, *read) : read.status();
+    if (status.ok()) {
+      example = std::move(read).value();
+      break;
+    }
+    if (status.code() != StatusCode::kDataLoss || i + 1 == std::min(order_.size(), kTried)) {
+      return status;
+    }
+  }
   for (const RaggedSpec& spec : ragged_) {
     recipe_.ragged.insert(spec.name);
   }

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <limits>
+#include <map>
 #include <memory>
 #include <mutex>
 
@@ -15,19 +17,19 @@
 namespace cohort::data {
 namespace {
 
-// `count(index)` for every example of the source on so many threads; the first error by index.
-Result<std::vector<std::int64_t>> CountAll(
+// `count` of every example of the source, or of why there is none, on so many threads; the first
+// error by index.
+Result<std::vector<std::int64_t>> CountEach(
     const Source& source, int threads,
-    const std::function<Status(const Example& example, std::int64_t& count)>& count) {
+    const std::function<Status(const Result<Example>& example, std::int64_t index,
+                               std::int64_t& count)>& count) {
   Require(threads >= 1, "at least 1 thread");
   std::vector<std::int64_t> counts(static_cast<std::size_t>(source.size()));
   std::mutex mutex;
   Status first_error;
   std::int64_t first_place = std::numeric_limits<std::int64_t>::max();
   const auto one = [&](std::int64_t index) -> Status {
-    COHORT_ASSIGN_OR_RETURN(const Example example, source.Read(index));
-    const Status status = count(example, counts[static_cast<std::size_t>(index)]);
-    return status.ok() ? status : status.Annotate(source.Where(index));
+    return count(source.Read(index), index, counts[static_cast<std::size_t>(index)]);
   };
   ThreadPool pool(threads, "select");
   pool.ParallelFor(source.size(), 64, [&](std::int64_t begin, std::int64_t end) {
@@ -44,6 +46,29 @@ Result<std::vector<std::int64_t>> CountAll(
   });
   COHORT_RETURN_IF_ERROR(first_error);
   return counts;
+}
+
+// The same of examples that must be there; errors of `count` are given their place.
+Result<std::vector<std::int64_t>> CountAll(
+    const Source& source, int threads,
+    const std::function<Status(const Example& example, std::int64_t& count)>& count) {
+  return CountEach(
+      source, threads,
+      [&](const Result<Example>& example, std::int64_t index, std::int64_t& counted) -> Status {
+        COHORT_RETURN_IF_ERROR(example.status());
+        const Status status = Guarded(count, *example, counted);
+        return status.ok() ? status : status.Annotate(source.Where(index));
+      });
+}
+
+std::vector<std::int64_t> PlacesOfOnes(const std::vector<std::int64_t>& counts) {
+  std::vector<std::int64_t> places;
+  for (std::size_t i = 0; i < counts.size(); ++i) {
+    if (counts[i] == 1) {
+      places.push_back(static_cast<std::int64_t>(i));
+    }
+  }
+  return places;
 }
 
 // A source whose examples have the same numbers in every epoch.
@@ -193,10 +218,43 @@ Result<Dataset> Filter(const Dataset& data,
         count = kept ? 1 : 0;
         return {};
       }));
-  std::vector<std::int64_t> kept;
-  for (std::size_t i = 0; i < counts.size(); ++i) {
-    if (counts[i] == 1) {
-      kept.push_back(static_cast<std::int64_t>(i));
+  return Dataset(std::make_shared<const FilteredSource>(std::move(source), PlacesOfOnes(counts)));
+}
+
+Result<Dataset> SkipCorrupt(const Dataset& data, std::int64_t max_corrupt, CorruptExamples* corrupt,
+                            int threads) {
+  COHORT_ASSIGN_OR_RETURN(auto source, Unshuffled(data, "SkipCorrupt"));
+  std::mutex mutex;
+  std::map<std::int64_t, std::string> messages;  // the first 20 by index; guarded by mutex
+  COHORT_ASSIGN_OR_RETURN(
+      const std::vector<std::int64_t> counts,
+      CountEach(
+          *source, threads,
+          [&](const Result<Example>& example, std::int64_t index, std::int64_t& count) -> Status {
+            count = example.ok() ? 1 : 0;
+            if (example.ok() || example.status().code() != StatusCode::kDataLoss) {
+              return example.status();
+            }
+            constexpr std::size_t kKept = 20;
+            std::lock_guard lock(mutex);
+            messages.emplace(index, example.status().message());
+            if (messages.size() > kKept) {
+              messages.erase(std::prev(messages.end()));
+            }
+            return {};
+          }));
+  std::vector<std::int64_t> kept = PlacesOfOnes(counts);
+  const std::int64_t lost = source->size() - static_cast<std::int64_t>(kept.size());
+  if (lost > max_corrupt) {
+    return DataLoss(std::to_string(lost) + " corrupt examples, at most " +
+                    std::to_string(max_corrupt) +
+                    " are skipped; the first: " + messages.begin()->second);
+  }
+  if (corrupt != nullptr) {
+    corrupt->examples = lost;
+    corrupt->messages.clear();
+    for (auto& [index, message] : messages) {
+      corrupt->messages.push_back(std::move(message));
     }
   }
   return Dataset(std::make_shared<const FilteredSource>(std::move(source), std::move(kept)));

@@ -236,6 +236,26 @@ TEST(Filter, KeepsWhatHoldsInOrder) {
   EXPECT_EQ(OrThrow(Filter(Ids(10).Shuffle(1, false), third)).size(), 4);
 }
 
+TEST(SkipCorrupt, LeavesOutCountsAndBounds) {
+  const Dataset data = Ids(200).Map([](Example& example) {
+    const auto id = example.at("id").data<std::int64_t>()[0];
+    return id % 50 == 0 ? DataLoss("damaged " + std::to_string(id)) : OkStatus();
+  });
+  CorruptExamples corrupt;
+  for (const int threads : {1, 3}) {
+    const Dataset sound = OrThrow(SkipCorrupt(data, 4, &corrupt, threads));
+    EXPECT_EQ(sound.size(), 196);
+    EXPECT_EQ(corrupt.examples, 4);
+    EXPECT_THAT(corrupt.messages, ElementsAre(HasSubstr("damaged 7"), HasSubstr("damaged 57"),
+                                              HasSubstr("damaged 107"), HasSubstr("damaged 157")));
+    EXPECT_EQ(OrderOf(sound.Shuffle(1)).size(), 196U);
+  }
+  EXPECT_THAT(SkipCorrupt(data, 3).status().message(),
+              AllOf(HasSubstr("4 corrupt examples, at most 3"), HasSubstr("damaged 0")));
+  const Dataset broken = Ids(3).Map([](Example&) { return NotFound("gone"); });
+  EXPECT_FALSE(SkipCorrupt(broken, 3).ok());
+}
+
 TEST(FlatMap, EveryExampleMadeHasANumber) {
   const auto repeat = [](const Example& example, std::vector<Example>& made) {
     const auto id = example.at("id").data<std::int64_t>()[0];

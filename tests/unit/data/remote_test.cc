@@ -235,6 +235,23 @@ TEST(Remote, ServersWithoutRangesSendSmallFilesWhole) {
   EXPECT_EQ(OrThrow(files->OpenForRead(ranges.origin() + "/empty"))->size(), 0U);
 }
 
+TEST(Remote, RedirectionsAreFollowedUnlessThereIsASecret) {
+  HttpServer target;
+  target.Put("/there", "content");
+  HttpServer server([&target](const HttpServer::Request&) {
+    return HttpServer::Fault{.status = 302, .header = "Location: " + target.origin() + "/there"};
+  });
+  const auto files = MakeRemoteFileSystem(Quick());
+  EXPECT_EQ(OrThrow(ReadFile(*files, server.origin() + "/here")), "content");
+  RemoteOptions secret = Quick();
+  secret.headers["X-Token"] = "secret";
+  const std::size_t before = target.requests().size();
+  EXPECT_THAT(
+      MakeRemoteFileSystem(secret)->OpenForRead(server.origin() + "/here").status().message(),
+      HasSubstr("the server says 302"));
+  EXPECT_EQ(target.requests().size(), before);
+}
+
 TEST(Remote, WhatIsLocalIsLocalAndNothingIsWrittenToServers) {
   const testing::TempDir folder;
   const auto files = MakeRemoteFileSystem();

@@ -56,6 +56,19 @@ Result<Dataset> FlatMap(const Dataset& data,
                         std::function<Status(const Example&, std::vector<Example>&)> make,
                         int threads = 1);
 
+struct CorruptExamples {
+  std::int64_t examples = 0;
+  std::vector<std::string> messages;  // of the first 20: where, and what is wrong
+};
+
+// All examples but those that cannot be read for their bytes (DataLoss), of any format: damaged
+// images, cut off members, bad rows. One pass over the data on so many threads finds them, with the
+// same result on every worker. DataLoss where more than max_corrupt are left out; other errors are
+// errors. As Filter: before Shuffle. TFRecord has the same by itself (on_corrupt), which also goes
+// on behind damaged frames.
+Result<Dataset> SkipCorrupt(const Dataset& data, std::int64_t max_corrupt,
+                            CorruptExamples* corrupt = nullptr, int threads = 1);
+
 // Keeps examples in memory as they are first read, with what Map made of them: at most the size of
 // all. InvalidArgument after a Shuffle.
 Result<Dataset> Cache(const Dataset& data);
