@@ -41,18 +41,24 @@ std::string Describe(const Source& source) {
   return text;
 }
 
-// For each part, where its features stand among those of the first one.
+// For each part, where its features stand among those of the leading one: the first that has
+// examples, since what a Map makes of none is not known.
 class Columns {
  public:
   static Result<Columns> Make(const Sources& sources, const char* what) {
     Columns columns;
+    while (columns.lead_ + 1 < sources.size() && sources[columns.lead_]->size() == 0) {
+      ++columns.lead_;
+    }
+    const Source& lead = *sources[columns.lead_];
     for (std::size_t s = 0; s < sources.size(); ++s) {
       std::vector<std::size_t> features;
       std::vector<std::size_t> lists;
-      if (!Match(sources[s]->features(), sources[0]->features(), features) ||
-          !Match(sources[s]->ragged(), sources[0]->ragged(), lists)) {
+      if (sources[s]->size() > 0 && (!Match(sources[s]->features(), lead.features(), features) ||
+                                     !Match(sources[s]->ragged(), lead.ragged(), lists))) {
         return InvalidArgument(std::string(what) + ": data set " + std::to_string(s) + " has " +
-                               Describe(*sources[s]) + "; data set 0 has " + Describe(*sources[0]));
+                               Describe(*sources[s]) + "; data set " +
+                               std::to_string(columns.lead_) + " has " + Describe(lead));
       }
       columns.features_.push_back(std::move(features));
       columns.lists_.push_back(std::move(lists));
@@ -60,7 +66,9 @@ class Columns {
     return columns;
   }
 
-  // Example `index` of part `s`, its features in the order of the first part's.
+  std::size_t lead() const { return lead_; }
+
+  // Example `index` of part `s`, its features in the order of the leading part's.
   Status Read(const Source& source, std::size_t s, std::int64_t index,
               std::span<std::byte* const> rows, std::span<std::vector<std::byte>> values) const {
     std::vector<std::byte*> own(rows.size());
@@ -95,6 +103,7 @@ class Columns {
     return mine.size() == first.size();
   }
 
+  std::size_t lead_ = 0;
   std::vector<std::vector<std::size_t>> features_;  // by part
   std::vector<std::vector<std::size_t>> lists_;
 };
@@ -137,8 +146,12 @@ class ConcatenatedSource final : public Source {
   }
 
   std::int64_t size() const override { return ends_.empty() ? 0 : ends_.back(); }
-  const std::vector<FeatureSpec>& features() const override { return sources_[0]->features(); }
-  const std::vector<RaggedSpec>& ragged() const override { return sources_[0]->ragged(); }
+  const std::vector<FeatureSpec>& features() const override {
+    return sources_[columns_.lead()]->features();
+  }
+  const std::vector<RaggedSpec>& ragged() const override {
+    return sources_[columns_.lead()]->ragged();
+  }
 
   Status ReadInto(std::int64_t index, std::span<std::byte* const> rows) const override {
     std::vector<std::vector<std::byte>> values(ragged().size());
@@ -255,8 +268,12 @@ class MixedSource final : public Source {
   }
 
   std::int64_t size() const override { return blocks_ * block_ + rest_size_; }
-  const std::vector<FeatureSpec>& features() const override { return sources_[0]->features(); }
-  const std::vector<RaggedSpec>& ragged() const override { return sources_[0]->ragged(); }
+  const std::vector<FeatureSpec>& features() const override {
+    return sources_[columns_.lead()]->features();
+  }
+  const std::vector<RaggedSpec>& ragged() const override {
+    return sources_[columns_.lead()]->ragged();
+  }
 
   Status ReadInto(std::int64_t index, std::span<std::byte* const> rows) const override {
     std::vector<std::vector<std::byte>> values(ragged().size());

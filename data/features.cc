@@ -187,7 +187,8 @@ Result<std::map<std::string, Moments>> LoadStatistics(FileSystem& files, const s
   COHORT_ASSIGN_OR_RETURN(const std::string text, ReadFile(files, path));
   std::map<std::string, Moments> statistics;
   try {
-    for (const auto& [name, field] : nlohmann::json::parse(text).at("fields").items()) {
+    const nlohmann::json json = nlohmann::json::parse(text);
+    for (const auto& [name, field] : json.at("fields").items()) {
       if (!field.contains("numbers")) {
         continue;
       }
