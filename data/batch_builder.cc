@@ -1,7 +1,9 @@
 #include "batch_builder.h"
 
+#include <algorithm>
 #include <cstring>
-#include <exception>
+
+#include "sources/guarded.h"
 
 namespace cohort::data {
 namespace {
@@ -24,49 +26,217 @@ std::string Describe(const Tensor& tensor) {
   return std::string(DTypeName(tensor.dtype())) + tensor.shape().ToString();
 }
 
-// Room for `rows` examples like this one.
-Batch BatchLike(const Example& example, std::int64_t rows) {
-  Batch batch{rows, {}};
-  for (const auto& [name, tensor] : example) {
-    batch.features.emplace(name, Tensor(tensor.dtype(), WithRows(rows, tensor.shape())));
-  }
-  return batch;
-}
+// Lists one behind another, while they are added.
+struct Lists {
+  DType dtype = DType::kInt64;
+  std::vector<std::byte> values;
+  std::vector<std::int64_t> splits = {0};
 
-// Copies an example to its row; the Status says how it differs from the row's shape.
-Status Store(const Example& example, std::int64_t row, Batch& batch) {
-  for (const auto& [name, tensor] : example) {
-    const auto it = batch.features.find(name);
-    if (it == batch.features.end()) {
-      return InvalidArgument("feature '" + name + "' is not in the examples before it");
+  void EndList() { splits.push_back(static_cast<std::int64_t>(values.size() / SizeOf(dtype))); }
+  Ragged Finish() const {
+    Ragged ragged{Tensor(dtype, {splits.back()}),
+                  Tensor::Of<std::int64_t>({static_cast<std::int64_t>(splits.size())}, splits)};
+    if (!values.empty()) {
+      std::memcpy(ragged.values.raw(), values.data(), values.size());
     }
-    const Tensor slot = RowOf(it->second, row);
-    if (slot.dtype() != tensor.dtype() || slot.shape() != tensor.shape()) {
-      return InvalidArgument("feature '" + name + "' is " + Describe(tensor) +
-                             ", in the examples before it " + Describe(slot));
-    }
-    if (slot.bytes() != 0) {
-      std::memcpy(slot.raw(), tensor.raw(), slot.bytes());
+    return ragged;
+  }
+};
+
+// A batch while its rows are filled from examples.
+class Rows {
+ public:
+  // Room for `rows` examples like this one.
+  Rows(const Example& example, const std::set<std::string>& ragged, std::int64_t rows) {
+    batch_.size = rows;
+    for (const auto& [name, tensor] : example) {
+      if (ragged.contains(name)) {
+        lists_[name].dtype = tensor.dtype();
+      } else {
+        batch_.features.emplace(name, Tensor(tensor.dtype(), WithRows(rows, tensor.shape())));
+      }
     }
   }
-  if (example.size() != batch.features.size()) {
-    for (const auto& [name, tensor] : batch.features) {
+
+  // Copies an example to its row; rows come one after another. The Status says how it differs from
+  // the examples before it.
+  Status Store(const Example& example, std::int64_t row) {
+    for (const auto& [name, tensor] : example) {
+      const auto list = lists_.find(name);
+      if (list != lists_.end()) {
+        COHORT_RETURN_IF_ERROR(Append(name, tensor, list->second));
+        continue;
+      }
+      const auto it = batch_.features.find(name);
+      if (it == batch_.features.end()) {
+        return InvalidArgument("feature '" + name + "' is not in the examples before it");
+      }
+      const Tensor slot = RowOf(it->second, row);
+      if (slot.dtype() != tensor.dtype() || slot.shape() != tensor.shape()) {
+        return InvalidArgument("feature '" + name + "' is " + Describe(tensor) +
+                               ", in the examples before it " + Describe(slot) +
+                               (tensor.shape().rank() == 1 && slot.shape().rank() == 1
+                                    ? " [Dataset::Lists takes lists of any length]"
+                                    : ""));
+      }
+      if (slot.bytes() != 0) {
+        std::memcpy(slot.raw(), tensor.raw(), slot.bytes());
+      }
+    }
+    for (const auto& [name, tensor] : batch_.features) {
       if (!example.contains(name)) {
         return InvalidArgument("feature '" + name + "' of the examples before it is missing");
       }
     }
+    for (const auto& [name, list] : lists_) {
+      if (!example.contains(name)) {
+        return InvalidArgument("feature '" + name + "' of the examples before it is missing");
+      }
+    }
+    return {};
+  }
+
+  Batch Finish() && {
+    for (const auto& [name, list] : lists_) {
+      batch_.ragged.emplace(name, list.Finish());
+    }
+    return std::move(batch_);
+  }
+
+ private:
+  static Status Append(const std::string& name, const Tensor& tensor, Lists& list) {
+    if (tensor.shape().rank() != 1 || tensor.dtype() != list.dtype) {
+      return InvalidArgument("ragged feature '" + name + "' is " + Describe(tensor) + ", " +
+                             std::string(DTypeName(list.dtype)) + " of one axis is expected");
+    }
+    list.values.insert(list.values.end(), tensor.raw(), tensor.raw() + tensor.bytes());
+    list.EndList();
+    return {};
+  }
+
+  Batch batch_;
+  std::map<std::string, Lists> lists_;
+};
+
+template <typename T>
+T PadValue(double value) {
+  if constexpr (std::is_same_v<T, Float16> || std::is_same_v<T, BFloat16>) {
+    return T(static_cast<float>(value));
+  } else {
+    return static_cast<T>(value);
+  }
+}
+
+template <typename T>
+void FillWith(double value, const Tensor& tensor) {
+  std::fill_n(tensor.data<T>().begin(), tensor.elements(), PadValue<T>(value));
+}
+
+void Fill(double value, const Tensor& tensor) {
+  switch (tensor.dtype()) {
+    case DType::kFloat32:
+      return FillWith<float>(value, tensor);
+    case DType::kFloat64:
+      return FillWith<double>(value, tensor);
+    case DType::kInt32:
+      return FillWith<std::int32_t>(value, tensor);
+    case DType::kInt64:
+      return FillWith<std::int64_t>(value, tensor);
+    case DType::kFloat16:
+      return FillWith<Float16>(value, tensor);
+    case DType::kBFloat16:
+      return FillWith<BFloat16>(value, tensor);
+    case DType::kUInt8:
+      return FillWith<std::uint8_t>(value, tensor);
+  }
+}
+
+// Makes ragged feature `name` of the batch a tensor; `where` of a row is for errors.
+Status PadFeature(const std::string& name, const PadOptions& options,
+                  const std::function<std::string(std::int64_t row)>& where, Batch& batch) {
+  const auto it = batch.ragged.find(name);
+  if (it == batch.ragged.end()) {
+    return InvalidArgument("feature '" + name + "' is to be padded, and is not ragged");
+  }
+  const Ragged lists = it->second;
+  const auto splits = lists.splits.data<std::int64_t>();
+  Tensor lengths(DType::kInt64, {batch.size});
+  std::int64_t longest = 0;
+  for (std::int64_t row = 0; row < batch.size; ++row) {
+    const auto at = static_cast<std::size_t>(row);
+    std::int64_t length = splits[at + 1] - splits[at];
+    if (options.length > 0 && length > options.length) {
+      if (!options.cut) {
+        return InvalidArgument(where(row) + ": feature '" + name + "' holds " +
+                               std::to_string(length) + " values, PadOptions.length is " +
+                               std::to_string(options.length) + " [PadOptions.cut cuts]");
+      }
+      length = options.length;
+    }
+    lengths.data<std::int64_t>()[at] = length;
+    longest = std::max(longest, length);
+  }
+  std::int64_t width = options.length;
+  if (width == 0) {
+    width = (longest + options.multiple - 1) / options.multiple * options.multiple;
+  }
+  const Tensor padded(lists.values.dtype(), {batch.size, width});
+  if (options.value != 0) {
+    Fill(options.value, padded);
+  }
+  const std::size_t bytes = SizeOf(padded.dtype());
+  for (std::int64_t row = 0; row < batch.size; ++row) {
+    const auto at = static_cast<std::size_t>(row);
+    const auto length = static_cast<std::size_t>(lengths.data<std::int64_t>()[at]);
+    if (length > 0) {
+      std::memcpy(padded.raw() + static_cast<std::size_t>(row * width) * bytes,
+                  lists.values.raw() + static_cast<std::size_t>(splits[at]) * bytes,
+                  length * bytes);
+    }
+  }
+  batch.ragged.erase(it);
+  batch.features[name] = padded;
+  if (!options.lengths.empty() &&
+      !batch.features.emplace(options.lengths, std::move(lengths)).second) {
+    return InvalidArgument("feature '" + options.lengths + "', the lengths of '" + name +
+                           "', is there already");
   }
   return {};
 }
 
 }  // namespace
 
+Status ApplyMaps(const std::vector<MapFn>& maps, const Source& source, std::int64_t index,
+                 Example& example) {
+  for (const MapFn& map : maps) {
+    if (const Status status = Guarded(map, example); !status.ok()) {
+      return status.Annotate("map of " + source.Where(index));
+    }
+  }
+  return {};
+}
+
+BatchBuilder::BatchBuilder(std::shared_ptr<const Source> source, Recipe recipe)
+    : source_(std::move(source)), recipe_(std::move(recipe)) {
+  for (const RaggedSpec& spec : source_->ragged()) {
+    recipe_.ragged.insert(spec.name);
+  }
+}
+
 Result<Batch> BatchBuilder::Build(const EpochOrder& order, Range positions,
                                   const std::atomic<bool>& stop) const {
-  if (maps_.empty()) {
-    return ReadRows(order, positions, stop);
+  Result<Batch> batch = recipe_.maps.empty()    ? ReadRows(order, positions, stop)
+                        : positions.size() == 0 ? BuildEmptyMapped(order)
+                                                : BuildMapped(order, positions, stop);
+  if (!batch.ok()) {
+    return batch;
   }
-  return positions.size() == 0 ? BuildEmptyMapped(order) : BuildMapped(order, positions, stop);
+  for (const auto& [name, options] : recipe_.pads) {
+    COHORT_RETURN_IF_ERROR(PadFeature(
+        name, options,
+        [&](std::int64_t row) { return source_->Where(order.At(positions.begin + row)); }, *batch));
+  }
+  return batch;
 }
 
 Result<Batch> BatchBuilder::ReadRows(const EpochOrder& order, Range positions,
@@ -81,38 +251,38 @@ Result<Batch> BatchBuilder::ReadRows(const EpochOrder& order, Range positions,
     strides.push_back(feature.bytes());
     batch.features.emplace(feature.name, tensor);
   }
+  const std::vector<RaggedSpec>& ragged = source_->ragged();
+  std::vector<Lists> lists(ragged.size());
+  std::vector<std::vector<std::byte>> values(ragged.size());
+  for (std::size_t i = 0; i < ragged.size(); ++i) {
+    lists[i].dtype = ragged[i].dtype;
+  }
   for (std::int64_t p = positions.begin; p < positions.end; ++p) {
     if (stop.load(std::memory_order_relaxed)) {
       return Cancelled("the iterator is being destroyed");
     }
-    COHORT_RETURN_IF_ERROR(source_->ReadInto(order.At(p), rows));
+    COHORT_RETURN_IF_ERROR(lists.empty() ? source_->ReadInto(order.At(p), rows)
+                                         : source_->ReadRagged(order.At(p), rows, values));
     for (std::size_t i = 0; i < rows.size(); ++i) {
       rows[i] += strides[i];
     }
+    for (std::size_t i = 0; i < lists.size(); ++i) {
+      lists[i].splits.push_back(
+          static_cast<std::int64_t>(values[i].size() / SizeOf(lists[i].dtype)));
+    }
+  }
+  for (std::size_t i = 0; i < lists.size(); ++i) {
+    lists[i].values = std::move(values[i]);
+    batch.ragged.emplace(ragged[i].name, lists[i].Finish());
   }
   return batch;
-}
-
-Status BatchBuilder::ApplyMaps(std::int64_t index, Example& example) const {
-  for (const MapFn& map : maps_) {
-    Status status;
-    try {
-      status = map(example);
-    } catch (const std::exception& error) {
-      status = Internal(std::string("exception: ") + error.what());
-    }
-    if (!status.ok()) {
-      return status.Annotate("map of " + source_->Where(index));
-    }
-  }
-  return {};
 }
 
 Result<Batch> BatchBuilder::BuildMapped(const EpochOrder& order, Range positions,
                                         const std::atomic<bool>& stop) const {
   // Memory of this batch's own, not reused: a map may keep the tensors that it is given.
   COHORT_ASSIGN_OR_RETURN(const Batch read, ReadRows(order, positions, stop));
-  Batch batch;
+  std::optional<Rows> rows;
   for (std::int64_t row = 0; row < positions.size(); ++row) {
     if (stop.load(std::memory_order_relaxed)) {
       return Cancelled("the iterator is being destroyed");
@@ -122,15 +292,20 @@ Result<Batch> BatchBuilder::BuildMapped(const EpochOrder& order, Range positions
     for (const auto& [name, tensor] : read.features) {
       example.emplace(name, RowOf(tensor, row));
     }
-    COHORT_RETURN_IF_ERROR(ApplyMaps(index, example));
-    if (row == 0) {
-      batch = BatchLike(example, positions.size());
+    for (const auto& [name, lists] : read.ragged) {
+      const auto splits = lists.splits.data<std::int64_t>();
+      const auto at = static_cast<std::size_t>(row);
+      example.emplace(name, lists.values.Rows(splits[at], splits[at + 1]));
     }
-    if (Status status = Store(example, row, batch); !status.ok()) {
+    COHORT_RETURN_IF_ERROR(ApplyMaps(recipe_.maps, *source_, index, example));
+    if (!rows.has_value()) {
+      rows.emplace(example, recipe_.ragged, positions.size());
+    }
+    if (Status status = rows->Store(example, row); !status.ok()) {
       return status.Annotate("map of " + source_->Where(index));
     }
   }
-  return batch;
+  return (*std::move(rows)).Finish();
 }
 
 Result<Batch> BatchBuilder::BuildEmptyMapped(const EpochOrder& order) const {
@@ -138,8 +313,8 @@ Result<Batch> BatchBuilder::BuildEmptyMapped(const EpochOrder& order) const {
   // otherwise.
   const std::int64_t index = order.size() > 0 ? order.At(0) : 0;
   COHORT_ASSIGN_OR_RETURN(Example example, source_->Read(index));
-  COHORT_RETURN_IF_ERROR(ApplyMaps(index, example));
-  return BatchLike(example, 0);
+  COHORT_RETURN_IF_ERROR(ApplyMaps(recipe_.maps, *source_, index, example));
+  return Rows(example, recipe_.ragged, 0).Finish();
 }
 
 }  // namespace cohort::data

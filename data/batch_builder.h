@@ -4,7 +4,10 @@
 
 #include <atomic>
 #include <functional>
+#include <map>
 #include <memory>
+#include <set>
+#include <string>
 #include <vector>
 
 #include <cohort/data/batch.h>
@@ -15,11 +18,21 @@ namespace cohort::data {
 
 using MapFn = std::function<Status(Example&)>;
 
+// What is done to an example on the way from the source to the batch.
+struct Recipe {
+  std::vector<MapFn> maps;
+  std::set<std::string> ragged;            // besides those of the source
+  std::map<std::string, PadOptions> pads;  // by feature
+};
+
+// Runs the maps; errors name them and the example.
+Status ApplyMaps(const std::vector<MapFn>& maps, const Source& source, std::int64_t index,
+                 Example& example);
+
 // Thread rules: Build from many threads at once.
 class BatchBuilder {
  public:
-  BatchBuilder(std::shared_ptr<const Source> source, std::vector<MapFn> maps)
-      : source_(std::move(source)), maps_(std::move(maps)) {}
+  BatchBuilder(std::shared_ptr<const Source> source, Recipe recipe);
 
   // The examples at `positions` of `order`; Cancelled soon after `stop` is set.
   Result<Batch> Build(const EpochOrder& order, Range positions,
@@ -29,14 +42,13 @@ class BatchBuilder {
   // As the source stores them: every record decoded straight into its row.
   Result<Batch> ReadRows(const EpochOrder& order, Range positions,
                          const std::atomic<bool>& stop) const;
-  Status ApplyMaps(std::int64_t index, Example& example) const;
   Result<Batch> BuildMapped(const EpochOrder& order, Range positions,
                             const std::atomic<bool>& stop) const;
   // A batch without rows that has the features a mapped one would have.
   Result<Batch> BuildEmptyMapped(const EpochOrder& order) const;
 
   std::shared_ptr<const Source> source_;  // owners: the datasets made from it, and this
-  std::vector<MapFn> maps_;
+  Recipe recipe_;
 };
 
 }  // namespace cohort::data

@@ -1,25 +1,44 @@
 #include <cohort/data/dataset.h>
 
 #include <algorithm>
+#include <charconv>
+#include <limits>
+#include <mutex>
 #include <utility>
 #include <vector>
 
 #include <cohort/core/random.h>
+#include <cohort/core/thread_pool.h>
 
 #include "batch_builder.h"
 #include "iterator.h"
+#include "plan_source.h"
 #include "shard.h"
+#include "sources/guarded.h"
 
 namespace cohort::data {
 
 struct Dataset::Plan {
   std::shared_ptr<const Source> source;  // owners: every Plan made from it, and their iterators
   std::vector<OrderStage> order;
-  std::vector<MapFn> maps;
+  Recipe recipe;
   std::int64_t batch_size = 0;  // 0: not batched yet
   bool drop_remainder = false;
   int prefetch_batches = 0;
   int prefetch_threads = 1;
+  std::int64_t prefetch_bytes = 0;
+
+  bool bucketed() const { return !order.empty() && order.back().kind == OrderStage::Kind::kBucket; }
+  // With one more stage.
+  std::shared_ptr<const Plan> Then(OrderStage stage, const char* what) const {
+    Require(batch_size == 0, std::string(what) + " stands before Batch");
+    Require(!bucketed(), std::string(what) + " stands before BucketByLength");
+    Plan plan = *this;
+    plan.order.push_back(std::move(stage));
+    return std::make_shared<const Plan>(std::move(plan));
+  }
+  // A digest of the examples and their order, whatever the batches.
+  std::vector<std::uint64_t> Words() const;
 };
 
 Dataset::Dataset(std::shared_ptr<const Source> source) {
@@ -29,26 +48,78 @@ Dataset::Dataset(std::shared_ptr<const Source> source) {
 
 Dataset::Dataset(std::shared_ptr<const Plan> plan) : plan_(std::move(plan)) {}
 
+using Kind = OrderStage::Kind;
+
 Dataset Dataset::Shuffle(std::uint64_t seed, bool reshuffle) const {
-  Require(plan_->batch_size == 0, "Shuffle stands before Batch");
-  Plan plan = *plan_;
-  plan.order.push_back({.kind = OrderStage::Kind::kShuffle, .seed = seed, .reshuffle = reshuffle});
-  return Dataset(std::make_shared<const Plan>(std::move(plan)));
+  return Dataset(
+      plan_->Then({.kind = Kind::kShuffle, .seed = seed, .reshuffle = reshuffle}, "Shuffle"));
+}
+
+Dataset Dataset::ShuffleBlocks(std::uint64_t seed, std::int64_t block, std::int64_t mixed_blocks,
+                               bool reshuffle) const {
+  Require(block >= 1 && mixed_blocks >= 1, "ShuffleBlocks of at least 1 block of 1 example");
+  return Dataset(plan_->Then({.kind = Kind::kBlockShuffle,
+                              .seed = seed,
+                              .reshuffle = reshuffle,
+                              .count = block,
+                              .number = mixed_blocks},
+                             "ShuffleBlocks"));
 }
 
 Dataset Dataset::Take(std::int64_t examples) const {
-  Require(plan_->batch_size == 0, "Take stands before Batch");
   Require(examples >= 0, "Take of at least 0 examples");
-  Plan plan = *plan_;
-  plan.order.push_back({.kind = OrderStage::Kind::kTake, .count = examples});
-  return Dataset(std::make_shared<const Plan>(std::move(plan)));
+  return Dataset(plan_->Then({.kind = Kind::kTake, .count = examples}, "Take"));
+}
+
+Dataset Dataset::Skip(std::int64_t examples) const {
+  Require(examples >= 0, "Skip of at least 0 examples");
+  return Dataset(plan_->Then({.kind = Kind::kSkip, .count = examples}, "Skip"));
+}
+
+Dataset Dataset::Repeat(std::int64_t times) const {
+  Require(times >= 0 && (times == 0 || size() <= (std::int64_t{1} << 62) / times),
+          "Repeat of at least 0 times, and of fewer than 2^62 examples in all");
+  return Dataset(plan_->Then({.kind = Kind::kRepeat, .count = times}, "Repeat"));
+}
+
+Dataset Dataset::Shard(std::int64_t parts, std::int64_t i) const {
+  Require(parts >= 1 && 0 <= i && i < parts, "Shard i of parts, 0 <= i < parts");
+  return Dataset(plan_->Then({.kind = Kind::kShard, .count = parts, .number = i}, "Shard"));
+}
+
+Dataset Dataset::BucketByLength(std::shared_ptr<const std::vector<std::int32_t>> lengths,
+                                std::uint64_t seed, std::int64_t window_batches) const {
+  Require(lengths != nullptr && lengths->size() == static_cast<std::size_t>(plan_->source->size()),
+          "BucketByLength has a length for each example of the source");
+  Require(window_batches >= 1, "a window of at least 1 batch");
+  Require(plan_->source->AtEpoch(1) == nullptr,
+          "BucketByLength of examples that have the same numbers in every epoch: parts are put "
+          "together unshuffled");
+  return Dataset(plan_->Then(
+      {.kind = Kind::kBucket, .seed = seed, .count = window_batches, .lengths = std::move(lengths)},
+      "BucketByLength"));
 }
 
 Dataset Dataset::Map(std::function<Status(Example&)> transform) const {
   Require(plan_->batch_size == 0, "Map stands before Batch");
   Require(transform != nullptr, "Map has a function");
   Plan plan = *plan_;
-  plan.maps.push_back(std::move(transform));
+  plan.recipe.maps.push_back(std::move(transform));
+  return Dataset(std::make_shared<const Plan>(std::move(plan)));
+}
+
+Dataset Dataset::Lists(const std::vector<std::string>& names) const {
+  Require(plan_->batch_size == 0, "Lists stands before Batch");
+  Plan plan = *plan_;
+  plan.recipe.ragged.insert(names.begin(), names.end());
+  return Dataset(std::make_shared<const Plan>(std::move(plan)));
+}
+
+Dataset Dataset::Pad(const std::string& name, const PadOptions& options) const {
+  Require(options.length >= 0 && options.multiple >= 1 && (!options.cut || options.length > 0),
+          "Pad to a length of at least 0 and a multiple of at least 1; cut to a length");
+  Plan plan = *plan_;
+  Require(plan.recipe.pads.emplace(name, options).second, "Pad a feature once");
   return Dataset(std::make_shared<const Plan>(std::move(plan)));
 }
 
@@ -58,14 +129,19 @@ Dataset Dataset::Batch(std::int64_t global_batch_size, bool drop_remainder) cons
   Plan plan = *plan_;
   plan.batch_size = global_batch_size;
   plan.drop_remainder = drop_remainder;
+  if (plan.bucketed()) {
+    plan.order.back().number = global_batch_size;
+  }
   return Dataset(std::make_shared<const Plan>(std::move(plan)));
 }
 
-Dataset Dataset::Prefetch(int batches, int threads) const {
+Dataset Dataset::Prefetch(int batches, int threads, std::int64_t max_bytes) const {
   Require(batches >= 0 && threads >= 1, "Prefetch of at least 0 batches on at least 1 thread");
+  Require(max_bytes >= 0, "Prefetch of at least 0 bytes");
   Plan plan = *plan_;
   plan.prefetch_batches = batches;
   plan.prefetch_threads = threads;
+  plan.prefetch_bytes = max_bytes;
   return Dataset(std::make_shared<const Plan>(std::move(plan)));
 }
 
@@ -83,34 +159,170 @@ std::int64_t Dataset::batches_per_epoch() const {
   return size() / plan_->batch_size + (short_last ? 1 : 0);
 }
 
-std::uint64_t Dataset::Fingerprint() const {
+std::vector<std::uint64_t> Dataset::Plan::Words() const {
   std::vector<std::uint64_t> words = {
-      plan_->source->Fingerprint(), static_cast<std::uint64_t>(plan_->source->size()),
-      plan_->maps.size(), static_cast<std::uint64_t>(plan_->batch_size),
-      plan_->drop_remainder ? 1U : 0U};
-  for (const OrderStage& stage : plan_->order) {
+      source->Fingerprint(), static_cast<std::uint64_t>(source->size()), recipe.maps.size()};
+  for (const OrderStage& stage : order) {
     words.insert(words.end(), {static_cast<std::uint64_t>(stage.kind), stage.seed,
-                               stage.reshuffle ? 1U : 0U, static_cast<std::uint64_t>(stage.count)});
+                               stage.reshuffle ? 1U : 0U, static_cast<std::uint64_t>(stage.count),
+                               static_cast<std::uint64_t>(stage.number)});
+    if (stage.lengths != nullptr) {
+      words.push_back(Hash64({reinterpret_cast<const char*>(stage.lengths->data()),
+                              stage.lengths->size() * sizeof(std::int32_t)}));
+    }
   }
+  return words;
+}
+
+namespace {
+
+std::uint64_t DigestOf(const std::vector<std::uint64_t>& words) {
   return Hash64({reinterpret_cast<const char*>(words.data()), words.size() * sizeof(words[0])});
 }
 
+}  // namespace
+
+std::uint64_t Dataset::Fingerprint() const {
+  std::vector<std::uint64_t> words = plan_->Words();
+  words.push_back(static_cast<std::uint64_t>(plan_->batch_size));
+  words.push_back(plan_->drop_remainder ? 1U : 0U);
+  for (const auto& [name, pad] : plan_->recipe.pads) {
+    words.push_back(Hash64(name + "/" + std::to_string(pad.value) + "/" +
+                           std::to_string(pad.length) + "/" + std::to_string(pad.multiple) +
+                           pad.lengths + (pad.cut ? "c" : "")));
+  }
+  return DigestOf(words);
+}
+
+std::string DataPosition::ToString() const {
+  return "epoch " + std::to_string(epoch) + " example " + std::to_string(example) + " of " +
+         std::to_string(fingerprint);
+}
+
+Result<DataPosition> DataPosition::Parse(const std::string& text) {
+  DataPosition position;
+  const char* at = text.data();
+  const char* const end = text.data() + text.size();
+  const auto read = [&](std::string_view before, auto& value) {
+    if (!std::string_view(at, static_cast<std::size_t>(end - at)).starts_with(before)) {
+      return false;
+    }
+    const auto result = std::from_chars(at + before.size(), end, value);
+    at = result.ptr;
+    return result.ec == std::errc();
+  };
+  if (!read("epoch ", position.epoch) || !read(" example ", position.example) ||
+      !read(" of ", position.fingerprint) || at != end || position.epoch < 0 ||
+      position.example < 0) {
+    return InvalidArgument("no place in a data set: '" + text.substr(0, 100) + "'");
+  }
+  return position;
+}
+
+DataPosition Dataset::PositionAt(const IterateOptions& options, std::int64_t batch) const {
+  Require(plan_->batch_size > 0, "a place in a data set with batches");
+  Require(options.policy != ShardPolicy::kFile || options.num_workers == 1,
+          "a place in an order that all workers share: not under ShardPolicy::kFile");
+  const std::int64_t end = options.end < 0 ? size() : options.end;
+  return {options.epoch, std::min(options.begin + batch * plan_->batch_size, end),
+          DigestOf(plan_->Words())};
+}
+
+Result<IterateOptions> Dataset::ResumeAt(const DataPosition& position,
+                                         IterateOptions options) const {
+  if (position.fingerprint != DigestOf(plan_->Words())) {
+    return FailedPrecondition(
+        "the place in the data was saved for other data, another order (seed, Take, Repeat, ...) "
+        "or "
+        "other maps than this data set's [go on with those, or begin an epoch]");
+  }
+  if (position.example > size()) {
+    return FailedPrecondition("the place in the data is example " +
+                              std::to_string(position.example) + " of an epoch of " +
+                              std::to_string(size()));
+  }
+  options.epoch = position.epoch;
+  options.begin = position.example;
+  options.first_batch = 0;
+  return options;
+}
+
+Result<std::shared_ptr<const Source>> Dataset::AsSource() const {
+  if (plan_->batch_size != 0 || plan_->bucketed() || !plan_->recipe.pads.empty()) {
+    return InvalidArgument(
+        "a data set with batches, buckets or padding is no source [put data sets together first]");
+  }
+  if (plan_->order.empty() && plan_->recipe.maps.empty()) {
+    return plan_->source;
+  }
+  return PlanSource::Make(plan_->source, plan_->order, plan_->recipe, DigestOf(plan_->Words()));
+}
+
+Result<std::shared_ptr<const std::vector<std::int32_t>>> Dataset::LengthsOf(const std::string& name,
+                                                                            int threads) const {
+  Require(threads >= 1, "at least 1 thread");
+  const Source& all = *plan_->source;
+  if (all.AtEpoch(1) != nullptr) {
+    return InvalidArgument(
+        "LengthsOf: the data set is put together of parts that are shuffled, or mixed, anew in "
+        "each "
+        "epoch [Shuffle what is put together]");
+  }
+  auto lengths = std::make_shared<std::vector<std::int32_t>>(static_cast<std::size_t>(all.size()));
+  std::mutex mutex;
+  Status first_error;
+  std::int64_t first_place = std::numeric_limits<std::int64_t>::max();
+  const auto measure = [&](std::int64_t index) -> Status {
+    COHORT_ASSIGN_OR_RETURN(Example example, all.Read(index));
+    COHORT_RETURN_IF_ERROR(ApplyMaps(plan_->recipe.maps, all, index, example));
+    const auto it = example.find(name);
+    if (it == example.end() || it->second.shape().rank() != 1 ||
+        it->second.shape()[0] > std::numeric_limits<std::int32_t>::max()) {
+      return InvalidArgument(all.Where(index) + ": feature '" + name +
+                             (it == example.end() ? "' is missing" : "' has not one axis"));
+    }
+    (*lengths)[static_cast<std::size_t>(index)] = static_cast<std::int32_t>(it->second.shape()[0]);
+    return {};
+  };
+  ThreadPool pool(threads, "lengths");
+  pool.ParallelFor(all.size(), 64, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      if (Status status = Guarded(measure, i); !status.ok()) {
+        std::lock_guard lock(mutex);
+        if (i < first_place) {
+          first_place = i;
+          first_error = std::move(status);
+        }
+        return;
+      }
+    }
+  });
+  COHORT_RETURN_IF_ERROR(first_error);
+  return std::shared_ptr<const std::vector<std::int32_t>>(std::move(lengths));
+}
+
 Result<std::int64_t> Dataset::CountBatches(const IterateOptions& options) const {
-  COHORT_ASSIGN_OR_RETURN(
-      const Shard shard,
-      Shard::Make(*plan_->source, plan_->order, plan_->batch_size, plan_->drop_remainder, options));
+  COHORT_ASSIGN_OR_RETURN(const data::Shard shard,
+                          data::Shard::Make(*plan_->source, plan_->order, plan_->batch_size,
+                                            plan_->drop_remainder, options));
   return shard.num_batches();
 }
 
 Result<std::unique_ptr<BatchIterator>> Dataset::Iterate(const IterateOptions& options) const {
-  COHORT_ASSIGN_OR_RETURN(Shard shard, Shard::Make(*plan_->source, plan_->order, plan_->batch_size,
-                                                   plan_->drop_remainder, options));
-  IteratorPlan plan{BatchBuilder(plan_->source, plan_->maps), std::move(shard),
+  COHORT_ASSIGN_OR_RETURN(data::Shard shard,
+                          data::Shard::Make(*plan_->source, plan_->order, plan_->batch_size,
+                                            plan_->drop_remainder, options));
+  std::shared_ptr<const Source> source = plan_->source->AtEpoch(options.epoch);
+  if (source == nullptr) {
+    source = plan_->source;
+  }
+  IteratorPlan plan{BatchBuilder(std::move(source), plan_->recipe), std::move(shard),
                     options.first_batch};
   if (plan_->prefetch_batches == 0) {
     return MakeDirectIterator(std::move(plan));
   }
-  return MakePrefetchIterator(std::move(plan), plan_->prefetch_batches, plan_->prefetch_threads);
+  return MakePrefetchIterator(std::move(plan), plan_->prefetch_batches, plan_->prefetch_threads,
+                              plan_->prefetch_bytes);
 }
 
 }  // namespace cohort::data

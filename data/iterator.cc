@@ -43,8 +43,9 @@ class DirectIterator final : public BatchIterator {
 // when batch b - ahead has been handed out.
 class PrefetchIterator final : public BatchIterator {
  public:
-  PrefetchIterator(IteratorPlan plan, int ahead)
+  PrefetchIterator(IteratorPlan plan, int ahead, std::int64_t max_bytes)
       : plan_(std::move(plan)),
+        max_bytes_(max_bytes),
         claimed_(plan_.first_batch),
         delivered_(plan_.first_batch),
         slots_(static_cast<std::size_t>(ahead)) {}
@@ -84,8 +85,10 @@ class PrefetchIterator final : public BatchIterator {
     std::optional<Batch> batch = std::move(*slot).value();
     slot.reset();
     ++delivered_;
+    ready_bytes_ -= BytesOf(*batch);
     lock.unlock();
-    space_.notify_one();
+    // Where bytes bound what is claimed, one batch may make room for several.
+    max_bytes_ == 0 ? space_.notify_one() : space_.notify_all();
     return batch;
   }
 
@@ -94,18 +97,43 @@ class PrefetchIterator final : public BatchIterator {
     return slots_[static_cast<std::size_t>(batch) % slots_.size()];
   }
 
+  static std::int64_t BytesOf(const Batch& batch) {
+    std::size_t bytes = 0;
+    for (const auto& [name, tensor] : batch.features) {
+      bytes += tensor.bytes();
+    }
+    for (const auto& [name, lists] : batch.ragged) {
+      bytes += lists.values.bytes() + lists.splits.bytes();
+    }
+    return static_cast<std::int64_t>(bytes);
+  }
+
+  // Whether a batch may be built; the one that comes next always may.
+  bool HasSpace() const {
+    const auto ahead = static_cast<std::int64_t>(slots_.size());
+    return claimed_ < delivered_ + ahead &&
+           (max_bytes_ == 0 || claimed_ == delivered_ ||
+            ready_bytes_ + (building_ + 1) * largest_ <= max_bytes_);
+  }
+
   void Work() {
     std::unique_lock lock(mutex_);
     for (;;) {
-      const auto ahead = static_cast<std::int64_t>(slots_.size());
-      space_.wait(lock, [&] { return stop_ || Exhausted() || claimed_ < delivered_ + ahead; });
+      space_.wait(lock, [&] { return stop_ || Exhausted() || HasSpace(); });
       if (stop_ || Exhausted()) {
         return;
       }
       const std::int64_t batch = claimed_++;
+      ++building_;
       lock.unlock();
       Result<Batch> built = Build(batch);
       lock.lock();
+      --building_;
+      if (built.ok()) {
+        const std::int64_t bytes = BytesOf(*built);
+        ready_bytes_ += bytes;
+        largest_ = std::max(largest_, bytes);
+      }
       failed_ = failed_ || !built.ok();
       SlotOf(batch) = std::move(built);
       ready_.notify_one();
@@ -126,6 +154,7 @@ class PrefetchIterator final : public BatchIterator {
   }
 
   const IteratorPlan plan_;
+  const std::int64_t max_bytes_;
   std::mutex mutex_;
   std::condition_variable space_;   // a batch may be claimed, or there is none any more
   std::condition_variable ready_;   // a batch has been built
@@ -133,6 +162,9 @@ class PrefetchIterator final : public BatchIterator {
   bool failed_ = false;             // guarded by mutex_
   std::int64_t claimed_;            // guarded by mutex_
   std::int64_t delivered_;          // guarded by mutex_
+  std::int64_t building_ = 0;       // batches; guarded by mutex_
+  std::int64_t ready_bytes_ = 0;    // guarded by mutex_
+  std::int64_t largest_ = 0;        // bytes of a batch so far; guarded by mutex_
   std::vector<std::optional<Result<Batch>>> slots_;  // guarded by mutex_
   std::vector<std::thread> threads_;
 };
@@ -144,8 +176,8 @@ std::unique_ptr<BatchIterator> MakeDirectIterator(IteratorPlan plan) {
 }
 
 Result<std::unique_ptr<BatchIterator>> MakePrefetchIterator(IteratorPlan plan, int ahead,
-                                                            int threads) {
-  auto iterator = std::make_unique<PrefetchIterator>(std::move(plan), ahead);
+                                                            int threads, std::int64_t max_bytes) {
+  auto iterator = std::make_unique<PrefetchIterator>(std::move(plan), ahead, max_bytes);
   try {
     iterator->Start(std::min(threads, ahead));
   } catch (const std::system_error& error) {

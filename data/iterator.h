@@ -18,9 +18,9 @@ struct IteratorPlan {
 // Builds each batch in Next, on the caller's thread.
 std::unique_ptr<BatchIterator> MakeDirectIterator(IteratorPlan plan);
 
-// Up to `ahead` batches are ready or being built; each is built whole by one of `threads` threads.
-// ResourceExhausted if the threads cannot be started.
+// Up to `ahead` batches, and max_bytes of them (0: any), are ready or being built; each is built
+// whole by one of `threads` threads. ResourceExhausted if the threads cannot be started.
 Result<std::unique_ptr<BatchIterator>> MakePrefetchIterator(IteratorPlan plan, int ahead,
-                                                            int threads);
+                                                            int threads, std::int64_t max_bytes);
 
 }  // namespace cohort::data

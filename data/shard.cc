@@ -9,12 +9,6 @@ namespace {
 
 std::int64_t CeilDivide(std::int64_t n, std::int64_t d) { return n / d + (n % d != 0 ? 1 : 0); }
 
-std::uint64_t ShuffleKey(const OrderStage& stage, std::int64_t epoch) {
-  const Philox::Block words = Philox(stage.seed, "data/shuffle")
-                                  .At(stage.reshuffle ? static_cast<std::uint64_t>(epoch) : 0);
-  return (std::uint64_t{words[1]} << 32) | words[0];
-}
-
 // The records in file order that belong to `worker`, of the first `limit` of all files.
 std::vector<Range> FilesOfWorker(const std::vector<FileRange>& files, std::int64_t limit,
                                  int num_workers, int worker) {
@@ -30,43 +24,6 @@ std::vector<Range> FilesOfWorker(const std::vector<FileRange>& files, std::int64
 
 std::int64_t PartBegin(std::int64_t batch, int parts, int part) {
   return batch / parts * part + std::min<std::int64_t>(part, batch % parts);
-}
-
-std::int64_t EpochSize(std::int64_t records, const std::vector<OrderStage>& stages) {
-  for (const OrderStage& stage : stages) {
-    if (stage.kind == OrderStage::Kind::kTake) {
-      records = std::min(records, stage.count);
-    }
-  }
-  return records;
-}
-
-EpochOrder::EpochOrder(std::vector<Range> ranges, const std::vector<OrderStage>& stages,
-                       std::int64_t epoch)
-    : ranges_(std::move(ranges)) {
-  for (const Range& range : ranges_) {
-    starts_.push_back(size_);
-    size_ += range.size();
-  }
-  for (const OrderStage& stage : stages) {
-    if (stage.kind == OrderStage::Kind::kTake) {
-      size_ = std::min(size_, stage.count);
-    } else {
-      permutations_.emplace_back(static_cast<std::uint64_t>(size_), ShuffleKey(stage, epoch));
-    }
-  }
-}
-
-std::int64_t EpochOrder::At(std::int64_t position) const {
-  // A stage's output position p is its input position permutation(p): so the last stage first.
-  auto p = static_cast<std::uint64_t>(position);
-  for (auto it = permutations_.rbegin(); it != permutations_.rend(); ++it) {
-    p = (*it)(p);
-  }
-  const auto place = static_cast<std::int64_t>(p);
-  const auto after = std::upper_bound(starts_.begin(), starts_.end(), place);
-  const auto i = static_cast<std::size_t>(after - starts_.begin()) - 1;
-  return ranges_[i].begin + (place - starts_[i]);
 }
 
 Range Shard::Batch(std::int64_t batch) const {
@@ -158,6 +115,10 @@ Result<Shard> Shard::OfFiles(const Source& source, const std::vector<OrderStage>
   for (const OrderStage& stage : stages) {
     if (stage.kind == OrderStage::Kind::kShuffle) {
       shuffles.push_back(stage);
+    } else if (stage.kind != OrderStage::Kind::kTake) {
+      return InvalidArgument(
+          "ShardPolicy::kFile: Skip, Repeat, Shard, ShuffleBlocks and buckets need an order over "
+          "all workers [use kData]");
     } else if (shuffles.empty()) {
       limit = std::min(limit, stage.count);
     } else {

@@ -1,11 +1,13 @@
-// The order of an epoch, and which run of it is a worker's part of which batch.
-//
-// Everything here is arithmetic on counts: nothing is read, and every worker computes the same.
+// Which examples a worker reads, in which order: everything about an epoch that is known without
+// reading it.
 
 #pragma once
 
 #include <cstdint>
-#include <utility>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
 #include <vector>
 
 #include <cohort/core/random.h>
@@ -15,11 +17,14 @@
 namespace cohort::data {
 
 struct OrderStage {
-  enum class Kind { kShuffle, kTake };
+  enum class Kind { kShuffle, kTake, kSkip, kRepeat, kShard, kBlockShuffle, kBucket };
   Kind kind = Kind::kShuffle;
-  std::uint64_t seed = 0;  // kShuffle
-  bool reshuffle = true;   // kShuffle
-  std::int64_t count = 0;  // kTake
+  std::uint64_t seed = 0;   // kShuffle, kBlockShuffle, kBucket
+  bool reshuffle = true;    // kShuffle, kBlockShuffle
+  std::int64_t count = 0;   // kTake, kSkip: examples; kRepeat: times; kShard: parts;
+                            // kBlockShuffle: examples in a block; kBucket: batches in a window
+  std::int64_t number = 0;  // kShard: which part; kBlockShuffle: blocks mixed; kBucket: batch size
+  std::shared_ptr<const std::vector<std::int32_t>> lengths = {};  // kBucket, by index in the source
 };
 
 // Half open.
@@ -30,6 +35,8 @@ struct Range {
 };
 
 // Position in the order -> index in the source: the ranges one after another, then the stages.
+//
+// Thread rules: At from many threads at once.
 class EpochOrder {
  public:
   EpochOrder(std::vector<Range> ranges, const std::vector<OrderStage>& stages, std::int64_t epoch);
@@ -38,10 +45,28 @@ class EpochOrder {
   std::int64_t At(std::int64_t position) const;
 
  private:
+  struct Stage {
+    OrderStage spec;
+    std::int64_t size = 0;                        // of what goes in
+    std::optional<Permutation> permutation = {};  // kShuffle, of pass epoch_
+  };
+  // The windows of a bucket stage that were sorted last.
+  struct Windows {
+    std::mutex mutex;
+    std::map<std::int64_t, std::shared_ptr<const std::vector<std::int64_t>>> sorted;
+  };
+
+  // Through stages [0, stages) only.
+  std::int64_t Walk(std::int64_t position, std::size_t stages, std::int64_t pass) const;
+  std::int64_t Bucketed(const Stage& stage, std::int64_t position, std::size_t before,
+                        std::int64_t pass) const;
+
   std::vector<Range> ranges_;
-  std::vector<std::int64_t> starts_;       // of each range, among the concatenated ranges
-  std::vector<Permutation> permutations_;  // in the order of the stages
+  std::vector<std::int64_t> starts_;  // of each range, among the concatenated ranges
+  std::vector<Stage> stages_;
+  std::int64_t epoch_ = 0;
   std::int64_t size_ = 0;
+  std::shared_ptr<Windows> windows_;  // owners: copies of this
 };
 
 // One worker's part of an epoch.

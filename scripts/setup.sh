@@ -7,7 +7,7 @@ packages=(
   libgrpc++-dev protobuf-compiler-grpc protobuf-compiler libprotobuf-dev
   libeigen3-dev libdnnl-dev libopenmpi-dev openmpi-bin libmpich-dev mpich libgloo-dev iproute2
   nlohmann-json3-dev libcli11-dev libspdlog-dev libfmt-dev
-  zlib1g-dev libisal-dev libcpp-httplib-dev libjpeg62-turbo-dev libpng-dev
+  zlib1g-dev libcurl4-openssl-dev libisal-dev libcpp-httplib-dev libjpeg62-turbo-dev libpng-dev
   libgtest-dev libgmock-dev libbenchmark-dev
 )
 

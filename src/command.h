@@ -8,6 +8,12 @@ namespace cohort {
 
 int ConfigCheckCommand(int argc, char** argv);      // src/cluster/commands/config.cc
 int DataDigitsCommand(int argc, char** argv);       // data/commands/digits.cc
+int DataCatCommand(int argc, char** argv);          // data/commands/cat.cc
+int DataConvertCommand(int argc, char** argv);      // data/commands/convert.cc
+int DataIndexCommand(int argc, char** argv);        // data/commands/index.cc
+int DataShardCommand(int argc, char** argv);        // data/commands/shard.cc
+int DataStatsCommand(int argc, char** argv);        // data/commands/stats.cc
+int DataVerifyCommand(int argc, char** argv);       // data/commands/verify.cc
 int DataStatCommand(int argc, char** argv);         // data/commands/stat.cc
 int BenchInputCommand(int argc, char** argv);       // data/commands/bench_input.cc
 int LaunchCommand(int argc, char** argv);           // strategies/commands/launch.cc

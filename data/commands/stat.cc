@@ -20,6 +20,7 @@
 #include "../sources/sample_name.h"
 #include "../sources/tar.h"
 #include "command.h"
+#include "file_kind.h"
 
 namespace cohort {
 namespace {
@@ -261,58 +262,51 @@ Status StatFolder(const std::string& path) {
   return {};
 }
 
+Status StatContent(const std::string& path, const RandomAccessFile& file,
+                   const data::FileKind& kind) {
+  std::string content(file.size(), '\0');
+  COHORT_RETURN_IF_ERROR(
+      data::ReadExactly(file, path, 0, std::as_writable_bytes(std::span(content))));
+  if (kind.format == data::Format::kImage) {
+    return StatImage(content);
+  }
+  if (kind.format == data::Format::kCsv) {
+    return StatCsv(content, kind.delimiter);
+  }
+  return StatText(content);
+}
+
 Status Stat(const std::string& path) {
   if (std::filesystem::is_directory(path)) {
     return StatFolder(path);
   }
   FileSystem& files = FileSystem::Local();
-  COHORT_ASSIGN_OR_RETURN(const auto file, data::OpenMaybeGzip(files, path));
-  if (file->size() == 0) {
+  COHORT_ASSIGN_OR_RETURN(const data::FileKind kind, data::KindOf(files, path));
+  if (kind.format == data::Format::kEmpty) {
     Print("format", "empty");
     Print("records", "0");
     return {};
   }
-  const auto reader = io::RecordReader::Open(files, path);
-  if (reader.ok() && (*reader)->Next().ok()) {
-    COHORT_ASSIGN_OR_RETURN(const auto from_start, io::RecordReader::Open(files, path));
-    return StatRecords(*from_start);
+  if (kind.format == data::Format::kTfRecord) {
+    COHORT_ASSIGN_OR_RETURN(const auto reader, io::RecordReader::Open(files, path));
+    return StatRecords(*reader);
   }
-  std::string start(9, '\0');
-  COHORT_ASSIGN_OR_RETURN(const std::size_t n,
-                          file->Read(0, std::as_writable_bytes(std::span(start))));
-  start.resize(n);
-  if (start.starts_with(data::kNpyMagic)) {
-    return StatNpy(*file, path);
-  }
-  if (start.size() == 9 && start[8] == '{' && start[7] == 0) {
-    return StatSafetensors(*file, path);
-  }
-  if (data::LooksLikeTar(*file)) {
-    return StatTar(*file, path);
-  }
-  std::string content(file->size(), '\0');
-  COHORT_RETURN_IF_ERROR(
-      data::ReadExactly(*file, path, 0, std::as_writable_bytes(std::span(content))));
-  if (data::ImageFormatOf(content) != data::ImageFormat::kUnknown) {
-    const Status status = StatImage(content);
-    return status.ok() ? status : status.Annotate(path);
-  }
-  if (content.size() >= 4 && content[0] == 0 && content[1] == 0) {
+  if (kind.format == data::Format::kIdx) {
     return StatIdx(path);
   }
-  const std::string_view first_line = std::string_view(content).substr(0, content.find('\n'));
-  if (first_line.find('\0') == std::string_view::npos &&
-      first_line.find_first_of(",\t") != std::string_view::npos) {
-    const Status status =
-        StatCsv(content, first_line.find(',') == std::string_view::npos ? '\t' : ',');
-    return status.ok() ? status : status.Annotate(path);
+  COHORT_ASSIGN_OR_RETURN(const auto file, data::OpenMaybeGzip(files, path));
+  switch (kind.format) {
+    case data::Format::kNpy:
+      return StatNpy(*file, path);
+    case data::Format::kSafetensors:
+      return StatSafetensors(*file, path);
+    case data::Format::kTar:
+      return StatTar(*file, path);
+    default: {
+      const Status status = StatContent(path, *file, kind);
+      return status.ok() ? status : status.Annotate(path);
+    }
   }
-  if (content.find('\0') == std::string::npos) {
-    return StatText(content);
-  }
-  return InvalidArgument(path +
-                         ": neither IDX, TFRecord, .npy, safetensors, tar, JPEG, PNG, CSV with a "
-                         "header nor text [records of one length can't be told by content]");
 }
 
 }  // namespace

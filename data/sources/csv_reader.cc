@@ -10,7 +10,7 @@ bool IsBlank(char c) { return c == ' ' || c == '\t'; }
 }  // namespace
 
 CsvReader::CsvReader(std::string_view content, char delimiter, bool trim)
-    : rest_(content), delimiter_(delimiter), trim_(trim) {
+    : rest_(content), size_(content.size()), delimiter_(delimiter), trim_(trim) {
   constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
   if (rest_.starts_with(kByteOrderMark)) {
     rest_.remove_prefix(kByteOrderMark.size());

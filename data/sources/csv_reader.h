@@ -27,6 +27,8 @@ class CsvReader {
   Result<bool> Next(std::vector<CsvField>& fields);
   // Where the row that Next returned begins, from 1.
   std::int64_t line() const { return row_line_; }
+  // Byte of the content behind the row that Next returned, its line end included.
+  std::size_t offset() const { return size_ - rest_.size(); }
 
  private:
   Result<CsvField> QuotedField();
@@ -36,6 +38,7 @@ class CsvReader {
   void SkipBlanks();
 
   std::string_view rest_;
+  std::size_t size_;  // of the content
   char delimiter_;
   bool trim_;
   std::int64_t line_ = 1;  // of what comes next

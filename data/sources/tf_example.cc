@@ -1,5 +1,7 @@
 // Example{1: Features}; Features{1: map entry{1: key, 2: Feature}};
 // Feature{oneof 1: BytesList, 2: FloatList, 3: Int64List}; each list {1: repeated value}.
+// SequenceExample{1: Features, 2: FeatureLists}; FeatureLists{1: map entry{1: key, 2:
+// FeatureList}}; FeatureList{1: repeated Feature}.
 
 #include <cohort/data/tf_example.h>
 
@@ -190,6 +192,93 @@ Status NotAMessage(std::string_view what) {
   return DataLoss("not a tf.train.Example: " + std::string(what) + " is malformed");
 }
 
+// The entries of the map in field 1 of the message in field `number`.
+Status ForEachEntry(
+    std::string_view message, std::uint64_t number,
+    const std::function<Status(std::string_view key, std::string_view entry)>& entry) {
+  Status status;
+  const auto each_entry = [&](const Field& field) {
+    if (field.number != 1 || field.type != kBytes) {
+      return true;
+    }
+    std::string_view key;
+    const bool sound = ForEachField(field.bytes, [&key](const Field& part) {
+      if (part.number == 1 && part.type == kBytes) {
+        key = part.bytes;
+      }
+      return true;
+    });
+    status = sound ? entry(key, field.bytes) : NotAMessage("an entry of its feature map");
+    return status.ok();
+  };
+  const bool sound = ForEachField(message, [&](const Field& field) {
+    return field.number != number || field.type != kBytes || ForEachField(field.bytes, each_entry);
+  });
+  return !sound && status.ok() ? NotAMessage("the message") : status;
+}
+
+void AppendVarint(std::string& to, std::uint64_t value) {
+  for (; value >= 0x80; value >>= 7) {
+    to += static_cast<char>((value & 0x7F) | 0x80);
+  }
+  to += static_cast<char>(value);
+}
+
+void AppendField(std::string& to, std::uint64_t number, std::string_view bytes) {
+  AppendVarint(to, (number << 3) | kBytes);
+  AppendVarint(to, bytes.size());
+  to += bytes;
+}
+
+void AppendEntry(std::string& to, std::string_view key, std::string_view value) {
+  std::string entry;
+  AppendField(entry, 1, key);
+  AppendField(entry, 2, value);
+  AppendField(to, 1, entry);
+}
+
+std::string FeatureMessage(const TfFeature& feature) {
+  std::string list;
+  switch (feature.kind) {
+    case TfFeature::Kind::kNone:
+      return {};
+    case TfFeature::Kind::kBytes:
+      for (const std::string_view bytes : feature.bytes) {
+        AppendField(list, 1, bytes);
+      }
+      break;
+    case TfFeature::Kind::kFloat:
+      if (!feature.floats.empty()) {
+        AppendField(list, 1,
+                    {reinterpret_cast<const char*>(feature.floats.data()),
+                     feature.floats.size() * sizeof(float)});
+      }
+      break;
+    case TfFeature::Kind::kInt64:
+      if (!feature.ints.empty()) {
+        std::string packed;
+        for (const std::int64_t value : feature.ints) {
+          AppendVarint(packed, static_cast<std::uint64_t>(value));
+        }
+        AppendField(list, 1, packed);
+      }
+      break;
+  }
+  std::string message;
+  AppendField(message, static_cast<std::uint64_t>(feature.kind), list);
+  return message;
+}
+
+std::string FeaturesMessage(const TfFeatures& features) {
+  std::string message;
+  for (const auto& [key, feature] : features) {
+    if (feature.kind != TfFeature::Kind::kNone) {
+      AppendEntry(message, key, FeatureMessage(feature));
+    }
+  }
+  return message;
+}
+
 }  // namespace
 
 std::size_t TfFeature::size() const {
@@ -223,25 +312,13 @@ std::string_view TfKindName(TfFeature::Kind kind) {
 Status ForEachTfFeature(
     std::string_view message,
     const std::function<Status(std::string_view key, std::string_view entry)>& entry) {
-  Status status;
-  const auto each_entry = [&](const Field& field) {
-    if (field.number != 1 || field.type != kBytes) {
-      return true;
-    }
-    std::string_view key;
-    const bool sound = ForEachField(field.bytes, [&key](const Field& part) {
-      if (part.number == 1 && part.type == kBytes) {
-        key = part.bytes;
-      }
-      return true;
-    });
-    status = sound ? entry(key, field.bytes) : NotAMessage("an entry of its feature map");
-    return status.ok();
-  };
-  const bool sound = ForEachField(message, [&](const Field& field) {
-    return field.number != 1 || field.type != kBytes || ForEachField(field.bytes, each_entry);
-  });
-  return !sound && status.ok() ? NotAMessage("the message") : status;
+  return ForEachEntry(message, 1, entry);
+}
+
+Status ForEachTfStepList(
+    std::string_view message,
+    const std::function<Status(std::string_view key, std::string_view entry)>& entry) {
+  return ForEachEntry(message, 2, entry);
 }
 
 Status ParseTfEntry(std::string_view entry, TfFeature& feature) {
@@ -252,8 +329,8 @@ Status ParseTfEntry(std::string_view entry, TfFeature& feature) {
   return sound ? Status() : NotAMessage("a feature");
 }
 
-Result<std::map<std::string, TfFeature, std::less<>>> ParseTfExample(std::string_view message) {
-  std::map<std::string, TfFeature, std::less<>> features;
+Result<TfFeatures> ParseTfExample(std::string_view message) {
+  TfFeatures features;
   COHORT_RETURN_IF_ERROR(
       ForEachTfFeature(message, [&](std::string_view key, std::string_view entry) {
         Status status = ParseTfEntry(entry, features[std::string(key)]);
@@ -262,6 +339,49 @@ Result<std::map<std::string, TfFeature, std::less<>>> ParseTfExample(std::string
   std::erase_if(features,
                 [](const auto& item) { return item.second.kind == TfFeature::Kind::kNone; });
   return features;
+}
+
+Status ParseTfStepList(std::string_view entry, std::vector<TfFeature>& steps) {
+  steps.clear();
+  const bool sound = ForEachField(entry, [&steps](const Field& field) {
+    return field.number != 2 || field.type != kBytes ||
+           ForEachField(field.bytes, [&steps](const Field& step) {
+             return step.number != 1 || step.type != kBytes ||
+                    MergeFeature(step.bytes, steps.emplace_back());
+           });
+  });
+  return sound ? Status() : NotAMessage("a list of features");
+}
+
+Result<TfSequenceExample> ParseTfSequenceExample(std::string_view message) {
+  TfSequenceExample example;
+  COHORT_ASSIGN_OR_RETURN(example.context, ParseTfExample(message));
+  COHORT_RETURN_IF_ERROR(
+      ForEachTfStepList(message, [&](std::string_view key, std::string_view entry) {
+        Status status = ParseTfStepList(entry, example.steps[std::string(key)]);
+        return status.ok() ? status : status.Annotate("feature list '" + std::string(key) + "'");
+      }));
+  return example;
+}
+
+std::string EncodeTfExample(const TfFeatures& features) {
+  std::string message;
+  AppendField(message, 1, FeaturesMessage(features));
+  return message;
+}
+
+std::string EncodeTfSequenceExample(const TfSequenceExample& example) {
+  std::string message = EncodeTfExample(example.context);
+  std::string lists;
+  for (const auto& [key, steps] : example.steps) {
+    std::string list;
+    for (const TfFeature& step : steps) {
+      AppendField(list, 1, FeatureMessage(step));
+    }
+    AppendEntry(lists, key, list);
+  }
+  AppendField(message, 2, lists);
+  return message;
 }
 
 }  // namespace cohort::data

@@ -9,119 +9,14 @@
 
 #include <cohort/core/random.h>
 #include <cohort/data/tf_example.h>
-#include <cohort/io/crc32c.h>
-#include <cohort/io/record_file.h>
 
+#include "sources/file_table.h"
+#include "sources/record_store.h"
 #include "sources/text_hash.h"
 #include "sources/tf_wire.h"
 
 namespace cohort::data {
 namespace {
-
-// The records of one file.
-class Records {
- public:
-  virtual ~Records() = default;
-  virtual std::int64_t size() const = 0;
-  // Record `i`; `buffer` may be where it is put.
-  virtual Result<std::string_view> Read(std::int64_t i, std::string& buffer) const = 0;
-  virtual std::uint64_t digest() const = 0;
-};
-
-// A raw file: records stay on disk.
-class RawRecords final : public Records {
- public:
-  RawRecords(std::unique_ptr<io::RecordFile> file, std::uint64_t digest)
-      : file_(std::move(file)), digest_(digest) {}
-
-  static Result<std::unique_ptr<Records>> Open(FileSystem& files, const std::string& path) {
-    COHORT_ASSIGN_OR_RETURN(auto file, io::RecordFile::Open(files, path));
-    // The checksums behind the records stand for their content: a digest without a pass over it.
-    COHORT_ASSIGN_OR_RETURN(const auto bytes, files.OpenForRead(path));
-    std::vector<std::uint64_t> words = file->offsets();
-    for (std::int64_t i = 0; i < file->size(); ++i) {
-      std::uint32_t crc = 0;
-      const std::uint64_t end = file->offsets()[static_cast<std::size_t>(i) + 1];
-      COHORT_ASSIGN_OR_RETURN(
-          const std::size_t n,
-          bytes->Read(end - sizeof(crc), std::as_writable_bytes(std::span(&crc, 1))));
-      if (n != sizeof(crc)) {
-        return DataLoss(path + ": changed while it was opened");
-      }
-      words.push_back(crc);
-    }
-    const std::uint64_t digest =
-        Hash64({reinterpret_cast<const char*>(words.data()), words.size() * sizeof(words[0])});
-    return std::make_unique<RawRecords>(std::move(file), digest);
-  }
-
-  std::int64_t size() const override { return file_->size(); }
-  Result<std::string_view> Read(std::int64_t i, std::string& buffer) const override {
-    COHORT_RETURN_IF_ERROR(file_->Read(i, buffer));
-    return std::string_view(buffer);
-  }
-  std::uint64_t digest() const override { return digest_; }
-
- private:
-  std::unique_ptr<io::RecordFile> file_;
-  std::uint64_t digest_;
-};
-
-// A compressed file, unpacked.
-class UnpackedRecords final : public Records {
- public:
-  UnpackedRecords(std::string bytes, std::vector<std::uint64_t> ends)
-      : bytes_(std::move(bytes)), ends_(std::move(ends)) {}
-
-  static Result<std::unique_ptr<Records>> Load(io::RecordReader& reader) {
-    std::string bytes;
-    std::vector<std::uint64_t> ends = {0};
-    for (;;) {
-      COHORT_ASSIGN_OR_RETURN(const auto record, reader.Next());
-      if (!record.has_value()) {
-        return std::make_unique<UnpackedRecords>(std::move(bytes), std::move(ends));
-      }
-      bytes += *record;
-      ends.push_back(bytes.size());
-    }
-  }
-
-  std::int64_t size() const override { return static_cast<std::int64_t>(ends_.size()) - 1; }
-  Result<std::string_view> Read(std::int64_t i, std::string& /*buffer*/) const override {
-    const auto at = static_cast<std::size_t>(i);
-    return std::string_view(bytes_).substr(ends_[at], ends_[at + 1] - ends_[at]);
-  }
-  std::uint64_t digest() const override {
-    return Hash64({reinterpret_cast<const char*>(ends_.data()), ends_.size() * sizeof(ends_[0])},
-                  io::Crc32c(bytes_));
-  }
-
- private:
-  std::string bytes_;
-  std::vector<std::uint64_t> ends_;  // record i is [ends_[i], ends_[i + 1])
-};
-
-Result<std::unique_ptr<Records>> OpenRecords(const TfRecordOptions& options,
-                                             const std::string& path) {
-  std::optional<io::Compression> compression;
-  switch (options.compression) {
-    case TfRecordCompression::kAuto:
-      break;
-    case TfRecordCompression::kNone:
-      compression = io::Compression::kNone;
-      break;
-    case TfRecordCompression::kGzip:
-      compression = io::Compression::kGzip;
-      break;
-    case TfRecordCompression::kZlib:
-      compression = io::Compression::kZlib;
-      break;
-  }
-  COHORT_ASSIGN_OR_RETURN(const auto reader,
-                          io::RecordReader::Open(*options.files, path, compression));
-  return reader->compression() == io::Compression::kNone ? RawRecords::Open(*options.files, path)
-                                                         : UnpackedRecords::Load(*reader);
-}
 
 TfFeature::Kind KindOf(TfType type) {
   switch (type) {
@@ -203,91 +98,175 @@ Status Store(const TfFeatureSpec& spec, const TfFeature& feature, std::byte* row
   return {};
 }
 
+template <typename T>
+void AppendValue(T value, std::vector<std::byte>& to) {
+  const auto* const bytes = reinterpret_cast<const std::byte*>(&value);
+  to.insert(to.end(), bytes, bytes + sizeof(value));
+}
+
+// The values of a feature behind what `to` holds; how many there were.
+Result<std::size_t> Append(const TfFeatureSpec& spec, const TfFeature& feature,
+                           std::vector<std::byte>& to) {
+  if (feature.kind != TfFeature::Kind::kNone && feature.kind != KindOf(spec.type)) {
+    return InvalidArgument("holds a list of " + std::string(TfKindName(feature.kind)) +
+                           ", a list of " + std::string(TfKindName(KindOf(spec.type))) +
+                           " is asked for");
+  }
+  switch (spec.type) {
+    case TfType::kFloat32:
+      for (const float value : feature.floats) {
+        AppendValue(value, to);
+      }
+      break;
+    case TfType::kInt64:
+      for (const std::int64_t value : feature.ints) {
+        AppendValue(value, to);
+      }
+      break;
+    case TfType::kHash:
+      for (const std::string_view text : feature.bytes) {
+        AppendValue(TextHash(text, spec.buckets), to);
+      }
+      break;
+    case TfType::kBytes: {
+      if (feature.size() > 1) {
+        return InvalidArgument("holds " + std::to_string(feature.size()) +
+                               " strings, at most 1 is asked for");
+      }
+      for (const std::string_view text : feature.bytes) {
+        const auto* const bytes = reinterpret_cast<const std::byte*>(text.data());
+        to.insert(to.end(), bytes, bytes + text.size());
+      }
+      break;
+    }
+  }
+  return feature.size();
+}
+
 class TfRecordSource final : public Source {
  public:
   // One of `records` for each path.
   TfRecordSource(std::vector<TfFeatureSpec> specs, const std::vector<std::string>& paths,
-                 std::vector<std::unique_ptr<Records>> records)
+                 std::vector<std::unique_ptr<RecordStore>> records)
       : specs_(std::move(specs)), records_(std::move(records)) {
     for (const TfFeatureSpec& spec : specs_) {
-      features_.push_back({spec.name, DTypeOfFeature(spec.type), spec.shape});
+      if (spec.ragged || spec.steps) {
+        ragged_.push_back({spec.name, DTypeOfFeature(spec.type)});
+      } else {
+        features_.push_back({spec.name, DTypeOfFeature(spec.type), spec.shape});
+      }
+      any_steps_ = any_steps_ || spec.steps;
     }
     for (std::size_t i = 0; i < paths.size(); ++i) {
-      files_.push_back({paths[i], size_, size_ + records_[i]->size()});
-      size_ = files_.back().end;
+      table_.Add(paths[i], records_[i]->size());
     }
   }
 
-  std::int64_t size() const override { return size_; }
+  std::int64_t size() const override { return table_.size(); }
   const std::vector<FeatureSpec>& features() const override { return features_; }
+  const std::vector<RaggedSpec>& ragged() const override { return ragged_; }
 
   Status ReadInto(std::int64_t index, std::span<std::byte* const> rows) const override {
-    const std::size_t file = FileOf(index);
+    std::vector<std::vector<std::byte>> values(ragged_.size());
+    return ReadRagged(index, rows, values);
+  }
+  Status ReadRagged(std::int64_t index, std::span<std::byte* const> rows,
+                    std::span<std::vector<std::byte>> values) const override {
+    const std::size_t file = table_.Find(index);
     std::string buffer;
     COHORT_ASSIGN_OR_RETURN(const std::string_view record,
-                            records_[file]->Read(index - files_[file].begin, buffer));
-    Status status = Decode(record, rows);
+                            records_[file]->Read(index - table_.ranges()[file].begin, buffer));
+    Status status = Decode(record, rows, values);
     return status.ok() ? status : status.Annotate(Where(index));
   }
 
   std::string Where(std::int64_t index) const override {
-    const FileRange& file = files_[FileOf(index)];
-    return file.name + ", record " + std::to_string(index - file.begin);
+    const std::size_t file = table_.Find(index);
+    const FileRange& range = table_.ranges()[file];
+    return range.name + ", record " + std::to_string(records_[file]->Ordinal(index - range.begin));
   }
-  std::vector<FileRange> files() const override { return files_; }
+  std::vector<FileRange> files() const override { return table_.ranges(); }
 
   std::uint64_t Fingerprint() const override {
     std::uint64_t digest = Hash64("tf_record");
     for (const TfFeatureSpec& spec : specs_) {
       digest = Hash64(spec.name + "/" + std::to_string(static_cast<int>(spec.type)) +
                           spec.shape.ToString() + std::to_string(spec.missing.value_or(0.5)) + "/" +
-                          std::to_string(spec.buckets),
+                          std::to_string(spec.buckets) + (spec.ragged ? "r" : "") +
+                          (spec.steps ? "s" : ""),
                       digest);
     }
     for (const auto& records : records_) {
-      digest = Hash64(std::to_string(records->digest()), digest);
+      digest = Hash64(std::to_string(records->Digest()), digest);
     }
     return digest;
   }
 
  private:
-  std::size_t FileOf(std::int64_t index) const {
-    const auto after =
-        std::upper_bound(files_.begin(), files_.end(), index,
-                         [](std::int64_t i, const FileRange& file) { return i < file.end; });
-    return static_cast<std::size_t>(after - files_.begin());
-  }
-
-  Status Decode(std::string_view record, std::span<std::byte* const> rows) const {
+  Status Decode(std::string_view record, std::span<std::byte* const> rows,
+                std::span<std::vector<std::byte>> values) const {
     // The last entry of a key counts, so entries are found first and parsed afterwards.
     std::vector<std::string_view> entries(specs_.size());
-    COHORT_RETURN_IF_ERROR(
-        ForEachTfFeature(record, [&](std::string_view key, std::string_view entry) {
-          for (std::size_t i = 0; i < specs_.size(); ++i) {
-            if (specs_[i].name == key) {
-              entries[i] = entry;
-            }
+    const auto find = [&](bool steps) {
+      return [this, &entries, steps](std::string_view key, std::string_view entry) {
+        for (std::size_t i = 0; i < specs_.size(); ++i) {
+          if (specs_[i].name == key && specs_[i].steps == steps) {
+            entries[i] = entry;
           }
-          return Status();
-        }));
+        }
+        return Status();
+      };
+    };
+    COHORT_RETURN_IF_ERROR(ForEachTfFeature(record, find(false)));
+    if (any_steps_) {
+      COHORT_RETURN_IF_ERROR(ForEachTfStepList(record, find(true)));
+    }
+    std::size_t row = 0;
+    std::size_t list = 0;
     TfFeature feature;
     for (std::size_t i = 0; i < specs_.size(); ++i) {
-      Status status = ParseTfEntry(entries[i], feature);
-      if (status.ok()) {
-        status = Store(specs_[i], feature, rows[i]);
+      const TfFeatureSpec& spec = specs_[i];
+      Status status;
+      if (spec.steps) {
+        status = AppendSteps(spec, entries[i], values[list++]);
+      } else if (status = ParseTfEntry(entries[i], feature); status.ok()) {
+        status = spec.ragged ? Append(spec, feature, values[list++]).status()
+                             : Store(spec, feature, rows[row++]);
       }
       if (!status.ok()) {
-        return status.Annotate("feature '" + specs_[i].name + "'");
+        return status.Annotate("feature '" + spec.name + "'");
+      }
+    }
+    return {};
+  }
+
+  static Status AppendSteps(const TfFeatureSpec& spec, std::string_view entry,
+                            std::vector<std::byte>& values) {
+    std::vector<TfFeature> steps;
+    COHORT_RETURN_IF_ERROR(ParseTfStepList(entry, steps));
+    const std::size_t before = values.size();
+    const auto want = static_cast<std::size_t>(spec.shape.elements());
+    for (std::size_t i = 0; i < steps.size(); ++i) {
+      const Result<std::size_t> n = Append(spec, steps[i], values);
+      const Status status = !n.ok() ? n.status()
+                            : *n == want
+                                ? Status()
+                                : InvalidArgument("holds " + std::to_string(*n) + " values, " +
+                                                  std::to_string(want) + " are asked for");
+      if (!status.ok()) {
+        values.resize(before);
+        return status.Annotate("step " + std::to_string(i));
       }
     }
     return {};
   }
 
   std::vector<TfFeatureSpec> specs_;
-  std::vector<std::unique_ptr<Records>> records_;  // of each file
-  std::vector<FeatureSpec> features_;
-  std::vector<FileRange> files_;
-  std::int64_t size_ = 0;
+  std::vector<std::unique_ptr<RecordStore>> records_;  // of each file
+  std::vector<FeatureSpec> features_;                  // those of fixed shape
+  std::vector<RaggedSpec> ragged_;                     // and the others
+  bool any_steps_ = false;
+  FileTable table_;
 };
 
 Status CheckFeatures(const std::vector<TfFeatureSpec>& features) {
@@ -300,6 +279,14 @@ Status CheckFeatures(const std::vector<TfFeatureSpec>& features) {
         return InvalidArgument("TFRecord: feature '" + features[i].name + "' is asked for twice");
       }
     }
+    if (features[i].ragged && features[i].shape != Shape()) {
+      return InvalidArgument("TFRecord: feature '" + features[i].name +
+                             "' is ragged: a list without a shape");
+    }
+    if (features[i].steps && features[i].type == TfType::kBytes) {
+      return InvalidArgument("TFRecord: feature '" + features[i].name +
+                             "': steps hold numbers or hashes, not bytes");
+    }
     if (features[i].buckets < 0 ||
         (features[i].missing.has_value() && !std::isfinite(*features[i].missing))) {
       return InvalidArgument("TFRecord: feature '" + features[i].name +
@@ -309,6 +296,16 @@ Status CheckFeatures(const std::vector<TfFeatureSpec>& features) {
   return {};
 }
 
+Status CheckBudget(const TfRecordOptions& options, const CorruptRecords& corrupt) {
+  const std::int64_t found = corrupt.records + corrupt.cut_files;
+  if (found <= options.max_corrupt) {
+    return {};
+  }
+  return DataLoss(std::to_string(found) + " corrupt records, at most " +
+                  std::to_string(options.max_corrupt) +
+                  " are skipped [TfRecordOptions.max_corrupt]; the first: " + corrupt.messages[0]);
+}
+
 }  // namespace
 
 Result<Dataset> TfRecords(const std::vector<std::string>& paths, const TfRecordOptions& options) {
@@ -316,11 +313,16 @@ Result<Dataset> TfRecords(const std::vector<std::string>& paths, const TfRecordO
     return InvalidArgument("TFRecord: no files");
   }
   COHORT_RETURN_IF_ERROR(CheckFeatures(options.features));
-  std::vector<std::unique_ptr<Records>> records;
+  std::vector<std::unique_ptr<RecordStore>> records;
+  CorruptRecords corrupt;
   for (const std::string& path : paths) {
     // The analyzer loses the unique_ptr inside Result's optional.
     // NOLINTNEXTLINE(clang-analyzer-cplusplus.NewDeleteLeaks)
-    COHORT_ASSIGN_OR_RETURN(records.emplace_back(), OpenRecords(options, path));
+    COHORT_ASSIGN_OR_RETURN(records.emplace_back(), OpenRecordStore(options, path, corrupt));
+    COHORT_RETURN_IF_ERROR(CheckBudget(options, corrupt));
+  }
+  if (options.corrupt != nullptr) {
+    *options.corrupt = corrupt;
   }
   return Dataset(std::make_shared<TfRecordSource>(options.features, paths, std::move(records)));
 }

@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <string_view>
+#include <vector>
 
 #include <cohort/data/tf_example.h>
 
@@ -13,6 +14,14 @@ namespace cohort::data {
 Status ForEachTfFeature(
     std::string_view message,
     const std::function<Status(std::string_view key, std::string_view entry)>& entry);
+
+// The same for the feature lists of a SequenceExample.
+Status ForEachTfStepList(
+    std::string_view message,
+    const std::function<Status(std::string_view key, std::string_view entry)>& entry);
+
+// The features of the steps in a map entry; replaces what `steps` holds.
+Status ParseTfStepList(std::string_view entry, std::vector<TfFeature>& steps);
 
 // The feature in a map entry; replaces what `feature` holds.
 Status ParseTfEntry(std::string_view entry, TfFeature& feature);

@@ -6,10 +6,13 @@
 #include <algorithm>
 #include <cstring>
 #include <fstream>
+#include <numeric>
 #include <set>
 #include <thread>
 
 #include <cohort/data/arrays.h>
+#include <cohort/data/combine.h>
+#include <cohort/data/criteo.h>
 #include <cohort/data/csv.h>
 #include <cohort/data/dataset.h>
 #include <cohort/data/digits.h>
@@ -17,6 +20,7 @@
 #include <cohort/data/idx.h>
 #include <cohort/data/memory.h>
 #include <cohort/data/text_lines.h>
+#include <cohort/data/tf_example.h>
 #include <cohort/data/tf_record.h>
 #include <cohort/data/webdataset.h>
 #include <cohort/io/compression.h>
@@ -182,6 +186,53 @@ Dataset WebShards(const testing::TempDir& folder, const std::string& suffix) {
            {.name = "x", .extensions = {"raw"}, .decoder = RawElements(DType::kUInt8, {4})}}}));
 }
 
+// Records of one number and a list of so many values; every third record is corrupt and left out.
+Dataset RaggedRecords(const testing::TempDir& folder) {
+  std::string bytes;
+  for (std::int64_t i = 0; i < kExamples * 3 / 2; ++i) {
+    auto writer = OrThrow(io::RecordWriter::Create(FileSystem::Local(), folder / "one"));
+    TfFeatures features;
+    features["i"] = {.kind = TfFeature::Kind::kInt64, .ints = {i}};
+    features["x"] = {.kind = TfFeature::Kind::kFloat,
+                     .floats = std::vector<float>(static_cast<std::size_t>(i % 4), 1.5F)};
+    OrThrow(writer->Write(EncodeTfExample(features)));
+    OrThrow(writer->Close());
+    std::string record = OrThrow(ReadFile(FileSystem::Local(), folder / "one"));
+    record.back() = static_cast<char>(record.back() ^ (i % 3 == 1 ? 1 : 0));
+    bytes += record;
+  }
+  OrThrow(WriteFileAtomically(FileSystem::Local(), folder / "r", bytes));
+  return OrThrow(TfRecords({folder / "r"}, {.features = {{.name = "i", .type = TfType::kInt64},
+                                                         {.name = "x", .ragged = true}},
+                                            .on_corrupt = OnCorrupt::kSkip}));
+}
+
+Dataset CriteoFiles(const testing::TempDir& folder) {
+  std::string lines;
+  for (std::int64_t i = 0; i < kExamples; ++i) {
+    lines += std::to_string(i % 2) + "\t" + std::to_string(i) + std::string(13, '\t') + "ab" +
+             std::string(25, '\t') + "\n";
+  }
+  OrThrow(WriteFileAtomically(FileSystem::Local(), folder / "day", lines));
+  return OrThrow(TextLines({folder / "day"}, {.decoder = CriteoLine({.log = false})}));
+}
+
+// A data set whose examples are numbers from `begin`.
+Dataset Numbers(std::int64_t begin, std::int64_t size) {
+  Tensor i(DType::kInt64, {size});
+  std::iota(i.data<std::int64_t>().begin(), i.data<std::int64_t>().end(), begin);
+  return OrThrow(FromTensors({{"i", i}}));
+}
+
+Dataset Squares(const Dataset& data) {
+  return data.Map([](Example& example) {
+    const std::int64_t i = example.at("i").data<std::int64_t>()[0];
+    example["square"] = Tensor(DType::kFloat32, {2});
+    example.at("square").data<float>()[1] = static_cast<float>(i * i);
+    return OkStatus();
+  });
+}
+
 const Case kCases[] = {
     {"Memory", Memory},
     {"Idx", IdxFiles},
@@ -196,6 +247,48 @@ const Case kCases[] = {
     {"WebDataset", [](const testing::TempDir& f) { return WebShards(f, ".tar"); }},
     {"WebDatasetGzip", [](const testing::TempDir& f) { return WebShards(f, ".tar.gz"); }},
     {"WebDatasetImages", WebImages},
+    {"RaggedRecords", RaggedRecords},
+    {"Criteo", CriteoFiles},
+    {"Concatenated",
+     [](const testing::TempDir&) {
+       return OrThrow(Concatenate({Squares(Numbers(0, 10)).Shuffle(1), Squares(Numbers(10, 0)),
+                                   Squares(Numbers(10, kExamples - 10))}));
+     }},
+    {"Zipped",
+     [](const testing::TempDir& f) {
+       return OrThrow(
+           Zip({Numbers(0, kExamples).ShuffleBlocks(3, 4, 2, /*reshuffle=*/false), ArrayFiles(f)}));
+     }},
+    {"Mixed",
+     [](const testing::TempDir&) {
+       return OrThrow(Mix({Numbers(0, 30), Numbers(30, kExamples - 30).Shuffle(2)}, {.block = 8}));
+     }},
+    {"Filtered",
+     [](const testing::TempDir&) {
+       return OrThrow(
+           Filter(Squares(Numbers(0, kExamples * 2)), [](const Example& example) -> Result<bool> {
+             return example.at("i").data<std::int64_t>()[0] % 2 == 1;
+           }));
+     }},
+    {"FlatMapped",
+     [](const testing::TempDir&) {
+       return OrThrow(FlatMap(
+           Numbers(0, kExamples / 2 + 1), [](const Example& example, std::vector<Example>& made) {
+             const auto i = example.at("i").data<std::int64_t>()[0];
+             for (std::int64_t k = 0; k < (i == 0 ? 1 : 2); ++k) {
+               const std::int64_t n = i * 2 + k;
+               made.push_back({{"n", Tensor::Of<std::int64_t>(Shape(), {&n, 1})}});
+             }
+             return OkStatus();
+           }));
+     }},
+    {"Cached",
+     [](const testing::TempDir&) { return OrThrow(Cache(Squares(Numbers(0, kExamples)))); }},
+    {"CachedInFile",
+     [](const testing::TempDir& f) {
+       return OrThrow(
+           CacheInFile(Squares(Numbers(0, kExamples)), FileSystem::Local(), f / "cache"));
+     }},
     {"Digits", [](const testing::TempDir&) { return GeneratedDigits({.count = kExamples}); }},
 };
 
@@ -220,6 +313,12 @@ class DatasetConformance : public ::testing::TestWithParam<Case> {
         const Tensor row = tensor.Rows(i, i + 1);
         rows[static_cast<std::size_t>(i)].append(reinterpret_cast<const char*>(row.raw()),
                                                  row.bytes());
+      }
+      for (const auto& [name, lists] : batch.ragged) {
+        const auto splits = lists.splits.data<std::int64_t>();
+        const auto at = static_cast<std::size_t>(i);
+        const Tensor list = lists.values.Rows(splits[at], splits[at + 1]);
+        rows[at].append(reinterpret_cast<const char*>(list.raw()), list.bytes());
       }
     }
     return rows;

@@ -68,6 +68,24 @@ TEST(Prefetch, PreparesAsManyBatchesAsAskedAndNoMore) {
   EXPECT_EQ(gate.passed, 20);
 }
 
+TEST(Prefetch, BytesBoundWhatIsPrepared) {
+  Gate gate;
+  gate.Open(1000);
+  // Batches of 5 ids, 40 bytes: one whose size is not known yet, and then as many as fit into 100.
+  auto iterator = OrThrow(gate.Guard(Ids(100)).Batch(5).Prefetch(8, 1, 100).Iterate());
+  gate.AwaitPassed(10);
+  EXPECT_TRUE(OrThrow(iterator->Next()).has_value());
+  gate.AwaitPassed(15);
+  for (int i = 0; i < 19; ++i) {
+    EXPECT_TRUE(OrThrow(iterator->Next()).has_value());
+  }
+  EXPECT_FALSE(OrThrow(iterator->Next()).has_value());
+  EXPECT_EQ(gate.passed, 100);
+  // Less than a batch: one at a time.
+  const Dataset data = Ids(50).Shuffle(2).Batch(8);
+  EXPECT_EQ(Collect(data.Prefetch(8, 3, 1)), Collect(data));
+}
+
 TEST(Prefetch, DestructionAtAnyPointJoins) {
   for (int taken = 0; taken <= 12; ++taken) {
     auto iterator = OrThrow(Ids(1000).Shuffle(1).Batch(3).Prefetch(4, 3).Iterate());

@@ -163,6 +163,38 @@ TEST(TfExample, ParsesWhatTensorFlowWrites) {
   EXPECT_EQ(features.find("i")->second.size(), 2U);
 }
 
+TEST(TfExample, EncodesAsTensorFlowDoes) {
+  EXPECT_EQ(EncodeTfExample(OrThrow(ParseTfExample(Hex(kGolden)))), Hex(kGolden));
+  EXPECT_EQ(EncodeTfExample({}), Hex("0a00"));
+  const std::string no_values = Hex("0a090a070a016112021200");
+  EXPECT_EQ(EncodeTfExample(OrThrow(ParseTfExample(no_values))), no_values);
+}
+
+// {context: {"id": ["7"]}, steps: {"t": [[1, 2], [], missing], "u": []}}, by the field numbers.
+TEST(TfExample, SequenceExamples) {
+  TfSequenceExample example;
+  example.context["id"] = {.kind = TfFeature::Kind::kBytes, .bytes = {"7"}};
+  example.steps["t"] = {
+      {.kind = TfFeature::Kind::kInt64, .ints = {1, 2}}, {.kind = TfFeature::Kind::kInt64}, {}};
+  example.steps["u"] = {};
+  const std::string expected =
+      Hex("0a0d0a0b0a02696412050a030a0137"
+          "121c0a130a0174120e0a061a040a0201020a021a000a00"
+          "0a050a01751200");
+  EXPECT_EQ(EncodeTfSequenceExample(example), expected);
+  const TfSequenceExample parsed = OrThrow(ParseTfSequenceExample(expected));
+  EXPECT_THAT(parsed.context.at("id").bytes, ElementsAre("7"));
+  ASSERT_EQ(parsed.steps.at("t").size(), 3U);
+  EXPECT_THAT(parsed.steps.at("t")[0].ints, ElementsAre(1, 2));
+  EXPECT_EQ(parsed.steps.at("t")[1].kind, TfFeature::Kind::kInt64);
+  EXPECT_EQ(parsed.steps.at("t")[2].kind, TfFeature::Kind::kNone);
+  EXPECT_TRUE(parsed.steps.at("u").empty());
+  for (std::size_t size = 1; size < expected.size(); ++size) {
+    const auto cut = ParseTfSequenceExample(std::string_view(expected).substr(0, size));
+    EXPECT_EQ(cut.ok(), size == 15) << size;
+  }
+}
+
 TEST(TfExample, UnpackedAndMixedListsAreEqualToPackedOnes) {
   const auto floats = [](std::string_view list) {  // a map entry "f" with this FloatList
     std::string feature = Hex("12") + static_cast<char>(list.size()) + std::string(list);
@@ -376,6 +408,74 @@ TEST_F(TfRecordsTest, DamageIsNeverReadAsData) {
       const bool whole_records = compression == io::Compression::kNone && size == good.size() / 2;
       EXPECT_EQ(result.ok(), whole_records) << size;
     }
+  }
+}
+
+TEST_F(TfRecordsTest, AnIndexStandsForTheWalkAndIsOfItsFile) {
+  const std::string path = Write("r", {golden_, "", golden_});
+  const TfRecordOptions walked = {.features = {{.name = "f", .shape = {2}, .missing = 5}}};
+  TfRecordOptions indexed = walked;
+  indexed.index = true;
+  const std::uint64_t fingerprint = OrThrow(TfRecords({path}, walked)).Fingerprint();
+  EXPECT_EQ(OrThrow(TfRecords({path}, indexed)).size(), 3) << "without an index as ever";
+  EXPECT_EQ(OrThrow(WriteTfIndex(files_, path)), 3);
+  const Dataset data = OrThrow(TfRecords({path}, indexed));
+  EXPECT_EQ(data.Fingerprint(), fingerprint);
+  EXPECT_EQ(OrThrow(data.source().Read(2)).at("f").data<float>()[1], 2);
+
+  // As many bytes, other records.
+  Write("r", {"", golden_, golden_});
+  const auto moved = OrThrow(TfRecords({path}, indexed)).source().Read(0);
+  EXPECT_THAT(moved.status().message(),
+              AllOf(HasSubstr("record 0 at byte 0: not where the index says"),
+                    HasSubstr("cohort data index")));
+  Write("r", {golden_});
+  EXPECT_THAT(TfRecords({path}, indexed).status().message(),
+              AllOf(HasSubstr("r.idx, line 2"), HasSubstr("which has 71 bytes")));
+  for (const char* bad : {"0", "0 x\n", "1 71\n", "0 70\n", "0 71\n71 0\n", "0 71\n\n"}) {
+    WriteBytes("r.idx", bad);
+    const Status status = TfRecords({path}, indexed).status();
+    EXPECT_EQ(status.code(), StatusCode::kDataLoss) << bad;
+    EXPECT_THAT(status.message(), HasSubstr("r.idx, line ")) << bad;
+  }
+}
+
+// Flips a byte of each record in turn, in both kinds of files.
+TEST_F(TfRecordsTest, CorruptRecordsAreSkippedCountedAndBounded) {
+  for (const auto compression : {io::Compression::kNone, io::Compression::kZlib}) {
+    const std::string good = Write("good", {golden_, golden_, golden_});
+    std::string bytes = OrThrow(ReadFile(files_, good));
+    bytes[71 + 20] ^= 1;           // the bytes of record 1
+    bytes += bytes.substr(0, 40);  // and a record that is cut off
+    std::string path = WriteBytes("bad", bytes);
+    if (compression == io::Compression::kZlib) {
+      uLongf size = compressBound(bytes.size());
+      std::string packed(size, '\0');
+      compress(reinterpret_cast<Bytef*>(packed.data()), &size,
+               reinterpret_cast<const Bytef*>(bytes.data()), bytes.size());
+      path = WriteBytes("bad", packed.substr(0, size));
+    }
+    CorruptRecords corrupt;
+    const TfRecordOptions options = {
+        .features = all_, .on_corrupt = OnCorrupt::kSkip, .max_corrupt = 2, .corrupt = &corrupt};
+    const Dataset data = OrThrow(TfRecords({good, path, good}, options));
+    EXPECT_EQ(data.size(), 3 + 2 + 3);
+    EXPECT_EQ(corrupt.records, 1);
+    EXPECT_EQ(corrupt.cut_files, 1);
+    EXPECT_THAT(corrupt.messages, ElementsAre(HasSubstr("bad: record 1 at byte 71"),
+                                              HasSubstr("bad: record 3 at byte 213")));
+    EXPECT_EQ(data.source().Where(4), path + ", record 2") << "its number in the file";
+    for (std::int64_t i = 0; i < data.size(); ++i) {
+      EXPECT_EQ(OrThrow(data.source().Read(i)).at("f").data<float>()[1], 2);
+    }
+    TfRecordOptions tight = options;
+    tight.max_corrupt = 1;
+    EXPECT_THAT(TfRecords({good, path}, tight).status().message(),
+                AllOf(HasSubstr("2 corrupt records, at most 1"), HasSubstr("record 1 at byte 71")));
+    TfRecordOptions strict = options;
+    strict.on_corrupt = OnCorrupt::kError;
+    const auto refused = TfRecords({path}, strict);
+    EXPECT_EQ(refused.status().code(), StatusCode::kDataLoss);
   }
 }
 

@@ -22,6 +22,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include <cohort/core/status.h>
 #include <cohort/data/batch.h>
@@ -54,6 +55,28 @@ struct IterateOptions {
   std::int64_t end = -1;
 };
 
+// Where a pass over the data stands, for a checkpoint: the same for every worker, and under 100
+// bytes as text.
+struct DataPosition {
+  std::int64_t epoch = 0;
+  std::int64_t example = 0;       // of the epoch's order: those before it are done
+  std::uint64_t fingerprint = 0;  // of the order, whatever the batches
+
+  std::string ToString() const;
+  static Result<DataPosition> Parse(const std::string& text);  // InvalidArgument
+  friend bool operator==(const DataPosition&, const DataPosition&) = default;
+};
+
+// How lists of different lengths become a tensor.
+struct PadOptions {
+  double value = 0;           // behind the end of a list
+  std::int64_t length = 0;    // of every list, longer ones are an error; 0: as the longest one
+                              // among those that this worker has of the batch
+  bool cut = false;           // with `length`: longer lists lose their end
+  std::int64_t multiple = 1;  // the longest one's length is rounded up to a multiple of this
+  std::string lengths = {};   // an int64 feature of this name has the lengths themselves
+};
+
 class BatchIterator {
  public:
   virtual ~BatchIterator() = default;  // joins its threads; safe at any point of an epoch
@@ -66,21 +89,46 @@ class Dataset {
  public:
   explicit Dataset(std::shared_ptr<const Source> source);  // owners: every Dataset made from it
 
-  // Shuffle, Map and Take stand before Batch; sizes that make no sense are a ContractError.
+  // All of these but Prefetch and Pad stand before Batch; sizes that make no sense are a
+  // ContractError.
 
   // An exact permutation of the whole set, keyed by (seed, epoch), or, with reshuffle false, the
   // same in every epoch.
   Dataset Shuffle(std::uint64_t seed, bool reshuffle = true) const;
+  // Blocks of so many neighbouring examples change places, and then the examples within each
+  // `mixed_blocks` of them: for storage where a jump is dear. mixed_blocks * block examples are
+  // read close together.
+  Dataset ShuffleBlocks(std::uint64_t seed, std::int64_t block, std::int64_t mixed_blocks,
+                        bool reshuffle = true) const;
+  // All but the first so many examples.
+  Dataset Skip(std::int64_t examples) const;
+  // So many times, 0 to any; shuffled before, each time in another order.
+  Dataset Repeat(std::int64_t times) const;
+  // Examples i, i + parts, i + 2 * parts, ... of the order: one of `parts` disjoint data sets. Not
+  // needed to divide work among workers, see ShardPolicy.
+  Dataset Shard(std::int64_t parts, std::int64_t i) const;
   // Runs on the threads of Prefetch, several at once; the example's place in the order is kept. May
   // drop, add and rewrite features; the result must have the same features for every example. May
   // run more than once for an example. An exception is reported like an error.
   Dataset Map(std::function<Status(Example&)> transform) const;
+  // Features of these names are lists of any length, tensors of one axis: a batch has them as
+  // Ragged. Those that are ragged in the source need not be named.
+  Dataset Lists(const std::vector<std::string>& names) const;
+  // A ragged feature as a tensor [examples, longest].
+  Dataset Pad(const std::string& name, const PadOptions& options = {}) const;
+  // Within each window of so many batches, examples are sorted by length, and the batches change
+  // places: a batch has lists of about one length, little of it is padding. Lengths are of the
+  // source's examples, see LengthsOf. Follows Shuffle; nothing but Batch follows.
+  Dataset BucketByLength(std::shared_ptr<const std::vector<std::int32_t>> lengths,
+                         std::uint64_t seed, std::int64_t window_batches = 64) const;
   // The first so many examples: of the source, or, after Shuffle, of each epoch's order.
   Dataset Take(std::int64_t examples) const;
   // Batches of the GLOBAL size, at least 1. drop_remainder: the short last batch is left out.
   Dataset Batch(std::int64_t global_batch_size, bool drop_remainder = false) const;
   // Prepares this many batches ahead on `threads` threads. 0: in Next, on the caller's thread.
-  Dataset Prefetch(int batches, int threads = 1) const;
+  // Beyond max_bytes of them (0: no bound) only the batch that comes next is prepared; what is
+  // being built counts as the largest before it.
+  Dataset Prefetch(int batches, int threads = 1, std::int64_t max_bytes = 0) const;
 
   const Source& source() const;
   std::int64_t size() const;               // examples in an epoch
@@ -89,6 +137,24 @@ class Dataset {
   // How many batches an iterator with these options delivers when first_batch is 0; equal for every
   // worker. Differs from batches_per_epoch under kFile and for a split. Errors as Iterate.
   Result<std::int64_t> CountBatches(const IterateOptions& options) const;
+  // The length of feature `name`, a list or a tensor of one axis, in every example of the source:
+  // one pass over it, through Map, on so many threads. What BucketByLength takes; 4 bytes an
+  // example.
+  Result<std::shared_ptr<const std::vector<std::int32_t>>> LengthsOf(const std::string& name,
+                                                                     int threads = 1) const;
+  // The examples in their order, before Batch, as a source: how data sets are put together
+  // (combine.h). Where there is a Map, its first example is read, to know what it makes. It reads
+  // as epoch 0 does; AtEpoch gives the others. InvalidArgument after Batch.
+  Result<std::shared_ptr<const Source>> AsSource() const;
+
+  // Where training stands when an iterator with these options has delivered batches up to
+  // `batch`, first_batch included. Not under kFile.
+  DataPosition PositionAt(const IterateOptions& options, std::int64_t batch) const;
+  // The options with which an iterator goes on there, reading nothing before it: also with another
+  // number of workers or another batch size. FailedPrecondition: the data, its order, or what is
+  // mapped is not what it was.
+  Result<IterateOptions> ResumeAt(const DataPosition& position, IterateOptions options = {}) const;
+
   // A digest of what is read and of every parameter above that changes it (of Map, that it is
   // there; not Prefetch): what workers compare before step 1.
   std::uint64_t Fingerprint() const;

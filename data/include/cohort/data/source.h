@@ -3,7 +3,8 @@
 //
 // Every example of a source has the same features, with the same element types and shapes: that is
 // what lets a record be decoded straight into its row of a batch. Data whose shape varies is given
-// a fixed one by the source (padded, hashed, cropped), or one record at a time by Dataset::Map.
+// a fixed one by the source (padded, hashed, cropped), or one record at a time by Dataset::Map;
+// lists of any length are ragged features.
 //
 // Thread rules: immutable after construction; every method from many threads at once.
 
@@ -12,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -34,6 +36,14 @@ struct FeatureSpec {
   friend bool operator==(const FeatureSpec&, const FeatureSpec&) = default;
 };
 
+// A feature of any number of values: a tensor of one axis in an example, a Ragged in a batch.
+struct RaggedSpec {
+  std::string name;
+  DType dtype = DType::kInt64;
+
+  friend bool operator==(const RaggedSpec&, const RaggedSpec&) = default;
+};
+
 // Examples [begin, end) of a source stand in this file.
 struct FileRange {
   std::string name;
@@ -53,8 +63,17 @@ class Source {
   // rows[i], which need not be zero before. 0 <= index < size(). Errors name the file and the
   // ordinal of the record in it.
   virtual Status ReadInto(std::int64_t index, std::span<std::byte* const> rows) const = 0;
-  // The same as tensors of its own.
+  // The features of any length, if there are any; names differ also from those of features().
+  virtual const std::vector<RaggedSpec>& ragged() const;
+  // As ReadInto, and appends the bytes of the values of ragged()[i] to values[i].
+  virtual Status ReadRagged(std::int64_t index, std::span<std::byte* const> rows,
+                            std::span<std::vector<std::byte>> values) const;
+  // All features as tensors of its own.
   Result<Example> Read(std::int64_t index) const;
+
+  // How this source reads in an epoch, where that depends on it (data sets put together that are
+  // shuffled); null: as in every other. As many examples with the same features.
+  virtual std::shared_ptr<const Source> AtEpoch(std::int64_t epoch) const;
 
   // Where example `index` comes from, for error messages: "train.csv, line 17".
   virtual std::string Where(std::int64_t index) const = 0;

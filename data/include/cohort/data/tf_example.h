@@ -30,7 +30,21 @@ struct TfFeature {
 
 std::string_view TfKindName(TfFeature::Kind kind);  // "bytes", "float", "int64"; "missing"
 
-// The features that are not missing. DataLoss: not a message of this kind..
-Result<std::map<std::string, TfFeature, std::less<>>> ParseTfExample(std::string_view message);
+using TfFeatures = std::map<std::string, TfFeature, std::less<>>;
+
+// The features that are not missing. DataLoss: not a message of this kind.
+Result<TfFeatures> ParseTfExample(std::string_view message);
+// Keys in bytewise order, lists packed: equal bytes for equal features. A feature of kind kNone is
+// left out.
+std::string EncodeTfExample(const TfFeatures& features);
+
+// tf.train.SequenceExample: features of the whole, and features of each step.
+struct TfSequenceExample {
+  TfFeatures context;
+  // A step whose feature is missing is of kind kNone.
+  std::map<std::string, std::vector<TfFeature>, std::less<>> steps;
+};
+Result<TfSequenceExample> ParseTfSequenceExample(std::string_view message);
+std::string EncodeTfSequenceExample(const TfSequenceExample& example);
 
 }  // namespace cohort::data

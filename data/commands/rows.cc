@@ -1,0 +1,549 @@
+#include "rows.h"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cmath>
+#include <cstring>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include <cohort/data/arrays.h>
+#include <cohort/data/idx.h>
+#include <cohort/data/image.h>
+#include <cohort/data/tf_example.h>
+#include <cohort/io/record_file.h>
+
+#include "../sources/content.h"
+#include "../sources/csv_reader.h"
+#include "../sources/sample_name.h"
+#include "../sources/tar.h"
+
+namespace cohort::data {
+namespace {
+
+template <typename T>
+Tensor ListOf(std::span<const T> values) {
+  return Tensor::Of<T>({static_cast<std::int64_t>(values.size())}, values);
+}
+
+Value ValueOf(const TfFeature& feature) {
+  switch (feature.kind) {
+    case TfFeature::Kind::kFloat:
+      return Value::Of(ListOf<float>(feature.floats));
+    case TfFeature::Kind::kInt64:
+      return Value::Of(ListOf<std::int64_t>(feature.ints));
+    case TfFeature::Kind::kBytes:
+      return {Value::Kind::kStrings, {}, {feature.bytes.begin(), feature.bytes.end()}};
+    case TfFeature::Kind::kNone:
+      break;
+  }
+  return {};
+}
+
+class RecordRows final : public RowReader {
+ public:
+  explicit RecordRows(std::unique_ptr<io::RecordReader> reader) : reader_(std::move(reader)) {}
+
+  Result<bool> Next(Row& row) override {
+    COHORT_ASSIGN_OR_RETURN(const auto record, reader_->Next());
+    row.clear();
+    if (!record.has_value()) {
+      return false;
+    }
+    const auto example = ParseTfSequenceExample(*record);
+    const bool is_example = example.ok() && (record->size() <= 2 || !example->context.empty() ||
+                                             !example->steps.empty());
+    if (!is_example) {
+      row.emplace_back("record", Value::Of(std::string(*record)));
+      return true;
+    }
+    for (const auto& [name, feature] : example->context) {
+      row.emplace_back(name, ValueOf(feature));
+    }
+    for (const auto& [name, steps] : example->steps) {
+      for (std::size_t i = 0; i < steps.size(); ++i) {
+        row.emplace_back(name + "[" + std::to_string(i) + "]", ValueOf(steps[i]));
+      }
+    }
+    return true;
+  }
+
+ private:
+  std::unique_ptr<io::RecordReader> reader_;
+};
+
+template <typename T>
+std::optional<T> Parse(std::string_view text) {
+  T value{};
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  const bool whole = error == std::errc() && end == text.data() + text.size();
+  return whole ? std::optional(value) : std::nullopt;
+}
+
+// What all cells of a column can be read as.
+enum class Cell { kNothing, kInt64, kFloat32, kFloat64, kText };
+
+bool IsMissing(const CsvField& field) {
+  return !field.quoted && (field.text.empty() || field.text == "?");
+}
+
+// Whether the decimal number has no more digits than a float32 gives back.
+bool FitsFloat32(double value) {
+  const auto narrow = static_cast<float>(value);
+  std::array<char, 64> text{};
+  const auto end = std::to_chars(text.data(), text.data() + text.size(), narrow).ptr;
+  return Parse<double>({text.data(), static_cast<std::size_t>(end - text.data())}) == value;
+}
+
+Cell CellOf(const CsvField& field) {
+  const std::string_view text = field.text;
+  if (IsMissing(field)) {
+    return Cell::kNothing;
+  }
+  // "007" and "+1" would not be written back as they are.
+  const std::string_view digits = text.starts_with('-') ? text.substr(1) : text;
+  if (field.quoted || text.starts_with('+') ||
+      (digits.size() > 1 && digits[0] == '0' && digits[1] != '.')) {
+    return Cell::kText;
+  }
+  if (Parse<std::int64_t>(text).has_value() && text != "-0") {
+    return Cell::kInt64;
+  }
+  const auto number = Parse<double>(text);
+  if (!number.has_value() || !std::isfinite(*number)) {
+    return Cell::kText;
+  }
+  return FitsFloat32(*number) ? Cell::kFloat32 : Cell::kFloat64;
+}
+
+Cell Both(Cell a, Cell b) {
+  if (a == Cell::kNothing || a == b) {
+    return b;
+  }
+  if (b == Cell::kNothing) {
+    return a;
+  }
+  if (a == Cell::kText || b == Cell::kText) {
+    return Cell::kText;
+  }
+  return std::max(a, b);
+}
+
+class CsvRows final : public RowReader {
+ public:
+  CsvRows(std::string path, std::string content, char delimiter)
+      : path_(std::move(path)),
+        content_(std::move(content)),
+        delimiter_(delimiter),
+        reader_(content_, delimiter, /*trim=*/true) {}
+
+  // Walks the whole file: what the columns are.
+  Status Begin() {
+    COHORT_RETURN_IF_ERROR(Read().status());
+    for (const CsvField& field : fields_) {
+      names_.emplace_back(field.text);
+    }
+    cells_.assign(names_.size(), Cell::kNothing);
+    std::vector<bool> large(names_.size());
+    for (;;) {
+      COHORT_ASSIGN_OR_RETURN(const bool more, Read());
+      if (!more) {
+        break;
+      }
+      for (std::size_t i = 0; i < fields_.size(); ++i) {
+        const Cell cell = CellOf(fields_[i]);
+        if (cell == Cell::kInt64) {
+          large[i] =
+              large[i] || !FitsFloat32(static_cast<double>(*Parse<std::int64_t>(fields_[i].text)));
+        }
+        cells_[i] = Both(cells_[i], cell);
+      }
+    }
+    for (std::size_t i = 0; i < cells_.size(); ++i) {
+      if (cells_[i] == Cell::kFloat32 && large[i]) {
+        cells_[i] = Cell::kFloat64;
+      }
+    }
+    reader_ = CsvReader(content_, delimiter_, /*trim=*/true);
+    return Read().status();
+  }
+
+  Result<bool> Next(Row& row) override {
+    COHORT_ASSIGN_OR_RETURN(const bool more, Read());
+    row.clear();
+    for (std::size_t i = 0; more && i < fields_.size(); ++i) {
+      row.emplace_back(names_[i], ValueAt(i));
+    }
+    return more;
+  }
+
+ private:
+  Result<bool> Read() {
+    const auto where = [this] { return path_ + ", line " + std::to_string(reader_.line()); };
+    Result<bool> more = reader_.Next(fields_);
+    if (!more.ok()) {
+      return more.status().Annotate(path_);
+    }
+    if (*more && !names_.empty() && fields_.size() != names_.size()) {
+      return DataLoss(where() + ": " + std::to_string(fields_.size()) + " fields, the header has " +
+                      std::to_string(names_.size()));
+    }
+    return more;
+  }
+
+  Value ValueAt(std::size_t i) const {
+    const CsvField& field = fields_[i];
+    if (IsMissing(field)) {
+      return {};
+    }
+    switch (cells_[i]) {
+      case Cell::kInt64:
+        return Scalar(*Parse<std::int64_t>(field.text));
+      case Cell::kFloat32:
+        return Scalar(static_cast<float>(*Parse<double>(field.text)));
+      case Cell::kFloat64:
+        return Scalar(*Parse<double>(field.text));
+      default:
+        return Value::Of(std::string(field.text));
+    }
+  }
+
+  template <typename T>
+  static Value Scalar(T value) {
+    return Value::Of(Tensor::Of<T>(Shape(), {&value, 1}));
+  }
+
+  std::string path_;
+  std::string content_;
+  char delimiter_;
+  CsvReader reader_;
+  std::vector<CsvField> fields_;
+  std::vector<std::string> names_;
+  std::vector<Cell> cells_;  // by column
+};
+
+// A data set's examples in the order of its source.
+class SourceRows final : public RowReader {
+ public:
+  explicit SourceRows(Dataset dataset) : dataset_(std::move(dataset)) {}
+
+  Result<bool> Next(Row& row) override {
+    row.clear();
+    if (next_ >= dataset_.size()) {
+      return false;
+    }
+    COHORT_ASSIGN_OR_RETURN(Example example, dataset_.source().Read(next_++));
+    for (auto& [name, tensor] : example) {
+      row.emplace_back(name, Value::Of(std::move(tensor)));
+    }
+    return true;
+  }
+  Result<std::int64_t> Skip(std::int64_t rows) override {
+    const std::int64_t skipped = std::min(rows, dataset_.size() - next_);
+    next_ += skipped;
+    return skipped;
+  }
+
+ private:
+  Dataset dataset_;
+  std::int64_t next_ = 0;
+};
+
+// A tensor's rows, or one row where it has no axis.
+class TensorRows final : public RowReader {
+ public:
+  TensorRows(std::string name, Tensor tensor, bool whole)
+      : name_(std::move(name)), tensor_(std::move(tensor)), whole_(whole) {}
+
+  Result<bool> Next(Row& row) override {
+    row.clear();
+    if (next_ >= (whole_ ? 1 : tensor_.shape()[0])) {
+      return false;
+    }
+    if (whole_) {
+      row.emplace_back(name_, Value::Of(tensor_));
+    } else {
+      std::vector<std::int64_t> dims = tensor_.shape().dims();
+      dims.erase(dims.begin());
+      row.emplace_back(name_,
+                       Value::Of(tensor_.Rows(next_, next_ + 1).Reshaped(Shape(std::move(dims)))));
+    }
+    ++next_;
+    return true;
+  }
+
+ private:
+  std::string name_;
+  Tensor tensor_;
+  bool whole_;
+  std::int64_t next_ = 0;
+};
+
+class TarRows final : public RowReader {
+ public:
+  TarRows(std::string path, std::shared_ptr<const RandomAccessFile> file,
+          std::vector<TarMember> members)
+      : path_(std::move(path)), file_(std::move(file)), members_(std::move(members)) {}
+
+  Result<bool> Next(Row& row) override { return Read(&row); }
+  Result<std::int64_t> Skip(std::int64_t rows) override {
+    for (std::int64_t i = 0; i < rows; ++i) {
+      COHORT_ASSIGN_OR_RETURN(const bool more, Read(nullptr));
+      if (!more) {
+        return i;
+      }
+    }
+    return rows;
+  }
+
+ private:
+  Result<bool> Read(Row* row) {
+    std::string key;
+    if (row != nullptr) {
+      row->clear();
+    }
+    for (; next_ < members_.size(); ++next_) {
+      const TarMember& member = members_[next_];
+      const SampleName name = SplitSampleName(member.name);
+      if (name.key.empty()) {
+        continue;
+      }
+      if (!key.empty() && name.key != key) {
+        break;
+      }
+      if (row != nullptr) {
+        if (key.empty()) {
+          row->emplace_back("__key__", Value::Of(name.key));
+        }
+        std::string content(member.size, '\0');
+        COHORT_RETURN_IF_ERROR(
+            ReadExactly(*file_, path_, member.begin, std::as_writable_bytes(std::span(content))));
+        row->emplace_back(name.extension, Value::Of(std::move(content)));
+      }
+      key = name.key;
+    }
+    return !key.empty();
+  }
+
+  std::string path_;
+  std::shared_ptr<const RandomAccessFile> file_;  // owner: this
+  std::vector<TarMember> members_;
+  std::size_t next_ = 0;
+};
+
+class TextRows final : public RowReader {
+ public:
+  explicit TextRows(std::string content) : content_(std::move(content)), rest_(content_) {}
+
+  Result<bool> Next(Row& row) override {
+    row.clear();
+    if (rest_.empty()) {
+      return false;
+    }
+    const std::size_t end = std::min(rest_.find('\n'), rest_.size());
+    std::string_view line = rest_.substr(0, end);
+    rest_.remove_prefix(std::min(end + 1, rest_.size()));
+    if (line.ends_with('\r')) {
+      line.remove_suffix(1);
+    }
+    row.emplace_back("line", Value::Of(std::string(line)));
+    return true;
+  }
+
+ private:
+  std::string content_;
+  std::string_view rest_;
+};
+
+class NoRows final : public RowReader {
+ public:
+  Result<bool> Next(Row& /*row*/) override { return false; }
+};
+
+Result<std::unique_ptr<RowReader>> OpenContent(FileSystem& files, const std::string& path,
+                                               const FileKind& kind) {
+  COHORT_ASSIGN_OR_RETURN(const auto file, OpenMaybeGzip(files, path));
+  if (kind.format == Format::kTar) {
+    COHORT_ASSIGN_OR_RETURN(auto members, IndexTar(*file, path));
+    return std::make_unique<TarRows>(path, file, std::move(members));
+  }
+  std::string content(file->size(), '\0');
+  COHORT_RETURN_IF_ERROR(ReadExactly(*file, path, 0, std::as_writable_bytes(std::span(content))));
+  if (kind.format == Format::kImage) {
+    Result<Tensor> image = DecodeImage(content);
+    if (!image.ok()) {
+      return image.status().Annotate(path);
+    }
+    return std::make_unique<TensorRows>("image", std::move(image).value(), /*whole=*/true);
+  }
+  if (kind.format == Format::kText) {
+    return std::make_unique<TextRows>(std::move(content));
+  }
+  auto rows = std::make_unique<CsvRows>(path, std::move(content), kind.delimiter);
+  COHORT_RETURN_IF_ERROR(rows->Begin());
+  return rows;
+}
+
+// As short as reads back to the same value; null where JSON has no number for it.
+template <typename T>
+void AppendNumber(std::string& json, T value) {
+  if constexpr (std::is_floating_point_v<T>) {
+    if (!std::isfinite(value)) {
+      json += "null";
+      return;
+    }
+  }
+  std::array<char, 64> text{};
+  json.append(text.data(), std::to_chars(text.data(), text.data() + text.size(), value).ptr);
+}
+
+void AppendElement(std::string& json, const Tensor& tensor, std::size_t i) {
+  switch (tensor.dtype()) {
+    case DType::kFloat32:
+      return AppendNumber(json, tensor.data<float>()[i]);
+    case DType::kFloat64:
+      return AppendNumber(json, tensor.data<double>()[i]);
+    case DType::kInt32:
+      return AppendNumber(json, tensor.data<std::int32_t>()[i]);
+    case DType::kInt64:
+      return AppendNumber(json, tensor.data<std::int64_t>()[i]);
+    case DType::kFloat16:
+      return AppendNumber(json, static_cast<float>(tensor.data<Float16>()[i]));
+    case DType::kBFloat16:
+      return AppendNumber(json, static_cast<float>(tensor.data<BFloat16>()[i]));
+    case DType::kUInt8:
+      return AppendNumber(json, static_cast<int>(tensor.data<std::uint8_t>()[i]));
+  }
+}
+
+// Nested lists, as many as the tensor has axes. `at` counts elements.
+void AppendTensor(std::string& json, const Tensor& tensor, int axis, std::size_t& at) {
+  if (axis == tensor.shape().rank()) {
+    AppendElement(json, tensor, at++);
+    return;
+  }
+  json += '[';
+  for (std::int64_t i = 0; i < tensor.shape()[axis]; ++i) {
+    json += i == 0 ? "" : ",";
+    AppendTensor(json, tensor, axis + 1, at);
+  }
+  json += ']';
+}
+
+std::string Base64(std::string_view bytes) {
+  constexpr std::string_view kDigits =
+      "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  std::string text;
+  for (std::size_t i = 0; i < bytes.size(); i += 3) {
+    std::uint32_t group = 0;
+    const std::size_t n = std::min<std::size_t>(3, bytes.size() - i);
+    for (std::size_t k = 0; k < 3; ++k) {
+      group = (group << 8) | (k < n ? static_cast<unsigned char>(bytes[i + k]) : 0U);
+    }
+    for (std::size_t k = 0; k < 4; ++k) {
+      text += k <= n ? kDigits[(group >> (18 - 6 * k)) & 63] : '=';
+    }
+  }
+  return text;
+}
+
+// Text in JSON's quotes; nullopt: it is no UTF-8.
+std::optional<std::string> Quoted(const std::string& text) {
+  try {
+    return nlohmann::json(text).dump();
+  } catch (const nlohmann::json::type_error&) {
+    return std::nullopt;
+  }
+}
+
+void AppendString(std::string& json, const std::string& text, bool base64) {
+  if (const auto quoted = Quoted(text); quoted.has_value()) {
+    json += *quoted;
+  } else if (base64) {
+    json += "{\"base64\":\"" + Base64(text) + "\"}";
+  } else {
+    json += "{\"bytes\":" + std::to_string(text.size()) + "}";
+  }
+}
+
+}  // namespace
+
+std::int64_t Value::size() const {
+  switch (kind) {
+    case Kind::kMissing:
+      return 0;
+    case Kind::kNumbers:
+      return numbers.elements();
+    case Kind::kStrings:
+      break;
+  }
+  return static_cast<std::int64_t>(strings.size());
+}
+
+Result<std::int64_t> RowReader::Skip(std::int64_t rows) {
+  Row row;
+  for (std::int64_t i = 0; i < rows; ++i) {
+    COHORT_ASSIGN_OR_RETURN(const bool more, Next(row));
+    if (!more) {
+      return i;
+    }
+  }
+  return rows;
+}
+
+Result<std::unique_ptr<RowReader>> RowReader::Open(FileSystem& files, const std::string& path) {
+  COHORT_ASSIGN_OR_RETURN(const FileKind kind, KindOf(files, path));
+  switch (kind.format) {
+    case Format::kEmpty:
+      return std::make_unique<NoRows>();
+    case Format::kTfRecord: {
+      COHORT_ASSIGN_OR_RETURN(auto reader, io::RecordReader::Open(files, path));
+      return std::make_unique<RecordRows>(std::move(reader));
+    }
+    case Format::kNpy: {
+      COHORT_ASSIGN_OR_RETURN(Tensor tensor, ReadNpy(files, path));
+      const bool whole = tensor.shape().rank() == 0;
+      return std::make_unique<TensorRows>("values", std::move(tensor), whole);
+    }
+    case Format::kIdx: {
+      COHORT_ASSIGN_OR_RETURN(Tensor tensor, ReadIdx(files, path));
+      const bool whole = tensor.shape().rank() == 0;
+      return std::make_unique<TensorRows>("values", std::move(tensor), whole);
+    }
+    case Format::kSafetensors: {
+      COHORT_ASSIGN_OR_RETURN(Dataset dataset, Safetensors(path, {.files = &files}));
+      return std::make_unique<SourceRows>(std::move(dataset));
+    }
+    default:
+      return OpenContent(files, path, kind);
+  }
+}
+
+std::string RowAsJson(const Row& row, bool base64) {
+  std::string json = "{";
+  for (const auto& [name, value] : row) {
+    json += json.size() == 1 ? "" : ",";
+    json += nlohmann::json(name).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+    json += ':';
+    if (value.kind == Value::Kind::kMissing) {
+      json += "null";
+    } else if (value.kind == Value::Kind::kNumbers) {
+      std::size_t at = 0;
+      AppendTensor(json, value.numbers, 0, at);
+    } else if (value.strings.size() == 1) {
+      AppendString(json, value.strings[0], base64);
+    } else {
+      json += '[';
+      for (std::size_t i = 0; i < value.strings.size(); ++i) {
+        json += i == 0 ? "" : ",";
+        AppendString(json, value.strings[i], base64);
+      }
+      json += ']';
+    }
+  }
+  return json + "}";
+}
+
+}  // namespace cohort::data

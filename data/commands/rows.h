@@ -1,0 +1,55 @@
+// Rows: the records of a file of any known format, one after another, as named values.
+
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <cohort/core/file_system.h>
+#include <cohort/core/status.h>
+#include <cohort/core/tensor.h>
+
+#include "file_kind.h"
+
+namespace cohort::data {
+
+struct Value {
+  enum class Kind { kMissing, kNumbers, kStrings };
+  Kind kind = Kind::kMissing;
+  Tensor numbers;                    // kNumbers: of one example
+  std::vector<std::string> strings;  // kStrings
+
+  static Value Of(Tensor tensor) { return {Kind::kNumbers, std::move(tensor), {}}; }
+  static Value Of(std::string text) { return {Kind::kStrings, {}, {std::move(text)}}; }
+  std::int64_t size() const;  // values in it
+};
+
+using Row = std::vector<std::pair<std::string, Value>>;
+
+// What each format gives:
+//   TFRecord     the features of an Example or SequenceExample; "record" where it is neither
+//   CSV          columns, each int64, float32, float64 or text as all of its cells can be read
+//   .npy, IDX    "values"
+//   safetensors  the tensors, which have as many rows
+//   tar          "__key__", and the members by extension
+//   text         "line"
+//   an image     "image"
+class RowReader {
+ public:
+  static Result<std::unique_ptr<RowReader>> Open(FileSystem& files, const std::string& path);
+  virtual ~RowReader() = default;
+
+  // False at the end. Errors name file and record.
+  virtual Result<bool> Next(Row& row) = 0;
+  // Passes over so many rows, or to the end: without reading them where the format allows. How
+  // many there were.
+  virtual Result<std::int64_t> Skip(std::int64_t rows);
+};
+
+// A row as a JSON object. Text that is no UTF-8 is {"bytes": its length}, or {"base64": ...}.
+std::string RowAsJson(const Row& row, bool base64);
+
+}  // namespace cohort::data

@@ -1,0 +1,59 @@
+// Files behind HTTP, HTTPS and S3, as a FileSystem to read data sets from.
+//
+//   const auto files = data::MakeRemoteFileSystem({.s3 = {.access_key = ..., .secret_key = ...}});
+//   auto train = OrThrow(data::TfRecords({"s3://bucket/train-0.tfrecord"},
+//                                        {.features = ..., .index = true, .files = files.get()}));
+//
+// Paths: http://, https://, s3://BUCKET/KEY; any other path is a local file. Nothing is written to
+// a server, and its folders are not listed. A server must answer ranges (RFC 9110, section 14), or
+// hold files small enough to be sent whole.
+//
+// Reads that follow one another take `block` bytes at once and the next block is fetched meanwhile;
+// single small reads take their own bytes; large ones are cut into parts that are fetched at once.
+// What fails on the way (no connection, silence, 429, 5xx, an answer that is cut off) is tried
+// again and goes on behind the bytes that have come. A file that changes after it was opened (its
+// size or ETag) is DataLoss. Errors name the URL, without its query.
+//
+// Thread rules: as FileSystem. Blocks for the network, never longer than `deadline` for one read.
+
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <map>
+#include <memory>
+#include <string>
+
+#include <cohort/core/file_system.h>
+
+namespace cohort::data {
+
+struct S3Options {
+  std::string access_key;  // empty: requests are not signed
+  std::string secret_key;
+  std::string session_token;
+  std::string region = "us-east-1";
+  // Of a store that speaks S3: "http://minio:9000", buckets as the first part of the path. Empty:
+  // Amazon's, https://BUCKET.s3.REGION.amazonaws.com.
+  std::string endpoint;
+};
+
+struct RemoteOptions {
+  std::chrono::milliseconds connect_timeout{10'000};
+  std::chrono::milliseconds attempt_timeout{30'000};  // one request; bytes that came are kept
+  std::chrono::milliseconds deadline{300'000};        // one read, with all attempts
+  int attempts = 5;                                   // in a row without a byte
+  std::chrono::milliseconds first_wait{100};          // before the second; doubles, to 5 s
+  std::size_t block = std::size_t{1} << 20;
+  std::size_t part = std::size_t{8} << 20;
+  int parallel = 8;  // requests at once, of all files
+  // Sent with every request: {"Authorization", ...}. With these, and to S3, redirections are not
+  // followed.
+  std::map<std::string, std::string> headers;
+  std::string ca_file;  // certificates to trust; empty: the system's
+  S3Options s3;
+};
+
+std::unique_ptr<FileSystem> MakeRemoteFileSystem(const RemoteOptions& options = {});
+
+}  // namespace cohort::data

@@ -1,0 +1,161 @@
+#include "remote/http.h"
+
+#include <curl/curl.h>
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <string_view>
+
+namespace cohort::data {
+namespace {
+
+struct Transfer {
+  CURL* handle = nullptr;
+  const HttpRequest* request = nullptr;
+  HttpAnswer* answer = nullptr;
+};
+
+std::int64_t IntegerIn(std::string_view text) {
+  std::int64_t value = -1;
+  const auto result = std::from_chars(text.data(), text.data() + text.size(), value);
+  return result.ec == std::errc() ? value : -1;
+}
+
+std::string_view Trimmed(std::string_view text) {
+  constexpr std::string_view kBlank = " \t\r\n";
+  text.remove_prefix(std::min(text.find_first_not_of(kBlank), text.size()));
+  return text.substr(0, text.find_last_not_of(kBlank) + 1);
+}
+
+std::size_t TakeHeader(char* data, std::size_t size, std::size_t count, void* user) {
+  HttpAnswer& answer = *static_cast<Transfer*>(user)->answer;
+  const std::string_view line(data, size * count);
+  if (line.starts_with("HTTP/")) {
+    const std::size_t space = line.find(' ');
+    answer = {};  // an answer before it was a redirection
+    answer.status =
+        space == std::string_view::npos ? 0 : static_cast<long>(IntegerIn(line.substr(space + 1)));
+    return size * count;
+  }
+  const std::size_t colon = line.find(':');
+  if (colon == std::string_view::npos) {
+    return size * count;
+  }
+  std::string name(line.substr(0, colon));
+  std::transform(name.begin(), name.end(), name.begin(), [](char c) {
+    return static_cast<char>(c >= 'A' && c <= 'Z' ? c - 'A' + 'a' : c);
+  });
+  const std::string_view value = Trimmed(line.substr(colon + 1));
+  if (name == "etag") {
+    answer.etag = value;
+  } else if (name == "content-length") {
+    answer.length = IntegerIn(value);
+  } else if (name == "retry-after") {
+    answer.wait_seconds = IntegerIn(value);
+  } else if (name == "content-range" && value.starts_with("bytes ")) {
+    const std::size_t slash = value.find('/');
+    answer.begin = IntegerIn(value.substr(6));
+    answer.total = slash == std::string_view::npos ? -1 : IntegerIn(value.substr(slash + 1));
+  }
+  return size * count;
+}
+
+std::size_t TakeBody(char* data, std::size_t size, std::size_t count, void* user) {
+  const Transfer& transfer = *static_cast<Transfer*>(user);
+  const std::size_t bytes = size * count;
+  if (transfer.answer->status / 100 == 2) {
+    const bool more =
+        transfer.request->take(*transfer.answer, {reinterpret_cast<const std::byte*>(data), bytes});
+    return more ? bytes : 0;
+  }
+  constexpr std::size_t kKept = 300;
+  std::string& body = transfer.answer->body;
+  body.append(data, std::min(bytes, kKept - std::min(kKept, body.size())));
+  return bytes;
+}
+
+int IsStopped(void* user, curl_off_t, curl_off_t, curl_off_t, curl_off_t) {
+  return static_cast<Transfer*>(user)->request->stopped() ? 1 : 0;
+}
+
+}  // namespace
+
+HttpClient::HttpClient() {
+  static const CURLcode once = curl_global_init(CURL_GLOBAL_DEFAULT);
+  Require(once == CURLE_OK, "libcurl begins");
+}
+
+HttpClient::~HttpClient() {
+  for (void* const handle : idle_) {
+    curl_easy_cleanup(handle);
+  }
+}
+
+Status HttpClient::Perform(const HttpRequest& request, HttpAnswer& answer) {
+  CURL* handle = nullptr;
+  {
+    std::lock_guard lock(mutex_);
+    if (!idle_.empty()) {
+      handle = idle_.back();
+      idle_.pop_back();
+    }
+  }
+  if (handle == nullptr) {
+    handle = curl_easy_init();
+    if (handle == nullptr) {
+      return ResourceExhausted("memory for a request");
+    }
+  }
+  answer = {};
+  Transfer transfer{handle, &request, &answer};
+  std::array<char, CURL_ERROR_SIZE> text{};
+  curl_slist* headers = nullptr;
+  for (const auto& [name, value] : request.headers) {
+    headers = curl_slist_append(headers, (name + ": " + value).c_str());
+  }
+  curl_easy_reset(handle);
+  curl_easy_setopt(handle, CURLOPT_URL, request.url.c_str());
+  curl_easy_setopt(handle, CURLOPT_PROTOCOLS_STR, "http,https");
+  curl_easy_setopt(handle, CURLOPT_REDIR_PROTOCOLS_STR, "http,https");
+  curl_easy_setopt(handle, CURLOPT_FOLLOWLOCATION, request.follow ? 1L : 0L);
+  curl_easy_setopt(handle, CURLOPT_MAXREDIRS, 5L);
+  curl_easy_setopt(handle, CURLOPT_NOSIGNAL, 1L);
+  curl_easy_setopt(handle, CURLOPT_NOBODY, request.head ? 1L : 0L);
+  curl_easy_setopt(handle, CURLOPT_HTTPHEADER, headers);
+  curl_easy_setopt(handle, CURLOPT_CONNECTTIMEOUT_MS,
+                   static_cast<long>(request.connect_timeout.count()));
+  curl_easy_setopt(handle, CURLOPT_TIMEOUT_MS, static_cast<long>(request.timeout.count()));
+  curl_easy_setopt(handle, CURLOPT_ERRORBUFFER, text.data());
+  curl_easy_setopt(handle, CURLOPT_HEADERFUNCTION, TakeHeader);
+  curl_easy_setopt(handle, CURLOPT_HEADERDATA, &transfer);
+  curl_easy_setopt(handle, CURLOPT_WRITEFUNCTION, TakeBody);
+  curl_easy_setopt(handle, CURLOPT_WRITEDATA, &transfer);
+  curl_easy_setopt(handle, CURLOPT_NOPROGRESS, 0L);
+  curl_easy_setopt(handle, CURLOPT_XFERINFOFUNCTION, IsStopped);
+  curl_easy_setopt(handle, CURLOPT_XFERINFODATA, &transfer);
+  if (!request.ca_file.empty()) {
+    curl_easy_setopt(handle, CURLOPT_CAINFO, request.ca_file.c_str());
+  }
+  const CURLcode code = curl_easy_perform(handle);
+  curl_slist_free_all(headers);
+  {
+    std::lock_guard lock(mutex_);
+    idle_.push_back(handle);
+  }
+  const std::string what = text[0] != '\0' ? text.data() : curl_easy_strerror(code);
+  switch (code) {
+    case CURLE_OK:
+      return {};
+    case CURLE_URL_MALFORMAT:
+    case CURLE_UNSUPPORTED_PROTOCOL:
+      return InvalidArgument(what);
+    case CURLE_PEER_FAILED_VERIFICATION:
+    case CURLE_SSL_CACERT_BADFILE:
+      return PermissionDenied(what);
+    default:
+      return Unavailable(what);
+  }
+}
+
+}  // namespace cohort::data

@@ -1,0 +1,62 @@
+// One HTTP request, and when another one may help.
+
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <cohort/core/status.h>
+
+namespace cohort::data {
+
+struct HttpAnswer {
+  long status = 0;  // 0: none came
+  std::string etag;
+  std::int64_t length = -1;        // Content-Length
+  std::int64_t begin = -1;         // Content-Range: of the bytes that follow
+  std::int64_t total = -1;         // and of the file; -1: not said
+  std::string body;                // of an error, its beginning
+  std::int64_t wait_seconds = -1;  // Retry-After
+};
+
+struct HttpRequest {
+  std::string url;
+  bool head = false;
+  std::map<std::string, std::string> headers;
+  std::chrono::milliseconds connect_timeout{0};
+  std::chrono::milliseconds timeout{0};
+  std::string ca_file;
+  bool follow = true;  // redirections; headers go with the request, so not where they are secret
+  // Takes the body of a 2xx answer; false ends the request.
+  std::function<bool(const HttpAnswer&, std::span<const std::byte>)> take;
+  // Asked about once a second and between pieces.
+  std::function<bool()> stopped;
+};
+
+// Connections that are kept. Thread rules: all methods from any thread.
+class HttpClient {
+ public:
+  HttpClient();
+  ~HttpClient();
+  HttpClient(const HttpClient&) = delete;
+  HttpClient& operator=(const HttpClient&) = delete;
+
+  // OK: the whole answer came, whatever its status. Unavailable: no connection, a time limit, an
+  // answer that is cut off, or `take` ended it. InvalidArgument: no URL; PermissionDenied: the
+  // server's certificate.
+  Status Perform(const HttpRequest& request, HttpAnswer& answer);
+
+ private:
+  std::mutex mutex_;
+  std::vector<void*> idle_;  // curl's handles; guarded by mutex_
+};
+
+}  // namespace cohort::data

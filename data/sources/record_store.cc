@@ -1,0 +1,274 @@
+#include "sources/record_store.h"
+
+#include <charconv>
+#include <cstring>
+#include <optional>
+#include <vector>
+
+#include <cohort/core/random.h>
+#include <cohort/io/crc32c.h>
+#include <cohort/io/record_file.h>
+
+#include "sources/content.h"
+
+namespace cohort::data {
+namespace {
+
+constexpr std::uint64_t kHeaderBytes = 12;  // length, checksum of the length
+constexpr std::uint64_t kFooterBytes = 4;   // checksum of the bytes
+
+template <typename T>
+T Load(const char* bytes) {
+  T value;
+  std::memcpy(&value, bytes, sizeof(value));
+  return value;
+}
+
+// Where a record lies, its frame included.
+struct Extent {
+  std::uint64_t begin = 0;
+  std::uint64_t bytes = 0;
+  std::int64_t ordinal = 0;
+};
+
+// A raw file: records stay on disk.
+class RawStore final : public RecordStore {
+ public:
+  RawStore(std::shared_ptr<const RandomAccessFile> file, std::string path,
+           std::vector<Extent> extents, bool indexed)
+      : file_(std::move(file)),
+        path_(std::move(path)),
+        extents_(std::move(extents)),
+        indexed_(indexed) {}
+
+  std::int64_t size() const override { return static_cast<std::int64_t>(extents_.size()); }
+  std::int64_t Ordinal(std::int64_t i) const override {
+    return extents_[static_cast<std::size_t>(i)].ordinal;
+  }
+
+  Result<std::string_view> Read(std::int64_t i, std::string& buffer) const override {
+    const Extent& extent = extents_[static_cast<std::size_t>(i)];
+    const auto bad = [&](const std::string& what) {
+      return DataLoss(path_ + ": record " + std::to_string(extent.ordinal) + " at byte " +
+                      std::to_string(extent.begin) + ": " + what);
+    };
+    buffer.resize(extent.bytes);
+    COHORT_RETURN_IF_ERROR(
+        ReadExactly(*file_, path_, extent.begin, std::as_writable_bytes(std::span(buffer))));
+    const std::uint64_t length = extent.bytes - kHeaderBytes - kFooterBytes;
+    const std::string_view whole(buffer);
+    if (Load<std::uint64_t>(whole.data()) != length ||
+        Load<std::uint32_t>(whole.data() + 8) != io::MaskCrc(io::Crc32c(whole.substr(0, 8)))) {
+      return bad(indexed_ ? "not where the index says [the file was changed since: run cohort data "
+                            "index again]"
+                          : "its length changed after the file was opened");
+    }
+    const std::string_view record = whole.substr(kHeaderBytes, length);
+    if (Load<std::uint32_t>(record.data() + length) != io::MaskCrc(io::Crc32c(record))) {
+      return bad(
+          "corrupted, the checksum of its bytes is wrong [the records behind it can be read]");
+    }
+    return record;
+  }
+
+  // The checksums behind the records stand for their content: a digest without a pass over it.
+  std::uint64_t Digest() const override {
+    std::vector<std::uint64_t> words;
+    std::uint64_t at = 0;
+    for (const Extent& extent : extents_) {
+      std::uint32_t crc = 0;
+      const auto n = file_->Read(extent.begin + extent.bytes - kFooterBytes,
+                                 std::as_writable_bytes(std::span(&crc, 1)));
+      // What cannot be read counts as its error.
+      words.push_back(at);
+      words.push_back(n.ok() && *n == sizeof(crc) ? crc : ~std::uint64_t{0});
+      at += extent.bytes;
+    }
+    return Hash64({reinterpret_cast<const char*>(words.data()), words.size() * sizeof(words[0])});
+  }
+
+ private:
+  std::shared_ptr<const RandomAccessFile> file_;  // owner: this
+  std::string path_;
+  std::vector<Extent> extents_;
+  bool indexed_;
+};
+
+// A compressed file, unpacked.
+class UnpackedStore final : public RecordStore {
+ public:
+  void Add(std::string_view record, std::int64_t ordinal) {
+    bytes_ += record;
+    ends_.push_back(bytes_.size());
+    ordinals_.push_back(ordinal);
+  }
+
+  std::int64_t size() const override { return static_cast<std::int64_t>(ends_.size()) - 1; }
+  std::int64_t Ordinal(std::int64_t i) const override {
+    return ordinals_[static_cast<std::size_t>(i)];
+  }
+  Result<std::string_view> Read(std::int64_t i, std::string& /*buffer*/) const override {
+    const auto at = static_cast<std::size_t>(i);
+    return std::string_view(bytes_).substr(ends_[at], ends_[at + 1] - ends_[at]);
+  }
+  std::uint64_t Digest() const override {
+    return Hash64({reinterpret_cast<const char*>(ends_.data()), ends_.size() * sizeof(ends_[0])},
+                  io::Crc32c(bytes_));
+  }
+
+ private:
+  std::string bytes_;
+  std::vector<std::uint64_t> ends_ = {0};  // record i is [ends_[i], ends_[i + 1])
+  std::vector<std::int64_t> ordinals_;
+};
+
+std::optional<io::Compression> CompressionOf(TfRecordCompression compression) {
+  switch (compression) {
+    case TfRecordCompression::kAuto:
+      break;
+    case TfRecordCompression::kNone:
+      return io::Compression::kNone;
+    case TfRecordCompression::kGzip:
+      return io::Compression::kGzip;
+    case TfRecordCompression::kZlib:
+      return io::Compression::kZlib;
+  }
+  return std::nullopt;
+}
+
+Status IndexError(const std::string& path, std::size_t line, const std::string& what) {
+  return DataLoss(path + ".idx, line " + std::to_string(line) + ": " + what +
+                  " [run cohort data index again]");
+}
+
+// The file that WriteTfIndex writes; records must follow one another without gaps and fill the
+// file.
+Result<std::vector<Extent>> ReadIndex(FileSystem& files, const std::string& path,
+                                      std::uint64_t file_bytes) {
+  COHORT_ASSIGN_OR_RETURN(const std::string text, ReadFile(files, path + ".idx"));
+  std::vector<Extent> extents;
+  std::string_view rest = text;
+  std::uint64_t at = 0;
+  while (!rest.empty()) {
+    const std::size_t line = extents.size() + 1;
+    std::uint64_t begin = 0;
+    std::uint64_t bytes = 0;
+    const char* const end = rest.data() + rest.size();
+    auto parsed = std::from_chars(rest.data(), end, begin);
+    const bool spaced = parsed.ec == std::errc() && parsed.ptr != end && *parsed.ptr == ' ';
+    if (spaced) {
+      parsed = std::from_chars(parsed.ptr + 1, end, bytes);
+    }
+    if (!spaced || parsed.ec != std::errc() || (parsed.ptr != end && *parsed.ptr != '\n')) {
+      return IndexError(path, line, "not \"offset length\"");
+    }
+    if (begin != at || bytes < kHeaderBytes + kFooterBytes || bytes > file_bytes - at) {
+      return IndexError(path, line,
+                        "the records do not lie one behind another in " + path + ", which has " +
+                            std::to_string(file_bytes) + " bytes");
+    }
+    extents.push_back({begin, bytes, static_cast<std::int64_t>(extents.size())});
+    at += bytes;
+    rest.remove_prefix(static_cast<std::size_t>(parsed.ptr - rest.data()));
+    rest.remove_prefix(rest.empty() ? 0 : 1);
+  }
+  if (at != file_bytes) {
+    return IndexError(path, extents.size(),
+                      "the index ends at byte " + std::to_string(at) + ", the file at " +
+                          std::to_string(file_bytes));
+  }
+  return extents;
+}
+
+// Every record read once. Sound ones are handed to `each`, others counted.
+template <typename Each>
+Status ReadAll(io::RecordReader& reader, CorruptRecords& corrupt, const Each& each) {
+  for (;;) {
+    const std::int64_t ordinal = reader.ordinal();
+    const std::uint64_t begin = reader.offset();
+    const auto record = reader.Next();
+    if (record.ok()) {
+      if (!record->has_value()) {
+        return {};
+      }
+      each(**record, Extent{begin, reader.offset() - begin, ordinal});
+      continue;
+    }
+    if (record.status().code() != StatusCode::kDataLoss) {
+      return record.status();  // the file system: nothing is wrong with the bytes
+    }
+    constexpr std::size_t kMessagesKept = 20;
+    if (corrupt.messages.size() < kMessagesKept) {
+      corrupt.messages.push_back(record.status().message());
+    }
+    if (reader.ordinal() == ordinal) {
+      ++corrupt.cut_files;  // nothing behind it can be found
+      return {};
+    }
+    ++corrupt.records;
+  }
+}
+
+}  // namespace
+
+Result<std::unique_ptr<RecordStore>> OpenRecordStore(const TfRecordOptions& options,
+                                                     const std::string& path,
+                                                     CorruptRecords& corrupt) {
+  FileSystem& files = *options.files;
+  COHORT_ASSIGN_OR_RETURN(const auto reader,
+                          io::RecordReader::Open(files, path, CompressionOf(options.compression)));
+  const bool skip = options.on_corrupt == OnCorrupt::kSkip;
+  if (reader->compression() != io::Compression::kNone) {
+    auto store = std::make_unique<UnpackedStore>();
+    const auto add = [&store](std::string_view record, const Extent& extent) {
+      store->Add(record, extent.ordinal);
+    };
+    if (skip) {
+      COHORT_RETURN_IF_ERROR(ReadAll(*reader, corrupt, add));
+      return store;
+    }
+    for (std::int64_t ordinal = 0;; ++ordinal) {
+      COHORT_ASSIGN_OR_RETURN(const auto record, reader->Next());
+      if (!record.has_value()) {
+        return store;
+      }
+      store->Add(*record, ordinal);
+    }
+  }
+  COHORT_ASSIGN_OR_RETURN(auto file, OpenRaw(files, path));
+  std::vector<Extent> extents;
+  if (skip) {
+    COHORT_RETURN_IF_ERROR(
+        ReadAll(*reader, corrupt, [&extents](std::string_view /*record*/, const Extent& extent) {
+          extents.push_back(extent);
+        }));
+  } else if (options.index && files.Exists(path + ".idx")) {
+    COHORT_ASSIGN_OR_RETURN(extents, ReadIndex(files, path, file->size()));
+    return std::make_unique<RawStore>(std::move(file), path, std::move(extents), true);
+  } else {
+    COHORT_ASSIGN_OR_RETURN(const auto records, io::RecordFile::Open(files, path));
+    for (std::size_t i = 0; i + 1 < records->offsets().size(); ++i) {
+      const std::uint64_t begin = records->offsets()[i];
+      extents.push_back({begin, records->offsets()[i + 1] - begin, static_cast<std::int64_t>(i)});
+    }
+  }
+  return std::make_unique<RawStore>(std::move(file), path, std::move(extents), false);
+}
+
+Result<std::int64_t> WriteTfIndex(FileSystem& files, const std::string& path) {
+  COHORT_ASSIGN_OR_RETURN(const auto reader, io::RecordReader::Open(files, path));
+  if (reader->compression() != io::Compression::kNone) {
+    return InvalidArgument(path + ": " + std::string(io::CompressionName(reader->compression())) +
+                           " has no random access, an index of it is of no use");
+  }
+  COHORT_ASSIGN_OR_RETURN(const auto records, io::RecordFile::Open(files, path));
+  std::string text;
+  const std::vector<std::uint64_t>& offsets = records->offsets();
+  for (std::size_t i = 0; i + 1 < offsets.size(); ++i) {
+    text += std::to_string(offsets[i]) + " " + std::to_string(offsets[i + 1] - offsets[i]) + "\n";
+  }
+  COHORT_RETURN_IF_ERROR(WriteFileAtomically(files, path + ".idx", text));
+  return records->size();
+}
+
+}  // namespace cohort::data

@@ -1,0 +1,11 @@
+// A target as libFuzzer runs it; the build says which.
+
+#include <cstddef>
+#include <cstdint>
+
+#include "targets.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* bytes, std::size_t size) {
+  cohort::fuzz::kTargets[COHORT_FUZZ_TARGET].run({reinterpret_cast<const char*>(bytes), size});
+  return 0;
+}

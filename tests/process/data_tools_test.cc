@@ -1,0 +1,296 @@
+// `cohort data verify|cat|convert|index|shard`, as a user runs them: what one tool writes, another
+// reads back.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include <cohort/core/file_system.h>
+#include <cohort/data/arrays.h>
+#include <cohort/data/features.h>
+#include <cohort/data/image.h>
+#include <cohort/data/tf_example.h>
+#include <cohort/data/webdataset.h>
+#include <cohort/io/record_file.h>
+
+#include "testing/process_cluster.h"
+
+namespace cohort {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using Json = nlohmann::json;
+
+class DataTools : public ::testing::Test {
+ protected:
+  // stdout of `cohort data ARGUMENTS`, which must end with `code`; stderr goes to error_.
+  std::string Run(std::vector<std::string> arguments, int code = 0) {
+    arguments.insert(arguments.begin(), {COHORT_BIN_DIR "/cohort", "data"});
+    testing::ProcessCluster processes;
+    processes.Start("cohort", arguments);
+    EXPECT_EQ(processes.Wait("cohort", std::chrono::seconds(60)).value_or(-1), code)
+        << processes.Stdout("cohort") << processes.Stderr("cohort");
+    error_ = processes.Stderr("cohort");
+    return processes.Stdout("cohort");
+  }
+  Json RunJson(std::vector<std::string> arguments, int code = 0) {
+    arguments.emplace_back("--json");
+    return Json::parse(Run(std::move(arguments), code));
+  }
+  std::vector<Json> Cat(const std::vector<std::string>& arguments) {
+    std::vector<std::string> all = {"cat"};
+    all.insert(all.end(), arguments.begin(), arguments.end());
+    std::istringstream lines(Run(all));
+    std::vector<Json> rows;
+    for (std::string line; std::getline(lines, line);) {
+      rows.push_back(Json::parse(line));
+    }
+    return rows;
+  }
+  std::string Write(const std::string& name, const std::string& content) {
+    OrThrow(WriteFileAtomically(files_, folder_ / name, content));
+    return folder_ / name;
+  }
+  // Example {"id": [i], "text": ["t<i>"], "x": i values} for each of [0, count).
+  std::string WriteExamples(const std::string& name, int count,
+                            io::Compression compression = io::Compression::kNone) {
+    auto writer = OrThrow(io::RecordWriter::Create(files_, folder_ / name, compression));
+    for (int i = 0; i < count; ++i) {
+      const std::string text = "t" + std::to_string(i);
+      data::TfFeatures features;
+      features["id"] = {.kind = data::TfFeature::Kind::kInt64, .ints = {i}};
+      features["text"] = {.kind = data::TfFeature::Kind::kBytes, .bytes = {text}};
+      features["x"] = {.kind = data::TfFeature::Kind::kFloat,
+                       .floats = std::vector<float>(static_cast<std::size_t>(i), 0.1F)};
+      OrThrow(writer->Write(data::EncodeTfExample(features)));
+    }
+    OrThrow(writer->Close());
+    return folder_ / name;
+  }
+
+  FileSystem& files_ = FileSystem::Local();
+  testing::TempDir folder_;
+  std::string error_;
+};
+
+TEST_F(DataTools, VerifyNamesEveryBadRecordAndGoesOn) {
+  const std::string good = WriteExamples("good", 5);
+  EXPECT_THAT(Run({"verify", good}), HasSubstr("sound, TFRecord, 5 records"));
+
+  std::string bytes = OrThrow(ReadFile(files_, good));
+  const auto reader = OrThrow(io::RecordReader::Open(files_, good));
+  std::vector<std::uint64_t> offsets;
+  for (int i = 0; i < 5; ++i) {
+    offsets.push_back(reader->offset());
+    ASSERT_TRUE(OrThrow(reader->Next()).has_value());
+  }
+  bytes[offsets[1] + 14] ^= 1;  // the bytes of record 1
+  bytes[offsets[4] + 2] ^= 1;   // the length of record 4
+  const Json report = RunJson({"verify", good, Write("bad", bytes)}, 2);
+  EXPECT_EQ(report.at("records"), 5 + 3);
+  EXPECT_EQ(report.at("bad"), 2);
+  const Json& errors = report.at("files")[1].at("errors");
+  EXPECT_THAT(std::string(errors.at(0)),
+              AllOf(HasSubstr("record 1 at byte " + std::to_string(offsets[1])),
+                    HasSubstr("checksum of its bytes")));
+  EXPECT_THAT(std::string(errors.at(1)),
+              AllOf(HasSubstr("record 4 at byte " + std::to_string(offsets[4])),
+                    HasSubstr("checksum of its length")));
+
+  // Sound records that are no Examples.
+  auto writer = OrThrow(io::RecordWriter::Create(files_, folder_ / "raw"));
+  OrThrow(writer->Write("\xff\xff\xff"));
+  OrThrow(writer->Close());
+  Run({"verify", folder_ / "raw"});
+  EXPECT_THAT(Run({"verify", "--examples", folder_ / "raw"}, 2),
+              HasSubstr("record 0 at byte 0: not a tf.train.Example"));
+}
+
+TEST_F(DataTools, VerifyKnowsEveryFormat) {
+  const std::string png = data::EncodePng(Tensor(DType::kUInt8, {7, 9, 1}));
+  for (const bool damaged : {false, true}) {
+    auto tar = OrThrow(data::TarWriter::Create(files_, folder_ / "a.tar"));
+    std::string image = png;
+    image[image.size() / 2] ^= static_cast<char>(damaged ? 1 : 0);
+    OrThrow(tar->AddSample("1", {{"cls", "1"}, {"png", image}}));
+    OrThrow(tar->Close());
+    const std::string said = Run({"verify", folder_ / "a.tar"}, damaged ? 2 : 0);
+    EXPECT_THAT(said, damaged ? HasSubstr("member '1.png' at byte ") : HasSubstr("2 records"));
+  }
+  OrThrow(data::WriteNpy(files_, folder_ / "a.npy", Tensor(DType::kFloat32, {5, 2})));
+  EXPECT_THAT(Run({"verify", folder_ / "a.npy"}), HasSubstr("5 records, 40 bytes"));
+  const std::string npy = OrThrow(ReadFile(files_, folder_ / "a.npy"));
+  EXPECT_THAT(Run({"verify", Write("b.npy", npy.substr(0, npy.size() - 1))}, 2),
+              HasSubstr("b.npy"));
+  EXPECT_THAT(Run({"verify", Write("a.csv", "a,b\n1,2\n3\n4,5\n")}, 2),
+              AllOf(HasSubstr("2 records"), HasSubstr("line 3: 1 fields, the header has 2")));
+  EXPECT_THAT(Run({"verify", Write("empty", "")}), HasSubstr("sound, empty"));
+  EXPECT_THAT(Run({"verify", folder_ / "none"}, 2), HasSubstr("none"));
+}
+
+TEST_F(DataTools, CatPrintsRecordsAsJson) {
+  const std::string path = WriteExamples("r", 4, io::Compression::kZlib);
+  const std::vector<Json> rows = Cat({path, path, "--offset", "2", "--limit", "3"});
+  ASSERT_EQ(rows.size(), 3U);
+  EXPECT_EQ(rows[0], Json::parse(R"({"id": [2], "text": "t2", "x": [0.1, 0.1]})"));
+  EXPECT_EQ(rows[1].at("id"), Json({3}));
+  EXPECT_EQ(rows[2].at("id"), Json({0}));
+
+  EXPECT_EQ(
+      Cat({Write("a.csv", "n,f,t,z,m\n1,2.5,x y,007,\n-2,1e3,\"1\",1,?\n")}),
+      (std::vector<Json>{Json::parse(R"({"n": 1, "f": 2.5, "t": "x y", "z": "007", "m": null})"),
+                         Json::parse(R"({"n": -2, "f": 1000, "t": "1", "z": "1", "m": null})")}));
+  const Tensor array = Tensor::Of<double>({2, 2, 1}, std::vector<double>{1, 2, 3, 0.1});
+  OrThrow(data::WriteNpy(files_, folder_ / "a.npy", array));
+  EXPECT_EQ(Cat({folder_ / "a.npy"}),
+            (std::vector<Json>{Json::parse(R"({"values": [[1], [2]]})"),
+                               Json::parse(R"({"values": [[3], [0.1]]})")}));
+  auto tar = OrThrow(data::TarWriter::Create(files_, folder_ / "a.tar.gz"));
+  OrThrow(tar->AddSample("x/1", {{"cls", "1"}, {"raw", "\xff\x01"}}));
+  OrThrow(tar->Close());
+  EXPECT_EQ(Cat({folder_ / "a.tar.gz"})[0],
+            Json::parse(R"({"__key__": "x/1", "cls": "1", "raw": {"bytes": 2}})"));
+  EXPECT_EQ(Cat({folder_ / "a.tar.gz", "--base64"})[0].at("raw").at("base64"), "/wE=");
+  EXPECT_EQ(Cat({Write("t", "a\n\nb")}),
+            (std::vector<Json>{{{"line", "a"}}, {{"line", ""}}, {{"line", "b"}}}));
+
+  // Up to the bad record everything is printed.
+  std::string bytes = OrThrow(ReadFile(files_, WriteExamples("bad", 3)));
+  bytes.back() ^= 1;
+  const std::string said = Run({"cat", Write("bad", bytes)}, 2);
+  EXPECT_EQ(std::count(said.begin(), said.end(), '\n'), 2);
+  EXPECT_THAT(error_, HasSubstr("bad: record 2 at byte"));
+}
+
+// CSV -> each format -> CSV gives the same text; floats, integers, text and missing values.
+TEST_F(DataTools, ConvertKeepsEveryValueThroughEveryFormat) {
+  const std::string table =
+      "id,x,name,maybe\n1,0.1,\"a, \"\"b\"\"\",\n-9007199254740993,-2.5e-07,z,7\n3,16777216,é,\n";
+  const std::string csv = Write("a.csv", table);
+  for (const std::string through : {"b.tfrecord", "b.tfrecord.gz", "b.tfrecord.zlib", "b.csv.gz"}) {
+    const Json report = RunJson({"convert", csv, "--out", folder_ / through});
+    EXPECT_EQ(report.at("records"), 3) << through;
+    Run({"verify", "--examples", folder_ / through});
+    Run({"convert", folder_ / through, "--out", folder_ / "back.csv", "--fields",
+         "id,x,name,maybe"});
+    EXPECT_EQ(Cat({folder_ / "back.csv"}), Cat({csv})) << through;
+  }
+  Run({"convert", csv, "--out", folder_ / "b.tar"});
+  EXPECT_EQ(Cat({folder_ / "b.tar"})[1].at("id"), "-9007199254740993");
+  EXPECT_EQ(Cat({folder_ / "b.tar"})[1].at("name"), "z");
+
+  Run({"convert", csv, "--out", folder_ / "b.safetensors", "--fields", "x,id,maybe"}, 2);
+  EXPECT_THAT(error_, HasSubstr("field 'maybe' is missing in 2 of 3 rows"));
+  Run({"convert", csv, "--out", folder_ / "b.safetensors", "--fields", "x,id,maybe", "--fill",
+       "-1"});
+  EXPECT_EQ(Cat({folder_ / "b.safetensors"})[1],
+            Json::parse(R"({"id": -9007199254740993, "x": -2.5e-07, "maybe": 7})"));
+  Run({"convert", folder_ / "b.safetensors", "--out", folder_ / "id.npy", "--fields", "id"});
+  EXPECT_EQ(OrThrow(data::ReadNpy(files_, folder_ / "id.npy")).data<std::int64_t>()[1],
+            -9007199254740993);
+  Run({"convert", folder_ / "id.npy", "--out", folder_ / "id.tsv"});
+  EXPECT_EQ(OrThrow(ReadFile(files_, folder_ / "id.tsv")), "values\n1\n-9007199254740993\n3\n");
+}
+
+TEST_F(DataTools, ConvertRefusesWhatAFormatDoesNotHold) {
+  const std::string path = WriteExamples("r", 3);
+  const auto refuses = [&](const std::vector<std::string>& more, const std::string& what) {
+    std::vector<std::string> all = {"convert"};
+    all.insert(all.end(), more.begin(), more.end());
+    Run(all, 2);
+    EXPECT_THAT(error_, HasSubstr(what));
+  };
+  refuses({path, "--out", folder_ / "a.csv"}, "field 'x' holds 0 to 2 values");
+  EXPECT_FALSE(files_.Exists(folder_ / "a.csv"));
+  refuses({path, "--out", folder_ / "a.npy", "--fields", "text"}, "field 'text' is no number");
+  refuses({path, "--out", folder_ / "a.npy"}, "a .npy file holds one array, there are 3 fields");
+  refuses({path, "--out", folder_ / "a.npy", "--fields", "nope"}, "no field 'nope'");
+  refuses({path, "--out", folder_ / "a.what"}, "the format is told by the name");
+  refuses({path, "--out", path + ".csv.zlib"}, "zlib is for TFRecord only");
+  const std::string exact = Write("d.csv", "t,u\n1386705600.25,1\n");
+  refuses({exact, "--out", folder_ / "d.tfrecord"}, "field 't' in row 0 is 1386705600.25");
+  EXPECT_FALSE(files_.Exists(folder_ / "d.tfrecord"));
+  Run({"convert", exact, "--out", folder_ / "d.tfrecord", "--float32"});
+  std::filesystem::copy_file(path, folder_ / "same.tfrecord");
+  refuses({folder_ / "same.tfrecord", "--out", folder_ / "same.tfrecord"}, "are one file");
+}
+
+TEST_F(DataTools, ShardKeepsTheOrderAndEvensTheBytes) {
+  const std::string one = WriteExamples("one.tfrecord", 60);
+  const std::string two = WriteExamples("two.tfrecord", 7, io::Compression::kGzip);
+  const Json report =
+      RunJson({"shard", one, two, "--files", "4", "--out", folder_ / "s", "--gzip"});
+  ASSERT_EQ(report.at("files").size(), 4U);
+  const double even = report.at("bytes").get<double>() / 4;
+  std::vector<std::string> paths;
+  for (const Json& file : report.at("files")) {
+    paths.push_back(file.at("path"));
+    EXPECT_NEAR(file.at("bytes").get<double>(), even, 300) << "one record at most";
+  }
+  EXPECT_EQ(paths[3], folder_ / "s-00003-of-00004.tfrecord.gz");
+  EXPECT_EQ(Cat(paths), Cat({one, two}));
+
+  const std::string csv = Write("a.csv", "a,b\n1,\"x\ny\"\n\n2,?\n3,\"?\"");
+  Run({"shard", csv, "--files", "3", "--out", folder_ / "c"});
+  EXPECT_EQ(OrThrow(ReadFile(files_, folder_ / "c-00000-of-00003.csv")), "a,b\n1,\"x\ny\"\n");
+  EXPECT_EQ(OrThrow(ReadFile(files_, folder_ / "c-00001-of-00003.csv")), "a,b\n2,?\n");
+  EXPECT_EQ(OrThrow(ReadFile(files_, folder_ / "c-00002-of-00003.csv")), "a,b\n3,\"?\"\n");
+  Run({"shard", csv, "--files", "4", "--out", folder_ / "c"}, 2);
+  EXPECT_THAT(error_, HasSubstr("3 records do not fill 4 files"));
+  Run({"shard", csv, one, "--files", "2", "--out", folder_ / "c"}, 2);
+  EXPECT_THAT(error_, HasSubstr("one.tfrecord is TFRecord, the files before it are CSV"));
+
+  auto tar = OrThrow(data::TarWriter::Create(files_, folder_ / "a.tar"));
+  for (int i = 0; i < 9; ++i) {
+    OrThrow(tar->AddSample(std::to_string(i), {{"cls", std::to_string(i)}, {"raw", "xyz"}}));
+  }
+  OrThrow(tar->Close());
+  Run({"shard", folder_ / "a.tar", "--files", "2", "--out", folder_ / "w"});
+  EXPECT_EQ(Cat({folder_ / "w-00000-of-00002.tar", folder_ / "w-00001-of-00002.tar"}),
+            Cat({folder_ / "a.tar"}));
+}
+
+TEST_F(DataTools, StatsAreWhatFeaturesReadBack) {
+  const std::string csv = Write("a.csv", "x,name\n1,b\n2,a\n,b\n6,c\n");
+  const Json report = RunJson({"stats", csv, csv, "--out", folder_ / "s.json", "--vocabularies",
+                               folder_ / "v", "--min-count", "4"});
+  EXPECT_EQ(report.at("records"), 8);
+  const Json& x = report.at("fields").at("x");
+  EXPECT_EQ(x.at("missing_records"), 2);
+  EXPECT_EQ(x.at("numbers").at("quantiles")[3], Json({0.5, 2}));
+  EXPECT_EQ(report.at("fields").at("name").at("distinct_texts"), 3);
+  const auto statistics = OrThrow(data::LoadStatistics(files_, folder_ / "s.json"));
+  ASSERT_EQ(statistics.size(), 1U);
+  EXPECT_EQ(statistics.at("x").count, 6);
+  EXPECT_DOUBLE_EQ(statistics.at("x").mean, 3);
+  EXPECT_DOUBLE_EQ(statistics.at("x").variance(), (4 + 1 + 9) / 3.0);
+  EXPECT_EQ(statistics.at("x").most, 6);
+  EXPECT_EQ(OrThrow(data::Vocabulary::Load(files_, folder_ / "v/name.txt")).texts(),
+            std::vector<std::string>{"b"});
+  EXPECT_THAT(Run({"stats", csv}), AllOf(HasSubstr("4 records"), HasSubstr("3 distinct texts")));
+  EXPECT_FALSE(data::LoadStatistics(files_, csv).ok());
+}
+
+TEST_F(DataTools, IndexIsInTheFormatOfTfrecord2idx) {
+  const std::string path = WriteExamples("r.tfrecord", 3);
+  EXPECT_EQ(RunJson({"index", path}).at("records"), 3);
+  const auto reader = OrThrow(io::RecordReader::Open(files_, path));
+  std::string expected;
+  while (true) {
+    const std::uint64_t begin = reader->offset();
+    if (!OrThrow(reader->Next()).has_value()) {
+      break;
+    }
+    expected += std::to_string(begin) + " " + std::to_string(reader->offset() - begin) + "\n";
+  }
+  EXPECT_EQ(OrThrow(ReadFile(files_, path + ".idx")), expected);
+  Run({"index", WriteExamples("z", 3, io::Compression::kGzip)}, 2);
+  EXPECT_THAT(error_, HasSubstr("gzip has no random access"));
+}
+
+}  // namespace
+}  // namespace cohort

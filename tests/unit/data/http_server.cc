@@ -1,0 +1,179 @@
+#include "http_server.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <sstream>
+#include <stdexcept>
+
+namespace cohort::testing {
+
+HttpServer::HttpServer(Faults faults) : faults_(std::move(faults)) {
+  listener_ = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof(address);
+  if (listener_ < 0 || ::bind(listener_, reinterpret_cast<sockaddr*>(&address), size) != 0 ||
+      ::listen(listener_, 64) != 0 ||
+      ::getsockname(listener_, reinterpret_cast<sockaddr*>(&address), &size) != 0) {
+    throw std::runtime_error("a listening socket");
+  }
+  port_ = ntohs(address.sin_port);
+  acceptor_ = std::thread([this] { Accept(); });
+}
+
+HttpServer::~HttpServer() {
+  stop_ = true;
+  ::shutdown(listener_, SHUT_RDWR);
+  acceptor_.join();
+  ::close(listener_);
+  {
+    std::lock_guard lock(mutex_);
+    for (const int fd : connections_) {
+      ::shutdown(fd, SHUT_RDWR);
+    }
+  }
+  for (std::thread& thread : threads_) {
+    thread.join();
+  }
+}
+
+void HttpServer::Put(const std::string& target, std::string content, std::string etag) {
+  std::lock_guard lock(mutex_);
+  files_[target] = {std::move(content), std::move(etag)};
+}
+
+std::vector<HttpServer::Request> HttpServer::requests() {
+  std::lock_guard lock(mutex_);
+  return requests_;
+}
+
+void HttpServer::Accept() {
+  while (!stop_) {
+    const int fd = ::accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC);
+    if (fd < 0) {
+      return;
+    }
+    std::lock_guard lock(mutex_);
+    connections_.push_back(fd);
+    threads_.emplace_back([this, fd] { Serve(fd); });
+  }
+}
+
+void HttpServer::Serve(int fd) {
+  std::string in;
+  for (;;) {
+    const std::size_t end = in.find("\r\n\r\n");
+    if (end != std::string::npos) {
+      const std::string head = in.substr(0, end);
+      in.erase(0, end + 4);
+      if (!Answer(fd, head)) {
+        break;
+      }
+      continue;
+    }
+    char piece[4096];
+    const ssize_t n = ::recv(fd, piece, sizeof(piece), 0);
+    if (n <= 0) {
+      break;
+    }
+    in.append(piece, static_cast<std::size_t>(n));
+  }
+  std::lock_guard lock(mutex_);
+  std::erase(connections_, fd);
+  ::close(fd);
+}
+
+bool HttpServer::Send(int fd, std::string_view bytes) {
+  while (!bytes.empty()) {
+    const ssize_t n = ::send(fd, bytes.data(), bytes.size(), MSG_NOSIGNAL);
+    if (n <= 0) {
+      return false;
+    }
+    bytes.remove_prefix(static_cast<std::size_t>(n));
+  }
+  return true;
+}
+
+bool HttpServer::Answer(int fd, const std::string& head) {
+  Request request;
+  std::istringstream lines(head);
+  lines >> request.method >> request.target;
+  std::string line;
+  std::getline(lines, line);
+  while (std::getline(lines, line)) {
+    const std::size_t colon = line.find(':');
+    std::string name = line.substr(0, colon);
+    std::transform(name.begin(), name.end(), name.begin(),
+                   [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+    std::string value = line.substr(colon + 2);
+    if (!value.empty() && value.back() == '\r') {
+      value.pop_back();
+    }
+    request.headers[name] = value;
+  }
+  const auto range = request.headers.find("range");
+  if (range != request.headers.end() && ranges_) {
+    const std::string bytes = range->second.substr(6);
+    request.begin = std::stoll(bytes);
+    request.end = std::stoll(bytes.substr(bytes.find('-') + 1)) + 1;
+  }
+  File file;
+  bool found = false;
+  {
+    std::lock_guard lock(mutex_);
+    request.number = static_cast<int>(requests_.size());
+    requests_.push_back(request);
+    const auto it = files_.find(request.target);
+    found = it != files_.end();
+    file = found ? it->second : File();
+  }
+  const Fault fault = faults_ ? faults_(request) : Fault();
+  if (fault.drop) {
+    return false;
+  }
+  const auto size = static_cast<std::int64_t>(file.content.size());
+  int status = fault.status != 0 ? fault.status : !found ? 404 : request.end < 0 ? 200 : 206;
+  if (status == 206 && request.begin >= size) {
+    status = 416;
+  }
+  std::string body = status == 200 ? file.content : "no: " + std::to_string(status);
+  std::string out;
+  if (status == 206) {
+    const std::int64_t begin = request.begin + fault.shift;
+    std::int64_t end = std::min(request.end + fault.shift, size);
+    if (fault.send_only >= 0) {
+      end = std::min(end, begin + fault.send_only);
+    }
+    body =
+        file.content.substr(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin));
+    out = "Content-Range: bytes " + std::to_string(begin) + "-" + std::to_string(end - 1) + "/" +
+          std::to_string(size) + "\r\n";
+  }
+  out = "HTTP/1.1 " + std::to_string(status) +
+        " X\r\nContent-Length: " + std::to_string(body.size()) + "\r\n" + out;
+  if (status / 100 == 2) {
+    out += "ETag: " + file.etag + "\r\n";
+  }
+  if (!fault.header.empty()) {
+    out += fault.header + "\r\n";
+  }
+  out += "\r\n";
+  if (fault.stall) {
+    Send(fd, out);
+    pollfd waiting{fd, POLLRDHUP, 0};
+    ::poll(&waiting, 1, 20'000);
+    return false;
+  }
+  if (request.method != "HEAD") {
+    out += fault.cut_after < 0 ? body : body.substr(0, static_cast<std::size_t>(fault.cut_after));
+  }
+  return Send(fd, out) && fault.cut_after < 0;
+}
+
+}  // namespace cohort::testing
