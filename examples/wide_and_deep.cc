@@ -46,6 +46,7 @@ struct Flags {
   int epochs = 4;
   std::uint64_t seed = 1;
   int devices = 1;
+  int threads = 1;
   std::int64_t embedding = 16;
   double wide_learning_rate = 0.05;
   double deep_learning_rate = 0.02;
@@ -74,6 +75,9 @@ void DeclareFlags(CLI::App& app, Flags& f) {
   app.add_option("--devices", f.devices, "replicas in each process")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  app.add_option("--threads", f.threads, "of each replica: the layers are small")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   app.add_option("--embedding", f.embedding, "floats of a feature's vector in the deep part")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
@@ -93,10 +97,11 @@ void DeclareFlags(CLI::App& app, Flags& f) {
 
 // ---- People -------------------------------------------------------------------------------------
 
-constexpr std::array kNumbers = {"age",          "education-num", "capital-gain",
-                                 "capital-loss", "hours-per-week"};
-constexpr std::array kTexts = {"workclass",    "education", "marital-status", "occupation",
-                               "relationship", "race",      "sex",            "native-country"};
+constexpr std::array kNumbers = {"age", "education-num", "capital-gain", "capital-loss",
+                                 "hours-per-week"};
+constexpr std::array kTexts = {"workclass",  "education",     "marital-status",
+                               "occupation", "relationship",  "race",
+                               "sex",        "native-country"};
 enum Number { kAge, kEducationYears, kGain, kLoss, kHours };
 enum Text { kWork, kEducation, kMarital, kOccupation, kRelationship, kRace, kSex, kCountry };
 
@@ -112,10 +117,8 @@ Result<cohort::data::Dataset> ReadPeople(const std::string& path, const std::str
     options.columns.push_back({.name = name, .feature = "number"});
   }
   for (const char* name : kTexts) {
-    options.columns.push_back({.name = name,
-                               .type = cohort::data::CsvType::kHash,
-                               .missing = 0,
-                               .feature = "text"});
+    options.columns.push_back(
+        {.name = name, .type = cohort::data::CsvType::kHash, .missing = 0, .feature = "text"});
   }
   options.columns.push_back({.name = "Y",
                              .type = cohort::data::CsvType::kCategory,
@@ -254,11 +257,11 @@ class WideAndDeep {
  public:
   WideAndDeep(cohort::ParameterSet& parameters, const Flags& f)
       : wide_(parameters, "wide", 0, 1,
-              {.table = cohort::TableSpec{
-                   .optimizer = cohort::Ftrl({.learning_rate = f.wide_learning_rate,
-                                              .lambda1 = 0.5,
-                                              .lambda2 = 0.5})
-                                    ->config()}}),
+              {.table = cohort::TableSpec{.optimizer =
+                                              cohort::Ftrl({.learning_rate = f.wide_learning_rate,
+                                                            .lambda1 = 0.5,
+                                                            .lambda2 = 0.5})
+                                                  ->config()}}),
         deep_(parameters, "deep", 0, f.embedding,
               {.seed = f.seed,
                .table =
@@ -275,8 +278,8 @@ class WideAndDeep {
   // [batch, 1]
   nn::Variable Logit(nn::Tape& tape, const cohort::data::Batch& batch) const {
     const nn::Variable wide = nn::Sum(wide_(tape, batch["wide"]), 1);
-    const nn::Variable deep = nn::Concat(
-        {nn::Flatten(deep_(tape, batch["deep"])), tape.Input(batch["dense"])}, 1);
+    const nn::Variable deep =
+        nn::Concat({nn::Flatten(deep_(tape, batch["deep"])), tape.Input(batch["dense"])}, 1);
     return nn::Add(wide, out_(hidden2_(hidden1_(deep))));
   }
 
@@ -317,9 +320,8 @@ cohort::StepFn MakeStep(const WideAndDeep& model, nn::Workspaces& workspaces, in
 // Chances, and labels: [batch, 2], for the area under the curve.
 cohort::PredictFn MakePredict(const WideAndDeep& model, nn::Workspaces& workspaces,
                               int local_replicas) {
-  return [&model, &workspaces, local_replicas](
-             cohort::ReplicaContext& context,
-             const cohort::data::Batch& batch) -> Result<Tensor> {
+  return [&model, &workspaces, local_replicas](cohort::ReplicaContext& context,
+                                               const cohort::data::Batch& batch) -> Result<Tensor> {
     nn::Tape tape(context.parameters, context.stream,
                   workspaces.For(context.replica % local_replicas),
                   {.training = false, .intra_op_threads = context.intra_op_threads});
@@ -358,16 +360,12 @@ Status WriteMetrics(const Flags& f, const cohort::Strategy& strategy,
     losses.push_back(epoch.loss);
   }
   const double accuracy = test.metrics.empty() ? 0 : test.metrics[0];
-  const nlohmann::json metrics = {{"strategy", strategy.kind()},
-                                  {"steps", history.steps},
-                                  {"examples", history.examples},
-                                  {"loss", test.loss},
-                                  {"accuracy", accuracy},
-                                  {"auc", auc},
-                                  {"seconds", history.seconds},
-                                  {"examples_per_second", history.examples_per_second()},
-                                  {"epoch_losses", losses},
-                                  {"checkpoint", history.checkpoint}};
+  const nlohmann::json metrics = {
+      {"strategy", strategy.kind()},  {"steps", history.steps},
+      {"examples", history.examples}, {"loss", test.loss},
+      {"accuracy", accuracy},         {"auc", auc},
+      {"seconds", history.seconds},   {"examples_per_second", history.examples_per_second()},
+      {"epoch_losses", losses},       {"checkpoint", history.checkpoint}};
   std::printf(
       "%s: test AUC %.4f, accuracy %.4f, loss %.4f; %lld steps, %.0f examples in %.1f s "
       "(%.0f examples/s)\n",
@@ -421,6 +419,7 @@ Status Train(const Flags& f, cohort::Strategy& strategy, const People& people) {
 Status Run(const Flags& f) {
   cohort::StrategyOptions options;
   options.num_devices = f.devices;
+  options.intra_op_threads = f.threads;
   options.join_timeout =
       std::chrono::milliseconds(static_cast<std::int64_t>(f.join_timeout * 1000));
   options.environment = cohort::Environment::OfProcess();

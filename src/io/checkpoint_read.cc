@@ -71,7 +71,8 @@ class FolderCheckpoint final : public Checkpoint {
     }
     checkpoint->state_ = manifest.state;
     for (const auto& [name, digest] : manifest.files) {
-      if (name == PartFile(CheckpointPart::kModel) || name == PartFile(CheckpointPart::kOptimizer)) {
+      if (name == PartFile(CheckpointPart::kModel) ||
+          name == PartFile(CheckpointPart::kOptimizer)) {
         continue;
       }
       COHORT_ASSIGN_OR_RETURN(const auto file, OpenListed(files, path + "/" + name));

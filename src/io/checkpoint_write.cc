@@ -92,8 +92,7 @@ Status WriteParts(FileSystem& files, const std::string& folder, const Checkpoint
   for (const CheckpointFile& other : others) {
     Require(!manifest.files.contains(other.name), "file names are unique: " + other.name);
     COHORT_RETURN_IF_ERROR(other.write(folder + "/" + other.name));
-    COHORT_ASSIGN_OR_RETURN(manifest.files[other.name],
-                            DigestOf(files, folder + "/" + other.name));
+    COHORT_ASSIGN_OR_RETURN(manifest.files[other.name], DigestOf(files, folder + "/" + other.name));
   }
   const std::string text = EncodeManifest(manifest);
   COHORT_RETURN_IF_ERROR(

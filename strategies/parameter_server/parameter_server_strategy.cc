@@ -579,8 +579,11 @@ Result<StepResult> Implementation::Evaluate(const DistributedBatch& batch, const
   if (sink_ != nullptr) {
     KeepFixedValues();
   }
-  COHORT_ASSIGN_OR_RETURN(const ReplicaResult mine, Run(batch.replicas[0], fn, /*train=*/false));
-  return ResultOf({mine.loss_sum, mine.weight, mine.metric_sums});
+  const Result<ReplicaResult> mine = Run(batch.replicas[0], fn, /*train=*/false);
+  if (!mine.ok()) {
+    return job_->Explain(mine.status());
+  }
+  return ResultOf({mine->loss_sum, mine->weight, mine->metric_sums});
 }
 
 }  // namespace

@@ -98,10 +98,10 @@ Result<io::CheckpointState> Read(Strategy& strategy, ParameterSet& parameters,
     COHORT_RETURN_IF_ERROR(strategy.LoadTable(static_cast<int>(t), store.files(), path));
   }
   if (checkpoint->File(TableFile(parameters.tables().size())).ok()) {
-    return FailedPrecondition(
-        fmt::format("{} has more sparse tables than the {} of this model [is this the checkpoint of "
-                    "another model?]",
-                    checkpoint->path(), parameters.tables().size()));
+    return FailedPrecondition(fmt::format(
+        "{} has more sparse tables than the {} of this model [is this the checkpoint of "
+        "another model?]",
+        checkpoint->path(), parameters.tables().size()));
   }
   return state;
 }
@@ -121,10 +121,9 @@ Status SaveSnapshot(Strategy& strategy, ParameterSet& parameters, const io::Chec
                             return strategy.SaveTable(static_cast<int>(t), store.files(), to);
                           }});
       }
-      COHORT_ASSIGN_OR_RETURN(*path,
-                              writer.Save(state, ValueEntries<io::CheckpointSource>(parameters),
-                                          SlotEntries<io::CheckpointSource>(strategy, parameters),
-                                          tables));
+      COHORT_ASSIGN_OR_RETURN(
+          *path, writer.Save(state, ValueEntries<io::CheckpointSource>(parameters),
+                             SlotEntries<io::CheckpointSource>(strategy, parameters), tables));
       return {};
     };
     const Status written = write();

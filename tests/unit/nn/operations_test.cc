@@ -202,9 +202,8 @@ TEST(Sum, HasTheGradientsOfFiniteDifferences) {
   ParameterSet none;
   none.Build();
   for (const int axis : {0, 1, 2}) {
-    ExpectGradients(none, {RandomTensor({2, 3, 2}, 1)}, [&](Tape&, const auto& in) {
-      return Sum(Multiply(in[0], in[0]), axis);
-    });
+    ExpectGradients(none, {RandomTensor({2, 3, 2}, 1)},
+                    [&](Tape&, const auto& in) { return Sum(Multiply(in[0], in[0]), axis); });
   }
 }
 

@@ -58,8 +58,8 @@ struct CheckpointTarget {
   std::span<float> values;
 };
 
-// A file of its own beside the tensors: of a sparse table, whose rows are no tensor. `write` makes it
-// at the path that it is given, synced.
+// A file of its own beside the tensors: of a sparse table, whose rows are no tensor. `write` makes
+// it at the path that it is given, synced.
 struct CheckpointFile {
   std::string name;  // without folder
   std::function<Status(const std::string& path)> write;
