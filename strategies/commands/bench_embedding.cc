@@ -261,11 +261,12 @@ Status RunRemote(const Options& options) {
   std::vector<float> out(std::max<std::size_t>(options.ids, 1 << 16) * dim);
   std::vector<float> expected = out;
   const std::vector<float> gradients = Gradients(options.ids * dim);
-  COHORT_RETURN_IF_ERROR(ForAllRows(options, [&](std::span<const std::uint64_t> ids) -> Status {
+  const Status filled = ForAllRows(options, [&](std::span<const std::uint64_t> ids) -> Status {
     const auto rows = std::span(out).first(ids.size() * dim);
     COHORT_RETURN_IF_ERROR(table->Pull(ids, 1, kTraining, rows));
     return client->Pull(0, ids, 1, /*training=*/true, rows);
-  }));
+  });
+  COHORT_RETURN_IF_ERROR(filled);
 
   const auto pull = [&] {
     for (const Batch& batch : batches.drawn) {
@@ -310,7 +311,7 @@ Status RunRemote(const Options& options) {
   }
   // Both have had the same calls, and hold the same numbers.
   std::uint64_t wrong = 0;
-  COHORT_RETURN_IF_ERROR(ForAllRows(options, [&](std::span<const std::uint64_t> ids) -> Status {
+  const Status compared = ForAllRows(options, [&](std::span<const std::uint64_t> ids) -> Status {
     const auto rows = std::span(out).first(ids.size() * dim);
     const auto same = std::span(expected).first(ids.size() * dim);
     COHORT_RETURN_IF_ERROR(table->Pull(ids, 1, kTraining, same));
@@ -319,7 +320,8 @@ Status RunRemote(const Options& options) {
       wrong += rows[i] == same[i] ? 0U : 1U;
     }
     return {};
-  }));
+  });
+  COHORT_RETURN_IF_ERROR(compared);
 
   nlohmann::ordered_json report = {{"rows", options.rows},
                                    {"dim", options.dim},
@@ -369,12 +371,13 @@ Status Run(const Options& options) {
 
   // All rows, so that what is measured finds what it looks for.
   double created_seconds = 0;
-  COHORT_RETURN_IF_ERROR(ForAllRows(options, [&](std::span<const std::uint64_t> ids) {
+  const Status created = ForAllRows(options, [&](std::span<const std::uint64_t> ids) {
     Status status;
     created_seconds += Seconds(
         [&] { status = table->Pull(ids, 1, kTraining, std::span(out).first(ids.size() * dim)); });
     return status;
-  }));
+  });
+  COHORT_RETURN_IF_ERROR(created);
   FlatArray flat(options.rows, dim, *rule);
 
   const auto pull = [&](const std::vector<Batch>& calls) {

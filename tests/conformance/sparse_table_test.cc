@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cohort/core/random.h>
 #include <cohort/data/memory.h>
 #include <cohort/nn/layers.h>
 #include <cohort/nn/losses.h>
@@ -12,8 +13,11 @@
 #include <cohort/strategies/parameter_server.h>
 #include <cohort/train/trainer.h>
 
+#include <filesystem>
 #include <future>
+#include <latch>
 #include <limits>
+#include <thread>
 
 #include "testing/process_cluster.h"
 #include "testing/temp_dir.h"
@@ -201,7 +205,7 @@ TEST(SparseTables, SeveralWorkersLearnTheSame) {
 
 TEST(SparseTables, ACheckpointIsRestoredUnderAnyStrategyAndNumberOfServers) {
   const TempDir dir;
-  const auto copy = [&, n = 0]() mutable {
+  auto copy = [&, n = 0]() mutable {
     const std::string to = dir / std::to_string(n++);
     std::filesystem::copy(dir / "saved", to, std::filesystem::copy_options::recursive);
     return to;
@@ -268,13 +272,19 @@ TEST(SparseTables, WhatAStrategyCannotKeepIsRefused) {
   const Status status = strategy->Bind(clipped.parameters, Sgd());
   EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
   EXPECT_THAT(status.message(), HasSubstr("table \"wide/table\""));
+  std::latch all_refused(3);
   OnServers(
       1, 1,
-      [](ParameterServerStrategy& synchronous) -> Result<Outcome> {
+      [&](ParameterServerStrategy& synchronous) -> Result<Outcome> {
         Model model;
         const Status refused = synchronous.Bind(model.parameters, Sgd());
         EXPECT_EQ(refused.code(), StatusCode::kUnimplemented);
         EXPECT_THAT(refused.message(), HasSubstr("table \"wide/table\""));
+        // Nobody leaves before all have come so far.
+        all_refused.count_down();
+        for (int i = 0; i < 2000 && !all_refused.try_wait(); ++i) {
+          std::this_thread::sleep_for(std::chrono::milliseconds(10));
+        }
         return Outcome();
       },
       /*synchronous=*/true);
