@@ -56,12 +56,6 @@ class Implementation final : public ParameterServerStrategy {
         intra_op_threads_(options_.intra_op_threads > 0 ? options_.intra_op_threads
                                                         : CoresPerReplica(job_->config(), 1)) {}
 
-  ~Implementation() override {
-    if (rows_ != nullptr) {
-      parameters_->SetRows(nullptr);
-    }
-  }
-
   std::string_view kind() const override { return "parameter_server"; }
   const ClusterConfig& cluster() const override { return job_->config(); }
   bool is_chief() const override { return job_->is_chief(); }
