@@ -15,6 +15,7 @@ int BenchCollectiveCommand(int argc, char** argv);  // comm/commands/bench/comma
 int TraceCommand(int argc, char** argv);            // comm/commands/trace.cc
 int BenchScalingCommand(int argc, char** argv);     // strategies/commands/bench_scaling.cc
 int BenchOverlapCommand(int argc, char** argv);     // strategies/commands/bench_overlap.cc
+int BenchDlrmCommand(int argc, char** argv);        // strategies/commands/bench_dlrm.cc
 int BenchEmbeddingCommand(int argc, char** argv);   // strategies/commands/bench_embedding.cc
 int BenchExplainCommand(int argc, char** argv);     // comm/commands/bench_explain.cc
 int BenchReductionCommand(int argc, char** argv);   // comm/commands/bench_reduction.cc

@@ -40,6 +40,8 @@ constexpr Entry kCommands[] = {
      cohort::BenchReductionCommand},
     {"bench embedding", "rows looked up and updated in a sparse table, beside a flat array",
      cohort::BenchEmbeddingCommand},
+    {"bench dlrm", "training steps of a recommendation model, beside LibTorch",
+     cohort::BenchDlrmCommand},
     {"bench train", "training steps per second, beside LibTorch and the FMA peak",
      cohort::BenchTrainCommand},
 };

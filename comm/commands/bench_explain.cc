@@ -152,7 +152,7 @@ void PrintJson(const Communicator& comm, const Options& options, const std::vect
       {"per_byte_ns", first.parameters.per_byte * 1e9},
       {"per_reduced_byte_ns", first.parameters.per_reduced_byte * 1e9},
       {"results", results}};
-  std::printf("%s\n", all.dump(2).c_str());
+  std::printf("%s\n", all.dump().c_str());
 }
 
 Status RunRank(Communicator& comm, const Options& options) {

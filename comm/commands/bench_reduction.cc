@@ -126,9 +126,9 @@ std::vector<Contender> Measure(std::size_t bytes, int rounds) {
   return contenders;
 }
 
-void Print(std::size_t bytes, const std::vector<Contender>& contenders, nlohmann::json* json) {
+void Print(std::size_t bytes, const std::vector<Contender>& contenders, bool json) {
   const double memcpy_seconds = contenders[0].median();
-  if (json == nullptr) {
+  if (!json) {
     std::printf("# %zu bytes a block; GB/s of the block that is written\n", bytes);
     std::printf("#%11s %10s %10s %10s %10s\n", "type", "op", "GB/s", "of memcpy", "of limit");
   }
@@ -137,16 +137,17 @@ void Print(std::size_t bytes, const std::vector<Contender>& contenders, nlohmann
     const double seconds = contender.median();
     const double rate = static_cast<double>(bytes) / seconds / 1e9;
     const double limit = contenders[many ? 2 : 1].median();
-    if (json == nullptr) {
+    if (!json) {
       std::printf("%12s %10s %10.2f %10.2f %10.2f\n", contender.dtype.c_str(), contender.op.c_str(),
                   rate, memcpy_seconds / seconds, limit / seconds);
     } else {
-      json->push_back({{"bytes", bytes},
-                       {"dtype", contender.dtype},
-                       {"op", contender.op},
-                       {"gb_per_s", rate},
-                       {"ratio_to_memcpy", memcpy_seconds / seconds},
-                       {"ratio_to_limit", limit / seconds}});
+      const nlohmann::json line = {{"bytes", bytes},
+                                   {"dtype", contender.dtype},
+                                   {"op", contender.op},
+                                   {"gb_per_s", rate},
+                                   {"ratio_to_memcpy", memcpy_seconds / seconds},
+                                   {"ratio_to_limit", limit / seconds}};
+      std::printf("%s\n", line.dump().c_str());
     }
   }
 }
@@ -172,13 +173,9 @@ int BenchReductionCommand(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
   }
-  nlohmann::json results = nlohmann::json::array();
   for (const std::int64_t size : options.sizes) {
     const auto bytes = static_cast<std::size_t>(size) / 64 * 64;
-    Print(bytes, Measure(bytes, options.rounds), options.json ? &results : nullptr);
-  }
-  if (options.json) {
-    std::printf("%s\n", nlohmann::json({{"results", results}}).dump(2).c_str());
+    Print(bytes, Measure(bytes, options.rounds), options.json);
   }
   return 0;
 }

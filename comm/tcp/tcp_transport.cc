@@ -143,13 +143,7 @@ class TcpTransport final : public Transport {
     if (p.posted.empty() && !p.kept.empty() && !p.kept.front().reject) {
       const std::vector<std::byte> body = std::move(p.kept.front().body);
       p.kept.pop_front();
-      if (body.size() != data.size()) {
-        listener_->OnWrongSize(from, body.size(), data.size());
-      } else {
-        Deliver(data.data(), body, combine, combine.local);
-        CountReceived(data.size());
-        ++l.receives_done;
-      }
+      Give(from, body, {data, combine});
     } else {
       p.posted.push_back({data, combine});
       if (p.target == Target::kStalled) {
@@ -201,6 +195,7 @@ class TcpTransport final : public Transport {
   void Parse(int s);
   void StartBody(int s);
   void TakeBody(int s, Bytes bytes);
+  void Give(int from, Bytes body, const Posted& posted);
   static void CombineArriving(Stream& p, const Posted& posted, Bytes bytes);
   void FinishBody(int s);
   void EndOfStream(int s, int error);
@@ -458,6 +453,18 @@ void TcpTransport::CombineArriving(Stream& p, const Posted& posted, Bytes bytes)
   std::copy_n(bytes.begin() + static_cast<std::ptrdiff_t>(whole), p.split_bytes, p.split.begin());
 }
 
+// A body that was kept, to the receive that is next.
+void TcpTransport::Give(int from, Bytes body, const Posted& posted) {
+  if (body.size() != posted.data.size()) {
+    stop_ = true;
+    listener_->OnWrongSize(from, body.size(), posted.data.size());
+    return;
+  }
+  Deliver(posted.data.data(), body, posted.combine, posted.combine.local);
+  CountReceived(body.size());
+  ++lane(from).receives_done;
+}
+
 void TcpTransport::FinishBody(int s) {
   Stream& p = stream(s);
   const Target target = std::exchange(p.target, Target::kHeader);
@@ -467,8 +474,14 @@ void TcpTransport::FinishBody(int s) {
     p.posted.pop_front();
     ++lane(PeerOf(s)).receives_done;
   } else if (target == Target::kKept) {
-    p.kept.push_back({false, std::move(p.body)});
-    p.body.clear();
+    std::vector<std::byte> body = std::exchange(p.body, {});
+    if (p.posted.empty() || !p.kept.empty()) {
+      p.kept.push_back({false, std::move(body)});
+    } else {  // asked for while it arrived
+      const Posted posted = p.posted.front();
+      p.posted.pop_front();
+      Give(PeerOf(s), body, posted);
+    }
   } else if (target == Target::kControl) {
     const FrameKind kind = p.header.kind;
     const std::vector<std::byte> body = std::exchange(p.body, {});

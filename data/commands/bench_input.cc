@@ -147,7 +147,7 @@ void Run(const Options& options) {
     }
   }
   if (options.json) {
-    std::printf("%s\n", report.dump(2).c_str());
+    std::printf("%s\n", report.dump().c_str());
   }
 }
 

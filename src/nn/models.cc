@@ -81,4 +81,40 @@ Result<std::unique_ptr<ImageModel>> MakeImageModel(std::string_view name, Parame
   return InvalidArgument("unknown model '" + std::string(name) + "' [linear, mlp or cnn]");
 }
 
+Dlrm::Dlrm(ParameterSet& parameters, const DlrmOptions& o)
+    : width_(o.width),
+      vectors_(parameters, "vectors", 0, o.width, {.seed = o.seed, .table = o.table}) {
+  const DenseOptions relu{.activation = Activation::kRelu, .seed = o.seed};
+  const auto stack = [&](const std::string& name, std::int64_t in,
+                         const std::vector<std::int64_t>& widths) {
+    std::vector<Dense> layers;
+    for (const std::int64_t out : widths) {
+      layers.emplace_back(parameters, name + std::to_string(layers.size() + 1), in, out, relu);
+      in = out;
+    }
+    return layers;
+  };
+  std::vector<std::int64_t> bottom = o.bottom;
+  bottom.push_back(o.width);
+  bottom_ = stack("bottom", o.integers, bottom);
+  const std::int64_t interactions = o.width + (o.categories + 1) * o.categories / 2;
+  top_ = stack("top", interactions, o.top);
+  top_.emplace_back(parameters, "logit", o.top.empty() ? interactions : o.top.back(), 1,
+                    DenseOptions{.seed = o.seed});
+}
+
+Variable Dlrm::Logits(Tape& tape, const Tensor& integers, const Tensor& categories) const {
+  const std::int64_t batch = integers.shape()[0];
+  Variable dense = tape.Input(integers);
+  for (const Dense& layer : bottom_) {
+    dense = layer(dense);
+  }
+  const Variable all = Concat({Reshape(dense, {batch, 1, width_}), vectors_(tape, categories)}, 1);
+  Variable top = Concat({dense, DotInteraction(all)}, 1);
+  for (const Dense& layer : top_) {
+    top = layer(top);
+  }
+  return Reshape(top, {batch});
+}
+
 }  // namespace cohort::nn

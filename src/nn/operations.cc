@@ -75,6 +75,22 @@ Variable Multiply(const Variable& a, const Variable& b) {
   });
 }
 
+Variable DotInteraction(const Variable& x) {
+  RequireShape(x.shape().rank() == 3 && x.shape()[1] >= 1, "DotInteraction", x.shape(),
+               "[batch, features, width]");
+  Tape& tape = x.tape();
+  const std::int64_t batch = x.shape()[0];
+  const RowsOf size{x.shape()[1], x.shape()[2]};
+  const Tensor y = tape.Buffer(Shape{batch, size.rows * (size.rows - 1) / 2});
+  tape.kernels().PairDots(tape.stream(), batch, size, Floats(x.tensor()), Floats(y));
+  return tape.Record(y, {x}, {}, [&tape, batch, size, x = x.tensor()](BackwardPass& pass) {
+    pass.Input(0, [&](FloatSpan dx) {
+      tape.kernels().PairDotsBackward(tape.stream(), batch, size, Floats(x), pass.output_gradient(),
+                                      dx);
+    });
+  });
+}
+
 Variable Concat(const std::vector<Variable>& parts, int axis) {
   Require(!parts.empty(), "Concat of at least one part");
   const Shape& first = parts[0].shape();

@@ -353,7 +353,7 @@ Status RunRemote(const Options& options) {
     }
   }
   if (options.json) {
-    std::printf("%s\n", report.dump(2).c_str());
+    std::printf("%s\n", report.dump().c_str());
   }
   return wrong == 0 ? OkStatus() : Internal(std::to_string(wrong) + " numbers are wrong");
 }
@@ -479,7 +479,7 @@ Status Run(const Options& options) {
     }
   }
   if (options.json) {
-    std::printf("%s\n", report.dump(2).c_str());
+    std::printf("%s\n", report.dump().c_str());
   }
   return wrong == 0 ? OkStatus() : Internal(std::to_string(wrong) + " rows are wrong");
 }

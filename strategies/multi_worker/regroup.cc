@@ -95,7 +95,7 @@ Result<Regrouped> Regroup(CoordinationClient& client, const RegroupOptions& opti
 
 Result<std::unique_ptr<Strategy>> Recover(Regrouped& group, ParameterSet& parameters,
                                           std::unique_ptr<Optimizer> optimizer, Strategy* before,
-                                          const StrategyOptions& options) {
+                                          StrategyOptions options) {
   Require(group.communicator != nullptr, "Recover takes the communicator of a Regroup");
   Communicator& comm = *group.communicator;
   COHORT_ASSIGN_OR_RETURN(const int donor, FindDonor(comm, before));
@@ -109,8 +109,9 @@ Result<std::unique_ptr<Strategy>> Recover(Regrouped& group, ParameterSet& parame
     parts.cluster = *options.cluster;
   }
   parts.communicator = std::move(group.communicator);
+  options.whole_updates = true;
   COHORT_ASSIGN_OR_RETURN(std::unique_ptr<Strategy> strategy,
-                          MakeSynchronousStrategy(std::move(parts), options));
+                          MakeSynchronousStrategy(std::move(parts), std::move(options)));
   COHORT_RETURN_IF_ERROR(strategy->Bind(parameters, std::move(optimizer)));
   for (std::size_t slot = 0; slot < strategy->slots().size(); ++slot) {
     const std::span<float> to = strategy->slots()[slot];

@@ -335,7 +335,7 @@ Status SynchronousStrategy::Expose(const std::function<Status()>& wait) {
 // the operation behind them.
 Status SynchronousStrategy::LandInOrder(Work* behind, float& scale, int& applied) {
   const BucketPlan& plan = reducer_->plan();
-  const bool clip = optimizer_->global_clip_norm() > 0;
+  const bool at_once = AtOnce();
   const bool watched = Watched(sent_passes_);
   std::optional<SteadyClock::time_point> since = reducer_->launched_at(0);
   for (std::size_t b = 0; b < plan.buckets.size(); ++b) {
@@ -359,7 +359,7 @@ Status SynchronousStrategy::LandInOrder(Work* behind, float& scale, int& applied
         tuner_.AddLatency(Seconds(SteadyClock::now() - now));
       }
     }
-    if (scale > 0 && !clip) {
+    if (scale > 0 && !at_once) {
       ++applied;
       Apply(plan.buckets[b].first_chunk, plan.buckets[b].last_chunk, scale);
     }
@@ -377,25 +377,20 @@ Status SynchronousStrategy::UpdateRows() {
   return status;
 }
 
-// `behind`: the operation that follows the last bucket; nullptr where this process is alone.
-Status SynchronousStrategy::Update(Work* behind, int& applied) {
-  const BucketPlan& plan = reducer_->plan();
-  const bool clip = optimizer_->global_clip_norm() > 0;
-  float scale = 0;
-  if (behind != nullptr) {
-    COHORT_RETURN_IF_ERROR(LandInOrder(behind, scale, applied));
-  } else {
-    const double weight = reducer_->total_weight();
-    scale = weight > 0 ? GradientScale(weight) : 0;
-    if (scale > 0 && !clip) {
-      Apply(0, plan.chunks.size(), scale);
-    }
+// Whether no bucket may be applied before all have landed.
+bool SynchronousStrategy::AtOnce() const {
+  return options_.whole_updates || optimizer_->global_clip_norm() > 0;
+}
+
+void SynchronousStrategy::UpdateAtOnce(float scale) {
+  Apply(0, reducer_->plan().chunks.size(),
+        optimizer_->global_clip_norm() > 0 ? ClippedScale(scale) : scale);
+}
+
+void SynchronousStrategy::UpdateAlone() {
+  if (const double weight = reducer_->total_weight(); weight > 0) {
+    UpdateAtOnce(GradientScale(weight));
   }
-  if (scale > 0 && clip) {
-    applied = static_cast<int>(plan.buckets.size());
-    Apply(0, plan.chunks.size(), ClippedScale(scale));
-  }
-  return {};
 }
 
 // Rank 0's values of what is not trainable (running averages) hold everywhere, as initial values
@@ -430,13 +425,17 @@ Status SynchronousStrategy::SettleTogether(int& applied) {
     status = sent.status();
     state = sent.ok() ? std::move(sent).value() : nullptr;
   }
+  float scale = 0;
   if (status.ok()) {
-    status = Update(sums->get(), applied);
+    status = LandInOrder(sums->get(), scale, applied);
   }
   // Their buffers are ours again only when both are over, also after an error.
   for (Work* work : {sums->get(), state.get()}) {
     const Status done = work == nullptr ? OkStatus() : Expose([&] { return work->Wait(); });
     status = status.ok() ? done : status;
+  }
+  if (status.ok() && scale > 0 && AtOnce()) {
+    UpdateAtOnce(scale);
   }
   if (status.ok() && state != nullptr) {
     TakeState();
@@ -481,8 +480,10 @@ Result<StepResult> SynchronousStrategy::Step(const DistributedBatch& batch, cons
   ++sent_passes_;
   int applied = 0;
   Status settled = rows_ == nullptr ? OkStatus() : UpdateRows();
-  if (settled.ok()) {
-    settled = communicator_ == nullptr ? Update(nullptr, applied) : SettleTogether(applied);
+  if (settled.ok() && communicator_ == nullptr) {
+    UpdateAlone();
+  } else if (settled.ok()) {
+    settled = SettleTogether(applied);
   }
   if (!settled.ok()) {
     const Status status =

@@ -105,7 +105,9 @@ class SynchronousStrategy final : public Strategy {
   void CheckResult(int thread, const ReplicaResult& result, Purpose purpose) const;
   Status RunPass(const DistributedBatch& batch, const StepFn& fn, bool sent);
   Status UpdateRows();
-  Status Update(Work* behind, int& applied);
+  bool AtOnce() const;
+  void UpdateAlone();
+  void UpdateAtOnce(float scale);
   Status LandInOrder(Work* behind, float& scale, int& applied);
   // Waits, and counts the time.
   Status Expose(const std::function<Status()>& wait);

@@ -1,9 +1,10 @@
-// `cohort bench reduction`, `embedding` and `explain`, as a user runs them.
+// `cohort bench reduction`, `embedding`, `dlrm` and `explain`, as a user runs them.
 
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
 #include <set>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -12,20 +13,26 @@
 namespace cohort {
 namespace {
 
-nlohmann::json RunBench(const std::vector<std::string>& arguments) {
+// One JSON object a line.
+std::vector<nlohmann::json> RunBench(const std::vector<std::string>& arguments) {
   testing::ProcessCluster processes;
   std::vector<std::string> argv = {COHORT_BIN_DIR "/cohort", "bench"};
   argv.insert(argv.end(), arguments.begin(), arguments.end());
   processes.Start("bench", argv);
   EXPECT_EQ(processes.Wait("bench", std::chrono::seconds(60)), 0) << processes.Stderr("bench");
-  return nlohmann::json::parse(processes.Stdout("bench"));
+  std::vector<nlohmann::json> lines;
+  std::istringstream out(processes.Stdout("bench"));
+  for (std::string line; std::getline(out, line);) {
+    lines.push_back(nlohmann::json::parse(line));
+  }
+  return lines;
 }
 
 TEST(BenchReduction, EveryTypeAndReductionBesideTheLimit) {
-  const nlohmann::json run = RunBench({"reduction", "--sizes", "16k", "--rounds", "1", "--json"});
   std::set<std::string> types;
   std::set<std::string> ops;
-  for (const nlohmann::json& line : run.at("results")) {
+  for (const nlohmann::json& line :
+       RunBench({"reduction", "--sizes", "16k", "--rounds", "1", "--json"})) {
     EXPECT_EQ(line.at("bytes"), 16384);
     EXPECT_GT(line.at("gb_per_s").get<double>(), 0);
     EXPECT_GT(line.at("ratio_to_memcpy").get<double>(), 0);
@@ -44,7 +51,8 @@ TEST(BenchEmbedding, EveryOptimizerBesideAFlatArray) {
   for (const std::string optimizer : {"adagrad", "row_wise_adagrad", "adam", "sgd"}) {
     const nlohmann::json run =
         RunBench({"embedding", "--rows", "5000", "--dim", "6", "--ids", "700", "--calls", "2",
-                  "--rounds", "1", "--optimizer", optimizer, "--json"});
+                  "--rounds", "1", "--optimizer", optimizer, "--json"})
+            .at(0);
     EXPECT_EQ(run.at("rows"), 5000);
     EXPECT_EQ(run.at("wrong"), 0);
     EXPECT_EQ(run.at("cases").size(), 4U);
@@ -58,12 +66,25 @@ TEST(BenchEmbedding, EveryOptimizerBesideAFlatArray) {
 // Exit code 0 says that the server's rows are those of the table.
 TEST(BenchEmbedding, ThroughAServerBesideTheTable) {
   const nlohmann::json run = RunBench({"embedding", "--remote", "--rows", "5000", "--dim", "6",
-                                       "--ids", "700", "--calls", "2", "--rounds", "1", "--json"});
+                                       "--ids", "700", "--calls", "2", "--rounds", "1", "--json"})
+                                 .at(0);
   EXPECT_EQ(run.at("wrong"), 0);
   EXPECT_EQ(run.at("remote").size(), 2U);
   for (const nlohmann::json& line : run.at("remote")) {
     EXPECT_GT(line.at("per_second").get<double>(), 0);
     EXPECT_GT(line.at("ratio_to_table").get<double>(), 0);
+  }
+}
+
+TEST(BenchDlrm, TrainsWithEachOptimizer) {
+  for (const std::string optimizer : {"sgd", "adagrad"}) {
+    const nlohmann::json run =
+        RunBench({"dlrm", "--optimizer", optimizer, "--rows", "100", "--batch", "16", "--zipf", "1",
+                  "--steps", "2", "--rounds", "1", "--no-peer", "--json"})
+            .at(0);
+    EXPECT_EQ(run.at("optimizer"), optimizer);
+    EXPECT_GT(run.at("ms_per_step").get<double>(), 0);
+    EXPECT_GT(run.at("examples_per_second").get<double>(), 0);
   }
 }
 
@@ -81,7 +102,8 @@ TEST(BenchExplain, PredictsMeasuresAndChooses) {
     for (const std::string op : {"allreduce", "reducescatter", "allgather"}) {
       const nlohmann::json run =
           RunBench({"explain", "--transport", transport, "--ranks", "3", "--op", op, "--sizes",
-                    "240,24k", "--rounds", "2", "--json"});
+                    "240,24k", "--rounds", "2", "--json"})
+              .at(0);
       EXPECT_EQ(run.at("op"), op);
       EXPECT_EQ(run.at("ranks"), 3);
       EXPECT_GT(run.at("latency_us").get<double>(), 0);

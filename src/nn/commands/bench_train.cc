@@ -145,7 +145,9 @@ nlohmann::json Measure(const Flags& flags) {
   std::unique_ptr<TorchPeer> torch;
   std::string no_torch;
   if (flags.peer) {
-    auto started = TorchPeer::Start(flags.model, flags.batch, flags.threads, steps);
+    auto started = TorchPeer::Start({flags.model, std::to_string(flags.batch),
+                                     std::to_string(flags.threads), std::to_string(steps)},
+                                    flags.threads);
     no_torch = started.ok() ? "" : started.status().message();
     torch = started.ok() ? std::move(started).value() : nullptr;
   }

@@ -1,12 +1,16 @@
-// cohort-bench-torch: the same training step under LibTorch, as the peer of `cohort bench train`.
+// cohort-bench-torch: the same training step under LibTorch, as the peer of `cohort bench train`
+// and `cohort bench dlrm`.
 //
 //   cohort-bench-torch MODEL BATCH THREADS STEPS
+//   cohort-bench-torch dlrm BATCH THREADS STEPS OPTIMIZER ROWS WIDTH ZIPF
 //
-// MODEL is mlp (784-512-512-10) or cnn (conv32-pool-conv64-pool-dense128-dense10 on 28x28x1). For
-// every line read from standard input it runs STEPS steps of forward, backward and SGD and prints
-// the fastest one's and the median time in milliseconds, so that a caller can interleave its own
-// rounds. A program of its own, because nothing else of cohort links LibTorch.
+// MODEL is mlp (784-512-512-10) or cnn (conv32-pool-conv64-pool-dense128-dense10 on 28x28x1), with
+// SGD; dlrm has 13 integers and 26 categories of ROWS rows of WIDTH, and OPTIMIZER sgd or adagrad.
+// For every line read from standard input it runs STEPS steps of forward, backward and update and
+// prints the fastest one's and the median time in milliseconds, so that a caller can interleave its
+// own rounds. A program of its own, because nothing else of cohort links LibTorch.
 
+#include <cohort/core/zipf.h>
 #include <malloc.h>
 #include <torch/torch.h>
 
@@ -14,7 +18,10 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 #include <iostream>
+#include <memory>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -35,11 +42,98 @@ nn::Sequential MakeModel(const std::string& name) {
                         nn::ReLU(), nn::Linear(128, 10));
 }
 
+std::function<void()> ImageStep(const std::string& name, int batch) {
+  nn::Sequential model = MakeModel(name);
+  const auto optimizer =
+      std::make_shared<torch::optim::SGD>(model->parameters(), torch::optim::SGDOptions(0.01));
+  const torch::Tensor images = torch::rand({batch, 1, 28, 28});
+  const torch::Tensor labels = torch::randint(0, 10, {batch}, torch::kLong);
+  return [=]() mutable {
+    optimizer->zero_grad();
+    const torch::Tensor loss = nn::functional::cross_entropy(model->forward(images), labels);
+    loss.backward();
+    optimizer->step();
+  };
+}
+
+struct DlrmFlags {
+  int batch;
+  std::string optimizer;
+  std::int64_t rows, width;
+  double zipf;
+};
+
+std::function<void()> DlrmStep(const DlrmFlags& f) {
+  constexpr int kCategories = 26;
+  constexpr int kBatches = 32;
+  nn::Sequential bottom(nn::Linear(13, 128), nn::ReLU(), nn::Linear(128, 64), nn::ReLU(),
+                        nn::Linear(64, f.width), nn::ReLU());
+  nn::Sequential top(nn::Linear(f.width + (kCategories + 1) * kCategories / 2, 128), nn::ReLU(),
+                     nn::Linear(128, 64), nn::ReLU(), nn::Linear(64, 1));
+  std::vector<torch::Tensor> parameters = bottom->parameters();
+  for (const torch::Tensor& p : top->parameters()) {
+    parameters.push_back(p);
+  }
+  std::vector<nn::Embedding> tables;
+  for (int c = 0; c < kCategories; ++c) {
+    tables.push_back(nn::Embedding(nn::EmbeddingOptions(f.rows, f.width).sparse(true)));
+    parameters.push_back(tables.back()->weight);
+  }
+  std::shared_ptr<torch::optim::Optimizer> optimizer;
+  if (f.optimizer == "sgd") {
+    optimizer = std::make_shared<torch::optim::SGD>(parameters, torch::optim::SGDOptions(0.01));
+  } else {
+    optimizer =
+        std::make_shared<torch::optim::Adagrad>(parameters, torch::optim::AdagradOptions(0.01));
+  }
+  std::mt19937_64 random(1);
+  std::uniform_real_distribution<double> uniform(0, 1);
+  const cohort::Zipf zipf(static_cast<std::uint64_t>(f.rows), f.zipf);
+  std::vector<torch::Tensor> integers;
+  std::vector<torch::Tensor> labels;
+  std::vector<std::vector<torch::Tensor>> ids(kBatches);
+  for (auto& columns : ids) {
+    integers.push_back(torch::rand({f.batch, 13}));
+    labels.push_back((torch::rand({f.batch}) < 0.25).to(torch::kFloat));
+    for (int c = 0; c < kCategories; ++c) {
+      torch::Tensor column = torch::empty({f.batch}, torch::kLong);
+      for (int i = 0; i < f.batch; ++i) {
+        column.data_ptr<std::int64_t>()[i] =
+            static_cast<std::int64_t>(zipf([&] { return uniform(random); }) - 1);
+      }
+      columns.push_back(column);
+    }
+  }
+  const torch::Tensor pairs = torch::tril_indices(kCategories + 1, kCategories + 1, -1);
+  const torch::Tensor flat = pairs[0] * (kCategories + 1) + pairs[1];
+  int step = 0;
+  return [=]() mutable {
+    const auto b = static_cast<std::size_t>(step++ % kBatches);
+    optimizer->zero_grad();
+    const torch::Tensor dense = bottom->forward(integers[b]);
+    std::vector<torch::Tensor> vectors = {dense};
+    for (std::size_t c = 0; c < kCategories; ++c) {
+      vectors.push_back(tables[c]->forward(ids[b][c]));
+    }
+    const torch::Tensor all = torch::stack(vectors, 1);
+    const torch::Tensor dots =
+        torch::bmm(all, all.transpose(1, 2)).flatten(1).index_select(1, flat);
+    const torch::Tensor logits = top->forward(torch::cat({dense, dots}, 1)).squeeze(1);
+    nn::functional::binary_cross_entropy_with_logits(logits, labels[b]).backward();
+    optimizer->step();
+  };
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 5 || (std::string(argv[1]) != "mlp" && std::string(argv[1]) != "cnn")) {
-    std::fprintf(stderr, "usage: cohort-bench-torch mlp|cnn BATCH THREADS STEPS\n");
+  const std::string model = argc > 1 ? argv[1] : "";
+  const bool dlrm = model == "dlrm" && argc == 9;
+  if (!dlrm && (argc != 5 || (model != "mlp" && model != "cnn"))) {
+    std::fprintf(
+        stderr,
+        "usage: cohort-bench-torch mlp|cnn BATCH THREADS STEPS\n"
+        "       cohort-bench-torch dlrm BATCH THREADS STEPS sgd|adagrad ROWS WIDTH ZIPF\n");
     return 2;
   }
   // Tuned as the caller is: freed memory stays mapped, or every step pays for page faults.
@@ -51,16 +145,10 @@ int main(int argc, char** argv) {
   torch::set_num_threads(threads);
   torch::manual_seed(1);
 
-  nn::Sequential model = MakeModel(argv[1]);
-  torch::optim::SGD optimizer(model->parameters(), torch::optim::SGDOptions(0.01));
-  const torch::Tensor images = torch::rand({batch, 1, 28, 28});
-  const torch::Tensor labels = torch::randint(0, 10, {batch}, torch::kLong);
-  const auto step = [&] {
-    optimizer.zero_grad();
-    const torch::Tensor loss = nn::functional::cross_entropy(model->forward(images), labels);
-    loss.backward();
-    optimizer.step();
-  };
+  const std::function<void()> step =
+      dlrm
+          ? DlrmStep({batch, argv[5], std::atoll(argv[6]), std::atoll(argv[7]), std::atof(argv[8])})
+          : ImageStep(model, batch);
   for (int i = 0; i < 5; ++i) {
     step();
   }

@@ -49,8 +49,8 @@ std::vector<char*> Pointers(std::vector<std::string>& strings) {
 
 }  // namespace
 
-Result<std::unique_ptr<TorchPeer>> TorchPeer::Start(const std::string& model, int batch,
-                                                    int threads, int steps) {
+Result<std::unique_ptr<TorchPeer>> TorchPeer::Start(std::vector<std::string> arguments,
+                                                    int threads) {
   const std::string program = ProgramPath();
   if (program.empty()) {
     return NotFound("no cohort-bench-torch beside this program [build with LibTorch installed]");
@@ -70,8 +70,7 @@ Result<std::unique_ptr<TorchPeer>> TorchPeer::Start(const std::string& model, in
   posix_spawn_file_actions_init(&actions);
   posix_spawn_file_actions_adddup2(&actions, in[0], STDIN_FILENO);
   posix_spawn_file_actions_adddup2(&actions, out[1], STDOUT_FILENO);
-  std::vector<std::string> arguments = {program, model, std::to_string(batch),
-                                        std::to_string(threads), std::to_string(steps)};
+  arguments.insert(arguments.begin(), program);
   std::vector<std::string> environment = TunedEnvironment(threads);
   pid_t pid = 0;
   const int error = posix_spawn(&pid, program.c_str(), &actions, nullptr,

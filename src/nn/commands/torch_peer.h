@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <memory>
 #include <string>
+#include <vector>
 
 namespace cohort {
 
@@ -16,11 +17,11 @@ struct StepTimes {  // of the steps of a round, in milliseconds
 
 class TorchPeer {
  public:
-  // NotFound where the program was not built (no LibTorch). It gets as many steps a round, and the
-  // settings that make LibTorch's CPU path fast: one OpenMP pool of `threads`, and OpenBLAS's
-  // AVX-512 kernels, which it does not choose by itself on every CPU that has them.
-  static Result<std::unique_ptr<TorchPeer>> Start(const std::string& model, int batch, int threads,
-                                                  int steps);
+  // `arguments`: the program's own (bench_train_torch.cc). NotFound where it was not built (no
+  // LibTorch). It gets the settings that make LibTorch's CPU path fast: one OpenMP pool of
+  // `threads`, and OpenBLAS's AVX-512 kernels, which it does not choose by itself on every CPU that
+  // has them.
+  static Result<std::unique_ptr<TorchPeer>> Start(std::vector<std::string> arguments, int threads);
   ~TorchPeer();  // ends the child and waits for it
   TorchPeer(const TorchPeer&) = delete;
   TorchPeer& operator=(const TorchPeer&) = delete;

@@ -2,6 +2,7 @@
 
 #include <cohort/nn/losses.h>
 #include <cohort/optim/optimizers.h>
+#include <cohort/optim/row_source.h>
 #include <gmock/gmock.h>
 
 #include "oracles.h"
@@ -96,6 +97,50 @@ TEST(MakeImageModel, SaysWhatItCannotMake) {
   EXPECT_THAT(message("mlp", {.image = {784}}), ::testing::HasSubstr("[height,width,channels]"));
   EXPECT_THAT(message("mlp", {.classes = 0}), ::testing::HasSubstr("classes at least 1"));
   EXPECT_EQ(parameters.size(), 0);
+}
+
+// Every id's row is its number in each element.
+class NumberRows final : public RowSource {
+ public:
+  Status Lookup(int, std::span<const std::uint64_t> ids, bool, std::span<float> rows) override {
+    const std::size_t width = rows.size() / ids.size();
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      rows[i] = 0.1F * static_cast<float>(ids[i / width]);
+    }
+    return {};
+  }
+};
+
+TEST(Dlrm, IsTheFormula) {
+  ParameterSet parameters;
+  const Dlrm model(parameters, {.integers = 2,
+                                .categories = 2,
+                                .width = 3,
+                                .bottom = {},
+                                .top = {},
+                                .table = {.optimizer = Sgd()->config()}});
+  parameters.Build();
+  NumberRows rows;
+  parameters.SetRows(&rows);
+  // One layer each: bottom = relu(integers K), logit = [bottom, products] . w.
+  const auto fill = [&](const char* name, std::initializer_list<float> values) {
+    const auto value = parameters.value(parameters.Find(name));
+    ASSERT_EQ(value.size(), values.size()) << name;
+    std::ranges::copy(values, value.begin());
+  };
+  fill("bottom1/kernel", {1, 0, 2, 0, 1, -3});  // [2, 3]
+  fill("logit/kernel", {1, 10, 100, 0.5F, 0.25F, 2});
+  const auto stream = MakeInlineStream();
+  Workspace workspace;
+  Tape tape(parameters, *stream, workspace, {.intra_op_threads = 1});
+  const std::vector<float> integers = {1, 2};
+  const std::vector<std::int64_t> categories = {10, 20};  // vectors of 1 and 2
+  const Variable logit = model.Logits(tape, Tensor::Of<float>({1, 2}, integers),
+                                      Tensor::Of<std::int64_t>({1, 2}, categories));
+  ASSERT_EQ(tape.Finish(), OkStatus());
+  EXPECT_EQ(logit.shape(), Shape({1}));
+  // bottom = (1, 2, 0); products: bottom.1 = 3, bottom.2 = 6, 1.2 = 6.
+  EXPECT_FLOAT_EQ(logit.tensor().data<float>()[0], 1 + 20 + 0 + 1.5F + 1.5F + 12);
 }
 
 }  // namespace

@@ -150,6 +150,49 @@ TEST(Add, RejectsOtherShapes) {
                ContractError);
 }
 
+TEST(DotInteraction, IsTheDotProductOfEachPair) {
+  for (const Shape& shape : {Shape{3, 27, 16}, Shape{2, 17, 16}, Shape{4, 5, 7}, Shape{2, 3, 33},
+                             Shape{1, 2, 1}, Shape{0, 4, 4}, Shape{600, 9, 8}}) {
+    const Tensor x = RandomTensor(shape, 1);
+    const auto in = x.data<float>();
+    Bench bench;
+    const Tensor y = bench.Run({x}, [](Tape&, const auto& v) { return DotInteraction(v[0]); },
+                               {.intra_op_threads = 2});
+    const std::int64_t features = shape[1];
+    const std::int64_t width = shape[2];
+    EXPECT_EQ(y.shape(), Shape({shape[0], features * (features - 1) / 2}));
+    Doubles want;
+    for (std::int64_t b = 0; b < shape[0]; ++b) {
+      for (std::int64_t i = 0; i < features; ++i) {
+        for (std::int64_t j = 0; j < i; ++j) {
+          double dot = 0;
+          for (std::int64_t c = 0; c < width; ++c) {
+            const auto at = [&](std::int64_t f) {
+              return double{in[static_cast<std::size_t>((b * features + f) * width + c)]};
+            };
+            dot += at(i) * at(j);
+          }
+          want.push_back(dot);
+        }
+      }
+    }
+    ExpectNear(y.data<float>(), want);
+  }
+}
+
+TEST(DotInteraction, HasTheGradientsOfFiniteDifferences) {
+  ParameterSet none;
+  none.Build();
+  for (const Shape& shape : {Shape{2, 4, 3}, Shape{1, 19, 2}, Shape{2, 3, 18}}) {
+    ExpectGradients(none, {RandomTensor(shape, 2)},
+                    [](Tape&, const auto& in) { return DotInteraction(in[0]); });
+  }
+  Bench bench;
+  EXPECT_THROW(bench.Run({RandomTensor({2, 3}, 1)},
+                         [](Tape&, const auto& in) { return DotInteraction(in[0]); }),
+               ContractError);
+}
+
 TEST(Concat, JoinsAlongEachAxis) {
   const std::vector<float> a = {1, 2, 3, 4};
   const std::vector<float> b = {5, 6};

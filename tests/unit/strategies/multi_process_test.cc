@@ -24,6 +24,7 @@ using ::testing::HasSubstr;
 using testing::IntegerData;
 using testing::IntegerParameters;
 using testing::IntegerStep;
+using ::testing::Not;
 using testing::RunRanks;
 
 class FailingWork final : public Work {
@@ -405,6 +406,31 @@ TEST(Failure, AfterABucketWasAppliedSaysSoAndStays) {
   EXPECT_EQ(statuses[1].code(), StatusCode::kUnavailable);
   EXPECT_THAT(statuses[1].message(), HasSubstr("step 1: the network is gone"));
   EXPECT_THAT(statuses[1].message(), HasSubstr("2 of 3 buckets had been applied"));
+}
+
+TEST(Failure, LeavesNothingOfAWholeUpdate) {
+  StrategyOptions options;
+  options.first_bucket_bytes = 1;
+  options.bucket_bytes = 1;
+  options.whole_updates = true;
+  std::vector<Watched::Watch> watches(2);
+  watches[1].fail_at = 2;  // of three buckets the last
+  const auto statuses = Job(
+      2, options,
+      [&](int process, Strategy& strategy) -> Status {
+        ParameterSet parameters = Zeros(3, 10);
+        COHORT_RETURN_IF_ERROR(strategy.Bind(parameters, PlainSgd()));
+        const Status failed = strategy.Step(OneEach(1), AllReady).status();
+        if (process == 1) {
+          EXPECT_THAT(parameters.all(), Each(0));
+          EXPECT_EQ(strategy.step(), 0);
+          EXPECT_TRUE(strategy.intact().ok());
+        }
+        return failed;
+      },
+      &watches);
+  EXPECT_THAT(statuses[1].message(), HasSubstr("step 1: the network is gone"));
+  EXPECT_THAT(statuses[1].message(), Not(HasSubstr("had been applied")));
 }
 
 TEST(Metrics, TheirNumberMayNotDifferBetweenProcesses) {

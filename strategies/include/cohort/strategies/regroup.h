@@ -55,9 +55,10 @@ Result<Regrouped> Regroup(CoordinationClient& client, const RegroupOptions& opti
 //
 // What follows is the program's, as at its start: Distribute, and BeginEpoch at the batch that
 // step() says; a global batch is the same whatever the number of processes, and so is its gradient.
-// DataLoss if every survivor had applied a step in part: restore a checkpoint.
+// The strategy has whole_updates, so that the next loss leaves every survivor with a whole step.
+// DataLoss if every `before` was made without and had applied a step in part: restore a checkpoint.
 Result<std::unique_ptr<Strategy>> Recover(Regrouped& group, ParameterSet& parameters,
                                           std::unique_ptr<Optimizer> optimizer, Strategy* before,
-                                          const StrategyOptions& options);
+                                          StrategyOptions options);
 
 }  // namespace cohort

@@ -70,6 +70,10 @@ struct StrategyOptions {
   // whoever runs it; their gradients are added in one tree. A power of two. See README.md for the
   // cost.
   int virtual_shards = 0;
+  // A step's update begins when all of its gradients are there, so that a failure leaves each
+  // process with the whole step or nothing of it. Otherwise buckets are applied as they arrive,
+  // while others are on their way. Recover trains so.
+  bool whole_updates = false;
   std::chrono::milliseconds collective_timeout{120'000};
   std::chrono::milliseconds join_timeout{300'000};
   std::chrono::milliseconds heartbeat_timeout{10'000};

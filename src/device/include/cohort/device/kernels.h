@@ -93,6 +93,12 @@ class Kernels {
   // dtable = 0, then dtable[ids[i], :] += dy[i, :] in the order of i.
   virtual void ScatterAdd(Stream& stream, Indices ids, RowsOf table_size, ConstFloatSpan dy,
                           FloatSpan dtable) = 0;
+  // x is [batch, rows, columns]; y [batch, rows (rows - 1) / 2] has the dot products of each
+  // example's rows i > j, at i (i - 1) / 2 + j.
+  virtual void PairDots(Stream& stream, std::int64_t batch, RowsOf size, ConstFloatSpan x,
+                        FloatSpan y) = 0;
+  virtual void PairDotsBackward(Stream& stream, std::int64_t batch, RowsOf size, ConstFloatSpan x,
+                                ConstFloatSpan dy, FloatSpan dx) = 0;
 
   // --- normalisation; operands in plan.h
   virtual void LayerNorm(Stream& stream, const NormArguments& n) = 0;

@@ -1,4 +1,5 @@
-// Image classifiers to start from: what the benchmarks measure and the examples train.
+// Models to start from: what the benchmarks measure and the examples train. Each declares its
+// parameters in the set; Build is the caller's.
 
 #pragma once
 
@@ -6,6 +7,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include <cohort/nn/layers.h>
 #include <cohort/nn/tape.h>
@@ -30,9 +32,37 @@ struct ImageModelOptions {
 // "linear"  dense classes
 // "mlp"     dense hidden - dense hidden - dense classes
 // "cnn"     conv 32 - pool - conv 64 - pool - dense 128 - dense classes; 3x3 same, max 2x2
-// each with relu between. InvalidArgument for another name. Declares its parameters in the set;
-// Build is the caller's.
+// each with relu between. InvalidArgument for another name.
 Result<std::unique_ptr<ImageModel>> MakeImageModel(std::string_view name, ParameterSet& parameters,
                                                    const ImageModelOptions& options = {});
+
+struct DlrmOptions {
+  std::int64_t integers = 13;
+  std::int64_t categories = 26;
+  std::int64_t width = 16;                   // of a category's vector
+  std::vector<std::int64_t> bottom = {64};   // hidden layers; one of `width` follows
+  std::vector<std::int64_t> top = {64, 32};  // hidden layers; the logit follows
+  TableSpec table;                           // of the vectors: optimizer, initializer, ...
+  std::uint64_t seed = 0;
+};
+
+// Who clicks on what: a bottom network on integers, vectors for categories, the inner products of
+// all pairs of these, a top network on them. Naumov et al., "Deep Learning Recommendation Model for
+// Personalization and Recommendation Systems", 2019. The vectors of all categories are one sparse
+// table, "vectors/table": the ids of different categories must differ.
+//
+// Thread rules: Logits from any number of replicas at the same time.
+class Dlrm {
+ public:
+  explicit Dlrm(ParameterSet& parameters, const DlrmOptions& options = {});
+  // [batch], for integers float32 [batch, integers] and categories int64 [batch, categories].
+  Variable Logits(Tape& tape, const Tensor& integers, const Tensor& categories) const;
+
+ private:
+  std::int64_t width_;
+  Embedding vectors_;
+  std::vector<Dense> bottom_;
+  std::vector<Dense> top_;
+};
 
 }  // namespace cohort::nn

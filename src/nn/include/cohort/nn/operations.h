@@ -31,6 +31,11 @@ Variable Sum(const Variable& x, int axis);  // which is gone then; negative: fro
 Variable Reshape(const Variable& x, const Shape& shape);
 Variable Flatten(const Variable& x);  // [batch, everything else]
 
+// x [batch, features, width]: the dot products of each example's features i > j, at
+// i (i - 1) / 2 + j of [batch, features (features - 1) / 2]. Naumov et al., "Deep Learning
+// Recommendation Model for Personalization and Recommendation Systems", 2019.
+Variable DotInteraction(const Variable& x);
+
 enum class Padding {
   kSame,   // as much (zeros; for pooling, nothing) as makes the output ceil(input / stride); the
            // odd one goes after
