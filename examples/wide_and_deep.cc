@@ -46,6 +46,7 @@ struct Flags {
   int epochs = 4;
   std::uint64_t seed = 1;
   int devices = 1;
+  int threads = 1;
   std::int64_t embedding = 16;
   double wide_learning_rate = 0.05;
   double deep_learning_rate = 0.02;
@@ -72,6 +73,9 @@ void DeclareFlags(CLI::App& app, Flags& f) {
       ->capture_default_str();
   app.add_option("--seed", f.seed, "of initial values and order")->capture_default_str();
   app.add_option("--devices", f.devices, "replicas in each process")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--threads", f.threads, "of each replica: the layers are small")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_option("--embedding", f.embedding, "floats of a feature's vector in the deep part")
@@ -415,6 +419,7 @@ Status Train(const Flags& f, cohort::Strategy& strategy, const People& people) {
 Status Run(const Flags& f) {
   cohort::StrategyOptions options;
   options.num_devices = f.devices;
+  options.intra_op_threads = f.threads;
   options.join_timeout =
       std::chrono::milliseconds(static_cast<std::int64_t>(f.join_timeout * 1000));
   options.environment = cohort::Environment::OfProcess();

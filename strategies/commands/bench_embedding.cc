@@ -1,6 +1,7 @@
 // `cohort bench embedding`: rows looked up and updated per second by one thread in a sparse table
 // that is larger than the caches, beside the same reads and writes in a flat array: no hashing, no
-// locks, no index.
+// locks, no index. With --remote: through one client of one server, over a loopback connection
+// within this process, beside the server's table itself.
 
 #include <sys/mman.h>
 
@@ -24,7 +25,10 @@
 #include <cohort/optim/row_optimizer.h>
 
 #include "command.h"
+#include "parameter_server/client.h"
+#include "parameter_server/row_client.h"
 #include "parameter_server/row_table.h"
+#include "parameter_server/server.h"
 
 namespace cohort {
 namespace {
@@ -39,6 +43,7 @@ struct Options {
   double zipf = 1.05;
   std::string optimizer = "adagrad";
   int rounds = 5;
+  bool remote = false;
   bool json = false;
 };
 
@@ -205,37 +210,174 @@ double CountOf(const std::vector<Batch>& batches) {
   return count;
 }
 
-Status Run(const Options& options) {
-  const auto dim = static_cast<std::size_t>(options.dim);
+Result<ps::TableSpec> SpecOf(const Options& options) {
   ps::TableSpec spec;
   spec.name = "bench";
   spec.dim = options.dim;
   spec.bias_scope = ps::TableSpec::BiasScope::kTable;
   COHORT_ASSIGN_OR_RETURN(spec.optimizer, OptimizerConfig(options.optimizer));
+  return spec;
+}
+
+std::vector<float> Gradients(std::size_t count) {
+  std::vector<float> gradients(count);
+  const Philox random(3);
+  for (std::size_t i = 0; i < gradients.size(); ++i) {
+    gradients[i] = random.Uniform(i) - 0.5F;
+  }
+  return gradients;
+}
+
+// All rows, by 65,536 ids at a time.
+Status ForAllRows(const Options& options,
+                  const std::function<Status(std::span<const std::uint64_t> ids)>& fn) {
+  for (std::uint64_t begin = 0; begin < options.rows; begin += 1 << 16) {
+    std::vector<std::uint64_t> ids(std::min<std::uint64_t>(1 << 16, options.rows - begin));
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+      ids[i] = IdOf(begin + i);
+    }
+    COHORT_RETURN_IF_ERROR(fn(ids));
+  }
+  return {};
+}
+
+Status RunRemote(const Options& options) {
+  const auto dim = static_cast<std::size_t>(options.dim);
+  ps::ModelSpec model;
+  model.parameters = {{"none", {1}, true, 0}};
+  COHORT_ASSIGN_OR_RETURN(const ps::TableSpec spec, SpecOf(options));
+  model.optimizer = Sgd()->config();
+  model.tables = {spec};
+  COHORT_ASSIGN_OR_RETURN(const auto server, ps::Server::Start("127.0.0.1:0", 0, Log()));
+  const std::vector<std::string> addresses = {"127.0.0.1:" + std::to_string(server->port())};
+  const auto control = ps::Client::Make(model, addresses, {});
+  COHORT_RETURN_IF_ERROR(control->Declare());
+  COHORT_RETURN_IF_ERROR(control->Assign(std::vector<float>(16), {}, 0));
+  const auto client = ps::RowClient::Make(model, addresses, {});
+  COHORT_ASSIGN_OR_RETURN(const auto table, ps::RowTable::Create(spec, {0, spec.buckets}));
+  constexpr auto kTraining = ps::RowTable::Purpose::kTraining;
+
+  const Batches batches = Draw(options);
+  std::vector<float> out(std::max<std::size_t>(options.ids, 1 << 16) * dim);
+  std::vector<float> expected = out;
+  const std::vector<float> gradients = Gradients(options.ids * dim);
+  const Status filled = ForAllRows(options, [&](std::span<const std::uint64_t> ids) -> Status {
+    const auto rows = std::span(out).first(ids.size() * dim);
+    COHORT_RETURN_IF_ERROR(table->Pull(ids, 1, kTraining, rows));
+    return client->Pull(0, ids, 1, /*training=*/true, rows);
+  });
+  COHORT_RETURN_IF_ERROR(filled);
+
+  const auto pull = [&] {
+    for (const Batch& batch : batches.drawn) {
+      OrThrow(
+          table->Pull(batch.ids, 1, kTraining, std::span(expected).first(batch.ids.size() * dim)));
+    }
+  };
+  const auto push = [&] {
+    for (const Batch& batch : batches.drawn) {
+      OrThrow(table->Apply(
+          {.ids = batch.ids, .values = std::span(gradients).first(batch.ids.size() * dim)}));
+    }
+  };
+  const auto pull_remote = [&] {
+    for (const Batch& batch : batches.drawn) {
+      OrThrow(client->Pull(0, batch.ids, 1, true, std::span(out).first(batch.ids.size() * dim)));
+    }
+  };
+  const auto push_remote = [&] {
+    for (const Batch& batch : batches.drawn) {
+      const ps::RowClient::Gradients of_batch{
+          .table = 0,
+          .ids = batch.ids,
+          .values = std::span(gradients).first(batch.ids.size() * dim)};
+      OrThrow(client->Push(std::span(&of_batch, 1), 1, 1));
+    }
+  };
+
+  const double drawn = CountOf(batches.drawn);
+  std::vector<Contender> contenders;
+  contenders.push_back({"pull", "ids/s", pull_remote, pull, drawn});
+  contenders.push_back({"push, " + options.optimizer, "ids/s", push_remote, push, drawn});
+  for (int round = -1; round < options.rounds; ++round) {
+    for (Contender& contender : contenders) {
+      const double remote = Seconds(contender.table);
+      const double local = Seconds(contender.flat);
+      if (round >= 0) {
+        contender.table_seconds.push_back(remote);
+        contender.flat_seconds.push_back(local);
+      }
+    }
+  }
+  // Both have had the same calls, and hold the same numbers.
+  std::uint64_t wrong = 0;
+  const Status compared = ForAllRows(options, [&](std::span<const std::uint64_t> ids) -> Status {
+    const auto rows = std::span(out).first(ids.size() * dim);
+    const auto same = std::span(expected).first(ids.size() * dim);
+    COHORT_RETURN_IF_ERROR(table->Pull(ids, 1, kTraining, same));
+    COHORT_RETURN_IF_ERROR(client->Pull(0, ids, 1, /*training=*/true, rows));
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      wrong += rows[i] == same[i] ? 0U : 1U;
+    }
+    return {};
+  });
+  COHORT_RETURN_IF_ERROR(compared);
+
+  nlohmann::ordered_json report = {{"rows", options.rows},
+                                   {"dim", options.dim},
+                                   {"ids_per_call", options.ids},
+                                   {"zipf", options.zipf},
+                                   {"optimizer", options.optimizer},
+                                   {"distinct_ids_of_drawn", CountOf(batches.unique) / drawn},
+                                   {"wrong", wrong},
+                                   {"remote", nlohmann::ordered_json::array()}};
+  if (!options.json) {
+    std::printf(
+        "%.1f M rows of dim %lld, %zu ids a call, Zipf %.2f (%.0f%% distinct), one client, one "
+        "server; %llu numbers wrong\n%-24s %-12s %12s %12s %12s\n",
+        static_cast<double>(options.rows) / 1e6, static_cast<long long>(options.dim), options.ids,
+        options.zipf, 100 * CountOf(batches.unique) / drawn, static_cast<unsigned long long>(wrong),
+        "", "", "remote M/s", "table M/s", "of table");
+  }
+  for (const Contender& contender : contenders) {
+    const double rate = contender.count / Median(contender.table_seconds);
+    const double limit = contender.count / Median(contender.flat_seconds);
+    report["remote"].push_back({{"name", contender.name},
+                                {"unit", contender.unit},
+                                {"per_second", rate},
+                                {"table_per_second", limit},
+                                {"ratio_to_table", rate / limit}});
+    if (!options.json) {
+      std::printf("%-24s %-12s %12.2f %12.2f %12.2f\n", contender.name.c_str(),
+                  contender.unit.c_str(), rate / 1e6, limit / 1e6, rate / limit);
+    }
+  }
+  if (options.json) {
+    std::printf("%s\n", report.dump().c_str());
+  }
+  return wrong == 0 ? OkStatus() : Internal(std::to_string(wrong) + " numbers are wrong");
+}
+
+Status Run(const Options& options) {
+  const auto dim = static_cast<std::size_t>(options.dim);
+  COHORT_ASSIGN_OR_RETURN(const ps::TableSpec spec, SpecOf(options));
   COHORT_ASSIGN_OR_RETURN(const auto rule, RowOptimizer::Make(spec.optimizer));
   COHORT_ASSIGN_OR_RETURN(const auto table, ps::RowTable::Create(spec, {0, spec.buckets}));
   constexpr auto kTraining = ps::RowTable::Purpose::kTraining;
 
   const Batches batches = Draw(options);
   std::vector<float> out(std::max<std::size_t>(options.ids, 1 << 16) * dim);
-  std::vector<float> gradients(options.ids * dim);
-  const Philox random(3);
-  for (std::size_t i = 0; i < gradients.size(); ++i) {
-    gradients[i] = random.Uniform(i) - 0.5F;
-  }
+  const std::vector<float> gradients = Gradients(options.ids * dim);
 
   // All rows, so that what is measured finds what it looks for.
   double created_seconds = 0;
-  for (std::uint64_t begin = 0; begin < options.rows; begin += 1 << 16) {
-    std::vector<std::uint64_t> ids(std::min<std::uint64_t>(1 << 16, options.rows - begin));
-    for (std::size_t i = 0; i < ids.size(); ++i) {
-      ids[i] = IdOf(begin + i);
-    }
+  const Status created = ForAllRows(options, [&](std::span<const std::uint64_t> ids) {
     Status status;
     created_seconds += Seconds(
         [&] { status = table->Pull(ids, 1, kTraining, std::span(out).first(ids.size() * dim)); });
-    COHORT_RETURN_IF_ERROR(status);
-  }
+    return status;
+  });
+  COHORT_RETURN_IF_ERROR(created);
   FlatArray flat(options.rows, dim, *rule);
 
   const auto pull = [&](const std::vector<Batch>& calls) {
@@ -371,13 +513,15 @@ int BenchEmbeddingCommand(int argc, char** argv) {
   app.add_option("--rounds", options.rounds, "the median of so many, all taken in turns")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
+  app.add_flag("--remote", options.remote,
+               "through a client and a server, beside the table in this process");
   app.add_flag("--json", options.json, "machine-readable output");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
   }
-  const Status status = Run(options);
+  const Status status = options.remote ? RunRemote(options) : Run(options);
   if (!status.ok()) {
     std::fprintf(stderr, "%s: %s\n", argv[0], status.ToString().c_str());
   }

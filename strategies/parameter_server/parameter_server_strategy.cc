@@ -56,12 +56,6 @@ class Implementation final : public ParameterServerStrategy {
         intra_op_threads_(options_.intra_op_threads > 0 ? options_.intra_op_threads
                                                         : CoresPerReplica(job_->config(), 1)) {}
 
-  ~Implementation() override {
-    if (rows_ != nullptr) {
-      parameters_->SetRows(nullptr);
-    }
-  }
-
   std::string_view kind() const override { return "parameter_server"; }
   const ClusterConfig& cluster() const override { return job_->config(); }
   bool is_chief() const override { return job_->is_chief(); }
@@ -579,8 +573,11 @@ Result<StepResult> Implementation::Evaluate(const DistributedBatch& batch, const
   if (sink_ != nullptr) {
     KeepFixedValues();
   }
-  COHORT_ASSIGN_OR_RETURN(const ReplicaResult mine, Run(batch.replicas[0], fn, /*train=*/false));
-  return ResultOf({mine.loss_sum, mine.weight, mine.metric_sums});
+  const Result<ReplicaResult> mine = Run(batch.replicas[0], fn, /*train=*/false);
+  if (!mine.ok()) {
+    return job_->Explain(mine.status());
+  }
+  return ResultOf({mine->loss_sum, mine->weight, mine->metric_sums});
 }
 
 }  // namespace

@@ -119,12 +119,6 @@ SynchronousStrategy::SynchronousStrategy(std::string kind, ClusterConfig cluster
   }
 }
 
-SynchronousStrategy::~SynchronousStrategy() {
-  if (rows_ != nullptr) {
-    parameters_->SetRows(nullptr);
-  }
-}
-
 std::string SynchronousStrategy::NameOf(int replica) const {
   std::string name = "replica " + std::to_string(rank_ * local_replicas_ + replica);
   return communicator_ == nullptr ? name : communicator_->peer_name(rank_) + ", " + name;

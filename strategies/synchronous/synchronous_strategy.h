@@ -33,7 +33,6 @@ namespace cohort {
 
 class SynchronousStrategy final : public Strategy {
  public:
-  ~SynchronousStrategy() override;
   static Result<std::unique_ptr<Strategy>> Make(std::string kind, ClusterConfig cluster,
                                                 std::unique_ptr<Membership> membership,
                                                 StrategyOptions options);

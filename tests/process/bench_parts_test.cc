@@ -63,6 +63,19 @@ TEST(BenchEmbedding, EveryOptimizerBesideAFlatArray) {
   }
 }
 
+// Exit code 0 says that the server's rows are those of the table.
+TEST(BenchEmbedding, ThroughAServerBesideTheTable) {
+  const nlohmann::json run = RunBench({"embedding", "--remote", "--rows", "5000", "--dim", "6",
+                                       "--ids", "700", "--calls", "2", "--rounds", "1", "--json"})
+                                 .at(0);
+  EXPECT_EQ(run.at("wrong"), 0);
+  EXPECT_EQ(run.at("remote").size(), 2U);
+  for (const nlohmann::json& line : run.at("remote")) {
+    EXPECT_GT(line.at("per_second").get<double>(), 0);
+    EXPECT_GT(line.at("ratio_to_table").get<double>(), 0);
+  }
+}
+
 TEST(BenchDlrm, TrainsWithEachOptimizer) {
   for (const std::string optimizer : {"sgd", "adagrad"}) {
     const nlohmann::json run =

@@ -4,10 +4,14 @@
 
 #include <csignal>
 #include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
 #include <regex>
+#include <thread>
 
 #include <cohort/core/status.h>
 
+#include "testing/temp_dir.h"
 #include "training.h"
 
 namespace cohort::testing {
@@ -57,6 +61,59 @@ TEST(Examples, BringYourOwnGradients) {
   EXPECT_GT(
       LastNumber(Output(InTwoProcesses("bring_your_own_gradients")), R"(epoch 3: ([0-9.]+) of)"),
       0.7);
+}
+
+// What wide_and_deep measured on its test people.
+nlohmann::json WideAndDeep(std::vector<std::string> argv, const std::vector<std::string>& flags) {
+  const TempDir dir;
+  argv.insert(argv.end(),
+              {Bin("wide_and_deep"), "--quiet", "--metrics-json", dir / "metrics.json"});
+  argv.insert(argv.end(), flags.begin(), flags.end());
+  Output(argv);
+  std::ifstream file(dir / "metrics.json");
+  nlohmann::json metrics = nlohmann::json::parse(file, nullptr, /*allow_exceptions=*/false);
+  return metrics.is_object() ? metrics : nlohmann::json({{"auc", 0.0}, {"accuracy", 0.0}});
+}
+
+TEST(Examples, WideAndDeep) {
+  const std::vector<std::string> flags = {"--people", "4000", "--epochs", "3"};
+  const double alone = WideAndDeep({}, flags)["auc"];
+  EXPECT_GT(alone, 0.72);
+  const double remote = WideAndDeep(Launch({"-n", "2", "--ps", "2", "--chief"}), flags)["auc"];
+  EXPECT_NEAR(remote, alone, 0.02);
+}
+
+TEST(Examples, WideAndDeepOnTheCensus) {
+  const std::string data = RealData("adult");
+  if (data.empty()) {
+    GTEST_SKIP() << "adult is absent (COHORT_TEST_DATA)";
+  }
+  const nlohmann::json alone = WideAndDeep({}, {"--data", data});
+  const nlohmann::json remote =
+      WideAndDeep(Launch({"-n", "3", "--ps", "2", "--chief"}), {"--data", data});
+  for (const nlohmann::json& metrics : {alone, remote}) {
+    EXPECT_GE(metrics["auc"], 0.90);
+    EXPECT_GE(metrics["accuracy"], 0.845);
+  }
+  EXPECT_NEAR(static_cast<double>(remote["auc"]), static_cast<double>(alone["auc"]), 0.003);
+}
+
+TEST(Examples, WideAndDeepEndsWithTheNameOfALostServer) {
+  ProcessCluster cluster;
+  cluster.StartTasks({{"chief", 1}, {"worker", 1}, {"ps", 2}},
+                     {Bin("wide_and_deep"), "--epochs", "1000", "--people", "1000"},
+                     {{"OMP_NUM_THREADS", "1"}});
+  const auto give_up = std::chrono::steady_clock::now() + std::chrono::minutes(1);
+  while (cluster.Stderr("chief:0").find("epoch 1:") == std::string::npos) {
+    ASSERT_LT(std::chrono::steady_clock::now(), give_up) << cluster.Logs();
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  }
+  ASSERT_TRUE(cluster.Signal("ps:1", SIGKILL));
+  for (const char* name : {"chief:0", "worker:0", "ps:0"}) {
+    EXPECT_EQ(cluster.Wait(name, std::chrono::seconds(30)), 138) << name;
+    EXPECT_NE(cluster.Stderr(name).find("ps:1"), std::string::npos) << name;
+  }
+  EXPECT_EQ(cluster.Wait("ps:1", std::chrono::seconds(5)), 128 + SIGKILL);
 }
 
 TEST(Examples, Coordinator) {

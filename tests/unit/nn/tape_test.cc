@@ -3,6 +3,7 @@
 #include <cohort/nn/initializers.h>
 #include <cohort/nn/layers.h>
 #include <cohort/nn/losses.h>
+#include <cohort/optim/row_source.h>
 #include <gmock/gmock.h>
 
 #include "oracles.h"
@@ -185,6 +186,80 @@ TEST(Embedding, LooksRowsUpAndAddsTheirGradients) {
     ASSERT_EQ(tape.Finish(), OkStatus());
     EXPECT_EQ(sink.slices(), sparse ? 1 : 0);
   }
+}
+
+// Rows that are `100 * table + id` and remember what was asked of them.
+class NumberedRows final : public RowSource, public GradientSink {
+ public:
+  Status Lookup(int table, std::span<const std::uint64_t> ids, bool training,
+                std::span<float> rows) override {
+    asked.emplace_back(ids.begin(), ids.end());
+    trained = training;
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      rows[i] = static_cast<float>(100 * table) + static_cast<float>(ids[i / 2]);
+    }
+    return {};
+  }
+  void AddRows(int table, std::span<const std::uint64_t> ids,
+               std::span<const float> values) override {
+    tables.push_back(table);
+    gradient_ids.emplace_back(ids.begin(), ids.end());
+    gradients.emplace_back(values.begin(), values.end());
+  }
+  std::span<float> Accumulator(int) override { throw ContractError("no parameters"); }
+  void AddSlices(int, const IndexedSlices&) override { throw ContractError("no parameters"); }
+  void Ready(int) override { throw ContractError("no parameters"); }
+  float loss_seed() const override { return 1; }
+
+  std::vector<std::vector<std::uint64_t>> asked;
+  bool trained = false;
+  std::vector<int> tables;
+  std::vector<std::vector<std::uint64_t>> gradient_ids;
+  std::vector<std::vector<float>> gradients;
+};
+
+TEST(Embedding, OfATableLooksUpWhereTheRowsAre) {
+  Bench bench;
+  const Embedding first(bench.parameters, "first", 0, 2, {.table = TableSpec()});
+  const Embedding second(bench.parameters, "second", 9, 2, {.seed = 4, .table = TableSpec()});
+  bench.parameters.Build();
+  EXPECT_EQ(bench.parameters.size(), 0);
+  ASSERT_EQ(bench.parameters.tables().size(), 2U);
+  EXPECT_EQ(bench.parameters.tables()[1].name, "second/table");
+  EXPECT_EQ(bench.parameters.tables()[1].dim, 2);
+  EXPECT_EQ(bench.parameters.tables()[1].seed, 4U);
+  NumberedRows rows;
+  bench.parameters.SetRows(&rows);
+  Tape tape(bench.parameters, *bench.stream, bench.workspace, {.intra_op_threads = 1});
+  const std::vector<std::int64_t> any = {-1, 7, 7};
+  const std::vector<std::int32_t> known = {8, 0, 8};
+  const Variable x = first(tape, Tensor::Of<std::int64_t>({3}, any));
+  const Variable y = second(tape, Tensor::Of<std::int32_t>({3}, known));
+  EXPECT_EQ(y.shape(), Shape({3, 2}));
+  tape.Backward(testing::Dot(Add(x, y), 1), rows);
+  ASSERT_EQ(tape.Finish(), OkStatus());
+  EXPECT_TRUE(rows.trained);
+  EXPECT_EQ(rows.asked[0], (std::vector<std::uint64_t>{~std::uint64_t{0}, 7, 7}));
+  EXPECT_EQ(y.tensor().data<float>()[0], 108);
+  EXPECT_EQ(y.tensor().data<float>()[3], 100);
+  EXPECT_EQ(rows.tables, (std::vector<int>{1, 0}));
+  EXPECT_EQ(rows.gradient_ids[0], (std::vector<std::uint64_t>{8, 0, 8}));
+  EXPECT_EQ(rows.gradients[0].size(), 6U);
+  EXPECT_EQ(rows.gradients[0], rows.gradients[1]);
+}
+
+TEST(Embedding, OfATableNamesAnIdThatIsOutOfRange) {
+  Bench bench;
+  const Embedding layer(bench.parameters, "e", 9, 2, {.table = TableSpec()});
+  bench.parameters.Build();
+  NumberedRows rows;
+  bench.parameters.SetRows(&rows);
+  Tape tape(bench.parameters, *bench.stream, bench.workspace, {.intra_op_threads = 1});
+  const std::vector<std::int64_t> ids = {8, 9};
+  tape.Backward(testing::Dot(layer(tape, Tensor::Of<std::int64_t>({2}, ids)), 1), rows);
+  EXPECT_EQ(tape.Finish(), InvalidArgument("Embedding e: id 9 at place 1 is not in [0, 9)"));
+  EXPECT_TRUE(rows.asked.empty());
+  EXPECT_TRUE(rows.tables.empty()) << "no gradients of what was not looked up";
 }
 
 TEST(Embedding, AnEmptyBatchGivesAZeroGradient) {

@@ -8,6 +8,7 @@
 #include <limits>
 #include <thread>
 
+#include <cohort/core/random.h>
 #include <cohort/optim/optimizers.h>
 
 #include "parameter_server/push_ledger.h"
@@ -44,6 +45,8 @@ class Bytes {
     }
     return PayloadReader(std::move(segments));
   }
+
+  const std::string& bytes() const { return bytes_; }
 
  private:
   std::string bytes_;
@@ -240,6 +243,57 @@ TEST_F(RowStoreTest, DumpsAreRestoredBucketByBucketAndDamageIsSeen) {
   EXPECT_EQ(store_.Restore(to, Bytes().Add(bytes).Reader()).kind(), Error::DAMAGED);
   from.mutable_buckets(0)->set_bucket(9);
   EXPECT_EQ(store_.Dump(from, &pieces, &bytes).kind(), Error::BAD_FRAME);
+}
+
+// Frames with flipped, missing and additional bytes: refused or applied, never more than that.
+TEST_F(RowStoreTest, WhatComesDamagedDoesNoHarm) {
+  Declare();
+  EXPECT_EQ(store_.Push(PushHeader(), TwoRows().Reader()).kind(), Error::NONE);
+  FrameHeader restore = Header(0, 0, 2);
+  std::string dump;
+  {
+    FrameHeader from = Header(0, 0, 2);
+    from.add_buckets();
+    std::vector<BucketPiece> pieces;
+    EXPECT_EQ(store_.Dump(from, &pieces, &dump).kind(), Error::NONE);
+    for (const BucketPiece& piece : pieces) {
+      *restore.add_buckets() = piece;
+    }
+  }
+  const std::string push = TwoRows().bytes();
+  const std::vector<std::string> frames = {EncodeFramePrefix(PushHeader(), push.size()) + push,
+                                           EncodeFramePrefix(restore, dump.size()) + dump};
+  const Philox random(1, "damage");
+  int decoded = 0;
+  for (std::uint64_t i = 0; i < 20'000; ++i) {
+    std::string bytes = frames[i % 2];
+    const std::uint64_t flips = random.Below(4, 0, i);
+    for (std::uint64_t f = 0; f < flips; ++f) {
+      bytes[random.Below(bytes.size(), 2 * f + 1, i)] ^=
+          static_cast<char>(1 << random.Below(8, 2 * f + 2, i));
+    }
+    if (random.Below(4, 100, i) == 0) {
+      bytes.resize(random.Below(bytes.size() + 8, 101, i));
+    }
+    const Result<DecodedFrame> frame = DecodeFrame({std::as_bytes(std::span(bytes))});
+    if (!frame.ok()) {
+      continue;
+    }
+    ++decoded;
+    RowStore::Reading reading;
+    std::vector<BucketPiece> pieces;
+    std::string out;
+    if (store_.Plan(frame->header, frame->payload, &reading).kind() == Error::NONE) {
+      std::vector<float> rows(reading.floats());
+      (void)store_.Pull(reading, rows);
+    }
+    (void)store_.Push(frame->header, frame->payload);
+    (void)store_.Restore(frame->header, frame->payload);
+    (void)store_.Dump(frame->header, &pieces, &out);
+  }
+  EXPECT_GT(decoded, 1000);
+  EXPECT_EQ(store_.Restore(restore, Bytes().Add(dump).Reader()).kind(), Error::NONE);
+  EXPECT_THAT(Pull(5), ElementsAre(-1, -2));
 }
 
 TEST(PushLedgerTest, OneThreadAppliesAndTheOthersWaitForIt) {

@@ -1,0 +1,294 @@
+// A model with sparse tables is the same model under every strategy that keeps them: in one
+// process, over replicas, and with its rows on servers.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cohort/core/random.h>
+#include <cohort/data/memory.h>
+#include <cohort/nn/layers.h>
+#include <cohort/nn/losses.h>
+#include <cohort/optim/optimizers.h>
+#include <cohort/optim/row_source.h>
+#include <cohort/strategies/parameter_server.h>
+#include <cohort/train/trainer.h>
+
+#include <filesystem>
+#include <future>
+#include <latch>
+#include <limits>
+#include <thread>
+
+#include "testing/process_cluster.h"
+#include "testing/temp_dir.h"
+
+namespace cohort::testing {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+constexpr std::int64_t kExamples = 203;
+constexpr std::int64_t kBatch = 10;
+constexpr std::int64_t kIdsEach = 3;
+constexpr std::uint64_t kAllIds = 40;
+
+data::Dataset Data() {
+  const Philox random(1, "data");
+  Tensor ids(DType::kInt64, {kExamples, kIdsEach});
+  Tensor target(DType::kFloat32, {kExamples, 1});
+  for (std::size_t i = 0; i < ids.data<std::int64_t>().size(); ++i) {
+    ids.data<std::int64_t>()[i] = static_cast<std::int64_t>(random.Below(kAllIds, i));
+  }
+  for (std::size_t i = 0; i < target.data<float>().size(); ++i) {
+    target.data<float>()[i] = random.Uniform(i, 1) < 0.5F ? 0.0F : 1.0F;
+  }
+  return OrThrow(data::FromTensors({{"ids", ids}, {"target", target}}));
+}
+
+// A wide and a deep table, and a dense layer.
+struct Model {
+  explicit Model(std::string wide_optimizer = Ftrl({.learning_rate = 0.1})->config())
+      : wide(parameters, "wide", 0, 1,
+             {.table = TableSpec{.optimizer = std::move(wide_optimizer), .buckets = 16}}),
+        deep(parameters, "deep", kAllIds, 4,
+             {.seed = 5,
+              .table =
+                  TableSpec{.initializer = {RowInitializer::Kind::kUniform, 0.1}, .buckets = 16}}),
+        out(parameters, "out", 4 * kIdsEach, 1, {.seed = 5}) {
+    parameters.Build();
+  }
+
+  Result<ReplicaResult> Step(ReplicaContext& context, const data::Batch& batch, bool training) {
+    nn::Tape tape(context.parameters, context.stream, workspaces.For(context.replica % 2),
+                  {.training = training, .intra_op_threads = 1});
+    const auto logit =
+        nn::Add(nn::Sum(wide(tape, batch["ids"]), 1), out(nn::Flatten(deep(tape, batch["ids"]))));
+    const auto loss = nn::SigmoidCrossEntropy(logit, batch["target"]);
+    if (training) {
+      tape.Backward(loss, context.gradients);
+    }
+    COHORT_RETURN_IF_ERROR(tape.Finish());
+    const auto weight = static_cast<double>(batch.size);
+    return ReplicaResult{.loss_sum = loss.value() * weight, .weight = weight, .metric_sums = {}};
+  }
+  StepFn Fn(bool training) {
+    return [this, training](ReplicaContext& context, const data::Batch& batch) {
+      return Step(context, batch, training);
+    };
+  }
+
+  ParameterSet parameters;
+  nn::Embedding wide;
+  nn::Embedding deep;
+  nn::Dense out;
+  nn::Workspaces workspaces;
+};
+
+// What a job came to: the dense values, the loss on all data, and all rows.
+struct Outcome {
+  std::vector<float> values;
+  double loss = 0;
+  std::vector<float> rows;
+  std::string checkpoint;
+};
+
+std::vector<float> RowsOf(const ParameterSet& parameters) {
+  std::vector<std::uint64_t> ids(kAllIds + 5);  // some of which no example has
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    ids[i] = i;
+  }
+  std::vector<float> all;
+  for (std::size_t t = 0; t < parameters.tables().size(); ++t) {
+    std::vector<float> rows(ids.size() * static_cast<std::size_t>(parameters.tables()[t].dim));
+    EXPECT_EQ(parameters.rows().Lookup(static_cast<int>(t), ids, /*training=*/false, rows),
+              OkStatus());
+    all.insert(all.end(), rows.begin(), rows.end());
+  }
+  return all;
+}
+
+Result<Outcome> TrainOn(Strategy& strategy, int epochs, const std::string& checkpoint_dir) {
+  Model model;
+  COHORT_RETURN_IF_ERROR(strategy.Bind(model.parameters, Adagrad({.learning_rate = 0.1})));
+  Trainer trainer(strategy, model.parameters,
+                  {.epochs = epochs, .checkpoint_dir = checkpoint_dir, .log = Log()});
+  const data::Dataset data = Data();
+  COHORT_ASSIGN_OR_RETURN(const History history,
+                          trainer.Fit(data.Shuffle(3).Batch(kBatch), model.Fn(true)));
+  Outcome outcome;
+  outcome.checkpoint = history.checkpoint;
+  if (strategy.is_chief()) {
+    COHORT_ASSIGN_OR_RETURN(const EpochResult result,
+                            trainer.Evaluate(data.Batch(50), model.Fn(false)));
+    outcome.loss = result.loss;
+    outcome.rows = RowsOf(model.parameters);
+    const auto values = std::as_const(model.parameters).all();
+    outcome.values.assign(values.begin(), values.end());
+  }
+  COHORT_RETURN_IF_ERROR(strategy.Shutdown());
+  return outcome;
+}
+
+Outcome InOneProcess(int devices, int epochs, const std::string& checkpoint_dir = {}) {
+  const auto strategy = OrThrow(
+      Strategy::FromEnv(devices == 1 ? "one_device" : "mirrored", {.num_devices = devices}));
+  return OrThrow(TrainOn(*strategy, epochs, checkpoint_dir));
+}
+
+// A chief, workers and servers, as threads; the chief's outcome. `run` is what each does.
+using RunTask = std::function<Result<Outcome>(ParameterServerStrategy&)>;
+Outcome OnServers(int workers, int servers, const RunTask& run, bool synchronous = false) {
+  std::map<TaskId, std::string> addresses;
+  addresses[{TaskType::kChief, 0}] = "127.0.0.1:" + std::to_string(UnusedPorts(1)[0]);
+  for (int w = 0; w < workers; ++w) {
+    addresses[{TaskType::kWorker, w}] = "127.0.0.1:0";
+  }
+  for (int s = 0; s < servers; ++s) {
+    addresses[{TaskType::kPs, s}] = "127.0.0.1:0";
+  }
+  const ClusterSpec cluster(addresses);
+  std::map<TaskId, std::future<Result<Outcome>>> tasks;
+  for (const TaskId& task : cluster.Tasks()) {
+    tasks[task] = std::async(std::launch::async, [&, task]() -> Result<Outcome> {
+      ClusterConfig config;
+      config.cluster = cluster;
+      config.task = task;
+      COHORT_ASSIGN_OR_RETURN(
+          const auto strategy,
+          ParameterServerStrategy::Make(config, {.synchronous_parameter_server = synchronous}));
+      return run(*strategy);
+    });
+  }
+  Outcome of_chief;
+  for (auto& [task, running] : tasks) {
+    Result<Outcome> outcome = running.get();
+    EXPECT_EQ(outcome.status(), OkStatus()) << task.ToString();
+    if (task.type == TaskType::kChief && outcome.ok()) {
+      of_chief = *std::move(outcome);
+    }
+  }
+  return of_chief;
+}
+Outcome OnServers(int workers, int servers, int epochs, const std::string& checkpoint_dir = {}) {
+  return OnServers(workers, servers, [&](ParameterServerStrategy& strategy) {
+    return TrainOn(strategy, epochs, checkpoint_dir);
+  });
+}
+
+TEST(SparseTables, OneWorkerAndAnyNumberOfServersHaveTheBitsOfOneProcess) {
+  const Outcome alone = InOneProcess(1, 2);
+  EXPECT_LT(alone.loss, 0.68);
+  for (const int servers : {1, 3}) {
+    const Outcome remote = OnServers(1, servers, 2);
+    EXPECT_EQ(remote.values, alone.values);
+    EXPECT_EQ(remote.rows, alone.rows);
+    EXPECT_EQ(remote.loss, alone.loss);
+  }
+}
+
+TEST(SparseTables, ReplicasOfAProcessComeToTheSameUpToTheOrderOfSums) {
+  const Outcome alone = InOneProcess(1, 2);
+  const Outcome both = InOneProcess(2, 2);
+  ASSERT_EQ(both.rows.size(), alone.rows.size());
+  for (std::size_t i = 0; i < alone.rows.size(); ++i) {
+    ASSERT_NEAR(both.rows[i], alone.rows[i], 1e-4) << i;
+  }
+  EXPECT_NEAR(both.loss, alone.loss, 1e-4);
+}
+
+TEST(SparseTables, SeveralWorkersLearnTheSame) {
+  const Outcome alone = InOneProcess(1, 4);
+  const Outcome remote = OnServers(3, 2, 4);
+  EXPECT_NEAR(remote.loss, alone.loss, 0.05);
+}
+
+TEST(SparseTables, ACheckpointIsRestoredUnderAnyStrategyAndNumberOfServers) {
+  const TempDir dir;
+  auto copy = [&, n = 0]() mutable {
+    const std::string to = dir / std::to_string(n++);
+    std::filesystem::copy(dir / "saved", to, std::filesystem::copy_options::recursive);
+    return to;
+  };
+  const Outcome saved = OnServers(1, 2, 1, dir / "saved");
+  EXPECT_NE(saved.checkpoint, "");
+  const Outcome alone = InOneProcess(1, 2);
+  const Outcome resumed = OnServers(1, 3, 2, copy());
+  EXPECT_EQ(resumed.rows, alone.rows);
+  EXPECT_EQ(resumed.values, alone.values);
+  EXPECT_EQ(InOneProcess(1, 2, copy()).rows, alone.rows);
+  const std::string from_one = dir / "from_one";
+  InOneProcess(1, 1, from_one);
+  EXPECT_EQ(OnServers(1, 1, 2, from_one).rows, alone.rows);
+}
+
+// Trains one step on `batch`, and expects an error of it.
+Status OneStep(Strategy& strategy, Model& model, const data::Batch& batch) {
+  DistributedBatch distributed;
+  distributed.replicas = {batch};
+  return strategy.Step(distributed, model.Fn(true)).status();
+}
+data::Batch BatchOf(std::int64_t id, float target) {
+  const std::vector<std::int64_t> ids = {1, id, 1};
+  data::Batch batch;
+  batch.size = 1;
+  batch.features["ids"] = Tensor::Of<std::int64_t>({1, 3}, ids);
+  batch.features["target"] = Tensor::Of<float>({1, 1}, std::span(&target, 1));
+  return batch;
+}
+
+TEST(SparseTables, AnErrorNamesTheTableAndChangesNothing) {
+  const auto check = [](Strategy& strategy) {
+    Model model;
+    OrThrow(strategy.Bind(model.parameters, Adagrad({.learning_rate = 0.1})));
+    const Status range = OneStep(strategy, model, BatchOf(kAllIds, 1));
+    EXPECT_EQ(range.code(), StatusCode::kInvalidArgument);
+    EXPECT_THAT(range.message(), AllOf(HasSubstr("deep"), HasSubstr("id 40 at place 1")));
+    const Status nan =
+        OneStep(strategy, model, BatchOf(7, std::numeric_limits<float>::quiet_NaN()));
+    EXPECT_EQ(nan.code(), StatusCode::kInvalidArgument);
+    EXPECT_THAT(nan.message(), AllOf(HasSubstr("table \"wide/table\""), HasSubstr("NaN")));
+    EXPECT_EQ(strategy.step(), 0);
+    EXPECT_EQ(OneStep(strategy, model, BatchOf(7, 1)), OkStatus());
+    EXPECT_EQ(strategy.step(), 1);
+  };
+  check(*OrThrow(Strategy::FromEnv("one_device", {})));
+  OnServers(1, 2, [&](ParameterServerStrategy& strategy) -> Result<Outcome> {
+    if (strategy.trains()) {
+      check(strategy);
+    } else {
+      Model model;
+      COHORT_RETURN_IF_ERROR(strategy.Bind(model.parameters, Adagrad({.learning_rate = 0.1})));
+      COHORT_RETURN_IF_ERROR(strategy.Serve());
+    }
+    COHORT_RETURN_IF_ERROR(strategy.Shutdown());
+    return Outcome();
+  });
+}
+
+TEST(SparseTables, WhatAStrategyCannotKeepIsRefused) {
+  Model clipped(Sgd({.learning_rate = 1, .global_clip_norm = 1})->config());
+  const auto strategy = OrThrow(Strategy::FromEnv("one_device", {}));
+  const Status status = strategy->Bind(clipped.parameters, Sgd());
+  EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+  EXPECT_THAT(status.message(), HasSubstr("table \"wide/table\""));
+  std::latch all_refused(3);
+  OnServers(
+      1, 1,
+      [&](ParameterServerStrategy& synchronous) -> Result<Outcome> {
+        Model model;
+        const Status refused = synchronous.Bind(model.parameters, Sgd());
+        EXPECT_EQ(refused.code(), StatusCode::kUnimplemented);
+        EXPECT_THAT(refused.message(), HasSubstr("table \"wide/table\""));
+        // Nobody leaves before all have come so far.
+        all_refused.count_down();
+        for (int i = 0; i < 2000 && !all_refused.try_wait(); ++i) {
+          std::this_thread::sleep_for(std::chrono::milliseconds(10));
+        }
+        return Outcome();
+      },
+      /*synchronous=*/true);
+}
+
+}  // namespace
+}  // namespace cohort::testing
