@@ -16,6 +16,7 @@ int TraceCommand(int argc, char** argv);            // comm/commands/trace.cc
 int BenchScalingCommand(int argc, char** argv);     // strategies/commands/bench_scaling.cc
 int BenchOverlapCommand(int argc, char** argv);     // strategies/commands/bench_overlap.cc
 int BenchEmbeddingCommand(int argc, char** argv);   // strategies/commands/bench_embedding.cc
+int BenchPsCommand(int argc, char** argv);          // strategies/commands/bench_ps.cc
 int BenchExplainCommand(int argc, char** argv);     // comm/commands/bench_explain.cc
 int BenchReductionCommand(int argc, char** argv);   // comm/commands/bench_reduction.cc
 int BenchTrainCommand(int argc, char** argv);       // src/nn/commands/bench_train.cc

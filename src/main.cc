@@ -40,6 +40,8 @@ constexpr Entry kCommands[] = {
      cohort::BenchReductionCommand},
     {"bench embedding", "rows looked up and updated in a sparse table, beside a flat array",
      cohort::BenchEmbeddingCommand},
+    {"bench ps", "pushes and pulls of a parameter server, beside one TCP stream and plain gRPC",
+     cohort::BenchPsCommand},
     {"bench train", "training steps per second, beside LibTorch and the FMA peak",
      cohort::BenchTrainCommand},
 };
