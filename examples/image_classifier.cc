@@ -48,6 +48,7 @@ struct Flags {
   double learning_rate = 0.001;
   std::string loss_scale = "global_mean";
   bool synchronous_ps = false;
+  std::string consistency;
   std::string communication = "auto";
   int virtual_shards = 0;
   int batches_per_step = 1;
@@ -118,8 +119,13 @@ void DeclareFlags(CLI::App& app, Flags& f) {
       ->capture_default_str();
   app.add_option("--bucket-bytes", f.bucket_bytes, "of gradients that travel together (0: adapted)")
       ->check(CLI::NonNegativeNumber);
-  app.add_flag("--synchronous-ps", f.synchronous_ps,
-               "parameter servers apply when all workers have pushed");
+  app.add_flag("--synchronous-ps", f.synchronous_ps, "the same as --consistency sync");
+  app.add_option("--consistency", f.consistency,
+                 "of parameter servers: async, ssp:STALENESS, sync, sync:BACKUP_WORKERS")
+      ->check([](const std::string& text) {
+        return cohort::Consistency::Parse(text).status().message();
+      })
+      ->excludes("--synchronous-ps");
   app.add_option("--communication", f.communication, "how processes reach each other")
       ->check(CLI::IsMember({"auto", "shm", "tcp"}))
       ->capture_default_str();
@@ -172,7 +178,10 @@ cohort::StrategyOptions MakeStrategyOptions(const Flags& f) {
   options.communication.implementation = f.communication;
   options.mpi_implementation = f.mpi_implementation;
   options.flight_folder = f.flight_folder;
-  options.synchronous_parameter_server = f.synchronous_ps;
+  options.consistency =
+      cohort::OrThrow(cohort::Consistency::Parse(f.synchronous_ps        ? "sync"
+                                                 : f.consistency.empty() ? "async"
+                                                                         : f.consistency));
   options.virtual_shards = f.virtual_shards;
   options.make_bucket_hook = MakeCompression(f);
   options.bucket_bytes = f.bucket_bytes;

@@ -1,6 +1,7 @@
-// `cohort bench ps`: a parameter server and a worker, a process each, over loopback TCP: pushes that
-// are applied, and pulls. Beside them, in turns: a single TCP stream with the same buffers, which is
-// the limit, and the same service written with protobuf's `bytes` and gRPC's ordinary calls.
+// `cohort bench ps`: a parameter server and a worker, a process each, over loopback TCP: pushes
+// that are applied, and pulls. Beside them, in turns: a single TCP stream with the same buffers,
+// which is the limit, and the same service written with protobuf's `bytes` and gRPC's ordinary
+// calls.
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -32,10 +33,9 @@
 #include "command.h"
 #include "grpc_util.h"
 #include "parameter_server/client.h"
-#include "parameter_server/exchange.h"
+#include "parameter_server/frame_link.h"
 #include "parameter_server/parameter_store.h"
 #include "parameter_server/server.h"
-#include "parameter_server/wire.h"
 
 namespace cohort {
 namespace {
@@ -56,9 +56,7 @@ ps::ModelSpec SpecOf(std::int64_t bytes) {
   return spec;
 }
 
-Status SystemError(const std::string& what) {
-  return Internal(what + ": " + std::strerror(errno));
-}
+Status SystemError(const std::string& what) { return Internal(what + ": " + std::strerror(errno)); }
 
 Status SendAll(int fd, const void* from, std::size_t bytes) {
   const auto* at = static_cast<const char*>(from);
@@ -89,7 +87,7 @@ Status ReceiveAll(int fd, void* to, std::size_t bytes) {
 // ---- The server's process -----------------------------------------------------------------------
 
 // The store behind ordinary gRPC: messages with a `bytes` field, which protobuf copies.
-class BytesService final : public ps::Servers::Service {
+class BytesService final : public ps::Baseline::Service {
  public:
   explicit BytesService(std::int64_t bytes) : bytes_(static_cast<std::size_t>(bytes)), store_(0) {
     const ps::ModelSpec spec = SpecOf(bytes);
@@ -114,7 +112,8 @@ class BytesService final : public ps::Servers::Service {
 
   grpc::Status Push(grpc::ServerContext* /*context*/, const ps::Frame* request,
                     ps::Frame* reply) override {
-    ps::Error error = store_.Push(request->header(), Reader(request->payload()));
+    ps::ParameterStore::Pushed pushed;
+    ps::Error error = store_.Push(request->header(), Reader(request->payload()), &pushed);
     if (error.kind() != ps::Error::NONE) {
       *reply->mutable_header()->mutable_error() = std::move(error);
     }
@@ -245,48 +244,54 @@ class Stream {
   int fd_ = -1;
 };
 
+Result<std::string> Endpoint(const std::string& address) {
+  const auto stub = ps::Servers::NewStub(NewChannel(address));
+  grpc::ClientContext context;
+  context.set_deadline(GrpcTimeout(std::chrono::seconds(10)));
+  ps::EndpointReply reply;
+  COHORT_RETURN_IF_ERROR(FromGrpc(stub->Endpoint(&context, ps::EndpointRequest(), &reply)));
+  return "127.0.0.1:" + std::to_string(reply.port());
+}
+
 // Everything that is measured with messages of one size.
 struct Subject {
   std::int64_t bytes = 0;
   ps::ModelSpec spec;
-  std::shared_ptr<std::vector<float>> gradient;
+  std::unique_ptr<std::vector<float>> gradient;
   std::vector<float> values;
   std::unique_ptr<ps::Client> client;
-  std::unique_ptr<ps::Exchange> exchange;  // frames of one's own, many under way
-  std::unique_ptr<ps::Servers::Stub> ordinary;
+  std::unique_ptr<ps::FrameLink> link;  // frames of one's own, many under way
+  std::unique_ptr<ps::Baseline::Stub> ordinary;
   ps::FrameHeader header;  // of ordinary calls
   std::uint64_t sequence = 0;
 
   Status Connect(int port, int ordinary_port) {
     spec = SpecOf(bytes);
-    gradient = std::make_shared<std::vector<float>>(static_cast<std::size_t>(bytes / 4), 1.0F);
+    gradient = std::make_unique<std::vector<float>>(static_cast<std::size_t>(bytes / 4), 1.0F);
     values.resize(gradient->size());
     const std::string address = "127.0.0.1:" + std::to_string(port);
     client = ps::Client::Make(spec, {address}, {.incarnation = 1, .task = "worker:0"});
     COHORT_RETURN_IF_ERROR(client->Declare());
     COHORT_RETURN_IF_ERROR(client->Assign(values, {}, 0));
-    exchange = std::make_unique<ps::Exchange>(
-        std::vector{NewChannel(address)}, std::vector<std::string>{"ps:0"},
-        std::chrono::milliseconds(10'000));
-    ordinary = ps::Servers::NewStub(NewChannel("127.0.0.1:" + std::to_string(ordinary_port),
-                                               {.max_message_bytes = -1}));
+    link = ps::FrameLink::Make(
+        {"ps:0"}, [=](int) { return Endpoint(address); }, std::chrono::milliseconds(10'000));
+    ordinary = ps::Baseline::NewStub(
+        NewChannel("127.0.0.1:" + std::to_string(ordinary_port), {.max_message_bytes = -1}));
     header = BytesService::HeaderOf(spec, bytes);
     return {};
   }
-  Status Push() {
-    return client->Push({.arena = *gradient, .owner = gradient}, {});
-  }
+  Status Push() { return client->Push({.arena = *gradient}, {}); }
   Status Pull() { return client->Pull(values, /*everything=*/true); }
   // `count` pushes of a frame each, as many under way as the exchange allows.
   Status PushMany(int count) {
-    std::vector<ps::FrameCall> calls;
-    ps::FrameHeader mine = header;
-    mine.set_client(2);
+    std::vector<ps::FrameRequest> requests;
     for (int i = 0; i < count; ++i) {
-      mine.set_sequence(++sequence);
-      calls.push_back({0, ps::Assemble(mine, {ps::BorrowSlice(*gradient, gradient)})});
+      requests.push_back({0, ps::FrameMethod::kPush, header, {std::span<const float>(*gradient)}});
+      requests.back().header.set_client(2);
+      requests.back().header.set_sequence(++sequence);
     }
-    return exchange->Run("Push", std::move(calls), [](int, ps::ReceivedFrame&) { return Status(); });
+    return link->Run(requests, {.place = [](int, const ps::FrameHeader&) { return ps::Places(); },
+                                .done = [](int, const ps::FrameHeader&) { return Status(); }});
   }
   Status Ordinary(bool push) {
     grpc::ClientContext context;
@@ -331,8 +336,8 @@ struct Case {
 
 Status Measure(Case& c, double seconds) {
   const Clock::time_point start = Clock::now();
-  const auto end = start + std::chrono::duration_cast<Clock::duration>(
-                               std::chrono::duration<double>(seconds));
+  const auto end =
+      start + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
   std::int64_t calls = 0;
   Clock::time_point now = start;
   do {

@@ -25,13 +25,20 @@ void Coordinator::Open(std::int64_t step) {
         expected.insert(task);
       }
     }
-    rounds_.emplace(static_cast<std::uint64_t>(step), std::move(expected));
+    rounds_.emplace(static_cast<std::uint64_t>(step), std::move(expected), options_.backup_workers);
   }
   changed_.notify_all();
 }
 
+void Coordinator::Gone(std::uint64_t incarnation) const {
+  if (options_.on_gone && incarnation != 0) {
+    options_.on_gone(incarnation);
+  }
+}
+
 Status Coordinator::Attach(const Sender& sender) {
-  const std::lock_guard lock(mutex_);
+  std::uint64_t gone = 0;
+  std::unique_lock lock(mutex_);
   const auto found = workers_.find(sender.task);
   if (found == workers_.end()) {
     return FailedPrecondition(sender.task.ToString() + " is not a worker of this job");
@@ -44,10 +51,13 @@ Status Coordinator::Attach(const Sender& sender) {
     if (worker.phase != Phase::kExpected) {
       options_.log.Info(sender.task.ToString() + " is back");
     }
+    gone = worker.incarnation;
     worker = {.phase = Phase::kAttached, .incarnation = sender.incarnation};
   }
   lonely_since_.reset();
   changed_.notify_all();
+  lock.unlock();
+  Gone(gone);
   return {};
 }
 
@@ -255,16 +265,18 @@ void Coordinator::Release(const TaskId& worker, const Status& why) {
 }
 
 Status Coordinator::Done(const Sender& sender) {
-  const std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
   COHORT_RETURN_IF_ERROR(CheckSender(sender));
   workers_[sender.task].phase = Phase::kDone;
   Release(sender.task, Aborted("it has left"));
   changed_.notify_all();
+  lock.unlock();
+  Gone(sender.incarnation);
   return {};
 }
 
 void Coordinator::Lost(const TaskId& task, const Status& why) {
-  const std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
   const auto worker = workers_.find(task);
   if (worker == workers_.end() || worker->second.phase == Phase::kDone ||
       worker->second.phase == Phase::kLost) {
@@ -280,6 +292,9 @@ void Coordinator::Lost(const TaskId& task, const Status& why) {
     lonely_since_ = std::chrono::steady_clock::now();
   }
   changed_.notify_all();
+  const std::uint64_t gone = worker->second.incarnation;
+  lock.unlock();
+  Gone(gone);
 }
 
 bool Coordinator::OverLocked() const {
@@ -332,6 +347,7 @@ EpochCoverage Coordinator::CoverageOf(const EpochKey& key, const Epoch& epoch) c
         std::min((epoch.first_batch + applied) * info.batch_size, info.examples) - first;
     coverage.pieces = applied;
     coverage.reissued = rounds_->superseded();
+    coverage.dropped = rounds_->dropped();
     coverage.steps = applied;
     sums = rounds_->sums(key);
   }

@@ -10,6 +10,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -61,7 +62,7 @@ struct RoundReply {
 };
 struct FinishReply {
   Progress progress = Progress::kWait;  // kOver: superseded
-  RoundSums total;
+  RoundTotal total;
 };
 struct ClosureReply {
   Progress progress = Progress::kWait;
@@ -72,6 +73,9 @@ struct CoordinatorOptions {
   std::vector<TaskId> workers;
   // How long a job without any worker waits for one to come back.
   std::chrono::milliseconds rejoin_timeout{300'000};
+  int backup_workers = 0;  // of rounds
+  // A worker's process that is done, lost or replaced: nothing more of it counts. From any thread.
+  std::function<void(std::uint64_t incarnation)> on_gone;
   Log log;
 };
 
@@ -144,6 +148,7 @@ class Coordinator {
   Status CheckSender(const Sender& sender) const;
   Result<Epoch*> FindEpoch(const EpochKey& key, std::int64_t first_batch, bool rounds);
   void Release(const TaskId& worker, const Status& why);
+  void Gone(std::uint64_t incarnation) const;  // without the lock
   Status CheckLonely() const;
   template <typename Ready>
   Status Await(std::unique_lock<std::mutex>& lock, Deadline deadline, const char* what,
@@ -189,8 +194,8 @@ class CoordinatorClient {
   virtual Result<std::optional<RoundPart>> JoinRound(const EpochKey& epoch,
                                                      std::int64_t first_batch) = 0;
   // The sums of the whole round. Nothing: superseded.
-  virtual Result<std::optional<RoundSums>> FinishRound(const RoundPart& part,
-                                                       const RoundSums& sums) = 0;
+  virtual Result<std::optional<RoundTotal>> FinishRound(const RoundPart& part,
+                                                        const RoundSums& sums) = 0;
   // Nothing: there will be no more.
   virtual Result<std::optional<Closure>> NextClosure() = 0;
   virtual Status FinishClosure(std::int64_t id, const Result<std::string>& outcome) = 0;

@@ -41,6 +41,7 @@ class SplitDataset final : public DistributedDataset {
         iterator_.reset();
       }
       // The steps of the last split are done: its pushes stand in the servers.
+      COHORT_RETURN_IF_ERROR(feed_.idle());
       const Result<std::optional<Split>> answer =
           feed_.coordinator->NextSplit({.dataset = number_, .epoch = epoch_}, first_batch_,
                                        feed_.finished(std::exchange(split_.id, 0)));

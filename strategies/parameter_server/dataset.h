@@ -16,6 +16,7 @@ namespace cohort::ps {
 struct Feed {
   CoordinatorClient* coordinator = nullptr;
   std::function<void()> begin;                             // an epoch begins
+  std::function<Status()> idle;                            // between two splits
   std::function<Status()> end;                             // an epoch is over for this worker
   std::function<FinishedSplit(std::int64_t id)> finished;  // with the steps since the last call
   std::function<void(const RoundPart&)> round;   // the batch that Next returns is this part

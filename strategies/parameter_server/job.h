@@ -26,8 +26,12 @@
 
 namespace cohort::ps {
 
+class Retirements;
+
 class Job {
  public:
+  ~Job();
+
   // Blocks until all processes have met.
   static Result<std::unique_ptr<Job>> Join(const ClusterConfig& config,
                                            const StrategyOptions& options);
@@ -71,11 +75,14 @@ class Job {
   Status Publish();
   Status FindServices();
   void Fail(const Status& why);
+  void Gone(std::uint64_t incarnation);  // a worker's process
+  void StopRetirements();
 
   const ClusterConfig config_;
   const std::chrono::milliseconds join_timeout_;
   const std::chrono::milliseconds heartbeat_timeout_;
   const Log log_;
+  const int backup_workers_;
   const TaskId chief_;
   const std::vector<TaskId> workers_;
   const int num_servers_;
@@ -93,6 +100,7 @@ class Job {
   Status failure_;
   std::unique_ptr<Client> client_;
   std::unique_ptr<CoordinatorClient> coordinator_client_;
+  std::unique_ptr<Retirements> retirements_;  // in the chief
   // Last: its callbacks use the above.
   std::unique_ptr<CoordinationClient> coordination_;
 };

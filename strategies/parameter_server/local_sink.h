@@ -25,8 +25,6 @@ class LocalSink final : public GradientSink {
   void End();
   double weight() const { return weight_; }
   std::span<float> arena() const { return arena_.data<float>(); }
-  // Keeps the arena's memory.
-  std::shared_ptr<const void> owner() const;
   double SquaredNorm() const;  // over the trainable parameters
 
   std::span<float> Accumulator(int parameter) override;

@@ -44,7 +44,7 @@ class Implementation final : public ParameterServerStrategy {
   const ClusterConfig& cluster() const override { return job_->config(); }
   bool is_chief() const override { return job_->is_chief(); }
   int num_replicas_in_sync() const override {
-    return options_.synchronous_parameter_server ? static_cast<int>(job_->workers().size()) : 1;
+    return options_.consistency.synchronous() ? static_cast<int>(job_->workers().size()) : 1;
   }
   int num_local_replicas() const override { return 1; }
   bool trains() const override { return job_->trains(); }
@@ -103,6 +103,8 @@ class Implementation final : public ParameterServerStrategy {
   Result<Mirrored<Tensor>> Local(const PerReplica<Tensor>& value) const;
 
   void OpenData();
+  Status Idle();
+  Status CatchUp(const ps::RoundCommit& commit);
   Status Refresh(bool everything);
   // The result of one pass over `part`, which leaves gradients in sink_ if `train`.
   Result<ReplicaResult> Run(const data::Batch& part, const StepFn& fn, bool train);
@@ -133,6 +135,7 @@ class Implementation final : public ParameterServerStrategy {
   int datasets_ = 0;                    // distributed for training
   std::optional<ps::RoundPart> round_;  // of the batch that was handed out last
   ps::FinishedSplit finished_;          // what the steps of the current split came to
+  bool idle_ = true;                    // no step since the last piece of work began
   bool began_ = false;                  // Serve was called, or the first epoch begun
 };
 
@@ -154,10 +157,10 @@ Status Implementation::Serve() {
 
 Result<std::unique_ptr<Coordinator>> Implementation::MakeCoordinator(
     const ScheduleOptions& options) {
-  if (!is_chief() || trains() || options_.synchronous_parameter_server) {
+  if (!is_chief() || trains() || options_.consistency.synchronous()) {
     return FailedPrecondition(
         cluster().task.ToString() +
-        (options_.synchronous_parameter_server
+        (options_.consistency.synchronous()
              ? ": functions train apart from each other, and application is synchronous [apply "
                "asynchronously]"
              : " cannot call functions: a chief that does not train does [cohort launch -n 2 --ps "
@@ -170,14 +173,15 @@ Result<std::unique_ptr<Coordinator>> Implementation::MakeCoordinator(
 }
 
 Status Implementation::ServeFunctions(const Functions& functions) {
-  if (!trains() || is_chief() || options_.synchronous_parameter_server) {
+  if (!trains() || is_chief() || options_.consistency.synchronous()) {
     return FailedPrecondition(
         cluster().task.ToString() +
         " runs no functions: workers of an asynchronous job with a chief do [cohort launch -n 2 "
         "--ps 1 --chief -- PROGRAM]");
   }
   Require(client_ != nullptr, "Bind before ServeFunctions");
-  return job_->Explain(ps::RunFunctions(*job_->coordinator_client(), functions));
+  return job_->Explain(
+      ps::RunFunctions(*job_->coordinator_client(), functions, [this] { return Idle(); }));
 }
 
 // Only now: what the chief assigned to the servers before is what training starts from.
@@ -190,8 +194,8 @@ void Implementation::OpenData() {
 Status Implementation::Bind(ParameterSet& parameters, std::unique_ptr<Optimizer> optimizer) {
   Require(parameters_ == nullptr, "Bind once");
   Require(parameters.built() && optimizer != nullptr, "built parameters and an optimizer");
-  const ps::ModelSpec spec = ps::ModelSpec::Of(
-      parameters, optimizer->config(), options_.synchronous_parameter_server, job_->num_servers());
+  const ps::ModelSpec spec =
+      ps::ModelSpec::Of(parameters, optimizer->config(), options_.consistency, job_->num_servers());
   if (job_->is_server()) {
     COHORT_RETURN_IF_ERROR(job_->store()->Declare(spec, cluster().task.ToString()));
   } else {
@@ -262,7 +266,10 @@ Result<ParameterServerStats> Implementation::stats() {
                               .duplicates = stats.duplicates,
                               .rejected = stats.rejected,
                               .mean_staleness = stats.mean_staleness,
-                              .max_staleness = stats.max_staleness};
+                              .max_staleness = stats.max_staleness,
+                              .late = stats.late,
+                              .parked = stats.parked,
+                              .max_lead = stats.max_lead};
 }
 
 Result<Mirrored<Tensor>> Implementation::Local(const PerReplica<Tensor>& value) const {
@@ -307,6 +314,7 @@ Result<std::unique_ptr<DistributedDataset>> Implementation::Distribute(
                         OpenData();
                       }
                     },
+                .idle = [this] { return Idle(); },
                 .end = [this] { return Refresh(/*everything=*/false); },
                 .finished =
                     [this](std::int64_t id) {
@@ -316,7 +324,7 @@ Result<std::unique_ptr<DistributedDataset>> Implementation::Distribute(
                     },
                 .round = [this](const ps::RoundPart& part) { round_ = part; },
                 .explain = [this](const Status& status) { return job_->Explain(status); }};
-  return options_.synchronous_parameter_server
+  return options_.consistency.synchronous()
              ? ps::MakeRoundDataset(dataset, number, std::move(feed))
              : ps::MakeSplitDataset(dataset, number, std::move(feed));
 }
@@ -441,9 +449,8 @@ Result<StepResult> Implementation::Step(const DistributedBatch& batch, const Ste
     fresh_ = true;
   }
   KeepFixedValues();
-  Result<StepResult> result = options_.synchronous_parameter_server
-                                  ? StepTogether(batch, fn)
-                                  : StepAlone(batch.replicas[0], fn);
+  Result<StepResult> result = options_.consistency.synchronous() ? StepTogether(batch, fn)
+                                                                 : StepAlone(batch.replicas[0], fn);
   if (!result.ok()) {
     RestoreFixedValues();
     return job_->Explain(result.status());
@@ -451,7 +458,33 @@ Result<StepResult> Implementation::Step(const DistributedBatch& batch, const Ste
   return result;
 }
 
+// Under bounded staleness nobody waits for a worker between two pieces of work, and its copy may be
+// old when it begins the next one.
+Status Implementation::Idle() {
+  const bool pause = options_.consistency.bounded() && !idle_;
+  idle_ = true;
+  return pause ? job_->Explain(client_->Pause()) : OkStatus();
+}
+
+// With the values of the round after `commit`.
+Status Implementation::CatchUp(const ps::RoundCommit& commit) {
+  ps::Commit message;
+  message.set_round(commit.round);
+  message.set_attempt(static_cast<std::uint32_t>(commit.attempt));
+  message.mutable_winners()->Assign(commit.winners.begin(), commit.winners.end());
+  if (commit.round != 0 && optimizer_->global_clip_norm() > 0) {
+    COHORT_RETURN_IF_ERROR(client_->Settle(commit.round, message, optimizer_->global_clip_norm()));
+  }
+  COHORT_RETURN_IF_ERROR(client_->PullForStep(parameters_->all(), message));
+  step_ = static_cast<std::int64_t>(client_->version());
+  return {};
+}
+
 Result<StepResult> Implementation::StepAlone(const data::Batch& part, const StepFn& fn) {
+  if (std::exchange(idle_, false) && options_.consistency.bounded()) {
+    COHORT_RETURN_IF_ERROR(CatchUp({}));
+    KeepFixedValues();
+  }
   COHORT_ASSIGN_OR_RETURN(const ReplicaResult mine, Run(part, fn, /*train=*/true));
   if (mine.weight == 0) {
     RestoreFixedValues();
@@ -465,31 +498,36 @@ Result<StepResult> Implementation::StepAlone(const data::Batch& part, const Step
     clip = ClipFactor(sink_->SquaredNorm() * scale * scale, optimizer_->global_clip_norm());
     clip = std::isfinite(clip) ? clip : 1;  // the server says whose gradient it is that is broken
   }
-  COHORT_RETURN_IF_ERROR(client_->Push(
-      {.arena = sink_->arena(), .owner = sink_->owner(), .weight = weight, .clip = clip},
-      parameters_->all()));
+  COHORT_RETURN_IF_ERROR(
+      client_->Push({.arena = sink_->arena(), .weight = weight, .clip = clip}, parameters_->all()));
   step_ = static_cast<std::int64_t>(client_->version());
   const ps::RoundSums sums{mine.loss_sum, mine.weight, mine.metric_sums};
   ++finished_.steps;
   finished_.sums.Add(sums);
-  return ResultOf(sums);
+  StepResult result = ResultOf(sums);
+  result.staleness = static_cast<std::int64_t>(client_->staleness());
+  return result;
 }
 
 Result<StepResult> Implementation::StepTogether(const DistributedBatch& batch, const StepFn& fn) {
   Require(round_.has_value() && round_->epoch.epoch == batch.epoch && round_->batch == batch.index,
           "under synchronous application a step takes the batch that Next gave last");
   const ps::RoundPart part = *round_;
+  const bool elected = options_.consistency.backup_workers > 0;
+  if (elected && client_->version() + 1 != part.round) {
+    COHORT_RETURN_IF_ERROR(CatchUp(part.previous));  // late for the round before
+    KeepFixedValues();
+  }
   COHORT_ASSIGN_OR_RETURN(const ReplicaResult mine, Run(batch.replicas[0], fn, /*train=*/true));
   PutFixedValues(/*difference=*/false);
-  ps::Gradient gradient{
-      .arena = sink_->arena(), .owner = sink_->owner(), .weight = PushWeight(mine.weight)};
+  ps::Gradient gradient{.arena = sink_->arena(), .weight = PushWeight(mine.weight)};
   gradient.round.emplace();
   gradient.round->set_round(part.round);
   gradient.round->set_attempt(static_cast<std::uint32_t>(part.attempt));
   gradient.round->set_part(static_cast<std::uint32_t>(part.part));
   gradient.round->set_parts(static_cast<std::uint32_t>(part.parts));
   COHORT_RETURN_IF_ERROR(client_->Push(gradient, {}));
-  COHORT_ASSIGN_OR_RETURN(const std::optional<ps::RoundSums> total,
+  COHORT_ASSIGN_OR_RETURN(const std::optional<ps::RoundTotal> total,
                           job_->coordinator_client()->FinishRound(
                               part, {mine.loss_sum, mine.weight, mine.metric_sums}));
   round_.reset();
@@ -499,8 +537,12 @@ Result<StepResult> Implementation::StepTogether(const DistributedBatch& batch, c
     RestoreFixedValues();
     return ResultOf({});
   }
+  if (elected) {
+    COHORT_RETURN_IF_ERROR(CatchUp(total->commit));
+    return ResultOf(*total);
+  }
   if (optimizer_->global_clip_norm() > 0) {
-    COHORT_RETURN_IF_ERROR(client_->Settle(part.round, optimizer_->global_clip_norm()));
+    COHORT_RETURN_IF_ERROR(client_->Settle(part.round, {}, optimizer_->global_clip_norm()));
   }
   COHORT_RETURN_IF_ERROR(Refresh(/*everything=*/false));
   return ResultOf(*total);

@@ -1,7 +1,7 @@
-// Server: a ParameterStore behind gRPC.
+// Server: a ParameterStore behind gRPC, which is asked for what is rare, and behind connections for
+// frames (frame_listener.h).
 //
-// Frames are handled on gRPC's threads, where they arrive. Nothing that a client sends ends the
-// process or blocks another client's frames.
+// Nothing that a client sends ends the process or blocks another client's frames.
 
 #pragma once
 

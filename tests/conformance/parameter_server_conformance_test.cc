@@ -57,18 +57,18 @@ class Job {
   std::vector<std::future<Status>> serving_;
 };
 
-StrategyWorld ParameterServers(int workers, int servers, bool synchronous) {
+StrategyWorld ParameterServers(int workers, int servers, const std::string& consistency) {
   StrategyWorld world;
-  world.name = std::string(synchronous ? "Synchronous" : "Asynchronous") + std::to_string(workers) +
-               "x" + std::to_string(servers);
+  world.name = consistency + std::to_string(workers) + "x" + std::to_string(servers);
+  std::erase(world.name, ':');
   world.processes = workers;
   world.parameter_server = true;
   const auto job = std::make_shared<Job>(workers, servers);
   world.start = [job] { job->Start(); };
   world.stop = [job] { job->Stop(); };
-  world.make = [job, synchronous](int process,
+  world.make = [job, consistency](int process,
                                   StrategyOptions options) -> Result<std::unique_ptr<Strategy>> {
-    options.synchronous_parameter_server = synchronous;
+    options.consistency = OrThrow(Consistency::Parse(consistency));
     COHORT_ASSIGN_OR_RETURN(std::unique_ptr<Strategy> strategy,
                             job->Make({TaskType::kWorker, process}, options));
     return strategy;
@@ -78,9 +78,10 @@ StrategyWorld ParameterServers(int workers, int servers, bool synchronous) {
 
 INSTANTIATE_TEST_SUITE_P(
     ParameterServer, StrategyConformance,
-    ::testing::Values(ParameterServers(1, 1, false), ParameterServers(1, 2, false),
-                      ParameterServers(1, 2, true), ParameterServers(2, 1, true),
-                      ParameterServers(3, 2, true), ParameterServers(4, 3, true)),
+    ::testing::Values(ParameterServers(1, 1, "async"), ParameterServers(1, 2, "async"),
+                      ParameterServers(1, 2, "ssp:0"), ParameterServers(1, 2, "sync"),
+                      ParameterServers(2, 1, "sync"), ParameterServers(3, 2, "sync"),
+                      ParameterServers(4, 3, "sync")),
     [](const ::testing::TestParamInfo<StrategyWorld>& world) { return world.param.name; });
 
 }  // namespace

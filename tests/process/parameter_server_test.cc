@@ -74,8 +74,9 @@ TEST(ParameterServerProcessTest, WithoutAChiefWorkerZeroCoordinates) {
 
 TEST(ParameterServerProcessTest, SynchronousApplicationEqualsOneProcess) {
   ProcessCluster cluster;
-  cluster.StartTasks({{"chief", 1}, {"worker", 3}, {"ps", 2}},
-                     Program({"--sync", "--epochs", "2", "--examples", "127", "--batch", "10"}));
+  cluster.StartTasks(
+      {{"chief", 1}, {"worker", 3}, {"ps", 2}},
+      Program({"--consistency", "sync", "--epochs", "2", "--examples", "127", "--batch", "10"}));
   ExpectAllCodes(cluster, 0, kPatience);
   EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr(DigestOf(127, 10, 2)));
 }
@@ -109,8 +110,8 @@ TEST(ParameterServerProcessTest, AWorkerThatIsStartedAgainJoinsAnew) {
 
 TEST(ParameterServerProcessTest, ARoundWithoutAKilledWorkerIsCutAnewAndStaysExact) {
   ProcessCluster cluster;
-  cluster.StartTasks(
-      kJob, Program({"--sync", "--hold-at", "5", "--hold", "worker:1", "--examples", "127"}));
+  cluster.StartTasks(kJob, Program({"--consistency", "sync", "--hold-at", "5", "--hold", "worker:1",
+                                    "--examples", "127"}));
   ASSERT_TRUE(cluster.WaitForOutput("worker:1", "holding", kPatience));
   cluster.Signal("worker:1", SIGKILL);
   ExpectAllCodes(cluster, 0, kPatience, {"worker:1"});

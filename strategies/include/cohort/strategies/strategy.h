@@ -37,6 +37,7 @@
 #include <cohort/optim/optimizer.h>
 #include <cohort/optim/parameter_set.h>
 #include <cohort/strategies/bucket_hook.h>
+#include <cohort/strategies/consistency.h>
 
 namespace cohort {
 
@@ -77,8 +78,7 @@ struct StrategyOptions {
   // empty: nowhere.
   std::string flight_folder;
   std::string mpi_implementation = "cohort";  // see comm/mpi.h
-  bool synchronous_parameter_server =
-      false;                 // apply when all workers have pushed, instead of on arrival
+  Consistency consistency;                    // of a parameter server
   int intra_op_threads = 0;  // per replica; 0: the cores, shared among the local replicas
   std::function<std::unique_ptr<Stream>()> make_stream;  // test seam; default: MakeInlineStream
   Environment environment;  // where FromEnv looks; programs pass Environment::OfProcess()
@@ -121,6 +121,9 @@ struct StepResult {
   // Of this process, for this step: how long it waited for the others after its own backward passes
   // had ended. What was hidden behind them does not count.
   double exposed_communication_seconds = 0;
+  // Under a parameter server: the most updates by others that a part of the gradient met which its
+  // values did not have.
+  std::int64_t staleness = 0;
 };
 
 // One value per local replica; and one value that all replicas share. Distinct types on purpose.
@@ -164,12 +167,13 @@ class DistributedDataset {
 struct EpochCoverage {
   int dataset = 0;  // the n-th data set that was distributed for training, from 0
   std::int64_t epoch = 0;
-  std::int64_t examples = 0;    // of the epoch
-  std::int64_t seen = 0;        // in work that was finished: each example counts once
-  std::int64_t pieces = 0;      // splits or rounds
-  std::int64_t reissued = 0;    // handed out again because a worker was lost
-  std::int64_t steps = 0;       // of finished work
-  double loss = 0;              // their weighted mean
+  std::int64_t examples = 0;  // of the epoch
+  std::int64_t seen = 0;      // in work that was finished: each example counts once
+  std::int64_t pieces = 0;    // splits or rounds
+  std::int64_t reissued = 0;  // handed out again because a worker was lost
+  std::int64_t dropped = 0;   // parts of rounds that came too late (backup workers), of all epochs
+  std::int64_t steps = 0;     // of finished work
+  double loss = 0;            // their weighted mean
   std::vector<double> metrics;  // likewise
   double seconds = 0;           // from the first request to the end of the epoch
 };
