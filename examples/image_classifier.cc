@@ -16,6 +16,7 @@
 #include <cohort/nn/losses.h>
 #include <cohort/nn/metrics.h>
 #include <cohort/nn/models.h>
+#include <cohort/strategies/parameter_server.h>
 #include <fmt/format.h>
 #include <malloc.h>
 
@@ -224,7 +225,7 @@ cohort::StepFn MakeStep(const cohort::nn::ImageModel& model, cohort::nn::Workspa
   };
 }
 
-Status WriteMetrics(const Flags& f, const cohort::Strategy& strategy,
+Status WriteMetrics(const Flags& f, cohort::Strategy& strategy,
                     const cohort::ParameterSet& parameters, const cohort::History& history,
                     const cohort::EpochResult& test) {
   nlohmann::json losses = nlohmann::json::array();
@@ -232,7 +233,7 @@ Status WriteMetrics(const Flags& f, const cohort::Strategy& strategy,
     losses.push_back(epoch.loss);
   }
   const double accuracy = test.metrics.empty() ? 0 : test.metrics[0];
-  const nlohmann::json metrics = {
+  nlohmann::json metrics = {
       {"strategy", strategy.kind()},
       {"model", f.model},
       {"replicas", strategy.num_replicas_in_sync()},
@@ -247,6 +248,18 @@ Status WriteMetrics(const Flags& f, const cohort::Strategy& strategy,
        fmt::format("{:08x}", cohort::io::Crc32c(std::as_bytes(parameters.all())))},
       {"epoch_losses", losses},
       {"checkpoint", history.checkpoint}};
+  if (auto* servers = dynamic_cast<cohort::ParameterServerStrategy*>(&strategy)) {
+    COHORT_ASSIGN_OR_RETURN(const cohort::ParameterServerStats stats, servers->stats());
+    metrics["parameter_server"] = {{"consistency", servers->consistency().ToString()},
+                                   {"pushes", stats.pushes},
+                                   {"repeated", stats.duplicates},
+                                   {"rejected", stats.rejected},
+                                   {"mean_staleness", stats.mean_staleness},
+                                   {"max_staleness", stats.max_staleness},
+                                   {"late", stats.late},
+                                   {"parked_reads", stats.parked},
+                                   {"max_lead", stats.max_lead}};
+  }
   std::printf(
       "%s, %s, %d replicas: test accuracy %.4f, loss %.4f; %lld steps, %.0f examples in %.1f s "
       "(%.0f examples/s)\n",

@@ -95,6 +95,7 @@ class Implementation final : public ParameterServerStrategy {
     return is_chief() ? std::as_const(*job_).coordinator()->coverage()
                       : std::vector<EpochCoverage>();
   }
+  const Consistency& consistency() const override { return options_.consistency; }
   Result<ParameterServerStats> stats() override;
 
  private:

@@ -119,6 +119,34 @@ TEST(ParameterServerProcessTest, ARoundWithoutAKilledWorkerIsCutAnewAndStaysExac
   EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr(DigestOf(127, 10, 1)));
 }
 
+TEST(ParameterServerProcessTest, UnderBoundedStalenessOthersWaitForAStoppedWorkerUntilItIsLost) {
+  ProcessCluster cluster;
+  cluster.StartTasks(kJob, Program({"--consistency", "ssp:2", "--hold-at", "5", "--hold",
+                                    "worker:1", "--epochs", "2"}));
+  ASSERT_TRUE(cluster.WaitForOutput("worker:1", "holding", kPatience));
+  // It holds in its fifth step: worker:0 may have made seven.
+  EXPECT_FALSE(cluster.WaitForOutput("worker:0", "step 11 ", 1s));
+  cluster.Signal("worker:1", SIGKILL);
+  ExpectAllCodes(cluster, 0, kPatience, {"worker:1"});
+  EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr("epoch 1: 2000 of 2000 seen"));
+  EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr("lead at most 2, none late, some parked"));
+}
+
+TEST(ParameterServerProcessTest, ABackupWorkerMayHangAndRoundsGoOn) {
+  ProcessCluster cluster;
+  cluster.StartTasks({{"chief", 1}, {"worker", 3}, {"ps", 2}},
+                     Program({"--consistency", "sync:1", "--hold-at", "5", "--hold", "worker:2"}));
+  ASSERT_TRUE(cluster.WaitForOutput("worker:2", "holding", kPatience));
+  ASSERT_TRUE(cluster.WaitForOutput("worker:0", "trained", kPatience));
+  ASSERT_TRUE(cluster.WaitForOutput("worker:1", "trained", kPatience));
+  cluster.Signal("worker:2", SIGKILL);
+  ExpectAllCodes(cluster, 0, kPatience, {"worker:2"});
+  EXPECT_THAT(cluster.Stdout("chief:0"),
+              HasSubstr("epoch 0: 2000 of 2000 seen, reissued 0, dropped 200"))
+      << "one part of three of each of 200 rounds";
+  EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr("step 200 digest"));
+}
+
 class LostForGood : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(LostForGood, EndsTheOthersWithItsName) {

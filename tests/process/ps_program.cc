@@ -79,8 +79,13 @@ Status Train(const Options& options, ParameterServerStrategy& strategy, Distribu
 Status Report(ParameterServerStrategy& strategy, ParameterSet& parameters) {
   for (const EpochCoverage& epoch : strategy.coverage()) {
     Say("epoch " + std::to_string(epoch.epoch) + ": " + std::to_string(epoch.seen) + " of " +
-        std::to_string(epoch.examples) + " seen, reissued " + std::to_string(epoch.reissued));
+        std::to_string(epoch.examples) + " seen, reissued " + std::to_string(epoch.reissued) +
+        (epoch.dropped > 0 ? ", dropped " + std::to_string(epoch.dropped) : ""));
   }
+  COHORT_ASSIGN_OR_RETURN(const ParameterServerStats stats, strategy.stats());
+  Say("staleness at most " + std::to_string(stats.max_staleness) + ", lead at most " +
+      std::to_string(stats.max_lead) + (stats.late > 0 ? ", some late" : ", none late") +
+      (stats.parked > 0 ? ", some parked" : ", none parked"));
   COHORT_RETURN_IF_ERROR(strategy.PullState());
   std::uint64_t digest = 0;
   for (int p = 0; p < parameters.size(); ++p) {

@@ -51,6 +51,7 @@ class ParameterServerStrategy : public Strategy {
   virtual Result<std::unique_ptr<Coordinator>> MakeCoordinator(const ScheduleOptions& options) = 0;
   virtual Status ServeFunctions(const Functions& functions) = 0;
 
+  virtual const Consistency& consistency() const = 0;
   // After Bind.
   virtual Result<ParameterServerStats> stats() = 0;
 };
