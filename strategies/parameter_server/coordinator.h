@@ -94,6 +94,9 @@ class Coordinator {
   Result<SplitReply> NextSplit(const Sender& sender, const EpochKey& epoch,
                                std::int64_t first_batch, const FinishedSplit& finished,
                                Duration wait);
+  // What NextSplit does first: the split is finished. Repetitions, and splits of others, are
+  // ignored.
+  void Acknowledge(const TaskId& worker, const EpochKey& epoch, const FinishedSplit& finished);
   Result<RoundReply> JoinRound(const Sender& sender, const EpochKey& epoch,
                                std::int64_t first_batch, Duration wait);
   Result<FinishReply> FinishRound(const Sender& sender, std::uint64_t round, int attempt,
@@ -117,6 +120,24 @@ class Coordinator {
   void CloseFunctions();
   // The job has failed: Schedule, Join and Fetch no longer wait.
   void Fail(const Status& why);
+
+  // A point between two updates: everything before (epoch, batch) is done, nothing after has begun.
+  struct Cut {
+    EpochKey epoch;
+    std::int64_t batch = 0;
+  };
+  // Hands out nothing new until EndCut, and waits until what was handed out is finished. Nothing:
+  // the time is over, call again.
+  Result<std::optional<Cut>> BeginCut(Duration wait);
+  void EndCut();
+  // The last synchronous round that is complete; 0: none. Servers may have to be told yet.
+  std::uint64_t LastRound(RoundCommit* commit) const;
+  // Steps that workers have finished, and epochs that are over.
+  struct Advance {
+    std::int64_t steps = 0;
+    std::int64_t epochs = 0;
+  };
+  Advance advance() const;
 
   // Waits until every worker is done or lost and at least one is done (true), or the time is over
   // (false). Unavailable if there has been no worker for rejoin_timeout.
@@ -154,6 +175,7 @@ class Coordinator {
   Status Await(std::unique_lock<std::mutex>& lock, Deadline deadline, const char* what,
                const Ready& ready);
   bool OverLocked() const;
+  bool UnderWay() const;
   EpochCoverage CoverageOf(const EpochKey& key, const Epoch& epoch) const;
   void ReportIfOver(const EpochKey& key, Epoch& epoch);
 
@@ -166,6 +188,7 @@ class Coordinator {
   std::optional<RoundTable> rounds_;      // from Open on
   std::optional<ClosureQueue> closures_;  // from OpenFunctions on
   bool closures_closed_ = false;
+  bool cutting_ = false;
   Status failure_;
   std::optional<Deadline> lonely_since_;
   Status last_loss_;

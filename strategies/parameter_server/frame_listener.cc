@@ -191,6 +191,8 @@ class Implementation final : public FrameListener {
         Socket socket(::accept4(listener_.socket.fd(), nullptr, nullptr, SOCK_CLOEXEC));
         if (socket.open()) {
           connections_.emplace_back(std::move(socket), handler_, log_);
+        } else {
+          std::this_thread::sleep_for(std::chrono::milliseconds(50));  // no descriptors are left
         }
       }
     }

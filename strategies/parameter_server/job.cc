@@ -331,13 +331,33 @@ Status Job::ServeVariables() {
   return {};
 }
 
-Status Job::Coordinate() {
+Status Job::BetweenUpdates(const std::function<Status(const Coordinator::Cut& cut)>& fn) {
+  for (;;) {
+    Result<std::optional<Coordinator::Cut>> cut = coordinator_->BeginCut(kLook);
+    Status status = cut.status();
+    if (status.ok() && cut->has_value()) {
+      status = fn(**cut);
+    } else if (status.ok()) {
+      status = coordination_->failure();
+      if (status.ok()) {
+        continue;
+      }
+    }
+    coordinator_->EndCut();
+    return status;
+  }
+}
+
+Status Job::Coordinate(const std::function<Status()>& look) {
   for (;;) {
     COHORT_ASSIGN_OR_RETURN(const bool over, coordinator_->WaitOver(kLook));
     if (over) {
       return {};
     }
     COHORT_RETURN_IF_ERROR(coordination_->failure());
+    if (look) {
+      COHORT_RETURN_IF_ERROR(look());
+    }
   }
 }
 

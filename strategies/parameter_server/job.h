@@ -9,6 +9,7 @@
 
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -62,8 +63,10 @@ class Job {
 
   // In a server: until the job is over.
   Status ServeVariables();
-  // In the chief: until the workers are done.
-  Status Coordinate();
+  // In the chief: until the workers are done. `look`: a few times a second meanwhile.
+  Status Coordinate(const std::function<Status()>& look = {});
+  // In the chief, with nothing under way: fn, between two updates.
+  Status BetweenUpdates(const std::function<Status(const Coordinator::Cut& cut)>& fn);
   // Leaves in order. A worker may at any time; the chief ends the servers.
   Status Leave();
 

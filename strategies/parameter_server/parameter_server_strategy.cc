@@ -83,6 +83,12 @@ class Implementation final : public ParameterServerStrategy {
   }
   Status PullState() override;
   Status PushState() override;
+  bool SaveBetweenUpdates(SavePlan plan) override {
+    if (is_chief()) {
+      plan_ = std::move(plan);
+    }
+    return true;
+  }
 
   Status Barrier(std::string_view /*name*/) override { return {}; }
   void ReportError(const Status& error) override { job_->ReportError(error); }
@@ -105,6 +111,8 @@ class Implementation final : public ParameterServerStrategy {
 
   void OpenData();
   Status Idle();
+  Status SaveIfDue();
+  Status FinishLastRound();
   Status CatchUp(const ps::RoundCommit& commit);
   Status Refresh(bool everything);
   // The result of one pass over `part`, which leaves gradients in sink_ if `train`.
@@ -136,6 +144,8 @@ class Implementation final : public ParameterServerStrategy {
   int datasets_ = 0;                    // distributed for training
   std::optional<ps::RoundPart> round_;  // of the batch that was handed out last
   ps::FinishedSplit finished_;          // what the steps of the current split came to
+  SavePlan plan_;                       // in the chief
+  ps::Coordinator::Advance saved_;      // when plan_ was carried out last
   bool idle_ = true;                    // no step since the last piece of work began
   bool began_ = false;                  // Serve was called, or the first epoch begun
 };
@@ -152,8 +162,38 @@ Status Implementation::Serve() {
   }
   Require(parameters_ != nullptr, "Bind before Serve");
   OpenData();
-  COHORT_RETURN_IF_ERROR(job_->Coordinate());
+  COHORT_RETURN_IF_ERROR(job_->Coordinate([this] { return SaveIfDue(); }));
+  COHORT_RETURN_IF_ERROR(FinishLastRound());
   return Refresh(/*everything=*/true);
+}
+
+// It is complete, but the workers may not have told the servers yet, and may not live to do it.
+Status Implementation::FinishLastRound() {
+  ps::RoundCommit commit;
+  const std::uint64_t round = job_->coordinator()->LastRound(&commit);
+  if (round > 0 && options_.consistency.backup_workers > 0) {
+    return job_->Explain(CatchUp(commit));
+  }
+  if (round > 0 && optimizer_->global_clip_norm() > 0) {
+    return job_->Explain(client_->Settle(round, {}, optimizer_->global_clip_norm()));
+  }
+  return {};
+}
+
+Status Implementation::SaveIfDue() {
+  if (!plan_.save) {
+    return {};
+  }
+  const ps::Coordinator::Advance now = job_->coordinator()->advance();
+  const bool steps = plan_.every_steps > 0 && now.steps - saved_.steps >= plan_.every_steps;
+  const bool epochs = plan_.every_epochs > 0 && now.epochs - saved_.epochs >= plan_.every_epochs;
+  if (!steps && !epochs) {
+    return {};
+  }
+  return job_->BetweenUpdates([this](const ps::Coordinator::Cut& cut) -> Status {
+    saved_ = job_->coordinator()->advance();
+    return plan_.save(cut.epoch.epoch, cut.batch);
+  });
 }
 
 Result<std::unique_ptr<Coordinator>> Implementation::MakeCoordinator(
@@ -247,6 +287,9 @@ Status Implementation::PullState() {
   if (client_ == nullptr) {
     return {};
   }
+  if (is_chief()) {
+    COHORT_RETURN_IF_ERROR(FinishLastRound());
+  }
   const Status status = client_->PullState(parameters_->all(), slots());
   step_ = static_cast<std::int64_t>(client_->version());
   return job_->Explain(status);
@@ -325,6 +368,12 @@ Result<std::unique_ptr<DistributedDataset>> Implementation::Distribute(
                     },
                 .round = [this](const ps::RoundPart& part) { round_ = part; },
                 .explain = [this](const Status& status) { return job_->Explain(status); }};
+  if (is_chief()) {
+    feed.save = [this](const ps::EpochKey& epoch, const ps::FinishedSplit& finished) {
+      job_->coordinator()->Acknowledge(cluster().task, epoch, finished);
+      return job_->Explain(SaveIfDue());
+    };
+  }
   return options_.consistency.synchronous()
              ? ps::MakeRoundDataset(dataset, number, std::move(feed))
              : ps::MakeSplitDataset(dataset, number, std::move(feed));

@@ -49,7 +49,7 @@ void RoundTable::FormIfComplete() {
     const Epoch& epoch = epochs_[entry.second];
     return epoch.next >= epoch.end;
   });
-  if (running_ || asking_.empty() || !MayForm()) {
+  if (running_ || held_ || asking_.empty() || !MayForm()) {
     return;
   }
   // All ask for the same epoch, but for one that came back and is still on its way there.
@@ -181,6 +181,16 @@ void RoundTable::Leave(const TaskId& worker) {
     }
   }
   FormIfComplete();
+}
+
+void RoundTable::Hold(bool held) {
+  held_ = held;
+  FormIfComplete();
+}
+
+std::int64_t RoundTable::next_batch(const EpochKey& epoch) const {
+  const auto found = epochs_.find(epoch);
+  return found == epochs_.end() ? 0 : found->second.next;
 }
 
 std::int64_t RoundTable::applied(const EpochKey& epoch) const {

@@ -82,6 +82,13 @@ class RoundTable {
   // Lost, or done: rounds go on without it.
   void Leave(const TaskId& worker);
 
+  // No round begins until it is let go again.
+  void Hold(bool held);
+  bool running() const { return running_; }
+  std::int64_t next_batch(const EpochKey& epoch) const;
+  const RoundTotal& last_total() const { return last_total_; }
+  std::uint64_t last_round() const { return last_round_; }
+
   // Batches of the epoch that were applied.
   std::int64_t applied(const EpochKey& epoch) const;
   // What they came to.
@@ -122,6 +129,7 @@ class RoundTable {
   std::set<TaskId> expected_;          // whom the next round waits for
   std::map<TaskId, EpochKey> asking_;  // who wants to take part in it
   bool running_ = false;
+  bool held_ = false;
   EpochKey epoch_;                    // of the running round
   std::map<TaskId, Member> members_;  // of the running round that are still there
   std::vector<Left> left_behind_;     // finished parts of members that have gone since

@@ -2,6 +2,7 @@
 // server or chief that it does not outlive.
 
 #include <csignal>
+#include <thread>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -181,6 +182,34 @@ TEST(ParameterServerProcessTest, AStoppedServerIsNoticed) {
     EXPECT_EQ(cluster.Wait(name, kNoticed), kPeerLost) << name;
     EXPECT_THAT(cluster.Stderr(name), HasSubstr("ps:1")) << name;
   }
+  cluster.Signal("ps:1", SIGCONT);
+  EXPECT_EQ(cluster.Wait("ps:1", kNoticed), kPeerLost) << "nobody is left that it could serve";
+}
+
+TEST(ParameterServerProcessTest, AServerThatStopsForLessThanItsTimeoutIsWaitedFor) {
+  ProcessCluster cluster;
+  cluster.StartTasks(kJob, Program({"--epochs", "3"}));
+  ASSERT_TRUE(cluster.WaitForOutput("worker:0", "step 11 ", kPatience));
+  cluster.Signal("ps:1", SIGSTOP);
+  std::this_thread::sleep_for(1s);
+  cluster.Signal("ps:1", SIGCONT);
+  ExpectAllCodes(cluster, 0, kPatience);
+  EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr("epoch 2: 2000 of 2000 seen, reissued 0"));
+}
+
+TEST(ParameterServerProcessTest, AWorkerThatComesBackFromALongPauseHasNoEffect) {
+  ProcessCluster cluster;
+  cluster.StartTasks(kJob, Program({"--epochs", "4", "--heartbeat-ms", "1500"}));
+  ASSERT_TRUE(cluster.WaitForOutput("worker:1", "step 11 ", kPatience));
+  cluster.Signal("worker:1", SIGSTOP);
+  ASSERT_TRUE(cluster.WaitForOutput("worker:0", "trained", kPatience));
+  cluster.Signal("worker:1", SIGCONT);
+  EXPECT_NE(cluster.Wait("worker:1", kPatience), 0);
+  for (const char* name : {"chief:0", "worker:0", "ps:0", "ps:1"}) {
+    EXPECT_EQ(cluster.Wait(name, kPatience), 0) << name;
+  }
+  EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr("epoch 3: 2000 of 2000 seen"));
+  EXPECT_THAT(cluster.Stderr("chief:0"), HasSubstr("goes on without worker:1"));
 }
 
 TEST(ParameterServerProcessTest, AnErrorOfAWorkerReachesAll) {

@@ -32,6 +32,7 @@ struct Options {
   int batch = 10;
   std::string consistency = "async";
   int join_ms = 60'000;
+  int heartbeat_ms = 10'000;
   int hold_at = 0;
   int fail_at = 0;
   std::string hold;
@@ -118,6 +119,7 @@ Status Run(const Options& options) {
   StrategyOptions strategy_options;
   COHORT_ASSIGN_OR_RETURN(strategy_options.consistency, Consistency::Parse(options.consistency));
   strategy_options.join_timeout = std::chrono::milliseconds(options.join_ms);
+  strategy_options.heartbeat_timeout = std::chrono::milliseconds(options.heartbeat_ms);
   strategy_options.log = StderrLog(config.task.ToString());
   COHORT_ASSIGN_OR_RETURN(const auto strategy,
                           ParameterServerStrategy::Make(config, strategy_options));
@@ -139,6 +141,7 @@ int main(int argc, char** argv) {
   app.add_option("--batch", options.batch);
   app.add_option("--consistency", options.consistency);
   app.add_option("--join-ms", options.join_ms);
+  app.add_option("--heartbeat-ms", options.heartbeat_ms);
   app.add_option("--hold-at", options.hold_at);
   app.add_option("--hold", options.hold);
   app.add_option("--fail-at", options.fail_at);

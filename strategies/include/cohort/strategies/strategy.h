@@ -178,6 +178,14 @@ struct EpochCoverage {
   double seconds = 0;           // from the first request to the end of the epoch
 };
 
+// Where a job that is handed its data by one process is saved: see Strategy::SaveBetweenUpdates.
+struct SavePlan {
+  std::int64_t every_steps = 0;   // 0: not by steps
+  std::int64_t every_epochs = 0;  // 0: not at the ends of epochs
+  // Everything before this batch of this epoch is in the parameters, and nothing after.
+  std::function<Status(std::int64_t epoch, std::int64_t batch)> save;
+};
+
 class Strategy {
  public:
   // `kind`: one_device, mirrored, multi_worker_mirrored, parameter_server; empty: from the
@@ -253,6 +261,11 @@ class Strategy {
   virtual Status SetStep(std::int64_t step) = 0;
   virtual Status PullState() { return {}; }
   virtual Status PushState() { return {}; }
+  // Where one process hands out the data (a parameter server's chief), no other knows a point
+  // between two updates: that process calls `plan.save` at such points, from Serve or Next, while
+  // nothing moves, at the first chance after so many steps or epochs. Returns true, on all
+  // processes; before Serve and the first epoch. False: a program that has made a step may save.
+  virtual bool SaveBetweenUpdates(SavePlan /*plan*/) { return false; }
 
   virtual Status Barrier(std::string_view name) = 0;
   // Writes the flight record of this process's collectives to options.flight_folder; its path. From
