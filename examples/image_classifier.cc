@@ -16,6 +16,7 @@
 #include <cohort/nn/losses.h>
 #include <cohort/nn/metrics.h>
 #include <cohort/nn/models.h>
+#include <cohort/strategies/parameter_server.h>
 #include <fmt/format.h>
 #include <malloc.h>
 
@@ -48,6 +49,7 @@ struct Flags {
   double learning_rate = 0.001;
   std::string loss_scale = "global_mean";
   bool synchronous_ps = false;
+  std::string consistency;
   std::string communication = "auto";
   int virtual_shards = 0;
   int batches_per_step = 1;
@@ -118,8 +120,13 @@ void DeclareFlags(CLI::App& app, Flags& f) {
       ->capture_default_str();
   app.add_option("--bucket-bytes", f.bucket_bytes, "of gradients that travel together (0: adapted)")
       ->check(CLI::NonNegativeNumber);
-  app.add_flag("--synchronous-ps", f.synchronous_ps,
-               "parameter servers apply when all workers have pushed");
+  app.add_flag("--synchronous-ps", f.synchronous_ps, "the same as --consistency sync");
+  app.add_option("--consistency", f.consistency,
+                 "of parameter servers: async, ssp:STALENESS, sync, sync:BACKUP_WORKERS")
+      ->check([](const std::string& text) {
+        return cohort::Consistency::Parse(text).status().message();
+      })
+      ->excludes("--synchronous-ps");
   app.add_option("--communication", f.communication, "how processes reach each other")
       ->check(CLI::IsMember({"auto", "shm", "tcp"}))
       ->capture_default_str();
@@ -172,7 +179,10 @@ cohort::StrategyOptions MakeStrategyOptions(const Flags& f) {
   options.communication.implementation = f.communication;
   options.mpi_implementation = f.mpi_implementation;
   options.flight_folder = f.flight_folder;
-  options.synchronous_parameter_server = f.synchronous_ps;
+  options.consistency =
+      cohort::OrThrow(cohort::Consistency::Parse(f.synchronous_ps        ? "sync"
+                                                 : f.consistency.empty() ? "async"
+                                                                         : f.consistency));
   options.virtual_shards = f.virtual_shards;
   options.make_bucket_hook = MakeCompression(f);
   options.bucket_bytes = f.bucket_bytes;
@@ -215,7 +225,7 @@ cohort::StepFn MakeStep(const cohort::nn::ImageModel& model, cohort::nn::Workspa
   };
 }
 
-Status WriteMetrics(const Flags& f, const cohort::Strategy& strategy,
+Status WriteMetrics(const Flags& f, cohort::Strategy& strategy,
                     const cohort::ParameterSet& parameters, const cohort::History& history,
                     const cohort::EpochResult& test) {
   nlohmann::json losses = nlohmann::json::array();
@@ -223,7 +233,7 @@ Status WriteMetrics(const Flags& f, const cohort::Strategy& strategy,
     losses.push_back(epoch.loss);
   }
   const double accuracy = test.metrics.empty() ? 0 : test.metrics[0];
-  const nlohmann::json metrics = {
+  nlohmann::json metrics = {
       {"strategy", strategy.kind()},
       {"model", f.model},
       {"replicas", strategy.num_replicas_in_sync()},
@@ -238,6 +248,18 @@ Status WriteMetrics(const Flags& f, const cohort::Strategy& strategy,
        fmt::format("{:08x}", cohort::io::Crc32c(std::as_bytes(parameters.all())))},
       {"epoch_losses", losses},
       {"checkpoint", history.checkpoint}};
+  if (auto* servers = dynamic_cast<cohort::ParameterServerStrategy*>(&strategy)) {
+    COHORT_ASSIGN_OR_RETURN(const cohort::ParameterServerStats stats, servers->stats());
+    metrics["parameter_server"] = {{"consistency", servers->consistency().ToString()},
+                                   {"pushes", stats.pushes},
+                                   {"repeated", stats.duplicates},
+                                   {"rejected", stats.rejected},
+                                   {"mean_staleness", stats.mean_staleness},
+                                   {"max_staleness", stats.max_staleness},
+                                   {"late", stats.late},
+                                   {"parked_reads", stats.parked},
+                                   {"max_lead", stats.max_lead}};
+  }
   std::printf(
       "%s, %s, %d replicas: test accuracy %.4f, loss %.4f; %lld steps, %.0f examples in %.1f s "
       "(%.0f examples/s)\n",

@@ -50,6 +50,8 @@ constexpr Entry kCommands[] = {
      cohort::BenchEmbeddingCommand},
     {"bench dlrm", "training steps of a recommendation model, beside LibTorch",
      cohort::BenchDlrmCommand},
+    {"bench ps", "pushes and pulls of a parameter server, beside one TCP stream and plain gRPC",
+     cohort::BenchPsCommand},
     {"bench train", "training steps per second, beside LibTorch and the FMA peak",
      cohort::BenchTrainCommand},
 };

@@ -10,7 +10,7 @@
 
 #include <cohort/parameter_server.grpc.pb.h>
 #include "grpc_util.h"
-#include "parameter_server/exchange.h"
+#include "parameter_server/frame_link.h"
 #include "parameter_server/table_spec.h"
 #include "parameter_server/wire.h"
 
@@ -18,6 +18,16 @@ namespace cohort::ps {
 namespace {
 
 constexpr std::chrono::milliseconds kControlTimeout{5'000};  // one try of a control call
+constexpr std::chrono::milliseconds kLocateTimeout{1'000};
+// Of payload: a server reads a frame while the next one is on its way, and uses it out of its
+// cache.
+constexpr std::int64_t kFrameBytes = std::int64_t{1} << 20;
+
+template <typename Float>
+std::span<Float> Of(const Chunk& chunk, std::span<Float> arena) {
+  return arena.subspan(static_cast<std::size_t>(chunk.offset),
+                       static_cast<std::size_t>(chunk.elements));
+}
 
 class GrpcClient final : public Client {
  public:
@@ -27,12 +37,13 @@ class GrpcClient final : public Client {
         fingerprint_(spec_.Fingerprint()),
         chunks_(MakeChunks(spec_)),
         names_(ServerNames(addresses)),
+        addresses_(std::move(addresses)),
         versions_(chunks_.size(), 0),
-        sequences_(addresses.size(), 0),
-        exchange_(DataChannels(addresses), names_, options_.peer_timeout) {
-    // Control has connections of its own, so that it never queues behind payloads.
-    for (const std::shared_ptr<grpc::Channel>& channel : DataChannels(addresses)) {
-      control_.push_back(Servers::NewStub(channel));
+        sequences_(addresses_.size(), 0),
+        link_(FrameLink::Make(
+            names_, [this](int server) { return Locate(server); }, options_.peer_timeout)) {
+    for (const std::string& address : addresses_) {
+      control_.push_back(Servers::NewStub(NewChannel(address)));
     }
   }
 
@@ -44,7 +55,12 @@ class GrpcClient final : public Client {
   Status Pull(std::span<float> values, bool everything) override;
   Status PullState(std::span<float> values, std::span<const std::span<float>> slots) override;
   Status Push(const Gradient& gradient, std::span<float> values) override;
-  Status Settle(std::uint64_t round, double clip_norm) override;
+  Status PullForStep(std::span<float> values, const Commit& commit) override;
+  Status Settle(std::uint64_t round, const Commit& commit, double clip_norm) override;
+  std::uint64_t staleness() const override { return staleness_; }
+  bool late() const override { return late_; }
+  Status Pause() override;
+  Status Retire(std::uint64_t incarnation) override;
   Result<StoreStats> Stats() override;
   Status Drain() override;
 
@@ -52,7 +68,7 @@ class GrpcClient final : public Client {
     const auto least = std::min_element(versions_.begin(), versions_.end());
     return least == versions_.end() ? 0 : *least;
   }
-  void Abort(const Status& why) override { exchange_.Abort(why); }
+  void Abort(const Status& why) override { link_->Abort(why); }
 
  private:
   // Repeats a blocking control call until it is answered or the server counts as gone.
@@ -64,19 +80,24 @@ class GrpcClient final : public Client {
     header.set_layout(fingerprint_);
     return header;
   }
-  // Values, and slots where given, out of a reply, into their places.
-  Status Store(ReceivedFrame& reply, std::span<float> values,
-               std::span<const std::span<float>> slots);
+  Result<std::string> Locate(int server);
+  // Where values, and slots where given, of a reply go; and what is known when they are there.
+  ReplyHandler Into(std::span<float> values, std::span<const std::span<float>> slots);
+  void AddPulls(int server, bool everything, const FrameHeader& header,
+                std::vector<FrameRequest>* requests);
 
   const ModelSpec spec_;
   const ClientOptions options_;
   const std::uint64_t fingerprint_;
   const std::vector<Chunk> chunks_;
   const std::vector<std::string> names_;
+  const std::vector<std::string> addresses_;
   std::vector<std::uint64_t> versions_;  // of this client's copy
   std::vector<std::uint64_t> sequences_;
+  std::uint64_t staleness_ = 0;
+  bool late_ = false;
   std::vector<std::unique_ptr<Servers::Stub>> control_;
-  Exchange exchange_;
+  const std::unique_ptr<FrameLink> link_;
 };
 
 template <typename Rpc>
@@ -84,7 +105,7 @@ Status GrpcClient::Control(std::size_t server, const Rpc& rpc) {
   const Deadline give_up = DeadlineAfter(options_.peer_timeout);
   std::chrono::milliseconds backoff{20};
   for (;;) {
-    COHORT_RETURN_IF_ERROR(exchange_.aborted());
+    COHORT_RETURN_IF_ERROR(link_->aborted());
     grpc::ClientContext context;
     context.set_deadline(GrpcTimeout(std::min(kControlTimeout, options_.peer_timeout)));
     const grpc::Status status = rpc(*control_[server], &context);
@@ -112,7 +133,10 @@ Status GrpcClient::Declare() {
     to->set_trainable(parameter.trainable);
   }
   request.set_optimizer(spec_.optimizer);
-  request.set_synchronous(spec_.synchronous);
+  const Consistency& consistency = spec_.consistency;
+  request.set_synchronous(consistency.synchronous());
+  request.set_staleness(consistency.bounded() ? consistency.staleness : -1);
+  request.set_backup_workers(static_cast<std::uint32_t>(consistency.backup_workers));
   request.set_servers(static_cast<std::uint32_t>(spec_.servers));
   request.set_sender(options_.task);
   for (const TableSpec& table : spec_.tables) {
@@ -131,129 +155,164 @@ Status GrpcClient::Declare() {
 Status GrpcClient::Assign(std::span<const float> values, std::span<const std::span<float>> slots,
                           std::uint64_t version) {
   const int copies = 1 + static_cast<int>(slots.size());
-  std::vector<FrameCall> calls;
+  std::vector<FrameRequest> requests;
   for (int s = 0; s < spec_.servers; ++s) {
-    for (const std::vector<int>& frame : PackFrames(chunks_, s, kMaxPayloadBytes, copies)) {
-      FrameHeader header = Header();
-      header.set_slots(!slots.empty());
-      std::vector<grpc::Slice> payload;
+    for (const std::vector<int>& frame : PackFrames(chunks_, s, kFrameBytes, copies)) {
+      FrameRequest& request =
+          requests.emplace_back(FrameRequest{s, FrameMethod::kAssign, Header(), {}});
+      request.header.set_slots(!slots.empty());
       for (const int c : frame) {
         const Chunk& chunk = chunks_[static_cast<std::size_t>(c)];
-        const auto offset = static_cast<std::size_t>(chunk.offset);
-        const auto elements = static_cast<std::size_t>(chunk.elements);
-        header.add_chunks(static_cast<std::uint32_t>(c));
-        header.add_versions(version);
-        payload.emplace_back(values.data() + offset, elements * sizeof(float));
+        request.header.add_chunks(static_cast<std::uint32_t>(c));
+        request.header.add_versions(version);
+        request.payload.push_back(Of(chunk, values));
         for (std::size_t i = 0; chunk.trainable && i < slots.size(); ++i) {
-          payload.emplace_back(slots[i].data() + offset, elements * sizeof(float));
+          request.payload.push_back(Of(chunk, std::span<const float>(slots[i])));
         }
       }
-      calls.push_back({s, Assemble(header, std::move(payload))});
     }
   }
   std::fill(versions_.begin(), versions_.end(), version);
-  return exchange_.Run("Assign", std::move(calls), [](int, ReceivedFrame&) { return Status(); });
+  return link_->Run(requests, Into({}, {}));
 }
 
-Status GrpcClient::Store(ReceivedFrame& reply, std::span<float> values,
-                         std::span<const std::span<float>> slots) {
-  const FrameHeader& header = reply.frame.header;
-  PayloadReader& payload = reply.frame.payload;
-  for (int i = 0; i < header.chunks_size(); ++i) {
-    const std::size_t c = header.chunks(i);
-    if (c >= chunks_.size() || i >= header.versions_size()) {
-      return Internal("a server's reply names chunk " + std::to_string(c) + " of " +
-                      std::to_string(chunks_.size()));
+ReplyHandler GrpcClient::Into(std::span<float> values, std::span<const std::span<float>> slots) {
+  const auto place = [this, values, slots](int server,
+                                           const FrameHeader& header) -> Result<Places> {
+    Places places;
+    for (int i = 0; i < header.chunks_size(); ++i) {
+      const std::size_t c = header.chunks(i);
+      if (c >= chunks_.size() || i >= header.versions_size() || values.empty()) {
+        return Internal(names_[static_cast<std::size_t>(server)] + ": a reply with chunk " +
+                        std::to_string(c) + " of " + std::to_string(chunks_.size()));
+      }
+      places.push_back(Of(chunks_[c], values));
+      for (std::size_t s = 0; chunks_[c].trainable && s < slots.size(); ++s) {
+        places.push_back(Of(chunks_[c], slots[s]));
+      }
     }
-    const auto offset = static_cast<std::size_t>(chunks_[c].offset);
-    const std::size_t bytes = static_cast<std::size_t>(chunks_[c].elements) * sizeof(float);
-    bool complete = payload.Read(values.data() + offset, bytes);
-    for (std::size_t s = 0; complete && chunks_[c].trainable && s < slots.size(); ++s) {
-      complete = payload.Read(slots[s].data() + offset, bytes);
+    return places;
+  };
+  const auto done = [this](int /*server*/, const FrameHeader& header) {
+    staleness_ = std::max<std::uint64_t>(staleness_, header.staleness());
+    late_ = late_ || header.late();
+    for (int i = 0; i < header.chunks_size(); ++i) {
+      versions_[header.chunks(i)] = header.versions(i);
     }
-    if (!complete) {
-      return Internal("a server's reply ends within " +
-                      spec_.parameters[static_cast<std::size_t>(chunks_[c].parameter)].name);
+    return Status();
+  };
+  return {.place = place, .done = done};
+}
+
+Result<std::string> GrpcClient::Locate(int server) {
+  const auto s = static_cast<std::size_t>(server);
+  grpc::ClientContext context;
+  context.set_deadline(GrpcTimeout(std::min(kLocateTimeout, options_.peer_timeout)));
+  EndpointReply reply;
+  const grpc::Status status = control_[s]->Endpoint(&context, EndpointRequest(), &reply);
+  COHORT_RETURN_IF_ERROR(FromGrpc(status));
+  return WithPort(addresses_[s], static_cast<int>(reply.port()));
+}
+
+void GrpcClient::AddPulls(int server, bool everything, const FrameHeader& header,
+                          std::vector<FrameRequest>* requests) {
+  for (const std::vector<int>& frame : PackFrames(chunks_, server, kFrameBytes)) {
+    FrameRequest& request =
+        requests->emplace_back(FrameRequest{server, FrameMethod::kPull, header, {}});
+    for (const int c : frame) {
+      request.header.add_chunks(static_cast<std::uint32_t>(c));
+      request.header.add_versions(everything ? 0 : versions_[static_cast<std::size_t>(c)] + 1);
     }
-    versions_[c] = header.versions(i);
   }
-  return {};
 }
 
 Status GrpcClient::Pull(std::span<float> values, bool everything) {
-  std::vector<FrameCall> calls;
+  std::vector<FrameRequest> requests;
   for (int s = 0; s < spec_.servers; ++s) {
-    for (const std::vector<int>& frame : PackFrames(chunks_, s, kMaxPayloadBytes)) {
-      FrameHeader header = Header();
-      for (const int c : frame) {
-        header.add_chunks(static_cast<std::uint32_t>(c));
-        header.add_versions(everything ? 0 : versions_[static_cast<std::size_t>(c)] + 1);
-      }
-      calls.push_back({s, Assemble(header, {})});
-    }
+    AddPulls(s, everything, Header(), &requests);
   }
-  return exchange_.Run("Pull", std::move(calls),
-                       [&](int, ReceivedFrame& reply) { return Store(reply, values, {}); });
+  return link_->Run(requests, Into(values, {}));
+}
+
+Status GrpcClient::PullForStep(std::span<float> values, const Commit& commit) {
+  FrameHeader header = Header();
+  header.set_bounded(spec_.consistency.bounded());
+  if (commit.round() != 0) {
+    *header.mutable_commit() = commit;
+  }
+  std::vector<FrameRequest> requests;
+  for (int s = 0; s < spec_.servers; ++s) {
+    AddPulls(s, /*everything=*/false, header, &requests);
+  }
+  return link_->Run(requests, Into(values, {}));
 }
 
 Status GrpcClient::PullState(std::span<float> values, std::span<const std::span<float>> slots) {
   const int copies = 1 + static_cast<int>(slots.size());
-  std::vector<FrameCall> calls;
+  std::vector<FrameRequest> requests;
   for (int s = 0; s < spec_.servers; ++s) {
-    for (const std::vector<int>& frame : PackFrames(chunks_, s, kMaxPayloadBytes, copies)) {
-      FrameHeader header = Header();
+    for (const std::vector<int>& frame : PackFrames(chunks_, s, kFrameBytes, copies)) {
+      FrameHeader& header =
+          requests.emplace_back(FrameRequest{s, FrameMethod::kPull, Header(), {}}).header;
       header.set_slots(!slots.empty());
       for (const int c : frame) {
         header.add_chunks(static_cast<std::uint32_t>(c));
         header.add_versions(0);
       }
-      calls.push_back({s, Assemble(header, {})});
     }
   }
-  return exchange_.Run("Pull", std::move(calls),
-                       [&](int, ReceivedFrame& reply) { return Store(reply, values, slots); });
+  return link_->Run(requests, Into(values, slots));
 }
 
 Status GrpcClient::Push(const Gradient& gradient, std::span<float> values) {
   const bool empty = gradient.round.has_value() && gradient.weight == 0;
-  std::vector<FrameCall> calls;
+  const bool bounded = spec_.consistency.bounded();
+  staleness_ = 0;
+  late_ = false;
+  std::vector<FrameRequest> requests;
   for (int s = 0; s < spec_.servers; ++s) {
-    for (const std::vector<int>& frame : PackFrames(chunks_, s, kMaxPayloadBytes)) {
-      FrameHeader header = Header();
+    const std::size_t before = requests.size();
+    for (const std::vector<int>& frame : PackFrames(chunks_, s, kFrameBytes)) {
+      FrameRequest& request =
+          requests.emplace_back(FrameRequest{s, FrameMethod::kPush, Header(), {}});
+      FrameHeader& header = request.header;
       header.set_sequence(++sequences_[static_cast<std::size_t>(s)]);
       header.set_weight(gradient.weight);
       header.set_clip(gradient.clip == 1 ? 0 : gradient.clip);
-      header.set_pull(!values.empty());
+      header.set_pull(!values.empty() && !bounded);
       if (gradient.round.has_value()) {
         *header.mutable_round() = *gradient.round;
       }
-      std::vector<grpc::Slice> payload;
       for (const int c : frame) {
         const Chunk& chunk = chunks_[static_cast<std::size_t>(c)];
         header.add_chunks(static_cast<std::uint32_t>(c));
         header.add_versions(versions_[static_cast<std::size_t>(c)]);
         if (!empty) {
-          payload.push_back(
-              BorrowSlice(gradient.arena.subspan(static_cast<std::size_t>(chunk.offset),
-                                                 static_cast<std::size_t>(chunk.elements)),
-                          gradient.owner));
+          request.payload.push_back(Of(chunk, gradient.arena));
         }
       }
-      calls.push_back({s, Assemble(header, std::move(payload))});
+    }
+    if (bounded && requests.size() > before) {
+      // All of the step is applied before any of it is read: who waits holds nobody up.
+      requests.back().header.set_advance(true);
+      if (!values.empty()) {
+        FrameHeader header = Header();
+        header.set_bounded(true);
+        AddPulls(s, /*everything=*/false, header, &requests);
+      }
     }
   }
-  return exchange_.Run("Push", std::move(calls), [&](int, ReceivedFrame& reply) {
-    return values.empty() ? Status() : Store(reply, values, {});
-  });
+  return link_->Run(requests, Into(values, {}));
 }
 
-Status GrpcClient::Settle(std::uint64_t round, double clip_norm) {
+Status GrpcClient::Settle(std::uint64_t round, const Commit& commit, double clip_norm) {
   std::vector<double> squares(chunks_.size(), 0);
   double weight = 0;
   for (std::size_t s = 0; s < control_.size(); ++s) {
     NormsRequest request;
     request.set_layout(fingerprint_);
     request.set_round(round);
+    *request.mutable_commit() = commit;
     NormsReply reply;
     COHORT_RETURN_IF_ERROR(Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
       return stub.Norms(context, request, &reply);
@@ -295,9 +354,36 @@ Result<StoreStats> GrpcClient::Stats() {
                                   reply.mean_staleness() * static_cast<double>(reply.updates())) /
                                      static_cast<double>(total.updates + reply.updates());
     total.updates += reply.updates();
+    total.late += reply.late();
+    total.parked += reply.parked();
+    total.max_lead = std::max<std::uint64_t>(total.max_lead, reply.max_lead());
     total.max_staleness = std::max<std::uint64_t>(total.max_staleness, reply.max_staleness());
   }
   return total;
+}
+
+Status GrpcClient::Pause() {
+  std::vector<FrameRequest> requests;
+  for (int s = 0; s < spec_.servers; ++s) {
+    requests.push_back({s, FrameMethod::kPause, Header(), {}});
+  }
+  return link_->Run(requests, Into({}, {}));
+}
+
+Status GrpcClient::Retire(std::uint64_t incarnation) {
+  RetireRequest request;
+  request.set_client(incarnation);
+  Status first;
+  for (std::size_t s = 0; s < control_.size(); ++s) {
+    const Status status = Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
+      RetireReply reply;
+      return stub.Retire(context, request, &reply);
+    });
+    if (first.ok()) {
+      first = status;
+    }
+  }
+  return first;
 }
 
 Status GrpcClient::Drain() {

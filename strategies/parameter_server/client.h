@@ -34,10 +34,9 @@ struct ClientOptions {
 // difference by which the value moves (asynchronous) or the new value (synchronous).
 struct Gradient {
   std::span<const float> arena;
-  std::shared_ptr<const void> owner;  // of the arena: this client and gRPC's write queues
-  double weight = 1;                  // what the gradient is divided by; under rounds, of this part
-  double clip = 1;                    // and multiplied by; asynchronous only
-  std::optional<Round> round;         // synchronous application only
+  double weight = 1;           // what the gradient is divided by; under rounds, of this part
+  double clip = 1;             // and multiplied by; asynchronous only
+  std::optional<Round> round;  // synchronous application only
 };
 
 class Client {
@@ -52,13 +51,25 @@ class Client {
                         std::uint64_t version) = 0;
   // Brings the chunks that are newer than this client's last copy; or all of them.
   virtual Status Pull(std::span<float> values, bool everything) = 0;
+  // The same for a worker's step: under bounded staleness when they are fresh (clock_table.h), with
+  // backup workers after `commit` has been applied.
+  virtual Status PullForStep(std::span<float> values, const Commit& commit) = 0;
   virtual Status PullState(std::span<float> values, std::span<const std::span<float>> slots) = 0;
   // Sends a gradient computed from this client's last copy. `values`, unless empty, gets what the
-  // servers have afterwards. On an error some servers may have applied their part.
+  // servers have afterwards; under bounded staleness, when that is fresh. On an error some servers
+  // may have applied their part.
   virtual Status Push(const Gradient& gradient, std::span<float> values) = 0;
-  // For a round that is complete, where the optimizer clips by the norm of the whole gradient: has
-  // every server apply its sums. Every worker may call; the first counts.
-  virtual Status Settle(std::uint64_t round, double clip_norm) = 0;
+  // The greatest staleness that the servers found in the last Push; and whether it came too late.
+  virtual std::uint64_t staleness() const = 0;
+  virtual bool late() const = 0;
+  // Nobody waits for this client until its next step.
+  virtual Status Pause() = 0;
+  // From any thread: no server waits for `incarnation`, or takes anything of it, any more.
+  virtual Status Retire(std::uint64_t incarnation) = 0;
+  // For a round that is complete, or that `commit` completes, where the optimizer clips by the norm
+  // of the whole gradient: has every server apply its sums. Every worker may call; the first
+  // counts.
+  virtual Status Settle(std::uint64_t round, const Commit& commit, double clip_norm) = 0;
   // The least version of this client's copy: updates that all of it has seen.
   virtual std::uint64_t version() const = 0;
   // Over all servers.

@@ -25,13 +25,20 @@ void Coordinator::Open(std::int64_t step) {
         expected.insert(task);
       }
     }
-    rounds_.emplace(static_cast<std::uint64_t>(step), std::move(expected));
+    rounds_.emplace(static_cast<std::uint64_t>(step), std::move(expected), options_.backup_workers);
   }
   changed_.notify_all();
 }
 
+void Coordinator::Gone(std::uint64_t incarnation) const {
+  if (options_.on_gone && incarnation != 0) {
+    options_.on_gone(incarnation);
+  }
+}
+
 Status Coordinator::Attach(const Sender& sender) {
-  const std::lock_guard lock(mutex_);
+  std::uint64_t gone = 0;
+  std::unique_lock lock(mutex_);
   const auto found = workers_.find(sender.task);
   if (found == workers_.end()) {
     return FailedPrecondition(sender.task.ToString() + " is not a worker of this job");
@@ -44,10 +51,13 @@ Status Coordinator::Attach(const Sender& sender) {
     if (worker.phase != Phase::kExpected) {
       options_.log.Info(sender.task.ToString() + " is back");
     }
+    gone = worker.incarnation;
     worker = {.phase = Phase::kAttached, .incarnation = sender.incarnation};
   }
   lonely_since_.reset();
   changed_.notify_all();
+  lock.unlock();
+  Gone(gone);
   return {};
 }
 
@@ -177,7 +187,7 @@ Result<SplitReply> Coordinator::NextSplit(const Sender& sender, const EpochKey& 
         ReportIfOver(key, *epoch);
         return SplitReply{.progress = Progress::kOver};
       }
-      if (const std::optional<Split> split = epoch->splits->Next(sender.task)) {
+      if (const std::optional<Split> split = epoch->splits->Next(sender.task, cutting_)) {
         return SplitReply{.progress = Progress::kGo, .split = *split};
       }
     }
@@ -185,6 +195,23 @@ Result<SplitReply> Coordinator::NextSplit(const Sender& sender, const EpochKey& 
       return SplitReply{};
     }
   }
+}
+
+void Coordinator::Acknowledge(const TaskId& worker, const EpochKey& key,
+                              const FinishedSplit& finished) {
+  {
+    const std::lock_guard lock(mutex_);
+    const auto epoch = epochs_.find(key);
+    if (epoch == epochs_.end() || !epoch->second.splits.has_value()) {
+      return;
+    }
+    if (epoch->second.splits->Finish(worker, finished.id)) {
+      epoch->second.steps += finished.steps;
+      epoch->second.sums.Add(finished.sums);
+    }
+    ReportIfOver(key, epoch->second);
+  }
+  changed_.notify_all();
 }
 
 Result<RoundReply> Coordinator::JoinRound(const Sender& sender, const EpochKey& key,
@@ -255,16 +282,18 @@ void Coordinator::Release(const TaskId& worker, const Status& why) {
 }
 
 Status Coordinator::Done(const Sender& sender) {
-  const std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
   COHORT_RETURN_IF_ERROR(CheckSender(sender));
   workers_[sender.task].phase = Phase::kDone;
   Release(sender.task, Aborted("it has left"));
   changed_.notify_all();
+  lock.unlock();
+  Gone(sender.incarnation);
   return {};
 }
 
 void Coordinator::Lost(const TaskId& task, const Status& why) {
-  const std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
   const auto worker = workers_.find(task);
   if (worker == workers_.end() || worker->second.phase == Phase::kDone ||
       worker->second.phase == Phase::kLost) {
@@ -280,6 +309,73 @@ void Coordinator::Lost(const TaskId& task, const Status& why) {
     lonely_since_ = std::chrono::steady_clock::now();
   }
   changed_.notify_all();
+  const std::uint64_t gone = worker->second.incarnation;
+  lock.unlock();
+  Gone(gone);
+}
+
+bool Coordinator::UnderWay() const {
+  if (rounds_.has_value() && rounds_->running()) {
+    return true;
+  }
+  // Of an epoch that everybody has left, nobody finishes the rest.
+  return !epochs_.empty() && epochs_.rbegin()->second.splits.has_value() &&
+         !epochs_.rbegin()->second.splits->idle();
+}
+
+Result<std::optional<Coordinator::Cut>> Coordinator::BeginCut(Duration wait) {
+  const Deadline deadline = DeadlineAfter(wait);
+  std::unique_lock lock(mutex_);
+  Require(rounds_.has_value(), "a cut after Open");
+  cutting_ = true;
+  rounds_->Hold(true);
+  changed_.notify_all();  // what was returned is taken at once
+  while (UnderWay()) {
+    COHORT_RETURN_IF_ERROR(failure_);
+    COHORT_RETURN_IF_ERROR(CheckLonely());
+    if (!Pause(lock, deadline)) {
+      return std::optional<Cut>();
+    }
+  }
+  Cut cut;
+  if (!epochs_.empty()) {
+    const auto& [key, epoch] = *epochs_.rbegin();
+    const DatasetInfo& info = *datasets_[static_cast<std::size_t>(key.dataset)];
+    cut.epoch = key;
+    cut.batch = epoch.splits.has_value()
+                    ? (epoch.splits->position() + info.batch_size - 1) / info.batch_size
+                    : rounds_->next_batch(key);
+  }
+  return std::optional(cut);
+}
+
+void Coordinator::EndCut() {
+  {
+    const std::lock_guard lock(mutex_);
+    cutting_ = false;
+    rounds_->Hold(false);
+  }
+  changed_.notify_all();
+}
+
+std::uint64_t Coordinator::LastRound(RoundCommit* commit) const {
+  const std::lock_guard lock(mutex_);
+  if (!rounds_.has_value()) {
+    return 0;
+  }
+  *commit = rounds_->last_total().commit;
+  return rounds_->last_round();
+}
+
+Coordinator::Advance Coordinator::advance() const {
+  const std::lock_guard lock(mutex_);
+  Advance advance;
+  for (const auto& [key, epoch] : epochs_) {
+    const EpochCoverage coverage = CoverageOf(key, epoch);
+    advance.steps += coverage.steps;
+    advance.epochs += coverage.seen == coverage.examples ? 1 : 0;
+  }
+  return advance;
 }
 
 bool Coordinator::OverLocked() const {
@@ -332,6 +428,7 @@ EpochCoverage Coordinator::CoverageOf(const EpochKey& key, const Epoch& epoch) c
         std::min((epoch.first_batch + applied) * info.batch_size, info.examples) - first;
     coverage.pieces = applied;
     coverage.reissued = rounds_->superseded();
+    coverage.dropped = rounds_->dropped();
     coverage.steps = applied;
     sums = rounds_->sums(key);
   }

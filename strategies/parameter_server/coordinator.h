@@ -10,6 +10,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -61,7 +62,7 @@ struct RoundReply {
 };
 struct FinishReply {
   Progress progress = Progress::kWait;  // kOver: superseded
-  RoundSums total;
+  RoundTotal total;
 };
 struct ClosureReply {
   Progress progress = Progress::kWait;
@@ -72,6 +73,9 @@ struct CoordinatorOptions {
   std::vector<TaskId> workers;
   // How long a job without any worker waits for one to come back.
   std::chrono::milliseconds rejoin_timeout{300'000};
+  int backup_workers = 0;  // of rounds
+  // A worker's process that is done, lost or replaced: nothing more of it counts. From any thread.
+  std::function<void(std::uint64_t incarnation)> on_gone;
   Log log;
 };
 
@@ -90,6 +94,9 @@ class Coordinator {
   Result<SplitReply> NextSplit(const Sender& sender, const EpochKey& epoch,
                                std::int64_t first_batch, const FinishedSplit& finished,
                                Duration wait);
+  // What NextSplit does first: the split is finished. Repetitions, and splits of others, are
+  // ignored.
+  void Acknowledge(const TaskId& worker, const EpochKey& epoch, const FinishedSplit& finished);
   Result<RoundReply> JoinRound(const Sender& sender, const EpochKey& epoch,
                                std::int64_t first_batch, Duration wait);
   Result<FinishReply> FinishRound(const Sender& sender, std::uint64_t round, int attempt,
@@ -113,6 +120,24 @@ class Coordinator {
   void CloseFunctions();
   // The job has failed: Schedule, Join and Fetch no longer wait.
   void Fail(const Status& why);
+
+  // A point between two updates: everything before (epoch, batch) is done, nothing after has begun.
+  struct Cut {
+    EpochKey epoch;
+    std::int64_t batch = 0;
+  };
+  // Hands out nothing new until EndCut, and waits until what was handed out is finished. Nothing:
+  // the time is over, call again.
+  Result<std::optional<Cut>> BeginCut(Duration wait);
+  void EndCut();
+  // The last synchronous round that is complete; 0: none. Servers may have to be told yet.
+  std::uint64_t LastRound(RoundCommit* commit) const;
+  // Steps that workers have finished, and epochs that are over.
+  struct Advance {
+    std::int64_t steps = 0;
+    std::int64_t epochs = 0;
+  };
+  Advance advance() const;
 
   // Waits until every worker is done or lost and at least one is done (true), or the time is over
   // (false). Unavailable if there has been no worker for rejoin_timeout.
@@ -144,11 +169,13 @@ class Coordinator {
   Status CheckSender(const Sender& sender) const;
   Result<Epoch*> FindEpoch(const EpochKey& key, std::int64_t first_batch, bool rounds);
   void Release(const TaskId& worker, const Status& why);
+  void Gone(std::uint64_t incarnation) const;  // without the lock
   Status CheckLonely() const;
   template <typename Ready>
   Status Await(std::unique_lock<std::mutex>& lock, Deadline deadline, const char* what,
                const Ready& ready);
   bool OverLocked() const;
+  bool UnderWay() const;
   EpochCoverage CoverageOf(const EpochKey& key, const Epoch& epoch) const;
   void ReportIfOver(const EpochKey& key, Epoch& epoch);
 
@@ -161,6 +188,7 @@ class Coordinator {
   std::optional<RoundTable> rounds_;      // from Open on
   std::optional<ClosureQueue> closures_;  // from OpenFunctions on
   bool closures_closed_ = false;
+  bool cutting_ = false;
   Status failure_;
   std::optional<Deadline> lonely_since_;
   Status last_loss_;
@@ -189,8 +217,8 @@ class CoordinatorClient {
   virtual Result<std::optional<RoundPart>> JoinRound(const EpochKey& epoch,
                                                      std::int64_t first_batch) = 0;
   // The sums of the whole round. Nothing: superseded.
-  virtual Result<std::optional<RoundSums>> FinishRound(const RoundPart& part,
-                                                       const RoundSums& sums) = 0;
+  virtual Result<std::optional<RoundTotal>> FinishRound(const RoundPart& part,
+                                                        const RoundSums& sums) = 0;
   // Nothing: there will be no more.
   virtual Result<std::optional<Closure>> NextClosure() = 0;
   virtual Status FinishClosure(std::int64_t id, const Result<std::string>& outcome) = 0;

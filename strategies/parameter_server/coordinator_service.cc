@@ -25,6 +25,20 @@ RoundSums SumsOf(double loss_sum, double weight,
           .metric_sums = {metric_sums.begin(), metric_sums.end()}};
 }
 
+Commit ToMessage(const RoundCommit& commit) {
+  Commit message;
+  message.set_round(commit.round);
+  message.set_attempt(static_cast<std::uint32_t>(commit.attempt));
+  message.mutable_winners()->Assign(commit.winners.begin(), commit.winners.end());
+  return message;
+}
+
+RoundCommit CommitOf(const Commit& from) {
+  return {.round = from.round(),
+          .attempt = static_cast<int>(from.attempt()),
+          .winners = {from.winners().begin(), from.winners().end()}};
+}
+
 FinishedSplit FinishedOf(const NextSplitRequest& request) {
   return {.id = request.finished(),
           .steps = request.steps(),
@@ -85,6 +99,7 @@ class Service final : public Coordination::Service {
       round->set_part(static_cast<std::uint32_t>(got.part.part));
       round->set_parts(static_cast<std::uint32_t>(got.part.parts));
       reply->set_batch(got.part.batch);
+      *reply->mutable_previous() = ToMessage(got.part.previous);
       return {};
     });
   }
@@ -104,6 +119,7 @@ class Service final : public Coordination::Service {
       reply->set_weight(got.total.weight);
       reply->mutable_metric_sums()->Assign(got.total.metric_sums.begin(),
                                            got.total.metric_sums.end());
+      *reply->mutable_commit() = ToMessage(got.total.commit);
       return {};
     });
   }
@@ -248,11 +264,12 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
                                      .part = static_cast<int>(reply.round().part()),
                                      .parts = static_cast<int>(reply.round().parts()),
                                      .epoch = epoch,
-                                     .batch = reply.batch()});
+                                     .batch = reply.batch(),
+                                     .previous = CommitOf(reply.previous())});
   }
 
-  Result<std::optional<RoundSums>> FinishRound(const RoundPart& part,
-                                               const RoundSums& sums) override {
+  Result<std::optional<RoundTotal>> FinishRound(const RoundPart& part,
+                                                const RoundSums& sums) override {
     FinishRoundRequest request;
     *request.mutable_sender() = self_;
     request.set_round(part.round);
@@ -266,9 +283,10 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
           Call([&](grpc::ClientContext* c) { return stub_->FinishRound(c, request, &reply); }));
     } while (reply.kind() == FinishRoundReply::WAIT);
     if (reply.kind() == FinishRoundReply::SUPERSEDED) {
-      return std::optional<RoundSums>();
+      return std::optional<RoundTotal>();
     }
-    return std::optional(SumsOf(reply.loss_sum(), reply.weight(), reply.metric_sums()));
+    return std::optional<RoundTotal>(
+        {SumsOf(reply.loss_sum(), reply.weight(), reply.metric_sums()), CommitOf(reply.commit())});
   }
 
   Result<std::optional<Closure>> NextClosure() override {

@@ -41,9 +41,14 @@ class SplitDataset final : public DistributedDataset {
         iterator_.reset();
       }
       // The steps of the last split are done: its pushes stand in the servers.
+      COHORT_RETURN_IF_ERROR(feed_.idle());
+      const EpochKey epoch{.dataset = number_, .epoch = epoch_};
+      const FinishedSplit finished = feed_.finished(std::exchange(split_.id, 0));
+      if (feed_.save) {
+        COHORT_RETURN_IF_ERROR(feed_.save(epoch, finished));
+      }
       const Result<std::optional<Split>> answer =
-          feed_.coordinator->NextSplit({.dataset = number_, .epoch = epoch_}, first_batch_,
-                                       feed_.finished(std::exchange(split_.id, 0)));
+          feed_.coordinator->NextSplit(epoch, first_batch_, finished);
       if (!answer.ok()) {
         return feed_.explain(answer.status());
       }
@@ -88,6 +93,9 @@ class RoundDataset final : public DistributedDataset {
 
   NextBatch Next() override {
     Require(epoch_ >= 0, "Next after BeginEpoch");
+    if (feed_.save) {
+      COHORT_RETURN_IF_ERROR(feed_.save({.dataset = number_, .epoch = epoch_}, {}));
+    }
     const Result<std::optional<RoundPart>> answer =
         feed_.coordinator->JoinRound({.dataset = number_, .epoch = epoch_}, first_batch_);
     if (!answer.ok()) {

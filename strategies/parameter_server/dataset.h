@@ -15,7 +15,11 @@ namespace cohort::ps {
 // What a data set for workers needs of the strategy; outlives the data set.
 struct Feed {
   CoordinatorClient* coordinator = nullptr;
-  std::function<void()> begin;                             // an epoch begins
+  std::function<void()> begin;   // an epoch begins
+  std::function<Status()> idle;  // between two splits
+  // In a process that trains and hands out: between two splits or rounds, after the last one was
+  // acknowledged. Else empty.
+  std::function<Status(const EpochKey& epoch, const FinishedSplit& finished)> save;
   std::function<Status()> end;                             // an epoch is over for this worker
   std::function<FinishedSplit(std::int64_t id)> finished;  // with the steps since the last call
   std::function<void(const RoundPart&)> round;   // the batch that Next returns is this part

@@ -7,7 +7,6 @@ namespace {
 
 constexpr unsigned char kHeaderTag = (1 << 3) | 2;  // field 1, length-delimited
 constexpr unsigned char kPayloadTag = (15 << 3) | 2;
-constexpr std::size_t kMaxHeaderBytes = std::size_t{4} << 20;
 
 void AppendVarint(std::string& out, std::uint64_t value) {
   while (value >= 0x80) {

@@ -14,6 +14,7 @@
 namespace cohort::ps {
 
 inline constexpr std::int64_t kMaxPayloadBytes = std::int64_t{4} << 20;
+inline constexpr std::size_t kMaxHeaderBytes = std::size_t{4} << 20;
 // What a receiver accepts: payloads with the slots of a chunk, and the header.
 inline constexpr int kMaxMessageBytes = 64 << 20;
 

@@ -108,8 +108,12 @@ Result<std::unique_ptr<cohort::Coordinator>> OpenFunctions(Coordinator& state,
   return std::make_unique<FunctionCoordinator>(state, options);
 }
 
-Status RunFunctions(CoordinatorClient& coordinator, const Functions& functions) {
+Status RunFunctions(CoordinatorClient& coordinator, const Functions& functions,
+                    const std::function<Status()>& idle) {
   for (;;) {
+    if (idle) {
+      COHORT_RETURN_IF_ERROR(idle());
+    }
     COHORT_ASSIGN_OR_RETURN(const std::optional<Closure> closure, coordinator.NextClosure());
     if (!closure.has_value()) {
       return {};

@@ -17,6 +17,8 @@ Result<std::unique_ptr<cohort::Coordinator>> OpenFunctions(Coordinator& state,
                                                            const ScheduleOptions& options);
 
 // Until the coordinator ends. Errors are those of `coordinator`.
-Status RunFunctions(CoordinatorClient& coordinator, const Functions& functions);
+// `idle`: runs before each wait for a call.
+Status RunFunctions(CoordinatorClient& coordinator, const Functions& functions,
+                    const std::function<Status()>& idle = {});
 
 }  // namespace cohort::ps

@@ -1,7 +1,10 @@
 #include "parameter_server/job.h"
 
 #include <algorithm>
+#include <condition_variable>
 #include <cstring>
+#include <deque>
+#include <thread>
 #include <utility>
 
 #include "parameter_server/wire.h"
@@ -35,6 +38,14 @@ Status CheckConfig(const ClusterConfig& config, const StrategyOptions& options) 
   if (!cluster.Contains(config.task)) {
     return InvalidArgument(config.task.ToString() + " is no task of the cluster");
   }
+  const Consistency& consistency = options.consistency;
+  const int workers = cluster.Count(TaskType::kWorker);
+  if (consistency.staleness < 0 || consistency.backup_workers < 0 ||
+      consistency.backup_workers >= workers) {
+    return InvalidArgument("consistency " + consistency.ToString() + " with " +
+                           std::to_string(workers) +
+                           " workers [fewer backup workers than workers, and no negative number]");
+  }
   if (options.num_devices != 1) {
     return InvalidArgument("parameter_server trains one replica per worker, num_devices is " +
                            std::to_string(options.num_devices) + " [start more workers instead]");
@@ -44,11 +55,62 @@ Status CheckConfig(const ClusterConfig& config, const StrategyOptions& options) 
 
 }  // namespace
 
+// Tells the servers of workers that are gone, on a thread of its own: who reports them must not
+// wait for servers, and who trains is not there to do it.
+class Retirements {
+ public:
+  explicit Retirements(Client& client) : client_(client) {
+    thread_ = std::thread([this] { Run(); });
+  }
+  ~Retirements() {
+    {
+      const std::lock_guard lock(mutex_);
+      stopped_ = true;
+    }
+    changed_.notify_all();
+    thread_.join();
+  }
+  void Add(std::uint64_t incarnation) {
+    {
+      const std::lock_guard lock(mutex_);
+      waiting_.push_back(incarnation);
+    }
+    changed_.notify_all();
+  }
+
+ private:
+  void Run() {
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      changed_.wait(lock, [this] { return stopped_ || !waiting_.empty(); });
+      if (stopped_) {
+        return;
+      }
+      const std::uint64_t incarnation = waiting_.front();
+      waiting_.pop_front();
+      lock.unlock();
+      // A server that cannot be told is lost, and ends the job.
+      (void)client_.Retire(incarnation);
+      lock.lock();
+    }
+  }
+
+  Client& client_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<std::uint64_t> waiting_;
+  bool stopped_ = false;
+  std::thread thread_;
+};
+
+Job::~Job() = default;
+
 Job::Job(ClusterConfig config, const StrategyOptions& options)
     : config_(std::move(config)),
       join_timeout_(options.join_timeout),
       heartbeat_timeout_(options.heartbeat_timeout),
       log_(options.log),
+      backup_workers_(options.consistency.backup_workers),
       chief_(config_.cluster.Chief()),
       workers_(config_.cluster.TrainingTasks()),
       num_servers_(config_.cluster.Count(TaskType::kPs)) {}
@@ -79,7 +141,11 @@ Status Job::StartServices() {
   }
   if (is_chief()) {
     coordinator_ = std::make_unique<Coordinator>(
-        CoordinatorOptions{.workers = workers_, .rejoin_timeout = join_timeout_, .log = log_});
+        CoordinatorOptions{.workers = workers_,
+                           .rejoin_timeout = join_timeout_,
+                           .backup_workers = backup_workers_,
+                           .on_gone = [this](std::uint64_t incarnation) { Gone(incarnation); },
+                           .log = log_});
     COHORT_ASSIGN_OR_RETURN(
         coordinator_server_,
         CoordinatorServer::Start(ListenAddress(WithPort(config_.cluster.Address(config_.task), 0)),
@@ -158,6 +224,13 @@ Status Job::FindServices() {
   return Explain(coordinator_client_->Attach());
 }
 
+void Job::Gone(std::uint64_t incarnation) {
+  const std::lock_guard lock(failure_mutex_);
+  if (retirements_ != nullptr) {
+    retirements_->Add(incarnation);
+  }
+}
+
 void Job::Fail(const Status& why) {
   const std::lock_guard lock(failure_mutex_);
   if (failure_.ok()) {
@@ -206,11 +279,18 @@ Status Job::Leave() {
     if (trains()) {
       COHORT_RETURN_IF_ERROR(Coordinate());  // until the other workers are done too
     }
+    StopRetirements();
     if (client_ != nullptr) {
       COHORT_RETURN_IF_ERROR(Explain(client_->Drain()));
     }
   }
   return coordination_->Shutdown();
+}
+
+void Job::StopRetirements() {
+  std::unique_ptr<Retirements> stopped;
+  const std::lock_guard lock(failure_mutex_);
+  stopped = std::move(retirements_);
 }
 
 Client& Job::Connect(const ModelSpec& spec) {
@@ -228,6 +308,9 @@ Client& Job::Connect(const ModelSpec& spec) {
   }
   if (!failure_.ok() && row_client_ != nullptr) {
     row_client_->Abort(failure_);
+  }
+  if (is_chief()) {
+    retirements_ = std::make_unique<Retirements>(*client_);
   }
   return *client_;
 }
@@ -252,7 +335,8 @@ Status Job::ServeVariables() {
   log_.Info(config_.task.ToString() + " served " + std::to_string(stats.pushes) + " pushes (" +
             std::to_string(stats.duplicates) + " repeated, " + std::to_string(stats.rejected) +
             " rejected), staleness mean " + std::to_string(stats.mean_staleness) + ", at most " +
-            std::to_string(stats.max_staleness));
+            std::to_string(stats.max_staleness) + "; " + std::to_string(stats.late) +
+            " parts too late, " + std::to_string(stats.parked) + " reads parked");
   if (const RowStoreStats rows = server_->rows().stats(); rows.pulls + rows.pushes > 0) {
     log_.Info(config_.task.ToString() + " holds " + std::to_string(rows.rows) + " rows in " +
               std::to_string(rows.row_bytes >> 20) + " MiB; " + std::to_string(rows.pulls) +
@@ -263,13 +347,33 @@ Status Job::ServeVariables() {
   return {};
 }
 
-Status Job::Coordinate() {
+Status Job::BetweenUpdates(const std::function<Status(const Coordinator::Cut& cut)>& fn) {
+  for (;;) {
+    Result<std::optional<Coordinator::Cut>> cut = coordinator_->BeginCut(kLook);
+    Status status = cut.status();
+    if (status.ok() && cut->has_value()) {
+      status = fn(**cut);
+    } else if (status.ok()) {
+      status = coordination_->failure();
+      if (status.ok()) {
+        continue;
+      }
+    }
+    coordinator_->EndCut();
+    return status;
+  }
+}
+
+Status Job::Coordinate(const std::function<Status()>& look) {
   for (;;) {
     COHORT_ASSIGN_OR_RETURN(const bool over, coordinator_->WaitOver(kLook));
     if (over) {
       return {};
     }
     COHORT_RETURN_IF_ERROR(coordination_->failure());
+    if (look) {
+      COHORT_RETURN_IF_ERROR(look());
+    }
   }
 }
 

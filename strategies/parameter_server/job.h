@@ -9,6 +9,7 @@
 
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -27,8 +28,12 @@
 
 namespace cohort::ps {
 
+class Retirements;
+
 class Job {
  public:
+  ~Job();
+
   // Blocks until all processes have met.
   static Result<std::unique_ptr<Job>> Join(const ClusterConfig& config,
                                            const StrategyOptions& options);
@@ -60,8 +65,10 @@ class Job {
 
   // In a server: until the job is over.
   Status ServeVariables();
-  // In the chief: until the workers are done.
-  Status Coordinate();
+  // In the chief: until the workers are done. `look`: a few times a second meanwhile.
+  Status Coordinate(const std::function<Status()>& look = {});
+  // In the chief, with nothing under way: fn, between two updates.
+  Status BetweenUpdates(const std::function<Status(const Coordinator::Cut& cut)>& fn);
   // Leaves in order. A worker may at any time; the chief ends the servers.
   Status Leave();
 
@@ -73,11 +80,14 @@ class Job {
   Status Publish();
   Status FindServices();
   void Fail(const Status& why);
+  void Gone(std::uint64_t incarnation);  // a worker's process
+  void StopRetirements();
 
   const ClusterConfig config_;
   const std::chrono::milliseconds join_timeout_;
   const std::chrono::milliseconds heartbeat_timeout_;
   const Log log_;
+  const int backup_workers_;
   const TaskId chief_;
   const std::vector<TaskId> workers_;
   const int num_servers_;
@@ -96,6 +106,7 @@ class Job {
   std::unique_ptr<Client> client_;
   std::unique_ptr<RowClient> row_client_;
   std::unique_ptr<CoordinatorClient> coordinator_client_;
+  std::unique_ptr<Retirements> retirements_;  // in the chief
   // Last: its callbacks use the above.
   std::unique_ptr<CoordinationClient> coordination_;
 };

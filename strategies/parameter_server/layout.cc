@@ -11,15 +11,15 @@ std::string ParameterSpec::ToString() const {
   return name + " " + shape.ToString() + (trainable ? "" : " (not trainable)");
 }
 
-ModelSpec ModelSpec::Of(const ParameterSet& parameters, std::string optimizer, bool synchronous,
-                        int servers) {
+ModelSpec ModelSpec::Of(const ParameterSet& parameters, std::string optimizer,
+                        const Consistency& consistency, int servers) {
   ModelSpec spec;
   for (int p = 0; p < parameters.size(); ++p) {
     const ParameterSet::Parameter& from = parameters[p];
     spec.parameters.push_back({from.name, from.shape, from.trainable, from.offset});
   }
   spec.optimizer = std::move(optimizer);
-  spec.synchronous = synchronous;
+  spec.consistency = consistency;
   spec.servers = servers;
   spec.tables = parameters.tables();
   for (TableSpec& table : spec.tables) {
@@ -31,7 +31,7 @@ ModelSpec ModelSpec::Of(const ParameterSet& parameters, std::string optimizer, b
 }
 
 std::uint64_t ModelSpec::Fingerprint() const {
-  std::uint64_t digest = Hash64(optimizer, synchronous ? 1 : 0);
+  std::uint64_t digest = Hash64(optimizer + ' ' + consistency.ToString());
   digest = Hash64(std::to_string(servers), digest);
   for (const ParameterSpec& parameter : parameters) {
     digest = Hash64(parameter.ToString(), digest);
@@ -72,11 +72,11 @@ Status ModelSpec::Compare(const ModelSpec& other, const std::string& who) const 
     return FailedPrecondition("optimizer differs: declared " + optimizer + ", " + who + " has " +
                               other.optimizer + hint);
   }
-  if (synchronous != other.synchronous || servers != other.servers) {
+  if (consistency != other.consistency || servers != other.servers) {
     return FailedPrecondition("mode differs: declared " + std::to_string(servers) + " servers, " +
-                              (synchronous ? "synchronous" : "asynchronous") + "; " + who +
-                              " has " + std::to_string(other.servers) + ", " +
-                              (other.synchronous ? "synchronous" : "asynchronous") + hint);
+                              consistency.ToString() + "; " + who + " has " +
+                              std::to_string(other.servers) + ", " + other.consistency.ToString() +
+                              hint);
   }
   return {};
 }

@@ -13,6 +13,7 @@
 #include <cohort/core/status.h>
 #include <cohort/core/tensor.h>
 #include <cohort/optim/parameter_set.h>
+#include <cohort/strategies/consistency.h>
 
 namespace cohort::ps {
 
@@ -31,13 +32,13 @@ struct ParameterSpec {
 struct ModelSpec {
   std::vector<ParameterSpec> parameters;
   std::string optimizer;  // Optimizer::config()
-  bool synchronous = false;
+  Consistency consistency;
   int servers = 1;
   std::vector<TableSpec> tables;
 
   // Tables that name no optimizer get `optimizer`.
-  static ModelSpec Of(const ParameterSet& parameters, std::string optimizer, bool synchronous,
-                      int servers);
+  static ModelSpec Of(const ParameterSet& parameters, std::string optimizer,
+                      const Consistency& consistency, int servers);
   std::uint64_t Fingerprint() const;
   // OK if `other` is the same model; else FailedPrecondition with the first difference, in which
   // this spec is "declared" and `other` is `who`'s.

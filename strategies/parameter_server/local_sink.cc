@@ -35,8 +35,6 @@ void LocalSink::End() {
   stream_ = nullptr;
 }
 
-std::shared_ptr<const void> LocalSink::owner() const { return std::make_shared<Tensor>(arena_); }
-
 double LocalSink::SquaredNorm() const {
   double sum = 0;
   for (int p = 0; p < parameters_.size(); ++p) {

@@ -27,8 +27,6 @@ class LocalSink final : public GradientSink {
   void End();
   double weight() const { return weight_; }
   std::span<float> arena() const { return arena_.data<float>(); }
-  // Keeps the arena's memory.
-  std::shared_ptr<const void> owner() const;
   double SquaredNorm() const;  // over the trainable parameters
   // What the pass had for the tables.
   std::vector<RowClient::Gradients> rows() const;

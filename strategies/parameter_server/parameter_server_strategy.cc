@@ -60,7 +60,7 @@ class Implementation final : public ParameterServerStrategy {
   const ClusterConfig& cluster() const override { return job_->config(); }
   bool is_chief() const override { return job_->is_chief(); }
   int num_replicas_in_sync() const override {
-    return options_.synchronous_parameter_server ? static_cast<int>(job_->workers().size()) : 1;
+    return options_.consistency.synchronous() ? static_cast<int>(job_->workers().size()) : 1;
   }
   int num_local_replicas() const override { return 1; }
   bool trains() const override { return job_->trains(); }
@@ -101,6 +101,12 @@ class Implementation final : public ParameterServerStrategy {
   Status PushState() override;
   Status SaveTable(int table, FileSystem& files, const std::string& path) override;
   Status LoadTable(int table, FileSystem& files, const std::string& path) override;
+  bool SaveBetweenUpdates(SavePlan plan) override {
+    if (is_chief()) {
+      plan_ = std::move(plan);
+    }
+    return true;
+  }
 
   Status Barrier(std::string_view /*name*/) override { return {}; }
   void ReportError(const Status& error) override { job_->ReportError(error); }
@@ -113,6 +119,7 @@ class Implementation final : public ParameterServerStrategy {
     return is_chief() ? std::as_const(*job_).coordinator()->coverage()
                       : std::vector<EpochCoverage>();
   }
+  const Consistency& consistency() const override { return options_.consistency; }
   Result<ParameterServerStats> stats() override;
 
  private:
@@ -121,6 +128,10 @@ class Implementation final : public ParameterServerStrategy {
   Result<Mirrored<Tensor>> Local(const PerReplica<Tensor>& value) const;
 
   void OpenData();
+  Status Idle();
+  Status SaveIfDue();
+  Status FinishLastRound();
+  Status CatchUp(const ps::RoundCommit& commit);
   Status Refresh(bool everything);
   // The result of one pass over `part`, which leaves gradients in sink_ if `train`.
   Result<ReplicaResult> Run(const data::Batch& part, const StepFn& fn, bool train);
@@ -153,6 +164,9 @@ class Implementation final : public ParameterServerStrategy {
   int datasets_ = 0;                    // distributed for training
   std::optional<ps::RoundPart> round_;  // of the batch that was handed out last
   ps::FinishedSplit finished_;          // what the steps of the current split came to
+  SavePlan plan_;                       // in the chief
+  ps::Coordinator::Advance saved_;      // when plan_ was carried out last
+  bool idle_ = true;                    // no step since the last piece of work began
   bool began_ = false;                  // Serve was called, or the first epoch begun
 };
 
@@ -168,16 +182,46 @@ Status Implementation::Serve() {
   }
   Require(parameters_ != nullptr, "Bind before Serve");
   OpenData();
-  COHORT_RETURN_IF_ERROR(job_->Coordinate());
+  COHORT_RETURN_IF_ERROR(job_->Coordinate([this] { return SaveIfDue(); }));
+  COHORT_RETURN_IF_ERROR(FinishLastRound());
   return Refresh(/*everything=*/true);
+}
+
+// It is complete, but the workers may not have told the servers yet, and may not live to do it.
+Status Implementation::FinishLastRound() {
+  ps::RoundCommit commit;
+  const std::uint64_t round = job_->coordinator()->LastRound(&commit);
+  if (round > 0 && options_.consistency.backup_workers > 0) {
+    return job_->Explain(CatchUp(commit));
+  }
+  if (round > 0 && optimizer_->global_clip_norm() > 0) {
+    return job_->Explain(client_->Settle(round, {}, optimizer_->global_clip_norm()));
+  }
+  return {};
+}
+
+Status Implementation::SaveIfDue() {
+  if (!plan_.save) {
+    return {};
+  }
+  const ps::Coordinator::Advance now = job_->coordinator()->advance();
+  const bool steps = plan_.every_steps > 0 && now.steps - saved_.steps >= plan_.every_steps;
+  const bool epochs = plan_.every_epochs > 0 && now.epochs - saved_.epochs >= plan_.every_epochs;
+  if (!steps && !epochs) {
+    return {};
+  }
+  return job_->BetweenUpdates([this](const ps::Coordinator::Cut& cut) -> Status {
+    saved_ = job_->coordinator()->advance();
+    return plan_.save(cut.epoch.epoch, cut.batch);
+  });
 }
 
 Result<std::unique_ptr<Coordinator>> Implementation::MakeCoordinator(
     const ScheduleOptions& options) {
-  if (!is_chief() || trains() || options_.synchronous_parameter_server) {
+  if (!is_chief() || trains() || options_.consistency.synchronous()) {
     return FailedPrecondition(
         cluster().task.ToString() +
-        (options_.synchronous_parameter_server
+        (options_.consistency.synchronous()
              ? ": functions train apart from each other, and application is synchronous [apply "
                "asynchronously]"
              : " cannot call functions: a chief that does not train does [cohort launch -n 2 --ps "
@@ -190,14 +234,15 @@ Result<std::unique_ptr<Coordinator>> Implementation::MakeCoordinator(
 }
 
 Status Implementation::ServeFunctions(const Functions& functions) {
-  if (!trains() || is_chief() || options_.synchronous_parameter_server) {
+  if (!trains() || is_chief() || options_.consistency.synchronous()) {
     return FailedPrecondition(
         cluster().task.ToString() +
         " runs no functions: workers of an asynchronous job with a chief do [cohort launch -n 2 "
         "--ps 1 --chief -- PROGRAM]");
   }
   Require(client_ != nullptr, "Bind before ServeFunctions");
-  return job_->Explain(ps::RunFunctions(*job_->coordinator_client(), functions));
+  return job_->Explain(
+      ps::RunFunctions(*job_->coordinator_client(), functions, [this] { return Idle(); }));
 }
 
 // Only now: what the chief assigned to the servers before is what training starts from.
@@ -210,10 +255,10 @@ void Implementation::OpenData() {
 Status Implementation::Bind(ParameterSet& parameters, std::unique_ptr<Optimizer> optimizer) {
   Require(parameters_ == nullptr, "Bind once");
   Require(parameters.built() && optimizer != nullptr, "built parameters and an optimizer");
-  const ps::ModelSpec spec = ps::ModelSpec::Of(
-      parameters, optimizer->config(), options_.synchronous_parameter_server, job_->num_servers());
+  const ps::ModelSpec spec =
+      ps::ModelSpec::Of(parameters, optimizer->config(), options_.consistency, job_->num_servers());
   tables_ = spec.tables;
-  if (!tables_.empty() && options_.synchronous_parameter_server) {
+  if (!tables_.empty() && options_.consistency.synchronous()) {
     return Unimplemented("sparse table \"" + tables_[0].name +
                          "\" under synchronous application [apply asynchronously, or make it a "
                          "parameter]");
@@ -275,6 +320,9 @@ Status Implementation::PullState() {
   if (client_ == nullptr) {
     return {};
   }
+  if (is_chief()) {
+    COHORT_RETURN_IF_ERROR(FinishLastRound());
+  }
   const Status status = client_->PullState(parameters_->all(), slots());
   step_ = static_cast<std::int64_t>(client_->version());
   return job_->Explain(status);
@@ -320,7 +368,10 @@ Result<ParameterServerStats> Implementation::stats() {
                               .duplicates = stats.duplicates,
                               .rejected = stats.rejected,
                               .mean_staleness = stats.mean_staleness,
-                              .max_staleness = stats.max_staleness};
+                              .max_staleness = stats.max_staleness,
+                              .late = stats.late,
+                              .parked = stats.parked,
+                              .max_lead = stats.max_lead};
 }
 
 Result<Mirrored<Tensor>> Implementation::Local(const PerReplica<Tensor>& value) const {
@@ -365,6 +416,7 @@ Result<std::unique_ptr<DistributedDataset>> Implementation::Distribute(
                         OpenData();
                       }
                     },
+                .idle = [this] { return Idle(); },
                 .end = [this] { return Refresh(/*everything=*/false); },
                 .finished =
                     [this](std::int64_t id) {
@@ -374,7 +426,13 @@ Result<std::unique_ptr<DistributedDataset>> Implementation::Distribute(
                     },
                 .round = [this](const ps::RoundPart& part) { round_ = part; },
                 .explain = [this](const Status& status) { return job_->Explain(status); }};
-  return options_.synchronous_parameter_server
+  if (is_chief()) {
+    feed.save = [this](const ps::EpochKey& epoch, const ps::FinishedSplit& finished) {
+      job_->coordinator()->Acknowledge(cluster().task, epoch, finished);
+      return job_->Explain(SaveIfDue());
+    };
+  }
+  return options_.consistency.synchronous()
              ? ps::MakeRoundDataset(dataset, number, std::move(feed))
              : ps::MakeSplitDataset(dataset, number, std::move(feed));
 }
@@ -499,9 +557,8 @@ Result<StepResult> Implementation::Step(const DistributedBatch& batch, const Ste
     fresh_ = true;
   }
   KeepFixedValues();
-  Result<StepResult> result = options_.synchronous_parameter_server
-                                  ? StepTogether(batch, fn)
-                                  : StepAlone(batch.replicas[0], fn);
+  Result<StepResult> result = options_.consistency.synchronous() ? StepTogether(batch, fn)
+                                                                 : StepAlone(batch.replicas[0], fn);
   if (!result.ok()) {
     RestoreFixedValues();
     return job_->Explain(result.status());
@@ -509,7 +566,33 @@ Result<StepResult> Implementation::Step(const DistributedBatch& batch, const Ste
   return result;
 }
 
+// Under bounded staleness nobody waits for a worker between two pieces of work, and its copy may be
+// old when it begins the next one.
+Status Implementation::Idle() {
+  const bool pause = options_.consistency.bounded() && !idle_;
+  idle_ = true;
+  return pause ? job_->Explain(client_->Pause()) : OkStatus();
+}
+
+// With the values of the round after `commit`.
+Status Implementation::CatchUp(const ps::RoundCommit& commit) {
+  ps::Commit message;
+  message.set_round(commit.round);
+  message.set_attempt(static_cast<std::uint32_t>(commit.attempt));
+  message.mutable_winners()->Assign(commit.winners.begin(), commit.winners.end());
+  if (commit.round != 0 && optimizer_->global_clip_norm() > 0) {
+    COHORT_RETURN_IF_ERROR(client_->Settle(commit.round, message, optimizer_->global_clip_norm()));
+  }
+  COHORT_RETURN_IF_ERROR(client_->PullForStep(parameters_->all(), message));
+  step_ = static_cast<std::int64_t>(client_->version());
+  return {};
+}
+
 Result<StepResult> Implementation::StepAlone(const data::Batch& part, const StepFn& fn) {
+  if (std::exchange(idle_, false) && options_.consistency.bounded()) {
+    COHORT_RETURN_IF_ERROR(CatchUp({}));
+    KeepFixedValues();
+  }
   COHORT_ASSIGN_OR_RETURN(const ReplicaResult mine, Run(part, fn, /*train=*/true));
   if (mine.weight == 0) {
     RestoreFixedValues();
@@ -526,31 +609,36 @@ Result<StepResult> Implementation::StepAlone(const data::Batch& part, const Step
   if (rows_ != nullptr) {
     COHORT_RETURN_IF_ERROR(job_->rows()->Push(sink_->rows(), step_ + 1, weight));
   }
-  COHORT_RETURN_IF_ERROR(client_->Push(
-      {.arena = sink_->arena(), .owner = sink_->owner(), .weight = weight, .clip = clip},
-      parameters_->all()));
+  COHORT_RETURN_IF_ERROR(
+      client_->Push({.arena = sink_->arena(), .weight = weight, .clip = clip}, parameters_->all()));
   step_ = static_cast<std::int64_t>(client_->version());
   const ps::RoundSums sums{mine.loss_sum, mine.weight, mine.metric_sums};
   ++finished_.steps;
   finished_.sums.Add(sums);
-  return ResultOf(sums);
+  StepResult result = ResultOf(sums);
+  result.staleness = static_cast<std::int64_t>(client_->staleness());
+  return result;
 }
 
 Result<StepResult> Implementation::StepTogether(const DistributedBatch& batch, const StepFn& fn) {
   Require(round_.has_value() && round_->epoch.epoch == batch.epoch && round_->batch == batch.index,
           "under synchronous application a step takes the batch that Next gave last");
   const ps::RoundPart part = *round_;
+  const bool elected = options_.consistency.backup_workers > 0;
+  if (elected && client_->version() + 1 != part.round) {
+    COHORT_RETURN_IF_ERROR(CatchUp(part.previous));  // late for the round before
+    KeepFixedValues();
+  }
   COHORT_ASSIGN_OR_RETURN(const ReplicaResult mine, Run(batch.replicas[0], fn, /*train=*/true));
   PutFixedValues(/*difference=*/false);
-  ps::Gradient gradient{
-      .arena = sink_->arena(), .owner = sink_->owner(), .weight = PushWeight(mine.weight)};
+  ps::Gradient gradient{.arena = sink_->arena(), .weight = PushWeight(mine.weight)};
   gradient.round.emplace();
   gradient.round->set_round(part.round);
   gradient.round->set_attempt(static_cast<std::uint32_t>(part.attempt));
   gradient.round->set_part(static_cast<std::uint32_t>(part.part));
   gradient.round->set_parts(static_cast<std::uint32_t>(part.parts));
   COHORT_RETURN_IF_ERROR(client_->Push(gradient, {}));
-  COHORT_ASSIGN_OR_RETURN(const std::optional<ps::RoundSums> total,
+  COHORT_ASSIGN_OR_RETURN(const std::optional<ps::RoundTotal> total,
                           job_->coordinator_client()->FinishRound(
                               part, {mine.loss_sum, mine.weight, mine.metric_sums}));
   round_.reset();
@@ -560,8 +648,12 @@ Result<StepResult> Implementation::StepTogether(const DistributedBatch& batch, c
     RestoreFixedValues();
     return ResultOf({});
   }
+  if (elected) {
+    COHORT_RETURN_IF_ERROR(CatchUp(total->commit));
+    return ResultOf(*total);
+  }
   if (optimizer_->global_clip_norm() > 0) {
-    COHORT_RETURN_IF_ERROR(client_->Settle(part.round, optimizer_->global_clip_norm()));
+    COHORT_RETURN_IF_ERROR(client_->Settle(part.round, {}, optimizer_->global_clip_norm()));
   }
   COHORT_RETURN_IF_ERROR(Refresh(/*everything=*/false));
   return ResultOf(*total);

@@ -40,7 +40,12 @@ Status ParameterStore::Declare(const ModelSpec& spec, const std::string& who) {
                            " servers to server " + std::to_string(server_));
   }
   COHORT_ASSIGN_OR_RETURN(optimizer_, MakeOptimizer(spec.optimizer));
-  clips_ = spec.synchronous && optimizer_->global_clip_norm() > 0;
+  rounds_ = spec.consistency.synchronous();
+  elects_ = rounds_ && spec.consistency.backup_workers > 0;
+  clips_ = rounds_ && optimizer_->global_clip_norm() > 0;
+  if (spec.consistency.bounded()) {
+    clocks_ = std::make_unique<ClockTable>(spec.consistency.staleness);
+  }
   std::int64_t mine = 0;
   for (const Chunk& chunk : MakeChunks(spec)) {
     blocks_.emplace_back();
@@ -147,20 +152,20 @@ Error ParameterStore::CheckPush(const FrameHeader& header, const PayloadReader& 
   if (!(header.weight() >= 0 && header.weight() < 1e300) || header.sequence() == 0) {
     return MakeError(Error::BAD_FRAME, "a push needs a sequence number and a weight");
   }
-  if (!(header.clip() >= 0 && header.clip() <= 1) || (spec_.synchronous && header.clip() != 0)) {
+  if (!(header.clip() >= 0 && header.clip() <= 1) || (rounds_ && header.clip() != 0)) {
     return MakeError(Error::BAD_FRAME, "a clipping factor of " + std::to_string(header.clip()));
   }
-  if (header.has_round() != spec_.synchronous) {
-    return MakeError(Error::BAD_FRAME, spec_.synchronous ? "a push without its round"
-                                                         : "a round under asynchronous updates");
+  if (header.has_round() != rounds_) {
+    return MakeError(Error::BAD_FRAME,
+                     rounds_ ? "a push without its round" : "a round under asynchronous updates");
   }
   // A part without examples has no gradient.
-  const bool empty = spec_.synchronous && header.weight() == 0 && payload.remaining() == 0;
-  if (!spec_.synchronous && header.weight() == 0) {
+  const bool empty = rounds_ && header.weight() == 0 && payload.remaining() == 0;
+  if (!rounds_ && header.weight() == 0) {
     return MakeError(Error::BAD_FRAME, "a push of weight 0");
   }
   const Round& round = header.round();
-  if (spec_.synchronous &&
+  if (rounds_ &&
       (round.parts() == 0 || round.parts() > kMaxParts || round.part() >= round.parts())) {
     return MakeError(Error::BAD_FRAME, "part " + std::to_string(round.part()) + " of " +
                                            std::to_string(round.parts()));
@@ -170,7 +175,7 @@ Error ParameterStore::CheckPush(const FrameHeader& header, const PayloadReader& 
   for (int i = 0; i < header.chunks_size(); ++i) {
     const std::uint32_t chunk = header.chunks(i);
     const Block& block = *blocks_[chunk];
-    if (spec_.synchronous && round.round() > version(static_cast<int>(chunk)) + 1) {
+    if (rounds_ && round.round() > version(static_cast<int>(chunk)) + 1) {
       return MakeError(Error::OUT_OF_ORDER, NameOf(static_cast<int>(chunk)) + ": round " +
                                                 std::to_string(round.round()) + " after version " +
                                                 std::to_string(version(static_cast<int>(chunk))));
@@ -199,8 +204,11 @@ Error ParameterStore::CheckPush(const FrameHeader& header, const PayloadReader& 
   return {};
 }
 
-bool ParameterStore::Claim(std::uint64_t client, std::uint64_t sequence) {
+ParameterStore::Claimed ParameterStore::Claim(std::uint64_t client, std::uint64_t sequence) {
   std::unique_lock lock(clients_mutex_);
+  if (retired_.contains(client)) {
+    return Claimed::kFenced;
+  }
   if (clients_.size() >= kMaxClients && !clients_.contains(client)) {
     const auto oldest =
         std::min_element(clients_.begin(), clients_.end(), [](const auto& a, const auto& b) {
@@ -215,7 +223,7 @@ bool ParameterStore::Claim(std::uint64_t client, std::uint64_t sequence) {
   record.last_use = ++uses_;
   if (record.window.Claim(sequence)) {
     record.applying.push_back(sequence);
-    return true;
+    return Claimed::kNew;
   }
   // The first copy may still be at work on another thread: its effect is what this one reports. It
   // was validated, so nothing keeps it from finishing.
@@ -223,7 +231,7 @@ bool ParameterStore::Claim(std::uint64_t client, std::uint64_t sequence) {
     return std::find(record.applying.begin(), record.applying.end(), sequence) ==
            record.applying.end();
   });
-  return false;
+  return Claimed::kRepeated;
 }
 
 void ParameterStore::Applied(std::uint64_t client, std::uint64_t sequence) {
@@ -234,34 +242,93 @@ void ParameterStore::Applied(std::uint64_t client, std::uint64_t sequence) {
   applied_.notify_all();
 }
 
-Error ParameterStore::Push(const FrameHeader& header, PayloadReader payload) {
+Error ParameterStore::Push(const FrameHeader& header, PayloadReader payload, Pushed* pushed) {
   if (Error error = CheckPush(header, payload); error.kind() != Error::NONE) {
     const std::lock_guard lock(stats_mutex_);
     ++stats_.rejected;
     return error;
   }
-  if (!Claim(header.client(), header.sequence())) {
+  const Claimed claimed = Claim(header.client(), header.sequence());
+  if (claimed != Claimed::kNew) {
     const std::lock_guard lock(stats_mutex_);
-    ++stats_.duplicates;
-    return {};
+    ++(claimed == Claimed::kFenced ? stats_.rejected : stats_.duplicates);
+    return claimed == Claimed::kFenced
+               ? MakeError(Error::FENCED, "this worker was given up, its work went to others")
+               : Error();
   }
+  std::uint64_t late = 0;
   for (int i = 0; i < header.chunks_size(); ++i) {
     Block& block = *blocks_[header.chunks(i)];
     const std::lock_guard lock(block.mutex);
-    if (spec_.synchronous) {
-      ApplyPart(block, header, payload);
+    if (rounds_) {
+      late += ApplyPart(block, header, payload) ? 0 : 1;
     } else {
-      ApplyAsynchronous(block, header, header.versions(i), payload);
+      pushed->staleness = std::max(pushed->staleness,
+                                   ApplyAsynchronous(block, header, header.versions(i), payload));
     }
   }
+  pushed->late = late > 0;
   Applied(header.client(), header.sequence());
+  if (clocks_ != nullptr && header.advance()) {
+    clocks_->Advance(header.client());
+  }
   const std::lock_guard lock(stats_mutex_);
   ++stats_.pushes;
+  stats_.late += late;
   return {};
 }
 
-void ParameterStore::ApplyAsynchronous(Block& block, const FrameHeader& header, std::uint64_t base,
-                                       PayloadReader& payload) {
+Error ParameterStore::Admit(const FrameHeader& header, Deadline deadline) {
+  if (Error error = Check(header); error.kind() != Error::NONE) {
+    return error;
+  }
+  if (header.has_commit()) {
+    if (!elects_ || !ready()) {
+      return MakeError(Error::BAD_FRAME, "a commit where rounds need none");
+    }
+    for (const std::uint32_t chunk : header.chunks()) {
+      Block& block = *blocks_[chunk];
+      const std::lock_guard lock(block.mutex);
+      if (const Status status = Apply(block, header.commit()); !status.ok()) {
+        return MakeError(Error::OUT_OF_ORDER, status.message());
+      }
+    }
+  }
+  if (!header.bounded()) {
+    return {};
+  }
+  if (clocks_ == nullptr) {
+    return MakeError(Error::BAD_FRAME, "a bounded read where staleness is not bounded");
+  }
+  {
+    const std::lock_guard lock(clients_mutex_);
+    if (retired_.contains(header.client())) {
+      return MakeError(Error::FENCED, "this worker was given up, its work went to others");
+    }
+  }
+  return clocks_->Await(header.client(), deadline)
+             ? Error()
+             : MakeError(Error::NOT_YET, "another worker is too far behind");
+}
+
+void ParameterStore::Pause(std::uint64_t client) {
+  if (declared_.load(std::memory_order_acquire) && clocks_ != nullptr) {
+    clocks_->Pause(client);
+  }
+}
+
+void ParameterStore::Retire(std::uint64_t client) {
+  {
+    const std::lock_guard lock(clients_mutex_);
+    retired_.insert(client);
+  }
+  if (declared_.load(std::memory_order_acquire) && clocks_ != nullptr) {
+    clocks_->Retire(client);
+  }
+}
+
+std::uint64_t ParameterStore::ApplyAsynchronous(Block& block, const FrameHeader& header,
+                                                std::uint64_t base, PayloadReader& payload) {
   const std::uint64_t staleness = block.version > base ? block.version - base : 0;
   if (block.chunk.trainable) {
     Update(block, payload, ScaleOf(header.weight(), header.clip() == 0 ? 1 : header.clip()));
@@ -281,15 +348,16 @@ void ParameterStore::ApplyAsynchronous(Block& block, const FrameHeader& header, 
   staleness_sum_ += staleness;
   ++staleness_count_;
   stats_.max_staleness = std::max(stats_.max_staleness, staleness);
+  return staleness;
 }
 
-void ParameterStore::ApplyPart(Block& block, const FrameHeader& header, PayloadReader& payload) {
+bool ParameterStore::ApplyPart(Block& block, const FrameHeader& header, PayloadReader& payload) {
   const Round& round = header.round();
   const bool empty = payload.remaining() == 0 && header.weight() == 0;
   const std::size_t bytes = empty ? 0 : block.value.size() * sizeof(float);
   if (round.round() <= block.version || (!block.parts.empty() && round.attempt() < block.attempt)) {
     payload.Skip(bytes);  // the round is applied, or is being cut anew without this part
-    return;
+    return false;
   }
   if (block.parts.size() != round.parts() || block.attempt != round.attempt()) {
     block.attempt = round.attempt();
@@ -302,16 +370,52 @@ void ParameterStore::ApplyPart(Block& block, const FrameHeader& header, PayloadR
   Part& part = block.parts[round.part()];
   if (part.present) {
     payload.Skip(bytes);
-    return;
+    return true;
   }
   part.present = true;
   part.weight = header.weight();
   part.values.resize(empty ? 0 : block.value.size());
   ReadFloats(payload, part.values);
-  if (std::all_of(block.parts.begin(), block.parts.end(),
-                  [](const Part& p) { return p.present; })) {
+  if (!elects_ && std::all_of(block.parts.begin(), block.parts.end(),
+                              [](const Part& p) { return p.present; })) {
     Complete(block);
   }
+  return true;
+}
+
+// The coordinator's word on which parts a round has. Every worker brings it; the first counts.
+Status ParameterStore::Apply(Block& block, const Commit& commit) {
+  if (commit.round() <= block.version || (commit.round() == block.version + 1 && block.waits)) {
+    return {};
+  }
+  std::vector<char> wins(block.parts.size());
+  bool there = commit.round() == block.version + 1 && commit.attempt() == block.attempt &&
+               commit.winners_size() > 0;
+  for (const std::uint32_t part : commit.winners()) {
+    there = there && part < wins.size() && block.parts[part].present;
+    if (there) {
+      wins[part] = 1;
+    }
+  }
+  if (!there) {
+    return FailedPrecondition(
+        "the parts of round " + std::to_string(commit.round()) + " of " +
+        spec_.parameters[static_cast<std::size_t>(block.chunk.parameter)].name +
+        " are not there, it is at version " + std::to_string(block.version));
+  }
+  std::uint64_t late = 0;
+  for (std::size_t p = 0; p < wins.size(); ++p) {
+    Part& part = block.parts[p];
+    if (wins[p] == 0) {
+      late += part.present ? 1 : 0;
+      part.values.clear();
+      part.weight = 0;
+    }
+  }
+  Complete(block);
+  const std::lock_guard lock(stats_mutex_);
+  stats_.late += late;
+  return {};
 }
 
 // All parts are there: sums them, in the order of the parts, whatever the order of arrival.
@@ -374,7 +478,7 @@ void ParameterStore::Finish(Block& block, double factor) {
 }
 
 Status ParameterStore::CheckRound(const Block& block, std::uint64_t round) const {
-  const bool applied = block.version == round;
+  const bool applied = block.version >= round;
   const bool waits = block.version + 1 == round && block.waits;
   return applied || waits
              ? OkStatus()
@@ -384,8 +488,8 @@ Status ParameterStore::CheckRound(const Block& block, std::uint64_t round) const
                    " is at version " + std::to_string(block.version));
 }
 
-Result<ParameterStore::Norms> ParameterStore::RoundNorms(std::uint64_t layout,
-                                                         std::uint64_t round) const {
+Result<ParameterStore::Norms> ParameterStore::RoundNorms(std::uint64_t layout, std::uint64_t round,
+                                                         const Commit& commit) {
   if (!ready() || layout != fingerprint_ || !clips_) {
     return FailedPrecondition("norms of a model that is not clipped here");
   }
@@ -395,6 +499,9 @@ Result<ParameterStore::Norms> ParameterStore::RoundNorms(std::uint64_t layout,
       continue;
     }
     const std::lock_guard lock(block->mutex);
+    if (elects_ && commit.round() == round) {
+      COHORT_RETURN_IF_ERROR(Apply(*block, commit));
+    }
     COHORT_RETURN_IF_ERROR(CheckRound(*block, round));
     norms.weight = block->weight;
     if (block->chunk.trainable) {
@@ -415,7 +522,7 @@ Status ParameterStore::Settle(std::uint64_t layout, std::uint64_t round, double 
     }
     const std::lock_guard lock(block->mutex);
     COHORT_RETURN_IF_ERROR(CheckRound(*block, round));
-    if (block->waits) {
+    if (block->waits && block->version + 1 == round) {
       Finish(*block, factor);
     }
   }
@@ -481,6 +588,10 @@ std::uint64_t ParameterStore::version(int chunk) const {
 StoreStats ParameterStore::stats() const {
   const std::lock_guard lock(stats_mutex_);
   StoreStats stats = stats_;
+  if (declared_.load(std::memory_order_acquire) && clocks_ != nullptr) {
+    stats.parked = clocks_->stats().parked;
+    stats.max_lead = clocks_->stats().max_lead;
+  }
   stats.mean_staleness = staleness_count_ == 0 ? 0
                                                : static_cast<double>(staleness_sum_) /
                                                      static_cast<double>(staleness_count_);

@@ -15,13 +15,16 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
 
+#include <cohort/core/clock.h>
 #include <cohort/core/status.h>
 #include <cohort/optim/optimizer.h>
 
+#include "parameter_server/clock_table.h"
 #include "parameter_server/frame.h"
 #include "parameter_server/layout.h"
 #include "parameter_server/payload.h"
@@ -36,6 +39,9 @@ struct StoreStats {
   std::uint64_t updates = 0;  // of chunks
   double mean_staleness = 0;  // updates by others between a gradient's pull and its push
   std::uint64_t max_staleness = 0;
+  std::uint64_t late = 0;      // parts of rounds, by chunk, that came too late to count
+  std::uint64_t parked = 0;    // reads that waited until they were fresh
+  std::uint64_t max_lead = 0;  // steps that a worker was ahead of the slowest when it read
 };
 
 class ParameterStore {
@@ -48,8 +54,19 @@ class ParameterStore {
 
   // What is wrong with a frame, or kind NONE.
   Error Assign(const FrameHeader& header, PayloadReader payload);
-  // At most once for each (client, sequence): a repetition answers as the first time did.
-  Error Push(const FrameHeader& header, PayloadReader payload);
+  struct Pushed {
+    std::uint64_t staleness = 0;  // the greatest of the frame's chunks
+    bool late = false;            // a round was over: the part has no effect
+  };
+  // At most once for each (client, sequence): a repetition has no effect.
+  Error Push(const FrameHeader& header, PayloadReader payload, Pushed* pushed);
+
+  // What a pull asks for beside values: a round's commit is applied, and a bounded read waits until
+  // it is fresh; NOT_YET at the deadline.
+  Error Admit(const FrameHeader& header, Deadline deadline);
+  void Pause(std::uint64_t client);
+  // Nothing more of that client is taken: FENCED.
+  void Retire(std::uint64_t client);
 
   // Under synchronous application with clipping a round that is complete waits for its factor.
   // FailedPrecondition: not all parts are there, or the rounds are others.
@@ -58,7 +75,7 @@ class ParameterStore {
     std::vector<double> squares;
     double weight = 0;
   };
-  Result<Norms> RoundNorms(std::uint64_t layout, std::uint64_t round) const;
+  Result<Norms> RoundNorms(std::uint64_t layout, std::uint64_t round, const Commit& commit);
   Status Settle(std::uint64_t layout, std::uint64_t round, double factor);
 
   struct Reading {
@@ -107,11 +124,15 @@ class ParameterStore {
 
   Error Check(const FrameHeader& header) const;
   Error CheckPush(const FrameHeader& header, const PayloadReader& payload) const;
-  bool Claim(std::uint64_t client, std::uint64_t sequence);
+  enum class Claimed { kNew, kRepeated, kFenced };
+  Claimed Claim(std::uint64_t client, std::uint64_t sequence);
   void Applied(std::uint64_t client, std::uint64_t sequence);
-  void ApplyAsynchronous(Block& block, const FrameHeader& header, std::uint64_t base,
-                         PayloadReader& payload);
-  void ApplyPart(Block& block, const FrameHeader& header, PayloadReader& payload);
+  // The staleness of the gradient.
+  std::uint64_t ApplyAsynchronous(Block& block, const FrameHeader& header, std::uint64_t base,
+                                  PayloadReader& payload);
+  // Whether the part may still count.
+  bool ApplyPart(Block& block, const FrameHeader& header, PayloadReader& payload);
+  Status Apply(Block& block, const Commit& commit);
   void Complete(Block& block);
   void Finish(Block& block, double factor);
   Status CheckRound(const Block& block, std::uint64_t round) const;
@@ -124,7 +145,10 @@ class ParameterStore {
   ModelSpec spec_;
   std::uint64_t fingerprint_ = 0;
   std::unique_ptr<Optimizer> optimizer_;
+  bool rounds_ = false;                         // synchronous
+  bool elects_ = false;                         // a round is applied when a commit names its parts
   bool clips_ = false;                          // rounds wait for a factor
+  std::unique_ptr<ClockTable> clocks_;          // under bounded staleness
   std::vector<std::unique_ptr<Block>> blocks_;  // by chunk; null: another server's
   std::atomic<bool> declared_{false};
   std::atomic<std::int64_t> unassigned_{1};
@@ -132,6 +156,7 @@ class ParameterStore {
   mutable std::mutex clients_mutex_;
   std::condition_variable applied_;
   std::map<std::uint64_t, Client> clients_;
+  std::set<std::uint64_t> retired_;
   std::uint64_t uses_ = 0;
 
   mutable std::mutex stats_mutex_;

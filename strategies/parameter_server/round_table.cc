@@ -27,7 +27,8 @@ RoundTable::Reply RoundTable::Join(const TaskId& worker, const EpochKey& epoch, 
                .part = member->second.part,
                .parts = parts_,
                .epoch = epoch_,
-               .batch = epochs_[epoch_].next};
+               .batch = epochs_[epoch_].next,
+               .previous = last_total_.commit};
       return Reply::kGo;
     }
   }
@@ -48,9 +49,7 @@ void RoundTable::FormIfComplete() {
     const Epoch& epoch = epochs_[entry.second];
     return epoch.next >= epoch.end;
   });
-  if (running_ || asking_.empty() ||
-      !std::all_of(expected_.begin(), expected_.end(),
-                   [this](const TaskId& task) { return asking_.contains(task); })) {
+  if (running_ || held_ || asking_.empty() || !MayForm()) {
     return;
   }
   // All ask for the same epoch, but for one that came back and is still on its way there.
@@ -59,16 +58,22 @@ void RoundTable::FormIfComplete() {
            })->second;
   members_.clear();
   left_behind_.clear();
+  if (backup_ > 0) {
+    for (const TaskId& task : expected_) {
+      if (!asking_.contains(task)) {
+        members_[task] = {};  // on its way here, or too late for this round
+      }
+    }
+  }
   for (auto entry = asking_.begin(); entry != asking_.end();) {
     if (entry->second == epoch_) {
-      const int part = static_cast<int>(members_.size());
-      members_[entry->first].part = part;
+      members_[entry->first] = {};
       entry = asking_.erase(entry);
     } else {
       ++entry;
     }
   }
-  parts_ = static_cast<int>(members_.size());
+  NumberParts();
   expected_.clear();
   for (const auto& [task, member] : members_) {
     expected_.insert(task);
@@ -76,8 +81,29 @@ void RoundTable::FormIfComplete() {
   running_ = true;
 }
 
+bool RoundTable::MayForm() const {
+  const bool first = last_round_ == 0;
+  return (backup_ > 0 && !first) ||
+         std::all_of(expected_.begin(), expected_.end(),
+                     [this](const TaskId& task) { return asking_.contains(task); });
+}
+
+void RoundTable::NumberParts() {
+  parts_ = 0;
+  for (auto& [task, member] : members_) {
+    member = {.part = parts_++};
+  }
+  needed_ = static_cast<std::size_t>(std::max(parts_ - backup_, std::min(parts_, 1)));
+}
+
+std::size_t RoundTable::Finished() const {
+  return left_behind_.size() +
+         static_cast<std::size_t>(std::count_if(members_.begin(), members_.end(),
+                                                [](const auto& m) { return m.second.finished; }));
+}
+
 RoundTable::Reply RoundTable::Finish(const TaskId& worker, std::uint64_t round, int attempt,
-                                     const RoundSums& sums, RoundSums* total) {
+                                     const RoundSums& sums, RoundTotal* total) {
   if (round == last_round_ && last_round_ != 0) {
     *total = last_total_;
     return Reply::kGo;
@@ -99,17 +125,29 @@ RoundTable::Reply RoundTable::Finish(const TaskId& worker, std::uint64_t round, 
 }
 
 void RoundTable::CompleteIfFinished() {
-  if (!running_ || !std::all_of(members_.begin(), members_.end(),
-                                [](const auto& m) { return m.second.finished; })) {
+  if (!running_ || Finished() < needed_) {
     return;
   }
+  std::map<int, const RoundSums*> winners;  // in the order of the parts
+  for (const auto& [task, member] : members_) {
+    if (member.finished) {
+      winners[member.part] = &member.sums;
+    }
+  }
+  for (const Left& left : left_behind_) {
+    winners[left.part] = &left.sums;
+  }
   last_total_ = {};
-  for (const auto& [task, member] : members_) {  // in the order of the parts
-    last_total_.Add(member.sums);
+  if (backup_ > 0) {
+    last_total_.commit = {.round = round_, .attempt = attempt_};
   }
-  for (const RoundSums& sums : left_behind_) {
-    last_total_.Add(sums);
+  for (const auto& [part, sums] : winners) {
+    last_total_.Add(*sums);
+    if (backup_ > 0) {
+      last_total_.commit.winners.push_back(part);
+    }
   }
+  dropped_ += parts_ - static_cast<int>(winners.size());
   last_round_ = round_++;
   attempt_ = 0;
   running_ = false;
@@ -123,11 +161,7 @@ void RoundTable::CutAnew() {
   ++superseded_;
   ++attempt_;
   left_behind_.clear();
-  int part = 0;
-  for (auto& [task, member] : members_) {
-    member = {.part = part++};
-  }
-  parts_ = part;
+  NumberParts();
   running_ = parts_ > 0;  // with nobody left, the batch waits for those who come
 }
 
@@ -137,16 +171,26 @@ void RoundTable::Leave(const TaskId& worker) {
   if (const auto member = members_.find(worker); running_ && member != members_.end()) {
     const bool finished = member->second.finished;
     if (finished) {
-      left_behind_.push_back(member->second.sums);
+      left_behind_.push_back({member->second.part, member->second.sums});
     }
     members_.erase(member);
     if (finished) {
       CompleteIfFinished();  // its part stands in the servers
-    } else {
+    } else if (left_behind_.size() + members_.size() < needed_) {
       CutAnew();
     }
   }
   FormIfComplete();
+}
+
+void RoundTable::Hold(bool held) {
+  held_ = held;
+  FormIfComplete();
+}
+
+std::int64_t RoundTable::next_batch(const EpochKey& epoch) const {
+  const auto found = epochs_.find(epoch);
+  return found == epochs_.end() ? 0 : found->second.next;
 }
 
 std::int64_t RoundTable::applied(const EpochKey& epoch) const {

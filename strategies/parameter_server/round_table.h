@@ -5,6 +5,9 @@
 // of them is lost before, the batch is cut anew among the others (the next attempt); servers drop
 // the parts of an older attempt, so the batch counts once. Workers that come join the next round.
 //
+// With b backup workers a round ends when all but b of its parts are in: the first to come win, the
+// others are dropped. It then does not wait for stragglers to ask, but keeps a part for each.
+//
 // Rounds are numbered from base + 1 through all epochs: the version that variables have afterwards.
 //
 // Not synchronised.
@@ -29,6 +32,14 @@ struct EpochKey {
   friend auto operator<=>(const EpochKey&, const EpochKey&) = default;
 };
 
+// With backup workers: the parts that a round came to have, by which servers apply it.
+struct RoundCommit {
+  std::uint64_t round = 0;  // 0: none
+  int attempt = 0;
+  std::vector<int> winners;
+  friend bool operator==(const RoundCommit&, const RoundCommit&) = default;
+};
+
 struct RoundPart {
   std::uint64_t round = 0;
   int attempt = 0;
@@ -36,6 +47,7 @@ struct RoundPart {
   int parts = 1;
   EpochKey epoch;
   std::int64_t batch = 0;
+  RoundCommit previous;  // of the round before
   friend bool operator==(const RoundPart&, const RoundPart&) = default;
 };
 
@@ -47,11 +59,16 @@ struct RoundSums {
   void Add(const RoundSums& other);
 };
 
+// The sums of a whole round, and how servers are to apply it.
+struct RoundTotal : RoundSums {
+  RoundCommit commit;
+};
+
 class RoundTable {
  public:
   // The first round waits for all of `expected`.
-  RoundTable(std::uint64_t base_round, std::set<TaskId> expected)
-      : round_(base_round + 1), expected_(std::move(expected)) {}
+  RoundTable(std::uint64_t base_round, std::set<TaskId> expected, int backup_workers = 0)
+      : backup_(backup_workers), round_(base_round + 1), expected_(std::move(expected)) {}
 
   // Gives an epoch its batches [first, end), once.
   void OpenEpoch(const EpochKey& epoch, std::int64_t first_batch, std::int64_t end_batch);
@@ -61,15 +78,24 @@ class RoundTable {
   Reply Join(const TaskId& worker, const EpochKey& epoch, RoundPart* part);
   // kGo: the round is applied, *total has its sums. kOver: superseded, to join again.
   Reply Finish(const TaskId& worker, std::uint64_t round, int attempt, const RoundSums& sums,
-               RoundSums* total);
+               RoundTotal* total);
   // Lost, or done: rounds go on without it.
   void Leave(const TaskId& worker);
+
+  // No round begins until it is let go again.
+  void Hold(bool held);
+  bool running() const { return running_; }
+  std::int64_t next_batch(const EpochKey& epoch) const;
+  const RoundTotal& last_total() const { return last_total_; }
+  std::uint64_t last_round() const { return last_round_; }
 
   // Batches of the epoch that were applied.
   std::int64_t applied(const EpochKey& epoch) const;
   // What they came to.
   RoundSums sums(const EpochKey& epoch) const;
   std::int64_t superseded() const { return superseded_; }
+  // Parts of applied rounds that were dropped.
+  std::int64_t dropped() const { return dropped_; }
 
  private:
   struct Epoch {
@@ -83,24 +109,36 @@ class RoundTable {
     bool finished = false;
     RoundSums sums;
   };
+  struct Left {
+    int part = 0;
+    RoundSums sums;
+  };
 
   void FormIfComplete();
   void CutAnew();
+  void NumberParts();
   void CompleteIfFinished();
 
+  bool MayForm() const;
+  std::size_t Finished() const;
+
+  const int backup_;
   std::map<EpochKey, Epoch> epochs_;
   std::uint64_t round_;  // the running one, or the next
   int attempt_ = 0;
   std::set<TaskId> expected_;          // whom the next round waits for
   std::map<TaskId, EpochKey> asking_;  // who wants to take part in it
   bool running_ = false;
-  EpochKey epoch_;                      // of the running round
-  std::map<TaskId, Member> members_;    // of the running round that are still there
-  std::vector<RoundSums> left_behind_;  // finished parts of members that have gone since
+  bool held_ = false;
+  EpochKey epoch_;                    // of the running round
+  std::map<TaskId, Member> members_;  // of the running round that are still there
+  std::vector<Left> left_behind_;     // finished parts of members that have gone since
   int parts_ = 0;
+  std::size_t needed_ = 0;  // of them
   std::uint64_t last_round_ = 0;
-  RoundSums last_total_;
+  RoundTotal last_total_;
   std::int64_t superseded_ = 0;
+  std::int64_t dropped_ = 0;
 };
 
 }  // namespace cohort::ps

@@ -1,5 +1,6 @@
 #include "parameter_server/server.h"
 
+#include <algorithm>
 #include <condition_variable>
 #include <mutex>
 
@@ -7,6 +8,7 @@
 
 #include <cohort/parameter_server.grpc.pb.h>
 #include "grpc_util.h"
+#include "parameter_server/frame_listener.h"
 #include "parameter_server/row_service.h"
 #include "parameter_server/table_spec.h"
 #include "parameter_server/wire.h"
@@ -15,6 +17,9 @@ namespace cohort::ps {
 namespace {
 
 using Context = grpc::CallbackServerContext;
+
+// How long a read waits until it is fresh, before it is asked for again.
+constexpr std::chrono::milliseconds kPark{500};
 
 grpc::ServerUnaryReactor* Reply(Context* context, const grpc::Status& status = grpc::Status::OK) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
@@ -31,7 +36,11 @@ Status DeclareBoth(ParameterStore& store, RowStore& rows, const ModelSpec& spec,
 Result<ModelSpec> SpecOf(const DeclareRequest& request) {
   ModelSpec spec;
   spec.optimizer = request.optimizer();
-  spec.synchronous = request.synchronous();
+  spec.consistency = {.mode = request.synchronous()      ? Consistency::Mode::kSynchronous
+                              : request.staleness() >= 0 ? Consistency::Mode::kBoundedStaleness
+                                                         : Consistency::Mode::kAsynchronous,
+                      .staleness = static_cast<int>(std::max<std::int64_t>(request.staleness(), 0)),
+                      .backup_workers = static_cast<int>(request.backup_workers())};
   spec.servers = static_cast<int>(request.servers());
   for (const auto& parameter : request.parameters()) {
     std::int64_t elements = 1;
@@ -53,11 +62,10 @@ Result<ModelSpec> SpecOf(const DeclareRequest& request) {
   return spec;
 }
 
-using Base = Servers::WithCallbackMethod_Declare<
-    Servers::WithCallbackMethod_Stats<Servers::WithCallbackMethod_Drain<
-        Servers::WithCallbackMethod_Norms<Servers::WithCallbackMethod_Settle<
-            Servers::WithRawCallbackMethod_Assign<Servers::WithRawCallbackMethod_Pull<
-                Servers::WithRawCallbackMethod_Push<Servers::Service>>>>>>>>;
+using Base = Servers::WithCallbackMethod_Declare<Servers::WithCallbackMethod_Stats<
+    Servers::WithCallbackMethod_Drain<Servers::WithCallbackMethod_Norms<
+        Servers::WithCallbackMethod_Settle<Servers::WithCallbackMethod_Endpoint<
+            Servers::WithCallbackMethod_Retire<Servers::Service>>>>>>>;
 
 class Service final : public Base {
  public:
@@ -90,7 +98,7 @@ class Service final : public Base {
   grpc::ServerUnaryReactor* Norms(Context* context, const NormsRequest* request,
                                   NormsReply* reply) override {
     const Result<ParameterStore::Norms> norms =
-        store_.RoundNorms(request->layout(), request->round());
+        store_.RoundNorms(request->layout(), request->round(), request->commit());
     if (norms.ok()) {
       reply->mutable_chunks()->Assign(norms->chunks.begin(), norms->chunks.end());
       reply->mutable_squares()->Assign(norms->squares.begin(), norms->squares.end());
@@ -114,6 +122,15 @@ class Service final : public Base {
     reply->set_updates(stats.updates);
     reply->set_mean_staleness(stats.mean_staleness);
     reply->set_max_staleness(stats.max_staleness);
+    reply->set_late(stats.late);
+    reply->set_parked(stats.parked);
+    reply->set_max_lead(stats.max_lead);
+    return Reply(context);
+  }
+
+  grpc::ServerUnaryReactor* Retire(Context* context, const RetireRequest* request,
+                                   RetireReply* /*reply*/) override {
+    store_.Retire(request->client());
     return Reply(context);
   }
 
@@ -127,72 +144,66 @@ class Service final : public Base {
     return Reply(context);
   }
 
-  grpc::ServerUnaryReactor* Assign(Context* context, const grpc::ByteBuffer* request,
-                                   grpc::ByteBuffer* reply) override {
-    const Result<ReceivedFrame> received = Receive(*request);
-    Error error = BadFrame(received.status());
-    if (received.ok()) {
-      error = store_.Assign(received->frame.header, received->frame.payload);
-    }
-    return Finish(context, std::move(error), {}, false, reply);
+  grpc::ServerUnaryReactor* Endpoint(Context* context, const EndpointRequest* /*request*/,
+                                     EndpointReply* reply) override {
+    reply->set_port(static_cast<std::uint32_t>(frames_->port()));
+    return Reply(context);
   }
 
-  grpc::ServerUnaryReactor* Pull(Context* context, const grpc::ByteBuffer* request,
-                                 grpc::ByteBuffer* reply) override {
-    const Result<ReceivedFrame> received = Receive(*request);
-    Error error = BadFrame(received.status());
-    std::vector<ParameterStore::Reading> readings;
-    if (received.ok()) {
-      error = store_.Plan(received->frame.header, &readings);
-    }
-    return Finish(context, std::move(error), std::move(readings),
-                  received.ok() && received->frame.header.slots(), reply);
-  }
-
-  grpc::ServerUnaryReactor* Push(Context* context, const grpc::ByteBuffer* request,
-                                 grpc::ByteBuffer* reply) override {
-    const Result<ReceivedFrame> received = Receive(*request);
-    Error error = BadFrame(received.status());
-    std::vector<ParameterStore::Reading> readings;
-    if (received.ok()) {
-      const FrameHeader& header = received->frame.header;
-      error = store_.Push(header, received->frame.payload);
-      if (error.kind() == Error::NONE && header.pull()) {
-        error = store_.Plan(header, &readings);
-      }
-    }
-    return Finish(context, std::move(error), std::move(readings), false, reply);
+  Status ListenForFrames(const std::string& address) {
+    COHORT_ASSIGN_OR_RETURN(
+        frames_, FrameListener::Start(
+                     WithPort(address, 0),
+                     [this](FrameMethod method, const FrameHeader& header,
+                            const PayloadReader& payload, const std::string& peer,
+                            FrameReply* reply) { Handle(method, header, payload, peer, reply); },
+                     log_));
+    return {};
   }
 
  private:
-  static Error BadFrame(const Status& status) {
+  void Handle(FrameMethod method, const FrameHeader& header, const PayloadReader& payload,
+              const std::string& peer, FrameReply* reply) {
     Error error;
-    if (!status.ok()) {
-      error.set_kind(Error::BAD_FRAME);
-      error.set_message(status.message());
+    std::vector<ParameterStore::Reading> readings;
+    switch (method) {
+      case FrameMethod::kAssign:
+        error = store_.Assign(header, payload);
+        break;
+      case FrameMethod::kPush: {
+        ParameterStore::Pushed pushed;
+        error = store_.Push(header, payload, &pushed);
+        reply->header.set_staleness(pushed.staleness);
+        reply->header.set_late(pushed.late);
+        break;
+      }
+      case FrameMethod::kPull:
+        error = store_.Admit(header, DeadlineAfter(kPark));
+        break;
+      case FrameMethod::kPause:
+        store_.Pause(header.client());
+        break;
     }
-    return error;
-  }
-
-  grpc::ServerUnaryReactor* Finish(Context* context, Error error,
-                                   std::vector<ParameterStore::Reading> readings, bool slots,
-                                   grpc::ByteBuffer* reply) {
-    FrameHeader header;
-    std::vector<grpc::Slice> payload;
+    if (error.kind() == Error::NONE &&
+        (method == FrameMethod::kPull || (method == FrameMethod::kPush && header.pull()))) {
+      error = store_.Plan(header, &readings);
+    }
+    if (error.kind() == Error::NOT_YET) {
+      *reply->header.mutable_error() = std::move(error);
+      return;
+    }
     if (error.kind() != Error::NONE) {
-      log_.Warning("ps:" + std::to_string(index_) + " rejected a frame of " + context->peer() +
-                   ": " + error.message());
-      *header.mutable_error() = std::move(error);
+      log_.Warning("ps:" + std::to_string(index_) + " rejected a frame of " + peer + ": " +
+                   error.message());
+      *reply->header.mutable_error() = std::move(error);
+      return;
     }
+    const bool slots = method == FrameMethod::kPull && header.slots();
     for (ParameterStore::Reading& reading : readings) {
-      std::span<float> memory;
-      payload.push_back(NewSlice(reading.floats, &memory));
-      store_.Copy(reading, slots, memory);
-      header.add_chunks(static_cast<std::uint32_t>(reading.chunk));
-      header.add_versions(reading.version);
+      store_.Copy(reading, slots, reply->payload->Append(reading.floats));
+      reply->header.add_chunks(static_cast<std::uint32_t>(reading.chunk));
+      reply->header.add_versions(reading.version);
     }
-    *reply = Assemble(header, std::move(payload));
-    return Reply(context);
   }
 
   const int index_;
@@ -202,6 +213,7 @@ class Service final : public Base {
   std::mutex mutex_;
   std::condition_variable drained_condition_;
   bool drained_ = false;
+  std::unique_ptr<FrameListener> frames_;  // last: its threads use the rest
 };
 
 class GrpcServer final : public Server {
@@ -219,6 +231,7 @@ class GrpcServer final : public Server {
   }
 
   Status Listen(const std::string& address) {
+    COHORT_RETURN_IF_ERROR(service_.ListenForFrames(address));
     grpc::ServerBuilder builder;
     builder.RegisterService(&service_);
     builder.RegisterService(row_service_.get());

@@ -1,7 +1,7 @@
-// Server: a ParameterStore and a RowStore behind gRPC.
+// Server: a ParameterStore and a RowStore behind gRPC, which is asked for rows and for what is
+// rare, and behind connections for frames (frame_listener.h).
 //
-// Frames are handled on gRPC's threads, where they arrive. Nothing that a client sends ends the
-// process or blocks another client's frames.
+// Nothing that a client sends ends the process or blocks another client's frames.
 
 #pragma once
 

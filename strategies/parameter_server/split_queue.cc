@@ -11,7 +11,7 @@ SplitQueue::SplitQueue(std::int64_t begin, std::int64_t end, std::int64_t size)
   Require(size >= 1, "splits of at least one example");
 }
 
-std::optional<Split> SplitQueue::Next(const TaskId& worker) {
+std::optional<Split> SplitQueue::Next(const TaskId& worker, bool returned_only) {
   if (const auto held = held_.find(worker); held != held_.end()) {
     return held->second;
   }
@@ -19,7 +19,7 @@ std::optional<Split> SplitQueue::Next(const TaskId& worker) {
   if (!returned_.empty()) {
     split = returned_.front();
     returned_.pop_front();
-  } else if (next_ < end_) {
+  } else if (next_ < end_ && !returned_only) {
     split = {
         .id = (next_ - begin_) / size_ + 1, .begin = next_, .end = std::min(next_ + size_, end_)};
     next_ = split.end;

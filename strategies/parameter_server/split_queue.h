@@ -31,12 +31,16 @@ class SplitQueue {
   SplitQueue(std::int64_t begin, std::int64_t end, std::int64_t size);
 
   // Nothing: all are handed out (over() tells whether that was all).
-  std::optional<Split> Next(const TaskId& worker);
+  // `returned_only`: nothing that was not handed out before.
+  std::optional<Split> Next(const TaskId& worker, bool returned_only = false);
   // Whether the worker held that split; ignored if not.
   bool Finish(const TaskId& worker, std::int64_t id);
   // What the worker held is free again.
   void Lost(const TaskId& worker);
 
+  // Is everything before position() finished?
+  bool idle() const { return held_.empty() && returned_.empty(); }
+  std::int64_t position() const { return next_; }  // of the first example that was never handed out
   bool over() const { return seen_ == end_ - begin_; }
   std::int64_t seen() const { return seen_; }  // examples of finished splits
   std::int64_t splits() const;

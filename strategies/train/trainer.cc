@@ -146,6 +146,9 @@ struct Trainer::State {
   std::uint64_t dataset_fingerprint = 0;
   std::int64_t saved_step = -1;
   std::string saved_path;
+  bool saved_between_updates = false;  // by the strategy's call
+
+  Status SaveAt(std::int64_t at_epoch, std::int64_t at_batch);
 
   // Whether any process was told to stop; every process of a synchronous job gets the same answer.
   Result<bool> AgreeToStop() {
@@ -222,7 +225,8 @@ Result<EpochResult> Trainer::State::TrainEpoch(DistributedDataset& dataset, std:
                seconds > 0 ? totals.result().exposed_communication_seconds / seconds : 0,
            .epoch_finished = batch == batches});
     }
-    if (options.save_every_steps > 0 && strategy.step() % options.save_every_steps == 0) {
+    if (options.save_every_steps > 0 && !saved_between_updates &&
+        strategy.step() % options.save_every_steps == 0) {
       const SteadyClock::time_point before_save = SteadyClock::now();
       COHORT_RETURN_IF_ERROR(trainer.Save());
       totals.result().checkpoint_seconds += SecondsSince(before_save);
@@ -244,6 +248,12 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
   Require(s.options.batches_per_step >= 1, "at least one batch to a step");
   COHORT_RETURN_IF_ERROR(StartFrom(training));
   COHORT_ASSIGN_OR_RETURN(const auto dataset, s.strategy.Distribute(training));
+  if (s.store.has_value()) {
+    s.saved_between_updates = s.strategy.SaveBetweenUpdates(
+        {.every_steps = s.options.save_every_steps,
+         .every_epochs = std::max(s.options.save_every_epochs, 1),
+         .save = [&s](std::int64_t epoch, std::int64_t batch) { return s.SaveAt(epoch, batch); }});
+  }
   History history;
   bool stopped = false;
   if (!s.strategy.trains()) {
@@ -268,9 +278,10 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
       ++s.epoch;
       s.batch = 0;
     }
-    const bool save = !s.options.checkpoint_dir.empty() &&
-                      (stopped || s.epoch == s.options.epochs ||
-                       s.epoch % std::max(s.options.save_every_epochs, 1) == 0);
+    const bool save =
+        !s.options.checkpoint_dir.empty() &&
+        (stopped || s.epoch == s.options.epochs ||
+         (!s.saved_between_updates && s.epoch % std::max(s.options.save_every_epochs, 1) == 0));
     if (save) {
       const SteadyClock::time_point before_save = SteadyClock::now();
       COHORT_RETURN_IF_ERROR(Save());
@@ -401,22 +412,26 @@ Result<Tensor> Trainer::Predict(const data::Dataset& dataset, const PredictFn& p
   return Concatenate(batches);
 }
 
-Status Trainer::Save() {
-  State& s = *state_;
-  if (s.saved_step == s.strategy.step()) {
+Status Trainer::Save() { return state_->SaveAt(state_->epoch, state_->batch); }
+
+Status Trainer::State::SaveAt(std::int64_t at_epoch, std::int64_t at_batch) {
+  if (saved_between_updates && strategy.is_chief()) {
+    COHORT_RETURN_IF_ERROR(strategy.PullState());  // for the step
+  }
+  if (saved_step == strategy.step()) {
     return {};  // this very state is there already
   }
-  Require(s.store.has_value(), "Save needs TrainerOptions::checkpoint_dir");
-  const io::CheckpointState state = {.step = s.strategy.step(),
-                                     .epoch = s.epoch,
-                                     .batch = s.batch,
-                                     .seed = s.options.seed,
-                                     .dataset_fingerprint = s.dataset_fingerprint,
-                                     .optimizer = s.strategy.optimizer()->config(),
-                                     .strategy = std::string(s.strategy.kind()),
-                                     .world_size = s.strategy.num_replicas_in_sync()};
-  COHORT_RETURN_IF_ERROR(SaveSnapshot(s.strategy, s.parameters, *s.store, state, &s.saved_path));
-  s.saved_step = state.step;
+  Require(store.has_value(), "Save needs TrainerOptions::checkpoint_dir");
+  const io::CheckpointState state = {.step = strategy.step(),
+                                     .epoch = at_epoch,
+                                     .batch = at_batch,
+                                     .seed = options.seed,
+                                     .dataset_fingerprint = dataset_fingerprint,
+                                     .optimizer = strategy.optimizer()->config(),
+                                     .strategy = std::string(strategy.kind()),
+                                     .world_size = strategy.num_replicas_in_sync()};
+  COHORT_RETURN_IF_ERROR(SaveSnapshot(strategy, parameters, *store, state, &saved_path));
+  saved_step = state.step;
   return {};
 }
 

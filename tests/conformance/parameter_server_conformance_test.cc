@@ -4,10 +4,14 @@
 
 #include <cohort/strategies/parameter_server.h>
 
+#include <cohort/optim/optimizers.h>
+
+#include <algorithm>
 #include <future>
 #include <utility>
 #include <vector>
 
+#include "testing/integer_model.h"
 #include "testing/process_cluster.h"
 
 namespace cohort::testing {
@@ -57,18 +61,18 @@ class Job {
   std::vector<std::future<Status>> serving_;
 };
 
-StrategyWorld ParameterServers(int workers, int servers, bool synchronous) {
+StrategyWorld ParameterServers(int workers, int servers, const std::string& consistency) {
   StrategyWorld world;
-  world.name = std::string(synchronous ? "Synchronous" : "Asynchronous") + std::to_string(workers) +
-               "x" + std::to_string(servers);
+  world.name = consistency + std::to_string(workers) + "x" + std::to_string(servers);
+  std::erase(world.name, ':');
   world.processes = workers;
   world.parameter_server = true;
   const auto job = std::make_shared<Job>(workers, servers);
   world.start = [job] { job->Start(); };
   world.stop = [job] { job->Stop(); };
-  world.make = [job, synchronous](int process,
+  world.make = [job, consistency](int process,
                                   StrategyOptions options) -> Result<std::unique_ptr<Strategy>> {
-    options.synchronous_parameter_server = synchronous;
+    options.consistency = OrThrow(Consistency::Parse(consistency));
     COHORT_ASSIGN_OR_RETURN(std::unique_ptr<Strategy> strategy,
                             job->Make({TaskType::kWorker, process}, options));
     return strategy;
@@ -78,10 +82,115 @@ StrategyWorld ParameterServers(int workers, int servers, bool synchronous) {
 
 INSTANTIATE_TEST_SUITE_P(
     ParameterServer, StrategyConformance,
-    ::testing::Values(ParameterServers(1, 1, false), ParameterServers(1, 2, false),
-                      ParameterServers(1, 2, true), ParameterServers(2, 1, true),
-                      ParameterServers(3, 2, true), ParameterServers(4, 3, true)),
+    ::testing::Values(ParameterServers(1, 1, "async"), ParameterServers(1, 2, "async"),
+                      ParameterServers(1, 2, "ssp:0"), ParameterServers(1, 2, "sync"),
+                      ParameterServers(2, 1, "sync"), ParameterServers(3, 2, "sync"),
+                      ParameterServers(4, 3, "sync")),
     [](const ::testing::TestParamInfo<StrategyWorld>& world) { return world.param.name; });
+
+// ---- Saving in the middle of training ----------------------------------------------------------
+
+struct Saved {
+  std::int64_t epoch = 0;
+  std::int64_t batch = 0;
+  std::int64_t step = 0;
+  std::vector<float> values;
+  std::vector<std::vector<float>> slots;
+};
+
+constexpr std::int64_t kSaveExamples = 203;
+constexpr std::int64_t kSaveBatch = 10;
+constexpr std::int64_t kSaveBatches = 21;
+constexpr int kSaveEpochs = 3;
+
+Saved StateOf(Strategy& strategy, const ParameterSet& parameters) {
+  OrThrow(strategy.PullState());
+  Saved state{.step = strategy.step(),
+              .values = {parameters.all().begin(), parameters.all().end()}};
+  for (const std::span<float> slot : strategy.slots()) {
+    state.slots.emplace_back(slot.begin(), slot.end());
+  }
+  return state;
+}
+
+// Trains three epochs, from `from` on if that is given. Returns the saves, and the end's state
+// last.
+std::vector<Saved> TrainAndSave(int workers, int servers, const std::string& consistency,
+                                std::int64_t every_steps, const Saved* from) {
+  Job job(workers, servers);
+  job.Start();
+  std::vector<Saved> saves;
+  const data::Dataset dataset = IntegerData(kSaveExamples, kSaveBatch);
+  std::vector<std::future<void>> running;
+  for (int w = 0; w < workers; ++w) {
+    running.push_back(std::async(std::launch::async, [&, w] {
+      StrategyOptions options;
+      options.consistency = OrThrow(Consistency::Parse(consistency));
+      const auto strategy = OrThrow(job.Make({TaskType::kWorker, w}, options));
+      ParameterSet parameters = IntegerParameters();
+      OrThrow(strategy->Bind(parameters, Sgd({.learning_rate = 0.0625, .momentum = 0.5})));
+      if (from != nullptr && strategy->is_chief()) {
+        std::copy(from->values.begin(), from->values.end(), parameters.all().begin());
+        for (std::size_t s = 0; s < from->slots.size(); ++s) {
+          std::copy(from->slots[s].begin(), from->slots[s].end(), strategy->slots()[s].begin());
+        }
+        OrThrow(strategy->SetStep(from->step));
+        OrThrow(strategy->PushState());
+      }
+      ASSERT_TRUE(strategy->SaveBetweenUpdates(
+          {.every_steps = every_steps, .save = [&](std::int64_t epoch, std::int64_t batch) {
+             Saved state = StateOf(*strategy, parameters);
+             state.epoch = epoch;
+             state.batch = batch;
+             saves.push_back(std::move(state));
+             return OkStatus();
+           }}));
+      const auto data = OrThrow(strategy->Distribute(dataset));
+      const std::int64_t first = from == nullptr ? 0 : from->epoch;
+      for (std::int64_t epoch = first; epoch < kSaveEpochs; ++epoch) {
+        OrThrow(data->BeginEpoch(epoch, from != nullptr && epoch == first ? from->batch : 0));
+        while (const auto batch = OrThrow(data->Next())) {
+          OrThrow(strategy->Step(*batch, IntegerStep()).status());
+        }
+      }
+      if (strategy->is_chief()) {
+        saves.push_back(StateOf(*strategy, parameters));
+      }
+      OrThrow(strategy->Shutdown());
+    }));
+  }
+  for (std::future<void>& worker : running) {
+    worker.get();
+  }
+  job.Stop();
+  return saves;
+}
+
+TEST(SavesOfParameterServers, ASaveIsAPointBetweenTwoUpdates) {
+  for (const char* consistency : {"async", "ssp:1", "sync", "sync:1"}) {
+    const std::vector<Saved> saves = TrainAndSave(3, 2, consistency, 6, nullptr);
+    EXPECT_GT(saves.size(), 3U) << consistency;
+    for (const Saved& save : saves) {
+      const bool end = &save == &saves.back();
+      EXPECT_EQ(save.step,
+                end ? kSaveEpochs * kSaveBatches : save.epoch * kSaveBatches + save.batch)
+          << consistency << ": as many updates as there are batches before it";
+    }
+  }
+}
+
+TEST(SavesOfParameterServers, AResumedJobEndsWithTheBitsOfOneThatWentOn) {
+  const std::vector<Saved> saves = TrainAndSave(2, 2, "sync", 10, nullptr);
+  ASSERT_GT(saves.size(), 2U);
+  for (const std::size_t from : {std::size_t{0}, saves.size() / 2}) {
+    // On another number of servers.
+    const std::vector<Saved> again = TrainAndSave(2, 3, "sync", 0, &saves[from]);
+    ASSERT_EQ(again.size(), 1U);
+    EXPECT_EQ(again.back().values, saves.back().values) << "from save " << from;
+    EXPECT_EQ(again.back().slots, saves.back().slots);
+    EXPECT_EQ(again.back().step, saves.back().step);
+  }
+}
 
 }  // namespace
 }  // namespace cohort::testing

@@ -156,7 +156,9 @@ Outcome OnServers(int workers, int servers, const RunTask& run, bool synchronous
       config.task = task;
       COHORT_ASSIGN_OR_RETURN(
           const auto strategy,
-          ParameterServerStrategy::Make(config, {.synchronous_parameter_server = synchronous}));
+          ParameterServerStrategy::Make(
+              config, {.consistency = {.mode = synchronous ? Consistency::Mode::kSynchronous
+                                                           : Consistency::Mode::kAsynchronous}}));
       return run(*strategy);
     });
   }

@@ -2,8 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <csignal>
+#include <thread>
 
+#include <cohort/core/clock.h>
 #include <cohort/core/file_system.h>
 
 #include "training.h"
@@ -151,6 +154,47 @@ TEST(ParameterServer, ResumesFromItsLastState) {
   const nlohmann::json second = train(3);
   EXPECT_EQ(second["steps"], 250) << "only the epochs that were left";
   EXPECT_LT(second["epoch_losses"].at(0), first["epoch_losses"].at(0));
+}
+
+// With one order of parts, a job that goes on from its last save ends with the bits of one that was
+// never interrupted.
+TEST(ParameterServer, AfterAKilledServerTheJobGoesOnFromTheLastSave) {
+  const TempDir dir;
+  const std::string data = ImageData("mnist", 8000, 2000);
+  const auto train = [&](const std::string& folder) {
+    return Train({.data = data,
+                  .strategy = "parameter_server",
+                  .model = "linear",
+                  .epochs = 3,
+                  .launcher = Launch({"-n", "2", "--ps", "2", "--chief"}),
+                  .more = {"--checkpoint-dir", dir / folder, "--consistency", "sync"}});
+  };
+  ProcessCluster cluster;
+  cluster.StartTasks(
+      {{"chief", 1}, {"worker", 2}, {"ps", 2}},
+      Classifier("parameter_server",
+                 {"--data", data, "--model", "linear", "--epochs", "1000", "--consistency", "sync",
+                  "--save-every-steps", "40", "--checkpoint-dir", dir / "killed"}));
+  const auto saved = [&] {
+    const auto names = FileSystem::Local().List(dir / "killed");
+    return names.ok() && std::any_of(names->begin(), names->end(), [](const std::string& name) {
+             return name.find("step-") == 0;
+           });
+  };
+  const Deadline patience = DeadlineAfter(seconds(60));
+  while (!saved() && std::chrono::steady_clock::now() < patience) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  ASSERT_TRUE(cluster.Signal("ps:0", SIGKILL)) << cluster.Logs();
+  EXPECT_EQ(cluster.WaitAll(seconds(30)).at("chief:0"), 138) << cluster.Logs();
+  ASSERT_TRUE(saved()) << cluster.Logs();
+
+  const nlohmann::json resumed = train("killed");
+  const nlohmann::json whole = train("whole");
+  EXPECT_EQ(whole["steps"], 375);
+  EXPECT_LT(resumed["steps"], 375) << "it began anew";
+  EXPECT_GT(resumed["steps"], 0) << "the job had ended before it was killed";
+  EXPECT_EQ(resumed["parameters_crc32c"], whole["parameters_crc32c"]);
 }
 
 TEST(ParameterServer, AKilledServerEndsTheJobWithItsName) {

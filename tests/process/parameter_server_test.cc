@@ -2,6 +2,7 @@
 // server or chief that it does not outlive.
 
 #include <csignal>
+#include <thread>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -74,8 +75,9 @@ TEST(ParameterServerProcessTest, WithoutAChiefWorkerZeroCoordinates) {
 
 TEST(ParameterServerProcessTest, SynchronousApplicationEqualsOneProcess) {
   ProcessCluster cluster;
-  cluster.StartTasks({{"chief", 1}, {"worker", 3}, {"ps", 2}},
-                     Program({"--sync", "--epochs", "2", "--examples", "127", "--batch", "10"}));
+  cluster.StartTasks(
+      {{"chief", 1}, {"worker", 3}, {"ps", 2}},
+      Program({"--consistency", "sync", "--epochs", "2", "--examples", "127", "--batch", "10"}));
   ExpectAllCodes(cluster, 0, kPatience);
   EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr(DigestOf(127, 10, 2)));
 }
@@ -109,13 +111,41 @@ TEST(ParameterServerProcessTest, AWorkerThatIsStartedAgainJoinsAnew) {
 
 TEST(ParameterServerProcessTest, ARoundWithoutAKilledWorkerIsCutAnewAndStaysExact) {
   ProcessCluster cluster;
-  cluster.StartTasks(
-      kJob, Program({"--sync", "--hold-at", "5", "--hold", "worker:1", "--examples", "127"}));
+  cluster.StartTasks(kJob, Program({"--consistency", "sync", "--hold-at", "5", "--hold", "worker:1",
+                                    "--examples", "127"}));
   ASSERT_TRUE(cluster.WaitForOutput("worker:1", "holding", kPatience));
   cluster.Signal("worker:1", SIGKILL);
   ExpectAllCodes(cluster, 0, kPatience, {"worker:1"});
   EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr("epoch 0: 127 of 127 seen, reissued 1"));
   EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr(DigestOf(127, 10, 1)));
+}
+
+TEST(ParameterServerProcessTest, UnderBoundedStalenessOthersWaitForAStoppedWorkerUntilItIsLost) {
+  ProcessCluster cluster;
+  cluster.StartTasks(kJob, Program({"--consistency", "ssp:2", "--hold-at", "5", "--hold",
+                                    "worker:1", "--epochs", "2"}));
+  ASSERT_TRUE(cluster.WaitForOutput("worker:1", "holding", kPatience));
+  // It holds in its fifth step: worker:0 may have made seven.
+  EXPECT_FALSE(cluster.WaitForOutput("worker:0", "step 11 ", 1s));
+  cluster.Signal("worker:1", SIGKILL);
+  ExpectAllCodes(cluster, 0, kPatience, {"worker:1"});
+  EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr("epoch 1: 2000 of 2000 seen"));
+  EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr("lead at most 2, none late, some parked"));
+}
+
+TEST(ParameterServerProcessTest, ABackupWorkerMayHangAndRoundsGoOn) {
+  ProcessCluster cluster;
+  cluster.StartTasks({{"chief", 1}, {"worker", 3}, {"ps", 2}},
+                     Program({"--consistency", "sync:1", "--hold-at", "5", "--hold", "worker:2"}));
+  ASSERT_TRUE(cluster.WaitForOutput("worker:2", "holding", kPatience));
+  ASSERT_TRUE(cluster.WaitForOutput("worker:0", "trained", kPatience));
+  ASSERT_TRUE(cluster.WaitForOutput("worker:1", "trained", kPatience));
+  cluster.Signal("worker:2", SIGKILL);
+  ExpectAllCodes(cluster, 0, kPatience, {"worker:2"});
+  EXPECT_THAT(cluster.Stdout("chief:0"),
+              HasSubstr("epoch 0: 2000 of 2000 seen, reissued 0, dropped 200"))
+      << "one part of three of each of 200 rounds";
+  EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr("step 200 digest"));
 }
 
 class LostForGood : public ::testing::TestWithParam<std::string> {};
@@ -152,6 +182,34 @@ TEST(ParameterServerProcessTest, AStoppedServerIsNoticed) {
     EXPECT_EQ(cluster.Wait(name, kNoticed), kPeerLost) << name;
     EXPECT_THAT(cluster.Stderr(name), HasSubstr("ps:1")) << name;
   }
+  cluster.Signal("ps:1", SIGCONT);
+  EXPECT_EQ(cluster.Wait("ps:1", kNoticed), kPeerLost) << "nobody is left that it could serve";
+}
+
+TEST(ParameterServerProcessTest, AServerThatStopsForLessThanItsTimeoutIsWaitedFor) {
+  ProcessCluster cluster;
+  cluster.StartTasks(kJob, Program({"--epochs", "3"}));
+  ASSERT_TRUE(cluster.WaitForOutput("worker:0", "step 11 ", kPatience));
+  cluster.Signal("ps:1", SIGSTOP);
+  std::this_thread::sleep_for(1s);
+  cluster.Signal("ps:1", SIGCONT);
+  ExpectAllCodes(cluster, 0, kPatience);
+  EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr("epoch 2: 2000 of 2000 seen, reissued 0"));
+}
+
+TEST(ParameterServerProcessTest, AWorkerThatComesBackFromALongPauseHasNoEffect) {
+  ProcessCluster cluster;
+  cluster.StartTasks(kJob, Program({"--epochs", "4", "--heartbeat-ms", "1500"}));
+  ASSERT_TRUE(cluster.WaitForOutput("worker:1", "step 11 ", kPatience));
+  cluster.Signal("worker:1", SIGSTOP);
+  ASSERT_TRUE(cluster.WaitForOutput("worker:0", "trained", kPatience));
+  cluster.Signal("worker:1", SIGCONT);
+  EXPECT_NE(cluster.Wait("worker:1", kPatience), 0);
+  for (const char* name : {"chief:0", "worker:0", "ps:0", "ps:1"}) {
+    EXPECT_EQ(cluster.Wait(name, kPatience), 0) << name;
+  }
+  EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr("epoch 3: 2000 of 2000 seen"));
+  EXPECT_THAT(cluster.Stderr("chief:0"), HasSubstr("goes on without worker:1"));
 }
 
 TEST(ParameterServerProcessTest, AnErrorOfAWorkerReachesAll) {

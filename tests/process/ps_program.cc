@@ -1,7 +1,8 @@
 // A program as users write one: every process of a parameter-server job runs it. It trains the
 // IntegerModel, and says on standard output what a test wants to know.
 //
-//   ps_program [--epochs N] [--examples N] [--batch N] [--sync] [--join-ms N] [--fail-at STEP]
+//   ps_program [--epochs N] [--examples N] [--batch N] [--consistency C] [--join-ms N] [--fail-at
+//   STEP]
 //              [--hold-at STEP --hold TASK]
 //
 // --hold-at: TASK says "holding" in that step function of its own, and never comes back from it.
@@ -29,8 +30,9 @@ struct Options {
   int epochs = 1;
   int examples = 2000;
   int batch = 10;
-  bool sync = false;
+  std::string consistency = "async";
   int join_ms = 60'000;
+  int heartbeat_ms = 10'000;
   int hold_at = 0;
   int fail_at = 0;
   std::string hold;
@@ -78,8 +80,13 @@ Status Train(const Options& options, ParameterServerStrategy& strategy, Distribu
 Status Report(ParameterServerStrategy& strategy, ParameterSet& parameters) {
   for (const EpochCoverage& epoch : strategy.coverage()) {
     Say("epoch " + std::to_string(epoch.epoch) + ": " + std::to_string(epoch.seen) + " of " +
-        std::to_string(epoch.examples) + " seen, reissued " + std::to_string(epoch.reissued));
+        std::to_string(epoch.examples) + " seen, reissued " + std::to_string(epoch.reissued) +
+        (epoch.dropped > 0 ? ", dropped " + std::to_string(epoch.dropped) : ""));
   }
+  COHORT_ASSIGN_OR_RETURN(const ParameterServerStats stats, strategy.stats());
+  Say("staleness at most " + std::to_string(stats.max_staleness) + ", lead at most " +
+      std::to_string(stats.max_lead) + (stats.late > 0 ? ", some late" : ", none late") +
+      (stats.parked > 0 ? ", some parked" : ", none parked"));
   COHORT_RETURN_IF_ERROR(strategy.PullState());
   std::uint64_t digest = 0;
   for (int p = 0; p < parameters.size(); ++p) {
@@ -110,8 +117,9 @@ Status RunWith(const Options& options, ParameterServerStrategy& strategy) {
 Status Run(const Options& options) {
   COHORT_ASSIGN_OR_RETURN(const ClusterConfig config, ResolveCluster({}, Environment::OfProcess()));
   StrategyOptions strategy_options;
-  strategy_options.synchronous_parameter_server = options.sync;
+  COHORT_ASSIGN_OR_RETURN(strategy_options.consistency, Consistency::Parse(options.consistency));
   strategy_options.join_timeout = std::chrono::milliseconds(options.join_ms);
+  strategy_options.heartbeat_timeout = std::chrono::milliseconds(options.heartbeat_ms);
   strategy_options.log = StderrLog(config.task.ToString());
   COHORT_ASSIGN_OR_RETURN(const auto strategy,
                           ParameterServerStrategy::Make(config, strategy_options));
@@ -131,8 +139,9 @@ int main(int argc, char** argv) {
   app.add_option("--epochs", options.epochs);
   app.add_option("--examples", options.examples);
   app.add_option("--batch", options.batch);
-  app.add_flag("--sync", options.sync);
+  app.add_option("--consistency", options.consistency);
   app.add_option("--join-ms", options.join_ms);
+  app.add_option("--heartbeat-ms", options.heartbeat_ms);
   app.add_option("--hold-at", options.hold_at);
   app.add_option("--hold", options.hold);
   app.add_option("--fail-at", options.fail_at);

@@ -110,7 +110,7 @@ TEST(Layout, TheFirstDifferenceIsNamed) {
   other.optimizer = "{}";
   EXPECT_THAT(spec.Compare(other, "w").message(), HasSubstr("optimizer differs"));
   other = spec;
-  other.synchronous = true;
+  other.consistency.mode = Consistency::Mode::kSynchronous;
   EXPECT_EQ(spec.Compare(other, "w").code(), StatusCode::kFailedPrecondition);
 }
 
@@ -341,7 +341,7 @@ TEST(RoundTable, ABatchIsCutAmongAllAndSumsAddUp) {
   EXPECT_EQ(rounds.Join(Worker(0), kEpoch, &a), Reply::kGo);
   EXPECT_EQ(a, (RoundPart{.round = 42, .part = 0, .parts = 2}));
   EXPECT_EQ(b, (RoundPart{.round = 42, .part = 1, .parts = 2}));
-  RoundSums total;
+  RoundTotal total;
   EXPECT_EQ(rounds.Finish(Worker(0), 42, 0, {1, 3, {5}}, &total), Reply::kWait);
   EXPECT_EQ(rounds.Finish(Worker(1), 42, 0, {2, 4, {6}}, &total), Reply::kGo);
   EXPECT_EQ(total.loss_sum, 3);
@@ -359,7 +359,7 @@ TEST(RoundTable, WhenAMemberIsLostTheBatchIsCutAnew) {
   RoundTable rounds(0, {Worker(0), Worker(1), Worker(2)});
   rounds.OpenEpoch(kEpoch, 0, 1);
   RoundPart part;
-  RoundSums total;
+  RoundTotal total;
   rounds.Join(Worker(0), kEpoch, &part);
   rounds.Join(Worker(1), kEpoch, &part);
   rounds.Join(Worker(2), kEpoch, &part);
@@ -381,7 +381,7 @@ TEST(RoundTable, AMemberThatLeavesAfterItsPartCounts) {
   RoundTable rounds(0, {Worker(0), Worker(1)});
   rounds.OpenEpoch(kEpoch, 0, 1);
   RoundPart part;
-  RoundSums total;
+  RoundTotal total;
   rounds.Join(Worker(0), kEpoch, &part);
   rounds.Join(Worker(1), kEpoch, &part);
   rounds.Finish(Worker(1), 1, 0, {4, 2, {}}, &total);
@@ -394,7 +394,7 @@ TEST(RoundTable, NewcomersJoinTheNextRoundAndTheLastOneCanBeRepeated) {
   RoundTable rounds(0, {Worker(0)});
   rounds.OpenEpoch(kEpoch, 0, 3);
   RoundPart part;
-  RoundSums total;
+  RoundTotal total;
   EXPECT_EQ(rounds.Join(Worker(0), kEpoch, &part), Reply::kGo);
   EXPECT_EQ(rounds.Join(Worker(1), kEpoch, &part), Reply::kWait);
   EXPECT_EQ(rounds.Finish(Worker(0), 1, 0, {1, 1, {}}, &total), Reply::kGo);
@@ -418,7 +418,7 @@ TEST(RoundTable, WhoAsksForAnEpochThatEndsDoesNotHoldUpTheNext) {
   rounds.OpenEpoch(kEpoch, 0, 1);
   rounds.OpenEpoch(second, 0, 1);
   RoundPart part;
-  RoundSums total;
+  RoundTotal total;
   EXPECT_EQ(rounds.Join(Worker(0), kEpoch, &part), Reply::kGo);
   EXPECT_EQ(rounds.Join(Worker(1), kEpoch, &part), Reply::kWait);
   EXPECT_EQ(rounds.Finish(Worker(0), 1, 0, {1, 1, {}}, &total), Reply::kGo);

@@ -22,10 +22,10 @@ using ::testing::HasSubstr;
 class StoreTest : public ::testing::Test {
  protected:
   // Two variables, a [4] and b [2]; `fixed` [1] is not trained by gradients.
-  void Declare(const Optimizer& optimizer, bool synchronous = false) {
+  void Declare(const Optimizer& optimizer, const std::string& consistency = "async") {
     spec_ = {.parameters = {{"a", {4}, true, 0}, {"b", {2}, true, 16}, {"fixed", {1}, false, 32}},
              .optimizer = optimizer.config(),
-             .synchronous = synchronous,
+             .consistency = OrThrow(Consistency::Parse(consistency)),
              .servers = 1};
     OrThrow(store_.Declare(spec_, "chief:0"));
   }
@@ -73,7 +73,8 @@ class StoreTest : public ::testing::Test {
     return values;
   }
   Error Push(const FrameHeader& header, const std::vector<float>& values) {
-    return store_.Push(header, Payload(values));
+    ParameterStore::Pushed pushed;
+    return store_.Push(header, Payload(values), &pushed);
   }
 
   ParameterStore store_{0};
@@ -251,7 +252,7 @@ TEST_F(StoreTest, OnlyWhatIsNewerIsRead) {
   push.set_sequence(1);
   push.set_weight(1);
   const std::vector<float> two{1, 1};
-  ASSERT_EQ(store_.Push(push, Payload(two)).kind(), Error::NONE);
+  ASSERT_EQ(Push(push, two).kind(), Error::NONE);
   EXPECT_EQ(store_.Plan(Header({0, 1, 2}, 6), &readings).kind(), Error::NONE);
   ASSERT_EQ(readings.size(), 1U);
   EXPECT_EQ(readings[0].chunk, 1);
@@ -260,7 +261,7 @@ TEST_F(StoreTest, OnlyWhatIsNewerIsRead) {
 // ---- Rounds -------------------------------------------------------------------------------------
 
 TEST_F(StoreTest, ARoundIsAppliedWhenAllPartsAreThereInTheOrderOfParts) {
-  Declare(*Sgd({.learning_rate = 1}), /*synchronous=*/true);
+  Declare(*Sgd({.learning_rate = 1}), "sync");
   Assign({0, 0, 0, 0, 0, 0, 0});
   // In floats 1e8 + -1e8 + 1 is 1, in another order 0.
   const std::vector<float> big(7, 1e8F);
@@ -278,7 +279,7 @@ TEST_F(StoreTest, ARoundIsAppliedWhenAllPartsAreThereInTheOrderOfParts) {
 }
 
 TEST_F(StoreTest, APartWithoutExamplesSendsNothing) {
-  Declare(*Sgd({.learning_rate = 1}), /*synchronous=*/true);
+  Declare(*Sgd({.learning_rate = 1}), "sync");
   Assign({0, 0, 0, 0, 0, 0, 3});
   EXPECT_EQ(Push(RoundHeader(1, 0, 2, 0), {}).kind(), Error::NONE);
   EXPECT_EQ(Push(RoundHeader(1, 1, 2, 2), {2, 2, 2, 2, 2, 2, 9}).kind(), Error::NONE);
@@ -290,7 +291,7 @@ TEST_F(StoreTest, APartWithoutExamplesSendsNothing) {
 }
 
 TEST_F(StoreTest, ANewAttemptDropsThePartsOfTheOldOne) {
-  Declare(*Sgd({.learning_rate = 1}), /*synchronous=*/true);
+  Declare(*Sgd({.learning_rate = 1}), "sync");
   Assign({0, 0, 0, 0, 0, 0, 0});
   const std::vector<float> hundred(7, 100);
   EXPECT_EQ(Push(RoundHeader(1, 0, 3, 1, 0), hundred).kind(), Error::NONE);
@@ -303,8 +304,61 @@ TEST_F(StoreTest, ANewAttemptDropsThePartsOfTheOldOne) {
   EXPECT_EQ(store_.version(0), 1U);
 }
 
+TEST_F(StoreTest, WithBackupWorkersACommitNamesThePartsThatCountAndLateOnesAreTold) {
+  Declare(*Sgd({.learning_rate = 1}), "sync:1");
+  Assign({0, 0, 0, 0, 0, 0, 0});
+  const std::vector<float> hundred(7, 100);
+  const std::vector<float> threes(7, 3);
+  const auto commit = [&](std::vector<std::uint32_t> winners) {
+    FrameHeader header = Header({0, 1, 2});
+    header.mutable_commit()->set_round(1);
+    header.mutable_commit()->mutable_winners()->Assign(winners.begin(), winners.end());
+    return store_.Admit(header, DeadlineAfter(std::chrono::seconds(1))).kind();
+  };
+  EXPECT_EQ(Push(RoundHeader(1, 2, 3, 1), threes).kind(), Error::NONE);
+  EXPECT_EQ(Push(RoundHeader(1, 0, 3, 1), ones_).kind(), Error::NONE);
+  EXPECT_EQ(store_.version(0), 0U) << "nothing is applied before it is decided who has won";
+  EXPECT_EQ(commit({0, 1}), Error::OUT_OF_ORDER) << "part 1 is not there";
+  EXPECT_EQ(commit({}), Error::OUT_OF_ORDER);
+  EXPECT_EQ(commit({0, 7}), Error::OUT_OF_ORDER);
+  EXPECT_EQ(store_.version(0), 0U);
+  EXPECT_EQ(commit({0, 2}), Error::NONE);
+  EXPECT_THAT(Read(0), Each(-2)) << "the mean over the two that have won";
+  ParameterStore::Pushed late;
+  EXPECT_EQ(store_.Push(RoundHeader(1, 1, 3, 1), Payload(hundred), &late).kind(), Error::NONE);
+  EXPECT_TRUE(late.late);
+  EXPECT_EQ(commit({0, 2}), Error::NONE) << "every worker brings it";
+  EXPECT_THAT(Read(0), Each(-2));
+  EXPECT_EQ(store_.version(0), 1U);
+  EXPECT_EQ(store_.stats().late, 3U) << "by chunk";
+
+  // A part that was there in time for the push, not for the decision, has no effect later either.
+  EXPECT_EQ(Push(RoundHeader(2, 0, 3, 1), ones_).kind(), Error::NONE);
+  EXPECT_EQ(Push(RoundHeader(2, 1, 3, 1), hundred).kind(), Error::NONE);
+  EXPECT_EQ(Push(RoundHeader(2, 2, 3, 1), ones_).kind(), Error::NONE);
+  FrameHeader header = Header({0, 1, 2});
+  header.mutable_commit()->set_round(2);
+  header.mutable_commit()->add_winners(0);
+  header.mutable_commit()->add_winners(2);
+  EXPECT_EQ(store_.Admit(header, DeadlineAfter(std::chrono::seconds(1))).kind(), Error::NONE);
+  EXPECT_THAT(Read(0), Each(-3));
+  EXPECT_EQ(store_.stats().late, 6U);
+}
+
+TEST_F(StoreTest, NothingOfARetiredWorkerIsTaken) {
+  Declare(*Sgd({.learning_rate = 1}));
+  Assign({0, 0, 0, 0, 0, 0, 0});
+  EXPECT_EQ(Push(PushHeader(), ones_).kind(), Error::NONE);
+  store_.Retire(1);
+  EXPECT_EQ(Push(PushHeader(), ones_).kind(), Error::FENCED);
+  EXPECT_THAT(Read(0), Each(-1));
+  FrameHeader other = PushHeader();
+  other.set_client(2);
+  EXPECT_EQ(Push(other, ones_).kind(), Error::NONE) << "its successor is another";
+}
+
 TEST_F(StoreTest, RoundsThatMakeNoSenseAreRefused) {
-  Declare(*Sgd({.learning_rate = 1}), /*synchronous=*/true);
+  Declare(*Sgd({.learning_rate = 1}), "sync");
   Assign({0, 0, 0, 0, 0, 0, 0});
   EXPECT_EQ(Push(PushHeader(), ones_).kind(), Error::BAD_FRAME) << "no round";
   EXPECT_EQ(Push(RoundHeader(1, 2, 2, 1), ones_).kind(), Error::BAD_FRAME);

@@ -6,7 +6,8 @@
 // what happens when a process dies, is in strategies/parameter_server/README.md.
 //
 // Batches: a step takes one batch of the data set's size on one worker and is one update
-// (asynchronous), or one batch cut among the workers of the moment (synchronous application).
+// (asynchronous, bounded staleness), or one batch cut among the workers of the moment
+// (synchronous). StrategyOptions::consistency chooses.
 //
 // Failure: a worker that dies is missed by nobody, its data is handed out again, and it may come
 // back. When a server or the chief dies, every other process gets Unavailable with its name.
@@ -34,6 +35,9 @@ struct ParameterServerStats {
   std::uint64_t rejected = 0;
   double mean_staleness = 0;  // updates by others between a gradient's pull and its push
   std::uint64_t max_staleness = 0;
+  std::uint64_t late = 0;      // parts of rounds, by chunk, that came too late (backup workers)
+  std::uint64_t parked = 0;    // reads that waited for a slower worker (bounded staleness)
+  std::uint64_t max_lead = 0;  // steps that a worker was ahead of the slowest when it read
 };
 
 class ParameterServerStrategy : public Strategy {
@@ -47,6 +51,7 @@ class ParameterServerStrategy : public Strategy {
   virtual Result<std::unique_ptr<Coordinator>> MakeCoordinator(const ScheduleOptions& options) = 0;
   virtual Status ServeFunctions(const Functions& functions) = 0;
 
+  virtual const Consistency& consistency() const = 0;
   // After Bind.
   virtual Result<ParameterServerStats> stats() = 0;
 };

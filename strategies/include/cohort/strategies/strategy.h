@@ -38,6 +38,7 @@
 #include <cohort/optim/optimizer.h>
 #include <cohort/optim/parameter_set.h>
 #include <cohort/strategies/bucket_hook.h>
+#include <cohort/strategies/consistency.h>
 
 namespace cohort {
 
@@ -82,8 +83,7 @@ struct StrategyOptions {
   // empty: nowhere.
   std::string flight_folder;
   std::string mpi_implementation = "cohort";  // see comm/mpi.h
-  bool synchronous_parameter_server =
-      false;                 // apply when all workers have pushed, instead of on arrival
+  Consistency consistency;                    // of a parameter server
   int intra_op_threads = 0;  // per replica; 0: the cores, shared among the local replicas
   std::function<std::unique_ptr<Stream>()> make_stream;  // test seam; default: MakeInlineStream
   Environment environment;  // where FromEnv looks; programs pass Environment::OfProcess()
@@ -126,6 +126,9 @@ struct StepResult {
   // Of this process, for this step: how long it waited for the others after its own backward passes
   // had ended. What was hidden behind them does not count.
   double exposed_communication_seconds = 0;
+  // Under a parameter server: the most updates by others that a part of the gradient met which its
+  // values did not have.
+  std::int64_t staleness = 0;
 };
 
 // One value per local replica; and one value that all replicas share. Distinct types on purpose.
@@ -169,14 +172,23 @@ class DistributedDataset {
 struct EpochCoverage {
   int dataset = 0;  // the n-th data set that was distributed for training, from 0
   std::int64_t epoch = 0;
-  std::int64_t examples = 0;    // of the epoch
-  std::int64_t seen = 0;        // in work that was finished: each example counts once
-  std::int64_t pieces = 0;      // splits or rounds
-  std::int64_t reissued = 0;    // handed out again because a worker was lost
-  std::int64_t steps = 0;       // of finished work
-  double loss = 0;              // their weighted mean
+  std::int64_t examples = 0;  // of the epoch
+  std::int64_t seen = 0;      // in work that was finished: each example counts once
+  std::int64_t pieces = 0;    // splits or rounds
+  std::int64_t reissued = 0;  // handed out again because a worker was lost
+  std::int64_t dropped = 0;   // parts of rounds that came too late (backup workers), of all epochs
+  std::int64_t steps = 0;     // of finished work
+  double loss = 0;            // their weighted mean
   std::vector<double> metrics;  // likewise
   double seconds = 0;           // from the first request to the end of the epoch
+};
+
+// Where a job that is handed its data by one process is saved: see Strategy::SaveBetweenUpdates.
+struct SavePlan {
+  std::int64_t every_steps = 0;   // 0: not by steps
+  std::int64_t every_epochs = 0;  // 0: not at the ends of epochs
+  // Everything before this batch of this epoch is in the parameters, and nothing after.
+  std::function<Status(std::int64_t epoch, std::int64_t batch)> save;
 };
 
 class Strategy {
@@ -259,6 +271,11 @@ class Strategy {
   // read under other strategies, and by any number of servers.
   virtual Status SaveTable(int table, FileSystem& files, const std::string& path);
   virtual Status LoadTable(int table, FileSystem& files, const std::string& path);
+  // Where one process hands out the data (a parameter server's chief), no other knows a point
+  // between two updates: that process calls `plan.save` at such points, from Serve or Next, while
+  // nothing moves, at the first chance after so many steps or epochs. Returns true, on all
+  // processes; before Serve and the first epoch. False: a program that has made a step may save.
+  virtual bool SaveBetweenUpdates(SavePlan /*plan*/) { return false; }
 
   virtual Status Barrier(std::string_view name) = 0;
   // Writes the flight record of this process's collectives to options.flight_folder; its path. From

@@ -1,0 +1,80 @@
+#include "parameter_server/clock_table.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace cohort::ps {
+
+std::uint64_t ClockTable::Least() const {
+  std::uint64_t least = std::numeric_limits<std::uint64_t>::max();
+  for (const auto& [id, worker] : workers_) {
+    if (worker.live) {
+      least = std::min(least, worker.clock);
+    }
+  }
+  return least;
+}
+
+ClockTable::Worker& ClockTable::Enter(std::uint64_t worker) {
+  const std::uint64_t least = Least();
+  Worker& entry = workers_[worker];
+  if (!entry.live) {
+    if (least != std::numeric_limits<std::uint64_t>::max()) {
+      entry.clock = std::max(entry.clock, least);
+    }
+    entry.live = true;
+  }
+  return entry;
+}
+
+void ClockTable::Advance(std::uint64_t worker) {
+  {
+    const std::lock_guard lock(mutex_);
+    ++Enter(worker).clock;
+  }
+  changed_.notify_all();
+}
+
+void ClockTable::Pause(std::uint64_t worker) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (const auto found = workers_.find(worker); found != workers_.end()) {
+      found->second.live = false;
+    }
+  }
+  changed_.notify_all();
+}
+
+void ClockTable::Retire(std::uint64_t worker) {
+  {
+    const std::lock_guard lock(mutex_);
+    workers_.erase(worker);
+  }
+  changed_.notify_all();
+}
+
+bool ClockTable::Await(std::uint64_t worker, Deadline deadline) {
+  std::unique_lock lock(mutex_);
+  const std::uint64_t clock = Enter(worker).clock;
+  const auto fresh = [&] {
+    // A worker that is retired while it waits gets its answer; its next frame is refused.
+    const std::uint64_t least = Least();
+    return !workers_.contains(worker) || least >= clock || clock - least <= staleness_;
+  };
+  if (!fresh()) {
+    ++stats_.parked;
+    if (!changed_.wait_until(lock, deadline, fresh)) {
+      return false;
+    }
+  }
+  const std::uint64_t least = Least();
+  stats_.max_lead = std::max(stats_.max_lead, least < clock ? clock - least : 0);
+  return true;
+}
+
+ClockTable::Stats ClockTable::stats() const {
+  const std::lock_guard lock(mutex_);
+  return stats_;
+}
+
+}  // namespace cohort::ps

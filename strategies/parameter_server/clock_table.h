@@ -1,0 +1,55 @@
+// ClockTable: how many steps of each worker a server has applied, and who may read.
+//
+// A worker's clock counts its steps here. A read of a worker at clock c is fresh when no live
+// worker's clock is less than c - staleness: it then includes every update of every live worker
+// with a clock below that. The slowest worker never waits, so somebody always goes on.
+//
+// Live are those in the middle of their work: a worker that pauses (between two pieces of work) or
+// is retired (done, or lost) is not waited for; all it has done is applied. Who enters, or is back,
+// starts at the least clock of the others, if that is more than its own.
+//
+// Thread rules: all methods from any thread.
+
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <map>
+#include <mutex>
+
+#include <cohort/core/clock.h>
+
+namespace cohort::ps {
+
+class ClockTable {
+ public:
+  explicit ClockTable(std::uint64_t staleness) : staleness_(staleness) {}
+
+  void Advance(std::uint64_t worker);
+  void Pause(std::uint64_t worker);
+  void Retire(std::uint64_t worker);
+  // Until a read of `worker` is fresh; false at the deadline.
+  bool Await(std::uint64_t worker, Deadline deadline);
+
+  struct Stats {
+    std::uint64_t parked = 0;    // reads that had to wait
+    std::uint64_t max_lead = 0;  // steps that a worker was ahead of the slowest when it read
+  };
+  Stats stats() const;
+
+ private:
+  struct Worker {
+    std::uint64_t clock = 0;
+    bool live = false;
+  };
+  Worker& Enter(std::uint64_t worker);
+  std::uint64_t Least() const;  // UINT64_MAX: nobody is live
+
+  const std::uint64_t staleness_;
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  std::map<std::uint64_t, Worker> workers_;
+  Stats stats_;
+};
+
+}  // namespace cohort::ps
