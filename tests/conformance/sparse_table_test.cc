@@ -60,7 +60,7 @@ struct Model {
   }
 
   Result<ReplicaResult> Step(ReplicaContext& context, const data::Batch& batch, bool training) {
-    nn::Tape tape(context.parameters, context.stream, workspaces.For(context.replica % 2),
+    nn::Tape tape(context.parameters, context.stream, workspaces.For(context.replica),
                   {.training = training, .intra_op_threads = 1});
     const auto logit =
         nn::Add(nn::Sum(wide(tape, batch["ids"]), 1), out(nn::Flatten(deep(tape, batch["ids"]))));
@@ -130,9 +130,11 @@ Result<Outcome> TrainOn(Strategy& strategy, int epochs, const std::string& check
   return outcome;
 }
 
-Outcome InOneProcess(int devices, int epochs, const std::string& checkpoint_dir = {}) {
-  const auto strategy = OrThrow(
-      Strategy::FromEnv(devices == 1 ? "one_device" : "mirrored", {.num_devices = devices}));
+Outcome InOneProcess(int devices, int epochs, const std::string& checkpoint_dir = {},
+                     int virtual_shards = 0) {
+  const auto strategy =
+      OrThrow(Strategy::FromEnv(devices == 1 ? "one_device" : "mirrored",
+                                {.num_devices = devices, .virtual_shards = virtual_shards}));
   return OrThrow(TrainOn(*strategy, epochs, checkpoint_dir));
 }
 
@@ -197,6 +199,13 @@ TEST(SparseTables, ReplicasOfAProcessComeToTheSameUpToTheOrderOfSums) {
     ASSERT_NEAR(both.rows[i], alone.rows[i], 1e-4) << i;
   }
   EXPECT_NEAR(both.loss, alone.loss, 1e-4);
+}
+
+TEST(SparseTables, VirtualShardsHaveTheSameBitsOnAnyNumberOfDevices) {
+  const Outcome one = InOneProcess(1, 2, {}, /*virtual_shards=*/4);
+  const Outcome two = InOneProcess(2, 2, {}, /*virtual_shards=*/4);
+  EXPECT_EQ(two.rows, one.rows);
+  EXPECT_EQ(two.values, one.values);
 }
 
 TEST(SparseTables, SeveralWorkersLearnTheSame) {
