@@ -176,6 +176,24 @@ TEST(ClockTable, TheSlowestNeverWaitsAndAParkedReadWakesWhenItIsNoLongerHeldUp) 
   EXPECT_LE(clocks.stats().max_lead, 1U);
 }
 
+TEST(ClockTable, NobodyWaitsForWhatANewcomerHasMissed) {
+  ClockTable clocks(1);
+  const Deadline never = DeadlineAfter(std::chrono::hours(1));
+  for (int i = 0; i < 100; ++i) {
+    clocks.Advance(1);
+  }
+  clocks.Pause(1);
+  EXPECT_TRUE(clocks.Await(2, never));  // comes while the other is between two pieces of work
+  EXPECT_TRUE(clocks.Await(1, never));
+  clocks.Advance(1);
+  EXPECT_TRUE(clocks.Await(1, never));
+  clocks.Advance(1);
+  EXPECT_FALSE(clocks.Await(1, DeadlineAfter(microseconds(100))));
+  // Pausing again and again is no way around the bound.
+  clocks.Pause(1);
+  EXPECT_FALSE(clocks.Await(1, DeadlineAfter(microseconds(100))));
+}
+
 // ---- Backup workers -----------------------------------------------------------------------------
 
 // Workers take turns at random, one of them seldom. Whatever the order: every batch is applied
