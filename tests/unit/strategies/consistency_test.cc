@@ -73,11 +73,7 @@ TEST_P(BoundedStaleness, AReadHasAllButTheLastStepsOfOthersAndAllOfItsOwn) {
   const auto read = [&](std::uint64_t worker, std::uint64_t clock) {
     FrameHeader header = header_of(worker);
     header.set_bounded(true);
-    Error error;
-    do {
-      error = store.Admit(header, DeadlineAfter(seconds(20)));
-    } while (error.kind() == Error::NOT_YET);
-    if (error.kind() != Error::NONE) {
+    if (store.Admit(header, DeadlineAfter(seconds(20))).kind() != Error::NONE) {
       return false;
     }
     std::vector<ParameterStore::Reading> readings;
@@ -144,7 +140,7 @@ INSTANTIATE_TEST_SUITE_P(Consistency, BoundedStaleness, ::testing::Values(0, 1, 
 
 TEST(ClockTable, TheSlowestNeverWaitsAndAParkedReadWakesWhenItIsNoLongerHeldUp) {
   ClockTable clocks(1);
-  const Deadline never = DeadlineAfter(std::chrono::hours(1));
+  const Deadline never = DeadlineAfter(seconds(20));
   EXPECT_TRUE(clocks.Await(1, never));
   EXPECT_TRUE(clocks.Await(2, never));
   clocks.Advance(1);
@@ -178,7 +174,7 @@ TEST(ClockTable, TheSlowestNeverWaitsAndAParkedReadWakesWhenItIsNoLongerHeldUp) 
 
 TEST(ClockTable, NobodyWaitsForWhatANewcomerHasMissed) {
   ClockTable clocks(1);
-  const Deadline never = DeadlineAfter(std::chrono::hours(1));
+  const Deadline never = DeadlineAfter(seconds(20));
   for (int i = 0; i < 100; ++i) {
     clocks.Advance(1);
   }
