@@ -482,6 +482,9 @@ int BenchPsCommand(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
   }
+  for (std::int64_t& bytes : options.bytes) {
+    bytes -= bytes % 4;  // floats
+  }
   const Status status = Run(options);
   if (!status.ok()) {
     std::fprintf(stderr, "%s: %s\n", argv[0], status.ToString().c_str());

@@ -5,10 +5,10 @@
 
 namespace cohort::ps {
 
-std::uint64_t ClockTable::Least() const {
+std::uint64_t ClockTable::Least(bool paused) const {
   std::uint64_t least = std::numeric_limits<std::uint64_t>::max();
   for (const auto& [id, worker] : workers_) {
-    if (worker.live) {
+    if (worker.live || paused) {
       least = std::min(least, worker.clock);
     }
   }
@@ -16,7 +16,10 @@ std::uint64_t ClockTable::Least() const {
 }
 
 ClockTable::Worker& ClockTable::Enter(std::uint64_t worker) {
-  const std::uint64_t least = Least();
+  std::uint64_t least = Least();
+  if (least == std::numeric_limits<std::uint64_t>::max() && !workers_.contains(worker)) {
+    least = Least(/*paused=*/true);
+  }
   Worker& entry = workers_[worker];
   if (!entry.live) {
     if (least != std::numeric_limits<std::uint64_t>::max()) {

@@ -6,7 +6,8 @@
 //
 // Live are those in the middle of their work: a worker that pauses (between two pieces of work) or
 // is retired (done, or lost) is not waited for; all it has done is applied. Who enters, or is back,
-// starts at the least clock of the others, if that is more than its own.
+// starts at the least clock of the live ones (a newcomer, where all pause: of those), if that is
+// more than its own.
 //
 // Thread rules: all methods from any thread.
 
@@ -43,7 +44,7 @@ class ClockTable {
     bool live = false;
   };
   Worker& Enter(std::uint64_t worker);
-  std::uint64_t Least() const;  // UINT64_MAX: nobody is live
+  std::uint64_t Least(bool paused = false) const;  // UINT64_MAX: nobody is live, or `paused`
 
   const std::uint64_t staleness_;
   mutable std::mutex mutex_;

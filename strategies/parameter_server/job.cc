@@ -103,7 +103,13 @@ class Retirements {
   std::thread thread_;
 };
 
-Job::~Job() = default;
+// What may still report a lost worker goes before what is told of it.
+Job::~Job() {
+  coordination_.reset();
+  coordinator_server_.reset();
+  coordination_server_.reset();
+  StopRetirements();
+}
 
 Job::Job(ClusterConfig config, const StrategyOptions& options)
     : config_(std::move(config)),

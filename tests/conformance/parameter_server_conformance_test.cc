@@ -116,7 +116,7 @@ Saved StateOf(Strategy& strategy, const ParameterSet& parameters) {
 // Trains three epochs, from `from` on if that is given. Returns the saves, and the end's state
 // last.
 std::vector<Saved> TrainAndSave(int workers, int servers, const std::string& consistency,
-                                std::int64_t every_steps, const Saved* from) {
+                                std::int64_t every_steps, const Saved* from, double clip = 0) {
   Job job(workers, servers);
   job.Start();
   std::vector<Saved> saves;
@@ -128,7 +128,8 @@ std::vector<Saved> TrainAndSave(int workers, int servers, const std::string& con
       options.consistency = OrThrow(Consistency::Parse(consistency));
       const auto strategy = OrThrow(job.Make({TaskType::kWorker, w}, options));
       ParameterSet parameters = IntegerParameters();
-      OrThrow(strategy->Bind(parameters, Sgd({.learning_rate = 0.0625, .momentum = 0.5})));
+      OrThrow(strategy->Bind(
+          parameters, Sgd({.learning_rate = 0.0625, .momentum = 0.5, .global_clip_norm = clip})));
       if (from != nullptr && strategy->is_chief()) {
         std::copy(from->values.begin(), from->values.end(), parameters.all().begin());
         for (std::size_t s = 0; s < from->slots.size(); ++s) {
@@ -167,14 +168,19 @@ std::vector<Saved> TrainAndSave(int workers, int servers, const std::string& con
 }
 
 TEST(SavesOfParameterServers, ASaveIsAPointBetweenTwoUpdates) {
-  for (const char* consistency : {"async", "ssp:1", "sync", "sync:1"}) {
-    const std::vector<Saved> saves = TrainAndSave(3, 2, consistency, 6, nullptr);
+  for (const auto& [consistency, clip] : {std::pair("async", 0.0),
+                                          {"ssp:1", 0.0},
+                                          {"sync", 0.0},
+                                          {"sync", 3.0},
+                                          {"sync:1", 0.0},
+                                          {"sync:1", 3.0}}) {
+    const std::vector<Saved> saves = TrainAndSave(3, 2, consistency, 6, nullptr, clip);
     EXPECT_GT(saves.size(), 3U) << consistency;
     for (const Saved& save : saves) {
       const bool end = &save == &saves.back();
       EXPECT_EQ(save.step,
                 end ? kSaveEpochs * kSaveBatches : save.epoch * kSaveBatches + save.batch)
-          << consistency << ": as many updates as there are batches before it";
+          << consistency << " " << clip << ": as many updates as there are batches before it";
     }
   }
 }

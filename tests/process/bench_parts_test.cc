@@ -1,4 +1,4 @@
-// `cohort bench reduction`, `embedding`, `dlrm` and `explain`, as a user runs them.
+// `cohort bench reduction`, `embedding`, `dlrm`, `ps` and `explain`, as a user runs them.
 
 #include <gtest/gtest.h>
 
@@ -86,6 +86,21 @@ TEST(BenchDlrm, TrainsWithEachOptimizer) {
     EXPECT_GT(run.at("ms_per_step").get<double>(), 0);
     EXPECT_GT(run.at("examples_per_second").get<double>(), 0);
   }
+}
+
+TEST(BenchPs, EverySizeBesideAStreamAndPlainGrpc) {
+  const nlohmann::json run =
+      RunBench({"ps", "--bytes", "4k,2500k", "--rounds", "1", "--seconds", "0.01", "--json"});
+  ASSERT_EQ(run.at("sizes").size(), 2U);
+  for (const nlohmann::json& size : run.at("sizes")) {
+    for (const char* name : {"stream", "push", "pull", "push_bytes", "pull_bytes"}) {
+      EXPECT_GT(size.at(name).at("gb_per_second").get<double>(), 0) << name;
+      EXPECT_GT(size.at(name).at("us").get<double>(), 0) << name;
+    }
+    EXPECT_GT(size.at("push_of_bytes_service").get<double>(), 0);
+    EXPECT_EQ(size.contains("push_pipelined"), size.at("bytes") == 4096);
+  }
+  EXPECT_EQ(run.at("sizes")[1].at("bytes"), 2500 << 10);
 }
 
 TEST(BenchEmbedding, AnUnknownOptimizerIsAMistakeOfUse) {
