@@ -135,7 +135,8 @@ int DataConvertCommand(int argc, char** argv) {
       "Writes the records of files (told by content) to one file of the format that its name "
       "says: .tfrecord, .csv, .tsv or .tar, each also with .gz, .tfrecord.zlib, .npy, "
       ".safetensors. "
-      "Reads the input twice. What the format cannot hold is an error that names the field.",
+      "Reads the input twice. In TFRecord an array of uint8 is one string, its shape is not kept. "
+      "What the format cannot hold is an error that names the field.",
       argv[0]);
   double fill = 0;
   app.add_option("input", options.inputs, "files, one after another")->required();

@@ -122,6 +122,7 @@ class Requests {
           .connect_timeout = std::max(kLeast, std::min(left, options.connect_timeout)),
           .timeout = std::max(kLeast, std::min(left, options.attempt_timeout)),
           .ca_file = options.ca_file,
+          .follow = options.headers.empty() && !target_.signing.has_value(),
           .take = take,
           .stopped = [this] { return stopped(); }};
       if (!head) {

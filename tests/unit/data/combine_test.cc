@@ -364,7 +364,7 @@ TEST(Resume, AtAnyPlaceWithAnyWorkersAndThreadsIsTheSameStream) {
     }
     return data;
   };
-  for (int trial = 0; trial < 60; ++trial) {
+  for (int trial = 0; trial < 25; ++trial) {
     Dataset data = any(0);
     switch (below(4)) {
       case 0:

@@ -54,6 +54,7 @@ struct RemoteOptions {
   S3Options s3;
 };
 
+// It outlives the data sets that read through it: afterwards their reads are Cancelled.
 std::unique_ptr<FileSystem> MakeRemoteFileSystem(const RemoteOptions& options = {});
 
 }  // namespace cohort::data
