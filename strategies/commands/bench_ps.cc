@@ -424,7 +424,7 @@ Status Work(const Options& options, int pipe) {
     report["sizes"].push_back(std::move(entry));
   }
   if (options.json) {
-    std::printf("%s\n", report.dump(2).c_str());
+    std::printf("%s\n", report.dump().c_str());
   }
   return {};
 }

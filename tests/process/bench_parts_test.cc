@@ -90,7 +90,7 @@ TEST(BenchDlrm, TrainsWithEachOptimizer) {
 
 TEST(BenchPs, EverySizeBesideAStreamAndPlainGrpc) {
   const nlohmann::json run =
-      RunBench({"ps", "--bytes", "4k,2500k", "--rounds", "1", "--seconds", "0.01", "--json"});
+      RunBench({"ps", "--bytes", "4k,2500k", "--rounds", "1", "--seconds", "0.01", "--json"}).at(0);
   ASSERT_EQ(run.at("sizes").size(), 2U);
   for (const nlohmann::json& size : run.at("sizes")) {
     for (const char* name : {"stream", "push", "pull", "push_bytes", "pull_bytes"}) {

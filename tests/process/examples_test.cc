@@ -63,16 +63,30 @@ TEST(Examples, BringYourOwnGradients) {
       0.7);
 }
 
-// What wide_and_deep measured on its test people.
-nlohmann::json WideAndDeep(std::vector<std::string> argv, const std::vector<std::string>& flags) {
+// What an example measured on its test data.
+nlohmann::json Metrics(const std::string& example, std::vector<std::string> argv,
+                       const std::vector<std::string>& flags) {
   const TempDir dir;
-  argv.insert(argv.end(),
-              {Bin("wide_and_deep"), "--quiet", "--metrics-json", dir / "metrics.json"});
+  argv.insert(argv.end(), {Bin(example), "--quiet", "--metrics-json", dir / "metrics.json"});
   argv.insert(argv.end(), flags.begin(), flags.end());
   Output(argv);
   std::ifstream file(dir / "metrics.json");
   nlohmann::json metrics = nlohmann::json::parse(file, nullptr, /*allow_exceptions=*/false);
   return metrics.is_object() ? metrics : nlohmann::json({{"auc", 0.0}, {"accuracy", 0.0}});
+}
+
+nlohmann::json WideAndDeep(std::vector<std::string> argv, const std::vector<std::string>& flags) {
+  return Metrics("wide_and_deep", std::move(argv), flags);
+}
+
+TEST(Examples, Dlrm) {
+  const std::vector<std::string> flags = {"--examples", "30000", "--test",
+                                          "10000",      "--ids", "2000"};
+  const nlohmann::json alone = Metrics("dlrm", {}, flags);
+  EXPECT_GT(alone.value("auc", 0.0), 0.7);
+  EXPECT_GT(alone.value("bayes_auc", 0.0), alone.value("auc", 1.0));
+  const nlohmann::json remote = Metrics("dlrm", Launch({"-n", "2", "--ps", "2", "--chief"}), flags);
+  EXPECT_NEAR(remote.value("auc", 0.0), alone.value("auc", 0.0), 0.04);
 }
 
 TEST(Examples, WideAndDeep) {
