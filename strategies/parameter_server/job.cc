@@ -117,6 +117,7 @@ Job::Job(ClusterConfig config, const StrategyOptions& options)
       heartbeat_timeout_(options.heartbeat_timeout),
       log_(options.log),
       backup_workers_(options.consistency.backup_workers),
+      read_timeout_(options.collective_timeout),
       chief_(config_.cluster.Chief()),
       workers_(config_.cluster.TrainingTasks()),
       num_servers_(config_.cluster.Count(TaskType::kPs)) {}
@@ -300,7 +301,8 @@ Client& Job::Connect(const ModelSpec& spec) {
   auto client = Client::Make(spec, server_addresses_,
                              {.incarnation = coordination_->incarnation(),
                               .task = config_.task.ToString(),
-                              .peer_timeout = heartbeat_timeout_});
+                              .peer_timeout = heartbeat_timeout_,
+                              .read_timeout = read_timeout_});
   const std::lock_guard lock(failure_mutex_);
   client_ = std::move(client);
   if (!failure_.ok()) {
