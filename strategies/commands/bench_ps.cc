@@ -274,7 +274,8 @@ struct Subject {
     COHORT_RETURN_IF_ERROR(client->Declare());
     COHORT_RETURN_IF_ERROR(client->Assign(values, {}, 0));
     link = ps::FrameLink::Make(
-        {"ps:0"}, [=](int) { return Endpoint(address); }, std::chrono::milliseconds(10'000));
+        {"ps:0"}, [=](int) { return Endpoint(address); }, std::chrono::milliseconds(10'000),
+        std::chrono::milliseconds(10'000));
     ordinary = ps::Baseline::NewStub(
         NewChannel("127.0.0.1:" + std::to_string(ordinary_port), {.max_message_bytes = -1}));
     header = BytesService::HeaderOf(spec, bytes);

@@ -41,7 +41,8 @@ class GrpcClient final : public Client {
         versions_(chunks_.size(), 0),
         sequences_(addresses_.size(), 0),
         link_(FrameLink::Make(
-            names_, [this](int server) { return Locate(server); }, options_.peer_timeout)) {
+            names_, [this](int server) { return Locate(server); }, options_.peer_timeout,
+            options_.read_timeout)) {
     for (const std::string& address : addresses_) {
       control_.push_back(Servers::NewStub(NewChannel(address)));
     }

@@ -28,6 +28,8 @@ struct ClientOptions {
   std::uint64_t incarnation = 1;  // of this process: never used by another, nor by its successor
   std::string task;               // "worker:1", for messages
   std::chrono::milliseconds peer_timeout{10'000};
+  // How long a read may wait, under bounded staleness, for workers that are behind.
+  std::chrono::milliseconds read_timeout{120'000};
 };
 
 // A gradient, laid out as the arena. Where a chunk is not trainable it holds, instead, the

@@ -47,11 +47,14 @@ struct Flight {
   const FrameRequest* request = nullptr;
   std::string head;  // prefix and header
   std::size_t bytes = 0;
+  std::optional<steady_clock::time_point> unanswered_since;  // asked, and told to ask again
 };
 
 // The connection to one server, and its part of a Run.
 class Line {
  public:
+  explicit Line(milliseconds answer_timeout) : answer_timeout_(answer_timeout) {}
+
   void Begin() {
     to_send_.clear();
     sent_.clear();
@@ -191,6 +194,15 @@ class Line {
           return {};
         }
         if (header_.error().kind() == Error::NOT_YET) {
+          const auto now = steady_clock::now();
+          const auto since = sent_.front()->unanswered_since.value_or(now);
+          sent_.front()->unanswered_since = since;
+          if (now - since >= answer_timeout_) {
+            return DeadlineExceeded(
+                name + ": no answer for " +
+                std::to_string(std::chrono::duration_cast<milliseconds>(now - since).count()) +
+                " ms: " + header_.error().message());
+          }
           to_send_.push_back(sent_.front());  // asked again, after those that wait already
           sent_.pop_front();
           stage_ = Stage::kPrefix;
@@ -226,6 +238,7 @@ class Line {
     return {};
   }
 
+  const milliseconds answer_timeout_;
   Socket socket_;
   BufferedReader reader_;
   std::deque<Flight*> to_send_;
@@ -248,12 +261,16 @@ class Line {
 
 class Implementation final : public FrameLink {
  public:
-  Implementation(std::vector<std::string> names, Locate locate, milliseconds peer_timeout)
+  Implementation(std::vector<std::string> names, Locate locate, milliseconds peer_timeout,
+                 milliseconds answer_timeout)
       : names_(std::move(names)),
         locate_(std::move(locate)),
         peer_timeout_(peer_timeout),
-        wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
-        lines_(names_.size()) {}
+        wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+    for (std::size_t s = 0; s < names_.size(); ++s) {
+      lines_.emplace_back(answer_timeout);
+    }
+  }
 
   Status Run(std::span<const FrameRequest> requests, const ReplyHandler& handler) override {
     std::vector<Flight> flights(requests.size());
@@ -369,7 +386,7 @@ class Implementation final : public FrameLink {
   const Locate locate_;
   const milliseconds peer_timeout_;
   const Socket wake_;
-  std::vector<Line> lines_;
+  std::deque<Line> lines_;
   mutable std::mutex mutex_;
   Status aborted_;
 };
@@ -377,8 +394,10 @@ class Implementation final : public FrameLink {
 }  // namespace
 
 std::unique_ptr<FrameLink> FrameLink::Make(std::vector<std::string> names, Locate locate,
-                                           std::chrono::milliseconds peer_timeout) {
-  return std::make_unique<Implementation>(std::move(names), std::move(locate), peer_timeout);
+                                           std::chrono::milliseconds peer_timeout,
+                                           std::chrono::milliseconds answer_timeout) {
+  return std::make_unique<Implementation>(std::move(names), std::move(locate), peer_timeout,
+                                          answer_timeout);
 }
 
 }  // namespace cohort::ps

@@ -43,7 +43,7 @@ class FrameLink {
   // Sends every request, those to one server in their order, and hands out the replies on this
   // thread. Ends when all are answered, or when one has failed for good: an error that a server
   // answers, or Unavailable for a server that has been silent for peer_timeout. Requests that find
-  // no answer yet are repeated.
+  // no answer yet are repeated, until DeadlineExceeded after answer_timeout.
   virtual Status Run(std::span<const FrameRequest> requests, const ReplyHandler& handler) = 0;
   // Makes the running Run and every later one fail with `why`.
   virtual void Abort(const Status& why) = 0;
@@ -51,7 +51,8 @@ class FrameLink {
 
   // `names`: of the servers, for messages.
   static std::unique_ptr<FrameLink> Make(std::vector<std::string> names, Locate locate,
-                                         std::chrono::milliseconds peer_timeout);
+                                         std::chrono::milliseconds peer_timeout,
+                                         std::chrono::milliseconds answer_timeout);
 };
 
 }  // namespace cohort::ps

@@ -117,6 +117,7 @@ Job::Job(ClusterConfig config, const StrategyOptions& options)
       heartbeat_timeout_(options.heartbeat_timeout),
       log_(options.log),
       backup_workers_(options.consistency.backup_workers),
+      read_timeout_(options.collective_timeout),
       chief_(config_.cluster.Chief()),
       workers_(config_.cluster.TrainingTasks()),
       num_servers_(config_.cluster.Count(TaskType::kPs)) {}
@@ -302,7 +303,8 @@ void Job::StopRetirements() {
 Client& Job::Connect(const ModelSpec& spec) {
   const ClientOptions options{.incarnation = coordination_->incarnation(),
                               .task = config_.task.ToString(),
-                              .peer_timeout = heartbeat_timeout_};
+                              .peer_timeout = heartbeat_timeout_,
+                              .read_timeout = read_timeout_};
   auto client = Client::Make(spec, server_addresses_, options);
   auto row_client =
       spec.tables.empty() ? nullptr : RowClient::Make(spec, server_addresses_, options);

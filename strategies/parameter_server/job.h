@@ -88,6 +88,7 @@ class Job {
   const std::chrono::milliseconds heartbeat_timeout_;
   const Log log_;
   const int backup_workers_;
+  const std::chrono::milliseconds read_timeout_;
   const TaskId chief_;
   const std::vector<TaskId> workers_;
   const int num_servers_;

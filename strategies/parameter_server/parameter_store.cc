@@ -308,7 +308,9 @@ Error ParameterStore::Admit(const FrameHeader& header, Deadline deadline) {
   }
   return clocks_->Await(header.client(), deadline)
              ? Error()
-             : MakeError(Error::NOT_YET, "another worker is too far behind");
+             : MakeError(Error::NOT_YET, "a worker is more than " +
+                                             std::to_string(spec_.consistency.staleness) +
+                                             " steps behind this one, in the middle of its work");
 }
 
 void ParameterStore::Pause(std::uint64_t client) {

@@ -334,7 +334,8 @@ TEST_F(ServersTest, APushWhoseAnswersAreLostIsRepeatedAndAppliedOnce) {
   constexpr int kLosses = 3;
   LosesReplies proxy(FramesAt(addresses_[0]), kLosses);
   const auto link = FrameLink::Make(
-      {"ps:0"}, [&](int) { return Result(proxy.address()); }, milliseconds(20'000));
+      {"ps:0"}, [&](int) { return Result(proxy.address()); }, milliseconds(20'000),
+      milliseconds(20'000));
   const auto reader = NewClient(9);
   std::vector<float> values(elements_);
   OrThrow(reader->Pull(values, true));
@@ -443,6 +444,32 @@ TEST_F(ServersTest, AWorkerThatWasGivenUpIsToldAndChangesNothing) {
   EXPECT_THAT(status.message(), HasSubstr("was given up"));
   OrThrow(NewClient(3)->Pull(values, true));
   ExpectAll(values, 0);
+}
+
+TEST_F(ServersTest, ABoundedReadWaitsForAWorkerThatIsBehindButNotForEver) {
+  Start(2);
+  spec_.consistency = OrThrow(Consistency::Parse("ssp:1"));
+  Initialise();
+  const auto fast = Client::Make(
+      spec_, addresses_, {.incarnation = 1, .task = "worker:1", .read_timeout = milliseconds(1)});
+  const auto slow = NewClient(2);
+  std::vector<float> values(elements_);
+  OrThrow(fast->PullForStep(values, {}));
+  OrThrow(slow->PullForStep(values, {}));
+  const auto gradient = std::make_shared<std::vector<float>>(elements_, 1.0F);
+  OrThrow(fast->Push(GradientOf(gradient), values));
+  const Status status = fast->Push(GradientOf(gradient), values);
+  EXPECT_EQ(status.code(), StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(status.message(), HasSubstr("a worker is more than 1 steps behind"));
+  OrThrow(slow->Push(GradientOf(gradient), values));
+  ExpectAll(values, -3);
+  OrThrow(fast->PullForStep(values, {}));
+  EXPECT_EQ(OrThrow(slow->Stats()).max_lead, 1U);
+  // Between two pieces of work nobody is waited for.
+  OrThrow(slow->Pause());
+  OrThrow(fast->Push(GradientOf(gradient), values));
+  OrThrow(fast->Push(GradientOf(gradient), values));
+  ExpectAll(values, -5);
 }
 
 TEST_F(ServersTest, AServerThatIsGoneIsNamed) {
