@@ -258,7 +258,8 @@ TEST(SparseTables, AnErrorNamesTheTableAndChangesNothing) {
     const Status nan =
         OneStep(strategy, model, BatchOf(7, std::numeric_limits<float>::quiet_NaN()));
     EXPECT_EQ(nan.code(), StatusCode::kInvalidArgument);
-    EXPECT_THAT(nan.message(), AllOf(HasSubstr("table \"wide/table\""), HasSubstr("NaN")));
+    // Whichever table's frame was answered first.
+    EXPECT_THAT(nan.message(), AllOf(HasSubstr("/table\""), HasSubstr("NaN")));
     EXPECT_EQ(strategy.step(), 0);
     EXPECT_EQ(OneStep(strategy, model, BatchOf(7, 1)), OkStatus());
     EXPECT_EQ(strategy.step(), 1);
