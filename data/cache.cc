@@ -1,5 +1,3 @@
-#include <unistd.h>
-
 #include <array>
 #include <cstring>
 #include <memory>
@@ -7,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include <cohort/core/random.h>
+#include <cohort/core/temporary_name.h>
 #include <cohort/data/arrays.h>
 #include <cohort/data/combine.h>
 #include <cohort/io/safetensors.h>
@@ -68,11 +67,14 @@ class CachedSource final : public Source {
     std::vector<std::vector<std::byte>> values;
   };
 
+  // Rows begin where their elements may be.
+  static std::size_t Room(const FeatureSpec& feature) { return (feature.bytes() + 7) / 8 * 8; }
+
   Result<std::shared_ptr<const Kept>> Load(std::int64_t index) const {
     auto kept = std::make_shared<Kept>();
     std::size_t bytes = 0;
     for (const FeatureSpec& feature : features()) {
-      bytes += feature.bytes();
+      bytes += Room(feature);
     }
     kept->rows.resize(bytes);
     kept->values.resize(ragged().size());
@@ -80,7 +82,7 @@ class CachedSource final : public Source {
     std::byte* at = kept->rows.data();
     for (const FeatureSpec& feature : features()) {
       rows.push_back(at);
-      at += feature.bytes();
+      at += Room(feature);
     }
     COHORT_RETURN_IF_ERROR(source_->ReadRagged(index, rows, kept->values));
     return std::shared_ptr<const Kept>(std::move(kept));
@@ -147,7 +149,7 @@ Status WriteCache(const Source& source, FileSystem& files, const std::string& pa
   };
   const auto write = [&]() -> Status {
     for (std::size_t i = 1; i < entries.size(); ++i) {
-      parts.push_back(path + ".column" + std::to_string(i) + "-" + std::to_string(::getpid()));
+      parts.push_back(TemporaryName(path + ".column" + std::to_string(i)));
       COHORT_ASSIGN_OR_RETURN(columns.emplace_back(), files.OpenForWrite(parts.back()));
     }
     COHORT_ASSIGN_OR_RETURN(const auto file, AtomicFile::Create(files, path));

@@ -114,7 +114,7 @@ std::vector<std::string> VocabularyCounts::Texts(std::int64_t min_count,
 }
 
 std::int64_t Bucket(float value, std::span<const float> boundaries) {
-  if (std::isnan(value)) {
+  if (!std::isfinite(value)) {
     return static_cast<std::int64_t>(boundaries.size());
   }
   return std::upper_bound(boundaries.begin(), boundaries.end(), value) - boundaries.begin();

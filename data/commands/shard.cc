@@ -237,6 +237,16 @@ class Sharder {
                                std::string(data::FormatName(kind_.format)) +
                                " is not cut [TFRecord, WebDataset, CSV and text are]");
     }
+    // Inputs are read a second time while outputs are written.
+    for (std::int64_t number = 0; number < options_.files; ++number) {
+      const std::string output = OutputPath(number);
+      for (const std::string& input : paths_) {
+        std::error_code absent;
+        if (std::filesystem::equivalent(output, input, absent)) {
+          return InvalidArgument(output + " is an input, and would be an output [another --out]");
+        }
+      }
+    }
     COHORT_RETURN_IF_ERROR(ForEach("measure", [this](const Piece& piece) {
       total_ += piece.size();
       ++records_;
@@ -247,6 +257,10 @@ class Sharder {
                              std::to_string(options_.files) + " files");
     }
     COHORT_RETURN_IF_ERROR(ForEach("shard", [this](const Piece& piece) { return Write(piece); }));
+    if (done_records_ != records_ || done_bytes_ != total_) {
+      return DataLoss(options_.prefix + ": " + std::to_string(done_records_) + " records of " +
+                      std::to_string(records_) + " [the inputs changed while they were read]");
+    }
     return CloseOutput();
   }
 
@@ -319,7 +333,7 @@ class Sharder {
     return output_->Write(piece);
   }
 
-  Status OpenOutput(std::int64_t number) {
+  std::string OutputPath(std::int64_t number) const {
     const auto digits = [](std::int64_t n) {
       std::string text = std::to_string(n);
       return text.insert(0, text.size() < 5 ? 5 - text.size() : 0, '0');
@@ -329,8 +343,12 @@ class Sharder {
                                : kind_.format == data::Format::kText   ? ".txt"
                                : kind_.delimiter == '\t'               ? ".tsv"
                                                                        : ".csv";
-    const std::string path = options_.prefix + "-" + digits(number) + "-of-" +
-                             digits(options_.files) + ending + (options_.gzip ? ".gz" : "");
+    return options_.prefix + "-" + digits(number) + "-of-" + digits(options_.files) + ending +
+           (options_.gzip ? ".gz" : "");
+  }
+
+  Status OpenOutput(std::int64_t number) {
+    const std::string path = OutputPath(number);
     written_.push_back({.path = path});
     FileSystem& files = FileSystem::Local();
     if (kind_.format == data::Format::kTfRecord) {

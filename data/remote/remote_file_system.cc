@@ -1,3 +1,5 @@
+#include <strings.h>
+
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
@@ -72,6 +74,15 @@ Result<Target> TargetOf(const std::string& path, const S3Options& s3) {
     if (!origin.starts_with("http://") && !origin.starts_with("https://")) {
       return InvalidArgument("S3 endpoint '" + s3.endpoint + "': http:// or https:// is expected");
     }
+    if (origin.find('/', origin.find("://") + 3) != std::string::npos) {
+      return InvalidArgument("S3 endpoint '" + s3.endpoint +
+                             "': a host and a port, without a path, are expected");
+    }
+    // As it is sent: without the port that goes without saying.
+    const std::string usual = origin.starts_with("https://") ? ":443" : ":80";
+    if (origin.ends_with(usual)) {
+      origin.resize(origin.size() - usual.size());
+    }
     signing.path = "/" + bucket + "/" + key;
   }
   signing.headers["host"] = origin.substr(origin.find("://") + 3);
@@ -132,6 +143,10 @@ class Requests {
       if (target_.signing.has_value()) {
         SigningRequest signing = *target_.signing;
         signing.method = head ? "HEAD" : "GET";
+        // A user's credentials for another service stay here.
+        std::erase_if(request.headers, [](const auto& header) {
+          return ::strcasecmp(header.first.c_str(), "authorization") == 0;
+        });
         for (const auto& [name, value] : SignRequest(signing,
                                                      {options.s3.access_key, options.s3.secret_key,
                                                       options.s3.session_token, options.s3.region},
@@ -204,8 +219,8 @@ class Requests {
       case 410:
         return NotFound(what);
       case 412:
-      case 416:
-        return DataLoss(what + " [was the file changed after it was opened?]");
+      case 416:  // no damage that a reader may skip
+        return FailedPrecondition(what + " [was the file changed after it was opened?]");
       case 408:
       case 425:
       case 429:
@@ -303,7 +318,7 @@ class RemoteFile final : public RandomAccessFile {
           });
       if (found.status == 0) {
         // An empty file has no byte to send.
-        if (status.code() != StatusCode::kDataLoss) {
+        if (status.code() != StatusCode::kFailedPrecondition) {
           return status;
         }
         COHORT_RETURN_IF_ERROR(requests.Run(
@@ -339,8 +354,8 @@ class RemoteFile final : public RandomAccessFile {
     }
 
     Status Changed(const std::string& what) const {
-      return DataLoss(target.name + ": " + what +
-                      " [the file was changed after it was opened: open it again]");
+      return FailedPrecondition(target.name + ": " + what +
+                                " [the file was changed after it was opened: open it again]");
     }
 
     // Bytes [offset, offset + out.size()), which are there.
@@ -391,7 +406,8 @@ class RemoteFile final : public RandomAccessFile {
           return Changed("its ETag is " + answer.etag + ", and was " + etag);
         }
         if (misplaced) {
-          return DataLoss(target.name + ": the server sent other bytes than those asked for");
+          return FailedPrecondition(target.name +
+                                    ": the server sent other bytes than those asked for");
         }
         return {};
       };
@@ -406,9 +422,9 @@ class RemoteFile final : public RandomAccessFile {
         }
         // A server may send less of a range than was asked for.
         if (progress == before) {
-          return DataLoss(target.name + ": the server's answer has " + std::to_string(progress) +
-                          " of " + std::to_string(out.size()) + " bytes from byte " +
-                          std::to_string(offset));
+          return Unavailable(target.name + ": the server's answer has " + std::to_string(progress) +
+                             " of " + std::to_string(out.size()) + " bytes from byte " +
+                             std::to_string(offset));
         }
       }
     }

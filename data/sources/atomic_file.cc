@@ -1,14 +1,14 @@
 #include "sources/atomic_file.h"
 
-#include <unistd.h>
-
 #include <filesystem>
 #include <utility>
+
+#include <cohort/core/temporary_name.h>
 
 namespace cohort::data {
 
 Result<std::unique_ptr<AtomicFile>> AtomicFile::Create(FileSystem& files, const std::string& path) {
-  std::string temporary = path + ".tmp-" + std::to_string(::getpid());
+  std::string temporary = TemporaryName(path);
   COHORT_ASSIGN_OR_RETURN(auto file, files.OpenForWrite(temporary));
   return std::unique_ptr<AtomicFile>(
       new AtomicFile(files, path, std::move(temporary), std::move(file)));

@@ -72,6 +72,7 @@ class RawStore final : public RecordStore {
   }
 
   // The checksums behind the records stand for their content: a digest without a pass over it.
+  // Where they cannot be read it is none of any content, and nothing behind that is asked for.
   std::uint64_t Digest() const override {
     std::vector<std::uint64_t> words;
     std::uint64_t at = 0;
@@ -79,9 +80,12 @@ class RawStore final : public RecordStore {
       std::uint32_t crc = 0;
       const auto n = file_->Read(extent.begin + extent.bytes - kFooterBytes,
                                  std::as_writable_bytes(std::span(&crc, 1)));
-      // What cannot be read counts as its error.
       words.push_back(at);
-      words.push_back(n.ok() && *n == sizeof(crc) ? crc : ~std::uint64_t{0});
+      if (!n.ok() || *n != sizeof(crc)) {
+        words.push_back(~std::uint64_t{0});
+        break;
+      }
+      words.push_back(crc);
       at += extent.bytes;
     }
     return Hash64({reinterpret_cast<const char*>(words.data()), words.size() * sizeof(words[0])});

@@ -1,4 +1,5 @@
 #include <cohort/core/file_system.h>
+#include <cohort/core/temporary_name.h>
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -183,7 +184,7 @@ Result<std::string> ReadFile(FileSystem& files, const std::string& path) {
 }
 
 Status WriteFileAtomically(FileSystem& files, const std::string& path, std::string_view content) {
-  const std::string temporary = path + ".tmp-" + std::to_string(::getpid());
+  const std::string temporary = TemporaryName(path);
   const auto write = [&]() -> Status {
     COHORT_ASSIGN_OR_RETURN(const auto file, files.OpenForWrite(temporary));
     COHORT_RETURN_IF_ERROR(file->Append(AsBytes(content)));

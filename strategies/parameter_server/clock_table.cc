@@ -33,6 +33,9 @@ ClockTable::Worker& ClockTable::Enter(std::uint64_t worker) {
 void ClockTable::Advance(std::uint64_t worker) {
   {
     const std::lock_guard lock(mutex_);
+    if (retired_.contains(worker)) {
+      return;
+    }
     ++Enter(worker).clock;
   }
   changed_.notify_all();
@@ -52,12 +55,16 @@ void ClockTable::Retire(std::uint64_t worker) {
   {
     const std::lock_guard lock(mutex_);
     workers_.erase(worker);
+    retired_.insert(worker);
   }
   changed_.notify_all();
 }
 
 bool ClockTable::Await(std::uint64_t worker, Deadline deadline) {
   std::unique_lock lock(mutex_);
+  if (retired_.contains(worker)) {
+    return true;
+  }
   const std::uint64_t clock = Enter(worker).clock;
   const auto fresh = [&] {
     // A worker that is retired while it waits gets its answer; its next frame is refused.

@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <map>
 #include <mutex>
+#include <set>
 
 #include <cohort/core/clock.h>
 
@@ -50,6 +51,7 @@ class ClockTable {
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::map<std::uint64_t, Worker> workers_;
+  std::set<std::uint64_t> retired_;  // never enter again
   Stats stats_;
 };
 

@@ -349,6 +349,12 @@ Result<std::optional<Coordinator::Cut>> Coordinator::BeginCut(Duration wait) {
   return std::optional(cut);
 }
 
+bool Coordinator::WorkIsBack() const {
+  const std::lock_guard lock(mutex_);
+  return !epochs_.empty() && epochs_.rbegin()->second.splits.has_value() &&
+         epochs_.rbegin()->second.splits->returned();
+}
+
 void Coordinator::EndCut() {
   {
     const std::lock_guard lock(mutex_);

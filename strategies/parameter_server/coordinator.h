@@ -130,6 +130,8 @@ class Coordinator {
   // the time is over, call again.
   Result<std::optional<Cut>> BeginCut(Duration wait);
   void EndCut();
+  // Waits what a lost worker held for somebody to take it?
+  bool WorkIsBack() const;
   // The last synchronous round that is complete; 0: none. Servers may have to be told yet.
   std::uint64_t LastRound(RoundCommit* commit) const;
   // Steps that workers have finished, and epochs that are over.

@@ -27,6 +27,8 @@ Status ToStatus(const Error& error, const std::string& server) {
       return NotFound(text);
     case Error::TABLE_FULL:
       return ResourceExhausted(text);
+    case Error::FENCED:
+      return Aborted(text);
     case Error::DAMAGED:
       return DataLoss(text);
     default:

@@ -61,6 +61,14 @@ class Line {
     backoff_ = kFirstBackoff;
     heard_ = steady_clock::now();
     retry_at_ = heard_;
+    tried_ = false;
+  }
+  // Its silence counts from now on, whatever the other lines were waited for.
+  void Try() {
+    if (!tried_) {
+      tried_ = true;
+      heard_ = steady_clock::now();
+    }
   }
   void Add(Flight* flight) { to_send_.push_back(flight); }
   bool idle() const { return to_send_.empty() && sent_.empty(); }
@@ -185,6 +193,9 @@ class Line {
         if (broken->ok() && sent_.empty()) {
           *broken = Internal("a reply that nobody asked for");
         }
+        if (!broken->ok()) {
+          return {};
+        }
         text_.resize(prefix_.header_bytes);
         stage_ = Stage::kHeader;
         return {};
@@ -245,6 +256,7 @@ class Line {
   std::size_t sent_bytes_ = 0;  // of the first
   std::deque<Flight*> sent_;    // and not answered
   steady_clock::time_point heard_;
+  bool tried_ = false;
   steady_clock::time_point retry_at_;
   milliseconds backoff_ = kFirstBackoff;
   Status why_;
@@ -331,6 +343,7 @@ class Implementation final : public FrameLink {
       ::poll(events.data(), events.size(), PollTimeout(wake));
       for (std::size_t s = 0; s < lines_.size(); ++s) {
         if (events[s].revents == 0) {
+          COHORT_RETURN_IF_ERROR(CheckSilence(s));
           continue;
         }
         Status broken;
@@ -349,19 +362,26 @@ class Implementation final : public FrameLink {
     return {};
   }
 
-  // Connects where that is due, sends at once what can be sent, and gives up after peer_timeout.
+  // Gives up a server that is silent: asked when nothing of it is there to be read.
+  Status CheckSilence(std::size_t s) const {
+    const Line& line = lines_[s];
+    if (line.idle() || steady_clock::now() - line.heard() < peer_timeout_) {
+      return {};
+    }
+    return Unavailable(names_[s] + " does not answer" +
+                       (line.why().ok() ? "" : ": " + line.why().message()) +
+                       " [its variables are lost if it has ended: restart the job from its last "
+                       "checkpoint]");
+  }
+
+  // Connects where that is due, and sends at once what can be sent.
   Status Tend(std::size_t s, Deadline* wake) {
     Line& line = lines_[s];
     if (line.idle()) {
       return {};
     }
     const auto now = steady_clock::now();
-    if (now - line.heard() >= peer_timeout_) {
-      return Unavailable(names_[s] + " does not answer" +
-                         (line.why().ok() ? "" : ": " + line.why().message()) +
-                         " [its variables are lost if it has ended: restart the job from its last "
-                         "checkpoint]");
-    }
+    line.Try();
     if (!line.open()) {
       if (now < line.retry_at()) {
         *wake = std::min(*wake, line.retry_at());

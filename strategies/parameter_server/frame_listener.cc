@@ -13,6 +13,7 @@
 #include <cerrno>
 #include <list>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 namespace cohort::ps {
@@ -114,6 +115,9 @@ class Connection {
     if (!header.ParseFromString(text_)) {
       return InvalidArgument("frame: header cannot be parsed");
     }
+    if (header.bounded() && !out_.empty()) {  // it may be parked; others are waited for
+      COHORT_RETURN_IF_ERROR(Flush({}));
+    }
     values_.Clear();
     FrameReply reply{.payload = &values_};
     handler_(static_cast<FrameMethod>(prefix.method), header,
@@ -122,7 +126,7 @@ class Connection {
     const std::span<const float> values = values_.values();
     out_ += EncodeFrame(static_cast<FrameMethod>(prefix.method), reply.header, values.size_bytes());
     // While more requests are there already, small replies wait for each other.
-    if (values.size_bytes() + out_.size() > kFlushBytes) {
+    if (values.size_bytes() + out_.size() > kFlushBytes || header.bounded()) {
       return Flush(std::as_bytes(values));
     }
     out_.append(reinterpret_cast<const char*>(values.data()), values.size_bytes());
@@ -189,10 +193,17 @@ class Implementation final : public FrameListener {
       connections_.remove_if([](const Connection& c) { return c.over(); });
       if ((events[0].revents & POLLIN) != 0) {
         Socket socket(::accept4(listener_.socket.fd(), nullptr, nullptr, SOCK_CLOEXEC));
+        bool taken = false;
         if (socket.open()) {
-          connections_.emplace_back(std::move(socket), handler_, log_);
-        } else {
-          std::this_thread::sleep_for(std::chrono::milliseconds(50));  // no descriptors are left
+          try {
+            connections_.emplace_back(std::move(socket), handler_, log_);
+            taken = true;
+          } catch (const std::system_error& error) {
+            log_.Warning(std::string("a connection was refused: ") + error.what());
+          }
+        }
+        if (!taken) {
+          std::this_thread::sleep_for(std::chrono::milliseconds(50));  // nothing is left to take it
         }
       }
     }

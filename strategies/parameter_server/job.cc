@@ -77,6 +77,10 @@ class Retirements {
     }
     changed_.notify_all();
   }
+  bool idle() const {
+    const std::lock_guard lock(mutex_);
+    return waiting_.empty() && !telling_;
+  }
 
  private:
   void Run() {
@@ -88,17 +92,20 @@ class Retirements {
       }
       const std::uint64_t incarnation = waiting_.front();
       waiting_.pop_front();
+      telling_ = true;
       lock.unlock();
       // A server that cannot be told is lost, and ends the job.
       (void)client_.Retire(incarnation);
       lock.lock();
+      telling_ = false;
     }
   }
 
   Client& client_;
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<std::uint64_t> waiting_;
+  bool telling_ = false;
   bool stopped_ = false;
   std::thread thread_;
 };
@@ -355,20 +362,41 @@ Status Job::ServeVariables() {
   return {};
 }
 
+// All servers know of all workers that were given up.
+bool Job::RetirementsTold() const {
+  const std::lock_guard lock(failure_mutex_);
+  return retirements_ == nullptr || retirements_->idle();
+}
+
 Status Job::BetweenUpdates(const std::function<Status(const Coordinator::Cut& cut)>& fn) {
+  // A process that trains as well must not wait for work that may be left to itself: what a lost
+  // worker held, or a part of the round. The next step is as good a place to save.
+  const bool trains = config_.task.type != TaskType::kChief;
+  const Deadline patience = DeadlineAfter(2 * heartbeat_timeout_);
+  const auto left_to_itself = [&] {
+    return trains && (coordinator_->WorkIsBack() ||
+                      (backup_workers_ > 0 && std::chrono::steady_clock::now() >= patience));
+  };
+  if (left_to_itself()) {
+    return {};
+  }
   for (;;) {
     Result<std::optional<Coordinator::Cut>> cut = coordinator_->BeginCut(kLook);
     Status status = cut.status();
-    if (status.ok() && cut->has_value()) {
+    bool again = false;
+    if (status.ok() && cut->has_value() && RetirementsTold()) {
       status = fn(**cut);
     } else if (status.ok()) {
       status = coordination_->failure();
-      if (status.ok()) {
-        continue;
+      again = status.ok() && !left_to_itself();
+      if (again && cut->has_value()) {
+        std::this_thread::sleep_for(milliseconds(5));  // servers are being told
       }
     }
-    coordinator_->EndCut();
-    return status;
+    if (!again) {
+      coordinator_->EndCut();
+      return status;
+    }
   }
 }
 

@@ -67,7 +67,8 @@ class Job {
   Status ServeVariables();
   // In the chief: until the workers are done. `look`: a few times a second meanwhile.
   Status Coordinate(const std::function<Status()>& look = {});
-  // In the chief, with nothing under way: fn, between two updates.
+  // In the chief, with nothing under way: fn, between two updates. OK without it where that would
+  // wait for this process itself: to be asked again after its next step.
   Status BetweenUpdates(const std::function<Status(const Coordinator::Cut& cut)>& fn);
   // Leaves in order. A worker may at any time; the chief ends the servers.
   Status Leave();
@@ -82,6 +83,7 @@ class Job {
   void Fail(const Status& why);
   void Gone(std::uint64_t incarnation);  // a worker's process
   void StopRetirements();
+  bool RetirementsTold() const;
 
   const ClusterConfig config_;
   const std::chrono::milliseconds join_timeout_;
@@ -102,7 +104,7 @@ class Job {
   std::unique_ptr<Server> server_;
 
   std::vector<std::string> server_addresses_;
-  std::mutex failure_mutex_;  // guards failure_, and the pointers against Fail
+  mutable std::mutex failure_mutex_;  // guards failure_, and the pointers against Fail
   Status failure_;
   std::unique_ptr<Client> client_;
   std::unique_ptr<RowClient> row_client_;

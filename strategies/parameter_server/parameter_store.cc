@@ -321,8 +321,12 @@ void ParameterStore::Pause(std::uint64_t client) {
 
 void ParameterStore::Retire(std::uint64_t client) {
   {
-    const std::lock_guard lock(clients_mutex_);
+    std::unique_lock lock(clients_mutex_);
     retired_.insert(client);
+    applied_.wait(lock, [&] {  // its last push, of which a save has all or nothing
+      const auto record = clients_.find(client);
+      return record == clients_.end() || record->second.applying.empty();
+    });
   }
   if (declared_.load(std::memory_order_acquire) && clocks_ != nullptr) {
     clocks_->Retire(client);

@@ -5,8 +5,11 @@
 
 namespace cohort::ps {
 
-bool PushLedger::Claim(std::uint64_t client, std::uint64_t sequence) {
+PushLedger::Claimed PushLedger::Claim(std::uint64_t client, std::uint64_t sequence) {
   std::unique_lock lock(mutex_);
+  if (retired_.contains(client)) {
+    return Claimed::kFenced;
+  }
   if (clients_.size() >= kMaxClients && !clients_.contains(client)) {
     const auto oldest =
         std::min_element(clients_.begin(), clients_.end(), [](const auto& a, const auto& b) {
@@ -25,10 +28,10 @@ bool PushLedger::Claim(std::uint64_t client, std::uint64_t sequence) {
   for (;;) {
     if (record.window.Claim(sequence)) {
       record.applying.push_back(sequence);
-      return true;
+      return Claimed::kNew;
     }
     if (!at_work()) {
-      return false;
+      return Claimed::kRepeated;
     }
     // A client at work is not forgotten, so `record` stays.
     finished_.wait(lock, [&] { return !at_work(); });
@@ -45,6 +48,20 @@ void PushLedger::Finish(std::uint64_t client, std::uint64_t sequence, bool appli
     }
   }
   finished_.notify_all();
+}
+
+void PushLedger::Retire(std::uint64_t client) {
+  std::unique_lock lock(mutex_);
+  retired_.insert(client);
+  finished_.wait(lock, [&] {
+    const auto record = clients_.find(client);
+    return record == clients_.end() || record->second.applying.empty();
+  });
+}
+
+bool PushLedger::retired(std::uint64_t client) const {
+  const std::lock_guard lock(mutex_);
+  return retired_.contains(client);
 }
 
 }  // namespace cohort::ps

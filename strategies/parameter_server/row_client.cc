@@ -348,6 +348,10 @@ Status GrpcRowClient::Restore(int table,
         payload.append(dump, offset, bytes);
         offset += bytes;
       } while (offset < dump.size());
+      if (dump.size() > kMost) {
+        // The end of a bucket in pieces travels alone: a server that is told it again knows it.
+        COHORT_RETURN_IF_ERROR(send(server));
+      }
     }
     if (header.buckets_size() > 0) {
       COHORT_RETURN_IF_ERROR(send(server));

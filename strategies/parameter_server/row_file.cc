@@ -1,10 +1,9 @@
 #include "parameter_server/row_file.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <vector>
 
+#include <cohort/core/temporary_name.h>
 #include <cohort/io/record_file.h>
 #include <cohort/optim/row_optimizer.h>
 
@@ -57,7 +56,7 @@ class Writer final : public RowFileWriter {
   Writer(FileSystem& files, std::string path, BucketRange range)
       : files_(files),
         path_(std::move(path)),
-        temporary_(path_ + ".tmp-" + std::to_string(::getpid())),
+        temporary_(TemporaryName(path_)),
         left_(range.end - range.begin) {}
   ~Writer() override {
     writer_.reset();

@@ -136,6 +136,9 @@ Error RowStore::Plan(const FrameHeader& header, PayloadReader payload, Reading* 
         MakeError(Error::BAD_FRAME, NameOf(*reading->table) + ": " + std::to_string(block.count()) +
                                         " rows do not fit in a frame [ask for fewer at a time]");
   }
+  if (error.kind() == Error::NONE && block.training() && ledger_.retired(header.client())) {
+    error = MakeError(Error::FENCED, "this worker was given up, its work went to others");
+  }
   if (error.kind() != Error::NONE) {
     ++rejected_;
     return error;
@@ -190,9 +193,14 @@ Error RowStore::PushTo(RowTable& table, const FrameHeader& header, PayloadReader
       .counts = counts,
       .scale = static_cast<float>(1.0 / header.weight()),
       .step = static_cast<std::int64_t>(header.rows().step())};
-  if (!ledger_.Claim(header.client(), header.sequence())) {
-    ++duplicates_;
-    return {};
+  switch (ledger_.Claim(header.client(), header.sequence())) {
+    case PushLedger::Claimed::kNew:
+      break;
+    case PushLedger::Claimed::kRepeated:
+      ++duplicates_;
+      return {};
+    case PushLedger::Claimed::kFenced:
+      return MakeError(Error::FENCED, "this worker was given up, its work went to others");
   }
   const Status status = table.Apply(gradients);
   ledger_.Finish(header.client(), header.sequence(), status.ok());

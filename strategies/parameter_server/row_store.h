@@ -60,6 +60,8 @@ class RowStore {
   Error Pull(const Reading& reading, std::span<float> rows);
 
   Error Push(const FrameHeader& header, PayloadReader payload);
+  // A client that was given up: it makes and changes no row from now on.
+  void Retire(std::uint64_t client) { ledger_.Retire(client); }
 
   // Pieces of dumps from header.buckets[0] on, at most a frame of them, described and in bytes.
   Error Dump(const FrameHeader& header, std::vector<BucketPiece>* pieces, std::string* bytes) const;

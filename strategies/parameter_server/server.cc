@@ -19,7 +19,7 @@ namespace {
 using Context = grpc::CallbackServerContext;
 
 // How long a read waits until it is fresh, before it is asked for again.
-constexpr std::chrono::milliseconds kPark{500};
+constexpr std::chrono::milliseconds kPark{200};
 
 grpc::ServerUnaryReactor* Reply(Context* context, const grpc::Status& status = grpc::Status::OK) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
@@ -131,6 +131,7 @@ class Service final : public Base {
   grpc::ServerUnaryReactor* Retire(Context* context, const RetireRequest* request,
                                    RetireReply* /*reply*/) override {
     store_.Retire(request->client());
+    rows_.Retire(request->client());
     return Reply(context);
   }
 

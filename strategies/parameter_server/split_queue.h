@@ -40,6 +40,7 @@ class SplitQueue {
 
   // Is everything before position() finished?
   bool idle() const { return held_.empty() && returned_.empty(); }
+  bool returned() const { return !returned_.empty(); }  // something that lost workers held
   std::int64_t position() const { return next_; }  // of the first example that was never handed out
   bool over() const { return seen_ == end_ - begin_; }
   std::int64_t seen() const { return seen_; }  // examples of finished splits

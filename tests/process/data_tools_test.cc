@@ -243,6 +243,14 @@ TEST_F(DataTools, ShardKeepsTheOrderAndEvensTheBytes) {
   EXPECT_THAT(error_, HasSubstr("3 records do not fill 4 files"));
   Run({"shard", csv, one, "--files", "2", "--out", folder_ / "c"}, 2);
   EXPECT_THAT(error_, HasSubstr("one.tfrecord is TFRecord, the files before it are CSV"));
+  // Its outputs would take the place of inputs that are still to be read.
+  const std::vector<std::string> shards = {folder_ / "c-00000-of-00003.csv",
+                                           folder_ / "c-00001-of-00003.csv",
+                                           folder_ / "c-00002-of-00003.csv"};
+  const std::string before = Cat(shards);
+  Run({"shard", shards[2], shards[0], shards[1], "--files", "3", "--out", folder_ / "c"}, 2);
+  EXPECT_THAT(error_, HasSubstr("is an input, and would be an output"));
+  EXPECT_EQ(Cat(shards), before);
 
   auto tar = OrThrow(data::TarWriter::Create(files_, folder_ / "a.tar"));
   for (int i = 0; i < 9; ++i) {

@@ -201,13 +201,13 @@ TEST(Remote, AFileThatChangesIsNeverReadAsData) {
   const auto file = OrThrow(files->OpenForRead(url));
   server.Put("/f", Noise(5000), "\"2\"");
   const Status other = ReadAt(*file, 0, 5000).status();
-  EXPECT_EQ(other.code(), StatusCode::kDataLoss);
+  EXPECT_EQ(other.code(), StatusCode::kFailedPrecondition);
   EXPECT_THAT(other.message(), AllOf(HasSubstr("its ETag is \"2\", and was \"1\""),
                                      HasSubstr("changed after it was opened")));
   server.Put("/f", Noise(4000));
   EXPECT_THAT(ReadAt(*file, 0, 1500).status().message(), HasSubstr("has 4000 bytes, and had 5000"));
   server.Put("/f", Noise(100));
-  EXPECT_EQ(ReadAt(*file, 2000, 1500).status().code(), StatusCode::kDataLoss) << "416";
+  EXPECT_EQ(ReadAt(*file, 2000, 1500).status().code(), StatusCode::kFailedPrecondition) << "416";
   HttpServer shifted([](const HttpServer::Request& request) {
     return HttpServer::Fault{.shift = request.number == 0 ? 0 : 10};
   });

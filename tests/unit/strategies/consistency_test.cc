@@ -190,6 +190,20 @@ TEST(ClockTable, NobodyWaitsForWhatANewcomerHasMissed) {
   EXPECT_FALSE(clocks.Await(1, DeadlineAfter(microseconds(100))));
 }
 
+// Its last push may still be at work when it is given up.
+TEST(ClockTable, WhoWasRetiredDoesNotComeBackAndHoldOthersUp) {
+  ClockTable clocks(1);
+  const Deadline never = DeadlineAfter(seconds(20));
+  clocks.Advance(2);
+  clocks.Retire(2);
+  clocks.Advance(2);
+  EXPECT_TRUE(clocks.Await(2, never)) << "its next frame is refused";
+  for (int i = 0; i < 10; ++i) {
+    clocks.Advance(1);
+    EXPECT_TRUE(clocks.Await(1, never));
+  }
+}
+
 // ---- Backup workers -----------------------------------------------------------------------------
 
 // Workers take turns at random, one of them seldom. Whatever the order: every batch is applied

@@ -298,22 +298,41 @@ TEST_F(RowStoreTest, WhatComesDamagedDoesNoHarm) {
 
 TEST(PushLedgerTest, OneThreadAppliesAndTheOthersWaitForIt) {
   PushLedger ledger;
-  ASSERT_TRUE(ledger.Claim(1, 1));
+  ASSERT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kNew);
   std::atomic<bool> finished = false;
   std::jthread other([&] {
-    EXPECT_FALSE(ledger.Claim(1, 1));
+    EXPECT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kRepeated);
     EXPECT_TRUE(finished);
   });
-  EXPECT_TRUE(ledger.Claim(2, 1)) << "another client's numbers are its own";
+  EXPECT_EQ(ledger.Claim(2, 1), PushLedger::Claimed::kNew)
+      << "another client's numbers are its own";
   finished = true;
   ledger.Finish(1, 1, true);
 }
 
 TEST(PushLedgerTest, AClaimThatWasTakenBackCanBeMadeAgain) {
   PushLedger ledger;
-  ASSERT_TRUE(ledger.Claim(1, 1));
-  std::jthread other([&] { EXPECT_TRUE(ledger.Claim(1, 1)); });
+  ASSERT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kNew);
+  std::jthread other([&] { EXPECT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kNew); });
   ledger.Finish(1, 1, false);
+}
+
+// A worker that was given up: its last push is waited for, and no other has an effect.
+TEST(PushLedgerTest, NothingOfARetiredClientIsNew) {
+  PushLedger ledger;
+  ASSERT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kNew);
+  std::atomic<bool> finished = false;
+  std::jthread other([&] {
+    ledger.Retire(1);
+    EXPECT_TRUE(finished);
+  });
+  while (!ledger.retired(1)) {
+    std::this_thread::yield();
+  }
+  EXPECT_EQ(ledger.Claim(1, 2), PushLedger::Claimed::kFenced);
+  EXPECT_EQ(ledger.Claim(2, 1), PushLedger::Claimed::kNew);
+  finished = true;
+  ledger.Finish(1, 1, true);
 }
 
 }  // namespace
