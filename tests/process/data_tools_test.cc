@@ -247,7 +247,7 @@ TEST_F(DataTools, ShardKeepsTheOrderAndEvensTheBytes) {
   const std::vector<std::string> shards = {folder_ / "c-00000-of-00003.csv",
                                            folder_ / "c-00001-of-00003.csv",
                                            folder_ / "c-00002-of-00003.csv"};
-  const std::string before = Cat(shards);
+  const std::vector<Json> before = Cat(shards);
   Run({"shard", shards[2], shards[0], shards[1], "--files", "3", "--out", folder_ / "c"}, 2);
   EXPECT_THAT(error_, HasSubstr("is an input, and would be an output"));
   EXPECT_EQ(Cat(shards), before);
