@@ -52,10 +52,12 @@ INSTANTIATE_TEST_SUITE_P(Ways, Training, ::testing::ValuesIn(Ways()),
                          [](const auto& way) { return std::string(way.param.name); });
 
 // The same seed and global batch: the loss of the first epoch is the same under every synchronous
-// strategy, but for the rounding of sums. A convolutional network makes more of that: where two
-// elements of a pooling window are almost equal, the last bit decides which one learns. Its curves
-// differ by about 1e-4 for any two orders of summation, the mlp's by 1e-8.
-void ExpectOneLossCurve(const std::string& model, double tolerance) {
+// strategy, but for the rounding of sums. What training makes of the last bit depends: plain SGD on
+// an mlp keeps curves within 1e-8. Where a unit is almost at zero, two elements of a pooling window
+// are almost equal, or Adam divides by almost nothing, the last bit decides what is learned, and
+// curves differ by 1e-6 to 2e-3, with the number of threads of one process too.
+void ExpectOneLossCurve(const std::string& model, const std::vector<std::string>& flags,
+                        double tolerance) {
   const std::string data = ImageData("mnist", 8000, 2000);
   double expected = 0;
   for (const Way& way : Ways()) {
@@ -65,6 +67,7 @@ void ExpectOneLossCurve(const std::string& model, double tolerance) {
     }
     run.data = data;
     run.model = model;
+    run.more.insert(run.more.end(), flags.begin(), flags.end());
     const nlohmann::json metrics = Train(run);
     const double loss = metrics["epoch_losses"].at(0);
     if (expected == 0) {
@@ -76,9 +79,16 @@ void ExpectOneLossCurve(const std::string& model, double tolerance) {
   }
 }
 
-TEST(Agreement, SynchronousStrategiesHaveOneLossCurve) { ExpectOneLossCurve("mlp", 1e-6); }
+TEST(Agreement, SynchronousStrategiesHaveOneLossCurve) {
+  ExpectOneLossCurve("mlp", {"--optimizer", "sgd", "--learning-rate", "0.1"}, 1e-6);
+}
 
-TEST(Agreement, ALossCurveOfConvolutionsDiffersByRoundingOnly) { ExpectOneLossCurve("cnn", 5e-4); }
+// The digits drawn by cohort are less kind to Adam than mnist.
+TEST(Agreement, ALossCurveUnderAdamDiffersByRoundingOnly) {
+  const bool real = !RealData("mnist").empty();
+  ExpectOneLossCurve("mlp", {}, real ? 1e-4 : 3e-3);
+  ExpectOneLossCurve("cnn", {}, real ? 5e-4 : 3e-3);
+}
 
 // Two runs of the same world end with the same bits.
 TEST(Agreement, RunsOfOneWorldAreBitwiseEqual) {
