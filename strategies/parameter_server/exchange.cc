@@ -11,31 +11,6 @@ constexpr std::size_t kWindow = 4;  // frames under way per server
 constexpr std::chrono::milliseconds kFirstBackoff{20};
 constexpr std::chrono::milliseconds kLastBackoff{500};
 
-Status ToStatus(const Error& error, const std::string& server) {
-  const std::string text = server + ": " + error.message();
-  switch (error.kind()) {
-    case Error::NOT_READY:
-      return Unavailable(text +
-                         " [a server that was restarted has lost its variables: restart "
-                         "the job from its last checkpoint]");
-    case Error::SPEC_MISMATCH:
-      return FailedPrecondition(text + " [start every process with the same model and options]");
-    case Error::NOT_FINITE:
-    case Error::BAD_ROWS:
-      return InvalidArgument(text);
-    case Error::NO_ROW:
-      return NotFound(text);
-    case Error::TABLE_FULL:
-      return ResourceExhausted(text);
-    case Error::FENCED:
-      return Aborted(text);
-    case Error::DAMAGED:
-      return DataLoss(text);
-    default:
-      return Internal(text);
-  }
-}
-
 }  // namespace
 
 struct Exchange::Flight {

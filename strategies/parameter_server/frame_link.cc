@@ -13,6 +13,8 @@
 
 #include <cohort/core/clock.h>
 
+#include "parameter_server/wire.h"
+
 namespace cohort::ps {
 namespace {
 
@@ -23,24 +25,6 @@ constexpr milliseconds kFirstBackoff{20};
 constexpr milliseconds kLastBackoff{500};
 constexpr milliseconds kConnectTimeout{1'000};  // of one try
 constexpr std::size_t kPiecesOfSend = 64;
-
-Status ToStatus(const Error& error, const std::string& server) {
-  const std::string text = server + ": " + error.message();
-  switch (error.kind()) {
-    case Error::NOT_READY:
-      return Unavailable(text +
-                         " [a server that was restarted has lost its variables: restart "
-                         "the job from its last checkpoint]");
-    case Error::SPEC_MISMATCH:
-      return FailedPrecondition(text + " [start every process with the same model and options]");
-    case Error::NOT_FINITE:
-      return InvalidArgument(text);
-    case Error::FENCED:
-      return Aborted(text + " [start the process again to join anew]");
-    default:
-      return Internal(text);
-  }
-}
 
 // One request of a Run.
 struct Flight {

@@ -8,7 +8,6 @@
 namespace cohort::ps {
 namespace {
 
-constexpr std::size_t kMaxClients = 4096;  // incarnations remembered; the longest silent one goes
 constexpr std::uint32_t kMaxParts = 1 << 16;
 
 Error MakeError(Error::Kind kind, std::string message) {
@@ -204,55 +203,17 @@ Error ParameterStore::CheckPush(const FrameHeader& header, const PayloadReader& 
   return {};
 }
 
-ParameterStore::Claimed ParameterStore::Claim(std::uint64_t client, std::uint64_t sequence) {
-  std::unique_lock lock(clients_mutex_);
-  if (retired_.contains(client)) {
-    return Claimed::kFenced;
-  }
-  if (clients_.size() >= kMaxClients && !clients_.contains(client)) {
-    const auto oldest =
-        std::min_element(clients_.begin(), clients_.end(), [](const auto& a, const auto& b) {
-          return std::pair(!a.second.applying.empty(), a.second.last_use) <
-                 std::pair(!b.second.applying.empty(), b.second.last_use);
-        });
-    if (oldest->second.applying.empty()) {
-      clients_.erase(oldest);
-    }
-  }
-  Client& record = clients_[client];
-  record.last_use = ++uses_;
-  if (record.window.Claim(sequence)) {
-    record.applying.push_back(sequence);
-    return Claimed::kNew;
-  }
-  // The first copy may still be at work on another thread: its effect is what this one reports. It
-  // was validated, so nothing keeps it from finishing.
-  applied_.wait(lock, [&] {
-    return std::find(record.applying.begin(), record.applying.end(), sequence) ==
-           record.applying.end();
-  });
-  return Claimed::kRepeated;
-}
-
-void ParameterStore::Applied(std::uint64_t client, std::uint64_t sequence) {
-  {
-    const std::lock_guard lock(clients_mutex_);
-    std::erase(clients_[client].applying, sequence);
-  }
-  applied_.notify_all();
-}
-
 Error ParameterStore::Push(const FrameHeader& header, PayloadReader payload, Pushed* pushed) {
   if (Error error = CheckPush(header, payload); error.kind() != Error::NONE) {
     const std::lock_guard lock(stats_mutex_);
     ++stats_.rejected;
     return error;
   }
-  const Claimed claimed = Claim(header.client(), header.sequence());
-  if (claimed != Claimed::kNew) {
+  const PushLedger::Claimed claimed = ledger_.Claim(header.client(), header.sequence());
+  if (claimed != PushLedger::Claimed::kNew) {
     const std::lock_guard lock(stats_mutex_);
-    ++(claimed == Claimed::kFenced ? stats_.rejected : stats_.duplicates);
-    return claimed == Claimed::kFenced
+    ++(claimed == PushLedger::Claimed::kFenced ? stats_.rejected : stats_.duplicates);
+    return claimed == PushLedger::Claimed::kFenced
                ? MakeError(Error::FENCED, "this worker was given up, its work went to others")
                : Error();
   }
@@ -268,7 +229,7 @@ Error ParameterStore::Push(const FrameHeader& header, PayloadReader payload, Pus
     }
   }
   pushed->late = late > 0;
-  Applied(header.client(), header.sequence());
+  ledger_.Finish(header.client(), header.sequence(), true);
   if (clocks_ != nullptr && header.advance()) {
     clocks_->Advance(header.client());
   }
@@ -300,11 +261,8 @@ Error ParameterStore::Admit(const FrameHeader& header, Deadline deadline) {
   if (clocks_ == nullptr) {
     return MakeError(Error::BAD_FRAME, "a bounded read where staleness is not bounded");
   }
-  {
-    const std::lock_guard lock(clients_mutex_);
-    if (retired_.contains(header.client())) {
-      return MakeError(Error::FENCED, "this worker was given up, its work went to others");
-    }
+  if (ledger_.retired(header.client())) {
+    return MakeError(Error::FENCED, "this worker was given up, its work went to others");
   }
   return clocks_->Await(header.client(), deadline)
              ? Error()
@@ -320,14 +278,7 @@ void ParameterStore::Pause(std::uint64_t client) {
 }
 
 void ParameterStore::Retire(std::uint64_t client) {
-  {
-    std::unique_lock lock(clients_mutex_);
-    retired_.insert(client);
-    applied_.wait(lock, [&] {  // its last push, of which a save has all or nothing
-      const auto record = clients_.find(client);
-      return record == clients_.end() || record->second.applying.empty();
-    });
-  }
+  ledger_.Retire(client);
   if (declared_.load(std::memory_order_acquire) && clocks_ != nullptr) {
     clocks_->Retire(client);
   }

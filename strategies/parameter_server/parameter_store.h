@@ -10,12 +10,9 @@
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <mutex>
-#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -28,7 +25,7 @@
 #include "parameter_server/frame.h"
 #include "parameter_server/layout.h"
 #include "parameter_server/payload.h"
-#include "parameter_server/sequence_window.h"
+#include "parameter_server/push_ledger.h"
 
 namespace cohort::ps {
 
@@ -116,17 +113,8 @@ class ParameterStore {
     double weight = 0;
     bool waits = false;
   };
-  struct Client {
-    SequenceWindow window;
-    std::vector<std::uint64_t> applying;
-    std::uint64_t last_use = 0;
-  };
-
   Error Check(const FrameHeader& header) const;
   Error CheckPush(const FrameHeader& header, const PayloadReader& payload) const;
-  enum class Claimed { kNew, kRepeated, kFenced };
-  Claimed Claim(std::uint64_t client, std::uint64_t sequence);
-  void Applied(std::uint64_t client, std::uint64_t sequence);
   // The staleness of the gradient.
   std::uint64_t ApplyAsynchronous(Block& block, const FrameHeader& header, std::uint64_t base,
                                   PayloadReader& payload);
@@ -153,11 +141,7 @@ class ParameterStore {
   std::atomic<bool> declared_{false};
   std::atomic<std::int64_t> unassigned_{1};
 
-  mutable std::mutex clients_mutex_;
-  std::condition_variable applied_;
-  std::map<std::uint64_t, Client> clients_;
-  std::set<std::uint64_t> retired_;
-  std::uint64_t uses_ = 0;
+  PushLedger ledger_;
 
   mutable std::mutex stats_mutex_;
   StoreStats stats_;

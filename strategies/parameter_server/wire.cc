@@ -66,4 +66,29 @@ std::string WithPort(const std::string& task_address, int port) {
   return task_address.substr(0, task_address.rfind(':')) + ":" + std::to_string(port);
 }
 
+Status ToStatus(const Error& error, const std::string& server) {
+  const std::string text = server + ": " + error.message();
+  switch (error.kind()) {
+    case Error::NOT_READY:
+      return Unavailable(text +
+                         " [a server that was restarted has lost its variables: restart "
+                         "the job from its last checkpoint]");
+    case Error::SPEC_MISMATCH:
+      return FailedPrecondition(text + " [start every process with the same model and options]");
+    case Error::NOT_FINITE:
+    case Error::BAD_ROWS:
+      return InvalidArgument(text);
+    case Error::NO_ROW:
+      return NotFound(text);
+    case Error::TABLE_FULL:
+      return ResourceExhausted(text);
+    case Error::FENCED:
+      return Aborted(text + " [start the process again to join anew]");
+    case Error::DAMAGED:
+      return DataLoss(text);
+    default:
+      return Internal(text);
+  }
+}
+
 }  // namespace cohort::ps

@@ -32,6 +32,8 @@ grpc::Slice NewSlice(std::size_t floats, std::span<float>* memory);
 grpc::Slice BorrowSlice(std::span<const float> memory, std::shared_ptr<const void> owner);
 
 // "ps:1 (10.0.0.3:2222)" for each address, and a channel for its frames.
+// What a server, so called in messages, says of a frame.
+Status ToStatus(const Error& error, const std::string& server);
 std::vector<std::string> ServerNames(const std::vector<std::string>& addresses);
 std::vector<std::shared_ptr<grpc::Channel>> DataChannels(const std::vector<std::string>& addresses);
 
