@@ -2,6 +2,8 @@
 
 #include <cohort/core/thread_pool.h>
 
+#include "cpu/pooling.h"
+
 namespace cohort {
 namespace cpu {
 namespace {
@@ -31,7 +33,7 @@ ConvPlan& CpuKernels::Conv(const ConvSpec& spec) {
 }
 
 PoolPlan& CpuKernels::Pool(const PoolSpec& spec) {
-  return FindOrMake(pools_, spec, [&] { return MakePool(engine_, spec); });
+  return FindOrMake(pools_, spec, [&] { return MakePool(threads_, spec); });
 }
 
 }  // namespace cpu

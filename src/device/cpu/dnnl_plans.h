@@ -25,6 +25,5 @@ std::unique_ptr<MatMulPlan> MakeMatMul(const DnnlEngine& engine, const MatMulSpe
 // nullptr where oneDNN is the one to ask: on processors with AVX-512, and for thin products.
 std::unique_ptr<MatMulPlan> MakeEigenMatMul(int threads, const MatMulSpec& spec);
 std::unique_ptr<ConvPlan> MakeConv(const DnnlEngine& engine, const ConvSpec& spec);
-std::unique_ptr<PoolPlan> MakePool(const DnnlEngine& engine, const PoolSpec& spec);
 
 }  // namespace cohort::cpu

@@ -1,5 +1,9 @@
+#include <cohort/device/kernels.h>
 #include <cohort/nn/initializers.h>
 #include <cohort/nn/layers.h>
+
+#include <cmath>
+#include <limits>
 
 #include "oracles.h"
 
@@ -188,7 +192,45 @@ INSTANTIATE_TEST_SUITE_P(Variants, PoolTest,
                                            PoolCase{1, 5, 5, 16, {2, 2}, {2, 2}, true},
                                            PoolCase{1, 7, 5, 1, {3, 3}, {2, 2}, true},
                                            PoolCase{2, 5, 4, 2, {3, 2}, {1, 1}, false},
+                                           PoolCase{1, 4, 2, 11, {2, 2}, {2, 2}, false},
+                                           PoolCase{1, 5, 3, 9, {2, 1}, {3, 2}, false},
+                                           PoolCase{1, 18, 17, 1, {17, 17}, {1, 1}, false},
                                            PoolCase{0, 4, 4, 2, {2, 2}, {2, 2}, false}));
+
+TEST(MaxPool2D, OfEqualElementsTheFirstAndANaNBeforeAll) {
+  constexpr float kInf = std::numeric_limits<float>::infinity();
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const Tensor x =
+      Tensor::Of<float>({4, 2, 2, 1}, std::vector<float>{1, 2, 2, 1,                  //
+                                                         -kInf, -kInf, -kInf, -kInf,  //
+                                                         3, nan, 4, 5,                //
+                                                         0, 7, kInf, 1});
+  Bench bench;
+  const Tensor y = bench.Run({x}, [&](Tape&, const auto& in) { return MaxPool2D(in[0], {}); });
+  const auto values = y.data<float>();
+  EXPECT_EQ(values[0], 2);
+  EXPECT_EQ(values[1], -kInf);
+  EXPECT_TRUE(std::isnan(values[2]));
+  EXPECT_EQ(values[3], kInf);
+
+  const std::unique_ptr<Kernels> kernels = MakeCpuKernels(1);
+  const std::unique_ptr<Stream> stream = MakeInlineStream();
+  PoolPlan& plan = kernels->Pool({.max = true,
+                                  .batch = 4,
+                                  .height = 2,
+                                  .width = 2,
+                                  .channels = 1,
+                                  .window_h = 2,
+                                  .window_w = 2,
+                                  .stride_h = 2,
+                                  .stride_w = 2});
+  std::vector<std::byte> places(static_cast<std::size_t>(plan.workspace_bytes()));
+  std::vector<float> out(4), dx(16);
+  const std::vector<float> dy = {1, 2, 3, 4};
+  plan.Forward(*stream, x.data<float>().data(), out.data(), places.data());
+  plan.Backward(*stream, dy.data(), places.data(), dx.data());
+  EXPECT_EQ(dx, (std::vector<float>{0, 1, 0, 0, 2, 0, 0, 0, 0, 3, 0, 0, 0, 0, 4, 0}));
+}
 
 TEST(GlobalAvgPool2D, IsTheMeanOfEachChannel) {
   const Tensor x = RandomTensor({2, 3, 5, 4}, 1);

@@ -47,7 +47,7 @@ struct Pool2DOptions {
   std::array<std::int64_t, 2> stride = {2, 2};
   Padding padding = Padding::kValid;
 };
-// Of equal elements of a window the first takes the gradient.
+// Of equal elements of a window the first takes the gradient; a NaN is larger than all.
 Variable MaxPool2D(const Variable& x, const Pool2DOptions& options = {});
 // The mean over the part of each window that lies inside the image.
 Variable AvgPool2D(const Variable& x, const Pool2DOptions& options = {});
