@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <span>
 #include <type_traits>
+#include <vector>
 
 #include "cpu/parallel.h"
 #include "cpu/pooling.h"
@@ -12,22 +14,13 @@
 namespace cohort::cpu {
 namespace {
 
-// The part of a window that lies inside of the image: input indices, and the first one's place in
-// the window.
-struct Range {
-  std::int64_t begin = 0;
-  std::int64_t end = 0;
-  std::int64_t first = 0;
+// An element of a window: where its channels begin in the input, and its place in the window.
+struct Tap {
+  std::int64_t offset;
+  std::int32_t place;
 };
 
-Range Inside(std::int64_t out, std::int64_t stride, std::int64_t pad, std::int64_t window,
-             std::int64_t size) {
-  const std::int64_t start = out * stride - pad;
-  const std::int64_t begin = std::max<std::int64_t>(start, 0);
-  return {begin, std::min(start + window, size), begin - start};
-}
-
-// What the kinds of pools share: the walk over windows.
+// The walk over windows.
 struct Geometry {
   explicit Geometry(const PoolSpec& spec)
       : s(spec),
@@ -40,35 +33,46 @@ struct Geometry {
   std::int64_t out_h, out_w;
   bool exact;  // windows lie side by side and cover the image
 
-  std::int64_t inputs() const { return s.batch * s.height * s.width * s.channels; }
+  std::int64_t image() const { return s.height * s.width * s.channels; }
   std::int64_t outputs() const { return s.batch * out_h * out_w * s.channels; }
-  bool empty() const { return inputs() == 0 || outputs() == 0; }
+  bool empty() const { return s.batch * image() == 0 || outputs() == 0; }
 
-  // visit(input offset, place in the window) for the elements of window (row, column) of an image
-  // that begins at `image`, in row order.
-  template <typename Visit>
-  void ForWindow(std::int64_t image, const Range& rows, const Range& columns,
-                 const Visit& visit) const {
-    for (std::int64_t h = rows.begin; h < rows.end; ++h) {
-      const std::int64_t place = (rows.first + h - rows.begin) * s.window_w + columns.first;
-      for (std::int64_t w = columns.begin; w < columns.end; ++w) {
-        visit(image + (h * s.width + w) * s.channels, place + w - columns.begin);
+  // body(taps, output offset) for each window of the output rows [begin, end), counted over the
+  // whole batch. The taps are those inside of the image, in row order.
+  template <typename Body>
+  void ForWindows(std::int64_t begin, std::int64_t end, const Body& body) const {
+    std::vector<Tap> taps;
+    for (std::int64_t row = begin; row < end; ++row) {
+      const std::int64_t first = row / out_h * image();
+      const std::int64_t top = row % out_h * s.stride_h - s.pad_top;
+      const std::int64_t bottom = std::min(top + s.window_h, s.height);
+      for (std::int64_t column = 0; column < out_w; ++column) {
+        const std::int64_t left = column * s.stride_w - s.pad_left;
+        const std::int64_t right = std::min(left + s.window_w, s.width);
+        taps.clear();
+        for (std::int64_t h = std::max<std::int64_t>(top, 0); h < bottom; ++h) {
+          for (std::int64_t w = std::max<std::int64_t>(left, 0); w < right; ++w) {
+            taps.push_back({first + (h * s.width + w) * s.channels,
+                            static_cast<std::int32_t>((h - top) * s.window_w + w - left)});
+          }
+        }
+        body(std::span<const Tap>(taps), (row * out_w + column) * s.channels);
       }
     }
   }
 
-  // body(image offset, rows, columns, output offset) for the windows of output rows [begin, end),
-  // counted over the whole batch.
+  // The same for all windows of a part of the images, or of the output rows where they may be
+  // worked on apart.
   template <typename Body>
-  void ForWindows(std::int64_t begin, std::int64_t end, const Body& body) const {
-    for (std::int64_t row = begin; row < end; ++row) {
-      const std::int64_t image = row / out_h * s.height * s.width * s.channels;
-      const Range rows = Inside(row % out_h, s.stride_h, s.pad_top, s.window_h, s.height);
-      for (std::int64_t column = 0; column < out_w; ++column) {
-        body(image, rows, Inside(column, s.stride_w, s.pad_left, s.window_w, s.width),
-             (row * out_w + column) * s.channels);
-      }
-    }
+  void ForRows(const Body& body) const {
+    ParallelFor(s.batch * out_h, RowGrain(out_w * s.channels),
+                [&](std::int64_t begin, std::int64_t end, int) { ForWindows(begin, end, body); });
+  }
+  template <typename Body>
+  void ForImages(const Body& body) const {
+    ParallelFor(s.batch, RowGrain(image()), [&](std::int64_t begin, std::int64_t end, int) {
+      ForWindows(begin * out_h, end * out_h, body);
+    });
   }
 };
 
@@ -102,172 +106,155 @@ void Store(const Vector& vector, T* to, std::int64_t lanes) {
   }
 }
 
-// part(c, lanes) over the channels.
+// part(c, lanes, taps) over the channels of a window; the most usual numbers are constants to the
+// compiler.
 template <typename Part>
-void ForChannels(std::int64_t channels, const Part& part) {
+void ForChannels(std::int64_t channels, std::span<const Tap> taps, const Part& part) {
+  using Lanes = std::integral_constant<std::int64_t, kLanes>;
   std::int64_t c = 0;
-  for (; c + kLanes <= channels; c += kLanes) {
-    part(c, std::integral_constant<std::int64_t, kLanes>());
+  if (taps.size() == 4) {
+    for (; c + kLanes <= channels; c += kLanes) {
+      part(c, Lanes(), taps.first<4>());
+    }
+  } else {
+    for (; c + kLanes <= channels; c += kLanes) {
+      part(c, Lanes(), taps);
+    }
   }
   if (c < channels) {
-    part(c, channels - c);
+    part(c, channels - c, taps);
   }
 }
+
+class Pool : public PoolPlan {
+ protected:
+  Pool(int threads, const PoolSpec& spec) : threads_(threads), g_(spec) {}
+
+  template <typename Work>
+  void Put(Stream& stream, Work work) const {
+    stream.Enqueue([threads = threads_, work = std::move(work)]() -> Status {
+      const OmpThreads scope(threads);
+      work();
+      return {};
+    });
+  }
+
+ private:
+  const int threads_;
+
+ protected:
+  const Geometry g_;
+};
 
 // The largest element of a window, the first of equal ones; a NaN is larger than all. `Place` holds
 // its place in the window.
 template <typename Place>
-class MaxPool final : public PoolPlan {
+class MaxPool final : public Pool {
  public:
-  MaxPool(int threads, const PoolSpec& spec) : threads_(threads), g_(spec) {}
+  MaxPool(int threads, const PoolSpec& spec) : Pool(threads, spec) {}
 
   std::int64_t workspace_bytes() const override {
     return g_.outputs() * static_cast<std::int64_t>(sizeof(Place));
   }
 
   void Forward(Stream& stream, const float* x, float* y, std::byte* workspace) override {
-    stream.Enqueue([=, this]() -> Status {
-      const OmpThreads scope(threads_);
+    Put(stream, [=, this] {
       if (g_.empty()) {
-        return {};
+        return;
       }
       auto* const places = reinterpret_cast<Place*>(workspace);
-      ParallelFor(
-          g_.s.batch * g_.out_h, RowGrain(g_.out_w * g_.s.channels),
-          [&](std::int64_t begin, std::int64_t end, int) {
-            g_.ForWindows(
-                begin, end,
-                [&](std::int64_t image, const Range& rows, const Range& columns, std::int64_t out) {
-                  ForChannels(g_.s.channels, [&](std::int64_t c, auto lanes) {
-                    Largest(x + c, image, rows, columns, y + out + c, places + out + c, lanes);
-                  });
-                });
-          });
-      return {};
+      g_.ForRows([&](std::span<const Tap> window, std::int64_t out) {
+        ForChannels(g_.s.channels, window, [&](std::int64_t c, auto lanes, auto taps) {
+          Largest(taps, x + c, y + out + c, places + out + c, lanes);
+        });
+      });
     });
   }
 
   void Backward(Stream& stream, const float* dy, const std::byte* workspace, float* dx) override {
-    stream.Enqueue([=, this]() -> Status {
-      const OmpThreads scope(threads_);
+    Put(stream, [=, this] {
       if (g_.empty() || !g_.exact) {
-        std::fill_n(dx, g_.inputs(), 0.0F);
+        std::fill_n(dx, g_.s.batch * g_.image(), 0.0F);
       }
       if (g_.empty()) {
-        return {};
+        return;
       }
       const auto* const places = reinterpret_cast<const Place*>(workspace);
-      const std::int64_t image_size = g_.s.height * g_.s.width * g_.s.channels;
-      ParallelFor(g_.s.batch, RowGrain(image_size), [&](std::int64_t begin, std::int64_t end, int) {
-        g_.ForWindows(
-            begin * g_.out_h, end * g_.out_h,
-            [&](std::int64_t image, const Range& rows, const Range& columns, std::int64_t out) {
-              g_.ForWindow(image, rows, columns, [&](std::int64_t in, std::int64_t k) {
-                ForChannels(g_.s.channels, [&](std::int64_t c, auto lanes) {
-                  Spread(dy + out + c, places + out + c, k, dx + in + c, lanes);
-                });
-              });
-            });
+      g_.ForImages([&](std::span<const Tap> window, std::int64_t out) {
+        ForChannels(g_.s.channels, window, [&](std::int64_t c, auto lanes, auto taps) {
+          Spread(taps, dy + out + c, places + out + c, dx + c, lanes);
+        });
       });
-      return {};
     });
   }
 
  private:
-  void Largest(const float* x, std::int64_t image, const Range& rows, const Range& columns,
-               float* y, Place* place, std::int64_t lanes) const {
-    Floats best = {};
-    Places at = {};
-    bool first = true;  // not -inf: all elements may be
-    g_.ForWindow(image, rows, columns, [&](std::int64_t in, std::int64_t k) {
-      const auto from = Load<Floats>(x + in, lanes);
-      const Places here = Places{} + static_cast<std::int32_t>(k);
-      const Places larger = first ? Places{} - 1 : (from > best) | (from != from);
+  template <typename Taps>
+  static void Largest(Taps taps, const float* x, float* y, Place* place, std::int64_t lanes) {
+    auto best = Load<Floats>(x + taps[0].offset, lanes);
+    Places at = Places{} + taps[0].place;
+    for (std::size_t t = 1; t < taps.size(); ++t) {
+      const auto from = Load<Floats>(x + taps[t].offset, lanes);
+      const Places larger = (from > best) | (from != from);
       best = larger ? from : best;
-      at = larger ? here : at;
-      first = false;
-    });
+      at = larger ? Places{} + taps[t].place : at;
+    }
     Store(best, y, lanes);
     Store(at, place, lanes);
   }
 
-  void Spread(const float* dy, const Place* place, std::int64_t k, float* dx,
-              std::int64_t lanes) const {
-    const Places here = Places{} + static_cast<std::int32_t>(k);
-    const Floats share = Load<Places>(place, lanes) == here ? Load<Floats>(dy, lanes) : Floats{};
-    Store(g_.exact ? share : Load<Floats>(dx, lanes) + share, dx, lanes);
+  template <typename Taps>
+  void Spread(Taps taps, const float* dy, const Place* place, float* dx, std::int64_t lanes) const {
+    const auto gradient = Load<Floats>(dy, lanes);
+    const auto at = Load<Places>(place, lanes);
+    for (std::size_t t = 0; t < taps.size(); ++t) {
+      float* const to = dx + taps[t].offset;
+      const Floats share = at == Places{} + taps[t].place ? gradient : Floats{};
+      Store(g_.exact ? share : Load<Floats>(to, lanes) + share, to, lanes);
+    }
   }
-
-  const int threads_;
-  const Geometry g_;
 };
 
-class AveragePool final : public PoolPlan {
+class AveragePool final : public Pool {
  public:
-  AveragePool(int threads, const PoolSpec& spec) : threads_(threads), g_(spec) {}
+  AveragePool(int threads, const PoolSpec& spec) : Pool(threads, spec) {}
 
   std::int64_t workspace_bytes() const override { return 0; }
 
   void Forward(Stream& stream, const float* x, float* y, std::byte* /*workspace*/) override {
-    stream.Enqueue([=, this]() -> Status {
-      const OmpThreads scope(threads_);
+    Put(stream, [=, this] {
       if (g_.empty()) {
-        return {};
+        return;
       }
-      ParallelFor(g_.s.batch * g_.out_h, RowGrain(g_.out_w * g_.s.channels),
-                  [&](std::int64_t begin, std::int64_t end, int) {
-                    g_.ForWindows(begin, end,
-                                  [&](std::int64_t image, const Range& rows, const Range& columns,
-                                      std::int64_t out) {
-                                    ForChannels(g_.s.channels, [&](std::int64_t c, auto lanes) {
-                                      Mean(x + c, image, rows, columns, y + out + c, lanes);
-                                    });
-                                  });
-                  });
-      return {};
+      g_.ForRows([&](std::span<const Tap> window, std::int64_t out) {
+        ForChannels(g_.s.channels, window, [&](std::int64_t c, auto lanes, auto taps) {
+          Floats sum = {};
+          for (std::size_t t = 0; t < taps.size(); ++t) {
+            sum += Load<Floats>(x + taps[t].offset + c, lanes);
+          }
+          Store(sum / static_cast<float>(taps.size()), y + out + c, lanes);
+        });
+      });
     });
   }
 
   void Backward(Stream& stream, const float* dy, const std::byte* /*workspace*/,
                 float* dx) override {
-    stream.Enqueue([=, this]() -> Status {
-      const OmpThreads scope(threads_);
-      std::fill_n(dx, g_.inputs(), 0.0F);
+    Put(stream, [=, this] {
+      std::fill_n(dx, g_.s.batch * g_.image(), 0.0F);
       if (g_.empty()) {
-        return {};
+        return;
       }
-      const std::int64_t image_size = g_.s.height * g_.s.width * g_.s.channels;
-      ParallelFor(g_.s.batch, RowGrain(image_size), [&](std::int64_t begin, std::int64_t end, int) {
-        g_.ForWindows(
-            begin * g_.out_h, end * g_.out_h,
-            [&](std::int64_t image, const Range& rows, const Range& columns, std::int64_t out) {
-              const float share = 1.0F / Count(rows, columns);
-              g_.ForWindow(image, rows, columns, [&](std::int64_t in, std::int64_t) {
-                for (std::int64_t c = 0; c < g_.s.channels; ++c) {
-                  dx[in + c] += dy[out + c] * share;
-                }
-              });
-            });
+      g_.ForImages([&](std::span<const Tap> window, std::int64_t out) {
+        const float share = 1.0F / static_cast<float>(window.size());
+        for (const Tap& tap : window) {
+          for (std::int64_t c = 0; c < g_.s.channels; ++c) {
+            dx[tap.offset + c] += dy[out + c] * share;
+          }
+        }
       });
-      return {};
     });
   }
-
- private:
-  static float Count(const Range& rows, const Range& columns) {
-    return static_cast<float>((rows.end - rows.begin) * (columns.end - columns.begin));
-  }
-
-  void Mean(const float* x, std::int64_t image, const Range& rows, const Range& columns, float* y,
-            std::int64_t lanes) const {
-    Floats sum = {};
-    g_.ForWindow(image, rows, columns,
-                 [&](std::int64_t in, std::int64_t) { sum += Load<Floats>(x + in, lanes); });
-    Store(sum / Count(rows, columns), y, lanes);
-  }
-
-  const int threads_;
-  const Geometry g_;
 };
 
 }  // namespace
