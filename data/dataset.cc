@@ -19,7 +19,14 @@
 namespace cohort::data {
 
 struct Dataset::Plan {
+  // The source's Fingerprint, which may take a pass over the data: asked for once.
+  struct SourceDigest {
+    std::once_flag once;
+    std::uint64_t value = 0;
+  };
+
   std::shared_ptr<const Source> source;  // owners: every Plan made from it, and their iterators
+  std::shared_ptr<SourceDigest> digest = std::make_shared<SourceDigest>();  // owners: as of source
   std::vector<OrderStage> order;
   Recipe recipe;
   std::int64_t batch_size = 0;  // 0: not batched yet
@@ -160,8 +167,9 @@ std::int64_t Dataset::batches_per_epoch() const {
 }
 
 std::vector<std::uint64_t> Dataset::Plan::Words() const {
-  std::vector<std::uint64_t> words = {
-      source->Fingerprint(), static_cast<std::uint64_t>(source->size()), recipe.maps.size()};
+  std::call_once(digest->once, [this] { digest->value = source->Fingerprint(); });
+  std::vector<std::uint64_t> words = {digest->value, static_cast<std::uint64_t>(source->size()),
+                                      recipe.maps.size()};
   for (const OrderStage& stage : order) {
     words.insert(words.end(), {static_cast<std::uint64_t>(stage.kind), stage.seed,
                                stage.reshuffle ? 1U : 0U, static_cast<std::uint64_t>(stage.count),

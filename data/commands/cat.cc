@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "command.h"
+#include "files.h"
 #include "rows.h"
 
 namespace cohort {
@@ -25,7 +26,7 @@ Status Cat(const Options& options) {
     if (left == 0) {
       break;
     }
-    COHORT_ASSIGN_OR_RETURN(const auto rows, data::RowReader::Open(FileSystem::Local(), path));
+    COHORT_ASSIGN_OR_RETURN(const auto rows, data::RowReader::Open(data::CommandFiles(), path));
     COHORT_ASSIGN_OR_RETURN(const std::int64_t skipped, rows->Skip(skip));
     skip -= skipped;
     for (; left > 0; --left) {
@@ -58,6 +59,9 @@ int DataCatCommand(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
+  }
+  if (const int code = data::ExpandPaths(argv[0], options.paths); code != 0) {
+    return code;
   }
   const Status status = Cat(options);
   if (!status.ok()) {

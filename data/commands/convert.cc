@@ -3,11 +3,11 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
-#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <set>
 
 #include "command.h"
+#include "files.h"
 #include "progress.h"
 #include "row_writer.h"
 #include "rows.h"
@@ -57,7 +57,7 @@ Status ForEachRow(const Options& options, const char* what, const Each& each) {
   data::Row row;
   for (const std::string& path : options.inputs) {
     progress.SetFile(path);
-    COHORT_ASSIGN_OR_RETURN(const auto rows, data::RowReader::Open(FileSystem::Local(), path));
+    COHORT_ASSIGN_OR_RETURN(const auto rows, data::RowReader::Open(data::CommandFiles(), path));
     for (;;) {
       COHORT_ASSIGN_OR_RETURN(const bool more, rows->Next(row));
       if (!more) {
@@ -82,9 +82,8 @@ Status Convert(Options& options) {
   if (options.write.compression == io::Compression::kZlib && format != data::Format::kTfRecord) {
     return InvalidArgument(options.output + ": zlib is for TFRecord only [.gz]");
   }
-  std::error_code error;
   for (const std::string& input : options.inputs) {
-    if (std::filesystem::equivalent(input, options.output, error)) {
+    if (data::SameFile(input, options.output)) {
       return InvalidArgument(options.output + ": input and output are one file");
     }
   }
@@ -100,13 +99,14 @@ Status Convert(Options& options) {
                       (options.inputs.size() > 1 ? " or the other files" : ""));
     }
   }
-  COHORT_ASSIGN_OR_RETURN(
-      const auto writer,
-      data::RowWriter::Create(FileSystem::Local(), options.output, format, summary, options.write));
+  COHORT_ASSIGN_OR_RETURN(const auto writer,
+                          data::RowWriter::Create(data::CommandFiles(), options.output, format,
+                                                  summary, options.write));
   COHORT_RETURN_IF_ERROR(ForEachRow(
       options, "convert", [&writer](const data::Row& row) { return writer->Write(row); }));
   COHORT_RETURN_IF_ERROR(writer->Close());
-  const auto bytes = std::filesystem::file_size(options.output, error);
+  COHORT_ASSIGN_OR_RETURN(const auto written, data::CommandFiles().OpenForRead(options.output));
+  const std::uint64_t bytes = written->size();
   if (options.json) {
     std::vector<std::string> names;
     for (const data::FieldSummary& field : summary.fields) {
@@ -150,6 +150,9 @@ int DataConvertCommand(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
+  }
+  if (const int code = data::ExpandPaths(argv[0], options.inputs); code != 0) {
+    return code;
   }
   if (fill_option->count() > 0) {
     options.write.fill = fill;

@@ -7,6 +7,7 @@
 #include <cohort/data/tf_record.h>
 
 #include "command.h"
+#include "files.h"
 #include "progress.h"
 
 int cohort::DataIndexCommand(int argc, char** argv) {
@@ -23,12 +24,15 @@ int cohort::DataIndexCommand(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
   }
+  if (const int code = data::ExpandPaths(argv[0], paths); code != 0) {
+    return code;
+  }
   nlohmann::json list = nlohmann::json::array();
   std::int64_t total = 0;
   data::Progress progress("index");
   for (const std::string& path : paths) {
     progress.SetFile(path);
-    const Result<std::int64_t> records = data::WriteTfIndex(FileSystem::Local(), path);
+    const Result<std::int64_t> records = data::WriteTfIndex(data::CommandFiles(), path);
     if (!records.ok()) {
       std::fprintf(stderr, "%s: %s\n", argv[0], records.status().ToString().c_str());
       return ExitCode(records.status());

@@ -3,7 +3,6 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
-#include <filesystem>
 #include <functional>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -20,6 +19,7 @@
 #include "atomic_records.h"
 #include "command.h"
 #include "file_kind.h"
+#include "files.h"
 #include "progress.h"
 
 namespace cohort {
@@ -51,7 +51,7 @@ struct Piece {
 using Each = std::function<Status(const Piece&)>;
 
 Status ForEachRecord(const std::string& path, const Each& each) {
-  COHORT_ASSIGN_OR_RETURN(const auto reader, io::RecordReader::Open(FileSystem::Local(), path));
+  COHORT_ASSIGN_OR_RETURN(const auto reader, io::RecordReader::Open(data::CommandFiles(), path));
   Piece piece;
   for (;;) {
     COHORT_ASSIGN_OR_RETURN(const auto record, reader->Next());
@@ -64,7 +64,7 @@ Status ForEachRecord(const std::string& path, const Each& each) {
 }
 
 Status ForEachSample(const std::string& path, const Each& each) {
-  COHORT_ASSIGN_OR_RETURN(const auto file, data::OpenMaybeGzip(FileSystem::Local(), path));
+  COHORT_ASSIGN_OR_RETURN(const auto file, data::OpenMaybeGzip(data::CommandFiles(), path));
   COHORT_ASSIGN_OR_RETURN(const auto members, data::IndexTar(*file, path));
   Piece piece;
   for (const data::TarMember& member : members) {
@@ -91,7 +91,7 @@ Status ForEachSample(const std::string& path, const Each& each) {
 
 // The file unpacked, whole.
 Result<std::string> Content(const std::string& path) {
-  return io::ReadMaybeCompressed(FileSystem::Local(), path);
+  return io::ReadMaybeCompressed(data::CommandFiles(), path);
 }
 
 Status ForEachLine(const std::string& path, const Each& each) {
@@ -210,7 +210,7 @@ class Sharder {
 
   Status Run() {
     for (const std::string& path : options_.inputs) {
-      COHORT_ASSIGN_OR_RETURN(const data::FileKind kind, data::KindOf(FileSystem::Local(), path));
+      COHORT_ASSIGN_OR_RETURN(const data::FileKind kind, data::KindOf(data::CommandFiles(), path));
       if (kind.format == data::Format::kEmpty) {
         continue;
       }
@@ -241,8 +241,7 @@ class Sharder {
     for (std::int64_t number = 0; number < options_.files; ++number) {
       const std::string output = OutputPath(number);
       for (const std::string& input : paths_) {
-        std::error_code absent;
-        if (std::filesystem::equivalent(output, input, absent)) {
+        if (data::SameFile(output, input)) {
           return InvalidArgument(output + " is an input, and would be an output [another --out]");
         }
       }
@@ -350,7 +349,7 @@ class Sharder {
   Status OpenOutput(std::int64_t number) {
     const std::string path = OutputPath(number);
     written_.push_back({.path = path});
-    FileSystem& files = FileSystem::Local();
+    FileSystem& files = data::CommandFiles();
     if (kind_.format == data::Format::kTfRecord) {
       COHORT_ASSIGN_OR_RETURN(
           auto records,
@@ -405,6 +404,9 @@ int DataShardCommand(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
+  }
+  if (const int code = data::ExpandPaths(argv[0], options.inputs); code != 0) {
+    return code;
   }
   Sharder sharder(options);
   const Status status = sharder.Run();

@@ -21,6 +21,7 @@
 #include "../sources/tar.h"
 #include "command.h"
 #include "file_kind.h"
+#include "files.h"
 
 namespace cohort {
 namespace {
@@ -82,7 +83,7 @@ Status StatRecords(io::RecordReader& reader) {
 }
 
 Status StatIdx(const std::string& path) {
-  COHORT_ASSIGN_OR_RETURN(const Tensor tensor, data::ReadIdx(FileSystem::Local(), path));
+  COHORT_ASSIGN_OR_RETURN(const Tensor tensor, data::ReadIdx(data::CommandFiles(), path));
   Print("format", "IDX");
   Print("records", std::to_string(tensor.shape()[0]));
   std::vector<std::int64_t> dims = tensor.shape().dims();
@@ -280,7 +281,7 @@ Status Stat(const std::string& path) {
   if (std::filesystem::is_directory(path)) {
     return StatFolder(path);
   }
-  FileSystem& files = FileSystem::Local();
+  FileSystem& files = data::CommandFiles();
   COHORT_ASSIGN_OR_RETURN(const data::FileKind kind, data::KindOf(files, path));
   if (kind.format == data::Format::kEmpty) {
     Print("format", "empty");

@@ -13,6 +13,7 @@
 #include <cohort/data/features.h>
 
 #include "command.h"
+#include "files.h"
 #include "progress.h"
 #include "rows.h"
 
@@ -108,7 +109,7 @@ class Statistics {
     data::Row row;
     for (const std::string& path : paths) {
       progress.SetFile(path);
-      COHORT_ASSIGN_OR_RETURN(const auto rows, data::RowReader::Open(FileSystem::Local(), path));
+      COHORT_ASSIGN_OR_RETURN(const auto rows, data::RowReader::Open(data::CommandFiles(), path));
       for (;;) {
         COHORT_ASSIGN_OR_RETURN(const bool more, rows->Next(row));
         if (!more) {
@@ -161,7 +162,7 @@ class Statistics {
   }
 
   Status WriteVocabularies(const Options& options) const {
-    COHORT_RETURN_IF_ERROR(FileSystem::Local().CreateDirectories(options.vocabularies));
+    COHORT_RETURN_IF_ERROR(data::CommandFiles().CreateDirectories(options.vocabularies));
     for (const auto& [name, field] : fields_) {
       if (field.strings == 0) {
         continue;
@@ -173,7 +174,7 @@ class Statistics {
           const data::Vocabulary vocabulary,
           data::Vocabulary::Make(field.texts.Texts(options.min_count, options.max_size)));
       COHORT_RETURN_IF_ERROR(
-          vocabulary.Save(FileSystem::Local(), options.vocabularies + "/" + name + ".txt"));
+          vocabulary.Save(data::CommandFiles(), options.vocabularies + "/" + name + ".txt"));
     }
     return {};
   }
@@ -232,7 +233,7 @@ Status Run(const Options& options) {
   const std::string text =
       statistics.AsJson().dump(2, ' ', false, nlohmann::json::error_handler_t::replace);
   if (!options.out.empty()) {
-    COHORT_RETURN_IF_ERROR(WriteFileAtomically(FileSystem::Local(), options.out, text + "\n"));
+    COHORT_RETURN_IF_ERROR(WriteFileAtomically(data::CommandFiles(), options.out, text + "\n"));
   }
   if (!options.vocabularies.empty()) {
     COHORT_RETURN_IF_ERROR(statistics.WriteVocabularies(options));
@@ -268,6 +269,9 @@ int DataStatsCommand(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
+  }
+  if (const int code = data::ExpandPaths(argv[0], options.paths); code != 0) {
+    return code;
   }
   const Status status = Run(options);
   if (!status.ok()) {

@@ -19,6 +19,7 @@
 #include "../sources/tar.h"
 #include "command.h"
 #include "file_kind.h"
+#include "files.h"
 #include "progress.h"
 
 namespace cohort {
@@ -64,7 +65,7 @@ class Verifier {
   }
 
   Status Check(const std::string& path, Report& report) {
-    FileSystem& files = FileSystem::Local();
+    FileSystem& files = data::CommandFiles();
     COHORT_ASSIGN_OR_RETURN(const data::FileKind kind, data::KindOf(files, path));
     report.format = data::FormatName(kind.format);
     if (kind.format == data::Format::kEmpty) {
@@ -255,6 +256,9 @@ int DataVerifyCommand(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
+  }
+  if (const int code = data::ExpandPaths(argv[0], paths); code != 0) {
+    return code;
   }
   Report total;
   nlohmann::json list = nlohmann::json::array();

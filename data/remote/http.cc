@@ -67,6 +67,7 @@ std::size_t TakeBody(char* data, std::size_t size, std::size_t count, void* user
   if (transfer.answer->status / 100 == 2) {
     const bool more =
         transfer.request->take(*transfer.answer, {reinterpret_cast<const std::byte*>(data), bytes});
+    transfer.answer->received += bytes;
     return more ? bytes : 0;
   }
   constexpr std::size_t kKept = 300;
@@ -122,7 +123,19 @@ Status HttpClient::Perform(const HttpRequest& request, HttpAnswer& answer) {
   curl_easy_setopt(handle, CURLOPT_FOLLOWLOCATION, request.follow ? 1L : 0L);
   curl_easy_setopt(handle, CURLOPT_MAXREDIRS, 5L);
   curl_easy_setopt(handle, CURLOPT_NOSIGNAL, 1L);
-  curl_easy_setopt(handle, CURLOPT_NOBODY, request.head ? 1L : 0L);
+  if (request.method == "HEAD") {
+    curl_easy_setopt(handle, CURLOPT_NOBODY, 1L);
+  } else if (request.method == "PUT" || request.method == "POST") {
+    curl_easy_setopt(handle, CURLOPT_POSTFIELDSIZE_LARGE,
+                     static_cast<curl_off_t>(request.body.size()));
+    curl_easy_setopt(handle, CURLOPT_POSTFIELDS, request.body.data());  // stays the caller's
+    // Not a form's, and without a question to the server whether it may come.
+    headers = curl_slist_append(headers, "Content-Type: application/octet-stream");
+    headers = curl_slist_append(headers, "Expect:");
+  }
+  if (request.method != "HEAD" && request.method != "GET") {
+    curl_easy_setopt(handle, CURLOPT_CUSTOMREQUEST, request.method.c_str());
+  }
   curl_easy_setopt(handle, CURLOPT_HTTPHEADER, headers);
   curl_easy_setopt(handle, CURLOPT_CONNECTTIMEOUT_MS,
                    static_cast<long>(request.connect_timeout.count()));

@@ -11,6 +11,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <cohort/core/status.h>
@@ -24,12 +25,14 @@ struct HttpAnswer {
   std::int64_t begin = -1;         // Content-Range: of the bytes that follow
   std::int64_t total = -1;         // and of the file; -1: not said
   std::string body;                // of an error, its beginning
+  std::uint64_t received = 0;      // bytes of a 2xx body before those that are being taken
   std::int64_t wait_seconds = -1;  // Retry-After
 };
 
 struct HttpRequest {
   std::string url;
-  bool head = false;
+  std::string method = "GET";
+  std::string_view body = {};  // of a PUT or a POST
   std::map<std::string, std::string> headers;
   std::chrono::milliseconds connect_timeout{0};
   std::chrono::milliseconds timeout{0};

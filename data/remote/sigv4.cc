@@ -117,7 +117,7 @@ std::string UriEncode(std::string_view text, bool keep_slash) {
 
 std::map<std::string, std::string> SignRequest(const SigningRequest& request, const SigningKey& key,
                                                const std::string& time) {
-  const std::string body_hash = Sha256Hex("");
+  const std::string body_hash = Sha256Hex(request.body);
   std::map<std::string, std::string> added = {{"x-amz-date", time}};
   if (key.service == "s3") {
     added["x-amz-content-sha256"] = body_hash;

@@ -1,4 +1,4 @@
-// AWS Signature Version 4: the headers that sign a request without a body.
+// AWS Signature Version 4: the headers that sign a request.
 //
 // Source: "Signature Version 4 signing process", docs.aws.amazon.com/IAM/latest/UserGuide; SHA-256
 // is FIPS 180-4, HMAC RFC 2104.
@@ -18,6 +18,7 @@ struct SigningRequest {
   std::string path = "/";                      // encoded as it is sent
   std::map<std::string, std::string> query;    // decoded
   std::map<std::string, std::string> headers;  // lower-case names, with "host"
+  std::string_view body = {};
 };
 
 struct SigningKey {

@@ -5,10 +5,13 @@
 
 #include <cohort/core/temporary_name.h>
 
+#include "remote/requests.h"
+
 namespace cohort::data {
 
 Result<std::unique_ptr<AtomicFile>> AtomicFile::Create(FileSystem& files, const std::string& path) {
-  std::string temporary = TemporaryName(path);
+  // An object of S3 is there when it is closed, and has no other name before.
+  std::string temporary = IsS3(path) ? path : TemporaryName(path);
   COHORT_ASSIGN_OR_RETURN(auto file, files.OpenForWrite(temporary));
   return std::unique_ptr<AtomicFile>(
       new AtomicFile(files, path, std::move(temporary), std::move(file)));
@@ -26,7 +29,9 @@ AtomicFile::~AtomicFile() { Discard(); }
 void AtomicFile::Discard() {
   if (file_ != nullptr) {
     file_.reset();
-    static_cast<void>(files_.RemoveAll(temporary_));
+    if (temporary_ != path_) {
+      static_cast<void>(files_.RemoveAll(temporary_));
+    }
   }
 }
 
@@ -43,13 +48,16 @@ Status AtomicFile::Close() {
     COHORT_RETURN_IF_ERROR(broken_);
     COHORT_RETURN_IF_ERROR(file_->Sync());
     COHORT_RETURN_IF_ERROR(file_->Close());
-    return files_.Rename(temporary_, path_);
+    return temporary_ == path_ ? Status() : files_.Rename(temporary_, path_);
   };
   if (Status status = finish(); !status.ok()) {
     Discard();
     return status;
   }
   file_.reset();
+  if (temporary_ == path_) {
+    return {};
+  }
   const std::string folder = std::filesystem::path(path_).parent_path().string();
   return files_.SyncDirectory(folder.empty() ? "." : folder);
 }

@@ -20,6 +20,11 @@ Result<bool> BeginsAsGzip(const RandomAccessFile& file) {
 
 }  // namespace
 
+std::string VersionOf(const RandomAccessFile& file) {
+  const auto* const versioned = dynamic_cast<const VersionedContent*>(&file);
+  return versioned == nullptr ? "" : versioned->version();
+}
+
 Result<std::size_t> BytesFile::Read(std::uint64_t offset, std::span<std::byte> out) const {
   if (offset >= bytes_.size()) {
     return std::size_t{0};
@@ -74,6 +79,9 @@ Status ReadExactly(const RandomAccessFile& file, const std::string& path, std::u
 
 std::uint64_t ContentDigest(const RandomAccessFile& file, std::uint64_t begin, std::uint64_t end,
                             std::uint64_t max_bytes) {
+  if (const std::string version = VersionOf(file); !version.empty()) {
+    return Hash64(version + " " + std::to_string(begin) + " " + std::to_string(end));
+  }
   constexpr std::uint64_t kPiece = std::uint64_t{1} << 20;
   const std::uint64_t size = end - begin;
   const std::uint64_t pieces = (size + kPiece - 1) / kPiece;

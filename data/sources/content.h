@@ -14,6 +14,15 @@
 
 namespace cohort::data {
 
+// What a file may be besides: one whose content has a name of its own (a remote one's ETag).
+class VersionedContent {
+ public:
+  virtual ~VersionedContent() = default;
+  virtual std::string version() const = 0;  // equal: equal bytes; empty: not known
+};
+// The version of a file that has one; otherwise empty.
+std::string VersionOf(const RandomAccessFile& file);
+
 // Bytes in memory as a file.
 class BytesFile final : public RandomAccessFile {
  public:
@@ -41,8 +50,9 @@ Status ReadExactly(const RandomAccessFile& file, const std::string& path, std::u
 // What a source may read for its Fingerprint, over all of its files.
 inline constexpr std::uint64_t kDigestBytes = std::uint64_t{64} << 20;
 
-// A digest of bytes [begin, end): of all of them up to `max_bytes`, otherwise of pieces of 1 MiB
-// spread evenly, the first and the last among them. Bytes that cannot be read count as their error.
+// A digest of bytes [begin, end): of the file's version, where it has one; otherwise of all of them
+// up to `max_bytes`, otherwise of pieces of 1 MiB spread evenly, the first and the last among them.
+// Bytes that cannot be read count as their error.
 std::uint64_t ContentDigest(const RandomAccessFile& file, std::uint64_t begin, std::uint64_t end,
                             std::uint64_t max_bytes = kDigestBytes);
 

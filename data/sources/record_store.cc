@@ -74,6 +74,9 @@ class RawStore final : public RecordStore {
   // The checksums behind the records stand for their content: a digest without a pass over it.
   // Where they cannot be read it is none of any content, and nothing behind that is asked for.
   std::uint64_t Digest() const override {
+    if (const std::string version = VersionOf(*file_); !version.empty()) {
+      return Hash64(version + " " + std::to_string(extents_.size()));
+    }
     std::vector<std::uint64_t> words;
     std::uint64_t at = 0;
     for (const Extent& extent : extents_) {

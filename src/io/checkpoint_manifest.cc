@@ -58,6 +58,9 @@ Status ParseState(const Json& json, CheckpointState& state) {
   std::string fingerprint;
   COHORT_RETURN_IF_ERROR(Take(json, "dataset_fingerprint", fingerprint));
   COHORT_ASSIGN_OR_RETURN(state.dataset_fingerprint, FromHex(fingerprint));
+  if (json.contains("data_position")) {  // not in what older programs wrote
+    COHORT_RETURN_IF_ERROR(Take(json, "data_position", state.data_position));
+  }
   COHORT_RETURN_IF_ERROR(Take(json, "optimizer", state.optimizer));
   COHORT_RETURN_IF_ERROR(Take(json, "strategy", state.strategy));
   COHORT_RETURN_IF_ERROR(Take(json, "world_size", state.world_size));
@@ -85,6 +88,7 @@ std::string EncodeManifest(const Manifest& manifest) {
       {"batch", s.batch},
       {"seed", s.seed},
       {"dataset_fingerprint", Hex(s.dataset_fingerprint, 16)},
+      {"data_position", s.data_position},
       {"optimizer", s.optimizer},
       {"strategy", s.strategy},
       {"world_size", s.world_size},

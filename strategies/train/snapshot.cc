@@ -17,6 +17,7 @@ struct Outcome {
   std::int64_t epoch = 0;
   std::int64_t batch = 0;
   std::uint64_t dataset_fingerprint = 0;
+  std::array<char, 100> data_position = {};
   std::array<char, 960> text = {};  // of the error, or where the checkpoint is
 
   void Set(const Status& status) {
@@ -156,6 +157,12 @@ Result<io::CheckpointState> LoadSnapshot(Strategy& strategy, ParameterSet& param
       outcome.epoch = state.epoch;
       outcome.batch = state.batch;
       outcome.dataset_fingerprint = state.dataset_fingerprint;
+      if (state.data_position.size() < outcome.data_position.size()) {
+        state.data_position.copy(outcome.data_position.data(), state.data_position.size());
+      } else {
+        outcome.Set(DataLoss(fmt::format("the checkpoint of step {} has no place in a data set: {}",
+                                         state.step, state.data_position)));
+      }
     }
   }
   COHORT_RETURN_IF_ERROR(ShareOutcome(strategy, outcome));
@@ -165,6 +172,7 @@ Result<io::CheckpointState> LoadSnapshot(Strategy& strategy, ParameterSet& param
   state.batch = outcome.batch;
   state.seed = expected_seed;
   state.dataset_fingerprint = outcome.dataset_fingerprint;
+  state.data_position = outcome.data_position.data();
   COHORT_RETURN_IF_ERROR(strategy.Broadcast(std::as_writable_bytes(parameters.all())));
   for (const std::span<float> slot : strategy.slots()) {
     COHORT_RETURN_IF_ERROR(strategy.Broadcast(std::as_writable_bytes(slot)));

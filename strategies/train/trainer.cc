@@ -144,11 +144,14 @@ struct Trainer::State {
   std::int64_t epoch = 0;
   std::int64_t batch = 0;
   std::uint64_t dataset_fingerprint = 0;
+  std::optional<data::Dataset> training;  // what Fit was given
+  std::string data_position;              // as restored
   std::int64_t saved_step = -1;
   std::string saved_path;
   bool saved_between_updates = false;  // by the strategy's call
 
   Status SaveAt(std::int64_t at_epoch, std::int64_t at_batch);
+  Status ResumeAtExample();
 
   // Whether any process was told to stop; every process of a synchronous job gets the same answer.
   Result<bool> AgreeToStop() {
@@ -317,6 +320,7 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
 Status Trainer::StartFrom(const data::Dataset& training) {
   State& s = *state_;
   s.dataset_fingerprint = training.Fingerprint();
+  s.training = training;
   if (!s.store.has_value()) {
     return {};
   }
@@ -329,16 +333,41 @@ Status Trainer::StartFrom(const data::Dataset& training) {
     return {};
   }
   if (s.dataset_fingerprint != fingerprint) {
-    return FailedPrecondition(
-        fmt::format("the checkpoint in {} was trained on other data, or in another order or batch "
-                    "size, than this run's [give the same data, or another checkpoint folder]",
-                    s.options.checkpoint_dir));
+    COHORT_RETURN_IF_ERROR(s.ResumeAtExample());
+    s.dataset_fingerprint = fingerprint;
   }
   s.events.ResumeAt(s.strategy.step() + 1);
   if (s.strategy.is_chief()) {
     s.options.log.Info(
         fmt::format("resumed at epoch {}, batch {}, step {}", s.epoch, s.batch, s.strategy.step()));
   }
+  return {};
+}
+
+// After a Restore of a checkpoint that was trained on other batches: the batch of these that begins
+// at its example.
+Status Trainer::State::ResumeAtExample() {
+  const Status other = FailedPrecondition(
+      fmt::format("the checkpoint in {} was trained on other data, or in another order, than this "
+                  "run's [give the same data, or another checkpoint folder]",
+                  options.checkpoint_dir));
+  if (data_position.empty()) {
+    return other;
+  }
+  COHORT_ASSIGN_OR_RETURN(const data::DataPosition position,
+                          data::DataPosition::Parse(data_position));
+  if (!training->ResumeAt(position).ok()) {
+    return other;
+  }
+  const std::int64_t size = training->batch_size();
+  const bool done = position.example == training->size();
+  if (position.epoch != epoch || (!done && position.example % size != 0)) {
+    return FailedPrecondition(fmt::format(
+        "the checkpoint in {} stands at example {} of epoch {}, where no batch of {} begins [a "
+        "batch size that divides {}]",
+        options.checkpoint_dir, position.example, position.epoch, size, position.example));
+  }
+  batch = done ? training->batches_per_epoch() : position.example / size;
   return {};
 }
 
@@ -422,11 +451,15 @@ Status Trainer::State::SaveAt(std::int64_t at_epoch, std::int64_t at_batch) {
     return {};  // this very state is there already
   }
   Require(store.has_value(), "Save needs TrainerOptions::checkpoint_dir");
+  const std::string place = training.has_value()
+                                ? training->PositionAt({.epoch = at_epoch}, at_batch).ToString()
+                                : data_position;
   const io::CheckpointState state = {.step = strategy.step(),
                                      .epoch = at_epoch,
                                      .batch = at_batch,
                                      .seed = options.seed,
                                      .dataset_fingerprint = dataset_fingerprint,
+                                     .data_position = place,
                                      .optimizer = strategy.optimizer()->config(),
                                      .strategy = std::string(strategy.kind()),
                                      .world_size = strategy.num_replicas_in_sync()};
@@ -447,6 +480,7 @@ Result<bool> Trainer::Restore() {
   s.epoch = state->epoch;
   s.batch = state->batch;
   s.dataset_fingerprint = state->dataset_fingerprint;
+  s.data_position = state->data_position;
   s.saved_step = state->step;
   return true;
 }

@@ -263,6 +263,12 @@ const Case kCases[] = {
      [](const testing::TempDir&) {
        return OrThrow(Mix({Numbers(0, 30), Numbers(30, kExamples - 30).Shuffle(2)}, {.block = 8}));
      }},
+    {"Interleaved",
+     [](const testing::TempDir&) {
+       return OrThrow(Interleave({Squares(Numbers(0, 9)).Shuffle(2), Squares(Numbers(9, 0)),
+                                  Squares(Numbers(9, 20)), Squares(Numbers(29, kExamples - 29))},
+                                 {.cycle_length = 2, .block_length = 3}));
+     }},
     {"Filtered",
      [](const testing::TempDir&) {
        return OrThrow(

@@ -17,6 +17,7 @@
 #include <cohort/io/record_file.h>
 
 #include "testing/process_cluster.h"
+#include "unit/data/s3_server.h"
 
 namespace cohort {
 namespace {
@@ -31,7 +32,7 @@ class DataTools : public ::testing::Test {
   std::string Run(std::vector<std::string> arguments, int code = 0) {
     arguments.insert(arguments.begin(), {COHORT_BIN_DIR "/cohort", "data"});
     testing::ProcessCluster processes;
-    processes.Start("cohort", arguments);
+    processes.Start("cohort", arguments, environment_);
     EXPECT_EQ(processes.Wait("cohort", std::chrono::seconds(60)).value_or(-1), code)
         << processes.Stdout("cohort") << processes.Stderr("cohort");
     error_ = processes.Stderr("cohort");
@@ -75,6 +76,7 @@ class DataTools : public ::testing::Test {
   FileSystem& files_ = FileSystem::Local();
   testing::TempDir folder_;
   std::string error_;
+  testing::Variables environment_;
 };
 
 TEST_F(DataTools, VerifyNamesEveryBadRecordAndGoesOn) {
@@ -298,6 +300,39 @@ TEST_F(DataTools, IndexIsInTheFormatOfTfrecord2idx) {
   EXPECT_EQ(OrThrow(ReadFile(files_, path + ".idx")), expected);
   Run({"index", WriteExamples("z", 3, io::Compression::kGzip)}, 2);
   EXPECT_THAT(error_, HasSubstr("gzip has no random access"));
+}
+
+// From the local disk to S3 and on within it, and back.
+TEST_F(DataTools, PathsMayBeInS3) {
+  testing::S3Server server;
+  environment_ = {{"AWS_ACCESS_KEY_ID", "AK"},
+                  {"AWS_SECRET_ACCESS_KEY", "SK"},
+                  {"AWS_REGION", "eu-north-1"},
+                  {"AWS_ENDPOINT_URL", server.origin()}};
+  const std::string csv = Write("a.csv", "id,x\n1,0.5\n2,1.5\n3,2.5\n4,3.5\n");
+  EXPECT_EQ(RunJson({"convert", csv, "--out", "s3://bucket/set/all.tfrecord"}).at("records"), 4);
+  const Json shards = RunJson(
+      {"shard", "s3://bucket/set/all.tfrecord", "--files", "2", "--out", "s3://bucket/set/s"});
+  EXPECT_EQ(shards.at("files")[1].at("path"), "s3://bucket/set/s-00001-of-00002.tfrecord");
+  EXPECT_EQ(RunJson({"index", "s3://bucket/set/s-*"}).at("files").size(), 2U);
+  EXPECT_EQ(RunJson({"verify", "--examples", "s3://bucket/set/s-*.tfrecord"}).at("records"), 4);
+  EXPECT_EQ(Cat({"s3://bucket/set/s-*.tfrecord"}), Cat({"s3://bucket/set/all.tfrecord"}));
+  EXPECT_THAT(Run({"stat", "s3://bucket/set/all.tfrecord"}), HasSubstr("TFRecord"));
+  Run({"convert", "s3://bucket/set/s-*.tfrecord", "--out", folder_ / "back.csv", "--fields",
+       "id,x"});
+  EXPECT_EQ(Cat({folder_ / "back.csv"}), Cat({csv}));
+  std::vector<std::string> keys;
+  for (const auto& [key, content] : server.objects()) {
+    keys.push_back(key);
+  }
+  EXPECT_EQ(keys, (std::vector<std::string>{"set/all.tfrecord", "set/s-00000-of-00002.tfrecord",
+                                            "set/s-00000-of-00002.tfrecord.idx",
+                                            "set/s-00001-of-00002.tfrecord",
+                                            "set/s-00001-of-00002.tfrecord.idx"}));
+  Run({"cat", "s3://bucket/none-*"}, 2);
+  EXPECT_THAT(error_, HasSubstr("no file matches s3://bucket/none-*"));
+  Run({"convert", csv, "--out", "http://localhost/a.tfrecord"}, 1);
+  EXPECT_THAT(error_, HasSubstr("files behind HTTP are read, not written"));
 }
 
 }  // namespace

@@ -169,6 +169,115 @@ TEST(Zip, ExamplesOfAllAsOne) {
               HasSubstr("feature 'id' is in data sets 0 and 1"));
 }
 
+// What tf.data's kernel does, in its own steps.
+Order InterleavedBySteps(const std::vector<std::int64_t>& sizes, std::int64_t cycle,
+                         std::int64_t block) {
+  struct Open {
+    std::int64_t first = 0;
+    std::int64_t left = 0;
+    bool is_open = false;
+  };
+  std::vector<Open> slots(static_cast<std::size_t>(cycle));
+  Order order;
+  std::size_t at = 0;
+  std::size_t next = 0;
+  std::int64_t in_block = 0;
+  std::int64_t first = 0;
+  std::int64_t num_open = 0;
+  const auto advance = [&] {
+    in_block = 0;
+    at = (at + 1) % slots.size();
+  };
+  while (next < sizes.size() || num_open > 0) {
+    Open& slot = slots[at];
+    if (slot.is_open && slot.left > 0) {
+      order.push_back(slot.first++);
+      --slot.left;
+      if (++in_block == block) {
+        advance();
+      }
+    } else if (slot.is_open) {
+      slot.is_open = false;
+      --num_open;
+      advance();
+    } else if (next < sizes.size()) {
+      slot = {first, sizes[next], true};
+      first += sizes[next++];
+      ++num_open;
+    } else {
+      advance();
+    }
+  }
+  return order;
+}
+
+TEST(Interleave, OrderIsThatOfTfData) {
+  // Its documentation's: range(1, 6), each 6 times, two open, blocks of four.
+  std::vector<Dataset> parts;
+  for (std::int64_t x = 1; x <= 5; ++x) {
+    parts.push_back(IdsFrom(x, x + 1).Repeat(6));
+  }
+  EXPECT_THAT(OrderOf(OrThrow(Interleave(parts, {.cycle_length = 2, .block_length = 4}))),
+              ElementsAre(1, 1, 1, 1, 2, 2, 2, 2, 1, 1, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 3, 3, 4, 4, 5,
+                          5, 5, 5, 5, 5));
+  // A part that ends with its block still takes the turn in which that is seen.
+  EXPECT_THAT(OrderOf(OrThrow(Interleave({IdsFrom(0, 2), IdsFrom(10, 13), IdsFrom(20, 22)},
+                                         {.cycle_length = 2, .block_length = 2}))),
+              ElementsAre(0, 1, 10, 11, 12, 20, 21));
+  std::mt19937 random(5);
+  for (int round = 0; round < 300; ++round) {
+    std::vector<std::int64_t> sizes(random() % 9 + 1);
+    parts.clear();
+    std::int64_t begin = 0;
+    for (std::int64_t& size : sizes) {
+      size = static_cast<std::int64_t>(random() % 14);
+      parts.push_back(IdsFrom(begin, begin + size));
+      begin += size;
+    }
+    const std::int64_t cycle = random() % 11 + 1;
+    const std::int64_t block = random() % 5 + 1;
+    const Order order =
+        OrderOf(OrThrow(Interleave(parts, {.cycle_length = cycle, .block_length = block})));
+    ASSERT_EQ(order, InterleavedBySteps(sizes, cycle, block)) << round;
+  }
+}
+
+TEST(Interleave, OneOpenPartIsConcatenate) {
+  const std::vector<Dataset> parts = {Ids(30).Shuffle(1), Ids(0), IdsFrom(30, 40).Repeat(2)};
+  const Dataset data = OrThrow(Interleave(parts, {.cycle_length = 1, .block_length = 7}));
+  EXPECT_EQ(OrderOf(data, 2), OrderOf(OrThrow(Concatenate(parts)), 2));
+  EXPECT_EQ(data.source().Where(3).substr(0, 11), "data set 0,");
+  EXPECT_NE(data.Fingerprint(),
+            OrThrow(Interleave(parts, {.cycle_length = 2, .block_length = 7})).Fingerprint());
+}
+
+TEST(Interleave, ResumesAnywhereWithAnyNumberOfWorkers) {
+  const Dataset data = OrThrow(Interleave({Ids(23).Shuffle(4), IdsFrom(23, 60), IdsFrom(60, 71)},
+                                          {.cycle_length = 2, .block_length = 3}));
+  const Order whole = OrderOf(data, 1);
+  ASSERT_EQ(Sorted(whole), Count(0, 71));
+  for (std::int64_t done = 0; done <= 71; ++done) {
+    const DataPosition place = data.Batch(1).PositionAt({.epoch = 1}, done);
+    for (const int workers : {1, 3}) {
+      const Dataset batched = data.Batch(5).Prefetch(2);
+      const IterateOptions rest = OrThrow(batched.ResumeAt(
+          OrThrow(DataPosition::Parse(place.ToString())), {.num_workers = workers}));
+      ASSERT_EQ(Flatten(CollectWorld(batched, workers, rest)),
+                Order(whole.begin() + done, whole.end()))
+          << done;
+    }
+  }
+}
+
+TEST(Interleave, RefusesWhatMakesNoSense) {
+  EXPECT_THAT(Interleave({Ids(3)}, {.cycle_length = 0}).status().message(),
+              HasSubstr("Interleave: 0 open parts and blocks of 1"));
+  EXPECT_THAT(Interleave({}).status().message(), HasSubstr("Interleave: no data sets"));
+  const Dataset other = OrThrow(FromTensors({{"id", Tensor(DType::kInt64, {3, 2})}}));
+  EXPECT_THAT(Interleave({Ids(3), other}).status().message(),
+              HasSubstr("Interleave: data set 1 has id int64[2]"));
+}
+
 TEST(Mix, ProportionsAreExactInEveryBlock) {
   const Dataset data =
       OrThrow(Mix({Ids(1000), IdsFrom(1000, 1300)}, {.weights = {3, 1}, .seed = 4, .block = 40}));

@@ -12,6 +12,18 @@
 
 namespace cohort::testing {
 
+namespace {
+
+std::size_t BodyLength(const std::string& head) {
+  std::string lower = head;
+  std::transform(lower.begin(), lower.end(), lower.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  const std::size_t at = lower.find("\r\ncontent-length:");
+  return at == std::string::npos ? 0 : std::stoul(lower.substr(at + 17));
+}
+
+}  // namespace
+
 HttpServer::HttpServer(Faults faults) : faults_(std::move(faults)) {
   listener_ = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   sockaddr_in address{};
@@ -48,6 +60,20 @@ void HttpServer::Put(const std::string& target, std::string content, std::string
   files_[target] = {std::move(content), std::move(etag)};
 }
 
+void HttpServer::Remove(const std::string& target) {
+  std::lock_guard lock(mutex_);
+  files_.erase(target);
+}
+
+std::map<std::string, std::string> HttpServer::files() {
+  std::lock_guard lock(mutex_);
+  std::map<std::string, std::string> contents;
+  for (const auto& [target, file] : files_) {
+    contents[target] = file.content;
+  }
+  return contents;
+}
+
 std::vector<HttpServer::Request> HttpServer::requests() {
   std::lock_guard lock(mutex_);
   return requests_;
@@ -71,18 +97,22 @@ void HttpServer::Serve(int fd) {
     const std::size_t end = in.find("\r\n\r\n");
     if (end != std::string::npos) {
       const std::string head = in.substr(0, end);
-      in.erase(0, end + 4);
-      if (!Answer(fd, head)) {
-        break;
+      const std::size_t length = BodyLength(head);
+      if (in.size() >= end + 4 + length) {
+        std::string body = in.substr(end + 4, length);
+        in.erase(0, end + 4 + length);
+        if (!Answer(fd, head, std::move(body))) {
+          break;
+        }
+        continue;
       }
-      continue;
     }
-    char piece[4096];
-    const ssize_t n = ::recv(fd, piece, sizeof(piece), 0);
+    std::string piece(65536, '\0');
+    const ssize_t n = ::recv(fd, piece.data(), piece.size(), 0);
     if (n <= 0) {
       break;
     }
-    in.append(piece, static_cast<std::size_t>(n));
+    in.append(piece, 0, static_cast<std::size_t>(n));
   }
   std::lock_guard lock(mutex_);
   std::erase(connections_, fd);
@@ -100,8 +130,9 @@ bool HttpServer::Send(int fd, std::string_view bytes) {
   return true;
 }
 
-bool HttpServer::Answer(int fd, const std::string& head) {
+bool HttpServer::Answer(int fd, const std::string& head, std::string body_of_request) {
   Request request;
+  request.body = std::move(body_of_request);
   std::istringstream lines(head);
   lines >> request.method >> request.target;
   std::string line;
@@ -136,6 +167,18 @@ bool HttpServer::Answer(int fd, const std::string& head) {
   const Fault fault = faults_ ? faults_(request) : Fault();
   if (fault.drop) {
     return false;
+  }
+  if (handler_ && fault.status == 0) {
+    if (const auto reply = handler_(request)) {
+      std::string out = "HTTP/1.1 " + std::to_string(reply->status) +
+                        " X\r\nContent-Length: " + std::to_string(reply->body.size()) + "\r\n";
+      for (const std::string& header : reply->headers) {
+        out += header + "\r\n";
+      }
+      // With cut_after the request was heard, and the answer is lost.
+      return Send(fd, out + "\r\n" + (fault.cut_after < 0 ? reply->body : "")) &&
+             fault.cut_after < 0;
+    }
   }
   const auto size = static_cast<std::int64_t>(file.content.size());
   int status = fault.status != 0 ? fault.status : !found ? 404 : request.end < 0 ? 200 : 206;

@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -22,6 +23,7 @@ class HttpServer {
     std::map<std::string, std::string> headers;  // lower-case names
     std::int64_t begin = 0;                      // of the range
     std::int64_t end = -1;                       // behind it; -1: no range was asked for
+    std::string body;
   };
   // What happens to an answer besides what should.
   struct Fault {
@@ -34,6 +36,13 @@ class HttpServer {
     std::int64_t shift = 0;       // send bytes from so much further on, and say so
   };
   using Faults = std::function<Fault(const Request&)>;
+  struct Reply {
+    int status = 200;
+    std::vector<std::string> headers = {};
+    std::string body = {};
+  };
+  // Answers a request in its own way, after faults; null: as a server of files does.
+  using Handler = std::function<std::optional<Reply>(const Request&)>;
 
   explicit HttpServer(Faults faults = {});
   ~HttpServer();
@@ -41,6 +50,10 @@ class HttpServer {
   HttpServer& operator=(const HttpServer&) = delete;
 
   void Put(const std::string& target, std::string content, std::string etag = "\"1\"");
+  void Remove(const std::string& target);
+  std::map<std::string, std::string> files();  // content by target
+  // Before the first request.
+  void Handle(Handler handler) { handler_ = std::move(handler); }
   void IgnoreRanges() { ranges_ = false; }
   std::string origin() const { return "http://127.0.0.1:" + std::to_string(port_); }
   std::vector<Request> requests();  // so far
@@ -54,10 +67,11 @@ class HttpServer {
   void Accept();
   void Serve(int fd);
   // False: the connection ends.
-  bool Answer(int fd, const std::string& head);
+  bool Answer(int fd, const std::string& head, std::string body);
   static bool Send(int fd, std::string_view bytes);
 
   Faults faults_;
+  Handler handler_;
   int listener_ = -1;
   int port_ = 0;
   std::atomic<bool> stop_ = false;

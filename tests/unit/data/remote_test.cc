@@ -193,6 +193,23 @@ TEST(Remote, AServerThatDiesMidwayIsAnErrorOfTheRead) {
   EXPECT_EQ(ReadAt(*file, 4000, 5000).status().code(), StatusCode::kUnavailable);
 }
 
+// Each answer comes in time, and brings one byte: hours, if each had the time of a read.
+TEST(Remote, OneDeadlineForAWholeRead) {
+  HttpServer server([](const HttpServer::Request& request) {
+    return HttpServer::Fault{.send_only = request.number == 0 ? -1 : 1};
+  });
+  const std::string content = Noise(4'000'000);
+  server.Put("/f", content);
+  RemoteOptions options = Quick();
+  options.deadline = milliseconds(200);
+  options.part = 2'000'000;
+  const auto files = MakeRemoteFileSystem(options);
+  const auto file = OrThrow(files->OpenForRead(server.origin() + "/f"));
+  const Status large = ReadAt(*file, 0, content.size()).status();
+  EXPECT_EQ(large.code(), StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(large.message(), HasSubstr("/f: not read within 200 ms"));
+}
+
 TEST(Remote, AFileThatChangesIsNeverReadAsData) {
   HttpServer server;
   server.Put("/f", Noise(5000));
@@ -252,13 +269,13 @@ TEST(Remote, RedirectionsAreFollowedUnlessThereIsASecret) {
   EXPECT_EQ(target.requests().size(), before);
 }
 
-TEST(Remote, WhatIsLocalIsLocalAndNothingIsWrittenToServers) {
+TEST(Remote, WhatIsLocalIsLocalAndNothingIsWrittenOverHttp) {
   const testing::TempDir folder;
   const auto files = MakeRemoteFileSystem();
   OrThrow(WriteFileAtomically(*files, folder / "f", "here"));
   EXPECT_EQ(OrThrow(ReadFile(*files, folder / "f")), "here");
   EXPECT_EQ(files->OpenForWrite("http://x/f").status().code(), StatusCode::kUnimplemented);
-  EXPECT_EQ(files->RemoveAll("s3://b/k").code(), StatusCode::kUnimplemented);
+  EXPECT_EQ(files->RemoveAll("https://x/f").code(), StatusCode::kUnimplemented);
   EXPECT_THAT(files->OpenForRead("s3://bucket").status().message(),
               HasSubstr("s3://BUCKET/KEY is expected"));
 }
@@ -287,7 +304,13 @@ TEST(Remote, ADataSetIsReadThroughTroubleAsIfItWereLocal) {
     const Dataset local = OrThrow(TfRecords({folder / "r"}, {.features = features}));
     const Dataset remote = OrThrow(TfRecords(
         {server.origin() + "/r"}, {.features = features, .index = index, .files = files.get()}));
-    EXPECT_EQ(remote.Fingerprint(), local.Fingerprint());
+    const std::size_t before = server.requests().size();
+    const std::uint64_t digest = remote.Fingerprint();
+    EXPECT_EQ(server.requests().size(), before) << "size and ETag are known";
+    EXPECT_EQ(digest,
+              OrThrow(TfRecords({server.origin() + "/r"},
+                                {.features = features, .index = index, .files = files.get()}))
+                  .Fingerprint());
     EXPECT_EQ(Collect(remote.Shuffle(1).Batch(16).Prefetch(4, 3)),
               Collect(local.Shuffle(1).Batch(16)));
   }
@@ -362,6 +385,14 @@ TEST(SigV4, S3sExamples) {
             "f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41");
   EXPECT_EQ(SignatureOf({.query = {{"lifecycle", ""}}, .headers = {{"host", host}}}, key, time),
             "fea454ca298b7da1c68078a5d1bdbfbbe0d65c699e0f91ac7a200a0136783543");
+  EXPECT_EQ(SignatureOf({.method = "PUT",
+                         .path = "/test%24file.text",
+                         .headers = {{"host", host},
+                                     {"date", "Fri, 24 May 2013 00:00:00 GMT"},
+                                     {"x-amz-storage-class", "REDUCED_REDUNDANCY"}},
+                         .body = "Welcome to Amazon S3."},
+                        key, time),
+            "98ad721746da40c64f1a55b78f14c238d841ea1380cd77a1b5971af0ece108bd");
   EXPECT_EQ(
       SignatureOf({.query = {{"max-keys", "2"}, {"prefix", "J"}}, .headers = {{"host", host}}}, key,
                   time),

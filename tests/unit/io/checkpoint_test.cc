@@ -42,6 +42,7 @@ CheckpointState StateAt(std::int64_t step) {
           .batch = step % 10,
           .seed = 0xfedcba9876543210U,
           .dataset_fingerprint = 0xffffffffffffff01U,
+          .data_position = "epoch 1 example 20 of 7",
           .optimizer = R"({"name":"adam"})",
           .strategy = "mirrored",
           .world_size = 3,

@@ -16,7 +16,7 @@ inline constexpr int kExamples = 50;
 inline constexpr int kBatch = 8;  // does not divide: the last batch has 2
 
 // y = 2 x0 - 3 x1 + 1.
-inline data::Dataset Points(std::uint64_t shuffle_seed = 1, int batch = kBatch) {
+inline data::Dataset PointsInOrder() {
   Tensor x(DType::kFloat32, {kExamples, 2});
   Tensor y(DType::kFloat32, {kExamples});
   for (int i = 0; i < kExamples; ++i) {
@@ -26,7 +26,10 @@ inline data::Dataset Points(std::uint64_t shuffle_seed = 1, int batch = kBatch) 
     x.data<float>()[static_cast<std::size_t>(2 * i + 1)] = b;
     y.data<float>()[static_cast<std::size_t>(i)] = 2 * a - 3 * b + 1;
   }
-  return OrThrow(data::FromTensors({{"x", x}, {"y", y}})).Shuffle(shuffle_seed).Batch(batch);
+  return OrThrow(data::FromTensors({{"x", x}, {"y", y}}));
+}
+inline data::Dataset Points(std::uint64_t shuffle_seed = 1, int batch = kBatch) {
+  return PointsInOrder().Shuffle(shuffle_seed).Batch(batch);
 }
 
 inline float Apply(const ParameterSet& parameters, std::span<const float> x) {

@@ -1,8 +1,10 @@
+#include <cohort/data/combine.h>
 #include <cohort/io/checkpoint.h>
 #include <cohort/io/record_file.h>
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <cmath>
 #include <filesystem>
 #include <limits>
 
@@ -100,6 +102,81 @@ TEST(Trainer, StopsInMidEpochSavesAndResumesAtTheExactBatch) {
   Job job({.epochs = 6, .checkpoint_dir = dir / "c"});
   OrThrow(job.trainer->Fit(Points(), kTrain));
   EXPECT_EQ(job.values(), expected);
+}
+
+// Points of which some are left out and some come twice: where batches are cannot be told from
+// where the points are.
+data::Dataset ChosenPoints(int batch) {
+  const auto number = [](const data::Example& example) {
+    return std::lround(example.at("y").data<float>()[0] * 35);
+  };
+  const data::Dataset some = OrThrow(data::Filter(
+      testing::PointsInOrder(),
+      [number](const data::Example& example) -> Result<bool> { return number(example) % 3 != 0; }));
+  const data::Dataset twice = OrThrow(
+      data::FlatMap(some, [number](const data::Example& example, std::vector<data::Example>& made) {
+        made.assign(number(example) % 2 == 0 ? 2 : 1, example);
+        return OkStatus();
+      }));
+  return OrThrow(data::Interleave({twice.Shuffle(3), testing::PointsInOrder().Take(9)}))
+      .Shuffle(4)
+      .Batch(batch)
+      .Prefetch(2);
+}
+
+TEST(Trainer, ResumesInMidEpochOfAPipelineThatLeavesOutAndMultiplies) {
+  const data::Dataset points = ChosenPoints(4);
+  ASSERT_NE(points.size(), kExamples);
+  ASSERT_NE(points.size() % 4, 0);
+  std::vector<float> expected;
+  {
+    Job job({.epochs = 3});
+    OrThrow(job.trainer->Fit(points, kTrain));
+    expected = job.values();
+  }
+  testing::TempDir dir;
+  std::int64_t steps = 0;
+  for (int run = 0; run < 12; ++run) {  // each is broken off after seven steps more
+    Job job({.epochs = 3, .checkpoint_dir = dir / "c", .save_every_steps = 5});
+    const StepFn step = [&](ReplicaContext& context, const data::Batch& batch) {
+      return context.step == steps + 7 ? Result<ReplicaResult>(Unavailable("a peer is gone"))
+                                       : SquaredError(context, batch, true);
+    };
+    const Result<History> history = job.trainer->Fit(ChosenPoints(4), step);
+    steps = OrThrow(io::CheckpointStore(FileSystem::Local(), dir / "c").Steps()).back();
+    const auto saved = OrThrow(io::CheckpointStore(FileSystem::Local(), dir / "c").OpenLatest());
+    const auto place = OrThrow(data::DataPosition::Parse(saved->state().data_position));
+    EXPECT_EQ(place, points.PositionAt({.epoch = saved->state().epoch}, saved->state().batch));
+    if (history.ok()) {
+      EXPECT_GT(run, 2);
+      EXPECT_EQ(job.values(), expected);
+      return;
+    }
+  }
+  FAIL() << "training did not come to its end, at step " << steps;
+}
+
+TEST(Trainer, ResumesAtTheExampleWithAnotherBatchSize) {
+  testing::TempDir dir;
+  {
+    std::atomic<bool> stop = false;
+    TrainerOptions options = {.epochs = 2, .checkpoint_dir = dir / "c", .stop = &stop};
+    options.progress = [&](const Progress& p) { stop = p.batch == 3; };
+    Job job(std::move(options));
+    EXPECT_EQ(job.trainer->Fit(Points(), kTrain).status().code(), StatusCode::kCancelled);
+  }
+  Job five({.epochs = 2, .checkpoint_dir = dir / "c"});
+  const Status status = five.trainer->Fit(Points(1, 5), kTrain).status();
+  EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
+  EXPECT_NE(status.message().find("stands at example 24 of epoch 0, where no batch of 5 begins"),
+            std::string::npos)
+      << status.message();
+  Job four({.epochs = 2, .checkpoint_dir = dir / "c"});
+  const History history = OrThrow(four.trainer->Fit(Points(1, 4), kTrain));
+  ASSERT_EQ(history.epochs.size(), 2U);
+  EXPECT_EQ(history.epochs[0].examples, kExamples - 24) << "no example twice, none left out";
+  EXPECT_EQ(history.epochs[0].steps, 7);
+  EXPECT_EQ(history.epochs[1].examples, kExamples);
 }
 
 TEST(Trainer, SavesByStepsAndKeepsTheNewest) {

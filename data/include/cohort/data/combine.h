@@ -30,6 +30,17 @@ Result<Dataset> Concatenate(const std::vector<Dataset>& parts);
 // makes them equal), a feature that two of them have.
 Result<Dataset> Zip(const std::vector<Dataset>& parts);
 
+struct InterleaveOptions {
+  std::int64_t cycle_length = 4;  // parts that are open at once
+  std::int64_t block_length = 1;  // examples of one before it is the next one's turn
+};
+// The order of tf.data's interleave: parts are opened in their order, each open one gives a block
+// in turn, and the turn after the one in which a part ends opens the next. Every example once. Kept
+// are up to 64 bytes for each part and each one open beside it. InvalidArgument: none, features
+// that differ, lengths below 1.
+Result<Dataset> Interleave(const std::vector<Dataset>& parts,
+                           const InterleaveOptions& options = {});
+
 struct MixOptions {
   std::vector<double> weights = {};  // of each; empty: as many of each as it has
   std::uint64_t seed = 0;

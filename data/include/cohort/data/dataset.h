@@ -148,8 +148,8 @@ class Dataset {
   Result<std::shared_ptr<const Source>> AsSource() const;
 
   // Where training stands when an iterator with these options has delivered batches up to
-  // `batch`, first_batch included. Takes as long as Fingerprint: in a loop, ask once and count
-  // `example` on. Not under kFile.
+  // `batch`, first_batch included. The first call of this or of Fingerprint may take
+  // as long as a pass over the data. Not under kFile.
   DataPosition PositionAt(const IterateOptions& options, std::int64_t batch) const;
   // The options with which an iterator goes on there, reading nothing before it: also with another
   // number of workers or another batch size. FailedPrecondition: the data, its order, or what is

@@ -37,8 +37,9 @@ struct CheckpointState {
   std::int64_t batch = 0;
   std::uint64_t seed = 0;
   std::uint64_t dataset_fingerprint = 0;
-  std::string optimizer;  // Optimizer::config()
-  std::string strategy;   // for people: training may go on under another
+  std::string data_position;  // data::DataPosition of that batch as text; empty: none was saved
+  std::string optimizer;      // Optimizer::config()
+  std::string strategy;       // for people: training may go on under another
   int world_size = 1;
   std::map<std::string, std::string> user;
   friend bool operator==(const CheckpointState&, const CheckpointState&) = default;

@@ -1,0 +1,84 @@
+#include <cohort/data/glob.h>
+
+#include <fnmatch.h>
+
+#include <algorithm>
+#include <filesystem>
+
+#include "remote/prefix_lister.h"
+#include "remote/requests.h"
+
+namespace cohort::data {
+namespace {
+
+constexpr const char* kMagic = "*?[";
+
+Result<std::vector<std::string>> NamesIn(FileSystem& files, const std::string& folder,
+                                         const std::string& prefix) {
+  if (auto* const lister = dynamic_cast<PrefixLister*>(&files)) {
+    return lister->ListPrefix(folder, prefix);
+  }
+  return files.List(folder);
+}
+
+// Appends what matches `rest` behind `base`, which ends with '/' or is empty.
+Status Match(FileSystem& files, const std::string& base, const std::string& rest,
+             std::vector<std::string>& found) {
+  const std::size_t magic = rest.find_first_of(kMagic);
+  if (magic == std::string::npos) {
+    if (files.Exists(base + rest)) {
+      found.push_back(base + rest);
+    }
+    return {};
+  }
+  const std::size_t begin = rest.rfind('/', magic);  // of the first name with a pattern
+  const std::string folder = base + (begin == std::string::npos ? "" : rest.substr(0, begin + 1));
+  const std::string tail = begin == std::string::npos ? rest : rest.substr(begin + 1);
+  const std::size_t end = tail.find('/');
+  const std::string pattern = tail.substr(0, end);
+  const Result<std::vector<std::string>> names = NamesIn(
+      files, folder.empty() ? "." : folder, pattern.substr(0, pattern.find_first_of(kMagic)));
+  if (names.status().code() == StatusCode::kNotFound ||
+      names.status().code() == StatusCode::kFailedPrecondition) {
+    return {};  // no such folder, or none
+  }
+  COHORT_RETURN_IF_ERROR(names.status());
+  for (const std::string& name : *names) {
+    if (::fnmatch(pattern.c_str(), name.c_str(), FNM_PERIOD) != 0) {
+      continue;
+    }
+    if (end == std::string::npos) {
+      found.push_back(folder + name);
+    } else {
+      COHORT_RETURN_IF_ERROR(Match(files, folder + name + "/", tail.substr(end + 1), found));
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<std::vector<std::string>> Glob(FileSystem& files, const std::string& pattern) {
+  const bool http = IsRemote(pattern) && !IsS3(pattern);
+  if (http || pattern.find_first_of(kMagic) == std::string::npos) {
+    return std::vector<std::string>{pattern};
+  }
+  std::vector<std::string> found;
+  const std::size_t bucket = IsS3(pattern) ? pattern.find('/', 5) : 0;
+  if (bucket == std::string::npos || (IsS3(pattern) && pattern.find_first_of(kMagic) < bucket)) {
+    return InvalidArgument(pattern + ": patterns are for keys, not for buckets");
+  }
+  const std::size_t begin = IsS3(pattern) ? bucket + 1 : 0;
+  COHORT_RETURN_IF_ERROR(Match(files, pattern.substr(0, begin), pattern.substr(begin), found));
+  if (found.empty()) {
+    std::error_code error;
+    return NotFound("no file matches " + pattern +
+                    (IsS3(pattern) || pattern.starts_with('/')
+                         ? ""
+                         : " in " + std::filesystem::current_path(error).string()));
+  }
+  std::sort(found.begin(), found.end());
+  return found;
+}
+
+}  // namespace cohort::data
