@@ -367,10 +367,22 @@ Status SynchronousStrategy::LandInOrder(Work* behind, float& scale, int& applied
   return {};
 }
 
+// What this process's gradients of rows are divided by: those of the job, by the sum over processes.
+double SynchronousStrategy::RowDivisor() {
+  switch (options_.loss_scale) {
+    case LossScale::kGlobalMean:
+      return totals_.weight();
+    case LossScale::kReplicaMean:
+      return local_replicas_ * passes_;
+    case LossScale::kSum:
+      break;
+  }
+  return 1.0 / num_processes_;
+}
+
 // Before parameters, since it may refuse a gradient, which an update of parameters never does.
 Status SynchronousStrategy::UpdateRows() {
-  const double weight = reducer_->total_weight();
-  const Status status = rows_->Apply(step_ + 1, weight > 0 ? GradientScale(weight) : 0);
+  const Status status = rows_->Apply(step_ + 1, RowDivisor());
   if (status.code() == StatusCode::kResourceExhausted) {
     broken_ = status.Annotate("some rows are those of a step that was given up");
   }
