@@ -31,7 +31,7 @@ Status LocalRows::Lookup(int table, std::span<const std::uint64_t> ids, bool tra
       rows);
 }
 
-Status LocalRows::Apply(std::int64_t step, double divisor) {
+Status LocalRows::Apply(std::int64_t step, double divisor, const DistributedBatch* /*next*/) {
   const float scale = divisor > 0 ? static_cast<float>(1.0 / divisor) : 0.0F;
   std::vector<ps::RowTable::Gradients> gradients;
   for (std::size_t t = 0; t < tables_.size(); ++t) {

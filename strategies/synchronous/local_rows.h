@@ -19,7 +19,7 @@ class LocalRows final : public StepRows {
 
   Status Lookup(int table, std::span<const std::uint64_t> ids, bool training,
                 std::span<float> rows) override;
-  Status Apply(std::int64_t step, double divisor) override;
+  Status Apply(std::int64_t step, double divisor, const DistributedBatch* next) override;
   Status Save(int table, FileSystem& files, const std::string& path) override;
   Status Load(int table, FileSystem& files, const std::string& path) override;
 

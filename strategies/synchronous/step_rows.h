@@ -18,6 +18,7 @@
 #include <cohort/core/status.h>
 #include <cohort/optim/row_source.h>
 #include <cohort/optim/table_spec.h>
+#include <cohort/strategies/strategy.h>
 
 namespace cohort {
 
@@ -26,8 +27,11 @@ class StepRows : public RowSource {
   // `threads`: that give gradients.
   StepRows(std::vector<TableSpec> tables, int threads);
 
-  // The step that lookups are for; from 1.
-  void StartStep(std::int64_t step) { step_ = step; }
+  // The step that lookups are for, from 1; and a batch of it.
+  void StartStep(std::int64_t step, const DistributedBatch& batch) {
+    step_ = step;
+    StartBatch(batch);
+  }
 
   void Add(int thread, int table, std::span<const std::uint64_t> ids,
            std::span<const float> values);
@@ -38,13 +42,18 @@ class StepRows : public RowSource {
 
   // Updates the rows with the gradients, which are gone then, divided by `divisor`: of the step,
   // or, where several processes add to the same rows, of this one's part. An error of a gradient
-  // (NaN) has changed no table.
-  virtual Status Apply(std::int64_t step, double divisor) = 0;
+  // (NaN) has changed no table. `next`: the batch of the next step, where that is known. Finish
+  // waits for the end, and returns what went wrong after Apply.
+  virtual Status Apply(std::int64_t step, double divisor, const DistributedBatch* next) = 0;
+  virtual Status Finish() { return {}; }
+  // What was looked up ahead is no more: rows were loaded.
+  virtual void Forget() {}
 
   virtual Status Save(int table, FileSystem& files, const std::string& path) = 0;
   virtual Status Load(int table, FileSystem& files, const std::string& path) = 0;
 
  protected:
+  virtual void StartBatch(const DistributedBatch& /*batch*/) {}
   struct Pending {
     std::vector<std::uint64_t> ids;
     std::vector<float> values;

@@ -382,7 +382,7 @@ double SynchronousStrategy::RowDivisor() {
 
 // Before parameters, since it may refuse a gradient, which an update of parameters never does.
 Status SynchronousStrategy::UpdateRows() {
-  const Status status = rows_->Apply(step_ + 1, RowDivisor());
+  const Status status = rows_->Apply(step_ + 1, RowDivisor(), next_ ? &*next_ : nullptr);
   if (status.code() == StatusCode::kResourceExhausted) {
     broken_ = status.Annotate("some rows are those of a step that was given up");
   }
@@ -463,7 +463,7 @@ Status SynchronousStrategy::RunPass(const DistributedBatch& batch, const StepFn&
   exposed_seconds_ = 0;
   reducer_->StartPass(step_ + 1, sent);
   if (rows_ != nullptr) {
-    rows_->StartStep(step_ + 1);
+    rows_->StartStep(step_ + 1, batch);
   }
   ++passes_;
   COHORT_RETURN_IF_ERROR(RunReplicas(batch, fn, Purpose::kTrain, totals_));
@@ -496,6 +496,10 @@ Result<StepResult> SynchronousStrategy::Step(const DistributedBatch& batch, cons
     UpdateAlone();
   } else if (settled.ok()) {
     settled = SettleTogether(applied);
+  }
+  if (settled.ok() && rows_ != nullptr) {
+    settled = Expose([&] { return rows_->Finish(); });
+    applied = settled.ok() ? applied : static_cast<int>(reducer_->plan().buckets.size());
   }
   if (!settled.ok()) {
     const Status status =

@@ -256,7 +256,7 @@ Status SynchronousStrategy::MakeReducer(ParameterSet& parameters) {
 }
 
 Result<std::unique_ptr<DistributedDataset>> SynchronousStrategy::Distribute(
-    const data::Dataset& dataset, const InputOptions& /*options*/) {
+    const data::Dataset& dataset, const InputOptions& options) {
   if (dataset.batch_size() < num_replicas_in_sync()) {
     return InvalidArgument("a global batch of " + std::to_string(dataset.batch_size()) +
                            " examples for " + std::to_string(num_replicas_in_sync()) +
@@ -274,7 +274,13 @@ Result<std::unique_ptr<DistributedDataset>> SynchronousStrategy::Distribute(
     return MakeShardedDataset(dataset, num_replicas_in_sync(), rank_ * local_replicas_,
                               local_replicas_);
   }
-  return MakeSynchronousDataset(dataset, num_processes_, rank_, gang_.size());
+  auto batches = MakeSynchronousDataset(dataset, num_processes_, rank_, gang_.size());
+  if (options.evaluation || membership_->num_row_servers() == 0) {
+    return batches;
+  }
+  return LookAhead(std::move(batches), [this](const std::optional<DistributedBatch>& next) {
+    next_ = next;
+  });
 }
 
 Status SynchronousStrategy::ReduceGradients(std::span<const std::span<float>> gradients,
@@ -353,6 +359,9 @@ Status SynchronousStrategy::SetStep(std::int64_t step) {
     return InvalidArgument("SetStep to " + std::to_string(step));
   }
   step_ = step;
+  if (rows_ != nullptr) {
+    rows_->Forget();
+  }
   return {};
 }
 
