@@ -3,6 +3,7 @@
 //
 // One process:           dlrm
 // Workers and servers:   cohort launch -n 2 --ps 2 --chief -- dlrm
+// Workers in step:       cohort launch -n 2 --ps 2 -- dlrm --strategy multi_worker_mirrored
 //
 // The log is generated (cohort/data/clicks.h): ids by Zipf's law, clicks with known probabilities,
 // so that the area under the curve has a known best value, which the program prints beside its own.
@@ -64,7 +65,8 @@ void DeclareFlags(CLI::App& app, Flags& f) {
       ->capture_default_str();
   app.add_option("--strategy", f.strategy,
                  "how replicas are kept one model (default: from the environment)")
-      ->check(CLI::IsMember({"one_device", "mirrored", "parameter_server"}));
+      ->check(
+          CLI::IsMember({"one_device", "mirrored", "multi_worker_mirrored", "parameter_server"}));
   app.add_option("--global-batch", f.global_batch, "clicks in a batch")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();

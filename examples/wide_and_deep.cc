@@ -3,6 +3,7 @@
 //
 // One process:           wide_and_deep --data DIR
 // Workers and servers:   cohort launch -n 3 --ps 2 --chief -- wide_and_deep --data DIR
+// Workers in step:       cohort launch -n 3 --ps 2 -- wide_and_deep --strategy multi_worker_mirrored
 //
 // DIR holds adult.data and adult.test of the census income data set (UCI, "Adult") with a header
 // line. Without --data the program draws people itself.
@@ -64,7 +65,8 @@ void DeclareFlags(CLI::App& app, Flags& f) {
       ->capture_default_str();
   app.add_option("--strategy", f.strategy,
                  "how replicas are kept one model (default: from the environment)")
-      ->check(CLI::IsMember({"one_device", "mirrored", "parameter_server"}));
+      ->check(
+          CLI::IsMember({"one_device", "mirrored", "multi_worker_mirrored", "parameter_server"}));
   app.add_option("--global-batch", f.global_batch, "examples in a batch")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();

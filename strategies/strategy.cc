@@ -6,6 +6,7 @@
 #include <cohort/strategies/parameter_server.h>
 
 #include "multi_worker/job.h"
+#include "multi_worker/row_server.h"
 #include "synchronous/synchronous_strategy.h"
 
 namespace cohort {
@@ -59,10 +60,15 @@ Status Check(std::string_view kind, const ClusterConfig& config, const StrategyO
     return {};
   }
   if (kind == kMultiWorker) {
-    if (tasks == 0 || servers > 0) {
-      return FailedPrecondition(name +
-                                " needs a cluster of workers without parameter servers, but " +
-                                Describe(config) + advice);
+    if (tasks == 0) {
+      return FailedPrecondition(name + " needs a cluster of workers, but " + Describe(config) +
+                                advice);
+    }
+    // Servers hold the sparse tables of workers that train in step; worker:0 leads these.
+    if (servers > 0 && config.cluster.Count(TaskType::kChief) > 0) {
+      return FailedPrecondition(name + " with ps tasks is led by worker:0, but " +
+                                Describe(config) +
+                                " [start no chief, or use --strategy parameter_server]");
     }
     return {};
   }
@@ -97,6 +103,9 @@ Result<std::unique_ptr<Strategy>> Strategy::FromEnv(std::string_view kind,
       options,
       chosen == kMultiWorker ? static_cast<int>(config.cluster.TrainingTasks().size()) : 1));
   std::unique_ptr<Membership> membership = MakeMembership(nullptr);
+  if (chosen == kMultiWorker && config.task.type == TaskType::kPs) {
+    return MakeRowServer(chosen, config, options);
+  }
   if (chosen == kMultiWorker) {
     COHORT_ASSIGN_OR_RETURN(membership, JoinJob(config, options));
   }

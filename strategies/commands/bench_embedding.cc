@@ -21,6 +21,7 @@
 
 #include <cohort/core/random.h>
 #include <cohort/core/status.h>
+#include <cohort/core/zipf.h>
 #include <cohort/optim/optimizers.h>
 #include <cohort/optim/row_optimizer.h>
 
@@ -47,26 +48,6 @@ struct Options {
   bool json = false;
 };
 
-// Ranks 0, 1, ... with probabilities proportional to (rank + 1)^-exponent.
-class Zipf {
- public:
-  Zipf(std::uint64_t ranks, double exponent) : cumulative_(ranks) {
-    double sum = 0;
-    for (std::uint64_t r = 0; r < ranks; ++r) {
-      sum += std::pow(static_cast<double>(r + 1), -exponent);
-      cumulative_[r] = sum;
-    }
-  }
-  std::uint64_t operator()(double uniform) const {
-    const auto at = std::ranges::upper_bound(cumulative_, uniform * cumulative_.back());
-    return std::min<std::uint64_t>(static_cast<std::uint64_t>(at - cumulative_.begin()),
-                                   cumulative_.size() - 1);
-  }
-
- private:
-  std::vector<double> cumulative_;
-};
-
 // One call: positions of rows in the flat array, and the ids that the table knows them by.
 struct Batch {
   std::vector<std::uint32_t> positions;
@@ -88,11 +69,13 @@ Batches Draw(const Options& options) {
   Batches batches;
   for (int call = 0; call < options.calls; ++call) {
     Batch drawn;
+    std::uint64_t draws = 0;
+    const auto uniform = [&] {
+      const Philox::Block block = random.At(draws++, static_cast<std::uint64_t>(call));
+      return (static_cast<double>(block[0]) * 0x1p32 + static_cast<double>(block[1])) * 0x1p-64;
+    };
     for (std::size_t i = 0; i < options.ids; ++i) {
-      const Philox::Block block = random.At(i, static_cast<std::uint64_t>(call));
-      const double uniform =
-          (static_cast<double>(block[0]) * 0x1p32 + static_cast<double>(block[1])) * 0x1p-64;
-      drawn.positions.push_back(static_cast<std::uint32_t>(place(zipf(uniform))));
+      drawn.positions.push_back(static_cast<std::uint32_t>(place(zipf(uniform) - 1)));
       drawn.ids.push_back(IdOf(drawn.positions.back()));
     }
     Batch unique;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <mutex>
 #include <span>
 #include <string>
 #include <utility>
@@ -16,6 +17,9 @@
 #include <cohort/comm/tcp.h>
 #include <cohort/rpc/coordination.h>
 
+#include "parameter_server/client.h"
+#include "parameter_server/job.h"
+#include "parameter_server/row_client.h"
 #include "synchronous/agreement.h"
 
 namespace cohort {
@@ -26,12 +30,16 @@ class JobMembership final : public Membership {
  public:
   JobMembership(std::unique_ptr<CoordinationServer> server,
                 std::unique_ptr<Communicator> communicator,
-                std::unique_ptr<CoordinationClient> client)
-      : server_(std::move(server)),
+                std::unique_ptr<CoordinationClient> client, const ClusterConfig& config,
+                const StrategyOptions& options)
+      : config_(config),
+        join_timeout_(options.join_timeout),
+        heartbeat_timeout_(options.heartbeat_timeout),
+        collective_timeout_(options.collective_timeout),
+        server_(std::move(server)),
         communicator_(std::move(communicator)),
         client_(std::move(client)) {
-    client_->OnFailure(
-        [communicator = communicator_.get()](const Status& why) { communicator->Abort(why); });
+    client_->OnFailure([this](const Status& why) { Fail(why); });
     client_->SetProgress([communicator = communicator_.get()]() -> TaskProgress {
       const OperationProgress now = communicator->progress();
       return {now.generation, now.sequence, now.operation,
@@ -64,9 +72,50 @@ class JobMembership final : public Membership {
     Report(error);
   }
 
-  Status Leave() override { return client_->Shutdown(); }
+  // Servers of rows end when the chief says so, and all have done with them.
+  Status Leave() override {
+    if (row_servers_ != nullptr && config_.is_chief()) {
+      COHORT_RETURN_IF_ERROR(row_servers_->Drain());
+    }
+    return client_->Shutdown();
+  }
+
+  int num_row_servers() const override { return config_.cluster.Count(TaskType::kPs); }
+
+  Result<ps::RowClient*> ConnectRows(const ps::ModelSpec& model) override {
+    std::vector<std::string> addresses;
+    for (int s = 0; s < model.servers; ++s) {
+      COHORT_ASSIGN_OR_RETURN(const std::string address,
+                              client_->Wait(ps::ServerKey(s), DeadlineAfter(join_timeout_)));
+      addresses.push_back(address);
+    }
+    const ps::ClientOptions options{.incarnation = client_->incarnation(),
+                                    .task = config_.task.ToString(),
+                                    .peer_timeout = heartbeat_timeout_,
+                                    .read_timeout = collective_timeout_};
+    {
+      const std::lock_guard lock(failure_mutex_);
+      row_servers_ = ps::Client::Make(model, addresses, options);
+      rows_ = ps::RowClient::Make(model, addresses, options);
+    }
+    if (const Status failure = client_->failure(); !failure.ok()) {
+      Fail(failure);
+    }
+    COHORT_RETURN_IF_ERROR(row_servers_->Declare());
+    return rows_.get();
+  }
 
  private:
+  // What is under way, and what comes, ends with `why`.
+  void Fail(const Status& why) {
+    communicator_->Abort(why);
+    const std::lock_guard lock(failure_mutex_);
+    if (rows_ != nullptr) {
+      row_servers_->Abort(why);
+      rows_->Abort(why);
+    }
+  }
+
   // Once: where the service is gone this takes until the heart has noticed, and the first error is
   // the one that counts.
   void Report(const Status& error) {
@@ -75,6 +124,13 @@ class JobMembership final : public Membership {
     }
   }
 
+  const ClusterConfig config_;
+  const std::chrono::milliseconds join_timeout_;
+  const std::chrono::milliseconds heartbeat_timeout_;
+  const std::chrono::milliseconds collective_timeout_;
+  std::mutex failure_mutex_;  // guards the pointers against Fail
+  std::unique_ptr<ps::Client> row_servers_;
+  std::unique_ptr<ps::RowClient> rows_;
   // Destroyed from the last to the first: the client's heart stops before what it would abort goes,
   // and the service answers until this process has said goodbye.
   const std::unique_ptr<CoordinationServer> server_;
@@ -238,7 +294,7 @@ Result<std::unique_ptr<Membership>> JoinByAddress(const ClusterConfig& config,
     return communicator.status();
   }
   return std::make_unique<JobMembership>(std::move(server), std::move(communicator).value(),
-                                         std::move(client));
+                                         std::move(client), config, options);
 }
 
 // Starts the service of a job whose addresses nobody knows beforehand; sets `address` to where the
@@ -301,7 +357,7 @@ Result<std::unique_ptr<Membership>> JoinByMpi(const ClusterConfig& config,
     return client.status();
   }
   return std::make_unique<JobMembership>(std::move(server), std::move(communicator),
-                                         std::move(client).value());
+                                         std::move(client).value(), config, options);
 }
 
 }  // namespace
@@ -313,8 +369,14 @@ Result<std::unique_ptr<Membership>> JoinJob(const ClusterConfig& config,
     return InvalidArgument("communication.implementation is '" + implementation +
                            "' [choose auto, shm or tcp]");
   }
-  if (SizeOf(config) == 1) {
+  const int servers = config.cluster.Count(TaskType::kPs);
+  if (SizeOf(config) == 1 && servers == 0) {
     return MakeMembership(nullptr);
+  }
+  if (config.mpi && servers > 0) {
+    return FailedPrecondition("a job under mpirun has no ps tasks, " + config.source + " names " +
+                              std::to_string(servers) + " [start it by addresses: TF_CONFIG, or "
+                              "cohort launch --ps]");
   }
   return config.mpi ? JoinByMpi(config, options) : JoinByAddress(config, options);
 }

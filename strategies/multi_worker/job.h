@@ -24,7 +24,8 @@
 
 namespace cohort {
 
-// Blocks until all training tasks of config.cluster have met. Errors: see CoordinationClient::Join,
+// Blocks until all tasks of config.cluster have met; ps tasks, which hold sparse tables, join with
+// MakeRowServer. Errors: see CoordinationClient::Join,
 // MakeTcpCommunicator and MakeMpiCommunicator; FailedPrecondition if MPI's world is not the
 // cluster.
 Result<std::unique_ptr<Membership>> JoinJob(const ClusterConfig& config,

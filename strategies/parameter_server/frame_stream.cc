@@ -22,6 +22,10 @@ const char* NameOf(FrameMethod method) {
       return "Assign";
     case FrameMethod::kPause:
       return "Pause";
+    case FrameMethod::kPullRows:
+      return "PullRows";
+    case FrameMethod::kPushRows:
+      return "PushRows";
   }
   return "?";
 }
@@ -31,7 +35,7 @@ Status FramePrefix::Check() const {
     return InvalidArgument("frame: does not begin as one");
   }
   if (method < static_cast<std::uint32_t>(FrameMethod::kPull) ||
-      method > static_cast<std::uint32_t>(FrameMethod::kPause)) {
+      method > static_cast<std::uint32_t>(FrameMethod::kPushRows)) {
     return InvalidArgument("frame: unknown method " + std::to_string(method));
   }
   if (header_bytes > kMaxHeaderBytes || payload_bytes > kMaxMessageBytes ||

@@ -22,7 +22,14 @@
 
 namespace cohort::ps {
 
-enum class FrameMethod : std::uint32_t { kPull = 1, kPush = 2, kAssign = 3, kPause = 4 };
+enum class FrameMethod : std::uint32_t {
+  kPull = 1,
+  kPush = 2,
+  kAssign = 3,
+  kPause = 4,
+  kPullRows = 5,
+  kPushRows = 6
+};
 const char* NameOf(FrameMethod method);
 
 struct FramePrefix {

@@ -18,7 +18,6 @@ using std::chrono::milliseconds;
 constexpr milliseconds kLook{200};
 constexpr char kCoordinatorKey[] = "parameter_server/coordinator";
 constexpr char kInitialisedKey[] = "parameter_server/initialised";
-std::string ServerKey(int server) { return "parameter_server/address/" + std::to_string(server); }
 
 Status CheckConfig(const ClusterConfig& config, const StrategyOptions& options) {
   const ClusterSpec& cluster = config.cluster;
@@ -54,6 +53,8 @@ Status CheckConfig(const ClusterConfig& config, const StrategyOptions& options) 
 }
 
 }  // namespace
+
+std::string ServerKey(int server) { return "parameter_server/address/" + std::to_string(server); }
 
 // Tells the servers of workers that are gone, on a thread of its own: who reports them must not
 // wait for servers, and who trains is not there to do it.

@@ -30,6 +30,9 @@ namespace cohort::ps {
 
 class Retirements;
 
+// Where a server's address is published.
+std::string ServerKey(int server);
+
 class Job {
  public:
   ~Job();

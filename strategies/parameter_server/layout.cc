@@ -30,6 +30,13 @@ ModelSpec ModelSpec::Of(const ParameterSet& parameters, std::string optimizer,
   return spec;
 }
 
+ModelSpec ModelSpec::OfTables(const ParameterSet& parameters, std::string optimizer, int servers) {
+  ModelSpec spec = Of(parameters, std::move(optimizer),
+                      {.mode = Consistency::Mode::kSynchronous}, servers);
+  spec.parameters.clear();
+  return spec;
+}
+
 std::uint64_t ModelSpec::Fingerprint() const {
   std::uint64_t digest = Hash64(optimizer + ' ' + consistency.ToString());
   digest = Hash64(std::to_string(servers), digest);

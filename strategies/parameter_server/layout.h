@@ -39,6 +39,8 @@ struct ModelSpec {
   // Tables that name no optimizer get `optimizer`.
   static ModelSpec Of(const ParameterSet& parameters, std::string optimizer,
                       const Consistency& consistency, int servers);
+  // Of a model whose parameters are elsewhere: its tables, updated in rounds.
+  static ModelSpec OfTables(const ParameterSet& parameters, std::string optimizer, int servers);
   std::uint64_t Fingerprint() const;
   // OK if `other` is the same model; else FailedPrecondition with the first difference, in which
   // this spec is "declared" and `other` is `who`'s.

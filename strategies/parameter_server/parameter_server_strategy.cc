@@ -12,7 +12,6 @@
 #include "parameter_server/functions.h"
 #include "parameter_server/job.h"
 #include "parameter_server/local_sink.h"
-#include "parameter_server/row_file.h"
 #include "synchronous/cores.h"
 
 namespace cohort {
@@ -36,14 +35,18 @@ class NoGradients final : public GradientSink {
 // The rows of the tables, on the servers.
 class RemoteRows final : public RowSource {
  public:
-  RemoteRows(ps::RowClient& client, const std::int64_t& step) : client_(client), step_(step) {}
+  // `rounds`: steps are rounds, and what is looked up has all of them so far.
+  RemoteRows(ps::RowClient& client, bool rounds, const std::int64_t& step)
+      : client_(client), rounds_(rounds), step_(step) {}
   Status Lookup(int table, std::span<const std::uint64_t> ids, bool training,
                 std::span<float> rows) override {
+    client_.ReadAfter(rounds_ ? static_cast<std::uint64_t>(step_) : 0);
     return client_.Pull(table, ids, step_ + 1, training, rows);
   }
 
  private:
   ps::RowClient& client_;
+  const bool rounds_;
   const std::int64_t& step_;  // the strategy's
 };
 
@@ -258,9 +261,9 @@ Status Implementation::Bind(ParameterSet& parameters, std::unique_ptr<Optimizer>
   const ps::ModelSpec spec =
       ps::ModelSpec::Of(parameters, optimizer->config(), options_.consistency, job_->num_servers());
   tables_ = spec.tables;
-  if (!tables_.empty() && options_.consistency.synchronous()) {
+  if (!tables_.empty() && options_.consistency.backup_workers > 0) {
     return Unimplemented("sparse table \"" + tables_[0].name +
-                         "\" under synchronous application [apply asynchronously, or make it a "
+                         "\" with backup workers [consistency sync or async, or make it a "
                          "parameter]");
   }
   for (const TableSpec& table : tables_) {
@@ -273,7 +276,7 @@ Status Implementation::Bind(ParameterSet& parameters, std::unique_ptr<Optimizer>
   }
   parameters_ = &parameters;
   if (job_->rows() != nullptr) {
-    rows_ = std::make_unique<RemoteRows>(*job_->rows(), step_);
+    rows_ = std::make_unique<RemoteRows>(*job_->rows(), options_.consistency.synchronous(), step_);
     parameters.SetRows(rows_.get());
   }
   optimizer_ = std::move(optimizer);
@@ -339,26 +342,13 @@ Status Implementation::PushState() {
 Status Implementation::SaveTable(int table, FileSystem& files, const std::string& path) {
   Require(rows_ != nullptr, "a table of the bound parameters, not on a server");
   const TableSpec& spec = tables_.at(static_cast<std::size_t>(table));
-  const auto save = [&]() -> Status {
-    COHORT_ASSIGN_OR_RETURN(const auto writer,
-                            ps::RowFileWriter::Create(files, path, spec, {0, spec.buckets}));
-    COHORT_RETURN_IF_ERROR(job_->Explain(job_->rows()->Dump(
-        table,
-        [&](std::uint32_t /*bucket*/, std::string_view dump) { return writer->Write(dump); })));
-    return writer->Close();
-  };
-  return save().Annotate("rows of table \"" + spec.name + "\"");
+  return job_->Explain(ps::SaveTable(*job_->rows(), table, spec, files, path));
 }
 
 Status Implementation::LoadTable(int table, FileSystem& files, const std::string& path) {
   Require(rows_ != nullptr, "a table of the bound parameters, not on a server");
   const TableSpec& spec = tables_.at(static_cast<std::size_t>(table));
-  const auto load = [&]() -> Status {
-    COHORT_ASSIGN_OR_RETURN(const auto reader, ps::RowFileReader::Open(files, path, spec));
-    return job_->Explain(
-        job_->rows()->Restore(table, [&](std::uint32_t bucket) { return reader->Read(bucket); }));
-  };
-  return load().Annotate("rows of table \"" + spec.name + "\"");
+  return job_->Explain(ps::LoadTable(*job_->rows(), table, spec, files, path));
 }
 
 Result<ParameterServerStats> Implementation::stats() {
@@ -637,6 +627,11 @@ Result<StepResult> Implementation::StepTogether(const DistributedBatch& batch, c
   gradient.round->set_attempt(static_cast<std::uint32_t>(part.attempt));
   gradient.round->set_part(static_cast<std::uint32_t>(part.part));
   gradient.round->set_parts(static_cast<std::uint32_t>(part.parts));
+  if (rows_ != nullptr) {
+    COHORT_RETURN_IF_ERROR(job_->rows()->PushPart(
+        sink_->rows(), step_ + 1, gradient.weight,
+        {.round = part.round, .attempt = part.attempt, .part = part.part, .parts = part.parts}));
+  }
   COHORT_RETURN_IF_ERROR(client_->Push(gradient, {}));
   COHORT_ASSIGN_OR_RETURN(const std::optional<ps::RoundTotal> total,
                           job_->coordinator_client()->FinishRound(

@@ -3,11 +3,16 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <deque>
 #include <utility>
 
 #include <cohort/io/crc32c.h>
 
+#include <cohort/parameter_server.grpc.pb.h>
+#include "grpc_util.h"
 #include "parameter_server/exchange.h"
+#include "parameter_server/frame_link.h"
+#include "parameter_server/row_file.h"
 #include "parameter_server/row_store.h"
 #include "parameter_server/wire.h"
 
@@ -17,8 +22,11 @@ namespace {
 constexpr std::uint32_t kNone = 0xFFFFFFFF;
 // How often a bucket that changes while its dump is fetched in pieces is begun anew.
 constexpr int kDumpTries = 10;
+constexpr std::chrono::milliseconds kLocateTimeout{1'000};
+// Of payload: a server works on a frame while the next one is on its way.
+constexpr std::size_t kFrameBytes = std::size_t{1} << 20;
 
-// The different ids of a call, in the order of their first place.
+// The different ids of a call.
 struct UniqueIds {
   explicit UniqueIds(std::span<const std::uint64_t> input) : place(input.size()) {
     // Open addressing, at most half full.
@@ -42,31 +50,168 @@ struct UniqueIds {
   std::vector<std::uint32_t> place;  // in `ids`, of each of the input
 };
 
-// A run of `order`, all of one server, that is one frame.
+// What is one frame: ids that are neighbours in `UniqueIds`, all of one server.
 struct Run {
   int server = 0;
   std::size_t begin = 0;
   std::size_t end = 0;
 };
 
-class GrpcRowClient final : public RowClient {
+// Puts the ids in the order of their servers, and else of their first place; the frames into which
+// they are cut.
+std::vector<Run> Route(UniqueIds& unique, std::uint32_t buckets, int servers,
+                       std::size_t bytes_per_id) {
+  const std::size_t count = unique.ids.size();
+  std::vector<std::size_t> ends(static_cast<std::size_t>(servers) + 1, 0);
+  if (servers == 1) {
+    ends[1] = count;
+  } else {
+    std::vector<std::uint32_t> server_of(count);
+    for (std::size_t u = 0; u < count; ++u) {
+      server_of[u] = static_cast<std::uint32_t>(
+          ServerOf(BucketOf(unique.ids[u], buckets), servers, buckets));
+      ++ends[server_of[u] + 1];
+    }
+    for (std::size_t s = 1; s < ends.size(); ++s) {
+      ends[s] += ends[s - 1];
+    }
+    std::vector<std::size_t> next(ends.begin(), ends.end() - 1);
+    std::vector<std::uint32_t> moved(count);
+    std::vector<std::uint64_t> ids(count);
+    for (std::size_t u = 0; u < count; ++u) {
+      const std::size_t to = next[server_of[u]]++;
+      moved[u] = static_cast<std::uint32_t>(to);
+      ids[to] = unique.ids[u];
+    }
+    unique.ids = std::move(ids);
+    for (std::uint32_t& place : unique.place) {
+      place = moved[place];
+    }
+  }
+  const std::size_t most = std::max<std::size_t>(1, kFrameBytes / bytes_per_id);
+  std::vector<Run> runs;
+  for (std::size_t s = 0; s + 1 < ends.size(); ++s) {
+    for (std::size_t begin = ends[s]; begin < ends[s + 1]; begin += most) {
+      runs.push_back({static_cast<int>(s), begin, std::min(begin + most, ends[s + 1])});
+    }
+  }
+  return runs;
+}
+
+const ReplyHandler kNothingBack = {
+    .place = [](int, const FrameHeader&) -> Result<Places> { return Places(); },
+    .done = [](int, const FrameHeader&) { return Status(); }};
+
+// A payload is bytes; frames have their memory as floats.
+template <typename T>
+std::span<const float> Words(std::span<const T> values) {
+  static_assert(sizeof(T) % sizeof(float) == 0);
+  return {reinterpret_cast<const float*>(values.data()), values.size_bytes() / sizeof(float)};
+}
+
+// Ids as they travel: in 4 bytes each where all of a call fit.
+class IdsOnTheWire {
  public:
-  GrpcRowClient(const ModelSpec& model, std::vector<std::string> addresses,
-                const ClientOptions& options)
+  explicit IdsOnTheWire(const std::vector<std::uint64_t>& ids) : wide_(ids) {
+    if (std::ranges::all_of(ids, [](std::uint64_t id) { return id <= 0xFFFFFFFF; })) {
+      narrow_.assign(ids.begin(), ids.end());
+    }
+  }
+  bool narrow() const { return narrow_.size() == wide_.size(); }
+  std::span<const float> Of(const Run& run) const {
+    const std::size_t count = run.end - run.begin;
+    return narrow() ? Words(std::span(narrow_).subspan(run.begin, count))
+                    : Words(wide_.subspan(run.begin, count));
+  }
+
+ private:
+  std::span<const std::uint64_t> wide_;
+  std::vector<std::uint32_t> narrow_;
+};
+
+// One table's part of a push, which is borrowed while it travels.
+struct RowsToPush {
+  RowsToPush(const RowClient::Gradients& gradients, std::size_t dim, std::uint32_t buckets,
+             int servers)
+      : unique(gradients.ids),
+        runs(Route(unique, buckets, servers,
+                   sizeof(std::uint64_t) + sizeof(std::uint32_t) + dim * sizeof(float))),
+        ids(unique.ids),
+        counts(unique.ids.size(), 0) {
+    const std::span<float> sum = sums.Resize(unique.ids.size() * dim);
+    for (std::size_t i = 0; i < gradients.ids.size(); ++i) {
+      const std::size_t u = unique.place[i];
+      const float* const from = gradients.values.data() + i * dim;
+      float* const to = sum.data() + u * dim;
+      if (counts[u]++ == 0) {
+        std::memcpy(to, from, dim * sizeof(float));
+        continue;
+      }
+      for (std::size_t k = 0; k < dim; ++k) {
+        to[k] += from[k];
+      }
+    }
+    PackCounts();
+  }
+
+  UniqueIds unique;
+  std::vector<Run> runs;
+  IdsOnTheWire ids;
+  std::vector<std::uint32_t> counts;  // by id
+  FloatBuffer sums;
+  // The counts of each run, as bytes up to a multiple of 4.
+  std::uint32_t count_bytes = 4;
+  std::vector<std::vector<std::uint32_t>> packed_counts;
+
+ private:
+  void PackCounts() {
+    const std::uint32_t most = counts.empty() ? 0 : std::ranges::max(counts);
+    count_bytes = most <= 0xFF ? 1 : most <= 0xFFFF ? 2 : 4;
+    for (const Run& run : runs) {
+      const std::size_t count = run.end - run.begin;
+      auto& packed = packed_counts.emplace_back((count * count_bytes + 3) / 4);
+      auto* to = reinterpret_cast<std::byte*>(packed.data());
+      for (std::size_t i = run.begin; i < run.end; ++i, to += count_bytes) {
+        std::memcpy(to, &counts[i], count_bytes);  // little endian: its low bytes
+      }
+    }
+  }
+};
+
+class Implementation final : public RowClient {
+ public:
+  Implementation(const ModelSpec& model, std::vector<std::string> addresses,
+                 const ClientOptions& options)
       : tables_(model.tables),
         layout_(model.Fingerprint()),
         servers_(model.servers),
         incarnation_(options.incarnation),
-        sequences_(addresses.size(), 0),
-        exchange_(DataChannels(addresses), ServerNames(addresses), options.peer_timeout, "Rows") {}
+        locate_timeout_(std::min(kLocateTimeout, options.peer_timeout)),
+        addresses_(std::move(addresses)),
+        sequences_(addresses_.size(), 0),
+        channels_(DataChannels(addresses_)),
+        exchange_(channels_, ServerNames(addresses_), options.peer_timeout, "Rows"),
+        link_(FrameLink::Make(
+            ServerNames(addresses_), [this](int server) { return Locate(server); },
+            options.peer_timeout, options.read_timeout)) {}
 
   Status Pull(int table, std::span<const std::uint64_t> ids, std::int64_t step, bool training,
               std::span<float> rows) override;
-  Status Push(std::span<const Gradients> gradients, std::int64_t step, double weight) override;
+  Status Push(std::span<const Gradients> gradients, std::int64_t step, double weight) override {
+    return Push(gradients, step, weight, nullptr);
+  }
+  Status PushPart(std::span<const Gradients> gradients, std::int64_t step, double weight,
+                  const Part& part) override {
+    return Push(gradients, step, weight, &part);
+  }
+  void ReadAfter(std::uint64_t round) override { read_after_ = round; }
   Status Dump(int table,
               const std::function<Status(std::uint32_t, std::string_view)>& take) override;
   Status Restore(int table, const std::function<Result<std::string>(std::uint32_t)>& give) override;
-  void Abort(const Status& why) override { exchange_.Abort(why); }
+  void Abort(const Status& why) override {
+    exchange_.Abort(why);
+    link_->Abort(why);
+  }
 
  private:
   const TableSpec& SpecOf(int table) const {
@@ -80,161 +225,152 @@ class GrpcRowClient final : public RowClient {
     header.mutable_rows()->set_table(static_cast<std::uint32_t>(table));
     return header;
   }
-  FrameHeader Header(int table, const Run& run, std::int64_t step) const {
-    FrameHeader header = Header(table);
-    RowBlock& rows = *header.mutable_rows();
+  FrameRequest Request(FrameMethod method, int table, const Run& run, const IdsOnTheWire& ids,
+                       std::int64_t step) const {
+    FrameRequest request{run.server, method, Header(table), {ids.Of(run)}};
+    RowBlock& rows = *request.header.mutable_rows();
     rows.set_count(static_cast<std::uint32_t>(run.end - run.begin));
     rows.set_dim(static_cast<std::uint32_t>(SpecOf(table).dim));
     rows.set_step(static_cast<std::uint64_t>(step));
     rows.set_tag(run.begin);
-    return header;
+    rows.set_narrow_ids(ids.narrow());
+    return request;
   }
-  // The ids by server, as indices in ascending order, and the frames into which they are cut.
-  std::vector<Run> Route(const TableSpec& spec, std::span<const std::uint64_t> ids,
-                         std::size_t bytes_per_id, std::vector<std::uint32_t>& order) const;
-  void AddPushes(const Gradients& gradients, std::int64_t step, double weight,
-                 std::vector<FrameCall>& calls);
+  Status Push(std::span<const Gradients> gradients, std::int64_t step, double weight,
+              const Part* part);
+  void AddPart(const Part& part, std::int64_t step, double weight,
+               std::vector<FrameRequest>& requests);
+  Status WaitForRounds(int table);
+  Result<std::string> Locate(int server);
   Result<std::string> DumpRest(int table, int server, BucketPiece piece, std::string begun);
 
   const std::vector<TableSpec> tables_;
   const std::uint64_t layout_;
   const int servers_;
   const std::uint64_t incarnation_;
+  const std::chrono::milliseconds locate_timeout_;
+  const std::vector<std::string> addresses_;
   std::vector<std::uint64_t> sequences_;  // by server
+  const std::vector<std::shared_ptr<grpc::Channel>> channels_;
   Exchange exchange_;
+  const std::unique_ptr<FrameLink> link_;
+  std::uint64_t read_after_ = 0;
+  FloatBuffer values_;  // of a pull, each id once
 };
 
-std::vector<Run> GrpcRowClient::Route(const TableSpec& spec, std::span<const std::uint64_t> ids,
-                                      std::size_t bytes_per_id,
-                                      std::vector<std::uint32_t>& order) const {
-  const auto servers = static_cast<std::size_t>(servers_);
-  std::vector<std::uint32_t> server_of(ids.size());
-  std::vector<std::size_t> ends(servers + 1, 0);
-  for (std::size_t i = 0; i < ids.size(); ++i) {
-    const int server = ServerOf(BucketOf(ids[i], spec.buckets), servers_, spec.buckets);
-    server_of[i] = static_cast<std::uint32_t>(server);
-    ++ends[static_cast<std::size_t>(server) + 1];
-  }
-  for (std::size_t s = 0; s < servers; ++s) {
-    ends[s + 1] += ends[s];
-  }
-  order.resize(ids.size());
-  std::vector<std::size_t> next(ends.begin(), ends.end() - 1);
-  for (std::size_t i = 0; i < ids.size(); ++i) {
-    order[next[server_of[i]]++] = static_cast<std::uint32_t>(i);
-  }
-  const std::size_t most =
-      std::max<std::size_t>(1, static_cast<std::size_t>(kMaxPayloadBytes) / bytes_per_id);
-  std::vector<Run> runs;
-  for (std::size_t s = 0; s < servers; ++s) {
-    for (std::size_t begin = ends[s]; begin < ends[s + 1]; begin += most) {
-      runs.push_back({static_cast<int>(s), begin, std::min(begin + most, ends[s + 1])});
-    }
-  }
-  return runs;
+Result<std::string> Implementation::Locate(int server) {
+  const auto s = static_cast<std::size_t>(server);
+  grpc::ClientContext context;
+  context.set_deadline(GrpcTimeout(locate_timeout_));
+  EndpointReply reply;
+  COHORT_RETURN_IF_ERROR(FromGrpc(
+      Servers::NewStub(channels_[s])->Endpoint(&context, EndpointRequest(), &reply)));
+  return WithPort(addresses_[s], static_cast<int>(reply.port()));
 }
 
-Status GrpcRowClient::Pull(int table, std::span<const std::uint64_t> ids, std::int64_t step,
-                           bool training, std::span<float> rows) {
+Status Implementation::Pull(int table, std::span<const std::uint64_t> ids, std::int64_t step,
+                            bool training, std::span<float> rows) {
   const TableSpec& spec = SpecOf(table);
   const auto dim = static_cast<std::size_t>(spec.dim);
   Require(rows.size() == ids.size() * dim, "room for a row of each id: " + spec.name);
-  const UniqueIds unique(ids);
-  std::vector<std::uint32_t> order;
-  const std::vector<Run> runs =
-      Route(spec, unique.ids, std::max(sizeof(std::uint64_t), dim * sizeof(float)), order);
-  std::vector<FrameCall> calls;
+  UniqueIds unique(ids);
+  const std::vector<Run> runs = Route(unique, spec.buckets, servers_,
+                                      std::max(sizeof(std::uint64_t), dim * sizeof(float)));
+  const IdsOnTheWire on_the_wire(unique.ids);
+  std::vector<FrameRequest> requests;
   for (const Run& run : runs) {
-    FrameHeader header = Header(table, run, step);
+    requests.push_back(Request(FrameMethod::kPullRows, table, run, on_the_wire, step));
+    FrameHeader& header = requests.back().header;
     header.mutable_rows()->set_training(training);
-    std::span<float> memory;
-    std::vector<grpc::Slice> payload = {NewSlice(2 * (run.end - run.begin), &memory)};
-    auto* to = reinterpret_cast<std::byte*>(memory.data());
-    for (std::size_t i = run.begin; i < run.end; ++i, to += sizeof(std::uint64_t)) {
-      std::memcpy(to, &unique.ids[order[i]], sizeof(std::uint64_t));
-    }
-    calls.push_back({run.server, Assemble(header, std::move(payload))});
+    header.mutable_rows()->set_after_round(read_after_);
+    header.set_bounded(read_after_ > 0);
   }
-  std::vector<float> values(unique.ids.size() * dim);
-  COHORT_RETURN_IF_ERROR(
-      exchange_.Run("Pull", std::move(calls), [&](int server, ReceivedFrame& reply) -> Status {
-        const std::uint64_t tag = reply.frame.header.rows().tag();
-        const auto run = std::ranges::find_if(
-            runs, [&](const Run& r) { return r.begin == tag && r.server == server; });
-        if (run == runs.end() ||
-            reply.frame.payload.remaining() != (run->end - run->begin) * dim * sizeof(float)) {
-          return Internal("table \"" + spec.name + "\": a server's reply of " +
-                          std::to_string(reply.frame.payload.remaining()) +
-                          " bytes answers no pull of this client");
-        }
-        for (std::size_t i = run->begin; i < run->end; ++i) {
-          reply.frame.payload.Read(values.data() + order[i] * dim, dim * sizeof(float));
-        }
-        return {};
-      }));
+  const std::span<float> values = values_.Resize(unique.ids.size() * dim);
+  const auto place = [&](int server, const FrameHeader& header) -> Result<Places> {
+    const std::uint64_t tag = header.rows().tag();
+    const auto run = std::ranges::find_if(
+        runs, [&](const Run& r) { return r.begin == tag && r.server == server; });
+    if (run == runs.end()) {
+      return Internal("table \"" + spec.name +
+                      "\": a server's reply answers no pull of this client");
+    }
+    return Places{values.subspan(run->begin * dim, (run->end - run->begin) * dim)};
+  };
+  COHORT_RETURN_IF_ERROR(link_->Run(
+      requests, {.place = place, .done = [](int, const FrameHeader&) { return Status(); }}));
   for (std::size_t i = 0; i < ids.size(); ++i) {
     std::memcpy(rows.data() + i * dim, values.data() + unique.place[i] * dim, dim * sizeof(float));
   }
   return {};
 }
 
-void GrpcRowClient::AddPushes(const Gradients& gradients, std::int64_t step, double weight,
-                              std::vector<FrameCall>& calls) {
-  const TableSpec& spec = SpecOf(gradients.table);
-  const auto dim = static_cast<std::size_t>(spec.dim);
-  Require(gradients.values.size() == gradients.ids.size() * dim,
-          "as many gradients as ids: " + spec.name);
-  const UniqueIds unique(gradients.ids);
-  std::vector<std::uint32_t> counts(unique.ids.size(), 0);
-  std::vector<float> sums(unique.ids.size() * dim);
-  for (std::size_t i = 0; i < gradients.ids.size(); ++i) {
-    const std::size_t u = unique.place[i];
-    const float* const from = gradients.values.data() + i * dim;
-    float* const to = sums.data() + u * dim;
-    if (counts[u]++ == 0) {
-      std::memcpy(to, from, dim * sizeof(float));
-      continue;
-    }
-    for (std::size_t k = 0; k < dim; ++k) {
-      to[k] += from[k];
+Status Implementation::Push(std::span<const Gradients> gradients, std::int64_t step, double weight,
+                            const Part* part) {
+  std::deque<RowsToPush> tables;
+  std::vector<FrameRequest> requests;
+  for (const Gradients& of_table : gradients) {
+    const TableSpec& spec = SpecOf(of_table.table);
+    const auto dim = static_cast<std::size_t>(spec.dim);
+    Require(of_table.values.size() == of_table.ids.size() * dim,
+            "as many gradients as ids: " + spec.name);
+    RowsToPush& rows = tables.emplace_back(of_table, dim, spec.buckets, servers_);
+    for (std::size_t r = 0; r < rows.runs.size(); ++r) {
+      const Run& run = rows.runs[r];
+      FrameRequest& request = requests.emplace_back(
+          Request(FrameMethod::kPushRows, of_table.table, run, rows.ids, step));
+      request.header.set_sequence(++sequences_[static_cast<std::size_t>(run.server)]);
+      request.header.set_weight(weight);
+      request.header.mutable_rows()->set_count_bytes(rows.count_bytes);
+      request.payload.push_back(Words(std::span<const std::uint32_t>(rows.packed_counts[r])));
+      request.payload.push_back(
+          rows.sums.values().subspan(run.begin * dim, (run.end - run.begin) * dim));
     }
   }
-  std::vector<std::uint32_t> order;
-  const std::size_t bytes_per_id =
-      sizeof(std::uint64_t) + sizeof(std::uint32_t) + dim * sizeof(float);
-  for (const Run& run : Route(spec, unique.ids, bytes_per_id, order)) {
-    FrameHeader header = Header(gradients.table, run, step);
-    header.set_sequence(++sequences_[static_cast<std::size_t>(run.server)]);
-    header.set_weight(weight);
-    const std::size_t count = run.end - run.begin;
-    std::span<float> memory;
-    std::vector<grpc::Slice> payload = {NewSlice(count * bytes_per_id / sizeof(float), &memory)};
-    auto* ids = reinterpret_cast<std::byte*>(memory.data());
-    std::byte* numbers = ids + count * sizeof(std::uint64_t);
-    float* values = memory.data() + 3 * count;
-    for (std::size_t i = run.begin; i < run.end; ++i) {
-      const std::size_t u = order[i];
-      std::memcpy(ids, &unique.ids[u], sizeof(std::uint64_t));
-      std::memcpy(numbers, &counts[u], sizeof(std::uint32_t));
-      std::memcpy(values, sums.data() + u * dim, dim * sizeof(float));
-      ids += sizeof(std::uint64_t);
-      numbers += sizeof(std::uint32_t);
-      values += dim;
-    }
-    calls.push_back({run.server, Assemble(header, std::move(payload))});
+  if (part != nullptr) {
+    AddPart(*part, step, weight, requests);
+  }
+  return link_->Run(requests, kNothingBack);
+}
+
+// Says of each frame which part of which round it is, and of each server's last one that it is the
+// last: one without ids where the part has none there.
+void Implementation::AddPart(const Part& part, std::int64_t step, double weight,
+                             std::vector<FrameRequest>& requests) {
+  for (int s = 0; s < servers_; ++s) {
+    FrameRequest& end = requests.emplace_back(FrameRequest{s, FrameMethod::kPushRows, Header(0), {}});
+    end.header.set_sequence(++sequences_[static_cast<std::size_t>(s)]);
+    end.header.set_weight(weight);
+    end.header.set_advance(true);
+    end.header.mutable_rows()->set_dim(static_cast<std::uint32_t>(SpecOf(0).dim));
+    end.header.mutable_rows()->set_step(static_cast<std::uint64_t>(step));
+  }
+  for (FrameRequest& request : requests) {
+    Round& round = *request.header.mutable_round();
+    round.set_round(part.round);
+    round.set_attempt(static_cast<std::uint32_t>(part.attempt));
+    round.set_part(static_cast<std::uint32_t>(part.part));
+    round.set_parts(static_cast<std::uint32_t>(part.parts));
   }
 }
 
-Status GrpcRowClient::Push(std::span<const Gradients> gradients, std::int64_t step, double weight) {
-  std::vector<FrameCall> calls;
-  for (const Gradients& of_table : gradients) {
-    AddPushes(of_table, step, weight, calls);
+Status Implementation::WaitForRounds(int table) {
+  if (read_after_ == 0) {
+    return {};
   }
-  return exchange_.Run("Push", std::move(calls), [](int, ReceivedFrame&) { return Status(); });
+  std::vector<FrameRequest> requests;
+  for (int s = 0; s < servers_; ++s) {
+    FrameHeader& header =
+        requests.emplace_back(FrameRequest{s, FrameMethod::kPullRows, Header(table), {}}).header;
+    header.mutable_rows()->set_dim(static_cast<std::uint32_t>(SpecOf(table).dim));
+    header.mutable_rows()->set_step(1);
+    header.mutable_rows()->set_after_round(read_after_);
+    header.set_bounded(true);
+  }
+  return link_->Run(requests, kNothingBack);
 }
 
 // A bucket's dump of which `begun` has come, with `piece`; the rest in as many frames as it takes.
-Result<std::string> GrpcRowClient::DumpRest(int table, int server, BucketPiece piece,
+Result<std::string> Implementation::DumpRest(int table, int server, BucketPiece piece,
                                             std::string begun) {
   for (int tries = 0; tries < kDumpTries; ++tries) {
     BucketPiece next = piece;
@@ -273,9 +409,10 @@ Result<std::string> GrpcRowClient::DumpRest(int table, int server, BucketPiece p
                  " changes while it is saved [save while nobody trains]");
 }
 
-Status GrpcRowClient::Dump(int table,
+Status Implementation::Dump(int table,
                            const std::function<Status(std::uint32_t, std::string_view)>& take) {
   const TableSpec& spec = SpecOf(table);
+  COHORT_RETURN_IF_ERROR(WaitForRounds(table));
   for (int server = 0; server < servers_; ++server) {
     const BucketRange range = BucketsOf(server, servers_, spec.buckets);
     for (std::uint32_t bucket = range.begin; bucket < range.end;) {
@@ -314,7 +451,7 @@ Status GrpcRowClient::Dump(int table,
   return {};
 }
 
-Status GrpcRowClient::Restore(int table,
+Status Implementation::Restore(int table,
                               const std::function<Result<std::string>(std::uint32_t)>& give) {
   const TableSpec& spec = SpecOf(table);
   constexpr auto kMost = static_cast<std::size_t>(kMaxPayloadBytes);
@@ -366,7 +503,30 @@ std::unique_ptr<RowClient> RowClient::Make(const ModelSpec& model,
                                            std::vector<std::string> addresses,
                                            const ClientOptions& options) {
   Require(static_cast<int>(addresses.size()) == model.servers, "an address for every server");
-  return std::make_unique<GrpcRowClient>(model, std::move(addresses), options);
+  return std::make_unique<Implementation>(model, std::move(addresses), options);
+}
+
+Status SaveTable(RowClient& client, int table, const TableSpec& spec, FileSystem& files,
+                 const std::string& path) {
+  const auto save = [&]() -> Status {
+    COHORT_ASSIGN_OR_RETURN(const auto writer,
+                            RowFileWriter::Create(files, path, spec, {0, spec.buckets}));
+    COHORT_RETURN_IF_ERROR(
+        client.Dump(table, [&](std::uint32_t /*bucket*/, std::string_view dump) {
+          return writer->Write(dump);
+        }));
+    return writer->Close();
+  };
+  return save().Annotate("rows of table \"" + spec.name + "\"");
+}
+
+Status LoadTable(RowClient& client, int table, const TableSpec& spec, FileSystem& files,
+                 const std::string& path) {
+  const auto load = [&]() -> Status {
+    COHORT_ASSIGN_OR_RETURN(const auto reader, RowFileReader::Open(files, path, spec));
+    return client.Restore(table, [&](std::uint32_t bucket) { return reader->Read(bucket); });
+  };
+  return load().Annotate("rows of table \"" + spec.name + "\"");
 }
 
 }  // namespace cohort::ps

@@ -1,9 +1,10 @@
 // RowClient: one process's connections to the servers of the sparse tables.
 //
 // Ids travel once each, whatever they repeat in a call: to the servers of their buckets, in frames
-// of which several are under way at a time. Calls that fail for want of a connection are repeated,
-// with the same sequence number, until the server has been silent for `peer_timeout`; then the
-// error is Unavailable and names the server. Errors of a table name it.
+// (frame_link.h) of which several are under way at a time; whole buckets travel over gRPC. Calls
+// that fail for want of a connection are repeated, with the same sequence number, until the server
+// has been silent for `peer_timeout`; then the error is Unavailable and names the server. Errors of
+// a table name it.
 //
 // Thread rules: one thread calls; Abort from any.
 
@@ -16,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include <cohort/core/file_system.h>
 #include <cohort/core/status.h>
 
 #include "parameter_server/client.h"
@@ -40,6 +42,19 @@ class RowClient {
   // divided by. On an error some servers may have applied their part.
   virtual Status Push(std::span<const Gradients> gradients, std::int64_t step, double weight) = 0;
 
+  // The same as part of a round (row_rounds.h): rows change when the round is applied.
+  struct Part {
+    std::uint64_t round = 0;
+    int attempt = 0;
+    int part = 0;
+    int parts = 1;
+  };
+  virtual Status PushPart(std::span<const Gradients> gradients, std::int64_t step, double weight,
+                          const Part& part) = 0;
+  // What is read from now on (Pull, Dump) has every round up to this one; DeadlineExceeded where
+  // that is not so for `read_timeout`.
+  virtual void ReadAfter(std::uint64_t round) = 0;
+
   // All buckets of a table in ascending order. Each is consistent in itself; the whole, while
   // nobody pushes.
   virtual Status Dump(
@@ -56,5 +71,11 @@ class RowClient {
   static std::unique_ptr<RowClient> Make(const ModelSpec& model, std::vector<std::string> addresses,
                                          const ClientOptions& options);
 };
+
+// A table's rows into a file, and back (row_file.h).
+Status SaveTable(RowClient& client, int table, const TableSpec& spec, FileSystem& files,
+                 const std::string& path);
+Status LoadTable(RowClient& client, int table, const TableSpec& spec, FileSystem& files,
+                 const std::string& path);
 
 }  // namespace cohort::ps

@@ -12,38 +12,16 @@ namespace cohort::ps {
 namespace {
 
 using Context = grpc::CallbackServerContext;
-using Base = Rows::WithRawCallbackMethod_Pull<Rows::WithRawCallbackMethod_Push<
-    Rows::WithRawCallbackMethod_Dump<Rows::WithRawCallbackMethod_Restore<Rows::Service>>>>;
+using Base = Rows::WithRawCallbackMethod_Dump<Rows::WithRawCallbackMethod_Restore<Rows::Service>>;
 
 class RowService final : public Base {
  public:
-  RowService(RowStore& store, std::function<bool()> ready, std::string name, Log log)
-      : store_(store), ready_(std::move(ready)), name_(std::move(name)), log_(std::move(log)) {}
-
-  grpc::ServerUnaryReactor* Pull(Context* context, const grpc::ByteBuffer* request,
-                                 grpc::ByteBuffer* reply) override {
-    return Answer(context, *request, reply, /*needs_values=*/true, [this](Request& r) {
-      RowStore::Reading reading;
-      Error error = store_.Plan(r.received.frame.header, r.received.frame.payload, &reading);
-      if (error.kind() == Error::NONE) {
-        std::span<float> memory;
-        r.payload.push_back(NewSlice(reading.floats(), &memory));
-        error = store_.Pull(reading, memory);
-      }
-      return error;
-    });
-  }
-
-  grpc::ServerUnaryReactor* Push(Context* context, const grpc::ByteBuffer* request,
-                                 grpc::ByteBuffer* reply) override {
-    return Answer(context, *request, reply, /*needs_values=*/true, [this](Request& r) {
-      return store_.Push(r.received.frame.header, r.received.frame.payload);
-    });
-  }
+  RowService(RowStore& store, std::string name, Log log)
+      : store_(store), name_(std::move(name)), log_(std::move(log)) {}
 
   grpc::ServerUnaryReactor* Dump(Context* context, const grpc::ByteBuffer* request,
                                  grpc::ByteBuffer* reply) override {
-    return Answer(context, *request, reply, /*needs_values=*/false, [this](Request& r) {
+    return Answer(context, *request, reply, [this](Request& r) {
       std::vector<BucketPiece> pieces;
       std::string bytes;
       Error error = store_.Dump(r.received.frame.header, &pieces, &bytes);
@@ -57,7 +35,7 @@ class RowService final : public Base {
 
   grpc::ServerUnaryReactor* Restore(Context* context, const grpc::ByteBuffer* request,
                                     grpc::ByteBuffer* reply) override {
-    return Answer(context, *request, reply, /*needs_values=*/false, [this](Request& r) {
+    return Answer(context, *request, reply, [this](Request& r) {
       return store_.Restore(r.received.frame.header, r.received.frame.payload);
     });
   }
@@ -71,18 +49,14 @@ class RowService final : public Base {
 
   template <typename Fn>
   grpc::ServerUnaryReactor* Answer(Context* context, const grpc::ByteBuffer& bytes,
-                                   grpc::ByteBuffer* reply, bool needs_values, const Fn& fn) {
+                                   grpc::ByteBuffer* reply, const Fn& fn) {
     Request request;
     Error error;
     if (Result<ReceivedFrame> received = Receive(bytes); !received.ok()) {
       error.set_kind(Error::BAD_FRAME);
       error.set_message(received.status().message());
-    } else if (needs_values && !ready_()) {
-      error.set_kind(Error::NOT_READY);
-      error.set_message("not all variables have been initialised");
     } else {
       request.received = std::move(received).value();
-      request.header.mutable_rows()->set_tag(request.received.frame.header.rows().tag());
       error = fn(request);
     }
     if (error.kind() != Error::NONE) {
@@ -97,16 +71,41 @@ class RowService final : public Base {
   }
 
   RowStore& store_;
-  const std::function<bool()> ready_;
   const std::string name_;
   const Log log_;
 };
 
 }  // namespace
 
-std::unique_ptr<grpc::Service> MakeRowService(RowStore& store, std::function<bool()> ready,
-                                              std::string name, const Log& log) {
-  return std::make_unique<RowService>(store, std::move(ready), std::move(name), log);
+Error AnswerRows(RowStore& store, bool ready, FrameMethod method, const FrameHeader& header,
+                 const PayloadReader& payload, Deadline deadline, FrameReply* reply) {
+  Error error;
+  if (!ready) {
+    error.set_kind(Error::NOT_READY);
+    error.set_message("not all variables have been initialised");
+    return error;
+  }
+  if (method == FrameMethod::kPushRows) {
+    error = store.Push(header, payload);
+  } else {
+    RowStore::Reading reading;
+    error = store.Plan(header, payload, &reading);
+    if (error.kind() == Error::NONE) {
+      error = store.Admit(header, deadline);
+    }
+    if (error.kind() == Error::NONE) {
+      error = store.Pull(reading, reply->payload->Append(reading.floats()));
+    }
+    if (error.kind() != Error::NONE) {
+      reply->payload->Clear();
+    }
+  }
+  reply->header.mutable_rows()->set_tag(header.rows().tag());
+  return error;
+}
+
+std::unique_ptr<grpc::Service> MakeRowService(RowStore& store, std::string name, const Log& log) {
+  return std::make_unique<RowService>(store, std::move(name), log);
 }
 
 }  // namespace cohort::ps

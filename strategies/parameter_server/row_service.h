@@ -1,23 +1,30 @@
-// The gRPC service Rows on top of a RowStore.
+// What a server answers about its rows: frames (frame_listener.h), and the gRPC service Rows for
+// whole buckets.
 //
-// Thread rules: gRPC's threads.
+// Thread rules: those of the connections, and gRPC's.
 
 #pragma once
 
-#include <functional>
 #include <memory>
+#include <string>
 
 #include <grpcpp/impl/service_type.h>
 
+#include <cohort/core/clock.h>
 #include <cohort/core/log.h>
 
+#include "parameter_server/frame_listener.h"
 #include "parameter_server/row_store.h"
 
 namespace cohort::ps {
 
-// `ready`: have all variables of this server been assigned? Until then pulls and pushes are
-// NOT_READY. Both must outlive the service.
-std::unique_ptr<grpc::Service> MakeRowService(RowStore& store, std::function<bool()> ready,
-                                              std::string name, const Log& log);
+// A frame of rows; on an error the reply is empty. Until the server is `ready` (all of its
+// variables have been assigned) the error is NOT_READY. A pull that is to have a round that is not
+// complete waits for it, until `deadline`: NOT_YET.
+Error AnswerRows(RowStore& store, bool ready, FrameMethod method, const FrameHeader& header,
+                 const PayloadReader& payload, Deadline deadline, FrameReply* reply);
+
+// `store` must outlive the service.
+std::unique_ptr<grpc::Service> MakeRowService(RowStore& store, std::string name, const Log& log);
 
 }  // namespace cohort::ps

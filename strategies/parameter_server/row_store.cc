@@ -1,6 +1,7 @@
 #include "parameter_server/row_store.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <utility>
 
@@ -9,8 +10,6 @@
 namespace cohort::ps {
 namespace {
 
-constexpr std::size_t kIdBytes = sizeof(std::uint64_t);
-constexpr std::size_t kCountBytes = sizeof(std::uint32_t);
 constexpr std::size_t kMaxIncoming = 64;  // clients that restore at the same time
 
 Error MakeError(Error::Kind kind, std::string message) {
@@ -32,9 +31,55 @@ Error ToError(const Status& status) {
       return MakeError(Error::TABLE_FULL, status.message());
     case StatusCode::kDataLoss:
       return MakeError(Error::DAMAGED, status.message());
+    case StatusCode::kAborted:
+      return MakeError(Error::OUT_OF_ORDER, status.message());
     default:
       return MakeError(Error::BAD_ROWS, status.message());
   }
+}
+
+std::uint64_t IdBytes(const RowBlock& block) {
+  return block.count() * std::uint64_t{block.narrow_ids() ? 4U : 8U};
+}
+std::uint64_t CountBytes(const RowBlock& block) {
+  const std::uint64_t each = block.count_bytes() == 0 ? 4 : block.count_bytes();
+  return (block.count() * each + 3) / 4 * 4;
+}
+
+// `to.size()` numbers of type From.
+template <typename From, typename To>
+void Widen(PayloadReader& payload, std::span<To> to) {
+  std::array<From, 1024> some;
+  for (std::size_t at = 0; at < to.size(); at += some.size()) {
+    const std::size_t count = std::min(some.size(), to.size() - at);
+    payload.Read(some.data(), count * sizeof(From));
+    std::copy_n(some.begin(), count, to.begin() + static_cast<std::ptrdiff_t>(at));
+  }
+}
+std::vector<std::uint64_t> ReadIds(const RowBlock& block, PayloadReader& payload) {
+  std::vector<std::uint64_t> ids(block.count());
+  if (block.narrow_ids()) {
+    Widen<std::uint32_t>(payload, std::span(ids));
+  } else {
+    payload.Read(ids.data(), ids.size() * sizeof(std::uint64_t));
+  }
+  return ids;
+}
+std::vector<std::uint32_t> ReadCounts(const RowBlock& block, PayloadReader& payload) {
+  std::vector<std::uint32_t> counts(block.count());
+  const std::size_t before = payload.remaining();
+  switch (block.count_bytes()) {
+    case 1:
+      Widen<std::uint8_t>(payload, std::span(counts));
+      break;
+    case 2:
+      Widen<std::uint16_t>(payload, std::span(counts));
+      break;
+    default:
+      payload.Read(counts.data(), counts.size() * sizeof(std::uint32_t));
+  }
+  payload.Skip(CountBytes(block) - (before - payload.remaining()));
+  return counts;
 }
 
 // The next floats: in place where they lie in one piece, else in `copy`. The length was checked.
@@ -73,6 +118,7 @@ Status RowStore::Declare(const std::vector<TableSpec>& tables, int servers,
     made.push_back(std::move(table));
   }
   tables_ = std::move(made);
+  rounds_.Begin(tables_);
   fingerprint_ = fingerprint;
   declared_.store(true, std::memory_order_release);
   return {};
@@ -98,7 +144,7 @@ Error RowStore::Find(const FrameHeader& header, RowTable** table) const {
 }
 
 Error RowStore::CheckBlock(const FrameHeader& header, const PayloadReader& payload,
-                           std::uint64_t id_bytes, const RowTable& table) const {
+                           std::uint64_t bytes, const RowTable& table) const {
   const RowBlock& block = header.rows();
   if (block.dim() != static_cast<std::uint64_t>(table.spec().dim)) {
     return MakeError(Error::BAD_FRAME, NameOf(table) + ": rows of " + std::to_string(block.dim()) +
@@ -110,12 +156,15 @@ Error RowStore::CheckBlock(const FrameHeader& header, const PayloadReader& paylo
                                            std::to_string(block.dtype()) +
                                            ", this server takes 0 (float32)");
   }
-  // At most 2^32 times 2^26: no overflow.
-  if (payload.remaining() != block.count() * id_bytes) {
+  if (block.count_bytes() > 4 || block.count_bytes() == 3) {
+    return MakeError(Error::BAD_FRAME, NameOf(table) + ": counts of " +
+                                           std::to_string(block.count_bytes()) + " bytes");
+  }
+  if (payload.remaining() != bytes) {
     return MakeError(Error::BAD_FRAME, NameOf(table) + ": " + std::to_string(payload.remaining()) +
                                            " bytes for " + std::to_string(block.count()) +
                                            " ids, which take " +
-                                           std::to_string(block.count() * id_bytes));
+                                           std::to_string(bytes));
   }
   if (block.step() < 1 || block.step() > 0xFFFFFFFFU) {
     return MakeError(Error::BAD_FRAME, NameOf(table) + ": step " + std::to_string(block.step()));
@@ -124,11 +173,11 @@ Error RowStore::CheckBlock(const FrameHeader& header, const PayloadReader& paylo
 }
 
 Error RowStore::Plan(const FrameHeader& header, PayloadReader payload, Reading* reading) {
+  const RowBlock& block = header.rows();
   Error error = Find(header, &reading->table);
   if (error.kind() == Error::NONE) {
-    error = CheckBlock(header, payload, kIdBytes, *reading->table);
+    error = CheckBlock(header, payload, IdBytes(block), *reading->table);
   }
-  const RowBlock& block = header.rows();
   if (error.kind() == Error::NONE && std::int64_t{block.count()} * reading->table->spec().dim *
                                              static_cast<std::int64_t>(sizeof(float)) >
                                          kMaxPayloadBytes) {
@@ -143,11 +192,22 @@ Error RowStore::Plan(const FrameHeader& header, PayloadReader payload, Reading* 
     ++rejected_;
     return error;
   }
-  reading->ids.resize(block.count());
-  payload.Read(reading->ids.data(), reading->ids.size() * kIdBytes);
+  reading->ids = ReadIds(block, payload);
   reading->step = static_cast<std::int64_t>(block.step());
   reading->training = block.training();
   return {};
+}
+
+Error RowStore::Admit(const FrameHeader& header, Deadline deadline) {
+  const std::uint64_t round = header.rows().after_round();
+  if (round == 0 || !declared_.load(std::memory_order_acquire)) {
+    return {};
+  }
+  const Result<bool> applied = rounds_.WaitApplied(round, deadline);
+  if (!applied.ok()) {
+    return ToError(applied.status());
+  }
+  return *applied ? Error() : MakeError(Error::NOT_YET, rounds_.Describe());
 }
 
 Error RowStore::Pull(const Reading& reading, std::span<float> rows) {
@@ -162,12 +222,15 @@ Error RowStore::Push(const FrameHeader& header, PayloadReader payload) {
   RowTable* table = nullptr;
   Error error = Find(header, &table);
   if (error.kind() == Error::NONE) {
-    const std::uint64_t bytes =
-        kIdBytes + kCountBytes + static_cast<std::uint64_t>(table->spec().dim) * sizeof(float);
-    error = CheckBlock(header, payload, bytes, *table);
+    // At most 2^32 times 2^22 floats: no overflow.
+    const RowBlock& block = header.rows();
+    const std::uint64_t values =
+        block.count() * static_cast<std::uint64_t>(table->spec().dim) * sizeof(float);
+    error = CheckBlock(header, payload, IdBytes(block) + CountBytes(block) + values, *table);
   }
   if (error.kind() == Error::NONE &&
-      (!(header.weight() > 0 && header.weight() < 1e300) || header.sequence() == 0)) {
+      (!(header.weight() > 0 || (header.weight() == 0 && header.has_round())) ||
+       header.weight() >= 1e300 || header.sequence() == 0)) {
     error = MakeError(Error::BAD_FRAME,
                       NameOf(*table) + ": a push needs a sequence number and a weight");
   }
@@ -181,18 +244,21 @@ Error RowStore::Push(const FrameHeader& header, PayloadReader payload) {
 }
 
 Error RowStore::PushTo(RowTable& table, const FrameHeader& header, PayloadReader& payload) {
-  const std::size_t count = header.rows().count();
-  std::vector<std::uint64_t> ids(count);
-  std::vector<std::uint32_t> counts(count);
+  const RowBlock& block = header.rows();
+  std::vector<std::uint64_t> ids = ReadIds(block, payload);
+  std::vector<std::uint32_t> counts = ReadCounts(block, payload);
   std::vector<float> copy;
-  payload.Read(ids.data(), count * kIdBytes);
-  payload.Read(counts.data(), count * kCountBytes);
   const RowTable::Gradients gradients{
       .ids = ids,
-      .values = Floats(payload, count * static_cast<std::size_t>(table.spec().dim), copy),
+      .values = Floats(payload, ids.size() * static_cast<std::size_t>(table.spec().dim), copy),
       .counts = counts,
-      .scale = static_cast<float>(1.0 / header.weight()),
+      .scale = header.has_round() ? 1.0F : static_cast<float>(1.0 / header.weight()),
       .step = static_cast<std::int64_t>(header.rows().step())};
+  if (header.has_round()) {
+    if (const Status status = table.Check(gradients); !status.ok()) {
+      return ToError(status);
+    }
+  }
   switch (ledger_.Claim(header.client(), header.sequence())) {
     case PushLedger::Claimed::kNew:
       break;
@@ -202,12 +268,24 @@ Error RowStore::PushTo(RowTable& table, const FrameHeader& header, PayloadReader
     case PushLedger::Claimed::kFenced:
       return MakeError(Error::FENCED, "this worker was given up, its work went to others");
   }
-  const Status status = table.Apply(gradients);
+  Status status;
+  if (header.has_round()) {
+    status = rounds_.Add(header.round(), header.weight(), gradients.step, header.advance(),
+                         {.table = block.table(),
+                          .ids = std::move(ids),
+                          .counts = std::move(counts),
+                          .values = {gradients.values.begin(), gradients.values.end()}});
+  } else {
+    status = table.Apply(gradients);
+  }
   ledger_.Finish(header.client(), header.sequence(), status.ok());
   if (!status.ok()) {
     return ToError(status);
   }
   ++pushes_;
+  if (header.has_round()) {
+    return {};
+  }
   return ToError(table.EvictWhenDue(gradients.step).status());
 }
 
@@ -222,10 +300,13 @@ Error RowStore::CheckPiece(const RowTable& table, const BucketPiece& piece) cons
 }
 
 Error RowStore::Dump(const FrameHeader& header, std::vector<BucketPiece>* pieces,
-                     std::string* bytes) const {
+                     std::string* bytes) {
   RowTable* table = nullptr;
   if (Error error = Find(header, &table); error.kind() != Error::NONE) {
     return error;
+  }
+  if (const Status status = rounds_.Settle(); !status.ok()) {
+    return ToError(status);
   }
   if (header.buckets_size() != 1) {
     return MakeError(Error::BAD_FRAME, NameOf(*table) + ": a dump begins at one bucket");

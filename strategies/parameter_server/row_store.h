@@ -18,11 +18,13 @@
 #include <string>
 #include <vector>
 
+#include <cohort/core/clock.h>
 #include <cohort/core/status.h>
 
 #include "parameter_server/frame.h"
 #include "parameter_server/payload.h"
 #include "parameter_server/push_ledger.h"
+#include "parameter_server/row_rounds.h"
 #include "parameter_server/row_table.h"
 
 namespace cohort::ps {
@@ -59,12 +61,15 @@ class RowStore {
   Error Plan(const FrameHeader& header, PayloadReader payload, Reading* reading);
   Error Pull(const Reading& reading, std::span<float> rows);
 
+  // Is what a pull asks for there? NOT_YET at the deadline where rounds are missing.
+  Error Admit(const FrameHeader& header, Deadline deadline);
+
   Error Push(const FrameHeader& header, PayloadReader payload);
   // A client that was given up: it makes and changes no row from now on.
   void Retire(std::uint64_t client) { ledger_.Retire(client); }
 
   // Pieces of dumps from header.buckets[0] on, at most a frame of them, described and in bytes.
-  Error Dump(const FrameHeader& header, std::vector<BucketPiece>* pieces, std::string* bytes) const;
+  Error Dump(const FrameHeader& header, std::vector<BucketPiece>* pieces, std::string* bytes);
   // Replaces buckets. The pieces of one bucket come one after the other, from one client.
   Error Restore(const FrameHeader& header, PayloadReader payload);
 
@@ -80,7 +85,7 @@ class RowStore {
   };
 
   Error Find(const FrameHeader& header, RowTable** table) const;
-  Error CheckBlock(const FrameHeader& header, const PayloadReader& payload, std::uint64_t id_bytes,
+  Error CheckBlock(const FrameHeader& header, const PayloadReader& payload, std::uint64_t bytes,
                    const RowTable& table) const;
   Error CheckPiece(const RowTable& table, const BucketPiece& piece) const;
   Error PushTo(RowTable& table, const FrameHeader& header, PayloadReader& payload);
@@ -92,6 +97,7 @@ class RowStore {
   std::uint64_t fingerprint_ = 0;
   std::atomic<bool> declared_{false};
 
+  RowRounds rounds_;
   PushLedger ledger_;
   std::mutex incoming_mutex_;
   std::map<std::uint64_t, Incoming> incoming_;  // by client

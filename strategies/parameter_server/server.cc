@@ -184,6 +184,11 @@ class Service final : public Base {
       case FrameMethod::kPause:
         store_.Pause(header.client());
         break;
+      case FrameMethod::kPullRows:
+      case FrameMethod::kPushRows:
+        error = AnswerRows(rows_, store_.ready(), method, header, payload, DeadlineAfter(kPark),
+                           reply);
+        break;
     }
     if (error.kind() == Error::NONE &&
         (method == FrameMethod::kPull || (method == FrameMethod::kPush && header.pull()))) {
@@ -221,9 +226,7 @@ class GrpcServer final : public Server {
  public:
   GrpcServer(int index, const Log& log)
       : service_(index, log),
-        row_service_(MakeRowService(
-            service_.rows(), [this] { return service_.store().ready(); },
-            "ps:" + std::to_string(index), log)) {}
+        row_service_(MakeRowService(service_.rows(), "ps:" + std::to_string(index), log)) {}
 
   ~GrpcServer() override {
     if (server_ != nullptr) {

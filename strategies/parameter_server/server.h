@@ -1,5 +1,5 @@
-// Server: a ParameterStore and a RowStore behind gRPC, which is asked for rows and for what is
-// rare, and behind connections for frames (frame_listener.h).
+// Server: a ParameterStore and a RowStore behind connections for frames (frame_listener.h), and
+// behind gRPC, which is asked for what is rare.
 //
 // Nothing that a client sends ends the process or blocks another client's frames.
 

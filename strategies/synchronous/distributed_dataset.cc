@@ -72,7 +72,38 @@ class SynchronousDataset final : public DistributedDataset {
   std::int64_t index_ = 0;
 };
 
+class AheadDataset final : public DistributedDataset {
+ public:
+  AheadDataset(std::unique_ptr<DistributedDataset> batches, TellNext tell_next)
+      : batches_(std::move(batches)), tell_next_(std::move(tell_next)) {}
+
+  Status BeginEpoch(std::int64_t epoch, std::int64_t first_batch) override {
+    next_.reset();
+    return batches_->BeginEpoch(epoch, first_batch);
+  }
+  Result<std::optional<DistributedBatch>> Next() override {
+    Result<std::optional<DistributedBatch>> now =
+        next_.has_value() ? *std::exchange(next_, std::nullopt) : batches_->Next();
+    const bool more = now.ok() && now->has_value();
+    if (more) {
+      next_ = batches_->Next();  // its error comes in its turn
+    }
+    tell_next_(more && next_->ok() ? next_->value() : std::nullopt);
+    return now;
+  }
+
+ private:
+  const std::unique_ptr<DistributedDataset> batches_;
+  const TellNext tell_next_;
+  std::optional<Result<std::optional<DistributedBatch>>> next_;
+};
+
 }  // namespace
+
+std::unique_ptr<DistributedDataset> LookAhead(std::unique_ptr<DistributedDataset> batches,
+                                              TellNext tell_next) {
+  return std::make_unique<AheadDataset>(std::move(batches), std::move(tell_next));
+}
 
 std::unique_ptr<DistributedDataset> MakeSynchronousDataset(const data::Dataset& dataset,
                                                            int processes, int process,

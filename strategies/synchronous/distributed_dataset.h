@@ -3,7 +3,9 @@
 
 #pragma once
 
+#include <functional>
 #include <memory>
+#include <optional>
 
 #include <cohort/data/dataset.h>
 #include <cohort/strategies/strategy.h>
@@ -18,5 +20,11 @@ std::unique_ptr<DistributedDataset> MakeSynchronousDataset(const data::Dataset& 
 // a replica's part.
 std::unique_ptr<DistributedDataset> MakeShardedDataset(const data::Dataset& dataset, int shards,
                                                        int first, int count);
+
+// The same batches. `tell_next` gets, before each is handed out, the one that comes after it, if
+// there is one in the epoch.
+using TellNext = std::function<void(const std::optional<DistributedBatch>& next)>;
+std::unique_ptr<DistributedDataset> LookAhead(std::unique_ptr<DistributedDataset> batches,
+                                              TellNext tell_next);
 
 }  // namespace cohort

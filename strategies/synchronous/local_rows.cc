@@ -13,17 +13,11 @@ Result<std::unique_ptr<LocalRows>> LocalRows::Make(std::vector<TableSpec> specs,
     if (spec.optimizer.empty()) {
       spec.optimizer = optimizer;
     }
-    const std::uint32_t buckets = spec.buckets;
-    COHORT_ASSIGN_OR_RETURN(auto table, ps::RowTable::Create(std::move(spec), {0, buckets}));
+    COHORT_ASSIGN_OR_RETURN(auto table, ps::RowTable::Create(spec, {0, spec.buckets}));
     tables.push_back(std::move(table));
   }
-  return std::unique_ptr<LocalRows>(new LocalRows(std::move(tables), threads));
+  return std::unique_ptr<LocalRows>(new LocalRows(std::move(specs), std::move(tables), threads));
 }
-
-LocalRows::LocalRows(std::vector<std::unique_ptr<ps::RowTable>> tables, int threads)
-    : tables_(std::move(tables)),
-      threads_(threads),
-      pending_(static_cast<std::size_t>(threads) * tables_.size()) {}
 
 ps::RowTable& LocalRows::TableAt(int table) const {
   Require(table >= 0 && static_cast<std::size_t>(table) < tables_.size(), "a table of the model");
@@ -33,62 +27,23 @@ ps::RowTable& LocalRows::TableAt(int table) const {
 Status LocalRows::Lookup(int table, std::span<const std::uint64_t> ids, bool training,
                          std::span<float> rows) {
   return TableAt(table).Pull(
-      ids, step_, training ? ps::RowTable::Purpose::kTraining : ps::RowTable::Purpose::kReading,
+      ids, step(), training ? ps::RowTable::Purpose::kTraining : ps::RowTable::Purpose::kReading,
       rows);
 }
 
-void LocalRows::Add(int thread, int table, std::span<const std::uint64_t> ids,
-                    std::span<const float> values) {
-  const ps::RowTable& to = TableAt(table);
-  Require(values.size() == ids.size() * static_cast<std::size_t>(to.spec().dim),
-          "as many rows as ids: " + to.spec().name);
-  Pending& pending = PendingOf(thread, static_cast<std::size_t>(table));
-  pending.ids.insert(pending.ids.end(), ids.begin(), ids.end());
-  pending.values.insert(pending.values.end(), values.begin(), values.end());
-}
-
-void LocalRows::Mark(int thread) {
+Status LocalRows::Apply(std::int64_t step, double divisor, const DistributedBatch* /*next*/) {
+  const float scale = divisor > 0 ? static_cast<float>(1.0 / divisor) : 0.0F;
+  std::vector<ps::RowTable::Gradients> gradients;
   for (std::size_t t = 0; t < tables_.size(); ++t) {
-    Pending& pending = PendingOf(thread, t);
-    pending.marked_ids = pending.ids.size();
+    const Pending& all = Gather(t);
+    gradients.push_back({.ids = all.ids, .values = all.values, .scale = scale, .step = step});
   }
-}
-
-void LocalRows::DropSinceMark(int thread) {
-  for (std::size_t t = 0; t < tables_.size(); ++t) {
-    Pending& pending = PendingOf(thread, t);
-    pending.ids.resize(pending.marked_ids);
-    pending.values.resize(pending.marked_ids * static_cast<std::size_t>(tables_[t]->spec().dim));
-  }
-}
-
-void LocalRows::Drop() {
-  for (Pending& pending : pending_) {
-    pending.ids.clear();
-    pending.values.clear();
-  }
-}
-
-Status LocalRows::Apply(std::int64_t step, float scale) {
-  for (std::size_t t = 0; t < tables_.size(); ++t) {
-    Pending& all = PendingOf(0, t);
-    for (int thread = 1; thread < threads_; ++thread) {
-      const Pending& more = PendingOf(thread, t);
-      all.ids.insert(all.ids.end(), more.ids.begin(), more.ids.end());
-      all.values.insert(all.values.end(), more.values.begin(), more.values.end());
-    }
-  }
-  const auto gradients = [&](std::size_t t) {
-    const Pending& all = PendingOf(0, t);
-    return ps::RowTable::Gradients{
-        .ids = all.ids, .values = all.values, .scale = scale, .step = step};
-  };
   Status status;
   for (std::size_t t = 0; status.ok() && t < tables_.size(); ++t) {
-    status = tables_[t]->Check(gradients(t));
+    status = tables_[t]->Check(gradients[t]);
   }
   for (std::size_t t = 0; status.ok() && t < tables_.size(); ++t) {
-    status = tables_[t]->Apply(gradients(t));
+    status = tables_[t]->Apply(gradients[t]);
     if (status.ok()) {
       status = tables_[t]->EvictWhenDue(step).status();
     }
@@ -97,7 +52,7 @@ Status LocalRows::Apply(std::int64_t step, float scale) {
   return status;
 }
 
-Status LocalRows::Save(int table, FileSystem& files, const std::string& path) const {
+Status LocalRows::Save(int table, FileSystem& files, const std::string& path) {
   return ps::SaveRows(TableAt(table), files, path);
 }
 

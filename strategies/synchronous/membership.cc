@@ -34,6 +34,10 @@ class CommunicatorMembership final : public Membership {
 
 }  // namespace
 
+Result<ps::RowClient*> Membership::ConnectRows(const ps::ModelSpec& /*model*/) {
+  return FailedPrecondition("this job has no parameter servers");
+}
+
 std::unique_ptr<Membership> MakeMembership(std::unique_ptr<Communicator> communicator) {
   return std::make_unique<CommunicatorMembership>(std::move(communicator));
 }

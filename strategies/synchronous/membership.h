@@ -15,6 +15,10 @@
 #include <cohort/core/status.h>
 
 namespace cohort {
+namespace ps {
+class RowClient;
+struct ModelSpec;
+}  // namespace ps
 
 class Membership {
  public:
@@ -28,6 +32,12 @@ class Membership {
   // This process gives up; collectives of all the others return `error`.
   virtual void GiveUp(const Status& error) = 0;
   virtual Status Leave() = 0;
+
+  // Parameter servers that hold the job's sparse tables; 0: a process holds its own.
+  virtual int num_row_servers() const { return 0; }
+  // Tells them what they hold. FailedPrecondition: another process told them otherwise. The client
+  // is the membership's, and fails when the job does. Where there are servers, once.
+  virtual Result<ps::RowClient*> ConnectRows(const ps::ModelSpec& model);
 };
 
 // Of a communicator alone (which may be nullptr).

@@ -54,7 +54,7 @@
 
 #include "synchronous/arena.h"
 #include "synchronous/bucket_plan.h"
-#include "synchronous/local_rows.h"
+#include "synchronous/step_rows.h"
 #include "synchronous/row_exchange.h"
 
 namespace cohort {
@@ -66,7 +66,7 @@ class Reducer {
     int shards = 1;                        // of each replica: a power of two
     Communicator* communicator = nullptr;  // among the processes; nullptr: alone
     BucketHook* hook = nullptr;            // nullptr: all-reduce
-    LocalRows* rows = nullptr;             // of the model's tables, if it has any
+    StepRows* rows = nullptr;              // of the model's tables, if it has any
     bool seed_with_weight = true;          // loss_seed(): the replica's weight, or 1
     BucketLimits limits;
     std::string algorithm = "auto";        // of the all-reduces

@@ -367,10 +367,22 @@ Status SynchronousStrategy::LandInOrder(Work* behind, float& scale, int& applied
   return {};
 }
 
+// What this process's gradients of rows are divided by: those of the job, by the sum over processes.
+double SynchronousStrategy::RowDivisor() {
+  switch (options_.loss_scale) {
+    case LossScale::kGlobalMean:
+      return totals_.weight();
+    case LossScale::kReplicaMean:
+      return local_replicas_ * passes_;
+    case LossScale::kSum:
+      break;
+  }
+  return 1.0 / num_processes_;
+}
+
 // Before parameters, since it may refuse a gradient, which an update of parameters never does.
 Status SynchronousStrategy::UpdateRows() {
-  const double weight = reducer_->total_weight();
-  const Status status = rows_->Apply(step_ + 1, weight > 0 ? GradientScale(weight) : 0);
+  const Status status = rows_->Apply(step_ + 1, RowDivisor(), next_ ? &*next_ : nullptr);
   if (status.code() == StatusCode::kResourceExhausted) {
     broken_ = status.Annotate("some rows are those of a step that was given up");
   }
@@ -451,7 +463,7 @@ Status SynchronousStrategy::RunPass(const DistributedBatch& batch, const StepFn&
   exposed_seconds_ = 0;
   reducer_->StartPass(step_ + 1, sent);
   if (rows_ != nullptr) {
-    rows_->StartStep(step_ + 1);
+    rows_->StartStep(step_ + 1, batch);
   }
   ++passes_;
   COHORT_RETURN_IF_ERROR(RunReplicas(batch, fn, Purpose::kTrain, totals_));
@@ -484,6 +496,10 @@ Result<StepResult> SynchronousStrategy::Step(const DistributedBatch& batch, cons
     UpdateAlone();
   } else if (settled.ok()) {
     settled = SettleTogether(applied);
+  }
+  if (settled.ok() && rows_ != nullptr) {
+    settled = Expose([&] { return rows_->Finish(); });
+    applied = settled.ok() ? applied : static_cast<int>(reducer_->plan().buckets.size());
   }
   if (!settled.ok()) {
     const Status status =

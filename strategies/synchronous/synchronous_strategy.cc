@@ -10,6 +10,8 @@
 #include "synchronous/agreement.h"
 #include "synchronous/cores.h"
 #include "synchronous/distributed_dataset.h"
+#include "synchronous/local_rows.h"
+#include "synchronous/server_rows.h"
 #include "synchronous/tensors.h"
 
 namespace cohort {
@@ -141,11 +143,7 @@ Status SynchronousStrategy::Bind(ParameterSet& parameters, std::unique_ptr<Optim
   Require(parameters_ == nullptr, "Bind once");
   Require(parameters.built(), "Bind with parameters that are built");
   Require(optimizer != nullptr, "Bind with an optimizer");
-  if (!parameters.tables().empty() && communicator_ != nullptr) {
-    return Unimplemented("sparse table \"" + parameters.tables()[0].name + "\" under " + kind_ +
-                         ": its rows would be in every process [parameter_server keeps tables, "
-                         "and so do one_device and mirrored; or make it a parameter]");
-  }
+  COHORT_RETURN_IF_ERROR(CheckRows(parameters));
   if (communicator_ != nullptr) {
     if (options_.make_bucket_hook) {
       hook_ = options_.make_bucket_hook();
@@ -175,10 +173,7 @@ Status SynchronousStrategy::Bind(ParameterSet& parameters, std::unique_ptr<Optim
     slots_.push_back(slot_arenas_.back().data<float>());
     std::fill(slots_.back().begin(), slots_.back().end(), optimizer->slot_initial_value(slot));
   }
-  if (!parameters.tables().empty()) {
-    COHORT_ASSIGN_OR_RETURN(
-        rows_, LocalRows::Make(parameters.tables(), optimizer->config(), gang_.size()));
-  }
+  COHORT_RETURN_IF_ERROR(BindRows(parameters, *optimizer));
   COHORT_RETURN_IF_ERROR(MakeReducer(parameters));
   std::size_t state = 0;
   for (int p = 0; p < parameters.size(); ++p) {
@@ -193,6 +188,51 @@ Status SynchronousStrategy::Bind(ParameterSet& parameters, std::unique_ptr<Optim
   if (rows_ != nullptr) {
     parameters.SetRows(rows_.get());
   }
+  return {};
+}
+
+Status SynchronousStrategy::CheckRows(const ParameterSet& parameters) const {
+  const int servers = membership_->num_row_servers();
+  if (parameters.tables().empty()) {
+    return servers == 0 ? OkStatus()
+                        : FailedPrecondition(
+                              kind_ + " with " + std::to_string(servers) +
+                              " ps task(s), which hold sparse tables, and a model without any "
+                              "[start without ps tasks, or use parameter_server]");
+  }
+  const std::string table = "sparse table \"" + parameters.tables()[0].name + "\" under " + kind_;
+  if (communicator_ != nullptr && servers == 0) {
+    return Unimplemented(table +
+                         ": its rows would be in every process [start ps tasks, which hold them: "
+                         "cohort launch -n 2 --ps 2; or make it a parameter]");
+  }
+  if (servers > 0 && options_.virtual_shards > 0) {
+    return Unimplemented(table +
+                         " with virtual shards: servers add up gradients of rows by process [leave "
+                         "virtual_shards 0, or train in one process]");
+  }
+  return {};
+}
+
+Status SynchronousStrategy::BindRows(const ParameterSet& parameters, const Optimizer& optimizer) {
+  if (parameters.tables().empty()) {
+    return {};
+  }
+  if (membership_->num_row_servers() == 0) {
+    COHORT_ASSIGN_OR_RETURN(
+        rows_, LocalRows::Make(parameters.tables(), optimizer.config(), gang_.size()));
+    return {};
+  }
+  const ps::ModelSpec model =
+      ps::ModelSpec::OfTables(parameters, optimizer.config(), membership_->num_row_servers());
+  for (const TableSpec& table : model.tables) {
+    COHORT_RETURN_IF_ERROR(table.Check());
+  }
+  auto client = membership_->ConnectRows(model);
+  if (!client.ok()) {
+    return membership_->Explain(client.status());
+  }
+  rows_ = std::make_unique<ServerRows>(**client, model.tables, gang_.size(), rank_, num_processes_);
   return {};
 }
 
@@ -216,7 +256,7 @@ Status SynchronousStrategy::MakeReducer(ParameterSet& parameters) {
 }
 
 Result<std::unique_ptr<DistributedDataset>> SynchronousStrategy::Distribute(
-    const data::Dataset& dataset, const InputOptions& /*options*/) {
+    const data::Dataset& dataset, const InputOptions& options) {
   if (dataset.batch_size() < num_replicas_in_sync()) {
     return InvalidArgument("a global batch of " + std::to_string(dataset.batch_size()) +
                            " examples for " + std::to_string(num_replicas_in_sync()) +
@@ -234,7 +274,13 @@ Result<std::unique_ptr<DistributedDataset>> SynchronousStrategy::Distribute(
     return MakeShardedDataset(dataset, num_replicas_in_sync(), rank_ * local_replicas_,
                               local_replicas_);
   }
-  return MakeSynchronousDataset(dataset, num_processes_, rank_, gang_.size());
+  auto batches = MakeSynchronousDataset(dataset, num_processes_, rank_, gang_.size());
+  if (options.evaluation || membership_->num_row_servers() == 0) {
+    return batches;
+  }
+  return LookAhead(std::move(batches), [this](const std::optional<DistributedBatch>& next) {
+    next_ = next;
+  });
 }
 
 Status SynchronousStrategy::ReduceGradients(std::span<const std::span<float>> gradients,
@@ -313,17 +359,28 @@ Status SynchronousStrategy::SetStep(std::int64_t step) {
     return InvalidArgument("SetStep to " + std::to_string(step));
   }
   step_ = step;
+  if (rows_ != nullptr) {
+    rows_->Forget();
+  }
   return {};
+}
+
+// Of an error that may be the end of a server, and of the job; of others nobody need hear.
+Status SynchronousStrategy::ExplainServers(const Status& status) {
+  const bool of_a_peer = status.code() == StatusCode::kUnavailable ||
+                         status.code() == StatusCode::kAborted ||
+                         status.code() == StatusCode::kDeadlineExceeded;
+  return of_a_peer ? membership_->Explain(status) : status;
 }
 
 Status SynchronousStrategy::SaveTable(int table, FileSystem& files, const std::string& path) {
   Require(rows_ != nullptr, "a table of the bound parameters");
-  return rows_->Save(table, files, path);
+  return ExplainServers(rows_->Save(table, files, path));
 }
 
 Status SynchronousStrategy::LoadTable(int table, FileSystem& files, const std::string& path) {
   Require(rows_ != nullptr, "a table of the bound parameters");
-  return rows_->Load(table, files, path);
+  return ExplainServers(rows_->Load(table, files, path));
 }
 
 Status SynchronousStrategy::Barrier(std::string_view name) {

@@ -16,6 +16,7 @@
 #include <exception>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,11 +24,11 @@
 #include <cohort/strategies/strategy.h>
 
 #include "synchronous/bucket_tuner.h"
-#include "synchronous/local_rows.h"
 #include "synchronous/membership.h"
 #include "synchronous/reducer.h"
 #include "synchronous/replica_gang.h"
 #include "synchronous/span_reduction.h"
+#include "synchronous/step_rows.h"
 
 namespace cohort {
 
@@ -104,6 +105,10 @@ class SynchronousStrategy final : public Strategy {
   static Totals TotalsOf(const ReplicaResult& result);
   void CheckResult(int thread, const ReplicaResult& result, Purpose purpose) const;
   Status RunPass(const DistributedBatch& batch, const StepFn& fn, bool sent);
+  Status CheckRows(const ParameterSet& parameters) const;
+  Status BindRows(const ParameterSet& parameters, const Optimizer& optimizer);
+  Status ExplainServers(const Status& status);
+  double RowDivisor();
   Status UpdateRows();
   bool AtOnce() const;
   void UpdateAlone();
@@ -152,7 +157,8 @@ class SynchronousStrategy final : public Strategy {
   std::vector<std::span<float>> slots_;
   std::vector<std::unique_ptr<Stream>> streams_;  // by thread
   std::unique_ptr<BucketHook> hook_;
-  std::unique_ptr<LocalRows> rows_;  // where the model has tables
+  std::unique_ptr<StepRows> rows_;  // where the model has tables
+  std::optional<DistributedBatch> next_;  // the batch after the one that was handed out
   std::unique_ptr<Reducer> reducer_;
   BucketOrder order_;
   BucketLimits limits_;

@@ -249,6 +249,10 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
   State& s = *state_;
   Require(validation == nullptr || evaluate_step, "validation data comes with an evaluation step");
   Require(s.options.batches_per_step >= 1, "at least one batch to a step");
+  if (!s.strategy.trains() && !s.strategy.is_chief()) {
+    COHORT_RETURN_IF_ERROR(s.strategy.Serve());
+    return History();
+  }
   COHORT_RETURN_IF_ERROR(StartFrom(training));
   COHORT_ASSIGN_OR_RETURN(const auto dataset, s.strategy.Distribute(training));
   if (s.store.has_value()) {
@@ -262,9 +266,7 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
   if (!s.strategy.trains()) {
     COHORT_RETURN_IF_ERROR(s.strategy.Serve());
     s.epoch = s.options.epochs;
-    if (s.strategy.is_chief()) {
-      COHORT_RETURN_IF_ERROR(s.strategy.PullState());
-    }
+    COHORT_RETURN_IF_ERROR(s.strategy.PullState());
     if (s.store.has_value()) {
       COHORT_RETURN_IF_ERROR(Save());
     }

@@ -108,8 +108,9 @@ std::vector<float> RowsOf(const ParameterSet& parameters) {
   return all;
 }
 
-Result<Outcome> TrainOn(Strategy& strategy, int epochs, const std::string& checkpoint_dir) {
-  Model model;
+Result<Outcome> TrainOn(Strategy& strategy, int epochs, const std::string& checkpoint_dir,
+                        const std::string& wide_optimizer = Ftrl({.learning_rate = 0.1})->config()) {
+  Model model(wide_optimizer);
   COHORT_RETURN_IF_ERROR(strategy.Bind(model.parameters, Adagrad({.learning_rate = 0.1})));
   Trainer trainer(strategy, model.parameters,
                   {.epochs = epochs, .checkpoint_dir = checkpoint_dir, .log = Log()});
@@ -118,9 +119,9 @@ Result<Outcome> TrainOn(Strategy& strategy, int epochs, const std::string& check
                           trainer.Fit(data.Shuffle(3).Batch(kBatch), model.Fn(true)));
   Outcome outcome;
   outcome.checkpoint = history.checkpoint;
+  COHORT_ASSIGN_OR_RETURN(const EpochResult result,
+                          trainer.Evaluate(data.Batch(50), model.Fn(false)));
   if (strategy.is_chief()) {
-    COHORT_ASSIGN_OR_RETURN(const EpochResult result,
-                            trainer.Evaluate(data.Batch(50), model.Fn(false)));
     outcome.loss = result.loss;
     outcome.rows = RowsOf(model.parameters);
     const auto values = std::as_const(model.parameters).all();
@@ -131,16 +132,18 @@ Result<Outcome> TrainOn(Strategy& strategy, int epochs, const std::string& check
 }
 
 Outcome InOneProcess(int devices, int epochs, const std::string& checkpoint_dir = {},
-                     int virtual_shards = 0) {
+                     int virtual_shards = 0,
+                     const std::string& wide_optimizer = Ftrl({.learning_rate = 0.1})->config()) {
   const auto strategy =
       OrThrow(Strategy::FromEnv(devices == 1 ? "one_device" : "mirrored",
                                 {.num_devices = devices, .virtual_shards = virtual_shards}));
-  return OrThrow(TrainOn(*strategy, epochs, checkpoint_dir));
+  return OrThrow(TrainOn(*strategy, epochs, checkpoint_dir, wide_optimizer));
 }
 
 // A chief, workers and servers, as threads; the chief's outcome. `run` is what each does.
 using RunTask = std::function<Result<Outcome>(ParameterServerStrategy&)>;
-Outcome OnServers(int workers, int servers, const RunTask& run, bool synchronous = false) {
+Outcome OnServers(int workers, int servers, const RunTask& run,
+                  const Consistency& consistency = {}) {
   std::map<TaskId, std::string> addresses;
   addresses[{TaskType::kChief, 0}] = "127.0.0.1:" + std::to_string(UnusedPorts(1)[0]);
   for (int w = 0; w < workers; ++w) {
@@ -158,9 +161,7 @@ Outcome OnServers(int workers, int servers, const RunTask& run, bool synchronous
       config.task = task;
       COHORT_ASSIGN_OR_RETURN(
           const auto strategy,
-          ParameterServerStrategy::Make(
-              config, {.consistency = {.mode = synchronous ? Consistency::Mode::kSynchronous
-                                                           : Consistency::Mode::kAsynchronous}}));
+          ParameterServerStrategy::Make(config, {.consistency = consistency}));
       return run(*strategy);
     });
   }
@@ -178,6 +179,71 @@ Outcome OnServers(int workers, int servers, int epochs, const std::string& check
   return OnServers(workers, servers, [&](ParameterServerStrategy& strategy) {
     return TrainOn(strategy, epochs, checkpoint_dir);
   });
+}
+
+// Workers that train in step, and servers for their tables, as threads: what each worker came to,
+// and the statuses of all tasks.
+using RunStrategy = std::function<Result<Outcome>(Strategy&)>;
+struct InStepResult {
+  std::vector<Outcome> workers;
+  std::map<std::string, Status> statuses;
+};
+InStepResult InStep(int workers, int servers, const RunStrategy& run, int devices = 1) {
+  std::map<TaskId, std::string> addresses;
+  for (int w = 0; w < workers; ++w) {
+    addresses[{TaskType::kWorker, w}] =
+        "127.0.0.1:" + std::to_string(w == 0 ? UnusedPorts(1)[0] : 0);
+  }
+  for (int s = 0; s < servers; ++s) {
+    addresses[{TaskType::kPs, s}] = "127.0.0.1:0";
+  }
+  const ClusterSpec cluster(addresses);
+  std::map<TaskId, std::future<Result<Outcome>>> tasks;
+  for (const TaskId& task : cluster.Tasks()) {
+    tasks[task] = std::async(std::launch::async, [&, task]() -> Result<Outcome> {
+      ClusterConfig config;
+      config.cluster = cluster;
+      config.task = task;
+      COHORT_ASSIGN_OR_RETURN(
+          const auto strategy,
+          Strategy::FromEnv("multi_worker_mirrored", {.num_devices = devices, .cluster = config}));
+      Result<Outcome> outcome = run(*strategy);
+      if (!outcome.ok()) {
+        strategy->ReportError(outcome.status());
+      }
+      return outcome;
+    });
+  }
+  InStepResult result;
+  for (auto& [task, running] : tasks) {
+    Result<Outcome> outcome = running.get();
+    result.statuses[task.ToString()] = outcome.status();
+    if (task.type == TaskType::kWorker && outcome.ok()) {
+      result.workers.push_back(*std::move(outcome));
+    }
+  }
+  return result;
+}
+// Of worker:0, all having ended well.
+Outcome InStep(int workers, int servers, int epochs, const std::string& checkpoint_dir = {},
+               int devices = 1) {
+  InStepResult result = InStep(
+      workers, servers,
+      [&](Strategy& strategy) {
+        return TrainOn(strategy, epochs, checkpoint_dir, Sgd({.learning_rate = 0.1})->config());
+      },
+      devices);
+  for (const auto& [task, status] : result.statuses) {
+    EXPECT_EQ(status, OkStatus()) << task << ": " << status.ToString();
+  }
+  return result.workers.empty() ? Outcome() : result.workers[0];
+}
+
+void ExpectNear(const std::vector<float>& values, const std::vector<float>& expected, float most) {
+  ASSERT_EQ(values.size(), expected.size());
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    ASSERT_NEAR(values[i], expected[i], most) << i;
+  }
 }
 
 TEST(SparseTables, OneWorkerAndAnyNumberOfServersHaveTheBitsOfOneProcess) {
@@ -212,6 +278,52 @@ TEST(SparseTables, SeveralWorkersLearnTheSame) {
   const Outcome alone = InOneProcess(1, 4);
   const Outcome remote = OnServers(3, 2, 4);
   EXPECT_NEAR(remote.loss, alone.loss, 0.05);
+}
+
+// Sgd for the wide table, Adagrad for the deep one and the layers.
+TEST(SparseTables, WorkersInStepWithTablesOnServersEqualOneProcess) {
+  const Outcome alone = InOneProcess(1, 2, {}, 0, Sgd({.learning_rate = 0.1})->config());
+  const Outcome one_worker = InStep(1, 2, 2);
+  EXPECT_EQ(one_worker.values, alone.values);
+  EXPECT_EQ(one_worker.rows, alone.rows);
+  for (const auto& [workers, servers] : {std::pair{2, 1}, std::pair{3, 2}}) {
+    const Outcome together = InStep(workers, servers, 2);
+    ExpectNear(together.values, alone.values, 1e-5F);
+    ExpectNear(together.rows, alone.rows, 1e-5F);
+    EXPECT_NEAR(together.loss, alone.loss, 1e-5);
+    const Outcome again = InStep(workers, servers, 2);
+    EXPECT_EQ(again.values, together.values);
+    EXPECT_EQ(again.rows, together.rows);
+  }
+  ExpectNear(InStep(2, 2, 2, {}, /*devices=*/2).rows, alone.rows, 1e-5F);
+}
+
+TEST(SparseTables, RoundsOnServersEqualOneProcess) {
+  const std::string sgd = Sgd({.learning_rate = 0.1})->config();
+  const Outcome alone = InOneProcess(1, 2, {}, 0, sgd);
+  const auto run = [&](int workers, int servers) {
+    return OnServers(
+        workers, servers,
+        [&](ParameterServerStrategy& strategy) { return TrainOn(strategy, 2, {}, sgd); },
+        {.mode = Consistency::Mode::kSynchronous});
+  };
+  for (const auto& [workers, servers] : {std::pair{1, 2}, std::pair{3, 2}}) {
+    const Outcome together = run(workers, servers);
+    ExpectNear(together.values, alone.values, 1e-5F);
+    ExpectNear(together.rows, alone.rows, 1e-5F);
+  }
+}
+
+TEST(SparseTables, ACheckpointOfWorkersInStepIsWhole) {
+  const TempDir dir;
+  const Outcome uninterrupted = InStep(2, 2, 2);
+  EXPECT_NE(InStep(2, 2, 1, dir / "saved").checkpoint, "");
+  std::filesystem::copy(dir / "saved", dir / "alone", std::filesystem::copy_options::recursive);
+  const Outcome resumed = InStep(2, 3, 2, dir / "saved");
+  EXPECT_EQ(resumed.rows, uninterrupted.rows);
+  EXPECT_EQ(resumed.values, uninterrupted.values);
+  const Outcome alone = InOneProcess(1, 2, dir / "alone", 0, Sgd({.learning_rate = 0.1})->config());
+  ExpectNear(alone.rows, uninterrupted.rows, 1e-5F);
 }
 
 TEST(SparseTables, ACheckpointIsRestoredUnderAnyStrategyAndNumberOfServers) {
@@ -284,9 +396,9 @@ TEST(SparseTables, WhatAStrategyCannotKeepIsRefused) {
   const Status status = strategy->Bind(clipped.parameters, Sgd());
   EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
   EXPECT_THAT(status.message(), HasSubstr("table \"wide/table\""));
-  std::latch all_refused(3);
+  std::latch all_refused(4);
   OnServers(
-      1, 1,
+      2, 1,
       [&](ParameterServerStrategy& synchronous) -> Result<Outcome> {
         Model model;
         const Status refused = synchronous.Bind(model.parameters, Sgd());
@@ -299,7 +411,40 @@ TEST(SparseTables, WhatAStrategyCannotKeepIsRefused) {
         }
         return Outcome();
       },
-      /*synchronous=*/true);
+      {.mode = Consistency::Mode::kSynchronous, .backup_workers = 1});
+  const InStepResult dense_only = InStep(2, 1, [&](Strategy& in_step) -> Result<Outcome> {
+    ParameterSet dense;
+    dense.Add("bias", {3}, {});
+    dense.Build();
+    COHORT_RETURN_IF_ERROR(in_step.Bind(dense, Sgd()));
+    return Outcome();
+  });
+  for (const auto& [task, refused] : dense_only.statuses) {
+    EXPECT_EQ(refused.code(), StatusCode::kFailedPrecondition) << task;
+    EXPECT_THAT(refused.message(), HasSubstr("sparse tables")) << task;
+  }
+}
+
+// One worker's gradients are refused: all end with the table's name, and nothing has changed.
+TEST(SparseTables, WorkersInStepEndTogether) {
+  const InStepResult result = InStep(2, 2, [&](Strategy& strategy) -> Result<Outcome> {
+    Model model;
+    COHORT_RETURN_IF_ERROR(strategy.Bind(model.parameters, Adagrad({.learning_rate = 0.1})));
+    if (!strategy.trains()) {
+      COHORT_RETURN_IF_ERROR(strategy.Serve());
+      return Outcome();
+    }
+    COHORT_RETURN_IF_ERROR(OneStep(strategy, model, BatchOf(7, 1)));
+    COHORT_RETURN_IF_ERROR(OneStep(
+        strategy, model,
+        BatchOf(7, strategy.is_chief() ? 1 : std::numeric_limits<float>::quiet_NaN())));
+    return Outcome();
+  });
+  EXPECT_EQ(result.statuses.size(), 4);
+  for (const auto& [task, status] : result.statuses) {
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << task << ": " << status.ToString();
+    EXPECT_THAT(status.message(), AllOf(HasSubstr("/table\""), HasSubstr("NaN"))) << task;
+  }
 }
 
 }  // namespace

@@ -89,6 +89,22 @@ TEST(Examples, Dlrm) {
   EXPECT_NEAR(remote.value("auc", 0.0), alone.value("auc", 0.0), 0.04);
 }
 
+std::vector<std::string> InStep(std::vector<std::string> flags) {
+  flags.insert(flags.end(), {"--strategy", "multi_worker_mirrored"});
+  return flags;
+}
+
+// Workers in step, with tables on servers, are one process but for the rounding of sums.
+TEST(Examples, TablesOfWorkersInStep) {
+  const std::vector<std::string> servers = Launch({"-n", "2", "--ps", "2"});
+  std::vector<std::string> flags = {"--examples", "20000", "--test", "10000", "--ids", "2000"};
+  EXPECT_NEAR(Metrics("dlrm", servers, InStep(flags)).value("auc", 0.0),
+              Metrics("dlrm", {}, flags).value("auc", 1.0), 0.002);
+  flags = {"--people", "2000", "--epochs", "2"};
+  EXPECT_NEAR(Metrics("wide_and_deep", servers, InStep(flags)).value("auc", 0.0),
+              Metrics("wide_and_deep", {}, flags).value("auc", 1.0), 0.002);
+}
+
 TEST(Examples, WideAndDeep) {
   const std::vector<std::string> flags = {"--people", "4000", "--epochs", "3"};
   const double alone = WideAndDeep({}, flags)["auc"];
@@ -128,6 +144,31 @@ TEST(Examples, WideAndDeepEndsWithTheNameOfALostServer) {
     EXPECT_NE(cluster.Stderr(name).find("ps:1"), std::string::npos) << name;
   }
   EXPECT_EQ(cluster.Wait("ps:1", std::chrono::seconds(5)), 128 + SIGKILL);
+}
+
+// Whoever is lost, the others end with its name.
+TEST(Examples, WorkersInStepEndWithALostServerOrWorker) {
+  for (const std::string lost : {"ps:1", "worker:1"}) {
+    ProcessCluster cluster;
+    cluster.StartTasks({{"worker", 2}, {"ps", 2}},
+                       {Bin("wide_and_deep"), "--epochs", "1000", "--people", "1000", "--strategy",
+                        "multi_worker_mirrored"},
+                       {{"OMP_NUM_THREADS", "1"}});
+    const auto give_up = std::chrono::steady_clock::now() + std::chrono::minutes(1);
+    while (cluster.Stderr("worker:0").find("epoch 1:") == std::string::npos) {
+      ASSERT_LT(std::chrono::steady_clock::now(), give_up) << cluster.Logs();
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    }
+    ASSERT_TRUE(cluster.Signal(lost, SIGKILL));
+    for (const std::string name : {"worker:0", "worker:1", "ps:0", "ps:1"}) {
+      if (name == lost) {
+        EXPECT_EQ(cluster.Wait(name, std::chrono::seconds(5)), 128 + SIGKILL);
+        continue;
+      }
+      EXPECT_EQ(cluster.Wait(name, std::chrono::seconds(30)), 138) << name << cluster.Logs();
+      EXPECT_NE(cluster.Stderr(name).find(lost), std::string::npos) << name;
+    }
+  }
 }
 
 TEST(Examples, Coordinator) {

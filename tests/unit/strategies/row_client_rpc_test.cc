@@ -13,8 +13,11 @@
 
 #include "parameter_server/client.h"
 #include "parameter_server/row_client.h"
+#include "parameter_server/row_file.h"
 #include "parameter_server/row_table.h"
 #include "parameter_server/server.h"
+#include "synchronous/server_rows.h"
+#include "testing/temp_dir.h"
 
 namespace cohort::ps {
 namespace {
@@ -22,6 +25,7 @@ namespace {
 using std::chrono::milliseconds;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
+using cohort::testing::TempDir;
 
 // Servers of a model with two tables.
 class Cluster {
@@ -123,6 +127,140 @@ TEST(RowClientTest, RowsOnServersHaveTheBitsOfOneTable) {
       }
     }
   }
+}
+
+// Three workers, two servers, both tables, of which one has no rows in some parts.
+TEST(RowClientTest, RoundsAreOneUpdateAndWhatIsReadAfterThemHasThem) {
+  Cluster cluster(2);
+  cluster.Initialise();
+  constexpr int kWorkers = 3;
+  const TableSpec& spec = cluster.spec_.tables[0];
+  const auto local = OrThrow(RowTable::Create(spec, {0, spec.buckets}));
+  std::vector<float> expected(500 * 5);
+  const Call looked_up = RandomCall(500, 5, 99);
+  for (std::uint64_t round = 1; round <= 4; ++round) {
+    std::vector<std::uint64_t> ids;
+    std::vector<float> values;
+    for (std::uint64_t w = 0; w < kWorkers; ++w) {
+      if (w != round % 4) {
+        const Call call = RandomCall(1, 5, 10 * round + w);
+        ids.insert(ids.end(), call.ids.begin(), call.ids.end());
+        values.insert(values.end(), call.gradients.begin(), call.gradients.end());
+      }
+    }
+    OrThrow(local->Apply({.ids = ids,
+                          .values = values,
+                          .scale = static_cast<float>(1.0 / (kWorkers * 2)),
+                          .step = static_cast<std::int64_t>(round)}));
+  }
+  OrThrow(local->Pull(looked_up.ids, 5, RowTable::Purpose::kReading, expected));
+  std::vector<std::jthread> workers;
+  for (int w = 0; w < kWorkers; ++w) {
+    workers.emplace_back([&, w] {
+      const auto client = cluster.NewClient(static_cast<std::uint64_t>(w) + 1);
+      for (std::uint64_t round = 1; round <= 4; ++round) {
+        const Call call = RandomCall(1, 5, 10 * round + static_cast<std::uint64_t>(w));
+        std::vector<RowClient::Gradients> gradients;
+        if (static_cast<std::uint64_t>(w) != round % 4) {
+          gradients.push_back({.table = 0, .ids = call.ids, .values = call.gradients});
+        }
+        OrThrow(client->PushPart(gradients, static_cast<std::int64_t>(round), 2,
+                                 {.round = round, .part = w, .parts = kWorkers}));
+        client->ReadAfter(round);
+        std::vector<float> rows(500 * 5);
+        OrThrow(client->Pull(0, looked_up.ids, 1, /*training=*/false, rows));
+        if (round == 4) {
+          EXPECT_EQ(rows, expected);
+        }
+      }
+    });
+  }
+}
+
+TEST(RowClientTest, ARoundThatNobodyCompletesIsNamedAtTheDeadline) {
+  Cluster cluster(1);
+  cluster.Initialise();
+  ClientOptions options = Cluster::Options(1);
+  options.read_timeout = milliseconds(50);
+  const auto client = RowClient::Make(cluster.spec_, cluster.addresses_, options);
+  OrThrow(client->PushPart({}, 1, 1, {.round = 1, .part = 0, .parts = 2}));
+  client->ReadAfter(1);
+  const std::vector<std::uint64_t> ids = {1};
+  std::vector<float> row(5);
+  const Status status = client->Pull(0, ids, 1, true, row);
+  EXPECT_EQ(status.code(), StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(status.message(), AllOf(HasSubstr("ps:0"), HasSubstr("waits for part(s) 1 of 2")));
+}
+
+DistributedBatch BatchOf(std::span<const std::uint64_t> ids) {
+  DistributedBatch batch;
+  data::Batch& part = batch.replicas.emplace_back();
+  part.size = static_cast<std::int64_t>(ids.size());
+  Tensor tensor(DType::kInt64, {part.size});
+  std::ranges::copy(ids, tensor.data<std::int64_t>().begin());
+  part.features["other"] = Tensor(DType::kFloat32, {part.size});
+  part.features["user"] = std::move(tensor);
+  return batch;
+}
+
+TEST(ServerRowsTest, TheNextBatchIsLookedUpAheadAndHasThisStepsUpdate) {
+  Cluster cluster(2);
+  cluster.Initialise();
+  const auto client = cluster.NewClient();
+  const TableSpec& spec = cluster.spec_.tables[0];
+  const auto local = OrThrow(RowTable::Create(spec, {0, spec.buckets}));
+  ServerRows rows(*client, cluster.spec_.tables, /*threads=*/1, /*rank=*/0, /*processes=*/1);
+  constexpr std::int64_t kSteps = 5;
+  for (std::int64_t step = 1; step <= kSteps; ++step) {
+    // The last one is not what was foreseen.
+    const auto number = static_cast<std::uint64_t>(step == kSteps ? 100 : step);
+    const Call call = RandomCall(300, 5, number);
+    const DistributedBatch batch = BatchOf(call.ids);
+    const DistributedBatch next = BatchOf(RandomCall(300, 5, number + 1).ids);
+    rows.StartStep(step, batch);
+    std::vector<float> there(call.gradients.size());
+    std::vector<float> here(call.gradients.size());
+    OrThrow(rows.Lookup(0, call.ids, /*training=*/true, there));
+    OrThrow(local->Pull(call.ids, step, RowTable::Purpose::kTraining, here));
+    ASSERT_EQ(there, here) << step;
+    rows.Add(0, 0, call.ids, call.gradients);
+    OrThrow(rows.Apply(step, 3, &next));
+    OrThrow(rows.Finish());
+    OrThrow(local->Apply({.ids = call.ids,
+                          .values = call.gradients,
+                          .scale = static_cast<float>(1.0 / 3),
+                          .step = step}));
+  }
+  EXPECT_EQ(rows.foreseen(), kSteps - 2);
+  rows.Forget();
+  const TempDir dir;
+  OrThrow(rows.Save(0, FileSystem::Local(), dir / "rows"));
+  const auto loaded = OrThrow(RowTable::Create(spec, {0, spec.buckets}));
+  const std::string path = dir / "rows";
+  OrThrow(LoadRows(*loaded, FileSystem::Local(), std::span(&path, 1)));
+  for (std::uint32_t bucket = 0; bucket < spec.buckets; ++bucket) {
+    ASSERT_EQ(loaded->DumpBucket(bucket), local->DumpBucket(bucket)) << bucket;
+  }
+}
+
+TEST(ServerRowsTest, GradientsThatAreNotFiniteLeaveTheProcessNeverToBeSent) {
+  Cluster cluster(1);
+  cluster.Initialise();
+  const auto client = cluster.NewClient();
+  ServerRows rows(*client, cluster.spec_.tables, /*threads=*/1, /*rank=*/0, /*processes=*/1);
+  const std::vector<std::uint64_t> ids = {3, 4};
+  std::vector<float> gradients(10, 1);
+  gradients[7] = std::numeric_limits<float>::infinity();
+  rows.StartStep(1, BatchOf(ids));
+  rows.Add(0, 0, ids, gradients);
+  const Status status = rows.Apply(1, 1, nullptr);
+  EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+  EXPECT_THAT(status.message(), AllOf(HasSubstr("table \"users\""), HasSubstr("id 4")));
+  EXPECT_EQ(rows.Finish(), OkStatus());
+  EXPECT_EQ(cluster.servers_[0]->rows().stats().pushes, 0);
+  OrThrow(rows.Apply(1, 1, nullptr));
+  OrThrow(rows.Finish());
+  EXPECT_EQ(cluster.servers_[0]->rows().stats().rows, 0) << "they are gone";
 }
 
 TEST(RowClientTest, ReadingMakesNoRows) {

@@ -1,0 +1,79 @@
+// RowRounds: pushes of gradients of rows that are one update, on one server.
+//
+// In a round each of its parts (a worker's share of a batch) pushes once, in as many frames as it
+// takes; the last one says so, and a part without rows is that one alone. The update is the sum
+// over all parts, in the order of the parts, whatever the order of arrival, divided by the sum of
+// their weights; each row is updated once.
+//
+// A round is applied when all its parts are there and somebody needs it: reads after it, or pushes
+// to a later one. Until then a newer attempt of it, cut for other workers, takes its place.
+//
+// Thread rules: all methods from any thread.
+
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <vector>
+
+#include <cohort/core/clock.h>
+#include <cohort/core/status.h>
+
+#include <cohort/parameter_server.pb.h>
+#include "parameter_server/row_table.h"
+
+namespace cohort::ps {
+
+class RowRounds {
+ public:
+  // A frame's gradients, each id once.
+  struct Rows {
+    std::size_t table = 0;
+    std::vector<std::uint64_t> ids;
+    std::vector<std::uint32_t> counts;
+    std::vector<float> values;  // [ids, dim]
+  };
+
+  // Once, before the other calls. `tables` must outlive this.
+  void Begin(std::span<const std::unique_ptr<RowTable>> tables);
+
+  // Takes a frame of a part. One of an attempt, or a round, that is over is dropped: OK. Aborted: a
+  // round is begun while parts of the one before are missing. InvalidArgument: not as the others
+  // of the round say. Else why an earlier round could not be applied.
+  Status Add(const Round& round, double weight, std::int64_t step, bool last, Rows rows);
+
+  // Waits until every round up to `round` that was begun is applied. False: not yet, at the
+  // deadline. An error of the update is returned from then on.
+  Result<bool> WaitApplied(std::uint64_t round, Deadline deadline);
+
+  // Applies the round that is complete, if there is one.
+  Status Settle();
+
+  // How many parts are there of how many, for messages.
+  std::string Describe() const;
+
+ private:
+  struct Part {
+    std::vector<Rows> frames;
+    double weight = 0;
+    bool complete = false;
+  };
+  bool complete() const;  // under the mutex, as all below
+  Status Apply();
+
+  std::span<const std::unique_ptr<RowTable>> tables_;
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  // Below: under `mutex_`.
+  std::uint64_t round_ = 0;  // the one that is open, or was last
+  bool open_ = false;
+  std::uint32_t attempt_ = 0;
+  std::int64_t step_ = 1;
+  std::vector<Part> parts_;
+  Status failed_;
+};
+
+}  // namespace cohort::ps

@@ -1,0 +1,90 @@
+// ServerRows: sparse tables on parameter servers, of a job whose processes train in step.
+//
+// The processes' gradients for a step are one round (row_rounds.h): every row is updated once, with
+// the sum over all processes in the order of their ranks. What is looked up has all rounds before
+// it.
+//
+// Two things happen behind the training thread. Gradients of rows travel while those of parameters
+// are reduced. And the rows of the next batch are looked up right behind them, after this step's
+// round, while parameters are updated and the next step begins. Which these are is learnt: where
+// the ids of a lookup are those of a feature (int64) of the batch, the same feature of the next
+// batch has the next ids. A lookup that was not foreseen asks the servers itself.
+
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "parameter_server/row_client.h"
+#include "synchronous/step_rows.h"
+
+namespace cohort {
+
+class ServerRows final : public StepRows {
+ public:
+  // `client` must outlive this, which is its only user. `rank` of `processes`.
+  ServerRows(ps::RowClient& client, std::vector<TableSpec> tables, int threads, int rank,
+             int processes);
+  ~ServerRows() override;
+
+  Status Lookup(int table, std::span<const std::uint64_t> ids, bool training,
+                std::span<float> rows) override;
+  Status Apply(std::int64_t step, double divisor, const DistributedBatch* next) override;
+  Status Finish() override;
+  Status Save(int table, FileSystem& files, const std::string& path) override;
+  Status Load(int table, FileSystem& files, const std::string& path) override;
+  void Forget() override;
+  std::int64_t foreseen();  // lookups that were
+
+ protected:
+  void StartBatch(const DistributedBatch& batch) override;
+
+ private:
+  struct Rows {
+    std::vector<std::uint64_t> ids;
+    std::vector<float> values;
+  };
+  struct Round {
+    std::int64_t step = 1;
+    double divisor = 1;
+    std::vector<Rows> gradients;  // by table
+    std::vector<std::pair<int, Rows>> ahead;  // to be looked up
+  };
+
+  void Work();
+  void Carry(Round& round);
+  bool TakeForeseen(int table, std::span<const std::uint64_t> ids, std::span<float> rows);
+  void Learn(int table, std::span<const std::uint64_t> ids);
+  Status CheckFinite(int table, const Rows& gradients) const;
+
+  const int rank_;
+  const int processes_;
+
+  std::mutex client_mutex_;  // held by who uses the client; guards what follows
+  ps::RowClient& client_;
+  std::uint64_t rounds_ = 0;  // pushed
+  std::vector<std::pair<int, Rows>> foreseen_rows_;
+  std::int64_t foreseen_ = 0;  // lookups
+  std::vector<data::Batch> batch_;  // the parts that are being trained on
+  std::set<std::pair<int, std::string>> sources_;  // table, feature
+
+  std::mutex mutex_;  // guards what follows
+  std::condition_variable changed_;
+  Round round_;  // of the worker, while one is under way
+  bool under_way_ = false;
+  bool pushed_ = true;
+  Status push_status_;
+  bool stop_ = false;
+  std::thread worker_;  // last: it uses the rest
+};
+
+}  // namespace cohort

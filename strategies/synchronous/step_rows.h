@@ -1,0 +1,79 @@
+// StepRows: the sparse tables of a model to a synchronous strategy, wherever their rows are, and
+// the gradients of a step that this process's replicas have for them.
+//
+// A row's gradients are added up replica after replica, in the order in which each gave them: the
+// same bits for any number of threads that share the replicas.
+//
+// Thread rules: Lookup from any thread; Add from each replica's own; the others while no replica is
+// in a pass.
+
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <cohort/core/file_system.h>
+#include <cohort/core/status.h>
+#include <cohort/optim/row_source.h>
+#include <cohort/optim/table_spec.h>
+#include <cohort/strategies/strategy.h>
+
+namespace cohort {
+
+class StepRows : public RowSource {
+ public:
+  // `threads`: that give gradients.
+  StepRows(std::vector<TableSpec> tables, int threads);
+
+  // The step that lookups are for, from 1; and a batch of it.
+  void StartStep(std::int64_t step, const DistributedBatch& batch) {
+    step_ = step;
+    StartBatch(batch);
+  }
+
+  void Add(int thread, int table, std::span<const std::uint64_t> ids,
+           std::span<const float> values);
+  void Drop();  // the gradients
+  // Those of a thread since Mark: a part that turned out to weigh nothing.
+  void Mark(int thread);
+  void DropSinceMark(int thread);
+
+  // Updates the rows with the gradients, which are gone then, divided by `divisor`: of the step,
+  // or, where several processes add to the same rows, of this one's part. An error of a gradient
+  // (NaN) has changed no table. `next`: the batch of the next step, where that is known. Finish
+  // waits for the end, and returns what went wrong after Apply.
+  virtual Status Apply(std::int64_t step, double divisor, const DistributedBatch* next) = 0;
+  virtual Status Finish() { return {}; }
+  // What was looked up ahead is no more: rows were loaded.
+  virtual void Forget() {}
+
+  virtual Status Save(int table, FileSystem& files, const std::string& path) = 0;
+  virtual Status Load(int table, FileSystem& files, const std::string& path) = 0;
+
+ protected:
+  virtual void StartBatch(const DistributedBatch& /*batch*/) {}
+  struct Pending {
+    std::vector<std::uint64_t> ids;
+    std::vector<float> values;
+    std::size_t marked_ids = 0;
+  };
+  const TableSpec& SpecOf(int table) const;
+  std::size_t num_tables() const { return tables_.size(); }
+  std::int64_t step() const { return step_; }
+  // Of all threads, for a table.
+  Pending& Gather(std::size_t table);
+
+ private:
+  Pending& PendingOf(int thread, std::size_t table) {
+    return pending_[static_cast<std::size_t>(thread) * tables_.size() + table];
+  }
+
+  const std::vector<TableSpec> tables_;
+  const int threads_;
+  std::vector<Pending> pending_;  // by thread and table
+  std::int64_t step_ = 1;
+};
+
+}  // namespace cohort
