@@ -57,8 +57,10 @@ class GrpcRowClient final : public RowClient {
         layout_(model.Fingerprint()),
         servers_(model.servers),
         incarnation_(options.incarnation),
+        epoch_(options.epoch),
         sequences_(addresses.size(), 0),
-        exchange_(DataChannels(addresses), ServerNames(addresses), options.peer_timeout, "Rows") {}
+        exchange_(DataChannels(addresses), ServerNames(addresses), options.peer_timeout, "Rows",
+                  options.epoch) {}
 
   Status Pull(int table, std::span<const std::uint64_t> ids, std::int64_t step, bool training,
               std::span<float> rows) override;
@@ -77,6 +79,7 @@ class GrpcRowClient final : public RowClient {
     FrameHeader header;
     header.set_client(incarnation_);
     header.set_layout(layout_);
+    header.set_epoch(epoch_);
     header.mutable_rows()->set_table(static_cast<std::uint32_t>(table));
     return header;
   }
@@ -100,6 +103,7 @@ class GrpcRowClient final : public RowClient {
   const std::uint64_t layout_;
   const int servers_;
   const std::uint64_t incarnation_;
+  const std::uint64_t epoch_;
   std::vector<std::uint64_t> sequences_;  // by server
   Exchange exchange_;
 };

@@ -17,8 +17,13 @@ using Base = Rows::WithRawCallbackMethod_Pull<Rows::WithRawCallbackMethod_Push<
 
 class RowService final : public Base {
  public:
-  RowService(RowStore& store, std::function<bool()> ready, std::string name, Log log)
-      : store_(store), ready_(std::move(ready)), name_(std::move(name)), log_(std::move(log)) {}
+  RowService(RowStore& store, EpochGate& gate, std::function<bool()> ready, std::string name,
+             Log log)
+      : store_(store),
+        gate_(gate),
+        ready_(std::move(ready)),
+        name_(std::move(name)),
+        log_(std::move(log)) {}
 
   grpc::ServerUnaryReactor* Pull(Context* context, const grpc::ByteBuffer* request,
                                  grpc::ByteBuffer* reply) override {
@@ -74,15 +79,20 @@ class RowService final : public Base {
                                    grpc::ByteBuffer* reply, bool needs_values, const Fn& fn) {
     Request request;
     Error error;
+    EpochGate::Pass pass;
     if (Result<ReceivedFrame> received = Receive(bytes); !received.ok()) {
       error.set_kind(Error::BAD_FRAME);
       error.set_message(received.status().message());
+    } else if (pass = gate_.Enter(received->frame.header.epoch());
+               pass.error().kind() != Error::NONE) {
+      error = pass.error();
     } else if (needs_values && !ready_()) {
       error.set_kind(Error::NOT_READY);
       error.set_message("not all variables have been initialised");
     } else {
       request.received = std::move(received).value();
       request.header.mutable_rows()->set_tag(request.received.frame.header.rows().tag());
+      request.header.set_epoch(request.received.frame.header.epoch());
       error = fn(request);
     }
     if (error.kind() != Error::NONE) {
@@ -97,6 +107,7 @@ class RowService final : public Base {
   }
 
   RowStore& store_;
+  EpochGate& gate_;
   const std::function<bool()> ready_;
   const std::string name_;
   const Log log_;
@@ -104,9 +115,10 @@ class RowService final : public Base {
 
 }  // namespace
 
-std::unique_ptr<grpc::Service> MakeRowService(RowStore& store, std::function<bool()> ready,
-                                              std::string name, const Log& log) {
-  return std::make_unique<RowService>(store, std::move(ready), std::move(name), log);
+std::unique_ptr<grpc::Service> MakeRowService(RowStore& store, EpochGate& gate,
+                                              std::function<bool()> ready, std::string name,
+                                              const Log& log) {
+  return std::make_unique<RowService>(store, gate, std::move(ready), std::move(name), log);
 }
 
 }  // namespace cohort::ps

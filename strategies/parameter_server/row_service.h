@@ -11,13 +11,15 @@
 
 #include <cohort/core/log.h>
 
+#include "parameter_server/epoch_gate.h"
 #include "parameter_server/row_store.h"
 
 namespace cohort::ps {
 
 // `ready`: have all variables of this server been assigned? Until then pulls and pushes are
-// NOT_READY. Both must outlive the service.
-std::unique_ptr<grpc::Service> MakeRowService(RowStore& store, std::function<bool()> ready,
-                                              std::string name, const Log& log);
+// NOT_READY. All must outlive the service.
+std::unique_ptr<grpc::Service> MakeRowService(RowStore& store, EpochGate& gate,
+                                              std::function<bool()> ready, std::string name,
+                                              const Log& log);
 
 }  // namespace cohort::ps
