@@ -494,7 +494,8 @@ void Job::MakeClients(std::uint64_t epoch) {
 // ---- When a server is lost ----------------------------------------------------------------------
 
 // On a thread of the coordination service.
-void Job::ServerLost(CoordinationServer& server, const TaskId& task, const Status& why) {
+void Job::ServerLost(CoordinationServer& server, const TaskId& task, const Status& how) {
+  const Status why = Unavailable(how.message());  // also where another has replaced it
   const std::optional<std::uint64_t> present = server.Incarnation(task);
   {
     const std::lock_guard lock(failure_mutex_);

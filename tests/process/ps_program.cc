@@ -4,15 +4,19 @@
 //   ps_program [--epochs N] [--examples N] [--batch N] [--consistency C] [--join-ms N] [--fail-at
 //   STEP]
 //              [--hold-at STEP --hold TASK] [--rejoin-ms N] [--folder DIR [--save-steps N]]
+//              [--gate FILE --gate-at STEP]
 //
 // --folder: the loop is Trainer::Fit, which saves there.
+// --gate FILE: worker:0 does not go beyond its step --gate-at before there is such a file.
 // --hold-at: TASK says "holding" in that step function of its own, and never comes back from it.
 
 #include <unistd.h>
 
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <string>
+#include <thread>
 
 #include <CLI/CLI.hpp>
 
@@ -38,6 +42,8 @@ struct Options {
   int rejoin_ms = 60'000;
   std::string folder;
   int save_steps = 0;
+  std::string gate;
+  int gate_at = 0;
   int hold_at = 0;
   int fail_at = 0;
   std::string hold;
@@ -60,6 +66,11 @@ StepFn StepOf(const Options& options, const std::string& self, int& steps) {
       Say("holding");
       for (;;) {
         ::pause();
+      }
+    }
+    if (steps == options.gate_at && self == "worker:0") {
+      while (!std::filesystem::exists(options.gate)) {  // the test ends this process at its deadline
+        std::this_thread::sleep_for(std::chrono::milliseconds(2));
       }
     }
     if (steps == options.fail_at) {
@@ -174,6 +185,8 @@ int main(int argc, char** argv) {
   app.add_option("--rejoin-ms", options.rejoin_ms);
   app.add_option("--folder", options.folder);
   app.add_option("--save-steps", options.save_steps);
+  app.add_option("--gate", options.gate);
+  app.add_option("--gate-at", options.gate_at);
   app.add_option("--hold-at", options.hold_at);
   app.add_option("--hold", options.hold);
   app.add_option("--fail-at", options.fail_at);
