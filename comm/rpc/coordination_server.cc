@@ -112,6 +112,13 @@ class Server final : public CoordinationServer, private wire::Coordination::Call
 
   int port() const override { return port_; }
   std::vector<TaskId> Alive() const override { return state_.Alive(); }
+  std::optional<std::uint64_t> Incarnation(const TaskId& task) const override {
+    return state_.Incarnation(task);
+  }
+  void Fail(const Status& why) override {
+    state_.Fail(why);
+    Poke();
+  }
   void OnTaskLost(std::function<void(const TaskId&, const Status&)> callback) override {
     const std::lock_guard lock(mutex_);
     on_lost_.push_back(std::move(callback));

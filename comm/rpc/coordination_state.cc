@@ -484,6 +484,12 @@ void CoordinationState::Fail(const Status& failure, Completions& completions) {
   EndWaits(failure, completions);
 }
 
+void CoordinationState::Fail(const Status& why) {
+  Completions completions;
+  const std::lock_guard lock(mutex_);
+  Fail(why, completions);
+}
+
 void CoordinationState::EndWaits(const Status& status, Completions& completions) {
   for (auto& [id, task] : tasks_) {
     task.unwatched.FinishAll(status, completions);
@@ -729,6 +735,13 @@ std::vector<TaskId> CoordinationState::Alive() const {
     }
   }
   return alive;
+}
+
+std::optional<std::uint64_t> CoordinationState::Incarnation(const TaskId& id) const {
+  const std::lock_guard lock(mutex_);
+  const auto task = tasks_.find(id);
+  return task != tasks_.end() && task->second.present() ? std::optional(task->second.incarnation)
+                                                        : std::nullopt;
 }
 
 }  // namespace cohort

@@ -85,12 +85,15 @@ class CoordinationState {
   Deadline Tick();
   // Tasks that may leave and have gone since the last call, and how.
   std::vector<std::pair<TaskId, Status>> TakeLost();
+  // The job, unless it is over or has failed, fails with `why`.
+  void Fail(const Status& why);
   // Every wait is answered; the job, unless it is over, has failed with `why`.
   void Stop(const Status& why);
 
   Status failure() const;
   bool complete() const;  // every task has joined
   std::vector<TaskId> Alive() const;
+  std::optional<std::uint64_t> Incarnation(const TaskId& id) const;  // of one that is present
 
   // The tasks that have not joined, with their addresses.
   std::vector<std::pair<TaskId, std::string>> Missing() const;

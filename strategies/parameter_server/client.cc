@@ -51,6 +51,7 @@ class GrpcClient final : public Client {
   const std::vector<Chunk>& chunks() const override { return chunks_; }
 
   Status Declare() override;
+  Result<std::uint64_t> Begin(std::span<const std::uint64_t> retired) override;
   Status Assign(std::span<const float> values, std::span<const std::span<float>> slots,
                 std::uint64_t version) override;
   Status Pull(std::span<float> values, bool everything) override;
@@ -79,7 +80,12 @@ class GrpcClient final : public Client {
     FrameHeader header;
     header.set_client(options_.incarnation);
     header.set_layout(fingerprint_);
+    header.set_epoch(options_.epoch);
     return header;
+  }
+  template <typename Reply>
+  Status Taken(const Reply& reply, std::size_t server) const {
+    return reply.has_error() ? ToStatus(reply.error(), names_[server]) : OkStatus();
   }
   Result<std::string> Locate(int server);
   // Where values, and slots where given, of a reply go; and what is known when they are there.
@@ -153,6 +159,22 @@ Status GrpcClient::Declare() {
   return {};
 }
 
+Result<std::uint64_t> GrpcClient::Begin(std::span<const std::uint64_t> retired) {
+  BeginRequest request;
+  request.set_epoch(options_.epoch);
+  request.mutable_retired()->Assign(retired.begin(), retired.end());
+  std::uint64_t version = 0;
+  for (std::size_t s = 0; s < control_.size(); ++s) {
+    BeginReply reply;
+    COHORT_RETURN_IF_ERROR(Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
+      return stub.Begin(context, request, &reply);
+    }));
+    COHORT_RETURN_IF_ERROR(Taken(reply, s));
+    version = std::max<std::uint64_t>(version, reply.version());
+  }
+  return version;
+}
+
 Status GrpcClient::Assign(std::span<const float> values, std::span<const std::span<float>> slots,
                           std::uint64_t version) {
   const int copies = 1 + static_cast<int>(slots.size());
@@ -180,6 +202,9 @@ Status GrpcClient::Assign(std::span<const float> values, std::span<const std::sp
 ReplyHandler GrpcClient::Into(std::span<float> values, std::span<const std::span<float>> slots) {
   const auto place = [this, values, slots](int server,
                                            const FrameHeader& header) -> Result<Places> {
+    if (header.epoch() != options_.epoch) {
+      return StaleReply(names_[static_cast<std::size_t>(server)], header.epoch(), options_.epoch);
+    }
     Places places;
     for (int i = 0; i < header.chunks_size(); ++i) {
       const std::size_t c = header.chunks(i);
@@ -313,11 +338,13 @@ Status GrpcClient::Settle(std::uint64_t round, const Commit& commit, double clip
     NormsRequest request;
     request.set_layout(fingerprint_);
     request.set_round(round);
+    request.set_epoch(options_.epoch);
     *request.mutable_commit() = commit;
     NormsReply reply;
     COHORT_RETURN_IF_ERROR(Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
       return stub.Norms(context, request, &reply);
     }));
+    COHORT_RETURN_IF_ERROR(Taken(reply, s));
     weight = std::max(weight, reply.weight());
     for (int i = 0; i < std::min(reply.chunks_size(), reply.squares_size()); ++i) {
       squares.at(reply.chunks(i)) = reply.squares(i);
@@ -330,11 +357,13 @@ Status GrpcClient::Settle(std::uint64_t round, const Commit& commit, double clip
   request.set_layout(fingerprint_);
   request.set_round(round);
   request.set_factor(ClipFactor(squared_norm * scale * scale, clip_norm));
+  request.set_epoch(options_.epoch);
   for (std::size_t s = 0; s < control_.size(); ++s) {
+    SettleReply reply;
     COHORT_RETURN_IF_ERROR(Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
-      SettleReply reply;
       return stub.Settle(context, request, &reply);
     }));
+    COHORT_RETURN_IF_ERROR(Taken(reply, s));
   }
   return {};
 }

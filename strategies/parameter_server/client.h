@@ -3,7 +3,8 @@
 // Values and gradients are arenas laid out as ParameterSet::all(); the client cuts them into frames
 // and has several of them under way at a time. A call that fails for want of a connection is
 // repeated, with the same sequence number, until the server has been silent for `peer_timeout`;
-// then the error is Unavailable and names the server.
+// then the error is Unavailable and names the server. So it is where a server has been replaced, or
+// rolled back, since: a client is of one epoch.
 //
 // Thread rules: one thread calls; Abort from any.
 
@@ -27,6 +28,7 @@ namespace cohort::ps {
 struct ClientOptions {
   std::uint64_t incarnation = 1;  // of this process: never used by another, nor by its successor
   std::string task;               // "worker:1", for messages
+  std::uint64_t epoch = 0;        // of the servers' values; those of another are Unavailable
   std::chrono::milliseconds peer_timeout{10'000};
   // How long a read may wait, under bounded staleness, for workers that are behind.
   std::chrono::milliseconds read_timeout{120'000};
@@ -48,6 +50,10 @@ class Client {
   virtual const std::vector<Chunk>& chunks() const = 0;
   // Tells every server what the model is; FailedPrecondition where one knows another.
   virtual Status Declare() = 0;
+  // The chief's: begins the client's epoch on every server, which is NOT_READY until all is
+  // assigned; nothing of the clients `retired` is taken in it. Returns the greatest version that a
+  // server had until then.
+  virtual Result<std::uint64_t> Begin(std::span<const std::uint64_t> retired) = 0;
   // Sets every chunk, with slots unless `slots` is empty, to `version`.
   virtual Status Assign(std::span<const float> values, std::span<const std::span<float>> slots,
                         std::uint64_t version) = 0;

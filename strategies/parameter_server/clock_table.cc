@@ -60,6 +60,14 @@ void ClockTable::Retire(std::uint64_t worker) {
   changed_.notify_all();
 }
 
+void ClockTable::Reset() {
+  {
+    const std::lock_guard lock(mutex_);
+    workers_.clear();
+  }
+  changed_.notify_all();
+}
+
 bool ClockTable::Await(std::uint64_t worker, Deadline deadline) {
   std::unique_lock lock(mutex_);
   if (retired_.contains(worker)) {

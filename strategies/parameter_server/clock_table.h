@@ -30,6 +30,8 @@ class ClockTable {
   void Advance(std::uint64_t worker);
   void Pause(std::uint64_t worker);
   void Retire(std::uint64_t worker);
+  // Nobody has made a step; those that were retired stay so.
+  void Reset();
   // Until a read of `worker` is fresh; false at the deadline.
   bool Await(std::uint64_t worker, Deadline deadline);
 

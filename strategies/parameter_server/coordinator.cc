@@ -4,8 +4,14 @@
 
 #include <algorithm>
 #include <set>
+#include <utility>
 
 namespace cohort::ps {
+namespace {
+
+constexpr std::size_t kMaxCourses = 8;  // saves that can be gone back to
+
+}  // namespace
 
 Coordinator::Coordinator(CoordinatorOptions options) : options_(std::move(options)) {
   for (const TaskId& worker : options_.workers) {
@@ -26,6 +32,7 @@ void Coordinator::Open(std::int64_t step) {
       }
     }
     rounds_.emplace(static_cast<std::uint64_t>(step), std::move(expected), options_.backup_workers);
+    courses_.push_back({.step = step, .epochs = {}, .rounds = rounds_, .again = {}});
   }
   changed_.notify_all();
 }
@@ -153,15 +160,24 @@ Result<Coordinator::Epoch*> Coordinator::FindEpoch(const EpochKey& key, std::int
   return &epochs_.emplace(key, std::move(epoch)).first->second;
 }
 
-Result<SplitReply> Coordinator::NextSplit(const Sender& sender, const EpochKey& key,
+Result<SplitReply> Coordinator::NextSplit(const Sender& sender, const EpochKey& asked,
                                           std::int64_t first_batch, const FinishedSplit& finished,
                                           Duration wait) {
   const Deadline deadline = DeadlineAfter(wait);
   std::unique_lock lock(mutex_);
   for (bool acknowledged = finished.id == 0;;) {
     COHORT_RETURN_IF_ERROR(CheckSender(sender));
+    if (Stale(sender)) {
+      return SplitReply{.progress = Progress::kStale};
+    }
     if (rounds_.has_value()) {
-      COHORT_ASSIGN_OR_RETURN(Epoch * epoch, FindEpoch(key, first_batch, false));
+      if (!std::exchange(acknowledged, true)) {
+        FinishSplit(sender.task, asked, finished);
+        changed_.notify_all();
+      }
+      std::int64_t first = first_batch;
+      const EpochKey key = Due(asked, &first);
+      COHORT_ASSIGN_OR_RETURN(Epoch * epoch, FindEpoch(key, first, false));
       if (epoch == nullptr) {
         return SplitReply{.progress = Progress::kOver};
       }
@@ -174,21 +190,12 @@ Result<SplitReply> Coordinator::NextSplit(const Sender& sender, const EpochKey& 
           left.splits->Lost(sender.task);
         }
       }
-      if (!acknowledged) {
-        if (epoch->splits->Finish(sender.task, finished.id)) {
-          epoch->steps += finished.steps;
-          epoch->sums.Add(finished.sums);
-        }
-        acknowledged = true;
-        ReportIfOver(key, *epoch);
-        changed_.notify_all();
-      }
       if (epoch->splits->over()) {
         ReportIfOver(key, *epoch);
         return SplitReply{.progress = Progress::kOver};
       }
       if (const std::optional<Split> split = epoch->splits->Next(sender.task, cutting_)) {
-        return SplitReply{.progress = Progress::kGo, .split = *split};
+        return SplitReply{.progress = Progress::kGo, .split = *split, .epoch = key.epoch};
       }
     }
     if (!Pause(lock, deadline)) {
@@ -197,31 +204,71 @@ Result<SplitReply> Coordinator::NextSplit(const Sender& sender, const EpochKey& 
   }
 }
 
-void Coordinator::Acknowledge(const TaskId& worker, const EpochKey& key,
+void Coordinator::FinishSplit(const TaskId& worker, const EpochKey& key,
+                              const FinishedSplit& finished) {
+  const EpochKey of = {key.dataset, finished.epoch < 0 ? key.epoch : finished.epoch};
+  const auto epoch = epochs_.find(of);
+  if (epoch == epochs_.end() || !epoch->second.splits.has_value()) {
+    return;
+  }
+  if (epoch->second.splits->Finish(worker, finished.id)) {
+    epoch->second.steps += finished.steps;
+    epoch->second.sums.Add(finished.sums);
+  }
+  ReportIfOver(of, epoch->second);
+}
+
+void Coordinator::Acknowledge(const Sender& sender, const EpochKey& key,
                               const FinishedSplit& finished) {
   {
     const std::lock_guard lock(mutex_);
-    const auto epoch = epochs_.find(key);
-    if (epoch == epochs_.end() || !epoch->second.splits.has_value()) {
+    if (Stale(sender)) {
       return;
     }
-    if (epoch->second.splits->Finish(worker, finished.id)) {
-      epoch->second.steps += finished.steps;
-      epoch->second.sums.Add(finished.sums);
-    }
-    ReportIfOver(key, epoch->second);
+    FinishSplit(sender.task, key, finished);
   }
   changed_.notify_all();
 }
 
-Result<RoundReply> Coordinator::JoinRound(const Sender& sender, const EpochKey& key,
+// After a roll-back: what is left of the epochs since comes first, in order, for all who ask for
+// one of them or a later one.
+EpochKey Coordinator::Due(const EpochKey& asked, std::int64_t* first_batch) {
+  while (!again_.empty()) {
+    const auto& [key, first] = *again_.begin();
+    if (key.dataset != asked.dataset || key.epoch > asked.epoch) {
+      break;
+    }
+    if (!IsOver(key)) {
+      *first_batch = first;
+      return key;
+    }
+    again_.erase(again_.begin());
+  }
+  return asked;
+}
+
+bool Coordinator::IsOver(const EpochKey& key) const {
+  const auto epoch = epochs_.find(key);
+  if (epoch == epochs_.end()) {
+    return false;
+  }
+  return epoch->second.splits.has_value() ? epoch->second.splits->over()
+                                          : rounds_->next_batch(key) >= epoch->second.batches;
+}
+
+Result<RoundReply> Coordinator::JoinRound(const Sender& sender, const EpochKey& asked,
                                           std::int64_t first_batch, Duration wait) {
   const Deadline deadline = DeadlineAfter(wait);
   std::unique_lock lock(mutex_);
   for (;;) {
     COHORT_RETURN_IF_ERROR(CheckSender(sender));
+    if (Stale(sender)) {
+      return RoundReply{.progress = Progress::kStale};
+    }
     if (rounds_.has_value()) {
-      COHORT_ASSIGN_OR_RETURN(Epoch * epoch, FindEpoch(key, first_batch, true));
+      std::int64_t first = first_batch;
+      const EpochKey key = Due(asked, &first);
+      COHORT_ASSIGN_OR_RETURN(Epoch * epoch, FindEpoch(key, first, true));
       if (epoch == nullptr) {
         return RoundReply{.progress = Progress::kOver};
       }
@@ -229,6 +276,9 @@ Result<RoundReply> Coordinator::JoinRound(const Sender& sender, const EpochKey& 
       const RoundTable::Reply answer = rounds_->Join(sender.task, key, &reply.part);
       if (answer == RoundTable::Reply::kOver) {
         ReportIfOver(key, *epoch);
+        if (key != asked) {
+          continue;
+        }
         reply.progress = Progress::kOver;
         return reply;
       }
@@ -250,6 +300,9 @@ Result<FinishReply> Coordinator::FinishRound(const Sender& sender, std::uint64_t
   std::unique_lock lock(mutex_);
   for (;;) {
     COHORT_RETURN_IF_ERROR(CheckSender(sender));
+    if (Stale(sender)) {
+      return FinishReply{.progress = Progress::kStale};
+    }
     if (!rounds_.has_value()) {
       return FailedPrecondition("no rounds have begun");
     }
@@ -330,8 +383,9 @@ Result<std::optional<Coordinator::Cut>> Coordinator::BeginCut(Duration wait) {
   cutting_ = true;
   rounds_->Hold(true);
   changed_.notify_all();  // what was returned is taken at once
-  while (UnderWay()) {
+  while (recovering_ || UnderWay()) {
     COHORT_RETURN_IF_ERROR(failure_);
+    COHORT_RETURN_IF_ERROR(server_loss_);
     COHORT_RETURN_IF_ERROR(CheckLonely());
     if (!Pause(lock, deadline)) {
       return std::optional<Cut>();
@@ -353,6 +407,98 @@ bool Coordinator::WorkIsBack() const {
   const std::lock_guard lock(mutex_);
   return !epochs_.empty() && epochs_.rbegin()->second.splits.has_value() &&
          epochs_.rbegin()->second.splits->returned();
+}
+
+void Coordinator::SetView(std::uint64_t epoch, std::vector<std::string> addresses) {
+  {
+    const std::lock_guard lock(mutex_);
+    view_ = {.epoch = epoch, .recovering = false, .addresses = std::move(addresses), .why = {}};
+  }
+  changed_.notify_all();
+}
+
+void Coordinator::ServerLost(const Status& why) {
+  {
+    const std::lock_guard lock(mutex_);
+    recovering_ = true;
+    server_loss_ = why;
+    view_.recovering = true;
+    view_.why = why.message();
+  }
+  changed_.notify_all();
+}
+
+bool Coordinator::recovering() const {
+  const std::lock_guard lock(mutex_);
+  return recovering_;
+}
+
+ServerView Coordinator::AwaitView(std::uint64_t epoch, bool recovering, Duration wait) const {
+  std::unique_lock lock(mutex_);
+  changed_.wait_until(lock, DeadlineAfter(wait), [&] {
+    return stopped_ || view_.epoch != epoch || view_.recovering != recovering;
+  });
+  return view_;
+}
+
+void Coordinator::Remember(std::int64_t step) {
+  const std::lock_guard lock(mutex_);
+  courses_.push_back({.step = step, .epochs = epochs_, .rounds = rounds_, .again = again_});
+  if (courses_.size() > kMaxCourses) {
+    courses_.pop_front();
+  }
+}
+
+Status Coordinator::RollBack(std::int64_t step, std::uint64_t epoch,
+                             std::vector<std::string> addresses) {
+  {
+    const std::lock_guard lock(mutex_);
+    const auto found = std::find_if(courses_.rbegin(), courses_.rend(),
+                                    [&](const Course& course) { return course.step == step; });
+    if (found == courses_.rend()) {
+      return FailedPrecondition("the last whole save is of step " + std::to_string(step) +
+                                ", where this job has not been [restart the job, which goes on "
+                                "from that save]");
+    }
+    courses_.erase(found.base(), courses_.end());
+    const Course& course = courses_.back();
+    std::map<EpochKey, std::int64_t> again = course.again;
+    const auto add = [&](const EpochKey& key, std::int64_t first) {
+      if (!course.epochs.contains(key)) {
+        again.emplace(key, first);
+      }
+    };
+    for (const auto& [key, of_key] : epochs_) {
+      add(key, of_key.first_batch);
+    }
+    for (const auto& [key, first] : again_) {
+      add(key, first);
+    }
+    if (!course.epochs.empty()) {  // the one that was under way; if it is over, Due drops it
+      again.emplace(course.epochs.rbegin()->first, course.epochs.rbegin()->second.first_batch);
+    }
+    if (!again.empty() && again.begin()->first.dataset != again.rbegin()->first.dataset) {
+      return FailedPrecondition(
+          "the last save is of another data set's epochs than the workers are at, and they cannot "
+          "go back there [restart the job, which goes on from that save]");
+    }
+    epochs_ = course.epochs;
+    rounds_ = course.rounds;
+    std::set<TaskId> expected;
+    for (const auto& [task, worker] : workers_) {
+      if (worker.phase == Phase::kExpected || worker.phase == Phase::kAttached) {
+        expected.insert(task);
+      }
+    }
+    rounds_->Restart(std::move(expected));
+    again_ = std::move(again);
+    cutting_ = false;
+    recovering_ = false;
+    server_loss_ = OkStatus();
+    view_ = {.epoch = epoch, .recovering = false, .addresses = std::move(addresses), .why = {}};
+  }
+  changed_.notify_all();
+  return {};
 }
 
 void Coordinator::EndCut() {
@@ -409,9 +555,16 @@ Status Coordinator::CheckLonely() const {
 
 Result<bool> Coordinator::WaitOver(Duration wait) {
   std::unique_lock lock(mutex_);
-  changed_.wait_until(lock, DeadlineAfter(wait), [this] { return OverLocked(); });
+  changed_.wait_until(lock, DeadlineAfter(wait), [this] { return recovering_ || OverLocked(); });
+  COHORT_RETURN_IF_ERROR(server_loss_);
   if (OverLocked()) {
-    return true;
+    const bool left = std::any_of(again_.begin(), again_.end(),
+                                  [this](const auto& due) { return !IsOver(due.first); });
+    return left ? Result<bool>(Unavailable(
+                      "the servers were rolled back when the workers had ended, and nobody is left "
+                      "to train the steps since again [restart the job, which goes on from its "
+                      "last save]"))
+                : Result<bool>(true);
   }
   COHORT_RETURN_IF_ERROR(CheckLonely());
   return false;

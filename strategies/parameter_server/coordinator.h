@@ -1,6 +1,9 @@
 // Coordinator: hands out the data of a parameter-server job, or the calls of its functions, and
 // knows when the job is over. It lives in the chief's process.
 //
+// When the servers are rolled back to a save, it goes back to where it was then. Workers need not:
+// who asks for an epoch is given first what is left of earlier ones.
+//
 // State without a network (Coordinator), the service around it, and the workers' side of it.
 //
 // Thread rules: all methods from any thread. Calls that wait do so for at most the time given.
@@ -10,6 +13,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -35,6 +39,15 @@ namespace cohort::ps {
 struct Sender {
   TaskId task;
   std::uint64_t incarnation = 0;
+  std::uint64_t epoch = 0;  // of the servers, as it knows it
+};
+
+// Where the servers are. Each roll-back begins another epoch of theirs (epoch_gate.h).
+struct ServerView {
+  std::uint64_t epoch = 0;  // 0: not known yet
+  bool recovering = false;  // one is lost
+  std::vector<std::string> addresses;
+  std::string why;  // recovering: what became of it
 };
 
 struct DatasetInfo {
@@ -47,14 +60,17 @@ struct DatasetInfo {
 // A split that its worker has finished, and what its steps came to. id 0: none.
 struct FinishedSplit {
   std::int64_t id = 0;
+  std::int64_t epoch = -1;  // that it is of; -1: that which is asked for
   std::int64_t steps = 0;
   RoundSums sums;
 };
 
-enum class Progress { kWait, kGo, kOver };
+// kStale: the servers are in another epoch than the sender, or are being rolled back.
+enum class Progress { kWait, kGo, kOver, kStale };
 struct SplitReply {
   Progress progress = Progress::kWait;
   Split split;
+  std::int64_t epoch = 0;  // that it is of
 };
 struct RoundReply {
   Progress progress = Progress::kWait;
@@ -96,7 +112,7 @@ class Coordinator {
                                Duration wait);
   // What NextSplit does first: the split is finished. Repetitions, and splits of others, are
   // ignored.
-  void Acknowledge(const TaskId& worker, const EpochKey& epoch, const FinishedSplit& finished);
+  void Acknowledge(const Sender& sender, const EpochKey& epoch, const FinishedSplit& finished);
   Result<RoundReply> JoinRound(const Sender& sender, const EpochKey& epoch,
                                std::int64_t first_batch, Duration wait);
   Result<FinishReply> FinishRound(const Sender& sender, std::uint64_t round, int attempt,
@@ -120,6 +136,20 @@ class Coordinator {
   void CloseFunctions();
   // The job has failed: Schedule, Join and Fetch no longer wait.
   void Fail(const Status& why);
+
+  // Servers. The first view, and what becomes of it: from ServerLost on nothing is handed out, and
+  // waits in the chief end with `why`, until RollBack.
+  void SetView(std::uint64_t epoch, std::vector<std::string> addresses);
+  void ServerLost(const Status& why);
+  bool recovering() const;
+  // Until it is another one than that, or the time is over.
+  ServerView AwaitView(std::uint64_t epoch, bool recovering, Duration wait) const;
+  // In a cut: the servers' values, at `step`, have been saved and can be gone back to; so can those
+  // of Open.
+  void Remember(std::int64_t step);
+  // The servers have the values of `step` again. FailedPrecondition if that is not remembered, or
+  // if workers have gone on to another data set since.
+  Status RollBack(std::int64_t step, std::uint64_t epoch, std::vector<std::string> addresses);
 
   // A point between two updates: everything before (epoch, batch) is done, nothing after has begun.
   struct Cut {
@@ -177,13 +207,17 @@ class Coordinator {
   Status Await(std::unique_lock<std::mutex>& lock, Deadline deadline, const char* what,
                const Ready& ready);
   bool OverLocked() const;
+  bool Stale(const Sender& sender) const { return recovering_ || sender.epoch != view_.epoch; }
+  EpochKey Due(const EpochKey& asked, std::int64_t* first_batch);
+  bool IsOver(const EpochKey& key) const;
+  void FinishSplit(const TaskId& worker, const EpochKey& key, const FinishedSplit& finished);
   bool UnderWay() const;
   EpochCoverage CoverageOf(const EpochKey& key, const Epoch& epoch) const;
   void ReportIfOver(const EpochKey& key, Epoch& epoch);
 
   const CoordinatorOptions options_;
   mutable std::mutex mutex_;
-  std::condition_variable changed_;
+  mutable std::condition_variable changed_;
   std::map<TaskId, Worker> workers_;
   std::vector<std::optional<DatasetInfo>> datasets_;
   std::map<EpochKey, Epoch> epochs_;
@@ -191,6 +225,18 @@ class Coordinator {
   std::optional<ClosureQueue> closures_;  // from OpenFunctions on
   bool closures_closed_ = false;
   bool cutting_ = false;
+  // What can be gone back to: the course of things when it was saved.
+  struct Course {
+    std::int64_t step = 0;
+    std::map<EpochKey, Epoch> epochs;
+    std::optional<RoundTable> rounds;
+    std::map<EpochKey, std::int64_t> again;
+  };
+  std::deque<Course> courses_;
+  std::map<EpochKey, std::int64_t> again_;  // due since a roll-back, with their first batches
+  ServerView view_;
+  bool recovering_ = false;
+  Status server_loss_;
   Status failure_;
   std::optional<Deadline> lonely_since_;
   Status last_loss_;
@@ -206,16 +252,24 @@ class CoordinatorServer {
                                                           Coordinator& coordinator);
 };
 
-// A process's side of it. Waiting calls wait until there is an answer; they end with Abort's
+// A process's side of it. Where its epoch is stale, calls for work are Unavailable. Waiting calls wait until there is an answer; they end with Abort's
 // status, or with Unavailable when the coordinator has not answered for `peer_timeout`.
 class CoordinatorClient {
  public:
   virtual ~CoordinatorClient() = default;
   virtual Status Attach() = 0;
+  // The servers' epoch that this process is in from now on.
+  virtual void SetEpoch(std::uint64_t epoch) = 0;
+  // The view, when it is another one than that, or after a second or so.
+  virtual Result<ServerView> AwaitView(std::uint64_t epoch, bool recovering) = 0;
   virtual Status OpenDataset(int dataset, const DatasetInfo& info) = 0;
   // Nothing: the epoch is over.
-  virtual Result<std::optional<Split>> NextSplit(const EpochKey& epoch, std::int64_t first_batch,
-                                                 const FinishedSplit& finished) = 0;
+  struct EpochSplit : Split {
+    std::int64_t epoch = 0;  // that it is of
+  };
+  virtual Result<std::optional<EpochSplit>> NextSplit(const EpochKey& epoch,
+                                                      std::int64_t first_batch,
+                                                      const FinishedSplit& finished) = 0;
   virtual Result<std::optional<RoundPart>> JoinRound(const EpochKey& epoch,
                                                      std::int64_t first_batch) = 0;
   // The sums of the whole round. Nothing: superseded.

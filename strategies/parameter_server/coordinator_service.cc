@@ -15,7 +15,7 @@ constexpr std::chrono::milliseconds kCallTimeout{5'000};  // beside that
 
 Result<Sender> SenderOf(const SenderId& from) {
   COHORT_ASSIGN_OR_RETURN(const TaskId task, TaskId::Parse(from.task()));
-  return Sender{.task = task, .incarnation = from.incarnation()};
+  return Sender{.task = task, .incarnation = from.incarnation(), .epoch = from.epoch()};
 }
 
 RoundSums SumsOf(double loss_sum, double weight,
@@ -41,6 +41,7 @@ RoundCommit CommitOf(const Commit& from) {
 
 FinishedSplit FinishedOf(const NextSplitRequest& request) {
   return {.id = request.finished(),
+          .epoch = request.finished_epoch(),
           .steps = request.steps(),
           .sums = SumsOf(request.loss_sum(), request.weight(), request.metric_sums())};
 }
@@ -53,6 +54,16 @@ class Service final : public Coordination::Service {
   grpc::Status Attach(grpc::ServerContext*, const AttachRequest* request, AttachReply*) override {
     return Answer(request->sender(),
                   [&](const Sender& sender) -> Status { return coordinator_.Attach(sender); });
+  }
+
+  grpc::Status AwaitView(grpc::ServerContext*, const ViewRequest* request,
+                         ViewReply* reply) override {
+    const ServerView view = coordinator_.AwaitView(request->epoch(), request->recovering(), kPoll);
+    reply->set_epoch(view.epoch);
+    reply->set_recovering(view.recovering);
+    reply->mutable_servers()->Assign(view.addresses.begin(), view.addresses.end());
+    reply->set_why(view.why);
+    return grpc::Status::OK;
   }
 
   grpc::Status OpenDataset(grpc::ServerContext*, const OpenDatasetRequest* request,
@@ -72,9 +83,11 @@ class Service final : public Coordination::Service {
           coordinator_.NextSplit(
               sender, {.dataset = static_cast<int>(request->dataset()), .epoch = request->epoch()},
               request->first_batch(), FinishedOf(*request), kPoll));
-      reply->set_kind(got.progress == Progress::kGo     ? NextSplitReply::SPLIT
-                      : got.progress == Progress::kOver ? NextSplitReply::EPOCH_OVER
-                                                        : NextSplitReply::WAIT);
+      reply->set_kind(got.progress == Progress::kGo      ? NextSplitReply::SPLIT
+                      : got.progress == Progress::kOver  ? NextSplitReply::EPOCH_OVER
+                      : got.progress == Progress::kStale ? NextSplitReply::STALE
+                                                         : NextSplitReply::WAIT);
+      reply->set_epoch(got.epoch);
       reply->set_id(got.split.id);
       reply->set_begin(got.split.begin);
       reply->set_end(got.split.end);
@@ -90,9 +103,11 @@ class Service final : public Coordination::Service {
           coordinator_.JoinRound(
               sender, {.dataset = static_cast<int>(request->dataset()), .epoch = request->epoch()},
               request->first_batch(), kPoll));
-      reply->set_kind(got.progress == Progress::kGo     ? JoinRoundReply::PART
-                      : got.progress == Progress::kOver ? JoinRoundReply::EPOCH_OVER
-                                                        : JoinRoundReply::WAIT);
+      reply->set_kind(got.progress == Progress::kGo      ? JoinRoundReply::PART
+                      : got.progress == Progress::kOver  ? JoinRoundReply::EPOCH_OVER
+                      : got.progress == Progress::kStale ? JoinRoundReply::STALE
+                                                         : JoinRoundReply::WAIT);
+      reply->set_epoch(got.part.epoch.epoch);
       Round* round = reply->mutable_round();
       round->set_round(got.part.round);
       round->set_attempt(static_cast<std::uint32_t>(got.part.attempt));
@@ -112,9 +127,10 @@ class Service final : public Coordination::Service {
           coordinator_.FinishRound(
               sender, request->round(), static_cast<int>(request->attempt()),
               SumsOf(request->loss_sum(), request->weight(), request->metric_sums()), kPoll));
-      reply->set_kind(got.progress == Progress::kGo     ? FinishRoundReply::APPLIED
-                      : got.progress == Progress::kOver ? FinishRoundReply::SUPERSEDED
-                                                        : FinishRoundReply::WAIT);
+      reply->set_kind(got.progress == Progress::kGo      ? FinishRoundReply::APPLIED
+                      : got.progress == Progress::kOver  ? FinishRoundReply::SUPERSEDED
+                      : got.progress == Progress::kStale ? FinishRoundReply::STALE
+                                                         : FinishRoundReply::WAIT);
       reply->set_loss_sum(got.total.loss_sum);
       reply->set_weight(got.total.weight);
       reply->mutable_metric_sums()->Assign(got.total.metric_sums.begin(),
@@ -209,6 +225,21 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
     return Call([&](grpc::ClientContext* c) { return stub_->Attach(c, request, &reply); });
   }
 
+  void SetEpoch(std::uint64_t epoch) override { self_.set_epoch(epoch); }
+
+  Result<ServerView> AwaitView(std::uint64_t epoch, bool recovering) override {
+    ViewRequest request;
+    request.set_epoch(epoch);
+    request.set_recovering(recovering);
+    ViewReply reply;
+    COHORT_RETURN_IF_ERROR(
+        Call([&](grpc::ClientContext* c) { return stub_->AwaitView(c, request, &reply); }));
+    return ServerView{.epoch = reply.epoch(),
+                      .recovering = reply.recovering(),
+                      .addresses = {reply.servers().begin(), reply.servers().end()},
+                      .why = reply.why()};
+  }
+
   Status OpenDataset(int dataset, const DatasetInfo& info) override {
     OpenDatasetRequest request;
     *request.mutable_sender() = self_;
@@ -220,14 +251,15 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
     return Call([&](grpc::ClientContext* c) { return stub_->OpenDataset(c, request, &reply); });
   }
 
-  Result<std::optional<Split>> NextSplit(const EpochKey& epoch, std::int64_t first_batch,
-                                         const FinishedSplit& finished) override {
+  Result<std::optional<EpochSplit>> NextSplit(const EpochKey& epoch, std::int64_t first_batch,
+                                              const FinishedSplit& finished) override {
     NextSplitRequest request;
     *request.mutable_sender() = self_;
     request.set_dataset(static_cast<std::uint32_t>(epoch.dataset));
     request.set_epoch(epoch.epoch);
     request.set_first_batch(first_batch);
     request.set_finished(finished.id);
+    request.set_finished_epoch(finished.epoch);
     request.set_steps(finished.steps);
     request.set_loss_sum(finished.sums.loss_sum);
     request.set_weight(finished.sums.weight);
@@ -238,10 +270,14 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
       COHORT_RETURN_IF_ERROR(
           Call([&](grpc::ClientContext* c) { return stub_->NextSplit(c, request, &reply); }));
     } while (reply.kind() == NextSplitReply::WAIT);
-    if (reply.kind() == NextSplitReply::EPOCH_OVER) {
-      return std::optional<Split>();
+    if (reply.kind() == NextSplitReply::STALE) {
+      return Stale();
     }
-    return std::optional<Split>({.id = reply.id(), .begin = reply.begin(), .end = reply.end()});
+    if (reply.kind() == NextSplitReply::EPOCH_OVER) {
+      return std::optional<EpochSplit>();
+    }
+    return std::optional<EpochSplit>(
+        {{.id = reply.id(), .begin = reply.begin(), .end = reply.end()}, reply.epoch()});
   }
 
   Result<std::optional<RoundPart>> JoinRound(const EpochKey& epoch,
@@ -256,6 +292,9 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
       COHORT_RETURN_IF_ERROR(
           Call([&](grpc::ClientContext* c) { return stub_->JoinRound(c, request, &reply); }));
     } while (reply.kind() == JoinRoundReply::WAIT);
+    if (reply.kind() == JoinRoundReply::STALE) {
+      return Stale();
+    }
     if (reply.kind() == JoinRoundReply::EPOCH_OVER) {
       return std::optional<RoundPart>();
     }
@@ -263,7 +302,7 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
                                      .attempt = static_cast<int>(reply.round().attempt()),
                                      .part = static_cast<int>(reply.round().part()),
                                      .parts = static_cast<int>(reply.round().parts()),
-                                     .epoch = epoch,
+                                     .epoch = {epoch.dataset, reply.epoch()},
                                      .batch = reply.batch(),
                                      .previous = CommitOf(reply.previous())});
   }
@@ -282,6 +321,9 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
       COHORT_RETURN_IF_ERROR(
           Call([&](grpc::ClientContext* c) { return stub_->FinishRound(c, request, &reply); }));
     } while (reply.kind() == FinishRoundReply::WAIT);
+    if (reply.kind() == FinishRoundReply::STALE) {
+      return Stale();
+    }
     if (reply.kind() == FinishRoundReply::SUPERSEDED) {
       return std::optional<RoundTotal>();
     }
@@ -339,6 +381,10 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
   }
 
  private:
+  Status Stale() const {
+    return Unavailable(name_ + " hands out nothing while the servers are rolled back");
+  }
+
   // All requests may be repeated without harm.
   Status Call(const std::function<grpc::Status(grpc::ClientContext*)>& rpc) {
     const Deadline give_up = DeadlineAfter(peer_timeout_);

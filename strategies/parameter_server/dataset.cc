@@ -22,8 +22,7 @@ class SplitDataset final : public DistributedDataset {
       : dataset_(dataset), number_(number), feed_(std::move(feed)) {}
 
   Status BeginEpoch(std::int64_t epoch, std::int64_t first_batch) override {
-    iterator_.reset();
-    split_ = {};
+    Drop();
     epoch_ = epoch;
     first_batch_ = first_batch;
     feed_.begin();
@@ -33,34 +32,27 @@ class SplitDataset final : public DistributedDataset {
   NextBatch Next() override {
     Require(epoch_ >= 0, "Next after BeginEpoch");
     for (;;) {
+      if (feed_.roll_backs() != roll_backs_) {
+        Drop();
+      }
       if (iterator_ != nullptr) {
         COHORT_ASSIGN_OR_RETURN(std::optional<data::Batch> batch, iterator_->Next());
         if (batch.has_value()) {
-          return std::optional(OneReplica(*std::move(batch), epoch_, index_++));
+          return std::optional(OneReplica(*std::move(batch), split_.epoch, index_++));
         }
         iterator_.reset();
       }
-      // The steps of the last split are done: its pushes stand in the servers.
-      COHORT_RETURN_IF_ERROR(feed_.idle());
-      const EpochKey epoch{.dataset = number_, .epoch = epoch_};
-      const FinishedSplit finished = feed_.finished(std::exchange(split_.id, 0));
-      if (feed_.save) {
-        COHORT_RETURN_IF_ERROR(feed_.save(epoch, finished));
+      const Result<bool> more = NextSplit();
+      if (!more.ok()) {
+        COHORT_RETURN_IF_ERROR(feed_.go_on(more.status()));
+        continue;
       }
-      const Result<std::optional<Split>> answer =
-          feed_.coordinator->NextSplit(epoch, first_batch_, finished);
-      if (!answer.ok()) {
-        return feed_.explain(answer.status());
-      }
-      const std::optional<Split>& split = *answer;
-      if (!split.has_value()) {
-        COHORT_RETURN_IF_ERROR(feed_.end());
+      if (!*more) {
         return std::optional<DistributedBatch>();
       }
-      split_ = *split;
       index_ = split_.begin / dataset_.batch_size();
       data::IterateOptions options;
-      options.epoch = epoch_;
+      options.epoch = split_.epoch;
       options.begin = split_.begin;
       options.end = split_.end;
       COHORT_ASSIGN_OR_RETURN(iterator_, dataset_.Iterate(options));
@@ -68,13 +60,40 @@ class SplitDataset final : public DistributedDataset {
   }
 
  private:
+  void Drop() {
+    iterator_.reset();
+    split_ = {};
+    roll_backs_ = feed_.roll_backs();
+  }
+
+  // The steps of the last split are done: its pushes stand in the servers. False: the epoch is
+  // over.
+  Result<bool> NextSplit() {
+    COHORT_RETURN_IF_ERROR(feed_.idle());
+    FinishedSplit finished = feed_.finished(std::exchange(split_.id, 0));
+    finished.epoch = split_.epoch;
+    if (feed_.save) {
+      COHORT_RETURN_IF_ERROR(feed_.save({.dataset = number_, .epoch = split_.epoch}, finished));
+    }
+    COHORT_ASSIGN_OR_RETURN(const auto split,
+                            feed_.coordinator->NextSplit({.dataset = number_, .epoch = epoch_},
+                                                         first_batch_, finished));
+    if (!split.has_value()) {
+      COHORT_RETURN_IF_ERROR(feed_.end());
+      return false;
+    }
+    split_ = *split;
+    return true;
+  }
+
   const data::Dataset dataset_;
   const int number_;
   const Feed feed_;
   std::int64_t epoch_ = -1;
   std::int64_t first_batch_ = 0;
   std::int64_t index_ = 0;
-  Split split_;
+  int roll_backs_ = 0;
+  CoordinatorClient::EpochSplit split_;
   std::unique_ptr<data::BatchIterator> iterator_;
 };
 
@@ -93,45 +112,60 @@ class RoundDataset final : public DistributedDataset {
 
   NextBatch Next() override {
     Require(epoch_ >= 0, "Next after BeginEpoch");
-    if (feed_.save) {
-      COHORT_RETURN_IF_ERROR(feed_.save({.dataset = number_, .epoch = epoch_}, {}));
+    Result<std::optional<RoundPart>> part = NextPart();
+    while (!part.ok()) {
+      COHORT_RETURN_IF_ERROR(feed_.go_on(part.status()));
+      part = NextPart();
     }
-    const Result<std::optional<RoundPart>> answer =
-        feed_.coordinator->JoinRound({.dataset = number_, .epoch = epoch_}, first_batch_);
-    if (!answer.ok()) {
-      return feed_.explain(answer.status());
-    }
-    const std::optional<RoundPart>& part = *answer;
-    if (!part.has_value()) {
-      iterator_.reset();
-      COHORT_RETURN_IF_ERROR(feed_.end());
+    if (!part->has_value()) {
       return std::optional<DistributedBatch>();
     }
-    // One iterator serves as long as the workers stay the same.
-    if (iterator_ == nullptr || part->part != part_ || part->parts != parts_ ||
-        part->batch != next_batch_) {
-      iterator_.reset();
-      data::IterateOptions options;
-      options.num_workers = part->parts;
-      options.worker = part->part;
-      options.epoch = epoch_;
-      options.first_batch = part->batch;
-      options.policy = data::ShardPolicy::kData;
-      COHORT_ASSIGN_OR_RETURN(iterator_, dataset_.Iterate(options));
-      part_ = part->part;
-      parts_ = part->parts;
-    }
-    COHORT_ASSIGN_OR_RETURN(std::optional<data::Batch> batch, iterator_->Next());
-    if (!batch.has_value()) {
-      return Internal("batch " + std::to_string(part->batch) + " of epoch " +
-                      std::to_string(epoch_) + " was handed out, the data ends before it");
-    }
-    next_batch_ = part->batch + 1;
-    feed_.round(*part);
-    return std::optional(OneReplica(*std::move(batch), epoch_, part->batch));
+    return BatchOf(**part);
   }
 
  private:
+  // Nothing: the epoch is over.
+  Result<std::optional<RoundPart>> NextPart() {
+    if (feed_.save) {
+      COHORT_RETURN_IF_ERROR(feed_.save({.dataset = number_, .epoch = epoch_}, {}));
+    }
+    COHORT_ASSIGN_OR_RETURN(
+        const std::optional<RoundPart> part,
+        feed_.coordinator->JoinRound({.dataset = number_, .epoch = epoch_}, first_batch_));
+    if (!part.has_value()) {
+      iterator_.reset();
+      COHORT_RETURN_IF_ERROR(feed_.end());
+    }
+    return part;
+  }
+
+  NextBatch BatchOf(const RoundPart& part) {
+    // One iterator serves as long as the workers stay the same.
+    const std::int64_t epoch = part.epoch.epoch;
+    if (iterator_ == nullptr || part.part != part_ || part.parts != parts_ ||
+        part.batch != next_batch_ || epoch != part_epoch_) {
+      iterator_.reset();
+      data::IterateOptions options;
+      options.num_workers = part.parts;
+      options.worker = part.part;
+      options.epoch = epoch;
+      options.first_batch = part.batch;
+      options.policy = data::ShardPolicy::kData;
+      COHORT_ASSIGN_OR_RETURN(iterator_, dataset_.Iterate(options));
+      part_ = part.part;
+      parts_ = part.parts;
+      part_epoch_ = epoch;
+    }
+    COHORT_ASSIGN_OR_RETURN(std::optional<data::Batch> batch, iterator_->Next());
+    if (!batch.has_value()) {
+      return Internal("batch " + std::to_string(part.batch) + " of epoch " +
+                      std::to_string(epoch) + " was handed out, the data ends before it");
+    }
+    next_batch_ = part.batch + 1;
+    feed_.round(part);
+    return std::optional(OneReplica(*std::move(batch), epoch, part.batch));
+  }
+
   const data::Dataset dataset_;
   const int number_;
   const Feed feed_;
@@ -139,6 +173,7 @@ class RoundDataset final : public DistributedDataset {
   std::int64_t first_batch_ = 0;
   int part_ = 0;
   int parts_ = 0;
+  std::int64_t part_epoch_ = -1;
   std::int64_t next_batch_ = 0;
   std::unique_ptr<data::BatchIterator> iterator_;
 };

@@ -25,8 +25,11 @@ struct Exchange::Flight {
 
 Exchange::Exchange(std::vector<std::shared_ptr<grpc::Channel>> channels,
                    std::vector<std::string> names, std::chrono::milliseconds peer_timeout,
-                   std::string service)
-    : names_(std::move(names)), peer_timeout_(peer_timeout), service_(std::move(service)) {
+                   std::string service, std::uint64_t epoch)
+    : names_(std::move(names)),
+      peer_timeout_(peer_timeout),
+      service_(std::move(service)),
+      epoch_(epoch) {
   for (std::shared_ptr<grpc::Channel>& channel : channels) {
     stubs_.push_back(std::make_unique<grpc::GenericStub>(std::move(channel)));
   }
@@ -61,6 +64,9 @@ Result<bool> Exchange::Land(Flight& flight, const OnReply& on_reply) {
     COHORT_ASSIGN_OR_RETURN(ReceivedFrame reply, Receive(flight.reply));
     if (reply.frame.header.has_error()) {
       return ToStatus(reply.frame.header.error(), name);
+    }
+    if (reply.frame.header.epoch() != epoch_) {
+      return StaleReply(name, reply.frame.header.epoch(), epoch_);
     }
     COHORT_RETURN_IF_ERROR(on_reply(flight.call.server, reply));
     return true;

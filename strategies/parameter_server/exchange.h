@@ -32,7 +32,8 @@ class Exchange {
   using OnReply = std::function<Status(int server, ReceivedFrame& reply)>;
 
   Exchange(std::vector<std::shared_ptr<grpc::Channel>> channels, std::vector<std::string> names,
-           std::chrono::milliseconds peer_timeout, std::string service = "Servers");
+           std::chrono::milliseconds peer_timeout, std::string service = "Servers",
+           std::uint64_t epoch = 0);
 
   // Sends every call to /cohort.ps.`service`/`method`; `on_reply` runs on this thread, in
   // the order of arrival. Ends when all are answered or one has failed for good; no call is under
@@ -51,6 +52,7 @@ class Exchange {
   const std::vector<std::string> names_;  // "ps:1 (10.0.0.3:2222)"
   const std::chrono::milliseconds peer_timeout_;
   const std::string service_;
+  const std::uint64_t epoch_;  // that replies are of
   std::vector<std::unique_ptr<grpc::GenericStub>> stubs_;
 
   mutable std::mutex mutex_;

@@ -7,6 +7,8 @@
 #include <thread>
 #include <utility>
 
+#include <fmt/format.h>
+
 #include "parameter_server/wire.h"
 
 namespace cohort::ps {
@@ -18,6 +20,13 @@ using std::chrono::milliseconds;
 constexpr milliseconds kLook{200};
 constexpr char kCoordinatorKey[] = "parameter_server/coordinator";
 constexpr char kInitialisedKey[] = "parameter_server/initialised";
+constexpr int kMostRollBacks = 10;  // in one recovery, for servers that are lost in the middle of it
+std::string ServerKey(int server, std::uint64_t incarnation) {
+  return "parameter_server/address/" + std::to_string(server) + "/" + std::to_string(incarnation);
+}
+double SecondsSince(std::chrono::steady_clock::time_point begun) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
+}
 
 Status CheckConfig(const ClusterConfig& config, const StrategyOptions& options) {
   const ClusterSpec& cluster = config.cluster;
@@ -111,8 +120,51 @@ class Retirements {
   std::thread thread_;
 };
 
+// Asks the chief for its view of the servers, on a thread of its own: calls of this process may be
+// waiting for one that is gone.
+class ViewWatch {
+ public:
+  ViewWatch(std::unique_ptr<CoordinatorClient> client, std::function<void(const ServerView&)> tell)
+      : client_(std::move(client)), tell_(std::move(tell)) {
+    thread_ = std::thread([this] { Run(); });
+  }
+  ~ViewWatch() {
+    {
+      const std::lock_guard lock(mutex_);
+      stopped_ = true;
+    }
+    stop_.notify_all();
+    client_->Abort(Cancelled("the watch is over"));
+    thread_.join();
+  }
+
+ private:
+  void Run() {
+    ServerView last;
+    for (;;) {
+      const Result<ServerView> view = client_->AwaitView(last.epoch, last.recovering);
+      if (view.ok()) {
+        last = *view;
+        tell_(last);
+      }
+      std::unique_lock lock(mutex_);
+      if (stopped_ || (!view.ok() && stop_.wait_for(lock, kLook, [this] { return stopped_; }))) {
+        return;
+      }
+    }
+  }
+
+  const std::unique_ptr<CoordinatorClient> client_;
+  const std::function<void(const ServerView&)> tell_;
+  std::mutex mutex_;
+  std::condition_variable stop_;
+  bool stopped_ = false;
+  std::thread thread_;
+};
+
 // What may still report a lost worker goes before what is told of it.
 Job::~Job() {
+  watch_.reset();
   coordination_.reset();
   coordinator_server_.reset();
   coordination_server_.reset();
@@ -123,12 +175,14 @@ Job::Job(ClusterConfig config, const StrategyOptions& options)
     : config_(std::move(config)),
       join_timeout_(options.join_timeout),
       heartbeat_timeout_(options.heartbeat_timeout),
+      rejoin_grace_(options.rejoin_grace),
       log_(options.log),
       backup_workers_(options.consistency.backup_workers),
       read_timeout_(options.collective_timeout),
       chief_(config_.cluster.Chief()),
       workers_(config_.cluster.TrainingTasks()),
-      num_servers_(config_.cluster.Count(TaskType::kPs)) {}
+      num_servers_(config_.cluster.Count(TaskType::kPs)),
+      incarnations_(static_cast<std::size_t>(num_servers_), 0) {}
 
 int Job::rank() const {
   return static_cast<int>(std::find(workers_.begin(), workers_.end(), config_.task) -
@@ -174,9 +228,7 @@ Status Job::JoinCoordination() {
   options.join_timeout = join_timeout_;
   options.heartbeat_timeout = heartbeat_timeout_;
   options.heartbeat_interval = std::min(options.heartbeat_interval, heartbeat_timeout_ / 5);
-  options.may_leave = [chief = chief_](const TaskId& task) {
-    return task.type == TaskType::kWorker && task != chief;
-  };
+  options.may_leave = [chief = chief_](const TaskId& task) { return task != chief; };
   options.log = log_;
   const std::string address =
       config_.rendezvous.empty() ? config_.cluster.Address(chief_) : config_.rendezvous;
@@ -185,9 +237,11 @@ Status Job::JoinCoordination() {
         coordination_server_,
         CoordinationServer::Start(ListenAddress(address), config_.cluster, options));
     coordination_server_->OnTaskLost(
-        [coordinator = coordinator_.get()](const TaskId& task, const Status& why) {
+        [this, server = coordination_server_.get()](const TaskId& task, const Status& why) {
           if (task.type == TaskType::kWorker) {
-            coordinator->Lost(task, why);
+            coordinator_->Lost(task, why);
+          } else if (task.type == TaskType::kPs) {
+            ServerLost(*server, task, why);
           }
         });
   }
@@ -200,14 +254,9 @@ Status Job::JoinCoordination() {
 
 Status Job::Publish() {
   if (server_ != nullptr) {
-    const std::string address = WithPort(config_.cluster.Address(config_.task), server_->port());
-    const Status status = coordination_->Insert(ServerKey(config_.task.index), address);
-    if (status.code() == StatusCode::kAlreadyExists) {
-      return FailedPrecondition(config_.task.ToString() +
-                                " was part of this job before, and its variables are gone "
-                                "[restart the job from its last checkpoint]");
-    }
-    return status;
+    return coordination_->Insert(
+        ServerKey(config_.task.index, coordination_->incarnation()),
+        WithPort(config_.cluster.Address(config_.task), server_->port()));
   }
   if (is_chief()) {
     return coordination_->Insert(kCoordinatorKey, WithPort(config_.cluster.Address(config_.task),
@@ -217,10 +266,8 @@ Status Job::Publish() {
 }
 
 Status Job::FindServices() {
-  for (int s = 0; s < num_servers_; ++s) {
-    COHORT_ASSIGN_OR_RETURN(const std::string address,
-                            coordination_->Wait(ServerKey(s), DeadlineAfter(join_timeout_)));
-    server_addresses_.push_back(address);
+  if (is_chief()) {
+    COHORT_RETURN_IF_ERROR(FindServers());
   }
   if (!trains()) {
     return {};
@@ -232,15 +279,95 @@ Status Job::FindServices() {
     coordinator_client_ = CoordinatorClient::Make(
         coordinator, chief_.ToString(),
         {.task = config_.task, .incarnation = coordination_->incarnation()}, heartbeat_timeout_);
+    coordinator_client_->SetEpoch(epoch_);
     if (!failure_.ok()) {
       coordinator_client_->Abort(failure_);
     }
   }
-  return Explain(coordinator_client_->Attach());
+  COHORT_RETURN_IF_ERROR(Explain(coordinator_client_->Attach()));
+  if (is_chief()) {
+    return {};
+  }
+  watch_ = std::make_unique<ViewWatch>(
+      CoordinatorClient::Make(coordinator, chief_.ToString(),
+                              {.task = config_.task, .incarnation = coordination_->incarnation()},
+                              heartbeat_timeout_),
+      [this](const ServerView& view) { Told(view); });
+  return Explain(AwaitView(DeadlineAfter(join_timeout_)));
+}
+
+// The first view, in the chief. A server that is lost before may come back.
+Status Job::FindServers() {
+  {
+    const std::lock_guard lock(failure_mutex_);
+    stage_ = Stage::kSetup;
+  }
+  const Deadline deadline = DeadlineAfter(join_timeout_);
+  for (int s = 0; s < num_servers_; ++s) {
+    std::uint64_t incarnation = 0;
+    Result<std::string> address = AddressOf(s, &incarnation);
+    while (!address.ok() && std::chrono::steady_clock::now() < deadline) {
+      COHORT_RETURN_IF_ERROR(coordination_->failure());
+      std::this_thread::sleep_for(milliseconds(20));
+      address = AddressOf(s, &incarnation);
+    }
+    COHORT_RETURN_IF_ERROR(address.status());
+    server_addresses_.push_back(*address);
+    const std::lock_guard lock(failure_mutex_);
+    incarnations_[static_cast<std::size_t>(s)] = incarnation;
+  }
+  epoch_ = 1;
+  coordinator_->SetView(epoch_, server_addresses_);
+  return {};
+}
+
+// Of the process that is the server now. Unavailable: none is.
+Result<std::string> Job::AddressOf(int server, std::uint64_t* incarnation) {
+  const TaskId task = {TaskType::kPs, server};
+  const std::optional<std::uint64_t> present = coordination_server_->Incarnation(task);
+  const Result<std::string> address =
+      present ? coordination_->Get(ServerKey(server, *present)) : Result<std::string>(NotFound(""));
+  if (!address.ok()) {
+    return Unavailable(task.ToString() + " is not there [start it again]");
+  }
+  *incarnation = *present;
+  return address;
+}
+
+// Until the servers are well; the clients to be made are of that view.
+Status Job::AwaitView(Deadline deadline) {
+  std::unique_lock lock(failure_mutex_);
+  const auto ready = [this] {
+    return !failure_.ok() || (view_.epoch > epoch_ && !view_.recovering);
+  };
+  if (!view_changed_.wait_until(lock, deadline, ready)) {
+    return DeadlineExceeded(chief_.ToString() + " does not know where the servers are" +
+                            (view_.recovering ? ": " + view_.why : ""));
+  }
+  COHORT_RETURN_IF_ERROR(failure_);
+  epoch_ = view_.epoch;
+  server_addresses_ = view_.addresses;
+  coordinator_client_->SetEpoch(epoch_);
+  return {};
+}
+
+void Job::Told(const ServerView& view) {
+  {
+    const std::lock_guard lock(failure_mutex_);
+    view_ = view;
+    heard_ = std::chrono::steady_clock::now();
+    if (view.recovering) {
+      AbortClients(Unavailable(view.why));
+    } else if (view.epoch != epoch_) {
+      AbortClients(Unavailable("the servers have been rolled back"));
+    }
+  }
+  view_changed_.notify_all();
 }
 
 void Job::Gone(std::uint64_t incarnation) {
   const std::lock_guard lock(failure_mutex_);
+  gone_.insert(incarnation);
   if (retirements_ != nullptr) {
     retirements_->Add(incarnation);
   }
@@ -251,17 +378,22 @@ void Job::Fail(const Status& why) {
   if (failure_.ok()) {
     failure_ = why;
   }
-  if (client_ != nullptr) {
-    client_->Abort(why);
-  }
-  if (row_client_ != nullptr) {
-    row_client_->Abort(why);
-  }
+  AbortClients(why);
   if (coordinator_client_ != nullptr) {
     coordinator_client_->Abort(why);
   }
   if (coordinator_ != nullptr) {
     coordinator_->Fail(why);
+  }
+  view_changed_.notify_all();
+}
+
+void Job::AbortClients(const Status& why) {
+  if (client_ != nullptr) {
+    client_->Abort(why);
+  }
+  if (row_client_ != nullptr) {
+    row_client_->Abort(why);
   }
 }
 
@@ -277,15 +409,27 @@ Status Job::Explain(const Status& status) const {
   return status;
 }
 
+void Job::Acknowledge(const EpochKey& epoch, const FinishedSplit& finished) {
+  coordinator_->Acknowledge({.task = config_.task,
+                             .incarnation = coordination_->incarnation(),
+                             .epoch = epoch_},
+                            epoch, finished);
+}
+
+Status Job::Done() {
+  if (left_ || coordination_ == nullptr) {
+    return {};
+  }
+  COHORT_RETURN_IF_ERROR(coordination_->failure());
+  return coordinator_client_ == nullptr ? OkStatus() : Explain(coordinator_client_->Done());
+}
+
 Status Job::Leave() {
   if (left_ || coordination_ == nullptr) {
     return {};
   }
+  COHORT_RETURN_IF_ERROR(Done());
   left_ = true;
-  COHORT_RETURN_IF_ERROR(coordination_->failure());
-  if (coordinator_client_ != nullptr) {
-    COHORT_RETURN_IF_ERROR(Explain(coordinator_client_->Done()));
-  }
   if (trains() && !is_chief()) {
     coordination_.reset();  // says goodbye; the others go on
     return {};
@@ -295,6 +439,10 @@ Status Job::Leave() {
       COHORT_RETURN_IF_ERROR(Coordinate());  // until the other workers are done too
     }
     StopRetirements();
+    {
+      const std::lock_guard lock(failure_mutex_);
+      stage_ = Stage::kLeaving;
+    }
     if (client_ != nullptr) {
       COHORT_RETURN_IF_ERROR(Explain(client_->Drain()));
     }
@@ -309,27 +457,267 @@ void Job::StopRetirements() {
 }
 
 Client& Job::Connect(const ModelSpec& spec) {
-  const ClientOptions options{.incarnation = coordination_->incarnation(),
-                              .task = config_.task.ToString(),
-                              .peer_timeout = heartbeat_timeout_,
-                              .read_timeout = read_timeout_};
-  auto client = Client::Make(spec, server_addresses_, options);
-  auto row_client =
-      spec.tables.empty() ? nullptr : RowClient::Make(spec, server_addresses_, options);
-  const std::lock_guard lock(failure_mutex_);
-  client_ = std::move(client);
-  row_client_ = std::move(row_client);
-  if (!failure_.ok()) {
-    client_->Abort(failure_);
-  }
-  if (!failure_.ok() && row_client_ != nullptr) {
-    row_client_->Abort(failure_);
-  }
+  spec_ = spec;
+  MakeClients(epoch_);
   if (is_chief()) {
+    const std::lock_guard lock(failure_mutex_);
     retirements_ = std::make_unique<Retirements>(*client_);
   }
   return *client_;
 }
+
+// Of `epoch`, at server_addresses_. Numbers of pushes begin anew with a client, which servers expect
+// in an epoch.
+void Job::MakeClients(std::uint64_t epoch) {
+  const ClientOptions options{.incarnation = coordination_->incarnation(),
+                              .task = config_.task.ToString(),
+                              .epoch = epoch,
+                              .peer_timeout = heartbeat_timeout_,
+                              .read_timeout = read_timeout_};
+  auto client = Client::Make(spec_, server_addresses_, options);
+  auto row_client =
+      spec_.tables.empty() ? nullptr : RowClient::Make(spec_, server_addresses_, options);
+  if (coordinator_client_ != nullptr) {
+    coordinator_client_->SetEpoch(epoch);
+  }
+  const std::lock_guard lock(failure_mutex_);
+  epoch_ = epoch;
+  client_.swap(client);
+  row_client_.swap(row_client);
+  if (!failure_.ok()) {
+    AbortClients(failure_);
+  } else if (!lost_.empty()) {
+    AbortClients(lost_.begin()->second.why);
+  } else if (view_.recovering || view_.epoch > epoch_) {
+    AbortClients(Unavailable(view_.recovering ? view_.why : "the servers have been rolled back"));
+  }
+}
+
+// ---- When a server is lost ----------------------------------------------------------------------
+
+// On a thread of the coordination service.
+void Job::ServerLost(CoordinationServer& server, const TaskId& task, const Status& how) {
+  const Status why = Unavailable(how.message());  // also where another has replaced it
+  const std::optional<std::uint64_t> present = server.Incarnation(task);
+  {
+    const std::lock_guard lock(failure_mutex_);
+    const std::uint64_t known = incarnations_[static_cast<std::size_t>(task.index)];
+    if (known == 0 || present == known || stage_ == Stage::kLeaving) {
+      return;  // nobody knows the one that was lost, or knows it any more
+    }
+    if (stage_ == Stage::kTraining && rejoin_grace_.count() > 0) {
+      ++losses_;
+      lost_.try_emplace(task.index, Loss{why, std::chrono::steady_clock::now()});
+      coordinator_->ServerLost(why);
+      AbortClients(why);
+      return;
+    }
+  }
+  server.Fail(why);
+}
+
+void Job::BeginTraining() {
+  const std::lock_guard lock(failure_mutex_);
+  if (stage_ == Stage::kSetup) {
+    stage_ = Stage::kTraining;
+  }
+}
+
+Status Job::EndTraining() {
+  Status why;
+  {
+    const std::lock_guard lock(failure_mutex_);
+    if (stage_ == Stage::kTraining) {
+      stage_ = Stage::kOver;
+    }
+    if (!lost_.empty()) {
+      why = lost_.begin()->second.why;
+    }
+  }
+  return why.ok() ? why : FailJob(why);
+}
+
+Status Job::FailJob(const Status& why) {
+  coordination_server_->Fail(why);
+  return Explain(why);
+}
+
+std::string Job::NamesOfLost() const {
+  const std::lock_guard lock(failure_mutex_);
+  std::string names;
+  for (const auto& [server, loss] : lost_) {
+    names += (names.empty() ? "" : ", ") + TaskId{TaskType::kPs, server}.ToString();
+  }
+  return names;
+}
+
+// This process may have noticed before the coordination service does.
+bool Job::AwaitLoss(const Status& error) {
+  if (error.code() != StatusCode::kUnavailable) {
+    return false;
+  }
+  const Deadline deadline = DeadlineAfter(heartbeat_timeout_);
+  for (;;) {
+    {
+      const std::lock_guard lock(failure_mutex_);
+      if (stage_ != Stage::kTraining || !failure_.ok()) {
+        return false;
+      }
+      if (!lost_.empty()) {
+        return true;
+      }
+    }
+    if (std::chrono::steady_clock::now() >= deadline || !coordination_->failure().ok()) {
+      return false;
+    }
+    std::this_thread::sleep_for(milliseconds(10));
+  }
+}
+
+// Until there is a process for every server; server_addresses_ are theirs then.
+Status Job::AwaitServers() {
+  for (int s = 0; s < num_servers_; ++s) {
+    for (;;) {
+      std::uint64_t incarnation = 0;
+      const Result<std::string> address = AddressOf(s, &incarnation);
+      std::unique_lock lock(failure_mutex_);
+      std::uint64_t& known = incarnations_[static_cast<std::size_t>(s)];
+      const auto lost = lost_.find(s);
+      if (address.ok() && (lost == lost_.end() || known != incarnation)) {
+        known = incarnation;
+        server_addresses_[static_cast<std::size_t>(s)] = *address;
+        if (lost != lost_.end()) {
+          lost_.erase(lost);
+        }
+        break;
+      }
+      COHORT_RETURN_IF_ERROR(failure_);
+      if (lost != lost_.end() && SecondsSince(lost->second.since) * 1000 >=
+                                     static_cast<double>(rejoin_grace_.count())) {
+        const std::string name = TaskId{TaskType::kPs, s}.ToString();
+        return Unavailable(
+            lost->second.why.message() + "; no other process has taken its place within " +
+            fmt::format("{:g}", static_cast<double>(rejoin_grace_.count()) / 1000) +
+            " s (rejoin_grace) [start " + name +
+            " again with its TF_CONFIG in that time; the job itself, started again, goes on from "
+            "its last save]");
+      }
+      lock.unlock();
+      std::this_thread::sleep_for(milliseconds(20));
+    }
+  }
+  return {};
+}
+
+Status Job::BeginEpoch(const std::function<Result<std::int64_t>()>& restore, std::uint64_t* newest,
+                       std::int64_t* step) {
+  std::vector<std::uint64_t> retired;
+  {
+    const std::lock_guard lock(failure_mutex_);
+    retired.assign(gone_.begin(), gone_.end());
+  }
+  COHORT_RETURN_IF_ERROR(client_->Declare());
+  COHORT_ASSIGN_OR_RETURN(const std::uint64_t version, client_->Begin(retired));
+  *newest = std::max(*newest, version);
+  COHORT_ASSIGN_OR_RETURN(*step, restore());
+  auto retirements = std::make_unique<Retirements>(*client_);
+  const std::lock_guard lock(failure_mutex_);
+  for (const std::uint64_t incarnation : gone_) {
+    if (std::find(retired.begin(), retired.end(), incarnation) == retired.end()) {
+      retirements->Add(incarnation);
+    }
+  }
+  retirements_ = std::move(retirements);
+  return {};
+}
+
+Status Job::Recover(const Status& error, const std::function<Result<std::int64_t>()>& restore) {
+  if (!AwaitLoss(error)) {
+    return Explain(error);
+  }
+  const auto begun = std::chrono::steady_clock::now();
+  std::string names = NamesOfLost();
+  log_.Warning(fmt::format(
+      "{} is lost, and the workers wait: the job goes on from its last save when another process "
+      "takes its place, within {:g} s",
+      names, static_cast<double>(rejoin_grace_.count()) / 1000));
+  const std::int64_t steps_before = coordinator_->advance().steps;
+  std::uint64_t newest = 0;
+  Status last = error;
+  for (int attempt = 0; attempt < kMostRollBacks; ++attempt) {
+    int seen = 0;
+    {
+      const std::lock_guard lock(failure_mutex_);
+      seen = losses_;
+    }
+    names = attempt == 0 ? names : NamesOfLost();
+    if (const Status there = AwaitServers(); !there.ok()) {
+      return FailJob(there);
+    }
+    StopRetirements();
+    MakeClients(epoch_ + 1);
+    log_.Info(fmt::format("{} is there: the servers go back to the last save", names));
+    std::int64_t step = 0;
+    last = BeginEpoch(restore, &newest, &step);
+    if (!last.ok() && last.code() != StatusCode::kUnavailable) {
+      return FailJob(last);
+    }
+    if (!last.ok()) {
+      log_.Warning("going back to the last save has failed: " + last.message());
+      continue;
+    }
+    {
+      const std::lock_guard lock(failure_mutex_);
+      if (losses_ != seen) {
+        continue;
+      }
+      last = coordinator_->RollBack(step, epoch_, server_addresses_);
+    }
+    if (!last.ok()) {
+      return FailJob(last);
+    }
+    // All servers may have been lost, and with them how far they were.
+    const std::int64_t undone =
+        std::max(static_cast<std::int64_t>(newest) - step,
+                 steps_before - coordinator_->advance().steps);
+    log_.Warning(fmt::format("rolled back {} steps to step {}; the job goes on after {:.1f} s",
+                             std::max<std::int64_t>(undone, 0), step, SecondsSince(begun)));
+    return {};
+  }
+  return FailJob(last);
+}
+
+Status Job::Rejoin(const Status& error) {
+  if (watch_ == nullptr || error.code() != StatusCode::kUnavailable) {
+    return Explain(error);
+  }
+  const auto begun = std::chrono::steady_clock::now();
+  std::uint64_t epoch = 0;
+  {
+    std::unique_lock lock(failure_mutex_);
+    for (bool said = false; view_.epoch <= epoch_ || view_.recovering;) {
+      COHORT_RETURN_IF_ERROR(failure_);
+      // While the chief waits for a server, it has the deadline.
+      const auto silent_since = view_.recovering ? heard_ : begun;
+      if (std::chrono::steady_clock::now() - silent_since >= heartbeat_timeout_) {
+        lock.unlock();
+        return Explain(error);
+      }
+      if (view_.recovering && !std::exchange(said, true)) {
+        log_.Info("waits for the servers: " + view_.why);
+      }
+      view_changed_.wait_for(lock, kLook);
+    }
+    epoch = view_.epoch;
+    server_addresses_ = view_.addresses;
+  }
+  MakeClients(epoch);
+  log_.Info(fmt::format("goes on in epoch {} of the servers, after {:.1f} s", epoch,
+                        SecondsSince(begun)));
+  return {};
+}
+
+// -------------------------------------------------------------------------------------------------
 
 Status Job::Initialised() {
   return is_chief() ? coordination_->Insert(kInitialisedKey, "1")

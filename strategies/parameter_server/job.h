@@ -2,16 +2,25 @@
 // what becomes of the others.
 //
 // A server process listens for frames, the chief runs the coordination service and the coordinator;
-// every process joins coordination, where addresses are published. A failure of the job aborts the
-// calls of this process's clients.
+// every process joins coordination, where servers publish their addresses. A failure of the job
+// aborts the calls of this process's clients.
+//
+// So does the loss of a server while the job trains. Where another process takes its place, the
+// chief has all servers go back to a save (Recover), in another epoch (epoch_gate.h), and the other
+// processes get clients of that epoch (Rejoin).
 //
 // Thread rules: one thread, that of the strategy.
 
 #pragma once
 
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -29,6 +38,7 @@
 namespace cohort::ps {
 
 class Retirements;
+class ViewWatch;
 
 // Where a server's address is published.
 std::string ServerKey(int server);
@@ -54,8 +64,9 @@ class Job {
   CoordinatorClient* coordinator_client() { return coordinator_client_.get(); }  // in a worker
   Server* server() { return server_.get(); }                                     // in a server
 
-  // A client of all servers, not in a server itself. The job owns it.
+  // A client of all servers, not in a server itself. The job owns it, until Recover or Rejoin.
   Client& Connect(const ModelSpec& spec);
+  Client* client() { return client_.get(); }
   RowClient* rows() { return row_client_.get(); }  // after Connect, of a model with tables
   // The chief says that the servers' variables have values; others wait for it.
   Status Initialised();
@@ -73,8 +84,25 @@ class Job {
   // In the chief, with nothing under way: fn, between two updates. OK without it where that would
   // wait for this process itself: to be asked again after its next step.
   Status BetweenUpdates(const std::function<Status(const Coordinator::Cut& cut)>& fn);
+
+  // In the chief: between these the loss of a server need not end the job. An error of the second:
+  // one is lost, and nobody is left to train what is lost with it.
+  void BeginTraining();
+  Status EndTraining();
+  // In the chief, when `error` is that of a server that was lost: waits for another process in its
+  // place, and has all of them begin an epoch with what `restore` brings them, by this job's new
+  // clients; it returns the step. Else returns the error, and where that fails the job does.
+  Status Recover(const Status& error, const std::function<Result<std::int64_t>()>& restore);
+  // In another process: OK when the servers are in a new epoch, of which the clients then are. Else
+  // returns the error.
+  Status Rejoin(const Status& error);
+
+  // In a worker: it needs no more data.
+  Status Done();
   // Leaves in order. A worker may at any time; the chief ends the servers.
   Status Leave();
+  // Coordinator::Acknowledge, of this process's split.
+  void Acknowledge(const EpochKey& epoch, const FinishedSplit& finished);
 
  private:
   Job(ClusterConfig config, const StrategyOptions& options);
@@ -83,7 +111,20 @@ class Job {
   Status JoinCoordination();
   Status Publish();
   Status FindServices();
+  Status FindServers();
+  Status AwaitView(Deadline deadline);
   void Fail(const Status& why);
+  void AbortClients(const Status& why);  // with the lock held
+  void ServerLost(CoordinationServer& server, const TaskId& task, const Status& why);
+  void Told(const ServerView& view);
+  Result<std::string> AddressOf(int server, std::uint64_t* incarnation);
+  bool AwaitLoss(const Status& error);
+  Status AwaitServers();
+  Status BeginEpoch(const std::function<Result<std::int64_t>()>& restore, std::uint64_t* newest,
+                    std::int64_t* step);
+  void MakeClients(std::uint64_t epoch);
+  Status FailJob(const Status& why);
+  std::string NamesOfLost() const;
   void Gone(std::uint64_t incarnation);  // a worker's process
   void StopRetirements();
   bool RetirementsTold() const;
@@ -91,6 +132,7 @@ class Job {
   const ClusterConfig config_;
   const std::chrono::milliseconds join_timeout_;
   const std::chrono::milliseconds heartbeat_timeout_;
+  const std::chrono::milliseconds rejoin_grace_;
   const Log log_;
   const int backup_workers_;
   const std::chrono::milliseconds read_timeout_;
@@ -106,13 +148,31 @@ class Job {
   std::unique_ptr<CoordinatorServer> coordinator_server_;
   std::unique_ptr<Server> server_;
 
+  ModelSpec spec_;  // from Connect on
   std::vector<std::string> server_addresses_;
-  mutable std::mutex failure_mutex_;  // guards failure_, and the pointers against Fail
+  mutable std::mutex failure_mutex_;  // guards what follows, the pointers against Fail
   Status failure_;
+  std::uint64_t epoch_ = 0;  // of the clients
+  // Elsewhere than in the chief: the view that it told last, and when.
+  ServerView view_;
+  std::chrono::steady_clock::time_point heard_;
+  std::condition_variable view_changed_;
+  // In the chief.
+  enum class Stage { kJoining, kSetup, kTraining, kOver, kLeaving };
+  Stage stage_ = Stage::kJoining;
+  std::vector<std::uint64_t> incarnations_;  // of the servers; 0: not known yet
+  struct Loss {
+    Status why;
+    std::chrono::steady_clock::time_point since;
+  };
+  std::map<int, Loss> lost_;  // servers in whose place nobody is known
+  int losses_ = 0;
+  std::set<std::uint64_t> gone_;  // workers' processes
   std::unique_ptr<Client> client_;
   std::unique_ptr<RowClient> row_client_;
   std::unique_ptr<CoordinatorClient> coordinator_client_;
   std::unique_ptr<Retirements> retirements_;  // in the chief
+  std::unique_ptr<ViewWatch> watch_;          // in another process that is no server
   // Last: its callbacks use the above.
   std::unique_ptr<CoordinationClient> coordination_;
 };

@@ -36,17 +36,23 @@ class NoGradients final : public GradientSink {
 class RemoteRows final : public RowSource {
  public:
   // `rounds`: steps are rounds, and what is looked up has all of them so far.
-  RemoteRows(ps::RowClient& client, bool rounds, const std::int64_t& step)
-      : client_(client), rounds_(rounds), step_(step) {}
+  RemoteRows(ps::Job& job, bool rounds, const std::int64_t& step)
+      : job_(job), rounds_(rounds), step_(step) {}
   Status Lookup(int table, std::span<const std::uint64_t> ids, bool training,
                 std::span<float> rows) override {
-    client_.ReadAfter(rounds_ ? static_cast<std::uint64_t>(step_) : 0);
-    return client_.Pull(table, ids, step_ + 1, training, rows);
+    ps::RowClient& client = *job_.rows();
+    client.ReadAfter(rounds_ ? static_cast<std::uint64_t>(step_) : 0);
+    const Status status = client.Pull(table, ids, step_ + 1, training, rows);
+    broken_ = broken_ || status.code() == StatusCode::kUnavailable;
+    return status;
   }
+  // Was a server not there, since the last call?
+  bool TakeBroken() { return std::exchange(broken_, false); }
 
  private:
-  ps::RowClient& client_;
+  ps::Job& job_;
   const bool rounds_;
+  bool broken_ = false;
   const std::int64_t& step_;  // the strategy's
 };
 
@@ -113,7 +119,7 @@ class Implementation final : public ParameterServerStrategy {
 
   Status Barrier(std::string_view /*name*/) override { return {}; }
   void ReportError(const Status& error) override { job_->ReportError(error); }
-  Status Shutdown() override { return job_->Leave(); }
+  Status Shutdown() override;
 
   Result<std::unique_ptr<Coordinator>> MakeCoordinator(const ScheduleOptions& options) override;
   Status ServeFunctions(const Functions& functions) override;
@@ -131,6 +137,10 @@ class Implementation final : public ParameterServerStrategy {
   Result<Mirrored<Tensor>> Local(const PerReplica<Tensor>& value) const;
 
   void OpenData();
+  Status Outlast(const std::function<Status()>& look);
+  Status GoOn(const Status& error);
+  Status Surviving(const std::function<Status()>& fn);
+  Result<std::int64_t> RestoreSaved();
   Status Idle();
   Status SaveIfDue();
   Status FinishLastRound();
@@ -170,6 +180,18 @@ class Implementation final : public ParameterServerStrategy {
   SavePlan plan_;                       // in the chief
   ps::Coordinator::Advance saved_;      // when plan_ was carried out last
   bool idle_ = true;                    // no step since the last piece of work began
+  int roll_backs_ = 0;
+  bool void_ = false;       // the batch that was handed out last, by a roll-back since
+  bool own_error_ = false;  // the step function's, not a server's
+  // In the chief until the first save: what training began with, beside the rows.
+  struct Initial {
+    std::vector<float> values;
+    std::vector<std::vector<float>> slots;  // none: as the optimizer has them
+    std::int64_t step = 0;
+  };
+  std::optional<Initial> initial_;
+  bool rows_loaded_ = false;  // before training began
+  bool functions_ = false;    // are called, instead of data
   bool began_ = false;                  // Serve was called, or the first epoch begun
 };
 
@@ -185,9 +207,83 @@ Status Implementation::Serve() {
   }
   Require(parameters_ != nullptr, "Bind before Serve");
   OpenData();
-  COHORT_RETURN_IF_ERROR(job_->Coordinate([this] { return SaveIfDue(); }));
+  if (!functions_) {
+    job_->BeginTraining();
+  }
+  COHORT_RETURN_IF_ERROR(Outlast([this] { return SaveIfDue(); }));
   COHORT_RETURN_IF_ERROR(FinishLastRound());
   return Refresh(/*everything=*/true);
+}
+
+// Until the workers are done, through the losses of servers.
+Status Implementation::Outlast(const std::function<Status()>& look) {
+  for (;;) {
+    const Status status = job_->Coordinate(look);
+    if (status.ok()) {
+      return job_->EndTraining();
+    }
+    COHORT_RETURN_IF_ERROR(GoOn(status));
+  }
+}
+
+Status Implementation::Shutdown() {
+  if (is_chief() && trains()) {
+    COHORT_RETURN_IF_ERROR(job_->Done());
+    COHORT_RETURN_IF_ERROR(Outlast({}));
+  }
+  return job_->Leave();
+}
+
+// OK: the servers were rolled back, and what this process had begun since is void. Else the reason.
+Status Implementation::GoOn(const Status& error) {
+  Status status = error;
+  do {
+    COHORT_RETURN_IF_ERROR(is_chief()
+                               ? job_->Recover(status, [this] { return RestoreSaved(); })
+                               : job_->Rejoin(status));
+    client_ = job_->client();
+    if (is_chief()) {
+      saved_ = job_->coordinator()->advance();
+    }
+    ++roll_backs_;
+    finished_ = {};
+    round_.reset();
+    idle_ = true;
+    if (!trains()) {
+      return {};
+    }
+    status = client_->Pull(parameters_->all(), /*everything=*/true);
+    step_ = static_cast<std::int64_t>(client_->version());
+  } while (!status.ok());
+  return {};
+}
+
+Status Implementation::Surviving(const std::function<Status()>& fn) {
+  for (Status status = fn(); !status.ok(); status = fn()) {
+    COHORT_RETURN_IF_ERROR(GoOn(status));
+    void_ = true;
+  }
+  return {};
+}
+
+Result<std::int64_t> Implementation::RestoreSaved() {
+  client_ = job_->client();
+  if (plan_.restore) {
+    const Result<std::int64_t> step = plan_.restore();
+    if (step.status().code() != StatusCode::kNotFound) {
+      return step;
+    }
+  }
+  if (!initial_.has_value() || rows_loaded_) {
+    return FailedPrecondition(
+        initial_.has_value() ? "the rows that were loaded before training began are lost, and there "
+                               "is no save of them [save while training]"
+                             : "the save that the job would go back to is gone");
+  }
+  std::vector<std::span<float>> slots(initial_->slots.begin(), initial_->slots.end());
+  COHORT_RETURN_IF_ERROR(
+      client_->Assign(initial_->values, slots, static_cast<std::uint64_t>(initial_->step)));
+  return initial_->step;
 }
 
 // It is complete, but the workers may not have told the servers yet, and may not live to do it.
@@ -214,8 +310,14 @@ Status Implementation::SaveIfDue() {
     return {};
   }
   return job_->BetweenUpdates([this](const ps::Coordinator::Cut& cut) -> Status {
-    saved_ = job_->coordinator()->advance();
-    return plan_.save(cut.epoch.epoch, cut.batch);
+    const ps::Coordinator::Advance at = job_->coordinator()->advance();
+    COHORT_RETURN_IF_ERROR(plan_.save(cut.epoch.epoch, cut.batch));
+    saved_ = at;
+    if (plan_.restore) {
+      job_->coordinator()->Remember(step_);
+      initial_.reset();
+    }
+    return {};
   });
 }
 
@@ -232,6 +334,7 @@ Result<std::unique_ptr<Coordinator>> Implementation::MakeCoordinator(
   }
   Require(client_ != nullptr, "Bind before Coordinator::Create");
   COHORT_ASSIGN_OR_RETURN(auto coordinator, ps::OpenFunctions(*job_->coordinator(), options));
+  functions_ = true;
   OpenData();
   return coordinator;
 }
@@ -276,20 +379,30 @@ Status Implementation::Bind(ParameterSet& parameters, std::unique_ptr<Optimizer>
   }
   parameters_ = &parameters;
   if (job_->rows() != nullptr) {
-    rows_ = std::make_unique<RemoteRows>(*job_->rows(), options_.consistency.synchronous(), step_);
+    rows_ = std::make_unique<RemoteRows>(*job_, options_.consistency.synchronous(), step_);
     parameters.SetRows(rows_.get());
   }
   optimizer_ = std::move(optimizer);
   if (client_ == nullptr) {
     return {};
   }
-  COHORT_RETURN_IF_ERROR(job_->Explain(client_->Declare()));
   if (is_chief()) {
+    COHORT_RETURN_IF_ERROR(job_->Explain(client_->Declare()));
+    COHORT_RETURN_IF_ERROR(job_->Explain(client_->Begin({}).status()));
     COHORT_RETURN_IF_ERROR(job_->Explain(client_->Assign(parameters.all(), {}, 0)));
-  }
-  COHORT_RETURN_IF_ERROR(job_->Initialised());
-  if (!is_chief()) {
-    COHORT_RETURN_IF_ERROR(Refresh(/*everything=*/true));
+    initial_.emplace();
+    initial_->values.assign(parameters.all().begin(), parameters.all().end());
+    COHORT_RETURN_IF_ERROR(job_->Initialised());
+  } else {
+    const auto meet = [this]() -> Status {
+      COHORT_RETURN_IF_ERROR(client_->Declare());
+      COHORT_RETURN_IF_ERROR(job_->Initialised());
+      return Refresh(/*everything=*/true);
+    };
+    for (Status status = meet(); !status.ok(); status = meet()) {
+      COHORT_RETURN_IF_ERROR(job_->Rejoin(status));
+      client_ = job_->client();
+    }
   }
   fresh_ = false;  // the chief may set them yet
   if (trains()) {
@@ -335,6 +448,13 @@ Status Implementation::PushState() {
   if (client_ == nullptr || !is_chief()) {
     return {};  // the servers take what the chief has
   }
+  if (!began_) {
+    initial_ = Initial{.step = step_};
+    initial_->values.assign(parameters_->all().begin(), parameters_->all().end());
+    for (const std::span<float> slot : slots()) {
+      initial_->slots.emplace_back(slot.begin(), slot.end());
+    }
+  }
   return job_->Explain(
       client_->Assign(parameters_->all(), slots(), static_cast<std::uint64_t>(step_)));
 }
@@ -348,6 +468,7 @@ Status Implementation::SaveTable(int table, FileSystem& files, const std::string
 Status Implementation::LoadTable(int table, FileSystem& files, const std::string& path) {
   Require(rows_ != nullptr, "a table of the bound parameters, not on a server");
   const TableSpec& spec = tables_.at(static_cast<std::size_t>(table));
+  rows_loaded_ = rows_loaded_ || !began_;
   return job_->Explain(ps::LoadTable(*job_->rows(), table, spec, files, path));
 }
 
@@ -380,7 +501,9 @@ Result<std::unique_ptr<DistributedDataset>> Implementation::Distribute(
     return evaluates() ? ps::MakeWholeDataset(dataset,
                                               [this] {
                                                 Require(client_ != nullptr, "Bind first");
-                                                return Refresh(/*everything=*/false);
+                                                return Surviving([this] {
+                                                  return Refresh(/*everything=*/false);
+                                                });
                                               })
                        : ps::MakeEmptyDataset();
   }
@@ -404,21 +527,28 @@ Result<std::unique_ptr<DistributedDataset>> Implementation::Distribute(
                       began_ = true;
                       if (is_chief()) {
                         OpenData();
+                        job_->BeginTraining();
                       }
                     },
                 .idle = [this] { return Idle(); },
                 .end = [this] { return Refresh(/*everything=*/false); },
                 .finished =
                     [this](std::int64_t id) {
+                      void_ = false;
                       ps::FinishedSplit finished = std::exchange(finished_, {});
                       finished.id = id;
                       return finished;
                     },
-                .round = [this](const ps::RoundPart& part) { round_ = part; },
-                .explain = [this](const Status& status) { return job_->Explain(status); }};
+                .round =
+                    [this](const ps::RoundPart& part) {
+                      void_ = false;
+                      round_ = part;
+                    },
+                .go_on = [this](const Status& status) { return GoOn(status); },
+                .roll_backs = [this] { return roll_backs_; }};
   if (is_chief()) {
     feed.save = [this](const ps::EpochKey& epoch, const ps::FinishedSplit& finished) {
-      job_->coordinator()->Acknowledge(cluster().task, epoch, finished);
+      job_->Acknowledge(epoch, finished);
       return job_->Explain(SaveIfDue());
     };
   }
@@ -459,6 +589,8 @@ Result<ReplicaResult> Implementation::Run(const data::Batch& part, const StepFn&
     RestoreFixedValues();
     std::rethrow_exception(exception);
   }
+  const bool broken = rows_ != nullptr && rows_->TakeBroken();
+  own_error_ = !broken && !(result.ok() && drained.ok());
   COHORT_RETURN_IF_ERROR(result.status());
   COHORT_RETURN_IF_ERROR(drained);
   if (result->weight == 0) {
@@ -542,18 +674,30 @@ Result<StepResult> Implementation::Step(const DistributedBatch& batch, const Ste
   Require(trains(), "Step where trains() holds");
   Require(sink_ != nullptr, "Bind before the first step");
   Require(batch.replicas.size() == 1, "a batch with one part per local replica");
+  if (void_) {
+    return ResultOf({});
+  }
   if (!fresh_) {
-    COHORT_RETURN_IF_ERROR(Refresh(/*everything=*/true));
+    if (const Status status = Refresh(/*everything=*/true); !status.ok()) {
+      COHORT_RETURN_IF_ERROR(GoOn(status));
+      return ResultOf({});
+    }
     fresh_ = true;
   }
   KeepFixedValues();
+  own_error_ = false;
   Result<StepResult> result = options_.consistency.synchronous() ? StepTogether(batch, fn)
                                                                  : StepAlone(batch.replicas[0], fn);
-  if (!result.ok()) {
-    RestoreFixedValues();
+  if (result.ok()) {
+    return result;
+  }
+  RestoreFixedValues();
+  if (own_error_) {
     return job_->Explain(result.status());
   }
-  return result;
+  // Where the servers were rolled back, Next brings the batch again.
+  COHORT_RETURN_IF_ERROR(GoOn(result.status()));
+  return ResultOf({});
 }
 
 // Under bounded staleness nobody waits for a worker between two pieces of work, and its copy may be

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 #include <cohort/optim/gradients.h>
 
@@ -68,6 +69,37 @@ Status ParameterStore::Declare(const ModelSpec& spec, const std::string& who) {
   unassigned_ = mine;
   declared_.store(true, std::memory_order_release);
   return {};
+}
+
+std::uint64_t ParameterStore::Reset() {
+  if (!declared_.load(std::memory_order_acquire)) {
+    return 0;
+  }
+  std::uint64_t version = std::numeric_limits<std::uint64_t>::max();
+  std::int64_t mine = 0;
+  for (const auto& block : blocks_) {
+    if (block == nullptr) {
+      continue;
+    }
+    const std::lock_guard lock(block->mutex);
+    version = std::min(version, block->version);
+    for (std::size_t s = 0; s < block->slots.size(); ++s) {
+      std::fill(block->slots[s].begin(), block->slots[s].end(),
+                optimizer_->slot_initial_value(static_cast<int>(s)));
+    }
+    block->version = 0;
+    block->assigned = false;
+    block->attempt = 0;
+    block->parts.clear();
+    block->waits = false;
+    ++mine;
+  }
+  unassigned_.store(mine, std::memory_order_release);
+  ledger_.Reset();
+  if (clocks_ != nullptr) {
+    clocks_->Reset();
+  }
+  return mine == 0 ? 0 : version;
 }
 
 ParameterStore::Block* ParameterStore::Find(std::uint32_t chunk) const {

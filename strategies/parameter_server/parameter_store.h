@@ -49,6 +49,10 @@ class ParameterStore {
   Status Declare(const ModelSpec& spec, const std::string& who);
   bool ready() const { return unassigned_.load(std::memory_order_acquire) == 0; }
 
+  // As Declare has left it, but for the clients that were retired. Returns the least version that
+  // the chunks had. Nothing else may run.
+  std::uint64_t Reset();
+
   // What is wrong with a frame, or kind NONE.
   Error Assign(const FrameHeader& header, PayloadReader payload);
   struct Pushed {

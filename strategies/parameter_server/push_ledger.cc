@@ -59,6 +59,11 @@ void PushLedger::Retire(std::uint64_t client) {
   });
 }
 
+void PushLedger::Reset() {
+  const std::lock_guard lock(mutex_);
+  clients_.clear();
+}
+
 bool PushLedger::retired(std::uint64_t client) const {
   const std::lock_guard lock(mutex_);
   return retired_.contains(client);

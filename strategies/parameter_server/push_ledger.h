@@ -28,6 +28,8 @@ class PushLedger {
   // Nothing of the client has an effect from now on; blocks until what is being applied is.
   void Retire(std::uint64_t client);
   bool retired(std::uint64_t client) const;
+  // Clients begin to count anew; those that were retired stay so. Nothing is being applied.
+  void Reset();
 
  private:
   static constexpr std::size_t kMaxClients = 4096;  // the longest silent one is forgotten

@@ -183,6 +183,15 @@ void RoundTable::Leave(const TaskId& worker) {
   FormIfComplete();
 }
 
+void RoundTable::Restart(std::set<TaskId> expected) {
+  Require(!running_, "a round table between two rounds");
+  expected_ = std::move(expected);
+  asking_.clear();
+  members_.clear();
+  left_behind_.clear();
+  held_ = false;
+}
+
 void RoundTable::Hold(bool held) {
   held_ = held;
   FormIfComplete();

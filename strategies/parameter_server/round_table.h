@@ -82,6 +82,8 @@ class RoundTable {
   // Lost, or done: rounds go on without it.
   void Leave(const TaskId& worker);
 
+  // As between two rounds, with these workers to wait for, of whom nobody has asked yet.
+  void Restart(std::set<TaskId> expected);
   // No round begins until it is let go again.
   void Hold(bool held);
   bool running() const { return running_; }
@@ -122,7 +124,7 @@ class RoundTable {
   bool MayForm() const;
   std::size_t Finished() const;
 
-  const int backup_;
+  int backup_;
   std::map<EpochKey, Epoch> epochs_;
   std::uint64_t round_;  // the running one, or the next
   int attempt_ = 0;

@@ -186,11 +186,12 @@ class Implementation final : public RowClient {
         layout_(model.Fingerprint()),
         servers_(model.servers),
         incarnation_(options.incarnation),
+        epoch_(options.epoch),
         locate_timeout_(std::min(kLocateTimeout, options.peer_timeout)),
         addresses_(std::move(addresses)),
         sequences_(addresses_.size(), 0),
         channels_(DataChannels(addresses_)),
-        exchange_(channels_, ServerNames(addresses_), options.peer_timeout, "Rows"),
+        exchange_(channels_, ServerNames(addresses_), options.peer_timeout, "Rows", options.epoch),
         link_(FrameLink::Make(
             ServerNames(addresses_), [this](int server) { return Locate(server); },
             options.peer_timeout, options.read_timeout)) {}
@@ -222,6 +223,7 @@ class Implementation final : public RowClient {
     FrameHeader header;
     header.set_client(incarnation_);
     header.set_layout(layout_);
+    header.set_epoch(epoch_);
     header.mutable_rows()->set_table(static_cast<std::uint32_t>(table));
     return header;
   }
@@ -248,6 +250,7 @@ class Implementation final : public RowClient {
   const std::uint64_t layout_;
   const int servers_;
   const std::uint64_t incarnation_;
+  const std::uint64_t epoch_;
   const std::chrono::milliseconds locate_timeout_;
   const std::vector<std::string> addresses_;
   std::vector<std::uint64_t> sequences_;  // by server
@@ -287,6 +290,9 @@ Status Implementation::Pull(int table, std::span<const std::uint64_t> ids, std::
   }
   const std::span<float> values = values_.Resize(unique.ids.size() * dim);
   const auto place = [&](int server, const FrameHeader& header) -> Result<Places> {
+    if (header.epoch() != epoch_) {
+      return StaleReply("ps:" + std::to_string(server), header.epoch(), epoch_);
+    }
     const std::uint64_t tag = header.rows().tag();
     const auto run = std::ranges::find_if(
         runs, [&](const Run& r) { return r.begin == tag && r.server == server; });

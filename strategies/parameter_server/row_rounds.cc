@@ -14,6 +14,11 @@ constexpr std::uint32_t kMaxParts = 1 << 16;
 void RowRounds::Begin(std::span<const std::unique_ptr<RowTable>> tables) {
   const std::lock_guard lock(mutex_);
   tables_ = tables;
+  round_ = 0;
+  open_ = false;
+  attempt_ = 0;
+  parts_.clear();
+  failed_ = {};
 }
 
 bool RowRounds::complete() const {

@@ -37,7 +37,7 @@ class RowRounds {
     std::vector<float> values;  // [ids, dim]
   };
 
-  // Once, before the other calls. `tables` must outlive this.
+  // Before the other calls; again, to forget all rounds. `tables` must outlive this.
   void Begin(std::span<const std::unique_ptr<RowTable>> tables);
 
   // Takes a frame of a part. One of an attempt, or a round, that is over is dropped: OK. Aborted: a

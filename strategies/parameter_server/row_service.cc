@@ -16,8 +16,8 @@ using Base = Rows::WithRawCallbackMethod_Dump<Rows::WithRawCallbackMethod_Restor
 
 class RowService final : public Base {
  public:
-  RowService(RowStore& store, std::string name, Log log)
-      : store_(store), name_(std::move(name)), log_(std::move(log)) {}
+  RowService(RowStore& store, EpochGate& gate, std::string name, Log log)
+      : store_(store), gate_(gate), name_(std::move(name)), log_(std::move(log)) {}
 
   grpc::ServerUnaryReactor* Dump(Context* context, const grpc::ByteBuffer* request,
                                  grpc::ByteBuffer* reply) override {
@@ -52,11 +52,16 @@ class RowService final : public Base {
                                    grpc::ByteBuffer* reply, const Fn& fn) {
     Request request;
     Error error;
+    EpochGate::Pass pass;
     if (Result<ReceivedFrame> received = Receive(bytes); !received.ok()) {
       error.set_kind(Error::BAD_FRAME);
       error.set_message(received.status().message());
+    } else if (pass = gate_.Enter(received->frame.header.epoch());
+               pass.error().kind() != Error::NONE) {
+      error = pass.error();
     } else {
       request.received = std::move(received).value();
+      request.header.set_epoch(request.received.frame.header.epoch());
       error = fn(request);
     }
     if (error.kind() != Error::NONE) {
@@ -71,6 +76,7 @@ class RowService final : public Base {
   }
 
   RowStore& store_;
+  EpochGate& gate_;
   const std::string name_;
   const Log log_;
 };
@@ -104,8 +110,9 @@ Error AnswerRows(RowStore& store, bool ready, FrameMethod method, const FrameHea
   return error;
 }
 
-std::unique_ptr<grpc::Service> MakeRowService(RowStore& store, std::string name, const Log& log) {
-  return std::make_unique<RowService>(store, std::move(name), log);
+std::unique_ptr<grpc::Service> MakeRowService(RowStore& store, EpochGate& gate, std::string name,
+                                              const Log& log) {
+  return std::make_unique<RowService>(store, gate, std::move(name), log);
 }
 
 }  // namespace cohort::ps

@@ -13,6 +13,7 @@
 #include <cohort/core/clock.h>
 #include <cohort/core/log.h>
 
+#include "parameter_server/epoch_gate.h"
 #include "parameter_server/frame_listener.h"
 #include "parameter_server/row_store.h"
 
@@ -24,7 +25,8 @@ namespace cohort::ps {
 Error AnswerRows(RowStore& store, bool ready, FrameMethod method, const FrameHeader& header,
                  const PayloadReader& payload, Deadline deadline, FrameReply* reply);
 
-// `store` must outlive the service.
-std::unique_ptr<grpc::Service> MakeRowService(RowStore& store, std::string name, const Log& log);
+// All must outlive the service.
+std::unique_ptr<grpc::Service> MakeRowService(RowStore& store, EpochGate& gate, std::string name,
+                                              const Log& log);
 
 }  // namespace cohort::ps

@@ -124,6 +124,17 @@ Status RowStore::Declare(const std::vector<TableSpec>& tables, int servers,
   return {};
 }
 
+Status RowStore::Reset() {
+  for (std::unique_ptr<RowTable>& table : tables_) {
+    COHORT_ASSIGN_OR_RETURN(table, RowTable::Create(table->spec(), table->range()));
+  }
+  ledger_.Reset();
+  rounds_.Begin(tables_);
+  const std::lock_guard lock(incoming_mutex_);
+  incoming_.clear();
+  return {};
+}
+
 Error RowStore::Find(const FrameHeader& header, RowTable** table) const {
   if (!declared_.load(std::memory_order_acquire)) {
     return MakeError(Error::NOT_READY, "no model has been declared");

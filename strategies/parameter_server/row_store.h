@@ -50,6 +50,9 @@ class RowStore {
   // business (ModelSpec::Compare), as `fingerprint` is. InvalidArgument: a table that is none.
   Status Declare(const std::vector<TableSpec>& tables, int servers, std::uint64_t fingerprint);
 
+  // As Declare has left it, but for the clients that were retired. Nothing else may run.
+  Status Reset();
+
   // A pull in two steps, so that the caller owns the memory: what it asks for, and the rows.
   struct Reading {
     RowTable* table = nullptr;

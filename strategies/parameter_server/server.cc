@@ -8,6 +8,7 @@
 
 #include <cohort/parameter_server.grpc.pb.h>
 #include "grpc_util.h"
+#include "parameter_server/epoch_gate.h"
 #include "parameter_server/frame_listener.h"
 #include "parameter_server/row_service.h"
 #include "parameter_server/table_spec.h"
@@ -65,7 +66,8 @@ Result<ModelSpec> SpecOf(const DeclareRequest& request) {
 using Base = Servers::WithCallbackMethod_Declare<Servers::WithCallbackMethod_Stats<
     Servers::WithCallbackMethod_Drain<Servers::WithCallbackMethod_Norms<
         Servers::WithCallbackMethod_Settle<Servers::WithCallbackMethod_Endpoint<
-            Servers::WithCallbackMethod_Retire<Servers::Service>>>>>>>;
+            Servers::WithCallbackMethod_Retire<Servers::WithCallbackMethod_Begin<
+                Servers::Service>>>>>>>>;
 
 class Service final : public Base {
  public:
@@ -73,6 +75,7 @@ class Service final : public Base {
 
   ParameterStore& store() { return store_; }
   RowStore& rows() { return rows_; }
+  EpochGate& gate() { return gate_; }
 
   bool WaitDrained(Deadline deadline) {
     std::unique_lock lock(mutex_);
@@ -95,8 +98,29 @@ class Service final : public Base {
     return Reply(context, ToGrpc(status));
   }
 
+  grpc::ServerUnaryReactor* Begin(Context* context, const BeginRequest* request,
+                                  BeginReply* reply) override {
+    const Result<Error> begun = gate_.Begin(request->epoch(), [&] {
+      reply->set_version(store_.Reset());
+      for (const std::uint64_t client : request->retired()) {
+        store_.Retire(client);
+        rows_.Retire(client);
+      }
+      return rows_.Reset();
+    });
+    if (begun.ok() && begun->kind() != Error::NONE) {
+      *reply->mutable_error() = *begun;
+    }
+    return Reply(context, ToGrpc(begun.status()));
+  }
+
   grpc::ServerUnaryReactor* Norms(Context* context, const NormsRequest* request,
                                   NormsReply* reply) override {
+    const EpochGate::Pass pass = gate_.Enter(request->epoch());
+    if (pass.error().kind() != Error::NONE) {
+      *reply->mutable_error() = pass.error();
+      return Reply(context);
+    }
     const Result<ParameterStore::Norms> norms =
         store_.RoundNorms(request->layout(), request->round(), request->commit());
     if (norms.ok()) {
@@ -108,7 +132,12 @@ class Service final : public Base {
   }
 
   grpc::ServerUnaryReactor* Settle(Context* context, const SettleRequest* request,
-                                   SettleReply* /*reply*/) override {
+                                   SettleReply* reply) override {
+    const EpochGate::Pass pass = gate_.Enter(request->epoch());
+    if (pass.error().kind() != Error::NONE) {
+      *reply->mutable_error() = pass.error();
+      return Reply(context);
+    }
     return Reply(context,
                  ToGrpc(store_.Settle(request->layout(), request->round(), request->factor())));
   }
@@ -165,8 +194,34 @@ class Service final : public Base {
  private:
   void Handle(FrameMethod method, const FrameHeader& header, const PayloadReader& payload,
               const std::string& peer, FrameReply* reply) {
-    Error error;
+    const EpochGate::Pass pass = gate_.Enter(header.epoch());
+    reply->header.set_epoch(header.epoch());
     std::vector<ParameterStore::Reading> readings;
+    Error error = pass.error().kind() == Error::NONE
+                      ? Act(method, header, payload, reply, &readings)
+                      : pass.error();
+    if (error.kind() == Error::NOT_YET) {
+      *reply->header.mutable_error() = std::move(error);
+      return;
+    }
+    if (error.kind() != Error::NONE) {
+      log_.Warning("ps:" + std::to_string(index_) + " rejected a frame of " + peer + ": " +
+                   error.message());
+      *reply->header.mutable_error() = std::move(error);
+      return;
+    }
+    const bool slots = method == FrameMethod::kPull && header.slots();
+    for (ParameterStore::Reading& reading : readings) {
+      store_.Copy(reading, slots, reply->payload->Append(reading.floats));
+      reply->header.add_chunks(static_cast<std::uint32_t>(reading.chunk));
+      reply->header.add_versions(reading.version);
+    }
+  }
+
+  // What the method does, and which chunks are to be returned.
+  Error Act(FrameMethod method, const FrameHeader& header, const PayloadReader& payload,
+            FrameReply* reply, std::vector<ParameterStore::Reading>* readings) {
+    Error error;
     switch (method) {
       case FrameMethod::kAssign:
         error = store_.Assign(header, payload);
@@ -192,28 +247,14 @@ class Service final : public Base {
     }
     if (error.kind() == Error::NONE &&
         (method == FrameMethod::kPull || (method == FrameMethod::kPush && header.pull()))) {
-      error = store_.Plan(header, &readings);
+      error = store_.Plan(header, readings);
     }
-    if (error.kind() == Error::NOT_YET) {
-      *reply->header.mutable_error() = std::move(error);
-      return;
-    }
-    if (error.kind() != Error::NONE) {
-      log_.Warning("ps:" + std::to_string(index_) + " rejected a frame of " + peer + ": " +
-                   error.message());
-      *reply->header.mutable_error() = std::move(error);
-      return;
-    }
-    const bool slots = method == FrameMethod::kPull && header.slots();
-    for (ParameterStore::Reading& reading : readings) {
-      store_.Copy(reading, slots, reply->payload->Append(reading.floats));
-      reply->header.add_chunks(static_cast<std::uint32_t>(reading.chunk));
-      reply->header.add_versions(reading.version);
-    }
+    return error;
   }
 
   const int index_;
   const Log log_;
+  EpochGate gate_;
   ParameterStore store_;
   RowStore rows_;
   std::mutex mutex_;
@@ -226,7 +267,8 @@ class GrpcServer final : public Server {
  public:
   GrpcServer(int index, const Log& log)
       : service_(index, log),
-        row_service_(MakeRowService(service_.rows(), "ps:" + std::to_string(index), log)) {}
+        row_service_(MakeRowService(service_.rows(), service_.gate(),
+                                    "ps:" + std::to_string(index), log)) {}
 
   ~GrpcServer() override {
     if (server_ != nullptr) {

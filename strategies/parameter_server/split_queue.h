@@ -48,9 +48,9 @@ class SplitQueue {
   std::int64_t reissued() const { return reissued_; }
 
  private:
-  const std::int64_t begin_;
-  const std::int64_t end_;
-  const std::int64_t size_;
+  std::int64_t begin_;
+  std::int64_t end_;
+  std::int64_t size_;
   std::int64_t next_;
   std::deque<Split> returned_;
   std::map<TaskId, Split> held_;

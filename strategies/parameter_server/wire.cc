@@ -66,6 +66,11 @@ std::string WithPort(const std::string& task_address, int port) {
   return task_address.substr(0, task_address.rfind(':')) + ":" + std::to_string(port);
 }
 
+Status StaleReply(const std::string& server, std::uint64_t epoch, std::uint64_t expected) {
+  return Unavailable(server + " answers in epoch " + std::to_string(epoch) +
+                     " of the servers, this process is in " + std::to_string(expected));
+}
+
 Status ToStatus(const Error& error, const std::string& server) {
   const std::string text = server + ": " + error.message();
   switch (error.kind()) {
@@ -73,6 +78,8 @@ Status ToStatus(const Error& error, const std::string& server) {
       return Unavailable(text +
                          " [a server that was restarted has lost its variables: restart "
                          "the job from its last checkpoint]");
+    case Error::STALE_EPOCH:
+      return Unavailable(text);
     case Error::SPEC_MISMATCH:
       return FailedPrecondition(text + " [start every process with the same model and options]");
     case Error::NOT_FINITE:

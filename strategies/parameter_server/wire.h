@@ -31,9 +31,11 @@ grpc::Slice NewSlice(std::size_t floats, std::span<float>* memory);
 // Memory of `owner`, which lives until gRPC has let go of the slice; nothing is copied.
 grpc::Slice BorrowSlice(std::span<const float> memory, std::shared_ptr<const void> owner);
 
-// "ps:1 (10.0.0.3:2222)" for each address, and a channel for its frames.
 // What a server, so called in messages, says of a frame.
 Status ToStatus(const Error& error, const std::string& server);
+// Of a reply that is of another epoch than was asked.
+Status StaleReply(const std::string& server, std::uint64_t epoch, std::uint64_t expected);
+// "ps:1 (10.0.0.3:2222)" for each address, and a channel for its frames.
 std::vector<std::string> ServerNames(const std::vector<std::string>& addresses);
 std::vector<std::shared_ptr<grpc::Channel>> DataChannels(const std::vector<std::string>& addresses);
 

@@ -259,7 +259,14 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
     s.saved_between_updates = s.strategy.SaveBetweenUpdates(
         {.every_steps = s.options.save_every_steps,
          .every_epochs = std::max(s.options.save_every_epochs, 1),
-         .save = [&s](std::int64_t epoch, std::int64_t batch) { return s.SaveAt(epoch, batch); }});
+         .save = [&s](std::int64_t epoch, std::int64_t batch) { return s.SaveAt(epoch, batch); },
+         .restore = [&s]() -> Result<std::int64_t> {
+           COHORT_ASSIGN_OR_RETURN(
+               const io::CheckpointState state,
+               LoadSnapshot(s.strategy, s.parameters, *s.store, s.options.seed));
+           s.saved_step = state.step;
+           return state.step;
+         }});
   }
   History history;
   bool stopped = false;

@@ -3,15 +3,20 @@
 //
 //   ps_program [--epochs N] [--examples N] [--batch N] [--consistency C] [--join-ms N] [--fail-at
 //   STEP]
-//              [--hold-at STEP --hold TASK]
+//              [--hold-at STEP --hold TASK] [--rejoin-ms N] [--folder DIR [--save-steps N]]
+//              [--gate FILE --gate-at STEP]
 //
+// --folder: the loop is Trainer::Fit, which saves there.
+// --gate FILE: worker:0 does not go beyond its step --gate-at before there is such a file.
 // --hold-at: TASK says "holding" in that step function of its own, and never comes back from it.
 
 #include <unistd.h>
 
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <string>
+#include <thread>
 
 #include <CLI/CLI.hpp>
 
@@ -19,6 +24,7 @@
 #include <cohort/core/random.h>
 #include <cohort/optim/optimizers.h>
 #include <cohort/strategies/parameter_server.h>
+#include <cohort/train/trainer.h>
 
 #include "testing/integer_model.h"
 
@@ -33,6 +39,11 @@ struct Options {
   std::string consistency = "async";
   int join_ms = 60'000;
   int heartbeat_ms = 10'000;
+  int rejoin_ms = 60'000;
+  std::string folder;
+  int save_steps = 0;
+  std::string gate;
+  int gate_at = 0;
   int hold_at = 0;
   int fail_at = 0;
   std::string hold;
@@ -43,16 +54,23 @@ void Say(const std::string& line) {
   std::fflush(stdout);
 }
 
-Status Train(const Options& options, ParameterServerStrategy& strategy, DistributedDataset& data) {
-  const StepFn model = testing::IntegerStep();
-  const std::string self = strategy.cluster().task.ToString();
-  int steps = 0;
-  const StepFn step = [&](ReplicaContext& context, const data::Batch& batch) {
+// What a step is to the program: the model's, with what its options ask for.
+StepFn StepOf(const Options& options, const std::string& self, int& steps) {
+  return [&options, self, &steps, model = testing::IntegerStep()](ReplicaContext& context,
+                                                                  const data::Batch& batch) {
     ++steps;
+    if (steps % 10 == 1) {
+      Say("step " + std::to_string(steps) + " begins");
+    }
     if (steps == options.hold_at && self == options.hold) {
       Say("holding");
       for (;;) {
         ::pause();
+      }
+    }
+    if (steps == options.gate_at && self == "worker:0") {
+      while (!std::filesystem::exists(options.gate)) {  // the test ends this process at its deadline
+        std::this_thread::sleep_for(std::chrono::milliseconds(2));
       }
     }
     if (steps == options.fail_at) {
@@ -60,6 +78,11 @@ Status Train(const Options& options, ParameterServerStrategy& strategy, Distribu
     }
     return model(context, batch);
   };
+}
+
+Status Train(const Options& options, ParameterServerStrategy& strategy, DistributedDataset& data) {
+  int steps = 0;
+  const StepFn step = StepOf(options, strategy.cluster().task.ToString(), steps);
   for (int epoch = 0; epoch < options.epochs; ++epoch) {
     COHORT_RETURN_IF_ERROR(data.BeginEpoch(epoch));
     for (;;) {
@@ -101,6 +124,22 @@ Status RunWith(const Options& options, ParameterServerStrategy& strategy) {
   ParameterSet parameters = testing::IntegerParameters();
   COHORT_RETURN_IF_ERROR(
       strategy.Bind(parameters, Sgd({.learning_rate = 0.0625, .momentum = 0.5})));
+  if (!options.folder.empty()) {
+    int steps = 0;
+    Trainer trainer(strategy, parameters,
+                    {.epochs = options.epochs,
+                     .checkpoint_dir = options.folder,
+                     .save_every_steps = options.save_steps});
+    COHORT_RETURN_IF_ERROR(
+        trainer
+            .Fit(testing::IntegerData(options.examples, options.batch),
+                 StepOf(options, strategy.cluster().task.ToString(), steps))
+            .status());
+    if (strategy.is_chief()) {
+      COHORT_RETURN_IF_ERROR(Report(strategy, parameters));
+    }
+    return strategy.Shutdown();
+  }
   COHORT_ASSIGN_OR_RETURN(
       const auto data, strategy.Distribute(testing::IntegerData(options.examples, options.batch)));
   if (strategy.trains()) {
@@ -120,6 +159,7 @@ Status Run(const Options& options) {
   COHORT_ASSIGN_OR_RETURN(strategy_options.consistency, Consistency::Parse(options.consistency));
   strategy_options.join_timeout = std::chrono::milliseconds(options.join_ms);
   strategy_options.heartbeat_timeout = std::chrono::milliseconds(options.heartbeat_ms);
+  strategy_options.rejoin_grace = std::chrono::milliseconds(options.rejoin_ms);
   strategy_options.log = StderrLog(config.task.ToString());
   COHORT_ASSIGN_OR_RETURN(const auto strategy,
                           ParameterServerStrategy::Make(config, strategy_options));
@@ -142,6 +182,11 @@ int main(int argc, char** argv) {
   app.add_option("--consistency", options.consistency);
   app.add_option("--join-ms", options.join_ms);
   app.add_option("--heartbeat-ms", options.heartbeat_ms);
+  app.add_option("--rejoin-ms", options.rejoin_ms);
+  app.add_option("--folder", options.folder);
+  app.add_option("--save-steps", options.save_steps);
+  app.add_option("--gate", options.gate);
+  app.add_option("--gate-at", options.gate_at);
   app.add_option("--hold-at", options.hold_at);
   app.add_option("--hold", options.hold);
   app.add_option("--fail-at", options.fail_at);

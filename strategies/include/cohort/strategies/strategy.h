@@ -78,6 +78,9 @@ struct StrategyOptions {
   std::chrono::milliseconds collective_timeout{120'000};
   std::chrono::milliseconds join_timeout{300'000};
   std::chrono::milliseconds heartbeat_timeout{10'000};
+  // How long a job waits for another process in the place of a parameter server that was lost, to
+  // go on from the last save with it. 0: the job ends.
+  std::chrono::milliseconds rejoin_grace{60'000};
   CommunicationOptions communication;
   // Where flight records go (see comm/README.md) when a collective fails, and on DumpFlightRecord;
   // empty: nowhere.
@@ -189,6 +192,10 @@ struct SavePlan {
   std::int64_t every_epochs = 0;  // 0: not at the ends of epochs
   // Everything before this batch of this epoch is in the parameters, and nothing after.
   std::function<Status(std::int64_t epoch, std::int64_t batch)> save;
+  // The way back to the newest whole save, when a server was lost: its values, slots and rows to
+  // the servers (LoadTable, SetStep, PushState). Its step; NotFound where there is none. Without
+  // it, or a save, a job goes back to where it began.
+  std::function<Result<std::int64_t>()> restore;
 };
 
 class Strategy {

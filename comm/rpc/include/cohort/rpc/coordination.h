@@ -18,6 +18,7 @@
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -74,6 +75,10 @@ class CoordinationServer {
   virtual int port() const = 0;
   // The chief's own view: tasks that joined and are alive.
   virtual std::vector<TaskId> Alive() const = 0;
+  // Of the process that is this task now; nothing if none is, or it is lost.
+  virtual std::optional<std::uint64_t> Incarnation(const TaskId& task) const = 0;
+  // Ends the job: every client's failure() becomes `why`, unless it has failed, or is over.
+  virtual void Fail(const Status& why) = 0;
   // Runs on the server's thread when a task that may leave is found dead, or left.
   virtual void OnTaskLost(std::function<void(const TaskId&, const Status&)> callback) = 0;
 
