@@ -3,7 +3,8 @@
 //
 // One process:           wide_and_deep --data DIR
 // Workers and servers:   cohort launch -n 3 --ps 2 --chief -- wide_and_deep --data DIR
-// Workers in step:       cohort launch -n 3 --ps 2 -- wide_and_deep --strategy multi_worker_mirrored
+// Workers in step:       cohort launch -n 3 --ps 2 -- wide_and_deep --strategy
+// multi_worker_mirrored
 //
 // DIR holds adult.data and adult.test of the census income data set (UCI, "Adult") with a header
 // line. Without --data the program draws people itself.

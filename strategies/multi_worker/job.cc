@@ -375,7 +375,8 @@ Result<std::unique_ptr<Membership>> JoinJob(const ClusterConfig& config,
   }
   if (config.mpi && servers > 0) {
     return FailedPrecondition("a job under mpirun has no ps tasks, " + config.source + " names " +
-                              std::to_string(servers) + " [start it by addresses: TF_CONFIG, or "
+                              std::to_string(servers) +
+                              " [start it by addresses: TF_CONFIG, or "
                               "cohort launch --ps]");
   }
   return config.mpi ? JoinByMpi(config, options) : JoinByAddress(config, options);

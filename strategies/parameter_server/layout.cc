@@ -31,8 +31,8 @@ ModelSpec ModelSpec::Of(const ParameterSet& parameters, std::string optimizer,
 }
 
 ModelSpec ModelSpec::OfTables(const ParameterSet& parameters, std::string optimizer, int servers) {
-  ModelSpec spec = Of(parameters, std::move(optimizer),
-                      {.mode = Consistency::Mode::kSynchronous}, servers);
+  ModelSpec spec =
+      Of(parameters, std::move(optimizer), {.mode = Consistency::Mode::kSynchronous}, servers);
   spec.parameters.clear();
   return spec;
 }

@@ -68,8 +68,8 @@ std::vector<Run> Route(UniqueIds& unique, std::uint32_t buckets, int servers,
   } else {
     std::vector<std::uint32_t> server_of(count);
     for (std::size_t u = 0; u < count; ++u) {
-      server_of[u] = static_cast<std::uint32_t>(
-          ServerOf(BucketOf(unique.ids[u], buckets), servers, buckets));
+      server_of[u] =
+          static_cast<std::uint32_t>(ServerOf(BucketOf(unique.ids[u], buckets), servers, buckets));
       ++ends[server_of[u] + 1];
     }
     for (std::size_t s = 1; s < ends.size(); ++s) {
@@ -266,8 +266,8 @@ Result<std::string> Implementation::Locate(int server) {
   grpc::ClientContext context;
   context.set_deadline(GrpcTimeout(locate_timeout_));
   EndpointReply reply;
-  COHORT_RETURN_IF_ERROR(FromGrpc(
-      Servers::NewStub(channels_[s])->Endpoint(&context, EndpointRequest(), &reply)));
+  COHORT_RETURN_IF_ERROR(
+      FromGrpc(Servers::NewStub(channels_[s])->Endpoint(&context, EndpointRequest(), &reply)));
   return WithPort(addresses_[s], static_cast<int>(reply.port()));
 }
 
@@ -277,8 +277,8 @@ Status Implementation::Pull(int table, std::span<const std::uint64_t> ids, std::
   const auto dim = static_cast<std::size_t>(spec.dim);
   Require(rows.size() == ids.size() * dim, "room for a row of each id: " + spec.name);
   UniqueIds unique(ids);
-  const std::vector<Run> runs = Route(unique, spec.buckets, servers_,
-                                      std::max(sizeof(std::uint64_t), dim * sizeof(float)));
+  const std::vector<Run> runs =
+      Route(unique, spec.buckets, servers_, std::max(sizeof(std::uint64_t), dim * sizeof(float)));
   const IdsOnTheWire on_the_wire(unique.ids);
   std::vector<FrameRequest> requests;
   for (const Run& run : runs) {
@@ -343,7 +343,8 @@ Status Implementation::Push(std::span<const Gradients> gradients, std::int64_t s
 void Implementation::AddPart(const Part& part, std::int64_t step, double weight,
                              std::vector<FrameRequest>& requests) {
   for (int s = 0; s < servers_; ++s) {
-    FrameRequest& end = requests.emplace_back(FrameRequest{s, FrameMethod::kPushRows, Header(0), {}});
+    FrameRequest& end =
+        requests.emplace_back(FrameRequest{s, FrameMethod::kPushRows, Header(0), {}});
     end.header.set_sequence(++sequences_[static_cast<std::size_t>(s)]);
     end.header.set_weight(weight);
     end.header.set_advance(true);
@@ -377,7 +378,7 @@ Status Implementation::WaitForRounds(int table) {
 
 // A bucket's dump of which `begun` has come, with `piece`; the rest in as many frames as it takes.
 Result<std::string> Implementation::DumpRest(int table, int server, BucketPiece piece,
-                                            std::string begun) {
+                                             std::string begun) {
   for (int tries = 0; tries < kDumpTries; ++tries) {
     BucketPiece next = piece;
     while (begun.size() < piece.total()) {
@@ -416,7 +417,7 @@ Result<std::string> Implementation::DumpRest(int table, int server, BucketPiece 
 }
 
 Status Implementation::Dump(int table,
-                           const std::function<Status(std::uint32_t, std::string_view)>& take) {
+                            const std::function<Status(std::uint32_t, std::string_view)>& take) {
   const TableSpec& spec = SpecOf(table);
   COHORT_RETURN_IF_ERROR(WaitForRounds(table));
   for (int server = 0; server < servers_; ++server) {
@@ -458,7 +459,7 @@ Status Implementation::Dump(int table,
 }
 
 Status Implementation::Restore(int table,
-                              const std::function<Result<std::string>(std::uint32_t)>& give) {
+                               const std::function<Result<std::string>(std::uint32_t)>& give) {
   const TableSpec& spec = SpecOf(table);
   constexpr auto kMost = static_cast<std::size_t>(kMaxPayloadBytes);
   FrameHeader header;
@@ -517,10 +518,9 @@ Status SaveTable(RowClient& client, int table, const TableSpec& spec, FileSystem
   const auto save = [&]() -> Status {
     COHORT_ASSIGN_OR_RETURN(const auto writer,
                             RowFileWriter::Create(files, path, spec, {0, spec.buckets}));
-    COHORT_RETURN_IF_ERROR(
-        client.Dump(table, [&](std::uint32_t /*bucket*/, std::string_view dump) {
-          return writer->Write(dump);
-        }));
+    COHORT_RETURN_IF_ERROR(client.Dump(table, [&](std::uint32_t /*bucket*/, std::string_view dump) {
+      return writer->Write(dump);
+    }));
     return writer->Close();
   };
   return save().Annotate("rows of table \"" + spec.name + "\"");

@@ -174,8 +174,7 @@ Error RowStore::CheckBlock(const FrameHeader& header, const PayloadReader& paylo
   if (payload.remaining() != bytes) {
     return MakeError(Error::BAD_FRAME, NameOf(table) + ": " + std::to_string(payload.remaining()) +
                                            " bytes for " + std::to_string(block.count()) +
-                                           " ids, which take " +
-                                           std::to_string(bytes));
+                                           " ids, which take " + std::to_string(bytes));
   }
   if (block.step() < 1 || block.step() > 0xFFFFFFFFU) {
     return MakeError(Error::BAD_FRAME, NameOf(table) + ": step " + std::to_string(block.step()));

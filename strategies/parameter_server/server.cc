@@ -241,8 +241,8 @@ class Service final : public Base {
         break;
       case FrameMethod::kPullRows:
       case FrameMethod::kPushRows:
-        error = AnswerRows(rows_, store_.ready(), method, header, payload, DeadlineAfter(kPark),
-                           reply);
+        error =
+            AnswerRows(rows_, store_.ready(), method, header, payload, DeadlineAfter(kPark), reply);
         break;
     }
     if (error.kind() == Error::NONE &&

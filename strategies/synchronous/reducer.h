@@ -54,8 +54,8 @@
 
 #include "synchronous/arena.h"
 #include "synchronous/bucket_plan.h"
-#include "synchronous/step_rows.h"
 #include "synchronous/row_exchange.h"
+#include "synchronous/step_rows.h"
 
 namespace cohort {
 

@@ -172,9 +172,8 @@ void ServerRows::Carry(Round& round) {
                            .values = round.gradients[t].values});
     }
   }
-  Status status =
-      client_.PushPart(gradients, round.step, round.divisor,
-                       {.round = ++rounds_, .part = rank_, .parts = processes_});
+  Status status = client_.PushPart(gradients, round.step, round.divisor,
+                                   {.round = ++rounds_, .part = rank_, .parts = processes_});
   client_.ReadAfter(rounds_);
   const bool pushed = status.ok();
   {

@@ -56,7 +56,7 @@ class ServerRows final : public StepRows {
   struct Round {
     std::int64_t step = 1;
     double divisor = 1;
-    std::vector<Rows> gradients;  // by table
+    std::vector<Rows> gradients;              // by table
     std::vector<std::pair<int, Rows>> ahead;  // to be looked up
   };
 
@@ -73,8 +73,8 @@ class ServerRows final : public StepRows {
   ps::RowClient& client_;
   std::uint64_t rounds_ = 0;  // pushed
   std::vector<std::pair<int, Rows>> foreseen_rows_;
-  std::int64_t foreseen_ = 0;  // lookups
-  std::vector<data::Batch> batch_;  // the parts that are being trained on
+  std::int64_t foreseen_ = 0;                      // lookups
+  std::vector<data::Batch> batch_;                 // the parts that are being trained on
   std::set<std::pair<int, std::string>> sources_;  // table, feature
 
   std::mutex mutex_;  // guards what follows

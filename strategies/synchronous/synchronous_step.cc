@@ -367,7 +367,8 @@ Status SynchronousStrategy::LandInOrder(Work* behind, float& scale, int& applied
   return {};
 }
 
-// What this process's gradients of rows are divided by: those of the job, by the sum over processes.
+// What this process's gradients of rows are divided by: those of the job, by the sum over
+// processes.
 double SynchronousStrategy::RowDivisor() {
   switch (options_.loss_scale) {
     case LossScale::kGlobalMean:

@@ -219,8 +219,8 @@ Status SynchronousStrategy::BindRows(const ParameterSet& parameters, const Optim
     return {};
   }
   if (membership_->num_row_servers() == 0) {
-    COHORT_ASSIGN_OR_RETURN(
-        rows_, LocalRows::Make(parameters.tables(), optimizer.config(), gang_.size()));
+    COHORT_ASSIGN_OR_RETURN(rows_,
+                            LocalRows::Make(parameters.tables(), optimizer.config(), gang_.size()));
     return {};
   }
   const ps::ModelSpec model =
@@ -278,9 +278,8 @@ Result<std::unique_ptr<DistributedDataset>> SynchronousStrategy::Distribute(
   if (options.evaluation || membership_->num_row_servers() == 0) {
     return batches;
   }
-  return LookAhead(std::move(batches), [this](const std::optional<DistributedBatch>& next) {
-    next_ = next;
-  });
+  return LookAhead(std::move(batches),
+                   [this](const std::optional<DistributedBatch>& next) { next_ = next; });
 }
 
 Status SynchronousStrategy::ReduceGradients(std::span<const std::span<float>> gradients,

@@ -108,8 +108,9 @@ std::vector<float> RowsOf(const ParameterSet& parameters) {
   return all;
 }
 
-Result<Outcome> TrainOn(Strategy& strategy, int epochs, const std::string& checkpoint_dir,
-                        const std::string& wide_optimizer = Ftrl({.learning_rate = 0.1})->config()) {
+Result<Outcome> TrainOn(
+    Strategy& strategy, int epochs, const std::string& checkpoint_dir,
+    const std::string& wide_optimizer = Ftrl({.learning_rate = 0.1})->config()) {
   Model model(wide_optimizer);
   COHORT_RETURN_IF_ERROR(strategy.Bind(model.parameters, Adagrad({.learning_rate = 0.1})));
   Trainer trainer(strategy, model.parameters,
@@ -159,9 +160,8 @@ Outcome OnServers(int workers, int servers, const RunTask& run,
       ClusterConfig config;
       config.cluster = cluster;
       config.task = task;
-      COHORT_ASSIGN_OR_RETURN(
-          const auto strategy,
-          ParameterServerStrategy::Make(config, {.consistency = consistency}));
+      COHORT_ASSIGN_OR_RETURN(const auto strategy,
+                              ParameterServerStrategy::Make(config, {.consistency = consistency}));
       return run(*strategy);
     });
   }
@@ -397,21 +397,20 @@ TEST(SparseTables, WhatAStrategyCannotKeepIsRefused) {
   EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
   EXPECT_THAT(status.message(), HasSubstr("table \"wide/table\""));
   std::latch all_refused(4);
-  OnServers(
-      2, 1,
-      [&](ParameterServerStrategy& synchronous) -> Result<Outcome> {
-        Model model;
-        const Status refused = synchronous.Bind(model.parameters, Sgd());
-        EXPECT_EQ(refused.code(), StatusCode::kUnimplemented);
-        EXPECT_THAT(refused.message(), HasSubstr("table \"wide/table\""));
-        // Nobody leaves before all have come so far.
-        all_refused.count_down();
-        for (int i = 0; i < 2000 && !all_refused.try_wait(); ++i) {
-          std::this_thread::sleep_for(std::chrono::milliseconds(10));
-        }
-        return Outcome();
-      },
-      {.mode = Consistency::Mode::kSynchronous, .backup_workers = 1});
+  OnServers(2, 1,
+            [&](ParameterServerStrategy& synchronous) -> Result<Outcome> {
+              Model model;
+              const Status refused = synchronous.Bind(model.parameters, Sgd());
+              EXPECT_EQ(refused.code(), StatusCode::kUnimplemented);
+              EXPECT_THAT(refused.message(), HasSubstr("table \"wide/table\""));
+              // Nobody leaves before all have come so far.
+              all_refused.count_down();
+              for (int i = 0; i < 2000 && !all_refused.try_wait(); ++i) {
+                std::this_thread::sleep_for(std::chrono::milliseconds(10));
+              }
+              return Outcome();
+            },
+            {.mode = Consistency::Mode::kSynchronous, .backup_workers = 1});
   const InStepResult dense_only = InStep(2, 1, [&](Strategy& in_step) -> Result<Outcome> {
     ParameterSet dense;
     dense.Add("bias", {3}, {});
@@ -435,9 +434,9 @@ TEST(SparseTables, WorkersInStepEndTogether) {
       return Outcome();
     }
     COHORT_RETURN_IF_ERROR(OneStep(strategy, model, BatchOf(7, 1)));
-    COHORT_RETURN_IF_ERROR(OneStep(
-        strategy, model,
-        BatchOf(7, strategy.is_chief() ? 1 : std::numeric_limits<float>::quiet_NaN())));
+    COHORT_RETURN_IF_ERROR(
+        OneStep(strategy, model,
+                BatchOf(7, strategy.is_chief() ? 1 : std::numeric_limits<float>::quiet_NaN())));
     return Outcome();
   });
   EXPECT_EQ(result.statuses.size(), 4);

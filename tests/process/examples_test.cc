@@ -155,7 +155,7 @@ TEST(Examples, WorkersInStepEndWithALostServerOrWorker) {
                         "multi_worker_mirrored"},
                        {{"OMP_NUM_THREADS", "1"}});
     const auto give_up = std::chrono::steady_clock::now() + std::chrono::minutes(1);
-    while (cluster.Stderr("worker:0").find("epoch 1:") == std::string::npos) {
+    while (cluster.Stderr("worker:0").find("epoch 1/") == std::string::npos) {
       ASSERT_LT(std::chrono::steady_clock::now(), give_up) << cluster.Logs();
       std::this_thread::sleep_for(std::chrono::milliseconds(50));
     }

@@ -22,10 +22,10 @@
 namespace cohort::ps {
 namespace {
 
+using cohort::testing::TempDir;
 using std::chrono::milliseconds;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
-using cohort::testing::TempDir;
 
 // Servers of a model with two tables.
 class Cluster {

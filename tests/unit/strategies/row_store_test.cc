@@ -290,8 +290,8 @@ TEST_F(RowStoreTest, IdsAndCountsMayBeNarrow) {
   FrameHeader header = PushHeader();
   header.mutable_rows()->set_narrow_ids(true);
   header.mutable_rows()->set_count_bytes(1);
-  const Bytes bytes = Bytes().Add<std::uint32_t>({5, 9}).Add<std::uint8_t>({1, 200, 0, 0}).Add<float>(
-      {1, 2, 3, 4});
+  const Bytes bytes =
+      Bytes().Add<std::uint32_t>({5, 9}).Add<std::uint8_t>({1, 200, 0, 0}).Add<float>({1, 2, 3, 4});
   EXPECT_EQ(store_.Push(header, bytes.Reader()).kind(), Error::NONE);
   header = PushHeader();
   header.mutable_rows()->set_count_bytes(2);
@@ -310,8 +310,9 @@ TEST_F(RowStoreTest, IdsAndCountsMayBeNarrow) {
   RowStore::Reading reading;
   FrameHeader pull = Header(0, 2, 2);
   pull.mutable_rows()->set_narrow_ids(true);
-  EXPECT_EQ(store_.Plan(pull, Bytes().Add<std::uint32_t>({9, 0xFFFFFFFF}).Reader(), &reading).kind(),
-            Error::NONE);
+  EXPECT_EQ(
+      store_.Plan(pull, Bytes().Add<std::uint32_t>({9, 0xFFFFFFFF}).Reader(), &reading).kind(),
+      Error::NONE);
   EXPECT_THAT(reading.ids, ElementsAre(9, 0xFFFFFFFF));
 }
 
