@@ -4,6 +4,10 @@
 // worker:0 stops at a gate before its last steps, so that no job is over before its server was
 // lost. The counting model tells how often each example is in the values.
 
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <csignal>
 #include <filesystem>
 #include <fstream>
@@ -53,14 +57,9 @@ class Job {
     expected_[name] = kKilled;
   }
   // Another process for ps:`index`.
-  void Replace(int index, const std::string& name) {
-    cluster.Start(name, argv_,
-                  {{"TF_CONFIG", R"({"cluster":)" + cluster_json_ +
-                                     R"(,"task":{"type":"ps","index":)" + std::to_string(index) +
-                                     "}}"}});
-    expected_[name] = 0;
-  }
+  void Replace(int index, const std::string& name) { Start("ps", index, name); }
   void OpenGate() { std::ofstream(Gate()) << "open"; }
+  void Expect(const std::string& name, int code) { expected_[name] = code; }
   void ExpectCodes() {
     const auto codes = cluster.WaitAll(kPatience);
     for (const auto& [name, code] : expected_) {
@@ -87,6 +86,12 @@ class Job {
   ProcessCluster cluster;
 
  private:
+  void Start(const std::string& type, int index, const std::string& name) {
+    cluster.Start(name, argv_,
+                  {{"TF_CONFIG", R"({"cluster":)" + cluster_json_ + R"(,"task":{"type":")" + type +
+                                     R"(","index":)" + std::to_string(index) + "}}"}});
+    expected_[name] = 0;
+  }
   std::string Gate() const { return dir_.path() + "/gate"; }
 
   TempDir dir_;
@@ -134,6 +139,26 @@ void ExpectWholeOutcome(Job& job, const std::string& chief, const std::string& c
   for (int epoch = 0; epoch < epochs; ++epoch) {
     EXPECT_THAT(out, HasSubstr("epoch " + std::to_string(epoch) + ": 2000 of 2000 seen"));
   }
+}
+
+// Takes the addresses of another process from it, which keeps its connections. How many it had.
+int StopListening(pid_t pid) {
+  const int process = static_cast<int>(::syscall(SYS_pidfd_open, pid, 0));
+  int stopped = 0;
+  for (const auto& entry :
+       std::filesystem::directory_iterator("/proc/" + std::to_string(pid) + "/fd")) {
+    const int theirs = std::stoi(entry.path().filename().string());
+    const int fd = static_cast<int>(::syscall(SYS_pidfd_getfd, process, theirs, 0));
+    int listens = 0;
+    socklen_t size = sizeof(listens);
+    if (fd >= 0 && ::getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) == 0 &&
+        listens != 0 && ::shutdown(fd, SHUT_RDWR) == 0) {
+      ++stopped;
+    }
+    ::close(fd);
+  }
+  ::close(process);
+  return stopped;
 }
 
 class LostServer : public ::testing::TestWithParam<std::string> {};
@@ -236,23 +261,60 @@ TEST(ParameterServerRecoveryTest, WithoutAChiefWorkerZeroBringsTheJobBack) {
   }
 }
 
-// Servers at ports of their own: the one that only stopped still has its port.
-TEST(ParameterServerRecoveryTest, AServerThatComesBackAfterItWasReplacedHasNoEffect) {
-  Job job(Arguments("async", 3, {"--heartbeat-ms", "1500"}), /*gate_at=*/150,
-          {{"chief", 1}, {"worker", 2}, {"ps", 1}});
+TEST(ParameterServerRecoveryTest, AServerThatComesBackWhenItWasGivenUpDoesNotServeAgain) {
+  Job job(Arguments("async", 3, {"--heartbeat-ms", "1500"}), /*gate_at=*/150);
   ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "step 31 ", kPatience));
   job.cluster.Signal("ps:0", SIGSTOP);
-  ASSERT_TRUE(job.cluster.WaitForOutput("chief:0", "ps:0 is lost, and the workers wait", kPatience));
-  // Its port is taken: it must go before another can come to the same place.
+  ASSERT_TRUE(
+      job.cluster.WaitForOutput("chief:0", "ps:0 is lost, and the workers wait", kPatience));
   job.cluster.Signal("ps:0", SIGCONT);
-  EXPECT_EQ(job.cluster.Wait("ps:0", kPatience), kPeerLost) << "given up, it must not serve again";
+  EXPECT_EQ(job.cluster.Wait("ps:0", kPatience), kPeerLost);
+  job.Expect("ps:0", kPeerLost);
+  job.Replace(0, "again");
+  job.OpenGate();
+  job.ExpectCodes();
+  ExpectWholeOutcome(job, "chief:0", "async", 3);
+}
+
+// It has the values and the connections that it had; its address is its successor's.
+TEST(ParameterServerRecoveryTest, AServerThatComesBackAfterItWasReplacedHasNoEffect) {
+  Job job(Arguments("async", 3, {"--heartbeat-ms", "1500"}), /*gate_at=*/150);
+  ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "step 31 ", kPatience));
+  job.cluster.Signal("ps:0", SIGSTOP);
+  ASSERT_TRUE(
+      job.cluster.WaitForOutput("chief:0", "ps:0 is lost, and the workers wait", kPatience));
+  ASSERT_EQ(StopListening(job.cluster.pid("ps:0")), 2) << "for gRPC, and for frames";
   job.Replace(0, "again");
   ASSERT_TRUE(job.cluster.WaitForOutput("chief:0", "the job goes on after", kPatience));
+  job.cluster.Signal("ps:0", SIGCONT);
+  EXPECT_NE(job.cluster.Wait("ps:0", kPatience), 0);
+  EXPECT_THAT(job.cluster.Stderr("ps:0"), HasSubstr("was replaced by incarnation"));
+  job.Expect("ps:0", *job.cluster.Wait("ps:0", kPatience));
   job.OpenGate();
-  for (const char* name : {"chief:0", "worker:0", "worker:1", "again"}) {
-    EXPECT_EQ(job.cluster.Wait(name, kPatience), 0) << name;
-  }
+  job.ExpectCodes();
   ExpectWholeOutcome(job, "chief:0", "async", 3);
+}
+
+// Every process by `cohort launch`, as a person has it.
+TEST(ParameterServerRecoveryTest, LaunchStartsServersAgain) {
+  const TempDir folder;
+  const std::string gate = folder.path() + "/gate";
+  ProcessCluster cluster;
+  cluster.Start("launch", {COHORT_BIN_DIR "/cohort", "launch", "-n", "2", "--ps", "1", "--chief",
+                           "--restart", "1", "--", COHORT_BIN_DIR "/../tests/ps_program", "--count",
+                           "--epochs", "2", "--gate", gate, "--gate-at", "90"});
+  ASSERT_TRUE(cluster.WaitForOutput("launch", "[worker:0] step 31 ", kPatience));
+  const std::string out = cluster.Stdout("launch");
+  const std::string said = "[ps:0] joined, pid ";
+  ASSERT_THAT(out, HasSubstr(said));
+  ASSERT_EQ(::kill(std::stoi(out.substr(out.find(said) + said.size())), SIGKILL), 0);
+  ASSERT_TRUE(cluster.WaitForOutput("launch", "the job goes on after", kPatience));
+  EXPECT_THAT(cluster.Stderr("launch"),
+              HasSubstr("ps:0 is lost: killed by signal 9 (SIGKILL), exit code 137; started again, "
+                        "1 of 1 times"));
+  std::ofstream(gate) << "open";
+  EXPECT_EQ(cluster.Wait("launch", kPatience), 0);
+  EXPECT_THAT(cluster.Stdout("launch"), HasSubstr("counted 4000, each 2 to 2 times"));
 }
 
 TEST(ParameterServerRecoveryTest, ThatNobodyComesInItsPlaceIsSaidWithItsName) {
