@@ -4,10 +4,11 @@
 //   ps_program [--epochs N] [--examples N] [--batch N] [--consistency C] [--join-ms N] [--fail-at
 //   STEP]
 //              [--hold-at STEP --hold TASK] [--rejoin-ms N] [--folder DIR [--save-steps N]]
-//              [--gate FILE --gate-at STEP] [--count] [--step-ms N]
+//              [--gate FILE --gate-at STEP] [--count [--floats N]] [--step-ms N]
 //
 // --folder: the loop is Trainer::Fit, which saves there.
 // --count: the model is one that counts, for each example, how often it was trained on; asynchronous.
+// --floats: and it has so many more values.
 // --gate FILE: worker:0 does not go beyond its step --gate-at before there is such a file.
 // --hold-at: TASK says "holding" in that step function of its own, and never comes back from it.
 
@@ -49,6 +50,7 @@ struct Options {
   std::string folder;
   int save_steps = 0;
   bool count = false;
+  std::int64_t floats = 0;
   int step_ms = 0;
   std::string gate;
   int gate_at = 0;
@@ -63,9 +65,12 @@ void Say(const std::string& line) {
 }
 
 // Every example adds 1 to a parameter, and to its own row.
-ParameterSet CountingParameters() {
+ParameterSet CountingParameters(std::int64_t more) {
   ParameterSet parameters;
   parameters.Add("count", {1}, {});
+  if (more > 0) {
+    parameters.Add("more", {more}, {});
+  }
   parameters.AddTable({.name = "examples", .dim = 1, .buckets = 16});
   parameters.Build();
   return parameters;
@@ -79,7 +84,9 @@ Result<ReplicaResult> Count(ReplicaContext& context, const data::Batch& batch) {
   COHORT_RETURN_IF_ERROR(context.parameters.rows().Lookup(0, ids, /*training=*/true, rows));
   context.gradients.AddRows(0, ids, std::vector<float>(examples, -1));
   context.gradients.Accumulator(0)[0] = -static_cast<float>(examples);
-  context.gradients.Ready(0);
+  for (int p = 0; p < context.parameters.size(); ++p) {
+    context.gradients.Ready(p);
+  }
   const auto weight = static_cast<double>(examples);
   return ReplicaResult{.loss_sum = 0, .weight = weight, .metric_sums = {}};
 }
@@ -162,7 +169,8 @@ Status Report(const Options& options, ParameterServerStrategy& strategy,
 }
 
 Status RunWith(const Options& options, ParameterServerStrategy& strategy) {
-  ParameterSet parameters = options.count ? CountingParameters() : testing::IntegerParameters();
+  ParameterSet parameters =
+      options.count ? CountingParameters(options.floats) : testing::IntegerParameters();
   COHORT_RETURN_IF_ERROR(strategy.Bind(
       parameters, options.count ? Sgd({.learning_rate = static_cast<double>(options.batch)})
                                 : Sgd({.learning_rate = 0.0625, .momentum = 0.5})));
@@ -228,6 +236,7 @@ int main(int argc, char** argv) {
   app.add_option("--folder", options.folder);
   app.add_option("--save-steps", options.save_steps);
   app.add_flag("--count", options.count);
+  app.add_option("--floats", options.floats);
   app.add_option("--step-ms", options.step_ms);
   app.add_option("--gate", options.gate);
   app.add_option("--gate-at", options.gate_at);
