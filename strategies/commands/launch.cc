@@ -31,7 +31,10 @@ to end by themselves, and are ended with SIGTERM after it, which counts as succe
 With --keep-going the loss of a worker is reported, but ends the job only if no worker is left. The job's
 result is then the chief's: when it ends with 0, what is left has the grace to end. It is the default where a
 chief coordinates workers and parameter servers (--chief with --ps), because such a job can do without a
-worker; without a chief, or without parameter servers, every worker is needed.)";
+worker; without a chief, or without parameter servers, every worker is needed.
+
+With --restart N a parameter server that fails is started again, N times in all, while the others run on; not
+one that ends with 2 (wrong use). A job of cohort then goes on from its last save. It is not for other tasks.)";
 
 // NAME=value texts to variables; the first that is none, if any.
 std::optional<std::string> ParseVariables(const std::vector<std::string>& texts,
@@ -60,6 +63,9 @@ std::optional<std::string> Mistake(const LocalJobOptions& options) {
   if (options.servers > 0 && options.workers == 0) {
     return "parameter servers need at least one worker (-n)";
   }
+  if (options.restarts > 0 && options.servers == 0) {
+    return "--restart is about parameter servers, and there are none (--ps)";
+  }
   if (options.keep_going && options.workers == 0) {
     return "--keep-going is about workers, and there are none (-n)";
   }
@@ -85,6 +91,9 @@ int LaunchCommand(int argc, char** argv) {
   app.add_option("--env", variables, "A variable for every process, NAME=value; may be repeated")
       ->expected(1)
       ->take_all();
+  app.add_option("--restart", options.restarts,
+                 "How often parameter servers that fail are started again, in all")
+      ->check(CLI::Range(0, 1'000'000));
   app.add_option("--grace", grace, "Seconds from SIGTERM to SIGKILL")
       ->check(CLI::Range(0.0, 86'400.0));
   const CLI::Option* keep_going_option =

@@ -1,7 +1,8 @@
 // How a job ends. It is in one of three phases:
 //
 //   running    until a task fails that the job needs (-> stopping, with that task's code), or the
-//              tasks that train have ended well (-> finishing)
+//              tasks that train have ended well (-> finishing); servers that fail are started again
+//              where that was asked for
 //   finishing  what is left (parameter servers) has the grace to end by itself, then is told to
 //              (-> stopping, with code 0)
 //   stopping   SIGTERM was sent, or the signal that a person sent was passed on; after the grace
@@ -141,7 +142,7 @@ class LocalJob {
     for (std::size_t i = 0; i < ids.size(); ++i) {
       addresses[ids[i]] = fmt::format("127.0.0.1:{}", ports.ports()[i]);
     }
-    const std::string cluster = ClusterSpec(std::move(addresses)).ToJson();
+    cluster_ = ClusterSpec(std::move(addresses)).ToJson();
     const Environment own = Environment::OfProcess();
     const bool out_coloured = Coloured(STDOUT_FILENO, own);
     const bool err_coloured = Coloured(STDERR_FILENO, own);
@@ -149,7 +150,7 @@ class LocalJob {
       ports.Release(i);
       COHORT_ASSIGN_OR_RETURN(
           ChildProcess process,
-          ChildProcess::Start(options_.program, EnvironmentOf(ids[i], cluster, own)));
+          ChildProcess::Start(options_.program, EnvironmentOf(ids[i], cluster_, own)));
       tasks_.push_back({ids[i],
                         std::move(process),
                         {},
@@ -328,6 +329,18 @@ class LocalJob {
       if (end.code == 0) {
         continue;
       }
+      if (MayRestart(*task)) {
+        const std::string how = end.ToString();
+        const Status started = Restart(*task);
+        Say(fmt::format("{} is lost: {}; {}", task->id.ToString(), how,
+                        started.ok() ? fmt::format("started again, {} of {} times (pid {})",
+                                                   restarted_, options_.restarts,
+                                                   task->process.pid())
+                                     : "it could not be started again: " + started.message()));
+        if (started.ok()) {
+          continue;
+        }
+      }
       if (task->id.type == TaskType::kWorker && options_.keep_going) {
         lost_.push_back(task);
         if (phase_ == Phase::kRunning) {
@@ -348,6 +361,23 @@ class LocalJob {
       phase_ = Phase::kFinishing;
       deadline_ = DeadlineAfter(options_.grace);
     }
+  }
+
+  // Not one that was used wrongly, which would end so again.
+  bool MayRestart(Task& task) {
+    constexpr int kUsage = 2;
+    return phase_ == Phase::kRunning && task.id.type == TaskType::kPs &&
+           restarted_ < options_.restarts && task.process.Poll()->code != kUsage;
+  }
+
+  // Its output so far has been taken; the process of old takes its children with it.
+  Status Restart(Task& task) {
+    COHORT_ASSIGN_OR_RETURN(
+        task.process,
+        ChildProcess::Start(options_.program,
+                            EnvironmentOf(task.id, cluster_, Environment::OfProcess())));
+    ++restarted_;
+    return {};
   }
 
   bool EndedWell(TaskType type) {
@@ -464,6 +494,8 @@ class LocalJob {
 
   const LocalJobOptions& options_;
   int signals_ = -1;
+  std::string cluster_;      // as JSON
+  int restarted_ = 0;
   std::deque<Task> tasks_;  // they keep their places: others point at them
   OutputQueue out_{STDOUT_FILENO};
   OutputQueue err_{STDERR_FILENO};

@@ -15,6 +15,8 @@ struct LocalJobOptions {
   bool chief = false;  // a task chief:0 beside the workers
   // The loss of a worker does not end the others.
   bool keep_going = false;
+  // Parameter servers that fail are started again, so many times in all.
+  int restarts = 0;
   std::vector<std::string> program;          // and its arguments
   std::map<std::string, std::string> extra;  // environment variables, on top of this process's own
   std::chrono::milliseconds grace{10'000};   // from SIGTERM to SIGKILL

@@ -4,25 +4,32 @@
 //   ps_program [--epochs N] [--examples N] [--batch N] [--consistency C] [--join-ms N] [--fail-at
 //   STEP]
 //              [--hold-at STEP --hold TASK] [--rejoin-ms N] [--folder DIR [--save-steps N]]
-//              [--gate FILE --gate-at STEP]
+//              [--gate FILE --gate-at STEP] [--count [--floats N]] [--step-ms N]
 //
 // --folder: the loop is Trainer::Fit, which saves there.
+// --count: the model is one that counts, for each example, how often it was trained on; asynchronous.
+// --floats: and it has so many more values.
 // --gate FILE: worker:0 does not go beyond its step --gate-at before there is such a file.
 // --hold-at: TASK says "holding" in that step function of its own, and never comes back from it.
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
+#include <numeric>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include <CLI/CLI.hpp>
+#include <fmt/format.h>
 
 #include <cohort/cluster/resolve.h>
 #include <cohort/core/random.h>
 #include <cohort/optim/optimizers.h>
+#include <cohort/optim/row_source.h>
 #include <cohort/strategies/parameter_server.h>
 #include <cohort/train/trainer.h>
 
@@ -42,6 +49,9 @@ struct Options {
   int rejoin_ms = 60'000;
   std::string folder;
   int save_steps = 0;
+  bool count = false;
+  std::int64_t floats = 0;
+  int step_ms = 0;
   std::string gate;
   int gate_at = 0;
   int hold_at = 0;
@@ -54,10 +64,38 @@ void Say(const std::string& line) {
   std::fflush(stdout);
 }
 
+// Every example adds 1 to a parameter, and to its own row.
+ParameterSet CountingParameters(std::int64_t more) {
+  ParameterSet parameters;
+  parameters.Add("count", {1}, {});
+  if (more > 0) {
+    parameters.Add("more", {more}, {});
+  }
+  parameters.AddTable({.name = "examples", .dim = 1, .buckets = 16});
+  parameters.Build();
+  return parameters;
+}
+
+Result<ReplicaResult> Count(ReplicaContext& context, const data::Batch& batch) {
+  const auto examples = static_cast<std::size_t>(batch.size);
+  const std::int64_t* const id = batch["id"].data<std::int64_t>().data();
+  const std::vector<std::uint64_t> ids(id, id + examples);
+  std::vector<float> rows(examples);
+  COHORT_RETURN_IF_ERROR(context.parameters.rows().Lookup(0, ids, /*training=*/true, rows));
+  context.gradients.AddRows(0, ids, std::vector<float>(examples, -1));
+  context.gradients.Accumulator(0)[0] = -static_cast<float>(examples);
+  for (int p = 0; p < context.parameters.size(); ++p) {
+    context.gradients.Ready(p);
+  }
+  const auto weight = static_cast<double>(examples);
+  return ReplicaResult{.loss_sum = 0, .weight = weight, .metric_sums = {}};
+}
+
 // What a step is to the program: the model's, with what its options ask for.
 StepFn StepOf(const Options& options, const std::string& self, int& steps) {
-  return [&options, self, &steps, model = testing::IntegerStep()](ReplicaContext& context,
-                                                                  const data::Batch& batch) {
+  return [&options, self, &steps,
+          model = options.count ? StepFn(Count) : testing::IntegerStep()](
+             ReplicaContext& context, const data::Batch& batch) {
     ++steps;
     if (steps % 10 == 1) {
       Say("step " + std::to_string(steps) + " begins");
@@ -76,6 +114,7 @@ StepFn StepOf(const Options& options, const std::string& self, int& steps) {
     if (steps == options.fail_at) {
       return Result<ReplicaResult>(DataLoss("example 7 is broken"));
     }
+    std::this_thread::sleep_for(std::chrono::milliseconds(options.step_ms));  // its work
     return model(context, batch);
   };
 }
@@ -100,7 +139,8 @@ Status Train(const Options& options, ParameterServerStrategy& strategy, Distribu
   return {};
 }
 
-Status Report(ParameterServerStrategy& strategy, ParameterSet& parameters) {
+Status Report(const Options& options, ParameterServerStrategy& strategy,
+              ParameterSet& parameters) {
   for (const EpochCoverage& epoch : strategy.coverage()) {
     Say("epoch " + std::to_string(epoch.epoch) + ": " + std::to_string(epoch.seen) + " of " +
         std::to_string(epoch.examples) + " seen, reissued " + std::to_string(epoch.reissued) +
@@ -117,13 +157,23 @@ Status Report(ParameterServerStrategy& strategy, ParameterSet& parameters) {
     digest = Hash64({reinterpret_cast<const char*>(value.data()), value.size_bytes()}, digest);
   }
   Say("step " + std::to_string(strategy.step()) + " digest " + std::to_string(digest));
+  if (options.count) {
+    std::vector<std::uint64_t> ids(static_cast<std::size_t>(options.examples));
+    std::iota(ids.begin(), ids.end(), 0);
+    std::vector<float> rows(ids.size());
+    COHORT_RETURN_IF_ERROR(parameters.rows().Lookup(0, ids, /*training=*/false, rows));
+    const auto [least, most] = std::minmax_element(rows.begin(), rows.end());
+    Say(fmt::format("counted {:g}, each {:g} to {:g} times", parameters.value(0)[0], *least, *most));
+  }
   return {};
 }
 
 Status RunWith(const Options& options, ParameterServerStrategy& strategy) {
-  ParameterSet parameters = testing::IntegerParameters();
-  COHORT_RETURN_IF_ERROR(
-      strategy.Bind(parameters, Sgd({.learning_rate = 0.0625, .momentum = 0.5})));
+  ParameterSet parameters =
+      options.count ? CountingParameters(options.floats) : testing::IntegerParameters();
+  COHORT_RETURN_IF_ERROR(strategy.Bind(
+      parameters, options.count ? Sgd({.learning_rate = static_cast<double>(options.batch)})
+                                : Sgd({.learning_rate = 0.0625, .momentum = 0.5})));
   if (!options.folder.empty()) {
     int steps = 0;
     Trainer trainer(strategy, parameters,
@@ -136,7 +186,7 @@ Status RunWith(const Options& options, ParameterServerStrategy& strategy) {
                  StepOf(options, strategy.cluster().task.ToString(), steps))
             .status());
     if (strategy.is_chief()) {
-      COHORT_RETURN_IF_ERROR(Report(strategy, parameters));
+      COHORT_RETURN_IF_ERROR(Report(options, strategy, parameters));
     }
     return strategy.Shutdown();
   }
@@ -148,7 +198,7 @@ Status RunWith(const Options& options, ParameterServerStrategy& strategy) {
     COHORT_RETURN_IF_ERROR(strategy.Serve());
   }
   if (strategy.is_chief()) {
-    COHORT_RETURN_IF_ERROR(Report(strategy, parameters));
+    COHORT_RETURN_IF_ERROR(Report(options, strategy, parameters));
   }
   return strategy.Shutdown();
 }
@@ -163,7 +213,7 @@ Status Run(const Options& options) {
   strategy_options.log = StderrLog(config.task.ToString());
   COHORT_ASSIGN_OR_RETURN(const auto strategy,
                           ParameterServerStrategy::Make(config, strategy_options));
-  Say("joined");
+  Say("joined, pid " + std::to_string(::getpid()));
   const Status status = RunWith(options, *strategy);
   if (!status.ok()) {
     strategy->ReportError(status);
@@ -185,6 +235,9 @@ int main(int argc, char** argv) {
   app.add_option("--rejoin-ms", options.rejoin_ms);
   app.add_option("--folder", options.folder);
   app.add_option("--save-steps", options.save_steps);
+  app.add_flag("--count", options.count);
+  app.add_option("--floats", options.floats);
+  app.add_option("--step-ms", options.step_ms);
   app.add_option("--gate", options.gate);
   app.add_option("--gate-at", options.gate_at);
   app.add_option("--hold-at", options.hold_at);

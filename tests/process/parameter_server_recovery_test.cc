@@ -1,0 +1,335 @@
+// Servers that are killed, stopped and replaced while a job trains: it goes back to its last save,
+// or its beginning, and ends as if nothing had happened.
+//
+// worker:0 stops at a gate before its last steps, so that no job is over before its server was
+// lost. The counting model tells how often each example is in the values.
+
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+#include <thread>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cohort/core/random.h>
+#include <cohort/optim/optimizers.h>
+
+#include "testing/integer_model.h"
+#include "testing/process_cluster.h"
+#include "testing/temp_dir.h"
+
+namespace cohort::testing {
+namespace {
+
+using ::testing::AnyOf;
+using ::testing::HasSubstr;
+using ::testing::Not;
+using namespace std::chrono_literals;
+
+constexpr auto kPatience = 60s;
+constexpr int kPeerLost = 138;
+constexpr int kKilled = 128 + SIGKILL;
+const std::vector<std::pair<std::string, int>> kJob = {{"chief", 1}, {"worker", 2}, {"ps", 2}};
+
+class Job {
+ public:
+  explicit Job(std::vector<std::string> arguments, int gate_at,
+               const std::vector<std::pair<std::string, int>>& tasks = kJob) {
+    argv_ = {COHORT_BIN_DIR "/../tests/ps_program"};
+    argv_.insert(argv_.end(), arguments.begin(), arguments.end());
+    argv_.insert(argv_.end(), {"--gate", Gate(), "--gate-at", std::to_string(gate_at)});
+    cluster_json_ = cluster.StartTasks(tasks, argv_);
+    for (const auto& [type, count] : tasks) {
+      for (int index = 0; index < count; ++index) {
+        expected_[type + ":" + std::to_string(index)] = 0;
+      }
+    }
+  }
+
+  void Kill(const std::string& name) {
+    cluster.Signal(name, SIGKILL);
+    EXPECT_EQ(cluster.Wait(name, kPatience), kKilled);
+    expected_[name] = kKilled;
+  }
+  // Another process for ps:`index`.
+  void Replace(int index, const std::string& name) { Start("ps", index, name); }
+  void OpenGate() { std::ofstream(Gate()) << "open"; }
+  void Expect(const std::string& name, int code) { expected_[name] = code; }
+  void ExpectCodes() {
+    const auto codes = cluster.WaitAll(kPatience);
+    for (const auto& [name, code] : expected_) {
+      EXPECT_EQ(codes.at(name), code) << name;
+    }
+  }
+  // A whole checkpoint, or one that is being written.
+  bool WaitForSave(const std::string& folder, bool whole) {
+    const auto deadline = std::chrono::steady_clock::now() + kPatience;
+    while (std::chrono::steady_clock::now() < deadline) {
+      std::error_code none;
+      for (const auto& entry : std::filesystem::directory_iterator(folder, none)) {
+        const std::string name = entry.path().filename();
+        if (whole ? name.starts_with("step") : name.starts_with(".tmp-")) {
+          return true;
+        }
+      }
+      std::this_thread::sleep_for(1ms);
+    }
+    return false;
+  }
+  std::string Folder() const { return dir_.path() + "/saves"; }
+
+  ProcessCluster cluster;
+
+ private:
+  void Start(const std::string& type, int index, const std::string& name) {
+    cluster.Start(name, argv_,
+                  {{"TF_CONFIG", R"({"cluster":)" + cluster_json_ + R"(,"task":{"type":")" + type +
+                                     R"(","index":)" + std::to_string(index) + "}}"}});
+    expected_[name] = 0;
+  }
+  std::string Gate() const { return dir_.path() + "/gate"; }
+
+  TempDir dir_;
+  std::vector<std::string> argv_;
+  std::string cluster_json_;
+  std::map<std::string, int> expected_;  // exit codes
+};
+
+// What the program says at the end of a synchronous job.
+std::string DigestOf(int epochs) {
+  ParameterSet parameters = IntegerParameters();
+  const Trained trained = TrainOnOneThread(
+      IntegerData(2000, 10), *Sgd({.learning_rate = 0.0625, .momentum = 0.5}), epochs);
+  std::copy(trained.values.begin(), trained.values.end(), parameters.all().begin());
+  std::uint64_t digest = 0;
+  for (int p = 0; p < parameters.size(); ++p) {
+    const std::span<const float> value = std::as_const(parameters).value(p);
+    digest = Hash64({reinterpret_cast<const char*>(value.data()), value.size_bytes()}, digest);
+  }
+  return "step " + std::to_string(trained.step) + " digest " + std::to_string(digest);
+}
+
+std::vector<std::string> Arguments(const std::string& consistency, int epochs,
+                                   std::vector<std::string> more = {}) {
+  more.insert(more.end(), {"--consistency", consistency, "--epochs", std::to_string(epochs)});
+  if (!consistency.starts_with("sync")) {
+    more.emplace_back("--count");
+  }
+  return more;
+}
+
+// As if no server had been lost.
+void ExpectWholeOutcome(Job& job, const std::string& chief, const std::string& consistency,
+                        int epochs) {
+  const std::string out = job.cluster.Stdout(chief);
+  if (consistency == "sync") {
+    EXPECT_THAT(out, HasSubstr(DigestOf(epochs)));
+  } else if (consistency == "sync:1") {
+    EXPECT_THAT(out, HasSubstr("step " + std::to_string(200 * epochs) + " digest"));
+  } else {
+    const std::string times = std::to_string(epochs);
+    EXPECT_THAT(out, HasSubstr("counted " + std::to_string(2000 * epochs) + ", each " + times +
+                               " to " + times + " times"));
+  }
+  for (int epoch = 0; epoch < epochs; ++epoch) {
+    EXPECT_THAT(out, HasSubstr("epoch " + std::to_string(epoch) + ": 2000 of 2000 seen"));
+  }
+}
+
+// Takes the addresses of another process from it, which keeps its connections. How many it had.
+int StopListening(pid_t pid) {
+  const int process = static_cast<int>(::syscall(SYS_pidfd_open, pid, 0));
+  int stopped = 0;
+  for (const auto& entry :
+       std::filesystem::directory_iterator("/proc/" + std::to_string(pid) + "/fd")) {
+    const int theirs = std::stoi(entry.path().filename().string());
+    const int fd = static_cast<int>(::syscall(SYS_pidfd_getfd, process, theirs, 0));
+    int listens = 0;
+    socklen_t size = sizeof(listens);
+    if (fd >= 0 && ::getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) == 0 &&
+        listens != 0 && ::shutdown(fd, SHUT_RDWR) == 0) {
+      ++stopped;
+    }
+    ::close(fd);
+  }
+  ::close(process);
+  return stopped;
+}
+
+class LostServer : public ::testing::TestWithParam<std::string> {};
+
+std::string NameOf(const ::testing::TestParamInfo<std::string>& consistency) {
+  std::string name = consistency.param;
+  std::replace(name.begin(), name.end(), ':', '_');
+  return name;
+}
+
+// The workers are in a later epoch than the one that they go back to.
+TEST_P(LostServer, IsReplacedAndTheJobBeginsAnewWhereItHasNoSave) {
+  Job job(Arguments(GetParam(), 3), /*gate_at=*/260);
+  ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "step 251 ", kPatience));
+  job.Kill("ps:1");
+  job.Replace(1, "again");
+  ASSERT_TRUE(job.cluster.WaitForOutput("chief:0", "to step 0; the job goes on", kPatience));
+  job.OpenGate();
+  job.ExpectCodes();
+  ExpectWholeOutcome(job, "chief:0", GetParam(), 3);
+}
+
+INSTANTIATE_TEST_SUITE_P(ParameterServerRecoveryTest, LostServer,
+                         ::testing::Values("async", "ssp:2", "sync", "sync:1"), NameOf);
+
+class LostServerWithSaves : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(LostServerWithSaves, IsReplacedAndTheJobGoesOnFromTheLast) {
+  const TempDir folder;
+  Job job(Arguments(GetParam(), 4,
+                    {"--folder", folder.path(), "--save-steps", "10", "--step-ms", "1"}),
+          /*gate_at=*/350);
+  ASSERT_TRUE(job.WaitForSave(folder.path(), /*whole=*/true));
+  job.Kill("ps:0");
+  job.Replace(0, "again");
+  ASSERT_TRUE(job.cluster.WaitForOutput("chief:0", "the job goes on after", kPatience));
+  EXPECT_THAT(job.cluster.Stderr("chief:0"), Not(HasSubstr("to step 0;")));
+  job.OpenGate();
+  job.ExpectCodes();
+  ExpectWholeOutcome(job, "chief:0", GetParam(), 4);
+}
+
+INSTANTIATE_TEST_SUITE_P(ParameterServerRecoveryTest, LostServerWithSaves,
+                         ::testing::Values("async", "ssp:2", "sync"), NameOf);
+
+TEST(ParameterServerRecoveryTest, TwoServersAreLostTogether) {
+  const TempDir folder;
+  Job job(Arguments("async", 4, {"--folder", folder.path(), "--save-steps", "10"}),
+          /*gate_at=*/350);
+  ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "step 31 ", kPatience));
+  job.Kill("ps:0");
+  job.Kill("ps:1");
+  job.Replace(0, "again 0");
+  job.Replace(1, "again 1");
+  ASSERT_TRUE(job.cluster.WaitForOutput("chief:0", "the job goes on after", kPatience));
+  job.OpenGate();
+  job.ExpectCodes();
+  ExpectWholeOutcome(job, "chief:0", "async", 4);
+}
+
+TEST(ParameterServerRecoveryTest, AReplacementIsLostWhileTheJobGoesBack) {
+  Job job(Arguments("async", 3), /*gate_at=*/150);
+  ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "step 31 ", kPatience));
+  job.Kill("ps:1");
+  job.Replace(1, "again");
+  ASSERT_TRUE(job.cluster.WaitForOutput("chief:0", "the servers go back", kPatience));
+  job.Kill("again");
+  job.Replace(1, "and again");
+  job.OpenGate();
+  job.ExpectCodes();
+  ExpectWholeOutcome(job, "chief:0", "async", 3);
+}
+
+TEST(ParameterServerRecoveryTest, AServerIsLostWhileTheJobIsSaved) {
+  const TempDir folder;
+  Job job(Arguments("async", 4,
+                    {"--folder", folder.path(), "--save-steps", "1", "--step-ms", "1"}),
+          /*gate_at=*/350);
+  ASSERT_TRUE(job.WaitForSave(folder.path(), /*whole=*/true));
+  ASSERT_TRUE(job.WaitForSave(folder.path(), /*whole=*/false));
+  job.Kill("ps:1");
+  job.Replace(1, "again");
+  ASSERT_TRUE(job.cluster.WaitForOutput("chief:0", "the job goes on after", kPatience));
+  EXPECT_THAT(job.cluster.Stderr("chief:0"), Not(HasSubstr("to step 0;")));
+  job.OpenGate();
+  job.ExpectCodes();
+  ExpectWholeOutcome(job, "chief:0", "async", 4);
+}
+
+TEST(ParameterServerRecoveryTest, WithoutAChiefWorkerZeroBringsTheJobBack) {
+  for (const std::string consistency : {"async", "sync"}) {
+    Job job(Arguments(consistency, 2), /*gate_at=*/90, {{"worker", 2}, {"ps", 2}});
+    ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "step 31 ", kPatience));
+    job.Kill("ps:1");
+    job.Replace(1, "again");
+    job.OpenGate();  // it may stand there, and nobody else brings the job back
+    job.ExpectCodes();
+    EXPECT_THAT(job.cluster.Stderr("worker:0"), HasSubstr("the job goes on after"));
+    ExpectWholeOutcome(job, "worker:0", consistency, 2);
+  }
+}
+
+TEST(ParameterServerRecoveryTest, AServerThatComesBackWhenItWasGivenUpDoesNotServeAgain) {
+  Job job(Arguments("async", 3, {"--heartbeat-ms", "1500"}), /*gate_at=*/150);
+  ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "step 31 ", kPatience));
+  job.cluster.Signal("ps:0", SIGSTOP);
+  ASSERT_TRUE(
+      job.cluster.WaitForOutput("chief:0", "ps:0 is lost, and the workers wait", kPatience));
+  job.cluster.Signal("ps:0", SIGCONT);
+  EXPECT_EQ(job.cluster.Wait("ps:0", kPatience), kPeerLost);
+  job.Expect("ps:0", kPeerLost);
+  job.Replace(0, "again");
+  job.OpenGate();
+  job.ExpectCodes();
+  ExpectWholeOutcome(job, "chief:0", "async", 3);
+}
+
+// It has the values and the connections that it had; its address is its successor's.
+TEST(ParameterServerRecoveryTest, AServerThatComesBackAfterItWasReplacedHasNoEffect) {
+  Job job(Arguments("async", 3, {"--heartbeat-ms", "1500"}), /*gate_at=*/150);
+  ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "step 31 ", kPatience));
+  job.cluster.Signal("ps:0", SIGSTOP);
+  ASSERT_TRUE(
+      job.cluster.WaitForOutput("chief:0", "ps:0 is lost, and the workers wait", kPatience));
+  ASSERT_EQ(StopListening(job.cluster.pid("ps:0")), 2) << "for gRPC, and for frames";
+  job.Replace(0, "again");
+  ASSERT_TRUE(job.cluster.WaitForOutput("chief:0", "the job goes on after", kPatience));
+  job.cluster.Signal("ps:0", SIGCONT);
+  EXPECT_NE(job.cluster.Wait("ps:0", kPatience), 0);
+  EXPECT_THAT(job.cluster.Stderr("ps:0"), HasSubstr("was replaced by incarnation"));
+  job.Expect("ps:0", *job.cluster.Wait("ps:0", kPatience));
+  job.OpenGate();
+  job.ExpectCodes();
+  ExpectWholeOutcome(job, "chief:0", "async", 3);
+}
+
+// Every process by `cohort launch`, as a person has it.
+TEST(ParameterServerRecoveryTest, LaunchStartsServersAgain) {
+  const TempDir folder;
+  const std::string gate = folder.path() + "/gate";
+  ProcessCluster cluster;
+  cluster.Start("launch", {COHORT_BIN_DIR "/cohort", "launch", "-n", "2", "--ps", "1", "--chief",
+                           "--restart", "1", "--", COHORT_BIN_DIR "/../tests/ps_program", "--count",
+                           "--epochs", "2", "--gate", gate, "--gate-at", "90"});
+  ASSERT_TRUE(cluster.WaitForOutput("launch", "[worker:0] step 31 ", kPatience));
+  const std::string out = cluster.Stdout("launch");
+  const std::string said = "[ps:0] joined, pid ";
+  ASSERT_THAT(out, HasSubstr(said));
+  ASSERT_EQ(::kill(std::stoi(out.substr(out.find(said) + said.size())), SIGKILL), 0);
+  ASSERT_TRUE(cluster.WaitForOutput("launch", "the job goes on after", kPatience));
+  EXPECT_THAT(cluster.Stderr("launch"),
+              HasSubstr("ps:0 is lost: killed by signal 9 (SIGKILL), exit code 137; started again, "
+                        "1 of 1 times"));
+  std::ofstream(gate) << "open";
+  EXPECT_EQ(cluster.Wait("launch", kPatience), 0);
+  EXPECT_THAT(cluster.Stdout("launch"), HasSubstr("counted 4000, each 2 to 2 times"));
+}
+
+TEST(ParameterServerRecoveryTest, ThatNobodyComesInItsPlaceIsSaidWithItsName) {
+  Job job(Arguments("async", 3, {"--rejoin-ms", "500"}), /*gate_at=*/150);
+  ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "step 31 ", kPatience));
+  job.Kill("ps:1");
+  job.OpenGate();
+  for (const char* name : {"chief:0", "worker:0", "worker:1", "ps:0"}) {
+    EXPECT_EQ(job.cluster.Wait(name, kPatience), kPeerLost) << name;
+    EXPECT_THAT(job.cluster.Stderr(name),
+                HasSubstr("no other process has taken its place within 0.5 s (rejoin_grace) [start "
+                          "ps:1 again"))
+        << name;
+  }
+}
+
+}  // namespace
+}  // namespace cohort::testing
