@@ -22,7 +22,7 @@ constexpr char kCoordinatorKey[] = "parameter_server/coordinator";
 constexpr char kInitialisedKey[] = "parameter_server/initialised";
 constexpr int kMostRollBacks = 10;  // in one recovery, for servers that are lost in the middle of it
 std::string ServerKey(int server, std::uint64_t incarnation) {
-  return "parameter_server/address/" + std::to_string(server) + "/" + std::to_string(incarnation);
+  return ServerKey(server) + "/" + std::to_string(incarnation);
 }
 double SecondsSince(std::chrono::steady_clock::time_point begun) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
@@ -254,9 +254,13 @@ Status Job::JoinCoordination() {
 
 Status Job::Publish() {
   if (server_ != nullptr) {
-    return coordination_->Insert(
-        ServerKey(config_.task.index, coordination_->incarnation()),
-        WithPort(config_.cluster.Address(config_.task), server_->port()));
+    const int server = config_.task.index;
+    const std::string address = WithPort(config_.cluster.Address(config_.task), server_->port());
+    COHORT_RETURN_IF_ERROR(
+        coordination_->Insert(ServerKey(server, coordination_->incarnation()), address));
+    // Of the first process; where another may take its place the other key is asked for.
+    const Status status = coordination_->Insert(ServerKey(server), address);
+    return status.code() == StatusCode::kAlreadyExists ? Status() : status;
   }
   if (is_chief()) {
     return coordination_->Insert(kCoordinatorKey, WithPort(config_.cluster.Address(config_.task),
