@@ -8,6 +8,8 @@
 
 #include <cohort/core/thread_pool.h>
 
+#include "stop_scope.h"
+
 namespace cohort::data {
 namespace {
 
@@ -147,6 +149,7 @@ class PrefetchIterator final : public BatchIterator {
 
   Result<Batch> Build(std::int64_t batch) const {
     try {
+      const StopScope scope(stop_);
       return plan_.builder.Build(plan_.shard.order(), plan_.shard.Batch(batch), stop_);
     } catch (const std::exception& error) {  // out of memory, or a source that throws
       return Internal("batch " + std::to_string(batch) + ": exception: " + error.what());

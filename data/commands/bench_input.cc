@@ -1,5 +1,6 @@
 // `cohort bench input`: examples per second of the input pipeline on MNIST-like images, beside what
-// memcpy does with the same bytes in the same order.
+// memcpy does with the same bytes in the same order; or, with --format, what reading a file takes
+// beside a limit of the machine (bench_formats.cc).
 
 #include <stdlib.h>
 
@@ -15,6 +16,7 @@
 #include <cohort/data/idx.h>
 #include <cohort/data/memory.h>
 
+#include "bench_formats.h"
 #include "command.h"
 
 namespace cohort {
@@ -26,6 +28,11 @@ struct Options {
   std::int64_t examples = 20000;
   std::int64_t batch = 64;
   double seconds = 0.5;  // per case
+  std::string format;
+  std::vector<std::string> paths;
+  int threads = 2;
+  int rounds = 5;
+  std::int64_t repeat = 1;
   bool json = false;
 };
 
@@ -165,14 +172,43 @@ int BenchInputCommand(int argc, char** argv) {
   app.add_option("--seconds", options.seconds, "for each case")
       ->check(CLI::Range(0.001, 600.0))
       ->capture_default_str();
+  app.add_option("--format", options.format, "read files, beside a limit of the machine")
+      ->check(CLI::IsMember(data::BenchFormats()));
+  app.add_option("path", options.paths, "with --format: files that are read");
+  app.add_option("--threads", options.threads, "with --format: that decode")
+      ->check(CLI::Range(1, 256))
+      ->capture_default_str();
+  app.add_option("--rounds", options.rounds, "with --format: times that each is measured")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  app.add_option("--repeat", options.repeat, "with --format: passes over the files in each round")
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1'000'000}))
+      ->capture_default_str();
   app.add_flag("--json", options.json, "print a JSON object");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
   }
-  Run(options);
-  return 0;
+  if (options.format.empty() != options.paths.empty()) {
+    std::fprintf(stderr, "%s: --format and files come together\n", argv[0]);
+    return 2;
+  }
+  if (options.format.empty()) {
+    Run(options);
+    return 0;
+  }
+  const Status status = data::BenchFormat({.format = options.format,
+                                           .paths = options.paths,
+                                           .batch = options.batch,
+                                           .threads = options.threads,
+                                           .rounds = options.rounds,
+                                           .repeat = options.repeat,
+                                           .json = options.json});
+  if (!status.ok()) {
+    std::fprintf(stderr, "%s: %s\n", argv[0], status.ToString().c_str());
+  }
+  return ExitCode(status);
 }
 
 }  // namespace cohort

@@ -80,6 +80,33 @@ int IsStopped(void* user, curl_off_t, curl_off_t, curl_off_t, curl_off_t) {
   return static_cast<Transfer*>(user)->request->stopped() ? 1 : 0;
 }
 
+// As curl_easy_perform, which would see that it is stopped only about once a second.
+template <typename Connection>
+CURLcode Drive(const Connection& connection, const HttpRequest& request) {
+  constexpr int kPollMilliseconds = 100;
+  if (curl_multi_add_handle(connection.multi, connection.easy) != CURLM_OK) {
+    return CURLE_OUT_OF_MEMORY;
+  }
+  CURLcode code = CURLE_ABORTED_BY_CALLBACK;
+  int running = 1;
+  while (running > 0 && !request.stopped()) {
+    if (curl_multi_perform(connection.multi, &running) != CURLM_OK ||
+        (running > 0 &&
+         curl_multi_poll(connection.multi, nullptr, 0, kPollMilliseconds, nullptr) != CURLM_OK)) {
+      code = CURLE_OUT_OF_MEMORY;
+      break;
+    }
+  }
+  int left = 0;
+  while (const CURLMsg* const message = curl_multi_info_read(connection.multi, &left)) {
+    if (message->msg == CURLMSG_DONE) {
+      code = message->data.result;
+    }
+  }
+  curl_multi_remove_handle(connection.multi, connection.easy);
+  return code;
+}
+
 }  // namespace
 
 HttpClient::HttpClient() {
@@ -88,26 +115,30 @@ HttpClient::HttpClient() {
 }
 
 HttpClient::~HttpClient() {
-  for (void* const handle : idle_) {
-    curl_easy_cleanup(handle);
+  for (const Connection& connection : idle_) {
+    curl_easy_cleanup(connection.easy);
+    curl_multi_cleanup(connection.multi);
   }
 }
 
 Status HttpClient::Perform(const HttpRequest& request, HttpAnswer& answer) {
-  CURL* handle = nullptr;
+  Connection connection;
   {
     std::lock_guard lock(mutex_);
     if (!idle_.empty()) {
-      handle = idle_.back();
+      connection = idle_.back();
       idle_.pop_back();
     }
   }
-  if (handle == nullptr) {
-    handle = curl_easy_init();
-    if (handle == nullptr) {
+  if (connection.easy == nullptr) {
+    connection = {curl_easy_init(), curl_multi_init()};
+    if (connection.easy == nullptr || connection.multi == nullptr) {
+      curl_easy_cleanup(connection.easy);
+      curl_multi_cleanup(connection.multi);
       return ResourceExhausted("memory for a request");
     }
   }
+  CURL* const handle = connection.easy;
   answer = {};
   Transfer transfer{handle, &request, &answer};
   std::array<char, CURL_ERROR_SIZE> text{};
@@ -151,11 +182,11 @@ Status HttpClient::Perform(const HttpRequest& request, HttpAnswer& answer) {
   if (!request.ca_file.empty()) {
     curl_easy_setopt(handle, CURLOPT_CAINFO, request.ca_file.c_str());
   }
-  const CURLcode code = curl_easy_perform(handle);
+  const CURLcode code = Drive(connection, request);
   curl_slist_free_all(headers);
   {
     std::lock_guard lock(mutex_);
-    idle_.push_back(handle);
+    idle_.push_back(connection);
   }
   const std::string what = text[0] != '\0' ? text.data() : curl_easy_strerror(code);
   switch (code) {

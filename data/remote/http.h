@@ -40,7 +40,7 @@ struct HttpRequest {
   bool follow = true;  // redirections; headers go with the request, so not where they are secret
   // Takes the body of a 2xx answer; false ends the request.
   std::function<bool(const HttpAnswer&, std::span<const std::byte>)> take;
-  // Asked about once a second and between pieces.
+  // Asked ten times a second and between pieces.
   std::function<bool()> stopped;
 };
 
@@ -58,8 +58,14 @@ class HttpClient {
   Status Perform(const HttpRequest& request, HttpAnswer& answer);
 
  private:
+  // curl's handles: of a request, and of what drives it and keeps its connections.
+  struct Connection {
+    void* easy = nullptr;
+    void* multi = nullptr;
+  };
+
   std::mutex mutex_;
-  std::vector<void*> idle_;  // curl's handles; guarded by mutex_
+  std::vector<Connection> idle_;  // guarded by mutex_
 };
 
 }  // namespace cohort::data

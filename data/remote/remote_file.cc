@@ -5,10 +5,12 @@
 #include <list>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <utility>
 #include <vector>
 
 #include "sources/content.h"
+#include "stop_scope.h"
 
 namespace cohort::data {
 namespace {
@@ -229,15 +231,24 @@ class RemoteFile final : public RandomAccessFile, public VersionedContent {
           block = it->second;
           recent.remove(number);
           recent.push_front(number);
-          if (!arrived.wait_until(lock, deadline, [&block] { return block->done; })) {
+          const std::atomic<bool>* const stop = StopScope::Current();
+          while (!block->done && RemoteClock::now() < deadline) {
+            if (stop != nullptr && *stop) {
+              return Cancelled(target.name + ": the iterator is being destroyed");
+            }
+            constexpr std::chrono::milliseconds kPoll{100};  // for the flag
+            arrived.wait_until(lock, std::min(deadline, RemoteClock::now() + kPoll));
+          }
+          if (!block->done) {
             return DeadlineExceeded(target.name + ": not read within " +
                                     std::to_string(shared->options.deadline.count()) +
                                     " ms, at byte " +
                                     std::to_string(number * shared->options.block));
           }
         }
-        // Another read's time may have ended before this one's.
-        if (!mine && block->status.code() == StatusCode::kDeadlineExceeded) {
+        // Another reader's time may have ended before this one's, or it was stopped.
+        if (!mine && (block->status.code() == StatusCode::kDeadlineExceeded ||
+                      block->status.code() == StatusCode::kCancelled)) {
           continue;
         }
         COHORT_RETURN_IF_ERROR(block->status);
@@ -338,11 +349,16 @@ class RemoteFile final : public RandomAccessFile, public VersionedContent {
     if (parts == 1) {
       return state_->Fetch(offset, out, deadline);
     }
+    const std::atomic<bool>* const stop = StopScope::Current();
     std::mutex mutex;
     Status first_error;  // of the part that comes first
     std::int64_t first_place = static_cast<std::int64_t>(parts);
     state_->shared->pool.ParallelFor(
         static_cast<std::int64_t>(parts), 1, [&](std::int64_t begin, std::int64_t end) {
+          std::optional<StopScope> scope;  // this may be another thread
+          if (stop != nullptr) {
+            scope.emplace(*stop);
+          }
           for (std::int64_t i = begin; i < end; ++i) {
             const std::size_t at = static_cast<std::size_t>(i) * part;
             const Status status = state_->Fetch(

@@ -6,6 +6,8 @@
 #include <ctime>
 #include <thread>
 
+#include "stop_scope.h"
+
 namespace cohort::data {
 namespace {
 
@@ -198,7 +200,7 @@ Status Requests::Run(const Wanted& wanted, RemoteClock::time_point deadline,
     HttpAnswer answer;
     Status status = shared_.client.Perform(Make(wanted, progress, take, deadline), answer);
     if (stopped()) {
-      return Cancelled(target_.name + ": the file or its file system is being closed");
+      return Cancelled(target_.name + ": the file, its file system or an iterator is being closed");
     }
     // What an answer says counts also where it was ended because of that.
     if (answer.status / 100 == 2) {
@@ -261,6 +263,11 @@ Result<Requests::Reply> Requests::Send(const Wanted& wanted,
                          : Status();
       }));
   return reply;
+}
+
+bool Requests::stopped() const {
+  const std::atomic<bool>* const stop = StopScope::Current();
+  return shared_.stop || closed_ || (stop != nullptr && *stop);
 }
 
 void Requests::Sleep(milliseconds pause) const {

@@ -67,7 +67,7 @@ struct Wanted {
   std::uint64_t end = 0;
 };
 
-// Runs requests until one has given what is wanted, or none will.
+// Runs requests until one has given what is wanted, none will, or the thread's StopScope says so.
 class Requests {
  public:
   // `closed`: the file is being closed.
@@ -92,7 +92,7 @@ class Requests {
   HttpRequest Make(const Wanted& wanted, std::uint64_t progress, const Take& take,
                    RemoteClock::time_point deadline) const;
   void Sleep(std::chrono::milliseconds pause) const;
-  bool stopped() const { return shared_.stop || closed_; }
+  bool stopped() const;
 
   Shared& shared_;
   const Target& target_;

@@ -11,7 +11,7 @@ namespace cohort::data {
 
 Result<std::unique_ptr<AtomicFile>> AtomicFile::Create(FileSystem& files, const std::string& path) {
   // An object of S3 is there when it is closed, and has no other name before.
-  std::string temporary = IsS3(path) ? path : TemporaryName(path);
+  std::string temporary = IsRemote(path) ? path : TemporaryName(path);
   COHORT_ASSIGN_OR_RETURN(auto file, files.OpenForWrite(temporary));
   return std::unique_ptr<AtomicFile>(
       new AtomicFile(files, path, std::move(temporary), std::move(file)));

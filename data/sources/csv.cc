@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <cstring>
 #include <set>
 #include <unordered_map>
 
@@ -36,8 +37,28 @@ class CsvSource final : public MemorySource {
   std::vector<std::int64_t> lines_;  // where each row begins
 };
 
+// Numbers that are exact in either type.
+template <typename T>
+std::optional<T> FewDigits(std::string_view text) {
+  constexpr std::size_t kMost = 7;
+  if (text.empty() || text.size() > kMost) {
+    return std::nullopt;
+  }
+  std::int32_t value = 0;
+  for (const char c : text) {
+    if (c < '0' || c > '9') {
+      return std::nullopt;
+    }
+    value = value * 10 + (c - '0');
+  }
+  return static_cast<T>(value);
+}
+
 template <typename T>
 std::optional<T> ParseNumber(std::string_view text) {
+  if (const std::optional<T> value = FewDigits<T>(text)) {
+    return value;
+  }
   if (text.starts_with('+')) {
     text.remove_prefix(1);
   }
@@ -61,16 +82,15 @@ class Vocabulary {
 
   // nullopt: not one of those given.
   std::optional<std::int64_t> Position(std::string_view text) {
-    const std::string key(text);
-    const auto it = positions_.find(key);
+    const auto it = positions_.find(text);
     if (it != positions_.end()) {
       return it->second;
     }
     if (!open_) {
       return unknown_;
     }
-    texts_.push_back(key);
-    return positions_.emplace(key, static_cast<std::int64_t>(texts_.size()) - 1).first->second;
+    texts_.emplace_back(text);
+    return positions_.emplace(text, static_cast<std::int64_t>(texts_.size()) - 1).first->second;
   }
 
   // Puts texts that were found in bytewise order; returns each old position's new one.
@@ -91,7 +111,14 @@ class Vocabulary {
 
  private:
   std::vector<std::string> texts_;  // by position
-  std::unordered_map<std::string, std::int64_t> positions_;
+  // Found without making a string of what is looked for.
+  struct Hash {
+    using is_transparent = void;
+    std::size_t operator()(std::string_view text) const {
+      return std::hash<std::string_view>()(text);
+    }
+  };
+  std::unordered_map<std::string, std::int64_t, Hash, std::equal_to<>> positions_;
   bool open_;
   std::optional<std::int64_t> unknown_;
 };
@@ -158,6 +185,13 @@ class Column {
     }
   }
 
+  void CopyTo(std::byte* out) const {
+    const std::size_t bytes =
+        is_float() ? floats_.size() * sizeof(float) : ints_.size() * sizeof(std::int64_t);
+    if (bytes != 0) {
+      std::memcpy(out, is_float() ? static_cast<const void*>(floats_.data()) : ints_.data(), bytes);
+    }
+  }
   void CopyTo(std::size_t row, std::byte* out) const {
     if (is_float()) {
       *reinterpret_cast<float*>(out) = floats_[row];
@@ -334,6 +368,11 @@ Example Table::Tensors() const {
     }
     const Tensor tensor(is_float ? DType::kFloat32 : DType::kInt64, shape);
     std::byte* out = tensor.raw();
+    if (columns.size() == 1) {
+      columns[0]->CopyTo(out);
+      tensors.emplace(name, tensor);
+      continue;
+    }
     for (std::size_t row = 0; row < lines_.size(); ++row) {
       for (const Column* column : columns) {
         column->CopyTo(row, out);

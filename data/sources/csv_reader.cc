@@ -11,6 +11,9 @@ bool IsBlank(char c) { return c == ' ' || c == '\t'; }
 
 CsvReader::CsvReader(std::string_view content, char delimiter, bool trim)
     : rest_(content), size_(content.size()), delimiter_(delimiter), trim_(trim) {
+  for (const char end : {delimiter, '\r', '\n'}) {
+    ends_field_[static_cast<unsigned char>(end)] = true;
+  }
   constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
   if (rest_.starts_with(kByteOrderMark)) {
     rest_.remove_prefix(kByteOrderMark.size());
@@ -63,11 +66,19 @@ Result<bool> CsvReader::Next(std::vector<CsvField>& fields) {
 }
 
 CsvField CsvReader::PlainField() {
-  std::size_t size = 0;
-  while (size < rest_.size() && rest_[size] != delimiter_ && rest_[size] != '\n' &&
-         rest_.substr(size, 2) != "\r\n") {
-    ++size;
+  const char* const begin = rest_.data();
+  const char* const end = begin + rest_.size();
+  const char* at = begin;
+  for (;; ++at) {
+    while (at < end && !ends_field_[static_cast<unsigned char>(*at)]) {
+      ++at;
+    }
+    // CR without LF is a character like others.
+    if (at >= end || *at != '\r' || delimiter_ == '\r' || (at + 1 < end && at[1] == '\n')) {
+      break;
+    }
   }
+  const auto size = static_cast<std::size_t>(at - begin);
   std::string_view text = rest_.substr(0, size);
   rest_.remove_prefix(size);
   while (trim_ && !text.empty() && IsBlank(text.back())) {

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <deque>
 #include <string>
@@ -37,6 +38,7 @@ class CsvReader {
   void SkipLineEnd();
   void SkipBlanks();
 
+  std::array<bool, 256> ends_field_ = {};  // of a field without quotes: the delimiter, CR, LF
   std::string_view rest_;
   std::size_t size_;  // of the content
   char delimiter_;

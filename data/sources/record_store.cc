@@ -1,5 +1,6 @@
 #include "sources/record_store.h"
 
+#include <atomic>
 #include <charconv>
 #include <cstring>
 #include <optional>
@@ -52,11 +53,8 @@ class RawStore final : public RecordStore {
       return DataLoss(path_ + ": record " + std::to_string(extent.ordinal) + " at byte " +
                       std::to_string(extent.begin) + ": " + what);
     };
-    buffer.resize(extent.bytes);
-    COHORT_RETURN_IF_ERROR(
-        ReadExactly(*file_, path_, extent.begin, std::as_writable_bytes(std::span(buffer))));
+    COHORT_ASSIGN_OR_RETURN(const std::string_view whole, Bytes(extent, buffer));
     const std::uint64_t length = extent.bytes - kHeaderBytes - kFooterBytes;
-    const std::string_view whole(buffer);
     if (Load<std::uint64_t>(whole.data()) != length ||
         Load<std::uint32_t>(whole.data() + 8) != io::MaskCrc(io::Crc32c(whole.substr(0, 8)))) {
       return bad(indexed_ ? "not where the index says [the file was changed since: run cohort data "
@@ -95,6 +93,50 @@ class RawStore final : public RecordStore {
   }
 
  private:
+  // What a thread has of the file that it read last.
+  struct Window {
+    std::uint64_t store = 0;  // id_ of the RawStore
+    std::uint64_t begin = 0;
+    std::string bytes;
+    std::uint64_t next = 0;  // behind the record that was read last
+  };
+
+  // Records that a thread reads one behind the other come many at once.
+  Result<std::string_view> Bytes(const Extent& extent, std::string& buffer) const {
+    constexpr std::uint64_t kWindow = std::uint64_t{1} << 17;
+    thread_local Window window;
+    if (window.store != id_) {
+      window.store = id_;
+      window.bytes.clear();
+      window.next = ~std::uint64_t{0};
+    }
+    const bool in_sequence = extent.begin == window.next;
+    window.next = extent.begin + extent.bytes;
+    const bool here =
+        extent.begin >= window.begin && window.next <= window.begin + window.bytes.size();
+    if (!here && in_sequence && extent.bytes <= kWindow / 4) {
+      window.begin = extent.begin;
+      window.bytes.resize(kWindow);
+      const Result<std::size_t> n =
+          file_->Read(window.begin, std::as_writable_bytes(std::span(window.bytes)));
+      window.bytes.resize(n.ok() ? *n : 0);
+      COHORT_RETURN_IF_ERROR(n.status());
+    }
+    if (extent.begin >= window.begin && window.next <= window.begin + window.bytes.size()) {
+      return std::string_view(window.bytes).substr(extent.begin - window.begin, extent.bytes);
+    }
+    buffer.resize(extent.bytes);
+    COHORT_RETURN_IF_ERROR(
+        ReadExactly(*file_, path_, extent.begin, std::as_writable_bytes(std::span(buffer))));
+    return std::string_view(buffer);
+  }
+
+  static std::uint64_t NextId() {
+    static std::atomic<std::uint64_t> last = 0;
+    return ++last;
+  }
+
+  const std::uint64_t id_ = NextId();             // no other's, also of one that is gone
   std::shared_ptr<const RandomAccessFile> file_;  // owner: this
   std::string path_;
   std::vector<Extent> extents_;

@@ -18,7 +18,8 @@ class RecordStore {
  public:
   virtual ~RecordStore() = default;
   virtual std::int64_t size() const = 0;
-  // Record `i`; `buffer` may be where it is put.
+  // Record `i`; `buffer`, or memory that the thread reuses in its next Read, is where it is
+  // put.
   virtual Result<std::string_view> Read(std::int64_t i, std::string& buffer) const = 0;
   // The number of record `i` in the file: a larger one behind records that were left out.
   virtual std::int64_t Ordinal(std::int64_t i) const = 0;

@@ -1,10 +1,12 @@
 #include <cohort/data/tf_record.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <string_view>
 
 #include <cohort/core/random.h>
@@ -98,6 +100,35 @@ Status Store(const TfFeatureSpec& spec, const TfFeature& feature, std::byte* row
   return {};
 }
 
+// Store of what nearly every entry is, without memory of its own; false: another one, or one that
+// does not fit, about which Store has words.
+bool StorePlain(const TfFeatureSpec& spec, std::string_view entry, std::byte* row) {
+  const std::optional<TfList> list = PlainTfList(entry);
+  if (!list.has_value() || list->kind != KindOf(spec.type)) {
+    return false;
+  }
+  const auto want = static_cast<std::size_t>(spec.shape.elements());
+  switch (spec.type) {
+    case TfType::kFloat32:
+      return PlainTfFloats(list->values, {reinterpret_cast<float*>(row), want});
+    case TfType::kInt64:
+      return PlainTfInts(list->values, {reinterpret_cast<std::int64_t*>(row), want});
+    case TfType::kHash:
+    case TfType::kBytes:
+      break;
+  }
+  const std::optional<std::string_view> text = PlainTfString(list->values);
+  if (!text.has_value() || (spec.type == TfType::kHash ? 1 : text->size()) != want) {
+    return false;
+  }
+  if (spec.type == TfType::kHash) {
+    *reinterpret_cast<std::int64_t*>(row) = TextHash(*text, spec.buckets);
+  } else {
+    std::copy(text->begin(), text->end(), reinterpret_cast<char*>(row));
+  }
+  return true;
+}
+
 template <typename T>
 void AppendValue(T value, std::vector<std::byte>& to) {
   const auto* const bytes = reinterpret_cast<const std::byte*>(&value);
@@ -156,6 +187,7 @@ class TfRecordSource final : public Source {
         features_.push_back({spec.name, DTypeOfFeature(spec.type), spec.shape});
       }
       any_steps_ = any_steps_ || spec.steps;
+      slots_[SlotOf(spec.name)].push_back(static_cast<std::size_t>(&spec - specs_.data()));
     }
     for (std::size_t i = 0; i < paths.size(); ++i) {
       table_.Add(paths[i], records_[i]->size());
@@ -206,10 +238,11 @@ class TfRecordSource final : public Source {
   Status Decode(std::string_view record, std::span<std::byte* const> rows,
                 std::span<std::vector<std::byte>> values) const {
     // The last entry of a key counts, so entries are found first and parsed afterwards.
-    std::vector<std::string_view> entries(specs_.size());
+    thread_local std::vector<std::string_view> entries;  // between records only for its memory
+    entries.assign(specs_.size(), {});
     const auto find = [&](bool steps) {
-      return [this, &entries, steps](std::string_view key, std::string_view entry) {
-        for (std::size_t i = 0; i < specs_.size(); ++i) {
+      return [this, steps](std::string_view key, std::string_view entry) {
+        for (const std::size_t i : slots_[SlotOf(key)]) {
           if (specs_[i].name == key && specs_[i].steps == steps) {
             entries[i] = entry;
           }
@@ -227,6 +260,10 @@ class TfRecordSource final : public Source {
     for (std::size_t i = 0; i < specs_.size(); ++i) {
       const TfFeatureSpec& spec = specs_[i];
       Status status;
+      if (!spec.steps && !spec.ragged && StorePlain(spec, entries[i], rows[row])) {
+        ++row;
+        continue;
+      }
       if (spec.steps) {
         status = AppendSteps(spec, entries[i], values[list++]);
       } else if (status = ParseTfEntry(entries[i], feature); status.ok()) {
@@ -261,10 +298,20 @@ class TfRecordSource final : public Source {
     return {};
   }
 
+  static std::size_t SlotOf(std::string_view name) {
+    return name.empty() ? 0
+                        : (name.size() + static_cast<unsigned char>(name.front()) * 3 +
+                           static_cast<unsigned char>(name.back()) * 7) %
+                              kSlots;
+  }
+
+  static constexpr std::size_t kSlots = 64;
+
   std::vector<TfFeatureSpec> specs_;
-  std::vector<std::unique_ptr<RecordStore>> records_;  // of each file
-  std::vector<FeatureSpec> features_;                  // those of fixed shape
-  std::vector<RaggedSpec> ragged_;                     // and the others
+  std::array<std::vector<std::size_t>, kSlots> slots_;  // of specs_, by SlotOf their names
+  std::vector<std::unique_ptr<RecordStore>> records_;   // of each file
+  std::vector<FeatureSpec> features_;                   // those of fixed shape
+  std::vector<RaggedSpec> ragged_;                      // and the others
   bool any_steps_ = false;
   FileTable table_;
 };

@@ -1,4 +1,5 @@
 #include <cohort/io/compression.h>
+#include <isa-l/igzip_lib.h>
 #include <zlib.h>
 
 #include <algorithm>
@@ -64,15 +65,14 @@ class MemorySource final : public ByteSource {
   std::span<const std::byte> bytes_;
 };
 
+// By ISA-L, about twice as fast as zlib.
 class Inflater final : public ByteSource {
  public:
   Inflater(std::unique_ptr<ByteSource> compressed, Compression compression, std::string name)
       : compressed_(std::move(compressed)), compression_(compression), name_(std::move(name)) {
-    Require(inflateInit2(&stream_, WindowBits(compression)) == Z_OK, "memory for inflate");
+    isal_inflate_init(&stream_);
+    stream_.crc_flag = compression == Compression::kGzip ? ISAL_GZIP : ISAL_ZLIB;
   }
-  ~Inflater() override { inflateEnd(&stream_); }
-  Inflater(const Inflater&) = delete;
-  Inflater& operator=(const Inflater&) = delete;
 
   Result<std::size_t> Read(std::span<std::byte> out) override {
     COHORT_RETURN_IF_ERROR(broken_);
@@ -83,14 +83,25 @@ class Inflater final : public ByteSource {
         continue;
       }
       const std::size_t wanted = std::min<std::size_t>(out.size(), std::size_t{1} << 30);
-      const uInt had = stream_.avail_in;
-      stream_.next_out = reinterpret_cast<Bytef*>(out.data());
-      stream_.avail_out = static_cast<uInt>(wanted);
-      const int code = inflate(&stream_, Z_NO_FLUSH);
-      if (code == Z_STREAM_END) {
+      const std::uint32_t had = stream_.avail_in;
+      stream_.next_out = reinterpret_cast<std::uint8_t*>(out.data());
+      stream_.avail_out = static_cast<std::uint32_t>(wanted);
+      const int code = isal_inflate(&stream_);
+      if (code < 0 || code == ISAL_NEED_DICT) {
+        Status status = Break(code == ISAL_INCORRECT_CHECKSUM ? "has a wrong checksum"
+                              : code == ISAL_NEED_DICT        ? "needs a dictionary"
+                                                              : "is damaged");
+        if (const std::size_t made = wanted - stream_.avail_out; made > 0) {
+          return made;  // what is before the damage; the error is the next call's
+        }
+        return status;
+      }
+      if (stream_.block_state == ISAL_BLOCK_FINISH) {
         member_ended_ = true;
-      } else if (code != Z_OK && code != Z_BUF_ERROR) {
-        return Break(stream_.msg != nullptr ? stream_.msg : "is damaged");
+        // Whole bytes that were taken in behind the member.
+        const auto back = static_cast<std::uint32_t>(stream_.read_in_length / 8);
+        stream_.next_in -= back;
+        stream_.avail_in += back;
       }
       if (const std::size_t made = wanted - stream_.avail_out; made > 0) {
         return made;
@@ -104,14 +115,23 @@ class Inflater final : public ByteSource {
   }
 
  private:
+  static constexpr std::size_t kSlack = 8;  // what a member's end may give back
+
   Status FillInput() {
     if (stream_.avail_in > 0) {
       return {};
     }
-    COHORT_ASSIGN_OR_RETURN(const std::size_t n, compressed_->Read(input_));
+    // The last bytes stay in front of the next ones.
+    std::array<std::byte, kSlack> last{};
+    if (stream_.next_in != nullptr) {
+      std::memcpy(last.data(), stream_.next_in - kSlack, kSlack);
+    }
+    COHORT_ASSIGN_OR_RETURN(const std::size_t n,
+                            compressed_->Read(std::span(input_).subspan(kSlack)));
+    std::copy(last.begin(), last.end(), input_.begin());
     read_ += n;
-    stream_.next_in = ZlibBytes(input_.data());
-    stream_.avail_in = static_cast<uInt>(n);
+    stream_.next_in = reinterpret_cast<std::uint8_t*>(input_.data()) + kSlack;
+    stream_.avail_in = static_cast<std::uint32_t>(n);
     return {};
   }
 
@@ -127,7 +147,7 @@ class Inflater final : public ByteSource {
         return Break("has bytes after its padding");
       }
       member_ended_ = false;
-      inflateReset(&stream_);
+      isal_inflate_reset(&stream_);
       return {};
     }
     COHORT_RETURN_IF_ERROR(FillInput());
@@ -145,8 +165,8 @@ class Inflater final : public ByteSource {
   std::unique_ptr<ByteSource> compressed_;
   Compression compression_;
   std::string name_;
-  z_stream stream_ = {};
-  std::vector<std::byte> input_ = std::vector<std::byte>(kBufferBytes);
+  inflate_state stream_ = {};
+  std::vector<std::byte> input_ = std::vector<std::byte>(kSlack + kBufferBytes);
   std::uint64_t read_ = 0;
   bool member_ended_ = false;
   bool padding_ = false;
@@ -195,7 +215,7 @@ class ZlibDeflater final : public Deflater {
 
 Result<std::string> ReadAll(ByteSource& source, std::string_view name, std::size_t max_bytes) {
   std::string content;
-  std::vector<std::byte> piece(kBufferBytes);
+  std::vector<std::byte> piece(4 * kBufferBytes);
   while (true) {
     COHORT_ASSIGN_OR_RETURN(const std::size_t n, source.Read(piece));
     if (n == 0) {

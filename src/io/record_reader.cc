@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
+#include <utility>
+#include <vector>
 
 #include "byte_source.h"
 #include "record_format.h"
@@ -21,17 +24,15 @@ class StreamRecordReader final : public RecordReader {
 
   Result<std::optional<std::string_view>> Next() override {
     COHORT_RETURN_IF_ERROR(broken_);
-    if (delivered_) {
-      Advance();
-    }
+    begin_ += std::exchange(delivered_, 0);
     COHORT_RETURN_IF_ERROR(Fill(kHeaderBytes));
-    if (bytes_.empty()) {
+    if (here() == 0) {
       return std::optional<std::string_view>();
     }
-    if (bytes_.size() < kHeaderBytes) {
-      return Break(place().ShortHeader(bytes_.size()));
+    if (here() < kHeaderBytes) {
+      return Break(place().ShortHeader(here()));
     }
-    const RecordHeader header = ParseHeader(bytes_.data());
+    const RecordHeader header = ParseHeader(buffer_.data() + begin_);
     if (!header.sound) {
       return Break(place().BadLength());
     }
@@ -41,16 +42,16 @@ class StreamRecordReader final : public RecordReader {
     }
     const std::uint64_t whole = kHeaderBytes + header.length + kFooterBytes;
     COHORT_RETURN_IF_ERROR(Fill(whole));
-    if (bytes_.size() < whole) {
-      return Break(place().ShortRecord(header.length, bytes_.size() - kHeaderBytes));
+    if (here() < whole) {
+      return Break(place().ShortRecord(header.length, here() - kHeaderBytes));
     }
-    const std::string_view record(bytes_.data() + kHeaderBytes, header.length);
-    const RecordPlace here = place();
-    delivered_ = true;
+    const std::string_view record(buffer_.data() + begin_ + kHeaderBytes, header.length);
+    const RecordPlace at = place();
+    delivered_ = whole;
     ++ordinal_;
     offset_ += whole;
     if (MaskCrc(Crc32c(record)) != LoadInteger<std::uint32_t>(record.data() + record.size())) {
-      return here.BadBytes();
+      return at.BadBytes();
     }
     return std::optional(record);
   }
@@ -62,26 +63,29 @@ class StreamRecordReader final : public RecordReader {
  private:
   RecordPlace place() const { return {path_, ordinal_, offset_}; }
 
-  void Advance() {
-    bytes_.clear();
-    delivered_ = false;
-  }
+  std::size_t here() const { return end_ - begin_; }
 
-  // Reads on until `bytes_` holds `wanted` bytes or the stream ends. Memory grows with what is
-  // there, not with what a length claims. After an error what was read is kept: a call goes on.
+  // Reads on until `wanted` bytes are here or the stream ends, in pieces that stay in the cache.
+  // Memory grows with what is there, not with what a length claims. After an error what was read is
+  // kept: a call goes on.
   Status Fill(std::uint64_t wanted) {
-    constexpr std::uint64_t kPiece = std::uint64_t{1} << 22;
-    while (bytes_.size() < wanted) {
-      const std::size_t had = bytes_.size();
-      bytes_.resize(had + std::min(wanted - had, std::max<std::uint64_t>(kPiece, had)));
-      const auto n = source_->Read(std::as_writable_bytes(std::span(bytes_).subspan(had)));
-      bytes_.resize(had + (n.ok() ? *n : 0));
+    constexpr std::size_t kPiece = std::size_t{1} << 18;
+    while (here() < wanted) {
+      if (begin_ > 0) {
+        std::memmove(buffer_.data(), buffer_.data() + begin_, here());
+        end_ -= std::exchange(begin_, 0);
+      }
+      if (end_ == buffer_.size()) {
+        buffer_.resize(std::max(2 * end_, kPiece));
+      }
+      const auto n = source_->Read(std::as_writable_bytes(std::span(buffer_).subspan(end_)));
       if (!n.ok()) {
         return n.status().code() == StatusCode::kDataLoss ? Break(n.status()) : n.status();
       }
       if (*n == 0) {
         break;
       }
+      end_ += *n;
     }
     return {};
   }
@@ -95,8 +99,10 @@ class StreamRecordReader final : public RecordReader {
   std::string path_;
   Compression compression_;
   std::uint64_t stream_bytes_;
-  std::string bytes_;       // of the record being read, its frame included
-  bool delivered_ = false;  // bytes_ were handed out
+  std::vector<char> buffer_;
+  std::size_t begin_ = 0;  // of what is in the buffer and not handed out
+  std::size_t end_ = 0;
+  std::size_t delivered_ = 0;  // bytes of the record that was handed out, its frame included
   std::int64_t ordinal_ = 0;
   std::uint64_t offset_ = 0;
   Status broken_;

@@ -431,6 +431,17 @@ TEST_P(DatasetConformance, WorkersTogetherReadEverythingOnce) {
   }
 }
 
+TEST_P(DatasetConformance, IteratorsEndAtAnyPoint) {
+  for (const Dataset& dataset : {data_.Shuffle(3).Batch(4).Prefetch(3, 2), data_.Batch(4)}) {
+    for (int taken = 0; taken <= 10; ++taken) {
+      auto batches = OrThrow(dataset.Iterate());
+      for (int i = 0; i < taken; ++i) {
+        ASSERT_TRUE(OrThrow(batches->Next()).has_value());
+      }
+    }
+  }
+}
+
 TEST_P(DatasetConformance, FingerprintIsOfTheContent) {
   const testing::TempDir elsewhere;
   EXPECT_EQ(GetParam().make(elsewhere).Fingerprint(), data_.Fingerprint());

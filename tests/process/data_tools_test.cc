@@ -302,6 +302,29 @@ TEST_F(DataTools, IndexIsInTheFormatOfTfrecord2idx) {
   EXPECT_THAT(error_, HasSubstr("gzip has no random access"));
 }
 
+// Two hundred times the stream, and no more memory.
+TEST_F(DataTools, MemoryIsFlatOverALongStream) {
+  const std::string path = WriteExamples("r.tfrecord", 400);  // 0.4 MB
+  for (const std::string format : {"tfrecord", "example"}) {
+    std::map<int, Json> reports;
+    for (const int repeat : {1, 200}) {
+      testing::ProcessCluster processes;
+      processes.Start("cohort",
+                      {COHORT_BIN_DIR "/cohort", "bench", "input", "--format", format, path,
+                       "--repeat", std::to_string(repeat), "--rounds", "1", "--json"});
+      ASSERT_EQ(processes.Wait("cohort", std::chrono::seconds(60)).value_or(-1), 0)
+          << processes.Stderr("cohort");
+      reports[repeat] = Json::parse(processes.Stdout("cohort"));
+    }
+    EXPECT_EQ(reports[200].at("records"), 400 * 200);
+    EXPECT_EQ(reports[200].at("bytes"), 200 * reports[1].at("bytes").get<std::int64_t>());
+    EXPECT_GT(reports[200].at("bytes"), 50'000'000);
+    EXPECT_LT(reports[200].at("max_rss_kilobytes").get<int>(),
+              reports[1].at("max_rss_kilobytes").get<int>() + 16'000)
+        << format;
+  }
+}
+
 // From the local disk to S3 and on within it, and back.
 TEST_F(DataTools, PathsMayBeInS3) {
   testing::S3Server server;
@@ -331,8 +354,9 @@ TEST_F(DataTools, PathsMayBeInS3) {
                                             "set/s-00001-of-00002.tfrecord.idx"}));
   Run({"cat", "s3://bucket/none-*"}, 2);
   EXPECT_THAT(error_, HasSubstr("no file matches s3://bucket/none-*"));
-  Run({"convert", csv, "--out", "http://localhost/a.tfrecord"}, 1);
-  EXPECT_THAT(error_, HasSubstr("files behind HTTP are read, not written"));
+  Run({"convert", csv, "--out", "http://localhost/a.tfrecord"}, 2);
+  EXPECT_THAT(error_,
+              HasSubstr("http://localhost/a.tfrecord: files behind HTTP are read, not written"));
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <random>
 #include <thread>
 
@@ -208,6 +209,49 @@ TEST(Remote, OneDeadlineForAWholeRead) {
   const Status large = ReadAt(*file, 0, content.size()).status();
   EXPECT_EQ(large.code(), StatusCode::kDeadlineExceeded);
   EXPECT_THAT(large.message(), HasSubstr("/f: not read within 200 ms"));
+}
+
+// A server that has fallen silent, in the middle of a batch.
+TEST(Remote, AnIteratorIsDestroyedWithoutWaitingForTheServer) {
+  const testing::TempDir folder;
+  auto writer = OrThrow(io::RecordWriter::Create(FileSystem::Local(), folder / "r"));
+  for (std::int64_t i = 0; i < 500; ++i) {
+    TfFeatures features;
+    features["id"] = {.kind = TfFeature::Kind::kInt64, .ints = {i}};
+    OrThrow(writer->Write(EncodeTfExample(features)));
+  }
+  OrThrow(writer->Close());
+  std::atomic<bool> silent = false;
+  std::atomic<int> stalled = 0;
+  HttpServer server([&](const HttpServer::Request&) {
+    stalled += silent ? 1 : 0;
+    return HttpServer::Fault{.stall = silent};
+  });
+  server.Put("/r", OrThrow(ReadFile(FileSystem::Local(), folder / "r")));
+  RemoteOptions options = Quick();
+  options.attempt_timeout = milliseconds(120'000);
+  options.deadline = milliseconds(120'000);
+  const auto files = MakeRemoteFileSystem(options);
+  for (const int threads : {1, 3}) {
+    // Opened anew: nothing of it is here yet.
+    const Dataset data = OrThrow(
+        TfRecords({server.origin() + "/r"},
+                  {.features = {{.name = "id", .type = TfType::kInt64}}, .files = files.get()}));
+    silent = true;
+    stalled = 0;
+    auto iterator = OrThrow(data.Shuffle(1).Batch(200).Prefetch(4, threads).Iterate());
+    const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+    while (stalled == 0 && std::chrono::steady_clock::now() < limit) {
+      std::this_thread::yield();
+    }
+    ASSERT_GT(stalled, 0);
+    const auto start = std::chrono::steady_clock::now();
+    iterator.reset();
+    // A second at most, where the machine has time for it; the attempts would take two minutes.
+    EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(30));
+    silent = false;
+    EXPECT_EQ(Flatten(Collect(data.Batch(200).Prefetch(2))).size(), 500U) << "others read on";
+  }
 }
 
 TEST(Remote, AFileThatChangesIsNeverReadAsData) {

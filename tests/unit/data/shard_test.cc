@@ -112,6 +112,38 @@ TEST(Shard, ResumingAtAnyBatchEqualsNeverHavingStopped) {
   }
 }
 
+// A million examples: at random places each number of workers gives the stream that was never
+// interrupted, saved by one number of them and taken up by another.
+TEST(Shard, AMillionShuffledExamplesResumeAtRandomPlaces) {
+  constexpr std::int64_t kSize = 1'000'000;
+  constexpr std::int64_t kCompared = 20'000;
+  const Dataset data = Ids(kSize).Shuffle(11).Batch(256);
+  const std::vector<std::int64_t> whole = Flatten(Collect(data, {.epoch = 2}));
+  ASSERT_EQ(whole.size(), std::size_t{kSize});
+  std::vector<bool> seen(kSize, false);
+  for (const std::int64_t id : whole) {
+    ASSERT_FALSE(seen[static_cast<std::size_t>(id)]) << id;
+    seen[static_cast<std::size_t>(id)] = true;
+  }
+  std::mt19937_64 random(3);
+  for (int place = 0; place < 20; ++place) {
+    const auto batch = static_cast<std::int64_t>(
+        random() % static_cast<std::uint64_t>(data.batches_per_epoch() + 1));
+    for (const int workers : {1, 2, 3, 5}) {
+      const std::string saved =
+          data.PositionAt({.num_workers = workers, .epoch = 2}, batch).ToString();
+      IterateOptions rest =
+          OrThrow(data.ResumeAt(OrThrow(DataPosition::Parse(saved)), {.num_workers = workers}));
+      rest.end = std::min(kSize, rest.begin + kCompared);
+      const std::vector<std::int64_t> resumed = Flatten(CollectWorld(data, workers, rest));
+      ASSERT_EQ(rest.begin, std::min(batch * 256, kSize));
+      ASSERT_TRUE(std::equal(resumed.begin(), resumed.end(), whole.begin() + rest.begin,
+                             whole.begin() + rest.end))
+          << batch << " " << workers;
+    }
+  }
+}
+
 TEST(Shard, ShuffleIsAPermutationOfItsOwnInEachEpoch) {
   const Dataset data = Ids(1000).Shuffle(5).Batch(1000);
   const auto first = Flatten(Collect(data, {.epoch = 0}));

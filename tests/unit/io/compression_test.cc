@@ -1,6 +1,8 @@
 #include <cohort/io/compression.h>
 #include <gtest/gtest.h>
 
+#include <random>
+
 #include "testing/temp_dir.h"
 
 namespace cohort::io {
@@ -30,6 +32,39 @@ TEST(Compression, ManyZerosComeOutOfFewBytes) {
 TEST(Compression, MembersReadAsOne) {
   EXPECT_EQ(*Gunzip(Gzip("one ") + Gzip("") + Gzip("two"), "x"), "one two");
   EXPECT_EQ(*Gunzip(Gzip("one") + std::string(512, '\0'), "x"), "one") << "padding is no member";
+}
+
+// Members end at every place of what is read at once (64 KiB), with what little or much behind
+// them.
+TEST(Compression, MembersEndAnywhere) {
+  std::mt19937 random(4);
+  std::string noise(200'000, '\0');
+  for (char& byte : noise) {
+    byte = static_cast<char>(random());
+  }
+  const std::string tail = Gzip("the end");
+  for (std::size_t end = 65536 - 12; end <= 65536 + 12; ++end) {
+    // A member of stored bytes, so that its length can be chosen: about 30 bytes of frame.
+    std::string first = Gzip(noise.substr(0, end - 30));
+    while (first.size() < end) {
+      first = Gzip(noise.substr(0, end - 30 + end - first.size()));
+    }
+    const std::string content = OrThrow(Gunzip(first, "first"));
+    ASSERT_EQ(OrThrow(Gunzip(first + tail, "x")), content + "the end") << end;
+    ASSERT_EQ(OrThrow(Gunzip(first + tail + std::string(9, '\0'), "x")), content + "the end")
+        << end;
+    ASSERT_FALSE(Gunzip(first + tail.substr(0, 5), "x").ok()) << end;
+  }
+  std::string packed;
+  std::string all;
+  for (int i = 0; i < 200; ++i) {
+    const std::size_t size = random() % (i % 10 == 0 ? 150'000 : 900);
+    const std::string member =
+        i % 3 == 0 ? noise.substr(0, size) : std::string(size, static_cast<char>('a' + i % 26));
+    packed += Gzip(member);
+    all += member;
+  }
+  EXPECT_EQ(OrThrow(Gunzip(packed, "x")), all);
 }
 
 TEST(Compression, EveryTruncationIsAnErrorThatNamesTheFile) {
