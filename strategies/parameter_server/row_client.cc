@@ -165,8 +165,9 @@ struct RowsToPush {
       const std::size_t count = run.end - run.begin;
       const std::span<float> to =
           encoded.emplace_back().Resize(EncodedBytes(spec.wire, dim, count) / sizeof(float));
-      const auto row = EncodeRows(spec.wire, dim, sums.values().subspan(run.begin * dim, count * dim),
-                                  std::as_writable_bytes(to));
+      const auto row =
+          EncodeRows(spec.wire, dim, sums.values().subspan(run.begin * dim, count * dim),
+                     std::as_writable_bytes(to));
       if (row.has_value()) {
         return InvalidArgument("table \"" + spec.name + "\": the gradient of id " +
                                std::to_string(unique.ids[run.begin + *row]) +

@@ -15,7 +15,7 @@ namespace {
 using Wire = TableSpec::Wire;
 
 constexpr float kSteps = 127;
-constexpr std::size_t kEight = 8;  // values of a vector
+constexpr std::size_t kEight = 8;   // values of a vector
 constexpr float kTooLarge = 65520;  // rounds to infinity, as all beyond do
 
 // False: a value becomes infinite that is not.
@@ -28,9 +28,8 @@ bool EncodeHalves(std::span<const float> row, std::byte* to) {
     const __m256 values = _mm256_loadu_ps(row.data() + i);
     const __m256 magnitudes = _mm256_andnot_ps(sign, values);
     lost = _mm256_or_ps(
-        lost,
-        _mm256_and_ps(_mm256_cmp_ps(magnitudes, _mm256_set1_ps(kTooLarge), _CMP_GE_OQ),
-                      _mm256_cmp_ps(magnitudes, _mm256_set1_ps(kInfinity), _CMP_LT_OQ)));
+        lost, _mm256_and_ps(_mm256_cmp_ps(magnitudes, _mm256_set1_ps(kTooLarge), _CMP_GE_OQ),
+                            _mm256_cmp_ps(magnitudes, _mm256_set1_ps(kInfinity), _CMP_LT_OQ)));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i * sizeof(std::uint16_t)),
                      _mm256_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT));
   }

@@ -259,8 +259,8 @@ TEST(RowClientTest, RowsTravelInTheFormatOfTheirTable) {
       EXPECT_EQ(status, OkStatus());
     } else {
       EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
-      EXPECT_THAT(status.message(), AllOf(HasSubstr("table \"users\""), HasSubstr("id 7"),
-                                          HasSubstr("float16")));
+      EXPECT_THAT(status.message(),
+                  AllOf(HasSubstr("table \"users\""), HasSubstr("id 7"), HasSubstr("float16")));
     }
   }
 }
