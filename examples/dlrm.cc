@@ -44,6 +44,7 @@ struct Flags {
   std::int64_t embedding = 16;
   double learning_rate = 0.05;
   double row_learning_rate = 1;
+  std::string wire = "float32";
   std::string checkpoint_dir;
   std::string metrics_json;
   double join_timeout = 300;
@@ -90,6 +91,9 @@ void DeclareFlags(CLI::App& app, Flags& f) {
   app.add_option("--row-learning-rate", f.row_learning_rate, "of the embeddings' Adagrad")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  app.add_option("--wire", f.wire, "how rows travel between workers and servers")
+      ->check(CLI::IsMember({"float32", "float16", "int8"}))
+      ->capture_default_str();
   app.add_option("--checkpoint-dir", f.checkpoint_dir, "save here, and resume from what is there");
   app.add_option("--metrics-json", f.metrics_json, "the chief writes its results here");
   app.add_option("--join-timeout", f.join_timeout, "seconds to wait for the other processes")
@@ -108,7 +112,10 @@ cohort::data::ClicksOptions TestClicks(const Flags& f) {
 nn::DlrmOptions ModelOptions(const Flags& f) {
   return {.width = f.embedding,
           .table = {.optimizer = cohort::Adagrad({.learning_rate = f.row_learning_rate})->config(),
-                    .initializer = {cohort::RowInitializer::Kind::kNormal, 0.05}},
+                    .initializer = {cohort::RowInitializer::Kind::kNormal, 0.05},
+                    .wire = f.wire == "int8"      ? cohort::TableSpec::Wire::kInt8
+                            : f.wire == "float16" ? cohort::TableSpec::Wire::kFloat16
+                                                  : cohort::TableSpec::Wire::kFloat32},
           .seed = f.seed};
 }
 

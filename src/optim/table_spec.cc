@@ -19,7 +19,7 @@ std::string Number(Enum value) {
   return std::to_string(static_cast<int>(value));
 }
 
-std::array<std::pair<std::string, std::string>, 16> Fields(const TableSpec& spec) {
+std::array<std::pair<std::string, std::string>, 17> Fields(const TableSpec& spec) {
   return {{{"name", "\"" + spec.name + "\""},
            {"dim", std::to_string(spec.dim)},
            {"seed", std::to_string(spec.seed)},
@@ -35,6 +35,7 @@ std::array<std::pair<std::string, std::string>, 16> Fields(const TableSpec& spec
            {"time_to_live", std::to_string(spec.time_to_live)},
            {"capacity", std::to_string(spec.capacity)},
            {"eviction", Number(spec.eviction)},
+           {"wire", Number(spec.wire)},
            {"buckets", std::to_string(spec.buckets)}}};
 }
 

@@ -12,6 +12,7 @@
 #include "grpc_util.h"
 #include "parameter_server/exchange.h"
 #include "parameter_server/frame_link.h"
+#include "parameter_server/row_codec.h"
 #include "parameter_server/row_file.h"
 #include "parameter_server/row_store.h"
 #include "parameter_server/wire.h"
@@ -154,11 +155,34 @@ struct RowsToPush {
     PackCounts();
   }
 
+  // Puts the sums of each run into the table's format, unless that is theirs.
+  Status Encode(const TableSpec& spec) {
+    if (spec.wire == TableSpec::Wire::kFloat32) {
+      return {};
+    }
+    const auto dim = static_cast<std::size_t>(spec.dim);
+    for (const Run& run : runs) {
+      const std::size_t count = run.end - run.begin;
+      const std::span<float> to =
+          encoded.emplace_back().Resize(EncodedBytes(spec.wire, dim, count) / sizeof(float));
+      const auto row =
+          EncodeRows(spec.wire, dim, sums.values().subspan(run.begin * dim, count * dim),
+                     std::as_writable_bytes(to));
+      if (row.has_value()) {
+        return InvalidArgument("table \"" + spec.name + "\": the gradient of id " +
+                               std::to_string(unique.ids[run.begin + *row]) +
+                               " does not fit in float16 [another wire format for the table]");
+      }
+    }
+    return {};
+  }
+
   UniqueIds unique;
   std::vector<Run> runs;
   IdsOnTheWire ids;
   std::vector<std::uint32_t> counts;  // by id
   FloatBuffer sums;
+  std::vector<FloatBuffer> encoded;  // of each run
   // The counts of each run, as bytes up to a multiple of 4.
   std::uint32_t count_bytes = 4;
   std::vector<std::vector<std::uint32_t>> packed_counts;
@@ -234,6 +258,7 @@ class Implementation final : public RowClient {
     rows.set_count(static_cast<std::uint32_t>(run.end - run.begin));
     rows.set_dim(static_cast<std::uint32_t>(SpecOf(table).dim));
     rows.set_step(static_cast<std::uint64_t>(step));
+    rows.set_dtype(static_cast<std::uint32_t>(SpecOf(table).wire));
     rows.set_tag(run.begin);
     rows.set_narrow_ids(ids.narrow());
     return request;
@@ -289,6 +314,11 @@ Status Implementation::Pull(int table, std::span<const std::uint64_t> ids, std::
     header.set_bounded(read_after_ > 0);
   }
   const std::span<float> values = values_.Resize(unique.ids.size() * dim);
+  const bool encoded = spec.wire != TableSpec::Wire::kFloat32;
+  std::vector<FloatBuffer> packed(encoded ? runs.size() : 0);
+  for (std::size_t r = 0; r < packed.size(); ++r) {
+    packed[r].Resize(EncodedBytes(spec.wire, dim, runs[r].end - runs[r].begin) / sizeof(float));
+  }
   const auto place = [&](int server, const FrameHeader& header) -> Result<Places> {
     if (header.epoch() != epoch_) {
       return StaleReply("ps:" + std::to_string(server), header.epoch(), epoch_);
@@ -300,10 +330,17 @@ Status Implementation::Pull(int table, std::span<const std::uint64_t> ids, std::
       return Internal("table \"" + spec.name +
                       "\": a server's reply answers no pull of this client");
     }
+    if (encoded) {
+      return Places{packed[static_cast<std::size_t>(run - runs.begin())].values()};
+    }
     return Places{values.subspan(run->begin * dim, (run->end - run->begin) * dim)};
   };
   COHORT_RETURN_IF_ERROR(link_->Run(
       requests, {.place = place, .done = [](int, const FrameHeader&) { return Status(); }}));
+  for (std::size_t r = 0; r < packed.size(); ++r) {
+    DecodeRows(spec.wire, dim, std::as_bytes(packed[r].values()),
+               values.subspan(runs[r].begin * dim, (runs[r].end - runs[r].begin) * dim));
+  }
   for (std::size_t i = 0; i < ids.size(); ++i) {
     std::memcpy(rows.data() + i * dim, values.data() + unique.place[i] * dim, dim * sizeof(float));
   }
@@ -320,6 +357,7 @@ Status Implementation::Push(std::span<const Gradients> gradients, std::int64_t s
     Require(of_table.values.size() == of_table.ids.size() * dim,
             "as many gradients as ids: " + spec.name);
     RowsToPush& rows = tables.emplace_back(of_table, dim, spec.buckets, servers_);
+    COHORT_RETURN_IF_ERROR(rows.Encode(spec));
     for (std::size_t r = 0; r < rows.runs.size(); ++r) {
       const Run& run = rows.runs[r];
       FrameRequest& request = requests.emplace_back(
@@ -329,7 +367,9 @@ Status Implementation::Push(std::span<const Gradients> gradients, std::int64_t s
       request.header.mutable_rows()->set_count_bytes(rows.count_bytes);
       request.payload.push_back(Words(std::span<const std::uint32_t>(rows.packed_counts[r])));
       request.payload.push_back(
-          rows.sums.values().subspan(run.begin * dim, (run.end - run.begin) * dim));
+          rows.encoded.empty()
+              ? rows.sums.values().subspan(run.begin * dim, (run.end - run.begin) * dim)
+              : rows.encoded[r].values());
     }
   }
   if (part != nullptr) {
@@ -349,6 +389,7 @@ void Implementation::AddPart(const Part& part, std::int64_t step, double weight,
     end.header.set_weight(weight);
     end.header.set_advance(true);
     end.header.mutable_rows()->set_dim(static_cast<std::uint32_t>(SpecOf(0).dim));
+    end.header.mutable_rows()->set_dtype(static_cast<std::uint32_t>(SpecOf(0).wire));
     end.header.mutable_rows()->set_step(static_cast<std::uint64_t>(step));
   }
   for (FrameRequest& request : requests) {
@@ -369,6 +410,7 @@ Status Implementation::WaitForRounds(int table) {
     FrameHeader& header =
         requests.emplace_back(FrameRequest{s, FrameMethod::kPullRows, Header(table), {}}).header;
     header.mutable_rows()->set_dim(static_cast<std::uint32_t>(SpecOf(table).dim));
+    header.mutable_rows()->set_dtype(static_cast<std::uint32_t>(SpecOf(table).wire));
     header.mutable_rows()->set_step(1);
     header.mutable_rows()->set_after_round(read_after_);
     header.set_bounded(true);
@@ -461,6 +503,7 @@ Status Implementation::Dump(int table,
 Status Implementation::Restore(int table,
                                const std::function<Result<std::string>(std::uint32_t)>& give) {
   const TableSpec& spec = SpecOf(table);
+  COHORT_RETURN_IF_ERROR(WaitForRounds(table));
   constexpr auto kMost = static_cast<std::size_t>(kMaxPayloadBytes);
   FrameHeader header;
   std::string payload;

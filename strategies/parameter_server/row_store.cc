@@ -7,6 +7,8 @@
 
 #include <cohort/io/crc32c.h>
 
+#include "parameter_server/row_codec.h"
+
 namespace cohort::ps {
 namespace {
 
@@ -97,6 +99,20 @@ std::span<const float> Floats(PayloadReader& payload, std::size_t floats,
   return copy;
 }
 
+// The gradients of a push: in place where they are floats that lie in one piece, else in `copy`.
+std::span<const float> ReadRows(const TableSpec& spec, std::size_t rows, PayloadReader& payload,
+                                std::vector<float>& copy) {
+  const auto dim = static_cast<std::size_t>(spec.dim);
+  if (spec.wire == TableSpec::Wire::kFloat32) {
+    return Floats(payload, rows * dim, copy);
+  }
+  std::vector<std::byte> bytes(EncodedBytes(spec.wire, dim, rows));
+  payload.Read(bytes.data(), bytes.size());
+  copy.resize(rows * dim);
+  DecodeRows(spec.wire, dim, bytes, copy);
+  return copy;
+}
+
 }  // namespace
 
 Status RowStore::Declare(const std::vector<TableSpec>& tables, int servers,
@@ -162,10 +178,11 @@ Error RowStore::CheckBlock(const FrameHeader& header, const PayloadReader& paylo
                                            " floats, its dim is " +
                                            std::to_string(table.spec().dim));
   }
-  if (block.dtype() != 0) {
-    return MakeError(Error::BAD_FRAME, NameOf(table) + ": values of type " +
-                                           std::to_string(block.dtype()) +
-                                           ", this server takes 0 (float32)");
+  if (block.dtype() != static_cast<std::uint32_t>(table.spec().wire)) {
+    return MakeError(Error::BAD_FRAME,
+                     NameOf(table) + ": values of type " + std::to_string(block.dtype()) +
+                         ", the table's are " +
+                         std::to_string(static_cast<std::uint32_t>(table.spec().wire)));
   }
   if (block.count_bytes() > 4 || block.count_bytes() == 3) {
     return MakeError(Error::BAD_FRAME, NameOf(table) + ": counts of " +
@@ -208,6 +225,11 @@ Error RowStore::Plan(const FrameHeader& header, PayloadReader payload, Reading* 
   return {};
 }
 
+std::size_t RowStore::Reading::floats() const {
+  const TableSpec& spec = table->spec();
+  return EncodedBytes(spec.wire, static_cast<std::size_t>(spec.dim), ids.size()) / sizeof(float);
+}
+
 Error RowStore::Admit(const FrameHeader& header, Deadline deadline) {
   const std::uint64_t round = header.rows().after_round();
   if (round == 0 || !declared_.load(std::memory_order_acquire)) {
@@ -220,10 +242,23 @@ Error RowStore::Admit(const FrameHeader& header, Deadline deadline) {
   return *applied ? Error() : MakeError(Error::NOT_YET, rounds_.Describe());
 }
 
-Error RowStore::Pull(const Reading& reading, std::span<float> rows) {
-  const Status status = reading.table->Pull(
+Error RowStore::Pull(const Reading& reading, std::span<float> to) {
+  const TableSpec& spec = reading.table->spec();
+  const auto dim = static_cast<std::size_t>(spec.dim);
+  const bool encodes = spec.wire != TableSpec::Wire::kFloat32;
+  std::vector<float> exact(encodes ? reading.ids.size() * dim : 0);
+  Status status = reading.table->Pull(
       reading.ids, reading.step,
-      reading.training ? RowTable::Purpose::kTraining : RowTable::Purpose::kReading, rows);
+      reading.training ? RowTable::Purpose::kTraining : RowTable::Purpose::kReading,
+      encodes ? std::span(exact) : to);
+  if (status.ok() && encodes) {
+    if (const auto row = EncodeRows(spec.wire, dim, exact, std::as_writable_bytes(to));
+        row.has_value()) {
+      status = InvalidArgument(NameOf(*reading.table) + ": the row of id " +
+                               std::to_string(reading.ids[*row]) +
+                               " does not fit in float16 [another wire format for the table]");
+    }
+  }
   ++(status.ok() ? pulls_ : rejected_);
   return ToError(status);
 }
@@ -234,8 +269,8 @@ Error RowStore::Push(const FrameHeader& header, PayloadReader payload) {
   if (error.kind() == Error::NONE) {
     // At most 2^32 times 2^22 floats: no overflow.
     const RowBlock& block = header.rows();
-    const std::uint64_t values =
-        block.count() * static_cast<std::uint64_t>(table->spec().dim) * sizeof(float);
+    const std::uint64_t values = EncodedBytes(
+        table->spec().wire, static_cast<std::size_t>(table->spec().dim), block.count());
     error = CheckBlock(header, payload, IdBytes(block) + CountBytes(block) + values, *table);
   }
   if (error.kind() == Error::NONE &&
@@ -260,7 +295,7 @@ Error RowStore::PushTo(RowTable& table, const FrameHeader& header, PayloadReader
   std::vector<float> copy;
   const RowTable::Gradients gradients{
       .ids = ids,
-      .values = Floats(payload, ids.size() * static_cast<std::size_t>(table.spec().dim), copy),
+      .values = ReadRows(table.spec(), ids.size(), payload, copy),
       .counts = counts,
       .scale = header.has_round() ? 1.0F : static_cast<float>(1.0 / header.weight()),
       .step = static_cast<std::int64_t>(header.rows().step())};
@@ -358,6 +393,10 @@ Error RowStore::Restore(const FrameHeader& header, PayloadReader payload) {
   RowTable* table = nullptr;
   if (Error error = Find(header, &table); error.kind() != Error::NONE) {
     return error;
+  }
+  // A round that waits to be applied is of the rows that are replaced.
+  if (const Status status = rounds_.Settle(); !status.ok()) {
+    return ToError(status);
   }
   // All pieces, before the first has an effect.
   std::uint64_t left = payload.remaining();

@@ -59,10 +59,10 @@ class RowStore {
     std::vector<std::uint64_t> ids;
     std::int64_t step = 1;
     bool training = false;
-    std::size_t floats() const { return ids.size() * static_cast<std::size_t>(table->spec().dim); }
+    std::size_t floats() const;  // of memory that the rows take as they travel
   };
   Error Plan(const FrameHeader& header, PayloadReader payload, Reading* reading);
-  Error Pull(const Reading& reading, std::span<float> rows);
+  Error Pull(const Reading& reading, std::span<float> to);
 
   // Is what a pull asks for there? NOT_YET at the deadline where rounds are missing.
   Error Admit(const FrameHeader& header, Deadline deadline);

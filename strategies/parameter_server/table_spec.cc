@@ -26,12 +26,13 @@ TableMessage ToMessage(const TableSpec& spec) {
   message.set_capacity(spec.capacity);
   message.set_eviction(static_cast<std::uint32_t>(spec.eviction));
   message.set_buckets(spec.buckets);
+  message.set_wire(static_cast<std::uint32_t>(spec.wire));
   return message;
 }
 
 Result<TableSpec> SpecOf(const TableMessage& message) {
   if (message.initializer() > 2 || message.missing() > 2 || message.bias_scope() > 1 ||
-      message.not_finite() > 1 || message.eviction() > 1) {
+      message.not_finite() > 1 || message.eviction() > 1 || message.wire() > 2) {
     return Unimplemented("table \"" + message.name() +
                          "\": a setting of a newer version [update this program]");
   }
@@ -52,6 +53,7 @@ Result<TableSpec> SpecOf(const TableMessage& message) {
   spec.capacity = message.capacity();
   spec.eviction = static_cast<TableSpec::Eviction>(message.eviction());
   spec.buckets = message.buckets();
+  spec.wire = static_cast<TableSpec::Wire>(message.wire());
   COHORT_RETURN_IF_ERROR(spec.Check());
   return spec;
 }

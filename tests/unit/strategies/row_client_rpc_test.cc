@@ -13,6 +13,7 @@
 
 #include "parameter_server/client.h"
 #include "parameter_server/row_client.h"
+#include "parameter_server/row_codec.h"
 #include "parameter_server/row_file.h"
 #include "parameter_server/row_table.h"
 #include "parameter_server/server.h"
@@ -177,6 +178,21 @@ TEST(RowClientTest, RoundsAreOneUpdateAndWhatIsReadAfterThemHasThem) {
   }
 }
 
+TEST(RowClientTest, ARoundIsAppliedBeforeItsRowsAreReplaced) {
+  Cluster cluster(2);
+  cluster.Initialise();
+  const auto client = cluster.NewClient();
+  const auto saved = DumpOf(*client, 0);  // no rows
+  const Call call = RandomCall(50, 5, 1);
+  const std::vector<RowClient::Gradients> gradients = {
+      {.table = 0, .ids = call.ids, .values = call.gradients}};
+  OrThrow(client->PushPart(gradients, 1, 1, {.round = 1}));
+  client->ReadAfter(1);
+  OrThrow(client->Restore(
+      0, [&](std::uint32_t bucket) -> Result<std::string> { return saved.at(bucket); }));
+  EXPECT_EQ(DumpOf(*client, 0), saved);
+}
+
 TEST(RowClientTest, ARoundThatNobodyCompletesIsNamedAtTheDeadline) {
   Cluster cluster(1);
   cluster.Initialise();
@@ -190,6 +206,63 @@ TEST(RowClientTest, ARoundThatNobodyCompletesIsNamedAtTheDeadline) {
   const Status status = client->Pull(0, ids, 1, true, row);
   EXPECT_EQ(status.code(), StatusCode::kDeadlineExceeded);
   EXPECT_THAT(status.message(), AllOf(HasSubstr("ps:0"), HasSubstr("waits for part(s) 1 of 2")));
+}
+
+// A table whose rows travel in fewer bytes holds what the rounded gradients make of it, and shows
+// its rows rounded.
+TEST(RowClientTest, RowsTravelInTheFormatOfTheirTable) {
+  for (const TableSpec::Wire wire : {TableSpec::Wire::kFloat16, TableSpec::Wire::kInt8}) {
+    Cluster cluster(2);
+    for (TableSpec& table : cluster.spec_.tables) {
+      table.wire = wire;
+    }
+    cluster.Initialise();
+    const auto client = cluster.NewClient();
+    const auto rounded = [&](const std::vector<float>& rows, std::size_t dim) {
+      std::vector<std::byte> bytes(EncodedBytes(wire, dim, rows.size() / dim));
+      EXPECT_FALSE(EncodeRows(wire, dim, rows, bytes).has_value());
+      std::vector<float> back(rows.size());
+      DecodeRows(wire, dim, bytes, back);
+      return back;
+    };
+    for (int t = 0; t < 2; ++t) {
+      const TableSpec& spec = cluster.spec_.tables[static_cast<std::size_t>(t)];
+      const auto dim = static_cast<std::size_t>(spec.dim);
+      const auto local = OrThrow(RowTable::Create(spec, {0, spec.buckets}));
+      // Each id once: sums are rounded, not what they are made of.
+      std::vector<std::uint64_t> ids(999);
+      for (std::size_t i = 0; i < ids.size(); ++i) {
+        ids[i] = i * i;
+      }
+      for (std::int64_t step = 1; step <= 3; ++step) {
+        std::vector<float> gradients =
+            RandomCall(ids.size(), dim, static_cast<std::uint64_t>(step)).gradients;
+        const std::vector<RowClient::Gradients> push = {
+            {.table = t, .ids = ids, .values = gradients}};
+        OrThrow(client->Push(push, step, 1));
+        OrThrow(local->Apply({.ids = ids, .values = rounded(gradients, dim), .step = step}));
+      }
+      for (const auto& [bucket, dump] : DumpOf(*client, t)) {
+        ASSERT_EQ(dump, local->DumpBucket(bucket)) << spec.name << ", bucket " << bucket;
+      }
+      std::vector<float> there(ids.size() * dim);
+      std::vector<float> here(ids.size() * dim);
+      OrThrow(client->Pull(t, ids, 4, /*training=*/false, there));
+      OrThrow(local->Pull(ids, 4, RowTable::Purpose::kReading, here));
+      EXPECT_EQ(there, rounded(here, dim));
+    }
+    const std::vector<std::uint64_t> id = {7};
+    const std::vector<float> large(5, 1e6F);
+    const std::vector<RowClient::Gradients> push = {{.table = 0, .ids = id, .values = large}};
+    const Status status = client->Push(push, 1, 1);
+    if (wire == TableSpec::Wire::kInt8) {
+      EXPECT_EQ(status, OkStatus());
+    } else {
+      EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+      EXPECT_THAT(status.message(),
+                  AllOf(HasSubstr("table \"users\""), HasSubstr("id 7"), HasSubstr("float16")));
+    }
+  }
 }
 
 DistributedBatch BatchOf(std::span<const std::uint64_t> ids) {

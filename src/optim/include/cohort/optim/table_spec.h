@@ -57,6 +57,10 @@ struct TableSpec {
   std::uint32_t time_to_live = 0;  // rows unused for more steps go at EvictExpired; 0: none do
   std::uint64_t capacity = 0;      // rows, on all servers; each bucket has its share. 0: no bound
   Eviction eviction = Eviction::kLeastRecent;
+  // How rows and their gradients travel between processes; what a server holds is float32. Half the
+  // bytes, or about a quarter, for the errors that row_codec.h tells.
+  enum class Wire { kFloat32, kFloat16, kInt8 };
+  Wire wire = Wire::kFloat32;
   std::uint32_t buckets = 4096;  // a power of two, at most 2^20; one holds at most 2^24 - 2 rows
 
   friend bool operator==(const TableSpec&, const TableSpec&) = default;
