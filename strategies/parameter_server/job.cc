@@ -20,7 +20,8 @@ using std::chrono::milliseconds;
 constexpr milliseconds kLook{200};
 constexpr char kCoordinatorKey[] = "parameter_server/coordinator";
 constexpr char kInitialisedKey[] = "parameter_server/initialised";
-constexpr int kMostRollBacks = 10;  // in one recovery, for servers that are lost in the middle of it
+constexpr int kMostRollBacks =
+    10;  // in one recovery, for servers that are lost in the middle of it
 std::string ServerKey(int server, std::uint64_t incarnation) {
   return "parameter_server/address/" + std::to_string(server) + "/" + std::to_string(incarnation);
 }
@@ -252,9 +253,8 @@ Status Job::JoinCoordination() {
 
 Status Job::Publish() {
   if (server_ != nullptr) {
-    return coordination_->Insert(
-        ServerKey(config_.task.index, coordination_->incarnation()),
-        WithPort(config_.cluster.Address(config_.task), server_->port()));
+    return coordination_->Insert(ServerKey(config_.task.index, coordination_->incarnation()),
+                                 WithPort(config_.cluster.Address(config_.task), server_->port()));
   }
   if (is_chief()) {
     return coordination_->Insert(kCoordinatorKey, WithPort(config_.cluster.Address(config_.task),
@@ -408,10 +408,9 @@ Status Job::Explain(const Status& status) const {
 }
 
 void Job::Acknowledge(const EpochKey& epoch, const FinishedSplit& finished) {
-  coordinator_->Acknowledge({.task = config_.task,
-                             .incarnation = coordination_->incarnation(),
-                             .epoch = epoch_},
-                            epoch, finished);
+  coordinator_->Acknowledge(
+      {.task = config_.task, .incarnation = coordination_->incarnation(), .epoch = epoch_}, epoch,
+      finished);
 }
 
 Status Job::Done() {
@@ -464,8 +463,8 @@ Client& Job::Connect(const ModelSpec& spec) {
   return *client_;
 }
 
-// Of `epoch`, at server_addresses_. Numbers of pushes begin anew with a client, which servers expect
-// in an epoch.
+// Of `epoch`, at server_addresses_. Numbers of pushes begin anew with a client, which servers
+// expect in an epoch.
 void Job::MakeClients(std::uint64_t epoch) {
   const ClientOptions options{.incarnation = coordination_->incarnation(),
                               .task = config_.task.ToString(),
@@ -590,8 +589,8 @@ Status Job::AwaitServers() {
         break;
       }
       COHORT_RETURN_IF_ERROR(failure_);
-      if (lost != lost_.end() && SecondsSince(lost->second.since) * 1000 >=
-                                     static_cast<double>(rejoin_grace_.count())) {
+      if (lost != lost_.end() &&
+          SecondsSince(lost->second.since) * 1000 >= static_cast<double>(rejoin_grace_.count())) {
         const std::string name = TaskId{TaskType::kPs, s}.ToString();
         return Unavailable(
             lost->second.why.message() + "; no other process has taken its place within " +
@@ -675,9 +674,8 @@ Status Job::Recover(const Status& error, const std::function<Result<std::int64_t
       return FailJob(last);
     }
     // All servers may have been lost, and with them how far they were.
-    const std::int64_t undone =
-        std::max(static_cast<std::int64_t>(newest) - step,
-                 steps_before - coordinator_->advance().steps);
+    const std::int64_t undone = std::max(static_cast<std::int64_t>(newest) - step,
+                                         steps_before - coordinator_->advance().steps);
     log_.Warning(fmt::format("rolled back {} steps to step {}; the job goes on after {:.1f} s",
                              std::max<std::int64_t>(undone, 0), step, SecondsSince(begun)));
     return {};

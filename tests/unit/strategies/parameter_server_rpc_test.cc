@@ -126,9 +126,11 @@ TEST_F(ServersTest, AnEpochBeginsWithoutValuesAndKeepsThoseOfOthersOut) {
   const auto back = ClientOf(2, 1);
   EXPECT_EQ(back->Pull(values, true).code(), StatusCode::kUnavailable) << "it holds no values";
   OrThrow(again->Assign(std::vector<float>(elements_, 4), {}, 0));
-  for (const Status& status : {worker->Push(GradientOf(ones), values), worker->Pull(values, true)}) {
+  for (const Status& status :
+       {worker->Push(GradientOf(ones), values), worker->Pull(values, true)}) {
     EXPECT_EQ(status.code(), StatusCode::kUnavailable);
-    EXPECT_THAT(status.message(), HasSubstr("a request of epoch 1 of the servers, this is epoch 2"));
+    EXPECT_THAT(status.message(),
+                HasSubstr("a request of epoch 1 of the servers, this is epoch 2"));
   }
   EXPECT_EQ(chief->Begin({}).status().code(), StatusCode::kUnavailable) << "a chief of old";
   OrThrow(back->Pull(values, true));
