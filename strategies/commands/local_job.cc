@@ -333,10 +333,10 @@ class LocalJob {
         const std::string how = end.ToString();
         const Status started = Restart(*task);
         Say(fmt::format("{} is lost: {}; {}", task->id.ToString(), how,
-                        started.ok() ? fmt::format("started again, {} of {} times (pid {})",
-                                                   restarted_, options_.restarts,
-                                                   task->process.pid())
-                                     : "it could not be started again: " + started.message()));
+                        started.ok()
+                            ? fmt::format("started again, {} of {} times (pid {})", restarted_,
+                                          options_.restarts, task->process.pid())
+                            : "it could not be started again: " + started.message()));
         if (started.ok()) {
           continue;
         }
@@ -494,7 +494,7 @@ class LocalJob {
 
   const LocalJobOptions& options_;
   int signals_ = -1;
-  std::string cluster_;      // as JSON
+  std::string cluster_;  // as JSON
   int restarted_ = 0;
   std::deque<Task> tasks_;  // they keep their places: others point at them
   OutputQueue out_{STDOUT_FILENO};

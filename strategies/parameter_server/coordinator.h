@@ -252,8 +252,9 @@ class CoordinatorServer {
                                                           Coordinator& coordinator);
 };
 
-// A process's side of it. Where its epoch is stale, calls for work are Unavailable. Waiting calls wait until there is an answer; they end with Abort's
-// status, or with Unavailable when the coordinator has not answered for `peer_timeout`.
+// A process's side of it. Where its epoch is stale, calls for work are Unavailable. Waiting calls
+// wait until there is an answer; they end with Abort's status, or with Unavailable when the
+// coordinator has not answered for `peer_timeout`.
 class CoordinatorClient {
  public:
   virtual ~CoordinatorClient() = default;

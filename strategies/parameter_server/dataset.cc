@@ -158,8 +158,8 @@ class RoundDataset final : public DistributedDataset {
     }
     COHORT_ASSIGN_OR_RETURN(std::optional<data::Batch> batch, iterator_->Next());
     if (!batch.has_value()) {
-      return Internal("batch " + std::to_string(part.batch) + " of epoch " +
-                      std::to_string(epoch) + " was handed out, the data ends before it");
+      return Internal("batch " + std::to_string(part.batch) + " of epoch " + std::to_string(epoch) +
+                      " was handed out, the data ends before it");
     }
     next_batch_ = part.batch + 1;
     feed_.round(part);

@@ -20,7 +20,8 @@ using std::chrono::milliseconds;
 constexpr milliseconds kLook{200};
 constexpr char kCoordinatorKey[] = "parameter_server/coordinator";
 constexpr char kInitialisedKey[] = "parameter_server/initialised";
-constexpr int kMostRollBacks = 10;  // in one recovery, for servers that are lost in the middle of it
+constexpr int kMostRollBacks =
+    10;  // in one recovery, for servers that are lost in the middle of it
 std::string ServerKey(int server, std::uint64_t incarnation) {
   return ServerKey(server) + "/" + std::to_string(incarnation);
 }
@@ -414,10 +415,9 @@ Status Job::Explain(const Status& status) const {
 }
 
 void Job::Acknowledge(const EpochKey& epoch, const FinishedSplit& finished) {
-  coordinator_->Acknowledge({.task = config_.task,
-                             .incarnation = coordination_->incarnation(),
-                             .epoch = epoch_},
-                            epoch, finished);
+  coordinator_->Acknowledge(
+      {.task = config_.task, .incarnation = coordination_->incarnation(), .epoch = epoch_}, epoch,
+      finished);
 }
 
 Status Job::Done() {
@@ -470,8 +470,8 @@ Client& Job::Connect(const ModelSpec& spec) {
   return *client_;
 }
 
-// Of `epoch`, at server_addresses_. Numbers of pushes begin anew with a client, which servers expect
-// in an epoch.
+// Of `epoch`, at server_addresses_. Numbers of pushes begin anew with a client, which servers
+// expect in an epoch.
 void Job::MakeClients(std::uint64_t epoch) {
   const ClientOptions options{.incarnation = coordination_->incarnation(),
                               .task = config_.task.ToString(),
@@ -596,8 +596,8 @@ Status Job::AwaitServers() {
         break;
       }
       COHORT_RETURN_IF_ERROR(failure_);
-      if (lost != lost_.end() && SecondsSince(lost->second.since) * 1000 >=
-                                     static_cast<double>(rejoin_grace_.count())) {
+      if (lost != lost_.end() &&
+          SecondsSince(lost->second.since) * 1000 >= static_cast<double>(rejoin_grace_.count())) {
         const std::string name = TaskId{TaskType::kPs, s}.ToString();
         return Unavailable(
             lost->second.why.message() + "; no other process has taken its place within " +
@@ -681,9 +681,8 @@ Status Job::Recover(const Status& error, const std::function<Result<std::int64_t
       return FailJob(last);
     }
     // All servers may have been lost, and with them how far they were.
-    const std::int64_t undone =
-        std::max(static_cast<std::int64_t>(newest) - step,
-                 steps_before - coordinator_->advance().steps);
+    const std::int64_t undone = std::max(static_cast<std::int64_t>(newest) - step,
+                                         steps_before - coordinator_->advance().steps);
     log_.Warning(fmt::format("rolled back {} steps to step {}; the job goes on after {:.1f} s",
                              std::max<std::int64_t>(undone, 0), step, SecondsSince(begun)));
     return {};

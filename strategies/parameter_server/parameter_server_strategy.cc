@@ -192,7 +192,7 @@ class Implementation final : public ParameterServerStrategy {
   std::optional<Initial> initial_;
   bool rows_loaded_ = false;  // before training began
   bool functions_ = false;    // are called, instead of data
-  bool began_ = false;                  // Serve was called, or the first epoch begun
+  bool began_ = false;        // Serve was called, or the first epoch begun
 };
 
 // ---- Serving ------------------------------------------------------------------------------------
@@ -238,9 +238,8 @@ Status Implementation::Shutdown() {
 Status Implementation::GoOn(const Status& error) {
   Status status = error;
   do {
-    COHORT_RETURN_IF_ERROR(is_chief()
-                               ? job_->Recover(status, [this] { return RestoreSaved(); })
-                               : job_->Rejoin(status));
+    COHORT_RETURN_IF_ERROR(is_chief() ? job_->Recover(status, [this] { return RestoreSaved(); })
+                                      : job_->Rejoin(status));
     client_ = job_->client();
     if (is_chief()) {
       saved_ = job_->coordinator()->advance();
@@ -276,9 +275,10 @@ Result<std::int64_t> Implementation::RestoreSaved() {
   }
   if (!initial_.has_value() || rows_loaded_) {
     return FailedPrecondition(
-        initial_.has_value() ? "the rows that were loaded before training began are lost, and there "
-                               "is no save of them [save while training]"
-                             : "the save that the job would go back to is gone");
+        initial_.has_value()
+            ? "the rows that were loaded before training began are lost, and there "
+              "is no save of them [save while training]"
+            : "the save that the job would go back to is gone");
   }
   std::vector<std::span<float>> slots(initial_->slots.begin(), initial_->slots.end());
   COHORT_RETURN_IF_ERROR(
@@ -498,13 +498,12 @@ Result<std::unique_ptr<DistributedDataset>> Implementation::Distribute(
     return InvalidArgument("a data set to distribute is in batches [Batch(size)]");
   }
   if (options.evaluation) {
-    return evaluates() ? ps::MakeWholeDataset(dataset,
-                                              [this] {
-                                                Require(client_ != nullptr, "Bind first");
-                                                return Surviving([this] {
-                                                  return Refresh(/*everything=*/false);
-                                                });
-                                              })
+    return evaluates() ? ps::MakeWholeDataset(
+                             dataset,
+                             [this] {
+                               Require(client_ != nullptr, "Bind first");
+                               return Surviving([this] { return Refresh(/*everything=*/false); });
+                             })
                        : ps::MakeEmptyDataset();
   }
   if (job_->is_server()) {

@@ -275,6 +275,38 @@ TEST_F(LaunchTest, AServersFailureEndsTheJob) {
   EXPECT_THAT(Err(), HasSubstr("root cause: ps:0"));
 }
 
+// Whoever is first at `mkdir` is the first process of its task.
+TEST_F(LaunchTest, AServerThatFailsIsStartedAgainSoManyTimes) {
+  Start({"-n", "1", "--ps", "2", "--restart", "2"},
+        "is worker 0 && { await $DIR/end; exit 0; }; "
+        "is ps 0 && { mkdir $DIR/first && exit 9; mkdir $DIR/second && kill -KILL $$; "
+        "mkdir $DIR/third; exit 0; }; await $DIR/third; exit 0");
+  ASSERT_TRUE(Sees("ps:0 is lost: exit code 9; started again, 1 of 2 times (pid "));
+  ASSERT_TRUE(
+      Sees("ps:0 is lost: killed by signal 9 (SIGKILL), exit code 137; started again, 2 of 2"));
+  std::ofstream(dir_ / "end").close();
+  EXPECT_EQ(Wait(), 0);
+}
+
+TEST_F(LaunchTest, BeyondThatAServersFailureEndsTheJob) {
+  Start({"-n", "1", "--ps", "1", "--restart", "1"}, "is ps 0 || forever; exit 9");
+  EXPECT_EQ(Wait(), 9);
+  EXPECT_THAT(Err(), HasSubstr("started again, 1 of 1 times"));
+  EXPECT_THAT(Err(), HasSubstr("root cause: ps:0"));
+}
+
+TEST_F(LaunchTest, NeitherWrongUseNorAWorkerIsStartedAgain) {
+  for (const char* task : {"ps 0", "worker 0"}) {
+    ProcessCluster cluster;
+    const std::string code = task == std::string("ps 0") ? "2" : "9";
+    cluster.Start("launch", {COHORT_BIN_DIR "/cohort", "launch", "-n", "1", "--ps", "1",
+                             "--restart", "5", "--", "sh", "-c",
+                             Script("is " + std::string(task) + " || forever; exit " + code)});
+    EXPECT_EQ(cluster.Wait("launch", kSoon), std::stoi(code));
+    EXPECT_THAT(cluster.Stderr("launch"), Not(HasSubstr("started again")));
+  }
+}
+
 TEST_F(LaunchTest, AJobWithChiefAndServersOutlivesAWorker) {
   Start({"-n", "2", "--ps", "1", "--chief", "--grace", "0.2"},
         "is worker 1 && kill -KILL $$; is ps 0 && forever; "

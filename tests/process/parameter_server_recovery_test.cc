@@ -188,9 +188,9 @@ class LostServerWithSaves : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(LostServerWithSaves, IsReplacedAndTheJobGoesOnFromTheLast) {
   const TempDir folder;
-  Job job(Arguments(GetParam(), 4,
-                    {"--folder", folder.path(), "--save-steps", "10", "--step-ms", "1"}),
-          /*gate_at=*/350);
+  Job job(
+      Arguments(GetParam(), 4, {"--folder", folder.path(), "--save-steps", "10", "--step-ms", "1"}),
+      /*gate_at=*/350);
   ASSERT_TRUE(job.WaitForSave(folder.path(), /*whole=*/true));
   job.Kill("ps:0");
   job.Replace(0, "again");
@@ -234,8 +234,7 @@ TEST(ParameterServerRecoveryTest, AReplacementIsLostWhileTheJobGoesBack) {
 
 TEST(ParameterServerRecoveryTest, AServerIsLostWhileTheJobIsSaved) {
   const TempDir folder;
-  Job job(Arguments("async", 4,
-                    {"--folder", folder.path(), "--save-steps", "1", "--step-ms", "1"}),
+  Job job(Arguments("async", 4, {"--folder", folder.path(), "--save-steps", "1", "--step-ms", "1"}),
           /*gate_at=*/350);
   ASSERT_TRUE(job.WaitForSave(folder.path(), /*whole=*/true));
   ASSERT_TRUE(job.WaitForSave(folder.path(), /*whole=*/false));

@@ -178,8 +178,8 @@ INSTANTIATE_TEST_SUITE_P(ParameterServerProcessTest, LostForGood,
 
 TEST(ParameterServerProcessTest, AStoppedServerIsNoticed) {
   ProcessCluster cluster;
-  cluster.StartTasks(
-      kJob, Program({"--epochs", "100000", "--heartbeat-ms", "2000", "--rejoin-ms", "0"}));
+  cluster.StartTasks(kJob,
+                     Program({"--epochs", "100000", "--heartbeat-ms", "2000", "--rejoin-ms", "0"}));
   ASSERT_TRUE(cluster.WaitForOutput("worker:0", "step 11 ", kPatience));
   cluster.Signal("ps:1", SIGSTOP);
   for (const char* name : {"chief:0", "worker:0", "worker:1", "ps:0"}) {

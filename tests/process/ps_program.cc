@@ -7,7 +7,8 @@
 //              [--gate FILE --gate-at STEP] [--count [--floats N]] [--step-ms N]
 //
 // --folder: the loop is Trainer::Fit, which saves there.
-// --count: the model is one that counts, for each example, how often it was trained on; asynchronous.
+// --count: the model is one that counts, for each example, how often it was trained on;
+// asynchronous.
 // --floats: and it has so many more values.
 // --gate FILE: worker:0 does not go beyond its step --gate-at before there is such a file.
 // --hold-at: TASK says "holding" in that step function of its own, and never comes back from it.
@@ -23,8 +24,8 @@
 #include <thread>
 #include <vector>
 
-#include <CLI/CLI.hpp>
 #include <fmt/format.h>
+#include <CLI/CLI.hpp>
 
 #include <cohort/cluster/resolve.h>
 #include <cohort/core/random.h>
@@ -93,8 +94,7 @@ Result<ReplicaResult> Count(ReplicaContext& context, const data::Batch& batch) {
 
 // What a step is to the program: the model's, with what its options ask for.
 StepFn StepOf(const Options& options, const std::string& self, int& steps) {
-  return [&options, self, &steps,
-          model = options.count ? StepFn(Count) : testing::IntegerStep()](
+  return [&options, self, &steps, model = options.count ? StepFn(Count) : testing::IntegerStep()](
              ReplicaContext& context, const data::Batch& batch) {
     ++steps;
     if (steps % 10 == 1) {
@@ -107,7 +107,8 @@ StepFn StepOf(const Options& options, const std::string& self, int& steps) {
       }
     }
     if (steps == options.gate_at && self == "worker:0") {
-      while (!std::filesystem::exists(options.gate)) {  // the test ends this process at its deadline
+      while (
+          !std::filesystem::exists(options.gate)) {  // the test ends this process at its deadline
         std::this_thread::sleep_for(std::chrono::milliseconds(2));
       }
     }
@@ -139,8 +140,7 @@ Status Train(const Options& options, ParameterServerStrategy& strategy, Distribu
   return {};
 }
 
-Status Report(const Options& options, ParameterServerStrategy& strategy,
-              ParameterSet& parameters) {
+Status Report(const Options& options, ParameterServerStrategy& strategy, ParameterSet& parameters) {
   for (const EpochCoverage& epoch : strategy.coverage()) {
     Say("epoch " + std::to_string(epoch.epoch) + ": " + std::to_string(epoch.seen) + " of " +
         std::to_string(epoch.examples) + " seen, reissued " + std::to_string(epoch.reissued) +
@@ -163,7 +163,8 @@ Status Report(const Options& options, ParameterServerStrategy& strategy,
     std::vector<float> rows(ids.size());
     COHORT_RETURN_IF_ERROR(parameters.rows().Lookup(0, ids, /*training=*/false, rows));
     const auto [least, most] = std::minmax_element(rows.begin(), rows.end());
-    Say(fmt::format("counted {:g}, each {:g} to {:g} times", parameters.value(0)[0], *least, *most));
+    Say(fmt::format("counted {:g}, each {:g} to {:g} times", parameters.value(0)[0], *least,
+                    *most));
   }
   return {};
 }
@@ -180,11 +181,10 @@ Status RunWith(const Options& options, ParameterServerStrategy& strategy) {
                     {.epochs = options.epochs,
                      .checkpoint_dir = options.folder,
                      .save_every_steps = options.save_steps});
-    COHORT_RETURN_IF_ERROR(
-        trainer
-            .Fit(testing::IntegerData(options.examples, options.batch),
-                 StepOf(options, strategy.cluster().task.ToString(), steps))
-            .status());
+    COHORT_RETURN_IF_ERROR(trainer
+                               .Fit(testing::IntegerData(options.examples, options.batch),
+                                    StepOf(options, strategy.cluster().task.ToString(), steps))
+                               .status());
     if (strategy.is_chief()) {
       COHORT_RETURN_IF_ERROR(Report(options, strategy, parameters));
     }

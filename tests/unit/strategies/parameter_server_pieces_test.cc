@@ -539,5 +539,155 @@ TEST_F(CoordinatorTest, ResumedEpochsStartWhereTheyWereLeft) {
   EXPECT_EQ(coordinator_.coverage().at(0).examples, 30);
 }
 
+// Of the epoch of the servers that the coordinator is in.
+Sender In(std::uint64_t epoch, const Sender& sender) {
+  return {.task = sender.task, .incarnation = sender.incarnation, .epoch = epoch};
+}
+
+class RollBackTest : public CoordinatorTest {
+ protected:
+  RollBackTest() {
+    coordinator_.SetView(1, {"old"});
+    coordinator_.Open(0);
+  }
+  void Save(std::int64_t step) {
+    ASSERT_TRUE(OrThrow(coordinator_.BeginCut(std::chrono::milliseconds(1))).has_value());
+    coordinator_.Remember(step);
+    coordinator_.EndCut();
+  }
+  void LoseAServer() { coordinator_.ServerLost(Unavailable("ps:1 was killed")); }
+
+  const Sender first_ = In(1, Process(0, 10));
+  const Sender second_ = In(1, Process(1, 11));
+};
+
+TEST_F(RollBackTest, WhoIsFurtherOnGetsWhatIsLeftSinceTheSaveFirst) {
+  const Split split = Next(first_).split;
+  ASSERT_EQ(Next(second_).progress, Progress::kGo);
+  OrThrow(coordinator_.NextSplit(second_, {0, 0}, 0, {.id = 2, .steps = 1}, kAtOnce));
+  coordinator_.Acknowledge(second_, {0, 0}, {.id = 3, .steps = 1});
+  coordinator_.Acknowledge(first_, {0, 0}, {.id = split.id, .steps = 1});
+  Save(3);
+  Finish(first_, 0);
+  Finish(first_, 1);
+  ASSERT_EQ(Next(first_, 0, 2).progress, Progress::kGo);
+  LoseAServer();
+  OrThrow(coordinator_.RollBack(3, 2, {"new"}));
+  EXPECT_EQ(coordinator_.advance().steps, 3);
+  const Sender back = In(2, first_);
+  std::int64_t finished = 0;
+  std::int64_t of = -1;
+  std::vector<std::pair<std::int64_t, std::int64_t>> begins;  // epoch and example
+  for (;;) {
+    const SplitReply reply = OrThrow(coordinator_.NextSplit(
+        back, {0, 2}, 0, {.id = finished, .epoch = of, .steps = finished > 0 ? 1 : 0}, kAtOnce));
+    if (reply.progress == Progress::kOver) {
+      break;
+    }
+    ASSERT_EQ(reply.progress, Progress::kGo);
+    begins.emplace_back(reply.epoch, reply.split.begin);
+    finished = reply.split.id;
+    of = reply.epoch;
+  }
+  std::vector<std::pair<std::int64_t, std::int64_t>> expected;
+  for (std::int64_t epoch = 0; epoch < 3; ++epoch) {
+    for (std::int64_t begin = epoch == 0 ? 30 : 0; begin < 100; begin += 10) {
+      expected.emplace_back(epoch, begin);
+    }
+  }
+  EXPECT_EQ(begins, expected);
+  for (const EpochCoverage& epoch : coordinator_.coverage()) {
+    EXPECT_EQ(epoch.seen, 100) << epoch.epoch;
+    EXPECT_EQ(epoch.steps, 10) << epoch.epoch;
+  }
+}
+
+TEST_F(RollBackTest, NothingOfAnEarlierEpochOfTheServersCounts) {
+  const Split split = Next(first_).split;
+  LoseAServer();
+  EXPECT_EQ(Next(first_, split.id).progress, Progress::kStale) << "while one is lost";
+  OrThrow(coordinator_.RollBack(0, 2, {"new"}));
+  EXPECT_EQ(Next(first_, split.id).progress, Progress::kStale);
+  coordinator_.Acknowledge(first_, {0, 0}, {.id = split.id});
+  EXPECT_EQ(Next(In(2, first_)).split, split) << "it is to be done again";
+  Next(first_, split.id);
+  EXPECT_EQ(coordinator_.coverage().at(0).seen, 0);
+}
+
+TEST_F(RollBackTest, RoundsAreNumberedAndCutAsBefore) {
+  const auto join = [&](const Sender& sender, std::int64_t epoch) {
+    return OrThrow(coordinator_.JoinRound(sender, {0, epoch}, 0, kAtOnce));
+  };
+  // The first of them joins, and waits for the second.
+  const auto together = [&](std::uint64_t servers, std::int64_t epoch) {
+    const Sender a = In(servers, first_);
+    const Sender b = In(servers, second_);
+    EXPECT_EQ(join(a, epoch).progress, Progress::kWait);
+    const RoundReply of_b = join(b, epoch);
+    EXPECT_EQ(of_b.progress, Progress::kGo);
+    EXPECT_EQ(join(a, epoch).part.round, of_b.part.round);
+    for (const Sender& sender : {a, b}) {
+      OrThrow(coordinator_.FinishRound(sender, of_b.part.round, 0, {}, kAtOnce));
+    }
+    return of_b.part;
+  };
+  for (int round = 0; round < 4; ++round) {
+    together(1, 0);
+  }
+  Save(4);
+  for (int round = 4; round < 13; ++round) {
+    together(1, round < 10 ? 0 : 1);
+  }
+  EXPECT_EQ(join(first_, 1).progress, Progress::kWait);  // what it asks for is forgotten
+  LoseAServer();
+  EXPECT_EQ(join(second_, 1).progress, Progress::kStale);
+  OrThrow(coordinator_.RollBack(4, 2, {"new"}));
+  for (std::uint64_t round = 5; round <= 13; ++round) {
+    const RoundPart part = together(2, 1);
+    EXPECT_EQ(part.round, round);
+    EXPECT_EQ(part.epoch.epoch, round <= 10 ? 0 : 1);
+    EXPECT_EQ(part.batch, static_cast<std::int64_t>(round - 1) % 10);
+  }
+}
+
+TEST_F(RollBackTest, WaitsInTheChiefEndWithTheLossUntilItIsOver) {
+  Next(first_);
+  LoseAServer();
+  EXPECT_THAT(coordinator_.BeginCut(kAtOnce).status().message(), HasSubstr("ps:1 was killed"));
+  EXPECT_THAT(coordinator_.WaitOver(kAtOnce).status().message(), HasSubstr("ps:1 was killed"));
+  const ServerView lost = coordinator_.AwaitView(1, false, std::chrono::seconds(5));
+  EXPECT_TRUE(lost.recovering);
+  EXPECT_EQ(lost.why, "ps:1 was killed");
+  OrThrow(coordinator_.RollBack(0, 2, {"new"}));
+  EXPECT_FALSE(OrThrow(coordinator_.WaitOver(kAtOnce)));
+  const ServerView back = coordinator_.AwaitView(1, true, std::chrono::seconds(5));
+  EXPECT_EQ(back.epoch, 2U);
+  EXPECT_FALSE(back.recovering);
+  EXPECT_EQ(back.addresses, std::vector<std::string>{"new"});
+}
+
+TEST_F(RollBackTest, ASaveThatIsNotOfThisJobIsRefused) {
+  LoseAServer();
+  EXPECT_EQ(coordinator_.RollBack(7, 2, {"new"}).code(), StatusCode::kFailedPrecondition);
+}
+
+TEST_F(RollBackTest, AnotherDataSetCannotBeGoneBackTo) {
+  OrThrow(coordinator_.OpenDataset("chief:0", 1, kData));
+  Finish(first_, 0);
+  OrThrow(coordinator_.NextSplit(first_, {1, 0}, 0, {}, kAtOnce));
+  LoseAServer();
+  EXPECT_THAT(coordinator_.RollBack(0, 2, {"new"}).message(), HasSubstr("another data set"));
+}
+
+TEST_F(RollBackTest, WorkersThatHaveEndedCannotDoItAgain) {
+  Finish(first_);
+  EXPECT_TRUE(coordinator_.Done(first_).ok());
+  LoseAServer();
+  OrThrow(coordinator_.RollBack(0, 2, {"new"}));
+  EXPECT_TRUE(coordinator_.Done(In(1, second_)).ok());
+  EXPECT_THAT(coordinator_.WaitOver(kAtOnce).status().message(),
+              HasSubstr("nobody is left to train"));
+}
+
 }  // namespace
 }  // namespace cohort::ps

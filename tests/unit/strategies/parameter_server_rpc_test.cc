@@ -51,6 +51,12 @@ class ServersTest : public ::testing::Test {
                          .task = "worker:" + std::to_string(incarnation),
                          .peer_timeout = patience});
   }
+  std::unique_ptr<Client> ClientOf(std::uint64_t epoch, std::uint64_t incarnation) {
+    return Client::Make(spec_, addresses_,
+                        {.incarnation = incarnation,
+                         .task = "worker:" + std::to_string(incarnation),
+                         .epoch = epoch});
+  }
   // Declares, and assigns `value` everywhere.
   void Initialise(float value = 0) {
     const auto chief = NewClient(1000);
@@ -96,6 +102,73 @@ TEST_F(ServersTest, ValuesComeBackAsTheyWereAssigned) {
     }
   }
   EXPECT_EQ(got[3000 * 701], -1) << "nothing between the parameters is touched";
+}
+
+TEST_F(ServersTest, AnEpochBeginsWithoutValuesAndKeepsThoseOfOthersOut) {
+  Start(2);
+  spec_.optimizer = Sgd({.learning_rate = 1, .momentum = 0.5})->config();
+  const auto chief = ClientOf(1, 1000);
+  OrThrow(chief->Declare());
+  EXPECT_EQ(OrThrow(chief->Begin({})), 0U);
+  OrThrow(chief->Assign(std::vector<float>(elements_, 8), {}, 0));
+  const auto worker = ClientOf(1, 1);
+  const auto lost = ClientOf(1, 2);
+  std::vector<float> values(elements_);
+  const auto ones = std::make_shared<std::vector<float>>(elements_, 1.0F);
+  OrThrow(worker->Pull(values, true));
+  OrThrow(worker->Push(GradientOf(ones), values));
+  OrThrow(worker->Push(GradientOf(ones), values));
+  ExpectAll(values, 8 - 1 - 1.5);
+
+  const auto again = ClientOf(2, 1000);
+  const std::uint64_t retired[] = {2};
+  EXPECT_EQ(OrThrow(again->Begin(retired)), 2U) << "updates there were";
+  const auto back = ClientOf(2, 1);
+  EXPECT_EQ(back->Pull(values, true).code(), StatusCode::kUnavailable) << "it holds no values";
+  OrThrow(again->Assign(std::vector<float>(elements_, 4), {}, 0));
+  for (const Status& status :
+       {worker->Push(GradientOf(ones), values), worker->Pull(values, true)}) {
+    EXPECT_EQ(status.code(), StatusCode::kUnavailable);
+    EXPECT_THAT(status.message(),
+                HasSubstr("a request of epoch 1 of the servers, this is epoch 2"));
+  }
+  EXPECT_EQ(chief->Begin({}).status().code(), StatusCode::kUnavailable) << "a chief of old";
+  OrThrow(back->Pull(values, true));
+  ExpectAll(values, 4);
+  OrThrow(back->Push(GradientOf(ones), values));
+  ExpectAll(values, 3);  // its numbers begin anew, and so does the momentum
+  EXPECT_EQ(ClientOf(2, 2)->Push(GradientOf(ones), values).code(), StatusCode::kAborted)
+      << "what was given up stays so";
+}
+
+TEST_F(ServersTest, AServerThatWasStartedAgainServesNothingUntilTheChiefHasBegun) {
+  Start(1);
+  const auto worker = ClientOf(3, 1);
+  OrThrow(worker->Declare());
+  OrThrow(ClientOf(0, 1000)->Assign(std::vector<float>(elements_, 8), {}, 0));
+  std::vector<float> values(elements_, -1);
+  const Status status = worker->Pull(values, true);
+  EXPECT_EQ(status.code(), StatusCode::kUnavailable);
+  EXPECT_THAT(status.message(), HasSubstr("has just been started"));
+  ExpectAll(values, -1);
+}
+
+// The process that was replaced: it still is in its epoch, and has all its values.
+TEST_F(ServersTest, AServerOfAnEarlierEpochIsOfNoUseToALaterOne) {
+  Start(1);
+  const auto chief = ClientOf(1, 1000);
+  OrThrow(chief->Declare());
+  OrThrow(chief->Begin({}).status());
+  OrThrow(chief->Assign(std::vector<float>(elements_, 8), {}, 0));
+  std::vector<float> values(elements_, -1);
+  const auto worker = ClientOf(2, 1);
+  EXPECT_EQ(worker->Pull(values, true).code(), StatusCode::kUnavailable);
+  EXPECT_EQ(worker->Push(GradientOf(std::make_shared<std::vector<float>>(elements_, 1.0F)), values)
+                .code(),
+            StatusCode::kUnavailable);
+  ExpectAll(values, -1);
+  OrThrow(chief->Pull(values, true));
+  ExpectAll(values, 8);
 }
 
 TEST_F(ServersTest, NothingIsLostOfWhatManyClientsPush) {

@@ -10,7 +10,9 @@
 // (synchronous). StrategyOptions::consistency chooses.
 //
 // Failure: a worker that dies is missed by nobody, its data is handed out again, and it may come
-// back. When a server or the chief dies, every other process gets Unavailable with its name.
+// back. When a server dies, the job waits for another process in its place, and goes on from its
+// last save. When the chief dies, or nobody comes (rejoin_grace), every other process gets
+// Unavailable with its name.
 
 #pragma once
 
