@@ -207,6 +207,8 @@ class MixedSource final : public Source {
   std::int64_t rest_size_ = 0;
 };
 
+constexpr double kMostWeight = 1e300;  // sums of many stay finite
+
 // Whole numbers in these proportions that are `block` in all: largest remainders.
 std::vector<std::int64_t> SharesOf(const std::vector<double>& weights, std::int64_t block) {
   const double total = std::accumulate(weights.begin(), weights.end(), 0.0);
@@ -281,13 +283,21 @@ Result<Dataset> Mix(const std::vector<Dataset>& parts, const MixOptions& options
   }
   std::vector<std::int64_t> rest(n, 0);
   std::int64_t blocks = 0;
+  const auto refuse = [&](std::size_t s, const std::string& why) {
+    return InvalidArgument("Mix: weight " + std::to_string(weights[s]) + " of data set " +
+                           std::to_string(s) + " is " + why);
+  };
+  for (std::size_t s = 0; s < options.weights.size(); ++s) {
+    if (!(weights[s] > 0) || !(weights[s] <= kMostWeight)) {
+      return refuse(s, "not a number above 0 and up to 1e300");
+    }
+  }
   std::vector<std::int64_t> shares = SharesOf(weights, options.block);
   if (!options.weights.empty()) {
     for (std::size_t s = 0; s < n; ++s) {
-      if (!(options.weights[s] > 0) || !std::isfinite(options.weights[s]) || shares[s] == 0) {
-        return InvalidArgument("Mix: weight " + std::to_string(options.weights[s]) +
-                               " of data set " + std::to_string(s) + " is none of " +
-                               std::to_string(options.block) + " examples [MixOptions.block]");
+      if (shares[s] == 0) {
+        return refuse(s,
+                      "none of " + std::to_string(options.block) + " examples [MixOptions.block]");
       }
       const std::int64_t most = sources[s]->size() / shares[s];
       blocks = s == 0 ? most : std::min(blocks, most);

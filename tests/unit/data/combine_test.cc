@@ -309,10 +309,14 @@ TEST(Mix, RefusesWhatMakesNoSense) {
   EXPECT_THAT(Mix({Ids(3), Ids(3)}, {.weights = {1}}).status().message(),
               HasSubstr("1 weights for 2 data sets"));
   EXPECT_THAT(Mix({Ids(3), Ids(3)}, {.weights = {1, 0}}).status().message(),
-              HasSubstr("of data set 1 is none of 1024 examples"));
+              HasSubstr("of data set 1 is not a number above 0"));
   EXPECT_THAT(Mix({Ids(3), Ids(3)}, {.weights = {1e6, 1}}).status().message(),
               HasSubstr("[MixOptions.block]"));
-  EXPECT_FALSE(Mix({Ids(3)}, {.weights = {std::nan("")}}).ok());
+  for (const double weight : {std::nan(""), -1.0, 1e301, std::numeric_limits<double>::infinity()}) {
+    EXPECT_THAT(Mix({Ids(3), Ids(3)}, {.weights = {1, weight}}).status().message(),
+                HasSubstr("of data set 1 is not a number above 0"))
+        << weight;
+  }
 }
 
 TEST(Filter, KeepsWhatHoldsInOrder) {
