@@ -267,8 +267,8 @@ class GrpcServer final : public Server {
  public:
   GrpcServer(int index, const Log& log)
       : service_(index, log),
-        row_service_(MakeRowService(service_.rows(), service_.gate(),
-                                    "ps:" + std::to_string(index), log)) {}
+        row_service_(
+            MakeRowService(service_.rows(), service_.gate(), "ps:" + std::to_string(index), log)) {}
 
   ~GrpcServer() override {
     if (server_ != nullptr) {
