@@ -653,7 +653,8 @@ Status Job::Recover(const Status& error, const std::function<Result<std::int64_t
     }
     StopRetirements();
     MakeClients(epoch_ + 1);
-    log_.Info(fmt::format("{} is there: the servers go back to the last save", names));
+    log_.Info(fmt::format("{} there: the servers go back to the last save",
+                          names.empty() ? "all are" : names + " is"));
     std::int64_t step = 0;
     last = BeginEpoch(restore, &newest, &step);
     if (!last.ok() && last.code() != StatusCode::kUnavailable) {
