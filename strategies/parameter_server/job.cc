@@ -323,7 +323,7 @@ Status Job::FindServers() {
 Result<std::string> Job::AddressOf(int server, std::uint64_t* incarnation) {
   const TaskId task = {TaskType::kPs, server};
   const std::optional<std::uint64_t> present = coordination_server_->Incarnation(task);
-  const Result<std::string> address =
+  Result<std::string> address =
       present ? coordination_->Get(ServerKey(server, *present)) : Result<std::string>(NotFound(""));
   if (!address.ok()) {
     return Unavailable(task.ToString() + " is not there [start it again]");
