@@ -63,6 +63,7 @@ struct Flags {
   std::string log_dir;
   std::string metrics_json;
   double join_timeout = 300;
+  double rejoin_grace = 60;
   double collective_timeout = 120;
   std::string flight_folder;
   bool quiet = false;
@@ -143,6 +144,10 @@ void DeclareFlags(CLI::App& app, Flags& f) {
   app.add_option("--join-timeout", f.join_timeout, "seconds to wait for the other processes")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  app.add_option("--rejoin-grace", f.rejoin_grace,
+                 "seconds to wait for another process in a lost server's place")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   app.add_option("--collective-timeout", f.collective_timeout, "seconds one collective may take")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
@@ -176,6 +181,7 @@ cohort::StrategyOptions MakeStrategyOptions(const Flags& f) {
                                                         : cohort::LossScale::kGlobalMean;
   options.collective_timeout = Seconds(f.collective_timeout);
   options.join_timeout = Seconds(f.join_timeout);
+  options.rejoin_grace = Seconds(f.rejoin_grace);
   options.communication.implementation = f.communication;
   options.mpi_implementation = f.mpi_implementation;
   options.flight_folder = f.flight_folder;

@@ -55,6 +55,7 @@ struct Flags {
   std::string checkpoint_dir;
   std::string metrics_json;
   double join_timeout = 300;
+  double rejoin_grace = 60;
   bool quiet = false;
 };
 
@@ -94,6 +95,10 @@ void DeclareFlags(CLI::App& app, Flags& f) {
   app.add_option("--metrics-json", f.metrics_json, "the chief writes its results here");
   app.add_option("--join-timeout", f.join_timeout, "seconds to wait for the other processes")
       ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--rejoin-grace", f.rejoin_grace,
+                 "seconds to wait for another process in a lost server's place")
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   app.add_flag("--quiet", f.quiet, "no progress");
 }
@@ -425,6 +430,8 @@ Status Run(const Flags& f) {
   options.intra_op_threads = f.threads;
   options.join_timeout =
       std::chrono::milliseconds(static_cast<std::int64_t>(f.join_timeout * 1000));
+  options.rejoin_grace =
+      std::chrono::milliseconds(static_cast<std::int64_t>(f.rejoin_grace * 1000));
   options.environment = cohort::Environment::OfProcess();
   options.log = cohort::StderrLog("");
   COHORT_ASSIGN_OR_RETURN(const auto strategy, cohort::Strategy::FromEnv(f.strategy, options));

@@ -330,7 +330,7 @@ Status Job::FindServers() {
 Result<std::string> Job::AddressOf(int server, std::uint64_t* incarnation) {
   const TaskId task = {TaskType::kPs, server};
   const std::optional<std::uint64_t> present = coordination_server_->Incarnation(task);
-  const Result<std::string> address =
+  Result<std::string> address =
       present ? coordination_->Get(ServerKey(server, *present)) : Result<std::string>(NotFound(""));
   if (!address.ok()) {
     return Unavailable(task.ToString() + " is not there [start it again]");
@@ -660,7 +660,8 @@ Status Job::Recover(const Status& error, const std::function<Result<std::int64_t
     }
     StopRetirements();
     MakeClients(epoch_ + 1);
-    log_.Info(fmt::format("{} is there: the servers go back to the last save", names));
+    log_.Info(fmt::format("{} there: the servers go back to the last save",
+                          names.empty() ? "all are" : names + " is"));
     std::int64_t step = 0;
     last = BeginEpoch(restore, &newest, &step);
     if (!last.ok() && last.code() != StatusCode::kUnavailable) {

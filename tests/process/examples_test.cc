@@ -130,9 +130,10 @@ TEST(Examples, WideAndDeepOnTheCensus) {
 
 TEST(Examples, WideAndDeepEndsWithTheNameOfALostServer) {
   ProcessCluster cluster;
-  cluster.StartTasks({{"chief", 1}, {"worker", 1}, {"ps", 2}},
-                     {Bin("wide_and_deep"), "--epochs", "1000", "--people", "1000"},
-                     {{"OMP_NUM_THREADS", "1"}});
+  cluster.StartTasks(
+      {{"chief", 1}, {"worker", 1}, {"ps", 2}},
+      {Bin("wide_and_deep"), "--epochs", "1000", "--people", "1000", "--rejoin-grace", "0"},
+      {{"OMP_NUM_THREADS", "1"}});
   const auto give_up = std::chrono::steady_clock::now() + std::chrono::minutes(1);
   while (cluster.Stderr("chief:0").find("epoch 1:") == std::string::npos) {
     ASSERT_LT(std::chrono::steady_clock::now(), give_up) << cluster.Logs();

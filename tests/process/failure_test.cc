@@ -172,9 +172,9 @@ TEST(ParameterServer, AfterAKilledServerTheJobGoesOnFromTheLastSave) {
   ProcessCluster cluster;
   cluster.StartTasks(
       {{"chief", 1}, {"worker", 2}, {"ps", 2}},
-      Classifier("parameter_server",
-                 {"--data", data, "--model", "linear", "--epochs", "1000", "--consistency", "sync",
-                  "--save-every-steps", "40", "--checkpoint-dir", dir / "killed"}));
+      Classifier("parameter_server", {"--data", data, "--model", "linear", "--epochs", "1000",
+                                      "--consistency", "sync", "--save-every-steps", "40",
+                                      "--checkpoint-dir", dir / "killed", "--rejoin-grace", "0"}));
   const auto saved = [&] {
     const auto names = FileSystem::Local().List(dir / "killed");
     return names.ok() && std::any_of(names->begin(), names->end(), [](const std::string& name) {
@@ -197,10 +197,12 @@ TEST(ParameterServer, AfterAKilledServerTheJobGoesOnFromTheLastSave) {
   EXPECT_EQ(resumed["parameters_crc32c"], whole["parameters_crc32c"]);
 }
 
-TEST(ParameterServer, AKilledServerEndsTheJobWithItsName) {
+TEST(ParameterServer, AKilledServerThatNobodyReplacesEndsTheJobWithItsName) {
   ProcessCluster cluster;
+  std::vector<std::string> flags = kLong;
+  flags.insert(flags.end(), {"--rejoin-grace", "0.5"});
   cluster.StartTasks({{"chief", 1}, {"worker", 2}, {"ps", 2}},
-                     Classifier("parameter_server", kLong));
+                     Classifier("parameter_server", flags));
   ASSERT_TRUE(cluster.WaitForOutput("chief:0", "epoch", seconds(60))) << cluster.Logs();
   ASSERT_TRUE(cluster.Signal("ps:1", SIGKILL));
   const auto codes = cluster.WaitAll(seconds(15));
