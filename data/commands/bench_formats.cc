@@ -204,7 +204,8 @@ Result<CsvOptions> ColumnsOf(const std::string& path) {
 
 // Parsed whole, as a table.
 Result<Pass> CsvTable(const Options& options) {
-  COHORT_ASSIGN_OR_RETURN(const CsvOptions csv, ColumnsOf(options.paths[0]));
+  COHORT_ASSIGN_OR_RETURN(CsvOptions csv, ColumnsOf(options.paths[0]));
+  csv.threads = options.threads;
   COHORT_ASSIGN_OR_RETURN(const CsvData data, Csv(options.paths, csv));
   COHORT_ASSIGN_OR_RETURN(Pass pass, ReadOnly(options));
   pass.records = data.dataset.size();
@@ -213,7 +214,8 @@ Result<Pass> CsvTable(const Options& options) {
 
 // Parsed, and an epoch of it.
 Result<Pass> CsvEpoch(const Options& options) {
-  COHORT_ASSIGN_OR_RETURN(const CsvOptions csv, ColumnsOf(options.paths[0]));
+  COHORT_ASSIGN_OR_RETURN(CsvOptions csv, ColumnsOf(options.paths[0]));
+  csv.threads = options.threads;
   COHORT_ASSIGN_OR_RETURN(const CsvData data, Csv(options.paths, csv));
   COHORT_ASSIGN_OR_RETURN(Pass pass, Epoch(data.dataset, options));
   COHORT_ASSIGN_OR_RETURN(const Pass raw, ReadOnly(options));

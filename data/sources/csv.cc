@@ -8,6 +8,7 @@
 #include <unordered_map>
 
 #include <cohort/core/random.h>
+#include <cohort/core/thread_pool.h>
 #include <cohort/io/compression.h>
 
 #include "sources/csv_reader.h"
@@ -173,6 +174,26 @@ class Column {
     return {};
   }
 
+  // Appends the values of another one of this spec.
+  void Append(const Column& other) {
+    floats_.insert(floats_.end(), other.floats_.begin(), other.floats_.end());
+    const std::size_t before = ints_.size();
+    ints_.insert(ints_.end(), other.ints_.begin(), other.ints_.end());
+    missing_.insert(missing_.end(), other.missing_.begin(), other.missing_.end());
+    if (spec_.type != CsvType::kCategory || !vocabulary_.open()) {
+      return;
+    }
+    std::vector<std::int64_t> moved;
+    for (const std::string& text : other.vocabulary_.texts()) {
+      moved.push_back(*vocabulary_.Position(text));
+    }
+    for (std::size_t i = before; i < ints_.size(); ++i) {
+      if (!missing_[i]) {
+        ints_[i] = moved[static_cast<std::size_t>(ints_[i])];
+      }
+    }
+  }
+
   void Finish() {
     if (spec_.type != CsvType::kCategory || !vocabulary_.open()) {
       return;
@@ -237,6 +258,12 @@ class Table {
  private:
   explicit Table(const CsvOptions& options) : options_(options) {}
   Status TakeHeader(const std::string& path, const std::vector<CsvField>& fields);
+  // All rows that are left. `lines_before`: of the file, before what the reader was given.
+  Status ReadRows(const std::string& path, CsvReader& reader, std::int64_t lines_before,
+                  std::vector<Column>& columns, std::vector<std::int64_t>& lines) const;
+  // The same on options_.threads threads, of the content from byte `begin` on, the beginning of a
+  // line; false: it is not for several, and nothing was read.
+  Result<bool> ReadInParts(const std::string& path, std::string_view content, std::size_t begin);
   Example Tensors() const;
 
   CsvOptions options_;
@@ -255,6 +282,9 @@ std::string FeatureOf(const CsvColumn& column) {
 Result<Table> Table::Make(const CsvOptions& options) {
   if (options.columns.empty()) {
     return InvalidArgument("CSV: no columns to read [name them in CsvOptions.columns]");
+  }
+  if (options.threads < 1) {
+    return InvalidArgument("CSV: at least 1 thread");
   }
   if (options.delimiter == '"' || options.delimiter == '\n' || options.delimiter == '\r') {
     return InvalidArgument("CSV: quotes and line ends cannot be the delimiter");
@@ -331,26 +361,98 @@ Status Table::ReadFile(const std::string& path) {
   }
   COHORT_RETURN_IF_ERROR(TakeHeader(path, fields));
   files_.push_back({path, static_cast<std::int64_t>(lines_.size()), 0});
-  for (;;) {
-    COHORT_ASSIGN_OR_RETURN(more, next());
-    if (!more) {
-      break;
+  COHORT_ASSIGN_OR_RETURN(const bool done, ReadInParts(path, content, reader.offset()));
+  if (!done) {
+    COHORT_RETURN_IF_ERROR(ReadRows(path, reader, 0, columns_, lines_));
+  }
+  files_.back().end = static_cast<std::int64_t>(lines_.size());
+  return {};
+}
+
+Result<bool> Table::ReadInParts(const std::string& path, std::string_view content,
+                                std::size_t begin) {
+  constexpr std::size_t kLeast = std::size_t{1} << 20;
+  // Without quotes every line feed ends a row.
+  if (options_.threads <= 1 || content.size() < kLeast ||
+      content.find('"') != std::string_view::npos) {
+    return false;
+  }
+  struct Part {
+    std::string_view content;
+    std::int64_t lines_before = 0;
+    std::vector<Column> columns;
+    std::vector<std::int64_t> lines;
+    Status status;
+  };
+  std::vector<Part> parts;
+  const auto n = static_cast<std::size_t>(options_.threads);
+  std::int64_t lines =
+      std::count(content.begin(), content.begin() + static_cast<std::ptrdiff_t>(begin), '\n');
+  for (std::size_t i = 1, at = begin; i <= n && at < content.size(); ++i) {
+    const std::size_t feed =
+        i == n ? std::string_view::npos
+               : content.find('\n', std::max(at, begin + (content.size() - begin) * i / n));
+    const std::size_t end = feed == std::string_view::npos ? content.size() : feed + 1;
+    Part part{.content = content.substr(at, end - at),
+              .lines_before = lines,
+              .columns = {},
+              .lines = {},
+              .status = {}};
+    if (part.content.starts_with("\xEF\xBB\xBF")) {
+      return false;  // a reader would take it for the mark of a file
     }
-    const auto where = [&] { return path + ", line " + std::to_string(reader.line()); };
+    lines += std::count(part.content.begin(), part.content.end(), '\n');
+    for (const Column& column : columns_) {
+      part.columns.emplace_back(column.spec());
+    }
+    parts.push_back(std::move(part));
+    at = end;
+  }
+  ThreadPool pool(options_.threads, "csv");
+  pool.ParallelFor(
+      static_cast<std::int64_t>(parts.size()), 1, [&](std::int64_t first, std::int64_t last) {
+        for (std::int64_t i = first; i < last; ++i) {
+          Part& part = parts[static_cast<std::size_t>(i)];
+          CsvReader reader(part.content, options_.delimiter, options_.trim);
+          part.status = ReadRows(path, reader, part.lines_before, part.columns, part.lines);
+        }
+      });
+  for (const Part& part : parts) {
+    COHORT_RETURN_IF_ERROR(part.status);  // of the first line that is wrong
+    lines_.insert(lines_.end(), part.lines.begin(), part.lines.end());
+    for (std::size_t i = 0; i < columns_.size(); ++i) {
+      columns_[i].Append(part.columns[i]);
+    }
+  }
+  return true;
+}
+
+Status Table::ReadRows(const std::string& path, CsvReader& reader, std::int64_t lines_before,
+                       std::vector<Column>& columns, std::vector<std::int64_t>& lines) const {
+  std::vector<CsvField> fields;
+  for (;;) {
+    const Result<bool> more = reader.Next(fields);
+    if (!more.ok()) {
+      return more.status().Annotate(path);
+    }
+    if (!*more) {
+      return {};
+    }
+    const auto where = [&] {
+      return path + ", line " + std::to_string(lines_before + reader.line());
+    };
     if (fields.size() != header_.size()) {
       return DataLoss(where() + ": " + std::to_string(fields.size()) + " fields, the header has " +
                       std::to_string(header_.size()));
     }
-    for (std::size_t i = 0; i < columns_.size(); ++i) {
-      Status status = columns_[i].Append(fields[places_[i]], options_.missing_markers);
+    for (std::size_t i = 0; i < columns.size(); ++i) {
+      Status status = columns[i].Append(fields[places_[i]], options_.missing_markers);
       if (!status.ok()) {
         return status.Annotate(where());
       }
     }
-    lines_.push_back(reader.line());
+    lines.push_back(lines_before + reader.line());
   }
-  files_.back().end = static_cast<std::int64_t>(lines_.size());
-  return {};
 }
 
 Example Table::Tensors() const {

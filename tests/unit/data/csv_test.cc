@@ -53,6 +53,42 @@ std::vector<T> All(const Dataset& dataset, const std::string& feature) {
   return values;
 }
 
+// Numbers, texts that are first seen in other orders, missing values, blank lines, CRLF.
+TEST_F(CsvTest, SeveralThreadsReadWhatOneReads) {
+  for (const std::string quote : {"", "\""}) {
+    std::string text = "n,x,city\n";
+    for (int i = 0; i < 60'000; ++i) {
+      text += std::to_string(i) + "," + (i % 11 == 0 ? "?" : std::to_string(i * 7 % 1000) + ".5") +
+              ",c" + (i % 17 == 0 ? quote + quote : "") + std::to_string(i * i % 97 + i / 30'000) +
+              (i % 5 == 0 ? "\r\n" : "\n") + (i % 1000 == 0 ? "\n" : "");
+    }
+    const std::string path = Write("large.csv", text);
+    ASSERT_GT(text.size(), std::size_t{1} << 20);
+    const auto read = [&](int threads) {
+      return Csv({path}, {.columns = {{.name = "n", .type = CsvType::kInt64},
+                                      {.name = "x", .missing = -1},
+                                      {.name = "city", .type = CsvType::kCategory, .missing = -2}},
+                          .threads = threads});
+    };
+    const CsvData one = OrThrow(read(1));
+    for (const int threads : {2, 3, 7}) {
+      const CsvData several = OrThrow(read(threads));
+      ASSERT_EQ(several.dataset.size(), 60'000);
+      EXPECT_EQ(several.categories, one.categories);
+      EXPECT_EQ(several.dataset.Fingerprint(), one.dataset.Fingerprint()) << threads;
+      for (const std::int64_t i : {0, 1, 29'999, 30'000, 59'999}) {
+        EXPECT_EQ(several.dataset.source().Where(i), one.dataset.source().Where(i));
+      }
+    }
+    text += "1,2\n1,2,3\n";
+    Write("large.csv", text);
+    EXPECT_EQ(read(3).status().message(), read(1).status().message());
+    EXPECT_THAT(read(3).status().message(), HasSubstr("line 60062: 2 fields, the header has 3"));
+  }
+  EXPECT_THAT(Csv({"x"}, {.columns = {{.name = "n"}}, .threads = 0}).status().message(),
+              HasSubstr("at least 1 thread"));
+}
+
 TEST_F(CsvTest, TypedColumnsBecomeFeatures) {
   const CsvData data = OrThrow(Read("age,city,id,name\n1.5,b,-7,x\n+2e1,a,9,y\n-3,b,0,x\n",
                                     {{.name = "age"},

@@ -49,6 +49,7 @@ struct CsvOptions {
   bool trim = true;  // spaces and tabs around fields without quotes are no part of them
   // What a missing value looks like, besides nothing at all. Not in quotes.
   std::vector<std::string> missing_markers = {"?"};
+  int threads = 1;  // that parse a file of at least 1 MiB; one does where there are quotes in it
   FileSystem* files = &FileSystem::Local();
 };
 
