@@ -74,35 +74,38 @@ class SynchronousDataset final : public DistributedDataset {
 
 class AheadDataset final : public DistributedDataset {
  public:
-  AheadDataset(std::unique_ptr<DistributedDataset> batches, TellNext tell_next)
-      : batches_(std::move(batches)), tell_next_(std::move(tell_next)) {}
+  AheadDataset(std::unique_ptr<DistributedDataset> batches, std::function<void(PeekNext)> offer)
+      : batches_(std::move(batches)), offer_(std::move(offer)) {}
+  ~AheadDataset() override { offer_(nullptr); }
 
   Status BeginEpoch(std::int64_t epoch, std::int64_t first_batch) override {
+    offer_(nullptr);
     next_.reset();
     return batches_->BeginEpoch(epoch, first_batch);
   }
   Result<std::optional<DistributedBatch>> Next() override {
-    Result<std::optional<DistributedBatch>> now =
-        next_.has_value() ? *std::exchange(next_, std::nullopt) : batches_->Next();
-    const bool more = now.ok() && now->has_value();
-    if (more) {
-      next_ = batches_->Next();  // its error comes in its turn
-    }
-    tell_next_(more && next_->ok() ? next_->value() : std::nullopt);
-    return now;
+    offer_([this] { return Peek(); });
+    return next_.has_value() ? *std::exchange(next_, std::nullopt) : batches_->Next();
   }
 
  private:
+  const DistributedBatch* Peek() {
+    if (!next_.has_value()) {
+      next_ = batches_->Next();
+    }
+    return next_->ok() && next_->value().has_value() ? &*next_->value() : nullptr;
+  }
+
   const std::unique_ptr<DistributedDataset> batches_;
-  const TellNext tell_next_;
+  const std::function<void(PeekNext)> offer_;
   std::optional<Result<std::optional<DistributedBatch>>> next_;
 };
 
 }  // namespace
 
 std::unique_ptr<DistributedDataset> LookAhead(std::unique_ptr<DistributedDataset> batches,
-                                              TellNext tell_next) {
-  return std::make_unique<AheadDataset>(std::move(batches), std::move(tell_next));
+                                              std::function<void(PeekNext)> offer) {
+  return std::make_unique<AheadDataset>(std::move(batches), std::move(offer));
 }
 
 std::unique_ptr<DistributedDataset> MakeSynchronousDataset(const data::Dataset& dataset,

@@ -21,10 +21,12 @@ std::unique_ptr<DistributedDataset> MakeSynchronousDataset(const data::Dataset& 
 std::unique_ptr<DistributedDataset> MakeShardedDataset(const data::Dataset& dataset, int shards,
                                                        int first, int count);
 
-// The same batches. `tell_next` gets, before each is handed out, the one that comes after it, if
-// there is one in the epoch.
-using TellNext = std::function<void(const std::optional<DistributedBatch>& next)>;
+// The same batches. `offer` gets, before each is handed out, a look at the one that comes after it
+// in the epoch (nullptr: none, or its error comes in its turn), which is good until it is called
+// again: with nothing when this goes, which `offer` must outlive. Nothing is fetched that nobody
+// looks at.
+using PeekNext = std::function<const DistributedBatch*()>;
 std::unique_ptr<DistributedDataset> LookAhead(std::unique_ptr<DistributedDataset> batches,
-                                              TellNext tell_next);
+                                              std::function<void(PeekNext)> offer);
 
 }  // namespace cohort

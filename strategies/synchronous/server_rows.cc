@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "parameter_server/payload.h"
+
 namespace cohort {
 namespace {
 
@@ -56,9 +58,10 @@ Status ServerRows::Lookup(int table, std::span<const std::uint64_t> ids, bool tr
 
 bool ServerRows::TakeForeseen(int table, std::span<const std::uint64_t> ids,
                               std::span<float> rows) {
-  for (const auto& [of_table, foreseen] : foreseen_rows_) {
-    if (of_table == table && std::ranges::equal(foreseen.ids, ids)) {
-      std::ranges::copy(foreseen.values, rows.begin());
+  for (std::size_t i = 0; i < num_lookaheads_; ++i) {
+    Lookahead& lookahead = lookaheads_[i];
+    if (lookahead.table == table && std::ranges::equal(lookahead.ids, ids)) {
+      std::ranges::copy(lookahead.rows.values(), rows.begin());
       ++foreseen_;
       return true;
     }
@@ -80,7 +83,9 @@ void ServerRows::Learn(int table, std::span<const std::uint64_t> ids) {
 // What a server would refuse, before any other process or parameter has seen this step's end.
 Status ServerRows::CheckFinite(int table, const Rows& gradients) const {
   const TableSpec& spec = SpecOf(table);
-  if (spec.not_finite != TableSpec::NotFinite::kReject) {
+  ps::PayloadReader values(ps::Segments{std::as_bytes(std::span(gradients.values))});
+  if (spec.not_finite != TableSpec::NotFinite::kReject ||
+      ps::AllFinite(values, gradients.values.size())) {
     return {};
   }
   for (std::size_t i = 0; i < gradients.values.size(); ++i) {
@@ -95,22 +100,23 @@ Status ServerRows::CheckFinite(int table, const Rows& gradients) const {
 }
 
 Status ServerRows::Apply(std::int64_t step, double divisor, const DistributedBatch* next) {
-  std::vector<std::pair<int, Rows>> ahead;
+  std::set<std::pair<int, std::string>> sources;
   {
     const std::lock_guard lock(client_mutex_);
     batch_.clear();
-    for (const auto& [table, feature] : sources_) {
-      for (std::size_t r = 0; next != nullptr && r < next->replicas.size(); ++r) {
-        const auto ids = IdsOf(next->replicas[r], feature);
-        if (!ids.empty()) {
-          ahead.emplace_back(table, Rows{.ids = {ids.begin(), ids.end()}, .values = {}});
-        }
-      }
-    }
+    sources = sources_;
   }
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [&] { return !under_way_; });  // what it does has a deadline
-  round_.ahead = std::move(ahead);
+  round_.next = next == nullptr ? std::vector<data::Batch>() : next->replicas;
+  round_.ahead.clear();
+  for (const auto& [table, feature] : sources) {
+    for (const data::Batch& part : round_.next) {
+      if (const auto ids = IdsOf(part, feature); !ids.empty()) {
+        round_.ahead.emplace_back(table, ids);
+      }
+    }
+  }
   round_.step = step;
   round_.divisor = divisor;
   Status status;
@@ -182,21 +188,29 @@ void ServerRows::Carry(Round& round) {
     pushed_ = true;
   }
   changed_.notify_all();
-  foreseen_rows_.clear();
-  for (auto& [table, rows] : round.ahead) {
-    rows.values.resize(rows.ids.size() * static_cast<std::size_t>(SpecOf(table).dim));
+  num_lookaheads_ = 0;
+  for (const auto& [table, ids] : round.ahead) {
+    if (lookaheads_.size() == num_lookaheads_) {
+      lookaheads_.emplace_back();
+    }
+    Lookahead& lookahead = lookaheads_[num_lookaheads_];
+    lookahead.table = table;
+    lookahead.ids.assign(ids.begin(), ids.end());
+    const std::span<float> rows =
+        lookahead.rows.Resize(ids.size() * static_cast<std::size_t>(SpecOf(table).dim));
     // Rows are made when their gradients come: a batch that never does leaves no trace. An error
     // is that of the lookup, if it comes to that.
-    if (pushed &&
-        client_.Pull(table, rows.ids, round.step + 1, /*training=*/false, rows.values).ok()) {
-      foreseen_rows_.emplace_back(table, std::move(rows));
+    if (pushed && client_.Pull(table, ids, round.step + 1, /*training=*/false, rows).ok()) {
+      ++num_lookaheads_;
     }
   }
+  round.ahead.clear();
+  round.next.clear();
 }
 
 void ServerRows::Forget() {
   const std::lock_guard lock(client_mutex_);
-  foreseen_rows_.clear();
+  num_lookaheads_ = 0;
 }
 
 std::int64_t ServerRows::foreseen() {

@@ -19,11 +19,13 @@
 #include <mutex>
 #include <optional>
 #include <set>
+#include <span>
 #include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "parameter_server/frame_stream.h"
 #include "parameter_server/row_client.h"
 #include "synchronous/step_rows.h"
 
@@ -53,11 +55,18 @@ class ServerRows final : public StepRows {
     std::vector<std::uint64_t> ids;
     std::vector<float> values;
   };
+  // A lookup that is foreseen: its rows lie in memory that is kept for the next one.
+  struct Lookahead {
+    int table = 0;
+    std::vector<std::uint64_t> ids;
+    ps::FloatBuffer rows;
+  };
   struct Round {
     std::int64_t step = 1;
     double divisor = 1;
-    std::vector<Rows> gradients;              // by table
-    std::vector<std::pair<int, Rows>> ahead;  // to be looked up
+    std::vector<Rows> gradients;                                        // by table
+    std::vector<std::pair<int, std::span<const std::uint64_t>>> ahead;  // of `next`
+    std::vector<data::Batch> next;
   };
 
   void Work();
@@ -72,7 +81,8 @@ class ServerRows final : public StepRows {
   std::mutex client_mutex_;  // held by who uses the client; guards what follows
   ps::RowClient& client_;
   std::uint64_t rounds_ = 0;  // pushed
-  std::vector<std::pair<int, Rows>> foreseen_rows_;
+  std::vector<Lookahead> lookaheads_;
+  std::size_t num_lookaheads_ = 0;                 // that are there
   std::int64_t foreseen_ = 0;                      // lookups
   std::vector<data::Batch> batch_;                 // the parts that are being trained on
   std::set<std::pair<int, std::string>> sources_;  // table, feature

@@ -383,7 +383,7 @@ double SynchronousStrategy::RowDivisor() {
 
 // Before parameters, since it may refuse a gradient, which an update of parameters never does.
 Status SynchronousStrategy::UpdateRows() {
-  const Status status = rows_->Apply(step_ + 1, RowDivisor(), next_ ? &*next_ : nullptr);
+  const Status status = rows_->Apply(step_ + 1, RowDivisor(), peek_next_ ? peek_next_() : nullptr);
   if (status.code() == StatusCode::kResourceExhausted) {
     broken_ = status.Annotate("some rows are those of a step that was given up");
   }

@@ -278,8 +278,7 @@ Result<std::unique_ptr<DistributedDataset>> SynchronousStrategy::Distribute(
   if (options.evaluation || membership_->num_row_servers() == 0) {
     return batches;
   }
-  return LookAhead(std::move(batches),
-                   [this](const std::optional<DistributedBatch>& next) { next_ = next; });
+  return LookAhead(std::move(batches), [this](PeekNext peek) { peek_next_ = std::move(peek); });
 }
 
 Status SynchronousStrategy::ReduceGradients(std::span<const std::span<float>> gradients,

@@ -157,8 +157,8 @@ class SynchronousStrategy final : public Strategy {
   std::vector<std::span<float>> slots_;
   std::vector<std::unique_ptr<Stream>> streams_;  // by thread
   std::unique_ptr<BucketHook> hook_;
-  std::unique_ptr<StepRows> rows_;        // where the model has tables
-  std::optional<DistributedBatch> next_;  // the batch after the one that was handed out
+  std::unique_ptr<StepRows> rows_;                      // where the model has tables
+  std::function<const DistributedBatch*()> peek_next_;  // the batch after the one handed out
   std::unique_ptr<Reducer> reducer_;
   BucketOrder order_;
   BucketLimits limits_;

@@ -17,6 +17,7 @@
 #include "parameter_server/row_file.h"
 #include "parameter_server/row_table.h"
 #include "parameter_server/server.h"
+#include "synchronous/distributed_dataset.h"
 #include "synchronous/server_rows.h"
 #include "testing/temp_dir.h"
 
@@ -314,6 +315,59 @@ TEST(ServerRowsTest, TheNextBatchIsLookedUpAheadAndHasThisStepsUpdate) {
   for (std::uint32_t bucket = 0; bucket < spec.buckets; ++bucket) {
     ASSERT_EQ(loaded->DumpBucket(bucket), local->DumpBucket(bucket)) << bucket;
   }
+}
+
+// Three batches an epoch, and an error for the third of epoch 1.
+class ThreeBatches final : public DistributedDataset {
+ public:
+  explicit ThreeBatches(int* fetched) : fetched_(fetched) {}
+  Status BeginEpoch(std::int64_t epoch, std::int64_t first_batch) override {
+    epoch_ = epoch;
+    index_ = first_batch;
+    return {};
+  }
+  Result<std::optional<DistributedBatch>> Next() override {
+    ++*fetched_;
+    if (index_ == 3) {
+      return std::optional<DistributedBatch>();
+    }
+    if (epoch_ == 1 && index_ == 2) {
+      return DataLoss("broken");
+    }
+    return std::optional(DistributedBatch{.epoch = epoch_, .index = index_++});
+  }
+
+ private:
+  int* fetched_;
+  std::int64_t epoch_ = 0;
+  std::int64_t index_ = 0;
+};
+
+TEST(LookAheadTest, TheNextBatchIsThereToLookAtAndComesInItsTurn) {
+  int fetched = 0;
+  PeekNext peek;
+  auto dataset = LookAhead(std::make_unique<ThreeBatches>(&fetched),
+                           [&](PeekNext offered) { peek = std::move(offered); });
+  OrThrow(dataset->BeginEpoch(0, 0));
+  for (std::int64_t index = 0; index < 3; ++index) {
+    EXPECT_EQ(OrThrow(dataset->Next())->index, index);
+    if (index == 0) {
+      EXPECT_EQ(fetched, 1) << "nobody has looked";
+    }
+    for (int looks = 0; looks < 2; ++looks) {
+      const DistributedBatch* const next = peek();
+      ASSERT_EQ(next != nullptr, index < 2);
+      EXPECT_EQ(next == nullptr ? index + 1 : next->index, index + 1);
+    }
+  }
+  EXPECT_FALSE(OrThrow(dataset->Next()).has_value());
+  OrThrow(dataset->BeginEpoch(1, 1));
+  EXPECT_FALSE(peek);
+  EXPECT_EQ(OrThrow(dataset->Next())->index, 1);
+  EXPECT_EQ(peek(), nullptr);
+  EXPECT_EQ(dataset->Next().status(), DataLoss("broken"));
+  dataset.reset();
+  EXPECT_FALSE(peek);
 }
 
 TEST(ServerRowsTest, GradientsThatAreNotFiniteLeaveTheProcessNeverToBeSent) {
