@@ -22,7 +22,7 @@ constexpr char kCoordinatorKey[] = "parameter_server/coordinator";
 constexpr char kInitialisedKey[] = "parameter_server/initialised";
 constexpr int kMostRollBacks =
     10;  // in one recovery, for servers that are lost in the middle of it
-std::string ServerKey(int server, std::uint64_t incarnation) {
+std::string ProcessKey(int server, std::uint64_t incarnation) {
   return ServerKey(server) + "/" + std::to_string(incarnation);
 }
 double SecondsSince(std::chrono::steady_clock::time_point begun) {
@@ -258,7 +258,7 @@ Status Job::Publish() {
     const int server = config_.task.index;
     const std::string address = WithPort(config_.cluster.Address(config_.task), server_->port());
     COHORT_RETURN_IF_ERROR(
-        coordination_->Insert(ServerKey(server, coordination_->incarnation()), address));
+        coordination_->Insert(ProcessKey(server, coordination_->incarnation()), address));
     // Of the first process; where another may take its place the other key is asked for.
     const Status status = coordination_->Insert(ServerKey(server), address);
     return status.code() == StatusCode::kAlreadyExists ? Status() : status;
@@ -331,7 +331,7 @@ Result<std::string> Job::AddressOf(int server, std::uint64_t* incarnation) {
   const TaskId task = {TaskType::kPs, server};
   const std::optional<std::uint64_t> present = coordination_server_->Incarnation(task);
   Result<std::string> address =
-      present ? coordination_->Get(ServerKey(server, *present)) : Result<std::string>(NotFound(""));
+      present ? coordination_->Get(ProcessKey(server, *present)) : Result<std::string>(NotFound(""));
   if (!address.ok()) {
     return Unavailable(task.ToString() + " is not there [start it again]");
   }
