@@ -330,8 +330,8 @@ Status Job::FindServers() {
 Result<std::string> Job::AddressOf(int server, std::uint64_t* incarnation) {
   const TaskId task = {TaskType::kPs, server};
   const std::optional<std::uint64_t> present = coordination_server_->Incarnation(task);
-  Result<std::string> address =
-      present ? coordination_->Get(ProcessKey(server, *present)) : Result<std::string>(NotFound(""));
+  Result<std::string> address = present ? coordination_->Get(ProcessKey(server, *present))
+                                        : Result<std::string>(NotFound(""));
   if (!address.ok()) {
     return Unavailable(task.ToString() + " is not there [start it again]");
   }

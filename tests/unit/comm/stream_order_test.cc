@@ -2,6 +2,9 @@
 #include <cohort/comm/local.h>
 #include <gmock/gmock.h>
 
+#include <atomic>
+#include <thread>
+
 #include "testing/late_stream.h"
 #include "testing/run_ranks.h"
 
@@ -37,6 +40,42 @@ TEST(StreamOrder, OperationsStartAfterTheStreamAndTheStreamGoesOnAfterThem) {
       EXPECT_THAT(seen, ::testing::Each(static_cast<float>(kRanks * step)));
     }
     return {};
+  }));
+}
+
+// Happens just after a wait for it has given up.
+class EventAtTheLastMoment final : public Event {
+ public:
+  bool done() const override { return done_; }
+  Status Wait(Deadline deadline) override {
+    if (done_.exchange(true)) {
+      return OkStatus();
+    }
+    std::this_thread::sleep_until(deadline);
+    return DeadlineExceeded("a wait for the event");
+  }
+
+ private:
+  std::atomic<bool> done_{false};
+};
+
+class StreamOfSuchEvents final : public Stream {
+ public:
+  void Enqueue(std::function<Status()> /*work*/) override {}
+  std::shared_ptr<Event> Record() override { return std::make_shared<EventAtTheLastMoment>(); }
+  void WaitFor(std::shared_ptr<Event> /*event*/) override {}
+  Status Synchronize(Deadline /*deadline*/) override { return OkStatus(); }
+};
+
+TEST(StreamOrder, AnEventThatHappensAsAWaitForItEndsIsNoError) {
+  auto communicators = MakeLocalCommunicators(2);
+  ExpectAllOk(RunRanks(2, [&](int rank) -> Status {
+    StreamOfSuchEvents stream;
+    std::vector<float> gradient(10, 1);
+    COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Work> work,
+                            communicators[static_cast<std::size_t>(rank)]->AllReduce(
+                                std::span(gradient), ReduceOp::kSum, {.stream = &stream}));
+    return work->Wait();
   }));
 }
 
