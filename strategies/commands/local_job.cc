@@ -51,6 +51,7 @@ struct Task {
   LineSplitter out, err;
   std::string out_prefix, err_prefix;
   std::deque<std::string> last_words;  // of stderr
+  bool restarted = false;
 };
 
 // Worse causes come first: what another task died of is seldom that it lost a peer.
@@ -363,11 +364,13 @@ class LocalJob {
     }
   }
 
-  // Not one that was used wrongly, which would end so again.
+  // Not one that was used wrongly, which would end so again; a later process may be told so because
+  // the one before it is not known to be gone yet.
   bool MayRestart(Task& task) {
     constexpr int kUsage = 2;
     return phase_ == Phase::kRunning && task.id.type == TaskType::kPs &&
-           restarted_ < options_.restarts && task.process.Poll()->code != kUsage;
+           restarted_ < options_.restarts &&
+           (task.restarted || task.process.Poll()->code != kUsage);
   }
 
   // Its output so far has been taken; the process of old takes its children with it.
@@ -376,6 +379,7 @@ class LocalJob {
         task.process,
         ChildProcess::Start(options_.program,
                             EnvironmentOf(task.id, cluster_, Environment::OfProcess())));
+    task.restarted = true;
     ++restarted_;
     return {};
   }

@@ -176,7 +176,7 @@ Result<SplitReply> Coordinator::NextSplit(const Sender& sender, const EpochKey& 
         changed_.notify_all();
       }
       std::int64_t first = first_batch;
-      const EpochKey key = Due(asked, &first);
+      COHORT_ASSIGN_OR_RETURN(const EpochKey key, Due(asked, &first));
       COHORT_ASSIGN_OR_RETURN(Epoch * epoch, FindEpoch(key, first, false));
       if (epoch == nullptr) {
         return SplitReply{.progress = Progress::kOver};
@@ -232,11 +232,17 @@ void Coordinator::Acknowledge(const Sender& sender, const EpochKey& key,
 
 // After a roll-back: what is left of the epochs since comes first, in order, for all who ask for
 // one of them or a later one.
-EpochKey Coordinator::Due(const EpochKey& asked, std::int64_t* first_batch) {
+Result<EpochKey> Coordinator::Due(const EpochKey& asked, std::int64_t* first_batch) {
   while (!again_.empty()) {
     const auto& [key, first] = *again_.begin();
-    if (key.dataset != asked.dataset || key.epoch > asked.epoch) {
+    if (key.dataset > asked.dataset || (key.dataset == asked.dataset && key.epoch > asked.epoch)) {
       break;
+    }
+    if (!IsOver(key) && key.dataset != asked.dataset) {
+      return FailedPrecondition(
+          "the servers were rolled back to a save of another data set's epochs, and the workers "
+          "have "
+          "gone on to the next data set [restart the job, which goes on from that save]");
     }
     if (!IsOver(key)) {
       *first_batch = first;
@@ -267,7 +273,7 @@ Result<RoundReply> Coordinator::JoinRound(const Sender& sender, const EpochKey& 
     }
     if (rounds_.has_value()) {
       std::int64_t first = first_batch;
-      const EpochKey key = Due(asked, &first);
+      COHORT_ASSIGN_OR_RETURN(const EpochKey key, Due(asked, &first));
       COHORT_ASSIGN_OR_RETURN(Epoch * epoch, FindEpoch(key, first, true));
       if (epoch == nullptr) {
         return RoundReply{.progress = Progress::kOver};

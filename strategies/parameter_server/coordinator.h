@@ -208,7 +208,7 @@ class Coordinator {
                const Ready& ready);
   bool OverLocked() const;
   bool Stale(const Sender& sender) const { return recovering_ || sender.epoch != view_.epoch; }
-  EpochKey Due(const EpochKey& asked, std::int64_t* first_batch);
+  Result<EpochKey> Due(const EpochKey& asked, std::int64_t* first_batch);
   bool IsOver(const EpochKey& key) const;
   void FinishSplit(const TaskId& worker, const EpochKey& key, const FinishedSplit& finished);
   bool UnderWay() const;

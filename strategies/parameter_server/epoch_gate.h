@@ -46,16 +46,21 @@ class EpochGate {
   }
 
   // When this returns OK `reset` has run, with no request of an earlier epoch at work, and none
-  // will be. The present epoch may begin again; an earlier one is stale.
+  // will be. Asked again for the epoch that has begun last, it says so and resets nothing; an
+  // earlier one is stale.
   Result<Error> Begin(std::uint64_t epoch, const std::function<Status()>& reset) {
     const std::lock_guard one(begin_mutex_);
     if (const std::uint64_t present = epoch_.load(std::memory_order_acquire); epoch < present) {
       return Stale(epoch, present);
     }
+    if (epoch == begun_) {
+      return Error();
+    }
     // First: who waits for the lock must not be kept waiting by those who come.
     epoch_.store(epoch, std::memory_order_release);
     const std::unique_lock lock(mutex_);
     COHORT_RETURN_IF_ERROR(reset());
+    begun_ = epoch;
     return Error();
   }
 
@@ -77,6 +82,7 @@ class EpochGate {
   }
 
   std::mutex begin_mutex_;
+  std::uint64_t begun_ = 0;  // under begin_mutex_
   std::shared_mutex mutex_;
   std::atomic<std::uint64_t> epoch_{0};
 };

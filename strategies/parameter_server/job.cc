@@ -20,6 +20,7 @@ using std::chrono::milliseconds;
 constexpr milliseconds kLook{200};
 constexpr char kCoordinatorKey[] = "parameter_server/coordinator";
 constexpr char kInitialisedKey[] = "parameter_server/initialised";
+constexpr milliseconds kLeastSilence{5'000};  // several times what a view is waited for
 constexpr int kMostRollBacks =
     10;  // in one recovery, for servers that are lost in the middle of it
 std::string ProcessKey(int server, std::uint64_t incarnation) {
@@ -581,6 +582,7 @@ bool Job::AwaitLoss(const Status& error) {
 // Until there is a process for every server; server_addresses_ are theirs then.
 Status Job::AwaitServers() {
   for (int s = 0; s < num_servers_; ++s) {
+    const auto begun = std::chrono::steady_clock::now();
     for (;;) {
       std::uint64_t incarnation = 0;
       const Result<std::string> address = AddressOf(s, &incarnation);
@@ -596,11 +598,14 @@ Status Job::AwaitServers() {
         break;
       }
       COHORT_RETURN_IF_ERROR(failure_);
-      if (lost != lost_.end() &&
-          SecondsSince(lost->second.since) * 1000 >= static_cast<double>(rejoin_grace_.count())) {
+      // It may be lost without standing there: as soon as it was known.
+      const bool known_lost = lost != lost_.end();
+      if (SecondsSince(known_lost ? lost->second.since : begun) * 1000 >=
+          static_cast<double>(rejoin_grace_.count())) {
         const std::string name = TaskId{TaskType::kPs, s}.ToString();
         return Unavailable(
-            lost->second.why.message() + "; no other process has taken its place within " +
+            (known_lost ? lost->second.why : address.status()).message() +
+            "; no other process has taken its place within " +
             fmt::format("{:g}", static_cast<double>(rejoin_grace_.count()) / 1000) +
             " s (rejoin_grace) [start " + name +
             " again with its TF_CONFIG in that time; the job itself, started again, goes on from "
@@ -674,6 +679,7 @@ Status Job::Recover(const Status& error, const std::function<Result<std::int64_t
     {
       const std::lock_guard lock(failure_mutex_);
       if (losses_ != seen) {
+        last = Unavailable("another server was lost while the servers went back to the last save");
         continue;
       }
       last = coordinator_->RollBack(step, epoch_, server_addresses_);
@@ -703,7 +709,8 @@ Status Job::Rejoin(const Status& error) {
       COHORT_RETURN_IF_ERROR(failure_);
       // While the chief waits for a server, it has the deadline.
       const auto silent_since = view_.recovering ? heard_ : begun;
-      if (std::chrono::steady_clock::now() - silent_since >= heartbeat_timeout_) {
+      if (std::chrono::steady_clock::now() - silent_since >=
+          std::max(heartbeat_timeout_, kLeastSilence)) {
         lock.unlock();
         return Explain(error);
       }

@@ -35,13 +35,13 @@ class NoGradients final : public GradientSink {
 // The rows of the tables, on the servers.
 class RemoteRows final : public RowSource {
  public:
-  // `rounds`: steps are rounds, and what is looked up has all of them so far.
-  RemoteRows(ps::Job& job, bool rounds, const std::int64_t& step)
-      : job_(job), rounds_(rounds), step_(step) {}
+  // `round`: what is looked up has all rounds up to it; 0: where steps are not rounds.
+  RemoteRows(ps::Job& job, std::function<std::uint64_t()> round, const std::int64_t& step)
+      : job_(job), round_(std::move(round)), step_(step) {}
   Status Lookup(int table, std::span<const std::uint64_t> ids, bool training,
                 std::span<float> rows) override {
     ps::RowClient& client = *job_.rows();
-    client.ReadAfter(rounds_ ? static_cast<std::uint64_t>(step_) : 0);
+    client.ReadAfter(round_());
     const Status status = client.Pull(table, ids, step_ + 1, training, rows);
     broken_ = broken_ || status.code() == StatusCode::kUnavailable;
     return status;
@@ -51,7 +51,7 @@ class RemoteRows final : public RowSource {
 
  private:
   ps::Job& job_;
-  const bool rounds_;
+  const std::function<std::uint64_t()> round_;
   bool broken_ = false;
   const std::int64_t& step_;  // the strategy's
 };
@@ -141,6 +141,7 @@ class Implementation final : public ParameterServerStrategy {
   Status GoOn(const Status& error);
   Status Surviving(const std::function<Status()>& fn);
   Result<std::int64_t> RestoreSaved();
+  std::uint64_t RoundsToSee() const;
   Status Idle();
   Status SaveIfDue();
   Status FinishLastRound();
@@ -238,9 +239,10 @@ Status Implementation::Shutdown() {
 Status Implementation::GoOn(const Status& error) {
   Status status = error;
   do {
-    COHORT_RETURN_IF_ERROR(is_chief() ? job_->Recover(status, [this] { return RestoreSaved(); })
-                                      : job_->Rejoin(status));
-    client_ = job_->client();
+    status = is_chief() ? job_->Recover(status, [this] { return RestoreSaved(); })
+                        : job_->Rejoin(status);
+    client_ = job_->client();  // also where that failed halfway
+    COHORT_RETURN_IF_ERROR(status);
     if (is_chief()) {
       saved_ = job_->coordinator()->advance();
     }
@@ -284,6 +286,15 @@ Result<std::int64_t> Implementation::RestoreSaved() {
   COHORT_RETURN_IF_ERROR(
       client_->Assign(initial_->values, slots, static_cast<std::uint64_t>(initial_->step)));
   return initial_->step;
+}
+
+// A step sees all rounds before its own. A round that is trained again, for a worker that was lost
+// after others had sent theirs, may be behind this process's values: its rows wait for nothing.
+std::uint64_t Implementation::RoundsToSee() const {
+  if (!options_.consistency.synchronous()) {
+    return 0;
+  }
+  return round_.has_value() ? round_->round - 1 : static_cast<std::uint64_t>(step_);
 }
 
 // It is complete, but the workers may not have told the servers yet, and may not live to do it.
@@ -379,7 +390,8 @@ Status Implementation::Bind(ParameterSet& parameters, std::unique_ptr<Optimizer>
   }
   parameters_ = &parameters;
   if (job_->rows() != nullptr) {
-    rows_ = std::make_unique<RemoteRows>(*job_, options_.consistency.synchronous(), step_);
+    rows_ = std::make_unique<RemoteRows>(
+        *job_, [this] { return RoundsToSee(); }, step_);
     parameters.SetRows(rows_.get());
   }
   optimizer_ = std::move(optimizer);
@@ -579,6 +591,8 @@ Result<ReplicaResult> Implementation::Run(const data::Batch& part, const StepFn&
     if (train && result.ok()) {
       sink_->End();
     }
+  } catch (const StatusError& error) {
+    result = error.status();
   } catch (...) {
     exception = std::current_exception();
   }
@@ -771,8 +785,10 @@ Result<StepResult> Implementation::StepTogether(const DistributedBatch& batch, c
   gradient.round->set_part(static_cast<std::uint32_t>(part.part));
   gradient.round->set_parts(static_cast<std::uint32_t>(part.parts));
   if (rows_ != nullptr) {
+    // What weighs nothing contributes nothing, not even its NaNs.
+    const auto rows = mine.weight > 0 ? sink_->rows() : std::vector<ps::RowClient::Gradients>();
     COHORT_RETURN_IF_ERROR(job_->rows()->PushPart(
-        sink_->rows(), step_ + 1, gradient.weight,
+        rows, step_ + 1, gradient.weight,
         {.round = part.round, .attempt = part.attempt, .part = part.part, .parts = part.parts}));
   }
   COHORT_RETURN_IF_ERROR(client_->Push(gradient, {}));
@@ -803,7 +819,12 @@ Result<StepResult> Implementation::Evaluate(const DistributedBatch& batch, const
   if (sink_ != nullptr) {
     KeepFixedValues();
   }
-  const Result<ReplicaResult> mine = Run(batch.replicas[0], fn, /*train=*/false);
+  Result<ReplicaResult> mine = Run(batch.replicas[0], fn, /*train=*/false);
+  while (!mine.ok() && !own_error_) {  // a server was lost while rows were looked up
+    COHORT_RETURN_IF_ERROR(GoOn(mine.status()));
+    void_ = true;
+    mine = Run(batch.replicas[0], fn, /*train=*/false);
+  }
   if (!mine.ok()) {
     return job_->Explain(mine.status());
   }

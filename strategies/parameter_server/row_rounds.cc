@@ -110,7 +110,7 @@ Status RowRounds::Apply() {
     Rows all;
     for (const Part& part : parts_) {
       for (const Rows& rows : part.frames) {
-        if (rows.table == t) {
+        if (rows.table == t && part.weight > 0) {
           all.ids.insert(all.ids.end(), rows.ids.begin(), rows.ids.end());
           all.counts.insert(all.counts.end(), rows.counts.begin(), rows.counts.end());
           all.values.insert(all.values.end(), rows.values.begin(), rows.values.end());

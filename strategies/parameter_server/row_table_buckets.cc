@@ -78,9 +78,19 @@ Result<std::uint64_t> RowTable::EvictExpired(std::int64_t step) {
 }
 
 Result<std::uint64_t> RowTable::EvictWhenDue(std::int64_t step) {
+  if (spec_.time_to_live == 0) {
+    return std::uint64_t{0};
+  }
+  // At multiples of time_to_live: the same steps for a table that was restored.
+  const std::int64_t every = spec_.time_to_live;
   std::int64_t due = next_eviction_.load(std::memory_order_relaxed);
-  if (spec_.time_to_live == 0 || step < due ||
-      !next_eviction_.compare_exchange_strong(due, step + spec_.time_to_live)) {
+  if (due == 0) {
+    const std::int64_t first = (std::max<std::int64_t>(step, 1) + every - 1) / every * every;
+    if (next_eviction_.compare_exchange_strong(due, first)) {
+      due = first;
+    }
+  }
+  if (step < due || !next_eviction_.compare_exchange_strong(due, (step / every + 1) * every)) {
     return std::uint64_t{0};
   }
   return EvictExpired(step);

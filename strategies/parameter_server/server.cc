@@ -1,6 +1,7 @@
 #include "parameter_server/server.h"
 
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <mutex>
 
@@ -101,7 +102,7 @@ class Service final : public Base {
   grpc::ServerUnaryReactor* Begin(Context* context, const BeginRequest* request,
                                   BeginReply* reply) override {
     const Result<Error> begun = gate_.Begin(request->epoch(), [&] {
-      reply->set_version(store_.Reset());
+      version_at_begin_ = store_.Reset();
       for (const std::uint64_t client : request->retired()) {
         store_.Retire(client);
         rows_.Retire(client);
@@ -111,6 +112,7 @@ class Service final : public Base {
     if (begun.ok() && begun->kind() != Error::NONE) {
       *reply->mutable_error() = *begun;
     }
+    reply->set_version(version_at_begin_);
     return Reply(context, ToGrpc(begun.status()));
   }
 
@@ -255,6 +257,7 @@ class Service final : public Base {
   const int index_;
   const Log log_;
   EpochGate gate_;
+  std::atomic<std::uint64_t> version_at_begin_{0};  // of the values that the last Begin dropped
   ParameterStore store_;
   RowStore rows_;
   std::mutex mutex_;

@@ -133,8 +133,9 @@ TEST_F(ServersTest, AnEpochBeginsWithoutValuesAndKeepsThoseOfOthersOut) {
                 HasSubstr("a request of epoch 1 of the servers, this is epoch 2"));
   }
   EXPECT_EQ(chief->Begin({}).status().code(), StatusCode::kUnavailable) << "a chief of old";
+  EXPECT_EQ(OrThrow(again->Begin(retired)), 2U) << "asked twice, it says the same";
   OrThrow(back->Pull(values, true));
-  ExpectAll(values, 4);
+  ExpectAll(values, 4);  // and drops nothing
   OrThrow(back->Push(GradientOf(ones), values));
   ExpectAll(values, 3);  // its numbers begin anew, and so does the momentum
   EXPECT_EQ(ClientOf(2, 2)->Push(GradientOf(ones), values).code(), StatusCode::kAborted)

@@ -230,6 +230,15 @@ TEST_F(RowRoundsTest, ARoundIsOneUpdateWithTheSumOfItsPartsInTheirOrder) {
   EXPECT_THAT(Pull(9), ElementsAre(-4, -4));
 }
 
+TEST_F(RowRoundsTest, APartThatWeighsNothingContributesNothing) {
+  Declare();
+  EXPECT_EQ(Push(1, 0, 2, 5, 100, /*weight=*/0).kind(), Error::NONE);
+  EXPECT_EQ(Push(1, 1, 2, 9, 6, 2).kind(), Error::NONE);
+  EXPECT_EQ(Wait(1), Error::NONE);
+  EXPECT_THAT(Pull(5), ElementsAre(0, 0));
+  EXPECT_THAT(Pull(9), ElementsAre(-3, -3));
+}
+
 TEST_F(RowRoundsTest, APartCountsOnceHoweverOftenItArrives) {
   Declare();
   for (const std::uint32_t part : {0U, 1U}) {
