@@ -26,9 +26,18 @@ Status Match(FileSystem& files, const std::string& base, const std::string& rest
              std::vector<std::string>& found) {
   const std::size_t magic = rest.find_first_of(kMagic);
   if (magic == std::string::npos) {
-    if (files.Exists(base + rest)) {
-      found.push_back(base + rest);
+    const std::string path = base + rest;
+    // A remote file that cannot be asked for now is not one that is not there.
+    if (IsRemote(path)) {
+      const Status there = files.OpenForRead(path).status();
+      if (there.code() == StatusCode::kNotFound) {
+        return {};
+      }
+      COHORT_RETURN_IF_ERROR(there);
+    } else if (!files.Exists(path)) {
+      return {};
     }
+    found.push_back(path);
     return {};
   }
   const std::size_t begin = rest.rfind('/', magic);  // of the first name with a pattern
@@ -38,8 +47,7 @@ Status Match(FileSystem& files, const std::string& base, const std::string& rest
   const std::string pattern = tail.substr(0, end);
   const Result<std::vector<std::string>> names = NamesIn(
       files, folder.empty() ? "." : folder, pattern.substr(0, pattern.find_first_of(kMagic)));
-  if (names.status().code() == StatusCode::kNotFound ||
-      names.status().code() == StatusCode::kFailedPrecondition) {
+  if (names.status().code() == StatusCode::kNotFound) {
     return {};  // no such folder, or none
   }
   COHORT_RETURN_IF_ERROR(names.status());

@@ -194,7 +194,7 @@ Result<CsvOptions> ColumnsOf(const std::string& path) {
       const std::string text(fields[i].text);
       char* end = nullptr;
       static_cast<void>(std::strtof(text.c_str(), &end));
-      if (*end != '\0') {
+      if (*end != '\0' && i < options.columns.size()) {
         options.columns[i].type = CsvType::kCategory;
       }
     }

@@ -35,7 +35,12 @@ class RemoteFile final : public RandomAccessFile, public VersionedContent {
 
   // A weak ETag may stay when bytes change.
   std::string version() const override {
-    return state_->etag.starts_with('"') ? std::to_string(state_->size) + "/" + state_->etag : "";
+    if (!state_->etag.starts_with('"')) {
+      return "";
+    }
+    // Outside of S3 it tells versions of one file apart, not files.
+    return (IsS3(state_->target.name) ? "" : state_->target.name + "/") +
+           std::to_string(state_->size) + "/" + state_->etag;
   }
 
   Result<std::size_t> Read(std::uint64_t offset, std::span<std::byte> out) const override {
@@ -149,12 +154,12 @@ class RemoteFile final : public RandomAccessFile, public VersionedContent {
       std::uint64_t progress = 0;
       bool misplaced = false;
       std::uint64_t at = 0;  // of the file, for answers that are whole
-      std::uint64_t attempt_begin = ~std::uint64_t{0};
+      std::optional<std::int64_t> attempt_begin;
       const auto take = [&](const HttpAnswer& answer, std::span<const std::byte> bytes) {
         if (answer.status == 206) {
-          if (attempt_begin != static_cast<std::uint64_t>(answer.begin)) {
+          if (attempt_begin != answer.begin) {
             misplaced = answer.begin != static_cast<std::int64_t>(offset + progress);
-            attempt_begin = static_cast<std::uint64_t>(answer.begin);
+            attempt_begin = answer.begin;
           }
           if (misplaced || bytes.size() > out.size() - progress) {
             misplaced = true;
@@ -182,7 +187,7 @@ class RemoteFile final : public RandomAccessFile, public VersionedContent {
       };
       const auto judge = [&](const HttpAnswer& answer) -> Status {
         at = 0;
-        attempt_begin = ~std::uint64_t{0};
+        attempt_begin.reset();
         const std::int64_t total = answer.status == 206 ? answer.total : answer.length;
         if (total >= 0 && static_cast<std::uint64_t>(total) != size) {
           return Changed("has " + std::to_string(total) + " bytes, and had " +

@@ -49,7 +49,7 @@ class RemoteFileSystem final : public FileSystem, public PrefixLister {
       return Unimplemented(from + " to " + to + ": only S3 objects are renamed, to S3 objects");
     }
     COHORT_RETURN_IF_ERROR(CopyS3Object(*shared_, from, to));
-    return RemoveS3(*shared_, from);
+    return RemoveS3Object(*shared_, from);
   }
   Status SyncDirectory(const std::string& path) override {
     // "s3:/bucket" is how a folder is cut off a path.

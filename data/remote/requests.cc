@@ -80,11 +80,12 @@ Status OfAnswer(const HttpAnswer& answer) {
     case 416:  // no damage that a reader may skip
       return FailedPrecondition(what + " [was the file changed after it was opened?]");
     case 408:
+    case 409:  // of a conditional write that met another
     case 425:
     case 429:
       return Unavailable(what);
     default:
-      return answer.status >= 500 ? Unavailable(what) : FailedPrecondition(what);
+      return answer.status >= 500 ? Unavailable(what) : InvalidArgument(what);
   }
 }
 

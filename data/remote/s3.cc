@@ -290,6 +290,13 @@ Status CopyS3Object(Shared& shared, const std::string& from, const std::string& 
                            reply.body.substr(0, 300));
 }
 
+Status RemoveS3Object(Shared& shared, const std::string& path) {
+  COHORT_ASSIGN_OR_RETURN(const Target target, TargetOf(path, shared.options.s3));
+  const Status status =
+      Requests(shared, target, kOpen).Send({.method = "DELETE"}, shared.Deadline()).status();
+  return status.code() == StatusCode::kNotFound ? Status() : status;
+}
+
 Status RemoveS3(Shared& shared, const std::string& path) {
   COHORT_ASSIGN_OR_RETURN(S3Path split, SplitS3(path));
   if (split.key.empty()) {
@@ -302,13 +309,7 @@ Status RemoveS3(Shared& shared, const std::string& path) {
                           Keys(shared, split.bucket, split.key + "/", /*folders=*/false));
   keys.push_back(split.key);
   for (const std::string& key : keys) {
-    COHORT_ASSIGN_OR_RETURN(const Target target,
-                            TargetOf("s3://" + split.bucket + "/" + key, shared.options.s3));
-    const Status status =
-        Requests(shared, target, kOpen).Send({.method = "DELETE"}, shared.Deadline()).status();
-    if (!status.ok() && status.code() != StatusCode::kNotFound) {
-      return status;
-    }
+    COHORT_RETURN_IF_ERROR(RemoveS3Object(shared, "s3://" + split.bucket + "/" + key));
   }
   return {};
 }

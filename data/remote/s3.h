@@ -26,5 +26,6 @@ Result<std::vector<std::string>> ListS3(Shared& shared, const std::string& path,
 Status CopyS3Object(Shared& shared, const std::string& from, const std::string& to);
 // The object, and those in the folder of this name; none is fine.
 Status RemoveS3(Shared& shared, const std::string& path);
+Status RemoveS3Object(Shared& shared, const std::string& path);  // this one alone
 
 }  // namespace cohort::data

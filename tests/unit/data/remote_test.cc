@@ -165,9 +165,9 @@ TEST(Remote, TroubleThatStaysIsAnErrorThatSaysWhat) {
   status = 404;
   EXPECT_EQ(read().code(), StatusCode::kNotFound);
   status = 400;
-  EXPECT_EQ(read().code(), StatusCode::kFailedPrecondition);
+  EXPECT_EQ(read().code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(files->OpenForRead(server.origin() + "/none").status().code(),
-            StatusCode::kFailedPrecondition)
+            StatusCode::kInvalidArgument)
       << "400 still";
   EXPECT_FALSE(files->Exists(server.origin() + "/none"));
 

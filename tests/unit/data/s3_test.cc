@@ -155,6 +155,9 @@ TEST(S3, ListsPagesAndFindsByPattern) {
       OrThrow(files->List("s3://bucket/train")),
       ElementsAre("other", "part-0.tfrecord", "part-1.tfrecord", "part-2.tfrecord", "renamed"));
   EXPECT_EQ(OrThrow(ReadFile(*files, "s3://bucket/train/renamed")), "a&b <c>");
+  OrThrow(Write(*files, "s3://bucket/train2", "an object with a folder's name"));
+  OrThrow(files->Rename("s3://bucket/train2", "s3://bucket/moved"));
+  EXPECT_THAT(OrThrow(files->List("s3://bucket/train2")), ElementsAre("part-7.tfrecord"));
 }
 
 TEST(Glob, FindsLocalFiles) {
