@@ -12,36 +12,16 @@
 namespace cohort::data {
 namespace {
 
-class ConcatenatedSource final : public Source {
+class ConcatenatedSource final : public PartsSource {
  public:
   ConcatenatedSource(Sources sources, Columns columns)
-      : sources_(std::move(sources)), columns_(std::move(columns)) {
+      : PartsSource(std::move(sources), std::move(columns)) {
     for (const auto& source : sources_) {
       ends_.push_back(size() + source->size());
     }
   }
 
   std::int64_t size() const override { return ends_.empty() ? 0 : ends_.back(); }
-  const std::vector<FeatureSpec>& features() const override {
-    return sources_[columns_.lead()]->features();
-  }
-  const std::vector<RaggedSpec>& ragged() const override {
-    return sources_[columns_.lead()]->ragged();
-  }
-
-  Status ReadInto(std::int64_t index, std::span<std::byte* const> rows) const override {
-    std::vector<std::vector<std::byte>> values(ragged().size());
-    return ReadRagged(index, rows, values);
-  }
-  Status ReadRagged(std::int64_t index, std::span<std::byte* const> rows,
-                    std::span<std::vector<std::byte>> values) const override {
-    const std::size_t s = PartOf(index);
-    return columns_.Read(*sources_[s], s, index - Begin(s), rows, values);
-  }
-  std::string Where(std::int64_t index) const override {
-    const std::size_t s = PartOf(index);
-    return WhereIn(sources_, s, index - Begin(s));
-  }
 
   std::vector<FileRange> files() const override {
     std::vector<FileRange> files;
@@ -65,13 +45,12 @@ class ConcatenatedSource final : public Source {
 
  private:
   std::int64_t Begin(std::size_t s) const { return s == 0 ? 0 : ends_[s - 1]; }
-  std::size_t PartOf(std::int64_t index) const {
-    return static_cast<std::size_t>(std::upper_bound(ends_.begin(), ends_.end(), index) -
-                                    ends_.begin());
+  Place PlaceOf(std::int64_t index) const override {
+    const auto s = static_cast<std::size_t>(std::upper_bound(ends_.begin(), ends_.end(), index) -
+                                            ends_.begin());
+    return {s, index - Begin(s)};
   }
 
-  Sources sources_;
-  Columns columns_;
   std::vector<std::int64_t> ends_;
 };
 
@@ -127,13 +106,12 @@ class ZippedSource final : public Source {
 
 // Blocks of equal shares: block b has examples [b * share, (b + 1) * share) of each part, in places
 // drawn by a permutation of the block. The last block has what is left of each.
-class MixedSource final : public Source {
+class MixedSource final : public PartsSource {
  public:
   MixedSource(Sources sources, Columns columns, std::vector<std::int64_t> shares,
               std::int64_t blocks, std::vector<std::int64_t> rest, std::uint64_t seed,
               std::int64_t epoch)
-      : sources_(std::move(sources)),
-        columns_(std::move(columns)),
+      : PartsSource(std::move(sources), std::move(columns)),
         shares_(std::move(shares)),
         blocks_(blocks),
         rest_(std::move(rest)),
@@ -144,26 +122,6 @@ class MixedSource final : public Source {
   }
 
   std::int64_t size() const override { return blocks_ * block_ + rest_size_; }
-  const std::vector<FeatureSpec>& features() const override {
-    return sources_[columns_.lead()]->features();
-  }
-  const std::vector<RaggedSpec>& ragged() const override {
-    return sources_[columns_.lead()]->ragged();
-  }
-
-  Status ReadInto(std::int64_t index, std::span<std::byte* const> rows) const override {
-    std::vector<std::vector<std::byte>> values(ragged().size());
-    return ReadRagged(index, rows, values);
-  }
-  Status ReadRagged(std::int64_t index, std::span<std::byte* const> rows,
-                    std::span<std::vector<std::byte>> values) const override {
-    const auto [s, at] = Place(index);
-    return columns_.Read(*sources_[s], s, at, rows, values);
-  }
-  std::string Where(std::int64_t index) const override {
-    const auto [s, at] = Place(index);
-    return WhereIn(sources_, s, at);
-  }
   std::uint64_t Fingerprint() const override {
     std::string what = "mixed " + std::to_string(seed_);
     for (std::size_t s = 0; s < shares_.size(); ++s) {
@@ -178,8 +136,7 @@ class MixedSource final : public Source {
   }
 
  private:
-  // Part and example of it.
-  std::pair<std::size_t, std::int64_t> Place(std::int64_t index) const {
+  Place PlaceOf(std::int64_t index) const override {
     const std::int64_t b = block_ == 0 ? blocks_ : std::min(index / block_, blocks_);
     const std::vector<std::int64_t>& shares = b < blocks_ ? shares_ : rest_;
     const std::int64_t size = b < blocks_ ? block_ : rest_size_;
@@ -196,8 +153,6 @@ class MixedSource final : public Source {
     return {s, b * shares_[s] + at};
   }
 
-  Sources sources_;
-  Columns columns_;
   std::vector<std::int64_t> shares_;  // of each part in a block
   std::int64_t blocks_;
   std::vector<std::int64_t> rest_;  // of each part behind the last block

@@ -102,10 +102,10 @@ class Rounds {
   std::vector<Run> runs_;
 };
 
-class InterleavedSource final : public Source {
+class InterleavedSource final : public PartsSource {
  public:
   InterleavedSource(Sources sources, Columns columns, const InterleaveOptions& options)
-      : sources_(std::move(sources)), columns_(std::move(columns)), options_(options) {
+      : PartsSource(std::move(sources), std::move(columns)), options_(options) {
     std::vector<std::int64_t> sizes;
     for (const auto& source : sources_) {
       sizes.push_back(source->size());
@@ -114,26 +114,6 @@ class InterleavedSource final : public Source {
   }
 
   std::int64_t size() const override { return rounds_->size(); }
-  const std::vector<FeatureSpec>& features() const override {
-    return sources_[columns_.lead()]->features();
-  }
-  const std::vector<RaggedSpec>& ragged() const override {
-    return sources_[columns_.lead()]->ragged();
-  }
-
-  Status ReadInto(std::int64_t index, std::span<std::byte* const> rows) const override {
-    std::vector<std::vector<std::byte>> values(ragged().size());
-    return ReadRagged(index, rows, values);
-  }
-  Status ReadRagged(std::int64_t index, std::span<std::byte* const> rows,
-                    std::span<std::vector<std::byte>> values) const override {
-    const Rounds::Place place = rounds_->At(index);
-    return columns_.Read(*sources_[place.part], place.part, place.example, rows, values);
-  }
-  std::string Where(std::int64_t index) const override {
-    const Rounds::Place place = rounds_->At(index);
-    return WhereIn(sources_, place.part, place.example);
-  }
   std::uint64_t Fingerprint() const override {
     return DigestOf("interleaved " + std::to_string(options_.cycle_length) + " " +
                         std::to_string(options_.block_length),
@@ -150,8 +130,11 @@ class InterleavedSource final : public Source {
   }
 
  private:
-  Sources sources_;
-  Columns columns_;
+  Place PlaceOf(std::int64_t index) const override {
+    const Rounds::Place place = rounds_->At(index);
+    return {place.part, place.example};
+  }
+
   InterleaveOptions options_;
   std::shared_ptr<const Rounds> rounds_;  // owners: this and those of other epochs
 };

@@ -121,4 +121,20 @@ Sources PartsAtEpoch(const Sources& sources, std::int64_t epoch) {
   return changed ? at : Sources();
 }
 
+Status PartsSource::ReadInto(std::int64_t index, std::span<std::byte* const> rows) const {
+  std::vector<std::vector<std::byte>> values(ragged().size());
+  return ReadRagged(index, rows, values);
+}
+
+Status PartsSource::ReadRagged(std::int64_t index, std::span<std::byte* const> rows,
+                               std::span<std::vector<std::byte>> values) const {
+  const Place place = PlaceOf(index);
+  return columns_.Read(*sources_[place.part], place.part, place.example, rows, values);
+}
+
+std::string PartsSource::Where(std::int64_t index) const {
+  const Place place = PlaceOf(index);
+  return WhereIn(sources_, place.part, place.example);
+}
+
 }  // namespace cohort::data

@@ -7,6 +7,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <cohort/core/status.h>
@@ -45,5 +46,32 @@ std::string WhereIn(const Sources& sources, std::size_t s, std::int64_t index);
 
 // The parts as they read in an epoch; empty: as they are.
 Sources PartsAtEpoch(const Sources& sources, std::int64_t epoch);
+
+// A source whose every example is one of a part's; its kinds say which.
+class PartsSource : public Source {
+ public:
+  const std::vector<FeatureSpec>& features() const override {
+    return sources_[columns_.lead()]->features();
+  }
+  const std::vector<RaggedSpec>& ragged() const override {
+    return sources_[columns_.lead()]->ragged();
+  }
+  Status ReadInto(std::int64_t index, std::span<std::byte* const> rows) const override;
+  Status ReadRagged(std::int64_t index, std::span<std::byte* const> rows,
+                    std::span<std::vector<std::byte>> values) const override;
+  std::string Where(std::int64_t index) const override;
+
+ protected:
+  struct Place {
+    std::size_t part = 0;
+    std::int64_t example = 0;  // of the part
+  };
+  PartsSource(Sources sources, Columns columns)
+      : sources_(std::move(sources)), columns_(std::move(columns)) {}
+  virtual Place PlaceOf(std::int64_t index) const = 0;
+
+  Sources sources_;
+  Columns columns_;
+};
 
 }  // namespace cohort::data
