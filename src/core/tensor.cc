@@ -40,8 +40,8 @@ Tensor::Tensor(DType dtype, Shape shape) : dtype_(dtype), shape_(std::move(shape
   data_ = std::shared_ptr<std::byte>(memory, [](std::byte* p) { std::free(p); });
 }
 
-Tensor::Tensor(DType dtype, Shape shape, std::shared_ptr<std::byte> data)
-    : dtype_(dtype), shape_(std::move(shape)), data_(std::move(data)) {}
+Tensor::Tensor(DType dtype, Shape shape, std::shared_ptr<std::byte> data, MemorySpace space)
+    : dtype_(dtype), space_(space), shape_(std::move(shape)), data_(std::move(data)) {}
 
 Tensor Tensor::Rows(std::int64_t begin, std::int64_t end) const {
   Require(shape_.rank() >= 1 && 0 <= begin && begin <= end && end <= shape_[0],
@@ -51,12 +51,13 @@ Tensor Tensor::Rows(std::int64_t begin, std::int64_t end) const {
   dims[0] = end - begin;
   return {
       dtype_, Shape(std::move(dims)),
-      std::shared_ptr<std::byte>(data_, data_.get() + static_cast<std::size_t>(begin) * row_bytes)};
+      std::shared_ptr<std::byte>(data_, data_.get() + static_cast<std::size_t>(begin) * row_bytes),
+      space_};
 }
 
 Tensor Tensor::Reshaped(Shape shape) const {
   Require(shape.elements() == elements(), "a reshape keeps the number of elements");
-  return {dtype_, std::move(shape), data_};
+  return {dtype_, std::move(shape), data_, space_};
 }
 
 }  // namespace cohort

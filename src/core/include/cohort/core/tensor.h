@@ -1,8 +1,8 @@
 // Shape and Tensor: a typed, dense, row-major block of memory.
 //
 // Tensor is a handle: copying one aliases the memory, and the memory lives as long as any handle.
-// It knows nothing of gradients (nn::Variable does) and nothing of devices beyond who frees the
-// memory.
+// It knows nothing of gradients (nn::Variable does), and of devices only who frees the memory and
+// whether the host may read it.
 
 #pragma once
 
@@ -36,13 +36,20 @@ class Shape {
   std::vector<std::int64_t> dims_;
 };
 
+// Whose loads and stores reach a block of memory.
+enum class MemorySpace : std::uint8_t {
+  kHost,    // the host's; of a device that shares the host's memory, its too
+  kDevice,  // a device's only: the host has the address, and must not follow it
+};
+
 class Tensor {
  public:
   Tensor() = default;  // no memory: float32, shape [0]
   // Zeroed host memory, aligned to 64 bytes.
   Tensor(DType dtype, Shape shape);
   // Memory of somebody else's; `data` keeps it alive.
-  Tensor(DType dtype, Shape shape, std::shared_ptr<std::byte> data);
+  Tensor(DType dtype, Shape shape, std::shared_ptr<std::byte> data,
+         MemorySpace space = MemorySpace::kHost);
 
   template <typename T>
   static Tensor Of(Shape shape, std::span<const T> values) {
@@ -56,9 +63,11 @@ class Tensor {
   DType dtype() const { return dtype_; }
   const Shape& shape() const { return shape_; }
   std::int64_t elements() const { return shape_.elements(); }
+  MemorySpace space() const { return space_; }
   std::size_t bytes() const { return static_cast<std::size_t>(elements()) * SizeOf(dtype_); }
 
-  // The elements; ContractError if T is not the dtype.
+  // The elements; ContractError if T is not the dtype. Of a device's memory, what its kernels are
+  // given: not for the host to read.
   template <typename T>
   std::span<T> data() const {
     Require(DTypeOf<T>::value == dtype_, "data<T>() with the tensor's own element type");
@@ -73,6 +82,7 @@ class Tensor {
 
  private:
   DType dtype_ = DType::kFloat32;
+  MemorySpace space_ = MemorySpace::kHost;
   Shape shape_{0};
   std::shared_ptr<std::byte> data_;  // owners: every handle that aliases the block
 };

@@ -7,6 +7,9 @@
 //
 // Plans (plan.h) are the heavy operations: made once for a shape, kept here, run every step.
 //
+// Of a device that does not share the host's memory, spans are addresses there: the table computes
+// with them, and nobody else may follow them.
+//
 // Thread rules: one Kernels belongs to one stream, and is used by the thread that feeds it. What
 // depends on data (a label out of range) fails the stream; a plan that the device cannot make is a
 // ContractError.
@@ -19,6 +22,7 @@
 
 #include <cohort/device/plan.h>
 #include <cohort/device/stream.h>
+#include <cohort/device/update.h>
 
 namespace cohort {
 
@@ -29,6 +33,13 @@ using ConstFloatSpan = std::span<const float>;
 struct RowsOf {
   std::int64_t rows = 0;
   std::int64_t columns = 0;
+};
+
+// An axis with those before it and behind it.
+struct MiddleOf {
+  std::int64_t outer = 0;
+  std::int64_t middle = 0;
+  std::int64_t inner = 0;
 };
 
 // Element (r, c) of a matrix inside a wider one: rows `stride` elements apart.
@@ -57,6 +68,7 @@ class Kernels {
   virtual MatMulPlan& MatMul(const MatMulSpec& spec) = 0;
   virtual ConvPlan& Conv(const ConvSpec& spec) = 0;
   virtual PoolPlan& Pool(const PoolSpec& spec) = 0;
+  virtual AttentionPlan& Attention(const AttentionSpec& spec) = 0;
 
   // --- element by element; an output may be any input
   virtual void Fill(Stream& stream, FloatSpan y, float value) = 0;
@@ -79,11 +91,11 @@ class Kernels {
   // In one pass: dy = dy * (y > 0) in place, and its SumRows. `sums` may be empty.
   virtual void ReluBackwardSumRows(Stream& stream, RowsOf size, ConstFloatSpan y, FloatSpan dy,
                                    FloatSpan sums) = 0;
-  // Mean over the middle of [outer, middle, inner], and its gradient.
-  virtual void MeanMiddle(Stream& stream, std::int64_t outer, std::int64_t middle,
-                          std::int64_t inner, ConstFloatSpan x, FloatSpan y) = 0;
-  virtual void MeanMiddleBackward(Stream& stream, std::int64_t outer, std::int64_t middle,
-                                  std::int64_t inner, ConstFloatSpan dy, FloatSpan dx) = 0;
+  // scale * the sum over the middle of [outer, middle, inner], and its gradient.
+  virtual void SumMiddle(Stream& stream, const MiddleOf& size, float scale, ConstFloatSpan x,
+                         FloatSpan y) = 0;
+  virtual void SumMiddleBackward(Stream& stream, const MiddleOf& size, float scale,
+                                 ConstFloatSpan dy, FloatSpan dx) = 0;
   virtual void Softmax(Stream& stream, RowsOf size, ConstFloatSpan x, FloatSpan y) = 0;
   virtual void SoftmaxBackward(Stream& stream, RowsOf size, ConstFloatSpan y, ConstFloatSpan dy,
                                FloatSpan dx) = 0;
@@ -134,6 +146,13 @@ class Kernels {
                                            FloatSpan dx) = 0;
   virtual void MeanSquaredErrorBackward(Stream& stream, const LossArguments& l, ConstFloatSpan loss,
                                         ConstFloatSpan dloss, FloatSpan dx) = 0;
+
+  // --- training
+  // One pass of an update rule (update.h) over all of the parts.
+  virtual void Update(Stream& stream, const UpdateRule& rule,
+                      std::span<const UpdatePart> parts) = 0;
+  // sum[0] = the sum of squares, added up in double.
+  virtual void SumSquares(Stream& stream, ConstFloatSpan x, std::span<double> sum) = 0;
 };
 
 // The CPU's: oneDNN for plans, plain loops for the rest. `threads` work on each call, the feeding

@@ -98,6 +98,26 @@ class PoolPlan {
   virtual void Backward(Stream& stream, const float* dy, const std::byte* workspace, float* dx) = 0;
 };
 
+// Softmax(q k^T / sqrt(head_size)) v for each example and head. qkv [batch, length, 3, heads,
+// head_size] has an example's queries, keys and values; y [batch, length, heads, head_size].
+// `causal`: a place attends to itself and those before it.
+struct AttentionSpec {
+  std::int64_t batch = 0, length = 0, heads = 0, head_size = 0;
+  bool causal = false;
+  friend auto operator<=>(const AttentionSpec&, const AttentionSpec&) = default;
+};
+
+class AttentionPlan {
+ public:
+  virtual ~AttentionPlan() = default;
+  // Floats that Forward writes for Backward: at least log(sum of exp) of each row of scores, never
+  // the scores themselves.
+  virtual std::int64_t saved_elements() const = 0;
+  virtual void Forward(Stream& stream, const float* qkv, float* y, float* saved) = 0;
+  virtual void Backward(Stream& stream, const float* qkv, const float* y, const float* saved,
+                        const float* dy, float* dqkv) = 0;
+};
+
 struct DropoutSpec {
   float rate = 0;
   std::uint64_t key = 0;    // of Philox: the seed and the layer
