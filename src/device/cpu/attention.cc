@@ -47,9 +47,7 @@ struct Heads {
 class CpuAttention final : public AttentionPlan {
  public:
   CpuAttention(int threads, const AttentionSpec& spec)
-      : threads_(threads),
-        s_(spec),
-        scale_(1.0F / std::sqrt(static_cast<float>(spec.head_size))) {}
+      : threads_(threads), s_(spec), scale_(1.0F / std::sqrt(static_cast<float>(spec.head_size))) {}
 
   std::int64_t saved_elements() const override { return s_.batch * s_.heads * s_.length; }
 
@@ -91,9 +89,9 @@ class CpuAttention final : public AttentionPlan {
   Head<Float> Of(Float* data, std::int64_t matrices, std::int64_t matrix, std::int64_t head) const {
     const std::int64_t example = head / s_.heads;
     const std::int64_t width = s_.heads * s_.head_size;
-    return {data + (example * s_.length * matrices + matrix) * width +
-                head % s_.heads * s_.head_size,
-            matrices * width, s_.head_size};
+    return {
+        data + (example * s_.length * matrices + matrix) * width + head % s_.heads * s_.head_size,
+        matrices * width, s_.head_size};
   }
   template <typename Float>
   Heads<Float> OfPacked(Float* qkv, std::int64_t head) const {
