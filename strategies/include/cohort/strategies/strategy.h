@@ -105,9 +105,9 @@ struct ReplicaContext {
   // replica 0 may write these, and those of process 0 then hold on all.
   ParameterSet& parameters;
   GradientSink& gradients;
-  Stream& stream;                                // the replica's compute stream
-  int intra_op_threads = 1;                      // that its operations may use
-  int local_replica = 0;                         // among those of this process
+  Stream& stream;            // the replica's compute stream
+  int intra_op_threads = 1;  // that its operations may use
+  int local_replica = 0;     // among those of this process
   std::shared_ptr<Device> device = CpuDevice();  // whose memory `parameters` and gradients are in
 };
 
