@@ -16,17 +16,18 @@ auto& FindOrMake(Map& plans, const Spec& spec, const Make& make) {
   return *plan;
 }
 
-int Processors(int ordinal) {
-  int count = 0;
-  Check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, ordinal),
-        "the number of multiprocessors");
-  return count;
+int Attribute(cudaDeviceAttr attribute, int ordinal) {
+  int value = 0;
+  Check(cudaDeviceGetAttribute(&value, attribute, ordinal), "an attribute of the GPU");
+  return value;
 }
 
 }  // namespace
 
 CudaKernels::CudaKernels(std::shared_ptr<Device> device, int ordinal, bool tf32)
-    : libraries_(std::move(device), ordinal, tf32), processors_(Processors(ordinal)) {}
+    : libraries_(std::move(device), ordinal, tf32),
+      processors_(Attribute(cudaDevAttrMultiProcessorCount, ordinal)),
+      shared_bytes_(Attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, ordinal) - 1024) {}
 
 MatMulPlan& CudaKernels::MatMul(const MatMulSpec& spec) {
   return FindOrMake(matmuls_, spec, [&] { return MakeMatMul(libraries_, spec); });

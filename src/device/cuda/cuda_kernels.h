@@ -93,7 +93,8 @@ class CudaKernels final : public Kernels {
                   FloatSpan loss);
 
   Libraries libraries_;
-  const int processors_;  // that the GPU has
+  const int processors_;             // that the GPU has
+  const std::int64_t shared_bytes_;  // that a block may ask for, less what kernels declare
   std::map<MatMulSpec, std::unique_ptr<MatMulPlan>> matmuls_;
   std::map<ConvSpec, std::unique_ptr<ConvPlan>> convs_;
   std::map<PoolSpec, std::unique_ptr<PoolPlan>> pools_;
