@@ -89,7 +89,7 @@ class CudaKernels final : public Kernels {
         libraries_.Scratch(static_cast<std::size_t>(count) * sizeof(T)));
   }
   // The weighted mean of `row_losses` (already times their weights) and the sum of weights.
-  void FinishLoss(Stream& stream, const LossArguments& l, const double* row_losses,
+  void FinishLoss(Stream& stream, const LossArguments& l, double* row_losses,
                   FloatSpan loss);
 
   Libraries libraries_;

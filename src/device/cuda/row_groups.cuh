@@ -8,7 +8,7 @@
 // An algorithm is a class with `kKept` rows to keep and
 //   template <typename Row, typename Group>
 //   __device__ void operator()(const Group& group, std::int64_t r, std::int64_t columns,
-//                              Row (&kept)[kKept]) const;
+//                              Row (&kept)[max(kKept, 1)]) const;
 // in which Row::Slots(group, columns, f) calls f(k, c) for each run of Row::kWidth columns of this
 // thread, and Get(k, c) and Set(k, c, value) reach what is kept of it. Before the first Get,
 // `From(x)` names where the row lies.
@@ -167,7 +167,9 @@ void LaunchRowsOf(Stream& stream, const char* what, std::int64_t rows, std::int6
   } else if (columns <= kBlockColumns) {
     in_registers(static_cast<BlockGroup<kThreads>*>(nullptr));
   } else if (Algorithm::kKept > 0 && bytes <= most_shared_bytes) {
-    LaunchRowKernel<Wide, MemoryRow<V, true>>(stream, what, rows, columns, bytes, algorithm);
+    if constexpr (Algorithm::kKept > 0) {
+      LaunchRowKernel<Wide, MemoryRow<V, true>>(stream, what, rows, columns, bytes, algorithm);
+    }
   } else {
     LaunchRowKernel<Wide, MemoryRow<V, false>>(stream, what, rows, columns, 0, algorithm);
   }
