@@ -14,11 +14,13 @@ namespace {
 // Work that takes longer than this before memory may be used again is stuck.
 constexpr std::chrono::minutes kDrainTimeout{1};
 
-class DeviceSource final : public BlockSource {
+// The device's memory, or page-locked memory of the host, which every GPU of the process reaches.
+class GpuSource final : public BlockSource {
  public:
-  DeviceSource(int ordinal, std::string name, std::shared_ptr<EventPool> events,
-               std::shared_ptr<StreamList> streams)
+  GpuSource(int ordinal, bool pinned, std::string name, std::shared_ptr<EventPool> events,
+            std::shared_ptr<StreamList> streams)
       : ordinal_(ordinal),
+        pinned_(pinned),
         name_(std::move(name)),
         events_(std::move(events)),
         streams_(std::move(streams)) {}
@@ -27,19 +29,21 @@ class DeviceSource final : public BlockSource {
     const OnGpu on(ordinal_);
     const OutsideCapture outside;
     void* block = nullptr;
-    const cudaError_t error = cudaMalloc(&block, bytes);
+    const cudaError_t error =
+        pinned_ ? cudaHostAlloc(&block, bytes, cudaHostAllocPortable | cudaHostAllocMapped)
+                : cudaMalloc(&block, bytes);
     if (error == cudaErrorMemoryAllocation) {
       (void)cudaGetLastError();
       return nullptr;
     }
-    Check(error, "allocating memory of " + name_);
+    Check(error, "allocating " + name_);
     return static_cast<std::byte*>(block);
   }
   void Return(std::byte* block) noexcept override {
     const OnGpu on(ordinal_);
     const OutsideCapture outside;
     // Fails only where there is nothing left to free: the context is lost, or the process ends.
-    (void)cudaFree(block);
+    (void)(pinned_ ? cudaFreeHost(block) : cudaFree(block));
     (void)cudaGetLastError();
   }
   bool Drain() override {
@@ -50,7 +54,7 @@ class DeviceSource final : public BlockSource {
     const OnGpu on(ordinal_);
     std::size_t left = 0;
     std::size_t total = 0;
-    if (cudaMemGetInfo(&left, &total) != cudaSuccess) {
+    if (pinned_ || cudaMemGetInfo(&left, &total) != cudaSuccess) {
       (void)cudaGetLastError();
       return "";
     }
@@ -59,52 +63,18 @@ class DeviceSource final : public BlockSource {
 
  private:
   const int ordinal_;
-  const std::string name_;
+  const bool pinned_;
+  const std::string name_;  // of the memory
   const std::shared_ptr<EventPool> events_;
   const std::shared_ptr<StreamList> streams_;
 };
 
-// Page-locked memory of the host, which every GPU of the process reaches.
-class PinnedSource final : public BlockSource {
- public:
-  PinnedSource(int ordinal, std::string name, std::shared_ptr<EventPool> events,
-               std::shared_ptr<StreamList> streams)
-      : ordinal_(ordinal),
-        name_(std::move(name)),
-        events_(std::move(events)),
-        streams_(std::move(streams)) {}
-
-  std::byte* Take(std::size_t bytes) override {
-    const OnGpu on(ordinal_);
-    const OutsideCapture outside;
-    void* block = nullptr;
-    const cudaError_t error =
-        cudaHostAlloc(&block, bytes, cudaHostAllocPortable | cudaHostAllocMapped);
-    if (error == cudaErrorMemoryAllocation) {
-      (void)cudaGetLastError();
-      return nullptr;
-    }
-    Check(error, "allocating page-locked memory for " + name_);
-    return static_cast<std::byte*>(block);
-  }
-  void Return(std::byte* block) noexcept override {
-    const OnGpu on(ordinal_);
-    const OutsideCapture outside;
-    (void)cudaFreeHost(block);
-    (void)cudaGetLastError();
-  }
-  bool Drain() override {
-    const OnGpu on(ordinal_);
-    return streams_->Drain(*events_, name_);
-  }
-  std::string Left() override { return ""; }
-
- private:
-  const int ordinal_;
-  const std::string name_;
-  const std::shared_ptr<EventPool> events_;
-  const std::shared_ptr<StreamList> streams_;
-};
+std::shared_ptr<BlockCache> MakeCache(int ordinal, bool pinned, const std::string& name,
+                                      const std::shared_ptr<EventPool>& events,
+                                      const std::shared_ptr<StreamList>& streams) {
+  return std::make_shared<BlockCache>(
+      name, std::make_unique<GpuSource>(ordinal, pinned, name, events, streams));
+}
 
 }  // namespace
 
@@ -168,7 +138,7 @@ void StreamList::SetCaptured(cudaStream_t stream, bool captured) {
   }
 }
 
-bool StreamList::Drain(EventPool& events, std::string_view gpu) {
+bool StreamList::Drain(EventPool& events, std::string_view memory) {
   std::vector<cudaEvent_t> ends;
   cudaError_t error = cudaSuccess;
   {
@@ -196,10 +166,10 @@ bool StreamList::Drain(EventPool& events, std::string_view gpu) {
   }
   if (error == cudaErrorNotReady) {
     throw StatusError(DeadlineExceeded(
-        "memory of " + std::string(gpu) +
+        std::string(memory) +
         " could not be used again: work that may use it did not end in a minute"));
   }
-  Check(error, "waiting for work on " + std::string(gpu));
+  Check(error, "waiting for work that uses " + std::string(memory));
   return true;
 }
 
@@ -223,11 +193,8 @@ Gpu::Gpu(int device)
       name("cuda:" + std::to_string(device)),
       events(std::make_shared<EventPool>(device)),
       streams(std::make_shared<StreamList>()),
-      memory(std::make_shared<BlockCache>(
-          name, std::make_unique<DeviceSource>(device, name, events, streams))),
-      pinned(std::make_shared<BlockCache>(
-          "page-locked memory for " + name,
-          std::make_unique<PinnedSource>(device, name, events, streams))) {}
+      memory(MakeCache(device, false, "memory of " + name, events, streams)),
+      pinned(MakeCache(device, true, "page-locked memory for " + name, events, streams)) {}
 
 std::shared_ptr<Gpu> Gpu::Of(int ordinal) {
   // Never destroyed: devices may outlive what main leaves behind.

@@ -71,7 +71,7 @@ class StreamList {
   void SetCaptured(cudaStream_t stream, bool captured);
   // Waits for all work there is now. False: a stream is being captured. DeadlineExceeded as
   // StatusError after a minute.
-  bool Drain(EventPool& events, std::string_view gpu);
+  bool Drain(EventPool& events, std::string_view memory);
 
  private:
   struct Entry {
@@ -96,11 +96,6 @@ struct Gpu {
   static std::shared_ptr<Gpu> Of(int ordinal);
 };
 
-// cudaErrorNotReady until `query` says otherwise or the deadline has passed. Spins for what is
-// about to end, then lets others run.
-template <typename Query>
-cudaError_t PollUntil(Deadline deadline, const Query& query);
-
 // Pauses between the queries of a poll.
 class PollPause {
  public:
@@ -111,6 +106,8 @@ class PollPause {
   std::chrono::microseconds slice_{0};
 };
 
+// Asks `query` until it says something else than cudaErrorNotReady, or the deadline has passed. Spins
+// for what is about to end, then lets others run.
 template <typename Query>
 cudaError_t PollUntil(Deadline deadline, const Query& query) {
   PollPause pause;
