@@ -198,8 +198,10 @@ CudaStream::CudaStream(std::shared_ptr<Gpu> gpu)
     : state_(std::make_shared<StreamState>(std::move(gpu))) {}
 
 CudaStream::~CudaStream() {
-  if (!Settle(*state_)) {
-    // What runs still uses these.
+  const bool settled = Settle(*state_);
+  Reap();
+  if (!settled || !works_.empty()) {
+    // Work that is stuck, or that a lost context never got to, may use these for ever.
     new std::shared_ptr<StreamState>(state_);
     for (std::unique_ptr<HostWork>& work : works_) {
       (void)work.release();
@@ -259,22 +261,23 @@ void CudaStream::WaitFor(std::shared_ptr<Event> event) {
     }
     return;
   }
+  const std::shared_ptr<Capture>& capture = other->capture();
+  Require(capture == nullptr || capture->open, "a point of a graph can't be waited for outside it");
   state_->fate()->Await(other->fate());
   if (other->native() == nullptr) {
     return;
+  }
+  if (capture != nullptr && state_->capture == nullptr) {
+    // Waiting for work that is being recorded, this stream is recorded too from here on.
+    state_->capture = capture;
+    state_->gpu->streams->SetCaptured(state_->native, true);
+    capture->streams.push_back(state_);
   }
   const OnGpu scope(state_->gpu->ordinal);
   const cudaError_t error = cudaStreamWaitEvent(state_->native, other->native(), 0);
   if (error != cudaSuccess) {
     (void)cudaGetLastError();
     state_->Fail(state_->Describe(error, "waiting for an event of another stream"));
-    return;
-  }
-  if (other->capture() != nullptr && state_->capture == nullptr) {
-    // Waiting for work that is being recorded, this stream is recorded too from here on.
-    state_->capture = other->capture();
-    state_->gpu->streams->SetCaptured(state_->native, true);
-    state_->capture->streams.push_back(state_);
   }
 }
 
@@ -291,7 +294,6 @@ Status CudaStream::Synchronize(Deadline deadline) {
   if (error != cudaSuccess) {
     (void)cudaGetLastError();
     fate->Fail(state_->Describe(error, "work on a stream"));
-    works_.clear();  // those that have not run never will
   }
   state_->Harvest(*fate);
   Reap();

@@ -59,6 +59,7 @@ struct HostWork {
 
 // What is recorded for one graph.
 struct Capture {
+  bool open = true;
   std::vector<std::unique_ptr<HostWork>> works;
   std::vector<std::shared_ptr<StreamState>> streams;  // that take part
 };
@@ -73,7 +74,7 @@ class StreamState {
   cudaStream_t native = nullptr;
   DataError* device_slot = nullptr;
   // Not null while what the stream is fed is recorded. For the feeding thread.
-  Capture* capture = nullptr;
+  std::shared_ptr<Capture> capture;
 
   std::shared_ptr<Fate> fate() const;
   void Fail(Status status) { fate()->Fail(std::move(status)); }
@@ -109,15 +110,15 @@ class CudaEvent final : public Event {
 
   cudaEvent_t native() const { return event_; }
   const std::shared_ptr<Fate>& fate() const { return fate_; }
-  Capture* capture() const { return capture_; }
+  const std::shared_ptr<Capture>& capture() const { return capture_; }
 
  private:
   Status Outcome(cudaError_t error) const;
 
   const std::shared_ptr<StreamState> state_;
   const std::shared_ptr<Fate> fate_;
-  Capture* const capture_;  // recorded while this was; a mark, maybe gone
-  const cudaEvent_t event_;  // null: could not be recorded, and the fate says why
+  const std::shared_ptr<Capture> capture_;  // not null: it is a point of a graph
+  const cudaEvent_t event_;                 // null: could not be recorded, and the fate says why
 };
 
 class CudaStream final : public Stream {
