@@ -10,7 +10,6 @@
 #include "cuda/gpu.h"
 #include "cuda/layout.h"
 #include "cuda/libraries.h"
-#include "cuda/plans.h"
 
 namespace cohort::cuda {
 namespace {
@@ -24,7 +23,7 @@ class CudaDevice final : public Device, public std::enable_shared_from_this<Cuda
   MemorySpace memory_space() const override { return MemorySpace::kDevice; }
   std::unique_ptr<Stream> MakeStream() override { return std::make_unique<CudaStream>(gpu_); }
   std::unique_ptr<Kernels> MakeKernels(int /*threads*/) override {
-    return MakeCudaKernels(std::make_unique<Libraries>(shared_from_this(), gpu_->ordinal, tf32_));
+    return MakeCudaKernels(shared_from_this(), gpu_->ordinal, tf32_);
   }
 
   std::shared_ptr<std::byte> Allocate(std::size_t bytes, std::string_view what) override {

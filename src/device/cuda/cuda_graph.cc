@@ -56,7 +56,6 @@ std::unique_ptr<Graph> CaptureGraph(const std::shared_ptr<StreamState>& state,
                                     const std::function<void()>& feed) {
   Require(state->capture == nullptr, "a stream is recorded for one graph at a time");
   const OnGpu scope(state->gpu->ordinal);
-  OrThrow(state->fate()->status());
   const auto capture = std::make_shared<Capture>();
   state->capture = capture;
   capture->streams.push_back(state);
@@ -68,6 +67,8 @@ std::unique_ptr<Graph> CaptureGraph(const std::shared_ptr<StreamState>& state,
     Check(begun, state->gpu->name + ": recording a graph");
   }
 
+  // What fails while it is recorded fails the recording, not the stream.
+  const std::shared_ptr<Fate> before = state->ExchangeFate(std::make_shared<Fate>());
   std::exception_ptr thrown;
   try {
     feed();
@@ -79,8 +80,7 @@ std::unique_ptr<Graph> CaptureGraph(const std::shared_ptr<StreamState>& state,
   Close(*capture);
   (void)cudaGetLastError();
 
-  // What failed while it was recorded fails the recording, not the stream.
-  Status status = state->EndFate();
+  Status status = state->ExchangeFate(before)->status();
   if (status.ok() && error != cudaSuccess) {
     status = state->Describe(error, "recording a graph");
   }

@@ -142,13 +142,9 @@ Status StreamState::Describe(cudaError_t error, std::string_view what) const {
   return CudaStatus(error, text + (count == 0 ? "" : ")"));
 }
 
-Status StreamState::EndFate() {
-  std::shared_ptr<Fate> ended = std::make_shared<Fate>();
-  {
-    const std::lock_guard lock(mutex_);
-    fate_.swap(ended);
-  }
-  return ended->status();
+std::shared_ptr<Fate> StreamState::ExchangeFate(std::shared_ptr<Fate> fate) {
+  const std::lock_guard lock(mutex_);
+  return std::exchange(fate_, std::move(fate));
 }
 
 CudaEvent::CudaEvent(std::shared_ptr<StreamState> state, cudaEvent_t event)
@@ -297,7 +293,7 @@ Status CudaStream::Synchronize(Deadline deadline) {
   }
   state_->Harvest(*fate);
   Reap();
-  return state_->EndFate();
+  return state_->ExchangeFate(std::make_shared<Fate>())->status();
 }
 
 void CudaStream::Reap() {

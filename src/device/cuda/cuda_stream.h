@@ -84,8 +84,8 @@ class StreamState {
   void Note(const char* what);
   // A status for `error`, with what was put on the stream last.
   Status Describe(cudaError_t error, std::string_view what) const;
-  // The current fate's status; a new one begins.
-  Status EndFate();
+  // From here on work has another fate; the one it had.
+  std::shared_ptr<Fate> ExchangeFate(std::shared_ptr<Fate> fate);
 
  private:
   mutable std::mutex mutex_;
