@@ -33,8 +33,8 @@ void AddBias(Stream& stream, std::int64_t rows, std::int64_t columns, const floa
 struct Padding {
   std::int64_t batch = 0, height = 0, width = 0, channels = 0;
   std::int64_t top = 0, bottom = 0, left = 0, right = 0;
-  std::int64_t padded_height() const { return height + top + bottom; }
-  std::int64_t padded_width() const { return width + left + right; }
+  constexpr std::int64_t padded_height() const { return height + top + bottom; }
+  constexpr std::int64_t padded_width() const { return width + left + right; }
 };
 // to: with zeros around each image.
 void Pad(Stream& stream, const Padding& padding, const float* from, float* to);
