@@ -7,10 +7,14 @@
 
 #include <cstddef>
 #include <memory>
+#include <vector>
 
 namespace cohort::cuda {
 
 struct LibraryHandles;
+
+// What cuBLASLt may use in each product.
+constexpr std::size_t kLeastScratch = std::size_t{64} << 20;
 
 // The libraries' handles and scratch memory of one table. As the table, for one stream.
 class Libraries {
