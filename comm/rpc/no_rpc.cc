@@ -1,5 +1,6 @@
 // Where the build has no gRPC.
 #include <cohort/rpc/coordination.h>
+#include <cohort/rpc/versions.h>
 
 namespace cohort {
 namespace {
@@ -9,6 +10,8 @@ Status NoRpc() {
 }
 
 }  // namespace
+
+RpcVersions LinkedRpcVersions() { return {}; }
 
 Result<std::unique_ptr<CoordinationServer>> CoordinationServer::Start(
     const std::string& /*address*/, const ClusterSpec& /*cluster*/,
