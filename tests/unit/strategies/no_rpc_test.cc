@@ -2,8 +2,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cohort/core/file_system.h>
+#include <cohort/optim/optimizers.h>
+#include <cohort/optim/parameter_set.h>
 #include <cohort/rpc/coordination.h>
+#include <cohort/rpc/versions.h>
 #include <cohort/strategies/strategy.h>
+
+#include "testing/temp_dir.h"
 
 namespace cohort {
 namespace {
@@ -39,6 +45,31 @@ TEST(NoRpc, ClustersAreRefused) {
   ExpectNoRpc(From(worker, {worker, server}), "parameter_server");
   ExpectNoRpc(From(server, {worker, other, server}, "multi_worker_mirrored"),
               "multi_worker_mirrored with 3 tasks");
+}
+
+TEST(NoRpc, OneProcessTrainsAlone) {
+  const TaskId worker{TaskType::kWorker, 0};
+  const auto alone = OrThrow(From(worker, {worker}, "multi_worker_mirrored"));
+  EXPECT_EQ(alone->num_replicas_in_sync(), 1);
+  OrThrow(alone->Shutdown());
+  const auto mirrored = OrThrow(Strategy::FromEnv("mirrored", {.num_devices = 3}));
+  EXPECT_EQ(mirrored->num_replicas_in_sync(), 3);
+  EXPECT_EQ(LinkedRpcVersions().grpc, "");
+}
+
+// The tables of one process, and their files, need no gRPC and no protobuf.
+TEST(NoRpc, SparseTablesAreSavedAndRead) {
+  const testing::TempDir folder;
+  ParameterSet parameters;
+  const int table = parameters.AddTable({.name = "users", .dim = 4, .buckets = 16});
+  parameters.Build();
+  const auto strategy = OrThrow(Strategy::FromEnv("one_device"));
+  OrThrow(strategy->Bind(parameters, Sgd({.learning_rate = 0.5})));
+  FileSystem& files = FileSystem::Local();
+  OrThrow(strategy->SaveTable(table, files, folder / "rows"));
+  OrThrow(strategy->LoadTable(table, files, folder / "rows"));
+  OrThrow(strategy->SaveTable(table, files, folder / "again"));
+  EXPECT_EQ(*ReadFile(files, folder / "again"), *ReadFile(files, folder / "rows"));
 }
 
 TEST(NoRpc, NobodyCanBeMet) {
