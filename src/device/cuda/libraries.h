@@ -21,7 +21,9 @@
 #define COHORT_CUBLASLT_CALLS(X)      \
   X(cublasLtCreate)                   \
   X(cublasLtDestroy)                  \
+  X(cublasLtGetCudartVersion)         \
   X(cublasLtGetStatusName)            \
+  X(cublasLtGetVersion)               \
   X(cublasLtMatmul)                   \
   X(cublasLtMatmulAlgoGetHeuristic)   \
   X(cublasLtMatmulDescCreate)         \
@@ -37,7 +39,9 @@
   X(cudnnCreate)                                   \
   X(cudnnDestroy)                                  \
   X(cudnnSetStream)                                \
+  X(cudnnGetCudartVersion)                         \
   X(cudnnGetErrorString)                           \
+  X(cudnnGetVersion)                               \
   X(cudnnCreateTensorDescriptor)                   \
   X(cudnnSetTensor4dDescriptor)                    \
   X(cudnnDestroyTensorDescriptor)                  \

@@ -18,7 +18,7 @@
 #include "parameter_server/row_table.h"
 #include "parameter_server/server.h"
 #include "synchronous/distributed_dataset.h"
-#include "synchronous/server_rows.h"
+#include "multi_worker/server_rows.h"
 #include "testing/temp_dir.h"
 
 namespace cohort::ps {
