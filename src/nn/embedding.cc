@@ -43,16 +43,18 @@ Variable Embedding::operator()(Tape& tape, const Tensor& ids) const {
   if (is_table_) {
     return LookUp(tape, ids);
   }
-  tape.Keep(ids);
-  const Indices indices{ids.raw(), ids.elements(), ids.dtype() == DType::kInt64};
+  const Tensor placed = tape.Place(ids);
+  const Indices indices{placed.raw(), ids.elements(), ids.dtype() == DType::kInt64};
   const RowsOf table{rows_, width_};
   std::vector<std::int64_t> dims = ids.shape().dims();
   dims.push_back(width_);
   const Tensor y = tape.Buffer(Shape(std::move(dims)));
   tape.kernels().Gather(tape.stream(), indices, table, tape.Value(table_, {rows_, width_}),
                         Floats(y));
+  // A sink takes rows from the host's memory.
+  const bool sparse = sparse_ && placed.space() == MemorySpace::kHost;
   return tape.Record(y, {}, {table_},
-                     [&tape, indices, table, sparse = sparse_](BackwardPass& pass) {
+                     [&tape, indices, table, sparse](BackwardPass& pass) {
                        const ConstFloatSpan dy = pass.output_gradient();
                        if (!sparse) {
                          pass.Parameter(0, [&](FloatSpan dtable) {
@@ -86,15 +88,27 @@ Variable Embedding::LookUp(Tape& tape, const Tensor& ids) const {
   std::vector<std::int64_t> dims = ids.shape().dims();
   dims.push_back(width_);
   const Tensor y = tape.Buffer(Shape(std::move(dims)));
-  tape.stream().Enqueue([&rows = tape.parameters().rows(), table = table_, wanted, y, outside,
-                         training = tape.options().training]() -> Status {
+  const bool on_host = y.space() == MemorySpace::kHost;
+  const Tensor found = on_host ? y : tape.workspace().TakeHost(y.dtype(), y.shape());
+  const auto look_up = [&rows = tape.parameters().rows(), table = table_, wanted, found, outside,
+                        training = tape.options().training]() -> Status {
     COHORT_RETURN_IF_ERROR(outside);
-    return rows.Lookup(table, *wanted, training, Floats(y));
-  });
+    return rows.Lookup(table, *wanted, training, Floats(found));
+  };
+  if (on_host) {
+    tape.stream().Enqueue(look_up);
+  } else {
+    // Now: a device's stream is no place to wait for servers.
+    if (Status status = look_up(); !status.ok()) {
+      tape.stream().Enqueue([status] { return status; });
+    }
+    tape.workspace().device().Copy(tape.stream(), found.raw(), y.raw(), y.bytes());
+    tape.Keep(found);
+  }
   return tape.Record(
       y, {}, {},
       [table = table_, wanted](BackwardPass& pass) {
-        pass.Rows(table, *wanted, pass.output_gradient());
+        pass.Rows(table, *wanted);
       },
       /*trains_rows=*/true);
 }

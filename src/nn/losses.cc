@@ -11,9 +11,11 @@ using Forward = void (Kernels::*)(Stream&, const LossArguments&, FloatSpan);
 using Backward = void (Kernels::*)(Stream&, const LossArguments&, ConstFloatSpan, ConstFloatSpan,
                                    FloatSpan);
 
-Variable Loss(const char* name, const Variable& x, const Tensor& labels, const Tensor& weights,
-              Forward forward, Backward backward) {
+Variable Loss(const char* name, const Variable& x, const Tensor& given_labels,
+              const Tensor& given_weights, Forward forward, Backward backward) {
   Tape& tape = x.tape();
+  const Tensor labels = tape.Place(given_labels);
+  const Tensor weights = given_weights.raw() == nullptr ? Tensor() : tape.Place(given_weights);
   RequireShape(x.shape().rank() >= 1, name, x.shape(), "[batch, ...]");
   LossArguments arguments{
       .rows = x.shape()[0], .columns = ElementsPerRow(x.shape()), .x = Floats(x.tensor())};
@@ -38,8 +40,6 @@ Variable Loss(const char* name, const Variable& x, const Tensor& labels, const T
         std::string(name) + ": weights of float32, one for each row of " + x.shape().ToString());
     arguments.weights = weights.data<float>();
   }
-  tape.Keep(labels);
-  tape.Keep(weights);
   const Tensor loss = tape.Buffer({2});  // the mean, and the sum of weights
   (tape.kernels().*forward)(tape.stream(), arguments, Floats(loss));
   return tape.Record(loss.Rows(0, 1).Reshaped({}), {x}, {},

@@ -6,11 +6,26 @@
 namespace cohort::nn {
 namespace {
 
-// Puts the replicas' sum of a span on the stream; nothing where each keeps to itself.
-void SumOverReplicas(Tape& tape, const BatchNormOptions& options, FloatSpan sums) {
-  if (options.sum_over_replicas) {
-    tape.stream().Enqueue([sum = options.sum_over_replicas, sums] { return sum(sums); });
+// Puts the replicas' sum on the stream; nothing where each keeps to itself. The function that sums
+// works in the host's memory.
+void SumOverReplicas(Tape& tape, const BatchNormOptions& options, const Tensor& sums) {
+  if (!options.sum_over_replicas) {
+    return;
   }
+  const Tensor fetched = tape.Fetch(sums);
+  if (sums.space() == MemorySpace::kHost) {
+    tape.stream().Enqueue([sum = options.sum_over_replicas, sums] { return sum(Floats(sums)); });
+    return;
+  }
+  Status status = Aborted("earlier work of this replica failed");
+  if (tape.Drain()) {
+    status = options.sum_over_replicas(Floats(fetched));
+  }
+  if (!status.ok()) {
+    tape.stream().Enqueue([status] { return status; });
+  }
+  tape.workspace().device().Copy(tape.stream(), fetched.raw(), sums.raw(), sums.bytes());
+  tape.Keep(fetched);
 }
 
 }  // namespace
@@ -55,12 +70,12 @@ static BatchStatistics Measure(Tape& tape, const BatchNormOptions& options, Rows
   const Tensor sums = tape.Buffer({size.columns + 1});
   kernels.SumRows(stream, size, x, Floats(sums).first(c));
   kernels.Fill(stream, Floats(sums).last(1), static_cast<float>(size.rows));
-  SumOverReplicas(tape, options, Floats(sums));
+  SumOverReplicas(tape, options, sums);
   kernels.Copy(stream, Floats(sums).last(1), Floats(s.count));
   kernels.DivideByCount(stream, Floats(sums).first(c), Floats(s.count), Floats(s.mean));
   const Tensor squares = tape.Buffer({size.columns});
   kernels.SumSquaresRows(stream, size, x, Floats(s.mean), Floats(squares));
-  SumOverReplicas(tape, options, Floats(squares));
+  SumOverReplicas(tape, options, squares);
   const bool updates = tape.options().updates_averages;
   kernels.FinishMoments(stream, {.mean = Floats(s.mean),
                                  .square_sums = Floats(squares),
@@ -111,7 +126,7 @@ Variable BatchNorm::operator()(const Variable& x) const {
             1, [&](FloatSpan doffset) { kernels.Copy(stream, Floats(sums).first(c), doffset); });
         pass.Parameter(
             0, [&](FloatSpan dscale) { kernels.Copy(stream, Floats(sums).last(c), dscale); });
-        SumOverReplicas(tape, options, Floats(sums));
+        SumOverReplicas(tape, options, sums);
         pass.Input(0, [&](FloatSpan dx) {
           n.dx = dx;
           kernels.BatchNormBackward(stream, n, Floats(sums), Floats(s.count));

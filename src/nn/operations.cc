@@ -142,43 +142,20 @@ Variable Concat(const std::vector<Variable>& parts, int axis) {
 Variable Sum(const Variable& x, int axis) {
   axis += axis < 0 ? x.shape().rank() : 0;
   Require(0 <= axis && axis < x.shape().rank(), "Sum over an axis of its operand");
-  std::size_t outer = 1;
-  std::size_t inner = 1;
+  MiddleOf size{.outer = 1, .middle = x.shape()[axis], .inner = 1};
   std::vector<std::int64_t> dims;
   for (int i = 0; i < x.shape().rank(); ++i) {
     if (i != axis) {
-      (i < axis ? outer : inner) *= static_cast<std::size_t>(x.shape()[i]);
+      (i < axis ? size.outer : size.inner) *= x.shape()[i];
       dims.push_back(x.shape()[i]);
     }
   }
-  const auto size = static_cast<std::size_t>(x.shape()[axis]);
   Tape& tape = x.tape();
   const Tensor y = tape.Buffer(Shape(std::move(dims)));
-  tape.stream().Enqueue([from = x.tensor(), y, outer, size, inner]() -> Status {
-    const float* in = Floats(from).data();
-    for (std::size_t o = 0; o < outer; ++o) {
-      float* const out = Floats(y).data() + o * inner;
-      std::fill_n(out, inner, 0.0F);
-      for (std::size_t s = 0; s < size; ++s, in += inner) {
-        for (std::size_t i = 0; i < inner; ++i) {
-          out[i] += in[i];
-        }
-      }
-    }
-    return {};
-  });
-  return tape.Record(y, {x}, {}, [&tape, outer, size, inner](BackwardPass& pass) {
-    const ConstFloatSpan dy = pass.output_gradient();
+  tape.kernels().SumMiddle(tape.stream(), size, 1.0F, Floats(x.tensor()), Floats(y));
+  return tape.Record(y, {x}, {}, [&tape, size](BackwardPass& pass) {
     pass.Input(0, [&](FloatSpan dx) {
-      tape.stream().Enqueue([dx, dy, outer, size, inner]() -> Status {
-        float* out = dx.data();
-        for (std::size_t o = 0; o < outer; ++o) {
-          for (std::size_t s = 0; s < size; ++s, out += inner) {
-            std::copy_n(dy.data() + o * inner, inner, out);
-          }
-        }
-        return {};
-      });
+      tape.kernels().SumMiddleBackward(tape.stream(), size, 1.0F, pass.output_gradient(), dx);
     });
   });
 }

@@ -66,15 +66,13 @@ Variable GlobalAvgPool2D(const Variable& x) {
   const Shape& in = x.shape();
   RequireShape(in.rank() == 4, "GlobalAvgPool2D", in, "[batch, height, width, channels]");
   Tape& tape = x.tape();
-  const std::int64_t batch = in[0];
-  const std::int64_t area = in[1] * in[2];
-  const std::int64_t channels = in[3];
-  const Tensor y = tape.Buffer({batch, channels});
-  tape.kernels().MeanMiddle(tape.stream(), batch, area, channels, Floats(x.tensor()), Floats(y));
-  return tape.Record(y, {x}, {}, [&tape, batch, area, channels](BackwardPass& pass) {
+  const MiddleOf size{.outer = in[0], .middle = in[1] * in[2], .inner = in[3]};
+  const float scale = size.middle == 0 ? 0.0F : 1.0F / static_cast<float>(size.middle);
+  const Tensor y = tape.Buffer({size.outer, size.inner});
+  tape.kernels().SumMiddle(tape.stream(), size, scale, Floats(x.tensor()), Floats(y));
+  return tape.Record(y, {x}, {}, [&tape, size, scale](BackwardPass& pass) {
     pass.Input(0, [&](FloatSpan dx) {
-      tape.kernels().MeanMiddleBackward(tape.stream(), batch, area, channels,
-                                        pass.output_gradient(), dx);
+      tape.kernels().SumMiddleBackward(tape.stream(), size, scale, pass.output_gradient(), dx);
     });
   });
 }

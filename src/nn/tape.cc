@@ -1,5 +1,6 @@
 #include <cohort/nn/tape.h>
 
+#include <algorithm>
 #include <string>
 #include <utility>
 
@@ -8,7 +9,12 @@ namespace cohort::nn {
 float Variable::value() const {
   Require(tensor_.elements() == 1,
           "value() of a variable with one element, not of shape " + tensor_.shape().ToString());
-  return tensor_.data<float>()[0];
+  if (tensor_.space() == MemorySpace::kHost) {
+    return tensor_.data<float>()[0];
+  }
+  const Tensor copy = tape().Fetch(tensor_);
+  OrThrow(tape().Finish());
+  return copy.data<float>()[0];
 }
 
 Tape& Variable::tape() const {
@@ -30,18 +36,44 @@ Tape::~Tape() {
   for (Operation& operation : operations_) {
     operation.backward = nullptr;
   }
-  stream_.Enqueue([kept = std::move(kept_)] { return OkStatus(); });
+  if (!finished_) {
+    stream_.Enqueue([kept = std::move(kept_)] { return OkStatus(); });
+  }
 }
 
-Variable Tape::Input(Tensor tensor, bool needs_gradient) {
+Tensor Tape::Place(const Tensor& tensor) {
+  Keep(tensor);
+  if (tensor.space() == workspace_.device().memory_space()) {
+    return tensor;
+  }
+  // Through memory that the copy need not wait for: the caller's may be any.
+  Tensor staged = workspace_.TakeHost(tensor.dtype(), tensor.shape());
+  std::copy_n(tensor.raw(), tensor.bytes(), staged.raw());
+  Tensor placed = workspace_.Take(tensor.dtype(), tensor.shape());
+  workspace_.device().Copy(stream_, staged.raw(), placed.raw(), tensor.bytes());
+  Keep(std::move(staged));
+  Keep(placed);
+  return placed;
+}
+
+Tensor Tape::Fetch(const Tensor& tensor) {
+  if (tensor.space() == MemorySpace::kHost) {
+    return tensor;
+  }
+  Tensor copy = workspace_.TakeHost(tensor.dtype(), tensor.shape());
+  workspace_.device().Copy(stream_, tensor.raw(), copy.raw(), tensor.bytes());
+  Keep(tensor);
+  return copy;
+}
+
+Variable Tape::Input(const Tensor& tensor, bool needs_gradient) {
   Require(tensor.dtype() == DType::kFloat32,
           "an input of float32, not of " + std::string(DTypeName(tensor.dtype())));
-  Keep(tensor);
   Variable v;
   v.tape_ = this;
   v.node_ = static_cast<int>(nodes_.size());
+  v.tensor_ = Place(tensor);
   nodes_.push_back({.shape = tensor.shape(), .needs_gradient = needs_gradient, .leaf = true});
-  v.tensor_ = std::move(tensor);
   return v;
 }
 
@@ -124,7 +156,18 @@ void Tape::Backward(const Variable& loss, GradientSink& sink) {
 
 Status Tape::Finish(std::chrono::milliseconds timeout) {
   Status status = stream_.Synchronize(DeadlineAfter(timeout));
+  finished_ = status.code() != StatusCode::kDeadlineExceeded;
   return failed_.has_value() ? *std::exchange(failed_, std::nullopt) : status;
+}
+
+bool Tape::Drain() {
+  if (!failed_.has_value()) {
+    if (Status status = stream_.Synchronize(DeadlineAfter(std::chrono::minutes(10)));
+        !status.ok()) {
+      failed_ = std::move(status);
+    }
+  }
+  return !failed_.has_value();
 }
 
 Tensor Tape::Gradient(const Variable& input) const {
@@ -209,27 +252,18 @@ void BackwardPass::ParameterSlices(int parameter, const IndexedSlices& slices) {
   }
   const auto& parameters = tape_.operations_[static_cast<std::size_t>(operation_)].parameters;
   const int index = parameters[static_cast<std::size_t>(parameter)];
-  if (Drain()) {
+  if (tape_.Drain()) {
     tape_.sink_->AddSlices(index, slices);
   }
   Done(index);
 }
 
-void BackwardPass::Rows(int table, std::span<const std::uint64_t> ids, ConstFloatSpan values) {
-  if (Drain()) {
-    tape_.sink_->AddRows(table, ids, values);
+void BackwardPass::Rows(int table, std::span<const std::uint64_t> ids) {
+  const int output = tape_.operations_[static_cast<std::size_t>(operation_)].output;
+  const Tensor values = tape_.Fetch(tape_.nodes_[static_cast<std::size_t>(output)].gradient);
+  if (tape_.Drain()) {
+    tape_.sink_->AddRows(table, ids, Floats(values));
   }
-}
-
-// Waits until the stream has run dry; false if its work, or earlier work, failed.
-bool BackwardPass::Drain() {
-  if (!tape_.failed_.has_value()) {
-    if (Status status = tape_.stream_.Synchronize(DeadlineAfter(std::chrono::minutes(10)));
-        !status.ok()) {
-      tape_.failed_ = std::move(status);
-    }
-  }
-  return !tape_.failed_.has_value();
 }
 
 void BackwardPass::Done(int parameter) {

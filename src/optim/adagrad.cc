@@ -13,21 +13,10 @@ class AdagradRule final : public Rule<AdagradOptions> {
   float slot_initial_value(int /*slot*/) const override {
     return static_cast<float>(options_.initial_accumulator);
   }
-
- private:
-  void Update(const OptimizerUpdate& update) const override {
-    float* __restrict w = update.value.data();
-    float* __restrict a = update.slots[0].data();
-    const float* __restrict gradient = update.gradient.data();
-    const float scale = update.gradient_scale;
-    const float l2 = static_cast<float>(options_.l2);
-    const float eta = learning_rate(update.step);
-    const float epsilon = static_cast<float>(options_.epsilon);
-    for (std::size_t i = 0; i < update.value.size(); ++i) {
-      const float g = gradient[i] * scale + l2 * w[i];
-      a[i] += g * g;
-      w[i] -= eta * g / (std::sqrt(a[i]) + epsilon);
-    }
+  UpdateRule RuleAt(std::int64_t step, std::int64_t /*bias_step*/) const override {
+    return AdagradUpdate{.eta = learning_rate(step),
+                         .epsilon = static_cast<float>(options_.epsilon),
+                         .l2 = l2()};
   }
 };
 

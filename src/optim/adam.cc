@@ -6,49 +6,28 @@ namespace cohort {
 namespace optim {
 namespace {
 
-struct AdamFactors {
-  double beta1;
-  double beta2;
-  double epsilon;
-  double l2;
-  double eta;
-  double decay;  // what is taken off each value beside the adaptive step, as a share of it
-};
-
 // The bias corrections are the same for every element: eta / (1 - b1^t) and 1 / sqrt(1 - b2^t) are
 // taken out of the loop.
-void AdamPass(const OptimizerUpdate& update, const AdamFactors& f) {
-  float* __restrict w = update.value.data();
-  float* __restrict m = update.slots[0].data();
-  float* __restrict v = update.slots[1].data();
-  const float* __restrict gradient = update.gradient.data();
-  const auto t = static_cast<double>(update.bias_step > 0 ? update.bias_step : update.step);
-  const float scale = update.gradient_scale;
-  const float l2 = static_cast<float>(f.l2);
-  const float beta1 = static_cast<float>(f.beta1);
-  const float beta2 = static_cast<float>(f.beta2);
-  const float fresh1 = static_cast<float>(1 - f.beta1);
-  const float fresh2 = static_cast<float>(1 - f.beta2);
-  const float rate = static_cast<float>(f.eta / (1 - std::pow(f.beta1, t)));
-  const float root = static_cast<float>(1 / std::sqrt(1 - std::pow(f.beta2, t)));
-  const float epsilon = static_cast<float>(f.epsilon);
-  const float decay = static_cast<float>(f.decay);
-  for (std::size_t i = 0; i < update.value.size(); ++i) {
-    const float g = gradient[i] * scale + l2 * w[i];
-    m[i] = beta1 * m[i] + fresh1 * g;
-    v[i] = beta2 * v[i] + fresh2 * g * g;
-    w[i] -= rate * m[i] / (std::sqrt(v[i]) * root + epsilon) + decay * w[i];
-  }
+template <typename Options>
+AdamUpdate AdamAt(const Options& options, double eta, double decay, std::int64_t t) {
+  const auto power = static_cast<double>(t);
+  return {.beta1 = static_cast<float>(options.beta1),
+          .beta2 = static_cast<float>(options.beta2),
+          .fresh1 = static_cast<float>(1 - options.beta1),
+          .fresh2 = static_cast<float>(1 - options.beta2),
+          .rate = static_cast<float>(eta / (1 - std::pow(options.beta1, power))),
+          .root = static_cast<float>(1 / std::sqrt(1 - std::pow(options.beta2, power))),
+          .epsilon = static_cast<float>(options.epsilon),
+          .l2 = static_cast<float>(options.l2),
+          .decay = static_cast<float>(decay)};
 }
 
 class AdamRule final : public Rule<AdamOptions> {
  public:
   explicit AdamRule(AdamOptions options) : Rule("adam", options, {"m", "v"}) {}
 
- private:
-  void Update(const OptimizerUpdate& update) const override {
-    AdamPass(update, {options_.beta1, options_.beta2, options_.epsilon, options_.l2,
-                      options_.learning_rate.At(update.step), 0});
+  UpdateRule RuleAt(std::int64_t step, std::int64_t bias_step) const override {
+    return AdamAt(options_, options_.learning_rate.At(step), 0, bias_step > 0 ? bias_step : step);
   }
 };
 
@@ -56,11 +35,9 @@ class AdamWRule final : public Rule<AdamWOptions> {
  public:
   explicit AdamWRule(AdamWOptions options) : Rule("adamw", options, {"m", "v"}) {}
 
- private:
-  void Update(const OptimizerUpdate& update) const override {
-    const double eta = options_.learning_rate.At(update.step);
-    AdamPass(update, {options_.beta1, options_.beta2, options_.epsilon, options_.l2, eta,
-                      eta * options_.weight_decay});
+  UpdateRule RuleAt(std::int64_t step, std::int64_t bias_step) const override {
+    const double eta = options_.learning_rate.At(step);
+    return AdamAt(options_, eta, eta * options_.weight_decay, bias_step > 0 ? bias_step : step);
   }
 };
 

@@ -1,32 +1,12 @@
 #include <cohort/optim/gradients.h>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <limits>
 #include <numeric>
 #include <string>
 
 namespace cohort {
-
-double SquaredNorm(std::span<const float> values) {
-  // Eight running sums, for the vector units; which element goes to which depends on its position
-  // only.
-  constexpr std::size_t kLanes = 8;
-  std::array<double, kLanes> sums{};
-  const std::size_t whole = values.size() / kLanes * kLanes;
-  for (std::size_t i = 0; i < whole; i += kLanes) {
-    for (std::size_t lane = 0; lane < kLanes; ++lane) {
-      const double x = values[i + lane];
-      sums[lane] += x * x;
-    }
-  }
-  for (std::size_t i = whole; i < values.size(); ++i) {
-    const double x = values[i];
-    sums[i - whole] += x * x;
-  }
-  return std::accumulate(sums.begin(), sums.end(), 0.0);
-}
 
 double ClipFactor(double squared_norm, double clip_norm) {
   if (!std::isfinite(squared_norm)) {

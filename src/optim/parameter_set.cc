@@ -110,6 +110,20 @@ std::span<const float> ParameterSet::all() const {
   return arena_.data<float>();
 }
 
+ParameterSet ParameterSet::CopyOn(Device& device, Stream& stream) const {
+  Require(built_, "a copy of a set after Build");
+  ParameterSet copy;
+  copy.parameters_ = parameters_;
+  copy.tables_ = tables_;
+  copy.rows_ = rows_;
+  copy.arena_elements_ = arena_elements_;
+  copy.arena_ = Tensor(DType::kFloat32, arena_.shape(),
+                       device.Allocate(arena_.bytes(), "parameters"), device.memory_space());
+  copy.built_ = true;
+  device.Copy(stream, arena_.raw(), copy.arena_.raw(), arena_.bytes());
+  return copy;
+}
+
 std::uint64_t ParameterSet::Fingerprint() const {
   std::uint64_t hash = Hash64("parameters");
   for (const Parameter& p : parameters_) {

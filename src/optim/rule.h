@@ -6,6 +6,7 @@
 #include <cohort/optim/optimizers.h>
 #include <cohort/optim/row_optimizer.h>
 
+#include <algorithm>
 #include <functional>
 #include <string>
 #include <string_view>
@@ -88,11 +89,16 @@ class Rule : public Optimizer {
     for (const std::span<float>& slot : update.slots) {
       Require(slot.size() == update.value.size(), "slots as long as the values");
     }
-    Update(update);
+    UpdatePart part{.value = update.value,
+                    .gradient = update.gradient,
+                    .slots = {},
+                    .gradient_scale = update.gradient_scale};
+    std::ranges::copy(update.slots, part.slots.begin());
+    UpdateOnHost(RuleAt(update.step, update.bias_step), part);
   }
 
  protected:
-  virtual void Update(const OptimizerUpdate& update) const = 0;
+  float l2() const { return static_cast<float>(options_.l2); }
 
   Options options_;
 

@@ -11,42 +11,16 @@ class SgdRule final : public Rule<SgdOptions> {
              options.momentum > 0 ? std::vector<std::string_view>{"momentum"}
                                   : std::vector<std::string_view>{}) {}
 
- private:
-  void Update(const OptimizerUpdate& update) const override {
+  UpdateRule RuleAt(std::int64_t step, std::int64_t /*bias_step*/) const override {
+    const float eta = learning_rate(step);
+    const auto mu = static_cast<float>(options_.momentum);
     if (num_slots() == 0) {
-      Plain(update);
-    } else if (options_.nesterov) {
-      WithMomentum<true>(update);
-    } else {
-      WithMomentum<false>(update);
+      return SgdUpdate{.eta = eta, .l2 = l2()};
     }
-  }
-
-  void Plain(const OptimizerUpdate& update) const {
-    float* __restrict w = update.value.data();
-    const float* __restrict gradient = update.gradient.data();
-    const float scale = update.gradient_scale;
-    const float l2 = static_cast<float>(options_.l2);
-    const float eta = learning_rate(update.step);
-    for (std::size_t i = 0; i < update.value.size(); ++i) {
-      w[i] -= eta * (gradient[i] * scale + l2 * w[i]);
+    if (options_.nesterov) {
+      return MomentumUpdate<true>{.eta = eta, .mu = mu, .l2 = l2()};
     }
-  }
-
-  template <bool kNesterov>
-  void WithMomentum(const OptimizerUpdate& update) const {
-    float* __restrict w = update.value.data();
-    float* __restrict v = update.slots[0].data();
-    const float* __restrict gradient = update.gradient.data();
-    const float scale = update.gradient_scale;
-    const float l2 = static_cast<float>(options_.l2);
-    const float eta = learning_rate(update.step);
-    const float mu = static_cast<float>(options_.momentum);
-    for (std::size_t i = 0; i < update.value.size(); ++i) {
-      const float push = eta * (gradient[i] * scale + l2 * w[i]);
-      v[i] = mu * v[i] - push;
-      w[i] += kNesterov ? mu * v[i] - push : v[i];
-    }
+    return MomentumUpdate<false>{.eta = eta, .mu = mu, .l2 = l2()};
   }
 };
 

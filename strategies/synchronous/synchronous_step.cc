@@ -90,7 +90,8 @@ Result<ReplicaResult> SynchronousStrategy::Call(int thread, int replica, const d
                          .parameters = *parameters_,
                          .gradients = train ? reducer_->sink(thread) : none,
                          .stream = *streams_[static_cast<std::size_t>(thread)],
-                         .intra_op_threads = intra_op_threads_};
+                         .intra_op_threads = intra_op_threads_,
+                         .local_replica = replica};
   COHORT_ASSIGN_OR_RETURN(ReplicaResult result, fn(context, part));
   CheckResult(thread, result, purpose);
   return result;

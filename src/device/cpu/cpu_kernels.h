@@ -36,10 +36,10 @@ class CpuKernels final : public Kernels {
   void SumRows(Stream& stream, RowsOf size, ConstFloatSpan x, FloatSpan sums) override;
   void ReluBackwardSumRows(Stream& stream, RowsOf size, ConstFloatSpan y, FloatSpan dy,
                            FloatSpan sums) override;
-  void MeanMiddle(Stream& stream, std::int64_t outer, std::int64_t middle, std::int64_t inner,
-                  ConstFloatSpan x, FloatSpan y) override;
-  void MeanMiddleBackward(Stream& stream, std::int64_t outer, std::int64_t middle,
-                          std::int64_t inner, ConstFloatSpan dy, FloatSpan dx) override;
+  void SumMiddle(Stream& stream, const MiddleOf& size, float scale, ConstFloatSpan x,
+                 FloatSpan y) override;
+  void SumMiddleBackward(Stream& stream, const MiddleOf& size, float scale, ConstFloatSpan dy,
+                         FloatSpan dx) override;
   void Softmax(Stream& stream, RowsOf size, ConstFloatSpan x, FloatSpan y) override;
   void SoftmaxBackward(Stream& stream, RowsOf size, ConstFloatSpan y, ConstFloatSpan dy,
                        FloatSpan dx) override;
@@ -74,6 +74,9 @@ class CpuKernels final : public Kernels {
                                    ConstFloatSpan dloss, FloatSpan dx) override;
   void MeanSquaredErrorBackward(Stream& stream, const LossArguments& l, ConstFloatSpan loss,
                                 ConstFloatSpan dloss, FloatSpan dx) override;
+
+  void Update(Stream& stream, const UpdateRule& rule, std::span<const UpdatePart> parts) override;
+  void SumSquares(Stream& stream, ConstFloatSpan x, std::span<double> sum) override;
 
  private:
   // Puts `work` (returning nothing, or a Status) on the stream, with this table's threads.

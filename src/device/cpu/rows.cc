@@ -63,10 +63,10 @@ void CpuKernels::ReluBackwardSumRows(Stream& stream, RowsOf size, ConstFloatSpan
   });
 }
 
-void CpuKernels::MeanMiddle(Stream& stream, std::int64_t outer, std::int64_t middle,
-                            std::int64_t inner, ConstFloatSpan x, FloatSpan y) {
+void CpuKernels::SumMiddle(Stream& stream, const MiddleOf& size, float scale, ConstFloatSpan x,
+                           FloatSpan y) {
   Put(stream, [=] {
-    const float scale = middle == 0 ? 0.0F : 1.0F / static_cast<float>(middle);
+    const auto [outer, middle, inner] = size;
     ParallelFor(outer, RowGrain(middle * inner), [&](std::int64_t begin, std::int64_t end, int) {
       for (std::int64_t o = begin; o < end; ++o) {
         float* __restrict sum = y.data() + o * inner;
@@ -85,10 +85,10 @@ void CpuKernels::MeanMiddle(Stream& stream, std::int64_t outer, std::int64_t mid
   });
 }
 
-void CpuKernels::MeanMiddleBackward(Stream& stream, std::int64_t outer, std::int64_t middle,
-                                    std::int64_t inner, ConstFloatSpan dy, FloatSpan dx) {
+void CpuKernels::SumMiddleBackward(Stream& stream, const MiddleOf& size, float scale,
+                                   ConstFloatSpan dy, FloatSpan dx) {
   Put(stream, [=] {
-    const float scale = middle == 0 ? 0.0F : 1.0F / static_cast<float>(middle);
+    const auto [outer, middle, inner] = size;
     ParallelFor(outer * middle, RowGrain(inner), [&](std::int64_t begin, std::int64_t end, int) {
       for (std::int64_t r = begin; r < end; ++r) {
         const float* __restrict from = dy.data() + r / middle * inner;

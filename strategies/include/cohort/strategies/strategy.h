@@ -33,7 +33,7 @@
 #include <cohort/core/status.h>
 #include <cohort/core/tensor.h>
 #include <cohort/data/dataset.h>
-#include <cohort/device/stream.h>
+#include <cohort/device/device.h>
 #include <cohort/optim/gradient_sink.h>
 #include <cohort/optim/optimizer.h>
 #include <cohort/optim/parameter_set.h>
@@ -107,6 +107,8 @@ struct ReplicaContext {
   GradientSink& gradients;
   Stream& stream;            // the replica's compute stream
   int intra_op_threads = 1;  // that its operations may use
+  int local_replica = 0;     // among those of this process
+  std::shared_ptr<Device> device = CpuDevice();  // whose memory `parameters` and gradients are in
 };
 
 // What a step function returns of its part: sums, so that parts add up.

@@ -68,7 +68,9 @@ class Kernels {
   virtual MatMulPlan& MatMul(const MatMulSpec& spec) = 0;
   virtual ConvPlan& Conv(const ConvSpec& spec) = 0;
   virtual PoolPlan& Pool(const PoolSpec& spec) = 0;
-  virtual AttentionPlan& Attention(const AttentionSpec& spec) = 0;
+  virtual AttentionPlan& Attention(const AttentionSpec& /*spec*/) {
+    throw ContractError("this device has no attention");
+  }
 
   // --- element by element; an output may be any input
   virtual void Fill(Stream& stream, FloatSpan y, float value) = 0;

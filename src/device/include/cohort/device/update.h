@@ -113,4 +113,10 @@ struct UpdatePart {
   float gradient_scale = 1.0F;
 };
 
+// On the calling thread, of memory that the host reads.
+void UpdateOnHost(const UpdateRule& rule, const UpdatePart& part);
+// The sum of squares, added up in double in an order that depends on the length only: the same bits
+// on every machine. Sum the results of several spans in an agreed order.
+double SquaredNorm(std::span<const float> values);
+
 }  // namespace cohort

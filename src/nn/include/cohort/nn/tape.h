@@ -39,7 +39,9 @@ class Variable {
  public:
   const Shape& shape() const { return tensor_.shape(); }
   const Tensor& tensor() const { return tensor_; }
-  float value() const;  // of a variable with one element
+  // Of a variable with one element, after Finish; of one in a device's memory a copy that the host
+  // waits for.
+  float value() const;
   Tape& tape() const;
 
  private:
@@ -79,13 +81,12 @@ class BackwardPass {
   void Parameter(int parameter, const Write& write);
   // The same with rows; waits for the stream first, since the sink may read them at once.
   void ParameterSlices(int parameter, const IndexedSlices& slices);
-  // The gradients of rows of a table; waits for the stream first.
-  void Rows(int table, std::span<const std::uint64_t> ids, ConstFloatSpan values);
+  // The output's gradient is that of these rows of a table; waits for the stream first.
+  void Rows(int table, std::span<const std::uint64_t> ids);
 
  private:
   friend class Tape;
   BackwardPass(Tape& tape, int operation) : tape_(tape), operation_(operation) {}
-  bool Drain();
   void Done(int parameter);
 
   Tape& tape_;
@@ -100,8 +101,9 @@ class Tape {
   Tape(const Tape&) = delete;
   Tape& operator=(const Tape&) = delete;
 
-  // A constant; float32. With `needs_gradient`, Backward computes Gradient(variable) too.
-  Variable Input(Tensor tensor, bool needs_gradient = false);
+  // A constant; float32, of the host's memory or the device's. With `needs_gradient`, Backward
+  // computes Gradient(variable) too.
+  Variable Input(const Tensor& tensor, bool needs_gradient = false);
   // Puts the backward pass on the stream, once per tape. `loss` has one element. Every trainable
   // parameter becomes Ready exactly once: at its last use, or at the end if the loss does not
   // depend on it.
@@ -109,8 +111,15 @@ class Tape {
   // Blocks until all has run; the first error of this tape's work.
   Status Finish(std::chrono::milliseconds timeout = std::chrono::minutes(10));
   Tensor Gradient(const Variable& input) const;
+  // The elements in the host's memory, there after Finish: the tensor itself where the device
+  // shares the host's memory, otherwise a copy.
+  Tensor Fetch(const Tensor& tensor);
+  Tensor Fetch(const Variable& variable) { return Fetch(variable.tensor()); }
 
   // --- for operations
+  // The tensor in the device's memory: itself if that is where it is, otherwise a copy put on the
+  // stream. Kept until the stream is past this tape's work.
+  Tensor Place(const Tensor& tensor);
   using BackwardFunction = std::function<void(BackwardPass&)>;
   // A variable made of `inputs` and `parameters` (indices in the set). Both keep their order in the
   // numbers that BackwardPass takes. `trains_rows`: of a table too.
@@ -119,7 +128,12 @@ class Tape {
   // Memory for an output or for something between; freed with its last handle.
   Tensor Buffer(const Shape& shape) { return workspace_.Take(DType::kFloat32, shape); }
   // Keeps memory until the stream is past this tape's work.
-  void Keep(Tensor tensor) { kept_.push_back(std::move(tensor)); }
+  void Keep(Tensor tensor) {
+    finished_ = false;
+    kept_.push_back(std::move(tensor));
+  }
+  // Blocks until the stream has run dry; false if its work, or earlier work, failed.
+  bool Drain();
   // The parameter's values, which must have this shape.
   ConstFloatSpan Value(int parameter, const Shape& shape) const;
 
@@ -156,6 +170,7 @@ class Tape {
   std::vector<Operation> operations_;
   std::vector<Tensor> kept_;
   std::optional<Status> failed_;  // an error that the stream told before Finish
+  bool finished_ = false;         // nothing of this tape is left on the stream
   // During Backward.
   GradientSink* sink_ = nullptr;
   std::vector<bool> reached_;   // by node: the loss depends on it

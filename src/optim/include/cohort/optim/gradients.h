@@ -9,13 +9,10 @@
 #include <vector>
 
 #include <cohort/core/status.h>
+#include <cohort/device/update.h>
 #include <cohort/optim/gradient_sink.h>
 
 namespace cohort {
-
-// The sum of squares, added up in double in an order that depends on the length only: the same bits
-// on every machine. Sum the results of several spans in an agreed order.
-double SquaredNorm(std::span<const float> values);
 
 // What to scale a gradient by, so that its norm is at most `clip_norm`: min(1, clip_norm / norm).
 // 1 if clip_norm is 0 (no clipping). NaN if the norm is not finite: a broken gradient shows.

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include <cohort/core/status.h>
+#include <cohort/device/update.h>
 
 namespace cohort {
 
@@ -42,6 +43,8 @@ class Optimizer {
   // clipping. The caller computes the norm and folds the factor into gradient_scale.
   virtual float global_clip_norm() const { return 0.0F; }
   virtual void Apply(const OptimizerUpdate& update) const = 0;
+  // The rule of update `step`, for a device to run (Kernels::Update): what Apply does.
+  virtual UpdateRule RuleAt(std::int64_t step, std::int64_t bias_step = 0) const = 0;
   // Everything needed to make the same rule elsewhere (a parameter server, a resumed run):
   // MakeOptimizer(config()).
   virtual std::string config()

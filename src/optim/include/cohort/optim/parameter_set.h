@@ -9,6 +9,8 @@
 // Beside parameters a model may declare sparse tables, whose rows are not in the arena: they are
 // where the strategy keeps them, and looked up by id.
 //
+// A copy of a set may lie in a device's memory (CopyOn): its spans are for that device's kernels.
+//
 // Thread rules: declare from one thread. After Build, values may be read from any thread; who may
 // write, and when, is the strategy's business (between steps, or where a step's contract says).
 
@@ -22,6 +24,7 @@
 #include <vector>
 
 #include <cohort/core/tensor.h>
+#include <cohort/device/device.h>
 #include <cohort/optim/table_spec.h>
 
 namespace cohort {
@@ -81,6 +84,10 @@ class ParameterSet {
   std::span<const float> value(int parameter) const;
   std::span<float> all();  // the arena, padding (zeros) included
   std::span<const float> all() const;
+  // The same declarations over memory of that device, with the same values once the stream has got
+  // so far; this set must keep its until then. Rows of tables stay where SetRows of either says.
+  ParameterSet CopyOn(Device& device, Stream& stream) const;
+  MemorySpace memory_space() const { return arena_.space(); }
   // Of names, shapes, order, which are trainable, and the tables.
   std::uint64_t Fingerprint() const;
 
