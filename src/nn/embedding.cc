@@ -53,22 +53,21 @@ Variable Embedding::operator()(Tape& tape, const Tensor& ids) const {
                         Floats(y));
   // A sink takes rows from the host's memory.
   const bool sparse = sparse_ && placed.space() == MemorySpace::kHost;
-  return tape.Record(y, {}, {table_},
-                     [&tape, indices, table, sparse](BackwardPass& pass) {
-                       const ConstFloatSpan dy = pass.output_gradient();
-                       if (!sparse) {
-                         pass.Parameter(0, [&](FloatSpan dtable) {
-                           tape.kernels().ScatterAdd(tape.stream(), indices, table, dy, dtable);
-                         });
-                         return;
-                       }
-                       // The ids came from the host, where the sink will read them.
-                       std::vector<std::int64_t> rows(static_cast<std::size_t>(indices.size));
-                       for (std::int64_t i = 0; i < indices.size; ++i) {
-                         rows[static_cast<std::size_t>(i)] = indices.At(i);
-                       }
-                       pass.ParameterSlices(0, {.indices = rows, .values = dy});
-                     });
+  return tape.Record(y, {}, {table_}, [&tape, indices, table, sparse](BackwardPass& pass) {
+    const ConstFloatSpan dy = pass.output_gradient();
+    if (!sparse) {
+      pass.Parameter(0, [&](FloatSpan dtable) {
+        tape.kernels().ScatterAdd(tape.stream(), indices, table, dy, dtable);
+      });
+      return;
+    }
+    // The ids came from the host, where the sink will read them.
+    std::vector<std::int64_t> rows(static_cast<std::size_t>(indices.size));
+    for (std::int64_t i = 0; i < indices.size; ++i) {
+      rows[static_cast<std::size_t>(i)] = indices.At(i);
+    }
+    pass.ParameterSlices(0, {.indices = rows, .values = dy});
+  });
 }
 
 // Of a sparse table: its rows come from where the strategy has them, on the stream.
@@ -106,10 +105,7 @@ Variable Embedding::LookUp(Tape& tape, const Tensor& ids) const {
     tape.Keep(found);
   }
   return tape.Record(
-      y, {}, {},
-      [table = table_, wanted](BackwardPass& pass) {
-        pass.Rows(table, *wanted);
-      },
+      y, {}, {}, [table = table_, wanted](BackwardPass& pass) { pass.Rows(table, *wanted); },
       /*trains_rows=*/true);
 }
 
