@@ -273,7 +273,7 @@ TEST_P(DeviceConformance, MemoryKeepsTheDeviceAlive) {
 
 TEST_P(DeviceConformance, CopiesToAndFromAndWithinTheDevice) {
   for (const std::size_t count : {std::size_t{0}, std::size_t{1}, std::size_t{1001},
-                                  std::size_t{large() ? 64 << 20 : 1 << 16}}) {
+                                  std::size_t{large() ? 64U << 20 : 1U << 16}}) {
     const std::vector<std::byte> bytes = Bytes(count, count);
     const auto pinned = device().AllocateHost(count, "a test");
     const auto a = device().Allocate(count, "a test");
