@@ -558,6 +558,8 @@ class CudnnConv final : public ConvPlan {
 std::unique_ptr<ConvPlan> MakeConv(Libraries& libraries, const ConvSpec& spec) {
   Require(spec.groups > 0 && spec.in % spec.groups == 0 && spec.out % spec.groups == 0,
           "a convolution's channels divide into its groups");
+  Require(spec.out_height() >= 0 && spec.out_width() >= 0,
+          "a convolution's kernel is no larger than its padded input");
   return std::make_unique<CudnnConv>(libraries, spec);
 }
 
