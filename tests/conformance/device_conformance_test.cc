@@ -4,12 +4,18 @@
 
 #include <cstdio>
 
+#include "testing/far_device.h"
+
 namespace cohort::testing {
 namespace {
 
-std::vector<DeviceCase> Cases() {
+std::vector<DeviceCase> FindCases() {
   std::vector<DeviceCase> cases = {
-      {.name = "Cpu", .make = CpuDevice, .threads = 2, .inline_streams = true}};
+      {.name = "Cpu", .make = CpuDevice, .threads = 2, .inline_streams = true},
+      {.name = "Far", .make = [] {
+         static const std::shared_ptr<Device> far = MakeFarDevice();
+         return far;
+       }}};
   const auto gpus = OpenDevices("cuda");
   if (!gpus.ok()) {
     std::fprintf(stderr, "device conformance without a GPU: %s\n",
@@ -21,6 +27,12 @@ std::vector<DeviceCase> Cases() {
     name.erase(name.find(':'), 1);
     cases.push_back({.name = name, .make = [gpu] { return gpu; }, .large = true});
   }
+  return cases;
+}
+
+// Looked for once.
+const std::vector<DeviceCase>& Cases() {
+  static const std::vector<DeviceCase> cases = FindCases();
   return cases;
 }
 
