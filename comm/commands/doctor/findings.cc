@@ -175,7 +175,8 @@ std::string Bytes(std::uint64_t bytes) {
   for (; value >= 1024 && unit + 1 < kUnits.size(); ++unit) {
     value /= 1024;
   }
-  return fmt::format(unit == 0 ? "{:.0f} {}" : "{:.1f} {}", value, kUnits[unit]);
+  return unit == 0 ? fmt::format("{:.0f} {}", value, kUnits[unit])
+                   : fmt::format("{:.1f} {}", value, kUnits[unit]);
 }
 
 }  // namespace cohort::doctor
