@@ -173,7 +173,7 @@ std::string Bytes(std::uint64_t bytes) {
   for (; value >= 1024 && unit + 1 < kUnits.size(); ++unit) {
     value /= 1024;
   }
-  return fmt::format(unit == 0 ? "{:.0f} {}" : "{:.1f} {}", value, kUnits[unit]);
+  return fmt::format("{:.{}f} {}", value, unit == 0 ? 0 : 1, kUnits[unit]);
 }
 
 }  // namespace cohort::doctor
