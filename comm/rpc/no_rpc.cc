@@ -6,7 +6,8 @@ namespace cohort {
 namespace {
 
 Status NoRpc() {
-  return FailedPrecondition("the coordination service: built without gRPC [build with COHORT_RPC=ON]");
+  return FailedPrecondition(
+      "the coordination service: built without gRPC [build with COHORT_RPC=ON]");
 }
 
 }  // namespace

@@ -83,8 +83,7 @@ class JobMembership final : public Membership {
 
   int num_row_servers() const override { return config_.cluster.Count(TaskType::kPs); }
 
-  Result<std::unique_ptr<StepRows>> ConnectRows(const ps::ModelSpec& model,
-                                                int threads) override {
+  Result<std::unique_ptr<StepRows>> ConnectRows(const ps::ModelSpec& model, int threads) override {
     std::vector<std::string> addresses;
     for (int s = 0; s < model.servers; ++s) {
       COHORT_ASSIGN_OR_RETURN(const std::string address,

@@ -244,8 +244,8 @@ TEST(Doctor, AdvisesOnWhatIsSlowOrTight) {
   EXPECT_THAT(Found(facts), AllOf(HasSubstr("advice: "), HasSubstr("(0 and 1)")));
   facts = Sound();
   facts.machine.shm_size = std::uint64_t{64} << 20;
-  EXPECT_THAT(Found(facts), AllOf(HasSubstr("advice: /dev/shm has 64.0 MiB"),
-                                  HasSubstr("--shm-size")));
+  EXPECT_THAT(Found(facts),
+              AllOf(HasSubstr("advice: /dev/shm has 64.0 MiB"), HasSubstr("--shm-size")));
   facts.machine.shm_size = 0;
   EXPECT_THAT(Found(facts), HasSubstr("advice: there is no /dev/shm"));
   facts.mpi = "";

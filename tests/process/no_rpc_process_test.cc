@@ -17,8 +17,7 @@ struct Ended {
   std::string out;
   std::string err;
 };
-Ended Run(const std::vector<std::string>& argv,
-          Variables environment = {}) {
+Ended Run(const std::vector<std::string>& argv, Variables environment = {}) {
   ProcessCluster cluster;
   environment["OMP_NUM_THREADS"] = "1";
   cluster.Start("program", argv, environment);

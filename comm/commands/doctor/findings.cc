@@ -29,8 +29,8 @@ class Findings {
 int Major(int cuda) { return cuda / 1000; }
 
 // cuBLAS and cuDNN, where there is a GPU to use them.
-void LookAtLibrary(const char* name, const GpuReport::Library& library,
-                   std::string (*version)(int), int runtime, Findings& findings) {
+void LookAtLibrary(const char* name, const GpuReport::Library& library, std::string (*version)(int),
+                   int runtime, Findings& findings) {
   if (library.cuda != 0 && Major(library.cuda) != Major(runtime)) {
     findings.Problem(fmt::format("{} {} is for CUDA {}, this build is for CUDA {}", name,
                                  version(library.found), Major(library.cuda), Major(runtime)),
@@ -53,15 +53,14 @@ void LookAtGpus(const Facts& facts, Findings& findings) {
     return;
   }
   if (report.driver != 0 && Major(report.driver) < Major(report.runtime)) {
-    findings.Problem(
-        fmt::format("the NVIDIA driver can do CUDA {}, this build needs {}.0",
-                    CudaVersion(report.driver), Major(report.runtime)),
-        fmt::format("update the driver, or build with CUDA {}", Major(report.driver)));
+    findings.Problem(fmt::format("the NVIDIA driver can do CUDA {}, this build needs {}.0",
+                                 CudaVersion(report.driver), Major(report.runtime)),
+                     fmt::format("update the driver, or build with CUDA {}", Major(report.driver)));
   } else if (report.driver == 0 && facts.machine.nvidia_driver) {
-    findings.Problem("the kernel has an NVIDIA driver, but libcuda.so.1 cannot be used: " +
-                         report.error,
-                     "install the driver's libraries of the same version; in a container, start it "
-                     "with --gpus all");
+    findings.Problem(
+        "the kernel has an NVIDIA driver, but libcuda.so.1 cannot be used: " + report.error,
+        "install the driver's libraries of the same version; in a container, start it "
+        "with --gpus all");
   }
   for (std::size_t g = 0; g < report.gpus.size(); ++g) {
     const GpuReport::Gpu& gpu = report.gpus[g];
@@ -71,9 +70,8 @@ void LookAtGpus(const Facts& facts, Findings& findings) {
       findings.Problem(name + " cannot be used: " + gpu.error,
                        "see what nvidia-smi says of it, and whether another process has it alone");
     } else if (!gpu.has_code) {
-      findings.Problem(
-          name + ": this build has no code for it",
-          fmt::format("build with -DCOHORT_CUDA_ARCH={}{}", gpu.major, gpu.minor));
+      findings.Problem(name + ": this build has no code for it",
+                       fmt::format("build with -DCOHORT_CUDA_ARCH={}{}", gpu.major, gpu.minor));
     }
   }
   std::string apart;
@@ -175,8 +173,7 @@ std::string Bytes(std::uint64_t bytes) {
   for (; value >= 1024 && unit + 1 < kUnits.size(); ++unit) {
     value /= 1024;
   }
-  return unit == 0 ? fmt::format("{:.0f} {}", value, kUnits[unit])
-                   : fmt::format("{:.1f} {}", value, kUnits[unit]);
+  return fmt::format("{:.{}f} {}", value, unit == 0 ? 0 : 1, kUnits[unit]);
 }
 
 }  // namespace cohort::doctor

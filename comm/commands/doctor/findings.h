@@ -34,9 +34,9 @@ std::vector<Finding> FindingsOf(const Facts& facts);
 // Why there is no GPU to train on, in one line; empty where there is one.
 std::string NoGpus(const Facts& facts);
 
-std::string CudaVersion(int version);           // 12040: "12.4"
-std::string Bytes(std::uint64_t bytes);         // "64.0 MiB"
-std::string CublasVersion(int version);         // 120402: "12.4.2"
-std::string CudnnVersion(int version);          // 91900: "9.19.0"; 8907: "8.9.7"
+std::string CudaVersion(int version);    // 12040: "12.4"
+std::string Bytes(std::uint64_t bytes);  // "64.0 MiB"
+std::string CublasVersion(int version);  // 120402: "12.4.2"
+std::string CudnnVersion(int version);   // 91900: "9.19.0"; 8907: "8.9.7"
 
 }  // namespace cohort::doctor

@@ -9,11 +9,11 @@
 namespace cohort::doctor {
 
 struct Machine {
-  std::string kernel;  // "Linux 6.1.0-18-amd64"
-  std::string cpu;     // "AMD EPYC 9R14"; empty where the machine does not say
-  int cores = 0;       // that are on
-  int usable = 0;      // of these, by this process
-  double quota = 0;    // of a container, in cores; 0: none
+  std::string kernel;                     // "Linux 6.1.0-18-amd64"
+  std::string cpu;                        // "AMD EPYC 9R14"; empty where the machine does not say
+  int cores = 0;                          // that are on
+  int usable = 0;                         // of these, by this process
+  double quota = 0;                       // of a container, in cores; 0: none
   std::vector<std::string> instructions;  // "avx2", of those that matter to training
   int numa_nodes = 1;
 

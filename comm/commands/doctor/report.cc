@@ -37,8 +37,8 @@ std::string CpuText(const Machine& machine) {
     text += fmt::format(", the time of {:.4g}", machine.quota);
   }
   text += fmt::format(", {} NUMA node{}", machine.numa_nodes, machine.numa_nodes == 1 ? "" : "s");
-  text += fmt::format("\n{:<12}{}", "", OrNone(fmt::format("{}", fmt::join(machine.instructions,
-                                                                             " "))));
+  text += fmt::format("\n{:<12}{}", "",
+                      OrNone(fmt::format("{}", fmt::join(machine.instructions, " "))));
   return text;
 }
 
@@ -65,10 +65,10 @@ std::string GpuText(const GpuReport& report) {
   std::string text;
   for (std::size_t g = 0; g < report.gpus.size(); ++g) {
     const GpuReport::Gpu& gpu = report.gpus[g];
-    text += Row(g == 0 ? "GPUs" : "",
-                fmt::format("{}: {}, {}, compute capability {}.{}, {}{}", g, gpu.name,
-                            Bytes(gpu.memory), gpu.major, gpu.minor, gpu.bus,
-                            gpu.has_code ? "" : ", not for this build"));
+    text +=
+        Row(g == 0 ? "GPUs" : "", fmt::format("{}: {}, {}, compute capability {}.{}, {}{}", g,
+                                              gpu.name, Bytes(gpu.memory), gpu.major, gpu.minor,
+                                              gpu.bus, gpu.has_code ? "" : ", not for this build"));
   }
   if (report.gpus.size() > 1) {
     for (std::size_t g = 0; g < report.gpus.size(); ++g) {
@@ -118,19 +118,18 @@ std::string ToText(const Facts& facts, const std::vector<Finding>& findings) {
   text += Row("system", machine.kernel);
   text += Row("CPU", CpuText(machine));
   text += Row("memory", MemoryText(machine));
-  text += Row("/dev/shm", machine.shm_size == 0 ? "none"
-                                                : Bytes(machine.shm_size) + ", " +
-                                                      Bytes(machine.shm_free) + " free");
+  text += Row("/dev/shm", machine.shm_size == 0
+                              ? "none"
+                              : Bytes(machine.shm_size) + ", " + Bytes(machine.shm_free) + " free");
   text += Row("huge pages", HugePagesText(machine));
   text += Row("MPI", facts.mpi.empty() ? "none in this build" : facts.mpi);
-  text += Row("gRPC", facts.rpc.grpc.empty()
-                          ? "none in this build"
-                          : facts.rpc.grpc + ", protobuf " + facts.rpc.protobuf);
+  text += Row("gRPC", facts.rpc.grpc.empty() ? "none in this build"
+                                             : facts.rpc.grpc + ", protobuf " + facts.rpc.protobuf);
   if (gpus.built) {
-    text += Row("CUDA", fmt::format("{} in this build, {}", CudaVersion(gpus.runtime),
-                                    gpus.driver == 0
-                                        ? "no driver"
-                                        : "the driver can do " + CudaVersion(gpus.driver)));
+    text += Row("CUDA",
+                fmt::format("{} in this build, {}", CudaVersion(gpus.runtime),
+                            gpus.driver == 0 ? "no driver"
+                                             : "the driver can do " + CudaVersion(gpus.driver)));
     text += Row("cuBLAS", LibraryText(gpus.cublas, CublasVersion));
     text += Row("cuDNN", LibraryText(gpus.cudnn, CudnnVersion));
     text += Row("NCCL", facts.nccl.ok() ? *facts.nccl : "not found");

@@ -1,4 +1,5 @@
-// Jobs of several processes that cannot begin. Those that can: tests/process/strategy_process_test.cc.
+// Jobs of several processes that cannot begin. Those that can:
+// tests/process/strategy_process_test.cc.
 #include <cohort/strategies/strategy.h>
 
 #include <gmock/gmock.h>

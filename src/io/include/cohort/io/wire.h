@@ -139,8 +139,8 @@ inline void AppendVarintField(std::string& to, std::uint64_t number, std::uint64
 }
 // A double, fixed64 or sfixed64; a float, fixed32 or sfixed32.
 template <typename T>
-  requires(sizeof(T) == 8 || sizeof(T) == 4)
-void AppendFixedField(std::string& to, std::uint64_t number, T value) {
+requires(sizeof(T) == 8 || sizeof(T) == 4) void AppendFixedField(std::string& to,
+                                                                 std::uint64_t number, T value) {
   AppendVarint(to, (number << 3) | (sizeof(T) == 8 ? kFixed64 : kFixed32));
   char bytes[sizeof(T)];
   std::memcpy(bytes, &value, sizeof(T));
