@@ -20,7 +20,6 @@ constexpr auto kSpin = microseconds(50);  // a waiting caller's, before it sleep
 constexpr Duration kFirstNap = microseconds(20);
 constexpr Duration kLongestNap = microseconds(500);
 constexpr Duration kLook = milliseconds(20);     // the thread's, while something is under way
-constexpr Duration kQuiet = milliseconds(500);   // nothing moved for so long: is there trouble?
 constexpr Duration kSlice = milliseconds(200);   // of a wait at the store
 constexpr Duration kGrace = milliseconds(1500);  // for others to tell where they are
 constexpr Duration kFinalize = seconds(10);
@@ -368,6 +367,7 @@ Result<NcclLink::Group> NcclLink::Split(int color, int key) {
                      .device = parts_.device,
                      .stream = parts_.device->MakeStream(),
                      .board = board_.Below("group/" + group.id, index),
+                     .quiet = parts_.quiet,
                      .rank = index,
                      .size = static_cast<int>(group.members.size())};
     }
@@ -563,10 +563,10 @@ void NcclLink::Watch() {
       FindCulprit(lock, overdue);
     } else if (stopping_ && under_way_.empty()) {
       break;
-    } else if (size() > 1 && failure_.ok() && now - moved_ >= kQuiet) {
+    } else if (size() > 1 && failure_.ok() && now - moved_ >= parts_.quiet) {
       AskBoard(lock);
     } else {
-      wake_at_ = under_way_.empty() ? now + kQuiet : now + kLook;
+      wake_at_ = under_way_.empty() ? now + parts_.quiet : now + kLook;
       if (!failure_.ok()) {
         wake_at_ = Deadline::max();
       } else if (stopping_) {

@@ -55,6 +55,8 @@ struct NcclLinkParts {
   std::shared_ptr<Device> device;
   std::unique_ptr<Stream> stream;  // the operations'
   std::optional<Board> board;
+  // When nothing has moved for so long, the board is asked whether there is trouble.
+  Duration quiet = std::chrono::milliseconds(500);
   int rank = 0;
   int size = 1;
 };
