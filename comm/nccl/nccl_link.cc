@@ -570,7 +570,7 @@ void NcclLink::Watch() {
       if (!failure_.ok()) {
         wake_at_ = Deadline::max();
       } else if (stopping_) {
-        wake_at_ = now + kFirstNap;
+        wake_at_ = now + milliseconds(1);
       }
       for (const auto& operation : under_way_) {
         wake_at_ = std::min(wake_at_, operation->deadline);
