@@ -235,7 +235,7 @@ std::vector<CommunicatorCase> Cases() {
                      .joins = false,
                      .reckons = false});
   };
-  for (const int size : {1, 2, 3, 5}) {
+  for (const int size : {1, 2, 3}) {
     add("fake", RunFake, size);
   }
   const int gpus = static_cast<int>(Gpus().size());

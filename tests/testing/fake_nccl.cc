@@ -22,7 +22,8 @@ constexpr int kPolls = 3;  // a call goes on for so long
 
 class FakeGpu final : public Device, public std::enable_shared_from_this<FakeGpu> {
  public:
-  explicit FakeGpu(std::uint64_t seed) : streams_(LateStreams(seed, std::chrono::microseconds(20))) {}
+  explicit FakeGpu(std::uint64_t seed)
+      : streams_(LateStreams(seed, std::chrono::microseconds(20))) {}
 
   const std::string& name() const override { return name_; }
   MemorySpace memory_space() const override { return MemorySpace::kHost; }
