@@ -384,7 +384,8 @@ class NcclCommunicator final : public Communicator {
 
 Result<std::unique_ptr<Communicator>> MakeNcclCommunicatorOn(
     std::shared_ptr<NcclApi> api, int rank, int size, std::shared_ptr<KeyValueStore> store,
-    const std::string& prefix, const NcclOptions& nccl, const CommunicatorOptions& options) {
+    const std::string& prefix, const NcclOptions& nccl, const CommunicatorOptions& options,
+    Duration quiet) {
   Require(size >= 1 && rank >= 0 && rank < size, "MakeNcclCommunicator: rank is in [0, size)");
   Require(nccl.device != nullptr, "MakeNcclCommunicator: a rank has a device");
   if (options.deterministic && size > 1) {
@@ -396,6 +397,7 @@ Result<std::unique_ptr<Communicator>> MakeNcclCommunicatorOn(
   COHORT_ASSIGN_OR_RETURN(NcclLinkParts parts,
                           MeetForNccl(std::move(api), nccl.device, std::move(board), rank, size,
                                       nccl.connect_timeout, options));
+  parts.quiet = quiet;
   std::shared_ptr<NcclLink> link = NcclLink::Make(std::move(parts), options);
   try {
     return std::make_unique<NcclCommunicator>(link);

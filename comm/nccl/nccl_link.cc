@@ -20,9 +20,9 @@ constexpr auto kSpin = microseconds(50);  // a waiting caller's, before it sleep
 constexpr Duration kFirstNap = microseconds(20);
 constexpr Duration kLongestNap = microseconds(500);
 constexpr Duration kLook = milliseconds(20);     // the thread's, while something is under way
-constexpr Duration kQuiet = milliseconds(500);   // nothing moved for so long: is there trouble?
 constexpr Duration kSlice = milliseconds(200);   // of a wait at the store
 constexpr Duration kGrace = milliseconds(1500);  // for others to tell where they are
+constexpr Duration kSettle = seconds(5);  // for aborted operations to let go of their buffers
 constexpr Duration kFinalize = seconds(10);
 constexpr Duration kClose = seconds(60);  // then what NCCL does not end is left to itself
 
@@ -257,8 +257,7 @@ Status NcclLink::Await(Lock& lock, NcclApi::Outcome outcome, const std::string& 
       std::this_thread::sleep_for(microseconds(50));
     }
     lock.lock();
-    COHORT_RETURN_IF_ERROR(failure_);
-    if (!noted_.ok()) {
+    if (!noted_.ok() || !failure_.ok()) {
       return AwaitFailure(lock);
     }
     outcome = parts_.api->Poll(handle_);
@@ -301,17 +300,16 @@ Status NcclLink::Compare(Lock& lock, const NcclOperation& operation) {
 // What `rank` tells under `name`. The thread sees to the deadline of the operation under way.
 Result<std::string> NcclLink::Hear(Lock& lock, const std::string& name, int rank) {
   for (;;) {
-    COHORT_RETURN_IF_ERROR(failure_);
-    if (!noted_.ok()) {
+    if (!noted_.ok() || !failure_.ok()) {
       return AwaitFailure(lock);
     }
     lock.unlock();
     Result<std::string> heard = board_.Hear(name, rank, DeadlineAfter(kSlice));
     lock.lock();
-    if (heard.ok()) {
+    if (heard.ok() && noted_.ok() && failure_.ok()) {
       return heard;
     }
-    if (heard.status().code() != StatusCode::kDeadlineExceeded) {
+    if (!heard.ok() && heard.status().code() != StatusCode::kDeadlineExceeded) {
       Note(heard.status().Annotate("hearing of " + Name(rank)));
     }
   }
@@ -368,6 +366,7 @@ Result<NcclLink::Group> NcclLink::Split(int color, int key) {
                      .device = parts_.device,
                      .stream = parts_.device->MakeStream(),
                      .board = board_.Below("group/" + group.id, index),
+                     .quiet = parts_.quiet,
                      .rank = index,
                      .size = static_cast<int>(group.members.size())};
     }
@@ -385,7 +384,7 @@ bool NcclLink::Done(const NcclOperation& operation) {
   if (!operation.done) {
     Look();
   }
-  return operation.done;
+  return operation.done || Settled(Now());
 }
 
 Status NcclLink::Wait(const NcclOperation& operation, Deadline deadline) {
@@ -400,6 +399,9 @@ Status NcclLink::Wait(const NcclOperation& operation, Deadline deadline) {
       return operation.status;
     }
     const Deadline now = Now();
+    if (Settled(now)) {
+      return failure_;
+    }
     if (now >= deadline) {
       return DeadlineExceeded("operation '" + operation.record.name + "' is still under way");
     }
@@ -480,8 +482,15 @@ void NcclLink::Note(Status status) {
   }
 }
 
+// Whether nothing more is to be expected of a failed link.
+bool NcclLink::Settled(Deadline now) const {
+  return !failure_.ok() && (settled_ || now >= failed_at_ + kSettle);
+}
+
 Status NcclLink::AwaitFailure(Lock& lock) {
-  changed_.wait(lock, [this] { return !failure_.ok(); });  // the thread asks the board, at most
+  while (!Settled(Now())) {  // the thread asks the board first, at most
+    changed_.wait_for(lock, milliseconds(100));
+  }
   return failure_;
 }
 
@@ -489,15 +498,11 @@ Status NcclLink::AwaitFailure(Lock& lock) {
 void NcclLink::Fail(Lock& lock, const Status& status) {
   if (failure_.ok()) {
     failure_ = status;
-    for (const auto& operation : under_way_) {
-      Finish(*operation, failure_);
-    }
-    under_way_.clear();
-    changed_.notify_all();
+    failed_at_ = Now();
   }
   lock.unlock();
   if (!options_.flight_folder.empty()) {
-    const Result<std::string> path = DumpFlightRecord(status.message());
+    const Result<std::string> path = DumpFlightRecord(failure().message());
     if (path.ok()) {
       options_.log.Info("flight record: " + path.value() +
                         " [cohort trace merges those of all ranks]");
@@ -508,22 +513,37 @@ void NcclLink::Fail(Lock& lock, const Status& status) {
   lock.lock();
 }
 
-// NCCL's part of a failure. It may take its time: nobody else waits for it.
+// NCCL's part of a failure: when the operations end, nobody writes to their buffers any more. Those
+// who wait do not wait for ever if NCCL takes its time.
 void NcclLink::TakeDown(Lock& lock) {
   const NcclApi::Handle handle = std::exchange(handle_, nullptr);
-  if (handle == nullptr) {
-    return;
-  }
   const Status failure = failure_;
+  std::vector<std::shared_ptr<Event>> events;
+  for (const auto& operation : under_way_) {
+    if (operation->event != nullptr) {
+      events.push_back(operation->event);
+    }
+  }
   lock.unlock();
   parts_.api->Fail(*parts_.stream, failure);  // before its kernels end
   parts_.api->Abort(handle);
+  const Deadline end = failed_at_ + kSettle;
+  while (Now() < end &&
+         !std::all_of(events.begin(), events.end(), [](const auto& e) { return e->done(); })) {
+    std::this_thread::sleep_for(microseconds(100));
+  }
   lock.lock();
   if (const NcclApi::Handle group = std::exchange(group_, nullptr); group != nullptr) {
     lock.unlock();
     parts_.api->Abort(group);
     lock.lock();
   }
+  for (const auto& operation : under_way_) {
+    Finish(*operation, failure_);
+  }
+  under_way_.clear();
+  settled_ = true;
+  changed_.notify_all();
 }
 
 std::shared_ptr<NcclOperation> NcclLink::FirstOverdue(Deadline now) const {
@@ -559,18 +579,18 @@ void NcclLink::Watch() {
       Fail(lock, failure);  // which it has: the flight record
     } else if (!failure_.ok() && handle_ != nullptr) {
       TakeDown(lock);
-    } else if (const auto overdue = FirstOverdue(now)) {
+    } else if (const auto overdue = FirstOverdue(now); overdue != nullptr) {
       FindCulprit(lock, overdue);
     } else if (stopping_ && under_way_.empty()) {
       break;
-    } else if (size() > 1 && failure_.ok() && now - moved_ >= kQuiet) {
+    } else if (size() > 1 && failure_.ok() && now - moved_ >= parts_.quiet) {
       AskBoard(lock);
     } else {
-      wake_at_ = under_way_.empty() ? now + kQuiet : now + kLook;
+      wake_at_ = under_way_.empty() ? now + parts_.quiet : now + kLook;
       if (!failure_.ok()) {
         wake_at_ = Deadline::max();
       } else if (stopping_) {
-        wake_at_ = now + kFirstNap;
+        wake_at_ = now + milliseconds(1);
       }
       for (const auto& operation : under_way_) {
         wake_at_ = std::min(wake_at_, operation->deadline);
@@ -645,11 +665,10 @@ void NcclLink::FindCulprit(Lock& lock, const std::shared_ptr<NcclOperation>& sta
   Fail(lock, *verdict);
 }
 
-// The end of a link, well or failed.
+// The end of a link.
 void NcclLink::Leave(Lock& lock) {
   if (!failure_.ok()) {
-    TakeDown(lock);
-    return;
+    return;  // it has been taken down
   }
   const Whereabouts here = {Whereabouts::State::kLeft, last_};
   const NcclApi::Handle handle = std::exchange(handle_, nullptr);
@@ -672,18 +691,13 @@ void NcclLink::Leave(Lock& lock) {
 }
 
 void NcclLink::Abort(const Status& reason) {
-  Lock lock(mutex_);
-  if (!failure_.ok()) {
-    return;
+  const std::lock_guard lock(mutex_);
+  if (failure_.ok()) {
+    failure_ =
+        Status(reason.code(), Name(rank()) + " aborted the communicator: " + reason.message());
+    failed_at_ = Now();
+    wake_.notify_one();
   }
-  noted_ = {};
-  failure_ = Status(reason.code(), Name(rank()) + " aborted the communicator: " + reason.message());
-  for (const auto& operation : under_way_) {
-    Finish(*operation, failure_);
-  }
-  under_way_.clear();
-  changed_.notify_all();
-  wake_.notify_one();
 }
 
 }  // namespace cohort

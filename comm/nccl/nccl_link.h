@@ -55,6 +55,8 @@ struct NcclLinkParts {
   std::shared_ptr<Device> device;
   std::unique_ptr<Stream> stream;  // the operations'
   std::optional<Board> board;
+  // When nothing has moved for so long, the board is asked whether there is trouble.
+  Duration quiet = std::chrono::milliseconds(500);
   int rank = 0;
   int size = 1;
 };
@@ -107,6 +109,7 @@ class NcclLink : public std::enable_shared_from_this<NcclLink> {
   void Look();
   void Note(Status status);  // of what went wrong here: the thread makes it the failure
   Status AwaitFailure(Lock& lock);
+  bool Settled(Deadline now) const;
   void Fail(Lock& lock, const Status& status);
   void TakeDown(Lock& lock);
   void AskBoard(Lock& lock);
@@ -141,7 +144,9 @@ class NcclLink : public std::enable_shared_from_this<NcclLink> {
   Deadline wake_at_;  // when the thread looks again
   Status noted_;
   Status failure_;
-  bool told_ = false;  // the others know of the failure
+  Deadline failed_at_;
+  bool settled_ = false;  // taken down, and no operation left
+  bool told_ = false;     // the others know of the failure
   bool stopping_ = false;
   bool closed_ = false;
   std::thread thread_;

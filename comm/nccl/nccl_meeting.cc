@@ -68,9 +68,8 @@ class Meeting {
     COHORT_RETURN_IF_ERROR(
         End(parts_.api->Init(*parts_.stream, parts_.rank, parts_.size, id, &parts_.handle)));
     // The first operation makes connections that Init leaves open.
-    const std::shared_ptr<std::byte> number =
-        parts_.device->Allocate(sizeof(std::int32_t), "NCCL's first operation");
-    const Buffer buffer(number.get(), 1, DType::kInt32);
+    number_ = parts_.device->Allocate(sizeof(std::int32_t), "NCCL's first operation");
+    const Buffer buffer(number_.get(), 1, DType::kInt32);
     NcclApi::Outcome outcome = parts_.api->GroupStart();
     if (outcome.status.ok()) {
       const NcclApi::Outcome called =
@@ -147,6 +146,7 @@ class Meeting {
   const milliseconds timeout_;
   const CommunicatorOptions& options_;
   const Deadline deadline_;
+  std::shared_ptr<std::byte> number_;
 };
 
 }  // namespace
