@@ -27,5 +27,6 @@ int BenchPsCommand(int argc, char** argv);          // strategies/commands/bench
 int BenchExplainCommand(int argc, char** argv);     // comm/commands/bench_explain.cc
 int BenchReductionCommand(int argc, char** argv);   // comm/commands/bench_reduction.cc
 int BenchTrainCommand(int argc, char** argv);       // src/nn/commands/bench_train.cc
+int BenchDeviceCommand(int argc, char** argv);      // src/device/commands/bench_device.cc
 
 }  // namespace cohort

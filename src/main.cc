@@ -54,6 +54,7 @@ constexpr Entry kCommands[] = {
      cohort::BenchPsCommand},
     {"bench train", "training steps per second, beside LibTorch and the FMA peak",
      cohort::BenchTrainCommand},
+    {"bench device", "a device's kernels, beside a copy of its memory", cohort::BenchDeviceCommand},
 };
 
 int Usage(std::FILE* out, int code) {

@@ -26,7 +26,7 @@ class GpuSource final : public BlockSource {
         streams_(std::move(streams)) {}
 
   std::byte* Take(std::size_t bytes) override {
-    const OnGpu on(ordinal_);
+    UseGpu(ordinal_);
     const OutsideCapture outside;
     void* block = nullptr;
     const cudaError_t error =
@@ -40,18 +40,18 @@ class GpuSource final : public BlockSource {
     return static_cast<std::byte*>(block);
   }
   void Return(std::byte* block) noexcept override {
-    const OnGpu on(ordinal_);
+    UseGpu(ordinal_);
     const OutsideCapture outside;
     // Fails only where there is nothing left to free: the context is lost, or the process ends.
     (void)(pinned_ ? cudaFreeHost(block) : cudaFree(block));
     (void)cudaGetLastError();
   }
   bool Drain() override {
-    const OnGpu on(ordinal_);
+    UseGpu(ordinal_);
     return streams_->Drain(*events_, name_);
   }
   std::string Left() override {
-    const OnGpu on(ordinal_);
+    UseGpu(ordinal_);
     std::size_t left = 0;
     std::size_t total = 0;
     if (pinned_ || cudaMemGetInfo(&left, &total) != cudaSuccess) {
@@ -78,23 +78,16 @@ std::shared_ptr<BlockCache> MakeCache(int ordinal, bool pinned, const std::strin
 
 }  // namespace
 
-OnGpu::OnGpu(int ordinal) {
+void UseGpu(int ordinal) {
   int current = -1;
   if (cudaGetDevice(&current) != cudaSuccess || current != ordinal) {
-    before_ = current;
     // An error shows in the call that this is for.
     (void)cudaSetDevice(ordinal);
   }
 }
 
-OnGpu::~OnGpu() {
-  if (before_ >= 0) {
-    (void)cudaSetDevice(before_);
-  }
-}
-
 EventPool::~EventPool() {
-  const OnGpu on(ordinal_);
+  UseGpu(ordinal_);
   for (const cudaEvent_t event : idle_) {
     (void)cudaEventDestroy(event);
   }
@@ -110,7 +103,7 @@ cudaEvent_t EventPool::Take() {
       return event;
     }
   }
-  const OnGpu on(ordinal_);
+  UseGpu(ordinal_);
   cudaEvent_t event = nullptr;
   Check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "making an event");
   return event;
@@ -165,9 +158,9 @@ bool StreamList::Drain(EventPool& events, std::string_view memory) {
     events.Give(end);
   }
   if (error == cudaErrorNotReady) {
-    throw StatusError(DeadlineExceeded(
-        std::string(memory) +
-        " could not be used again: work that may use it did not end in a minute"));
+    throw StatusError(
+        DeadlineExceeded(std::string(memory) +
+                         " could not be used again: work that may use it did not end in a minute"));
   }
   Check(error, "waiting for work that uses " + std::string(memory));
   return true;
