@@ -163,8 +163,9 @@ Status BlockCache::Exhausted(std::size_t bytes, std::string_view what) const {
     }
   }
   std::sort(holders.begin(), holders.end(), std::greater<>());
-  std::string text = name_ + " has no " + ByteCount(bytes) + " for " + std::string(what) +
-                     ": this process holds " + ByteCount(use.held) + " of it";
+  std::string text = name_ + " has no " + std::to_string(bytes) + " bytes (" + ByteCount(bytes) +
+                     ") for " + std::string(what) + ": this process holds " + ByteCount(use.held) +
+                     " of it";
   for (std::size_t i = 0; i < std::min(kNamed, holders.size()); ++i) {
     text += (i == 0 ? " (" : ", ") + ByteCount(holders[i].first) + " " + holders[i].second;
   }

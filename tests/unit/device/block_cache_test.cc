@@ -124,10 +124,12 @@ TEST(BlockCache, AnErrorSaysWhoHoldsWhat) {
     FAIL();
   } catch (const StatusError& error) {
     EXPECT_EQ(error.status().code(), StatusCode::kResourceExhausted);
-    EXPECT_THAT(error.status().message(),
-                HasSubstr("memory of cuda:7 has no 60.0 MiB for parameters: this process holds "
-                          "52.0 MiB of it (20.0 MiB c, 18.0 MiB b, 10.0 MiB d), at most 82.0 MiB "
-                          "so far; little are left"));
+    EXPECT_THAT(
+        error.status().message(),
+        HasSubstr(
+            "memory of cuda:7 has no 62914560 bytes (60.0 MiB) for parameters: this process holds "
+            "52.0 MiB of it (20.0 MiB c, 18.0 MiB b, 10.0 MiB d), at most 82.0 MiB "
+            "so far; little are left"));
   }
   EXPECT_EQ(cache->use().kept, 0) << "all of it went back before";
   EXPECT_EQ(cache->use().held, 52 * kMiB);

@@ -195,7 +195,8 @@ TEST_F(CudaDeviceTest, MemoryThatIsOutNamesTheRequest) {
     FAIL();
   } catch (const StatusError& error) {
     EXPECT_EQ(error.status().code(), StatusCode::kResourceExhausted);
-    EXPECT_THAT(error.status().message(), HasSubstr("cuda:0 has no 1.0 PiB for everything"));
+    EXPECT_THAT(error.status().message(),
+                HasSubstr("cuda:0 has no 1125899906842624 bytes (1.0 PiB) for everything"));
     EXPECT_THAT(error.status().message(), HasSubstr(" are left"));
   }
   EXPECT_TRUE(stream->Synchronize(Soon()).ok()) << "nothing else is harmed";
