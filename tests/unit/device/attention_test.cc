@@ -24,7 +24,9 @@ std::vector<float> Random(std::int64_t n, std::uint64_t seed) {
   return v;
 }
 
-std::int64_t Elements(const AttentionSpec& s) { return s.batch * s.length * s.heads * s.head_size; }
+std::int64_t Elements(const AttentionSpec& s) {
+  return s.batch * s.length * s.heads * s.head_size;
+}
 
 // Where element (row, column) of a head's matrix is; `matrix` of the `matrices` side by side.
 struct Places {
@@ -115,16 +117,15 @@ void ExpectNear(const std::vector<float>& got, const Doubles& want, const std::s
 TEST(Attention, IsThePlainLoopAndItsGradient) {
   const auto kernels = MakeCpuKernels(1);
   for (const bool causal : {false, true}) {
-    for (const AttentionSpec& s : {AttentionSpec{1, 1, 1, 1, causal},
-                                   {2, 5, 3, 4, causal},
-                                   {1, 32, 2, 8, causal},
-                                   {2, 33, 1, 17, causal},
+    for (const AttentionSpec& s : {AttentionSpec{1, 1, 1, 1, causal}, {2, 5, 3, 4, causal},
+                                   {1, 32, 2, 8, causal}, {2, 33, 1, 17, causal},
                                    {1, 100, 2, 16, causal}}) {
       const auto qkv = Random(3 * Elements(s), 1);
       const auto dy = Random(Elements(s), 2);
       const Computed got = Run(*kernels, s, qkv, dy);
       const Attended want = Loops(s, qkv, dy);
-      const std::string what = "length " + std::to_string(s.length) + (causal ? ", causal" : "");
+      const std::string what =
+          "length " + std::to_string(s.length) + (causal ? ", causal" : "");
       ExpectNear(got.y, want.y, "y, " + what);
       ExpectNear(got.dqkv, want.dqkv, "dqkv, " + what);
     }
