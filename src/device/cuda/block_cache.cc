@@ -62,7 +62,7 @@ std::byte* BlockCache::Reuse(std::size_t size, std::size_t& actual) {
     lock.unlock();
     bool idle = false;
     try {
-      idle = source_->Drain();
+      idle = source_->Drain(false);
     } catch (...) {
       lock.lock();
       kept_.insert(std::move(node));
@@ -99,7 +99,7 @@ std::byte* BlockCache::TakeNew(std::size_t size) {
     }
     drops = drops_;
   }
-  if (!source_->Drain()) {
+  if (!source_->Drain(true)) {
     return nullptr;
   }
   std::vector<std::byte*> idle;

@@ -11,8 +11,10 @@
 namespace cohort::cuda {
 namespace {
 
-// Work that takes longer than this before memory may be used again is stuck.
-constexpr std::chrono::minutes kDrainTimeout{1};
+// How long work may take before its memory is used again: where there is other memory, and where
+// there is none.
+constexpr std::chrono::milliseconds kLook{1};
+constexpr std::chrono::minutes kPatience{1};
 
 // The device's memory, or page-locked memory of the host, which every GPU of the process reaches.
 class GpuSource final : public BlockSource {
@@ -46,9 +48,10 @@ class GpuSource final : public BlockSource {
     (void)(pinned_ ? cudaFreeHost(block) : cudaFree(block));
     (void)cudaGetLastError();
   }
-  bool Drain() override {
+  bool Drain(bool patiently) override {
     UseGpu(ordinal_);
-    return streams_->Drain(*events_, name_);
+    return streams_->Drain(*events_,
+                           DeadlineAfter(patiently ? Duration(kPatience) : Duration(kLook)));
   }
   std::string Left() override {
     UseGpu(ordinal_);
@@ -131,39 +134,29 @@ void StreamList::SetCaptured(cudaStream_t stream, bool captured) {
   }
 }
 
-bool StreamList::Drain(EventPool& events, std::string_view memory) {
+bool StreamList::Drain(EventPool& events, Deadline deadline) {
   std::vector<cudaEvent_t> ends;
+  bool captured = false;
   cudaError_t error = cudaSuccess;
   {
     const std::lock_guard lock(mutex_);
-    for (const Entry& e : streams_) {
-      if (e.captured) {
-        for (const cudaEvent_t event : ends) {
-          events.Give(event);
-        }
-        return false;
-      }
+    captured =
+        std::any_of(streams_.begin(), streams_.end(), [](const Entry& e) { return e.captured; });
+    for (std::size_t i = 0; i < streams_.size() && !captured && error == cudaSuccess; ++i) {
       ends.push_back(events.Take());
-      error = cudaEventRecord(ends.back(), e.stream);
-      if (error != cudaSuccess) {
-        break;
-      }
+      error = cudaEventRecord(ends.back(), streams_[i].stream);
     }
   }
-  const Deadline deadline = DeadlineAfter(kDrainTimeout);
   for (const cudaEvent_t end : ends) {
     if (error == cudaSuccess) {
       error = PollUntil(deadline, [&] { return cudaEventQuery(end); });
     }
     events.Give(end);
   }
-  if (error == cudaErrorNotReady) {
-    throw StatusError(
-        DeadlineExceeded(std::string(memory) +
-                         " could not be used again: work that may use it did not end in a minute"));
+  if (error != cudaErrorNotReady) {
+    Check(error, "waiting for work before memory is used again");
   }
-  Check(error, "waiting for work that uses " + std::string(memory));
-  return true;
+  return error == cudaSuccess && !captured;
 }
 
 void PollPause::Next() {

@@ -61,9 +61,8 @@ class StreamList {
   void Remove(cudaStream_t stream);
   // While a stream is captured nothing else can be recorded on it.
   void SetCaptured(cudaStream_t stream, bool captured);
-  // Waits for all work there is now. False: a stream is being captured. DeadlineExceeded as
-  // StatusError after a minute.
-  bool Drain(EventPool& events, std::string_view memory);
+  // Whether all work there is now has run at the deadline. Not while a stream is captured.
+  bool Drain(EventPool& events, Deadline deadline);
 
  private:
   struct Entry {

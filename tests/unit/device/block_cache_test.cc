@@ -19,7 +19,7 @@ struct Ledger {
   std::size_t capacity = 100 * kMiB;
   std::size_t taken = 0;
   std::map<std::byte*, std::size_t> blocks;
-  int takes = 0, returns = 0, drains = 0;
+  int takes = 0, returns = 0, drains = 0, patient_drains = 0;
   bool can_drain = true;
   bool drain_fails = false;
 };
@@ -42,8 +42,9 @@ class FakeSource final : public BlockSource {
     ledger_.taken -= ledger_.blocks.at(block);
     ledger_.blocks.erase(block);
   }
-  bool Drain() override {
+  bool Drain(bool patiently) override {
     ++ledger_.drains;
+    ledger_.patient_drains += patiently ? 1 : 0;
     if (ledger_.drain_fails) {
       throw StatusError(DeadlineExceeded("stuck"));
     }
@@ -92,6 +93,7 @@ TEST(BlockCache, WhatCannotBeWaitedForIsNotGivenOutAgain) {
   ledger.can_drain = false;
   const auto fresh = cache->Allocate(kMiB, "b");
   EXPECT_EQ(ledger.takes, 2);
+  EXPECT_EQ(ledger.patient_drains, 0) << "there is other memory";
   EXPECT_EQ(cache->use().kept, kMiB);
   ledger.drain_fails = true;
   EXPECT_THROW((void)cache->Allocate(kMiB, "c"), StatusError);
@@ -107,6 +109,7 @@ TEST(BlockCache, WhatIsKeptGoesBackBeforeMemoryIsOut) {
   cache->Allocate(60 * kMiB, "a").reset();
   const auto b = cache->Allocate(80 * kMiB, "b");
   EXPECT_EQ(ledger.returns, 1);
+  EXPECT_EQ(ledger.patient_drains, 1);
   EXPECT_EQ(cache->use().kept, 0);
   EXPECT_EQ(ledger.taken, 80 * kMiB);
 }
