@@ -32,7 +32,7 @@
   X(cublasLtMatmulPreferenceCreate)   \
   X(cublasLtMatmulPreferenceDestroy)  \
   X(cublasLtMatmulPreferenceSetAttribute) \
-  X(cublasLtMatrixLayoutCreate)       \
+  X(cublasLtMatrixLayoutCreate)           \
   X(cublasLtMatrixLayoutDestroy)
 
 #define COHORT_CUDNN_CALLS(X)                      \
