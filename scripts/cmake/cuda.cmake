@@ -7,7 +7,7 @@ set(COHORT_CUDA_ARCH "" CACHE STRING
     "Compute capabilities to compile for, as of CMAKE_CUDA_ARCHITECTURES. Default: native where a GPU answers, otherwise 90")
 
 set(COHORT_WITH_CUDA OFF)
-if(COHORT_CUDA)  # AUTO and ON are true
+if(COHORT_CUDA AND NOT COHORT_FUZZ)  # AUTO and ON are true
   set(missing "")
   find_package(CUDAToolkit 12.0 QUIET)
   if(NOT CUDAToolkit_FOUND OR NOT CUDAToolkit_NVCC_EXECUTABLE OR NOT TARGET CUDA::cudart_static)

@@ -62,7 +62,7 @@ std::byte* BlockCache::Reuse(std::size_t size, std::size_t& actual) {
     lock.unlock();
     bool idle = false;
     try {
-      idle = source_->Drain();
+      idle = source_->Drain(false);
     } catch (...) {
       lock.lock();
       kept_.insert(std::move(node));
@@ -99,7 +99,7 @@ std::byte* BlockCache::TakeNew(std::size_t size) {
     }
     drops = drops_;
   }
-  if (!source_->Drain()) {
+  if (!source_->Drain(true)) {
     return nullptr;
   }
   std::vector<std::byte*> idle;
@@ -163,8 +163,9 @@ Status BlockCache::Exhausted(std::size_t bytes, std::string_view what) const {
     }
   }
   std::sort(holders.begin(), holders.end(), std::greater<>());
-  std::string text = name_ + " has no " + ByteCount(bytes) + " for " + std::string(what) +
-                     ": this process holds " + ByteCount(use.held) + " of it";
+  std::string text = name_ + " has no " + std::to_string(bytes) + " bytes (" + ByteCount(bytes) +
+                     ") for " + std::string(what) + ": this process holds " + ByteCount(use.held) +
+                     " of it";
   for (std::size_t i = 0; i < std::min(kNamed, holders.size()); ++i) {
     text += (i == 0 ? " (" : ", ") + ByteCount(holders[i].first) + " " + holders[i].second;
   }
@@ -172,7 +173,8 @@ Status BlockCache::Exhausted(std::size_t bytes, std::string_view what) const {
   text += ", at most " + ByteCount(use.most) + " so far";
   const std::string left = source_->Left();
   text += left.empty() ? "" : "; " + left + " are left";
-  return ResourceExhausted(text + " [a smaller batch, fewer replicas on it, or end what else uses it]");
+  return ResourceExhausted(text +
+                           " [a smaller batch, fewer replicas on it, or end what else uses it]");
 }
 
 }  // namespace cohort::cuda

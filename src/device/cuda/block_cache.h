@@ -26,8 +26,10 @@ class BlockSource {
   // nullptr: there is not so much left. Throws StatusError for what else may fail.
   virtual std::byte* Take(std::size_t bytes) = 0;
   virtual void Return(std::byte* block) noexcept = 0;
-  // Waits until all work that the device has been given has run. False: it can't wait now.
-  virtual bool Drain() = 0;
+  // Whether all work that the device has been given until now has run. `patiently`: waits for it,
+  // within limits; otherwise it does little more than look. Another thread's work may wait for
+  // what this thread is about to do.
+  virtual bool Drain(bool patiently) = 0;
   // For error texts: what is left of how much, "" if unknown.
   virtual std::string Left() = 0;
 };
@@ -41,10 +43,10 @@ class BlockCache : public std::enable_shared_from_this<BlockCache> {
   BlockCache(const BlockCache&) = delete;
   BlockCache& operator=(const BlockCache&) = delete;
 
-  // At least `bytes`, never null. A block that was dropped is given out again only after work that
-  // was put on the device before that has run. Throws StatusError: ResourceExhausted names `what`,
-  // the request, who holds how much, and the most there was in use; before that, all that is kept
-  // goes back.
+  // At least `bytes`, never null. A block that was dropped is given out again only once work
+  // that was put on the device before that has run. Throws StatusError: ResourceExhausted names
+  // `what`, the request, who holds how much, and the most there was in use; before that, all that
+  // is kept goes back.
   std::shared_ptr<std::byte> Allocate(std::size_t bytes, std::string_view what);
 
   struct Use {

@@ -39,7 +39,7 @@ class CudaDevice final : public Device, public std::enable_shared_from_this<Cuda
     if (bytes == 0) {
       return;
     }
-    const OnGpu scope(gpu_->ordinal);
+    UseGpu(gpu_->ordinal);
     // Launched reports its error.
     (void)cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, state.native);
     Launched(stream, "a copy");
@@ -85,7 +85,7 @@ Status NoGpu(cudaError_t error) {
 
 // This build's kernels run on the GPU.
 Status CheckCode(int ordinal) {
-  const OnGpu scope(ordinal);
+  UseGpu(ordinal);
   const cudaError_t error = FindKernels();
   if (error == cudaSuccess) {
     return {};

@@ -15,7 +15,7 @@ class CudaGraph final : public Graph {
 
   ~CudaGraph() override {
     const StreamState& state = *capture_->streams.front();
-    const OnGpu scope(state.gpu->ordinal);
+    UseGpu(state.gpu->ordinal);
     if (!Settle(*capture_->streams.front())) {
       new std::shared_ptr<Capture>(capture_);  // a replay that is stuck uses it
       return;
@@ -28,7 +28,7 @@ class CudaGraph final : public Graph {
     const std::shared_ptr<StreamState>& state = AsCuda(stream).state();
     Require(state == capture_->streams.front(), "a graph runs on the stream it was recorded on");
     Require(state->capture == nullptr, "a graph is not part of another");
-    const OnGpu scope(state->gpu->ordinal);
+    UseGpu(state->gpu->ordinal);
     for (std::size_t i = 1; i < capture_->streams.size(); ++i) {
       state->fate()->Await(capture_->streams[i]->fate());
     }
@@ -55,13 +55,12 @@ void Close(Capture& capture) {
 std::unique_ptr<Graph> CaptureGraph(const std::shared_ptr<StreamState>& state,
                                     const std::function<void()>& feed) {
   Require(state->capture == nullptr, "a stream is recorded for one graph at a time");
-  const OnGpu scope(state->gpu->ordinal);
+  UseGpu(state->gpu->ordinal);
   const auto capture = std::make_shared<Capture>();
   state->capture = capture;
   capture->streams.push_back(state);
   state->gpu->streams->SetCaptured(state->native, true);
-  const cudaError_t begun =
-      cudaStreamBeginCapture(state->native, cudaStreamCaptureModeThreadLocal);
+  const cudaError_t begun = cudaStreamBeginCapture(state->native, cudaStreamCaptureModeThreadLocal);
   if (begun != cudaSuccess) {
     Close(*capture);
     Check(begun, state->gpu->name + ": recording a graph");

@@ -80,6 +80,8 @@ void CUDART_CB HostWork::Run(void* self) {
       status = error.status();
     } catch (const std::exception& error) {
       status = Internal(std::string("a function of the host on a stream threw: ") + error.what());
+    } catch (...) {
+      status = Internal("a function of the host on a stream threw something");
     }
     if (!status.ok()) {
       fate->Fail(std::move(status));
@@ -91,7 +93,7 @@ void CUDART_CB HostWork::Run(void* self) {
 StreamState::StreamState(std::shared_ptr<Gpu> on) : gpu(std::move(on)) {
   slot_memory_ = gpu->pinned->Allocate(sizeof(DataError), "the error slot of a stream");
   slot_ = new (slot_memory_.get()) DataError{};
-  const OnGpu scope(gpu->ordinal);
+  UseGpu(gpu->ordinal);
   void* on_device = nullptr;
   Check(cudaHostGetDevicePointer(&on_device, slot_, 0), "mapping the error slot of a stream");
   device_slot = static_cast<DataError*>(on_device);
@@ -101,7 +103,7 @@ StreamState::StreamState(std::shared_ptr<Gpu> on) : gpu(std::move(on)) {
 
 StreamState::~StreamState() {
   gpu->streams->Remove(native);
-  const OnGpu scope(gpu->ordinal);
+  UseGpu(gpu->ordinal);
   (void)cudaStreamDestroy(native);
   (void)cudaGetLastError();
 }
@@ -128,7 +130,7 @@ void StreamState::Harvest(Fate& fate) {
 
 void StreamState::Note(const char* what) {
   names_[noted_.fetch_add(1, std::memory_order_relaxed) % kNames].store(what,
-                                                                       std::memory_order_relaxed);
+                                                                        std::memory_order_relaxed);
 }
 
 Status StreamState::Describe(cudaError_t error, std::string_view what) const {
@@ -137,7 +139,8 @@ Status StreamState::Describe(cudaError_t error, std::string_view what) const {
   const std::size_t count = std::min(noted, kNames);
   for (std::size_t i = 0; i < count; ++i) {
     const char* const name = names_[(noted - count + i) % kNames].load(std::memory_order_relaxed);
-    text += (i == 0 ? " (last put on the stream: " : ", ") + std::string(name == nullptr ? "?" : name);
+    text +=
+        (i == 0 ? " (last put on the stream: " : ", ") + std::string(name == nullptr ? "?" : name);
   }
   return CudaStatus(error, text + (count == 0 ? "" : ")"));
 }
@@ -148,10 +151,7 @@ std::shared_ptr<Fate> StreamState::ExchangeFate(std::shared_ptr<Fate> fate) {
 }
 
 CudaEvent::CudaEvent(std::shared_ptr<StreamState> state, cudaEvent_t event)
-    : state_(std::move(state)),
-      fate_(state_->fate()),
-      capture_(state_->capture),
-      event_(event) {}
+    : state_(std::move(state)), fate_(state_->fate()), capture_(state_->capture), event_(event) {}
 
 CudaEvent::~CudaEvent() {
   if (event_ != nullptr) {
@@ -163,7 +163,7 @@ bool CudaEvent::done() const {
   if (event_ == nullptr) {
     return true;
   }
-  const OnGpu scope(state_->gpu->ordinal);
+  UseGpu(state_->gpu->ordinal);
   const cudaError_t error = cudaEventQuery(event_);
   if (error == cudaErrorNotReady) {
     (void)cudaGetLastError();
@@ -177,7 +177,7 @@ Status CudaEvent::Wait(Deadline deadline) {
   if (event_ == nullptr) {
     return fate_->status();
   }
-  const OnGpu scope(state_->gpu->ordinal);
+  UseGpu(state_->gpu->ordinal);
   const cudaError_t error = PollUntil(deadline, [&] { return cudaEventQuery(event_); });
   if (error == cudaErrorNotReady) {
     return DeadlineExceeded(state_->gpu->name + ": work before an event did not end in time");
@@ -211,7 +211,7 @@ void CudaStream::Enqueue(std::function<Status()> work) {
   host->state = state_.get();
   host->fate = state_->capture == nullptr ? state_->fate() : nullptr;
   host->work = std::move(work);
-  const OnGpu scope(state_->gpu->ordinal);
+  UseGpu(state_->gpu->ordinal);
   const cudaError_t error = cudaLaunchHostFunc(state_->native, &HostWork::Run, host.get());
   if (error != cudaSuccess) {
     (void)cudaGetLastError();
@@ -227,7 +227,7 @@ void CudaStream::Enqueue(std::function<Status()> work) {
 
 std::shared_ptr<Event> CudaStream::Record() {
   Reap();
-  const OnGpu scope(state_->gpu->ordinal);
+  UseGpu(state_->gpu->ordinal);
   cudaEvent_t event = nullptr;
   try {
     const OutsideCapture outside;
@@ -269,7 +269,7 @@ void CudaStream::WaitFor(std::shared_ptr<Event> event) {
     state_->gpu->streams->SetCaptured(state_->native, true);
     capture->streams.push_back(state_);
   }
-  const OnGpu scope(state_->gpu->ordinal);
+  UseGpu(state_->gpu->ordinal);
   const cudaError_t error = cudaStreamWaitEvent(state_->native, other->native(), 0);
   if (error != cudaSuccess) {
     (void)cudaGetLastError();
@@ -279,9 +279,8 @@ void CudaStream::WaitFor(std::shared_ptr<Event> event) {
 
 Status CudaStream::Synchronize(Deadline deadline) {
   Require(state_->capture == nullptr, "what feeds a graph may not block on the stream");
-  const OnGpu scope(state_->gpu->ordinal);
-  const cudaError_t error =
-      PollUntil(deadline, [&] { return cudaStreamQuery(state_->native); });
+  UseGpu(state_->gpu->ordinal);
+  const cudaError_t error = PollUntil(deadline, [&] { return cudaStreamQuery(state_->native); });
   if (error == cudaErrorNotReady) {
     return DeadlineExceeded(
         state_->Describe(cudaErrorNotReady, "the stream's work did not end in time").message());
@@ -311,19 +310,16 @@ CudaStream& AsCuda(Stream& stream) {
 }
 
 bool Settle(StreamState& state) {
-  const OnGpu scope(state.gpu->ordinal);
-  const cudaError_t error = PollUntil(DeadlineAfter(kSettleTimeout),
-                                      [&] { return cudaStreamQuery(state.native); });
+  UseGpu(state.gpu->ordinal);
+  const cudaError_t error =
+      PollUntil(DeadlineAfter(kSettleTimeout), [&] { return cudaStreamQuery(state.native); });
   (void)cudaGetLastError();
   return error != cudaErrorNotReady;
 }
 
 cudaStream_t Native(Stream& stream) {
   const StreamState& state = *AsCuda(stream).state();
-  int current = -1;
-  if (cudaGetDevice(&current) != cudaSuccess || current != state.gpu->ordinal) {
-    (void)cudaSetDevice(state.gpu->ordinal);
-  }
+  UseGpu(state.gpu->ordinal);
   return state.native;
 }
 

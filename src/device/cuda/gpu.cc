@@ -11,8 +11,10 @@
 namespace cohort::cuda {
 namespace {
 
-// Work that takes longer than this before memory may be used again is stuck.
-constexpr std::chrono::minutes kDrainTimeout{1};
+// How long work may take before its memory is used again: where there is other memory, and where
+// there is none.
+constexpr std::chrono::milliseconds kLook{1};
+constexpr std::chrono::minutes kPatience{1};
 
 // The device's memory, or page-locked memory of the host, which every GPU of the process reaches.
 class GpuSource final : public BlockSource {
@@ -26,7 +28,7 @@ class GpuSource final : public BlockSource {
         streams_(std::move(streams)) {}
 
   std::byte* Take(std::size_t bytes) override {
-    const OnGpu on(ordinal_);
+    UseGpu(ordinal_);
     const OutsideCapture outside;
     void* block = nullptr;
     const cudaError_t error =
@@ -40,18 +42,19 @@ class GpuSource final : public BlockSource {
     return static_cast<std::byte*>(block);
   }
   void Return(std::byte* block) noexcept override {
-    const OnGpu on(ordinal_);
+    UseGpu(ordinal_);
     const OutsideCapture outside;
     // Fails only where there is nothing left to free: the context is lost, or the process ends.
     (void)(pinned_ ? cudaFreeHost(block) : cudaFree(block));
     (void)cudaGetLastError();
   }
-  bool Drain() override {
-    const OnGpu on(ordinal_);
-    return streams_->Drain(*events_, name_);
+  bool Drain(bool patiently) override {
+    UseGpu(ordinal_);
+    return streams_->Drain(*events_,
+                           DeadlineAfter(patiently ? Duration(kPatience) : Duration(kLook)));
   }
   std::string Left() override {
-    const OnGpu on(ordinal_);
+    UseGpu(ordinal_);
     std::size_t left = 0;
     std::size_t total = 0;
     if (pinned_ || cudaMemGetInfo(&left, &total) != cudaSuccess) {
@@ -78,23 +81,16 @@ std::shared_ptr<BlockCache> MakeCache(int ordinal, bool pinned, const std::strin
 
 }  // namespace
 
-OnGpu::OnGpu(int ordinal) {
+void UseGpu(int ordinal) {
   int current = -1;
   if (cudaGetDevice(&current) != cudaSuccess || current != ordinal) {
-    before_ = current;
     // An error shows in the call that this is for.
     (void)cudaSetDevice(ordinal);
   }
 }
 
-OnGpu::~OnGpu() {
-  if (before_ >= 0) {
-    (void)cudaSetDevice(before_);
-  }
-}
-
 EventPool::~EventPool() {
-  const OnGpu on(ordinal_);
+  UseGpu(ordinal_);
   for (const cudaEvent_t event : idle_) {
     (void)cudaEventDestroy(event);
   }
@@ -110,7 +106,7 @@ cudaEvent_t EventPool::Take() {
       return event;
     }
   }
-  const OnGpu on(ordinal_);
+  UseGpu(ordinal_);
   cudaEvent_t event = nullptr;
   Check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "making an event");
   return event;
@@ -138,39 +134,29 @@ void StreamList::SetCaptured(cudaStream_t stream, bool captured) {
   }
 }
 
-bool StreamList::Drain(EventPool& events, std::string_view memory) {
+bool StreamList::Drain(EventPool& events, Deadline deadline) {
   std::vector<cudaEvent_t> ends;
+  bool captured = false;
   cudaError_t error = cudaSuccess;
   {
     const std::lock_guard lock(mutex_);
-    for (const Entry& e : streams_) {
-      if (e.captured) {
-        for (const cudaEvent_t event : ends) {
-          events.Give(event);
-        }
-        return false;
-      }
+    captured =
+        std::any_of(streams_.begin(), streams_.end(), [](const Entry& e) { return e.captured; });
+    for (std::size_t i = 0; i < streams_.size() && !captured && error == cudaSuccess; ++i) {
       ends.push_back(events.Take());
-      error = cudaEventRecord(ends.back(), e.stream);
-      if (error != cudaSuccess) {
-        break;
-      }
+      error = cudaEventRecord(ends.back(), streams_[i].stream);
     }
   }
-  const Deadline deadline = DeadlineAfter(kDrainTimeout);
   for (const cudaEvent_t end : ends) {
     if (error == cudaSuccess) {
       error = PollUntil(deadline, [&] { return cudaEventQuery(end); });
     }
     events.Give(end);
   }
-  if (error == cudaErrorNotReady) {
-    throw StatusError(DeadlineExceeded(
-        std::string(memory) +
-        " could not be used again: work that may use it did not end in a minute"));
+  if (error != cudaErrorNotReady) {
+    Check(error, "waiting for work before memory is used again");
   }
-  Check(error, "waiting for work that uses " + std::string(memory));
-  return true;
+  return error == cudaSuccess && !captured;
 }
 
 void PollPause::Next() {

@@ -18,17 +18,9 @@
 
 namespace cohort::cuda {
 
-// Makes a GPU the calling thread's for a scope.
-class OnGpu {
- public:
-  explicit OnGpu(int ordinal);
-  ~OnGpu();
-  OnGpu(const OnGpu&) = delete;
-  OnGpu& operator=(const OnGpu&) = delete;
-
- private:
-  int before_ = -1;  // -1: it was so already
-};
+// Makes a GPU the calling thread's. It stays so: to go back would start using the GPU of before,
+// where that was only the default.
+void UseGpu(int ordinal);
 
 // Allows the calling thread, for a scope, calls that would break a capture on a stream, and that
 // put nothing on one.
@@ -69,9 +61,8 @@ class StreamList {
   void Remove(cudaStream_t stream);
   // While a stream is captured nothing else can be recorded on it.
   void SetCaptured(cudaStream_t stream, bool captured);
-  // Waits for all work there is now. False: a stream is being captured. DeadlineExceeded as
-  // StatusError after a minute.
-  bool Drain(EventPool& events, std::string_view memory);
+  // Whether all work there is now has run at the deadline. Not while a stream is captured.
+  bool Drain(EventPool& events, Deadline deadline);
 
  private:
   struct Entry {
@@ -106,8 +97,8 @@ class PollPause {
   std::chrono::microseconds slice_{0};
 };
 
-// Asks `query` until it says something else than cudaErrorNotReady, or the deadline has passed. Spins
-// for what is about to end, then lets others run.
+// Asks `query` until it says something else than cudaErrorNotReady, or the deadline has passed.
+// Spins for what is about to end, then lets others run.
 template <typename Query>
 cudaError_t PollUntil(Deadline deadline, const Query& query) {
   PollPause pause;

@@ -42,8 +42,7 @@ Result<LibraryCalls> Load() {
   LibraryCalls calls;
   COHORT_ASSIGN_OR_RETURN(void* const cublas, Open(kCublasLt));
   COHORT_ASSIGN_OR_RETURN(void* const cudnn, Open(kCudnn));
-#define COHORT_FIND_CUBLAS(name) \
-  COHORT_RETURN_IF_ERROR(Find(cublas, kCublasLt, #name, calls.name));
+#define COHORT_FIND_CUBLAS(name) COHORT_RETURN_IF_ERROR(Find(cublas, kCublasLt, #name, calls.name));
 #define COHORT_FIND_CUDNN(name) COHORT_RETURN_IF_ERROR(Find(cudnn, kCudnn, #name, calls.name));
   COHORT_CUBLASLT_CALLS(COHORT_FIND_CUBLAS)
   COHORT_CUDNN_CALLS(COHORT_FIND_CUDNN)
@@ -83,7 +82,7 @@ Libraries::Libraries(std::shared_ptr<Device> device, int ordinal, bool tf32)
       handles_(std::make_unique<LibraryHandles>()) {
   handles_->calls = OrThrow(LoadLibraries());
   const LibraryCalls& calls = *handles_->calls;
-  const OnGpu scope(ordinal);
+  UseGpu(ordinal);
   OrThrow(CublasStatus(calls, calls.cublasLtCreate(&handles_->cublas), "starting cuBLASLt"));
   const cudnnStatus_t status = calls.cudnnCreate(&handles_->cudnn);
   if (status != CUDNN_STATUS_SUCCESS) {
@@ -93,7 +92,7 @@ Libraries::Libraries(std::shared_ptr<Device> device, int ordinal, bool tf32)
 }
 
 Libraries::~Libraries() {
-  const OnGpu scope(ordinal_);
+  UseGpu(ordinal_);
   (void)handles_->calls->cudnnDestroy(handles_->cudnn);
   (void)handles_->calls->cublasLtDestroy(handles_->cublas);
   (void)cudaGetLastError();

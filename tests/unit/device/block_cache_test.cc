@@ -19,7 +19,7 @@ struct Ledger {
   std::size_t capacity = 100 * kMiB;
   std::size_t taken = 0;
   std::map<std::byte*, std::size_t> blocks;
-  int takes = 0, returns = 0, drains = 0;
+  int takes = 0, returns = 0, drains = 0, patient_drains = 0;
   bool can_drain = true;
   bool drain_fails = false;
 };
@@ -42,8 +42,9 @@ class FakeSource final : public BlockSource {
     ledger_.taken -= ledger_.blocks.at(block);
     ledger_.blocks.erase(block);
   }
-  bool Drain() override {
+  bool Drain(bool patiently) override {
     ++ledger_.drains;
+    ledger_.patient_drains += patiently ? 1 : 0;
     if (ledger_.drain_fails) {
       throw StatusError(DeadlineExceeded("stuck"));
     }
@@ -92,6 +93,7 @@ TEST(BlockCache, WhatCannotBeWaitedForIsNotGivenOutAgain) {
   ledger.can_drain = false;
   const auto fresh = cache->Allocate(kMiB, "b");
   EXPECT_EQ(ledger.takes, 2);
+  EXPECT_EQ(ledger.patient_drains, 0) << "there is other memory";
   EXPECT_EQ(cache->use().kept, kMiB);
   ledger.drain_fails = true;
   EXPECT_THROW((void)cache->Allocate(kMiB, "c"), StatusError);
@@ -107,6 +109,7 @@ TEST(BlockCache, WhatIsKeptGoesBackBeforeMemoryIsOut) {
   cache->Allocate(60 * kMiB, "a").reset();
   const auto b = cache->Allocate(80 * kMiB, "b");
   EXPECT_EQ(ledger.returns, 1);
+  EXPECT_EQ(ledger.patient_drains, 1);
   EXPECT_EQ(cache->use().kept, 0);
   EXPECT_EQ(ledger.taken, 80 * kMiB);
 }
@@ -124,10 +127,12 @@ TEST(BlockCache, AnErrorSaysWhoHoldsWhat) {
     FAIL();
   } catch (const StatusError& error) {
     EXPECT_EQ(error.status().code(), StatusCode::kResourceExhausted);
-    EXPECT_THAT(error.status().message(),
-                HasSubstr("memory of cuda:7 has no 60.0 MiB for parameters: this process holds "
-                          "52.0 MiB of it (20.0 MiB c, 18.0 MiB b, 10.0 MiB d), at most 82.0 MiB "
-                          "so far; little are left"));
+    EXPECT_THAT(
+        error.status().message(),
+        HasSubstr(
+            "memory of cuda:7 has no 62914560 bytes (60.0 MiB) for parameters: this process holds "
+            "52.0 MiB of it (20.0 MiB c, 18.0 MiB b, 10.0 MiB d), at most 82.0 MiB "
+            "so far; little are left"));
   }
   EXPECT_EQ(cache->use().kept, 0) << "all of it went back before";
   EXPECT_EQ(cache->use().held, 52 * kMiB);
