@@ -2,6 +2,8 @@
 //
 // One process:                   image_classifier --data DIR --model cnn --epochs 5
 // Two replicas in it:            image_classifier --data DIR --strategy mirrored --devices 2
+// On every GPU there is:         image_classifier --data DIR --strategy mirrored
+// On one GPU, as two replicas:   image_classifier --data DIR --devices cuda:0/2
 // Two processes under MPI:       mpirun -n 2 image_classifier --data DIR
 // Two processes without MPI:     cohort launch -n 2 -- image_classifier --data DIR
 // Workers and servers:           cohort launch -n 2 --ps 2 --chief -- image_classifier --data DIR
@@ -16,6 +18,7 @@
 #include <cohort/nn/losses.h>
 #include <cohort/nn/metrics.h>
 #include <cohort/nn/models.h>
+#include <cohort/strategies/devices.h>
 #include <cohort/strategies/parameter_server.h>
 #include <fmt/format.h>
 #include <malloc.h>
@@ -43,7 +46,7 @@ struct Flags {
   int epochs = 5;
   std::uint64_t seed = 1;
   int classes = 0;
-  int devices = 1;
+  std::string devices;
   int threads = 0;
   std::string optimizer = "adam";
   double learning_rate = 0.001;
@@ -93,9 +96,10 @@ void DeclareFlags(CLI::App& app, Flags& f) {
   app.add_option("--seed", f.seed, "of initial values and order")->capture_default_str();
   app.add_option("--classes", f.classes, "number of classes (default: the largest label + 1)")
       ->check(CLI::PositiveNumber);
-  app.add_option("--devices", f.devices, "replicas in each process")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
+  app.add_option("--devices", f.devices,
+                 "of each process's replicas: a number of them on the CPU, or cuda, cuda:0, "
+                 "cuda:0/2 (two on one), cpu:2, with commas between (default: 1; of mirrored: "
+                 "every GPU there is)");
   app.add_option("--threads", f.threads, "threads of each replica (default: the cores, shared out)")
       ->check(CLI::NonNegativeNumber);
   app.add_option("--optimizer", f.optimizer, "update rule")
@@ -173,9 +177,8 @@ std::function<std::unique_ptr<cohort::BucketHook>()> MakeCompression(const Flags
   return [dtype] { return cohort::MakeCompressionHook({.dtype = dtype}); };
 }
 
-cohort::StrategyOptions MakeStrategyOptions(const Flags& f) {
+Result<cohort::StrategyOptions> MakeStrategyOptions(const Flags& f) {
   cohort::StrategyOptions options;
-  options.num_devices = f.devices;
   options.loss_scale = f.loss_scale == "sum"            ? cohort::LossScale::kSum
                        : f.loss_scale == "replica_mean" ? cohort::LossScale::kReplicaMean
                                                         : cohort::LossScale::kGlobalMean;
@@ -195,6 +198,7 @@ cohort::StrategyOptions MakeStrategyOptions(const Flags& f) {
   options.intra_op_threads = f.threads;
   options.environment = cohort::Environment::OfProcess();
   options.log = cohort::StderrLog("");
+  COHORT_RETURN_IF_ERROR(cohort::ChooseDevices(f.devices, f.strategy, options));
   return options;
 }
 
@@ -210,24 +214,26 @@ Result<std::unique_ptr<cohort::Optimizer>> MakeOptimizer(const Flags& f) {
 // Forward, loss, backward, on whatever part of a batch the replica is given. The same function
 // trains and evaluates.
 cohort::StepFn MakeStep(const cohort::nn::ImageModel& model, cohort::nn::Workspaces& workspaces,
-                        int local_replicas, bool training) {
-  return [&model, &workspaces, local_replicas, training](
+                        bool training) {
+  return [&model, &workspaces, training](
              cohort::ReplicaContext& context,
              const cohort::data::Batch& batch) -> Result<cohort::ReplicaResult> {
     cohort::nn::Tape tape(
-        context.parameters, context.stream, workspaces.For(context.replica % local_replicas),
+        context.parameters, context.stream, workspaces.For(context.local_replica, context.device),
         {.training = training, .step = context.step, .intra_op_threads = context.intra_op_threads});
     const auto logits = model.Logits(tape.Input(batch["image"]));
     const auto loss = cohort::nn::SoftmaxCrossEntropy(logits, batch["label"]);
     if (training) {
       tape.Backward(loss, context.gradients);
     }
+    const auto scores = tape.Fetch(logits);
+    const auto mean = tape.Fetch(loss);
     COHORT_RETURN_IF_ERROR(tape.Finish());
-    COHORT_ASSIGN_OR_RETURN(const auto accuracy,
-                            cohort::nn::Accuracy(logits.tensor(), batch["label"]));
+    COHORT_ASSIGN_OR_RETURN(const auto accuracy, cohort::nn::Accuracy(scores, batch["label"]));
     const auto examples = static_cast<double>(batch.size);
-    return cohort::ReplicaResult{
-        .loss_sum = loss.value() * examples, .weight = examples, .metric_sums = {accuracy.sum}};
+    return cohort::ReplicaResult{.loss_sum = mean.data<float>()[0] * examples,
+                                 .weight = examples,
+                                 .metric_sums = {accuracy.sum}};
   };
 }
 
@@ -316,14 +322,13 @@ Status Train(const Flags& f, cohort::Strategy& strategy,
   std::signal(SIGTERM, [](int) { stop_requested = true; });
   cohort::nn::Workspaces workspaces;
   cohort::Trainer trainer(strategy, parameters, std::move(options));
-  const int locals = strategy.num_local_replicas();
   const auto training = images.train.Shuffle(f.seed).Batch(f.global_batch).Prefetch(2);
   COHORT_ASSIGN_OR_RETURN(const cohort::History history,
-                          trainer.Fit(training, MakeStep(*model, workspaces, locals, true)));
+                          trainer.Fit(training, MakeStep(*model, workspaces, true)));
   COHORT_ASSIGN_OR_RETURN(
       const cohort::EpochResult test,
       trainer.Evaluate(images.test.Batch(std::max<std::int64_t>(256, f.global_batch)),
-                       MakeStep(*model, workspaces, locals, false)));
+                       MakeStep(*model, workspaces, false)));
   if (strategy.is_chief()) {
     COHORT_RETURN_IF_ERROR(WriteMetrics(f, strategy, parameters, history, test));
   }
@@ -353,8 +358,8 @@ void DumpOnSignal(const std::stop_token& stop, const sigset_t& signals,
 Status Run(const Flags& f) {
   sigset_t signals;
   BlockUsr1(signals);
-  COHORT_ASSIGN_OR_RETURN(const auto strategy,
-                          cohort::Strategy::FromEnv(f.strategy, MakeStrategyOptions(f)));
+  COHORT_ASSIGN_OR_RETURN(const cohort::StrategyOptions options, MakeStrategyOptions(f));
+  COHORT_ASSIGN_OR_RETURN(const auto strategy, cohort::Strategy::FromEnv(f.strategy, options));
   const std::jthread dumper(
       [&](const std::stop_token& stop) { DumpOnSignal(stop, signals, *strategy); });
   const auto work = [&]() -> Status {
