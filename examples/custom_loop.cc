@@ -39,7 +39,8 @@ void Train() {
   // Runs on each replica, at the same time, with that replica's part of the global batch.
   const StepFn step = [&](ReplicaContext& replica,
                           const data::Batch& batch) -> Result<ReplicaResult> {
-    nn::Tape tape(replica.parameters, replica.stream, workspaces.For(replica.local_replica, replica.device));
+    nn::Tape tape(replica.parameters, replica.stream,
+                  workspaces.For(replica.local_replica, replica.device));
     const auto logits = model(tape.Input(batch["image"]));
     const auto loss = nn::SoftmaxCrossEntropy(logits, batch["label"]);
     tape.Backward(loss, replica.gradients);  // communication starts in here

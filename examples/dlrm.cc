@@ -148,7 +148,7 @@ cohort::StepFn MakeStep(const nn::Dlrm& model, nn::Workspaces& workspaces, bool 
 // Log-odds, and labels: [batch, 2].
 cohort::PredictFn MakePredict(const nn::Dlrm& model, nn::Workspaces& workspaces) {
   return [&model, &workspaces](cohort::ReplicaContext& context,
-                                               const cohort::data::Batch& batch) -> Result<Tensor> {
+                               const cohort::data::Batch& batch) -> Result<Tensor> {
     nn::Tape tape(context.parameters, context.stream,
                   workspaces.For(context.local_replica, context.device),
                   {.training = false, .intra_op_threads = context.intra_op_threads});
@@ -231,8 +231,7 @@ Status Train(const Flags& f, cohort::Strategy& strategy) {
   const auto test = cohort::data::GeneratedClicks(TestClicks(f)).Batch(2048).Prefetch(2);
   COHORT_ASSIGN_OR_RETURN(const cohort::EpochResult result,
                           trainer.Evaluate(test, MakeStep(model, workspaces, false)));
-  COHORT_ASSIGN_OR_RETURN(const Tensor rows,
-                          trainer.Predict(test, MakePredict(model, workspaces)));
+  COHORT_ASSIGN_OR_RETURN(const Tensor rows, trainer.Predict(test, MakePredict(model, workspaces)));
   if (strategy.is_chief()) {
     COHORT_ASSIGN_OR_RETURN(const double auc, AucOf(rows));
     COHORT_RETURN_IF_ERROR(Report(f, strategy, history, result, auc));

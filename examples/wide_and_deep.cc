@@ -329,7 +329,7 @@ cohort::StepFn MakeStep(const WideAndDeep& model, nn::Workspaces& workspaces, bo
 // Chances, and labels: [batch, 2], for the area under the curve.
 cohort::PredictFn MakePredict(const WideAndDeep& model, nn::Workspaces& workspaces) {
   return [&model, &workspaces](cohort::ReplicaContext& context,
-                                               const cohort::data::Batch& batch) -> Result<Tensor> {
+                               const cohort::data::Batch& batch) -> Result<Tensor> {
     nn::Tape tape(context.parameters, context.stream,
                   workspaces.For(context.local_replica, context.device),
                   {.training = false, .intra_op_threads = context.intra_op_threads});
@@ -415,8 +415,7 @@ Status Train(const Flags& f, cohort::Strategy& strategy, const People& people) {
   const auto test = people.test.Map(MakeFeatures).Batch(1024);
   COHORT_ASSIGN_OR_RETURN(const cohort::EpochResult result,
                           trainer.Evaluate(test, MakeStep(model, workspaces, false)));
-  COHORT_ASSIGN_OR_RETURN(const Tensor rows,
-                          trainer.Predict(test, MakePredict(model, workspaces)));
+  COHORT_ASSIGN_OR_RETURN(const Tensor rows, trainer.Predict(test, MakePredict(model, workspaces)));
   if (strategy.is_chief()) {
     COHORT_ASSIGN_OR_RETURN(const double auc, AucOf(rows));
     COHORT_RETURN_IF_ERROR(WriteMetrics(f, strategy, history, result, auc));

@@ -48,21 +48,18 @@ StrategyWorld OnFarDevices(std::string name, int processes, const std::vector<in
   return world;
 }
 
-INSTANTIATE_TEST_SUITE_P(FarDevices, StrategyConformance,
-                         ::testing::Values(OnFarDevices("one", 1, {0}),
-                                           OnFarDevices("shared_by_two", 1, {0, 0}),
-                                           OnFarDevices("shared_by_three", 1, {0, 0, 0}),
-                                           OnFarDevices("two", 1, {0, 1}),
-                                           OnFarDevices("two_in_turns", 1, {0, 1, 0, 1}),
-                                           OnFarDevices("far_and_cpu", 1, {0, kCpu}),
-                                           OnFarDevices("cpu_and_two_far", 1, {kCpu, 0, 1}),
-                                           OnFarDevices("2_processes", 2, {0}),
-                                           OnFarDevices("2_processes_of_two", 2, {0, 1}),
-                                           OnFarDevices("2_processes_mixed", 2, {kCpu, 0}),
-                                           OnFarDevices("3_processes_shared", 3, {0, 0})),
-                         [](const ::testing::TestParamInfo<StrategyWorld>& world) {
-                           return world.param.name;
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    FarDevices, StrategyConformance,
+    ::testing::Values(OnFarDevices("one", 1, {0}), OnFarDevices("shared_by_two", 1, {0, 0}),
+                      OnFarDevices("shared_by_three", 1, {0, 0, 0}), OnFarDevices("two", 1, {0, 1}),
+                      OnFarDevices("two_in_turns", 1, {0, 1, 0, 1}),
+                      OnFarDevices("far_and_cpu", 1, {0, kCpu}),
+                      OnFarDevices("cpu_and_two_far", 1, {kCpu, 0, 1}),
+                      OnFarDevices("2_processes", 2, {0}),
+                      OnFarDevices("2_processes_of_two", 2, {0, 1}),
+                      OnFarDevices("2_processes_mixed", 2, {kCpu, 0}),
+                      OnFarDevices("3_processes_shared", 3, {0, 0})),
+    [](const ::testing::TestParamInfo<StrategyWorld>& world) { return world.param.name; });
 
 INSTANTIATE_TEST_SUITE_P(Synchronous, StrategyConformance,
                          ::testing::Values(Synchronous(1, 1), Synchronous(1, 2), Synchronous(1, 3),

@@ -144,7 +144,8 @@ std::vector<float> WholeGradient(const ParameterSet::Parameter& parameter, int p
 // Values and gradients of a device on their way through the host's memory.
 class HostBlocks {
  public:
-  explicit HostBlocks(ReplicaContext& context) : device_(*context.device), stream_(context.stream) {}
+  explicit HostBlocks(ReplicaContext& context)
+      : device_(*context.device), stream_(context.stream) {}
 
   std::span<float> Make(std::size_t elements) {
     blocks_.push_back(device_.AllocateHost(elements * sizeof(float), "a test's gradients"));
@@ -293,8 +294,7 @@ Trained TrainOnOneThread(const data::Dataset& dataset, const Optimizer& optimize
       for (int p = 0; p < parameters.size(); ++p) {
         if (parameters[p].trainable) {
           auto& gradient = gradients[static_cast<std::size_t>(p)];
-          gradient =
-              WholeGradient(parameters[p], p, parameters.value(p), examples, by_tokens);
+          gradient = WholeGradient(parameters[p], p, parameters.value(p), examples, by_tokens);
           squared_norm += SquaredNorm(gradient);  // exact: of integers
         }
       }

@@ -46,8 +46,7 @@ class DeviceSink final : public GradientSink {
   void AddSlices(int parameter, const IndexedSlices& slices) override {
     const auto row = static_cast<std::size_t>(parameters_[parameter].shape[1]);
     for (std::size_t k = 0; k < slices.values.size(); ++k) {
-      Accumulator(
-          parameter)[static_cast<std::size_t>(slices.indices[k / row]) * row + k % row] +=
+      Accumulator(parameter)[static_cast<std::size_t>(slices.indices[k / row]) * row + k % row] +=
           slices.values[k];
     }
   }
@@ -78,9 +77,7 @@ Tensor Ids(const Shape& shape, std::int64_t below) {
   return Tensor::Of<std::int64_t>(shape, ids);
 }
 
-Variable SquareLoss(const Variable& x) {
-  return MeanSquaredError(x, RandomTensor(x.shape(), 99));
-}
+Variable SquareLoss(const Variable& x) { return MeanSquaredError(x, RandomTensor(x.shape(), 99)); }
 
 Forward ImageLoss(const char* name, ParameterSet& parameters) {
   const std::shared_ptr<ImageModel> model =
@@ -194,8 +191,7 @@ std::vector<std::vector<float>> RunOn(const std::shared_ptr<Device>& device, con
     Kernels& kernels = workspace.KernelsFor(1);
     for (int step = 1; step <= 2; ++step) {
       DeviceSink sink(parameters, *device, *stream, kernels);
-      Tape tape(parameters, *stream, workspace,
-                {.seed = 3, .step = step, .intra_op_threads = 1});
+      Tape tape(parameters, *stream, workspace, {.seed = 3, .step = step, .intra_op_threads = 1});
       const Variable loss = forward(tape);
       tape.Backward(loss, sink);
       EXPECT_EQ(tape.Finish(), OkStatus());
@@ -221,16 +217,15 @@ TEST_P(FarModel, HasTheCpusBits) {
   ASSERT_EQ(got.size(), expected.size());
   for (std::size_t i = 0; i < got.size(); ++i) {
     ASSERT_EQ(got[i].size(), expected[i].size());
-    EXPECT_EQ(std::memcmp(BytesOf(got[i]).data(), BytesOf(expected[i]).data(),
-                          BytesOf(got[i]).size()),
-              0)
+    EXPECT_EQ(
+        std::memcmp(BytesOf(got[i]).data(), BytesOf(expected[i]).data(), BytesOf(got[i]).size()), 0)
         << "result " << i << ": " << got[i][0] << " and " << expected[i][0];
   }
 }
 
 INSTANTIATE_TEST_SUITE_P(Layers, FarModel, ::testing::ValuesIn(kCases),
-                         [](const ::testing::TestParamInfo<Case>& info) {
-                           return std::string(info.param.name);
+                         [](const ::testing::TestParamInfo<Case>& c) {
+                           return std::string(c.param.name);
                          });
 
 TEST(FarModelErrors, ALabelOutOfRangeIsFinishsStatus) {
@@ -242,8 +237,7 @@ TEST(FarModelErrors, ALabelOutOfRangeIsFinishsStatus) {
   ParameterSet parameters = declared.CopyOn(*device, *stream);
   Workspace workspace(device);
   Tape tape(parameters, *stream, workspace, {.intra_op_threads = 1});
-  static_cast<void>(
-      SoftmaxCrossEntropy(dense(tape.Input(RandomTensor({4, 3}, 1))), Ids({4}, 11)));
+  static_cast<void>(SoftmaxCrossEntropy(dense(tape.Input(RandomTensor({4, 3}, 1))), Ids({4}, 11)));
   EXPECT_EQ(tape.Finish().code(), StatusCode::kInvalidArgument);
 }
 
