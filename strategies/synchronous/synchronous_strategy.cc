@@ -7,11 +7,11 @@
 
 #include <cohort/strategies/synchronous.h>
 
+#include "parameter_server/layout.h"
 #include "synchronous/agreement.h"
 #include "synchronous/cores.h"
 #include "synchronous/distributed_dataset.h"
 #include "synchronous/local_rows.h"
-#include "synchronous/server_rows.h"
 #include "synchronous/tensors.h"
 
 namespace cohort {
@@ -269,11 +269,11 @@ Status SynchronousStrategy::BindRows(const ParameterSet& parameters, const Optim
   for (const TableSpec& table : model.tables) {
     COHORT_RETURN_IF_ERROR(table.Check());
   }
-  auto client = membership_->ConnectRows(model);
-  if (!client.ok()) {
-    return membership_->Explain(client.status());
+  auto rows = membership_->ConnectRows(model, gang_.size());
+  if (!rows.ok()) {
+    return membership_->Explain(rows.status());
   }
-  rows_ = std::make_unique<ServerRows>(**client, model.tables, gang_.size(), rank_, num_processes_);
+  rows_ = std::move(rows).value();
   return {};
 }
 

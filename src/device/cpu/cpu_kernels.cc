@@ -2,6 +2,7 @@
 
 #include <cohort/core/thread_pool.h>
 
+#include "cpu/attention.h"
 #include "cpu/pooling.h"
 
 namespace cohort {
@@ -34,6 +35,10 @@ ConvPlan& CpuKernels::Conv(const ConvSpec& spec) {
 
 PoolPlan& CpuKernels::Pool(const PoolSpec& spec) {
   return FindOrMake(pools_, spec, [&] { return MakePool(threads_, spec); });
+}
+
+AttentionPlan& CpuKernels::Attention(const AttentionSpec& spec) {
+  return FindOrMake(attentions_, spec, [&] { return MakeAttention(threads_, spec); });
 }
 
 }  // namespace cpu

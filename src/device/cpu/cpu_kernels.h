@@ -22,6 +22,7 @@ class CpuKernels final : public Kernels {
   MatMulPlan& MatMul(const MatMulSpec& spec) override;
   ConvPlan& Conv(const ConvSpec& spec) override;
   PoolPlan& Pool(const PoolSpec& spec) override;
+  AttentionPlan& Attention(const AttentionSpec& spec) override;
 
   void Fill(Stream& stream, FloatSpan y, float value) override;
   void Copy(Stream& stream, ConstFloatSpan x, FloatSpan y) override;
@@ -98,6 +99,7 @@ class CpuKernels final : public Kernels {
   std::map<MatMulSpec, std::unique_ptr<MatMulPlan>> matmuls_;
   std::map<ConvSpec, std::unique_ptr<ConvPlan>> convs_;
   std::map<PoolSpec, std::unique_ptr<PoolPlan>> pools_;
+  std::map<AttentionSpec, std::unique_ptr<AttentionPlan>> attentions_;
 };
 
 }  // namespace cohort::cpu

@@ -274,11 +274,6 @@ TEST(DevicesTest, OptionsThatDoNotFit) {
   EXPECT_EQ(OrThrow(Strategy::FromEnv("", options))->num_local_replicas(), 2);
   options.devices = {nullptr};
   EXPECT_EQ(code(options), StatusCode::kInvalidArgument);
-  options.devices = MakeFarDevices(1);
-  options.environment.Set(
-      "TF_CONFIG",
-      R"({"cluster":{"ps":["a:1"],"chief":["b:1"],"worker":["c:1"]},"task":{"type":"worker","index":0}})");
-  EXPECT_EQ(code(options, "parameter_server"), StatusCode::kUnimplemented);
 }
 
 }  // namespace

@@ -1,0 +1,193 @@
+// Attention, a block of queries at a time: of the scores no more than that block's are in memory,
+// and with a causal mask those of keys behind the block are never computed. The backward pass
+// computes them again. Products are Eigen's. A head is one thread's work, so that results do not
+// depend on the number of threads.
+
+#include "cpu/attention.h"
+
+#include <Eigen/Core>
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "cpu/parallel.h"
+
+namespace cohort::cpu {
+namespace {
+
+using RowMajor = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using Stride = Eigen::OuterStride<>;
+using Array = Eigen::Map<Eigen::ArrayXf>;
+using ConstArray = Eigen::Map<const Eigen::ArrayXf>;
+
+constexpr std::int64_t kBlock = 32;  // queries
+
+// One head's matrix [length, head_size] inside a wider one.
+template <typename Float>
+struct Head {
+  Float* data;
+  std::int64_t stride;
+  std::int64_t width;
+
+  auto Rows(std::int64_t first, std::int64_t count) const {
+    using Matrix = std::conditional_t<std::is_const_v<Float>, const RowMajor, RowMajor>;
+    return Eigen::Map<Matrix, 0, Stride>(data + first * stride, count, width, Stride(stride));
+  }
+  auto Row(std::int64_t row) const {
+    using Vector = std::conditional_t<std::is_const_v<Float>, ConstArray, Array>;
+    return Vector(data + row * stride, width);
+  }
+};
+
+template <typename Float>
+struct Heads {
+  Head<Float> q, k, v;
+};
+
+class CpuAttention final : public AttentionPlan {
+ public:
+  CpuAttention(int threads, const AttentionSpec& spec)
+      : threads_(threads), s_(spec), scale_(1.0F / std::sqrt(static_cast<float>(spec.head_size))) {}
+
+  std::int64_t saved_elements() const override { return s_.batch * s_.heads * s_.length; }
+
+  void Forward(Stream& stream, const float* qkv, float* y, float* saved) override {
+    stream.Enqueue([=, this]() -> Status {
+      ForHeads([&](std::int64_t head) {
+        ForwardHead(OfPacked(qkv, head), OfOne(y, head), saved + head * s_.length);
+      });
+      return {};
+    });
+  }
+
+  void Backward(Stream& stream, const float* qkv, const float* y, const float* saved,
+                const float* dy, float* dqkv) override {
+    stream.Enqueue([=, this]() -> Status {
+      ForHeads([&](std::int64_t head) {
+        BackwardHead(OfPacked(qkv, head), OfOne(y, head), saved + head * s_.length, OfOne(dy, head),
+                     OfPacked(dqkv, head));
+      });
+      return {};
+    });
+  }
+
+ private:
+  // body(head) for each example's heads, numbered throughout.
+  template <typename Body>
+  void ForHeads(const Body& body) const {
+    const OmpThreads scope(threads_);
+    ParallelFor(s_.batch * s_.heads, RowGrain(s_.length * s_.length),
+                [&](std::int64_t begin, std::int64_t end, int /*part*/) {
+                  for (std::int64_t head = begin; head < end; ++head) {
+                    body(head);
+                  }
+                });
+  }
+
+  // The head's part of [batch, length, matrices, heads, head_size].
+  template <typename Float>
+  Head<Float> Of(Float* data, std::int64_t matrices, std::int64_t matrix, std::int64_t head) const {
+    const std::int64_t example = head / s_.heads;
+    const std::int64_t width = s_.heads * s_.head_size;
+    return {
+        data + (example * s_.length * matrices + matrix) * width + head % s_.heads * s_.head_size,
+        matrices * width, s_.head_size};
+  }
+  template <typename Float>
+  Heads<Float> OfPacked(Float* qkv, std::int64_t head) const {
+    return {Of(qkv, 3, 0, head), Of(qkv, 3, 1, head), Of(qkv, 3, 2, head)};
+  }
+  template <typename Float>
+  Head<Float> OfOne(Float* data, std::int64_t head) const {
+    return Of(data, 1, 0, head);
+  }
+
+  // A block of queries, and how many keys its last one sees.
+  struct Block {
+    std::int64_t first;
+    std::int64_t queries;
+    std::int64_t keys;
+  };
+  template <typename Body>
+  void ForBlocks(const Body& body) const {
+    for (std::int64_t first = 0; first < s_.length; first += kBlock) {
+      const std::int64_t queries = std::min(kBlock, s_.length - first);
+      body(Block{first, queries, s_.causal ? first + queries : s_.length});
+    }
+  }
+  std::int64_t Visible(const Block& b, std::int64_t query) const {
+    return s_.causal ? b.first + query + 1 : b.keys;
+  }
+  std::vector<float> Scratch() const {
+    return std::vector<float>(static_cast<std::size_t>(std::min(kBlock, s_.length) * s_.length));
+  }
+
+  void ForwardHead(const Heads<const float>& in, const Head<float>& y, float* saved) const {
+    std::vector<float> memory = Scratch();
+    ForBlocks([&](const Block& b) {
+      Eigen::Map<RowMajor> scores(memory.data(), b.queries, b.keys);
+      scores.noalias() = in.q.Rows(b.first, b.queries) * in.k.Rows(0, b.keys).transpose();
+      float inverse_sum[kBlock];
+      for (std::int64_t i = 0; i < b.queries; ++i) {
+        const std::int64_t visible = Visible(b, i);
+        Array row(memory.data() + i * b.keys, visible);
+        const float maximum = row.maxCoeff();
+        row = ((row - maximum) * scale_).exp();
+        const float sum = row.sum();
+        std::fill(row.data() + visible, row.data() + b.keys, 0.0F);
+        inverse_sum[i] = 1.0F / sum;
+        saved[b.first + i] = scale_ * maximum + std::log(sum);
+      }
+      y.Rows(b.first, b.queries).noalias() = scores * in.v.Rows(0, b.keys);
+      for (std::int64_t i = 0; i < b.queries; ++i) {
+        y.Row(b.first + i) *= inverse_sum[i];
+      }
+    });
+  }
+
+  // With p = softmax(scale q k^T):  dv = p^T dy,  dp = dy v^T,  ds = p (dp - rowsum(dy y)),
+  // dq = scale ds k,  dk = scale ds^T q.
+  void BackwardHead(const Heads<const float>& in, const Head<const float>& y, const float* saved,
+                    const Head<const float>& dy, const Heads<float>& out) const {
+    std::vector<float> p_memory = Scratch();
+    std::vector<float> ds_memory = Scratch();
+    out.k.Rows(0, s_.length).setZero();
+    out.v.Rows(0, s_.length).setZero();
+    ForBlocks([&](const Block& b) {
+      Eigen::Map<RowMajor> p(p_memory.data(), b.queries, b.keys);
+      Eigen::Map<RowMajor> ds(ds_memory.data(), b.queries, b.keys);
+      const auto q = in.q.Rows(b.first, b.queries);
+      const auto k = in.k.Rows(0, b.keys);
+      const auto dy_block = dy.Rows(b.first, b.queries);
+      p.noalias() = q * k.transpose();
+      ds.noalias() = dy_block * in.v.Rows(0, b.keys).transpose();
+      for (std::int64_t i = 0; i < b.queries; ++i) {
+        const std::int64_t visible = Visible(b, i);
+        Array p_row(p_memory.data() + i * b.keys, visible);
+        Array ds_row(ds_memory.data() + i * b.keys, visible);
+        const float dot = (dy.Row(b.first + i) * y.Row(b.first + i)).sum();
+        p_row = (p_row * scale_ - saved[b.first + i]).exp();
+        ds_row = p_row * (ds_row - dot) * scale_;
+        std::fill(p_row.data() + visible, p_row.data() + b.keys, 0.0F);
+        std::fill(ds_row.data() + visible, ds_row.data() + b.keys, 0.0F);
+      }
+      out.v.Rows(0, b.keys).noalias() += p.transpose() * dy_block;
+      out.q.Rows(b.first, b.queries).noalias() = ds * k;
+      out.k.Rows(0, b.keys).noalias() += ds.transpose() * q;
+    });
+  }
+
+  const int threads_;
+  const AttentionSpec s_;
+  const float scale_;
+};
+
+}  // namespace
+
+std::unique_ptr<AttentionPlan> MakeAttention(int threads, const AttentionSpec& spec) {
+  Require(spec.batch >= 0 && spec.length >= 0 && spec.heads >= 1 && spec.head_size >= 1,
+          "attention of at least one head with at least one element");
+  return std::make_unique<CpuAttention>(threads, spec);
+}
+
+}  // namespace cohort::cpu

@@ -1,0 +1,23 @@
+// Jobs of several processes that cannot begin. Those that can:
+// tests/process/strategy_process_test.cc.
+#include <cohort/strategies/strategy.h>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace cohort {
+namespace {
+
+TEST(JoinJob, AChiefWithoutAPortCannotBeFound) {
+  StrategyOptions options;
+  options.cluster = ClusterConfig{
+      .cluster = ClusterSpec({{{TaskType::kWorker, 0}, "a:0"}, {{TaskType::kWorker, 1}, "b:0"}}),
+      .task = {TaskType::kWorker, 1},
+      .source = "flags"};
+  const auto strategy = Strategy::FromEnv("", options);
+  ASSERT_FALSE(strategy.ok());
+  EXPECT_THAT(strategy.status().message(), ::testing::HasSubstr("worker:0, a:0, has no port"));
+}
+
+}  // namespace
+}  // namespace cohort
