@@ -48,6 +48,38 @@ StrategyWorld OnFarDevices(std::string name, int processes, const std::vector<in
   return world;
 }
 
+// On the first GPU, where there is one.
+std::vector<StrategyWorld> OnTheGpu() {
+  const auto gpu = OpenDevices("cuda:0");
+  if (!gpu.ok()) {
+    return {};
+  }
+  const auto world = [device = gpu->front()](std::string name, int processes, int replicas,
+                                             bool cpu_too) {
+    StrategyWorld made = Synchronous(processes, replicas);
+    made.name = std::move(name);
+    made.make = [=, make = made.make](int process, StrategyOptions options) {
+      options.devices.assign(static_cast<std::size_t>(replicas), device);
+      if (cpu_too) {
+        options.devices.back() = CpuDevice();
+      }
+      return make(process, std::move(options));
+    };
+    return made;
+  };
+  return {world("one", 1, 1, false),
+          world("shared_by_two", 1, 2, false),
+          world("shared_by_four", 1, 4, false),
+          world("gpu_and_cpu", 1, 2, true),
+          world("2_processes", 2, 1, false),
+          world("2_processes_shared", 2, 2, false)};
+}
+
+INSTANTIATE_TEST_SUITE_P(Gpu, StrategyConformance, ::testing::ValuesIn(OnTheGpu()),
+                         [](const ::testing::TestParamInfo<StrategyWorld>& world) {
+                           return world.param.name;
+                         });
+
 INSTANTIATE_TEST_SUITE_P(
     FarDevices, StrategyConformance,
     ::testing::Values(OnFarDevices("one", 1, {0}), OnFarDevices("shared_by_two", 1, {0, 0}),
