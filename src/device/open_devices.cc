@@ -83,9 +83,9 @@ Status Add(const Part& part, std::vector<std::shared_ptr<Device>>& devices) {
   }
   COHORT_ASSIGN_OR_RETURN(const int count, cuda::GpuCount());
   if (part.ordinal.has_value() && *part.ordinal >= count) {
-    return FailedPrecondition(
-        "there is no GPU " + std::to_string(*part.ordinal) + ": of " + std::to_string(count) +
-        ", the last is cuda:" + std::to_string(count - 1) + " [CUDA_VISIBLE_DEVICES hides others]");
+    return FailedPrecondition("there is no GPU " + std::to_string(*part.ordinal) + ": of " +
+                              std::to_string(count) + ", the last is cuda:" +
+                              std::to_string(count - 1) + " [CUDA_VISIBLE_DEVICES hides others]");
   }
   const int first = part.ordinal.value_or(0);
   const int last = part.ordinal.value_or(count - 1);

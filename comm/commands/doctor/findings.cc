@@ -173,8 +173,7 @@ std::string Bytes(std::uint64_t bytes) {
   for (; value >= 1024 && unit + 1 < kUnits.size(); ++unit) {
     value /= 1024;
   }
-  return unit == 0 ? fmt::format("{:.0f} {}", value, kUnits[unit])
-                   : fmt::format("{:.1f} {}", value, kUnits[unit]);
+  return fmt::format("{:.{}f} {}", value, unit == 0 ? 0 : 1, kUnits[unit]);
 }
 
 }  // namespace cohort::doctor

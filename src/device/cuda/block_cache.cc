@@ -172,8 +172,7 @@ Status BlockCache::Exhausted(std::size_t bytes, std::string_view what) const {
   text += ", at most " + ByteCount(use.most) + " so far";
   const std::string left = source_->Left();
   text += left.empty() ? "" : "; " + left + " are left";
-  return ResourceExhausted(text +
-                           " [a smaller batch, fewer replicas on it, or end what else uses it]");
+  return ResourceExhausted(text + " [a smaller batch, fewer replicas on it, or end what else uses it]");
 }
 
 }  // namespace cohort::cuda

@@ -103,8 +103,7 @@ class CublasLtMatMul final : public MatMulPlan {
     };
     const auto layout = [&](cublasLtMatrixLayout_t& made, std::int64_t columns, std::int64_t rows) {
       // By rows [rows, columns]; to the library columns x rows.
-      check(calls_.cublasLtMatrixLayoutCreate(&made, CUDA_R_32F,
-                                              static_cast<std::uint64_t>(columns),
+      check(calls_.cublasLtMatrixLayoutCreate(&made, CUDA_R_32F, static_cast<std::uint64_t>(columns),
                                               static_cast<std::uint64_t>(rows), columns));
     };
     check(calls_.cublasLtMatmulDescCreate(
@@ -137,8 +136,8 @@ class CublasLtMatMul final : public MatMulPlan {
                      const float* b, float* c) {
     const float one = 1.0F;
     const float zero = 0.0F;
-    return calls_.cublasLtMatmul(libraries_.handles().cublas, product_, &one, b, b_, a, a_, &zero,
-                                 c, c_, c, c_, &algorithm, libraries_.Scratch(kLeastScratch),
+    return calls_.cublasLtMatmul(libraries_.handles().cublas, product_, &one, b, b_, a, a_, &zero, c,
+                                 c_, c, c_, &algorithm, libraries_.Scratch(kLeastScratch),
                                  kLeastScratch, stream);
   }
 
@@ -151,8 +150,8 @@ class CublasLtMatMul final : public MatMulPlan {
     const auto destroy = [&](cublasLtMatmulPreference_t p) {
       (void)calls_.cublasLtMatmulPreferenceDestroy(p);
     };
-    const std::unique_ptr<std::remove_pointer_t<cublasLtMatmulPreference_t>, decltype(destroy)>
-        owner(preference, destroy);
+    const std::unique_ptr<std::remove_pointer_t<cublasLtMatmulPreference_t>, decltype(destroy)> owner(
+        preference, destroy);
     const auto set = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
       check(calls_.cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value,
                                                         sizeof(value)));
@@ -165,14 +164,15 @@ class CublasLtMatMul final : public MatMulPlan {
       set(attribute, kAlignments[alignment]);
     }
     int count = 0;
-    const cublasStatus_t status =
-        calls_.cublasLtMatmulAlgoGetHeuristic(libraries_.handles().cublas, product_, b_, a_, c_, c_,
-                                              preference, kCandidates, guesses.data(), &count);
+    const cublasStatus_t status = calls_.cublasLtMatmulAlgoGetHeuristic(
+        libraries_.handles().cublas, product_, b_, a_, c_, c_, preference, kCandidates,
+        guesses.data(), &count);
     if (status != CUBLAS_STATUS_SUCCESS) {
       return 0;
     }
-    const auto end = std::remove_if(guesses.begin(), guesses.begin() + count,
-                                    [](const auto& g) { return g.state != CUBLAS_STATUS_SUCCESS; });
+    const auto end = std::remove_if(guesses.begin(), guesses.begin() + count, [](const auto& g) {
+      return g.state != CUBLAS_STATUS_SUCCESS;
+    });
     return static_cast<int>(end - guesses.begin());
   }
 
@@ -217,8 +217,7 @@ class CublasLtMatMul final : public MatMulPlan {
       }
     }
     const std::lock_guard lock(choices.mutex);
-    algorithms_[alignment] =
-        choices.algorithms.try_emplace(key, algorithms_[alignment]).first->second;
+    algorithms_[alignment] = choices.algorithms.try_emplace(key, algorithms_[alignment]).first->second;
     chosen_[alignment] = true;
   }
 

@@ -60,7 +60,8 @@ std::unique_ptr<Graph> CaptureGraph(const std::shared_ptr<StreamState>& state,
   state->capture = capture;
   capture->streams.push_back(state);
   state->gpu->streams->SetCaptured(state->native, true);
-  const cudaError_t begun = cudaStreamBeginCapture(state->native, cudaStreamCaptureModeThreadLocal);
+  const cudaError_t begun =
+      cudaStreamBeginCapture(state->native, cudaStreamCaptureModeThreadLocal);
   if (begun != cudaSuccess) {
     Close(*capture);
     Check(begun, state->gpu->name + ": recording a graph");

@@ -128,7 +128,7 @@ void StreamState::Harvest(Fate& fate) {
 
 void StreamState::Note(const char* what) {
   names_[noted_.fetch_add(1, std::memory_order_relaxed) % kNames].store(what,
-                                                                        std::memory_order_relaxed);
+                                                                       std::memory_order_relaxed);
 }
 
 Status StreamState::Describe(cudaError_t error, std::string_view what) const {
@@ -137,8 +137,7 @@ Status StreamState::Describe(cudaError_t error, std::string_view what) const {
   const std::size_t count = std::min(noted, kNames);
   for (std::size_t i = 0; i < count; ++i) {
     const char* const name = names_[(noted - count + i) % kNames].load(std::memory_order_relaxed);
-    text +=
-        (i == 0 ? " (last put on the stream: " : ", ") + std::string(name == nullptr ? "?" : name);
+    text += (i == 0 ? " (last put on the stream: " : ", ") + std::string(name == nullptr ? "?" : name);
   }
   return CudaStatus(error, text + (count == 0 ? "" : ")"));
 }
@@ -149,7 +148,10 @@ std::shared_ptr<Fate> StreamState::ExchangeFate(std::shared_ptr<Fate> fate) {
 }
 
 CudaEvent::CudaEvent(std::shared_ptr<StreamState> state, cudaEvent_t event)
-    : state_(std::move(state)), fate_(state_->fate()), capture_(state_->capture), event_(event) {}
+    : state_(std::move(state)),
+      fate_(state_->fate()),
+      capture_(state_->capture),
+      event_(event) {}
 
 CudaEvent::~CudaEvent() {
   if (event_ != nullptr) {
@@ -278,7 +280,8 @@ void CudaStream::WaitFor(std::shared_ptr<Event> event) {
 Status CudaStream::Synchronize(Deadline deadline) {
   Require(state_->capture == nullptr, "what feeds a graph may not block on the stream");
   const OnGpu scope(state_->gpu->ordinal);
-  const cudaError_t error = PollUntil(deadline, [&] { return cudaStreamQuery(state_->native); });
+  const cudaError_t error =
+      PollUntil(deadline, [&] { return cudaStreamQuery(state_->native); });
   if (error == cudaErrorNotReady) {
     return DeadlineExceeded(
         state_->Describe(cudaErrorNotReady, "the stream's work did not end in time").message());
@@ -309,8 +312,8 @@ CudaStream& AsCuda(Stream& stream) {
 
 bool Settle(StreamState& state) {
   const OnGpu scope(state.gpu->ordinal);
-  const cudaError_t error =
-      PollUntil(DeadlineAfter(kSettleTimeout), [&] { return cudaStreamQuery(state.native); });
+  const cudaError_t error = PollUntil(DeadlineAfter(kSettleTimeout),
+                                      [&] { return cudaStreamQuery(state.native); });
   (void)cudaGetLastError();
   return error != cudaErrorNotReady;
 }

@@ -103,15 +103,15 @@ class Problem {
       check(calls.cudnnCreateFilterDescriptor(&kernel));
       check(calls.cudnnCreateConvolutionDescriptor(&convolution));
       check(calls.cudnnCreateActivationDescriptor(&activation));
-      check(calls.cudnnSetTensor4dDescriptor(x, layout, CUDNN_DATA_FLOAT, narrow(s.batch),
-                                             narrow(s.in),
-                                             narrow(padded ? padding.padded_height() : s.height),
-                                             narrow(padded ? padding.padded_width() : s.width)));
+      check(calls.cudnnSetTensor4dDescriptor(
+          x, layout, CUDNN_DATA_FLOAT, narrow(s.batch), narrow(s.in),
+          narrow(padded ? padding.padded_height() : s.height),
+          narrow(padded ? padding.padded_width() : s.width)));
       check(calls.cudnnSetTensor4dDescriptor(y, layout, CUDNN_DATA_FLOAT, narrow(s.batch),
                                              narrow(s.out), narrow(s.out_height()),
                                              narrow(s.out_width())));
-      check(
-          calls.cudnnSetTensor4dDescriptor(bias, layout, CUDNN_DATA_FLOAT, 1, narrow(s.out), 1, 1));
+      check(calls.cudnnSetTensor4dDescriptor(bias, layout, CUDNN_DATA_FLOAT, 1, narrow(s.out), 1,
+                                             1));
       check(calls.cudnnSetFilter4dDescriptor(kernel, CUDNN_DATA_FLOAT, layout, narrow(s.out),
                                              narrow(s.in / s.groups), narrow(s.kernel_h),
                                              narrow(s.kernel_w)));
@@ -166,7 +166,7 @@ class CudnnConv final : public ConvPlan {
         calls_(*libraries.handles().calls),
         spec_(s),
         text_(Text(s)),
-        padding_{s.batch,   s.height,     s.width,    s.in,
+        padding_{s.batch,  s.height,  s.width,    s.in,
                  s.pad_top, s.pad_bottom, s.pad_left, s.pad_right},
         padded_(s.pad_top != s.pad_bottom || s.pad_left != s.pad_right),
         x_elements_(s.batch * s.height * s.width * s.in),
@@ -379,11 +379,14 @@ class CudnnConv final : public ConvPlan {
   std::optional<Way> Known(Part part) {
     Choices& choices = Choices::OfProcess();
     const std::lock_guard lock(choices.mutex);
-    const auto known = choices.ways.find({libraries_.ordinal(), libraries_.tf32(), spec_, part});
+    const auto known =
+        choices.ways.find({libraries_.ordinal(), libraries_.tf32(), spec_, part});
     return known == choices.ways.end() ? std::nullopt : std::optional<Way>(known->second);
   }
 
-  cudnnMathType_t math() const { return libraries_.tf32() ? CUDNN_DEFAULT_MATH : CUDNN_FMA_MATH; }
+  cudnnMathType_t math() const {
+    return libraries_.tf32() ? CUDNN_DEFAULT_MATH : CUDNN_FMA_MATH;
+  }
 
   // The usable ones of cuDNN's answers, in its order: the fastest first.
   template <typename Answer>
@@ -534,7 +537,8 @@ class CudnnConv final : public ConvPlan {
     }
     Choices& choices = Choices::OfProcess();
     const std::lock_guard lock(choices.mutex);
-    return choices.ways.try_emplace({libraries_.ordinal(), libraries_.tf32(), spec_, part}, *best)
+    return choices.ways
+        .try_emplace({libraries_.ordinal(), libraries_.tf32(), spec_, part}, *best)
         .first->second;
   }
 

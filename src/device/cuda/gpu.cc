@@ -165,9 +165,9 @@ bool StreamList::Drain(EventPool& events, std::string_view memory) {
     events.Give(end);
   }
   if (error == cudaErrorNotReady) {
-    throw StatusError(
-        DeadlineExceeded(std::string(memory) +
-                         " could not be used again: work that may use it did not end in a minute"));
+    throw StatusError(DeadlineExceeded(
+        std::string(memory) +
+        " could not be used again: work that may use it did not end in a minute"));
   }
   Check(error, "waiting for work that uses " + std::string(memory));
   return true;

@@ -106,8 +106,8 @@ class PollPause {
   std::chrono::microseconds slice_{0};
 };
 
-// Asks `query` until it says something else than cudaErrorNotReady, or the deadline has passed.
-// Spins for what is about to end, then lets others run.
+// Asks `query` until it says something else than cudaErrorNotReady, or the deadline has passed. Spins
+// for what is about to end, then lets others run.
 template <typename Query>
 cudaError_t PollUntil(Deadline deadline, const Query& query) {
   PollPause pause;

@@ -30,8 +30,8 @@ __device__ inline float Activated(float x, bool relu) {
 // A tile of kTile x kTile for each block, over a line of tiles (blockIdx.x) of the batch (y).
 __global__ void __launch_bounds__(kTile* kTileRows)
     TransposeKernel(std::int64_t batch, std::int64_t rows, std::int64_t columns,
-                    std::int64_t row_tiles, std::int64_t column_tiles,
-                    const float* __restrict__ from, float* __restrict__ to) {
+                    std::int64_t row_tiles, std::int64_t column_tiles, const float* __restrict__ from,
+                    float* __restrict__ to) {
   __shared__ float tile[kTile][kTile + 1];
   const std::int64_t tiles = row_tiles * column_tiles;
   for (std::int64_t b = blockIdx.y; b < batch; b += gridDim.y) {

@@ -42,7 +42,8 @@ Result<LibraryCalls> Load() {
   LibraryCalls calls;
   COHORT_ASSIGN_OR_RETURN(void* const cublas, Open(kCublasLt));
   COHORT_ASSIGN_OR_RETURN(void* const cudnn, Open(kCudnn));
-#define COHORT_FIND_CUBLAS(name) COHORT_RETURN_IF_ERROR(Find(cublas, kCublasLt, #name, calls.name));
+#define COHORT_FIND_CUBLAS(name) \
+  COHORT_RETURN_IF_ERROR(Find(cublas, kCublasLt, #name, calls.name));
 #define COHORT_FIND_CUDNN(name) COHORT_RETURN_IF_ERROR(Find(cudnn, kCudnn, #name, calls.name));
   COHORT_CUBLASLT_CALLS(COHORT_FIND_CUBLAS)
   COHORT_CUDNN_CALLS(COHORT_FIND_CUDNN)

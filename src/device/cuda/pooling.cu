@@ -132,8 +132,8 @@ __global__ void __launch_bounds__(kThreads)
     for (Int h = rows.begin; h < rows.end; ++h) {
       for (Int w = columns.begin; w < columns.end; ++w) {
         const Int o = ((p.b * g.out_h + h) * g.out_w + w) * g.channels + p.c;
-        const Int place =
-            (p.h - (h * g.stride_h - g.pad_top)) * g.window_w + p.w - (w * g.stride_w - g.pad_left);
+        const Int place = (p.h - (h * g.stride_h - g.pad_top)) * g.window_w + p.w -
+                          (w * g.stride_w - g.pad_left);
         if (static_cast<Int>(places[o]) == place) {
           sum += dy[o];
         }
@@ -185,8 +185,7 @@ class CudaPool final : public PoolPlan {
   explicit CudaPool(const PoolSpec& spec) : max_(spec.max), g_(GeometryOf<Int>(spec)) {}
 
   std::int64_t workspace_bytes() const override {
-    return max_ ? static_cast<std::int64_t>(g_.outputs) * static_cast<std::int64_t>(sizeof(Place))
-                : 0;
+    return max_ ? static_cast<std::int64_t>(g_.outputs) * static_cast<std::int64_t>(sizeof(Place)) : 0;
   }
 
   void Forward(Stream& stream, const float* x, float* y, std::byte* workspace) override {
@@ -195,8 +194,8 @@ class CudaPool final : public PoolPlan {
     }
     const cudaStream_t native = Native(stream);
     if (max_) {
-      MaxForward<<<Blocks(g_.outputs), kThreads, 0, native>>>(g_, x, y,
-                                                              reinterpret_cast<Place*>(workspace));
+      MaxForward<<<Blocks(g_.outputs), kThreads, 0, native>>>(
+          g_, x, y, reinterpret_cast<Place*>(workspace));
     } else {
       AverageForward<<<Blocks(g_.outputs), kThreads, 0, native>>>(g_, x, y);
     }

@@ -22,14 +22,10 @@ TEST(OpenDevices, GivesOneDeviceForEachReplica) {
 }
 
 TEST(OpenDevices, NamesThePartThatIsNone) {
-  for (const std::string bad : {"",         "gpu",         "CPU",
-                                "cpu:",     "cpu:0",       "cpu:02",
-                                "cpu:-1",   "cpu:1025",    "cpu:99999999999",
-                                "cpu ",     "cpu+tf32",    "cuda:",
-                                "cuda:x",   "cuda:-1",     "cuda:0/",
-                                "cuda:0/0", "cuda:0/x",    "cuda:0/1/1",
-                                "cuda/2",   "cuda:0+tf16", "cuda:+tf32",
-                                "+tf32"}) {
+  for (const std::string bad :
+       {"", "gpu", "CPU", "cpu:", "cpu:0", "cpu:02", "cpu:-1", "cpu:1025", "cpu:99999999999",
+        "cpu ", "cpu+tf32", "cuda:", "cuda:x", "cuda:-1", "cuda:0/", "cuda:0/0", "cuda:0/x",
+        "cuda:0/1/1", "cuda/2", "cuda:0+tf16", "cuda:+tf32", "+tf32"}) {
     for (const std::string& text : {bad, "cpu," + bad, bad + ",cpu"}) {
       const auto devices = OpenDevices(text);
       ASSERT_FALSE(devices.ok()) << text;
