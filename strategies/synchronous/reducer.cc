@@ -59,7 +59,7 @@ class Reducer::Sink final : public GradientSink {
     last_ = last;
     if (reducer_.devices_ != nullptr) {
       kernels_ = reducer_.options_.kernels[static_cast<std::size_t>(replica_)];
-      kernels_->Fill(stream, Current().values(), 0.0F);
+      kernels_->Fill(stream, Current().values().subspan(BucketPlan::kHeaderElements), 0.0F);
     }
     ready_.clear();
     states_.assign(static_cast<std::size_t>(reducer_.parameters_.size()), State::kUntouched);
@@ -634,8 +634,11 @@ void Reducer::SumHeaders() {
       AddTo(stack(r).current.header(), stack(r + step).current.header());
     }
   }
-  const std::span<float> landing = devices_->Landing(stack(0).current).header();
-  std::ranges::copy(stack(0).current.header(), landing.begin());
+  const std::span<float> sum = stack(0).current.header();
+  if (const std::span<float> landing = devices_->Landing(stack(0).current).header();
+      landing.data() != sum.data()) {
+    std::ranges::copy(sum, landing.begin());
+  }
 }
 
 DeviceSums::Arenas Reducer::Arenas() const {

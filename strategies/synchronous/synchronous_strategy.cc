@@ -106,8 +106,12 @@ Result<std::unique_ptr<Strategy>> SynchronousStrategy::Make(std::string kind, Cl
   const Communicator* communicator = membership->communicator();
   COHORT_RETURN_IF_ERROR(CheckOptions(options, communicator == nullptr ? 1 : communicator->size()));
   options.num_devices = LocalReplicas(options);
-  return std::unique_ptr<Strategy>(new SynchronousStrategy(
-      std::move(kind), std::move(cluster), std::move(membership), std::move(options)));
+  try {
+    return std::unique_ptr<Strategy>(new SynchronousStrategy(
+        std::move(kind), std::move(cluster), std::move(membership), std::move(options)));
+  } catch (const StatusError& error) {  // a device has no stream for it
+    return error.status();
+  }
 }
 
 SynchronousStrategy::SynchronousStrategy(std::string kind, ClusterConfig cluster,
