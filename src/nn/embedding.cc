@@ -87,6 +87,7 @@ Variable Embedding::LookUp(Tape& tape, const Tensor& ids) const {
   std::vector<std::int64_t> dims = ids.shape().dims();
   dims.push_back(width_);
   const Tensor y = tape.Buffer(Shape(std::move(dims)));
+  tape.NotReplayable();
   const bool on_host = y.space() == MemorySpace::kHost;
   const Tensor found = on_host ? y : tape.workspace().TakeHost(y.dtype(), y.shape());
   const auto look_up = [&rows = tape.parameters().rows(), table = table_, wanted, found, outside,

@@ -12,6 +12,7 @@ void SumOverReplicas(Tape& tape, const BatchNormOptions& options, const Tensor& 
   if (!options.sum_over_replicas) {
     return;
   }
+  tape.NotReplayable();
   const Tensor fetched = tape.Fetch(sums);
   if (sums.space() == MemorySpace::kHost) {
     tape.stream().Enqueue([sum = options.sum_over_replicas, sums] { return sum(Floats(sums)); });

@@ -179,6 +179,7 @@ Variable Dropout(const Variable& x, float rate, const std::string& name) {
   if (!tape.options().training || rate == 0.0F) {
     return x;
   }
+  tape.NotReplayable();
   const std::int64_t per_example = ElementsPerRow(x.shape());
   const DropoutSpec spec{
       .rate = rate,

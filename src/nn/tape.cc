@@ -161,6 +161,7 @@ Status Tape::Finish(std::chrono::milliseconds timeout) {
 }
 
 bool Tape::Drain() {
+  NotReplayable();
   if (!failed_.has_value()) {
     if (Status status = stream_.Synchronize(DeadlineAfter(std::chrono::minutes(10)));
         !status.ok()) {

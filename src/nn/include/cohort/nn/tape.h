@@ -132,6 +132,15 @@ class Tape {
     finished_ = false;
     kept_.push_back(std::move(tensor));
   }
+  // What was kept, to the caller: whoever puts this tape's work on the stream again.
+  std::vector<Tensor> TakeKept() {
+    finished_ = true;
+    return std::move(kept_);
+  }
+  // Says that this tape's work must not be put on the stream again as it is: it depends on the
+  // step's number, or was done by the host.
+  void NotReplayable() { replayable_ = false; }
+  bool replayable() const { return replayable_; }
   // Blocks until the stream has run dry; false if its work, or earlier work, failed.
   bool Drain();
   // The parameter's values, which must have this shape.
@@ -170,6 +179,7 @@ class Tape {
   std::vector<Operation> operations_;
   std::vector<Tensor> kept_;
   std::optional<Status> failed_;  // an error that the stream told before Finish
+  bool replayable_ = true;
   bool finished_ = false;         // nothing of this tape is left on the stream
   // During Backward.
   GradientSink* sink_ = nullptr;

@@ -1,0 +1,77 @@
+// RecordedStep: a training step that a device is fed once, and then replays.
+//
+// The step of a small model is many short kernels, and to feed them takes longer than to run them.
+// From the third step with inputs of the same shapes on, where the device can capture
+// (Device::Capture), all of them go to the stream as one.
+//
+//   RecordedStep step(parameters, workspace);
+//   COHORT_ASSIGN_OR_RETURN(const auto out, step.Run(stream, sink, {.training = true}, {images,
+//   labels},
+//       [&](Tape& tape, std::span<const Tensor> in) -> std::vector<Variable> {
+//         const Variable logits = model.Logits(tape.Input(in[0]));
+//         return {SoftmaxCrossEntropy(logits, in[1]), logits};
+//       }));
+//   // out[0] is the loss, out[1] the logits
+//
+// The body must put the same work on the stream for inputs of the same shapes. What cannot be
+// replayed is fed every time: on a device that does not capture, and where an operation depends on
+// the step's number (dropout) or works on the host (rows of tables, batch norm over replicas,
+// sparse gradients).
+//
+// A step that is replayed says Ready when all of it is on the stream: communication hides behind
+// the backward pass only where steps are fed.
+//
+// Thread rules: the thread that feeds the stream. Lives no longer than the workspace.
+
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <list>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include <cohort/nn/tape.h>
+
+namespace cohort::nn {
+
+class RecordedStep {
+ public:
+  // Records the forward pass. The first variable is the loss; all are brought to the host.
+  using Body =
+      std::function<std::vector<Variable>(Tape& tape, std::span<const Tensor> inputs)>;
+
+  // Both must outlive this.
+  RecordedStep(ParameterSet& parameters, Workspace& workspace);
+  ~RecordedStep();
+  RecordedStep(const RecordedStep&) = delete;
+  RecordedStep& operator=(const RecordedStep&) = delete;
+
+  // Forward and backward, finished when it returns; what the body's variables hold, in the host's
+  // memory, until the next Run. Inputs are in the host's memory or the device's.
+  Result<std::vector<Tensor>> Run(Stream& stream, GradientSink& sink, const TapeOptions& options,
+                                  std::span<const Tensor> inputs, const Body& body,
+                                  std::chrono::milliseconds timeout = std::chrono::minutes(10));
+
+  std::int64_t replays() const { return replays_; }
+
+ private:
+  struct Recording;
+  Recording& Find(std::span<const Tensor> inputs, float loss_seed, bool training);
+  Result<std::vector<Tensor>> Feed(Recording& recording, Stream& stream, GradientSink& sink,
+                                   const TapeOptions& options, std::span<const Tensor> inputs,
+                                   const Body& body, std::chrono::milliseconds timeout);
+  bool Capture(Recording& recording, Stream& stream, GradientSink& sink,
+               const TapeOptions& options, std::span<const Tensor> inputs, const Body& body);
+  Result<std::vector<Tensor>> Replay(Recording& recording, Stream& stream, GradientSink& sink,
+                                     std::span<const Tensor> inputs,
+                                     std::chrono::milliseconds timeout);
+
+  ParameterSet& parameters_;
+  Workspace& workspace_;
+  std::list<Recording> recordings_;  // one for each set of shapes
+  std::int64_t replays_ = 0;
+};
+
+}  // namespace cohort::nn

@@ -1,0 +1,201 @@
+#include <cohort/nn/recorded_step.h>
+
+#include <algorithm>
+#include <utility>
+
+namespace cohort::nn {
+namespace {
+
+// Steps that are fed before one is captured: the first to see shapes, make plans and fill the pool;
+// the second with the recording's own memory taken out of the pool.
+constexpr int kFedSteps = 2;
+
+// Accumulators as they were before the capture; the order of Ready is kept.
+class CaptureSink final : public GradientSink {
+ public:
+  CaptureSink(const std::vector<FloatSpan>& accumulators, float loss_seed, std::vector<int>& ready)
+      : accumulators_(accumulators), loss_seed_(loss_seed), ready_(ready) {}
+  std::span<float> Accumulator(int parameter) override {
+    return accumulators_.at(static_cast<std::size_t>(parameter));
+  }
+  void AddSlices(int /*parameter*/, const IndexedSlices& /*slices*/) override {
+    throw ContractError("a step with rows is not captured");
+  }
+  void Ready(int parameter) override { ready_.push_back(parameter); }
+  float loss_seed() const override { return loss_seed_; }
+
+ private:
+  const std::vector<FloatSpan>& accumulators_;
+  const float loss_seed_;
+  std::vector<int>& ready_;
+};
+
+// By parameter; empty where it is not trainable.
+std::vector<FloatSpan> Accumulators(const ParameterSet& parameters, GradientSink& sink) {
+  std::vector<FloatSpan> spans(static_cast<std::size_t>(parameters.size()));
+  for (int p = 0; p < parameters.size(); ++p) {
+    if (parameters[p].trainable) {
+      spans[static_cast<std::size_t>(p)] = sink.Accumulator(p);
+    }
+  }
+  return spans;
+}
+
+bool SameMemory(const std::vector<FloatSpan>& a, const std::vector<FloatSpan>& b) {
+  return std::ranges::equal(
+      a, b, [](FloatSpan x, FloatSpan y) { return x.data() == y.data() && x.size() == y.size(); });
+}
+
+}  // namespace
+
+struct RecordedStep::Recording {
+  struct Input {
+    DType dtype = DType::kFloat32;
+    Shape shape;
+    const std::byte* on_device = nullptr;  // read where it is; nullptr: comes through `staged`
+    Tensor staged;                         // in the host's memory
+    Tensor placed;
+  };
+  std::vector<Input> inputs;
+  float loss_seed = 0;
+  bool training = true;
+  int fed = 0;
+  bool replayable = true;
+  std::vector<FloatSpan> accumulators;
+  std::vector<int> ready;
+  std::vector<Tensor> outputs;  // in the host's memory
+  std::vector<Tensor> kept;     // what the captured work reads
+  std::unique_ptr<Graph> graph;
+};
+
+RecordedStep::RecordedStep(ParameterSet& parameters, Workspace& workspace)
+    : parameters_(parameters), workspace_(workspace) {}
+
+RecordedStep::~RecordedStep() = default;
+
+RecordedStep::Recording& RecordedStep::Find(std::span<const Tensor> inputs, float loss_seed,
+                                            bool training) {
+  const auto same = [&](const Recording& r) {
+    return r.loss_seed == loss_seed && r.training == training &&
+           std::ranges::equal(r.inputs, inputs, [](const Recording::Input& a, const Tensor& b) {
+             return a.dtype == b.dtype() && a.shape == b.shape() &&
+                    a.on_device == (b.space() == MemorySpace::kDevice ? b.raw() : nullptr);
+           });
+  };
+  if (const auto it = std::ranges::find_if(recordings_, same); it != recordings_.end()) {
+    return *it;
+  }
+  Recording& made = recordings_.emplace_back();
+  made.loss_seed = loss_seed;
+  made.training = training;
+  for (const Tensor& input : inputs) {
+    made.inputs.push_back(
+        {.dtype = input.dtype(),
+         .shape = input.shape(),
+         .on_device = input.space() == MemorySpace::kDevice ? input.raw() : nullptr,
+         .staged = {},
+         .placed = {}});
+  }
+  return made;
+}
+
+Result<std::vector<Tensor>> RecordedStep::Run(Stream& stream, GradientSink& sink,
+                                              const TapeOptions& options,
+                                              std::span<const Tensor> inputs, const Body& body,
+                                              std::chrono::milliseconds timeout) {
+  Require(options.training, "a recorded step is one that trains");
+  Recording& recording = Find(inputs, sink.loss_seed(), options.training);
+  if (recording.graph != nullptr &&
+      !SameMemory(recording.accumulators, Accumulators(parameters_, sink))) {
+    recording.graph = nullptr;  // gradients lie elsewhere now
+  }
+  if (recording.graph == nullptr &&
+      (!recording.replayable || recording.fed < kFedSteps ||
+       !Capture(recording, stream, sink, options, inputs, body))) {
+    return Feed(recording, stream, sink, options, inputs, body, timeout);
+  }
+  return Replay(recording, stream, sink, inputs, timeout);
+}
+
+Result<std::vector<Tensor>> RecordedStep::Feed(Recording& recording, Stream& stream,
+                                               GradientSink& sink, const TapeOptions& options,
+                                               std::span<const Tensor> inputs, const Body& body,
+                                               std::chrono::milliseconds timeout) {
+  Tape tape(parameters_, stream, workspace_, options);
+  const std::vector<Variable> variables = body(tape, inputs);
+  Require(!variables.empty(), "a step's body returns its loss");
+  tape.Backward(variables.front(), sink);
+  std::vector<Tensor> outputs;
+  for (const Variable& variable : variables) {
+    outputs.push_back(tape.Fetch(variable));
+  }
+  COHORT_RETURN_IF_ERROR(tape.Finish(timeout));
+  recording.replayable = recording.replayable && tape.replayable();
+  if (++recording.fed == 1 && recording.replayable) {
+    for (Recording::Input& input : recording.inputs) {
+      if (input.on_device == nullptr) {
+        input.staged = workspace_.TakeHost(input.dtype, input.shape);
+        input.placed = workspace_.Take(input.dtype, input.shape);
+      }
+    }
+    for (const Tensor& output : outputs) {
+      recording.outputs.push_back(workspace_.TakeHost(output.dtype(), output.shape()));
+    }
+  }
+  return outputs;
+}
+
+// The step as a graph; false if the device makes none.
+bool RecordedStep::Capture(Recording& recording, Stream& stream, GradientSink& sink,
+                           const TapeOptions& options, std::span<const Tensor> inputs,
+                           const Body& body) {
+  Device& device = workspace_.device();
+  recording.accumulators = Accumulators(parameters_, sink);
+  recording.ready.clear();
+  recording.kept.clear();
+  CaptureSink capture_sink(recording.accumulators, recording.loss_seed, recording.ready);
+  recording.graph = device.Capture(stream, [&] {
+    std::vector<Tensor> placed;
+    for (std::size_t i = 0; i < inputs.size(); ++i) {
+      const Recording::Input& input = recording.inputs[i];
+      placed.push_back(input.on_device == nullptr ? input.placed : inputs[i]);
+      if (input.on_device == nullptr) {
+        device.Copy(stream, input.staged.raw(), input.placed.raw(), input.placed.bytes());
+      } else {
+        recording.kept.push_back(inputs[i]);
+      }
+    }
+    Tape tape(parameters_, stream, workspace_, options);
+    const std::vector<Variable> variables = body(tape, placed);
+    tape.Backward(variables.front(), capture_sink);
+    for (std::size_t i = 0; i < variables.size(); ++i) {
+      const Tensor& from = variables[i].tensor();
+      const Tensor& to = recording.outputs.at(i);
+      Require(from.bytes() == to.bytes(), "a body puts the same work on the stream every time");
+      device.Copy(stream, from.raw(), to.raw(), to.bytes());
+    }
+    std::ranges::move(tape.TakeKept(), std::back_inserter(recording.kept));
+  });
+  recording.replayable = recording.graph != nullptr;
+  return recording.replayable;
+}
+
+Result<std::vector<Tensor>> RecordedStep::Replay(Recording& recording, Stream& stream,
+                                                 GradientSink& sink,
+                                                 std::span<const Tensor> inputs,
+                                                 std::chrono::milliseconds timeout) {
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    if (const Recording::Input& input = recording.inputs[i]; input.on_device == nullptr) {
+      std::copy_n(inputs[i].raw(), inputs[i].bytes(), input.staged.raw());
+    }
+  }
+  recording.graph->Replay(stream);
+  for (const int parameter : recording.ready) {
+    sink.Ready(parameter);
+  }
+  COHORT_RETURN_IF_ERROR(stream.Synchronize(DeadlineAfter(timeout)));
+  ++replays_;
+  return recording.outputs;
+}
+
+}  // namespace cohort::nn
