@@ -64,7 +64,10 @@ struct Heads {
 class CpuAttention final : public AttentionPlan {
  public:
   CpuAttention(int threads, const AttentionSpec& spec)
-      : threads_(threads), s_(spec), scale_(1.0F / std::sqrt(static_cast<float>(spec.head_size))) {}
+      : threads_(threads),
+        s_(spec),
+        scale_(1.0F / std::sqrt(static_cast<float>(spec.head_size))),
+        stride_((spec.length + kLanes - 1) / kLanes * kLanes) {}
 
   std::int64_t saved_elements() const override { return s_.batch * s_.heads * s_.length; }
 
