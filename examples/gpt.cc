@@ -15,6 +15,7 @@
 // while there are others.
 
 #include <cohort/core/random.h>
+#include <cohort/data/memory.h>
 #include <cohort/data/tokens.h>
 #include <cohort/nn/gpt.h>
 #include <cohort/nn/losses.h>
