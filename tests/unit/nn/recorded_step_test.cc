@@ -66,6 +66,9 @@ struct Bench {
     step.emplace(*on_device, workspace);
   }
 
+  // Memory goes when nothing on the stream uses it.
+  ~Bench() { EXPECT_EQ(stream->Synchronize(DeadlineAfter(kTimeout)), OkStatus()); }
+
   std::vector<Variable> Body(Tape& tape, std::span<const Tensor> in) const {
     Variable images = tape.Input(in[0]);
     if (dropout) {
@@ -152,6 +155,7 @@ TEST(RecordedStep, IsRecordedAnewWhereGradientsMove) {
   for (int i = 1; i <= 8; ++i) {
     const std::vector<Tensor> batch = Batch(5, static_cast<std::uint64_t>(i));
     if (i == 5) {
+      ASSERT_EQ(recorded.stream->Synchronize(DeadlineAfter(kTimeout)), OkStatus());
       recorded.sink->Move();
     }
     ASSERT_EQ(recorded.Train(i, batch, true), fed.Train(i, batch, false)) << "step " << i;
