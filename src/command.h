@@ -6,6 +6,7 @@
 
 namespace cohort {
 
+int DoctorCommand(int argc, char** argv);           // comm/commands/doctor/command.cc
 int ConfigCheckCommand(int argc, char** argv);      // src/cluster/commands/config.cc
 int DataDigitsCommand(int argc, char** argv);       // data/commands/digits.cc
 int DataCatCommand(int argc, char** argv);          // data/commands/cat.cc

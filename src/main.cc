@@ -16,6 +16,8 @@ struct Entry {
 };
 
 constexpr Entry kCommands[] = {
+    {"doctor", "print what this machine and this build have, and what does not fit together",
+     cohort::DoctorCommand},
     {"config check", "print the resolved cluster of this process, and every mistake in it",
      cohort::ConfigCheckCommand},
     {"data digits", "write generated digits as IDX files", cohort::DataDigitsCommand},

@@ -22,6 +22,7 @@
 #include <cohort/data/text_lines.h>
 #include <cohort/data/tf_example.h>
 #include <cohort/data/tf_record.h>
+#include <cohort/data/tokens.h>
 #include <cohort/data/webdataset.h>
 #include <cohort/io/compression.h>
 #include <cohort/io/record_file.h>
@@ -294,6 +295,12 @@ const Case kCases[] = {
      [](const testing::TempDir& f) {
        return OrThrow(
            CacheInFile(Squares(Numbers(0, kExamples)), FileSystem::Local(), f / "cache"));
+     }},
+    {"TokenWindows",
+     [](const testing::TempDir&) {
+       Tensor tokens(DType::kInt32, {3 * kExamples + 2});
+       std::iota(tokens.data<std::int32_t>().begin(), tokens.data<std::int32_t>().end(), 0);
+       return OrThrow(TokenWindows(tokens, 4, 3));
      }},
     {"Digits", [](const testing::TempDir&) { return GeneratedDigits({.count = kExamples}); }},
 };

@@ -8,7 +8,7 @@
 #include <Eigen/Core>
 #include <algorithm>
 #include <cmath>
-#include <vector>
+#include <type_traits>
 
 #include "cpu/parallel.h"
 
@@ -18,9 +18,29 @@ namespace {
 using RowMajor = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 using Stride = Eigen::OuterStride<>;
 using Array = Eigen::Map<Eigen::ArrayXf>;
-using ConstArray = Eigen::Map<const Eigen::ArrayXf>;
 
 constexpr std::int64_t kBlock = 32;  // queries
+constexpr std::int64_t kLanes = 16;
+
+// Eigen's sums, and its exp, come out differently by where in memory they begin. So a block's rows
+// are all aligned, and sums of what is elsewhere are this one.
+float Dot(const float* a, const float* b, std::int64_t count) {
+  float lanes[kLanes] = {};
+  std::int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (std::int64_t lane = 0; lane < kLanes; ++lane) {
+      lanes[lane] += a[i + lane] * b[i + lane];
+    }
+  }
+  for (; i < count; ++i) {
+    lanes[i % kLanes] += a[i] * b[i];
+  }
+  float sum = 0;
+  for (const float lane : lanes) {
+    sum += lane;
+  }
+  return sum;
+}
 
 // One head's matrix [length, head_size] inside a wider one.
 template <typename Float>
@@ -33,10 +53,7 @@ struct Head {
     using Matrix = std::conditional_t<std::is_const_v<Float>, const RowMajor, RowMajor>;
     return Eigen::Map<Matrix, 0, Stride>(data + first * stride, count, width, Stride(stride));
   }
-  auto Row(std::int64_t row) const {
-    using Vector = std::conditional_t<std::is_const_v<Float>, ConstArray, Array>;
-    return Vector(data + row * stride, width);
-  }
+  Float* Row(std::int64_t row) const { return data + row * stride; }
 };
 
 template <typename Float>
@@ -49,7 +66,8 @@ class CpuAttention final : public AttentionPlan {
   CpuAttention(int threads, const AttentionSpec& spec)
       : threads_(threads),
         s_(spec),
-        scale_(1.0F / std::sqrt(static_cast<float>(spec.head_size))) {}
+        scale_(1.0F / std::sqrt(static_cast<float>(spec.head_size))),
+        stride_((spec.length + kLanes - 1) / kLanes * kLanes) {}
 
   std::int64_t saved_elements() const override { return s_.batch * s_.heads * s_.length; }
 
@@ -91,9 +109,9 @@ class CpuAttention final : public AttentionPlan {
   Head<Float> Of(Float* data, std::int64_t matrices, std::int64_t matrix, std::int64_t head) const {
     const std::int64_t example = head / s_.heads;
     const std::int64_t width = s_.heads * s_.head_size;
-    return {data + (example * s_.length * matrices + matrix) * width +
-                head % s_.heads * s_.head_size,
-            matrices * width, s_.head_size};
+    return {
+        data + (example * s_.length * matrices + matrix) * width + head % s_.heads * s_.head_size,
+        matrices * width, s_.head_size};
   }
   template <typename Float>
   Heads<Float> OfPacked(Float* qkv, std::int64_t head) const {
@@ -120,19 +138,24 @@ class CpuAttention final : public AttentionPlan {
   std::int64_t Visible(const Block& b, std::int64_t query) const {
     return s_.causal ? b.first + query + 1 : b.keys;
   }
-  std::vector<float> Scratch() const {
-    return std::vector<float>(static_cast<std::size_t>(std::min(kBlock, s_.length) * s_.length));
+  // Memory of a block's scores; these; and those of one query.
+  Eigen::ArrayXf Scratch() const { return Eigen::ArrayXf(std::min(kBlock, s_.length) * stride_); }
+  Eigen::Map<RowMajor, 0, Stride> Scores(Eigen::ArrayXf& memory, const Block& b) const {
+    return {memory.data(), b.queries, b.keys, Stride(stride_)};
+  }
+  Array ScoresOf(Eigen::ArrayXf& memory, std::int64_t query, std::int64_t visible) const {
+    return {memory.data() + query * stride_, visible};
   }
 
   void ForwardHead(const Heads<const float>& in, const Head<float>& y, float* saved) const {
-    std::vector<float> memory = Scratch();
+    Eigen::ArrayXf memory = Scratch();
     ForBlocks([&](const Block& b) {
-      Eigen::Map<RowMajor> scores(memory.data(), b.queries, b.keys);
+      auto scores = Scores(memory, b);
       scores.noalias() = in.q.Rows(b.first, b.queries) * in.k.Rows(0, b.keys).transpose();
       float inverse_sum[kBlock];
       for (std::int64_t i = 0; i < b.queries; ++i) {
         const std::int64_t visible = Visible(b, i);
-        Array row(memory.data() + i * b.keys, visible);
+        Array row = ScoresOf(memory, i, visible);
         const float maximum = row.maxCoeff();
         row = ((row - maximum) * scale_).exp();
         const float sum = row.sum();
@@ -142,7 +165,7 @@ class CpuAttention final : public AttentionPlan {
       }
       y.Rows(b.first, b.queries).noalias() = scores * in.v.Rows(0, b.keys);
       for (std::int64_t i = 0; i < b.queries; ++i) {
-        y.Row(b.first + i) *= inverse_sum[i];
+        Array(y.Row(b.first + i), y.width) *= inverse_sum[i];
       }
     });
   }
@@ -151,13 +174,13 @@ class CpuAttention final : public AttentionPlan {
   // dq = scale ds k,  dk = scale ds^T q.
   void BackwardHead(const Heads<const float>& in, const Head<const float>& y, const float* saved,
                     const Head<const float>& dy, const Heads<float>& out) const {
-    std::vector<float> p_memory = Scratch();
-    std::vector<float> ds_memory = Scratch();
+    Eigen::ArrayXf p_memory = Scratch();
+    Eigen::ArrayXf ds_memory = Scratch();
     out.k.Rows(0, s_.length).setZero();
     out.v.Rows(0, s_.length).setZero();
     ForBlocks([&](const Block& b) {
-      Eigen::Map<RowMajor> p(p_memory.data(), b.queries, b.keys);
-      Eigen::Map<RowMajor> ds(ds_memory.data(), b.queries, b.keys);
+      auto p = Scores(p_memory, b);
+      auto ds = Scores(ds_memory, b);
       const auto q = in.q.Rows(b.first, b.queries);
       const auto k = in.k.Rows(0, b.keys);
       const auto dy_block = dy.Rows(b.first, b.queries);
@@ -165,9 +188,9 @@ class CpuAttention final : public AttentionPlan {
       ds.noalias() = dy_block * in.v.Rows(0, b.keys).transpose();
       for (std::int64_t i = 0; i < b.queries; ++i) {
         const std::int64_t visible = Visible(b, i);
-        Array p_row(p_memory.data() + i * b.keys, visible);
-        Array ds_row(ds_memory.data() + i * b.keys, visible);
-        const float dot = (dy.Row(b.first + i) * y.Row(b.first + i)).sum();
+        Array p_row = ScoresOf(p_memory, i, visible);
+        Array ds_row = ScoresOf(ds_memory, i, visible);
+        const float dot = Dot(dy.Row(b.first + i), y.Row(b.first + i), y.width);
         p_row = (p_row * scale_ - saved[b.first + i]).exp();
         ds_row = p_row * (ds_row - dot) * scale_;
         std::fill(p_row.data() + visible, p_row.data() + b.keys, 0.0F);
@@ -182,6 +205,7 @@ class CpuAttention final : public AttentionPlan {
   const int threads_;
   const AttentionSpec s_;
   const float scale_;
+  const std::int64_t stride_;  // of rows of scores
 };
 
 }  // namespace

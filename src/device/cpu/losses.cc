@@ -1,11 +1,12 @@
+#include <Eigen/Core>
 #include <cmath>
 #include <string>
 #include <vector>
 
 #include "cpu/cpu_kernels.h"
 
-// Losses are computed by the feeding thread alone: their inputs are as wide as the number of
-// classes, and the sums stay in one order.
+// Sums over rows are the feeding thread's, in their order. The rows of softmax, which may be as
+// wide as a vocabulary, are all threads' work; the other losses are the feeding thread's alone.
 
 namespace cohort::cpu {
 namespace {
@@ -56,21 +57,43 @@ void Spread(const LossArguments& l, float factor, FloatSpan dx, const Of& of) {
   }
 }
 
-struct LogSumExp {
-  float maximum;
-  float log_sum;  // of exp(x - maximum)
-};
+using Row = Eigen::Map<Eigen::ArrayXf>;
+using ConstRow = Eigen::Map<const Eigen::ArrayXf>;
 
-LogSumExp LogSum(const float* row, std::int64_t columns) {
-  float maximum = row[0];
-  for (std::int64_t c = 1; c < columns; ++c) {
-    maximum = std::max(maximum, row[c]);
+ConstRow RowOf(const LossArguments& l, std::span<const float> x, std::int64_t row) {
+  return {x.data() + row * l.columns, l.columns};
+}
+
+// Row r's cross-entropy of softmax(x) and the label, or the targets.
+double RowCrossEntropy(const LossArguments& l, std::int64_t r) {
+  const ConstRow x = RowOf(l, l.x, r);
+  const float maximum = x.maxCoeff();
+  const float log_sum = std::log((x - maximum).exp().sum());
+  if (l.classes != nullptr) {
+    return log_sum - (x[Labels(l).At(r)] - maximum);
   }
-  float sum = 0;
-  for (std::int64_t c = 0; c < columns; ++c) {
-    sum += std::exp(row[c] - maximum);
+  const ConstRow targets = RowOf(l, l.targets, r);
+  double sum = 0;
+  for (std::int64_t c = 0; c < l.columns; ++c) {
+    sum += targets[c] == 0.0F ? 0.0F : targets[c] * (log_sum - (x[c] - maximum));
   }
-  return {maximum, std::log(sum)};
+  return sum;
+}
+
+// Its gradient: sum(targets) * softmax(x) - targets. A class label is a row of targets that sums
+// to 1.
+void RowCrossEntropyBackward(const LossArguments& l, std::int64_t r, float scale, Row out) {
+  const ConstRow x = RowOf(l, l.x, r);
+  out = (x - x.maxCoeff()).exp();
+  const float sum = out.sum();
+  if (l.classes != nullptr) {
+    out *= scale / sum;
+    out[Labels(l).At(r)] -= scale;
+    return;
+  }
+  const ConstRow targets = RowOf(l, l.targets, r);
+  const float total = targets.sum();
+  out = scale * (total / sum * out - targets);
 }
 
 float Sigmoid(float x) { return 1.0F / (1.0F + std::exp(-x)); }
@@ -84,19 +107,13 @@ void CpuKernels::SoftmaxCrossEntropy(Stream& stream, const LossArguments& l, Flo
         COHORT_RETURN_IF_ERROR(CheckLabel(Labels(l).At(r), r, l.columns));
       }
     }
-    WeightedMean(l, loss, [&](std::int64_t r) -> double {
-      const float* row = l.x.data() + r * l.columns;
-      const LogSumExp z = LogSum(row, l.columns);
-      if (l.classes != nullptr) {
-        return z.log_sum - (row[Labels(l).At(r)] - z.maximum);
+    std::vector<double> losses(static_cast<std::size_t>(l.rows));
+    ParallelFor(l.rows, RowGrain(l.columns), [&](std::int64_t begin, std::int64_t end, int) {
+      for (std::int64_t r = begin; r < end; ++r) {
+        losses[static_cast<std::size_t>(r)] = RowCrossEntropy(l, r);
       }
-      double sum = 0;
-      for (std::int64_t c = 0; c < l.columns; ++c) {
-        const float target = l.targets[static_cast<std::size_t>(r * l.columns + c)];
-        sum += target == 0.0F ? 0.0F : target * (z.log_sum - (row[c] - z.maximum));
-      }
-      return sum;
     });
+    WeightedMean(l, loss, [&](std::int64_t r) { return losses[static_cast<std::size_t>(r)]; });
     return {};
   });
 }
@@ -106,35 +123,17 @@ void CpuKernels::SoftmaxCrossEntropyBackward(Stream& stream, const LossArguments
                                              FloatSpan dx) {
   Put(stream, [=] {
     const float factor = Factor(loss, dloss);
-    for (std::int64_t r = 0; r < l.rows; ++r) {
-      const float* row = l.x.data() + r * l.columns;
-      float* out = dx.data() + r * l.columns;
-      const float scale = factor * Weight(l, r);
-      if (scale == 0.0F) {
-        std::fill_n(out, l.columns, 0.0F);
-        continue;
-      }
-      const LogSumExp z = LogSum(row, l.columns);
-      // sum(targets) * softmax - targets; a class label is a row of targets that sums to 1.
-      float total = 1.0F;
-      const float* targets = nullptr;
-      if (l.classes == nullptr) {
-        targets = l.targets.data() + r * l.columns;
-        total = 0.0F;
-        for (std::int64_t c = 0; c < l.columns; ++c) {
-          total += targets[c];
+    ParallelFor(l.rows, RowGrain(l.columns), [&](std::int64_t begin, std::int64_t end, int) {
+      for (std::int64_t r = begin; r < end; ++r) {
+        Row out(dx.data() + r * l.columns, l.columns);
+        const float scale = factor * Weight(l, r);
+        if (scale == 0.0F) {
+          out.setZero();
+        } else {
+          RowCrossEntropyBackward(l, r, scale, out);
         }
       }
-      for (std::int64_t c = 0; c < l.columns; ++c) {
-        const float p = std::exp(row[c] - z.maximum - z.log_sum);
-        const float target = targets == nullptr ? 0.0F : targets[c];
-        out[c] = scale * (total * p - target);
-      }
-      if (targets == nullptr) {
-        const std::int64_t label = Labels(l).At(r);
-        out[label] = scale * (std::exp(row[label] - z.maximum - z.log_sum) - 1.0F);
-      }
-    }
+    });
   });
 }
 

@@ -1,6 +1,12 @@
+#include <cohort/device/report.h>
+
 #include "cuda/cuda_device.h"
 
-namespace cohort::cuda {
+namespace cohort {
+
+GpuReport InspectGpus() { return {}; }
+
+namespace cuda {
 
 Result<int> GpuCount() {
   return FailedPrecondition(
@@ -12,4 +18,5 @@ Result<std::shared_ptr<Device>> OpenGpu(int /*ordinal*/, bool /*tf32*/) {
   return GpuCount().status();
 }
 
-}  // namespace cohort::cuda
+}  // namespace cuda
+}  // namespace cohort

@@ -24,9 +24,7 @@ std::vector<float> Random(std::int64_t n, std::uint64_t seed) {
   return v;
 }
 
-std::int64_t Elements(const AttentionSpec& s) {
-  return s.batch * s.length * s.heads * s.head_size;
-}
+std::int64_t Elements(const AttentionSpec& s) { return s.batch * s.length * s.heads * s.head_size; }
 
 // Where element (row, column) of a head's matrix is; `matrix` of the `matrices` side by side.
 struct Places {
@@ -92,8 +90,8 @@ struct Computed {
   std::vector<float> y, saved, dqkv;
 };
 
-Computed Run(Kernels& kernels, const AttentionSpec& s, const std::vector<float>& qkv,
-             const std::vector<float>& dy) {
+Computed Compute(Kernels& kernels, const AttentionSpec& s, const std::vector<float>& qkv,
+                 const std::vector<float>& dy) {
   const auto stream = MakeInlineStream();
   AttentionPlan& plan = kernels.Attention(s);
   const float nan = std::numeric_limits<float>::quiet_NaN();
@@ -117,15 +115,16 @@ void ExpectNear(const std::vector<float>& got, const Doubles& want, const std::s
 TEST(Attention, IsThePlainLoopAndItsGradient) {
   const auto kernels = MakeCpuKernels(1);
   for (const bool causal : {false, true}) {
-    for (const AttentionSpec& s : {AttentionSpec{1, 1, 1, 1, causal}, {2, 5, 3, 4, causal},
-                                   {1, 32, 2, 8, causal}, {2, 33, 1, 17, causal},
+    for (const AttentionSpec& s : {AttentionSpec{1, 1, 1, 1, causal},
+                                   {2, 5, 3, 4, causal},
+                                   {1, 32, 2, 8, causal},
+                                   {2, 33, 1, 17, causal},
                                    {1, 100, 2, 16, causal}}) {
       const auto qkv = Random(3 * Elements(s), 1);
       const auto dy = Random(Elements(s), 2);
-      const Computed got = Run(*kernels, s, qkv, dy);
+      const Computed got = Compute(*kernels, s, qkv, dy);
       const Attended want = Loops(s, qkv, dy);
-      const std::string what =
-          "length " + std::to_string(s.length) + (causal ? ", causal" : "");
+      const std::string what = "length " + std::to_string(s.length) + (causal ? ", causal" : "");
       ExpectNear(got.y, want.y, "y, " + what);
       ExpectNear(got.dqkv, want.dqkv, "dqkv, " + what);
     }
@@ -136,8 +135,8 @@ TEST(Attention, IsTheSameBitsForAnyNumberOfThreads) {
   const AttentionSpec s{.batch = 3, .length = 130, .heads = 3, .head_size = 8, .causal = true};
   const auto qkv = Random(3 * Elements(s), 1);
   const auto dy = Random(Elements(s), 2);
-  const Computed one = Run(*MakeCpuKernels(1), s, qkv, dy);
-  const Computed two = Run(*MakeCpuKernels(2), s, qkv, dy);
+  const Computed one = Compute(*MakeCpuKernels(1), s, qkv, dy);
+  const Computed two = Compute(*MakeCpuKernels(2), s, qkv, dy);
   EXPECT_EQ(one.y, two.y);
   EXPECT_EQ(one.dqkv, two.dqkv);
 }
@@ -147,12 +146,12 @@ TEST(Attention, CausalPlacesDoNotSeeThoseBehindThem) {
   auto qkv = Random(3 * Elements(s), 1);
   const auto dy = Random(Elements(s), 2);
   const auto kernels = MakeCpuKernels(1);
-  const Computed before = Run(*kernels, s, qkv, dy);
+  const Computed before = Compute(*kernels, s, qkv, dy);
   const std::int64_t changed = 40;
   for (std::int64_t i = changed * 3 * 8; i < 3 * Elements(s); ++i) {
     qkv[static_cast<std::size_t>(i)] += 1;
   }
-  const Computed after = Run(*kernels, s, qkv, dy);
+  const Computed after = Compute(*kernels, s, qkv, dy);
   for (std::int64_t i = 0; i < Elements(s); ++i) {
     const auto at = static_cast<std::size_t>(i);
     ASSERT_EQ(before.y[at] == after.y[at], i < changed * 8) << "element " << i;
@@ -165,16 +164,16 @@ TEST(Attention, TakesLargeScores) {
   //                              q     k    v
   const std::vector<float> qkv = {1000, 10,  1,  //
                                   1000, -10, 3};
-  const Computed got = Run(*MakeCpuKernels(1), s, qkv, {1, 1});
-  EXPECT_EQ(got.y, (std::vector<float>{1, 1}));
-  EXPECT_EQ(got.saved, (std::vector<float>{10'000, 10'000}));
-  EXPECT_EQ(got.dqkv, (std::vector<float>{0, 0, 2, 0, 0, 0}));
+  const Computed got = Compute(*MakeCpuKernels(1), s, qkv, {1, 1});
+  ExpectNear(got.y, {1, 1}, "y");
+  ExpectNear(got.saved, {10'000, 10'000}, "saved");
+  ExpectNear(got.dqkv, {0, 0, 2, 0, 0, 0}, "dqkv");
 }
 
 TEST(Attention, OfNothingIsNothing) {
   const auto kernels = MakeCpuKernels(2);
   for (const AttentionSpec& s : {AttentionSpec{0, 4, 2, 3, true}, {2, 0, 2, 3, false}}) {
-    EXPECT_EQ(Run(*kernels, s, {}, {}).saved.size(), 0U);
+    EXPECT_EQ(Compute(*kernels, s, {}, {}).saved.size(), 0U);
   }
   EXPECT_THROW(kernels->Attention({.batch = 1, .length = 1, .heads = 0, .head_size = 1}),
                ContractError);
@@ -186,7 +185,7 @@ TEST(Attention, HandsNanOn) {
   const AttentionSpec s{.batch = 1, .length = 3, .heads = 1, .head_size = 2, .causal = true};
   auto qkv = Random(3 * Elements(s), 1);
   qkv[6 + 2] = std::numeric_limits<float>::quiet_NaN();  // a key of the second place
-  const Computed got = Run(*MakeCpuKernels(1), s, qkv, Random(Elements(s), 2));
+  const Computed got = Compute(*MakeCpuKernels(1), s, qkv, Random(Elements(s), 2));
   EXPECT_FALSE(std::isnan(got.y[0]) || std::isnan(got.y[1]));
   for (std::size_t i = 2; i < 6; ++i) {
     EXPECT_TRUE(std::isnan(got.y[i])) << i;

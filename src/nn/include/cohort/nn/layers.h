@@ -126,6 +126,10 @@ class Embedding {
   Embedding(ParameterSet& parameters, const std::string& name, std::int64_t rows,
             std::int64_t width, const EmbeddingOptions& options = {});
   Variable operator()(Tape& tape, const Tensor& ids) const;
+  // x [..., width] times the transposed table: [..., rows], an output layer that shares the
+  // embedding's values. Press, Wolf, "Using the output embedding to improve language models", 2017.
+  // ContractError for a sparse table or gradient.
+  Variable Scores(const Variable& x) const;
 
  private:
   Variable LookUp(Tape& tape, const Tensor& ids) const;
@@ -135,6 +139,44 @@ class Embedding {
   bool sparse_;
   bool is_table_;
   int table_;  // the parameter, or the table
+};
+
+struct PositionEmbeddingOptions {
+  Initializer initializer;  // default: uniform in [-0.05, 0.05)
+  std::uint64_t seed = 0;
+};
+
+// y[b, i, :] = x[b, i, :] + table[i, :] for x [batch, up to length, width].
+class PositionEmbedding {
+ public:
+  PositionEmbedding(ParameterSet& parameters, const std::string& name, std::int64_t length,
+                    std::int64_t width, const PositionEmbeddingOptions& options = {});
+  Variable operator()(const Variable& x) const;
+
+ private:
+  std::string name_;
+  std::int64_t length_, width_;
+  int table_;
+};
+
+struct SelfAttentionOptions {
+  bool causal = true;  // a place attends to itself and those before it
+  DenseOptions qkv;    // of the layer "name/qkv" in front: queries, keys and values
+  DenseOptions out;    // of the layer "name/out" behind
+};
+
+// Multi-head self-attention over x [batch, length, width]; `heads` divides width. Vaswani et al.,
+// "Attention is all you need", NIPS 2017.
+class SelfAttention {
+ public:
+  SelfAttention(ParameterSet& parameters, const std::string& name, std::int64_t width,
+                std::int64_t heads, const SelfAttentionOptions& options = {});
+  Variable operator()(const Variable& x) const;
+
+ private:
+  std::int64_t heads_;
+  bool causal_;
+  Dense qkv_, out_;
 };
 
 }  // namespace cohort::nn

@@ -36,6 +36,12 @@ Variable Flatten(const Variable& x);  // [batch, everything else]
 // Recommendation Model for Personalization and Recommendation Systems", 2019.
 Variable DotInteraction(const Variable& x);
 
+// qkv [batch, length, 3 * width] holds the queries, keys and values of each place, each `heads`
+// vectors side by side; y [batch, length, width] is softmax(q k^T / sqrt(width / heads)) v for each
+// example and head. Scores are never in memory as a whole. `causal`: a place attends to itself and
+// those before it.
+Variable Attention(const Variable& qkv, std::int64_t heads, bool causal);
+
 enum class Padding {
   kSame,   // as much (zeros; for pooling, nothing) as makes the output ceil(input / stride); the
            // odd one goes after

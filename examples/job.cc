@@ -1,0 +1,254 @@
+#include "job.h"
+
+#include <cohort/io/crc32c.h>
+#include <cohort/strategies/devices.h>
+#include <cohort/strategies/parameter_server.h>
+#include <fmt/format.h>
+#include <malloc.h>
+
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <memory>
+#include <thread>
+
+using cohort::Result;
+using cohort::Status;
+
+namespace {
+
+std::atomic<bool> stop_requested = false;
+
+std::chrono::milliseconds Seconds(double seconds) {
+  return std::chrono::milliseconds(static_cast<std::int64_t>(seconds * 1000));
+}
+
+std::function<std::unique_ptr<cohort::BucketHook>()> MakeCompression(const JobFlags& f) {
+  if (f.compression == "powersgd") {
+    return [rank = f.powersgd_rank, seed = f.seed] {
+      return cohort::MakePowerSgdHook({.rank = rank, .seed = seed});
+    };
+  }
+  if (f.compression == "none") {
+    return nullptr;
+  }
+  const auto dtype = f.compression == "fp16" ? cohort::DType::kFloat16 : cohort::DType::kBFloat16;
+  return [dtype] { return cohort::MakeCompressionHook({.dtype = dtype}); };
+}
+
+Result<cohort::StrategyOptions> MakeStrategyOptions(const JobFlags& f) {
+  cohort::StrategyOptions options;
+  options.loss_scale = f.loss_scale == "sum"            ? cohort::LossScale::kSum
+                       : f.loss_scale == "replica_mean" ? cohort::LossScale::kReplicaMean
+                                                        : cohort::LossScale::kGlobalMean;
+  options.collective_timeout = Seconds(f.collective_timeout);
+  options.join_timeout = Seconds(f.join_timeout);
+  options.rejoin_grace = Seconds(f.rejoin_grace);
+  options.communication.implementation = f.communication;
+  options.mpi_implementation = f.mpi_implementation;
+  options.flight_folder = f.flight_folder;
+  options.consistency =
+      cohort::OrThrow(cohort::Consistency::Parse(f.synchronous_ps        ? "sync"
+                                                 : f.consistency.empty() ? "async"
+                                                                         : f.consistency));
+  options.virtual_shards = f.virtual_shards;
+  options.make_bucket_hook = MakeCompression(f);
+  options.bucket_bytes = f.bucket_bytes;
+  options.intra_op_threads = f.threads;
+  options.environment = cohort::Environment::OfProcess();
+  options.log = cohort::StderrLog("");
+  COHORT_RETURN_IF_ERROR(cohort::ChooseDevices(f.devices, f.strategy, options));
+  return options;
+}
+
+// `kill -USR1 PID` tells where this process's collectives are: a thread waits for the signal, which
+// all others, made after this was called, leave alone.
+void BlockUsr1(sigset_t& signals) {
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGUSR1);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+}
+
+void DumpOnSignal(const std::stop_token& stop, const sigset_t& signals,
+                  const cohort::Strategy& strategy) {
+  const timespec slice = {0, 100'000'000};
+  while (!stop.stop_requested()) {
+    if (sigtimedwait(&signals, nullptr, &slice) == SIGUSR1) {
+      const Result<std::string> path = strategy.DumpFlightRecord("SIGUSR1");
+      std::fprintf(stderr, "flight record: %s\n",
+                   path.ok() ? path->c_str() : path.status().ToString().c_str());
+    }
+  }
+}
+
+}  // namespace
+
+void DeclareJobFlags(CLI::App& app, JobFlags& f) {
+  app.add_option("--strategy", f.strategy,
+                 "how replicas are kept one model (default: from the environment)")
+      ->check(
+          CLI::IsMember({"one_device", "mirrored", "multi_worker_mirrored", "parameter_server"}));
+  app.add_option("--global-batch", f.global_batch, "examples in a batch, over all replicas")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--seed", f.seed, "of initial values and order")->capture_default_str();
+  app.add_option("--devices", f.devices,
+                 "of each process's replicas: a number of them on the CPU, or cuda, cuda:0, "
+                 "cuda:0/2 (two on one), cpu:2, with commas between (default: 1; of mirrored: "
+                 "every GPU there is)");
+  app.add_option("--threads", f.threads, "threads of each replica (default: the cores, shared out)")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--loss-scale", f.loss_scale, "how gradients are combined")
+      ->check(CLI::IsMember({"global_mean", "replica_mean", "sum"}))
+      ->capture_default_str();
+  app.add_option("--virtual-shards", f.virtual_shards,
+                 "the same bits for every number of replicas that divides this power of two")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--batches-per-step", f.batches_per_step, "whose gradients add up to one update")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--compression", f.compression, "of gradients between processes")
+      ->check(CLI::IsMember({"none", "bf16", "fp16", "powersgd"}))
+      ->capture_default_str();
+  app.add_option("--powersgd-rank", f.powersgd_rank, "columns that a gradient matrix travels as")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--bucket-bytes", f.bucket_bytes, "of gradients that travel together (0: adapted)")
+      ->check(CLI::NonNegativeNumber);
+  app.add_flag("--synchronous-ps", f.synchronous_ps, "the same as --consistency sync");
+  app.add_option("--consistency", f.consistency,
+                 "of parameter servers: async, ssp:STALENESS, sync, sync:BACKUP_WORKERS")
+      ->check([](const std::string& text) {
+        return cohort::Consistency::Parse(text).status().message();
+      })
+      ->excludes("--synchronous-ps");
+  app.add_option("--communication", f.communication, "how processes reach each other")
+      ->check(CLI::IsMember({"auto", "shm", "tcp"}))
+      ->capture_default_str();
+  app.add_option("--mpi-implementation", f.mpi_implementation,
+                 "under mpirun: our algorithms, or MPI's")
+      ->check(CLI::IsMember({"cohort", "mpi"}))
+      ->capture_default_str();
+  app.add_option("--checkpoint-dir", f.checkpoint_dir, "save here, and resume from what is there");
+  app.add_option("--save-every-steps", f.save_every_steps, "besides at the end of each epoch")
+      ->check(CLI::NonNegativeNumber);
+  app.add_flag("--no-resume", f.no_resume, "refuse a checkpoint folder that is in use");
+  app.add_option("--log-dir", f.log_dir, "TensorBoard curves");
+  app.add_option("--metrics-json", f.metrics_json, "the chief writes its results here");
+  app.add_option("--join-timeout", f.join_timeout, "seconds to wait for the other processes")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--rejoin-grace", f.rejoin_grace,
+                 "seconds to wait for another process in a lost server's place")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--collective-timeout", f.collective_timeout, "seconds one collective may take")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--flight-folder", f.flight_folder,
+                 "where the last collectives are written when one fails, and on SIGUSR1");
+  app.add_flag("--quiet", f.quiet, "no progress");
+}
+
+cohort::TrainerOptions MakeTrainerOptions(const JobFlags& f) {
+  cohort::TrainerOptions options;
+  options.batches_per_step = f.batches_per_step;
+  options.checkpoint_dir = f.checkpoint_dir;
+  options.save_every_steps = f.save_every_steps;
+  options.resume = !f.no_resume;
+  options.seed = f.seed;
+  options.log_dir = f.log_dir;
+  options.stop = &stop_requested;
+  options.log = cohort::StderrLog("");
+  if (!f.quiet) {
+    options.progress = cohort::ConsoleProgress();
+  }
+  std::signal(SIGTERM, [](int) { stop_requested = true; });
+  return options;
+}
+
+Status RunJob(const JobFlags& f, const std::function<Status(cohort::Strategy&)>& train) {
+  sigset_t signals;
+  BlockUsr1(signals);
+  COHORT_ASSIGN_OR_RETURN(const cohort::StrategyOptions options, MakeStrategyOptions(f));
+  COHORT_ASSIGN_OR_RETURN(const auto strategy, cohort::Strategy::FromEnv(f.strategy, options));
+  const std::jthread dumper(
+      [&](const std::stop_token& stop) { DumpOnSignal(stop, signals, *strategy); });
+  Status status = train(*strategy);
+  if (status.ok()) {
+    status = strategy->Shutdown();
+  }
+  if (status.code() == cohort::StatusCode::kCancelled) {
+    (void)strategy->Shutdown();  // all stopped after the same step: the others leave too
+  } else if (!status.ok()) {
+    strategy->ReportError(status);  // the others end with this reason too
+  }
+  return status;
+}
+
+Result<nlohmann::json> JobMetrics(cohort::Strategy& strategy,
+                                  const cohort::ParameterSet& parameters,
+                                  const cohort::History& history) {
+  nlohmann::json losses = nlohmann::json::array();
+  for (const cohort::EpochResult& epoch : history.epochs) {
+    losses.push_back(epoch.loss);
+  }
+  nlohmann::json metrics = {
+      {"strategy", strategy.kind()},
+      {"replicas", strategy.num_replicas_in_sync()},
+      {"steps", history.steps},
+      {"examples", history.examples},
+      {"seconds", history.seconds},
+      {"exposed_communication_seconds", history.exposed_communication_seconds},
+      {"examples_per_second", history.examples_per_second()},
+      {"parameters_crc32c",
+       fmt::format("{:08x}", cohort::io::Crc32c(std::as_bytes(parameters.all())))},
+      {"epoch_losses", losses},
+      {"checkpoint", history.checkpoint}};
+  if (auto* servers = dynamic_cast<cohort::ParameterServerStrategy*>(&strategy)) {
+    COHORT_ASSIGN_OR_RETURN(const cohort::ParameterServerStats stats, servers->stats());
+    metrics["parameter_server"] = {{"consistency", servers->consistency().ToString()},
+                                   {"pushes", stats.pushes},
+                                   {"repeated", stats.duplicates},
+                                   {"rejected", stats.rejected},
+                                   {"mean_staleness", stats.mean_staleness},
+                                   {"max_staleness", stats.max_staleness},
+                                   {"late", stats.late},
+                                   {"parked_reads", stats.parked},
+                                   {"max_lead", stats.max_lead}};
+  }
+  return metrics;
+}
+
+Status WriteMetrics(const JobFlags& f, const nlohmann::json& metrics) {
+  if (const std::string checkpoint = metrics.value("checkpoint", ""); !checkpoint.empty()) {
+    std::printf("checkpoint: %s\n", checkpoint.c_str());
+  }
+  if (!f.log_dir.empty()) {
+    std::printf("curves:     tensorboard --logdir %s\n", f.log_dir.c_str());
+  }
+  if (f.metrics_json.empty()) {
+    return {};
+  }
+  std::printf("metrics:    %s\n", f.metrics_json.c_str());
+  return cohort::WriteFileAtomically(cohort::FileSystem::Local(), f.metrics_json,
+                                     metrics.dump(2) + "\n");
+}
+
+int RunProgram(const std::string& name, CLI::App& app, int argc, char** argv,
+               const std::function<Status()>& run) {
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  // Freed memory stays mapped: a step that pays for page faults is a third slower.
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, 1 << 30);
+  const Status status = run();
+  if (!status.ok()) {
+    std::fprintf(stderr, "%s: %s\n", name.c_str(), status.ToString().c_str());
+  }
+  return cohort::ExitCode(status);
+}
