@@ -27,7 +27,8 @@ struct Geometry {
         out_h(spec.out_height()),
         out_w(spec.out_width()),
         exact(spec.stride_h == spec.window_h && spec.stride_w == spec.window_w &&
-              out_h * spec.stride_h == spec.height && out_w * spec.stride_w == spec.width) {}
+              spec.pad_top == 0 && spec.pad_left == 0 && out_h * spec.stride_h == spec.height &&
+              out_w * spec.stride_w == spec.width) {}
 
   PoolSpec s;
   std::int64_t out_h, out_w;

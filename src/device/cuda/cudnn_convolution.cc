@@ -556,6 +556,13 @@ std::unique_ptr<ConvPlan> MakeConv(Libraries& libraries, const ConvSpec& spec) {
           "a convolution's channels divide into its groups");
   Require(spec.out_height() >= 0 && spec.out_width() >= 0,
           "a convolution's kernel is no larger than its padded input");
+  LibraryHandles& handles = libraries.handles();
+  if (handles.cudnn == nullptr) {
+    UseGpu(libraries.ordinal());
+    const OutsideCapture outside;
+    OrThrow(
+        CudnnStatus(*handles.calls, handles.calls->cudnnCreate(&handles.cudnn), "starting cuDNN"));
+  }
   return std::make_unique<CudnnConv>(libraries, spec);
 }
 

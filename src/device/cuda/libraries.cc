@@ -84,16 +84,13 @@ Libraries::Libraries(std::shared_ptr<Device> device, int ordinal, bool tf32)
   const LibraryCalls& calls = *handles_->calls;
   UseGpu(ordinal);
   OrThrow(CublasStatus(calls, calls.cublasLtCreate(&handles_->cublas), "starting cuBLASLt"));
-  const cudnnStatus_t status = calls.cudnnCreate(&handles_->cudnn);
-  if (status != CUDNN_STATUS_SUCCESS) {
-    (void)calls.cublasLtDestroy(handles_->cublas);
-    OrThrow(CudnnStatus(calls, status, "starting cuDNN"));
-  }
 }
 
 Libraries::~Libraries() {
   UseGpu(ordinal_);
-  (void)handles_->calls->cudnnDestroy(handles_->cudnn);
+  if (handles_->cudnn != nullptr) {
+    (void)handles_->calls->cudnnDestroy(handles_->cudnn);
+  }
   (void)handles_->calls->cublasLtDestroy(handles_->cublas);
   (void)cudaGetLastError();
 }

@@ -83,7 +83,7 @@ Result<const LibraryCalls*> LoadLibraries();
 struct LibraryHandles {
   const LibraryCalls* calls = nullptr;
   cublasLtHandle_t cublas = nullptr;
-  cudnnHandle_t cudnn = nullptr;
+  cudnnHandle_t cudnn = nullptr;        // made by the first convolution
   cudaStream_t cudnn_stream = nullptr;  // that cudnn puts work on
 };
 

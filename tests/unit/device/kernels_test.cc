@@ -34,6 +34,30 @@ TEST_F(KernelsTest, OneThreadPerAvailableCoreUnlessToldOtherwise) {
   EXPECT_THROW(MakeCpuKernels(-1), ContractError);
 }
 
+// Padding shifts windows that lie side by side: the last row is in none of them.
+TEST_F(KernelsTest, APoolsGradientIsZeroWhereNoWindowReaches) {
+  const auto kernels = MakeCpuKernels(1);
+  const PoolSpec spec{.batch = 1,
+                      .height = 4,
+                      .width = 1,
+                      .channels = 1,
+                      .window_h = 2,
+                      .window_w = 1,
+                      .stride_h = 2,
+                      .pad_top = 1};
+  PoolPlan& plan = kernels->Pool(spec);
+  const std::vector<float> x = {1, 2, 3, 4};
+  const std::vector<float> dy = {10, 20};
+  std::vector<float> y(2);
+  std::vector<float> dx(4, -1.0F);
+  std::vector<std::byte> workspace(static_cast<std::size_t>(plan.workspace_bytes()));
+  plan.Forward(*stream, x.data(), y.data(), workspace.data());
+  plan.Backward(*stream, dy.data(), workspace.data(), dx.data());
+  Finish();
+  EXPECT_THAT(y, ElementsAre(1, 3));
+  EXPECT_THAT(dx, ElementsAre(10, 0, 20, 0));
+}
+
 TEST_F(KernelsTest, MatMulTransposesWhatLiesInMemory) {
   const std::int64_t m = 85, n = 19, k = 33;
   const auto a = Random(static_cast<std::size_t>(m * k), 1);
