@@ -468,6 +468,12 @@ class CudaAttention final : public AttentionPlan {
     geometry_.causal = spec.causal;
     geometry_.scale = 1.0F / std::sqrt(static_cast<float>(spec.head_size));
     Require(blocks() <= kMostBlocks, "attention on a GPU: fewer blocks of 64 queries");
+    int shared_bytes = 0;
+    Check(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin,
+                                 libraries.ordinal()),
+          "the GPU's shared memory");
+    Require(kBackwardFloats * static_cast<int>(sizeof(float)) <= shared_bytes,
+            "attention on this GPU, of little shared memory: heads of at most 64 elements");
   }
 
   std::int64_t saved_elements() const override { return spec_.batch * spec_.heads * spec_.length; }
@@ -495,15 +501,17 @@ class CudaAttention final : public AttentionPlan {
     DeltaKernel<<<Blocks(rows, kThreads / 32), kThreads, 0, Native(stream)>>>(g, rows, y, dy,
                                                                               deltas);
     Launched(stream, "Attention's gradient");
-    constexpr int kFloats = 4 * kTileFloats<D> + kScoreFloats + 2 * kTile;
     const float* const of_rows = deltas;
-    Launch(stream, "Attention's gradient of keys and values", KeyValueGradientKernel<D>, kFloats, g,
+    Launch(stream, "Attention's gradient of keys and values", KeyValueGradientKernel<D>,
+           kBackwardFloats, g, qkv, saved, of_rows, dy, dqkv);
+    Launch(stream, "Attention's gradient of queries", QueryGradientKernel<D>, kBackwardFloats, g,
            qkv, saved, of_rows, dy, dqkv);
-    Launch(stream, "Attention's gradient of queries", QueryGradientKernel<D>, kFloats, g, qkv,
-           saved, of_rows, dy, dqkv);
   }
 
  private:
+  // Shared memory of a block of the backward pass, which takes more than forward.
+  static constexpr int kBackwardFloats = 4 * kTileFloats<D> + kScoreFloats + 2 * kTile;
+
   std::int64_t blocks() const { return spec_.batch * spec_.heads * geometry_.tiles; }
 
   template <typename... Parameters, typename... Arguments>

@@ -58,11 +58,12 @@ __device__ __forceinline__ LogSumExp LogSum(const Group& group, const float* x,
     also(c);
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      if (value.v[i] > maximum) {
-        sum *= expf(maximum - value.v[i]);
-        maximum = value.v[i];
-      }
-      sum += expf(value.v[i] - maximum);
+      // exp(-|d|) is what the sum so far shrinks by, or what the element adds to it: no branch, so
+      // that the loads of further runs are under way.
+      const float d = value.v[i] - maximum;
+      const float e = expf(-fabsf(d));
+      sum = d > 0.0F ? sum * e + 1.0F : sum + e;
+      maximum = fmaxf(maximum, value.v[i]);
     }
   });
   const float of_row = group.Max(maximum);
