@@ -17,9 +17,7 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr double kRounding = 2e-6;  // of a few operations on numbers near 1
 
 // What the sum of `count` numbers below 1 may be off by.
-double SumRounding(std::int64_t count) {
-  return 2e-6 * std::sqrt(static_cast<double>(count) + 1);
-}
+double SumRounding(std::int64_t count) { return 2e-6 * std::sqrt(static_cast<double>(count) + 1); }
 
 std::string Text(const RowsOf& size) {
   return std::to_string(size.rows) + " x " + std::to_string(size.columns);
@@ -29,9 +27,7 @@ TEST_P(DeviceKernels, ElementwiseArithmeticIsExact) {
   for (const std::int64_t n : sizes()) {
     SCOPED_TRACE(n);
     Check(0, [&](const Call& c) { c.kernels.Fill(c.stream, c.memory.Out(n), -2.5F); });
-    Check(0, [&](const Call& c) {
-      c.kernels.Copy(c.stream, c.memory.In(n, 1), c.memory.Out(n));
-    });
+    Check(0, [&](const Call& c) { c.kernels.Copy(c.stream, c.memory.In(n, 1), c.memory.Out(n)); });
     Check(0, [&](const Call& c) {
       const FloatSpan a = c.memory.In(n, 1);
       const FloatSpan b = c.memory.In(n, 2);
@@ -145,7 +141,7 @@ TEST_P(DeviceKernels, SumsOverRows) {
 }
 
 TEST_P(DeviceKernels, SumsOverAMiddleAxis) {
-  std::vector<MiddleOf> sizes = {{0, 3, 4},  {2, 0, 3},  {1, 1, 1},    {3, 5, 7},   {4, 49, 32},
+  std::vector<MiddleOf> sizes = {{0, 3, 4},   {2, 0, 3},    {1, 1, 1},    {3, 5, 7},  {4, 49, 32},
                                  {2, 200, 1}, {1, 500, 12}, {2, 100, 66}, {100, 2, 1}};
   if (large()) {
     sizes.insert(sizes.end(), {{64, 49, 2048}, {1, 100000, 7}, {70000, 9, 3}});
@@ -199,7 +195,7 @@ TEST_P(DeviceKernels, RowsAreLookedUpAndAddedUpInTheOrderOfIds) {
   struct Case {
     std::int64_t ids, rows, columns;
   };
-  std::vector<Case> cases = {{0, 4, 3},   {1, 1, 1},    {5, 9, 4},      {300, 7, 13},
+  std::vector<Case> cases = {{0, 4, 3},      {1, 1, 1},    {5, 9, 4},      {300, 7, 13},
                              {40, 1000, 20}, {1000, 1, 6}, {700, 100, 64}, {3, 0, 4}};
   if (large()) {
     cases.insert(cases.end(), {{8192, 50257, 768}, {100000, 1000000, 16}, {20000, 3, 5}});
@@ -208,8 +204,7 @@ TEST_P(DeviceKernels, RowsAreLookedUpAndAddedUpInTheOrderOfIds) {
     for (const bool wide : {false, true}) {
       SCOPED_TRACE(std::to_string(size.ids) + " of " + std::to_string(size.rows) + " x " +
                    std::to_string(size.columns) + (wide ? ", int64" : ", int32"));
-      const std::vector<std::int64_t> ids =
-          RandomIds(size.rows == 0 ? 0 : size.ids, size.rows, 1);
+      const std::vector<std::int64_t> ids = RandomIds(size.rows == 0 ? 0 : size.ids, size.rows, 1);
       const auto count = static_cast<std::int64_t>(ids.size());
       const RowsOf table{size.rows, size.columns};
       Check(0, [&](const Call& c) {
@@ -476,7 +471,8 @@ TEST_P(DeviceKernels, UpdatesHaveTheSameBitsEverywhere) {
       AdagradUpdate{.eta = 0.1F, .epsilon = 1e-7F, .l2 = 0.01F},
       RmsPropUpdate{.eta = 0.1F, .rho = 0.9F, .fresh = 0.1F, .epsilon = 1e-7F, .l2 = 0.01F},
       RmsPropMomentumUpdate{
-          .plain = {.eta = 0.1F, .rho = 0.9F, .fresh = 0.1F, .epsilon = 1e-7F, .l2 = 0}, .mu = 0.9F},
+          .plain = {.eta = 0.1F, .rho = 0.9F, .fresh = 0.1F, .epsilon = 1e-7F, .l2 = 0},
+          .mu = 0.9F},
       AdamUpdate{.beta1 = 0.9F,
                  .beta2 = 0.999F,
                  .fresh1 = 0.1F,

@@ -48,7 +48,8 @@ TEST_P(DevicePlans, ProductsOfAllTransposesAndEpilogues) {
   struct Size {
     std::int64_t m, n, k;
   };
-  std::vector<Size> sizes = {{1, 1, 1}, {7, 13, 5}, {13, 1, 67}, {1, 31, 9}, {64, 96, 32}, {85, 19, 33}};
+  std::vector<Size> sizes = {{1, 1, 1},  {7, 13, 5},   {13, 1, 67},
+                             {1, 31, 9}, {64, 96, 32}, {85, 19, 33}};
   if (large()) {
     sizes.insert(sizes.end(), {{300, 257, 515}, {512, 128, 1024}});
   }
@@ -68,16 +69,15 @@ TEST_P(DevicePlans, ProductsOfAllTransposesAndEpilogues) {
                        std::to_string(size.k) + (transpose_a ? ", a transposed" : "") +
                        (transpose_b ? ", b transposed" : "") + ", epilogue " +
                        std::to_string(epilogue));
-          Check(
-              ProductRounding(size.k),
-              [&](const Call& c) {
-                c.kernels.MatMul(spec).Run(c.stream, c.memory.In(size.m * size.k, 1).data(),
-                                           c.memory.In(size.k * size.n, 2).data(),
-                                           spec.bias ? c.memory.In(size.n, 3).data() : nullptr,
-                                           c.memory.Out(size.m * size.n).data());
-              },
-              {Product(spec, Random(size.m * size.k, 1), Random(size.k * size.n, 2),
-                       Random(size.n, 3))});
+          Check(ProductRounding(size.k),
+                [&](const Call& c) {
+                  c.kernels.MatMul(spec).Run(c.stream, c.memory.In(size.m * size.k, 1).data(),
+                                             c.memory.In(size.k * size.n, 2).data(),
+                                             spec.bias ? c.memory.In(size.n, 3).data() : nullptr,
+                                             c.memory.Out(size.m * size.n).data());
+                },
+                {Product(spec, Random(size.m * size.k, 1), Random(size.k * size.n, 2),
+                         Random(size.n, 3))});
         }
       }
     }
@@ -89,15 +89,14 @@ TEST_P(DevicePlans, AProductOverNothingIsZero) {
        {MatMulSpec{.m = 5, .n = 7, .k = 0}, MatMulSpec{.m = 5, .n = 7, .k = 0, .transpose_a = true},
         MatMulSpec{.m = 0, .n = 7, .k = 3, .bias = true}}) {
     SCOPED_TRACE(spec.m);
-    Check(
-        0,
-        [&](const Call& c) {
-          c.kernels.MatMul(spec).Run(c.stream, c.memory.In(spec.m * spec.k, 1).data(),
-                                     c.memory.In(spec.k * spec.n, 2).data(),
-                                     c.memory.In(spec.n, 3).data(),
-                                     c.memory.Out(spec.m * spec.n).data());
-        },
-        {Doubles(static_cast<std::size_t>(spec.m * spec.n), 0.0)});
+    Check(0,
+          [&](const Call& c) {
+            c.kernels.MatMul(spec).Run(c.stream, c.memory.In(spec.m * spec.k, 1).data(),
+                                       c.memory.In(spec.k * spec.n, 2).data(),
+                                       c.memory.In(spec.n, 3).data(),
+                                       c.memory.Out(spec.m * spec.n).data());
+          },
+          {Doubles(static_cast<std::size_t>(spec.m * spec.n), 0.0)});
   }
 }
 
@@ -133,17 +132,64 @@ void ForProducts(const ConvSpec& s, const Visit& visit) {
 TEST_P(DevicePlans, ConvolutionsAndTheirGradients) {
   const ConvSpec specs[] = {
       {.batch = 1, .height = 1, .width = 1, .in = 1, .kernel_h = 1, .kernel_w = 1, .out = 1},
-      {.batch = 3, .height = 7, .width = 5, .in = 4, .kernel_h = 3, .kernel_w = 3, .out = 6,
-       .pad_top = 1, .pad_bottom = 1, .pad_left = 1, .pad_right = 1, .bias = true,
+      {.batch = 3,
+       .height = 7,
+       .width = 5,
+       .in = 4,
+       .kernel_h = 3,
+       .kernel_w = 3,
+       .out = 6,
+       .pad_top = 1,
+       .pad_bottom = 1,
+       .pad_left = 1,
+       .pad_right = 1,
+       .bias = true,
        .activation = Activation::kRelu},
-      {.batch = 2, .height = 9, .width = 8, .in = 3, .kernel_h = 3, .kernel_w = 2, .out = 5,
-       .stride_h = 2, .stride_w = 3, .pad_bottom = 1, .pad_left = 1, .bias = true},
-      {.batch = 2, .height = 6, .width = 6, .in = 8, .kernel_h = 3, .kernel_w = 3, .out = 4,
-       .stride_h = 2, .stride_w = 2, .pad_bottom = 1, .pad_right = 1, .groups = 2},
-      {.batch = 2, .height = 5, .width = 5, .in = 6, .kernel_h = 3, .kernel_w = 3, .out = 6,
-       .pad_top = 1, .pad_bottom = 1, .pad_left = 1, .pad_right = 1, .groups = 6},
-      {.batch = 4, .height = 8, .width = 8, .in = 16, .kernel_h = 1, .kernel_w = 1, .out = 32,
-       .stride_h = 2, .stride_w = 2}};
+      {.batch = 2,
+       .height = 9,
+       .width = 8,
+       .in = 3,
+       .kernel_h = 3,
+       .kernel_w = 2,
+       .out = 5,
+       .stride_h = 2,
+       .stride_w = 3,
+       .pad_bottom = 1,
+       .pad_left = 1,
+       .bias = true},
+      {.batch = 2,
+       .height = 6,
+       .width = 6,
+       .in = 8,
+       .kernel_h = 3,
+       .kernel_w = 3,
+       .out = 4,
+       .stride_h = 2,
+       .stride_w = 2,
+       .pad_bottom = 1,
+       .pad_right = 1,
+       .groups = 2},
+      {.batch = 2,
+       .height = 5,
+       .width = 5,
+       .in = 6,
+       .kernel_h = 3,
+       .kernel_w = 3,
+       .out = 6,
+       .pad_top = 1,
+       .pad_bottom = 1,
+       .pad_left = 1,
+       .pad_right = 1,
+       .groups = 6},
+      {.batch = 4,
+       .height = 8,
+       .width = 8,
+       .in = 16,
+       .kernel_h = 1,
+       .kernel_w = 1,
+       .out = 32,
+       .stride_h = 2,
+       .stride_w = 2}};
   for (const ConvSpec& s : specs) {
     SCOPED_TRACE(&s - specs);
     const std::int64_t x_size = s.batch * s.height * s.width * s.in;
@@ -167,47 +213,78 @@ TEST_P(DevicePlans, ConvolutionsAndTheirGradients) {
     }
     const std::int64_t products =
         std::max(s.kernel_h * s.kernel_w * s.out, s.batch * s.out_height() * s.out_width());
-    Check(
-        ProductRounding(products),
-        [&](const Call& c) {
-          ConvPlan& plan = c.kernels.Conv(s);
-          const float* const in = c.memory.In(x_size, 1).data();
-          const float* const of = c.memory.In(kernel_size, 2).data();
-          const float* const gradient = c.memory.In(y_size, 4).data();
-          plan.Forward(c.stream, in, of, s.bias ? c.memory.In(s.out, 3).data() : nullptr,
-                       c.memory.Out(y_size).data());
-          plan.BackwardKernel(c.stream, in, gradient, c.memory.Out(kernel_size).data());
-          plan.BackwardInput(c.stream, of, gradient, c.memory.Out(x_size).data());
-        },
-        {y, dkernel, dx});
+    Check(ProductRounding(products),
+          [&](const Call& c) {
+            ConvPlan& plan = c.kernels.Conv(s);
+            const float* const in = c.memory.In(x_size, 1).data();
+            const float* const of = c.memory.In(kernel_size, 2).data();
+            const float* const gradient = c.memory.In(y_size, 4).data();
+            plan.Forward(c.stream, in, of, s.bias ? c.memory.In(s.out, 3).data() : nullptr,
+                         c.memory.Out(y_size).data());
+            plan.BackwardKernel(c.stream, in, gradient, c.memory.Out(kernel_size).data());
+            plan.BackwardInput(c.stream, of, gradient, c.memory.Out(x_size).data());
+          },
+          {y, dkernel, dx});
   }
 }
 
 TEST_P(DevicePlans, AConvolutionOfNoExamplesHasNoGradient) {
-  const ConvSpec s{.batch = 0, .height = 5, .width = 5, .in = 3, .kernel_h = 3, .kernel_w = 3,
-                   .out = 4, .bias = true};
-  Check(
-      0,
-      [&](const Call& c) {
-        ConvPlan& plan = c.kernels.Conv(s);
-        const float* const in = c.memory.In(0, 1).data();
-        const float* const kernel = c.memory.In(108, 2).data();
-        plan.Forward(c.stream, in, kernel, c.memory.In(4, 3).data(), c.memory.Out(0).data());
-        plan.BackwardKernel(c.stream, in, in, c.memory.Out(108).data());
-        plan.BackwardInput(c.stream, kernel, in, c.memory.Out(0).data());
-      },
-      {Doubles(), Doubles(108, 0.0), Doubles()});
+  const ConvSpec s{.batch = 0,
+                   .height = 5,
+                   .width = 5,
+                   .in = 3,
+                   .kernel_h = 3,
+                   .kernel_w = 3,
+                   .out = 4,
+                   .bias = true};
+  Check(0,
+        [&](const Call& c) {
+          ConvPlan& plan = c.kernels.Conv(s);
+          const float* const in = c.memory.In(0, 1).data();
+          const float* const kernel = c.memory.In(108, 2).data();
+          plan.Forward(c.stream, in, kernel, c.memory.In(4, 3).data(), c.memory.Out(0).data());
+          plan.BackwardKernel(c.stream, in, in, c.memory.Out(108).data());
+          plan.BackwardInput(c.stream, kernel, in, c.memory.Out(0).data());
+        },
+        {Doubles(), Doubles(108, 0.0), Doubles()});
 }
 
 TEST_P(DevicePlans, PoolsAndTheirGradients) {
   const PoolSpec specs[] = {
-      {.batch = 0, .height = 4, .width = 4, .channels = 3, .window_h = 2, .window_w = 2,
-       .stride_h = 2, .stride_w = 2},
-      {.batch = 2, .height = 4, .width = 6, .channels = 3, .window_h = 2, .window_w = 2,
-       .stride_h = 2, .stride_w = 2},
-      {.batch = 3, .height = 7, .width = 5, .channels = 9, .window_h = 3, .window_w = 3,
-       .stride_h = 2, .stride_w = 2, .pad_top = 1, .pad_bottom = 1, .pad_left = 1, .pad_right = 1},
-      {.batch = 1, .height = 5, .width = 5, .channels = 1, .window_h = 2, .window_w = 3,
+      {.batch = 0,
+       .height = 4,
+       .width = 4,
+       .channels = 3,
+       .window_h = 2,
+       .window_w = 2,
+       .stride_h = 2,
+       .stride_w = 2},
+      {.batch = 2,
+       .height = 4,
+       .width = 6,
+       .channels = 3,
+       .window_h = 2,
+       .window_w = 2,
+       .stride_h = 2,
+       .stride_w = 2},
+      {.batch = 3,
+       .height = 7,
+       .width = 5,
+       .channels = 9,
+       .window_h = 3,
+       .window_w = 3,
+       .stride_h = 2,
+       .stride_w = 2,
+       .pad_top = 1,
+       .pad_bottom = 1,
+       .pad_left = 1,
+       .pad_right = 1},
+      {.batch = 1,
+       .height = 5,
+       .width = 5,
+       .channels = 1,
+       .window_h = 2,
+       .window_w = 3,
        .pad_right = 1},
       {.batch = 2, .height = 20, .width = 20, .channels = 8, .window_h = 20, .window_w = 20}};
   for (const PoolSpec& of_largest : specs) {
@@ -253,16 +330,15 @@ TEST_P(DevicePlans, PoolsAndTheirGradients) {
           }
         }
       }
-      Check(
-          1e-5,
-          [&](const Call& c) {
-            PoolPlan& plan = c.kernels.Pool(s);
-            std::byte* const workspace = c.memory.Workspace(plan.workspace_bytes());
-            plan.Forward(c.stream, c.memory.In(x).data(), c.memory.Out(y_size).data(), workspace);
-            plan.Backward(c.stream, c.memory.In(y_size, 2).data(), workspace,
-                          c.memory.Out(x_size).data());
-          },
-          {y, dx});
+      Check(1e-5,
+            [&](const Call& c) {
+              PoolPlan& plan = c.kernels.Pool(s);
+              std::byte* const workspace = c.memory.Workspace(plan.workspace_bytes());
+              plan.Forward(c.stream, c.memory.In(x).data(), c.memory.Out(y_size).data(), workspace);
+              plan.Backward(c.stream, c.memory.In(y_size, 2).data(), workspace,
+                            c.memory.Out(x_size).data());
+            },
+            {y, dx});
     }
   }
 }
@@ -347,19 +423,18 @@ TEST_P(DevicePlans, AttentionAndItsGradient) {
       }
       const AttentionResults expected =
           PlainAttention(s, Doubles(qkv.begin(), qkv.end()), Random(n, 2));
-      Check(
-          2e-5,
-          [&](const Call& c) {
-            AttentionPlan& plan = c.kernels.Attention(s);
-            const float* const packed = c.memory.In(qkv).data();
-            float* const y = c.memory.Out(n).data();
-            auto* const saved = reinterpret_cast<float*>(c.memory.Workspace(
-                plan.saved_elements() * static_cast<std::int64_t>(sizeof(float))));
-            plan.Forward(c.stream, packed, y, saved);
-            plan.Backward(c.stream, packed, y, saved, c.memory.In(n, 2).data(),
-                          c.memory.Out(3 * n).data());
-          },
-          {expected.y, expected.dqkv});
+      Check(2e-5,
+            [&](const Call& c) {
+              AttentionPlan& plan = c.kernels.Attention(s);
+              const float* const packed = c.memory.In(qkv).data();
+              float* const y = c.memory.Out(n).data();
+              auto* const saved = reinterpret_cast<float*>(c.memory.Workspace(
+                  plan.saved_elements() * static_cast<std::int64_t>(sizeof(float))));
+              plan.Forward(c.stream, packed, y, saved);
+              plan.Backward(c.stream, packed, y, saved, c.memory.In(n, 2).data(),
+                            c.memory.Out(3 * n).data());
+            },
+            {expected.y, expected.dqkv});
     }
   }
 }

@@ -1,7 +1,8 @@
 // `cohort bench device`: a device's kernels beside what its memory gives a copy.
 //
 // A sample is as many calls as take a while, up to a Synchronize; a figure is the median of the
-// samples. Bytes are those that a kernel cannot do without: what it reads, and what it writes, once.
+// samples. Bytes are those that a kernel cannot do without: what it reads, and what it writes,
+// once.
 
 #include "command.h"
 
@@ -107,8 +108,7 @@ class Bench {
     });
     Measure("copy", size, 2 * n, 0, [&] { kernels_->Copy(*stream_, a, b); });
     Measure("add", size, 3 * n, 0, [&] { kernels_->Add(*stream_, a, b, b); });
-    Measure("gelu", size, 2 * n, 0,
-            [&] { kernels_->Activate(*stream_, Activation::kGelu, a, b); });
+    Measure("gelu", size, 2 * n, 0, [&] { kernels_->Activate(*stream_, Activation::kGelu, a, b); });
     Measure("dropout", size, 2 * n, 0, [&] {
       kernels_->Dropout(*stream_, {.rate = 0.1F, .key = 1, .step = 2, .first = 0}, a, b);
     });
@@ -129,8 +129,9 @@ class Bench {
                           .epsilon = 1e-8F,
                           .l2 = 0,
                           .decay = 1e-5F};
-    Measure("adamw", std::to_string(parameters_) + " parameters", 7 * n, 0,
-            [&] { kernels_->Update(*stream_, rule, {&part, 1}); });
+    Measure("adamw", std::to_string(parameters_) + " parameters", 7 * n, 0, [&] {
+      kernels_->Update(*stream_, rule, {&part, 1});
+    });
     memory_.push_back(device_->Allocate(sizeof(double), "a sum"));
     const std::span<double> sum(reinterpret_cast<double*>(memory_.back().get()), 1);
     Measure("sum of squares", std::to_string(parameters_) + " parameters", n, 0,
@@ -173,10 +174,12 @@ class Bench {
                                              .dscale = scale,
                                              .doffset = offset});
     });
-    Measure("softmax", size, 2 * n, 0,
-            [&] { kernels_->Softmax(*stream_, {rows, kColumns}, x, y); });
-    Measure("sum of rows", size, n, 0,
-            [&] { kernels_->SumRows(*stream_, {rows, kColumns}, x, offset); });
+    Measure("softmax", size, 2 * n, 0, [&] {
+      kernels_->Softmax(*stream_, {rows, kColumns}, x, y);
+    });
+    Measure("sum of rows", size, n, 0, [&] {
+      kernels_->SumRows(*stream_, {rows, kColumns}, x, offset);
+    });
     Free();
   }
 
@@ -263,10 +266,8 @@ void Print(const std::string& device, const std::vector<Figure>& figures, bool j
   }
   for (const Figure& f : figures) {
     if (json) {
-      nlohmann::json line = {{"device", device},
-                             {"kernel", f.kernel},
-                             {"size", f.size},
-                             {"ms", f.seconds * 1e3}};
+      nlohmann::json line = {
+          {"device", device}, {"kernel", f.kernel}, {"size", f.size}, {"ms", f.seconds * 1e3}};
       if (f.bytes > 0) {
         line["gb_per_s"] = f.bytes / f.seconds / 1e9;
         line["share_of_copy"] = f.bytes / f.seconds / limit;

@@ -2,15 +2,15 @@
 // time, with a running maximum and sum of exp for each query (Dao, "FlashAttention-2", 2023). All
 // arithmetic is float32.
 //
-// The backward pass computes the scores again, twice: a block with 64 keys goes over the queries for
-// dk and dv, and a block with 64 queries over the keys for dq. Each output has one writer, so that
-// sums have one order.
+// The backward pass computes the scores again, twice: a block with 64 keys goes over the queries
+// for dk and dv, and a block with 64 queries over the keys for dq. Each output has one writer, so
+// that sums have one order.
 //
-// A block is 16 x 16 threads. Thread (x, y) has rows 4 y .. 4 y + 3 of a product, and its columns x,
-// x + 16, x + 32, x + 48 (of scores) or a run of neighbouring ones (of outputs). Rows of tiles in
-// shared memory are four floats longer than they need be, so that sixteen threads that read four
-// floats each, a row apart, use all banks. The scores of a row are written and read by the same half
-// of a warp.
+// A block is 16 x 16 threads. Thread (x, y) has rows 4 y .. 4 y + 3 of a product, and its columns
+// x, x + 16, x + 32, x + 48 (of scores) or a run of neighbouring ones (of outputs). Rows of tiles
+// in shared memory are four floats longer than they need be, so that sixteen threads that read four
+// floats each, a row apart, use all banks. The scores of a row are written and read by the same
+// half of a warp.
 
 #include <cmath>
 
@@ -21,8 +21,8 @@ namespace cohort::cuda {
 namespace {
 
 constexpr int kTile = 64;
-constexpr int kSide = 16;                 // of a block of threads
-constexpr int kRows = kTile / kSide;      // of a thread
+constexpr int kSide = 16;             // of a block of threads
+constexpr int kRows = kTile / kSide;  // of a thread
 constexpr int kScoreStride = kTile + 4;
 constexpr int kScoreFloats = kTile * kScoreStride;
 static_assert(kSide * kSide == kThreads);
@@ -31,7 +31,7 @@ static_assert(kSide * kSide == kThreads);
 template <int D>
 constexpr int kTileStride = D + 4;
 template <int D>
-constexpr int kTileFloats = kTile * kTileStride<D>;
+constexpr int kTileFloats = kTile* kTileStride<D>;
 
 // Rows of one head: `row(i)` is at data + i * stride.
 template <typename Float>
@@ -468,6 +468,12 @@ class CudaAttention final : public AttentionPlan {
     geometry_.causal = spec.causal;
     geometry_.scale = 1.0F / std::sqrt(static_cast<float>(spec.head_size));
     Require(blocks() <= kMostBlocks, "attention on a GPU: fewer blocks of 64 queries");
+    int shared_bytes = 0;
+    Check(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin,
+                                 libraries.ordinal()),
+          "the GPU's shared memory");
+    Require(kBackwardFloats * static_cast<int>(sizeof(float)) <= shared_bytes,
+            "attention on this GPU, of little shared memory: heads of at most 64 elements");
   }
 
   std::int64_t saved_elements() const override { return spec_.batch * spec_.heads * spec_.length; }
@@ -490,20 +496,22 @@ class CudaAttention final : public AttentionPlan {
     Geometry g = geometry_;
     g.vectors = spec_.head_size % 4 == 0 && Aligned16(qkv, dy, dqkv);
     const std::int64_t rows = saved_elements();
-    auto* const deltas =
-        reinterpret_cast<float*>(libraries_.Scratch(static_cast<std::size_t>(rows) * sizeof(float)));
+    auto* const deltas = reinterpret_cast<float*>(
+        libraries_.Scratch(static_cast<std::size_t>(rows) * sizeof(float)));
     DeltaKernel<<<Blocks(rows, kThreads / 32), kThreads, 0, Native(stream)>>>(g, rows, y, dy,
-                                                                             deltas);
+                                                                              deltas);
     Launched(stream, "Attention's gradient");
-    constexpr int kFloats = 4 * kTileFloats<D> + kScoreFloats + 2 * kTile;
     const float* const of_rows = deltas;
-    Launch(stream, "Attention's gradient of keys and values", KeyValueGradientKernel<D>, kFloats, g,
+    Launch(stream, "Attention's gradient of keys and values", KeyValueGradientKernel<D>,
+           kBackwardFloats, g, qkv, saved, of_rows, dy, dqkv);
+    Launch(stream, "Attention's gradient of queries", QueryGradientKernel<D>, kBackwardFloats, g,
            qkv, saved, of_rows, dy, dqkv);
-    Launch(stream, "Attention's gradient of queries", QueryGradientKernel<D>, kFloats, g, qkv,
-           saved, of_rows, dy, dqkv);
   }
 
  private:
+  // Shared memory of a block of the backward pass, which takes more than forward.
+  static constexpr int kBackwardFloats = 4 * kTileFloats<D> + kScoreFloats + 2 * kTile;
+
   std::int64_t blocks() const { return spec_.batch * spec_.heads * geometry_.tiles; }
 
   template <typename... Parameters, typename... Arguments>

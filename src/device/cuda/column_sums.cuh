@@ -125,14 +125,14 @@ void LaunchSums(Stream& stream, const char* what, const SumShape& size, const Su
                 float scale, float* sums, const F& f) {
   const dim3 grid(Blocks(size.outer * plan.chunks, 1),
                   static_cast<unsigned>(std::min(plan.tiles, kMostBlocksY)));
-  ColumnSumsKernel<Sum, kSums, V><<<grid, plan.block, 0, Native(stream)>>>(
-      size, plan.chunks, plan.chunk_rows, scale, sums, f);
+  ColumnSumsKernel<Sum, kSums, V>
+      <<<grid, plan.block, 0, Native(stream)>>>(size, plan.chunks, plan.chunk_rows, scale, sums, f);
   Launched(stream, what);
 }
 
-// sums [outer, kSums, columns] = scale * the sums over rows of f. `vectors`: f may be asked for four
-// columns at once where 4 divides them. scratch(count) gives that many floats of scratch memory,
-// aligned to 16.
+// sums [outer, kSums, columns] = scale * the sums over rows of f. `vectors`: f may be asked for
+// four columns at once where 4 divides them. scratch(count) gives that many floats of scratch
+// memory, aligned to 16.
 template <int kSums, typename F, typename Scratch>
 void SumColumns(Stream& stream, const char* what, int processors, const SumShape& size, float scale,
                 bool vectors, float* sums, const F& f, const Scratch& scratch) {
@@ -148,8 +148,7 @@ void SumColumns(Stream& stream, const char* what, int processors, const SumShape
       std::clamp(CeilDiv(CeilDiv(size.rows, wanted), down) * down, 4 * down, kRowsPerThread * down);
   plan.chunks = std::max<std::int64_t>(1, CeilDiv(size.rows, plan.chunk_rows));
   const std::int64_t columns = kSums * size.columns;
-  float* const partial =
-      plan.chunks == 1 ? sums : scratch(size.outer * plan.chunks * columns);
+  float* const partial = plan.chunks == 1 ? sums : scratch(size.outer * plan.chunks * columns);
   const float first_scale = plan.chunks == 1 ? scale : 1.0F;
   if (wide && Aligned16(partial)) {
     LaunchSums<float, kSums, 4>(stream, what, size, plan, first_scale, partial, f);

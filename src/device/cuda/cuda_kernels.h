@@ -85,12 +85,10 @@ class CudaKernels final : public Kernels {
   // Scratch memory for what is put on the stream next.
   template <typename T>
   T* Scratch(std::int64_t count) {
-    return reinterpret_cast<T*>(
-        libraries_.Scratch(static_cast<std::size_t>(count) * sizeof(T)));
+    return reinterpret_cast<T*>(libraries_.Scratch(static_cast<std::size_t>(count) * sizeof(T)));
   }
   // The weighted mean of `row_losses` (already times their weights) and the sum of weights.
-  void FinishLoss(Stream& stream, const LossArguments& l, double* row_losses,
-                  FloatSpan loss);
+  void FinishLoss(Stream& stream, const LossArguments& l, double* row_losses, FloatSpan loss);
 
   Libraries libraries_;
   const int processors_;             // that the GPU has

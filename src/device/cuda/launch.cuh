@@ -54,8 +54,8 @@ inline RowTiles TileRows(std::int64_t rows, std::int64_t columns, int width) {
     across *= 2;
   }
   const unsigned down = kThreads / across;
-  return {dim3(Blocks(rows, down), static_cast<unsigned>(
-                                       std::clamp<std::int64_t>(CeilDiv(vectors, across), 1, kMostBlocksY))),
+  return {dim3(Blocks(rows, down), static_cast<unsigned>(std::clamp<std::int64_t>(
+                                       CeilDiv(vectors, across), 1, kMostBlocksY))),
           dim3(across, down)};
 }
 

@@ -1,6 +1,6 @@
 // Losses are first written by row, times the row's weight, and then added up in double, in one
-// order. Cross-entropy keeps nothing for its gradient, which computes the softmax again from the row
-// that it has read.
+// order. Cross-entropy keeps nothing for its gradient, which computes the softmax again from the
+// row that it has read.
 
 #include <cfloat>
 #include <cmath>
@@ -42,8 +42,8 @@ struct LogSumExp {
   float log_sum;  // of exp(x - maximum)
 };
 
-// Of the group's row, in one pass that keeps the row; also `also(c, V)` for each run. A thread's sum
-// is around the largest element that it has seen so far.
+// Of the group's row, in one pass that keeps the row; also `also(c, V)` for each run. A thread's
+// sum is around the largest element that it has seen so far.
 template <typename Row, typename Group, typename Also>
 __device__ __forceinline__ LogSumExp LogSum(const Group& group, const float* x,
                                             std::int64_t columns, Row& kept, const Also& also) {
@@ -58,11 +58,12 @@ __device__ __forceinline__ LogSumExp LogSum(const Group& group, const float* x,
     also(c);
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      if (value.v[i] > maximum) {
-        sum *= expf(maximum - value.v[i]);
-        maximum = value.v[i];
-      }
-      sum += expf(value.v[i] - maximum);
+      // exp(-|d|) is what the sum so far shrinks by, or what the element adds to it: no branch, so
+      // that the loads of further runs are under way.
+      const float d = value.v[i] - maximum;
+      const float e = expf(-fabsf(d));
+      sum = d > 0.0F ? sum * e + 1.0F : sum + e;
+      maximum = fmaxf(maximum, value.v[i]);
     }
   });
   const float of_row = group.Max(maximum);
@@ -258,8 +259,7 @@ struct SigmoidLossGradient {
 #pragma unroll
     for (int k = 0; k < V; ++k) {
       const float p = 1.0F / (1.0F + expf(-value.v[k]));
-      value.v[k] =
-          scale == 0.0F ? 0.0F : scale * ((p - target.v[k]) / static_cast<float>(columns));
+      value.v[k] = scale == 0.0F ? 0.0F : scale * ((p - target.v[k]) / static_cast<float>(columns));
     }
     Store<V>(dx + r * columns + c, value);
   }
@@ -331,8 +331,7 @@ void CudaKernels::FinishLoss(Stream& stream, const LossArguments& l, double* row
   LossSumKernel<false><<<static_cast<unsigned>(blocks), kThreads, 0, native>>>(
       l.rows, row_losses, l.weights.empty() ? nullptr : l.weights.data(), partial, nullptr);
   Launched(stream, "the sum of a loss");
-  LossSumKernel<true>
-      <<<1, kThreads, 0, native>>>(blocks, partial, nullptr, nullptr, loss.data());
+  LossSumKernel<true><<<1, kThreads, 0, native>>>(blocks, partial, nullptr, nullptr, loss.data());
   Launched(stream, "the sum of a loss");
 }
 
@@ -352,16 +351,15 @@ void CudaKernels::SoftmaxCrossEntropy(Stream& stream, const LossArguments& l, Fl
 void CudaKernels::SoftmaxCrossEntropyBackward(Stream& stream, const LossArguments& l,
                                               ConstFloatSpan loss, ConstFloatSpan dloss,
                                               FloatSpan dx) {
-  LaunchRows(
-      stream, "SoftmaxCrossEntropyBackward",
-      Aligned16(l.x.data(), l.targets.data(), dx.data()), l.rows, l.columns, shared_bytes_,
-      SoftmaxCrossEntropyBackwardRow{
-          l.x.data(),
-          {l.classes, l.wide_classes},
-          l.targets.data(),
-          {loss.data(), dloss.data(), l.weights.empty() ? nullptr : l.weights.data()},
-          dx.data(),
-          ErrorSlot(stream)});
+  LaunchRows(stream, "SoftmaxCrossEntropyBackward",
+             Aligned16(l.x.data(), l.targets.data(), dx.data()), l.rows, l.columns, shared_bytes_,
+             SoftmaxCrossEntropyBackwardRow{
+                 l.x.data(),
+                 {l.classes, l.wide_classes},
+                 l.targets.data(),
+                 {loss.data(), dloss.data(), l.weights.empty() ? nullptr : l.weights.data()},
+                 dx.data(),
+                 ErrorSlot(stream)});
 }
 
 void CudaKernels::SigmoidCrossEntropy(Stream& stream, const LossArguments& l, FloatSpan loss) {
@@ -375,10 +373,9 @@ void CudaKernels::SigmoidCrossEntropyBackward(Stream& stream, const LossArgument
                                               FloatSpan dx) {
   const GradientScale scales{loss.data(), dloss.data(),
                              l.weights.empty() ? nullptr : l.weights.data()};
-  LaunchTile<SigmoidLossGradient>(stream, "SigmoidCrossEntropyBackward",
-                                  Aligned16(l.x.data(), l.targets.data(), dx.data()), l.rows,
-                                  l.columns, l.x.data(), l.targets.data(), scales, dx.data(),
-                                  l.columns);
+  LaunchTile<SigmoidLossGradient>(
+      stream, "SigmoidCrossEntropyBackward", Aligned16(l.x.data(), l.targets.data(), dx.data()),
+      l.rows, l.columns, l.x.data(), l.targets.data(), scales, dx.data(), l.columns);
 }
 
 void CudaKernels::MeanSquaredError(Stream& stream, const LossArguments& l, FloatSpan loss) {
@@ -392,10 +389,9 @@ void CudaKernels::MeanSquaredErrorBackward(Stream& stream, const LossArguments& 
                                            FloatSpan dx) {
   const GradientScale scales{loss.data(), dloss.data(),
                              l.weights.empty() ? nullptr : l.weights.data()};
-  LaunchTile<SquaredLossGradient>(stream, "MeanSquaredErrorBackward",
-                                  Aligned16(l.x.data(), l.targets.data(), dx.data()), l.rows,
-                                  l.columns, l.x.data(), l.targets.data(), scales, dx.data(),
-                                  l.columns);
+  LaunchTile<SquaredLossGradient>(
+      stream, "MeanSquaredErrorBackward", Aligned16(l.x.data(), l.targets.data(), dx.data()),
+      l.rows, l.columns, l.x.data(), l.targets.data(), scales, dx.data(), l.columns);
 }
 
 }  // namespace cohort::cuda

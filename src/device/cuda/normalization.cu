@@ -71,12 +71,12 @@ struct LayerNormGradient {
   float* dx;  // nullptr: not wanted
 };
 
-// dx of one row: inverse * (g - mean(g) - xhat * mean(g * xhat)), g = dy * scale. What the rows kept
-// are in the end: xhat, dy.
+// dx of one row: inverse * (g - mean(g) - xhat * mean(g * xhat)), g = dy * scale. What the rows
+// kept are in the end: xhat, dy.
 template <typename Row, typename Group>
-__device__ __forceinline__ void LayerNormRowBackward(const LayerNormGradient& n,
-                                                     const Group& group, std::int64_t r,
-                                                     std::int64_t columns, Row (&kept)[2]) {
+__device__ __forceinline__ void LayerNormRowBackward(const LayerNormGradient& n, const Group& group,
+                                                     std::int64_t r, std::int64_t columns,
+                                                     Row (&kept)[2]) {
   constexpr int V = Row::kWidth;
   const float* const in = n.x + r * columns;
   const float* const gradient = n.dy + r * columns;
@@ -295,8 +295,8 @@ struct Moments {
 __global__ void __launch_bounds__(kThreads) MomentsKernel(std::int64_t columns, Moments m) {
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
   const float count = m.count[0];
-  for (std::int64_t c = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-       c < columns; c += step) {
+  for (std::int64_t c = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; c < columns;
+       c += step) {
     const float variance = count == 0.0F ? 1.0F : m.square_sums[c] / count;
     m.inverse_deviation[c] = 1.0F / sqrtf(variance + m.epsilon);
     if (m.running_mean == nullptr || count == 0.0F) {
@@ -338,7 +338,7 @@ struct BatchNormBackwardTile {
   const float* inverse_deviation;
   const float* scale;
   const float* dy;
-  const float* sums;   // nullptr: the statistics were constants
+  const float* sums;  // nullptr: the statistics were constants
   const float* count;
   float* dx;
   std::int64_t columns;
@@ -387,12 +387,9 @@ void CudaKernels::LayerNormBackward(Stream& stream, const NormBackwardArguments&
     Fill(stream, n.doffset, 0.0F);
     return;
   }
-  const LayerNormGradient gradient{n.x.data(),
-                                   n.scale.data(),
-                                   n.mean.data(),
-                                   n.inverse_deviation.data(),
-                                   n.dy.data(),
-                                   n.dx.empty() ? nullptr : n.dx.data()};
+  const LayerNormGradient gradient{n.x.data(),    n.scale.data(),
+                                   n.mean.data(), n.inverse_deviation.data(),
+                                   n.dy.data(),   n.dx.empty() ? nullptr : n.dx.data()};
   const bool aligned = Aligned16(n.x.data(), n.scale.data(), n.dy.data(), gradient.dx);
   const auto scratch = [this](std::int64_t count) { return Scratch<float>(count); };
   if (n.columns > kBlockColumns) {
@@ -410,8 +407,8 @@ void CudaKernels::LayerNormBackward(Stream& stream, const NormBackwardArguments&
     return;
   }
   const std::int64_t groups = n.columns <= kWarpColumns ? kThreads / 32 : 1;
-  const std::int64_t rows_of_group = std::clamp<std::int64_t>(
-      n.rows / (groups * 4 * processors_), 1, kRowsPerThread);
+  const std::int64_t rows_of_group =
+      std::clamp<std::int64_t>(n.rows / (groups * 4 * processors_), 1, kRowsPerThread);
   const std::int64_t chunk_rows = groups * rows_of_group;
   const std::int64_t blocks = CeilDiv(n.rows, chunk_rows);
   Require(blocks <= kMostBlocks, "LayerNormBackward on a GPU: fewer rows");
@@ -458,13 +455,12 @@ void CudaKernels::FinishMoments(Stream& stream, const MomentsArguments& m) {
 }
 
 void CudaKernels::BatchNorm(Stream& stream, const NormArguments& n) {
-  LaunchTile<BatchNormTile>(
-      stream, "BatchNorm",
-      Aligned16(n.x.data(), n.mean.data(), n.inverse_deviation.data(), n.scale.data(),
-                n.offset.data(), n.y.data()),
-      n.rows, n.columns, n.x.data(), static_cast<const float*>(n.mean.data()),
-      static_cast<const float*>(n.inverse_deviation.data()), n.scale.data(), n.offset.data(),
-      n.y.data(), n.columns);
+  LaunchTile<BatchNormTile>(stream, "BatchNorm",
+                            Aligned16(n.x.data(), n.mean.data(), n.inverse_deviation.data(),
+                                      n.scale.data(), n.offset.data(), n.y.data()),
+                            n.rows, n.columns, n.x.data(), static_cast<const float*>(n.mean.data()),
+                            static_cast<const float*>(n.inverse_deviation.data()), n.scale.data(),
+                            n.offset.data(), n.y.data(), n.columns);
 }
 
 void CudaKernels::BatchNormBackwardSums(Stream& stream, const NormBackwardArguments& n,

@@ -96,9 +96,8 @@ void CudaKernels::PairDots(Stream& stream, std::int64_t batch, RowsOf size, Cons
   const cudaStream_t native = Native(stream);
   const std::int64_t bytes = size.rows * (size.columns | 1) * std::int64_t{sizeof(float)};
   if (bytes <= kSharedBytes) {
-    PairDotsKernel<true>
-        <<<Blocks(batch, 1), kThreads, static_cast<std::size_t>(bytes), native>>>(
-            batch, size.rows, size.columns, x.data(), y.data());
+    PairDotsKernel<true><<<Blocks(batch, 1), kThreads, static_cast<std::size_t>(bytes), native>>>(
+        batch, size.rows, size.columns, x.data(), y.data());
   } else {
     PairDotsKernel<false><<<Blocks(batch, 1), kThreads, 0, native>>>(batch, size.rows, size.columns,
                                                                      x.data(), y.data());

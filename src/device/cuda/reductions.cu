@@ -155,8 +155,8 @@ void CudaKernels::SumSquares(Stream& stream, ConstFloatSpan x, std::span<double>
   const cudaStream_t native = Native(stream);
   SumKernel<true><<<static_cast<unsigned>(blocks), kThreads, 0, native>>>(n, x.data(), partial);
   Launched(stream, "SumSquares");
-  SumKernel<false><<<1, kThreads, 0, native>>>(blocks, static_cast<const double*>(partial),
-                                               sum.data());
+  SumKernel<false>
+      <<<1, kThreads, 0, native>>>(blocks, static_cast<const double*>(partial), sum.data());
   Launched(stream, "SumSquares");
 }
 

@@ -1,9 +1,9 @@
 // Kernels whose threads share a row: softmax, layer norm, cross-entropy.
 //
-// A group of threads (a warp, or a block) has one row at a time. It reads the row once and keeps it:
-// in registers up to 1024 columns (a warp) or 8192 (a block of 256), in shared memory as far as that
-// goes (a block of 1024), beyond it not at all: then each pass reads it again. Every thread gets back
-// the elements that it stored itself, so that no pass waits for another thread.
+// A group of threads (a warp, or a block) has one row at a time. It reads the row once and keeps
+// it: in registers up to 1024 columns (a warp) or 8192 (a block of 256), in shared memory as far as
+// that goes (a block of 1024), beyond it not at all: then each pass reads it again. Every thread
+// gets back the elements that it stored itself, so that no pass waits for another thread.
 //
 // An algorithm is a class with `kKept` rows to keep and
 //   template <typename Row, typename Group>
@@ -161,7 +161,8 @@ void LaunchRowsOf(Stream& stream, const char* what, std::int64_t rows, std::int6
     }
   };
   using Wide = BlockGroup<kWideBlock>;
-  const std::int64_t bytes = Algorithm::kKept * CeilDiv(columns, 4) * 4 * std::int64_t{sizeof(float)};
+  const std::int64_t bytes =
+      Algorithm::kKept * CeilDiv(columns, 4) * 4 * std::int64_t{sizeof(float)};
   if (columns <= kWarpColumns) {
     in_registers(static_cast<WarpGroup*>(nullptr));
   } else if (columns <= kBlockColumns) {

@@ -132,8 +132,7 @@ void CudaKernels::ScatterAdd(Stream& stream, Indices ids, RowsOf table_size, Con
     return;
   }
   const int count = static_cast<int>(n);
-  const int bits =
-      std::max(1, static_cast<int>(std::bit_width(static_cast<std::uint64_t>(rows))));
+  const int bits = std::max(1, static_cast<int>(std::bit_width(static_cast<std::uint64_t>(rows))));
   std::size_t sort_bytes = 0;
   Check(cub::DeviceRadixSort::SortPairs(
             nullptr, sort_bytes, static_cast<const std::uint32_t*>(nullptr),
@@ -150,10 +149,9 @@ void CudaKernels::ScatterAdd(Stream& stream, Indices ids, RowsOf table_size, Con
   KeysKernel<<<Blocks(n, kThreads), kThreads, 0, native>>>(n, ids.data, ids.wide, rows, keys,
                                                            places, ErrorSlot(stream));
   Launched(stream, "ScatterAdd");
-  Check(cub::DeviceRadixSort::SortPairs(keys + 4 * stride, sort_bytes,
-                                        static_cast<const std::uint32_t*>(keys), sorted_keys,
-                                        static_cast<const std::uint32_t*>(places), sorted_places,
-                                        count, 0, bits, native),
+  Check(cub::DeviceRadixSort::SortPairs(
+            keys + 4 * stride, sort_bytes, static_cast<const std::uint32_t*>(keys), sorted_keys,
+            static_cast<const std::uint32_t*>(places), sorted_places, count, 0, bits, native),
         "ScatterAdd's sort");
   LaunchTile<AddRuns>(stream, "ScatterAdd", Aligned16(dy.data(), dtable.data()), n,
                       table_size.columns, n, static_cast<const std::uint32_t*>(sorted_keys),

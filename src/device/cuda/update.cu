@@ -43,7 +43,8 @@ __device__ __forceinline__ void Apply(const Rule& rule, float g, float& w, float
 
 // A block has kChunk elements of one part.
 template <typename Rule>
-__global__ void __launch_bounds__(kThreads) UpdateKernel(Rule rule, const __grid_constant__ Parts parts) {
+__global__ void __launch_bounds__(kThreads)
+    UpdateKernel(Rule rule, const __grid_constant__ Parts parts) {
   int p = 0;
   while (p + 1 < parts.count && parts.first_block[p + 1] <= blockIdx.x) {
     ++p;
