@@ -8,6 +8,7 @@
 #include <cohort/nn/operations.h>
 #include <cohort/optim/optimizers.h>
 #include <cohort/strategies/synchronous.h>
+#include <cohort/train/trainer.h>
 
 #include <algorithm>
 #include <memory>
@@ -22,6 +23,7 @@
 #include "testing/integer_model.h"
 #include "testing/late_stream.h"
 #include "testing/run_ranks.h"
+#include "testing/temp_dir.h"
 
 namespace cohort {
 namespace {
@@ -169,6 +171,43 @@ TEST(DevicesTest, HooksSeeTheHostsMemory) {
   const std::vector<Trained> expected = Train(2, {{CpuDevice()}, {CpuDevice()}}, options);
   const Devices far = MakeFarDevices(2, LateStreams(6, std::chrono::microseconds(40)));
   EXPECT_EQ(Train(2, {{far[0]}, {far[1]}}, options), expected);
+}
+
+// What the parameters of each process hold when Fit returns. A checkpoint in `folder` is gone on
+// from, and written behind every epoch.
+std::vector<std::vector<float>> Fit(const Devices& of_processes, int epochs,
+                                    const std::string& folder) {
+  const int processes = static_cast<int>(of_processes.size());
+  auto communicators = MakeLocalCommunicators(processes);
+  std::vector<std::vector<float>> values(of_processes.size());
+  testing::ExpectAllOk(testing::RunRanks(processes, [&](int process) -> Status {
+    const auto p = static_cast<std::size_t>(process);
+    SmallModel model;
+    StrategyOptions options;
+    options.devices = {of_processes[p]};
+    options.intra_op_threads = 1;
+    SynchronousParts parts;
+    parts.communicator = std::move(communicators[p]);
+    COHORT_ASSIGN_OR_RETURN(const auto strategy,
+                            MakeSynchronousStrategy(std::move(parts), std::move(options)));
+    COHORT_RETURN_IF_ERROR(strategy->Bind(model.parameters, Clipped()));
+    Trainer trainer(*strategy, model.parameters, {.epochs = epochs, .checkpoint_dir = folder});
+    COHORT_RETURN_IF_ERROR(trainer.Fit(IntegerData(45, 14), model.Step()).status());
+    values[p].assign(model.parameters.all().begin(), model.parameters.all().end());
+    return strategy->Shutdown();
+  }));
+  return values;
+}
+
+TEST(DevicesTest, ACheckpointIsGoneOnFromOnOtherDevices) {
+  const Devices cpus = kTwoCpus;
+  const Devices far = MakeFarDevices(2);
+  const testing::TempDir dir;
+  const auto expected = Fit(cpus, 2, dir / "cpu");
+  Fit(far, 1, dir / "begun_far");
+  EXPECT_EQ(Fit(cpus, 2, dir / "begun_far"), expected);
+  Fit(cpus, 1, dir / "begun_on_cpus");
+  EXPECT_EQ(Fit(far, 2, dir / "begun_on_cpus"), expected);
 }
 
 // One strategy of one process.
