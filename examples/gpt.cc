@@ -117,6 +117,7 @@ struct Tokens {
   Tensor train, test;
   std::int64_t vocabulary = 0;
   std::optional<cohort::data::ByteVocabulary> bytes;  // empty: tokens without meaning
+  Tensor prompt;                                      // of what is written
   double best = 0;  // nats per token that the test's cannot be predicted better than; 0: unknown
 };
 
@@ -140,7 +141,8 @@ Result<Tokens> LoadTokens(const Flags& f) {
     return Tokens{.train = DrawTokens(kTestShare * count, f.vocabulary, f.job.seed),
                   .test = DrawTokens(count, f.vocabulary, f.job.seed + 1),
                   .vocabulary = f.vocabulary,
-                  .bytes = {}};
+                  .bytes = {},
+                  .prompt = {}};
   }
   std::string text;
   double best = 0;
@@ -159,11 +161,20 @@ Result<Tokens> LoadTokens(const Flags& f) {
                                    " bytes are too few for windows of " + std::to_string(f.length) +
                                    " [a tenth is for testing]");
   }
-  return Tokens{.train = all.Rows(0, train),
+  Tokens tokens{.train = all.Rows(0, train),
                 .test = all.Rows(train, all.elements()),
                 .vocabulary = bytes.size(),
                 .bytes = bytes,
+                .prompt = {},
                 .best = best};
+  if (f.generate > 0) {
+    Result<Tensor> prompt = bytes.Encode(f.prompt);
+    if (!prompt.ok()) {
+      return prompt.status().Annotate("--prompt");
+    }
+    tokens.prompt = std::move(prompt).value();
+  }
+  return tokens;
 }
 
 // The windows of one epoch's steps.
@@ -269,14 +280,12 @@ cohort::PredictFn MakeWriter(const nn::Gpt& model, nn::Workspaces& workspaces, c
 Status Write(const Flags& f, const Tokens& tokens, const nn::Gpt& model, nn::Workspaces& workspaces,
              cohort::Trainer& trainer, const cohort::Strategy& strategy) {
   const std::int64_t count = std::max(1, strategy.num_replicas_in_sync());
-  std::string prompts;
+  const std::span<const std::int32_t> prompt = tokens.prompt.data<std::int32_t>();
+  const Tensor prompts(cohort::DType::kInt32, {count, std::ssize(prompt)});
   for (std::int64_t i = 0; i < count; ++i) {
-    prompts += f.prompt;
+    std::copy(prompt.begin(), prompt.end(), prompts.Rows(i, i + 1).data<std::int32_t>().begin());
   }
-  COHORT_ASSIGN_OR_RETURN(const Tensor prompt, tokens.bytes->Encode(prompts));
-  COHORT_ASSIGN_OR_RETURN(
-      const auto beginnings,
-      cohort::data::FromTensors({{"tokens", prompt.Reshaped({count, std::ssize(f.prompt)})}}));
+  COHORT_ASSIGN_OR_RETURN(const auto beginnings, cohort::data::FromTensors({{"tokens", prompts}}));
   COHORT_ASSIGN_OR_RETURN(const Tensor written, trainer.Predict(beginnings.Batch(count),
                                                                 MakeWriter(model, workspaces, f)));
   if (strategy.is_chief()) {
