@@ -1,10 +1,12 @@
 #include "flight_recorder.h"
 
+#include <cohort/core/file_system.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <thread>
 
 #include "algorithms/choose.h"
 
@@ -304,6 +306,25 @@ std::string FlightFileName(const FlightHeader& header) {
       '_');
   return name + ".g" + std::to_string(header.generation) + ".rank" + std::to_string(header.rank) +
          ".jsonl";
+}
+
+Result<std::string> WriteFlightRecord(const std::string& folder, const FlightHeader& header,
+                                      const FlightRecorder& recorder) {
+  if (folder.empty()) {
+    return FailedPrecondition(
+        "this communicator has no folder for flight records [set CommunicatorOptions, or "
+        "StrategyOptions, flight_folder]");
+  }
+  FileSystem& files = FileSystem::Local();
+  COHORT_RETURN_IF_ERROR(files.CreateDirectories(folder));
+  std::string path = folder + "/" + FlightFileName(header);
+  const std::string draft =  // of this thread's own
+      path + "." + std::to_string(std::hash<std::thread::id>()(std::this_thread::get_id()));
+  COHORT_ASSIGN_OR_RETURN(const auto file, files.OpenForWrite(draft));
+  COHORT_RETURN_IF_ERROR(file->Append(AsBytes(FlightDump(header, recorder))));
+  COHORT_RETURN_IF_ERROR(file->Close());
+  COHORT_RETURN_IF_ERROR(files.Rename(draft, path));
+  return path;
 }
 
 }  // namespace cohort

@@ -89,5 +89,8 @@ struct FlightHeader {
 std::string FlightDump(const FlightHeader& header, const FlightRecorder& recorder);
 // "collectives.g1.rank3.jsonl"
 std::string FlightFileName(const FlightHeader& header);
+// The dump as that file of `folder`; its path. FailedPrecondition where `folder` is empty.
+Result<std::string> WriteFlightRecord(const std::string& folder, const FlightHeader& header,
+                                      const FlightRecorder& recorder);
 
 }  // namespace cohort

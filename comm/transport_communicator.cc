@@ -1,6 +1,5 @@
 #include "transport_communicator.h"
 
-#include <cohort/core/file_system.h>
 #include <cohort/core/thread_pool.h>
 
 #include <immintrin.h>
@@ -262,24 +261,10 @@ OperationProgress TransportCommunicator::progress() const {
 }
 
 Result<std::string> TransportCommunicator::DumpFlightRecord(std::string_view reason) const {
-  if (options_.flight_folder.empty()) {
-    return FailedPrecondition(
-        "this communicator has no folder for flight records [set CommunicatorOptions, or "
-        "StrategyOptions, flight_folder]");
-  }
-  const FlightHeader header = {
-      options_.name, peer_name(rank_),    std::string(backend()), rank_,
-      size_,         options_.generation, std::string(reason),    status()};
-  FileSystem& files = FileSystem::Local();
-  COHORT_RETURN_IF_ERROR(files.CreateDirectories(options_.flight_folder));
-  const std::string path = options_.flight_folder + "/" + FlightFileName(header);
-  const std::string draft =  // of this thread's own
-      path + "." + std::to_string(std::hash<std::thread::id>()(std::this_thread::get_id()));
-  COHORT_ASSIGN_OR_RETURN(const auto file, files.OpenForWrite(draft));
-  COHORT_RETURN_IF_ERROR(file->Append(AsBytes(FlightDump(header, flight_))));
-  COHORT_RETURN_IF_ERROR(file->Close());
-  COHORT_RETURN_IF_ERROR(files.Rename(draft, path));
-  return path;
+  return WriteFlightRecord(options_.flight_folder,
+                           {options_.name, peer_name(rank_), std::string(backend()), rank_, size_,
+                            options_.generation, std::string(reason), status()},
+                           flight_);
 }
 
 void TransportCommunicator::DumpAfter(const Status& failure) const {

@@ -39,13 +39,14 @@ void Train() {
   // Runs on each replica, at the same time, with that replica's part of the global batch.
   const StepFn step = [&](ReplicaContext& replica,
                           const data::Batch& batch) -> Result<ReplicaResult> {
-    nn::Tape tape(replica.parameters, replica.stream, workspaces.For(replica.replica));
+    nn::Tape tape(replica.parameters, replica.stream,
+                  workspaces.For(replica.local_replica, replica.device));
     const auto logits = model(tape.Input(batch["image"]));
     const auto loss = nn::SoftmaxCrossEntropy(logits, batch["label"]);
     tape.Backward(loss, replica.gradients);  // communication starts in here
+    const Tensor scores = tape.Fetch(logits);
     COHORT_RETURN_IF_ERROR(tape.Finish());
-    COHORT_ASSIGN_OR_RETURN(const nn::WeightedSum right,
-                            nn::Accuracy(logits.tensor(), batch["label"]));
+    COHORT_ASSIGN_OR_RETURN(const nn::WeightedSum right, nn::Accuracy(scores, batch["label"]));
     const auto examples = static_cast<double>(batch.size);
     return ReplicaResult{
         .loss_sum = loss.value() * examples, .weight = examples, .metric_sums = {right.sum}};

@@ -16,6 +16,7 @@
 #include <cohort/nn/losses.h>
 #include <cohort/nn/metrics.h>
 #include <cohort/nn/models.h>
+#include <cohort/strategies/devices.h>
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
@@ -39,7 +40,7 @@ struct Flags {
   std::int64_t global_batch = 256;
   int epochs = 1;
   std::uint64_t seed = 1;
-  int devices = 1;
+  std::string devices;
   int intra_op_threads = 1;  // the other cores draw clicks
   std::int64_t embedding = 16;
   double learning_rate = 0.05;
@@ -76,9 +77,9 @@ void DeclareFlags(CLI::App& app, Flags& f) {
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   app.add_option("--seed", f.seed, "of the clicks and the initial values")->capture_default_str();
-  app.add_option("--devices", f.devices, "replicas in each process")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
+  app.add_option("--devices", f.devices,
+                 "of each process's replicas: a number of them on the CPU, or cuda:0, cuda:0/2, "
+                 "cpu:2 (default: 1; of mirrored: every GPU there is)");
   app.add_option("--intra-op-threads", f.intra_op_threads,
                  "threads of a replica (0: its share of the cores)")
       ->check(CLI::NonNegativeNumber)
@@ -125,13 +126,12 @@ nn::DlrmOptions ModelOptions(const Flags& f) {
 }
 
 // Forward, loss, backward on a part of a batch. The same function trains and evaluates.
-cohort::StepFn MakeStep(const nn::Dlrm& model, nn::Workspaces& workspaces, int local_replicas,
-                        bool training) {
-  return [&model, &workspaces, local_replicas, training](
+cohort::StepFn MakeStep(const nn::Dlrm& model, nn::Workspaces& workspaces, bool training) {
+  return [&model, &workspaces, training](
              cohort::ReplicaContext& context,
              const cohort::data::Batch& batch) -> Result<cohort::ReplicaResult> {
     nn::Tape tape(
-        context.parameters, context.stream, workspaces.For(context.replica % local_replicas),
+        context.parameters, context.stream, workspaces.For(context.local_replica, context.device),
         {.training = training, .step = context.step, .intra_op_threads = context.intra_op_threads});
     const auto loss = nn::SigmoidCrossEntropy(
         model.Logits(tape, batch["integers"], batch["categories"]), batch["label"]);
@@ -146,18 +146,18 @@ cohort::StepFn MakeStep(const nn::Dlrm& model, nn::Workspaces& workspaces, int l
 }
 
 // Log-odds, and labels: [batch, 2].
-cohort::PredictFn MakePredict(const nn::Dlrm& model, nn::Workspaces& workspaces,
-                              int local_replicas) {
-  return [&model, &workspaces, local_replicas](cohort::ReplicaContext& context,
-                                               const cohort::data::Batch& batch) -> Result<Tensor> {
+cohort::PredictFn MakePredict(const nn::Dlrm& model, nn::Workspaces& workspaces) {
+  return [&model, &workspaces](cohort::ReplicaContext& context,
+                               const cohort::data::Batch& batch) -> Result<Tensor> {
     nn::Tape tape(context.parameters, context.stream,
-                  workspaces.For(context.replica % local_replicas),
+                  workspaces.For(context.local_replica, context.device),
                   {.training = false, .intra_op_threads = context.intra_op_threads});
     const auto chance = nn::Sigmoid(model.Logits(tape, batch["integers"], batch["categories"]));
+    const Tensor chances = tape.Fetch(chance);
     COHORT_RETURN_IF_ERROR(tape.Finish());
     Tensor rows(cohort::DType::kFloat32, {batch.size, 2});
     for (std::size_t i = 0; i < static_cast<std::size_t>(batch.size); ++i) {
-      rows.data<float>()[2 * i] = chance.tensor().data<float>()[i];
+      rows.data<float>()[2 * i] = chances.data<float>()[i];
       rows.data<float>()[2 * i + 1] = batch["label"].data<float>()[i];
     }
     return rows;
@@ -223,17 +223,15 @@ Status Train(const Flags& f, cohort::Strategy& strategy) {
   }
   nn::Workspaces workspaces;
   cohort::Trainer trainer(strategy, parameters, std::move(options));
-  const int locals = strategy.num_local_replicas();
   // Clicks come in no order: nothing to shuffle.
   const auto training =
       cohort::data::GeneratedClicks(TrainClicks(f)).Batch(f.global_batch).Prefetch(2);
   COHORT_ASSIGN_OR_RETURN(const cohort::History history,
-                          trainer.Fit(training, MakeStep(model, workspaces, locals, true)));
+                          trainer.Fit(training, MakeStep(model, workspaces, true)));
   const auto test = cohort::data::GeneratedClicks(TestClicks(f)).Batch(2048).Prefetch(2);
   COHORT_ASSIGN_OR_RETURN(const cohort::EpochResult result,
-                          trainer.Evaluate(test, MakeStep(model, workspaces, locals, false)));
-  COHORT_ASSIGN_OR_RETURN(const Tensor rows,
-                          trainer.Predict(test, MakePredict(model, workspaces, locals)));
+                          trainer.Evaluate(test, MakeStep(model, workspaces, false)));
+  COHORT_ASSIGN_OR_RETURN(const Tensor rows, trainer.Predict(test, MakePredict(model, workspaces)));
   if (strategy.is_chief()) {
     COHORT_ASSIGN_OR_RETURN(const double auc, AucOf(rows));
     COHORT_RETURN_IF_ERROR(Report(f, strategy, history, result, auc));
@@ -243,7 +241,6 @@ Status Train(const Flags& f, cohort::Strategy& strategy) {
 
 Status Run(const Flags& f) {
   cohort::StrategyOptions options;
-  options.num_devices = f.devices;
   options.intra_op_threads = f.intra_op_threads;
   options.join_timeout =
       std::chrono::milliseconds(static_cast<std::int64_t>(f.join_timeout * 1000));
@@ -251,6 +248,7 @@ Status Run(const Flags& f) {
       std::chrono::milliseconds(static_cast<std::int64_t>(f.rejoin_grace * 1000));
   options.environment = cohort::Environment::OfProcess();
   options.log = cohort::StderrLog("");
+  COHORT_RETURN_IF_ERROR(cohort::ChooseDevices(f.devices, f.strategy, options));
   COHORT_ASSIGN_OR_RETURN(const auto strategy, cohort::Strategy::FromEnv(f.strategy, options));
   const Status status = Train(f, *strategy);
   if (!status.ok()) {

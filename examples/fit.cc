@@ -23,7 +23,8 @@ int main() try {
   nn::Workspaces workspaces;
   const StepFn step = [&](ReplicaContext& replica,
                           const data::Batch& batch) -> Result<ReplicaResult> {
-    nn::Tape tape(replica.parameters, replica.stream, workspaces.For(replica.replica));
+    nn::Tape tape(replica.parameters, replica.stream,
+                  workspaces.For(replica.local_replica, replica.device));
     const auto loss =
         nn::SoftmaxCrossEntropy(model->Logits(tape.Input(batch["image"])), batch["label"]);
     tape.Backward(loss, replica.gradients);

@@ -2,6 +2,8 @@
 //
 // One process:                   image_classifier --data DIR --model cnn --epochs 5
 // Two replicas in it:            image_classifier --data DIR --strategy mirrored --devices 2
+// On every GPU there is:         image_classifier --data DIR --strategy mirrored
+// On one GPU, as two replicas:   image_classifier --data DIR --devices cuda:0/2
 // Two processes under MPI:       mpirun -n 2 image_classifier --data DIR
 // Two processes without MPI:     cohort launch -n 2 -- image_classifier --data DIR
 // Workers and servers:           cohort launch -n 2 --ps 2 --chief -- image_classifier --data DIR
@@ -74,24 +76,26 @@ Result<std::unique_ptr<cohort::Optimizer>> MakeOptimizer(const Flags& f) {
 // Forward, loss, backward, on whatever part of a batch the replica is given. The same function
 // trains and evaluates.
 cohort::StepFn MakeStep(const cohort::nn::ImageModel& model, cohort::nn::Workspaces& workspaces,
-                        int local_replicas, bool training) {
-  return [&model, &workspaces, local_replicas, training](
+                        bool training) {
+  return [&model, &workspaces, training](
              cohort::ReplicaContext& context,
              const cohort::data::Batch& batch) -> Result<cohort::ReplicaResult> {
     cohort::nn::Tape tape(
-        context.parameters, context.stream, workspaces.For(context.replica % local_replicas),
+        context.parameters, context.stream, workspaces.For(context.local_replica, context.device),
         {.training = training, .step = context.step, .intra_op_threads = context.intra_op_threads});
     const auto logits = model.Logits(tape.Input(batch["image"]));
     const auto loss = cohort::nn::SoftmaxCrossEntropy(logits, batch["label"]);
     if (training) {
       tape.Backward(loss, context.gradients);
     }
+    const auto scores = tape.Fetch(logits);
+    const auto mean = tape.Fetch(loss);
     COHORT_RETURN_IF_ERROR(tape.Finish());
-    COHORT_ASSIGN_OR_RETURN(const auto accuracy,
-                            cohort::nn::Accuracy(logits.tensor(), batch["label"]));
+    COHORT_ASSIGN_OR_RETURN(const auto accuracy, cohort::nn::Accuracy(scores, batch["label"]));
     const auto examples = static_cast<double>(batch.size);
-    return cohort::ReplicaResult{
-        .loss_sum = loss.value() * examples, .weight = examples, .metric_sums = {accuracy.sum}};
+    return cohort::ReplicaResult{.loss_sum = mean.data<float>()[0] * examples,
+                                 .weight = examples,
+                                 .metric_sums = {accuracy.sum}};
   };
 }
 
@@ -129,14 +133,13 @@ Status Train(const Flags& f, cohort::Strategy& strategy) {
   options.metric_names = {"accuracy"};
   cohort::nn::Workspaces workspaces;
   cohort::Trainer trainer(strategy, parameters, std::move(options));
-  const int locals = strategy.num_local_replicas();
   const auto training = images.train.Shuffle(f.job.seed).Batch(f.job.global_batch).Prefetch(2);
   COHORT_ASSIGN_OR_RETURN(const cohort::History history,
-                          trainer.Fit(training, MakeStep(*model, workspaces, locals, true)));
+                          trainer.Fit(training, MakeStep(*model, workspaces, true)));
   COHORT_ASSIGN_OR_RETURN(
       const cohort::EpochResult test,
       trainer.Evaluate(images.test.Batch(std::max<std::int64_t>(256, f.job.global_batch)),
-                       MakeStep(*model, workspaces, locals, false)));
+                       MakeStep(*model, workspaces, false)));
   return strategy.is_chief() ? Report(f, strategy, parameters, history, test) : Status();
 }
 

@@ -1,6 +1,7 @@
 #include "job.h"
 
 #include <cohort/io/crc32c.h>
+#include <cohort/strategies/devices.h>
 #include <cohort/strategies/parameter_server.h>
 #include <fmt/format.h>
 #include <malloc.h>
@@ -36,9 +37,8 @@ std::function<std::unique_ptr<cohort::BucketHook>()> MakeCompression(const JobFl
   return [dtype] { return cohort::MakeCompressionHook({.dtype = dtype}); };
 }
 
-cohort::StrategyOptions MakeStrategyOptions(const JobFlags& f) {
+Result<cohort::StrategyOptions> MakeStrategyOptions(const JobFlags& f) {
   cohort::StrategyOptions options;
-  options.num_devices = f.devices;
   options.loss_scale = f.loss_scale == "sum"            ? cohort::LossScale::kSum
                        : f.loss_scale == "replica_mean" ? cohort::LossScale::kReplicaMean
                                                         : cohort::LossScale::kGlobalMean;
@@ -58,6 +58,7 @@ cohort::StrategyOptions MakeStrategyOptions(const JobFlags& f) {
   options.intra_op_threads = f.threads;
   options.environment = cohort::Environment::OfProcess();
   options.log = cohort::StderrLog("");
+  COHORT_RETURN_IF_ERROR(cohort::ChooseDevices(f.devices, f.strategy, options));
   return options;
 }
 
@@ -92,9 +93,10 @@ void DeclareJobFlags(CLI::App& app, JobFlags& f) {
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_option("--seed", f.seed, "of initial values and order")->capture_default_str();
-  app.add_option("--devices", f.devices, "replicas in each process")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
+  app.add_option("--devices", f.devices,
+                 "of each process's replicas: a number of them on the CPU, or cuda, cuda:0, "
+                 "cuda:0/2 (two on one), cpu:2, with commas between (default: 1; of mirrored: "
+                 "every GPU there is)");
   app.add_option("--threads", f.threads, "threads of each replica (default: the cores, shared out)")
       ->check(CLI::NonNegativeNumber);
   app.add_option("--loss-scale", f.loss_scale, "how gradients are combined")
@@ -169,8 +171,8 @@ cohort::TrainerOptions MakeTrainerOptions(const JobFlags& f) {
 Status RunJob(const JobFlags& f, const std::function<Status(cohort::Strategy&)>& train) {
   sigset_t signals;
   BlockUsr1(signals);
-  COHORT_ASSIGN_OR_RETURN(const auto strategy,
-                          cohort::Strategy::FromEnv(f.strategy, MakeStrategyOptions(f)));
+  COHORT_ASSIGN_OR_RETURN(const cohort::StrategyOptions options, MakeStrategyOptions(f));
+  COHORT_ASSIGN_OR_RETURN(const auto strategy, cohort::Strategy::FromEnv(f.strategy, options));
   const std::jthread dumper(
       [&](const std::stop_token& stop) { DumpOnSignal(stop, signals, *strategy); });
   Status status = train(*strategy);

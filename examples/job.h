@@ -15,7 +15,7 @@ struct JobFlags {
   std::string strategy;
   std::int64_t global_batch = 64;
   std::uint64_t seed = 1;
-  int devices = 1;
+  std::string devices;
   int threads = 0;
   std::string loss_scale = "global_mean";
   bool synchronous_ps = false;

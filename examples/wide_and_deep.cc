@@ -23,6 +23,7 @@
 #include <cohort/nn/layers.h>
 #include <cohort/nn/losses.h>
 #include <cohort/nn/metrics.h>
+#include <cohort/strategies/devices.h>
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -47,7 +48,7 @@ struct Flags {
   std::int64_t global_batch = 128;
   int epochs = 4;
   std::uint64_t seed = 1;
-  int devices = 1;
+  std::string devices;
   int threads = 1;
   std::int64_t embedding = 16;
   double wide_learning_rate = 0.05;
@@ -76,9 +77,9 @@ void DeclareFlags(CLI::App& app, Flags& f) {
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   app.add_option("--seed", f.seed, "of initial values and order")->capture_default_str();
-  app.add_option("--devices", f.devices, "replicas in each process")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
+  app.add_option("--devices", f.devices,
+                 "of each process's replicas: a number of them on the CPU, or cuda:0, cuda:0/2, "
+                 "cpu:2 (default: 1; of mirrored: every GPU there is)");
   app.add_option("--threads", f.threads, "of each replica: the layers are small")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
@@ -300,24 +301,24 @@ class WideAndDeep {
 };
 
 // Forward, loss, backward on a part of a batch. The same function trains and evaluates.
-cohort::StepFn MakeStep(const WideAndDeep& model, nn::Workspaces& workspaces, int local_replicas,
-                        bool training) {
-  return [&model, &workspaces, local_replicas, training](
+cohort::StepFn MakeStep(const WideAndDeep& model, nn::Workspaces& workspaces, bool training) {
+  return [&model, &workspaces, training](
              cohort::ReplicaContext& context,
              const cohort::data::Batch& batch) -> Result<cohort::ReplicaResult> {
     nn::Tape tape(
-        context.parameters, context.stream, workspaces.For(context.replica % local_replicas),
+        context.parameters, context.stream, workspaces.For(context.local_replica, context.device),
         {.training = training, .step = context.step, .intra_op_threads = context.intra_op_threads});
     const auto logit = model.Logit(tape, batch);
     const auto loss = nn::SigmoidCrossEntropy(logit, batch["target"]);
     if (training) {
       tape.Backward(loss, context.gradients);
     }
+    const Tensor logits = tape.Fetch(logit);
     COHORT_RETURN_IF_ERROR(tape.Finish());
     double right = 0;
     for (std::int64_t i = 0; i < batch.size; ++i) {
       const auto at = static_cast<std::size_t>(i);
-      right += (logit.tensor().data<float>()[at] > 0) == (batch["target"].data<float>()[at] > 0.5F);
+      right += (logits.data<float>()[at] > 0) == (batch["target"].data<float>()[at] > 0.5F);
     }
     const auto examples = static_cast<double>(batch.size);
     return cohort::ReplicaResult{
@@ -326,19 +327,19 @@ cohort::StepFn MakeStep(const WideAndDeep& model, nn::Workspaces& workspaces, in
 }
 
 // Chances, and labels: [batch, 2], for the area under the curve.
-cohort::PredictFn MakePredict(const WideAndDeep& model, nn::Workspaces& workspaces,
-                              int local_replicas) {
-  return [&model, &workspaces, local_replicas](cohort::ReplicaContext& context,
-                                               const cohort::data::Batch& batch) -> Result<Tensor> {
+cohort::PredictFn MakePredict(const WideAndDeep& model, nn::Workspaces& workspaces) {
+  return [&model, &workspaces](cohort::ReplicaContext& context,
+                               const cohort::data::Batch& batch) -> Result<Tensor> {
     nn::Tape tape(context.parameters, context.stream,
-                  workspaces.For(context.replica % local_replicas),
+                  workspaces.For(context.local_replica, context.device),
                   {.training = false, .intra_op_threads = context.intra_op_threads});
     const auto chance = nn::Sigmoid(model.Logit(tape, batch));
+    const Tensor chances = tape.Fetch(chance);
     COHORT_RETURN_IF_ERROR(tape.Finish());
     Tensor rows(cohort::DType::kFloat32, {batch.size, 2});
     for (std::int64_t i = 0; i < batch.size; ++i) {
       const auto at = static_cast<std::size_t>(i);
-      rows.data<float>()[2 * at] = chance.tensor().data<float>()[at];
+      rows.data<float>()[2 * at] = chances.data<float>()[at];
       rows.data<float>()[2 * at + 1] = batch["target"].data<float>()[at];
     }
     return rows;
@@ -407,16 +408,14 @@ Status Train(const Flags& f, cohort::Strategy& strategy, const People& people) {
   }
   nn::Workspaces workspaces;
   cohort::Trainer trainer(strategy, parameters, std::move(options));
-  const int locals = strategy.num_local_replicas();
   const auto training =
       people.train.Shuffle(f.seed).Map(MakeFeatures).Batch(f.global_batch).Prefetch(2);
   COHORT_ASSIGN_OR_RETURN(const cohort::History history,
-                          trainer.Fit(training, MakeStep(model, workspaces, locals, true)));
+                          trainer.Fit(training, MakeStep(model, workspaces, true)));
   const auto test = people.test.Map(MakeFeatures).Batch(1024);
   COHORT_ASSIGN_OR_RETURN(const cohort::EpochResult result,
-                          trainer.Evaluate(test, MakeStep(model, workspaces, locals, false)));
-  COHORT_ASSIGN_OR_RETURN(const Tensor rows,
-                          trainer.Predict(test, MakePredict(model, workspaces, locals)));
+                          trainer.Evaluate(test, MakeStep(model, workspaces, false)));
+  COHORT_ASSIGN_OR_RETURN(const Tensor rows, trainer.Predict(test, MakePredict(model, workspaces)));
   if (strategy.is_chief()) {
     COHORT_ASSIGN_OR_RETURN(const double auc, AucOf(rows));
     COHORT_RETURN_IF_ERROR(WriteMetrics(f, strategy, history, result, auc));
@@ -426,7 +425,6 @@ Status Train(const Flags& f, cohort::Strategy& strategy, const People& people) {
 
 Status Run(const Flags& f) {
   cohort::StrategyOptions options;
-  options.num_devices = f.devices;
   options.intra_op_threads = f.threads;
   options.join_timeout =
       std::chrono::milliseconds(static_cast<std::int64_t>(f.join_timeout * 1000));
@@ -434,6 +432,7 @@ Status Run(const Flags& f) {
       std::chrono::milliseconds(static_cast<std::int64_t>(f.rejoin_grace * 1000));
   options.environment = cohort::Environment::OfProcess();
   options.log = cohort::StderrLog("");
+  COHORT_RETURN_IF_ERROR(cohort::ChooseDevices(f.devices, f.strategy, options));
   COHORT_ASSIGN_OR_RETURN(const auto strategy, cohort::Strategy::FromEnv(f.strategy, options));
   const auto work = [&]() -> Status {
     COHORT_ASSIGN_OR_RETURN(const People people, LoadPeople(f));

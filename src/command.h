@@ -6,6 +6,7 @@
 
 namespace cohort {
 
+int DoctorCommand(int argc, char** argv);           // comm/commands/doctor/command.cc
 int ConfigCheckCommand(int argc, char** argv);      // src/cluster/commands/config.cc
 int DataDigitsCommand(int argc, char** argv);       // data/commands/digits.cc
 int DataCatCommand(int argc, char** argv);          // data/commands/cat.cc
@@ -27,5 +28,6 @@ int BenchPsCommand(int argc, char** argv);          // strategies/commands/bench
 int BenchExplainCommand(int argc, char** argv);     // comm/commands/bench_explain.cc
 int BenchReductionCommand(int argc, char** argv);   // comm/commands/bench_reduction.cc
 int BenchTrainCommand(int argc, char** argv);       // src/nn/commands/bench_train.cc
+int BenchDeviceCommand(int argc, char** argv);      // src/device/commands/bench_device.cc
 
 }  // namespace cohort

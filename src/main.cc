@@ -16,6 +16,8 @@ struct Entry {
 };
 
 constexpr Entry kCommands[] = {
+    {"doctor", "print what this machine and this build have, and what does not fit together",
+     cohort::DoctorCommand},
     {"config check", "print the resolved cluster of this process, and every mistake in it",
      cohort::ConfigCheckCommand},
     {"data digits", "write generated digits as IDX files", cohort::DataDigitsCommand},
@@ -54,6 +56,7 @@ constexpr Entry kCommands[] = {
      cohort::BenchPsCommand},
     {"bench train", "training steps per second, beside LibTorch and the FMA peak",
      cohort::BenchTrainCommand},
+    {"bench device", "a device's kernels, beside a copy of its memory", cohort::BenchDeviceCommand},
 };
 
 int Usage(std::FILE* out, int code) {

@@ -1,5 +1,6 @@
 #include <cohort/strategies/strategy.h>
 
+#include <algorithm>
 #include <utility>
 
 #include <cohort/cluster/resolve.h>
@@ -36,7 +37,10 @@ std::string Describe(const ClusterConfig& config) {
 
 std::string_view KindFor(const ClusterConfig& config, const StrategyOptions& options) {
   if (!InCluster(config) || config.cluster.Tasks().size() == 1) {
-    return options.num_devices > 1 ? kMirrored : kOneDevice;
+    return std::max<std::size_t>(options.devices.size(),
+                                 static_cast<std::size_t>(options.num_devices)) > 1
+               ? kMirrored
+               : kOneDevice;
   }
   return config.cluster.Count(TaskType::kPs) > 0 ? kParameterServer : kMultiWorker;
 }
@@ -56,6 +60,10 @@ Status Check(std::string_view kind, const ClusterConfig& config, const StrategyO
     if (kind == kOneDevice && options.num_devices != 1) {
       return InvalidArgument("one_device with num_devices " + std::to_string(options.num_devices) +
                              " [use mirrored]");
+    }
+    if (kind == kOneDevice && options.devices.size() > 1) {
+      return InvalidArgument("one_device with " + std::to_string(options.devices.size()) +
+                             " devices [use mirrored]");
     }
     return {};
   }

@@ -33,6 +33,8 @@ std::string_view AlgorithmName(Algorithm algorithm) {
       return "bruck";
     case Algorithm::kHierarchical:
       return "hierarchical";
+    case Algorithm::kNccl:
+      return "nccl";
   }
   return "unknown algorithm";
 }
@@ -73,7 +75,8 @@ std::span<const Algorithm> AlgorithmsOf(OperationKind kind) {
 }
 
 bool KeepsOrder(Algorithm algorithm) {
-  return algorithm != Algorithm::kRing && algorithm != Algorithm::kNative;
+  return algorithm != Algorithm::kRing && algorithm != Algorithm::kNative &&
+         algorithm != Algorithm::kNccl;
 }
 
 Result<Algorithm> AlgorithmNamed(OperationKind kind, std::string_view name,

@@ -24,6 +24,7 @@ enum class Algorithm : std::uint8_t {
   kRecursiveHalving = 8,
   kBruck = 9,
   kHierarchical = 10,
+  kNccl = 11,
   kOneShot = 16,
   kShared = 17,
 };

@@ -15,8 +15,8 @@
 #include <cohort/comm/mpi.h>
 #include <cohort/comm/tcp.h>
 
+#include "../thread_store.h"
 #include "command.h"
-#include "thread_store.h"
 
 namespace cohort {
 namespace {

@@ -7,116 +7,21 @@
 
 #include <cstring>
 
+#include <cohort/io/wire.h>
+
 #include "sources/tf_wire.h"
 
 namespace cohort::data {
 namespace {
 
-enum WireType { kVarint = 0, kFixed64 = 1, kBytes = 2, kGroup = 3, kGroupEnd = 4, kFixed32 = 5 };
-
-struct Field {
-  std::uint64_t number = 0;
-  WireType type = kVarint;
-  std::uint64_t varint = 0;  // kVarint
-  std::string_view bytes;    // kBytes, kFixed32, kFixed64
-};
-
-// The fields of a message, one after another.
-class Fields {
- public:
-  explicit Fields(std::string_view message) : rest_(message) {}
-
-  bool done() const { return rest_.empty(); }
-
-  // False if the bytes are not a message.
-  bool Next(Field& field) { return Tag(field) && Value(field, 0); }
-
-  bool Varint(std::uint64_t& value) {
-    value = 0;
-    for (int shift = 0; shift < 70; shift += 7) {
-      if (rest_.empty()) {
-        return false;
-      }
-      const auto byte = static_cast<unsigned char>(rest_[0]);
-      rest_.remove_prefix(1);
-      if (shift < 64) {
-        value |= std::uint64_t{byte & 0x7FU} << shift;
-      }
-      if (byte < 0x80) {
-        return true;
-      }
-    }
-    return false;
-  }
-
- private:
-  bool Tag(Field& field) {
-    std::uint64_t tag = 0;
-    if (!Varint(tag) || (tag >> 3) == 0 || (tag >> 3) >= (std::uint64_t{1} << 29)) {
-      return false;
-    }
-    field.number = tag >> 3;
-    field.type = static_cast<WireType>(tag & 7);
-    return true;
-  }
-
-  bool Value(Field& field, int depth) {
-    switch (field.type) {
-      case kVarint:
-        return Varint(field.varint);
-      case kFixed64:
-        return Take(8, field.bytes);
-      case kFixed32:
-        return Take(4, field.bytes);
-      case kBytes: {
-        std::uint64_t size = 0;
-        return Varint(size) && Take(size, field.bytes);
-      }
-      case kGroup:
-        return SkipGroup(field.number, depth + 1);
-      default:
-        return false;
-    }
-  }
-
-  bool SkipGroup(std::uint64_t number, int depth) {
-    constexpr int kMaxDepth = 100;  // protobuf's
-    Field inner;
-    while (depth <= kMaxDepth && Tag(inner)) {
-      if (inner.type == kGroupEnd) {
-        return inner.number == number;
-      }
-      if (!Value(inner, depth)) {
-        return false;
-      }
-    }
-    return false;
-  }
-
-  bool Take(std::uint64_t size, std::string_view& bytes) {
-    if (size > rest_.size()) {
-      return false;
-    }
-    bytes = rest_.substr(0, size);
-    rest_.remove_prefix(size);
-    return true;
-  }
-
-  std::string_view rest_;
-};
-
-// Calls each(field) for the fields of a message; false if the bytes are not one or `each` says so.
-template <typename Each>
-bool ForEachField(std::string_view message, const Each& each) {
-  Fields fields(message);
-  Field field;
-  while (!fields.done()) {
-    if (!fields.Next(field) || !each(field)) {
-      return false;
-    }
-  }
-  return true;
-}
+using io::wire::AppendField;
+using io::wire::AppendVarint;
+using io::wire::Field;
+using io::wire::Fields;
+using io::wire::ForEachField;
+using io::wire::kBytes;
+using io::wire::kFixed32;
+using io::wire::kVarint;
 
 float FloatAt(const char* bytes) {
   float value;
@@ -215,19 +120,6 @@ Status ForEachEntry(
     return field.number != number || field.type != kBytes || ForEachField(field.bytes, each_entry);
   });
   return !sound && status.ok() ? NotAMessage("the message") : status;
-}
-
-void AppendVarint(std::string& to, std::uint64_t value) {
-  for (; value >= 0x80; value >>= 7) {
-    to += static_cast<char>((value & 0x7F) | 0x80);
-  }
-  to += static_cast<char>(value);
-}
-
-void AppendField(std::string& to, std::uint64_t number, std::string_view bytes) {
-  AppendVarint(to, (number << 3) | kBytes);
-  AppendVarint(to, bytes.size());
-  to += bytes;
 }
 
 void AppendEntry(std::string& to, std::string_view key, std::string_view value) {

@@ -24,15 +24,22 @@ endif()
 find_package(Threads REQUIRED)
 
 add_library(cohort_flags INTERFACE)
-target_compile_options(cohort_flags INTERFACE
+set(flags
   -Wall -Wextra -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual -Wno-missing-field-initializers
   -Wno-restrict  # g++ 12 warns on std::string operator+ (GCC PR 105329)
   -march=${COHORT_ARCH} -ffp-contract=off)
 if(COHORT_WARNINGS_AS_ERRORS)
-  target_compile_options(cohort_flags INTERFACE -Werror)
+  list(APPEND flags -Werror)
 endif()
+# nvcc's host pass sees the same warnings, but for what is wrong with the code that it generates.
+list(JOIN flags "," cuda_flags)
+set(cuda_flags --compiler-options=${cuda_flags},-Wno-shadow,-Wno-unused-parameter --expt-relaxed-constexpr --extended-lambda)
+if(COHORT_WARNINGS_AS_ERRORS)
+  list(APPEND cuda_flags --Werror=all-warnings)
+endif()
+target_compile_options(cohort_flags INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:${flags}>" "$<$<COMPILE_LANGUAGE:CUDA>:${cuda_flags}>")
 if(COHORT_SANITIZE)
-  add_compile_options(-fsanitize=${COHORT_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all -g1)
+  add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${COHORT_SANITIZE};-fno-omit-frame-pointer;-fno-sanitize-recover=all;-g1>")
   add_link_options(-fsanitize=${COHORT_SANITIZE})
 endif()
 if(COHORT_FUZZ)

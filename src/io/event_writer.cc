@@ -1,6 +1,6 @@
-#include <cohort/event.pb.h>
 #include <cohort/io/event_writer.h>
 #include <cohort/io/record_file.h>
+#include <cohort/io/wire.h>
 #include <unistd.h>
 
 #include <array>
@@ -10,6 +10,24 @@
 
 namespace cohort::io {
 namespace {
+
+// tensorflow.Event and what it holds, as far as it is written here.
+enum EventField { kWallTime = 1, kStep = 2, kFileVersion = 3, kSummary = 5, kSessionLog = 7 };
+enum SummaryField { kValue = 1 };
+enum ValueField { kTag = 1, kSimpleValue = 2 };
+enum SessionLogField { kStatus = 1 };
+constexpr std::uint64_t kStart = 1;  // SessionLog.Status
+
+// `what`: the fields behind wall_time and step.
+std::string Event(double wall_time, std::int64_t step, std::string_view what) {
+  std::string event;
+  wire::AppendFixedField(event, kWallTime, wall_time);
+  if (step != 0) {
+    wire::AppendVarintField(event, kStep, static_cast<std::uint64_t>(step));
+  }
+  event += what;
+  return event;
+}
 
 double MachineTime() {
   return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
@@ -29,28 +47,31 @@ class FileEventWriter final : public EventWriter {
   const std::string& path() const override { return path_; }
 
   Status Begin() {
-    tensorboard::Event event;
-    event.set_file_version("brain.Event:2");
-    COHORT_RETURN_IF_ERROR(Append(event));
+    std::string version;
+    wire::AppendField(version, kFileVersion, "brain.Event:2");
+    COHORT_RETURN_IF_ERROR(Append(0, version));
     return Flush();
   }
 
   Status Write(std::int64_t step, std::span<const Scalar> scalars) override {
-    tensorboard::Event event;
-    event.set_step(step);
+    std::string summary;
     for (const Scalar& scalar : scalars) {
-      auto* const value = event.mutable_summary()->add_value();
-      value->set_tag(std::string(scalar.tag));
-      value->set_simple_value(scalar.value);
+      std::string value;
+      wire::AppendField(value, kTag, scalar.tag);
+      wire::AppendFixedField(value, kSimpleValue, scalar.value);
+      wire::AppendField(summary, kValue, value);
     }
-    return Append(event);
+    std::string what;
+    wire::AppendField(what, kSummary, summary);
+    return Append(step, what);
   }
 
   Status Resume(std::int64_t step) override {
-    tensorboard::Event event;
-    event.set_step(step);
-    event.mutable_session_log()->set_status(tensorboard::SessionLog::START);
-    COHORT_RETURN_IF_ERROR(Append(event));
+    std::string log;
+    wire::AppendVarintField(log, kStatus, kStart);
+    std::string what;
+    wire::AppendField(what, kSessionLog, log);
+    COHORT_RETURN_IF_ERROR(Append(step, what));
     return Flush();
   }
 
@@ -58,9 +79,8 @@ class FileEventWriter final : public EventWriter {
   Status Close() override { return records_->Close().Annotate(path_); }
 
  private:
-  Status Append(tensorboard::Event& event) {
-    event.set_wall_time(wall_time_());
-    return records_->Write(event.SerializeAsString()).Annotate(path_);
+  Status Append(std::int64_t step, std::string_view what) {
+    return records_->Write(Event(wall_time_(), step, what)).Annotate(path_);
   }
 
   std::unique_ptr<RecordWriter> records_;

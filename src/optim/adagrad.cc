@@ -14,9 +14,8 @@ class AdagradRule final : public Rule<AdagradOptions> {
     return static_cast<float>(options_.initial_accumulator);
   }
   UpdateRule RuleAt(std::int64_t step, std::int64_t /*bias_step*/) const override {
-    return AdagradUpdate{.eta = learning_rate(step),
-                         .epsilon = static_cast<float>(options_.epsilon),
-                         .l2 = l2()};
+    return AdagradUpdate{
+        .eta = learning_rate(step), .epsilon = static_cast<float>(options_.epsilon), .l2 = l2()};
   }
 };
 

@@ -17,6 +17,7 @@
 #include <cohort/comm/tcp.h>
 #include <cohort/rpc/coordination.h>
 
+#include "multi_worker/server_rows.h"
 #include "parameter_server/client.h"
 #include "parameter_server/job.h"
 #include "parameter_server/row_client.h"
@@ -82,7 +83,7 @@ class JobMembership final : public Membership {
 
   int num_row_servers() const override { return config_.cluster.Count(TaskType::kPs); }
 
-  Result<ps::RowClient*> ConnectRows(const ps::ModelSpec& model) override {
+  Result<std::unique_ptr<StepRows>> ConnectRows(const ps::ModelSpec& model, int threads) override {
     std::vector<std::string> addresses;
     for (int s = 0; s < model.servers; ++s) {
       COHORT_ASSIGN_OR_RETURN(const std::string address,
@@ -102,7 +103,8 @@ class JobMembership final : public Membership {
       Fail(failure);
     }
     COHORT_RETURN_IF_ERROR(row_servers_->Declare());
-    return rows_.get();
+    return std::make_unique<ServerRows>(*rows_, model.tables, threads, communicator_->rank(),
+                                        communicator_->size());
   }
 
  private:

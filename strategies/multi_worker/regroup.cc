@@ -99,6 +99,9 @@ Result<std::unique_ptr<Strategy>> Recover(Regrouped& group, ParameterSet& parame
   Require(group.communicator != nullptr, "Recover takes the communicator of a Regroup");
   Communicator& comm = *group.communicator;
   COHORT_ASSIGN_OR_RETURN(const int donor, FindDonor(comm, before));
+  if (before != nullptr) {
+    COHORT_RETURN_IF_ERROR(before->PullState());
+  }
   if (comm.size() > 1) {
     COHORT_RETURN_IF_ERROR(
         Await(comm.Broadcast(parameters.all(), donor, {.name = "a survivor's parameters"})));
@@ -126,6 +129,7 @@ Result<std::unique_ptr<Strategy>> Recover(Regrouped& group, ParameterSet& parame
   std::int64_t step = before == nullptr ? 0 : before->step();
   COHORT_RETURN_IF_ERROR(Await(comm.Broadcast(std::span(&step, 1), donor, {.name = "the step"})));
   COHORT_RETURN_IF_ERROR(strategy->SetStep(step));
+  COHORT_RETURN_IF_ERROR(strategy->PushState());
   return strategy;
 }
 

@@ -1,5 +1,5 @@
 // A parameter server of a job that trains in step: it holds the rows of the sparse tables, which
-// the workers of multi_worker_mirrored look up and update (synchronous/server_rows.h).
+// the workers of multi_worker_mirrored look up and update (multi_worker/server_rows.h).
 
 #pragma once
 

@@ -147,7 +147,9 @@ Status GrpcClient::Declare() {
   request.set_servers(static_cast<std::uint32_t>(spec_.servers));
   request.set_sender(options_.task);
   for (const TableSpec& table : spec_.tables) {
-    *request.add_tables() = ToMessage(table);
+    if (!request.add_tables()->ParseFromString(ToMessage(table))) {
+      return InvalidArgument("table \"" + table.name + "\": its name is not UTF-8");
+    }
   }
   for (std::size_t s = 0; s < control_.size(); ++s) {
     request.set_server(static_cast<std::uint32_t>(s));

@@ -9,9 +9,9 @@
 #include <cohort/strategies/parameter_server.h>
 
 #include "parameter_server/dataset.h"
-#include "parameter_server/functions.h"
 #include "parameter_server/job.h"
 #include "parameter_server/local_sink.h"
+#include "parameter_server/remote_functions.h"
 #include "synchronous/cores.h"
 
 namespace cohort {

@@ -5,14 +5,55 @@
 
 #include <cohort/core/temporary_name.h>
 #include <cohort/io/record_file.h>
+#include <cohort/io/wire.h>
 #include <cohort/optim/row_optimizer.h>
-
-#include <cohort/parameter_server.pb.h>
 
 namespace cohort::ps {
 namespace {
 
 constexpr std::uint32_t kVersion = 1;
+
+// RowFileHeader of proto/cohort/parameter_server.proto.
+struct Header {
+  enum Field { kVersion = 1, kTable = 2, kBucketBegin = 3, kBucketEnd = 4 };
+  std::uint32_t version = 0;
+  std::string table;  // SpecOf
+  BucketRange range;
+};
+
+std::string ToMessage(const Header& header) {
+  std::string message;
+  const auto put = [&message](Header::Field field, std::uint32_t number) {
+    if (number != 0) {
+      io::wire::AppendVarintField(message, field, number);
+    }
+  };
+  put(Header::kVersion, header.version);
+  io::wire::AppendField(message, Header::kTable, header.table);
+  put(Header::kBucketBegin, header.range.begin);
+  put(Header::kBucketEnd, header.range.end);
+  return message;
+}
+
+// False if the bytes are no message.
+bool Parse(std::string_view message, Header& header) {
+  namespace wire = io::wire;
+  return wire::ForEachField(message, [&header](const wire::Field& field) {
+    const auto number = static_cast<std::uint32_t>(field.varint);
+    if (field.number == Header::kTable && field.type == wire::kBytes) {
+      header.table = field.bytes;
+    } else if (field.type != wire::kVarint) {
+      return true;
+    } else if (field.number == Header::kVersion) {
+      header.version = number;
+    } else if (field.number == Header::kBucketBegin) {
+      header.range.begin = number;
+    } else if (field.number == Header::kBucketEnd) {
+      header.range.end = number;
+    }
+    return true;
+  });
+}
 
 // "accumulator", "m, v": what the records of a table hold besides weights.
 Result<std::string> SlotNames(const std::string& optimizer) {
@@ -67,12 +108,8 @@ class Writer final : public RowFileWriter {
 
   Status Begin(const TableSpec& spec, BucketRange range) {
     COHORT_ASSIGN_OR_RETURN(writer_, io::RecordWriter::Create(files_, temporary_));
-    RowFileHeader header;
-    header.set_version(kVersion);
-    *header.mutable_table() = ToMessage(spec);
-    header.set_bucket_begin(range.begin);
-    header.set_bucket_end(range.end);
-    return writer_->Write(header.SerializeAsString());
+    return writer_->Write(
+        ToMessage(Header{.version = kVersion, .table = ps::ToMessage(spec), .range = range}));
   }
   Status Write(std::string_view dump) override {
     Require(left_ > 0, "a dump for each bucket of the range");
@@ -157,24 +194,24 @@ Result<std::unique_ptr<RowFileReader>> RowFileReader::Open(FileSystem& files,
   }
   std::string record;
   COHORT_RETURN_IF_ERROR(file->Read(0, record));
-  RowFileHeader header;
-  if (!header.ParseFromString(record)) {
+  Header header;
+  if (!Parse(record, header)) {
     return DataLoss(path + " is no file of rows");
   }
-  if (header.version() != kVersion) {
-    return Unimplemented(path + " has version " + std::to_string(header.version()) +
+  if (header.version != kVersion) {
+    return Unimplemented(path + " has version " + std::to_string(header.version) +
                          ", this program reads " + std::to_string(kVersion));
   }
-  COHORT_ASSIGN_OR_RETURN(const TableSpec spec, SpecOf(header.table()));
-  COHORT_RETURN_IF_ERROR(Compare(table, spec, path));
-  if (header.bucket_begin() > header.bucket_end() || header.bucket_end() > spec.buckets ||
-      file->size() != 1 + std::int64_t{header.bucket_end()} - header.bucket_begin()) {
+  auto spec = SpecOf(header.table);
+  COHORT_RETURN_IF_ERROR(spec.status().Annotate(path));
+  COHORT_RETURN_IF_ERROR(Compare(table, *spec, path));
+  const BucketRange range = header.range;
+  if (range.begin > range.end || range.end > spec->buckets ||
+      file->size() != 1 + std::int64_t{range.end} - range.begin) {
     return DataLoss(path + " has " + std::to_string(file->size()) + " records for buckets " +
-                    std::to_string(header.bucket_begin()) + " to " +
-                    std::to_string(header.bucket_end()));
+                    std::to_string(range.begin) + " to " + std::to_string(range.end));
   }
-  return std::make_unique<Reader>(std::move(file), path,
-                                  BucketRange{header.bucket_begin(), header.bucket_end()});
+  return std::make_unique<Reader>(std::move(file), path, range);
 }
 
 Status SaveRows(const RowTable& table, FileSystem& files, const std::string& path) {

@@ -58,7 +58,7 @@ Result<ModelSpec> SpecOf(const DeclareRequest& request) {
                                .trainable = parameter.trainable()});
   }
   for (const TableMessage& table : request.tables()) {
-    COHORT_ASSIGN_OR_RETURN(TableSpec of_table, SpecOf(table));
+    COHORT_ASSIGN_OR_RETURN(TableSpec of_table, ps::SpecOf(table.SerializeAsString()));
     spec.tables.push_back(std::move(of_table));
   }
   return spec;

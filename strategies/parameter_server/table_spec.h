@@ -8,20 +8,22 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
+#include <string_view>
 
 #include <cohort/core/status.h>
 #include <cohort/optim/table_spec.h>
 
 namespace cohort::ps {
 
-class TableMessage;  // <cohort/parameter_server.pb.h>
-
 using ::cohort::RowInitializer;
 using ::cohort::TableSpec;
 
-TableMessage ToMessage(const TableSpec& spec);
+// The bytes of a TableMessage (proto/cohort/parameter_server.proto), which are also in files.
+std::string ToMessage(const TableSpec& spec);
 // Checked: InvalidArgument as TableSpec::Check. Unimplemented: a setting of a newer version.
-Result<TableSpec> SpecOf(const TableMessage& message);
+// DataLoss: no message.
+Result<TableSpec> SpecOf(std::string_view message);
 
 // The hash of an id. A bijection: equal hashes are equal ids.
 inline std::uint64_t HashId(std::uint64_t id) {

@@ -18,6 +18,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <cohort/optim/parameter_set.h>
@@ -76,6 +77,11 @@ struct BucketPlan {
 
   static BucketPlan Make(const ParameterSet& parameters, const BucketOrder& order,
                          const BucketLimits& limits);
+  // Elements [first, second) of a gradient arena: a bucket without its header.
+  std::pair<std::int64_t, std::int64_t> GradientsOf(int bucket) const {
+    const Bucket& b = buckets[static_cast<std::size_t>(bucket)];
+    return {b.begin + (bucket == 0 ? kHeaderElements : 0), b.end};
+  }
   // What must be equal on every process: a line for each bucket.
   std::vector<std::string> Lines() const;
 };

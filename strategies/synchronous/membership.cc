@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "synchronous/agreement.h"
+#include "synchronous/step_rows.h"
 
 namespace cohort {
 namespace {
@@ -34,7 +35,8 @@ class CommunicatorMembership final : public Membership {
 
 }  // namespace
 
-Result<ps::RowClient*> Membership::ConnectRows(const ps::ModelSpec& /*model*/) {
+Result<std::unique_ptr<StepRows>> Membership::ConnectRows(const ps::ModelSpec& /*model*/,
+                                                          int /*threads*/) {
   return FailedPrecondition("this job has no parameter servers");
 }
 

@@ -15,10 +15,10 @@
 #include <cohort/core/status.h>
 
 namespace cohort {
+class StepRows;
 namespace ps {
-class RowClient;
 struct ModelSpec;
-}  // namespace ps
+}
 
 class Membership {
  public:
@@ -35,9 +35,10 @@ class Membership {
 
   // Parameter servers that hold the job's sparse tables; 0: a process holds its own.
   virtual int num_row_servers() const { return 0; }
-  // Tells them what they hold. FailedPrecondition: another process told them otherwise. The client
-  // is the membership's, and fails when the job does. Where there are servers, once.
-  virtual Result<ps::RowClient*> ConnectRows(const ps::ModelSpec& model);
+  // Tells them what they hold, and how this process reaches it from so many threads. Where there
+  // are servers, once. FailedPrecondition: another process told them otherwise. What is returned
+  // is outlived by the membership, and fails when the job does.
+  virtual Result<std::unique_ptr<StepRows>> ConnectRows(const ps::ModelSpec& model, int threads);
 };
 
 // Of a communicator alone (which may be nullptr).

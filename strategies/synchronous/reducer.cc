@@ -57,6 +57,10 @@ class Reducer::Sink final : public GradientSink {
     weight_used_ = false;
     closes_ = std::move(closes);
     last_ = last;
+    if (reducer_.devices_ != nullptr) {
+      kernels_ = reducer_.options_.kernels[static_cast<std::size_t>(replica_)];
+      kernels_->Fill(stream, Current().values().subspan(BucketPlan::kHeaderElements), 0.0F);
+    }
     ready_.clear();
     states_.assign(static_cast<std::size_t>(reducer_.parameters_.size()), State::kUntouched);
     left_.clear();
@@ -78,6 +82,10 @@ class Reducer::Sink final : public GradientSink {
   void AddSlices(int parameter, const IndexedSlices& slices) override {
     Open(parameter, "AddSlices");
     const ParameterSet::Parameter& declared = reducer_.parameters_[parameter];
+    if (kernels_ != nullptr && reducer_.devices_->copy(replica_).apart()) {
+      throw StatusError(Unimplemented("AddSlices on a device: gradient of '" + declared.name +
+                                      "' [write the whole gradient into its Accumulator]"));
+    }
     Require(declared.shape.rank() >= 1, "AddSlices on a parameter with rows: " + declared.name);
     const std::int64_t rows = declared.shape[0];
     const std::int64_t row = rows == 0 ? 0 : declared.shape.elements() / rows;
@@ -192,13 +200,13 @@ class Reducer::Sink final : public GradientSink {
   }
 
   // Its gradient, zeroed at the first touch: on the host, since the last turn is long over, and
-  // whatever is written comes after this call.
+  // whatever is written comes after this call. A device's were when the turn began.
   std::span<float> Touch(int parameter) {
     const std::span<float> gradient = GradientIn(Current(), parameter);
     if (StateOf(parameter) == State::kUntouched) {
       if (IsRows(parameter)) {
         ZeroTouched(TableOf(Current(), parameter));
-      } else {
+      } else if (kernels_ == nullptr) {
         std::ranges::fill(gradient, 0.0F);
       }
       StateOf(parameter) = State::kTouched;
@@ -223,8 +231,14 @@ class Reducer::Sink final : public GradientSink {
   }
 
   // A mean over nothing is often NaN, and NaN times 0 would reach every replica: what weighs 0 is
-  // zeroed. Then the levels are added.
+  // zeroed. Then the levels are added; on a device by whole buckets.
   void CloseDense(int parameter, std::span<float> gradient) {
+    if (kernels_ != nullptr) {
+      if (weight_ == 0) {
+        kernels_->Fill(*stream_, gradient, 0.0F);
+      }
+      return;
+    }
     if (weight_ == 0) {
       stream_->Enqueue([gradient]() -> Status {
         std::ranges::fill(gradient, 0.0F);
@@ -259,11 +273,18 @@ class Reducer::Sink final : public GradientSink {
 
   void CompleteBucket(int bucket) {
     if (bucket == 0) {
-      const std::span<float> header = Current().values(0, BucketPlan::kHeaderElements);
+      const std::span<float> header = Current().header();
       std::ranges::fill(header, 0.0F);
       PackWeight(weight_, header);
       for (const Arena* level : closes_) {
-        AddTo(header, level->values(0, BucketPlan::kHeaderElements));
+        AddTo(header, level->header());
+      }
+    }
+    if (kernels_ != nullptr) {
+      const auto [begin, end] = reducer_.plan_.GradientsOf(bucket);
+      const std::span<float> sum = Current().values(begin, end - begin);
+      for (const Arena* level : closes_) {
+        kernels_->Add(*stream_, sum, level->values(begin, end - begin), sum);
       }
     }
     if (last_) {
@@ -273,7 +294,8 @@ class Reducer::Sink final : public GradientSink {
 
   Reducer& reducer_;
   const int replica_;
-  Stream* stream_ = nullptr;  // nullptr: not in a turn
+  Stream* stream_ = nullptr;    // nullptr: not in a turn
+  Kernels* kernels_ = nullptr;  // nullptr: without devices
   double weight_ = 0;
   mutable bool weight_used_ = false;
   std::vector<Arena*> closes_;
@@ -294,14 +316,20 @@ Result<std::unique_ptr<Reducer>> Reducer::Make(const ParameterSet& parameters,
   std::unique_ptr<Reducer> reducer(new Reducer(parameters, options));
   const int levels = std::bit_width(static_cast<unsigned>(options.shards)) - 1;
   for (int r = 0; r < options.replicas; ++r) {
-    Stack mine;
-    COHORT_ASSIGN_OR_RETURN(mine.current,
-                            Arena::Make(options.communicator, reducer->plan_.elements));
+    reducer->stacks_.emplace_back();
+    COHORT_ASSIGN_OR_RETURN(reducer->stack(r).current, reducer->MakeArena(r));
     for (int level = 0; level < levels; ++level) {
-      COHORT_RETURN_IF_ERROR(reducer->AddLevel(mine));
+      COHORT_RETURN_IF_ERROR(reducer->AddLevel(r));
     }
-    reducer->stacks_.push_back(std::move(mine));
     reducer->sinks_.push_back(std::make_unique<Sink>(*reducer, r));
+  }
+  if (!options.copies.empty()) {
+    try {
+      reducer->devices_ = std::make_unique<DeviceSums>(options.copies, reducer->plan_.elements,
+                                                       options.communicator != nullptr);
+    } catch (const StatusError& error) {
+      return error.status();
+    }
   }
   reducer->Rebuild(BucketOrder::Declared(parameters), options.limits);
   return reducer;
@@ -314,11 +342,27 @@ Reducer::Reducer(const ParameterSet& parameters, const Options& options)
 
 Reducer::~Reducer() = default;
 
-Status Reducer::AddLevel(Stack& mine) {
-  COHORT_ASSIGN_OR_RETURN(Arena arena, Arena::Make(options_.communicator, plan_.elements));
+Result<Arena> Reducer::MakeArena(int replica) {
+  if (options_.copies.empty()) {
+    return Arena::Make(options_.communicator, plan_.elements);
+  }
+  const DeviceCopy& copy = *options_.copies[static_cast<std::size_t>(replica)];
+  if (!copy.apart()) {
+    // From which the sums travel, if it is replica 0's.
+    return Arena::Make(replica == 0 ? options_.communicator : nullptr, plan_.elements);
+  }
+  try {
+    return Arena::MakeOn(*copy.device(), plan_.elements);
+  } catch (const StatusError& error) {
+    return error.status();
+  }
+}
+
+Status Reducer::AddLevel(int replica) {
+  COHORT_ASSIGN_OR_RETURN(Arena arena, MakeArena(replica));
   arena.touched().assign(static_cast<std::size_t>(parameters_.size()),
                          {.all = true, .indices = {}});
-  mine.levels.push_back(std::move(arena));
+  stack(replica).levels.push_back(std::move(arena));
   return {};
 }
 
@@ -326,22 +370,33 @@ void Reducer::Rebuild(const BucketOrder& order, const BucketLimits& limits) {
   plan_ = BucketPlan::Make(parameters_, order, limits);
   flights_.clear();
   flights_.resize(plan_.buckets.size());
-  // Gradients now lie elsewhere: what is there is of no use.
+  // Gradients now lie elsewhere: what is there is of no use, and between them lie zeros.
   const std::vector<TouchedRows> anything(static_cast<std::size_t>(parameters_.size()),
                                           {.all = true, .indices = {}});
   for (Stack& mine : stacks_) {
     mine.current.touched() = anything;
     for (Arena& level : mine.levels) {
       level.touched() = anything;
+      ZeroOnHost(level);
     }
+    ZeroOnHost(mine.current);
+  }
+}
+
+// A device's are zeroed in each turn.
+void Reducer::ZeroOnHost(const Arena& arena) const {
+  if (options_.copies.empty()) {
+    std::ranges::fill(arena.values(), 0.0F);
   }
 }
 
 std::span<const float> Reducer::gradients() const { return stack(0).current.values(); }
 
-std::span<float> Reducer::SpanOf(int replica, int bucket) const {
+// From where a bucket travels.
+std::span<float> Reducer::LandingOf(int bucket) {
   const BucketPlan::Bucket& b = plan_.buckets[static_cast<std::size_t>(bucket)];
-  return stack(replica).current.values(b.begin, b.end - b.begin);
+  Arena& first = stack(0).current;
+  return (devices_ != nullptr ? devices_->Landing(first) : first).values(b.begin, b.end - b.begin);
 }
 
 RowTable Reducer::TableOf(Arena& arena, int parameter) const {
@@ -430,14 +485,18 @@ Status Reducer::FinishPass() {
       use_.dense[p] |= sink->dense()[p];
     }
   }
-  for (Stack& mine : stacks_) {
+  if (devices_ != nullptr) {
+    use_.dense.assign(use_.dense.size(), 1);
+  }
+  for (int r = 0; r < options_.replicas; ++r) {
+    Stack& mine = stack(r);
     if (sent_) {
       mine.accumulated = false;
       mine.weight = 0;
       continue;
     }
     if (mine.levels.empty()) {
-      COHORT_RETURN_IF_ERROR(AddLevel(mine));
+      COHORT_RETURN_IF_ERROR(AddLevel(r));
     }
     std::swap(mine.current, mine.levels.front());
     mine.accumulated = true;
@@ -449,7 +508,8 @@ void Reducer::Complete(int replica, int bucket, Stream& stream) {
   if (options_.communicator == nullptr) {
     return;
   }
-  std::shared_ptr<Event> point = options_.replicas > 1 ? stream.Record() : nullptr;
+  const bool elsewhere = options_.replicas > 1 || devices_ != nullptr;  // it is summed
+  std::shared_ptr<Event> point = elsewhere ? stream.Record() : nullptr;
   std::unique_lock lock(mutex_);
   Flight& completed = flights_[static_cast<std::size_t>(bucket)];
   completed.complete[static_cast<std::size_t>(replica)] = std::move(point);
@@ -474,16 +534,16 @@ void Reducer::Complete(int replica, int bucket, Stream& stream) {
 void Reducer::Launch(int index, Stream& stream) {
   Flight& flight = flights_[static_cast<std::size_t>(index)];
   const BucketPlan::Bucket& bucket = plan_.buckets[static_cast<std::size_t>(index)];
-  for (std::shared_ptr<Event>& point : flight.complete) {
-    if (point != nullptr) {
-      stream.WaitFor(std::move(point));
+  for (int r = 0; r < options_.replicas; ++r) {
+    if (auto& point = flight.complete[static_cast<std::size_t>(r)]; point != nullptr) {
+      (devices_ != nullptr ? devices_->copy(r).stream() : stream).WaitFor(std::move(point));
     }
   }
   CollectiveOptions options;
   options.name = bucket.name;
   options.timeout = options_.timeout;
   options.algorithm = options_.algorithm;
-  options.stream = &stream;
+  options.stream = devices_ != nullptr ? &devices_->copy(0).stream() : &stream;
   flight.launched_at = std::chrono::steady_clock::now();
   Communicator::Pending pending =
       bucket.rows ? LaunchRows(bucket, options) : LaunchDense(flight, index, options);
@@ -497,8 +557,15 @@ void Reducer::Launch(int index, Stream& stream) {
 Communicator::Pending Reducer::LaunchDense(Flight& flight, int index,
                                            const CollectiveOptions& options) {
   const BucketPlan::Bucket& bucket = plan_.buckets[static_cast<std::size_t>(index)];
-  const std::span<float> values = SpanOf(0, index);
-  if (options_.replicas > 1) {
+  const std::span<float> values = LandingOf(index);
+  if (devices_ != nullptr) {
+    if (index == 0) {
+      SumHeaders();
+    }
+    const auto [begin, end] = plan_.GradientsOf(index);
+    devices_->Sum(Arenas(), begin, end);
+    devices_->Land(Arenas(), begin, end);
+  } else if (options_.replicas > 1) {
     options.stream->Enqueue([this, begin = bucket.begin, end = bucket.end]() -> Status {
       SumSpan(begin, end);
       return {};
@@ -560,6 +627,28 @@ void Reducer::SumSpan(std::int64_t begin, std::int64_t end) {
   }
 }
 
+// Of the replicas, into the one that travels.
+void Reducer::SumHeaders() {
+  for (int step = 1; step < options_.replicas; step *= 2) {
+    for (int r = 0; r + step < options_.replicas; r += 2 * step) {
+      AddTo(stack(r).current.header(), stack(r + step).current.header());
+    }
+  }
+  const std::span<float> sum = stack(0).current.header();
+  if (const std::span<float> landing = devices_->Landing(stack(0).current).header();
+      landing.data() != sum.data()) {
+    std::ranges::copy(sum, landing.begin());
+  }
+}
+
+DeviceSums::Arenas Reducer::Arenas() const {
+  DeviceSums::Arenas arenas;
+  for (const Stack& mine : stacks_) {
+    arenas.push_back(mine.current.values());
+  }
+  return arenas;
+}
+
 // ---- After a pass ----------------------------------------------------------------------------
 
 bool Reducer::has_landed(int bucket) const {
@@ -578,13 +667,21 @@ Status Reducer::Landed(int bucket) {
   if (flight.header != nullptr) {
     COHORT_RETURN_IF_ERROR(flight.header->Wait());
   }
-  return flight.work->Wait();
+  const Status status = flight.work->Wait();
+  if (status.ok() && devices_ != nullptr) {
+    const auto [begin, end] = plan_.GradientsOf(bucket);
+    devices_->TakeOff(Arenas(), devices_->Landing(stack(0).current), begin, end);
+  }
+  return status;
 }
 
 double Reducer::total_weight() const {
+  if (devices_ != nullptr && options_.communicator != nullptr) {
+    return UnpackWeight(devices_->Landing(stack(0).current).header());
+  }
   std::vector<std::array<float, 2>> headers;
   for (const Stack& mine : stacks_) {
-    headers.push_back({mine.current.values()[0], mine.current.values()[1]});
+    headers.push_back({mine.current.header()[0], mine.current.header()[1]});
   }
   if (options_.communicator == nullptr) {
     for (std::size_t step = 1; step < headers.size(); step *= 2) {
@@ -602,6 +699,15 @@ void Reducer::Sum(const BucketPlan::Chunk& chunk) {
   }
 }
 
+std::span<const float> Reducer::gradients(const DeviceCopy& copy) const {
+  return stack(devices_->FirstOn(copy)).current.values();
+}
+
+void Reducer::SumOnDevices() {
+  devices_->Sum(Arenas(), BucketPlan::kHeaderElements, plan_.elements);
+  devices_->Spread(Arenas(), BucketPlan::kHeaderElements, plan_.elements);
+}
+
 void Reducer::GiveUp() {
   for (Flight& flight : flights_) {
     for (std::unique_ptr<Work>* work : {&flight.header, &flight.work}) {
@@ -610,6 +716,9 @@ void Reducer::GiveUp() {
         work->reset();
       }
     }
+  }
+  for (DeviceCopy* copy : options_.copies) {
+    (void)copy->Drain(options_.timeout);
   }
   for (Stack& mine : stacks_) {
     mine.accumulated = false;

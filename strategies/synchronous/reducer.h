@@ -28,6 +28,14 @@
 //
 // Sums among the replicas are the same tree's next levels: pairs, then pairs of pairs.
 //
+// DEVICES. Where a replica's memory is a device's, so are its arenas, and only kernels write there:
+// a turn's gradients are zeroed, and levels added, by the replica's own kernels on its stream. Each
+// device has a stream for the rest (device_copy.h, device_sums.h), on which arenas of one device
+// are summed behind the recorded points, arenas of another fetched first. A bucket's sum is copied
+// to a LANDING arena of the host, takes its journey there, and is copied to every device when it
+// has landed: to the arena of the device's first replica. Without devices, arenas are the host's,
+// and a sum lands where it was made. Gradients of devices never travel as rows.
+//
 // A process that trains alone has nothing to hide behind the backward pass: nothing is launched,
 // and the arenas are summed chunk by chunk when they are applied, while the chunk is in the cache.
 //
@@ -54,6 +62,8 @@
 
 #include "synchronous/arena.h"
 #include "synchronous/bucket_plan.h"
+#include "synchronous/device_copy.h"
+#include "synchronous/device_sums.h"
 #include "synchronous/row_exchange.h"
 #include "synchronous/step_rows.h"
 
@@ -62,8 +72,12 @@ namespace cohort {
 class Reducer {
  public:
   struct Options {
-    int replicas = 1;                      // of this process
-    int shards = 1;                        // of each replica: a power of two
+    int replicas = 1;  // of this process
+    int shards = 1;    // of each replica: a power of two
+    // By replica: its device's copy of the model, and kernels for its stream. Empty: all are in the
+    // host's memory.
+    std::vector<DeviceCopy*> copies;
+    std::vector<Kernels*> kernels;
     Communicator* communicator = nullptr;  // among the processes; nullptr: alone
     BucketHook* hook = nullptr;            // nullptr: all-reduce
     StepRows* rows = nullptr;              // of the model's tables, if it has any
@@ -105,7 +119,8 @@ class Reducer {
   // Every replica has ended its turns. ResourceExhausted: no memory for what stays here.
   Status FinishPass();
 
-  // Blocks until bucket b holds the sum over all processes. For buckets in order.
+  // Blocks until bucket b holds the sum over all processes, and puts it on the streams of the
+  // devices. For buckets in order.
   Status Landed(int bucket);
   bool has_landed(int bucket) const;
   std::chrono::steady_clock::time_point launched_at(int bucket) const;
@@ -114,6 +129,10 @@ class Reducer {
   std::span<const float> gradients() const;  // where the sums land
   // Alone: makes replica 0's chunk the sum over the replicas. Otherwise it is, once landed.
   void Sum(const BucketPlan::Chunk& chunk);
+  // With devices: where the sums land on one, for what its stream is given. Alone, behind
+  // SumOnDevices, which puts the sums over the replicas there.
+  std::span<const float> gradients(const DeviceCopy& copy) const;
+  void SumOnDevices();
   // The pass failed, and so did the communicator: blocks until no collective uses the arenas. What
   // earlier passes left is lost.
   void GiveUp();
@@ -133,7 +152,7 @@ class Reducer {
 
   Stack& stack(int replica) { return stacks_[static_cast<std::size_t>(replica)]; }
   const Stack& stack(int replica) const { return stacks_[static_cast<std::size_t>(replica)]; }
-  std::span<float> SpanOf(int replica, int bucket) const;
+  std::span<float> LandingOf(int bucket);
   void Complete(int replica, int bucket, Stream& stream);
   void Launch(int bucket, Stream& stream);
   Communicator::Pending LaunchDense(Flight& flight, int index, const CollectiveOptions& options);
@@ -141,12 +160,17 @@ class Reducer {
                                    const CollectiveOptions& options);
   RowTable TableOf(Arena& arena, int parameter) const;
   void SumSpan(std::int64_t begin, std::int64_t end);
-  Status AddLevel(Stack& mine);
+  void ZeroOnHost(const Arena& arena) const;
+  void SumHeaders();
+  DeviceSums::Arenas Arenas() const;
+  Result<Arena> MakeArena(int replica);
+  Status AddLevel(int replica);
 
   const ParameterSet& parameters_;
   const Options options_;
   BucketPlan plan_;
-  std::vector<Stack> stacks_;  // by replica
+  std::vector<Stack> stacks_;            // by replica
+  std::unique_ptr<DeviceSums> devices_;  // nullptr: without devices
   std::vector<std::unique_ptr<Sink>> sinks_;
   Use use_;
   std::int64_t step_ = 0;

@@ -84,14 +84,16 @@ Result<ReplicaResult> SynchronousStrategy::Call(int thread, int replica, const d
                                                 const StepFn& fn, Purpose purpose) {
   NoGradients none;
   const bool train = purpose == Purpose::kTrain;
+  DeviceCopy* const copy = copy_of(thread);
   ReplicaContext context{.replica = rank_ * local_replicas_ + replica,
                          .num_replicas = num_replicas_in_sync(),
                          .step = train ? step_ + 1 : step_,
-                         .parameters = *parameters_,
+                         .parameters = copy == nullptr ? *parameters_ : copy->parameters(),
                          .gradients = train ? reducer_->sink(thread) : none,
                          .stream = *streams_[static_cast<std::size_t>(thread)],
                          .intra_op_threads = intra_op_threads_,
-                         .local_replica = replica};
+                         .local_replica = replica,
+                         .device = devices_[static_cast<std::size_t>(thread)]};
   COHORT_ASSIGN_OR_RETURN(ReplicaResult result, fn(context, part));
   CheckResult(thread, result, purpose);
   return result;
@@ -105,6 +107,9 @@ void SynchronousStrategy::RunTurn(int thread, int turn, const data::Batch& part,
   const bool train = purpose == Purpose::kTrain;
   outcome = Outcome{};
   try {
+    for (const std::shared_ptr<Event>& ready : copies_ready_) {
+      stream.WaitFor(ready);
+    }
     if (train) {
       reducer_->Begin(thread, turn, static_cast<double>(part.size), stream);
       if (rows_ != nullptr) {
@@ -159,6 +164,10 @@ Status SynchronousStrategy::RunReplicas(const DistributedBatch& batch, const Ste
   Require(parameters_ != nullptr, "Bind before the first step");
   Require(static_cast<int>(batch.replicas.size()) == local_replicas_,
           "a batch with one part per local replica");
+  copies_ready_.clear();
+  for (const std::unique_ptr<DeviceCopy>& copy : copies_) {
+    copies_ready_.push_back(copy->stream().Record());
+  }
   gang_.Run([&](int thread) {
     for (int turn = 0; turn < turns_; ++turn) {
       const auto replica = static_cast<std::size_t>(thread * turns_ + turn);
@@ -305,9 +314,35 @@ void SynchronousStrategy::Apply(std::size_t first_chunk, std::size_t last_chunk,
   });
 }
 
-// With the norm of the whole gradient known, which all buckets must have landed for. Squares are
-// added in declaration order, however the buckets lie.
-float SynchronousStrategy::ClippedScale(float scale) {
+void SynchronousStrategy::ApplyOnDevices(int first_bucket, int last_bucket, float scale) {
+  const BucketPlan& plan = reducer_->plan();
+  const UpdateRule rule = optimizer_->RuleAt(step_ + 1);
+  for (const std::unique_ptr<DeviceCopy>& copy : copies_) {
+    for (int b = first_bucket; b < last_bucket; ++b) {
+      copy->Update(rule, plan, plan.buckets[static_cast<std::size_t>(b)],
+                   reducer_->gradients(*copy), scale);
+    }
+  }
+}
+
+// Of the whole gradient, for which all buckets must have landed. Squares are added in declaration
+// order, however the buckets lie. On devices those of process 0's replica 0 count: another's
+// kernels may add in another order.
+Result<double> SynchronousStrategy::SquaredNormOfAll() {
+  if (!copies_.empty()) {
+    DeviceCopy& first = *copy_of(0);
+    double squared_norm = 0;
+    COHORT_ASSIGN_OR_RETURN(
+        squared_norm,
+        first.Squares(reducer_->plan(), reducer_->gradients(first), options_.collective_timeout));
+    if (communicator_ != nullptr) {
+      CollectiveOptions options;
+      options.name = "norm of the gradient";
+      COHORT_RETURN_IF_ERROR(
+          Await(communicator_->Broadcast(std::span<double>(&squared_norm, 1), 0, options)));
+    }
+    return squared_norm;
+  }
   const std::vector<BucketPlan::Chunk>& chunks = reducer_->plan().chunks;
   ForChunks(0, chunks.size(), [&](std::size_t index) {
     const BucketPlan::Chunk& chunk = chunks[index];
@@ -319,6 +354,11 @@ float SynchronousStrategy::ClippedScale(float scale) {
   for (const double squares : squares_) {
     squared_norm += squares;
   }
+  return squared_norm;
+}
+
+Result<float> SynchronousStrategy::ClippedScale(float scale) {
+  COHORT_ASSIGN_OR_RETURN(const double squared_norm, SquaredNormOfAll());
   const double factor = scale;
   return static_cast<float>(
       factor * ClipFactor(squared_norm * factor * factor, optimizer_->global_clip_norm()));
@@ -362,7 +402,11 @@ Status SynchronousStrategy::LandInOrder(Work* behind, float& scale, int& applied
     }
     if (scale > 0 && !at_once) {
       ++applied;
-      Apply(plan.buckets[b].first_chunk, plan.buckets[b].last_chunk, scale);
+      if (copies_.empty()) {
+        Apply(plan.buckets[b].first_chunk, plan.buckets[b].last_chunk, scale);
+      } else {
+        ApplyOnDevices(bucket, bucket + 1, scale);
+      }
     }
   }
   return {};
@@ -396,30 +440,64 @@ bool SynchronousStrategy::AtOnce() const {
   return options_.whole_updates || optimizer_->global_clip_norm() > 0;
 }
 
-void SynchronousStrategy::UpdateAtOnce(float scale) {
-  Apply(0, reducer_->plan().chunks.size(),
-        optimizer_->global_clip_norm() > 0 ? ClippedScale(scale) : scale);
+Status SynchronousStrategy::UpdateAtOnce(float scale) {
+  if (optimizer_->global_clip_norm() > 0) {
+    COHORT_ASSIGN_OR_RETURN(scale, ClippedScale(scale));
+  }
+  if (copies_.empty()) {
+    Apply(0, reducer_->plan().chunks.size(), scale);
+  } else {
+    ApplyOnDevices(0, static_cast<int>(reducer_->plan().buckets.size()), scale);
+  }
+  return {};
 }
 
-void SynchronousStrategy::UpdateAlone() {
-  if (const double weight = reducer_->total_weight(); weight > 0) {
-    UpdateAtOnce(GradientScale(weight));
+Status SynchronousStrategy::UpdateAlone() {
+  if (copies_.size() > 1 && !state_.empty()) {
+    COHORT_RETURN_IF_ERROR(GatherState());
+    TakeState();
   }
+  const double weight = reducer_->total_weight();
+  if (weight == 0) {
+    return {};
+  }
+  if (!copies_.empty()) {
+    reducer_->SumOnDevices();
+  }
+  return UpdateAtOnce(GradientScale(weight));
 }
 
 // Rank 0's values of what is not trainable (running averages) hold everywhere, as initial values
 // do.
 Communicator::Pending SynchronousStrategy::SendState() {
-  auto to = state_.begin();
-  for (const int parameter : untrained_) {
-    to = std::ranges::copy(parameters_->value(parameter), to).out;
+  if (rank_ == 0) {
+    COHORT_RETURN_IF_ERROR(GatherState());
   }
   CollectiveOptions options;
   options.name = "values that are not trainable";
   return communicator_->Broadcast(std::span<float>(state_), 0, options);
 }
 
+// From where replica 0 wrote them.
+Status SynchronousStrategy::GatherState() {
+  if (DeviceCopy* const first = copy_of(0); first != nullptr) {
+    first->PullValues(untrained_, state_);
+    return first->Drain(options_.collective_timeout);
+  }
+  auto to = state_.begin();
+  for (const int parameter : untrained_) {
+    to = std::ranges::copy(parameters_->value(parameter), to).out;
+  }
+  return {};
+}
+
 void SynchronousStrategy::TakeState() {
+  if (!copies_.empty()) {
+    for (const std::unique_ptr<DeviceCopy>& copy : copies_) {
+      copy->PushValues(untrained_, state_);
+    }
+    return;
+  }
   auto from = state_.begin();
   for (const int parameter : untrained_) {
     const std::span<float> value = parameters_->value(parameter);
@@ -449,7 +527,7 @@ Status SynchronousStrategy::SettleTogether(int& applied) {
     status = status.ok() ? done : status;
   }
   if (status.ok() && scale > 0 && AtOnce()) {
-    UpdateAtOnce(scale);
+    status = UpdateAtOnce(scale);
   }
   if (status.ok() && state != nullptr) {
     TakeState();
@@ -495,7 +573,7 @@ Result<StepResult> SynchronousStrategy::Step(const DistributedBatch& batch, cons
   int applied = 0;
   Status settled = rows_ == nullptr ? OkStatus() : UpdateRows();
   if (settled.ok() && communicator_ == nullptr) {
-    UpdateAlone();
+    settled = UpdateAlone();
   } else if (settled.ok()) {
     settled = SettleTogether(applied);
   }

@@ -7,11 +7,11 @@
 
 #include <cohort/strategies/synchronous.h>
 
+#include "parameter_server/layout.h"
 #include "synchronous/agreement.h"
 #include "synchronous/cores.h"
 #include "synchronous/distributed_dataset.h"
 #include "synchronous/local_rows.h"
-#include "synchronous/server_rows.h"
 #include "synchronous/tensors.h"
 
 namespace cohort {
@@ -26,6 +26,16 @@ BucketLimits LimitsOf(const StrategyOptions& options) {
                                                   .bytes = kStartingLimits.bytes}
                                    : BucketLimits{.first_bytes = options.first_bucket_bytes,
                                                   .bytes = options.bucket_bytes};
+}
+
+int LocalReplicas(const StrategyOptions& options) {
+  return options.devices.empty() ? options.num_devices : static_cast<int>(options.devices.size());
+}
+
+bool AnyApart(const std::vector<std::shared_ptr<Device>>& devices) {
+  return std::ranges::any_of(devices, [](const std::shared_ptr<Device>& device) {
+    return device->memory_space() == MemorySpace::kDevice;
+  });
 }
 
 std::vector<std::string> Lines(const ParameterSet& parameters) {
@@ -50,6 +60,15 @@ Result<std::unique_ptr<Strategy>> MakeSynchronousStrategy(SynchronousParts parts
 }
 
 Status SynchronousStrategy::CheckOptions(const StrategyOptions& options, int processes) {
+  const auto devices = static_cast<int>(options.devices.size());
+  if (devices > 0 && options.num_devices != 1 && options.num_devices != devices) {
+    return InvalidArgument("num_devices is " + std::to_string(options.num_devices) + ", with " +
+                           std::to_string(devices) +
+                           " devices [leave num_devices out where devices are given]");
+  }
+  if (std::ranges::find(options.devices, nullptr) != options.devices.end()) {
+    return InvalidArgument("a device of StrategyOptions::devices is nullptr");
+  }
   if (options.num_devices < 1) {
     return InvalidArgument("num_devices is " + std::to_string(options.num_devices) +
                            " [at least 1]");
@@ -59,13 +78,13 @@ Status SynchronousStrategy::CheckOptions(const StrategyOptions& options, int pro
                            " and " + std::to_string(options.bucket_bytes) +
                            " bytes [the first at least 1, the others 0 (adapted) or more]");
   }
-  const int threads = processes * options.num_devices;
+  const int threads = processes * LocalReplicas(options);
   const int shards = options.virtual_shards;
   if (shards < 0 || (shards > 0 && (!std::has_single_bit(static_cast<unsigned>(shards)) ||
                                     shards % threads != 0))) {
     return InvalidArgument(std::to_string(shards) + " virtual shards for " +
                            std::to_string(processes) + " process(es) of " +
-                           std::to_string(options.num_devices) +
+                           std::to_string(LocalReplicas(options)) +
                            " device(s) [a power of two that the devices of all processes divide: "
                            "the tree in which shards are added has then a branch for each]");
   }
@@ -86,8 +105,13 @@ Result<std::unique_ptr<Strategy>> SynchronousStrategy::Make(std::string kind, Cl
                                                             StrategyOptions options) {
   const Communicator* communicator = membership->communicator();
   COHORT_RETURN_IF_ERROR(CheckOptions(options, communicator == nullptr ? 1 : communicator->size()));
-  return std::unique_ptr<Strategy>(new SynchronousStrategy(
-      std::move(kind), std::move(cluster), std::move(membership), std::move(options)));
+  options.num_devices = LocalReplicas(options);
+  try {
+    return std::unique_ptr<Strategy>(new SynchronousStrategy(
+        std::move(kind), std::move(cluster), std::move(membership), std::move(options)));
+  } catch (const StatusError& error) {  // a device has no stream for it
+    return error.status();
+  }
 }
 
 SynchronousStrategy::SynchronousStrategy(std::string kind, ClusterConfig cluster,
@@ -112,12 +136,23 @@ SynchronousStrategy::SynchronousStrategy(std::string kind, ClusterConfig cluster
                             : CoresPerReplica(cluster_, options_.num_devices)),
       limits_(LimitsOf(options_)),
       outcomes_(static_cast<std::size_t>(local_replicas_)) {
-  for (int r = 0; r < options_.num_devices; ++r) {
-    streams_.push_back(options_.make_stream ? options_.make_stream() : MakeInlineStream());
+  devices_ = options_.devices;
+  devices_.resize(static_cast<std::size_t>(options_.num_devices), CpuDevice());
+  for (const std::shared_ptr<Device>& device : devices_) {
+    const bool on_host = device->memory_space() == MemorySpace::kHost;
+    streams_.push_back(on_host && options_.make_stream ? options_.make_stream()
+                                                       : device->MakeStream());
   }
   if (communicator_ != nullptr) {
     span_reduction_ =
         std::make_unique<SpanReduction>(*communicator_, limits_.bytes, options_.collective_timeout);
+  }
+}
+
+// What is on the streams of the devices works on memory that goes now.
+SynchronousStrategy::~SynchronousStrategy() {
+  for (const std::unique_ptr<DeviceCopy>& copy : copies_) {
+    (void)copy->Drain(options_.collective_timeout);
   }
 }
 
@@ -157,6 +192,8 @@ Status SynchronousStrategy::Bind(ParameterSet& parameters, std::unique_ptr<Optim
         "first bucket: " + std::to_string(options_.first_bucket_bytes) + " bytes",
         "buckets: " + std::to_string(options_.bucket_bytes) + " bytes",
         "bucket hook: " + (hook_ == nullptr ? "none" : hook_->name()),
+        std::string("gradients: in ") + (AnyApart(devices_) ? "devices'" : "the host's") +
+            " memory",
         "optimizer: " + optimizer->config()};
     COHORT_RETURN_IF_ERROR(
         Compare("parameters", Lines(parameters),
@@ -174,6 +211,7 @@ Status SynchronousStrategy::Bind(ParameterSet& parameters, std::unique_ptr<Optim
     std::fill(slots_.back().begin(), slots_.back().end(), optimizer->slot_initial_value(slot));
   }
   COHORT_RETURN_IF_ERROR(BindRows(parameters, *optimizer));
+  COHORT_RETURN_IF_ERROR(MakeCopies(parameters));
   COHORT_RETURN_IF_ERROR(MakeReducer(parameters));
   std::size_t state = 0;
   for (int p = 0; p < parameters.size(); ++p) {
@@ -187,6 +225,9 @@ Status SynchronousStrategy::Bind(ParameterSet& parameters, std::unique_ptr<Optim
   parameters_ = &parameters;
   if (rows_ != nullptr) {
     parameters.SetRows(rows_.get());
+    for (const std::unique_ptr<DeviceCopy>& copy : copies_) {
+      copy->parameters().SetRows(rows_.get());
+    }
   }
   return {};
 }
@@ -228,18 +269,51 @@ Status SynchronousStrategy::BindRows(const ParameterSet& parameters, const Optim
   for (const TableSpec& table : model.tables) {
     COHORT_RETURN_IF_ERROR(table.Check());
   }
-  auto client = membership_->ConnectRows(model);
-  if (!client.ok()) {
-    return membership_->Explain(client.status());
+  auto rows = membership_->ConnectRows(model, gang_.size());
+  if (!rows.ok()) {
+    return membership_->Explain(rows.status());
   }
-  rows_ = std::make_unique<ServerRows>(**client, model.tables, gang_.size(), rank_, num_processes_);
+  rows_ = std::move(rows).value();
+  return {};
+}
+
+// One for each device, if the memory of any is apart.
+Status SynchronousStrategy::MakeCopies(ParameterSet& parameters) {
+  if (!AnyApart(devices_)) {
+    return {};
+  }
+  try {
+    for (const std::shared_ptr<Device>& device : devices_) {
+      auto of_device = std::ranges::find_if(copies_, [&](const std::unique_ptr<DeviceCopy>& copy) {
+        return copy->device() == device;
+      });
+      if (of_device == copies_.end()) {
+        copies_.push_back(
+            std::make_unique<DeviceCopy>(device, parameters, slots_, intra_op_threads_));
+        of_device = copies_.end() - 1;
+      }
+      copy_of_.push_back(of_device->get());
+      kernels_.push_back(device->MakeKernels(intra_op_threads_));
+    }
+  } catch (const StatusError& error) {
+    return error.status();
+  }
+  for (const std::unique_ptr<DeviceCopy>& copy : copies_) {
+    COHORT_RETURN_IF_ERROR(copy->Drain(options_.collective_timeout));
+  }
   return {};
 }
 
 Status SynchronousStrategy::MakeReducer(ParameterSet& parameters) {
   order_ = BucketOrder::Declared(parameters);
+  std::vector<Kernels*> kernels;
+  for (const std::unique_ptr<Kernels>& of_thread : kernels_) {
+    kernels.push_back(of_thread.get());
+  }
   auto made = Reducer::Make(parameters, Reducer::Options{.replicas = gang_.size(),
                                                          .shards = turns_,
+                                                         .copies = copy_of_,
+                                                         .kernels = std::move(kernels),
                                                          .communicator = communicator_,
                                                          .hook = hook_.get(),
                                                          .rows = rows_.get(),
@@ -350,6 +424,27 @@ Result<Mirrored<Tensor>> SynchronousStrategy::Gather(const PerReplica<Tensor>& v
       Buffer(result.raw(), static_cast<std::int64_t>(result.bytes()), DType::kUInt8), counts,
       options)));
   return Mirrored<Tensor>{std::move(result)};
+}
+
+// The host's copy is the bound parameters themselves.
+Status SynchronousStrategy::PullState() {
+  const auto on_host = std::ranges::find_if(
+      copies_, [](const std::unique_ptr<DeviceCopy>& copy) { return !copy->apart(); });
+  if (copies_.empty()) {
+    return {};
+  }
+  DeviceCopy& copy = on_host == copies_.end() ? *copies_.front() : **on_host;
+  copy.Pull();
+  return copy.Drain(options_.collective_timeout).Annotate("the state of " + copy.device()->name());
+}
+
+Status SynchronousStrategy::PushState() {
+  for (const std::unique_ptr<DeviceCopy>& copy : copies_) {
+    copy->Push();
+    COHORT_RETURN_IF_ERROR(copy->Drain(options_.collective_timeout)
+                               .Annotate("the state of " + copy->device()->name()));
+  }
+  return {};
 }
 
 Status SynchronousStrategy::SetStep(std::int64_t step) {

@@ -24,6 +24,7 @@
 #include <cohort/strategies/strategy.h>
 
 #include "synchronous/bucket_tuner.h"
+#include "synchronous/device_copy.h"
 #include "synchronous/membership.h"
 #include "synchronous/reducer.h"
 #include "synchronous/replica_gang.h"
@@ -37,6 +38,8 @@ class SynchronousStrategy final : public Strategy {
   static Result<std::unique_ptr<Strategy>> Make(std::string kind, ClusterConfig cluster,
                                                 std::unique_ptr<Membership> membership,
                                                 StrategyOptions options);
+
+  ~SynchronousStrategy() override;
 
   // InvalidArgument names an option that is out of its range, for a job of so many processes.
   static Status CheckOptions(const StrategyOptions& options, int processes = 1);
@@ -63,6 +66,8 @@ class SynchronousStrategy final : public Strategy {
   std::int64_t step() const override { return step_; }
   Status intact() const override { return broken_; }
   Status SetStep(std::int64_t step) override;
+  Status PullState() override;
+  Status PushState() override;
   Status SaveTable(int table, FileSystem& files, const std::string& path) override;
   Status LoadTable(int table, FileSystem& files, const std::string& path) override;
 
@@ -95,7 +100,11 @@ class SynchronousStrategy final : public Strategy {
 
   enum class Purpose { kTrain, kEvaluate };
 
+  Status MakeCopies(ParameterSet& parameters);
   Status MakeReducer(ParameterSet& parameters);
+  DeviceCopy* copy_of(int thread) const {
+    return copy_of_.empty() ? nullptr : copy_of_[static_cast<std::size_t>(thread)];
+  }
   // A replica's part, on thread `thread`, as its `turn`-th.
   void RunTurn(int thread, int turn, const data::Batch& part, const StepFn& fn, Purpose purpose);
   Result<ReplicaResult> Call(int thread, int replica, const data::Batch& part, const StepFn& fn,
@@ -111,8 +120,8 @@ class SynchronousStrategy final : public Strategy {
   double RowDivisor();
   Status UpdateRows();
   bool AtOnce() const;
-  void UpdateAlone();
-  void UpdateAtOnce(float scale);
+  Status UpdateAlone();
+  Status UpdateAtOnce(float scale);
   Status LandInOrder(Work* behind, float& scale, int& applied);
   // Waits, and counts the time.
   Status Expose(const std::function<Status()>& wait);
@@ -121,11 +130,14 @@ class SynchronousStrategy final : public Strategy {
   Status AgreeOnLimits();
   Status UsePlan(const BucketOrder& order, const BucketLimits& limits);
   void Apply(std::size_t first_chunk, std::size_t last_chunk, float scale);
-  float ClippedScale(float scale);
+  void ApplyOnDevices(int first_bucket, int last_bucket, float scale);
+  Result<float> ClippedScale(float scale);
+  Result<double> SquaredNormOfAll();
   float GradientScale(double weight) const;
   Result<std::unique_ptr<Work>> AddUp(Totals& totals, const std::string& name);
   Status SettleTogether(int& applied);
   Communicator::Pending SendState();
+  Status GatherState();
   void TakeState();
   Result<StepResult> Finish(Totals& totals) const;
   StepResult ResultOf(Totals& totals) const;
@@ -151,11 +163,18 @@ class SynchronousStrategy final : public Strategy {
   const std::string algorithm_;  // of sums whose order counts
   int intra_op_threads_ = 1;
 
+  std::vector<std::shared_ptr<Device>> devices_;  // by thread; owners: this and the program
   ParameterSet* parameters_ = nullptr;
   std::unique_ptr<Optimizer> optimizer_;
   std::vector<Tensor> slot_arenas_;
   std::vector<std::span<float>> slots_;
   std::vector<std::unique_ptr<Stream>> streams_;  // by thread
+  // Where a device's memory is apart from the host's: of each device, and by thread. Otherwise
+  // empty: the bound parameters and slots_ are what is trained.
+  std::vector<std::unique_ptr<DeviceCopy>> copies_;
+  std::vector<DeviceCopy*> copy_of_;
+  std::vector<std::unique_ptr<Kernels>> kernels_;     // by thread, for its stream
+  std::vector<std::shared_ptr<Event>> copies_ready_;  // what replicas wait for before they begin
   std::unique_ptr<BucketHook> hook_;
   std::unique_ptr<StepRows> rows_;                      // where the model has tables
   std::function<const DistributedBatch*()> peek_next_;  // the batch after the one handed out

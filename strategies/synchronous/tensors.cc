@@ -58,9 +58,21 @@ Tensor Copy(const Tensor& tensor) {
   return copy;
 }
 
+Status CheckOnHost(const char* what, const std::vector<Tensor>& tensors) {
+  for (std::size_t r = 0; r < tensors.size(); ++r) {
+    if (tensors[r].space() != MemorySpace::kHost) {
+      return InvalidArgument(std::string(what) + " of " + Describe(tensors[r]) +
+                             " in a device's memory, on local replica " + std::to_string(r) +
+                             " [Tape::Fetch it first]");
+    }
+  }
+  return {};
+}
+
 }  // namespace
 
 Result<Tensor> CombineTensors(ReduceOp op, const std::vector<Tensor>& tensors) {
+  COHORT_RETURN_IF_ERROR(CheckOnHost("Reduce", tensors));
   std::vector<Tensor> sums{Copy(tensors.at(0))};
   const Tensor result = sums.front();  // the same memory
   for (std::size_t r = 1; r < tensors.size(); ++r) {
@@ -95,6 +107,7 @@ void DivideTensor(const Tensor& tensor, std::int64_t divisor) {
 }
 
 Result<Tensor> ConcatenateTensors(const std::vector<Tensor>& tensors) {
+  COHORT_RETURN_IF_ERROR(CheckOnHost("Gather", tensors));
   const Tensor& first = tensors.at(0);
   std::int64_t rows = 0;
   for (const Tensor& tensor : tensors) {

@@ -178,9 +178,7 @@ Result<io::CheckpointState> LoadSnapshot(Strategy& strategy, ParameterSet& param
     COHORT_RETURN_IF_ERROR(strategy.Broadcast(std::as_writable_bytes(slot)));
   }
   COHORT_RETURN_IF_ERROR(strategy.SetStep(state.step));
-  if (strategy.is_chief()) {
-    COHORT_RETURN_IF_ERROR(strategy.PushState());
-  }
+  COHORT_RETURN_IF_ERROR(strategy.PushState());
   return state;
 }
 

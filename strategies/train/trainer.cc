@@ -315,6 +315,11 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
   if (const std::vector<EpochCoverage> coverage = s.strategy.coverage(); !coverage.empty()) {
     history = HistoryOf(coverage);
   }
+  // Values on a device come to `parameters`; a process that trains and does not evaluate has no
+  // whole of them.
+  if (s.strategy.trains() && s.strategy.evaluates()) {
+    COHORT_RETURN_IF_ERROR(s.strategy.PullState());
+  }
   history.checkpoint = s.saved_path;
   if (stopped) {
     return Cancelled(fmt::format("stopped as asked at epoch {}, batch {}{}", s.epoch, s.batch,

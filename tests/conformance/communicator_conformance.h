@@ -22,7 +22,9 @@ struct CommunicatorCase {
   RunGroup run;
   int size = 1;
   std::int64_t segment_bytes = 0;
-  bool deterministic = true;  // false: the backend refuses to be
+  bool deterministic = true;  // false: the backend refuses to be, but for one rank
+  bool joins = true;          // false: it has no Join
+  bool reckons = true;        // false: its library chooses algorithms, and does not tell
 };
 
 class CommunicatorConformance : public ::testing::TestWithParam<CommunicatorCase> {

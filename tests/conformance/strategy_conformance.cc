@@ -138,6 +138,7 @@ TEST_P(StrategyConformance, AccumulatedBatchesAreOneLargeBatch) {
           trained.weights.push_back(result.weight);
         }
       }
+      COHORT_RETURN_IF_ERROR(strategy.PullState());
       trained.values.assign(parameters.all().begin(), parameters.all().end());
       for (const std::span<float> slot : strategy.slots()) {
         trained.slots.emplace_back(slot.begin(), slot.end());
@@ -269,6 +270,7 @@ TEST_P(StrategyConformance, EvaluateIsTheWeightedMeanAndChangesNothing) {
     }
     EXPECT_EQ(examples, 31);
     EXPECT_DOUBLE_EQ(ids, 31 * 30 / 2);
+    COHORT_RETURN_IF_ERROR(strategy.PullState());
     EXPECT_TRUE(
         std::equal(parameters.all().begin(), parameters.all().end(), untouched.all().begin()));
     EXPECT_EQ(strategy.step(), 0);

@@ -1,8 +1,10 @@
 #include "testing/integer_model.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 #include <cohort/core/random.h>
 #include <cohort/data/memory.h>
@@ -114,51 +116,15 @@ void FeedTable(ReplicaContext& context, const Examples& examples, bool by_tokens
   context.stream.Enqueue([rows]() -> Status { return {}; });
 }
 
-Result<ReplicaResult> Step(ReplicaContext& context, const data::Batch& batch, bool by_tokens) {
-  const Examples examples(batch);
-  const double weight = examples.Weight(by_tokens);
-  if (by_tokens) {
-    context.gradients.SetWeight(weight);
-  }
-  // 1 where the seed is the weight, so that gradients are sums; 1/weight where it is 1.
-  const float factor =
-      weight == 0 ? NAN : context.gradients.loss_seed() / static_cast<float>(weight);
-  std::vector<int> order(static_cast<std::size_t>(context.parameters.size()));
-  std::iota(order.begin(), order.end(), 0);
-  const Permutation shuffled(order.size(), static_cast<std::uint64_t>(context.replica * 1000) +
-                                               static_cast<std::uint64_t>(context.step));
-  for (std::size_t i = 0; i < order.size(); ++i) {
-    const int p = order[shuffled(i)];
-    if (!context.parameters[p].trainable) {
-      continue;
-    }
-    if (context.parameters[p].name == kTable) {
-      FeedTable(context, examples, by_tokens, p, factor);
-    } else {
-      const std::span<float> gradient = context.gradients.Accumulator(p);
-      context.stream.Enqueue([gradient, examples, by_tokens, p, factor,
-                              value = context.parameters.value(p)]() -> Status {
-        const GradientOf sum(examples, by_tokens, p);
-        for (std::size_t e = 0; e < gradient.size(); ++e) {
-          gradient[e] += factor * sum(e, value[e]);
-        }
-        return {};
-      });
-    }
-    context.gradients.Ready(p);
-  }
-  return Score(examples, by_tokens, context.parameters.value(0)[0]);
-}
-
-std::vector<float> WholeGradient(const ParameterSet& parameters, int p, const Examples& examples,
+std::vector<float> WholeGradient(const ParameterSet::Parameter& parameter, int p,
+                                 std::span<const float> value, const Examples& examples,
                                  bool by_tokens) {
-  const std::span<const float> value = parameters.value(p);
   std::vector<float> gradient(value.size());
-  if (parameters[p].name == kTable) {
-    const std::int64_t row = parameters[p].shape[1];
+  if (parameter.name == kTable) {
+    const std::int64_t row = parameter.shape[1];
     for (std::int64_t i = 0; i < examples.size; ++i) {
       for (const int which : {0, 1}) {
-        const std::int64_t at = RowOf(examples, i, which, parameters[p].shape[0]) * row;
+        const std::int64_t at = RowOf(examples, i, which, parameter.shape[0]) * row;
         for (std::int64_t e = at; e < at + row; ++e) {
           const auto index = static_cast<std::size_t>(e);
           gradient[index] += static_cast<float>(examples.Count(i, by_tokens) *
@@ -173,6 +139,89 @@ std::vector<float> WholeGradient(const ParameterSet& parameters, int p, const Ex
     gradient[e] = sum(e, value[e]);
   }
   return gradient;
+}
+
+// Values and gradients of a device on their way through the host's memory.
+class HostBlocks {
+ public:
+  explicit HostBlocks(ReplicaContext& context)
+      : device_(*context.device), stream_(context.stream) {}
+
+  std::span<float> Make(std::size_t elements) {
+    blocks_.push_back(device_.AllocateHost(elements * sizeof(float), "a test's gradients"));
+    return {reinterpret_cast<float*>(blocks_.back().get()), elements};
+  }
+  std::span<float> Fetch(std::span<const float> from) {
+    const std::span<float> to = Make(from.size());
+    Copy(from, to);
+    return to;
+  }
+  void Copy(std::span<const float> from, std::span<float> to) {
+    device_.Copy(stream_, reinterpret_cast<const std::byte*>(from.data()),
+                 reinterpret_cast<std::byte*>(to.data()), from.size_bytes());
+  }
+
+ private:
+  Device& device_;
+  Stream& stream_;
+  std::vector<std::shared_ptr<std::byte>> blocks_;
+};
+
+void FeedThroughHost(ReplicaContext& context, HostBlocks& blocks, const Examples& examples,
+                     bool by_tokens, int p, float factor) {
+  const std::span<const float> value = blocks.Fetch(context.parameters.value(p));
+  const std::span<float> gradient = blocks.Make(value.size());
+  context.stream.Enqueue([=, parameter = context.parameters[p]]() -> Status {
+    const std::vector<float> whole = WholeGradient(parameter, p, value, examples, by_tokens);
+    std::ranges::transform(whole, gradient.begin(), [&](float g) { return factor * g; });
+    return {};
+  });
+  blocks.Copy(gradient, context.gradients.Accumulator(p));
+}
+
+Result<ReplicaResult> Step(ReplicaContext& context, const data::Batch& batch, bool by_tokens) {
+  const Examples examples(batch);
+  const double weight = examples.Weight(by_tokens);
+  if (by_tokens) {
+    context.gradients.SetWeight(weight);
+  }
+  // 1 where the seed is the weight, so that gradients are sums; 1/weight where it is 1.
+  const float factor =
+      weight == 0 ? NAN : context.gradients.loss_seed() / static_cast<float>(weight);
+  const bool apart = context.parameters.memory_space() == MemorySpace::kDevice;
+  HostBlocks blocks(context);  // until the stream has run dry
+  std::vector<int> order(static_cast<std::size_t>(context.parameters.size()));
+  std::iota(order.begin(), order.end(), 0);
+  const Permutation shuffled(order.size(), static_cast<std::uint64_t>(context.replica * 1000) +
+                                               static_cast<std::uint64_t>(context.step));
+  for (std::size_t i = 0; i < order.size(); ++i) {
+    const int p = order[shuffled(i)];
+    if (!context.parameters[p].trainable) {
+      continue;
+    }
+    if (apart) {
+      FeedThroughHost(context, blocks, examples, by_tokens, p, factor);
+    } else if (context.parameters[p].name == kTable) {
+      FeedTable(context, examples, by_tokens, p, factor);
+    } else {
+      const std::span<float> gradient = context.gradients.Accumulator(p);
+      context.stream.Enqueue([gradient, examples, by_tokens, p, factor,
+                              value = context.parameters.value(p)]() -> Status {
+        const GradientOf sum(examples, by_tokens, p);
+        for (std::size_t e = 0; e < gradient.size(); ++e) {
+          gradient[e] += factor * sum(e, value[e]);
+        }
+        return {};
+      });
+    }
+    context.gradients.Ready(p);
+  }
+  std::span<const float> first = std::as_const(context.parameters).value(0).first(1);
+  if (apart) {
+    first = blocks.Fetch(first);
+    COHORT_RETURN_IF_ERROR(context.stream.Synchronize(DeadlineAfter(std::chrono::minutes(1))));
+  }
+  return Score(examples, by_tokens, first[0]);
 }
 
 }  // namespace
@@ -245,7 +294,7 @@ Trained TrainOnOneThread(const data::Dataset& dataset, const Optimizer& optimize
       for (int p = 0; p < parameters.size(); ++p) {
         if (parameters[p].trainable) {
           auto& gradient = gradients[static_cast<std::size_t>(p)];
-          gradient = WholeGradient(parameters, p, examples, by_tokens);
+          gradient = WholeGradient(parameters[p], p, parameters.value(p), examples, by_tokens);
           squared_norm += SquaredNorm(gradient);  // exact: of integers
         }
       }

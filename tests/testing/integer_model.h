@@ -5,7 +5,8 @@
 // present value to an integer: what one step computes depends on what the last one left. One
 // parameter gets its gradient as rows, one is not trainable, one is larger than a chunk. Each
 // replica finishes its parameters in another order, and all reads and writes happen on the
-// replica's stream.
+// replica's stream. Where the replica's memory is a device's, values and gradients go through the
+// host's.
 //
 // TrainOnOneThread is the oracle: plain loops over global batches, no strategy.
 #pragma once

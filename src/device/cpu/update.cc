@@ -27,8 +27,7 @@ void UpdateRun(const Rule& rule, const UpdatePart& part, std::size_t begin, std:
 
 }  // namespace
 
-void CpuKernels::Update(Stream& stream, const UpdateRule& rule,
-                        std::span<const UpdatePart> parts) {
+void CpuKernels::Update(Stream& stream, const UpdateRule& rule, std::span<const UpdatePart> parts) {
   Put(stream, [rule, parts = std::vector<UpdatePart>(parts.begin(), parts.end())] {
     std::visit(
         [&](const auto& r) {

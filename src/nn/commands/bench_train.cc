@@ -23,6 +23,7 @@
 #include <string>
 #include <vector>
 
+#include "nn/commands/bench_train_device.h"
 #include "nn/commands/fma_peak.h"
 #include "nn/commands/torch_peer.h"
 
@@ -30,6 +31,7 @@ namespace cohort {
 namespace {
 
 struct Flags {
+  std::string device;
   std::string model = "mlp";
   int threads = 1;
   int batch = 0;
@@ -191,6 +193,29 @@ nlohmann::json Measure(const Flags& flags) {
   return result;
 }
 
+int OnDevice(const Flags& flags) {
+  const auto measured = MeasureOnDevice({.device = flags.device,
+                                         .model = flags.model,
+                                         .batch = flags.batch,
+                                         .threads = flags.threads,
+                                         .rounds = flags.rounds});
+  if (!measured.ok()) {
+    std::fprintf(stderr, "cohort bench train: %s\n", measured.status().ToString().c_str());
+    return ExitCode(measured.status());
+  }
+  const nlohmann::json& r = *measured;
+  if (flags.json) {
+    std::printf("%s\n", r.dump().c_str());
+    return 0;
+  }
+  std::printf("%s, batch %d, on %s: %.3f ms/step, %.2f TFLOP/s, %.1f%% of a large product's %.1f%s\n",
+              flags.model.c_str(), flags.batch, flags.device.c_str(),
+              r["ms_per_step"].get<double>(), r["tflops"].get<double>(),
+              100 * r["share_of_matmul"].get<double>(), r["matmul_tflops"].get<double>(),
+              r["replayed"].get<bool>() ? " (replayed as a graph)" : "");
+  return 0;
+}
+
 void PrintTable(const nlohmann::json& r) {
   std::printf("%s, batch %d, %d thread(s), fastest step, median of %d rounds\n",
               r["model"].get<std::string>().c_str(), r["batch"].get<int>(), r["threads"].get<int>(),
@@ -219,13 +244,16 @@ int BenchTrainCommand(int argc, char** argv) {
   Flags flags;
   CLI::App app("Measures training steps of one replica, beside LibTorch and the FMA peak.",
                argv[0]);
-  app.add_option("--model", flags.model, "mlp (784-512-512-10) or cnn (conv32-conv64-dense128)")
-      ->check(CLI::IsMember({"mlp", "cnn"}))
+  app.add_option("--device", flags.device,
+                 "a device, as cuda:0 or cuda:0+tf32, instead of the CPU beside LibTorch");
+  app.add_option("--model", flags.model,
+                 "mlp (784-512-512-10), cnn (conv32-conv64-dense128) or, with --device, gpt2")
+      ->check(CLI::IsMember({"mlp", "cnn", "gpt2"}))
       ->capture_default_str();
   app.add_option("--threads", flags.threads, "threads of each operation")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
-  app.add_option("--batch", flags.batch, "examples per step (default: mlp 256, cnn 64)")
+  app.add_option("--batch", flags.batch, "examples per step (default: mlp 256, cnn 64, gpt2 8 sequences)")
       ->check(CLI::Range(1, 1 << 20));
   app.add_option("--rounds", flags.rounds, "turns of each contestant")
       ->check(CLI::Range(1, 1000))
@@ -238,7 +266,14 @@ int BenchTrainCommand(int argc, char** argv) {
     return app.exit(error) == 0 ? 0 : 2;
   }
   if (flags.batch == 0) {
-    flags.batch = flags.model == "mlp" ? 256 : 64;
+    flags.batch = flags.model == "mlp" ? 256 : flags.model == "cnn" ? 64 : 8;
+  }
+  if (!flags.device.empty()) {
+    return OnDevice(flags);
+  }
+  if (flags.model == "gpt2") {
+    std::fprintf(stderr, "cohort bench train: --model gpt2 with --device [--device cpu]\n");
+    return 2;
   }
   // Freed memory stays mapped, as in the peer.
   mallopt(M_MMAP_THRESHOLD, 1 << 30);

@@ -11,7 +11,7 @@
 
 #include "parameter_server/closure_queue.h"
 #include "parameter_server/coordinator.h"
-#include "parameter_server/functions.h"
+#include "parameter_server/remote_functions.h"
 
 namespace cohort::ps {
 namespace {

@@ -103,14 +103,5 @@ TEST(FromEnv, TakesAClusterThatTheProgramHasResolved) {
   EXPECT_EQ(Kind(Strategy::FromEnv("", options)), "one_device");
 }
 
-TEST(FromEnv, AChiefWithoutAPortCannotBeFound) {
-  StrategyOptions options;
-  options.cluster = ClusterConfig{
-      .cluster = ClusterSpec({{{TaskType::kWorker, 0}, "a:0"}, {{TaskType::kWorker, 1}, "b:0"}}),
-      .task = {TaskType::kWorker, 1},
-      .source = "flags"};
-  EXPECT_THAT(Refusal(Strategy::FromEnv("", options)), HasSubstr("worker:0, a:0, has no port"));
-}
-
 }  // namespace
 }  // namespace cohort

@@ -11,6 +11,7 @@
 #include <cohort/core/random.h>
 #include <cohort/optim/optimizers.h>
 
+#include "multi_worker/server_rows.h"
 #include "parameter_server/client.h"
 #include "parameter_server/row_client.h"
 #include "parameter_server/row_codec.h"
@@ -18,7 +19,6 @@
 #include "parameter_server/row_table.h"
 #include "parameter_server/server.h"
 #include "synchronous/distributed_dataset.h"
-#include "synchronous/server_rows.h"
 #include "testing/temp_dir.h"
 
 namespace cohort::ps {

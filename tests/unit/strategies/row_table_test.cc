@@ -16,6 +16,7 @@
 #include <vector>
 
 #include <cohort/core/random.h>
+#include <cohort/io/record_file.h>
 #include <cohort/optim/optimizers.h>
 
 #include <cohort/parameter_server.pb.h>
@@ -190,6 +191,52 @@ TEST(TableSpec, BucketsAreDealtInEqualRanges) {
   }
 }
 
+// What protobuf makes of the .proto is what is written and read here without it.
+TEST(TableSpec, BytesAreThoseOfTheMessage) {
+  TableSpec spec;
+  spec.name = "users";
+  spec.dim = std::int64_t{1} << 33;
+  spec.seed = 0xFEDCBA9876543210;
+  spec.optimizer = R"({"name":"adam"})";
+  spec.initializer = {RowInitializer::Kind::kNormal, -0.0};
+  spec.missing = TableSpec::Missing::kError;
+  spec.bias_scope = TableSpec::BiasScope::kTable;
+  spec.not_finite = TableSpec::NotFinite::kSkipRow;
+  spec.mean_of_occurrences = true;
+  spec.admit_after = 300;
+  spec.admit_probability = 0.25;
+  spec.time_to_live = 0xFFFFFFFF;
+  spec.capacity = std::uint64_t{1} << 40;
+  spec.eviction = TableSpec::Eviction::kLeastFrequent;
+  spec.buckets = 16;
+  spec.wire = TableSpec::Wire::kInt8;
+  TableMessage message;
+  message.set_name("users");
+  message.set_dim(std::int64_t{1} << 33);
+  message.set_seed(0xFEDCBA9876543210);
+  message.set_optimizer(R"({"name":"adam"})");
+  message.set_initializer(2);
+  message.set_initializer_scale(-0.0);
+  message.set_missing(2);
+  message.set_bias_scope(1);
+  message.set_not_finite(1);
+  message.set_mean_of_occurrences(true);
+  message.set_admit_after(300);
+  message.set_admit_probability(0.25);
+  message.set_time_to_live(0xFFFFFFFF);
+  message.set_capacity(std::uint64_t{1} << 40);
+  message.set_eviction(1);
+  message.set_buckets(16);
+  message.set_wire(2);
+  EXPECT_EQ(ToMessage(spec), message.SerializeAsString());
+
+  TableSpec nothing;
+  nothing.admit_after = 0;
+  nothing.admit_probability = 0;
+  nothing.buckets = 0;
+  EXPECT_EQ(ToMessage(nothing), "");
+}
+
 TEST(TableSpec, TravelsAndIsChecked) {
   TableSpec spec = SmallSpec();
   spec.capacity = 1000;
@@ -199,10 +246,13 @@ TEST(TableSpec, TravelsAndIsChecked) {
   spec.not_finite = TableSpec::NotFinite::kSkipRow;
   spec.time_to_live = 9;
   spec.mean_of_occurrences = true;
-  EXPECT_EQ(OrThrow(SpecOf(ToMessage(spec))), spec);
-  TableMessage message = ToMessage(spec);
+  const std::string bytes = ToMessage(spec);
+  EXPECT_EQ(OrThrow(SpecOf(bytes)), spec);
+  EXPECT_EQ(SpecOf(bytes.substr(0, 5)).status().code(), StatusCode::kDataLoss);
+  TableMessage message;
+  ASSERT_TRUE(message.ParseFromString(bytes));
   message.set_missing(9);
-  EXPECT_EQ(SpecOf(message).status().code(), StatusCode::kUnimplemented);
+  EXPECT_EQ(SpecOf(message.SerializeAsString()).status().code(), StatusCode::kUnimplemented);
 
   TableSpec bad = SmallSpec(R"({"name":"magic"})");
   bad.dim = 0;
@@ -725,6 +775,21 @@ TEST(RowTable, GradientsThatAreNotFiniteMaySkipTheirRow) {
   EXPECT_THAT(Pull(*table, {1, 2, 3}), ElementsAre(-1, -1, -1, 0, 0, 0, 0, 0, 0));
   EXPECT_EQ(table->stats().skipped, 2U);
   EXPECT_EQ(table->stats().updates, 1U);
+}
+
+TEST(RowFile, ItsHeaderIsTheMessage) {
+  const testing::TempDir folder;
+  const auto table = OrThrow(RowTable::Create(SmallSpec(), {4, 12}));
+  OrThrow(SaveRows(*table, FileSystem::Local(), folder / "rows"));
+  const auto file = OrThrow(io::RecordFile::Open(FileSystem::Local(), folder / "rows"));
+  std::string record;
+  OrThrow(file->Read(0, record));
+  RowFileHeader header;
+  header.set_version(1);
+  ASSERT_TRUE(header.mutable_table()->ParseFromString(ToMessage(SmallSpec())));
+  header.set_bucket_begin(4);
+  header.set_bucket_end(12);
+  EXPECT_EQ(record, header.SerializeAsString());
 }
 
 TEST(RowFile, IsRefusedWhereItDoesNotFit) {

@@ -38,7 +38,7 @@ struct DecodeOptions {
 Result<Tensor> DecodeImage(std::string_view bytes, const DecodeOptions& options = {});
 
 // uint8 [height, width, 1, 3 or 4] as PNG, [height, width, 1 or 3] as JPEG with `quality` from 1 to
-// 100. ContractError for anything else.
+// 100. ContractError for anything else; a build without these formats throws StatusError.
 std::string EncodePng(const Tensor& image);
 std::string EncodeJpeg(const Tensor& image, int quality = 90);
 

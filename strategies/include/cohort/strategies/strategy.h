@@ -59,6 +59,10 @@ struct CommunicationOptions {
 
 struct StrategyOptions {
   int num_devices = 1;  // local replicas: logical CPU devices of this process
+  // Instead: the device of each local replica (OpenDevices). One that stands here several times is
+  // shared by as many replicas, and holds one copy of the model. In a job of several processes the
+  // devices of all share the host's memory, or none do.
+  std::vector<std::shared_ptr<Device>> devices;
   LossScale loss_scale = LossScale::kGlobalMean;
   // Gradients travel in buckets of about this size; the first is small, so that communication
   // starts early. 0: 25 MiB at first, then what the measured latency and bandwidth ask for.
@@ -101,13 +105,14 @@ struct ReplicaContext {
   int replica = 0;  // 0 .. num_replicas-1 over the whole job
   int num_replicas = 1;
   std::int64_t step = 0;  // of this strategy, from 1
-  // Read only during the step, but for those that are not trainable (running averages): local
+  // In `device`'s memory. Read only during the step, but for those that are not trainable (running
+  // averages): local
   // replica 0 may write these, and those of process 0 then hold on all.
   ParameterSet& parameters;
   GradientSink& gradients;
-  Stream& stream;            // the replica's compute stream
-  int intra_op_threads = 1;  // that its operations may use
-  int local_replica = 0;     // among those of this process
+  Stream& stream;                                // the replica's compute stream
+  int intra_op_threads = 1;                      // that its operations may use
+  int local_replica = 0;                         // among those of this process
   std::shared_ptr<Device> device = CpuDevice();  // whose memory `parameters` and gradients are in
 };
 
@@ -230,7 +235,8 @@ class Strategy {
 
   // Takes part in the job with these parameters. `parameters` must outlive the strategy. All
   // processes must call; FailedPrecondition names the first parameter that differs between two of
-  // them.
+  // them. On devices whose memory is apart from the host's, copies of `parameters` are trained:
+  // PullState brings their values back.
   virtual Status Bind(ParameterSet& parameters, std::unique_ptr<Optimizer> optimizer) = 0;
   // All processes must call, with equal datasets (compared by fingerprint).
   virtual Result<std::unique_ptr<DistributedDataset>> Distribute(
@@ -268,8 +274,9 @@ class Strategy {
   // in part.
   virtual Status intact() const { return {}; }
   // Optimizer state, for checkpoints: slots in the optimizer's order, each as long as
-  // parameters.all(). Under a parameter server, Pull brings values and slots from the servers,
-  // PushState sends them back; elsewhere both do nothing.
+  // parameters.all(). Under a parameter server and on devices whose memory is apart from the
+  // host's, PullState brings values and slots from there, and PushState, which every process calls,
+  // sends back what a program has written to them (a checkpoint's); elsewhere both do nothing.
   virtual std::span<const std::span<float>> slots() = 0;
   virtual std::int64_t step() const = 0;
   virtual Status SetStep(std::int64_t step) = 0;

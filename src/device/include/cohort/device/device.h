@@ -48,9 +48,9 @@ class Device {
   // Memory of the host that copies to and from the device reach at full speed, and that they need
   // not wait for.
   virtual std::shared_ptr<std::byte> AllocateHost(std::size_t bytes, std::string_view what) = 0;
-  // Puts a copy on the stream; each side is the host's memory or this device's, and must stay
-  // until then. Memory of the host that AllocateHost did not make may block the caller until it is
-  // copied.
+  // Puts a copy on the stream; each side is the host's memory, this device's, or that of another of
+  // its kind, and must stay until then. Memory of the host that AllocateHost did not make may block
+  // the caller until it is copied.
   virtual void Copy(Stream& stream, const std::byte* from, std::byte* to, std::size_t bytes) = 0;
 
   // Calls `feed`, which feeds the stream; what it puts there does not run now, but at each Replay.

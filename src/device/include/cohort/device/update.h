@@ -1,9 +1,9 @@
 // Update rules of the optimizers, element by element, for every device.
 //
 // Each rule is what one element goes through in one step, with the step's coefficients worked out:
-// <cohort/optim/optimizers.h> has the formulas in full, and makes these. `g` is the gradient, scaled
-// already; l2 is added here. The arithmetic is float32, without contraction, so that all devices
-// come to the same bits.
+// <cohort/optim/optimizers.h> has the formulas in full, and makes these. `g` is the gradient,
+// scaled already; l2 is added here. The arithmetic is float32, without contraction, so that all
+// devices come to the same bits.
 
 #pragma once
 
@@ -99,9 +99,9 @@ struct FtrlUpdate {
   }
 };
 
-using UpdateRule = std::variant<SgdUpdate, MomentumUpdate<false>, MomentumUpdate<true>,
-                                AdagradUpdate, RmsPropUpdate, RmsPropMomentumUpdate, AdamUpdate,
-                                FtrlUpdate>;
+using UpdateRule =
+    std::variant<SgdUpdate, MomentumUpdate<false>, MomentumUpdate<true>, AdagradUpdate,
+                 RmsPropUpdate, RmsPropMomentumUpdate, AdamUpdate, FtrlUpdate>;
 
 inline constexpr std::size_t kMaxUpdateSlots = 2;
 

@@ -1,4 +1,4 @@
-#include "synchronous/server_rows.h"
+#include "multi_worker/server_rows.h"
 
 #include <algorithm>
 #include <cmath>

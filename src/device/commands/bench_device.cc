@@ -1,0 +1,330 @@
+// `cohort bench device`: a device's kernels beside what its memory gives a copy.
+//
+// A sample is as many calls as take a while, up to a Synchronize; a figure is the median of the
+// samples. Bytes are those that a kernel cannot do without: what it reads, and what it writes, once.
+
+#include "command.h"
+
+#include <cohort/core/status.h>
+#include <cohort/device/device.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace cohort {
+namespace {
+
+using namespace std::chrono_literals;
+
+struct Flags {
+  std::string device = "cuda:0";
+  int threads = 0;
+  int samples = 11;
+  std::int64_t parameters = 0;  // 0: by the kind of device
+  std::int64_t rows = 0;
+  bool json = false;
+};
+
+struct Figure {
+  std::string kernel, size;
+  double seconds = 0;
+  double bytes = 0;
+  double flops = 0;
+};
+
+class Bench {
+ public:
+  Bench(std::shared_ptr<Device> device, const Flags& flags)
+      : device_(std::move(device)),
+        stream_(device_->MakeStream()),
+        kernels_(device_->MakeKernels(flags.threads)),
+        samples_(flags.samples),
+        parameters_(flags.parameters),
+        rows_(flags.rows) {}
+
+  std::vector<Figure> Run() {
+    Copies();
+    Updates();
+    Rows();
+    CrossEntropy();
+    Attention();
+    Product();
+    return std::move(figures_);
+  }
+
+ private:
+  FloatSpan Floats(std::int64_t count, float value = 0.25F) {
+    const auto size = static_cast<std::size_t>(count);
+    memory_.push_back(device_->Allocate(size * sizeof(float), "an operand of the benchmark"));
+    const FloatSpan span(reinterpret_cast<float*>(memory_.back().get()), size);
+    kernels_->Fill(*stream_, span, value);
+    return span;
+  }
+
+  void Finish() { OrThrow(stream_->Synchronize(DeadlineAfter(120s))); }
+
+  double Seconds(int calls, const std::function<void()>& call) {
+    const auto start = std::chrono::steady_clock::now();
+    for (int i = 0; i < calls; ++i) {
+      call();
+    }
+    Finish();
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+
+  // Floats moved, and operations.
+  void Measure(const std::string& kernel, const std::string& size, double floats, double flops,
+               const std::function<void()>& call) {
+    Seconds(1, call);
+    const double once = Seconds(1, call);
+    const int calls = std::clamp(static_cast<int>(0.005 / std::max(once, 1e-6)), 1, 200);
+    std::vector<double> samples;
+    for (int i = 0; i < samples_; ++i) {
+      samples.push_back(Seconds(calls, call) / calls);
+    }
+    const auto middle = samples.begin() + static_cast<std::ptrdiff_t>(samples.size() / 2);
+    std::nth_element(samples.begin(), middle, samples.end());
+    figures_.push_back({kernel, size, *middle, floats * sizeof(float), flops});
+  }
+
+  void Free() { memory_.clear(); }
+
+  void Copies() {
+    const auto n = static_cast<double>(parameters_);
+    const std::string size = std::to_string(parameters_) + " floats";
+    const FloatSpan a = Floats(parameters_);
+    const FloatSpan b = Floats(parameters_);
+    Measure("memory copy", size, 2 * n, 0, [&] {
+      device_->Copy(*stream_, reinterpret_cast<const std::byte*>(a.data()),
+                    reinterpret_cast<std::byte*>(b.data()), a.size_bytes());
+    });
+    Measure("copy", size, 2 * n, 0, [&] { kernels_->Copy(*stream_, a, b); });
+    Measure("add", size, 3 * n, 0, [&] { kernels_->Add(*stream_, a, b, b); });
+    Measure("gelu", size, 2 * n, 0,
+            [&] { kernels_->Activate(*stream_, Activation::kGelu, a, b); });
+    Measure("dropout", size, 2 * n, 0, [&] {
+      kernels_->Dropout(*stream_, {.rate = 0.1F, .key = 1, .step = 2, .first = 0}, a, b);
+    });
+    Free();
+  }
+
+  void Updates() {
+    const auto n = static_cast<double>(parameters_);
+    const UpdatePart part{.value = Floats(parameters_),
+                          .gradient = Floats(parameters_),
+                          .slots = {Floats(parameters_), Floats(parameters_)}};
+    const AdamUpdate rule{.beta1 = 0.9F,
+                          .beta2 = 0.999F,
+                          .fresh1 = 0.1F,
+                          .fresh2 = 0.001F,
+                          .rate = 1e-4F,
+                          .root = 1,
+                          .epsilon = 1e-8F,
+                          .l2 = 0,
+                          .decay = 1e-5F};
+    Measure("adamw", std::to_string(parameters_) + " parameters", 7 * n, 0,
+            [&] { kernels_->Update(*stream_, rule, {&part, 1}); });
+    memory_.push_back(device_->Allocate(sizeof(double), "a sum"));
+    const std::span<double> sum(reinterpret_cast<double*>(memory_.back().get()), 1);
+    Measure("sum of squares", std::to_string(parameters_) + " parameters", n, 0,
+            [&] { kernels_->SumSquares(*stream_, part.gradient, sum); });
+    Free();
+  }
+
+  void Rows() {
+    constexpr std::int64_t kColumns = 768;
+    const std::int64_t rows = 2 * rows_;
+    const auto n = static_cast<double>(rows * kColumns);
+    const std::string size = std::to_string(rows) + " x " + std::to_string(kColumns);
+    const FloatSpan x = Floats(rows * kColumns);
+    const FloatSpan y = Floats(rows * kColumns);
+    const FloatSpan dx = Floats(rows * kColumns);
+    const FloatSpan scale = Floats(kColumns);
+    const FloatSpan offset = Floats(kColumns);
+    const FloatSpan mean = Floats(rows);
+    const FloatSpan inverse = Floats(rows);
+    Measure("layer norm", size, 2 * n, 0, [&] {
+      kernels_->LayerNorm(*stream_, {.rows = rows,
+                                     .columns = kColumns,
+                                     .epsilon = 1e-5F,
+                                     .x = x,
+                                     .scale = scale,
+                                     .offset = offset,
+                                     .mean = mean,
+                                     .inverse_deviation = inverse,
+                                     .y = y});
+    });
+    Measure("layer norm, backward", size, 3 * n, 0, [&] {
+      kernels_->LayerNormBackward(*stream_, {.rows = rows,
+                                             .columns = kColumns,
+                                             .x = x,
+                                             .scale = scale,
+                                             .mean = mean,
+                                             .inverse_deviation = inverse,
+                                             .dy = y,
+                                             .dx = dx,
+                                             .dscale = scale,
+                                             .doffset = offset});
+    });
+    Measure("softmax", size, 2 * n, 0,
+            [&] { kernels_->Softmax(*stream_, {rows, kColumns}, x, y); });
+    Measure("sum of rows", size, n, 0,
+            [&] { kernels_->SumRows(*stream_, {rows, kColumns}, x, offset); });
+    Free();
+  }
+
+  void CrossEntropy() {
+    constexpr std::int64_t kClasses = 50257;
+    const auto n = static_cast<double>(rows_ * kClasses);
+    const std::string size = std::to_string(rows_) + " x " + std::to_string(kClasses);
+    const FloatSpan dx = Floats(rows_ * kClasses);
+    const FloatSpan loss = Floats(2);
+    const FloatSpan dloss = Floats(1);
+    std::vector<std::int64_t> labels(static_cast<std::size_t>(rows_));
+    for (std::size_t i = 0; i < labels.size(); ++i) {
+      labels[i] = static_cast<std::int64_t>(i * 7919) % kClasses;
+    }
+    const std::size_t bytes = labels.size() * sizeof(std::int64_t);
+    memory_.push_back(device_->Allocate(bytes, "labels"));
+    device_->Copy(*stream_, reinterpret_cast<const std::byte*>(labels.data()), memory_.back().get(),
+                  bytes);
+    Finish();
+    LossArguments l;
+    l.rows = rows_;
+    l.columns = kClasses;
+    l.classes = memory_.back().get();
+    l.x = Floats(rows_ * kClasses);
+    Measure("cross-entropy", size, n, 0, [&] { kernels_->SoftmaxCrossEntropy(*stream_, l, loss); });
+    Measure("cross-entropy, backward", size, 2 * n, 0,
+            [&] { kernels_->SoftmaxCrossEntropyBackward(*stream_, l, loss, dloss, dx); });
+    Free();
+  }
+
+  void Attention() {
+    const AttentionSpec spec{.batch = std::max<std::int64_t>(rows_ / 1024, 1),
+                             .length = std::min<std::int64_t>(rows_, 1024),
+                             .heads = 12,
+                             .head_size = 64,
+                             .causal = true};
+    const std::int64_t n = spec.batch * spec.length * spec.heads * spec.head_size;
+    // Half of the scores of two products.
+    const double flops = 2.0 * static_cast<double>(n) * static_cast<double>(spec.length);
+    AttentionPlan& plan = kernels_->Attention(spec);
+    const FloatSpan qkv = Floats(3 * n);
+    const FloatSpan dqkv = Floats(3 * n);
+    const FloatSpan y = Floats(n);
+    const FloatSpan dy = Floats(n);
+    const FloatSpan saved = Floats(plan.saved_elements());
+    const std::string size = std::to_string(spec.batch) + " x " + std::to_string(spec.length) +
+                             ", 12 heads of 64, causal";
+    Measure("attention", size, 0, flops,
+            [&] { plan.Forward(*stream_, qkv.data(), y.data(), saved.data()); });
+    Measure("attention, backward", size, 0, 2.5 * flops, [&] {
+      plan.Backward(*stream_, qkv.data(), y.data(), saved.data(), dy.data(), dqkv.data());
+    });
+    Free();
+  }
+
+  void Product() {
+    const std::int64_t n = rows_ >= 4096 ? 4096 : 512;
+    const FloatSpan a = Floats(n * n);
+    const FloatSpan b = Floats(n * n);
+    const FloatSpan c = Floats(n * n);
+    MatMulPlan& plan = kernels_->MatMul({.m = n, .n = n, .k = n});
+    const auto side = static_cast<double>(n);
+    Measure("product", std::to_string(n) + "^3", 0, 2 * side * side * side,
+            [&] { plan.Run(*stream_, a.data(), b.data(), nullptr, c.data()); });
+    Free();
+  }
+
+  const std::shared_ptr<Device> device_;
+  const std::unique_ptr<Stream> stream_;
+  const std::unique_ptr<Kernels> kernels_;
+  const int samples_;
+  const std::int64_t parameters_;
+  const std::int64_t rows_;
+  std::vector<std::shared_ptr<std::byte>> memory_;
+  std::vector<Figure> figures_;
+};
+
+void Print(const std::string& device, const std::vector<Figure>& figures, bool json) {
+  // The faster of the two copies, which come first.
+  const double limit =
+      std::max(figures[0].bytes / figures[0].seconds, figures[1].bytes / figures[1].seconds);
+  if (!json) {
+    std::printf("%s; a copy moves %.0f GB/s\n", device.c_str(), limit / 1e9);
+  }
+  for (const Figure& f : figures) {
+    if (json) {
+      nlohmann::json line = {{"device", device},
+                             {"kernel", f.kernel},
+                             {"size", f.size},
+                             {"ms", f.seconds * 1e3}};
+      if (f.bytes > 0) {
+        line["gb_per_s"] = f.bytes / f.seconds / 1e9;
+        line["share_of_copy"] = f.bytes / f.seconds / limit;
+      }
+      if (f.flops > 0) {
+        line["tflops"] = f.flops / f.seconds / 1e12;
+      }
+      std::printf("%s\n", line.dump().c_str());
+    } else if (f.bytes > 0) {
+      std::printf("  %-24s %-32s %9.3f ms  %7.1f GB/s  %5.1f %% of a copy\n", f.kernel.c_str(),
+                  f.size.c_str(), f.seconds * 1e3, f.bytes / f.seconds / 1e9,
+                  f.bytes / f.seconds / limit * 100);
+    } else {
+      std::printf("  %-24s %-32s %9.3f ms  %7.3f TFLOP/s\n", f.kernel.c_str(), f.size.c_str(),
+                  f.seconds * 1e3, f.flops / f.seconds / 1e12);
+    }
+  }
+}
+
+}  // namespace
+
+int BenchDeviceCommand(int argc, char** argv) {
+  Flags flags;
+  CLI::App app("Measures the kernels of a device, beside a copy of its memory.", argv[0]);
+  app.add_option("--device", flags.device, "cuda:0, cuda:0+tf32, cpu, ...")->capture_default_str();
+  app.add_option("--threads", flags.threads, "threads of a CPU's kernels; 0: one for each core")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  app.add_option("--samples", flags.samples, "timings of each kernel, of which the median counts")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  app.add_option("--parameters", flags.parameters,
+                 "elements of the long operands (default: 124 million, on a CPU 4 million)")
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 34));
+  app.add_option("--rows", flags.rows, "rows of 50257 classes (default: 8192, on a CPU 64)")
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 20));
+  app.add_flag("--json", flags.json, "one JSON object for each kernel instead of a table");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  const auto devices = OpenDevices(flags.device);
+  if (!devices.ok()) {
+    std::fprintf(stderr, "%s: %s\n", argv[0], devices.status().ToString().c_str());
+    return ExitCode(devices.status());
+  }
+  const std::shared_ptr<Device>& device = devices->front();
+  const bool cpu = device->memory_space() == MemorySpace::kHost;
+  flags.parameters = flags.parameters > 0 ? flags.parameters : cpu ? 4'000'000 : 124'000'000;
+  flags.rows = flags.rows > 0 ? flags.rows : cpu ? 64 : 8192;
+  try {
+    Print(device->name(), Bench(device, flags).Run(), flags.json);
+  } catch (const StatusError& error) {
+    std::fprintf(stderr, "%s: %s\n", argv[0], error.what());
+    return ExitCode(error.status());
+  }
+  return 0;
+}
+
+}  // namespace cohort

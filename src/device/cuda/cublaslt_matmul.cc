@@ -1,0 +1,241 @@
+// Products on cuBLASLt, which takes matrices by columns: ours, by rows, are their transposes to it,
+// and it is asked for c' = op(b)' op(a)'. What runs along n, as the bias, are its rows.
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <map>
+#include <mutex>
+#include <string>
+#include <tuple>
+#include <utility>
+
+#include "cuda/cuda_common.h"
+#include "cuda/layout.h"
+#include "cuda/libraries.h"
+#include "cuda/stopwatch.h"
+
+namespace cohort::cuda {
+namespace {
+
+constexpr int kCandidates = 8;
+constexpr int kTimed = 3;  // runs of each
+// The library's first guess stays unless another is so much faster: what noise decides should be
+// rare.
+constexpr float kWorthwhile = 0.9F;
+
+// How pointers are aligned, as an index: to 16 bytes, 8, or 4.
+constexpr std::array<std::uint32_t, 3> kAlignments = {16, 8, 4};
+
+std::size_t AlignmentOf(std::initializer_list<const void*> pointers) {
+  std::uintptr_t bits = 0;
+  for (const void* const p : pointers) {
+    bits |= reinterpret_cast<std::uintptr_t>(p);
+  }
+  return bits % 16 == 0 ? 0 : bits % 8 == 0 ? 1 : 2;
+}
+
+std::string Text(const MatMulSpec& s) {
+  return "a product [" + std::to_string(s.m) + "," + std::to_string(s.k) + "] x [" +
+         std::to_string(s.k) + "," + std::to_string(s.n) + "]";
+}
+
+// Choices that were measured, for all tables of the process: replicas compute alike.
+struct Choices {
+  using Key = std::tuple<int, bool, MatMulSpec, std::size_t>;  // GPU, TF32, spec, alignment
+  std::mutex mutex;
+  std::map<Key, cublasLtMatmulAlgo_t> algorithms;
+
+  static Choices& OfProcess() {
+    static auto& choices = *new Choices;
+    return choices;
+  }
+};
+
+class CublasLtMatMul final : public MatMulPlan {
+ public:
+  CublasLtMatMul(Libraries& libraries, const MatMulSpec& spec)
+      : libraries_(libraries), calls_(*libraries.handles().calls), spec_(spec), text_(Text(spec)) {
+    if (empty()) {
+      return;
+    }
+    try {
+      Describe();
+    } catch (...) {
+      Destroy();
+      throw;
+    }
+  }
+  ~CublasLtMatMul() override { Destroy(); }
+  CublasLtMatMul(const CublasLtMatMul&) = delete;
+  CublasLtMatMul& operator=(const CublasLtMatMul&) = delete;
+
+  void Run(Stream& stream, const float* a, const float* b, const float* bias, float* c) override {
+    if (empty()) {
+      FillRows(stream, spec_.m, spec_.n, spec_.bias ? bias : nullptr, spec_.activation, c);
+      return;
+    }
+    const cudaStream_t native = Native(stream);
+    const std::size_t alignment = AlignmentOf({a, b, c, spec_.bias ? bias : nullptr});
+    if (spec_.bias) {
+      OrThrow(CublasStatus(calls_,
+                           calls_.cublasLtMatmulDescSetAttribute(
+                               product_, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof(bias)),
+                           text_));
+    }
+    if (!chosen_[alignment]) {
+      Choose(stream, alignment, a, b, c);
+    }
+    const cublasStatus_t status = Put(native, algorithms_[alignment], a, b, c);
+    if (status != CUBLAS_STATUS_SUCCESS) {
+      Fail(stream, CublasStatus(calls_, status, text_));
+    }
+    Launched(stream, "a product");
+  }
+
+ private:
+  bool empty() const { return spec_.m == 0 || spec_.n == 0 || spec_.k == 0; }
+
+  void Describe() {
+    const auto check = [&](cublasStatus_t status) { OrThrow(CublasStatus(calls_, status, text_)); };
+    const auto set = [&](cublasLtMatmulDescAttributes_t attribute, const auto& value) {
+      check(calls_.cublasLtMatmulDescSetAttribute(product_, attribute, &value, sizeof(value)));
+    };
+    const auto layout = [&](cublasLtMatrixLayout_t& made, std::int64_t columns, std::int64_t rows) {
+      // By rows [rows, columns]; to the library columns x rows.
+      check(calls_.cublasLtMatrixLayoutCreate(&made, CUDA_R_32F,
+                                              static_cast<std::uint64_t>(columns),
+                                              static_cast<std::uint64_t>(rows), columns));
+    };
+    check(calls_.cublasLtMatmulDescCreate(
+        &product_, libraries_.tf32() ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F,
+        CUDA_R_32F));
+    // Its first operand is b.
+    set(CUBLASLT_MATMUL_DESC_TRANSA, spec_.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N);
+    set(CUBLASLT_MATMUL_DESC_TRANSB, spec_.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N);
+    const bool relu = spec_.activation == Activation::kRelu;
+    set(CUBLASLT_MATMUL_DESC_EPILOGUE,
+        spec_.bias ? (relu ? CUBLASLT_EPILOGUE_RELU_BIAS : CUBLASLT_EPILOGUE_BIAS)
+                   : (relu ? CUBLASLT_EPILOGUE_RELU : CUBLASLT_EPILOGUE_DEFAULT));
+    layout(b_, spec_.transpose_b ? spec_.k : spec_.n, spec_.transpose_b ? spec_.n : spec_.k);
+    layout(a_, spec_.transpose_a ? spec_.m : spec_.k, spec_.transpose_a ? spec_.k : spec_.m);
+    layout(c_, spec_.n, spec_.m);
+  }
+
+  void Destroy() {
+    for (const cublasLtMatrixLayout_t layout : {a_, b_, c_}) {
+      if (layout != nullptr) {
+        (void)calls_.cublasLtMatrixLayoutDestroy(layout);
+      }
+    }
+    if (product_ != nullptr) {
+      (void)calls_.cublasLtMatmulDescDestroy(product_);
+    }
+  }
+
+  cublasStatus_t Put(cudaStream_t stream, const cublasLtMatmulAlgo_t& algorithm, const float* a,
+                     const float* b, float* c) {
+    const float one = 1.0F;
+    const float zero = 0.0F;
+    return calls_.cublasLtMatmul(libraries_.handles().cublas, product_, &one, b, b_, a, a_, &zero,
+                                 c, c_, c, c_, &algorithm, libraries_.Scratch(kLeastScratch),
+                                 kLeastScratch, stream);
+  }
+
+  // The library's guesses for that alignment, best first.
+  int Guess(std::size_t alignment,
+            std::array<cublasLtMatmulHeuristicResult_t, kCandidates>& guesses) {
+    const auto check = [&](cublasStatus_t status) { OrThrow(CublasStatus(calls_, status, text_)); };
+    cublasLtMatmulPreference_t preference = nullptr;
+    check(calls_.cublasLtMatmulPreferenceCreate(&preference));
+    const auto destroy = [&](cublasLtMatmulPreference_t p) {
+      (void)calls_.cublasLtMatmulPreferenceDestroy(p);
+    };
+    const std::unique_ptr<std::remove_pointer_t<cublasLtMatmulPreference_t>, decltype(destroy)>
+        owner(preference, destroy);
+    const auto set = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
+      check(calls_.cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value,
+                                                        sizeof(value)));
+    };
+    const std::size_t workspace = kLeastScratch;
+    set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, workspace);
+    for (const auto attribute :
+         {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+          CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
+      set(attribute, kAlignments[alignment]);
+    }
+    int count = 0;
+    const cublasStatus_t status =
+        calls_.cublasLtMatmulAlgoGetHeuristic(libraries_.handles().cublas, product_, b_, a_, c_, c_,
+                                              preference, kCandidates, guesses.data(), &count);
+    if (status != CUBLAS_STATUS_SUCCESS) {
+      return 0;
+    }
+    const auto end = std::remove_if(guesses.begin(), guesses.begin() + count,
+                                    [](const auto& g) { return g.state != CUBLAS_STATUS_SUCCESS; });
+    return static_cast<int>(end - guesses.begin());
+  }
+
+  // By measurement, or, while a graph is recorded, by guess.
+  void Choose(Stream& stream, std::size_t alignment, const float* a, const float* b, float* c) {
+    Choices& choices = Choices::OfProcess();
+    const Choices::Key key{libraries_.ordinal(), libraries_.tf32(), spec_, alignment};
+    {
+      const std::lock_guard lock(choices.mutex);
+      if (const auto known = choices.algorithms.find(key); known != choices.algorithms.end()) {
+        algorithms_[alignment] = known->second;
+        chosen_[alignment] = true;
+        return;
+      }
+    }
+    std::array<cublasLtMatmulHeuristicResult_t, kCandidates> guesses{};
+    const int count = Guess(alignment, guesses);
+    Require(count > 0, text_ + ": cuBLASLt has no way to compute it");
+    algorithms_[alignment] = guesses[0].algo;
+    if (Capturing(stream)) {
+      return;  // measured by the first run outside
+    }
+    const cudaStream_t native = Native(stream);
+    Stopwatch watch;
+    float best = Stopwatch::kNever;
+    for (int i = 0; i < count && count > 1; ++i) {
+      const cublasLtMatmulAlgo_t& algorithm = guesses[static_cast<std::size_t>(i)].algo;
+      const auto run = [&](int times) {
+        bool ok = true;
+        for (int t = 0; ok && t < times; ++t) {
+          ok = Put(native, algorithm, a, b, c) == CUBLAS_STATUS_SUCCESS;
+        }
+        return ok;
+      };
+      if (!run(1)) {
+        continue;
+      }
+      const float time = watch.Time(native, [&] { return run(kTimed); });
+      if (time < kWorthwhile * best) {
+        best = time;
+        algorithms_[alignment] = algorithm;
+      }
+    }
+    const std::lock_guard lock(choices.mutex);
+    algorithms_[alignment] =
+        choices.algorithms.try_emplace(key, algorithms_[alignment]).first->second;
+    chosen_[alignment] = true;
+  }
+
+  Libraries& libraries_;
+  const LibraryCalls& calls_;
+  const MatMulSpec spec_;
+  const std::string text_;
+  cublasLtMatmulDesc_t product_ = nullptr;
+  cublasLtMatrixLayout_t a_ = nullptr, b_ = nullptr, c_ = nullptr;
+  std::array<cublasLtMatmulAlgo_t, kAlignments.size()> algorithms_{};
+  std::array<bool, kAlignments.size()> chosen_{};
+};
+
+}  // namespace
+
+std::unique_ptr<MatMulPlan> MakeMatMul(Libraries& libraries, const MatMulSpec& spec) {
+  return std::make_unique<CublasLtMatMul>(libraries, spec);
+}
+
+}  // namespace cohort::cuda

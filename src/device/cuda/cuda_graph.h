@@ -1,0 +1,17 @@
+#pragma once
+
+#include <cohort/device/device.h>
+
+#include <functional>
+#include <memory>
+
+#include "cuda/cuda_stream.h"
+
+namespace cohort::cuda {
+
+// See Device::Capture. StatusError if what `feed` put on the stream can't be a graph; whatever
+// `feed` throws.
+std::unique_ptr<Graph> CaptureGraph(const std::shared_ptr<StreamState>& state,
+                                    const std::function<void()>& feed);
+
+}  // namespace cohort::cuda

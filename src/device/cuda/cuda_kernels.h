@@ -1,0 +1,110 @@
+// A GPU's table. Plans are cached by their spec; each kernel is in the file of its kind, as the
+// CPU's: elementwise.cu, rows.cu, reductions.cu, row_groups.cu, losses.cu, ...
+//
+// Sums have one order for one size: the same inputs give the same bits in every run. Kernels that
+// move memory read and write it once, four elements at a time where rows are aligned.
+
+#pragma once
+
+#include <cohort/device/device.h>
+#include <cohort/device/kernels.h>
+
+#include <map>
+#include <memory>
+
+#include "cuda/plans.h"
+
+namespace cohort::cuda {
+
+class CudaKernels final : public Kernels {
+ public:
+  CudaKernels(std::shared_ptr<Device> device, int ordinal, bool tf32);
+
+  int threads() const override { return 1; }
+  MatMulPlan& MatMul(const MatMulSpec& spec) override;
+  ConvPlan& Conv(const ConvSpec& spec) override;
+  PoolPlan& Pool(const PoolSpec& spec) override;
+  AttentionPlan& Attention(const AttentionSpec& spec) override;
+
+  void Fill(Stream& stream, FloatSpan y, float value) override;
+  void Copy(Stream& stream, ConstFloatSpan x, FloatSpan y) override;
+  void Add(Stream& stream, ConstFloatSpan a, ConstFloatSpan b, FloatSpan y) override;
+  void Multiply(Stream& stream, ConstFloatSpan a, ConstFloatSpan b, FloatSpan y) override;
+  void Activate(Stream& stream, Activation f, ConstFloatSpan x, FloatSpan y) override;
+  void ActivateBackward(Stream& stream, Activation f, ConstFloatSpan x, ConstFloatSpan y,
+                        ConstFloatSpan dy, FloatSpan dx) override;
+  void Dropout(Stream& stream, const DropoutSpec& spec, ConstFloatSpan x, FloatSpan y) override;
+
+  void CopyRows(Stream& stream, RowsOf size, Strided from, Strided to) override;
+  void SumRows(Stream& stream, RowsOf size, ConstFloatSpan x, FloatSpan sums) override;
+  void ReluBackwardSumRows(Stream& stream, RowsOf size, ConstFloatSpan y, FloatSpan dy,
+                           FloatSpan sums) override;
+  void SumMiddle(Stream& stream, const MiddleOf& size, float scale, ConstFloatSpan x,
+                 FloatSpan y) override;
+  void SumMiddleBackward(Stream& stream, const MiddleOf& size, float scale, ConstFloatSpan dy,
+                         FloatSpan dx) override;
+  void Softmax(Stream& stream, RowsOf size, ConstFloatSpan x, FloatSpan y) override;
+  void SoftmaxBackward(Stream& stream, RowsOf size, ConstFloatSpan y, ConstFloatSpan dy,
+                       FloatSpan dx) override;
+  void Gather(Stream& stream, Indices ids, RowsOf table_size, ConstFloatSpan table,
+              FloatSpan y) override;
+  void ScatterAdd(Stream& stream, Indices ids, RowsOf table_size, ConstFloatSpan dy,
+                  FloatSpan dtable) override;
+  void PairDots(Stream& stream, std::int64_t batch, RowsOf size, ConstFloatSpan x,
+                FloatSpan y) override;
+  void PairDotsBackward(Stream& stream, std::int64_t batch, RowsOf size, ConstFloatSpan x,
+                        ConstFloatSpan dy, FloatSpan dx) override;
+
+  void LayerNorm(Stream& stream, const NormArguments& n) override;
+  void LayerNormBackward(Stream& stream, const NormBackwardArguments& n) override;
+  void SumSquaresRows(Stream& stream, RowsOf size, ConstFloatSpan x, ConstFloatSpan center,
+                      FloatSpan sums) override;
+  void DivideByCount(Stream& stream, ConstFloatSpan sums, ConstFloatSpan count,
+                     FloatSpan y) override;
+  void FinishMoments(Stream& stream, const MomentsArguments& m) override;
+  void BatchNorm(Stream& stream, const NormArguments& n) override;
+  void BatchNormBackwardSums(Stream& stream, const NormBackwardArguments& n,
+                             FloatSpan sums) override;
+  void BatchNormBackward(Stream& stream, const NormBackwardArguments& n, ConstFloatSpan sums,
+                         ConstFloatSpan count) override;
+
+  void SoftmaxCrossEntropy(Stream& stream, const LossArguments& l, FloatSpan loss) override;
+  void SigmoidCrossEntropy(Stream& stream, const LossArguments& l, FloatSpan loss) override;
+  void MeanSquaredError(Stream& stream, const LossArguments& l, FloatSpan loss) override;
+  void SoftmaxCrossEntropyBackward(Stream& stream, const LossArguments& l, ConstFloatSpan loss,
+                                   ConstFloatSpan dloss, FloatSpan dx) override;
+  void SigmoidCrossEntropyBackward(Stream& stream, const LossArguments& l, ConstFloatSpan loss,
+                                   ConstFloatSpan dloss, FloatSpan dx) override;
+  void MeanSquaredErrorBackward(Stream& stream, const LossArguments& l, ConstFloatSpan loss,
+                                ConstFloatSpan dloss, FloatSpan dx) override;
+
+  void Update(Stream& stream, const UpdateRule& rule, std::span<const UpdatePart> parts) override;
+  void SumSquares(Stream& stream, ConstFloatSpan x, std::span<double> sum) override;
+
+ private:
+  // Scratch memory for what is put on the stream next.
+  template <typename T>
+  T* Scratch(std::int64_t count) {
+    return reinterpret_cast<T*>(
+        libraries_.Scratch(static_cast<std::size_t>(count) * sizeof(T)));
+  }
+  // The weighted mean of `row_losses` (already times their weights) and the sum of weights.
+  void FinishLoss(Stream& stream, const LossArguments& l, double* row_losses,
+                  FloatSpan loss);
+
+  Libraries libraries_;
+  const int processors_;             // that the GPU has
+  const std::int64_t shared_bytes_;  // that a block may ask for, less what kernels declare
+  std::map<MatMulSpec, std::unique_ptr<MatMulPlan>> matmuls_;
+  std::map<ConvSpec, std::unique_ptr<ConvPlan>> convs_;
+  std::map<PoolSpec, std::unique_ptr<PoolPlan>> pools_;
+  std::map<AttentionSpec, std::unique_ptr<AttentionPlan>> attentions_;
+};
+
+// `tf32`: as Libraries.
+std::unique_ptr<Kernels> MakeCudaKernels(std::shared_ptr<Device> device, int ordinal, bool tf32);
+
+// attention.cu. `libraries` must outlive it.
+std::unique_ptr<AttentionPlan> MakeAttention(Libraries& libraries, const AttentionSpec& spec);
+
+}  // namespace cohort::cuda

@@ -1,0 +1,149 @@
+// How kernels are laid over elements and over rows: grids, and accesses of four elements at once.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "cuda/cuda_common.h"
+
+namespace cohort::cuda {
+
+constexpr int kThreads = 256;
+constexpr std::int64_t kMostBlocks = (std::int64_t{1} << 31) - 1;  // of a grid's first dimension
+constexpr std::int64_t kMostBlocksY = 65535;
+
+constexpr std::int64_t CeilDiv(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+inline unsigned Blocks(std::int64_t items, std::int64_t per_block) {
+  return static_cast<unsigned>(std::clamp<std::int64_t>(CeilDiv(items, per_block), 1, kMostBlocks));
+}
+
+template <typename T, int V>
+struct alignas(sizeof(T) * V) Vec {
+  T v[V];
+};
+template <int V>
+using Floats = Vec<float, V>;
+
+template <int V>
+__device__ __forceinline__ Floats<V> Load(const float* from) {
+  return *reinterpret_cast<const Floats<V>*>(from);
+}
+template <int V>
+__device__ __forceinline__ void Store(float* to, const Floats<V>& value) {
+  *reinterpret_cast<Floats<V>*>(to) = value;
+}
+
+// Whether four elements may be accessed at once at each of the addresses. nullptr may.
+template <typename... Pointers>
+bool Aligned16(const Pointers*... pointers) {
+  return ((reinterpret_cast<std::uintptr_t>(pointers) % 16 == 0) && ...);
+}
+
+// How a block of kThreads covers a tile of rows: `across` threads side by side on columns (each
+// with V elements), the others on further rows. Both are powers of two.
+struct RowTiles {
+  dim3 grid, block;
+};
+
+inline RowTiles TileRows(std::int64_t rows, std::int64_t columns, int width) {
+  const std::int64_t vectors = CeilDiv(columns, width);
+  unsigned across = 1;
+  while (across < kThreads && across < vectors) {
+    across *= 2;
+  }
+  const unsigned down = kThreads / across;
+  return {dim3(Blocks(rows, down), static_cast<unsigned>(
+                                       std::clamp<std::int64_t>(CeilDiv(vectors, across), 1, kMostBlocksY))),
+          dim3(across, down)};
+}
+
+// body(r, c) for each group of V columns that this thread has; of a launch with TileRows. V divides
+// `columns`.
+template <int V, typename Body>
+__device__ __forceinline__ void ForTile(std::int64_t rows, std::int64_t columns, const Body& body) {
+  const std::int64_t row_step = static_cast<std::int64_t>(gridDim.x) * blockDim.y;
+  const std::int64_t column_step = static_cast<std::int64_t>(gridDim.y) * blockDim.x * V;
+  for (std::int64_t r = static_cast<std::int64_t>(blockIdx.x) * blockDim.y + threadIdx.y; r < rows;
+       r += row_step) {
+    for (std::int64_t c = (static_cast<std::int64_t>(blockIdx.y) * blockDim.x + threadIdx.x) * V;
+         c < columns; c += column_step) {
+      body(r, c);
+    }
+  }
+}
+
+template <int V, typename Body>
+__global__ void __launch_bounds__(kThreads)
+    TileKernel(std::int64_t rows, std::int64_t columns, Body body) {
+  ForTile<V>(rows, columns, body);
+}
+
+// Runs body.template operator()<V>... of each (row, group of columns). `Make<V>` is the functor's
+// type: called with (r, c).
+template <template <int> class Body, typename... Arguments>
+void LaunchTile(Stream& stream, const char* what, bool vectors, std::int64_t rows,
+                std::int64_t columns, const Arguments&... arguments) {
+  if (rows == 0 || columns == 0) {
+    return;
+  }
+  const cudaStream_t native = Native(stream);
+  if (vectors && columns % 4 == 0) {
+    const RowTiles tiles = TileRows(rows, columns, 4);
+    TileKernel<4><<<tiles.grid, tiles.block, 0, native>>>(rows, columns, Body<4>{arguments...});
+  } else {
+    const RowTiles tiles = TileRows(rows, columns, 1);
+    TileKernel<1><<<tiles.grid, tiles.block, 0, native>>>(rows, columns, Body<1>{arguments...});
+  }
+  Launched(stream, what);
+}
+
+// --- sums and maxima over the threads of a warp, and of a block
+
+constexpr unsigned kAllLanes = 0xFFFFFFFFU;
+
+template <typename T>
+__device__ __forceinline__ T WarpSum(T value) {
+  for (int offset = 16; offset > 0; offset /= 2) {
+    value += __shfl_xor_sync(kAllLanes, value, offset);
+  }
+  return value;
+}
+
+__device__ __forceinline__ float WarpMax(float value) {
+  for (int offset = 16; offset > 0; offset /= 2) {
+    value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, offset));
+  }
+  return value;
+}
+
+// The sum over a block of kSize threads, for all of them. Every thread must call it. `shared` has
+// room for kSize / 32 values, and is free again when it returns.
+template <int kSize, typename T>
+__device__ __forceinline__ T BlockSum(T value, T* shared) {
+  static_assert(kSize % 32 == 0 && kSize <= 1024);
+  value = WarpSum(value);
+  if (threadIdx.x % 32 == 0) {
+    shared[threadIdx.x / 32] = value;
+  }
+  __syncthreads();
+  value = threadIdx.x % 32 < kSize / 32 ? shared[threadIdx.x % 32] : T(0);
+  value = WarpSum(value);
+  __syncthreads();
+  return value;
+}
+
+template <int kSize>
+__device__ __forceinline__ float BlockMax(float value, float* shared) {
+  value = WarpMax(value);
+  if (threadIdx.x % 32 == 0) {
+    shared[threadIdx.x / 32] = value;
+  }
+  __syncthreads();
+  value = WarpMax(shared[threadIdx.x % 32 % (kSize / 32)]);
+  __syncthreads();
+  return value;
+}
+
+}  // namespace cohort::cuda

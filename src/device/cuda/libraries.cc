@@ -1,0 +1,110 @@
+#include "cuda/libraries.h"
+
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "cuda/cuda_common.h"
+#include "cuda/gpu.h"
+
+namespace cohort::cuda {
+namespace {
+
+const std::string kCublasLt = "libcublasLt.so." + std::to_string(CUBLAS_VER_MAJOR);
+const std::string kCudnn = "libcudnn.so." + std::to_string(CUDNN_MAJOR);
+
+// Where the loader looks, or else where they were when this was built.
+Result<void*> Open(const std::string& name) {
+  if (void* const library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL); library != nullptr) {
+    return library;
+  }
+  const char* const reason = dlerror();
+  const std::string text = reason == nullptr ? name : reason;
+  const std::string built = std::string(COHORT_CUDA_LIBRARIES) + "/" + name;
+  if (void* const library = dlopen(built.c_str(), RTLD_NOW | RTLD_LOCAL); library != nullptr) {
+    return library;
+  }
+  return FailedPrecondition("a GPU needs " + name + ": " + text +
+                            " [install it, or put its folder into LD_LIBRARY_PATH]");
+}
+
+template <typename Call>
+Status Find(void* library, const std::string& from, const char* name, Call& call) {
+  call = reinterpret_cast<Call>(dlsym(library, name));
+  if (call == nullptr) {
+    return FailedPrecondition(from + " has no " + name + " [install a newer one]");
+  }
+  return {};
+}
+
+Result<LibraryCalls> Load() {
+  LibraryCalls calls;
+  COHORT_ASSIGN_OR_RETURN(void* const cublas, Open(kCublasLt));
+  COHORT_ASSIGN_OR_RETURN(void* const cudnn, Open(kCudnn));
+#define COHORT_FIND_CUBLAS(name) COHORT_RETURN_IF_ERROR(Find(cublas, kCublasLt, #name, calls.name));
+#define COHORT_FIND_CUDNN(name) COHORT_RETURN_IF_ERROR(Find(cudnn, kCudnn, #name, calls.name));
+  COHORT_CUBLASLT_CALLS(COHORT_FIND_CUBLAS)
+  COHORT_CUDNN_CALLS(COHORT_FIND_CUDNN)
+#undef COHORT_FIND_CUBLAS
+#undef COHORT_FIND_CUDNN
+  return calls;
+}
+
+}  // namespace
+
+Result<const LibraryCalls*> LoadLibraries() {
+  static const Result<LibraryCalls> calls = Load();
+  if (!calls.ok()) {
+    return calls.status();
+  }
+  return &calls.value();
+}
+
+Status CublasStatus(const LibraryCalls& calls, cublasStatus_t status, std::string_view what) {
+  if (status == CUBLAS_STATUS_SUCCESS) {
+    return {};
+  }
+  return Internal(std::string(what) + ": " + calls.cublasLtGetStatusName(status));
+}
+
+Status CudnnStatus(const LibraryCalls& calls, cudnnStatus_t status, std::string_view what) {
+  if (status == CUDNN_STATUS_SUCCESS) {
+    return {};
+  }
+  return Internal(std::string(what) + ": " + calls.cudnnGetErrorString(status));
+}
+
+Libraries::Libraries(std::shared_ptr<Device> device, int ordinal, bool tf32)
+    : device_(std::move(device)),
+      ordinal_(ordinal),
+      tf32_(tf32),
+      handles_(std::make_unique<LibraryHandles>()) {
+  handles_->calls = OrThrow(LoadLibraries());
+  const LibraryCalls& calls = *handles_->calls;
+  UseGpu(ordinal);
+  OrThrow(CublasStatus(calls, calls.cublasLtCreate(&handles_->cublas), "starting cuBLASLt"));
+  const cudnnStatus_t status = calls.cudnnCreate(&handles_->cudnn);
+  if (status != CUDNN_STATUS_SUCCESS) {
+    (void)calls.cublasLtDestroy(handles_->cublas);
+    OrThrow(CudnnStatus(calls, status, "starting cuDNN"));
+  }
+}
+
+Libraries::~Libraries() {
+  UseGpu(ordinal_);
+  (void)handles_->calls->cudnnDestroy(handles_->cudnn);
+  (void)handles_->calls->cublasLtDestroy(handles_->cublas);
+  (void)cudaGetLastError();
+}
+
+std::byte* Libraries::Scratch(std::size_t bytes) {
+  if (scratch_.empty() || bytes > scratch_bytes_) {
+    const std::size_t size = std::max({bytes, 2 * scratch_bytes_, kLeastScratch});
+    scratch_.push_back(device_->Allocate(size, "scratch memory of products and convolutions"));
+    scratch_bytes_ = size;
+  }
+  return scratch_.back().get();
+}
+
+}  // namespace cohort::cuda

@@ -1,0 +1,490 @@
+#include <cmath>
+
+#include "cuda/column_sums.cuh"
+#include "cuda/cuda_kernels.h"
+#include "cuda/row_groups.cuh"
+
+namespace cohort::cuda {
+namespace {
+
+struct LayerNormRow {
+  static constexpr int kKept = 1;
+  const float* x;
+  const float* scale;
+  const float* offset;
+  float* mean;
+  float* inverse_deviation;
+  float* y;
+  float epsilon;
+
+  template <typename Row, typename Group>
+  __device__ void operator()(const Group& group, std::int64_t r, std::int64_t columns,
+                             Row (&kept)[kKept]) const {
+    constexpr int V = Row::kWidth;
+    const float* const in = x + r * columns;
+    float* const out = y + r * columns;
+    const float share = columns == 0 ? 0.0F : 1.0F / static_cast<float>(columns);
+    kept[0].From(in);
+    float sum = 0;
+    Row::Slots(group, columns, [&](int k, std::int64_t c) {
+      const Floats<V> value = Load<V>(in + c);
+      kept[0].Set(k, c, value);
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        sum += value.v[i];
+      }
+    });
+    const float center = group.Sum(sum) * share;
+    float squares = 0;
+    Row::Slots(group, columns, [&](int k, std::int64_t c) {
+      const Floats<V> value = kept[0].Get(k, c);
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        const float d = value.v[i] - center;
+        squares += d * d;
+      }
+    });
+    const float inverse = 1.0F / sqrtf(group.Sum(squares) * share + epsilon);
+    Row::Slots(group, columns, [&](int k, std::int64_t c) {
+      Floats<V> value = kept[0].Get(k, c);
+      const Floats<V> slope = Load<V>(scale + c);
+      const Floats<V> base = Load<V>(offset + c);
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        value.v[i] = (value.v[i] - center) * inverse * slope.v[i] + base.v[i];
+      }
+      Store<V>(out + c, value);
+    });
+    if (group.thread() == 0) {
+      mean[r] = center;
+      inverse_deviation[r] = inverse;
+    }
+  }
+};
+
+struct LayerNormGradient {
+  const float* x;
+  const float* scale;
+  const float* mean;
+  const float* inverse_deviation;
+  const float* dy;
+  float* dx;  // nullptr: not wanted
+};
+
+// dx of one row: inverse * (g - mean(g) - xhat * mean(g * xhat)), g = dy * scale. What the rows kept
+// are in the end: xhat, dy.
+template <typename Row, typename Group>
+__device__ __forceinline__ void LayerNormRowBackward(const LayerNormGradient& n,
+                                                     const Group& group, std::int64_t r,
+                                                     std::int64_t columns, Row (&kept)[2]) {
+  constexpr int V = Row::kWidth;
+  const float* const in = n.x + r * columns;
+  const float* const gradient = n.dy + r * columns;
+  const float center = n.mean[r];
+  const float inverse = n.inverse_deviation[r];
+  kept[0].From(in);
+  kept[1].From(gradient);
+  float g_sum = 0;
+  float gx_sum = 0;
+  Row::Slots(group, columns, [&](int k, std::int64_t c) {
+    const Floats<V> value = Load<V>(in + c);
+    const Floats<V> g = Load<V>(gradient + c);
+    const Floats<V> slope = Load<V>(n.scale + c);
+    kept[0].Set(k, c, value);
+    kept[1].Set(k, c, g);
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      const float scaled = g.v[i] * slope.v[i];
+      g_sum += scaled;
+      gx_sum += scaled * ((value.v[i] - center) * inverse);
+    }
+  });
+  if (n.dx == nullptr) {
+    return;
+  }
+  const float share = 1.0F / static_cast<float>(columns);
+  const float g_mean = group.Sum(g_sum) * share;
+  const float gx_mean = group.Sum(gx_sum) * share;
+  Row::Slots(group, columns, [&](int k, std::int64_t c) {
+    const Floats<V> value = kept[0].Get(k, c);
+    const Floats<V> g = kept[1].Get(k, c);
+    const Floats<V> slope = Load<V>(n.scale + c);
+    Floats<V> out;
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      const float xhat = (value.v[i] - center) * inverse;
+      out.v[i] = inverse * (g.v[i] * slope.v[i] - g_mean - xhat * gx_mean);
+    }
+    Store<V>(n.dx + r * columns + c, out);
+  });
+}
+
+struct LayerNormBackwardRow {
+  static constexpr int kKept = 2;
+  LayerNormGradient n;
+  template <typename Row, typename Group>
+  __device__ void operator()(const Group& group, std::int64_t r, std::int64_t columns,
+                             Row (&kept)[kKept]) const {
+    LayerNormRowBackward(n, group, r, columns, kept);
+  }
+};
+
+// The same together with the sums down columns of the block's chunk of rows: partial [block, 2,
+// columns] = dy, dy * xhat. Each group adds up its rows in order, then the groups of the block.
+template <typename Group, int V, int kRuns>
+__global__ void __launch_bounds__(kThreads)
+    LayerNormBackwardKernel(std::int64_t rows, std::int64_t columns, std::int64_t chunk_rows,
+                            LayerNormGradient n, float* partial) {
+  using Row = RegisterRow<V, kRuns>;
+  constexpr int kGroups = Group::kPerBlock;
+  __shared__ float shared[Group::kShared];
+  const Group group(shared);
+  const int of_block = static_cast<int>(threadIdx.x) / Group::kSize;
+  const std::int64_t begin = blockIdx.x * chunk_rows;
+  const std::int64_t end = min(rows, begin + chunk_rows);
+  Row offset_sums;
+  Row scale_sums;
+#pragma unroll
+  for (int k = 0; k < kRuns; ++k) {
+    offset_sums.Set(k, 0, {});
+    scale_sums.Set(k, 0, {});
+  }
+  for (std::int64_t r = begin + of_block; r < end; r += kGroups) {
+    Row kept[2];
+    LayerNormRowBackward(n, group, r, columns, kept);
+    const float center = n.mean[r];
+    const float inverse = n.inverse_deviation[r];
+    Row::Slots(group, columns, [&](int k, std::int64_t c) {
+      const Floats<V> value = kept[0].Get(k, c);
+      const Floats<V> g = kept[1].Get(k, c);
+      Floats<V> offset_sum = offset_sums.Get(k, c);
+      Floats<V> scale_sum = scale_sums.Get(k, c);
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        offset_sum.v[i] += g.v[i];
+        scale_sum.v[i] += g.v[i] * ((value.v[i] - center) * inverse);
+      }
+      offset_sums.Set(k, c, offset_sum);
+      scale_sums.Set(k, c, scale_sum);
+    });
+  }
+  float* const sums = partial + static_cast<std::int64_t>(blockIdx.x) * 2 * columns;
+  if constexpr (kGroups == 1) {
+    Row::Slots(group, columns, [&](int k, std::int64_t c) {
+      Store<V>(sums + c, offset_sums.Get(k, c));
+      Store<V>(sums + columns + c, scale_sums.Get(k, c));
+    });
+  } else {
+    __shared__ __align__(16) float of_groups[2][kWarpColumns];
+    for (int i = 0; i < kGroups; ++i) {
+      if (of_block == i) {
+        Row::Slots(group, columns, [&](int k, std::int64_t c) {
+          Floats<V> offset_sum = offset_sums.Get(k, c);
+          Floats<V> scale_sum = scale_sums.Get(k, c);
+          if (i > 0) {
+            const Floats<V> offset_before = Load<V>(&of_groups[0][c]);
+            const Floats<V> scale_before = Load<V>(&of_groups[1][c]);
+#pragma unroll
+            for (int j = 0; j < V; ++j) {
+              offset_sum.v[j] += offset_before.v[j];
+              scale_sum.v[j] += scale_before.v[j];
+            }
+          }
+          Store<V>(&of_groups[0][c], offset_sum);
+          Store<V>(&of_groups[1][c], scale_sum);
+        });
+      }
+      __syncthreads();
+    }
+    for (std::int64_t c = threadIdx.x; c < columns; c += kThreads) {
+      sums[c] = of_groups[0][c];
+      sums[columns + c] = of_groups[1][c];
+    }
+  }
+}
+
+template <int V>
+void LaunchLayerNormBackward(Stream& stream, std::int64_t rows, std::int64_t columns,
+                             std::int64_t blocks, std::int64_t chunk_rows,
+                             const LayerNormGradient& n, float* partial) {
+  const cudaStream_t native = Native(stream);
+  const auto launch = [&]<typename Group>(Group*) {
+    const std::int64_t each = CeilDiv(columns, Group::kSize);
+    const auto grid = static_cast<unsigned>(blocks);
+    if (each <= 8) {
+      LayerNormBackwardKernel<Group, V, 8 / V>
+          <<<grid, kThreads, 0, native>>>(rows, columns, chunk_rows, n, partial);
+    } else if (each <= 16) {
+      LayerNormBackwardKernel<Group, V, 16 / V>
+          <<<grid, kThreads, 0, native>>>(rows, columns, chunk_rows, n, partial);
+    } else if (each <= 24) {
+      LayerNormBackwardKernel<Group, V, 24 / V>
+          <<<grid, kThreads, 0, native>>>(rows, columns, chunk_rows, n, partial);
+    } else {
+      LayerNormBackwardKernel<Group, V, 32 / V>
+          <<<grid, kThreads, 0, native>>>(rows, columns, chunk_rows, n, partial);
+    }
+  };
+  if (columns <= kWarpColumns) {
+    launch(static_cast<WarpGroup*>(nullptr));
+  } else {
+    launch(static_cast<BlockGroup<kThreads>*>(nullptr));
+  }
+  Launched(stream, "LayerNormBackward");
+}
+
+// dy * xhat, where rows have their own moments (layer norm) or columns do (batch norm).
+template <bool kByRow>
+struct GradientTimesXhat {
+  const float* x;
+  const float* mean;
+  const float* inverse_deviation;
+  const float* dy;
+  std::int64_t columns;
+  template <int V>
+  __device__ Floats<V> Of(std::int64_t r, std::int64_t c, const Floats<V>& g) const {
+    Floats<V> value = Load<V>(x + r * columns + c);
+    Floats<V> center;
+    Floats<V> inverse;
+    if constexpr (kByRow) {
+#pragma unroll
+      for (int k = 0; k < V; ++k) {
+        center.v[k] = mean[r];
+        inverse.v[k] = inverse_deviation[r];
+      }
+    } else {
+      center = Load<V>(mean + c);
+      inverse = Load<V>(inverse_deviation + c);
+    }
+#pragma unroll
+    for (int k = 0; k < V; ++k) {
+      value.v[k] = g.v[k] * ((value.v[k] - center.v[k]) * inverse.v[k]);
+    }
+    return value;
+  }
+  template <int V>
+  __device__ void At(std::int64_t r, std::int64_t c, Floats<V> (&values)[1]) const {
+    values[0] = Of<V>(r, c, Load<V>(dy + r * columns + c));
+  }
+  template <int V>
+  __device__ void At(std::int64_t r, std::int64_t c, Floats<V> (&values)[2]) const {
+    values[0] = Load<V>(dy + r * columns + c);
+    values[1] = Of<V>(r, c, values[0]);
+  }
+};
+
+__global__ void __launch_bounds__(kThreads)
+    DivideKernel(std::int64_t n, const float* sums, const float* count, float* y) {
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < n;
+       i += step) {
+    y[i] = count[0] == 0.0F ? 0.0F : sums[i] / count[0];
+  }
+}
+
+struct Moments {
+  const float* mean;
+  const float* square_sums;
+  const float* count;
+  float epsilon, momentum;
+  float* inverse_deviation;
+  float* running_mean;  // nullptr: none
+  float* running_variance;
+};
+
+__global__ void __launch_bounds__(kThreads) MomentsKernel(std::int64_t columns, Moments m) {
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
+  const float count = m.count[0];
+  for (std::int64_t c = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+       c < columns; c += step) {
+    const float variance = count == 0.0F ? 1.0F : m.square_sums[c] / count;
+    m.inverse_deviation[c] = 1.0F / sqrtf(variance + m.epsilon);
+    if (m.running_mean == nullptr || count == 0.0F) {
+      continue;
+    }
+    const float unbiased = count > 1.0F ? m.square_sums[c] / (count - 1.0F) : variance;
+    m.running_mean[c] = m.momentum * m.running_mean[c] + (1.0F - m.momentum) * m.mean[c];
+    m.running_variance[c] = m.momentum * m.running_variance[c] + (1.0F - m.momentum) * unbiased;
+  }
+}
+
+template <int V>
+struct BatchNormTile {
+  const float* x;
+  const float* mean;
+  const float* inverse_deviation;
+  const float* scale;
+  const float* offset;
+  float* y;
+  std::int64_t columns;
+  __device__ void operator()(std::int64_t r, std::int64_t c) const {
+    Floats<V> value = Load<V>(x + r * columns + c);
+    const Floats<V> center = Load<V>(mean + c);
+    const Floats<V> inverse = Load<V>(inverse_deviation + c);
+    const Floats<V> slope = Load<V>(scale + c);
+    const Floats<V> base = Load<V>(offset + c);
+#pragma unroll
+    for (int k = 0; k < V; ++k) {
+      value.v[k] = (value.v[k] - center.v[k]) * (inverse.v[k] * slope.v[k]) + base.v[k];
+    }
+    Store<V>(y + r * columns + c, value);
+  }
+};
+
+template <int V>
+struct BatchNormBackwardTile {
+  const float* x;
+  const float* mean;
+  const float* inverse_deviation;
+  const float* scale;
+  const float* dy;
+  const float* sums;   // nullptr: the statistics were constants
+  const float* count;
+  float* dx;
+  std::int64_t columns;
+  __device__ void operator()(std::int64_t r, std::int64_t c) const {
+    const Floats<V> value = Load<V>(x + r * columns + c);
+    Floats<V> g = Load<V>(dy + r * columns + c);
+    const Floats<V> center = Load<V>(mean + c);
+    const Floats<V> inverse = Load<V>(inverse_deviation + c);
+    const Floats<V> slope = Load<V>(scale + c);
+    Floats<V> dy_mean = {};
+    Floats<V> dyx_mean = {};
+    if (count != nullptr && count[0] > 0.0F) {
+      dy_mean = Load<V>(sums + c);
+      dyx_mean = Load<V>(sums + columns + c);
+#pragma unroll
+      for (int k = 0; k < V; ++k) {
+        dy_mean.v[k] /= count[0];
+        dyx_mean.v[k] = dyx_mean.v[k] / count[0] * inverse.v[k];
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < V; ++k) {
+      g.v[k] = inverse.v[k] * slope.v[k] *
+               (g.v[k] - dy_mean.v[k] - (value.v[k] - center.v[k]) * dyx_mean.v[k]);
+    }
+    Store<V>(dx + r * columns + c, g);
+  }
+};
+
+}  // namespace
+
+void CudaKernels::LayerNorm(Stream& stream, const NormArguments& n) {
+  LaunchRows(stream, "LayerNorm",
+             Aligned16(n.x.data(), n.scale.data(), n.offset.data(), n.y.data()), n.rows, n.columns,
+             shared_bytes_,
+             LayerNormRow{n.x.data(), n.scale.data(), n.offset.data(), n.mean.data(),
+                          n.inverse_deviation.data(), n.y.data(), n.epsilon});
+}
+
+void CudaKernels::LayerNormBackward(Stream& stream, const NormBackwardArguments& n) {
+  if (n.columns == 0) {
+    return;
+  }
+  if (n.rows == 0) {
+    Fill(stream, n.dscale, 0.0F);
+    Fill(stream, n.doffset, 0.0F);
+    return;
+  }
+  const LayerNormGradient gradient{n.x.data(),
+                                   n.scale.data(),
+                                   n.mean.data(),
+                                   n.inverse_deviation.data(),
+                                   n.dy.data(),
+                                   n.dx.empty() ? nullptr : n.dx.data()};
+  const bool aligned = Aligned16(n.x.data(), n.scale.data(), n.dy.data(), gradient.dx);
+  const auto scratch = [this](std::int64_t count) { return Scratch<float>(count); };
+  if (n.columns > kBlockColumns) {
+    if (gradient.dx != nullptr) {
+      LaunchRows(stream, "LayerNormBackward", aligned, n.rows, n.columns, shared_bytes_,
+                 LayerNormBackwardRow{gradient});
+    }
+    const SumShape size{1, n.rows, n.columns};
+    SumColumns<1>(stream, "LayerNormBackward", processors_, size, 1.0F, aligned, n.doffset.data(),
+                  PlainRows{n.dy.data(), n.columns}, scratch);
+    SumColumns<1>(stream, "LayerNormBackward", processors_, size, 1.0F, aligned, n.dscale.data(),
+                  GradientTimesXhat<true>{n.x.data(), n.mean.data(), n.inverse_deviation.data(),
+                                          n.dy.data(), n.columns},
+                  scratch);
+    return;
+  }
+  const std::int64_t groups = n.columns <= kWarpColumns ? kThreads / 32 : 1;
+  const std::int64_t rows_of_group = std::clamp<std::int64_t>(
+      n.rows / (groups * 4 * processors_), 1, kRowsPerThread);
+  const std::int64_t chunk_rows = groups * rows_of_group;
+  const std::int64_t blocks = CeilDiv(n.rows, chunk_rows);
+  Require(blocks <= kMostBlocks, "LayerNormBackward on a GPU: fewer rows");
+  float* const partial = Scratch<float>(blocks * 2 * n.columns);
+  if (aligned && n.columns % 4 == 0) {
+    LaunchLayerNormBackward<4>(stream, n.rows, n.columns, blocks, chunk_rows, gradient, partial);
+  } else {
+    LaunchLayerNormBackward<1>(stream, n.rows, n.columns, blocks, chunk_rows, gradient, partial);
+  }
+  const SumShape of_blocks{1, blocks, n.columns};
+  LaunchSums<double, 1, 1>(stream, "LayerNormBackward", of_blocks, PlanSums(of_blocks, 1, 32), 1.0F,
+                           n.doffset.data(), PlainRows{partial, 2 * n.columns});
+  LaunchSums<double, 1, 1>(stream, "LayerNormBackward", of_blocks, PlanSums(of_blocks, 1, 32), 1.0F,
+                           n.dscale.data(), PlainRows{partial + n.columns, 2 * n.columns});
+}
+
+void CudaKernels::DivideByCount(Stream& stream, ConstFloatSpan sums, ConstFloatSpan count,
+                                FloatSpan y) {
+  const auto n = static_cast<std::int64_t>(y.size());
+  if (n == 0) {
+    return;
+  }
+  DivideKernel<<<Blocks(n, kThreads), kThreads, 0, Native(stream)>>>(n, sums.data(), count.data(),
+                                                                     y.data());
+  Launched(stream, "DivideByCount");
+}
+
+void CudaKernels::FinishMoments(Stream& stream, const MomentsArguments& m) {
+  const auto columns = static_cast<std::int64_t>(m.mean.size());
+  if (columns == 0) {
+    return;
+  }
+  const bool running = !m.running_mean.empty();
+  MomentsKernel<<<Blocks(columns, kThreads), kThreads, 0, Native(stream)>>>(
+      columns, Moments{.mean = m.mean.data(),
+                       .square_sums = m.square_sums.data(),
+                       .count = m.count.data(),
+                       .epsilon = m.epsilon,
+                       .momentum = m.momentum,
+                       .inverse_deviation = m.inverse_deviation.data(),
+                       .running_mean = running ? m.running_mean.data() : nullptr,
+                       .running_variance = running ? m.running_variance.data() : nullptr});
+  Launched(stream, "FinishMoments");
+}
+
+void CudaKernels::BatchNorm(Stream& stream, const NormArguments& n) {
+  LaunchTile<BatchNormTile>(
+      stream, "BatchNorm",
+      Aligned16(n.x.data(), n.mean.data(), n.inverse_deviation.data(), n.scale.data(),
+                n.offset.data(), n.y.data()),
+      n.rows, n.columns, n.x.data(), static_cast<const float*>(n.mean.data()),
+      static_cast<const float*>(n.inverse_deviation.data()), n.scale.data(), n.offset.data(),
+      n.y.data(), n.columns);
+}
+
+void CudaKernels::BatchNormBackwardSums(Stream& stream, const NormBackwardArguments& n,
+                                        FloatSpan sums) {
+  SumColumns<2>(stream, "BatchNormBackwardSums", processors_, {1, n.rows, n.columns}, 1.0F,
+                Aligned16(n.x.data(), n.mean.data(), n.inverse_deviation.data(), n.dy.data()),
+                sums.data(),
+                GradientTimesXhat<false>{n.x.data(), n.mean.data(), n.inverse_deviation.data(),
+                                         n.dy.data(), n.columns},
+                [this](std::int64_t count) { return Scratch<float>(count); });
+}
+
+void CudaKernels::BatchNormBackward(Stream& stream, const NormBackwardArguments& n,
+                                    ConstFloatSpan sums, ConstFloatSpan count) {
+  LaunchTile<BatchNormBackwardTile>(
+      stream, "BatchNormBackward",
+      Aligned16(n.x.data(), n.mean.data(), n.inverse_deviation.data(), n.scale.data(), n.dy.data(),
+                sums.data(), n.dx.data()),
+      n.rows, n.columns, n.x.data(), n.mean.data(), n.inverse_deviation.data(), n.scale.data(),
+      n.dy.data(), sums.data(), count.empty() ? nullptr : count.data(), n.dx.data(), n.columns);
+}
+
+}  // namespace cohort::cuda

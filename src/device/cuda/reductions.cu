@@ -1,0 +1,163 @@
+// Sums over rows, over a middle axis, and of squares.
+
+#include "cuda/column_sums.cuh"
+#include "cuda/cuda_kernels.h"
+
+namespace cohort::cuda {
+namespace {
+
+struct ReluBackwardRows {
+  const float* y;
+  float* dy;
+  std::int64_t columns;
+  template <int V>
+  __device__ void At(std::int64_t r, std::int64_t c, Floats<V> (&values)[1]) const {
+    const std::int64_t at = r * columns + c;
+    const Floats<V> out = Load<V>(y + at);
+    values[0] = Load<V>(dy + at);
+#pragma unroll
+    for (int k = 0; k < V; ++k) {
+      values[0].v[k] = out.v[k] > 0.0F ? values[0].v[k] : 0.0F;
+    }
+    Store<V>(dy + at, values[0]);
+  }
+};
+
+struct SquaresAround {
+  const float* x;
+  const float* center;
+  std::int64_t columns;
+  template <int V>
+  __device__ void At(std::int64_t r, std::int64_t c, Floats<V> (&values)[1]) const {
+    values[0] = Load<V>(x + r * columns + c);
+    const Floats<V> middle = Load<V>(center + c);
+#pragma unroll
+    for (int k = 0; k < V; ++k) {
+      const float d = values[0].v[k] - middle.v[k];
+      values[0].v[k] = d * d;
+    }
+  }
+};
+
+// One thread for each output: for short sums.
+template <int V>
+struct ShortMiddle {
+  const float* x;
+  float* y;
+  std::int64_t middle, inner;
+  float scale;
+  __device__ void operator()(std::int64_t o, std::int64_t c) const {
+    Floats<V> sum = {};
+    const float* from = x + o * middle * inner + c;
+#pragma unroll 8
+    for (std::int64_t m = 0; m < middle; ++m) {
+      const Floats<V> value = Load<V>(from + m * inner);
+#pragma unroll
+      for (int k = 0; k < V; ++k) {
+        sum.v[k] += value.v[k];
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < V; ++k) {
+      sum.v[k] *= scale;
+    }
+    Store<V>(y + o * inner + c, sum);
+  }
+};
+
+template <int V>
+struct SpreadMiddle {
+  const float* dy;
+  float* dx;
+  std::int64_t middle, inner;
+  float scale;
+  __device__ void operator()(std::int64_t r, std::int64_t c) const {
+    Floats<V> value = Load<V>(dy + r / middle * inner + c);
+#pragma unroll
+    for (int k = 0; k < V; ++k) {
+      value.v[k] *= scale;
+    }
+    Store<V>(dx + r * inner + c, value);
+  }
+};
+
+// partial[b] = the sum of squares of the elements that block b has; with x = partial and kSquare
+// false, their sum.
+template <bool kSquare, typename T>
+__global__ void __launch_bounds__(kThreads) SumKernel(std::int64_t n, const T* x, double* partial) {
+  __shared__ double shared[kThreads / 32];
+  double sum = 0;
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
+#pragma unroll 8
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < n;
+       i += step) {
+    const auto value = static_cast<double>(x[i]);
+    sum += kSquare ? value * value : value;
+  }
+  sum = BlockSum<kThreads>(sum, shared);
+  if (threadIdx.x == 0) {
+    partial[blockIdx.x] = sum;
+  }
+}
+
+}  // namespace
+
+void CudaKernels::SumRows(Stream& stream, RowsOf size, ConstFloatSpan x, FloatSpan sums) {
+  SumColumns<1>(stream, "SumRows", processors_, {1, size.rows, size.columns}, 1.0F,
+                Aligned16(x.data()), sums.data(), PlainRows{x.data(), size.columns},
+                [this](std::int64_t count) { return Scratch<float>(count); });
+}
+
+void CudaKernels::ReluBackwardSumRows(Stream& stream, RowsOf size, ConstFloatSpan y, FloatSpan dy,
+                                      FloatSpan sums) {
+  if (sums.empty()) {
+    ActivateBackward(stream, Activation::kRelu, {}, y, dy, dy);
+    return;
+  }
+  SumColumns<1>(stream, "ReluBackwardSumRows", processors_, {1, size.rows, size.columns}, 1.0F,
+                Aligned16(y.data(), dy.data()), sums.data(),
+                ReluBackwardRows{y.data(), dy.data(), size.columns},
+                [this](std::int64_t count) { return Scratch<float>(count); });
+}
+
+void CudaKernels::SumSquaresRows(Stream& stream, RowsOf size, ConstFloatSpan x,
+                                 ConstFloatSpan center, FloatSpan sums) {
+  SumColumns<1>(stream, "SumSquaresRows", processors_, {1, size.rows, size.columns}, 1.0F,
+                Aligned16(x.data(), center.data()), sums.data(),
+                SquaresAround{x.data(), center.data(), size.columns},
+                [this](std::int64_t count) { return Scratch<float>(count); });
+}
+
+void CudaKernels::SumMiddle(Stream& stream, const MiddleOf& size, float scale, ConstFloatSpan x,
+                            FloatSpan y) {
+  if (size.middle <= kRowsPerThread) {
+    LaunchTile<ShortMiddle>(stream, "SumMiddle", Aligned16(x.data(), y.data()), size.outer,
+                            size.inner, x.data(), y.data(), size.middle, size.inner, scale);
+    return;
+  }
+  SumColumns<1>(stream, "SumMiddle", processors_, {size.outer, size.middle, size.inner}, scale,
+                Aligned16(x.data()), y.data(), PlainRows{x.data(), size.inner},
+                [this](std::int64_t count) { return Scratch<float>(count); });
+}
+
+void CudaKernels::SumMiddleBackward(Stream& stream, const MiddleOf& size, float scale,
+                                    ConstFloatSpan dy, FloatSpan dx) {
+  LaunchTile<SpreadMiddle>(stream, "SumMiddleBackward", Aligned16(dy.data(), dx.data()),
+                           size.outer * size.middle, size.inner, dy.data(), dx.data(), size.middle,
+                           size.inner, scale);
+}
+
+void CudaKernels::SumSquares(Stream& stream, ConstFloatSpan x, std::span<double> sum) {
+  const auto n = static_cast<std::int64_t>(x.size());
+  // Of a size's own: so that a sum does not depend on the GPU.
+  const std::int64_t blocks = std::clamp<std::int64_t>(CeilDiv(n, 8 * kThreads), 1, 2048);
+  auto* const partial = Scratch<double>(blocks);
+  const cudaStream_t native = Native(stream);
+  SumKernel<true><<<static_cast<unsigned>(blocks), kThreads, 0, native>>>(n, x.data(), partial);
+  Launched(stream, "SumSquares");
+  SumKernel<false><<<1, kThreads, 0, native>>>(blocks, static_cast<const double*>(partial),
+                                               sum.data());
+  Launched(stream, "SumSquares");
+}
+
+}  // namespace cohort::cuda

@@ -1,0 +1,20 @@
+// What a program's --devices means.
+//
+// Thread rules: any thread.
+
+#pragma once
+
+#include <string_view>
+
+#include <cohort/core/status.h>
+#include <cohort/strategies/strategy.h>
+
+namespace cohort {
+
+// Sets options.num_devices or options.devices from `text`: a number of replicas on the CPU ("2"),
+// or what OpenDevices takes ("cuda:0", "cuda:0/2", "cpu:2"). Empty: under `mirrored` every GPU that
+// there is, and where there is none, and under any other kind, what options say already. Says in
+// options.log what it found. Errors are OpenDevices'.
+Status ChooseDevices(std::string_view text, std::string_view kind, StrategyOptions& options);
+
+}  // namespace cohort

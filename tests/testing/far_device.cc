@@ -1,0 +1,554 @@
+#include "testing/far_device.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <utility>
+
+#include "testing/late_stream.h"
+
+namespace cohort::testing {
+namespace {
+
+constexpr std::size_t kPage = 4096;
+// Of addresses, for all devices of a machine; pages cost nothing until they are used. Addresses are
+// never given twice.
+constexpr std::size_t kSpace = std::size_t{1} << 34;
+
+// Two equal ranges of addresses: the far one, which nobody may touch, and the one with the bytes.
+class FarMemory {
+ public:
+  FarMemory() {
+    void* space =
+        ::mmap(nullptr, 2 * kSpace, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (space == MAP_FAILED) {
+      throw StatusError(ResourceExhausted("a far device: no addresses for its memory"));
+    }
+    near_ = static_cast<std::byte*>(space);
+    far_ = near_ + kSpace;
+  }
+  ~FarMemory() { ::munmap(near_, 2 * kSpace); }
+  FarMemory(const FarMemory&) = delete;
+  FarMemory& operator=(const FarMemory&) = delete;
+
+  std::byte* Take(const void* owner, std::size_t bytes, std::string_view what) {
+    const std::size_t size = std::max(kPage, (bytes + kPage - 1) / kPage * kPage);
+    const std::lock_guard lock(mutex_);
+    // A page that stays out of reach stands between two blocks.
+    if (next_ + size + kPage > kSpace ||
+        ::mprotect(near_ + next_, size, PROT_READ | PROT_WRITE) != 0) {
+      throw StatusError(ResourceExhausted(std::string(what) + ": no " + std::to_string(bytes) +
+                                          " bytes on a far device, " + std::to_string(next_) +
+                                          " of " + std::to_string(kSpace) + " were given"));
+    }
+    std::memset(near_ + next_, 0xFF, size);
+    blocks_[next_] = {.bytes = size, .owner = owner};
+    std::byte* const address = far_ + next_;
+    next_ += size + kPage;
+    return address;
+  }
+
+  void Give(std::byte* address) {
+    const std::lock_guard lock(mutex_);
+    const auto block = blocks_.find(static_cast<std::size_t>(address - far_));
+    ::madvise(near_ + block->first, block->second.bytes, MADV_DONTNEED);
+    ::mprotect(near_ + block->first, block->second.bytes, PROT_NONE);
+    blocks_.erase(block);
+  }
+
+  bool IsFar(const void* address) const {
+    const auto* at = static_cast<const std::byte*>(address);
+    return at >= far_ && at < far_ + kSpace;
+  }
+
+  // Where `bytes` bytes of `owner` (nullptr: of any device) at a far address really are.
+  std::byte* Near(const void* owner, const void* address, std::size_t bytes,
+                  const char* what) const {
+    const std::lock_guard lock(mutex_);
+    Require(IsFar(address), std::string(what) + " is given memory of the far device");
+    const auto at = static_cast<std::size_t>(static_cast<const std::byte*>(address) - far_);
+    auto block = blocks_.upper_bound(at);
+    Require(block != blocks_.begin(), std::string(what) + " is given memory that was allocated");
+    --block;
+    Require(at + bytes <= block->first + block->second.bytes,
+            std::string(what) + " is given memory within one allocation that was not freed");
+    Require(owner == nullptr || owner == block->second.owner,
+            std::string(what) + " is given memory of its own device");
+    return near_ + at;
+  }
+
+ private:
+  struct Block {
+    std::size_t bytes = 0;
+    const void* owner = nullptr;
+  };
+  std::byte* near_ = nullptr;
+  std::byte* far_ = nullptr;
+  mutable std::mutex mutex_;
+  std::size_t next_ = 0;
+  std::map<std::size_t, Block> blocks_;  // by offset; those that were not freed
+};
+
+// One device's view of the machine's memory.
+struct View {
+  std::shared_ptr<FarMemory> memory;  // owners: every device, table and block of the machine
+  const void* owner = nullptr;
+
+  template <typename T>
+  T* operator()(T* address, std::int64_t elements) const {
+    if (address == nullptr || elements == 0) {
+      return nullptr;
+    }
+    const std::size_t size = static_cast<std::size_t>(elements) * sizeof(T);
+    return reinterpret_cast<T*>(memory->Near(owner, address, size, "a kernel"));
+  }
+  template <typename T>
+  std::span<T> operator()(std::span<T> span) const {
+    return {(*this)(span.data(), static_cast<std::int64_t>(span.size())), span.size()};
+  }
+  Indices operator()(const Indices& ids) const {
+    const std::int64_t width = ids.wide ? 8 : 4;
+    return {(*this)(static_cast<const std::byte*>(ids.data), ids.size * width), ids.size, ids.wide};
+  }
+  NormArguments operator()(NormArguments n) const {
+    for (std::span<const float>* in : {&n.x, &n.scale, &n.offset}) {
+      *in = (*this)(*in);
+    }
+    for (std::span<float>* out : {&n.mean, &n.inverse_deviation, &n.y}) {
+      *out = (*this)(*out);
+    }
+    return n;
+  }
+  NormBackwardArguments operator()(NormBackwardArguments n) const {
+    for (std::span<const float>* in : {&n.x, &n.scale, &n.mean, &n.inverse_deviation, &n.dy}) {
+      *in = (*this)(*in);
+    }
+    for (std::span<float>* out : {&n.dx, &n.dscale, &n.doffset}) {
+      *out = (*this)(*out);
+    }
+    return n;
+  }
+  MomentsArguments operator()(MomentsArguments m) const {
+    for (std::span<const float>* in : {&m.mean, &m.square_sums, &m.count}) {
+      *in = (*this)(*in);
+    }
+    for (std::span<float>* out : {&m.inverse_deviation, &m.running_mean, &m.running_variance}) {
+      *out = (*this)(*out);
+    }
+    return m;
+  }
+  LossArguments operator()(LossArguments l) const {
+    for (std::span<const float>* in : {&l.x, &l.targets, &l.weights}) {
+      *in = (*this)(*in);
+    }
+    const std::int64_t width = l.wide_classes ? 8 : 4;
+    l.classes = (*this)(static_cast<const std::byte*>(l.classes), l.rows * width);
+    return l;
+  }
+};
+
+class FarMatMul final : public MatMulPlan {
+ public:
+  FarMatMul(const View& view, const MatMulSpec& spec, MatMulPlan& plan)
+      : view_(view), spec_(spec), plan_(plan) {}
+  void Run(Stream& stream, const float* a, const float* b, const float* bias, float* c) override {
+    plan_.Run(stream, view_(a, spec_.m * spec_.k), view_(b, spec_.k * spec_.n),
+              view_(bias, spec_.n), view_(c, spec_.m * spec_.n));
+  }
+
+ private:
+  const View view_;
+  const MatMulSpec spec_;
+  MatMulPlan& plan_;
+};
+
+class FarConv final : public ConvPlan {
+ public:
+  FarConv(const View& view, const ConvSpec& spec, ConvPlan& plan)
+      : view_(view), spec_(spec), plan_(plan) {}
+  void Forward(Stream& stream, const float* x, const float* kernel, const float* bias,
+               float* y) override {
+    plan_.Forward(stream, view_(x, inputs()), view_(kernel, weights()), view_(bias, spec_.out),
+                  view_(y, outputs()));
+  }
+  void BackwardKernel(Stream& stream, const float* x, const float* dy, float* dkernel) override {
+    plan_.BackwardKernel(stream, view_(x, inputs()), view_(dy, outputs()),
+                         view_(dkernel, weights()));
+  }
+  void BackwardInput(Stream& stream, const float* kernel, const float* dy, float* dx) override {
+    plan_.BackwardInput(stream, view_(kernel, weights()), view_(dy, outputs()),
+                        view_(dx, inputs()));
+  }
+
+ private:
+  std::int64_t inputs() const { return spec_.batch * spec_.height * spec_.width * spec_.in; }
+  std::int64_t outputs() const {
+    return spec_.batch * spec_.out_height() * spec_.out_width() * spec_.out;
+  }
+  std::int64_t weights() const {
+    return spec_.kernel_h * spec_.kernel_w * (spec_.in / spec_.groups) * spec_.out;
+  }
+
+  const View view_;
+  const ConvSpec spec_;
+  ConvPlan& plan_;
+};
+
+class FarPool final : public PoolPlan {
+ public:
+  FarPool(const View& view, const PoolSpec& spec, PoolPlan& plan)
+      : view_(view), spec_(spec), plan_(plan) {}
+  std::int64_t workspace_bytes() const override { return plan_.workspace_bytes(); }
+  void Forward(Stream& stream, const float* x, float* y, std::byte* workspace) override {
+    plan_.Forward(stream, view_(x, inputs()), view_(y, outputs()),
+                  view_(workspace, workspace_bytes()));
+  }
+  void Backward(Stream& stream, const float* dy, const std::byte* workspace, float* dx) override {
+    plan_.Backward(stream, view_(dy, outputs()), view_(workspace, workspace_bytes()),
+                   view_(dx, inputs()));
+  }
+
+ private:
+  std::int64_t inputs() const { return spec_.batch * spec_.height * spec_.width * spec_.channels; }
+  std::int64_t outputs() const {
+    return spec_.batch * spec_.out_height() * spec_.out_width() * spec_.channels;
+  }
+
+  const View view_;
+  const PoolSpec spec_;
+  PoolPlan& plan_;
+};
+
+class FarAttention final : public AttentionPlan {
+ public:
+  FarAttention(const View& view, const AttentionSpec& spec, AttentionPlan& plan)
+      : view_(view), spec_(spec), plan_(plan) {}
+  std::int64_t saved_elements() const override { return plan_.saved_elements(); }
+  void Forward(Stream& stream, const float* qkv, float* y, float* saved) override {
+    plan_.Forward(stream, view_(qkv, 3 * places()), view_(y, places()),
+                  view_(saved, saved_elements()));
+  }
+  void Backward(Stream& stream, const float* qkv, const float* y, const float* saved,
+                const float* dy, float* dqkv) override {
+    plan_.Backward(stream, view_(qkv, 3 * places()), view_(y, places()),
+                   view_(saved, saved_elements()), view_(dy, places()), view_(dqkv, 3 * places()));
+  }
+
+ private:
+  std::int64_t places() const { return spec_.batch * spec_.length * spec_.heads * spec_.head_size; }
+
+  const View view_;
+  const AttentionSpec spec_;
+  AttentionPlan& plan_;
+};
+
+// The CPU's table with every address translated.
+class FarKernels final : public Kernels {
+ public:
+  FarKernels(View view, int threads) : view_(std::move(view)), cpu_(MakeCpuKernels(threads)) {}
+
+  int threads() const override { return cpu_->threads(); }
+  MatMulPlan& MatMul(const MatMulSpec& spec) override {
+    return FarPlan(matmuls_, spec, cpu_->MatMul(spec));
+  }
+  ConvPlan& Conv(const ConvSpec& spec) override { return FarPlan(convs_, spec, cpu_->Conv(spec)); }
+  PoolPlan& Pool(const PoolSpec& spec) override { return FarPlan(pools_, spec, cpu_->Pool(spec)); }
+  AttentionPlan& Attention(const AttentionSpec& spec) override {
+    return FarPlan(attentions_, spec, cpu_->Attention(spec));
+  }
+
+  void Fill(Stream& stream, FloatSpan y, float value) override {
+    cpu_->Fill(stream, view_(y), value);
+  }
+  void Copy(Stream& stream, ConstFloatSpan x, FloatSpan y) override {
+    cpu_->Copy(stream, view_(x), view_(y));
+  }
+  void Add(Stream& stream, ConstFloatSpan a, ConstFloatSpan b, FloatSpan y) override {
+    cpu_->Add(stream, view_(a), view_(b), view_(y));
+  }
+  void Multiply(Stream& stream, ConstFloatSpan a, ConstFloatSpan b, FloatSpan y) override {
+    cpu_->Multiply(stream, view_(a), view_(b), view_(y));
+  }
+  void Activate(Stream& stream, Activation f, ConstFloatSpan x, FloatSpan y) override {
+    cpu_->Activate(stream, f, view_(x), view_(y));
+  }
+  void ActivateBackward(Stream& stream, Activation f, ConstFloatSpan x, ConstFloatSpan y,
+                        ConstFloatSpan dy, FloatSpan dx) override {
+    cpu_->ActivateBackward(stream, f, view_(x), view_(y), view_(dy), view_(dx));
+  }
+  void Dropout(Stream& stream, const DropoutSpec& spec, ConstFloatSpan x, FloatSpan y) override {
+    cpu_->Dropout(stream, spec, view_(x), view_(y));
+  }
+
+  void CopyRows(Stream& stream, RowsOf size, Strided from, Strided to) override {
+    cpu_->CopyRows(stream, size, View2(size, from), View2(size, to));
+  }
+  void SumRows(Stream& stream, RowsOf size, ConstFloatSpan x, FloatSpan sums) override {
+    cpu_->SumRows(stream, size, view_(x), view_(sums));
+  }
+  void ReluBackwardSumRows(Stream& stream, RowsOf size, ConstFloatSpan y, FloatSpan dy,
+                           FloatSpan sums) override {
+    cpu_->ReluBackwardSumRows(stream, size, view_(y), view_(dy), view_(sums));
+  }
+  void SumMiddle(Stream& stream, const MiddleOf& size, float scale, ConstFloatSpan x,
+                 FloatSpan y) override {
+    cpu_->SumMiddle(stream, size, scale, view_(x), view_(y));
+  }
+  void SumMiddleBackward(Stream& stream, const MiddleOf& size, float scale, ConstFloatSpan dy,
+                         FloatSpan dx) override {
+    cpu_->SumMiddleBackward(stream, size, scale, view_(dy), view_(dx));
+  }
+  void Softmax(Stream& stream, RowsOf size, ConstFloatSpan x, FloatSpan y) override {
+    cpu_->Softmax(stream, size, view_(x), view_(y));
+  }
+  void SoftmaxBackward(Stream& stream, RowsOf size, ConstFloatSpan y, ConstFloatSpan dy,
+                       FloatSpan dx) override {
+    cpu_->SoftmaxBackward(stream, size, view_(y), view_(dy), view_(dx));
+  }
+  void Gather(Stream& stream, Indices ids, RowsOf table_size, ConstFloatSpan table,
+              FloatSpan y) override {
+    cpu_->Gather(stream, view_(ids), table_size, view_(table), view_(y));
+  }
+  void ScatterAdd(Stream& stream, Indices ids, RowsOf table_size, ConstFloatSpan dy,
+                  FloatSpan dtable) override {
+    cpu_->ScatterAdd(stream, view_(ids), table_size, view_(dy), view_(dtable));
+  }
+  void PairDots(Stream& stream, std::int64_t batch, RowsOf size, ConstFloatSpan x,
+                FloatSpan y) override {
+    cpu_->PairDots(stream, batch, size, view_(x), view_(y));
+  }
+  void PairDotsBackward(Stream& stream, std::int64_t batch, RowsOf size, ConstFloatSpan x,
+                        ConstFloatSpan dy, FloatSpan dx) override {
+    cpu_->PairDotsBackward(stream, batch, size, view_(x), view_(dy), view_(dx));
+  }
+
+  void LayerNorm(Stream& stream, const NormArguments& n) override {
+    cpu_->LayerNorm(stream, view_(n));
+  }
+  void LayerNormBackward(Stream& stream, const NormBackwardArguments& n) override {
+    cpu_->LayerNormBackward(stream, view_(n));
+  }
+  void SumSquaresRows(Stream& stream, RowsOf size, ConstFloatSpan x, ConstFloatSpan center,
+                      FloatSpan sums) override {
+    cpu_->SumSquaresRows(stream, size, view_(x), view_(center), view_(sums));
+  }
+  void DivideByCount(Stream& stream, ConstFloatSpan sums, ConstFloatSpan count,
+                     FloatSpan y) override {
+    cpu_->DivideByCount(stream, view_(sums), view_(count), view_(y));
+  }
+  void FinishMoments(Stream& stream, const MomentsArguments& m) override {
+    cpu_->FinishMoments(stream, view_(m));
+  }
+  void BatchNorm(Stream& stream, const NormArguments& n) override {
+    cpu_->BatchNorm(stream, view_(n));
+  }
+  void BatchNormBackwardSums(Stream& stream, const NormBackwardArguments& n,
+                             FloatSpan sums) override {
+    cpu_->BatchNormBackwardSums(stream, view_(n), view_(sums));
+  }
+  void BatchNormBackward(Stream& stream, const NormBackwardArguments& n, ConstFloatSpan sums,
+                         ConstFloatSpan count) override {
+    cpu_->BatchNormBackward(stream, view_(n), view_(sums), view_(count));
+  }
+
+  void SoftmaxCrossEntropy(Stream& stream, const LossArguments& l, FloatSpan loss) override {
+    cpu_->SoftmaxCrossEntropy(stream, view_(l), view_(loss));
+  }
+  void SigmoidCrossEntropy(Stream& stream, const LossArguments& l, FloatSpan loss) override {
+    cpu_->SigmoidCrossEntropy(stream, view_(l), view_(loss));
+  }
+  void MeanSquaredError(Stream& stream, const LossArguments& l, FloatSpan loss) override {
+    cpu_->MeanSquaredError(stream, view_(l), view_(loss));
+  }
+  void SoftmaxCrossEntropyBackward(Stream& stream, const LossArguments& l, ConstFloatSpan loss,
+                                   ConstFloatSpan dloss, FloatSpan dx) override {
+    cpu_->SoftmaxCrossEntropyBackward(stream, view_(l), view_(loss), view_(dloss), view_(dx));
+  }
+  void SigmoidCrossEntropyBackward(Stream& stream, const LossArguments& l, ConstFloatSpan loss,
+                                   ConstFloatSpan dloss, FloatSpan dx) override {
+    cpu_->SigmoidCrossEntropyBackward(stream, view_(l), view_(loss), view_(dloss), view_(dx));
+  }
+  void MeanSquaredErrorBackward(Stream& stream, const LossArguments& l, ConstFloatSpan loss,
+                                ConstFloatSpan dloss, FloatSpan dx) override {
+    cpu_->MeanSquaredErrorBackward(stream, view_(l), view_(loss), view_(dloss), view_(dx));
+  }
+
+  void Update(Stream& stream, const UpdateRule& rule, std::span<const UpdatePart> parts) override {
+    std::vector<UpdatePart> near(parts.begin(), parts.end());
+    for (UpdatePart& part : near) {
+      part.value = view_(part.value);
+      part.gradient = view_(part.gradient);
+      for (std::span<float>& slot : part.slots) {
+        slot = view_(slot);
+      }
+    }
+    cpu_->Update(stream, rule, near);
+  }
+  void SumSquares(Stream& stream, ConstFloatSpan x, std::span<double> sum) override {
+    cpu_->SumSquares(stream, view_(x), view_(sum));
+  }
+
+ private:
+  template <typename Far, typename Spec, typename Plan>
+  Far& FarPlan(std::map<Spec, std::unique_ptr<Far>>& plans, const Spec& spec, Plan& plan) {
+    std::unique_ptr<Far>& far = plans[spec];
+    if (far == nullptr) {
+      far = std::make_unique<Far>(view_, spec, plan);
+    }
+    return *far;
+  }
+
+  Strided View2(RowsOf size, Strided matrix) const {
+    const std::int64_t elements =
+        size.rows == 0 ? 0 : (size.rows - 1) * matrix.stride + size.columns;
+    return {view_(matrix.data, elements), matrix.stride};
+  }
+
+  const View view_;
+  const std::unique_ptr<Kernels> cpu_;
+  std::map<MatMulSpec, std::unique_ptr<FarMatMul>> matmuls_;
+  std::map<ConvSpec, std::unique_ptr<FarConv>> convs_;
+  std::map<PoolSpec, std::unique_ptr<FarPool>> pools_;
+  std::map<AttentionSpec, std::unique_ptr<FarAttention>> attentions_;
+};
+
+// A stream whose work can be recorded instead of run.
+class FarStream final : public Stream {
+ public:
+  using Work = std::function<Status()>;
+
+  explicit FarStream(std::unique_ptr<Stream> stream) : stream_(std::move(stream)) {}
+
+  void Enqueue(Work work) override {
+    if (recording_ != nullptr) {
+      recording_->push_back(std::move(work));
+    } else {
+      stream_->Enqueue(std::move(work));
+    }
+  }
+  std::shared_ptr<Event> Record() override {
+    Require(recording_ == nullptr, "no event of a stream while its work is captured");
+    return stream_->Record();
+  }
+  void WaitFor(std::shared_ptr<Event> event) override {
+    Require(recording_ == nullptr, "no stream waits while its work is captured");
+    stream_->WaitFor(std::move(event));
+  }
+  Status Synchronize(Deadline deadline) override {
+    Require(recording_ == nullptr, "nobody waits for a stream while its work is captured");
+    return stream_->Synchronize(deadline);
+  }
+
+  std::vector<Work> Recorded(const std::function<void()>& feed) {
+    std::vector<Work> works;
+    recording_ = &works;
+    try {
+      feed();
+    } catch (...) {
+      recording_ = nullptr;
+      throw;
+    }
+    recording_ = nullptr;
+    return works;
+  }
+
+ private:
+  const std::unique_ptr<Stream> stream_;
+  std::vector<Work>* recording_ = nullptr;
+};
+
+class FarGraph final : public Graph {
+ public:
+  explicit FarGraph(std::vector<FarStream::Work> works) : works_(std::move(works)) {}
+  void Replay(Stream& stream) override {
+    for (const FarStream::Work& work : works_) {
+      stream.Enqueue(work);
+    }
+  }
+
+ private:
+  const std::vector<FarStream::Work> works_;
+};
+
+class FarDevice final : public Device, public std::enable_shared_from_this<FarDevice> {
+ public:
+  FarDevice(std::string name, std::shared_ptr<FarMemory> memory, FarStreams make_stream)
+      : name_(std::move(name)),
+        view_{.memory = std::move(memory), .owner = this},
+        make_stream_(std::move(make_stream)) {}
+
+  const std::string& name() const override { return name_; }
+  MemorySpace memory_space() const override { return MemorySpace::kDevice; }
+  std::unique_ptr<Stream> MakeStream() override {
+    return std::make_unique<FarStream>(make_stream_());
+  }
+  std::unique_ptr<Kernels> MakeKernels(int threads) override {
+    return std::make_unique<FarKernels>(view_, threads);
+  }
+
+  std::shared_ptr<std::byte> Allocate(std::size_t bytes, std::string_view what) override {
+    return {view_.memory->Take(this, bytes, what),
+            [device = shared_from_this(), memory = view_.memory](std::byte* address) {
+              memory->Give(address);
+            }};
+  }
+  std::shared_ptr<std::byte> AllocateHost(std::size_t bytes, std::string_view what) override {
+    return CpuDevice()->AllocateHost(bytes, what);
+  }
+  void Copy(Stream& stream, const std::byte* from, std::byte* to, std::size_t bytes) override {
+    if (bytes == 0) {
+      return;
+    }
+    const std::byte* source = Side(from, bytes);
+    std::byte* target = Side(to, bytes);
+    stream.Enqueue([=]() -> Status {
+      std::memcpy(target, source, bytes);
+      return {};
+    });
+  }
+  std::unique_ptr<Graph> Capture(Stream& stream, const std::function<void()>& feed) override {
+    auto* const mine = dynamic_cast<FarStream*>(&stream);
+    Require(mine != nullptr, "Capture with a stream of the device");
+    return std::make_unique<FarGraph>(mine->Recorded(feed));
+  }
+
+ private:
+  template <typename T>
+  T* Side(T* address, std::size_t bytes) const {
+    return view_.memory->IsFar(address)
+               ? reinterpret_cast<T*>(view_.memory->Near(nullptr, address, bytes, "Copy"))
+               : address;
+  }
+
+  const std::string name_;
+  const View view_;
+  const FarStreams make_stream_;
+};
+
+}  // namespace
+
+std::vector<std::shared_ptr<Device>> MakeFarDevices(int count, FarStreams make_stream) {
+  if (!make_stream) {
+    make_stream = LateStreams(1, std::chrono::microseconds(20));
+  }
+  const auto memory = std::make_shared<FarMemory>();
+  std::vector<std::shared_ptr<Device>> devices;
+  for (int i = 0; i < count; ++i) {
+    devices.push_back(std::make_shared<FarDevice>("far:" + std::to_string(i), memory, make_stream));
+  }
+  return devices;
+}
+
+std::shared_ptr<Device> MakeFarDevice(std::string name, FarStreams make_stream) {
+  if (!make_stream) {
+    make_stream = LateStreams(1, std::chrono::microseconds(20));
+  }
+  return std::make_shared<FarDevice>(std::move(name), std::make_shared<FarMemory>(),
+                                     std::move(make_stream));
+}
+
+}  // namespace cohort::testing

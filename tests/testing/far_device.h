@@ -1,0 +1,30 @@
+// FarDevice: a device whose memory is apart from the host's, without any hardware.
+//
+// What its Allocate returns are addresses of pages that nobody may touch: a load or store of the
+// host through one of them crashes at once. The bytes lie elsewhere in the process; the device's
+// kernels, which are the CPU's, and its copies find them. A kernel that is given the host's memory,
+// another device's, or memory that was freed throws ContractError. New memory holds NaNs.
+//
+// Its streams run their work late (late_stream.h), so that a missing WaitFor shows. Memory that is
+// freed is out of reach from then on: what still runs on it crashes.
+//
+// Thread rules: Device's.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <cohort/device/device.h>
+
+namespace cohort::testing {
+
+// Makes the streams; empty: LateStreams with short delays.
+using FarStreams = std::function<std::unique_ptr<Stream>()>;
+
+std::shared_ptr<Device> MakeFarDevice(std::string name = "far:0", FarStreams make_stream = {});
+// Several of one kind, "far:0", "far:1", ...: each copies from and to the others' memory too.
+std::vector<std::shared_ptr<Device>> MakeFarDevices(int count, FarStreams make_stream = {});
+
+}  // namespace cohort::testing
