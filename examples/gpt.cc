@@ -117,6 +117,7 @@ struct Tokens {
   Tensor train, test;
   std::int64_t vocabulary = 0;
   std::optional<cohort::data::ByteVocabulary> bytes;  // empty: tokens without meaning
+  Tensor prompt;                                      // of what is written
   double best = 0;  // nats per token that the test's cannot be predicted better than; 0: unknown
 };
 
@@ -140,7 +141,8 @@ Result<Tokens> LoadTokens(const Flags& f) {
     return Tokens{.train = DrawTokens(kTestShare * count, f.vocabulary, f.job.seed),
                   .test = DrawTokens(count, f.vocabulary, f.job.seed + 1),
                   .vocabulary = f.vocabulary,
-                  .bytes = {}};
+                  .bytes = {},
+                  .prompt = {}};
   }
   std::string text;
   double best = 0;
@@ -159,11 +161,20 @@ Result<Tokens> LoadTokens(const Flags& f) {
                                    " bytes are too few for windows of " + std::to_string(f.length) +
                                    " [a tenth is for testing]");
   }
-  return Tokens{.train = all.Rows(0, train),
+  Tokens tokens{.train = all.Rows(0, train),
                 .test = all.Rows(train, all.elements()),
                 .vocabulary = bytes.size(),
                 .bytes = bytes,
+                .prompt = {},
                 .best = best};
+  if (f.generate > 0) {
+    Result<Tensor> prompt = bytes.Encode(f.prompt);
+    if (!prompt.ok()) {
+      return prompt.status().Annotate("--prompt");
+    }
+    tokens.prompt = std::move(prompt).value();
+  }
+  return tokens;
 }
 
 // The windows of one epoch's steps.
@@ -220,47 +231,66 @@ std::int32_t Draw(std::span<const float> scores, double temperature, double at) 
   return static_cast<std::int32_t>(found - sums.begin());
 }
 
-// For each example, a beginning, the tokens that the model goes on with: int32 [1, generate].
+// The tokens that the model goes on with behind `text`.
+Result<std::vector<std::int32_t>> GoOn(const nn::Gpt& model, nn::Workspaces& workspaces,
+                                       const Flags& f, cohort::ReplicaContext& context,
+                                       std::vector<std::int32_t> text,
+                                       const cohort::Philox& random) {
+  for (std::int64_t i = 0; i < f.generate; ++i) {
+    // The model sees what fits; behind it stands what it does not look at.
+    const auto seen = std::min<std::int64_t>(std::ssize(text), f.length);
+    Tensor window(cohort::DType::kInt32, {1, f.length});
+    std::fill(std::copy(text.end() - seen, text.end(), window.data<std::int32_t>().begin()),
+              window.data<std::int32_t>().end(), 0);
+    nn::Tape tape(context.parameters, context.stream,
+                  workspaces.For(context.local_replica, context.device),
+                  {.training = false, .intra_op_threads = context.intra_op_threads});
+    const nn::Variable logits = model.Logits(tape, window);
+    const Tensor scores = tape.Fetch(logits.tensor().Rows(seen - 1, seen));
+    COHORT_RETURN_IF_ERROR(tape.Finish());
+    text.push_back(
+        Draw(scores.data<float>(), f.temperature, random.Uniform(static_cast<std::uint64_t>(i))));
+  }
+  text.erase(text.begin(), text.end() - f.generate);
+  return text;
+}
+
+// How the model goes on behind each example, a beginning: int32 [examples, generate].
 cohort::PredictFn MakeWriter(const nn::Gpt& model, nn::Workspaces& workspaces, const Flags& f) {
   return [&model, &workspaces, &f](cohort::ReplicaContext& context,
                                    const cohort::data::Batch& batch) -> Result<Tensor> {
-    const std::span<const std::int32_t> prompt = batch["tokens"].data<std::int32_t>();
-    std::vector<std::int32_t> text(prompt.begin(), prompt.end());
-    const cohort::Philox random(f.job.seed, "writing");
-    for (std::int64_t i = 0; i < f.generate; ++i) {
-      // The model sees what fits; behind it stands what it does not look at.
-      const auto seen = std::min<std::int64_t>(std::ssize(text), f.length);
-      Tensor window(cohort::DType::kInt32, {1, f.length});
-      std::fill(std::copy(text.end() - seen, text.end(), window.data<std::int32_t>().begin()),
-                window.data<std::int32_t>().end(), 0);
-      nn::Tape tape(context.parameters, context.stream,
-                    workspaces.For(context.local_replica, context.device),
-                    {.training = false, .intra_op_threads = context.intra_op_threads});
-      const nn::Variable logits = model.Logits(tape, window);
-      const Tensor scores = tape.Fetch(logits.tensor().Rows(seen - 1, seen));
-      COHORT_RETURN_IF_ERROR(tape.Finish());
-      text.push_back(
-          Draw(scores.data<float>(), f.temperature, random.Uniform(static_cast<std::uint64_t>(i))));
+    Tensor written(cohort::DType::kInt32, {batch.size, f.generate});
+    auto to = written.data<std::int32_t>().begin();
+    for (std::int64_t row = 0; row < batch.size; ++row) {
+      const Tensor prompt = batch["tokens"].Rows(row, row + 1);
+      const std::span<const std::int32_t> tokens = prompt.data<std::int32_t>();
+      COHORT_ASSIGN_OR_RETURN(
+          const std::vector<std::int32_t> text,
+          GoOn(model, workspaces, f, context, {tokens.begin(), tokens.end()},
+               cohort::Philox(f.job.seed, "writing " + std::to_string(context.replica + row))));
+      to = std::copy(text.begin(), text.end(), to);
     }
-    return Tensor::Of<std::int32_t>({1, f.generate},
-                                    std::span(text).last(static_cast<std::size_t>(f.generate)));
+    return written;
   };
 }
 
 // ---- The job ------------------------------------------------------------------------------------
 
-// On every process; the chief prints.
+// Each replica writes; the chief prints what the first wrote.
 Status Write(const Flags& f, const Tokens& tokens, const nn::Gpt& model, nn::Workspaces& workspaces,
-             cohort::Trainer& trainer, bool prints) {
-  COHORT_ASSIGN_OR_RETURN(const Tensor prompt, tokens.bytes->Encode(f.prompt));
-  COHORT_ASSIGN_OR_RETURN(
-      const auto beginning,
-      cohort::data::FromTensors({{"tokens", prompt.Reshaped({1, prompt.elements()})}}));
-  COHORT_ASSIGN_OR_RETURN(const Tensor written,
-                          trainer.Predict(beginning.Batch(1), MakeWriter(model, workspaces, f)));
-  if (prints && written.elements() > 0) {
+             cohort::Trainer& trainer, const cohort::Strategy& strategy) {
+  const std::int64_t count = std::max(1, strategy.num_replicas_in_sync());
+  const std::span<const std::int32_t> prompt = tokens.prompt.data<std::int32_t>();
+  const Tensor prompts(cohort::DType::kInt32, {count, std::ssize(prompt)});
+  for (std::int64_t i = 0; i < count; ++i) {
+    std::copy(prompt.begin(), prompt.end(), prompts.Rows(i, i + 1).data<std::int32_t>().begin());
+  }
+  COHORT_ASSIGN_OR_RETURN(const auto beginnings, cohort::data::FromTensors({{"tokens", prompts}}));
+  COHORT_ASSIGN_OR_RETURN(const Tensor written, trainer.Predict(beginnings.Batch(count),
+                                                                MakeWriter(model, workspaces, f)));
+  if (strategy.is_chief()) {
     std::printf("%s%s\n", f.prompt.c_str(),
-                tokens.bytes->Decode(written.data<std::int32_t>()).c_str());
+                tokens.bytes->Decode(written.Rows(0, 1).data<std::int32_t>()).c_str());
   }
   return {};
 }
@@ -332,7 +362,7 @@ Status Train(const Flags& f, const Tokens& tokens, cohort::Strategy& strategy) {
   COHORT_ASSIGN_OR_RETURN(const cohort::EpochResult result,
                           trainer.Evaluate(test.Batch(f.job.global_batch), evaluate));
   if (f.generate > 0) {
-    COHORT_RETURN_IF_ERROR(Write(f, tokens, model, workspaces, trainer, strategy.is_chief()));
+    COHORT_RETURN_IF_ERROR(Write(f, tokens, model, workspaces, trainer, strategy));
   }
   return strategy.is_chief() ? Report(f, strategy, parameters, history, tokens, result) : Status();
 }

@@ -89,6 +89,27 @@ TEST(Examples, Dlrm) {
   EXPECT_NEAR(remote.value("auc", 0.0), alone.value("auc", 0.0), 0.04);
 }
 
+// On sentences that the program makes up; the same again is the same to the bit, and two processes
+// come to the same but for the rounding of sums.
+TEST(Examples, Gpt) {
+  const std::vector<std::string> flags = {
+      "--layers",  "2",  "--heads",        "2",  "--width",           "32",
+      "--length",  "32", "--epochs",       "2",  "--steps-per-epoch", "100",
+      "--warm-up", "10", "--global-batch", "16", "--learning-rate",   "0.01",
+      "--threads", "1",  "--generate",     "20"};
+  const nlohmann::json alone = Metrics("gpt", {}, flags);
+  EXPECT_LT(alone.value("loss", 9.0), 1.5);
+  EXPECT_GT(alone.value("loss", 0.0), alone.value("best_loss", 9.0));
+  const std::vector<double> validation = alone.value("validation_losses", std::vector<double>());
+  ASSERT_EQ(validation.size(), 2U);
+  EXPECT_LT(validation[1], validation[0]);
+  const std::string crc = alone.value("parameters_crc32c", "none");
+  EXPECT_EQ(Metrics("gpt", {}, flags).value("parameters_crc32c", "other"), crc);
+  const nlohmann::json two = Metrics("gpt", Launch({"-n", "2"}), flags);
+  EXPECT_EQ(two.value("replicas", 0), 2);
+  EXPECT_NEAR(two.value("loss", 0.0), alone.value("loss", 9.0), 0.05);
+}
+
 std::vector<std::string> InStep(std::vector<std::string> flags) {
   flags.insert(flags.end(), {"--strategy", "multi_worker_mirrored"});
   return flags;
