@@ -504,6 +504,11 @@ std::unique_ptr<AttentionPlan> MakeAttention(Libraries& libraries, const Attenti
   Require(spec.batch >= 0 && spec.length >= 0 && spec.heads > 0 && spec.head_size > 0,
           "attention needs at least one head of at least one element");
   Require(spec.head_size <= 128, "attention on a GPU: heads of at most 128 elements");
+  if (libraries.tf32()) {
+    if (auto plan = MakeTf32Attention(libraries, spec)) {
+      return plan;
+    }
+  }
   if (spec.head_size <= 32) {
     return std::make_unique<CudaAttention<32>>(libraries, spec);
   }

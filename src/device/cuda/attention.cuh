@@ -53,4 +53,7 @@ __device__ __forceinline__ AttentionPlace AttentionPlaceOf(std::int64_t tiles, b
 void AttentionDeltas(Stream& stream, const AttentionGeometry& geometry, std::int64_t rows,
                      const float* y, const float* dy, float* deltas);
 
+// attention_tf32.cu: heads of up to 64 elements, on tensor cores. nullptr where that cannot be.
+std::unique_ptr<AttentionPlan> MakeTf32Attention(Libraries& libraries, const AttentionSpec& spec);
+
 }  // namespace cohort::cuda
