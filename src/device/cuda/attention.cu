@@ -67,7 +67,7 @@ __device__ __forceinline__ void Dots(const float* a, const float* b, float (&dot
       dots[i][j] = 0.0F;
     }
   }
-#pragma unroll 2
+#pragma unroll 4
   for (int d = 0; d < D; d += 4) {
     Floats<4> left[kRows];
     Floats<4> right[kRows];
@@ -106,7 +106,7 @@ template <int D>
 __device__ __forceinline__ void AddProducts(const float* scores, const float* tile, Sums<D>& sums) {
   using C = Columns<D>;
   const float* const rows = scores + kRows * ThreadY() * kScoreStride;
-#pragma unroll 1
+#pragma unroll 4
   for (int k = 0; k < kTile; k += 4) {
     Floats<4> left[kRows];
 #pragma unroll
@@ -289,10 +289,9 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// The score of key k for query q counts. Without branches: a thread asks it of sixteen scores.
+// The score of key k for query q counts.
 __device__ __forceinline__ bool Counts(const AttentionGeometry& g, std::int64_t q, std::int64_t k) {
-  const std::int64_t end = g.causal ? q + 1 : g.length;
-  return (q < g.length) & (k < end);
+  return q < g.length && k < g.length && (!g.causal || k <= q);
 }
 
 // Of a score and the gradient of its probability: the probability, and the score's gradient.
@@ -302,9 +301,11 @@ struct Probability {
 __device__ __forceinline__ Probability Again(const AttentionGeometry& g, std::int64_t q,
                                              std::int64_t k, float score, float dp, float log_sum,
                                              float delta) {
-  const bool counts = Counts(g, q, k);
+  if (!Counts(g, q, k)) {
+    return {0.0F, 0.0F};
+  }
   const float p = expf(score * g.scale - log_sum);
-  return {counts ? p : 0.0F, counts ? p * (dp - delta) * g.scale : 0.0F};
+  return {p, p * (dp - delta) * g.scale};
 }
 
 template <int D>
