@@ -18,6 +18,7 @@ struct DeviceCase {
   int threads = 1;              // of its kernels
   bool inline_streams = false;  // work runs as it is put on a stream
   bool large = false;           // sizes that fill an accelerator, too
+  bool tf32 = false;            // operands of products may have 10 bits of mantissa
 };
 
 // The memory of one call of a kernel, on a device or (for the oracle) the host. Every buffer lies
@@ -111,7 +112,11 @@ class DeviceKernels : public DeviceConformance {
 };
 
 // Its plans.
-class DevicePlans : public DeviceConformance {};
+class DevicePlans : public DeviceConformance {
+ protected:
+  // What the sum of `count` products of numbers in [-1, 1) may be off by.
+  double ProductRounding(std::int64_t count) const;
+};
 
 inline std::string DeviceCaseName(const ::testing::TestParamInfo<DeviceCase>& info) {
   return info.param.name;

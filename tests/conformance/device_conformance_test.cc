@@ -39,9 +39,22 @@ const std::vector<DeviceCase>& Cases() {
   return cases;
 }
 
+// The same, and a GPU whose products are on tensor cores: only its plans are others.
+std::vector<DeviceCase> PlanCases() {
+  std::vector<DeviceCase> cases = Cases();
+  const auto gpus = OpenDevices("cuda:0+tf32");
+  if (gpus.ok()) {
+    cases.push_back({.name = "cuda0tf32",
+                     .make = [gpu = gpus->front()] { return gpu; },
+                     .large = cases.back().large,
+                     .tf32 = true});
+  }
+  return cases;
+}
+
 INSTANTIATE_TEST_SUITE_P(, DeviceConformance, ::testing::ValuesIn(Cases()), DeviceCaseName);
 INSTANTIATE_TEST_SUITE_P(, DeviceKernels, ::testing::ValuesIn(Cases()), DeviceCaseName);
-INSTANTIATE_TEST_SUITE_P(, DevicePlans, ::testing::ValuesIn(Cases()), DeviceCaseName);
+INSTANTIATE_TEST_SUITE_P(, DevicePlans, ::testing::ValuesIn(PlanCases()), DeviceCaseName);
 
 }  // namespace
 }  // namespace cohort::testing

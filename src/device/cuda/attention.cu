@@ -14,8 +14,7 @@
 
 #include <cmath>
 
-#include "cuda/cuda_kernels.h"
-#include "cuda/launch.cuh"
+#include "cuda/attention.cuh"
 
 namespace cohort::cuda {
 namespace {
@@ -33,43 +32,10 @@ constexpr int kTileStride = D + 4;
 template <int D>
 constexpr int kTileFloats = kTile* kTileStride<D>;
 
-// Rows of one head: `row(i)` is at data + i * stride.
-template <typename Float>
-struct HeadRows {
-  Float* data;
-  std::int64_t stride;
-};
-
-struct Geometry {
-  std::int64_t length, heads, tiles;
-  int head_size;
-  bool causal;
-  bool vectors;  // four elements at a time
-  float scale;
-
-  // Part 0, 1, 2 of packed [batch, length, 3, heads, head_size]: queries, keys, values.
-  template <typename Float>
-  __device__ HeadRows<Float> Packed(Float* qkv, std::int64_t head, int part) const {
-    const std::int64_t stride = 3 * heads * head_size;
-    return {qkv + head / heads * length * stride + (part * heads + head % heads) * head_size,
-            stride};
-  }
-  // Of [batch, length, heads, head_size].
-  template <typename Float>
-  __device__ HeadRows<Float> Plain(Float* y, std::int64_t head) const {
-    const std::int64_t stride = heads * head_size;
-    return {y + head / heads * length * stride + head % heads * head_size, stride};
-  }
-  // The score of key k for query q counts.
-  __device__ bool Counts(std::int64_t q, std::int64_t k) const {
-    return q < length && k < length && (!causal || k <= q);
-  }
-};
-
 // Rows first .. first + 63 into a tile, zeros where there are none.
 template <int D>
-__device__ void LoadTile(const Geometry& g, const HeadRows<const float>& from, std::int64_t first,
-                         float* tile) {
+__device__ void LoadTile(const AttentionGeometry& g, const HeadRows<const float>& from,
+                         std::int64_t first, float* tile) {
   const int width = g.vectors ? 4 : 1;
   const int per_row = D / width;
   for (int e = static_cast<int>(threadIdx.x); e < kTile * per_row; e += kThreads) {
@@ -176,7 +142,7 @@ __device__ __forceinline__ void StoreScores(const float (&values)[kRows][kRows],
 
 // Writes the thread's part of rows first .. first + 63.
 template <int D>
-__device__ void StoreRows(const Geometry& g, const Sums<D>& sums, std::int64_t first,
+__device__ void StoreRows(const AttentionGeometry& g, const Sums<D>& sums, std::int64_t first,
                           const HeadRows<float>& to) {
   using C = Columns<D>;
 #pragma unroll
@@ -226,24 +192,15 @@ __device__ __forceinline__ float RowSum(float value) {
   return value;
 }
 
-// The block's head and tile; with a causal mask the tiles with most work come first.
-struct Place {
-  std::int64_t head, tile;
-};
-__device__ __forceinline__ Place PlaceOf(const Geometry& g, bool last_first) {
-  const std::int64_t tile = blockIdx.x % g.tiles;
-  return {blockIdx.x / g.tiles, last_first ? g.tiles - 1 - tile : tile};
-}
-
 template <int D>
 __global__ void __launch_bounds__(kThreads)
-    ForwardKernel(Geometry g, const float* qkv, float* y, float* log_sums) {
+    ForwardKernel(AttentionGeometry g, const float* qkv, float* y, float* log_sums) {
   extern __shared__ float4 memory[];
   float* const queries = reinterpret_cast<float*>(memory);
   float* const keys = queries + kTileFloats<D>;
   float* const values = keys + kTileFloats<D>;
   float* const scores = values + kTileFloats<D>;
-  const Place place = PlaceOf(g, true);
+  const AttentionPlace place = AttentionPlaceOf(g.tiles, true);
   const std::int64_t first_query = place.tile * kTile;
   const auto k_rows = g.Packed(qkv, place.head, 1);
   const auto v_rows = g.Packed(qkv, place.head, 2);
@@ -313,7 +270,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // deltas[head, q] = the dot product of dy and y of that query; a warp each.
 __global__ void __launch_bounds__(kThreads)
-    DeltaKernel(Geometry g, std::int64_t rows, const float* y, const float* dy, float* deltas) {
+    DeltaKernel(AttentionGeometry g, std::int64_t rows, const float* y, const float* dy,
+                float* deltas) {
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * (kThreads / 32);
   for (std::int64_t r = static_cast<std::int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
        r < rows; r += step) {
@@ -331,13 +289,19 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// The score of key k for query q counts.
+__device__ __forceinline__ bool Counts(const AttentionGeometry& g, std::int64_t q, std::int64_t k) {
+  return q < g.length && k < g.length && (!g.causal || k <= q);
+}
+
 // Of a score and the gradient of its probability: the probability, and the score's gradient.
 struct Probability {
   float p, gradient;
 };
-__device__ __forceinline__ Probability Again(const Geometry& g, std::int64_t q, std::int64_t k,
-                                             float score, float dp, float log_sum, float delta) {
-  if (!g.Counts(q, k)) {
+__device__ __forceinline__ Probability Again(const AttentionGeometry& g, std::int64_t q,
+                                             std::int64_t k, float score, float dp, float log_sum,
+                                             float delta) {
+  if (!Counts(g, q, k)) {
     return {0.0F, 0.0F};
   }
   const float p = expf(score * g.scale - log_sum);
@@ -346,8 +310,8 @@ __device__ __forceinline__ Probability Again(const Geometry& g, std::int64_t q, 
 
 template <int D>
 __global__ void __launch_bounds__(kThreads)
-    KeyValueGradientKernel(Geometry g, const float* qkv, const float* log_sums, const float* deltas,
-                           const float* dy, float* dqkv) {
+    KeyValueGradientKernel(AttentionGeometry g, const float* qkv, const float* log_sums,
+                           const float* deltas, const float* dy, float* dqkv) {
   extern __shared__ float4 memory[];
   float* const keys = reinterpret_cast<float*>(memory);
   float* const values = keys + kTileFloats<D>;
@@ -355,7 +319,7 @@ __global__ void __launch_bounds__(kThreads)
   float* const gradients = queries + kTileFloats<D>;
   float* const scores = gradients + kTileFloats<D>;
   float* const of_queries = scores + kScoreFloats;  // log sums, then deltas
-  const Place place = PlaceOf(g, false);
+  const AttentionPlace place = AttentionPlaceOf(g.tiles, false);
   const std::int64_t first_key = place.tile * kTile;
   const auto q_rows = g.Packed(qkv, place.head, 0);
   const auto dy_rows = g.Plain(dy, place.head);
@@ -406,15 +370,15 @@ __global__ void __launch_bounds__(kThreads)
 
 template <int D>
 __global__ void __launch_bounds__(kThreads)
-    QueryGradientKernel(Geometry g, const float* qkv, const float* log_sums, const float* deltas,
-                        const float* dy, float* dqkv) {
+    QueryGradientKernel(AttentionGeometry g, const float* qkv, const float* log_sums,
+                        const float* deltas, const float* dy, float* dqkv) {
   extern __shared__ float4 memory[];
   float* const queries = reinterpret_cast<float*>(memory);
   float* const gradients = queries + kTileFloats<D>;
   float* const keys = gradients + kTileFloats<D>;
   float* const values = keys + kTileFloats<D>;
   float* const scores = values + kTileFloats<D>;
-  const Place place = PlaceOf(g, true);
+  const AttentionPlace place = AttentionPlaceOf(g.tiles, true);
   const std::int64_t first_query = place.tile * kTile;
   const auto k_rows = g.Packed(qkv, place.head, 1);
   const auto v_rows = g.Packed(qkv, place.head, 2);
@@ -482,7 +446,7 @@ class CudaAttention final : public AttentionPlan {
     if (blocks() == 0) {
       return;
     }
-    Geometry g = geometry_;
+    AttentionGeometry g = geometry_;
     g.vectors = spec_.head_size % 4 == 0 && Aligned16(qkv, y);
     Launch(stream, "Attention", ForwardKernel<D>, 3 * kTileFloats<D> + kScoreFloats, g, qkv, y,
            saved);
@@ -493,14 +457,12 @@ class CudaAttention final : public AttentionPlan {
     if (blocks() == 0) {
       return;
     }
-    Geometry g = geometry_;
+    AttentionGeometry g = geometry_;
     g.vectors = spec_.head_size % 4 == 0 && Aligned16(qkv, dy, dqkv);
     const std::int64_t rows = saved_elements();
     auto* const deltas = reinterpret_cast<float*>(
         libraries_.Scratch(static_cast<std::size_t>(rows) * sizeof(float)));
-    DeltaKernel<<<Blocks(rows, kThreads / 32), kThreads, 0, Native(stream)>>>(g, rows, y, dy,
-                                                                              deltas);
-    Launched(stream, "Attention's gradient");
+    AttentionDeltas(stream, g, rows, y, dy, deltas);
     const float* const of_rows = deltas;
     Launch(stream, "Attention's gradient of keys and values", KeyValueGradientKernel<D>,
            kBackwardFloats, g, qkv, saved, of_rows, dy, dqkv);
@@ -527,15 +489,27 @@ class CudaAttention final : public AttentionPlan {
 
   Libraries& libraries_;
   const AttentionSpec spec_;
-  Geometry geometry_ = {};
+  AttentionGeometry geometry_ = {};
 };
 
 }  // namespace
+
+void AttentionDeltas(Stream& stream, const AttentionGeometry& geometry, std::int64_t rows,
+                     const float* y, const float* dy, float* deltas) {
+  DeltaKernel<<<Blocks(rows, kThreads / 32), kThreads, 0, Native(stream)>>>(geometry, rows, y, dy,
+                                                                            deltas);
+  Launched(stream, "Attention's gradient");
+}
 
 std::unique_ptr<AttentionPlan> MakeAttention(Libraries& libraries, const AttentionSpec& spec) {
   Require(spec.batch >= 0 && spec.length >= 0 && spec.heads > 0 && spec.head_size > 0,
           "attention needs at least one head of at least one element");
   Require(spec.head_size <= 128, "attention on a GPU: heads of at most 128 elements");
+  if (libraries.tf32()) {
+    if (auto plan = MakeTf32Attention(libraries, spec)) {
+      return plan;
+    }
+  }
   if (spec.head_size <= 32) {
     return std::make_unique<CudaAttention<32>>(libraries, spec);
   }

@@ -19,7 +19,7 @@ constexpr std::size_t kLeastScratch = std::size_t{64} << 20;
 // The libraries' handles and scratch memory of one table. As the table, for one stream.
 class Libraries {
  public:
-  // `tf32`: products and convolutions may round their operands to 10 bits of mantissa.
+  // `tf32`: products, convolutions and attention may round their operands to 10 bits of mantissa.
   Libraries(std::shared_ptr<Device> device, int ordinal, bool tf32);
   ~Libraries();
 
