@@ -6,6 +6,7 @@
 //
 //   gpu/R        the GPU of rank R                          id       NCCL's unique id, by rank 0
 //   init/R       rank R has begun to connect                split/N/R  what R said to Split #N
+//   group/N.C/   all this again, of the group of color C that Split #N makes
 //   print/N/R    collective #N of rank R, where it is new to it
 //   trouble      there is a verdict, or somebody needs one
 //   where/R      what rank R is in, or had last, when there was trouble

@@ -38,9 +38,6 @@ class NcclApi {
   virtual Outcome Init(Stream& stream, int rank, int size, const std::string& id,
                        Handle* handle) = 0;
   virtual Outcome Poll(Handle handle) = 0;
-  // `color` < 0: this rank gets no handle. `group` must stay where it is until Poll(handle) has
-  // ended, or Abort(handle): only then it is set.
-  virtual Outcome Split(Handle handle, int color, int key, Handle* group) = 0;
   virtual Outcome Finalize(Handle handle) = 0;
   // The handle is of no further use after these two. Abort ends what is under way, in the
   // background and on the device.

@@ -85,6 +85,14 @@ class DeviceMemory final : public Memory {
 
 class NcclCommunicator final : public Communicator {
  public:
+  static Result<std::unique_ptr<Communicator>> Over(const std::shared_ptr<NcclLink>& link) {
+    try {
+      return std::make_unique<NcclCommunicator>(link);
+    } catch (const StatusError& error) {
+      link->Close();
+      return error.status();
+    }
+  }
   explicit NcclCommunicator(std::shared_ptr<NcclLink> link)
       : link_(std::move(link)),
         // Barriers' element; what it holds is of no account.
@@ -285,8 +293,7 @@ class NcclCommunicator final : public Communicator {
         return name(members[static_cast<std::size_t>(r)]);
       };
     }
-    return std::make_unique<NcclCommunicator>(
-        NcclLink::Make(std::move(group.parts), std::move(options)));
+    return Over(NcclLink::Make(std::move(group.parts), std::move(options)));
   }
 
   Result<int> Join(const CollectiveOptions& /*options*/) override {
@@ -398,13 +405,7 @@ Result<std::unique_ptr<Communicator>> MakeNcclCommunicatorOn(
                           MeetForNccl(std::move(api), nccl.device, std::move(board), rank, size,
                                       nccl.connect_timeout, options));
   parts.quiet = quiet;
-  std::shared_ptr<NcclLink> link = NcclLink::Make(std::move(parts), options);
-  try {
-    return std::make_unique<NcclCommunicator>(link);
-  } catch (const StatusError& error) {
-    link->Close();
-    return error.status();
-  }
+  return NcclCommunicator::Over(NcclLink::Make(std::move(parts), options));
 }
 
 Result<std::unique_ptr<Communicator>> MakeNcclCommunicator(int rank, int size, KeyValueStore& store,

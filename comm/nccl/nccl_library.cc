@@ -22,7 +22,6 @@ struct Functions {
   decltype(&::ncclGetUniqueId) get_unique_id;
   decltype(&::ncclCommInitRankConfig) comm_init_rank_config;
   decltype(&::ncclCommGetAsyncError) comm_get_async_error;
-  decltype(&::ncclCommSplit) comm_split;
   decltype(&::ncclCommFinalize) comm_finalize;
   decltype(&::ncclCommDestroy) comm_destroy;
   decltype(&::ncclCommAbort) comm_abort;
@@ -37,8 +36,8 @@ struct Functions {
   decltype(&::ncclRecv) recv;
 };
 
-// ncclCommSplit is of 2.18.
-constexpr int kLeastVersion = NCCL_VERSION(2, 18, 0);
+// Calls that do not block are of 2.14.
+constexpr int kLeastVersion = NCCL_VERSION(2, 14, 0);
 
 std::string VersionText(int code) {
   return std::to_string(code / 10000) + "." + std::to_string(code / 100 % 100) + "." +
@@ -141,15 +140,6 @@ class NcclLibrary final : public NcclApi {
     return Say(asked == ncclSuccess ? state : asked, CommOf(handle));
   }
 
-  Outcome Split(Handle handle, int color, int key, Handle* group) override {
-    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
-    config.blocking = 0;
-    static_assert(sizeof(Handle) == sizeof(ncclComm_t));
-    return Say(nccl_.comm_split(CommOf(handle), color < 0 ? NCCL_SPLIT_NOCOLOR : color, key,
-                                reinterpret_cast<ncclComm_t*>(group), &config),
-               CommOf(handle));
-  }
-
   Outcome Finalize(Handle handle) override {
     return Say(nccl_.comm_finalize(CommOf(handle)), CommOf(handle));
   }
@@ -249,14 +239,13 @@ Result<std::shared_ptr<NcclApi>> Open() {
   int version = 0;
   if (missing == nullptr && f.get_version(&version) == ncclSuccess && version < kLeastVersion) {
     return FailedPrecondition("NCCL's library is of version " + VersionText(version) +
-                              " [2.18 or later is needed]");
+                              " [2.14 or later is needed]");
   }
   find("ncclGetErrorString", &f.get_error_string);
   find("ncclGetLastError", &f.get_last_error);
   find("ncclGetUniqueId", &f.get_unique_id);
   find("ncclCommInitRankConfig", &f.comm_init_rank_config);
   find("ncclCommGetAsyncError", &f.comm_get_async_error);
-  find("ncclCommSplit", &f.comm_split);
   find("ncclCommFinalize", &f.comm_finalize);
   find("ncclCommDestroy", &f.comm_destroy);
   find("ncclCommAbort", &f.comm_abort);
@@ -271,7 +260,7 @@ Result<std::shared_ptr<NcclApi>> Open() {
   find("ncclRecv", &f.recv);
   if (missing != nullptr) {
     return FailedPrecondition("NCCL's library has no " + std::string(missing) +
-                              " [2.18 or later is needed]");
+                              " [2.14 or later is needed]");
   }
   return std::make_shared<NcclLibrary>(f);
 }

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "algorithms/choose.h"
+#include "nccl/nccl_meeting.h"
 #include "transport.h"
 
 namespace cohort {
@@ -356,27 +357,44 @@ Result<NcclLink::Group> NcclLink::Split(int color, int key) {
     }
     group.members.push_back(member.rank);
   }
-  try {
-    COHORT_RETURN_IF_ERROR(
-        Await(lock, parts_.api->Split(handle_, std::max(color, -1), key, &group_), what));
-    if (!group.members.empty()) {
-      group.id = std::to_string(operation->record.sequence) + "." + std::to_string(color);
-      group.parts = {.api = parts_.api,
-                     .handle = std::exchange(group_, nullptr),
-                     .device = parts_.device,
-                     .stream = parts_.device->MakeStream(),
-                     .board = board_.Below("group/" + group.id, index),
-                     .quiet = parts_.quiet,
-                     .rank = index,
-                     .size = static_cast<int>(group.members.size())};
-    }
-  } catch (const StatusError& error) {
-    Note(error.status().Annotate(what + " on " + Name(rank())));
-    return AwaitFailure(lock);
+  if (!group.members.empty()) {
+    group.id = std::to_string(operation->record.sequence) + "." + std::to_string(color);
+    group.parts = {.api = parts_.api,
+                   .device = parts_.device,
+                   .board = board_.Below("group/" + group.id, index),
+                   .quiet = parts_.quiet,
+                   .rank = index,
+                   .size = static_cast<int>(group.members.size())};
+    COHORT_RETURN_IF_ERROR(Connect(lock, group.parts, what + " on " + Name(rank())));
   }
   Finish(*operation, {});
   std::erase(under_way_, operation);
   return group;
+}
+
+// A group of this link. The thread sees to the deadline, and hears of the others' failures.
+Status NcclLink::Connect(Lock& lock, NcclLinkParts& group, const std::string& what) {
+  lock.unlock();
+  Status status;
+  try {
+    group.stream = group.device->MakeStream();
+    status = ConnectThroughNccl(group, what, [this] {
+      const std::lock_guard guard(mutex_);
+      return noted_.ok() ? failure_ : noted_;
+    });
+  } catch (const StatusError& error) {
+    status = error.status().Annotate(what);
+  }
+  lock.lock();
+  if (status.ok()) {
+    return {};
+  }
+  Note(std::move(status));
+  status = AwaitFailure(lock);
+  lock.unlock();
+  (void)group.board->Judge(status);  // for members that have their group already
+  lock.lock();
+  return status;
 }
 
 bool NcclLink::Done(const NcclOperation& operation) {
@@ -533,11 +551,6 @@ void NcclLink::TakeDown(Lock& lock) {
     std::this_thread::sleep_for(microseconds(100));
   }
   lock.lock();
-  if (const NcclApi::Handle group = std::exchange(group_, nullptr); group != nullptr) {
-    lock.unlock();
-    parts_.api->Abort(group);
-    lock.lock();
-  }
   for (const auto& operation : under_way_) {
     Finish(*operation, failure_);
   }

@@ -75,6 +75,7 @@ class NcclLink : public std::enable_shared_from_this<NcclLink> {
   Result<std::shared_ptr<NcclOperation>> Run(OperationRecord record,
                                              std::chrono::milliseconds timeout,
                                              std::shared_ptr<Event> after, const Calls& calls);
+  // Ranks of no group ask nothing of NCCL. A failure in the making is one of the link.
   struct Group {
     NcclLinkParts parts;
     std::vector<int> members;  // ranks of this link; empty: this rank is in no group
@@ -120,6 +121,7 @@ class NcclLink : public std::enable_shared_from_this<NcclLink> {
   std::string Where() const;
   Status Compare(Lock& lock, const NcclOperation& operation);
   Result<std::string> Hear(Lock& lock, const std::string& name, int rank);
+  Status Connect(Lock& lock, NcclLinkParts& group, const std::string& what);
   // Until what `outcome` is of has ended; a failure of it is noted, and awaited.
   Status Await(Lock& lock, NcclApi::Outcome outcome, const std::string& what);
 
@@ -132,7 +134,6 @@ class NcclLink : public std::enable_shared_from_this<NcclLink> {
   std::condition_variable changed_;  // operations ended, or the link closed
   std::condition_variable wake_;     // of the thread
   NcclApi::Handle handle_;           // nullptr: taken down
-  NcclApi::Handle group_ = nullptr;  // of the Split under way: NCCL writes it from a thread
   std::deque<std::shared_ptr<NcclOperation>> under_way_;
   OperationRecord last_;  // begun
   std::uint64_t collectives_ = 0;

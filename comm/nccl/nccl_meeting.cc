@@ -1,7 +1,5 @@
 #include "nccl/nccl_meeting.h"
 
-#include <sched.h>
-
 #include <map>
 #include <thread>
 #include <utility>
@@ -14,7 +12,9 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-constexpr seconds kRollCall{10};  // how often the missing are listed in the log
+constexpr seconds kRollCall{10};     // how often the missing are listed in the log
+constexpr milliseconds kSlice{200};  // of a wait at the store
+constexpr seconds kSettle{5};        // for an aborted operation to let go of its buffer
 
 Deadline Now() { return std::chrono::steady_clock::now(); }
 
@@ -25,14 +25,7 @@ class Meeting {
 
   Status Run() {
     COHORT_RETURN_IF_ERROR(CompareGpus());
-    COHORT_ASSIGN_OR_RETURN(const std::string id, UniqueId());
-    COHORT_RETURN_IF_ERROR(
-        parts_.board->Tell("init", "").Annotate(Me() + " connecting through NCCL"));
-    Status status = Connect(id);
-    if (!status.ok() && parts_.handle != nullptr) {
-      parts_.api->Abort(std::exchange(parts_.handle, nullptr));
-    }
-    return status;
+    return ConnectThroughNccl(parts_, Me(), [this] { return InTime(); });
   }
 
  private:
@@ -53,50 +46,6 @@ class Meeting {
       }
     }
     return {};
-  }
-
-  Result<std::string> UniqueId() {
-    if (parts_.rank != 0) {
-      return Await("id", 0);
-    }
-    COHORT_ASSIGN_OR_RETURN(std::string id, parts_.api->UniqueId());
-    COHORT_RETURN_IF_ERROR(parts_.board->Tell("id", id).Annotate(Me() + " publishing NCCL's id"));
-    return id;
-  }
-
-  Status Connect(const std::string& id) {
-    COHORT_RETURN_IF_ERROR(
-        End(parts_.api->Init(*parts_.stream, parts_.rank, parts_.size, id, &parts_.handle)));
-    // The first operation makes connections that Init leaves open.
-    number_ = parts_.device->Allocate(sizeof(std::int32_t), "NCCL's first operation");
-    const Buffer buffer(number_.get(), 1, DType::kInt32);
-    NcclApi::Outcome outcome = parts_.api->GroupStart();
-    if (outcome.status.ok()) {
-      const NcclApi::Outcome called =
-          parts_.api->AllReduce(parts_.handle, buffer, buffer, ReduceOp::kMax, *parts_.stream);
-      outcome = parts_.api->GroupEnd();
-      if (!called.status.ok()) {
-        outcome = called;
-      }
-    }
-    COHORT_RETURN_IF_ERROR(End(std::move(outcome)));
-    const std::shared_ptr<Event> event = parts_.stream->Record();
-    while (!event->done()) {
-      COHORT_RETURN_IF_ERROR(End(parts_.api->Poll(parts_.handle)));
-      COHORT_RETURN_IF_ERROR(InTime());
-      std::this_thread::sleep_for(std::chrono::microseconds(100));
-    }
-    return event->Wait(Now()).Annotate(Me() + " connecting through NCCL");
-  }
-
-  // Until what `outcome` is of has ended.
-  Status End(NcclApi::Outcome outcome) {
-    while (outcome.status.ok() && outcome.under_way) {
-      COHORT_RETURN_IF_ERROR(InTime());
-      std::this_thread::sleep_for(std::chrono::microseconds(100));
-      outcome = parts_.api->Poll(parts_.handle);
-    }
-    return outcome.status.Annotate(Me() + " connecting through NCCL");
   }
 
   Status InTime() {
@@ -146,10 +95,104 @@ class Meeting {
   const milliseconds timeout_;
   const CommunicatorOptions& options_;
   const Deadline deadline_;
+};
+
+class Connecting {
+ public:
+  Connecting(NcclLinkParts& parts, const std::function<Status()>& go_on)
+      : parts_(parts), go_on_(go_on) {}
+
+  Status Run() {
+    COHORT_RETURN_IF_ERROR(parts_.board->Tell("init", ""));
+    COHORT_ASSIGN_OR_RETURN(const std::string id, UniqueId());
+    COHORT_RETURN_IF_ERROR(
+        End(parts_.api->Init(*parts_.stream, parts_.rank, parts_.size, id, &parts_.handle)));
+    // The first operation makes connections that Init leaves open.
+    number_ = parts_.device->Allocate(sizeof(std::int32_t), "NCCL's first operation");
+    const Buffer buffer(number_.get(), 1, DType::kInt32);
+    NcclApi::Outcome outcome = parts_.api->GroupStart();
+    if (outcome.status.ok()) {
+      const NcclApi::Outcome called =
+          parts_.api->AllReduce(parts_.handle, buffer, buffer, ReduceOp::kMax, *parts_.stream);
+      outcome = parts_.api->GroupEnd();
+      if (!called.status.ok()) {
+        outcome = called;
+      }
+    }
+    COHORT_RETURN_IF_ERROR(End(std::move(outcome)));
+    const std::shared_ptr<Event> event = parts_.stream->Record();
+    while (!event->done()) {
+      COHORT_RETURN_IF_ERROR(End(parts_.api->Poll(parts_.handle)));
+      COHORT_RETURN_IF_ERROR(Pause());
+    }
+    return event->Wait(Now());
+  }
+
+  // After a failure: until nothing writes to the element any more.
+  void GiveUp() {
+    if (parts_.handle != nullptr) {
+      parts_.api->Abort(std::exchange(parts_.handle, nullptr));
+      (void)parts_.stream->Synchronize(DeadlineAfter(kSettle));
+    }
+  }
+
+  const Status& stopped() const { return stopped_; }  // what go_on said
+
+ private:
+  Result<std::string> UniqueId() {
+    if (parts_.rank == 0) {
+      COHORT_ASSIGN_OR_RETURN(std::string id, parts_.api->UniqueId());
+      COHORT_RETURN_IF_ERROR(parts_.board->Tell("id", id));
+      return id;
+    }
+    for (;;) {
+      Result<std::string> id = parts_.board->Hear("id", 0, DeadlineAfter(kSlice));
+      if (id.ok() || id.status().code() != StatusCode::kDeadlineExceeded) {
+        return id;
+      }
+      COHORT_RETURN_IF_ERROR(GoOn());
+    }
+  }
+
+  // Until what `outcome` is of has ended.
+  Status End(NcclApi::Outcome outcome) {
+    while (outcome.status.ok() && outcome.under_way) {
+      COHORT_RETURN_IF_ERROR(Pause());
+      outcome = parts_.api->Poll(parts_.handle);
+    }
+    return outcome.status;
+  }
+
+  Status Pause() {
+    COHORT_RETURN_IF_ERROR(GoOn());
+    std::this_thread::sleep_for(std::chrono::microseconds(100));
+    return {};
+  }
+  Status GoOn() { return stopped_ = go_on_(); }
+
+  NcclLinkParts& parts_;
+  const std::function<Status()>& go_on_;
+  Status stopped_;
   std::shared_ptr<std::byte> number_;
 };
 
 }  // namespace
+
+Status ConnectThroughNccl(NcclLinkParts& parts, const std::string& what,
+                          const std::function<Status()>& go_on) {
+  Connecting connecting(parts, go_on);
+  Status status;
+  try {
+    status = connecting.Run();
+  } catch (const StatusError& error) {
+    status = error.status();
+  }
+  if (status.ok()) {
+    return {};
+  }
+  connecting.GiveUp();
+  return connecting.stopped().ok() ? status.Annotate(what + " connecting through NCCL") : status;
+}
 
 Result<NcclLinkParts> MeetForNccl(std::shared_ptr<NcclApi> api, std::shared_ptr<Device> device,
                                   Board board, int rank, int size, milliseconds connect_timeout,

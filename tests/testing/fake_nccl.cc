@@ -72,16 +72,6 @@ struct Round {
   bool done = false;
 };
 
-struct SplitCall {
-  int color;
-  int key;
-};
-
-struct SplitRound {
-  std::vector<std::optional<SplitCall>> calls;
-  std::map<int, std::shared_ptr<FakeNccl::Clique>> cliques;
-};
-
 bool Same(const Call& a, const Call& b) {
   return a.kind == b.kind && a.op == b.op && a.peer == b.peer && a.output.dtype == b.output.dtype &&
          a.output.count == b.output.count && a.input.count == b.input.count;
@@ -136,7 +126,6 @@ struct FakeNccl::Clique {
   std::set<int> joined;
   std::map<std::uint64_t, Round> rounds;
   std::map<std::pair<int, int>, std::deque<std::vector<std::byte>>> mail;  // from, to
-  std::map<std::uint64_t, SplitRound> splits;
 };
 
 struct FakeNccl::Comm {
@@ -144,12 +133,14 @@ struct FakeNccl::Comm {
   std::shared_ptr<Clique> clique;
   int rank = 0;
   std::uint64_t rounds = 0;
-  std::uint64_t splits = 0;
+  bool connects = true;
   bool aborted = false;
-  int polls = 0;                     // that a call still goes on for
-  std::function<void()> then;        // what it does in the end
-  NcclApi::Handle* group = nullptr;  // a Split's
-  bool splitting = false;
+  int polls = kPolls;          // that a call, Init at first, still goes on for
+  std::function<void()> then;  // what it does in the end
+
+  bool connected() const {
+    return connects && static_cast<int>(clique->joined.size()) == clique->size;
+  }
 };
 
 namespace {
@@ -233,42 +224,18 @@ NcclApi::Handle NewComm(const std::shared_ptr<FakeNccl::World>& world,
   comm->world = world;
   comm->clique = std::move(clique);
   comm->rank = rank;
-  comm->clique->joined.insert(rank);
+  comm->connects = world->connects;
   ++world->live;
-  world->changed.notify_all();
   return new std::shared_ptr<Comm>(std::move(comm));
-}
-
-// What Split gives, once all ranks have called it.
-bool EndSplit(Comm& comm) {
-  SplitRound& round = comm.clique->splits[comm.splits];
-  std::vector<std::pair<int, int>> members;  // key, rank
-  const int color = round.calls[static_cast<std::size_t>(comm.rank)]->color;
-  for (std::size_t r = 0; r < round.calls.size(); ++r) {
-    if (!round.calls[r]) {
-      return false;
-    }
-    if (round.calls[r]->color == color) {
-      members.emplace_back(round.calls[r]->key, static_cast<int>(r));
-    }
-  }
-  if (color >= 0) {
-    std::sort(members.begin(), members.end());
-    auto& clique = round.cliques[color];
-    if (clique == nullptr) {
-      clique = std::make_shared<FakeNccl::Clique>(static_cast<int>(members.size()));
-    }
-    const auto me = std::find_if(members.begin(), members.end(),
-                                 [&](const auto& m) { return m.second == comm.rank; });
-    *comm.group = NewComm(comm.world, clique, static_cast<int>(me - members.begin()));
-  }
-  return true;
 }
 
 }  // namespace
 
 Result<std::string> FakeNccl::UniqueId() {
   const std::lock_guard lock(world_->mutex);
+  if (const auto refused = world_->refused.find(uuid_); refused != world_->refused.end()) {
+    return refused->second;
+  }
   return "id " + std::to_string(++world_->ids);
 }
 
@@ -281,6 +248,10 @@ NcclApi::Outcome FakeNccl::Init(Stream& /*stream*/, int rank, int size, const st
     clique = std::make_shared<Clique>(size);
   }
   *handle = NewComm(world_, clique, rank);
+  if (const auto refused = world_->refused.find(uuid_); refused != world_->refused.end()) {
+    return {refused->second};
+  }
+  clique->joined.insert(rank);
   return {{}, true};
 }
 
@@ -290,31 +261,16 @@ NcclApi::Outcome FakeNccl::Poll(Handle handle) {
   if (const auto error = world_->errors.find(comm.rank); error != world_->errors.end()) {
     return {error->second};
   }
-  if (!world_->connects || static_cast<int>(comm.clique->joined.size()) < comm.clique->size) {
+  if (!comm.connected()) {
     return {{}, true};
   }
   if (comm.polls > 0 && --comm.polls > 0) {
     return {{}, true};
   }
-  if (comm.splitting && !EndSplit(comm)) {
-    return {{}, true};
-  }
-  comm.splitting = false;
   if (const auto then = std::exchange(comm.then, nullptr); then) {
     then();
   }
   return {};
-}
-
-NcclApi::Outcome FakeNccl::Split(Handle handle, int color, int key, Handle* group) {
-  const std::lock_guard lock(world_->mutex);
-  Comm& comm = *CommOf(handle);
-  SplitRound& round = comm.clique->splits[++comm.splits];
-  round.calls.resize(static_cast<std::size_t>(comm.clique->size));
-  round.calls[static_cast<std::size_t>(comm.rank)] = SplitCall{color, key};
-  comm.splitting = true;
-  comm.group = group;
-  return {{}, true};
 }
 
 NcclApi::Outcome FakeNccl::Finalize(Handle handle) {
@@ -359,6 +315,9 @@ NcclApi::Outcome FakeNccl::GroupEnd() {
   }
   const std::lock_guard lock(world_->mutex);
   const std::shared_ptr<Comm> comm = pending.comm;
+  if (!comm->connected() || comm->polls > 0 || comm->then) {
+    return {Internal("NCCL: a communicator is used before the previous operation has ended")};
+  }
   comm->polls = kPolls;
   comm->then = [comm, stream = pending.stream, calls = std::move(pending.calls)] {
     // Holds it: the owner of the handle may abort it while the stream still runs this.

@@ -2,7 +2,7 @@
 //
 // It is as particular as NCCL: what ranks call is matched by order alone; where it differs, or
 // somebody does not come, everybody waits until it aborts. Nothing is told to others. Calls go on
-// after they return, for a few Polls.
+// after they return, for a few Polls; a call on a handle whose last one still goes on is an error.
 #pragma once
 
 #include <cohort/device/device.h>
@@ -32,10 +32,11 @@ class FakeNccl final : public NcclApi {
     std::map<std::string, std::shared_ptr<Clique>> cliques;  // by unique id
     int ids = 0;
     int inits = 0;
-    int live = 0;     // handles that were neither destroyed nor aborted
-    int aborted = 0;  // handles
-    bool connects = true;
-    std::map<int, Status> errors;  // of a rank's next Polls
+    int live = 0;                           // handles that were neither destroyed nor aborted
+    int aborted = 0;                        // handles
+    bool connects = true;                   // what Init begins from here on
+    std::map<int, Status> errors;           // of a rank's next Polls
+    std::map<std::string, Status> refused;  // of the next ids and Inits on a GPU
   };
 
   FakeNccl(std::shared_ptr<World> world, std::string uuid)
@@ -46,7 +47,6 @@ class FakeNccl final : public NcclApi {
   Result<std::string> UniqueId() override;
   Outcome Init(Stream& stream, int rank, int size, const std::string& id, Handle* handle) override;
   Outcome Poll(Handle handle) override;
-  Outcome Split(Handle handle, int color, int key, Handle* group) override;
   Outcome Finalize(Handle handle) override;
   void Destroy(Handle handle) override;
   void Abort(Handle handle) override;

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <future>
 #include <numeric>
 #include <thread>
 #include <vector>
@@ -46,6 +47,31 @@ class CountingStore final : public KeyValueStore {
  private:
   const std::shared_ptr<KeyValueStore> store_;
   std::atomic<int> calls_ = 0;
+};
+
+// One rank's way to a store, lost once the rank has told the color of its group.
+class CutStore final : public KeyValueStore {
+ public:
+  explicit CutStore(std::shared_ptr<KeyValueStore> store) : store_(std::move(store)) {}
+  Status Insert(const std::string& key, const std::string& value) override {
+    COHORT_RETURN_IF_ERROR(Way());
+    cut_ = key.find("/split/") != std::string::npos;
+    return store_->Insert(key, value);
+  }
+  Result<std::string> Get(const std::string& key) override {
+    COHORT_RETURN_IF_ERROR(Way());
+    return store_->Get(key);
+  }
+  Result<std::string> Wait(const std::string& key, Deadline deadline) override {
+    COHORT_RETURN_IF_ERROR(Way());
+    return store_->Wait(key, deadline);
+  }
+
+ private:
+  Status Way() const { return cut_ ? Unavailable("the store is out of reach") : OkStatus(); }
+
+  const std::shared_ptr<KeyValueStore> store_;
+  std::atomic<bool> cut_ = false;
 };
 
 class Nccl : public ::testing::Test {
@@ -378,6 +404,103 @@ TEST_F(Nccl, AGroupFailsByItself) {
     }
     return Sum(comm, "all of us");
   }));
+  EXPECT_EQ(world_->inits, 3 + 2) << "a rank of no group asks nothing of NCCL";
+  EXPECT_EQ(world_->ids, 2);
+  EXPECT_EQ(world_->live, 0);
+}
+
+// What a communicator has under way neither waits for its groups nor holds them up.
+TEST_F(Nccl, GroupsAreMadeWhileTheirCommunicatorWorks) {
+  testing::ExpectAllOk(Run(4, [](Communicator& comm) -> Status {
+    std::vector<float> values(10, 1);
+    const std::unique_ptr<Stream> compute =
+        testing::MakeLateStream(static_cast<std::uint64_t>(comm.rank()) + 100);
+    std::promise<void> ready;
+    compute->Enqueue([future = std::make_shared<std::future<void>>(ready.get_future())] {
+      return future->wait_for(seconds(30)) == std::future_status::ready
+                 ? OkStatus()
+                 : DeadlineExceeded("the groups did not come");
+    });
+    COHORT_ASSIGN_OR_RETURN(
+        const std::unique_ptr<Work> work,
+        comm.AllReduce(std::span(values), ReduceOp::kSum, {.stream = compute.get()}));
+    COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Communicator> half,
+                            comm.Split(comm.rank() % 2, -comm.rank()));
+    COHORT_RETURN_IF_ERROR(Sum(*half, "half"));
+    COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Communicator> alone,
+                            half->Split(half->rank(), 0));
+    COHORT_RETURN_IF_ERROR(Sum(*alone, "alone"));
+    EXPECT_FALSE(work->done());
+    ready.set_value();
+    COHORT_RETURN_IF_ERROR(work->Wait());
+    EXPECT_EQ(values, std::vector<float>(10, 4));
+    return Sum(comm, "all of us");
+  }));
+  EXPECT_EQ(world_->live, 0);
+}
+
+// Rank 0 fails before it tells NCCL's id, rank 1 after it.
+TEST_F(Nccl, AMemberThatNcclRefusesIsToldToAllRanks) {
+  for (const std::string refused : {"0", "1"}) {
+    RunAndExpect(3, StatusCode::kUnavailable,
+                 {"on rank " + refused + " (worker:" + refused +
+                      ") connecting through NCCL: NCCL: "
+                      "no memory",
+                  "Split #2 (generation "},
+                 [&](Communicator& comm) -> Status {
+                   COHORT_RETURN_IF_ERROR(Sum(comm, "a"));
+                   if (std::to_string(comm.rank()) == refused) {
+                     const std::lock_guard lock(world_->mutex);
+                     world_->refused = {{"GPU-" + refused, Unavailable("NCCL: no memory")}};
+                   }
+                   const Result<std::unique_ptr<Communicator>> pair =
+                       comm.Split(comm.rank() == 2 ? -1 : 0, 0);
+                   return pair.ok() ? Failure(comm) : pair.status();
+                 });
+    // Members that had the group by then would hear of it, too.
+    EXPECT_TRUE(
+        store_->Get("job/" + std::to_string(options_.generation++) + "/nccl/group/2.0/verdict")
+            .ok());
+    world_->refused.clear();
+  }
+}
+
+TEST_F(Nccl, AGroupThatNcclDoesNotConnectEndsAtTheDeadline) {
+  options_.timeout = kSoon;
+  RunAndExpect(2, StatusCode::kDeadlineExceeded,
+               {"Split #1 (generation 1) on rank ", "not done after 500 ms"},
+               [&](Communicator& comm) -> Status {
+                 {
+                   const std::lock_guard lock(world_->mutex);
+                   world_->connects = false;
+                 }
+                 return comm.Split(0, 0).status();
+               });
+}
+
+TEST_F(Nccl, ARankThatDoesNotSplitIsNamedAtTheDeadline) {
+  options_.timeout = kSoon;
+  RunAndExpect(2, StatusCode::kDeadlineExceeded,
+               {"Split #2 (generation 1) on rank 0 (worker:0) not done after 500 ms: rank 1 "
+                "(worker:1) "},
+               [](Communicator& comm) -> Status {
+                 COHORT_RETURN_IF_ERROR(Sum(comm, "a", 10, seconds(30)));
+                 return comm.rank() == 0 ? comm.Split(0, 0).status() : Failure(comm);
+               });
+}
+
+TEST_F(Nccl, AMemberThatIsLostBeforeItConnectsIsNamedAtTheDeadline) {
+  options_.timeout = kSoon;
+  const std::vector<Status> statuses = RunRanks(2, [&](int rank) -> Status {
+    COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Communicator> comm,
+                            Make(rank, 2, rank == 0 ? std::make_shared<CutStore>(store_) : store_));
+    return comm->Split(0, 0).status();
+  });
+  EXPECT_FALSE(statuses[0].ok());
+  EXPECT_EQ(statuses[1].code(), StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(statuses[1].message(),
+              HasSubstr("Split #1 (generation 1) on rank 1 (worker:1) not done after 500 ms: rank "
+                        "0 (worker:0) "));
   EXPECT_EQ(world_->live, 0);
 }
 
