@@ -7,6 +7,7 @@
 
 #include <functional>
 #include <memory>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,10 @@ struct DeviceCase {
   bool inline_streams = false;  // work runs as it is put on a stream
   bool large = false;           // sizes that fill an accelerator, too
   bool tf32 = false;            // operands of products may have 10 bits of mantissa
+
+  friend std::ostream& operator<<(std::ostream& out, const DeviceCase& device) {
+    return out << device.name;
+  }
 };
 
 // The memory of one call of a kernel, on a device or (for the oracle) the host. Every buffer lies
