@@ -165,6 +165,14 @@ TEST_F(Nccl, ARankThatDoesNotComeIsNamed) {
   EXPECT_THAT(status.message(), HasSubstr("missing rank 1 (worker:1)"));
 }
 
+TEST_F(Nccl, ARankThatIsLostBeforeItConnectsIsNamed) {
+  connect_ = milliseconds(100);
+  ASSERT_TRUE(store_->Insert("job/1/nccl/gpu/0", "GPU-0").ok());
+  const Status status = Make(1, 2).status();
+  EXPECT_EQ(status.code(), StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(status.message(), HasSubstr("missing rank 0 (worker:0)"));
+}
+
 TEST_F(Nccl, TwoProcessesOfOneRankAreFound) {
   connect_ = milliseconds(100);
   EXPECT_EQ(Make(0, 2).status().code(), StatusCode::kDeadlineExceeded);
