@@ -109,9 +109,8 @@ Result<std::vector<Tensor>> RecordedStep::Run(Stream& stream, GradientSink& sink
       !SameMemory(recording.accumulators, Accumulators(parameters_, sink))) {
     recording.graph = nullptr;  // gradients lie elsewhere now
   }
-  if (recording.graph == nullptr &&
-      (!recording.replayable || recording.fed < kFedSteps ||
-       !Capture(recording, stream, sink, options, inputs, body))) {
+  if (recording.graph == nullptr && (!recording.replayable || recording.fed < kFedSteps ||
+                                     !Capture(recording, stream, sink, options, inputs, body))) {
     return Feed(recording, stream, sink, options, inputs, body, timeout);
   }
   return Replay(recording, stream, sink, inputs, timeout);
@@ -181,8 +180,7 @@ bool RecordedStep::Capture(Recording& recording, Stream& stream, GradientSink& s
 }
 
 Result<std::vector<Tensor>> RecordedStep::Replay(Recording& recording, Stream& stream,
-                                                 GradientSink& sink,
-                                                 std::span<const Tensor> inputs,
+                                                 GradientSink& sink, std::span<const Tensor> inputs,
                                                  std::chrono::milliseconds timeout) {
   for (std::size_t i = 0; i < inputs.size(); ++i) {
     if (const Recording::Input& input = recording.inputs[i]; input.on_device == nullptr) {

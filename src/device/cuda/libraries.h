@@ -18,19 +18,19 @@
 // cuDNN's calls for one convolution are deprecated for its graphs, which run the same kernels.
 #pragma GCC diagnostic ignored "-Wdeprecated-declarations"
 
-#define COHORT_CUBLASLT_CALLS(X)      \
-  X(cublasLtCreate)                   \
-  X(cublasLtDestroy)                  \
-  X(cublasLtGetCudartVersion)         \
-  X(cublasLtGetStatusName)            \
-  X(cublasLtGetVersion)               \
-  X(cublasLtMatmul)                   \
-  X(cublasLtMatmulAlgoGetHeuristic)   \
-  X(cublasLtMatmulDescCreate)         \
-  X(cublasLtMatmulDescDestroy)        \
-  X(cublasLtMatmulDescSetAttribute)   \
-  X(cublasLtMatmulPreferenceCreate)   \
-  X(cublasLtMatmulPreferenceDestroy)  \
+#define COHORT_CUBLASLT_CALLS(X)          \
+  X(cublasLtCreate)                       \
+  X(cublasLtDestroy)                      \
+  X(cublasLtGetCudartVersion)             \
+  X(cublasLtGetStatusName)                \
+  X(cublasLtGetVersion)                   \
+  X(cublasLtMatmul)                       \
+  X(cublasLtMatmulAlgoGetHeuristic)       \
+  X(cublasLtMatmulDescCreate)             \
+  X(cublasLtMatmulDescDestroy)            \
+  X(cublasLtMatmulDescSetAttribute)       \
+  X(cublasLtMatmulPreferenceCreate)       \
+  X(cublasLtMatmulPreferenceDestroy)      \
   X(cublasLtMatmulPreferenceSetAttribute) \
   X(cublasLtMatrixLayoutCreate)           \
   X(cublasLtMatrixLayoutDestroy)

@@ -208,11 +208,11 @@ int OnDevice(const Flags& flags) {
     std::printf("%s\n", r.dump().c_str());
     return 0;
   }
-  std::printf("%s, batch %d, on %s: %.3f ms/step, %.2f TFLOP/s, %.1f%% of a large product's %.1f%s\n",
-              flags.model.c_str(), flags.batch, flags.device.c_str(),
-              r["ms_per_step"].get<double>(), r["tflops"].get<double>(),
-              100 * r["share_of_matmul"].get<double>(), r["matmul_tflops"].get<double>(),
-              r["replayed"].get<bool>() ? " (replayed as a graph)" : "");
+  std::printf(
+      "%s, batch %d, on %s: %.3f ms/step, %.2f TFLOP/s, %.1f%% of a large product's %.1f%s\n",
+      flags.model.c_str(), flags.batch, flags.device.c_str(), r["ms_per_step"].get<double>(),
+      r["tflops"].get<double>(), 100 * r["share_of_matmul"].get<double>(),
+      r["matmul_tflops"].get<double>(), r["replayed"].get<bool>() ? " (replayed as a graph)" : "");
   return 0;
 }
 
@@ -253,7 +253,8 @@ int BenchTrainCommand(int argc, char** argv) {
   app.add_option("--threads", flags.threads, "threads of each operation")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
-  app.add_option("--batch", flags.batch, "examples per step (default: mlp 256, cnn 64, gpt2 8 sequences)")
+  app.add_option("--batch", flags.batch,
+                 "examples per step (default: mlp 256, cnn 64, gpt2 8 sequences)")
       ->check(CLI::Range(1, 1 << 20));
   app.add_option("--rounds", flags.rounds, "turns of each contestant")
       ->check(CLI::Range(1, 1000))

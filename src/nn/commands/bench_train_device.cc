@@ -112,9 +112,9 @@ class Trainer {
   double StepMilliseconds() {
     const auto start = std::chrono::steady_clock::now();
     ++steps_;
-    const auto out = OrThrow(step_->Run(
-        place_.stream(), *sink_, {.step = steps_, .intra_op_threads = options_.threads}, inputs_,
-        body_, kTimeout));
+    const auto out = OrThrow(step_->Run(place_.stream(), *sink_,
+                                        {.step = steps_, .intra_op_threads = options_.threads},
+                                        inputs_, body_, kTimeout));
     loss_ = out.front().data<float>()[0];
     UpdatePart part{.value = on_device_->all(),
                     .gradient = sink_->all(),
@@ -245,19 +245,18 @@ Result<nlohmann::json> MeasureOnDevice(const DeviceBenchOptions& options) {
     rounds.push_back(MillisecondsSince(start) / steps);
   }
   const double milliseconds = Median(rounds);
-  nlohmann::json result = {
-      {"model", options.model},
-      {"device", options.device},
-      {"batch", options.batch},
-      {"parameters", trainer.parameters()},
-      {"rounds", options.rounds},
-      {"ms_per_step", milliseconds},
-      {"fastest_ms_per_step", *std::ranges::min_element(rounds)},
-      {"replayed", trainer.replays() > 0},
-      {"loss", trainer.loss()},
-      {"tflops", trainer.flops() / milliseconds / 1e9},
-      {"matmul_tflops", peak / 1e12},
-      {"share_of_matmul", trainer.flops() / (milliseconds * 1e-3) / peak}};
+  nlohmann::json result = {{"model", options.model},
+                           {"device", options.device},
+                           {"batch", options.batch},
+                           {"parameters", trainer.parameters()},
+                           {"rounds", options.rounds},
+                           {"ms_per_step", milliseconds},
+                           {"fastest_ms_per_step", *std::ranges::min_element(rounds)},
+                           {"replayed", trainer.replays() > 0},
+                           {"loss", trainer.loss()},
+                           {"tflops", trainer.flops() / milliseconds / 1e9},
+                           {"matmul_tflops", peak / 1e12},
+                           {"share_of_matmul", trainer.flops() / (milliseconds * 1e-3) / peak}};
   if (trainer.tokens() > 0) {
     result["tokens_per_second"] = static_cast<double>(trainer.tokens()) / milliseconds * 1e3;
   } else {

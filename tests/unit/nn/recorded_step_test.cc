@@ -57,8 +57,9 @@ class DeviceSink final : public GradientSink {
 // A model on a device, trained by SGD. `dropout`: its step depends on the step's number.
 struct Bench {
   explicit Bench(bool with_dropout = false)
-      : dropout(with_dropout), model(OrThrow(MakeImageModel("mlp", parameters,
-                                              {.image = {4, 4, 1}, .classes = 3, .hidden = 8}))) {
+      : dropout(with_dropout),
+        model(OrThrow(
+            MakeImageModel("mlp", parameters, {.image = {4, 4, 1}, .classes = 3, .hidden = 8}))) {
     parameters.Build();
     on_device.emplace(parameters.CopyOn(*device, *stream));
     EXPECT_EQ(stream->Synchronize(DeadlineAfter(kTimeout)), OkStatus());
@@ -93,11 +94,9 @@ struct Bench {
     const TapeOptions options{.step = number, .intra_op_threads = 1};
     std::vector<Tensor> out;
     if (record) {
-      out = OrThrow(step->Run(*stream, *sink, options, inputs,
-                              [this](Tape& tape, std::span<const Tensor> in) {
-                                return Body(tape, in);
-                              },
-                              kTimeout));
+      out = OrThrow(step->Run(
+          *stream, *sink, options, inputs,
+          [this](Tape& tape, std::span<const Tensor> in) { return Body(tape, in); }, kTimeout));
     } else {
       Tape tape(*on_device, *stream, workspace, options);
       const std::vector<Variable> variables = Body(tape, inputs);
@@ -196,10 +195,9 @@ TEST(RecordedStep, FailsWithTheStreamsError) {
   }
   ASSERT_EQ(bench.step->replays(), 1);
   batch[1].data<std::int64_t>()[2] = 17;
-  const auto failed =
-      bench.step->Run(*bench.stream, *bench.sink, {.step = 4, .intra_op_threads = 1}, batch,
-                      [&](Tape& tape, std::span<const Tensor> in) { return bench.Body(tape, in); },
-                      kTimeout);
+  const auto failed = bench.step->Run(
+      *bench.stream, *bench.sink, {.step = 4, .intra_op_threads = 1}, batch,
+      [&](Tape& tape, std::span<const Tensor> in) { return bench.Body(tape, in); }, kTimeout);
   EXPECT_FALSE(failed.ok());
   EXPECT_NE(failed.status().message().find("17"), std::string::npos) << failed.status().ToString();
 }

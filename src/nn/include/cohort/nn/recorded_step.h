@@ -39,8 +39,7 @@ namespace cohort::nn {
 class RecordedStep {
  public:
   // Records the forward pass. The first variable is the loss; all are brought to the host.
-  using Body =
-      std::function<std::vector<Variable>(Tape& tape, std::span<const Tensor> inputs)>;
+  using Body = std::function<std::vector<Variable>(Tape& tape, std::span<const Tensor> inputs)>;
 
   // Both must outlive this.
   RecordedStep(ParameterSet& parameters, Workspace& workspace);
@@ -62,8 +61,8 @@ class RecordedStep {
   Result<std::vector<Tensor>> Feed(Recording& recording, Stream& stream, GradientSink& sink,
                                    const TapeOptions& options, std::span<const Tensor> inputs,
                                    const Body& body, std::chrono::milliseconds timeout);
-  bool Capture(Recording& recording, Stream& stream, GradientSink& sink,
-               const TapeOptions& options, std::span<const Tensor> inputs, const Body& body);
+  bool Capture(Recording& recording, Stream& stream, GradientSink& sink, const TapeOptions& options,
+               std::span<const Tensor> inputs, const Body& body);
   Result<std::vector<Tensor>> Replay(Recording& recording, Stream& stream, GradientSink& sink,
                                      std::span<const Tensor> inputs,
                                      std::chrono::milliseconds timeout);

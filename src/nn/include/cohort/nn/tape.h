@@ -180,7 +180,7 @@ class Tape {
   std::vector<Tensor> kept_;
   std::optional<Status> failed_;  // an error that the stream told before Finish
   bool replayable_ = true;
-  bool finished_ = false;         // nothing of this tape is left on the stream
+  bool finished_ = false;  // nothing of this tape is left on the stream
   // During Backward.
   GradientSink* sink_ = nullptr;
   std::vector<bool> reached_;   // by node: the loss depends on it
