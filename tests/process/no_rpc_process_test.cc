@@ -17,7 +17,7 @@ struct Ended {
   std::string out;
   std::string err;
 };
-Ended Run(const std::vector<std::string>& argv, Variables environment = {}) {
+Ended RunOnce(const std::vector<std::string>& argv, Variables environment = {}) {
   ProcessCluster cluster;
   environment["OMP_NUM_THREADS"] = "1";
   cluster.Start("program", argv, environment);
@@ -26,22 +26,22 @@ Ended Run(const std::vector<std::string>& argv, Variables environment = {}) {
 }
 
 TEST(NoRpcPrograms, TrainAlone) {
-  const Ended fit = Run({Bin("fit")});
+  const Ended fit = RunOnce({Bin("fit")});
   EXPECT_EQ(fit.code, 0) << fit.err;
   EXPECT_THAT(fit.out, HasSubstr("after 189 steps"));
-  const Ended mirrored = Run({Bin("image_classifier"), "--strategy", "mirrored", "--devices", "2",
-                              "--model", "mlp", "--global-batch", "200", "--quiet"});
+  const Ended mirrored = RunOnce({Bin("image_classifier"), "--strategy", "mirrored", "--devices",
+                                  "2", "--model", "mlp", "--global-batch", "200", "--quiet"});
   EXPECT_EQ(mirrored.code, 0) << mirrored.err;
 }
 
 TEST(NoRpcPrograms, RefuseAClusterByName) {
   const std::string tf_config =
       R"({"cluster":{"worker":["localhost:1","localhost:2"]},"task":{"type":"worker","index":0}})";
-  const Ended fit = Run({Bin("fit")}, {{"TF_CONFIG", tf_config}});
+  const Ended fit = RunOnce({Bin("fit")}, {{"TF_CONFIG", tf_config}});
   EXPECT_EQ(fit.code, 2);
   EXPECT_THAT(fit.err, AllOf(HasSubstr("multi_worker_mirrored with 2 tasks"),
                              HasSubstr("built without gRPC [build with COHORT_RPC=ON]")));
-  const Ended bench = Run({Bin("cohort"), "bench", "ps"});
+  const Ended bench = RunOnce({Bin("cohort"), "bench", "ps"});
   EXPECT_EQ(bench.code, 2);
   EXPECT_THAT(bench.err, HasSubstr("cohort bench ps: built without gRPC"));
 }
