@@ -9,6 +9,11 @@ namespace {
 // Steps that are fed before one is captured: the first to see shapes, make plans and fill the pool;
 // the second with the recording's own memory taken out of the pool.
 constexpr int kFedSteps = 2;
+// Sets of shapes and weights that are kept; beyond them the one that was used longest ago goes.
+constexpr std::size_t kRecordings = 8;
+// A recording that has been made so often anew, since gradients lie elsewhere each time, is not
+// worth it.
+constexpr int kCaptures = 4;
 
 // Accumulators as they were before the capture; the order of Ready is kept.
 class CaptureSink final : public GradientSink {
@@ -60,6 +65,7 @@ struct RecordedStep::Recording {
   float loss_seed = 0;
   bool training = true;
   int fed = 0;
+  int captures = 0;
   bool replayable = true;
   std::vector<FloatSpan> accumulators;
   std::vector<int> ready;
@@ -83,9 +89,13 @@ RecordedStep::Recording& RecordedStep::Find(std::span<const Tensor> inputs, floa
            });
   };
   if (const auto it = std::ranges::find_if(recordings_, same); it != recordings_.end()) {
-    return *it;
+    recordings_.splice(recordings_.begin(), recordings_, it);
+    return recordings_.front();
   }
-  Recording& made = recordings_.emplace_back();
+  if (recordings_.size() == kRecordings) {
+    recordings_.pop_back();
+  }
+  Recording& made = recordings_.emplace_front();
   made.loss_seed = loss_seed;
   made.training = training;
   for (const Tensor& input : inputs) {
@@ -148,6 +158,10 @@ Result<std::vector<Tensor>> RecordedStep::Feed(Recording& recording, Stream& str
 bool RecordedStep::Capture(Recording& recording, Stream& stream, GradientSink& sink,
                            const TapeOptions& options, std::span<const Tensor> inputs,
                            const Body& body) {
+  if (++recording.captures > kCaptures) {
+    recording.replayable = false;
+    return false;
+  }
   Device& device = workspace_.device();
   recording.accumulators = Accumulators(parameters_, sink);
   recording.ready.clear();

@@ -76,9 +76,12 @@ Tensor Workspace::TakeHost(DType dtype, const Shape& shape) {
 }
 
 Kernels& Workspace::KernelsFor(int threads) {
-  if (kernels_ == nullptr || threads_ != threads) {
-    kernels_ = device_->MakeKernels(threads);
-    threads_ = threads;
+  // A device apart has no use for threads, and graphs recorded with its table use that one's
+  // memory.
+  const int wanted = device_->memory_space() == MemorySpace::kHost ? threads : 0;
+  if (kernels_ == nullptr || threads_ != wanted) {
+    kernels_ = device_->MakeKernels(wanted);
+    threads_ = wanted;
   }
   return *kernels_;
 }
@@ -89,7 +92,12 @@ std::int64_t Workspace::bytes() const {
 
 Workspace& Workspaces::For(int local_replica, const std::shared_ptr<Device>& device) {
   const std::lock_guard lock(mutex_);
-  return workspaces_.try_emplace(local_replica, device).first->second;
+  Workspace& workspace = workspaces_.try_emplace(local_replica, device).first->second;
+  Require(
+      &workspace.device() == device.get(),
+      "a replica's workspace is asked for with the device it was made on; other strategies take "
+      "other Workspaces");
+  return workspace;
 }
 
 }  // namespace cohort::nn

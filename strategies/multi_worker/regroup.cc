@@ -47,6 +47,42 @@ Result<int> FindDonor(Communicator& comm, const Strategy* before) {
   return std::max(donor, 0);  // a beginning: rank 0's values, as ever
 }
 
+// Takes the donor's values, slots and step into a strategy over the group.
+Result<std::unique_ptr<Strategy>> RecoverFrom(int donor, Regrouped& group, ParameterSet& parameters,
+                                              std::unique_ptr<Optimizer> optimizer,
+                                              Strategy* before, StrategyOptions options) {
+  Communicator& comm = *group.communicator;
+  if (comm.size() > 1) {
+    COHORT_RETURN_IF_ERROR(
+        Await(comm.Broadcast(parameters.all(), donor, {.name = "a survivor's parameters"})));
+  }
+  SynchronousParts parts;
+  parts.kind = "multi_worker_mirrored";
+  if (options.cluster) {
+    parts.cluster = *options.cluster;
+  }
+  parts.communicator = std::move(group.communicator);
+  options.whole_updates = true;
+  COHORT_ASSIGN_OR_RETURN(std::unique_ptr<Strategy> strategy,
+                          MakeSynchronousStrategy(std::move(parts), std::move(options)));
+  COHORT_RETURN_IF_ERROR(strategy->Bind(parameters, std::move(optimizer)));
+  for (std::size_t slot = 0; slot < strategy->slots().size(); ++slot) {
+    const std::span<float> to = strategy->slots()[slot];
+    if (before != nullptr) {
+      const std::span<float> from = before->slots()[slot];
+      Require(from.size() == to.size(), "Recover with the optimizer of before");
+      std::copy(from.begin(), from.end(), to.begin());
+    }
+    COHORT_RETURN_IF_ERROR(
+        Await(comm.Broadcast(to, donor, {.name = "slot " + std::to_string(slot)})));
+  }
+  std::int64_t step = before == nullptr ? 0 : before->step();
+  COHORT_RETURN_IF_ERROR(Await(comm.Broadcast(std::span(&step, 1), donor, {.name = "the step"})));
+  COHORT_RETURN_IF_ERROR(strategy->SetStep(step));
+  COHORT_RETURN_IF_ERROR(strategy->PushState());
+  return strategy;
+}
+
 }  // namespace
 
 Result<Regrouped> Regroup(CoordinationClient& client, const RegroupOptions& options,
@@ -102,35 +138,13 @@ Result<std::unique_ptr<Strategy>> Recover(Regrouped& group, ParameterSet& parame
   if (before != nullptr) {
     COHORT_RETURN_IF_ERROR(before->PullState());
   }
-  if (comm.size() > 1) {
-    COHORT_RETURN_IF_ERROR(
-        Await(comm.Broadcast(parameters.all(), donor, {.name = "a survivor's parameters"})));
+  // If this fails, the next attempt starts from what there was: values and slots of one step.
+  const std::vector<float> values(parameters.all().begin(), parameters.all().end());
+  auto recovered = RecoverFrom(donor, group, parameters, std::move(optimizer), before, options);
+  if (!recovered.ok()) {
+    std::ranges::copy(values, parameters.all().begin());
   }
-  SynchronousParts parts;
-  parts.kind = "multi_worker_mirrored";
-  if (options.cluster) {
-    parts.cluster = *options.cluster;
-  }
-  parts.communicator = std::move(group.communicator);
-  options.whole_updates = true;
-  COHORT_ASSIGN_OR_RETURN(std::unique_ptr<Strategy> strategy,
-                          MakeSynchronousStrategy(std::move(parts), std::move(options)));
-  COHORT_RETURN_IF_ERROR(strategy->Bind(parameters, std::move(optimizer)));
-  for (std::size_t slot = 0; slot < strategy->slots().size(); ++slot) {
-    const std::span<float> to = strategy->slots()[slot];
-    if (before != nullptr) {
-      const std::span<float> from = before->slots()[slot];
-      Require(from.size() == to.size(), "Recover with the optimizer of before");
-      std::copy(from.begin(), from.end(), to.begin());
-    }
-    COHORT_RETURN_IF_ERROR(
-        Await(comm.Broadcast(to, donor, {.name = "slot " + std::to_string(slot)})));
-  }
-  std::int64_t step = before == nullptr ? 0 : before->step();
-  COHORT_RETURN_IF_ERROR(Await(comm.Broadcast(std::span(&step, 1), donor, {.name = "the step"})));
-  COHORT_RETURN_IF_ERROR(strategy->SetStep(step));
-  COHORT_RETURN_IF_ERROR(strategy->PushState());
-  return strategy;
+  return recovered;
 }
 
 }  // namespace cohort

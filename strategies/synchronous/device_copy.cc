@@ -104,11 +104,13 @@ Result<double> DeviceCopy::Squares(const BucketPlan& plan, std::span<const float
                                    std::chrono::milliseconds timeout) {
   const auto count = plan.places.size();
   if (squares_ == nullptr) {
-    squares_ = device_->Allocate(std::max<std::size_t>(1, count) * sizeof(double),
-                                 "sums of squares of gradients");
+    const std::size_t bytes = std::max<std::size_t>(1, count) * sizeof(double);
+    auto landing = device_->AllocateHost(bytes, "sums of squares of gradients");
+    squares_ = device_->Allocate(bytes, "sums of squares of gradients");
+    squares_on_host_ = std::move(landing);
   }
   const std::span<double> sums(reinterpret_cast<double*>(squares_.get()), count);
-  std::vector<double> squares(count);
+  const std::span<const double> squares(reinterpret_cast<double*>(squares_on_host_.get()), count);
   for (std::size_t p = 0; p < count; ++p) {
     const BucketPlan::Place& place = plan.places[p];
     if (place.elements > 0 && place.bucket >= 0) {
@@ -118,8 +120,7 @@ Result<double> DeviceCopy::Squares(const BucketPlan& plan, std::span<const float
                            sums.subspan(p, 1));
     }
   }
-  device_->Copy(*stream_, squares_.get(), reinterpret_cast<std::byte*>(squares.data()),
-                sums.size_bytes());
+  device_->Copy(*stream_, squares_.get(), squares_on_host_.get(), sums.size_bytes());
   COHORT_RETURN_IF_ERROR(Drain(timeout));
   double total = 0;
   for (std::size_t p = 0; p < count; ++p) {

@@ -69,6 +69,7 @@ class DeviceCopy {
   std::vector<std::shared_ptr<std::byte>> slot_memory_;  // owner: this
   std::vector<std::span<float>> device_slots_;
   std::shared_ptr<std::byte> squares_;  // a double for each parameter; owner: this
+  std::shared_ptr<std::byte> squares_on_host_;
   const std::unique_ptr<Kernels> kernels_;
   const std::unique_ptr<Stream> stream_;  // ends first: its work is on the memory above
 };

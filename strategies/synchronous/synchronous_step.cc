@@ -332,9 +332,13 @@ Result<double> SynchronousStrategy::SquaredNormOfAll() {
   if (!copies_.empty()) {
     DeviceCopy& first = *copy_of(0);
     double squared_norm = 0;
-    COHORT_ASSIGN_OR_RETURN(
-        squared_norm,
-        first.Squares(reducer_->plan(), reducer_->gradients(first), options_.collective_timeout));
+    try {
+      COHORT_ASSIGN_OR_RETURN(
+          squared_norm,
+          first.Squares(reducer_->plan(), reducer_->gradients(first), options_.collective_timeout));
+    } catch (const StatusError& error) {  // no memory for it
+      return error.status();
+    }
     if (communicator_ != nullptr) {
       CollectiveOptions options;
       options.name = "norm of the gradient";
@@ -435,9 +439,10 @@ Status SynchronousStrategy::UpdateRows() {
   return status;
 }
 
-// Whether no bucket may be applied before all have landed.
+// Whether no bucket may be applied before all have landed. On devices, where what is wrong with the
+// data of a process (a label out of range) may come to light only after its buckets were sent.
 bool SynchronousStrategy::AtOnce() const {
-  return options_.whole_updates || optimizer_->global_clip_norm() > 0;
+  return options_.whole_updates || optimizer_->global_clip_norm() > 0 || !copies_.empty();
 }
 
 Status SynchronousStrategy::UpdateAtOnce(float scale) {
@@ -481,6 +486,8 @@ Communicator::Pending SynchronousStrategy::SendState() {
 // From where replica 0 wrote them.
 Status SynchronousStrategy::GatherState() {
   if (DeviceCopy* const first = copy_of(0); first != nullptr) {
+    // A copy to the host's own memory blocks, without a deadline, until the stream has come there.
+    COHORT_RETURN_IF_ERROR(first->Drain(options_.collective_timeout));
     first->PullValues(untrained_, state_);
     return first->Drain(options_.collective_timeout);
   }
@@ -574,6 +581,9 @@ Result<StepResult> SynchronousStrategy::Step(const DistributedBatch& batch, cons
   Status settled = rows_ == nullptr ? OkStatus() : UpdateRows();
   if (settled.ok() && communicator_ == nullptr) {
     settled = UpdateAlone();
+    // The rows have been.
+    applied =
+        settled.ok() || rows_ == nullptr ? 0 : static_cast<int>(reducer_->plan().buckets.size());
   } else if (settled.ok()) {
     settled = SettleTogether(applied);
   }

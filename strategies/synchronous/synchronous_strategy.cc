@@ -179,6 +179,14 @@ Status SynchronousStrategy::Bind(ParameterSet& parameters, std::unique_ptr<Optim
   Require(parameters.built(), "Bind with parameters that are built");
   Require(optimizer != nullptr, "Bind with an optimizer");
   COHORT_RETURN_IF_ERROR(CheckRows(parameters));
+  // What a Bind that failed left.
+  reducer_ = nullptr;
+  copies_.clear();
+  copy_of_.clear();
+  kernels_.clear();
+  rows_ = nullptr;
+  slots_.clear();
+  slot_arenas_.clear();
   if (communicator_ != nullptr) {
     if (options_.make_bucket_hook) {
       hook_ = options_.make_bucket_hook();
@@ -434,6 +442,8 @@ Status SynchronousStrategy::PullState() {
     return {};
   }
   DeviceCopy& copy = on_host == copies_.end() ? *copies_.front() : **on_host;
+  // A copy to the host's own memory blocks, without a deadline, until the stream has come there.
+  COHORT_RETURN_IF_ERROR(copy.Drain(options_.collective_timeout));
   copy.Pull();
   return copy.Drain(options_.collective_timeout).Annotate("the state of " + copy.device()->name());
 }

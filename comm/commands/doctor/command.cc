@@ -1,6 +1,6 @@
 // `cohort doctor`: what this machine and this build have, and what of it does not fit together.
 
-#include <dlfcn.h>
+#include <cohort/comm/nccl.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -15,25 +15,6 @@
 #include "report.h"
 
 namespace cohort {
-namespace {
-
-// Of the library that a job would load.
-Result<std::string> FindNccl() {
-  void* const library = dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
-  if (library == nullptr) {
-    return FailedPrecondition(dlerror());
-  }
-  const auto get = reinterpret_cast<int (*)(int*)>(dlsym(library, "ncclGetVersion"));
-  int version = 0;
-  if (get == nullptr || get(&version) != 0) {
-    return FailedPrecondition("libnccl.so.2 does not tell its version");
-  }
-  return std::to_string(version / 10000) + "." + std::to_string(version / 100 % 100) + "." +
-         std::to_string(version % 100);
-}
-
-}  // namespace
-
 int DoctorCommand(int argc, char** argv) {
   CLI::App app(
       "Prints what this machine has for training, what this build can use of it, and what does "
@@ -56,7 +37,7 @@ int DoctorCommand(int argc, char** argv) {
   facts.mpi = MpiLibrary();
   facts.mpi.resize(std::min(facts.mpi.find_first_of(",\n"), facts.mpi.size()));
   facts.rpc = LinkedRpcVersions();
-  facts.nccl = FindNccl();
+  facts.nccl = NcclVersion();
   const std::vector<doctor::Finding> findings = doctor::FindingsOf(facts);
   std::fputs((json ? ToJson(facts, findings) : ToText(facts, findings)).c_str(), stdout);
   return std::any_of(findings.begin(), findings.end(),

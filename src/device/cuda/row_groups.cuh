@@ -133,12 +133,14 @@ constexpr int kWideBlock = 1024;
 
 template <typename Group, typename Row, typename Algorithm>
 void LaunchRowKernel(Stream& stream, const char* what, std::int64_t rows, std::int64_t columns,
-                     std::int64_t shared_bytes, const Algorithm& algorithm) {
+                     std::int64_t shared_bytes, std::int64_t most_shared_bytes,
+                     const Algorithm& algorithm) {
   const cudaStream_t native = Native(stream);
   if constexpr (Row::kInShared) {
+    // The kernel's limit, which is all threads' and streams': never this call's own size.
     Check(cudaFuncSetAttribute(RowKernel<Group, Row, Algorithm>,
                                cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(shared_bytes)),
+                               static_cast<int>(most_shared_bytes)),
           what);
   }
   RowKernel<Group, Row, Algorithm>
@@ -153,11 +155,14 @@ void LaunchRowsOf(Stream& stream, const char* what, std::int64_t rows, std::int6
   const auto in_registers = [&]<typename Group>(Group*) {
     const std::int64_t each = CeilDiv(columns, Group::kSize);
     if (each <= 8) {
-      LaunchRowKernel<Group, RegisterRow<V, 8 / V>>(stream, what, rows, columns, 0, algorithm);
+      LaunchRowKernel<Group, RegisterRow<V, 8 / V>>(stream, what, rows, columns, 0,
+                                                    most_shared_bytes, algorithm);
     } else if (each <= 16) {
-      LaunchRowKernel<Group, RegisterRow<V, 16 / V>>(stream, what, rows, columns, 0, algorithm);
+      LaunchRowKernel<Group, RegisterRow<V, 16 / V>>(stream, what, rows, columns, 0,
+                                                     most_shared_bytes, algorithm);
     } else {
-      LaunchRowKernel<Group, RegisterRow<V, 32 / V>>(stream, what, rows, columns, 0, algorithm);
+      LaunchRowKernel<Group, RegisterRow<V, 32 / V>>(stream, what, rows, columns, 0,
+                                                     most_shared_bytes, algorithm);
     }
   };
   using Wide = BlockGroup<kWideBlock>;
@@ -169,10 +174,12 @@ void LaunchRowsOf(Stream& stream, const char* what, std::int64_t rows, std::int6
     in_registers(static_cast<BlockGroup<kThreads>*>(nullptr));
   } else if (Algorithm::kKept > 0 && bytes <= most_shared_bytes) {
     if constexpr (Algorithm::kKept > 0) {
-      LaunchRowKernel<Wide, MemoryRow<V, true>>(stream, what, rows, columns, bytes, algorithm);
+      LaunchRowKernel<Wide, MemoryRow<V, true>>(stream, what, rows, columns, bytes,
+                                                most_shared_bytes, algorithm);
     }
   } else {
-    LaunchRowKernel<Wide, MemoryRow<V, false>>(stream, what, rows, columns, 0, algorithm);
+    LaunchRowKernel<Wide, MemoryRow<V, false>>(stream, what, rows, columns, 0, most_shared_bytes,
+                                               algorithm);
   }
 }
 

@@ -187,6 +187,41 @@ TEST(RecordedStep, IsNeverReplayedWhereItDependsOnTheStep) {
   EXPECT_EQ(recorded.step->replays(), 0);
 }
 
+// Padded batches have another weight in nearly every step.
+TEST(RecordedStep, KeepsAFewRecordingsOnly) {
+  Bench bench;
+  std::int64_t after_some = 0;
+  for (int i = 1; i <= 60; ++i) {
+    bench.sink->seed = static_cast<float>(i);
+    bench.Train(i, Batch(5, 1), true);
+    if (i == 20) {
+      after_some = bench.workspace.bytes();
+    }
+  }
+  EXPECT_EQ(bench.workspace.bytes(), after_some);
+}
+
+TEST(RecordedStep, IsFedWhereGradientsMoveAllTheTime) {
+  Bench recorded;
+  Bench fed;
+  for (int i = 1; i <= 12; ++i) {
+    const std::vector<Tensor> batch = Batch(5, static_cast<std::uint64_t>(i));
+    ASSERT_EQ(recorded.stream->Synchronize(DeadlineAfter(kTimeout)), OkStatus());
+    recorded.sink->Move();
+    ASSERT_EQ(recorded.Train(i, batch, true), fed.Train(i, batch, false)) << "step " << i;
+  }
+  EXPECT_EQ(recorded.step->replays(), 4);
+}
+
+TEST(RecordedStep, SurvivesAnEvaluationWithOtherThreads) {
+  Bench bench;
+  for (int i = 1; i <= 4; ++i) {
+    bench.Train(i, Batch(5, 1), true);
+  }
+  Kernels& table = bench.workspace.KernelsFor(1);
+  EXPECT_EQ(&bench.workspace.KernelsFor(2), &table) << "graphs use its memory";
+}
+
 TEST(RecordedStep, FailsWithTheStreamsError) {
   Bench bench;
   std::vector<Tensor> batch = Batch(5, 1);

@@ -33,7 +33,7 @@ class Workspace {
   // two.
   Tensor Take(DType dtype, const Shape& shape);
   Tensor TakeHost(DType dtype, const Shape& shape);
-  // The device's kernels, a CPU's with so many threads (0: one for each available core); the same
+  // The device's kernels; a CPU's with so many threads (0: one for each available core), the same
   // ones until the number changes.
   Kernels& KernelsFor(int threads);
   std::int64_t bytes() const;  // that the pools have taken from the device and the host
