@@ -69,6 +69,17 @@ Status Fate::status() const {
   return {};
 }
 
+Status Fate::Settle() {
+  const Status settled = status();
+  std::vector<std::shared_ptr<const Fate>> awaited;  // let go of without the lock
+  const std::lock_guard lock(mutex_);
+  if (first_.ok()) {
+    first_ = settled;
+  }
+  awaited.swap(awaited_);
+  return settled;
+}
+
 void CUDART_CB HostWork::Run(void* self) {
   auto& w = *static_cast<HostWork*>(self);
   const std::shared_ptr<Fate> fate = w.fate == nullptr ? w.state->fate() : w.fate;
@@ -292,7 +303,7 @@ Status CudaStream::Synchronize(Deadline deadline) {
   }
   state_->Harvest(*fate);
   Reap();
-  return state_->ExchangeFate(std::make_shared<Fate>())->status();
+  return state_->ExchangeFate(std::make_shared<Fate>())->Settle();
 }
 
 void CudaStream::Reap() {

@@ -36,6 +36,9 @@ class Fate {
   void Await(std::shared_ptr<const Fate> other);
   // The first error here, or else of what was awaited.
   Status status() const;
+  // The same once the stream has run dry; kept for events of before. Nothing is awaited any more:
+  // two fates that await each other would keep each other for good.
+  Status Settle();
 
  private:
   Status Own() const;
