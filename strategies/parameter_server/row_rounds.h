@@ -8,12 +8,17 @@
 // A round is applied when all its parts are there and somebody needs it: reads after it, or pushes
 // to a later one. Until then a newer attempt of it, cut for other workers, takes its place.
 //
+// Processes that train in step are never two rounds apart, but one apart they are: who looks up
+// nothing here awaits nothing here. So the next round gathers its parts while some of this one are
+// under way; it is applied after it.
+//
 // Thread rules: all methods from any thread.
 
 #pragma once
 
 #include <condition_variable>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -41,8 +46,8 @@ class RowRounds {
   void Begin(std::span<const std::unique_ptr<RowTable>> tables);
 
   // Takes a frame of a part. One of an attempt, or a round, that is over is dropped: OK. Aborted: a
-  // round is begun while parts of the one before are missing. InvalidArgument: not as the others
-  // of the round say. Else why an earlier round could not be applied.
+  // round is begun while parts of one that is not just before it are missing. InvalidArgument: not
+  // as the others of the round say. Else why an earlier round could not be applied.
   Status Add(const Round& round, double weight, std::int64_t step, bool last, Rows rows);
 
   // Waits until every round up to `round` that was begun is applied. False: not yet, at the
@@ -61,18 +66,23 @@ class RowRounds {
     double weight = 0;
     bool complete = false;
   };
-  bool complete() const;  // under the mutex, as all below
-  Status Apply();
+  struct Open {
+    std::uint32_t attempt = 0;
+    std::int64_t step = 1;
+    std::vector<Part> parts;
+    bool complete() const;
+  };
+  // Under the mutex, as all below.
+  bool complete(std::uint64_t round) const;   // are all that are open up to it?
+  Status Apply();                             // the first that is open
+  Status ApplyComplete(std::uint64_t round);  // those up to it, as far as they are
 
   std::span<const std::unique_ptr<RowTable>> tables_;
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   // Below: under `mutex_`.
-  std::uint64_t round_ = 0;  // the one that is open, or was last
-  bool open_ = false;
-  std::uint32_t attempt_ = 0;
-  std::int64_t step_ = 1;
-  std::vector<Part> parts_;
+  std::uint64_t applied_ = 0;           // the last round that was
+  std::map<std::uint64_t, Open> open_;  // by round
   Status failed_;
 };
 

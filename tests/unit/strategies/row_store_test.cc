@@ -270,7 +270,7 @@ TEST_F(RowRoundsTest, TheNextRoundAndADumpNeedTheOneBefore) {
   EXPECT_EQ(Push(1, 0, 1, 5, 1).kind(), Error::NONE);
   EXPECT_EQ(Push(2, 0, 2, 5, 1).kind(), Error::NONE);
   EXPECT_THAT(Pull(5), ElementsAre(-1, -1));
-  const Error early = Push(3, 1, 2, 5, 1);
+  const Error early = Push(4, 1, 2, 5, 1);
   EXPECT_EQ(early.kind(), Error::OUT_OF_ORDER);
   EXPECT_THAT(early.message(), HasSubstr("of round 2 parts are missing"));
   EXPECT_EQ(Push(2, 1, 2, 5, 1).kind(), Error::NONE);
@@ -280,6 +280,23 @@ TEST_F(RowRoundsTest, TheNextRoundAndADumpNeedTheOneBefore) {
   std::string bytes;
   EXPECT_EQ(store_.Dump(from, &pieces, &bytes).kind(), Error::NONE);
   EXPECT_THAT(Pull(5), ElementsAre(-2, -2));
+}
+
+// As where a process looked up nothing here since.
+TEST_F(RowRoundsTest, APartMayBeARoundAheadOfTheOthers) {
+  Declare();
+  EXPECT_EQ(Push(1, 0, 2, 5, 1).kind(), Error::NONE);
+  EXPECT_EQ(Push(2, 0, 2, 5, 3).kind(), Error::NONE);
+  EXPECT_EQ(Push(2, 1, 2, 5, 3).kind(), Error::NONE);
+  EXPECT_EQ(Wait(1), Error::NOT_YET);
+  EXPECT_EQ(Wait(2), Error::NOT_YET) << "after round 1, whatever is there of it";
+  EXPECT_THAT(message_, HasSubstr("round 1 of rows waits for part(s) 1 of 2"));
+  EXPECT_THAT(Pull(5), ElementsAre(0, 0));
+  EXPECT_EQ(Push(1, 1, 2, 5, 1).kind(), Error::NONE);
+  EXPECT_EQ(Wait(1), Error::NONE);
+  EXPECT_THAT(Pull(5), ElementsAre(-1, -1)) << "and round 2 waits until it is needed";
+  EXPECT_EQ(Push(3, 0, 2, 5, 1).kind(), Error::NONE);
+  EXPECT_THAT(Pull(5), ElementsAre(-4, -4));
 }
 
 TEST_F(RowRoundsTest, WhatIsWrongWithAPartIsSaidAndTheRoundGoesOn) {
