@@ -14,6 +14,9 @@ struct Transfer {
   CURL* handle = nullptr;
   const HttpRequest* request = nullptr;
   HttpAnswer* answer = nullptr;
+  curl_off_t moved = 0;  // bytes, both ways
+  std::chrono::steady_clock::time_point moved_at = std::chrono::steady_clock::now();
+  bool idle = false;  // for too long
 };
 
 std::int64_t IntegerIn(std::string_view text) {
@@ -49,6 +52,8 @@ std::size_t TakeHeader(char* data, std::size_t size, std::size_t count, void* us
   const std::string_view value = Trimmed(line.substr(colon + 1));
   if (name == "etag") {
     answer.etag = value;
+  } else if (name == kMarkHeader) {
+    answer.mark = value;
   } else if (name == "content-length") {
     answer.length = IntegerIn(value);
   } else if (name == "retry-after") {
@@ -76,8 +81,16 @@ std::size_t TakeBody(char* data, std::size_t size, std::size_t count, void* user
   return bytes;
 }
 
-int IsStopped(void* user, curl_off_t, curl_off_t, curl_off_t, curl_off_t) {
-  return static_cast<Transfer*>(user)->request->stopped() ? 1 : 0;
+int IsStopped(void* user, curl_off_t, curl_off_t down, curl_off_t, curl_off_t up) {
+  Transfer& transfer = *static_cast<Transfer*>(user);
+  const auto now = std::chrono::steady_clock::now();
+  if (down + up != transfer.moved) {
+    transfer.moved = down + up;
+    transfer.moved_at = now;
+  }
+  const std::chrono::milliseconds limit = transfer.request->idle_timeout;
+  transfer.idle = limit.count() > 0 && now - transfer.moved_at > limit;
+  return transfer.idle || transfer.request->stopped() ? 1 : 0;
 }
 
 // As curl_easy_perform, which would see that it is stopped only about once a second.
@@ -140,7 +153,7 @@ Status HttpClient::Perform(const HttpRequest& request, HttpAnswer& answer) {
   }
   CURL* const handle = connection.easy;
   answer = {};
-  Transfer transfer{handle, &request, &answer};
+  Transfer transfer{.handle = handle, .request = &request, .answer = &answer};
   std::array<char, CURL_ERROR_SIZE> text{};
   curl_slist* headers = nullptr;
   for (const auto& [name, value] : request.headers) {
@@ -187,6 +200,10 @@ Status HttpClient::Perform(const HttpRequest& request, HttpAnswer& answer) {
   {
     std::lock_guard lock(mutex_);
     idle_.push_back(connection);
+  }
+  if (transfer.idle) {
+    return Unavailable("not a byte was sent or received for " +
+                       std::to_string(request.idle_timeout.count()) + " ms");
   }
   const std::string what = text[0] != '\0' ? text.data() : curl_easy_strerror(code);
   switch (code) {

@@ -18,9 +18,13 @@
 
 namespace cohort::data {
 
+// What a writer of an S3 object puts beside it, to know it again.
+inline constexpr const char* kMarkHeader = "x-amz-meta-cohort-mark";
+
 struct HttpAnswer {
   long status = 0;  // 0: none came
   std::string etag;
+  std::string mark;                // kMarkHeader
   std::int64_t length = -1;        // Content-Length
   std::int64_t begin = -1;         // Content-Range: of the bytes that follow
   std::int64_t total = -1;         // and of the file; -1: not said
@@ -35,7 +39,8 @@ struct HttpRequest {
   std::string_view body = {};  // of a PUT or a POST
   std::map<std::string, std::string> headers;
   std::chrono::milliseconds connect_timeout{0};
-  std::chrono::milliseconds timeout{0};
+  std::chrono::milliseconds timeout{0};       // of all of it
+  std::chrono::milliseconds idle_timeout{0};  // without a byte either way; 0: none
   std::string ca_file;
   bool follow = true;  // redirections; headers go with the request, so not where they are secret
   // Takes the body of a 2xx answer; false ends the request.

@@ -24,11 +24,12 @@ class RemoteFile final : public RandomAccessFile, public VersionedContent {
     return std::unique_ptr<RandomAccessFile>(new RemoteFile(std::move(state)));
   }
 
-  // Ends and awaits the reads ahead.
+  // Ends and awaits the reads ahead that have begun; the others find it closed.
   ~RemoteFile() override {
     state_->closed = true;
-    std::unique_lock lock(state_->mutex);
+    std::unique_lock lock(*state_->mutex);
     state_->arrived.wait(lock, [this] { return state_->ahead == 0; });
+    *state_->gone = true;
   }
 
   std::uint64_t size() const override { return state_->size; }
@@ -72,6 +73,7 @@ class RemoteFile final : public RandomAccessFile, public VersionedContent {
  private:
   // A block, on its way or here. Guarded by State::mutex.
   struct Block {
+    bool begun = false;  // somebody fetches it
     bool done = false;
     Status status;
     std::vector<std::byte> bytes;
@@ -88,11 +90,13 @@ class RemoteFile final : public RandomAccessFile, public VersionedContent {
     std::vector<std::byte> content;  // then
     std::atomic<bool> closed = false;
     std::atomic<std::uint64_t> next = 0;  // where the last read ended
-    std::mutex mutex;
+    // Owners of these two: this, and reads ahead that have not begun.
+    const std::shared_ptr<std::mutex> mutex = std::make_shared<std::mutex>();
+    const std::shared_ptr<bool> gone = std::make_shared<bool>(false);  // guarded by mutex
     std::condition_variable arrived;
     std::map<std::uint64_t, std::shared_ptr<Block>> blocks;  // guarded by mutex
     std::list<std::uint64_t> recent;  // blocks, the last used first; guarded by mutex
-    int ahead = 0;                    // reads ahead that are not done; guarded by mutex
+    int ahead = 0;                    // reads ahead under way; guarded by mutex
 
     // Size and ETag. A range of one byte is what every server of ranges answers; HEAD is not.
     Status Ask(RemoteClock::time_point deadline) {
@@ -222,18 +226,17 @@ class RemoteFile final : public RandomAccessFile, public VersionedContent {
 
     // Block `number`; what is not here is fetched, by this thread or by one that began before.
     Result<std::shared_ptr<Block>> Get(std::uint64_t number, RemoteClock::time_point deadline) {
-      std::unique_lock lock(mutex);
+      std::unique_lock lock(*mutex);
       for (;;) {
         std::shared_ptr<Block> block;
         const auto it = blocks.find(number);
-        const bool mine = it == blocks.end();
+        block = it == blocks.end() ? Add(number) : it->second;
+        const bool mine = !std::exchange(block->begun, true);
         if (mine) {
-          block = Begin(number);
           lock.unlock();
           Load(number, block, deadline);
           lock.lock();
         } else {
-          block = it->second;
           recent.remove(number);
           recent.push_front(number);
           const std::atomic<bool>* const stop = StopScope::Current();
@@ -262,7 +265,7 @@ class RemoteFile final : public RandomAccessFile, public VersionedContent {
     }
 
     // Under the lock.
-    std::shared_ptr<Block> Begin(std::uint64_t number) {
+    std::shared_ptr<Block> Add(std::uint64_t number) {
       constexpr std::size_t kKept = 16;
       auto block = std::make_shared<Block>();
       blocks[number] = block;
@@ -280,7 +283,7 @@ class RemoteFile final : public RandomAccessFile, public VersionedContent {
       std::vector<std::byte> bytes(std::min<std::uint64_t>(shared->options.block, size - begin));
       Status status = Fetch(begin, bytes, deadline);
       {
-        std::lock_guard lock(mutex);
+        std::lock_guard lock(*mutex);
         if (!status.ok()) {
           // The next read asks anew.
           const auto it = blocks.find(number);
@@ -302,19 +305,28 @@ class RemoteFile final : public RandomAccessFile, public VersionedContent {
       }
       std::shared_ptr<Block> block;
       {
-        std::lock_guard lock(mutex);
+        std::lock_guard lock(*mutex);
         if (blocks.contains(number)) {
           return;
         }
-        block = Begin(number);
-        ++ahead;
+        block = Add(number);
       }
-      shared->pool.Submit([this, number, block, deadline = shared->Deadline()] {
-        Load(number, block, deadline);
-        std::lock_guard lock(mutex);
-        --ahead;
-        arrived.notify_all();
-      });
+      // All threads of the pool may be busy with servers that are silent: meanwhile a reader may
+      // begin the block itself, or the file be closed.
+      shared->pool.Submit(
+          [this, number, block, deadline = shared->Deadline(), mutex = mutex, gone = gone] {
+            {
+              const std::lock_guard lock(*mutex);
+              if (*gone || closed || std::exchange(block->begun, true)) {
+                return;
+              }
+              ++ahead;
+            }
+            Load(number, block, deadline);
+            const std::lock_guard lock(*mutex);
+            --ahead;
+            arrived.notify_all();
+          });
     }
 
     // Serves a small read from blocks, if they are here or the read is one of a sequence.
@@ -324,7 +336,7 @@ class RemoteFile final : public RandomAccessFile, public VersionedContent {
       const std::uint64_t first = offset / block_bytes;
       const std::uint64_t last = (offset + out.size() - 1) / block_bytes;
       if (!in_sequence) {
-        std::lock_guard lock(mutex);
+        const std::lock_guard lock(*mutex);
         for (std::uint64_t b = first; b <= last; ++b) {
           if (!blocks.contains(b)) {
             return false;

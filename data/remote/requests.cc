@@ -136,16 +136,20 @@ HttpRequest Requests::Make(const Wanted& wanted, std::uint64_t progress, const T
   constexpr milliseconds kLeast{1};
   const RemoteOptions& options = shared_.options;
   const auto left = std::chrono::duration_cast<milliseconds>(deadline - RemoteClock::now());
-  HttpRequest request{.url = target_.url,
-                      .method = wanted.method,
-                      .body = wanted.body,
-                      .headers = options.headers,
-                      .connect_timeout = std::max(kLeast, std::min(left, options.connect_timeout)),
-                      .timeout = std::max(kLeast, std::min(left, options.attempt_timeout)),
-                      .ca_file = options.ca_file,
-                      .follow = options.headers.empty() && !target_.signing.has_value(),
-                      .take = take,
-                      .stopped = [this] { return stopped(); }};
+  // What was read is kept, so an attempt may be cut short; what is written begins anew.
+  const bool reads = wanted.method == "GET" || wanted.method == "HEAD";
+  HttpRequest request{
+      .url = target_.url,
+      .method = wanted.method,
+      .body = wanted.body,
+      .headers = options.headers,
+      .connect_timeout = std::max(kLeast, std::min(left, options.connect_timeout)),
+      .timeout = std::max(kLeast, reads ? std::min(left, options.attempt_timeout) : left),
+      .idle_timeout = reads ? milliseconds(0) : options.attempt_timeout,
+      .ca_file = options.ca_file,
+      .follow = options.headers.empty() && !target_.signing.has_value(),
+      .take = take,
+      .stopped = [this] { return stopped(); }};
   for (const auto& [name, value] : wanted.query) {
     request.url += request.url.find('?') == std::string::npos ? '?' : '&';
     request.url += UriEncode(name, false) + "=" + UriEncode(value, false);

@@ -1,6 +1,7 @@
 #include "remote/s3.h"
 
 #include <algorithm>
+#include <random>
 #include <set>
 #include <utility>
 
@@ -121,6 +122,16 @@ Result<std::vector<std::string>> Keys(Shared& shared, const std::string& bucket,
   }
 }
 
+std::string NewMark() {
+  constexpr char kDigits[] = "0123456789abcdef";
+  std::random_device random;
+  std::string mark(32, '0');
+  for (char& digit : mark) {
+    digit = kDigits[random() % 16];
+  }
+  return mark;
+}
+
 class S3Object final : public WritableFile {
  public:
   S3Object(std::shared_ptr<Shared> shared, Target target, bool only_new)
@@ -175,20 +186,37 @@ class S3Object final : public WritableFile {
     return only_new_ ? std::map<std::string, std::string>{{"if-none-match", "*"}}
                      : std::map<std::string, std::string>{};
   }
-  Status Judge(const Status& status) const {
-    return only_new_ && status.code() == StatusCode::kFailedPrecondition
-               ? AlreadyExists(target_.name + " exists")
-               : status;
+  // An attempt before may have been heard, and its answer lost: then it is this writer's.
+  Result<bool> IsMine(RemoteClock::time_point deadline) const {
+    const Result<Requests::Reply> there = Send({.method = "HEAD"}, deadline);
+    if (there.status().code() == StatusCode::kNotFound) {
+      return false;
+    }
+    COHORT_RETURN_IF_ERROR(there.status());
+    return there->answer.mark == mark_;
+  }
+  Status Judge(const Status& status, RemoteClock::time_point deadline) const {
+    const bool taken = only_new_ && status.code() == StatusCode::kFailedPrecondition;
+    if (!taken && status.code() != StatusCode::kNotFound) {
+      return status;
+    }
+    COHORT_ASSIGN_OR_RETURN(const bool mine, IsMine(deadline));
+    return mine ? OkStatus() : taken ? AlreadyExists(target_.name + " exists") : status;
   }
 
   Status PutWhole(RemoteClock::time_point deadline) const {
-    return Judge(Send({.method = "PUT", .headers = Headers(), .body = buffer_}, deadline).status());
+    std::map<std::string, std::string> headers = Headers();
+    headers[kMarkHeader] = mark_;
+    return Judge(Send({.method = "PUT", .headers = headers, .body = buffer_}, deadline).status(),
+                 deadline);
   }
 
   Status SendPart(RemoteClock::time_point deadline) {
     if (upload_.empty()) {
-      COHORT_ASSIGN_OR_RETURN(const Requests::Reply reply,
-                              Send({.method = "POST", .query = {{"uploads", ""}}}, deadline));
+      COHORT_ASSIGN_OR_RETURN(
+          const Requests::Reply reply,
+          Send({.method = "POST", .query = {{"uploads", ""}}, .headers = {{kMarkHeader, mark_}}},
+               deadline));
       upload_ = Decode(First(reply.body, "UploadId").value_or(""), false);
       if (upload_.empty()) {
         return FailedPrecondition(
@@ -222,12 +250,9 @@ class S3Object final : public WritableFile {
     const Result<Requests::Reply> reply = Send(
         {.method = "POST", .query = {{"uploadId", upload_}}, .headers = Headers(), .body = xml},
         deadline);
-    if (reply.status().code() == StatusCode::kNotFound) {
-      // An attempt before may have been heard, and its answer lost.
-      return Unavailable(reply.status().message() +
-                         " [it is not known whether the object was written: write it again]");
+    if (!reply.ok()) {
+      return Judge(reply.status(), deadline);
     }
-    COHORT_RETURN_IF_ERROR(Judge(reply.status()));
     // 200 is said before the parts are joined.
     if (First(reply->body, "ETag").has_value()) {
       return {};
@@ -239,6 +264,7 @@ class S3Object final : public WritableFile {
   std::shared_ptr<Shared> shared_;  // owners: the file system and its files
   const Target target_;
   const bool only_new_;
+  const std::string mark_ = NewMark();
   std::string buffer_;              // the part that is being filled
   std::string upload_;              // of the upload in parts; empty: none was begun
   std::vector<std::string> etags_;  // of the parts that were sent

@@ -44,14 +44,16 @@ HttpServer::~HttpServer() {
   ::shutdown(listener_, SHUT_RDWR);
   acceptor_.join();
   ::close(listener_);
-  {
-    std::lock_guard lock(mutex_);
-    for (const int fd : connections_) {
-      ::shutdown(fd, SHUT_RDWR);
-    }
-  }
+  Disconnect();
   for (std::thread& thread : threads_) {
     thread.join();
+  }
+}
+
+void HttpServer::Disconnect() {
+  std::lock_guard lock(mutex_);
+  for (const int fd : connections_) {
+    ::shutdown(fd, SHUT_RDWR);
   }
 }
 

@@ -54,6 +54,7 @@ class HttpServer {
   std::map<std::string, std::string> files();  // content by target
   // Before the first request.
   void Handle(Handler handler) { handler_ = std::move(handler); }
+  void Disconnect();  // whoever is connected
   void IgnoreRanges() { ranges_ = false; }
   std::string origin() const { return "http://127.0.0.1:" + std::to_string(port_); }
   std::vector<Request> requests();  // so far

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <future>
 #include <random>
 #include <thread>
 
@@ -252,6 +253,45 @@ TEST(Remote, AnIteratorIsDestroyedWithoutWaitingForTheServer) {
     silent = false;
     EXPECT_EQ(Flatten(Collect(data.Batch(200).Prefetch(2))).size(), 500U) << "others read on";
   }
+}
+
+// Its read ahead has the only thread for such.
+TEST(Remote, ASilentServerHoldsUpNoOtherFile) {
+  const std::string content = Noise(9000);
+  std::atomic<bool> silent = false;
+  std::atomic<int> stalled = 0;
+  HttpServer server([&](const HttpServer::Request& request) {
+    const bool stall = silent && request.target == "/silent";
+    stalled += stall ? 1 : 0;
+    return HttpServer::Fault{.stall = stall};
+  });
+  server.Put("/silent", content);
+  server.Put("/f", content);
+  RemoteOptions options = Quick();
+  options.attempt_timeout = milliseconds(120'000);
+  options.deadline = milliseconds(120'000);
+  options.parallel = 1;
+  const auto files = MakeRemoteFileSystem(options);
+  const auto held = OrThrow(files->OpenForRead(server.origin() + "/silent"));
+  silent = true;
+  auto reading = std::async(std::launch::async, [&] { return ReadAt(*held, 0, 500); });
+  const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  while (stalled < 2 && std::chrono::steady_clock::now() < limit) {
+    std::this_thread::yield();
+  }
+  ASSERT_EQ(stalled, 2) << "the read, and the one ahead of it";
+  const auto start = std::chrono::steady_clock::now();
+  {
+    const auto file = OrThrow(files->OpenForRead(server.origin() + "/f"));
+    for (std::size_t at = 0; at < 9000; at += 500) {
+      EXPECT_EQ(OrThrow(ReadAt(*file, at, 500)), content.substr(at, 500));
+    }
+  }
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(30));
+  EXPECT_EQ(reading.wait_for(milliseconds(0)), std::future_status::timeout);
+  silent = false;
+  server.Disconnect();
+  EXPECT_EQ(OrThrow(reading.get()), content.substr(0, 500)) << "asked for again";
 }
 
 TEST(Remote, AFileThatChangesIsNeverReadAsData) {

@@ -129,11 +129,15 @@ std::optional<HttpServer::Reply> S3Server::Answer(const HttpServer::Request& req
   if (query.contains("list-type")) {
     return target == "/bucket" ? List(query) : HttpServer::Reply{.status = 404};
   }
-  const auto store = [&](const std::string& content) -> HttpServer::Reply {
+  const auto found = request.headers.find("x-amz-meta-cohort-mark");
+  const std::string mark = found == request.headers.end() ? "" : found->second;
+  const auto store = [&](const std::string& content,
+                         const std::string& its_mark) -> HttpServer::Reply {
     if (request.headers.contains("if-none-match") && server_.files().contains(target)) {
       return {.status = 412};
     }
     server_.Put(target, content, EtagOf(content));
+    marks_[target] = its_mark;
     return {.headers = {"ETag: " + EtagOf(content)},
             .body = "<Result><ETag>" + EtagOf(content) + "</ETag></Result>"};
   };
@@ -145,7 +149,7 @@ std::optional<HttpServer::Reply> S3Server::Answer(const HttpServer::Request& req
   }
   if (request.method == "POST" && query.contains("uploads")) {
     const std::string id = "id&" + std::to_string(next_upload_++);
-    uploads_[id].target = target;
+    uploads_[id] = {.target = target, .mark = mark, .parts = {}};
     return HttpServer::Reply{.body = "<R><UploadId>id&amp;" + id.substr(3) + "</UploadId></R>"};
   }
   if (request.method == "PUT" && query.contains("partNumber")) {
@@ -163,8 +167,9 @@ std::optional<HttpServer::Reply> S3Server::Answer(const HttpServer::Request& req
     if (request.body != "<CompleteMultipartUpload>" + expected + "</CompleteMultipartUpload>") {
       return HttpServer::Reply{.status = 400, .body = "InvalidPart"};
     }
+    const std::string of_upload = upload->second.mark;
     uploads_.erase(upload);
-    return store(content);
+    return store(content, of_upload);
   }
   if (request.method == "DELETE") {
     if (upload != uploads_.end()) {
@@ -178,11 +183,14 @@ std::optional<HttpServer::Reply> S3Server::Answer(const HttpServer::Request& req
     if (request.headers.contains("x-amz-copy-source")) {
       const auto files = server_.files();
       const auto from = files.find(request.headers.at("x-amz-copy-source"));
-      return from == files.end() ? HttpServer::Reply{.status = 404} : store(from->second);
+      return from == files.end() ? HttpServer::Reply{.status = 404} : store(from->second, "");
     }
-    return store(request.body);
+    return store(request.body, mark);
   }
-  return std::nullopt;  // GET and HEAD of an object
+  if (request.method == "HEAD" && marks_.contains(target)) {
+    return HttpServer::Reply{.headers = {"x-amz-meta-cohort-mark: " + marks_[target]}};
+  }
+  return std::nullopt;  // GET of an object
 }
 
 }  // namespace cohort::testing

@@ -26,6 +26,7 @@ class S3Server {
  private:
   struct Upload {
     std::string target;
+    std::string mark;  // what its writer calls it
     std::map<int, std::string> parts;
   };
 
@@ -33,9 +34,10 @@ class S3Server {
   HttpServer::Reply List(const std::map<std::string, std::string>& query);
 
   std::mutex mutex_;
-  std::map<std::string, Upload> uploads_;  // by id; guarded by mutex_
-  int next_upload_ = 0;                    // guarded by mutex_
-  HttpServer server_;                      // last: its threads use what is before it
+  std::map<std::string, Upload> uploads_;     // by id; guarded by mutex_
+  std::map<std::string, std::string> marks_;  // of objects; guarded by mutex_
+  int next_upload_ = 0;                       // guarded by mutex_
+  HttpServer server_;                         // last: its threads use what is before it
 };
 
 }  // namespace cohort::testing

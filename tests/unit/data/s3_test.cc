@@ -3,6 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <thread>
+
 #include <cohort/core/environment.h>
 #include <cohort/data/arrays.h>
 #include <cohort/data/glob.h>
@@ -10,6 +13,7 @@
 #include <cohort/data/remote.h>
 #include <cohort/data/tf_example.h>
 #include <cohort/data/tf_record.h>
+#include <cohort/io/record_file.h>
 
 #include "collect.h"
 #include "s3_server.h"
@@ -97,6 +101,52 @@ TEST(S3, NewObjectsReplaceNone) {
   const Status taken = OrThrow(files->CreateNew("s3://bucket/k"))->Close();
   EXPECT_EQ(taken.code(), StatusCode::kAlreadyExists);
   EXPECT_EQ(taken.message(), "s3://bucket/k exists");
+}
+
+// The writer asks again, and is told that there is such an object: its own.
+TEST(S3, AWriterWhoseAnswerWasLostKnowsItsObject) {
+  const std::string large(std::size_t{9} << 20, 'x');
+  for (const std::string& content : {std::string("x"), large}) {
+    std::atomic<bool> lost = false;
+    S3Server server([&](const HttpServer::Request& request) {
+      const bool makes =
+          request.target == "/bucket/k"
+              ? request.method == "PUT"
+              : request.method == "POST" && request.target.find("uploadId") != std::string::npos;
+      return HttpServer::Fault{.cut_after = makes && !lost.exchange(true) ? 0 : -1};
+    });
+    const auto files = MakeRemoteFileSystem(At(server));
+    const auto first = OrThrow(files->CreateNew("s3://bucket/k"));
+    OrThrow(first->Append(AsBytes(content)));
+    EXPECT_EQ(first->Close(), OkStatus());
+    EXPECT_TRUE(lost);
+    EXPECT_EQ(server.objects()["k"].size(), content.size());
+    lost = false;
+    const auto second = OrThrow(files->CreateNew("s3://bucket/k"));
+    OrThrow(second->Append(AsBytes(content)));
+    EXPECT_EQ(second->Close().code(), StatusCode::kAlreadyExists) << "the same bytes, another's";
+  }
+}
+
+// A store may need its time for what is large; one that is silent is asked again.
+TEST(S3, WritesThatMoveMayTakeLongerThanAnAttempt) {
+  std::atomic<int> silent = 0;
+  S3Server server([&](const HttpServer::Request&) {
+    if (silent.fetch_sub(1) > 0) {
+      std::this_thread::sleep_for(milliseconds(400));
+    }
+    return HttpServer::Fault();
+  });
+  RemoteOptions options = At(server);
+  options.attempt_timeout = milliseconds(150);
+  options.attempts = 2;
+  const auto files = MakeRemoteFileSystem(options);
+  silent = 1;
+  EXPECT_EQ(Write(*files, "s3://bucket/k", "x"), OkStatus());
+  silent = 2;
+  const Status gone = Write(*files, "s3://bucket/k", "y");
+  EXPECT_EQ(gone.code(), StatusCode::kUnavailable);
+  EXPECT_THAT(gone.message(), HasSubstr("not a byte was sent or received for 150 ms"));
 }
 
 TEST(S3, ErrorsSayWhat) {
@@ -212,6 +262,16 @@ TEST(S3, AnUnfinishedFileLeavesTheObjectThatWasThere) {
   OrThrow(file->Append(AsBytes("new")));
   OrThrow(file->Close());
   EXPECT_EQ(server.objects()["k"], "new");
+}
+
+TEST(S3, ARecordFileThatIsGivenUpIsNone) {
+  S3Server server;
+  const auto files = MakeRemoteFileSystem(At(server));
+  {
+    const auto writer = OrThrow(io::RecordWriter::Create(*files, "s3://bucket/r"));
+    OrThrow(writer->Write("of many"));
+  }
+  EXPECT_THAT(server.objects(), IsEmpty());
 }
 
 TEST(S3, WhatIsCalledAmzIsSigned) {

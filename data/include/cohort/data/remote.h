@@ -52,10 +52,12 @@ S3Options S3OptionsFrom(const Environment& environment);
 
 struct RemoteOptions {
   std::chrono::milliseconds connect_timeout{10'000};
-  std::chrono::milliseconds attempt_timeout{30'000};  // one request; bytes that came are kept
-  std::chrono::milliseconds deadline{300'000};        // one call, with all parts and attempts
-  int attempts = 5;                                   // in a row without a byte
-  std::chrono::milliseconds first_wait{100};          // before the second; doubles, to 5 s
+  // Of one request that reads; bytes that came are kept. One that writes may take longer, as long
+  // as bytes move: so much without one.
+  std::chrono::milliseconds attempt_timeout{30'000};
+  std::chrono::milliseconds deadline{300'000};  // one call, with all parts and attempts
+  int attempts = 5;                             // in a row without a byte
+  std::chrono::milliseconds first_wait{100};    // before the second; doubles, to 5 s
   std::size_t block = std::size_t{1} << 20;
   std::size_t part = std::size_t{8} << 20;
   int parallel = 8;  // requests at once, of all files

@@ -27,7 +27,7 @@ class RandomAccessFile {
 
 class WritableFile {
  public:
-  virtual ~WritableFile() = default;  // closes, dropping any error: call Close to see it
+  virtual ~WritableFile() = default;  // without Close errors are dropped; on S3 there is no file
   virtual Status Append(std::span<const std::byte> bytes) = 0;
   virtual Status Flush() = 0;  // to the operating system
   virtual Status Sync() = 0;   // to the disk

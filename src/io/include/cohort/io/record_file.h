@@ -74,7 +74,7 @@ class RecordWriter {
   // Takes `file` over.
   static std::unique_ptr<RecordWriter> To(std::unique_ptr<WritableFile> file,
                                           Compression compression = Compression::kNone);
-  virtual ~RecordWriter() = default;  // closes, dropping any error: call Close to see it
+  virtual ~RecordWriter() = default;  // without Close: as WritableFile
 
   virtual Status Write(std::string_view record) = 0;
   // What was written so far, to the operating system; a reader that follows the file sees it.
