@@ -143,7 +143,8 @@ Dataset Dataset::Batch(std::int64_t global_batch_size, bool drop_remainder) cons
 }
 
 Dataset Dataset::Prefetch(int batches, int threads, std::int64_t max_bytes) const {
-  Require(batches >= 0 && threads >= 1, "Prefetch of at least 0 batches on at least 1 thread");
+  Require(batches >= kAutotune && (threads >= 1 || threads == kAutotune),
+          "Prefetch of at least 0 batches on at least 1 thread, or kAutotune");
   Require(max_bytes >= 0, "Prefetch of at least 0 bytes");
   Plan plan = *plan_;
   plan.prefetch_batches = batches;
@@ -232,8 +233,11 @@ DataPosition Dataset::PositionAt(const IterateOptions& options, std::int64_t bat
   Require(options.policy != ShardPolicy::kFile || options.num_workers == 1,
           "a place in an order that all workers share: not under ShardPolicy::kFile");
   const std::int64_t end = options.end < 0 ? size() : options.end;
-  return {options.epoch, std::min(options.begin + batch * plan_->batch_size, end),
-          DigestOf(plan_->Words())};
+  std::int64_t example = std::min(options.begin + batch * plan_->batch_size, end);
+  if (plan_->drop_remainder && end - example < plan_->batch_size) {
+    example = end;  // the rest is left out
+  }
+  return {options.epoch, example, DigestOf(plan_->Words())};
 }
 
 Result<IterateOptions> Dataset::ResumeAt(const DataPosition& position,
@@ -329,8 +333,9 @@ Result<std::unique_ptr<BatchIterator>> Dataset::Iterate(const IterateOptions& op
   if (plan_->prefetch_batches == 0) {
     return MakeDirectIterator(std::move(plan));
   }
-  return MakePrefetchIterator(std::move(plan), plan_->prefetch_batches, plan_->prefetch_threads,
-                              plan_->prefetch_bytes);
+  return MakePrefetchIterator(std::move(plan), {.ahead = plan_->prefetch_batches,
+                                                .threads = plan_->prefetch_threads,
+                                                .max_bytes = plan_->prefetch_bytes});
 }
 
 }  // namespace cohort::data

@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <condition_variable>
+#include <map>
 #include <mutex>
 #include <system_error>
 #include <thread>
 
 #include <cohort/core/thread_pool.h>
 
+#include "prefetch_tuner.h"
 #include "stop_scope.h"
 
 namespace cohort::data {
@@ -40,17 +42,33 @@ class DirectIterator final : public BatchIterator {
   Status error_;
 };
 
+PrefetchTuner TunerOf(const PrefetchSize& size) {
+  const int processors = static_cast<int>(std::thread::hardware_concurrency());
+  const bool grows = size.threads == kAutotune;
+  PrefetchTuner::Size first{.threads = grows ? 1 : size.threads, .ahead = size.ahead};
+  PrefetchTuner::Size most{.threads = grows ? std::max(8, processors) : size.threads,
+                           .ahead = size.ahead};
+  if (size.ahead == kAutotune) {
+    first.ahead = first.threads + 1;
+    most.ahead = std::max(64, first.ahead);
+  }
+  first.threads = std::min(first.threads, first.ahead);
+  most.threads = std::min(most.threads, most.ahead);
+  return {first, most};
+}
+
 // Batches are claimed in order and handed out in order; in between they are built by whichever
-// thread claimed them. Batch b goes through slot b % ahead, which is free because b is claimed only
-// when batch b - ahead has been handed out.
+// thread claimed them.
 class PrefetchIterator final : public BatchIterator {
  public:
-  PrefetchIterator(IteratorPlan plan, int ahead, std::int64_t max_bytes)
+  PrefetchIterator(IteratorPlan plan, const PrefetchSize& size)
       : plan_(std::move(plan)),
-        max_bytes_(max_bytes),
+        max_bytes_(size.max_bytes == 0 && (size.ahead == kAutotune || size.threads == kAutotune)
+                       ? std::int64_t{256} << 20
+                       : size.max_bytes),
         claimed_(plan_.first_batch),
         delivered_(plan_.first_batch),
-        slots_(static_cast<std::size_t>(ahead)) {}
+        tuner_(TunerOf(size)) {}
 
   ~PrefetchIterator() override {
     {
@@ -63,10 +81,10 @@ class PrefetchIterator final : public BatchIterator {
     }
   }
 
-  // Throws std::system_error.
-  void Start(int threads) {
-    for (int i = 0; i < threads; ++i) {
-      threads_.emplace_back([this, i] {
+  // Threads up to the tuner's number. Throws std::system_error. On the consumer's thread.
+  void Start() {
+    while (static_cast<int>(threads_.size()) < tuner_.size().threads) {
+      threads_.emplace_back([this, i = threads_.size()] {
         NameThisThread("data/" + std::to_string(i));
         Work();
       });
@@ -78,25 +96,36 @@ class PrefetchIterator final : public BatchIterator {
     if (delivered_ == plan_.shard.num_batches()) {
       return std::optional<Batch>();
     }
-    std::optional<Result<Batch>>& slot = SlotOf(delivered_);
     // A thread has claimed this batch or will: there is space for it, and no earlier one failed.
-    ready_.wait(lock, [&slot] { return slot.has_value(); });
-    if (!slot->ok()) {
-      return slot->status();
+    const auto found = [this] { return built_.find(delivered_); };
+    const bool waited = found() == built_.end();
+    const bool idle = building_ < static_cast<std::int64_t>(threads_.size());
+    ready_.wait(lock, [&] { return found() != built_.end(); });
+    const auto slot = found();
+    if (!slot->second.ok()) {
+      return slot->second.status();
     }
-    std::optional<Batch> batch = std::move(*slot).value();
-    slot.reset();
+    std::optional<Batch> batch = std::move(slot->second).value();
+    built_.erase(slot);
     ++delivered_;
     ready_bytes_ -= BytesOf(*batch);
+    const bool grown = tuner_.Took(waited, idle);
     lock.unlock();
+    if (grown) {
+      More();
+    }
     // Where bytes bound what is claimed, one batch may make room for several.
-    max_bytes_ == 0 ? space_.notify_one() : space_.notify_all();
+    max_bytes_ == 0 && !grown ? space_.notify_one() : space_.notify_all();
     return batch;
   }
 
  private:
-  std::optional<Result<Batch>>& SlotOf(std::int64_t batch) {
-    return slots_[static_cast<std::size_t>(batch) % slots_.size()];
+  // What cannot be started is done without: there is one thread at least.
+  void More() {
+    try {
+      Start();
+    } catch (const std::system_error&) {
+    }
   }
 
   static std::int64_t BytesOf(const Batch& batch) {
@@ -112,8 +141,7 @@ class PrefetchIterator final : public BatchIterator {
 
   // Whether a batch may be built; the one that comes next always may.
   bool HasSpace() const {
-    const auto ahead = static_cast<std::int64_t>(slots_.size());
-    return claimed_ < delivered_ + ahead &&
+    return claimed_ < delivered_ + tuner_.size().ahead &&
            (max_bytes_ == 0 || claimed_ == delivered_ ||
             ready_bytes_ + (building_ + 1) * largest_ <= max_bytes_);
   }
@@ -137,7 +165,7 @@ class PrefetchIterator final : public BatchIterator {
         largest_ = std::max(largest_, bytes);
       }
       failed_ = failed_ || !built.ok();
-      SlotOf(batch) = std::move(built);
+      built_.emplace(batch, std::move(built));
       ready_.notify_one();
       if (Exhausted()) {
         space_.notify_all();
@@ -168,8 +196,9 @@ class PrefetchIterator final : public BatchIterator {
   std::int64_t building_ = 0;       // batches; guarded by mutex_
   std::int64_t ready_bytes_ = 0;    // guarded by mutex_
   std::int64_t largest_ = 0;        // bytes of a batch so far; guarded by mutex_
-  std::vector<std::optional<Result<Batch>>> slots_;  // guarded by mutex_
-  std::vector<std::thread> threads_;
+  PrefetchTuner tuner_;             // guarded by mutex_, but for the consumer's reads
+  std::map<std::int64_t, Result<Batch>> built_;  // by number; guarded by mutex_
+  std::vector<std::thread> threads_;             // the consumer's
 };
 
 }  // namespace
@@ -178,11 +207,11 @@ std::unique_ptr<BatchIterator> MakeDirectIterator(IteratorPlan plan) {
   return std::make_unique<DirectIterator>(std::move(plan));
 }
 
-Result<std::unique_ptr<BatchIterator>> MakePrefetchIterator(IteratorPlan plan, int ahead,
-                                                            int threads, std::int64_t max_bytes) {
-  auto iterator = std::make_unique<PrefetchIterator>(std::move(plan), ahead, max_bytes);
+Result<std::unique_ptr<BatchIterator>> MakePrefetchIterator(IteratorPlan plan,
+                                                            const PrefetchSize& size) {
+  auto iterator = std::make_unique<PrefetchIterator>(std::move(plan), size);
   try {
-    iterator->Start(std::min(threads, ahead));
+    iterator->Start();
   } catch (const std::system_error& error) {
     return ResourceExhausted(std::string("start of the input threads: ") + error.what());
   }

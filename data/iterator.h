@@ -19,8 +19,14 @@ struct IteratorPlan {
 std::unique_ptr<BatchIterator> MakeDirectIterator(IteratorPlan plan);
 
 // Up to `ahead` batches, and max_bytes of them (0: any), are ready or being built; each is built
-// whole by one of `threads` threads. ResourceExhausted if the threads cannot be started.
-Result<std::unique_ptr<BatchIterator>> MakePrefetchIterator(IteratorPlan plan, int ahead,
-                                                            int threads, std::int64_t max_bytes);
+// whole by one of `threads` threads. Either may be kAutotune.
+struct PrefetchSize {
+  int ahead = 1;
+  int threads = 1;
+  std::int64_t max_bytes = 0;
+};
+// ResourceExhausted if the threads cannot be started.
+Result<std::unique_ptr<BatchIterator>> MakePrefetchIterator(IteratorPlan plan,
+                                                            const PrefetchSize& size);
 
 }  // namespace cohort::data

@@ -536,6 +536,9 @@ TEST(Resume, AnotherBatchSizeGoesOnWithTheSameExamples) {
   const Order order = OrderOf(data, 2);
   EXPECT_EQ(rest, Order(order.begin() + 40, order.end()));
   EXPECT_EQ(data.Batch(8).PositionAt({}, 13).example, 100) << "the end of the epoch";
+  const Dataset whole = data.Batch(8, /*drop_remainder=*/true);
+  EXPECT_EQ(whole.PositionAt({}, 11).example, 88);
+  EXPECT_EQ(whole.PositionAt({}, 12).example, 100) << "what is left is no batch";
 }
 
 TEST(Resume, RefusesAnotherOrderAndNoPlace) {

@@ -2,12 +2,15 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
 
 #include "collect.h"
+#include "prefetch_tuner.h"
 
 namespace cohort::data {
 namespace {
@@ -66,6 +69,61 @@ TEST(Prefetch, PreparesAsManyBatchesAsAskedAndNoMore) {
   gate.AwaitPassed(20);
   iterator.reset();
   EXPECT_EQ(gate.passed, 20);
+}
+
+TEST(PrefetchTuner, GrowsWhereTheConsumerWaits) {
+  PrefetchTuner tuner({.threads = 1, .ahead = 2}, {.threads = 3, .ahead = 16});
+  const auto window = [&tuner](int waits, bool idle) {
+    bool grown = false;
+    for (int i = 0; i < 8; ++i) {
+      EXPECT_FALSE(grown) << "only at a window's end";
+      grown = tuner.Took(i < waits, idle);
+    }
+    return grown;
+  };
+  EXPECT_FALSE(window(0, false));
+  EXPECT_FALSE(window(1, false)) << "a hiccup";
+  EXPECT_TRUE(window(2, false));
+  EXPECT_EQ(tuner.size().threads, 2);
+  EXPECT_EQ(tuner.size().ahead, 3);
+  EXPECT_TRUE(window(8, true)) << "threads stood still: more batches, not more threads";
+  EXPECT_EQ(tuner.size().threads, 2);
+  EXPECT_EQ(tuner.size().ahead, 6);
+  EXPECT_TRUE(window(8, false));
+  EXPECT_EQ(tuner.size().threads, 3);
+  EXPECT_EQ(tuner.size().ahead, 6);
+  EXPECT_FALSE(window(8, false)) << "as many as there may be";
+  EXPECT_TRUE(window(8, true));
+  EXPECT_TRUE(window(8, true));
+  EXPECT_EQ(tuner.size().ahead, 16);
+  EXPECT_FALSE(window(8, true));
+}
+
+// No example comes through before three threads are there, which only waiting brings about.
+TEST(Prefetch, AutoAddsThreadsWhileTheConsumerWaits) {
+  std::mutex mutex;
+  std::condition_variable changed;
+  int inside = 0;
+  int most = 0;
+  bool slow = true;
+  const Dataset data = Ids(100).Map([&](Example&) {
+    std::unique_lock lock(mutex);
+    most = std::max(most, ++inside);
+    slow = slow && most < 3;
+    changed.notify_all();
+    if (slow) {
+      changed.wait_for(lock, std::chrono::milliseconds(20), [&] { return most >= 3; });
+    }
+    --inside;
+    return OkStatus();
+  });
+  const Dataset batches = data.Batch(1);
+  EXPECT_EQ(Collect(batches.Prefetch(kAutotune, kAutotune)), Collect(Ids(100).Batch(1)));
+  EXPECT_GE(most, 3);
+  most = 0;
+  slow = true;
+  EXPECT_EQ(Collect(data.Take(30).Batch(1).Prefetch(2, kAutotune)), Collect(Ids(30).Batch(1)));
+  EXPECT_EQ(most, 2) << "no more than batches ahead";
 }
 
 TEST(Prefetch, BytesBoundWhatIsPrepared) {

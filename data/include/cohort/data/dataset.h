@@ -85,6 +85,8 @@ class BatchIterator {
   virtual Result<std::optional<Batch>> Next() = 0;
 };
 
+inline constexpr int kAutotune = -1;
+
 class Dataset {
  public:
   explicit Dataset(std::shared_ptr<const Source> source);  // owners: every Dataset made from it
@@ -127,7 +129,9 @@ class Dataset {
   Dataset Batch(std::int64_t global_batch_size, bool drop_remainder = false) const;
   // Prepares this many batches ahead on `threads` threads. 0: in Next, on the caller's thread.
   // Beyond max_bytes of them (0: no bound) only the batch that comes next is prepared; what is
-  // being built counts as the largest before it.
+  // being built counts as the largest before it. kAutotune, of either: grows while the consumer
+  // waits, to 64 batches, and to the machine's processors or 8 threads; then max_bytes 0 is 256
+  // MiB.
   Dataset Prefetch(int batches, int threads = 1, std::int64_t max_bytes = 0) const;
 
   const Source& source() const;
