@@ -45,6 +45,7 @@ Result<cohort::StrategyOptions> MakeStrategyOptions(const JobFlags& f) {
   options.collective_timeout = Seconds(f.collective_timeout);
   options.join_timeout = Seconds(f.join_timeout);
   options.rejoin_grace = Seconds(f.rejoin_grace);
+  options.journal_folder = f.checkpoint_dir;
   options.communication.implementation = f.communication;
   options.mpi_implementation = f.mpi_implementation;
   options.flight_folder = f.flight_folder;

@@ -25,8 +25,7 @@ class SplitDataset final : public DistributedDataset {
     Drop();
     epoch_ = epoch;
     first_batch_ = first_batch;
-    feed_.begin();
-    return {};
+    return feed_.begin();
   }
 
   NextBatch Next() override {
@@ -76,7 +75,7 @@ class SplitDataset final : public DistributedDataset {
       COHORT_RETURN_IF_ERROR(feed_.save({.dataset = number_, .epoch = split_.epoch}, finished));
     }
     COHORT_ASSIGN_OR_RETURN(const auto split,
-                            feed_.coordinator->NextSplit({.dataset = number_, .epoch = epoch_},
+                            feed_.coordinator()->NextSplit({.dataset = number_, .epoch = epoch_},
                                                          first_batch_, finished));
     if (!split.has_value()) {
       COHORT_RETURN_IF_ERROR(feed_.end());
@@ -106,8 +105,7 @@ class RoundDataset final : public DistributedDataset {
     iterator_.reset();
     epoch_ = epoch;
     first_batch_ = first_batch;
-    feed_.begin();
-    return {};
+    return feed_.begin();
   }
 
   NextBatch Next() override {
@@ -131,7 +129,7 @@ class RoundDataset final : public DistributedDataset {
     }
     COHORT_ASSIGN_OR_RETURN(
         const std::optional<RoundPart> part,
-        feed_.coordinator->JoinRound({.dataset = number_, .epoch = epoch_}, first_batch_));
+        feed_.coordinator()->JoinRound({.dataset = number_, .epoch = epoch_}, first_batch_));
     if (!part.has_value()) {
       iterator_.reset();
       COHORT_RETURN_IF_ERROR(feed_.end());

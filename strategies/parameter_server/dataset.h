@@ -14,9 +14,9 @@ namespace cohort::ps {
 
 // What a data set for workers needs of the strategy; outlives the data set.
 struct Feed {
-  CoordinatorClient* coordinator = nullptr;
-  std::function<void()> begin;   // an epoch begins
-  std::function<Status()> idle;  // between two splits
+  std::function<CoordinatorClient*()> coordinator;
+  std::function<Status()> begin;  // an epoch begins
+  std::function<Status()> idle;   // between two splits
   // In a process that trains and hands out: between two splits or rounds, after the last one was
   // acknowledged. Else empty.
   std::function<Status(const EpochKey& epoch, const FinishedSplit& finished)> save;

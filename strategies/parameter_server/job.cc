@@ -26,6 +26,10 @@ constexpr int kMostRollBacks =
 std::string ProcessKey(int server, std::uint64_t incarnation) {
   return ServerKey(server) + "/" + std::to_string(incarnation);
 }
+// Of a server that has been in a job before its present chief: the epoch of its values.
+std::string EpochKeyOf(int server, std::uint64_t incarnation) {
+  return ProcessKey(server, incarnation) + "/epoch";
+}
 double SecondsSince(std::chrono::steady_clock::time_point begun) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
 }
@@ -190,6 +194,10 @@ Job::Job(ClusterConfig config, const StrategyOptions& options)
       join_timeout_(options.join_timeout),
       heartbeat_timeout_(options.heartbeat_timeout),
       rejoin_grace_(options.rejoin_grace),
+      journal_folder_(config_.cluster.Chief().type == TaskType::kChief &&
+                              options.rejoin_grace.count() > 0
+                          ? options.journal_folder
+                          : ""),
       log_(options.log),
       backup_workers_(options.consistency.backup_workers),
       read_timeout_(options.collective_timeout),
@@ -208,7 +216,8 @@ Result<std::unique_ptr<Job>> Job::Join(const ClusterConfig& config,
   COHORT_RETURN_IF_ERROR(CheckConfig(config, options));
   std::unique_ptr<Job> job(new Job(config, options));
   COHORT_RETURN_IF_ERROR(job->StartServices());
-  COHORT_RETURN_IF_ERROR(job->JoinCoordination());
+  COHORT_RETURN_IF_ERROR(
+      job->JoinCoordination(/*wait_for_all=*/true, job->join_timeout_));
   COHORT_RETURN_IF_ERROR(job->Publish());
   if (!job->is_server()) {
     COHORT_RETURN_IF_ERROR(job->FindServices());
@@ -223,11 +232,16 @@ Status Job::StartServices() {
                                           config_.task.index, log_));
   }
   if (is_chief()) {
+    if (chief_may_be_lost()) {
+      COHORT_ASSIGN_OR_RETURN(
+          journal_, Journal::Open(FileSystem::Local(), journal_folder_, backup_workers_));
+    }
     coordinator_ = std::make_unique<Coordinator>(
         CoordinatorOptions{.workers = workers_,
                            .rejoin_timeout = join_timeout_,
                            .backup_workers = backup_workers_,
                            .on_gone = [this](std::uint64_t incarnation) { Gone(incarnation); },
+                           .journal = journal_.get(),
                            .log = log_});
     COHORT_ASSIGN_OR_RETURN(
         coordinator_server_,
@@ -237,9 +251,9 @@ Status Job::StartServices() {
   return {};
 }
 
-Status Job::JoinCoordination() {
+Status Job::JoinCoordination(bool wait_for_all, milliseconds timeout) {
   CoordinationOptions options;
-  options.join_timeout = join_timeout_;
+  options.join_timeout = timeout;
   options.heartbeat_timeout = heartbeat_timeout_;
   options.heartbeat_interval = std::min(options.heartbeat_interval, heartbeat_timeout_ / 5);
   options.may_leave = [chief = chief_](const TaskId& task) { return task != chief; };
@@ -247,6 +261,11 @@ Status Job::JoinCoordination() {
   const std::string address =
       config_.rendezvous.empty() ? config_.cluster.Address(chief_) : config_.rendezvous;
   if (is_chief()) {
+    if (journal_ != nullptr) {
+      for (const auto& [task, end] : journal_->state().ended) {
+        options.ended.insert(task);
+      }
+    }
     COHORT_ASSIGN_OR_RETURN(
         coordination_server_,
         CoordinationServer::Start(ListenAddress(address), config_.cluster, options));
@@ -261,7 +280,7 @@ Status Job::JoinCoordination() {
   }
   COHORT_ASSIGN_OR_RETURN(coordination_,
                           CoordinationClient::Join(address, config_.cluster, config_.task,
-                                                   /*wait_for_all=*/true, options));
+                                                   wait_for_all, options));
   coordination_->OnFailure([this](const Status& why) { Fail(why); });
   return {};
 }
@@ -270,6 +289,11 @@ Status Job::Publish() {
   if (server_ != nullptr) {
     const int server = config_.task.index;
     const std::string address = WithPort(config_.cluster.Address(config_.task), server_->port());
+    if (server_->epoch() != 0) {
+      COHORT_RETURN_IF_ERROR(
+          coordination_->Insert(EpochKeyOf(server, coordination_->incarnation()),
+                                std::to_string(server_->epoch())));
+    }
     COHORT_RETURN_IF_ERROR(
         coordination_->Insert(ProcessKey(server, coordination_->incarnation()), address));
     // Of the first process; where another may take its place the other key is asked for.
@@ -287,9 +311,10 @@ Status Job::FindServices() {
   if (is_chief()) {
     COHORT_RETURN_IF_ERROR(FindServers());
   }
-  if (!trains()) {
-    return {};
-  }
+  return trains() ? FindCoordinator() : OkStatus();
+}
+
+Status Job::FindCoordinator() {
   COHORT_ASSIGN_OR_RETURN(const std::string coordinator,
                           coordination_->Wait(kCoordinatorKey, DeadlineAfter(join_timeout_)));
   {
@@ -311,7 +336,7 @@ Status Job::FindServices() {
                               {.task = config_.task, .incarnation = coordination_->incarnation()},
                               heartbeat_timeout_),
       [this](const ServerView& view) { Told(view); });
-  return Explain(AwaitView(DeadlineAfter(join_timeout_)));
+  return Explain(AwaitView(DeadlineAfter(join_timeout_), std::max<std::uint64_t>(epoch_, 1)));
 }
 
 // The first view, in the chief. A server that is lost before may come back.
@@ -335,7 +360,42 @@ Status Job::FindServers() {
     incarnations_[static_cast<std::size_t>(s)] = incarnation;
   }
   epoch_ = 1;
+  if (journal_ != nullptr) {
+    return BeginJournal();
+  }
   coordinator_->SetView(epoch_, server_addresses_);
+  return {};
+}
+
+// Servers that have been in a job are in the one that the journal is of: the chief of it is gone,
+// and this one takes its place.
+Status Job::BeginJournal() {
+  const JournalState before = journal_->state();
+  std::uint64_t newest = before.epoch;
+  bool goes_on = false;
+  for (int s = 0; s < num_servers_; ++s) {
+    const Result<std::string> epoch =
+        coordination_->Get(EpochKeyOf(s, incarnations_[static_cast<std::size_t>(s)]));
+    if (epoch.ok()) {
+      goes_on = true;
+      newest = std::max<std::uint64_t>(newest, std::stoull(*epoch));
+    }
+  }
+  if (goes_on && before.epoch == 0) {
+    return FailedPrecondition(
+        "the servers have been in a job whose chief is gone, and there is no journal of it in " +
+        journal_folder_ + " [give this chief the folder that the one before had]");
+  }
+  epoch_ = newest + 1;
+  COHORT_RETURN_IF_ERROR(journal_->Begin(goes_on, epoch_));
+  std::string why;
+  if (goes_on) {
+    coordinator_->Succeed(before);
+    why = chief_.ToString() + " was started again, and has the job go back to its last save";
+    log_.Warning("takes the place of a chief that is gone, as " + journal_->path() +
+                 " tells: the job goes back to its last save");
+  }
+  coordinator_->SetView(epoch_, server_addresses_, why);
   return {};
 }
 
@@ -353,10 +413,10 @@ Result<std::string> Job::AddressOf(int server, std::uint64_t* incarnation) {
 }
 
 // Until the servers are well; the clients to be made are of that view.
-Status Job::AwaitView(Deadline deadline) {
+Status Job::AwaitView(Deadline deadline, std::uint64_t least) {
   std::unique_lock lock(failure_mutex_);
-  const auto ready = [this] {
-    return !failure_.ok() || (view_.epoch > epoch_ && !view_.recovering);
+  const auto ready = [this, least] {
+    return !failure_.ok() || (view_.epoch >= least && !view_.recovering);
   };
   if (!view_changed_.wait_until(lock, deadline, ready)) {
     return DeadlineExceeded(chief_.ToString() + " does not know where the servers are" +
@@ -437,8 +497,19 @@ Status Job::Done() {
   if (left_ || coordination_ == nullptr) {
     return {};
   }
-  COHORT_RETURN_IF_ERROR(coordination_->failure());
-  return coordinator_client_ == nullptr ? OkStatus() : Explain(coordinator_client_->Done());
+  if (coordinator_client_ == nullptr) {
+    return coordination_->failure();
+  }
+  for (;;) {
+    Status status = coordination_->failure();
+    if (status.ok()) {
+      status = Explain(coordinator_client_->Done());
+    }
+    if (status.ok() || is_chief() || !chief_may_be_lost()) {
+      return status;
+    }
+    COHORT_RETURN_IF_ERROR(Rejoin(status));  // to tell another chief, where this one is gone
+  }
 }
 
 Status Job::Leave() {
@@ -462,6 +533,9 @@ Status Job::Leave() {
     }
     if (client_ != nullptr) {
       COHORT_RETURN_IF_ERROR(Explain(client_->Drain()));
+    }
+    if (journal_ != nullptr) {
+      COHORT_RETURN_IF_ERROR(journal_->Remove());
     }
   }
   return coordination_->Shutdown();
@@ -676,6 +750,11 @@ Status Job::Recover(const Status& error, const std::function<Result<std::int64_t
       return FailJob(there);
     }
     StopRetirements();
+    if (journal_ != nullptr) {
+      if (const Status noted = journal_->Epoch(epoch_ + 1); !noted.ok()) {
+        return FailJob(noted);
+      }
+    }
     MakeClients(epoch_ + 1);
     log_.Info(fmt::format("{} there: the servers go back to the last save",
                           names.empty() ? "all are" : names + " is"));
@@ -710,34 +789,81 @@ Status Job::Recover(const Status& error, const std::function<Result<std::int64_t
 }
 
 Status Job::Rejoin(const Status& error) {
-  if (watch_ == nullptr || error.code() != StatusCode::kUnavailable) {
+  if (watch_ == nullptr || (error.code() != StatusCode::kUnavailable && !ChiefLost())) {
     return Explain(error);
   }
   const auto begun = std::chrono::steady_clock::now();
-  std::uint64_t epoch = 0;
-  {
-    std::unique_lock lock(failure_mutex_);
-    for (bool said = false; view_.epoch <= epoch_ || view_.recovering;) {
-      COHORT_RETURN_IF_ERROR(failure_);
-      // While the chief waits for a server, it has the deadline.
-      const auto silent_since = view_.recovering ? heard_ : begun;
-      if (std::chrono::steady_clock::now() - silent_since >=
-          std::max(heartbeat_timeout_, kLeastSilence)) {
-        lock.unlock();
-        return Explain(error);
-      }
-      if (view_.recovering && !std::exchange(said, true)) {
-        log_.Info("waits for the servers: " + view_.why);
-      }
-      view_changed_.wait_for(lock, kLook);
+  Status status = ChiefLost() ? error : AwaitNextView();
+  while (!status.ok()) {
+    if (!ChiefLost()) {
+      return status.code() == StatusCode::kDeadlineExceeded ? Explain(error) : status;
     }
-    epoch = view_.epoch;
-    server_addresses_ = view_.addresses;
+    COHORT_RETURN_IF_ERROR(FindChief());
+    status = FindCoordinator();
   }
-  MakeClients(epoch);
-  log_.Info(fmt::format("goes on in epoch {} of the servers, after {:.1f} s", epoch,
+  MakeClients(epoch_);
+  log_.Info(fmt::format("goes on in epoch {} of the servers, after {:.1f} s", epoch_,
                         SecondsSince(begun)));
   return {};
+}
+
+// The servers' next epoch, of which the clients to be made are. DeadlineExceeded: the chief does
+// not say that anything is the matter with the servers.
+Status Job::AwaitNextView() {
+  const auto begun = std::chrono::steady_clock::now();
+  std::unique_lock lock(failure_mutex_);
+  for (bool said = false; view_.epoch <= epoch_ || view_.recovering;) {
+    COHORT_RETURN_IF_ERROR(failure_);
+    // While the chief waits for a server, it has the deadline.
+    const auto silent_since = view_.recovering ? heard_ : begun;
+    if (std::chrono::steady_clock::now() - silent_since >=
+        std::max(heartbeat_timeout_, kLeastSilence)) {
+      return DeadlineExceeded("");
+    }
+    if (view_.recovering && !std::exchange(said, true)) {
+      log_.Info("waits for the servers: " + view_.why);
+    }
+    view_changed_.wait_for(lock, kLook);
+  }
+  epoch_ = view_.epoch;
+  server_addresses_ = view_.addresses;
+  return {};
+}
+
+bool Job::ChiefLost() const {
+  return chief_may_be_lost() && !is_chief() && coordination_ != nullptr &&
+         coordination_->service_lost();
+}
+
+// In another process than the chief, which is lost: joins the one in its place.
+Status Job::FindChief() {
+  const Status why = coordination_->failure();
+  const double grace = static_cast<double>(rejoin_grace_.count()) / 1000;
+  log_.Warning(fmt::format("{}; waits for another process in its place, for {:g} s", why.message(),
+                           grace));
+  watch_.reset();
+  coordination_.reset();
+  {
+    const std::lock_guard lock(failure_mutex_);
+    coordinator_client_.reset();
+    failure_ = OkStatus();
+    view_ = {};
+  }
+  const Deadline deadline = DeadlineAfter(rejoin_grace_);
+  Status joined;
+  do {  // this one may be lost, too
+    const auto left = std::chrono::ceil<milliseconds>(deadline - std::chrono::steady_clock::now());
+    joined = JoinCoordination(/*wait_for_all=*/false, std::max(left, milliseconds(1)));
+  } while ((joined.code() == StatusCode::kUnavailable || joined.code() == StatusCode::kAborted) &&
+           std::chrono::steady_clock::now() < deadline);
+  if (joined.code() == StatusCode::kDeadlineExceeded) {
+    return Unavailable(fmt::format(
+        "{}; no other process has taken its place within {:g} s (rejoin_grace) [start {} again "
+        "with its TF_CONFIG in that time; the job itself, started again, goes on from its last "
+        "save]",
+        why.message(), grace, chief_.ToString()));
+  }
+  return joined;
 }
 
 // -------------------------------------------------------------------------------------------------
@@ -756,7 +882,16 @@ void Job::ReportError(const Status& error) {
 
 Status Job::ServeVariables() {
   while (!server_->WaitDrained(DeadlineAfter(kLook))) {
-    COHORT_RETURN_IF_ERROR(coordination_->failure());
+    if (const Status failure = coordination_->failure(); !failure.ok()) {
+      if (!ChiefLost()) {
+        return failure;
+      }
+      COHORT_RETURN_IF_ERROR(FindChief());
+      if (const Status published = Publish(); !published.ok() && !ChiefLost()) {
+        return published;
+      }
+      log_.Info("has joined " + chief_.ToString() + " anew");
+    }
   }
   const StoreStats stats = server_->store().stats();
   log_.Info(config_.task.ToString() + " served " + std::to_string(stats.pushes) + " pushes (" +

@@ -9,6 +9,9 @@
 // chief has all servers go back to a save (Recover), in another epoch (epoch_gate.h), and the other
 // processes get clients of that epoch (Rejoin).
 //
+// The chief may be lost as well, where it keeps a journal: the others wait for another process in
+// its place, join that one anew, and go on in the epoch of the servers that it begins.
+//
 // Thread rules: one thread, that of the strategy.
 
 #pragma once
@@ -61,7 +64,8 @@ class Job {
 
   Coordinator* coordinator() { return coordinator_.get(); }  // in the chief
   const Coordinator* coordinator() const { return coordinator_.get(); }
-  CoordinatorClient* coordinator_client() { return coordinator_client_.get(); }  // in a worker
+  // In a worker; another one after Rejoin.
+  CoordinatorClient* coordinator_client() { return coordinator_client_.get(); }
   Server* server() { return server_.get(); }                                     // in a server
 
   // A client of all servers, not in a server itself. The job owns it, until Recover or Rejoin.
@@ -93,8 +97,8 @@ class Job {
   // place, and has all of them begin an epoch with what `restore` brings them, by this job's new
   // clients; it returns the step. Else returns the error, and where that fails the job does.
   Status Recover(const Status& error, const std::function<Result<std::int64_t>()>& restore);
-  // In another process: OK when the servers are in a new epoch, of which the clients then are. Else
-  // returns the error.
+  // In another process: OK when the servers are in a new epoch, of which the clients then are, also
+  // where another process had to take the chief's place. Else returns the error.
   Status Rejoin(const Status& error);
 
   // In a worker: it needs no more data.
@@ -108,11 +112,17 @@ class Job {
   Job(ClusterConfig config, const StrategyOptions& options);
 
   Status StartServices();
-  Status JoinCoordination();
+  Status JoinCoordination(bool wait_for_all, std::chrono::milliseconds timeout);
   Status Publish();
   Status FindServices();
   Status FindServers();
-  Status AwaitView(Deadline deadline);
+  Status BeginJournal();
+  Status FindCoordinator();
+  bool chief_may_be_lost() const { return !journal_folder_.empty(); }
+  bool ChiefLost() const;
+  Status FindChief();
+  Status AwaitView(Deadline deadline, std::uint64_t least);
+  Status AwaitNextView();
   void Fail(const Status& why);
   void AbortClients(const Status& why);  // with the lock held
   void ServerLost(CoordinationServer& server, const TaskId& task, const Status& why);
@@ -133,6 +143,7 @@ class Job {
   const std::chrono::milliseconds join_timeout_;
   const std::chrono::milliseconds heartbeat_timeout_;
   const std::chrono::milliseconds rejoin_grace_;
+  const std::string journal_folder_;  // empty: the loss of the chief ends the job
   const Log log_;
   const int backup_workers_;
   const std::chrono::milliseconds read_timeout_;
@@ -143,6 +154,7 @@ class Job {
   int broadcasts_ = 0;
 
   // Services of this process; the state before what serves it.
+  std::unique_ptr<Journal> journal_;  // in a chief that may be lost
   std::unique_ptr<Coordinator> coordinator_;
   std::unique_ptr<CoordinationServer> coordination_server_;
   std::unique_ptr<CoordinatorServer> coordinator_server_;

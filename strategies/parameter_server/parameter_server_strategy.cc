@@ -3,6 +3,7 @@
 #include <exception>
 #include <utility>
 
+#include <cohort/core/random.h>
 #include <cohort/core/thread_pool.h>
 #include <cohort/optim/gradients.h>
 #include <cohort/optim/row_source.h>
@@ -136,7 +137,7 @@ class Implementation final : public ParameterServerStrategy {
 
   Result<Mirrored<Tensor>> Local(const PerReplica<Tensor>& value) const;
 
-  void OpenData();
+  Status OpenData();
   Status Outlast(const std::function<Status()>& look);
   Status GoOn(const Status& error);
   Status Surviving(const std::function<Status()>& fn);
@@ -180,6 +181,7 @@ class Implementation final : public ParameterServerStrategy {
   ps::FinishedSplit finished_;          // what the steps of the current split came to
   SavePlan plan_;                       // in the chief
   ps::Coordinator::Advance saved_;      // when plan_ was carried out last
+  bool saving_ = false;                 // it is being carried out
   bool idle_ = true;                    // no step since the last piece of work began
   int roll_backs_ = 0;
   bool void_ = false;       // the batch that was handed out last, by a roll-back since
@@ -207,7 +209,8 @@ Status Implementation::Serve() {
     return {};
   }
   Require(parameters_ != nullptr, "Bind before Serve");
-  OpenData();
+  COHORT_RETURN_IF_ERROR(OpenData());
+  saved_ = job_->coordinator()->advance();
   if (!functions_) {
     job_->BeginTraining();
   }
@@ -322,10 +325,13 @@ Status Implementation::SaveIfDue() {
   }
   return job_->BetweenUpdates([this](const ps::Coordinator::Cut& cut) -> Status {
     const ps::Coordinator::Advance at = job_->coordinator()->advance();
-    COHORT_RETURN_IF_ERROR(plan_.save(cut.epoch.epoch, cut.batch));
+    saving_ = true;
+    const Status saved = plan_.save(cut.epoch.epoch, cut.batch);
+    saving_ = false;
+    COHORT_RETURN_IF_ERROR(saved);
     saved_ = at;
     if (plan_.restore) {
-      job_->coordinator()->Remember(step_);
+      COHORT_RETURN_IF_ERROR(job_->coordinator()->Remember(step_));
       initial_.reset();
     }
     return {};
@@ -346,7 +352,7 @@ Result<std::unique_ptr<Coordinator>> Implementation::MakeCoordinator(
   Require(client_ != nullptr, "Bind before Coordinator::Create");
   COHORT_ASSIGN_OR_RETURN(auto coordinator, ps::OpenFunctions(*job_->coordinator(), options));
   functions_ = true;
-  OpenData();
+  COHORT_RETURN_IF_ERROR(OpenData());
   return coordinator;
 }
 
@@ -363,8 +369,13 @@ Status Implementation::ServeFunctions(const Functions& functions) {
 }
 
 // Only now: what the chief assigned to the servers before is what training starts from.
-void Implementation::OpenData() {
-  job_->coordinator()->Open(static_cast<std::int64_t>(client_->version()));
+Status Implementation::OpenData() {
+  const std::span<const float> values = parameters_->all();
+  const std::uint64_t digest =
+      options_.journal_folder.empty()
+          ? 0
+          : Hash64({reinterpret_cast<const char*>(values.data()), values.size_bytes()});
+  return job_->coordinator()->Open(static_cast<std::int64_t>(client_->version()), digest);
 }
 
 // ---- Parameters ---------------------------------------------------------------------------------
@@ -453,7 +464,9 @@ Status Implementation::PullState() {
   }
   const Status status = client_->PullState(parameters_->all(), slots());
   step_ = static_cast<std::int64_t>(client_->version());
-  return job_->Explain(status);
+  COHORT_RETURN_IF_ERROR(job_->Explain(status));
+  // Before the save is there: whoever finds it must find the way back to it, too.
+  return saving_ && plan_.restore ? job_->coordinator()->Remember(step_) : OkStatus();
 }
 
 Status Implementation::PushState() {
@@ -531,16 +544,16 @@ Result<std::unique_ptr<DistributedDataset>> Implementation::Distribute(
     return ps::MakeEmptyDataset();
   }
   COHORT_RETURN_IF_ERROR(job_->Explain(job_->coordinator_client()->OpenDataset(number, info)));
-  ps::Feed feed{.coordinator = job_->coordinator_client(),
-                .begin =
-                    [this] {
-                      Require(client_ != nullptr, "Bind before the first epoch");
-                      began_ = true;
-                      if (is_chief()) {
-                        OpenData();
-                        job_->BeginTraining();
-                      }
-                    },
+  ps::Feed feed{.coordinator = [this] { return job_->coordinator_client(); },
+                .begin = [this]() -> Status {
+                  Require(client_ != nullptr, "Bind before the first epoch");
+                  began_ = true;
+                  if (is_chief()) {
+                    COHORT_RETURN_IF_ERROR(OpenData());
+                    job_->BeginTraining();
+                  }
+                  return {};
+                },
                 .idle = [this] { return Idle(); },
                 .end = [this] { return Refresh(/*everything=*/false); },
                 .finished =

@@ -77,6 +77,7 @@ class Service final : public Base {
   ParameterStore& store() { return store_; }
   RowStore& rows() { return rows_; }
   EpochGate& gate() { return gate_; }
+  const EpochGate& gate() const { return gate_; }
 
   bool WaitDrained(Deadline deadline) {
     std::unique_lock lock(mutex_);
@@ -292,6 +293,7 @@ class GrpcServer final : public Server {
   int port() const override { return port_; }
   ParameterStore& store() override { return service_.store(); }
   RowStore& rows() override { return service_.rows(); }
+  std::uint64_t epoch() const override { return service_.gate().epoch(); }
   bool WaitDrained(Deadline deadline) override { return service_.WaitDrained(deadline); }
 
  private:

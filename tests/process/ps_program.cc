@@ -3,7 +3,8 @@
 //
 //   ps_program [--epochs N] [--examples N] [--batch N] [--consistency C] [--join-ms N] [--fail-at
 //   STEP]
-//              [--hold-at STEP --hold TASK] [--rejoin-ms N] [--folder DIR [--save-steps N]]
+//              [--hold-at STEP --hold TASK] [--rejoin-ms N] [--folder DIR [--save-steps N]
+//              [--save-epochs N]]
 //              [--gate FILE --gate-at STEP] [--count [--floats N]] [--step-ms N]
 //
 // --folder: the loop is Trainer::Fit, which saves there.
@@ -50,6 +51,7 @@ struct Options {
   int rejoin_ms = 60'000;
   std::string folder;
   int save_steps = 0;
+  int save_epochs = 1;
   bool count = false;
   std::int64_t floats = 0;
   int step_ms = 0;
@@ -180,7 +182,8 @@ Status RunWith(const Options& options, ParameterServerStrategy& strategy) {
     Trainer trainer(strategy, parameters,
                     {.epochs = options.epochs,
                      .checkpoint_dir = options.folder,
-                     .save_every_steps = options.save_steps});
+                     .save_every_steps = options.save_steps,
+                     .save_every_epochs = options.save_epochs});
     COHORT_RETURN_IF_ERROR(trainer
                                .Fit(testing::IntegerData(options.examples, options.batch),
                                     StepOf(options, strategy.cluster().task.ToString(), steps))
@@ -210,6 +213,7 @@ Status Run(const Options& options) {
   strategy_options.join_timeout = std::chrono::milliseconds(options.join_ms);
   strategy_options.heartbeat_timeout = std::chrono::milliseconds(options.heartbeat_ms);
   strategy_options.rejoin_grace = std::chrono::milliseconds(options.rejoin_ms);
+  strategy_options.journal_folder = options.folder;
   strategy_options.log = StderrLog(config.task.ToString());
   COHORT_ASSIGN_OR_RETURN(const auto strategy,
                           ParameterServerStrategy::Make(config, strategy_options));
@@ -235,6 +239,7 @@ int main(int argc, char** argv) {
   app.add_option("--rejoin-ms", options.rejoin_ms);
   app.add_option("--folder", options.folder);
   app.add_option("--save-steps", options.save_steps);
+  app.add_option("--save-epochs", options.save_epochs);
   app.add_flag("--count", options.count);
   app.add_option("--floats", options.floats);
   app.add_option("--step-ms", options.step_ms);

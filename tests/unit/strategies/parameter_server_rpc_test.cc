@@ -622,7 +622,7 @@ class CoordinatorServiceTest : public ::testing::Test {
 };
 
 TEST_F(CoordinatorServiceTest, WorkersShareAnEpochAndLeaveItTogether) {
-  coordinator_.Open(0);
+  OrThrow(coordinator_.Open(0));
   const auto work = [this](int index) {
     const auto worker = NewWorker(index);
     std::int64_t seen = 0;
@@ -642,7 +642,7 @@ TEST_F(CoordinatorServiceTest, WorkersShareAnEpochAndLeaveItTogether) {
 }
 
 TEST_F(CoordinatorServiceTest, RoundsPassSumsOn) {
-  coordinator_.Open(6);
+  OrThrow(coordinator_.Open(6));
   const auto work = [this](int index) {
     const auto worker = NewWorker(index);
     std::uint64_t rounds = 0;
