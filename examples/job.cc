@@ -217,7 +217,8 @@ Result<nlohmann::json> JobMetrics(cohort::Strategy& strategy,
                                    {"max_staleness", stats.max_staleness},
                                    {"late", stats.late},
                                    {"parked_reads", stats.parked},
-                                   {"max_lead", stats.max_lead}};
+                                   {"max_lead", stats.max_lead},
+                                   {"lost_updates", stats.lost_updates}};
   }
   return metrics;
 }

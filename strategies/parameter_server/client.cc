@@ -52,8 +52,11 @@ class GrpcClient final : public Client {
 
   Status Declare() override;
   Result<std::uint64_t> Begin(std::span<const std::uint64_t> retired) override;
+  Result<Kept> BeginKeeping(std::span<const std::uint64_t> retired) override;
   Status Assign(std::span<const float> values, std::span<const std::span<float>> slots,
                 std::uint64_t version) override;
+  Status AssignTo(std::span<const int> servers, std::span<const float> values,
+                  std::span<const std::span<float>> slots, std::uint64_t version) override;
   Status Pull(std::span<float> values, bool everything) override;
   Status PullState(std::span<float> values, std::span<const std::span<float>> slots) override;
   Status Push(const Gradient& gradient, std::span<float> values) override;
@@ -177,11 +180,39 @@ Result<std::uint64_t> GrpcClient::Begin(std::span<const std::uint64_t> retired) 
   return version;
 }
 
+Result<Client::Kept> GrpcClient::BeginKeeping(std::span<const std::uint64_t> retired) {
+  BeginRequest request;
+  request.set_epoch(options_.epoch);
+  request.mutable_retired()->Assign(retired.begin(), retired.end());
+  request.set_keep(true);
+  Kept kept;
+  for (std::size_t s = 0; s < control_.size(); ++s) {
+    BeginReply reply;
+    COHORT_RETURN_IF_ERROR(Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
+      return stub.Begin(context, request, &reply);
+    }));
+    COHORT_RETURN_IF_ERROR(Taken(reply, s));
+    if (reply.kept()) {
+      kept.version = std::max<std::uint64_t>(kept.version, reply.version());
+    } else {
+      kept.without.push_back(static_cast<int>(s));
+    }
+  }
+  return kept;
+}
+
 Status GrpcClient::Assign(std::span<const float> values, std::span<const std::span<float>> slots,
                           std::uint64_t version) {
+  std::vector<int> all(static_cast<std::size_t>(spec_.servers));
+  std::iota(all.begin(), all.end(), 0);
+  return AssignTo(all, values, slots, version);
+}
+
+Status GrpcClient::AssignTo(std::span<const int> servers, std::span<const float> values,
+                            std::span<const std::span<float>> slots, std::uint64_t version) {
   const int copies = 1 + static_cast<int>(slots.size());
   std::vector<FrameRequest> requests;
-  for (int s = 0; s < spec_.servers; ++s) {
+  for (const int s : servers) {
     for (const std::vector<int>& frame : PackFrames(chunks_, s, kFrameBytes, copies)) {
       FrameRequest& request =
           requests.emplace_back(FrameRequest{s, FrameMethod::kAssign, Header(), {}});
@@ -190,6 +221,7 @@ Status GrpcClient::Assign(std::span<const float> values, std::span<const std::sp
         const Chunk& chunk = chunks_[static_cast<std::size_t>(c)];
         request.header.add_chunks(static_cast<std::uint32_t>(c));
         request.header.add_versions(version);
+        versions_[static_cast<std::size_t>(c)] = version;
         request.payload.push_back(Of(chunk, values));
         for (std::size_t i = 0; chunk.trainable && i < slots.size(); ++i) {
           request.payload.push_back(Of(chunk, std::span<const float>(slots[i])));
@@ -197,7 +229,6 @@ Status GrpcClient::Assign(std::span<const float> values, std::span<const std::sp
       }
     }
   }
-  std::fill(versions_.begin(), versions_.end(), version);
   return link_->Run(requests, Into({}, {}));
 }
 

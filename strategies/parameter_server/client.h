@@ -54,9 +54,18 @@ class Client {
   // assigned; nothing of the clients `retired` is taken in it. Returns the greatest version that a
   // server had until then.
   virtual Result<std::uint64_t> Begin(std::span<const std::uint64_t> retired) = 0;
+  // The same, but servers that have values keep them. `version`: the greatest of those that do.
+  struct Kept {
+    std::uint64_t version = 0;
+    std::vector<int> without;  // servers that have none
+  };
+  virtual Result<Kept> BeginKeeping(std::span<const std::uint64_t> retired) = 0;
   // Sets every chunk, with slots unless `slots` is empty, to `version`.
   virtual Status Assign(std::span<const float> values, std::span<const std::span<float>> slots,
                         std::uint64_t version) = 0;
+  // The same of these servers' chunks.
+  virtual Status AssignTo(std::span<const int> servers, std::span<const float> values,
+                          std::span<const std::span<float>> slots, std::uint64_t version) = 0;
   // Brings the chunks that are newer than this client's last copy; or all of them.
   virtual Status Pull(std::span<float> values, bool everything) = 0;
   // The same for a worker's step: under bounded staleness when they are fresh (clock_table.h), with

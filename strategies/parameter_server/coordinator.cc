@@ -7,6 +7,16 @@
 #include <utility>
 
 namespace cohort::ps {
+namespace {
+
+Status NotBeenThere(std::int64_t step) {
+  return FailedPrecondition("the last whole save is of step " + std::to_string(step) +
+                            ", where this job has not been [restart the job, which goes on from "
+                            "that save]");
+}
+
+}  // namespace
+
 Coordinator::Coordinator(CoordinatorOptions options) : options_(std::move(options)) {
   for (const TaskId& worker : options_.workers) {
     workers_[worker] = {};
@@ -477,7 +487,8 @@ void Coordinator::SetView(std::uint64_t epoch, std::vector<std::string> addresse
     view_ = {.epoch = epoch,
              .recovering = recovering_,
              .addresses = std::move(addresses),
-             .why = std::move(why)};
+             .why = std::move(why),
+             .rolled_back = epoch};
   }
   changed_.notify_all();
 }
@@ -530,19 +541,52 @@ Status Coordinator::RollBack(std::int64_t step, std::uint64_t epoch,
     COHORT_RETURN_IF_ERROR(GoBack(step));
     recovering_ = false;
     server_loss_ = OkStatus();
-    view_ = {.epoch = epoch, .recovering = false, .addresses = std::move(addresses), .why = {}};
+    view_ = {.epoch = epoch,
+             .recovering = false,
+             .addresses = std::move(addresses),
+             .why = {},
+             .rolled_back = epoch};
   }
   changed_.notify_all();
   return {};
+}
+
+Status Coordinator::GoOn(std::int64_t step, std::uint64_t epoch,
+                         std::vector<std::string> addresses) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (std::ranges::find(courses_, step, &Course::step) == courses_.end()) {
+      return NotBeenThere(step);
+    }
+    recovering_ = false;
+    server_loss_ = OkStatus();
+    view_.epoch = epoch;
+    view_.recovering = false;
+    view_.addresses = std::move(addresses);
+    view_.why.clear();
+  }
+  changed_.notify_all();
+  return {};
+}
+
+std::int64_t Coordinator::StepsSince(std::int64_t step) const {
+  const auto steps_of = [](const std::map<EpochKey, Epoch>& epochs) {
+    std::int64_t steps = 0;
+    for (const auto& [key, epoch] : epochs) {
+      steps += epoch.steps;
+    }
+    return steps;
+  };
+  const std::lock_guard lock(mutex_);
+  const auto course = std::ranges::find(courses_, step, &Course::step);
+  return steps_of(epochs_) - (course == courses_.end() ? 0 : steps_of(course->epochs));
 }
 
 Status Coordinator::GoBack(std::int64_t step) {
   const auto found = std::find_if(courses_.rbegin(), courses_.rend(),
                                   [&](const Course& course) { return course.step == step; });
   if (found == courses_.rend()) {
-    return FailedPrecondition("the last whole save is of step " + std::to_string(step) +
-                              ", where this job has not been [restart the job, which goes on "
-                              "from that save]");
+    return NotBeenThere(step);
   }
   courses_.erase(found.base(), courses_.end());
   const Course& course = courses_.back();

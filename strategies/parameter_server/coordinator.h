@@ -49,6 +49,7 @@ struct ServerView {
   bool recovering = false;  // one is lost
   std::vector<std::string> addresses;
   std::string why;  // recovering: what became of it
+  std::uint64_t rolled_back = 0;  // the last epoch that began with a roll-back
 };
 
 // A split that its worker has finished, and what its steps came to. id 0: none.
@@ -147,6 +148,10 @@ class Coordinator {
   // In a cut: the servers' values, at `step`, have been saved and can be gone back to; so can those
   // of Open. Once for each step; it may be called before they are saved.
   Status Remember(std::int64_t step);
+  // Servers that were lost have the values of `step` again, the others go on; so does the work.
+  Status GoOn(std::int64_t step, std::uint64_t epoch, std::vector<std::string> addresses);
+  // That workers have finished since.
+  std::int64_t StepsSince(std::int64_t step) const;
   // The servers have the values of `step` again. FailedPrecondition if that is not remembered, or
   // if workers have gone on to another data set since.
   Status RollBack(std::int64_t step, std::uint64_t epoch, std::vector<std::string> addresses);

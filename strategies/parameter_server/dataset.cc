@@ -62,6 +62,7 @@ class SplitDataset final : public DistributedDataset {
   void Drop() {
     iterator_.reset();
     split_ = {};
+    finished_ = {};
     roll_backs_ = feed_.roll_backs();
   }
 
@@ -71,12 +72,16 @@ class SplitDataset final : public DistributedDataset {
     COHORT_RETURN_IF_ERROR(feed_.idle());
     FinishedSplit finished = feed_.finished(std::exchange(split_.id, 0));
     finished.epoch = split_.epoch;
+    if (finished.id != 0) {
+      finished_ = std::move(finished);
+    }
     if (feed_.save) {
-      COHORT_RETURN_IF_ERROR(feed_.save({.dataset = number_, .epoch = split_.epoch}, finished));
+      COHORT_RETURN_IF_ERROR(feed_.save({.dataset = number_, .epoch = split_.epoch}, finished_));
     }
     COHORT_ASSIGN_OR_RETURN(const auto split,
                             feed_.coordinator()->NextSplit({.dataset = number_, .epoch = epoch_},
-                                                         first_batch_, finished));
+                                                           first_batch_, finished_));
+    finished_ = {};
     if (!split.has_value()) {
       COHORT_RETURN_IF_ERROR(feed_.end());
       return false;
@@ -93,6 +98,7 @@ class SplitDataset final : public DistributedDataset {
   std::int64_t index_ = 0;
   int roll_backs_ = 0;
   CoordinatorClient::EpochSplit split_;
+  FinishedSplit finished_;  // until the coordinator has been told
   std::unique_ptr<data::BatchIterator> iterator_;
 };
 

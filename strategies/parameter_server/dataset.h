@@ -23,7 +23,7 @@ struct Feed {
   std::function<Status()> end;                             // an epoch is over for this worker
   std::function<FinishedSplit(std::int64_t id)> finished;  // with the steps since the last call
   std::function<void(const RoundPart&)> round;  // the batch that Next returns is this part
-  // A call has failed, of the above too: OK where the servers were rolled back and the job goes on,
+  // A call has failed, of the above too: OK where the servers are well again and the job goes on,
   // else the reason.
   std::function<Status(const Status&)> go_on;
   std::function<int()> roll_backs;  // so far; what was handed out before the last is void

@@ -60,6 +60,13 @@ Status CheckConfig(const ClusterConfig& config, const StrategyOptions& options) 
                            std::to_string(workers) +
                            " workers [fewer backup workers than workers, and no negative number]");
   }
+  if (options.server_loss == ServerLoss::kPartial &&
+      consistency.mode != Consistency::Mode::kAsynchronous) {
+    return InvalidArgument(
+        "server_loss kPartial with consistency " + consistency.ToString() +
+        ", under which all servers are at the same step [consistency async, or server_loss "
+        "kRollBack]");
+  }
   if (options.num_devices != 1) {
     return InvalidArgument("parameter_server trains one replica per worker, num_devices is " +
                            std::to_string(options.num_devices) + " [start more workers instead]");
@@ -194,6 +201,7 @@ Job::Job(ClusterConfig config, const StrategyOptions& options)
       join_timeout_(options.join_timeout),
       heartbeat_timeout_(options.heartbeat_timeout),
       rejoin_grace_(options.rejoin_grace),
+      server_loss_(options.server_loss),
       journal_folder_(config_.cluster.Chief().type == TaskType::kChief &&
                               options.rejoin_grace.count() > 0
                           ? options.journal_folder
@@ -423,8 +431,7 @@ Status Job::AwaitView(Deadline deadline, std::uint64_t least) {
                             (view_.recovering ? ": " + view_.why : ""));
   }
   COHORT_RETURN_IF_ERROR(failure_);
-  epoch_ = view_.epoch;
-  server_addresses_ = view_.addresses;
+  TakeView();
   coordinator_client_->SetEpoch(epoch_);
   return {};
 }
@@ -704,7 +711,8 @@ Status Job::AwaitServers() {
   return {};
 }
 
-Status Job::BeginEpoch(const std::function<Result<std::int64_t>()>& restore, std::uint64_t* newest,
+// `without`: servers that have no values, or not all of them.
+Status Job::BeginEpoch(const Restore& restore, std::set<int>* without, std::uint64_t* newest,
                        std::int64_t* step) {
   std::vector<std::uint64_t> retired;
   {
@@ -712,9 +720,17 @@ Status Job::BeginEpoch(const std::function<Result<std::int64_t>()>& restore, std
     retired.assign(gone_.begin(), gone_.end());
   }
   COHORT_RETURN_IF_ERROR(client_->Declare());
-  COHORT_ASSIGN_OR_RETURN(const std::uint64_t version, client_->Begin(retired));
-  *newest = std::max(*newest, version);
-  COHORT_ASSIGN_OR_RETURN(*step, restore());
+  if (partial()) {
+    COHORT_ASSIGN_OR_RETURN(const Client::Kept kept, client_->BeginKeeping(retired));
+    *newest = std::max(*newest, kept.version);
+    without->insert(kept.without.begin(), kept.without.end());
+    const Lost only = {.servers = {without->begin(), without->end()}, .version = *newest};
+    COHORT_ASSIGN_OR_RETURN(*step, restore(&only));
+  } else {
+    COHORT_ASSIGN_OR_RETURN(const std::uint64_t version, client_->Begin(retired));
+    *newest = std::max(*newest, version);
+    COHORT_ASSIGN_OR_RETURN(*step, restore(nullptr));
+  }
   auto retirements = std::make_unique<Retirements>(*client_);
   const std::lock_guard lock(failure_mutex_);
   for (const std::uint64_t incarnation : gone_) {
@@ -726,18 +742,19 @@ Status Job::BeginEpoch(const std::function<Result<std::int64_t>()>& restore, std
   return {};
 }
 
-Status Job::Recover(const Status& error, const std::function<Result<std::int64_t>()>& restore) {
+Status Job::Recover(const Status& error, const Restore& restore) {
   if (!AwaitLoss(error)) {
     return Explain(error);
   }
   const auto begun = std::chrono::steady_clock::now();
   std::string names = NamesOfLost();
   log_.Warning(fmt::format(
-      "{} is lost, and the workers wait: the job goes on from its last save when another process "
-      "takes its place, within {:g} s",
-      names, static_cast<double>(rejoin_grace_.count()) / 1000));
+      "{} is lost, and the workers wait: {} goes on from the last save when another process takes "
+      "its place, within {:g} s",
+      names, partial() ? "it" : "the job", static_cast<double>(rejoin_grace_.count()) / 1000));
   const std::int64_t steps_before = coordinator_->advance().steps;
   std::uint64_t newest = 0;
+  std::set<int> without;
   Status last = error;
   for (int attempt = 0; attempt < kMostRollBacks; ++attempt) {
     int seen = 0;
@@ -756,10 +773,11 @@ Status Job::Recover(const Status& error, const std::function<Result<std::int64_t
       }
     }
     MakeClients(epoch_ + 1);
-    log_.Info(fmt::format("{} there: the servers go back to the last save",
-                          names.empty() ? "all are" : names + " is"));
+    log_.Info(fmt::format("{} there: {} the last save",
+                          names.empty() ? "all are" : names + " is",
+                          partial() ? "it gets its part of" : "the servers go back to"));
     std::int64_t step = 0;
-    last = BeginEpoch(restore, &newest, &step);
+    last = BeginEpoch(restore, &without, &newest, &step);
     if (!last.ok() && last.code() != StatusCode::kUnavailable) {
       return FailJob(last);
     }
@@ -773,10 +791,22 @@ Status Job::Recover(const Status& error, const std::function<Result<std::int64_t
         last = Unavailable("another server was lost while the servers went back to the last save");
         continue;
       }
-      last = coordinator_->RollBack(step, epoch_, server_addresses_);
+      last = partial() ? coordinator_->GoOn(step, epoch_, server_addresses_)
+                       : coordinator_->RollBack(step, epoch_, server_addresses_);
     }
     if (!last.ok()) {
       return FailJob(last);
+    }
+    work_stands_ = partial();
+    if (partial()) {
+      const std::int64_t lost = std::max<std::int64_t>(
+          {static_cast<std::int64_t>(newest) - step, coordinator_->StepsSince(step), 0});
+      lost_updates_ += lost;
+      log_.Warning(fmt::format(
+          "{} of {} servers go on from step {}, the others as they are: {} updates of their parts "
+          "are lost; the job goes on after {:.1f} s",
+          without.size(), num_servers_, step, lost, SecondsSince(begun)));
+      return {};
     }
     // All servers may have been lost, and with them how far they were.
     const std::int64_t undone = std::max(static_cast<std::int64_t>(newest) - step,
@@ -793,6 +823,7 @@ Status Job::Rejoin(const Status& error) {
     return Explain(error);
   }
   const auto begun = std::chrono::steady_clock::now();
+  bool found = false;
   Status status = ChiefLost() ? error : AwaitNextView();
   while (!status.ok()) {
     if (!ChiefLost()) {
@@ -800,7 +831,9 @@ Status Job::Rejoin(const Status& error) {
     }
     COHORT_RETURN_IF_ERROR(FindChief());
     status = FindCoordinator();
+    found = true;
   }
+  work_stands_ = work_stands_ && !found;  // what this process held is another's
   MakeClients(epoch_);
   log_.Info(fmt::format("goes on in epoch {} of the servers, after {:.1f} s", epoch_,
                         SecondsSince(begun)));
@@ -825,9 +858,15 @@ Status Job::AwaitNextView() {
     }
     view_changed_.wait_for(lock, kLook);
   }
+  TakeView();
+  return {};
+}
+
+// With the lock held.
+void Job::TakeView() {
+  work_stands_ = view_.rolled_back <= epoch_;
   epoch_ = view_.epoch;
   server_addresses_ = view_.addresses;
-  return {};
 }
 
 bool Job::ChiefLost() const {

@@ -96,10 +96,22 @@ class Job {
   // In the chief, when `error` is that of a server that was lost: waits for another process in its
   // place, and has all of them begin an epoch with what `restore` brings them, by this job's new
   // clients; it returns the step. Else returns the error, and where that fails the job does.
-  Status Recover(const Status& error, const std::function<Result<std::int64_t>()>& restore);
+  //
+  // Under ServerLoss::kPartial only servers that have no values any more are brought theirs (`only`
+  // is not null), which count as those of `version` from then on.
+  struct Lost {
+    std::vector<int> servers;
+    std::uint64_t version = 0;  // 0: that of the save
+  };
+  using Restore = std::function<Result<std::int64_t>(const Lost* only)>;
+  Status Recover(const Status& error, const Restore& restore);
   // In another process: OK when the servers are in a new epoch, of which the clients then are, also
   // where another process had to take the chief's place. Else returns the error.
   Status Rejoin(const Status& error);
+  // After the last of these: does what was handed out, and made of it, still stand?
+  bool work_stands() const { return work_stands_; }
+  // Updates of parts of the model that were lost with servers, in the chief.
+  std::int64_t lost_updates() const { return lost_updates_; }
 
   // In a worker: it needs no more data.
   Status Done();
@@ -123,6 +135,7 @@ class Job {
   Status FindChief();
   Status AwaitView(Deadline deadline, std::uint64_t least);
   Status AwaitNextView();
+  void TakeView();
   void Fail(const Status& why);
   void AbortClients(const Status& why);  // with the lock held
   void ServerLost(CoordinationServer& server, const TaskId& task, const Status& why);
@@ -130,8 +143,9 @@ class Job {
   Result<std::string> AddressOf(int server, std::uint64_t* incarnation);
   bool AwaitLoss(const Status& error);
   Status AwaitServers();
-  Status BeginEpoch(const std::function<Result<std::int64_t>()>& restore, std::uint64_t* newest,
+  Status BeginEpoch(const Restore& restore, std::set<int>* without, std::uint64_t* newest,
                     std::int64_t* step);
+  bool partial() const { return server_loss_ == ServerLoss::kPartial; }
   void MakeClients(std::uint64_t epoch);
   Status FailJob(const Status& why);
   std::string NamesOfLost() const;
@@ -143,6 +157,7 @@ class Job {
   const std::chrono::milliseconds join_timeout_;
   const std::chrono::milliseconds heartbeat_timeout_;
   const std::chrono::milliseconds rejoin_grace_;
+  const ServerLoss server_loss_;
   const std::string journal_folder_;  // empty: the loss of the chief ends the job
   const Log log_;
   const int backup_workers_;
@@ -151,6 +166,8 @@ class Job {
   const std::vector<TaskId> workers_;
   const int num_servers_;
   bool left_ = false;
+  bool work_stands_ = false;
+  std::int64_t lost_updates_ = 0;
   int broadcasts_ = 0;
 
   // Services of this process; the state before what serves it.

@@ -141,6 +141,9 @@ class Implementation final : public ParameterServerStrategy {
   Status Outlast(const std::function<Status()>& look);
   Status GoOn(const Status& error);
   Status Surviving(const std::function<Status()>& fn);
+  Status Assign(std::span<const float> values, std::span<const std::span<float>> slots,
+                std::int64_t step);
+  Result<std::int64_t> RestoreSaved(const ps::Job::Lost* only);
   Result<std::int64_t> RestoreSaved();
   std::uint64_t RoundsToSee() const;
   Status Idle();
@@ -184,6 +187,8 @@ class Implementation final : public ParameterServerStrategy {
   bool saving_ = false;                 // it is being carried out
   bool idle_ = true;                    // no step since the last piece of work began
   int roll_backs_ = 0;
+  bool work_stands_ = false;              // after GoOn
+  const ps::Job::Lost* lost_ = nullptr;  // what is being restored, where that is not all
   bool void_ = false;       // the batch that was handed out last, by a roll-back since
   bool own_error_ = false;  // the step function's, not a server's
   // In the chief until the first save: what training began with, beside the rows.
@@ -238,21 +243,27 @@ Status Implementation::Shutdown() {
   return job_->Leave();
 }
 
-// OK: the servers were rolled back, and what this process had begun since is void. Else the reason.
+// OK: the servers are well again. Where they were rolled back, what this process had begun since is
+// void; else work_stands_. Else the reason.
 Status Implementation::GoOn(const Status& error) {
   Status status = error;
+  work_stands_ = true;
   do {
-    status = is_chief() ? job_->Recover(status, [this] { return RestoreSaved(); })
+    status = is_chief() ? job_->Recover(
+                              status, [this](const auto* only) { return RestoreSaved(only); })
                         : job_->Rejoin(status);
     client_ = job_->client();  // also where that failed halfway
     COHORT_RETURN_IF_ERROR(status);
-    if (is_chief()) {
-      saved_ = job_->coordinator()->advance();
+    work_stands_ = work_stands_ && job_->work_stands();
+    if (!job_->work_stands()) {
+      if (is_chief()) {
+        saved_ = job_->coordinator()->advance();
+      }
+      ++roll_backs_;
+      finished_ = {};
+      round_.reset();
+      idle_ = true;
     }
-    ++roll_backs_;
-    finished_ = {};
-    round_.reset();
-    idle_ = true;
     if (!trains()) {
       return {};
     }
@@ -265,9 +276,16 @@ Status Implementation::GoOn(const Status& error) {
 Status Implementation::Surviving(const std::function<Status()>& fn) {
   for (Status status = fn(); !status.ok(); status = fn()) {
     COHORT_RETURN_IF_ERROR(GoOn(status));
-    void_ = true;
+    void_ = void_ || !work_stands_;
   }
   return {};
+}
+
+Result<std::int64_t> Implementation::RestoreSaved(const ps::Job::Lost* only) {
+  lost_ = only;
+  const Result<std::int64_t> step = RestoreSaved();
+  lost_ = nullptr;
+  return step;
 }
 
 Result<std::int64_t> Implementation::RestoreSaved() {
@@ -286,9 +304,17 @@ Result<std::int64_t> Implementation::RestoreSaved() {
             : "the save that the job would go back to is gone");
   }
   std::vector<std::span<float>> slots(initial_->slots.begin(), initial_->slots.end());
-  COHORT_RETURN_IF_ERROR(
-      client_->Assign(initial_->values, slots, static_cast<std::uint64_t>(initial_->step)));
+  COHORT_RETURN_IF_ERROR(Assign(initial_->values, slots, initial_->step));
   return initial_->step;
+}
+
+// To all servers; or to those that are being restored, at the step of the others.
+Status Implementation::Assign(std::span<const float> values,
+                              std::span<const std::span<float>> slots, std::int64_t step) {
+  const auto version = static_cast<std::uint64_t>(step);
+  return lost_ == nullptr ? client_->Assign(values, slots, version)
+                          : client_->AssignTo(lost_->servers, values, slots,
+                                              std::max(version, lost_->version));
 }
 
 // A step sees all rounds before its own. A round that is trained again, for a worker that was lost
@@ -480,8 +506,7 @@ Status Implementation::PushState() {
       initial_->slots.emplace_back(slot.begin(), slot.end());
     }
   }
-  return job_->Explain(
-      client_->Assign(parameters_->all(), slots(), static_cast<std::uint64_t>(step_)));
+  return job_->Explain(Assign(parameters_->all(), slots(), step_));
 }
 
 Status Implementation::SaveTable(int table, FileSystem& files, const std::string& path) {
@@ -494,7 +519,8 @@ Status Implementation::LoadTable(int table, FileSystem& files, const std::string
   Require(rows_ != nullptr, "a table of the bound parameters, not on a server");
   const TableSpec& spec = tables_.at(static_cast<std::size_t>(table));
   rows_loaded_ = rows_loaded_ || !began_;
-  return job_->Explain(ps::LoadTable(*job_->rows(), table, spec, files, path));
+  return job_->Explain(ps::LoadTable(*job_->rows(), table, spec, files, path,
+                                     lost_ == nullptr ? nullptr : &lost_->servers));
 }
 
 Result<ParameterServerStats> Implementation::stats() {
@@ -507,7 +533,8 @@ Result<ParameterServerStats> Implementation::stats() {
                               .max_staleness = stats.max_staleness,
                               .late = stats.late,
                               .parked = stats.parked,
-                              .max_lead = stats.max_lead};
+                              .max_lead = stats.max_lead,
+                              .lost_updates = job_->lost_updates()};
 }
 
 Result<Mirrored<Tensor>> Implementation::Local(const PerReplica<Tensor>& value) const {
@@ -706,24 +733,28 @@ Result<StepResult> Implementation::Step(const DistributedBatch& batch, const Ste
   if (!fresh_) {
     if (const Status status = Refresh(/*everything=*/true); !status.ok()) {
       COHORT_RETURN_IF_ERROR(GoOn(status));
-      return ResultOf({});
+      if (!work_stands_) {
+        return ResultOf({});
+      }
     }
     fresh_ = true;
   }
-  KeepFixedValues();
-  own_error_ = false;
-  Result<StepResult> result = options_.consistency.synchronous() ? StepTogether(batch, fn)
-                                                                 : StepAlone(batch.replicas[0], fn);
-  if (result.ok()) {
-    return result;
-  }
-  RestoreFixedValues();
-  if (own_error_) {
-    return job_->Explain(result.status());
-  }
-  // Where the servers were rolled back, Next brings the batch again.
-  COHORT_RETURN_IF_ERROR(GoOn(result.status()));
-  return ResultOf({});
+  do {
+    KeepFixedValues();
+    own_error_ = false;
+    Result<StepResult> result = options_.consistency.synchronous()
+                                    ? StepTogether(batch, fn)
+                                    : StepAlone(batch.replicas[0], fn);
+    if (result.ok()) {
+      return result;
+    }
+    RestoreFixedValues();
+    if (own_error_) {
+      return job_->Explain(result.status());
+    }
+    COHORT_RETURN_IF_ERROR(GoOn(result.status()));
+  } while (work_stands_);  // servers that were not lost may have this step already
+  return ResultOf({});     // Next brings the batch again
 }
 
 // Under bounded staleness nobody waits for a worker between two pieces of work, and its copy may be
@@ -835,7 +866,7 @@ Result<StepResult> Implementation::Evaluate(const DistributedBatch& batch, const
   Result<ReplicaResult> mine = Run(batch.replicas[0], fn, /*train=*/false);
   while (!mine.ok() && !own_error_) {  // a server was lost while rows were looked up
     COHORT_RETURN_IF_ERROR(GoOn(mine.status()));
-    void_ = true;
+    void_ = void_ || !work_stands_;
     mine = Run(batch.replicas[0], fn, /*train=*/false);
   }
   if (!mine.ok()) {

@@ -71,6 +71,18 @@ Status ParameterStore::Declare(const ModelSpec& spec, const std::string& who) {
   return {};
 }
 
+std::uint64_t ParameterStore::ForgetClients() {
+  std::uint64_t version = std::numeric_limits<std::uint64_t>::max();
+  for (const auto& block : blocks_) {
+    if (block != nullptr) {
+      const std::lock_guard lock(block->mutex);
+      version = std::min(version, block->version);
+    }
+  }
+  ledger_.Reset();
+  return version == std::numeric_limits<std::uint64_t>::max() ? 0 : version;
+}
+
 std::uint64_t ParameterStore::Reset() {
   if (!declared_.load(std::memory_order_acquire)) {
     return 0;

@@ -52,6 +52,8 @@ class ParameterStore {
   // As Declare has left it, but for the clients that were retired. Returns the least version that
   // the chunks had. Nothing else may run.
   std::uint64_t Reset();
+  // Clients begin to count their pushes anew; else all stays. The same return, and rule.
+  std::uint64_t ForgetClients();
 
   // What is wrong with a frame, or kind NONE.
   Error Assign(const FrameHeader& header, PayloadReader payload);

@@ -102,11 +102,17 @@ class Service final : public Base {
 
   grpc::ServerUnaryReactor* Begin(Context* context, const BeginRequest* request,
                                   BeginReply* reply) override {
+    const bool may_keep = request->keep() && gate_.epoch() != 0;
     const Result<Error> begun = gate_.Begin(request->epoch(), [&] {
-      version_at_begin_ = store_.Reset();
+      kept_at_begin_ = may_keep && store_.ready();
+      version_at_begin_ = kept_at_begin_ ? store_.ForgetClients() : store_.Reset();
       for (const std::uint64_t client : request->retired()) {
         store_.Retire(client);
         rows_.Retire(client);
+      }
+      if (kept_at_begin_) {
+        rows_.ForgetClients();
+        return OkStatus();
       }
       return rows_.Reset();
     });
@@ -114,6 +120,7 @@ class Service final : public Base {
       *reply->mutable_error() = *begun;
     }
     reply->set_version(version_at_begin_);
+    reply->set_kept(kept_at_begin_);
     return Reply(context, ToGrpc(begun.status()));
   }
 
@@ -258,7 +265,8 @@ class Service final : public Base {
   const int index_;
   const Log log_;
   EpochGate gate_;
-  std::atomic<std::uint64_t> version_at_begin_{0};  // of the values that the last Begin dropped
+  std::atomic<std::uint64_t> version_at_begin_{0};  // of the values that the last Begin found
+  std::atomic<bool> kept_at_begin_{false};          // and left as they were
   ParameterStore store_;
   RowStore rows_;
   std::mutex mutex_;
