@@ -54,7 +54,15 @@ Result<cohort::StrategyOptions> MakeStrategyOptions(const JobFlags& f) {
                                                  : f.consistency.empty() ? "async"
                                                                          : f.consistency));
   options.virtual_shards = f.virtual_shards;
-  options.make_bucket_hook = MakeCompression(f);
+  if (f.strategy == "parameter_server" && (f.compression == "bf16" || f.compression == "fp16")) {
+    const auto wire = f.compression == "fp16" ? cohort::DType::kFloat16 : cohort::DType::kBFloat16;
+    options.server_wire = {.push = wire,
+                           .pull = f.compress_values ? wire : cohort::DType::kFloat32};
+  } else {
+    options.make_bucket_hook = MakeCompression(f);
+  }
+  options.server_loss =
+      f.server_loss == "partial" ? cohort::ServerLoss::kPartial : cohort::ServerLoss::kRollBack;
   options.bucket_bytes = f.bucket_bytes;
   options.intra_op_threads = f.threads;
   options.environment = cohort::Environment::OfProcess();
@@ -112,6 +120,8 @@ void DeclareJobFlags(CLI::App& app, JobFlags& f) {
   app.add_option("--compression", f.compression, "of gradients between processes")
       ->check(CLI::IsMember({"none", "bf16", "fp16", "powersgd"}))
       ->capture_default_str();
+  app.add_flag("--compress-values", f.compress_values,
+               "parameter_server: values travel to workers as gradients from them");
   app.add_option("--powersgd-rank", f.powersgd_rank, "columns that a gradient matrix travels as")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
@@ -124,6 +134,11 @@ void DeclareJobFlags(CLI::App& app, JobFlags& f) {
         return cohort::Consistency::Parse(text).status().message();
       })
       ->excludes("--synchronous-ps");
+  app.add_option("--server-loss", f.server_loss,
+                 "what goes back to the last save with a parameter server that is lost: the job, or "
+                 "that server (partial; with consistency async)")
+      ->check(CLI::IsMember({"rollback", "partial"}))
+      ->capture_default_str();
   app.add_option("--communication", f.communication, "how processes reach each other")
       ->check(CLI::IsMember({"auto", "shm", "tcp"}))
       ->capture_default_str();

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include <cohort/core/status.h>
+#include <cohort/strategies/strategy.h>
 
 #include "parameter_server/layout.h"
 #include "parameter_server/parameter_store.h"
@@ -32,6 +33,9 @@ struct ClientOptions {
   std::chrono::milliseconds peer_timeout{10'000};
   // How long a read may wait, under bounded staleness, for workers that are behind.
   std::chrono::milliseconds read_timeout{120'000};
+  // How gradients travel, and what Pull, PullForStep and Push bring. What rounding takes of a
+  // gradient is added to this client's next one.
+  ServerWire wire;
 };
 
 // A gradient, laid out as the arena. Where a chunk is not trainable it holds, instead, the

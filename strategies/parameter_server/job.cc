@@ -60,6 +60,12 @@ Status CheckConfig(const ClusterConfig& config, const StrategyOptions& options) 
                            std::to_string(workers) +
                            " workers [fewer backup workers than workers, and no negative number]");
   }
+  for (const DType wire : {options.server_wire.push, options.server_wire.pull}) {
+    if (wire != DType::kFloat32 && wire != DType::kFloat16 && wire != DType::kBFloat16) {
+      return InvalidArgument("server_wire " + std::string(DTypeName(wire)) +
+                             " [float32, float16 or bfloat16]");
+    }
+  }
   if (options.server_loss == ServerLoss::kPartial &&
       consistency.mode != Consistency::Mode::kAsynchronous) {
     return InvalidArgument(
@@ -209,6 +215,7 @@ Job::Job(ClusterConfig config, const StrategyOptions& options)
       log_(options.log),
       backup_workers_(options.consistency.backup_workers),
       read_timeout_(options.collective_timeout),
+      wire_(options.server_wire),
       chief_(config_.cluster.Chief()),
       workers_(config_.cluster.TrainingTasks()),
       num_servers_(config_.cluster.Count(TaskType::kPs)),
@@ -571,7 +578,10 @@ void Job::MakeClients(std::uint64_t epoch) {
                               .task = config_.task.ToString(),
                               .epoch = epoch,
                               .peer_timeout = heartbeat_timeout_,
-                              .read_timeout = read_timeout_};
+                              .read_timeout = read_timeout_,
+                              // What the chief has is saved, and evaluated.
+                              .wire = {.push = wire_.push,
+                                       .pull = is_chief() ? DType::kFloat32 : wire_.pull}};
   auto client = Client::Make(spec_, server_addresses_, options);
   auto row_client =
       spec_.tables.empty() ? nullptr : RowClient::Make(spec_, server_addresses_, options);

@@ -162,6 +162,7 @@ class Job {
   const Log log_;
   const int backup_workers_;
   const std::chrono::milliseconds read_timeout_;
+  const ServerWire wire_;
   const TaskId chief_;
   const std::vector<TaskId> workers_;
   const int num_servers_;

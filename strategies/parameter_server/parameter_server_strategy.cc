@@ -882,8 +882,9 @@ Result<std::unique_ptr<ParameterServerStrategy>> ParameterServerStrategy::Make(
   if (options.make_bucket_hook || options.virtual_shards != 0) {
     return InvalidArgument(
         std::string(options.make_bucket_hook ? "make_bucket_hook" : "virtual_shards") +
-        " under a parameter server, which has no buckets and no replicas in step [use a "
-        "synchronous strategy]");
+        " under a parameter server, which has no buckets and no replicas in step [" +
+        (options.make_bucket_hook ? "server_wire compresses what travels; or " : "") +
+        "use a synchronous strategy]");
   }
   COHORT_ASSIGN_OR_RETURN(auto job, ps::Job::Join(config, options));
   std::unique_ptr<ParameterServerStrategy> strategy =

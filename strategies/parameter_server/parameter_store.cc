@@ -6,6 +6,9 @@
 
 #include <cohort/optim/gradients.h>
 
+#include "parameter_server/dense_codec.h"
+#include "parameter_server/frame_stream.h"
+
 namespace cohort::ps {
 namespace {
 
@@ -247,8 +250,46 @@ Error ParameterStore::CheckPush(const FrameHeader& header, const PayloadReader& 
   return {};
 }
 
+Error ParameterStore::Decode(const FrameHeader& header, PayloadReader* payload) const {
+  const std::optional<DType> wire = WireOf(header.wire());
+  if (!wire.has_value()) {
+    return MakeError(Error::BAD_FRAME, "values of format " + std::to_string(header.wire()));
+  }
+  if (*wire == DType::kFloat32 || payload->remaining() == 0) {
+    return {};
+  }
+  if (Error error = Check(header); error.kind() != Error::NONE) {
+    return error;
+  }
+  thread_local FloatBuffer received;
+  thread_local FloatBuffer floats;
+  floats.Clear();
+  for (const std::uint32_t c : header.chunks()) {
+    const Block& block = *blocks_[c];
+    const DType of_chunk = block.chunk.trainable ? *wire : DType::kFloat32;
+    const std::span<float> from = received.Resize(EncodedFloats(of_chunk, block.value.size()));
+    if (!payload->Read(from.data(), from.size_bytes())) {
+      return MakeError(Error::BAD_FRAME, NameOf(static_cast<int>(c)) + ": " +
+                                             std::to_string(payload->remaining()) +
+                                             " bytes left of the payload, " +
+                                             std::to_string(from.size_bytes()) + " needed");
+    }
+    DecodeValues(of_chunk, from, floats.Append(block.value.size()));
+  }
+  if (payload->remaining() > 0) {
+    return MakeError(Error::BAD_FRAME, std::to_string(payload->remaining()) +
+                                           " bytes of the payload belong to no chunk");
+  }
+  *payload = PayloadReader(Segments{std::as_bytes(floats.values())});
+  return {};
+}
+
 Error ParameterStore::Push(const FrameHeader& header, PayloadReader payload, Pushed* pushed) {
-  if (Error error = CheckPush(header, payload); error.kind() != Error::NONE) {
+  Error error = Decode(header, &payload);
+  if (error.kind() == Error::NONE) {
+    error = CheckPush(header, payload);
+  }
+  if (error.kind() != Error::NONE) {
     const std::lock_guard lock(stats_mutex_);
     ++stats_.rejected;
     return error;
@@ -555,6 +596,10 @@ Error ParameterStore::Plan(const FrameHeader& header, std::vector<Reading>* read
   if (!ready()) {
     return MakeError(Error::NOT_READY, "not all variables have been initialised");
   }
+  const std::optional<DType> wire = WireOf(header.pull_wire());
+  if (!wire.has_value() || (header.slots() && *wire != DType::kFloat32)) {
+    return MakeError(Error::BAD_FRAME, "values of format " + std::to_string(header.pull_wire()));
+  }
   for (int i = 0; i < header.chunks_size(); ++i) {
     const Block& block = *blocks_[header.chunks(i)];
     const std::lock_guard lock(block.mutex);
@@ -562,22 +607,28 @@ Error ParameterStore::Plan(const FrameHeader& header, std::vector<Reading>* read
       readings->push_back(
           {.chunk = static_cast<int>(header.chunks(i)),
            .version = block.version,
-           .floats = block.value.size() * (1 + (header.slots() ? block.slots.size() : 0))});
+           .floats = EncodedFloats(block.chunk.trainable ? *wire : DType::kFloat32,
+                                   block.value.size()) *
+                     (1 + (header.slots() ? block.slots.size() : 0))});
     }
   }
   return {};
 }
 
-void ParameterStore::Copy(Reading& reading, bool slots, std::span<float> to) const {
+bool ParameterStore::Copy(Reading& reading, bool slots, std::span<float> to, DType wire) const {
   const Block& block = *blocks_[static_cast<std::size_t>(reading.chunk)];
   const std::lock_guard lock(block.mutex);
   reading.version = block.version;
+  if (block.chunk.trainable && wire != DType::kFloat32) {
+    return EncodeValues(wire, block.value, to);
+  }
   float* out = std::copy(block.value.begin(), block.value.end(), to.data());
   if (slots) {
     for (const std::vector<float>& slot : block.slots) {
       out = std::copy(slot.begin(), slot.end(), out);
     }
   }
+  return true;
 }
 
 std::uint64_t ParameterStore::version(int chunk) const {

@@ -9,6 +9,7 @@
 
 #include <cohort/parameter_server.grpc.pb.h>
 #include "grpc_util.h"
+#include "parameter_server/dense_codec.h"
 #include "parameter_server/epoch_gate.h"
 #include "parameter_server/frame_listener.h"
 #include "parameter_server/row_service.h"
@@ -221,8 +222,19 @@ class Service final : public Base {
       return;
     }
     const bool slots = method == FrameMethod::kPull && header.slots();
+    const DType wire = WireOf(header.pull_wire()).value_or(DType::kFloat32);
+    reply->header.set_pull_wire(header.pull_wire());
     for (ParameterStore::Reading& reading : readings) {
-      store_.Copy(reading, slots, reply->payload->Append(reading.floats));
+      if (!store_.Copy(reading, slots, reply->payload->Append(reading.floats), wire)) {
+        reply->payload->Clear();
+        reply->header.clear_chunks();
+        reply->header.clear_versions();
+        reply->header.mutable_error()->set_kind(Error::NOT_FINITE);
+        reply->header.mutable_error()->set_message(
+            store_.NameOf(reading.chunk) + " holds a value that " + std::string(DTypeName(wire)) +
+            " cannot [let values travel as bfloat16 or float32; float16 ends at 65504]");
+        return;
+      }
       reply->header.add_chunks(static_cast<std::uint32_t>(reading.chunk));
       reply->header.add_versions(reading.version);
     }
