@@ -338,6 +338,9 @@ Status GrpcClient::Pull(std::span<float> values, bool everything) {
 Status GrpcClient::PullForStep(std::span<float> values, const Commit& commit) {
   FrameHeader header = Header();
   header.set_bounded(spec_.consistency.bounded());
+  if (header.bounded()) {
+    header.set_sender(options_.task);
+  }
   if (commit.round() != 0) {
     *header.mutable_commit() = commit;
   }
@@ -420,9 +423,11 @@ Status GrpcClient::Push(const Gradient& gradient, std::span<float> values) {
     if (bounded && requests.size() > before) {
       // All of the step is applied before any of it is read: who waits holds nobody up.
       requests.back().header.set_advance(true);
+      requests.back().header.set_sender(options_.task);
       if (!values.empty()) {
         FrameHeader header = Header();
         header.set_bounded(true);
+        header.set_sender(options_.task);
         AddPulls(s, /*everything=*/false, header, &requests);
       }
     }

@@ -316,7 +316,7 @@ Error ParameterStore::Push(const FrameHeader& header, PayloadReader payload, Pus
   pushed->late = late > 0;
   ledger_.Finish(header.client(), header.sequence(), true);
   if (clocks_ != nullptr && header.advance()) {
-    clocks_->Advance(header.client());
+    clocks_->Advance(header.client(), header.sender());
   }
   const std::lock_guard lock(stats_mutex_);
   ++stats_.pushes;
@@ -349,11 +349,12 @@ Error ParameterStore::Admit(const FrameHeader& header, Deadline deadline) {
   if (ledger_.retired(header.client())) {
     return MakeError(Error::FENCED, "this worker was given up, its work went to others");
   }
-  return clocks_->Await(header.client(), deadline)
+  return clocks_->Await(header.client(), deadline, header.sender())
              ? Error()
-             : MakeError(Error::NOT_YET, "a worker is more than " +
-                                             std::to_string(spec_.consistency.staleness) +
-                                             " steps behind this one, in the middle of its work");
+             : MakeError(Error::NOT_YET, clocks_->Slowest(header.client()) +
+                                             ", in the middle of its work; " +
+                                             spec_.consistency.ToString() + " allows " +
+                                             std::to_string(spec_.consistency.staleness));
 }
 
 void ParameterStore::Pause(std::uint64_t client) {

@@ -526,7 +526,7 @@ TEST_F(ServersTest, ABoundedReadWaitsForAWorkerThatIsBehindButNotForEver) {
   Initialise();
   const auto fast = Client::Make(
       spec_, addresses_, {.incarnation = 1, .task = "worker:1", .read_timeout = milliseconds(1)});
-  const auto slow = NewClient(2);
+  const auto slow = Client::Make(spec_, addresses_, {.incarnation = 2, .task = "worker:7"});
   std::vector<float> values(elements_);
   OrThrow(fast->PullForStep(values, {}));
   OrThrow(slow->PullForStep(values, {}));
@@ -534,7 +534,8 @@ TEST_F(ServersTest, ABoundedReadWaitsForAWorkerThatIsBehindButNotForEver) {
   OrThrow(fast->Push(GradientOf(gradient), values));
   const Status status = fast->Push(GradientOf(gradient), values);
   EXPECT_EQ(status.code(), StatusCode::kDeadlineExceeded);
-  EXPECT_THAT(status.message(), HasSubstr("a worker is more than 1 steps behind"));
+  EXPECT_THAT(status.message(), HasSubstr("worker:7 is 2 steps behind this one, in the middle of its "
+                                          "work; ssp:1 allows 1"));
   OrThrow(slow->Push(GradientOf(gradient), values));
   ExpectAll(values, -3);
   OrThrow(fast->PullForStep(values, {}));
