@@ -92,10 +92,14 @@ void Heart::FailLocked(const Status& failure) {
   }
 }
 
-// What another service than this task's answers is that it does not know this task.
+// Another service than the one that this task has joined does not know it.
 void Heart::CheckService(std::uint64_t answered) {
   if (answered != service_ && failure_.ok()) {
     service_gone_ = true;
+    FailLocked(Unavailable(
+        fmt::format("{} (the chief, with the coordination service at {}) was started again, and "
+                    "knows nothing of this task [restart the whole job]",
+                    chief_.ToString(), address_)));
   }
 }
 

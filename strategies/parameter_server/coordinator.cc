@@ -25,6 +25,7 @@ Coordinator::Coordinator(CoordinatorOptions options) : options_(std::move(option
 
 void Coordinator::Succeed(const JournalState& state) {
   const std::lock_guard lock(mutex_);
+  succeeds_ = true;
   datasets_ = state.datasets;
   again_ = state.begun;
   courses_ = state.courses;
@@ -36,6 +37,16 @@ void Coordinator::Succeed(const JournalState& state) {
     }
   }
   StartLoneliness();
+}
+
+// What a worker has done of an earlier chief's job, this one cannot know without its journal.
+Status Coordinator::CheckStranger(const TaskId& worker) const {
+  return succeeds_
+             ? OkStatus()
+             : FailedPrecondition(
+                   worker.ToString() +
+                   " comes from a job whose chief and servers are gone [restart the job, workers "
+                   "too, which goes on from its last save]");
 }
 
 void Coordinator::StartLoneliness() {
@@ -50,6 +61,9 @@ Status Coordinator::Open(std::int64_t step, std::uint64_t digest) {
     const std::lock_guard lock(mutex_);
     if (rounds_.has_value()) {
       return {};
+    }
+    if (stranger_.has_value()) {
+      COHORT_RETURN_IF_ERROR(CheckStranger(*stranger_));
     }
     if (courses_.empty()) {
       Course course = {.step = step, .digest = digest, .epochs = {}, .rounds = {}, .again = {}};
@@ -107,6 +121,13 @@ Status Coordinator::Attach(const Sender& sender) {
     return FailedPrecondition(sender.task.ToString() + " is not a worker of this job");
   }
   Worker& worker = found->second;
+  // Of the chief that trains this is the first epoch, too.
+  if (sender.epoch > 0 && sender.epoch != view_.epoch && worker.incarnation == 0) {
+    if (view_.epoch != 0) {
+      COHORT_RETURN_IF_ERROR(CheckStranger(sender.task));
+    }
+    stranger_ = sender.task;  // if it is one, Open will know
+  }
   if (worker.incarnation != sender.incarnation) {
     if (worker.phase == Phase::kAttached) {
       Release(sender.task, Aborted("another process has taken its place"));

@@ -200,6 +200,7 @@ class Coordinator {
   void Gone(std::uint64_t incarnation) const;  // without the lock
   Status CheckLonely() const;
   void StartLoneliness();
+  Status CheckStranger(const TaskId& worker) const;
   template <typename Ready>
   Status Await(std::unique_lock<std::mutex>& lock, Deadline deadline, const char* what,
                const Ready& ready);
@@ -227,6 +228,8 @@ class Coordinator {
   bool cutting_ = false;
   std::deque<Course> courses_;            // what can be gone back to
   std::map<EpochKey, std::int64_t> again_;  // due since a roll-back, with their first batches
+  bool succeeds_ = false;           // another one
+  std::optional<TaskId> stranger_;  // a worker that another one's job had
   ServerView view_;
   bool recovering_ = false;
   Status server_loss_;

@@ -317,6 +317,39 @@ TEST(ParameterServerRecoveryTest, LaunchStartsServersAgain) {
   EXPECT_THAT(cluster.Stdout("launch"), HasSubstr("counted 4000, each 2 to 2 times"));
 }
 
+// Of its part the updates since the save are lost, and counted; nothing else is done again.
+TEST(ParameterServerRecoveryTest, AServerAloneGoesBackToTheSave) {
+  const TempDir folder;
+  const std::vector<std::string> flags = {"--folder", folder.path(), "--partial", "--floats", "5",
+                                          "--step-ms", "2"};
+  {
+    Job job(Arguments("async", 1, flags), /*gate_at=*/0);
+    job.ExpectCodes();
+    ASSERT_THAT(job.cluster.Stdout("chief:0"), HasSubstr("counted 2000, each 1 to 1 times"));
+  }
+  // worker:0 stops in the second epoch's first split, worker:1 does all others; then ps:1 is lost,
+  // which has "count".
+  Job job(Arguments("async", 2, flags), /*gate_at=*/5);
+  ASSERT_TRUE(job.cluster.WaitForOutput("worker:1", "step 181 begins", kPatience));
+  job.Kill("ps:1");
+  job.Replace(1, "again");
+  ASSERT_TRUE(job.cluster.WaitForOutput(
+      "chief:0", "1 of 2 servers go on from step 200, the others as they are", kPatience));
+  job.OpenGate();
+  job.ExpectCodes();
+  const std::string out = job.cluster.Stdout("chief:0");
+  EXPECT_THAT(out, HasSubstr("epoch 1: 2000 of 2000 seen"));
+  const auto number_after = [&out](const std::string& text) {
+    const std::size_t at = out.find(text);
+    return at == std::string::npos ? -1 : std::stoi(out.substr(at + text.size()));
+  };
+  const int lost = number_after("lost updates ");
+  EXPECT_GE(lost, 180);
+  EXPECT_LE(lost, 200);
+  // Each worker may have had one step under way, which one server had and the other had not.
+  EXPECT_NEAR(number_after("counted "), 4000 - 10 * lost, 2 * 10);
+}
+
 class LostChief : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(LostChief, IsReplacedAndTheJobGoesOnFromTheLastSave) {

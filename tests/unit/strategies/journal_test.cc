@@ -202,6 +202,17 @@ TEST(JournalTest, ASaveThatItKnowsNothingOfIsRefused) {
               HasSubstr("step 5, where this job has not been"));
 }
 
+TEST(JournalTest, AWorkerOfAJobThatItKnowsNothingOfIsRefused) {
+  const TempDir folder;
+  Chief chief(folder.path());
+  EXPECT_THAT(chief.coordinator.Attach(Process(0, 7, /*epoch=*/9)).message(),
+              HasSubstr("worker:0 comes from a job whose chief and servers are gone"));
+  Coordinator early({.workers = {Worker(0)}});
+  OrThrow(early.Attach(Process(0, 7, 9)));  // it may yet succeed
+  early.SetView(1, {"server"});
+  EXPECT_EQ(early.Open(0).code(), StatusCode::kFailedPrecondition);
+}
+
 TEST(JournalTest, OtherValuesToBeginWithAreRefused) {
   const TempDir folder;
   OrThrow(Chief(folder.path()).coordinator.Open(0, 77));

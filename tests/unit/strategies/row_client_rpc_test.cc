@@ -463,10 +463,10 @@ TEST(RowClientTest, WhatWasDumpedIsRestoredOnAnyNumberOfServers) {
     OrThrow(to->Restore(
         0, [&](std::uint32_t bucket) -> Result<std::string> { return dumps.at(bucket); }, &last));
     const auto mixed = DumpOf(*to, 0);
-    const BucketRange range = BucketsOf(servers - 1, servers, 16);
+    const BucketRange range = BucketsOf(servers - 1, servers, 2);
     for (const auto& [bucket, dump] : mixed) {
       const bool restored = bucket >= range.begin && bucket < range.end;
-      EXPECT_EQ(dump, (restored ? dumps : with_garbage).at(bucket)) << servers << " " << bucket;
+      EXPECT_TRUE(dump == (restored ? dumps : with_garbage).at(bucket)) << servers << " " << bucket;
     }
   }
 }
