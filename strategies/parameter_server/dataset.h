@@ -23,6 +23,10 @@ struct Feed {
   std::function<Status()> end;                             // an epoch is over for this worker
   std::function<FinishedSplit(std::int64_t id)> finished;  // with the steps since the last call
   std::function<void(const RoundPart&)> round;  // the batch that Next returns is this part
+  // Is the batch behind the one that Next returns wanted? If so it is told then; null: none is
+  // known.
+  std::function<bool()> looks_ahead;
+  std::function<void(const data::Batch*)> next;
   // A call has failed, of the above too: OK where the servers are well again and the job goes on,
   // else the reason.
   std::function<Status(const Status&)> go_on;

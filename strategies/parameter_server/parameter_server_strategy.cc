@@ -1,6 +1,9 @@
 #include <algorithm>
 #include <cmath>
+#include <condition_variable>
 #include <exception>
+#include <mutex>
+#include <thread>
 #include <utility>
 
 #include <cohort/core/random.h>
@@ -13,6 +16,7 @@
 #include "parameter_server/job.h"
 #include "parameter_server/local_sink.h"
 #include "parameter_server/remote_functions.h"
+#include "parameter_server/row_lookahead.h"
 #include "synchronous/cores.h"
 
 namespace cohort {
@@ -33,28 +37,113 @@ class NoGradients final : public GradientSink {
   [[noreturn]] static void Refuse() { throw ContractError("no gradients in Evaluate"); }
 };
 
-// The rows of the tables, on the servers.
+// The rows of the tables, on the servers. Those of the next batch are pulled behind a step's push,
+// on a thread of its own, while parameters are exchanged and the next step begins.
 class RemoteRows final : public RowSource {
  public:
   // `round`: what is looked up has all rounds up to it; 0: where steps are not rounds.
-  RemoteRows(ps::Job& job, std::function<std::uint64_t()> round, const std::int64_t& step)
-      : job_(job), round_(std::move(round)), step_(step) {}
+  RemoteRows(ps::Job& job, const std::vector<TableSpec>& tables,
+             std::function<std::uint64_t()> round, const std::int64_t& step)
+      : job_(job), round_(std::move(round)), step_(step), lookahead_(tables) {
+    thread_ = std::thread([this] { Run(); });
+  }
+  ~RemoteRows() override {
+    {
+      const std::lock_guard lock(mutex_);
+      stopped_ = true;
+    }
+    changed_.notify_all();
+    thread_.join();
+  }
+
   Status Lookup(int table, std::span<const std::uint64_t> ids, bool training,
                 std::span<float> rows) override {
+    Wait();
+    if (training && lookahead_.Take(table, ids, rows)) {
+      return {};
+    }
     ps::RowClient& client = *job_.rows();
     client.ReadAfter(round_());
     const Status status = client.Pull(table, ids, step_ + 1, training, rows);
     broken_ = broken_ || status.code() == StatusCode::kUnavailable;
+    if (training && status.ok()) {
+      lookahead_.Learn(table, ids);
+    }
     return status;
   }
   // Was a server not there, since the last call?
   bool TakeBroken() { return std::exchange(broken_, false); }
 
+  // The batch that is trained on now.
+  void StartBatch(const data::Batch& batch) {
+    Wait();
+    lookahead_.SetBatch({batch});
+  }
+  // It is over; and what was looked up ahead has been used, or is void.
+  void Forget() {
+    Wait();
+    lookahead_.SetBatch({});
+    lookahead_.Forget();
+  }
+  // Pulls the rows of `next`, with every round up to `round`, for the step after `step`.
+  void LookAhead(const data::Batch& next, std::uint64_t round, std::int64_t step) {
+    Wait();
+    {
+      const std::lock_guard lock(mutex_);
+      next_ = {next};
+      lookups_ = lookahead_.Foresee(next_);
+      after_ = round;
+      for_step_ = step + 1;
+      under_way_ = !lookups_.empty();
+    }
+    changed_.notify_all();
+  }
+  // Until nobody uses the client of the rows but the caller's thread. What is waited for has a
+  // deadline, and ends where the client is aborted.
+  void Wait() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return !under_way_; });
+  }
+  std::int64_t foreseen() {
+    Wait();
+    return lookahead_.foreseen();
+  }
+
  private:
+  void Run() {
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      changed_.wait(lock, [this] { return stopped_ || under_way_; });
+      if (!under_way_) {
+        return;
+      }
+      lock.unlock();
+      ps::RowClient& client = *job_.rows();
+      client.ReadAfter(after_);
+      lookahead_.Fetch(client, lookups_, for_step_);
+      lookups_.clear();
+      next_.clear();
+      lock.lock();
+      under_way_ = false;
+      changed_.notify_all();
+    }
+  }
+
   ps::Job& job_;
   const std::function<std::uint64_t()> round_;
   bool broken_ = false;
   const std::int64_t& step_;  // the strategy's
+
+  std::mutex mutex_;  // guards the two flags; the rest is its who may use it by them
+  std::condition_variable changed_;
+  bool under_way_ = false;
+  bool stopped_ = false;
+  ps::RowLookahead lookahead_;
+  std::vector<data::Batch> next_;
+  ps::RowLookahead::Lookups lookups_;
+  std::uint64_t after_ = 0;
+  std::int64_t for_step_ = 1;
+  std::thread thread_;  // last: it uses the rest
 };
 
 class Implementation final : public ParameterServerStrategy {
@@ -141,6 +230,7 @@ class Implementation final : public ParameterServerStrategy {
   Status Outlast(const std::function<Status()>& look);
   Status GoOn(const Status& error);
   Status Surviving(const std::function<Status()>& fn);
+  void LookAhead(std::uint64_t round);
   Status Assign(std::span<const float> values, std::span<const std::span<float>> slots,
                 std::int64_t step);
   Result<std::int64_t> RestoreSaved(const ps::Job::Lost* only);
@@ -185,12 +275,13 @@ class Implementation final : public ParameterServerStrategy {
   SavePlan plan_;                       // in the chief
   ps::Coordinator::Advance saved_;      // when plan_ was carried out last
   bool saving_ = false;                 // it is being carried out
+  std::optional<data::Batch> next_;     // behind the one that was handed out last, where known
   bool idle_ = true;                    // no step since the last piece of work began
   int roll_backs_ = 0;
-  bool work_stands_ = false;              // after GoOn
+  bool work_stands_ = false;             // after GoOn
   const ps::Job::Lost* lost_ = nullptr;  // what is being restored, where that is not all
-  bool void_ = false;       // the batch that was handed out last, by a roll-back since
-  bool own_error_ = false;  // the step function's, not a server's
+  bool void_ = false;                    // the batch that was handed out last, by a roll-back since
+  bool own_error_ = false;               // the step function's, not a server's
   // In the chief until the first save: what training began with, beside the rows.
   struct Initial {
     std::vector<float> values;
@@ -248,10 +339,14 @@ Status Implementation::Shutdown() {
 Status Implementation::GoOn(const Status& error) {
   Status status = error;
   work_stands_ = true;
+  next_.reset();
+  if (rows_ != nullptr) {
+    rows_->Forget();
+  }
   do {
-    status = is_chief() ? job_->Recover(
-                              status, [this](const auto* only) { return RestoreSaved(only); })
-                        : job_->Rejoin(status);
+    status = is_chief()
+                 ? job_->Recover(status, [this](const auto* only) { return RestoreSaved(only); })
+                 : job_->Rejoin(status);
     client_ = job_->client();  // also where that failed halfway
     COHORT_RETURN_IF_ERROR(status);
     work_stands_ = work_stands_ && job_->work_stands();
@@ -312,9 +407,9 @@ Result<std::int64_t> Implementation::RestoreSaved() {
 Status Implementation::Assign(std::span<const float> values,
                               std::span<const std::span<float>> slots, std::int64_t step) {
   const auto version = static_cast<std::uint64_t>(step);
-  return lost_ == nullptr ? client_->Assign(values, slots, version)
-                          : client_->AssignTo(lost_->servers, values, slots,
-                                              std::max(version, lost_->version));
+  return lost_ == nullptr
+             ? client_->Assign(values, slots, version)
+             : client_->AssignTo(lost_->servers, values, slots, std::max(version, lost_->version));
 }
 
 // A step sees all rounds before its own. A round that is trained again, for a worker that was lost
@@ -428,7 +523,7 @@ Status Implementation::Bind(ParameterSet& parameters, std::unique_ptr<Optimizer>
   parameters_ = &parameters;
   if (job_->rows() != nullptr) {
     rows_ = std::make_unique<RemoteRows>(
-        *job_, [this] { return RoundsToSee(); }, step_);
+        *job_, tables_, [this] { return RoundsToSee(); }, step_);
     parameters.SetRows(rows_.get());
   }
   optimizer_ = std::move(optimizer);
@@ -512,12 +607,14 @@ Status Implementation::PushState() {
 Status Implementation::SaveTable(int table, FileSystem& files, const std::string& path) {
   Require(rows_ != nullptr, "a table of the bound parameters, not on a server");
   const TableSpec& spec = tables_.at(static_cast<std::size_t>(table));
+  rows_->Wait();
   return job_->Explain(ps::SaveTable(*job_->rows(), table, spec, files, path));
 }
 
 Status Implementation::LoadTable(int table, FileSystem& files, const std::string& path) {
   Require(rows_ != nullptr, "a table of the bound parameters, not on a server");
   const TableSpec& spec = tables_.at(static_cast<std::size_t>(table));
+  rows_->Forget();
   rows_loaded_ = rows_loaded_ || !began_;
   return job_->Explain(ps::LoadTable(*job_->rows(), table, spec, files, path,
                                      lost_ == nullptr ? nullptr : &lost_->servers));
@@ -534,7 +631,8 @@ Result<ParameterServerStats> Implementation::stats() {
                               .late = stats.late,
                               .parked = stats.parked,
                               .max_lead = stats.max_lead,
-                              .lost_updates = job_->lost_updates()};
+                              .lost_updates = job_->lost_updates(),
+                              .foreseen = rows_ == nullptr ? 0 : rows_->foreseen()};
 }
 
 Result<Mirrored<Tensor>> Implementation::Local(const PerReplica<Tensor>& value) const {
@@ -594,6 +692,11 @@ Result<std::unique_ptr<DistributedDataset>> Implementation::Distribute(
                     [this](const ps::RoundPart& part) {
                       void_ = false;
                       round_ = part;
+                    },
+                .looks_ahead = [this] { return rows_ != nullptr; },
+                .next =
+                    [this](const data::Batch* batch) {
+                      next_ = batch == nullptr ? std::nullopt : std::optional(*batch);
                     },
                 .go_on = [this](const Status& status) { return GoOn(status); },
                 .roll_backs = [this] { return roll_backs_; }};
@@ -740,6 +843,9 @@ Result<StepResult> Implementation::Step(const DistributedBatch& batch, const Ste
     fresh_ = true;
   }
   do {
+    if (rows_ != nullptr) {
+      rows_->StartBatch(batch.replicas[0]);
+    }
     KeepFixedValues();
     own_error_ = false;
     Result<StepResult> result = options_.consistency.synchronous()
@@ -763,6 +869,14 @@ Status Implementation::Idle() {
   const bool pause = options_.consistency.bounded() && !idle_;
   idle_ = true;
   return pause ? job_->Explain(client_->Pause()) : OkStatus();
+}
+
+// The rows of the next batch, now that those of this one have been pushed.
+void Implementation::LookAhead(std::uint64_t round) {
+  rows_->Forget();
+  if (next_.has_value()) {
+    rows_->LookAhead(*std::exchange(next_, std::nullopt), round, step_ + 1);
+  }
 }
 
 // With the values of the round after `commit`.
@@ -799,6 +913,7 @@ Result<StepResult> Implementation::StepAlone(const data::Batch& part, const Step
   }
   if (rows_ != nullptr) {
     COHORT_RETURN_IF_ERROR(job_->rows()->Push(sink_->rows(), step_ + 1, weight));
+    LookAhead(/*round=*/0);
   }
   COHORT_RETURN_IF_ERROR(
       client_->Push({.arena = sink_->arena(), .weight = weight, .clip = clip}, parameters_->all()));
@@ -849,6 +964,9 @@ Result<StepResult> Implementation::StepTogether(const DistributedBatch& batch, c
   if (elected) {
     COHORT_RETURN_IF_ERROR(CatchUp(total->commit));
     return ResultOf(*total);
+  }
+  if (rows_ != nullptr) {
+    LookAhead(part.round);
   }
   if (optimizer_->global_clip_norm() > 0) {
     COHORT_RETURN_IF_ERROR(client_->Settle(part.round, {}, optimizer_->global_clip_norm()));

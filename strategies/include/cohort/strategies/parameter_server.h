@@ -43,6 +43,8 @@ struct ParameterServerStats {
   // ServerLoss::kPartial: updates, since the save that their successors got, of the servers that
   // were lost. On the chief.
   std::int64_t lost_updates = 0;
+  // Lookups of this process in training, whose rows were there before they were asked for.
+  std::int64_t foreseen = 0;
 };
 
 class ParameterServerStrategy : public Strategy {
