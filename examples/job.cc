@@ -134,9 +134,10 @@ void DeclareJobFlags(CLI::App& app, JobFlags& f) {
         return cohort::Consistency::Parse(text).status().message();
       })
       ->excludes("--synchronous-ps");
-  app.add_option("--server-loss", f.server_loss,
-                 "what goes back to the last save with a parameter server that is lost: the job, or "
-                 "that server (partial; with consistency async)")
+  app.add_option(
+         "--server-loss", f.server_loss,
+         "what goes back to the last save with a parameter server that is lost: the job, or "
+         "that server (partial; with consistency async)")
       ->check(CLI::IsMember({"rollback", "partial"}))
       ->capture_default_str();
   app.add_option("--communication", f.communication, "how processes reach each other")

@@ -276,10 +276,9 @@ struct Subject {
     COHORT_RETURN_IF_ERROR(client->Assign(values, {}, 0));
     std::uint64_t incarnation = 10;
     for (const DType wire : {DType::kFloat16, DType::kBFloat16}) {
-      rounding[wire] = ps::Client::Make(spec, {address},
-                                        {.incarnation = ++incarnation,
-                                         .task = "worker:0",
-                                         .wire = {.push = wire, .pull = wire}});
+      rounding[wire] = ps::Client::Make(
+          spec, {address},
+          {.incarnation = ++incarnation, .task = "worker:0", .wire = {.push = wire, .pull = wire}});
     }
     link = ps::FrameLink::Make(
         {"ps:0"}, [=](int) { return Endpoint(address); }, std::chrono::milliseconds(10'000),

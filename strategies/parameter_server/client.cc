@@ -116,9 +116,9 @@ class GrpcClient final : public Client {
   std::vector<std::uint64_t> sequences_;
   std::uint64_t staleness_ = 0;
   bool late_ = false;
-  std::vector<float> residuals_;           // of gradients that are rounded, as the arena
-  std::vector<FloatBuffer> encoded_;       // by chunk
-  std::vector<FloatBuffer> arrivals_;      // by server: what is to be decoded
+  std::vector<float> residuals_;       // of gradients that are rounded, as the arena
+  std::vector<FloatBuffer> encoded_;   // by chunk
+  std::vector<FloatBuffer> arrivals_;  // by server: what is to be decoded
   std::vector<std::unique_ptr<Servers::Stub>> control_;
   const std::unique_ptr<FrameLink> link_;
 };

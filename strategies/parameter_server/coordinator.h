@@ -48,7 +48,7 @@ struct ServerView {
   std::uint64_t epoch = 0;  // 0: not known yet
   bool recovering = false;  // one is lost
   std::vector<std::string> addresses;
-  std::string why;  // recovering: what became of it
+  std::string why;                // recovering: what became of it
   std::uint64_t rolled_back = 0;  // the last epoch that began with a roll-back
 };
 
@@ -226,10 +226,10 @@ class Coordinator {
   std::optional<ClosureQueue> closures_;  // from OpenFunctions on
   bool closures_closed_ = false;
   bool cutting_ = false;
-  std::deque<Course> courses_;            // what can be gone back to
+  std::deque<Course> courses_;              // what can be gone back to
   std::map<EpochKey, std::int64_t> again_;  // due since a roll-back, with their first batches
-  bool succeeds_ = false;           // another one
-  std::optional<TaskId> stranger_;  // a worker that another one's job had
+  bool succeeds_ = false;                   // another one
+  std::optional<TaskId> stranger_;          // a worker that another one's job had
   ServerView view_;
   bool recovering_ = false;
   Status server_loss_;

@@ -109,8 +109,7 @@ bool EncodeWithFeedback(DType wire, std::span<const float> values, float weight,
     for (std::size_t i = 0; i < n; ++i) {
       sum[i] = values[begin + i] + rest[i] * weight;
     }
-    const std::span<float> piece =
-        to.subspan(EncodedFloats(wire, begin), EncodedFloats(wire, n));
+    const std::span<float> piece = to.subspan(EncodedFloats(wire, begin), EncodedFloats(wire, n));
     fits &= EncodeValues(wire, sum, piece);
     DecodeValues(wire, piece, std::span(arrived).first(n));
     for (std::size_t i = 0; i < n; ++i) {

@@ -231,8 +231,7 @@ Result<std::unique_ptr<Job>> Job::Join(const ClusterConfig& config,
   COHORT_RETURN_IF_ERROR(CheckConfig(config, options));
   std::unique_ptr<Job> job(new Job(config, options));
   COHORT_RETURN_IF_ERROR(job->StartServices());
-  COHORT_RETURN_IF_ERROR(
-      job->JoinCoordination(/*wait_for_all=*/true, job->join_timeout_));
+  COHORT_RETURN_IF_ERROR(job->JoinCoordination(/*wait_for_all=*/true, job->join_timeout_));
   COHORT_RETURN_IF_ERROR(job->Publish());
   if (!job->is_server()) {
     COHORT_RETURN_IF_ERROR(job->FindServices());
@@ -248,8 +247,8 @@ Status Job::StartServices() {
   }
   if (is_chief()) {
     if (chief_may_be_lost()) {
-      COHORT_ASSIGN_OR_RETURN(
-          journal_, Journal::Open(FileSystem::Local(), journal_folder_, backup_workers_));
+      COHORT_ASSIGN_OR_RETURN(journal_,
+                              Journal::Open(FileSystem::Local(), journal_folder_, backup_workers_));
     }
     coordinator_ = std::make_unique<Coordinator>(
         CoordinatorOptions{.workers = workers_,
@@ -293,9 +292,9 @@ Status Job::JoinCoordination(bool wait_for_all, milliseconds timeout) {
           }
         });
   }
-  COHORT_ASSIGN_OR_RETURN(coordination_,
-                          CoordinationClient::Join(address, config_.cluster, config_.task,
-                                                   wait_for_all, options));
+  COHORT_ASSIGN_OR_RETURN(
+      coordination_,
+      CoordinationClient::Join(address, config_.cluster, config_.task, wait_for_all, options));
   coordination_->OnFailure([this](const Status& why) { Fail(why); });
   return {};
 }
@@ -305,9 +304,8 @@ Status Job::Publish() {
     const int server = config_.task.index;
     const std::string address = WithPort(config_.cluster.Address(config_.task), server_->port());
     if (server_->epoch() != 0) {
-      COHORT_RETURN_IF_ERROR(
-          coordination_->Insert(EpochKeyOf(server, coordination_->incarnation()),
-                                std::to_string(server_->epoch())));
+      COHORT_RETURN_IF_ERROR(coordination_->Insert(EpochKeyOf(server, coordination_->incarnation()),
+                                                   std::to_string(server_->epoch())));
     }
     COHORT_RETURN_IF_ERROR(
         coordination_->Insert(ProcessKey(server, coordination_->incarnation()), address));
@@ -574,14 +572,14 @@ Client& Job::Connect(const ModelSpec& spec) {
 // Of `epoch`, at server_addresses_. Numbers of pushes begin anew with a client, which servers
 // expect in an epoch.
 void Job::MakeClients(std::uint64_t epoch) {
-  const ClientOptions options{.incarnation = coordination_->incarnation(),
-                              .task = config_.task.ToString(),
-                              .epoch = epoch,
-                              .peer_timeout = heartbeat_timeout_,
-                              .read_timeout = read_timeout_,
-                              // What the chief has is saved, and evaluated.
-                              .wire = {.push = wire_.push,
-                                       .pull = is_chief() ? DType::kFloat32 : wire_.pull}};
+  const ClientOptions options{
+      .incarnation = coordination_->incarnation(),
+      .task = config_.task.ToString(),
+      .epoch = epoch,
+      .peer_timeout = heartbeat_timeout_,
+      .read_timeout = read_timeout_,
+      // What the chief has is saved, and evaluated.
+      .wire = {.push = wire_.push, .pull = is_chief() ? DType::kFloat32 : wire_.pull}};
   auto client = Client::Make(spec_, server_addresses_, options);
   auto row_client =
       spec_.tables.empty() ? nullptr : RowClient::Make(spec_, server_addresses_, options);
@@ -783,8 +781,7 @@ Status Job::Recover(const Status& error, const Restore& restore) {
       }
     }
     MakeClients(epoch_ + 1);
-    log_.Info(fmt::format("{} there: {} the last save",
-                          names.empty() ? "all are" : names + " is",
+    log_.Info(fmt::format("{} there: {} the last save", names.empty() ? "all are" : names + " is",
                           partial() ? "it gets its part of" : "the servers go back to"));
     std::int64_t step = 0;
     last = BeginEpoch(restore, &without, &newest, &step);
@@ -888,8 +885,8 @@ bool Job::ChiefLost() const {
 Status Job::FindChief() {
   const Status why = coordination_->failure();
   const double grace = static_cast<double>(rejoin_grace_.count()) / 1000;
-  log_.Warning(fmt::format("{}; waits for another process in its place, for {:g} s", why.message(),
-                           grace));
+  log_.Warning(
+      fmt::format("{}; waits for another process in its place, for {:g} s", why.message(), grace));
   watch_.reset();
   coordination_.reset();
   {

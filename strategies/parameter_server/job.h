@@ -66,7 +66,7 @@ class Job {
   const Coordinator* coordinator() const { return coordinator_.get(); }
   // In a worker; another one after Rejoin.
   CoordinatorClient* coordinator_client() { return coordinator_client_.get(); }
-  Server* server() { return server_.get(); }                                     // in a server
+  Server* server() { return server_.get(); }  // in a server
 
   // A client of all servers, not in a server itself. The job owns it, until Recover or Rejoin.
   Client& Connect(const ModelSpec& spec);

@@ -378,9 +378,8 @@ Status Journal::Remember(const Course& course) {
 
 Status Journal::GoBack(std::int64_t step) {
   const std::lock_guard lock(mutex_);
-  const auto found =
-      std::find_if(state_.courses.rbegin(), state_.courses.rend(),
-                   [step](const Course& course) { return course.step == step; });
+  const auto found = std::find_if(state_.courses.rbegin(), state_.courses.rend(),
+                                  [step](const Course& course) { return course.step == step; });
   state_.courses.erase(found.base(), state_.courses.end());
   return over_ ? OkStatus() : Replace();
 }

@@ -2,8 +2,8 @@
 // its place must know to go on with the job.
 //
 // Records in the TFRecord framing, of JournalRecord (parameter_server.proto): appended, each on the
-// disk before the call returns. A save replaces the file, whole or not at all, by what still counts.
-// What a crash has left of a last record is dropped.
+// disk before the call returns. A save replaces the file, whole or not at all, by what still
+// counts. What a crash has left of a last record is dropped.
 //
 // A chief that was replaced appends to a file that is no more: its successor has replaced it.
 //

@@ -605,12 +605,11 @@ Error ParameterStore::Plan(const FrameHeader& header, std::vector<Reading>* read
     const Block& block = *blocks_[header.chunks(i)];
     const std::lock_guard lock(block.mutex);
     if (block.version >= header.versions(i)) {
-      readings->push_back(
-          {.chunk = static_cast<int>(header.chunks(i)),
-           .version = block.version,
-           .floats = EncodedFloats(block.chunk.trainable ? *wire : DType::kFloat32,
-                                   block.value.size()) *
-                     (1 + (header.slots() ? block.slots.size() : 0))});
+      readings->push_back({.chunk = static_cast<int>(header.chunks(i)),
+                           .version = block.version,
+                           .floats = EncodedFloats(block.chunk.trainable ? *wire : DType::kFloat32,
+                                                   block.value.size()) *
+                                     (1 + (header.slots() ? block.slots.size() : 0))});
     }
   }
   return {};

@@ -578,8 +578,8 @@ Status LoadTable(RowClient& client, int table, const TableSpec& spec, FileSystem
                  const std::string& path, const std::vector<int>* servers) {
   const auto load = [&]() -> Status {
     COHORT_ASSIGN_OR_RETURN(const auto reader, RowFileReader::Open(files, path, spec));
-    return client.Restore(table, [&](std::uint32_t bucket) { return reader->Read(bucket); },
-                          servers);
+    return client.Restore(
+        table, [&](std::uint32_t bucket) { return reader->Read(bucket); }, servers);
   };
   return load().Annotate("rows of table \"" + spec.name + "\"");
 }

@@ -224,7 +224,8 @@ TEST(TablesOfParameterServers, WithBackupWorkersAreRefusedByName) {
   }
 }  // the servers end when worker:0 is gone
 
-// ---- Parameters that travel in 16 bits -----------------------------------------------------------
+// ---- Parameters that travel in 16 bits
+// -----------------------------------------------------------
 
 // The values of two workers' synchronous job, which goes towards 0.1, 0.2, ...
 std::vector<float> TrainTowardsTargets(const ServerWire& wire) {

@@ -320,8 +320,8 @@ TEST(ParameterServerRecoveryTest, LaunchStartsServersAgain) {
 // Of its part the updates since the save are lost, and counted; nothing else is done again.
 TEST(ParameterServerRecoveryTest, AServerAloneGoesBackToTheSave) {
   const TempDir folder;
-  const std::vector<std::string> flags = {"--folder", folder.path(), "--partial", "--floats", "5",
-                                          "--step-ms", "2"};
+  const std::vector<std::string> flags = {"--folder", folder.path(), "--partial", "--floats",
+                                          "5",        "--step-ms",   "2"};
   {
     Job job(Arguments("async", 1, flags), /*gate_at=*/0);
     job.ExpectCodes();
@@ -410,10 +410,26 @@ TEST(ParameterServerRecoveryTest, LaunchStartsAChiefAgain) {
   const TempDir folder;
   const std::string gate = folder.path() + "/gate";
   ProcessCluster cluster;
-  cluster.Start("launch",
-                {COHORT_BIN_DIR "/cohort", "launch", "-n", "2", "--ps", "1", "--chief", "--restart",
-                 "1", "--", COHORT_BIN_DIR "/../tests/ps_program", "--count", "--epochs", "2",
-                 "--gate", gate, "--gate-at", "90", "--folder", folder.path() + "/saves"});
+  cluster.Start("launch", {COHORT_BIN_DIR "/cohort",
+                           "launch",
+                           "-n",
+                           "2",
+                           "--ps",
+                           "1",
+                           "--chief",
+                           "--restart",
+                           "1",
+                           "--",
+                           COHORT_BIN_DIR "/../tests/ps_program",
+                           "--count",
+                           "--epochs",
+                           "2",
+                           "--gate",
+                           gate,
+                           "--gate-at",
+                           "90",
+                           "--folder",
+                           folder.path() + "/saves"});
   ASSERT_TRUE(cluster.WaitForOutput("launch", "[worker:0] step 31 ", kPatience));
   const std::string out = cluster.Stdout("launch");
   const std::string said = "[chief:0] joined, pid ";

@@ -219,8 +219,7 @@ Status Run(const Options& options) {
   strategy_options.heartbeat_timeout = std::chrono::milliseconds(options.heartbeat_ms);
   strategy_options.rejoin_grace = std::chrono::milliseconds(options.rejoin_ms);
   strategy_options.journal_folder = options.folder;
-  strategy_options.server_loss =
-      options.partial ? ServerLoss::kPartial : ServerLoss::kRollBack;
+  strategy_options.server_loss = options.partial ? ServerLoss::kPartial : ServerLoss::kRollBack;
   strategy_options.log = StderrLog(config.task.ToString());
   COHORT_ASSIGN_OR_RETURN(const auto strategy,
                           ParameterServerStrategy::Make(config, strategy_options));

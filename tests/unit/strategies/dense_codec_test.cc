@@ -31,8 +31,8 @@ float Rounding(DType wire, float value) {
 
 TEST(DenseCodecTest, ValuesArriveRounded) {
   for (const DType wire : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
-    for (const std::size_t n : {std::size_t{0}, std::size_t{1}, std::size_t{7}, std::size_t{8},
-                                std::size_t{5001}}) {
+    for (const std::size_t n :
+         {std::size_t{0}, std::size_t{1}, std::size_t{7}, std::size_t{8}, std::size_t{5001}}) {
       const std::vector<float> values = RandomValues(n);
       std::vector<float> travels(EncodedFloats(wire, n));
       ASSERT_EQ(travels.size(), wire == DType::kFloat32 ? n : (n + 1) / 2);

@@ -17,9 +17,9 @@ namespace cohort::ps {
 namespace {
 
 using ::testing::ElementsAre;
+using testing::FaultyFileSystem;
 using ::testing::HasSubstr;
 using ::testing::Pair;
-using testing::FaultyFileSystem;
 using testing::TempDir;
 
 constexpr Duration kAtOnce{0};
@@ -138,9 +138,9 @@ TEST(JournalTest, RoundsGoOnWithTheirNumbers) {
     EXPECT_EQ(join(a).progress, Progress::kWait);
     const RoundPart part = join(b).part;
     for (const Sender& sender : {a, b}) {
-      OrThrow(chief.coordinator.FinishRound(
-          sender, part.round, part.attempt, {.loss_sum = 1, .weight = 5, .metric_sums = {}},
-          kAtOnce));
+      OrThrow(chief.coordinator.FinishRound(sender, part.round, part.attempt,
+                                            {.loss_sum = 1, .weight = 5, .metric_sums = {}},
+                                            kAtOnce));
     }
     return part;
   };
@@ -239,7 +239,8 @@ TEST(JournalTest, WhatACrashHasLeftOfALastRecordIsDropped) {
   const TempDir other;
   for (std::size_t size = whole; size <= bytes.size(); ++size) {
     OrThrow(WriteFileAtomically(FileSystem::Local(), PathIn(other), bytes.substr(0, size)));
-    const JournalState state = OrThrow(Journal::Open(FileSystem::Local(), other.path(), 0))->state();
+    const JournalState state =
+        OrThrow(Journal::Open(FileSystem::Local(), other.path(), 0))->state();
     EXPECT_EQ(state.epoch, 4U) << size;
     EXPECT_EQ(state.begun.size(), size == bytes.size() ? 2U : 1U) << size;
   }

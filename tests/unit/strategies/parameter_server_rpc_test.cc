@@ -529,9 +529,9 @@ TEST_F(ServersTest, GradientsAndValuesTravelIn16Bits) {
     spec_.parameters[1].trainable = false;
     Initialise();
     const float step = wire == DType::kFloat16 ? 0x1p-10F : 0x1p-7F;  // of values from 1 to 2
-    const auto client = Client::Make(
-        spec_, addresses_,
-        {.incarnation = 1, .task = "worker:1", .wire = {.push = wire, .pull = wire}});
+    const auto client =
+        Client::Make(spec_, addresses_,
+                     {.incarnation = 1, .task = "worker:1", .wire = {.push = wire, .pull = wire}});
     std::vector<float> values(elements_);
     OrThrow(client->Pull(values, true));
     const auto gradient = std::make_shared<std::vector<float>>(elements_, -(1 + step / 4));
@@ -618,8 +618,9 @@ TEST_F(ServersTest, ABoundedReadWaitsForAWorkerThatIsBehindButNotForEver) {
   OrThrow(fast->Push(GradientOf(gradient), values));
   const Status status = fast->Push(GradientOf(gradient), values);
   EXPECT_EQ(status.code(), StatusCode::kDeadlineExceeded);
-  EXPECT_THAT(status.message(), HasSubstr("worker:7 is 2 steps behind this one, in the middle of its "
-                                          "work; ssp:1 allows 1"));
+  EXPECT_THAT(status.message(),
+              HasSubstr("worker:7 is 2 steps behind this one, in the middle of its "
+                        "work; ssp:1 allows 1"));
   OrThrow(slow->Push(GradientOf(gradient), values));
   ExpectAll(values, -3);
   OrThrow(fast->PullForStep(values, {}));
