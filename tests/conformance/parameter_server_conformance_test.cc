@@ -198,32 +198,6 @@ TEST(SavesOfParameterServers, AResumedJobEndsWithTheBitsOfOneThatWentOn) {
   }
 }
 
-// ---- What is refused ----------------------------------------------------------------------------
-
-TEST(TablesOfParameterServers, WithBackupWorkersAreRefusedByName) {
-  Job job(2, 1);
-  job.Start();
-  std::vector<std::future<Status>> running;
-  for (int w = 0; w < 2; ++w) {
-    running.push_back(std::async(std::launch::async, [&, w]() -> Status {
-      StrategyOptions options;
-      options.consistency = OrThrow(Consistency::Parse("sync:1"));
-      const auto strategy = OrThrow(job.Make({TaskType::kWorker, w}, options));
-      ParameterSet parameters;
-      parameters.AddTable({.name = "users", .dim = 4, .buckets = 16});
-      parameters.Build();
-      return strategy->Bind(parameters, Sgd({.learning_rate = 0.1}));
-    }));
-  }
-  for (std::future<Status>& worker : running) {
-    const Status status = worker.get();
-    EXPECT_EQ(status.code(), StatusCode::kUnimplemented);
-    EXPECT_NE(status.message().find("sparse table \"users\" with backup workers"),
-              std::string::npos)
-        << status.message();
-  }
-}  // the servers end when worker:0 is gone
-
 // ---- Parameters that travel in 16 bits
 // -----------------------------------------------------------
 
