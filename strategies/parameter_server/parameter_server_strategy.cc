@@ -48,6 +48,7 @@ class RemoteRows final : public RowSource {
     thread_ = std::thread([this] { Run(); });
   }
   ~RemoteRows() override {
+    job_.rows()->Abort(Cancelled("this process leaves"));
     {
       const std::lock_guard lock(mutex_);
       stopped_ = true;
