@@ -187,8 +187,8 @@ Status RunWith(const Options& options, ParameterServerStrategy& strategy) {
     Trainer trainer(strategy, parameters,
                     {.epochs = options.epochs,
                      .checkpoint_dir = options.folder,
-                     .save_every_steps = options.save_steps,
-                     .save_every_epochs = options.save_epochs});
+                     .save_every_epochs = options.save_epochs,
+                     .save_every_steps = options.save_steps});
     COHORT_RETURN_IF_ERROR(trainer
                                .Fit(testing::IntegerData(options.examples, options.batch),
                                     StepOf(options, strategy.cluster().task.ToString(), steps))
