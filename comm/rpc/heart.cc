@@ -98,7 +98,7 @@ void Heart::CheckService(std::uint64_t answered) {
     service_gone_ = true;
     FailLocked(Unavailable(
         fmt::format("{} (the chief, with the coordination service at {}) was started again, and "
-                    "knows nothing of this task [restart the whole job]",
+                    "knows nothing of this task",
                     chief_.ToString(), address_)));
   }
 }

@@ -4,7 +4,7 @@
 #include <array>
 #include <bit>
 #include <cmath>
-#include <cstring>
+#include <limits>
 
 #include <cohort/core/status.h>
 
@@ -102,6 +102,7 @@ bool EncodeWithFeedback(DType wire, std::span<const float> values, float weight,
   std::array<float, kPiece> sums;
   std::array<float, kPiece> arrived;
   bool fits = true;
+  const float per_weight = 1 / weight;
   for (std::size_t begin = 0; begin < values.size(); begin += kPiece) {
     const std::size_t n = std::min(kPiece, values.size() - begin);
     const std::span<float> sum = std::span(sums).first(n);
@@ -113,8 +114,8 @@ bool EncodeWithFeedback(DType wire, std::span<const float> values, float weight,
     fits &= EncodeValues(wire, sum, piece);
     DecodeValues(wire, piece, std::span(arrived).first(n));
     for (std::size_t i = 0; i < n; ++i) {
-      const float lost = (sum[i] - arrived[i]) / weight;
-      rest[i] = std::isfinite(lost) ? lost : 0.0F;
+      const float lost = (sum[i] - arrived[i]) * per_weight;
+      rest[i] = std::abs(lost) <= std::numeric_limits<float>::max() ? lost : 0.0F;
     }
   }
   return fits;

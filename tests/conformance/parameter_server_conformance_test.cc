@@ -217,7 +217,7 @@ std::vector<float> TrainTowardsTargets(const ServerWire& wire) {
       ParameterSet parameters;
       parameters.Add("w", {33}, {});
       parameters.Build();
-      OrThrow(strategy->Bind(parameters, Sgd({.learning_rate = 0.1})));
+      OrThrow(strategy->Bind(parameters, Sgd({.learning_rate = 0.5})));
       const StepFn step = [](ReplicaContext& context,
                              const data::Batch& batch) -> Result<ReplicaResult> {
         const auto weight = static_cast<double>(batch.size);
@@ -230,7 +230,7 @@ std::vector<float> TrainTowardsTargets(const ServerWire& wire) {
         return ReplicaResult{.loss_sum = 0, .weight = weight, .metric_sums = {}};
       };
       const auto data = OrThrow(strategy->Distribute(dataset));
-      for (int epoch = 0; epoch < 8; ++epoch) {
+      for (int epoch = 0; epoch < 2; ++epoch) {
         OrThrow(data->BeginEpoch(epoch));
         while (const auto batch = OrThrow(data->Next())) {
           OrThrow(strategy->Step(*batch, step).status());
