@@ -244,6 +244,7 @@ Status Run(const Flags& f) {
   options.intra_op_threads = f.intra_op_threads;
   options.join_timeout =
       std::chrono::milliseconds(static_cast<std::int64_t>(f.join_timeout * 1000));
+  options.journal_folder = f.checkpoint_dir;
   options.rejoin_grace =
       std::chrono::milliseconds(static_cast<std::int64_t>(f.rejoin_grace * 1000));
   options.environment = cohort::Environment::OfProcess();

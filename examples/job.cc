@@ -45,6 +45,7 @@ Result<cohort::StrategyOptions> MakeStrategyOptions(const JobFlags& f) {
   options.collective_timeout = Seconds(f.collective_timeout);
   options.join_timeout = Seconds(f.join_timeout);
   options.rejoin_grace = Seconds(f.rejoin_grace);
+  options.journal_folder = f.checkpoint_dir;
   options.communication.implementation = f.communication;
   options.mpi_implementation = f.mpi_implementation;
   options.flight_folder = f.flight_folder;
@@ -53,7 +54,15 @@ Result<cohort::StrategyOptions> MakeStrategyOptions(const JobFlags& f) {
                                                  : f.consistency.empty() ? "async"
                                                                          : f.consistency));
   options.virtual_shards = f.virtual_shards;
-  options.make_bucket_hook = MakeCompression(f);
+  if (f.strategy == "parameter_server" && (f.compression == "bf16" || f.compression == "fp16")) {
+    const auto wire = f.compression == "fp16" ? cohort::DType::kFloat16 : cohort::DType::kBFloat16;
+    options.server_wire = {.push = wire,
+                           .pull = f.compress_values ? wire : cohort::DType::kFloat32};
+  } else {
+    options.make_bucket_hook = MakeCompression(f);
+  }
+  options.server_loss =
+      f.server_loss == "partial" ? cohort::ServerLoss::kPartial : cohort::ServerLoss::kRollBack;
   options.bucket_bytes = f.bucket_bytes;
   options.intra_op_threads = f.threads;
   options.environment = cohort::Environment::OfProcess();
@@ -111,6 +120,8 @@ void DeclareJobFlags(CLI::App& app, JobFlags& f) {
   app.add_option("--compression", f.compression, "of gradients between processes")
       ->check(CLI::IsMember({"none", "bf16", "fp16", "powersgd"}))
       ->capture_default_str();
+  app.add_flag("--compress-values", f.compress_values,
+               "parameter_server: values travel to workers as gradients from them");
   app.add_option("--powersgd-rank", f.powersgd_rank, "columns that a gradient matrix travels as")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
@@ -123,6 +134,12 @@ void DeclareJobFlags(CLI::App& app, JobFlags& f) {
         return cohort::Consistency::Parse(text).status().message();
       })
       ->excludes("--synchronous-ps");
+  app.add_option(
+         "--server-loss", f.server_loss,
+         "what goes back to the last save with a parameter server that is lost: the job, or "
+         "that server (partial; with consistency async)")
+      ->check(CLI::IsMember({"rollback", "partial"}))
+      ->capture_default_str();
   app.add_option("--communication", f.communication, "how processes reach each other")
       ->check(CLI::IsMember({"auto", "shm", "tcp"}))
       ->capture_default_str();
@@ -216,7 +233,8 @@ Result<nlohmann::json> JobMetrics(cohort::Strategy& strategy,
                                    {"max_staleness", stats.max_staleness},
                                    {"late", stats.late},
                                    {"parked_reads", stats.parked},
-                                   {"max_lead", stats.max_lead}};
+                                   {"max_lead", stats.max_lead},
+                                   {"lost_updates", stats.lost_updates}};
   }
   return metrics;
 }

@@ -34,6 +34,8 @@ struct JobFlags {
   std::string metrics_json;
   double join_timeout = 300;
   double rejoin_grace = 60;
+  std::string server_loss = "rollback";
+  bool compress_values = false;
   double collective_timeout = 120;
   std::string flight_folder;
   bool quiet = false;

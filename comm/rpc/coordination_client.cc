@@ -154,6 +154,7 @@ class Client final : public CoordinationClient {
   }
 
   Status failure() const override { return heart_.failure(); }
+  bool service_lost() const override { return heart_.service_gone(); }
 
   void OnFailure(std::function<void(const Status&)> callback) override {
     heart_.OnFailure(std::move(callback));
@@ -262,7 +263,8 @@ Status Client::Register(Deadline begun) {
       // Both ends must agree on what silence is: the stricter of the two settings holds.
       heart_.Start(
           std::min(options_.heartbeat_interval, milliseconds(reply.heartbeat_interval_ms())),
-          std::min(options_.heartbeat_timeout, milliseconds(reply.heartbeat_timeout_ms())));
+          std::min(options_.heartbeat_timeout, milliseconds(reply.heartbeat_timeout_ms())),
+          reply.service());
       return OkStatus();
     }
     if (status.error_code() == grpc::StatusCode::UNIMPLEMENTED) {

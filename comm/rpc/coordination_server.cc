@@ -15,6 +15,7 @@
 
 #include "coordination_state.h"
 #include "grpc_util.h"
+#include "process_identity.h"
 #include "wire.h"
 
 namespace cohort {
@@ -164,6 +165,7 @@ class Server final : public CoordinationServer, private wire::Coordination::Call
                     wire::RegisterReply* reply) override {
     reply->set_heartbeat_interval_ms(options_.heartbeat_interval.count());
     reply->set_heartbeat_timeout_ms(options_.heartbeat_timeout.count());
+    reply->set_service(service_);
     return Answer(context, *request, reply, [&](const Caller& caller) {
       return state_.Register({.caller = caller,
                               .host = request->host(),
@@ -192,6 +194,7 @@ class Server final : public CoordinationServer, private wire::Coordination::Call
 
   Reactor* Heartbeat(Context* context, const wire::HeartbeatRequest* request,
                      wire::HeartbeatReply* reply) override {
+    reply->set_service(service_);
     return Answer(context, *request, reply, [&](const Caller& caller) {
       ToWire(state_.RegroupAsked(caller), reply->mutable_regroup());
       return state_.Heartbeat(caller, request->has_progress()
@@ -201,6 +204,7 @@ class Server final : public CoordinationServer, private wire::Coordination::Call
   }
 
   Reactor* Watch(Context*, const wire::WatchRequest* request, wire::WatchReply* reply) override {
+    reply->set_service(service_);
     return Park(*request, reply, [&](const Caller& caller, const auto& answer, ParkedCall* call) {
       const std::uint64_t watch = state_.Watch(caller, After(request->wait_ms()), answer);
       call->OnBroken([this, caller, watch] {
@@ -380,6 +384,7 @@ class Server final : public CoordinationServer, private wire::Coordination::Call
 
   const TaskId chief_;
   const CoordinationOptions options_;
+  const std::uint64_t service_ = NewIncarnation();
   CoordinationState state_;
 
   std::mutex mutex_;

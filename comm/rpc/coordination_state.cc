@@ -24,6 +24,7 @@ CoordinationState::CoordinationState(ClusterSpec cluster, CoordinationOptions op
   Require(!cluster_.empty(), "a coordination service needs a cluster of at least one task");
   for (const TaskId& id : cluster_.Tasks()) {
     tasks_[id].may_leave = options_.may_leave && options_.may_leave(id);
+    tasks_[id].has_joined = tasks_[id].may_leave && options_.ended.contains(id);
   }
 }
 

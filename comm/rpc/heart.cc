@@ -39,9 +39,10 @@ Heart::Heart(wire::Coordination::Stub& stub, wire::Caller caller, TaskId chief, 
       clock_(*options.clock),
       reconnect_grace_(options.reconnect_grace) {}
 
-void Heart::Start(milliseconds interval, milliseconds timeout) {
+void Heart::Start(milliseconds interval, milliseconds timeout, std::uint64_t service) {
   interval_ = interval;
   timeout_ = timeout;
+  service_ = service;
   *beat_.request.mutable_caller() = caller_;
   *watch_.request.mutable_caller() = caller_;
   watch_.request.set_wait_ms(kWatchSlice.count());
@@ -88,6 +89,17 @@ void Heart::FailLocked(const Status& failure) {
   if (failure_.ok() && !failure.ok() && !stop_) {
     failure_ = failure;
     changed_.notify_all();
+  }
+}
+
+// Another service than the one that this task has joined does not know it.
+void Heart::CheckService(std::uint64_t answered) {
+  if (answered != service_ && failure_.ok()) {
+    service_gone_ = true;
+    FailLocked(Unavailable(
+        fmt::format("{} (the chief, with the coordination service at {}) was started again, and "
+                    "knows nothing of this task",
+                    chief_.ToString(), address_)));
   }
 }
 
@@ -206,6 +218,7 @@ void Heart::TakeBeat(std::unique_lock<std::mutex>& lock) {
     if (!old_news) {
       regroup_asked_ = FromWire(beat_.reply.regroup());
     }
+    CheckService(beat_.reply.service());
     FailLocked(FromWire(beat_.reply.outcome()));
     return;
   }
@@ -221,6 +234,7 @@ void Heart::TakeWatch() {
   const Deadline now = clock_.Now();
   watch_.next = now + kWatchPause;
   if (watch_.status.ok()) {
+    CheckService(watch_.reply.service());
     FailLocked(FromWire(watch_.reply.outcome()));
   } else if (IsBroken(watch_.status)) {
     // A heartbeat finds out whether the connection can be made again.

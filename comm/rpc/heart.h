@@ -34,12 +34,14 @@ class Heart {
   Heart(const Heart&) = delete;
   Heart& operator=(const Heart&) = delete;
 
-  void Start(std::chrono::milliseconds interval, std::chrono::milliseconds timeout);
+  // `service`: the number of the service that let this task join.
+  void Start(std::chrono::milliseconds interval, std::chrono::milliseconds timeout,
+             std::uint64_t service);
   // Returns when no callback runs or will run, and nothing is under way. failure() stays.
   void Stop();
 
   Status failure() const;
-  bool service_gone() const;  // the failure is the heart's own finding
+  bool service_gone() const;  // the failure is that; or that another one is in its place
   // The first error stays; OK changes nothing.
   void Fail(const Status& failure);
   // Runs once: when there is a failure, or at once if there is.
@@ -71,6 +73,7 @@ class Heart {
   void TakeWatch();
   void JudgeService(std::unique_lock<std::mutex>& lock);
   void FailLocked(const Status& failure);
+  void CheckService(std::uint64_t answered);
   void TellFailure(std::unique_lock<std::mutex>& lock);
 
   wire::Coordination::Stub& stub_;
@@ -81,6 +84,7 @@ class Heart {
   const std::chrono::milliseconds reconnect_grace_;
   std::chrono::milliseconds interval_{0};
   std::chrono::milliseconds timeout_{0};
+  std::uint64_t service_ = 0;
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;

@@ -260,7 +260,8 @@ struct Subject {
   std::unique_ptr<std::vector<float>> gradient;
   std::vector<float> values;
   std::unique_ptr<ps::Client> client;
-  std::unique_ptr<ps::FrameLink> link;  // frames of one's own, many under way
+  std::map<DType, std::unique_ptr<ps::Client>> rounding;  // what travels is of that type
+  std::unique_ptr<ps::FrameLink> link;                    // frames of one's own, many under way
   std::unique_ptr<ps::Baseline::Stub> ordinary;
   ps::FrameHeader header;  // of ordinary calls
   std::uint64_t sequence = 0;
@@ -273,6 +274,12 @@ struct Subject {
     client = ps::Client::Make(spec, {address}, {.incarnation = 1, .task = "worker:0"});
     COHORT_RETURN_IF_ERROR(client->Declare());
     COHORT_RETURN_IF_ERROR(client->Assign(values, {}, 0));
+    std::uint64_t incarnation = 10;
+    for (const DType wire : {DType::kFloat16, DType::kBFloat16}) {
+      rounding[wire] = ps::Client::Make(
+          spec, {address},
+          {.incarnation = ++incarnation, .task = "worker:0", .wire = {.push = wire, .pull = wire}});
+    }
     link = ps::FrameLink::Make(
         {"ps:0"}, [=](int) { return Endpoint(address); }, std::chrono::milliseconds(10'000),
         std::chrono::milliseconds(10'000));
@@ -283,6 +290,8 @@ struct Subject {
   }
   Status Push() { return client->Push({.arena = *gradient}, {}); }
   Status Pull() { return client->Pull(values, /*everything=*/true); }
+  Status PushRounded(DType wire) { return rounding.at(wire)->Push({.arena = *gradient}, {}); }
+  Status PullRounded(DType wire) { return rounding.at(wire)->Pull(values, /*everything=*/true); }
   // `count` pushes of a frame each, as many under way as the exchange allows.
   Status PushMany(int count) {
     std::vector<ps::FrameRequest> requests;
@@ -375,6 +384,14 @@ Status Work(const Options& options, int pipe) {
                      [s, times, &stream] { return stream->Send(*s->gradient, times); }});
     cases.push_back({"push", s->bytes, 1, [s] { return s->Push(); }, {}, small});
     cases.push_back({"pull", s->bytes, 1, [s] { return s->Pull(); }, {}, small});
+    for (const auto& [wire, client] : s->rounding) {
+      const std::string name(DTypeName(wire));
+      const DType type = wire;
+      cases.push_back(
+          {"push_" + name, s->bytes, 1, [s, type] { return s->PushRounded(type); }, {}, small});
+      cases.push_back(
+          {"pull_" + name, s->bytes, 1, [s, type] { return s->PullRounded(type); }, {}, small});
+    }
     cases.push_back(
         {"push_bytes", s->bytes, 1, [s] { return s->Ordinary(/*push=*/true); }, {}, small});
     cases.push_back(
@@ -464,7 +481,8 @@ int BenchPsCommand(int argc, char** argv) {
   Options options;
   CLI::App app(
       "Measures a parameter server and a worker over loopback TCP: pushes that are applied, and "
-      "pulls, beside one TCP stream and the same service with protobuf's `bytes`.",
+      "pulls, beside one TCP stream and the same service with protobuf's `bytes`. GB/s are of the "
+      "values, also where they travel as float16 or bfloat16.",
       argv[0]);
   app.add_option("--bytes", options.bytes, "of the variable")
       ->transform(CLI::AsSizeValue(false))

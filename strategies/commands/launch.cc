@@ -34,7 +34,8 @@ chief coordinates workers and parameter servers (--chief with --ps), because suc
 worker; without a chief, or without parameter servers, every worker is needed.
 
 With --restart N a parameter server that fails is started again, N times in all, while the others run on; not
-one that ends with 2 (wrong use). A job of cohort then goes on from its last save. It is not for other tasks.)";
+one that ends with 2 (wrong use). So is a chief that is killed. A job of cohort then goes on from its last save
+(where the chief was lost: if it has a checkpoint folder). It is not for other tasks.)";
 
 // NAME=value texts to variables; the first that is none, if any.
 std::optional<std::string> ParseVariables(const std::vector<std::string>& texts,
@@ -92,7 +93,8 @@ int LaunchCommand(int argc, char** argv) {
       ->expected(1)
       ->take_all();
   app.add_option("--restart", options.restarts,
-                 "How often parameter servers that fail are started again, in all")
+                 "How often parameter servers that fail, and a chief that is killed, are started "
+                 "again, in all")
       ->check(CLI::Range(0, 1'000'000));
   app.add_option("--grace", grace, "Seconds from SIGTERM to SIGKILL")
       ->check(CLI::Range(0.0, 86'400.0));

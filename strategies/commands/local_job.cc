@@ -364,13 +364,15 @@ class LocalJob {
     }
   }
 
-  // Not one that was used wrongly, which would end so again; a later process may be told so because
+  // Of chiefs only those that were killed: one that ends by itself tells the others. Of servers not
+  // one that was used wrongly, which would end so again; a later process may be told so because
   // the one before it is not known to be gone yet.
   bool MayRestart(Task& task) {
     constexpr int kUsage = 2;
-    return phase_ == Phase::kRunning && task.id.type == TaskType::kPs &&
-           restarted_ < options_.restarts &&
-           (task.restarted || task.process.Poll()->code != kUsage);
+    const ProcessEnd& end = *task.process.Poll();
+    const bool may = (task.id.type == TaskType::kPs && (task.restarted || end.code != kUsage)) ||
+                     (task.id.type == TaskType::kChief && end.signal != 0);
+    return phase_ == Phase::kRunning && may && restarted_ < options_.restarts;
   }
 
   // Its output so far has been taken; the process of old takes its children with it.

@@ -7,23 +7,14 @@
 #include "parameter_server/payload.h"
 
 namespace cohort {
-namespace {
 
-// The ids that a feature of a part of a batch holds; none where it cannot be ids.
-std::span<const std::uint64_t> IdsOf(const data::Batch& part, const std::string& feature) {
-  const auto found = part.features.find(feature);
-  if (found == part.features.end() || found->second.dtype() != DType::kInt64) {
-    return {};
-  }
-  const auto values = found->second.data<std::int64_t>();
-  return {reinterpret_cast<const std::uint64_t*>(values.data()), values.size()};
-}
-
-}  // namespace
-
-ServerRows::ServerRows(ps::RowClient& client, std::vector<TableSpec> tables, int threads, int rank,
-                       int processes)
-    : StepRows(std::move(tables), threads), rank_(rank), processes_(processes), client_(client) {
+ServerRows::ServerRows(ps::RowClient& client, const std::vector<TableSpec>& tables, int threads,
+                       int rank, int processes)
+    : StepRows(tables, threads),
+      rank_(rank),
+      processes_(processes),
+      client_(client),
+      lookahead_(tables) {
   round_.gradients.resize(num_tables());
   worker_ = std::thread([this] { Work(); });
 }
@@ -40,44 +31,20 @@ ServerRows::~ServerRows() {
 
 void ServerRows::StartBatch(const DistributedBatch& batch) {
   const std::lock_guard lock(client_mutex_);
-  batch_ = batch.replicas;
+  lookahead_.SetBatch(batch.replicas);
 }
 
 Status ServerRows::Lookup(int table, std::span<const std::uint64_t> ids, bool training,
                           std::span<float> rows) {
   const std::lock_guard lock(client_mutex_);
-  if (training && TakeForeseen(table, ids, rows)) {
+  if (training && lookahead_.Take(table, ids, rows)) {
     return {};
   }
   COHORT_RETURN_IF_ERROR(client_.Pull(table, ids, step(), training, rows));
   if (training) {
-    Learn(table, ids);
+    lookahead_.Learn(table, ids);
   }
   return {};
-}
-
-bool ServerRows::TakeForeseen(int table, std::span<const std::uint64_t> ids,
-                              std::span<float> rows) {
-  for (std::size_t i = 0; i < num_lookaheads_; ++i) {
-    Lookahead& lookahead = lookaheads_[i];
-    if (lookahead.table == table && std::ranges::equal(lookahead.ids, ids)) {
-      std::ranges::copy(lookahead.rows.values(), rows.begin());
-      ++foreseen_;
-      return true;
-    }
-  }
-  return false;
-}
-
-void ServerRows::Learn(int table, std::span<const std::uint64_t> ids) {
-  for (const data::Batch& part : batch_) {
-    for (const auto& [feature, values] : part.features) {
-      if (!ids.empty() && std::ranges::equal(IdsOf(part, feature), ids)) {
-        sources_.emplace(table, feature);
-        return;
-      }
-    }
-  }
 }
 
 // What a server would refuse, before any other process or parameter has seen this step's end.
@@ -100,23 +67,17 @@ Status ServerRows::CheckFinite(int table, const Rows& gradients) const {
 }
 
 Status ServerRows::Apply(std::int64_t step, double divisor, const DistributedBatch* next) {
-  std::set<std::pair<int, std::string>> sources;
+  std::vector<data::Batch> parts = next == nullptr ? std::vector<data::Batch>() : next->replicas;
+  ps::RowLookahead::Lookups ahead;
   {
     const std::lock_guard lock(client_mutex_);
-    batch_.clear();
-    sources = sources_;
+    lookahead_.SetBatch({});
+    ahead = lookahead_.Foresee(parts);
   }
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [&] { return !under_way_; });  // what it does has a deadline
-  round_.next = next == nullptr ? std::vector<data::Batch>() : next->replicas;
-  round_.ahead.clear();
-  for (const auto& [table, feature] : sources) {
-    for (const data::Batch& part : round_.next) {
-      if (const auto ids = IdsOf(part, feature); !ids.empty()) {
-        round_.ahead.emplace_back(table, ids);
-      }
-    }
-  }
+  round_.next = std::move(parts);
+  round_.ahead = std::move(ahead);
   round_.step = step;
   round_.divisor = divisor;
   Status status;
@@ -188,34 +149,19 @@ void ServerRows::Carry(Round& round) {
     pushed_ = true;
   }
   changed_.notify_all();
-  num_lookaheads_ = 0;
-  for (const auto& [table, ids] : round.ahead) {
-    if (lookaheads_.size() == num_lookaheads_) {
-      lookaheads_.emplace_back();
-    }
-    Lookahead& lookahead = lookaheads_[num_lookaheads_];
-    lookahead.table = table;
-    lookahead.ids.assign(ids.begin(), ids.end());
-    const std::span<float> rows =
-        lookahead.rows.Resize(ids.size() * static_cast<std::size_t>(SpecOf(table).dim));
-    // Rows are made when their gradients come: a batch that never does leaves no trace. An error
-    // is that of the lookup, if it comes to that.
-    if (pushed && client_.Pull(table, ids, round.step + 1, /*training=*/false, rows).ok()) {
-      ++num_lookaheads_;
-    }
-  }
+  lookahead_.Fetch(client_, pushed ? round.ahead : ps::RowLookahead::Lookups(), round.step + 1);
   round.ahead.clear();
   round.next.clear();
 }
 
 void ServerRows::Forget() {
   const std::lock_guard lock(client_mutex_);
-  num_lookaheads_ = 0;
+  lookahead_.Forget();
 }
 
 std::int64_t ServerRows::foreseen() {
   const std::lock_guard lock(client_mutex_);
-  return foreseen_;
+  return lookahead_.foreseen();
 }
 
 Status ServerRows::Save(int table, FileSystem& files, const std::string& path) {

@@ -5,28 +5,22 @@
 // it.
 //
 // Two things happen behind the training thread. Gradients of rows travel while those of parameters
-// are reduced. And the rows of the next batch are looked up right behind them, after this step's
-// round, while parameters are updated and the next step begins. Which these are is learnt: where
-// the ids of a lookup are those of a feature (int64) of the batch, the same feature of the next
-// batch has the next ids. A lookup that was not foreseen asks the servers itself.
+// are reduced. And the rows of the next batch are looked up right behind them (row_lookahead.h),
+// after this step's round, while parameters are updated and the next step begins.
 
 #pragma once
 
 #include <condition_variable>
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <mutex>
-#include <optional>
-#include <set>
 #include <span>
 #include <string>
 #include <thread>
-#include <utility>
 #include <vector>
 
-#include "parameter_server/frame_stream.h"
 #include "parameter_server/row_client.h"
+#include "parameter_server/row_lookahead.h"
 #include "synchronous/step_rows.h"
 
 namespace cohort {
@@ -34,7 +28,7 @@ namespace cohort {
 class ServerRows final : public StepRows {
  public:
   // `client` must outlive this, which is its only user. `rank` of `processes`.
-  ServerRows(ps::RowClient& client, std::vector<TableSpec> tables, int threads, int rank,
+  ServerRows(ps::RowClient& client, const std::vector<TableSpec>& tables, int threads, int rank,
              int processes);
   ~ServerRows() override;
 
@@ -55,24 +49,16 @@ class ServerRows final : public StepRows {
     std::vector<std::uint64_t> ids;
     std::vector<float> values;
   };
-  // A lookup that is foreseen: its rows lie in memory that is kept for the next one.
-  struct Lookahead {
-    int table = 0;
-    std::vector<std::uint64_t> ids;
-    ps::FloatBuffer rows;
-  };
   struct Round {
     std::int64_t step = 1;
     double divisor = 1;
-    std::vector<Rows> gradients;                                        // by table
-    std::vector<std::pair<int, std::span<const std::uint64_t>>> ahead;  // of `next`
+    std::vector<Rows> gradients;      // by table
+    ps::RowLookahead::Lookups ahead;  // of `next`
     std::vector<data::Batch> next;
   };
 
   void Work();
   void Carry(Round& round);
-  bool TakeForeseen(int table, std::span<const std::uint64_t> ids, std::span<float> rows);
-  void Learn(int table, std::span<const std::uint64_t> ids);
   Status CheckFinite(int table, const Rows& gradients) const;
 
   const int rank_;
@@ -81,11 +67,7 @@ class ServerRows final : public StepRows {
   std::mutex client_mutex_;  // held by who uses the client; guards what follows
   ps::RowClient& client_;
   std::uint64_t rounds_ = 0;  // pushed
-  std::vector<Lookahead> lookaheads_;
-  std::size_t num_lookaheads_ = 0;                 // that are there
-  std::int64_t foreseen_ = 0;                      // lookups
-  std::vector<data::Batch> batch_;                 // the parts that are being trained on
-  std::set<std::pair<int, std::string>> sources_;  // table, feature
+  ps::RowLookahead lookahead_;
 
   std::mutex mutex_;  // guards what follows
   std::condition_variable changed_;

@@ -10,7 +10,9 @@
 
 #include <cohort/parameter_server.grpc.pb.h>
 #include "grpc_util.h"
+#include "parameter_server/dense_codec.h"
 #include "parameter_server/frame_link.h"
+#include "parameter_server/frame_stream.h"
 #include "parameter_server/table_spec.h"
 #include "parameter_server/wire.h"
 
@@ -22,6 +24,11 @@ constexpr std::chrono::milliseconds kLocateTimeout{1'000};
 // Of payload: a server reads a frame while the next one is on its way, and uses it out of its
 // cache.
 constexpr std::int64_t kFrameBytes = std::int64_t{1} << 20;
+
+// Does its value not travel as float32?
+bool IsEncoded(const Chunk& chunk, DType wire) {
+  return chunk.trainable && wire != DType::kFloat32;
+}
 
 template <typename Float>
 std::span<Float> Of(const Chunk& chunk, std::span<Float> arena) {
@@ -40,6 +47,7 @@ class GrpcClient final : public Client {
         addresses_(std::move(addresses)),
         versions_(chunks_.size(), 0),
         sequences_(addresses_.size(), 0),
+        arrivals_(addresses_.size()),
         link_(FrameLink::Make(
             names_, [this](int server) { return Locate(server); }, options_.peer_timeout,
             options_.read_timeout)) {
@@ -52,8 +60,11 @@ class GrpcClient final : public Client {
 
   Status Declare() override;
   Result<std::uint64_t> Begin(std::span<const std::uint64_t> retired) override;
+  Result<Kept> BeginKeeping(std::span<const std::uint64_t> retired) override;
   Status Assign(std::span<const float> values, std::span<const std::span<float>> slots,
                 std::uint64_t version) override;
+  Status AssignTo(std::span<const int> servers, std::span<const float> values,
+                  std::span<const std::span<float>> slots, std::uint64_t version) override;
   Status Pull(std::span<float> values, bool everything) override;
   Status PullState(std::span<float> values, std::span<const std::span<float>> slots) override;
   Status Push(const Gradient& gradient, std::span<float> values) override;
@@ -90,6 +101,8 @@ class GrpcClient final : public Client {
   Result<std::string> Locate(int server);
   // Where values, and slots where given, of a reply go; and what is known when they are there.
   ReplyHandler Into(std::span<float> values, std::span<const std::span<float>> slots);
+  // The gradient of a chunk as it travels, and what is lent for that.
+  Result<std::span<const float>> Encode(const Gradient& gradient, std::size_t chunk);
   void AddPulls(int server, bool everything, const FrameHeader& header,
                 std::vector<FrameRequest>* requests);
 
@@ -103,6 +116,9 @@ class GrpcClient final : public Client {
   std::vector<std::uint64_t> sequences_;
   std::uint64_t staleness_ = 0;
   bool late_ = false;
+  std::vector<float> residuals_;       // of gradients that are rounded, as the arena
+  std::vector<FloatBuffer> encoded_;   // by chunk
+  std::vector<FloatBuffer> arrivals_;  // by server: what is to be decoded
   std::vector<std::unique_ptr<Servers::Stub>> control_;
   const std::unique_ptr<FrameLink> link_;
 };
@@ -177,11 +193,39 @@ Result<std::uint64_t> GrpcClient::Begin(std::span<const std::uint64_t> retired) 
   return version;
 }
 
+Result<Client::Kept> GrpcClient::BeginKeeping(std::span<const std::uint64_t> retired) {
+  BeginRequest request;
+  request.set_epoch(options_.epoch);
+  request.mutable_retired()->Assign(retired.begin(), retired.end());
+  request.set_keep(true);
+  Kept kept;
+  for (std::size_t s = 0; s < control_.size(); ++s) {
+    BeginReply reply;
+    COHORT_RETURN_IF_ERROR(Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
+      return stub.Begin(context, request, &reply);
+    }));
+    COHORT_RETURN_IF_ERROR(Taken(reply, s));
+    if (reply.kept()) {
+      kept.version = std::max<std::uint64_t>(kept.version, reply.version());
+    } else {
+      kept.without.push_back(static_cast<int>(s));
+    }
+  }
+  return kept;
+}
+
 Status GrpcClient::Assign(std::span<const float> values, std::span<const std::span<float>> slots,
                           std::uint64_t version) {
+  std::vector<int> all(static_cast<std::size_t>(spec_.servers));
+  std::iota(all.begin(), all.end(), 0);
+  return AssignTo(all, values, slots, version);
+}
+
+Status GrpcClient::AssignTo(std::span<const int> servers, std::span<const float> values,
+                            std::span<const std::span<float>> slots, std::uint64_t version) {
   const int copies = 1 + static_cast<int>(slots.size());
   std::vector<FrameRequest> requests;
-  for (int s = 0; s < spec_.servers; ++s) {
+  for (const int s : servers) {
     for (const std::vector<int>& frame : PackFrames(chunks_, s, kFrameBytes, copies)) {
       FrameRequest& request =
           requests.emplace_back(FrameRequest{s, FrameMethod::kAssign, Header(), {}});
@@ -190,6 +234,7 @@ Status GrpcClient::Assign(std::span<const float> values, std::span<const std::sp
         const Chunk& chunk = chunks_[static_cast<std::size_t>(c)];
         request.header.add_chunks(static_cast<std::uint32_t>(c));
         request.header.add_versions(version);
+        versions_[static_cast<std::size_t>(c)] = version;
         request.payload.push_back(Of(chunk, values));
         for (std::size_t i = 0; chunk.trainable && i < slots.size(); ++i) {
           request.payload.push_back(Of(chunk, std::span<const float>(slots[i])));
@@ -197,13 +242,24 @@ Status GrpcClient::Assign(std::span<const float> values, std::span<const std::sp
       }
     }
   }
-  std::fill(versions_.begin(), versions_.end(), version);
   return link_->Run(requests, Into({}, {}));
 }
 
 ReplyHandler GrpcClient::Into(std::span<float> values, std::span<const std::span<float>> slots) {
   const auto place = [this, values, slots](int server,
                                            const FrameHeader& header) -> Result<Places> {
+    const std::optional<DType> wire = WireOf(header.pull_wire());
+    if (!wire.has_value()) {
+      return Internal(names_[static_cast<std::size_t>(server)] + ": a reply of format " +
+                      std::to_string(header.pull_wire()));
+    }
+    std::size_t encoded = 0;
+    for (const std::uint32_t c : header.chunks()) {
+      encoded += c < chunks_.size() && IsEncoded(chunks_[c], *wire)
+                     ? EncodedFloats(*wire, static_cast<std::size_t>(chunks_[c].elements))
+                     : 0;
+    }
+    std::span<float> arrival = arrivals_[static_cast<std::size_t>(server)].Resize(encoded);
     if (header.epoch() != options_.epoch) {
       return StaleReply(names_[static_cast<std::size_t>(server)], header.epoch(), options_.epoch);
     }
@@ -214,6 +270,13 @@ ReplyHandler GrpcClient::Into(std::span<float> values, std::span<const std::span
         return Internal(names_[static_cast<std::size_t>(server)] + ": a reply with chunk " +
                         std::to_string(c) + " of " + std::to_string(chunks_.size()));
       }
+      if (IsEncoded(chunks_[c], *wire)) {
+        const std::size_t floats =
+            EncodedFloats(*wire, static_cast<std::size_t>(chunks_[c].elements));
+        places.push_back(arrival.first(floats));
+        arrival = arrival.subspan(floats);
+        continue;
+      }
       places.push_back(Of(chunks_[c], values));
       for (std::size_t s = 0; chunks_[c].trainable && s < slots.size(); ++s) {
         places.push_back(Of(chunks_[c], slots[s]));
@@ -221,7 +284,16 @@ ReplyHandler GrpcClient::Into(std::span<float> values, std::span<const std::span
     }
     return places;
   };
-  const auto done = [this](int /*server*/, const FrameHeader& header) {
+  const auto done = [this, values](int server, const FrameHeader& header) {
+    const DType wire = WireOf(header.pull_wire()).value_or(DType::kFloat32);
+    std::span<const float> arrival = arrivals_[static_cast<std::size_t>(server)].values();
+    for (const std::uint32_t c : header.chunks()) {
+      if (IsEncoded(chunks_[c], wire)) {
+        const std::span<float> to = Of(chunks_[c], values);
+        DecodeValues(wire, arrival, to);
+        arrival = arrival.subspan(EncodedFloats(wire, to.size()));
+      }
+    }
     staleness_ = std::max<std::uint64_t>(staleness_, header.staleness());
     late_ = late_ || header.late();
     for (int i = 0; i < header.chunks_size(); ++i) {
@@ -250,6 +322,7 @@ void GrpcClient::AddPulls(int server, bool everything, const FrameHeader& header
     for (const int c : frame) {
       request.header.add_chunks(static_cast<std::uint32_t>(c));
       request.header.add_versions(everything ? 0 : versions_[static_cast<std::size_t>(c)] + 1);
+      request.header.set_pull_wire(WireNumber(options_.wire.pull));
     }
   }
 }
@@ -265,6 +338,9 @@ Status GrpcClient::Pull(std::span<float> values, bool everything) {
 Status GrpcClient::PullForStep(std::span<float> values, const Commit& commit) {
   FrameHeader header = Header();
   header.set_bounded(spec_.consistency.bounded());
+  if (header.bounded()) {
+    header.set_sender(options_.task);
+  }
   if (commit.round() != 0) {
     *header.mutable_commit() = commit;
   }
@@ -292,6 +368,27 @@ Status GrpcClient::PullState(std::span<float> values, std::span<const std::span<
   return link_->Run(requests, Into(values, slots));
 }
 
+Result<std::span<const float>> GrpcClient::Encode(const Gradient& gradient, std::size_t c) {
+  const Chunk& chunk = chunks_[c];
+  const std::span<const float> values = Of(chunk, gradient.arena);
+  const DType wire = options_.wire.push;
+  if (!IsEncoded(chunk, wire)) {
+    return values;
+  }
+  residuals_.resize(gradient.arena.size(), 0);
+  encoded_.resize(chunks_.size());
+  const std::span<float> to = encoded_[c].Resize(EncodedFloats(wire, values.size()));
+  if (!EncodeWithFeedback(wire, values, static_cast<float>(gradient.weight),
+                          Of(chunk, std::span(residuals_)), to)) {
+    return InvalidArgument(
+        "the gradient of " + spec_.parameters[static_cast<std::size_t>(chunk.parameter)].name +
+        " holds a value that " + std::string(DTypeName(wire)) +
+        " cannot [let gradients travel as bfloat16 or float32; float16 ends at 65504, and "
+        "gradients are sums over a worker's examples]");
+  }
+  return std::span<const float>(to);
+}
+
 Status GrpcClient::Push(const Gradient& gradient, std::span<float> values) {
   const bool empty = gradient.round.has_value() && gradient.weight == 0;
   const bool bounded = spec_.consistency.bounded();
@@ -308,24 +405,29 @@ Status GrpcClient::Push(const Gradient& gradient, std::span<float> values) {
       header.set_weight(gradient.weight);
       header.set_clip(gradient.clip == 1 ? 0 : gradient.clip);
       header.set_pull(!values.empty() && !bounded);
+      header.set_wire(WireNumber(options_.wire.push));
+      header.set_pull_wire(WireNumber(options_.wire.pull));
       if (gradient.round.has_value()) {
         *header.mutable_round() = *gradient.round;
       }
       for (const int c : frame) {
-        const Chunk& chunk = chunks_[static_cast<std::size_t>(c)];
         header.add_chunks(static_cast<std::uint32_t>(c));
         header.add_versions(versions_[static_cast<std::size_t>(c)]);
         if (!empty) {
-          request.payload.push_back(Of(chunk, gradient.arena));
+          COHORT_ASSIGN_OR_RETURN(const std::span<const float> bytes,
+                                  Encode(gradient, static_cast<std::size_t>(c)));
+          request.payload.push_back(bytes);
         }
       }
     }
     if (bounded && requests.size() > before) {
       // All of the step is applied before any of it is read: who waits holds nobody up.
       requests.back().header.set_advance(true);
+      requests.back().header.set_sender(options_.task);
       if (!values.empty()) {
         FrameHeader header = Header();
         header.set_bounded(true);
+        header.set_sender(options_.task);
         AddPulls(s, /*everything=*/false, header, &requests);
       }
     }

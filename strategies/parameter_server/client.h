@@ -19,6 +19,7 @@
 #include <vector>
 
 #include <cohort/core/status.h>
+#include <cohort/strategies/strategy.h>
 
 #include "parameter_server/layout.h"
 #include "parameter_server/parameter_store.h"
@@ -32,6 +33,9 @@ struct ClientOptions {
   std::chrono::milliseconds peer_timeout{10'000};
   // How long a read may wait, under bounded staleness, for workers that are behind.
   std::chrono::milliseconds read_timeout{120'000};
+  // How gradients travel, and what Pull, PullForStep and Push bring. What rounding takes of a
+  // gradient is added to this client's next one.
+  ServerWire wire;
 };
 
 // A gradient, laid out as the arena. Where a chunk is not trainable it holds, instead, the
@@ -54,9 +58,18 @@ class Client {
   // assigned; nothing of the clients `retired` is taken in it. Returns the greatest version that a
   // server had until then.
   virtual Result<std::uint64_t> Begin(std::span<const std::uint64_t> retired) = 0;
+  // The same, but servers that have values keep them. `version`: the greatest of those that do.
+  struct Kept {
+    std::uint64_t version = 0;
+    std::vector<int> without;  // servers that have none
+  };
+  virtual Result<Kept> BeginKeeping(std::span<const std::uint64_t> retired) = 0;
   // Sets every chunk, with slots unless `slots` is empty, to `version`.
   virtual Status Assign(std::span<const float> values, std::span<const std::span<float>> slots,
                         std::uint64_t version) = 0;
+  // The same of these servers' chunks.
+  virtual Status AssignTo(std::span<const int> servers, std::span<const float> values,
+                          std::span<const std::span<float>> slots, std::uint64_t version) = 0;
   // Brings the chunks that are newer than this client's last copy; or all of them.
   virtual Status Pull(std::span<float> values, bool everything) = 0;
   // The same for a worker's step: under bounded staleness when they are fresh (clock_table.h), with

@@ -15,7 +15,7 @@ std::uint64_t ClockTable::Least(bool paused) const {
   return least;
 }
 
-ClockTable::Worker& ClockTable::Enter(std::uint64_t worker) {
+ClockTable::Worker& ClockTable::Enter(std::uint64_t worker, const std::string& name) {
   std::uint64_t least = Least();
   if (least == std::numeric_limits<std::uint64_t>::max() && !workers_.contains(worker)) {
     least = Least(/*paused=*/true);
@@ -27,16 +27,19 @@ ClockTable::Worker& ClockTable::Enter(std::uint64_t worker) {
     }
     entry.live = true;
   }
+  if (entry.name.empty()) {
+    entry.name = name;
+  }
   return entry;
 }
 
-void ClockTable::Advance(std::uint64_t worker) {
+void ClockTable::Advance(std::uint64_t worker, const std::string& name) {
   {
     const std::lock_guard lock(mutex_);
     if (retired_.contains(worker)) {
       return;
     }
-    ++Enter(worker).clock;
+    ++Enter(worker, name).clock;
   }
   changed_.notify_all();
 }
@@ -68,12 +71,28 @@ void ClockTable::Reset() {
   changed_.notify_all();
 }
 
-bool ClockTable::Await(std::uint64_t worker, Deadline deadline) {
+std::string ClockTable::Slowest(std::uint64_t worker) const {
+  const std::lock_guard lock(mutex_);
+  const auto self = workers_.find(worker);
+  const Worker* slowest = nullptr;
+  for (const auto& [id, other] : workers_) {
+    if (other.live && id != worker && (slowest == nullptr || other.clock < slowest->clock)) {
+      slowest = &other;
+    }
+  }
+  if (self == workers_.end() || slowest == nullptr || slowest->clock >= self->second.clock) {
+    return "no worker is behind any more";
+  }
+  return (slowest->name.empty() ? "a worker" : slowest->name) + " is " +
+         std::to_string(self->second.clock - slowest->clock) + " steps behind this one";
+}
+
+bool ClockTable::Await(std::uint64_t worker, Deadline deadline, const std::string& name) {
   std::unique_lock lock(mutex_);
   if (retired_.contains(worker)) {
     return true;
   }
-  const std::uint64_t clock = Enter(worker).clock;
+  const std::uint64_t clock = Enter(worker, name).clock;
   const auto fresh = [&] {
     // A worker that is retired while it waits gets its answer; its next frame is refused.
     const std::uint64_t least = Least();

@@ -18,6 +18,7 @@
 #include <map>
 #include <mutex>
 #include <set>
+#include <string>
 
 #include <cohort/core/clock.h>
 
@@ -27,13 +28,16 @@ class ClockTable {
  public:
   explicit ClockTable(std::uint64_t staleness) : staleness_(staleness) {}
 
-  void Advance(std::uint64_t worker);
+  // `name`: for Slowest.
+  void Advance(std::uint64_t worker, const std::string& name = {});
   void Pause(std::uint64_t worker);
   void Retire(std::uint64_t worker);
   // Nobody has made a step; those that were retired stay so.
   void Reset();
   // Until a read of `worker` is fresh; false at the deadline.
-  bool Await(std::uint64_t worker, Deadline deadline);
+  bool Await(std::uint64_t worker, Deadline deadline, const std::string& name = {});
+  // Whom the reads of `worker` wait for: "worker:1 is 3 steps behind".
+  std::string Slowest(std::uint64_t worker) const;
 
   struct Stats {
     std::uint64_t parked = 0;    // reads that had to wait
@@ -45,8 +49,9 @@ class ClockTable {
   struct Worker {
     std::uint64_t clock = 0;
     bool live = false;
+    std::string name;
   };
-  Worker& Enter(std::uint64_t worker);
+  Worker& Enter(std::uint64_t worker, const std::string& name);
   std::uint64_t Least(bool paused = false) const;  // UINT64_MAX: nobody is live, or `paused`
 
   const std::uint64_t staleness_;

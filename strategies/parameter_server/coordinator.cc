@@ -9,7 +9,11 @@
 namespace cohort::ps {
 namespace {
 
-constexpr std::size_t kMaxCourses = 8;  // saves that can be gone back to
+Status NotBeenThere(std::int64_t step) {
+  return FailedPrecondition("the last whole save is of step " + std::to_string(step) +
+                            ", where this job has not been [restart the job, which goes on from "
+                            "that save]");
+}
 
 }  // namespace
 
@@ -19,22 +23,88 @@ Coordinator::Coordinator(CoordinatorOptions options) : options_(std::move(option
   }
 }
 
-void Coordinator::Open(std::int64_t step) {
+void Coordinator::Succeed(const JournalState& state) {
+  const std::lock_guard lock(mutex_);
+  succeeds_ = true;
+  datasets_ = state.datasets;
+  again_ = state.begun;
+  courses_ = state.courses;
+  for (const auto& [task, end] : state.ended) {
+    const auto worker = workers_.find(task);
+    if (worker != workers_.end() && worker->second.phase == Phase::kExpected) {
+      worker->second.phase = end == JournalState::End::kDone ? Phase::kDone : Phase::kLost;
+      worker->second.end = last_loss_ = Aborted(task.ToString() + " was lost before the chief was");
+    }
+  }
+  StartLoneliness();
+}
+
+// What a worker has done of an earlier chief's job, this one cannot know without its journal.
+Status Coordinator::CheckStranger(const TaskId& worker) const {
+  return succeeds_
+             ? OkStatus()
+             : FailedPrecondition(
+                   worker.ToString() +
+                   " comes from a job whose chief and servers are gone [restart the job, workers "
+                   "too, which goes on from its last save]");
+}
+
+void Coordinator::StartLoneliness() {
+  if (std::all_of(workers_.begin(), workers_.end(),
+                  [](const auto& w) { return w.second.phase == Phase::kLost; })) {
+    lonely_since_ = std::chrono::steady_clock::now();
+  }
+}
+
+Status Coordinator::Open(std::int64_t step, std::uint64_t digest) {
   {
     const std::lock_guard lock(mutex_);
     if (rounds_.has_value()) {
-      return;
+      return {};
     }
-    std::set<TaskId> expected;
-    for (const auto& [task, worker] : workers_) {
-      if (worker.phase == Phase::kExpected || worker.phase == Phase::kAttached) {
-        expected.insert(task);
+    if (stranger_.has_value()) {
+      COHORT_RETURN_IF_ERROR(CheckStranger(*stranger_));
+    }
+    if (courses_.empty()) {
+      Course course = {.step = step, .digest = digest, .epochs = {}, .rounds = {}, .again = {}};
+      course.rounds.emplace(static_cast<std::uint64_t>(step), ExpectedWorkers(),
+                            options_.backup_workers);
+      if (options_.journal != nullptr) {
+        COHORT_RETURN_IF_ERROR(options_.journal->Remember(course));
+      }
+      rounds_ = course.rounds;
+      courses_.push_back(std::move(course));
+    } else {
+      COHORT_RETURN_IF_ERROR(GoBack(step));
+      if (const std::uint64_t before = courses_.back().digest; before != 0 && before != digest) {
+        return FailedPrecondition(
+            "the job would begin anew with other values than the chief before this one had given "
+            "it, and there is no save [give it the same seed and flags, or restart the job]");
       }
     }
-    rounds_.emplace(static_cast<std::uint64_t>(step), std::move(expected), options_.backup_workers);
-    courses_.push_back({.step = step, .epochs = {}, .rounds = rounds_, .again = {}});
+    recovering_ = false;
+    view_.recovering = false;
+    view_.why.clear();
   }
   changed_.notify_all();
+  return {};
+}
+
+std::set<TaskId> Coordinator::ExpectedWorkers() const {
+  std::set<TaskId> expected;
+  for (const auto& [task, worker] : workers_) {
+    if (worker.phase == Phase::kExpected || worker.phase == Phase::kAttached) {
+      expected.insert(task);
+    }
+  }
+  return expected;
+}
+
+// Whether another chief would have to wait for the worker.
+void Coordinator::NoteEnd(const TaskId& worker, std::optional<JournalState::End> end) {
+  if (options_.journal != nullptr && journal_failure_.ok()) {
+    journal_failure_ = options_.journal->Worker(worker, end);
+  }
 }
 
 void Coordinator::Gone(std::uint64_t incarnation) const {
@@ -51,12 +121,22 @@ Status Coordinator::Attach(const Sender& sender) {
     return FailedPrecondition(sender.task.ToString() + " is not a worker of this job");
   }
   Worker& worker = found->second;
+  // Of the chief that trains this is the first epoch, too.
+  if (sender.epoch > 0 && sender.epoch != view_.epoch && worker.incarnation == 0) {
+    if (view_.epoch != 0) {
+      COHORT_RETURN_IF_ERROR(CheckStranger(sender.task));
+    }
+    stranger_ = sender.task;  // if it is one, Open will know
+  }
   if (worker.incarnation != sender.incarnation) {
     if (worker.phase == Phase::kAttached) {
       Release(sender.task, Aborted("another process has taken its place"));
     }
     if (worker.phase != Phase::kExpected) {
       options_.log.Info(sender.task.ToString() + " is back");
+    }
+    if (worker.phase == Phase::kDone || worker.phase == Phase::kLost) {
+      NoteEnd(sender.task, std::nullopt);
     }
     gone = worker.incarnation;
     worker = {.phase = Phase::kAttached, .incarnation = sender.incarnation};
@@ -105,6 +185,9 @@ Status Coordinator::OpenDataset(const std::string& who, int dataset, const Datas
     datasets_.resize(index + 1);
   }
   if (!datasets_[index].has_value()) {
+    if (options_.journal != nullptr) {
+      COHORT_RETURN_IF_ERROR(options_.journal->Dataset(dataset, info));
+    }
     datasets_[index] = info;
   }
   const DatasetInfo& first = *datasets_[index];
@@ -146,6 +229,9 @@ Result<Coordinator::Epoch*> Coordinator::FindEpoch(const EpochKey& key, std::int
     }
   }
   const DatasetInfo& info = *datasets_[index];
+  if (options_.journal != nullptr) {
+    COHORT_RETURN_IF_ERROR(options_.journal->Begun(key, first_batch));
+  }
   Epoch epoch;
   epoch.batches = (info.examples + info.batch_size - 1) / info.batch_size;
   epoch.first_batch = std::min(first_batch, epoch.batches);
@@ -344,6 +430,7 @@ Status Coordinator::Done(const Sender& sender) {
   std::unique_lock lock(mutex_);
   COHORT_RETURN_IF_ERROR(CheckSender(sender));
   workers_[sender.task].phase = Phase::kDone;
+  NoteEnd(sender.task, JournalState::End::kDone);
   Release(sender.task, Aborted("it has left"));
   changed_.notify_all();
   lock.unlock();
@@ -361,12 +448,10 @@ void Coordinator::Lost(const TaskId& task, const Status& why) {
   options_.log.Warning("the job goes on without " + task.ToString() + ": " + why.message());
   worker->second.phase = Phase::kLost;
   worker->second.end = why;
+  NoteEnd(task, JournalState::End::kLost);
   last_loss_ = why;
   Release(task, why);
-  if (std::all_of(workers_.begin(), workers_.end(),
-                  [](const auto& w) { return w.second.phase == Phase::kLost; })) {
-    lonely_since_ = std::chrono::steady_clock::now();
-  }
+  StartLoneliness();
   changed_.notify_all();
   const std::uint64_t gone = worker->second.incarnation;
   lock.unlock();
@@ -415,10 +500,16 @@ bool Coordinator::WorkIsBack() const {
          epochs_.rbegin()->second.splits->returned();
 }
 
-void Coordinator::SetView(std::uint64_t epoch, std::vector<std::string> addresses) {
+void Coordinator::SetView(std::uint64_t epoch, std::vector<std::string> addresses,
+                          std::string why) {
   {
     const std::lock_guard lock(mutex_);
-    view_ = {.epoch = epoch, .recovering = false, .addresses = std::move(addresses), .why = {}};
+    recovering_ = !why.empty();
+    view_ = {.epoch = epoch,
+             .recovering = recovering_,
+             .addresses = std::move(addresses),
+             .why = std::move(why),
+             .rolled_back = epoch};
   }
   changed_.notify_all();
 }
@@ -447,63 +538,107 @@ ServerView Coordinator::AwaitView(std::uint64_t epoch, bool recovering, Duration
   return view_;
 }
 
-void Coordinator::Remember(std::int64_t step) {
+Status Coordinator::Remember(std::int64_t step) {
   const std::lock_guard lock(mutex_);
-  courses_.push_back({.step = step, .epochs = epochs_, .rounds = rounds_, .again = again_});
-  if (courses_.size() > kMaxCourses) {
+  if (!courses_.empty() && courses_.back().step == step) {
+    return {};
+  }
+  Course course = {
+      .step = step, .digest = 0, .epochs = epochs_, .rounds = rounds_, .again = again_};
+  if (options_.journal != nullptr) {
+    COHORT_RETURN_IF_ERROR(options_.journal->Remember(course));
+  }
+  courses_.push_back(std::move(course));
+  if (courses_.size() > Journal::kMaxCourses) {
     courses_.pop_front();
   }
+  return {};
 }
 
 Status Coordinator::RollBack(std::int64_t step, std::uint64_t epoch,
                              std::vector<std::string> addresses) {
   {
     const std::lock_guard lock(mutex_);
-    const auto found = std::find_if(courses_.rbegin(), courses_.rend(),
-                                    [&](const Course& course) { return course.step == step; });
-    if (found == courses_.rend()) {
-      return FailedPrecondition("the last whole save is of step " + std::to_string(step) +
-                                ", where this job has not been [restart the job, which goes on "
-                                "from that save]");
-    }
-    courses_.erase(found.base(), courses_.end());
-    const Course& course = courses_.back();
-    std::map<EpochKey, std::int64_t> again = course.again;
-    const auto add = [&](const EpochKey& key, std::int64_t first) {
-      if (!course.epochs.contains(key)) {
-        again.emplace(key, first);
-      }
-    };
-    for (const auto& [key, of_key] : epochs_) {
-      add(key, of_key.first_batch);
-    }
-    for (const auto& [key, first] : again_) {
-      add(key, first);
-    }
-    if (!course.epochs.empty()) {  // the one that was under way; if it is over, Due drops it
-      again.emplace(course.epochs.rbegin()->first, course.epochs.rbegin()->second.first_batch);
-    }
-    if (!again.empty() && again.begin()->first.dataset != again.rbegin()->first.dataset) {
-      return FailedPrecondition(
-          "the last save is of another data set's epochs than the workers are at, and they cannot "
-          "go back there [restart the job, which goes on from that save]");
-    }
-    epochs_ = course.epochs;
-    rounds_ = course.rounds;
-    std::set<TaskId> expected;
-    for (const auto& [task, worker] : workers_) {
-      if (worker.phase == Phase::kExpected || worker.phase == Phase::kAttached) {
-        expected.insert(task);
-      }
-    }
-    rounds_->Restart(std::move(expected));
-    again_ = std::move(again);
-    cutting_ = false;
+    COHORT_RETURN_IF_ERROR(GoBack(step));
     recovering_ = false;
     server_loss_ = OkStatus();
-    view_ = {.epoch = epoch, .recovering = false, .addresses = std::move(addresses), .why = {}};
+    view_ = {.epoch = epoch,
+             .recovering = false,
+             .addresses = std::move(addresses),
+             .why = {},
+             .rolled_back = epoch};
   }
   changed_.notify_all();
+  return {};
+}
+
+Status Coordinator::GoOn(std::int64_t step, std::uint64_t epoch,
+                         std::vector<std::string> addresses) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (std::ranges::find(courses_, step, &Course::step) == courses_.end()) {
+      return NotBeenThere(step);
+    }
+    recovering_ = false;
+    server_loss_ = OkStatus();
+    view_.epoch = epoch;
+    view_.recovering = false;
+    view_.addresses = std::move(addresses);
+    view_.why.clear();
+  }
+  changed_.notify_all();
+  return {};
+}
+
+std::int64_t Coordinator::StepsSince(std::int64_t step) const {
+  const auto steps_of = [](const std::map<EpochKey, Epoch>& epochs) {
+    std::int64_t steps = 0;
+    for (const auto& [key, epoch] : epochs) {
+      steps += epoch.steps;
+    }
+    return steps;
+  };
+  const std::lock_guard lock(mutex_);
+  const auto course = std::ranges::find(courses_, step, &Course::step);
+  return steps_of(epochs_) - (course == courses_.end() ? 0 : steps_of(course->epochs));
+}
+
+Status Coordinator::GoBack(std::int64_t step) {
+  const auto found = std::find_if(courses_.rbegin(), courses_.rend(),
+                                  [&](const Course& course) { return course.step == step; });
+  if (found == courses_.rend()) {
+    return NotBeenThere(step);
+  }
+  courses_.erase(found.base(), courses_.end());
+  const Course& course = courses_.back();
+  std::map<EpochKey, std::int64_t> again = course.again;
+  const auto add = [&](const EpochKey& key, std::int64_t first) {
+    if (!course.epochs.contains(key)) {
+      again.emplace(key, first);
+    }
+  };
+  for (const auto& [key, of_key] : epochs_) {
+    add(key, of_key.first_batch);
+  }
+  for (const auto& [key, first] : again_) {
+    add(key, first);
+  }
+  if (!course.epochs.empty()) {  // the one that was under way; if it is over, Due drops it
+    again.emplace(course.epochs.rbegin()->first, course.epochs.rbegin()->second.first_batch);
+  }
+  if (!again.empty() && again.begin()->first.dataset != again.rbegin()->first.dataset) {
+    return FailedPrecondition(
+        "the last save is of another data set's epochs than the workers are at, and they cannot "
+        "go back there [restart the job, which goes on from that save]");
+  }
+  if (options_.journal != nullptr) {
+    COHORT_RETURN_IF_ERROR(options_.journal->GoBack(step));
+  }
+  epochs_ = course.epochs;
+  rounds_ = course.rounds;
+  rounds_->Restart(ExpectedWorkers());
+  again_ = std::move(again);
+  cutting_ = false;
   return {};
 }
 
@@ -563,6 +698,7 @@ Result<bool> Coordinator::WaitOver(Duration wait) {
   std::unique_lock lock(mutex_);
   changed_.wait_until(lock, DeadlineAfter(wait), [this] { return recovering_ || OverLocked(); });
   COHORT_RETURN_IF_ERROR(server_loss_);
+  COHORT_RETURN_IF_ERROR(journal_failure_);
   if (OverLocked()) {
     const bool left = std::any_of(again_.begin(), again_.end(),
                                   [this](const auto& due) { return !IsOver(due.first); });

@@ -19,6 +19,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -30,8 +31,8 @@
 #include <cohort/strategies/parameter_server.h>
 
 #include "parameter_server/closure_queue.h"
-#include "parameter_server/round_table.h"
-#include "parameter_server/split_queue.h"
+#include "parameter_server/course.h"
+#include "parameter_server/journal.h"
 
 namespace cohort::ps {
 
@@ -47,14 +48,8 @@ struct ServerView {
   std::uint64_t epoch = 0;  // 0: not known yet
   bool recovering = false;  // one is lost
   std::vector<std::string> addresses;
-  std::string why;  // recovering: what became of it
-};
-
-struct DatasetInfo {
-  std::uint64_t fingerprint = 0;
-  std::int64_t examples = 0;  // that an epoch delivers
-  std::int64_t batch_size = 0;
-  friend bool operator==(const DatasetInfo&, const DatasetInfo&) = default;
+  std::string why;                // recovering: what became of it
+  std::uint64_t rolled_back = 0;  // the last epoch that began with a roll-back
 };
 
 // A split that its worker has finished, and what its steps came to. id 0: none.
@@ -92,6 +87,7 @@ struct CoordinatorOptions {
   int backup_workers = 0;  // of rounds
   // A worker's process that is done, lost or replaced: nothing more of it counts. From any thread.
   std::function<void(std::uint64_t incarnation)> on_gone;
+  Journal* journal = nullptr;  // where to note what another chief would have to know
   Log log;
 };
 
@@ -99,8 +95,12 @@ class Coordinator {
  public:
   explicit Coordinator(CoordinatorOptions options);
 
-  // From now on work is handed out; `step` updates were made before.
-  void Open(std::int64_t step);
+  // In the place of a coordinator that is gone, whose journal had this: before anything else.
+  void Succeed(const JournalState& state);
+  // From now on work is handed out; `step` updates were made before. After Succeed as RollBack,
+  // where the other had come so far; `digest`: of the values, which are compared where it goes back
+  // to those that training began with.
+  Status Open(std::int64_t step, std::uint64_t digest = 0);
 
   // A new incarnation takes the place of the old one at once. Other calls of an incarnation that is
   // not, or no more, a worker's are Aborted.
@@ -139,14 +139,19 @@ class Coordinator {
 
   // Servers. The first view, and what becomes of it: from ServerLost on nothing is handed out, and
   // waits in the chief end with `why`, until RollBack.
-  void SetView(std::uint64_t epoch, std::vector<std::string> addresses);
+  // `why`: nothing is handed out before Open, because of that.
+  void SetView(std::uint64_t epoch, std::vector<std::string> addresses, std::string why = {});
   void ServerLost(const Status& why);
   bool recovering() const;
   // Until it is another one than that, or the time is over.
   ServerView AwaitView(std::uint64_t epoch, bool recovering, Duration wait) const;
   // In a cut: the servers' values, at `step`, have been saved and can be gone back to; so can those
-  // of Open.
-  void Remember(std::int64_t step);
+  // of Open. Once for each step; it may be called before they are saved.
+  Status Remember(std::int64_t step);
+  // Servers that were lost have the values of `step` again, the others go on; so does the work.
+  Status GoOn(std::int64_t step, std::uint64_t epoch, std::vector<std::string> addresses);
+  // That workers have finished since.
+  std::int64_t StepsSince(std::int64_t step) const;
   // The servers have the values of `step` again. FailedPrecondition if that is not remembered, or
   // if workers have gone on to another data set since.
   Status RollBack(std::int64_t step, std::uint64_t epoch, std::vector<std::string> addresses);
@@ -185,16 +190,7 @@ class Coordinator {
     std::uint64_t incarnation = 0;
     Status end;
   };
-  struct Epoch {
-    std::optional<SplitQueue> splits;  // asynchronous
-    std::int64_t first_batch = 0;
-    std::int64_t batches = 0;
-    std::int64_t steps = 0;  // asynchronous, of finished splits; and what they came to
-    RoundSums sums;
-    std::chrono::steady_clock::time_point begun = std::chrono::steady_clock::now();
-    std::optional<double> seconds;  // until it was over
-    bool reported = false;
-  };
+  using Epoch = EpochCourse;
 
   // With the lock held.
   bool Pause(std::unique_lock<std::mutex>& lock, Deadline deadline);
@@ -203,6 +199,8 @@ class Coordinator {
   void Release(const TaskId& worker, const Status& why);
   void Gone(std::uint64_t incarnation) const;  // without the lock
   Status CheckLonely() const;
+  void StartLoneliness();
+  Status CheckStranger(const TaskId& worker) const;
   template <typename Ready>
   Status Await(std::unique_lock<std::mutex>& lock, Deadline deadline, const char* what,
                const Ready& ready);
@@ -214,6 +212,9 @@ class Coordinator {
   bool UnderWay() const;
   EpochCoverage CoverageOf(const EpochKey& key, const Epoch& epoch) const;
   void ReportIfOver(const EpochKey& key, Epoch& epoch);
+  Status GoBack(std::int64_t step);
+  std::set<TaskId> ExpectedWorkers() const;
+  void NoteEnd(const TaskId& worker, std::optional<JournalState::End> end);
 
   const CoordinatorOptions options_;
   mutable std::mutex mutex_;
@@ -225,19 +226,15 @@ class Coordinator {
   std::optional<ClosureQueue> closures_;  // from OpenFunctions on
   bool closures_closed_ = false;
   bool cutting_ = false;
-  // What can be gone back to: the course of things when it was saved.
-  struct Course {
-    std::int64_t step = 0;
-    std::map<EpochKey, Epoch> epochs;
-    std::optional<RoundTable> rounds;
-    std::map<EpochKey, std::int64_t> again;
-  };
-  std::deque<Course> courses_;
+  std::deque<Course> courses_;              // what can be gone back to
   std::map<EpochKey, std::int64_t> again_;  // due since a roll-back, with their first batches
+  bool succeeds_ = false;                   // another one
+  std::optional<TaskId> stranger_;          // a worker that another one's job had
   ServerView view_;
   bool recovering_ = false;
   Status server_loss_;
   Status failure_;
+  Status journal_failure_;
   std::optional<Deadline> lonely_since_;
   Status last_loss_;
   bool stopped_ = false;

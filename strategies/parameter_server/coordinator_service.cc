@@ -63,6 +63,7 @@ class Service final : public Coordination::Service {
     reply->set_recovering(view.recovering);
     reply->mutable_servers()->Assign(view.addresses.begin(), view.addresses.end());
     reply->set_why(view.why);
+    reply->set_rolled_back(view.rolled_back);
     return grpc::Status::OK;
   }
 
@@ -237,7 +238,8 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
     return ServerView{.epoch = reply.epoch(),
                       .recovering = reply.recovering(),
                       .addresses = {reply.servers().begin(), reply.servers().end()},
-                      .why = reply.why()};
+                      .why = reply.why(),
+                      .rolled_back = reply.rolled_back()};
   }
 
   Status OpenDataset(int dataset, const DatasetInfo& info) override {

@@ -16,6 +16,35 @@ DistributedBatch OneReplica(data::Batch batch, std::int64_t epoch, std::int64_t 
   return distributed;
 }
 
+// The batches of an iterator, of which one is read ahead where that is wanted.
+class Reader {
+ public:
+  explicit Reader(const Feed& feed) : feed_(feed) {}
+  bool open() const { return iterator_ != nullptr; }
+  void Close() {
+    iterator_.reset();
+    ahead_.reset();
+  }
+  void Open(std::unique_ptr<data::BatchIterator> iterator) {
+    Close();
+    iterator_ = std::move(iterator);
+  }
+  Result<std::optional<data::Batch>> Next() {
+    Result<std::optional<data::Batch>> batch =
+        ahead_.has_value() ? *std::exchange(ahead_, std::nullopt) : iterator_->Next();
+    if (batch.ok() && batch->has_value() && feed_.looks_ahead()) {
+      ahead_ = iterator_->Next();
+      feed_.next(ahead_->ok() && (*ahead_)->has_value() ? &***ahead_ : nullptr);
+    }
+    return batch;
+  }
+
+ private:
+  const Feed& feed_;
+  std::unique_ptr<data::BatchIterator> iterator_;
+  std::optional<Result<std::optional<data::Batch>>> ahead_;
+};
+
 class SplitDataset final : public DistributedDataset {
  public:
   SplitDataset(const data::Dataset& dataset, int number, Feed feed)
@@ -25,8 +54,7 @@ class SplitDataset final : public DistributedDataset {
     Drop();
     epoch_ = epoch;
     first_batch_ = first_batch;
-    feed_.begin();
-    return {};
+    return feed_.begin();
   }
 
   NextBatch Next() override {
@@ -35,12 +63,12 @@ class SplitDataset final : public DistributedDataset {
       if (feed_.roll_backs() != roll_backs_) {
         Drop();
       }
-      if (iterator_ != nullptr) {
-        COHORT_ASSIGN_OR_RETURN(std::optional<data::Batch> batch, iterator_->Next());
+      if (reader_.open()) {
+        COHORT_ASSIGN_OR_RETURN(std::optional<data::Batch> batch, reader_.Next());
         if (batch.has_value()) {
           return std::optional(OneReplica(*std::move(batch), split_.epoch, index_++));
         }
-        iterator_.reset();
+        reader_.Close();
       }
       const Result<bool> more = NextSplit();
       if (!more.ok()) {
@@ -55,14 +83,16 @@ class SplitDataset final : public DistributedDataset {
       options.epoch = split_.epoch;
       options.begin = split_.begin;
       options.end = split_.end;
-      COHORT_ASSIGN_OR_RETURN(iterator_, dataset_.Iterate(options));
+      COHORT_ASSIGN_OR_RETURN(auto iterator, dataset_.Iterate(options));
+      reader_.Open(std::move(iterator));
     }
   }
 
  private:
   void Drop() {
-    iterator_.reset();
+    reader_.Close();
     split_ = {};
+    finished_ = {};
     roll_backs_ = feed_.roll_backs();
   }
 
@@ -72,12 +102,16 @@ class SplitDataset final : public DistributedDataset {
     COHORT_RETURN_IF_ERROR(feed_.idle());
     FinishedSplit finished = feed_.finished(std::exchange(split_.id, 0));
     finished.epoch = split_.epoch;
+    if (finished.id != 0) {
+      finished_ = std::move(finished);
+    }
     if (feed_.save) {
-      COHORT_RETURN_IF_ERROR(feed_.save({.dataset = number_, .epoch = split_.epoch}, finished));
+      COHORT_RETURN_IF_ERROR(feed_.save({.dataset = number_, .epoch = split_.epoch}, finished_));
     }
     COHORT_ASSIGN_OR_RETURN(const auto split,
-                            feed_.coordinator->NextSplit({.dataset = number_, .epoch = epoch_},
-                                                         first_batch_, finished));
+                            feed_.coordinator()->NextSplit({.dataset = number_, .epoch = epoch_},
+                                                           first_batch_, finished_));
+    finished_ = {};
     if (!split.has_value()) {
       COHORT_RETURN_IF_ERROR(feed_.end());
       return false;
@@ -94,7 +128,8 @@ class SplitDataset final : public DistributedDataset {
   std::int64_t index_ = 0;
   int roll_backs_ = 0;
   CoordinatorClient::EpochSplit split_;
-  std::unique_ptr<data::BatchIterator> iterator_;
+  FinishedSplit finished_;  // until the coordinator has been told
+  Reader reader_{feed_};
 };
 
 class RoundDataset final : public DistributedDataset {
@@ -103,11 +138,10 @@ class RoundDataset final : public DistributedDataset {
       : dataset_(dataset), number_(number), feed_(std::move(feed)) {}
 
   Status BeginEpoch(std::int64_t epoch, std::int64_t first_batch) override {
-    iterator_.reset();
+    reader_.Close();
     epoch_ = epoch;
     first_batch_ = first_batch;
-    feed_.begin();
-    return {};
+    return feed_.begin();
   }
 
   NextBatch Next() override {
@@ -131,9 +165,9 @@ class RoundDataset final : public DistributedDataset {
     }
     COHORT_ASSIGN_OR_RETURN(
         const std::optional<RoundPart> part,
-        feed_.coordinator->JoinRound({.dataset = number_, .epoch = epoch_}, first_batch_));
+        feed_.coordinator()->JoinRound({.dataset = number_, .epoch = epoch_}, first_batch_));
     if (!part.has_value()) {
-      iterator_.reset();
+      reader_.Close();
       COHORT_RETURN_IF_ERROR(feed_.end());
     }
     return part;
@@ -142,21 +176,22 @@ class RoundDataset final : public DistributedDataset {
   NextBatch BatchOf(const RoundPart& part) {
     // One iterator serves as long as the workers stay the same.
     const std::int64_t epoch = part.epoch.epoch;
-    if (iterator_ == nullptr || part.part != part_ || part.parts != parts_ ||
+    if (!reader_.open() || part.part != part_ || part.parts != parts_ ||
         part.batch != next_batch_ || epoch != part_epoch_) {
-      iterator_.reset();
+      reader_.Close();
       data::IterateOptions options;
       options.num_workers = part.parts;
       options.worker = part.part;
       options.epoch = epoch;
       options.first_batch = part.batch;
       options.policy = data::ShardPolicy::kData;
-      COHORT_ASSIGN_OR_RETURN(iterator_, dataset_.Iterate(options));
+      COHORT_ASSIGN_OR_RETURN(auto iterator, dataset_.Iterate(options));
+      reader_.Open(std::move(iterator));
       part_ = part.part;
       parts_ = part.parts;
       part_epoch_ = epoch;
     }
-    COHORT_ASSIGN_OR_RETURN(std::optional<data::Batch> batch, iterator_->Next());
+    COHORT_ASSIGN_OR_RETURN(std::optional<data::Batch> batch, reader_.Next());
     if (!batch.has_value()) {
       return Internal("batch " + std::to_string(part.batch) + " of epoch " + std::to_string(epoch) +
                       " was handed out, the data ends before it");
@@ -175,7 +210,7 @@ class RoundDataset final : public DistributedDataset {
   int parts_ = 0;
   std::int64_t part_epoch_ = -1;
   std::int64_t next_batch_ = 0;
-  std::unique_ptr<data::BatchIterator> iterator_;
+  Reader reader_{feed_};
 };
 
 class WholeDataset final : public DistributedDataset {

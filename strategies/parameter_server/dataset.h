@@ -14,16 +14,20 @@ namespace cohort::ps {
 
 // What a data set for workers needs of the strategy; outlives the data set.
 struct Feed {
-  CoordinatorClient* coordinator = nullptr;
-  std::function<void()> begin;   // an epoch begins
-  std::function<Status()> idle;  // between two splits
+  std::function<CoordinatorClient*()> coordinator;
+  std::function<Status()> begin;  // an epoch begins
+  std::function<Status()> idle;   // between two splits
   // In a process that trains and hands out: between two splits or rounds, after the last one was
   // acknowledged. Else empty.
   std::function<Status(const EpochKey& epoch, const FinishedSplit& finished)> save;
   std::function<Status()> end;                             // an epoch is over for this worker
   std::function<FinishedSplit(std::int64_t id)> finished;  // with the steps since the last call
   std::function<void(const RoundPart&)> round;  // the batch that Next returns is this part
-  // A call has failed, of the above too: OK where the servers were rolled back and the job goes on,
+  // Is the batch behind the one that Next returns wanted? If so it is told then; null: none is
+  // known.
+  std::function<bool()> looks_ahead;
+  std::function<void(const data::Batch*)> next;
+  // A call has failed, of the above too: OK where the servers are well again and the job goes on,
   // else the reason.
   std::function<Status(const Status&)> go_on;
   std::function<int()> roll_backs;  // so far; what was handed out before the last is void

@@ -26,6 +26,10 @@ constexpr int kMostRollBacks =
 std::string ProcessKey(int server, std::uint64_t incarnation) {
   return ServerKey(server) + "/" + std::to_string(incarnation);
 }
+// Of a server that has been in a job before its present chief: the epoch of its values.
+std::string EpochKeyOf(int server, std::uint64_t incarnation) {
+  return ProcessKey(server, incarnation) + "/epoch";
+}
 double SecondsSince(std::chrono::steady_clock::time_point begun) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
 }
@@ -55,6 +59,19 @@ Status CheckConfig(const ClusterConfig& config, const StrategyOptions& options) 
     return InvalidArgument("consistency " + consistency.ToString() + " with " +
                            std::to_string(workers) +
                            " workers [fewer backup workers than workers, and no negative number]");
+  }
+  for (const DType wire : {options.server_wire.push, options.server_wire.pull}) {
+    if (wire != DType::kFloat32 && wire != DType::kFloat16 && wire != DType::kBFloat16) {
+      return InvalidArgument("server_wire " + std::string(DTypeName(wire)) +
+                             " [float32, float16 or bfloat16]");
+    }
+  }
+  if (options.server_loss == ServerLoss::kPartial &&
+      consistency.mode != Consistency::Mode::kAsynchronous) {
+    return InvalidArgument(
+        "server_loss kPartial with consistency " + consistency.ToString() +
+        ", under which all servers are at the same step [consistency async, or server_loss "
+        "kRollBack]");
   }
   if (options.num_devices != 1) {
     return InvalidArgument("parameter_server trains one replica per worker, num_devices is " +
@@ -190,9 +207,15 @@ Job::Job(ClusterConfig config, const StrategyOptions& options)
       join_timeout_(options.join_timeout),
       heartbeat_timeout_(options.heartbeat_timeout),
       rejoin_grace_(options.rejoin_grace),
+      server_loss_(options.server_loss),
+      journal_folder_(config_.cluster.Chief().type == TaskType::kChief &&
+                              options.rejoin_grace.count() > 0
+                          ? options.journal_folder
+                          : ""),
       log_(options.log),
       backup_workers_(options.consistency.backup_workers),
       read_timeout_(options.collective_timeout),
+      wire_(options.server_wire),
       chief_(config_.cluster.Chief()),
       workers_(config_.cluster.TrainingTasks()),
       num_servers_(config_.cluster.Count(TaskType::kPs)),
@@ -208,7 +231,7 @@ Result<std::unique_ptr<Job>> Job::Join(const ClusterConfig& config,
   COHORT_RETURN_IF_ERROR(CheckConfig(config, options));
   std::unique_ptr<Job> job(new Job(config, options));
   COHORT_RETURN_IF_ERROR(job->StartServices());
-  COHORT_RETURN_IF_ERROR(job->JoinCoordination());
+  COHORT_RETURN_IF_ERROR(job->JoinCoordination(/*wait_for_all=*/true, job->join_timeout_));
   COHORT_RETURN_IF_ERROR(job->Publish());
   if (!job->is_server()) {
     COHORT_RETURN_IF_ERROR(job->FindServices());
@@ -223,11 +246,16 @@ Status Job::StartServices() {
                                           config_.task.index, log_));
   }
   if (is_chief()) {
+    if (chief_may_be_lost()) {
+      COHORT_ASSIGN_OR_RETURN(journal_,
+                              Journal::Open(FileSystem::Local(), journal_folder_, backup_workers_));
+    }
     coordinator_ = std::make_unique<Coordinator>(
         CoordinatorOptions{.workers = workers_,
                            .rejoin_timeout = join_timeout_,
                            .backup_workers = backup_workers_,
                            .on_gone = [this](std::uint64_t incarnation) { Gone(incarnation); },
+                           .journal = journal_.get(),
                            .log = log_});
     COHORT_ASSIGN_OR_RETURN(
         coordinator_server_,
@@ -237,9 +265,9 @@ Status Job::StartServices() {
   return {};
 }
 
-Status Job::JoinCoordination() {
+Status Job::JoinCoordination(bool wait_for_all, milliseconds timeout) {
   CoordinationOptions options;
-  options.join_timeout = join_timeout_;
+  options.join_timeout = timeout;
   options.heartbeat_timeout = heartbeat_timeout_;
   options.heartbeat_interval = std::min(options.heartbeat_interval, heartbeat_timeout_ / 5);
   options.may_leave = [chief = chief_](const TaskId& task) { return task != chief; };
@@ -247,6 +275,11 @@ Status Job::JoinCoordination() {
   const std::string address =
       config_.rendezvous.empty() ? config_.cluster.Address(chief_) : config_.rendezvous;
   if (is_chief()) {
+    if (journal_ != nullptr) {
+      for (const auto& [task, end] : journal_->state().ended) {
+        options.ended.insert(task);
+      }
+    }
     COHORT_ASSIGN_OR_RETURN(
         coordination_server_,
         CoordinationServer::Start(ListenAddress(address), config_.cluster, options));
@@ -259,9 +292,9 @@ Status Job::JoinCoordination() {
           }
         });
   }
-  COHORT_ASSIGN_OR_RETURN(coordination_,
-                          CoordinationClient::Join(address, config_.cluster, config_.task,
-                                                   /*wait_for_all=*/true, options));
+  COHORT_ASSIGN_OR_RETURN(
+      coordination_,
+      CoordinationClient::Join(address, config_.cluster, config_.task, wait_for_all, options));
   coordination_->OnFailure([this](const Status& why) { Fail(why); });
   return {};
 }
@@ -270,6 +303,10 @@ Status Job::Publish() {
   if (server_ != nullptr) {
     const int server = config_.task.index;
     const std::string address = WithPort(config_.cluster.Address(config_.task), server_->port());
+    if (server_->epoch() != 0) {
+      COHORT_RETURN_IF_ERROR(coordination_->Insert(EpochKeyOf(server, coordination_->incarnation()),
+                                                   std::to_string(server_->epoch())));
+    }
     COHORT_RETURN_IF_ERROR(
         coordination_->Insert(ProcessKey(server, coordination_->incarnation()), address));
     // Of the first process; where another may take its place the other key is asked for.
@@ -287,9 +324,10 @@ Status Job::FindServices() {
   if (is_chief()) {
     COHORT_RETURN_IF_ERROR(FindServers());
   }
-  if (!trains()) {
-    return {};
-  }
+  return trains() ? FindCoordinator() : OkStatus();
+}
+
+Status Job::FindCoordinator() {
   COHORT_ASSIGN_OR_RETURN(const std::string coordinator,
                           coordination_->Wait(kCoordinatorKey, DeadlineAfter(join_timeout_)));
   {
@@ -311,7 +349,7 @@ Status Job::FindServices() {
                               {.task = config_.task, .incarnation = coordination_->incarnation()},
                               heartbeat_timeout_),
       [this](const ServerView& view) { Told(view); });
-  return Explain(AwaitView(DeadlineAfter(join_timeout_)));
+  return Explain(AwaitView(DeadlineAfter(join_timeout_), std::max<std::uint64_t>(epoch_, 1)));
 }
 
 // The first view, in the chief. A server that is lost before may come back.
@@ -335,7 +373,42 @@ Status Job::FindServers() {
     incarnations_[static_cast<std::size_t>(s)] = incarnation;
   }
   epoch_ = 1;
+  if (journal_ != nullptr) {
+    return BeginJournal();
+  }
   coordinator_->SetView(epoch_, server_addresses_);
+  return {};
+}
+
+// Servers that have been in a job are in the one that the journal is of: the chief of it is gone,
+// and this one takes its place.
+Status Job::BeginJournal() {
+  const JournalState before = journal_->state();
+  std::uint64_t newest = before.epoch;
+  bool goes_on = false;
+  for (int s = 0; s < num_servers_; ++s) {
+    const Result<std::string> epoch =
+        coordination_->Get(EpochKeyOf(s, incarnations_[static_cast<std::size_t>(s)]));
+    if (epoch.ok()) {
+      goes_on = true;
+      newest = std::max<std::uint64_t>(newest, std::stoull(*epoch));
+    }
+  }
+  if (goes_on && before.epoch == 0) {
+    return FailedPrecondition(
+        "the servers have been in a job whose chief is gone, and there is no journal of it in " +
+        journal_folder_ + " [give this chief the folder that the one before had]");
+  }
+  epoch_ = newest + 1;
+  COHORT_RETURN_IF_ERROR(journal_->Begin(goes_on, epoch_));
+  std::string why;
+  if (goes_on) {
+    coordinator_->Succeed(before);
+    why = chief_.ToString() + " was started again, and has the job go back to its last save";
+    log_.Warning("takes the place of a chief that is gone, as " + journal_->path() +
+                 " tells: the job goes back to its last save");
+  }
+  coordinator_->SetView(epoch_, server_addresses_, why);
   return {};
 }
 
@@ -353,18 +426,17 @@ Result<std::string> Job::AddressOf(int server, std::uint64_t* incarnation) {
 }
 
 // Until the servers are well; the clients to be made are of that view.
-Status Job::AwaitView(Deadline deadline) {
+Status Job::AwaitView(Deadline deadline, std::uint64_t least) {
   std::unique_lock lock(failure_mutex_);
-  const auto ready = [this] {
-    return !failure_.ok() || (view_.epoch > epoch_ && !view_.recovering);
+  const auto ready = [this, least] {
+    return !failure_.ok() || (view_.epoch >= least && !view_.recovering);
   };
   if (!view_changed_.wait_until(lock, deadline, ready)) {
     return DeadlineExceeded(chief_.ToString() + " does not know where the servers are" +
                             (view_.recovering ? ": " + view_.why : ""));
   }
   COHORT_RETURN_IF_ERROR(failure_);
-  epoch_ = view_.epoch;
-  server_addresses_ = view_.addresses;
+  TakeView();
   coordinator_client_->SetEpoch(epoch_);
   return {};
 }
@@ -437,8 +509,19 @@ Status Job::Done() {
   if (left_ || coordination_ == nullptr) {
     return {};
   }
-  COHORT_RETURN_IF_ERROR(coordination_->failure());
-  return coordinator_client_ == nullptr ? OkStatus() : Explain(coordinator_client_->Done());
+  if (coordinator_client_ == nullptr) {
+    return coordination_->failure();
+  }
+  for (;;) {
+    Status status = coordination_->failure();
+    if (status.ok()) {
+      status = Explain(coordinator_client_->Done());
+    }
+    if (status.ok() || is_chief() || !chief_may_be_lost()) {
+      return status;
+    }
+    COHORT_RETURN_IF_ERROR(Rejoin(status));  // to tell another chief, where this one is gone
+  }
 }
 
 Status Job::Leave() {
@@ -463,6 +546,9 @@ Status Job::Leave() {
     if (client_ != nullptr) {
       COHORT_RETURN_IF_ERROR(Explain(client_->Drain()));
     }
+    if (journal_ != nullptr) {
+      COHORT_RETURN_IF_ERROR(journal_->Remove());
+    }
   }
   return coordination_->Shutdown();
 }
@@ -486,11 +572,14 @@ Client& Job::Connect(const ModelSpec& spec) {
 // Of `epoch`, at server_addresses_. Numbers of pushes begin anew with a client, which servers
 // expect in an epoch.
 void Job::MakeClients(std::uint64_t epoch) {
-  const ClientOptions options{.incarnation = coordination_->incarnation(),
-                              .task = config_.task.ToString(),
-                              .epoch = epoch,
-                              .peer_timeout = heartbeat_timeout_,
-                              .read_timeout = read_timeout_};
+  const ClientOptions options{
+      .incarnation = coordination_->incarnation(),
+      .task = config_.task.ToString(),
+      .epoch = epoch,
+      .peer_timeout = heartbeat_timeout_,
+      .read_timeout = read_timeout_,
+      // What the chief has is saved, and evaluated.
+      .wire = {.push = wire_.push, .pull = is_chief() ? DType::kFloat32 : wire_.pull}};
   auto client = Client::Make(spec_, server_addresses_, options);
   auto row_client =
       spec_.tables.empty() ? nullptr : RowClient::Make(spec_, server_addresses_, options);
@@ -630,7 +719,8 @@ Status Job::AwaitServers() {
   return {};
 }
 
-Status Job::BeginEpoch(const std::function<Result<std::int64_t>()>& restore, std::uint64_t* newest,
+// `without`: servers that have no values, or not all of them.
+Status Job::BeginEpoch(const Restore& restore, std::set<int>* without, std::uint64_t* newest,
                        std::int64_t* step) {
   std::vector<std::uint64_t> retired;
   {
@@ -638,9 +728,17 @@ Status Job::BeginEpoch(const std::function<Result<std::int64_t>()>& restore, std
     retired.assign(gone_.begin(), gone_.end());
   }
   COHORT_RETURN_IF_ERROR(client_->Declare());
-  COHORT_ASSIGN_OR_RETURN(const std::uint64_t version, client_->Begin(retired));
-  *newest = std::max(*newest, version);
-  COHORT_ASSIGN_OR_RETURN(*step, restore());
+  if (partial()) {
+    COHORT_ASSIGN_OR_RETURN(const Client::Kept kept, client_->BeginKeeping(retired));
+    *newest = std::max(*newest, kept.version);
+    without->insert(kept.without.begin(), kept.without.end());
+    const Lost only = {.servers = {without->begin(), without->end()}, .version = *newest};
+    COHORT_ASSIGN_OR_RETURN(*step, restore(&only));
+  } else {
+    COHORT_ASSIGN_OR_RETURN(const std::uint64_t version, client_->Begin(retired));
+    *newest = std::max(*newest, version);
+    COHORT_ASSIGN_OR_RETURN(*step, restore(nullptr));
+  }
   auto retirements = std::make_unique<Retirements>(*client_);
   const std::lock_guard lock(failure_mutex_);
   for (const std::uint64_t incarnation : gone_) {
@@ -652,18 +750,19 @@ Status Job::BeginEpoch(const std::function<Result<std::int64_t>()>& restore, std
   return {};
 }
 
-Status Job::Recover(const Status& error, const std::function<Result<std::int64_t>()>& restore) {
+Status Job::Recover(const Status& error, const Restore& restore) {
   if (!AwaitLoss(error)) {
     return Explain(error);
   }
   const auto begun = std::chrono::steady_clock::now();
   std::string names = NamesOfLost();
   log_.Warning(fmt::format(
-      "{} is lost, and the workers wait: the job goes on from its last save when another process "
-      "takes its place, within {:g} s",
-      names, static_cast<double>(rejoin_grace_.count()) / 1000));
+      "{} is lost, and the workers wait: {} goes on from the last save when another process takes "
+      "its place, within {:g} s",
+      names, partial() ? "it" : "the job", static_cast<double>(rejoin_grace_.count()) / 1000));
   const std::int64_t steps_before = coordinator_->advance().steps;
   std::uint64_t newest = 0;
+  std::set<int> without;
   Status last = error;
   for (int attempt = 0; attempt < kMostRollBacks; ++attempt) {
     int seen = 0;
@@ -676,11 +775,16 @@ Status Job::Recover(const Status& error, const std::function<Result<std::int64_t
       return FailJob(there);
     }
     StopRetirements();
+    if (journal_ != nullptr) {
+      if (const Status noted = journal_->Epoch(epoch_ + 1); !noted.ok()) {
+        return FailJob(noted);
+      }
+    }
     MakeClients(epoch_ + 1);
-    log_.Info(fmt::format("{} there: the servers go back to the last save",
-                          names.empty() ? "all are" : names + " is"));
+    log_.Info(fmt::format("{} there: {} the last save", names.empty() ? "all are" : names + " is",
+                          partial() ? "it gets its part of" : "the servers go back to"));
     std::int64_t step = 0;
-    last = BeginEpoch(restore, &newest, &step);
+    last = BeginEpoch(restore, &without, &newest, &step);
     if (!last.ok() && last.code() != StatusCode::kUnavailable) {
       return FailJob(last);
     }
@@ -694,10 +798,22 @@ Status Job::Recover(const Status& error, const std::function<Result<std::int64_t
         last = Unavailable("another server was lost while the servers went back to the last save");
         continue;
       }
-      last = coordinator_->RollBack(step, epoch_, server_addresses_);
+      last = partial() ? coordinator_->GoOn(step, epoch_, server_addresses_)
+                       : coordinator_->RollBack(step, epoch_, server_addresses_);
     }
     if (!last.ok()) {
       return FailJob(last);
+    }
+    work_stands_ = partial();
+    if (partial()) {
+      const std::int64_t lost = std::max<std::int64_t>(
+          {static_cast<std::int64_t>(newest) - step, coordinator_->StepsSince(step), 0});
+      lost_updates_ += lost;
+      log_.Warning(fmt::format(
+          "{} of {} servers go on from step {}, the others as they are: {} updates of their parts "
+          "are lost; the job goes on after {:.1f} s",
+          without.size(), num_servers_, step, lost, SecondsSince(begun)));
+      return {};
     }
     // All servers may have been lost, and with them how far they were.
     const std::int64_t undone = std::max(static_cast<std::int64_t>(newest) - step,
@@ -710,34 +826,90 @@ Status Job::Recover(const Status& error, const std::function<Result<std::int64_t
 }
 
 Status Job::Rejoin(const Status& error) {
-  if (watch_ == nullptr || error.code() != StatusCode::kUnavailable) {
+  if (watch_ == nullptr || (error.code() != StatusCode::kUnavailable && !ChiefLost())) {
     return Explain(error);
   }
   const auto begun = std::chrono::steady_clock::now();
-  std::uint64_t epoch = 0;
-  {
-    std::unique_lock lock(failure_mutex_);
-    for (bool said = false; view_.epoch <= epoch_ || view_.recovering;) {
-      COHORT_RETURN_IF_ERROR(failure_);
-      // While the chief waits for a server, it has the deadline.
-      const auto silent_since = view_.recovering ? heard_ : begun;
-      if (std::chrono::steady_clock::now() - silent_since >=
-          std::max(heartbeat_timeout_, kLeastSilence)) {
-        lock.unlock();
-        return Explain(error);
-      }
-      if (view_.recovering && !std::exchange(said, true)) {
-        log_.Info("waits for the servers: " + view_.why);
-      }
-      view_changed_.wait_for(lock, kLook);
+  bool found = false;
+  Status status = ChiefLost() ? error : AwaitNextView();
+  while (!status.ok()) {
+    if (!ChiefLost()) {
+      return status.code() == StatusCode::kDeadlineExceeded ? Explain(error) : status;
     }
-    epoch = view_.epoch;
-    server_addresses_ = view_.addresses;
+    COHORT_RETURN_IF_ERROR(FindChief());
+    status = FindCoordinator();
+    found = true;
   }
-  MakeClients(epoch);
-  log_.Info(fmt::format("goes on in epoch {} of the servers, after {:.1f} s", epoch,
+  work_stands_ = work_stands_ && !found;  // what this process held is another's
+  MakeClients(epoch_);
+  log_.Info(fmt::format("goes on in epoch {} of the servers, after {:.1f} s", epoch_,
                         SecondsSince(begun)));
   return {};
+}
+
+// The servers' next epoch, of which the clients to be made are. DeadlineExceeded: the chief does
+// not say that anything is the matter with the servers.
+Status Job::AwaitNextView() {
+  const auto begun = std::chrono::steady_clock::now();
+  std::unique_lock lock(failure_mutex_);
+  for (bool said = false; view_.epoch <= epoch_ || view_.recovering;) {
+    COHORT_RETURN_IF_ERROR(failure_);
+    // While the chief waits for a server, it has the deadline.
+    const auto silent_since = view_.recovering ? heard_ : begun;
+    if (std::chrono::steady_clock::now() - silent_since >=
+        std::max(heartbeat_timeout_, kLeastSilence)) {
+      return DeadlineExceeded("");
+    }
+    if (view_.recovering && !std::exchange(said, true)) {
+      log_.Info("waits for the servers: " + view_.why);
+    }
+    view_changed_.wait_for(lock, kLook);
+  }
+  TakeView();
+  return {};
+}
+
+// With the lock held.
+void Job::TakeView() {
+  work_stands_ = view_.rolled_back <= epoch_;
+  epoch_ = view_.epoch;
+  server_addresses_ = view_.addresses;
+}
+
+bool Job::ChiefLost() const {
+  return chief_may_be_lost() && !is_chief() && coordination_ != nullptr &&
+         coordination_->service_lost();
+}
+
+// In another process than the chief, which is lost: joins the one in its place.
+Status Job::FindChief() {
+  const Status why = coordination_->failure();
+  const double grace = static_cast<double>(rejoin_grace_.count()) / 1000;
+  log_.Warning(
+      fmt::format("{}; waits for another process in its place, for {:g} s", why.message(), grace));
+  watch_.reset();
+  coordination_.reset();
+  {
+    const std::lock_guard lock(failure_mutex_);
+    coordinator_client_.reset();
+    failure_ = OkStatus();
+    view_ = {};
+  }
+  const Deadline deadline = DeadlineAfter(rejoin_grace_);
+  Status joined;
+  do {  // this one may be lost, too
+    const auto left = std::chrono::ceil<milliseconds>(deadline - std::chrono::steady_clock::now());
+    joined = JoinCoordination(/*wait_for_all=*/false, std::max(left, milliseconds(1)));
+  } while ((joined.code() == StatusCode::kUnavailable || joined.code() == StatusCode::kAborted) &&
+           std::chrono::steady_clock::now() < deadline);
+  if (joined.code() == StatusCode::kDeadlineExceeded) {
+    return Unavailable(fmt::format(
+        "{}; no other process has taken its place within {:g} s (rejoin_grace) [start {} again "
+        "with its TF_CONFIG in that time; the job itself, started again, goes on from its last "
+        "save]",
+        why.message(), grace, chief_.ToString()));
+  }
+  return joined;
 }
 
 // -------------------------------------------------------------------------------------------------
@@ -756,7 +928,16 @@ void Job::ReportError(const Status& error) {
 
 Status Job::ServeVariables() {
   while (!server_->WaitDrained(DeadlineAfter(kLook))) {
-    COHORT_RETURN_IF_ERROR(coordination_->failure());
+    if (const Status failure = coordination_->failure(); !failure.ok()) {
+      if (!ChiefLost()) {
+        return failure;
+      }
+      COHORT_RETURN_IF_ERROR(FindChief());
+      if (const Status published = Publish(); !published.ok() && !ChiefLost()) {
+        return published;
+      }
+      log_.Info("has joined " + chief_.ToString() + " anew");
+    }
   }
   const StoreStats stats = server_->store().stats();
   log_.Info(config_.task.ToString() + " served " + std::to_string(stats.pushes) + " pushes (" +

@@ -9,6 +9,9 @@
 // chief has all servers go back to a save (Recover), in another epoch (epoch_gate.h), and the other
 // processes get clients of that epoch (Rejoin).
 //
+// The chief may be lost as well, where it keeps a journal: the others wait for another process in
+// its place, join that one anew, and go on in the epoch of the servers that it begins.
+//
 // Thread rules: one thread, that of the strategy.
 
 #pragma once
@@ -61,8 +64,9 @@ class Job {
 
   Coordinator* coordinator() { return coordinator_.get(); }  // in the chief
   const Coordinator* coordinator() const { return coordinator_.get(); }
-  CoordinatorClient* coordinator_client() { return coordinator_client_.get(); }  // in a worker
-  Server* server() { return server_.get(); }                                     // in a server
+  // In a worker; another one after Rejoin.
+  CoordinatorClient* coordinator_client() { return coordinator_client_.get(); }
+  Server* server() { return server_.get(); }  // in a server
 
   // A client of all servers, not in a server itself. The job owns it, until Recover or Rejoin.
   Client& Connect(const ModelSpec& spec);
@@ -92,10 +96,22 @@ class Job {
   // In the chief, when `error` is that of a server that was lost: waits for another process in its
   // place, and has all of them begin an epoch with what `restore` brings them, by this job's new
   // clients; it returns the step. Else returns the error, and where that fails the job does.
-  Status Recover(const Status& error, const std::function<Result<std::int64_t>()>& restore);
-  // In another process: OK when the servers are in a new epoch, of which the clients then are. Else
-  // returns the error.
+  //
+  // Under ServerLoss::kPartial only servers that have no values any more are brought theirs (`only`
+  // is not null), which count as those of `version` from then on.
+  struct Lost {
+    std::vector<int> servers;
+    std::uint64_t version = 0;  // 0: that of the save
+  };
+  using Restore = std::function<Result<std::int64_t>(const Lost* only)>;
+  Status Recover(const Status& error, const Restore& restore);
+  // In another process: OK when the servers are in a new epoch, of which the clients then are, also
+  // where another process had to take the chief's place. Else returns the error.
   Status Rejoin(const Status& error);
+  // After the last of these: does what was handed out, and made of it, still stand?
+  bool work_stands() const { return work_stands_; }
+  // Updates of parts of the model that were lost with servers, in the chief.
+  std::int64_t lost_updates() const { return lost_updates_; }
 
   // In a worker: it needs no more data.
   Status Done();
@@ -108,11 +124,18 @@ class Job {
   Job(ClusterConfig config, const StrategyOptions& options);
 
   Status StartServices();
-  Status JoinCoordination();
+  Status JoinCoordination(bool wait_for_all, std::chrono::milliseconds timeout);
   Status Publish();
   Status FindServices();
   Status FindServers();
-  Status AwaitView(Deadline deadline);
+  Status BeginJournal();
+  Status FindCoordinator();
+  bool chief_may_be_lost() const { return !journal_folder_.empty(); }
+  bool ChiefLost() const;
+  Status FindChief();
+  Status AwaitView(Deadline deadline, std::uint64_t least);
+  Status AwaitNextView();
+  void TakeView();
   void Fail(const Status& why);
   void AbortClients(const Status& why);  // with the lock held
   void ServerLost(CoordinationServer& server, const TaskId& task, const Status& why);
@@ -120,8 +143,9 @@ class Job {
   Result<std::string> AddressOf(int server, std::uint64_t* incarnation);
   bool AwaitLoss(const Status& error);
   Status AwaitServers();
-  Status BeginEpoch(const std::function<Result<std::int64_t>()>& restore, std::uint64_t* newest,
+  Status BeginEpoch(const Restore& restore, std::set<int>* without, std::uint64_t* newest,
                     std::int64_t* step);
+  bool partial() const { return server_loss_ == ServerLoss::kPartial; }
   void MakeClients(std::uint64_t epoch);
   Status FailJob(const Status& why);
   std::string NamesOfLost() const;
@@ -133,16 +157,22 @@ class Job {
   const std::chrono::milliseconds join_timeout_;
   const std::chrono::milliseconds heartbeat_timeout_;
   const std::chrono::milliseconds rejoin_grace_;
+  const ServerLoss server_loss_;
+  const std::string journal_folder_;  // empty: the loss of the chief ends the job
   const Log log_;
   const int backup_workers_;
   const std::chrono::milliseconds read_timeout_;
+  const ServerWire wire_;
   const TaskId chief_;
   const std::vector<TaskId> workers_;
   const int num_servers_;
   bool left_ = false;
+  bool work_stands_ = false;
+  std::int64_t lost_updates_ = 0;
   int broadcasts_ = 0;
 
   // Services of this process; the state before what serves it.
+  std::unique_ptr<Journal> journal_;  // in a chief that may be lost
   std::unique_ptr<Coordinator> coordinator_;
   std::unique_ptr<CoordinationServer> coordination_server_;
   std::unique_ptr<CoordinatorServer> coordinator_server_;

@@ -1,8 +1,12 @@
 #include <algorithm>
 #include <cmath>
+#include <condition_variable>
 #include <exception>
+#include <mutex>
+#include <thread>
 #include <utility>
 
+#include <cohort/core/random.h>
 #include <cohort/core/thread_pool.h>
 #include <cohort/optim/gradients.h>
 #include <cohort/optim/row_source.h>
@@ -12,6 +16,7 @@
 #include "parameter_server/job.h"
 #include "parameter_server/local_sink.h"
 #include "parameter_server/remote_functions.h"
+#include "parameter_server/row_lookahead.h"
 #include "synchronous/cores.h"
 
 namespace cohort {
@@ -32,28 +37,114 @@ class NoGradients final : public GradientSink {
   [[noreturn]] static void Refuse() { throw ContractError("no gradients in Evaluate"); }
 };
 
-// The rows of the tables, on the servers.
+// The rows of the tables, on the servers. Those of the next batch are pulled behind a step's push,
+// on a thread of its own, while parameters are exchanged and the next step begins.
 class RemoteRows final : public RowSource {
  public:
   // `round`: what is looked up has all rounds up to it; 0: where steps are not rounds.
-  RemoteRows(ps::Job& job, std::function<std::uint64_t()> round, const std::int64_t& step)
-      : job_(job), round_(std::move(round)), step_(step) {}
+  RemoteRows(ps::Job& job, const std::vector<TableSpec>& tables,
+             std::function<std::uint64_t()> round, const std::int64_t& step)
+      : job_(job), round_(std::move(round)), step_(step), lookahead_(tables) {
+    thread_ = std::thread([this] { Run(); });
+  }
+  ~RemoteRows() override {
+    job_.rows()->Abort(Cancelled("this process leaves"));
+    {
+      const std::lock_guard lock(mutex_);
+      stopped_ = true;
+    }
+    changed_.notify_all();
+    thread_.join();
+  }
+
   Status Lookup(int table, std::span<const std::uint64_t> ids, bool training,
                 std::span<float> rows) override {
+    Wait();
+    if (training && lookahead_.Take(table, ids, rows)) {
+      return {};
+    }
     ps::RowClient& client = *job_.rows();
     client.ReadAfter(round_());
     const Status status = client.Pull(table, ids, step_ + 1, training, rows);
     broken_ = broken_ || status.code() == StatusCode::kUnavailable;
+    if (training && status.ok()) {
+      lookahead_.Learn(table, ids);
+    }
     return status;
   }
   // Was a server not there, since the last call?
   bool TakeBroken() { return std::exchange(broken_, false); }
 
+  // The batch that is trained on now.
+  void StartBatch(const data::Batch& batch) {
+    Wait();
+    lookahead_.SetBatch({batch});
+  }
+  // It is over; and what was looked up ahead has been used, or is void.
+  void Forget() {
+    Wait();
+    lookahead_.SetBatch({});
+    lookahead_.Forget();
+  }
+  // Pulls the rows of `next`, with every round up to `round`, for the step after `step`.
+  void LookAhead(const data::Batch& next, std::uint64_t round, std::int64_t step) {
+    Wait();
+    {
+      const std::lock_guard lock(mutex_);
+      next_ = {next};
+      lookups_ = lookahead_.Foresee(next_);
+      after_ = round;
+      for_step_ = step + 1;
+      under_way_ = !lookups_.empty();
+    }
+    changed_.notify_all();
+  }
+  // Until nobody uses the client of the rows but the caller's thread. What is waited for has a
+  // deadline, and ends where the client is aborted.
+  void Wait() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return !under_way_; });
+  }
+  std::int64_t foreseen() {
+    Wait();
+    return lookahead_.foreseen();
+  }
+
  private:
+  void Run() {
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      changed_.wait(lock, [this] { return stopped_ || under_way_; });
+      if (!under_way_) {
+        return;
+      }
+      lock.unlock();
+      ps::RowClient& client = *job_.rows();
+      client.ReadAfter(after_);
+      lookahead_.Fetch(client, lookups_, for_step_);
+      lookups_.clear();
+      next_.clear();
+      lock.lock();
+      under_way_ = false;
+      changed_.notify_all();
+    }
+  }
+
   ps::Job& job_;
   const std::function<std::uint64_t()> round_;
   bool broken_ = false;
   const std::int64_t& step_;  // the strategy's
+
+  std::mutex mutex_;  // guards the two flags; the rest is its who may use it by them
+  std::condition_variable changed_;
+  bool under_way_ = false;
+  bool stopped_ = false;
+  ps::RowLookahead lookahead_;
+  std::vector<data::Batch> next_;
+  ps::RowLookahead::Lookups lookups_;
+  std::uint64_t after_ = 0;
+  std::int64_t for_step_ = 1;
+  std::thread thread_;  // last: it uses the rest
 };
 
 class Implementation final : public ParameterServerStrategy {
@@ -136,10 +227,14 @@ class Implementation final : public ParameterServerStrategy {
 
   Result<Mirrored<Tensor>> Local(const PerReplica<Tensor>& value) const;
 
-  void OpenData();
+  Status OpenData();
   Status Outlast(const std::function<Status()>& look);
   Status GoOn(const Status& error);
   Status Surviving(const std::function<Status()>& fn);
+  void LookAhead(std::uint64_t round);
+  Status Assign(std::span<const float> values, std::span<const std::span<float>> slots,
+                std::int64_t step);
+  Result<std::int64_t> RestoreSaved(const ps::Job::Lost* only);
   Result<std::int64_t> RestoreSaved();
   std::uint64_t RoundsToSee() const;
   Status Idle();
@@ -180,10 +275,14 @@ class Implementation final : public ParameterServerStrategy {
   ps::FinishedSplit finished_;          // what the steps of the current split came to
   SavePlan plan_;                       // in the chief
   ps::Coordinator::Advance saved_;      // when plan_ was carried out last
+  bool saving_ = false;                 // it is being carried out
+  std::optional<data::Batch> next_;     // behind the one that was handed out last, where known
   bool idle_ = true;                    // no step since the last piece of work began
   int roll_backs_ = 0;
-  bool void_ = false;       // the batch that was handed out last, by a roll-back since
-  bool own_error_ = false;  // the step function's, not a server's
+  bool work_stands_ = false;             // after GoOn
+  const ps::Job::Lost* lost_ = nullptr;  // what is being restored, where that is not all
+  bool void_ = false;                    // the batch that was handed out last, by a roll-back since
+  bool own_error_ = false;               // the step function's, not a server's
   // In the chief until the first save: what training began with, beside the rows.
   struct Initial {
     std::vector<float> values;
@@ -207,7 +306,8 @@ Status Implementation::Serve() {
     return {};
   }
   Require(parameters_ != nullptr, "Bind before Serve");
-  OpenData();
+  COHORT_RETURN_IF_ERROR(OpenData());
+  saved_ = job_->coordinator()->advance();
   if (!functions_) {
     job_->BeginTraining();
   }
@@ -235,21 +335,31 @@ Status Implementation::Shutdown() {
   return job_->Leave();
 }
 
-// OK: the servers were rolled back, and what this process had begun since is void. Else the reason.
+// OK: the servers are well again. Where they were rolled back, what this process had begun since is
+// void; else work_stands_. Else the reason.
 Status Implementation::GoOn(const Status& error) {
   Status status = error;
+  work_stands_ = true;
+  next_.reset();
+  if (rows_ != nullptr) {
+    rows_->Forget();
+  }
   do {
-    status = is_chief() ? job_->Recover(status, [this] { return RestoreSaved(); })
-                        : job_->Rejoin(status);
+    status = is_chief()
+                 ? job_->Recover(status, [this](const auto* only) { return RestoreSaved(only); })
+                 : job_->Rejoin(status);
     client_ = job_->client();  // also where that failed halfway
     COHORT_RETURN_IF_ERROR(status);
-    if (is_chief()) {
-      saved_ = job_->coordinator()->advance();
+    work_stands_ = work_stands_ && job_->work_stands();
+    if (!job_->work_stands()) {
+      if (is_chief()) {
+        saved_ = job_->coordinator()->advance();
+      }
+      ++roll_backs_;
+      finished_ = {};
+      round_.reset();
+      idle_ = true;
     }
-    ++roll_backs_;
-    finished_ = {};
-    round_.reset();
-    idle_ = true;
     if (!trains()) {
       return {};
     }
@@ -262,9 +372,16 @@ Status Implementation::GoOn(const Status& error) {
 Status Implementation::Surviving(const std::function<Status()>& fn) {
   for (Status status = fn(); !status.ok(); status = fn()) {
     COHORT_RETURN_IF_ERROR(GoOn(status));
-    void_ = true;
+    void_ = void_ || !work_stands_;
   }
   return {};
+}
+
+Result<std::int64_t> Implementation::RestoreSaved(const ps::Job::Lost* only) {
+  lost_ = only;
+  const Result<std::int64_t> step = RestoreSaved();
+  lost_ = nullptr;
+  return step;
 }
 
 Result<std::int64_t> Implementation::RestoreSaved() {
@@ -283,9 +400,17 @@ Result<std::int64_t> Implementation::RestoreSaved() {
             : "the save that the job would go back to is gone");
   }
   std::vector<std::span<float>> slots(initial_->slots.begin(), initial_->slots.end());
-  COHORT_RETURN_IF_ERROR(
-      client_->Assign(initial_->values, slots, static_cast<std::uint64_t>(initial_->step)));
+  COHORT_RETURN_IF_ERROR(Assign(initial_->values, slots, initial_->step));
   return initial_->step;
+}
+
+// To all servers; or to those that are being restored, at the step of the others.
+Status Implementation::Assign(std::span<const float> values,
+                              std::span<const std::span<float>> slots, std::int64_t step) {
+  const auto version = static_cast<std::uint64_t>(step);
+  return lost_ == nullptr
+             ? client_->Assign(values, slots, version)
+             : client_->AssignTo(lost_->servers, values, slots, std::max(version, lost_->version));
 }
 
 // A step sees all rounds before its own. A round that is trained again, for a worker that was lost
@@ -322,10 +447,13 @@ Status Implementation::SaveIfDue() {
   }
   return job_->BetweenUpdates([this](const ps::Coordinator::Cut& cut) -> Status {
     const ps::Coordinator::Advance at = job_->coordinator()->advance();
-    COHORT_RETURN_IF_ERROR(plan_.save(cut.epoch.epoch, cut.batch));
+    saving_ = true;
+    const Status saved = plan_.save(cut.epoch.epoch, cut.batch);
+    saving_ = false;
+    COHORT_RETURN_IF_ERROR(saved);
     saved_ = at;
     if (plan_.restore) {
-      job_->coordinator()->Remember(step_);
+      COHORT_RETURN_IF_ERROR(job_->coordinator()->Remember(step_));
       initial_.reset();
     }
     return {};
@@ -346,7 +474,7 @@ Result<std::unique_ptr<Coordinator>> Implementation::MakeCoordinator(
   Require(client_ != nullptr, "Bind before Coordinator::Create");
   COHORT_ASSIGN_OR_RETURN(auto coordinator, ps::OpenFunctions(*job_->coordinator(), options));
   functions_ = true;
-  OpenData();
+  COHORT_RETURN_IF_ERROR(OpenData());
   return coordinator;
 }
 
@@ -363,8 +491,13 @@ Status Implementation::ServeFunctions(const Functions& functions) {
 }
 
 // Only now: what the chief assigned to the servers before is what training starts from.
-void Implementation::OpenData() {
-  job_->coordinator()->Open(static_cast<std::int64_t>(client_->version()));
+Status Implementation::OpenData() {
+  const std::span<const float> values = parameters_->all();
+  const std::uint64_t digest =
+      options_.journal_folder.empty()
+          ? 0
+          : Hash64({reinterpret_cast<const char*>(values.data()), values.size_bytes()});
+  return job_->coordinator()->Open(static_cast<std::int64_t>(client_->version()), digest);
 }
 
 // ---- Parameters ---------------------------------------------------------------------------------
@@ -391,7 +524,7 @@ Status Implementation::Bind(ParameterSet& parameters, std::unique_ptr<Optimizer>
   parameters_ = &parameters;
   if (job_->rows() != nullptr) {
     rows_ = std::make_unique<RemoteRows>(
-        *job_, [this] { return RoundsToSee(); }, step_);
+        *job_, tables_, [this] { return RoundsToSee(); }, step_);
     parameters.SetRows(rows_.get());
   }
   optimizer_ = std::move(optimizer);
@@ -453,7 +586,9 @@ Status Implementation::PullState() {
   }
   const Status status = client_->PullState(parameters_->all(), slots());
   step_ = static_cast<std::int64_t>(client_->version());
-  return job_->Explain(status);
+  COHORT_RETURN_IF_ERROR(job_->Explain(status));
+  // Before the save is there: whoever finds it must find the way back to it, too.
+  return saving_ && plan_.restore ? job_->coordinator()->Remember(step_) : OkStatus();
 }
 
 Status Implementation::PushState() {
@@ -467,21 +602,23 @@ Status Implementation::PushState() {
       initial_->slots.emplace_back(slot.begin(), slot.end());
     }
   }
-  return job_->Explain(
-      client_->Assign(parameters_->all(), slots(), static_cast<std::uint64_t>(step_)));
+  return job_->Explain(Assign(parameters_->all(), slots(), step_));
 }
 
 Status Implementation::SaveTable(int table, FileSystem& files, const std::string& path) {
   Require(rows_ != nullptr, "a table of the bound parameters, not on a server");
   const TableSpec& spec = tables_.at(static_cast<std::size_t>(table));
+  rows_->Wait();
   return job_->Explain(ps::SaveTable(*job_->rows(), table, spec, files, path));
 }
 
 Status Implementation::LoadTable(int table, FileSystem& files, const std::string& path) {
   Require(rows_ != nullptr, "a table of the bound parameters, not on a server");
   const TableSpec& spec = tables_.at(static_cast<std::size_t>(table));
+  rows_->Forget();
   rows_loaded_ = rows_loaded_ || !began_;
-  return job_->Explain(ps::LoadTable(*job_->rows(), table, spec, files, path));
+  return job_->Explain(ps::LoadTable(*job_->rows(), table, spec, files, path,
+                                     lost_ == nullptr ? nullptr : &lost_->servers));
 }
 
 Result<ParameterServerStats> Implementation::stats() {
@@ -494,7 +631,9 @@ Result<ParameterServerStats> Implementation::stats() {
                               .max_staleness = stats.max_staleness,
                               .late = stats.late,
                               .parked = stats.parked,
-                              .max_lead = stats.max_lead};
+                              .max_lead = stats.max_lead,
+                              .lost_updates = job_->lost_updates(),
+                              .foreseen = rows_ == nullptr ? 0 : rows_->foreseen()};
 }
 
 Result<Mirrored<Tensor>> Implementation::Local(const PerReplica<Tensor>& value) const {
@@ -531,16 +670,16 @@ Result<std::unique_ptr<DistributedDataset>> Implementation::Distribute(
     return ps::MakeEmptyDataset();
   }
   COHORT_RETURN_IF_ERROR(job_->Explain(job_->coordinator_client()->OpenDataset(number, info)));
-  ps::Feed feed{.coordinator = job_->coordinator_client(),
-                .begin =
-                    [this] {
-                      Require(client_ != nullptr, "Bind before the first epoch");
-                      began_ = true;
-                      if (is_chief()) {
-                        OpenData();
-                        job_->BeginTraining();
-                      }
-                    },
+  ps::Feed feed{.coordinator = [this] { return job_->coordinator_client(); },
+                .begin = [this]() -> Status {
+                  Require(client_ != nullptr, "Bind before the first epoch");
+                  began_ = true;
+                  if (is_chief()) {
+                    COHORT_RETURN_IF_ERROR(OpenData());
+                    job_->BeginTraining();
+                  }
+                  return {};
+                },
                 .idle = [this] { return Idle(); },
                 .end = [this] { return Refresh(/*everything=*/false); },
                 .finished =
@@ -554,6 +693,11 @@ Result<std::unique_ptr<DistributedDataset>> Implementation::Distribute(
                     [this](const ps::RoundPart& part) {
                       void_ = false;
                       round_ = part;
+                    },
+                .looks_ahead = [this] { return rows_ != nullptr; },
+                .next =
+                    [this](const data::Batch* batch) {
+                      next_ = batch == nullptr ? std::nullopt : std::optional(*batch);
                     },
                 .go_on = [this](const Status& status) { return GoOn(status); },
                 .roll_backs = [this] { return roll_backs_; }};
@@ -693,24 +837,31 @@ Result<StepResult> Implementation::Step(const DistributedBatch& batch, const Ste
   if (!fresh_) {
     if (const Status status = Refresh(/*everything=*/true); !status.ok()) {
       COHORT_RETURN_IF_ERROR(GoOn(status));
-      return ResultOf({});
+      if (!work_stands_) {
+        return ResultOf({});
+      }
     }
     fresh_ = true;
   }
-  KeepFixedValues();
-  own_error_ = false;
-  Result<StepResult> result = options_.consistency.synchronous() ? StepTogether(batch, fn)
-                                                                 : StepAlone(batch.replicas[0], fn);
-  if (result.ok()) {
-    return result;
-  }
-  RestoreFixedValues();
-  if (own_error_) {
-    return job_->Explain(result.status());
-  }
-  // Where the servers were rolled back, Next brings the batch again.
-  COHORT_RETURN_IF_ERROR(GoOn(result.status()));
-  return ResultOf({});
+  do {
+    if (rows_ != nullptr) {
+      rows_->StartBatch(batch.replicas[0]);
+    }
+    KeepFixedValues();
+    own_error_ = false;
+    Result<StepResult> result = options_.consistency.synchronous()
+                                    ? StepTogether(batch, fn)
+                                    : StepAlone(batch.replicas[0], fn);
+    if (result.ok()) {
+      return result;
+    }
+    RestoreFixedValues();
+    if (own_error_) {
+      return job_->Explain(result.status());
+    }
+    COHORT_RETURN_IF_ERROR(GoOn(result.status()));
+  } while (work_stands_);  // servers that were not lost may have this step already
+  return ResultOf({});     // Next brings the batch again
 }
 
 // Under bounded staleness nobody waits for a worker between two pieces of work, and its copy may be
@@ -719,6 +870,14 @@ Status Implementation::Idle() {
   const bool pause = options_.consistency.bounded() && !idle_;
   idle_ = true;
   return pause ? job_->Explain(client_->Pause()) : OkStatus();
+}
+
+// The rows of the next batch, now that those of this one have been pushed.
+void Implementation::LookAhead(std::uint64_t round) {
+  rows_->Forget();
+  if (next_.has_value()) {
+    rows_->LookAhead(*std::exchange(next_, std::nullopt), round, step_ + 1);
+  }
 }
 
 // With the values of the round after `commit`.
@@ -755,6 +914,7 @@ Result<StepResult> Implementation::StepAlone(const data::Batch& part, const Step
   }
   if (rows_ != nullptr) {
     COHORT_RETURN_IF_ERROR(job_->rows()->Push(sink_->rows(), step_ + 1, weight));
+    LookAhead(/*round=*/0);
   }
   COHORT_RETURN_IF_ERROR(
       client_->Push({.arena = sink_->arena(), .weight = weight, .clip = clip}, parameters_->all()));
@@ -806,6 +966,9 @@ Result<StepResult> Implementation::StepTogether(const DistributedBatch& batch, c
     COHORT_RETURN_IF_ERROR(CatchUp(total->commit));
     return ResultOf(*total);
   }
+  if (rows_ != nullptr) {
+    LookAhead(part.round);
+  }
   if (optimizer_->global_clip_norm() > 0) {
     COHORT_RETURN_IF_ERROR(client_->Settle(part.round, {}, optimizer_->global_clip_norm()));
   }
@@ -822,7 +985,7 @@ Result<StepResult> Implementation::Evaluate(const DistributedBatch& batch, const
   Result<ReplicaResult> mine = Run(batch.replicas[0], fn, /*train=*/false);
   while (!mine.ok() && !own_error_) {  // a server was lost while rows were looked up
     COHORT_RETURN_IF_ERROR(GoOn(mine.status()));
-    void_ = true;
+    void_ = void_ || !work_stands_;
     mine = Run(batch.replicas[0], fn, /*train=*/false);
   }
   if (!mine.ok()) {
@@ -838,8 +1001,9 @@ Result<std::unique_ptr<ParameterServerStrategy>> ParameterServerStrategy::Make(
   if (options.make_bucket_hook || options.virtual_shards != 0) {
     return InvalidArgument(
         std::string(options.make_bucket_hook ? "make_bucket_hook" : "virtual_shards") +
-        " under a parameter server, which has no buckets and no replicas in step [use a "
-        "synchronous strategy]");
+        " under a parameter server, which has no buckets and no replicas in step [" +
+        (options.make_bucket_hook ? "server_wire compresses what travels; or " : "") +
+        "use a synchronous strategy]");
   }
   COHORT_ASSIGN_OR_RETURN(auto job, ps::Job::Join(config, options));
   std::unique_ptr<ParameterServerStrategy> strategy =

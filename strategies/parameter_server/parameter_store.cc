@@ -6,6 +6,9 @@
 
 #include <cohort/optim/gradients.h>
 
+#include "parameter_server/dense_codec.h"
+#include "parameter_server/frame_stream.h"
+
 namespace cohort::ps {
 namespace {
 
@@ -69,6 +72,18 @@ Status ParameterStore::Declare(const ModelSpec& spec, const std::string& who) {
   unassigned_ = mine;
   declared_.store(true, std::memory_order_release);
   return {};
+}
+
+std::uint64_t ParameterStore::ForgetClients() {
+  std::uint64_t version = std::numeric_limits<std::uint64_t>::max();
+  for (const auto& block : blocks_) {
+    if (block != nullptr) {
+      const std::lock_guard lock(block->mutex);
+      version = std::min(version, block->version);
+    }
+  }
+  ledger_.Reset();
+  return version == std::numeric_limits<std::uint64_t>::max() ? 0 : version;
 }
 
 std::uint64_t ParameterStore::Reset() {
@@ -235,8 +250,46 @@ Error ParameterStore::CheckPush(const FrameHeader& header, const PayloadReader& 
   return {};
 }
 
+Error ParameterStore::Decode(const FrameHeader& header, PayloadReader* payload) const {
+  const std::optional<DType> wire = WireOf(header.wire());
+  if (!wire.has_value()) {
+    return MakeError(Error::BAD_FRAME, "values of format " + std::to_string(header.wire()));
+  }
+  if (*wire == DType::kFloat32 || payload->remaining() == 0) {
+    return {};
+  }
+  if (Error error = Check(header); error.kind() != Error::NONE) {
+    return error;
+  }
+  thread_local FloatBuffer received;
+  thread_local FloatBuffer floats;
+  floats.Clear();
+  for (const std::uint32_t c : header.chunks()) {
+    const Block& block = *blocks_[c];
+    const DType of_chunk = block.chunk.trainable ? *wire : DType::kFloat32;
+    const std::span<float> from = received.Resize(EncodedFloats(of_chunk, block.value.size()));
+    if (!payload->Read(from.data(), from.size_bytes())) {
+      return MakeError(Error::BAD_FRAME, NameOf(static_cast<int>(c)) + ": " +
+                                             std::to_string(payload->remaining()) +
+                                             " bytes left of the payload, " +
+                                             std::to_string(from.size_bytes()) + " needed");
+    }
+    DecodeValues(of_chunk, from, floats.Append(block.value.size()));
+  }
+  if (payload->remaining() > 0) {
+    return MakeError(Error::BAD_FRAME, std::to_string(payload->remaining()) +
+                                           " bytes of the payload belong to no chunk");
+  }
+  *payload = PayloadReader(Segments{std::as_bytes(floats.values())});
+  return {};
+}
+
 Error ParameterStore::Push(const FrameHeader& header, PayloadReader payload, Pushed* pushed) {
-  if (Error error = CheckPush(header, payload); error.kind() != Error::NONE) {
+  Error error = Decode(header, &payload);
+  if (error.kind() == Error::NONE) {
+    error = CheckPush(header, payload);
+  }
+  if (error.kind() != Error::NONE) {
     const std::lock_guard lock(stats_mutex_);
     ++stats_.rejected;
     return error;
@@ -263,7 +316,7 @@ Error ParameterStore::Push(const FrameHeader& header, PayloadReader payload, Pus
   pushed->late = late > 0;
   ledger_.Finish(header.client(), header.sequence(), true);
   if (clocks_ != nullptr && header.advance()) {
-    clocks_->Advance(header.client());
+    clocks_->Advance(header.client(), header.sender());
   }
   const std::lock_guard lock(stats_mutex_);
   ++stats_.pushes;
@@ -296,11 +349,12 @@ Error ParameterStore::Admit(const FrameHeader& header, Deadline deadline) {
   if (ledger_.retired(header.client())) {
     return MakeError(Error::FENCED, "this worker was given up, its work went to others");
   }
-  return clocks_->Await(header.client(), deadline)
+  return clocks_->Await(header.client(), deadline, header.sender())
              ? Error()
-             : MakeError(Error::NOT_YET, "a worker is more than " +
-                                             std::to_string(spec_.consistency.staleness) +
-                                             " steps behind this one, in the middle of its work");
+             : MakeError(Error::NOT_YET, clocks_->Slowest(header.client()) +
+                                             ", in the middle of its work; " +
+                                             spec_.consistency.ToString() + " allows " +
+                                             std::to_string(spec_.consistency.staleness));
 }
 
 void ParameterStore::Pause(std::uint64_t client) {
@@ -543,29 +597,38 @@ Error ParameterStore::Plan(const FrameHeader& header, std::vector<Reading>* read
   if (!ready()) {
     return MakeError(Error::NOT_READY, "not all variables have been initialised");
   }
+  const std::optional<DType> wire = WireOf(header.pull_wire());
+  if (!wire.has_value() || (header.slots() && *wire != DType::kFloat32)) {
+    return MakeError(Error::BAD_FRAME, "values of format " + std::to_string(header.pull_wire()));
+  }
   for (int i = 0; i < header.chunks_size(); ++i) {
     const Block& block = *blocks_[header.chunks(i)];
     const std::lock_guard lock(block.mutex);
     if (block.version >= header.versions(i)) {
-      readings->push_back(
-          {.chunk = static_cast<int>(header.chunks(i)),
-           .version = block.version,
-           .floats = block.value.size() * (1 + (header.slots() ? block.slots.size() : 0))});
+      readings->push_back({.chunk = static_cast<int>(header.chunks(i)),
+                           .version = block.version,
+                           .floats = EncodedFloats(block.chunk.trainable ? *wire : DType::kFloat32,
+                                                   block.value.size()) *
+                                     (1 + (header.slots() ? block.slots.size() : 0))});
     }
   }
   return {};
 }
 
-void ParameterStore::Copy(Reading& reading, bool slots, std::span<float> to) const {
+bool ParameterStore::Copy(Reading& reading, bool slots, std::span<float> to, DType wire) const {
   const Block& block = *blocks_[static_cast<std::size_t>(reading.chunk)];
   const std::lock_guard lock(block.mutex);
   reading.version = block.version;
+  if (block.chunk.trainable && wire != DType::kFloat32) {
+    return EncodeValues(wire, block.value, to);
+  }
   float* out = std::copy(block.value.begin(), block.value.end(), to.data());
   if (slots) {
     for (const std::vector<float>& slot : block.slots) {
       out = std::copy(slot.begin(), slot.end(), out);
     }
   }
+  return true;
 }
 
 std::uint64_t ParameterStore::version(int chunk) const {

@@ -52,6 +52,8 @@ class ParameterStore {
   // As Declare has left it, but for the clients that were retired. Returns the least version that
   // the chunks had. Nothing else may run.
   std::uint64_t Reset();
+  // Clients begin to count their pushes anew; else all stays. The same return, and rule.
+  std::uint64_t ForgetClients();
 
   // What is wrong with a frame, or kind NONE.
   Error Assign(const FrameHeader& header, PayloadReader payload);
@@ -82,12 +84,13 @@ class ParameterStore {
   struct Reading {
     int chunk;
     std::uint64_t version;
-    std::size_t floats;  // with slots, where asked for
+    std::size_t floats;  // as it travels, in units of 4 bytes; with slots, where asked for
   };
   // The chunks of a pull (or of a push with `pull`) that are new enough, with their sizes; copied
   // by Copy, which sets the version that was copied. Two steps, so that the caller owns the memory.
   Error Plan(const FrameHeader& header, std::vector<Reading>* readings) const;
-  void Copy(Reading& reading, bool slots, std::span<float> to) const;
+  // `wire`: as FrameHeader::pull_wire. False: a value is too large for it.
+  bool Copy(Reading& reading, bool slots, std::span<float> to, DType wire = DType::kFloat32) const;
   std::uint64_t version(int chunk) const;
 
   StoreStats stats() const;
@@ -118,6 +121,8 @@ class ParameterStore {
     bool waits = false;
   };
   Error Check(const FrameHeader& header) const;
+  // The floats of a push that holds other ones, in memory of this thread's.
+  Error Decode(const FrameHeader& header, PayloadReader* payload) const;
   Error CheckPush(const FrameHeader& header, const PayloadReader& payload) const;
   // The staleness of the gradient.
   std::uint64_t ApplyAsynchronous(Block& block, const FrameHeader& header, std::uint64_t base,

@@ -13,6 +13,25 @@ void RoundSums::Add(const RoundSums& other) {
   }
 }
 
+RoundTable::Kept RoundTable::Keep() const {
+  Require(!running_, "a round table between two rounds");
+  return {.epochs = epochs_,
+          .round = round_,
+          .last_round = last_round_,
+          .last_total = last_total_,
+          .superseded = superseded_,
+          .dropped = dropped_};
+}
+
+RoundTable::RoundTable(Kept kept, int backup_workers)
+    : backup_(backup_workers),
+      epochs_(std::move(kept.epochs)),
+      round_(kept.round),
+      last_round_(kept.last_round),
+      last_total_(std::move(kept.last_total)),
+      superseded_(kept.superseded),
+      dropped_(kept.dropped) {}
+
 void RoundTable::OpenEpoch(const EpochKey& epoch, std::int64_t first_batch,
                            std::int64_t end_batch) {
   epochs_.try_emplace(epoch, Epoch{.first = first_batch, .next = first_batch, .end = end_batch});

@@ -70,6 +70,24 @@ class RoundTable {
   RoundTable(std::uint64_t base_round, std::set<TaskId> expected, int backup_workers = 0)
       : backup_(backup_workers), round_(base_round + 1), expected_(std::move(expected)) {}
 
+  struct Epoch {
+    std::int64_t first = 0;
+    std::int64_t next = 0;  // batch
+    std::int64_t end = 0;
+    RoundSums sums;
+  };
+  // What a journal keeps, of a table between two rounds.
+  struct Kept {
+    std::map<EpochKey, Epoch> epochs;
+    std::uint64_t round = 1;  // the next one
+    std::uint64_t last_round = 0;
+    RoundTotal last_total;
+    std::int64_t superseded = 0;
+    std::int64_t dropped = 0;
+  };
+  Kept Keep() const;
+  RoundTable(Kept kept, int backup_workers);
+
   // Gives an epoch its batches [first, end), once.
   void OpenEpoch(const EpochKey& epoch, std::int64_t first_batch, std::int64_t end_batch);
 
@@ -100,12 +118,6 @@ class RoundTable {
   std::int64_t dropped() const { return dropped_; }
 
  private:
-  struct Epoch {
-    std::int64_t first = 0;
-    std::int64_t next = 0;  // batch
-    std::int64_t end = 0;
-    RoundSums sums;
-  };
   struct Member {
     int part = 0;
     bool finished = false;

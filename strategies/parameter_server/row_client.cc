@@ -232,7 +232,8 @@ class Implementation final : public RowClient {
   void ReadAfter(std::uint64_t round) override { read_after_ = round; }
   Status Dump(int table,
               const std::function<Status(std::uint32_t, std::string_view)>& take) override;
-  Status Restore(int table, const std::function<Result<std::string>(std::uint32_t)>& give) override;
+  Status Restore(int table, const std::function<Result<std::string>(std::uint32_t)>& give,
+                 const std::vector<int>* servers) override;
   void Abort(const Status& why) override {
     exchange_.Abort(why);
     link_->Abort(why);
@@ -501,7 +502,8 @@ Status Implementation::Dump(int table,
 }
 
 Status Implementation::Restore(int table,
-                               const std::function<Result<std::string>(std::uint32_t)>& give) {
+                               const std::function<Result<std::string>(std::uint32_t)>& give,
+                               const std::vector<int>* servers) {
   const TableSpec& spec = SpecOf(table);
   COHORT_RETURN_IF_ERROR(WaitForRounds(table));
   constexpr auto kMost = static_cast<std::size_t>(kMaxPayloadBytes);
@@ -519,6 +521,9 @@ Status Implementation::Restore(int table,
     header = Header(table);
     for (std::uint32_t bucket = range.begin; bucket < range.end; ++bucket) {
       COHORT_ASSIGN_OR_RETURN(const std::string dump, give(bucket));
+      if (servers != nullptr && std::ranges::find(*servers, server) == servers->end()) {
+        continue;
+      }
       const std::uint32_t crc = io::Crc32c(std::as_bytes(std::span(dump)));
       std::size_t offset = 0;
       do {
@@ -570,10 +575,11 @@ Status SaveTable(RowClient& client, int table, const TableSpec& spec, FileSystem
 }
 
 Status LoadTable(RowClient& client, int table, const TableSpec& spec, FileSystem& files,
-                 const std::string& path) {
+                 const std::string& path, const std::vector<int>* servers) {
   const auto load = [&]() -> Status {
     COHORT_ASSIGN_OR_RETURN(const auto reader, RowFileReader::Open(files, path, spec));
-    return client.Restore(table, [&](std::uint32_t bucket) { return reader->Read(bucket); });
+    return client.Restore(
+        table, [&](std::uint32_t bucket) { return reader->Read(bucket); }, servers);
   };
   return load().Annotate("rows of table \"" + spec.name + "\"");
 }

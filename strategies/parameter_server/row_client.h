@@ -59,9 +59,11 @@ class RowClient {
   // nobody pushes.
   virtual Status Dump(
       int table, const std::function<Status(std::uint32_t bucket, std::string_view)>& take) = 0;
-  // Replaces all buckets by what `give` returns for each.
+  // Replaces all buckets, or those of `servers` only, by what `give` returns for each. It is asked
+  // for all, in ascending order.
   virtual Status Restore(int table,
-                         const std::function<Result<std::string>(std::uint32_t bucket)>& give) = 0;
+                         const std::function<Result<std::string>(std::uint32_t bucket)>& give,
+                         const std::vector<int>* servers) = 0;
 
   // Makes the running call and every later one fail with `why`.
   virtual void Abort(const Status& why) = 0;
@@ -75,7 +77,8 @@ class RowClient {
 // A table's rows into a file, and back (row_file.h).
 Status SaveTable(RowClient& client, int table, const TableSpec& spec, FileSystem& files,
                  const std::string& path);
+// `servers`: whose rows are replaced; null: all.
 Status LoadTable(RowClient& client, int table, const TableSpec& spec, FileSystem& files,
-                 const std::string& path);
+                 const std::string& path, const std::vector<int>* servers = nullptr);
 
 }  // namespace cohort::ps

@@ -140,6 +140,12 @@ Status RowStore::Declare(const std::vector<TableSpec>& tables, int servers,
   return {};
 }
 
+void RowStore::ForgetClients() {
+  ledger_.Reset();
+  const std::lock_guard lock(incoming_mutex_);
+  incoming_.clear();
+}
+
 Status RowStore::Reset() {
   for (std::unique_ptr<RowTable>& table : tables_) {
     COHORT_ASSIGN_OR_RETURN(table, RowTable::Create(table->spec(), table->range()));

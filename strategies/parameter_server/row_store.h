@@ -52,6 +52,7 @@ class RowStore {
 
   // As Declare has left it, but for the clients that were retired. Nothing else may run.
   Status Reset();
+  void ForgetClients();
 
   // A pull in two steps, so that the caller owns the memory: what it asks for, and the rows.
   struct Reading {

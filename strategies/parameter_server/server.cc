@@ -9,6 +9,7 @@
 
 #include <cohort/parameter_server.grpc.pb.h>
 #include "grpc_util.h"
+#include "parameter_server/dense_codec.h"
 #include "parameter_server/epoch_gate.h"
 #include "parameter_server/frame_listener.h"
 #include "parameter_server/row_service.h"
@@ -77,6 +78,7 @@ class Service final : public Base {
   ParameterStore& store() { return store_; }
   RowStore& rows() { return rows_; }
   EpochGate& gate() { return gate_; }
+  const EpochGate& gate() const { return gate_; }
 
   bool WaitDrained(Deadline deadline) {
     std::unique_lock lock(mutex_);
@@ -101,11 +103,17 @@ class Service final : public Base {
 
   grpc::ServerUnaryReactor* Begin(Context* context, const BeginRequest* request,
                                   BeginReply* reply) override {
+    const bool may_keep = request->keep() && gate_.epoch() != 0;
     const Result<Error> begun = gate_.Begin(request->epoch(), [&] {
-      version_at_begin_ = store_.Reset();
+      kept_at_begin_ = may_keep && store_.ready();
+      version_at_begin_ = kept_at_begin_ ? store_.ForgetClients() : store_.Reset();
       for (const std::uint64_t client : request->retired()) {
         store_.Retire(client);
         rows_.Retire(client);
+      }
+      if (kept_at_begin_) {
+        rows_.ForgetClients();
+        return OkStatus();
       }
       return rows_.Reset();
     });
@@ -113,6 +121,7 @@ class Service final : public Base {
       *reply->mutable_error() = *begun;
     }
     reply->set_version(version_at_begin_);
+    reply->set_kept(kept_at_begin_);
     return Reply(context, ToGrpc(begun.status()));
   }
 
@@ -213,8 +222,19 @@ class Service final : public Base {
       return;
     }
     const bool slots = method == FrameMethod::kPull && header.slots();
+    const DType wire = WireOf(header.pull_wire()).value_or(DType::kFloat32);
+    reply->header.set_pull_wire(header.pull_wire());
     for (ParameterStore::Reading& reading : readings) {
-      store_.Copy(reading, slots, reply->payload->Append(reading.floats));
+      if (!store_.Copy(reading, slots, reply->payload->Append(reading.floats), wire)) {
+        reply->payload->Clear();
+        reply->header.clear_chunks();
+        reply->header.clear_versions();
+        reply->header.mutable_error()->set_kind(Error::NOT_FINITE);
+        reply->header.mutable_error()->set_message(
+            store_.NameOf(reading.chunk) + " holds a value that " + std::string(DTypeName(wire)) +
+            " cannot [let values travel as bfloat16 or float32; float16 ends at 65504]");
+        return;
+      }
       reply->header.add_chunks(static_cast<std::uint32_t>(reading.chunk));
       reply->header.add_versions(reading.version);
     }
@@ -257,7 +277,8 @@ class Service final : public Base {
   const int index_;
   const Log log_;
   EpochGate gate_;
-  std::atomic<std::uint64_t> version_at_begin_{0};  // of the values that the last Begin dropped
+  std::atomic<std::uint64_t> version_at_begin_{0};  // of the values that the last Begin found
+  std::atomic<bool> kept_at_begin_{false};          // and left as they were
   ParameterStore store_;
   RowStore rows_;
   std::mutex mutex_;
@@ -292,6 +313,7 @@ class GrpcServer final : public Server {
   int port() const override { return port_; }
   ParameterStore& store() override { return service_.store(); }
   RowStore& rows() override { return service_.rows(); }
+  std::uint64_t epoch() const override { return service_.gate().epoch(); }
   bool WaitDrained(Deadline deadline) override { return service_.WaitDrained(deadline); }
 
  private:

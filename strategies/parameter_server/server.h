@@ -5,6 +5,7 @@
 
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -23,6 +24,7 @@ class Server {
   virtual int port() const = 0;
   virtual ParameterStore& store() = 0;
   virtual RowStore& rows() = 0;
+  virtual std::uint64_t epoch() const = 0;  // of its values; 0: it has none yet
   // Tells both what the model is; as ParameterStore::Declare.
   Status Declare(const ModelSpec& spec, const std::string& who);
   // Has a client said that the job is over? Waits for it until the deadline.

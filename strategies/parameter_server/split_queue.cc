@@ -11,6 +11,27 @@ SplitQueue::SplitQueue(std::int64_t begin, std::int64_t end, std::int64_t size)
   Require(size >= 1, "splits of at least one example");
 }
 
+SplitQueue::Kept SplitQueue::Keep() const {
+  Kept kept = {.begin = begin_,
+               .end = end_,
+               .size = size_,
+               .next = next_,
+               .returned = {returned_.begin(), returned_.end()},
+               .seen = seen_,
+               .reissued = reissued_};
+  for (const auto& [worker, split] : held_) {
+    kept.returned.push_back(split);
+  }
+  return kept;
+}
+
+SplitQueue::SplitQueue(const Kept& kept) : SplitQueue(kept.begin, kept.end, kept.size) {
+  next_ = kept.next;
+  returned_ = {kept.returned.begin(), kept.returned.end()};
+  seen_ = kept.seen;
+  reissued_ = kept.reissued;
+}
+
 std::optional<Split> SplitQueue::Next(const TaskId& worker, bool returned_only) {
   if (const auto held = held_.find(worker); held != held_.end()) {
     return held->second;

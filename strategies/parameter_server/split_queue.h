@@ -12,6 +12,7 @@
 #include <deque>
 #include <map>
 #include <optional>
+#include <vector>
 
 #include <cohort/cluster/cluster_spec.h>
 
@@ -29,6 +30,20 @@ class SplitQueue {
  public:
   // Examples [begin, end), `size` of them (the last fewer) per split.
   SplitQueue(std::int64_t begin, std::int64_t end, std::int64_t size);
+
+  // What a journal keeps: that nobody holds a split any more is all that a queue made of it differs
+  // in.
+  struct Kept {
+    std::int64_t begin = 0;
+    std::int64_t end = 0;
+    std::int64_t size = 1;
+    std::int64_t next = 0;
+    std::vector<Split> returned;
+    std::int64_t seen = 0;
+    std::int64_t reissued = 0;
+  };
+  Kept Keep() const;
+  explicit SplitQueue(const Kept& kept);
 
   // Nothing: all are handed out (over() tells whether that was all).
   // `returned_only`: nothing that was not handed out before.

@@ -198,5 +198,72 @@ TEST(SavesOfParameterServers, AResumedJobEndsWithTheBitsOfOneThatWentOn) {
   }
 }
 
+// ---- Parameters that travel in 16 bits
+// -----------------------------------------------------------
+
+// The values of two workers' synchronous job, which goes towards 0.1, 0.2, ...
+std::vector<float> TrainTowardsTargets(const ServerWire& wire) {
+  Job job(2, 2);
+  job.Start();
+  std::vector<float> values;
+  const data::Dataset dataset = IntegerData(100, 10);
+  std::vector<std::future<void>> running;
+  for (int w = 0; w < 2; ++w) {
+    running.push_back(std::async(std::launch::async, [&, w] {
+      StrategyOptions options;
+      options.consistency = OrThrow(Consistency::Parse("sync"));
+      options.server_wire = wire;
+      const auto strategy = OrThrow(job.Make({TaskType::kWorker, w}, options));
+      ParameterSet parameters;
+      parameters.Add("w", {33}, {});
+      parameters.Build();
+      OrThrow(strategy->Bind(parameters, Sgd({.learning_rate = 0.5})));
+      const StepFn step = [](ReplicaContext& context,
+                             const data::Batch& batch) -> Result<ReplicaResult> {
+        const auto weight = static_cast<double>(batch.size);
+        const std::span<const float> now = std::as_const(context.parameters).value(0);
+        const std::span<float> gradient = context.gradients.Accumulator(0);
+        for (std::size_t i = 0; i < gradient.size(); ++i) {
+          gradient[i] = (now[i] - 0.1F * static_cast<float>(i + 1)) * static_cast<float>(weight);
+        }
+        context.gradients.Ready(0);
+        return ReplicaResult{.loss_sum = 0, .weight = weight, .metric_sums = {}};
+      };
+      const auto data = OrThrow(strategy->Distribute(dataset));
+      for (int epoch = 0; epoch < 2; ++epoch) {
+        OrThrow(data->BeginEpoch(epoch));
+        while (const auto batch = OrThrow(data->Next())) {
+          OrThrow(strategy->Step(*batch, step).status());
+        }
+      }
+      if (strategy->is_chief()) {
+        values = StateOf(*strategy, parameters).values;
+      }
+      OrThrow(strategy->Shutdown());
+    }));
+  }
+  for (std::future<void>& worker : running) {
+    worker.get();
+  }
+  job.Stop();
+  return values;
+}
+
+TEST(WireOfParameterServers, TheEndIsThatOfFloat32ButForRounding) {
+  const std::vector<float> exact = TrainTowardsTargets({});
+  EXPECT_NEAR(exact[0], 0.1F, 1e-4);
+  for (const DType wire : {DType::kFloat16, DType::kBFloat16}) {
+    const std::vector<float> pushed = TrainTowardsTargets({.push = wire});
+    const std::vector<float> both = TrainTowardsTargets({.push = wire, .pull = wire});
+    EXPECT_NE(pushed, exact) << "it did travel so";
+    const float rounding = wire == DType::kFloat16 ? 0x1p-11F : 0x1p-8F;
+    for (std::size_t i = 0; i < 33; ++i) {
+      // Gradients vanish at the end, and their rounding with them; that of values does not.
+      EXPECT_NEAR(pushed[i], exact[i], std::abs(exact[i]) * rounding * 0.1) << i;
+      EXPECT_NEAR(both[i], exact[i], std::abs(exact[i]) * rounding * 2) << i;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace cohort::testing

@@ -13,6 +13,7 @@
 #include <cohort/strategies/parameter_server.h>
 #include <cohort/train/trainer.h>
 
+#include <atomic>
 #include <filesystem>
 #include <future>
 #include <latch>
@@ -108,9 +109,9 @@ std::vector<float> RowsOf(const ParameterSet& parameters) {
   return all;
 }
 
-Result<Outcome> TrainOn(
-    Strategy& strategy, int epochs, const std::string& checkpoint_dir,
-    const std::string& wide_optimizer = Ftrl({.learning_rate = 0.1})->config()) {
+Result<Outcome> TrainOn(Strategy& strategy, int epochs, const std::string& checkpoint_dir,
+                        const std::string& wide_optimizer = Ftrl({.learning_rate = 0.1})->config(),
+                        std::atomic<std::int64_t>* foreseen = nullptr) {
   Model model(wide_optimizer);
   COHORT_RETURN_IF_ERROR(strategy.Bind(model.parameters, Adagrad({.learning_rate = 0.1})));
   Trainer trainer(strategy, model.parameters,
@@ -127,6 +128,11 @@ Result<Outcome> TrainOn(
     outcome.rows = RowsOf(model.parameters);
     const auto values = std::as_const(model.parameters).all();
     outcome.values.assign(values.begin(), values.end());
+  }
+  if (foreseen != nullptr && strategy.trains()) {
+    COHORT_ASSIGN_OR_RETURN(const ParameterServerStats stats,
+                            dynamic_cast<ParameterServerStrategy&>(strategy).stats());
+    *foreseen += stats.foreseen;
   }
   COHORT_RETURN_IF_ERROR(strategy.Shutdown());
   return outcome;
@@ -175,9 +181,11 @@ Outcome OnServers(int workers, int servers, const RunTask& run,
   }
   return of_chief;
 }
-Outcome OnServers(int workers, int servers, int epochs, const std::string& checkpoint_dir = {}) {
+Outcome OnServers(int workers, int servers, int epochs, const std::string& checkpoint_dir = {},
+                  std::atomic<std::int64_t>* foreseen = nullptr) {
   return OnServers(workers, servers, [&](ParameterServerStrategy& strategy) {
-    return TrainOn(strategy, epochs, checkpoint_dir);
+    return TrainOn(strategy, epochs, checkpoint_dir, Ftrl({.learning_rate = 0.1})->config(),
+                   foreseen);
   });
 }
 
@@ -250,7 +258,10 @@ TEST(SparseTables, OneWorkerAndAnyNumberOfServersHaveTheBitsOfOneProcess) {
   const Outcome alone = InOneProcess(1, 2);
   EXPECT_LT(alone.loss, 0.68);
   for (const int servers : {1, 3}) {
-    const Outcome remote = OnServers(1, servers, 2);
+    std::atomic<std::int64_t> foreseen = 0;
+    const Outcome remote = OnServers(1, servers, 2, {}, &foreseen);
+    // Of the second batch of each split of two, but for the first: both tables' lookups.
+    EXPECT_GE(foreseen, 2 * 9 * 2);
     EXPECT_EQ(remote.values, alone.values);
     EXPECT_EQ(remote.rows, alone.rows);
     EXPECT_EQ(remote.loss, alone.loss);
@@ -301,14 +312,17 @@ TEST(SparseTables, WorkersInStepWithTablesOnServersEqualOneProcess) {
 TEST(SparseTables, RoundsOnServersEqualOneProcess) {
   const std::string sgd = Sgd({.learning_rate = 0.1})->config();
   const Outcome alone = InOneProcess(1, 2, {}, 0, sgd);
+  std::atomic<std::int64_t> foreseen = 0;
   const auto run = [&](int workers, int servers) {
     return OnServers(
         workers, servers,
-        [&](ParameterServerStrategy& strategy) { return TrainOn(strategy, 2, {}, sgd); },
+        [&](ParameterServerStrategy& strategy) { return TrainOn(strategy, 2, {}, sgd, &foreseen); },
         {.mode = Consistency::Mode::kSynchronous});
   };
   for (const auto& [workers, servers] : {std::pair{1, 2}, std::pair{3, 2}}) {
+    foreseen = 0;
     const Outcome together = run(workers, servers);
+    EXPECT_GE(foreseen, workers * 2 * 18 * 2) << "all but the first of each epoch, of both tables";
     ExpectNear(together.values, alone.values, 1e-5F);
     ExpectNear(together.rows, alone.rows, 1e-5F);
   }

@@ -1,5 +1,5 @@
 // Servers that are killed, stopped and replaced while a job trains: it goes back to its last save,
-// or its beginning, and ends as if nothing had happened.
+// or its beginning, and ends as if nothing had happened. So it does without its chief.
 //
 // worker:0 stops at a gate before its last steps, so that no job is over before its server was
 // lost. The counting model tells how often each example is in the values.
@@ -58,6 +58,7 @@ class Job {
   }
   // Another process for ps:`index`.
   void Replace(int index, const std::string& name) { Start("ps", index, name); }
+  void ReplaceChief(const std::string& name) { Start("chief", 0, name); }
   void OpenGate() { std::ofstream(Gate()) << "open"; }
   void Expect(const std::string& name, int code) { expected_[name] = code; }
   void ExpectCodes() {
@@ -313,6 +314,131 @@ TEST(ParameterServerRecoveryTest, LaunchStartsServersAgain) {
                         "1 of 1 times"));
   std::ofstream(gate) << "open";
   EXPECT_EQ(cluster.Wait("launch", kPatience), 0);
+  EXPECT_THAT(cluster.Stdout("launch"), HasSubstr("counted 4000, each 2 to 2 times"));
+}
+
+// Of its part the updates since the save are lost, and counted; nothing else is done again.
+TEST(ParameterServerRecoveryTest, AServerAloneGoesBackToTheSave) {
+  const TempDir folder;
+  const std::vector<std::string> flags = {"--folder", folder.path(), "--partial", "--floats",
+                                          "5",        "--step-ms",   "2"};
+  {
+    Job job(Arguments("async", 1, flags), /*gate_at=*/0);
+    job.ExpectCodes();
+    ASSERT_THAT(job.cluster.Stdout("chief:0"), HasSubstr("counted 2000, each 1 to 1 times"));
+  }
+  // worker:0 stops in the second epoch's first split, worker:1 does all others; then ps:1 is lost,
+  // which has "count".
+  Job job(Arguments("async", 2, flags), /*gate_at=*/5);
+  ASSERT_TRUE(job.cluster.WaitForOutput("worker:1", "step 181 begins", kPatience));
+  job.Kill("ps:1");
+  job.Replace(1, "again");
+  ASSERT_TRUE(job.cluster.WaitForOutput(
+      "chief:0", "1 of 2 servers go on from step 200, the others as they are", kPatience));
+  job.OpenGate();
+  job.ExpectCodes();
+  const std::string out = job.cluster.Stdout("chief:0");
+  EXPECT_THAT(out, HasSubstr("epoch 1: 2000 of 2000 seen"));
+  const auto number_after = [&out](const std::string& text) {
+    const std::size_t at = out.find(text);
+    return at == std::string::npos ? -1 : std::stoi(out.substr(at + text.size()));
+  };
+  const int lost = number_after("lost updates ");
+  EXPECT_GE(lost, 180);
+  EXPECT_LE(lost, 200);
+  // Each worker may have had one step under way, which one server had and the other had not.
+  EXPECT_NEAR(number_after("counted "), 4000 - 10 * lost, 2 * 10);
+}
+
+class LostChief : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(LostChief, IsReplacedAndTheJobGoesOnFromTheLastSave) {
+  const TempDir folder;
+  Job job(
+      Arguments(GetParam(), 3, {"--folder", folder.path(), "--save-steps", "10", "--step-ms", "1"}),
+      /*gate_at=*/250);
+  ASSERT_TRUE(job.WaitForSave(folder.path(), /*whole=*/true));
+  job.Kill("chief:0");
+  job.ReplaceChief("again");
+  job.OpenGate();
+  job.ExpectCodes();
+  EXPECT_THAT(job.cluster.Stderr("again"), HasSubstr("takes the place of a chief that is gone"));
+  EXPECT_THAT(job.cluster.Stderr("worker:0"), HasSubstr("goes on in epoch 2 of the servers"));
+  ExpectWholeOutcome(job, "again", GetParam(), 3);
+  EXPECT_FALSE(std::filesystem::exists(folder.path() + "/chief.journal")) << "the job is over";
+}
+
+INSTANTIATE_TEST_SUITE_P(ParameterServerRecoveryTest, LostChief,
+                         ::testing::Values("async", "ssp:2", "sync"), NameOf);
+
+// The workers are in a later epoch than the one that they go back to; and one more chief is lost
+// while it takes the place of the first, a server with it.
+TEST(ParameterServerRecoveryTest, AChiefIsLostBeforeTheFirstSave) {
+  const TempDir folder;
+  Job job(Arguments("async", 3, {"--folder", folder.path(), "--save-epochs", "9"}),
+          /*gate_at=*/260);
+  ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "step 251 ", kPatience));
+  job.Kill("chief:0");
+  job.ReplaceChief("second");
+  ASSERT_TRUE(job.cluster.WaitForOutput("second", "joined, ", kPatience));
+  job.Kill("second");
+  job.Kill("ps:1");
+  job.ReplaceChief("third");
+  job.Replace(1, "again");
+  job.OpenGate();
+  job.ExpectCodes();
+  ExpectWholeOutcome(job, "third", "async", 3);
+}
+
+TEST(ParameterServerRecoveryTest, ThatNoChiefComesInItsPlaceIsSaid) {
+  const TempDir folder;
+  Job job(Arguments("async", 3, {"--folder", folder.path(), "--rejoin-ms", "500"}),
+          /*gate_at=*/150);
+  ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "step 31 ", kPatience));
+  job.Kill("chief:0");
+  job.OpenGate();
+  for (const char* name : {"worker:0", "worker:1", "ps:0", "ps:1"}) {
+    EXPECT_EQ(job.cluster.Wait(name, kPatience), kPeerLost) << name;
+    EXPECT_THAT(job.cluster.Stderr(name),
+                HasSubstr("no other process has taken its place within 0.5 s (rejoin_grace) [start "
+                          "chief:0 again"))
+        << name;
+  }
+}
+
+TEST(ParameterServerRecoveryTest, LaunchStartsAChiefAgain) {
+  const TempDir folder;
+  const std::string gate = folder.path() + "/gate";
+  ProcessCluster cluster;
+  cluster.Start("launch", {COHORT_BIN_DIR "/cohort",
+                           "launch",
+                           "-n",
+                           "2",
+                           "--ps",
+                           "1",
+                           "--chief",
+                           "--restart",
+                           "1",
+                           "--",
+                           COHORT_BIN_DIR "/../tests/ps_program",
+                           "--count",
+                           "--epochs",
+                           "2",
+                           "--gate",
+                           gate,
+                           "--gate-at",
+                           "90",
+                           "--folder",
+                           folder.path() + "/saves"});
+  ASSERT_TRUE(cluster.WaitForOutput("launch", "[worker:0] step 31 ", kPatience));
+  const std::string out = cluster.Stdout("launch");
+  const std::string said = "[chief:0] joined, pid ";
+  ASSERT_THAT(out, HasSubstr(said));
+  ASSERT_EQ(::kill(std::stoi(out.substr(out.find(said) + said.size())), SIGKILL), 0);
+  std::ofstream(gate) << "open";
+  EXPECT_EQ(cluster.Wait("launch", kPatience), 0);
+  EXPECT_THAT(cluster.Stderr("launch"), HasSubstr("chief:0 is lost: killed by signal 9 (SIGKILL), "
+                                                  "exit code 137; started again, 1 of 1 times"));
   EXPECT_THAT(cluster.Stdout("launch"), HasSubstr("counted 4000, each 2 to 2 times"));
 }
 

@@ -3,14 +3,16 @@
 //
 //   ps_program [--epochs N] [--examples N] [--batch N] [--consistency C] [--join-ms N] [--fail-at
 //   STEP]
-//              [--hold-at STEP --hold TASK] [--rejoin-ms N] [--folder DIR [--save-steps N]]
-//              [--gate FILE --gate-at STEP] [--count [--floats N]] [--step-ms N]
+//              [--hold-at STEP --hold TASK] [--rejoin-ms N] [--folder DIR [--save-steps N]
+//              [--save-epochs N]]
+//              [--gate FILE --gate-at STEP] [--count [--floats N]] [--step-ms N] [--partial]
 //
 // --folder: the loop is Trainer::Fit, which saves there.
 // --count: the model is one that counts, for each example, how often it was trained on;
 // asynchronous.
 // --floats: and it has so many more values.
 // --gate FILE: worker:0 does not go beyond its step --gate-at before there is such a file.
+// --partial: ServerLoss::kPartial.
 // --hold-at: TASK says "holding" in that step function of its own, and never comes back from it.
 
 #include <unistd.h>
@@ -50,6 +52,7 @@ struct Options {
   int rejoin_ms = 60'000;
   std::string folder;
   int save_steps = 0;
+  int save_epochs = 1;
   bool count = false;
   std::int64_t floats = 0;
   int step_ms = 0;
@@ -58,6 +61,7 @@ struct Options {
   int hold_at = 0;
   int fail_at = 0;
   std::string hold;
+  bool partial = false;
 };
 
 void Say(const std::string& line) {
@@ -147,6 +151,9 @@ Status Report(const Options& options, ParameterServerStrategy& strategy, Paramet
         (epoch.dropped > 0 ? ", dropped " + std::to_string(epoch.dropped) : ""));
   }
   COHORT_ASSIGN_OR_RETURN(const ParameterServerStats stats, strategy.stats());
+  if (stats.lost_updates > 0) {
+    Say("lost updates " + std::to_string(stats.lost_updates));
+  }
   Say("staleness at most " + std::to_string(stats.max_staleness) + ", lead at most " +
       std::to_string(stats.max_lead) + (stats.late > 0 ? ", some late" : ", none late") +
       (stats.parked > 0 ? ", some parked" : ", none parked"));
@@ -180,6 +187,7 @@ Status RunWith(const Options& options, ParameterServerStrategy& strategy) {
     Trainer trainer(strategy, parameters,
                     {.epochs = options.epochs,
                      .checkpoint_dir = options.folder,
+                     .save_every_epochs = options.save_epochs,
                      .save_every_steps = options.save_steps});
     COHORT_RETURN_IF_ERROR(trainer
                                .Fit(testing::IntegerData(options.examples, options.batch),
@@ -210,6 +218,8 @@ Status Run(const Options& options) {
   strategy_options.join_timeout = std::chrono::milliseconds(options.join_ms);
   strategy_options.heartbeat_timeout = std::chrono::milliseconds(options.heartbeat_ms);
   strategy_options.rejoin_grace = std::chrono::milliseconds(options.rejoin_ms);
+  strategy_options.journal_folder = options.folder;
+  strategy_options.server_loss = options.partial ? ServerLoss::kPartial : ServerLoss::kRollBack;
   strategy_options.log = StderrLog(config.task.ToString());
   COHORT_ASSIGN_OR_RETURN(const auto strategy,
                           ParameterServerStrategy::Make(config, strategy_options));
@@ -235,7 +245,9 @@ int main(int argc, char** argv) {
   app.add_option("--rejoin-ms", options.rejoin_ms);
   app.add_option("--folder", options.folder);
   app.add_option("--save-steps", options.save_steps);
+  app.add_option("--save-epochs", options.save_epochs);
   app.add_flag("--count", options.count);
+  app.add_flag("--partial", options.partial);
   app.add_option("--floats", options.floats);
   app.add_option("--step-ms", options.step_ms);
   app.add_option("--gate", options.gate);

@@ -24,6 +24,11 @@ std::vector<Way> Ways() {
       {"ParameterServer",
        {.strategy = "parameter_server", .launcher = Launch({"-n", "2", "--ps", "2", "--chief"})},
        0.96},
+      {"ParameterServerIn16Bits",
+       {.strategy = "parameter_server",
+        .launcher = Launch({"-n", "2", "--ps", "2", "--chief"}),
+        .more = {"--compression", "bf16", "--compress-values"}},
+       0.96},
   };
 }
 

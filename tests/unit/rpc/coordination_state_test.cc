@@ -61,6 +61,22 @@ TEST(Register, ATaskOutsideTheClusterIsRefused) {
   EXPECT_THAT(status.message(), AllOf(HasSubstr("worker:2"), HasSubstr("worker:0, worker:1")));
 }
 
+TEST(Register, TasksThatHadEndedBeforeTheServiceBeganAreNotWaitedFor) {
+  CoordinationOptions options;
+  options.may_leave = IsWorker;
+  options.ended = {Worker(1), Chief()};  // of which the chief may not be absent
+  Job job(3, options, /*chief=*/true);
+  job.Join(Worker(0));
+  job.Join(Worker(2));
+  EXPECT_FALSE(job.state->complete());
+  EXPECT_THAT(job.state->MissingText(), AllOf(HasSubstr("1/4"), HasSubstr("chief:0")));
+  job.Join(Chief());
+  EXPECT_TRUE(job.state->complete());
+  EXPECT_FALSE(job.state->Incarnation(Worker(1)).has_value());
+  job.Join(Worker(1));  // it may come nevertheless
+  EXPECT_TRUE(job.state->Incarnation(Worker(1)).has_value());
+}
+
 TEST(ClusterDifference, FindsTheFieldInBothSpellings) {
   const std::string base = R"({"chief":["a:1"],"worker":["b:1","c:1"]})";
   EXPECT_EQ(FirstClusterDifference(base, "x", base, "y"), "");

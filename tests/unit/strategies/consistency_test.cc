@@ -172,6 +172,24 @@ TEST(ClockTable, TheSlowestNeverWaitsAndAParkedReadWakesWhenItIsNoLongerHeldUp) 
   EXPECT_LE(clocks.stats().max_lead, 1U);
 }
 
+TEST(ClockTable, TheSlowestIsNamed) {
+  ClockTable clocks(1);
+  const Deadline at_once = DeadlineAfter(microseconds(1));
+  EXPECT_TRUE(clocks.Await(1, at_once, "worker:1"));
+  EXPECT_TRUE(clocks.Await(2, at_once, "worker:2"));
+  EXPECT_TRUE(clocks.Await(3, at_once, "worker:3"));
+  for (int i = 0; i < 3; ++i) {
+    clocks.Advance(1, "worker:1");
+  }
+  clocks.Advance(2, "worker:2");
+  EXPECT_FALSE(clocks.Await(1, at_once));
+  EXPECT_EQ(clocks.Slowest(1), "worker:3 is 3 steps behind this one");
+  clocks.Pause(3);
+  EXPECT_EQ(clocks.Slowest(1), "worker:2 is 2 steps behind this one");
+  clocks.Retire(2);
+  EXPECT_EQ(clocks.Slowest(1), "no worker is behind any more");
+}
+
 TEST(ClockTable, NobodyWaitsForWhatANewcomerHasMissed) {
   ClockTable clocks(1);
   const Deadline never = DeadlineAfter(seconds(20));

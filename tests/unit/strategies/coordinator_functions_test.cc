@@ -139,7 +139,7 @@ class FunctionsTest : public ::testing::Test {
   }
   void Create(const ScheduleOptions& options = {}) {
     coordinator_ = OrThrow(OpenFunctions(state_, options));
-    state_.Open(0);
+    OrThrow(state_.Open(0));
   }
   RemoteValue Schedule(const std::string& argument) {
     return OrThrow(coordinator_->Schedule("train", argument));
@@ -288,7 +288,7 @@ TEST_F(FunctionsTest, AJobHasOneCoordinatorOrNone) {
   EXPECT_EQ(OpenFunctions(state_, {}).status().code(), StatusCode::kFailedPrecondition);
   ps::Coordinator serves({.workers = {Worker(0)}});
   OrThrow(serves.Attach(Process(0, 10)));
-  serves.Open(0);
+  OrThrow(serves.Open(0));
   EXPECT_EQ(serves.NextClosure(Process(0, 10), kAtOnce).status().code(),
             StatusCode::kFailedPrecondition);
 }

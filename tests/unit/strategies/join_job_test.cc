@@ -21,14 +21,37 @@ TEST(JoinJob, AChiefWithoutAPortCannotBeFound) {
   EXPECT_THAT(strategy.status().message(), ::testing::HasSubstr("worker:0, a:0, has no port"));
 }
 
-TEST(JoinJob, AParameterServersWorkerIsOnTheCpu) {
+StrategyOptions OfAParameterServersWorker() {
   StrategyOptions options;
-  options.devices = {testing::MakeFarDevice()};
   options.cluster = ClusterConfig{.cluster = ClusterSpec({{{TaskType::kChief, 0}, "a:1"},
                                                           {{TaskType::kPs, 0}, "b:1"},
                                                           {{TaskType::kWorker, 0}, "c:1"}}),
                                   .task = {TaskType::kWorker, 0},
                                   .source = "flags"};
+  return options;
+}
+
+TEST(JoinJob, ServersThatGoOnFromDifferentStepsAreAsynchronous) {
+  StrategyOptions options = OfAParameterServersWorker();
+  options.server_loss = ServerLoss::kPartial;
+  for (const char* consistency : {"ssp:2", "sync"}) {
+    options.consistency = OrThrow(Consistency::Parse(consistency));
+    const Status status = Strategy::FromEnv("parameter_server", options).status();
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+    EXPECT_THAT(status.message(), ::testing::HasSubstr("server_loss kPartial with consistency s"));
+  }
+}
+
+TEST(JoinJob, ParametersTravelAsFloats) {
+  StrategyOptions options = OfAParameterServersWorker();
+  options.server_wire.push = DType::kInt64;
+  EXPECT_THAT(Strategy::FromEnv("parameter_server", options).status().message(),
+              ::testing::HasSubstr("server_wire int64"));
+}
+
+TEST(JoinJob, AParameterServersWorkerIsOnTheCpu) {
+  StrategyOptions options = OfAParameterServersWorker();
+  options.devices = {testing::MakeFarDevice()};
   const Status status = Strategy::FromEnv("parameter_server", options).status();
   EXPECT_EQ(status.code(), StatusCode::kUnimplemented);
   EXPECT_THAT(status.message(), ::testing::HasSubstr("StrategyOptions::devices"));

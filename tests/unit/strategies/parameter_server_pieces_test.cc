@@ -464,7 +464,7 @@ class CoordinatorTest : public ::testing::Test {
 
 TEST_F(CoordinatorTest, NothingIsHandedOutBeforeItOpens) {
   EXPECT_EQ(Next(Process(0, 10)).progress, Progress::kWait);
-  coordinator_.Open(0);
+  OrThrow(coordinator_.Open(0));
   EXPECT_EQ(Next(Process(0, 10)).progress, Progress::kGo);
 }
 
@@ -478,7 +478,7 @@ TEST_F(CoordinatorTest, DifferentDataIsRefused) {
 }
 
 TEST_F(CoordinatorTest, ALostWorkersSplitGoesToAnotherAndCountsOnce) {
-  coordinator_.Open(0);
+  OrThrow(coordinator_.Open(0));
   const Split lost = Next(Process(0, 10)).split;
   Next(Process(1, 11));
   coordinator_.Lost(Worker(0), Unavailable("killed"));
@@ -492,7 +492,7 @@ TEST_F(CoordinatorTest, ALostWorkersSplitGoesToAnotherAndCountsOnce) {
 }
 
 TEST_F(CoordinatorTest, ANewIncarnationTakesOverAtOnceAndFindsOldEpochsOver) {
-  coordinator_.Open(0);
+  OrThrow(coordinator_.Open(0));
   Next(Process(0, 10));
   EXPECT_TRUE(coordinator_.Attach(Process(0, 12)).ok());
   EXPECT_EQ(coordinator_.NextSplit(Process(0, 10), {}, 0, {}, kAtOnce).status().code(),
@@ -506,7 +506,7 @@ TEST_F(CoordinatorTest, ANewIncarnationTakesOverAtOnceAndFindsOldEpochsOver) {
 }
 
 TEST_F(CoordinatorTest, AnEpochThatAWorkerLeavesEarlyIsFinishedByTheOthers) {
-  coordinator_.Open(0);
+  OrThrow(coordinator_.Open(0));
   Next(Process(0, 10));
   Next(Process(0, 10), 0, 1);  // it goes on to the next epoch without finishing
   Finish(Process(1, 11));
@@ -514,7 +514,7 @@ TEST_F(CoordinatorTest, AnEpochThatAWorkerLeavesEarlyIsFinishedByTheOthers) {
 }
 
 TEST_F(CoordinatorTest, TheJobIsOverWhenAllAreDoneOrLost) {
-  coordinator_.Open(0);
+  OrThrow(coordinator_.Open(0));
   EXPECT_FALSE(OrThrow(coordinator_.WaitOver(kAtOnce)));
   coordinator_.Lost(Worker(0), Unavailable("killed"));
   EXPECT_FALSE(OrThrow(coordinator_.WaitOver(kAtOnce)));
@@ -523,7 +523,7 @@ TEST_F(CoordinatorTest, TheJobIsOverWhenAllAreDoneOrLost) {
 }
 
 TEST_F(CoordinatorTest, AJobWithoutWorkersEndsWithAnError) {
-  coordinator_.Open(0);
+  OrThrow(coordinator_.Open(0));
   coordinator_.Lost(Worker(0), Unavailable("killed"));
   coordinator_.Lost(Worker(1), Unavailable("worker:1 was killed as well"));
   Result<bool> over = coordinator_.WaitOver(std::chrono::milliseconds(5));
@@ -532,7 +532,7 @@ TEST_F(CoordinatorTest, AJobWithoutWorkersEndsWithAnError) {
 }
 
 TEST_F(CoordinatorTest, ResumedEpochsStartWhereTheyWereLeft) {
-  coordinator_.Open(0);
+  OrThrow(coordinator_.Open(0));
   const SplitReply reply =
       OrThrow(coordinator_.NextSplit(Process(0, 10), {.dataset = 0, .epoch = 5}, 7, {}, kAtOnce));
   EXPECT_EQ(reply.split.begin, 70);
@@ -548,11 +548,11 @@ class RollBackTest : public CoordinatorTest {
  protected:
   RollBackTest() {
     coordinator_.SetView(1, {"old"});
-    coordinator_.Open(0);
+    OrThrow(coordinator_.Open(0));
   }
   void Save(std::int64_t step) {
     ASSERT_TRUE(OrThrow(coordinator_.BeginCut(std::chrono::milliseconds(1))).has_value());
-    coordinator_.Remember(step);
+    OrThrow(coordinator_.Remember(step));
     coordinator_.EndCut();
   }
   void LoseAServer() { coordinator_.ServerLost(Unavailable("ps:1 was killed")); }

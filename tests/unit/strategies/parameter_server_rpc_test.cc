@@ -520,13 +520,97 @@ TEST_F(ServersTest, AWorkerThatWasGivenUpIsToldAndChangesNothing) {
   ExpectAll(values, 0);
 }
 
+// `bias` is not trained: it moves by differences, and travels as it is.
+TEST_F(ServersTest, GradientsAndValuesTravelIn16Bits) {
+  for (const DType wire : {DType::kFloat16, DType::kBFloat16}) {
+    servers_.clear();
+    addresses_.clear();
+    Start(2);
+    spec_.parameters[1].trainable = false;
+    Initialise();
+    const float step = wire == DType::kFloat16 ? 0x1p-10F : 0x1p-7F;  // of values from 1 to 2
+    const auto client =
+        Client::Make(spec_, addresses_,
+                     {.incarnation = 1, .task = "worker:1", .wire = {.push = wire, .pull = wire}});
+    std::vector<float> values(elements_);
+    OrThrow(client->Pull(values, true));
+    const auto gradient = std::make_shared<std::vector<float>>(elements_, -(1 + step / 4));
+    (*gradient)[3000 * 701 + 8] = step / 4;
+    for (int i = 0; i < 8; ++i) {
+      OrThrow(client->Push(GradientOf(gradient, /*weight=*/8), values));
+    }
+    // Eight times (1 + step/4)/8: without feedback the quarter would be lost.
+    std::vector<float> exact(elements_);
+    OrThrow(NewClient(2)->Pull(exact, true));
+    EXPECT_NEAR(exact[0], 1 + step / 4, step / 16);
+    EXPECT_NEAR(exact[3000 * 701 - 1], 1 + step / 4, step / 16);
+    EXPECT_EQ(values[0], 1) << "rounded";
+    EXPECT_EQ(exact[3000 * 701 + 8], 8 * step / 4) << "a difference";
+    EXPECT_EQ(values[3000 * 701 + 8], 8 * step / 4);
+    EXPECT_EQ(client->version(), 8U);
+  }
+}
+
+TEST_F(ServersTest, ValuesTooLargeFor16BitsAreErrorsWithTheirName) {
+  Start(1);
+  Initialise(70'000);
+  const auto client = Client::Make(spec_, addresses_,
+                                   {.incarnation = 1,
+                                    .task = "worker:1",
+                                    .wire = {.push = DType::kFloat16, .pull = DType::kFloat16}});
+  std::vector<float> values(elements_);
+  EXPECT_THAT(client->Pull(values, true).message(),
+              HasSubstr("wide holds a value that float16 cannot [let values travel"));
+  const auto gradient = std::make_shared<std::vector<float>>(elements_, 70'000.0F);
+  EXPECT_THAT(client->Push(GradientOf(gradient), {}).message(),
+              HasSubstr("the gradient of wide holds a value that float16 cannot"));
+  OrThrow(NewClient(2)->Pull(values, true));  // the server goes on
+  ExpectAll(values, 70'000);
+}
+
+// The others keep what they have, at once in another epoch.
+TEST_F(ServersTest, AServerThatWasLostAloneGetsValues) {
+  Start(3);
+  const auto first = ClientOf(1, 1000);
+  OrThrow(first->Declare());
+  OrThrow(first->Begin({}).status());
+  OrThrow(first->Assign(std::vector<float>(elements_, 0), {}, 5));
+  const auto gradient = std::make_shared<std::vector<float>>(elements_, 1.0F);
+  std::vector<float> values(elements_);
+  const auto worker = ClientOf(1, 1);
+  OrThrow(worker->Pull(values, true));
+  OrThrow(worker->Push(GradientOf(gradient), values));
+  servers_[1] = OrThrow(Server::Start("127.0.0.1:0", 1, Log()));
+  addresses_[1] = "127.0.0.1:" + std::to_string(servers_[1]->port());
+  const auto chief = ClientOf(2, 1000);
+  OrThrow(chief->Declare());
+  for (int repeated = 0; repeated < 2; ++repeated) {
+    const Client::Kept kept = OrThrow(chief->BeginKeeping({}));
+    EXPECT_EQ(kept.version, 6U);
+    EXPECT_EQ(kept.without, std::vector<int>{1});
+  }
+  EXPECT_EQ(worker->Push(GradientOf(gradient), values).code(), StatusCode::kUnavailable);
+  OrThrow(chief->AssignTo(std::vector<int>{1}, std::vector<float>(elements_, 9), {}, 6));
+  const auto again = ClientOf(2, 1);
+  OrThrow(again->Pull(values, true));
+  EXPECT_EQ(again->version(), 6U);
+  for (const Chunk& chunk : again->chunks()) {
+    EXPECT_EQ(values[static_cast<std::size_t>(chunk.offset)], chunk.server == 1 ? 9 : -1);
+  }
+  // Its pushes count from 1 again, and are new.
+  OrThrow(again->Push(GradientOf(gradient), values));
+  for (const Chunk& chunk : again->chunks()) {
+    EXPECT_EQ(values[static_cast<std::size_t>(chunk.offset)], chunk.server == 1 ? 8 : -2);
+  }
+}
+
 TEST_F(ServersTest, ABoundedReadWaitsForAWorkerThatIsBehindButNotForEver) {
   Start(2);
   spec_.consistency = OrThrow(Consistency::Parse("ssp:1"));
   Initialise();
   const auto fast = Client::Make(
       spec_, addresses_, {.incarnation = 1, .task = "worker:1", .read_timeout = milliseconds(1)});
-  const auto slow = NewClient(2);
+  const auto slow = Client::Make(spec_, addresses_, {.incarnation = 2, .task = "worker:7"});
   std::vector<float> values(elements_);
   OrThrow(fast->PullForStep(values, {}));
   OrThrow(slow->PullForStep(values, {}));
@@ -534,7 +618,9 @@ TEST_F(ServersTest, ABoundedReadWaitsForAWorkerThatIsBehindButNotForEver) {
   OrThrow(fast->Push(GradientOf(gradient), values));
   const Status status = fast->Push(GradientOf(gradient), values);
   EXPECT_EQ(status.code(), StatusCode::kDeadlineExceeded);
-  EXPECT_THAT(status.message(), HasSubstr("a worker is more than 1 steps behind"));
+  EXPECT_THAT(status.message(),
+              HasSubstr("worker:7 is 2 steps behind this one, in the middle of its "
+                        "work; ssp:1 allows 1"));
   OrThrow(slow->Push(GradientOf(gradient), values));
   ExpectAll(values, -3);
   OrThrow(fast->PullForStep(values, {}));
@@ -622,7 +708,7 @@ class CoordinatorServiceTest : public ::testing::Test {
 };
 
 TEST_F(CoordinatorServiceTest, WorkersShareAnEpochAndLeaveItTogether) {
-  coordinator_.Open(0);
+  OrThrow(coordinator_.Open(0));
   const auto work = [this](int index) {
     const auto worker = NewWorker(index);
     std::int64_t seen = 0;
@@ -642,7 +728,7 @@ TEST_F(CoordinatorServiceTest, WorkersShareAnEpochAndLeaveItTogether) {
 }
 
 TEST_F(CoordinatorServiceTest, RoundsPassSumsOn) {
-  coordinator_.Open(6);
+  OrThrow(coordinator_.Open(6));
   const auto work = [this](int index) {
     const auto worker = NewWorker(index);
     std::uint64_t rounds = 0;

@@ -394,6 +394,25 @@ TEST_F(StoreTest, ConcurrentPushesAreAllCounted) {
   EXPECT_EQ(store_.stats().duplicates, static_cast<std::uint64_t>(kClients * kPushes));
 }
 
+TEST_F(StoreTest, FormatsAreChecked) {
+  Declare(*Sgd({.learning_rate = 1}));
+  Assign({0, 0, 0, 0, 0, 0, 0});
+  FrameHeader header = PushHeader();
+  header.set_wire(2);  // int8, which is of rows
+  EXPECT_EQ(Push(header, ones_).kind(), Error::BAD_FRAME);
+  header.set_wire(1);
+  EXPECT_THAT(Push(header, ones_).message(), HasSubstr("belong to no chunk"));
+  EXPECT_THAT(Push(header, {1}).message(), HasSubstr("left of the payload"));
+  header.clear_wire();
+  header.set_pull_wire(7);
+  std::vector<ParameterStore::Reading> readings;
+  EXPECT_EQ(store_.Plan(header, &readings).kind(), Error::BAD_FRAME);
+  header.set_pull_wire(1);
+  header.set_slots(true);  // which are saved
+  EXPECT_EQ(store_.Plan(header, &readings).kind(), Error::BAD_FRAME);
+  EXPECT_THAT(Read(0), Each(0));
+}
+
 TEST_F(StoreTest, RandomHeadersNeverHarm) {
   Declare(*Sgd({.learning_rate = 1}));
   Assign({0, 0, 0, 0, 0, 0, 0});

@@ -190,7 +190,7 @@ TEST(RowClientTest, ARoundIsAppliedBeforeItsRowsAreReplaced) {
   OrThrow(client->PushPart(gradients, 1, 1, {.round = 1}));
   client->ReadAfter(1);
   OrThrow(client->Restore(
-      0, [&](std::uint32_t bucket) -> Result<std::string> { return saved.at(bucket); }));
+      0, [&](std::uint32_t bucket) -> Result<std::string> { return saved.at(bucket); }, nullptr));
   EXPECT_EQ(DumpOf(*client, 0), saved);
 }
 
@@ -454,8 +454,20 @@ TEST(RowClientTest, WhatWasDumpedIsRestoredOnAnyNumberOfServers) {
         {.table = 0, .ids = before.ids, .values = before.gradients}};
     OrThrow(to->Push(garbage, 1, 1));
     OrThrow(to->Restore(
-        0, [&](std::uint32_t bucket) -> Result<std::string> { return dumps.at(bucket); }));
+        0, [&](std::uint32_t bucket) -> Result<std::string> { return dumps.at(bucket); }, nullptr));
     EXPECT_EQ(DumpOf(*to, 0), dumps) << servers;
+    // The last server's alone; the others keep the garbage.
+    OrThrow(to->Push(garbage, 2, 1));
+    const auto with_garbage = DumpOf(*to, 0);
+    const std::vector<int> last = {servers - 1};
+    OrThrow(to->Restore(
+        0, [&](std::uint32_t bucket) -> Result<std::string> { return dumps.at(bucket); }, &last));
+    const auto mixed = DumpOf(*to, 0);
+    const BucketRange range = BucketsOf(servers - 1, servers, 2);
+    for (const auto& [bucket, dump] : mixed) {
+      const bool restored = bucket >= range.begin && bucket < range.end;
+      EXPECT_TRUE(dump == (restored ? dumps : with_garbage).at(bucket)) << servers << " " << bucket;
+    }
   }
 }
 

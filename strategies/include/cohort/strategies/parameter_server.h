@@ -40,6 +40,11 @@ struct ParameterServerStats {
   std::uint64_t late = 0;      // parts of rounds, by chunk, that came too late (backup workers)
   std::uint64_t parked = 0;    // reads that waited for a slower worker (bounded staleness)
   std::uint64_t max_lead = 0;  // steps that a worker was ahead of the slowest when it read
+  // ServerLoss::kPartial: updates, since the save that their successors got, of the servers that
+  // were lost. On the chief.
+  std::int64_t lost_updates = 0;
+  // Lookups of this process in training, whose rows were there before they were asked for.
+  std::int64_t foreseen = 0;
 };
 
 class ParameterServerStrategy : public Strategy {

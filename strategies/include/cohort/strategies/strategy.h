@@ -57,6 +57,21 @@ struct CommunicationOptions {
   std::string implementation = "auto";
 };
 
+// What becomes of a job that loses a parameter server, when another process takes its place.
+enum class ServerLoss {
+  kRollBack,  // all servers, and the place in the data, go back to the last save
+  // The one that was lost gets its part of the last save, the others go on as they are: what it had
+  // been sent since is lost, and counted. With asynchronous application only.
+  kPartial,
+};
+
+// How parameters travel between workers and parameter servers, which hold float32: kFloat32,
+// kFloat16 or kBFloat16. What rounding takes from a gradient is added to the worker's next one.
+struct ServerWire {
+  DType push = DType::kFloat32;
+  DType pull = DType::kFloat32;
+};
+
 struct StrategyOptions {
   int num_devices = 1;  // local replicas: logical CPU devices of this process
   // Instead: the device of each local replica (OpenDevices). One that stands here several times is
@@ -85,6 +100,12 @@ struct StrategyOptions {
   // How long a job waits for another process in the place of a parameter server that was lost, to
   // go on from the last save with it. 0: the job ends.
   std::chrono::milliseconds rejoin_grace{60'000};
+  ServerLoss server_loss = ServerLoss::kRollBack;
+  // Where the chief task of a parameter-server job keeps its journal, the checkpoint folder: when
+  // it is lost, the others wait as long for another process in its place, and the job goes on from
+  // the last save. Set on every process. Empty, or where worker:0 is the chief: the job ends.
+  std::string journal_folder;
+  ServerWire server_wire;
   CommunicationOptions communication;
   // Where flight records go (see comm/README.md) when a collective fails, and on DumpFlightRecord;
   // empty: nowhere.

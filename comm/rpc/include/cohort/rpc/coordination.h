@@ -19,6 +19,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -41,6 +42,9 @@ struct CoordinationOptions {
   // Tasks whose loss does not fail the job (workers of a parameter-server job): their end is told
   // to on_task_lost only.
   std::function<bool(const TaskId&)> may_leave;
+  // Of a service in the place of one that is gone: tasks that were there and have ended, which need
+  // not join.
+  std::set<TaskId> ended;
   Clock* clock = &Clock::Real();
   Log log;
 };
@@ -122,6 +126,9 @@ class CoordinationClient : public KeyValueStore {
   virtual Status ReportError(const Status& error) = 0;
   // OK while the job is healthy; else what ended it: "worker:1 (host, pid 7) ...".
   virtual Status failure() const = 0;
+  // Is the failure that the service is gone, or another one in its place? Who joins anew finds
+  // that.
+  virtual bool service_lost() const = 0;
   // Runs once, on the heartbeat thread, when failure() becomes an error (at once if it has). Must
   // not block, call Shutdown or destroy the client. Not run any more once the client has left.
   virtual void OnFailure(std::function<void(const Status&)> callback) = 0;

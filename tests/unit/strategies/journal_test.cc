@@ -1,0 +1,300 @@
+// What a chief has noted, and what another one in its place makes of it.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <memory>
+
+#include <cohort/core/file_system.h>
+
+#include "parameter_server/coordinator.h"
+#include "parameter_server/journal.h"
+#include "testing/faulty_file_system.h"
+#include "testing/temp_dir.h"
+
+namespace cohort::ps {
+namespace {
+
+using ::testing::ElementsAre;
+using testing::FaultyFileSystem;
+using ::testing::HasSubstr;
+using ::testing::Pair;
+using testing::TempDir;
+
+constexpr Duration kAtOnce{0};
+constexpr DatasetInfo kData{.fingerprint = 1, .examples = 100, .batch_size = 10};
+
+TaskId Worker(int index) { return {TaskType::kWorker, index}; }
+Sender Process(int worker, std::uint64_t incarnation, std::uint64_t epoch) {
+  return {.task = Worker(worker), .incarnation = incarnation, .epoch = epoch};
+}
+
+// A chief, as far as it hands out work.
+struct Chief {
+  explicit Chief(const std::string& folder, FileSystem& files = FileSystem::Local(),
+                 const DatasetInfo& data = kData)
+      : journal(OrThrow(Journal::Open(files, folder, /*backup_workers=*/0))),
+        before(journal->state()),
+        epoch(before.epoch + 1),
+        coordinator({.workers = {Worker(0), Worker(1)},
+                     .rejoin_timeout = std::chrono::milliseconds(0),
+                     .journal = journal.get()}) {
+    OrThrow(journal->Begin(before.epoch > 0, epoch));
+    if (before.epoch > 0) {
+      coordinator.Succeed(before);
+    }
+    coordinator.SetView(epoch, {"server"}, before.epoch > 0 ? "the chief was started again" : "");
+    opened = coordinator.OpenDataset("chief:0", 0, data);
+  }
+
+  Sender Attach(int worker) {
+    const Sender sender = Process(worker, 100 * epoch + static_cast<std::uint64_t>(worker), epoch);
+    OrThrow(coordinator.Attach(sender));
+    return sender;
+  }
+  SplitReply Next(const Sender& sender, std::int64_t epoch_of_data, const FinishedSplit& finished) {
+    return OrThrow(coordinator.NextSplit(sender, {0, epoch_of_data}, 0, finished, kAtOnce));
+  }
+  // What is handed out until the epoch is over: epoch and example; not more than `most`.
+  std::vector<std::pair<std::int64_t, std::int64_t>> Finish(const Sender& sender,
+                                                            std::int64_t epoch_of_data,
+                                                            std::size_t most = 1000) {
+    std::vector<std::pair<std::int64_t, std::int64_t>> begins;
+    FinishedSplit finished;
+    while (begins.size() < most) {
+      const SplitReply reply = Next(sender, epoch_of_data, finished);
+      if (reply.progress != Progress::kGo) {
+        EXPECT_EQ(reply.progress, Progress::kOver);
+        return begins;
+      }
+      begins.emplace_back(reply.epoch, reply.split.begin);
+      finished = {.id = reply.split.id,
+                  .epoch = reply.epoch,
+                  .steps = 1,
+                  .sums = {.loss_sum = 2, .weight = 1, .metric_sums = {3}}};
+    }
+    coordinator.Acknowledge(sender, {0, epoch_of_data}, finished);
+    return begins;
+  }
+  void Save(std::int64_t step) {
+    ASSERT_TRUE(OrThrow(coordinator.BeginCut(std::chrono::milliseconds(1))).has_value());
+    OrThrow(coordinator.Remember(step));
+    coordinator.EndCut();
+  }
+
+  std::unique_ptr<Journal> journal;
+  const JournalState before;
+  const std::uint64_t epoch;
+  Coordinator coordinator;
+  Status opened;
+};
+
+std::string PathIn(const TempDir& folder) { return folder.path() + "/chief.journal"; }
+
+TEST(JournalTest, AnotherChiefHandsOutWhatIsLeftSinceTheSave) {
+  const TempDir folder;
+  {
+    Chief chief(folder.path());
+    OrThrow(chief.coordinator.Open(0));
+    const Sender worker = chief.Attach(0);
+    chief.Finish(worker, 0);
+    EXPECT_EQ(chief.Finish(worker, 1, 4).size(), 4U);
+    chief.Save(14);
+    chief.Finish(worker, 1);
+    chief.Finish(worker, 2, 3);
+  }
+  Chief chief(folder.path());
+  EXPECT_EQ(chief.epoch, 2U);
+  const Sender worker = chief.Attach(0);
+  EXPECT_EQ(chief.Next(worker, 2, {}).progress, Progress::kStale) << "not before Open";
+  EXPECT_TRUE(chief.coordinator.AwaitView(0, false, kAtOnce).recovering);
+  OrThrow(chief.coordinator.Open(14));
+  EXPECT_FALSE(chief.coordinator.AwaitView(0, false, kAtOnce).recovering);
+  EXPECT_EQ(chief.coordinator.advance().steps, 14);
+  const auto begins = chief.Finish(worker, 2);
+  std::vector<std::pair<std::int64_t, std::int64_t>> expected;
+  for (std::int64_t begin = 40; begin < 100; begin += 10) {
+    expected.emplace_back(1, begin);
+  }
+  for (std::int64_t begin = 0; begin < 100; begin += 10) {
+    expected.emplace_back(2, begin);
+  }
+  EXPECT_EQ(begins, expected);
+  for (const EpochCoverage& epoch : chief.coordinator.coverage()) {
+    EXPECT_EQ(epoch.seen, 100) << epoch.epoch;
+    EXPECT_EQ(epoch.steps, 10) << epoch.epoch;
+    EXPECT_EQ(epoch.loss, 2) << epoch.epoch;
+    EXPECT_THAT(epoch.metrics, ElementsAre(3)) << epoch.epoch;
+  }
+}
+
+TEST(JournalTest, RoundsGoOnWithTheirNumbers) {
+  const TempDir folder;
+  const auto round = [](Chief& chief, const Sender& a, const Sender& b, std::int64_t epoch) {
+    const auto join = [&](const Sender& sender) {
+      return OrThrow(chief.coordinator.JoinRound(sender, {0, epoch}, 0, kAtOnce));
+    };
+    EXPECT_EQ(join(a).progress, Progress::kWait);
+    const RoundPart part = join(b).part;
+    for (const Sender& sender : {a, b}) {
+      OrThrow(chief.coordinator.FinishRound(sender, part.round, part.attempt,
+                                            {.loss_sum = 1, .weight = 5, .metric_sums = {}},
+                                            kAtOnce));
+    }
+    return part;
+  };
+  {
+    Chief chief(folder.path());
+    OrThrow(chief.coordinator.Open(0));
+    const Sender a = chief.Attach(0);
+    const Sender b = chief.Attach(1);
+    for (int i = 0; i < 7; ++i) {
+      round(chief, a, b, 0);
+    }
+    chief.Save(7);
+    for (int i = 7; i < 12; ++i) {
+      round(chief, a, b, i < 10 ? 0 : 1);
+    }
+  }
+  Chief chief(folder.path());
+  OrThrow(chief.coordinator.Open(7));
+  const Sender a = chief.Attach(0);
+  const Sender b = chief.Attach(1);
+  for (std::uint64_t number = 8; number <= 20; ++number) {
+    const RoundPart part = round(chief, a, b, 1);
+    EXPECT_EQ(part.round, number);
+    EXPECT_EQ(part.epoch.epoch, number <= 10 ? 0 : 1);
+    EXPECT_EQ(part.batch, static_cast<std::int64_t>(number - 1) % 10);
+  }
+  EXPECT_EQ(chief.coordinator.coverage().at(0).loss, 0.2);
+}
+
+TEST(JournalTest, WorkersThatHadEndedAreNotWaitedFor) {
+  const TempDir folder;
+  {
+    Chief chief(folder.path());
+    OrThrow(chief.coordinator.Open(0));
+    const Sender first = chief.Attach(0);
+    chief.Attach(1);
+    chief.coordinator.Lost(Worker(0), Unavailable("killed"));
+    chief.Attach(0);
+    chief.coordinator.Lost(Worker(0), Unavailable("killed again"));
+    EXPECT_FALSE(chief.coordinator.Done(first).ok()) << "it was given up";
+  }
+  Chief chief(folder.path());
+  EXPECT_THAT(chief.before.ended, ElementsAre(Pair(Worker(0), JournalState::End::kLost)));
+  OrThrow(chief.coordinator.Open(0));
+  const Sender second = chief.Attach(1);
+  EXPECT_EQ(OrThrow(chief.coordinator.JoinRound(second, {0, 0}, 0, kAtOnce)).progress,
+            Progress::kGo)
+      << "alone";
+  EXPECT_TRUE(chief.coordinator.Done(second).ok());
+  EXPECT_TRUE(OrThrow(chief.coordinator.WaitOver(kAtOnce)));
+  EXPECT_EQ(OrThrow(Journal::Open(FileSystem::Local(), folder.path(), 0))->state().ended.size(),
+            2U);
+}
+
+TEST(JournalTest, ASaveThatItKnowsNothingOfIsRefused) {
+  const TempDir folder;
+  OrThrow(Chief(folder.path()).coordinator.Open(0));
+  EXPECT_THAT(Chief(folder.path()).coordinator.Open(5).message(),
+              HasSubstr("step 5, where this job has not been"));
+}
+
+TEST(JournalTest, AWorkerOfAJobThatItKnowsNothingOfIsRefused) {
+  const TempDir folder;
+  Chief chief(folder.path());
+  EXPECT_THAT(chief.coordinator.Attach(Process(0, 7, /*epoch=*/9)).message(),
+              HasSubstr("worker:0 comes from a job whose chief and servers are gone"));
+  Coordinator early({.workers = {Worker(0)}});
+  OrThrow(early.Attach(Process(0, 7, 9)));  // it may yet succeed
+  early.SetView(1, {"server"});
+  EXPECT_EQ(early.Open(0).code(), StatusCode::kFailedPrecondition);
+}
+
+TEST(JournalTest, OtherValuesToBeginWithAreRefused) {
+  const TempDir folder;
+  OrThrow(Chief(folder.path()).coordinator.Open(0, 77));
+  EXPECT_THAT(Chief(folder.path()).coordinator.Open(0, 78).message(),
+              HasSubstr("begin anew with other values"));
+  EXPECT_TRUE(Chief(folder.path()).coordinator.Open(0, 77).ok());
+}
+
+TEST(JournalTest, OtherDataIsRefused) {
+  const TempDir folder;
+  OrThrow(Chief(folder.path()).coordinator.Open(0));
+  const Chief chief(folder.path(), FileSystem::Local(), {1, 101, 10});
+  EXPECT_THAT(chief.opened.message(), HasSubstr("chief:0 has 101 examples"));
+}
+
+TEST(JournalTest, WhatACrashHasLeftOfALastRecordIsDropped) {
+  const TempDir folder;
+  const auto journal = OrThrow(Journal::Open(FileSystem::Local(), folder.path(), 0));
+  OrThrow(journal->Begin(false, 4));
+  OrThrow(journal->Begun({0, 0}, 3));
+  const auto whole = std::filesystem::file_size(PathIn(folder));
+  OrThrow(journal->Begun({0, 1}, 0));
+  const std::string bytes = OrThrow(ReadFile(FileSystem::Local(), PathIn(folder)));
+  const TempDir other;
+  for (std::size_t size = whole; size <= bytes.size(); ++size) {
+    OrThrow(WriteFileAtomically(FileSystem::Local(), PathIn(other), bytes.substr(0, size)));
+    const JournalState state =
+        OrThrow(Journal::Open(FileSystem::Local(), other.path(), 0))->state();
+    EXPECT_EQ(state.epoch, 4U) << size;
+    EXPECT_EQ(state.begun.size(), size == bytes.size() ? 2U : 1U) << size;
+  }
+}
+
+TEST(JournalTest, DamageBeforeTheEndIsAnError) {
+  const TempDir folder;
+  const auto journal = OrThrow(Journal::Open(FileSystem::Local(), folder.path(), 0));
+  OrThrow(journal->Begin(false, 4));
+  OrThrow(journal->Begun({0, 0}, 3));
+  std::string bytes = OrThrow(ReadFile(FileSystem::Local(), PathIn(folder)));
+  bytes[12] ^= 1;  // the first record's
+  OrThrow(WriteFileAtomically(FileSystem::Local(), PathIn(folder), bytes));
+  const Status status = Journal::Open(FileSystem::Local(), folder.path(), 0).status();
+  EXPECT_EQ(status.code(), StatusCode::kDataLoss);
+  EXPECT_THAT(status.message(), HasSubstr("chief.journal"));
+}
+
+TEST(JournalTest, AChiefThatWasReplacedWritesNowhere) {
+  const TempDir folder;
+  Chief first(folder.path());
+  OrThrow(first.coordinator.Open(0));
+  Chief second(folder.path());
+  OrThrow(first.journal->Begun({0, 9}, 0));
+  const auto third = OrThrow(Journal::Open(FileSystem::Local(), folder.path(), 0));
+  EXPECT_EQ(third->state().epoch, 2U);
+  EXPECT_TRUE(third->state().begun.empty());
+}
+
+TEST(JournalTest, NothingIsHandedOutThatCouldNotBeNoted) {
+  const TempDir folder;
+  bool full = false;
+  FaultyFileSystem files([&](std::string_view operation, const std::string&) {
+    return full && operation == "sync" ? ResourceExhausted("no space left") : OkStatus();
+  });
+  Chief chief(folder.path(), files);
+  OrThrow(chief.coordinator.Open(0));
+  const Sender worker = chief.Attach(0);
+  full = true;
+  EXPECT_EQ(chief.coordinator.NextSplit(worker, {0, 0}, 0, {}, kAtOnce).status().code(),
+            StatusCode::kResourceExhausted);
+  EXPECT_TRUE(chief.coordinator.Done(worker).ok());
+  EXPECT_EQ(chief.coordinator.WaitOver(kAtOnce).status().code(), StatusCode::kResourceExhausted)
+      << "the chief hears of it";
+}
+
+TEST(JournalTest, AJobThatIsOverLeavesNone) {
+  const TempDir folder;
+  Chief chief(folder.path());
+  OrThrow(chief.journal->Remove());
+  EXPECT_FALSE(std::filesystem::exists(PathIn(folder)));
+  OrThrow(chief.journal->Begun({0, 0}, 0));
+  EXPECT_FALSE(std::filesystem::exists(PathIn(folder)));
+}
+
+}  // namespace
+}  // namespace cohort::ps
