@@ -7,8 +7,7 @@
 #include <thread>
 
 #include <cohort/core/thread_pool.h>
-
-#include "stop_scope.h"
+#include <cohort/data/stop_scope.h>
 
 namespace cohort::data {
 namespace {

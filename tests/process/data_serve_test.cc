@@ -1,0 +1,144 @@
+// `cohort data serve` as a user runs it: a dispatcher and input workers, one of which is killed, or
+// stopped, while trainers read.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <csignal>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <numeric>
+
+#include <cohort/core/file_system.h>
+#include <cohort/data/arrays.h>
+#include <cohort/data_service/data_service.h>
+
+#include "testing/process_cluster.h"
+#include "testing/temp_dir.h"
+
+namespace cohort::data {
+namespace {
+
+using namespace std::chrono_literals;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+constexpr std::int64_t kExamples = 2000;
+
+class DataServe : public ::testing::Test {
+ protected:
+  DataServe() {
+    Tensor numbers(DType::kInt64, {kExamples, 8});  // example i begins with i
+    for (std::int64_t i = 0; i < kExamples; ++i) {
+      numbers.data<std::int64_t>()[static_cast<std::size_t>(i) * 8] = i;
+    }
+    OrThrow(WriteNpy(FileSystem::Local(), file_, numbers));
+  }
+
+  // Starts `cohort data serve` and returns where it listens.
+  std::string Serve(const std::string& name, std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), {COHORT_BIN_DIR "/cohort", "data", "serve", "--json",
+                                         "--listen", "127.0.0.1:0"});
+    processes_.Start(name, arguments);
+    EXPECT_TRUE(processes_.WaitForOutput(name, "\n", 60s)) << processes_.Logs();
+    const auto line = nlohmann::json::parse(processes_.Stdout(name));
+    return "127.0.0.1:" + std::to_string(line.at("port").get<int>());
+  }
+  std::optional<int> Run(std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), COHORT_BIN_DIR "/cohort");
+    const std::string name = "run " + std::to_string(processes_.names().size());
+    processes_.Start(name, arguments);
+    return processes_.Wait(name, 60s);
+  }
+
+  static bool Collect(BatchIterator& batches, std::vector<std::int64_t>& numbers, int most) {
+    for (int b = 0; b < most; ++b) {
+      const auto batch = OrThrow(batches.Next());
+      if (!batch.has_value()) {
+        return false;
+      }
+      const auto values = (*batch)["values"].data<std::int64_t>();
+      for (std::int64_t row = 0; row < batch->size; ++row) {
+        numbers.push_back(values[static_cast<std::size_t>(row) * 8]);
+      }
+    }
+    return true;
+  }
+
+  // A dispatcher, two input workers and two trainers; `harm` befalls the first worker in the middle
+  // of the epoch.
+  void ExpectEveryExampleOnce(const std::function<void()>& harm) {
+    const std::string dispatcher = Serve("dispatcher", {});
+    Serve("first", {"--join", dispatcher, file_});
+    Serve("second", {"--join", dispatcher, file_});
+    const Dataset data =
+        OrThrow(FromService(dispatcher, "data", {.read_timeout = 500ms, .piece_bytes = 256}))
+            .Shuffle(1)
+            .Batch(20)
+            .Prefetch(8, 2);
+    std::vector<std::int64_t> numbers;
+    std::vector<std::unique_ptr<BatchIterator>> trainers;
+    for (int w = 0; w < 2; ++w) {
+      trainers.push_back(OrThrow(data.Iterate({.num_workers = 2, .worker = w})));
+      EXPECT_TRUE(Collect(*trainers.back(), numbers, 20 + 10 * w));
+    }
+    harm();
+    for (const auto& trainer : trainers) {
+      EXPECT_FALSE(Collect(*trainer, numbers, 1000));
+    }
+    std::vector<std::int64_t> everything(kExamples);
+    std::iota(everything.begin(), everything.end(), 0);
+    EXPECT_NE(numbers, everything);
+    std::sort(numbers.begin(), numbers.end());
+    EXPECT_EQ(numbers, everything);
+  }
+  void ExpectEndsInOrder(const std::string& name) {
+    EXPECT_TRUE(processes_.Signal(name, SIGTERM));
+    EXPECT_EQ(processes_.Wait(name, 60s), 0) << processes_.Stderr(name);
+  }
+
+  testing::TempDir folder_;
+  const std::string file_ = folder_ / "numbers.npy";
+  testing::ProcessCluster processes_;
+};
+
+TEST_F(DataServe, EveryExampleReachesATrainerOnceWhenAnInputWorkerIsKilled) {
+  ExpectEveryExampleOnce([&] {
+    EXPECT_TRUE(processes_.Signal("first", SIGKILL));
+    EXPECT_EQ(processes_.Wait("first", 60s), 128 + SIGKILL);
+  });
+  ExpectEndsInOrder("second");
+  ExpectEndsInOrder("dispatcher");
+  EXPECT_THAT(processes_.Stderr("second"), HasSubstr("served "));
+}
+
+TEST_F(DataServe, EveryExampleReachesATrainerOnceWhenAnInputWorkerIsStopped) {
+  ExpectEveryExampleOnce([&] { EXPECT_TRUE(processes_.Signal("first", SIGSTOP)); });
+  EXPECT_TRUE(processes_.Signal("first", SIGCONT));
+  ExpectEndsInOrder("first");
+  ExpectEndsInOrder("second");
+  ExpectEndsInOrder("dispatcher");
+}
+
+TEST_F(DataServe, SaysWhatIsWrong) {
+  EXPECT_EQ(Run({"data", "serve", "--join", "127.0.0.1:1"}), 2);
+  EXPECT_EQ(Run({"data", "serve", "--join", "nowhere", file_}), 2);
+  EXPECT_EQ(Run({"data", "serve", folder_ / "absent.npy"}), 2);
+  EXPECT_EQ(Run({"data", "serve", "--join-timeout", "0.1", "--join", "127.0.0.1:1", file_}), 138);
+  EXPECT_THAT(processes_.Logs(),
+              AllOf(HasSubstr("--join comes with files"), HasSubstr("\"nowhere\" is no address"),
+                    HasSubstr("absent.npy"), HasSubstr("127.0.0.1:1: connection refused")));
+}
+
+TEST_F(DataServe, OtherDataUnderTheSameNameIsRefused) {
+  const std::string dispatcher = Serve("dispatcher", {file_});
+  const std::string other = folder_ / "other.npy";
+  OrThrow(WriteNpy(FileSystem::Local(), other, Tensor(DType::kInt64, {kExamples, 9})));
+  EXPECT_EQ(Run({"data", "serve", "--join", dispatcher, "--listen", "127.0.0.1:0", other}), 2);
+  EXPECT_THAT(processes_.Logs(), HasSubstr("feature 'values' is int64[9], int64[8] is expected"));
+  ExpectEndsInOrder("dispatcher");
+}
+
+}  // namespace
+}  // namespace cohort::data
