@@ -12,7 +12,11 @@
 
 #include <cohort/core/file_system.h>
 #include <cohort/data/arrays.h>
+#include <cohort/data/image.h>
+#include <cohort/data/tf_example.h>
+#include <cohort/data/webdataset.h>
 #include <cohort/data_service/data_service.h>
+#include <cohort/io/record_file.h>
 
 #include "testing/process_cluster.h"
 #include "testing/temp_dir.h"
@@ -119,6 +123,75 @@ TEST_F(DataServe, EveryExampleReachesATrainerOnceWhenAnInputWorkerIsStopped) {
   ExpectEndsInOrder("first");
   ExpectEndsInOrder("second");
   ExpectEndsInOrder("dispatcher");
+}
+
+std::string Jpeg(int number) {
+  Tensor image(DType::kUInt8, {8, 8, 3});
+  std::fill_n(image.raw(), image.bytes(), static_cast<std::byte>(number * 10));
+  return EncodeJpeg(image);
+}
+
+TEST_F(DataServe, ImagesOfArchivesAreDecoded) {
+  const std::string path = folder_ / "images.tar";
+  const auto tar = OrThrow(TarWriter::Create(FileSystem::Local(), path));
+  for (int i = 0; i < 5; ++i) {
+    OrThrow(tar->AddSample(std::to_string(i),
+                           {{"jpg", Jpeg(i)}, {"cls", std::to_string(i)}, {"json", "{}"}}));
+  }
+  OrThrow(tar->Close());
+  const std::string address = Serve("tar", {"--image", "4x6", "--name", "images", path});
+  const Dataset data = OrThrow(FromService(
+      address, "images",
+      {.features = {{"image", DType::kFloat32, {4, 6, 3}}, {"label", DType::kInt64, {}}}}));
+  const auto batch = OrThrow(OrThrow(data.Skip(3).Batch(2).Iterate())->Next());
+  EXPECT_EQ((*batch)["label"].data<std::int64_t>()[1], 4);
+  EXPECT_NEAR((*batch)["image"].data<float>()[0], 30 / 255.0, 0.02);
+  EXPECT_THAT(processes_.Stderr("tar"), HasSubstr("left out: 'json'"));
+  ExpectEndsInOrder("tar");
+  EXPECT_EQ(Run({"data", "serve", path}), 2);
+  EXPECT_EQ(Run({"data", "serve", "--image", "224", path}), 2);
+  EXPECT_THAT(processes_.Logs(), AllOf(HasSubstr("it holds images [--image"),
+                                       HasSubstr("HEIGHTxWIDTH, as in 224x224, not '224'")));
+}
+
+TEST_F(DataServe, FeaturesOfExamplesAreTold) {
+  const std::string path = folder_ / "examples";
+  const auto writer = OrThrow(io::RecordWriter::Create(FileSystem::Local(), path));
+  for (int i = 0; i < 5; ++i) {
+    const std::string image = Jpeg(i);
+    TfFeatures features;
+    features["photo"] = {.kind = TfFeature::Kind::kBytes, .bytes = {image}};
+    features["id"] = {.kind = TfFeature::Kind::kInt64, .ints = {i}};
+    features["words"] = {.kind = TfFeature::Kind::kFloat,
+                         .floats = std::vector<float>(static_cast<std::size_t>(i), 0.5F)};
+    OrThrow(writer->Write(EncodeTfExample(features)));
+  }
+  OrThrow(writer->Close());
+  const std::string address = Serve("examples", {"--image", "8x8", "--uint8", path});
+  const Dataset data = OrThrow(FromService(
+      address, "data",
+      {.features = {{"id", DType::kInt64, {}}, {"photo/pixels", DType::kUInt8, {8, 8, 3}}},
+       .ragged = {{"words", DType::kFloat32}}}));
+  const auto batch = OrThrow(OrThrow(data.Batch(5).Iterate())->Next());
+  EXPECT_EQ((*batch)["id"].data<std::int64_t>()[4], 4);
+  EXPECT_EQ(batch->lists("words").values.elements(), 0 + 1 + 2 + 3 + 4);
+  EXPECT_NEAR((*batch)["photo/pixels"].data<std::uint8_t>()[4 * 192], 40, 3);
+  ExpectEndsInOrder("examples");
+}
+
+TEST_F(DataServe, ItsCostIsMeasured) {
+  ASSERT_EQ(Run({"bench", "service", "--json", "--images", "10", "--batch", "4", "--threads", "1",
+                 "--rounds", "1"}),
+            0)
+      << processes_.Logs();
+  const auto report = nlohmann::json::parse(processes_.Stdout(processes_.names().back()));
+  ASSERT_EQ(report.at("cases").size(), 2U);
+  for (const auto& item : report["cases"]) {
+    EXPECT_EQ(item.at("batches"), 3);
+    EXPECT_GE(item.at("bytes").get<std::int64_t>(), 10 * 224 * 224 * 3);
+    EXPECT_GT(item.at("local_us_per_batch").get<double>(), 0);
+    EXPECT_GT(item.at("service_mb_per_second").get<double>(), 0);
+  }
 }
 
 TEST_F(DataServe, SaysWhatIsWrong) {

@@ -260,7 +260,13 @@ int BenchServiceCommand(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
   }
-  const Status status = RunAll(options);
+  const Status status = [&options] {
+    try {
+      return RunAll(options);
+    } catch (const StatusError& error) {  // a build without JPEG
+      return error.status();
+    }
+  }();
   if (!status.ok()) {
     std::fprintf(stderr, "%s: %s\n", argv[0], status.ToString().c_str());
   }
