@@ -45,7 +45,7 @@ class DataServe : public ::testing::Test {
     arguments.insert(arguments.begin(), {COHORT_BIN_DIR "/cohort", "data", "serve", "--json",
                                          "--listen", "127.0.0.1:0"});
     processes_.Start(name, arguments);
-    EXPECT_TRUE(processes_.WaitForOutput(name, "\n", 60s)) << processes_.Logs();
+    EXPECT_TRUE(processes_.WaitForOutput(name, "\"port\"", 60s)) << processes_.Logs();
     const auto line = nlohmann::json::parse(processes_.Stdout(name));
     return "127.0.0.1:" + std::to_string(line.at("port").get<int>());
   }
