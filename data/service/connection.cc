@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <random>
 #include <span>
 #include <system_error>
 #include <utility>
@@ -24,6 +25,7 @@ constexpr milliseconds kFirstPause{50};
 constexpr milliseconds kLastPause{2'000};
 constexpr milliseconds kProbeTimeout{300};
 constexpr std::size_t kProbed = 3;
+constexpr std::uint64_t kFirstTurn = 1'000'000;
 
 std::string Seconds(Duration duration) {
   const auto tenths = std::chrono::duration_cast<milliseconds>(duration).count() / 100;
@@ -38,6 +40,7 @@ struct Connection::Peer {
   bool listed = true;  // by the dispatcher, when it was asked last
   std::unique_ptr<grpc::GenericStub> stub;
   int under_way = 0;
+  std::uint64_t turn = 0;  // when it was asked last; before that at random
   Deadline rests_until;
   milliseconds pause = kFirstPause;
   std::string error;  // of its last call; empty: it was answered
@@ -77,7 +80,8 @@ Connection::Connection(std::string dispatcher, std::string pipeline,
     : dispatcher_(std::move(dispatcher)),
       options_(options),
       info_{.name = std::move(pipeline)},
-      stub_(wire::DataService::NewStub(NewChannel(dispatcher_))) {}
+      stub_(wire::DataService::NewStub(NewChannel(dispatcher_))),
+      turn_(kFirstTurn) {}
 
 Connection::~Connection() {
   {
@@ -194,6 +198,7 @@ Status Connection::Learn(const wire::FindReply& reply) {
     if (peer == nullptr) {
       peer = std::make_shared<Peer>();
       peer->address = address;
+      peer->turn = std::random_device()() % kFirstTurn;
       peer->stub = std::make_unique<grpc::GenericStub>(
           NewChannel(address, {.max_message_bytes = std::numeric_limits<std::int32_t>::max()}));
     }
@@ -333,7 +338,7 @@ std::shared_ptr<Connection::Peer> Connection::Choose(const Piece& piece) const {
   const Deadline now = std::chrono::steady_clock::now();
   const std::shared_ptr<Peer>* best = nullptr;
   const auto load = [](const Peer& peer) {
-    return static_cast<double>(peer.under_way) / peer.threads;
+    return std::pair(static_cast<double>(peer.under_way) / peer.threads, peer.turn);
   };
   for (const auto& [address, peer] : peers_) {
     if (peer->under_way < 2 * peer->threads && peer->rests_until <= now &&
@@ -349,6 +354,7 @@ void Connection::Assign(Reading& reading, Piece& piece, std::shared_ptr<Peer> pe
   piece.context->set_deadline(GrpcTimeout(options_.read_timeout));
   piece.peer = std::move(peer);
   ++piece.peer->under_way;
+  piece.peer->turn = turn_++;
   under_way_bytes_ += piece.bytes;
   reading.flying.push_back(&piece);
 }

@@ -69,7 +69,8 @@ class Connection {
 
   std::vector<Piece> Cut(std::span<const std::int64_t> indexes) const;
   Status Run(Reading& reading);
-  // The worker that has the least to do; null: none may be asked now. With mutex_ held, as Assign.
+  // The worker that has the least to do, of several whose turn it is; null: none may be asked now.
+  // With mutex_ held, as Assign.
   std::shared_ptr<Peer> Choose(const Piece& piece) const;
   void Assign(Reading& reading, Piece& piece, std::shared_ptr<Peer> peer);
   void Send(Reading& reading, Piece& piece);
@@ -93,6 +94,7 @@ class Connection {
   grpc::ClientContext* find_ = nullptr;                 // while under way
   std::map<std::string, std::shared_ptr<Peer>> peers_;  // by address
   std::string find_error_;                              // of the last Find; empty: it was answered
+  std::uint64_t turn_;
   std::int64_t under_way_bytes_ = 0;
   std::int64_t list_bytes_ = 0;  // of the lists of an example, at most so far
 

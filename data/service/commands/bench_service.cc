@@ -4,6 +4,7 @@
 
 #include <poll.h>
 #include <stdlib.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -93,6 +94,12 @@ Status WriteImages(const std::string& path, std::int64_t images) {
   return tar->Close();
 }
 
+double ReadClock(clockid_t clock) {
+  timespec time{};
+  ::clock_gettime(clock, &time);
+  return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) / 1e9;
+}
+
 // `cohort data serve` of these files, ended with this.
 class Service {
  public:
@@ -124,6 +131,10 @@ class Service {
     return {};
   }
   std::string address() const { return "127.0.0.1:" + std::to_string(port_); }
+  double CpuSeconds() const {
+    clockid_t clock{};
+    return ::clock_getcpuclockid(child_.pid(), &clock) == 0 ? ReadClock(clock) : 0;
+  }
 
  private:
   ChildProcess child_;
@@ -132,12 +143,14 @@ class Service {
 
 struct Epoch {
   double seconds = 0;
+  double cpu_seconds = 0;  // of this process
   std::int64_t batches = 0;
   std::int64_t bytes = 0;
 };
 
 Result<Epoch> Run(const data::Dataset& dataset, const Options& options) {
   const auto begun = SteadyClock::now();
+  const double cpu = ReadClock(CLOCK_PROCESS_CPUTIME_ID);
   COHORT_ASSIGN_OR_RETURN(const auto batches, dataset.Shuffle(1)
                                                   .Batch(options.batch)
                                                   .Prefetch(2 * options.threads, options.threads)
@@ -154,6 +167,7 @@ Result<Epoch> Run(const data::Dataset& dataset, const Options& options) {
     }
   }
   epoch.seconds = std::chrono::duration<double>(SteadyClock::now() - begun).count();
+  epoch.cpu_seconds = ReadClock(CLOCK_PROCESS_CPUTIME_ID) - cpu;
   return epoch;
 }
 
@@ -165,9 +179,13 @@ Result<nlohmann::json> Measure(const char* name, const data::OpenOptions& files,
   COHORT_ASSIGN_OR_RETURN(const data::Dataset remote, data::FromService(service.address(), "data"));
   std::vector<double> local_seconds;
   std::vector<double> service_seconds;
+  std::vector<double> local_cpu;
+  std::vector<double> trainer_cpu;
+  std::vector<double> worker_cpu;
   Epoch last;
   for (int round = -1; round < options.rounds; ++round) {  // the first warms up
     COHORT_ASSIGN_OR_RETURN(const Epoch local, Run(opened.dataset, options));
+    const double worker = service.CpuSeconds();
     COHORT_ASSIGN_OR_RETURN(last, Run(remote, options));
     if (last.bytes != local.bytes) {
       return Internal("the service gave " + std::to_string(last.bytes) + " bytes instead of " +
@@ -176,6 +194,9 @@ Result<nlohmann::json> Measure(const char* name, const data::OpenOptions& files,
     if (round >= 0) {
       local_seconds.push_back(local.seconds);
       service_seconds.push_back(last.seconds);
+      local_cpu.push_back(local.cpu_seconds);
+      trainer_cpu.push_back(last.cpu_seconds);
+      worker_cpu.push_back(service.CpuSeconds() - worker);
     }
   }
   const double local = Median(local_seconds);
@@ -188,6 +209,9 @@ Result<nlohmann::json> Measure(const char* name, const data::OpenOptions& files,
                         {"local_us_per_batch", local / batches * 1e6},
                         {"service_us_per_batch", through / batches * 1e6},
                         {"overhead_us_per_batch", (through - local) / batches * 1e6},
+                        {"local_cpu_us_per_batch", Median(local_cpu) / batches * 1e6},
+                        {"trainer_cpu_us_per_batch", Median(trainer_cpu) / batches * 1e6},
+                        {"worker_cpu_us_per_batch", Median(worker_cpu) / batches * 1e6},
                         {"local_mb_per_second", megabytes / local},
                         {"service_mb_per_second", megabytes / through},
                         {"local_rounds", local_seconds},
@@ -222,14 +246,18 @@ Status RunAll(const Options& options) {
   std::printf("%lld examples, batches of %lld, %d threads here or in one service process\n",
               static_cast<long long>(options.images), static_cast<long long>(options.batch),
               options.threads);
-  std::printf("%-36s %14s %14s %14s %10s %10s\n", "", "here us/batch", "service", "more",
-              "here MB/s", "service");
+  std::printf("%-36s %10s %10s %10s %10s\n", "us a batch (MB/s)", "here", "service", "", "more");
   for (const nlohmann::json& item : report["cases"]) {
-    std::printf(
-        "%-36s %14.0f %14.0f %14.0f %10.0f %10.0f\n", item["name"].get<std::string>().c_str(),
-        item["local_us_per_batch"].get<double>(), item["service_us_per_batch"].get<double>(),
-        item["overhead_us_per_batch"].get<double>(), item["local_mb_per_second"].get<double>(),
-        item["service_mb_per_second"].get<double>());
+    const auto number = [&item](const char* name) { return item[name].get<double>(); };
+    std::printf("%-36s %10.0f %10.0f %10s %10.0f  (%.0f, %.0f)\n",
+                item["name"].get<std::string>().c_str(), number("local_us_per_batch"),
+                number("service_us_per_batch"), "", number("overhead_us_per_batch"),
+                number("local_mb_per_second"), number("service_mb_per_second"));
+    const double more = number("worker_cpu_us_per_batch") + number("trainer_cpu_us_per_batch") -
+                        number("local_cpu_us_per_batch");
+    std::printf("%-36s %10.0f %10.0f + %8.0f %10.0f\n", "  of cores: here, worker + trainer",
+                number("local_cpu_us_per_batch"), number("worker_cpu_us_per_batch"),
+                number("trainer_cpu_us_per_batch"), more);
   }
   return {};
 }

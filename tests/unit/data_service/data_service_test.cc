@@ -209,6 +209,15 @@ TEST(DataService, AllInputWorkersShareTheWork) {
   EXPECT_EQ(dispatcher->stats().bytes + worker->stats().bytes, kExamples * 8);
 }
 
+TEST(DataService, WorkersThatHaveNothingToDoTakeTurns) {
+  const auto dispatcher = Start(Numbers());
+  const auto worker = Start(Numbers(), {.dispatcher = AddressOf(*dispatcher)});
+  const Dataset remote = OrThrow(FromService(AddressOf(*dispatcher), "p"));
+  EXPECT_EQ(Batches(remote.Batch(11)).size(), 10U);  // one call each, one after another
+  EXPECT_EQ(dispatcher->stats().reads, 5);
+  EXPECT_EQ(worker->stats().reads, 5);
+}
+
 TEST(DataService, EveryExampleReachesATrainerOnceWhenAnInputWorkerEnds) {
   auto dispatcher = Start(Numbers());
   auto doomed = Start(Numbers(), {.dispatcher = AddressOf(*dispatcher)});
