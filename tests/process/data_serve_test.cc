@@ -41,9 +41,10 @@ class DataServe : public ::testing::Test {
   }
 
   // Starts `cohort data serve` and returns where it listens.
-  std::string Serve(const std::string& name, std::vector<std::string> arguments) {
-    arguments.insert(arguments.begin(), {COHORT_BIN_DIR "/cohort", "data", "serve", "--json",
-                                         "--listen", "127.0.0.1:0"});
+  std::string Serve(const std::string& name, std::vector<std::string> arguments,
+                    const std::string& listen = "127.0.0.1:0") {
+    arguments.insert(arguments.begin(),
+                     {COHORT_BIN_DIR "/cohort", "data", "serve", "--json", "--listen", listen});
     processes_.Start(name, arguments);
     EXPECT_TRUE(processes_.WaitForOutput(name, "\"port\"", 60s)) << processes_.Logs();
     const auto line = nlohmann::json::parse(processes_.Stdout(name));
@@ -123,6 +124,29 @@ TEST_F(DataServe, EveryExampleReachesATrainerOnceWhenAnInputWorkerIsStopped) {
   ExpectEndsInOrder("first");
   ExpectEndsInOrder("second");
   ExpectEndsInOrder("dispatcher");
+}
+
+TEST_F(DataServe, ADispatcherThatIsStartedAnewKnowsItsWorkers) {
+  const std::string dispatcher = Serve("dispatcher", {});
+  Serve("worker", {"--join", dispatcher, file_});
+  const Dataset data = OrThrow(FromService(dispatcher, "data", {.piece_bytes = 256})).Batch(20);
+  const auto trainer = OrThrow(data.Iterate());
+  std::vector<std::int64_t> numbers;
+  EXPECT_TRUE(Collect(*trainer, numbers, 10));
+  EXPECT_TRUE(processes_.Signal("dispatcher", SIGKILL));
+  EXPECT_EQ(processes_.Wait("dispatcher", 60s), 128 + SIGKILL);
+  EXPECT_TRUE(Collect(*trainer, numbers, 80)) << "it knows the worker";
+  Serve("dispatcher again", {}, dispatcher);
+  const Dataset other = OrThrow(FromService(dispatcher, "data")).Batch(20);
+  EXPECT_EQ(other.batches_per_epoch(), kExamples / 20);
+  EXPECT_FALSE(Collect(*trainer, numbers, 1000));
+  EXPECT_FALSE(Collect(*OrThrow(other.Iterate()), numbers, 1000));
+  ASSERT_EQ(numbers.size(), 2 * kExamples);
+  for (std::int64_t i = 0; i < kExamples; ++i) {
+    EXPECT_EQ(numbers[static_cast<std::size_t>(i)], i);
+  }
+  ExpectEndsInOrder("worker");
+  ExpectEndsInOrder("dispatcher again");
 }
 
 std::string Jpeg(int number) {
