@@ -228,6 +228,13 @@ TEST_F(DataServe, SaysWhatIsWrong) {
                     HasSubstr("absent.npy"), HasSubstr("127.0.0.1:1: connection refused")));
 }
 
+TEST_F(DataServe, ASignalEndsItWhileItWaitsForTheDispatcher) {
+  processes_.Start("waits", {COHORT_BIN_DIR "/cohort", "data", "serve", "--listen", "127.0.0.1:0",
+                             "--join", "127.0.0.1:1", file_});
+  EXPECT_TRUE(processes_.Signal("waits", SIGTERM));
+  EXPECT_EQ(processes_.Wait("waits", 60s), 128 + SIGTERM);
+}
+
 TEST_F(DataServe, OtherDataUnderTheSameNameIsRefused) {
   const std::string dispatcher = Serve("dispatcher", {file_});
   const std::string other = folder_ / "other.npy";

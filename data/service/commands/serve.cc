@@ -4,9 +4,12 @@
 #include <time.h>
 
 #include <CLI/CLI.hpp>
-#include <cerrno>
+#include <atomic>
+#include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include <cohort/core/log.h>
 #include <cohort/data_service/data_service.h>
@@ -41,24 +44,57 @@ std::string Describe(const data::Source& source) {
   return text;
 }
 
-// Until a signal says so, or trainers are not sent here any more. The signals have been blocked
-// before any thread was started.
-Status Wait(const data::DataServer& server, const sigset_t& signals) {
-  const timespec slice{.tv_sec = 0, .tv_nsec = 200'000'000};
-  for (;;) {
-    if (::sigtimedwait(&signals, nullptr, &slice) > 0) {
-      return {};
-    }
-    COHORT_RETURN_IF_ERROR(server.failure());
+// SIGINT and SIGTERM, from before any thread is started: until it serves, they end the process at
+// once; then they ask it to end in order.
+class Signals {
+ public:
+  Signals() {
+    sigemptyset(&signals_);
+    sigaddset(&signals_, SIGINT);
+    sigaddset(&signals_, SIGTERM);
+    ::pthread_sigmask(SIG_BLOCK, &signals_, nullptr);
+    thread_ = std::thread([this] { Watch(); });
   }
+  ~Signals() {
+    done_ = true;
+    thread_.join();
+  }
+  Signals(const Signals&) = delete;
+  Signals& operator=(const Signals&) = delete;
+
+  void Serving() { serving_ = true; }
+  bool asked() const { return asked_; }
+
+ private:
+  void Watch() {
+    const timespec slice{.tv_sec = 0, .tv_nsec = 100'000'000};
+    while (!done_) {
+      const int signal = ::sigtimedwait(&signals_, nullptr, &slice);
+      if (signal > 0 && !serving_) {
+        std::_Exit(128 + signal);
+      }
+      asked_ = asked_ || signal > 0;
+    }
+  }
+
+  sigset_t signals_{};
+  std::atomic<bool> done_{false};
+  std::atomic<bool> serving_{false};
+  std::atomic<bool> asked_{false};
+  std::thread thread_;
+};
+
+// Until a signal asks for the end, or trainers are not sent here any more.
+Status Wait(const data::DataServer& server, const Signals& signals) {
+  while (!signals.asked()) {
+    COHORT_RETURN_IF_ERROR(server.failure());
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  }
+  return {};
 }
 
 Status Run(Options options) {
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGINT);
-  sigaddset(&signals, SIGTERM);
-  ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  Signals signals;
   std::vector<data::ServedPipeline> pipelines;
   std::string what;
   if (!options.files.paths.empty()) {
@@ -75,6 +111,7 @@ Status Run(Options options) {
   options.serve.join_timeout =
       std::chrono::milliseconds(static_cast<std::int64_t>(options.join_seconds * 1e3));
   COHORT_ASSIGN_OR_RETURN(const auto server, data::Serve(pipelines, options.serve));
+  signals.Serving();
   if (options.json) {
     std::printf("%s\n", nlohmann::json({{"command", "data serve"},
                                         {"port", server->port()},
