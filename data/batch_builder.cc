@@ -217,7 +217,9 @@ Status ApplyMaps(const std::vector<MapFn>& maps, const Source& source, std::int6
 }
 
 BatchBuilder::BatchBuilder(std::shared_ptr<const Source> source, Recipe recipe)
-    : source_(std::move(source)), recipe_(std::move(recipe)) {
+    : source_(std::move(source)),
+      bulk_(dynamic_cast<const BulkSource*>(source_.get())),
+      recipe_(std::move(recipe)) {
   for (const RaggedSpec& spec : source_->ragged()) {
     recipe_.ragged.insert(spec.name);
   }
@@ -257,18 +259,32 @@ Result<Batch> BatchBuilder::ReadRows(const EpochOrder& order, Range positions,
   for (std::size_t i = 0; i < ragged.size(); ++i) {
     lists[i].dtype = ragged[i].dtype;
   }
-  for (std::int64_t p = positions.begin; p < positions.end; ++p) {
-    if (stop.load(std::memory_order_relaxed)) {
-      return Cancelled("the iterator is being destroyed");
+  if (bulk_ != nullptr) {
+    std::vector<std::int64_t> indexes;
+    for (std::int64_t p = positions.begin; p < positions.end; ++p) {
+      indexes.push_back(order.At(p));
     }
-    COHORT_RETURN_IF_ERROR(lists.empty() ? source_->ReadInto(order.At(p), rows)
-                                         : source_->ReadRagged(order.At(p), rows, values));
-    for (std::size_t i = 0; i < rows.size(); ++i) {
-      rows[i] += strides[i];
-    }
+    std::vector<std::vector<std::int64_t>> ends(ragged.size());
+    COHORT_RETURN_IF_ERROR(bulk_->ReadMany(indexes, rows, values, ends));
     for (std::size_t i = 0; i < lists.size(); ++i) {
-      lists[i].splits.push_back(
-          static_cast<std::int64_t>(values[i].size() / SizeOf(lists[i].dtype)));
+      for (const std::int64_t end : ends[i]) {
+        lists[i].splits.push_back(end / static_cast<std::int64_t>(SizeOf(lists[i].dtype)));
+      }
+    }
+  } else {
+    for (std::int64_t p = positions.begin; p < positions.end; ++p) {
+      if (stop.load(std::memory_order_relaxed)) {
+        return Cancelled("the iterator is being destroyed");
+      }
+      COHORT_RETURN_IF_ERROR(lists.empty() ? source_->ReadInto(order.At(p), rows)
+                                           : source_->ReadRagged(order.At(p), rows, values));
+      for (std::size_t i = 0; i < rows.size(); ++i) {
+        rows[i] += strides[i];
+      }
+      for (std::size_t i = 0; i < lists.size(); ++i) {
+        lists[i].splits.push_back(
+            static_cast<std::int64_t>(values[i].size() / SizeOf(lists[i].dtype)));
+      }
     }
   }
   for (std::size_t i = 0; i < lists.size(); ++i) {

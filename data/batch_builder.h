@@ -11,6 +11,7 @@
 #include <vector>
 
 #include <cohort/data/batch.h>
+#include <cohort/data/bulk_source.h>
 
 #include "shard.h"
 
@@ -48,6 +49,7 @@ class BatchBuilder {
   Result<Batch> BuildEmptyMapped(const EpochOrder& order) const;
 
   std::shared_ptr<const Source> source_;  // owners: the datasets made from it, and this
+  const BulkSource* bulk_;                // source_, if it is one
   Recipe recipe_;
 };
 

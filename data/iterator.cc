@@ -8,9 +8,9 @@
 #include <thread>
 
 #include <cohort/core/thread_pool.h>
+#include <cohort/data/stop_scope.h>
 
 #include "prefetch_tuner.h"
-#include "stop_scope.h"
 
 namespace cohort::data {
 namespace {

@@ -17,6 +17,8 @@ int DataStatsCommand(int argc, char** argv);        // data/commands/stats.cc
 int DataVerifyCommand(int argc, char** argv);       // data/commands/verify.cc
 int DataStatCommand(int argc, char** argv);         // data/commands/stat.cc
 int BenchInputCommand(int argc, char** argv);       // data/commands/bench_input.cc
+int DataServeCommand(int argc, char** argv);        // data/service/commands/serve.cc
+int BenchServiceCommand(int argc, char** argv);     // data/service/commands/bench_service.cc
 int LaunchCommand(int argc, char** argv);           // strategies/commands/launch.cc
 int BenchCollectiveCommand(int argc, char** argv);  // comm/commands/bench/command.cc
 int TraceCommand(int argc, char** argv);            // comm/commands/trace.cc

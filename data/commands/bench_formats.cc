@@ -16,7 +16,7 @@
 #include <cohort/data/webdataset.h>
 #include <cohort/io/record_file.h>
 
-#include "../sources/csv_reader.h"
+#include "infer.h"
 
 namespace cohort::data {
 namespace {
@@ -130,39 +130,10 @@ Result<Pass> Epoch(const Dataset& dataset, const Options& options) {
   }
 }
 
-// All features of the first records: those of one value as scalars, others ragged. Text is hashed.
-Result<std::vector<TfFeatureSpec>> FeaturesOf(const std::string& path) {
-  constexpr int kLooked = 1000;
-  COHORT_ASSIGN_OR_RETURN(const auto reader, io::RecordReader::Open(FileSystem::Local(), path));
-  std::map<std::string, TfFeatureSpec> specs;
-  for (int i = 0; i < kLooked; ++i) {
-    COHORT_ASSIGN_OR_RETURN(const auto record, reader->Next());
-    if (!record.has_value()) {
-      break;
-    }
-    COHORT_ASSIGN_OR_RETURN(const TfFeatures features, ParseTfExample(*record));
-    for (const auto& [name, feature] : features) {
-      TfFeatureSpec& spec = specs[name];
-      spec.name = name;
-      spec.type = feature.kind == TfFeature::Kind::kFloat   ? TfType::kFloat32
-                  : feature.kind == TfFeature::Kind::kInt64 ? TfType::kInt64
-                                                            : TfType::kHash;
-      spec.ragged = spec.ragged || feature.size() > 1;
-    }
-  }
-  std::vector<TfFeatureSpec> list;
-  for (auto& [name, spec] : specs) {
-    if (!spec.ragged) {
-      spec.missing = 0;
-    }
-    list.push_back(spec);
-  }
-  return list;
-}
-
 // Opened, and an epoch of it.
 Result<Pass> Examples(const Options& options) {
-  COHORT_ASSIGN_OR_RETURN(const std::vector<TfFeatureSpec> features, FeaturesOf(options.paths[0]));
+  COHORT_ASSIGN_OR_RETURN(const std::vector<TfFeatureSpec> features,
+                          InferTfFeatures(FileSystem::Local(), options.paths[0]));
   COHORT_ASSIGN_OR_RETURN(const Dataset data, TfRecords(options.paths, {.features = features}));
   COHORT_ASSIGN_OR_RETURN(Pass pass, Epoch(data, options));
   COHORT_ASSIGN_OR_RETURN(const Pass raw, ReadOnly(options));
@@ -170,41 +141,9 @@ Result<Pass> Examples(const Options& options) {
   return pass;
 }
 
-// All columns: numbers as float32, others as categories.
-Result<CsvOptions> ColumnsOf(const std::string& path) {
-  constexpr std::size_t kLooked = 1000;
-  COHORT_ASSIGN_OR_RETURN(const auto file, FileSystem::Local().OpenForRead(path));
-  std::string head(std::min<std::uint64_t>(file->size(), std::uint64_t{1} << 20), '\0');
-  COHORT_ASSIGN_OR_RETURN(const std::size_t n,
-                          file->Read(0, std::as_writable_bytes(std::span(head))));
-  head.resize(n);
-  CsvReader reader(head, ',', /*trim=*/true);
-  std::vector<CsvField> fields;
-  CsvOptions options;
-  for (std::size_t row = 0; row <= kLooked; ++row) {
-    const Result<bool> more = reader.Next(fields);
-    if (!more.ok() || !*more || (row > 0 && reader.offset() == head.size())) {
-      break;
-    }
-    for (std::size_t i = 0; i < fields.size(); ++i) {
-      if (row == 0) {
-        options.columns.push_back({.name = std::string(fields[i].text), .missing = 0});
-        continue;
-      }
-      const std::string text(fields[i].text);
-      char* end = nullptr;
-      static_cast<void>(std::strtof(text.c_str(), &end));
-      if (*end != '\0' && i < options.columns.size()) {
-        options.columns[i].type = CsvType::kCategory;
-      }
-    }
-  }
-  return options;
-}
-
 // Parsed whole, as a table.
 Result<Pass> CsvTable(const Options& options) {
-  COHORT_ASSIGN_OR_RETURN(CsvOptions csv, ColumnsOf(options.paths[0]));
+  COHORT_ASSIGN_OR_RETURN(CsvOptions csv, InferCsvColumns(FileSystem::Local(), options.paths[0]));
   csv.threads = options.threads;
   COHORT_ASSIGN_OR_RETURN(const CsvData data, Csv(options.paths, csv));
   COHORT_ASSIGN_OR_RETURN(Pass pass, ReadOnly(options));
@@ -214,7 +153,7 @@ Result<Pass> CsvTable(const Options& options) {
 
 // Parsed, and an epoch of it.
 Result<Pass> CsvEpoch(const Options& options) {
-  COHORT_ASSIGN_OR_RETURN(CsvOptions csv, ColumnsOf(options.paths[0]));
+  COHORT_ASSIGN_OR_RETURN(CsvOptions csv, InferCsvColumns(FileSystem::Local(), options.paths[0]));
   csv.threads = options.threads;
   COHORT_ASSIGN_OR_RETURN(const CsvData data, Csv(options.paths, csv));
   COHORT_ASSIGN_OR_RETURN(Pass pass, Epoch(data.dataset, options));

@@ -9,8 +9,9 @@
 #include <utility>
 #include <vector>
 
+#include <cohort/data/stop_scope.h>
+
 #include "sources/content.h"
-#include "stop_scope.h"
 
 namespace cohort::data {
 namespace {

@@ -6,7 +6,7 @@
 #include <ctime>
 #include <thread>
 
-#include "stop_scope.h"
+#include <cohort/data/stop_scope.h>
 
 namespace cohort::data {
 namespace {

@@ -44,6 +44,9 @@ TEST(NoRpcPrograms, RefuseAClusterByName) {
   const Ended bench = RunOnce({Bin("cohort"), "bench", "ps"});
   EXPECT_EQ(bench.code, 2);
   EXPECT_THAT(bench.err, HasSubstr("cohort bench ps: built without gRPC"));
+  const Ended serve = RunOnce({Bin("cohort"), "data", "serve"});
+  EXPECT_EQ(serve.code, 2);
+  EXPECT_THAT(serve.err, HasSubstr("the data service: built without gRPC"));
 }
 
 }  // namespace

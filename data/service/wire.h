@@ -1,0 +1,70 @@
+// What processes of the data service tell each other: pipelines, and raw replies.
+
+#pragma once
+
+#include <grpcpp/support/byte_buffer.h>
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <cohort/core/status.h>
+#include <cohort/data/source.h>
+
+#include <cohort/data_service.pb.h>
+
+namespace cohort::data {
+
+// A pipeline as a trainer sees it.
+struct PipelineInfo {
+  std::string name;
+  std::int64_t examples = 0;
+  std::uint64_t fingerprint = 0;
+  bool by_epoch = false;  // another order in each epoch
+  std::vector<FeatureSpec> features;
+  std::vector<RaggedSpec> ragged;
+
+  std::int64_t row_bytes() const;  // of the features of an example, without ragged ones
+};
+
+void ToWire(const Status& status, wire::Outcome* outcome);
+Status FromWire(const wire::Outcome& outcome);
+void ToWire(const PipelineInfo& info, wire::Pipeline* pipeline);
+Result<PipelineInfo> FromWire(const wire::Pipeline& pipeline);
+
+// The first feature that one has and the other has not, or has otherwise: "feature 'x' is
+// float32[2], int64[] is expected". Empty: there is none.
+std::string FeatureDifference(const PipelineInfo& there, const PipelineInfo& expected);
+// As that, and the number of examples and the fingerprint.
+std::string Difference(const PipelineInfo& there, const PipelineInfo& expected);
+
+// Memory for `bytes`, aligned as a tensor's, and the slice that owns it.
+grpc::Slice NewSlice(std::size_t bytes, std::byte** memory);
+// The values of a ragged feature, not copied.
+grpc::Slice AdoptSlice(std::vector<std::byte> bytes);
+
+grpc::ByteBuffer Assemble(const wire::ReadReply& header, std::vector<grpc::Slice> payload);
+
+// A received message with the memory that it borrows, and a place in it.
+class Received {
+ public:
+  // False: there is none.
+  bool Take(const grpc::ByteBuffer& buffer) { return buffer.Dump(&slices_).ok() && Count(); }
+  std::size_t remaining() const { return remaining_; }
+  // Copies exactly so many bytes; false, with nothing consumed, if there are fewer.
+  bool Read(void* to, std::size_t bytes);
+  // What Assemble put before the payload; false if it is none.
+  bool ReadHeader(wire::ReadReply* header);
+
+ private:
+  bool Count();
+
+  std::vector<grpc::Slice> slices_;
+  std::size_t slice_ = 0;
+  std::size_t position_ = 0;
+  std::size_t remaining_ = 0;
+};
+
+}  // namespace cohort::data
