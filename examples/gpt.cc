@@ -18,7 +18,6 @@
 #include <cohort/data/memory.h>
 #include <cohort/data/tokens.h>
 #include <cohort/nn/gpt.h>
-#include <cohort/nn/losses.h>
 
 #include <algorithm>
 #include <cmath>
@@ -196,7 +195,8 @@ Result<cohort::data::Dataset> TrainingWindows(const Flags& f, const Tokens& toke
 // trains and evaluates.
 cohort::StepFn MakeStep(const nn::Gpt& model, nn::Workspaces& workspaces, const Flags& f,
                         bool training) {
-  return [&model, &workspaces, training, seed = f.job.seed, global_batch = f.job.global_batch](
+  return [&model, &workspaces, training, seed = f.job.seed, global_batch = f.job.global_batch,
+          precision = PrecisionOf(f.job)](
              cohort::ReplicaContext& context,
              const cohort::data::Batch& batch) -> Result<cohort::ReplicaResult> {
     nn::Tape tape(context.parameters, context.stream,
@@ -206,8 +206,9 @@ cohort::StepFn MakeStep(const nn::Gpt& model, nn::Workspaces& workspaces, const 
                    .step = context.step,
                    .first_example =
                        cohort::data::PartBegin(global_batch, context.num_replicas, context.replica),
-                   .intra_op_threads = context.intra_op_threads});
-    const auto loss = nn::SoftmaxCrossEntropy(model.Logits(tape, batch["tokens"]), batch["next"]);
+                   .intra_op_threads = context.intra_op_threads,
+                   .precision = precision});
+    const auto loss = model.Loss(tape, batch["tokens"], batch["next"]);
     if (training) {
       tape.Backward(loss, context.gradients);
     }
@@ -244,7 +245,9 @@ Result<std::vector<std::int32_t>> GoOn(const nn::Gpt& model, nn::Workspaces& wor
               window.data<std::int32_t>().end(), 0);
     nn::Tape tape(context.parameters, context.stream,
                   workspaces.For(context.local_replica, context.device),
-                  {.training = false, .intra_op_threads = context.intra_op_threads});
+                  {.training = false,
+                   .intra_op_threads = context.intra_op_threads,
+                   .precision = PrecisionOf(f.job)});
     const nn::Variable logits = model.Logits(tape, window);
     const Tensor scores = tape.Fetch(logits.tensor().Rows(seen - 1, seen));
     COHORT_RETURN_IF_ERROR(tape.Finish());

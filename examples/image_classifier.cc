@@ -76,13 +76,16 @@ Result<std::unique_ptr<cohort::Optimizer>> MakeOptimizer(const Flags& f) {
 // Forward, loss, backward, on whatever part of a batch the replica is given. The same function
 // trains and evaluates.
 cohort::StepFn MakeStep(const cohort::nn::ImageModel& model, cohort::nn::Workspaces& workspaces,
-                        bool training) {
-  return [&model, &workspaces, training](
+                        const Flags& f, bool training) {
+  return [&model, &workspaces, precision = PrecisionOf(f.job), training](
              cohort::ReplicaContext& context,
              const cohort::data::Batch& batch) -> Result<cohort::ReplicaResult> {
     cohort::nn::Tape tape(
         context.parameters, context.stream, workspaces.For(context.local_replica, context.device),
-        {.training = training, .step = context.step, .intra_op_threads = context.intra_op_threads});
+        {.training = training,
+         .step = context.step,
+         .intra_op_threads = context.intra_op_threads,
+         .precision = precision});
     const auto logits = model.Logits(tape.Input(batch["image"]));
     const auto loss = cohort::nn::SoftmaxCrossEntropy(logits, batch["label"]);
     if (training) {
@@ -135,11 +138,11 @@ Status Train(const Flags& f, cohort::Strategy& strategy) {
   cohort::Trainer trainer(strategy, parameters, std::move(options));
   const auto training = images.train.Shuffle(f.job.seed).Batch(f.job.global_batch).Prefetch(2);
   COHORT_ASSIGN_OR_RETURN(const cohort::History history,
-                          trainer.Fit(training, MakeStep(*model, workspaces, true)));
+                          trainer.Fit(training, MakeStep(*model, workspaces, f, true)));
   COHORT_ASSIGN_OR_RETURN(
       const cohort::EpochResult test,
       trainer.Evaluate(images.test.Batch(std::max<std::int64_t>(256, f.job.global_batch)),
-                       MakeStep(*model, workspaces, false)));
+                       MakeStep(*model, workspaces, f, false)));
   return strategy.is_chief() ? Report(f, strategy, parameters, history, test) : Status();
 }
 

@@ -42,6 +42,9 @@ Result<cohort::StrategyOptions> MakeStrategyOptions(const JobFlags& f) {
   options.loss_scale = f.loss_scale == "sum"            ? cohort::LossScale::kSum
                        : f.loss_scale == "replica_mean" ? cohort::LossScale::kReplicaMean
                                                         : cohort::LossScale::kGlobalMean;
+  if (PrecisionOf(f) == cohort::nn::Precision::kMixedFloat16) {
+    options.grad_scaler.emplace();
+  }
   options.collective_timeout = Seconds(f.collective_timeout);
   options.join_timeout = Seconds(f.join_timeout);
   options.rejoin_grace = Seconds(f.rejoin_grace);
@@ -108,6 +111,12 @@ void DeclareJobFlags(CLI::App& app, JobFlags& f) {
                  "every GPU there is)");
   app.add_option("--threads", f.threads, "threads of each replica (default: the cores, shared out)")
       ->check(CLI::NonNegativeNumber);
+  app.add_option("--precision", f.precision,
+                 "of products and what lies between them; parameters and updates are float32")
+      ->check([](const std::string& text) {
+        return cohort::nn::ParsePrecision(text).status().message();
+      })
+      ->capture_default_str();
   app.add_option("--loss-scale", f.loss_scale, "how gradients are combined")
       ->check(CLI::IsMember({"global_mean", "replica_mean", "sum"}))
       ->capture_default_str();
@@ -168,6 +177,10 @@ void DeclareJobFlags(CLI::App& app, JobFlags& f) {
   app.add_flag("--quiet", f.quiet, "no progress");
 }
 
+cohort::nn::Precision PrecisionOf(const JobFlags& f) {
+  return cohort::OrThrow(cohort::nn::ParsePrecision(f.precision));
+}
+
 cohort::TrainerOptions MakeTrainerOptions(const JobFlags& f) {
   cohort::TrainerOptions options;
   options.batches_per_step = f.batches_per_step;
@@ -223,6 +236,9 @@ Result<nlohmann::json> JobMetrics(cohort::Strategy& strategy,
        fmt::format("{:08x}", cohort::io::Crc32c(std::as_bytes(parameters.all())))},
       {"epoch_losses", losses},
       {"checkpoint", history.checkpoint}};
+  if (const cohort::GradScaler* const scaler = strategy.grad_scaler(); scaler != nullptr) {
+    metrics["grad_scaler"] = {{"scale", scaler->scale()}, {"skipped", scaler->state().skipped}};
+  }
   if (auto* servers = dynamic_cast<cohort::ParameterServerStrategy*>(&strategy)) {
     COHORT_ASSIGN_OR_RETURN(const cohort::ParameterServerStats stats, servers->stats());
     metrics["parameter_server"] = {{"consistency", servers->consistency().ToString()},

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cohort/cohort.h>
+#include <cohort/nn/precision.h>
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
@@ -17,6 +18,7 @@ struct JobFlags {
   std::uint64_t seed = 1;
   std::string devices;
   int threads = 0;
+  std::string precision = "float32";
   std::string loss_scale = "global_mean";
   bool synchronous_ps = false;
   std::string consistency;
@@ -43,6 +45,9 @@ struct JobFlags {
 
 // Values that `f` has are the defaults.
 void DeclareJobFlags(CLI::App& app, JobFlags& f);
+
+// What a step function's tapes compute in.
+cohort::nn::Precision PrecisionOf(const JobFlags& f);
 
 // All but epochs and metric names. From here on SIGTERM ends training with its state saved; before,
 // it just ends the process.

@@ -5,24 +5,27 @@
 
 namespace cohort::nn {
 
-Variable Attention(const Variable& qkv, std::int64_t heads, bool causal) {
+Variable Attention(const Variable& given, std::int64_t heads, bool causal) {
   Require(heads >= 1, "Attention has at least one head");
-  const Shape& shape = qkv.shape();
+  const Shape& shape = given.shape();
   RequireShape(shape.rank() == 3 && shape[2] > 0 && shape[2] % (3 * heads) == 0, "Attention", shape,
                "[batch, length, a multiple of " + std::to_string(3 * heads) + "]");
-  Tape& tape = qkv.tape();
+  Tape& tape = given.tape();
+  const DType type = tape.compute_type();
+  const Variable qkv = Cast(given, type);
   AttentionPlan& plan = tape.kernels().Attention({.batch = shape[0],
                                                   .length = shape[1],
                                                   .heads = heads,
                                                   .head_size = shape[2] / (3 * heads),
-                                                  .causal = causal});
-  const Tensor y = tape.Buffer(WithLast(shape, shape[2] / 3));
+                                                  .causal = causal,
+                                                  .type = type});
+  const Tensor y = tape.Buffer(WithLast(shape, shape[2] / 3), type);
   const Tensor saved = tape.Buffer({plan.saved_elements()});
-  plan.Forward(tape.stream(), Floats(qkv.tensor()).data(), Floats(y).data(), Floats(saved).data());
+  plan.Forward(tape.stream(), qkv.tensor().raw(), y.raw(), Floats(saved).data());
   return tape.Record(y, {qkv}, {}, [&tape, &plan, y, saved, x = qkv.tensor()](BackwardPass& pass) {
-    pass.Input(0, [&](FloatSpan dx) {
-      plan.Backward(tape.stream(), Floats(x).data(), Floats(y).data(), Floats(saved).data(),
-                    pass.output_gradient().data(), dx.data());
+    pass.Input(0, [&](Elements dx) {
+      plan.Backward(tape.stream(), x.raw(), y.raw(), Floats(saved).data(),
+                    pass.output_gradient().raw(), dx.raw());
     });
   });
 }

@@ -1,5 +1,6 @@
 #include <cohort/nn/initializers.h>
 #include <cohort/nn/layers.h>
+#include <cohort/nn/operations.h>
 
 #include "checks.h"
 #include "window.h"
@@ -31,8 +32,8 @@ Conv2D::Conv2D(ParameterSet& parameters, const std::string& name, std::int64_t i
   options_.bias_initializer = nullptr;
 }
 
-Variable Conv2D::operator()(const Variable& x) const {
-  const Shape& in = x.shape();
+Variable Conv2D::operator()(const Variable& given) const {
+  const Shape& in = given.shape();
   RequireShape(in.rank() == 4 && in[3] == in_, "Conv2D " + name_, in,
                "[batch, height, width, " + std::to_string(in_) + "]");
   const auto rows = PadWindow(options_.padding, in[1], options_.kernel[0], options_.stride[0]);
@@ -53,16 +54,18 @@ Variable Conv2D::operator()(const Variable& x) const {
                       .pad_right = columns.after,
                       .groups = options_.groups,
                       .bias = bias_ >= 0,
-                      .activation = relu ? Activation::kRelu : Activation::kNone};
+                      .activation = relu ? Activation::kRelu : Activation::kNone,
+                      .type = given.tape().compute_type()};
   RequireShape(in[1] + rows.before + rows.after >= spec.kernel_h &&
                    in[2] + columns.before + columns.after >= spec.kernel_w,
                "Conv2D " + name_, in, "at least as large as the kernel");
+  const Variable x = Cast(given, spec.type);
   Tape& tape = x.tape();
   ConvPlan& plan = tape.kernels().Conv(spec);
-  const ConstFloatSpan kernel = tape.Value(kernel_, KernelShape(in_, out_, options_));
-  const float* bias = bias_ < 0 ? nullptr : tape.Value(bias_, {out_}).data();
-  const Tensor y = tape.Buffer({spec.batch, spec.out_height(), spec.out_width(), out_});
-  plan.Forward(tape.stream(), Floats(x.tensor()).data(), kernel.data(), bias, Floats(y).data());
+  const ConstElements kernel = tape.Operand(kernel_, KernelShape(in_, out_, options_));
+  const void* bias = bias_ < 0 ? nullptr : tape.Operand(bias_, {out_}).raw();
+  const Tensor y = tape.Buffer({spec.batch, spec.out_height(), spec.out_width(), out_}, spec.type);
+  plan.Forward(tape.stream(), x.tensor().raw(), kernel.raw(), bias, y.raw());
 
   std::vector<int> parameters = {kernel_};
   if (bias_ >= 0) {
@@ -73,23 +76,23 @@ Variable Conv2D::operator()(const Variable& x) const {
       [&tape, &plan, has_bias = bias_ >= 0, relu, kernel,
        size = RowsOf{RowsBeforeLast(y.shape()), out_}, x = x.tensor(),
        y = relu ? y : Tensor()](BackwardPass& pass) {
-        const FloatSpan dy = pass.output_gradient();
+        const Elements dy = pass.output_gradient();
         if (has_bias && pass.WantsParameter(1)) {
           pass.Parameter(1, [&](FloatSpan dbias) {
             if (relu) {
-              tape.kernels().ReluBackwardSumRows(tape.stream(), size, Floats(y), dy, dbias);
+              tape.kernels().ReluBackwardSumRows(tape.stream(), size, ElementsOf(y), dy, dbias);
             } else {
               tape.kernels().SumRows(tape.stream(), size, dy, dbias);
             }
           });
         } else if (relu) {
-          tape.kernels().ReluBackwardSumRows(tape.stream(), size, Floats(y), dy, {});
+          tape.kernels().ReluBackwardSumRows(tape.stream(), size, ElementsOf(y), dy, {});
         }
         pass.Parameter(0, [&](FloatSpan dkernel) {
-          plan.BackwardKernel(tape.stream(), Floats(x).data(), dy.data(), dkernel.data());
+          plan.BackwardKernel(tape.stream(), x.raw(), dy.raw(), dkernel.data());
         });
-        pass.Input(0, [&](FloatSpan dx) {
-          plan.BackwardInput(tape.stream(), kernel.data(), dy.data(), dx.data());
+        pass.Input(0, [&](Elements dx) {
+          plan.BackwardInput(tape.stream(), kernel.raw(), dy.raw(), dx.raw());
         });
       });
   return relu ? linear : Activate(linear, options_.activation);

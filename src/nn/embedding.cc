@@ -1,7 +1,10 @@
 #include <cohort/nn/initializers.h>
 #include <cohort/nn/layers.h>
+#include <cohort/nn/losses.h>
+#include <cohort/nn/operations.h>
 #include <cohort/optim/row_source.h>
 
+#include <limits>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -12,6 +15,34 @@ namespace cohort::nn {
 namespace {
 
 using Ids = std::vector<std::uint64_t>;
+
+// Of what tensor cores take at full speed, 16 bytes of 16-bit elements.
+constexpr std::int64_t kAligned = 8;
+
+// An output layer's operands for more columns than its table has rows.
+struct PaddedTable {
+  Tensor table;  // with rows of zeros behind
+  Tensor bias;   // 0, and for those -infinity
+};
+
+PaddedTable Pad(Tape& tape, ConstElements table, RowsOf size, std::int64_t columns) {
+  Kernels& kernels = tape.kernels();
+  Stream& stream = tape.stream();
+  const DType type = table.dtype();
+  PaddedTable padded{tape.Buffer({columns, size.columns}, type), tape.Buffer({columns}, type)};
+  const auto rows = static_cast<std::size_t>(size.rows);
+  const auto more = static_cast<std::size_t>((columns - size.rows) * size.columns);
+  const Tensor zeros = tape.Buffer({static_cast<std::int64_t>(more)});
+  kernels.Fill(stream, Floats(zeros), 0.0F);
+  std::byte* const end = padded.table.raw() + table.bytes();
+  kernels.Copy(stream, table, Elements(padded.table.raw(), table.size(), type));
+  kernels.Copy(stream, Floats(zeros), Elements(end, more, type));
+  const Tensor bias = tape.Buffer({columns});
+  kernels.Fill(stream, Floats(bias).first(rows), 0.0F);
+  kernels.Fill(stream, Floats(bias).subspan(rows), -std::numeric_limits<float>::infinity());
+  kernels.Copy(stream, Floats(bias), ElementsOf(padded.bias));
+  return padded;
+}
 
 }  // namespace
 
@@ -110,29 +141,58 @@ Variable Embedding::LookUp(Tape& tape, const Tensor& ids) const {
       /*trains_rows=*/true);
 }
 
-Variable Embedding::Scores(const Variable& x) const {
+Variable Embedding::Scores(const Variable& x) const { return ScoresOf(x, rows_); }
+
+Variable Embedding::ScoresLoss(const Variable& x, const Tensor& labels) const {
+  const bool half = IsHalf(x.tape().compute_type());
+  const std::int64_t columns = half ? (rows_ + kAligned - 1) / kAligned * kAligned : rows_;
+  const Variable scores = ScoresOf(x, columns);
+  return SoftmaxCrossEntropy(Reshape(scores, {RowsBeforeLast(scores.shape()), columns}), labels);
+}
+
+Variable Embedding::ScoresOf(const Variable& given, std::int64_t columns) const {
   Require(!is_table_ && !sparse_, "Embedding " + name_ + ": scores of a dense table and gradient");
-  RequireShape(x.shape().rank() >= 1 && Last(x.shape()) == width_, "Embedding " + name_, x.shape(),
-               "[..., " + std::to_string(width_) + "]");
-  Tape& tape = x.tape();
+  RequireShape(given.shape().rank() >= 1 && Last(given.shape()) == width_, "Embedding " + name_,
+               given.shape(), "[..., " + std::to_string(width_) + "]");
+  Tape& tape = given.tape();
+  const DType type = tape.compute_type();
+  const Variable x = Cast(given, type);
   const std::int64_t count = RowsBeforeLast(x.shape());
-  const ConstFloatSpan table = tape.Value(table_, {rows_, width_});
-  const Tensor y = tape.Buffer(WithLast(x.shape(), rows_));
+  ConstElements table = tape.Operand(table_, {rows_, width_});
+  PaddedTable padded;
+  if (columns > rows_) {
+    padded = Pad(tape, table, {rows_, width_}, columns);
+    table = ElementsOf(padded.table);
+  }
+  const Tensor y = tape.Buffer(WithLast(x.shape(), columns), type);
   tape.kernels()
-      .MatMul({.m = count, .n = rows_, .k = width_, .transpose_b = true})
-      .Run(tape.stream(), Floats(x.tensor()).data(), table.data(), nullptr, Floats(y).data());
+      .MatMul({.m = count,
+               .n = columns,
+               .k = width_,
+               .transpose_b = true,
+               .bias = columns > rows_,
+               .type = type,
+               .out = type})
+      .Run(tape.stream(), x.tensor().raw(), table.raw(), padded.bias.raw(), y.raw());
   return tape.Record(
       y, {x}, {table_},
-      [&tape, count, rows = rows_, width = width_, table, x = x.tensor()](BackwardPass& pass) {
+      [&tape, type, count, columns, width = width_, table, padded,
+       x = x.tensor()](BackwardPass& pass) {
         Kernels& kernels = tape.kernels();
-        const ConstFloatSpan dy = pass.output_gradient();
+        const ConstElements dy = pass.output_gradient();
         pass.Parameter(0, [&](FloatSpan dtable) {
-          kernels.MatMul({.m = rows, .n = width, .k = count, .transpose_a = true})
-              .Run(tape.stream(), dy.data(), Floats(x).data(), nullptr, dtable.data());
+          const bool direct = padded.table.raw() == nullptr;
+          const Tensor more = direct ? Tensor() : tape.Buffer({columns, width});
+          const FloatSpan to = direct ? dtable : Floats(more);
+          kernels.MatMul({.m = columns, .n = width, .k = count, .transpose_a = true, .type = type})
+              .Run(tape.stream(), dy.raw(), x.raw(), nullptr, to.data());
+          if (!direct) {
+            kernels.Copy(tape.stream(), to.first(dtable.size()), dtable);
+          }
         });
-        pass.Input(0, [&](FloatSpan dx) {
-          kernels.MatMul({.m = count, .n = width, .k = rows})
-              .Run(tape.stream(), dy.data(), table.data(), nullptr, dx.data());
+        pass.Input(0, [&](Elements dx) {
+          kernels.MatMul({.m = count, .n = width, .k = columns, .type = type, .out = type})
+              .Run(tape.stream(), dy.raw(), table.raw(), nullptr, dx.raw());
         });
       });
 }
@@ -147,7 +207,8 @@ PositionEmbedding::PositionEmbedding(ParameterSet& parameters, const std::string
                                          : Uniform(-0.05F, 0.05F, options.seed, name + "/table"));
 }
 
-Variable PositionEmbedding::operator()(const Variable& x) const {
+Variable PositionEmbedding::operator()(const Variable& given) const {
+  const Variable x = Cast(given, DType::kFloat32);
   RequireShape(x.shape().rank() == 3 && x.shape()[1] <= length_ && x.shape()[2] == width_,
                "PositionEmbedding " + name_, x.shape(),
                "[batch, up to " + std::to_string(length_) + ", " + std::to_string(width_) + "]");

@@ -72,13 +72,21 @@ Gpt::Gpt(ParameterSet& parameters, const GptOptions& options)
       }()),
       norm_(parameters, "norm", options.width) {}
 
-Variable Gpt::Logits(Tape& tape, const Tensor& tokens) const {
+Variable Gpt::Hidden(Tape& tape, const Tensor& tokens) const {
   RequireShape(tokens.shape().rank() == 2, "Gpt", tokens.shape(), "[batch, length]");
   Variable x = Dropout(positions_(tokens_(tape, tokens)), dropout_, "embedding");
   for (const Block& block : blocks_) {
     x = block(x);
   }
-  const Variable scores = tokens_.Scores(norm_(x));
+  return norm_(x);
+}
+
+Variable Gpt::Loss(Tape& tape, const Tensor& tokens, const Tensor& next) const {
+  return tokens_.ScoresLoss(Hidden(tape, tokens), next);
+}
+
+Variable Gpt::Logits(Tape& tape, const Tensor& tokens) const {
+  const Variable scores = tokens_.Scores(Hidden(tape, tokens));
   return Reshape(scores, {tokens.elements(), scores.shape()[2]});
 }
 

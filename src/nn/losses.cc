@@ -1,4 +1,5 @@
 #include <cohort/nn/losses.h>
+#include <cohort/nn/operations.h>
 
 #include <string>
 
@@ -8,17 +9,19 @@ namespace cohort::nn {
 namespace {
 
 using Forward = void (Kernels::*)(Stream&, const LossArguments&, FloatSpan);
+template <typename Gradient>
 using Backward = void (Kernels::*)(Stream&, const LossArguments&, ConstFloatSpan, ConstFloatSpan,
-                                   FloatSpan);
+                                   Gradient);
 
+template <typename Gradient>
 Variable Loss(const char* name, const Variable& x, const Tensor& given_labels,
-              const Tensor& given_weights, Forward forward, Backward backward) {
+              const Tensor& given_weights, Forward forward, Backward<Gradient> backward) {
   Tape& tape = x.tape();
   const Tensor labels = tape.Place(given_labels);
   const Tensor weights = given_weights.raw() == nullptr ? Tensor() : tape.Place(given_weights);
   RequireShape(x.shape().rank() >= 1, name, x.shape(), "[batch, ...]");
   LossArguments arguments{
-      .rows = x.shape()[0], .columns = ElementsPerRow(x.shape()), .x = Floats(x.tensor())};
+      .rows = x.shape()[0], .columns = ElementsPerRow(x.shape()), .x = ElementsOf(x.tensor())};
   if (labels.dtype() == DType::kFloat32) {
     Require(labels.elements() == x.tensor().elements(),
             std::string(name) + ": targets " + labels.shape().ToString() +
@@ -44,7 +47,7 @@ Variable Loss(const char* name, const Variable& x, const Tensor& given_labels,
   (tape.kernels().*forward)(tape.stream(), arguments, Floats(loss));
   return tape.Record(loss.Rows(0, 1).Reshaped({}), {x}, {},
                      [&tape, arguments, backward, loss, x = x.tensor()](BackwardPass& pass) {
-                       pass.Input(0, [&](FloatSpan dx) {
+                       pass.Input(0, [&](Gradient dx) {
                          (tape.kernels().*backward)(tape.stream(), arguments, Floats(loss),
                                                     pass.output_gradient(), dx);
                        });
@@ -62,14 +65,14 @@ Variable SoftmaxCrossEntropy(const Variable& logits, const Tensor& labels, const
 
 Variable SigmoidCrossEntropy(const Variable& logits, const Tensor& targets, const Tensor& weights) {
   Require(targets.dtype() == DType::kFloat32, "SigmoidCrossEntropy: targets of float32");
-  return Loss("SigmoidCrossEntropy", logits, targets, weights, &Kernels::SigmoidCrossEntropy,
+  return Loss("SigmoidCrossEntropy", Cast(logits, DType::kFloat32), targets, weights, &Kernels::SigmoidCrossEntropy,
               &Kernels::SigmoidCrossEntropyBackward);
 }
 
 Variable MeanSquaredError(const Variable& predictions, const Tensor& targets,
                           const Tensor& weights) {
   Require(targets.dtype() == DType::kFloat32, "MeanSquaredError: targets of float32");
-  return Loss("MeanSquaredError", predictions, targets, weights, &Kernels::MeanSquaredError,
+  return Loss("MeanSquaredError", Cast(predictions, DType::kFloat32), targets, weights, &Kernels::MeanSquaredError,
               &Kernels::MeanSquaredErrorBackward);
 }
 

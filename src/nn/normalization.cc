@@ -1,5 +1,6 @@
 #include <cohort/nn/initializers.h>
 #include <cohort/nn/layers.h>
+#include <cohort/nn/operations.h>
 
 #include "checks.h"
 
@@ -89,7 +90,8 @@ static BatchStatistics Measure(Tape& tape, const BatchNormOptions& options, Rows
   return s;
 }
 
-Variable BatchNorm::operator()(const Variable& x) const {
+Variable BatchNorm::operator()(const Variable& given) const {
+  const Variable x = Cast(given, DType::kFloat32);
   RequireShape(x.shape().rank() >= 1 && Last(x.shape()) == channels_, "BatchNorm " + name_,
                x.shape(), "[..., " + std::to_string(channels_) + "]");
   Tape& tape = x.tape();
@@ -142,7 +144,8 @@ LayerNorm::LayerNorm(ParameterSet& parameters, const std::string& name, std::int
   offset_ = parameters.Add(name + "/offset", {width}, Zeros());
 }
 
-Variable LayerNorm::operator()(const Variable& x) const {
+Variable LayerNorm::operator()(const Variable& given) const {
+  const Variable x = Cast(given, DType::kFloat32);
   RequireShape(x.shape().rank() >= 1 && Last(x.shape()) == width_, "LayerNorm " + name_, x.shape(),
                "[..., " + std::to_string(width_) + "]");
   Tape& tape = x.tape();
@@ -150,7 +153,8 @@ Variable LayerNorm::operator()(const Variable& x) const {
   const ConstFloatSpan scale = tape.Value(scale_, {width_});
   const Tensor mean = tape.Buffer({rows});
   const Tensor inverse_deviation = tape.Buffer({rows});
-  const Tensor y = tape.Buffer(x.shape());
+  // Mostly what a product takes.
+  const Tensor y = tape.Buffer(x.shape(), tape.compute_type());
   tape.kernels().LayerNorm(tape.stream(), {.rows = rows,
                                            .columns = width_,
                                            .epsilon = epsilon_,
@@ -159,7 +163,7 @@ Variable LayerNorm::operator()(const Variable& x) const {
                                            .offset = tape.Value(offset_, {width_}),
                                            .mean = Floats(mean),
                                            .inverse_deviation = Floats(inverse_deviation),
-                                           .y = Floats(y)});
+                                           .y = ElementsOf(y)});
   return tape.Record(y, {x}, {scale_, offset_},
                      [&tape, rows, width = width_, scale, mean, inverse_deviation,
                       x = x.tensor()](BackwardPass& pass) {

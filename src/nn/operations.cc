@@ -16,18 +16,31 @@ void RequireSameShape(const char* operation, const Variable& a, const Variable& 
 
 }  // namespace
 
+Variable Cast(const Variable& x, DType type) {
+  if (x.tensor().dtype() == type) {
+    return x;
+  }
+  Tape& tape = x.tape();
+  const Tensor y = tape.Buffer(x.shape(), type);
+  tape.kernels().Copy(tape.stream(), ElementsOf(x.tensor()), ElementsOf(y));
+  return tape.Record(y, {x}, {}, [&tape](BackwardPass& pass) {
+    pass.Input(
+        0, [&](Elements dx) { tape.kernels().Copy(tape.stream(), pass.output_gradient(), dx); });
+  });
+}
+
 Variable Activate(const Variable& x, Activation f) {
   if (f == Activation::kNone) {
     return x;
   }
   Tape& tape = x.tape();
-  const Tensor y = tape.Buffer(x.shape());
-  tape.kernels().Activate(tape.stream(), f, Floats(x.tensor()), Floats(y));
+  const Tensor y = tape.Buffer(x.shape(), x.tensor().dtype());
+  tape.kernels().Activate(tape.stream(), f, ElementsOf(x.tensor()), ElementsOf(y));
   // Gelu's derivative is a function of x, the others' of y; what is not needed is not kept.
   const Tensor kept = f == Activation::kGelu ? x.tensor() : y;
   return tape.Record(y, {x}, {}, [&tape, f, kept](BackwardPass& pass) {
-    pass.Input(0, [&](FloatSpan dx) {
-      tape.kernels().ActivateBackward(tape.stream(), f, Floats(kept), Floats(kept),
+    pass.Input(0, [&](Elements dx) {
+      tape.kernels().ActivateBackward(tape.stream(), f, ElementsOf(kept), ElementsOf(kept),
                                       pass.output_gradient(), dx);
     });
   });
@@ -38,7 +51,8 @@ Variable Gelu(const Variable& x) { return Activate(x, Activation::kGelu); }
 Variable Sigmoid(const Variable& x) { return Activate(x, Activation::kSigmoid); }
 Variable Tanh(const Variable& x) { return Activate(x, Activation::kTanh); }
 
-Variable Softmax(const Variable& x) {
+Variable Softmax(const Variable& given) {
+  const Variable x = Cast(given, DType::kFloat32);
   RequireShape(x.shape().rank() >= 1, "Softmax", x.shape(), "[..., classes]");
   Tape& tape = x.tape();
   const RowsOf size{RowsBeforeLast(x.shape()), Last(x.shape())};
@@ -54,17 +68,23 @@ Variable Softmax(const Variable& x) {
 Variable Add(const Variable& a, const Variable& b) {
   RequireSameShape("Add", a, b);
   Tape& tape = a.tape();
-  const Tensor y = tape.Buffer(a.shape());
-  tape.kernels().Add(tape.stream(), Floats(a.tensor()), Floats(b.tensor()), Floats(y));
-  return tape.Record(y, {a, b}, {}, [&tape](BackwardPass& pass) {
+  const bool second = IsHalf(a.tensor().dtype()) && b.tensor().dtype() == DType::kFloat32;
+  const Variable& x = second ? b : a;  // of the sum's type
+  const Variable& more = second ? a : b;
+  const Tensor y = tape.Buffer(a.shape(), x.tensor().dtype());
+  tape.kernels().Add(tape.stream(), ElementsOf(x.tensor()), ElementsOf(more.tensor()),
+                     ElementsOf(y));
+  return tape.Record(y, {x, more}, {}, [&tape](BackwardPass& pass) {
     pass.Input(
-        1, [&](FloatSpan db) { tape.kernels().Copy(tape.stream(), pass.output_gradient(), db); });
+        1, [&](Elements db) { tape.kernels().Copy(tape.stream(), pass.output_gradient(), db); });
     pass.PassOn(0);
   });
 }
 
-Variable Multiply(const Variable& a, const Variable& b) {
-  RequireSameShape("Multiply", a, b);
+Variable Multiply(const Variable& first, const Variable& second) {
+  RequireSameShape("Multiply", first, second);
+  const Variable a = Cast(first, DType::kFloat32);
+  const Variable b = Cast(second, DType::kFloat32);
   Tape& tape = a.tape();
   const Tensor y = tape.Buffer(a.shape());
   tape.kernels().Multiply(tape.stream(), Floats(a.tensor()), Floats(b.tensor()), Floats(y));
@@ -75,7 +95,8 @@ Variable Multiply(const Variable& a, const Variable& b) {
   });
 }
 
-Variable DotInteraction(const Variable& x) {
+Variable DotInteraction(const Variable& given) {
+  const Variable x = Cast(given, DType::kFloat32);
   RequireShape(x.shape().rank() == 3 && x.shape()[1] >= 1, "DotInteraction", x.shape(),
                "[batch, features, width]");
   Tape& tape = x.tape();
@@ -91,8 +112,12 @@ Variable DotInteraction(const Variable& x) {
   });
 }
 
-Variable Concat(const std::vector<Variable>& parts, int axis) {
-  Require(!parts.empty(), "Concat of at least one part");
+Variable Concat(const std::vector<Variable>& given, int axis) {
+  Require(!given.empty(), "Concat of at least one part");
+  std::vector<Variable> parts;
+  for (const Variable& part : given) {
+    parts.push_back(Cast(part, DType::kFloat32));
+  }
   const Shape& first = parts[0].shape();
   axis += axis < 0 ? first.rank() : 0;
   Require(0 <= axis && axis < first.rank(), "Concat along an axis of its parts");
@@ -131,7 +156,7 @@ Variable Concat(const std::vector<Variable>& parts, int axis) {
     for (std::size_t i = 0; i < widths.size(); ++i) {
       pass.Input(static_cast<int>(i), [&](FloatSpan dx) {
         tape.kernels().CopyRows(tape.stream(), {rows, widths[i]},
-                                {pass.output_gradient().data() + from, stride},
+                                {pass.output_gradient().floats() + from, stride},
                                 {dx.data(), widths[i]});
       });
       from += widths[i];
@@ -139,7 +164,8 @@ Variable Concat(const std::vector<Variable>& parts, int axis) {
   });
 }
 
-Variable Sum(const Variable& x, int axis) {
+Variable Sum(const Variable& given, int axis) {
+  const Variable x = Cast(given, DType::kFloat32);
   axis += axis < 0 ? x.shape().rank() : 0;
   Require(0 <= axis && axis < x.shape().rank(), "Sum over an axis of its operand");
   MiddleOf size{.outer = 1, .middle = x.shape()[axis], .inner = 1};
@@ -186,10 +212,10 @@ Variable Dropout(const Variable& x, float rate, const std::string& name) {
       .key = Hash64(name, tape.options().seed),
       .step = static_cast<std::uint64_t>(tape.options().step),
       .first = static_cast<std::uint64_t>(tape.options().first_example * per_example)};
-  const Tensor y = tape.Buffer(x.shape());
-  tape.kernels().Dropout(tape.stream(), spec, Floats(x.tensor()), Floats(y));
+  const Tensor y = tape.Buffer(x.shape(), x.tensor().dtype());
+  tape.kernels().Dropout(tape.stream(), spec, ElementsOf(x.tensor()), ElementsOf(y));
   return tape.Record(y, {x}, {}, [&tape, spec](BackwardPass& pass) {
-    pass.Input(0, [&](FloatSpan dx) {
+    pass.Input(0, [&](Elements dx) {
       tape.kernels().Dropout(tape.stream(), spec, pass.output_gradient(), dx);
     });
   });

@@ -19,7 +19,9 @@ WindowPadding PadWindow(Padding padding, std::int64_t size, std::int64_t window,
 
 namespace {
 
-Variable Pool(const char* operation, bool max, const Variable& x, const Pool2DOptions& options) {
+Variable Pool(const char* operation, bool max, const Variable& given,
+              const Pool2DOptions& options) {
+  const Variable x = Cast(given, DType::kFloat32);
   const Shape& in = x.shape();
   RequireShape(in.rank() == 4, operation, in, "[batch, height, width, channels]");
   const auto rows = PadWindow(options.padding, in[1], options.window[0], options.stride[0]);
@@ -47,7 +49,7 @@ Variable Pool(const char* operation, bool max, const Variable& x, const Pool2DOp
   plan.Forward(tape.stream(), Floats(x.tensor()).data(), Floats(y).data(), kept.raw());
   return tape.Record(y, {x}, {}, [&tape, &plan, kept](BackwardPass& pass) {
     pass.Input(0, [&](FloatSpan dx) {
-      plan.Backward(tape.stream(), pass.output_gradient().data(), kept.raw(), dx.data());
+      plan.Backward(tape.stream(), pass.output_gradient().floats(), kept.raw(), dx.data());
     });
   });
 }
@@ -62,7 +64,8 @@ Variable AvgPool2D(const Variable& x, const Pool2DOptions& options) {
   return Pool("AvgPool2D", false, x, options);
 }
 
-Variable GlobalAvgPool2D(const Variable& x) {
+Variable GlobalAvgPool2D(const Variable& given) {
+  const Variable x = Cast(given, DType::kFloat32);
   const Shape& in = x.shape();
   RequireShape(in.rank() == 4, "GlobalAvgPool2D", in, "[batch, height, width, channels]");
   Tape& tape = x.tape();

@@ -63,7 +63,7 @@ struct RecordedStep::Recording {
   };
   std::vector<Input> inputs;
   float loss_seed = 0;
-  bool training = true;
+  Precision precision = Precision::kFloat32;
   int fed = 0;
   int captures = 0;
   bool replayable = true;
@@ -80,9 +80,9 @@ RecordedStep::RecordedStep(ParameterSet& parameters, Workspace& workspace)
 RecordedStep::~RecordedStep() = default;
 
 RecordedStep::Recording& RecordedStep::Find(std::span<const Tensor> inputs, float loss_seed,
-                                            bool training) {
+                                            Precision precision) {
   const auto same = [&](const Recording& r) {
-    return r.loss_seed == loss_seed && r.training == training &&
+    return r.loss_seed == loss_seed && r.precision == precision &&
            std::ranges::equal(r.inputs, inputs, [](const Recording::Input& a, const Tensor& b) {
              return a.dtype == b.dtype() && a.shape == b.shape() &&
                     a.on_device == (b.space() == MemorySpace::kDevice ? b.raw() : nullptr);
@@ -97,7 +97,7 @@ RecordedStep::Recording& RecordedStep::Find(std::span<const Tensor> inputs, floa
   }
   Recording& made = recordings_.emplace_front();
   made.loss_seed = loss_seed;
-  made.training = training;
+  made.precision = precision;
   for (const Tensor& input : inputs) {
     made.inputs.push_back(
         {.dtype = input.dtype(),
@@ -114,7 +114,7 @@ Result<std::vector<Tensor>> RecordedStep::Run(Stream& stream, GradientSink& sink
                                               std::span<const Tensor> inputs, const Body& body,
                                               std::chrono::milliseconds timeout) {
   Require(options.training, "a recorded step is one that trains");
-  Recording& recording = Find(inputs, sink.loss_seed(), options.training);
+  Recording& recording = Find(inputs, sink.loss_seed(), options.precision);
   if (recording.graph != nullptr &&
       !SameMemory(recording.accumulators, Accumulators(parameters_, sink))) {
     recording.graph = nullptr;  // gradients lie elsewhere now
@@ -182,7 +182,7 @@ bool RecordedStep::Capture(Recording& recording, Stream& stream, GradientSink& s
     const std::vector<Variable> variables = body(tape, placed);
     tape.Backward(variables.front(), capture_sink);
     for (std::size_t i = 0; i < variables.size(); ++i) {
-      const Tensor& from = variables[i].tensor();
+      const Tensor from = tape.InFloat32(variables[i].tensor());
       const Tensor& to = recording.outputs.at(i);
       Require(from.bytes() == to.bytes(), "a body puts the same work on the stream every time");
       device.Copy(stream, from.raw(), to.raw(), to.bytes());

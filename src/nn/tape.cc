@@ -56,7 +56,19 @@ Tensor Tape::Place(const Tensor& tensor) {
   return placed;
 }
 
-Tensor Tape::Fetch(const Tensor& tensor) {
+Tensor Tape::InFloat32(const Tensor& tensor) {
+  if (!IsHalf(tensor.dtype())) {
+    return tensor;
+  }
+  const Tensor wide = Buffer(tensor.shape());
+  kernels_.Copy(stream_, ElementsOf(tensor), Floats(wide));
+  Keep(tensor);
+  Keep(wide);
+  return wide;
+}
+
+Tensor Tape::Fetch(const Tensor& given) {
+  const Tensor tensor = InFloat32(given);
   if (tensor.space() == MemorySpace::kHost) {
     return tensor;
   }
@@ -83,7 +95,7 @@ Variable Tape::Record(Tensor output, const std::vector<Variable>& inputs,
   v.tape_ = this;
   v.node_ = static_cast<int>(nodes_.size());
   v.tensor_ = output;
-  Node node{.shape = output.shape(), .needs_gradient = trains_rows};
+  Node node{.shape = output.shape(), .type = output.dtype(), .needs_gradient = trains_rows};
   Operation operation{.output = v.node_, .parameters = std::move(parameters)};
   for (const Variable& input : inputs) {
     Require(&input.tape() == this, "operands of one tape");
@@ -107,6 +119,22 @@ ConstFloatSpan Tape::Value(int parameter, const Shape& shape) const {
                                                      " of shape " + shape.ToString() + ", not " +
                                                      parameters_[parameter].shape.ToString());
   return std::as_const(parameters_).value(parameter);
+}
+
+ConstElements Tape::Operand(int parameter, const Shape& shape) {
+  const ConstFloatSpan value = Value(parameter, shape);
+  if (compute_type() == DType::kFloat32) {
+    return value;
+  }
+  if (operands_.raw() == nullptr) {
+    const ConstFloatSpan all = std::as_const(parameters_).all();
+    operands_ = Buffer({static_cast<std::int64_t>(all.size())}, compute_type());
+    Keep(operands_);
+    kernels_.Copy(stream_, all, ElementsOf(operands_));
+  }
+  const std::size_t offset =
+      static_cast<std::size_t>(parameters_[parameter].offset) * SizeOf(compute_type());
+  return {operands_.raw() + offset, value.size(), compute_type()};
 }
 
 // Which nodes lie between leaves or parameters and the loss, and how often each parameter is used
@@ -136,6 +164,7 @@ void Tape::Backward(const Variable& loss, GradientSink& sink) {
   sink_ = &sink;
   MarkReached(loss.node_);
   const std::vector<int> uses = uses_left_;
+  Require(loss.tensor().dtype() == DType::kFloat32, "Backward starts from a loss of float32");
   AddGradient(loss.node_, [&](FloatSpan seed) { kernels_.Fill(stream_, seed, sink.loss_seed()); });
   for (int i = static_cast<int>(operations_.size()) - 1; i >= 0; --i) {
     Operation& operation = operations_[static_cast<std::size_t>(i)];
@@ -180,19 +209,19 @@ Tensor Tape::Gradient(const Variable& input) const {
 
 void Tape::AddGradient(int index, const BackwardPass::Write& write) {
   Node& node = nodes_[static_cast<std::size_t>(index)];
-  const Tensor to = Buffer(node.shape);
-  write(Floats(to));
+  const Tensor to = Buffer(node.shape, node.type);
+  write(ElementsOf(to));
   if (node.has_gradient) {
-    kernels_.Add(stream_, Floats(node.gradient), Floats(to), Floats(node.gradient));
+    kernels_.Add(stream_, ElementsOf(node.gradient), ElementsOf(to), ElementsOf(node.gradient));
   } else {
     node.gradient = to;
     node.has_gradient = true;
   }
 }
 
-FloatSpan BackwardPass::output_gradient() const {
+Elements BackwardPass::output_gradient() const {
   const int output = tape_.operations_[static_cast<std::size_t>(operation_)].output;
-  return Floats(tape_.nodes_[static_cast<std::size_t>(output)].gradient);
+  return ElementsOf(tape_.nodes_[static_cast<std::size_t>(output)].gradient);
 }
 
 bool BackwardPass::WantsInput(int input) const {
@@ -216,8 +245,10 @@ void BackwardPass::PassOn(int input) {
   const int index = operation.inputs[static_cast<std::size_t>(input)];
   Tape::Node& to = tape_.nodes_[static_cast<std::size_t>(index)];
   const Tensor& from = tape_.nodes_[static_cast<std::size_t>(operation.output)].gradient;
+  Require(to.type == from.dtype(), "PassOn to an input of the output's type");
   if (to.has_gradient) {
-    tape_.kernels_.Add(tape_.stream_, Floats(to.gradient), Floats(from), Floats(to.gradient));
+    tape_.kernels_.Add(tape_.stream_, ElementsOf(to.gradient), ElementsOf(from),
+                       ElementsOf(to.gradient));
   } else {
     to.gradient = from.Reshaped(to.shape);
     to.has_gradient = true;
@@ -229,7 +260,7 @@ bool BackwardPass::WantsParameter(int parameter) const {
   return tape_.parameters_[parameters.at(static_cast<std::size_t>(parameter))].trainable;
 }
 
-void BackwardPass::Parameter(int parameter, const Write& write) {
+void BackwardPass::Parameter(int parameter, const WriteParameter& write) {
   if (!WantsParameter(parameter)) {
     return;
   }

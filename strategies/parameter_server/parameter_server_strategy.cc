@@ -1005,6 +1005,11 @@ Result<std::unique_ptr<ParameterServerStrategy>> ParameterServerStrategy::Make(
         (options.make_bucket_hook ? "server_wire compresses what travels; or " : "") +
         "use a synchronous strategy]");
   }
+  if (options.grad_scaler.has_value()) {
+    return InvalidArgument(
+        "grad_scaler under a parameter server, whose workers agree on no step to skip [train with "
+        "bfloat16 or float32, or use a synchronous strategy]");
+  }
   COHORT_ASSIGN_OR_RETURN(auto job, ps::Job::Join(config, options));
   std::unique_ptr<ParameterServerStrategy> strategy =
       std::make_unique<Implementation>(std::move(job), options);

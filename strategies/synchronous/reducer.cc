@@ -137,7 +137,8 @@ class Reducer::Sink final : public GradientSink {
 
   float loss_seed() const override {
     weight_used_ = true;
-    return reducer_.options_.seed_with_weight ? static_cast<float>(weight_) : 1.0F;
+    return static_cast<float>((reducer_.options_.seed_with_weight ? weight_ : 1.0) *
+                              reducer_.loss_scale_);
   }
 
   double weight() const { return weight_; }
@@ -410,9 +411,10 @@ RowTable Reducer::TableOf(Arena& arena, int parameter) const {
 
 // ---- A pass ----------------------------------------------------------------------------------
 
-void Reducer::StartPass(std::int64_t step, bool sent) {
+void Reducer::StartPass(std::int64_t step, bool sent, double loss_scale) {
   step_ = step;
   sent_ = sent;
+  loss_scale_ = loss_scale;
   use_ = Use{};
   for (const std::unique_ptr<Sink>& sink : sinks_) {
     sink->StartPass();

@@ -105,8 +105,9 @@ class Reducer {
   const Use& use() const { return use_; }  // of the last pass whose replicas all returned
 
   // Before the replicas of a pass begin. `step` is the one that it is for; not `sent`: its
-  // gradients stay here, and the next pass adds to them.
-  void StartPass(std::int64_t step, bool sent);
+  // gradients stay here, and the next pass adds to them. `loss_scale`: of loss_seed(), beside the
+  // weight.
+  void StartPass(std::int64_t step, bool sent, double loss_scale = 1);
   // A replica begins a turn: `weight` is its number of examples, until it says otherwise.
   void Begin(int replica, int shard, double weight, Stream& stream);
   GradientSink& sink(int replica);
@@ -175,6 +176,7 @@ class Reducer {
   Use use_;
   std::int64_t step_ = 0;
   bool sent_ = true;
+  double loss_scale_ = 1;
 
   std::mutex mutex_;  // guards the following, and flights_ but for what a launch under way writes
   std::vector<Flight> flights_;  // by bucket

@@ -260,15 +260,16 @@ StepResult SynchronousStrategy::ResultOf(Totals& totals) const {
 // ---- The update ------------------------------------------------------------------------------
 
 float SynchronousStrategy::GradientScale(double weight) const {
+  const double loss_scale = scaler_.has_value() ? scaler_->scale() : 1.0;
   switch (options_.loss_scale) {
     case LossScale::kGlobalMean:
-      return static_cast<float>(1.0 / weight);
+      return static_cast<float>(1.0 / (weight * loss_scale));
     case LossScale::kReplicaMean:
-      return 1.0F / static_cast<float>(num_replicas_in_sync() * passes_);
+      return static_cast<float>(1.0 / (num_replicas_in_sync() * passes_ * loss_scale));
     case LossScale::kSum:
       break;
   }
-  return 1.0F;
+  return static_cast<float>(1.0 / loss_scale);
 }
 
 void SynchronousStrategy::ForChunks(std::size_t first, std::size_t last,
@@ -292,7 +293,7 @@ void SynchronousStrategy::ForChunks(std::size_t first, std::size_t last,
 void SynchronousStrategy::Apply(std::size_t first_chunk, std::size_t last_chunk, float scale) {
   const std::span<float> values = parameters_->all();
   const std::span<const float> gradients = reducer_->gradients();
-  const bool summed = optimizer_->global_clip_norm() > 0;
+  const bool summed = NeedsNorm();
   ForChunks(first_chunk, last_chunk, [&](std::size_t index) {
     const BucketPlan::Chunk& chunk = reducer_->plan().chunks[index];
     if (!summed) {
@@ -339,7 +340,8 @@ Result<double> SynchronousStrategy::SquaredNormOfAll() {
     } catch (const StatusError& error) {  // no memory for it
       return error.status();
     }
-    if (communicator_ != nullptr) {
+    // Whether it is finite, all know.
+    if (communicator_ != nullptr && optimizer_->global_clip_norm() > 0) {
       CollectiveOptions options;
       options.name = "norm of the gradient";
       COHORT_RETURN_IF_ERROR(
@@ -359,13 +361,6 @@ Result<double> SynchronousStrategy::SquaredNormOfAll() {
     squared_norm += squares;
   }
   return squared_norm;
-}
-
-Result<float> SynchronousStrategy::ClippedScale(float scale) {
-  COHORT_ASSIGN_OR_RETURN(const double squared_norm, SquaredNormOfAll());
-  const double factor = scale;
-  return static_cast<float>(
-      factor * ClipFactor(squared_norm * factor * factor, optimizer_->global_clip_norm()));
 }
 
 Status SynchronousStrategy::Expose(const std::function<Status()>& wait) {
@@ -442,12 +437,29 @@ Status SynchronousStrategy::UpdateRows() {
 // Whether no bucket may be applied before all have landed. On devices, where what is wrong with the
 // data of a process (a label out of range) may come to light only after its buckets were sent.
 bool SynchronousStrategy::AtOnce() const {
-  return options_.whole_updates || optimizer_->global_clip_norm() > 0 || !copies_.empty();
+  return options_.whole_updates || NeedsNorm() || !copies_.empty();
 }
 
 Status SynchronousStrategy::UpdateAtOnce(float scale) {
-  if (optimizer_->global_clip_norm() > 0) {
-    COHORT_ASSIGN_OR_RETURN(scale, ClippedScale(scale));
+  if (NeedsNorm()) {
+    // Squares of float32, added up in double, are finite if all of them are: a process finds what
+    // the others find, from the same sums.
+    COHORT_ASSIGN_OR_RETURN(const double squared_norm, SquaredNormOfAll());
+    if (scaler_.has_value()) {
+      skipped_ = !std::isfinite(squared_norm);
+      scaler_->Update(!skipped_);
+      if (skipped_) {
+        options_.log.Info("step " + std::to_string(step_ + 1) +
+                          ": gradients overflowed, nothing is updated; they are scaled by " +
+                          std::to_string(scaler_->scale()) + " now");
+        return {};
+      }
+    }
+    if (optimizer_->global_clip_norm() > 0) {
+      const double factor = scale;
+      scale = static_cast<float>(
+          factor * ClipFactor(squared_norm * factor * factor, optimizer_->global_clip_norm()));
+    }
   }
   if (copies_.empty()) {
     Apply(0, reducer_->plan().chunks.size(), scale);
@@ -548,7 +560,7 @@ Status SynchronousStrategy::RunPass(const DistributedBatch& batch, const StepFn&
   COHORT_RETURN_IF_ERROR(broken_);
   Require(reducer_ != nullptr, "Bind before the first step");
   exposed_seconds_ = 0;
-  reducer_->StartPass(step_ + 1, sent);
+  reducer_->StartPass(step_ + 1, sent, scaler_.has_value() ? scaler_->scale() : 1.0);
   if (rows_ != nullptr) {
     rows_->StartStep(step_ + 1, batch);
   }
@@ -577,6 +589,7 @@ Result<StepResult> SynchronousStrategy::Accumulate(const DistributedBatch& batch
 Result<StepResult> SynchronousStrategy::Step(const DistributedBatch& batch, const StepFn& fn) {
   COHORT_RETURN_IF_ERROR(RunPass(batch, fn, /*sent=*/true));
   ++sent_passes_;
+  skipped_ = false;
   int applied = 0;
   Status settled = rows_ == nullptr ? OkStatus() : UpdateRows();
   if (settled.ok() && communicator_ == nullptr) {
@@ -609,6 +622,9 @@ Result<StepResult> SynchronousStrategy::Step(const DistributedBatch& batch, cons
   Totals totals = std::exchange(totals_, Totals());
   passes_ = 0;
   Result<StepResult> result = Finish(totals);
+  if (result.ok()) {
+    result->skipped = skipped_;
+  }
   broken_ = result.status();  // too late to give the step up
   if (result.ok() && communicator_ != nullptr) {
     if (const Status status = AfterStep(); !status.ok()) {

@@ -38,6 +38,15 @@ bool AnyApart(const std::vector<std::shared_ptr<Device>>& devices) {
   });
 }
 
+std::string ScalerText(const std::optional<GradScalerOptions>& options) {
+  return !options.has_value()
+             ? "none"
+             : "from " + std::to_string(options->init_scale) + ", by " +
+                   std::to_string(options->growth_factor) + " after " +
+                   std::to_string(options->growth_interval) + " steps, by " +
+                   std::to_string(options->backoff_factor) + " after an overflow";
+}
+
 std::vector<std::string> Lines(const ParameterSet& parameters) {
   std::vector<std::string> lines;
   lines.reserve(static_cast<std::size_t>(parameters.size()));
@@ -92,6 +101,14 @@ Status SynchronousStrategy::CheckOptions(const StrategyOptions& options, int pro
     return InvalidArgument("intra_op_threads is " + std::to_string(options.intra_op_threads) +
                            " [0 shares the cores among the replicas]");
   }
+  if (options.grad_scaler.has_value()) {
+    COHORT_RETURN_IF_ERROR(GradScaler::Check(*options.grad_scaler));
+    if (options.make_bucket_hook) {
+      return InvalidArgument(
+          "grad_scaler with make_bucket_hook: what overflowed would stay in what a hook keeps from "
+          "step to step [leave one of them out]");
+    }
+  }
   if (options.collective_timeout.count() <= 0) {
     return InvalidArgument("collective_timeout is " +
                            std::to_string(options.collective_timeout.count()) +
@@ -136,6 +153,9 @@ SynchronousStrategy::SynchronousStrategy(std::string kind, ClusterConfig cluster
                             : CoresPerReplica(cluster_, options_.num_devices)),
       limits_(LimitsOf(options_)),
       outcomes_(static_cast<std::size_t>(local_replicas_)) {
+  if (options_.grad_scaler.has_value()) {
+    scaler_.emplace(*options_.grad_scaler);
+  }
   devices_ = options_.devices;
   devices_.resize(static_cast<std::size_t>(options_.num_devices), CpuDevice());
   for (const std::shared_ptr<Device>& device : devices_) {
@@ -200,6 +220,7 @@ Status SynchronousStrategy::Bind(ParameterSet& parameters, std::unique_ptr<Optim
         "first bucket: " + std::to_string(options_.first_bucket_bytes) + " bytes",
         "buckets: " + std::to_string(options_.bucket_bytes) + " bytes",
         "bucket hook: " + (hook_ == nullptr ? "none" : hook_->name()),
+        "gradient scaler: " + ScalerText(options_.grad_scaler),
         std::string("gradients: in ") + (AnyApart(devices_) ? "devices'" : "the host's") +
             " memory",
         "optimizer: " + optimizer->config()};
@@ -248,6 +269,11 @@ Status SynchronousStrategy::CheckRows(const ParameterSet& parameters) const {
                               kind_ + " with " + std::to_string(servers) +
                               " ps task(s), which hold sparse tables, and a model without any "
                               "[start without ps tasks, or use parameter_server]");
+  }
+  if (scaler_.has_value()) {
+    return Unimplemented("sparse table \"" + parameters.tables()[0].name +
+                         "\" with grad_scaler, which would have to hold back its rows too [train "
+                         "with bfloat16 or float32, or make it a parameter]");
   }
   const std::string table = "sparse table \"" + parameters.tables()[0].name + "\" under " + kind_;
   if (communicator_ != nullptr && servers == 0) {

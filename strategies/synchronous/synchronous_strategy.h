@@ -64,6 +64,7 @@ class SynchronousStrategy final : public Strategy {
   const Optimizer* optimizer() const override { return optimizer_.get(); }
   std::span<const std::span<float>> slots() override { return slots_; }
   std::int64_t step() const override { return step_; }
+  GradScaler* grad_scaler() override { return scaler_.has_value() ? &*scaler_ : nullptr; }
   Status intact() const override { return broken_; }
   Status SetStep(std::int64_t step) override;
   Status PullState() override;
@@ -131,7 +132,7 @@ class SynchronousStrategy final : public Strategy {
   Status UsePlan(const BucketOrder& order, const BucketLimits& limits);
   void Apply(std::size_t first_chunk, std::size_t last_chunk, float scale);
   void ApplyOnDevices(int first_bucket, int last_bucket, float scale);
-  Result<float> ClippedScale(float scale);
+  bool NeedsNorm() const { return scaler_.has_value() || optimizer_->global_clip_norm() > 0; }
   Result<double> SquaredNormOfAll();
   float GradientScale(double weight) const;
   Result<std::unique_ptr<Work>> AddUp(Totals& totals, const std::string& name);
@@ -190,6 +191,8 @@ class SynchronousStrategy final : public Strategy {
   int passes_ = 0;                 // that it has had
   double exposed_seconds_ = 0;     // that it waited for others
   std::vector<double> squares_;    // by chunk, in declaration order
+  std::optional<GradScaler> scaler_;
+  bool skipped_ = false;  // the step under way was
   std::vector<int> untrained_;     // the parameters that are not trainable, nor frozen
   std::vector<float> state_;       // their values, as rank 0 sends them
   std::int64_t step_ = 0;

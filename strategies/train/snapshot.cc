@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <locale>
+#include <sstream>
 #include <vector>
 
 namespace cohort {
@@ -17,6 +19,7 @@ struct Outcome {
   std::int64_t epoch = 0;
   std::int64_t batch = 0;
   std::uint64_t dataset_fingerprint = 0;
+  GradScaler::State scaler;
   std::array<char, 100> data_position = {};
   std::array<char, 960> text = {};  // of the error, or where the checkpoint is
 
@@ -72,6 +75,32 @@ std::vector<Entry> ValueEntries(ParameterSet& parameters) {
   return entries;
 }
 
+// Under this name among what a checkpoint says for its user.
+constexpr const char* kScaler = "grad_scaler";
+
+std::string ScalerText(const GradScaler::State& state) {
+  return fmt::format("{} {} {}", state.scale, state.good_steps, state.skipped);
+}
+
+// What a checkpoint says of how gradients are scaled. One of a run that did not scale them says
+// nothing: then the strategy's own stays.
+Result<GradScaler::State> ParseScaler(const io::CheckpointState& state, const std::string& path,
+                                      const GradScaler& otherwise) {
+  const auto found = state.user.find(kScaler);
+  if (found == state.user.end()) {
+    return otherwise.state();
+  }
+  GradScaler::State parsed;
+  std::istringstream text(found->second);
+  text.imbue(std::locale::classic());
+  text >> parsed.scale >> parsed.good_steps >> parsed.skipped;
+  if (text.fail() || !text.eof()) {
+    return DataLoss(fmt::format("{}: {} is \"{}\", not a scale and two counts of steps", path,
+                                kScaler, found->second));
+  }
+  return parsed;
+}
+
 std::string TableFile(std::size_t table) { return "table-" + std::to_string(table) + ".rows"; }
 
 Result<io::CheckpointState> Read(Strategy& strategy, ParameterSet& parameters,
@@ -104,13 +133,22 @@ Result<io::CheckpointState> Read(Strategy& strategy, ParameterSet& parameters,
         "another model?]",
         checkpoint->path(), parameters.tables().size()));
   }
+  if (GradScaler* const scaler = strategy.grad_scaler(); scaler != nullptr) {
+    COHORT_ASSIGN_OR_RETURN(const GradScaler::State read,
+                            ParseScaler(state, checkpoint->path(), *scaler));
+    COHORT_RETURN_IF_ERROR(scaler->SetState(read).Annotate(checkpoint->path()));
+  }
   return state;
 }
 
 }  // namespace
 
 Status SaveSnapshot(Strategy& strategy, ParameterSet& parameters, const io::CheckpointStore& store,
-                    const io::CheckpointState& state, std::string* path) {
+                    const io::CheckpointState& given, std::string* path) {
+  io::CheckpointState state = given;
+  if (const GradScaler* const scaler = strategy.grad_scaler(); scaler != nullptr) {
+    state.user[kScaler] = ScalerText(scaler->state());
+  }
   Outcome outcome;
   if (strategy.is_chief()) {
     const auto write = [&]() -> Status {
@@ -157,6 +195,9 @@ Result<io::CheckpointState> LoadSnapshot(Strategy& strategy, ParameterSet& param
       outcome.epoch = state.epoch;
       outcome.batch = state.batch;
       outcome.dataset_fingerprint = state.dataset_fingerprint;
+      if (const GradScaler* const scaler = strategy.grad_scaler(); scaler != nullptr) {
+        outcome.scaler = scaler->state();
+      }
       if (state.data_position.size() < outcome.data_position.size()) {
         state.data_position.copy(outcome.data_position.data(), state.data_position.size());
       } else {
@@ -178,6 +219,9 @@ Result<io::CheckpointState> LoadSnapshot(Strategy& strategy, ParameterSet& param
     COHORT_RETURN_IF_ERROR(strategy.Broadcast(std::as_writable_bytes(slot)));
   }
   COHORT_RETURN_IF_ERROR(strategy.SetStep(state.step));
+  if (GradScaler* const scaler = strategy.grad_scaler(); scaler != nullptr) {
+    COHORT_RETURN_IF_ERROR(scaler->SetState(outcome.scaler));
+  }
   COHORT_RETURN_IF_ERROR(strategy.PushState());
   return state;
 }

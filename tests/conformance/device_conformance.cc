@@ -58,6 +58,26 @@ std::string Difference(const std::vector<std::vector<double>>& got,
   return "";
 }
 
+template <typename T>
+T ReadAs(const std::byte* from) {
+  T value;
+  std::memcpy(&value, from, sizeof(value));
+  return value;
+}
+
+double ValueAt(const std::byte* from, DType type) {
+  switch (type) {
+    case DType::kFloat64:
+      return ReadAs<double>(from);
+    case DType::kBFloat16:
+      return static_cast<float>(ReadAs<BFloat16>(from));
+    case DType::kFloat16:
+      return static_cast<float>(ReadAs<Float16>(from));
+    default:
+      return ReadAs<float>(from);
+  }
+}
+
 }  // namespace
 
 std::vector<float> RandomFloats(std::int64_t size, std::uint64_t seed) {
@@ -75,13 +95,24 @@ std::vector<float> RandomFloats(std::int64_t size, std::uint64_t seed) {
 CallMemory::CallMemory(Device& device, Stream& stream, std::int64_t offset)
     : device_(device), stream_(stream), offset_(offset) {}
 
-std::byte* CallMemory::Add(const void* values, std::size_t bytes, Use use, bool doubles) {
+std::vector<float> RoundedTo(DType type, std::vector<float> values) {
+  for (float& value : values) {
+    value = type == DType::kBFloat16  ? static_cast<float>(BFloat16(value))
+            : type == DType::kFloat16 ? static_cast<float>(Float16(value))
+                                      : value;
+  }
+  return values;
+}
+
+double RoundingOf(DType half) { return half == DType::kBFloat16 ? 0x1p-8 : 0x1p-11; }
+
+std::byte* CallMemory::Add(const void* values, std::size_t bytes, Use use, DType type) {
   auto buffer = std::make_unique<Buffer>();
-  const std::size_t element = doubles ? sizeof(double) : sizeof(float);
+  const std::size_t element = SizeOf(type);
   buffer->begin = kGuard + static_cast<std::size_t>(offset_) * element;
   buffer->bytes = bytes;
   buffer->use = use;
-  buffer->doubles = doubles;
+  buffer->type = type;
   buffer->before.assign(buffer->begin + bytes + kGuard, std::byte{kFiller});
   if (values != nullptr && bytes > 0) {
     std::memcpy(buffer->before.data() + buffer->begin, values, bytes);
@@ -117,14 +148,44 @@ FloatSpan CallMemory::InOut(std::int64_t size, std::uint64_t seed) {
 
 std::span<double> CallMemory::OutDoubles(std::int64_t size) {
   const auto count = static_cast<std::size_t>(size);
-  return {reinterpret_cast<double*>(Add(nullptr, count * sizeof(double), Use::kOut, true)), count};
+  return {reinterpret_cast<double*>(Add(nullptr, count * sizeof(double), Use::kOut, DType::kFloat64)), count};
+}
+
+Elements CallMemory::AddElements(const std::vector<float>& values, Use use, DType type) {
+  std::vector<std::byte> bytes(values.size() * SizeOf(type));
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    std::byte* const to = bytes.data() + i * SizeOf(type);
+    if (type == DType::kBFloat16) {
+      const BFloat16 half(values[i]);
+      std::memcpy(to, &half, sizeof(half));
+    } else if (type == DType::kFloat16) {
+      const Float16 half(values[i]);
+      std::memcpy(to, &half, sizeof(half));
+    } else {
+      std::memcpy(to, &values[i], sizeof(float));
+    }
+  }
+  return {Add(bytes.data(), bytes.size(), use, type), values.size(), type};
+}
+
+Elements CallMemory::In(std::vector<float> values, DType type) {
+  return AddElements(values, Use::kIn, type);
+}
+
+Elements CallMemory::Out(std::int64_t size, DType type) {
+  const auto count = static_cast<std::size_t>(size);
+  return {Add(nullptr, count * SizeOf(type), Use::kOut, type), count, type};
+}
+
+Elements CallMemory::InOut(std::vector<float> values, DType type) {
+  return AddElements(values, Use::kOut, type);
 }
 
 Indices CallMemory::Ids(const std::vector<std::int64_t>& ids, bool wide) {
   const auto size = static_cast<std::int64_t>(ids.size());
   if (wide) {
     // Aligned as int64 at every offset: the offset counts in them.
-    return {Add(ids.data(), ids.size() * sizeof(std::int64_t), Use::kIn, true), size, true};
+    return {Add(ids.data(), ids.size() * sizeof(std::int64_t), Use::kIn, DType::kInt64), size, true};
   }
   const std::vector<std::int32_t> narrow(ids.begin(), ids.end());
   return {Add(narrow.data(), narrow.size() * sizeof(std::int32_t), Use::kIn), size, false};
@@ -142,13 +203,9 @@ std::vector<std::vector<double>> CallMemory::Results() {
     if (buffer->use == Use::kOut) {
       std::vector<double>& values = results.emplace_back();
       const std::byte* const data = after.data() + buffer->begin;
-      if (buffer->doubles) {
-        values.resize(buffer->bytes / sizeof(double));
-        std::copy_n(data, buffer->bytes, reinterpret_cast<std::byte*>(values.data()));
-      } else {
-        std::vector<float> floats(buffer->bytes / sizeof(float));
-        std::copy_n(data, buffer->bytes, reinterpret_cast<std::byte*>(floats.data()));
-        values.assign(floats.begin(), floats.end());
+      values.resize(buffer->bytes / SizeOf(buffer->type));
+      for (std::size_t i = 0; i < values.size(); ++i) {
+        values[i] = ValueAt(data + i * SizeOf(buffer->type), buffer->type);
       }
     }
     if (buffer->use != Use::kIn) {
@@ -195,11 +252,41 @@ void DeviceConformance::Check(double tolerance, const std::function<void(const C
   EXPECT_EQ(Difference(RunOnDevice(1, call), expected, tolerance), "") << "of unaligned buffers";
 }
 
-void DeviceConformance::Check(double tolerance, const std::function<void(const Call&)>& call) {
+std::vector<std::vector<double>> DeviceConformance::RunOnOracle(
+    const std::function<void(const Call&)>& call) {
   CallMemory memory(*CpuDevice(), *host_stream_, 0);
   call({*oracle_, *host_stream_, memory});
-  ASSERT_EQ(host_stream_->Synchronize(DeadlineAfter(60s)), OkStatus());
-  Check(tolerance, call, memory.Results());
+  EXPECT_EQ(host_stream_->Synchronize(DeadlineAfter(60s)), OkStatus());
+  return memory.Results();
+}
+
+void DeviceConformance::Check(double tolerance, const std::function<void(const Call&)>& call) {
+  Check(tolerance, call, RunOnOracle(call));
+}
+
+Elements Maker::In(std::int64_t size, std::uint64_t seed, float factor) const {
+  std::vector<float> values = RandomFloats(size, seed);
+  for (float& value : values) {
+    value *= factor;
+  }
+  return call_.memory.In(RoundedTo(values_, std::move(values)), type_);
+}
+
+Elements Maker::InOut(std::int64_t size, std::uint64_t seed) const {
+  return call_.memory.InOut(RoundedTo(values_, RandomFloats(size, seed)), type_);
+}
+
+void DeviceHalves::CheckHalves(double tolerance,
+                               const std::function<void(const Call&, const Maker&)>& call) {
+  for (const DType half : kHalves) {
+    SCOPED_TRACE(std::string(DTypeName(half)));
+    const auto expected = RunOnOracle([&](const Call& c) {
+      call(c, Maker(c, half, DType::kFloat32));
+    });
+    Check(
+        tolerance + RoundingOf(half), [&](const Call& c) { call(c, Maker(c, half, half)); },
+        expected);
+  }
 }
 
 void DeviceConformance::CheckFails(const std::function<void(const Call&)>& call) {

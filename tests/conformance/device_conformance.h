@@ -39,6 +39,10 @@ class CallMemory {
   FloatSpan InOut(std::vector<float> values);
   FloatSpan InOut(std::int64_t size, std::uint64_t seed);
   std::span<double> OutDoubles(std::int64_t size);
+  // The same of `type`, which the values are rounded to. Results are what they hold.
+  Elements In(std::vector<float> values, DType type);
+  Elements Out(std::int64_t size, DType type);
+  Elements InOut(std::vector<float> values, DType type);
   Indices Ids(const std::vector<std::int64_t>& ids, bool wide);
   std::byte* Workspace(std::int64_t bytes);  // written by one call for another
 
@@ -56,10 +60,11 @@ class CallMemory {
     std::size_t begin = 0;  // of what the call is given
     std::size_t bytes = 0;
     Use use = Use::kIn;
-    bool doubles = false;
+    DType type = DType::kFloat32;
   };
 
-  std::byte* Add(const void* values, std::size_t bytes, Use use, bool doubles = false);
+  std::byte* Add(const void* values, std::size_t bytes, Use use, DType type = DType::kFloat32);
+  Elements AddElements(const std::vector<float>& values, Use use, DType type);
 
   Device& device_;
   Stream& stream_;
@@ -74,6 +79,11 @@ struct Call {
 };
 
 std::vector<float> RandomFloats(std::int64_t size, std::uint64_t seed);
+// What they are in `type`.
+std::vector<float> RoundedTo(DType type, std::vector<float> values);
+inline constexpr DType kHalves[] = {DType::kBFloat16, DType::kFloat16};
+// What rounding to such a type changes, as a share.
+double RoundingOf(DType half);
 
 class DeviceConformance : public ::testing::TestWithParam<DeviceCase> {
  protected:
@@ -99,6 +109,8 @@ class DeviceConformance : public ::testing::TestWithParam<DeviceCase> {
   // The outputs of one run.
   std::vector<std::vector<double>> RunOnDevice(std::int64_t offset,
                                                const std::function<void(const Call&)>& call);
+  // And of the oracle's.
+  std::vector<std::vector<double>> RunOnOracle(const std::function<void(const Call&)>& call);
 
  private:
   std::shared_ptr<Device> device_;
@@ -121,6 +133,30 @@ class DevicePlans : public DeviceConformance {
  protected:
   // What the sum of `count` products of numbers in [-1, 1) may be off by.
   double ProductRounding(std::int64_t count) const;
+};
+
+// Makes operands whose values are those of a type of 16 bits, in that type or in float32.
+class Maker {
+ public:
+  Maker(const Call& call, DType values, DType type) : call_(call), values_(values), type_(type) {}
+
+  Elements In(std::int64_t size, std::uint64_t seed, float factor = 1) const;
+  Elements InOut(std::int64_t size, std::uint64_t seed) const;
+  Elements Out(std::int64_t size) const { return call_.memory.Out(size, type_); }
+  DType type() const { return type_; }
+
+ private:
+  const Call& call_;
+  const DType values_;
+  const DType type_;
+};
+
+// Both, with operands of 16 bits.
+class DeviceHalves : public DeviceKernels {
+ protected:
+  // `call` with operands of each of these types against the oracle in float32: its results, rounded
+  // where they are of 16 bits, within `tolerance`.
+  void CheckHalves(double tolerance, const std::function<void(const Call&, const Maker&)>& call);
 };
 
 inline std::string DeviceCaseName(const ::testing::TestParamInfo<DeviceCase>& info) {

@@ -54,6 +54,7 @@ std::vector<DeviceCase> PlanCases() {
 
 INSTANTIATE_TEST_SUITE_P(, DeviceConformance, ::testing::ValuesIn(Cases()), DeviceCaseName);
 INSTANTIATE_TEST_SUITE_P(, DeviceKernels, ::testing::ValuesIn(Cases()), DeviceCaseName);
+INSTANTIATE_TEST_SUITE_P(, DeviceHalves, ::testing::ValuesIn(Cases()), DeviceCaseName);
 INSTANTIATE_TEST_SUITE_P(, DevicePlans, ::testing::ValuesIn(PlanCases()), DeviceCaseName);
 
 }  // namespace

@@ -44,6 +44,18 @@ TEST(BenchTrain, JsonHoldsTheFiguresAndTheLimit) {
   }
 }
 
+TEST(BenchTrain, ADeviceComputesInAnyPrecision) {
+  for (const std::string precision : {"float32", "mixed_bfloat16", "mixed_float16"}) {
+    const Outcome run = RunBenchTrain({"--device", "cpu", "--batch", "2", "--rounds", "1",
+                                       "--precision", precision, "--json"});
+    ASSERT_EQ(run.code, 0) << run.err;
+    const auto json = nlohmann::json::parse(run.out);
+    EXPECT_EQ(json["precision"], precision);
+    EXPECT_GT(json["ms_per_step"].get<double>(), 0);
+    EXPECT_GT(json["loss"].get<double>(), 0);
+  }
+}
+
 TEST(BenchTrain, ATableIsForPeople) {
   const Outcome run = RunBenchTrain({"--batch", "2", "--rounds", "1", "--no-peer"});
   EXPECT_EQ(run.code, 0) << run.err;
@@ -57,6 +69,8 @@ TEST(BenchTrain, WrongFlagsAreExitCode2) {
   EXPECT_EQ(model.code, 2);
   EXPECT_THAT(model.err, ::testing::HasSubstr("resnet"));
   EXPECT_EQ(RunBenchTrain({"--threads", "0"}).code, 2);
+  EXPECT_EQ(RunBenchTrain({"--precision", "half", "--device", "cpu"}).code, 2);
+  EXPECT_EQ(RunBenchTrain({"--precision", "mixed_bfloat16"}).code, 2) << "beside LibTorch";
 }
 
 }  // namespace

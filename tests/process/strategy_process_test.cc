@@ -81,6 +81,21 @@ TEST(MultiWorkerMirrored, ProcessesEndWithOneProcessesParameters) {
   }
 }
 
+// The gradient of one replica of one process overflows: all processes leave that step out, as one
+// process does.
+TEST(MultiWorkerMirrored, AnOverflowIsSkippedByAllProcesses) {
+  const std::string expected = TrainAlone(Task("one_device", 40, {"overflow_at=7"}));
+  ASSERT_THAT(expected, HasSubstr("done "));
+  EXPECT_NE(TrainAlone(Task("one_device", 40)), expected);
+  ProcessCluster cluster;
+  cluster.StartTasks({{"worker", 2}}, Task("-", 40, {"devices=2", "overflow_at=7"}));
+  for (const auto& [name, code] : cluster.WaitAll(kStart)) {
+    EXPECT_EQ(code, 0) << name;
+    EXPECT_THAT(cluster.Stdout(name), HasSubstr("skipped 7, scale 16384\n")) << name;
+    EXPECT_EQ(DoneLine(cluster.Stdout(name)), expected) << name;
+  }
+}
+
 TEST(MultiWorkerMirrored, TheLossOfAWorkerEndsTheOthers) {
   ProcessCluster cluster;
   cluster.StartTasks({{"worker", 3}}, Task("multi_worker_mirrored", kForever));

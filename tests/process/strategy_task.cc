@@ -1,12 +1,15 @@
 // One process of a training job, for strategy_process_test: the integer model under FromEnv.
 //
 //   strategy_task KIND STEPS [join_timeout_ms=..] [heartbeat_timeout_ms=..] [devices=..]
-//   [fail_at=..]
+//   [fail_at=..] [overflow_at=..]
 //
 // Prints "step N" now and then, and at the end "done CRC" of the parameters. fail_at: the step in
-// which this process's step function returns an error. Ends with ExitCode of what ended it.
+// which this process's step function returns an error. overflow_at: gradients are scaled, and in
+// that step one of the last replica's is infinite; prints "skipped N, scale S" of each step that
+// was. Ends with ExitCode of what ended it.
 #include <cstdio>
 #include <iostream>
+#include <limits>
 #include <map>
 #include <string>
 
@@ -31,6 +34,9 @@ Status Run(const std::string& kind, std::int64_t steps, std::map<std::string, in
   if (settings.contains("heartbeat_timeout_ms")) {
     options.heartbeat_timeout = std::chrono::milliseconds(settings["heartbeat_timeout_ms"]);
   }
+  if (settings.contains("overflow_at")) {
+    options.grad_scaler.emplace();
+  }
   COHORT_ASSIGN_OR_RETURN(const auto strategy, Strategy::FromEnv(kind, options));
   std::cout << "joined as " << strategy->cluster().task.ToString() << " of "
             << strategy->num_replicas_in_sync() << std::endl;
@@ -54,8 +60,19 @@ Status Run(const std::string& kind, std::int64_t steps, std::map<std::string, in
                 if (settings.contains("fail_at") && context.step == settings["fail_at"]) {
                   return Internal("the accelerator is on fire");
                 }
+                if (settings.contains("overflow_at") && context.step == settings["overflow_at"] &&
+                    context.replica + 1 == context.num_replicas) {
+                  context.stream.Enqueue([gradient = context.gradients.Accumulator(0)] {
+                    gradient[3] = std::numeric_limits<float>::infinity();
+                    return OkStatus();
+                  });
+                }
                 return model(context, part);
               }));
+      if (result.skipped) {
+        std::cout << "skipped " << result.step << ", scale " << strategy->grad_scaler()->scale()
+                  << std::endl;
+      }
       if (result.step == 100 || result.step % 1000 == 0) {
         std::cout << "step " << result.step << std::endl;
       }

@@ -56,6 +56,31 @@ TEST_P(Training, LearnsGarments) {
 INSTANTIATE_TEST_SUITE_P(Ways, Training, ::testing::ValuesIn(Ways()),
                          [](const auto& way) { return std::string(way.param.name); });
 
+// What is computed in 16 bits learns what float32 learns, to half a percent.
+TEST(Precision, MixedPoliciesLearnDigitsAsFloat32Does) {
+  const auto accuracy = [](TrainingRun run, const std::string& precision) {
+    run.data = ImageData("mnist", 8000, 2000);
+    run.epochs = 5;
+    run.more = {"--precision", precision};
+    const nlohmann::json metrics = Train(run);
+    EXPECT_EQ(metrics.contains("grad_scaler"), precision == "mixed_float16");
+    if (metrics.contains("grad_scaler")) {
+      EXPECT_GE(metrics["grad_scaler"]["scale"].get<double>(), 1);
+      EXPECT_LT(metrics["grad_scaler"]["skipped"].get<int>(), 50);
+    }
+    return metrics["accuracy"].get<double>();
+  };
+  const TrainingRun mlp{.strategy = "one_device", .model = "mlp"};
+  const double of_mlp = accuracy(mlp, "float32");
+  EXPECT_GE(of_mlp, 0.95);
+  EXPECT_GE(accuracy(mlp, "mixed_bfloat16"), of_mlp - 0.005);
+  EXPECT_GE(accuracy({.strategy = "multi_worker_mirrored", .model = "mlp", .launcher = Launch({"-n", "2"})},
+                     "mixed_float16"),
+            of_mlp - 0.005);
+  const TrainingRun cnn{.strategy = "one_device", .model = "cnn"};
+  EXPECT_GE(accuracy(cnn, "mixed_bfloat16"), accuracy(cnn, "float32") - 0.005);
+}
+
 // The same seed and global batch: the loss of the first epoch is the same under every synchronous
 // strategy, but for the rounding of sums. Mostly that is 1e-8. But where a unit is almost at zero,
 // two elements of a pooling window are almost equal, or Adam divides by almost nothing, the last

@@ -110,6 +110,24 @@ struct View {
   std::span<T> operator()(std::span<T> span) const {
     return {(*this)(span.data(), static_cast<std::int64_t>(span.size())), span.size()};
   }
+  Elements operator()(const Elements& e) const {
+    return {(*this)(static_cast<std::byte*>(e.raw()), static_cast<std::int64_t>(e.bytes())),
+            e.size(), e.dtype()};
+  }
+  ConstElements operator()(const ConstElements& e) const {
+    return {(*this)(static_cast<const std::byte*>(e.raw()), static_cast<std::int64_t>(e.bytes())),
+            e.size(), e.dtype()};
+  }
+  // Of a plan's operand.
+  const void* operator()(const void* address, std::int64_t elements, DType type) const {
+    return (*this)(static_cast<const std::byte*>(address), Bytes(elements, type));
+  }
+  void* operator()(void* address, std::int64_t elements, DType type) const {
+    return (*this)(static_cast<std::byte*>(address), Bytes(elements, type));
+  }
+  static std::int64_t Bytes(std::int64_t elements, DType type) {
+    return elements * static_cast<std::int64_t>(SizeOf(type));
+  }
   Indices operator()(const Indices& ids) const {
     const std::int64_t width = ids.wide ? 8 : 4;
     return {(*this)(static_cast<const std::byte*>(ids.data), ids.size * width), ids.size, ids.wide};
@@ -118,15 +136,17 @@ struct View {
     for (std::span<const float>* in : {&n.x, &n.scale, &n.offset}) {
       *in = (*this)(*in);
     }
-    for (std::span<float>* out : {&n.mean, &n.inverse_deviation, &n.y}) {
+    for (std::span<float>* out : {&n.mean, &n.inverse_deviation}) {
       *out = (*this)(*out);
     }
+    n.y = (*this)(n.y);
     return n;
   }
   NormBackwardArguments operator()(NormBackwardArguments n) const {
-    for (std::span<const float>* in : {&n.x, &n.scale, &n.mean, &n.inverse_deviation, &n.dy}) {
+    for (std::span<const float>* in : {&n.x, &n.scale, &n.mean, &n.inverse_deviation}) {
       *in = (*this)(*in);
     }
+    n.dy = (*this)(n.dy);
     for (std::span<float>* out : {&n.dx, &n.dscale, &n.doffset}) {
       *out = (*this)(*out);
     }
@@ -142,9 +162,10 @@ struct View {
     return m;
   }
   LossArguments operator()(LossArguments l) const {
-    for (std::span<const float>* in : {&l.x, &l.targets, &l.weights}) {
+    for (std::span<const float>* in : {&l.targets, &l.weights}) {
       *in = (*this)(*in);
     }
+    l.x = (*this)(l.x);
     const std::int64_t width = l.wide_classes ? 8 : 4;
     l.classes = (*this)(static_cast<const std::byte*>(l.classes), l.rows * width);
     return l;
@@ -155,9 +176,10 @@ class FarMatMul final : public MatMulPlan {
  public:
   FarMatMul(const View& view, const MatMulSpec& spec, MatMulPlan& plan)
       : view_(view), spec_(spec), plan_(plan) {}
-  void Run(Stream& stream, const float* a, const float* b, const float* bias, float* c) override {
-    plan_.Run(stream, view_(a, spec_.m * spec_.k), view_(b, spec_.k * spec_.n),
-              view_(bias, spec_.n), view_(c, spec_.m * spec_.n));
+  void Run(Stream& stream, const void* a, const void* b, const void* bias, void* c) override {
+    plan_.Run(stream, view_(a, spec_.m * spec_.k, spec_.type),
+              view_(b, spec_.k * spec_.n, spec_.type), view_(bias, spec_.n, spec_.out),
+              view_(c, spec_.m * spec_.n, spec_.out));
   }
 
  private:
@@ -170,18 +192,18 @@ class FarConv final : public ConvPlan {
  public:
   FarConv(const View& view, const ConvSpec& spec, ConvPlan& plan)
       : view_(view), spec_(spec), plan_(plan) {}
-  void Forward(Stream& stream, const float* x, const float* kernel, const float* bias,
-               float* y) override {
-    plan_.Forward(stream, view_(x, inputs()), view_(kernel, weights()), view_(bias, spec_.out),
-                  view_(y, outputs()));
+  void Forward(Stream& stream, const void* x, const void* kernel, const void* bias,
+               void* y) override {
+    plan_.Forward(stream, view_(x, inputs(), spec_.type), view_(kernel, weights(), spec_.type),
+                  view_(bias, spec_.out, spec_.type), view_(y, outputs(), spec_.type));
   }
-  void BackwardKernel(Stream& stream, const float* x, const float* dy, float* dkernel) override {
-    plan_.BackwardKernel(stream, view_(x, inputs()), view_(dy, outputs()),
+  void BackwardKernel(Stream& stream, const void* x, const void* dy, float* dkernel) override {
+    plan_.BackwardKernel(stream, view_(x, inputs(), spec_.type), view_(dy, outputs(), spec_.type),
                          view_(dkernel, weights()));
   }
-  void BackwardInput(Stream& stream, const float* kernel, const float* dy, float* dx) override {
-    plan_.BackwardInput(stream, view_(kernel, weights()), view_(dy, outputs()),
-                        view_(dx, inputs()));
+  void BackwardInput(Stream& stream, const void* kernel, const void* dy, void* dx) override {
+    plan_.BackwardInput(stream, view_(kernel, weights(), spec_.type),
+                        view_(dy, outputs(), spec_.type), view_(dx, inputs(), spec_.type));
   }
 
  private:
@@ -228,14 +250,15 @@ class FarAttention final : public AttentionPlan {
   FarAttention(const View& view, const AttentionSpec& spec, AttentionPlan& plan)
       : view_(view), spec_(spec), plan_(plan) {}
   std::int64_t saved_elements() const override { return plan_.saved_elements(); }
-  void Forward(Stream& stream, const float* qkv, float* y, float* saved) override {
-    plan_.Forward(stream, view_(qkv, 3 * places()), view_(y, places()),
+  void Forward(Stream& stream, const void* qkv, void* y, float* saved) override {
+    plan_.Forward(stream, view_(qkv, 3 * places(), spec_.type), view_(y, places(), spec_.type),
                   view_(saved, saved_elements()));
   }
-  void Backward(Stream& stream, const float* qkv, const float* y, const float* saved,
-                const float* dy, float* dqkv) override {
-    plan_.Backward(stream, view_(qkv, 3 * places()), view_(y, places()),
-                   view_(saved, saved_elements()), view_(dy, places()), view_(dqkv, 3 * places()));
+  void Backward(Stream& stream, const void* qkv, const void* y, const float* saved, const void* dy,
+                void* dqkv) override {
+    plan_.Backward(stream, view_(qkv, 3 * places(), spec_.type), view_(y, places(), spec_.type),
+                   view_(saved, saved_elements()), view_(dy, places(), spec_.type),
+                   view_(dqkv, 3 * places(), spec_.type));
   }
 
  private:
@@ -264,33 +287,33 @@ class FarKernels final : public Kernels {
   void Fill(Stream& stream, FloatSpan y, float value) override {
     cpu_->Fill(stream, view_(y), value);
   }
-  void Copy(Stream& stream, ConstFloatSpan x, FloatSpan y) override {
+  void Copy(Stream& stream, ConstElements x, Elements y) override {
     cpu_->Copy(stream, view_(x), view_(y));
   }
-  void Add(Stream& stream, ConstFloatSpan a, ConstFloatSpan b, FloatSpan y) override {
+  void Add(Stream& stream, ConstElements a, ConstElements b, Elements y) override {
     cpu_->Add(stream, view_(a), view_(b), view_(y));
   }
   void Multiply(Stream& stream, ConstFloatSpan a, ConstFloatSpan b, FloatSpan y) override {
     cpu_->Multiply(stream, view_(a), view_(b), view_(y));
   }
-  void Activate(Stream& stream, Activation f, ConstFloatSpan x, FloatSpan y) override {
+  void Activate(Stream& stream, Activation f, ConstElements x, Elements y) override {
     cpu_->Activate(stream, f, view_(x), view_(y));
   }
-  void ActivateBackward(Stream& stream, Activation f, ConstFloatSpan x, ConstFloatSpan y,
-                        ConstFloatSpan dy, FloatSpan dx) override {
+  void ActivateBackward(Stream& stream, Activation f, ConstElements x, ConstElements y,
+                        ConstElements dy, Elements dx) override {
     cpu_->ActivateBackward(stream, f, view_(x), view_(y), view_(dy), view_(dx));
   }
-  void Dropout(Stream& stream, const DropoutSpec& spec, ConstFloatSpan x, FloatSpan y) override {
+  void Dropout(Stream& stream, const DropoutSpec& spec, ConstElements x, Elements y) override {
     cpu_->Dropout(stream, spec, view_(x), view_(y));
   }
 
   void CopyRows(Stream& stream, RowsOf size, Strided from, Strided to) override {
     cpu_->CopyRows(stream, size, View2(size, from), View2(size, to));
   }
-  void SumRows(Stream& stream, RowsOf size, ConstFloatSpan x, FloatSpan sums) override {
+  void SumRows(Stream& stream, RowsOf size, ConstElements x, FloatSpan sums) override {
     cpu_->SumRows(stream, size, view_(x), view_(sums));
   }
-  void ReluBackwardSumRows(Stream& stream, RowsOf size, ConstFloatSpan y, FloatSpan dy,
+  void ReluBackwardSumRows(Stream& stream, RowsOf size, ConstElements y, Elements dy,
                            FloatSpan sums) override {
     cpu_->ReluBackwardSumRows(stream, size, view_(y), view_(dy), view_(sums));
   }
@@ -365,7 +388,7 @@ class FarKernels final : public Kernels {
     cpu_->MeanSquaredError(stream, view_(l), view_(loss));
   }
   void SoftmaxCrossEntropyBackward(Stream& stream, const LossArguments& l, ConstFloatSpan loss,
-                                   ConstFloatSpan dloss, FloatSpan dx) override {
+                                   ConstFloatSpan dloss, Elements dx) override {
     cpu_->SoftmaxCrossEntropyBackward(stream, view_(l), view_(loss), view_(dloss), view_(dx));
   }
   void SigmoidCrossEntropyBackward(Stream& stream, const LossArguments& l, ConstFloatSpan loss,

@@ -91,7 +91,7 @@ nn::Variable Dot(const nn::Variable& x, std::uint64_t seed) {
   });
   return tape.Record(y, {x}, {}, [&tape, seed](nn::BackwardPass& pass) {
     pass.Input(0, [&](FloatSpan dx) {
-      tape.stream().Enqueue([dx, dy = pass.output_gradient(), seed] {
+      tape.stream().Enqueue([dx, dy = FloatSpan(pass.output_gradient()), seed] {
         const auto c = Coefficients(static_cast<std::int64_t>(dx.size()), seed);
         std::transform(c.begin(), c.end(), dx.begin(), [&](float k) { return k * dy[0]; });
         return OkStatus();

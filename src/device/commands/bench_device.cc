@@ -53,10 +53,12 @@ class Bench {
   std::vector<Figure> Run() {
     Copies();
     Updates();
-    Rows();
-    CrossEntropy();
-    Attention();
-    Product();
+    for (const DType type : {DType::kFloat32, DType::kBFloat16}) {
+      Rows(type);
+      CrossEntropy(type);
+      Attention(type);
+      Product(type);
+    }
     return std::move(figures_);
   }
 
@@ -67,6 +69,24 @@ class Bench {
     const FloatSpan span(reinterpret_cast<float*>(memory_.back().get()), size);
     kernels_->Fill(*stream_, span, value);
     return span;
+  }
+
+  // Of `type`, all 0.25.
+  Elements Filled(std::int64_t count, DType type) {
+    const auto size = static_cast<std::size_t>(count);
+    memory_.push_back(device_->Allocate(size * SizeOf(type), "an operand of the benchmark"));
+    const Elements elements(memory_.back().get(), size, type);
+    kernels_->Copy(*stream_, Floats(count), elements);
+    Finish();  // what was copied may go
+    memory_.pop_back();
+    return elements;
+  }
+  // Of a float's bytes.
+  static double Share(DType type) {
+    return static_cast<double>(SizeOf(type)) / sizeof(float);
+  }
+  static std::string Named(const std::string& kernel, DType type) {
+    return IsHalf(type) ? kernel + ", " + std::string(DTypeName(type)) : kernel;
   }
 
   void Finish() { OrThrow(stream_->Synchronize(DeadlineAfter(120s))); }
@@ -139,19 +159,21 @@ class Bench {
     Free();
   }
 
-  void Rows() {
+  // `type`: of what a product takes.
+  void Rows(DType type) {
     constexpr std::int64_t kColumns = 768;
     const std::int64_t rows = 2 * rows_;
     const auto n = static_cast<double>(rows * kColumns);
     const std::string size = std::to_string(rows) + " x " + std::to_string(kColumns);
+    const double narrow = n * Share(type);
     const FloatSpan x = Floats(rows * kColumns);
-    const FloatSpan y = Floats(rows * kColumns);
+    const Elements y = Filled(rows * kColumns, type);
     const FloatSpan dx = Floats(rows * kColumns);
     const FloatSpan scale = Floats(kColumns);
     const FloatSpan offset = Floats(kColumns);
     const FloatSpan mean = Floats(rows);
     const FloatSpan inverse = Floats(rows);
-    Measure("layer norm", size, 2 * n, 0, [&] {
+    Measure(Named("layer norm", type), size, n + narrow, 0, [&] {
       kernels_->LayerNorm(*stream_, {.rows = rows,
                                      .columns = kColumns,
                                      .epsilon = 1e-5F,
@@ -162,7 +184,7 @@ class Bench {
                                      .inverse_deviation = inverse,
                                      .y = y});
     });
-    Measure("layer norm, backward", size, 3 * n, 0, [&] {
+    Measure(Named("layer norm, backward", type), size, 2 * n + narrow, 0, [&] {
       kernels_->LayerNormBackward(*stream_, {.rows = rows,
                                              .columns = kColumns,
                                              .x = x,
@@ -174,20 +196,27 @@ class Bench {
                                              .dscale = scale,
                                              .doffset = offset});
     });
-    Measure("softmax", size, 2 * n, 0, [&] {
-      kernels_->Softmax(*stream_, {rows, kColumns}, x, y);
+    Measure(Named("sum of rows", type), size, narrow, 0, [&] {
+      kernels_->SumRows(*stream_, {rows, kColumns}, y, offset);
     });
-    Measure("sum of rows", size, n, 0, [&] {
-      kernels_->SumRows(*stream_, {rows, kColumns}, x, offset);
-    });
+    if (IsHalf(type)) {
+      Measure(Named("add to float32", type), size, 2 * n + narrow, 0,
+              [&] { kernels_->Add(*stream_, x, y, x); });
+      Measure(Named("gelu", type), size, 2 * narrow, 0,
+              [&] { kernels_->Activate(*stream_, Activation::kGelu, y, y); });
+    } else {
+      Measure("softmax", size, 2 * n, 0, [&] {
+        kernels_->Softmax(*stream_, {rows, kColumns}, x, y);
+      });
+    }
     Free();
   }
 
-  void CrossEntropy() {
+  void CrossEntropy(DType type) {
     constexpr std::int64_t kClasses = 50257;
-    const auto n = static_cast<double>(rows_ * kClasses);
+    const double n = static_cast<double>(rows_ * kClasses) * Share(type);
     const std::string size = std::to_string(rows_) + " x " + std::to_string(kClasses);
-    const FloatSpan dx = Floats(rows_ * kClasses);
+    const Elements dx = Filled(rows_ * kClasses, type);
     const FloatSpan loss = Floats(2);
     const FloatSpan dloss = Floats(1);
     std::vector<std::int64_t> labels(static_cast<std::size_t>(rows_));
@@ -203,47 +232,49 @@ class Bench {
     l.rows = rows_;
     l.columns = kClasses;
     l.classes = memory_.back().get();
-    l.x = Floats(rows_ * kClasses);
-    Measure("cross-entropy", size, n, 0, [&] { kernels_->SoftmaxCrossEntropy(*stream_, l, loss); });
-    Measure("cross-entropy, backward", size, 2 * n, 0,
+    l.x = Filled(rows_ * kClasses, type);
+    Measure(Named("cross-entropy", type), size, n, 0,
+            [&] { kernels_->SoftmaxCrossEntropy(*stream_, l, loss); });
+    Measure(Named("cross-entropy, backward", type), size, 2 * n, 0,
             [&] { kernels_->SoftmaxCrossEntropyBackward(*stream_, l, loss, dloss, dx); });
     Free();
   }
 
-  void Attention() {
+  void Attention(DType type) {
     const AttentionSpec spec{.batch = std::max<std::int64_t>(rows_ / 1024, 1),
                              .length = std::min<std::int64_t>(rows_, 1024),
                              .heads = 12,
                              .head_size = 64,
-                             .causal = true};
+                             .causal = true,
+                             .type = type};
     const std::int64_t n = spec.batch * spec.length * spec.heads * spec.head_size;
     // Half of the scores of two products.
     const double flops = 2.0 * static_cast<double>(n) * static_cast<double>(spec.length);
     AttentionPlan& plan = kernels_->Attention(spec);
-    const FloatSpan qkv = Floats(3 * n);
-    const FloatSpan dqkv = Floats(3 * n);
-    const FloatSpan y = Floats(n);
-    const FloatSpan dy = Floats(n);
+    const Elements qkv = Filled(3 * n, type);
+    const Elements dqkv = Filled(3 * n, type);
+    const Elements y = Filled(n, type);
+    const Elements dy = Filled(n, type);
     const FloatSpan saved = Floats(plan.saved_elements());
     const std::string size = std::to_string(spec.batch) + " x " + std::to_string(spec.length) +
                              ", 12 heads of 64, causal";
-    Measure("attention", size, 0, flops,
-            [&] { plan.Forward(*stream_, qkv.data(), y.data(), saved.data()); });
-    Measure("attention, backward", size, 0, 2.5 * flops, [&] {
-      plan.Backward(*stream_, qkv.data(), y.data(), saved.data(), dy.data(), dqkv.data());
+    Measure(Named("attention", type), size, 0, flops,
+            [&] { plan.Forward(*stream_, qkv.raw(), y.raw(), saved.data()); });
+    Measure(Named("attention, backward", type), size, 0, 2.5 * flops, [&] {
+      plan.Backward(*stream_, qkv.raw(), y.raw(), saved.data(), dy.raw(), dqkv.raw());
     });
     Free();
   }
 
-  void Product() {
+  void Product(DType type) {
     const std::int64_t n = rows_ >= 4096 ? 4096 : 512;
-    const FloatSpan a = Floats(n * n);
-    const FloatSpan b = Floats(n * n);
-    const FloatSpan c = Floats(n * n);
-    MatMulPlan& plan = kernels_->MatMul({.m = n, .n = n, .k = n});
+    const Elements a = Filled(n * n, type);
+    const Elements b = Filled(n * n, type);
+    const Elements c = Filled(n * n, type);
+    MatMulPlan& plan = kernels_->MatMul({.m = n, .n = n, .k = n, .type = type, .out = type});
     const auto side = static_cast<double>(n);
-    Measure("product", std::to_string(n) + "^3", 0, 2 * side * side * side,
-            [&] { plan.Run(*stream_, a.data(), b.data(), nullptr, c.data()); });
+    Measure(Named("product", type), std::to_string(n) + "^3", 0, 2 * side * side * side,
+            [&] { plan.Run(*stream_, a.raw(), b.raw(), nullptr, c.raw()); });
     Free();
   }
 

@@ -71,8 +71,9 @@ class CpuAttention final : public AttentionPlan {
 
   std::int64_t saved_elements() const override { return s_.batch * s_.heads * s_.length; }
 
-  void Forward(Stream& stream, const float* qkv, float* y, float* saved) override {
-    stream.Enqueue([=, this]() -> Status {
+  void Forward(Stream& stream, const void* packed, void* out, float* saved) override {
+    stream.Enqueue([=, this, qkv = static_cast<const float*>(packed),
+                    y = static_cast<float*>(out)]() -> Status {
       ForHeads([&](std::int64_t head) {
         ForwardHead(OfPacked(qkv, head), OfOne(y, head), saved + head * s_.length);
       });
@@ -80,9 +81,11 @@ class CpuAttention final : public AttentionPlan {
     });
   }
 
-  void Backward(Stream& stream, const float* qkv, const float* y, const float* saved,
-                const float* dy, float* dqkv) override {
-    stream.Enqueue([=, this]() -> Status {
+  void Backward(Stream& stream, const void* packed, const void* out, const float* saved,
+                const void* gradient, void* dpacked) override {
+    stream.Enqueue([=, this, qkv = static_cast<const float*>(packed),
+                    y = static_cast<const float*>(out), dy = static_cast<const float*>(gradient),
+                    dqkv = static_cast<float*>(dpacked)]() -> Status {
       ForHeads([&](std::int64_t head) {
         BackwardHead(OfPacked(qkv, head), OfOne(y, head), saved + head * s_.length, OfOne(dy, head),
                      OfPacked(dqkv, head));

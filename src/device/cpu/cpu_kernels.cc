@@ -3,6 +3,7 @@
 #include <cohort/core/thread_pool.h>
 
 #include "cpu/attention.h"
+#include "cpu/half_plans.h"
 #include "cpu/pooling.h"
 
 namespace cohort {
@@ -24,13 +25,27 @@ CpuKernels::CpuKernels(int threads) : threads_(threads), engine_(threads) {}
 
 MatMulPlan& CpuKernels::MatMul(const MatMulSpec& spec) {
   return FindOrMake(matmuls_, spec, [&] {
+    if (IsHalf(spec.type) || IsHalf(spec.out)) {
+      Require(spec.out == spec.type || spec.out == DType::kFloat32,
+              "a product into float32, or the type of its operands");
+      MatMulSpec wide = spec;
+      wide.type = wide.out = DType::kFloat32;
+      return MakeHalfMatMul(threads_, spec, MatMul(wide));
+    }
     std::unique_ptr<MatMulPlan> plan = MakeEigenMatMul(threads_, spec);
     return plan ? std::move(plan) : MakeMatMul(engine_, spec);
   });
 }
 
 ConvPlan& CpuKernels::Conv(const ConvSpec& spec) {
-  return FindOrMake(convs_, spec, [&] { return MakeConv(engine_, spec); });
+  return FindOrMake(convs_, spec, [&] {
+    if (IsHalf(spec.type)) {
+      ConvSpec wide = spec;
+      wide.type = DType::kFloat32;
+      return MakeHalfConv(threads_, spec, Conv(wide));
+    }
+    return MakeConv(engine_, spec);
+  });
 }
 
 PoolPlan& CpuKernels::Pool(const PoolSpec& spec) {
@@ -38,7 +53,14 @@ PoolPlan& CpuKernels::Pool(const PoolSpec& spec) {
 }
 
 AttentionPlan& CpuKernels::Attention(const AttentionSpec& spec) {
-  return FindOrMake(attentions_, spec, [&] { return MakeAttention(threads_, spec); });
+  return FindOrMake(attentions_, spec, [&] {
+    if (IsHalf(spec.type)) {
+      AttentionSpec wide = spec;
+      wide.type = DType::kFloat32;
+      return MakeHalfAttention(threads_, spec, Attention(wide));
+    }
+    return MakeAttention(threads_, spec);
+  });
 }
 
 }  // namespace cpu

@@ -44,8 +44,8 @@ class DnnlConv final : public ConvPlan {
     pack_forward_ = Pack(forward_, forward_desc_.weights_desc());
   }
 
-  void Forward(Stream& stream, const float* x, const float* kernel, const float* bias,
-               float* y) override {
+  void Forward(Stream& stream, const void* x, const void* kernel, const void* bias,
+               void* y) override {
     PutDnnl(stream, engine_, [=, this] {
       if (empty()) {
         return;
@@ -60,7 +60,7 @@ class DnnlConv final : public ConvPlan {
     });
   }
 
-  void BackwardKernel(Stream& stream, const float* x, const float* dy, float* dkernel) override {
+  void BackwardKernel(Stream& stream, const void* x, const void* dy, float* dkernel) override {
     if (!empty() && !backward_kernel_) {
       MakeDnnl(engine_, "a convolution's kernel gradient", [&] { return MakeBackwardKernel(); });
     }
@@ -82,13 +82,13 @@ class DnnlConv final : public ConvPlan {
     });
   }
 
-  void BackwardInput(Stream& stream, const float* kernel, const float* dy, float* dx) override {
+  void BackwardInput(Stream& stream, const void* kernel, const void* dy, void* dx) override {
     if (!empty() && !backward_input_) {
       MakeDnnl(engine_, "a convolution's input gradient", [&] { return MakeBackwardInput(); });
     }
     PutDnnl(stream, engine_, [=, this] {
       if (empty()) {
-        std::fill_n(dx, x_.get_size() / sizeof(float), 0.0F);
+        std::fill_n(static_cast<float*>(dx), x_.get_size() / sizeof(float), 0.0F);
         return;
       }
       RunPack(pack_backward_, backward_input_, kernel);
@@ -122,7 +122,7 @@ class DnnlConv final : public ConvPlan {
     pack.Share(DNNL_ARG_TO, primitive[DNNL_ARG_WEIGHTS]);
     return pack;
   }
-  static void RunPack(DnnlCall& pack, DnnlCall& primitive, const float* kernel) {
+  static void RunPack(DnnlCall& pack, DnnlCall& primitive, const void* kernel) {
     if (pack) {
       pack.Set(DNNL_ARG_FROM, kernel);
       pack.Run();

@@ -25,7 +25,7 @@ class EigenMatMul final : public MatMulPlan {
  public:
   EigenMatMul(int threads, const MatMulSpec& spec) : threads_(threads), spec_(spec) {}
 
-  void Run(Stream& stream, const float* a, const float* b, const float* bias, float* c) override {
+  void Run(Stream& stream, const void* a, const void* b, const void* bias, void* c) override {
     stream.Enqueue([=, this]() -> Status {
       const OmpThreads scope(threads_);
       const bool by_rows = spec_.m >= spec_.n;
@@ -35,7 +35,8 @@ class EigenMatMul final : public MatMulPlan {
                     Part part{0, spec_.m, 0, spec_.n};
                     (by_rows ? part.row : part.column) = begin;
                     (by_rows ? part.rows : part.columns) = end - begin;
-                    Compute(part, a, b, bias, c);
+                    Compute(part, static_cast<const float*>(a), static_cast<const float*>(b),
+                            static_cast<const float*>(bias), static_cast<float*>(c));
                   });
       return {};
     });

@@ -22,7 +22,7 @@ void ForBlocks(std::int64_t count, const Body& body) {
   });
 }
 
-std::int64_t Size(ConstFloatSpan x) { return static_cast<std::int64_t>(x.size()); }
+std::int64_t Size(ConstElements x) { return static_cast<std::int64_t>(x.size()); }
 
 constexpr float kGeluScale = 0.7978845608028654F;  // sqrt(2 / pi)
 constexpr float kGeluCubic = 0.044715F;
@@ -53,19 +53,34 @@ void CpuKernels::Fill(Stream& stream, FloatSpan y, float value) {
   Put(stream, [=] { std::fill(y.begin(), y.end(), value); });
 }
 
-void CpuKernels::Copy(Stream& stream, ConstFloatSpan x, FloatSpan y) {
+void CpuKernels::Copy(Stream& stream, ConstElements x, Elements y) {
   Put(stream, [=] {
-    if (!x.empty()) {
-      std::memmove(y.data(), x.data(), x.size_bytes());
+    if (x.empty()) {
+      return;
+    }
+    if (x.dtype() == y.dtype()) {
+      std::memmove(y.raw(), x.raw(), x.bytes());
+    } else if (IsHalf(y.dtype())) {
+      Round(Widened(x).data(), y);
+    } else {
+      Widen(x, y.floats());
     }
   });
 }
 
-void CpuKernels::Add(Stream& stream, ConstFloatSpan a, ConstFloatSpan b, FloatSpan y) {
+void CpuKernels::Add(Stream& stream, ConstElements a, ConstElements b, Elements y) {
+  Require(a.dtype() == y.dtype() && (b.dtype() == y.dtype() || !IsHalf(y.dtype())),
+          "Add of one type, or of 16 bits to float32");
   Put(stream, [=] {
+    const Widened left(a);
+    const Widened right(b);
+    Rounded out(y);
+    const float* const l = left.data();
+    const float* const r = right.data();
+    float* const sum = out.data();
     ParallelFor(Size(y), kGrain, [&](std::int64_t begin, std::int64_t end, int) {
       for (std::int64_t i = begin; i < end; ++i) {
-        y.data()[i] = a.data()[i] + b.data()[i];
+        sum[i] = l[i] + r[i];
       }
     });
   });
@@ -81,30 +96,35 @@ void CpuKernels::Multiply(Stream& stream, ConstFloatSpan a, ConstFloatSpan b, Fl
   });
 }
 
-void CpuKernels::Activate(Stream& stream, Activation f, ConstFloatSpan x, FloatSpan y) {
+void CpuKernels::Activate(Stream& stream, Activation f, ConstElements x, Elements y) {
   Put(stream, [=] {
+    const Widened in(x);
+    Rounded result(y);
     ForBlocks(Size(x), [&](std::int64_t i, std::int64_t n) {
-      Array out(y.data() + i, n);
-      ActivateBlock(f, ConstArray(x.data() + i, n), out);
+      Array out(result.data() + i, n);
+      ActivateBlock(f, ConstArray(in.data() + i, n), out);
     });
   });
 }
 
-void CpuKernels::ActivateBackward(Stream& stream, Activation f, ConstFloatSpan x, ConstFloatSpan y,
-                                  ConstFloatSpan dy, FloatSpan dx) {
+void CpuKernels::ActivateBackward(Stream& stream, Activation f, ConstElements x, ConstElements y,
+                                  ConstElements dy, Elements dx) {
   Put(stream, [=] {
+    const Widened of(f == Activation::kGelu ? x : y);
+    const Widened gradient(dy);
+    Rounded result(dx);
     ForBlocks(Size(dy), [&](std::int64_t i, std::int64_t n) {
-      const ConstArray g(dy.data() + i, n);
-      Array out(dx.data() + i, n);
+      const ConstArray g(gradient.data() + i, n);
+      Array out(result.data() + i, n);
       if (f == Activation::kNone) {
         out = g;
       } else if (f == Activation::kGelu) {
-        const ConstArray v(x.data() + i, n);
+        const ConstArray v(of.data() + i, n);
         const Eigen::ArrayXf t = (kGeluScale * (v + kGeluCubic * v * v * v)).tanh();
         out = g * (0.5F * (1.0F + t) +
                    0.5F * v * (1.0F - t * t) * kGeluScale * (1.0F + 3.0F * kGeluCubic * v * v));
       } else {
-        const ConstArray v(y.data() + i, n);
+        const ConstArray v(of.data() + i, n);
         if (f == Activation::kRelu) {
           out = (v > 0.0F).select(g, 0.0F);
         } else if (f == Activation::kSigmoid) {
@@ -117,8 +137,12 @@ void CpuKernels::ActivateBackward(Stream& stream, Activation f, ConstFloatSpan x
   });
 }
 
-void CpuKernels::Dropout(Stream& stream, const DropoutSpec& spec, ConstFloatSpan x, FloatSpan y) {
+void CpuKernels::Dropout(Stream& stream, const DropoutSpec& spec, ConstElements x, Elements y) {
   Put(stream, [=] {
+    const Widened in(x);
+    Rounded result(y);
+    const float* const from = in.data();
+    float* const to = result.data();
     const Philox philox(spec.key);
     const float scale = 1.0F / (1.0F - spec.rate);
     // Kept where the draw of 32 bits is at least rate * 2^32.
@@ -130,7 +154,7 @@ void CpuKernels::Dropout(Stream& stream, const DropoutSpec& spec, ConstFloatSpan
         if (i == begin || counter % 4 == 0) {
           block = philox.At(counter / 4, spec.step);
         }
-        y.data()[i] = block[counter % 4] >= threshold ? x.data()[i] * scale : 0.0F;
+        to[i] = block[counter % 4] >= threshold ? from[i] * scale : 0.0F;
       }
     });
   });

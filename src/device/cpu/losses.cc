@@ -60,7 +60,12 @@ void Spread(const LossArguments& l, float factor, FloatSpan dx, const Of& of) {
 using Row = Eigen::Map<Eigen::ArrayXf>;
 using ConstRow = Eigen::Map<const Eigen::ArrayXf>;
 
-ConstRow RowOf(const LossArguments& l, std::span<const float> x, std::int64_t row) {
+LossArguments With(LossArguments l, ConstFloatSpan x) {
+  l.x = x;
+  return l;
+}
+
+ConstRow RowOf(const LossArguments& l, ConstFloatSpan x, std::int64_t row) {
   return {x.data() + row * l.columns, l.columns};
 }
 
@@ -100,8 +105,10 @@ float Sigmoid(float x) { return 1.0F / (1.0F + std::exp(-x)); }
 
 }  // namespace
 
-void CpuKernels::SoftmaxCrossEntropy(Stream& stream, const LossArguments& l, FloatSpan loss) {
+void CpuKernels::SoftmaxCrossEntropy(Stream& stream, const LossArguments& given, FloatSpan loss) {
   Put(stream, [=]() -> Status {
+    const Widened logits(given.x);
+    const LossArguments l = With(given, logits.span());
     if (l.classes != nullptr) {
       for (std::int64_t r = 0; r < l.rows; ++r) {
         COHORT_RETURN_IF_ERROR(CheckLabel(Labels(l).At(r), r, l.columns));
@@ -118,14 +125,17 @@ void CpuKernels::SoftmaxCrossEntropy(Stream& stream, const LossArguments& l, Flo
   });
 }
 
-void CpuKernels::SoftmaxCrossEntropyBackward(Stream& stream, const LossArguments& l,
+void CpuKernels::SoftmaxCrossEntropyBackward(Stream& stream, const LossArguments& given,
                                              ConstFloatSpan loss, ConstFloatSpan dloss,
-                                             FloatSpan dx) {
+                                             Elements dx) {
   Put(stream, [=] {
+    const Widened logits(given.x);
+    const LossArguments l = With(given, logits.span());
+    Rounded gradient(dx);
     const float factor = Factor(loss, dloss);
     ParallelFor(l.rows, RowGrain(l.columns), [&](std::int64_t begin, std::int64_t end, int) {
       for (std::int64_t r = begin; r < end; ++r) {
-        Row out(dx.data() + r * l.columns, l.columns);
+        Row out(gradient.data() + r * l.columns, l.columns);
         const float scale = factor * Weight(l, r);
         if (scale == 0.0F) {
           out.setZero();
@@ -138,12 +148,13 @@ void CpuKernels::SoftmaxCrossEntropyBackward(Stream& stream, const LossArguments
 }
 
 void CpuKernels::SigmoidCrossEntropy(Stream& stream, const LossArguments& l, FloatSpan loss) {
+  const ConstFloatSpan logits = l.x;
   Put(stream, [=] {
     WeightedMean(l, loss, [&](std::int64_t r) {
       double sum = 0;
       for (std::int64_t i = r * l.columns; i < (r + 1) * l.columns; ++i) {
         const auto at = static_cast<std::size_t>(i);
-        const float x = l.x[at];
+        const float x = logits[at];
         // max(x,0) - x t + log(1 + exp(-|x|)): finite for every finite x.
         sum += std::max(x, 0.0F) - x * l.targets[at] + std::log1p(std::exp(-std::fabs(x)));
       }
@@ -155,22 +166,24 @@ void CpuKernels::SigmoidCrossEntropy(Stream& stream, const LossArguments& l, Flo
 void CpuKernels::SigmoidCrossEntropyBackward(Stream& stream, const LossArguments& l,
                                              ConstFloatSpan loss, ConstFloatSpan dloss,
                                              FloatSpan dx) {
+  const ConstFloatSpan logits = l.x;
   Put(stream, [=] {
     const float columns = static_cast<float>(l.columns);
     Spread(l, Factor(loss, dloss), dx, [&](std::int64_t r, std::int64_t c) {
       const auto at = static_cast<std::size_t>(r * l.columns + c);
-      return (Sigmoid(l.x[at]) - l.targets[at]) / columns;
+      return (Sigmoid(logits[at]) - l.targets[at]) / columns;
     });
   });
 }
 
 void CpuKernels::MeanSquaredError(Stream& stream, const LossArguments& l, FloatSpan loss) {
+  const ConstFloatSpan x = l.x;
   Put(stream, [=] {
     WeightedMean(l, loss, [&](std::int64_t r) {
       double sum = 0;
       for (std::int64_t i = r * l.columns; i < (r + 1) * l.columns; ++i) {
         const auto at = static_cast<std::size_t>(i);
-        const double error = static_cast<double>(l.x[at]) - l.targets[at];
+        const double error = static_cast<double>(x[at]) - l.targets[at];
         sum += error * error;
       }
       return l.columns == 0 ? 0.0 : sum / static_cast<double>(l.columns);
@@ -180,11 +193,12 @@ void CpuKernels::MeanSquaredError(Stream& stream, const LossArguments& l, FloatS
 
 void CpuKernels::MeanSquaredErrorBackward(Stream& stream, const LossArguments& l,
                                           ConstFloatSpan loss, ConstFloatSpan dloss, FloatSpan dx) {
+  const ConstFloatSpan x = l.x;
   Put(stream, [=] {
     const float scale = 2.0F / static_cast<float>(l.columns);
     Spread(l, Factor(loss, dloss), dx, [&](std::int64_t r, std::int64_t c) {
       const auto at = static_cast<std::size_t>(r * l.columns + c);
-      return scale * (l.x[at] - l.targets[at]);
+      return scale * (x[at] - l.targets[at]);
     });
   });
 }

@@ -16,13 +16,14 @@ void CpuKernels::LayerNorm(Stream& stream, const NormArguments& n) {
   Put(stream, [=] {
     const ConstArray scale(n.scale.data(), n.columns);
     const ConstArray offset(n.offset.data(), n.columns);
+    Rounded y(n.y);
     ParallelFor(n.rows, RowGrain(n.columns), [&](std::int64_t begin, std::int64_t end, int) {
       for (std::int64_t r = begin; r < end; ++r) {
         const ConstArray x(n.x.data() + r * n.columns, n.columns);
         const float mean = n.columns == 0 ? 0.0F : x.mean();
         const float variance = n.columns == 0 ? 0.0F : (x - mean).square().mean();
         const float inverse = 1.0F / std::sqrt(variance + n.epsilon);
-        Array(n.y.data() + r * n.columns, n.columns) = (x - mean) * inverse * scale + offset;
+        Array(y.data() + r * n.columns, n.columns) = (x - mean) * inverse * scale + offset;
         n.mean.data()[r] = mean;
         n.inverse_deviation.data()[r] = inverse;
       }
@@ -33,10 +34,11 @@ void CpuKernels::LayerNorm(Stream& stream, const NormArguments& n) {
 void CpuKernels::LayerNormBackward(Stream& stream, const NormBackwardArguments& n) {
   Put(stream, [=] {
     const ConstArray scale(n.scale.data(), n.columns);
+    const Widened gradient(n.dy);
     std::vector<float> sums(static_cast<std::size_t>(2 * n.columns));
     SumOverRows<2>(n.rows, n.columns, sums.data(), [&](std::int64_t r, float* sum) {
       const ConstArray x(n.x.data() + r * n.columns, n.columns);
-      const ConstArray dy(n.dy.data() + r * n.columns, n.columns);
+      const ConstArray dy(gradient.data() + r * n.columns, n.columns);
       const float mean = n.mean.data()[r];
       const float inverse = n.inverse_deviation.data()[r];
       Array(sum, n.columns) += dy;
@@ -94,6 +96,7 @@ void CpuKernels::FinishMoments(Stream& stream, const MomentsArguments& m) {
 }
 
 void CpuKernels::BatchNorm(Stream& stream, const NormArguments& n) {
+  const FloatSpan y = n.y;
   Put(stream, [=] {
     // y = x * slope + base, with both by column.
     const ConstArray mean(n.mean.data(), n.columns);
@@ -102,7 +105,7 @@ void CpuKernels::BatchNorm(Stream& stream, const NormArguments& n) {
     const ConstArray offset(n.offset.data(), n.columns);
     ParallelFor(n.rows, RowGrain(n.columns), [&](std::int64_t begin, std::int64_t end, int) {
       for (std::int64_t r = begin; r < end; ++r) {
-        Array(n.y.data() + r * n.columns, n.columns) =
+        Array(y.data() + r * n.columns, n.columns) =
             (ConstArray(n.x.data() + r * n.columns, n.columns) - mean) * slope + offset;
       }
     });
@@ -111,11 +114,12 @@ void CpuKernels::BatchNorm(Stream& stream, const NormArguments& n) {
 
 void CpuKernels::BatchNormBackwardSums(Stream& stream, const NormBackwardArguments& n,
                                        FloatSpan sums) {
+  const ConstFloatSpan gradient = n.dy;
   Put(stream, [=] {
     const ConstArray mean(n.mean.data(), n.columns);
     const ConstArray inverse(n.inverse_deviation.data(), n.columns);
     SumOverRows<2>(n.rows, n.columns, sums.data(), [&](std::int64_t r, float* sum) {
-      const ConstArray dy(n.dy.data() + r * n.columns, n.columns);
+      const ConstArray dy(gradient.data() + r * n.columns, n.columns);
       Array(sum, n.columns) += dy;
       Array(sum + n.columns, n.columns) +=
           dy * (ConstArray(n.x.data() + r * n.columns, n.columns) - mean) * inverse;
@@ -125,6 +129,7 @@ void CpuKernels::BatchNormBackwardSums(Stream& stream, const NormBackwardArgumen
 
 void CpuKernels::BatchNormBackward(Stream& stream, const NormBackwardArguments& n,
                                    ConstFloatSpan sums, ConstFloatSpan count) {
+  const ConstFloatSpan gradient = n.dy;
   Put(stream, [=] {
     const ConstArray mean(n.mean.data(), n.columns);
     const ConstArray inverse(n.inverse_deviation.data(), n.columns);
@@ -138,7 +143,7 @@ void CpuKernels::BatchNormBackward(Stream& stream, const NormBackwardArguments& 
     ParallelFor(n.rows, RowGrain(n.columns), [&](std::int64_t begin, std::int64_t end, int) {
       for (std::int64_t r = begin; r < end; ++r) {
         Array(n.dx.data() + r * n.columns, n.columns) =
-            slope * (ConstArray(n.dy.data() + r * n.columns, n.columns) - dy_mean -
+            slope * (ConstArray(gradient.data() + r * n.columns, n.columns) - dy_mean -
                      (ConstArray(n.x.data() + r * n.columns, n.columns) - mean) * dyx_mean);
       }
     });

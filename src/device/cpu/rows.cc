@@ -33,11 +33,12 @@ void CpuKernels::CopyRows(Stream& stream, RowsOf size, Strided from, Strided to)
   });
 }
 
-void CpuKernels::SumRows(Stream& stream, RowsOf size, ConstFloatSpan x, FloatSpan sums) {
+void CpuKernels::SumRows(Stream& stream, RowsOf size, ConstElements x, FloatSpan sums) {
   Put(stream, [=] {
+    const Widened in(x);
     SumOverRows<1>(size.rows, size.columns, sums.data(),
                    [&](std::int64_t r, float* __restrict sum) {
-                     const float* row = x.data() + r * size.columns;
+                     const float* row = in.data() + r * size.columns;
                      for (std::int64_t c = 0; c < size.columns; ++c) {
                        sum[c] += row[c];
                      }
@@ -45,15 +46,17 @@ void CpuKernels::SumRows(Stream& stream, RowsOf size, ConstFloatSpan x, FloatSpa
   });
 }
 
-void CpuKernels::ReluBackwardSumRows(Stream& stream, RowsOf size, ConstFloatSpan y, FloatSpan dy,
+void CpuKernels::ReluBackwardSumRows(Stream& stream, RowsOf size, ConstElements y, Elements dy,
                                      FloatSpan sums) {
   Put(stream, [=] {
+    const Widened of(y);
+    Rounded gradient(dy, true);
     const std::int64_t columns = size.columns;
     std::vector<float> unwanted(sums.empty() ? static_cast<std::size_t>(columns) : 0);
     SumOverRows<1>(size.rows, columns, sums.empty() ? unwanted.data() : sums.data(),
                    [&](std::int64_t r, float* __restrict sum) {
-                     const float* __restrict out = y.data() + r * columns;
-                     float* __restrict g = dy.data() + r * columns;
+                     const float* __restrict out = of.data() + r * columns;
+                     float* __restrict g = gradient.data() + r * columns;
                      for (std::int64_t c = 0; c < columns; ++c) {
                        const float masked = out[c] > 0.0F ? g[c] : 0.0F;
                        g[c] = masked;

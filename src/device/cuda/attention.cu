@@ -269,15 +269,15 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // deltas[head, q] = the dot product of dy and y of that query; a warp each.
+template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    DeltaKernel(AttentionGeometry g, std::int64_t rows, const float* y, const float* dy,
-                float* deltas) {
+    DeltaKernel(AttentionGeometry g, std::int64_t rows, const T* y, const T* dy, float* deltas) {
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * (kThreads / 32);
   for (std::int64_t r = static_cast<std::int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
        r < rows; r += step) {
     float sum = 0;
     for (int d = static_cast<int>(threadIdx.x) % 32; d < g.head_size; d += 32) {
-      sum += y[r * g.head_size + d] * dy[r * g.head_size + d];
+      sum += ToFloat(y[r * g.head_size + d]) * ToFloat(dy[r * g.head_size + d]);
     }
     sum = WarpSum(sum);
     // Row r of y is (example, q, head).
@@ -442,7 +442,9 @@ class CudaAttention final : public AttentionPlan {
 
   std::int64_t saved_elements() const override { return spec_.batch * spec_.heads * spec_.length; }
 
-  void Forward(Stream& stream, const float* qkv, float* y, float* saved) override {
+  void Forward(Stream& stream, const void* packed, void* out, float* saved) override {
+    const auto* const qkv = static_cast<const float*>(packed);
+    auto* const y = static_cast<float*>(out);
     if (blocks() == 0) {
       return;
     }
@@ -452,8 +454,12 @@ class CudaAttention final : public AttentionPlan {
            saved);
   }
 
-  void Backward(Stream& stream, const float* qkv, const float* y, const float* saved,
-                const float* dy, float* dqkv) override {
+  void Backward(Stream& stream, const void* packed, const void* out, const float* saved,
+                const void* gradient, void* dpacked) override {
+    const auto* const qkv = static_cast<const float*>(packed);
+    const auto* const y = static_cast<const float*>(out);
+    const auto* const dy = static_cast<const float*>(gradient);
+    auto* const dqkv = static_cast<float*>(dpacked);
     if (blocks() == 0) {
       return;
     }
@@ -494,17 +500,30 @@ class CudaAttention final : public AttentionPlan {
 
 }  // namespace
 
+template <typename T>
 void AttentionDeltas(Stream& stream, const AttentionGeometry& geometry, std::int64_t rows,
-                     const float* y, const float* dy, float* deltas) {
+                     const T* y, const T* dy, float* deltas) {
   DeltaKernel<<<Blocks(rows, kThreads / 32), kThreads, 0, Native(stream)>>>(geometry, rows, y, dy,
                                                                             deltas);
   Launched(stream, "Attention's gradient");
 }
 
+template void AttentionDeltas(Stream&, const AttentionGeometry&, std::int64_t, const float*,
+                              const float*, float*);
+template void AttentionDeltas(Stream&, const AttentionGeometry&, std::int64_t, const BFloat*,
+                              const BFloat*, float*);
+template void AttentionDeltas(Stream&, const AttentionGeometry&, std::int64_t, const Half*,
+                              const Half*, float*);
+
 std::unique_ptr<AttentionPlan> MakeAttention(Libraries& libraries, const AttentionSpec& spec) {
   Require(spec.batch >= 0 && spec.length >= 0 && spec.heads > 0 && spec.head_size > 0,
           "attention needs at least one head of at least one element");
   Require(spec.head_size <= 128, "attention on a GPU: heads of at most 128 elements");
+  if (IsHalf(spec.type)) {
+    RequireTypeOf(libraries, spec.type);
+    auto plan = MakeHalfAttention(libraries, spec);
+    return plan ? std::move(plan) : MakeWidenedAttention(libraries, spec);
+  }
   if (libraries.tf32()) {
     if (auto plan = MakeTf32Attention(libraries, spec)) {
       return plan;

@@ -22,7 +22,7 @@ struct AttentionGeometry {
   std::int64_t tiles;  // of queries, and of keys
   int head_size;
   bool causal;
-  bool vectors;  // four elements at a time
+  bool vectors;  // several elements at a time
   float scale;
 
   // Part 0, 1, 2 of packed [batch, length, 3, heads, head_size]: queries, keys, values.
@@ -49,11 +49,14 @@ __device__ __forceinline__ AttentionPlace AttentionPlaceOf(std::int64_t tiles, b
   return {blockIdx.x / tiles, last_first ? tiles - 1 - tile : tile};
 }
 
-// attention.cu: deltas[head, q] = the dot product of dy and y of that query.
+// attention.cu: deltas[head, q] = the dot product of dy and y of that query; of float, BFloat, Half.
+template <typename T>
 void AttentionDeltas(Stream& stream, const AttentionGeometry& geometry, std::int64_t rows,
-                     const float* y, const float* dy, float* deltas);
+                     const T* y, const T* dy, float* deltas);
 
 // attention_tf32.cu: heads of up to 64 elements, on tensor cores. nullptr where that cannot be.
 std::unique_ptr<AttentionPlan> MakeTf32Attention(Libraries& libraries, const AttentionSpec& spec);
+// attention_half.cu: the same of 16 bits.
+std::unique_ptr<AttentionPlan> MakeHalfAttention(Libraries& libraries, const AttentionSpec& spec);
 
 }  // namespace cohort::cuda

@@ -90,8 +90,9 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // A matrix as it lies.
+template <typename T>
 struct PlainRows {
-  const float* x;
+  const T* x;
   std::int64_t columns;
   template <int V>
   __device__ void At(std::int64_t r, std::int64_t c, Floats<V> (&values)[1]) const {
@@ -163,7 +164,7 @@ void SumColumns(Stream& stream, const char* what, int processors, const SumShape
   if (plan.chunks > 1) {
     const SumShape of_chunks{size.outer, plan.chunks, columns};
     LaunchSums<double, 1, 1>(stream, what, of_chunks, PlanSums(of_chunks, 1, 32), scale, sums,
-                             PlainRows{partial, columns});
+                             PlainRows<float>{partial, columns});
   }
 }
 

@@ -24,20 +24,25 @@ constexpr int kTimed = 3;  // runs of each
 // rare.
 constexpr float kWorthwhile = 0.9F;
 
-// How pointers are aligned, as an index: to 16 bytes, 8, or 4.
-constexpr std::array<std::uint32_t, 3> kAlignments = {16, 8, 4};
+// How pointers are aligned, as an index: to 16 bytes, 8, 4, or (16-bit elements) 2.
+constexpr std::array<std::uint32_t, 4> kAlignments = {16, 8, 4, 2};
 
 std::size_t AlignmentOf(std::initializer_list<const void*> pointers) {
   std::uintptr_t bits = 0;
   for (const void* const p : pointers) {
     bits |= reinterpret_cast<std::uintptr_t>(p);
   }
-  return bits % 16 == 0 ? 0 : bits % 8 == 0 ? 1 : 2;
+  return bits % 16 == 0 ? 0 : bits % 8 == 0 ? 1 : bits % 4 == 0 ? 2 : 3;
 }
 
 std::string Text(const MatMulSpec& s) {
   return "a product [" + std::to_string(s.m) + "," + std::to_string(s.k) + "] x [" +
-         std::to_string(s.k) + "," + std::to_string(s.n) + "]";
+         std::to_string(s.k) + "," + std::to_string(s.n) + "] of " +
+         std::string(DTypeName(s.type));
+}
+
+cudaDataType_t NativeType(DType type) {
+  return type == DType::kBFloat16 ? CUDA_R_16BF : type == DType::kFloat16 ? CUDA_R_16F : CUDA_R_32F;
 }
 
 // Choices that were measured, for all tables of the process: replicas compute alike.
@@ -70,9 +75,12 @@ class CublasLtMatMul final : public MatMulPlan {
   CublasLtMatMul(const CublasLtMatMul&) = delete;
   CublasLtMatMul& operator=(const CublasLtMatMul&) = delete;
 
-  void Run(Stream& stream, const float* a, const float* b, const float* bias, float* c) override {
+  void Run(Stream& stream, const void* a, const void* b, const void* bias, void* c) override {
     if (empty()) {
-      FillRows(stream, spec_.m, spec_.n, spec_.bias ? bias : nullptr, spec_.activation, c);
+      Require(!IsHalf(spec_.out) || spec_.m * spec_.n == 0,
+              text_ + ": a sum of no products, in 16 bits");
+      FillRows(stream, spec_.m, spec_.n, spec_.bias ? static_cast<const float*>(bias) : nullptr,
+               spec_.activation, static_cast<float*>(c));
       return;
     }
     const cudaStream_t native = Native(stream);
@@ -101,14 +109,17 @@ class CublasLtMatMul final : public MatMulPlan {
     const auto set = [&](cublasLtMatmulDescAttributes_t attribute, const auto& value) {
       check(calls_.cublasLtMatmulDescSetAttribute(product_, attribute, &value, sizeof(value)));
     };
-    const auto layout = [&](cublasLtMatrixLayout_t& made, std::int64_t columns, std::int64_t rows) {
+    const auto layout = [&](cublasLtMatrixLayout_t& made, DType type, std::int64_t columns,
+                            std::int64_t rows) {
       // By rows [rows, columns]; to the library columns x rows.
-      check(calls_.cublasLtMatrixLayoutCreate(&made, CUDA_R_32F,
+      check(calls_.cublasLtMatrixLayoutCreate(&made, NativeType(type),
                                               static_cast<std::uint64_t>(columns),
                                               static_cast<std::uint64_t>(rows), columns));
     };
     check(calls_.cublasLtMatmulDescCreate(
-        &product_, libraries_.tf32() ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F,
+        &product_,
+        libraries_.tf32() && !IsHalf(spec_.type) ? CUBLAS_COMPUTE_32F_FAST_TF32
+                                                 : CUBLAS_COMPUTE_32F,
         CUDA_R_32F));
     // Its first operand is b.
     set(CUBLASLT_MATMUL_DESC_TRANSA, spec_.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N);
@@ -117,9 +128,10 @@ class CublasLtMatMul final : public MatMulPlan {
     set(CUBLASLT_MATMUL_DESC_EPILOGUE,
         spec_.bias ? (relu ? CUBLASLT_EPILOGUE_RELU_BIAS : CUBLASLT_EPILOGUE_BIAS)
                    : (relu ? CUBLASLT_EPILOGUE_RELU : CUBLASLT_EPILOGUE_DEFAULT));
-    layout(b_, spec_.transpose_b ? spec_.k : spec_.n, spec_.transpose_b ? spec_.n : spec_.k);
-    layout(a_, spec_.transpose_a ? spec_.m : spec_.k, spec_.transpose_a ? spec_.k : spec_.m);
-    layout(c_, spec_.n, spec_.m);
+    // The bias is of the result's type, as the library expects.
+    layout(b_, spec_.type, spec_.transpose_b ? spec_.k : spec_.n, spec_.transpose_b ? spec_.n : spec_.k);
+    layout(a_, spec_.type, spec_.transpose_a ? spec_.m : spec_.k, spec_.transpose_a ? spec_.k : spec_.m);
+    layout(c_, spec_.out, spec_.n, spec_.m);
   }
 
   void Destroy() {
@@ -133,8 +145,8 @@ class CublasLtMatMul final : public MatMulPlan {
     }
   }
 
-  cublasStatus_t Put(cudaStream_t stream, const cublasLtMatmulAlgo_t& algorithm, const float* a,
-                     const float* b, float* c) {
+  cublasStatus_t Put(cudaStream_t stream, const cublasLtMatmulAlgo_t& algorithm, const void* a,
+                     const void* b, void* c) {
     const float one = 1.0F;
     const float zero = 0.0F;
     return calls_.cublasLtMatmul(libraries_.handles().cublas, product_, &one, b, b_, a, a_, &zero,
@@ -177,7 +189,7 @@ class CublasLtMatMul final : public MatMulPlan {
   }
 
   // By measurement, or, while a graph is recorded, by guess.
-  void Choose(Stream& stream, std::size_t alignment, const float* a, const float* b, float* c) {
+  void Choose(Stream& stream, std::size_t alignment, const void* a, const void* b, void* c) {
     Choices& choices = Choices::OfProcess();
     const Choices::Key key{libraries_.ordinal(), libraries_.tf32(), spec_, alignment};
     {
@@ -235,6 +247,9 @@ class CublasLtMatMul final : public MatMulPlan {
 }  // namespace
 
 std::unique_ptr<MatMulPlan> MakeMatMul(Libraries& libraries, const MatMulSpec& spec) {
+  Require(spec.out == spec.type || spec.out == DType::kFloat32,
+          "a product into float32, or the type of its operands");
+  RequireTypeOf(libraries, spec.type);
   return std::make_unique<CublasLtMatMul>(libraries, spec);
 }
 

@@ -34,7 +34,9 @@ MatMulPlan& CudaKernels::MatMul(const MatMulSpec& spec) {
 }
 
 ConvPlan& CudaKernels::Conv(const ConvSpec& spec) {
-  return FindOrMake(convs_, spec, [&] { return MakeConv(libraries_, spec); });
+  return FindOrMake(convs_, spec, [&] {
+    return IsHalf(spec.type) ? MakeHalfConv(libraries_, spec) : MakeConv(libraries_, spec);
+  });
 }
 
 PoolPlan& CudaKernels::Pool(const PoolSpec& spec) {

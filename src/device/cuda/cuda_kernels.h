@@ -27,17 +27,17 @@ class CudaKernels final : public Kernels {
   AttentionPlan& Attention(const AttentionSpec& spec) override;
 
   void Fill(Stream& stream, FloatSpan y, float value) override;
-  void Copy(Stream& stream, ConstFloatSpan x, FloatSpan y) override;
-  void Add(Stream& stream, ConstFloatSpan a, ConstFloatSpan b, FloatSpan y) override;
+  void Copy(Stream& stream, ConstElements x, Elements y) override;
+  void Add(Stream& stream, ConstElements a, ConstElements b, Elements y) override;
   void Multiply(Stream& stream, ConstFloatSpan a, ConstFloatSpan b, FloatSpan y) override;
-  void Activate(Stream& stream, Activation f, ConstFloatSpan x, FloatSpan y) override;
-  void ActivateBackward(Stream& stream, Activation f, ConstFloatSpan x, ConstFloatSpan y,
-                        ConstFloatSpan dy, FloatSpan dx) override;
-  void Dropout(Stream& stream, const DropoutSpec& spec, ConstFloatSpan x, FloatSpan y) override;
+  void Activate(Stream& stream, Activation f, ConstElements x, Elements y) override;
+  void ActivateBackward(Stream& stream, Activation f, ConstElements x, ConstElements y,
+                        ConstElements dy, Elements dx) override;
+  void Dropout(Stream& stream, const DropoutSpec& spec, ConstElements x, Elements y) override;
 
   void CopyRows(Stream& stream, RowsOf size, Strided from, Strided to) override;
-  void SumRows(Stream& stream, RowsOf size, ConstFloatSpan x, FloatSpan sums) override;
-  void ReluBackwardSumRows(Stream& stream, RowsOf size, ConstFloatSpan y, FloatSpan dy,
+  void SumRows(Stream& stream, RowsOf size, ConstElements x, FloatSpan sums) override;
+  void ReluBackwardSumRows(Stream& stream, RowsOf size, ConstElements y, Elements dy,
                            FloatSpan sums) override;
   void SumMiddle(Stream& stream, const MiddleOf& size, float scale, ConstFloatSpan x,
                  FloatSpan y) override;
@@ -72,7 +72,7 @@ class CudaKernels final : public Kernels {
   void SigmoidCrossEntropy(Stream& stream, const LossArguments& l, FloatSpan loss) override;
   void MeanSquaredError(Stream& stream, const LossArguments& l, FloatSpan loss) override;
   void SoftmaxCrossEntropyBackward(Stream& stream, const LossArguments& l, ConstFloatSpan loss,
-                                   ConstFloatSpan dloss, FloatSpan dx) override;
+                                   ConstFloatSpan dloss, Elements dx) override;
   void SigmoidCrossEntropyBackward(Stream& stream, const LossArguments& l, ConstFloatSpan loss,
                                    ConstFloatSpan dloss, FloatSpan dx) override;
   void MeanSquaredErrorBackward(Stream& stream, const LossArguments& l, ConstFloatSpan loss,

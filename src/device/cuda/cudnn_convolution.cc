@@ -159,6 +159,7 @@ class Problem {
   cudnnActivationDescriptor_t activation = nullptr;
 };
 
+// In float32, whatever the spec's type: what was of 16 bits comes widened.
 class CudnnConv final : public ConvPlan {
  public:
   CudnnConv(Libraries& libraries, const ConvSpec& s)
@@ -173,34 +174,43 @@ class CudnnConv final : public ConvPlan {
         y_elements_(s.batch * s.out_height() * s.out_width() * s.out),
         kernel_elements_(s.kernel_h * s.kernel_w * (s.in / s.groups) * s.out) {}
 
-  void Forward(Stream& stream, const float* x, const float* kernel, const float* bias,
-               float* y) override {
+  void Forward(Stream& stream, const void* x, const void* kernel, const void* bias,
+               void* y) override {
+    const Operands operands{.x = static_cast<const float*>(x),
+                            .kernel = static_cast<const float*>(kernel),
+                            .bias = spec_.bias ? static_cast<const float*>(bias) : nullptr,
+                            .out = static_cast<float*>(y)};
     if (empty()) {
-      FillRows(stream, y_elements_ == 0 ? 0 : y_elements_ / spec_.out, spec_.out,
-               spec_.bias ? bias : nullptr, spec_.activation, y);
+      FillRows(stream, y_elements_ == 0 ? 0 : y_elements_ / spec_.out, spec_.out, operands.bias,
+               spec_.activation, operands.out);
       return;
     }
-    Run(Part::kForward, stream,
-        {.x = x, .kernel = kernel, .bias = spec_.bias ? bias : nullptr, .out = y});
+    Run(Part::kForward, stream, operands);
   }
 
-  void BackwardKernel(Stream& stream, const float* x, const float* dy, float* dkernel) override {
+  void BackwardKernel(Stream& stream, const void* x, const void* dy, float* dkernel) override {
     if (empty()) {
       FillRows(stream, kernel_elements_, 1, nullptr, Activation::kNone, dkernel);
       return;
     }
-    Run(Part::kBackwardKernel, stream, {.x = x, .dy = dy, .out = dkernel});
+    Run(Part::kBackwardKernel, stream,
+        {.x = static_cast<const float*>(x), .dy = static_cast<const float*>(dy), .out = dkernel});
   }
 
-  void BackwardInput(Stream& stream, const float* kernel, const float* dy, float* dx) override {
+  void BackwardInput(Stream& stream, const void* kernel, const void* dy, void* dx) override {
     if (empty()) {
-      FillRows(stream, x_elements_, 1, nullptr, Activation::kNone, dx);
+      FillRows(stream, x_elements_, 1, nullptr, Activation::kNone, static_cast<float*>(dx));
       return;
     }
-    Run(Part::kBackwardInput, stream, {.kernel = kernel, .dy = dy, .out = dx});
+    Run(Part::kBackwardInput, stream,
+        {.kernel = static_cast<const float*>(kernel),
+         .dy = static_cast<const float*>(dy),
+         .out = static_cast<float*>(dx)});
   }
 
  private:
+  // TF32 holds operands that were of 16 bits exactly.
+  bool tf32() const { return libraries_.tf32() || IsHalf(spec_.type); }
   bool empty() const { return x_elements_ == 0 || y_elements_ == 0 || kernel_elements_ == 0; }
 
   void Run(Part part, Stream& stream, const Operands& operands) {
@@ -379,11 +389,11 @@ class CudnnConv final : public ConvPlan {
   std::optional<Way> Known(Part part) {
     Choices& choices = Choices::OfProcess();
     const std::lock_guard lock(choices.mutex);
-    const auto known = choices.ways.find({libraries_.ordinal(), libraries_.tf32(), spec_, part});
+    const auto known = choices.ways.find({libraries_.ordinal(), tf32(), spec_, part});
     return known == choices.ways.end() ? std::nullopt : std::optional<Way>(known->second);
   }
 
-  cudnnMathType_t math() const { return libraries_.tf32() ? CUDNN_DEFAULT_MATH : CUDNN_FMA_MATH; }
+  cudnnMathType_t math() const { return tf32() ? CUDNN_DEFAULT_MATH : CUDNN_FMA_MATH; }
 
   // The usable ones of cuDNN's answers, in its order: the fastest first.
   template <typename Answer>
@@ -394,7 +404,7 @@ class CudnnConv final : public ConvPlan {
       const Answer& answer = answers[static_cast<std::size_t>(i)];
       if (answer.status == CUDNN_STATUS_SUCCESS && answer.memory <= kMaxWorkspace) {
         ways.push_back({layout, static_cast<int>(answer.algo), answer.memory,
-                        libraries_.tf32() ? answer.mathType : CUDNN_FMA_MATH, false,
+                        tf32() ? answer.mathType : CUDNN_FMA_MATH, false,
                         answer.determinism == CUDNN_DETERMINISTIC});
       }
     }
@@ -534,7 +544,7 @@ class CudnnConv final : public ConvPlan {
     }
     Choices& choices = Choices::OfProcess();
     const std::lock_guard lock(choices.mutex);
-    return choices.ways.try_emplace({libraries_.ordinal(), libraries_.tf32(), spec_, part}, *best)
+    return choices.ways.try_emplace({libraries_.ordinal(), tf32(), spec_, part}, *best)
         .first->second;
   }
 

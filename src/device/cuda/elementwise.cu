@@ -8,8 +8,8 @@ namespace {
 
 // y[i] = f.At<1>(i) for all i; V of them at once, two such groups for each thread so that their
 // loads are under way together.
-template <int V, typename F>
-__global__ void __launch_bounds__(kThreads) ElementKernel(std::int64_t n, float* y, F f) {
+template <int V, typename T, typename F>
+__global__ void __launch_bounds__(kThreads) ElementKernel(std::int64_t n, T* y, F f) {
   constexpr std::int64_t kPerBlock = 2 * kThreads;
   const std::int64_t groups = n / V;
   for (std::int64_t first = blockIdx.x * kPerBlock; first < groups;
@@ -28,25 +28,29 @@ __global__ void __launch_bounds__(kThreads) ElementKernel(std::int64_t n, float*
   if constexpr (V > 1) {
     const std::int64_t i = groups * V + threadIdx.x;
     if (blockIdx.x == 0 && i < n) {
-      y[i] = f.template At<1>(i).v[0];
+      Store<1>(y + i, f.template At<1>(i));
     }
   }
 }
 
-template <typename F>
-void Elements(Stream& stream, const char* what, bool aligned, FloatSpan y, const F& f) {
-  const auto n = static_cast<std::int64_t>(y.size());
+// W elements at once where pointers are aligned.
+template <int W, typename T, typename F>
+void ForElements(Stream& stream, const char* what, bool aligned, std::int64_t n, T* y, const F& f) {
   if (n == 0) {
     return;
   }
   const cudaStream_t native = Native(stream);
-  if (aligned && Aligned16(y.data())) {
-    ElementKernel<4><<<Blocks(n, 8 * kThreads), kThreads, 0, native>>>(n, y.data(), f);
+  if (aligned && Aligned16(y)) {
+    ElementKernel<W><<<Blocks(n, 2 * W * kThreads), kThreads, 0, native>>>(n, y, f);
   } else {
-    ElementKernel<1><<<Blocks(n, 2 * kThreads), kThreads, 0, native>>>(n, y.data(), f);
+    ElementKernel<1><<<Blocks(n, 2 * kThreads), kThreads, 0, native>>>(n, y, f);
   }
   Launched(stream, what);
 }
+
+// Of how many elements of these types a thread moves 16 bytes, at least of the widest.
+template <typename... T>
+constexpr int kWidth = (std::is_same_v<T, float> || ...) ? 4 : 8;
 
 struct Constant {
   float value;
@@ -62,9 +66,9 @@ struct Constant {
 };
 
 // Op()(a[i]).
-template <typename Op>
+template <typename Op, typename A>
 struct Unary {
-  const float* a;
+  const A* a;
   template <int V>
   __device__ Floats<V> At(std::int64_t i) const {
     Floats<V> y = Load<V>(a + i);
@@ -76,10 +80,10 @@ struct Unary {
   }
 };
 
-template <typename Op>
+template <typename Op, typename A, typename B>
 struct Binary {
-  const float* a;
-  const float* b;
+  const A* a;
+  const B* b;
   template <int V>
   __device__ Floats<V> At(std::int64_t i) const {
     Floats<V> y = Load<V>(a + i);
@@ -137,14 +141,33 @@ struct TanhBackward {
   __device__ float operator()(float y, float dy) const { return dy * (1.0F - y * y); }
 };
 
+std::int64_t CountOf(const Elements& y) { return static_cast<std::int64_t>(y.size()); }
+
+template <typename Op, typename A, typename Y>
+void OfOne(Stream& stream, const char* what, const A* a, std::int64_t n, Y* y) {
+  ForElements<kWidth<A, Y>>(stream, what, Aligned16(a), n, y, Unary<Op, A>{a});
+}
+
+template <typename Op, typename A, typename B, typename Y>
+void OfTwo(Stream& stream, const char* what, const A* a, const B* b, std::int64_t n, Y* y) {
+  ForElements<kWidth<A, B, Y>>(stream, what, Aligned16(a, b), n, y, Binary<Op, A, B>{a, b});
+}
+
+// All of one type.
 template <typename Op>
-void OfOne(Stream& stream, const char* what, ConstFloatSpan a, FloatSpan y) {
-  Elements(stream, what, Aligned16(a.data()), y, Unary<Op>{a.data()});
+void OfOne(Stream& stream, const char* what, ConstElements a, Elements y) {
+  RequireType(a.dtype() == y.dtype(), what);
+  WithType(y.dtype(), [&](auto* type) {
+    OfOne<Op>(stream, what, DataOf(a, type), CountOf(y), DataOf(y, type));
+  });
 }
 
 template <typename Op>
-void OfTwo(Stream& stream, const char* what, ConstFloatSpan a, ConstFloatSpan b, FloatSpan y) {
-  Elements(stream, what, Aligned16(a.data(), b.data()), y, Binary<Op>{a.data(), b.data()});
+void OfTwo(Stream& stream, const char* what, ConstElements a, ConstElements b, Elements y) {
+  RequireType(a.dtype() == y.dtype() && b.dtype() == y.dtype(), what);
+  WithType(y.dtype(), [&](auto* type) {
+    OfTwo<Op>(stream, what, DataOf(a, type), DataOf(b, type), CountOf(y), DataOf(y, type));
+  });
 }
 
 // The four words of cohort::Philox::At(low, high).
@@ -178,9 +201,9 @@ struct DropoutArguments {
 
 // A thread has the four elements of one counter; those that begin the span may share theirs with
 // elements before it.
-template <bool kVectors>
+template <bool kVectors, typename T>
 __global__ void __launch_bounds__(kThreads)
-    DropoutKernel(std::int64_t n, const float* x, float* y, DropoutArguments d) {
+    DropoutKernel(std::int64_t n, const T* x, T* y, DropoutArguments d) {
   const auto before = static_cast<std::int64_t>(d.first % 4);
   const std::int64_t groups = (n + before + 3) / 4;
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
@@ -200,7 +223,8 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         if (i + k >= 0 && i + k < n) {
-          y[i + k] = draw.v[k] >= d.threshold ? x[i + k] * d.scale : 0.0F;
+          y[i + k] =
+              RoundedTo<T>(draw.v[k] >= d.threshold ? ToFloat(x[i + k]) * d.scale : 0.0F);
         }
       }
     }
@@ -210,24 +234,47 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 void CudaKernels::Fill(Stream& stream, FloatSpan y, float value) {
-  Elements(stream, "Fill", true, y, Constant{value});
+  ForElements<4>(stream, "Fill", true, static_cast<std::int64_t>(y.size()), y.data(),
+                 Constant{value});
 }
 
-void CudaKernels::Copy(Stream& stream, ConstFloatSpan x, FloatSpan y) {
-  if (x.data() != y.data()) {
+void Convert(Stream& stream, ConstElements x, Elements y) {
+  if (x.raw() == y.raw() && x.dtype() == y.dtype()) {
+    return;
+  }
+  if (x.dtype() == y.dtype()) {
     OfOne<Identity>(stream, "Copy", x, y);
+  } else if (IsHalf(y.dtype())) {
+    RequireType(x.dtype() == DType::kFloat32, "Copy");
+    WithType(y.dtype(), [&](auto* type) {
+      OfOne<Identity>(stream, "Copy", x.floats(), CountOf(y), DataOf(y, type));
+    });
+  } else {
+    WithType(x.dtype(), [&](auto* type) {
+      OfOne<Identity>(stream, "Copy", DataOf(x, type), CountOf(y), y.floats());
+    });
   }
 }
 
-void CudaKernels::Add(Stream& stream, ConstFloatSpan a, ConstFloatSpan b, FloatSpan y) {
-  OfTwo<Plus>(stream, "Add", a, b, y);
+void CudaKernels::Copy(Stream& stream, ConstElements x, Elements y) { Convert(stream, x, y); }
+
+void CudaKernels::Add(Stream& stream, ConstElements a, ConstElements b, Elements y) {
+  if (b.dtype() == y.dtype()) {
+    OfTwo<Plus>(stream, "Add", a, b, y);
+    return;
+  }
+  RequireType(a.dtype() == y.dtype() && y.dtype() == DType::kFloat32, "Add");
+  WithType(b.dtype(), [&](auto* type) {
+    OfTwo<Plus>(stream, "Add", a.floats(), DataOf(b, type), CountOf(y), y.floats());
+  });
 }
 
 void CudaKernels::Multiply(Stream& stream, ConstFloatSpan a, ConstFloatSpan b, FloatSpan y) {
-  OfTwo<Times>(stream, "Multiply", a, b, y);
+  OfTwo<Times>(stream, "Multiply", a.data(), b.data(), static_cast<std::int64_t>(y.size()),
+               y.data());
 }
 
-void CudaKernels::Activate(Stream& stream, Activation f, ConstFloatSpan x, FloatSpan y) {
+void CudaKernels::Activate(Stream& stream, Activation f, ConstElements x, Elements y) {
   switch (f) {
     case Activation::kNone:
       Copy(stream, x, y);
@@ -247,8 +294,8 @@ void CudaKernels::Activate(Stream& stream, Activation f, ConstFloatSpan x, Float
   }
 }
 
-void CudaKernels::ActivateBackward(Stream& stream, Activation f, ConstFloatSpan x, ConstFloatSpan y,
-                                   ConstFloatSpan dy, FloatSpan dx) {
+void CudaKernels::ActivateBackward(Stream& stream, Activation f, ConstElements x, ConstElements y,
+                                   ConstElements dy, Elements dx) {
   switch (f) {
     case Activation::kNone:
       Copy(stream, dy, dx);
@@ -268,7 +315,8 @@ void CudaKernels::ActivateBackward(Stream& stream, Activation f, ConstFloatSpan 
   }
 }
 
-void CudaKernels::Dropout(Stream& stream, const DropoutSpec& spec, ConstFloatSpan x, FloatSpan y) {
+void CudaKernels::Dropout(Stream& stream, const DropoutSpec& spec, ConstElements x, Elements y) {
+  RequireType(x.dtype() == y.dtype(), "Dropout");
   const auto n = static_cast<std::int64_t>(x.size());
   if (n == 0) {
     return;
@@ -281,11 +329,15 @@ void CudaKernels::Dropout(Stream& stream, const DropoutSpec& spec, ConstFloatSpa
       .scale = 1.0F / (1.0F - spec.rate)};
   const cudaStream_t native = Native(stream);
   const unsigned blocks = Blocks(n + 3, 4 * kThreads);
-  if (spec.first % 4 == 0 && Aligned16(x.data(), y.data())) {
-    DropoutKernel<true><<<blocks, kThreads, 0, native>>>(n, x.data(), y.data(), d);
-  } else {
-    DropoutKernel<false><<<blocks, kThreads, 0, native>>>(n, x.data(), y.data(), d);
-  }
+  WithType(x.dtype(), [&](auto* type) {
+    const auto* const from = DataOf(x, type);
+    auto* const to = DataOf(y, type);
+    if (spec.first % 4 == 0 && Aligned16(from, to)) {
+      DropoutKernel<true><<<blocks, kThreads, 0, native>>>(n, from, to, d);
+    } else {
+      DropoutKernel<false><<<blocks, kThreads, 0, native>>>(n, from, to, d);
+    }
+  });
   Launched(stream, "Dropout");
 }
 

@@ -2,8 +2,15 @@
 
 #pragma once
 
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cohort/device/elements.h>
+
 #include <algorithm>
 #include <cstdint>
+#include <string>
+#include <type_traits>
 
 #include "cuda/cuda_common.h"
 
@@ -33,6 +40,89 @@ __device__ __forceinline__ Floats<V> Load(const float* from) {
 template <int V>
 __device__ __forceinline__ void Store(float* to, const Floats<V>& value) {
   *reinterpret_cast<Floats<V>*>(to) = value;
+}
+
+// Elements of 16 bits are floats as soon as they are loaded, and rounded where they are stored.
+using BFloat = __nv_bfloat16;
+using Half = __half;
+
+__device__ __forceinline__ float ToFloat(float x) { return x; }
+__device__ __forceinline__ float ToFloat(BFloat x) { return __bfloat162float(x); }
+__device__ __forceinline__ float ToFloat(Half x) { return __half2float(x); }
+
+template <typename T>
+__device__ __forceinline__ T RoundedTo(float x) {
+  if constexpr (std::is_same_v<T, BFloat>) {
+    return __float2bfloat16_rn(x);
+  } else if constexpr (std::is_same_v<T, Half>) {
+    return __float2half_rn(x);
+  } else {
+    return x;
+  }
+}
+
+template <int V, typename T>
+__device__ __forceinline__ Floats<V> LoadHalves(const T* from) {
+  const Vec<T, V> halves = *reinterpret_cast<const Vec<T, V>*>(from);
+  Floats<V> value;
+#pragma unroll
+  for (int k = 0; k < V; ++k) {
+    value.v[k] = ToFloat(halves.v[k]);
+  }
+  return value;
+}
+template <int V>
+__device__ __forceinline__ Floats<V> Load(const BFloat* from) {
+  return LoadHalves<V>(from);
+}
+template <int V>
+__device__ __forceinline__ Floats<V> Load(const Half* from) {
+  return LoadHalves<V>(from);
+}
+
+template <int V, typename T>
+__device__ __forceinline__ void StoreHalves(T* to, const Floats<V>& value) {
+  Vec<T, V> halves;
+#pragma unroll
+  for (int k = 0; k < V; ++k) {
+    halves.v[k] = RoundedTo<T>(value.v[k]);
+  }
+  *reinterpret_cast<Vec<T, V>*>(to) = halves;
+}
+template <int V>
+__device__ __forceinline__ void Store(BFloat* to, const Floats<V>& value) {
+  StoreHalves<V>(to, value);
+}
+template <int V>
+__device__ __forceinline__ void Store(Half* to, const Floats<V>& value) {
+  StoreHalves<V>(to, value);
+}
+
+// f with a null pointer of the type that the elements are of.
+template <typename F>
+void WithType(DType type, const F& f) {
+  switch (type) {
+    case DType::kBFloat16:
+      f(static_cast<BFloat*>(nullptr));
+      return;
+    case DType::kFloat16:
+      f(static_cast<Half*>(nullptr));
+      return;
+    default:
+      f(static_cast<float*>(nullptr));
+      return;
+  }
+}
+template <typename T>
+const T* DataOf(ConstElements x, const T* /*type*/) {
+  return static_cast<const T*>(x.raw());
+}
+template <typename T>
+T* DataOf(Elements x, const T* /*type*/) {
+  return static_cast<T*>(x.raw());
+}
+inline void RequireType(bool same, const char* what) {
+  Require(same, std::string(what) + " on a GPU: operands of types that it takes together");
 }
 
 // Whether four elements may be accessed at once at each of the addresses. nullptr may.

@@ -51,6 +51,16 @@ Result<LibraryCalls> Load() {
   return calls;
 }
 
+int CapabilityOf(int ordinal) {
+  int major = 0;
+  int minor = 0;
+  Check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, ordinal),
+        "the GPU's compute capability");
+  Check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, ordinal),
+        "the GPU's compute capability");
+  return 10 * major + minor;
+}
+
 }  // namespace
 
 Result<const LibraryCalls*> LoadLibraries() {
@@ -75,10 +85,21 @@ Status CudnnStatus(const LibraryCalls& calls, cudnnStatus_t status, std::string_
   return Internal(std::string(what) + ": " + calls.cudnnGetErrorString(status));
 }
 
+void RequireTypeOf(const Libraries& libraries, DType type) {
+  if (type == DType::kBFloat16 && libraries.compute_capability() < 80) {
+    throw StatusError(FailedPrecondition(
+        libraries.device().name() + ": bfloat16 on a GPU of compute capability " +
+        std::to_string(libraries.compute_capability() / 10) + "." +
+        std::to_string(libraries.compute_capability() % 10) +
+        " [8.0 or later; mixed_float16 or float32 on this one]"));
+  }
+}
+
 Libraries::Libraries(std::shared_ptr<Device> device, int ordinal, bool tf32)
     : device_(std::move(device)),
       ordinal_(ordinal),
       tf32_(tf32),
+      compute_capability_(CapabilityOf(ordinal)),
       handles_(std::make_unique<LibraryHandles>()) {
   handles_->calls = OrThrow(LoadLibraries());
   const LibraryCalls& calls = *handles_->calls;

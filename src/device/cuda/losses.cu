@@ -44,8 +44,8 @@ struct LogSumExp {
 
 // Of the group's row, in one pass that keeps the row; also `also(c, V)` for each run. A thread's
 // sum is around the largest element that it has seen so far.
-template <typename Row, typename Group, typename Also>
-__device__ __forceinline__ LogSumExp LogSum(const Group& group, const float* x,
+template <typename Row, typename Group, typename T, typename Also>
+__device__ __forceinline__ LogSumExp LogSum(const Group& group, const T* x,
                                             std::int64_t columns, Row& kept, const Also& also) {
   constexpr int V = Row::kWidth;
   kept.From(x);
@@ -71,9 +71,10 @@ __device__ __forceinline__ LogSumExp LogSum(const Group& group, const float* x,
   return {of_row, logf(sum)};
 }
 
+template <typename T>
 struct SoftmaxCrossEntropyRow {
   static constexpr int kKept = 0;
-  const float* x;
+  const T* x;
   Labels labels;
   const float* targets;
   const float* weights;
@@ -84,7 +85,7 @@ struct SoftmaxCrossEntropyRow {
   __device__ void operator()(const Group& group, std::int64_t r, std::int64_t columns,
                              Row (&kept)[1]) const {
     constexpr int V = Row::kWidth;
-    const float* const in = x + r * columns;
+    const T* const in = x + r * columns;
     const float weight = WeightOf(weights, r);
     std::int64_t label = 0;
     bool absent = weight == 0.0F;
@@ -107,7 +108,7 @@ struct SoftmaxCrossEntropyRow {
     const LogSumExp z = LogSum(group, in, columns, kept[0], [](std::int64_t) {});
     float loss = 0;
     if (labels.data != nullptr) {
-      loss = z.log_sum - (in[label] - z.maximum);
+      loss = z.log_sum - (ToFloat(in[label]) - z.maximum);
     } else {
       const float* const target = targets + r * columns;
       Row::Slots(group, columns, [&](int k, std::int64_t c) {
@@ -126,21 +127,22 @@ struct SoftmaxCrossEntropyRow {
   }
 };
 
+template <typename T>
 struct SoftmaxCrossEntropyBackwardRow {
   static constexpr int kKept = 1;
-  const float* x;
+  const T* x;
   Labels labels;
   const float* targets;
   GradientScale scales;
-  float* dx;
+  T* dx;
   DataError* error;
 
   template <typename Row, typename Group>
   __device__ void operator()(const Group& group, std::int64_t r, std::int64_t columns,
                              Row (&kept)[kKept]) const {
     constexpr int V = Row::kWidth;
-    const float* const in = x + r * columns;
-    float* const out = dx + r * columns;
+    const T* const in = x + r * columns;
+    T* const out = dx + r * columns;
     float scale = scales.Of(r);
     std::int64_t label = -1;
     if (labels.data != nullptr) {
@@ -233,7 +235,7 @@ void LaunchMeanLoss(Stream& stream, const char* what, const LossArguments& l, do
   const float* const weights = l.weights.empty() ? nullptr : l.weights.data();
   const auto launch = [&]<int kLanes>(std::integral_constant<int, kLanes>) {
     MeanLossKernel<kLanes, Loss><<<Blocks(l.rows, kThreads / kLanes), kThreads, 0, native>>>(
-        l.rows, l.columns, l.x.data(), l.targets.data(), weights, row_losses);
+        l.rows, l.columns, l.x.floats(), l.targets.data(), weights, row_losses);
   };
   if (l.columns < 16) {
     launch(std::integral_constant<int, 1>());
@@ -337,29 +339,34 @@ void CudaKernels::FinishLoss(Stream& stream, const LossArguments& l, double* row
 
 void CudaKernels::SoftmaxCrossEntropy(Stream& stream, const LossArguments& l, FloatSpan loss) {
   auto* const row_losses = Scratch<double>(LossScratch(l));
-  LaunchRows(stream, "SoftmaxCrossEntropy", Aligned16(l.x.data(), l.targets.data()), l.rows,
-             l.columns, shared_bytes_,
-             SoftmaxCrossEntropyRow{l.x.data(),
-                                    {l.classes, l.wide_classes},
-                                    l.targets.data(),
-                                    l.weights.empty() ? nullptr : l.weights.data(),
-                                    row_losses,
-                                    ErrorSlot(stream)});
+  WithType(l.x.dtype(), [&]<typename T>(T* type) {
+    LaunchRows(stream, "SoftmaxCrossEntropy", Aligned16(l.x.raw(), l.targets.data()), l.rows,
+               l.columns, shared_bytes_,
+               SoftmaxCrossEntropyRow<T>{DataOf(l.x, type),
+                                         {l.classes, l.wide_classes},
+                                         l.targets.data(),
+                                         l.weights.empty() ? nullptr : l.weights.data(),
+                                         row_losses,
+                                         ErrorSlot(stream)});
+  });
   FinishLoss(stream, l, row_losses, loss);
 }
 
 void CudaKernels::SoftmaxCrossEntropyBackward(Stream& stream, const LossArguments& l,
                                               ConstFloatSpan loss, ConstFloatSpan dloss,
-                                              FloatSpan dx) {
-  LaunchRows(stream, "SoftmaxCrossEntropyBackward",
-             Aligned16(l.x.data(), l.targets.data(), dx.data()), l.rows, l.columns, shared_bytes_,
-             SoftmaxCrossEntropyBackwardRow{
-                 l.x.data(),
-                 {l.classes, l.wide_classes},
-                 l.targets.data(),
-                 {loss.data(), dloss.data(), l.weights.empty() ? nullptr : l.weights.data()},
-                 dx.data(),
-                 ErrorSlot(stream)});
+                                              Elements dx) {
+  RequireType(l.x.dtype() == dx.dtype(), "SoftmaxCrossEntropyBackward");
+  WithType(dx.dtype(), [&]<typename T>(T* type) {
+    LaunchRows(stream, "SoftmaxCrossEntropyBackward",
+               Aligned16(l.x.raw(), l.targets.data(), dx.raw()), l.rows, l.columns, shared_bytes_,
+               SoftmaxCrossEntropyBackwardRow<T>{
+                   DataOf(l.x, type),
+                   {l.classes, l.wide_classes},
+                   l.targets.data(),
+                   {loss.data(), dloss.data(), l.weights.empty() ? nullptr : l.weights.data()},
+                   DataOf(dx, type),
+                   ErrorSlot(stream)});
+  });
 }
 
 void CudaKernels::SigmoidCrossEntropy(Stream& stream, const LossArguments& l, FloatSpan loss) {
@@ -374,8 +381,8 @@ void CudaKernels::SigmoidCrossEntropyBackward(Stream& stream, const LossArgument
   const GradientScale scales{loss.data(), dloss.data(),
                              l.weights.empty() ? nullptr : l.weights.data()};
   LaunchTile<SigmoidLossGradient>(
-      stream, "SigmoidCrossEntropyBackward", Aligned16(l.x.data(), l.targets.data(), dx.data()),
-      l.rows, l.columns, l.x.data(), l.targets.data(), scales, dx.data(), l.columns);
+      stream, "SigmoidCrossEntropyBackward", Aligned16(l.x.floats(), l.targets.data(), dx.data()),
+      l.rows, l.columns, l.x.floats(), l.targets.data(), scales, dx.data(), l.columns);
 }
 
 void CudaKernels::MeanSquaredError(Stream& stream, const LossArguments& l, FloatSpan loss) {
@@ -390,8 +397,8 @@ void CudaKernels::MeanSquaredErrorBackward(Stream& stream, const LossArguments& 
   const GradientScale scales{loss.data(), dloss.data(),
                              l.weights.empty() ? nullptr : l.weights.data()};
   LaunchTile<SquaredLossGradient>(
-      stream, "MeanSquaredErrorBackward", Aligned16(l.x.data(), l.targets.data(), dx.data()),
-      l.rows, l.columns, l.x.data(), l.targets.data(), scales, dx.data(), l.columns);
+      stream, "MeanSquaredErrorBackward", Aligned16(l.x.floats(), l.targets.data(), dx.data()),
+      l.rows, l.columns, l.x.floats(), l.targets.data(), scales, dx.data(), l.columns);
 }
 
 }  // namespace cohort::cuda

@@ -7,6 +7,7 @@
 namespace cohort::cuda {
 namespace {
 
+template <typename T>
 struct LayerNormRow {
   static constexpr int kKept = 1;
   const float* x;
@@ -14,7 +15,7 @@ struct LayerNormRow {
   const float* offset;
   float* mean;
   float* inverse_deviation;
-  float* y;
+  T* y;
   float epsilon;
 
   template <typename Row, typename Group>
@@ -22,7 +23,7 @@ struct LayerNormRow {
                              Row (&kept)[kKept]) const {
     constexpr int V = Row::kWidth;
     const float* const in = x + r * columns;
-    float* const out = y + r * columns;
+    T* const out = y + r * columns;
     const float share = columns == 0 ? 0.0F : 1.0F / static_cast<float>(columns);
     kept[0].From(in);
     float sum = 0;
@@ -62,24 +63,26 @@ struct LayerNormRow {
   }
 };
 
+template <typename T>
 struct LayerNormGradient {
   const float* x;
   const float* scale;
   const float* mean;
   const float* inverse_deviation;
-  const float* dy;
+  const T* dy;
   float* dx;  // nullptr: not wanted
 };
 
 // dx of one row: inverse * (g - mean(g) - xhat * mean(g * xhat)), g = dy * scale. What the rows
 // kept are in the end: xhat, dy.
-template <typename Row, typename Group>
-__device__ __forceinline__ void LayerNormRowBackward(const LayerNormGradient& n, const Group& group,
-                                                     std::int64_t r, std::int64_t columns,
+template <typename T, typename Row, typename Group>
+__device__ __forceinline__ void LayerNormRowBackward(const LayerNormGradient<T>& n,
+                                                     const Group& group, std::int64_t r,
+                                                     std::int64_t columns,
                                                      Row (&kept)[2]) {
   constexpr int V = Row::kWidth;
   const float* const in = n.x + r * columns;
-  const float* const gradient = n.dy + r * columns;
+  const T* const gradient = n.dy + r * columns;
   const float center = n.mean[r];
   const float inverse = n.inverse_deviation[r];
   kept[0].From(in);
@@ -119,9 +122,10 @@ __device__ __forceinline__ void LayerNormRowBackward(const LayerNormGradient& n,
   });
 }
 
+template <typename T>
 struct LayerNormBackwardRow {
   static constexpr int kKept = 2;
-  LayerNormGradient n;
+  LayerNormGradient<T> n;
   template <typename Row, typename Group>
   __device__ void operator()(const Group& group, std::int64_t r, std::int64_t columns,
                              Row (&kept)[kKept]) const {
@@ -131,10 +135,10 @@ struct LayerNormBackwardRow {
 
 // The same together with the sums down columns of the block's chunk of rows: partial [block, 2,
 // columns] = dy, dy * xhat. Each group adds up its rows in order, then the groups of the block.
-template <typename Group, int V, int kRuns>
+template <typename Group, int V, int kRuns, typename T>
 __global__ void __launch_bounds__(kThreads)
     LayerNormBackwardKernel(std::int64_t rows, std::int64_t columns, std::int64_t chunk_rows,
-                            LayerNormGradient n, float* partial) {
+                            LayerNormGradient<T> n, float* partial) {
   using Row = RegisterRow<V, kRuns>;
   constexpr int kGroups = Group::kPerBlock;
   __shared__ float shared[Group::kShared];
@@ -203,10 +207,10 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <int V>
+template <int V, typename T>
 void LaunchLayerNormBackward(Stream& stream, std::int64_t rows, std::int64_t columns,
                              std::int64_t blocks, std::int64_t chunk_rows,
-                             const LayerNormGradient& n, float* partial) {
+                             const LayerNormGradient<T>& n, float* partial) {
   const cudaStream_t native = Native(stream);
   const auto launch = [&]<typename Group>(Group*) {
     const std::int64_t each = CeilDiv(columns, Group::kSize);
@@ -234,12 +238,12 @@ void LaunchLayerNormBackward(Stream& stream, std::int64_t rows, std::int64_t col
 }
 
 // dy * xhat, where rows have their own moments (layer norm) or columns do (batch norm).
-template <bool kByRow>
+template <bool kByRow, typename T>
 struct GradientTimesXhat {
   const float* x;
   const float* mean;
   const float* inverse_deviation;
-  const float* dy;
+  const T* dy;
   std::int64_t columns;
   template <int V>
   __device__ Floats<V> Of(std::int64_t r, std::int64_t c, const Floats<V>& g) const {
@@ -371,11 +375,13 @@ struct BatchNormBackwardTile {
 }  // namespace
 
 void CudaKernels::LayerNorm(Stream& stream, const NormArguments& n) {
-  LaunchRows(stream, "LayerNorm",
-             Aligned16(n.x.data(), n.scale.data(), n.offset.data(), n.y.data()), n.rows, n.columns,
-             shared_bytes_,
-             LayerNormRow{n.x.data(), n.scale.data(), n.offset.data(), n.mean.data(),
-                          n.inverse_deviation.data(), n.y.data(), n.epsilon});
+  WithType(n.y.dtype(), [&]<typename T>(T* type) {
+    LaunchRows(stream, "LayerNorm",
+               Aligned16(n.x.data(), n.scale.data(), n.offset.data(), n.y.raw()), n.rows, n.columns,
+               shared_bytes_,
+               LayerNormRow<T>{n.x.data(), n.scale.data(), n.offset.data(), n.mean.data(),
+                               n.inverse_deviation.data(), DataOf(n.y, type), n.epsilon});
+  });
 }
 
 void CudaKernels::LayerNormBackward(Stream& stream, const NormBackwardArguments& n) {
@@ -387,42 +393,46 @@ void CudaKernels::LayerNormBackward(Stream& stream, const NormBackwardArguments&
     Fill(stream, n.doffset, 0.0F);
     return;
   }
-  const LayerNormGradient gradient{n.x.data(),    n.scale.data(),
-                                   n.mean.data(), n.inverse_deviation.data(),
-                                   n.dy.data(),   n.dx.empty() ? nullptr : n.dx.data()};
-  const bool aligned = Aligned16(n.x.data(), n.scale.data(), n.dy.data(), gradient.dx);
-  const auto scratch = [this](std::int64_t count) { return Scratch<float>(count); };
-  if (n.columns > kBlockColumns) {
-    if (gradient.dx != nullptr) {
-      LaunchRows(stream, "LayerNormBackward", aligned, n.rows, n.columns, shared_bytes_,
-                 LayerNormBackwardRow{gradient});
+  WithType(n.dy.dtype(), [&]<typename T>(T* type) {
+    const T* const dy = DataOf(n.dy, type);
+    const LayerNormGradient<T> gradient{n.x.data(),    n.scale.data(),
+                                        n.mean.data(), n.inverse_deviation.data(),
+                                        dy,            n.dx.empty() ? nullptr : n.dx.data()};
+    const bool aligned = Aligned16(n.x.data(), n.scale.data(), dy, gradient.dx);
+    const auto scratch = [this](std::int64_t count) { return Scratch<float>(count); };
+    if (n.columns > kBlockColumns) {
+      if (gradient.dx != nullptr) {
+        LaunchRows(stream, "LayerNormBackward", aligned, n.rows, n.columns, shared_bytes_,
+                   LayerNormBackwardRow<T>{gradient});
+      }
+      const SumShape size{1, n.rows, n.columns};
+      SumColumns<1>(stream, "LayerNormBackward", processors_, size, 1.0F, aligned, n.doffset.data(),
+                    PlainRows<T>{dy, n.columns}, scratch);
+      SumColumns<1>(stream, "LayerNormBackward", processors_, size, 1.0F, aligned, n.dscale.data(),
+                    GradientTimesXhat<true, T>{n.x.data(), n.mean.data(),
+                                               n.inverse_deviation.data(), dy, n.columns},
+                    scratch);
+      return;
     }
-    const SumShape size{1, n.rows, n.columns};
-    SumColumns<1>(stream, "LayerNormBackward", processors_, size, 1.0F, aligned, n.doffset.data(),
-                  PlainRows{n.dy.data(), n.columns}, scratch);
-    SumColumns<1>(stream, "LayerNormBackward", processors_, size, 1.0F, aligned, n.dscale.data(),
-                  GradientTimesXhat<true>{n.x.data(), n.mean.data(), n.inverse_deviation.data(),
-                                          n.dy.data(), n.columns},
-                  scratch);
-    return;
-  }
-  const std::int64_t groups = n.columns <= kWarpColumns ? kThreads / 32 : 1;
-  const std::int64_t rows_of_group =
-      std::clamp<std::int64_t>(n.rows / (groups * 4 * processors_), 1, kRowsPerThread);
-  const std::int64_t chunk_rows = groups * rows_of_group;
-  const std::int64_t blocks = CeilDiv(n.rows, chunk_rows);
-  Require(blocks <= kMostBlocks, "LayerNormBackward on a GPU: fewer rows");
-  float* const partial = Scratch<float>(blocks * 2 * n.columns);
-  if (aligned && n.columns % 4 == 0) {
-    LaunchLayerNormBackward<4>(stream, n.rows, n.columns, blocks, chunk_rows, gradient, partial);
-  } else {
-    LaunchLayerNormBackward<1>(stream, n.rows, n.columns, blocks, chunk_rows, gradient, partial);
-  }
-  const SumShape of_blocks{1, blocks, n.columns};
-  LaunchSums<double, 1, 1>(stream, "LayerNormBackward", of_blocks, PlanSums(of_blocks, 1, 32), 1.0F,
-                           n.doffset.data(), PlainRows{partial, 2 * n.columns});
-  LaunchSums<double, 1, 1>(stream, "LayerNormBackward", of_blocks, PlanSums(of_blocks, 1, 32), 1.0F,
-                           n.dscale.data(), PlainRows{partial + n.columns, 2 * n.columns});
+    const std::int64_t groups = n.columns <= kWarpColumns ? kThreads / 32 : 1;
+    const std::int64_t rows_of_group =
+        std::clamp<std::int64_t>(n.rows / (groups * 4 * processors_), 1, kRowsPerThread);
+    const std::int64_t chunk_rows = groups * rows_of_group;
+    const std::int64_t blocks = CeilDiv(n.rows, chunk_rows);
+    Require(blocks <= kMostBlocks, "LayerNormBackward on a GPU: fewer rows");
+    float* const partial = Scratch<float>(blocks * 2 * n.columns);
+    if (aligned && n.columns % 4 == 0) {
+      LaunchLayerNormBackward<4>(stream, n.rows, n.columns, blocks, chunk_rows, gradient, partial);
+    } else {
+      LaunchLayerNormBackward<1>(stream, n.rows, n.columns, blocks, chunk_rows, gradient, partial);
+    }
+    const SumShape of_blocks{1, blocks, n.columns};
+    LaunchSums<double, 1, 1>(stream, "LayerNormBackward", of_blocks, PlanSums(of_blocks, 1, 32),
+                             1.0F, n.doffset.data(), PlainRows<float>{partial, 2 * n.columns});
+    LaunchSums<double, 1, 1>(stream, "LayerNormBackward", of_blocks, PlanSums(of_blocks, 1, 32),
+                             1.0F, n.dscale.data(),
+                             PlainRows<float>{partial + n.columns, 2 * n.columns});
+  });
 }
 
 void CudaKernels::DivideByCount(Stream& stream, ConstFloatSpan sums, ConstFloatSpan count,
@@ -457,19 +467,19 @@ void CudaKernels::FinishMoments(Stream& stream, const MomentsArguments& m) {
 void CudaKernels::BatchNorm(Stream& stream, const NormArguments& n) {
   LaunchTile<BatchNormTile>(stream, "BatchNorm",
                             Aligned16(n.x.data(), n.mean.data(), n.inverse_deviation.data(),
-                                      n.scale.data(), n.offset.data(), n.y.data()),
+                                      n.scale.data(), n.offset.data(), n.y.floats()),
                             n.rows, n.columns, n.x.data(), static_cast<const float*>(n.mean.data()),
                             static_cast<const float*>(n.inverse_deviation.data()), n.scale.data(),
-                            n.offset.data(), n.y.data(), n.columns);
+                            n.offset.data(), n.y.floats(), n.columns);
 }
 
 void CudaKernels::BatchNormBackwardSums(Stream& stream, const NormBackwardArguments& n,
                                         FloatSpan sums) {
   SumColumns<2>(stream, "BatchNormBackwardSums", processors_, {1, n.rows, n.columns}, 1.0F,
-                Aligned16(n.x.data(), n.mean.data(), n.inverse_deviation.data(), n.dy.data()),
+                Aligned16(n.x.data(), n.mean.data(), n.inverse_deviation.data(), n.dy.floats()),
                 sums.data(),
-                GradientTimesXhat<false>{n.x.data(), n.mean.data(), n.inverse_deviation.data(),
-                                         n.dy.data(), n.columns},
+                GradientTimesXhat<false, float>{n.x.data(), n.mean.data(), n.inverse_deviation.data(),
+                                         n.dy.floats(), n.columns},
                 [this](std::int64_t count) { return Scratch<float>(count); });
 }
 
@@ -477,10 +487,10 @@ void CudaKernels::BatchNormBackward(Stream& stream, const NormBackwardArguments&
                                     ConstFloatSpan sums, ConstFloatSpan count) {
   LaunchTile<BatchNormBackwardTile>(
       stream, "BatchNormBackward",
-      Aligned16(n.x.data(), n.mean.data(), n.inverse_deviation.data(), n.scale.data(), n.dy.data(),
+      Aligned16(n.x.data(), n.mean.data(), n.inverse_deviation.data(), n.scale.data(), n.dy.floats(),
                 sums.data(), n.dx.data()),
       n.rows, n.columns, n.x.data(), n.mean.data(), n.inverse_deviation.data(), n.scale.data(),
-      n.dy.data(), sums.data(), count.empty() ? nullptr : count.data(), n.dx.data(), n.columns);
+      n.dy.floats(), sums.data(), count.empty() ? nullptr : count.data(), n.dx.data(), n.columns);
 }
 
 }  // namespace cohort::cuda

@@ -31,18 +31,29 @@ class Libraries {
   // Scratch memory, for the work that is put on the stream next. Grows; what it was before stays
   // allocated, since a graph may hold its address.
   std::byte* Scratch(std::size_t bytes);
+  int compute_capability() const { return compute_capability_; }  // 90 is 9.0
 
  private:
   const std::shared_ptr<Device> device_;
   const int ordinal_;
   const bool tf32_;
+  const int compute_capability_;
   const std::unique_ptr<LibraryHandles> handles_;
   std::vector<std::shared_ptr<std::byte>> scratch_;
   std::size_t scratch_bytes_ = 0;
 };
 
+// FailedPrecondition where the GPU cannot compute in that type.
+void RequireTypeOf(const Libraries& libraries, DType type);
+
 std::unique_ptr<MatMulPlan> MakeMatMul(Libraries& libraries, const MatMulSpec& spec);
 std::unique_ptr<ConvPlan> MakeConv(Libraries& libraries, const ConvSpec& spec);
+// half_plans.cc: of 16 bits, by the float32 ones (of which MakeConv gives one for any type).
+std::unique_ptr<ConvPlan> MakeHalfConv(Libraries& libraries, const ConvSpec& spec);
+std::unique_ptr<AttentionPlan> MakeWidenedAttention(Libraries& libraries,
+                                                    const AttentionSpec& spec);
+// elementwise.cu: Kernels::Copy.
+void Convert(Stream& stream, ConstElements x, Elements y);
 std::unique_ptr<PoolPlan> MakePool(const PoolSpec& spec);
 
 }  // namespace cohort::cuda

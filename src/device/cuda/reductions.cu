@@ -6,9 +6,10 @@
 namespace cohort::cuda {
 namespace {
 
+template <typename T>
 struct ReluBackwardRows {
-  const float* y;
-  float* dy;
+  const T* y;
+  T* dy;
   std::int64_t columns;
   template <int V>
   __device__ void At(std::int64_t r, std::int64_t c, Floats<V> (&values)[1]) const {
@@ -102,22 +103,27 @@ __global__ void __launch_bounds__(kThreads) SumKernel(std::int64_t n, const T* x
 
 }  // namespace
 
-void CudaKernels::SumRows(Stream& stream, RowsOf size, ConstFloatSpan x, FloatSpan sums) {
-  SumColumns<1>(stream, "SumRows", processors_, {1, size.rows, size.columns}, 1.0F,
-                Aligned16(x.data()), sums.data(), PlainRows{x.data(), size.columns},
-                [this](std::int64_t count) { return Scratch<float>(count); });
+void CudaKernels::SumRows(Stream& stream, RowsOf size, ConstElements x, FloatSpan sums) {
+  WithType(x.dtype(), [&]<typename T>(T* type) {
+    SumColumns<1>(stream, "SumRows", processors_, {1, size.rows, size.columns}, 1.0F,
+                  Aligned16(x.raw()), sums.data(), PlainRows<T>{DataOf(x, type), size.columns},
+                  [this](std::int64_t count) { return Scratch<float>(count); });
+  });
 }
 
-void CudaKernels::ReluBackwardSumRows(Stream& stream, RowsOf size, ConstFloatSpan y, FloatSpan dy,
+void CudaKernels::ReluBackwardSumRows(Stream& stream, RowsOf size, ConstElements y, Elements dy,
                                       FloatSpan sums) {
+  RequireType(y.dtype() == dy.dtype(), "ReluBackwardSumRows");
   if (sums.empty()) {
     ActivateBackward(stream, Activation::kRelu, {}, y, dy, dy);
     return;
   }
-  SumColumns<1>(stream, "ReluBackwardSumRows", processors_, {1, size.rows, size.columns}, 1.0F,
-                Aligned16(y.data(), dy.data()), sums.data(),
-                ReluBackwardRows{y.data(), dy.data(), size.columns},
-                [this](std::int64_t count) { return Scratch<float>(count); });
+  WithType(y.dtype(), [&]<typename T>(T* type) {
+    SumColumns<1>(stream, "ReluBackwardSumRows", processors_, {1, size.rows, size.columns}, 1.0F,
+                  Aligned16(y.raw(), dy.raw()), sums.data(),
+                  ReluBackwardRows<T>{DataOf(y, type), DataOf(dy, type), size.columns},
+                  [this](std::int64_t count) { return Scratch<float>(count); });
+  });
 }
 
 void CudaKernels::SumSquaresRows(Stream& stream, RowsOf size, ConstFloatSpan x,
@@ -136,7 +142,7 @@ void CudaKernels::SumMiddle(Stream& stream, const MiddleOf& size, float scale, C
     return;
   }
   SumColumns<1>(stream, "SumMiddle", processors_, {size.outer, size.middle, size.inner}, scale,
-                Aligned16(x.data()), y.data(), PlainRows{x.data(), size.inner},
+                Aligned16(x.data()), y.data(), PlainRows<float>{x.data(), size.inner},
                 [this](std::int64_t count) { return Scratch<float>(count); });
 }
 

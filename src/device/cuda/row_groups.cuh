@@ -70,7 +70,8 @@ class RegisterRow {
       }
     }
   }
-  __device__ void From(const float* /*x*/) {}
+  template <typename T>
+  __device__ void From(const T* /*x*/) {}
   __device__ Floats<V> Get(int k, std::int64_t /*c*/) const { return runs_[k]; }
   __device__ void Set(int k, std::int64_t /*c*/, const Floats<V>& value) { runs_[k] = value; }
 
@@ -91,10 +92,20 @@ class MemoryRow {
       f(0, c);
     }
   }
-  __device__ void From(const float* x) { x_ = x; }
+  template <typename T>
+  __device__ void From(const T* x) {
+    x_ = x;
+    type_ = std::is_same_v<T, float> ? 0 : std::is_same_v<T, BFloat> ? 1 : 2;
+  }
   __device__ void Keep(float* shared) { shared_ = shared; }
   __device__ Floats<V> Get(int /*k*/, std::int64_t c) const {
-    return kShared ? Load<V>(shared_ + c) : Load<V>(x_ + c);
+    if constexpr (kShared) {
+      return Load<V>(shared_ + c);
+    } else {
+      return type_ == 0   ? Load<V>(static_cast<const float*>(x_) + c)
+             : type_ == 1 ? Load<V>(static_cast<const BFloat*>(x_) + c)
+                          : Load<V>(static_cast<const Half*>(x_) + c);
+    }
   }
   __device__ void Set(int /*k*/, std::int64_t c, const Floats<V>& value) {
     if constexpr (kShared) {
@@ -103,7 +114,8 @@ class MemoryRow {
   }
 
  private:
-  const float* x_ = nullptr;
+  const void* x_ = nullptr;
+  int type_ = 0;
   float* shared_ = nullptr;
 };
 

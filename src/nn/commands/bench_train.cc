@@ -33,6 +33,7 @@ namespace {
 struct Flags {
   std::string device;
   std::string model = "mlp";
+  std::string precision = "float32";
   int threads = 1;
   int batch = 0;
   int rounds = 9;
@@ -198,7 +199,8 @@ int OnDevice(const Flags& flags) {
                                          .model = flags.model,
                                          .batch = flags.batch,
                                          .threads = flags.threads,
-                                         .rounds = flags.rounds});
+                                         .rounds = flags.rounds,
+                                         .precision = OrThrow(nn::ParsePrecision(flags.precision))});
   if (!measured.ok()) {
     std::fprintf(stderr, "cohort bench train: %s\n", measured.status().ToString().c_str());
     return ExitCode(measured.status());
@@ -209,8 +211,8 @@ int OnDevice(const Flags& flags) {
     return 0;
   }
   std::printf(
-      "%s, batch %d, on %s: %.3f ms/step, %.2f TFLOP/s, %.1f%% of a large product's %.1f%s\n",
-      flags.model.c_str(), flags.batch, flags.device.c_str(), r["ms_per_step"].get<double>(),
+      "%s, batch %d, on %s, %s: %.3f ms/step, %.2f TFLOP/s, %.1f%% of a large product's %.1f%s\n",
+      flags.model.c_str(), flags.batch, flags.device.c_str(), flags.precision.c_str(), r["ms_per_step"].get<double>(),
       r["tflops"].get<double>(), 100 * r["share_of_matmul"].get<double>(),
       r["matmul_tflops"].get<double>(), r["replayed"].get<bool>() ? " (replayed as a graph)" : "");
   return 0;
@@ -250,6 +252,10 @@ int BenchTrainCommand(int argc, char** argv) {
                  "mlp (784-512-512-10), cnn (conv32-conv64-dense128) or, with --device, gpt2")
       ->check(CLI::IsMember({"mlp", "cnn", "gpt2"}))
       ->capture_default_str();
+  app.add_option("--precision", flags.precision,
+                 "with --device: float32, mixed_bfloat16 or mixed_float16")
+      ->check([](const std::string& text) { return nn::ParsePrecision(text).status().message(); })
+      ->capture_default_str();
   app.add_option("--threads", flags.threads, "threads of each operation")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
@@ -271,6 +277,10 @@ int BenchTrainCommand(int argc, char** argv) {
   }
   if (!flags.device.empty()) {
     return OnDevice(flags);
+  }
+  if (flags.precision != "float32") {
+    std::fprintf(stderr, "cohort bench train: --precision with --device [--device cpu]\n");
+    return 2;
   }
   if (flags.model == "gpt2") {
     std::fprintf(stderr, "cohort bench train: --model gpt2 with --device [--device cpu]\n");

@@ -113,7 +113,9 @@ class Trainer {
     const auto start = std::chrono::steady_clock::now();
     ++steps_;
     const auto out = OrThrow(step_->Run(place_.stream(), *sink_,
-                                        {.step = steps_, .intra_op_threads = options_.threads},
+                                        {.step = steps_,
+                                         .intra_op_threads = options_.threads,
+                                         .precision = options_.precision},
                                         inputs_, body_, kTimeout));
     loss_ = out.front().data<float>()[0];
     UpdatePart part{.value = on_device_->all(),
@@ -167,7 +169,7 @@ class Trainer {
     inputs_ = {place_.Place(RandomIds({options_.batch, options_.length}, gpt.vocabulary, 1)),
                place_.Place(RandomIds({tokens_}, gpt.vocabulary, 2))};
     body_ = [this](nn::Tape& tape, std::span<const Tensor> in) -> std::vector<nn::Variable> {
-      return {nn::SoftmaxCrossEntropy(gpt_->Logits(tape, in[0]), in[1])};
+      return {gpt_->Loss(tape, in[0], in[1])};
     };
     examples_ = tokens_;
     // 6 for each parameter but the positions', and attention's two products, forward and twice
@@ -198,7 +200,7 @@ class Trainer {
 };
 
 // Of one large product, the best of a few.
-double MatMulFlopsPerSecond(const std::shared_ptr<Device>& device, int threads) {
+double MatMulFlopsPerSecond(const std::shared_ptr<Device>& device, int threads, DType type) {
   const std::int64_t n = device->memory_space() == MemorySpace::kHost ? 1024 : 8192;
   const Placement place(device);
   const std::unique_ptr<Kernels> kernels = device->MakeKernels(threads);
@@ -208,15 +210,19 @@ double MatMulFlopsPerSecond(const std::shared_ptr<Device>& device, int threads) 
   for (float& x : random.data<float>()) {
     x = philox.Uniform(i++) - 0.5F;
   }
-  const Tensor a = place.Place(random);
-  const Tensor b = place.Place(random);
-  const Tensor c = place.Allocate(DType::kFloat32, {n, n});
+  const Tensor wide = place.Place(random);
+  const Tensor a = place.Allocate(type, {n, n});
+  const Tensor b = place.Allocate(type, {n, n});
+  const Tensor c = place.Allocate(type, {n, n});
+  for (const Tensor& operand : {a, b}) {
+    kernels->Copy(place.stream(), nn::Floats(wide), nn::ElementsOf(operand));
+  }
+  OrThrow(place.Synchronize());
   double best = 1e30;
   for (int round = 0; round < 5; ++round) {
     const auto start = std::chrono::steady_clock::now();
-    kernels->MatMul({.m = n, .n = n, .k = n})
-        .Run(place.stream(), a.data<float>().data(), b.data<float>().data(), nullptr,
-             c.data<float>().data());
+    kernels->MatMul({.m = n, .n = n, .k = n, .type = type, .out = type})
+        .Run(place.stream(), a.raw(), b.raw(), nullptr, c.raw());
     OrThrow(place.Synchronize());
     best = std::min(best, MillisecondsSince(start));
   }
@@ -228,7 +234,8 @@ double MatMulFlopsPerSecond(const std::shared_ptr<Device>& device, int threads) 
 
 Result<nlohmann::json> MeasureOnDevice(const DeviceBenchOptions& options) {
   COHORT_ASSIGN_OR_RETURN(const auto devices, OpenDevices(options.device));
-  const double peak = MatMulFlopsPerSecond(devices.front(), options.threads);
+  const double peak = MatMulFlopsPerSecond(devices.front(), options.threads,
+                                           nn::ComputeType(options.precision));
   Trainer trainer(options, devices.front());
   const int steps = options.model == "gpt2" ? 2 : 100;
   for (int i = 0; i < 4; ++i) {
@@ -247,6 +254,7 @@ Result<nlohmann::json> MeasureOnDevice(const DeviceBenchOptions& options) {
   const double milliseconds = Median(rounds);
   nlohmann::json result = {{"model", options.model},
                            {"device", options.device},
+                           {"precision", nn::PrecisionName(options.precision)},
                            {"batch", options.batch},
                            {"parameters", trainer.parameters()},
                            {"rounds", options.rounds},

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cohort/core/status.h>
+#include <cohort/nn/precision.h>
 
 #include <nlohmann/json.hpp>
 #include <string>
@@ -16,6 +17,7 @@ struct DeviceBenchOptions {
   int length = 1024;          // of a sequence
   int threads = 1;            // of a CPU's kernels
   int rounds = 9;
+  nn::Precision precision = nn::Precision::kFloat32;  // gradients are not scaled
 };
 
 // Steps on data that is on the device already, each waited for. Beside their time stands the speed

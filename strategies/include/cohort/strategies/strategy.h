@@ -39,6 +39,7 @@
 #include <cohort/optim/parameter_set.h>
 #include <cohort/strategies/bucket_hook.h>
 #include <cohort/strategies/consistency.h>
+#include <cohort/strategies/grad_scaler.h>
 
 namespace cohort {
 
@@ -79,6 +80,11 @@ struct StrategyOptions {
   // devices of all share the host's memory, or none do.
   std::vector<std::shared_ptr<Device>> devices;
   LossScale loss_scale = LossScale::kGlobalMean;
+  // For models that compute in float16: gradients are scaled, and a step whose gradients overflow is
+  // skipped, by all replicas together. The decision is each process's own, from the sums that all
+  // have; so the update begins when all of them are there. Not with make_bucket_hook, nor for
+  // models with sparse tables.
+  std::optional<GradScalerOptions> grad_scaler;
   // Gradients travel in buckets of about this size; the first is small, so that communication
   // starts early. 0: 25 MiB at first, then what the measured latency and bandwidth ask for.
   std::int64_t first_bucket_bytes = std::int64_t{1} << 20;
@@ -154,6 +160,9 @@ struct StepResult {
   double weight = 0;            // of the global batch; 0: nothing was updated
   std::vector<double> metrics;  // weighted means
   std::int64_t step = 0;
+  // The gradients overflowed (StrategyOptions::grad_scaler): values and slots are as before. The
+  // step counts.
+  bool skipped = false;
   // Of this process, for this step: how long it waited for the others after its own backward passes
   // had ended. What was hidden behind them does not count.
   double exposed_communication_seconds = 0;
@@ -291,6 +300,9 @@ class Strategy {
 
   // The update rule given to Bind; nullptr before.
   virtual const Optimizer* optimizer() const = 0;
+  // What scales the gradients, equal on all processes; nullptr where nothing does. A program may
+  // set its state between steps (a checkpoint's), on every process.
+  virtual GradScaler* grad_scaler() { return nullptr; }
   // OK, or why parameters and slots belong to no step: an error came when a step had been applied
   // in part.
   virtual Status intact() const { return {}; }

@@ -2,8 +2,8 @@
 //
 // Every call puts work on a stream and returns; what it computes is there once the stream has got
 // so far. Operands are memory of the device, dense, row-major, float32, and must stay valid until
-// then. A call overwrites its outputs unless its name says otherwise. An output may be an input
-// where the comment says so.
+// then; what is given as Elements may be of 16 bits (elements.h). A call overwrites its outputs
+// unless its name says otherwise. An output may be an input where the comment says so.
 //
 // Plans (plan.h) are the heavy operations: made once for a shape, kept here, run every step.
 //
@@ -25,9 +25,6 @@
 #include <cohort/device/update.h>
 
 namespace cohort {
-
-using FloatSpan = std::span<float>;
-using ConstFloatSpan = std::span<const float>;
 
 // Rows of `columns` elements each.
 struct RowsOf {
@@ -74,24 +71,27 @@ class Kernels {
 
   // --- element by element; an output may be any input
   virtual void Fill(Stream& stream, FloatSpan y, float value) = 0;
-  virtual void Copy(Stream& stream, ConstFloatSpan x, FloatSpan y) = 0;
-  virtual void Add(Stream& stream, ConstFloatSpan a, ConstFloatSpan b, FloatSpan y) = 0;
+  // Between any two types; of one type, y may be x.
+  virtual void Copy(Stream& stream, ConstElements x, Elements y) = 0;
+  // All of one type, or a and y of float32 and b of 16 bits.
+  virtual void Add(Stream& stream, ConstElements a, ConstElements b, Elements y) = 0;
   virtual void Multiply(Stream& stream, ConstFloatSpan a, ConstFloatSpan b, FloatSpan y) = 0;
-  virtual void Activate(Stream& stream, Activation f, ConstFloatSpan x, FloatSpan y) = 0;
+  // Here and in the next two, all of one type.
+  virtual void Activate(Stream& stream, Activation f, ConstElements x, Elements y) = 0;
   // dx = dy * f'(x). `x` may be empty where f' is a function of y (all but gelu); `y` may be empty
   // for gelu.
-  virtual void ActivateBackward(Stream& stream, Activation f, ConstFloatSpan x, ConstFloatSpan y,
-                                ConstFloatSpan dy, FloatSpan dx) = 0;
+  virtual void ActivateBackward(Stream& stream, Activation f, ConstElements x, ConstElements y,
+                                ConstElements dy, Elements dx) = 0;
   // y = keep(i) ? x / (1 - rate) : 0, where keep(i) is drawn by Philox(key) at counter
   // (first + i, step). Backwards is the same call on dy.
-  virtual void Dropout(Stream& stream, const DropoutSpec& spec, ConstFloatSpan x, FloatSpan y) = 0;
+  virtual void Dropout(Stream& stream, const DropoutSpec& spec, ConstElements x, Elements y) = 0;
 
   // --- rows and columns
   virtual void CopyRows(Stream& stream, RowsOf size, Strided from, Strided to) = 0;
   // sums[c] = sum over rows of x(r, c).
-  virtual void SumRows(Stream& stream, RowsOf size, ConstFloatSpan x, FloatSpan sums) = 0;
+  virtual void SumRows(Stream& stream, RowsOf size, ConstElements x, FloatSpan sums) = 0;
   // In one pass: dy = dy * (y > 0) in place, and its SumRows. `sums` may be empty.
-  virtual void ReluBackwardSumRows(Stream& stream, RowsOf size, ConstFloatSpan y, FloatSpan dy,
+  virtual void ReluBackwardSumRows(Stream& stream, RowsOf size, ConstElements y, Elements dy,
                                    FloatSpan sums) = 0;
   // scale * the sum over the middle of [outer, middle, inner], and its gradient.
   virtual void SumMiddle(Stream& stream, const MiddleOf& size, float scale, ConstFloatSpan x,
@@ -140,9 +140,10 @@ class Kernels {
   virtual void SigmoidCrossEntropy(Stream& stream, const LossArguments& l, FloatSpan loss) = 0;
   virtual void MeanSquaredError(Stream& stream, const LossArguments& l, FloatSpan loss) = 0;
   // dx of the last three: dloss[0] / loss[1] is computed first and then spread.
+  // That of cross-entropy is of the type of its logits.
   virtual void SoftmaxCrossEntropyBackward(Stream& stream, const LossArguments& l,
                                            ConstFloatSpan loss, ConstFloatSpan dloss,
-                                           FloatSpan dx) = 0;
+                                           Elements dx) = 0;
   virtual void SigmoidCrossEntropyBackward(Stream& stream, const LossArguments& l,
                                            ConstFloatSpan loss, ConstFloatSpan dloss,
                                            FloatSpan dx) = 0;

@@ -10,6 +10,7 @@
 #include <span>
 
 #include <cohort/core/tensor.h>
+#include <cohort/device/elements.h>
 #include <cohort/device/stream.h>
 
 namespace cohort {
@@ -23,7 +24,7 @@ enum class Activation {
 };
 
 // c[m,n] = activation(op(a)[m,k] op(b)[k,n] + bias[n]); op transposes what lies in memory. Only
-// kNone and kRelu.
+// kNone and kRelu. Products are added up in float32, whatever the types.
 struct MatMulSpec {
   std::int64_t m = 0;
   std::int64_t n = 0;
@@ -32,13 +33,16 @@ struct MatMulSpec {
   bool transpose_b = false;
   bool bias = false;
   Activation activation = Activation::kNone;
+  DType type = DType::kFloat32;  // of a and b
+  DType out = DType::kFloat32;   // of c and bias: float32, or `type`
   friend auto operator<=>(const MatMulSpec&, const MatMulSpec&) = default;
 };
 
 class MatMulPlan {
  public:
   virtual ~MatMulPlan() = default;
-  virtual void Run(Stream& stream, const float* a, const float* b, const float* bias, float* c) = 0;
+  // Of the types that the spec says.
+  virtual void Run(Stream& stream, const void* a, const void* b, const void* bias, void* c) = 0;
 };
 
 // x [batch, height, width, in], kernel [kernel_h, kernel_w, in / groups, out], y [batch,
@@ -52,6 +56,7 @@ struct ConvSpec {
   std::int64_t groups = 1;
   bool bias = false;
   Activation activation = Activation::kNone;  // kNone or kRelu
+  DType type = DType::kFloat32;               // of all but dkernel, which is float32
   friend auto operator<=>(const ConvSpec&, const ConvSpec&) = default;
 
   std::int64_t out_height() const {
@@ -65,11 +70,11 @@ struct ConvSpec {
 class ConvPlan {
  public:
   virtual ~ConvPlan() = default;
-  virtual void Forward(Stream& stream, const float* x, const float* kernel, const float* bias,
-                       float* y) = 0;
+  virtual void Forward(Stream& stream, const void* x, const void* kernel, const void* bias,
+                       void* y) = 0;
   // `dy` is the gradient before the activation.
-  virtual void BackwardKernel(Stream& stream, const float* x, const float* dy, float* dkernel) = 0;
-  virtual void BackwardInput(Stream& stream, const float* kernel, const float* dy, float* dx) = 0;
+  virtual void BackwardKernel(Stream& stream, const void* x, const void* dy, float* dkernel) = 0;
+  virtual void BackwardInput(Stream& stream, const void* kernel, const void* dy, void* dx) = 0;
 };
 
 // Windows over x [batch, height, width, channels]. Averages leave padding out of the count.
@@ -104,6 +109,7 @@ class PoolPlan {
 struct AttentionSpec {
   std::int64_t batch = 0, length = 0, heads = 0, head_size = 0;
   bool causal = false;
+  DType type = DType::kFloat32;  // of all but what is saved
   friend auto operator<=>(const AttentionSpec&, const AttentionSpec&) = default;
 };
 
@@ -113,9 +119,9 @@ class AttentionPlan {
   // Floats that Forward writes for Backward: at least log(sum of exp) of each row of scores, never
   // the scores themselves.
   virtual std::int64_t saved_elements() const = 0;
-  virtual void Forward(Stream& stream, const float* qkv, float* y, float* saved) = 0;
-  virtual void Backward(Stream& stream, const float* qkv, const float* y, const float* saved,
-                        const float* dy, float* dqkv) = 0;
+  virtual void Forward(Stream& stream, const void* qkv, void* y, float* saved) = 0;
+  virtual void Backward(Stream& stream, const void* qkv, const void* y, const float* saved,
+                        const void* dy, void* dqkv) = 0;
 };
 
 struct DropoutSpec {
@@ -126,19 +132,21 @@ struct DropoutSpec {
 };
 
 // y = (x - mean) * inverse_deviation * scale + offset. Layer norm: mean and inverse_deviation are
-// outputs, one per row, with `epsilon`; batch norm: inputs, one per column.
+// outputs, one per row, with `epsilon`, and y may be of 16 bits; batch norm: inputs, one per column.
 struct NormArguments {
   std::int64_t rows = 0;
   std::int64_t columns = 0;
   float epsilon = 0;
   std::span<const float> x, scale, offset;
-  std::span<float> mean, inverse_deviation, y;
+  std::span<float> mean, inverse_deviation;
+  Elements y;
 };
 
 struct NormBackwardArguments {
   std::int64_t rows = 0;
   std::int64_t columns = 0;
-  std::span<const float> x, scale, mean, inverse_deviation, dy;
+  std::span<const float> x, scale, mean, inverse_deviation;
+  ConstElements dy;                  // of layer norm: as its y
   std::span<float> dx;               // empty: not wanted
   std::span<float> dscale, doffset;  // of layer norm; batch norm's are in its sums
 };
@@ -155,7 +163,7 @@ struct MomentsArguments {
 struct LossArguments {
   std::int64_t rows = 0;
   std::int64_t columns = 0;
-  std::span<const float> x;  // logits or predictions
+  ConstElements x;  // logits or predictions; of 16 bits for SoftmaxCrossEntropy only
   const void* classes = nullptr;
   bool wide_classes = true;  // int64, otherwise int32
   std::span<const float> targets;

@@ -93,7 +93,7 @@ class BatchNorm {
   int scale_, offset_, mean_, variance_;
 };
 
-// Over the last axis.
+// Over the last axis. Of the type that the tape's products take.
 class LayerNorm {
  public:
   LayerNorm(ParameterSet& parameters, const std::string& name, std::int64_t width,
@@ -130,8 +130,13 @@ class Embedding {
   // embedding's values. Press, Wolf, "Using the output embedding to improve language models", 2017.
   // ContractError for a sparse table or gradient.
   Variable Scores(const Variable& x) const;
+  // The mean softmax cross-entropy of Scores(x) and labels, one for each place of x. In 16 bits
+  // scores are computed for a multiple of 8 rows, the further ones at -infinity: tensor cores take
+  // others at a fraction of their speed. A label of such a row makes the loss infinite.
+  Variable ScoresLoss(const Variable& x, const Tensor& labels) const;
 
  private:
+  Variable ScoresOf(const Variable& x, std::int64_t columns) const;
   Variable LookUp(Tape& tape, const Tensor& ids) const;
 
   std::string name_;

@@ -14,6 +14,11 @@
 
 namespace cohort::nn {
 
+// x in another type (float32, bfloat16, float16), rounded to nearest even; x itself if it is of that
+// type. Operations that say nothing of types take any, and give float32.
+Variable Cast(const Variable& x, DType type);
+
+// Of x's type, as are Reshape, Flatten and Dropout.
 Variable Relu(const Variable& x);
 // The tanh form: x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), which differs from x Phi(x) by less
 // than 5e-4. Hendrycks, Gimpel, "Gaussian error linear units", 2016.
@@ -23,7 +28,7 @@ Variable Tanh(const Variable& x);
 Variable Activate(const Variable& x, Activation f);
 Variable Softmax(const Variable& x);  // over the last axis
 
-Variable Add(const Variable& a, const Variable& b);       // equal shapes
+Variable Add(const Variable& a, const Variable& b);       // equal shapes; float32 where types differ
 Variable Multiply(const Variable& a, const Variable& b);  // equal shapes
 // Joined along `axis` (negative: from the end); the other axes are equal.
 Variable Concat(const std::vector<Variable>& parts, int axis);
@@ -40,6 +45,7 @@ Variable DotInteraction(const Variable& x);
 // vectors side by side; y [batch, length, width] is softmax(q k^T / sqrt(width / heads)) v for each
 // example and head. Scores are never in memory as a whole. `causal`: a place attends to itself and
 // those before it.
+// Of the type that the tape's products take, as qkv is then made.
 Variable Attention(const Variable& qkv, std::int64_t heads, bool causal);
 
 enum class Padding {

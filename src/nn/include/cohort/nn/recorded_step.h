@@ -57,7 +57,7 @@ class RecordedStep {
 
  private:
   struct Recording;
-  Recording& Find(std::span<const Tensor> inputs, float loss_seed, bool training);
+  Recording& Find(std::span<const Tensor> inputs, float loss_seed, Precision precision);
   Result<std::vector<Tensor>> Feed(Recording& recording, Stream& stream, GradientSink& sink,
                                    const TapeOptions& options, std::span<const Tensor> inputs,
                                    const Body& body, std::chrono::milliseconds timeout);

@@ -25,6 +25,7 @@
 #include <cohort/core/tensor.h>
 #include <cohort/device/kernels.h>
 #include <cohort/device/stream.h>
+#include <cohort/nn/precision.h>
 #include <cohort/nn/workspace.h>
 #include <cohort/optim/gradient_sink.h>
 #include <cohort/optim/parameter_set.h>
@@ -61,6 +62,7 @@ struct TapeOptions {
   // a ParameterSet: they would write to the same memory.
   bool updates_averages = true;
   int intra_op_threads = 0;  // 0: one for each core that this process may run on
+  Precision precision = Precision::kFloat32;
 };
 
 // What an operation's backward function works with. `write` functions put the work that overwrites
@@ -68,17 +70,19 @@ struct TapeOptions {
 // then added.
 class BackwardPass {
  public:
-  using Write = std::function<void(FloatSpan gradient)>;
+  using Write = std::function<void(Elements gradient)>;
+  using WriteParameter = std::function<void(FloatSpan gradient)>;
 
   // d(loss)/d(output). The operation may overwrite it: nobody reads it afterwards.
-  FloatSpan output_gradient() const;
+  Elements output_gradient() const;
   bool WantsInput(int input) const;
+  // An input's gradient is of the input's type, as the output's is of the output's.
   void Input(int input, const Write& write);
-  // The output's gradient, under another shape, is the input's.
+  // The output's gradient, under another shape, is the input's, which is of the same type.
   void PassOn(int input);
   bool WantsParameter(int parameter) const;
   // Declares the gradient complete for this use; the last use makes it Ready.
-  void Parameter(int parameter, const Write& write);
+  void Parameter(int parameter, const WriteParameter& write);
   // The same with rows; waits for the stream first, since the sink may read them at once.
   void ParameterSlices(int parameter, const IndexedSlices& slices);
   // The output's gradient is that of these rows of a table; waits for the stream first.
@@ -112,7 +116,7 @@ class Tape {
   Status Finish(std::chrono::milliseconds timeout = std::chrono::minutes(10));
   Tensor Gradient(const Variable& input) const;
   // The elements in the host's memory, there after Finish: the tensor itself where the device
-  // shares the host's memory, otherwise a copy.
+  // shares the host's memory, otherwise a copy. What is of 16 bits comes as float32.
   Tensor Fetch(const Tensor& tensor);
   Tensor Fetch(const Variable& variable) { return Fetch(variable.tensor()); }
 
@@ -126,7 +130,9 @@ class Tape {
   Variable Record(Tensor output, const std::vector<Variable>& inputs, std::vector<int> parameters,
                   BackwardFunction backward, bool trains_rows = false);
   // Memory for an output or for something between; freed with its last handle.
-  Tensor Buffer(const Shape& shape) { return workspace_.Take(DType::kFloat32, shape); }
+  Tensor Buffer(const Shape& shape, DType type = DType::kFloat32) {
+    return workspace_.Take(type, shape);
+  }
   // Keeps memory until the stream is past this tape's work.
   void Keep(Tensor tensor) {
     finished_ = false;
@@ -145,6 +151,12 @@ class Tape {
   bool Drain();
   // The parameter's values, which must have this shape.
   ConstFloatSpan Value(int parameter, const Shape& shape) const;
+  // What products take under the tape's policy, and the parameter's values in it. Those of 16 bits
+  // are made of all parameters at the first call.
+  DType compute_type() const { return ComputeType(options_.precision); }
+  ConstElements Operand(int parameter, const Shape& shape);
+  // On the device; of 16 bits, a copy in float32.
+  Tensor InFloat32(const Tensor& tensor);
 
   ParameterSet& parameters() { return parameters_; }
   Stream& stream() { return stream_; }
@@ -156,6 +168,7 @@ class Tape {
   friend class BackwardPass;
   struct Node {
     Shape shape;
+    DType type = DType::kFloat32;
     bool needs_gradient = false;
     bool leaf = false;
     Tensor gradient;
@@ -178,6 +191,7 @@ class Tape {
   std::vector<Node> nodes_;
   std::vector<Operation> operations_;
   std::vector<Tensor> kept_;
+  Tensor operands_;               // all parameters in compute_type(), once it is needed
   std::optional<Status> failed_;  // an error that the stream told before Finish
   bool replayable_ = true;
   bool finished_ = false;  // nothing of this tape is left on the stream
@@ -189,5 +203,8 @@ class Tape {
 };
 
 inline FloatSpan Floats(const Tensor& tensor) { return tensor.data<float>(); }
+inline Elements ElementsOf(const Tensor& tensor) {
+  return {tensor.raw(), static_cast<std::size_t>(tensor.elements()), tensor.dtype()};
+}
 
 }  // namespace cohort::nn
