@@ -80,12 +80,12 @@ cohort::StepFn MakeStep(const cohort::nn::ImageModel& model, cohort::nn::Workspa
   return [&model, &workspaces, precision = PrecisionOf(f.job), training](
              cohort::ReplicaContext& context,
              const cohort::data::Batch& batch) -> Result<cohort::ReplicaResult> {
-    cohort::nn::Tape tape(
-        context.parameters, context.stream, workspaces.For(context.local_replica, context.device),
-        {.training = training,
-         .step = context.step,
-         .intra_op_threads = context.intra_op_threads,
-         .precision = precision});
+    cohort::nn::Tape tape(context.parameters, context.stream,
+                          workspaces.For(context.local_replica, context.device),
+                          {.training = training,
+                           .step = context.step,
+                           .intra_op_threads = context.intra_op_threads,
+                           .precision = precision});
     const auto logits = model.Logits(tape.Input(batch["image"]));
     const auto loss = cohort::nn::SoftmaxCrossEntropy(logits, batch["label"]);
     if (training) {

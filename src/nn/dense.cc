@@ -45,44 +45,35 @@ Variable Dense::operator()(const Variable& given) const {
   if (bias_ >= 0) {
     parameters.push_back(bias_);
   }
-  const Variable linear =
-      tape.Record(y, {x}, parameters,
-                  [&tape, type, rows, in = in_, out = out_, has_bias = bias_ >= 0, relu, kernel,
-                   x = x.tensor(), y = relu ? y : Tensor()](BackwardPass& pass) {
-                    Kernels& kernels = tape.kernels();
-                    const Elements dy = pass.output_gradient();
-                    const RowsOf size{rows, out};
-                    if (has_bias && pass.WantsParameter(1)) {
-                      pass.Parameter(1, [&](FloatSpan dbias) {
-                        if (relu) {
-                          kernels.ReluBackwardSumRows(tape.stream(), size, ElementsOf(y), dy, dbias);
-                        } else {
-                          kernels.SumRows(tape.stream(), size, dy, dbias);
-                        }
-                      });
-                    } else if (relu) {
-                      kernels.ReluBackwardSumRows(tape.stream(), size, ElementsOf(y), dy, {});
-                    }
-                    pass.Parameter(0, [&](FloatSpan dkernel) {
-                      kernels
-                          .MatMul({.m = in,
-                                   .n = out,
-                                   .k = rows,
-                                   .transpose_a = true,
-                                   .type = type})
-                          .Run(tape.stream(), x.raw(), dy.raw(), nullptr, dkernel.data());
-                    });
-                    pass.Input(0, [&](Elements dx) {
-                      kernels
-                          .MatMul({.m = rows,
-                                   .n = in,
-                                   .k = out,
-                                   .transpose_b = true,
-                                   .type = type,
-                                   .out = type})
-                          .Run(tape.stream(), dy.raw(), kernel.raw(), nullptr, dx.raw());
-                    });
-                  });
+  const Variable linear = tape.Record(
+      y, {x}, parameters,
+      [&tape, type, rows, in = in_, out = out_, has_bias = bias_ >= 0, relu, kernel, x = x.tensor(),
+       y = relu ? y : Tensor()](BackwardPass& pass) {
+        Kernels& kernels = tape.kernels();
+        const Elements dy = pass.output_gradient();
+        const RowsOf size{rows, out};
+        if (has_bias && pass.WantsParameter(1)) {
+          pass.Parameter(1, [&](FloatSpan dbias) {
+            if (relu) {
+              kernels.ReluBackwardSumRows(tape.stream(), size, ElementsOf(y), dy, dbias);
+            } else {
+              kernels.SumRows(tape.stream(), size, dy, dbias);
+            }
+          });
+        } else if (relu) {
+          kernels.ReluBackwardSumRows(tape.stream(), size, ElementsOf(y), dy, {});
+        }
+        pass.Parameter(0, [&](FloatSpan dkernel) {
+          kernels.MatMul({.m = in, .n = out, .k = rows, .transpose_a = true, .type = type})
+              .Run(tape.stream(), x.raw(), dy.raw(), nullptr, dkernel.data());
+        });
+        pass.Input(0, [&](Elements dx) {
+          kernels
+              .MatMul(
+                  {.m = rows, .n = in, .k = out, .transpose_b = true, .type = type, .out = type})
+              .Run(tape.stream(), dy.raw(), kernel.raw(), nullptr, dx.raw());
+        });
+      });
   return relu ? linear : Activate(linear, activation_);
 }
 

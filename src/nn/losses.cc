@@ -65,15 +65,15 @@ Variable SoftmaxCrossEntropy(const Variable& logits, const Tensor& labels, const
 
 Variable SigmoidCrossEntropy(const Variable& logits, const Tensor& targets, const Tensor& weights) {
   Require(targets.dtype() == DType::kFloat32, "SigmoidCrossEntropy: targets of float32");
-  return Loss("SigmoidCrossEntropy", Cast(logits, DType::kFloat32), targets, weights, &Kernels::SigmoidCrossEntropy,
-              &Kernels::SigmoidCrossEntropyBackward);
+  return Loss("SigmoidCrossEntropy", Cast(logits, DType::kFloat32), targets, weights,
+              &Kernels::SigmoidCrossEntropy, &Kernels::SigmoidCrossEntropyBackward);
 }
 
 Variable MeanSquaredError(const Variable& predictions, const Tensor& targets,
                           const Tensor& weights) {
   Require(targets.dtype() == DType::kFloat32, "MeanSquaredError: targets of float32");
-  return Loss("MeanSquaredError", Cast(predictions, DType::kFloat32), targets, weights, &Kernels::MeanSquaredError,
-              &Kernels::MeanSquaredErrorBackward);
+  return Loss("MeanSquaredError", Cast(predictions, DType::kFloat32), targets, weights,
+              &Kernels::MeanSquaredError, &Kernels::MeanSquaredErrorBackward);
 }
 
 }  // namespace cohort::nn

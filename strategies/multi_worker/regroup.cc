@@ -83,9 +83,8 @@ Result<std::unique_ptr<Strategy>> RecoverFrom(int donor, Regrouped& group, Param
     GradScaler* const mine = before == nullptr ? scaler : before->grad_scaler();
     Require(mine != nullptr, "Recover with the grad_scaler of before");
     GradScaler::State state = mine->state();
-    COHORT_RETURN_IF_ERROR(
-        Await(comm.Broadcast(Buffer(&state, sizeof(state), DType::kUInt8), donor,
-                             {.name = "the scale of gradients"})));
+    COHORT_RETURN_IF_ERROR(Await(comm.Broadcast(Buffer(&state, sizeof(state), DType::kUInt8), donor,
+                                                {.name = "the scale of gradients"})));
     COHORT_RETURN_IF_ERROR(scaler->SetState(state));
   }
   COHORT_RETURN_IF_ERROR(strategy->PushState());

@@ -39,12 +39,11 @@ bool AnyApart(const std::vector<std::shared_ptr<Device>>& devices) {
 }
 
 std::string ScalerText(const std::optional<GradScalerOptions>& options) {
-  return !options.has_value()
-             ? "none"
-             : "from " + std::to_string(options->init_scale) + ", by " +
-                   std::to_string(options->growth_factor) + " after " +
-                   std::to_string(options->growth_interval) + " steps, by " +
-                   std::to_string(options->backoff_factor) + " after an overflow";
+  return !options.has_value() ? "none"
+                              : "from " + std::to_string(options->init_scale) + ", by " +
+                                    std::to_string(options->growth_factor) + " after " +
+                                    std::to_string(options->growth_interval) + " steps, by " +
+                                    std::to_string(options->backoff_factor) + " after an overflow";
 }
 
 std::vector<std::string> Lines(const ParameterSet& parameters) {

@@ -192,9 +192,9 @@ class SynchronousStrategy final : public Strategy {
   double exposed_seconds_ = 0;     // that it waited for others
   std::vector<double> squares_;    // by chunk, in declaration order
   std::optional<GradScaler> scaler_;
-  bool skipped_ = false;  // the step under way was
-  std::vector<int> untrained_;     // the parameters that are not trainable, nor frozen
-  std::vector<float> state_;       // their values, as rank 0 sends them
+  bool skipped_ = false;        // the step under way was
+  std::vector<int> untrained_;  // the parameters that are not trainable, nor frozen
+  std::vector<float> state_;    // their values, as rank 0 sends them
   std::int64_t step_ = 0;
   Status broken_;  // not OK: a step was applied in part
 };

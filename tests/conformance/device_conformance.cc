@@ -148,7 +148,9 @@ FloatSpan CallMemory::InOut(std::int64_t size, std::uint64_t seed) {
 
 std::span<double> CallMemory::OutDoubles(std::int64_t size) {
   const auto count = static_cast<std::size_t>(size);
-  return {reinterpret_cast<double*>(Add(nullptr, count * sizeof(double), Use::kOut, DType::kFloat64)), count};
+  return {
+      reinterpret_cast<double*>(Add(nullptr, count * sizeof(double), Use::kOut, DType::kFloat64)),
+      count};
 }
 
 Elements CallMemory::AddElements(const std::vector<float>& values, Use use, DType type) {
@@ -185,7 +187,8 @@ Indices CallMemory::Ids(const std::vector<std::int64_t>& ids, bool wide) {
   const auto size = static_cast<std::int64_t>(ids.size());
   if (wide) {
     // Aligned as int64 at every offset: the offset counts in them.
-    return {Add(ids.data(), ids.size() * sizeof(std::int64_t), Use::kIn, DType::kInt64), size, true};
+    return {Add(ids.data(), ids.size() * sizeof(std::int64_t), Use::kIn, DType::kInt64), size,
+            true};
   }
   const std::vector<std::int32_t> narrow(ids.begin(), ids.end());
   return {Add(narrow.data(), narrow.size() * sizeof(std::int32_t), Use::kIn), size, false};
@@ -280,9 +283,8 @@ void DeviceHalves::CheckHalves(double tolerance,
                                const std::function<void(const Call&, const Maker&)>& call) {
   for (const DType half : kHalves) {
     SCOPED_TRACE(std::string(DTypeName(half)));
-    const auto expected = RunOnOracle([&](const Call& c) {
-      call(c, Maker(c, half, DType::kFloat32));
-    });
+    const auto expected =
+        RunOnOracle([&](const Call& c) { call(c, Maker(c, half, DType::kFloat32)); });
     Check(
         tolerance + RoundingOf(half), [&](const Call& c) { call(c, Maker(c, half, half)); },
         expected);

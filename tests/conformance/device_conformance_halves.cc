@@ -26,30 +26,28 @@ TEST_P(DeviceHalves, CopiesRoundToNearestEven) {
         return std::vector<double>(floats.begin(), floats.end());
       };
       const std::vector<double> rounded = doubles(RoundedTo(half, x));
-      Check(
-          0,
-          [&](const Call& c) {
-            const Elements narrow = c.memory.Out(n, half);
-            c.kernels.Copy(c.stream, c.memory.In(x), narrow);
-            c.kernels.Copy(c.stream, narrow, c.memory.Out(n));
-            c.kernels.Copy(c.stream, narrow, c.memory.Out(n, half));
-          },
-          {rounded, rounded, rounded});
+      Check(0,
+            [&](const Call& c) {
+              const Elements narrow = c.memory.Out(n, half);
+              c.kernels.Copy(c.stream, c.memory.In(x), narrow);
+              c.kernels.Copy(c.stream, narrow, c.memory.Out(n));
+              c.kernels.Copy(c.stream, narrow, c.memory.Out(n, half));
+            },
+            {rounded, rounded, rounded});
     }
   }
-  // Halfway: 1 + 2^-8 and 1 + 3 * 2^-8 of bfloat16, 1 + 2^-11 and 1 + 3 * 2^-11 of float16; and what
-  // float16 does not reach.
-  Check(
-      0,
-      [](const Call& c) {
-        c.kernels.Copy(c.stream, c.memory.In({1 + 0x1p-8F, 1 + 0x1.8p-7F}),
-                       c.memory.Out(2, DType::kBFloat16));
-        c.kernels.Copy(
-            c.stream,
-            c.memory.In({1 + 0x1p-11F, 1 + 0x1.8p-10F, 65504, 65519, 65520, -1e30F, 0x1p-25F}),
-            c.memory.Out(7, DType::kFloat16));
-      },
-      {{1, 1 + 0x1p-6}, {1, 1 + 0x1p-9, 65504, 65504, INFINITY, -INFINITY, 0}});
+  // Halfway: 1 + 2^-8 and 1 + 3 * 2^-8 of bfloat16, 1 + 2^-11 and 1 + 3 * 2^-11 of float16; and
+  // what float16 does not reach.
+  Check(0,
+        [](const Call& c) {
+          c.kernels.Copy(c.stream, c.memory.In({1 + 0x1p-8F, 1 + 0x1.8p-7F}),
+                         c.memory.Out(2, DType::kBFloat16));
+          c.kernels.Copy(
+              c.stream,
+              c.memory.In({1 + 0x1p-11F, 1 + 0x1.8p-10F, 65504, 65519, 65520, -1e30F, 0x1p-25F}),
+              c.memory.Out(7, DType::kFloat16));
+        },
+        {{1, 1 + 0x1p-6}, {1, 1 + 0x1p-9, 65504, 65504, INFINITY, -INFINITY, 0}});
 }
 
 TEST_P(DeviceHalves, SumsActivationsAndDropout) {
@@ -140,29 +138,28 @@ TEST_P(DeviceHalves, SoftmaxCrossEntropyAndItsGradient) {
       for (std::int64_t r = 0; r < size.rows; ++r) {
         classes.push_back(r * 7 % std::max<std::int64_t>(size.columns, 1));
       }
-      CheckHalves(4e-6 * std::sqrt(static_cast<double>(size.columns) + 1),
-                  [&](const Call& c, const Maker& m) {
-                    LossArguments l;
-                    l.rows = size.rows;
-                    l.columns = size.columns;
-                    l.x = m.In(n, 1, 8);
-                    if (targets) {
-                      std::vector<float> shares = RandomFloats(n, 3);
-                      for (float& share : shares) {
-                        share = std::fabs(share) / static_cast<float>(size.columns);
-                      }
-                      l.targets = c.memory.In(shares);
-                    } else {
-                      l.wide_classes = true;
-                      l.classes = c.memory.Ids(classes, true).data;
-                    }
-                    const FloatSpan loss = c.memory.Out(2);
-                    c.kernels.SoftmaxCrossEntropy(c.stream, l, loss);
-                    // So that gradients are of the size of probabilities.
-                    const auto rows = static_cast<float>(size.rows);
-                    c.kernels.SoftmaxCrossEntropyBackward(c.stream, l, loss, c.memory.In({rows}),
-                                                          m.Out(n));
-                  });
+      CheckHalves(4e-6 * std::sqrt(static_cast<double>(size.columns) + 1), [&](const Call& c,
+                                                                               const Maker& m) {
+        LossArguments l;
+        l.rows = size.rows;
+        l.columns = size.columns;
+        l.x = m.In(n, 1, 8);
+        if (targets) {
+          std::vector<float> shares = RandomFloats(n, 3);
+          for (float& share : shares) {
+            share = std::fabs(share) / static_cast<float>(size.columns);
+          }
+          l.targets = c.memory.In(shares);
+        } else {
+          l.wide_classes = true;
+          l.classes = c.memory.Ids(classes, true).data;
+        }
+        const FloatSpan loss = c.memory.Out(2);
+        c.kernels.SoftmaxCrossEntropy(c.stream, l, loss);
+        // So that gradients are of the size of probabilities.
+        const auto rows = static_cast<float>(size.rows);
+        c.kernels.SoftmaxCrossEntropyBackward(c.stream, l, loss, c.memory.In({rows}), m.Out(n));
+      });
     }
   }
 }
@@ -181,37 +178,36 @@ TEST_P(DeviceHalves, Products) {
         SCOPED_TRACE(std::to_string(size.m) + " x " + std::to_string(size.n) + " x " +
                      std::to_string(size.k) + ", transposed " + std::to_string(transposed) +
                      ", epilogue " + std::to_string(epilogue));
-        CheckHalves(4e-6 * std::sqrt(static_cast<double>(size.k) + 1), [&](const Call& c,
-                                                                           const Maker& m) {
-          MatMulSpec spec{.m = size.m,
-                          .n = size.n,
-                          .k = size.k,
-                          .transpose_a = transposed % 2 == 1,
-                          .transpose_b = transposed >= 2,
-                          .bias = epilogue % 2 == 1,
-                          .activation = epilogue >= 2 ? Activation::kRelu : Activation::kNone,
-                          .type = m.type(),
-                          .out = m.type()};
-          const void* const a = m.In(size.m * size.k, 1).raw();
-          const void* const b = m.In(size.k * size.n, 2).raw();
-          c.kernels.MatMul(spec).Run(c.stream, a, b, m.In(size.n, 3).raw(),
-                                     m.Out(size.m * size.n).raw());
-          spec.out = DType::kFloat32;
-          c.kernels.MatMul(spec).Run(c.stream, a, b, c.memory.In(size.n, 4).data(),
-                                     c.memory.Out(size.m * size.n).data());
-        });
+        CheckHalves(
+            4e-6 * std::sqrt(static_cast<double>(size.k) + 1), [&](const Call& c, const Maker& m) {
+              MatMulSpec spec{.m = size.m,
+                              .n = size.n,
+                              .k = size.k,
+                              .transpose_a = transposed % 2 == 1,
+                              .transpose_b = transposed >= 2,
+                              .bias = epilogue % 2 == 1,
+                              .activation = epilogue >= 2 ? Activation::kRelu : Activation::kNone,
+                              .type = m.type(),
+                              .out = m.type()};
+              const void* const a = m.In(size.m * size.k, 1).raw();
+              const void* const b = m.In(size.k * size.n, 2).raw();
+              c.kernels.MatMul(spec).Run(c.stream, a, b, m.In(size.n, 3).raw(),
+                                         m.Out(size.m * size.n).raw());
+              spec.out = DType::kFloat32;
+              c.kernels.MatMul(spec).Run(c.stream, a, b, c.memory.In(size.n, 4).data(),
+                                         c.memory.Out(size.m * size.n).data());
+            });
       }
     }
   }
   for (const DType half : kHalves) {
-    Check(
-        0,
-        [&](const Call& c) {
-          c.kernels.MatMul({.m = 3, .n = 5, .k = 0, .transpose_a = true, .type = half})
-              .Run(c.stream, c.memory.In({}, half).raw(), c.memory.In({}, half).raw(), nullptr,
-                   c.memory.Out(15).data());
-        },
-        {std::vector<double>(15, 0.0)});
+    Check(0,
+          [&](const Call& c) {
+            c.kernels.MatMul({.m = 3, .n = 5, .k = 0, .transpose_a = true, .type = half})
+                .Run(c.stream, c.memory.In({}, half).raw(), c.memory.In({}, half).raw(), nullptr,
+                     c.memory.Out(15).data());
+          },
+          {std::vector<double>(15, 0.0)});
   }
 }
 
@@ -296,8 +292,8 @@ TEST_P(DeviceHalves, AttentionAndItsGradient) {
           AttentionPlan& plan = c.kernels.Attention(spec);
           const void* const qkv = m.In(3 * n, 1, 2).raw();
           void* const y = m.Out(n).raw();
-          auto* const saved = reinterpret_cast<float*>(c.memory.Workspace(
-              plan.saved_elements() * static_cast<std::int64_t>(sizeof(float))));
+          auto* const saved = reinterpret_cast<float*>(
+              c.memory.Workspace(plan.saved_elements() * static_cast<std::int64_t>(sizeof(float))));
           plan.Forward(c.stream, qkv, y, saved);
           plan.Backward(c.stream, qkv, y, saved, m.In(n, 2).raw(), m.Out(3 * n).raw());
         };

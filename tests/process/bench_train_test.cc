@@ -46,8 +46,8 @@ TEST(BenchTrain, JsonHoldsTheFiguresAndTheLimit) {
 
 TEST(BenchTrain, ADeviceComputesInAnyPrecision) {
   for (const std::string precision : {"float32", "mixed_bfloat16", "mixed_float16"}) {
-    const Outcome run = RunBenchTrain({"--device", "cpu", "--batch", "2", "--rounds", "1",
-                                       "--precision", precision, "--json"});
+    const Outcome run = RunBenchTrain(
+        {"--device", "cpu", "--batch", "2", "--rounds", "1", "--precision", precision, "--json"});
     ASSERT_EQ(run.code, 0) << run.err;
     const auto json = nlohmann::json::parse(run.out);
     EXPECT_EQ(json["precision"], precision);

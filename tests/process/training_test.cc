@@ -74,9 +74,11 @@ TEST(Precision, MixedPoliciesLearnDigitsAsFloat32Does) {
   const double of_mlp = accuracy(mlp, "float32");
   EXPECT_GE(of_mlp, 0.95);
   EXPECT_GE(accuracy(mlp, "mixed_bfloat16"), of_mlp - 0.005);
-  EXPECT_GE(accuracy({.strategy = "multi_worker_mirrored", .model = "mlp", .launcher = Launch({"-n", "2"})},
-                     "mixed_float16"),
-            of_mlp - 0.005);
+  EXPECT_GE(
+      accuracy(
+          {.strategy = "multi_worker_mirrored", .model = "mlp", .launcher = Launch({"-n", "2"})},
+          "mixed_float16"),
+      of_mlp - 0.005);
   const TrainingRun cnn{.strategy = "one_device", .model = "cnn"};
   EXPECT_GE(accuracy(cnn, "mixed_bfloat16"), accuracy(cnn, "float32") - 0.005);
 }

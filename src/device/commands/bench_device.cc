@@ -82,9 +82,7 @@ class Bench {
     return elements;
   }
   // Of a float's bytes.
-  static double Share(DType type) {
-    return static_cast<double>(SizeOf(type)) / sizeof(float);
-  }
+  static double Share(DType type) { return static_cast<double>(SizeOf(type)) / sizeof(float); }
   static std::string Named(const std::string& kernel, DType type) {
     return IsHalf(type) ? kernel + ", " + std::string(DTypeName(type)) : kernel;
   }

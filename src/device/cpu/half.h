@@ -33,9 +33,7 @@ class Widened {
   }
   Widened(const Widened&) = delete;
   Widened& operator=(const Widened&) = delete;
-  const float* data() const {
-    return IsHalf(elements_.dtype()) ? Floats() : elements_.floats();
-  }
+  const float* data() const { return IsHalf(elements_.dtype()) ? Floats() : elements_.floats(); }
   ConstFloatSpan span() const { return {data(), elements_.size()}; }
 
  private:

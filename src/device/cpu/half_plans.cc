@@ -22,8 +22,7 @@ class HalfRun {
     }
     float* const to = Take(size);
     stream_.Enqueue([to, threads = threads_,
-                     from = ConstElements(data, static_cast<std::size_t>(size),
-                                          type)]() -> Status {
+                     from = ConstElements(data, static_cast<std::size_t>(size), type)]() -> Status {
       const OmpThreads scope(threads);
       Widen(from, to);
       return {};
@@ -41,14 +40,14 @@ class HalfRun {
   }
   // Behind the float32 plan's work.
   void Finish() {
-    stream_.Enqueue([kept = std::move(kept_), written = written_, to = to_,
-                     threads = threads_]() -> Status {
-      if (written != nullptr) {
-        const OmpThreads scope(threads);
-        Round(written, to);
-      }
-      return {};
-    });
+    stream_.Enqueue(
+        [kept = std::move(kept_), written = written_, to = to_, threads = threads_]() -> Status {
+          if (written != nullptr) {
+            const OmpThreads scope(threads);
+            Round(written, to);
+          }
+          return {};
+        });
   }
 
  private:

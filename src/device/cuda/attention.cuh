@@ -49,7 +49,8 @@ __device__ __forceinline__ AttentionPlace AttentionPlaceOf(std::int64_t tiles, b
   return {blockIdx.x / tiles, last_first ? tiles - 1 - tile : tile};
 }
 
-// attention.cu: deltas[head, q] = the dot product of dy and y of that query; of float, BFloat, Half.
+// attention.cu: deltas[head, q] = the dot product of dy and y of that query; of float, BFloat,
+// Half.
 template <typename T>
 void AttentionDeltas(Stream& stream, const AttentionGeometry& geometry, std::int64_t rows,
                      const T* y, const T* dy, float* deltas);

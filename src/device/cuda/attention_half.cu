@@ -115,8 +115,7 @@ struct Halves {
   __device__ __forceinline__ static int Row() { return static_cast<int>(threadIdx.x) % 8; }
 
   __device__ __forceinline__ static void LoadOperand(const T* tile, int first, Operand& a) {
-    const T* const row =
-        tile + (first + Matrix() % 2 * 8 + Row()) * kStride + Matrix() / 2 * 8;
+    const T* const row = tile + (first + Matrix() % 2 * 8 + Row()) * kStride + Matrix() / 2 * 8;
 #pragma unroll
     for (int k = 0; k < kHead / 16; ++k) {
       LoadMatrices(a[k], row + 16 * k);
@@ -137,8 +136,7 @@ struct Halves {
       }
     }
     // Of two times eight rows of the tile, 16 columns.
-    const T* const row =
-        tile + (first + Matrix() / 2 * 8 + Row()) * kStride + Matrix() % 2 * 8;
+    const T* const row = tile + (first + Matrix() / 2 * 8 + Row()) * kStride + Matrix() % 2 * 8;
 #pragma unroll
     for (int k = 0; k < kHead / 16; ++k) {
 #pragma unroll
@@ -158,8 +156,7 @@ struct Halves {
   __device__ __forceinline__ static void AddProducts(const Scores (&scores)[kStrips], const T* tile,
                                                      int first, Sums (&sums)[kStrips]) {
     // Of 16 rows of the tile, two times eight columns.
-    const T* const row =
-        tile + (first + Matrix() % 2 * 8 + Row()) * kStride + Matrix() / 2 * 8;
+    const T* const row = tile + (first + Matrix() % 2 * 8 + Row()) * kStride + Matrix() / 2 * 8;
 #pragma unroll
     for (int k = 0; k < kChunk / 16; ++k) {
       unsigned a[kStrips][4];

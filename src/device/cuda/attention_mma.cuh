@@ -38,8 +38,8 @@ __device__ __forceinline__ int Group() { return static_cast<int>(threadIdx.x) % 
 __device__ __forceinline__ int Place() { return static_cast<int>(threadIdx.x) % 4; }
 __device__ __forceinline__ int Warp() { return static_cast<int>(threadIdx.x) / 32; }
 
-using Scores = float[kChunk / 8][4];     // 16 x kChunk
-using Sums = float[kHead / 8][4];        // 16 x kHead
+using Scores = float[kChunk / 8][4];  // 16 x kChunk
+using Sums = float[kHead / 8][4];     // 16 x kHead
 
 // Writes rows first .. first + 15, times `factors` of a lane's two.
 template <typename M>
@@ -397,8 +397,8 @@ class MmaAttention final : public AttentionPlan {
         libraries_.Scratch(static_cast<std::size_t>(rows) * sizeof(float)));
     AttentionDeltas(stream, g, rows, y, dy, deltas);
     const float* const of_rows = deltas;
-    Launch(stream, "Attention's gradient of keys and values", KeyValueGradientKernel<M>, kBackwardRows,
-           g, qkv, saved, of_rows, dy, dqkv);
+    Launch(stream, "Attention's gradient of keys and values", KeyValueGradientKernel<M>,
+           kBackwardRows, g, qkv, saved, of_rows, dy, dqkv);
     Launch(stream, "Attention's gradient of queries", QueryGradientKernel<M>, kBackwardRows, g, qkv,
            saved, of_rows, dy, dqkv);
   }
@@ -412,7 +412,8 @@ class MmaAttention final : public AttentionPlan {
   void Launch(Stream& stream, const char* what, void (*kernel)(Parameters...), int rows,
               AttentionGeometry g, const Arguments&... arguments) {
     // Two tiles and, backward, two numbers of each query: less than any GPU's 48 KiB.
-    constexpr std::size_t kBytes = 2 * M::kTileElements * sizeof(typename M::Shared) + 2 * kTile * sizeof(float);
+    constexpr std::size_t kBytes =
+        2 * M::kTileElements * sizeof(typename M::Shared) + 2 * kTile * sizeof(float);
     static_assert(kBytes <= std::size_t{48} << 10);
     g.tiles = CeilDiv(spec_.length, rows);
     kernel<<<static_cast<unsigned>(Blocks(rows)), kBlock, kBytes, Native(stream)>>>(g,

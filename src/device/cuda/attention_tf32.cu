@@ -45,106 +45,107 @@ struct Tf32 {
   static constexpr int kVector = 4;
   static constexpr int kTileElements = kTile * kStride;
 
-// Rows first .. first + 63 into a tile, rounded, zeros where there are none.
-__device__ __forceinline__ static void LoadTile(const AttentionGeometry& g,
-                                         const HeadRows<const float>& from, std::int64_t first,
-                                         float* tile) {
-  constexpr int kPerRow = kHead / 4;
+  // Rows first .. first + 63 into a tile, rounded, zeros where there are none.
+  __device__ __forceinline__ static void LoadTile(const AttentionGeometry& g,
+                                                  const HeadRows<const float>& from,
+                                                  std::int64_t first, float* tile) {
+    constexpr int kPerRow = kHead / 4;
 #pragma unroll 4
-  for (int e = static_cast<int>(threadIdx.x); e < kTile * kPerRow; e += kBlock) {
-    const int row = e / kPerRow;
-    const int d = e % kPerRow * 4;
-    const float* const source = from.data + (first + row) * from.stride + d;
-    Floats<4> values = {};
-    if (first + row < g.length) {
-      if (g.vectors) {
-        if (d < g.head_size) {
-          values = Load<4>(source);
-        }
-      } else {
+    for (int e = static_cast<int>(threadIdx.x); e < kTile * kPerRow; e += kBlock) {
+      const int row = e / kPerRow;
+      const int d = e % kPerRow * 4;
+      const float* const source = from.data + (first + row) * from.stride + d;
+      Floats<4> values = {};
+      if (first + row < g.length) {
+        if (g.vectors) {
+          if (d < g.head_size) {
+            values = Load<4>(source);
+          }
+        } else {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          values.v[i] = d + i < g.head_size ? source[i] : 0.0F;
+          for (int i = 0; i < 4; ++i) {
+            values.v[i] = d + i < g.head_size ? source[i] : 0.0F;
+          }
         }
       }
-    }
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      values.v[i] = __uint_as_float(Rounded(values.v[i]));
-    }
-    Store<4>(tile + row * kStride + d, values);
-  }
-}
-
-// Rows first .. first + 15 of a tile.
-__device__ __forceinline__ static void LoadOperand(const float* tile, int first, Operand& a) {
-  const float* const rows = tile + (first + Group()) * kStride + Place();
-#pragma unroll
-  for (int k = 0; k < kHead / 8; ++k) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      a[k][e] = __float_as_uint(rows[e % 2 * 8 * kStride + 8 * k + e / 2 * 4]);
+      for (int i = 0; i < 4; ++i) {
+        values.v[i] = __uint_as_float(Rounded(values.v[i]));
+      }
+      Store<4>(tile + row * kStride + d, values);
     }
   }
-}
 
-// scores[s] = rows a[s] times the transpose of rows first .. first + 31 of a tile.
-template <int kStrips>
-__device__ __forceinline__ static void Dots(const Operand (&a)[kStrips], const float* tile, int first,
-                                     Scores (&scores)[kStrips]) {
+  // Rows first .. first + 15 of a tile.
+  __device__ __forceinline__ static void LoadOperand(const float* tile, int first, Operand& a) {
+    const float* const rows = tile + (first + Group()) * kStride + Place();
 #pragma unroll
-  for (int s = 0; s < kStrips; ++s) {
-#pragma unroll
-    for (int n = 0; n < kChunk / 8; ++n) {
+    for (int k = 0; k < kHead / 8; ++k) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        scores[s][n][e] = 0.0F;
+        a[k][e] = __float_as_uint(rows[e % 2 * 8 * kStride + 8 * k + e / 2 * 4]);
       }
     }
   }
-  const float* const rows = tile + (first + Group()) * kStride + Place();
-#pragma unroll
-  for (int k = 0; k < kHead / 8; ++k) {
-#pragma unroll
-    for (int n = 0; n < kChunk / 8; ++n) {
-      const float* const b = rows + 8 * n * kStride + 8 * k;
-      const unsigned b0 = __float_as_uint(b[0]);
-      const unsigned b1 = __float_as_uint(b[4]);
-#pragma unroll
-      for (int s = 0; s < kStrips; ++s) {
-        MultiplyAdd(scores[s][n], a[s][k], b0, b1);
-      }
-    }
-  }
-}
 
-// sums[s] += scores[s] times rows first .. first + 31 of a tile.
-template <int kStrips>
-__device__ __forceinline__ static void AddProducts(const Scores (&scores)[kStrips], const float* tile,
-                                            int first, Sums (&sums)[kStrips]) {
-  const float* const rows = tile + (first + 2 * Place()) * kStride + Group();
-#pragma unroll
-  for (int k = 0; k < kChunk / 8; ++k) {
-    unsigned a[kStrips][4];
+  // scores[s] = rows a[s] times the transpose of rows first .. first + 31 of a tile.
+  template <int kStrips>
+  __device__ __forceinline__ static void Dots(const Operand (&a)[kStrips], const float* tile,
+                                              int first, Scores (&scores)[kStrips]) {
 #pragma unroll
     for (int s = 0; s < kStrips; ++s) {
-      a[s][0] = Rounded(scores[s][k][0]);
-      a[s][1] = Rounded(scores[s][k][2]);
-      a[s][2] = Rounded(scores[s][k][1]);
-      a[s][3] = Rounded(scores[s][k][3]);
+#pragma unroll
+      for (int n = 0; n < kChunk / 8; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          scores[s][n][e] = 0.0F;
+        }
+      }
     }
+    const float* const rows = tile + (first + Group()) * kStride + Place();
 #pragma unroll
-    for (int n = 0; n < kHead / 8; ++n) {
-      const float* const b = rows + 8 * k * kStride + 8 * n;
-      const unsigned b0 = __float_as_uint(b[0]);
-      const unsigned b1 = __float_as_uint(b[kStride]);
+    for (int k = 0; k < kHead / 8; ++k) {
 #pragma unroll
-      for (int s = 0; s < kStrips; ++s) {
-        MultiplyAdd(sums[s][n], a[s], b0, b1);
+      for (int n = 0; n < kChunk / 8; ++n) {
+        const float* const b = rows + 8 * n * kStride + 8 * k;
+        const unsigned b0 = __float_as_uint(b[0]);
+        const unsigned b1 = __float_as_uint(b[4]);
+#pragma unroll
+        for (int s = 0; s < kStrips; ++s) {
+          MultiplyAdd(scores[s][n], a[s][k], b0, b1);
+        }
       }
     }
   }
-}
+
+  // sums[s] += scores[s] times rows first .. first + 31 of a tile.
+  template <int kStrips>
+  __device__ __forceinline__ static void AddProducts(const Scores (&scores)[kStrips],
+                                                     const float* tile, int first,
+                                                     Sums (&sums)[kStrips]) {
+    const float* const rows = tile + (first + 2 * Place()) * kStride + Group();
+#pragma unroll
+    for (int k = 0; k < kChunk / 8; ++k) {
+      unsigned a[kStrips][4];
+#pragma unroll
+      for (int s = 0; s < kStrips; ++s) {
+        a[s][0] = Rounded(scores[s][k][0]);
+        a[s][1] = Rounded(scores[s][k][2]);
+        a[s][2] = Rounded(scores[s][k][1]);
+        a[s][3] = Rounded(scores[s][k][3]);
+      }
+#pragma unroll
+      for (int n = 0; n < kHead / 8; ++n) {
+        const float* const b = rows + 8 * k * kStride + 8 * n;
+        const unsigned b0 = __float_as_uint(b[0]);
+        const unsigned b1 = __float_as_uint(b[kStride]);
+#pragma unroll
+        for (int s = 0; s < kStrips; ++s) {
+          MultiplyAdd(sums[s][n], a[s], b0, b1);
+        }
+      }
+    }
+  }
 };
 
 }  // namespace

@@ -37,8 +37,7 @@ std::size_t AlignmentOf(std::initializer_list<const void*> pointers) {
 
 std::string Text(const MatMulSpec& s) {
   return "a product [" + std::to_string(s.m) + "," + std::to_string(s.k) + "] x [" +
-         std::to_string(s.k) + "," + std::to_string(s.n) + "] of " +
-         std::string(DTypeName(s.type));
+         std::to_string(s.k) + "," + std::to_string(s.n) + "] of " + std::string(DTypeName(s.type));
 }
 
 cudaDataType_t NativeType(DType type) {
@@ -116,11 +115,11 @@ class CublasLtMatMul final : public MatMulPlan {
                                               static_cast<std::uint64_t>(columns),
                                               static_cast<std::uint64_t>(rows), columns));
     };
-    check(calls_.cublasLtMatmulDescCreate(
-        &product_,
-        libraries_.tf32() && !IsHalf(spec_.type) ? CUBLAS_COMPUTE_32F_FAST_TF32
-                                                 : CUBLAS_COMPUTE_32F,
-        CUDA_R_32F));
+    check(calls_.cublasLtMatmulDescCreate(&product_,
+                                          libraries_.tf32() && !IsHalf(spec_.type)
+                                              ? CUBLAS_COMPUTE_32F_FAST_TF32
+                                              : CUBLAS_COMPUTE_32F,
+                                          CUDA_R_32F));
     // Its first operand is b.
     set(CUBLASLT_MATMUL_DESC_TRANSA, spec_.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N);
     set(CUBLASLT_MATMUL_DESC_TRANSB, spec_.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N);
@@ -129,8 +128,10 @@ class CublasLtMatMul final : public MatMulPlan {
         spec_.bias ? (relu ? CUBLASLT_EPILOGUE_RELU_BIAS : CUBLASLT_EPILOGUE_BIAS)
                    : (relu ? CUBLASLT_EPILOGUE_RELU : CUBLASLT_EPILOGUE_DEFAULT));
     // The bias is of the result's type, as the library expects.
-    layout(b_, spec_.type, spec_.transpose_b ? spec_.k : spec_.n, spec_.transpose_b ? spec_.n : spec_.k);
-    layout(a_, spec_.type, spec_.transpose_a ? spec_.m : spec_.k, spec_.transpose_a ? spec_.k : spec_.m);
+    layout(b_, spec_.type, spec_.transpose_b ? spec_.k : spec_.n,
+           spec_.transpose_b ? spec_.n : spec_.k);
+    layout(a_, spec_.type, spec_.transpose_a ? spec_.m : spec_.k,
+           spec_.transpose_a ? spec_.k : spec_.m);
     layout(c_, spec_.out, spec_.n, spec_.m);
   }
 

@@ -223,8 +223,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         if (i + k >= 0 && i + k < n) {
-          y[i + k] =
-              RoundedTo<T>(draw.v[k] >= d.threshold ? ToFloat(x[i + k]) * d.scale : 0.0F);
+          y[i + k] = RoundedTo<T>(draw.v[k] >= d.threshold ? ToFloat(x[i + k]) * d.scale : 0.0F);
         }
       }
     }

@@ -87,11 +87,11 @@ Status CudnnStatus(const LibraryCalls& calls, cudnnStatus_t status, std::string_
 
 void RequireTypeOf(const Libraries& libraries, DType type) {
   if (type == DType::kBFloat16 && libraries.compute_capability() < 80) {
-    throw StatusError(FailedPrecondition(
-        libraries.device().name() + ": bfloat16 on a GPU of compute capability " +
-        std::to_string(libraries.compute_capability() / 10) + "." +
-        std::to_string(libraries.compute_capability() % 10) +
-        " [8.0 or later; mixed_float16 or float32 on this one]"));
+    throw StatusError(FailedPrecondition(libraries.device().name() +
+                                         ": bfloat16 on a GPU of compute capability " +
+                                         std::to_string(libraries.compute_capability() / 10) + "." +
+                                         std::to_string(libraries.compute_capability() % 10) +
+                                         " [8.0 or later; mixed_float16 or float32 on this one]"));
   }
 }
 

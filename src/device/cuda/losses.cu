@@ -45,8 +45,8 @@ struct LogSumExp {
 // Of the group's row, in one pass that keeps the row; also `also(c, V)` for each run. A thread's
 // sum is around the largest element that it has seen so far.
 template <typename Row, typename Group, typename T, typename Also>
-__device__ __forceinline__ LogSumExp LogSum(const Group& group, const T* x,
-                                            std::int64_t columns, Row& kept, const Also& also) {
+__device__ __forceinline__ LogSumExp LogSum(const Group& group, const T* x, std::int64_t columns,
+                                            Row& kept, const Also& also) {
   constexpr int V = Row::kWidth;
   kept.From(x);
   // Finite, so that elements of -infinity weigh 0.

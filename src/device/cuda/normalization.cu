@@ -78,8 +78,7 @@ struct LayerNormGradient {
 template <typename T, typename Row, typename Group>
 __device__ __forceinline__ void LayerNormRowBackward(const LayerNormGradient<T>& n,
                                                      const Group& group, std::int64_t r,
-                                                     std::int64_t columns,
-                                                     Row (&kept)[2]) {
+                                                     std::int64_t columns, Row (&kept)[2]) {
   constexpr int V = Row::kWidth;
   const float* const in = n.x + r * columns;
   const T* const gradient = n.dy + r * columns;
@@ -395,9 +394,12 @@ void CudaKernels::LayerNormBackward(Stream& stream, const NormBackwardArguments&
   }
   WithType(n.dy.dtype(), [&]<typename T>(T* type) {
     const T* const dy = DataOf(n.dy, type);
-    const LayerNormGradient<T> gradient{n.x.data(),    n.scale.data(),
-                                        n.mean.data(), n.inverse_deviation.data(),
-                                        dy,            n.dx.empty() ? nullptr : n.dx.data()};
+    const LayerNormGradient<T> gradient{n.x.data(),
+                                        n.scale.data(),
+                                        n.mean.data(),
+                                        n.inverse_deviation.data(),
+                                        dy,
+                                        n.dx.empty() ? nullptr : n.dx.data()};
     const bool aligned = Aligned16(n.x.data(), n.scale.data(), dy, gradient.dx);
     const auto scratch = [this](std::int64_t count) { return Scratch<float>(count); };
     if (n.columns > kBlockColumns) {
@@ -475,20 +477,20 @@ void CudaKernels::BatchNorm(Stream& stream, const NormArguments& n) {
 
 void CudaKernels::BatchNormBackwardSums(Stream& stream, const NormBackwardArguments& n,
                                         FloatSpan sums) {
-  SumColumns<2>(stream, "BatchNormBackwardSums", processors_, {1, n.rows, n.columns}, 1.0F,
-                Aligned16(n.x.data(), n.mean.data(), n.inverse_deviation.data(), n.dy.floats()),
-                sums.data(),
-                GradientTimesXhat<false, float>{n.x.data(), n.mean.data(), n.inverse_deviation.data(),
-                                         n.dy.floats(), n.columns},
-                [this](std::int64_t count) { return Scratch<float>(count); });
+  SumColumns<2>(
+      stream, "BatchNormBackwardSums", processors_, {1, n.rows, n.columns}, 1.0F,
+      Aligned16(n.x.data(), n.mean.data(), n.inverse_deviation.data(), n.dy.floats()), sums.data(),
+      GradientTimesXhat<false, float>{n.x.data(), n.mean.data(), n.inverse_deviation.data(),
+                                      n.dy.floats(), n.columns},
+      [this](std::int64_t count) { return Scratch<float>(count); });
 }
 
 void CudaKernels::BatchNormBackward(Stream& stream, const NormBackwardArguments& n,
                                     ConstFloatSpan sums, ConstFloatSpan count) {
   LaunchTile<BatchNormBackwardTile>(
       stream, "BatchNormBackward",
-      Aligned16(n.x.data(), n.mean.data(), n.inverse_deviation.data(), n.scale.data(), n.dy.floats(),
-                sums.data(), n.dx.data()),
+      Aligned16(n.x.data(), n.mean.data(), n.inverse_deviation.data(), n.scale.data(),
+                n.dy.floats(), sums.data(), n.dx.data()),
       n.rows, n.columns, n.x.data(), n.mean.data(), n.inverse_deviation.data(), n.scale.data(),
       n.dy.floats(), sums.data(), count.empty() ? nullptr : count.data(), n.dx.data(), n.columns);
 }

@@ -195,12 +195,13 @@ nlohmann::json Measure(const Flags& flags) {
 }
 
 int OnDevice(const Flags& flags) {
-  const auto measured = MeasureOnDevice({.device = flags.device,
-                                         .model = flags.model,
-                                         .batch = flags.batch,
-                                         .threads = flags.threads,
-                                         .rounds = flags.rounds,
-                                         .precision = OrThrow(nn::ParsePrecision(flags.precision))});
+  const auto measured =
+      MeasureOnDevice({.device = flags.device,
+                       .model = flags.model,
+                       .batch = flags.batch,
+                       .threads = flags.threads,
+                       .rounds = flags.rounds,
+                       .precision = OrThrow(nn::ParsePrecision(flags.precision))});
   if (!measured.ok()) {
     std::fprintf(stderr, "cohort bench train: %s\n", measured.status().ToString().c_str());
     return ExitCode(measured.status());
@@ -212,9 +213,10 @@ int OnDevice(const Flags& flags) {
   }
   std::printf(
       "%s, batch %d, on %s, %s: %.3f ms/step, %.2f TFLOP/s, %.1f%% of a large product's %.1f%s\n",
-      flags.model.c_str(), flags.batch, flags.device.c_str(), flags.precision.c_str(), r["ms_per_step"].get<double>(),
-      r["tflops"].get<double>(), 100 * r["share_of_matmul"].get<double>(),
-      r["matmul_tflops"].get<double>(), r["replayed"].get<bool>() ? " (replayed as a graph)" : "");
+      flags.model.c_str(), flags.batch, flags.device.c_str(), flags.precision.c_str(),
+      r["ms_per_step"].get<double>(), r["tflops"].get<double>(),
+      100 * r["share_of_matmul"].get<double>(), r["matmul_tflops"].get<double>(),
+      r["replayed"].get<bool>() ? " (replayed as a graph)" : "");
   return 0;
 }
 

@@ -112,11 +112,10 @@ class Trainer {
   double StepMilliseconds() {
     const auto start = std::chrono::steady_clock::now();
     ++steps_;
-    const auto out = OrThrow(step_->Run(place_.stream(), *sink_,
-                                        {.step = steps_,
-                                         .intra_op_threads = options_.threads,
-                                         .precision = options_.precision},
-                                        inputs_, body_, kTimeout));
+    const auto out = OrThrow(step_->Run(
+        place_.stream(), *sink_,
+        {.step = steps_, .intra_op_threads = options_.threads, .precision = options_.precision},
+        inputs_, body_, kTimeout));
     loss_ = out.front().data<float>()[0];
     UpdatePart part{.value = on_device_->all(),
                     .gradient = sink_->all(),
@@ -234,8 +233,8 @@ double MatMulFlopsPerSecond(const std::shared_ptr<Device>& device, int threads, 
 
 Result<nlohmann::json> MeasureOnDevice(const DeviceBenchOptions& options) {
   COHORT_ASSIGN_OR_RETURN(const auto devices, OpenDevices(options.device));
-  const double peak = MatMulFlopsPerSecond(devices.front(), options.threads,
-                                           nn::ComputeType(options.precision));
+  const double peak =
+      MatMulFlopsPerSecond(devices.front(), options.threads, nn::ComputeType(options.precision));
   Trainer trainer(options, devices.front());
   const int steps = options.model == "gpt2" ? 2 : 100;
   for (int i = 0; i < 4; ++i) {

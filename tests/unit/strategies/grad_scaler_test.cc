@@ -28,8 +28,8 @@ namespace cohort {
 namespace {
 
 using ::testing::ElementsAre;
-using ::testing::HasSubstr;
 using testing::ExpectAllOk;
+using ::testing::HasSubstr;
 using testing::MakeFarDevices;
 using testing::RunRanks;
 
@@ -61,8 +61,7 @@ TEST(GradScaler, DefaultsAreThoseOfOthers) {
 }
 
 TEST(GradScaler, RefusesWhatIsNoScale) {
-  for (const auto& [options, text] :
-       std::vector<std::pair<GradScalerOptions, std::string>>{
+  for (const auto& [options, text] : std::vector<std::pair<GradScalerOptions, std::string>>{
            {{.init_scale = 3}, "init_scale is 3.0"},
            {{.init_scale = 0}, "init_scale is 0.0"},
            {{.init_scale = 0x1p70}, "init_scale"},
@@ -168,9 +167,9 @@ TEST(GradScaler, AllReplicasSkipAStepTogether) {
     int processes, replicas;
     bool far, whole;
   };
-  for (const World& world : {World{1, 1, false, false}, World{1, 3, false, false},
-                             World{2, 1, false, false}, World{3, 2, false, true},
-                             World{1, 2, true, false}, World{2, 2, true, true}}) {
+  for (const World& world :
+       {World{1, 1, false, false}, World{1, 3, false, false}, World{2, 1, false, false},
+        World{3, 2, false, true}, World{1, 2, true, false}, World{2, 2, true, true}}) {
     SCOPED_TRACE(std::to_string(world.processes) + " processes of " +
                  std::to_string(world.replicas) + (world.far ? ", on devices" : ""));
     const auto options = [&](bool scaled) {
@@ -195,8 +194,7 @@ TEST(GradScaler, AllReplicasSkipAStepTogether) {
       EXPECT_EQ(other, first);
     }
     EXPECT_THAT(first.skipped, ElementsAre(false, true, false, false, true, false));
-    EXPECT_THAT(first.scales,
-                ElementsAre(0x1p15, 0x1p14, 0x1p14, 0x1p15, 0x1p14, 0x1p14));
+    EXPECT_THAT(first.scales, ElementsAre(0x1p15, 0x1p14, 0x1p14, 0x1p15, 0x1p14, 0x1p14));
     EXPECT_EQ(first.step, 6);
     const std::size_t same_as[] = {0, 0, 1, 2, 2, 3};
     for (std::size_t s = 0; s < 6; ++s) {

@@ -80,9 +80,9 @@ struct StrategyOptions {
   // devices of all share the host's memory, or none do.
   std::vector<std::shared_ptr<Device>> devices;
   LossScale loss_scale = LossScale::kGlobalMean;
-  // For models that compute in float16: gradients are scaled, and a step whose gradients overflow is
-  // skipped, by all replicas together. The decision is each process's own, from the sums that all
-  // have; so the update begins when all of them are there. Not with make_bucket_hook, nor for
+  // For models that compute in float16: gradients are scaled, and a step whose gradients overflow
+  // is skipped, by all replicas together. The decision is each process's own, from the sums that
+  // all have; so the update begins when all of them are there. Not with make_bucket_hook, nor for
   // models with sparse tables.
   std::optional<GradScalerOptions> grad_scaler;
   // Gradients travel in buckets of about this size; the first is small, so that communication

@@ -58,9 +58,9 @@ class ConstElements {
   ConstElements(const Elements& e)  // NOLINT: as spans
       : data_(e.raw()), size_(e.size()), dtype_(e.dtype()) {}
   template <typename Floats>
-    requires(std::convertible_to<const Floats&, ConstFloatSpan> &&
-             !std::same_as<Floats, Elements> && !std::same_as<Floats, ConstElements>)
-  ConstElements(const Floats& floats) {  // NOLINT: is one
+  requires(std::convertible_to<const Floats&, ConstFloatSpan> && !std::same_as<Floats, Elements> &&
+           !std::same_as<Floats, ConstElements>)
+      ConstElements(const Floats& floats) {  // NOLINT: is one
     const ConstFloatSpan span = floats;
     data_ = span.data();
     size_ = span.size();

@@ -132,7 +132,8 @@ struct DropoutSpec {
 };
 
 // y = (x - mean) * inverse_deviation * scale + offset. Layer norm: mean and inverse_deviation are
-// outputs, one per row, with `epsilon`, and y may be of 16 bits; batch norm: inputs, one per column.
+// outputs, one per row, with `epsilon`, and y may be of 16 bits; batch norm: inputs, one per
+// column.
 struct NormArguments {
   std::int64_t rows = 0;
   std::int64_t columns = 0;

@@ -14,8 +14,8 @@
 
 namespace cohort::nn {
 
-// x in another type (float32, bfloat16, float16), rounded to nearest even; x itself if it is of that
-// type. Operations that say nothing of types take any, and give float32.
+// x in another type (float32, bfloat16, float16), rounded to nearest even; x itself if it is of
+// that type. Operations that say nothing of types take any, and give float32.
 Variable Cast(const Variable& x, DType type);
 
 // Of x's type, as are Reshape, Flatten and Dropout.
@@ -28,7 +28,7 @@ Variable Tanh(const Variable& x);
 Variable Activate(const Variable& x, Activation f);
 Variable Softmax(const Variable& x);  // over the last axis
 
-Variable Add(const Variable& a, const Variable& b);       // equal shapes; float32 where types differ
+Variable Add(const Variable& a, const Variable& b);  // equal shapes; float32 where types differ
 Variable Multiply(const Variable& a, const Variable& b);  // equal shapes
 // Joined along `axis` (negative: from the end); the other axes are equal.
 Variable Concat(const std::vector<Variable>& parts, int axis);
