@@ -7,7 +7,9 @@ namespace cohort::data {
 namespace {
 
 std::string Place(const InputWorker& worker) {
-  return worker.address.empty() ? "the dispatcher" : worker.address;
+  return worker.address.empty()            ? "the dispatcher"
+         : worker.address.starts_with(':') ? "the dispatcher's host" + worker.address
+                                           : worker.address;
 }
 
 }  // namespace
@@ -45,6 +47,11 @@ Status Directory::Register(InputWorker worker, Deadline now) {
   const std::uint64_t incarnation = worker.incarnation;
   workers_[incarnation] = {std::move(worker), now};
   return {};
+}
+
+bool Directory::Knows(std::uint64_t incarnation, Deadline now) {
+  Forget(now);
+  return workers_.contains(incarnation);
 }
 
 Result<Directory::Found> Directory::Find(const std::string& pipeline, Deadline now) {

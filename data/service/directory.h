@@ -21,7 +21,8 @@ namespace cohort::data {
 
 struct InputWorker {
   std::uint64_t incarnation = 0;
-  std::string address;  // empty: this process, which is never silent
+  // ":port": at this process's host. Empty: this process, which is never silent.
+  std::string address;
   int threads = 1;
   std::vector<PipelineInfo> pipelines;
 };
@@ -35,6 +36,8 @@ class Directory {
   // worker is then not known. A worker at the address of another one replaces it.
   Status Register(InputWorker worker, Deadline now);
   void Leave(std::uint64_t incarnation) { workers_.erase(incarnation); }
+  // That it has registered, and been heard since.
+  bool Knows(std::uint64_t incarnation, Deadline now);
 
   struct Found {
     PipelineInfo pipeline;

@@ -38,6 +38,9 @@ using std::chrono::milliseconds;
 using Context = grpc::CallbackServerContext;
 
 constexpr std::size_t kMostWaiting = 4096;
+constexpr std::size_t kMostRequestBytes = std::size_t{16} << 20;  // kMostExamples, and a name
+// Of the lists of an example, while none has been made.
+constexpr std::int64_t kFirstListBytes = std::int64_t{1} << 17;
 constexpr std::int64_t kMostReplyBytes = std::numeric_limits<std::int32_t>::max() - (1 << 20);
 constexpr std::size_t kEpochsKept = 4;
 constexpr milliseconds kRegisterTry{2'000};
@@ -48,13 +51,18 @@ constexpr milliseconds kProbeTimeout{300};
 class Served {
  public:
   Served(PipelineInfo info, std::shared_ptr<const Source> source)
-      : info_(std::move(info)), source_(std::move(source)) {}
+      : info_(std::move(info)),
+        contract_(Contract(info_)),
+        source_(std::move(source)),
+        list_bytes_(info_.ragged.empty() ? 0 : kUnknown) {}
 
   static Result<std::unique_ptr<Served>> Make(const ServedPipeline& pipeline) {
     const Result<std::shared_ptr<const Source>> source = pipeline.dataset.AsSource();
     if (!source.ok()) {
-      return source.status().Annotate("pipeline '" + pipeline.name +
-                                      "' is served before Batch, trainers make batches");
+      return source.status().Annotate("pipeline '" + pipeline.name + "'" +
+                                      (pipeline.dataset.batch_size() != 0
+                                           ? " is served before Batch, trainers make batches"
+                                           : ""));
     }
     const std::uint64_t content = (*source)->Fingerprint();
     PipelineInfo info{
@@ -68,6 +76,11 @@ class Served {
   }
 
   const PipelineInfo& info() const { return info_; }
+  std::uint64_t contract() const { return contract_; }
+  // Of an example in a reply, without the values of its lists.
+  std::int64_t fixed_bytes() const {
+    return info_.row_bytes() + 8 * static_cast<std::int64_t>(info_.ragged.size());
+  }
 
   std::shared_ptr<const Source> At(std::int64_t epoch) {
     if (!info_.by_epoch) {
@@ -85,10 +98,11 @@ class Served {
     return found;
   }
 
-  // What a read of so many examples takes, as far as it is known: of ragged features, what it took
-  // at most so far.
+  // What a read of so many examples takes, as far as it is known: of ragged features, the largest
+  // average of a read so far.
   std::int64_t Bytes(std::int64_t examples) const {
-    return examples * (info_.row_bytes() + list_bytes_.load(std::memory_order_relaxed));
+    const std::int64_t lists = list_bytes_.load(std::memory_order_relaxed);
+    return examples * (fixed_bytes() + (lists == kUnknown ? kFirstListBytes : lists));
   }
   void SawLists(std::int64_t bytes, std::int64_t examples) {
     const std::int64_t each = bytes / std::max<std::int64_t>(examples, 1);
@@ -98,9 +112,12 @@ class Served {
   }
 
  private:
+  static constexpr std::int64_t kUnknown = -1;
+
   const PipelineInfo info_;
+  const std::uint64_t contract_;
   const std::shared_ptr<const Source> source_;  // owners: this, and what is made of it
-  std::atomic<std::int64_t> list_bytes_{0};     // of an example
+  std::atomic<std::int64_t> list_bytes_;        // of an example
   std::mutex mutex_;
   std::map<std::int64_t, std::shared_ptr<const Source>> epochs_;  // guarded by mutex_
 };
@@ -116,6 +133,8 @@ Status Make(Served& served, const wire::ReadRequest& request, std::vector<grpc::
   }
   std::vector<std::vector<std::byte>> values(info.ragged.size());
   std::vector<std::vector<std::int64_t>> ends(info.ragged.size());
+  const std::int64_t room = kMostReplyBytes - served.fixed_bytes() * request.indexes_size();
+  std::int64_t lists = 0;
   for (const std::int64_t index : request.indexes()) {
     const std::atomic<bool>* const stop = StopScope::Current();
     if (stop != nullptr && stop->load(std::memory_order_relaxed)) {
@@ -125,22 +144,22 @@ Status Make(Served& served, const wire::ReadRequest& request, std::vector<grpc::
     for (std::size_t i = 0; i < rows.size(); ++i) {
       rows[i] += info.features[i].bytes();
     }
+    lists = 0;
     for (std::size_t i = 0; i < values.size(); ++i) {
-      ends[i].push_back(static_cast<std::int64_t>(values[i].size()));
+      lists += ends[i].emplace_back(static_cast<std::int64_t>(values[i].size()));
+    }
+    if (lists > room) {
+      return ResourceExhausted("the lists of " + std::to_string(examples) +
+                               " examples do not fit in one message [a smaller "
+                               "FromServiceOptions::piece_bytes asks for fewer]");
     }
   }
-  std::int64_t lists = 0;
   for (std::size_t i = 0; i < values.size(); ++i) {
-    lists += static_cast<std::int64_t>(values[i].size());
     payload.emplace_back(ends[i].data(), ends[i].size() * sizeof(std::int64_t));
     payload.push_back(AdoptSlice(std::move(values[i])));
   }
   served.SawLists(lists, request.indexes_size());
-  return lists + served.info().row_bytes() * request.indexes_size() <= kMostReplyBytes
-             ? OkStatus()
-             : ResourceExhausted("the lists of " + std::to_string(examples) +
-                                 " examples do not fit in one message [a smaller "
-                                 "FromServiceOptions::piece_bytes asks for fewer]");
+  return {};
 }
 
 Status MakeGuarded(Served& served, const wire::ReadRequest& request,
@@ -168,6 +187,8 @@ std::string HostOfPeer(const std::string& peer) {
   }
   return host;
 }
+
+bool IsLoopback(const std::string& host) { return host.starts_with("127.") || host == "[::1]"; }
 
 class Server final
     : public DataServer,
@@ -309,6 +330,9 @@ class Server final
     Status Parse(const grpc::ByteBuffer& bytes) {
       Received received;
       std::string message;
+      if (bytes.Length() > kMostRequestBytes) {
+        return InvalidArgument("a read of " + std::to_string(bytes.Length()) + " bytes");
+      }
       if (received.Take(bytes)) {
         message.resize(received.remaining());
         received.Read(message.data(), message.size());
@@ -317,11 +341,16 @@ class Server final
         return InvalidArgument("a read that is no message");
       }
       served_ = server_.FindServed(request_.pipeline());
-      if (served_ == nullptr || served_->info().fingerprint != request_.fingerprint()) {
+      if (served_ == nullptr || served_->contract() != request_.contract()) {
         elsewhere_ = true;
         return FailedPrecondition("it serves " +
                                   std::string(served_ == nullptr ? "no" : "another") +
                                   " pipeline '" + request_.pipeline() + "'");
+      }
+      if (request_.indexes_size() > kMostExamples) {
+        return InvalidArgument("pipeline '" + request_.pipeline() + "': a read of " +
+                               std::to_string(request_.indexes_size()) + " examples, more than " +
+                               std::to_string(kMostExamples));
       }
       for (const std::int64_t index : request_.indexes()) {
         if (index < 0 || index >= served_->info().examples) {
@@ -329,7 +358,7 @@ class Server final
                                  std::to_string(index));
         }
       }
-      const std::int64_t row = std::max<std::int64_t>(served_->info().row_bytes(), 1);
+      const std::int64_t row = std::max<std::int64_t>(served_->fixed_bytes(), 1);
       if (request_.indexes_size() > kMostReplyBytes / row) {
         return InvalidArgument("pipeline '" + request_.pipeline() +
                                "': " + std::to_string(request_.indexes_size()) + " examples of " +
@@ -427,30 +456,37 @@ class Server final
     InputWorker worker{.incarnation = request.incarnation(),
                        .address = request.address(),
                        .threads = std::clamp(request.threads(), 1, 4096)};
-    if (worker.address.starts_with(':')) {
+    std::string address = worker.address;  // as it is seen from here
+    if (address.starts_with(':')) {
       const std::string host = HostOfPeer(peer);
       if (host.empty()) {
         return InvalidArgument("the input worker's address cannot be told from '" + peer +
                                "' [ServeOptions::advertise says it]");
       }
-      worker.address = host + worker.address;
+      address = host + address;
+      if (!IsLoopback(host)) {  // else trainers put the name by which they know this host before it
+        worker.address = address;
+      }
     }
-    COHORT_RETURN_IF_ERROR(ParseHostPort(worker.address).status());
+    COHORT_RETURN_IF_ERROR(ParseHostPort(address).status());
     for (const wire::Pipeline& pipeline : request.pipelines()) {
       COHORT_ASSIGN_OR_RETURN(PipelineInfo info, FromWire(pipeline));
       worker.pipelines.push_back(std::move(info));
     }
-    const std::string address = worker.address;
-    const std::lock_guard lock(mutex_);
-    if (request.leaves()) {
-      directory_.Leave(request.incarnation());
-      known_.erase(request.incarnation());
-      options_.log.Info("the input worker at " + address + " has left");
-      return {};
+    bool known = false;
+    {
+      const std::lock_guard lock(mutex_);
+      const Deadline now = std::chrono::steady_clock::now();
+      known = directory_.Knows(request.incarnation(), now);
+      if (request.leaves()) {
+        directory_.Leave(request.incarnation());
+      } else {
+        COHORT_RETURN_IF_ERROR(directory_.Register(std::move(worker), now));
+      }
     }
-    COHORT_RETURN_IF_ERROR(
-        directory_.Register(std::move(worker), std::chrono::steady_clock::now()));
-    if (known_.insert(request.incarnation()).second) {
+    if (request.leaves()) {
+      options_.log.Info("the input worker at " + address + " has left");
+    } else if (!known) {
       options_.log.Info("input worker at " + address);
     }
     return {};
@@ -515,11 +551,12 @@ class Server final
       const Deadline now = std::chrono::steady_clock::now();
       const auto waited = [&] {
         return "the dispatcher at " + options_.dispatcher + ": " +
-               ProbeAddress(options_.dispatcher, kProbeTimeout);
+               WhyNoAnswer(ProbeAddress(options_.dispatcher, kProbeTimeout), said.message());
       };
       if (now - begun >= options_.join_timeout) {
         return DeadlineExceeded(waited() + ", after " +
-                                std::to_string(options_.join_timeout.count()) + " ms");
+                                std::to_string(options_.join_timeout.count()) +
+                                " ms [start `cohort data serve` there, or check the address]");
       }
       if (now >= next_call) {
         options_.log.Info("waiting for " + waited());
@@ -568,7 +605,6 @@ class Server final
   std::set<ReadCall*> reads_;                // that are queued, or being made, or sent
   grpc::ClientContext* register_ = nullptr;  // while under way
   Directory directory_;
-  std::set<std::uint64_t> known_;  // that were logged
   Status failure_;
   DataServerStats stats_;
 

@@ -8,6 +8,10 @@
 #include <set>
 #include <utility>
 
+#include <cohort/core/random.h>
+
+#include "grpc_util.h"
+
 namespace cohort::data {
 namespace {
 
@@ -30,6 +34,18 @@ std::string Describe(const PipelineInfo& info, const std::string& name) {
     }
   }
   return "";
+}
+
+// In their order.
+std::string Names(const PipelineInfo& info) {
+  std::string names;
+  for (const FeatureSpec& feature : info.features) {
+    names += (names.empty() ? "'" : ", '") + feature.name + "'";
+  }
+  for (const RaggedSpec& feature : info.ragged) {
+    names += (names.empty() ? "'" : ", '") + feature.name + "'";
+  }
+  return names;
 }
 
 bool IsDType(int dtype) {
@@ -115,6 +131,12 @@ Result<PipelineInfo> FromWire(const wire::Pipeline& pipeline) {
   return info;
 }
 
+std::uint64_t Contract(const PipelineInfo& info) {
+  wire::Pipeline pipeline;
+  ToWire(info, &pipeline);
+  return Hash64(pipeline.SerializeAsString());
+}
+
 std::string FeatureDifference(const PipelineInfo& there, const PipelineInfo& expected) {
   std::set<std::string> names;
   for (const PipelineInfo* info : {&there, &expected}) {
@@ -142,6 +164,10 @@ std::string Difference(const PipelineInfo& there, const PipelineInfo& expected) 
   if (std::string difference = FeatureDifference(there, expected); !difference.empty()) {
     return difference;
   }
+  if (there.features != expected.features || there.ragged != expected.ragged) {
+    return "the same features in another order: " + Names(there) + ", " + Names(expected) +
+           " is expected";
+  }
   if (there.examples != expected.examples) {
     return std::to_string(there.examples) + " examples, " + std::to_string(expected.examples) +
            " are expected";
@@ -149,6 +175,12 @@ std::string Difference(const PipelineInfo& there, const PipelineInfo& expected) 
   return there.fingerprint == expected.fingerprint && there.by_epoch == expected.by_epoch
              ? ""
              : "other data, another order, other maps or another version (fingerprints differ)";
+}
+
+std::string WhyNoAnswer(const std::string& probe, const std::string& error) {
+  return probe == kAcceptsConnections
+             ? probe + ", but does not answer as a data service (" + error + ")"
+             : probe;
 }
 
 grpc::Slice NewSlice(std::size_t bytes, std::byte** memory) {

@@ -17,6 +17,8 @@
 
 namespace cohort::data {
 
+inline constexpr std::int64_t kMostExamples = std::int64_t{1} << 20;  // of one read
+
 // A pipeline as a trainer sees it.
 struct PipelineInfo {
   std::string name;
@@ -34,11 +36,18 @@ Status FromWire(const wire::Outcome& outcome);
 void ToWire(const PipelineInfo& info, wire::Pipeline* pipeline);
 Result<PipelineInfo> FromWire(const wire::Pipeline& pipeline);
 
+// A hash of all of it: equal, a reply's bytes mean the same on both sides.
+std::uint64_t Contract(const PipelineInfo& info);
+
 // The first feature that one has and the other has not, or has otherwise: "feature 'x' is
 // float32[2], int64[] is expected". Empty: there is none.
 std::string FeatureDifference(const PipelineInfo& there, const PipelineInfo& expected);
-// As that, and the number of examples and the fingerprint.
+// As that, and the order of the features, the number of examples and the fingerprint.
 std::string Difference(const PipelineInfo& there, const PipelineInfo& expected);
+
+// Why an address does not answer: what a connection to it says (ProbeAddress), or, where it is
+// accepted, the call's own error.
+std::string WhyNoAnswer(const std::string& probe, const std::string& error);
 
 // Memory for `bytes`, aligned as a tensor's, and the slice that owns it.
 grpc::Slice NewSlice(std::size_t bytes, std::byte** memory);

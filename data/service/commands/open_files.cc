@@ -43,6 +43,12 @@ Result<ImageSpec> SpecOf(const OpenOptions& options) {
   return spec;
 }
 
+// ServedPipeline::version.
+std::string VersionOf(const ImageSpec& spec) {
+  return ImageElements(spec).name + " " + std::to_string(spec.height) + "x" +
+         std::to_string(spec.width) + (spec.unit_range ? " in [0, 1]" : " of bytes");
+}
+
 // The image features of a data set whose bytes they are in become these images.
 Dataset DecodeImages(const Dataset& data, const std::vector<std::string>& names,
                      const ImageSpec& spec) {
@@ -100,8 +106,7 @@ Result<OpenedFiles> OpenTfRecords(FileSystem& files, const OpenOptions& options)
                            "' holds images [--image says of what size they are to be]");
   }
   COHORT_ASSIGN_OR_RETURN(const ImageSpec spec, SpecOf(options));
-  return OpenedFiles{
-      DecodeImages(data, {images.begin(), images.end()}, spec), ImageElements(spec).name, {}};
+  return OpenedFiles{DecodeImages(data, {images.begin(), images.end()}, spec), VersionOf(spec), {}};
 }
 
 Result<OpenedFiles> OpenTar(FileSystem& files, const OpenOptions& options) {
@@ -130,8 +135,10 @@ Result<OpenedFiles> OpenTar(FileSystem& files, const OpenOptions& options) {
     return InvalidArgument(options.paths[0] +
                            ": it holds images [--image says of what size they are to be]");
   }
+  std::string version;
   if (images) {
     COHORT_ASSIGN_OR_RETURN(const ImageSpec spec, SpecOf(options));
+    version = VersionOf(spec);
     web.features.push_back(
         {.name = "image", .extensions = image_extensions, .decoder = ImageElements(spec)});
   }
@@ -142,7 +149,7 @@ Result<OpenedFiles> OpenTar(FileSystem& files, const OpenOptions& options) {
     return InvalidArgument(options.paths[0] + ": no sample has an image or a \"cls\" member");
   }
   COHORT_ASSIGN_OR_RETURN(Dataset data, WebDataset(options.paths, web));
-  return OpenedFiles{std::move(data), "", {unread.begin(), unread.end()}};
+  return OpenedFiles{std::move(data), version, {unread.begin(), unread.end()}};
 }
 
 Result<OpenedFiles> OpenCsv(FileSystem& files, const OpenOptions& options, char delimiter) {
@@ -182,7 +189,7 @@ Result<OpenedFiles> OpenFiles(const OpenOptions& options) {
     COHORT_ASSIGN_OR_RETURN(
         ImageClassification images,
         LoadImageClassification(path, {.unit_range = options.unit_range, .files = &files}));
-    return OpenedFiles{std::move(images.train), "", {}};
+    return OpenedFiles{std::move(images.train), options.unit_range ? "" : "images of bytes", {}};
   }
   COHORT_ASSIGN_OR_RETURN(const FileKind kind, KindOf(files, path));
   switch (kind.format) {

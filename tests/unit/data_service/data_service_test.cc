@@ -2,8 +2,12 @@
 
 #include <cohort/data_service/data_service.h>
 
+#include <arpa/inet.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -22,7 +26,10 @@ namespace {
 
 using namespace std::chrono_literals;
 using ::testing::AllOf;
+using ::testing::Ge;
 using ::testing::HasSubstr;
+using ::testing::Le;
+using ::testing::Not;
 
 constexpr std::int64_t kExamples = 103;
 constexpr auto kSoon = 30s;  // for what must happen, and takes milliseconds
@@ -131,10 +138,19 @@ class Heard {
 };
 
 // A map that stands still until it is let go, but for the first example, which is read when a
-// pipeline is made.
+// pipeline is made. An Opener behind the servers lets it go when a test is left early.
 class Gate {
  public:
-  ~Gate() { Open(); }
+  class Opener {
+   public:
+    explicit Opener(Gate& gate) : gate_(gate) {}
+    ~Opener() { gate_.Open(); }
+    Opener(const Opener&) = delete;
+    Opener& operator=(const Opener&) = delete;
+
+   private:
+    Gate& gate_;
+  };
   void Open() {
     {
       const std::lock_guard lock(mutex_);
@@ -154,9 +170,9 @@ class Gate {
       return OkStatus();
     };
   }
-  bool WaitForArrival() {
+  bool WaitForArrival(Duration timeout = kSoon) {
     std::unique_lock lock(mutex_);
-    return changed_.wait_for(lock, kSoon, [this] { return arrived_ > 0; });
+    return changed_.wait_for(lock, timeout, [this] { return arrived_ > 0; });
   }
 
  private:
@@ -213,9 +229,40 @@ TEST(DataService, WorkersThatHaveNothingToDoTakeTurns) {
   const auto dispatcher = Start(Numbers());
   const auto worker = Start(Numbers(), {.dispatcher = AddressOf(*dispatcher)});
   const Dataset remote = OrThrow(FromService(AddressOf(*dispatcher), "p"));
-  EXPECT_EQ(Batches(remote.Batch(11)).size(), 10U);  // one call each, one after another
-  EXPECT_EQ(dispatcher->stats().reads, 5);
-  EXPECT_EQ(worker->stats().reads, 5);
+  EXPECT_EQ(Batches(remote.Take(20).Batch(1)).size(), 20U);  // one call each, one after another
+  EXPECT_EQ(dispatcher->stats().reads, 10);
+  EXPECT_EQ(worker->stats().reads, 10);
+}
+
+TEST(DataService, ABatchOfFewBytesIsDividedAmongAllThreads) {
+  const auto dispatcher = Start(Numbers());
+  const auto worker = Start(Numbers(), {.dispatcher = AddressOf(*dispatcher), .threads = 3});
+  const Dataset remote = OrThrow(FromService(AddressOf(*dispatcher), "p"));
+  EXPECT_EQ(Batches(remote.Take(40).Batch(40)).size(), 1U);
+  EXPECT_EQ(dispatcher->stats().reads + worker->stats().reads, 5);
+}
+
+TEST(DataService, APieceThatTakesTooLongIsHalved) {
+  const auto server = Start(Numbers(40).Map([](Example& example) {
+    std::this_thread::sleep_for(NumberOf(example) == 0 ? 0ms : 10ms);
+    return OkStatus();
+  }),
+                            {.threads = 1});
+  const Dataset remote =
+      OrThrow(FromService(AddressOf(*server), "p", {.timeout = kSoon, .read_timeout = 150ms}));
+  std::vector<std::int64_t> numbers;
+  EXPECT_FALSE(Collect(*OrThrow(remote.Batch(40).Iterate()), numbers));
+  EXPECT_EQ(numbers, Everything(40));
+}
+
+TEST(DataService, PiecesOfListsAreSmallUntilTheirSizeIsKnown) {
+  const auto server = Start(Features(), {.threads = 1});
+  const Dataset remote = OrThrow(FromService(AddressOf(*server), "p", {.piece_bytes = 800}));
+  const auto batches = OrThrow(remote.Batch(32).Iterate());
+  EXPECT_TRUE(OrThrow(batches->Next()).has_value());
+  EXPECT_EQ(server->stats().reads, 6) << "20 bytes and a list of 100 are reckoned with";
+  EXPECT_TRUE(OrThrow(batches->Next()).has_value());
+  EXPECT_EQ(server->stats().reads, 6 + 2);
 }
 
 TEST(DataService, EveryExampleReachesATrainerOnceWhenAnInputWorkerEnds) {
@@ -246,13 +293,46 @@ TEST(DataService, AWorkerThatFallsSilentIsPassedOver) {
   const auto dispatcher = Start(Numbers(30).Map(open));
   const auto silent =
       Start(Numbers(30).Map(gate.Map()), {.dispatcher = AddressOf(*dispatcher), .threads = 1});
+  const Gate::Opener opener(gate);
   const Dataset remote =
       OrThrow(FromService(AddressOf(*dispatcher), "p", {.read_timeout = 100ms, .piece_bytes = 8}));
-  std::vector<std::int64_t> numbers;
-  EXPECT_FALSE(Collect(*OrThrow(remote.Batch(10).Prefetch(4, 2).Iterate()), numbers));
-  EXPECT_EQ(numbers, Everything(30));
-  EXPECT_TRUE(gate.WaitForArrival());
-  gate.Open();
+  const Deadline deadline = DeadlineAfter(kSoon);
+  bool silence = false;
+  do {
+    std::vector<std::int64_t> numbers;
+    EXPECT_FALSE(Collect(*OrThrow(remote.Batch(10).Prefetch(4, 2).Iterate()), numbers));
+    ASSERT_EQ(numbers, Everything(30));
+    silence = gate.WaitForArrival(0ms);
+  } while (!silence && std::chrono::steady_clock::now() < deadline);
+  EXPECT_TRUE(silence);
+}
+
+TEST(DataService, AWorkerOnTheDispatchersHostIsFoundThere) {
+  const auto dispatcher = OrThrow(Serve({}, {.listen = "127.0.0.1:0"}));
+  const auto fails = [](Example& example) {
+    return NumberOf(example) == 0 ? OkStatus() : DataLoss("bad bytes");
+  };
+  const auto worker = OrThrow(Serve({{"p", Numbers().Map(fails)}},
+                                    {.listen = "0.0.0.0:0", .dispatcher = AddressOf(*dispatcher)}));
+  const std::string host = "localhost:";  // another name than the worker joined by
+  const Dataset remote =
+      OrThrow(FromService(host + std::to_string(dispatcher->port()), "p", {.timeout = kSoon}));
+  EXPECT_THAT(OrThrow(remote.Batch(10).Iterate())->Next().status().message(),
+              HasSubstr("input worker " + host + std::to_string(worker->port()) + ":"));
+}
+
+TEST(DataService, ALogMayAskTheServer) {
+  std::promise<DataServer*> known;
+  const std::shared_future<DataServer*> server = known.get_future().share();
+  std::atomic<int> lines{0};
+  const auto dispatcher =
+      OrThrow(Serve({}, {.listen = "127.0.0.1:0", .log = Log([&](LogLevel, std::string_view) {
+                                                    lines +=
+                                                        server.get()->stats().reads == 0 ? 1 : 100;
+                                                  })}));
+  known.set_value(dispatcher.get());
+  Start(Numbers(), {.dispatcher = AddressOf(*dispatcher)});  // comes, and leaves if it is heard
+  EXPECT_THAT(lines.load(), AllOf(Ge(1), Le(2)));
 }
 
 TEST(DataService, AWorkerThatComesLaterIsUsed) {
@@ -371,13 +451,38 @@ TEST(DataService, NothingAtTheAddressIsAnErrorThatNamesIt) {
   EXPECT_EQ(FromService("nowhere", "p").status().code(), StatusCode::kInvalidArgument);
 }
 
+TEST(DataService, WhatAcceptsConnectionsAndSaysNothingIsToldSo) {
+  const int held = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof(address);
+  auto* generic = reinterpret_cast<sockaddr*>(&address);
+  EXPECT_EQ(::bind(held, generic, size), 0);
+  EXPECT_EQ(::listen(held, 64), 0);
+  EXPECT_EQ(::getsockname(held, generic, &size), 0);
+  const std::string there = "127.0.0.1:" + std::to_string(ntohs(address.sin_port));
+  const Status trainer = FromService(there, "p", {.timeout = 100ms}).status();
+  const Status worker = Serve({{"p", Numbers()}},
+                              {.listen = "127.0.0.1:0", .dispatcher = there, .join_timeout = 100ms})
+                            .status();
+  ::close(held);
+  for (const Status& status : {trainer, worker}) {
+    EXPECT_EQ(status.code(), StatusCode::kDeadlineExceeded);
+    EXPECT_THAT(status.message(),
+                AllOf(HasSubstr(there + ": accepts connections, but does not answer as a data "
+                                        "service ("),
+                      HasSubstr("[start `cohort data serve` there")));
+  }
+}
+
 TEST(DataService, WhenNoWorkerIsLeftReadingEndsAndSaysWhoIsMissing) {
   auto dispatcher = OrThrow(Serve({}, {.listen = "127.0.0.1:0"}));
   auto worker = Start(Numbers(), {.dispatcher = AddressOf(*dispatcher)});
   const std::string addresses[] = {AddressOf(*dispatcher), AddressOf(*worker)};
   Heard heard;
   const Dataset remote = OrThrow(FromService(
-      addresses[0], "p", {.timeout = 500ms, .roll_call_interval = 50ms, .log = heard.log()}));
+      addresses[0], "p", {.timeout = 3s, .roll_call_interval = 50ms, .log = heard.log()}));
   const auto batches = OrThrow(remote.Batch(10).Iterate());
   std::vector<std::int64_t> numbers;
   EXPECT_TRUE(Collect(*batches, numbers, 2));
@@ -389,6 +494,24 @@ TEST(DataService, WhenNoWorkerIsLeftReadingEndsAndSaysWhoIsMissing) {
               AllOf(HasSubstr("'p'"), HasSubstr(addresses[0]), HasSubstr("no examples for")));
   EXPECT_TRUE(heard.Wait("waiting for examples of pipeline 'p'"));
   EXPECT_EQ(batches->Next().status(), status) << "the iterator stays at its error";
+}
+
+TEST(DataService, WhyAWorkerIsMissingIsFoundOut) {
+  auto dispatcher = OrThrow(Serve({}, {.listen = "127.0.0.1:0"}));
+  auto worker = Start(Numbers(), {.dispatcher = AddressOf(*dispatcher)});
+  const std::string address = AddressOf(*worker);
+  Heard heard;
+  const Dataset remote = OrThrow(FromService(AddressOf(*dispatcher), "p",
+                                             {.timeout = 2 * kSoon,
+                                              .refresh_interval = 20ms,
+                                              .roll_call_interval = 50ms,
+                                              .log = heard.log()}));
+  dispatcher.reset();  // so it cannot say that the worker has left
+  worker.reset();
+  const auto batches = OrThrow(remote.Batch(10).Prefetch(1, 1).Iterate());
+  EXPECT_TRUE(
+      heard.Wait(": input worker " + address +
+                 " (connection refused); the dispatcher does not answer: connection refused"));
 }
 
 TEST(DataService, OtherDataUnderTheSameNameIsRefused) {
@@ -405,20 +528,46 @@ TEST(DataService, OtherDataUnderTheSameNameIsRefused) {
   EXPECT_TRUE(join(Numbers()).ok());
 }
 
+// Of equal size in bytes for all of these shapes; a Map's parameters are not in a fingerprint.
+Dataset Shaped(const Shape& shape) {
+  return Numbers().Map([shape](Example& example) {
+    example["x"] = Tensor(DType::kFloat32, shape);
+    return OkStatus();
+  });
+}
+
 TEST(DataService, AWorkerThatIsReplacedByOtherDataGivesNothing) {
+  const Dataset data = Shaped({2, 3});
+  const Dataset other_shape = Shaped({3, 2});
+  ASSERT_EQ(OrThrow(data.AsSource())->Fingerprint(),
+            OrThrow(other_shape.AsSource())->Fingerprint());
   for (int attempt = 0; attempt < 10; ++attempt) {
-    auto server = Start(Numbers());
+    auto server = Start(data);
     const std::string address = AddressOf(*server);
-    const Dataset remote = OrThrow(FromService(address, "p", {.timeout = 300ms})).Batch(10);
+    const Dataset remote = OrThrow(FromService(address, "p", {.timeout = 3s})).Batch(10);
+    Heard heard;
+    const Dataset patient =
+        OrThrow(FromService(address, "p",
+                            {.timeout = 2 * kSoon, .roll_call_interval = 50ms, .log = heard.log()}))
+            .Batch(10)
+            .Prefetch(1, 1);
     EXPECT_EQ(Batches(remote).size(), 11U);
     server.reset();
-    const auto other = Serve({{"p", Numbers(), "another map"}}, {.listen = address});
+    auto other = Serve({{"p", data, "another map"}}, {.listen = address});
     if (!other.ok()) {
       continue;  // somebody has taken the port meanwhile
     }
     const Status status = OrThrow(remote.Iterate())->Next().status();
     EXPECT_EQ(status.code(), StatusCode::kDeadlineExceeded);
     EXPECT_THAT(status.message(), HasSubstr("it serves another pipeline 'p'"));
+    other->reset();
+    other = Serve({{"p", other_shape}}, {.listen = address});
+    if (!other.ok()) {
+      continue;
+    }
+    const auto batches = OrThrow(patient.Iterate());
+    EXPECT_TRUE(heard.Wait("it serves another pipeline 'p'"));
+    EXPECT_EQ((*other)->stats().examples, 0);
     return;
   }
   FAIL() << "the port was taken ten times";
@@ -438,6 +587,9 @@ TEST(DataService, WhatCannotBeServedIsRefused) {
   };
   EXPECT_THAT(refused({{"p", Numbers().Batch(3)}}).message(),
               HasSubstr("'p' is served before Batch"));
+  const auto fails = [](Example&) { return DataLoss("bad bytes"); };
+  EXPECT_THAT(refused({{"p", Numbers().Map(fails)}}).message(),
+              AllOf(HasSubstr("'p'"), HasSubstr("bad bytes"), Not(HasSubstr("Batch"))));
   EXPECT_EQ(refused({{"p", Numbers()}, {"p", Numbers()}}).code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(refused({{"", Numbers()}}).code(), StatusCode::kInvalidArgument);
 }
@@ -447,11 +599,11 @@ TEST(DataService, WhatCannotBeServedIsRefused) {
 TEST(DataService, AnIteratorIsDestroyedWhileItsExamplesAreBeingMade) {
   Gate gate;
   const auto server = Start(Numbers().Map(gate.Map()));
+  const Gate::Opener opener(gate);
   const Dataset remote = OrThrow(FromService(AddressOf(*server), "p", {.piece_bytes = 8}));
   auto batches = OrThrow(remote.Batch(10).Prefetch(4, 2).Iterate());
   EXPECT_TRUE(gate.WaitForArrival());
   batches.reset();
-  gate.Open();
 }
 
 TEST(DataService, PartsThatArePutTogetherAreReadOneByOne) {

@@ -57,7 +57,10 @@ TEST_F(DirectoryTest, ForgetsWhoIsSilentOrLeaves) {
   OrThrow(directory_.Register(Worker(3, "b:1"), kStart + 5s));
   EXPECT_THAT(Found(kStart + 10s), ElementsAre("", "a:1", "b:1"));
   EXPECT_THAT(Found(kStart + 11s), ElementsAre("", "b:1"));
+  EXPECT_FALSE(directory_.Knows(2, kStart + 11s));
+  EXPECT_TRUE(directory_.Knows(3, kStart + 11s));
   directory_.Leave(3);
+  EXPECT_FALSE(directory_.Knows(3, kStart + 11s));
   EXPECT_THAT(Found(kStart + 11s), ElementsAre("")) << "this process is never silent";
 }
 

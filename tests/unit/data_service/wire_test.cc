@@ -62,6 +62,33 @@ TEST(ServiceWire, DifferencesNameTheFeature) {
             "feature 'words' is uint8 of any length, int32 of any length is expected");
 }
 
+TEST(ServiceWire, TheOrderOfFeaturesIsADifference) {
+  PipelineInfo other = Info();
+  std::swap(other.features[0], other.features[1]);
+  EXPECT_EQ(FeatureDifference(other, Info()), "");
+  EXPECT_EQ(Difference(other, Info()),
+            "the same features in another order: 'y', 'x', 'words', 'x', 'y', 'words' is expected");
+}
+
+TEST(ServiceWire, AContractCoversAllOfAPipeline) {
+  wire::Pipeline message;
+  ToWire(Info(), &message);
+  EXPECT_EQ(Contract(OrThrow(FromWire(message))), Contract(Info())) << "equal on both sides";
+  const auto changed = [](const auto& change) {
+    PipelineInfo other = Info();
+    change(other);
+    return Contract(other) != Contract(Info());
+  };
+  EXPECT_TRUE(changed([](PipelineInfo& p) { p.name = "q"; }));
+  EXPECT_TRUE(changed([](PipelineInfo& p) { p.examples = 4; }));
+  EXPECT_TRUE(changed([](PipelineInfo& p) { p.fingerprint = 0; }));
+  EXPECT_TRUE(changed([](PipelineInfo& p) { p.by_epoch = false; }));
+  EXPECT_TRUE(changed([](PipelineInfo& p) { p.features[0].shape = {0, 2}; }));
+  EXPECT_TRUE(changed([](PipelineInfo& p) { p.features[1].dtype = DType::kFloat32; }));
+  EXPECT_TRUE(changed([](PipelineInfo& p) { std::swap(p.features[0], p.features[1]); }));
+  EXPECT_TRUE(changed([](PipelineInfo& p) { p.ragged.clear(); }));
+}
+
 TEST(ServiceWire, AReplyIsReadInPieces) {
   wire::ReadReply header;
   header.mutable_outcome()->set_message("hello");

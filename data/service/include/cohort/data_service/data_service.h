@@ -1,9 +1,8 @@
 // The data service: examples made by other processes, on other hosts, for trainers whose own cores
 // are not enough.
 //
-//   auto server = Serve({{"train", dataset}}, {.listen = "0.0.0.0:5050"});            // one
-//   process auto more = Serve({{"train", dataset}}, {.dispatcher = "10.0.0.1:5050"});         //
-//   and others
+//   auto server = Serve({{"train", dataset}}, {.listen = "0.0.0.0:5050"});            // a process
+//   auto more = Serve({{"train", dataset}}, {.dispatcher = "10.0.0.1:5050"});         // others
 //
 //   auto train = OrThrow(FromService("10.0.0.1:5050", "train"));                      // a trainer
 //   auto batches = train.Shuffle(seed).Batch(256).Prefetch(8, 4).Iterate(...);
@@ -43,7 +42,8 @@ struct ServeOptions {
   std::string listen = "0.0.0.0:0";
   std::string dispatcher = {};  // "host:port"; empty: this process is it
   // Where trainers reach this process, "host" or "host:port". Empty: the host of `listen` where it
-  // is one, else the address from which the dispatcher sees this process come.
+  // is one, else the address from which the dispatcher sees this process come; of one on its own
+  // host, the host by which trainers know the dispatcher.
   std::string advertise = {};
   int threads = 0;  // that make examples; 0: one a core
   // Replies that are being made or sent; beyond it reads wait here, and hold no memory.
@@ -85,12 +85,15 @@ struct FromServiceOptions {
   // What the pipeline's examples must consist of; empty: anything.
   std::vector<FeatureSpec> features = {};
   std::vector<RaggedSpec> ragged = {};
-  // How long nothing may come: of the pipeline at first, of any piece of a batch later.
+  // How long nothing may come: of the pipeline at first, of any piece of a batch later. A batch
+  // that waits for those before it is not late while they come.
   std::chrono::milliseconds timeout{120'000};
-  std::chrono::milliseconds read_timeout{60'000};     // one piece by one worker; then by another
+  // One piece by one worker; then by another, in halves. At most a third of `timeout`.
+  std::chrono::milliseconds read_timeout{60'000};
   std::chrono::milliseconds refresh_interval{1'000};  // the dispatcher is asked who is there
   std::chrono::milliseconds roll_call_interval{10'000};
-  std::int64_t piece_bytes = std::int64_t{1} << 20;  // of a batch, about: what one worker is asked
+  // Of a batch, at most about: what one worker is asked. Less where its threads would have nothing.
+  std::int64_t piece_bytes = std::int64_t{1} << 20;
   std::int64_t max_bytes = std::int64_t{256} << 20;  // asked for and not there yet
   Log log = {};
 };
