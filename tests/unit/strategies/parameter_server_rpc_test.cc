@@ -551,6 +551,24 @@ TEST_F(ServersTest, GradientsAndValuesTravelIn16Bits) {
   }
 }
 
+// What rounding took of a push is applied with the next one's clipping, and was with its own.
+TEST_F(ServersTest, WhatIsFedBackIsClippedAsItsGradientWas) {
+  constexpr float kStep = 0x1p-7F;  // of values from 1 to 2
+  Start(1);
+  Initialise();
+  const auto client =
+      Client::Make(spec_, addresses_,
+                   {.incarnation = 1, .task = "worker:1", .wire = {.push = DType::kBFloat16}});
+  std::vector<float> values(elements_);
+  OrThrow(client->Pull(values, true));
+  const std::vector<float> first(elements_, -(1 + kStep / 4));
+  const std::vector<float> second(elements_, -1.0F / 256);
+  OrThrow(client->Push({.arena = first, .weight = 1, .clip = 0.125}, values));
+  ExpectAll(values, 0.125F);
+  OrThrow(client->Push({.arena = second, .weight = 1}, values));
+  ExpectAll(values, 0.125F + 0.125F * kStep / 4 + 1.0F / 256);
+}
+
 TEST_F(ServersTest, ValuesTooLargeFor16BitsAreErrorsWithTheirName) {
   Start(1);
   Initialise(70'000);
