@@ -450,13 +450,13 @@ Status Journal::GoBack(std::int64_t step) {
 
 Status Journal::Remove() {
   const std::lock_guard lock(mutex_);
-  over_ = true;
-  if (writer_ == nullptr || !files_.Exists(path_)) {
-    return {};
+  const bool there = files_.Exists(path_);
+  if (there) {
+    COHORT_RETURN_IF_ERROR(CheckMine());
   }
-  COHORT_RETURN_IF_ERROR(CheckMine());
+  over_ = true;
   writer_.reset();
-  return files_.RemoveAll(path_);
+  return there ? files_.RemoveAll(path_) : OkStatus();
 }
 
 }  // namespace cohort::ps

@@ -580,8 +580,9 @@ TEST_F(ServersTest, WhatARoundFeedsBackIsClippedAsItWas) {
   spec_.consistency.mode = Consistency::Mode::kSynchronous;
   spec_.optimizer = Sgd({.learning_rate = 1, .global_clip_norm = kMost})->config();
   Initialise();
-  const auto client = Client::Make(
-      spec_, addresses_, {.incarnation = 1, .task = "worker:1", .wire = {.push = DType::kBFloat16}});
+  const auto client =
+      Client::Make(spec_, addresses_,
+                   {.incarnation = 1, .task = "worker:1", .wire = {.push = DType::kBFloat16}});
   std::vector<float> gradient(elements_, 0);
   std::vector<float> values(elements_);
   const auto round = [&](std::uint64_t number, float first) {
@@ -829,11 +830,10 @@ TEST(JobTest, AJournalOfAnotherJobSkipsNobodyInTheRollCall) {
   }
   const TaskId chief = {TaskType::kChief, 0};
   ClusterConfig config;
-  config.cluster = ClusterSpec(
-      {{chief, "127.0.0.1:" + std::to_string(testing::UnusedPorts(1)[0])},
-       {{TaskType::kWorker, 0}, "127.0.0.1:0"},
-       {{TaskType::kWorker, 1}, "127.0.0.1:0"},
-       {{TaskType::kPs, 0}, "127.0.0.1:0"}});
+  config.cluster = ClusterSpec({{chief, "127.0.0.1:" + std::to_string(testing::UnusedPorts(1)[0])},
+                                {{TaskType::kWorker, 0}, "127.0.0.1:0"},
+                                {{TaskType::kWorker, 1}, "127.0.0.1:0"},
+                                {{TaskType::kPs, 0}, "127.0.0.1:0"}});
   std::map<TaskId, std::future<Status>> tasks;
   for (const TaskId& task : config.cluster.Tasks()) {
     if (task == TaskId{TaskType::kWorker, 1}) {
@@ -841,11 +841,10 @@ TEST(JobTest, AJournalOfAnotherJobSkipsNobodyInTheRollCall) {
     }
     config.task = task;
     tasks[task] = std::async(std::launch::async, [config, folder = folder.path()]() -> Status {
-      COHORT_ASSIGN_OR_RETURN(
-          const auto strategy,
-          ParameterServerStrategy::Make(config, {.join_timeout = milliseconds(3'000),
-                                                 .rejoin_grace = milliseconds(3'000),
-                                                 .journal_folder = folder}));
+      COHORT_ASSIGN_OR_RETURN(const auto strategy, ParameterServerStrategy::Make(
+                                                       config, {.join_timeout = milliseconds(3'000),
+                                                                .rejoin_grace = milliseconds(3'000),
+                                                                .journal_folder = folder}));
       return strategy->Serve();  // of the server
     });
   }
@@ -854,7 +853,8 @@ TEST(JobTest, AJournalOfAnotherJobSkipsNobodyInTheRollCall) {
     EXPECT_FALSE(status.ok()) << task.ToString();
     if (task == chief) {
       EXPECT_EQ(status.code(), StatusCode::kDeadlineExceeded);
-      EXPECT_THAT(status.message(), HasSubstr("waiting for worker:1 (127.0.0.1:0, not registered)"));
+      EXPECT_THAT(status.message(),
+                  HasSubstr("waiting for worker:1 (127.0.0.1:0, not registered)"));
     }
   }
 }
