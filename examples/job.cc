@@ -57,7 +57,14 @@ Result<cohort::StrategyOptions> MakeStrategyOptions(const JobFlags& f) {
                                                  : f.consistency.empty() ? "async"
                                                                          : f.consistency));
   options.virtual_shards = f.virtual_shards;
-  if (f.strategy == "parameter_server" && (f.compression == "bf16" || f.compression == "fp16")) {
+  const bool halves = f.compression == "bf16" || f.compression == "fp16";
+  if (f.compress_values && (f.strategy != "parameter_server" || !halves)) {
+    return cohort::InvalidArgument(
+        "--compress-values with --strategy '" + f.strategy + "' and --compression " +
+        f.compression +
+        " [it goes with --strategy parameter_server and --compression bf16 or fp16]");
+  }
+  if (f.strategy == "parameter_server" && halves) {
     const auto wire = f.compression == "fp16" ? cohort::DType::kFloat16 : cohort::DType::kBFloat16;
     options.server_wire = {.push = wire,
                            .pull = f.compress_values ? wire : cohort::DType::kFloat32};

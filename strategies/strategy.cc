@@ -107,6 +107,14 @@ Result<std::unique_ptr<Strategy>> Strategy::FromEnv(std::string_view kind,
     COHORT_RETURN_IF_ERROR(made.status());
     return std::unique_ptr<Strategy>(std::move(made).value());
   }
+  const bool partial = options.server_loss != ServerLoss::kRollBack;
+  if (partial || options.server_wire.push != DType::kFloat32 ||
+      options.server_wire.pull != DType::kFloat32) {
+    return InvalidArgument(std::string(partial ? "server_loss kPartial" : "server_wire") +
+                           " under " + chosen + ", where no server holds variables [" +
+                           (partial ? "" : "MakeCompressionHook compresses gradients; or ") +
+                           "use parameter_server]");
+  }
   COHORT_RETURN_IF_ERROR(SynchronousStrategy::CheckOptions(
       options,
       chosen == kMultiWorker ? static_cast<int>(config.cluster.TrainingTasks().size()) : 1));

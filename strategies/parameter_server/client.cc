@@ -117,6 +117,7 @@ class GrpcClient final : public Client {
   std::uint64_t staleness_ = 0;
   bool late_ = false;
   std::vector<float> residuals_;       // of gradients that are rounded, as the arena
+  std::uint64_t unsettled_ = 0;        // the round that they are of, before Settle
   std::vector<FloatBuffer> encoded_;   // by chunk
   std::vector<FloatBuffer> arrivals_;  // by server: what is to be decoded
   std::vector<std::unique_ptr<Servers::Stub>> control_;
@@ -378,7 +379,8 @@ Result<std::span<const float>> GrpcClient::Encode(const Gradient& gradient, std:
   residuals_.resize(gradient.arena.size(), 0);
   encoded_.resize(chunks_.size());
   const std::span<float> to = encoded_[c].Resize(EncodedFloats(wire, values.size()));
-  if (!EncodeWithFeedback(wire, values, static_cast<float>(gradient.weight),
+  // As much as the server applies; of a round the clipping is found out by Settle.
+  if (!EncodeWithFeedback(wire, values, static_cast<float>(gradient.clip / gradient.weight),
                           Of(chunk, std::span(residuals_)), to)) {
     return InvalidArgument(
         "the gradient of " + spec_.parameters[static_cast<std::size_t>(chunk.parameter)].name +
@@ -409,6 +411,7 @@ Status GrpcClient::Push(const Gradient& gradient, std::span<float> values) {
       header.set_pull_wire(WireNumber(options_.wire.pull));
       if (gradient.round.has_value()) {
         *header.mutable_round() = *gradient.round;
+        unsettled_ = gradient.round->round();
       }
       for (const int c : frame) {
         header.add_chunks(static_cast<std::uint32_t>(c));
@@ -460,7 +463,14 @@ Status GrpcClient::Settle(std::uint64_t round, const Commit& commit, double clip
   SettleRequest request;
   request.set_layout(fingerprint_);
   request.set_round(round);
-  request.set_factor(ClipFactor(squared_norm * scale * scale, clip_norm));
+  const double factor = ClipFactor(squared_norm * scale * scale, clip_norm);
+  if (round == unsettled_) {
+    unsettled_ = 0;
+    for (float& residual : residuals_) {
+      residual *= factor < 1 ? static_cast<float>(factor) : 1.0F;
+    }
+  }
+  request.set_factor(factor);
   request.set_epoch(options_.epoch);
   for (std::size_t s = 0; s < control_.size(); ++s) {
     SettleReply reply;

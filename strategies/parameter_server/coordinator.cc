@@ -34,6 +34,8 @@ void Coordinator::Succeed(const JournalState& state) {
     if (worker != workers_.end() && worker->second.phase == Phase::kExpected) {
       worker->second.phase = end == JournalState::End::kDone ? Phase::kDone : Phase::kLost;
       worker->second.end = last_loss_ = Aborted(task.ToString() + " was lost before the chief was");
+    } else if (worker != workers_.end() && worker->second.phase == Phase::kAttached) {
+      NoteEnd(task, std::nullopt);  // it is back
     }
   }
   StartLoneliness();
@@ -121,8 +123,7 @@ Status Coordinator::Attach(const Sender& sender) {
     return FailedPrecondition(sender.task.ToString() + " is not a worker of this job");
   }
   Worker& worker = found->second;
-  // Of the chief that trains this is the first epoch, too.
-  if (sender.epoch > 0 && sender.epoch != view_.epoch && worker.incarnation == 0) {
+  if (sender.epoch > 0 && worker.incarnation == 0) {
     if (view_.epoch != 0) {
       COHORT_RETURN_IF_ERROR(CheckStranger(sender.task));
     }
@@ -572,12 +573,12 @@ Status Coordinator::RollBack(std::int64_t step, std::uint64_t epoch,
   return {};
 }
 
-Status Coordinator::GoOn(std::int64_t step, std::uint64_t epoch,
+Status Coordinator::GoOn(std::optional<std::int64_t> step, std::uint64_t epoch,
                          std::vector<std::string> addresses) {
   {
     const std::lock_guard lock(mutex_);
-    if (std::ranges::find(courses_, step, &Course::step) == courses_.end()) {
-      return NotBeenThere(step);
+    if (step.has_value() && std::ranges::find(courses_, *step, &Course::step) == courses_.end()) {
+      return NotBeenThere(*step);
     }
     recovering_ = false;
     server_loss_ = OkStatus();

@@ -149,7 +149,8 @@ class Coordinator {
   // of Open. Once for each step; it may be called before they are saved.
   Status Remember(std::int64_t step);
   // Servers that were lost have the values of `step` again, the others go on; so does the work.
-  Status GoOn(std::int64_t step, std::uint64_t epoch, std::vector<std::string> addresses);
+  Status GoOn(std::optional<std::int64_t> step, std::uint64_t epoch,
+              std::vector<std::string> addresses);
   // That workers have finished since.
   std::int64_t StepsSince(std::int64_t step) const;
   // The servers have the values of `step` again. FailedPrecondition if that is not remembered, or

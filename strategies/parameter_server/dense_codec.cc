@@ -97,24 +97,27 @@ void DecodeValues(DType wire, std::span<const float> from, std::span<float> valu
   }
 }
 
-bool EncodeWithFeedback(DType wire, std::span<const float> values, float weight,
+bool EncodeWithFeedback(DType wire, std::span<const float> values, float scale,
                         std::span<float> residual, std::span<float> to) {
+  const float per_scale = 1 / scale;
+  if (!std::isfinite(per_scale)) {
+    return EncodeValues(wire, values, to);
+  }
   std::array<float, kPiece> sums;
   std::array<float, kPiece> arrived;
   bool fits = true;
-  const float per_weight = 1 / weight;
   for (std::size_t begin = 0; begin < values.size(); begin += kPiece) {
     const std::size_t n = std::min(kPiece, values.size() - begin);
     const std::span<float> sum = std::span(sums).first(n);
     const std::span<float> rest = residual.subspan(begin, n);
     for (std::size_t i = 0; i < n; ++i) {
-      sum[i] = values[begin + i] + rest[i] * weight;
+      sum[i] = values[begin + i] + rest[i] * per_scale;
     }
     const std::span<float> piece = to.subspan(EncodedFloats(wire, begin), EncodedFloats(wire, n));
     fits &= EncodeValues(wire, sum, piece);
     DecodeValues(wire, piece, std::span(arrived).first(n));
     for (std::size_t i = 0; i < n; ++i) {
-      const float lost = (sum[i] - arrived[i]) * per_weight;
+      const float lost = (sum[i] - arrived[i]) * scale;
       rest[i] = std::abs(lost) <= std::numeric_limits<float>::max() ? lost : 0.0F;
     }
   }

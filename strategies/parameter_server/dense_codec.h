@@ -26,9 +26,10 @@ std::size_t EncodedFloats(DType wire, std::size_t values);
 bool EncodeValues(DType wire, std::span<const float> values, std::span<float> to);
 void DecodeValues(DType wire, std::span<const float> from, std::span<float> values);
 
-// Encodes values + residual * weight, and keeps in `residual`, per unit of weight, what rounding
-// took of that.
-bool EncodeWithFeedback(DType wire, std::span<const float> values, float weight,
+// Of values that are multiplied by `scale` where they arrive: encodes values + residual / scale,
+// and keeps in `residual`, times `scale`, what rounding took of that. Where 1 / scale is not finite
+// nothing arrives: encodes the values, and keeps what there is.
+bool EncodeWithFeedback(DType wire, std::span<const float> values, float scale,
                         std::span<float> residual, std::span<float> to);
 
 }  // namespace cohort::ps

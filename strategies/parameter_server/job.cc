@@ -232,7 +232,11 @@ Result<std::unique_ptr<Job>> Job::Join(const ClusterConfig& config,
   std::unique_ptr<Job> job(new Job(config, options));
   COHORT_RETURN_IF_ERROR(job->StartServices());
   COHORT_RETURN_IF_ERROR(job->JoinCoordination(/*wait_for_all=*/true, job->join_timeout_));
-  COHORT_RETURN_IF_ERROR(job->Publish());
+  // A server joins the next chief when it serves.
+  if (const Status published = job->Publish();
+      !published.ok() && !(job->is_server() && job->AwaitChiefLost(published))) {
+    return published;
+  }
   if (!job->is_server()) {
     COHORT_RETURN_IF_ERROR(job->FindServices());
   }
@@ -286,6 +290,10 @@ Status Job::JoinCoordination(bool wait_for_all, milliseconds timeout) {
     coordination_server_->OnTaskLost(
         [this, server = coordination_server_.get()](const TaskId& task, const Status& why) {
           if (task.type == TaskType::kWorker) {
+            {
+              const std::lock_guard lock(failure_mutex_);
+              lost_workers_.insert(task);
+            }
             coordinator_->Lost(task, why);
           } else if (task.type == TaskType::kPs) {
             ServerLost(*server, task, why);
@@ -324,7 +332,15 @@ Status Job::FindServices() {
   if (is_chief()) {
     COHORT_RETURN_IF_ERROR(FindServers());
   }
-  return trains() ? FindCoordinator() : OkStatus();
+  if (!trains()) {
+    return {};
+  }
+  Status status = FindCoordinator();
+  while (!status.ok() && AwaitChiefLost(status)) {
+    COHORT_RETURN_IF_ERROR(FindChief());
+    status = FindCoordinator();
+  }
+  return status;
 }
 
 Status Job::FindCoordinator() {
@@ -335,13 +351,15 @@ Status Job::FindCoordinator() {
     coordinator_client_ = CoordinatorClient::Make(
         coordinator, chief_.ToString(),
         {.task = config_.task, .incarnation = coordination_->incarnation()}, heartbeat_timeout_);
-    coordinator_client_->SetEpoch(epoch_);
+    // Of an epoch that servers may never have begun no other chief can know.
+    coordinator_client_->SetEpoch(met_ ? epoch_ : 0);
     if (!failure_.ok()) {
       coordinator_client_->Abort(failure_);
     }
   }
   COHORT_RETURN_IF_ERROR(Explain(coordinator_client_->Attach()));
   if (is_chief()) {
+    coordinator_client_->SetEpoch(epoch_);
     return {};
   }
   watch_ = std::make_unique<ViewWatch>(
@@ -392,12 +410,17 @@ Status Job::BeginJournal() {
     if (epoch.ok()) {
       goes_on = true;
       newest = std::max<std::uint64_t>(newest, std::stoull(*epoch));
+    } else if (epoch.status().code() != StatusCode::kNotFound) {
+      return epoch.status();
     }
   }
   if (goes_on && before.epoch == 0) {
     return FailedPrecondition(
         "the servers have been in a job whose chief is gone, and there is no journal of it in " +
         journal_folder_ + " [give this chief the folder that the one before had]");
+  }
+  if (!goes_on) {
+    COHORT_RETURN_IF_ERROR(AwaitWorkers(before.ended));
   }
   epoch_ = newest + 1;
   COHORT_RETURN_IF_ERROR(journal_->Begin(goes_on, epoch_));
@@ -410,6 +433,35 @@ Status Job::BeginJournal() {
   }
   coordinator_->SetView(epoch_, server_addresses_, why);
   return {};
+}
+
+// Those that had ended in another job than this one: the roll call was without them.
+Status Job::AwaitWorkers(const std::map<TaskId, JournalState::End>& ended) {
+  const Deadline deadline = DeadlineAfter(join_timeout_);
+  for (;;) {
+    std::string missing;
+    for (const auto& [task, end] : ended) {
+      const bool present = coordination_server_->Incarnation(task).has_value();
+      const std::lock_guard lock(failure_mutex_);
+      if (config_.cluster.Contains(task) && !present && !lost_workers_.contains(task)) {
+        missing += (missing.empty() ? "" : ", ") + task.ToString() + " (" +
+                   config_.cluster.Address(task) + ", not registered)";
+      }
+    }
+    if (missing.empty()) {
+      return {};
+    }
+    COHORT_RETURN_IF_ERROR(coordination_->failure());
+    if (std::chrono::steady_clock::now() >= deadline) {
+      Status late = DeadlineExceeded(fmt::format(
+          "joining gave up after {:.1f} s, waiting for {} [start the missing tasks, or compare "
+          "their addresses with where they run]",
+          std::chrono::duration<double>(join_timeout_).count(), missing));
+      ReportError(late);  // the others wait for the same tasks
+      return late;
+    }
+    std::this_thread::sleep_for(milliseconds(20));
+  }
 }
 
 // Of the process that is the server now. Unavailable: none is.
@@ -733,7 +785,9 @@ Status Job::BeginEpoch(const Restore& restore, std::set<int>* without, std::uint
     *newest = std::max(*newest, kept.version);
     without->insert(kept.without.begin(), kept.without.end());
     const Lost only = {.servers = {without->begin(), without->end()}, .version = *newest};
-    COHORT_ASSIGN_OR_RETURN(*step, restore(&only));
+    if (!without->empty()) {  // else the lost ones are back, with all that they had
+      COHORT_ASSIGN_OR_RETURN(*step, restore(&only));
+    }
   } else {
     COHORT_ASSIGN_OR_RETURN(const std::uint64_t version, client_->Begin(retired));
     *newest = std::max(*newest, version);
@@ -798,13 +852,19 @@ Status Job::Recover(const Status& error, const Restore& restore) {
         last = Unavailable("another server was lost while the servers went back to the last save");
         continue;
       }
-      last = partial() ? coordinator_->GoOn(step, epoch_, server_addresses_)
+      last = partial() ? coordinator_->GoOn(without.empty() ? std::nullopt : std::optional(step),
+                                            epoch_, server_addresses_)
                        : coordinator_->RollBack(step, epoch_, server_addresses_);
     }
     if (!last.ok()) {
       return FailJob(last);
     }
     work_stands_ = partial();
+    if (partial() && without.empty()) {
+      log_.Warning(fmt::format("all servers have what they had; the job goes on after {:.1f} s",
+                               SecondsSince(begun)));
+      return {};
+    }
     if (partial()) {
       const std::int64_t lost = std::max<std::int64_t>(
           {static_cast<std::int64_t>(newest) - step, coordinator_->StepsSince(step), 0});
@@ -826,14 +886,15 @@ Status Job::Recover(const Status& error, const Restore& restore) {
 }
 
 Status Job::Rejoin(const Status& error) {
-  if (watch_ == nullptr || (error.code() != StatusCode::kUnavailable && !ChiefLost())) {
+  if (watch_ == nullptr ||
+      (error.code() != StatusCode::kUnavailable && !ChiefLost() && !AwaitChiefLost(error))) {
     return Explain(error);
   }
   const auto begun = std::chrono::steady_clock::now();
   bool found = false;
   Status status = ChiefLost() ? error : AwaitNextView();
   while (!status.ok()) {
-    if (!ChiefLost()) {
+    if (!ChiefLost() && !AwaitChiefLost(status)) {
       return status.code() == StatusCode::kDeadlineExceeded ? Explain(error) : status;
     }
     COHORT_RETURN_IF_ERROR(FindChief());
@@ -841,7 +902,11 @@ Status Job::Rejoin(const Status& error) {
     found = true;
   }
   work_stands_ = work_stands_ && !found;  // what this process held is another's
-  MakeClients(epoch_);
+  if (client_ != nullptr) {
+    MakeClients(epoch_);
+  } else {
+    coordinator_client_->SetEpoch(epoch_);
+  }
   log_.Info(fmt::format("goes on in epoch {} of the servers, after {:.1f} s", epoch_,
                         SecondsSince(begun)));
   return {};
@@ -881,6 +946,26 @@ bool Job::ChiefLost() const {
          coordination_->service_lost();
 }
 
+// Is `error` that the chief is lost? A call may learn that before the heartbeats do, from the
+// service of a successor, which does not know this process.
+bool Job::AwaitChiefLost(const Status& error) const {
+  if (!chief_may_be_lost() || is_chief() || coordination_ == nullptr ||
+      (error.code() != StatusCode::kUnavailable && error.code() != StatusCode::kAborted)) {
+    return false;
+  }
+  const Deadline deadline = DeadlineAfter(heartbeat_timeout_);
+  for (;;) {
+    const bool known = !coordination_->failure().ok();
+    if (coordination_->service_lost()) {
+      return true;
+    }
+    if (known || std::chrono::steady_clock::now() >= deadline) {
+      return false;
+    }
+    std::this_thread::sleep_for(milliseconds(10));
+  }
+}
+
 // In another process than the chief, which is lost: joins the one in its place.
 Status Job::FindChief() {
   const Status why = coordination_->failure();
@@ -915,8 +1000,23 @@ Status Job::FindChief() {
 // -------------------------------------------------------------------------------------------------
 
 Status Job::Initialised() {
-  return is_chief() ? coordination_->Insert(kInitialisedKey, "1")
-                    : coordination_->Wait(kInitialisedKey, DeadlineAfter(join_timeout_)).status();
+  if (is_chief()) {
+    return coordination_->Insert(kInitialisedKey, "1");
+  }
+  COHORT_RETURN_IF_ERROR(
+      coordination_->Wait(kInitialisedKey, DeadlineAfter(join_timeout_)).status());
+  met_ = true;
+  return {};
+}
+
+Status Job::OpenDataset(int dataset, const DatasetInfo& info) {
+  for (;;) {
+    const Status status = Explain(coordinator_client_->OpenDataset(dataset, info));
+    if (status.ok() || is_chief() || !chief_may_be_lost()) {
+      return status;
+    }
+    COHORT_RETURN_IF_ERROR(Rejoin(status));
+  }
 }
 
 void Job::ReportError(const Status& error) {
@@ -933,7 +1033,7 @@ Status Job::ServeVariables() {
         return failure;
       }
       COHORT_RETURN_IF_ERROR(FindChief());
-      if (const Status published = Publish(); !published.ok() && !ChiefLost()) {
+      if (const Status published = Publish(); !published.ok() && !AwaitChiefLost(published)) {
         return published;
       }
       log_.Info("has joined " + chief_.ToString() + " anew");
@@ -1012,14 +1112,17 @@ Status Job::Broadcast(std::span<std::byte> bytes) {
     return coordination_->Insert(
         key, std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
   }
-  COHORT_ASSIGN_OR_RETURN(const std::string value,
-                          coordination_->Wait(key, DeadlineAfter(join_timeout_)));
-  if (value.size() != bytes.size()) {
-    return FailedPrecondition("Broadcast " + key + " of " + std::to_string(value.size()) +
+  Result<std::string> value = coordination_->Wait(key, DeadlineAfter(join_timeout_));
+  while (!value.ok()) {
+    COHORT_RETURN_IF_ERROR(chief_may_be_lost() ? Rejoin(value.status()) : value.status());
+    value = coordination_->Wait(key, DeadlineAfter(join_timeout_));
+  }
+  if (value->size() != bytes.size()) {
+    return FailedPrecondition("Broadcast " + key + " of " + std::to_string(value->size()) +
                               " bytes, this process expects " + std::to_string(bytes.size()) +
                               " [run the same program everywhere]");
   }
-  std::memcpy(bytes.data(), value.data(), value.size());
+  std::memcpy(bytes.data(), value->data(), value->size());
   return {};
 }
 

@@ -74,7 +74,8 @@ class Job {
   RowClient* rows() { return row_client_.get(); }  // after Connect, of a model with tables
   // The chief says that the servers' variables have values; others wait for it.
   Status Initialised();
-  // The chief's bytes on every process that calls as often.
+  // The chief's bytes on every process that calls as often, also where another process takes the
+  // chief's place meanwhile; client() may be another one then.
   Status Broadcast(std::span<std::byte> bytes);
 
   // What the job knows of the reason for `status`.
@@ -113,6 +114,8 @@ class Job {
   // Updates of parts of the model that were lost with servers, in the chief.
   std::int64_t lost_updates() const { return lost_updates_; }
 
+  // In a worker, through the loss of the chief, after which client() is another one.
+  Status OpenDataset(int dataset, const DatasetInfo& info);
   // In a worker: it needs no more data.
   Status Done();
   // Leaves in order. A worker may at any time; the chief ends the servers.
@@ -129,9 +132,11 @@ class Job {
   Status FindServices();
   Status FindServers();
   Status BeginJournal();
+  Status AwaitWorkers(const std::map<TaskId, JournalState::End>& ended);
   Status FindCoordinator();
   bool chief_may_be_lost() const { return !journal_folder_.empty(); }
   bool ChiefLost() const;
+  bool AwaitChiefLost(const Status& error) const;
   Status FindChief();
   Status AwaitView(Deadline deadline, std::uint64_t least);
   Status AwaitNextView();
@@ -168,6 +173,7 @@ class Job {
   const int num_servers_;
   bool left_ = false;
   bool work_stands_ = false;
+  bool met_ = false;  // in a worker: have the servers been given values?
   std::int64_t lost_updates_ = 0;
   int broadcasts_ = 0;
 
@@ -198,6 +204,7 @@ class Job {
   std::map<int, Loss> lost_;  // servers in whose place nobody is known
   int losses_ = 0;
   std::set<std::uint64_t> gone_;  // workers' processes
+  std::set<TaskId> lost_workers_;
   std::unique_ptr<Client> client_;
   std::unique_ptr<RowClient> row_client_;
   std::unique_ptr<CoordinatorClient> coordinator_client_;

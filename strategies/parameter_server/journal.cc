@@ -1,9 +1,11 @@
 #include "parameter_server/journal.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include <cohort/core/temporary_name.h>
+#include <cohort/io/crc32c.h>
 
 #include <cohort/parameter_server.pb.h>
 
@@ -212,6 +214,19 @@ std::string CourseRecord(const Course& course) {
   return record.SerializeAsString();
 }
 
+// Whether a sound header of a record (record_file.h) lies behind that byte.
+bool RecordBeginsBehind(std::string_view bytes, std::uint64_t begin) {
+  constexpr std::size_t kHeader = 12;
+  for (std::size_t at = begin + 1; at + kHeader <= bytes.size(); ++at) {
+    std::uint32_t sum = 0;
+    std::memcpy(&sum, bytes.data() + at + 8, sizeof(sum));
+    if (sum == io::MaskCrc(io::Crc32c(bytes.substr(at, 8)))) {
+      return true;
+    }
+  }
+  return false;
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Journal>> Journal::Open(FileSystem& files, const std::string& folder,
@@ -224,29 +239,35 @@ Result<std::unique_ptr<Journal>> Journal::Open(FileSystem& files, const std::str
   return journal;
 }
 
+// What a crash has left is of one record, and reaches the end of the file: behind it no record
+// begins, at whatever byte. Replace's part of the file was whole when it got its name.
 Status Journal::Read() {
+  const auto damaged = [this](const Status& why) {
+    return DataLoss("the chief's journal is damaged: " + why.message() + " [end the job, delete " +
+                    path_ + ", and start the job again, which goes on from its last save]");
+  };
   COHORT_ASSIGN_OR_RETURN(const auto reader,
                           io::RecordReader::Open(files_, path_, io::Compression::kNone));
-  Status torn;
   for (;;) {
+    const std::uint64_t begin = reader->offset();
     const std::int64_t ordinal = reader->ordinal();
     const Result<std::optional<std::string_view>> next = reader->Next();
-    if (!next.ok() && next.status().code() != StatusCode::kDataLoss) {
-      return next.status();
-    }
-    if (!next.ok() && torn.ok()) {
-      torn = next.status();
-      continue;  // sound records behind it say that this was no crash
-    }
-    if (!next.ok() || !next->has_value()) {
+    if (!next.ok()) {
+      if (next.status().code() != StatusCode::kDataLoss) {
+        return next.status();
+      }
+      COHORT_ASSIGN_OR_RETURN(const std::string bytes, ReadFile(files_, path_));
+      if (state_.epoch == 0 || RecordBeginsBehind(bytes, begin)) {
+        return damaged(next.status());
+      }
       return {};
     }
-    if (!torn.ok()) {
-      return torn.Annotate("the chief's journal is damaged before its end");
+    if (!next->has_value()) {
+      return state_.epoch == 0 ? damaged(DataLoss(path_ + " has no record of a job")) : OkStatus();
     }
     if (!Take(**next)) {
-      return DataLoss(path_ + ", record " + std::to_string(ordinal) +
-                      ": no record of a chief's journal [is this another program's file?]");
+      return damaged(DataLoss(path_ + ", record " + std::to_string(ordinal) +
+                              ": no record of a chief's journal"));
     }
   }
 }
@@ -293,37 +314,55 @@ JournalState Journal::state() const {
   return state_;
 }
 
+// Another chief's file has a later epoch; or is no more, where its job is over.
+Status Journal::CheckMine() const {
+  if (!files_.Exists(path_)) {
+    return Aborted(path_ + " is gone: another chief has taken this one's place, and its job is " +
+                   "over, or somebody has deleted it");
+  }
+  Journal there(files_, path_, backup_workers_);
+  COHORT_RETURN_IF_ERROR(there.Read());
+  return there.state_.epoch > state_.epoch
+             ? Aborted(path_ + " is that of another chief, which has taken this one's place")
+             : OkStatus();
+}
+
 // Later records go where this writes: into the file that has taken the place of the one before.
 Status Journal::Replace() {
   const std::string temporary = TemporaryName(path_);
+  std::unique_ptr<io::RecordWriter> writer;
   const auto write = [&]() -> Status {
-    COHORT_ASSIGN_OR_RETURN(writer_, io::RecordWriter::Create(files_, temporary));
-    COHORT_RETURN_IF_ERROR(writer_->Write(EpochRecord(state_.epoch)));
+    COHORT_ASSIGN_OR_RETURN(writer, io::RecordWriter::Create(files_, temporary));
+    COHORT_RETURN_IF_ERROR(writer->Write(EpochRecord(state_.epoch)));
     for (std::size_t d = 0; d < state_.datasets.size(); ++d) {
       if (state_.datasets[d].has_value()) {
         COHORT_RETURN_IF_ERROR(
-            writer_->Write(DatasetRecord(static_cast<int>(d), *state_.datasets[d])));
+            writer->Write(DatasetRecord(static_cast<int>(d), *state_.datasets[d])));
       }
     }
     for (const auto& [epoch, first_batch] : state_.begun) {
-      COHORT_RETURN_IF_ERROR(writer_->Write(BegunRecord(epoch, first_batch)));
+      COHORT_RETURN_IF_ERROR(writer->Write(BegunRecord(epoch, first_batch)));
     }
     for (const auto& [task, end] : state_.ended) {
-      COHORT_RETURN_IF_ERROR(writer_->Write(WorkerRecord(task, end)));
+      COHORT_RETURN_IF_ERROR(writer->Write(WorkerRecord(task, end)));
     }
     for (const Course& course : state_.courses) {
-      COHORT_RETURN_IF_ERROR(writer_->Write(CourseRecord(course)));
+      COHORT_RETURN_IF_ERROR(writer->Write(CourseRecord(course)));
     }
-    COHORT_RETURN_IF_ERROR(writer_->Sync());
+    COHORT_RETURN_IF_ERROR(writer->Sync());
+    if (writer_ != nullptr) {
+      COHORT_RETURN_IF_ERROR(CheckMine());
+    }
     COHORT_RETURN_IF_ERROR(files_.Rename(temporary, path_));
-    return files_.SyncDirectory(path_.substr(0, path_.find_last_of('/')));
+    return files_.SyncDirectory(Folder());
   };
-  Status status = write();
-  if (!status.ok()) {
-    writer_.reset();
+  failure_ = write();
+  if (failure_.ok()) {
+    writer_ = std::move(writer);
+  } else {
     (void)files_.RemoveAll(temporary);  // the error is the one before
   }
-  return status;
+  return failure_;
 }
 
 Status Journal::Append(const std::string& record) {
@@ -331,19 +370,44 @@ Status Journal::Append(const std::string& record) {
     return {};
   }
   Require(Take(record), "a record of this journal");
-  if (writer_ == nullptr) {
-    return FailedPrecondition(path_ + " could not be written before");
+  if (writer_ == nullptr && failure_.ok()) {
+    early_.push_back(record);  // Begin writes it
+    return {};
   }
-  COHORT_RETURN_IF_ERROR(writer_->Write(record));
-  return writer_->Sync();
+  COHORT_RETURN_IF_ERROR(failure_);
+  // Behind half a record no other may follow.
+  failure_ = writer_->Write(record);
+  if (failure_.ok()) {
+    failure_ = writer_->Sync();
+  }
+  return failure_;
+}
+
+std::string Journal::Folder() const { return path_.substr(0, path_.find_last_of('/')); }
+
+// What a chief that was killed in Replace has left.
+Status Journal::RemoveTemporaries() {
+  const std::string prefix = std::string(kName) + ".tmp-";
+  COHORT_ASSIGN_OR_RETURN(const std::vector<std::string> names, files_.List(Folder()));
+  for (const std::string& name : names) {
+    if (name.starts_with(prefix)) {
+      COHORT_RETURN_IF_ERROR(files_.RemoveAll(Folder() + "/" + name));
+    }
+  }
+  return {};
 }
 
 Status Journal::Begin(bool goes_on, std::uint64_t epoch) {
   const std::lock_guard lock(mutex_);
   if (!goes_on) {
     state_ = {};
+    for (const std::string& record : early_) {
+      Require(Take(record), "a record that was taken before");
+    }
   }
+  early_.clear();
   state_.epoch = epoch;
+  COHORT_RETURN_IF_ERROR(RemoveTemporaries());
   return Replace();
 }
 
@@ -386,9 +450,13 @@ Status Journal::GoBack(std::int64_t step) {
 
 Status Journal::Remove() {
   const std::lock_guard lock(mutex_);
+  const bool there = files_.Exists(path_);
+  if (there) {
+    COHORT_RETURN_IF_ERROR(CheckMine());
+  }
   over_ = true;
   writer_.reset();
-  return files_.RemoveAll(path_);
+  return there ? files_.RemoveAll(path_) : OkStatus();
 }
 
 }  // namespace cohort::ps

@@ -5,7 +5,9 @@
 // disk before the call returns. A save replaces the file, whole or not at all, by what still
 // counts. What a crash has left of a last record is dropped.
 //
-// A chief that was replaced appends to a file that is no more: its successor has replaced it.
+// A chief that was replaced appends to a file that is no more, its successor having replaced it,
+// and replaces or removes none of a later epoch: Aborted. What is noted before Begin is written by
+// it.
 //
 // Thread rules: all methods from any thread.
 
@@ -43,7 +45,7 @@ class Journal {
   static constexpr std::size_t kMaxCourses = 8;
 
   // The state of the job whose chief kept the file last; nothing is written yet. DataLoss: the file
-  // is damaged elsewhere than at its end. `backup_workers`: of rounds.
+  // is damaged elsewhere than in what was appended last. `backup_workers`: of rounds.
   static Result<std::unique_ptr<Journal>> Open(FileSystem& files, const std::string& folder,
                                                int backup_workers);
 
@@ -68,17 +70,22 @@ class Journal {
       : files_(files), path_(std::move(path)), backup_workers_(backup_workers) {}
 
   Status Read();
+  std::string Folder() const;
   bool Take(std::string_view record);  // false: none of these records
   // With the lock held.
   Status Append(const std::string& record);
   Status Replace();
+  Status CheckMine() const;
+  Status RemoveTemporaries();
 
   FileSystem& files_;
   const std::string path_;
   const int backup_workers_;
   mutable std::mutex mutex_;
   JournalState state_;
-  std::unique_ptr<io::RecordWriter> writer_;  // from Begin on; none after an error
+  std::unique_ptr<io::RecordWriter> writer_;  // from Begin on
+  std::vector<std::string> early_;            // records before
+  Status failure_;                            // of the last write; none follows, but a replacement
   bool over_ = false;
 };
 

@@ -180,7 +180,12 @@ class Implementation final : public ParameterServerStrategy {
         "[use Step, or a synchronous strategy]");
   }
   Status Broadcast(std::span<std::byte> bytes) override {
-    return began_ || bytes.size() > kMaxBroadcastBytes ? OkStatus() : job_->Broadcast(bytes);
+    if (began_ || bytes.size() > kMaxBroadcastBytes) {
+      return {};
+    }
+    const Status status = job_->Broadcast(bytes);
+    client_ = job_->client();
+    return status;
   }
   Result<Mirrored<Tensor>> Reduce(ReduceOp /*op*/, const PerReplica<Tensor>& value) override {
     return Local(value);
@@ -313,7 +318,9 @@ Status Implementation::Serve() {
   }
   COHORT_RETURN_IF_ERROR(Outlast([this] { return SaveIfDue(); }));
   COHORT_RETURN_IF_ERROR(FinishLastRound());
-  return Refresh(/*everything=*/true);
+  COHORT_RETURN_IF_ERROR(Refresh(/*everything=*/true));
+  // Whoever finds the save that the program makes of it must find the way back to it, too.
+  return plan_.restore ? job_->coordinator()->Remember(step_) : OkStatus();
 }
 
 // Until the workers are done, through the losses of servers.
@@ -328,6 +335,9 @@ Status Implementation::Outlast(const std::function<Status()>& look) {
 }
 
 Status Implementation::Shutdown() {
+  if (rows_ != nullptr) {
+    rows_->Forget();  // their client may be replaced
+  }
   if (is_chief() && trains()) {
     COHORT_RETURN_IF_ERROR(job_->Done());
     COHORT_RETURN_IF_ERROR(Outlast({}));
@@ -669,7 +679,9 @@ Result<std::unique_ptr<DistributedDataset>> Implementation::Distribute(
   if (!trains()) {
     return ps::MakeEmptyDataset();
   }
-  COHORT_RETURN_IF_ERROR(job_->Explain(job_->coordinator_client()->OpenDataset(number, info)));
+  const Status opened = job_->OpenDataset(number, info);
+  client_ = job_->client();
+  COHORT_RETURN_IF_ERROR(opened);
   ps::Feed feed{.coordinator = [this] { return job_->coordinator_client(); },
                 .begin = [this]() -> Status {
                   Require(client_ != nullptr, "Bind before the first epoch");
@@ -914,11 +926,18 @@ Result<StepResult> Implementation::StepAlone(const data::Batch& part, const Step
   }
   if (rows_ != nullptr) {
     COHORT_RETURN_IF_ERROR(job_->rows()->Push(sink_->rows(), step_ + 1, weight));
+  }
+  // Rows must be as fresh as the values, which bounded staleness has this worker wait for.
+  const bool bounded = options_.consistency.bounded();
+  if (rows_ != nullptr && !bounded) {
     LookAhead(/*round=*/0);
   }
   COHORT_RETURN_IF_ERROR(
       client_->Push({.arena = sink_->arena(), .weight = weight, .clip = clip}, parameters_->all()));
   step_ = static_cast<std::int64_t>(client_->version());
+  if (rows_ != nullptr && bounded) {
+    LookAhead(/*round=*/0);
+  }
   const ps::RoundSums sums{mine.loss_sum, mine.weight, mine.metric_sums};
   ++finished_.steps;
   finished_.sums.Add(sums);

@@ -309,6 +309,60 @@ TEST(SparseTables, WorkersInStepWithTablesOnServersEqualOneProcess) {
   ExpectNear(InStep(2, 2, 2, {}, /*devices=*/2).rows, alone.rows, 1e-5F);
 }
 
+// Each push adds 1 to the value, and before that to the row: a lookup finds at least what the
+// values of its step have. worker:1 is slow, and the other waits for its pushes.
+TEST(SparseTables, UnderBoundedStalenessRowsAreAsFreshAsValues) {
+  constexpr std::int64_t kSteps = 240;  // in splits of 12
+  std::atomic<std::int64_t> foreseen = 0;
+  std::atomic<int> older = 0;
+  Tensor zeros(DType::kInt64, {2 * kSteps, 1});
+  std::ranges::fill(zeros.data<std::int64_t>(), 0);
+  const data::Dataset data = OrThrow(data::FromTensors({{"id", zeros}}));
+  const RunTask run = [&](ParameterServerStrategy& strategy) -> Result<Outcome> {
+    ParameterSet parameters;
+    parameters.Add("count", {1}, {});
+    parameters.AddTable({.name = "counts", .dim = 1, .buckets = 1});
+    parameters.Build();
+    COHORT_RETURN_IF_ERROR(strategy.Bind(parameters, Sgd({.learning_rate = 1})));
+    const bool slow = strategy.cluster().task == TaskId{TaskType::kWorker, 1};
+    const StepFn step = [&](ReplicaContext& context,
+                            const data::Batch& batch) -> Result<ReplicaResult> {
+      const auto examples = static_cast<std::size_t>(batch.size);
+      const std::vector<std::uint64_t> ids(examples, 0);
+      std::vector<float> rows(examples);
+      COHORT_RETURN_IF_ERROR(context.parameters.rows().Lookup(0, ids, /*training=*/true, rows));
+      older += rows[0] < static_cast<float>(context.step - 1) ? 1 : 0;
+      context.gradients.AddRows(0, ids, std::vector<float>(examples, -1));
+      context.gradients.Accumulator(0)[0] = -static_cast<float>(examples);
+      context.gradients.Ready(0);
+      std::this_thread::sleep_for(std::chrono::milliseconds(slow ? 2 : 0));  // its work
+      return ReplicaResult{
+          .loss_sum = 0, .weight = static_cast<double>(examples), .metric_sums = {}};
+    };
+    Trainer trainer(strategy, parameters, {.epochs = 1, .log = Log()});
+    COHORT_RETURN_IF_ERROR(trainer.Fit(data.Batch(2), step).status());
+    Outcome outcome;
+    if (strategy.is_chief()) {
+      outcome.values = {std::as_const(parameters).value(0)[0]};
+      outcome.rows.resize(1);
+      COHORT_RETURN_IF_ERROR(parameters.rows().Lookup(0, std::vector<std::uint64_t>{0},
+                                                      /*training=*/false, outcome.rows));
+    }
+    if (strategy.trains()) {
+      COHORT_ASSIGN_OR_RETURN(const ParameterServerStats stats, strategy.stats());
+      foreseen += stats.foreseen;
+    }
+    COHORT_RETURN_IF_ERROR(strategy.Shutdown());
+    return outcome;
+  };
+  const Outcome outcome =
+      OnServers(2, 2, run, {.mode = Consistency::Mode::kBoundedStaleness, .staleness = 0});
+  EXPECT_EQ(older, 0);
+  EXPECT_GE(foreseen, kSteps / 2) << "all but a split's first";
+  EXPECT_EQ(outcome.values, std::vector<float>{kSteps});
+  EXPECT_EQ(outcome.rows, std::vector<float>{kSteps});
+}
+
 TEST(SparseTables, RoundsOnServersEqualOneProcess) {
   const std::string sgd = Sgd({.learning_rate = 0.1})->config();
   const Outcome alone = InOneProcess(1, 2, {}, 0, sgd);

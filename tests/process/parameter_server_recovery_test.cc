@@ -390,6 +390,30 @@ TEST(ParameterServerRecoveryTest, AChiefIsLostBeforeTheFirstSave) {
   ExpectWholeOutcome(job, "third", "async", 3);
 }
 
+// Before the servers have anything, which workers wait for; and after the last save, when workers
+// may be gone.
+class LostChiefWhereNobodyTrains : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(LostChiefWhereNobodyTrains, IsReplaced) {
+  const TempDir folder;
+  Job job(Arguments("async", 1, {"--folder", folder.path(), "--gate-chief", GetParam()}),
+          /*gate_at=*/0);
+  for (const char* name : {"worker:0", "worker:1", "ps:0", "ps:1"}) {
+    ASSERT_TRUE(job.cluster.WaitForOutput(name, "joined, ", kPatience)) << name;
+  }
+  ASSERT_TRUE(job.cluster.WaitForOutput("chief:0", "waits", kPatience));
+  job.Kill("chief:0");
+  job.OpenGate();
+  job.ReplaceChief("again");
+  job.ExpectCodes();
+  ExpectWholeOutcome(job, "again", "async", 1);
+  EXPECT_FALSE(std::filesystem::exists(folder.path() + "/chief.journal")) << "the job is over";
+}
+
+INSTANTIATE_TEST_SUITE_P(ParameterServerRecoveryTest, LostChiefWhereNobodyTrains,
+                         ::testing::Values("setup", "end"),
+                         [](const auto& info) { return info.param; });
+
 TEST(ParameterServerRecoveryTest, ThatNoChiefComesInItsPlaceIsSaid) {
   const TempDir folder;
   Job job(Arguments("async", 3, {"--folder", folder.path(), "--rejoin-ms", "500"}),

@@ -5,13 +5,16 @@
 //   STEP]
 //              [--hold-at STEP --hold TASK] [--rejoin-ms N] [--folder DIR [--save-steps N]
 //              [--save-epochs N]]
-//              [--gate FILE --gate-at STEP] [--count [--floats N]] [--step-ms N] [--partial]
+//              [--gate FILE --gate-at STEP] [--gate-chief setup|end] [--count [--floats N]]
+//              [--step-ms N] [--partial]
 //
 // --folder: the loop is Trainer::Fit, which saves there.
 // --count: the model is one that counts, for each example, how often it was trained on;
 // asynchronous.
 // --floats: and it has so many more values.
 // --gate FILE: worker:0 does not go beyond its step --gate-at before there is such a file.
+// --gate-chief: the chief says "waits", and does so for that FILE, before Bind or after its last
+// save.
 // --partial: ServerLoss::kPartial.
 // --hold-at: TASK says "holding" in that step function of its own, and never comes back from it.
 
@@ -58,6 +61,7 @@ struct Options {
   int step_ms = 0;
   std::string gate;
   int gate_at = 0;
+  std::string gate_chief;
   int hold_at = 0;
   int fail_at = 0;
   std::string hold;
@@ -96,6 +100,20 @@ Result<ReplicaResult> Count(ReplicaContext& context, const data::Batch& batch) {
   return ReplicaResult{.loss_sum = 0, .weight = weight, .metric_sums = {}};
 }
 
+// The test ends this process at its deadline.
+void AwaitGate(const Options& options) {
+  while (!std::filesystem::exists(options.gate)) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
+}
+
+void AwaitGateIn(const std::string& place, const Options& options, const Strategy& strategy) {
+  if (strategy.is_chief() && options.gate_chief == place) {
+    Say("waits");
+    AwaitGate(options);
+  }
+}
+
 // What a step is to the program: the model's, with what its options ask for.
 StepFn StepOf(const Options& options, const std::string& self, int& steps) {
   return [&options, self, &steps, model = options.count ? StepFn(Count) : testing::IntegerStep()](
@@ -111,10 +129,7 @@ StepFn StepOf(const Options& options, const std::string& self, int& steps) {
       }
     }
     if (steps == options.gate_at && self == "worker:0") {
-      while (
-          !std::filesystem::exists(options.gate)) {  // the test ends this process at its deadline
-        std::this_thread::sleep_for(std::chrono::milliseconds(2));
-      }
+      AwaitGate(options);
     }
     if (steps == options.fail_at) {
       return Result<ReplicaResult>(DataLoss("example 7 is broken"));
@@ -179,6 +194,7 @@ Status Report(const Options& options, ParameterServerStrategy& strategy, Paramet
 Status RunWith(const Options& options, ParameterServerStrategy& strategy) {
   ParameterSet parameters =
       options.count ? CountingParameters(options.floats) : testing::IntegerParameters();
+  AwaitGateIn("setup", options, strategy);
   COHORT_RETURN_IF_ERROR(strategy.Bind(
       parameters, options.count ? Sgd({.learning_rate = static_cast<double>(options.batch)})
                                 : Sgd({.learning_rate = 0.0625, .momentum = 0.5})));
@@ -193,6 +209,7 @@ Status RunWith(const Options& options, ParameterServerStrategy& strategy) {
                                .Fit(testing::IntegerData(options.examples, options.batch),
                                     StepOf(options, strategy.cluster().task.ToString(), steps))
                                .status());
+    AwaitGateIn("end", options, strategy);
     if (strategy.is_chief()) {
       COHORT_RETURN_IF_ERROR(Report(options, strategy, parameters));
     }
@@ -252,6 +269,7 @@ int main(int argc, char** argv) {
   app.add_option("--step-ms", options.step_ms);
   app.add_option("--gate", options.gate);
   app.add_option("--gate-at", options.gate_at);
+  app.add_option("--gate-chief", options.gate_chief);
   app.add_option("--hold-at", options.hold_at);
   app.add_option("--hold", options.hold);
   app.add_option("--fail-at", options.fail_at);

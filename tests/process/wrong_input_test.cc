@@ -107,6 +107,9 @@ TEST(Flags, AreChecked) {
   ExpectRefused(RunProgram({Bin("image_classifier"), "--global-batch", "0"}), "--global-batch");
   ExpectRefused(RunProgram({Bin("image_classifier"), "--epochs", "many"}), "--epochs");
   ExpectRefused(RunProgram({Bin("image_classifier"), "--no-such-flag"}), "no-such-flag");
+  ExpectRefused(RunProgram({Bin("image_classifier"), "--compress-values"}), "--compress-values");
+  ExpectRefused(RunProgram({Bin("image_classifier"), "--server-loss", "partial"}),
+                "server_loss kPartial under one_device");
   ExpectRefused(RunProgram({Bin("image_classifier"), "--devices", "0"}), "devices '0'");
   ExpectRefused(RunProgram({Bin("image_classifier"), "--devices", "tpu:0"}), "tpu:0");
   EXPECT_EQ(RunProgram({Bin("image_classifier"), "--help"}).code, 0);

@@ -74,7 +74,8 @@ TEST(DenseCodecTest, WhatAFormatCannotHoldIsSaidAndWhatIsNotFiniteStaysSo) {
   }
 }
 
-// All that was to be sent has been, but for what is still kept; in steps of different weights.
+// All that was to be sent has been, but for what is still kept; in steps of different weights, some
+// of them clipped.
 TEST(DenseCodecTest, WhatRoundingTakesIsSentLater) {
   for (const DType wire : {DType::kFloat16, DType::kBFloat16}) {
     const std::size_t n = 4099;  // pieces, and an odd end
@@ -85,15 +86,15 @@ TEST(DenseCodecTest, WhatRoundingTakesIsSentLater) {
     std::vector<float> arrived(n);
     constexpr int kSteps = 50;
     for (int step = 0; step < kSteps; ++step) {
-      const auto weight = static_cast<float>(step % 3 + 1);
+      const float scale = (step % 2 == 0 ? 1.0F : 0.125F) / static_cast<float>(step % 3 + 1);
       std::vector<float> gradient(n);
       for (std::size_t i = 0; i < n; ++i) {
-        gradient[i] = mean[i] * weight;
+        gradient[i] = mean[i] / scale;
       }
-      ASSERT_TRUE(EncodeWithFeedback(wire, gradient, weight, residual, travels));
+      ASSERT_TRUE(EncodeWithFeedback(wire, gradient, scale, residual, travels));
       DecodeValues(wire, travels, arrived);
       for (std::size_t i = 0; i < n; ++i) {
-        sent[i] += arrived[i] / weight;
+        sent[i] += arrived[i] * scale;
       }
     }
     for (std::size_t i = 0; i < n; ++i) {
@@ -114,6 +115,14 @@ TEST(DenseCodecTest, NothingIsKeptOfWhatIsNotFinite) {
   const std::vector<float> gradient = {std::nanf(""), kInfinity};
   EXPECT_TRUE(EncodeWithFeedback(DType::kBFloat16, gradient, 1, residual, travels));
   EXPECT_EQ(residual, (std::vector<float>{0, 0}));
+}
+
+TEST(DenseCodecTest, WhatIsNotAppliedIsNotFedBack) {
+  std::vector<float> residual(2, 0.5F);
+  std::vector<float> travels(1);
+  const std::vector<float> gradient = {1, 2};
+  EXPECT_TRUE(EncodeWithFeedback(DType::kBFloat16, gradient, 0, residual, travels));
+  EXPECT_EQ(residual, (std::vector<float>{0.5F, 0.5F}));
 }
 
 }  // namespace

@@ -42,6 +42,18 @@ TEST(JoinJob, ServersThatGoOnFromDifferentStepsAreAsynchronous) {
   }
 }
 
+TEST(JoinJob, WhatIsOfServersIsOfNoOtherStrategy) {
+  StrategyOptions options;
+  options.server_loss = ServerLoss::kPartial;
+  EXPECT_THAT(Strategy::FromEnv("one_device", options).status().message(),
+              ::testing::HasSubstr("server_loss kPartial under one_device"));
+  options = {};
+  options.server_wire.pull = DType::kBFloat16;
+  const Status status = Strategy::FromEnv("mirrored", options).status();
+  EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+  EXPECT_THAT(status.message(), ::testing::HasSubstr("server_wire under mirrored"));
+}
+
 TEST(JoinJob, ParametersTravelAsFloats) {
   StrategyOptions options = OfAParameterServersWorker();
   options.server_wire.push = DType::kInt64;

@@ -50,7 +50,7 @@ struct Chief {
 
   Sender Attach(int worker) {
     const Sender sender = Process(worker, 100 * epoch + static_cast<std::uint64_t>(worker), epoch);
-    OrThrow(coordinator.Attach(sender));
+    OrThrow(coordinator.Attach(Process(worker, sender.incarnation, 0)));
     return sender;
   }
   SplitReply Next(const Sender& sender, std::int64_t epoch_of_data, const FinishedSplit& finished) {
@@ -195,6 +195,45 @@ TEST(JournalTest, WorkersThatHadEndedAreNotWaitedFor) {
             2U);
 }
 
+// Of a job that goes on, and of another one, which has nothing to do with who had ended before.
+TEST(JournalTest, AWorkerIsLostBeforeTheJournalBegins) {
+  for (const bool goes_on : {false, true}) {
+    const TempDir folder;
+    {
+      const auto before = OrThrow(Journal::Open(FileSystem::Local(), folder.path(), 0));
+      OrThrow(before->Begin(false, 3));
+      OrThrow(before->Worker(Worker(7), JournalState::End::kDone));
+    }
+    const auto journal = OrThrow(Journal::Open(FileSystem::Local(), folder.path(), 0));
+    Coordinator coordinator({.workers = {Worker(0), Worker(1)}, .journal = journal.get()});
+    coordinator.Lost(Worker(0), Unavailable("killed"));
+    OrThrow(journal->Begin(goes_on, 4));
+    OrThrow(coordinator.Open(0));
+    EXPECT_FALSE(OrThrow(coordinator.WaitOver(kAtOnce))) << "worker:1 is still expected";
+    const auto ended = OrThrow(Journal::Open(FileSystem::Local(), folder.path(), 0))->state().ended;
+    EXPECT_EQ(ended.size(), goes_on ? 2U : 1U);
+    EXPECT_EQ(ended.at(Worker(0)), JournalState::End::kLost);
+  }
+}
+
+TEST(JournalTest, AWorkerThatIsBackBeforeTheJobGoesOnHasNotEnded) {
+  const TempDir folder;
+  {
+    Chief chief(folder.path());
+    OrThrow(chief.coordinator.Open(0));
+    chief.Attach(0);
+    chief.coordinator.Lost(Worker(0), Unavailable("killed"));
+  }
+  const auto journal = OrThrow(Journal::Open(FileSystem::Local(), folder.path(), 0));
+  const JournalState before = journal->state();
+  EXPECT_EQ(before.ended.size(), 1U);
+  Coordinator coordinator({.workers = {Worker(0), Worker(1)}, .journal = journal.get()});
+  OrThrow(coordinator.Attach(Process(0, 9, 0)));
+  OrThrow(journal->Begin(true, 2));
+  coordinator.Succeed(before);
+  EXPECT_TRUE(OrThrow(Journal::Open(FileSystem::Local(), folder.path(), 0))->state().ended.empty());
+}
+
 TEST(JournalTest, ASaveThatItKnowsNothingOfIsRefused) {
   const TempDir folder;
   OrThrow(Chief(folder.path()).coordinator.Open(0));
@@ -205,8 +244,10 @@ TEST(JournalTest, ASaveThatItKnowsNothingOfIsRefused) {
 TEST(JournalTest, AWorkerOfAJobThatItKnowsNothingOfIsRefused) {
   const TempDir folder;
   Chief chief(folder.path());
-  EXPECT_THAT(chief.coordinator.Attach(Process(0, 7, /*epoch=*/9)).message(),
-              HasSubstr("worker:0 comes from a job whose chief and servers are gone"));
+  for (const std::uint64_t epoch : {9U, 1U}) {
+    EXPECT_THAT(chief.coordinator.Attach(Process(0, 7, epoch)).message(),
+                HasSubstr("worker:0 comes from a job whose chief and servers are gone"));
+  }
   Coordinator early({.workers = {Worker(0)}});
   OrThrow(early.Attach(Process(0, 7, 9)));  // it may yet succeed
   early.SetView(1, {"server"});
@@ -246,17 +287,38 @@ TEST(JournalTest, WhatACrashHasLeftOfALastRecordIsDropped) {
   }
 }
 
+// Every byte of every record but the last that was appended, whose loss a crash explains.
 TEST(JournalTest, DamageBeforeTheEndIsAnError) {
   const TempDir folder;
   const auto journal = OrThrow(Journal::Open(FileSystem::Local(), folder.path(), 0));
   OrThrow(journal->Begin(false, 4));
+  const auto first = std::filesystem::file_size(PathIn(folder));
   OrThrow(journal->Begun({0, 0}, 3));
-  std::string bytes = OrThrow(ReadFile(FileSystem::Local(), PathIn(folder)));
-  bytes[12] ^= 1;  // the first record's
-  OrThrow(WriteFileAtomically(FileSystem::Local(), PathIn(folder), bytes));
-  const Status status = Journal::Open(FileSystem::Local(), folder.path(), 0).status();
-  EXPECT_EQ(status.code(), StatusCode::kDataLoss);
-  EXPECT_THAT(status.message(), HasSubstr("chief.journal"));
+  OrThrow(journal->Worker(Worker(1), JournalState::End::kDone));
+  const auto whole = std::filesystem::file_size(PathIn(folder));
+  OrThrow(journal->Begun({0, 1}, 0));
+  const std::string sound = OrThrow(ReadFile(FileSystem::Local(), PathIn(folder)));
+  const TempDir other;
+  const auto open = [&](const std::string& bytes) {
+    OrThrow(WriteFileAtomically(FileSystem::Local(), PathIn(other), bytes));
+    return Journal::Open(FileSystem::Local(), other.path(), 0);
+  };
+  for (std::size_t i = 0; i < sound.size(); ++i) {
+    std::string bytes = sound;
+    bytes[i] ^= 1;
+    const auto opened = open(bytes);
+    if (i >= whole) {
+      ASSERT_TRUE(opened.ok()) << i << ": " << opened.status().ToString();
+      EXPECT_EQ((*opened)->state().begun.size(), 1U) << i;
+      continue;
+    }
+    EXPECT_EQ(opened.status().code(), StatusCode::kDataLoss) << i;
+    EXPECT_THAT(opened.status().message(), HasSubstr("delete " + PathIn(other))) << i;
+  }
+  for (const std::size_t size : {std::size_t{0}, std::size_t{5}, first - 1}) {
+    EXPECT_EQ(open(sound.substr(0, size)).status().code(), StatusCode::kDataLoss)
+        << "no crash leaves only " << size;
+  }
 }
 
 TEST(JournalTest, AChiefThatWasReplacedWritesNowhere) {
@@ -265,9 +327,51 @@ TEST(JournalTest, AChiefThatWasReplacedWritesNowhere) {
   OrThrow(first.coordinator.Open(0));
   Chief second(folder.path());
   OrThrow(first.journal->Begun({0, 9}, 0));
+  const Course course = {.step = 5, .digest = 0, .epochs = {}, .rounds = {}, .again = {}};
+  EXPECT_THAT(first.journal->Remember(course).message(), HasSubstr("another chief"));
+  EXPECT_EQ(first.journal->GoBack(0).code(), StatusCode::kAborted);
+  EXPECT_EQ(first.journal->Remove().code(), StatusCode::kAborted);
   const auto third = OrThrow(Journal::Open(FileSystem::Local(), folder.path(), 0));
   EXPECT_EQ(third->state().epoch, 2U);
   EXPECT_TRUE(third->state().begun.empty());
+  OrThrow(second.coordinator.Open(0));
+  OrThrow(second.journal->Remove());
+  EXPECT_EQ(first.journal->Remember(course).code(), StatusCode::kAborted) << "the job is over";
+  EXPECT_FALSE(std::filesystem::exists(PathIn(folder)));
+}
+
+TEST(JournalTest, WhatAKilledChiefWasWritingIsRemoved) {
+  const TempDir folder;
+  const std::string left = PathIn(folder) + ".tmp-1-2";
+  const std::string others = folder.path() + "/step-1.tmp-1-2";
+  for (const std::string& path : {left, others}) {
+    OrThrow(WriteFileAtomically(FileSystem::Local(), path, "half"));
+  }
+  const Chief chief(folder.path());
+  EXPECT_FALSE(std::filesystem::exists(left));
+  EXPECT_TRUE(std::filesystem::exists(others));
+}
+
+// Half a record is not written behind; a save replaces the file, and what was noted is in it.
+TEST(JournalTest, AfterAFailedWriteOnlyAReplacementFollows) {
+  const TempDir folder;
+  bool full = false;
+  FaultyFileSystem files([&](std::string_view operation, const std::string&) {
+    return full && operation == "append" ? ResourceExhausted("no space left") : OkStatus();
+  });
+  Chief chief(folder.path(), files);
+  OrThrow(chief.coordinator.Open(0));
+  full = true;
+  EXPECT_EQ(chief.journal->Begun({0, 1}, 0).code(), StatusCode::kResourceExhausted);
+  full = false;
+  EXPECT_EQ(chief.journal->Begun({0, 2}, 0).code(), StatusCode::kResourceExhausted);
+  const auto begun = [&] {
+    return OrThrow(Journal::Open(FileSystem::Local(), folder.path(), 0))->state().begun.size();
+  };
+  EXPECT_EQ(begun(), 0U);
+  OrThrow(chief.coordinator.Remember(3));
+  OrThrow(chief.journal->Begun({0, 3}, 0));
+  EXPECT_EQ(begun(), 3U);
 }
 
 TEST(JournalTest, NothingIsHandedOutThatCouldNotBeNoted) {

@@ -14,6 +14,7 @@
 
 #include <cohort/core/random.h>
 #include <cohort/optim/optimizers.h>
+#include <cohort/strategies/parameter_server.h>
 
 #include <cohort/parameter_server.grpc.pb.h>
 #include "grpc_util.h"
@@ -21,8 +22,11 @@
 #include "parameter_server/coordinator.h"
 #include "parameter_server/frame_link.h"
 #include "parameter_server/frame_stream.h"
+#include "parameter_server/journal.h"
 #include "parameter_server/server.h"
 #include "parameter_server/wire.h"
+#include "testing/process_cluster.h"
+#include "testing/temp_dir.h"
 
 namespace cohort::ps {
 namespace {
@@ -551,6 +555,54 @@ TEST_F(ServersTest, GradientsAndValuesTravelIn16Bits) {
   }
 }
 
+// What rounding took of a push is applied with the next one's clipping, and was with its own.
+TEST_F(ServersTest, WhatIsFedBackIsClippedAsItsGradientWas) {
+  constexpr float kStep = 0x1p-7F;  // of values from 1 to 2
+  Start(1);
+  Initialise();
+  const auto client =
+      Client::Make(spec_, addresses_,
+                   {.incarnation = 1, .task = "worker:1", .wire = {.push = DType::kBFloat16}});
+  std::vector<float> values(elements_);
+  OrThrow(client->Pull(values, true));
+  const std::vector<float> first(elements_, -(1 + kStep / 4));
+  const std::vector<float> second(elements_, -1.0F / 256);
+  OrThrow(client->Push({.arena = first, .weight = 1, .clip = 0.125}, values));
+  ExpectAll(values, 0.125F);
+  OrThrow(client->Push({.arena = second, .weight = 1}, values));
+  ExpectAll(values, 0.125F + 0.125F * kStep / 4 + 1.0F / 256);
+}
+
+// So it is with a round, whose clipping is known when all of it is there.
+TEST_F(ServersTest, WhatARoundFeedsBackIsClippedAsItWas) {
+  constexpr double kMost = 0.125;
+  Start(2);
+  spec_.consistency.mode = Consistency::Mode::kSynchronous;
+  spec_.optimizer = Sgd({.learning_rate = 1, .global_clip_norm = kMost})->config();
+  Initialise();
+  const auto client =
+      Client::Make(spec_, addresses_,
+                   {.incarnation = 1, .task = "worker:1", .wire = {.push = DType::kBFloat16}});
+  std::vector<float> gradient(elements_, 0);
+  std::vector<float> values(elements_);
+  const auto round = [&](std::uint64_t number, float first) {
+    gradient[0] = first;
+    Gradient pushed = {.arena = gradient, .weight = 1};
+    pushed.round.emplace();
+    pushed.round->set_round(number);
+    pushed.round->set_parts(1);
+    OrThrow(client->Push(pushed, {}));
+    for (int repeated = 0; repeated < 2; ++repeated) {
+      OrThrow(client->Settle(number, {}, kMost));
+    }
+    OrThrow(client->Pull(values, false));
+  };
+  round(1, -(1 + 0x1p-9F));  // arrives as -1
+  EXPECT_EQ(values[0], 0.125F);
+  round(2, -0x1p-8F);
+  EXPECT_EQ(values[0], 0.125F + 0x1p-12F + 0x1p-8F);
+}
+
 TEST_F(ServersTest, ValuesTooLargeFor16BitsAreErrorsWithTheirName) {
   Start(1);
   Initialise(70'000);
@@ -764,6 +816,47 @@ TEST_F(CoordinatorServiceTest, AStrangerIsRefused) {
       "127.0.0.1:" + std::to_string(server_->port()), "chief:0",
       {.task = {TaskType::kWorker, 9}, .incarnation = 1}, milliseconds(1'000));
   EXPECT_EQ(stranger->Attach().code(), StatusCode::kFailedPrecondition);
+}
+
+// ---- A whole job --------------------------------------------------------------------------------
+
+// Who had ended in the job that the journal is of is no less missing in one that begins.
+TEST(JobTest, AJournalOfAnotherJobSkipsNobodyInTheRollCall) {
+  const testing::TempDir folder;
+  {
+    const auto journal = OrThrow(Journal::Open(FileSystem::Local(), folder.path(), 0));
+    OrThrow(journal->Begin(false, 7));
+    OrThrow(journal->Worker({TaskType::kWorker, 1}, JournalState::End::kDone));
+  }
+  const TaskId chief = {TaskType::kChief, 0};
+  ClusterConfig config;
+  config.cluster = ClusterSpec({{chief, "127.0.0.1:" + std::to_string(testing::UnusedPorts(1)[0])},
+                                {{TaskType::kWorker, 0}, "127.0.0.1:0"},
+                                {{TaskType::kWorker, 1}, "127.0.0.1:0"},
+                                {{TaskType::kPs, 0}, "127.0.0.1:0"}});
+  std::map<TaskId, std::future<Status>> tasks;
+  for (const TaskId& task : config.cluster.Tasks()) {
+    if (task == TaskId{TaskType::kWorker, 1}) {
+      continue;
+    }
+    config.task = task;
+    tasks[task] = std::async(std::launch::async, [config, folder = folder.path()]() -> Status {
+      COHORT_ASSIGN_OR_RETURN(const auto strategy, ParameterServerStrategy::Make(
+                                                       config, {.join_timeout = milliseconds(3'000),
+                                                                .rejoin_grace = milliseconds(3'000),
+                                                                .journal_folder = folder}));
+      return strategy->Serve();  // of the server
+    });
+  }
+  for (auto& [task, running] : tasks) {
+    const Status status = running.get();
+    EXPECT_FALSE(status.ok()) << task.ToString();
+    if (task == chief) {
+      EXPECT_EQ(status.code(), StatusCode::kDeadlineExceeded);
+      EXPECT_THAT(status.message(),
+                  HasSubstr("waiting for worker:1 (127.0.0.1:0, not registered)"));
+    }
+  }
 }
 
 }  // namespace
