@@ -411,8 +411,7 @@ TEST_P(LostChiefWhereNobodyTrains, IsReplaced) {
 }
 
 INSTANTIATE_TEST_SUITE_P(ParameterServerRecoveryTest, LostChiefWhereNobodyTrains,
-                         ::testing::Values("setup", "end"),
-                         [](const auto& info) { return info.param; });
+                         ::testing::Values("setup", "end"), NameOf);
 
 TEST(ParameterServerRecoveryTest, ThatNoChiefComesInItsPlaceIsSaid) {
   const TempDir folder;
