@@ -73,7 +73,7 @@ class DeviceCopy {
   ParameterSet copy_;                                    // where the memory is apart
   std::vector<std::shared_ptr<std::byte>> slot_memory_;  // owner: this
   std::vector<std::span<float>> device_slots_;
-  std::shared_ptr<std::byte> kept_;  // owner: this
+  std::shared_ptr<std::byte> kept_;     // owner: this
   std::shared_ptr<std::byte> squares_;  // a double for each parameter; owner: this
   std::shared_ptr<std::byte> squares_on_host_;
   const std::unique_ptr<Kernels> kernels_;

@@ -55,9 +55,7 @@ std::string WhatOf(const std::exception_ptr& exception) {
 }
 
 // Of a power of two.
-std::string ShortText(double scale) {
-  return "2^" + std::to_string(std::ilogb(scale));
-}
+std::string ShortText(double scale) { return "2^" + std::to_string(std::ilogb(scale)); }
 
 // Is a step whose pass had this number, from 1, one that the tuner watches?
 bool Watched(std::int64_t pass) { return pass > 1 && (pass - 2) % kTuningPeriod < kWatchedSteps; }

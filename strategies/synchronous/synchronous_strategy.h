@@ -197,13 +197,13 @@ class SynchronousStrategy final : public Strategy {
   double exposed_seconds_ = 0;     // that it waited for others
   std::vector<double> squares_;    // by chunk, in declaration order
   std::optional<GradScaler> scaler_;
-  bool skipped_ = false;     // the step under way was
-  int skips_ = 0;            // in a row
-  double usual_weight_ = 1;  // of a replica's part of a batch, about: a power of two
-  double scaled_weight_ = 1;  // what the scale of the step under way is divided by
+  bool skipped_ = false;           // the step under way was
+  int skips_ = 0;                  // in a row
+  double usual_weight_ = 1;        // of a replica's part of a batch, about: a power of two
+  double scaled_weight_ = 1;       // what the scale of the step under way is divided by
   std::vector<float> kept_state_;  // on the host: what KeepState kept
-  std::vector<int> untrained_;  // the parameters that are not trainable, nor frozen
-  std::vector<float> state_;    // their values, as rank 0 sends them
+  std::vector<int> untrained_;     // the parameters that are not trainable, nor frozen
+  std::vector<float> state_;       // their values, as rank 0 sends them
   std::int64_t step_ = 0;
   Status broken_;  // not OK: a step was applied in part
 };

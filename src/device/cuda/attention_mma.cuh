@@ -200,8 +200,8 @@ __global__ void __launch_bounds__(kBlock, 2)
   }
 }
 
-// The scale of scores is in their gradients, too: of 16 bits, before these are rounded, which may be
-// too large without it.
+// The scale of scores is in their gradients, too: of 16 bits, before these are rounded, which may
+// be too large without it.
 template <typename M>
 constexpr bool kOf16Bits = sizeof(typename M::Element) == 2;
 template <typename M>
