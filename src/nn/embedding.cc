@@ -147,7 +147,8 @@ Variable Embedding::ScoresLoss(const Variable& x, const Tensor& labels) const {
   const bool half = IsHalf(x.tape().compute_type());
   const std::int64_t columns = half ? (rows_ + kAligned - 1) / kAligned * kAligned : rows_;
   const Variable scores = ScoresOf(x, columns);
-  return SoftmaxCrossEntropy(Reshape(scores, {RowsBeforeLast(scores.shape()), columns}), labels);
+  return SoftmaxCrossEntropy(Reshape(scores, {RowsBeforeLast(scores.shape()), columns}), labels, {},
+                             rows_);
 }
 
 Variable Embedding::ScoresOf(const Variable& given, std::int64_t columns) const {

@@ -15,13 +15,15 @@ using Backward = void (Kernels::*)(Stream&, const LossArguments&, ConstFloatSpan
 
 template <typename Gradient>
 Variable Loss(const char* name, const Variable& x, const Tensor& given_labels,
-              const Tensor& given_weights, Forward forward, Backward<Gradient> backward) {
+              const Tensor& given_weights, Forward forward, Backward<Gradient> backward,
+              std::int64_t classes_end = 0) {
   Tape& tape = x.tape();
   const Tensor labels = tape.Place(given_labels);
   const Tensor weights = given_weights.raw() == nullptr ? Tensor() : tape.Place(given_weights);
   RequireShape(x.shape().rank() >= 1, name, x.shape(), "[batch, ...]");
   LossArguments arguments{
       .rows = x.shape()[0], .columns = ElementsPerRow(x.shape()), .x = ElementsOf(x.tensor())};
+  arguments.classes_end = classes_end;
   if (labels.dtype() == DType::kFloat32) {
     Require(labels.elements() == x.tensor().elements(),
             std::string(name) + ": targets " + labels.shape().ToString() +
@@ -56,11 +58,12 @@ Variable Loss(const char* name, const Variable& x, const Tensor& given_labels,
 
 }  // namespace
 
-Variable SoftmaxCrossEntropy(const Variable& logits, const Tensor& labels, const Tensor& weights) {
+Variable SoftmaxCrossEntropy(const Variable& logits, const Tensor& labels, const Tensor& weights,
+                             std::int64_t classes_end) {
   RequireShape(logits.shape().rank() == 2 && logits.shape()[1] > 0, "SoftmaxCrossEntropy",
                logits.shape(), "[batch, classes]");
   return Loss("SoftmaxCrossEntropy", logits, labels, weights, &Kernels::SoftmaxCrossEntropy,
-              &Kernels::SoftmaxCrossEntropyBackward);
+              &Kernels::SoftmaxCrossEntropyBackward, classes_end);
 }
 
 Variable SigmoidCrossEntropy(const Variable& logits, const Tensor& targets, const Tensor& weights) {

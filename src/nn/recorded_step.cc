@@ -11,6 +11,9 @@ namespace {
 constexpr int kFedSteps = 2;
 // Sets of shapes and weights that are kept; beyond them the one that was used longest ago goes.
 constexpr std::size_t kRecordings = 8;
+// Of them, so many that differ in the weight only: one may not come again (of padded batches, or of
+// scaled gradients).
+constexpr int kWeights = 2;
 // A recording that has been made so often anew, since gradients lie elsewhere each time, is not
 // worth it.
 constexpr int kCaptures = 4;
@@ -81,17 +84,20 @@ RecordedStep::~RecordedStep() = default;
 
 RecordedStep::Recording& RecordedStep::Find(std::span<const Tensor> inputs, float loss_seed,
                                             Precision precision) {
-  const auto same = [&](const Recording& r) {
-    return r.loss_seed == loss_seed && r.precision == precision &&
+  const auto alike = [&](const Recording& r) {
+    return r.precision == precision &&
            std::ranges::equal(r.inputs, inputs, [](const Recording::Input& a, const Tensor& b) {
              return a.dtype == b.dtype() && a.shape == b.shape() &&
                     a.on_device == (b.space() == MemorySpace::kDevice ? b.raw() : nullptr);
            });
   };
+  const auto same = [&](const Recording& r) { return r.loss_seed == loss_seed && alike(r); };
   if (const auto it = std::ranges::find_if(recordings_, same); it != recordings_.end()) {
     recordings_.splice(recordings_.begin(), recordings_, it);
     return recordings_.front();
   }
+  int others = 0;
+  recordings_.remove_if([&](const Recording& r) { return alike(r) && ++others >= kWeights; });
   if (recordings_.size() == kRecordings) {
     recordings_.pop_back();
   }

@@ -56,13 +56,13 @@ Tensor Tape::Place(const Tensor& tensor) {
   return placed;
 }
 
-Tensor Tape::InFloat32(const Tensor& tensor) {
-  if (!IsHalf(tensor.dtype())) {
-    return tensor;
+Tensor Tape::InFloat32(const Tensor& given) {
+  if (!IsHalf(given.dtype())) {
+    return given;
   }
+  const Tensor tensor = Place(given);
   const Tensor wide = Buffer(tensor.shape());
   kernels_.Copy(stream_, ElementsOf(tensor), Floats(wide));
-  Keep(tensor);
   Keep(wide);
   return wide;
 }

@@ -80,9 +80,9 @@ Result<std::unique_ptr<Strategy>> RecoverFrom(int donor, Regrouped& group, Param
   COHORT_RETURN_IF_ERROR(Await(comm.Broadcast(std::span(&step, 1), donor, {.name = "the step"})));
   COHORT_RETURN_IF_ERROR(strategy->SetStep(step));
   if (GradScaler* const scaler = strategy->grad_scaler(); scaler != nullptr) {
-    GradScaler* const mine = before == nullptr ? scaler : before->grad_scaler();
-    Require(mine != nullptr, "Recover with the grad_scaler of before");
-    GradScaler::State state = mine->state();
+    // A donor that scaled nothing so far begins to.
+    const GradScaler* const mine = before == nullptr ? nullptr : before->grad_scaler();
+    GradScaler::State state = (mine == nullptr ? scaler : mine)->state();
     COHORT_RETURN_IF_ERROR(Await(comm.Broadcast(Buffer(&state, sizeof(state), DType::kUInt8), donor,
                                                 {.name = "the scale of gradients"})));
     COHORT_RETURN_IF_ERROR(scaler->SetState(state));

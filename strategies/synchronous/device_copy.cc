@@ -74,6 +74,27 @@ void DeviceCopy::PushValues(std::span<const int> parameters, std::span<const flo
   }
 }
 
+void DeviceCopy::KeepValues(std::span<const int> parameters) {
+  if (kept_ == nullptr) {
+    kept_ = device_->Allocate(std::max<std::size_t>(KeptOf(parameters).size_bytes(), 1),
+                              "values from before a step");
+  }
+  PullValues(parameters, KeptOf(parameters));
+}
+
+void DeviceCopy::PutBackValues(std::span<const int> parameters) {
+  PushValues(parameters, KeptOf(parameters));
+}
+
+// Where they are kept, one after the other.
+std::span<float> DeviceCopy::KeptOf(std::span<const int> parameters) const {
+  std::size_t elements = 0;
+  for (const int p : parameters) {
+    elements += parameters_.value(p).size();
+  }
+  return {reinterpret_cast<float*>(kept_.get()), elements};
+}
+
 void DeviceCopy::Update(const UpdateRule& rule, const BucketPlan& plan,
                         const BucketPlan::Bucket& bucket, std::span<const float> gradients,
                         float scale) {

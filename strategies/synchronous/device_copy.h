@@ -42,6 +42,9 @@ class DeviceCopy {
   // The values of some parameters, one after the other: from the device, and to it.
   void PullValues(std::span<const int> parameters, std::span<float> to);
   void PushValues(std::span<const int> parameters, std::span<const float> from);
+  // Keeps the values of some parameters, on the device; and puts those of the last KeepValues back.
+  void KeepValues(std::span<const int> parameters);
+  void PutBackValues(std::span<const int> parameters);
 
   // The update of a bucket's parameters by the gradients in an arena of the device.
   void Update(const UpdateRule& rule, const BucketPlan& plan, const BucketPlan::Bucket& bucket,
@@ -62,12 +65,15 @@ class DeviceCopy {
   Status Drain(std::chrono::milliseconds timeout);
 
  private:
+  std::span<float> KeptOf(std::span<const int> parameters) const;
+
   const std::shared_ptr<Device> device_;
   ParameterSet& parameters_;
   const std::span<const std::span<float>> slots_;
   ParameterSet copy_;                                    // where the memory is apart
   std::vector<std::shared_ptr<std::byte>> slot_memory_;  // owner: this
   std::vector<std::span<float>> device_slots_;
+  std::shared_ptr<std::byte> kept_;     // owner: this
   std::shared_ptr<std::byte> squares_;  // a double for each parameter; owner: this
   std::shared_ptr<std::byte> squares_on_host_;
   const std::unique_ptr<Kernels> kernels_;

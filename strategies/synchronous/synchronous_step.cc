@@ -20,6 +20,8 @@ using SteadyClock = std::chrono::steady_clock;
 
 // Fewer chunks than this are applied by the caller alone: waking the others takes longer.
 constexpr std::size_t kChunksWorthWaking = 4;
+// More steps in a row that overflow are not the scale's fault.
+constexpr int kMostSkips = 100;
 // Buckets are watched for so many steps, again after so many, and then cut anew if that is worth
 // it.
 constexpr std::int64_t kWatchedSteps = 10;
@@ -51,6 +53,9 @@ std::string WhatOf(const std::exception_ptr& exception) {
     return "of a type that is no std::exception";
   }
 }
+
+// Of a power of two.
+std::string ShortText(double scale) { return "2^" + std::to_string(std::ilogb(scale)); }
 
 // Is a step whose pass had this number, from 1, one that the tuner watches?
 bool Watched(std::int64_t pass) { return pass > 1 && (pass - 2) % kTuningPeriod < kWatchedSteps; }
@@ -259,8 +264,18 @@ StepResult SynchronousStrategy::ResultOf(Totals& totals) const {
 
 // ---- The update ------------------------------------------------------------------------------
 
+// Of loss_seed(), beside the weight.
+double SynchronousStrategy::LossFactor() const {
+  return scaler_.has_value() ? scaler_->scale() / scaled_weight_ : 1.0;
+}
+
+// Bias correction counts what the moments have seen; schedules count steps. 0: they are the same.
+std::int64_t SynchronousStrategy::BiasStep() const {
+  return scaler_.has_value() ? std::max<std::int64_t>(1, step_ + 1 - scaler_->state().skipped) : 0;
+}
+
 float SynchronousStrategy::GradientScale(double weight) const {
-  const double loss_scale = scaler_.has_value() ? scaler_->scale() : 1.0;
+  const double loss_scale = LossFactor();
   switch (options_.loss_scale) {
     case LossScale::kGlobalMean:
       return static_cast<float>(1.0 / (weight * loss_scale));
@@ -311,13 +326,14 @@ void SynchronousStrategy::Apply(std::size_t first_chunk, std::size_t last_chunk,
          .gradient = gradients.subspan(static_cast<std::size_t>(chunk.gradient), elements),
          .slots = slots,
          .gradient_scale = scale,
-         .step = step_ + 1});
+         .step = step_ + 1,
+         .bias_step = BiasStep()});
   });
 }
 
 void SynchronousStrategy::ApplyOnDevices(int first_bucket, int last_bucket, float scale) {
   const BucketPlan& plan = reducer_->plan();
-  const UpdateRule rule = optimizer_->RuleAt(step_ + 1);
+  const UpdateRule rule = optimizer_->RuleAt(step_ + 1, BiasStep());
   for (const std::unique_ptr<DeviceCopy>& copy : copies_) {
     for (int b = first_bucket; b < last_bucket; ++b) {
       copy->Update(rule, plan, plan.buckets[static_cast<std::size_t>(b)],
@@ -447,13 +463,11 @@ Status SynchronousStrategy::UpdateAtOnce(float scale) {
     COHORT_ASSIGN_OR_RETURN(const double squared_norm, SquaredNormOfAll());
     if (scaler_.has_value()) {
       skipped_ = !std::isfinite(squared_norm);
-      scaler_->Update(!skipped_);
       if (skipped_) {
-        options_.log.Info("step " + std::to_string(step_ + 1) +
-                          ": gradients overflowed, nothing is updated; they are scaled by " +
-                          std::to_string(scaler_->scale()) + " now");
-        return {};
+        return Skip();
       }
+      scaler_->Update(true);
+      skips_ = 0;
     }
     if (optimizer_->global_clip_norm() > 0) {
       const double factor = scale;
@@ -466,6 +480,23 @@ Status SynchronousStrategy::UpdateAtOnce(float scale) {
   } else {
     ApplyOnDevices(0, static_cast<int>(reducer_->plan().buckets.size()), scale);
   }
+  return {};
+}
+
+// The step's gradients overflowed, on every process. An error if a lower scale does not help.
+Status SynchronousStrategy::Skip() {
+  PutBackState();
+  const double scale = scaler_->scale();
+  scaler_->Update(false);
+  if (scaler_->scale() == scale || ++skips_ >= kMostSkips) {
+    return DataLoss("gradients are infinite or NaN, also where they are scaled by " +
+                    ShortText(scale) + ", after " + std::to_string(scaler_->state().skipped) +
+                    " skipped steps [lower the learning rate, look for bad values in the input, or "
+                    "train in mixed_bfloat16]");
+  }
+  options_.log.Info("step " + std::to_string(step_ + 1) +
+                    ": gradients overflowed, nothing is updated; they are scaled by " +
+                    ShortText(scaler_->scale()) + " now");
   return {};
 }
 
@@ -525,6 +556,34 @@ void SynchronousStrategy::TakeState() {
   }
 }
 
+// The values that are not trainable as they are before a step, which may be skipped.
+void SynchronousStrategy::KeepState() {
+  for (const std::unique_ptr<DeviceCopy>& copy : copies_) {
+    copy->KeepValues(untrained_);
+  }
+  if (copies_.empty()) {
+    kept_state_.clear();
+    for (const int parameter : untrained_) {
+      const std::span<const float> value = parameters_->value(parameter);
+      kept_state_.insert(kept_state_.end(), value.begin(), value.end());
+    }
+  }
+}
+
+void SynchronousStrategy::PutBackState() {
+  for (const std::unique_ptr<DeviceCopy>& copy : copies_) {
+    copy->PutBackValues(untrained_);
+  }
+  if (copies_.empty()) {
+    auto from = kept_state_.begin();
+    for (const int parameter : untrained_) {
+      const std::span<float> value = parameters_->value(parameter);
+      std::copy_n(from, value.size(), value.begin());
+      from += static_cast<std::ptrdiff_t>(value.size());
+    }
+  }
+}
+
 // The step's collectives that are not buckets, and the buckets' update.
 Status SynchronousStrategy::SettleTogether(int& applied) {
   auto sums = AddUp(totals_, "loss and metrics");
@@ -548,7 +607,7 @@ Status SynchronousStrategy::SettleTogether(int& applied) {
   if (status.ok() && scale > 0 && AtOnce()) {
     status = UpdateAtOnce(scale);
   }
-  if (status.ok() && state != nullptr) {
+  if (status.ok() && state != nullptr && !skipped_) {
     TakeState();
   }
   return status;
@@ -560,7 +619,15 @@ Status SynchronousStrategy::RunPass(const DistributedBatch& batch, const StepFn&
   COHORT_RETURN_IF_ERROR(broken_);
   Require(reducer_ != nullptr, "Bind before the first step");
   exposed_seconds_ = 0;
-  reducer_->StartPass(step_ + 1, sent, scaler_.has_value() ? scaler_->scale() : 1.0);
+  if (scaler_.has_value() && passes_ == 0) {
+    scaled_weight_ = options_.loss_scale == LossScale::kGlobalMean ? usual_weight_ : 1;
+    try {
+      KeepState();
+    } catch (const StatusError& error) {  // no memory for it
+      return Fail(error.status());
+    }
+  }
+  reducer_->StartPass(step_ + 1, sent, LossFactor());
   if (rows_ != nullptr) {
     rows_->StartStep(step_ + 1, batch);
   }

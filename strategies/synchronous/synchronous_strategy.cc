@@ -377,6 +377,10 @@ Result<std::unique_ptr<DistributedDataset>> SynchronousStrategy::Distribute(
          "content and order with digest " + std::to_string(dataset.Fingerprint())},
         "make the same dataset on every process: same files, seed, stages and global batch"));
   }
+  if (!options.evaluation) {
+    usual_weight_ = static_cast<double>(
+        std::bit_floor(static_cast<std::uint64_t>(dataset.batch_size() / num_replicas_in_sync())));
+  }
   if (options_.virtual_shards > 0) {
     return MakeShardedDataset(dataset, num_replicas_in_sync(), rank_ * local_replicas_,
                               local_replicas_);

@@ -122,6 +122,7 @@ class SynchronousStrategy final : public Strategy {
   Status UpdateRows();
   bool AtOnce() const;
   Status UpdateAlone();
+  Status Skip();
   Status UpdateAtOnce(float scale);
   Status LandInOrder(Work* behind, float& scale, int& applied);
   // Waits, and counts the time.
@@ -135,11 +136,15 @@ class SynchronousStrategy final : public Strategy {
   bool NeedsNorm() const { return scaler_.has_value() || optimizer_->global_clip_norm() > 0; }
   Result<double> SquaredNormOfAll();
   float GradientScale(double weight) const;
+  double LossFactor() const;
+  std::int64_t BiasStep() const;
   Result<std::unique_ptr<Work>> AddUp(Totals& totals, const std::string& name);
   Status SettleTogether(int& applied);
   Communicator::Pending SendState();
   Status GatherState();
   void TakeState();
+  void KeepState();
+  void PutBackState();
   Result<StepResult> Finish(Totals& totals) const;
   StepResult ResultOf(Totals& totals) const;
   Status Fail(const Status& status);
@@ -192,9 +197,13 @@ class SynchronousStrategy final : public Strategy {
   double exposed_seconds_ = 0;     // that it waited for others
   std::vector<double> squares_;    // by chunk, in declaration order
   std::optional<GradScaler> scaler_;
-  bool skipped_ = false;        // the step under way was
-  std::vector<int> untrained_;  // the parameters that are not trainable, nor frozen
-  std::vector<float> state_;    // their values, as rank 0 sends them
+  bool skipped_ = false;           // the step under way was
+  int skips_ = 0;                  // in a row
+  double usual_weight_ = 1;        // of a replica's part of a batch, about: a power of two
+  double scaled_weight_ = 1;       // what the scale of the step under way is divided by
+  std::vector<float> kept_state_;  // on the host: what KeepState kept
+  std::vector<int> untrained_;     // the parameters that are not trainable, nor frozen
+  std::vector<float> state_;       // their values, as rank 0 sends them
   std::int64_t step_ = 0;
   Status broken_;  // not OK: a step was applied in part
 };

@@ -28,7 +28,9 @@ class Totals {
     ++result_.steps;
     result_.examples += step.weight;
     result_.exposed_communication_seconds += step.exposed_communication_seconds;
-    if (step.weight > 0) {
+    // The loss of a step that was skipped may be infinite.
+    if (step.weight > 0 && !step.skipped) {
+      weight_ += step.weight;
       loss_sum_ += step.loss * step.weight;
       metric_sums_.resize(std::max(metric_sums_.size(), step.metrics.size()));
       for (std::size_t i = 0; i < step.metrics.size(); ++i) {
@@ -36,21 +38,25 @@ class Totals {
       }
     }
   }
-  double loss() const { return result_.examples > 0 ? loss_sum_ / result_.examples : 0; }
+  double loss() const { return Mean(loss_sum_); }
   double examples() const { return result_.examples; }
   EpochResult& result() { return result_; }
   EpochResult Finish(SteadyClock::time_point start) {
     result_.loss = loss();
     result_.metrics.clear();
     for (const double sum : metric_sums_) {
-      result_.metrics.push_back(result_.examples > 0 ? sum / result_.examples : 0);
+      result_.metrics.push_back(Mean(sum));
     }
     result_.seconds = SecondsSince(start);
     return result_;
   }
 
  private:
+  // NaN if all steps were skipped.
+  double Mean(double sum) const { return result_.examples > 0 ? sum / weight_ : 0; }
+
   EpochResult result_;
+  double weight_ = 0;  // of the steps that were not skipped
   double loss_sum_ = 0;
   std::vector<double> metric_sums_;
 };
@@ -209,7 +215,7 @@ Result<EpochResult> Trainer::State::TrainEpoch(DistributedDataset& dataset, std:
     }
     gathered = 0;
     totals.Add(*result);
-    if (!std::isfinite(result->loss)) {
+    if (!result->skipped && !std::isfinite(result->loss)) {
       return DataLoss(fmt::format(
           "the loss is {} at step {} (epoch {}, batch {}) [lower the learning rate, clip "
           "the gradient's norm, or look for bad values in the input]",

@@ -164,6 +164,22 @@ TEST_P(DeviceHalves, SoftmaxCrossEntropyAndItsGradient) {
   }
 }
 
+// The last columns may be no classes.
+TEST_P(DeviceHalves, LabelsBehindTheLastClassFail) {
+  for (const DType half : kHalves) {
+    CheckFails([&](const Call& c) {
+      const Maker m(c, half, half);
+      LossArguments l;
+      l.rows = 3;
+      l.columns = 8;
+      l.x = m.In(24, 1);
+      l.classes = c.memory.Ids({4, 5, 0}, true).data;
+      l.classes_end = 5;
+      c.kernels.SoftmaxCrossEntropy(c.stream, l, c.memory.Out(2));
+    });
+  }
+}
+
 TEST_P(DeviceHalves, Products) {
   struct Size {
     std::int64_t m, n, k;
@@ -206,9 +222,28 @@ TEST_P(DeviceHalves, Products) {
             c.kernels.MatMul({.m = 3, .n = 5, .k = 0, .transpose_a = true, .type = half})
                 .Run(c.stream, c.memory.In({}, half).raw(), c.memory.In({}, half).raw(), nullptr,
                      c.memory.Out(15).data());
+            MatMulSpec spec{.m = 2, .n = 3, .k = 0, .type = half, .out = half};
+            const void* const none = c.memory.In({}, half).raw();
+            c.kernels.MatMul(spec).Run(c.stream, none, none, nullptr, c.memory.Out(6, half).raw());
+            spec.bias = true;
+            spec.activation = Activation::kRelu;
+            c.kernels.MatMul(spec).Run(c.stream, none, none, c.memory.In({1, -2, 3}, half).raw(),
+                                       c.memory.Out(6, half).raw());
           },
-          {std::vector<double>(15, 0.0)});
+          {std::vector<double>(15, 0.0), std::vector<double>(6, 0.0), {1, 0, 3, 1, 0, 3}});
   }
+}
+
+// Few results of long sums, which a library may cut into parts: these are added up in float32.
+TEST_P(DeviceHalves, LongSumsAreRoundedOnce) {
+  constexpr std::int64_t kSize = 16;
+  constexpr std::int64_t kLength = 16384;
+  CheckHalves(4e-6 * std::sqrt(static_cast<double>(kLength)), [&](const Call& c, const Maker& m) {
+    const MatMulSpec spec{.m = kSize, .n = kSize, .k = kLength, .type = m.type(), .out = m.type()};
+    const void* const a = m.In(kSize * kLength, 1).raw();
+    const void* const b = m.In(kLength * kSize, 2).raw();
+    c.kernels.MatMul(spec).Run(c.stream, a, b, nullptr, m.Out(kSize * kSize).raw());
+  });
 }
 
 TEST_P(DeviceHalves, ConvolutionsAndTheirGradients) {
@@ -304,6 +339,34 @@ TEST_P(DeviceHalves, AttentionAndItsGradient) {
             4 * RoundingOf(half), [&](const Call& c) { run(c, Maker(c, half, half)); }, expected);
       }
     }
+  }
+}
+
+// Gradients of scores that float16 would not reach without the scores' own scale, of 1/8. What
+// comes of them it does: of two queries and keys, at most half of those.
+TEST_P(DeviceHalves, AttentionOfLargeGradients) {
+  const AttentionSpec s{.batch = 2, .length = 2, .heads = 4, .head_size = 64};
+  const std::int64_t n = s.batch * s.length * s.heads * s.head_size;
+  for (const DType half : kHalves) {
+    SCOPED_TRACE(std::string(DTypeName(half)));
+    const auto run = [&](const Call& c, const Maker& m) {
+      AttentionSpec spec = s;
+      spec.type = m.type();
+      AttentionPlan& plan = c.kernels.Attention(spec);
+      const void* const qkv = m.In(3 * n, 1, 2).raw();
+      void* const y = m.Out(n).raw();
+      auto* const saved = reinterpret_cast<float*>(
+          c.memory.Workspace(plan.saved_elements() * static_cast<std::int64_t>(sizeof(float))));
+      plan.Forward(c.stream, qkv, y, saved);
+      plan.Backward(c.stream, qkv, y, saved, m.In(n, 2, 24000).raw(), m.Out(3 * n).raw());
+    };
+    const auto expected =
+        RunOnOracle([&](const Call& c) { run(c, Maker(c, half, DType::kFloat32)); });
+    for (const double gradient : expected.back()) {
+      ASSERT_LT(std::fabs(gradient), 65504);
+    }
+    Check(
+        4 * RoundingOf(half), [&](const Call& c) { run(c, Maker(c, half, half)); }, expected);
   }
 }
 

@@ -13,6 +13,10 @@ namespace {
 
 Indices Labels(const LossArguments& l) { return {l.classes, l.rows, l.wide_classes}; }
 
+std::int64_t ClassesEnd(const LossArguments& l) {
+  return l.classes_end > 0 ? l.classes_end : l.columns;
+}
+
 float Weight(const LossArguments& l, std::int64_t row) {
   return l.weights.empty() ? 1.0F : l.weights[static_cast<std::size_t>(row)];
 }
@@ -111,7 +115,7 @@ void CpuKernels::SoftmaxCrossEntropy(Stream& stream, const LossArguments& given,
     const LossArguments l = With(given, logits.span());
     if (l.classes != nullptr) {
       for (std::int64_t r = 0; r < l.rows; ++r) {
-        COHORT_RETURN_IF_ERROR(CheckLabel(Labels(l).At(r), r, l.columns));
+        COHORT_RETURN_IF_ERROR(CheckLabel(Labels(l).At(r), r, ClassesEnd(l)));
       }
     }
     std::vector<double> losses(static_cast<std::size_t>(l.rows));

@@ -200,6 +200,19 @@ __global__ void __launch_bounds__(kBlock, 2)
   }
 }
 
+// The scale of scores is in their gradients, too: of 16 bits, before these are rounded, which may
+// be too large without it.
+template <typename M>
+constexpr bool kOf16Bits = sizeof(typename M::Element) == 2;
+template <typename M>
+__device__ __forceinline__ float ScaleBefore(const AttentionGeometry& g) {
+  return kOf16Bits<M> ? g.scale : 1.0F;
+}
+template <typename M>
+__device__ __forceinline__ float ScaleBehind(const AttentionGeometry& g) {
+  return kOf16Bits<M> ? 1.0F : g.scale;
+}
+
 template <typename M>
 __global__ void __launch_bounds__(kBlock, 2)
     KeyValueGradientKernel(AttentionGeometry g, const typename M::Element* qkv, const float* saved,
@@ -266,7 +279,7 @@ __global__ void __launch_bounds__(kBlock, 2)
             const int e = 2 * half + side;
             const bool counts = column >= begin + 8 * half;
             p[0][n][e] = counts ? exp2f(p[0][n][e] * scale - log_sum) : 0.0F;
-            ds[0][n][e] = p[0][n][e] * (ds[0][n][e] - delta);
+            ds[0][n][e] = p[0][n][e] * (ds[0][n][e] - delta) * ScaleBefore<M>(g);
           }
         }
       }
@@ -274,7 +287,7 @@ __global__ void __launch_bounds__(kBlock, 2)
       M::AddProducts(ds, queries, first, dk);
     }
   }
-  const float scales[2] = {g.scale, g.scale};
+  const float scales[2] = {ScaleBehind<M>(g), ScaleBehind<M>(g)};
   const float ones[2] = {1.0F, 1.0F};
   StoreStrip<M>(g, dk[0], of_warp, scales, g.Packed(dqkv, place.head, 1));
   StoreStrip<M>(g, dv[0], of_warp, ones, g.Packed(dqkv, place.head, 2));
@@ -340,14 +353,14 @@ __global__ void __launch_bounds__(kBlock, 2)
             const int e = 2 * half + side;
             const bool counts = 8 * n + 2 * Place() + side < count;
             const float p = counts ? exp2f(s[0][n][e] * scale - log_sum[half]) : 0.0F;
-            ds[0][n][e] = p * (ds[0][n][e] - delta[half]);
+            ds[0][n][e] = p * (ds[0][n][e] - delta[half]) * ScaleBefore<M>(g);
           }
         }
       }
       M::AddProducts(ds, keys, first, dq);
     }
   }
-  const float scales[2] = {g.scale, g.scale};
+  const float scales[2] = {ScaleBehind<M>(g), ScaleBehind<M>(g)};
   StoreStrip<M>(g, dq[0], of_warp, scales, g.Packed(dqkv, place.head, 0));
 }
 

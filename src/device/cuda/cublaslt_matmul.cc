@@ -76,10 +76,8 @@ class CublasLtMatMul final : public MatMulPlan {
 
   void Run(Stream& stream, const void* a, const void* b, const void* bias, void* c) override {
     if (empty()) {
-      Require(!IsHalf(spec_.out) || spec_.m * spec_.n == 0,
-              text_ + ": a sum of no products, in 16 bits");
-      FillRows(stream, spec_.m, spec_.n, spec_.bias ? static_cast<const float*>(bias) : nullptr,
-               spec_.activation, static_cast<float*>(c));
+      FillRows(stream, spec_.m, spec_.n, spec_.bias ? bias : nullptr, spec_.activation, c,
+               spec_.out);
       return;
     }
     const cudaStream_t native = Native(stream);
@@ -172,6 +170,11 @@ class CublasLtMatMul final : public MatMulPlan {
     };
     const std::size_t workspace = kLeastScratch;
     set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, workspace);
+    if (IsHalf(spec_.out)) {
+      // What parts of a sum come to is added up in float32, and rounded once.
+      const std::uint32_t schemes = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+      set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, schemes);
+    }
     for (const auto attribute :
          {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
           CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {

@@ -1,4 +1,5 @@
 #include "cuda/cuda_common.h"
+#include "cuda/launch.cuh"
 #include "cuda/layout.h"
 
 #include <algorithm>
@@ -6,7 +7,6 @@
 namespace cohort::cuda {
 namespace {
 
-constexpr int kThreads = 256;
 constexpr int kTile = 32;
 constexpr int kTileRows = 8;
 
@@ -56,11 +56,11 @@ __global__ void __launch_bounds__(kTile* kTileRows)
   }
 }
 
+template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    FillRowsKernel(std::int64_t elements, std::int64_t columns, const float* bias, bool relu,
-                   float* y) {
+    FillRowsKernel(std::int64_t elements, std::int64_t columns, const T* bias, bool relu, T* y) {
   for (std::int64_t i = First(); i < elements; i += Step()) {
-    y[i] = bias == nullptr ? 0.0F : Activated(bias[i % columns], relu);
+    y[i] = RoundedTo<T>(bias == nullptr ? 0.0F : Activated(ToFloat(bias[i % columns]), relu));
   }
 }
 
@@ -107,7 +107,7 @@ void LaunchPad(Stream& stream, const char* what, const Padding& p, const float* 
 
 cudaError_t FindKernels() {
   cudaFuncAttributes attributes;
-  return cudaFuncGetAttributes(&attributes, FillRowsKernel);
+  return cudaFuncGetAttributes(&attributes, FillRowsKernel<float>);
 }
 
 void Transpose(Stream& stream, std::int64_t batch, std::int64_t rows, std::int64_t columns,
@@ -124,13 +124,16 @@ void Transpose(Stream& stream, std::int64_t batch, std::int64_t rows, std::int64
   Launched(stream, "a transposition");
 }
 
-void FillRows(Stream& stream, std::int64_t rows, std::int64_t columns, const float* bias,
-              Activation activation, float* y) {
+void FillRows(Stream& stream, std::int64_t rows, std::int64_t columns, const void* bias,
+              Activation activation, void* y, DType type) {
   if (rows == 0 || columns == 0) {
     return;
   }
-  FillRowsKernel<<<Blocks(rows * columns), kThreads, 0, Native(stream)>>>(
-      rows * columns, columns, bias, activation == Activation::kRelu, y);
+  WithType(type, [&]<typename T>(T* /*type*/) {
+    FillRowsKernel<T><<<Blocks(rows * columns), kThreads, 0, Native(stream)>>>(
+        rows * columns, columns, static_cast<const T*>(bias), activation == Activation::kRelu,
+        static_cast<T*>(y));
+  });
   Launched(stream, "an empty product");
 }
 

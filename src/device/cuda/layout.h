@@ -21,9 +21,9 @@ void Transpose(Stream& stream, std::int64_t batch, std::int64_t rows, std::int64
                const float* from, float* to);
 
 // Each row of y [rows, columns] = activation(bias), or of zeros without a bias: a product over
-// nothing.
-void FillRows(Stream& stream, std::int64_t rows, std::int64_t columns, const float* bias,
-              Activation activation, float* y);
+// nothing. Both are of `type`.
+void FillRows(Stream& stream, std::int64_t rows, std::int64_t columns, const void* bias,
+              Activation activation, void* y, DType type = DType::kFloat32);
 
 // y [rows, columns] = activation(y + bias), in place. `bias` may be nullptr.
 void AddBias(Stream& stream, std::int64_t rows, std::int64_t columns, const float* bias,

@@ -76,6 +76,7 @@ struct SoftmaxCrossEntropyRow {
   static constexpr int kKept = 0;
   const T* x;
   Labels labels;
+  std::int64_t classes_end;
   const float* targets;
   const float* weights;
   double* row_losses;
@@ -91,10 +92,10 @@ struct SoftmaxCrossEntropyRow {
     bool absent = weight == 0.0F;
     if (labels.data != nullptr) {
       label = labels.At(r);
-      if (label < 0 || label >= columns) {
+      if (label < 0 || label >= classes_end) {
         absent = true;
         if (group.thread() == 0) {
-          ReportDataError(error, DataErrorKind::kLabel, r, label, columns);
+          ReportDataError(error, DataErrorKind::kLabel, r, label, classes_end);
         }
       }
     }
@@ -344,6 +345,7 @@ void CudaKernels::SoftmaxCrossEntropy(Stream& stream, const LossArguments& l, Fl
                l.columns, shared_bytes_,
                SoftmaxCrossEntropyRow<T>{DataOf(l.x, type),
                                          {l.classes, l.wide_classes},
+                                         l.classes_end > 0 ? l.classes_end : l.columns,
                                          l.targets.data(),
                                          l.weights.empty() ? nullptr : l.weights.data(),
                                          row_losses,

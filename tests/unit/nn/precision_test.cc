@@ -272,6 +272,47 @@ TEST(Precision, ALossOfPaddedScoresIsThatOfTheScores) {
   }
 }
 
+// Nor are they labels: of 5 rows, padded to 8.
+TEST(Precision, LabelsOfPaddedScoresAreRefused) {
+  for (const auto& device : {CpuDevice(), MakeFarDevice()}) {
+    for (const Precision precision : {Precision::kFloat32, Precision::kMixedBFloat16}) {
+      ParameterSet parameters;
+      const Embedding embedding(parameters, "embedding", 5, 4);
+      parameters.Build();
+      const auto stream = device->MakeStream();
+      ParameterSet on_device = parameters.CopyOn(*device, *stream);
+      Workspace workspace(device);
+      for (const std::int64_t label : {4, 5, 7}) {
+        const std::vector<std::int64_t> labels{0, label};
+        Tape tape(on_device, *stream, workspace, {.precision = precision});
+        (void)embedding.ScoresLoss(tape.Input(RandomTensor({2, 4}, 1)),
+                                   Tensor::Of<std::int64_t>({2}, labels));
+        const Status status = tape.Finish();
+        EXPECT_EQ(status.code(), label < 5 ? StatusCode::kOk : StatusCode::kInvalidArgument);
+        EXPECT_THAT(status.message(),
+                    HasSubstr(label < 5 ? ""
+                                        : "label " + std::to_string(label) +
+                                              " of example 1 is not one of 5 classes"));
+      }
+    }
+  }
+}
+
+// What came from the host's memory, of 16 bits, is fetched as float32 on any device.
+TEST(Precision, TensorsOfTheHostAreFetchedInFloat32) {
+  for (const auto& device : {CpuDevice(), MakeFarDevice()}) {
+    ParameterSet parameters;
+    parameters.Build();
+    const auto stream = device->MakeStream();
+    Workspace workspace(device);
+    Tape tape(parameters, *stream, workspace);
+    const std::vector<BFloat16> halves{BFloat16(1.5F), BFloat16(-2.0F)};
+    const Tensor fetched = tape.Fetch(Tensor::Of<BFloat16>({2}, halves));
+    OrThrow(tape.Finish());
+    EXPECT_EQ(Host(fetched), (std::vector<float>{1.5F, -2}));
+  }
+}
+
 // All parameters are rounded at once, to nearest even, and lie as in the set.
 TEST(Precision, ParametersAreRoundedOncePerTape) {
   ParameterSet parameters;

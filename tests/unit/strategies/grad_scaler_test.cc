@@ -1,18 +1,23 @@
 // Scaled gradients: what an overflow does to the scale, and that all replicas skip a step together.
 #include <algorithm>
 #include <chrono>
+#include <cmath>
+#include <filesystem>
 #include <functional>
 #include <limits>
 #include <memory>
 #include <set>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include <cohort/comm/local.h>
+#include <cohort/io/checkpoint.h>
 #include <cohort/nn/workspace.h>
 #include <cohort/optim/optimizers.h>
 #include <cohort/strategies/grad_scaler.h>
+#include <cohort/strategies/regroup.h>
 #include <cohort/strategies/synchronous.h>
 #include <cohort/train/trainer.h>
 
@@ -79,38 +84,52 @@ TEST(GradScaler, RefusesWhatIsNoScale) {
   EXPECT_EQ(scaler.scale(), 32768);
 }
 
-// Of three parameters, all 1.
+// Of three parameters and one that is not trainable, all 1.
 ParameterSet Ones() {
   ParameterSet parameters;
   for (const char* const name : {"a", "b", "c"}) {
     parameters.Add(name, {5}, [](std::uint64_t) { return 1.0F; });
   }
+  parameters.Add(
+      "average", {3}, [](std::uint64_t) { return 1.0F; }, /*trainable=*/false);
   parameters.Build();
   return parameters;
 }
 
 std::unique_ptr<Optimizer> Momentum() { return Sgd({.learning_rate = 0.25, .momentum = 0.5}); }
 
-// A gradient of replica + 1 everywhere. In the steps `bad`, one element of the last replica's is
-// infinite (in every other one of them NaN).
+// A gradient of replica + 1 everywhere, and the average doubles. In the steps `bad`, one element of
+// the last replica's is infinite (in every other one of them NaN), as are its loss and the average.
 StepFn Gradient(nn::Workspaces& workspaces, std::set<std::int64_t> bad) {
   return [&workspaces, bad = std::move(bad)](ReplicaContext& context,
                                              const data::Batch& batch) -> Result<ReplicaResult> {
     Kernels& kernels = workspaces.For(context.local_replica, context.device).KernelsFor(1);
+    const float infinity = std::numeric_limits<float>::infinity();
+    const bool overflows = bad.contains(context.step) || bad.contains(-1);
+    const bool last = context.replica + 1 == context.num_replicas;
     for (int p = 0; p < context.parameters.size(); ++p) {
+      if (!context.parameters[p].trainable) {
+        const FloatSpan value = context.parameters.value(p);
+        if (context.local_replica == 0 && overflows) {
+          kernels.Fill(context.stream, value, infinity);
+        } else if (context.local_replica == 0) {
+          kernels.Add(context.stream, value, value, value);
+        }
+        continue;
+      }
       const FloatSpan gradient = context.gradients.Accumulator(p);
       kernels.Fill(context.stream, gradient,
                    context.gradients.loss_seed() * static_cast<float>(context.replica + 1));
-      if (p == 1 && bad.contains(context.step) && context.replica + 1 == context.num_replicas) {
+      if (p == 1 && overflows && last) {
         kernels.Fill(context.stream, gradient.subspan(3, 1),
-                     context.step % 2 == 0 ? std::numeric_limits<float>::infinity()
-                                           : std::numeric_limits<float>::quiet_NaN());
+                     context.step % 2 == 0 ? infinity : std::numeric_limits<float>::quiet_NaN());
       }
       context.gradients.Ready(p);
     }
     COHORT_RETURN_IF_ERROR(context.stream.Synchronize(DeadlineAfter(std::chrono::minutes(1))));
+    const auto weight = static_cast<double>(batch.size);
     return ReplicaResult{
-        .loss_sum = 0, .weight = static_cast<double>(batch.size), .metric_sums = {}};
+        .loss_sum = overflows && last ? infinity : 3 * weight, .weight = weight, .metric_sums = {}};
   };
 }
 
@@ -125,6 +144,7 @@ struct Trained {
 };
 
 std::vector<Trained> Train(int processes, int steps, const std::set<std::int64_t>& bad,
+                           const std::function<std::unique_ptr<Optimizer>()>& optimizer,
                            const std::function<StrategyOptions(int process)>& options) {
   std::vector<std::unique_ptr<Communicator>> communicators = MakeLocalCommunicators(processes);
   std::vector<Trained> results(static_cast<std::size_t>(processes));
@@ -138,7 +158,7 @@ std::vector<Trained> Train(int processes, int steps, const std::set<std::int64_t
     nn::Workspaces workspaces;
     COHORT_ASSIGN_OR_RETURN(const auto strategy,
                             MakeSynchronousStrategy(std::move(parts), options(process)));
-    COHORT_RETURN_IF_ERROR(strategy->Bind(parameters, Momentum()));
+    COHORT_RETURN_IF_ERROR(strategy->Bind(parameters, optimizer()));
     DistributedBatch batch;
     for (int r = 0; r < strategy->num_local_replicas(); ++r) {
       batch.replicas.push_back({.size = 2, .features = {}});
@@ -150,7 +170,10 @@ std::vector<Trained> Train(int processes, int steps, const std::set<std::int64_t
       COHORT_RETURN_IF_ERROR(strategy->PullState());
       trained.skipped.push_back(result.skipped);
       trained.values.emplace_back(parameters.all().begin(), parameters.all().end());
-      trained.slots.emplace_back(strategy->slots()[0].begin(), strategy->slots()[0].end());
+      std::vector<float>& slots = trained.slots.emplace_back();
+      for (const std::span<float> slot : strategy->slots()) {
+        slots.insert(slots.end(), slot.begin(), slot.end());
+      }
       trained.scales.push_back(
           strategy->grad_scaler() == nullptr ? 1 : strategy->grad_scaler()->scale());
     }
@@ -161,8 +184,8 @@ std::vector<Trained> Train(int processes, int steps, const std::set<std::int64_t
 }
 
 // In every world the same steps are skipped by all, and the others are those of a run that does not
-// scale, bit by bit.
-TEST(GradScaler, AllReplicasSkipAStepTogether) {
+// scale, bit by bit: also of what is not trainable, and of Adam, whose bias correction counts.
+void ExpectStepsAreSkipped(const std::function<std::unique_ptr<Optimizer>()>& optimizer) {
   struct World {
     int processes, replicas;
     bool far, whole;
@@ -187,8 +210,8 @@ TEST(GradScaler, AllReplicasSkipAStepTogether) {
         return mine;
       };
     };
-    const std::vector<Trained> scaled = Train(world.processes, 6, {2, 5}, options(true));
-    const std::vector<Trained> plain = Train(world.processes, 4, {}, options(false));
+    const std::vector<Trained> scaled = Train(world.processes, 6, {2, 5}, optimizer, options(true));
+    const std::vector<Trained> plain = Train(world.processes, 4, {}, optimizer, options(false));
     const Trained& first = scaled.front();
     for (const Trained& other : scaled) {
       EXPECT_EQ(other, first);
@@ -202,6 +225,85 @@ TEST(GradScaler, AllReplicasSkipAStepTogether) {
       EXPECT_EQ(first.slots[s], plain.front().slots[same_as[s]]) << "step " << s + 1;
     }
   }
+}
+
+TEST(GradScaler, AllReplicasSkipAStepTogether) { ExpectStepsAreSkipped(Momentum); }
+
+TEST(GradScaler, BiasCorrectionCountsNoSkippedStep) {
+  ExpectStepsAreSkipped([] { return Adam({.learning_rate = 0.25}); });
+}
+
+// At the least scale there is, or after so many steps in a row: values are those of before.
+TEST(GradScaler, GivesUpWhereNoScaleHelps) {
+  struct Case {
+    GradScalerOptions options;
+    int skipped;
+    const char* text;
+  };
+  for (const Case& c : {Case{{.backoff_factor = 0x1p-40}, 2, "scaled by 2^-64, after 3 skipped"},
+                        Case{{.init_scale = 0x1p64}, 99, "scaled by 2^-35, after 100 skipped"}}) {
+    nn::Workspaces workspaces;
+    ParameterSet parameters = Ones();
+    const auto strategy = OrThrow(MakeSynchronousStrategy({}, {.grad_scaler = c.options}));
+    OrThrow(strategy->Bind(parameters, Momentum()));
+    DistributedBatch batch;
+    batch.replicas.push_back({.size = 2, .features = {}});
+    const StepFn step = Gradient(workspaces, {-1});
+    for (int s = 0; s < c.skipped; ++s) {
+      EXPECT_TRUE(OrThrow(strategy->Step(batch, step)).skipped) << s;
+    }
+    const Status status = strategy->Step(batch, step).status();
+    EXPECT_EQ(status.code(), StatusCode::kDataLoss);
+    EXPECT_THAT(status.message(), HasSubstr(c.text));
+    EXPECT_THAT(status.message(), HasSubstr("[lower the learning rate"));
+    EXPECT_THAT(status.message(), HasSubstr("mixed_bfloat16"));
+    for (int p = 0; p < parameters.size(); ++p) {
+      EXPECT_THAT(parameters.value(p), ::testing::Each(1.0F)) << parameters[p].name;
+    }
+    EXPECT_EQ(strategy->intact(), OkStatus());
+  }
+}
+
+// What a pass starts from is about the scale, however large the batch.
+TEST(GradScaler, SeedsWithTheScaleOfAMean) {
+  for (const int replicas : {1, 2}) {
+    StrategyOptions options{.num_devices = replicas};
+    options.grad_scaler.emplace();
+    nn::Workspaces workspaces;
+    ParameterSet parameters = Ones();
+    const auto strategy = OrThrow(MakeSynchronousStrategy({}, options));
+    OrThrow(strategy->Bind(parameters, Momentum()));
+    std::vector<float> seeds(static_cast<std::size_t>(replicas));
+    const StepFn gradient = Gradient(workspaces, {});
+    const StepFn step = [&](ReplicaContext& context, const data::Batch& batch) {
+      seeds[static_cast<std::size_t>(context.replica)] = context.gradients.loss_seed();
+      return gradient(context, batch);
+    };
+    Trainer trainer(*strategy, parameters, {});
+    OrThrow(trainer.Fit(testing::IntegerData(24, 12 * replicas), step));
+    EXPECT_THAT(seeds, ::testing::Each(12 * 0x1p15F / 8));
+  }
+}
+
+// Its loss is in no mean, and ends no training.
+TEST(GradScaler, TrainerLeavesSkippedStepsOutOfTheLoss) {
+  std::vector<double> losses;
+  StrategyOptions options;
+  options.grad_scaler.emplace();
+  nn::Workspaces workspaces;
+  ParameterSet parameters = Ones();
+  const auto strategy = OrThrow(MakeSynchronousStrategy({}, options));
+  OrThrow(strategy->Bind(parameters, Momentum()));
+  Trainer trainer(*strategy, parameters,
+                  {.progress = [&](const Progress& p) { losses.push_back(p.loss); }});
+  const History history =
+      OrThrow(trainer.Fit(testing::IntegerData(16, 4), Gradient(workspaces, {1, 3})));
+  EXPECT_EQ(history.steps, 4);
+  EXPECT_EQ(history.examples, 16);
+  EXPECT_EQ(history.epochs[0].loss, 3);
+  ASSERT_EQ(losses.size(), 4U);
+  EXPECT_TRUE(std::isnan(losses[0])) << "of no step";
+  EXPECT_EQ(losses[2], 3);
 }
 
 TEST(GradScaler, OfProcessesThatDisagreeIsRefused) {
@@ -266,6 +368,122 @@ TEST(GradScaler, ItsStateIsInTheCheckpoint) {
   EXPECT_EQ(after->grad_scaler()->state(), state);
   EXPECT_EQ(after->step(), 6);
   EXPECT_TRUE(std::ranges::equal(again.all(), parameters.all()));
+}
+
+// Rank 0 reads the checkpoint, all scale as it says. One that says nothing leaves the options'.
+TEST(GradScaler, AllRanksTakeItsStateFromTheCheckpoint) {
+  const testing::TempDir folder;
+  const std::string checkpoints = folder.path() + "/checkpoints";
+  // Fit (or restore) on each of two ranks.
+  const auto run = [&](bool scaled, bool fit) {
+    auto communicators = MakeLocalCommunicators(2);
+    std::vector<GradScaler::State> states(2);
+    const auto statuses = RunRanks(2, [&](int rank) -> Status {
+      StrategyOptions options;
+      if (scaled) {
+        options.grad_scaler.emplace();
+      }
+      SynchronousParts parts;
+      parts.communicator = std::move(communicators[static_cast<std::size_t>(rank)]);
+      ParameterSet parameters = Ones();
+      nn::Workspaces workspaces;
+      COHORT_ASSIGN_OR_RETURN(const auto strategy,
+                              MakeSynchronousStrategy(std::move(parts), std::move(options)));
+      COHORT_RETURN_IF_ERROR(strategy->Bind(parameters, Momentum()));
+      Trainer trainer(*strategy, parameters,
+                      {.checkpoint_dir = rank == 0 ? checkpoints : checkpoints + "-none"});
+      if (fit) {
+        const std::set<std::int64_t> bad =
+            scaled ? std::set<std::int64_t>{2, 3} : std::set<std::int64_t>{};
+        COHORT_RETURN_IF_ERROR(
+            trainer.Fit(testing::IntegerData(24, 4), Gradient(workspaces, bad)).status());
+      } else {
+        COHORT_RETURN_IF_ERROR(trainer.Restore().status());
+      }
+      if (scaled) {
+        states[static_cast<std::size_t>(rank)] = strategy->grad_scaler()->state();
+      }
+      return {};
+    });
+    return std::pair(statuses, states);
+  };
+  ExpectAllOk(run(false, true).first);
+  auto [statuses, states] = run(true, false);
+  ExpectAllOk(statuses);
+  EXPECT_THAT(states, ::testing::Each(GradScaler::State{.scale = 0x1p15}));
+  std::filesystem::remove_all(checkpoints);
+  ExpectAllOk(run(true, true).first);
+  std::tie(statuses, states) = run(true, false);
+  ExpectAllOk(statuses);
+  EXPECT_THAT(states,
+              ::testing::Each(GradScaler::State{.scale = 0x1p13, .good_steps = 3, .skipped = 2}));
+
+  // The same with a state that is none.
+  for (const char* const text : {"16 2", "16 2 1 more", "3 0 0", ""}) {
+    SCOPED_TRACE(text);
+    io::CheckpointStore store(FileSystem::Local(), checkpoints);
+    const auto newest = OrThrow(store.OpenLatest());
+    io::CheckpointState state = newest->state();
+    ++state.step;
+    state.user["grad_scaler"] = text;
+    const ParameterSet parameters = Ones();
+    std::vector<io::CheckpointSource> model;
+    std::vector<io::CheckpointSource> slots;
+    for (int p = 0; p < parameters.size(); ++p) {
+      model.push_back({parameters[p].name, parameters[p].shape, parameters.value(p)});
+      if (parameters[p].trainable) {
+        slots.push_back(
+            {parameters[p].name + "/momentum", parameters[p].shape, parameters.value(p)});
+      }
+    }
+    OrThrow(store.Save(state, model, slots));
+    for (const Status& status : run(true, false).first) {
+      EXPECT_FALSE(status.ok());
+      EXPECT_THAT(status.message(), HasSubstr(checkpoints));
+      EXPECT_THAT(status.message(), HasSubstr("grad_scaler"));
+    }
+  }
+}
+
+// A newcomer scales as the survivor did; a survivor that did not begins with the options' scale.
+TEST(GradScaler, ItsStateIsTheSurvivorsAfterRecover) {
+  for (const bool scaled : {true, false}) {
+    auto communicators = MakeLocalCommunicators(2);
+    std::vector<GradScaler::State> states(2);
+    ExpectAllOk(RunRanks(2, [&](int rank) -> Status {
+      const auto r = static_cast<std::size_t>(rank);
+      ParameterSet parameters = Ones();
+      nn::Workspaces workspaces;
+      std::unique_ptr<Strategy> before;
+      if (rank == 1) {
+        StrategyOptions old;
+        if (scaled) {
+          old.grad_scaler.emplace();
+        }
+        COHORT_ASSIGN_OR_RETURN(before, MakeSynchronousStrategy({}, std::move(old)));
+        COHORT_RETURN_IF_ERROR(before->Bind(parameters, Momentum()));
+        DistributedBatch batch;
+        batch.replicas.push_back({.size = 2, .features = {}});
+        const std::set<std::int64_t> bad =
+            scaled ? std::set<std::int64_t>{2} : std::set<std::int64_t>{};
+        for (int s = 0; s < 3; ++s) {
+          COHORT_RETURN_IF_ERROR(before->Step(batch, Gradient(workspaces, bad)).status());
+        }
+      }
+      Regrouped group;
+      group.communicator = std::move(communicators[r]);
+      StrategyOptions options;
+      options.grad_scaler.emplace();
+      COHORT_ASSIGN_OR_RETURN(const auto after, Recover(group, parameters, Momentum(), before.get(),
+                                                        std::move(options)));
+      states[r] = after->grad_scaler()->state();
+      return after->step() == 3 ? OkStatus() : Internal("step " + std::to_string(after->step()));
+    }));
+    EXPECT_THAT(
+        states,
+        ::testing::Each(scaled ? GradScaler::State{.scale = 0x1p14, .good_steps = 1, .skipped = 1}
+                               : GradScaler::State{.scale = 0x1p15}));
+  }
 }
 
 }  // namespace

@@ -1,9 +1,9 @@
 // GradScaler: keeps gradients of float16 within its range, as torch.amp.GradScaler and
 // tf.keras.mixed_precision.LossScaleOptimizer do.
 //
-// The loss, and so every gradient, is multiplied by a scale, and the update divides it out again. A
-// step whose gradients came out infinite or NaN is skipped and halves the scale; so many good steps
-// in a row double it. The scale is a power of two: scaling rounds nothing.
+// The mean loss of a replica is multiplied by a scale (and up to twice that where its batch is no
+// power of two), which the update divides out. A step whose gradients are infinite or NaN is
+// skipped and halves it; good steps in a row double it. All are powers of two: nothing is rounded.
 //
 // Thread rules: none; the strategy has one, and uses it between its steps.
 

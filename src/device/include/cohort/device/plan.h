@@ -169,6 +169,7 @@ struct LossArguments {
   bool wide_classes = true;  // int64, otherwise int32
   std::span<const float> targets;
   std::span<const float> weights;  // one per row, or empty
+  std::int64_t classes_end = 0;    // of SoftmaxCrossEntropy: labels are less; 0: than columns
 };
 
 }  // namespace cohort

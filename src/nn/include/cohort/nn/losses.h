@@ -13,9 +13,10 @@ namespace cohort::nn {
 
 // Logits [batch, classes]. Labels are class numbers (int64 or int32, one per example), or
 // distributions (float32, [batch, classes]). A class number out of range is InvalidArgument from
-// Finish, naming example, label and number of classes.
+// Finish, naming example, label and number of classes: of those below `classes_end`, where the last
+// columns are none.
 Variable SoftmaxCrossEntropy(const Variable& logits, const Tensor& labels,
-                             const Tensor& weights = {});
+                             const Tensor& weights = {}, std::int64_t classes_end = 0);
 // Targets float32 like the logits, in [0, 1]; the mean over an example's elements.
 Variable SigmoidCrossEntropy(const Variable& logits, const Tensor& targets,
                              const Tensor& weights = {});
