@@ -1,6 +1,7 @@
 // Kernels and plans with operands of 16 bits: what float32's come to on the same values, rounded
 // once.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <functional>
@@ -345,7 +346,7 @@ TEST_P(DeviceHalves, AttentionAndItsGradient) {
 // Gradients of scores that float16 would not reach without the scores' own scale, of 1/8. What
 // comes of them it does: of two queries and keys, at most half of those.
 TEST_P(DeviceHalves, AttentionOfLargeGradients) {
-  const AttentionSpec s{.batch = 2, .length = 2, .heads = 4, .head_size = 64};
+  const AttentionSpec s{.batch = 32, .length = 2, .heads = 8, .head_size = 64};
   const std::int64_t n = s.batch * s.length * s.heads * s.head_size;
   for (const DType half : kHalves) {
     SCOPED_TRACE(std::string(DTypeName(half)));
@@ -358,15 +359,29 @@ TEST_P(DeviceHalves, AttentionOfLargeGradients) {
       auto* const saved = reinterpret_cast<float*>(
           c.memory.Workspace(plan.saved_elements() * static_cast<std::int64_t>(sizeof(float))));
       plan.Forward(c.stream, qkv, y, saved);
-      plan.Backward(c.stream, qkv, y, saved, m.In(n, 2, 24000).raw(), m.Out(3 * n).raw());
+      plan.Backward(c.stream, qkv, y, saved, m.In(n, 2, 28500).raw(), m.Out(3 * n).raw());
     };
     const auto expected =
         RunOnOracle([&](const Call& c) { run(c, Maker(c, half, DType::kFloat32)); });
-    for (const double gradient : expected.back()) {
-      ASSERT_LT(std::fabs(gradient), 65504);
+    double largest = 0;
+    double of_queries = 0;
+    for (std::size_t i = 0; i < expected.back().size(); ++i) {
+      const double gradient = std::fabs(expected.back()[i]);
+      largest = std::max(largest, gradient);
+      if (i / static_cast<std::size_t>(s.heads * s.head_size) % 3 == 0) {
+        of_queries = std::max(of_queries, gradient);
+      }
     }
-    Check(
-        4 * RoundingOf(half), [&](const Call& c) { run(c, Maker(c, half, half)); }, expected);
+    // Keys differ by less than 4: scores' gradients are more than twice this, before the scale.
+    EXPECT_GT(of_queries, 65504.0 / 2);
+    EXPECT_LT(largest, 65504.0);
+    // Small ones are what large ones leave, of a y that is rounded.
+    const std::vector<double> got =
+        RunOnDevice(0, [&](const Call& c) { run(c, Maker(c, half, half)); }).back();
+    ASSERT_EQ(got.size(), expected.back().size());
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      ASSERT_LE(std::fabs(got[i] - expected.back()[i]), 4 * RoundingOf(half) * largest) << i;
+    }
   }
 }
 
