@@ -125,10 +125,10 @@ TEST_F(KernelsTest, ReluBackwardMasksInPlaceAndSums) {
   std::vector<float> dy = {1, 2, 3, 4, 5, 6};
   std::vector<float> sums(2);
   const auto kernels = MakeCpuKernels(1);
-  kernels->ReluBackwardSumRows(*stream, {3, 2}, y, dy, sums);
+  kernels->ReluBackwardSumRows(*stream, {3, 2}, y, std::span(dy), sums);
   EXPECT_THAT(dy, ElementsAre(1, 0, 3, 4, 0, 0));
   EXPECT_THAT(sums, ElementsAre(4, 4));
-  kernels->ReluBackwardSumRows(*stream, {3, 2}, y, dy, {});
+  kernels->ReluBackwardSumRows(*stream, {3, 2}, y, std::span(dy), {});
   EXPECT_THAT(dy, ElementsAre(1, 0, 3, 4, 0, 0));
   Finish();
 }

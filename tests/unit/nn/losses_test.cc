@@ -189,7 +189,11 @@ TEST(Losses, ASeedOfTheBatchSizeGivesExactSums) {
 
 TEST(Losses, NoExamplesOrNoWeightIsZeroNotNaN) {
   using LossFunction = Variable (*)(const Variable&, const Tensor&, const Tensor&);
-  for (const LossFunction f : {SoftmaxCrossEntropy, SigmoidCrossEntropy, MeanSquaredError}) {
+  const LossFunction softmax = [](const Variable& logits, const Tensor& labels,
+                                  const Tensor& weights) {
+    return SoftmaxCrossEntropy(logits, labels, weights);
+  };
+  for (const LossFunction f : {softmax, SigmoidCrossEntropy, MeanSquaredError}) {
     for (const std::int64_t batch : {0, 2}) {
       ParameterSet parameters;
       const Dense dense(parameters, "d", 3, 2);
