@@ -95,7 +95,7 @@ TEST(Dataset, MeaninglessSizesAreTheCallersMistake) {
   EXPECT_THROW(static_cast<void>(data.Batch(0)), ContractError);
   EXPECT_THROW(static_cast<void>(data.Batch(-3)), ContractError);
   EXPECT_THROW(static_cast<void>(data.Take(-1)), ContractError);
-  EXPECT_THROW(static_cast<void>(data.Prefetch(-1)), ContractError);
+  EXPECT_THROW(static_cast<void>(data.Prefetch(-2)), ContractError);
   EXPECT_THROW(static_cast<void>(data.Prefetch(1, 0)), ContractError);
   EXPECT_THROW(static_cast<void>(data.Map(nullptr)), ContractError);
   EXPECT_THROW(static_cast<void>(data.Batch(2).Batch(2)), ContractError);
