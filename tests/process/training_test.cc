@@ -56,9 +56,14 @@ TEST_P(Training, LearnsGarments) {
 INSTANTIATE_TEST_SUITE_P(Ways, Training, ::testing::ValuesIn(Ways()),
                          [](const auto& way) { return std::string(way.param.name); });
 
-// What is computed in 16 bits learns what float32 learns, to half a percent.
+// What is computed in 16 bits learns what float32 learns. The first epoch's loss says so best: of
+// the mlp's accuracy two seeds differ by a percent.
 TEST(Precision, MixedPoliciesLearnDigitsAsFloat32Does) {
-  const auto accuracy = [](TrainingRun run, const std::string& precision) {
+  struct Learnt {
+    double accuracy;
+    double loss;
+  };
+  const auto learnt = [](TrainingRun run, const std::string& precision) -> Learnt {
     run.data = ImageData("mnist", 8000, 2000);
     run.epochs = 5;
     run.more = {"--precision", precision};
@@ -68,19 +73,22 @@ TEST(Precision, MixedPoliciesLearnDigitsAsFloat32Does) {
       EXPECT_GE(metrics["grad_scaler"]["scale"].get<double>(), 1);
       EXPECT_LT(metrics["grad_scaler"]["skipped"].get<int>(), 50);
     }
-    return metrics["accuracy"].get<double>();
+    return {metrics["accuracy"].get<double>(), metrics["epoch_losses"][0].get<double>()};
+  };
+  const auto expect_close = [](const Learnt& mixed, const Learnt& exact, double accuracy) {
+    EXPECT_GE(mixed.accuracy, exact.accuracy - accuracy);
+    EXPECT_NEAR(mixed.loss, exact.loss, 0.01 * exact.loss);
   };
   const TrainingRun mlp{.strategy = "one_device", .model = "mlp"};
-  const double of_mlp = accuracy(mlp, "float32");
-  EXPECT_GE(of_mlp, 0.95);
-  EXPECT_GE(accuracy(mlp, "mixed_bfloat16"), of_mlp - 0.005);
-  EXPECT_GE(
-      accuracy(
-          {.strategy = "multi_worker_mirrored", .model = "mlp", .launcher = Launch({"-n", "2"})},
-          "mixed_float16"),
-      of_mlp - 0.005);
+  const Learnt of_mlp = learnt(mlp, "float32");
+  EXPECT_GE(of_mlp.accuracy, 0.95);
+  expect_close(learnt(mlp, "mixed_bfloat16"), of_mlp, 0.02);
+  expect_close(
+      learnt({.strategy = "multi_worker_mirrored", .model = "mlp", .launcher = Launch({"-n", "2"})},
+             "mixed_float16"),
+      of_mlp, 0.02);
   const TrainingRun cnn{.strategy = "one_device", .model = "cnn"};
-  EXPECT_GE(accuracy(cnn, "mixed_bfloat16"), accuracy(cnn, "float32") - 0.005);
+  expect_close(learnt(cnn, "mixed_bfloat16"), learnt(cnn, "float32"), 0.01);
 }
 
 // The same seed and global batch: the loss of the first epoch is the same under every synchronous
