@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <sstream>
 #include <stdexcept>
 
@@ -176,6 +177,14 @@ bool HttpServer::Answer(int fd, const std::string& head, std::string body_of_req
                         " X\r\nContent-Length: " + std::to_string(reply->body.size()) + "\r\n";
       for (const std::string& header : reply->headers) {
         out += header + "\r\n";
+      }
+      if (fault.trickle_ms > 0) {
+        bool sent = Send(fd, out + "\r\n");
+        for (const char& byte : reply->body) {
+          std::this_thread::sleep_for(std::chrono::milliseconds(fault.trickle_ms));
+          sent = sent && Send(fd, {&byte, 1});
+        }
+        return sent;
       }
       // With cut_after the request was heard, and the answer is lost.
       return Send(fd, out + "\r\n" + (fault.cut_after < 0 ? reply->body : "")) &&

@@ -33,6 +33,7 @@ class HttpServer {
     std::int64_t cut_after = -1;  // bytes of the body, then close
     std::int64_t send_only = -1;  // bytes of the body, and say so
     bool stall = false;           // headers, then nothing until the client goes
+    int trickle_ms = 0;           // a handler's body comes byte by byte, so far apart
     std::int64_t shift = 0;       // send bytes from so much further on, and say so
   };
   using Faults = std::function<Fault(const Request&)>;
