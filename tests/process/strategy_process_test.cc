@@ -104,7 +104,7 @@ TEST(MultiWorkerMirrored, TheLossOfAWorkerEndsTheOthers) {
   ExpectEnded(cluster, "worker:1", kPeerLost, "worker:1");
   for (const std::string name : {"worker:0", "worker:2"}) {  // by whom and where it is missed
     EXPECT_THAT(cluster.Stderr(name),
-                ::testing::ContainsRegex("(AllReduce|Barrier|AllGather).* #"));
+                ::testing::ContainsRegex("(AllReduce|Barrier|AllGather|Broadcast).* #[0-9]+"));
     EXPECT_THAT(cluster.Stderr(name), HasSubstr("(generation 1)"));
     EXPECT_THAT(cluster.Stderr(name),
                 ::testing::ContainsRegex("last heartbeat [0-9]+\\.[0-9] s ago"));
