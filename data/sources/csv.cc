@@ -1,251 +1,174 @@
 #include <cohort/data/csv.h>
 
-#include <algorithm>
-#include <charconv>
-#include <cmath>
-#include <cstring>
-#include <set>
-#include <unordered_map>
+#include <sys/mman.h>
 
-#include <cohort/core/random.h>
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <new>
+#include <set>
+
 #include <cohort/core/thread_pool.h>
 #include <cohort/io/compression.h>
 
+#include "sources/csv_column.h"
 #include "sources/csv_reader.h"
+#include "sources/csv_rows.h"
+#include "sources/file_table.h"
 #include "sources/memory_source.h"
-#include "sources/text_hash.h"
 
 namespace cohort::data {
 namespace {
 
+// The lines that rows begin at: a row's is one more than that of the row before, except where a run
+// begins.
+struct LineRun {
+  std::int64_t row = 0;
+  std::int64_t line = 0;
+};
+
 // Rows of several files, held as tensors.
 class CsvSource final : public MemorySource {
  public:
-  CsvSource(const Example& tensors, std::vector<FileRange> files, std::vector<std::int64_t> lines)
-      : MemorySource(tensors, static_cast<std::int64_t>(lines.size())),
-        files_(std::move(files)),
-        lines_(std::move(lines)) {}
+  CsvSource(const Example& tensors, std::int64_t rows, FileTable files, std::vector<LineRun> lines)
+      : MemorySource(tensors, rows), files_(std::move(files)), lines_(std::move(lines)) {}
 
   std::string Where(std::int64_t index) const override {
-    const auto file = std::find_if(files_.begin(), files_.end(),
-                                   [index](const FileRange& range) { return index < range.end; });
-    return file->name + ", line " + std::to_string(lines_[static_cast<std::size_t>(index)]);
+    const LineRun& run =
+        *(std::upper_bound(lines_.begin(), lines_.end(), index,
+                           [](std::int64_t row, const LineRun& next) { return row < next.row; }) -
+          1);
+    return files_.ranges()[files_.Find(index)].name + ", line " +
+           std::to_string(run.line + index - run.row);
   }
-  std::vector<FileRange> files() const override { return files_; }
+  std::vector<FileRange> files() const override { return files_.ranges(); }
 
  private:
-  std::vector<FileRange> files_;
-  std::vector<std::int64_t> lines_;  // where each row begins
+  FileTable files_;
+  std::vector<LineRun> lines_;
 };
 
-// Numbers that are exact in either type.
-template <typename T>
-std::optional<T> FewDigits(std::string_view text) {
-  constexpr std::size_t kMost = 7;
-  if (text.empty() || text.size() > kMost) {
-    return std::nullopt;
+// A tensor of `bytes` that are written before they are read.
+std::shared_ptr<std::byte> RawMemory(std::size_t bytes) {
+  constexpr std::size_t kCacheLine = 64;
+  constexpr std::size_t kHugePage = std::size_t{2} << 20;
+  const std::size_t alignment = bytes < kHugePage ? kCacheLine : kHugePage;
+  const std::size_t size = std::max((bytes + alignment - 1) / alignment * alignment, alignment);
+  void* const memory = std::aligned_alloc(alignment, size);
+  if (memory == nullptr) {
+    throw std::bad_alloc();
   }
-  std::int32_t value = 0;
-  for (const char c : text) {
-    if (c < '0' || c > '9') {
-      return std::nullopt;
+  if (alignment == kHugePage) {
+    static_cast<void>(::madvise(memory, size, MADV_HUGEPAGE));  // a wish
+  }
+  return {static_cast<std::byte*>(memory), [](std::byte* p) { std::free(p); }};
+}
+
+Tensor RawTensor(DType dtype, const Shape& shape) {
+  return {dtype, shape, RawMemory(static_cast<std::size_t>(shape.elements()) * SizeOf(dtype))};
+}
+
+// What is looked for before a part is read.
+struct Marks {
+  std::int64_t feeds = 0;
+  bool quotes = false;
+};
+
+Marks FindMarks(std::string_view text) {
+  Marks marks{.feeds = 0, .quotes = std::memchr(text.data(), '"', text.size()) != nullptr};
+  for (std::size_t at = 0; at < text.size();) {
+    // Few enough for a sum of bytes, which is added up a register at a time.
+    const std::string_view some = text.substr(at, 255);
+    std::uint8_t feeds = 0;
+    for (const char c : some) {
+      feeds = static_cast<std::uint8_t>(feeds + (c == '\n' ? 1 : 0));
     }
-    value = value * 10 + (c - '0');
+    marks.feeds += feeds;
+    at += some.size();
   }
-  return static_cast<T>(value);
+  return marks;
 }
 
-template <typename T>
-std::optional<T> ParseNumber(std::string_view text) {
-  if (const std::optional<T> value = FewDigits<T>(text)) {
-    return value;
-  }
-  if (text.starts_with('+')) {
-    text.remove_prefix(1);
-  }
-  T value{};
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size()) {
-    return std::nullopt;
-  }
-  return value;
-}
-
-// Text to position. Positions of texts that were found, not given, are by first sight until Sort.
-class Vocabulary {
+// A file, whole.
+class Content {
  public:
-  Vocabulary(const std::vector<std::string>& given, std::optional<std::int64_t> unknown)
-      : texts_(given), open_(given.empty()), unknown_(unknown) {
-    for (const std::string& text : given) {
-      positions_.emplace(text, static_cast<std::int64_t>(positions_.size()));
-    }
+  static Result<Content> Read(FileSystem& files, const std::string& path, ThreadPool* pool);
+  // CsvRows::kSlack bytes behind it can be read.
+  std::string_view text() const {
+    return {memory_ == nullptr ? unpacked_.data() : reinterpret_cast<const char*>(memory_.get()),
+            size_};
   }
-
-  // nullopt: not one of those given.
-  std::optional<std::int64_t> Position(std::string_view text) {
-    const auto it = positions_.find(text);
-    if (it != positions_.end()) {
-      return it->second;
-    }
-    if (!open_) {
-      return unknown_;
-    }
-    texts_.emplace_back(text);
-    return positions_.emplace(text, static_cast<std::int64_t>(texts_.size()) - 1).first->second;
-  }
-
-  // Puts texts that were found in bytewise order; returns each old position's new one.
-  std::vector<std::int64_t> Sort() {
-    std::vector<std::string> sorted = texts_;
-    if (open_) {
-      std::sort(sorted.begin(), sorted.end());
-    }
-    std::vector<std::int64_t> moved(texts_.size());
-    for (std::size_t i = 0; i < sorted.size(); ++i) {
-      moved[static_cast<std::size_t>(positions_.at(sorted[i]))] = static_cast<std::int64_t>(i);
-    }
-    texts_ = std::move(sorted);
-    return moved;
-  }
-  bool open() const { return open_; }
-  const std::vector<std::string>& texts() const { return texts_; }
 
  private:
-  std::vector<std::string> texts_;  // by position
-  // Found without making a string of what is looked for.
-  struct Hash {
-    using is_transparent = void;
-    std::size_t operator()(std::string_view text) const {
-      return std::hash<std::string_view>()(text);
+  std::string unpacked_;
+  std::shared_ptr<std::byte> memory_;  // instead, if it is not null
+  std::size_t size_ = 0;
+};
+
+constexpr std::size_t kLarge = std::size_t{1} << 20;  // bytes from which threads and parts pay
+
+Result<Content> Content::Read(FileSystem& files, const std::string& path, ThreadPool* pool) {
+  Content content;
+  COHORT_ASSIGN_OR_RETURN(const auto file, files.OpenForRead(path));
+  std::array<std::byte, 2> magic{};
+  COHORT_ASSIGN_OR_RETURN(const std::size_t n, file->Read(0, magic));
+  const bool packed = n == 2 && magic == std::array{std::byte{0x1f}, std::byte{0x8b}};
+  if (packed || file->size() < kLarge) {
+    COHORT_ASSIGN_OR_RETURN(content.unpacked_, io::ReadMaybeCompressed(files, path));
+    content.size_ = content.unpacked_.size();
+    content.unpacked_.resize(content.size_ + CsvRows::kSlack);
+    return content;
+  }
+  const std::size_t size = file->size();
+  content.size_ = size;
+  content.memory_ = RawMemory(size + CsvRows::kSlack);
+  std::memset(content.memory_.get() + size, 0, CsvRows::kSlack);
+  constexpr std::size_t kSlice = std::size_t{4} << 20;
+  const auto slices = static_cast<std::int64_t>((size + kSlice - 1) / kSlice);
+  std::vector<Status> status(static_cast<std::size_t>(slices));
+  const auto read = [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t i = first; i < last; ++i) {
+      const std::size_t at = static_cast<std::size_t>(i) * kSlice;
+      const std::span<std::byte> out(content.memory_.get() + at, std::min(kSlice, size - at));
+      const Result<std::size_t> got = file->Read(at, out);
+      status[static_cast<std::size_t>(i)] =
+          !got.ok() ? got.status()
+          : *got == out.size()
+              ? Status()
+              : DataLoss(path + ": of its " + std::to_string(size) + " bytes only " +
+                         std::to_string(at + *got) + " are there [it was cut while it was read]");
     }
   };
-  std::unordered_map<std::string, std::int64_t, Hash, std::equal_to<>> positions_;
-  bool open_;
-  std::optional<std::int64_t> unknown_;
+  if (pool != nullptr) {
+    pool->ParallelFor(slices, 1, read);
+  } else {
+    read(0, slices);
+  }
+  for (const Status& one : status) {
+    COHORT_RETURN_IF_ERROR(one);
+  }
+  return content;
+}
+
+// Rows that stand in a block of memory one after another.
+struct Piece {
+  std::size_t block = 0;
+  std::int64_t begin = 0;  // row of the block
+  std::int64_t rows = 0;
+  // Of each column with an open vocabulary: what position a position found here is; the first is
+  // that of a missing value.
+  std::vector<std::vector<std::int64_t>> positions;
 };
 
-// The values of one column so far.
-class Column {
- public:
-  explicit Column(const CsvColumn& spec)
-      : spec_(spec), vocabulary_(spec.categories, spec.unknown) {}
-
-  bool is_float() const { return spec_.type == CsvType::kFloat32; }
-  const CsvColumn& spec() const { return spec_; }
-  const Vocabulary& vocabulary() const { return vocabulary_; }
-
-  // The Status names neither file nor line.
-  Status Append(const CsvField& field, const std::vector<std::string>& markers) {
-    if (!field.quoted && (field.text.empty() ||
-                          std::find(markers.begin(), markers.end(), field.text) != markers.end())) {
-      return AppendMissing();
-    }
-    switch (spec_.type) {
-      case CsvType::kFloat32: {
-        const std::optional<float> value = ParseNumber<float>(field.text);
-        if (!value.has_value() || !std::isfinite(*value)) {
-          return Bad(field, "is not a finite number");
-        }
-        floats_.push_back(*value);
-        return {};
-      }
-      case CsvType::kInt64: {
-        const std::optional<std::int64_t> value = ParseNumber<std::int64_t>(field.text);
-        if (!value.has_value()) {
-          return Bad(field, "is not a 64-bit integer");
-        }
-        ints_.push_back(*value);
-        return {};
-      }
-      case CsvType::kCategory: {
-        const std::optional<std::int64_t> position = vocabulary_.Position(field.text);
-        if (!position.has_value()) {
-          return Bad(field, "is not one of the " + std::to_string(spec_.categories.size()) +
-                                " categories");
-        }
-        ints_.push_back(*position);
-        missing_.push_back(false);
-        return {};
-      }
-      case CsvType::kHash:
-        ints_.push_back(TextHash(field.text, spec_.buckets));
-        return {};
-    }
-    return {};
-  }
-
-  // Appends the values of another one of this spec.
-  void Append(const Column& other) {
-    floats_.insert(floats_.end(), other.floats_.begin(), other.floats_.end());
-    const std::size_t before = ints_.size();
-    ints_.insert(ints_.end(), other.ints_.begin(), other.ints_.end());
-    missing_.insert(missing_.end(), other.missing_.begin(), other.missing_.end());
-    if (spec_.type != CsvType::kCategory || !vocabulary_.open()) {
-      return;
-    }
-    std::vector<std::int64_t> moved;
-    for (const std::string& text : other.vocabulary_.texts()) {
-      moved.push_back(*vocabulary_.Position(text));
-    }
-    for (std::size_t i = before; i < ints_.size(); ++i) {
-      if (!missing_[i]) {
-        ints_[i] = moved[static_cast<std::size_t>(ints_[i])];
-      }
-    }
-  }
-
-  void Finish() {
-    if (spec_.type != CsvType::kCategory || !vocabulary_.open()) {
-      return;
-    }
-    const std::vector<std::int64_t> moved = vocabulary_.Sort();
-    for (std::size_t i = 0; i < ints_.size(); ++i) {
-      if (!missing_[i]) {
-        ints_[i] = moved[static_cast<std::size_t>(ints_[i])];
-      }
-    }
-  }
-
-  void CopyTo(std::byte* out) const {
-    const std::size_t bytes =
-        is_float() ? floats_.size() * sizeof(float) : ints_.size() * sizeof(std::int64_t);
-    if (bytes != 0) {
-      std::memcpy(out, is_float() ? static_cast<const void*>(floats_.data()) : ints_.data(), bytes);
-    }
-  }
-  void CopyTo(std::size_t row, std::byte* out) const {
-    if (is_float()) {
-      *reinterpret_cast<float*>(out) = floats_[row];
-    } else {
-      *reinterpret_cast<std::int64_t*>(out) = ints_[row];
-    }
-  }
-
- private:
-  Status AppendMissing() {
-    if (!spec_.missing.has_value()) {
-      return DataLoss("column '" + spec_.name +
-                      "': the value is missing [set the column's `missing` to accept that]");
-    }
-    if (is_float()) {
-      floats_.push_back(static_cast<float>(*spec_.missing));
-    } else {
-      ints_.push_back(static_cast<std::int64_t>(*spec_.missing));
-      missing_.push_back(true);
-    }
-    return {};
-  }
-
-  Status Bad(const CsvField& field, const std::string& what) const {
-    return DataLoss("column '" + spec_.name + "': '" + std::string(field.text.substr(0, 80)) +
-                    "' " + what);
-  }
-
-  CsvColumn spec_;
-  Vocabulary vocabulary_;
-  std::vector<float> floats_;
-  std::vector<std::int64_t> ints_;
-  std::vector<bool> missing_;  // kCategory: values that are not positions
+// Where a column's values go in the tensor of its feature.
+struct Place {
+  std::string feature;
+  DType dtype = DType::kFloat32;
+  std::size_t offset = 0;  // bytes, in a row
+  std::size_t step = 0;    // bytes of a row
 };
 
 // Columns in, features out.
@@ -256,23 +179,39 @@ class Table {
   CsvData Finish() &&;
 
  private:
+  // A part of a file that is read by itself.
+  struct Part {
+    std::string_view content;
+    std::int64_t first_line = 0;
+    std::int64_t begin = 0;  // row of the block
+    std::int64_t rows = 0;
+    std::vector<CsvValues> values;  // of each column
+    std::vector<LineRun> lines;     // rows from the part's first
+    Status status;
+  };
+
   explicit Table(const CsvOptions& options) : options_(options) {}
   Status TakeHeader(const std::string& path, const std::vector<CsvField>& fields);
-  // All rows that are left. `lines_before`: of the file, before what the reader was given.
-  Status ReadRows(const std::string& path, CsvReader& reader, std::int64_t lines_before,
-                  std::vector<Column>& columns, std::vector<std::int64_t>& lines) const;
-  // The same on options_.threads threads, of the content from byte `begin` on, the beginning of a
-  // line; false: it is not for several, and nothing was read.
-  Result<bool> ReadInParts(const std::string& path, std::string_view content, std::size_t begin);
-  Example Tensors() const;
+  // The content, which begins with that line, in parts that end with one, their lines counted.
+  std::vector<Part> Cut(std::string_view content, std::int64_t line) const;
+  void ReadRows(const std::string& path, Part& part) const;
+  // Rows of every feature, for `rows` of them.
+  Example Block(std::int64_t rows) const;
+  void Run(std::size_t count, const std::function<void(std::size_t)>& body) const;
+  Example Tensors();
 
   CsvOptions options_;
-  std::vector<Column> columns_;
+  std::vector<Place> places_;                // of each column
+  std::vector<CsvVocabulary> vocabularies_;  // of each column, of all files
+  std::map<std::string, FeatureSpec> features_;
+  std::unique_ptr<ThreadPool> pool_;
   std::vector<std::string> header_;  // of the first file
   std::string header_path_;
-  std::vector<std::size_t> places_;  // of columns_, in a row
-  std::vector<FileRange> files_;
-  std::vector<std::int64_t> lines_;
+  std::vector<std::size_t> fields_;  // of each column, in a row
+  FileTable files_;
+  std::vector<LineRun> lines_;
+  std::vector<Example> blocks_;
+  std::vector<Piece> pieces_;
 };
 
 std::string FeatureOf(const CsvColumn& column) {
@@ -313,7 +252,22 @@ Result<Table> Table::Make(const CsvOptions& options) {
         column.categories.size()) {
       return InvalidArgument("CSV: column '" + column.name + "' has a category twice");
     }
-    table.columns_.emplace_back(column);
+    const DType dtype = column.type == CsvType::kFloat32 ? DType::kFloat32 : DType::kInt64;
+    FeatureSpec& feature = table.features_[FeatureOf(column)];
+    const std::size_t offset = feature.name.empty() ? 0 : feature.bytes();
+    feature.name = FeatureOf(column);
+    feature.dtype = dtype;
+    feature.shape = column.feature.empty()
+                        ? Shape({})
+                        : Shape({static_cast<std::int64_t>(offset / SizeOf(dtype)) + 1});
+    table.places_.push_back({feature.name, dtype, offset, 0});
+    table.vocabularies_.emplace_back(column.categories);
+  }
+  for (Place& place : table.places_) {
+    place.step = table.features_.at(place.feature).bytes();
+  }
+  if (options.threads > 1) {
+    table.pool_ = std::make_unique<ThreadPool>(options.threads, "csv");
   }
   return table;
 }
@@ -332,8 +286,8 @@ Status Table::TakeHeader(const std::string& path, const std::vector<CsvField>& f
   }
   header_ = header;
   header_path_ = path;
-  for (const Column& column : columns_) {
-    const std::string& name = column.spec().name;
+  for (const CsvColumn& column : options_.columns) {
+    const std::string& name = column.name;
     const auto it = std::find(header.begin(), header.end(), name);
     if (it == header.end()) {
       return NotFound(path + ": no column '" + name + "'; the header has: " + listed);
@@ -341,160 +295,213 @@ Status Table::TakeHeader(const std::string& path, const std::vector<CsvField>& f
     if (std::count(header.begin(), header.end(), name) != 1) {
       return InvalidArgument(path + ": the header has column '" + name + "' more than once");
     }
-    places_.push_back(static_cast<std::size_t>(it - header.begin()));
+    fields_.push_back(static_cast<std::size_t>(it - header.begin()));
   }
   return {};
+}
+
+std::vector<Table::Part> Table::Cut(std::string_view content, std::int64_t line) const {
+  constexpr std::size_t kPartsOfAThread = 4;  // some take longer than others
+  std::vector<Part> parts;
+  const std::size_t n = content.size() < kLarge || pool_ == nullptr
+                            ? 1
+                            : kPartsOfAThread * static_cast<std::size_t>(options_.threads);
+  for (std::size_t i = 1, at = 0; i <= n && at < content.size(); ++i) {
+    const std::size_t feed =
+        i == n ? std::string_view::npos : content.find('\n', std::max(at, content.size() / n * i));
+    const std::size_t end = feed == std::string_view::npos ? content.size() : feed + 1;
+    parts.emplace_back().content = content.substr(at, end - at);
+    at = end;
+  }
+  std::vector<Marks> marks(parts.size());
+  Run(parts.size(), [&](std::size_t i) { marks[i] = FindMarks(parts[i].content); });
+  // Without quotes every line feed ends a row.
+  if (parts.size() > 1 &&
+      std::any_of(marks.begin(), marks.end(), [](const Marks& one) { return one.quotes; })) {
+    for (std::size_t i = 1; i < marks.size(); ++i) {
+      marks[0].feeds += marks[i].feeds;
+    }
+    parts.resize(1);
+    parts[0].content = content;
+  }
+  std::int64_t rows = 0;
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    parts[i].first_line = line;
+    parts[i].begin = rows;
+    line += marks[i].feeds;
+    rows += marks[i].feeds + (parts[i].content.ends_with('\n') ? 0 : 1);
+    parts[i].rows = rows - parts[i].begin;  // at most
+  }
+  return parts;
 }
 
 Status Table::ReadFile(const std::string& path) {
-  COHORT_ASSIGN_OR_RETURN(const std::string content,
-                          io::ReadMaybeCompressed(*options_.files, path));
+  COHORT_ASSIGN_OR_RETURN(const Content whole, Content::Read(*options_.files, path, pool_.get()));
+  const std::string_view content = whole.text();
   CsvReader reader(content, options_.delimiter, options_.trim);
   std::vector<CsvField> fields;
-  const auto next = [&]() -> Result<bool> {
-    Result<bool> more = reader.Next(fields);
-    return more.ok() ? std::move(more) : Result<bool>(more.status().Annotate(path));
-  };
-  COHORT_ASSIGN_OR_RETURN(bool more, next());
-  if (!more) {
+  const Result<bool> more = reader.Next(fields);
+  if (!more.ok()) {
+    return more.status().Annotate(path);
+  }
+  if (!*more) {
     return DataLoss(path + ": empty, not even a header line");
   }
   COHORT_RETURN_IF_ERROR(TakeHeader(path, fields));
-  files_.push_back({path, static_cast<std::int64_t>(lines_.size()), 0});
-  COHORT_ASSIGN_OR_RETURN(const bool done, ReadInParts(path, content, reader.offset()));
-  if (!done) {
-    COHORT_RETURN_IF_ERROR(ReadRows(path, reader, 0, columns_, lines_));
+
+  std::vector<Part> parts =
+      Cut(content.substr(reader.offset()), FindMarks(content.substr(0, reader.offset())).feeds + 1);
+  blocks_.push_back(Block(parts.empty() ? 0 : parts.back().begin + parts.back().rows));
+  Run(parts.size(), [&](std::size_t i) { ReadRows(path, parts[i]); });
+  const std::int64_t first = files_.size();
+  std::int64_t rows = 0;
+  for (const Part& part : parts) {
+    COHORT_RETURN_IF_ERROR(part.status);  // of the first line that is wrong
+    for (const LineRun& run : part.lines) {
+      lines_.push_back({first + rows + run.row, run.line});
+    }
+    Piece& piece = pieces_.emplace_back(Piece{
+        .block = blocks_.size() - 1, .begin = part.begin, .rows = part.rows, .positions = {}});
+    for (std::size_t i = 0; i < vocabularies_.size(); ++i) {
+      std::vector<std::int64_t>& positions = piece.positions.emplace_back();
+      if (options_.columns[i].type == CsvType::kCategory && vocabularies_[i].open()) {
+        positions.push_back(CsvVocabulary::kNone);
+        for (const std::string& text : part.values[i].found()) {
+          positions.push_back(vocabularies_[i].FindOrAdd(CsvVocabulary::Key(text)));
+        }
+      }
+    }
+    rows += part.rows;
   }
-  files_.back().end = static_cast<std::int64_t>(lines_.size());
+  files_.Add(path, rows);
   return {};
 }
 
-Result<bool> Table::ReadInParts(const std::string& path, std::string_view content,
-                                std::size_t begin) {
-  constexpr std::size_t kLeast = std::size_t{1} << 20;
-  // Without quotes every line feed ends a row.
-  if (options_.threads <= 1 || content.size() < kLeast ||
-      content.find('"') != std::string_view::npos) {
-    return false;
+void Table::ReadRows(const std::string& path, Part& part) const {
+  const Example& block = blocks_.back();
+  for (std::size_t i = 0; i < places_.size(); ++i) {
+    const Place& place = places_[i];
+    part.values.emplace_back(options_.columns[i], options_.missing_markers, vocabularies_[i]);
+    part.values.back().WriteTo(block.at(place.feature).raw() +
+                                   static_cast<std::size_t>(part.begin) * place.step + place.offset,
+                               place.step);
   }
-  struct Part {
-    std::string_view content;
-    std::int64_t lines_before = 0;
-    std::vector<Column> columns;
-    std::vector<std::int64_t> lines;
-    Status status;
+  part.rows = 0;
+  CsvRows rows(part.content, options_.delimiter, options_.trim, part.first_line, header_.size());
+  std::int64_t next_line = -1;
+  while (const std::size_t count = rows.Next()) {
+    std::size_t right = count;  // rows before the first that is wrong, by its first column that is
+    std::size_t wrong = 0;
+    for (std::size_t i = 0; i < places_.size(); ++i) {
+      const std::size_t written =
+          part.values[i].Append(rows.field(fields_[i]), rows.width(), right);
+      wrong = written < right ? i : wrong;
+      right = written;
+    }
+    if (right < count) {
+      const CsvField& field = rows.field(fields_[wrong])[right * rows.width()];
+      part.status = part.values[wrong].Why(field).Annotate(path + ", line " +
+                                                           std::to_string(rows.line(right)));
+      return;
+    }
+    for (std::size_t row = 0; row < count; ++row, ++part.rows, ++next_line) {
+      if (rows.line(row) != next_line) {
+        next_line = rows.line(row);
+        part.lines.push_back({part.rows, next_line});
+      }
+    }
+  }
+  if (!rows.status().ok()) {
+    part.status = DataLoss(path + ", " + rows.status().message());
+  }
+}
+
+Example Table::Block(std::int64_t rows) const {
+  Example block;
+  for (const auto& [name, feature] : features_) {
+    std::vector<std::int64_t> dims = feature.shape.dims();
+    dims.insert(dims.begin(), rows);
+    block.emplace(name, RawTensor(feature.dtype, Shape(std::move(dims))));
+  }
+  return block;
+}
+
+void Table::Run(std::size_t count, const std::function<void(std::size_t)>& body) const {
+  const auto some = [&body](std::int64_t first, std::int64_t last) {
+    for (std::int64_t i = first; i < last; ++i) {
+      body(static_cast<std::size_t>(i));
+    }
   };
-  std::vector<Part> parts;
-  const auto n = static_cast<std::size_t>(options_.threads);
-  std::int64_t lines =
-      std::count(content.begin(), content.begin() + static_cast<std::ptrdiff_t>(begin), '\n');
-  for (std::size_t i = 1, at = begin; i <= n && at < content.size(); ++i) {
-    const std::size_t feed =
-        i == n ? std::string_view::npos
-               : content.find('\n', std::max(at, begin + (content.size() - begin) * i / n));
-    const std::size_t end = feed == std::string_view::npos ? content.size() : feed + 1;
-    Part part{.content = content.substr(at, end - at),
-              .lines_before = lines,
-              .columns = {},
-              .lines = {},
-              .status = {}};
-    if (part.content.starts_with("\xEF\xBB\xBF")) {
-      return false;  // a reader would take it for the mark of a file
-    }
-    lines += std::count(part.content.begin(), part.content.end(), '\n');
-    for (const Column& column : columns_) {
-      part.columns.emplace_back(column.spec());
-    }
-    parts.push_back(std::move(part));
-    at = end;
-  }
-  ThreadPool pool(options_.threads, "csv");
-  pool.ParallelFor(
-      static_cast<std::int64_t>(parts.size()), 1, [&](std::int64_t first, std::int64_t last) {
-        for (std::int64_t i = first; i < last; ++i) {
-          Part& part = parts[static_cast<std::size_t>(i)];
-          CsvReader reader(part.content, options_.delimiter, options_.trim);
-          part.status = ReadRows(path, reader, part.lines_before, part.columns, part.lines);
-        }
-      });
-  for (const Part& part : parts) {
-    COHORT_RETURN_IF_ERROR(part.status);  // of the first line that is wrong
-    lines_.insert(lines_.end(), part.lines.begin(), part.lines.end());
-    for (std::size_t i = 0; i < columns_.size(); ++i) {
-      columns_[i].Append(part.columns[i]);
-    }
-  }
-  return true;
-}
-
-Status Table::ReadRows(const std::string& path, CsvReader& reader, std::int64_t lines_before,
-                       std::vector<Column>& columns, std::vector<std::int64_t>& lines) const {
-  std::vector<CsvField> fields;
-  for (;;) {
-    const Result<bool> more = reader.Next(fields);
-    if (!more.ok()) {
-      return more.status().Annotate(path);
-    }
-    if (!*more) {
-      return {};
-    }
-    const auto where = [&] {
-      return path + ", line " + std::to_string(lines_before + reader.line());
-    };
-    if (fields.size() != header_.size()) {
-      return DataLoss(where() + ": " + std::to_string(fields.size()) + " fields, the header has " +
-                      std::to_string(header_.size()));
-    }
-    for (std::size_t i = 0; i < columns.size(); ++i) {
-      Status status = columns[i].Append(fields[places_[i]], options_.missing_markers);
-      if (!status.ok()) {
-        return status.Annotate(where());
-      }
-    }
-    lines.push_back(lines_before + reader.line());
+  if (pool_ == nullptr || count <= 1) {
+    some(0, static_cast<std::int64_t>(count));
+  } else {
+    pool_->ParallelFor(static_cast<std::int64_t>(count), 1, some);
   }
 }
 
-Example Table::Tensors() const {
-  std::map<std::string, std::vector<const Column*>> features;
-  for (const Column& column : columns_) {
-    features[FeatureOf(column.spec())].push_back(&column);
+Example Table::Tensors() {
+  const std::int64_t rows = files_.size();
+  bool adjacent = blocks_.size() == 1;
+  std::int64_t next = 0;
+  for (const Piece& piece : pieces_) {
+    adjacent = adjacent && piece.begin == next;
+    next += piece.rows;
   }
-  Example tensors;
-  const auto rows = static_cast<std::int64_t>(lines_.size());
-  for (const auto& [name, columns] : features) {
-    const bool is_float = columns[0]->is_float();
-    Shape shape({rows});
-    if (!columns[0]->spec().feature.empty()) {
-      shape = Shape({rows, static_cast<std::int64_t>(columns.size())});
+  Example tensors = adjacent ? Example() : Block(rows);
+  if (adjacent) {
+    for (const auto& [name, tensor] : blocks_[0]) {
+      tensors.emplace(name, tensor.Rows(0, rows));
     }
-    const Tensor tensor(is_float ? DType::kFloat32 : DType::kInt64, shape);
-    std::byte* out = tensor.raw();
-    if (columns.size() == 1) {
-      columns[0]->CopyTo(out);
-      tensors.emplace(name, tensor);
-      continue;
-    }
-    for (std::size_t row = 0; row < lines_.size(); ++row) {
-      for (const Column* column : columns) {
-        column->CopyTo(row, out);
-        out += SizeOf(tensor.dtype());
+    return tensors;
+  }
+  std::vector<std::int64_t> begins;
+  std::int64_t begin = 0;
+  for (const Piece& piece : pieces_) {
+    begins.push_back(begin);
+    begin += piece.rows;
+  }
+  Run(pieces_.size(), [&](std::size_t i) {
+    const Piece& piece = pieces_[i];
+    for (const auto& [name, tensor] : blocks_[piece.block]) {
+      const Tensor from = tensor.Rows(piece.begin, piece.begin + piece.rows);
+      if (from.bytes() != 0) {
+        std::memcpy(tensors.at(name).Rows(begins[i], begins[i] + piece.rows).raw(), from.raw(),
+                    from.bytes());
       }
     }
-    tensors.emplace(name, tensor);
-  }
+  });
   return tensors;
 }
 
 CsvData Table::Finish() && {
   std::map<std::string, std::vector<std::string>> categories;
-  for (Column& column : columns_) {
-    column.Finish();
-    if (column.spec().type == CsvType::kCategory) {
-      categories[column.spec().name] = column.vocabulary().texts();
+  for (std::size_t i = 0; i < vocabularies_.size(); ++i) {
+    const CsvColumn& column = options_.columns[i];
+    if (column.type != CsvType::kCategory) {
+      continue;
     }
+    if (vocabularies_[i].open()) {
+      const std::vector<std::int64_t> sorted = vocabularies_[i].Sort();
+      Run(pieces_.size(), [&](std::size_t k) {
+        Piece& piece = pieces_[k];
+        std::vector<std::int64_t>& positions = piece.positions[i];
+        positions[0] = static_cast<std::int64_t>(column.missing.value_or(0));
+        for (std::size_t p = 1; p < positions.size(); ++p) {
+          positions[p] = sorted[static_cast<std::size_t>(positions[p])];
+        }
+        std::byte* at = blocks_[piece.block].at(places_[i].feature).raw() +
+                        static_cast<std::size_t>(piece.begin) * places_[i].step + places_[i].offset;
+        for (std::int64_t row = 0; row < piece.rows; ++row, at += places_[i].step) {
+          auto& position = *reinterpret_cast<std::int64_t*>(at);
+          position = positions[static_cast<std::size_t>(position + 1)];
+        }
+      });
+    }
+    categories[column.name] = vocabularies_[i].texts();
   }
-  return {Dataset(std::make_shared<CsvSource>(Tensors(), std::move(files_), std::move(lines_))),
+  const Example tensors = Tensors();
+  return {Dataset(std::make_shared<CsvSource>(tensors, files_.size(), std::move(files_),
+                                              std::move(lines_))),
           std::move(categories)};
 }
 

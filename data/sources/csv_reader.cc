@@ -1,6 +1,12 @@
 #include "sources/csv_reader.h"
 
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
 #include <algorithm>
+#include <bit>
+#include <cstring>
 
 namespace cohort::data {
 namespace {
@@ -9,49 +15,70 @@ bool IsBlank(char c) { return c == ' ' || c == '\t'; }
 
 }  // namespace
 
-CsvReader::CsvReader(std::string_view content, char delimiter, bool trim)
-    : rest_(content), size_(content.size()), delimiter_(delimiter), trim_(trim) {
-  for (const char end : {delimiter, '\r', '\n'}) {
-    ends_field_[static_cast<unsigned char>(end)] = true;
-  }
+CsvReader::CsvReader(std::string_view content, char delimiter, bool trim, std::int64_t first_line)
+    : begin_(content.data()),
+      end_(content.data() + content.size()),
+      at_(content.data()),
+      delimiter_(delimiter),
+      trim_(trim),
+      line_(first_line) {
   constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
-  if (rest_.starts_with(kByteOrderMark)) {
-    rest_.remove_prefix(kByteOrderMark.size());
+  if (first_line == 1 && content.starts_with(kByteOrderMark)) {
+    at_ += kByteOrderMark.size();
   }
+  block_ = at_;
+  ends_ = FieldEnds(block_);
 }
 
 bool CsvReader::AtLineEnd() const {
-  return rest_.empty() || rest_[0] == '\n' || rest_.starts_with("\r\n");
+  return at_ == end_ || *at_ == '\n' || (*at_ == '\r' && at_ + 1 != end_ && at_[1] == '\n');
 }
 
 void CsvReader::SkipLineEnd() {
-  if (!rest_.empty()) {
-    rest_.remove_prefix(rest_[0] == '\r' ? 2 : 1);
+  if (at_ != end_) {
+    at_ += *at_ == '\r' ? 2 : 1;
     ++line_;
   }
 }
 
 void CsvReader::SkipBlanks() {
-  while (trim_ && !rest_.empty() && IsBlank(rest_[0]) && rest_[0] != delimiter_) {
-    rest_.remove_prefix(1);
+  while (trim_ && at_ != end_ && IsBlank(*at_) && *at_ != delimiter_) {
+    ++at_;
+  }
+}
+
+void CsvReader::Seek(std::size_t offset, std::int64_t line) {
+  at_ = begin_ + offset;
+  line_ = line;
+  block_ = at_;
+  ends_ = FieldEnds(block_);
+}
+
+void CsvReader::Forget() {
+  if (!unescaped_.empty()) {
+    unescaped_.clear();
   }
 }
 
 Result<bool> CsvReader::Next(std::vector<CsvField>& fields) {
+  Forget();
+  return NextToo(fields);
+}
+
+Result<bool> CsvReader::NextToo(std::vector<CsvField>& fields) {
   fields.clear();
-  unescaped_.clear();
   SkipBlanks();
-  while (!rest_.empty() && AtLineEnd()) {
+  while (at_ != end_ && AtLineEnd()) {
     SkipLineEnd();
     SkipBlanks();
   }
-  if (rest_.empty()) {
+  if (at_ == end_) {
     return false;
   }
   row_line_ = line_;
   for (;;) {
     SkipBlanks();
-    if (!rest_.empty() && rest_[0] == '"') {
+    if (at_ != end_ && *at_ == '"') {
       COHORT_ASSIGN_OR_RETURN(const CsvField field, QuotedField());
       fields.push_back(field);
     } else {
@@ -61,26 +88,62 @@ Result<bool> CsvReader::Next(std::vector<CsvField>& fields) {
       SkipLineEnd();
       return true;
     }
-    rest_.remove_prefix(1);  // the delimiter
+    ++at_;  // the delimiter
   }
 }
 
-CsvField CsvReader::PlainField() {
-  const char* const begin = rest_.data();
-  const char* const end = begin + rest_.size();
-  const char* at = begin;
-  for (;; ++at) {
-    while (at < end && !ends_field_[static_cast<unsigned char>(*at)]) {
-      ++at;
-    }
-    // CR without LF is a character like others.
-    if (at >= end || *at != '\r' || delimiter_ == '\r' || (at + 1 < end && at[1] == '\n')) {
-      break;
-    }
+std::uint64_t CsvReader::FieldEnds(const char* block) const {
+  char last[kBlock] = {};
+  if (end_ - block < kBlock) {
+    std::copy(block, end_, last);
+    std::fill(last + (end_ - block), last + kBlock, '\n');  // what is past the end ends a field too
+    block = last;
   }
-  const auto size = static_cast<std::size_t>(at - begin);
-  std::string_view text = rest_.substr(0, size);
-  rest_.remove_prefix(size);
+#ifdef __AVX2__
+  std::uint64_t ends = 0;
+  const __m256i delimiters = _mm256_set1_epi8(delimiter_);
+  const __m256i returns = _mm256_set1_epi8('\r');
+  const __m256i feeds = _mm256_set1_epi8('\n');
+  for (int half = 0; half < 2; ++half) {
+    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(block) + half);
+    const __m256i found = _mm256_or_si256(
+        _mm256_cmpeq_epi8(bytes, delimiters),
+        _mm256_or_si256(_mm256_cmpeq_epi8(bytes, returns), _mm256_cmpeq_epi8(bytes, feeds)));
+    ends |= std::uint64_t{static_cast<std::uint32_t>(_mm256_movemask_epi8(found))} << (32 * half);
+  }
+  return ends;
+#else
+  std::uint64_t ends = 0;
+  for (int i = 0; i < kBlock; ++i) {
+    const bool end = block[i] == delimiter_ || block[i] == '\r' || block[i] == '\n';
+    ends |= std::uint64_t{end} << i;
+  }
+  return ends;
+#endif
+}
+
+const char* CsvReader::FieldEnd(const char* from) {
+  if (from - block_ >= kBlock) {
+    block_ = from;
+    ends_ = FieldEnds(block_);
+  } else {
+    ends_ &= ~std::uint64_t{0} << (from - block_);
+  }
+  while (ends_ == 0) {
+    block_ += kBlock;
+    ends_ = FieldEnds(block_);
+  }
+  return std::min(block_ + std::countr_zero(ends_), end_);
+}
+
+CsvField CsvReader::PlainField() {
+  const char* const begin = at_;
+  at_ = FieldEnd(at_);
+  // CR without LF is a character like others.
+  while (at_ != end_ && *at_ == '\r' && !AtLineEnd()) {
+    at_ = FieldEnd(at_ + 1);
+  }
+  std::string_view text(begin, static_cast<std::size_t>(at_ - begin));
   while (trim_ && !text.empty() && IsBlank(text.back())) {
     text.remove_suffix(1);
   }
@@ -89,18 +152,21 @@ CsvField CsvReader::PlainField() {
 
 Result<CsvField> CsvReader::QuotedField() {
   const std::int64_t opened = line_;
-  rest_.remove_prefix(1);
+  ++at_;
   std::string_view text;
   std::string* joined = nullptr;  // of the parts between doubled quotes
   for (;;) {
-    const std::size_t quote = rest_.find('"');
-    if (quote == std::string_view::npos) {
+    const auto* quote =
+        at_ == end_
+            ? nullptr
+            : static_cast<const char*>(std::memchr(at_, '"', static_cast<std::size_t>(end_ - at_)));
+    if (quote == nullptr) {
       return DataLoss("line " + std::to_string(opened) + ": a quote is opened and never closed");
     }
-    const std::string_view part = rest_.substr(0, quote);
+    const std::string_view part(at_, static_cast<std::size_t>(quote - at_));
     line_ += std::count(part.begin(), part.end(), '\n');
-    rest_.remove_prefix(quote + 1);
-    const bool doubled = !rest_.empty() && rest_[0] == '"';
+    at_ = quote + 1;
+    const bool doubled = at_ != end_ && *at_ == '"';
     if (doubled && joined == nullptr) {
       joined = &unescaped_.emplace_back();
     }
@@ -114,10 +180,10 @@ Result<CsvField> CsvReader::QuotedField() {
       break;
     }
     *joined += '"';
-    rest_.remove_prefix(1);
+    ++at_;
   }
   SkipBlanks();
-  if (!AtLineEnd() && rest_[0] != delimiter_) {
+  if (!AtLineEnd() && *at_ != delimiter_) {
     return DataLoss("line " + std::to_string(line_) + ": text follows a closing quote");
   }
   return CsvField{text, true};

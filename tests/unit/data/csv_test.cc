@@ -13,6 +13,8 @@
 
 #include <cohort/core/random.h>
 
+#include "sources/csv_reader.h"
+#include "sources/csv_rows.h"
 #include "testing/faulty_file_system.h"
 #include "testing/temp_dir.h"
 
@@ -228,6 +230,155 @@ TEST_F(CsvTest, RefusesColumnsThatMakeNoSense) {
   EXPECT_THAT(message({{.name = "b", .type = CsvType::kCategory, .categories = {"u", "u"}}}),
               HasSubstr("a category twice"));
   EXPECT_EQ(Csv({}, {.columns = {{.name = "a"}}}).status().code(), StatusCode::kInvalidArgument);
+}
+
+// Of random texts: what CsvReader reads a row at a time, and where it stops.
+TEST(CsvRowsTest, RowsManyAtATimeAreThoseOfTheReader) {
+  const Philox random(7);
+  const std::string_view alphabet = "ab1,,,;;\t \n\n\r\"";
+  std::uint64_t at = 0;
+  const auto below = [&](std::size_t n) { return random.At(at++)[0] % n; };
+  std::size_t rows_seen = 0;
+  std::size_t errors_seen = 0;
+  for (int round = 0; round < 4000; ++round) {
+    const std::size_t width = 1 + below(3);
+    const char delimiter = ",;\t"[below(3)];
+    const bool trim = below(2) == 0;
+    const std::size_t quotes = below(3);  // 0: none
+    std::string text;
+    for (std::size_t row = below(400); row-- > 0;) {
+      for (std::size_t field = 0; field < width; ++field) {
+        text += field > 0 ? std::string(1, delimiter) : std::string();
+        for (std::size_t n = below(5); n-- > 0;) {
+          const char c = alphabet[below(alphabet.size())];
+          const bool rare = c == '\n' || c == '\r' || c == delimiter || c == '"';
+          text += rare && (below(200) != 0 || (c == '"' && quotes == 0)) ? 'x' : c;
+        }
+        if (quotes == 2 && below(20) == 0) {
+          text += delimiter == ';' ? ";\"q\"\"r\ns\"" : "";
+        }
+      }
+      text += below(9) == 0 ? "\r\n" : below(50) == 0 ? "\n\n" : "\n";
+    }
+    if (below(2) == 0 && !text.empty()) {
+      text.pop_back();
+    }
+
+    std::vector<std::vector<std::string>> expected;
+    std::vector<std::int64_t> lines;
+    std::string error;
+    CsvReader reader(text, delimiter, trim, 5);
+    for (std::vector<CsvField> fields;;) {
+      const Result<bool> more = reader.Next(fields);
+      if (!more.ok()) {
+        error = more.status().message();
+        break;
+      }
+      if (!*more) {
+        break;
+      }
+      if (fields.size() != width) {
+        error = "line " + std::to_string(reader.line()) + ": " + std::to_string(fields.size()) +
+                " fields, the header has " + std::to_string(width);
+        break;
+      }
+      lines.push_back(reader.line());
+      std::vector<std::string>& row = expected.emplace_back();
+      for (const CsvField& field : fields) {
+        row.push_back((field.quoted ? "quoted " : "") + std::string(field.text));
+      }
+    }
+
+    const std::string padded = text + std::string(CsvRows::kSlack, ',');
+    CsvRows rows(std::string_view(padded).substr(0, text.size()), delimiter, trim, 5, width);
+    std::size_t row = 0;
+    while (const std::size_t count = rows.Next()) {
+      ASSERT_LE(row + count, expected.size()) << round;
+      for (std::size_t i = 0; i < count; ++i, ++row) {
+        ASSERT_EQ(rows.line(i), lines[row]) << round;
+        for (std::size_t field = 0; field < width; ++field) {
+          const CsvField& got = rows.field(field)[i * width];
+          ASSERT_EQ((got.quoted ? "quoted " : "") + std::string(got.text), expected[row][field])
+              << round << ", row " << row;
+        }
+      }
+    }
+    ASSERT_EQ(row, expected.size()) << round;
+    ASSERT_EQ(rows.status().message(), error) << round;
+    rows_seen += row;
+    errors_seen += error.empty() ? 0 : 1;
+  }
+  EXPECT_GT(rows_seen, 100'000U);
+  EXPECT_GT(errors_seen, 1000U);
+}
+
+TEST_F(CsvTest, NumbersOfAnyLength) {
+  std::string text = "i,f\n";
+  std::vector<std::int64_t> ints;
+  std::vector<float> floats;
+  std::string digits;
+  for (int length = 1; length <= 18; ++length) {
+    digits += static_cast<char>('0' + (length * 7) % 10);
+    for (const std::string sign : {"", "-", "+"}) {
+      for (const std::string zeros : {"", "00"}) {
+        const std::string number = sign + zeros + digits;
+        ints.push_back(std::stoll(number));
+        floats.push_back(std::stof(number));
+        text += number + "," + number + "\n";
+      }
+    }
+  }
+  const CsvData data = OrThrow(Read(text, {{.name = "i", .type = CsvType::kInt64}, {.name = "f"}}));
+  EXPECT_EQ(All<std::int64_t>(data.dataset, "i"), ints);
+  EXPECT_EQ(All<float>(data.dataset, "f"), floats);
+  // What stands beside the digits in ASCII, and bytes that differ in the highest bit.
+  for (const char c : {'/', ':', '\xB1', 'q', '\0', '!'}) {
+    for (std::size_t at = 0; at < 8; ++at) {
+      std::string bad = "12345678";
+      bad[at] = c;
+      EXPECT_THAT(Error("a\n" + bad + "\n", {{.name = "a", .type = CsvType::kInt64}}),
+                  HasSubstr("is not a 64-bit integer"));
+    }
+  }
+}
+
+TEST_F(CsvTest, CategoriesOfAnyLengthAndNumber) {
+  std::vector<std::string> texts;
+  for (std::size_t size = 1; size <= 80; ++size) {
+    texts.push_back(std::string(size, 'a'));
+    texts.push_back(std::string(size, 'a') + '\0');  // NUL is a byte like others
+    texts.push_back(std::string(size, 'a') + "b");
+    texts.push_back("b" + std::string(size, 'a'));
+  }
+  for (int i = 0; i < 5000; ++i) {
+    texts.push_back("c" + std::to_string(i));
+  }
+  std::sort(texts.begin(), texts.end());
+  std::string text = "c\n";
+  std::vector<std::int64_t> expected;
+  for (std::size_t i = 0; i < 3 * texts.size(); ++i) {
+    const std::size_t at = i * 7919 % texts.size();
+    expected.push_back(static_cast<std::int64_t>(at));
+    text += (i % 5 == 0 ? '"' + texts[at] + '"' : texts[at]) + "\n";
+  }
+  for (const bool given : {false, true}) {
+    const CsvData data =
+        OrThrow(Read(text, {{.name = "c",
+                             .type = CsvType::kCategory,
+                             .categories = given ? texts : std::vector<std::string>()}}));
+    EXPECT_EQ(data.categories.at("c"), texts);
+    EXPECT_EQ(All<std::int64_t>(data.dataset, "c"), expected);
+  }
+}
+
+TEST_F(CsvTest, TheFirstWrongValueIsNamed) {
+  std::string text = "a,b\n";
+  for (int i = 0; i < 600; ++i) {
+    text += (i == 500 ? "x" : "1") + std::string(",") + (i == 499 ? "y" : "2") + "\n";
+  }
+  EXPECT_THAT(Error(text, {{.name = "a"}, {.name = "b"}}),
+              HasSubstr("t.csv, line 501: column 'b': 'y' is not"));
+  EXPECT_THAT(Error(text + "1\n", {{.name = "a"}}), HasSubstr("line 502: column 'a': 'x'"));
 }
 
 // The census data: every row, against a plain split of its lines.
