@@ -24,6 +24,7 @@ int BenchCollectiveCommand(int argc, char** argv);  // comm/commands/bench/comma
 int TraceCommand(int argc, char** argv);            // comm/commands/trace.cc
 int BenchScalingCommand(int argc, char** argv);     // strategies/commands/bench_scaling.cc
 int BenchOverlapCommand(int argc, char** argv);     // strategies/commands/bench_overlap.cc
+int BenchFeedCommand(int argc, char** argv);        // strategies/commands/bench_feed.cc
 int BenchDlrmCommand(int argc, char** argv);        // strategies/commands/bench_dlrm.cc
 int BenchEmbeddingCommand(int argc, char** argv);   // strategies/commands/bench_embedding.cc
 int BenchPsCommand(int argc, char** argv);          // strategies/commands/bench_ps.cc

@@ -33,6 +33,8 @@ constexpr Entry kCommands[] = {
     {"data verify", "check every checksum and record of files", cohort::DataVerifyCommand},
     {"data stat", "print format, records and features of a file", cohort::DataStatCommand},
     {"bench input", "measure the input pipeline beside memcpy", cohort::BenchInputCommand},
+    {"bench feed", "training from TFRecord files, beside the same without input",
+     cohort::BenchFeedCommand},
     {"bench service", "examples through the data service, beside the same ones made in the process",
      cohort::BenchServiceCommand},
     {"launch", "start a program as a cluster of processes on this machine", cohort::LaunchCommand},

@@ -1,4 +1,4 @@
-// `cohort bench scaling` and `cohort bench overlap`, as a user runs them.
+// `cohort bench scaling`, `cohort bench overlap` and `cohort bench feed`, as a user runs them.
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -54,6 +54,22 @@ TEST(BenchOverlap, BucketsAndOneBucketTakeTurns) {
                              "ms_per_step_without_communication", "speedup"}) {
     EXPECT_GT(json[figure].get<double>(), 0) << figure;
   }
+}
+
+TEST(BenchFeed, FilesAndOneBatchTakeTurns) {
+  for (const std::string threads : {"-1", "0", "2"}) {
+    const Outcome run = RunBench({"feed", "--examples", "300", "--batch", "64", "--rounds", "2",
+                                  "--seconds", "0.02", "--input-threads", threads, "--json"});
+    ASSERT_EQ(run.code, 0) << run.err;
+    const auto json = nlohmann::json::parse(run.out);
+    for (const char* figure : {"examples_per_second", "limit_examples_per_second", "of_limit"}) {
+      EXPECT_GT(json[figure].get<double>(), 0) << figure;
+    }
+    EXPECT_GT(json["input_wait"].get<double>(), 0);
+    EXPECT_LT(json["input_wait"].get<double>(), 1);
+    EXPECT_EQ(json["rounds_input_wait"].size(), 2U);
+  }
+  EXPECT_EQ(RunBench({"feed", "--model", "resnet"}).code, 2);
 }
 
 TEST(BenchScaling, WrongFlagsAreExitCode2) {

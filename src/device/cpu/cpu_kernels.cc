@@ -5,6 +5,7 @@
 #include "cpu/attention.h"
 #include "cpu/half_plans.h"
 #include "cpu/pooling.h"
+#include "cpu/short_spins.h"
 
 namespace cohort {
 namespace cpu {
@@ -67,7 +68,11 @@ AttentionPlan& CpuKernels::Attention(const AttentionSpec& spec) {
 
 std::unique_ptr<Kernels> MakeCpuKernels(int threads) {
   Require(threads >= 0, "a number of threads, or 0 for one per available core");
-  return std::make_unique<cpu::CpuKernels>(threads == 0 ? AvailableCores() : threads);
+  if (threads == 0) {
+    threads = AvailableCores();
+  }
+  cpu::SpinShortly(threads);
+  return std::make_unique<cpu::CpuKernels>(threads);
 }
 
 }  // namespace cohort
