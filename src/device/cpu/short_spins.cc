@@ -2,11 +2,12 @@
 
 #include <omp.h>
 
-#include <cstdlib>
 #include <future>
 #include <memory>
 #include <mutex>
 #include <thread>
+
+#include <cohort/core/environment.h>
 
 #include "cpu/signals_blocked.h"
 
@@ -22,8 +23,11 @@ __attribute__((no_sanitize("thread"))) void StartTeam(int threads) {
 }  // namespace
 
 void SpinShortly(int threads) {
-  if (threads < 2 || std::getenv("OMP_WAIT_POLICY") != nullptr ||
-      std::getenv("GOMP_SPINCOUNT") != nullptr) {
+  static const bool decided = [] {
+    const Environment environment = Environment::OfProcess();
+    return environment.Has("OMP_WAIT_POLICY") || environment.Has("GOMP_SPINCOUNT");
+  }();
+  if (threads < 2 || decided) {
     return;
   }
   static std::mutex mutex;

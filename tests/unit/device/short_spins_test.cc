@@ -4,11 +4,11 @@
 #include <sys/resource.h>
 
 #include <chrono>
-#include <cstdlib>
 #include <thread>
 #include <vector>
 
-#include <cohort/device/device.h>
+#include <cohort/core/environment.h>
+#include <cohort/device/kernels.h>
 
 #include "cpu/parallel.h"
 
@@ -25,7 +25,8 @@ double ProcessorSeconds() {
 }
 
 TEST(ShortSpins, BetweenLoopsTheThreadsSleep) {
-  if (std::getenv("OMP_WAIT_POLICY") != nullptr || std::getenv("GOMP_SPINCOUNT") != nullptr) {
+  const Environment environment = Environment::OfProcess();
+  if (environment.Has("OMP_WAIT_POLICY") || environment.Has("GOMP_SPINCOUNT")) {
     GTEST_SKIP() << "the environment says how gomp's threads wait";
   }
   constexpr int kThreads = 2;
