@@ -262,6 +262,21 @@ TEST(Shard, ByFileShufflesInsideTheWorkersOwnFiles) {
   EXPECT_GE(shares.size(), 2U) << "the shares are others in other epochs";
 }
 
+TEST(Shard, ByFileABufferShufflesInsideTheWorkersOwnFiles) {
+  const Dataset data = Dataset(std::make_shared<FilesSource>(std::vector<std::int64_t>{40, 40, 40}))
+                           .ShuffleBuffer(3, 10)
+                           .Batch(20);
+  std::vector<std::int64_t> all;
+  for (int worker = 0; worker < 2; ++worker) {
+    auto mine = Flatten(Collect(
+        data, {.num_workers = 2, .worker = worker, .epoch = 1, .policy = ShardPolicy::kFile}));
+    EXPECT_FALSE(std::is_sorted(mine.begin(), mine.end()));
+    all.insert(all.end(), mine.begin(), mine.end());
+  }
+  std::sort(all.begin(), all.end());
+  EXPECT_EQ(all, Flatten(Collect(Ids(120).Batch(120))));
+}
+
 TEST(Shard, FilesAreSharedOutByBytesOrElseByExamples) {
   const auto loads = [](const std::vector<std::int64_t>& examples,
                         const std::vector<std::int64_t>& bytes) {
