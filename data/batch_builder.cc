@@ -238,6 +238,18 @@ Result<Batch> BatchBuilder::Build(const EpochOrder& order, Range positions,
         name, options,
         [&](std::int64_t row) { return source_->Where(order.At(positions.begin + row)); }, *batch));
   }
+  if (!recipe_.weights.empty()) {
+    const Tensor weights(DType::kFloat32, {positions.size()});
+    const std::int64_t real =
+        std::clamp<std::int64_t>(order.size() - positions.begin, 0, positions.size());
+    std::fill_n(weights.data<float>().begin(), real, 1.0F);
+    if (batch->ragged.contains(recipe_.weights) ||
+        !batch->features.emplace(recipe_.weights, weights).second) {
+      return InvalidArgument("feature '" + recipe_.weights +
+                             "', the weights of a padded batch, is there already [give Batch "
+                             "another name for them]");
+    }
+  }
   return batch;
 }
 

@@ -24,6 +24,7 @@ struct Recipe {
   std::vector<MapFn> maps;
   std::set<std::string> ragged;            // besides those of the source
   std::map<std::string, PadOptions> pads;  // by feature
+  std::string weights = {};  // a feature that says what stands behind the order's end; empty: none
 };
 
 // Runs the maps; errors name them and the example.

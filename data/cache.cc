@@ -10,6 +10,7 @@
 #include <cohort/data/combine.h>
 #include <cohort/io/safetensors.h>
 
+#include "parts.h"
 #include "sources/atomic_file.h"
 #include "sources/content.h"
 
@@ -92,15 +93,6 @@ class CachedSource final : public Source {
   mutable std::array<std::mutex, 64> mutexes_;  // of the slots of equal remainder
   mutable std::vector<std::shared_ptr<const Kept>> slots_;
 };
-
-Result<std::shared_ptr<const Source>> Unshuffled(const Dataset& data) {
-  COHORT_ASSIGN_OR_RETURN(auto source, data.AsSource());
-  if (source->AtEpoch(1) != nullptr) {
-    return InvalidArgument(
-        "Cache: the data set is shuffled, or mixed, anew in each epoch [Shuffle after it]");
-  }
-  return source;
-}
 
 // What a file says that it is of; empty: it is no cache, or none at all.
 std::string MarkOf(FileSystem& files, const std::string& path) {
@@ -197,13 +189,13 @@ Status WriteCache(const Source& source, FileSystem& files, const std::string& pa
 }  // namespace
 
 Result<Dataset> Cache(const Dataset& data) {
-  COHORT_ASSIGN_OR_RETURN(auto source, Unshuffled(data));
+  COHORT_ASSIGN_OR_RETURN(auto source, Unshuffled(data, "Cache"));
   return Dataset(std::make_shared<const CachedSource>(std::move(source)));
 }
 
 Result<Dataset> CacheInFile(const Dataset& data, FileSystem& files, const std::string& path,
                             const std::string& version) {
-  COHORT_ASSIGN_OR_RETURN(const auto source, Unshuffled(data));
+  COHORT_ASSIGN_OR_RETURN(const auto source, Unshuffled(data, "Cache"));
   if (!source->ragged().empty()) {
     return InvalidArgument(path + ": feature '" + source->ragged()[0].name +
                            "' has any length, a cache file holds fixed shapes [Cache in memory]");

@@ -31,7 +31,7 @@ class ConcatenatedSource final : public PartsSource {
         return {};
       }
       for (const FileRange& range : part) {
-        files.push_back({range.name, range.begin + Begin(s), range.end + Begin(s)});
+        files.push_back({range.name, range.begin + Begin(s), range.end + Begin(s), range.bytes});
       }
     }
     return files;

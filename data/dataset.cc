@@ -30,7 +30,7 @@ struct Dataset::Plan {
   std::vector<OrderStage> order;
   Recipe recipe;
   std::int64_t batch_size = 0;  // 0: not batched yet
-  bool drop_remainder = false;
+  Remainder remainder = Remainder::kShort;
   int prefetch_batches = 0;
   int prefetch_threads = 1;
   std::int64_t prefetch_bytes = 0;
@@ -71,6 +71,13 @@ Dataset Dataset::ShuffleBlocks(std::uint64_t seed, std::int64_t block, std::int6
                               .count = block,
                               .number = mixed_blocks},
                              "ShuffleBlocks"));
+}
+
+Dataset Dataset::ShuffleBuffer(std::uint64_t seed, std::int64_t buffer, bool reshuffle) const {
+  Require(buffer >= 1, "ShuffleBuffer of at least 1 example");
+  return Dataset(plan_->Then(
+      {.kind = Kind::kBufferShuffle, .seed = seed, .reshuffle = reshuffle, .count = buffer},
+      "ShuffleBuffer"));
 }
 
 Dataset Dataset::Take(std::int64_t examples) const {
@@ -131,11 +138,20 @@ Dataset Dataset::Pad(const std::string& name, const PadOptions& options) const {
 }
 
 Dataset Dataset::Batch(std::int64_t global_batch_size, bool drop_remainder) const {
+  return Batch(global_batch_size, drop_remainder ? Remainder::kDrop : Remainder::kShort);
+}
+
+Dataset Dataset::Batch(std::int64_t global_batch_size, Remainder remainder,
+                       const std::string& weights) const {
   Require(plan_->batch_size == 0, "Batch once");
   Require(global_batch_size >= 1, "a batch of at least 1 example");
+  Require(remainder != Remainder::kPad || !weights.empty(), "a feature for the weights has a name");
   Plan plan = *plan_;
   plan.batch_size = global_batch_size;
-  plan.drop_remainder = drop_remainder;
+  plan.remainder = remainder;
+  if (remainder == Remainder::kPad) {
+    plan.recipe.weights = weights;
+  }
   if (plan.bucketed()) {
     plan.order.back().number = global_batch_size;
   }
@@ -163,8 +179,17 @@ std::int64_t Dataset::batches_per_epoch() const {
   if (plan_->batch_size == 0) {
     return 0;
   }
-  const bool short_last = !plan_->drop_remainder && size() % plan_->batch_size != 0;
-  return size() / plan_->batch_size + (short_last ? 1 : 0);
+  const bool one_more = plan_->remainder != Remainder::kDrop && size() % plan_->batch_size != 0;
+  return size() / plan_->batch_size + (one_more ? 1 : 0);
+}
+
+std::int64_t Dataset::SizeOfBatch(std::int64_t batch) const {
+  if (batch < 0 || batch >= batches_per_epoch()) {
+    return 0;
+  }
+  return FillsUp(plan_->remainder)
+             ? plan_->batch_size
+             : std::min(plan_->batch_size, size() - batch * plan_->batch_size);
 }
 
 std::vector<std::uint64_t> Dataset::Plan::Words() const {
@@ -194,7 +219,10 @@ std::uint64_t DigestOf(const std::vector<std::uint64_t>& words) {
 std::uint64_t Dataset::Fingerprint() const {
   std::vector<std::uint64_t> words = plan_->Words();
   words.push_back(static_cast<std::uint64_t>(plan_->batch_size));
-  words.push_back(plan_->drop_remainder ? 1U : 0U);
+  words.push_back(static_cast<std::uint64_t>(plan_->remainder));
+  if (!plan_->recipe.weights.empty()) {
+    words.push_back(Hash64(plan_->recipe.weights));
+  }
   for (const auto& [name, pad] : plan_->recipe.pads) {
     words.push_back(Hash64(name + "/" + std::to_string(pad.value) + "/" +
                            std::to_string(pad.length) + "/" + std::to_string(pad.multiple) +
@@ -234,7 +262,7 @@ DataPosition Dataset::PositionAt(const IterateOptions& options, std::int64_t bat
           "a place in an order that all workers share: not under ShardPolicy::kFile");
   const std::int64_t end = options.end < 0 ? size() : options.end;
   std::int64_t example = std::min(options.begin + batch * plan_->batch_size, end);
-  if (plan_->drop_remainder && end - example < plan_->batch_size) {
+  if (plan_->remainder == Remainder::kDrop && end - example < plan_->batch_size) {
     example = end;  // the rest is left out
   }
   return {options.epoch, example, DigestOf(plan_->Words())};
@@ -316,14 +344,14 @@ Result<std::shared_ptr<const std::vector<std::int32_t>>> Dataset::LengthsOf(cons
 Result<std::int64_t> Dataset::CountBatches(const IterateOptions& options) const {
   COHORT_ASSIGN_OR_RETURN(const data::Shard shard,
                           data::Shard::Make(*plan_->source, plan_->order, plan_->batch_size,
-                                            plan_->drop_remainder, options));
+                                            plan_->remainder, options));
   return shard.num_batches();
 }
 
 Result<std::unique_ptr<BatchIterator>> Dataset::Iterate(const IterateOptions& options) const {
   COHORT_ASSIGN_OR_RETURN(data::Shard shard,
                           data::Shard::Make(*plan_->source, plan_->order, plan_->batch_size,
-                                            plan_->drop_remainder, options));
+                                            plan_->remainder, options));
   std::shared_ptr<const Source> source = plan_->source->AtEpoch(options.epoch);
   if (source == nullptr) {
     source = plan_->source;

@@ -84,8 +84,8 @@ std::int64_t EpochSize(std::int64_t records, const std::vector<OrderStage>& stag
 }
 
 EpochOrder::EpochOrder(std::vector<Range> ranges, const std::vector<OrderStage>& stages,
-                       std::int64_t epoch)
-    : ranges_(std::move(ranges)), epoch_(epoch) {
+                       std::int64_t epoch, Remainder remainder)
+    : ranges_(std::move(ranges)), epoch_(epoch), wraps_(remainder == Remainder::kWrap) {
   for (const Range& range : ranges_) {
     starts_.push_back(size_);
     size_ += range.size();
@@ -96,6 +96,10 @@ EpochOrder::EpochOrder(std::vector<Range> ranges, const std::vector<OrderStage>&
       stages_.back().permutation.emplace(static_cast<std::uint64_t>(size_),
                                          KeyOf(stage, "data/shuffle", epoch));
     }
+    if (stage.kind == Kind::kBufferShuffle && size_ > 0) {
+      stages_.back().buffer =
+          std::make_shared<BufferShuffle>(size_, std::min(stage.count, size_), stage.seed);
+    }
     size_ = SizeAfter(size_, stage);
     if (stage.kind == Kind::kBucket) {
       windows_ = std::make_shared<Windows>();
@@ -104,6 +108,9 @@ EpochOrder::EpochOrder(std::vector<Range> ranges, const std::vector<OrderStage>&
 }
 
 std::int64_t EpochOrder::At(std::int64_t position) const {
+  if (position >= size_) {
+    position = wraps_ ? position % size_ : size_ - 1;
+  }
   return Walk(position, stages_.size(), epoch_);
 }
 
@@ -135,6 +142,11 @@ std::int64_t EpochOrder::Walk(std::int64_t position, std::size_t stages, std::in
         break;
       case Kind::kBlockShuffle:
         p = BlockShuffled(stage, size, p, pass);
+        break;
+      case Kind::kBufferShuffle:
+        // The rest, and where the buffer holds everything all of it, as Shuffle has it.
+        p = stages_[s].buffer->At(p, stage.reshuffle ? pass : 0,
+                                  KeyOf(stage, "data/shuffle", pass));
         break;
       case Kind::kBucket:
         return Bucketed(stages_[s], p, s, pass);

@@ -1,5 +1,7 @@
 #include "iterator.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <condition_variable>
 #include <map>
@@ -63,9 +65,7 @@ class PrefetchIterator final : public BatchIterator {
  public:
   PrefetchIterator(IteratorPlan plan, const PrefetchSize& size)
       : plan_(std::move(plan)),
-        max_bytes_(size.max_bytes == 0 && (size.ahead == kAutotune || size.threads == kAutotune)
-                       ? std::int64_t{256} << 20
-                       : size.max_bytes),
+        max_bytes_(BytesBound(size)),
         claimed_(plan_.first_batch),
         delivered_(plan_.first_batch),
         tuner_(TunerOf(size)) {}
@@ -105,6 +105,7 @@ class PrefetchIterator final : public BatchIterator {
     if (!slot->second.ok()) {
       return slot->second.status();
     }
+    const bool bytes_bound = !HasBytes();
     std::optional<Batch> batch = std::move(slot->second).value();
     built_.erase(slot);
     ++delivered_;
@@ -115,7 +116,7 @@ class PrefetchIterator final : public BatchIterator {
       More();
     }
     // Where bytes bound what is claimed, one batch may make room for several.
-    max_bytes_ == 0 && !grown ? space_.notify_one() : space_.notify_all();
+    bytes_bound || grown ? space_.notify_all() : space_.notify_one();
     return batch;
   }
 
@@ -139,11 +140,10 @@ class PrefetchIterator final : public BatchIterator {
     return static_cast<std::int64_t>(bytes);
   }
 
+  bool HasBytes() const { return ready_bytes_ + (building_ + 1) * largest_ <= max_bytes_; }
   // Whether a batch may be built; the one that comes next always may.
   bool HasSpace() const {
-    return claimed_ < delivered_ + tuner_.size().ahead &&
-           (max_bytes_ == 0 || claimed_ == delivered_ ||
-            ready_bytes_ + (building_ + 1) * largest_ <= max_bytes_);
+    return claimed_ < delivered_ + tuner_.size().ahead && (claimed_ == delivered_ || HasBytes());
   }
 
   void Work() {
@@ -202,6 +202,18 @@ class PrefetchIterator final : public BatchIterator {
 };
 
 }  // namespace
+
+std::int64_t BytesBound(const PrefetchSize& size) {
+  if (size.max_bytes != 0) {
+    return size.max_bytes;
+  }
+  if (size.ahead == kAutotune || size.threads == kAutotune) {
+    return std::int64_t{256} << 20;
+  }
+  constexpr std::int64_t kMost = std::int64_t{1} << 30;
+  const std::int64_t pages = ::sysconf(_SC_PHYS_PAGES);
+  return pages > 0 ? std::min(kMost, pages / 4 * ::sysconf(_SC_PAGESIZE)) : kMost;
+}
 
 std::unique_ptr<BatchIterator> MakeDirectIterator(IteratorPlan plan) {
   return std::make_unique<DirectIterator>(std::move(plan));

@@ -7,6 +7,16 @@
 
 namespace cohort::data {
 
+Result<std::shared_ptr<const Source>> Unshuffled(const Dataset& data, const char* what) {
+  COHORT_ASSIGN_OR_RETURN(auto source, data.AsSource());
+  if (source->AtEpoch(1) != nullptr) {
+    return InvalidArgument(std::string(what) +
+                           ": the data set is shuffled, or mixed, anew in each epoch [Shuffle "
+                           "after it]");
+  }
+  return source;
+}
+
 Result<Sources> SourcesOf(const std::vector<Dataset>& parts, const char* what) {
   if (parts.empty()) {
     return InvalidArgument(std::string(what) + ": no data sets");

@@ -17,6 +17,10 @@ namespace cohort::data {
 
 using Sources = std::vector<std::shared_ptr<const Source>>;
 
+// A source whose examples have the same numbers in every epoch; else InvalidArgument, in the words
+// of `what`.
+Result<std::shared_ptr<const Source>> Unshuffled(const Dataset& data, const char* what);
+
 // InvalidArgument, in the words of `what`: none, or one that is no source.
 Result<Sources> SourcesOf(const std::vector<Dataset>& parts, const char* what);
 

@@ -120,8 +120,7 @@ std::vector<FileRange> PlanSource::files() const {
 std::shared_ptr<const Source> PlanSource::AtEpoch(std::int64_t epoch) const {
   std::shared_ptr<const Source> source = source_->AtEpoch(epoch);
   const bool drawn = std::any_of(stages_.begin(), stages_.end(), [](const OrderStage& stage) {
-    return stage.reshuffle && (stage.kind == OrderStage::Kind::kShuffle ||
-                               stage.kind == OrderStage::Kind::kBlockShuffle);
+    return stage.reshuffle && stage.shuffles();
   });
   if (source == nullptr && !drawn) {
     return nullptr;

@@ -12,6 +12,7 @@
 #include <cohort/core/thread_pool.h>
 #include <cohort/data/combine.h>
 
+#include "parts.h"
 #include "sources/guarded.h"
 
 namespace cohort::data {
@@ -69,17 +70,6 @@ std::vector<std::int64_t> PlacesOfOnes(const std::vector<std::int64_t>& counts) 
     }
   }
   return places;
-}
-
-// A source whose examples have the same numbers in every epoch.
-Result<std::shared_ptr<const Source>> Unshuffled(const Dataset& data, const char* what) {
-  COHORT_ASSIGN_OR_RETURN(auto source, data.AsSource());
-  if (source->AtEpoch(1) != nullptr) {
-    return InvalidArgument(std::string(what) +
-                           ": the data set is shuffled, or mixed, anew in each epoch [Shuffle "
-                           "after it]");
-  }
-  return source;
 }
 
 class FilteredSource final : public Source {

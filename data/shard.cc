@@ -1,6 +1,7 @@
 #include "shard.h"
 
 #include <algorithm>
+#include <functional>
 #include <limits>
 #include <string>
 
@@ -9,15 +10,54 @@ namespace {
 
 std::int64_t CeilDivide(std::int64_t n, std::int64_t d) { return n / d + (n % d != 0 ? 1 : 0); }
 
-// The records in file order that belong to `worker`, of the first `limit` of all files.
-std::vector<Range> FilesOfWorker(const std::vector<FileRange>& files, std::int64_t limit,
-                                 int num_workers, int worker) {
-  std::vector<Range> ranges;
-  for (std::size_t i = static_cast<std::size_t>(worker); i < files.size();
-       i += static_cast<std::size_t>(num_workers)) {
-    ranges.push_back({std::min(files[i].begin, limit), std::min(files[i].end, limit)});
+// What reading the part `range` of each file costs, in bytes; in examples where the bytes of one
+// are not known.
+std::vector<double> CostsOf(const std::vector<FileRange>& files, const std::vector<Range>& ranges) {
+  const bool bytes = std::ranges::all_of(
+      files, [](const FileRange& file) { return file.bytes > 0 || file.begin == file.end; });
+  std::vector<double> costs;
+  for (std::size_t i = 0; i < files.size(); ++i) {
+    const auto part = static_cast<double>(ranges[i].size());
+    const auto whole = static_cast<double>(files[i].end - files[i].begin);
+    costs.push_back(bytes && part > 0 ? part / whole * static_cast<double>(files[i].bytes) : part);
   }
-  return ranges;
+  return costs;
+}
+
+// Each worker's records, in file order, of the first `limit` of all files: the largest file first,
+// to the worker that has least so far. With `draw`, files of equal size and the workers change
+// places.
+std::vector<std::vector<Range>> SharesOf(const std::vector<FileRange>& files, std::int64_t limit,
+                                         int num_workers, std::optional<std::uint64_t> draw) {
+  std::vector<Range> ranges;
+  for (const FileRange& file : files) {
+    ranges.push_back({std::min(file.begin, limit), std::min(file.end, limit)});
+  }
+  const std::vector<double> costs = CostsOf(files, ranges);
+  const auto drawn = [&draw](std::size_t i, std::size_t size) {
+    return draw.has_value() ? static_cast<std::size_t>(Permutation(size, *draw)(i)) : i;
+  };
+  std::vector<std::size_t> by_cost(files.size());
+  for (std::size_t i = 0; i < by_cost.size(); ++i) {
+    by_cost[i] = drawn(i, by_cost.size());
+  }
+  std::ranges::stable_sort(by_cost, std::greater(), [&](std::size_t file) { return costs[file]; });
+  const auto workers = static_cast<std::size_t>(num_workers);
+  std::vector<std::vector<std::size_t>> files_of(workers);
+  std::vector<double> load(workers, 0);
+  for (const std::size_t file : by_cost) {
+    const auto least = static_cast<std::size_t>(std::ranges::min_element(load) - load.begin());
+    files_of[least].push_back(file);
+    load[least] += costs[file];
+  }
+  std::vector<std::vector<Range>> shares(workers);
+  for (std::size_t w = 0; w < workers; ++w) {
+    std::ranges::sort(files_of[w]);
+    for (const std::size_t file : files_of[w]) {
+      shares[drawn(w, workers)].push_back(ranges[file]);
+    }
+  }
+  return shares;
 }
 
 }  // namespace
@@ -33,7 +73,7 @@ Range Shard::Batch(std::int64_t batch) const {
 }
 
 Result<Shard> Shard::Make(const Source& source, const std::vector<OrderStage>& stages,
-                          std::int64_t batch_size, bool drop_remainder,
+                          std::int64_t batch_size, Remainder remainder,
                           const IterateOptions& options) {
   const auto text = [](std::int64_t n) { return std::to_string(n); };
   if (batch_size < 1) {
@@ -54,8 +94,8 @@ Result<Shard> Shard::Make(const Source& source, const std::vector<OrderStage>& s
   }
   const bool by_file = options.policy == ShardPolicy::kFile && options.num_workers > 1;
   COHORT_ASSIGN_OR_RETURN(Shard shard,
-                          by_file ? OfFiles(source, stages, batch_size, drop_remainder, options)
-                                  : OfRecords(source, stages, batch_size, drop_remainder, options));
+                          by_file ? OfFiles(source, stages, batch_size, remainder, options)
+                                  : OfRecords(source, stages, batch_size, remainder, options));
   if (options.first_batch < 0 || options.first_batch > shard.num_batches()) {
     return InvalidArgument("first_batch " + text(options.first_batch) + " of " +
                            text(shard.num_batches()) +
@@ -66,9 +106,9 @@ Result<Shard> Shard::Make(const Source& source, const std::vector<OrderStage>& s
 }
 
 Result<Shard> Shard::OfRecords(const Source& source, const std::vector<OrderStage>& stages,
-                               std::int64_t batch_size, bool drop_remainder,
+                               std::int64_t batch_size, Remainder remainder,
                                const IterateOptions& options) {
-  Shard shard(EpochOrder({{0, source.size()}}, stages, options.epoch));
+  Shard shard(EpochOrder({{0, source.size()}}, stages, options.epoch, remainder));
   const std::int64_t size = shard.order_.size();
   const std::int64_t end = options.end < 0 ? size : options.end;
   if (options.begin < 0 || options.begin > end || end > size) {
@@ -76,10 +116,13 @@ Result<Shard> Shard::OfRecords(const Source& source, const std::vector<OrderStag
                            std::to_string(end) + ") of an epoch of " + std::to_string(size));
   }
   // What is left out is the epoch's remainder, not each split's: splits of any length lose nothing.
-  const std::int64_t used = drop_remainder ? size - size % batch_size : size;
+  const std::int64_t used = remainder == Remainder::kDrop ? size - size % batch_size : size;
   shard.range_ = {std::min(options.begin, used), std::min(end, used)};
   shard.batch_size_ = batch_size;
   shard.num_batches_ = CeilDivide(shard.range_.size(), batch_size);
+  if (FillsUp(remainder) && end == size) {
+    shard.range_.end = shard.range_.begin + shard.num_batches_ * batch_size;
+  }
   if (options.policy != ShardPolicy::kOff) {
     shard.parts_ = options.num_workers;
     shard.part_ = options.worker;
@@ -89,7 +132,7 @@ Result<Shard> Shard::OfRecords(const Source& source, const std::vector<OrderStag
 }
 
 Result<Shard> Shard::OfFiles(const Source& source, const std::vector<OrderStage>& stages,
-                             std::int64_t batch_size, bool drop_remainder,
+                             std::int64_t batch_size, Remainder remainder,
                              const IterateOptions& options) {
   const int workers = options.num_workers;
   const std::vector<FileRange> files = source.files();
@@ -113,7 +156,8 @@ Result<Shard> Shard::OfFiles(const Source& source, const std::vector<OrderStage>
   std::int64_t limit = source.size();
   std::vector<OrderStage> shuffles;
   for (const OrderStage& stage : stages) {
-    if (stage.kind == OrderStage::Kind::kShuffle) {
+    if (stage.kind == OrderStage::Kind::kShuffle ||
+        stage.kind == OrderStage::Kind::kBufferShuffle) {
       shuffles.push_back(stage);
     } else if (stage.kind != OrderStage::Kind::kTake) {
       return InvalidArgument(
@@ -128,25 +172,39 @@ Result<Shard> Shard::OfFiles(const Source& source, const std::vector<OrderStage>
     }
   }
 
+  // Each epoch's shares are its own where its order is.
+  std::optional<std::uint64_t> draw;
+  if (!shuffles.empty() && shuffles.front().reshuffle) {
+    const Philox::Block words =
+        Philox(shuffles.front().seed, "data/files").At(static_cast<std::uint64_t>(options.epoch));
+    draw = (std::uint64_t{words[1]} << 32) | words[0];
+  }
+  const std::vector<std::vector<Range>> shares = SharesOf(files, limit, workers, draw);
+
   // Every worker's batches, counted from sizes alone, so that all come to the same number.
   std::int64_t longest = 0;
   std::int64_t shortest = std::numeric_limits<std::int64_t>::max();
   for (int w = 0; w < workers; ++w) {
     std::int64_t examples = 0;
-    for (const Range& range : FilesOfWorker(files, limit, workers, w)) {
+    for (const Range& range : shares[static_cast<std::size_t>(w)]) {
       examples += range.size();
+    }
+    if (examples == 0 && FillsUp(remainder)) {
+      return InvalidArgument("ShardPolicy::kFile: the files of worker " + std::to_string(w) +
+                             " have no examples to fill its batches up from [use kData, or split "
+                             "the data into more even files]");
     }
     const std::int64_t part =
         PartBegin(batch_size, workers, w + 1) - PartBegin(batch_size, workers, w);
     longest = std::max(longest, CeilDivide(examples, part));
     shortest = std::min(shortest, examples / part);
   }
-  Shard shard(
-      EpochOrder(FilesOfWorker(files, limit, workers, options.worker), shuffles, options.epoch));
-  shard.range_ = {0, shard.order_.size()};
+  Shard shard(EpochOrder(shares[static_cast<std::size_t>(options.worker)], shuffles, options.epoch,
+                         remainder));
   shard.batch_size_ = PartBegin(batch_size, workers, options.worker + 1) -
                       PartBegin(batch_size, workers, options.worker);
-  shard.num_batches_ = drop_remainder ? shortest : longest;
+  shard.num_batches_ = remainder == Remainder::kDrop ? shortest : longest;
+  shard.range_ = {0, FillsUp(remainder) ? longest * shard.batch_size_ : shard.order_.size()};
   return shard;
 }
 

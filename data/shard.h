@@ -14,17 +14,33 @@
 #include <cohort/core/status.h>
 #include <cohort/data/dataset.h>
 
+#include "buffer_shuffle.h"
+
 namespace cohort::data {
 
 struct OrderStage {
-  enum class Kind { kShuffle, kTake, kSkip, kRepeat, kShard, kBlockShuffle, kBucket };
+  enum class Kind {
+    kShuffle,
+    kTake,
+    kSkip,
+    kRepeat,
+    kShard,
+    kBlockShuffle,
+    kBucket,
+    kBufferShuffle
+  };
   Kind kind = Kind::kShuffle;
-  std::uint64_t seed = 0;   // kShuffle, kBlockShuffle, kBucket
-  bool reshuffle = true;    // kShuffle, kBlockShuffle
+  std::uint64_t seed = 0;   // kShuffle, kBlockShuffle, kBucket, kBufferShuffle
+  bool reshuffle = true;    // kShuffle, kBlockShuffle, kBufferShuffle
   std::int64_t count = 0;   // kTake, kSkip: examples; kRepeat: times; kShard: parts;
-                            // kBlockShuffle: examples in a block; kBucket: batches in a window
+                            // kBlockShuffle: examples in a block; kBucket: batches in a window;
+                            // kBufferShuffle: examples in the buffer
   std::int64_t number = 0;  // kShard: which part; kBlockShuffle: blocks mixed; kBucket: batch size
   std::shared_ptr<const std::vector<std::int32_t>> lengths = {};  // kBucket, by index in the source
+
+  bool shuffles() const {
+    return kind == Kind::kShuffle || kind == Kind::kBlockShuffle || kind == Kind::kBufferShuffle;
+  }
 };
 
 // Half open.
@@ -35,11 +51,13 @@ struct Range {
 };
 
 // Position in the order -> index in the source: the ranges one after another, then the stages.
+// Behind its end stands the last example, or, under Remainder::kWrap, the order once more.
 //
 // Thread rules: At from many threads at once.
 class EpochOrder {
  public:
-  EpochOrder(std::vector<Range> ranges, const std::vector<OrderStage>& stages, std::int64_t epoch);
+  EpochOrder(std::vector<Range> ranges, const std::vector<OrderStage>& stages, std::int64_t epoch,
+             Remainder remainder = Remainder::kShort);
 
   std::int64_t size() const { return size_; }
   std::int64_t At(std::int64_t position) const;
@@ -49,6 +67,7 @@ class EpochOrder {
     OrderStage spec;
     std::int64_t size = 0;                        // of what goes in
     std::optional<Permutation> permutation = {};  // kShuffle, of pass epoch_
+    std::shared_ptr<BufferShuffle> buffer = {};   // kBufferShuffle; owners: copies of this
   };
   // The windows of a bucket stage that were sorted last.
   struct Windows {
@@ -66,6 +85,7 @@ class EpochOrder {
   std::vector<Stage> stages_;
   std::int64_t epoch_ = 0;
   std::int64_t size_ = 0;
+  bool wraps_ = false;
   std::shared_ptr<Windows> windows_;  // owners: copies of this
 };
 
@@ -74,7 +94,7 @@ class Shard {
  public:
   // See Dataset::Iterate for what is refused.
   static Result<Shard> Make(const Source& source, const std::vector<OrderStage>& stages,
-                            std::int64_t batch_size, bool drop_remainder,
+                            std::int64_t batch_size, Remainder remainder,
                             const IterateOptions& options);
 
   const EpochOrder& order() const { return order_; }
@@ -85,10 +105,10 @@ class Shard {
  private:
   explicit Shard(EpochOrder order) : order_(std::move(order)) {}
   static Result<Shard> OfRecords(const Source& source, const std::vector<OrderStage>& stages,
-                                 std::int64_t batch_size, bool drop_remainder,
+                                 std::int64_t batch_size, Remainder remainder,
                                  const IterateOptions& options);
   static Result<Shard> OfFiles(const Source& source, const std::vector<OrderStage>& stages,
-                               std::int64_t batch_size, bool drop_remainder,
+                               std::int64_t batch_size, Remainder remainder,
                                const IterateOptions& options);
 
   EpochOrder order_;
@@ -99,6 +119,11 @@ class Shard {
   int part_ = 0;
   int span_ = 1;  // as many parts as one
 };
+
+// Whether the last batch is made whole.
+inline bool FillsUp(Remainder remainder) {
+  return remainder == Remainder::kPad || remainder == Remainder::kWrap;
+}
 
 // Examples in an epoch of `records` records after the stages.
 std::int64_t EpochSize(std::int64_t records, const std::vector<OrderStage>& stages);

@@ -13,8 +13,9 @@ namespace cohort::data {
 
 class FileTable {
  public:
-  void Add(const std::string& path, std::int64_t examples) {
-    ranges_.push_back({path, size(), size() + examples});
+  // `bytes` of the file; 0: not known.
+  void Add(const std::string& path, std::int64_t examples, std::uint64_t bytes = 0) {
+    ranges_.push_back({path, size(), size() + examples, static_cast<std::int64_t>(bytes)});
   }
   std::int64_t size() const { return ranges_.empty() ? 0 : ranges_.back().end; }  // examples
   const std::vector<FileRange>& ranges() const { return ranges_; }

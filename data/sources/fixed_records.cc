@@ -54,7 +54,7 @@ class FixedRecordSource final : public Source {
                                : "cut short, or header, record or footer is of another size") +
                       "]");
     }
-    table_.Add(path, static_cast<std::int64_t>(bytes / options_.record_bytes));
+    table_.Add(path, static_cast<std::int64_t>(bytes / options_.record_bytes), bytes);
     files_.push_back(std::move(file));
     return {};
   }

@@ -91,6 +91,7 @@ class RawStore final : public RecordStore {
     }
     return Hash64({reinterpret_cast<const char*>(words.data()), words.size() * sizeof(words[0])});
   }
+  std::uint64_t bytes() const override { return file_->size(); }
 
  private:
   // What a thread has of the file that it read last.
@@ -164,6 +165,7 @@ class UnpackedStore final : public RecordStore {
     return Hash64({reinterpret_cast<const char*>(ends_.data()), ends_.size() * sizeof(ends_[0])},
                   io::Crc32c(bytes_));
   }
+  std::uint64_t bytes() const override { return bytes_.size(); }
 
  private:
   std::string bytes_;

@@ -24,6 +24,7 @@ class RecordStore {
   // The number of record `i` in the file: a larger one behind records that were left out.
   virtual std::int64_t Ordinal(std::int64_t i) const = 0;
   virtual std::uint64_t Digest() const = 0;
+  virtual std::uint64_t bytes() const = 0;  // of the file, unpacked
 };
 
 // What is left out is counted in `corrupt`.

@@ -23,6 +23,7 @@ class Lines {
   static Result<Lines> Open(FileSystem& files, const std::string& path, const TextOptions& options);
 
   std::int64_t size() const { return static_cast<std::int64_t>(begins_.size()) - 1; }
+  std::uint64_t bytes() const { return file_->size(); }
   std::uint64_t digest() const { return digest_; }
   // Line `i`, without its end.
   Status Read(std::int64_t i, std::string& line) const {
@@ -103,7 +104,7 @@ class TextSource final : public Source {
 
   Status AddFile(const std::string& path) {
     COHORT_ASSIGN_OR_RETURN(Lines lines, Lines::Open(*options_.files, path, options_));
-    table_.Add(path, lines.size());
+    table_.Add(path, lines.size(), lines.bytes());
     files_.push_back(std::move(lines));
     return {};
   }

@@ -190,7 +190,7 @@ class TfRecordSource final : public Source {
       slots_[SlotOf(spec.name)].push_back(static_cast<std::size_t>(&spec - specs_.data()));
     }
     for (std::size_t i = 0; i < paths.size(); ++i) {
-      table_.Add(paths[i], records_[i]->size());
+      table_.Add(paths[i], records_[i]->size(), records_[i]->bytes());
     }
   }
 

@@ -161,7 +161,7 @@ class WebDatasetSource final : public Source {
     }
     COHORT_RETURN_IF_ERROR(grouping.Finish());
     shard.samples = grouping.TakeSamples();
-    table_.Add(path, static_cast<std::int64_t>(shard.samples.size()));
+    table_.Add(path, static_cast<std::int64_t>(shard.samples.size()), shard.file->size());
     shards_.push_back(std::move(shard));
     return {};
   }

@@ -15,6 +15,7 @@ class SynchronousDataset final : public DistributedDataset {
     int worker = 0;
     int span = 1;
     int replicas = 1;
+    data::ShardPolicy policy = data::ShardPolicy::kAuto;
   };
   SynchronousDataset(const data::Dataset& dataset, const Cut& cut) : dataset_(dataset), cut_(cut) {}
 
@@ -24,6 +25,7 @@ class SynchronousDataset final : public DistributedDataset {
     options.num_workers = cut_.workers;
     options.worker = cut_.worker;
     options.span = cut_.span;
+    options.policy = cut_.policy;
     options.epoch = epoch;
     options.first_batch = first_batch;
     COHORT_ASSIGN_OR_RETURN(iterator_, dataset_.Iterate(options));
@@ -59,8 +61,7 @@ class SynchronousDataset final : public DistributedDataset {
     if (cut_.span == 1) {
       return data::PartBegin(part, cut_.replicas, r);
     }
-    const std::int64_t whole =
-        std::min(dataset_.batch_size(), dataset_.size() - index * dataset_.batch_size());
+    const std::int64_t whole = dataset_.SizeOfBatch(index);
     return data::PartBegin(whole, cut_.workers, cut_.worker + r) -
            data::PartBegin(whole, cut_.workers, cut_.worker);
   }
@@ -109,11 +110,13 @@ std::unique_ptr<DistributedDataset> LookAhead(std::unique_ptr<DistributedDataset
 }
 
 std::unique_ptr<DistributedDataset> MakeSynchronousDataset(const data::Dataset& dataset,
-                                                           int processes, int process,
-                                                           int replicas) {
-  return std::make_unique<SynchronousDataset>(
-      dataset, SynchronousDataset::Cut{
-                   .workers = processes, .worker = process, .span = 1, .replicas = replicas});
+                                                           int processes, int process, int replicas,
+                                                           data::ShardPolicy policy) {
+  return std::make_unique<SynchronousDataset>(dataset, SynchronousDataset::Cut{.workers = processes,
+                                                                               .worker = process,
+                                                                               .span = 1,
+                                                                               .replicas = replicas,
+                                                                               .policy = policy});
 }
 
 std::unique_ptr<DistributedDataset> MakeShardedDataset(const data::Dataset& dataset, int shards,

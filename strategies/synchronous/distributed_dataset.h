@@ -14,8 +14,8 @@ namespace cohort {
 
 // Of `processes`, this is number `process`; it has `replicas`.
 std::unique_ptr<DistributedDataset> MakeSynchronousDataset(const data::Dataset& dataset,
-                                                           int processes, int process,
-                                                           int replicas);
+                                                           int processes, int process, int replicas,
+                                                           data::ShardPolicy policy);
 // Of `shards` into which every global batch is cut, this process has `count` from `first` on, each
 // a replica's part.
 std::unique_ptr<DistributedDataset> MakeShardedDataset(const data::Dataset& dataset, int shards,

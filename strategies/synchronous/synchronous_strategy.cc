@@ -364,28 +364,48 @@ Status SynchronousStrategy::MakeReducer(ParameterSet& parameters) {
 
 Result<std::unique_ptr<DistributedDataset>> SynchronousStrategy::Distribute(
     const data::Dataset& dataset, const InputOptions& options) {
-  if (dataset.batch_size() < num_replicas_in_sync()) {
+  const bool whole_batches = options.policy == data::ShardPolicy::kOff;
+  const bool by_file = options.policy == data::ShardPolicy::kFile;
+  const int replicas = whole_batches ? num_local_replicas() : num_replicas_in_sync();
+  if (dataset.batch_size() < replicas) {
     return InvalidArgument("a global batch of " + std::to_string(dataset.batch_size()) +
-                           " examples for " + std::to_string(num_replicas_in_sync()) +
+                           " examples for " + std::to_string(replicas) +
                            " replicas [Batch() with at least one example per replica]");
+  }
+  if (options_.virtual_shards > 0 && (whole_batches || by_file)) {
+    return InvalidArgument(
+        "virtual shards are cut from global batches: InputOptions::policy kFile and kOff have none "
+        "[kAuto or kData, or no virtual_shards]");
   }
   if (communicator_ != nullptr) {
     COHORT_RETURN_IF_ERROR(Compare(
         "datasets",
         {std::to_string(dataset.size()) + " examples in global batches of " +
              std::to_string(dataset.batch_size()),
-         "content and order with digest " + std::to_string(dataset.Fingerprint())},
-        "make the same dataset on every process: same files, seed, stages and global batch"));
+         "content and order with digest " + std::to_string(dataset.Fingerprint()),
+         std::string("examples divided ") + (by_file         ? "by file"
+                                             : whole_batches ? "not at all"
+                                                             : "by record")},
+        "make the same dataset on every process: same files, seed, stages, global batch and "
+        "policy"));
+  }
+  if (by_file) {
+    data::IterateOptions part;
+    part.num_workers = num_processes_;
+    part.worker = rank_;
+    part.policy = options.policy;
+    COHORT_RETURN_IF_ERROR(dataset.CountBatches(part).status());
   }
   if (!options.evaluation) {
     usual_weight_ = static_cast<double>(
-        std::bit_floor(static_cast<std::uint64_t>(dataset.batch_size() / num_replicas_in_sync())));
+        std::bit_floor(static_cast<std::uint64_t>(dataset.batch_size() / replicas)));
   }
   if (options_.virtual_shards > 0) {
     return MakeShardedDataset(dataset, num_replicas_in_sync(), rank_ * local_replicas_,
                               local_replicas_);
   }
-  auto batches = MakeSynchronousDataset(dataset, num_processes_, rank_, gang_.size());
+  auto batches =
+      MakeSynchronousDataset(dataset, num_processes_, rank_, gang_.size(), options.policy);
   if (options.evaluation || membership_->num_row_servers() == 0) {
     return batches;
   }

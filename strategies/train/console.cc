@@ -37,6 +37,9 @@ std::string Line(const Progress& progress, double seconds_left) {
   if (progress.exposed_communication >= 0.001) {
     line += fmt::format("  waiting for others {:.1f}%", 100 * progress.exposed_communication);
   }
+  if (progress.input_wait >= 0.001) {
+    line += fmt::format("  waiting for input {:.1f}%", 100 * progress.input_wait);
+  }
   if (seconds_left > 0) {
     const auto s = static_cast<std::int64_t>(seconds_left + 0.5);
     line += fmt::format("  {}:{:02} left", s / 60, s % 60);

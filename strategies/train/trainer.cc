@@ -232,6 +232,7 @@ Result<EpochResult> Trainer::State::TrainEpoch(DistributedDataset& dataset, std:
            .examples_per_second = seconds > 0 ? totals.examples() / seconds : 0,
            .exposed_communication =
                seconds > 0 ? totals.result().exposed_communication_seconds / seconds : 0,
+           .input_wait = seconds > 0 ? totals.result().input_seconds / seconds : 0,
            .epoch_finished = batch == batches});
     }
     if (options.save_every_steps > 0 && !saved_between_updates &&
@@ -309,6 +310,7 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
     history.examples += epoch.examples;
     history.seconds += epoch.seconds;
     history.exposed_communication_seconds += epoch.exposed_communication_seconds;
+    history.input_seconds += epoch.input_seconds;
     COHORT_RETURN_IF_ERROR(s.events.Write("train", s.strategy.step(), epoch.loss, epoch.metrics,
                                           epoch.seconds > 0 ? epoch.examples / epoch.seconds : 0));
     history.epochs.push_back(std::move(epoch));

@@ -296,6 +296,16 @@ const Case kCases[] = {
        return OrThrow(
            CacheInFile(Squares(Numbers(0, kExamples)), FileSystem::Local(), f / "cache"));
      }},
+    {"Snapshot",
+     [](const testing::TempDir& f) {
+       return OrThrow(
+           Snapshot(RaggedRecords(f), FileSystem::Local(), f / "snapshot", {.shards = 3}));
+     }},
+    {"SnapshotGzip",
+     [](const testing::TempDir& f) {
+       return OrThrow(Snapshot(Squares(Numbers(0, kExamples)), FileSystem::Local(), f / "snapshot",
+                               {.threads = 2, .compress = true}));
+     }},
     {"TokenWindows",
      [](const testing::TempDir&) {
        Tensor tokens(DType::kInt32, {3 * kExamples + 2});

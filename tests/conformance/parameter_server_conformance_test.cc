@@ -138,6 +138,10 @@ std::vector<Saved> TrainAndSave(int workers, int servers, const std::string& con
         OrThrow(strategy->SetStep(from->step));
         OrThrow(strategy->PushState());
       }
+      for (const auto policy : {data::ShardPolicy::kFile, data::ShardPolicy::kOff}) {
+        EXPECT_EQ(strategy->Distribute(dataset, {.policy = policy}).status().code(),
+                  StatusCode::kInvalidArgument);
+      }
       ASSERT_TRUE(strategy->SaveBetweenUpdates(
           {.every_steps = every_steps, .save = [&](std::int64_t epoch, std::int64_t batch) {
              Saved state = StateOf(*strategy, parameters);

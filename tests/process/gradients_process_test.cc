@@ -53,6 +53,7 @@ TEST(Compression, StillLearns) {
     const nlohmann::json metrics = Train(run);
     EXPECT_GE(metrics["accuracy"].get<double>(), accuracy - 0.03);
     EXPECT_GT(metrics["exposed_communication_seconds"].get<double>(), 0);
+    EXPECT_GT(metrics["input_seconds"].get<double>(), 0);
   }
   TrainingRun linear = Workers(2, {});
   linear.model = "linear";

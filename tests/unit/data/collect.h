@@ -20,12 +20,15 @@ inline Dataset Ids(std::int64_t size) {
   return OrThrow(FromTensors({{"id", Tensor::Of<std::int64_t>({size}, ids)}}));
 }
 
-// The same in files of the given sizes.
+// The same in files of the given sizes, and of so many bytes where that is given.
 class FilesSource final : public Source {
  public:
-  explicit FilesSource(std::vector<std::int64_t> sizes) {
+  explicit FilesSource(const std::vector<std::int64_t>& sizes,
+                       const std::vector<std::int64_t>& bytes = {}) {
     for (const std::int64_t size : sizes) {
-      files_.push_back({"file" + std::to_string(files_.size()), size_, size_ + size});
+      const std::size_t i = files_.size();
+      files_.push_back(
+          {"file" + std::to_string(i), size_, size_ + size, bytes.empty() ? 0 : bytes[i]});
       size_ += size;
     }
   }

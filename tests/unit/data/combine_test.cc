@@ -6,8 +6,13 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
+#include <atomic>
+#include <filesystem>
+#include <fstream>
 #include <random>
 #include <set>
+#include <thread>
 
 #include "collect.h"
 #include "testing/faulty_file_system.h"
@@ -445,6 +450,177 @@ TEST(Cache, InAFileThatIsOfItsData) {
   EXPECT_THAT(OrThrow(files.List(folder.path())), ElementsAre("cache"));
 }
 
+// Ids [0, size) with x = {id / 2, 0} and, where `lists` says so, a list of id % 4 values; what is
+// read is counted.
+Dataset Recorded(std::int64_t size, bool lists, std::atomic<int>& reads) {
+  const Dataset data = Ids(size).Map([lists, &reads](Example& example) {
+    ++reads;
+    const std::int64_t id = example.at("id").data<std::int64_t>()[0];
+    example["x"] = Tensor(DType::kFloat32, {2});
+    example.at("x").data<float>()[0] = static_cast<float>(id) / 2;
+    if (lists) {
+      example["list"] = Tensor(DType::kInt32, {id % 4});
+      std::ranges::fill(example.at("list").data<std::int32_t>(), static_cast<std::int32_t>(id));
+    }
+    return OkStatus();
+  });
+  return lists ? data.Lists({"list"}) : data;
+}
+
+void ExpectRecorded(const Dataset& data, std::int64_t size, bool lists) {
+  ASSERT_EQ(data.size(), size);
+  for (std::int64_t id = 0; id < size; ++id) {
+    const Example example = OrThrow(data.source().Read(id));
+    EXPECT_EQ(example.at("id").data<std::int64_t>()[0], id);
+    EXPECT_EQ(example.at("x").data<float>()[0], static_cast<float>(id) / 2);
+    EXPECT_EQ(example.contains("list"), lists);
+    if (lists) {
+      const auto list = example.at("list").data<std::int32_t>();
+      EXPECT_EQ(list.size(), static_cast<std::size_t>(id % 4));
+      EXPECT_TRUE(std::ranges::all_of(list, [id](std::int32_t v) { return v == id; }));
+    }
+  }
+}
+
+// The files of all snapshots in the folder.
+std::vector<std::string> SnapshotFiles(const testing::TempDir& folder) {
+  std::vector<std::string> paths;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(folder.path())) {
+    if (entry.is_regular_file()) {
+      paths.push_back(entry.path().string());
+    }
+  }
+  std::ranges::sort(paths);
+  return paths;
+}
+
+TEST(Snapshot, IsWrittenOnceAndReadAsItIs) {
+  FileSystem& files = FileSystem::Local();
+  for (const bool lists : {false, true}) {
+    for (const bool compress : {false, true}) {
+      const testing::TempDir folder;
+      std::atomic<int> reads = 0;
+      const SnapshotOptions options{.shards = 4, .threads = 2, .compress = compress};
+      const auto make = [&](std::int64_t size, const SnapshotOptions& how) {
+        return OrThrow(Snapshot(Recorded(size, lists, reads), files, folder.path(), how));
+      };
+      const Dataset first = make(30, options);
+      EXPECT_EQ(SnapshotFiles(folder).size(), 4U);
+      const int made = reads;
+      EXPECT_GE(made, 30);
+      ExpectRecorded(first, 30, lists);
+      const Dataset again = make(30, options);
+      ExpectRecorded(again, 30, lists);
+      EXPECT_LE(reads, made + 1) << "but for the look at what the map makes";
+      EXPECT_EQ(again.Fingerprint(), first.Fingerprint());
+      EXPECT_EQ(Sorted(OrderOf(first.Shuffle(3))), Count(0, 30));
+      EXPECT_EQ(first.source().files().size(), 4U);
+      EXPECT_GT(first.source().files()[0].bytes, 0);
+      // Other data, and another version of the map, beside it.
+      ExpectRecorded(make(31, options), 31, lists);
+      SnapshotOptions other = options;
+      other.version = "2";
+      const int before = reads;
+      EXPECT_NE(make(30, other).Fingerprint(), first.Fingerprint());
+      EXPECT_GE(reads, before + 30);
+      EXPECT_EQ(SnapshotFiles(folder).size(), 12U);
+      ExpectRecorded(first, 30, lists);
+    }
+  }
+}
+
+TEST(Snapshot, OfFewerExamplesThanShardsAndOfNone) {
+  const testing::TempDir folder;
+  std::atomic<int> reads = 0;
+  ExpectRecorded(
+      OrThrow(Snapshot(Recorded(3, true, reads), FileSystem::Local(), folder.path(), {})), 3, true);
+  EXPECT_EQ(SnapshotFiles(folder).size(), 3U);
+  EXPECT_EQ(OrThrow(Snapshot(Ids(0), FileSystem::Local(), folder.path(), {})).size(), 0);
+  EXPECT_THAT(Snapshot(Ids(9).Shuffle(1), FileSystem::Local(), folder.path()).status().message(),
+              HasSubstr("[Shuffle after it]"));
+  EXPECT_EQ(Snapshot(Ids(9), FileSystem::Local(), folder.path(), {.shards = 0}).status().code(),
+            StatusCode::kInvalidArgument);
+}
+
+TEST(Snapshot, ByManyAtOnceIsOne) {
+  const testing::TempDir folder;
+  std::atomic<int> reads = 0;
+  std::vector<Result<Dataset>> made(4, Internal("not yet"));
+  std::vector<std::thread> writers;
+  for (Result<Dataset>& mine : made) {
+    writers.emplace_back([&] {
+      mine =
+          Snapshot(Recorded(200, true, reads), FileSystem::Local(), folder.path(), {.shards = 20});
+    });
+  }
+  for (std::thread& writer : writers) {
+    writer.join();
+  }
+  for (const Result<Dataset>& mine : made) {
+    ExpectRecorded(OrThrow(mine), 200, true);
+    EXPECT_EQ(mine->Fingerprint(), made[0]->Fingerprint());
+  }
+  EXPECT_EQ(SnapshotFiles(folder).size(), 20U) << "nothing else is left";
+}
+
+TEST(Snapshot, GoesOnWhereItWasInterrupted) {
+  const testing::TempDir folder;
+  std::atomic<int> reads = 0;
+  std::atomic<int> files_made = 0;
+  testing::FaultyFileSystem full([&](std::string_view operation, const std::string&) {
+    return operation == "create" && ++files_made > 3 ? ResourceExhausted("disk full") : OkStatus();
+  });
+  const SnapshotOptions options{.shards = 5};
+  EXPECT_EQ(Snapshot(Recorded(50, true, reads), full, folder.path(), options).status().code(),
+            StatusCode::kResourceExhausted);
+  EXPECT_EQ(SnapshotFiles(folder).size(), 3U) << "whole files only";
+  reads = 0;
+  ExpectRecorded(
+      OrThrow(Snapshot(Recorded(50, true, reads), FileSystem::Local(), folder.path(), options)), 50,
+      true);
+  EXPECT_LE(reads, 21) << "two of five files";
+}
+
+TEST(Snapshot, DamageIsSeen) {
+  FileSystem& files = FileSystem::Local();
+  for (const bool compress : {false, true}) {
+    const testing::TempDir folder;
+    std::atomic<int> reads = 0;
+    const auto open = [&]() -> Status {
+      COHORT_ASSIGN_OR_RETURN(const Dataset data,
+                              Snapshot(Recorded(12, true, reads), files, folder.path(),
+                                       {.shards = 2, .compress = compress}));
+      for (std::int64_t i = 0; i < data.size(); ++i) {
+        COHORT_RETURN_IF_ERROR(data.source().Read(i).status());
+      }
+      return {};
+    };
+    OrThrow(open());
+    const std::string path = SnapshotFiles(folder)[1];
+    const std::string whole = OrThrow(ReadFile(files, path));
+    const auto replace = [&path](const std::string& bytes) {
+      std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes;
+    };
+    // Bytes anywhere, and any length: an error that names the file, never other examples.
+    for (std::size_t at = 0; at < whole.size(); at += 5) {
+      std::string damaged = whole;
+      damaged[at] = static_cast<char>(damaged[at] ^ 0x10);
+      replace(damaged);
+      const Status status = open();
+      EXPECT_EQ(status.code(), StatusCode::kDataLoss) << at;
+      EXPECT_THAT(status.message(), HasSubstr(path)) << at;
+      replace(whole.substr(0, at));
+      EXPECT_EQ(open().code(), StatusCode::kDataLoss) << at;
+    }
+    // A file of another snapshot in its place.
+    replace(OrThrow(ReadFile(files, SnapshotFiles(folder)[0])));
+    EXPECT_THAT(open().message(), AllOf(HasSubstr(path), HasSubstr("[remove it")));
+    OrThrow(files.RemoveAll(path));
+    OrThrow(open());
+    EXPECT_EQ(OrThrow(ReadFile(files, path)), whole) << "written again, and the same";
+  }
+}
+
 // Any data set, stopped anywhere, goes on as if it had not been: with other numbers of workers and
 // threads, and from a place that was saved as text.
 TEST(Resume, AtAnyPlaceWithAnyWorkersAndThreadsIsTheSameStream) {
@@ -455,9 +631,12 @@ TEST(Resume, AtAnyPlaceWithAnyWorkersAndThreadsIsTheSameStream) {
   const auto any = [&](std::int64_t begin) {
     Dataset data = IdsFrom(begin, begin + 20 + below(60));
     for (std::int64_t stages = below(3); stages > 0; --stages) {
-      switch (below(6)) {
+      switch (below(7)) {
         case 0:
           data = data.Shuffle(random());
+          break;
+        case 5:
+          data = data.ShuffleBuffer(random(), 1 + below(100));
           break;
         case 1:
           data = data.ShuffleBlocks(random(), 1 + below(9), 1 + below(4));
@@ -503,7 +682,9 @@ TEST(Resume, AtAnyPlaceWithAnyWorkersAndThreadsIsTheSameStream) {
       data = data.BucketByLength(std::make_shared<const std::vector<std::int32_t>>(lengths),
                                  random(), 1 + below(4));
     }
-    data = data.Batch(1 + below(12), below(2) == 0);
+    constexpr std::array kRemainders = {Remainder::kShort, Remainder::kDrop, Remainder::kPad,
+                                        Remainder::kWrap};
+    data = data.Batch(1 + below(12), kRemainders[static_cast<std::size_t>(below(4))]);
     const IterateOptions whole = {.epoch = below(3)};
     const IdBatches expected = Collect(data, whole);
     ASSERT_EQ(static_cast<std::int64_t>(expected.size()), OrThrow(data.CountBatches(whole)));

@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "collect.h"
+#include "iterator.h"
 #include "prefetch_tuner.h"
 
 namespace cohort::data {
@@ -142,6 +143,14 @@ TEST(Prefetch, BytesBoundWhatIsPrepared) {
   // Less than a batch: one at a time.
   const Dataset data = Ids(50).Shuffle(2).Batch(8);
   EXPECT_EQ(Collect(data.Prefetch(8, 3, 1)), Collect(data));
+}
+
+TEST(Prefetch, BytesAreBoundedWhereNothingIsSaid) {
+  EXPECT_EQ(BytesBound({.ahead = 3, .threads = 2, .max_bytes = 77}), 77);
+  EXPECT_EQ(BytesBound({.ahead = kAutotune}), std::int64_t{256} << 20);
+  EXPECT_EQ(BytesBound({.threads = kAutotune}), std::int64_t{256} << 20);
+  EXPECT_GT(BytesBound({.ahead = 3}), 0);
+  EXPECT_LE(BytesBound({.ahead = 3}), std::int64_t{1} << 30);
 }
 
 TEST(Prefetch, DestructionAtAnyPointJoins) {

@@ -4,7 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <numeric>
 #include <random>
+#include <set>
+#include <utility>
 
 #include "collect.h"
 
@@ -238,13 +241,207 @@ TEST(Shard, ByFileShufflesInsideTheWorkersOwnFiles) {
       Dataset(std::make_shared<FilesSource>(std::vector<std::int64_t>{50, 50, 50, 50}))
           .Shuffle(3)
           .Batch(20);
-  auto mine = Flatten(Collect(data, {.num_workers = 2, .worker = 1, .policy = ShardPolicy::kFile}));
-  EXPECT_FALSE(std::is_sorted(mine.begin(), mine.end()));
-  std::sort(mine.begin(), mine.end());
-  ASSERT_EQ(mine.size(), 100U);
-  EXPECT_EQ(mine.front(), 50);
-  EXPECT_EQ(mine[49], 99);
-  EXPECT_EQ(mine[50], 150);
+  std::set<std::vector<std::int64_t>> shares;
+  for (std::int64_t epoch = 0; epoch < 8; ++epoch) {
+    const IterateOptions options{
+        .num_workers = 2, .worker = 1, .epoch = epoch, .policy = ShardPolicy::kFile};
+    auto mine = Flatten(Collect(data, options));
+    EXPECT_EQ(mine, Flatten(Collect(data, options)));
+    EXPECT_FALSE(std::is_sorted(mine.begin(), mine.end()));
+    std::sort(mine.begin(), mine.end());
+    ASSERT_EQ(mine.size(), 100U);
+    for (const std::size_t file : {std::size_t{0}, std::size_t{1}}) {
+      EXPECT_EQ(mine[file * 50] % 50, 0) << "whole files";
+      EXPECT_EQ(mine[file * 50 + 49], mine[file * 50] + 49);
+    }
+    shares.insert(mine);
+    auto all = Flatten(CollectWorld(data, 2, options));
+    std::sort(all.begin(), all.end());
+    EXPECT_EQ(all, Flatten(Collect(Ids(200).Batch(200))));
+  }
+  EXPECT_GE(shares.size(), 2U) << "the shares are others in other epochs";
+}
+
+TEST(Shard, ByFileABufferShufflesInsideTheWorkersOwnFiles) {
+  const Dataset data = Dataset(std::make_shared<FilesSource>(std::vector<std::int64_t>{40, 40, 40}))
+                           .ShuffleBuffer(3, 10)
+                           .Batch(20);
+  std::vector<std::int64_t> all;
+  for (int worker = 0; worker < 2; ++worker) {
+    auto mine = Flatten(Collect(
+        data, {.num_workers = 2, .worker = worker, .epoch = 1, .policy = ShardPolicy::kFile}));
+    EXPECT_FALSE(std::is_sorted(mine.begin(), mine.end()));
+    all.insert(all.end(), mine.begin(), mine.end());
+  }
+  std::sort(all.begin(), all.end());
+  EXPECT_EQ(all, Flatten(Collect(Ids(120).Batch(120))));
+}
+
+TEST(Shard, FilesAreSharedOutByBytesOrElseByExamples) {
+  const auto loads = [](const std::vector<std::int64_t>& examples,
+                        const std::vector<std::int64_t>& bytes) {
+    const Dataset data = Dataset(std::make_shared<FilesSource>(examples, bytes)).Batch(20);
+    const IterateOptions options{.policy = ShardPolicy::kFile};
+    std::vector<std::int64_t> sizes;
+    for (int worker = 0; worker < 2; ++worker) {
+      IterateOptions mine = options;
+      mine.num_workers = 2;
+      mine.worker = worker;
+      sizes.push_back(static_cast<std::int64_t>(Flatten(Collect(data, mine)).size()));
+      mine.epoch = 3;
+      EXPECT_EQ(static_cast<std::int64_t>(Flatten(Collect(data, mine)).size()), sizes.back())
+          << "nothing is drawn where nothing is shuffled";
+    }
+    return sizes;
+  };
+  EXPECT_THAT(loads({8, 1, 1, 1, 1, 4}, {}), ElementsAre(8, 8));
+  // Files 0 to 3, and 4 and 5: 101 bytes and 100.
+  EXPECT_THAT(loads({1, 1, 1, 1, 6, 6}, {60, 1, 20, 20, 50, 50}), ElementsAre(4, 12));
+  EXPECT_THAT(loads({4, 4, 4, 4}, {10, 0, 10, 10}), ElementsAre(8, 8)) << "bytes are not known";
+}
+
+TEST(ShuffleBuffer, IsTheOrderOfABuffer) {
+  constexpr std::int64_t kSize = 9'000;
+  constexpr std::int64_t kBuffer = 700;
+  constexpr std::int64_t kEpoch = 3;
+  const auto order =
+      Flatten(Collect(Ids(kSize).ShuffleBuffer(5, kBuffer).Batch(100), {.epoch = kEpoch}));
+  std::vector<std::int64_t> slots(kBuffer);
+  std::iota(slots.begin(), slots.end(), 0);
+  const Philox draws(5, "data/buffer");
+  std::vector<std::int64_t> expected;
+  for (std::int64_t step = 0; step < kSize - kBuffer; ++step) {
+    auto& slot = slots[draws.Below(kBuffer, static_cast<std::uint64_t>(step), kEpoch)];
+    expected.push_back(std::exchange(slot, kBuffer + step));
+  }
+  ASSERT_EQ(order.size(), std::size_t{kSize});
+  EXPECT_TRUE(std::equal(expected.begin(), expected.end(), order.begin()));
+  EXPECT_TRUE(std::is_permutation(slots.begin(), slots.end(), order.begin() + (kSize - kBuffer)));
+  EXPECT_FALSE(std::equal(slots.begin(), slots.end(), order.begin() + (kSize - kBuffer)));
+}
+
+TEST(ShuffleBuffer, IsOfSeedAndEpochAndResumesAnywhere) {
+  const Dataset data = Ids(12'000).ShuffleBuffer(5, 1'000).Batch(64);
+  const auto whole = Flatten(Collect(data, {.epoch = 1}));
+  EXPECT_NE(whole, Flatten(Collect(data, {.epoch = 0})));
+  EXPECT_NE(whole, Flatten(Collect(Ids(12'000).ShuffleBuffer(6, 1'000).Batch(64), {.epoch = 1})));
+  const Dataset same = Ids(300).ShuffleBuffer(5, 20, /*reshuffle=*/false).Batch(64);
+  EXPECT_EQ(Collect(same, {.epoch = 0}), Collect(same, {.epoch = 7}));
+  for (const int workers : {1, 3}) {
+    EXPECT_EQ(Flatten(CollectWorld(data.Prefetch(4, 3), workers, {.epoch = 1})), whole);
+    for (const std::int64_t batch : {1, 63, 64, 127, 171, 172, 187}) {
+      const auto rest = Flatten(CollectWorld(data, workers, {.epoch = 1, .first_batch = batch}));
+      EXPECT_TRUE(std::equal(rest.begin(), rest.end(), whole.begin() + batch * 64, whole.end()))
+          << batch;
+    }
+  }
+  // Each pass of a Repeat has an order of its own.
+  const auto twice = Flatten(Collect(Ids(5'000).ShuffleBuffer(5, 10).Repeat(2).Batch(64)));
+  EXPECT_FALSE(std::equal(twice.begin(), twice.begin() + 5'000, twice.begin() + 5'000));
+}
+
+TEST(ShuffleBuffer, OfOneIsTheOrderAndOfAllIsShuffle) {
+  const auto order = [](const Dataset& data) {
+    return Flatten(Collect(data.Batch(7), {.epoch = 2}));
+  };
+  EXPECT_EQ(order(Ids(100).ShuffleBuffer(5, 1)), order(Ids(100)));
+  EXPECT_EQ(order(Ids(100).ShuffleBuffer(5, 100)), order(Ids(100).Shuffle(5)));
+  EXPECT_EQ(order(Ids(100).ShuffleBuffer(5, 1'000'000'000)), order(Ids(100).Shuffle(5)));
+  EXPECT_EQ(order(Ids(0).ShuffleBuffer(5, 10)), std::vector<std::int64_t>());
+  EXPECT_THROW(Ids(3).ShuffleBuffer(5, 0), ContractError);
+  EXPECT_THROW(Ids(3).ShuffleBuffer(5, -1), ContractError);
+  EXPECT_NE(Ids(100).ShuffleBuffer(5, 10).Fingerprint(),
+            Ids(100).ShuffleBuffer(5, 11).Fingerprint());
+}
+
+// The examples of a padded batch that count.
+std::vector<std::int64_t> Weighed(const Batch& batch) {
+  const auto weights = batch["weight"].data<float>();
+  const auto ids = IdsOf(batch);
+  EXPECT_EQ(weights.size(), ids.size());
+  std::vector<std::int64_t> counted;
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    if (weights[i] == 1) {
+      counted.push_back(ids[i]);
+    } else {
+      EXPECT_EQ(weights[i], 0);
+    }
+  }
+  return counted;
+}
+
+TEST(Remainder, PadsWithExamplesThatWeighNothing) {
+  const Dataset data = Ids(10).Batch(4, Remainder::kPad);
+  EXPECT_EQ(Collect(data), (IdBatches{{0, 1, 2, 3}, {4, 5, 6, 7}, {8, 9, 9, 9}}));
+  EXPECT_EQ(data.batches_per_epoch(), 3);
+  EXPECT_EQ(data.SizeOfBatch(2), 4);
+  EXPECT_EQ(data.SizeOfBatch(3), 0);
+  for (int workers = 1; workers <= 5; ++workers) {
+    EXPECT_EQ(CollectWorld(data, workers), Collect(data));
+    std::vector<std::int64_t> counted;
+    for (int worker = 0; worker < workers; ++worker) {
+      auto batches = OrThrow(data.Prefetch(2).Iterate({.num_workers = workers, .worker = worker}));
+      while (const auto batch = OrThrow(batches->Next())) {
+        EXPECT_EQ(batch->size, PartBegin(4, workers, worker + 1) - PartBegin(4, workers, worker));
+        const auto part = Weighed(*batch);
+        counted.insert(counted.end(), part.begin(), part.end());
+      }
+    }
+    std::sort(counted.begin(), counted.end());
+    EXPECT_EQ(counted, Flatten(Collect(Ids(10).Batch(10)))) << "every example weighs 1, once";
+  }
+  // The end of an epoch's last split; other splits keep their size.
+  EXPECT_EQ(Collect(data, {.begin = 6}), (IdBatches{{6, 7, 8, 9}}));
+  EXPECT_EQ(Collect(data, {.begin = 7}), (IdBatches{{7, 8, 9, 9}}));
+  EXPECT_EQ(Collect(data, {.begin = 0, .end = 6}), (IdBatches{{0, 1, 2, 3}, {4, 5}}));
+  EXPECT_EQ(data.PositionAt({}, 3).example, 10);
+  EXPECT_EQ(Collect(Ids(0).Batch(4, Remainder::kPad)), IdBatches{});
+  const Dataset twice =
+      OrThrow(FromTensors({{"weight", Tensor(DType::kInt64, {3})}})).Batch(2, Remainder::kPad);
+  EXPECT_THAT(OrThrow(twice.Iterate())->Next().status().message(),
+              AllOf(HasSubstr("'weight'"), HasSubstr("another name")));
+  EXPECT_THROW(Ids(3).Batch(2, Remainder::kPad, ""), ContractError);
+}
+
+TEST(Remainder, WrapsToTheFirstExamplesOfTheOrder) {
+  EXPECT_EQ(Collect(Ids(10).Batch(4, Remainder::kWrap)),
+            (IdBatches{{0, 1, 2, 3}, {4, 5, 6, 7}, {8, 9, 0, 1}}));
+  EXPECT_EQ(Collect(Ids(2).Batch(5, Remainder::kWrap)), (IdBatches{{0, 1, 0, 1, 0}}));
+  const Dataset shuffled = Ids(10).Shuffle(3).Batch(4, Remainder::kWrap);
+  const auto whole = Flatten(Collect(shuffled, {.epoch = 2}));
+  EXPECT_EQ(whole[10], whole[0]);
+  EXPECT_EQ(whole[11], whole[1]);
+  EXPECT_EQ(Flatten(CollectWorld(shuffled, 3, {.epoch = 2})), whole);
+  EXPECT_EQ(Collect(Ids(8).Batch(4, Remainder::kWrap)), Collect(Ids(8).Batch(4)));
+}
+
+TEST(Remainder, IsPartOfTheFingerprintAndDropIsTheFlag) {
+  const Dataset data = Ids(10);
+  EXPECT_EQ(data.Batch(4).Fingerprint(), data.Batch(4, Remainder::kShort).Fingerprint());
+  EXPECT_EQ(data.Batch(4, true).Fingerprint(), data.Batch(4, Remainder::kDrop).Fingerprint());
+  std::set<std::uint64_t> prints;
+  for (const Remainder remainder :
+       {Remainder::kShort, Remainder::kDrop, Remainder::kPad, Remainder::kWrap}) {
+    prints.insert(data.Batch(4, remainder).Fingerprint());
+  }
+  prints.insert(data.Batch(4, Remainder::kPad, "w").Fingerprint());
+  EXPECT_EQ(prints.size(), 5U);
+}
+
+TEST(Remainder, ByFileFillsEveryWorkersBatches) {
+  const auto files = std::make_shared<FilesSource>(std::vector<std::int64_t>{7, 2});
+  const IterateOptions by_file{.policy = ShardPolicy::kFile};
+  EXPECT_EQ(CollectWorld(Dataset(files).Batch(4, Remainder::kPad), 2, by_file),
+            (IdBatches{{0, 1, 7, 8}, {2, 3, 8, 8}, {4, 5, 8, 8}, {6, 6, 8, 8}}));
+  EXPECT_EQ(CollectWorld(Dataset(files).Batch(4, Remainder::kWrap), 2, by_file),
+            (IdBatches{{0, 1, 7, 8}, {2, 3, 7, 8}, {4, 5, 7, 8}, {6, 0, 7, 8}}));
+  const auto empty = std::make_shared<FilesSource>(std::vector<std::int64_t>{7, 0});
+  for (int worker = 0; worker < 2; ++worker) {
+    EXPECT_THAT(IterateStatus(Dataset(empty).Batch(4, Remainder::kPad),
+                              {.num_workers = 2, .worker = worker, .policy = ShardPolicy::kFile})
+                    .message(),
+                HasSubstr("the files of worker 1 have no examples"));
+  }
 }
 
 TEST(Shard, ByFileDropRemainderKeepsOnlyBatchesThatAreWholeEverywhere) {

@@ -2,9 +2,11 @@
 // other. That the numbers are right is shown by tests/conformance/strategy_conformance.cc.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <utility>
 
 #include <cohort/comm/local.h>
+#include <cohort/data/memory.h>
 #include <cohort/optim/optimizers.h>
 #include <cohort/strategies/synchronous.h>
 
@@ -276,6 +278,85 @@ TEST(Distribute, NamesDifferentDatasets) {
     return strategy.Distribute(IntegerData(20, 8).Prefetch(process)).status();
   });
   EXPECT_THAT(Messages(statuses), Each("OK"));  // how far ahead one reads is its own business
+}
+
+TEST(Distribute, NamesDatasetsThatDifferInOneValue) {
+  const auto statuses = Job(2, {}, [](int process, Strategy& strategy) -> Status {
+    const Tensor x(DType::kFloat32, {20, 3});
+    x.data<float>()[41] = static_cast<float>(process);
+    return strategy.Distribute(OrThrow(data::FromTensors({{"x", x}})).Shuffle(5).Batch(8)).status();
+  });
+  EXPECT_THAT(Messages(statuses), Each(HasSubstr("content and order with digest")));
+  EXPECT_THAT(Messages(statuses), Each(HasSubstr("FailedPrecondition")));
+}
+
+// Two files, whose examples are 0 to 5 and 6 to 11.
+class TwoFiles final : public data::Source {
+ public:
+  std::int64_t size() const override { return 12; }
+  const std::vector<data::FeatureSpec>& features() const override { return features_; }
+  Status ReadInto(std::int64_t index, std::span<std::byte* const> rows) const override {
+    std::memcpy(rows[0], &index, sizeof(index));
+    return {};
+  }
+  std::string Where(std::int64_t index) const override { return std::to_string(index); }
+  std::vector<data::FileRange> files() const override { return {{"0", 0, 6}, {"1", 6, 12}}; }
+  std::uint64_t Fingerprint() const override { return 1; }
+
+ private:
+  std::vector<data::FeatureSpec> features_ = {{"id", DType::kInt64, Shape()}};
+};
+
+using IdBatches = std::vector<std::vector<std::int64_t>>;
+
+TEST(Distribute, DividesAsThePolicySays) {
+  using data::ShardPolicy;
+  const auto parts = [](ShardPolicy policy) {
+    std::vector<IdBatches> of_process(2);
+    ExpectAllOk(Job(2, {}, [&](int process, Strategy& strategy) -> Status {
+      COHORT_ASSIGN_OR_RETURN(
+          const auto batches,
+          strategy.Distribute(data::Dataset(std::make_shared<TwoFiles>()).Batch(4),
+                              {.policy = policy}));
+      COHORT_RETURN_IF_ERROR(batches->BeginEpoch(0));
+      for (;;) {
+        COHORT_ASSIGN_OR_RETURN(const auto batch, batches->Next());
+        if (!batch.has_value()) {
+          return {};
+        }
+        const auto ids = batch->replicas.at(0)["id"].data<std::int64_t>();
+        of_process[static_cast<std::size_t>(process)].emplace_back(ids.begin(), ids.end());
+      }
+    }));
+    return of_process;
+  };
+  // The goldens of tf.distribute's input guide.
+  EXPECT_THAT(parts(ShardPolicy::kFile),
+              ElementsAre(IdBatches{{0, 1}, {2, 3}, {4, 5}}, IdBatches{{6, 7}, {8, 9}, {10, 11}}));
+  const std::vector<IdBatches> by_record = {{{0, 1}, {4, 5}, {8, 9}}, {{2, 3}, {6, 7}, {10, 11}}};
+  EXPECT_EQ(parts(ShardPolicy::kData), by_record);
+  EXPECT_EQ(parts(ShardPolicy::kAuto), by_record);
+  const IdBatches all = {{0, 1, 2, 3}, {4, 5, 6, 7}, {8, 9, 10, 11}};
+  EXPECT_THAT(parts(ShardPolicy::kOff), ElementsAre(all, all));
+}
+
+TEST(Distribute, RefusesAPolicyThatCannotBe) {
+  using data::ShardPolicy;
+  auto statuses = Job(3, {}, [](int, Strategy& strategy) -> Status {
+    return strategy
+        .Distribute(data::Dataset(std::make_shared<TwoFiles>()).Batch(6),
+                    {.policy = ShardPolicy::kFile})
+        .status();
+  });
+  EXPECT_THAT(Messages(statuses), Each(HasSubstr("2 files for 3 workers")));
+  statuses = Job(2, {}, [](int process, Strategy& strategy) -> Status {
+    return strategy
+        .Distribute(data::Dataset(std::make_shared<TwoFiles>()).Batch(6),
+                    {.policy = process == 0 ? ShardPolicy::kFile : ShardPolicy::kAuto})
+        .status();
+  });
+  EXPECT_THAT(Messages(statuses), Each(HasSubstr("examples divided by file")));
+  EXPECT_THAT(Messages(statuses), Each(HasSubstr("examples divided by record")));
 }
 
 TEST(Step, ValuesThatAreNotTrainableFollowTheFirstProcess) {

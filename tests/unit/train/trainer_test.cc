@@ -1,9 +1,11 @@
 #include <cohort/data/combine.h>
 #include <cohort/io/checkpoint.h>
 #include <cohort/io/record_file.h>
+#include <cohort/train/console.h>
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <filesystem>
 #include <limits>
@@ -54,6 +56,74 @@ TEST(Trainer, ProgressCountsEveryBatch) {
   EXPECT_TRUE(seen[6].epoch_finished);
   EXPECT_FALSE(seen[5].epoch_finished);
   EXPECT_EQ(seen[13].epoch, 1);
+}
+
+TEST(Trainer, TellsHowLongItWaitedForInput) {
+  using Clock = std::chrono::steady_clock;
+  std::vector<Progress> seen;
+  Job job({.epochs = 1, .progress = [&](const Progress& p) { seen.push_back(p); }});
+  const data::Dataset slow = testing::PointsInOrder()
+                                 .Map([](data::Example&) {
+                                   const auto end = Clock::now() + std::chrono::milliseconds(1);
+                                   while (Clock::now() < end) {
+                                   }
+                                   return OkStatus();
+                                 })
+                                 .Batch(testing::kBatch);
+  const History history = OrThrow(job.trainer->Fit(slow, kTrain));
+  const EpochResult& epoch = history.epochs.at(0);
+  EXPECT_GE(epoch.input_seconds, 0.001 * kExamples);
+  EXPECT_LE(epoch.input_seconds, epoch.seconds);
+  EXPECT_EQ(history.input_seconds, epoch.input_seconds);
+  ASSERT_EQ(seen.size(), 7U);
+  EXPECT_GT(seen[6].input_wait, 0);
+  EXPECT_LE(seen[6].input_wait, 1);
+}
+
+TEST(Trainer, TheConsoleShowsWhatWasWaitedFor) {
+  const auto show = ConsoleProgress();
+  ::testing::internal::CaptureStderr();
+  show({.epochs = 2, .batch = 7, .batches = 7, .input_wait = 0.125, .epoch_finished = true});
+  show({.epochs = 2, .batch = 7, .batches = 7, .input_wait = 0, .epoch_finished = true});
+  const std::string lines = ::testing::internal::GetCapturedStderr();
+  EXPECT_NE(lines.find("waiting for input 12.5%"), std::string::npos) << lines;
+  EXPECT_EQ(lines.find("waiting", lines.find('\n')), std::string::npos) << lines;
+}
+
+// A batch that is filled up is the short one, where the step function weighs.
+TEST(Trainer, PaddedBatchesTrainAsShortOnesDo) {
+  const StepFn weighed = [](ReplicaContext& context,
+                            const data::Batch& batch) -> Result<ReplicaResult> {
+    EXPECT_EQ(batch.size, testing::kBatch / 2) << "every batch is whole on every replica";
+    const auto weights = batch["weight"].data<float>();
+    const auto x = batch["x"].data<float>();
+    const auto y = batch["y"].data<float>();
+    double weight = 0;
+    for (const float w : weights) {
+      weight += w;
+    }
+    context.gradients.SetWeight(weight);
+    double loss = 0;
+    for (std::size_t i = 0; i < weights.size(); ++i) {
+      const float error = testing::Apply(context.parameters, x.subspan(2 * i, 2)) - y[i];
+      loss += weights[i] * error * error;
+      context.gradients.Accumulator(0)[0] += weights[i] * 2 * error * x[2 * i];
+      context.gradients.Accumulator(0)[1] += weights[i] * 2 * error * x[2 * i + 1];
+      context.gradients.Accumulator(1)[0] += weights[i] * 2 * error;
+    }
+    context.gradients.Ready(1);
+    context.gradients.Ready(0);
+    return ReplicaResult{.loss_sum = loss, .weight = weight, .metric_sums = {weight}};
+  };
+  Job padded({.epochs = 5});
+  const History history = OrThrow(padded.trainer->Fit(
+      testing::PointsInOrder().Shuffle(1).Batch(testing::kBatch, data::Remainder::kPad), weighed));
+  EXPECT_EQ(history.examples, 5.0 * kExamples);
+  EXPECT_EQ(history.epochs[3].metrics, std::vector<double>{1.0});
+  const std::vector<float> expected = TrainedFor(5);
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    EXPECT_NEAR(padded.values()[i], expected[i], 1e-5);
+  }
 }
 
 TEST(Trainer, SeveralBatchesToAStepAreOneLargerBatch) {

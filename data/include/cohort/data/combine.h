@@ -90,4 +90,19 @@ Result<Dataset> Cache(const Dataset& data);
 Result<Dataset> CacheInFile(const Dataset& data, FileSystem& files, const std::string& path,
                             const std::string& version = "");
 
+struct SnapshotOptions {
+  int shards = 16;           // files: what is left of an interrupted pass is made up by whole files
+  int threads = 1;           // of this process, each of which writes a file at a time
+  bool compress = false;     // every example by itself (gzip), so that each can still be read alone
+  std::string version = "";  // as CacheInFile's
+};
+// Reads all examples once, with what Map makes of them, lists of any length too, and writes them to
+// files in a folder of their own within `folder`, named after the fingerprint, the version and the
+// features: what is there of this data set, also of an earlier run or of another process that is at
+// it, is used as it is. Processes that come to it at once share the work, and hold no locks; one
+// that is lost loses the files it was writing. Every example has a checksum; what is damaged,
+// missing or cut off is DataLoss that names the file. Snapshots of other data are left alone.
+Result<Dataset> Snapshot(const Dataset& data, FileSystem& files, const std::string& folder,
+                         const SnapshotOptions& options = {});
+
 }  // namespace cohort::data

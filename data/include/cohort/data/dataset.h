@@ -34,11 +34,23 @@ namespace cohort::data {
 enum class ShardPolicy {
   kOff,   // not at all: every worker gets whole batches of everything
   kAuto,  // chosen here, never an error: kData, since a worker reads its own records only
-  // Whole files: worker w gets files w, w + W, ..., shuffled among themselves, and its part of the
-  // batch size from them. Workers agree on the number of batches; those with fewer examples get
-  // empty ones. The order depends on W.
+  // Whole files: each worker has a share of them of about as many bytes (FileRange::bytes) as the
+  // others', shuffled among themselves, and takes its part of the batch size from it. Where there
+  // is a Shuffle the shares are others in each epoch. Workers agree on the number of batches; those
+  // with fewer examples get empty ones. The order depends on W.
   kFile,
   kData,  // records: each worker gets its part of every global batch
+};
+
+// What becomes of an epoch's end where it fills no batch.
+enum class Remainder {
+  kShort,  // a short batch
+  kDrop,   // nothing: those examples are left out
+  // A whole batch: the last example stands behind the end as often as it takes. Every batch has a
+  // float32 feature [examples], 1 for an example and 0 for what stands behind the end: a step
+  // function weighs with it, and returns the sum as its weight.
+  kPad,
+  kWrap,  // a whole batch: the first examples of the epoch's order come once more
 };
 
 // What part of the data an iterator delivers.
@@ -102,6 +114,11 @@ class Dataset {
   // read close together.
   Dataset ShuffleBlocks(std::uint64_t seed, std::int64_t block, std::int64_t mixed_blocks,
                         bool reshuffle = true) const;
+  // The order of a shuffle buffer, as of tf.data's shuffle, for runs that are to be compared with
+  // it: each place has one of `buffer` examples, drawn at random, and the next in order takes its
+  // place. With a buffer of all examples or more this is Shuffle. To be read in order: a place far
+  // from the one before costs some buffer * log(buffer) steps, as resuming does.
+  Dataset ShuffleBuffer(std::uint64_t seed, std::int64_t buffer, bool reshuffle = true) const;
   // All but the first so many examples.
   Dataset Skip(std::int64_t examples) const;
   // So many times, 0 to any; shuffled before, each time in another order.
@@ -125,19 +142,25 @@ class Dataset {
                          std::uint64_t seed, std::int64_t window_batches = 64) const;
   // The first so many examples: of the source, or, after Shuffle, of each epoch's order.
   Dataset Take(std::int64_t examples) const;
-  // Batches of the GLOBAL size, at least 1. drop_remainder: the short last batch is left out.
+  // Batches of the GLOBAL size, at least 1. drop_remainder: Remainder::kDrop, else kShort.
   Dataset Batch(std::int64_t global_batch_size, bool drop_remainder = false) const;
+  // `weights` names the feature of kPad. The examples of a split, too, that end with the epoch fill
+  // its last batch.
+  Dataset Batch(std::int64_t global_batch_size, Remainder remainder,
+                const std::string& weights = "weight") const;
   // Prepares this many batches ahead on `threads` threads. 0: in Next, on the caller's thread.
-  // Beyond max_bytes of them (0: no bound) only the batch that comes next is prepared; what is
-  // being built counts as the largest before it. kAutotune, of either: grows while the consumer
-  // waits, to 64 batches, and to the machine's processors or 8 threads; then max_bytes 0 is 256
-  // MiB.
+  // Beyond max_bytes of them (0: 1 GiB, or a quarter of the machine's memory if that is less) only
+  // the batch that comes next is prepared; what is being built counts as the largest before it.
+  // kAutotune, of either: grows while the consumer waits, to 64 batches, and to the machine's
+  // processors or 8 threads; then max_bytes 0 is 256 MiB.
   Dataset Prefetch(int batches, int threads = 1, std::int64_t max_bytes = 0) const;
 
   const Source& source() const;
   std::int64_t size() const;               // examples in an epoch
   std::int64_t batch_size() const;         // global; 0 before Batch
   std::int64_t batches_per_epoch() const;  // 0 before Batch
+  // Examples of global batch `batch` of an epoch, with those that fill it up.
+  std::int64_t SizeOfBatch(std::int64_t batch) const;
   // How many batches an iterator with these options delivers when first_batch is 0; equal for every
   // worker. Differs from batches_per_epoch under kFile and for a split. Errors as Iterate.
   Result<std::int64_t> CountBatches(const IterateOptions& options) const;
@@ -165,7 +188,8 @@ class Dataset {
   std::uint64_t Fingerprint() const;
 
   // InvalidArgument: not batched, worker or range out of range, first_batch after the end; under
-  // kFile files fewer than workers, a batch smaller than the workers, or Take after Shuffle.
+  // kFile files fewer than workers, a batch smaller than the workers, Take after Shuffle, or a
+  // worker without examples to fill its batches up from.
   Result<std::unique_ptr<BatchIterator>> Iterate(const IterateOptions& options = {}) const;
 
  private:

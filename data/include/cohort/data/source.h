@@ -49,6 +49,7 @@ struct FileRange {
   std::string name;
   std::int64_t begin = 0;
   std::int64_t end = 0;
+  std::int64_t bytes = 0;  // of the file; 0: not known, or none
 };
 
 class Source {

@@ -195,6 +195,10 @@ struct InputOptions {
   // server, where training data is handed out on demand to the workers, this is all of it on the
   // chief.
   bool evaluation = false;
+  // How examples are divided among the processes. With kFile the order depends on their number, and
+  // with kOff each process has all of every batch; neither goes with virtual_shards or under a
+  // parameter server, which hands out splits of one order: InvalidArgument.
+  data::ShardPolicy policy = data::ShardPolicy::kAuto;
 };
 
 class DistributedDataset {

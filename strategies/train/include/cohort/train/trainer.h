@@ -37,6 +37,7 @@ struct Progress {
   double loss = 0;  // weighted mean over this epoch so far
   double examples_per_second = 0;
   double exposed_communication = 0;  // share of this epoch's time so far
+  double input_wait = 0;             // likewise: waiting for the next batch
   bool epoch_finished = false;       // the last of this epoch
 };
 
@@ -83,6 +84,7 @@ struct History {
   double examples = 0;
   double seconds = 0;
   double exposed_communication_seconds = 0;  // of the epochs
+  double input_seconds = 0;                  // likewise
   std::string checkpoint;                    // the newest one written; empty if none
 
   double examples_per_second() const { return seconds > 0 ? examples / seconds : 0; }
