@@ -304,7 +304,7 @@ const Case kCases[] = {
     {"SnapshotGzip",
      [](const testing::TempDir& f) {
        return OrThrow(Snapshot(Squares(Numbers(0, kExamples)), FileSystem::Local(), f / "snapshot",
-                               {.threads = 2, .compress = true}));
+                               {.shards = 4, .threads = 2, .compress = true}));
      }},
     {"TokenWindows",
      [](const testing::TempDir&) {
