@@ -373,7 +373,7 @@ Status Table::ReadFile(const std::string& path) {
     }
     rows += part.rows;
   }
-  files_.Add(path, rows);
+  files_.Add(path, rows, content.size());
   return {};
 }
 
