@@ -6,8 +6,11 @@
 namespace cohort::data {
 namespace {
 
-constexpr std::size_t kKept = 3;          // windows: readers on several threads are close together
 constexpr std::int64_t kLeast = 1 << 12;  // steps of a window
+// Windows that are kept: readers on several threads are close together, but those that each read a
+// part of their own are not.
+constexpr std::size_t kKept = 3;
+constexpr std::size_t kKeptBytes = std::size_t{64} << 20;  // more than kKept within these
 
 }  // namespace
 
@@ -23,7 +26,8 @@ std::int64_t BufferShuffle::At(std::int64_t position, std::int64_t pass, std::ui
   const std::int64_t length = std::max(buffer_, kLeast);
   const std::int64_t window = std::min(position, steps - 1) / length;
   std::lock_guard lock(mutex_);
-  const Window& found = WindowOf(window, pass);
+  Window& found = WindowOf(window, pass);
+  found.used = ++calls_;
   return position < steps ? found.given[static_cast<std::size_t>(position - window * length)]
                           : found.left[rest(position - steps)];
 }
@@ -54,7 +58,7 @@ std::vector<std::int64_t> BufferShuffle::StateBefore(std::int64_t step, std::int
   return slots;
 }
 
-const BufferShuffle::Window& BufferShuffle::WindowOf(std::int64_t window, std::int64_t pass) {
+BufferShuffle::Window& BufferShuffle::WindowOf(std::int64_t window, std::int64_t pass) {
   const auto kept = windows_.find({pass, window});
   if (kept != windows_.end()) {
     return kept->second;
@@ -70,8 +74,11 @@ const BufferShuffle::Window& BufferShuffle::WindowOf(std::int64_t window, std::i
     std::int64_t& slot = made.left[static_cast<std::size_t>(SlotOf(step, pass))];
     made.given.push_back(std::exchange(slot, buffer_ + step));
   }
-  while (windows_.size() >= kKept) {
-    windows_.erase(windows_.begin());  // readers go forward
+  const std::size_t bytes =
+      sizeof(std::int64_t) * static_cast<std::size_t>(length + buffer_);  // of a window
+  if (windows_.size() >= std::max(kKept, kKeptBytes / bytes)) {
+    windows_.erase(std::ranges::min_element(windows_, {},
+                                            [](const auto& entry) { return entry.second.used; }));
   }
   return windows_[{pass, window}] = std::move(made);
 }

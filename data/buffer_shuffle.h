@@ -34,17 +34,19 @@ class BufferShuffle {
   struct Window {
     std::vector<std::int64_t> given;  // by its steps
     std::vector<std::int64_t> left;   // in the slots after it
+    std::uint64_t used = 0;           // when last, in calls of At
   };
 
   std::int64_t SlotOf(std::int64_t step, std::int64_t pass) const;
   std::vector<std::int64_t> StateBefore(std::int64_t step, std::int64_t pass) const;
-  const Window& WindowOf(std::int64_t window, std::int64_t pass);
+  Window& WindowOf(std::int64_t window, std::int64_t pass);
 
   const std::int64_t size_;
   const std::int64_t buffer_;
   const Philox slots_;
   std::mutex mutex_;
   std::map<std::pair<std::int64_t, std::int64_t>, Window> windows_;  // by pass; guarded by mutex_
+  std::uint64_t calls_ = 0;                                          // guarded by mutex_
 };
 
 }  // namespace cohort::data

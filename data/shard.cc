@@ -189,7 +189,7 @@ Result<Shard> Shard::OfFiles(const Source& source, const std::vector<OrderStage>
     for (const Range& range : shares[static_cast<std::size_t>(w)]) {
       examples += range.size();
     }
-    if (examples == 0 && FillsUp(remainder)) {
+    if (examples == 0 && limit > 0 && FillsUp(remainder)) {
       return InvalidArgument("ShardPolicy::kFile: the files of worker " + std::to_string(w) +
                              " have no examples to fill its batches up from [use kData, or split "
                              "the data into more even files]");

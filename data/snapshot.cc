@@ -168,7 +168,8 @@ Status WriteFileOf(const Source& source, const ExampleCodec& codec, FileSystem& 
     COHORT_RETURN_IF_ERROR(writer->Write(compress ? io::Gzip(bytes) : bytes));
   }
   COHORT_RETURN_IF_ERROR(writer->Write(layout.Label(file) + std::to_string(digest)));
-  return writer->Close();
+  // Another process's, which somebody may be reading already, stays.
+  return files.Exists(layout.Path(file)) ? Status() : writer->Close();
 }
 
 // The files that are not there yet, in an order of this process's own, so that several processes

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <utility>
 
+#include <cohort/core/random.h>
+
 #include <cohort/strategies/synchronous.h>
 
 #include "parameter_server/layout.h"
@@ -378,14 +380,21 @@ Result<std::unique_ptr<DistributedDataset>> SynchronousStrategy::Distribute(
         "[kAuto or kData, or no virtual_shards]");
   }
   if (communicator_ != nullptr) {
+    std::string division = whole_batches ? "not at all" : "by record";
+    if (by_file) {  // every process works out the shares of all
+      std::uint64_t digest = 0;
+      for (const data::FileRange& file : dataset.source().files()) {
+        const std::int64_t place[] = {file.begin, file.end, file.bytes};
+        digest = Hash64({reinterpret_cast<const char*>(place), sizeof(place)}, digest);
+      }
+      division = "by file, sizes of the files with digest " + std::to_string(digest);
+    }
     COHORT_RETURN_IF_ERROR(Compare(
         "datasets",
         {std::to_string(dataset.size()) + " examples in global batches of " +
              std::to_string(dataset.batch_size()),
          "content and order with digest " + std::to_string(dataset.Fingerprint()),
-         std::string("examples divided ") + (by_file         ? "by file"
-                                             : whole_batches ? "not at all"
-                                                             : "by record")},
+         "examples divided " + division},
         "make the same dataset on every process: same files, seed, stages, global batch and "
         "policy"));
   }

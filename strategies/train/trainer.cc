@@ -321,7 +321,10 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
     }
   }
   if (const std::vector<EpochCoverage> coverage = s.strategy.coverage(); !coverage.empty()) {
-    history = HistoryOf(coverage);
+    // What this process did with its time is its own.
+    const History mine = std::exchange(history, HistoryOf(coverage));
+    history.input_seconds = mine.input_seconds;
+    history.exposed_communication_seconds = mine.exposed_communication_seconds;
   }
   // Values on a device come to `parameters`; a process that trains and does not evaluate has no
   // whole of them.
@@ -460,7 +463,9 @@ Result<Tensor> Trainer::Predict(const data::Dataset& dataset, const PredictFn& p
     COHORT_ASSIGN_OR_RETURN(Mirrored<Tensor> all, s.strategy.Gather(rows));
     batches.push_back(std::move(all.value));
   }
-  return Concatenate(batches);
+  COHORT_ASSIGN_OR_RETURN(Tensor rows, Concatenate(batches));
+  // What fills up the last batch is behind the examples.
+  return rows.shape()[0] > dataset.size() ? rows.Rows(0, dataset.size()) : rows;
 }
 
 Status Trainer::Save() { return state_->SaveAt(state_->epoch, state_->batch); }

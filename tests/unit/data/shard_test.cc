@@ -442,6 +442,8 @@ TEST(Remainder, ByFileFillsEveryWorkersBatches) {
                     .message(),
                 HasSubstr("the files of worker 1 have no examples"));
   }
+  const auto none = std::make_shared<FilesSource>(std::vector<std::int64_t>{0, 0});
+  EXPECT_EQ(CollectWorld(Dataset(none).Batch(4, Remainder::kPad), 2, by_file), IdBatches{});
 }
 
 TEST(Shard, ByFileDropRemainderKeepsOnlyBatchesThatAreWholeEverywhere) {

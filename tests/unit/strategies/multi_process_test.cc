@@ -293,6 +293,7 @@ TEST(Distribute, NamesDatasetsThatDifferInOneValue) {
 // Two files, whose examples are 0 to 5 and 6 to 11.
 class TwoFiles final : public data::Source {
  public:
+  explicit TwoFiles(std::int64_t first = 6) : first_(first) {}
   std::int64_t size() const override { return 12; }
   const std::vector<data::FeatureSpec>& features() const override { return features_; }
   Status ReadInto(std::int64_t index, std::span<std::byte* const> rows) const override {
@@ -300,10 +301,13 @@ class TwoFiles final : public data::Source {
     return {};
   }
   std::string Where(std::int64_t index) const override { return std::to_string(index); }
-  std::vector<data::FileRange> files() const override { return {{"0", 0, 6}, {"1", 6, 12}}; }
+  std::vector<data::FileRange> files() const override {
+    return {{"0", 0, first_}, {"1", first_, 12}};
+  }
   std::uint64_t Fingerprint() const override { return 1; }
 
  private:
+  std::int64_t first_;  // examples of the first file
   std::vector<data::FeatureSpec> features_ = {{"id", DType::kInt64, Shape()}};
 };
 
@@ -357,6 +361,14 @@ TEST(Distribute, RefusesAPolicyThatCannotBe) {
   });
   EXPECT_THAT(Messages(statuses), Each(HasSubstr("examples divided by file")));
   EXPECT_THAT(Messages(statuses), Each(HasSubstr("examples divided by record")));
+  // The same examples in other files: each process would work out other shares.
+  statuses = Job(2, {}, [](int process, Strategy& strategy) -> Status {
+    return strategy
+        .Distribute(data::Dataset(std::make_shared<TwoFiles>(6 + process)).Batch(6),
+                    {.policy = ShardPolicy::kFile})
+        .status();
+  });
+  EXPECT_THAT(Messages(statuses), Each(HasSubstr("by file, sizes of the files with digest")));
 }
 
 TEST(Step, ValuesThatAreNotTrainableFollowTheFirstProcess) {

@@ -341,7 +341,7 @@ TEST(Trainer, PredictKeepsTheOrder) {
   for (std::size_t i = 0; i < 18; ++i) {
     x.data<float>()[i] = static_cast<float>(i);
   }
-  const auto dataset = OrThrow(data::FromTensors({{"x", x}})).Batch(8);
+  const auto dataset = OrThrow(data::FromTensors({{"x", x}}));
   const PredictFn predict = [](ReplicaContext&, const data::Batch& batch) -> Result<Tensor> {
     Tensor rows(DType::kFloat32, {batch.size, 3});
     for (std::size_t i = 0; i < static_cast<std::size_t>(batch.size); ++i) {
@@ -349,10 +349,13 @@ TEST(Trainer, PredictKeepsTheOrder) {
     }
     return rows;
   };
-  const Tensor rows = OrThrow(job.trainer->Predict(dataset, predict));
-  ASSERT_EQ(rows.shape(), (Shape{9, 3}));
-  for (std::size_t i = 0; i < 9; ++i) {
-    EXPECT_EQ(rows.data<float>()[3 * i], static_cast<float>(2 * i));
+  for (const data::Remainder end :
+       {data::Remainder::kShort, data::Remainder::kPad, data::Remainder::kWrap}) {
+    const Tensor rows = OrThrow(job.trainer->Predict(dataset.Batch(8, end), predict));
+    ASSERT_EQ(rows.shape(), (Shape{9, 3}));
+    for (std::size_t i = 0; i < 9; ++i) {
+      EXPECT_EQ(rows.data<float>()[3 * i], static_cast<float>(2 * i));
+    }
   }
 }
 
