@@ -108,23 +108,24 @@ class StreamRecordReader final : public RecordReader {
   Status broken_;
 };
 
-Result<Compression> Detect(const RandomAccessFile& file) {
+// What the first bytes say; nullopt: nothing, as of an empty file.
+Result<std::optional<Compression>> Detect(const RandomAccessFile& file) {
   std::array<char, kHeaderBytes> first{};
   COHORT_ASSIGN_OR_RETURN(const std::size_t n,
                           file.Read(0, std::as_writable_bytes(std::span(first))));
   // A raw record of 35,615 bytes begins as gzip does: the checksum decides first.
-  if (n == 0 || (n == kHeaderBytes && ParseHeader(first.data()).sound)) {
-    return Compression::kNone;
+  if (n == kHeaderBytes && ParseHeader(first.data()).sound) {
+    return std::optional(Compression::kNone);
   }
   const auto byte = [&first](std::size_t i) { return static_cast<unsigned char>(first[i]); };
   if (n >= 2 && byte(0) == 0x1f && byte(1) == 0x8b) {
-    return Compression::kGzip;
+    return std::optional(Compression::kGzip);
   }
   if (n >= 2 && byte(0) == 0x78 &&
       (byte(1) == 0x01 || byte(1) == 0x5e || byte(1) == 0x9c || byte(1) == 0xda)) {
-    return Compression::kZlib;
+    return std::optional(Compression::kZlib);
   }
-  return Compression::kNone;
+  return std::optional<Compression>();
 }
 
 }  // namespace
@@ -132,8 +133,18 @@ Result<Compression> Detect(const RandomAccessFile& file) {
 Result<std::unique_ptr<RecordReader>> RecordReader::Open(FileSystem& files, const std::string& path,
                                                          std::optional<Compression> compression) {
   COHORT_ASSIGN_OR_RETURN(auto file, files.OpenForRead(path));
+  COHORT_ASSIGN_OR_RETURN(const std::optional<Compression> detected, Detect(*file));
+  if (compression && detected && *compression != *detected) {
+    const auto name = [](Compression one) {
+      return one == Compression::kNone ? std::string("raw records")
+                                       : std::string(CompressionName(one));
+    };
+    return InvalidArgument(path + ": begins as " + name(*detected) + " does, not as " +
+                           name(*compression) +
+                           " [name what it is, or nothing: then its first bytes tell]");
+  }
   if (!compression) {
-    COHORT_ASSIGN_OR_RETURN(compression, Detect(*file));
+    compression = detected.value_or(Compression::kNone);
   }
   const std::uint64_t size = file->size();
   auto source = RawSource(std::move(file));

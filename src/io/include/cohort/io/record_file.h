@@ -29,7 +29,8 @@ namespace cohort::io {
 class RecordReader {
  public:
   // Without `compression`, detects it: a file that begins with a sound record header, or is empty,
-  // is raw; otherwise the first bytes tell gzip and zlib.
+  // is raw; otherwise the first bytes tell gzip and zlib. InvalidArgument: they tell another one
+  // than was named.
   static Result<std::unique_ptr<RecordReader>> Open(FileSystem& files, const std::string& path,
                                                     std::optional<Compression> compression = {});
   virtual ~RecordReader() = default;
