@@ -2,13 +2,10 @@
 // memcpy does with the same bytes in the same order; or, with --format, what reading a file takes
 // beside a limit of the machine (bench_formats.cc).
 
-#include <stdlib.h>
-
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <cstdio>
 #include <cstring>
-#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include <cohort/core/random.h>
@@ -18,6 +15,7 @@
 
 #include "bench_formats.h"
 #include "command.h"
+#include "core/commands/scratch_folder.h"
 
 namespace cohort {
 namespace {
@@ -40,11 +38,6 @@ struct Options {
 class ImageFiles {
  public:
   explicit ImageFiles(std::int64_t count) {
-    std::string pattern = (std::filesystem::temp_directory_path() / "cohort-bench-XXXXXX").string();
-    if (::mkdtemp(pattern.data()) == nullptr) {
-      throw std::runtime_error("mkdtemp " + pattern);
-    }
-    folder_ = pattern;
     Tensor images(DType::kUInt8, {count, 28, 28});
     const Philox random(1);
     auto pixels = images.data<std::uint8_t>();
@@ -57,15 +50,11 @@ class ImageFiles {
     OrThrow(data::WriteIdx(FileSystem::Local(), images_path(), images));
     OrThrow(data::WriteIdx(FileSystem::Local(), labels_path(), Tensor(DType::kUInt8, {count})));
   }
-  ~ImageFiles() {
-    std::error_code ignored;
-    std::filesystem::remove_all(folder_, ignored);
-  }
-  std::string images_path() const { return folder_ + "/images"; }
-  std::string labels_path() const { return folder_ + "/labels"; }
+  std::string images_path() const { return folder_ / "images"; }
+  std::string labels_path() const { return folder_ / "labels"; }
 
  private:
-  std::string folder_;
+  const ScratchFolder folder_ = OrThrow(ScratchFolder::Make());
 };
 
 // Examples per second over whole epochs, after one to warm up.
@@ -195,7 +184,12 @@ int BenchInputCommand(int argc, char** argv) {
     return 2;
   }
   if (options.format.empty()) {
-    Run(options);
+    try {
+      Run(options);
+    } catch (const StatusError& error) {
+      std::fprintf(stderr, "%s: %s\n", argv[0], error.status().ToString().c_str());
+      return ExitCode(error.status());
+    }
     return 0;
   }
   const Status status = data::BenchFormat({.format = options.format,

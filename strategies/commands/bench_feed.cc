@@ -3,13 +3,10 @@
 // for it is measured, too.
 
 #include <malloc.h>
-#include <stdlib.h>
 
 #include <CLI/CLI.hpp>
-#include <cerrno>
 #include <chrono>
 #include <cstdio>
-#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -26,6 +23,7 @@
 
 #include "command.h"
 #include "core/commands/processes.h"
+#include "core/commands/scratch_folder.h"
 
 namespace cohort {
 namespace {
@@ -47,36 +45,15 @@ double SecondsSince(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// A folder of its own, gone with this.
-class Folder {
- public:
-  static Result<std::unique_ptr<Folder>> Make() {
-    std::string path = (std::filesystem::temp_directory_path() / "cohort-bench-XXXXXX").string();
-    if (::mkdtemp(path.data()) == nullptr) {
-      return ErrnoStatus(errno, path);
-    }
-    return std::make_unique<Folder>(path);
-  }
-  explicit Folder(std::string path) : path_(std::move(path)) {}
-  ~Folder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
-
 // Examples of 784 floats and a label, in four files.
-Result<data::Dataset> WriteImages(const Options& options, const std::string& folder) {
+Result<data::Dataset> WriteImages(const Options& options, const ScratchFolder& folder) {
   constexpr std::int64_t kFiles = 4;
   constexpr std::size_t kPixels = 784;
   const Philox random(1, "images");
   std::uint64_t at = 0;
   std::vector<std::string> paths;
   for (std::int64_t file = 0; file < kFiles; ++file) {
-    paths.push_back(folder + "/images-" + std::to_string(file) + ".tfrecord");
+    paths.push_back(folder / ("images-" + std::to_string(file) + ".tfrecord"));
     COHORT_ASSIGN_OR_RETURN(const auto writer,
                             io::RecordWriter::Create(FileSystem::Local(), paths.back()));
     for (std::int64_t i = file; i < options.examples; i += kFiles) {
@@ -195,8 +172,8 @@ Status Run(const Options& options) {
   // Freed memory stays mapped: a step that pays for page faults is a third slower.
   mallopt(M_MMAP_THRESHOLD, 1 << 30);
   mallopt(M_TRIM_THRESHOLD, 1 << 30);
-  COHORT_ASSIGN_OR_RETURN(const auto folder, Folder::Make());
-  COHORT_ASSIGN_OR_RETURN(const data::Dataset records, WriteImages(options, folder->path()));
+  COHORT_ASSIGN_OR_RETURN(const ScratchFolder folder, ScratchFolder::Make());
+  COHORT_ASSIGN_OR_RETURN(const data::Dataset records, WriteImages(options, folder));
   data::Dataset batches = records.Shuffle(1).Batch(options.batch);
   if (options.input_threads != 0) {
     const int ahead =

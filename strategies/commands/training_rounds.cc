@@ -5,11 +5,9 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
-#include <filesystem>
 #include <memory>
 #include <sstream>
 
@@ -24,6 +22,7 @@
 #include <cohort/strategies/synchronous.h>
 
 #include "core/commands/processes.h"
+#include "core/commands/scratch_folder.h"
 
 namespace cohort {
 namespace {
@@ -221,15 +220,7 @@ Result<TrainingTimes> RunTrainingRounds(const TrainingOptions& options,
 
 Status RunTrainingWorkers(const TrainingOptions& options, const std::string& command,
                           const std::vector<std::string>& arguments) {
-  std::string folder = (std::filesystem::temp_directory_path() / "cohort-bench-XXXXXX").string();
-  if (::mkdtemp(folder.data()) == nullptr) {
-    return ErrnoStatus(errno, folder);
-  }
-  const std::unique_ptr<const std::string, void (*)(const std::string*)> removal(
-      &folder, [](const std::string* path) {
-        std::error_code ignored;
-        std::filesystem::remove_all(*path, ignored);
-      });
+  COHORT_ASSIGN_OR_RETURN(const ScratchFolder folder, ScratchFolder::Make());
   Processes processes(stdout);
   for (int rank = 0; rank < options.workers; ++rank) {
     std::vector<std::string> argv;
@@ -242,7 +233,7 @@ Status RunTrainingWorkers(const TrainingOptions& options, const std::string& com
     }
     argv.insert(argv.end(), {ThisProgram(), "bench", command});
     argv.insert(argv.end(), arguments.begin(), arguments.end());
-    argv.insert(argv.end(), {"--join", folder, "--rank", std::to_string(rank)});
+    argv.insert(argv.end(), {"--join", folder.path(), "--rank", std::to_string(rank)});
     COHORT_RETURN_IF_ERROR(processes.Start("worker " + std::to_string(rank), argv));
   }
   // Each collective has its own deadline; this one is for a worker that hangs elsewhere.

@@ -7,7 +7,6 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
-#include <filesystem>
 #include <utility>
 
 namespace cohort::bench {
@@ -27,16 +26,16 @@ std::vector<std::string> VariablesOf(const SubjectSpec& spec) {
 
 }  // namespace
 
-Conductor::Conductor(const Options& options, std::vector<SubjectSpec> specs)
-    : options_(options), specs_(std::move(specs)), channels_(specs_.size()), processes_(stderr) {}
+Conductor::Conductor(const Options& options, std::vector<SubjectSpec> specs, ScratchFolder folder)
+    : options_(options),
+      specs_(std::move(specs)),
+      folder_(std::move(folder)),
+      channels_(specs_.size()),
+      processes_(stderr) {}
 
 Conductor::~Conductor() {
   channels_.clear();
   processes_.Kill();
-  if (!folder_.empty()) {
-    std::error_code ignored;
-    std::filesystem::remove_all(folder_, ignored);
-  }
 }
 
 std::string Conductor::Name(std::size_t group) const {
@@ -47,13 +46,9 @@ std::string Conductor::Name(std::size_t group) const {
 Result<std::unique_ptr<Conductor>> Conductor::Start(const Options& options,
                                                     const std::vector<std::string>& arguments,
                                                     std::vector<SubjectSpec> specs) {
-  std::unique_ptr<Conductor> conductor(new Conductor(options, std::move(specs)));
-  std::string folder = (std::filesystem::temp_directory_path() / "cohort-bench-XXXXXX").string();
-  if (::mkdtemp(folder.data()) == nullptr) {
-    return ErrnoStatus(errno, folder);
-  }
-  conductor->folder_ = folder;
-  COHORT_ASSIGN_OR_RETURN(conductor->listener_, ListenIn(folder));
+  COHORT_ASSIGN_OR_RETURN(ScratchFolder folder, ScratchFolder::Make());
+  std::unique_ptr<Conductor> conductor(new Conductor(options, std::move(specs), std::move(folder)));
+  COHORT_ASSIGN_OR_RETURN(conductor->listener_, ListenIn(conductor->folder_.path()));
   for (std::size_t group = 0; group < conductor->specs_.size(); ++group) {
     COHORT_RETURN_IF_ERROR(
         conductor->StartGroup(group, arguments).Annotate(conductor->Name(group)));
@@ -68,7 +63,7 @@ Status Conductor::StartGroup(std::size_t group, const std::vector<std::string>& 
   std::vector<std::string> command = {ThisProgram(), "bench",
                                       std::string(OperationName(options_.operation))};
   command.insert(command.end(), arguments.begin(), arguments.end());
-  command.insert(command.end(), {"--join", folder_, "--group", std::to_string(group)});
+  command.insert(command.end(), {"--join", folder_.path(), "--group", std::to_string(group)});
   const int processes = spec.mpirun || spec.transport == "local" ? 1 : options_.ranks;
   for (int rank = 0; rank < processes; ++rank) {
     std::vector<std::string> argv;

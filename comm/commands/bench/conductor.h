@@ -12,6 +12,7 @@
 
 #include "channel.h"
 #include "core/commands/processes.h"
+#include "core/commands/scratch_folder.h"
 #include "options.h"
 #include "subject.h"
 
@@ -33,7 +34,7 @@ class Conductor {
   Status Finish();
 
  private:
-  Conductor(const Options& options, std::vector<SubjectSpec> specs);
+  Conductor(const Options& options, std::vector<SubjectSpec> specs, ScratchFolder folder);
   Status StartGroup(std::size_t group, const std::vector<std::string>& arguments);
   Status MeetAll();
   bool AllHere() const;
@@ -41,7 +42,7 @@ class Conductor {
 
   const Options options_;
   const std::vector<SubjectSpec> specs_;
-  std::string folder_;
+  const ScratchFolder folder_;
   Socket listener_;
   std::vector<std::vector<std::unique_ptr<Channel>>> channels_;  // by group and rank
   Processes processes_;

@@ -3,7 +3,6 @@
 // plain rows of as many bytes, which show what the way costs.
 
 #include <poll.h>
-#include <stdlib.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -11,7 +10,6 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include <cohort/core/random.h>
@@ -22,6 +20,7 @@
 
 #include "command.h"
 #include "core/commands/processes.h"
+#include "core/commands/scratch_folder.h"
 #include "open_files.h"
 
 namespace cohort {
@@ -38,28 +37,6 @@ struct Options {
 };
 
 constexpr std::int64_t kHeight = 375, kWidth = 500, kSide = 224;
-
-// A folder of its own, gone with this.
-class Folder {
- public:
-  Folder() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "cohort-bench-XXXXXX").string();
-    if (::mkdtemp(pattern.data()) == nullptr) {
-      throw std::runtime_error("mkdtemp " + pattern);
-    }
-    path_ = pattern;
-  }
-  ~Folder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  Folder(const Folder&) = delete;
-  Folder& operator=(const Folder&) = delete;
-  std::string operator/(const std::string& name) const { return path_ + "/" + name; }
-
- private:
-  std::string path_;
-};
 
 // Smooth shapes with noise: about as many bytes a pixel as photographs.
 Tensor Picture(std::uint64_t number) {
@@ -219,7 +196,7 @@ Result<nlohmann::json> Measure(const char* name, const data::OpenOptions& files,
 }
 
 Status RunAll(const Options& options) {
-  const Folder folder;
+  COHORT_ASSIGN_OR_RETURN(const ScratchFolder folder, ScratchFolder::Make());
   const std::string size = std::to_string(kSide) + "x" + std::to_string(kSide);
   COHORT_RETURN_IF_ERROR(WriteImages(folder / "images.tar", options.images));
   const Tensor rows(DType::kUInt8, {options.images, kSide, kSide, 3});
