@@ -79,18 +79,24 @@ Status Exchange::Begin(OperationRecord record, Deadline started, Deadline deadli
   rejected_ = Status();
   received_before_ = transport_->bytes_received();
   SetTimes(started, deadline);
-  for (int p = 0; p < size_; ++p) {
-    peer(p).told_open = false;
-    peer(p).heard_open = false;
-    peer(p).heard_stalled = false;
-  }
   if (const auto rejection = rejections_.find(collectives_);
       rejection != rejections_.end() && !record_.point_to_point()) {
     NoteMismatch(rejection->second);
     rejections_.erase(rejection);
   }
-  for (int p = 0; p < size_ && noted_.ok(); ++p) {
-    JudgeFirstOpen(p);
+  if (!peers_silent_) {
+    peers_silent_ = true;
+    for (Peer& other : peers_) {
+      other.told_open = false;
+      other.heard_open = false;
+      other.heard_stalled = false;
+    }
+    for (int p = 0; p < size_ && noted_.ok(); ++p) {
+      JudgeFirstOpen(p);
+    }
+    for (const Peer& other : peers_) {
+      peers_silent_ &= other.opens.empty() && !other.heard_open;
+    }
   }
   if (Settle() && !record_.point_to_point() && size_ > 1) {
     if (!quiet) {
@@ -107,6 +113,7 @@ Status Exchange::Begin(OperationRecord record, Deadline started, Deadline deadli
 
 void Exchange::Open(int to) {
   if (!peer(to).told_open) {
+    peers_silent_ = false;
     peer(to).told_open = true;
     transport_->Control(to, FrameKind::kOpen, record_.Encode());
   }

@@ -184,6 +184,7 @@ class Exchange final : private TransportListener {
   const std::int64_t segment_bytes_;
 
   std::vector<Peer> peers_;
+  bool peers_silent_ = true;  // peers_ is as an operation finds it where nothing was said or told
   std::unique_ptr<std::byte[]> scratch_;
   std::size_t scratch_bytes_ = 0;
   OperationRecord record_;  // of the operation under way, or the last one

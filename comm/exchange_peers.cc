@@ -41,6 +41,7 @@ Status DecodeStatus(Bytes body) {
 
 bool Exchange::OnControl(int from, FrameKind kind, Bytes body) {
   Peer& other = peer(from);
+  peers_silent_ = false;
   switch (kind) {
     case FrameKind::kOpen: {
       std::optional<OperationRecord> record = OperationRecord::Decode(body);

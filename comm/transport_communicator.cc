@@ -135,18 +135,21 @@ Status TransportCommunicator::EndTask(std::uint64_t flight, Status status) {
 }
 
 void TransportCommunicator::Hear() {
-  const std::uint64_t ticks = __rdtsc();  // what comes after may be news, if this is interrupted
+  const std::uint64_t ticks =
+      TickClock::Ticks();  // what comes after may be news, if this is interrupted
   exchange_.Idle(std::chrono::steady_clock::now());
   Heard();
   heard_ticks_ = ticks;
 }
 
 void TransportCommunicator::Heard() {
-  heard_ = std::chrono::steady_clock::now();
-  heard_ticks_ = __rdtsc();
+  heard_ticks_ = TickClock::Ticks();
+  heard_ = clock_.At(heard_ticks_);
 }
 
-bool TransportCommunicator::MissedNews() const { return __rdtsc() - heard_ticks_ > kNewsTicks; }
+bool TransportCommunicator::MissedNews() const {
+  return TickClock::Ticks() - heard_ticks_ > kNewsTicks;
+}
 
 void TransportCommunicator::Drive(std::uint64_t number) {
   for (int spins = 0; spins < kRoleSpins && !outcomes_->done(number); ++spins) {
@@ -373,7 +376,10 @@ Status TransportCommunicator::FinishAtOnce() {
   const bool one_shot = AlgorithmOf(exchange_.record()) == Algorithm::kOneShot;
   Status status = exchange_.Trouble();
   if (status.ok() && one_shot && AgreeAtOnce(exchange_)) {
-    status = exchange_.End(FinishOneShot(exchange_, at_once_.data, reduction));
+    if (reduction != nullptr) {
+      CombineShown(exchange_, at_once_.data, *reduction);
+    }
+    status = exchange_.End({});
     Heard();
     flight_.Flown(exchange_.record(), status.ok(), heard_);
     return status;

@@ -29,6 +29,7 @@
 #include "exchange.h"
 #include "flight_recorder.h"
 #include "native_collectives.h"
+#include "tick_clock.h"
 #include "work.h"
 
 namespace cohort {
@@ -180,8 +181,8 @@ class TransportCommunicator final : public Communicator, private Driver {
   std::atomic<bool> nudged_ = false;
   std::atomic<bool> stopping_ = false;
 
-  // When peers were last heard, or an operation ended; the driver's. The processor's ticks are
-  // cheaper to read than the clock, and here exact enough.
+  // When peers were last heard, or an operation ended; the driver's.
+  TickClock clock_;
   Deadline heard_;
   std::uint64_t heard_ticks_ = 0;
   // An operation that the call began and RunNext finishes; the driver's.

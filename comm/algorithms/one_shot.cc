@@ -73,9 +73,13 @@ Status AwaitAgreement(Exchange& exchange) {
 
 Status FinishOneShot(Exchange& exchange, MutableBytes data, const Reduction* reduction) {
   COHORT_RETURN_IF_ERROR(AwaitAgreement(exchange));
-  if (reduction == nullptr) {
-    return {};
+  if (reduction != nullptr) {
+    CombineShown(exchange, data, *reduction);
   }
+  return {};
+}
+
+void CombineShown(Exchange& exchange, MutableBytes data, const Reduction& reduction) {
   Board& board = *exchange.transport().board();
   exchange.transport().Count(data.size(), data.size() * static_cast<std::size_t>(board.size() - 1));
   std::array<const std::byte*, kMostRanks> sources;
@@ -83,14 +87,13 @@ Status FinishOneShot(Exchange& exchange, MutableBytes data, const Reduction* red
     sources[static_cast<std::size_t>(p)] = board.Look(p, exchange.record().sequence)->data;
   }
   if (board.size() == 2) {
-    reduction->Combine(data.data(), sources[0], sources[1], data.size());
+    reduction.Combine(data.data(), sources[0], sources[1], data.size());
   } else {
-    CombineCanonically(*reduction, data.data(),
+    CombineCanonically(reduction, data.data(),
                        std::span(sources).first(static_cast<std::size_t>(board.size())),
                        data.size());
   }
-  reduction->Finish(data.data(), data.size(), exchange.size());
-  return {};
+  reduction.Finish(data.data(), data.size(), exchange.size());
 }
 
 }  // namespace cohort

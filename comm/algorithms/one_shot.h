@@ -26,5 +26,7 @@ bool AgreeAtOnce(Exchange& exchange);
 void ShowOneShot(Exchange& exchange, Bytes data);
 // In place. `reduction` nullptr: nothing is combined, for a barrier.
 Status FinishOneShot(Exchange& exchange, MutableBytes data, const Reduction* reduction);
+// Where all are known to agree, what is left of it.
+void CombineShown(Exchange& exchange, MutableBytes data, const Reduction& reduction);
 
 }  // namespace cohort

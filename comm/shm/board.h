@@ -73,9 +73,20 @@ class Board {
     if (!data.empty()) {
       std::memcpy(slot.data, data.data(), data.size());
     }
+    Expect(number, data.size());
     slot.number.store(number);
     shown_ = number;
     RingAll();
+  }
+  // What the others show, or its begin, on its way here while this rank's lines are on theirs.
+  void Expect(std::uint64_t number, std::size_t bytes) const {
+    constexpr std::size_t kLines = 4;
+    const std::size_t end = std::min(BoardSlot::kHead + bytes, kLines * kLine);
+    for (const Region* r : regions_) {
+      for (std::size_t at = 0; at < end; at += kLine) {
+        __builtin_prefetch(reinterpret_cast<const std::byte*>(&r->board[number % 2]) + at);
+      }
+    }
   }
   // What `rank` shows for `number`, nullptr while it does not.
   const BoardSlot* Look(int rank, std::uint64_t number) {

@@ -88,9 +88,19 @@ TEST(BenchCollective, EveryOperationAndTransportIsRight) {
 }
 
 TEST(BenchCollective, PeersAndLimitsTakeTurnsInTheSameRun) {
-  std::vector<std::string> arguments = {
-      "--transport",     "tcp",       "--ranks", "2",      "--sizes",  "64k", "--limit",
-      "memory,loopback", "--seconds", "0.01",    "--json", "--rounds", "2"};
+  std::vector<std::string> arguments = {"--transport",
+                                        "tcp",
+                                        "--ranks",
+                                        "2",
+                                        "--sizes",
+                                        "64k",
+                                        "--limit",
+                                        "memory,handover,loopback",
+                                        "--seconds",
+                                        "0.01",
+                                        "--json",
+                                        "--rounds",
+                                        "2"};
   if (!std::string(PEERS).empty()) {
     arguments.insert(arguments.end(), {"--peer", PEERS});
   }
@@ -104,6 +114,7 @@ TEST(BenchCollective, PeersAndLimitsTakeTurnsInTheSameRun) {
   }
   EXPECT_EQ(lines["cohort"], 1);
   EXPECT_EQ(lines["memory"], 1);
+  EXPECT_EQ(lines["handover"], 1);
   EXPECT_EQ(lines["loopback"], 1);
   EXPECT_EQ(lines["openmpi"], Has("openmpi") ? 1 : 0);
   EXPECT_EQ(lines["gloo"], Has("gloo") ? 2 : 0);
@@ -119,6 +130,8 @@ TEST(BenchCollective, WrongFlagsAreExitCode2) {
   EXPECT_EQ(RunBench("allreduce", {"--transport", "carrier-pigeon"}).code, 2);
   EXPECT_EQ(RunBench("allreduce", {"--ranks", "0"}).code, 2);
   EXPECT_EQ(RunBench("allreduce", {"--peer", "nobody"}).code, 2);
+  EXPECT_EQ(RunBench("allreduce", {"--limit", "handover", "--sizes", "1m"}).code, 2);
+  EXPECT_EQ(RunBench("broadcast", {"--limit", "handover", "--sizes", "8"}).code, 2);
   const Outcome run = RunBench("allreduce", {"--dtype", "float8"});
   EXPECT_EQ(run.code, 2);
   EXPECT_THAT(run.err, HasSubstr("float8"));

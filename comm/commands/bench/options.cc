@@ -71,11 +71,13 @@ std::optional<int> ParseOptions(int argc, char** argv, Options& options) {
   app.add_option("--peer", options.peers, "openmpi (each of its configurations), gloo")
       ->delimiter(',')
       ->check(CLI::IsMember({"openmpi", "gloo"}));
-  app.add_option("--limit", options.limits,
-                 "memory (the same loads and stores without a peer), loopback (the same bytes as "
-                 "raw TCP streams); without --peer, the one that fits the transport")
+  app.add_option(
+         "--limit", options.limits,
+         "memory (the same loads and stores without a peer), handover (one store and one load "
+         "between cores; allreduce up to 64 KiB), loopback (the same bytes as raw TCP "
+         "streams); without --peer, the one that fits the transport")
       ->delimiter(',')
-      ->check(CLI::IsMember({"memory", "loopback"}));
+      ->check(CLI::IsMember({"memory", "handover", "loopback"}));
   app.add_option("--rounds", options.rounds, "turns of each implementation")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();

@@ -128,6 +128,10 @@ Result<std::vector<SubjectSpec>> SubjectsOf(const Options& options) {
   if (Named(options.limits, "memory")) {
     specs.push_back({"memory", "", "none", false, {}});
   }
+  if (Named(options.limits, "handover")) {
+    COHORT_RETURN_IF_ERROR(CheckHandover(options));
+    specs.push_back({"handover", "", "none", false, {}});
+  }
   if (Named(options.limits, "loopback")) {
     specs.push_back({"loopback", "", "tcp", false, {}});
   }
@@ -158,6 +162,8 @@ Result<std::vector<std::unique_ptr<Subject>>> MakeSubjects(const SubjectSpec& sp
                             MakeGlooSubject(options, spec.configuration == "ring"));
   } else if (spec.implementation == "memory") {
     subjects.push_back(MakeMemoryLimit(options));
+  } else if (spec.implementation == "handover") {
+    COHORT_ASSIGN_OR_RETURN(subjects.emplace_back(), MakeHandoverLimit(options));
   } else if (spec.implementation == "loopback") {
     COHORT_ASSIGN_OR_RETURN(subjects.emplace_back(), MakeLoopbackLimit(options));
   } else if (spec.transport == "local") {

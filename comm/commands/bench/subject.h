@@ -39,7 +39,8 @@ class Subject {
 
 // A group of processes that measure one subject.
 struct SubjectSpec {
-  std::string implementation;  // "cohort", "openmpi", "gloo", "memory", "loopback"
+  std::string implementation;  // "cohort", "openmpi", "gloo", "memory", "handover",
+                               // "loopback"
   std::string configuration;   // of one that has several; else empty
   std::string transport;
   bool mpirun = false;                   // how its processes are started
@@ -68,5 +69,8 @@ Result<std::unique_ptr<Subject>> MakeGlooSubject(const Options& options, bool ri
 // limits.cc
 std::unique_ptr<Subject> MakeMemoryLimit(const Options& options);
 Result<std::unique_ptr<Subject>> MakeLoopbackLimit(const Options& options);
+// handover.cc. InvalidArgument where it does not measure what the options ask for.
+Status CheckHandover(const Options& options);
+Result<std::unique_ptr<Subject>> MakeHandoverLimit(const Options& options);
 
 }  // namespace cohort::bench

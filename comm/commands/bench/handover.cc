@@ -1,0 +1,127 @@
+// What one hand-over between cores costs at least: each rank stores its values and a number, waits
+// for the others' numbers and adds their values. No call, no record, no deadline but a hang's.
+
+#include <fcntl.h>
+#include <immintrin.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+
+#include <cohort/core/thread_pool.h>
+
+#include "subject.h"
+
+namespace cohort::bench {
+namespace {
+
+constexpr std::size_t kHandoverBytes = 64 << 10;
+
+// Two slots a rank, in turns: who shows operation k has seen all of k - 1.
+struct Slot {
+  alignas(64) std::atomic<std::uint64_t> number;
+  std::byte data[kHandoverBytes];
+};
+
+class HandoverLimit final : public Subject {
+ public:
+  HandoverLimit(Slot* slots, int rank, int size, std::chrono::milliseconds timeout)
+      : slots_(slots), rank_(rank), size_(size), timeout_(timeout) {}
+  ~HandoverLimit() override { ::munmap(slots_, SharedBytes(size_)); }
+
+  static std::size_t SharedBytes(int size) {
+    return 2 * sizeof(Slot) * static_cast<std::size_t>(size);
+  }
+
+  int rank() const override { return rank_; }
+  int size() const override { return size_; }
+  Status Barrier() override { return {}; }
+  bool exact() const override { return false; }  // where the type is another than float32
+
+  Status Run(Operation operation, const Buffers& buffers) override {
+    Require(operation == Operation::kAllReduce && buffers.input.bytes() <= kHandoverBytes,
+            "CheckHandover has been asked");
+    ++number_;
+    Slot& mine = SlotOf(rank_);
+    std::memcpy(mine.data, buffers.input.data, buffers.input.bytes());
+    mine.number.store(number_, std::memory_order_release);
+    auto* const sum = static_cast<float*>(buffers.output.data);
+    const std::size_t count = buffers.input.bytes() / sizeof(float);
+    for (int step = 1; step < size_; ++step) {
+      const Slot& other = SlotOf((rank_ + step) % size_);
+      COHORT_RETURN_IF_ERROR(Await(other.number));
+      const auto* const values = reinterpret_cast<const float*>(other.data);
+      for (std::size_t i = 0; i < count; ++i) {
+        sum[i] += values[i];
+      }
+    }
+    return {};
+  }
+
+ private:
+  static constexpr std::uint64_t kLookAtClock = 65536;  // spins
+
+  Slot& SlotOf(int rank) { return slots_[2 * static_cast<std::size_t>(rank) + number_ % 2]; }
+
+  Status Await(const std::atomic<std::uint64_t>& number) const {
+    Deadline deadline = Deadline::max();
+    for (std::uint64_t spins = 1; number.load(std::memory_order_acquire) != number_; ++spins) {
+      if (spins > patience_) {
+        ::sched_yield();
+      } else {
+        _mm_pause();
+      }
+      if (spins % kLookAtClock == 0) {
+        const Deadline now = std::chrono::steady_clock::now();
+        deadline = spins == kLookAtClock ? now + timeout_ : deadline;
+        if (now >= deadline) {
+          return DeadlineExceeded("--limit handover: a rank did not come");
+        }
+      }
+    }
+    return {};
+  }
+
+  Slot* const slots_;
+  const int rank_;
+  const int size_;
+  const std::chrono::milliseconds timeout_;
+  const std::uint64_t patience_ = size_ > AvailableCores() ? 50 : 5000;
+  std::uint64_t number_ = 0;
+};
+
+}  // namespace
+
+Status CheckHandover(const Options& options) {
+  const bool fits = std::all_of(options.sizes.begin(), options.sizes.end(), [](std::int64_t bytes) {
+    return bytes <= static_cast<std::int64_t>(kHandoverBytes);
+  });
+  return fits && options.operation == Operation::kAllReduce
+             ? OkStatus()
+             : InvalidArgument("--limit handover is for allreduce, and --sizes of at most 64k");
+}
+
+Result<std::unique_ptr<Subject>> MakeHandoverLimit(const Options& options) {
+  const std::string path = options.folder + "/handover";
+  const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+  const std::size_t bytes = HandoverLimit::SharedBytes(options.ranks);
+  void* slots = MAP_FAILED;
+  if (fd >= 0 && ::ftruncate(fd, static_cast<off_t>(bytes)) == 0) {
+    slots = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, 0);
+  }
+  const int error = errno;
+  if (fd >= 0) {
+    ::close(fd);
+  }
+  if (slots == MAP_FAILED) {
+    return ErrnoStatus(error, path);
+  }
+  return std::make_unique<HandoverLimit>(static_cast<Slot*>(slots), options.rank, options.ranks,
+                                         options.timeout);
+}
+
+}  // namespace cohort::bench
