@@ -58,12 +58,17 @@ void Stream(std::byte* to, const std::byte* from, std::size_t bytes) {
 
 // The same with kSources blocks read and one written.
 void StreamMany(std::byte* to, std::span<const std::byte* const> from, std::size_t bytes) {
-  for (std::size_t at = 0; at + 32 <= bytes; at += 32) {
-    __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from[0] + at));
+  constexpr std::size_t kTile = Reduction::kBlockBytes;  // a stream at a time, for the prefetchers
+  for (std::size_t tile = 0; tile < bytes; tile += kTile) {
+    const std::size_t end = std::min(tile + kTile, bytes);
     for (std::size_t s = 1; s < from.size(); ++s) {
-      a = _mm256_xor_si256(a, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from[s] + at)));
+      const std::byte* const left = s == 1 ? from[0] : to;
+      for (std::size_t at = tile; at < end; at += 32) {
+        const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(left + at));
+        const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from[s] + at));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + at), _mm256_xor_si256(a, b));
+      }
     }
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + at), a);
   }
 }
 

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cerrno>
 #include <cstring>
@@ -20,6 +21,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kWarm = 2;  // operations at the start of a block that are checked but not timed
 constexpr std::size_t kTileBytes = 4096;
+constexpr std::size_t kLine = 64;
 
 // --- the start line
 
@@ -206,12 +208,17 @@ std::int64_t Workload::CountWrong(std::uint64_t k) const {
 }
 
 void Workload::Read() const {
-  const auto* words = static_cast<const std::uint64_t*>(buffers_.output.data);
-  std::uint64_t sum = 0;
-  for (std::size_t i = 0; i < buffers_.output.bytes() / sizeof(*words); ++i) {
-    sum += words[i];
+  const auto* at = static_cast<const std::byte*>(buffers_.output.data);
+  const std::byte* const end = at + buffers_.output.bytes() / kLine * kLine;
+  std::array<std::uint64_t, kLine / sizeof(std::uint64_t)> sums = {};
+  for (; at < end; at += kLine) {
+    std::array<std::uint64_t, sums.size()> words;
+    std::memcpy(words.data(), at, kLine);
+    for (std::size_t i = 0; i < sums.size(); ++i) {
+      sums[i] += words[i];
+    }
   }
-  asm volatile("" : : "r"(sum));  // it is used
+  asm volatile("" : : "r"(sums.data()) : "memory");  // they are used
 }
 
 Result<Block> RunBlock(Subject& subject, StartLine& start, Workload& workload, int iterations,
@@ -223,17 +230,12 @@ Result<Block> RunBlock(Subject& subject, StartLine& start, Workload& workload, i
     COHORT_RETURN_IF_ERROR(start.Meet());
     const auto begin = Clock::now();
     COHORT_RETURN_IF_ERROR(subject.Run(operation, workload.buffers()));
-    std::int64_t wrong = 0;
-    if (subject.exact()) {
-      wrong = workload.CountWrong(k);
-    } else {
-      workload.Read();
-    }
+    workload.Read();
     const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
     if (i >= 0) {
       block.seconds.push_back(seconds);
     }
-    block.wrong += wrong;
+    block.wrong += subject.exact() ? workload.CountWrong(k) : 0;
   }
   return block;
 }

@@ -36,8 +36,8 @@ class Workload {
   std::int64_t bytes() const { return bytes_; }  // what nccl-tests calls the size
   const Buffers& buffers() const { return buffers_; }
   void Rewrite(std::uint64_t k);
-  std::int64_t CountWrong(std::uint64_t k) const;  // reads all of the output
-  void Read() const;                               // so does this, whatever is there
+  void Read() const;                               // all of the output, as whoever uses it does
+  std::int64_t CountWrong(std::uint64_t k) const;  // of its elements
 
  private:
   Workload(const Subject& subject, Operation operation, DType dtype);

@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "../../reduction.h"
 #include "../../tcp/socket.h"
 #include "subject.h"
 
@@ -18,26 +19,22 @@ namespace {
 
 // --- memory
 
-constexpr std::size_t kTile = 1024;  // floats that stay in the first cache
-
-// target = sum over `slices` slices of `count` floats that lie one after the other, and into each
-// of them if `spread`. Each slice is read once, and written once where it is.
-void AddSlices(float* first, std::size_t slices, std::size_t count, float* target, bool spread) {
-  std::array<float, kTile> sum = {};
-  for (std::size_t at = 0; at < count; at += kTile) {
-    const std::size_t n = std::min(kTile, count - at);
-    std::copy_n(first + at, n, sum.data());
-    for (std::size_t s = 1; s < slices; ++s) {
-      const float* slice = first + s * count + at;
-      for (std::size_t i = 0; i < n; ++i) {
-        sum[i] += slice[i];
-      }
+// target = sum over `slices` slices of `bytes` that lie one after the other, and into each of them
+// if `spread`. Each slice is read once, and written once where it is, by the loops that we use.
+void AddSlices(std::byte* first, std::size_t slices, std::size_t bytes, std::byte* target,
+               bool spread) {
+  static const Reduction sum(DType::kFloat32, ReduceOp::kSum);
+  constexpr std::size_t kTile = 32 << 10;  // is in the cache when it is copied
+  std::vector<const std::byte*> sources(slices);
+  for (std::size_t at = 0; at < bytes; at += kTile) {
+    const std::size_t n = std::min(kTile, bytes - at);
+    for (std::size_t s = 0; s < slices; ++s) {
+      sources[s] = first + s * bytes + at;
     }
-    if (!spread) {
-      std::copy_n(sum.data(), n, target + at);
-    }
-    for (std::size_t s = 0; s < slices && spread; ++s) {
-      std::copy_n(sum.data(), n, first + s * count + at);
+    std::byte* const to = spread ? first + at : target + at;
+    sum.CombineAll(to, sources, n);
+    for (std::size_t s = 1; s < slices && spread; ++s) {
+      std::memcpy(first + s * bytes + at, to, n);
     }
   }
 }
@@ -63,8 +60,9 @@ class MemoryLimit final : public Subject {
       return {};
     }
     const auto slices = static_cast<std::size_t>(size_);
-    AddSlices(static_cast<float*>(buffers.input.data), slices, bytes / sizeof(float) / slices,
-              static_cast<float*>(buffers.output.data), operation == Operation::kAllReduce);
+    AddSlices(static_cast<std::byte*>(buffers.input.data), slices,
+              bytes / sizeof(float) / slices * sizeof(float),
+              static_cast<std::byte*>(buffers.output.data), operation == Operation::kAllReduce);
     return {};
   }
 
