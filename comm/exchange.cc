@@ -232,21 +232,23 @@ Status Exchange::WaitForStream(Event& event) {
 
 void Exchange::Idle(Deadline until) { Step(until); }
 
-void Exchange::TakeAbortRequest() {
-  if (abort_requested_.exchange(false)) {
-    Status reason;
-    {
-      const std::lock_guard lock(abort_mutex_);
-      reason = abort_reason_;
-    }
-    Fail(Status(reason.code(), Name(rank_) + " aborted the communicator: " + reason.message()));
+bool Exchange::TakeAbortRequest() {
+  if (!abort_requested_.exchange(false)) {
+    return false;
   }
+  Status reason;
+  {
+    const std::lock_guard lock(abort_mutex_);
+    reason = abort_reason_;
+  }
+  Fail(Status(reason.code(), Name(rank_) + " aborted the communicator: " + reason.message()));
+  return true;
 }
 
 // One round of progress, and what it brought to light.
 void Exchange::Step(Deadline until) {
-  TakeAbortRequest();
-  transport_->Progress(until);
+  const bool aborted = TakeAbortRequest();  // then whoever waits is not to wait on
+  transport_->Progress(aborted ? std::chrono::steady_clock::now() : until);
   Settle();
 }
 

@@ -152,7 +152,7 @@ class Exchange final : private TransportListener {
   Status WaitUntil(const std::function<bool()>& done,
                    const Duration& period = std::chrono::hours(1));
   void Step(Deadline until);
-  void TakeAbortRequest();
+  bool TakeAbortRequest();  // whether there was one
   Deadline CheckLeavers(Deadline now);
   void WarnOfSlowPeers();
   bool Owes(int peer) const;

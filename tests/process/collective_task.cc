@@ -4,10 +4,10 @@
 //
 // All-reduces STEPS times, says "step N" after each, and ends with the status's exit code, having
 // said how long the operation that failed was waited for. FOLDER is the rendezvous. Flight records
-// go to FOLDER/flight, on SIGUSR1 too. TRANSPORT is tcp, shm, or under mpirun mpi, where RANK and
-// SIZE mean nothing.
+// go to FOLDER/flight, on SIGUSR1 too. TRANSPORT is tcp, shm, hierarchical (as if two ranks shared a
+// host), or under mpirun mpi, where RANK and SIZE mean nothing.
 //
-//   algorithm=auto   of the all-reduces
+//   algorithm=auto   of the all-reduces; mpi: MPI's own
 //   count=500000     elements
 //   mixed=1          other collectives in turn with the all-reduces
 //   stop_after=N     the process stops itself (SIGSTOP) after step N
@@ -15,6 +15,7 @@
 //   log=1            what it says goes to FOLDER/log.RANK too
 //   linger=1         after a failure: writes it to FOLDER/failed.RANK and waits to be killed
 #include <cohort/cluster/folder_store.h>
+#include <cohort/comm/hierarchical.h>
 #include <cohort/comm/mpi.h>
 #include <cohort/comm/shm.h>
 #include <cohort/comm/tcp.h>
@@ -85,18 +86,28 @@ Result<std::unique_ptr<Communicator>> Connect(const Settings& s, KeyValueStore& 
   options.peer_name = [](int r) { return "worker:" + std::to_string(r); };
   options.flight_folder = s.folder + "/flight";
   if (s.transport == "mpi") {
-    return MakeMpiCommunicator({.connect_timeout = s.connect}, options);
+    return MakeMpiCommunicator(
+        {.implementation = s.Text("algorithm", "auto") == "mpi" ? "mpi" : "cohort",
+         .connect_timeout = s.connect},
+        options);
   }
   if (s.transport == "shm") {
     return MakeShmCommunicator(s.rank, s.size, store, "job", {.connect_timeout = s.connect},
                                options);
+  }
+  if (s.transport == "hierarchical") {
+    HierarchicalOptions hierarchical;
+    hierarchical.tcp = {.connect_timeout = s.connect};
+    hierarchical.host = "host " + std::to_string(s.rank / 2);
+    return MakeHierarchicalCommunicator(s.rank, s.size, store, "job", hierarchical, options);
   }
   return MakeTcpCommunicator(s.rank, s.size, store, "job", {.connect_timeout = s.connect}, options);
 }
 
 Communicator::Pending Start(Communicator& comm, int step, const Settings& s,
                             std::span<float> values, std::vector<float>& all) {
-  const std::string algorithm = s.Text("algorithm", "auto");
+  std::string algorithm = s.Text("algorithm", "auto");
+  algorithm = algorithm == "mpi" ? "auto" : algorithm;  // the implementation, see Connect
   const bool two_ways = algorithm == "ring" || algorithm == "direct";
   const CollectiveOptions named = {.name = "gradients"};
   switch (s.Number("mixed", 0) == 0 ? 0 : step % 6) {

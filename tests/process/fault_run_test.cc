@@ -87,23 +87,34 @@ Plan Draw(std::uint64_t seed) {
          {Fault::kKill, Fault::kStop, Fault::kReset, Fault::kHalfOpen, Fault::kOneWay}) {
       all.emplace_back("tcp", fault);
     }
-    all.emplace_back("shm", Fault::kKill);
-    all.emplace_back("shm", Fault::kStop);
+    for (const Fault fault : {Fault::kKill, Fault::kStop}) {
+      all.emplace_back("shm", fault);
+      all.emplace_back("hierarchical", fault);
+    }
     if (!std::string(TEST_MPIEXEC).empty()) {
       all.emplace_back("mpi", Fault::kStop);  // a death is mpirun's to notice
     }
     return all;
   }();
-  const std::vector<std::string> algorithms = {"ring", "direct", "recursive_doubling", "auto"};
+  std::vector<std::string> algorithms = {"auto", "ring", "direct", "recursive_doubling",
+                                         "halving_doubling", "tree"};
   Plan plan;
   plan.seed = seed;
   std::tie(plan.transport, plan.fault) = kinds[seed % kinds.size()];
-  plan.algorithm = algorithms[seed / kinds.size() % algorithms.size()];
-  plan.ranks = 2 + below(3);
+  if (plan.transport == "shm") {
+    algorithms.emplace_back("shared");
+  } else if (plan.transport == "hierarchical") {
+    algorithms = {"hierarchical", "auto"};
+  } else if (plan.transport == "mpi") {
+    algorithms.emplace_back("mpi");
+  }
+  plan.algorithm = algorithms[static_cast<std::size_t>(below(static_cast<int>(algorithms.size())))];
+  plan.ranks = plan.transport == "hierarchical" ? 3 + below(2) : 2 + below(3);
   const int counts[] = {1, 100, 5'000, 100'000, 400'000};
   plan.count = counts[below(5)];
   plan.victim = below(plan.ranks);
-  if (!plan.signal() && below(2) == 0) {
+  // One link alone may be one that a ring does not use.
+  if (!plan.signal() && plan.algorithm != "ring" && below(2) == 0) {
     plan.other = (plan.victim + 1 + below(plan.ranks - 1)) % plan.ranks;
   }
   plan.step = 1 + below(12);
