@@ -297,10 +297,8 @@ Error ParameterStore::Push(const FrameHeader& header, PayloadReader payload, Pus
   const PushLedger::Claimed claimed = ledger_.Claim(header.client(), header.sequence());
   if (claimed != PushLedger::Claimed::kNew) {
     const std::lock_guard lock(stats_mutex_);
-    ++(claimed == PushLedger::Claimed::kFenced ? stats_.rejected : stats_.duplicates);
-    return claimed == PushLedger::Claimed::kFenced
-               ? MakeError(Error::FENCED, "this worker was given up, its work went to others")
-               : Error();
+    ++(claimed == PushLedger::Claimed::kRepeated ? stats_.duplicates : stats_.rejected);
+    return RefusalOf(claimed);
   }
   std::uint64_t late = 0;
   for (int i = 0; i < header.chunks_size(); ++i) {
@@ -347,7 +345,7 @@ Error ParameterStore::Admit(const FrameHeader& header, Deadline deadline) {
     return MakeError(Error::BAD_FRAME, "a bounded read where staleness is not bounded");
   }
   if (ledger_.retired(header.client())) {
-    return MakeError(Error::FENCED, "this worker was given up, its work went to others");
+    return RefusalOf(PushLedger::Claimed::kFenced);
   }
   return clocks_->Await(header.client(), deadline, header.sender())
              ? Error()
@@ -363,10 +361,10 @@ void ParameterStore::Pause(std::uint64_t client) {
   }
 }
 
-void ParameterStore::Retire(std::uint64_t client) {
-  ledger_.Retire(client);
+void ParameterStore::Retire(std::uint64_t first, std::uint64_t last) {
+  ledger_.Retire(first, last);
   if (declared_.load(std::memory_order_acquire) && clocks_ != nullptr) {
-    clocks_->Retire(client);
+    clocks_->Retire(first, last);
   }
 }
 

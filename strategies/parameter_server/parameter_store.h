@@ -68,8 +68,9 @@ class ParameterStore {
   // it is fresh; NOT_YET at the deadline.
   Error Admit(const FrameHeader& header, Deadline deadline);
   void Pause(std::uint64_t client);
-  // Nothing more of that client is taken: FENCED.
-  void Retire(std::uint64_t client);
+  // Nothing more of the clients from `first` to `last` is taken: FENCED.
+  void Retire(std::uint64_t first, std::uint64_t last);
+  void Retire(std::uint64_t client) { Retire(client, client); }
 
   // Under synchronous application with clipping a round that is complete waits for its factor.
   // FailedPrecondition: not all parts are there, or the rounds are others.

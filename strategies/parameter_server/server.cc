@@ -107,9 +107,9 @@ class Service final : public Base {
     const Result<Error> begun = gate_.Begin(request->epoch(), [&] {
       kept_at_begin_ = may_keep && store_.ready();
       version_at_begin_ = kept_at_begin_ ? store_.ForgetClients() : store_.Reset();
-      for (const std::uint64_t client : request->retired()) {
-        store_.Retire(client);
-        rows_.Retire(client);
+      for (int i = 0; i + 1 < request->retired_size(); i += 2) {
+        store_.Retire(request->retired(i), request->retired(i + 1));
+        rows_.Retire(request->retired(i), request->retired(i + 1));
       }
       if (kept_at_begin_) {
         rows_.ForgetClients();
@@ -171,7 +171,7 @@ class Service final : public Base {
   grpc::ServerUnaryReactor* Retire(Context* context, const RetireRequest* request,
                                    RetireReply* /*reply*/) override {
     store_.Retire(request->client());
-    rows_.Retire(request->client());
+    rows_.Retire(request->client(), request->client());
     return Reply(context);
   }
 

@@ -48,18 +48,16 @@ class ServersTest : public ::testing::Test {
     spec_.optimizer = Sgd({.learning_rate = 1})->config();
     spec_.servers = servers;
   }
-  std::unique_ptr<Client> NewClient(std::uint64_t incarnation,
+  std::unique_ptr<Client> NewClient(std::uint64_t number,
                                     milliseconds patience = milliseconds(20'000)) {
-    return Client::Make(spec_, addresses_,
-                        {.incarnation = incarnation,
-                         .task = "worker:" + std::to_string(incarnation),
-                         .peer_timeout = patience});
+    return Client::Make(
+        spec_, addresses_,
+        {.client = number, .task = "worker:" + std::to_string(number), .peer_timeout = patience});
   }
-  std::unique_ptr<Client> ClientOf(std::uint64_t epoch, std::uint64_t incarnation) {
-    return Client::Make(spec_, addresses_,
-                        {.incarnation = incarnation,
-                         .task = "worker:" + std::to_string(incarnation),
-                         .epoch = epoch});
+  std::unique_ptr<Client> ClientOf(std::uint64_t epoch, std::uint64_t number) {
+    return Client::Make(
+        spec_, addresses_,
+        {.client = number, .task = "worker:" + std::to_string(number), .epoch = epoch});
   }
   // Declares, and assigns `value` everywhere.
   void Initialise(float value = 0) {
@@ -125,7 +123,7 @@ TEST_F(ServersTest, AnEpochBeginsWithoutValuesAndKeepsThoseOfOthersOut) {
   ExpectAll(values, 8 - 1 - 1.5);
 
   const auto again = ClientOf(2, 1000);
-  const std::uint64_t retired[] = {2};
+  const std::uint64_t retired[] = {2, 2};
   EXPECT_EQ(OrThrow(again->Begin(retired)), 2U) << "updates there were";
   const auto back = ClientOf(2, 1);
   EXPECT_EQ(back->Pull(values, true).code(), StatusCode::kUnavailable) << "it holds no values";
@@ -533,9 +531,8 @@ TEST_F(ServersTest, GradientsAndValuesTravelIn16Bits) {
     spec_.parameters[1].trainable = false;
     Initialise();
     const float step = wire == DType::kFloat16 ? 0x1p-10F : 0x1p-7F;  // of values from 1 to 2
-    const auto client =
-        Client::Make(spec_, addresses_,
-                     {.incarnation = 1, .task = "worker:1", .wire = {.push = wire, .pull = wire}});
+    const auto client = Client::Make(
+        spec_, addresses_, {.client = 1, .task = "worker:1", .wire = {.push = wire, .pull = wire}});
     std::vector<float> values(elements_);
     OrThrow(client->Pull(values, true));
     const auto gradient = std::make_shared<std::vector<float>>(elements_, -(1 + step / 4));
@@ -560,9 +557,8 @@ TEST_F(ServersTest, WhatIsFedBackIsClippedAsItsGradientWas) {
   constexpr float kStep = 0x1p-7F;  // of values from 1 to 2
   Start(1);
   Initialise();
-  const auto client =
-      Client::Make(spec_, addresses_,
-                   {.incarnation = 1, .task = "worker:1", .wire = {.push = DType::kBFloat16}});
+  const auto client = Client::Make(
+      spec_, addresses_, {.client = 1, .task = "worker:1", .wire = {.push = DType::kBFloat16}});
   std::vector<float> values(elements_);
   OrThrow(client->Pull(values, true));
   const std::vector<float> first(elements_, -(1 + kStep / 4));
@@ -580,9 +576,8 @@ TEST_F(ServersTest, WhatARoundFeedsBackIsClippedAsItWas) {
   spec_.consistency.mode = Consistency::Mode::kSynchronous;
   spec_.optimizer = Sgd({.learning_rate = 1, .global_clip_norm = kMost})->config();
   Initialise();
-  const auto client =
-      Client::Make(spec_, addresses_,
-                   {.incarnation = 1, .task = "worker:1", .wire = {.push = DType::kBFloat16}});
+  const auto client = Client::Make(
+      spec_, addresses_, {.client = 1, .task = "worker:1", .wire = {.push = DType::kBFloat16}});
   std::vector<float> gradient(elements_, 0);
   std::vector<float> values(elements_);
   const auto round = [&](std::uint64_t number, float first) {
@@ -607,7 +602,7 @@ TEST_F(ServersTest, ValuesTooLargeFor16BitsAreErrorsWithTheirName) {
   Start(1);
   Initialise(70'000);
   const auto client = Client::Make(spec_, addresses_,
-                                   {.incarnation = 1,
+                                   {.client = 1,
                                     .task = "worker:1",
                                     .wire = {.push = DType::kFloat16, .pull = DType::kFloat16}});
   std::vector<float> values(elements_);
@@ -661,8 +656,8 @@ TEST_F(ServersTest, ABoundedReadWaitsForAWorkerThatIsBehindButNotForEver) {
   spec_.consistency = OrThrow(Consistency::Parse("ssp:1"));
   Initialise();
   const auto fast = Client::Make(
-      spec_, addresses_, {.incarnation = 1, .task = "worker:1", .read_timeout = milliseconds(1)});
-  const auto slow = Client::Make(spec_, addresses_, {.incarnation = 2, .task = "worker:7"});
+      spec_, addresses_, {.client = 1, .task = "worker:1", .read_timeout = milliseconds(1)});
+  const auto slow = Client::Make(spec_, addresses_, {.client = 2, .task = "worker:7"});
   std::vector<float> values(elements_);
   OrThrow(fast->PullForStep(values, {}));
   OrThrow(slow->PullForStep(values, {}));
@@ -815,7 +810,7 @@ TEST_F(CoordinatorServiceTest, AStrangerIsRefused) {
   const auto stranger = CoordinatorClient::Make(
       "127.0.0.1:" + std::to_string(server_->port()), "chief:0",
       {.task = {TaskType::kWorker, 9}, .incarnation = 1}, milliseconds(1'000));
-  EXPECT_EQ(stranger->Attach().code(), StatusCode::kFailedPrecondition);
+  EXPECT_EQ(stranger->Attach().status().code(), StatusCode::kFailedPrecondition);
 }
 
 // ---- A whole job --------------------------------------------------------------------------------
