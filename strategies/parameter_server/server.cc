@@ -225,7 +225,9 @@ class Service final : public Base {
     const DType wire = WireOf(header.pull_wire()).value_or(DType::kFloat32);
     reply->header.set_pull_wire(header.pull_wire());
     for (ParameterStore::Reading& reading : readings) {
-      if (!store_.Copy(reading, slots, reply->payload->Append(reading.floats), wire)) {
+      // What comes with slots is saved.
+      if (!store_.Copy(reading, slots, reply->payload->Append(reading.floats), wire,
+                       slots ? 0 : header.client())) {
         reply->payload->Clear();
         reply->header.clear_chunks();
         reply->header.clear_versions();
