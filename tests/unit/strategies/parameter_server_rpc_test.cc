@@ -8,7 +8,9 @@
 
 #include <atomic>
 #include <future>
+#include <latch>
 #include <limits>
+#include <memory>
 #include <numeric>
 #include <thread>
 
@@ -205,6 +207,101 @@ TEST_F(ServersTest, NothingIsLostOfWhatManyClientsPush) {
   EXPECT_EQ(stats.duplicates, 0U);
   EXPECT_EQ(stats.rejected, 0U);
   EXPECT_LE(stats.max_staleness, static_cast<std::uint64_t>(kClients * kPushes));
+}
+
+// Each client counts down an element of its own, at its own pace.
+TEST_F(ServersTest, AnAsynchronousClientSeesAllOfItsOwnUpdates) {
+  Start(2);
+  constexpr std::size_t kClients = 4;
+  constexpr int kPushes = 40;
+  elements_ = 2 * 16;
+  spec_.parameters = {{"a", {kClients}, true, 0}, {"b", {kClients}, true, 16}};
+  Initialise();
+  std::vector<std::future<void>> clients;
+  for (std::size_t c = 0; c < kClients; ++c) {
+    clients.push_back(std::async(std::launch::async, [&, c] {
+      const auto client = NewClient(c + 1);
+      OrThrow(client->Declare());
+      std::vector<float> values(elements_);
+      OrThrow(client->Pull(values, true));
+      const auto gradient = std::make_shared<std::vector<float>>(elements_, 0.0F);
+      (*gradient)[c] = (*gradient)[16 + c] = 1;
+      std::vector<float> before = values;
+      const Philox random(c);
+      for (int i = 1; i <= kPushes; ++i) {
+        std::this_thread::sleep_for(
+            std::chrono::microseconds(random.At(static_cast<std::uint64_t>(i))[0] % 500));
+        OrThrow(client->Push(GradientOf(gradient), values));
+        for (std::size_t p = 0; p < 2; ++p) {
+          ASSERT_EQ(values[16 * p + c], -i) << "after push " << i;
+          for (std::size_t other = 0; other < kClients; ++other) {
+            ASSERT_LE(values[16 * p + other], before[16 * p + other]) << "nothing comes undone";
+          }
+        }
+        before = values;
+      }
+    }));
+  }
+  for (std::future<void>& client : clients) {
+    client.get();
+  }
+}
+
+TEST_F(ServersTest, AnEpochEndsWithManyPushesUnderWay) {
+  Start(2);
+  constexpr std::uint64_t kClients = 64;
+  constexpr int kPushes = 3;
+  elements_ = 2 * 16;
+  spec_.parameters = {{"a", {1}, true, 0}, {"b", {1}, true, 16}};
+  const auto chief = ClientOf(1, 1000);
+  OrThrow(chief->Declare());
+  OrThrow(chief->Begin({}).status());
+  OrThrow(chief->Assign(std::vector<float>(elements_, 0), {}, 0));
+  std::latch all_push(kClients);
+  std::promise<void> begun;
+  const std::shared_future<void> next = begun.get_future().share();
+  std::atomic<std::uint64_t> answered = 0;  // pushes of the first epoch
+  std::vector<std::future<void>> clients;
+  for (std::uint64_t c = 1; c <= kClients; ++c) {
+    clients.push_back(std::async(std::launch::async, [&, c] {
+      const auto ones = std::make_shared<std::vector<float>>(elements_, 1.0F);
+      std::vector<float> values(elements_);
+      const auto client = ClientOf(1, c);
+      for (bool first = true;; first = false) {
+        const Status status = client->Push(GradientOf(ones), values);
+        if (first) {
+          EXPECT_EQ(status, OkStatus());
+          all_push.count_down();
+        }
+        if (!status.ok()) {
+          EXPECT_EQ(status.code(), StatusCode::kUnavailable);
+          EXPECT_THAT(status.message(), HasSubstr("this is epoch 2"));
+          break;
+        }
+        ++answered;
+      }
+      ASSERT_EQ(next.wait_for(std::chrono::seconds(60)), std::future_status::ready);
+      const auto again = ClientOf(2, c);
+      OrThrow(again->Pull(values, true));
+      for (int i = 0; i < kPushes; ++i) {
+        OrThrow(again->Push(GradientOf(ones), values));
+      }
+    }));
+  }
+  all_push.wait();
+  const auto successor = ClientOf(2, 1000);
+  const std::uint64_t applied = OrThrow(successor->Begin({}));
+  OrThrow(successor->Assign(std::vector<float>(elements_, 0), {}, 0));
+  begun.set_value();
+  for (std::future<void>& client : clients) {
+    client.get();
+  }
+  EXPECT_GE(applied, answered) << "what was answered was applied";
+  EXPECT_LE(applied, answered + kClients) << "and of what was not, each once at most";
+  std::vector<float> values(elements_);
+  OrThrow(successor->Pull(values, true));
+  EXPECT_EQ(values[0], -static_cast<float>(kClients * kPushes)) << "nothing of the first is left";
+  EXPECT_EQ(values[16], -static_cast<float>(kClients * kPushes));
 }
 
 TEST_F(ServersTest, OnePullBringsOnlyWhatIsNewer) {
