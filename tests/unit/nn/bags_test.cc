@@ -200,5 +200,23 @@ TEST(Combine, WhatIsNoBagIsRefused) {
                ContractError);
 }
 
+TEST(Combine, IsRefusedOnADeviceWithMemoryOfItsOwn) {
+  const auto device = testing::MakeFarDevice();
+  ParameterSet declared;
+  declared.Build();
+  const auto stream = device->MakeStream();
+  ParameterSet parameters = declared.CopyOn(*device, *stream);
+  Workspace workspace(device);
+  Tape tape(parameters, *stream, workspace, {.intra_op_threads = 1});
+  const Variable rows = tape.Input(testing::RandomTensor({2, 3}, 1));
+  try {
+    static_cast<void>(Combine(rows, Splits({0, 2}), Combiner::kSum));
+    FAIL() << "it is not for devices";
+  } catch (const ContractError& error) {
+    EXPECT_THAT(error.what(), HasSubstr("it runs on the CPU only"));
+  }
+  EXPECT_EQ(tape.Finish(), OkStatus());
+}
+
 }  // namespace
 }  // namespace cohort::nn
