@@ -664,13 +664,20 @@ bool ParameterStore::Copy(Reading& reading, bool slots, std::span<float> to, DTy
   Block& block = *blocks_[static_cast<std::size_t>(reading.chunk)];
   const std::lock_guard lock(block.mutex);
   reading.version = block.version;
+  const bool encoded = block.chunk.trainable && wire != DType::kFloat32;
+  if (encoded && !EncodeValues(wire, block.value, to)) {
+    return false;
+  }
   if (client != 0 && compensates() && block.chunk.trainable && !ledger_.retired(client)) {
     Pulled& pulled = block.pulled[client];
     pulled.version = block.version;
     pulled.values = block.value;
+    if (encoded) {
+      DecodeValues(wire, to, pulled.values);  // what the gradients will be computed from
+    }
   }
-  if (block.chunk.trainable && wire != DType::kFloat32) {
-    return EncodeValues(wire, block.value, to);
+  if (encoded) {
+    return true;
   }
   float* out = std::copy(block.value.begin(), block.value.end(), to.data());
   if (slots) {

@@ -11,6 +11,7 @@
 #include <cohort/optim/optimizers.h>
 #include <cohort/optim/server_side.h>
 
+#include "parameter_server/dense_codec.h"
 #include "parameter_server/parameter_store.h"
 
 namespace cohort::ps {
@@ -215,6 +216,22 @@ TEST_F(StoreTest, GradientsAreCompensatedForWhatHasMovedSinceTheirPull) {
   push(3, 7, ones_);
   push(3, 7, twos);
   EXPECT_THAT(Read(0), Each(-2)) << "nor after a roll-back";
+}
+
+TEST_F(StoreTest, WhatTravelsRoundedIsCompensatedForAsItTravelled) {
+  Declare(*ServerSide(Sgd({.learning_rate = 1}), {.delay_compensation = 1}));
+  const float odd = 1 + 0x1p-10F;  // 1 as bfloat16
+  Assign({odd, odd, odd, odd, odd, odd, odd});
+  std::vector<ParameterStore::Reading> readings;
+  ASSERT_EQ(store_.Plan(Header({0}), &readings).kind(), Error::NONE);
+  std::vector<float> values(EncodedFloats(DType::kBFloat16, 4));
+  ASSERT_TRUE(store_.Copy(readings.at(0), false, values, DType::kBFloat16, /*client=*/1));
+  FrameHeader other = PushHeader();
+  other.set_client(2);
+  ASSERT_EQ(Push(other, ones_).kind(), Error::NONE);
+  ASSERT_EQ(Push(PushHeader(), ones_).kind(), Error::NONE);
+  // 1 + 1 * (2^-10 - 1) is taken off 2^-10.
+  EXPECT_THAT(Read(0), Each(0));
 }
 
 TEST_F(StoreTest, TheRateIsDividedByTheStaleness) {
