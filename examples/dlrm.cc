@@ -4,23 +4,28 @@
 // One process:           dlrm
 // Workers and servers:   cohort launch -n 2 --ps 2 --chief -- dlrm
 // Workers in step:       cohort launch -n 2 --ps 2 -- dlrm --strategy multi_worker_mirrored
+// Criteo's log:          dlrm --data day_0 day_1 --test-data day_2
 //
-// The log is generated (cohort/data/clicks.h): ids by Zipf's law, clicks with known probabilities,
-// so that the area under the curve has a known best value, which the program prints beside its own.
+// Without --data the log is generated (cohort/data/clicks.h): ids by Zipf's law, clicks with known
+// probabilities, so that the area under the curve has a known best value, which the program prints
+// beside its own.
 //
 // Naumov et al., "Deep Learning Recommendation Model for Personalization and Recommendation
 // Systems", 2019.
 
 #include <cohort/cohort.h>
 #include <cohort/data/clicks.h>
+#include <cohort/data/criteo.h>
 #include <cohort/nn/losses.h>
 #include <cohort/nn/metrics.h>
 #include <cohort/nn/models.h>
 #include <cohort/strategies/devices.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -32,6 +37,9 @@ using cohort::Tensor;
 namespace nn = cohort::nn;
 
 struct Flags {
+  std::vector<std::string> data;
+  std::vector<std::string> test_data;
+  bool csv = false;
   std::int64_t examples = 1'000'000;
   std::int64_t test = 100'000;
   std::int64_t ids = 10'000'000;
@@ -54,17 +62,25 @@ struct Flags {
 };
 
 void DeclareFlags(CLI::App& app, Flags& f) {
-  app.add_option("--examples", f.examples, "clicks to train on")
+  auto* const data = app.add_option(
+      "--data", f.data, "files of Criteo's format to train on, gzip or not (default: generated)");
+  app.add_option("--test-data", f.test_data, "files to test on (default: the end of --data)")
+      ->needs(data);
+  app.add_flag("--csv", f.csv, "the files have commas for tabs, and a header line")->needs(data);
+  app.add_option("--examples", f.examples, "clicks to train on, where they are generated")
       ->check(CLI::Range(1000LL, 1LL << 40))
+      ->excludes(data)
       ->capture_default_str();
   app.add_option("--test", f.test, "clicks to test on, after those")
-      ->check(CLI::Range(1000, 100'000'000))
+      ->check(CLI::Range(10, 100'000'000))
       ->capture_default_str();
-  app.add_option("--ids", f.ids, "values of all categories together")
+  app.add_option("--ids", f.ids, "values of all categories together, where they are generated")
       ->check(CLI::Range(1LL, 1LL << 32))
+      ->excludes(data)
       ->capture_default_str();
-  app.add_option("--zipf", f.zipf, "exponent of their popularity")
+  app.add_option("--zipf", f.zipf, "exponent of their popularity, where they are generated")
       ->check(CLI::Range(0.0, 4.0))
+      ->excludes(data)
       ->capture_default_str();
   app.add_option("--strategy", f.strategy,
                  "how replicas are kept one model (default: from the environment)")
@@ -113,6 +129,53 @@ cohort::data::ClicksOptions TrainClicks(const Flags& f) {
 }
 cohort::data::ClicksOptions TestClicks(const Flags& f) {
   return {.count = f.test, .seed = f.seed, .first = f.examples, .ids = f.ids, .zipf = f.zipf};
+}
+
+// An example of a file as generated ones are: an id has its category's number in the bits from 32,
+// behind those of the categories that of an empty one.
+Status LikeGenerated(cohort::data::Example& example) {
+  Tensor ids = example.at("sparse");
+  const std::span<std::int64_t> values = ids.data<std::int64_t>();
+  for (std::size_t f = 0; f < values.size(); ++f) {
+    const std::size_t number = values[f] < 0 ? f + values.size() : f;
+    values[f] = static_cast<std::int64_t>(number << 32) | std::max<std::int64_t>(values[f], 0);
+  }
+  example["categories"] = ids;
+  example["integers"] = example.at("dense");
+  example.erase("sparse");
+  example.erase("dense");
+  return {};
+}
+
+Result<cohort::data::Dataset> Lines(const Flags& f, const std::vector<std::string>& files) {
+  return cohort::data::TextLines(
+      files, {.decoder = cohort::data::CriteoLine({.delimiter = f.csv ? ',' : '\t'}),
+              .skip_lines = f.csv ? 1 : 0});
+}
+
+struct Clicks {
+  cohort::data::Dataset training;
+  cohort::data::Dataset test;
+};
+
+// In the order of the files, or of the generator: clicks come in no other.
+Result<Clicks> ClicksOf(const Flags& f) {
+  if (f.data.empty()) {
+    return Clicks{cohort::data::GeneratedClicks(TrainClicks(f)),
+                  cohort::data::GeneratedClicks(TestClicks(f))};
+  }
+  COHORT_ASSIGN_OR_RETURN(const cohort::data::Dataset lines, Lines(f, f.data));
+  if (!f.test_data.empty()) {
+    COHORT_ASSIGN_OR_RETURN(const cohort::data::Dataset test, Lines(f, f.test_data));
+    return Clicks{lines.Map(LikeGenerated), test.Map(LikeGenerated)};
+  }
+  const std::int64_t training = lines.size() - f.test;
+  if (training <= 0) {
+    return cohort::InvalidArgument("--data has " + std::to_string(lines.size()) +
+                                   " clicks, of which --test " + std::to_string(f.test) +
+                                   " leaves none to train on [--test-data, or a smaller --test]");
+  }
+  return Clicks{lines.Take(training).Map(LikeGenerated), lines.Skip(training).Map(LikeGenerated)};
 }
 
 nn::DlrmOptions ModelOptions(const Flags& f) {
@@ -179,27 +242,29 @@ Result<double> AucOf(const Tensor& rows) {
 
 Status Report(const Flags& f, const cohort::Strategy& strategy, const cohort::History& history,
               const cohort::EpochResult& test, double auc) {
-  const double best = cohort::data::BayesAuc(TestClicks(f));
-  const double excess = (auc - 0.5) / (best - 0.5);
-  std::printf(
-      "%s: test AUC %.4f, best possible %.4f (%.1f %% of its excess over 0.5), loss %.4f; %lld "
-      "steps, %.0f clicks in %.1f s (%.0f clicks/s)\n",
-      std::string(strategy.kind()).c_str(), auc, best, 100 * excess, test.loss,
-      static_cast<long long>(history.steps), history.examples, history.seconds,
-      history.examples_per_second());
+  std::printf("%s: test AUC %.4f, loss %.4f; %lld steps, %.0f clicks in %.1f s (%.0f clicks/s)\n",
+              std::string(strategy.kind()).c_str(), auc, test.loss,
+              static_cast<long long>(history.steps), history.examples, history.seconds,
+              history.examples_per_second());
   if (!history.checkpoint.empty()) {
     std::printf("checkpoint: %s\n", history.checkpoint.c_str());
   }
-  const nlohmann::json metrics = {{"strategy", strategy.kind()},
-                                  {"steps", history.steps},
-                                  {"examples", history.examples},
-                                  {"loss", test.loss},
-                                  {"auc", auc},
-                                  {"bayes_auc", best},
-                                  {"of_bayes_excess", excess},
-                                  {"seconds", history.seconds},
-                                  {"examples_per_second", history.examples_per_second()},
-                                  {"checkpoint", history.checkpoint}};
+  nlohmann::json metrics = {{"strategy", strategy.kind()},
+                            {"steps", history.steps},
+                            {"examples", history.examples},
+                            {"loss", test.loss},
+                            {"auc", auc},
+                            {"seconds", history.seconds},
+                            {"examples_per_second", history.examples_per_second()},
+                            {"checkpoint", history.checkpoint}};
+  if (f.data.empty()) {
+    const double best = cohort::data::BayesAuc(TestClicks(f));
+    const double excess = (auc - 0.5) / (best - 0.5);
+    std::printf("best possible AUC %.4f, of whose excess over 0.5 that is %.1f %%\n", best,
+                100 * excess);
+    metrics["bayes_auc"] = best;
+    metrics["of_bayes_excess"] = excess;
+  }
   return f.metrics_json.empty()
              ? cohort::OkStatus()
              : cohort::WriteFileAtomically(cohort::FileSystem::Local(), f.metrics_json,
@@ -223,12 +288,11 @@ Status Train(const Flags& f, cohort::Strategy& strategy) {
   }
   nn::Workspaces workspaces;
   cohort::Trainer trainer(strategy, parameters, std::move(options));
-  // Clicks come in no order: nothing to shuffle.
-  const auto training =
-      cohort::data::GeneratedClicks(TrainClicks(f)).Batch(f.global_batch).Prefetch(2);
+  COHORT_ASSIGN_OR_RETURN(const Clicks clicks, ClicksOf(f));
+  const auto training = clicks.training.Batch(f.global_batch).Prefetch(2);
   COHORT_ASSIGN_OR_RETURN(const cohort::History history,
                           trainer.Fit(training, MakeStep(model, workspaces, true)));
-  const auto test = cohort::data::GeneratedClicks(TestClicks(f)).Batch(2048).Prefetch(2);
+  const auto test = clicks.test.Batch(2048).Prefetch(2);
   COHORT_ASSIGN_OR_RETURN(const cohort::EpochResult result,
                           trainer.Evaluate(test, MakeStep(model, workspaces, false)));
   COHORT_ASSIGN_OR_RETURN(const Tensor rows, trainer.Predict(test, MakePredict(model, workspaces)));

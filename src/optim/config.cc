@@ -339,6 +339,25 @@ std::string WriteConfig(std::string_view name,
   return writer.text();
 }
 
+Result<ServerSideConfig> SplitServerSide(const std::string& config) {
+  COHORT_ASSIGN_OR_RETURN(Json rule, ParseObject(config));
+  COHORT_ASSIGN_OR_RETURN(const std::string name, NameIn(rule));
+  ServerSideConfig split;
+  const auto visit = [&](FieldVisitor& fields) { VisitFields(fields, split.options); };
+  Json mine = Json::object();
+  const Json known = Json::parse(WriteConfig(name, visit));
+  for (const auto& [field, unused] : known.items()) {
+    if (field != "name" && rule.contains(field)) {
+      mine[field] = rule[field];
+      rule.erase(field);
+    }
+  }
+  COHORT_ASSIGN_OR_RETURN(split.options, ReadOptions<ServerSideOptions>(name, mine));
+  COHORT_RETURN_IF_ERROR(CheckServerSide(name, split.options));
+  split.rule = rule.dump();
+  return split;
+}
+
 void CheckOptions(std::string_view name, const std::function<void(FieldVisitor&)>& visit_fields) {
   Checker checker(name);
   visit_fields(checker);
@@ -347,8 +366,26 @@ void CheckOptions(std::string_view name, const std::function<void(FieldVisitor&)
 
 }  // namespace optim
 
+std::string ServerSide(const std::string& config, ServerSideOptions options) {
+  const auto visit = [&options](optim::FieldVisitor& fields) { VisitFields(fields, options); };
+  const std::string name = OrThrow(optim::ReadName(config));
+  optim::CheckOptions(name, visit);
+  auto all = optim::Json::parse(config);
+  const auto mine = optim::Json::parse(optim::WriteConfig(name, visit));
+  for (const auto& [field, value] : mine.items()) {
+    Require(field == "name" || !all.contains(field), field + " twice");
+    all[field] = value;
+  }
+  return all.dump();
+}
+
 Result<std::unique_ptr<Optimizer>> MakeOptimizer(const std::string& config) {
-  COHORT_ASSIGN_OR_RETURN(const optim::Json json, optim::ParseObject(config));
+  COHORT_ASSIGN_OR_RETURN(const optim::ServerSideConfig split, optim::SplitServerSide(config));
+  if (split.options != ServerSideOptions()) {
+    COHORT_ASSIGN_OR_RETURN(std::unique_ptr<Optimizer> rule, MakeOptimizer(split.rule));
+    return ServerSide(std::move(rule), split.options);
+  }
+  COHORT_ASSIGN_OR_RETURN(const optim::Json json, optim::ParseObject(split.rule));
   COHORT_ASSIGN_OR_RETURN(const std::string name, optim::NameIn(json));
   if (name == "sgd") {
     return optim::Read(name, json, &Sgd);

@@ -118,7 +118,19 @@ std::string RowWiseAdagradConfig(RowWiseAdagradOptions options) {
 }
 
 Result<std::unique_ptr<RowOptimizer>> RowOptimizer::Make(const std::string& config) {
+  COHORT_ASSIGN_OR_RETURN(const optim::ServerSideConfig split, optim::SplitServerSide(config));
   COHORT_ASSIGN_OR_RETURN(const std::string name, optim::ReadName(config));
+  if (split.options.delay_compensation > 0 || split.options.staleness_scaling) {
+    return InvalidArgument(
+        "optimizer " + name +
+        (split.options.staleness_scaling ? ": staleness_scaling" : ": delay_compensation") +
+        " is not for tables of rows: how old a row's gradient is, nobody knows [give the table an "
+        "optimizer of its own]");
+  }
+  if (split.options != ServerSideOptions()) {
+    COHORT_ASSIGN_OR_RETURN(std::unique_ptr<RowOptimizer> rule, Make(split.rule));
+    return optim::ClipRows(std::move(rule), split.options);
+  }
   if (name == kRowWiseAdagrad) {
     COHORT_ASSIGN_OR_RETURN(const RowWiseAdagradOptions options, optim::ReadRowWiseAdagrad(config));
     return std::make_unique<optim::RowWiseAdagradRule>(options);

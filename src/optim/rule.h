@@ -5,9 +5,11 @@
 
 #include <cohort/optim/optimizers.h>
 #include <cohort/optim/row_optimizer.h>
+#include <cohort/optim/server_side.h>
 
 #include <algorithm>
 #include <functional>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -41,6 +43,18 @@ void VisitFields(FieldVisitor& fields, AdamOptions& options);
 void VisitFields(FieldVisitor& fields, AdamWOptions& options);
 void VisitFields(FieldVisitor& fields, FtrlOptions& options);
 void VisitFields(FieldVisitor& fields, RowWiseAdagradOptions& options);
+void VisitFields(FieldVisitor& fields, ServerSideOptions& options);
+
+// What of a configuration is the server side's, and the rest.
+struct ServerSideConfig {
+  std::string rule;
+  ServerSideOptions options;
+};
+Result<ServerSideConfig> SplitServerSide(const std::string& config);
+// InvalidArgument: options that do not go with the rule.
+Status CheckServerSide(std::string_view rule, const ServerSideOptions& options);
+std::unique_ptr<RowOptimizer> ClipRows(std::unique_ptr<RowOptimizer> rule,
+                                       ServerSideOptions options);
 
 // From a configuration whose name is row_wise_adagrad; InvalidArgument as MakeOptimizer's.
 Result<RowWiseAdagradOptions> ReadRowWiseAdagrad(const std::string& config);

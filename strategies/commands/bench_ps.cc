@@ -271,14 +271,14 @@ struct Subject {
     gradient = std::make_unique<std::vector<float>>(static_cast<std::size_t>(bytes / 4), 1.0F);
     values.resize(gradient->size());
     const std::string address = "127.0.0.1:" + std::to_string(port);
-    client = ps::Client::Make(spec, {address}, {.incarnation = 1, .task = "worker:0"});
+    client = ps::Client::Make(spec, {address}, {.client = 1, .task = "worker:0"});
     COHORT_RETURN_IF_ERROR(client->Declare());
     COHORT_RETURN_IF_ERROR(client->Assign(values, {}, 0));
     std::uint64_t incarnation = 10;
     for (const DType wire : {DType::kFloat16, DType::kBFloat16}) {
       rounding[wire] = ps::Client::Make(
           spec, {address},
-          {.incarnation = ++incarnation, .task = "worker:0", .wire = {.push = wire, .pull = wire}});
+          {.client = ++incarnation, .task = "worker:0", .wire = {.push = wire, .pull = wire}});
     }
     link = ps::FrameLink::Make(
         {"ps:0"}, [=](int) { return Endpoint(address); }, std::chrono::milliseconds(10'000),

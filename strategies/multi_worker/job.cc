@@ -90,7 +90,7 @@ class JobMembership final : public Membership {
                               client_->Wait(ps::ServerKey(s), DeadlineAfter(join_timeout_)));
       addresses.push_back(address);
     }
-    const ps::ClientOptions options{.incarnation = client_->incarnation(),
+    const ps::ClientOptions options{.client = client_->incarnation(),
                                     .task = config_.task.ToString(),
                                     .peer_timeout = heartbeat_timeout_,
                                     .read_timeout = collective_timeout_};

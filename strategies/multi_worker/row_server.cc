@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include <cohort/optim/server_side.h>
+
 #include "parameter_server/dataset.h"
 #include "parameter_server/job.h"
 
@@ -24,6 +26,7 @@ class RowServer final : public Strategy {
   Status Bind(ParameterSet& parameters, std::unique_ptr<Optimizer> optimizer) override {
     Require(optimizer_ == nullptr, "Bind once");
     Require(parameters.built() && optimizer != nullptr, "built parameters and an optimizer");
+    COHORT_RETURN_IF_ERROR(RefuseServerSide(*optimizer, kind_));
     if (parameters.tables().empty()) {
       return FailedPrecondition(cluster().task.ToString() + " under " + kind_ +
                                 " holds sparse tables, and the model has none [start without ps "

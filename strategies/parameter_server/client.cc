@@ -73,7 +73,7 @@ class GrpcClient final : public Client {
   std::uint64_t staleness() const override { return staleness_; }
   bool late() const override { return late_; }
   Status Pause() override;
-  Status Retire(std::uint64_t incarnation) override;
+  Status Retire(std::uint64_t client) override;
   Result<StoreStats> Stats() override;
   Status Drain() override;
 
@@ -89,7 +89,7 @@ class GrpcClient final : public Client {
   Status Control(std::size_t server, const Rpc& rpc);
   FrameHeader Header() const {
     FrameHeader header;
-    header.set_client(options_.incarnation);
+    header.set_client(options_.client);
     header.set_layout(fingerprint_);
     header.set_epoch(options_.epoch);
     return header;
@@ -514,9 +514,9 @@ Status GrpcClient::Pause() {
   return link_->Run(requests, Into({}, {}));
 }
 
-Status GrpcClient::Retire(std::uint64_t incarnation) {
+Status GrpcClient::Retire(std::uint64_t client) {
   RetireRequest request;
-  request.set_client(incarnation);
+  request.set_client(client);
   Status first;
   for (std::size_t s = 0; s < control_.size(); ++s) {
     const Status status = Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {

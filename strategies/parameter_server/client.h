@@ -27,9 +27,9 @@
 namespace cohort::ps {
 
 struct ClientOptions {
-  std::uint64_t incarnation = 1;  // of this process: never used by another, nor by its successor
-  std::string task;               // "worker:1", for messages
-  std::uint64_t epoch = 0;        // of the servers' values; those of another are Unavailable
+  std::uint64_t client = 1;  // this process: never another, nor its successor
+  std::string task;          // "worker:1", for messages
+  std::uint64_t epoch = 0;   // of the servers' values; those of another are Unavailable
   std::chrono::milliseconds peer_timeout{10'000};
   // How long a read may wait, under bounded staleness, for workers that are behind.
   std::chrono::milliseconds read_timeout{120'000};
@@ -55,8 +55,8 @@ class Client {
   // Tells every server what the model is; FailedPrecondition where one knows another.
   virtual Status Declare() = 0;
   // The chief's: begins the client's epoch on every server, which is NOT_READY until all is
-  // assigned; nothing of the clients `retired` is taken in it. Returns the greatest version that a
-  // server had until then.
+  // assigned; nothing of the clients `retired`, the first and the last of each range, is taken in
+  // it. Returns the greatest version that a server had until then.
   virtual Result<std::uint64_t> Begin(std::span<const std::uint64_t> retired) = 0;
   // The same, but servers that have values keep them. `version`: the greatest of those that do.
   struct Kept {
@@ -85,8 +85,8 @@ class Client {
   virtual bool late() const = 0;
   // Nobody waits for this client until its next step.
   virtual Status Pause() = 0;
-  // From any thread: no server waits for `incarnation`, or takes anything of it, any more.
-  virtual Status Retire(std::uint64_t incarnation) = 0;
+  // From any thread: no server waits for `client`, or takes anything of it, any more.
+  virtual Status Retire(std::uint64_t client) = 0;
   // For a round that is complete, or that `commit` completes, where the optimizer clips by the norm
   // of the whole gradient: has every server apply its sums. Every worker may call; the first
   // counts.

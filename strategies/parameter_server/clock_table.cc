@@ -54,11 +54,11 @@ void ClockTable::Pause(std::uint64_t worker) {
   changed_.notify_all();
 }
 
-void ClockTable::Retire(std::uint64_t worker) {
+void ClockTable::Retire(std::uint64_t first, std::uint64_t last) {
   {
     const std::lock_guard lock(mutex_);
-    workers_.erase(worker);
-    retired_.insert(worker);
+    workers_.erase(workers_.lower_bound(first), workers_.upper_bound(last));
+    retired_.Add(first, last);
   }
   changed_.notify_all();
 }

@@ -17,10 +17,11 @@
 #include <cstdint>
 #include <map>
 #include <mutex>
-#include <set>
 #include <string>
 
 #include <cohort/core/clock.h>
+
+#include "parameter_server/retired_clients.h"
 
 namespace cohort::ps {
 
@@ -31,7 +32,8 @@ class ClockTable {
   // `name`: for Slowest.
   void Advance(std::uint64_t worker, const std::string& name = {});
   void Pause(std::uint64_t worker);
-  void Retire(std::uint64_t worker);
+  void Retire(std::uint64_t first, std::uint64_t last);  // all from the one to the other
+  void Retire(std::uint64_t worker) { Retire(worker, worker); }
   // Nobody has made a step; those that were retired stay so.
   void Reset();
   // Until a read of `worker` is fresh; false at the deadline.
@@ -58,7 +60,7 @@ class ClockTable {
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::map<std::uint64_t, Worker> workers_;
-  std::set<std::uint64_t> retired_;  // never enter again
+  RetiredClients retired_;  // never enter again
   Stats stats_;
 };
 

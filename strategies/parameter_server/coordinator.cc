@@ -17,7 +17,8 @@ Status NotBeenThere(std::int64_t step) {
 
 }  // namespace
 
-Coordinator::Coordinator(CoordinatorOptions options) : options_(std::move(options)) {
+Coordinator::Coordinator(CoordinatorOptions options)
+    : options_(std::move(options)), next_client_(options_.first_client) {
   for (const TaskId& worker : options_.workers) {
     workers_[worker] = {};
   }
@@ -109,13 +110,13 @@ void Coordinator::NoteEnd(const TaskId& worker, std::optional<JournalState::End>
   }
 }
 
-void Coordinator::Gone(std::uint64_t incarnation) const {
-  if (options_.on_gone && incarnation != 0) {
-    options_.on_gone(incarnation);
+void Coordinator::Gone(std::uint64_t client) const {
+  if (options_.on_gone && client != 0) {
+    options_.on_gone(client);
   }
 }
 
-Status Coordinator::Attach(const Sender& sender) {
+Result<std::uint64_t> Coordinator::Attach(const Sender& sender) {
   std::uint64_t gone = 0;
   std::unique_lock lock(mutex_);
   const auto found = workers_.find(sender.task);
@@ -139,14 +140,18 @@ Status Coordinator::Attach(const Sender& sender) {
     if (worker.phase == Phase::kDone || worker.phase == Phase::kLost) {
       NoteEnd(sender.task, std::nullopt);
     }
-    gone = worker.incarnation;
-    worker = {.phase = Phase::kAttached, .incarnation = sender.incarnation};
+    gone = worker.client;
+    worker = {.phase = Phase::kAttached,
+              .incarnation = sender.incarnation,
+              .client = next_client_ == 0 ? ++next_client_ : next_client_};
+    ++next_client_;
   }
+  const std::uint64_t client = worker.client;
   lonely_since_.reset();
   changed_.notify_all();
   lock.unlock();
   Gone(gone);
-  return {};
+  return client;
 }
 
 // Until something has changed; false at the deadline.
@@ -434,8 +439,9 @@ Status Coordinator::Done(const Sender& sender) {
   NoteEnd(sender.task, JournalState::End::kDone);
   Release(sender.task, Aborted("it has left"));
   changed_.notify_all();
+  const std::uint64_t gone = workers_[sender.task].client;
   lock.unlock();
-  Gone(sender.incarnation);
+  Gone(gone);
   return {};
 }
 
@@ -454,7 +460,7 @@ void Coordinator::Lost(const TaskId& task, const Status& why) {
   Release(task, why);
   StartLoneliness();
   changed_.notify_all();
-  const std::uint64_t gone = worker->second.incarnation;
+  const std::uint64_t gone = worker->second.client;
   lock.unlock();
   Gone(gone);
 }

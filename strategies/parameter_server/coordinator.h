@@ -85,9 +85,10 @@ struct CoordinatorOptions {
   // How long a job without any worker waits for one to come back.
   std::chrono::milliseconds rejoin_timeout{300'000};
   int backup_workers = 0;  // of rounds
-  // A worker's process that is done, lost or replaced: nothing more of it counts. From any thread.
-  std::function<void(std::uint64_t incarnation)> on_gone;
-  Journal* journal = nullptr;  // where to note what another chief would have to know
+  // A client that is done, lost or replaced: nothing more of it counts. From any thread.
+  std::function<void(std::uint64_t client)> on_gone;
+  std::uint64_t first_client = 1;  // another coordinator's are far away
+  Journal* journal = nullptr;      // where to note what another chief would have to know
   Log log;
 };
 
@@ -103,8 +104,9 @@ class Coordinator {
   Status Open(std::int64_t step, std::uint64_t digest = 0);
 
   // A new incarnation takes the place of the old one at once. Other calls of an incarnation that is
-  // not, or no more, a worker's are Aborted.
-  Status Attach(const Sender& sender);
+  // not, or no more, a worker's are Aborted. Returns what the servers are to know it by: clients
+  // are numbered one after the other (retired_clients.h).
+  Result<std::uint64_t> Attach(const Sender& sender);
   // FailedPrecondition if another process has other data under this number.
   Status OpenDataset(const std::string& who, int dataset, const DatasetInfo& info);
   Result<SplitReply> NextSplit(const Sender& sender, const EpochKey& epoch,
@@ -189,6 +191,7 @@ class Coordinator {
   struct Worker {
     Phase phase = Phase::kExpected;
     std::uint64_t incarnation = 0;
+    std::uint64_t client = 0;  // 0: none yet
     Status end;
   };
   using Epoch = EpochCourse;
@@ -198,7 +201,7 @@ class Coordinator {
   Status CheckSender(const Sender& sender) const;
   Result<Epoch*> FindEpoch(const EpochKey& key, std::int64_t first_batch, bool rounds);
   void Release(const TaskId& worker, const Status& why);
-  void Gone(std::uint64_t incarnation) const;  // without the lock
+  void Gone(std::uint64_t client) const;  // without the lock
   Status CheckLonely() const;
   void StartLoneliness();
   Status CheckStranger(const TaskId& worker) const;
@@ -237,6 +240,7 @@ class Coordinator {
   Status failure_;
   Status journal_failure_;
   std::optional<Deadline> lonely_since_;
+  std::uint64_t next_client_;
   Status last_loss_;
   bool stopped_ = false;
 };
@@ -256,7 +260,7 @@ class CoordinatorServer {
 class CoordinatorClient {
  public:
   virtual ~CoordinatorClient() = default;
-  virtual Status Attach() = 0;
+  virtual Result<std::uint64_t> Attach() = 0;  // as Coordinator's
   // The servers' epoch that this process is in from now on.
   virtual void SetEpoch(std::uint64_t epoch) = 0;
   // The view, when it is another one than that, or after a second or so.

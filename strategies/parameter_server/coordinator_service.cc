@@ -51,9 +51,13 @@ class Service final : public Coordination::Service {
  public:
   explicit Service(Coordinator& coordinator) : coordinator_(coordinator) {}
 
-  grpc::Status Attach(grpc::ServerContext*, const AttachRequest* request, AttachReply*) override {
-    return Answer(request->sender(),
-                  [&](const Sender& sender) -> Status { return coordinator_.Attach(sender); });
+  grpc::Status Attach(grpc::ServerContext*, const AttachRequest* request,
+                      AttachReply* reply) override {
+    return Answer(request->sender(), [&](const Sender& sender) -> Status {
+      COHORT_ASSIGN_OR_RETURN(const std::uint64_t client, coordinator_.Attach(sender));
+      reply->set_client(client);
+      return {};
+    });
   }
 
   grpc::Status AwaitView(grpc::ServerContext*, const ViewRequest* request,
@@ -219,11 +223,13 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
     self_.set_incarnation(self.incarnation);
   }
 
-  Status Attach() override {
+  Result<std::uint64_t> Attach() override {
     AttachRequest request;
     *request.mutable_sender() = self_;
     AttachReply reply;
-    return Call([&](grpc::ClientContext* c) { return stub_->Attach(c, request, &reply); });
+    COHORT_RETURN_IF_ERROR(
+        Call([&](grpc::ClientContext* c) { return stub_->Attach(c, request, &reply); }));
+    return reply.client();
   }
 
   void SetEpoch(std::uint64_t epoch) override { self_.set_epoch(epoch); }

@@ -10,6 +10,7 @@
 #include <fmt/format.h>
 
 #include "parameter_server/wire.h"
+#include "process_identity.h"
 
 namespace cohort::ps {
 namespace {
@@ -111,10 +112,10 @@ class Retirements {
     changed_.notify_all();
     thread_.join();
   }
-  void Add(std::uint64_t incarnation) {
+  void Add(std::uint64_t client) {
     {
       const std::lock_guard lock(mutex_);
-      waiting_.push_back(incarnation);
+      waiting_.push_back(client);
     }
     changed_.notify_all();
   }
@@ -131,12 +132,12 @@ class Retirements {
       if (stopped_) {
         return;
       }
-      const std::uint64_t incarnation = waiting_.front();
+      const std::uint64_t client = waiting_.front();
       waiting_.pop_front();
       telling_ = true;
       lock.unlock();
       // A server that cannot be told is lost, and ends the job.
-      (void)client_.Retire(incarnation);
+      (void)client_.Retire(client);
       lock.lock();
       telling_ = false;
     }
@@ -258,7 +259,8 @@ Status Job::StartServices() {
         CoordinatorOptions{.workers = workers_,
                            .rejoin_timeout = join_timeout_,
                            .backup_workers = backup_workers_,
-                           .on_gone = [this](std::uint64_t incarnation) { Gone(incarnation); },
+                           .on_gone = [this](std::uint64_t client) { Gone(client); },
+                           .first_client = NewIncarnation(),
                            .journal = journal_.get(),
                            .log = log_});
     COHORT_ASSIGN_OR_RETURN(
@@ -357,7 +359,9 @@ Status Job::FindCoordinator() {
       coordinator_client_->Abort(failure_);
     }
   }
-  COHORT_RETURN_IF_ERROR(Explain(coordinator_client_->Attach()));
+  const Result<std::uint64_t> number = coordinator_client_->Attach();
+  COHORT_RETURN_IF_ERROR(Explain(number.status()));
+  number_ = *number;
   if (is_chief()) {
     coordinator_client_->SetEpoch(epoch_);
     return {};
@@ -507,11 +511,13 @@ void Job::Told(const ServerView& view) {
   view_changed_.notify_all();
 }
 
-void Job::Gone(std::uint64_t incarnation) {
+void Job::Gone(std::uint64_t client) {
   const std::lock_guard lock(failure_mutex_);
-  gone_.insert(incarnation);
+  gone_.Add(client);
   if (retirements_ != nullptr) {
-    retirements_->Add(incarnation);
+    retirements_->Add(client);
+  } else {
+    untold_.push_back(client);
   }
 }
 
@@ -611,12 +617,20 @@ void Job::StopRetirements() {
   stopped = std::move(retirements_);
 }
 
+void Job::StartRetirements() {
+  auto retirements = std::make_unique<Retirements>(*client_);
+  const std::lock_guard lock(failure_mutex_);
+  for (const std::uint64_t client : std::exchange(untold_, {})) {
+    retirements->Add(client);
+  }
+  retirements_ = std::move(retirements);
+}
+
 Client& Job::Connect(const ModelSpec& spec) {
   spec_ = spec;
   MakeClients(epoch_);
   if (is_chief()) {
-    const std::lock_guard lock(failure_mutex_);
-    retirements_ = std::make_unique<Retirements>(*client_);
+    StartRetirements();
   }
   return *client_;
 }
@@ -625,7 +639,7 @@ Client& Job::Connect(const ModelSpec& spec) {
 // expect in an epoch.
 void Job::MakeClients(std::uint64_t epoch) {
   const ClientOptions options{
-      .incarnation = coordination_->incarnation(),
+      .client = number_ != 0 ? number_ : coordination_->incarnation(),
       .task = config_.task.ToString(),
       .epoch = epoch,
       .peer_timeout = heartbeat_timeout_,
@@ -777,7 +791,8 @@ Status Job::BeginEpoch(const Restore& restore, std::set<int>* without, std::uint
   std::vector<std::uint64_t> retired;
   {
     const std::lock_guard lock(failure_mutex_);
-    retired.assign(gone_.begin(), gone_.end());
+    retired = gone_.Ranges();
+    untold_.clear();
   }
   COHORT_RETURN_IF_ERROR(client_->Declare());
   if (partial()) {
@@ -793,14 +808,7 @@ Status Job::BeginEpoch(const Restore& restore, std::set<int>* without, std::uint
     *newest = std::max(*newest, version);
     COHORT_ASSIGN_OR_RETURN(*step, restore(nullptr));
   }
-  auto retirements = std::make_unique<Retirements>(*client_);
-  const std::lock_guard lock(failure_mutex_);
-  for (const std::uint64_t incarnation : gone_) {
-    if (std::find(retired.begin(), retired.end(), incarnation) == retired.end()) {
-      retirements->Add(incarnation);
-    }
-  }
-  retirements_ = std::move(retirements);
+  StartRetirements();
   return {};
 }
 

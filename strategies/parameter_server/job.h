@@ -35,6 +35,7 @@
 
 #include "parameter_server/client.h"
 #include "parameter_server/coordinator.h"
+#include "parameter_server/retired_clients.h"
 #include "parameter_server/row_client.h"
 #include "parameter_server/server.h"
 
@@ -154,7 +155,8 @@ class Job {
   void MakeClients(std::uint64_t epoch);
   Status FailJob(const Status& why);
   std::string NamesOfLost() const;
-  void Gone(std::uint64_t incarnation);  // a worker's process
+  void Gone(std::uint64_t client);  // a worker's process
+  void StartRetirements();
   void StopRetirements();
   bool RetirementsTold() const;
 
@@ -188,7 +190,8 @@ class Job {
   std::vector<std::string> server_addresses_;
   mutable std::mutex failure_mutex_;  // guards what follows, the pointers against Fail
   Status failure_;
-  std::uint64_t epoch_ = 0;  // of the clients
+  std::uint64_t epoch_ = 0;   // of the clients
+  std::uint64_t number_ = 0;  // theirs in a worker, of the coordinator
   // Elsewhere than in the chief: the view that it told last, and when.
   ServerView view_;
   std::chrono::steady_clock::time_point heard_;
@@ -203,7 +206,8 @@ class Job {
   };
   std::map<int, Loss> lost_;  // servers in whose place nobody is known
   int losses_ = 0;
-  std::set<std::uint64_t> gone_;  // workers' processes
+  RetiredClients gone_;                // workers' processes
+  std::vector<std::uint64_t> untold_;  // of them, while there is nothing to tell servers with
   std::set<TaskId> lost_workers_;
   std::unique_ptr<Client> client_;
   std::unique_ptr<RowClient> row_client_;

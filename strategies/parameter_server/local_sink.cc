@@ -67,6 +67,21 @@ std::span<float> LocalSink::Accumulator(int parameter) {
   return span;
 }
 
+void LocalSink::ClipEach(double scale, double clip_norm) {
+  for (int p = 0; p < parameters_.size(); ++p) {
+    if (!parameters_[p].trainable) {
+      continue;
+    }
+    const std::span<float> gradient = SpanOf(p);
+    const double factor = ClipFactor(cohort::SquaredNorm(gradient) * scale * scale, clip_norm);
+    if (factor < 1) {  // what is not finite is the server's to name
+      for (float& g : gradient) {
+        g *= static_cast<float>(factor);
+      }
+    }
+  }
+}
+
 void LocalSink::AddSlices(int parameter, const IndexedSlices& slices) {
   const std::span<float> to = Accumulator(parameter);
   const Shape& shape = parameters_[parameter].shape;

@@ -28,6 +28,8 @@ class LocalSink final : public GradientSink {
   double weight() const { return weight_; }
   std::span<float> arena() const { return arena_.data<float>(); }
   double SquaredNorm() const;  // over the trainable parameters
+  // Scales the gradient of each so that `scale` times its norm is at most `clip_norm`.
+  void ClipEach(double scale, double clip_norm);
   // What the pass had for the tables.
   std::vector<RowClient::Gradients> rows() const;
 

@@ -515,6 +515,7 @@ Status Implementation::OpenData() {
 Status Implementation::Bind(ParameterSet& parameters, std::unique_ptr<Optimizer> optimizer) {
   Require(parameters_ == nullptr, "Bind once");
   Require(parameters.built() && optimizer != nullptr, "built parameters and an optimizer");
+  COHORT_RETURN_IF_ERROR(ps::CheckServerSide(*optimizer, options_.consistency));
   const ps::ModelSpec spec =
       ps::ModelSpec::Of(parameters, optimizer->config(), options_.consistency, job_->num_servers());
   tables_ = spec.tables;
@@ -923,6 +924,10 @@ Result<StepResult> Implementation::StepAlone(const data::Batch& part, const Step
   }
   PutFixedValues(/*difference=*/true);
   const double weight = PushWeight(mine.weight);
+  if (const ServerSideOptimizer* const side = ServerSideOptimizer::Of(*optimizer_);
+      side != nullptr && side->options().clip_norm > 0) {
+    sink_->ClipEach(static_cast<float>(1.0 / weight), side->options().clip_norm);
+  }
   double clip = 1;
   if (optimizer_->global_clip_norm() > 0) {
     const double scale = static_cast<float>(1.0 / weight);

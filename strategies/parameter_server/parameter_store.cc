@@ -33,6 +33,26 @@ void ReadFloats(PayloadReader& payload, std::span<float> to) {
 
 }  // namespace
 
+Status CheckServerSide(const Optimizer& optimizer, const Consistency& consistency) {
+  const ServerSideOptimizer* const server_side = ServerSideOptimizer::Of(optimizer);
+  if (server_side == nullptr || !consistency.synchronous()) {
+    return {};
+  }
+  const ServerSideOptions& options = server_side->options();
+  const std::string field = options.clip_norm > 0            ? "clip_norm"
+                            : options.delay_compensation > 0 ? "delay_compensation"
+                            : options.staleness_scaling      ? "staleness_scaling"
+                                                             : "";
+  return field.empty() ? OkStatus()
+                       : InvalidArgument(
+                             "optimizer " + std::string(optimizer.name()) + ": " + field +
+                             " is for single pushes, which consistency " + consistency.ToString() +
+                             " does not apply [consistency async or "
+                             "ssp; " +
+                             (options.clip_norm > 0 ? "or global_clip_norm]"
+                                                    : "a round's gradients are not stale]"));
+}
+
 Status ParameterStore::Declare(const ModelSpec& spec, const std::string& who) {
   const std::lock_guard lock(declare_mutex_);
   if (declared_) {
@@ -43,6 +63,8 @@ Status ParameterStore::Declare(const ModelSpec& spec, const std::string& who) {
                            " servers to server " + std::to_string(server_));
   }
   COHORT_ASSIGN_OR_RETURN(optimizer_, MakeOptimizer(spec.optimizer));
+  COHORT_RETURN_IF_ERROR(CheckServerSide(*optimizer_, spec.consistency));
+  server_side_ = ServerSideOptimizer::Of(*optimizer_);
   rounds_ = spec.consistency.synchronous();
   elects_ = rounds_ && spec.consistency.backup_workers > 0;
   clips_ = rounds_ && optimizer_->global_clip_norm() > 0;
@@ -80,6 +102,7 @@ std::uint64_t ParameterStore::ForgetClients() {
     if (block != nullptr) {
       const std::lock_guard lock(block->mutex);
       version = std::min(version, block->version);
+      block->pulled.clear();
     }
   }
   ledger_.Reset();
@@ -104,6 +127,7 @@ std::uint64_t ParameterStore::Reset() {
     }
     block->version = 0;
     block->assigned = false;
+    block->pulled.clear();
     block->attempt = 0;
     block->parts.clear();
     block->waits = false;
@@ -178,6 +202,7 @@ Error ParameterStore::Assign(const FrameHeader& header, PayloadReader payload) {
       }
     }
     block.version = header.versions(i);
+    block.pulled.clear();
     block.parts.clear();
     block.waits = false;
     if (!block.assigned) {
@@ -297,10 +322,8 @@ Error ParameterStore::Push(const FrameHeader& header, PayloadReader payload, Pus
   const PushLedger::Claimed claimed = ledger_.Claim(header.client(), header.sequence());
   if (claimed != PushLedger::Claimed::kNew) {
     const std::lock_guard lock(stats_mutex_);
-    ++(claimed == PushLedger::Claimed::kFenced ? stats_.rejected : stats_.duplicates);
-    return claimed == PushLedger::Claimed::kFenced
-               ? MakeError(Error::FENCED, "this worker was given up, its work went to others")
-               : Error();
+    ++(claimed == PushLedger::Claimed::kRepeated ? stats_.duplicates : stats_.rejected);
+    return RefusalOf(claimed);
   }
   std::uint64_t late = 0;
   for (int i = 0; i < header.chunks_size(); ++i) {
@@ -347,7 +370,7 @@ Error ParameterStore::Admit(const FrameHeader& header, Deadline deadline) {
     return MakeError(Error::BAD_FRAME, "a bounded read where staleness is not bounded");
   }
   if (ledger_.retired(header.client())) {
-    return MakeError(Error::FENCED, "this worker was given up, its work went to others");
+    return RefusalOf(PushLedger::Claimed::kFenced);
   }
   return clocks_->Await(header.client(), deadline, header.sender())
              ? Error()
@@ -363,10 +386,19 @@ void ParameterStore::Pause(std::uint64_t client) {
   }
 }
 
-void ParameterStore::Retire(std::uint64_t client) {
-  ledger_.Retire(client);
-  if (declared_.load(std::memory_order_acquire) && clocks_ != nullptr) {
-    clocks_->Retire(client);
+void ParameterStore::Retire(std::uint64_t first, std::uint64_t last) {
+  ledger_.Retire(first, last);
+  if (!declared_.load(std::memory_order_acquire)) {
+    return;
+  }
+  if (clocks_ != nullptr) {
+    clocks_->Retire(first, last);
+  }
+  for (const auto& block : blocks_) {
+    if (block != nullptr && compensates()) {
+      const std::lock_guard lock(block->mutex);
+      block->pulled.erase(block->pulled.lower_bound(first), block->pulled.upper_bound(last));
+    }
   }
 }
 
@@ -374,7 +406,12 @@ std::uint64_t ParameterStore::ApplyAsynchronous(Block& block, const FrameHeader&
                                                 std::uint64_t base, PayloadReader& payload) {
   const std::uint64_t staleness = block.version > base ? block.version - base : 0;
   if (block.chunk.trainable) {
-    Update(block, payload, ScaleOf(header.weight(), header.clip() == 0 ? 1 : header.clip()));
+    const auto pulled = block.pulled.find(header.client());
+    const bool known =
+        staleness > 0 && pulled != block.pulled.end() && pulled->second.version == base;
+    Update(block, payload, ScaleOf(header.weight(), header.clip() == 0 ? 1 : header.clip()),
+           known ? std::span<const float>(pulled->second.values) : std::span<const float>(),
+           staleness);
   } else {
     // What is not trained moves by the difference that the worker's step made.
     std::size_t done = 0;
@@ -572,7 +609,8 @@ Status ParameterStore::Settle(std::uint64_t layout, std::uint64_t round, double 
   return {};
 }
 
-void ParameterStore::Update(Block& block, PayloadReader& gradient, float scale) {
+void ParameterStore::Update(Block& block, PayloadReader& gradient, float scale,
+                            std::span<const float> pulled, std::uint64_t staleness) {
   PayloadReader::Staging staging;
   std::vector<std::span<float>> slots(block.slots.size());
   std::size_t done = 0;
@@ -581,11 +619,17 @@ void ParameterStore::Update(Block& block, PayloadReader& gradient, float scale) 
     for (std::size_t s = 0; s < slots.size(); ++s) {
       slots[s] = std::span(block.slots[s]).subspan(done, run.size());
     }
-    optimizer_->Apply({.value = std::span(block.value).subspan(done, run.size()),
-                       .gradient = run,
-                       .slots = slots,
-                       .gradient_scale = scale,
-                       .step = static_cast<std::int64_t>(block.version) + 1});
+    const OptimizerUpdate update = {.value = std::span(block.value).subspan(done, run.size()),
+                                    .gradient = run,
+                                    .slots = slots,
+                                    .gradient_scale = scale,
+                                    .step = static_cast<std::int64_t>(block.version) + 1};
+    if (server_side_ != nullptr) {
+      server_side_->ApplyLate(update, pulled.empty() ? pulled : pulled.subspan(done, run.size()),
+                              staleness);
+    } else {
+      optimizer_->Apply(update);
+    }
     done += run.size();
   }
 }
@@ -615,12 +659,25 @@ Error ParameterStore::Plan(const FrameHeader& header, std::vector<Reading>* read
   return {};
 }
 
-bool ParameterStore::Copy(Reading& reading, bool slots, std::span<float> to, DType wire) const {
-  const Block& block = *blocks_[static_cast<std::size_t>(reading.chunk)];
+bool ParameterStore::Copy(Reading& reading, bool slots, std::span<float> to, DType wire,
+                          std::uint64_t client) {
+  Block& block = *blocks_[static_cast<std::size_t>(reading.chunk)];
   const std::lock_guard lock(block.mutex);
   reading.version = block.version;
-  if (block.chunk.trainable && wire != DType::kFloat32) {
-    return EncodeValues(wire, block.value, to);
+  const bool encoded = block.chunk.trainable && wire != DType::kFloat32;
+  if (encoded && !EncodeValues(wire, block.value, to)) {
+    return false;
+  }
+  if (client != 0 && compensates() && block.chunk.trainable && !ledger_.retired(client)) {
+    Pulled& pulled = block.pulled[client];
+    pulled.version = block.version;
+    pulled.values = block.value;
+    if (encoded) {
+      DecodeValues(wire, to, pulled.values);  // what the gradients will be computed from
+    }
+  }
+  if (encoded) {
+    return true;
   }
   float* out = std::copy(block.value.begin(), block.value.end(), to.data());
   if (slots) {

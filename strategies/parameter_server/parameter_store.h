@@ -11,6 +11,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -20,6 +21,8 @@
 #include <cohort/core/clock.h>
 #include <cohort/core/status.h>
 #include <cohort/optim/optimizer.h>
+#include <cohort/optim/server_side.h>
+#include <cohort/strategies/consistency.h>
 
 #include "parameter_server/clock_table.h"
 #include "parameter_server/frame.h"
@@ -40,6 +43,9 @@ struct StoreStats {
   std::uint64_t parked = 0;    // reads that waited until they were fresh
   std::uint64_t max_lead = 0;  // steps that a worker was ahead of the slowest when it read
 };
+
+// InvalidArgument: an option of the server side that needs single pushes, where there are rounds.
+Status CheckServerSide(const Optimizer& optimizer, const Consistency& consistency);
 
 class ParameterStore {
  public:
@@ -68,8 +74,9 @@ class ParameterStore {
   // it is fresh; NOT_YET at the deadline.
   Error Admit(const FrameHeader& header, Deadline deadline);
   void Pause(std::uint64_t client);
-  // Nothing more of that client is taken: FENCED.
-  void Retire(std::uint64_t client);
+  // Nothing more of the clients from `first` to `last` is taken: FENCED.
+  void Retire(std::uint64_t first, std::uint64_t last);
+  void Retire(std::uint64_t client) { Retire(client, client); }
 
   // Under synchronous application with clipping a round that is complete waits for its factor.
   // FailedPrecondition: not all parts are there, or the rounds are others.
@@ -89,8 +96,10 @@ class ParameterStore {
   // The chunks of a pull (or of a push with `pull`) that are new enough, with their sizes; copied
   // by Copy, which sets the version that was copied. Two steps, so that the caller owns the memory.
   Error Plan(const FrameHeader& header, std::vector<Reading>* readings) const;
-  // `wire`: as FrameHeader::pull_wire. False: a value is too large for it.
-  bool Copy(Reading& reading, bool slots, std::span<float> to, DType wire = DType::kFloat32) const;
+  // `wire`: as FrameHeader::pull_wire. False: a value is too large for it. `client`: whose
+  // gradients will be computed from it, or 0.
+  bool Copy(Reading& reading, bool slots, std::span<float> to, DType wire = DType::kFloat32,
+            std::uint64_t client = 0);
   std::uint64_t version(int chunk) const;
 
   StoreStats stats() const;
@@ -103,6 +112,11 @@ class ParameterStore {
     double weight = 0;
     std::vector<float> values;
   };
+  // What a client was given last, where gradients are compensated for what has moved since.
+  struct Pulled {
+    std::uint64_t version = 0;
+    std::vector<float> values;
+  };
   struct Block {
     Chunk chunk;
     mutable std::mutex mutex;
@@ -111,6 +125,7 @@ class ParameterStore {
     std::vector<std::vector<float>> slots;
     std::uint64_t version = 0;
     bool assigned = false;
+    std::map<std::uint64_t, Pulled> pulled;  // by client
     // The synchronous round version + 1 as far as it has arrived.
     std::uint32_t attempt = 0;
     std::vector<Part> parts;
@@ -133,7 +148,12 @@ class ParameterStore {
   void Complete(Block& block);
   void Finish(Block& block, double factor);
   Status CheckRound(const Block& block, std::uint64_t round) const;
-  void Update(Block& block, PayloadReader& gradient, float scale);
+  // Of a gradient that was computed from `pulled`, if that is known, `staleness` updates ago.
+  void Update(Block& block, PayloadReader& gradient, float scale,
+              std::span<const float> pulled = {}, std::uint64_t staleness = 0);
+  bool compensates() const {
+    return server_side_ != nullptr && server_side_->options().delay_compensation > 0;
+  }
   Block* Find(std::uint32_t chunk) const;
 
   const int server_;
@@ -142,7 +162,8 @@ class ParameterStore {
   ModelSpec spec_;
   std::uint64_t fingerprint_ = 0;
   std::unique_ptr<Optimizer> optimizer_;
-  bool rounds_ = false;                         // synchronous
+  const ServerSideOptimizer* server_side_ = nullptr;  // optimizer_, if it has such options
+  bool rounds_ = false;                               // synchronous
   bool elects_ = false;                         // a round is applied when a commit names its parts
   bool clips_ = false;                          // rounds wait for a factor
   std::unique_ptr<ClockTable> clocks_;          // under bounded staleness

@@ -1,47 +1,39 @@
 #include "parameter_server/push_ledger.h"
 
 #include <algorithm>
-#include <utility>
+#include <string>
 
 namespace cohort::ps {
 
 PushLedger::Claimed PushLedger::Claim(std::uint64_t client, std::uint64_t sequence) {
   std::unique_lock lock(mutex_);
-  if (retired_.contains(client)) {
-    return Claimed::kFenced;
-  }
-  if (clients_.size() >= kMaxClients && !clients_.contains(client)) {
-    const auto oldest =
-        std::min_element(clients_.begin(), clients_.end(), [](const auto& a, const auto& b) {
-          return std::pair(!a.second.applying.empty(), a.second.last_use) <
-                 std::pair(!b.second.applying.empty(), b.second.last_use);
-        });
-    if (oldest->second.applying.empty()) {
-      clients_.erase(oldest);
-    }
-  }
-  Client& record = clients_[client];
-  record.last_use = ++uses_;
-  const auto at_work = [&] {
-    return std::ranges::find(record.applying, sequence) != record.applying.end();
-  };
   for (;;) {
+    if (retired_.contains(client)) {
+      return Claimed::kFenced;
+    }
+    auto found = clients_.find(client);
+    if (found == clients_.end()) {
+      if (clients_.size() >= kMaxClients) {
+        return Claimed::kTooMany;
+      }
+      found = clients_.try_emplace(client).first;
+    }
+    Client& record = found->second;
     if (record.window.Claim(sequence)) {
       record.applying.push_back(sequence);
       return Claimed::kNew;
     }
-    if (!at_work()) {
+    if (std::ranges::find(record.applying, sequence) == record.applying.end()) {
       return Claimed::kRepeated;
     }
-    // A client at work is not forgotten, so `record` stays.
-    finished_.wait(lock, [&] { return !at_work(); });
+    finished_.wait(lock);
   }
 }
 
 void PushLedger::Finish(std::uint64_t client, std::uint64_t sequence, bool applied) {
   {
     const std::lock_guard lock(mutex_);
-    Client& record = clients_[client];
+    Client& record = clients_.at(client);  // not retired, or forgotten, before this
     std::erase(record.applying, sequence);
     if (!applied) {
       record.window.Forget(sequence);
@@ -50,13 +42,14 @@ void PushLedger::Finish(std::uint64_t client, std::uint64_t sequence, bool appli
   finished_.notify_all();
 }
 
-void PushLedger::Retire(std::uint64_t client) {
+void PushLedger::Retire(std::uint64_t first, std::uint64_t last) {
   std::unique_lock lock(mutex_);
-  retired_.insert(client);
+  retired_.Add(first, last);
+  const auto idle = [](const auto& client) { return client.second.applying.empty(); };
   finished_.wait(lock, [&] {
-    const auto record = clients_.find(client);
-    return record == clients_.end() || record->second.applying.empty();
+    return std::all_of(clients_.lower_bound(first), clients_.upper_bound(last), idle);
   });
+  clients_.erase(clients_.lower_bound(first), clients_.upper_bound(last));
 }
 
 void PushLedger::Reset() {
@@ -67,6 +60,19 @@ void PushLedger::Reset() {
 bool PushLedger::retired(std::uint64_t client) const {
   const std::lock_guard lock(mutex_);
   return retired_.contains(client);
+}
+
+Error RefusalOf(PushLedger::Claimed claimed) {
+  Error error;
+  if (claimed == PushLedger::Claimed::kFenced) {
+    error.set_kind(Error::FENCED);
+    error.set_message("this worker was given up, its work went to others");
+  } else if (claimed == PushLedger::Claimed::kTooMany) {
+    error.set_kind(Error::TOO_MANY);
+    error.set_message(std::to_string(PushLedger::kMaxClients) +
+                      " workers that have not ended push to this server already");
+  }
+  return error;
 }
 
 }  // namespace cohort::ps

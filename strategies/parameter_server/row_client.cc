@@ -209,7 +209,7 @@ class Implementation final : public RowClient {
       : tables_(model.tables),
         layout_(model.Fingerprint()),
         servers_(model.servers),
-        incarnation_(options.incarnation),
+        number_(options.client),
         epoch_(options.epoch),
         locate_timeout_(std::min(kLocateTimeout, options.peer_timeout)),
         addresses_(std::move(addresses)),
@@ -246,7 +246,7 @@ class Implementation final : public RowClient {
   }
   FrameHeader Header(int table) const {
     FrameHeader header;
-    header.set_client(incarnation_);
+    header.set_client(number_);
     header.set_layout(layout_);
     header.set_epoch(epoch_);
     header.mutable_rows()->set_table(static_cast<std::uint32_t>(table));
@@ -275,7 +275,7 @@ class Implementation final : public RowClient {
   const std::vector<TableSpec> tables_;
   const std::uint64_t layout_;
   const int servers_;
-  const std::uint64_t incarnation_;
+  const std::uint64_t number_;  // of this client
   const std::uint64_t epoch_;
   const std::chrono::milliseconds locate_timeout_;
   const std::vector<std::string> addresses_;

@@ -5,14 +5,23 @@
 namespace cohort::ps {
 namespace {
 
-// The ids that a feature of a part of a batch holds; none where it cannot be ids.
-std::span<const std::uint64_t> IdsOf(const data::Batch& part, const std::string& feature) {
-  const auto found = part.features.find(feature);
-  if (found == part.features.end() || found->second.dtype() != DType::kInt64) {
+// The ids that a tensor holds; none where it cannot be ids.
+std::span<const std::uint64_t> IdsIn(const Tensor& tensor) {
+  if (tensor.dtype() != DType::kInt64) {
     return {};
   }
-  const auto values = found->second.data<std::int64_t>();
+  const auto values = tensor.data<std::int64_t>();
   return {reinterpret_cast<const std::uint64_t*>(values.data()), values.size()};
+}
+
+// Those of a feature, or of all lists of one, of a part of a batch.
+std::span<const std::uint64_t> IdsOf(const data::Batch& part, const std::string& feature) {
+  if (const auto found = part.features.find(feature); found != part.features.end()) {
+    return IdsIn(found->second);
+  }
+  const auto lists = part.ragged.find(feature);
+  return lists == part.ragged.end() ? std::span<const std::uint64_t>()
+                                    : IdsIn(lists->second.values);
 }
 
 }  // namespace
@@ -24,9 +33,18 @@ RowLookahead::RowLookahead(const std::vector<TableSpec>& tables) {
 }
 
 void RowLookahead::Learn(int table, std::span<const std::uint64_t> ids) {
+  if (ids.empty()) {
+    return;
+  }
   for (const data::Batch& part : batch_) {
     for (const auto& [feature, values] : part.features) {
-      if (!ids.empty() && std::ranges::equal(IdsOf(part, feature), ids)) {
+      if (std::ranges::equal(IdsIn(values), ids)) {
+        sources_.emplace(table, feature);
+        return;
+      }
+    }
+    for (const auto& [feature, lists] : part.ragged) {
+      if (std::ranges::equal(IdsIn(lists.values), ids)) {
         sources_.emplace(table, feature);
         return;
       }

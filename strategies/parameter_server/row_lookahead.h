@@ -1,8 +1,8 @@
 // RowLookahead: rows of the next batch, pulled before they are asked for.
 //
-// Which these are is learnt: where the ids of a lookup are those of a feature (int64) of the batch,
-// the same feature of the next batch has the next ids. A lookup that was not foreseen is the
-// caller's to ask for.
+// Which these are is learnt: where the ids of a lookup are those of a feature (int64, lists too) of
+// the batch, the same feature of the next batch has the next ids. A lookup that was not foreseen is
+// the caller's to ask for.
 //
 // Not synchronised.
 

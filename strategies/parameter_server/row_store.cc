@@ -219,7 +219,7 @@ Error RowStore::Plan(const FrameHeader& header, PayloadReader payload, Reading* 
                                         " rows do not fit in a frame [ask for fewer at a time]");
   }
   if (error.kind() == Error::NONE && block.training() && ledger_.retired(header.client())) {
-    error = MakeError(Error::FENCED, "this worker was given up, its work went to others");
+    error = RefusalOf(PushLedger::Claimed::kFenced);
   }
   if (error.kind() != Error::NONE) {
     ++rejected_;
@@ -310,14 +310,10 @@ Error RowStore::PushTo(RowTable& table, const FrameHeader& header, PayloadReader
       return ToError(status);
     }
   }
-  switch (ledger_.Claim(header.client(), header.sequence())) {
-    case PushLedger::Claimed::kNew:
-      break;
-    case PushLedger::Claimed::kRepeated:
-      ++duplicates_;
-      return {};
-    case PushLedger::Claimed::kFenced:
-      return MakeError(Error::FENCED, "this worker was given up, its work went to others");
+  if (const auto claimed = ledger_.Claim(header.client(), header.sequence());
+      claimed != PushLedger::Claimed::kNew) {
+    duplicates_ += claimed == PushLedger::Claimed::kRepeated ? 1 : 0;
+    return RefusalOf(claimed);
   }
   Status status;
   if (header.has_round()) {

@@ -69,8 +69,8 @@ class RowStore {
   Error Admit(const FrameHeader& header, Deadline deadline);
 
   Error Push(const FrameHeader& header, PayloadReader payload);
-  // A client that was given up: it makes and changes no row from now on.
-  void Retire(std::uint64_t client) { ledger_.Retire(client); }
+  // Clients, from `first` to `last`, that were given up: they make and change no row from now on.
+  void Retire(std::uint64_t first, std::uint64_t last) { ledger_.Retire(first, last); }
 
   // Pieces of dumps from header.buckets[0] on, at most a frame of them, described and in bytes.
   Error Dump(const FrameHeader& header, std::vector<BucketPiece>* pieces, std::string* bytes);

@@ -107,9 +107,9 @@ class Service final : public Base {
     const Result<Error> begun = gate_.Begin(request->epoch(), [&] {
       kept_at_begin_ = may_keep && store_.ready();
       version_at_begin_ = kept_at_begin_ ? store_.ForgetClients() : store_.Reset();
-      for (const std::uint64_t client : request->retired()) {
-        store_.Retire(client);
-        rows_.Retire(client);
+      for (int i = 0; i + 1 < request->retired_size(); i += 2) {
+        store_.Retire(request->retired(i), request->retired(i + 1));
+        rows_.Retire(request->retired(i), request->retired(i + 1));
       }
       if (kept_at_begin_) {
         rows_.ForgetClients();
@@ -171,7 +171,7 @@ class Service final : public Base {
   grpc::ServerUnaryReactor* Retire(Context* context, const RetireRequest* request,
                                    RetireReply* /*reply*/) override {
     store_.Retire(request->client());
-    rows_.Retire(request->client());
+    rows_.Retire(request->client(), request->client());
     return Reply(context);
   }
 
@@ -225,7 +225,9 @@ class Service final : public Base {
     const DType wire = WireOf(header.pull_wire()).value_or(DType::kFloat32);
     reply->header.set_pull_wire(header.pull_wire());
     for (ParameterStore::Reading& reading : readings) {
-      if (!store_.Copy(reading, slots, reply->payload->Append(reading.floats), wire)) {
+      // What comes with slots is saved.
+      if (!store_.Copy(reading, slots, reply->payload->Append(reading.floats), wire,
+                       slots ? 0 : header.client())) {
         reply->payload->Clear();
         reply->header.clear_chunks();
         reply->header.clear_versions();

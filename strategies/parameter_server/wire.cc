@@ -88,6 +88,7 @@ Status ToStatus(const Error& error, const std::string& server) {
     case Error::NO_ROW:
       return NotFound(text);
     case Error::TABLE_FULL:
+    case Error::TOO_MANY:
       return ResourceExhausted(text);
     case Error::FENCED:
       return Aborted(text + " [start the process again to join anew]");

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include <cohort/core/random.h>
+#include <cohort/optim/server_side.h>
 
 #include <cohort/strategies/synchronous.h>
 
@@ -199,6 +200,7 @@ Status SynchronousStrategy::Bind(ParameterSet& parameters, std::unique_ptr<Optim
   Require(parameters_ == nullptr, "Bind once");
   Require(parameters.built(), "Bind with parameters that are built");
   Require(optimizer != nullptr, "Bind with an optimizer");
+  COHORT_RETURN_IF_ERROR(RefuseServerSide(*optimizer, kind()));
   COHORT_RETURN_IF_ERROR(CheckRows(parameters));
   // What a Bind that failed left.
   reducer_ = nullptr;

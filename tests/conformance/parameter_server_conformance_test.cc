@@ -5,9 +5,15 @@
 #include <cohort/strategies/parameter_server.h>
 
 #include <cohort/optim/optimizers.h>
+#include <cohort/optim/server_side.h>
+
+#include <gmock/gmock.h>
 
 #include <algorithm>
+#include <chrono>
 #include <future>
+#include <map>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -16,6 +22,8 @@
 
 namespace cohort::testing {
 namespace {
+
+using ::testing::HasSubstr;
 
 // Workers, of which worker:0 coordinates, and servers on threads of their own.
 class Job {
@@ -267,6 +275,142 @@ TEST(WireOfParameterServers, TheEndIsThatOfFloat32ButForRounding) {
       EXPECT_NEAR(both[i], exact[i], std::abs(exact[i]) * rounding * 2) << i;
     }
   }
+}
+
+// ---- What servers do to gradients beside the rule ----------------------------------------------
+
+// Of an asynchronous job of two workers: worker:1 computes a gradient of 2s while worker:0 sends
+// `others` gradients of 1s. All values are 4 at first, and the rate is 1.
+struct Late {
+  std::vector<float> values;  // at the end
+  std::int64_t staleness = 0;
+};
+Late SendLate(const ServerSideOptions& options, const std::string& consistency, int others) {
+  Job job(2, 2);
+  job.Start();
+  std::promise<void> computing;
+  std::promise<void> sent;
+  std::future<void> is_computing = computing.get_future();
+  std::future<void> is_sent = sent.get_future();
+  const auto there = [](std::future<void>& event) {
+    return event.wait_for(std::chrono::seconds(60)) == std::future_status::ready
+               ? OkStatus()
+               : DeadlineExceeded("the other worker");
+  };
+  Late late;
+  const auto run = [&](int w) {
+    StrategyOptions strategy_options;
+    strategy_options.consistency = OrThrow(Consistency::Parse(consistency));
+    const auto strategy = OrThrow(job.Make({TaskType::kWorker, w}, strategy_options));
+    ParameterSet parameters;
+    const auto four = [](std::uint64_t) { return 4.0F; };
+    parameters.Add("a", {5}, four);
+    parameters.Add("b", {300'001}, four);  // two chunks, on two servers
+    parameters.Build();
+    OrThrow(strategy->Bind(parameters, ServerSide(Sgd({.learning_rate = 1}), options)));
+    DistributedBatch batch;
+    batch.replicas = {data::Batch{.size = 1}};
+    const StepFn step = [&](ReplicaContext& context, const data::Batch&) -> Result<ReplicaResult> {
+      if (w == 1) {
+        computing.set_value();
+        COHORT_RETURN_IF_ERROR(there(is_sent));
+      }
+      for (int p = 0; p < parameters.size(); ++p) {
+        std::ranges::fill(context.gradients.Accumulator(p), w == 1 ? 2.0F : 1.0F);
+        context.gradients.Ready(p);
+      }
+      return ReplicaResult{.loss_sum = 0, .weight = 1, .metric_sums = {}};
+    };
+    if (w == 1) {
+      late.staleness = OrThrow(strategy->Step(batch, step)).staleness;
+    } else {
+      OrThrow(there(is_computing));
+      for (int i = 0; i < others; ++i) {
+        EXPECT_EQ(OrThrow(strategy->Step(batch, step)).staleness, 0);
+      }
+      sent.set_value();
+    }
+    OrThrow(strategy->Shutdown());
+    if (w == 1) {
+      late.values.assign(parameters.all().begin(), parameters.all().begin() + 5);
+      for (const float value : std::as_const(parameters).value(1)) {
+        ASSERT_EQ(value, late.values[0]) << "whatever the chunk";
+      }
+    }
+  };
+  auto other = std::async(std::launch::async, run, 1);
+  run(0);
+  other.get();
+  job.Stop();
+  return late;
+}
+
+TEST(ServerSideOfParameterServers, StalenessReachesTheRule) {
+  for (const char* consistency : {"async", "ssp:3"}) {
+    const Late plain = SendLate({}, consistency, 2);
+    EXPECT_EQ(plain.staleness, 2);
+    EXPECT_EQ(plain.values, std::vector<float>(5, 4 - 1 - 1 - 2));
+    const Late scaled = SendLate({.staleness_scaling = true}, consistency, 2);
+    EXPECT_EQ(scaled.values, std::vector<float>(5, 4 - 1 - 1 - 2.0F / 2));
+    // 2 + 0.25 * 4 * (2 - 4) = 0
+    const Late compensated = SendLate({.delay_compensation = 0.25}, consistency, 2);
+    EXPECT_EQ(compensated.values, std::vector<float>(5, 4 - 1 - 1));
+    // 2 + 4 * (3 - 4) = -2, of which 1.5 are left
+    const Late clipped = SendLate({.clip_value = 1.5, .delay_compensation = 1}, consistency, 1);
+    EXPECT_EQ(clipped.values, std::vector<float>(5, 4 - 1 + 1.5F));
+  }
+}
+
+TEST(ServerSideOfParameterServers, TheNormOfEachParameterIsClipped) {
+  for (const char* consistency : {"async", "ssp:1"}) {
+    Job job(1, 2);
+    job.Start();
+    StrategyOptions options;
+    options.consistency = OrThrow(Consistency::Parse(consistency));
+    const auto strategy = OrThrow(job.Make({TaskType::kWorker, 0}, options));
+    ParameterSet parameters;
+    parameters.Add("a", {2}, {});
+    parameters.Add("b", {640'000}, {});  // three chunks
+    parameters.Add("c", {2}, {});
+    parameters.Build();
+    OrThrow(strategy->Bind(parameters, ServerSide(Sgd({.learning_rate = 1}), {.clip_norm = 4})));
+    DistributedBatch batch;
+    batch.replicas = {data::Batch{.size = 2}};
+    OrThrow(strategy
+                ->Step(batch,
+                       [](ReplicaContext& context, const data::Batch&) -> Result<ReplicaResult> {
+                         const std::span<float> a = context.gradients.Accumulator(0);
+                         a[0] = 12;  // the mean of two: a norm of 10
+                         a[1] = -16;
+                         std::ranges::fill(context.gradients.Accumulator(1), 2.0F);  // 800
+                         const std::span<float> c = context.gradients.Accumulator(2);
+                         c[0] = 2;
+                         c[1] = 4;
+                         for (int p = 0; p < 3; ++p) {
+                           context.gradients.Ready(p);
+                         }
+                         return ReplicaResult{.loss_sum = 0, .weight = 2, .metric_sums = {}};
+                       })
+                .status());
+    EXPECT_NEAR(std::as_const(parameters).value(0)[0], -2.4, 1e-6);
+    EXPECT_NEAR(std::as_const(parameters).value(0)[1], 3.2, 1e-6);
+    for (const float value : std::as_const(parameters).value(1)) {
+      ASSERT_NEAR(value, -0.005, 1e-8);
+    }
+    EXPECT_EQ(std::as_const(parameters).value(2)[0], -1) << "a norm below";
+    EXPECT_EQ(std::as_const(parameters).value(2)[1], -2);
+    OrThrow(strategy->Shutdown());
+    job.Stop();
+  }
+}
+
+TEST(ServerSideOfParameterServers, IsForParameterServers) {
+  ParameterSet parameters = IntegerParameters();
+  const auto strategy = OrThrow(Strategy::FromEnv("one_device", {}));
+  const Status status = strategy->Bind(parameters, ServerSide(Sgd(), {.clip_value = 1}));
+  EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+  EXPECT_THAT(status.message(),
+              HasSubstr("optimizer sgd has options of the server side under one_device"));
 }
 
 }  // namespace

@@ -6,10 +6,13 @@
 
 #include <cohort/core/random.h>
 #include <cohort/data/memory.h>
+#include <cohort/nn/bags.h>
 #include <cohort/nn/layers.h>
 #include <cohort/nn/losses.h>
+#include <cohort/nn/operations.h>
 #include <cohort/optim/optimizers.h>
 #include <cohort/optim/row_source.h>
+#include <cohort/optim/server_side.h>
 #include <cohort/strategies/parameter_server.h>
 #include <cohort/train/trainer.h>
 
@@ -382,6 +385,68 @@ TEST(SparseTables, RoundsOnServersEqualOneProcess) {
   }
 }
 
+// Bags of words: a ragged feature, some of whose lists are empty.
+TEST(SparseTables, BagsOfARaggedFeatureOnServersHaveTheBitsOfOneProcess) {
+  std::atomic<std::int64_t> foreseen = 0;
+  const auto run = [&](Strategy& strategy) -> Result<Outcome> {
+    ParameterSet parameters;
+    const nn::Embedding words(
+        parameters, "words", kAllIds, 4,
+        {.seed = 5,
+         .table = TableSpec{.initializer = {RowInitializer::Kind::kUniform, 0.1}, .buckets = 16}});
+    const nn::Dense out(parameters, "out", 12, 1, {.seed = 5});
+    parameters.Build();
+    COHORT_RETURN_IF_ERROR(strategy.Bind(parameters, Adagrad({.learning_rate = 0.1})));
+    nn::Workspaces workspaces;
+    const StepFn step = [&](ReplicaContext& context,
+                            const data::Batch& batch) -> Result<ReplicaResult> {
+      nn::Tape tape(context.parameters, context.stream, workspaces.For(context.replica),
+                    {.intra_op_threads = 1});
+      const data::Ragged& lists = batch.lists("words");
+      const nn::Variable rows = words(tape, lists.values);
+      std::vector<nn::Variable> bags;
+      for (const auto combiner : {nn::Combiner::kSum, nn::Combiner::kMean, nn::Combiner::kSqrtN}) {
+        bags.push_back(nn::Combine(rows, lists.splits, combiner));
+      }
+      const auto loss = nn::SigmoidCrossEntropy(out(nn::Concat(bags, 1)), batch["target"]);
+      tape.Backward(loss, context.gradients);
+      COHORT_RETURN_IF_ERROR(tape.Finish());
+      const auto weight = static_cast<double>(batch.size);
+      return ReplicaResult{.loss_sum = loss.value() * weight, .weight = weight, .metric_sums = {}};
+    };
+    const data::Dataset data = Data()
+                                   .Map([](data::Example& example) {
+                                     const auto ids = example.at("ids").data<std::int64_t>();
+                                     const auto count = static_cast<std::size_t>(ids[0] % 4);
+                                     example["words"] = Tensor::Of<std::int64_t>(
+                                         {static_cast<std::int64_t>(count)}, ids.first(count));
+                                     return OkStatus();
+                                   })
+                                   .Lists({"words"});
+    Trainer trainer(strategy, parameters, {.epochs = 2, .log = Log()});
+    COHORT_RETURN_IF_ERROR(trainer.Fit(data.Batch(kBatch), step).status());
+    Outcome outcome;
+    if (strategy.is_chief()) {
+      outcome.rows = RowsOf(parameters);
+      const auto values = std::as_const(parameters).all();
+      outcome.values.assign(values.begin(), values.end());
+    }
+    if (auto* const servers = dynamic_cast<ParameterServerStrategy*>(&strategy);
+        servers != nullptr && strategy.trains()) {
+      COHORT_ASSIGN_OR_RETURN(const ParameterServerStats stats, servers->stats());
+      foreseen += stats.foreseen;
+    }
+    COHORT_RETURN_IF_ERROR(strategy.Shutdown());
+    return outcome;
+  };
+  const auto strategy = OrThrow(Strategy::FromEnv("one_device", {}));
+  const Outcome alone = OrThrow(run(*strategy));
+  const Outcome remote = OnServers(1, 2, run);
+  EXPECT_EQ(remote.values, alone.values);
+  EXPECT_EQ(remote.rows, alone.rows);
+  EXPECT_GT(foreseen, 0) << "lists are looked up ahead, too";
+}
+
 TEST(SparseTables, ACheckpointOfWorkersInStepIsWhole) {
   const TempDir dir;
   const Outcome uninterrupted = InStep(2, 2, 2);
@@ -401,12 +466,14 @@ TEST(SparseTables, ACheckpointIsRestoredUnderAnyStrategyAndNumberOfServers) {
     std::filesystem::copy(dir / "saved", to, std::filesystem::copy_options::recursive);
     return to;
   };
-  const Outcome saved = OnServers(1, 2, 1, dir / "saved");
+  const Outcome saved = OnServers(1, 4, 1, dir / "saved");
   EXPECT_NE(saved.checkpoint, "");
   const Outcome alone = InOneProcess(1, 2);
-  const Outcome resumed = OnServers(1, 3, 2, copy());
-  EXPECT_EQ(resumed.rows, alone.rows);
-  EXPECT_EQ(resumed.values, alone.values);
+  for (const int servers : {1, 3, 7}) {
+    const Outcome resumed = OnServers(1, servers, 2, copy());
+    EXPECT_EQ(resumed.rows, alone.rows) << servers << " servers";
+    EXPECT_EQ(resumed.values, alone.values) << servers << " servers";
+  }
   EXPECT_EQ(InOneProcess(1, 2, copy()).rows, alone.rows);
   const std::string from_one = dir / "from_one";
   InOneProcess(1, 1, from_one);
@@ -464,6 +531,9 @@ TEST(SparseTables, WhatAStrategyCannotKeepIsRefused) {
   const Status status = strategy->Bind(clipped.parameters, Sgd());
   EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
   EXPECT_THAT(status.message(), HasSubstr("table \"wide/table\""));
+  Model late(ServerSide(Sgd()->config(), {.delay_compensation = 1}));
+  EXPECT_THAT(OrThrow(Strategy::FromEnv("one_device", {}))->Bind(late.parameters, Sgd()).message(),
+              HasSubstr("delay_compensation is not for tables of rows"));
   std::latch all_refused(4);
   OnServers(2, 1,
             [&](ParameterServerStrategy& synchronous) -> Result<Outcome> {

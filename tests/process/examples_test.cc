@@ -1,5 +1,6 @@
 // Every example runs to its end, alone and as two processes, and learns.
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <csignal>
@@ -10,12 +11,16 @@
 #include <thread>
 
 #include <cohort/core/status.h>
+#include <cohort/data/clicks.h>
 
 #include "testing/temp_dir.h"
 #include "training.h"
 
 namespace cohort::testing {
 namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
 
 // What the example printed; it must end with 0.
 std::string Output(const std::vector<std::string>& argv) {
@@ -89,6 +94,61 @@ TEST(Examples, Dlrm) {
   EXPECT_NEAR(remote.value("auc", 0.0), alone.value("auc", 0.0), 0.04);
 }
 
+std::vector<std::string> InStep(std::vector<std::string> flags) {
+  flags.insert(flags.end(), {"--strategy", "multi_worker_mirrored"});
+  return flags;
+}
+
+// Criteo's files: the generated clicks as its lines are the generated clicks, and what is no line
+// of it is told with file, line and column.
+TEST(Examples, DlrmOnFiles) {
+  const TempDir dir;
+  const data::ClickModel model({.count = 0, .ids = 2000});
+  const auto write = [&](const std::string& name, std::int64_t begin, std::int64_t end) {
+    std::ofstream file(dir / name);
+    for (std::int64_t i = begin; i < end; ++i) {
+      file << data::CriteoLine(model.Draw(i));
+    }
+    return dir / name;
+  };
+  const std::string first = write("day_0", 0, 7000);
+  const std::string second = write("day_1", 7000, 20'000);
+  const std::string third = write("day_2", 20'000, 25'000);
+  const nlohmann::json generated =
+      Metrics("dlrm", {}, {"--examples", "20000", "--test", "5000", "--ids", "2000"});
+  const nlohmann::json split = Metrics("dlrm", {}, {"--data", first, second, "--test-data", third});
+  EXPECT_EQ(split.value("examples", 0.0), 20'000);
+  EXPECT_NEAR(split.value("auc", 0.0), generated.value("auc", 1.0), 0.001);
+  EXPECT_FALSE(split.contains("bayes_auc")) << "nobody knows it";
+  const nlohmann::json held = Metrics("dlrm", Launch({"-n", "2", "--ps", "1"}),
+                                      InStep({"--data", first, second, third, "--test", "5000"}));
+  EXPECT_NEAR(held.value("auc", 0.0), split.value("auc", 1.0), 0.002);
+
+  ProcessCluster cluster;
+  cluster.Start("all", {Bin("dlrm"), "--quiet", "--data", first}, {});
+  EXPECT_EQ(cluster.Wait("all", std::chrono::minutes(1)), 2);
+  EXPECT_THAT(cluster.Stderr("all"), HasSubstr("--data has 7000 clicks, of which --test 100000"));
+  std::ofstream(first, std::ios::app) << "1\tno line\n";
+  cluster.Start("bad", {Bin("dlrm"), "--quiet", "--data", first, "--test-data", third}, {});
+  EXPECT_NE(cluster.Wait("bad", std::chrono::minutes(1)), 0);
+  EXPECT_THAT(cluster.Stderr("bad"), AllOf(HasSubstr("day_0, line 7001"), HasSubstr("2 columns")));
+}
+
+// 200 lines of the real log, of which a data frame has made a CSV file: what they look like, not
+// what they teach.
+TEST(Examples, DlrmOnLinesOfTheRealLog) {
+  const std::string folder = RealData("criteo");
+  if (folder.empty()) {
+    GTEST_SKIP() << "no sample of the real log [$COHORT_TEST_DATA]";
+  }
+  const nlohmann::json metrics = Metrics("dlrm", {},
+                                         {"--csv", "--data", folder + "/criteo_sample.csv",
+                                          "--test", "50", "--global-batch", "25", "--epochs", "2"});
+  EXPECT_EQ(metrics.value("examples", 0.0), 300);
+  EXPECT_GT(metrics.value("auc", 0.0), 0.0);
+  EXPECT_LT(metrics.value("loss", 9.0), 1.0);
+}
+
 // On sentences that the program makes up; the same again is the same to the bit, and two processes
 // come to the same but for the rounding of sums.
 TEST(Examples, Gpt) {
@@ -108,11 +168,6 @@ TEST(Examples, Gpt) {
   const nlohmann::json two = Metrics("gpt", Launch({"-n", "2"}), flags);
   EXPECT_EQ(two.value("replicas", 0), 2);
   EXPECT_NEAR(two.value("loss", 0.0), alone.value("loss", 9.0), 0.05);
-}
-
-std::vector<std::string> InStep(std::vector<std::string> flags) {
-  flags.insert(flags.end(), {"--strategy", "multi_worker_mirrored"});
-  return flags;
 }
 
 // Workers in step, with tables on servers, are one process but for the rounding of sums.

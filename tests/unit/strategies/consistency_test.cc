@@ -220,6 +220,11 @@ TEST(ClockTable, WhoWasRetiredDoesNotComeBackAndHoldOthersUp) {
     clocks.Advance(1);
     EXPECT_TRUE(clocks.Await(1, never));
   }
+  clocks.Advance(5);
+  clocks.Retire(3, 6);
+  clocks.Advance(5);
+  clocks.Advance(1);
+  EXPECT_TRUE(clocks.Await(1, never)) << "nor do those of a range";
 }
 
 // ---- Backup workers -----------------------------------------------------------------------------

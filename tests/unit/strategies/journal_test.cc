@@ -245,7 +245,7 @@ TEST(JournalTest, AWorkerOfAJobThatItKnowsNothingOfIsRefused) {
   const TempDir folder;
   Chief chief(folder.path());
   for (const std::uint64_t epoch : {9U, 1U}) {
-    EXPECT_THAT(chief.coordinator.Attach(Process(0, 7, epoch)).message(),
+    EXPECT_THAT(chief.coordinator.Attach(Process(0, 7, epoch)).status().message(),
                 HasSubstr("worker:0 comes from a job whose chief and servers are gone"));
   }
   Coordinator early({.workers = {Worker(0)}});

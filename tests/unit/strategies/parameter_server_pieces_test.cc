@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <map>
 #include <numeric>
 #include <set>
 
@@ -15,6 +16,7 @@
 #include "parameter_server/frame.h"
 #include "parameter_server/layout.h"
 #include "parameter_server/payload.h"
+#include "parameter_server/retired_clients.h"
 #include "parameter_server/round_table.h"
 #include "parameter_server/sequence_window.h"
 #include "parameter_server/split_queue.h"
@@ -501,8 +503,76 @@ TEST_F(CoordinatorTest, ANewIncarnationTakesOverAtOnceAndFindsOldEpochsOver) {
   Finish(Process(1, 11), 3);
   EXPECT_EQ(Next(Process(0, 12), 0, 0).progress, Progress::kOver);
   EXPECT_EQ(Next(Process(0, 12), 0, 1).progress, Progress::kOver) << "never trained, but passed";
-  EXPECT_EQ(coordinator_.Attach({.task = Worker(7), .incarnation = 1}).code(),
+  EXPECT_EQ(coordinator_.Attach({.task = Worker(7), .incarnation = 1}).status().code(),
             StatusCode::kFailedPrecondition);
+}
+
+// A job of any length, in which processes come and go: servers remember of those that are gone no
+// more than there are live ones.
+TEST(RetiredClientsTest, WhatHasToBeRememberedIsBoundedByTheLiveOnes) {
+  constexpr int kWorkers = 5;
+  std::vector<TaskId> workers;
+  for (int w = 0; w < kWorkers; ++w) {
+    workers.push_back(Worker(w));
+  }
+  RetiredClients retired;
+  // Its numbers go over the greatest there is, and 0 is nobody's.
+  Coordinator coordinator({.workers = workers,
+                           .on_gone = [&](std::uint64_t client) { retired.Add(client); },
+                           .first_client = std::numeric_limits<std::uint64_t>::max() - 500});
+  std::map<int, std::uint64_t> live;
+  std::vector<std::uint64_t> gone;
+  const Philox random(1);
+  std::uint64_t incarnation = 0;
+  for (int i = 0; i < 2000; ++i) {
+    const int worker = static_cast<int>(random.Below(kWorkers, static_cast<std::uint64_t>(i)));
+    if (live.contains(worker)) {
+      gone.push_back(live[worker]);
+    }
+    live[worker] = OrThrow(coordinator.Attach(Process(worker, ++incarnation)));
+    ASSERT_EQ(OrThrow(coordinator.Attach(Process(worker, incarnation))), live[worker])
+        << "asked twice, it says the same";
+    ASSERT_LE(retired.Ranges().size() / 2, kWorkers + 2U);
+  }
+  for (const auto& [worker, client] : live) {
+    EXPECT_FALSE(retired.contains(client));
+    EXPECT_NE(client, 0U);
+  }
+  for (const std::uint64_t client : gone) {
+    ASSERT_TRUE(retired.contains(client));
+  }
+}
+
+TEST(RetiredClientsTest, IsWhatASetOfNumbersWouldBe) {
+  const Philox random(2);
+  std::uint64_t drawn = 0;
+  for (int round = 0; round < 20; ++round) {
+    RetiredClients retired;
+    std::set<std::uint64_t> expected;
+    for (int i = 0; i < 30; ++i) {
+      const std::uint64_t first = random.Below(200, ++drawn);
+      const std::uint64_t last = first + random.Below(6, ++drawn);
+      retired.Add(first, last);
+      for (std::uint64_t client = first; client <= last; ++client) {
+        expected.insert(client);
+      }
+    }
+    for (std::uint64_t client = 0; client < 210; ++client) {
+      ASSERT_EQ(retired.contains(client), expected.contains(client)) << client;
+    }
+    RetiredClients again;
+    const std::vector<std::uint64_t> ranges = retired.Ranges();
+    for (std::size_t i = 0; i < ranges.size(); i += 2) {
+      ASSERT_TRUE(i == 0 || ranges[i] > ranges[i - 1] + 1) << "ranges that touch are one";
+      again.Add(ranges[i], ranges[i + 1]);
+    }
+    EXPECT_EQ(again.Ranges(), ranges);
+  }
+  RetiredClients edges;
+  edges.Add(std::numeric_limits<std::uint64_t>::max());
+  edges.Add(0);
+  EXPECT_FALSE(edges.contains(1));
+  EXPECT_EQ(edges.Ranges().size(), 4U);
 }
 
 TEST_F(CoordinatorTest, AnEpochThatAWorkerLeavesEarlyIsFinishedByTheOthers) {

@@ -8,7 +8,9 @@
 
 #include <atomic>
 #include <future>
+#include <latch>
 #include <limits>
+#include <memory>
 #include <numeric>
 #include <thread>
 
@@ -48,18 +50,16 @@ class ServersTest : public ::testing::Test {
     spec_.optimizer = Sgd({.learning_rate = 1})->config();
     spec_.servers = servers;
   }
-  std::unique_ptr<Client> NewClient(std::uint64_t incarnation,
+  std::unique_ptr<Client> NewClient(std::uint64_t number,
                                     milliseconds patience = milliseconds(20'000)) {
-    return Client::Make(spec_, addresses_,
-                        {.incarnation = incarnation,
-                         .task = "worker:" + std::to_string(incarnation),
-                         .peer_timeout = patience});
+    return Client::Make(
+        spec_, addresses_,
+        {.client = number, .task = "worker:" + std::to_string(number), .peer_timeout = patience});
   }
-  std::unique_ptr<Client> ClientOf(std::uint64_t epoch, std::uint64_t incarnation) {
-    return Client::Make(spec_, addresses_,
-                        {.incarnation = incarnation,
-                         .task = "worker:" + std::to_string(incarnation),
-                         .epoch = epoch});
+  std::unique_ptr<Client> ClientOf(std::uint64_t epoch, std::uint64_t number) {
+    return Client::Make(
+        spec_, addresses_,
+        {.client = number, .task = "worker:" + std::to_string(number), .epoch = epoch});
   }
   // Declares, and assigns `value` everywhere.
   void Initialise(float value = 0) {
@@ -125,7 +125,7 @@ TEST_F(ServersTest, AnEpochBeginsWithoutValuesAndKeepsThoseOfOthersOut) {
   ExpectAll(values, 8 - 1 - 1.5);
 
   const auto again = ClientOf(2, 1000);
-  const std::uint64_t retired[] = {2};
+  const std::uint64_t retired[] = {2, 2};
   EXPECT_EQ(OrThrow(again->Begin(retired)), 2U) << "updates there were";
   const auto back = ClientOf(2, 1);
   EXPECT_EQ(back->Pull(values, true).code(), StatusCode::kUnavailable) << "it holds no values";
@@ -207,6 +207,101 @@ TEST_F(ServersTest, NothingIsLostOfWhatManyClientsPush) {
   EXPECT_EQ(stats.duplicates, 0U);
   EXPECT_EQ(stats.rejected, 0U);
   EXPECT_LE(stats.max_staleness, static_cast<std::uint64_t>(kClients * kPushes));
+}
+
+// Each client counts down an element of its own, at its own pace.
+TEST_F(ServersTest, AnAsynchronousClientSeesAllOfItsOwnUpdates) {
+  Start(2);
+  constexpr std::size_t kClients = 4;
+  constexpr int kPushes = 40;
+  elements_ = 2 * 16;
+  spec_.parameters = {{"a", {kClients}, true, 0}, {"b", {kClients}, true, 16}};
+  Initialise();
+  std::vector<std::future<void>> clients;
+  for (std::size_t c = 0; c < kClients; ++c) {
+    clients.push_back(std::async(std::launch::async, [&, c] {
+      const auto client = NewClient(c + 1);
+      OrThrow(client->Declare());
+      std::vector<float> values(elements_);
+      OrThrow(client->Pull(values, true));
+      const auto gradient = std::make_shared<std::vector<float>>(elements_, 0.0F);
+      (*gradient)[c] = (*gradient)[16 + c] = 1;
+      std::vector<float> before = values;
+      const Philox random(c);
+      for (int i = 1; i <= kPushes; ++i) {
+        std::this_thread::sleep_for(
+            std::chrono::microseconds(random.At(static_cast<std::uint64_t>(i))[0] % 500));
+        OrThrow(client->Push(GradientOf(gradient), values));
+        for (std::size_t p = 0; p < 2; ++p) {
+          ASSERT_EQ(values[16 * p + c], -i) << "after push " << i;
+          for (std::size_t other = 0; other < kClients; ++other) {
+            ASSERT_LE(values[16 * p + other], before[16 * p + other]) << "nothing comes undone";
+          }
+        }
+        before = values;
+      }
+    }));
+  }
+  for (std::future<void>& client : clients) {
+    client.get();
+  }
+}
+
+TEST_F(ServersTest, AnEpochEndsWithManyPushesUnderWay) {
+  Start(2);
+  constexpr std::uint64_t kClients = 64;
+  constexpr int kPushes = 3;
+  elements_ = 2 * 16;
+  spec_.parameters = {{"a", {1}, true, 0}, {"b", {1}, true, 16}};
+  const auto chief = ClientOf(1, 1000);
+  OrThrow(chief->Declare());
+  OrThrow(chief->Begin({}).status());
+  OrThrow(chief->Assign(std::vector<float>(elements_, 0), {}, 0));
+  std::latch all_push(kClients);
+  std::promise<void> begun;
+  const std::shared_future<void> next = begun.get_future().share();
+  std::atomic<std::uint64_t> answered = 0;  // pushes of the first epoch
+  std::vector<std::future<void>> clients;
+  for (std::uint64_t c = 1; c <= kClients; ++c) {
+    clients.push_back(std::async(std::launch::async, [&, c] {
+      const auto ones = std::make_shared<std::vector<float>>(elements_, 1.0F);
+      std::vector<float> values(elements_);
+      const auto client = ClientOf(1, c);
+      for (bool first = true;; first = false) {
+        const Status status = client->Push(GradientOf(ones), values);
+        if (first) {
+          EXPECT_EQ(status, OkStatus());
+          all_push.count_down();
+        }
+        if (!status.ok()) {
+          EXPECT_EQ(status.code(), StatusCode::kUnavailable);
+          EXPECT_THAT(status.message(), HasSubstr("this is epoch 2"));
+          break;
+        }
+        ++answered;
+      }
+      ASSERT_EQ(next.wait_for(std::chrono::seconds(60)), std::future_status::ready);
+      const auto again = ClientOf(2, c);
+      OrThrow(again->Pull(values, true));
+      for (int i = 0; i < kPushes; ++i) {
+        OrThrow(again->Push(GradientOf(ones), values));
+      }
+    }));
+  }
+  all_push.wait();
+  const auto successor = ClientOf(2, 1000);
+  const std::uint64_t applied = OrThrow(successor->Begin({}));
+  OrThrow(successor->Assign(std::vector<float>(elements_, 0), {}, 0));
+  begun.set_value();
+  for (std::future<void>& client : clients) {
+    client.get();
+  }
+  EXPECT_GE(applied, answered) << "what was answered was applied";
+  EXPECT_LE(applied, answered + kClients) << "and of what was not, each once at most";
+  std::vector<float> values(elements_);
+  OrThrow(successor->Pull(values, true));
+  EXPECT_EQ(values[0], -static_cast<float>(kClients * kPushes)) << "nothing of the first is left";
+  EXPECT_EQ(values[16], -static_cast<float>(kClients * kPushes));
 }
 
 TEST_F(ServersTest, OnePullBringsOnlyWhatIsNewer) {
@@ -533,9 +628,8 @@ TEST_F(ServersTest, GradientsAndValuesTravelIn16Bits) {
     spec_.parameters[1].trainable = false;
     Initialise();
     const float step = wire == DType::kFloat16 ? 0x1p-10F : 0x1p-7F;  // of values from 1 to 2
-    const auto client =
-        Client::Make(spec_, addresses_,
-                     {.incarnation = 1, .task = "worker:1", .wire = {.push = wire, .pull = wire}});
+    const auto client = Client::Make(
+        spec_, addresses_, {.client = 1, .task = "worker:1", .wire = {.push = wire, .pull = wire}});
     std::vector<float> values(elements_);
     OrThrow(client->Pull(values, true));
     const auto gradient = std::make_shared<std::vector<float>>(elements_, -(1 + step / 4));
@@ -560,9 +654,8 @@ TEST_F(ServersTest, WhatIsFedBackIsClippedAsItsGradientWas) {
   constexpr float kStep = 0x1p-7F;  // of values from 1 to 2
   Start(1);
   Initialise();
-  const auto client =
-      Client::Make(spec_, addresses_,
-                   {.incarnation = 1, .task = "worker:1", .wire = {.push = DType::kBFloat16}});
+  const auto client = Client::Make(
+      spec_, addresses_, {.client = 1, .task = "worker:1", .wire = {.push = DType::kBFloat16}});
   std::vector<float> values(elements_);
   OrThrow(client->Pull(values, true));
   const std::vector<float> first(elements_, -(1 + kStep / 4));
@@ -580,9 +673,8 @@ TEST_F(ServersTest, WhatARoundFeedsBackIsClippedAsItWas) {
   spec_.consistency.mode = Consistency::Mode::kSynchronous;
   spec_.optimizer = Sgd({.learning_rate = 1, .global_clip_norm = kMost})->config();
   Initialise();
-  const auto client =
-      Client::Make(spec_, addresses_,
-                   {.incarnation = 1, .task = "worker:1", .wire = {.push = DType::kBFloat16}});
+  const auto client = Client::Make(
+      spec_, addresses_, {.client = 1, .task = "worker:1", .wire = {.push = DType::kBFloat16}});
   std::vector<float> gradient(elements_, 0);
   std::vector<float> values(elements_);
   const auto round = [&](std::uint64_t number, float first) {
@@ -607,7 +699,7 @@ TEST_F(ServersTest, ValuesTooLargeFor16BitsAreErrorsWithTheirName) {
   Start(1);
   Initialise(70'000);
   const auto client = Client::Make(spec_, addresses_,
-                                   {.incarnation = 1,
+                                   {.client = 1,
                                     .task = "worker:1",
                                     .wire = {.push = DType::kFloat16, .pull = DType::kFloat16}});
   std::vector<float> values(elements_);
@@ -661,8 +753,8 @@ TEST_F(ServersTest, ABoundedReadWaitsForAWorkerThatIsBehindButNotForEver) {
   spec_.consistency = OrThrow(Consistency::Parse("ssp:1"));
   Initialise();
   const auto fast = Client::Make(
-      spec_, addresses_, {.incarnation = 1, .task = "worker:1", .read_timeout = milliseconds(1)});
-  const auto slow = Client::Make(spec_, addresses_, {.incarnation = 2, .task = "worker:7"});
+      spec_, addresses_, {.client = 1, .task = "worker:1", .read_timeout = milliseconds(1)});
+  const auto slow = Client::Make(spec_, addresses_, {.client = 2, .task = "worker:7"});
   std::vector<float> values(elements_);
   OrThrow(fast->PullForStep(values, {}));
   OrThrow(slow->PullForStep(values, {}));
@@ -815,7 +907,7 @@ TEST_F(CoordinatorServiceTest, AStrangerIsRefused) {
   const auto stranger = CoordinatorClient::Make(
       "127.0.0.1:" + std::to_string(server_->port()), "chief:0",
       {.task = {TaskType::kWorker, 9}, .incarnation = 1}, milliseconds(1'000));
-  EXPECT_EQ(stranger->Attach().code(), StatusCode::kFailedPrecondition);
+  EXPECT_EQ(stranger->Attach().status().code(), StatusCode::kFailedPrecondition);
 }
 
 // ---- A whole job --------------------------------------------------------------------------------

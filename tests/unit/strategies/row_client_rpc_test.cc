@@ -58,13 +58,12 @@ class Cluster {
     OrThrow(chief->Declare());
     OrThrow(chief->Assign(std::vector<float>(16), {}, 0));
   }
-  static ClientOptions Options(std::uint64_t incarnation,
-                               milliseconds patience = milliseconds(20'000)) {
-    return {.incarnation = incarnation, .task = "worker:0", .peer_timeout = patience};
+  static ClientOptions Options(std::uint64_t number, milliseconds patience = milliseconds(20'000)) {
+    return {.client = number, .task = "worker:0", .peer_timeout = patience};
   }
-  std::unique_ptr<RowClient> NewClient(std::uint64_t incarnation = 1,
+  std::unique_ptr<RowClient> NewClient(std::uint64_t number = 1,
                                        milliseconds patience = milliseconds(20'000)) const {
-    return RowClient::Make(spec_, addresses_, Options(incarnation, patience));
+    return RowClient::Make(spec_, addresses_, Options(number, patience));
   }
 
   ModelSpec spec_;

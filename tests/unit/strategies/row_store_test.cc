@@ -498,5 +498,31 @@ TEST(PushLedgerTest, NothingOfARetiredClientIsNew) {
   ledger.Finish(1, 1, true);
 }
 
+TEST(PushLedgerTest, WhoWaitsForAPushOfARetiredClientIsFenced) {
+  PushLedger ledger;
+  ASSERT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kNew);
+  std::jthread repeats([&] { EXPECT_NE(ledger.Claim(1, 1), PushLedger::Claimed::kNew); });
+  std::jthread retires([&] { ledger.Retire(1); });
+  while (!ledger.retired(1)) {
+    std::this_thread::yield();
+  }
+  ledger.Finish(1, 1, false);
+}
+
+TEST(PushLedgerTest, NoLiveClientIsForgotten) {
+  PushLedger ledger;
+  for (std::uint64_t client = 1; client <= PushLedger::kMaxClients; ++client) {
+    ASSERT_EQ(ledger.Claim(client, 1), PushLedger::Claimed::kNew);
+    ledger.Finish(client, 1, true);
+  }
+  const std::uint64_t newcomer = PushLedger::kMaxClients + 1;
+  EXPECT_EQ(ledger.Claim(newcomer, 1), PushLedger::Claimed::kTooMany);
+  EXPECT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kRepeated) << "however long it was silent";
+  ledger.Retire(1);
+  EXPECT_EQ(ledger.Claim(newcomer, 1), PushLedger::Claimed::kNew);
+  EXPECT_EQ(ledger.Claim(1, 2), PushLedger::Claimed::kFenced);
+  EXPECT_EQ(RefusalOf(PushLedger::Claimed::kTooMany).kind(), Error::TOO_MANY);
+}
+
 }  // namespace
 }  // namespace cohort::ps

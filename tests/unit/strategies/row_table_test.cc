@@ -18,6 +18,7 @@
 #include <cohort/core/random.h>
 #include <cohort/io/record_file.h>
 #include <cohort/optim/optimizers.h>
+#include <cohort/optim/server_side.h>
 
 #include <cohort/parameter_server.pb.h>
 #include "parameter_server/row_file.h"
@@ -438,7 +439,10 @@ TEST_P(EveryOptimizer, EqualsTheLocalOptimizerOnADenseTable) {
   }
 }
 
-TEST_P(EveryOptimizer, SavedAndLoadedOnOtherServersTrainingGoesOnBitForBit) {
+// Those that know where a row ends, too.
+class EveryRowOptimizer : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(EveryRowOptimizer, SavedAndLoadedOnOtherServersTrainingGoesOnBitForBit) {
   TableSpec spec = SmallSpec(GetParam());
   spec.admit_after = 2;
   const Ids ids = ManyIds(150);
@@ -470,14 +474,19 @@ TEST_P(EveryOptimizer, SavedAndLoadedOnOtherServersTrainingGoesOnBitForBit) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Rules, EveryOptimizer,
-    ::testing::Values(Sgd({.learning_rate = 0.1, .l2 = 0.01})->config(),
-                      Sgd({.momentum = 0.9})->config(),
-                      Sgd({.momentum = 0.9, .nesterov = true})->config(), Adagrad()->config(),
-                      RmsProp()->config(), RmsProp({.momentum = 0.5})->config(),
-                      Adam({.learning_rate = Schedule::Step(0.1, 2, 0.5)})->config(),
-                      AdamW({.weight_decay = 0.1})->config(), Ftrl({.lambda1 = 0.1})->config()));
+const auto kEveryOptimizer = ::testing::Values(
+    Sgd({.learning_rate = 0.1, .l2 = 0.01})->config(), Sgd({.momentum = 0.9})->config(),
+    Sgd({.momentum = 0.9, .nesterov = true})->config(), Adagrad()->config(), RmsProp()->config(),
+    RmsProp({.momentum = 0.5})->config(),
+    Adam({.learning_rate = Schedule::Step(0.1, 2, 0.5)})->config(),
+    AdamW({.weight_decay = 0.1})->config(), Ftrl({.lambda1 = 0.1})->config());
+INSTANTIATE_TEST_SUITE_P(Rules, EveryOptimizer, kEveryOptimizer);
+INSTANTIATE_TEST_SUITE_P(Rules, EveryRowOptimizer, kEveryOptimizer);
+INSTANTIATE_TEST_SUITE_P(RowRules, EveryRowOptimizer,
+                         ::testing::Values(RowWiseAdagradConfig(),
+                                           RowWiseAdagradConfig({.learning_rate = 0.5, .l2 = 0.25}),
+                                           ServerSide(RowWiseAdagradConfig(),
+                                                      {.clip_value = 0.5, .clip_norm = 1})));
 
 TEST(RowTable, RowWiseAdagradHasOneFloatBesideTheRow) {
   TableSpec spec = SmallSpec(RowWiseAdagradConfig({.learning_rate = 1, .initial_accumulator = 0}));

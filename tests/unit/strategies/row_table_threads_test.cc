@@ -3,9 +3,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <map>
+#include <mutex>
 #include <numeric>
 #include <set>
 #include <string>
@@ -176,6 +178,85 @@ TEST(RowTableThreads, WhatIsEvictedAndWhatIsLeftIsWhatWasSent) {
   EXPECT_GT(stats.evicted, 1000U);
   EXPECT_LE(stats.rows, 64U);
   EXPECT_EQ(stats.created, stats.rows + stats.evicted);
+}
+
+// A row that is evicted and made again while its bucket is saved has the slots of its new life. All
+// gradients are 1, so that how often a row was updated tells its weights and its momentum.
+TEST(RowTableThreads, ADumpBesideEvictionHasWholeRows) {
+  TableSpec spec = Spec();
+  const auto rule = Sgd({.learning_rate = 0.0625, .momentum = 0.5});
+  spec.optimizer = rule->config();
+  spec.capacity = 64;
+  spec.time_to_live = 3;
+  auto table = OrThrow(RowTable::Create(spec, {0, 8}));
+  struct Saved {
+    std::uint32_t bucket;
+    std::string bytes;
+  };
+  std::vector<Saved> dumps;
+  std::int64_t now = 1;
+  RunBeside(
+      [&](int t) {
+        const Philox random(static_cast<std::uint64_t>(t));
+        std::vector<std::uint64_t> ids(20);
+        for (int call = 0; call < kCalls; ++call) {
+          for (std::uint64_t i = 0; i < ids.size(); ++i) {
+            ids[i] = random.Below(100, static_cast<std::uint64_t>(call) * ids.size() + i);
+          }
+          std::sort(ids.begin(), ids.end());
+          const auto end = std::unique(ids.begin(), ids.end());
+          const std::span once(ids.begin(), end);
+          OrThrow(table->Apply({.ids = once,
+                                .values = std::vector<float>(once.size() * kDim, 1.0F),
+                                .step = call + 1}));
+        }
+      },
+      [&] {
+        OrThrow(table->EvictExpired(now++ % kCalls + 1));
+        const auto bucket = static_cast<std::uint32_t>(now % 8);
+        dumps.push_back({bucket, table->DumpBucket(bucket)});
+        if (dumps.size() > 200) {
+          dumps.erase(dumps.begin());
+        }
+      });
+  EXPECT_GT(table->stats().evicted, 500U);
+  dumps.push_back({0, table->DumpBucket(0)});
+  // After each number of updates.
+  std::vector<float> weights{0};
+  {
+    float value = 0;
+    float momentum = 0;
+    const float one = 1;
+    const std::span<float> slot(&momentum, 1);
+    for (int n = 1; n <= kThreads * kCalls + 1; ++n) {
+      rule->Apply({.value = std::span(&value, 1),
+                   .gradient = std::span(&one, 1),
+                   .slots = std::span(&slot, 1),
+                   .step = n});
+      weights.push_back(value);
+    }
+  }
+  std::size_t rows = 0;
+  for (const Saved& dump : dumps) {
+    auto restored = OrThrow(RowTable::Create(spec, {0, 8}));
+    OrThrow(restored->RestoreBucket(dump.bucket, dump.bytes));
+    for (std::uint64_t id = 0; id < 100; ++id) {
+      std::vector<float> row(kDim);
+      OrThrow(restored->Pull(std::span(&id, 1), 1, RowTable::Purpose::kReading, row));
+      const auto n = std::find(weights.begin(), weights.end(), row[0]);
+      ASSERT_NE(n, weights.end()) << row[0];
+      ASSERT_EQ(row, std::vector<float>(kDim, row[0]));
+      if (n == weights.begin()) {
+        continue;  // it is in another bucket, or evicted
+      }
+      ++rows;
+      const std::vector<float> ones(kDim, 1.0F);
+      OrThrow(restored->Apply({.ids = std::span(&id, 1), .values = ones, .step = kCalls}));
+      OrThrow(restored->Pull(std::span(&id, 1), 1, RowTable::Purpose::kReading, row));
+      ASSERT_EQ(row[0], *(n + 1)) << "weights and momentum are of different lives";
+    }
+  }
+  EXPECT_GT(rows, 0U);
 }
 
 TEST(RowTableThreads, GradientsOfIdsThatAreNotAdmittedAreCounted) {

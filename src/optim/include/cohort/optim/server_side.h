@@ -1,0 +1,68 @@
+// ServerSide: what a parameter server does to a gradient beside its update rule.
+//
+//   strategy->Bind(parameters, ServerSide(Sgd(), {.delay_compensation = 0.04}))
+//
+// Of a parameter, under `parameter_server`. Before the rule sees the mean gradient g of a push:
+//   clip_norm            g is scaled so that the norm of the parameter's is at most this. By the
+//                        worker, which has the whole of it
+//   delay_compensation   g += lambda g g (w - w_pulled), element by element, with the value that
+//                        the server has and the one that the gradient was computed from.
+//                        Zheng et al., "Asynchronous Stochastic Gradient Descent with Delay
+//                        Compensation", ICML 2017 (DC-ASGD-c). Costs the servers a copy of the
+//                        values for each worker
+//   clip_value           every element is kept within [-clip_value, clip_value]
+//   staleness_scaling    the learning rate is divided by the staleness, where that is 2 or more:
+//                        updates by others between the worker's copy and this push. Zhang, Gupta,
+//                        Lian, Liu, "Staleness-aware Async-SGD for Distributed Deep Learning",
+//                        IJCAI 2016. Not with ftrl, whose weights are a function of the present
+//                        rate
+// What needs single pushes (all but clip_value) is for `async` and `ssp` only; the other strategies
+// take none of it. Of a row of a sparse table, under every strategy: clip_norm, then clip_value, of
+// the row's gradient; what is in TableSpec::optimizer may clip, no more.
+
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include <cohort/core/status.h>
+#include <cohort/optim/optimizer.h>
+
+namespace cohort {
+
+// 0, false: not done.
+struct ServerSideOptions {
+  double clip_value = 0;
+  double clip_norm = 0;
+  double delay_compensation = 0;  // lambda
+  bool staleness_scaling = false;
+
+  bool operator==(const ServerSideOptions&) const = default;
+};
+
+// `rule` with these; the rule itself where there are none. Throws ContractError for an option out
+// of its range; MakeOptimizer returns InvalidArgument instead. The name, the slots and the rest are
+// the rule's; the configuration has the options among its fields.
+std::unique_ptr<Optimizer> ServerSide(std::unique_ptr<Optimizer> rule, ServerSideOptions options);
+// The same of a configuration, also of a rule for rows.
+std::string ServerSide(const std::string& config, ServerSideOptions options);
+
+// InvalidArgument for an optimizer with options, under a strategy without servers for parameters.
+Status RefuseServerSide(const Optimizer& optimizer, std::string_view strategy);
+
+class ServerSideOptimizer : public Optimizer {
+ public:
+  virtual const ServerSideOptions& options() const = 0;
+  // An update of a part of a parameter whose gradient is `staleness` updates old; `pulled`: the
+  // values it was computed from, or empty: those there are. All but clip_norm.
+  virtual void ApplyLate(const OptimizerUpdate& update, std::span<const float> pulled,
+                         std::uint64_t staleness) const = 0;
+
+  // Null: an optimizer without such options.
+  static const ServerSideOptimizer* Of(const Optimizer& optimizer);
+};
+
+}  // namespace cohort

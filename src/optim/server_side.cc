@@ -1,0 +1,188 @@
+#include <cohort/optim/server_side.h>
+
+#include <cohort/optim/gradients.h>
+
+#include <algorithm>
+#include <type_traits>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "rule.h"
+
+namespace cohort {
+namespace optim {
+namespace {
+
+// Everything that the rate is a factor of.
+struct ScaleRate {
+  float factor;
+  template <typename Update>
+  void operator()(Update& update) const {
+    if constexpr (requires { update.eta; }) {
+      update.eta *= factor;
+    } else if constexpr (requires { update.plain.eta; }) {
+      update.plain.eta *= factor;
+    } else if constexpr (requires { update.decay; }) {
+      update.rate *= factor;
+      update.decay *= factor;
+    } else {
+      static_assert(std::is_same_v<Update, FtrlUpdate>, "a rule whose rate is not known here");
+      Require(false, "staleness_scaling is not for ftrl");
+    }
+  }
+};
+
+class ServerSideRule final : public ServerSideOptimizer {
+ public:
+  ServerSideRule(std::unique_ptr<Optimizer> rule, ServerSideOptions options)
+      : rule_(std::move(rule)), options_(options) {}
+
+  const ServerSideOptions& options() const override { return options_; }
+  std::string_view name() const override { return rule_->name(); }
+  int num_slots() const override { return rule_->num_slots(); }
+  std::string_view slot_name(int slot) const override { return rule_->slot_name(slot); }
+  float slot_initial_value(int slot) const override { return rule_->slot_initial_value(slot); }
+  float learning_rate(std::int64_t step) const override { return rule_->learning_rate(step); }
+  float global_clip_norm() const override { return rule_->global_clip_norm(); }
+  std::string config() const override { return ServerSide(rule_->config(), options_); }
+
+  void Apply(const OptimizerUpdate& update) const override { ApplyLate(update, {}, 0); }
+  UpdateRule RuleAt(std::int64_t /*step*/, std::int64_t /*bias_step*/) const override {
+    Require(false, "options of the server side where there is no server");
+    return {};
+  }
+
+  void ApplyLate(const OptimizerUpdate& update, std::span<const float> pulled,
+                 std::uint64_t staleness) const override {
+    Require(update.gradient.size() == update.value.size() &&
+                (pulled.empty() || pulled.size() == update.value.size()),
+            "as many gradients, and values that they were computed from, as values");
+    OptimizerUpdate late = update;
+    const bool compensate = options_.delay_compensation > 0 && !pulled.empty();
+    if (compensate || options_.clip_value > 0) {
+      thread_local std::vector<float> gradient;
+      gradient.resize(update.value.size());
+      const auto lambda = static_cast<float>(options_.delay_compensation);
+      for (std::size_t i = 0; i < gradient.size(); ++i) {
+        const float g = update.gradient[i] * update.gradient_scale;
+        gradient[i] = compensate ? g + lambda * g * g * (update.value[i] - pulled[i]) : g;
+      }
+      ClipValues(gradient);
+      late.gradient = gradient;
+      late.gradient_scale = 1;
+    }
+    if (!options_.staleness_scaling || staleness < 2) {
+      rule_->Apply(late);
+      return;
+    }
+    UpdateRule rule = rule_->RuleAt(update.step, update.bias_step);
+    std::visit(ScaleRate{1.0F / static_cast<float>(staleness)}, rule);
+    UpdatePart part{.value = late.value,
+                    .gradient = late.gradient,
+                    .slots = {},
+                    .gradient_scale = late.gradient_scale};
+    std::ranges::copy(late.slots, part.slots.begin());
+    UpdateOnHost(rule, part);
+  }
+
+ private:
+  void ClipValues(std::span<float> gradient) const {
+    if (const auto most = static_cast<float>(options_.clip_value); most > 0) {
+      for (float& g : gradient) {
+        g = std::clamp(g, -most, most);
+      }
+    }
+  }
+
+  std::unique_ptr<Optimizer> rule_;
+  ServerSideOptions options_;
+};
+
+class ClippedRows final : public RowOptimizer {
+ public:
+  ClippedRows(std::unique_ptr<RowOptimizer> rule, ServerSideOptions options)
+      : rule_(std::move(rule)), options_(options) {}
+
+  std::string_view name() const override { return rule_->name(); }
+  int num_slots() const override { return rule_->num_slots(); }
+  std::string_view slot_name(int slot) const override { return rule_->slot_name(slot); }
+  std::size_t slot_floats(std::size_t dim) const override { return rule_->slot_floats(dim); }
+  void Initialize(std::span<float> slots) const override { rule_->Initialize(slots); }
+  void Apply(const RowUpdate& update) const override {
+    RowUpdate clipped = update;
+    if (options_.clip_norm > 0) {
+      const auto scale = static_cast<double>(update.gradient_scale);
+      clipped.gradient_scale *= static_cast<float>(
+          ClipFactor(SquaredNorm(update.gradient) * scale * scale, options_.clip_norm));
+    }
+    if (const auto most = static_cast<float>(options_.clip_value); most > 0) {
+      thread_local std::vector<float> gradient;  // grows to the longest row
+      gradient.resize(update.gradient.size());
+      for (std::size_t i = 0; i < gradient.size(); ++i) {
+        gradient[i] = std::clamp(update.gradient[i] * clipped.gradient_scale, -most, most);
+      }
+      clipped.gradient = gradient;
+      clipped.gradient_scale = 1;
+    }
+    rule_->Apply(clipped);
+  }
+  std::string config() const override { return ServerSide(rule_->config(), options_); }
+
+ private:
+  std::unique_ptr<RowOptimizer> rule_;
+  ServerSideOptions options_;
+};
+
+}  // namespace
+
+void VisitFields(FieldVisitor& fields, ServerSideOptions& options) {
+  fields.Number("clip_value", options.clip_value);
+  fields.Number("clip_norm", options.clip_norm);
+  fields.Number("delay_compensation", options.delay_compensation);
+  fields.Flag("staleness_scaling", options.staleness_scaling);
+}
+
+Status CheckServerSide(std::string_view rule, const ServerSideOptions& options) {
+  if (rule == "ftrl" && options.staleness_scaling) {
+    return InvalidArgument(
+        "optimizer ftrl: staleness_scaling is not for it: its weights are a function of the "
+        "present learning rate [another rule, or delay_compensation]");
+  }
+  return {};
+}
+
+std::unique_ptr<RowOptimizer> ClipRows(std::unique_ptr<RowOptimizer> rule,
+                                       ServerSideOptions options) {
+  return std::make_unique<ClippedRows>(std::move(rule), options);
+}
+
+}  // namespace optim
+
+std::unique_ptr<Optimizer> ServerSide(std::unique_ptr<Optimizer> rule, ServerSideOptions options) {
+  Require(rule != nullptr && ServerSideOptimizer::Of(*rule) == nullptr,
+          "an optimizer, without options of the server side so far");
+  optim::CheckOptions(rule->name(),
+                      [&options](optim::FieldVisitor& fields) { VisitFields(fields, options); });
+  const Status applies = optim::CheckServerSide(rule->name(), options);
+  Require(applies.ok(), applies.message());
+  if (options == ServerSideOptions()) {
+    return rule;
+  }
+  return std::make_unique<optim::ServerSideRule>(std::move(rule), options);
+}
+
+Status RefuseServerSide(const Optimizer& optimizer, std::string_view strategy) {
+  return ServerSideOptimizer::Of(optimizer) == nullptr
+             ? OkStatus()
+             : InvalidArgument("optimizer " + std::string(optimizer.name()) +
+                               " has options of the server side under " + std::string(strategy) +
+                               ", where no server updates parameters [global_clip_norm, or "
+                               "parameter_server; a table's own optimizer may clip]");
+}
+
+const ServerSideOptimizer* ServerSideOptimizer::Of(const Optimizer& optimizer) {
+  return dynamic_cast<const ServerSideOptimizer*>(&optimizer);
+}
+
+}  // namespace cohort
