@@ -262,6 +262,19 @@ class FaultRun {
   ProcessCluster cluster_;
 };
 
+// The leader of a host gives up, at the deadline of all ranks, what it waits for inside its host.
+TEST(FaultRun, WhatIsGivenUpInsideAHostEnds) {
+  Plan plan;
+  plan.transport = "hierarchical";
+  plan.algorithm = "hierarchical";
+  plan.fault = Fault::kStop;
+  plan.ranks = 3;
+  plan.count = 100;
+  plan.victim = 1;
+  plan.step = 10;
+  FaultRun(plan).Run();
+}
+
 TEST(FaultRun, EveryWaitEndsInTimeAndNamesTheCulprit) {
   const auto number = [](const char* name, int otherwise) {
     const char* value = std::getenv(name);
