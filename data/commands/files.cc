@@ -37,6 +37,15 @@ int ExpandPaths(const char* program, std::vector<std::string>& paths) {
   return 0;
 }
 
+Result<std::vector<std::uint64_t>> SizesOf(const std::vector<std::string>& paths) {
+  std::vector<std::uint64_t> sizes;
+  for (const std::string& path : paths) {
+    COHORT_ASSIGN_OR_RETURN(const auto file, CommandFiles().OpenForRead(path));
+    sizes.push_back(file->size());
+  }
+  return sizes;
+}
+
 bool SameFile(const std::string& one, const std::string& other) {
   std::error_code absent;
   return one == other || std::filesystem::equivalent(one, other, absent);

@@ -19,6 +19,7 @@
 #include "../sources/csv_reader.h"
 #include "../sources/sample_name.h"
 #include "../sources/tar.h"
+#include "watched_files.h"
 
 namespace cohort::data {
 namespace {
@@ -42,9 +43,22 @@ Value ValueOf(const TfFeature& feature) {
   return {};
 }
 
+double PartOf(std::uint64_t done, std::uint64_t of) {
+  return of == 0 ? 1 : static_cast<double>(done) / static_cast<double>(of);
+}
+
 class RecordRows final : public RowReader {
  public:
-  explicit RecordRows(std::unique_ptr<io::RecordReader> reader) : reader_(std::move(reader)) {}
+  static Result<std::unique_ptr<RowReader>> Open(FileSystem& files, const std::string& path) {
+    auto rows = std::make_unique<RecordRows>();
+    rows->files_ = std::make_unique<WatchedFiles>(
+        files, [at = rows.get()](std::uint64_t end, std::uint64_t size) {
+          at->read_ = end;
+          at->size_ = size;
+        });
+    COHORT_ASSIGN_OR_RETURN(rows->reader_, io::RecordReader::Open(*rows->files_, path));
+    return rows;
+  }
 
   Result<bool> Next(Row& row) override {
     COHORT_ASSIGN_OR_RETURN(const auto record, reader_->Next());
@@ -70,7 +84,15 @@ class RecordRows final : public RowReader {
     return true;
   }
 
+  double part() const override {
+    const bool raw = reader_->compression() == io::Compression::kNone;
+    return PartOf(raw ? reader_->offset() : read_, size_);
+  }
+
  private:
+  std::uint64_t read_ = 0;  // bytes of the file
+  std::uint64_t size_ = 0;
+  std::unique_ptr<WatchedFiles> files_;
   std::unique_ptr<io::RecordReader> reader_;
 };
 
@@ -170,6 +192,7 @@ class CsvRows final : public RowReader {
     return Read().status();
   }
 
+  double part() const override { return PartOf(reader_.offset(), content_.size()); }
   Result<bool> Next(Row& row) override {
     COHORT_ASSIGN_OR_RETURN(const bool more, Read());
     row.clear();
@@ -245,6 +268,9 @@ class SourceRows final : public RowReader {
     next_ += skipped;
     return skipped;
   }
+  double part() const override {
+    return PartOf(static_cast<std::uint64_t>(next_), static_cast<std::uint64_t>(dataset_.size()));
+  }
 
  private:
   Dataset dataset_;
@@ -273,6 +299,11 @@ class TensorRows final : public RowReader {
     ++next_;
     return true;
   }
+  double part() const override {
+    return whole_ ? 1
+                  : PartOf(static_cast<std::uint64_t>(next_),
+                           static_cast<std::uint64_t>(tensor_.shape()[0]));
+  }
 
  private:
   std::string name_;
@@ -297,6 +328,7 @@ class TarRows final : public RowReader {
     }
     return rows;
   }
+  double part() const override { return PartOf(next_, members_.size()); }
 
  private:
   Result<bool> Read(Row* row) {
@@ -351,6 +383,7 @@ class TextRows final : public RowReader {
     row.emplace_back("line", Value::Of(std::string(line)));
     return true;
   }
+  double part() const override { return PartOf(content_.size() - rest_.size(), content_.size()); }
 
  private:
   std::string content_;
@@ -360,6 +393,7 @@ class TextRows final : public RowReader {
 class NoRows final : public RowReader {
  public:
   Result<bool> Next(Row& /*row*/) override { return false; }
+  double part() const override { return 1; }
 };
 
 Result<std::unique_ptr<RowReader>> OpenContent(FileSystem& files, const std::string& path,
@@ -498,10 +532,8 @@ Result<std::unique_ptr<RowReader>> RowReader::Open(FileSystem& files, const std:
   switch (kind.format) {
     case Format::kEmpty:
       return std::make_unique<NoRows>();
-    case Format::kTfRecord: {
-      COHORT_ASSIGN_OR_RETURN(auto reader, io::RecordReader::Open(files, path));
-      return std::make_unique<RecordRows>(std::move(reader));
-    }
+    case Format::kTfRecord:
+      return RecordRows::Open(files, path);
     case Format::kNpy: {
       COHORT_ASSIGN_OR_RETURN(Tensor tensor, ReadNpy(files, path));
       const bool whole = tensor.shape().rank() == 0;

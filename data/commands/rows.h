@@ -47,6 +47,8 @@ class RowReader {
   // Passes over so many rows, or to the end: without reading them where the format allows. How
   // many there were.
   virtual Result<std::int64_t> Skip(std::int64_t rows);
+  // How much of the file the rows so far are, from 0 to 1.
+  virtual double part() const = 0;
 };
 
 // A row as a JSON object. Text that is no UTF-8 is {"bytes": its length}, or {"base64": ...}.

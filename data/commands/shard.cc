@@ -291,13 +291,13 @@ class Sharder {
   };
 
   Status ForEach(const char* what, const Each& each) {
-    data::Progress progress(what);
+    data::Progress progress(what, total_);  // measuring, it is not known
     const Each counted = [&](const Piece& piece) {
-      progress.Add(piece.size());
+      progress.Add(1, piece.size());
       return each(piece);
     };
     for (const std::string& path : paths_) {
-      progress.SetFile(path);
+      progress.Name(path);
       COHORT_RETURN_IF_ERROR(kind_.format == data::Format::kTfRecord ? ForEachRecord(path, counted)
                              : kind_.format == data::Format::kTar    ? ForEachSample(path, counted)
                              : kind_.format == data::Format::kCsv

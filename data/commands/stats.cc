@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <optional>
 
 #include <cohort/core/random.h>
@@ -105,10 +106,12 @@ struct Options {
 class Statistics {
  public:
   Status Read(const std::vector<std::string>& paths) {
-    data::Progress progress("stats");
+    COHORT_ASSIGN_OR_RETURN(const auto sizes, data::SizesOf(paths));
+    data::Progress progress("stats", std::accumulate(sizes.begin(), sizes.end(), std::uint64_t{0}));
     data::Row row;
-    for (const std::string& path : paths) {
-      progress.SetFile(path);
+    for (std::size_t i = 0; i < sizes.size(); ++i) {
+      const std::string& path = paths[i];
+      progress.SetFile(path, sizes[i]);
       COHORT_ASSIGN_OR_RETURN(const auto rows, data::RowReader::Open(data::CommandFiles(), path));
       for (;;) {
         COHORT_ASSIGN_OR_RETURN(const bool more, rows->Next(row));
@@ -119,7 +122,7 @@ class Statistics {
         for (const auto& [name, value] : row) {
           Add(value, fields_[name]);
         }
-        progress.Add(0);
+        progress.Advance(1, rows->part());
       }
     }
     return {};
