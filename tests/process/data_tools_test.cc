@@ -285,6 +285,82 @@ TEST_F(DataTools, StatsAreWhatFeaturesReadBack) {
   EXPECT_FALSE(data::LoadStatistics(files_, csv).ok());
 }
 
+// More rows than a block, more numbers than the sample keeps, texts that are no UTF-8.
+TEST_F(DataTools, StatsAreTheSameToTheLastBitWhoeverCounts) {
+  std::string rows = "x,name\n";
+  for (int i = 0; i < 9000; ++i) {
+    rows += (i % 7 == 0 ? "" : std::to_string(1.0 / (i + 3))) + ",t\xff" + std::to_string(i % 50) +
+            "\n";
+  }
+  Tensor array(DType::kFloat32, {5000, 30});
+  for (std::size_t i = 0; i < array.data<float>().size(); ++i) {
+    array.data<float>()[i] = 1 / static_cast<float>(i + 1);
+  }
+  OrThrow(data::WriteNpy(files_, folder_ / "a.npy", array));
+  const std::vector<std::string> inputs = {
+      Write("a.csv", rows), folder_ / "a.npy",
+      WriteExamples("a.tfrecord.gz", 200, io::Compression::kGzip),
+      Write("b.csv", "x,name\n2e30,u\n-2e30,u\n"), Write("empty", "")};
+  const auto with = [&inputs](std::vector<std::string> more) {
+    std::vector<std::string> all = {"stats"};
+    all.insert(all.end(), inputs.begin(), inputs.end());
+    all.insert(all.end(), more.begin(), more.end());
+    return all;
+  };
+  Run(with({"--threads", "1", "--out", folder_ / "one", "--vocabularies", folder_ / "v1"}));
+  const std::string one = OrThrow(ReadFile(files_, folder_ / "one"));
+  const Json report = Json::parse(one);
+  EXPECT_EQ(report.at("records"), 9000 + 5000 + 200 + 2);
+  EXPECT_EQ(report.at("fields").at("x").at("numbers").at("count"), 9000 - 1286 + 199 * 100 + 2);
+  EXPECT_EQ(report.at("fields").at("x").at("missing_records"), 5000 + 1286);
+  EXPECT_EQ(report.at("fields").at("name").at("distinct_texts"), 51);
+  const Json& values = report.at("fields").at("values").at("numbers");
+  EXPECT_EQ(values.at("quantiles_of"), "100000 of them");
+  EXPECT_NEAR(values.at("quantiles")[3][1].get<double>(), 2 / 150000.0, 4e-7) << "the median";
+  EXPECT_NEAR(values.at("mean").get<double>(), 12.4956 / 150000, 1e-8);
+
+  Run(with({"--threads", "3", "--out", folder_ / "three"}));
+  EXPECT_EQ(OrThrow(ReadFile(files_, folder_ / "three")), one);
+
+  for (const int shards : {2, 7}) {  // 7: some have no files
+    std::vector<std::string> merge = {"stats", "--merge"};
+    std::int64_t records = 0;
+    for (int i = shards - 1; i >= 0; --i) {
+      const std::string partial = folder_ / ("p" + std::to_string(i));
+      records += RunJson(with({"--shard", std::to_string(i) + "/" + std::to_string(shards),
+                               "--partial", partial}))
+                     .at("records")
+                     .get<std::int64_t>();
+      merge.push_back(partial);
+    }
+    EXPECT_EQ(records, report.at("records"));
+    std::vector<std::string> all = merge;
+    all.insert(all.end(), {"--out", folder_ / "merged", "--vocabularies", folder_ / "v2"});
+    Run(all);
+    EXPECT_EQ(OrThrow(ReadFile(files_, folder_ / "merged")), one) << shards;
+    EXPECT_EQ(OrThrow(ReadFile(files_, folder_ / "v2/name.txt")),
+              OrThrow(ReadFile(files_, folder_ / "v1/name.txt")));
+    all = merge;
+    all.pop_back();
+    Run(all, 2);
+    EXPECT_THAT(error_, HasSubstr("of " + std::to_string(shards) + " shards these are missing: 0"));
+    all.push_back(all.back());
+    Run(all, 2);
+    EXPECT_THAT(error_, HasSubstr("are both shard 1"));
+  }
+  Run({"stats", inputs[0], "--shard", "0/2", "--partial", folder_ / "other"});
+  Run({"stats", "--merge", folder_ / "p1", folder_ / "other"}, 2);
+  EXPECT_THAT(error_, HasSubstr("other: of other files"));
+  std::string bytes = OrThrow(ReadFile(files_, folder_ / "other"));
+  bytes[bytes.size() / 2] ^= 1;
+  Run({"stats", "--merge", Write("damaged", bytes)}, 2);
+  EXPECT_THAT(error_, HasSubstr("damaged: record 0 at byte 0: corrupted"));
+  Run({"stats", "--merge", inputs[0]}, 2);
+  Run(with({"--shard", "2/2", "--partial", folder_ / "p"}), 2);
+  EXPECT_THAT(error_, HasSubstr("--shard 2/2: not I/N"));
+  Run(with({"--shard", "0/2"}), 2);
+}
+
 TEST_F(DataTools, IndexIsInTheFormatOfTfrecord2idx) {
   const std::string path = WriteExamples("r.tfrecord", 3);
   EXPECT_EQ(RunJson({"index", path}).at("records"), 3);
