@@ -46,6 +46,9 @@ class RawStore final : public RecordStore {
   std::int64_t Ordinal(std::int64_t i) const override {
     return extents_[static_cast<std::size_t>(i)].ordinal;
   }
+  std::uint64_t BytesOf(std::int64_t i) const override {
+    return extents_[static_cast<std::size_t>(i)].bytes - kHeaderBytes - kFooterBytes;
+  }
 
   Result<std::string_view> Read(std::int64_t i, std::string& buffer) const override {
     const Extent& extent = extents_[static_cast<std::size_t>(i)];
@@ -156,6 +159,10 @@ class UnpackedStore final : public RecordStore {
   std::int64_t size() const override { return static_cast<std::int64_t>(ends_.size()) - 1; }
   std::int64_t Ordinal(std::int64_t i) const override {
     return ordinals_[static_cast<std::size_t>(i)];
+  }
+  std::uint64_t BytesOf(std::int64_t i) const override {
+    const auto at = static_cast<std::size_t>(i);
+    return ends_[at + 1] - ends_[at];
   }
   Result<std::string_view> Read(std::int64_t i, std::string& /*buffer*/) const override {
     const auto at = static_cast<std::size_t>(i);

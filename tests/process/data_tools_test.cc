@@ -264,6 +264,66 @@ TEST_F(DataTools, ShardKeepsTheOrderAndEvensTheBytes) {
             Cat({folder_ / "a.tar"}));
 }
 
+// Also where one input is cut into many files, or many inputs become one.
+TEST_F(DataTools, ShardWritesTheSameFilesByAnyNumberOfThreads) {
+  const auto tar = [this](const std::string& name, int begin, int end) {
+    auto writer = OrThrow(data::TarWriter::Create(files_, folder_ / name));
+    for (int i = begin; i < end; ++i) {
+      OrThrow(writer->AddSample(
+          std::to_string(i), {{"cls", std::to_string(i)}, {"raw", std::string(i * 7 % 50, 'x')}}));
+    }
+    OrThrow(writer->Close());
+    return folder_ / name;
+  };
+  std::string rows = "a,b\r\n";
+  for (int i = 0; i < 100; ++i) {
+    rows += std::to_string(i) + ",\"x\n" + std::string(i % 9, 'y') + "\"\r\n";
+  }
+  const std::vector<std::vector<std::string>> sets = {
+      {WriteExamples("a", 50), WriteExamples("none", 0), WriteExamples("b", 1),
+       WriteExamples("c.gz", 40, io::Compression::kGzip)},
+      {tar("a.tar", 0, 20), tar("b.tar.gz", 20, 37)},
+      {Write("a.csv", rows), Write("b.csv", "a,b\r\n"),
+       Write("c.csv", rows.substr(0, rows.find("\"\r\n", 60) + 3))},
+      {Write("a.txt", "to be\nor\n\nnot to be"), Write("b.txt", "that\nis\nthe question\n")}};
+  for (const auto& inputs : sets) {
+    for (const std::string files : {"1", "3", "7"}) {
+      std::map<std::string, std::string> of_one;
+      for (const std::string threads : {"1", "3"}) {
+        SCOPED_TRACE(inputs[0] + " " + files + " " + threads);
+        std::vector<std::string> command = {
+            "shard", "--files", files, "--threads", threads, "--out", folder_ / ("t" + threads)};
+        command.insert(command.end(), inputs.begin(), inputs.end());
+        const Json report = RunJson(command);
+        std::vector<std::string> paths;
+        for (const Json& file : report.at("files")) {
+          paths.push_back(file.at("path"));
+          const std::string content = OrThrow(ReadFile(files_, paths.back()));
+          const std::string name = paths.back().substr((folder_ / "t1").size());
+          EXPECT_EQ(of_one.try_emplace(name, content).first->second, content) << name;
+        }
+        EXPECT_EQ(of_one.size(), paths.size());
+        EXPECT_EQ(Cat(paths), Cat(inputs));
+      }
+    }
+  }
+}
+
+TEST_F(DataTools, ShardLeavesNothingWhereAnInputIsDamaged) {
+  const std::string good = WriteExamples("good", 60);
+  std::string bytes = OrThrow(ReadFile(files_, good));
+  bytes[bytes.size() - 5] ^= 1;  // the last record's
+  for (const std::string threads : {"1", "3"}) {
+    Run({"shard", good, Write("bad", bytes), "--files", "6", "--out", folder_ / "s", "--threads",
+         threads},
+        2);
+    EXPECT_THAT(error_, HasSubstr("bad: record 59 at byte"));
+    for (const std::string& name : OrThrow(files_.List(folder_.path()))) {
+      EXPECT_FALSE(name.starts_with("s-")) << name;
+    }
+  }
+}
+
 TEST_F(DataTools, StatsAreWhatFeaturesReadBack) {
   const std::string csv = Write("a.csv", "x,name\n1,b\n2,a\n,b\n6,c\n");
   const Json report = RunJson({"stats", csv, csv, "--out", folder_ / "s.json", "--vocabularies",
