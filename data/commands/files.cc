@@ -7,6 +7,8 @@
 #include <cohort/data/glob.h>
 #include <cohort/data/remote.h>
 
+#include "../sources/same_file.h"
+
 namespace cohort::data {
 
 FileSystem& CommandFiles() {
@@ -34,6 +36,10 @@ int ExpandPaths(const char* program, std::vector<std::string>& paths) {
     expanded.insert(expanded.end(), found->begin(), found->end());
   }
   paths = std::move(expanded);
+  WarnOfTwice(paths, Log([program](LogLevel, std::string_view message) {
+                std::fprintf(stderr, "%s: warning: %.*s\n", program,
+                             static_cast<int>(message.size()), message.data());
+              }));
   return 0;
 }
 

@@ -39,7 +39,7 @@ int cohort::DataIndexCommand(int argc, char** argv) {
   }
   data::Progress progress("index", std::accumulate(sizes->begin(), sizes->end(), std::uint64_t{0}));
   data::WatchedFiles files(
-      data::CommandFiles(), [&progress](std::uint64_t end, std::uint64_t size) {
+      data::CommandFiles(), [&progress](std::uint64_t, std::uint64_t end, std::uint64_t size) {
         progress.Advance(0, static_cast<double>(end) / static_cast<double>(std::max(size, end)));
       });
   for (std::size_t i = 0; i < paths.size(); ++i) {

@@ -52,7 +52,7 @@ class RecordRows final : public RowReader {
   static Result<std::unique_ptr<RowReader>> Open(FileSystem& files, const std::string& path) {
     auto rows = std::make_unique<RecordRows>();
     rows->files_ = std::make_unique<WatchedFiles>(
-        files, [at = rows.get()](std::uint64_t end, std::uint64_t size) {
+        files, [at = rows.get()](std::uint64_t, std::uint64_t end, std::uint64_t size) {
           at->read_ = end;
           at->size_ = size;
         });

@@ -122,7 +122,7 @@ void ReportFeatures(const std::map<std::string, FeatureStat>& features, std::int
 Status StatRecords(FileSystem& files, const std::string& path, Report& report) {
   std::uint64_t read = 0;
   std::uint64_t size = 0;
-  data::WatchedFiles watched(files, [&](std::uint64_t end, std::uint64_t of) {
+  data::WatchedFiles watched(files, [&](std::uint64_t, std::uint64_t end, std::uint64_t of) {
     read = end;
     size = of;
   });

@@ -112,7 +112,7 @@ class Verifier {
   Status CheckRecords(FileSystem& files, const std::string& path, Report& report) {
     std::uint64_t read = 0;
     std::uint64_t size = 0;
-    data::WatchedFiles watched(files, [&](std::uint64_t end, std::uint64_t of) {
+    data::WatchedFiles watched(files, [&](std::uint64_t, std::uint64_t end, std::uint64_t of) {
       read = end;
       size = of;
     });
@@ -271,6 +271,7 @@ int DataVerifyCommand(int argc, char** argv) {
     return code;
   }
   Report total;
+  std::int64_t empty_files = 0;
   nlohmann::json list = nlohmann::json::array();
   {
     std::vector<std::uint64_t> sizes;
@@ -284,6 +285,7 @@ int DataVerifyCommand(int argc, char** argv) {
       total.records += report.records;
       total.bytes += report.bytes;
       total.bad += report.bad;
+      empty_files += report.format == data::FormatName(data::Format::kEmpty) ? 1 : 0;
       if (json) {
         list.push_back({{"path", report.path},
                         {"format", report.format},
@@ -298,12 +300,16 @@ int DataVerifyCommand(int argc, char** argv) {
     }
   }
   if (json) {
-    const nlohmann::json object = {
-        {"files", list}, {"records", total.records}, {"bytes", total.bytes}, {"bad", total.bad}};
+    const nlohmann::json object = {{"files", list},
+                                   {"empty_files", empty_files},
+                                   {"records", total.records},
+                                   {"bytes", total.bytes},
+                                   {"bad", total.bad}};
     std::printf("%s\n",
                 object.dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
   } else if (paths.size() > 1) {
-    std::printf("%zu files: %lld records, %llu bytes, %lld bad\n", paths.size(),
+    std::printf("%zu files (%lld of them empty): %lld records, %llu bytes, %lld bad\n",
+                paths.size(), static_cast<long long>(empty_files),
                 static_cast<long long>(total.records), static_cast<unsigned long long>(total.bytes),
                 static_cast<long long>(total.bad));
   }

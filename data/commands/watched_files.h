@@ -2,8 +2,6 @@
 
 #pragma once
 
-#include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -17,9 +15,9 @@ namespace cohort::data {
 
 class WatchedFiles final : public FileSystem {
  public:
-  // Called behind each read, with the byte that it went to and the size of the file; from the
-  // thread that reads.
-  using OnRead = std::function<void(std::uint64_t end, std::uint64_t size)>;
+  // Called behind each read, with the bytes [begin, end) that came and the size of the file; from
+  // the thread that reads.
+  using OnRead = std::function<void(std::uint64_t begin, std::uint64_t end, std::uint64_t size)>;
 
   WatchedFiles(FileSystem& files, OnRead on_read) : files_(files), on_read_(std::move(on_read)) {}
 
@@ -55,7 +53,7 @@ class WatchedFiles final : public FileSystem {
     Result<std::size_t> Read(std::uint64_t offset, std::span<std::byte> out) const override {
       Result<std::size_t> n = file_->Read(offset, out);
       if (n.ok()) {
-        on_read_(offset + *n, file_->size());
+        on_read_(offset, offset + *n, file_->size());
       }
       return n;
     }

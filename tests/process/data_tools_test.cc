@@ -130,7 +130,13 @@ TEST_F(DataTools, VerifyKnowsEveryFormat) {
               HasSubstr("b.npy"));
   EXPECT_THAT(Run({"verify", Write("a.csv", "a,b\n1,2\n3\n4,5\n")}, 2),
               AllOf(HasSubstr("2 records"), HasSubstr("line 3: 1 fields, the header has 2")));
-  EXPECT_THAT(Run({"verify", Write("empty", "")}), HasSubstr("sound, empty"));
+  const std::string empty = Write("empty", "");
+  EXPECT_THAT(Run({"verify", empty}), HasSubstr("sound, empty"));
+  EXPECT_EQ(error_, "");
+  EXPECT_EQ(
+      RunJson({"verify", empty, folder_ / "a.npy", folder_.path() + "/./empty"}).at("empty_files"),
+      2);
+  EXPECT_THAT(error_, HasSubstr("warning: 1 of 3 files are given twice, the first: " + empty));
   EXPECT_THAT(Run({"verify", folder_ / "none"}, 2), HasSubstr("none"));
 }
 
@@ -287,7 +293,8 @@ TEST_F(DataTools, ShardWritesTheSameFilesByAnyNumberOfThreads) {
        Write("c.csv", rows.substr(0, rows.find("\"\r\n", 60) + 3))},
       {Write("a.txt", "to be\nor\n\nnot to be"), Write("b.txt", "that\nis\nthe question\n")}};
   for (const auto& inputs : sets) {
-    for (const std::string files : {"1", "3", "7"}) {
+    const std::vector<Json> all = Cat(inputs);
+    for (const std::string files : {"1", "7"}) {
       std::map<std::string, std::string> of_one;
       for (const std::string threads : {"1", "3"}) {
         SCOPED_TRACE(inputs[0] + " " + files + " " + threads);
@@ -303,7 +310,9 @@ TEST_F(DataTools, ShardWritesTheSameFilesByAnyNumberOfThreads) {
           EXPECT_EQ(of_one.try_emplace(name, content).first->second, content) << name;
         }
         EXPECT_EQ(of_one.size(), paths.size());
-        EXPECT_EQ(Cat(paths), Cat(inputs));
+        if (threads == "3") {
+          EXPECT_EQ(Cat(paths), all);
+        }
       }
     }
   }
@@ -433,7 +442,8 @@ TEST_F(DataTools, IndexIsInTheFormatOfTfrecord2idx) {
     }
     expected += std::to_string(begin) + " " + std::to_string(reader->offset() - begin) + "\n";
   }
-  EXPECT_EQ(OrThrow(ReadFile(files_, path + ".idx")), expected);
+  EXPECT_THAT(OrThrow(ReadFile(files_, path + ".idx")),
+              ::testing::MatchesRegex(expected + "# cohort [0-9]+\n"));
   Run({"index", WriteExamples("z", 3, io::Compression::kGzip)}, 2);
   EXPECT_THAT(error_, HasSubstr("gzip has no random access"));
 }
