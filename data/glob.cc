@@ -4,9 +4,11 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <map>
 
 #include "remote/prefix_lister.h"
 #include "remote/requests.h"
+#include "sources/same_file.h"
 
 namespace cohort::data {
 namespace {
@@ -65,6 +67,53 @@ Status Match(FileSystem& files, const std::string& base, const std::string& rest
 }
 
 }  // namespace
+
+std::string RealPath(const std::string& path) {
+  if (IsRemote(path)) {
+    return path;
+  }
+  std::error_code error;
+  const std::filesystem::path real = std::filesystem::canonical(path, error);
+  return error ? path : real.string();
+}
+
+void WarnOfTwice(const std::vector<std::string>& paths, const Log& log) {
+  std::map<std::string, const std::string*> seen;
+  std::int64_t times = 0;
+  std::string first;
+  for (const std::string& path : paths) {
+    const auto [it, is_new] = seen.try_emplace(RealPath(path), &path);
+    if (!is_new && times++ == 0) {
+      first = *it->second == path ? path : *it->second + " and " + path;
+    }
+  }
+  if (times > 0) {
+    log.Warning(std::to_string(times) + " of " + std::to_string(paths.size()) +
+                " files are given twice, the first: " + first);
+  }
+}
+
+Result<std::vector<std::string>> GlobAll(FileSystem& files,
+                                         const std::vector<std::string>& patterns, Log log) {
+  std::vector<std::string> all;
+  for (const std::string& pattern : patterns) {
+    COHORT_ASSIGN_OR_RETURN(const std::vector<std::string> found, Glob(files, pattern));
+    all.insert(all.end(), found.begin(), found.end());
+  }
+  std::sort(all.begin(), all.end());
+  all.erase(std::unique(all.begin(), all.end()), all.end());
+  std::map<std::string, std::string> names;  // by what they name
+  std::vector<std::string> once;
+  for (const std::string& path : all) {
+    const auto [it, is_new] = names.emplace(RealPath(path), path);
+    if (is_new) {
+      once.push_back(path);
+    } else {
+      log.Warning(path + " is " + it->second + ", which is read once");
+    }
+  }
+  return once;
+}
 
 Result<std::vector<std::string>> Glob(FileSystem& files, const std::string& pattern) {
   const bool http = IsRemote(pattern) && !IsS3(pattern);

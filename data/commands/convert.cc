@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <set>
 
 #include "command.h"
@@ -52,11 +53,13 @@ Result<data::Format> FormatOf(const std::string& path) {
 // Rows of all files, with the fields that were asked for.
 template <typename Each>
 Status ForEachRow(const Options& options, const char* what, const Each& each) {
-  data::Progress progress(what);
+  COHORT_ASSIGN_OR_RETURN(const auto sizes, data::SizesOf(options.inputs));
+  data::Progress progress(what, std::accumulate(sizes.begin(), sizes.end(), std::uint64_t{0}));
   const std::set<std::string> wanted(options.fields.begin(), options.fields.end());
   data::Row row;
-  for (const std::string& path : options.inputs) {
-    progress.SetFile(path);
+  for (std::size_t i = 0; i < sizes.size(); ++i) {
+    const std::string& path = options.inputs[i];
+    progress.SetFile(path, sizes[i]);
     COHORT_ASSIGN_OR_RETURN(const auto rows, data::RowReader::Open(data::CommandFiles(), path));
     for (;;) {
       COHORT_ASSIGN_OR_RETURN(const bool more, rows->Next(row));
@@ -67,7 +70,7 @@ Status ForEachRow(const Options& options, const char* what, const Each& each) {
         std::erase_if(row, [&wanted](const auto& field) { return !wanted.contains(field.first); });
       }
       COHORT_RETURN_IF_ERROR(each(row));
-      progress.Add(0);
+      progress.Advance(1, rows->part());
     }
   }
   return {};

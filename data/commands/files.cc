@@ -7,6 +7,8 @@
 #include <cohort/data/glob.h>
 #include <cohort/data/remote.h>
 
+#include "../sources/same_file.h"
+
 namespace cohort::data {
 
 FileSystem& CommandFiles() {
@@ -34,7 +36,20 @@ int ExpandPaths(const char* program, std::vector<std::string>& paths) {
     expanded.insert(expanded.end(), found->begin(), found->end());
   }
   paths = std::move(expanded);
+  WarnOfTwice(paths, Log([program](LogLevel, std::string_view message) {
+                std::fprintf(stderr, "%s: warning: %.*s\n", program,
+                             static_cast<int>(message.size()), message.data());
+              }));
   return 0;
+}
+
+Result<std::vector<std::uint64_t>> SizesOf(const std::vector<std::string>& paths) {
+  std::vector<std::uint64_t> sizes;
+  for (const std::string& path : paths) {
+    COHORT_ASSIGN_OR_RETURN(const auto file, CommandFiles().OpenForRead(path));
+    sizes.push_back(file->size());
+  }
+  return sizes;
 }
 
 bool SameFile(const std::string& one, const std::string& other) {

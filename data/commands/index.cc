@@ -1,14 +1,17 @@
 // `cohort data index`: where the records of TFRecord files lie, in PATH.idx beside each.
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
 #include <cohort/data/tf_record.h>
 
 #include "command.h"
 #include "files.h"
 #include "progress.h"
+#include "watched_files.h"
 
 int cohort::DataIndexCommand(int argc, char** argv) {
   std::vector<std::string> paths;
@@ -29,15 +32,25 @@ int cohort::DataIndexCommand(int argc, char** argv) {
   }
   nlohmann::json list = nlohmann::json::array();
   std::int64_t total = 0;
-  data::Progress progress("index");
-  for (const std::string& path : paths) {
-    progress.SetFile(path);
-    const Result<std::int64_t> records = data::WriteTfIndex(data::CommandFiles(), path);
+  const auto sizes = data::SizesOf(paths);
+  if (!sizes.ok()) {
+    std::fprintf(stderr, "%s: %s\n", argv[0], sizes.status().ToString().c_str());
+    return ExitCode(sizes.status());
+  }
+  data::Progress progress("index", std::accumulate(sizes->begin(), sizes->end(), std::uint64_t{0}));
+  data::WatchedFiles files(
+      data::CommandFiles(), [&progress](std::uint64_t, std::uint64_t end, std::uint64_t size) {
+        progress.Advance(0, static_cast<double>(end) / static_cast<double>(std::max(size, end)));
+      });
+  for (std::size_t i = 0; i < paths.size(); ++i) {
+    const std::string& path = paths[i];
+    progress.SetFile(path, (*sizes)[i]);
+    const Result<std::int64_t> records = data::WriteTfIndex(files, path);
     if (!records.ok()) {
       std::fprintf(stderr, "%s: %s\n", argv[0], records.status().ToString().c_str());
       return ExitCode(records.status());
     }
-    progress.Add(0);
+    progress.Advance(*records, 1);
     total += *records;
     if (json) {
       list.push_back({{"path", path}, {"index", path + ".idx"}, {"records", *records}});

@@ -19,6 +19,7 @@
 #include "../sources/csv_reader.h"
 #include "../sources/sample_name.h"
 #include "../sources/tar.h"
+#include "watched_files.h"
 
 namespace cohort::data {
 namespace {
@@ -42,9 +43,22 @@ Value ValueOf(const TfFeature& feature) {
   return {};
 }
 
+double PartOf(std::uint64_t done, std::uint64_t of) {
+  return of == 0 ? 1 : static_cast<double>(done) / static_cast<double>(of);
+}
+
 class RecordRows final : public RowReader {
  public:
-  explicit RecordRows(std::unique_ptr<io::RecordReader> reader) : reader_(std::move(reader)) {}
+  static Result<std::unique_ptr<RowReader>> Open(FileSystem& files, const std::string& path) {
+    auto rows = std::make_unique<RecordRows>();
+    rows->files_ = std::make_unique<WatchedFiles>(
+        files, [at = rows.get()](std::uint64_t, std::uint64_t end, std::uint64_t size) {
+          at->read_ = end;
+          at->size_ = size;
+        });
+    COHORT_ASSIGN_OR_RETURN(rows->reader_, io::RecordReader::Open(*rows->files_, path));
+    return rows;
+  }
 
   Result<bool> Next(Row& row) override {
     COHORT_ASSIGN_OR_RETURN(const auto record, reader_->Next());
@@ -52,12 +66,55 @@ class RecordRows final : public RowReader {
     if (!record.has_value()) {
       return false;
     }
-    const auto example = ParseTfSequenceExample(*record);
-    const bool is_example = example.ok() && (record->size() <= 2 || !example->context.empty() ||
+    TakeApart(*record, row);
+    return true;
+  }
+  Result<std::shared_ptr<const RowBlock>> NextBlock() override {
+    auto block = std::make_shared<Block>();
+    while (block->rows() < kBlockRows) {
+      COHORT_ASSIGN_OR_RETURN(const auto record, reader_->Next());
+      if (!record.has_value()) {
+        break;
+      }
+      block->bytes += *record;
+      block->ends.push_back(block->bytes.size());
+    }
+    if (block->rows() == 0) {
+      block.reset();
+    }
+    return std::shared_ptr<const RowBlock>(std::move(block));
+  }
+  double part() const override {
+    const bool raw = reader_->compression() == io::Compression::kNone;
+    return PartOf(raw ? reader_->offset() : read_, size_);
+  }
+
+ private:
+  struct Block final : RowBlock {
+    std::int64_t rows() const override { return static_cast<std::int64_t>(ends.size()); }
+    Status ForEach(const std::function<Status(const Row&)>& each) const override {
+      Row row;
+      std::size_t begin = 0;
+      for (const std::size_t end : ends) {
+        row.clear();
+        TakeApart(std::string_view(bytes).substr(begin, end - begin), row);
+        COHORT_RETURN_IF_ERROR(each(row));
+        begin = end;
+      }
+      return {};
+    }
+
+    std::string bytes;
+    std::vector<std::size_t> ends;  // of each record
+  };
+
+  static void TakeApart(std::string_view record, Row& row) {
+    const auto example = ParseTfSequenceExample(record);
+    const bool is_example = example.ok() && (record.size() <= 2 || !example->context.empty() ||
                                              !example->steps.empty());
     if (!is_example) {
-      row.emplace_back("record", Value::Of(std::string(*record)));
-      return true;
+      row.emplace_back("record", Value::Of(std::string(record)));
+      return;
     }
     for (const auto& [name, feature] : example->context) {
       row.emplace_back(name, ValueOf(feature));
@@ -67,10 +124,11 @@ class RecordRows final : public RowReader {
         row.emplace_back(name + "[" + std::to_string(i) + "]", ValueOf(steps[i]));
       }
     }
-    return true;
   }
 
- private:
+  std::uint64_t read_ = 0;  // bytes of the file
+  std::uint64_t size_ = 0;
+  std::unique_ptr<WatchedFiles> files_;
   std::unique_ptr<io::RecordReader> reader_;
 };
 
@@ -131,74 +189,20 @@ Cell Both(Cell a, Cell b) {
   return std::max(a, b);
 }
 
-class CsvRows final : public RowReader {
- public:
-  CsvRows(std::string path, std::string content, char delimiter)
-      : path_(std::move(path)),
-        content_(std::move(content)),
-        delimiter_(delimiter),
-        reader_(content_, delimiter, /*trim=*/true) {}
+// A CSV file, whole.
+struct CsvTable {
+  // Where a block of rows begins.
+  struct Start {
+    std::size_t offset = 0;
+    std::int64_t line = 0;
+    std::int64_t rows = 0;
+  };
 
-  // Walks the whole file: what the columns are.
-  Status Begin() {
-    COHORT_RETURN_IF_ERROR(Read().status());
-    for (const CsvField& field : fields_) {
-      names_.emplace_back(field.text);
-    }
-    cells_.assign(names_.size(), Cell::kNothing);
-    std::vector<bool> large(names_.size());
-    for (;;) {
-      COHORT_ASSIGN_OR_RETURN(const bool more, Read());
-      if (!more) {
-        break;
-      }
-      for (std::size_t i = 0; i < fields_.size(); ++i) {
-        const Cell cell = CellOf(fields_[i]);
-        if (cell == Cell::kInt64) {
-          large[i] =
-              large[i] || !FitsFloat32(static_cast<double>(*Parse<std::int64_t>(fields_[i].text)));
-        }
-        cells_[i] = Both(cells_[i], cell);
-      }
-    }
-    for (std::size_t i = 0; i < cells_.size(); ++i) {
-      if (cells_[i] == Cell::kFloat32 && large[i]) {
-        cells_[i] = Cell::kFloat64;
-      }
-    }
-    reader_ = CsvReader(content_, delimiter_, /*trim=*/true);
-    return Read().status();
-  }
-
-  Result<bool> Next(Row& row) override {
-    COHORT_ASSIGN_OR_RETURN(const bool more, Read());
-    row.clear();
-    for (std::size_t i = 0; more && i < fields_.size(); ++i) {
-      row.emplace_back(names_[i], ValueAt(i));
-    }
-    return more;
-  }
-
- private:
-  Result<bool> Read() {
-    const auto where = [this] { return path_ + ", line " + std::to_string(reader_.line()); };
-    Result<bool> more = reader_.Next(fields_);
-    if (!more.ok()) {
-      return more.status().Annotate(path_);
-    }
-    if (*more && !names_.empty() && fields_.size() != names_.size()) {
-      return DataLoss(where() + ": " + std::to_string(fields_.size()) + " fields, the header has " +
-                      std::to_string(names_.size()));
-    }
-    return more;
-  }
-
-  Value ValueAt(std::size_t i) const {
-    const CsvField& field = fields_[i];
+  Value ValueAt(const CsvField& field, std::size_t column) const {
     if (IsMissing(field)) {
       return {};
     }
-    switch (cells_[i]) {
+    switch (cells[column]) {
       case Cell::kInt64:
         return Scalar(*Parse<std::int64_t>(field.text));
       case Cell::kFloat32:
@@ -209,19 +213,181 @@ class CsvRows final : public RowReader {
         return Value::Of(std::string(field.text));
     }
   }
+  // `each` of the fields of all rows of a block, which were read before.
+  template <typename Each>
+  Status ForEachRow(const Start& start, const Each& each) const {
+    CsvReader reader(content, delimiter, /*trim=*/true);
+    reader.Seek(start.offset, start.line);
+    std::vector<CsvField> fields;
+    for (std::int64_t i = 0; i < start.rows; ++i) {
+      COHORT_RETURN_IF_ERROR(reader.Next(fields).status());
+      COHORT_RETURN_IF_ERROR(each(fields));
+    }
+    return {};
+  }
 
   template <typename T>
   static Value Scalar(T value) {
     return Value::Of(Tensor::Of<T>(Shape(), {&value, 1}));
   }
 
-  std::string path_;
-  std::string content_;
-  char delimiter_;
-  CsvReader reader_;
+  std::string content;
+  char delimiter = ',';
+  std::vector<std::string> names;
+  std::vector<Cell> cells;  // by column
+  std::vector<Start> starts;
+};
+
+class CsvRows final : public RowReader {
+ public:
+  // Walks the whole file: where its rows lie, and what the columns are.
+  static Result<std::unique_ptr<RowReader>> Open(const std::string& path, std::string content,
+                                                 char delimiter, ThreadPool* pool) {
+    auto table = std::make_shared<CsvTable>();
+    table->content = std::move(content);
+    table->delimiter = delimiter;
+    Status status = FindRows(*table);
+    if (!status.ok()) {
+      return status.Annotate(path);
+    }
+    COHORT_RETURN_IF_ERROR(FindCells(*table, pool));
+    auto rows = std::make_unique<CsvRows>();
+    rows->table_ = std::move(table);
+    return rows;
+  }
+
+  Result<bool> Next(Row& row) override {
+    row.clear();
+    if (left_ == 0) {
+      if (block_ == table_->starts.size()) {
+        return false;
+      }
+      if (reader_ == nullptr) {
+        reader_ = std::make_unique<CsvReader>(table_->content, table_->delimiter, /*trim=*/true);
+        reader_->Seek(table_->starts[0].offset, table_->starts[0].line);
+      }
+      left_ = table_->starts[block_++].rows;
+    }
+    COHORT_RETURN_IF_ERROR(reader_->Next(fields_).status());
+    --left_;
+    for (std::size_t i = 0; i < fields_.size(); ++i) {
+      row.emplace_back(table_->names[i], table_->ValueAt(fields_[i], i));
+    }
+    return true;
+  }
+  Result<std::shared_ptr<const RowBlock>> NextBlock() override {
+    std::shared_ptr<const RowBlock> block;
+    if (block_ < table_->starts.size()) {
+      block = std::make_shared<Block>(table_, table_->starts[block_++]);
+    }
+    return block;
+  }
+  double part() const override {
+    return reader_ != nullptr ? PartOf(reader_->offset(), table_->content.size())
+                              : PartOf(block_, table_->starts.size());
+  }
+
+ private:
+  class Block final : public RowBlock {
+   public:
+    Block(std::shared_ptr<const CsvTable> table, const CsvTable::Start& start)
+        : table_(std::move(table)), start_(start) {}
+    std::int64_t rows() const override { return start_.rows; }
+    Status ForEach(const std::function<Status(const Row&)>& each) const override {
+      Row row;
+      return table_->ForEachRow(start_, [&](const std::vector<CsvField>& fields) {
+        row.clear();
+        for (std::size_t i = 0; i < fields.size(); ++i) {
+          row.emplace_back(table_->names[i], table_->ValueAt(fields[i], i));
+        }
+        return each(row);
+      });
+    }
+
+   private:
+    std::shared_ptr<const CsvTable> table_;  // owners: the blocks and the reader
+    CsvTable::Start start_;
+  };
+
+  static Status FindRows(CsvTable& table) {
+    CsvReader reader(table.content, table.delimiter, /*trim=*/true);
+    std::vector<CsvField> fields;
+    COHORT_RETURN_IF_ERROR(reader.Next(fields).status());
+    for (const CsvField& field : fields) {
+      table.names.emplace_back(field.text);
+    }
+    for (;;) {
+      const CsvTable::Start next{reader.offset(), reader.next_line()};
+      COHORT_ASSIGN_OR_RETURN(const bool more, reader.Next(fields));
+      if (!more) {
+        return {};
+      }
+      if (fields.size() != table.names.size()) {
+        return DataLoss("line " + std::to_string(reader.line()) + ": " +
+                        std::to_string(fields.size()) + " fields, the header has " +
+                        std::to_string(table.names.size()));
+      }
+      if (table.starts.empty() || table.starts.back().rows == kBlockRows) {
+        table.starts.push_back(next);
+      }
+      ++table.starts.back().rows;
+    }
+  }
+
+  static Status FindCells(CsvTable& table, ThreadPool* pool) {
+    struct Found {
+      std::vector<Cell> cells;
+      std::vector<char> large;  // an integer that float32 does not give back
+      Status status;
+    };
+    std::vector<Found> found(table.starts.size());
+    const auto look = [&](std::int64_t first, std::int64_t last) {
+      for (std::int64_t b = first; b < last; ++b) {
+        Found& at = found[static_cast<std::size_t>(b)];
+        at.cells.assign(table.names.size(), Cell::kNothing);
+        at.large.assign(table.names.size(), 0);
+        at.status = table.ForEachRow(
+            table.starts[static_cast<std::size_t>(b)], [&at](const std::vector<CsvField>& fields) {
+              for (std::size_t i = 0; i < fields.size(); ++i) {
+                const Cell cell = CellOf(fields[i]);
+                if (cell == Cell::kInt64 && at.large[i] == 0) {
+                  const auto value = static_cast<double>(*Parse<std::int64_t>(fields[i].text));
+                  at.large[i] = FitsFloat32(value) ? 0 : 1;
+                }
+                at.cells[i] = Both(at.cells[i], cell);
+              }
+              return Status();
+            });
+      }
+    };
+    const auto blocks = static_cast<std::int64_t>(found.size());
+    if (pool != nullptr) {
+      pool->ParallelFor(blocks, 1, look);
+    } else {
+      look(0, blocks);
+    }
+    table.cells.assign(table.names.size(), Cell::kNothing);
+    std::vector<bool> large(table.names.size());
+    for (const Found& at : found) {
+      COHORT_RETURN_IF_ERROR(at.status);
+      for (std::size_t i = 0; i < large.size(); ++i) {
+        table.cells[i] = Both(table.cells[i], at.cells[i]);
+        large[i] = large[i] || at.large[i] != 0;
+      }
+    }
+    for (std::size_t i = 0; i < large.size(); ++i) {
+      if (table.cells[i] == Cell::kFloat32 && large[i]) {
+        table.cells[i] = Cell::kFloat64;
+      }
+    }
+    return {};
+  }
+
+  std::shared_ptr<const CsvTable> table_;
+  std::unique_ptr<CsvReader> reader_;  // of Next
   std::vector<CsvField> fields_;
-  std::vector<std::string> names_;
-  std::vector<Cell> cells_;  // by column
+  std::size_t block_ = 0;  // that comes next
+  std::int64_t left_ = 0;  // rows of the block before it that Next has not given
 };
 
 // A data set's examples in the order of its source.
@@ -244,6 +410,9 @@ class SourceRows final : public RowReader {
     const std::int64_t skipped = std::min(rows, dataset_.size() - next_);
     next_ += skipped;
     return skipped;
+  }
+  double part() const override {
+    return PartOf(static_cast<std::uint64_t>(next_), static_cast<std::uint64_t>(dataset_.size()));
   }
 
  private:
@@ -273,6 +442,11 @@ class TensorRows final : public RowReader {
     ++next_;
     return true;
   }
+  double part() const override {
+    return whole_ ? 1
+                  : PartOf(static_cast<std::uint64_t>(next_),
+                           static_cast<std::uint64_t>(tensor_.shape()[0]));
+  }
 
  private:
   std::string name_;
@@ -297,6 +471,7 @@ class TarRows final : public RowReader {
     }
     return rows;
   }
+  double part() const override { return PartOf(next_, members_.size()); }
 
  private:
   Result<bool> Read(Row* row) {
@@ -351,6 +526,7 @@ class TextRows final : public RowReader {
     row.emplace_back("line", Value::Of(std::string(line)));
     return true;
   }
+  double part() const override { return PartOf(content_.size() - rest_.size(), content_.size()); }
 
  private:
   std::string content_;
@@ -360,10 +536,23 @@ class TextRows final : public RowReader {
 class NoRows final : public RowReader {
  public:
   Result<bool> Next(Row& /*row*/) override { return false; }
+  double part() const override { return 1; }
+};
+
+struct RowsInMemory final : RowBlock {
+  std::int64_t rows() const override { return static_cast<std::int64_t>(all.size()); }
+  Status ForEach(const std::function<Status(const Row&)>& each) const override {
+    for (const Row& row : all) {
+      COHORT_RETURN_IF_ERROR(each(row));
+    }
+    return {};
+  }
+
+  std::vector<Row> all;
 };
 
 Result<std::unique_ptr<RowReader>> OpenContent(FileSystem& files, const std::string& path,
-                                               const FileKind& kind) {
+                                               const FileKind& kind, ThreadPool* pool) {
   COHORT_ASSIGN_OR_RETURN(const auto file, OpenMaybeGzip(files, path));
   if (kind.format == Format::kTar) {
     COHORT_ASSIGN_OR_RETURN(auto members, IndexTar(*file, path));
@@ -381,9 +570,7 @@ Result<std::unique_ptr<RowReader>> OpenContent(FileSystem& files, const std::str
   if (kind.format == Format::kText) {
     return std::make_unique<TextRows>(std::move(content));
   }
-  auto rows = std::make_unique<CsvRows>(path, std::move(content), kind.delimiter);
-  COHORT_RETURN_IF_ERROR(rows->Begin());
-  return rows;
+  return CsvRows::Open(path, std::move(content), kind.delimiter, pool);
 }
 
 // As short as reads back to the same value; null where JSON has no number for it.
@@ -493,15 +680,29 @@ Result<std::int64_t> RowReader::Skip(std::int64_t rows) {
   return rows;
 }
 
-Result<std::unique_ptr<RowReader>> RowReader::Open(FileSystem& files, const std::string& path) {
+Result<std::shared_ptr<const RowBlock>> RowReader::NextBlock() {
+  auto block = std::make_shared<RowsInMemory>();
+  for (Row row; block->rows() < kBlockRows;) {
+    COHORT_ASSIGN_OR_RETURN(const bool more, Next(row));
+    if (!more) {
+      break;
+    }
+    block->all.push_back(row);
+  }
+  if (block->rows() == 0) {
+    block.reset();
+  }
+  return std::shared_ptr<const RowBlock>(std::move(block));
+}
+
+Result<std::unique_ptr<RowReader>> RowReader::Open(FileSystem& files, const std::string& path,
+                                                   ThreadPool* pool) {
   COHORT_ASSIGN_OR_RETURN(const FileKind kind, KindOf(files, path));
   switch (kind.format) {
     case Format::kEmpty:
       return std::make_unique<NoRows>();
-    case Format::kTfRecord: {
-      COHORT_ASSIGN_OR_RETURN(auto reader, io::RecordReader::Open(files, path));
-      return std::make_unique<RecordRows>(std::move(reader));
-    }
+    case Format::kTfRecord:
+      return RecordRows::Open(files, path);
     case Format::kNpy: {
       COHORT_ASSIGN_OR_RETURN(Tensor tensor, ReadNpy(files, path));
       const bool whole = tensor.shape().rank() == 0;
@@ -517,7 +718,7 @@ Result<std::unique_ptr<RowReader>> RowReader::Open(FileSystem& files, const std:
       return std::make_unique<SourceRows>(std::move(dataset));
     }
     default:
-      return OpenContent(files, path, kind);
+      return OpenContent(files, path, kind, pool);
   }
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -11,6 +12,7 @@
 #include <cohort/core/file_system.h>
 #include <cohort/core/status.h>
 #include <cohort/core/tensor.h>
+#include <cohort/core/thread_pool.h>
 
 #include "file_kind.h"
 
@@ -29,6 +31,14 @@ struct Value {
 
 using Row = std::vector<std::pair<std::string, Value>>;
 
+// Some rows of a file. They may not be taken apart yet: ForEach does that.
+class RowBlock {
+ public:
+  virtual ~RowBlock() = default;
+  virtual std::int64_t rows() const = 0;
+  virtual Status ForEach(const std::function<Status(const Row&)>& each) const = 0;  // any thread
+};
+
 // What each format gives:
 //   TFRecord     the features of an Example or SequenceExample; "record" where it is neither
 //   CSV          columns, each int64, float32, float64 or text as all of its cells can be read
@@ -39,7 +49,11 @@ using Row = std::vector<std::pair<std::string, Value>>;
 //   an image     "image"
 class RowReader {
  public:
-  static Result<std::unique_ptr<RowReader>> Open(FileSystem& files, const std::string& path);
+  static constexpr std::int64_t kBlockRows = 4096;
+
+  // `pool`: helps to find out what the columns of a CSV file are.
+  static Result<std::unique_ptr<RowReader>> Open(FileSystem& files, const std::string& path,
+                                                 ThreadPool* pool = nullptr);
   virtual ~RowReader() = default;
 
   // False at the end. Errors name file and record.
@@ -47,6 +61,11 @@ class RowReader {
   // Passes over so many rows, or to the end: without reading them where the format allows. How
   // many there were.
   virtual Result<std::int64_t> Skip(std::int64_t rows);
+  // Instead of Next: the next kBlockRows, or what is left; null at the end. Blocks do not depend on
+  // threads.
+  virtual Result<std::shared_ptr<const RowBlock>> NextBlock();
+  // How much of the file the rows so far are, from 0 to 1.
+  virtual double part() const = 0;
 };
 
 // A row as a JSON object. Text that is no UTF-8 is {"bytes": its length}, or {"base64": ...}.

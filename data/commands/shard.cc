@@ -2,18 +2,25 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <functional>
-#include <limits>
+#include <memory>
+#include <mutex>
 #include <nlohmann/json.hpp>
+#include <numeric>
+#include <span>
+#include <utility>
 
+#include <cohort/core/thread_pool.h>
 #include <cohort/data/webdataset.h>
 #include <cohort/io/compression.h>
-#include <cohort/io/record_file.h>
 
 #include "../sources/atomic_file.h"
 #include "../sources/content.h"
 #include "../sources/csv_reader.h"
+#include "../sources/guarded.h"
+#include "../sources/record_store.h"
 #include "../sources/sample_name.h"
 #include "../sources/tar.h"
 #include "atomic_records.h"
@@ -29,6 +36,7 @@ struct Options {
   std::vector<std::string> inputs;
   std::string prefix;
   int files = 0;
+  int threads = AvailableCores();
   bool gzip = false;
   bool json = false;
 };
@@ -48,107 +56,167 @@ struct Piece {
   }
 };
 
-using Each = std::function<Status(const Piece&)>;
+// The records of a file, by their number. Thread rules: Read from many threads.
+class Input {
+ public:
+  virtual ~Input() = default;
+  virtual std::int64_t size() const = 0;
+  virtual std::uint64_t BytesOf(std::int64_t i) const = 0;  // Piece::size of record `i`
+  virtual Status Read(std::int64_t i, Piece& piece) const = 0;
+  virtual std::string header() const { return ""; }  // CSV
+};
 
-Status ForEachRecord(const std::string& path, const Each& each) {
-  COHORT_ASSIGN_OR_RETURN(const auto reader, io::RecordReader::Open(data::CommandFiles(), path));
-  Piece piece;
-  for (;;) {
-    COHORT_ASSIGN_OR_RETURN(const auto record, reader->Next());
-    if (!record.has_value()) {
-      return {};
-    }
-    piece.bytes = *record;
-    COHORT_RETURN_IF_ERROR(each(piece));
+class RecordInput final : public Input {
+ public:
+  static Result<std::shared_ptr<const Input>> Open(const std::string& path) {
+    auto input = std::make_shared<RecordInput>();
+    data::CorruptRecords none;
+    COHORT_ASSIGN_OR_RETURN(input->records_,
+                            data::OpenRecordStore({.files = &data::CommandFiles()}, path, none));
+    return input;
   }
-}
+  std::int64_t size() const override { return records_->size(); }
+  std::uint64_t BytesOf(std::int64_t i) const override { return records_->BytesOf(i); }
+  Status Read(std::int64_t i, Piece& piece) const override {
+    std::string buffer;
+    COHORT_ASSIGN_OR_RETURN(piece.bytes, records_->Read(i, buffer));
+    return {};
+  }
 
-Status ForEachSample(const std::string& path, const Each& each) {
-  COHORT_ASSIGN_OR_RETURN(const auto file, data::OpenMaybeGzip(data::CommandFiles(), path));
-  COHORT_ASSIGN_OR_RETURN(const auto members, data::IndexTar(*file, path));
-  Piece piece;
-  for (const data::TarMember& member : members) {
-    const data::SampleName name = data::SplitSampleName(member.name);
-    if (name.key.empty()) {
-      return InvalidArgument(path + ": member '" + member.name + "' belongs to no sample");
-    }
-    if (name.key != piece.key) {
-      if (!piece.key.empty()) {
-        COHORT_RETURN_IF_ERROR(each(piece));
+ private:
+  std::unique_ptr<data::RecordStore> records_;
+};
+
+class SampleInput final : public Input {
+ public:
+  static Result<std::shared_ptr<const Input>> Open(const std::string& path) {
+    auto input = std::make_shared<SampleInput>();
+    input->path_ = path;
+    COHORT_ASSIGN_OR_RETURN(input->file_, data::OpenMaybeGzip(data::CommandFiles(), path));
+    COHORT_ASSIGN_OR_RETURN(input->members_, data::IndexTar(*input->file_, path));
+    std::string key;
+    for (std::size_t i = 0; i < input->members_.size(); ++i) {
+      const std::string& member = input->members_[i].name;
+      const data::SampleName name = data::SplitSampleName(member);
+      if (name.key.empty()) {
+        return InvalidArgument(path + ": member '" + member + "' belongs to no sample");
       }
-      piece = {.key = name.key};
-    }
-    std::string content(member.size, '\0');
-    COHORT_RETURN_IF_ERROR(
-        data::ReadExactly(*file, path, member.begin, std::as_writable_bytes(std::span(content))));
-    if (!piece.members.emplace(name.extension, std::move(content)).second) {
-      return DataLoss(path + ": sample '" + name.key + "' has member '" + name.extension +
-                      "' twice");
-    }
-  }
-  return piece.key.empty() ? Status() : each(piece);
-}
-
-// The file unpacked, whole.
-Result<std::string> Content(const std::string& path) {
-  return io::ReadMaybeCompressed(data::CommandFiles(), path);
-}
-
-Status ForEachLine(const std::string& path, const Each& each) {
-  COHORT_ASSIGN_OR_RETURN(const std::string content, Content(path));
-  Piece piece;
-  for (std::string_view rest = content; !rest.empty();) {
-    const std::size_t end = std::min(rest.find('\n'), rest.size() - 1) + 1;
-    piece.bytes = rest.substr(0, end);
-    if (!piece.bytes.ends_with('\n')) {
-      piece.bytes += '\n';
-    }
-    rest.remove_prefix(end);
-    COHORT_RETURN_IF_ERROR(each(piece));
-  }
-  return {};
-}
-
-// Rows as they stand in the file; `header` is that of the first file, and must be everybody's.
-Status ForEachCsvRow(const std::string& path, char delimiter, std::string& header,
-                     const Each& each) {
-  COHORT_ASSIGN_OR_RETURN(const std::string content, Content(path));
-  data::CsvReader reader(content, delimiter, /*trim=*/true);
-  std::vector<data::CsvField> fields;
-  std::size_t columns = 0;
-  std::size_t begin = 0;
-  Piece piece;
-  for (;;) {
-    Result<bool> more = reader.Next(fields);
-    if (!more.ok()) {
-      return more.status().Annotate(path);
-    }
-    if (!*more) {
-      return {};
-    }
-    const std::size_t end = reader.offset();
-    piece.bytes = content.substr(begin, end - begin);
-    piece.bytes.erase(0, piece.bytes.find_first_not_of("\r\n"));  // blank lines before it
-    if (!piece.bytes.ends_with('\n')) {
-      piece.bytes += '\n';
-    }
-    begin = end;
-    if (columns == 0) {
-      columns = fields.size();
-      if (!header.empty() && header != piece.bytes) {
-        return InvalidArgument(path + ": the header is not that of the first file");
+      if (name.key != key) {
+        input->begins_.push_back(i);
+        key = name.key;
       }
-      header = piece.bytes;
-      continue;
     }
-    if (fields.size() != columns) {
-      return DataLoss(path + ", line " + std::to_string(reader.line()) + ": " +
-                      std::to_string(fields.size()) + " fields, the header has " +
-                      std::to_string(columns));
-    }
-    COHORT_RETURN_IF_ERROR(each(piece));
+    input->begins_.push_back(input->members_.size());
+    return input;
   }
-}
+  std::int64_t size() const override { return static_cast<std::int64_t>(begins_.size()) - 1; }
+  std::uint64_t BytesOf(std::int64_t i) const override {
+    std::uint64_t bytes = 0;
+    for (const data::TarMember& member : Members(i)) {
+      bytes += member.size;
+    }
+    return bytes;
+  }
+  Status Read(std::int64_t i, Piece& piece) const override {
+    piece = {};
+    for (const data::TarMember& member : Members(i)) {
+      const data::SampleName name = data::SplitSampleName(member.name);
+      piece.key = name.key;
+      std::string content(member.size, '\0');
+      COHORT_RETURN_IF_ERROR(data::ReadExactly(*file_, path_, member.begin,
+                                               std::as_writable_bytes(std::span(content))));
+      if (!piece.members.emplace(name.extension, std::move(content)).second) {
+        return DataLoss(path_ + ": sample '" + name.key + "' has member '" + name.extension +
+                        "' twice");
+      }
+    }
+    return {};
+  }
+
+ private:
+  std::span<const data::TarMember> Members(std::int64_t i) const {
+    const auto at = static_cast<std::size_t>(i);
+    return std::span(members_).subspan(begins_[at], begins_[at + 1] - begins_[at]);
+  }
+
+  std::string path_;
+  std::shared_ptr<const RandomAccessFile> file_;  // owner: this
+  std::vector<data::TarMember> members_;
+  std::vector<std::size_t> begins_;  // of each sample, among the members, and the end
+};
+
+// Lines of text, or rows of CSV as they stand in the file. The file is in memory, whole.
+class TextInput final : public Input {
+ public:
+  static Result<std::shared_ptr<const Input>> OpenLines(const std::string& path) {
+    auto input = std::make_shared<TextInput>();
+    COHORT_ASSIGN_OR_RETURN(input->content_, io::ReadMaybeCompressed(data::CommandFiles(), path));
+    const std::string& content = input->content_;
+    for (std::size_t begin = 0; begin < content.size();) {
+      const std::size_t end = std::min(content.find('\n', begin), content.size() - 1) + 1;
+      input->places_.emplace_back(begin, end);
+      begin = end;
+    }
+    return input;
+  }
+
+  static Result<std::shared_ptr<const Input>> OpenCsv(const std::string& path, char delimiter) {
+    auto input = std::make_shared<TextInput>();
+    COHORT_ASSIGN_OR_RETURN(input->content_, io::ReadMaybeCompressed(data::CommandFiles(), path));
+    const std::string& content = input->content_;
+    data::CsvReader reader(content, delimiter, /*trim=*/true);
+    std::vector<data::CsvField> fields;
+    std::size_t columns = 0;
+    std::size_t begin = 0;
+    for (;;) {
+      Result<bool> more = reader.Next(fields);
+      if (!more.ok()) {
+        return more.status().Annotate(path);
+      }
+      if (!*more) {
+        return input;
+      }
+      begin = content.find_first_not_of("\r\n", begin);  // blank lines before it
+      const std::size_t end = reader.offset();
+      if (columns == 0) {
+        columns = fields.size();
+        input->header_ = input->Text({begin, end});
+      } else if (fields.size() != columns) {
+        return DataLoss(path + ", line " + std::to_string(reader.line()) + ": " +
+                        std::to_string(fields.size()) + " fields, the header has " +
+                        std::to_string(columns));
+      } else {
+        input->places_.emplace_back(begin, end);
+      }
+      begin = end;
+    }
+  }
+
+  std::int64_t size() const override { return static_cast<std::int64_t>(places_.size()); }
+  std::uint64_t BytesOf(std::int64_t i) const override {
+    const auto [begin, end] = places_[static_cast<std::size_t>(i)];
+    return end - begin + (content_[end - 1] == '\n' ? 0 : 1);
+  }
+  Status Read(std::int64_t i, Piece& piece) const override {
+    piece.bytes = Text(places_[static_cast<std::size_t>(i)]);
+    return {};
+  }
+  std::string header() const override { return header_; }
+
+ private:
+  // With a line end, also where the file's last line has none.
+  std::string Text(std::pair<std::size_t, std::size_t> place) const {
+    std::string text = content_.substr(place.first, place.second - place.first);
+    if (!text.ends_with('\n')) {
+      text += '\n';
+    }
+    return text;
+  }
+
+  std::string content_;
+  std::string header_;
+  std::vector<std::pair<std::size_t, std::size_t>> places_;  // of each record: begin and end
+};
 
 // A file that is written.
 class Output {
@@ -206,7 +274,11 @@ class LineOutput final : public Output {
 
 class Sharder {
  public:
-  explicit Sharder(const Options& options) : options_(options) {}
+  explicit Sharder(const Options& options) : options_(options) {
+    if (options.threads > 1) {
+      pool_ = std::make_unique<ThreadPool>(options.threads - 1, "shard");  // and the caller's
+    }
+  }
 
   Status Run() {
     for (const std::string& path : options_.inputs) {
@@ -246,28 +318,21 @@ class Sharder {
         }
       }
     }
-    COHORT_RETURN_IF_ERROR(ForEach("measure", [this](const Piece& piece) {
-      total_ += piece.size();
-      ++records_;
-      return Status();
-    }));
+    COHORT_RETURN_IF_ERROR(Measure());
     if (records_ < options_.files) {
       return InvalidArgument(std::to_string(records_) + " records do not fill " +
                              std::to_string(options_.files) + " files");
     }
-    COHORT_RETURN_IF_ERROR(ForEach("shard", [this](const Piece& piece) { return Write(piece); }));
-    if (done_records_ != records_ || done_bytes_ != total_) {
-      return DataLoss(options_.prefix + ": " + std::to_string(done_records_) + " records of " +
-                      std::to_string(records_) + " [the inputs changed while they were read]");
-    }
-    return CloseOutput();
+    Plan();
+    return WriteAll();
   }
 
   void Print() const {
     if (options_.json) {
       nlohmann::json files = nlohmann::json::array();
-      for (const auto& [path, records, bytes] : written_) {
-        files.push_back({{"path", path}, {"records", records}, {"bytes", bytes}});
+      for (const Planned& output : outputs_) {
+        files.push_back(
+            {{"path", output.path}, {"records", output.records}, {"bytes", output.bytes}});
       }
       std::printf("%s\n",
                   nlohmann::json({{"files", files}, {"records", records_}, {"bytes", total_}})
@@ -275,61 +340,193 @@ class Sharder {
                       .c_str());
       return;
     }
-    for (const auto& [path, records, bytes] : written_) {
-      std::printf("%s: %lld records, %llu bytes\n", path.c_str(), static_cast<long long>(records),
-                  static_cast<unsigned long long>(bytes));
+    for (const Planned& output : outputs_) {
+      std::printf("%s: %lld records, %llu bytes\n", output.path.c_str(),
+                  static_cast<long long>(output.records),
+                  static_cast<unsigned long long>(output.bytes));
     }
-    std::printf("%zu files: %lld records, %llu bytes\n", written_.size(),
+    std::printf("%zu files: %lld records, %llu bytes\n", outputs_.size(),
                 static_cast<long long>(records_), static_cast<unsigned long long>(total_));
   }
 
  private:
-  struct Written {
+  struct Planned {
     std::string path;
+    std::size_t input = 0;   // of its first record
+    std::int64_t begin = 0;  // which record of that
     std::int64_t records = 0;
     std::uint64_t bytes = 0;  // of the records
   };
+  // A file that is read, perhaps by several threads at once.
+  struct Shared {
+    std::mutex mutex;
+    std::weak_ptr<const Input> input;
+  };
 
-  Status ForEach(const char* what, const Each& each) {
-    data::Progress progress(what);
-    const Each counted = [&](const Piece& piece) {
-      progress.Add(piece.size());
-      return each(piece);
+  Result<std::shared_ptr<const Input>> Open(std::size_t i) const {
+    const std::string& path = paths_[i];
+    return kind_.format == data::Format::kTfRecord ? RecordInput::Open(path)
+           : kind_.format == data::Format::kTar    ? SampleInput::Open(path)
+           : kind_.format == data::Format::kCsv    ? TextInput::OpenCsv(path, kind_.delimiter)
+                                                   : TextInput::OpenLines(path);
+  }
+
+  // `body` of each of so many, by as many threads as there are; the error of the first that failed.
+  Status ForEach(std::size_t count, const std::function<Status(std::size_t)>& body) {
+    std::vector<Status> status(count);
+    const auto some = [&](std::int64_t first, std::int64_t last) {
+      for (auto i = static_cast<std::size_t>(first); i < static_cast<std::size_t>(last); ++i) {
+        status[i] = stop_ ? Status() : data::Guarded(body, i);
+        if (!status[i].ok()) {
+          stop_ = true;
+        }
+      }
     };
-    for (const std::string& path : paths_) {
-      progress.SetFile(path);
-      COHORT_RETURN_IF_ERROR(kind_.format == data::Format::kTfRecord ? ForEachRecord(path, counted)
-                             : kind_.format == data::Format::kTar    ? ForEachSample(path, counted)
-                             : kind_.format == data::Format::kCsv
-                                 ? ForEachCsvRow(path, kind_.delimiter, header_, counted)
-                                 : ForEachLine(path, counted));
+    if (pool_ == nullptr) {
+      some(0, static_cast<std::int64_t>(count));
+    } else {
+      pool_->ParallelFor(static_cast<std::int64_t>(count), 1, some);
+    }
+    for (const Status& one : status) {
+      COHORT_RETURN_IF_ERROR(one);
     }
     return {};
   }
 
-  // The record goes to the file in which its middle lies, if all bytes are cut into equal parts;
-  // no file is left without one.
-  Status Write(const Piece& piece) {
-    const std::uint64_t middle = done_bytes_ + piece.size() / 2;
+  // How many bytes each record has.
+  Status Measure() {
+    COHORT_ASSIGN_OR_RETURN(const auto file_bytes, data::SizesOf(paths_));
+    data::Progress progress(
+        "measure", std::accumulate(file_bytes.begin(), file_bytes.end(), std::uint64_t{0}));
+    sizes_.resize(paths_.size());
+    std::vector<std::string> headers(paths_.size());
+    COHORT_RETURN_IF_ERROR(ForEach(paths_.size(), [&](std::size_t i) -> Status {
+      progress.Name(paths_[i]);
+      COHORT_ASSIGN_OR_RETURN(const auto input, Open(i));
+      for (std::int64_t k = 0; k < input->size(); ++k) {
+        sizes_[i].push_back(input->BytesOf(k));
+      }
+      headers[i] = input->header();
+      progress.Add(input->size(), file_bytes[i]);
+      return {};
+    }));
+    for (std::size_t i = 0; i < paths_.size(); ++i) {
+      records_ += static_cast<std::int64_t>(sizes_[i].size());
+      total_ += std::accumulate(sizes_[i].begin(), sizes_[i].end(), std::uint64_t{0});
+      if (headers[i] != headers[0]) {
+        return InvalidArgument(paths_[i] + ": the header is not that of the first file");
+      }
+    }
+    header_ = headers[0];
+    return {};
+  }
+
+  // A record goes to the file in which its middle lies, if all bytes are cut into equal parts; no
+  // file is left without one.
+  void Plan() {
     const auto files = static_cast<std::int64_t>(options_.files);
-    auto file = total_ == 0 ? done_records_ * files / records_
-                            : static_cast<std::int64_t>(static_cast<double>(middle) /
-                                                        static_cast<double>(total_) *
-                                                        static_cast<double>(files));
-    const std::int64_t open = static_cast<std::int64_t>(written_.size()) - 1;
-    file = std::clamp(file, std::max<std::int64_t>(open, 0), std::min(open + 1, files - 1));
-    if (records_ - done_records_ <= files - 1 - open) {
-      file = open + 1;
+    std::int64_t done_records = 0;
+    std::uint64_t done_bytes = 0;
+    for (std::size_t i = 0; i < sizes_.size(); ++i) {
+      for (std::size_t k = 0; k < sizes_[i].size(); ++k) {
+        const std::uint64_t size = sizes_[i][k];
+        const std::uint64_t middle = done_bytes + size / 2;
+        auto file = total_ == 0 ? done_records * files / records_
+                                : static_cast<std::int64_t>(static_cast<double>(middle) /
+                                                            static_cast<double>(total_) *
+                                                            static_cast<double>(files));
+        const std::int64_t open = static_cast<std::int64_t>(outputs_.size()) - 1;
+        file = std::clamp(file, std::max<std::int64_t>(open, 0), std::min(open + 1, files - 1));
+        if (records_ - done_records <= files - 1 - open) {
+          file = open + 1;
+        }
+        if (file != open) {
+          outputs_.push_back({OutputPath(file), i, static_cast<std::int64_t>(k)});
+        }
+        done_bytes += size;
+        ++done_records;
+        ++outputs_.back().records;
+        outputs_.back().bytes += size;
+      }
     }
-    if (file != open) {
-      COHORT_RETURN_IF_ERROR(CloseOutput());
-      COHORT_RETURN_IF_ERROR(OpenOutput(file));
+  }
+
+  // Each thread writes outputs that lie one behind the other, so that it goes through the inputs
+  // once. Where one fails, nothing is left.
+  Status WriteAll() {
+    data::Progress progress("shard", total_);
+    std::vector<Shared> inputs(paths_.size());
+    std::vector<char> written(outputs_.size());
+    const std::size_t runs = std::min(static_cast<std::size_t>(options_.threads), outputs_.size());
+    Status status = ForEach(runs, [&](std::size_t run) -> Status {
+      std::shared_ptr<const Input> input;
+      std::size_t open = inputs.size();  // which one that is
+      for (std::size_t o = outputs_.size() * run / runs; o < outputs_.size() * (run + 1) / runs;
+           ++o) {
+        progress.Name(outputs_[o].path);
+        if (stop_) {
+          return {};
+        }
+        COHORT_ASSIGN_OR_RETURN(written[o], WriteOne(outputs_[o], inputs, input, open, progress));
+      }
+      return {};
+    });
+    for (std::size_t o = 0; o < written.size() && !status.ok(); ++o) {
+      if (written[o] != 0) {
+        if (const Status left = data::CommandFiles().RemoveAll(outputs_[o].path); !left.ok()) {
+          status = Status(status.code(), status.message() + "; and " + outputs_[o].path +
+                                             " is left: " + left.message());
+        }
+      }
     }
-    done_bytes_ += piece.size();
-    ++done_records_;
-    ++written_.back().records;
-    written_.back().bytes += piece.size();
-    return output_->Write(piece);
+    return status;
+  }
+
+  // False: another thread failed, and the file was given up.
+  Result<bool> WriteOne(const Planned& planned, std::vector<Shared>& inputs,
+                        std::shared_ptr<const Input>& input, std::size_t& open,
+                        data::Progress& progress) const {
+    COHORT_ASSIGN_OR_RETURN(const auto output, OpenOutput(planned.path));
+    Piece piece;
+    std::size_t from = planned.input;
+    std::int64_t record = planned.begin;
+    for (std::int64_t n = 0; n < planned.records; ++n, ++record) {
+      while (record == static_cast<std::int64_t>(sizes_[from].size())) {
+        ++from;
+        record = 0;
+      }
+      if (from != open) {
+        input.reset();
+        COHORT_ASSIGN_OR_RETURN(input, Take(from, inputs[from]));
+        open = from;
+      }
+      if (stop_) {
+        return false;  // what is not closed is none
+      }
+      COHORT_RETURN_IF_ERROR(input->Read(record, piece));
+      COHORT_RETURN_IF_ERROR(output->Write(piece));
+      progress.Add(1, piece.size());
+    }
+    COHORT_RETURN_IF_ERROR(output->Close());
+    return true;
+  }
+
+  // The input again, shared with threads that read it now.
+  Result<std::shared_ptr<const Input>> Take(std::size_t i, Shared& shared) const {
+    const std::lock_guard lock(shared.mutex);
+    std::shared_ptr<const Input> input = shared.input.lock();
+    if (input == nullptr) {
+      COHORT_ASSIGN_OR_RETURN(input, Open(i));
+      bool same = input->size() == static_cast<std::int64_t>(sizes_[i].size());
+      for (std::int64_t k = 0; same && k < input->size(); ++k) {
+        same = input->BytesOf(k) == sizes_[i][static_cast<std::size_t>(k)];
+      }
+      if (!same) {
+        return DataLoss(paths_[i] + ": changed while it was read");
+      }
+      shared.input = input;
+    }
+    return input;
   }
 
   std::string OutputPath(std::int64_t number) const {
@@ -346,33 +543,21 @@ class Sharder {
            (options_.gzip ? ".gz" : "");
   }
 
-  Status OpenOutput(std::int64_t number) {
-    const std::string path = OutputPath(number);
-    written_.push_back({.path = path});
+  Result<std::unique_ptr<Output>> OpenOutput(const std::string& path) const {
     FileSystem& files = data::CommandFiles();
     if (kind_.format == data::Format::kTfRecord) {
       COHORT_ASSIGN_OR_RETURN(
           auto records,
           data::AtomicRecords::Create(
               files, path, options_.gzip ? io::Compression::kGzip : io::Compression::kNone));
-      output_ = std::make_unique<RecordOutput>(std::move(records));
-    } else if (kind_.format == data::Format::kTar) {
+      return std::make_unique<RecordOutput>(std::move(records));
+    }
+    if (kind_.format == data::Format::kTar) {
       COHORT_ASSIGN_OR_RETURN(auto tar, data::TarWriter::Create(files, path));
-      output_ = std::make_unique<SampleOutput>(std::move(tar));
-    } else {
-      COHORT_ASSIGN_OR_RETURN(auto file, data::AtomicFile::Create(files, path));
-      output_ = std::make_unique<LineOutput>(std::move(file), options_.gzip, header_);
+      return std::make_unique<SampleOutput>(std::move(tar));
     }
-    return {};
-  }
-
-  Status CloseOutput() {
-    if (output_ == nullptr) {
-      return {};
-    }
-    COHORT_RETURN_IF_ERROR(output_->Close());
-    output_.reset();
-    return {};
+    COHORT_ASSIGN_OR_RETURN(auto file, data::AtomicFile::Create(files, path));
+    return std::make_unique<LineOutput>(std::move(file), options_.gzip, header_);
   }
 
   Options options_;
@@ -380,11 +565,11 @@ class Sharder {
   std::vector<std::string> paths_;
   std::string header_;  // CSV
   std::int64_t records_ = 0;
-  std::uint64_t total_ = 0;  // bytes of all records
-  std::int64_t done_records_ = 0;
-  std::uint64_t done_bytes_ = 0;
-  std::unique_ptr<Output> output_;
-  std::vector<Written> written_;
+  std::uint64_t total_ = 0;                        // bytes of all records
+  std::vector<std::vector<std::uint64_t>> sizes_;  // of each input's records
+  std::vector<Planned> outputs_;
+  std::atomic<bool> stop_ = false;  // something failed
+  std::unique_ptr<ThreadPool> pool_;
 };
 
 }  // namespace
@@ -393,11 +578,16 @@ int DataShardCommand(int argc, char** argv) {
   Options options;
   CLI::App app(
       "Writes the records of files, in their order, as N files of about as many bytes of records: "
-      "PREFIX-00000-of-0000N. TFRecord, WebDataset tar, CSV and text lines; reads the input twice.",
+      "PREFIX-00000-of-0000N. TFRecord, WebDataset tar, CSV and text lines; reads the input twice. "
+      "Where anything is wrong with it, no file is left.",
       argv[0]);
   app.add_option("input", options.inputs, "files of one format, one after another")->required();
   app.add_option("--out", options.prefix, "PREFIX of the files to write")->required();
   app.add_option("--files", options.files, "how many")->required()->check(CLI::Range(1, 1'000'000));
+  app.add_option("--threads", options.threads,
+                 "that read and write; the files do not depend on it. CSV, text and what is packed "
+                 "is in memory, a file for each thread")
+      ->check(CLI::Range(1, 1024));
   app.add_flag("--gzip", options.gzip, "pack each file");
   app.add_flag("--json", options.json, "print a JSON object");
   try {

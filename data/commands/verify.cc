@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
 #include <cohort/data/arrays.h>
 #include <cohort/data/idx.h>
@@ -21,6 +22,7 @@
 #include "file_kind.h"
 #include "files.h"
 #include "progress.h"
+#include "watched_files.h"
 
 namespace cohort {
 namespace {
@@ -46,11 +48,12 @@ struct Report {
 
 class Verifier {
  public:
-  explicit Verifier(bool examples) : examples_(examples) {}
+  // Of files of `total` bytes.
+  Verifier(bool examples, std::uint64_t total) : examples_(examples), progress_("verify", total) {}
 
-  Report Verify(const std::string& path) {
+  Report Verify(const std::string& path, std::uint64_t bytes) {
     Report report{.path = path};
-    progress_.SetFile(path);
+    progress_.SetFile(path, bytes);
     if (const Status status = Check(path, report); !status.ok()) {
       report.Bad(status);
     }
@@ -58,10 +61,11 @@ class Verifier {
   }
 
  private:
-  void Sound(Report& report, std::uint64_t bytes) {
+  // `done` of the `of` bytes of the file are behind it.
+  void Sound(Report& report, std::uint64_t bytes, std::uint64_t done, std::uint64_t of) {
     ++report.records;
     report.bytes += bytes;
-    progress_.Add(bytes);
+    progress_.Advance(1, of == 0 ? 1 : static_cast<double>(done) / static_cast<double>(of));
   }
 
   Status Check(const std::string& path, Report& report) {
@@ -94,7 +98,7 @@ class Verifier {
         report.covered = "header and size";
         COHORT_ASSIGN_OR_RETURN(const auto entries, io::ReadSafetensorsHeader(*file, path));
         for (const io::SafetensorsEntry& entry : entries) {
-          Sound(report, entry.end - entry.begin);
+          Sound(report, entry.end - entry.begin, entry.end, file->size());
         }
         return {};
       }
@@ -106,9 +110,15 @@ class Verifier {
   }
 
   Status CheckRecords(FileSystem& files, const std::string& path, Report& report) {
-    COHORT_ASSIGN_OR_RETURN(const auto reader, io::RecordReader::Open(files, path));
-    report.covered = std::string("both checksums of each record") +
-                     (reader->compression() == io::Compression::kNone ? "" : ", the stream's") +
+    std::uint64_t read = 0;
+    std::uint64_t size = 0;
+    data::WatchedFiles watched(files, [&](std::uint64_t, std::uint64_t end, std::uint64_t of) {
+      read = end;
+      size = of;
+    });
+    COHORT_ASSIGN_OR_RETURN(const auto reader, io::RecordReader::Open(watched, path));
+    const bool raw = reader->compression() == io::Compression::kNone;
+    report.covered = std::string("both checksums of each record") + (raw ? "" : ", the stream's") +
                      (examples_ ? ", each Example" : "");
     for (;;) {
       const std::int64_t ordinal = reader->ordinal();
@@ -126,7 +136,7 @@ class Verifier {
       }
       const Status status = examples_ ? data::ParseTfSequenceExample(**record).status() : Status();
       if (status.ok()) {
-        Sound(report, (*record)->size());
+        Sound(report, (*record)->size(), raw ? reader->offset() : read, size);
       } else {
         report.Bad(status.Annotate(path + ": record " + std::to_string(ordinal) + " at byte " +
                                    std::to_string(offset)));
@@ -141,7 +151,7 @@ class Verifier {
     for (const data::TarMember& member : members) {
       const Status status = CheckMember(file, path, member);
       if (status.ok()) {
-        Sound(report, member.size);
+        Sound(report, member.size, member.begin + member.size, file.size());
       } else {
         report.Bad(status.Annotate(path + ": member '" + member.name + "' at byte " +
                                    std::to_string(member.begin)));
@@ -178,7 +188,7 @@ class Verifier {
       report.covered = "the whole image";
       const Status status = data::DecodeImage(content).status();
       if (status.ok()) {
-        Sound(report, content.size());
+        Sound(report, content.size(), 1, 1);
       }
       return status.ok() ? status : status.Annotate(report.path);
     }
@@ -211,7 +221,7 @@ class Verifier {
         bytes += field.text.size() + 1;
       }
       if (fields.size() == columns) {
-        Sound(report, bytes);
+        Sound(report, bytes, reader.offset(), content.size());
       } else {
         report.Bad(DataLoss(report.path + ", line " + std::to_string(reader.line()) + ": " +
                             std::to_string(fields.size()) + " fields, the header has " +
@@ -222,7 +232,7 @@ class Verifier {
   }
 
   bool examples_;
-  data::Progress progress_{"verify"};
+  data::Progress progress_;
 };
 
 void Print(const Report& report) {
@@ -261,14 +271,21 @@ int DataVerifyCommand(int argc, char** argv) {
     return code;
   }
   Report total;
+  std::int64_t empty_files = 0;
   nlohmann::json list = nlohmann::json::array();
   {
-    Verifier verifier(examples);
+    std::vector<std::uint64_t> sizes;
     for (const std::string& path : paths) {
-      const Report report = verifier.Verify(path);
+      const auto size = data::SizesOf({path});
+      sizes.push_back(size.ok() ? size->front() : 0);  // Verify says what is wrong with it
+    }
+    Verifier verifier(examples, std::accumulate(sizes.begin(), sizes.end(), std::uint64_t{0}));
+    for (std::size_t i = 0; i < paths.size(); ++i) {
+      const Report report = verifier.Verify(paths[i], sizes[i]);
       total.records += report.records;
       total.bytes += report.bytes;
       total.bad += report.bad;
+      empty_files += report.format == data::FormatName(data::Format::kEmpty) ? 1 : 0;
       if (json) {
         list.push_back({{"path", report.path},
                         {"format", report.format},
@@ -283,12 +300,16 @@ int DataVerifyCommand(int argc, char** argv) {
     }
   }
   if (json) {
-    const nlohmann::json object = {
-        {"files", list}, {"records", total.records}, {"bytes", total.bytes}, {"bad", total.bad}};
+    const nlohmann::json object = {{"files", list},
+                                   {"empty_files", empty_files},
+                                   {"records", total.records},
+                                   {"bytes", total.bytes},
+                                   {"bad", total.bad}};
     std::printf("%s\n",
                 object.dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
   } else if (paths.size() > 1) {
-    std::printf("%zu files: %lld records, %llu bytes, %lld bad\n", paths.size(),
+    std::printf("%zu files (%lld of them empty): %lld records, %llu bytes, %lld bad\n",
+                paths.size(), static_cast<long long>(empty_files),
                 static_cast<long long>(total.records), static_cast<unsigned long long>(total.bytes),
                 static_cast<long long>(total.bad));
   }

@@ -14,6 +14,7 @@
 #include <cohort/core/thread_pool.h>
 #include <cohort/io/compression.h>
 
+#include "sources/content.h"
 #include "sources/csv_column.h"
 #include "sources/csv_reader.h"
 #include "sources/csv_rows.h"
@@ -96,6 +97,9 @@ Marks FindMarks(std::string_view text) {
 class Content {
  public:
   static Result<Content> Read(FileSystem& files, const std::string& path, ThreadPool* pool);
+  // Bytes [begin, end) of a raw file.
+  static Result<Content> Read(const RandomAccessFile& file, const std::string& path,
+                              std::size_t begin, std::size_t end, ThreadPool* pool);
   // CsvRows::kSlack bytes behind it can be read.
   std::string_view text() const {
     return {memory_ == nullptr ? unpacked_.data() : reinterpret_cast<const char*>(memory_.get()),
@@ -122,7 +126,13 @@ Result<Content> Content::Read(FileSystem& files, const std::string& path, Thread
     content.unpacked_.resize(content.size_ + CsvRows::kSlack);
     return content;
   }
-  const std::size_t size = file->size();
+  return Read(*file, path, 0, file->size(), pool);
+}
+
+Result<Content> Content::Read(const RandomAccessFile& file, const std::string& path,
+                              std::size_t begin, std::size_t end, ThreadPool* pool) {
+  Content content;
+  const std::size_t size = end - begin;
   content.size_ = size;
   content.memory_ = RawMemory(size + CsvRows::kSlack);
   std::memset(content.memory_.get() + size, 0, CsvRows::kSlack);
@@ -133,13 +143,13 @@ Result<Content> Content::Read(FileSystem& files, const std::string& path, Thread
     for (std::int64_t i = first; i < last; ++i) {
       const std::size_t at = static_cast<std::size_t>(i) * kSlice;
       const std::span<std::byte> out(content.memory_.get() + at, std::min(kSlice, size - at));
-      const Result<std::size_t> got = file->Read(at, out);
+      const Result<std::size_t> got = file.Read(begin + at, out);
       status[static_cast<std::size_t>(i)] =
-          !got.ok() ? got.status()
-          : *got == out.size()
-              ? Status()
-              : DataLoss(path + ": of its " + std::to_string(size) + " bytes only " +
-                         std::to_string(at + *got) + " are there [it was cut while it was read]");
+          !got.ok()            ? got.status()
+          : *got == out.size() ? Status()
+                               : DataLoss(path + ": of its " + std::to_string(file.size()) +
+                                          " bytes only " + std::to_string(begin + at + *got) +
+                                          " are there [it was cut while it was read]");
     }
   };
   if (pool != nullptr) {
@@ -151,6 +161,57 @@ Result<Content> Content::Read(FileSystem& files, const std::string& path, Thread
     COHORT_RETURN_IF_ERROR(one);
   }
   return content;
+}
+
+// The header line of a raw file.
+struct Header {
+  std::string text;  // and what was read behind it
+  std::vector<std::string> names;
+  std::size_t end = 0;  // where the rows begin
+};
+
+Result<std::unique_ptr<Header>> ReadHeader(const RandomAccessFile& file, const std::string& path,
+                                           const CsvOptions& options) {
+  auto header = std::make_unique<Header>();
+  for (std::size_t size = std::size_t{1} << 12;; size *= 4) {
+    header->text.resize(std::min<std::uint64_t>(size, file.size()));
+    COHORT_RETURN_IF_ERROR(
+        ReadExactly(file, path, 0, std::as_writable_bytes(std::span(header->text))));
+    CsvReader reader(header->text, options.delimiter, options.trim);
+    std::vector<CsvField> fields;
+    const Result<bool> more = reader.Next(fields);
+    const bool whole = header->text.size() == file.size();
+    if (!whole && (!more.ok() || !*more || reader.offset() == header->text.size())) {
+      continue;  // it may go on
+    }
+    if (!more.ok()) {
+      return more.status().Annotate(path);
+    }
+    if (!*more) {
+      return DataLoss(path + ": empty, not even a header line");
+    }
+    header->end = reader.offset();
+    for (const CsvField& field : fields) {
+      header->names.emplace_back(field.text);
+    }
+    return header;
+  }
+}
+
+// Where the first line behind byte `at` - 1 begins; the end of the file where none does.
+Result<std::size_t> LineBehind(const RandomAccessFile& file, const std::string& path,
+                               std::size_t at) {
+  std::string piece;
+  for (std::size_t begin = at - 1; begin < file.size(); begin += piece.size()) {
+    constexpr std::size_t kPiece = std::size_t{1} << 12;
+    piece.resize(std::min<std::uint64_t>(kPiece, file.size() - begin));
+    COHORT_RETURN_IF_ERROR(
+        ReadExactly(file, path, begin, std::as_writable_bytes(std::span(piece))));
+    if (const std::size_t feed = piece.find('\n'); feed != std::string::npos) {
+      return begin + feed + 1;
+    }
+  }
+  return file.size();
 }
 
 // Rows that stand in a block of memory one after another.
@@ -176,6 +237,8 @@ class Table {
  public:
   static Result<Table> Make(const CsvOptions& options);
   Status ReadFile(const std::string& path);
+  // The rows that lie in options.part of all files.
+  Status ReadPart(const std::vector<std::string>& paths);
   CsvData Finish() &&;
 
  private:
@@ -191,7 +254,9 @@ class Table {
   };
 
   explicit Table(const CsvOptions& options) : options_(options) {}
-  Status TakeHeader(const std::string& path, const std::vector<CsvField>& fields);
+  Status TakeHeader(const std::string& path, const std::vector<std::string>& header);
+  // The rows of a content that begins with that line; errors call it `name`.
+  Status ReadContent(const std::string& name, std::string_view content, std::int64_t line);
   // The content, which begins with that line, in parts that end with one, their lines counted.
   std::vector<Part> Cut(std::string_view content, std::int64_t line) const;
   void ReadRows(const std::string& path, Part& part) const;
@@ -228,6 +293,11 @@ Result<Table> Table::Make(const CsvOptions& options) {
   if (options.delimiter == '"' || options.delimiter == '\n' || options.delimiter == '\r') {
     return InvalidArgument("CSV: quotes and line ends cannot be the delimiter");
   }
+  if (options.part.count < 1 || options.part.index < 0 ||
+      options.part.index >= options.part.count) {
+    return InvalidArgument("CSV: part " + std::to_string(options.part.index) + " of " +
+                           std::to_string(options.part.count));
+  }
   Table table(options);
   std::map<std::string, const CsvColumn*> features;
   std::set<std::string> names;
@@ -243,6 +313,11 @@ Result<Table> Table::Make(const CsvOptions& options) {
     if (!is_new && (it->second->type == CsvType::kFloat32) != (column.type == CsvType::kFloat32)) {
       return InvalidArgument("CSV: feature '" + it->first + "' mixes numbers of two types ('" +
                              it->second->name + "' and '" + column.name + "')");
+    }
+    if (options.part.count > 1 && column.type == CsvType::kCategory && column.categories.empty()) {
+      return InvalidArgument("CSV: column '" + column.name +
+                             "' is read in parts, each of which would find other categories [name "
+                             "them, or hash the column]");
     }
     if (column.buckets < 0 || (column.missing.has_value() && !std::isfinite(*column.missing))) {
       return InvalidArgument("CSV: column '" + column.name +
@@ -272,12 +347,10 @@ Result<Table> Table::Make(const CsvOptions& options) {
   return table;
 }
 
-Status Table::TakeHeader(const std::string& path, const std::vector<CsvField>& fields) {
-  std::vector<std::string> header;
+Status Table::TakeHeader(const std::string& path, const std::vector<std::string>& header) {
   std::string listed;
-  for (const CsvField& field : fields) {
-    header.emplace_back(field.text);
-    listed += (listed.empty() ? "" : ", ") + header.back();
+  for (const std::string& name : header) {
+    listed += (listed.empty() ? "" : ", ") + name;
   }
   if (!header_path_.empty()) {
     return header == header_ ? Status()
@@ -347,10 +420,76 @@ Status Table::ReadFile(const std::string& path) {
   if (!*more) {
     return DataLoss(path + ": empty, not even a header line");
   }
-  COHORT_RETURN_IF_ERROR(TakeHeader(path, fields));
+  std::vector<std::string> header;
+  for (const CsvField& field : fields) {
+    header.emplace_back(field.text);
+  }
+  COHORT_RETURN_IF_ERROR(TakeHeader(path, header));
+  return ReadContent(path, content.substr(reader.offset()),
+                     FindMarks(content.substr(0, reader.offset())).feeds + 1);
+}
 
-  std::vector<Part> parts =
-      Cut(content.substr(reader.offset()), FindMarks(content.substr(0, reader.offset())).feeds + 1);
+Status Table::ReadPart(const std::vector<std::string>& paths) {
+  std::vector<std::unique_ptr<RandomAccessFile>> files;
+  std::vector<std::uint64_t> begins = {0};  // of each file among the bytes of all, and the end
+  for (const std::string& path : paths) {
+    COHORT_ASSIGN_OR_RETURN(files.emplace_back(), options_.files->OpenForRead(path));
+    if (files.back()->size() == 0) {
+      return DataLoss(path + ": empty, not even a header line");
+    }
+    begins.push_back(begins.back() + files.back()->size());
+  }
+  const auto cut = [&](int part) {
+    const auto share = static_cast<unsigned __int128>(begins.back()) * static_cast<unsigned>(part) /
+                       static_cast<unsigned>(options_.part.count);
+    return static_cast<std::uint64_t>(share);
+  };
+  const std::uint64_t begin = cut(options_.part.index);
+  const std::uint64_t end = cut(options_.part.index + 1);
+  for (std::size_t i = 0; i < paths.size(); ++i) {
+    const bool here = begin < begins[i + 1] && begins[i] < end;
+    if (!here && i > 0) {
+      continue;  // of the first the header is needed
+    }
+    const std::string& path = paths[i];
+    const RandomAccessFile& file = *files[i];
+    std::array<std::byte, 2> magic{};
+    COHORT_ASSIGN_OR_RETURN(const std::size_t n, file.Read(0, magic));
+    if (n == 2 && magic == std::array{std::byte{0x1f}, std::byte{0x8b}}) {
+      return InvalidArgument(path + ": gzip has no parts [unpack it, or give whole files]");
+    }
+    COHORT_ASSIGN_OR_RETURN(const auto header, ReadHeader(file, path, options_));
+    COHORT_RETURN_IF_ERROR(TakeHeader(path, header->names));
+    if (!here) {
+      continue;
+    }
+    const auto row_behind = [&](std::uint64_t at) -> Result<std::size_t> {
+      return at <= header->end ? header->end : LineBehind(file, path, at);
+    };
+    COHORT_ASSIGN_OR_RETURN(const std::size_t first,
+                            row_behind(begin < begins[i] ? 0 : begin - begins[i]));
+    COHORT_ASSIGN_OR_RETURN(const std::size_t last,
+                            row_behind(end >= begins[i + 1] ? file.size() : end - begins[i]));
+    COHORT_ASSIGN_OR_RETURN(const Content content,
+                            Content::Read(file, path, first, std::max(first, last), pool_.get()));
+    const std::string name = path + ", part " + std::to_string(options_.part.index) + " of " +
+                             std::to_string(options_.part.count) + " from byte " +
+                             std::to_string(first);
+    Status status =
+        ReadContent(name, content.text(), FindMarks(header->text.substr(0, header->end)).feeds + 1);
+    if (!status.ok()) {
+      return last < file.size() && status.message().find("never closed") != std::string::npos
+                 ? InvalidArgument(status.message() + ": byte " + std::to_string(last) +
+                                   ", where the next part begins, lies in quotes [another number "
+                                   "of parts, or no line feeds in quotes]")
+                 : status;
+    }
+  }
+  return {};
+}
+
+Status Table::ReadContent(const std::string& path, std::string_view content, std::int64_t line) {
+  std::vector<Part> parts = Cut(content, line);
   blocks_.push_back(Block(parts.empty() ? 0 : parts.back().begin + parts.back().rows));
   Run(parts.size(), [&](std::size_t i) { ReadRows(path, parts[i]); });
   const std::int64_t first = files_.size();
@@ -512,8 +651,12 @@ Result<CsvData> Csv(const std::vector<std::string>& paths, const CsvOptions& opt
     return InvalidArgument("CSV: no files");
   }
   COHORT_ASSIGN_OR_RETURN(Table table, Table::Make(options));
-  for (const std::string& path : paths) {
-    COHORT_RETURN_IF_ERROR(table.ReadFile(path));
+  if (options.part.count > 1) {
+    COHORT_RETURN_IF_ERROR(table.ReadPart(paths));
+  } else {
+    for (const std::string& path : paths) {
+      COHORT_RETURN_IF_ERROR(table.ReadFile(path));
+    }
   }
   return std::move(table).Finish();
 }

@@ -1,5 +1,7 @@
 #include "sources/record_store.h"
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <charconv>
 #include <cstring>
@@ -45,6 +47,9 @@ class RawStore final : public RecordStore {
   std::int64_t size() const override { return static_cast<std::int64_t>(extents_.size()); }
   std::int64_t Ordinal(std::int64_t i) const override {
     return extents_[static_cast<std::size_t>(i)].ordinal;
+  }
+  std::uint64_t BytesOf(std::int64_t i) const override {
+    return extents_[static_cast<std::size_t>(i)].bytes - kHeaderBytes - kFooterBytes;
   }
 
   Result<std::string_view> Read(std::int64_t i, std::string& buffer) const override {
@@ -157,6 +162,10 @@ class UnpackedStore final : public RecordStore {
   std::int64_t Ordinal(std::int64_t i) const override {
     return ordinals_[static_cast<std::size_t>(i)];
   }
+  std::uint64_t BytesOf(std::int64_t i) const override {
+    const auto at = static_cast<std::size_t>(i);
+    return ends_[at + 1] - ends_[at];
+  }
   Result<std::string_view> Read(std::int64_t i, std::string& /*buffer*/) const override {
     const auto at = static_cast<std::size_t>(i);
     return std::string_view(bytes_).substr(ends_[at], ends_[at + 1] - ends_[at]);
@@ -187,20 +196,49 @@ std::optional<io::Compression> CompressionOf(TfRecordCompression compression) {
   return std::nullopt;
 }
 
+constexpr const char* kAgain = " [run cohort data index again, or set build_index]";
+
 Status IndexError(const std::string& path, std::size_t line, const std::string& what) {
-  return DataLoss(path + ".idx, line " + std::to_string(line) + ": " + what +
-                  " [run cohort data index again]");
+  return DataLoss(path + ".idx, line " + std::to_string(line) + ": " + what + kAgain);
 }
 
+// Of the size and the frames of a few records, the first and the last among them, whose data has a
+// checksum there. DataLoss where one is not where `extents` has it.
+Result<std::uint64_t> FramesDigest(const RandomAccessFile& file, const std::string& path,
+                                   const std::vector<Extent>& extents) {
+  constexpr std::size_t kLooked = 8;
+  std::uint64_t digest = Hash64(std::to_string(file.size()) + " " + std::to_string(extents.size()));
+  const std::size_t taken = std::min(kLooked, extents.size());
+  for (std::size_t i = 0; i < taken; ++i) {
+    const Extent& extent = extents[taken == 1 ? 0 : i * (extents.size() - 1) / (taken - 1)];
+    std::array<char, kHeaderBytes + kFooterBytes> frame{};
+    const auto bytes = std::as_writable_bytes(std::span(frame));
+    COHORT_RETURN_IF_ERROR(ReadExactly(file, path, extent.begin, bytes.first(kHeaderBytes)));
+    COHORT_RETURN_IF_ERROR(ReadExactly(file, path, extent.begin + extent.bytes - kFooterBytes,
+                                       bytes.subspan(kHeaderBytes)));
+    if (Load<std::uint64_t>(frame.data()) != extent.bytes - kHeaderBytes - kFooterBytes ||
+        Load<std::uint32_t>(frame.data() + 8) !=
+            io::MaskCrc(io::Crc32c(std::string_view(frame.data(), 8)))) {
+      return DataLoss(path + ": record " + std::to_string(extent.ordinal) + " at byte " +
+                      std::to_string(extent.begin) +
+                      ": not where the index says, the file was changed since" + kAgain);
+    }
+    digest = Hash64({frame.data(), frame.size()}, digest);
+  }
+  return digest;
+}
+
+std::string IndexMark(std::uint64_t digest) { return "# cohort " + std::to_string(digest) + "\n"; }
+
 // The file that WriteTfIndex writes; records must follow one another without gaps and fill the
-// file.
+// file, and be those of its last line, if it has that.
 Result<std::vector<Extent>> ReadIndex(FileSystem& files, const std::string& path,
-                                      std::uint64_t file_bytes) {
+                                      const RandomAccessFile& file) {
   COHORT_ASSIGN_OR_RETURN(const std::string text, ReadFile(files, path + ".idx"));
   std::vector<Extent> extents;
   std::string_view rest = text;
   std::uint64_t at = 0;
-  while (!rest.empty()) {
+  while (!rest.empty() && rest.front() != '#') {
     const std::size_t line = extents.size() + 1;
     std::uint64_t begin = 0;
     std::uint64_t bytes = 0;
@@ -213,20 +251,63 @@ Result<std::vector<Extent>> ReadIndex(FileSystem& files, const std::string& path
     if (!spaced || parsed.ec != std::errc() || (parsed.ptr != end && *parsed.ptr != '\n')) {
       return IndexError(path, line, "not \"offset length\"");
     }
-    if (begin != at || bytes < kHeaderBytes + kFooterBytes || bytes > file_bytes - at) {
+    if (begin != at || bytes < kHeaderBytes + kFooterBytes || bytes > file.size() - at) {
       return IndexError(path, line,
                         "the records do not lie one behind another in " + path + ", which has " +
-                            std::to_string(file_bytes) + " bytes");
+                            std::to_string(file.size()) + " bytes");
     }
     extents.push_back({begin, bytes, static_cast<std::int64_t>(extents.size())});
     at += bytes;
     rest.remove_prefix(static_cast<std::size_t>(parsed.ptr - rest.data()));
     rest.remove_prefix(rest.empty() ? 0 : 1);
   }
-  if (at != file_bytes) {
+  if (at != file.size()) {
     return IndexError(path, extents.size(),
                       "the index ends at byte " + std::to_string(at) + ", the file at " +
-                          std::to_string(file_bytes));
+                          std::to_string(file.size()));
+  }
+  COHORT_ASSIGN_OR_RETURN(const std::uint64_t digest, FramesDigest(file, path, extents));
+  if (!rest.empty() && rest != IndexMark(digest)) {
+    return IndexError(path, extents.size() + 1,
+                      path + " has another content now than when it was indexed");
+  }
+  return extents;
+}
+
+// Walks the file, and writes what ReadIndex reads.
+Result<std::vector<Extent>> BuildIndex(FileSystem& files, const std::string& path) {
+  COHORT_ASSIGN_OR_RETURN(const auto records, io::RecordFile::Open(files, path));
+  const std::vector<std::uint64_t>& offsets = records->offsets();
+  std::vector<Extent> extents;
+  std::string text;
+  for (std::size_t i = 0; i + 1 < offsets.size(); ++i) {
+    extents.push_back({offsets[i], offsets[i + 1] - offsets[i], static_cast<std::int64_t>(i)});
+    text += std::to_string(offsets[i]) + " " + std::to_string(extents.back().bytes) + "\n";
+  }
+  COHORT_ASSIGN_OR_RETURN(const auto file, OpenRaw(files, path));
+  COHORT_ASSIGN_OR_RETURN(const std::uint64_t digest, FramesDigest(*file, path, extents));
+  if (file->size() != offsets.back()) {
+    return DataLoss(path + ": changed while it was indexed");
+  }
+  COHORT_RETURN_IF_ERROR(WriteFileAtomically(files, path + ".idx", text + IndexMark(digest)));
+  return extents;
+}
+
+// What is there, if it is of this content; otherwise, if wanted, a new one. nullopt: there is none.
+Result<std::optional<std::vector<Extent>>> Index(const TfRecordOptions& options,
+                                                 const std::string& path,
+                                                 const RandomAccessFile& file) {
+  FileSystem& files = *options.files;
+  std::optional<std::vector<Extent>> extents;
+  if ((options.index || options.build_index) && files.Exists(path + ".idx")) {
+    Result<std::vector<Extent>> read = ReadIndex(files, path, file);
+    if (read.ok() || !options.build_index || read.status().code() != StatusCode::kDataLoss) {
+      COHORT_ASSIGN_OR_RETURN(extents, std::move(read));
+      return extents;
+    }
+  }
+  if (options.build_index) {
+    COHORT_ASSIGN_OR_RETURN(extents, BuildIndex(files, path));
   }
   return extents;
 }
@@ -293,10 +374,11 @@ Result<std::unique_ptr<RecordStore>> OpenRecordStore(const TfRecordOptions& opti
         ReadAll(*reader, corrupt, [&extents](std::string_view /*record*/, const Extent& extent) {
           extents.push_back(extent);
         }));
-  } else if (options.index && files.Exists(path + ".idx")) {
-    COHORT_ASSIGN_OR_RETURN(extents, ReadIndex(files, path, file->size()));
-    return std::make_unique<RawStore>(std::move(file), path, std::move(extents), true);
   } else {
+    COHORT_ASSIGN_OR_RETURN(auto indexed, Index(options, path, *file));
+    if (indexed.has_value()) {
+      return std::make_unique<RawStore>(std::move(file), path, *std::move(indexed), true);
+    }
     COHORT_ASSIGN_OR_RETURN(const auto records, io::RecordFile::Open(files, path));
     for (std::size_t i = 0; i + 1 < records->offsets().size(); ++i) {
       const std::uint64_t begin = records->offsets()[i];
@@ -312,14 +394,8 @@ Result<std::int64_t> WriteTfIndex(FileSystem& files, const std::string& path) {
     return InvalidArgument(path + ": " + std::string(io::CompressionName(reader->compression())) +
                            " has no random access, an index of it is of no use");
   }
-  COHORT_ASSIGN_OR_RETURN(const auto records, io::RecordFile::Open(files, path));
-  std::string text;
-  const std::vector<std::uint64_t>& offsets = records->offsets();
-  for (std::size_t i = 0; i + 1 < offsets.size(); ++i) {
-    text += std::to_string(offsets[i]) + " " + std::to_string(offsets[i + 1] - offsets[i]) + "\n";
-  }
-  COHORT_RETURN_IF_ERROR(WriteFileAtomically(files, path + ".idx", text));
-  return records->size();
+  COHORT_ASSIGN_OR_RETURN(const auto extents, BuildIndex(files, path));
+  return static_cast<std::int64_t>(extents.size());
 }
 
 }  // namespace cohort::data

@@ -23,6 +23,7 @@ class RecordStore {
   virtual Result<std::string_view> Read(std::int64_t i, std::string& buffer) const = 0;
   // The number of record `i` in the file: a larger one behind records that were left out.
   virtual std::int64_t Ordinal(std::int64_t i) const = 0;
+  virtual std::uint64_t BytesOf(std::int64_t i) const = 0;  // of record `i`, without its frame
   virtual std::uint64_t Digest() const = 0;
   virtual std::uint64_t bytes() const = 0;  // of the file, unpacked
 };

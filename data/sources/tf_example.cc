@@ -6,6 +6,7 @@
 #include <cohort/data/tf_example.h>
 
 #include <cstring>
+#include <limits>
 
 #include <cohort/io/wire.h>
 
@@ -204,6 +205,14 @@ std::string_view TfKindName(TfFeature::Kind kind) {
 Status ForEachTfFeature(
     std::string_view message,
     const std::function<Status(std::string_view key, std::string_view entry)>& entry) {
+  constexpr std::size_t kMost = std::numeric_limits<std::int32_t>::max();
+  if (message.size() > kMost) {
+    return InvalidArgument("a record of " + std::to_string(message.size()) +
+                           " bytes is no tf.train.Example, which has at most " +
+                           std::to_string(kMost) +
+                           ", as every protobuf message [it may be one of "
+                           "raw bytes]");
+  }
   return ForEachEntry(message, 1, entry);
 }
 

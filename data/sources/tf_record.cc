@@ -14,6 +14,7 @@
 
 #include "sources/file_table.h"
 #include "sources/record_store.h"
+#include "sources/same_file.h"
 #include "sources/text_hash.h"
 #include "sources/tf_wire.h"
 
@@ -343,6 +344,46 @@ Status CheckFeatures(const std::vector<TfFeatureSpec>& features) {
   return {};
 }
 
+// Of all files: then the part that is bad is known.
+Status CheckFraction(const TfRecordOptions& options, const CorruptRecords& corrupt,
+                     std::int64_t sound) {
+  const std::int64_t found = corrupt.records + corrupt.cut_files;
+  const std::int64_t all = sound + found;
+  if (static_cast<double>(found) <= options.max_corrupt_fraction * static_cast<double>(all)) {
+    return {};
+  }
+  return DataLoss(
+      std::to_string(found) + " corrupt records of " + std::to_string(all) +
+      ", at most a part of " + std::to_string(options.max_corrupt_fraction) +
+      " is skipped [TfRecordOptions.max_corrupt_fraction]; the first: " + corrupt.messages[0]);
+}
+
+void Summarize(const TfRecordOptions& options, const std::vector<std::string>& paths,
+               const std::vector<std::unique_ptr<RecordStore>>& records,
+               const CorruptRecords& corrupt) {
+  std::int64_t sound = 0;
+  std::int64_t empty = 0;
+  std::string first;
+  for (std::size_t i = 0; i < paths.size(); ++i) {
+    sound += records[i]->size();
+    if (records[i]->bytes() == 0) {
+      first = empty++ == 0 ? paths[i] : first;
+    }
+  }
+  if (empty > 0) {
+    options.log.Warning("TFRecord: " + std::to_string(empty) + " of " +
+                        std::to_string(paths.size()) + " files are empty, the first: " + first);
+  }
+  if (corrupt.records + corrupt.cut_files > 0) {
+    options.log.Warning("TFRecord: " + std::to_string(corrupt.records) +
+                        " corrupt records are left out, and the rest of " +
+                        std::to_string(corrupt.cut_files) + " files that are cut off; " +
+                        std::to_string(sound) +
+                        " records are read; the first: " + corrupt.messages[0]);
+  }
+  WarnOfTwice(paths, options.log);
+}
+
 Status CheckBudget(const TfRecordOptions& options, const CorruptRecords& corrupt) {
   const std::int64_t found = corrupt.records + corrupt.cut_files;
   if (found <= options.max_corrupt) {
@@ -360,6 +401,9 @@ Result<Dataset> TfRecords(const std::vector<std::string>& paths, const TfRecordO
     return InvalidArgument("TFRecord: no files");
   }
   COHORT_RETURN_IF_ERROR(CheckFeatures(options.features));
+  if (!(options.max_corrupt_fraction >= 0 && options.max_corrupt_fraction <= 1)) {
+    return InvalidArgument("TFRecord: max_corrupt_fraction is from 0 to 1");
+  }
   std::vector<std::unique_ptr<RecordStore>> records;
   CorruptRecords corrupt;
   for (const std::string& path : paths) {
@@ -371,6 +415,12 @@ Result<Dataset> TfRecords(const std::vector<std::string>& paths, const TfRecordO
   if (options.corrupt != nullptr) {
     *options.corrupt = corrupt;
   }
+  std::int64_t sound = 0;
+  for (const auto& one : records) {
+    sound += one->size();
+  }
+  COHORT_RETURN_IF_ERROR(CheckFraction(options, corrupt, sound));
+  Summarize(options, paths, records, corrupt);
   return Dataset(std::make_shared<TfRecordSource>(options.features, paths, std::move(records)));
 }
 

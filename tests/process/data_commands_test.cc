@@ -107,6 +107,26 @@ TEST(DataCommands, StatKnowsEveryFormatByItsContent) {
   std::ofstream(folder / "e") << "to be\nor not to be";
   EXPECT_THAT(stat("e"), AllOf(HasSubstr("2 lines"), HasSubstr("at most 12 bytes")));
 
+  const auto json = [&folder](const std::string& name) {
+    const Outcome outcome = RunCohort({"data", "stat", folder / name, "--json"});
+    EXPECT_EQ(outcome.code, 0) << outcome.out;
+    return nlohmann::json::parse(outcome.out);
+  };
+  const nlohmann::json npy = json("a");
+  EXPECT_EQ(npy.at("format"), ".npy");
+  EXPECT_EQ(npy.at("records"), 5);
+  EXPECT_EQ(npy.at("features")[0].at("shape"), nlohmann::json({2, 3}));
+  EXPECT_EQ(json("b").at("features")[0].at("name"), "weight");
+  const nlohmann::json tar = json("d.tar.gz");
+  EXPECT_EQ(tar.at("records"), 2);
+  EXPECT_EQ(tar.at("features")[0].at("most_bytes"), 2);
+  std::ofstream(folder / "h") << "x,name\n1,a\n?,b\n";
+  const nlohmann::json csv = json("h");
+  EXPECT_EQ(csv.at("records"), 2);
+  EXPECT_EQ(csv.at("features")[0],
+            nlohmann::json({{"name", "x"}, {"kind", "integer"}, {"missing", 1}}));
+  EXPECT_EQ(csv.at("features")[1].at("kind"), "text");
+
   std::ofstream(folder / "f") << std::string("\x01\0\x02", 3);
   const Outcome unknown = RunCohort({"data", "stat", folder / "f"});
   EXPECT_EQ(unknown.code, 2);

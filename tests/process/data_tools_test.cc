@@ -130,7 +130,13 @@ TEST_F(DataTools, VerifyKnowsEveryFormat) {
               HasSubstr("b.npy"));
   EXPECT_THAT(Run({"verify", Write("a.csv", "a,b\n1,2\n3\n4,5\n")}, 2),
               AllOf(HasSubstr("2 records"), HasSubstr("line 3: 1 fields, the header has 2")));
-  EXPECT_THAT(Run({"verify", Write("empty", "")}), HasSubstr("sound, empty"));
+  const std::string empty = Write("empty", "");
+  EXPECT_THAT(Run({"verify", empty}), HasSubstr("sound, empty"));
+  EXPECT_EQ(error_, "");
+  EXPECT_EQ(
+      RunJson({"verify", empty, folder_ / "a.npy", folder_.path() + "/./empty"}).at("empty_files"),
+      2);
+  EXPECT_THAT(error_, HasSubstr("warning: 1 of 3 files are given twice, the first: " + empty));
   EXPECT_THAT(Run({"verify", folder_ / "none"}, 2), HasSubstr("none"));
 }
 
@@ -264,6 +270,69 @@ TEST_F(DataTools, ShardKeepsTheOrderAndEvensTheBytes) {
             Cat({folder_ / "a.tar"}));
 }
 
+// Also where one input is cut into many files, or many inputs become one.
+TEST_F(DataTools, ShardWritesTheSameFilesByAnyNumberOfThreads) {
+  const auto tar = [this](const std::string& name, int begin, int end) {
+    auto writer = OrThrow(data::TarWriter::Create(files_, folder_ / name));
+    for (int i = begin; i < end; ++i) {
+      OrThrow(writer->AddSample(
+          std::to_string(i), {{"cls", std::to_string(i)}, {"raw", std::string(i * 7 % 50, 'x')}}));
+    }
+    OrThrow(writer->Close());
+    return folder_ / name;
+  };
+  std::string rows = "a,b\r\n";
+  for (int i = 0; i < 100; ++i) {
+    rows += std::to_string(i) + ",\"x\n" + std::string(i % 9, 'y') + "\"\r\n";
+  }
+  const std::vector<std::vector<std::string>> sets = {
+      {WriteExamples("a", 50), WriteExamples("none", 0), WriteExamples("b", 1),
+       WriteExamples("c.gz", 40, io::Compression::kGzip)},
+      {tar("a.tar", 0, 20), tar("b.tar.gz", 20, 37)},
+      {Write("a.csv", rows), Write("b.csv", "a,b\r\n"),
+       Write("c.csv", rows.substr(0, rows.find("\"\r\n", 60) + 3))},
+      {Write("a.txt", "to be\nor\n\nnot to be"), Write("b.txt", "that\nis\nthe question\n")}};
+  for (const auto& inputs : sets) {
+    const std::vector<Json> all = Cat(inputs);
+    for (const std::string files : {"1", "7"}) {
+      std::map<std::string, std::string> of_one;
+      for (const std::string threads : {"1", "3"}) {
+        SCOPED_TRACE(inputs[0] + " " + files + " " + threads);
+        std::vector<std::string> command = {
+            "shard", "--files", files, "--threads", threads, "--out", folder_ / ("t" + threads)};
+        command.insert(command.end(), inputs.begin(), inputs.end());
+        const Json report = RunJson(command);
+        std::vector<std::string> paths;
+        for (const Json& file : report.at("files")) {
+          paths.push_back(file.at("path"));
+          const std::string content = OrThrow(ReadFile(files_, paths.back()));
+          const std::string name = paths.back().substr((folder_ / "t1").size());
+          EXPECT_EQ(of_one.try_emplace(name, content).first->second, content) << name;
+        }
+        EXPECT_EQ(of_one.size(), paths.size());
+        if (threads == "3") {
+          EXPECT_EQ(Cat(paths), all);
+        }
+      }
+    }
+  }
+}
+
+TEST_F(DataTools, ShardLeavesNothingWhereAnInputIsDamaged) {
+  const std::string good = WriteExamples("good", 60);
+  std::string bytes = OrThrow(ReadFile(files_, good));
+  bytes[bytes.size() - 5] ^= 1;  // the last record's
+  for (const std::string threads : {"1", "3"}) {
+    Run({"shard", good, Write("bad", bytes), "--files", "6", "--out", folder_ / "s", "--threads",
+         threads},
+        2);
+    EXPECT_THAT(error_, HasSubstr("bad: record 59 at byte"));
+    for (const std::string& name : OrThrow(files_.List(folder_.path()))) {
+      EXPECT_FALSE(name.starts_with("s-")) << name;
+    }
+  }
+}
+
 TEST_F(DataTools, StatsAreWhatFeaturesReadBack) {
   const std::string csv = Write("a.csv", "x,name\n1,b\n2,a\n,b\n6,c\n");
   const Json report = RunJson({"stats", csv, csv, "--out", folder_ / "s.json", "--vocabularies",
@@ -285,6 +354,82 @@ TEST_F(DataTools, StatsAreWhatFeaturesReadBack) {
   EXPECT_FALSE(data::LoadStatistics(files_, csv).ok());
 }
 
+// More rows than a block, more numbers than the sample keeps, texts that are no UTF-8.
+TEST_F(DataTools, StatsAreTheSameToTheLastBitWhoeverCounts) {
+  std::string rows = "x,name\n";
+  for (int i = 0; i < 9000; ++i) {
+    rows += (i % 7 == 0 ? "" : std::to_string(1.0 / (i + 3))) + ",t\xff" + std::to_string(i % 50) +
+            "\n";
+  }
+  Tensor array(DType::kFloat32, {5000, 30});
+  for (std::size_t i = 0; i < array.data<float>().size(); ++i) {
+    array.data<float>()[i] = 1 / static_cast<float>(i + 1);
+  }
+  OrThrow(data::WriteNpy(files_, folder_ / "a.npy", array));
+  const std::vector<std::string> inputs = {
+      Write("a.csv", rows), folder_ / "a.npy",
+      WriteExamples("a.tfrecord.gz", 200, io::Compression::kGzip),
+      Write("b.csv", "x,name\n2e30,u\n-2e30,u\n"), Write("empty", "")};
+  const auto with = [&inputs](std::vector<std::string> more) {
+    std::vector<std::string> all = {"stats"};
+    all.insert(all.end(), inputs.begin(), inputs.end());
+    all.insert(all.end(), more.begin(), more.end());
+    return all;
+  };
+  Run(with({"--threads", "1", "--out", folder_ / "one", "--vocabularies", folder_ / "v1"}));
+  const std::string one = OrThrow(ReadFile(files_, folder_ / "one"));
+  const Json report = Json::parse(one);
+  EXPECT_EQ(report.at("records"), 9000 + 5000 + 200 + 2);
+  EXPECT_EQ(report.at("fields").at("x").at("numbers").at("count"), 9000 - 1286 + 199 * 100 + 2);
+  EXPECT_EQ(report.at("fields").at("x").at("missing_records"), 5000 + 1286);
+  EXPECT_EQ(report.at("fields").at("name").at("distinct_texts"), 51);
+  const Json& values = report.at("fields").at("values").at("numbers");
+  EXPECT_EQ(values.at("quantiles_of"), "100000 of them");
+  EXPECT_NEAR(values.at("quantiles")[3][1].get<double>(), 2 / 150000.0, 4e-7) << "the median";
+  EXPECT_NEAR(values.at("mean").get<double>(), 12.4956 / 150000, 1e-8);
+
+  Run(with({"--threads", "3", "--out", folder_ / "three"}));
+  EXPECT_EQ(OrThrow(ReadFile(files_, folder_ / "three")), one);
+
+  for (const int shards : {2, 7}) {  // 7: some have no files
+    std::vector<std::string> merge = {"stats", "--merge"};
+    std::int64_t records = 0;
+    for (int i = shards - 1; i >= 0; --i) {
+      const std::string partial = folder_ / ("p" + std::to_string(i));
+      records += RunJson(with({"--shard", std::to_string(i) + "/" + std::to_string(shards),
+                               "--partial", partial}))
+                     .at("records")
+                     .get<std::int64_t>();
+      merge.push_back(partial);
+    }
+    EXPECT_EQ(records, report.at("records"));
+    std::vector<std::string> all = merge;
+    all.insert(all.end(), {"--out", folder_ / "merged", "--vocabularies", folder_ / "v2"});
+    Run(all);
+    EXPECT_EQ(OrThrow(ReadFile(files_, folder_ / "merged")), one) << shards;
+    EXPECT_EQ(OrThrow(ReadFile(files_, folder_ / "v2/name.txt")),
+              OrThrow(ReadFile(files_, folder_ / "v1/name.txt")));
+    all = merge;
+    all.pop_back();
+    Run(all, 2);
+    EXPECT_THAT(error_, HasSubstr("of " + std::to_string(shards) + " shards these are missing: 0"));
+    all.push_back(all.back());
+    Run(all, 2);
+    EXPECT_THAT(error_, HasSubstr("are both shard 1"));
+  }
+  Run({"stats", inputs[0], "--shard", "0/2", "--partial", folder_ / "other"});
+  Run({"stats", "--merge", folder_ / "p1", folder_ / "other"}, 2);
+  EXPECT_THAT(error_, HasSubstr("other: of other files"));
+  std::string bytes = OrThrow(ReadFile(files_, folder_ / "other"));
+  bytes[bytes.size() / 2] ^= 1;
+  Run({"stats", "--merge", Write("damaged", bytes)}, 2);
+  EXPECT_THAT(error_, HasSubstr("damaged: record 0 at byte 0: corrupted"));
+  Run({"stats", "--merge", inputs[0]}, 2);
+  Run(with({"--shard", "2/2", "--partial", folder_ / "p"}), 2);
+  EXPECT_THAT(error_, HasSubstr("--shard 2/2: not I/N"));
+  Run(with({"--shard", "0/2"}), 2);
+}
+
 TEST_F(DataTools, IndexIsInTheFormatOfTfrecord2idx) {
   const std::string path = WriteExamples("r.tfrecord", 3);
   EXPECT_EQ(RunJson({"index", path}).at("records"), 3);
@@ -297,7 +442,8 @@ TEST_F(DataTools, IndexIsInTheFormatOfTfrecord2idx) {
     }
     expected += std::to_string(begin) + " " + std::to_string(reader->offset() - begin) + "\n";
   }
-  EXPECT_EQ(OrThrow(ReadFile(files_, path + ".idx")), expected);
+  EXPECT_THAT(OrThrow(ReadFile(files_, path + ".idx")),
+              ::testing::MatchesRegex(expected + "# cohort [0-9]+\n"));
   Run({"index", WriteExamples("z", 3, io::Compression::kGzip)}, 2);
   EXPECT_THAT(error_, HasSubstr("gzip has no random access"));
 }

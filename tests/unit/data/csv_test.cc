@@ -6,13 +6,16 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
 
 #include <cohort/core/random.h>
+#include <cohort/io/compression.h>
 
+#include "commands/watched_files.h"
 #include "sources/csv_reader.h"
 #include "sources/csv_rows.h"
 #include "testing/faulty_file_system.h"
@@ -53,6 +56,136 @@ std::vector<T> All(const Dataset& dataset, const std::string& feature) {
     values.insert(values.end(), data.begin(), data.end());
   }
   return values;
+}
+
+const std::vector<CsvColumn> kTwoColumns = {
+    {.name = "n", .type = CsvType::kInt64},
+    {.name = "t", .type = CsvType::kHash, .buckets = 1'000'000'000}};
+
+// Every part of files, one behind the other; the message of the first that is an error.
+struct Parts {
+  std::vector<std::int64_t> values;
+  std::string error;
+};
+Parts ReadParts(const std::vector<std::string>& paths, int count, int threads = 1) {
+  Parts parts;
+  for (int i = 0; i < count; ++i) {
+    const auto part = Csv(paths, {.columns = kTwoColumns, .threads = threads, .part = {i, count}});
+    if (!part.ok()) {
+      parts.error = parts.error.empty() ? part.status().message() : parts.error;
+      continue;
+    }
+    for (const char* const feature : {"n", "t"}) {
+      const auto values = All<std::int64_t>(part->dataset, feature);
+      // By row, so that parts one behind the other are the whole.
+      for (std::size_t row = 0; row < values.size(); ++row) {
+        if (feature[0] == 'n') {
+          parts.values.push_back(values[row]);
+          parts.values.push_back(0);
+        } else {
+          parts.values[parts.values.size() - 2 * values.size() + 2 * row + 1] = values[row];
+        }
+      }
+    }
+  }
+  return parts;
+}
+
+// For any count: more parts than rows, cuts within headers, rows and line ends.
+TEST_F(CsvTest, PartsAreEveryRowOnce) {
+  Philox random(5);
+  std::uint64_t at = 0;
+  const auto below = [&](std::uint64_t bound) { return random.Below(bound, at++); };
+  for (int round = 0; round < 60; ++round) {
+    std::vector<std::string> paths;
+    for (std::uint64_t file = 0; file <= below(3); ++file) {
+      const std::string end = below(2) == 0 ? "\n" : "\r\n";
+      std::string text = std::string(below(2) == 0 ? "\xEF\xBB\xBF" : "") + "n,t" + end;
+      for (std::uint64_t row = below(12); row > 0; --row) {
+        text += std::to_string(below(2000)) + "," +
+                (below(3) == 0 ? "\"a, \"\"b\"" : std::string(below(9), 'x') + "y") + end +
+                (below(5) == 0 ? end : "");
+      }
+      if (below(2) == 0) {
+        text.resize(text.size() - end.size());  // no final line end
+      }
+      paths.push_back(Write(std::to_string(round) + "-" + std::to_string(file), text));
+    }
+    const Parts whole = ReadParts(paths, 1);
+    ASSERT_EQ(whole.error, "");
+    for (const int count : {2, 3, 5, 17, 100}) {
+      const Parts parts = ReadParts(paths, count);
+      ASSERT_EQ(parts.error, "") << paths[0] << " " << count;
+      ASSERT_EQ(parts.values, whole.values) << paths[0] << " " << count;
+    }
+  }
+}
+
+// A line feed in quotes: where no part begins at it all is as ever; otherwise a part is an error.
+TEST_F(CsvTest, PartsWithLineFeedsInQuotesAreRightOrAnError) {
+  std::string text = "n,t\n";
+  for (int i = 0; i < 40; ++i) {
+    text += std::to_string(i) + (i % 4 == 0 ? ",\"a\n1,b\n\"\n" : ",c\n");
+  }
+  const std::vector<std::string> paths = {Write("q.csv", text), Write("r.csv", "n,t\n7,d\n")};
+  const Parts whole = ReadParts(paths, 1);
+  ASSERT_EQ(whole.values.size(), 2 * 41U);
+  int right = 0;
+  int refused = 0;
+  for (int count = 2; count < 80; ++count) {
+    const Parts parts = ReadParts(paths, count);
+    if (parts.error.empty()) {
+      ++right;
+      EXPECT_EQ(parts.values, whole.values) << count;
+    } else {
+      ++refused;
+    }
+  }
+  EXPECT_GT(right, 0);
+  EXPECT_GT(refused, 0);
+  const std::string cut = Write("cut.csv", "n,t\n1,\"aaaaaaaaaaaaaaaa\n1,b\"\n2,c\n");
+  EXPECT_THAT(ReadParts({cut}, 2).error,
+              AllOf(HasSubstr("cut.csv, part 0 of 2 from byte 4, line 2: a quote is opened"),
+                    HasSubstr("byte 24, where the next part begins, lies in quotes")));
+}
+
+// A large file, on threads, and what of it is read.
+TEST_F(CsvTest, APartReadsItsOwnBytes) {
+  std::string text = "n,t\n";
+  for (int i = 0; text.size() < 5'000'000; ++i) {
+    text += std::to_string(i) + ",text " + std::to_string(i % 1000) + "\n";
+  }
+  const std::string path = Write("large.csv", text);
+  EXPECT_EQ(ReadParts({path}, 3, 2).values, ReadParts({path}, 1).values);
+  std::atomic<std::uint64_t> read = 0;
+  WatchedFiles watched(FileSystem::Local(), [&read](std::uint64_t begin, std::uint64_t end,
+                                                    std::uint64_t) { read += end - begin; });
+  for (int i = 0; i < 4; ++i) {
+    read = 0;
+    OrThrow(Csv({path, path},
+                {.columns = kTwoColumns, .threads = 2, .part = {i, 4}, .files = &watched}));
+    EXPECT_GE(read, 2 * text.size() / 4);
+    EXPECT_LT(read, 2 * text.size() / 4 + 20'000);
+  }
+}
+
+TEST_F(CsvTest, PartsThatCannotBeAreRefused) {
+  const std::string path = Write("t.csv", "n,t\n1,a\n2\n3,c\n");
+  const auto error = [&](const std::string& file, CsvOptions options) {
+    return Csv({file}, options).status().message();
+  };
+  EXPECT_THAT(error(path, {.columns = kTwoColumns, .part = {2, 2}}), HasSubstr("part 2 of 2"));
+  EXPECT_THAT(error(path, {.columns = {{.name = "t", .type = CsvType::kCategory}}, .part = {0, 2}}),
+              AllOf(HasSubstr("column 't'"), HasSubstr("other categories")));
+  EXPECT_THAT(error(path, {.columns = {{.name = "x"}}, .part = {1, 2}}),
+              HasSubstr("no column 'x'"));
+  EXPECT_THAT(error(path, {.columns = kTwoColumns, .part = {1, 2}}),
+              HasSubstr("t.csv, part 1 of 2 from byte 8, line 2: 1 fields"));
+  EXPECT_THAT(error(Write("e.csv", ""), {.columns = kTwoColumns, .part = {1, 2}}),
+              HasSubstr("e.csv: empty"));
+  EXPECT_THAT(
+      error(Write("z.csv", io::Gzip("n,t\n1,a\n")), {.columns = kTwoColumns, .part = {0, 2}}),
+      HasSubstr("z.csv: gzip has no parts"));
 }
 
 // Numbers, texts that are first seen in other orders, missing values, blank lines, CRLF.

@@ -7,17 +7,23 @@
 #include <google/protobuf/dynamic_message.h>
 #include <google/protobuf/text_format.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <zlib.h>
 
+#include <atomic>
 #include <bit>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <random>
+#include <thread>
 
 #include <cohort/core/random.h>
+#include <cohort/data/glob.h>
 #include <cohort/data/tf_example.h>
 #include <cohort/io/record_file.h>
 
+#include "commands/watched_files.h"
 #include "testing/temp_dir.h"
 
 namespace cohort::data {
@@ -423,12 +429,21 @@ TEST_F(TfRecordsTest, AnIndexStandsForTheWalkAndIsOfItsFile) {
   EXPECT_EQ(data.Fingerprint(), fingerprint);
   EXPECT_EQ(OrThrow(data.source().Read(2)).at("f").data<float>()[1], 2);
 
-  // As many bytes, other records.
+  // As many bytes, other records: refused before one is read.
   Write("r", {"", golden_, golden_});
-  const auto moved = OrThrow(TfRecords({path}, indexed)).source().Read(0);
-  EXPECT_THAT(moved.status().message(),
-              AllOf(HasSubstr("record 0 at byte 0: not where the index says"),
+  EXPECT_THAT(TfRecords({path}, indexed).status().message(),
+              AllOf(HasSubstr("/r: record 0 at byte 0: not where the index says"),
                     HasSubstr("cohort data index")));
+  // Records of the same lengths.
+  std::string other = golden_;
+  other.back() ^= 1;
+  Write("r", {golden_, "", other});
+  EXPECT_THAT(TfRecords({path}, indexed).status().message(),
+              AllOf(HasSubstr("r.idx, line 4"), HasSubstr("/r has another content now")));
+  // An index as other tools write it.
+  const std::string index = OrThrow(ReadFile(files_, path + ".idx"));
+  WriteBytes("r.idx", index.substr(0, index.find('#')));
+  EXPECT_EQ(OrThrow(TfRecords({path}, indexed)).size(), 3);
   Write("r", {golden_});
   EXPECT_THAT(TfRecords({path}, indexed).status().message(),
               AllOf(HasSubstr("r.idx, line 2"), HasSubstr("which has 71 bytes")));
@@ -438,6 +453,154 @@ TEST_F(TfRecordsTest, AnIndexStandsForTheWalkAndIsOfItsFile) {
     EXPECT_EQ(status.code(), StatusCode::kDataLoss) << bad;
     EXPECT_THAT(status.message(), HasSubstr("r.idx, line ")) << bad;
   }
+}
+
+TEST_F(TfRecordsTest, AnIndexIsBuiltWhereThereIsNoneOrAStaleOne) {
+  const std::string path = Write("r", {golden_, "", golden_});
+  const std::string packed = Write("z", {golden_}, io::Compression::kGzip);
+  const TfRecordOptions options = {.features = {{.name = "f", .shape = {2}, .missing = 5}},
+                                   .build_index = true};
+  EXPECT_EQ(OrThrow(TfRecords({path, packed}, options)).size(), 4);
+  EXPECT_FALSE(files_.Exists(packed + ".idx"));
+  const std::string index = OrThrow(ReadFile(files_, path + ".idx"));
+  EXPECT_THAT(index, ::testing::StartsWith("0 71\n71 16\n87 71\n# cohort "));
+  for (const char* const stale : {"0 71\n", "?", ""}) {
+    WriteBytes("r.idx", stale);
+    EXPECT_EQ(OrThrow(TfRecords({path}, options)).size(), 3);
+    EXPECT_EQ(OrThrow(ReadFile(files_, path + ".idx")), index) << stale;
+  }
+  Write("r", {"", golden_, golden_});
+  const Dataset data = OrThrow(TfRecords({path}, options));
+  EXPECT_EQ(OrThrow(data.source().Read(1)).at("f").data<float>()[1], 2);
+  EXPECT_NE(OrThrow(ReadFile(files_, path + ".idx")), index);
+  // Where it cannot be written: no walk in silence on every start.
+  std::filesystem::remove(path + ".idx");
+  std::filesystem::create_directory(path + ".idx");
+  EXPECT_THAT(TfRecords({path}, options).status().message(), HasSubstr("r.idx"));
+
+  // Many at once, over a stale one: whoever reads finds none, the old or the new one, whole.
+  const std::string many = Write("m", std::vector<std::string>(200, golden_));
+  std::atomic<int> right = 0;
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      for (int i = 0; i < 5; ++i) {
+        if (t == 0 && i % 2 == 1) {
+          OrThrow(WriteFileAtomically(files_, many + ".idx", "0 71\n"));
+        }
+        const auto read = TfRecords({many}, options);
+        right += read.ok() && read->size() == 200 && read->source().Read(199).ok() ? 1 : 0;
+      }
+    });
+  }
+  for (std::thread& thread : threads) {
+    thread.join();
+  }
+  EXPECT_EQ(right, 20);
+  for (const std::string& name : OrThrow(files_.List(folder_.path()))) {
+    EXPECT_EQ(name.find(".tmp-"), std::string::npos) << name;
+  }
+}
+
+// What a worker reads of a file that has an index is its own records, and little besides.
+TEST_F(TfRecordsTest, AWorkerReadsItsOwnBytes) {
+  TfFeatures features;
+  const std::string blob(40'000, 'x');
+  features["b"] = {.kind = TfFeature::Kind::kBytes, .bytes = {blob}};
+  const std::string record = EncodeTfExample(features);
+  const std::string path = Write("r", std::vector<std::string>(60, record));
+  OrThrow(WriteTfIndex(files_, path));
+  const std::uint64_t size = std::filesystem::file_size(path);
+  const std::uint64_t index = std::filesystem::file_size(path + ".idx");
+  std::atomic<std::uint64_t> read = 0;
+  WatchedFiles watched(files_, [&read](std::uint64_t begin, std::uint64_t end, std::uint64_t) {
+    read += end - begin;
+  });
+  TfRecordOptions options = {.features = {{.name = "b", .type = TfType::kBytes, .shape = {40'000}}},
+                             .index = true,
+                             .files = &watched};
+  std::uint64_t all = 0;
+  for (int worker = 0; worker < 4; ++worker) {
+    read = 0;
+    const Dataset data = OrThrow(TfRecords({path}, options));
+    EXPECT_LT(read, index + 1000) << "opening";
+    auto batches = OrThrow(
+        data.Shuffle(1).Batch(12).Iterate({.num_workers = 4, .worker = worker, .epoch = 0}));
+    while (OrThrow(batches->Next()).has_value()) {
+    }
+    EXPECT_GE(read, size / 4);
+    EXPECT_LT(read, size / 4 + index + 1000) << "worker " << worker;
+    all += read;
+  }
+  EXPECT_LT(all, size + 4 * (index + 1000));
+}
+
+TEST_F(TfRecordsTest, WhatIsUnusualAboutFilesIsSaidOnce) {
+  const std::string good = Write("good", std::vector<std::string>(9, golden_));
+  std::string bytes = OrThrow(ReadFile(files_, good));
+  bytes[71 + 20] ^= 1;
+  const std::string bad = WriteBytes("bad", bytes);
+  const std::string none = WriteBytes("none", "");
+  std::filesystem::create_symlink(good, folder_ / "link");
+  std::vector<std::string> said;
+  TfRecordOptions options = {.features = all_,
+                             .on_corrupt = OnCorrupt::kSkip,
+                             .log = Log([&said](LogLevel level, std::string_view message) {
+                               EXPECT_EQ(level, LogLevel::kWarning);
+                               said.emplace_back(message);
+                             })};
+  EXPECT_EQ(
+      OrThrow(TfRecords({good, folder_.path() + "/./none", none, bad, folder_ / "link"}, options))
+          .size(),
+      9 + 8 + 9);
+  ASSERT_EQ(said.size(), 3U);
+  EXPECT_THAT(said[0], AllOf(HasSubstr("2 of 5 files are empty"), HasSubstr("none")));
+  EXPECT_THAT(said[1], AllOf(HasSubstr("1 corrupt records are left out"),
+                             HasSubstr("26 records are read"), HasSubstr("bad: record 1")));
+  EXPECT_THAT(said[2], AllOf(HasSubstr("2 of 5 files are given twice"), HasSubstr("none")));
+  said.clear();
+  EXPECT_EQ(OrThrow(TfRecords({good, none}, {.features = all_, .log = options.log})).size(), 9);
+  EXPECT_EQ(said.size(), 1U);
+
+  // The budget as a part: 1 of 18.
+  options.max_corrupt_fraction = 0.06;
+  EXPECT_TRUE(TfRecords({bad, good}, options).ok());
+  options.max_corrupt_fraction = 0.05;
+  EXPECT_THAT(TfRecords({bad, good}, options).status().message(),
+              AllOf(HasSubstr("1 corrupt records of 18"), HasSubstr("max_corrupt_fraction"),
+                    HasSubstr("bad: record 1")));
+  options.max_corrupt_fraction = -1;
+  EXPECT_EQ(TfRecords({good}, options).status().code(), StatusCode::kInvalidArgument);
+}
+
+// As protobuf has it. The memory is not touched.
+TEST_F(TfRecordsTest, AnExampleIsBelow2GiB) {
+  const std::size_t size = std::size_t{1} << 31;
+  void* const memory =
+      ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  ASSERT_NE(memory, MAP_FAILED);
+  const std::string_view large(static_cast<const char*>(memory), size);
+  for (const Status& status :
+       {ParseTfExample(large).status(), ParseTfSequenceExample(large).status()}) {
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+    EXPECT_THAT(status.message(),
+                AllOf(HasSubstr("2147483648 bytes"), HasSubstr("at most 2147483647")));
+  }
+  ::munmap(memory, size);
+}
+
+TEST_F(TfRecordsTest, PatternsTogetherGiveEachFileOnce) {
+  const std::string a = Write("a-1", {golden_});
+  const std::string b = Write("b-1", {golden_});
+  std::filesystem::create_symlink(b, folder_ / "c-link");
+  std::vector<std::string> said;
+  const Log log([&said](LogLevel, std::string_view message) { said.emplace_back(message); });
+  EXPECT_THAT(OrThrow(GlobAll(files_, {folder_ / "b*", folder_ / "*-1"}, log)), ElementsAre(a, b));
+  EXPECT_TRUE(said.empty());
+  EXPECT_THAT(OrThrow(GlobAll(files_, {folder_ / "c*", folder_ / "*-1"}, log)), ElementsAre(a, b));
+  EXPECT_THAT(said,
+              ElementsAre(AllOf(HasSubstr("c-link is "), HasSubstr("b-1, which is read once"))));
+  EXPECT_EQ(GlobAll(files_, {a, folder_ / "x*"}).status().code(), StatusCode::kNotFound);
 }
 
 // Flips a byte of each record in turn, in both kinds of files.

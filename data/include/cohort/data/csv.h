@@ -1,7 +1,8 @@
 // CSV with a header line, as RFC 4180 has it: fields in quotes may hold delimiters, line ends and
 // doubled quotes; lines end in LF or CRLF; blank lines are skipped, as is a byte order mark.
 //
-// Files are read, checked and converted whole when they are opened, and stay in memory as columns.
+// Files are read, checked and converted when they are opened, whole or a part of their bytes
+// (CsvOptions::part), and stay in memory as columns.
 // gzip is told by content. A bad row or value is DataLoss, naming file, line, column and what was
 // found; nothing is skipped or guessed.
 
@@ -43,6 +44,18 @@ struct CsvColumn {
   std::string feature = {};
 };
 
+// One of `count` parts of the bytes of all files, one behind the other: the rows whose first byte
+// lies in it. No other bytes are read but the headers and the rest of the last row. The parts
+// together are the data, each row once.
+//
+// A part begins behind a line feed. Where that is one in quotes, the part before ends within them:
+// opening that one is the error, so every part must be opened, as workers do that train together.
+// Line numbers in errors count from the header, as if the part were all that follows it.
+struct CsvPart {
+  int index = 0;
+  int count = 1;
+};
+
 struct CsvOptions {
   std::vector<CsvColumn> columns;  // those that are read; others are checked for their number only
   char delimiter = ',';
@@ -50,6 +63,9 @@ struct CsvOptions {
   // What a missing value looks like, besides nothing at all. Not in quotes.
   std::vector<std::string> missing_markers = {"?"};
   int threads = 1;  // that parse a file of at least 1 MiB; one does where there are quotes in it
+  // With parts, every kCategory column names its categories: those found in a part would have other
+  // positions in the next. InvalidArgument for that, and for gzip, which has no random access.
+  CsvPart part = {};
   FileSystem* files = &FileSystem::Local();
 };
 

@@ -51,6 +51,7 @@ class VocabularyCounts {
   // The most frequent first, equal ones in bytewise order: the same whatever order they came in.
   // Those below min_count are left out; at most max_size (0: all).
   std::vector<std::string> Texts(std::int64_t min_count = 1, std::int64_t max_size = 0) const;
+  const std::unordered_map<std::string, std::int64_t>& counts() const { return counts_; }
   std::int64_t distinct() const { return static_cast<std::int64_t>(counts_.size()); }
 
  private:

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include <cohort/core/file_system.h>
+#include <cohort/core/log.h>
 #include <cohort/core/status.h>
 
 namespace cohort::data {
@@ -17,5 +18,10 @@ namespace cohort::data {
 // Without any of these characters, and with http:// (which lists nothing), the pattern itself.
 // NotFound names the pattern that nothing matches.
 Result<std::vector<std::string>> Glob(FileSystem& files, const std::string& pattern);
+
+// What matches any of the patterns, in bytewise order, each file once: also where it has two names,
+// the first of which counts, as a warning says.
+Result<std::vector<std::string>> GlobAll(FileSystem& files,
+                                         const std::vector<std::string>& patterns, Log log = {});
 
 }  // namespace cohort::data

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include <cohort/core/file_system.h>
+#include <cohort/core/log.h>
 #include <cohort/core/status.h>
 #include <cohort/core/tensor.h>
 #include <cohort/data/dataset.h>
@@ -63,12 +64,20 @@ struct CorruptRecords {
 struct TfRecordOptions {
   std::vector<TfFeatureSpec> features;  // those that are read
   TfRecordCompression compression = TfRecordCompression::kAuto;
-  // Where a raw file has PATH.idx beside it (WriteTfIndex), its records are found by that, without
-  // a walk over the file. DataLoss where the two do not belong together.
+  // Where a raw file has PATH.idx beside it (WriteTfIndex, or tfrecord2idx), its records are found
+  // by that, without a walk over the file. DataLoss where the two do not belong together: another
+  // size, or some records that are not where the index says, or not those that it was made of.
   bool index = false;
+  // And where it has none, or one of another content, that is written first, at the cost of a walk;
+  // processes that come at once write the same. Not with kSkip, which reads every file anyway.
+  bool build_index = false;
   OnCorrupt on_corrupt = OnCorrupt::kError;
   std::int64_t max_corrupt = 100;     // kSkip: DataLoss where more is left out, of all files
+  double max_corrupt_fraction = 1;    // kSkip: and where that is more than this part of the records
   CorruptRecords* corrupt = nullptr;  // kSkip: where that is counted
+  // What is said once, when all files are open: what was left out, which files have no records, and
+  // which are given twice.
+  Log log = {};
   FileSystem* files = &FileSystem::Local();
 };
 
@@ -77,7 +86,8 @@ struct TfRecordOptions {
 Result<Dataset> TfRecords(const std::vector<std::string>& paths, const TfRecordOptions& options);
 
 // Writes PATH.idx, a line "offset length" for each record, and returns how many there are: the
-// format of DALI's tfrecord2idx. InvalidArgument: a compressed file.
+// format of DALI's tfrecord2idx. The last line begins with # and says of which content it is.
+// InvalidArgument: a compressed file.
 Result<std::int64_t> WriteTfIndex(FileSystem& files, const std::string& path);
 
 }  // namespace cohort::data
