@@ -244,6 +244,7 @@ class Implementation final : public ParameterServerStrategy {
   std::uint64_t RoundsToSee() const;
   Status Idle();
   Status SaveIfDue();
+  Status SaveSnapshot(const ps::Coordinator::Cut& cut);
   Status FinishLastRound();
   Status CatchUp(const ps::RoundCommit& commit);
   Status Refresh(bool everything);
@@ -280,7 +281,8 @@ class Implementation final : public ParameterServerStrategy {
   ps::FinishedSplit finished_;          // what the steps of the current split came to
   SavePlan plan_;                       // in the chief
   ps::Coordinator::Advance saved_;      // when plan_ was carried out last
-  bool saving_ = false;                 // it is being carried out
+  bool saving_ = false;                 // it is being carried out, of a snapshot
+  std::uint64_t snapshots_ = 0;         // so far; the number of the last one
   std::optional<data::Batch> next_;     // behind the one that was handed out last, where known
   bool idle_ = true;                    // no step since the last piece of work began
   int roll_backs_ = 0;
@@ -455,19 +457,41 @@ Status Implementation::SaveIfDue() {
   if (!steps && !epochs) {
     return {};
   }
-  return job_->BetweenUpdates([this](const ps::Coordinator::Cut& cut) -> Status {
-    const ps::Coordinator::Advance at = job_->coordinator()->advance();
-    saving_ = true;
-    const Status saved = plan_.save(cut.epoch.epoch, cut.batch);
-    saving_ = false;
-    COHORT_RETURN_IF_ERROR(saved);
-    saved_ = at;
+  // The servers keep what they have at a point between two updates; the rest is done while the
+  // workers go on.
+  std::optional<ps::Coordinator::Cut> at;
+  const auto freeze = [this, &at](const ps::Coordinator::Cut& cut) -> Status {
+    COHORT_RETURN_IF_ERROR(FinishLastRound());
+    const Result<std::uint64_t> version = client_->Freeze(++snapshots_);
+    COHORT_RETURN_IF_ERROR(job_->Explain(version.status()));
     if (plan_.restore) {
-      COHORT_RETURN_IF_ERROR(job_->coordinator()->Remember(step_));
-      initial_.reset();
+      COHORT_RETURN_IF_ERROR(job_->coordinator()->Remember(static_cast<std::int64_t>(*version)));
     }
+    saved_ = job_->coordinator()->advance();
+    at = cut;
     return {};
-  });
+  };
+  COHORT_RETURN_IF_ERROR(job_->BetweenUpdates(freeze));
+  return at.has_value() ? SaveSnapshot(*at) : OkStatus();
+}
+
+Status Implementation::SaveSnapshot(const ps::Coordinator::Cut& cut) {
+  if (rows_ != nullptr) {
+    rows_->Wait();
+    job_->rows()->ReadSnapshot(snapshots_);
+  }
+  saving_ = true;
+  const Status saved = plan_.save(cut.epoch.epoch, cut.batch);
+  saving_ = false;
+  if (rows_ != nullptr) {
+    job_->rows()->ReadSnapshot(0);
+  }
+  COHORT_RETURN_IF_ERROR(saved);
+  COHORT_RETURN_IF_ERROR(job_->Explain(client_->Thaw().status()));
+  if (plan_.restore) {
+    initial_.reset();
+  }
+  return {};
 }
 
 Result<std::unique_ptr<Coordinator>> Implementation::MakeCoordinator(
@@ -591,14 +615,12 @@ Status Implementation::PullState() {
   if (client_ == nullptr) {
     return {};
   }
-  if (is_chief()) {
+  if (is_chief() && !saving_) {
     COHORT_RETURN_IF_ERROR(FinishLastRound());
   }
   const Status status = client_->PullState(parameters_->all(), slots());
   step_ = static_cast<std::int64_t>(client_->version());
-  COHORT_RETURN_IF_ERROR(job_->Explain(status));
-  // Before the save is there: whoever finds it must find the way back to it, too.
-  return saving_ && plan_.restore ? job_->coordinator()->Remember(step_) : OkStatus();
+  return job_->Explain(status);
 }
 
 Status Implementation::PushState() {
