@@ -28,7 +28,6 @@ int BenchFeedCommand(int argc, char** argv);        // strategies/commands/bench
 int BenchDlrmCommand(int argc, char** argv);        // strategies/commands/bench_dlrm.cc
 int BenchEmbeddingCommand(int argc, char** argv);   // strategies/commands/bench_embedding.cc
 int BenchPsCommand(int argc, char** argv);          // strategies/commands/bench_ps.cc
-int BenchSnapshotCommand(int argc, char** argv);    // strategies/commands/bench_snapshot.cc
 int BenchExplainCommand(int argc, char** argv);     // comm/commands/bench_explain.cc
 int BenchReductionCommand(int argc, char** argv);   // comm/commands/bench_reduction.cc
 int BenchTrainCommand(int argc, char** argv);       // src/nn/commands/bench_train.cc

@@ -60,8 +60,6 @@ constexpr Entry kCommands[] = {
      cohort::BenchDlrmCommand},
     {"bench ps", "pushes and pulls of a parameter server, beside one TCP stream and plain gRPC",
      cohort::BenchPsCommand},
-    {"bench snapshot", "a parameter server that is saved while it is trained on",
-     cohort::BenchSnapshotCommand},
     {"bench train", "training steps per second, beside LibTorch and the FMA peak",
      cohort::BenchTrainCommand},
     {"bench device", "a device's kernels, beside a copy of its memory", cohort::BenchDeviceCommand},

@@ -1,8 +1,8 @@
-// `cohort bench snapshot`: a server's process with a sparse table, a worker's that pulls and pushes
-// without a pause, and the chief, which has the server keep a snapshot and writes it into a file
-// meanwhile. How long the worker stands still, what becomes of its pulls, and how fast the file is
-// written, beside the same bytes written and synced plainly: without the worker, which is the
-// limit, and with it.
+// `cohort bench ps snapshot`: a server's process with a sparse table, a worker's that pulls and
+// pushes without a pause, and the chief, which has the server keep a snapshot and writes it into a
+// file meanwhile. How long the worker stands still, what becomes of its pulls, and how fast the
+// file is written, beside the same bytes written and synced plainly: without the worker, which is
+// the limit, and with it.
 
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -30,7 +30,7 @@
 #include <cohort/optim/optimizers.h>
 #include <cohort/optim/row_optimizer.h>
 
-#include "command.h"
+#include "bench_snapshot.h"
 #include "parameter_server/client.h"
 #include "parameter_server/row_client.h"
 #include "parameter_server/row_file.h"
@@ -373,8 +373,7 @@ Status Measure(const Options& options, const Subject& subject, Worker& worker, p
       {"alone", pulls([](const Round& r) { return r.alone; })},
       {"beside_snapshot", pulls([](const Round& r) { return r.beside_snapshot; })},
       {"beside_plain_write", pulls([](const Round& r) { return r.beside_write; })},
-      {"p99_ratio",
-       median([](const Round& r) { return r.beside_snapshot.p99 / r.alone.p99; })},
+      {"p99_ratio", median([](const Round& r) { return r.beside_snapshot.p99 / r.alone.p99; })},
       {"snapshot_gb_per_second", gigabytes([](const Round& r) { return r.write; })},
       {"plain_gb_per_second", gigabytes([](const Round& r) { return r.plain; })},
       {"plain_alone_gb_per_second", gigabytes([](const Round& r) { return r.plain_alone; })}};
@@ -395,8 +394,7 @@ Status Measure(const Options& options, const Subject& subject, Worker& worker, p
                 report[name]["steps_per_second"].get<double>());
   }
   std::printf("p99 with a snapshot: %.2f times that without; %.1f MiB copied aside\n",
-              report["p99_ratio"].get<double>(),
-              report["copied_bytes"].get<double>() / (1 << 20));
+              report["p99_ratio"].get<double>(), report["copied_bytes"].get<double>() / (1 << 20));
   std::printf("written at %.2f GB/s; the same bytes plainly %.2f GB/s, and %.2f with no training\n",
               report["snapshot_gb_per_second"].get<double>(),
               report["plain_gb_per_second"].get<double>(),
@@ -427,8 +425,7 @@ Status Run(const Options& options) {
     const auto client = ps::Client::Make(subject.model, addresses, {});
     COHORT_RETURN_IF_ERROR(client->Declare());
     COHORT_RETURN_IF_ERROR(client->Assign(
-        std::vector<float>(
-            static_cast<std::size_t>(subject.model.parameters[0].shape.elements())),
+        std::vector<float>(static_cast<std::size_t>(subject.model.parameters[0].shape.elements())),
         {}, 0));
     const auto rows = ps::RowClient::Make(subject.model, addresses, {});
     const auto dim = static_cast<std::size_t>(options.dim);

@@ -15,6 +15,5 @@ int NoRpc(char** argv) {
 
 int BenchEmbeddingCommand(int /*argc*/, char** argv) { return NoRpc(argv); }
 int BenchPsCommand(int /*argc*/, char** argv) { return NoRpc(argv); }
-int BenchSnapshotCommand(int /*argc*/, char** argv) { return NoRpc(argv); }
 
 }  // namespace cohort

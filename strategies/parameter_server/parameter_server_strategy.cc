@@ -25,6 +25,12 @@ namespace {
 // The most that Broadcast sends; variables and slots go through the servers.
 constexpr std::size_t kMaxBroadcastBytes = std::size_t{256} << 10;
 
+// That a server or the chief is lost, not that a file cannot be written.
+bool IsOfServers(StatusCode code) {
+  return code == StatusCode::kUnavailable || code == StatusCode::kAborted ||
+         code == StatusCode::kCancelled || code == StatusCode::kDeadlineExceeded;
+}
+
 // What step functions get for gradients where none are wanted.
 class NoGradients final : public GradientSink {
  public:
@@ -244,7 +250,7 @@ class Implementation final : public ParameterServerStrategy {
   std::uint64_t RoundsToSee() const;
   Status Idle();
   Status SaveIfDue();
-  Status SaveSnapshot(const ps::Coordinator::Cut& cut);
+  Status SaveSnapshot(const ps::Coordinator::Cut& cut, const Status& noted);
   Status FinishLastRound();
   Status CatchUp(const ps::RoundCommit& commit);
   Status Refresh(bool everything);
@@ -281,10 +287,13 @@ class Implementation final : public ParameterServerStrategy {
   ps::FinishedSplit finished_;          // what the steps of the current split came to
   SavePlan plan_;                       // in the chief
   ps::Coordinator::Advance saved_;      // when plan_ was carried out last
-  bool saving_ = false;                 // it is being carried out, of a snapshot
-  std::uint64_t snapshots_ = 0;         // so far; the number of the last one
-  std::optional<data::Batch> next_;     // behind the one that was handed out last, where known
-  bool idle_ = true;                    // no step since the last piece of work began
+  std::int64_t frozen_step_ = 0;        // of the last snapshot
+  std::int64_t saved_step_ = -1;        // of the last one that was saved
+  std::uint64_t failed_saves_ = 0;
+  bool saving_ = false;              // it is being carried out, of a snapshot
+  std::uint64_t snapshots_ = 0;      // so far; the number of the last one
+  std::optional<data::Batch> next_;  // behind the one that was handed out last, where known
+  bool idle_ = true;                 // no step since the last piece of work began
   int roll_backs_ = 0;
   bool work_stands_ = false;             // after GoOn
   const ps::Job::Lost* lost_ = nullptr;  // what is being restored, where that is not all
@@ -460,38 +469,51 @@ Status Implementation::SaveIfDue() {
   // The servers keep what they have at a point between two updates; the rest is done while the
   // workers go on.
   std::optional<ps::Coordinator::Cut> at;
-  const auto freeze = [this, &at](const ps::Coordinator::Cut& cut) -> Status {
+  Status noted;
+  const auto freeze = [this, &at, &noted](const ps::Coordinator::Cut& cut) -> Status {
     COHORT_RETURN_IF_ERROR(FinishLastRound());
     const Result<std::uint64_t> version = client_->Freeze(++snapshots_);
     COHORT_RETURN_IF_ERROR(job_->Explain(version.status()));
+    frozen_step_ = static_cast<std::int64_t>(*version);
     if (plan_.restore) {
-      COHORT_RETURN_IF_ERROR(job_->coordinator()->Remember(static_cast<std::int64_t>(*version)));
+      noted = job_->coordinator()->Remember(frozen_step_);
     }
     saved_ = job_->coordinator()->advance();
     at = cut;
     return {};
   };
   COHORT_RETURN_IF_ERROR(job_->BetweenUpdates(freeze));
-  return at.has_value() ? SaveSnapshot(*at) : OkStatus();
+  return at.has_value() ? SaveSnapshot(*at, noted) : OkStatus();
 }
 
-Status Implementation::SaveSnapshot(const ps::Coordinator::Cut& cut) {
+Status Implementation::SaveSnapshot(const ps::Coordinator::Cut& cut, const Status& noted) {
   if (rows_ != nullptr) {
     rows_->Wait();
     job_->rows()->ReadSnapshot(snapshots_);
   }
   saving_ = true;
-  const Status saved = plan_.save(cut.epoch.epoch, cut.batch);
+  const Status saved = noted.ok() ? plan_.save(cut.epoch.epoch, cut.batch) : noted;
   saving_ = false;
   if (rows_ != nullptr) {
     job_->rows()->ReadSnapshot(0);
   }
-  COHORT_RETURN_IF_ERROR(saved);
-  COHORT_RETURN_IF_ERROR(job_->Explain(client_->Thaw().status()));
-  if (plan_.restore) {
-    initial_.reset();
+  if (IsOfServers(saved.code())) {
+    return saved;
   }
-  return {};
+  COHORT_RETURN_IF_ERROR(job_->Explain(client_->Thaw().status()));
+  if (saved.ok()) {
+    saved_step_ = frozen_step_;
+    if (plan_.restore) {
+      initial_.reset();
+    }
+    return {};
+  }
+  ++failed_saves_;
+  options_.log.Warning(
+      "the save of step " + std::to_string(frozen_step_) +
+      " has failed, training goes on, and the save before it counts: " + saved.ToString());
+  return plan_.restore && saved_step_ != frozen_step_ ? job_->coordinator()->Forget(frozen_step_)
+                                                      : OkStatus();
 }
 
 Result<std::unique_ptr<Coordinator>> Implementation::MakeCoordinator(
@@ -665,7 +687,8 @@ Result<ParameterServerStats> Implementation::stats() {
                               .parked = stats.parked,
                               .max_lead = stats.max_lead,
                               .lost_updates = job_->lost_updates(),
-                              .foreseen = rows_ == nullptr ? 0 : rows_->foreseen()};
+                              .foreseen = rows_ == nullptr ? 0 : rows_->foreseen(),
+                              .failed_saves = failed_saves_};
 }
 
 Result<Mirrored<Tensor>> Implementation::Local(const PerReplica<Tensor>& value) const {

@@ -91,7 +91,7 @@ class ParameterStore {
     int chunk;
     std::uint64_t version;
     std::uint64_t snapshot;  // of which it is; 0: of none
-    std::size_t floats;  // as it travels, in units of 4 bytes; with slots, where asked for
+    std::size_t floats;      // as it travels, in units of 4 bytes; with slots, where asked for
   };
   // The chunks of a pull (or of a push with `pull`) that are new enough, with their sizes; copied
   // by Copy, which sets the version that was copied. Two steps, so that the caller owns the memory.

@@ -286,7 +286,7 @@ class Implementation final : public RowClient {
   const std::unique_ptr<FrameLink> link_;
   std::uint64_t read_after_ = 0;
   std::uint64_t snapshot_ = 0;  // that Dump reads
-  FloatBuffer values_;  // of a pull, each id once
+  FloatBuffer values_;          // of a pull, each id once
 };
 
 Result<std::string> Implementation::Locate(int server) {

@@ -65,12 +65,11 @@ Result<ModelSpec> SpecOf(const DeclareRequest& request) {
   return spec;
 }
 
-using Base = Servers::WithCallbackMethod_Declare<
-    Servers::WithCallbackMethod_Stats<Servers::WithCallbackMethod_Drain<
-        Servers::WithCallbackMethod_Norms<Servers::WithCallbackMethod_Settle<
-            Servers::WithCallbackMethod_Endpoint<Servers::WithCallbackMethod_Retire<
-                Servers::WithCallbackMethod_Freeze<
-                    Servers::WithCallbackMethod_Begin<Servers::Service>>>>>>>>>;
+using Base = Servers::WithCallbackMethod_Declare<Servers::WithCallbackMethod_Stats<
+    Servers::WithCallbackMethod_Drain<Servers::WithCallbackMethod_Norms<
+        Servers::WithCallbackMethod_Settle<Servers::WithCallbackMethod_Endpoint<
+            Servers::WithCallbackMethod_Retire<Servers::WithCallbackMethod_Freeze<
+                Servers::WithCallbackMethod_Begin<Servers::Service>>>>>>>>>;
 
 class Service final : public Base {
  public:

@@ -7,7 +7,9 @@
 #include <cohort/optim/optimizers.h>
 
 #include <algorithm>
+#include <functional>
 #include <future>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -96,6 +98,7 @@ struct Saved {
   std::int64_t step = 0;
   std::vector<float> values;
   std::vector<std::vector<float>> slots;
+  std::uint64_t failed_saves = 0;  // of the end
 };
 
 constexpr std::int64_t kSaveExamples = 203;
@@ -116,7 +119,8 @@ Saved StateOf(Strategy& strategy, const ParameterSet& parameters) {
 // Trains three epochs, from `from` on if that is given. Returns the saves, and the end's state
 // last.
 std::vector<Saved> TrainAndSave(int workers, int servers, const std::string& consistency,
-                                std::int64_t every_steps, const Saved* from, double clip = 0) {
+                                std::int64_t every_steps, const Saved* from, double clip = 0,
+                                const std::function<Status(std::int64_t epoch)>& disk = {}) {
   Job job(workers, servers);
   job.Start();
   std::vector<Saved> saves;
@@ -145,6 +149,7 @@ std::vector<Saved> TrainAndSave(int workers, int servers, const std::string& con
       ASSERT_TRUE(strategy->SaveBetweenUpdates(
           {.every_steps = every_steps, .save = [&](std::int64_t epoch, std::int64_t batch) {
              Saved state = StateOf(*strategy, parameters);
+             COHORT_RETURN_IF_ERROR(disk ? disk(epoch) : OkStatus());
              state.epoch = epoch;
              state.batch = batch;
              saves.push_back(std::move(state));
@@ -160,6 +165,8 @@ std::vector<Saved> TrainAndSave(int workers, int servers, const std::string& con
       }
       if (strategy->is_chief()) {
         saves.push_back(StateOf(*strategy, parameters));
+        saves.back().failed_saves = OrThrow(strategy->stats()).failed_saves;
+        saves.back().epoch = kSaveEpochs;
       }
       OrThrow(strategy->Shutdown());
     }));
@@ -187,6 +194,28 @@ TEST(SavesOfParameterServers, ASaveIsAPointBetweenTwoUpdates) {
           << consistency << " " << clip << ": as many updates as there are batches before it";
     }
   }
+}
+
+// F13: a disk that is full for a while. The newest whole save counts, training goes on.
+TEST(SavesOfParameterServers, ASaveThatFailsEndsNothing) {
+  int failed = 0;
+  const std::vector<Saved> saves =
+      TrainAndSave(2, 2, "sync", 6, nullptr, 0, [&failed](std::int64_t epoch) {
+        if (epoch != 1) {
+          return OkStatus();
+        }
+        ++failed;
+        return ResourceExhausted("write part-0: no space left on device");
+      });
+  EXPECT_GT(failed, 1);
+  EXPECT_EQ(saves.back().failed_saves, static_cast<std::uint64_t>(failed));
+  EXPECT_EQ(saves.back().step, kSaveEpochs * kSaveBatches);
+  std::set<std::int64_t> epochs;
+  for (const Saved& save : saves) {
+    epochs.insert(save.epoch);
+  }
+  EXPECT_TRUE(epochs.contains(2)) << "it saves again when there is room";
+  EXPECT_FALSE(epochs.contains(1));
 }
 
 TEST(SavesOfParameterServers, AResumedJobEndsWithTheBitsOfOneThatWentOn) {

@@ -1,4 +1,5 @@
-// `cohort bench reduction`, `embedding`, `dlrm`, `ps`, `snapshot` and `explain`, as a user runs them.
+// `cohort bench reduction`, `embedding`, `dlrm`, `ps`, `snapshot` and `explain`, as a user runs
+// them.
 
 #include <gtest/gtest.h>
 
@@ -108,7 +109,7 @@ TEST(BenchPs, EverySizeBesideAStreamAndPlainGrpc) {
 TEST(BenchSnapshot, TheWorkerTrainsOnWhileTheFileIsWritten) {
   const testing::TempDir folder;
   const nlohmann::json run =
-      RunBench({"snapshot", "--bytes", "1m", "--dense", "4k", "--ids", "100", "--rounds", "1",
+      RunBench({"ps", "snapshot", "--bytes", "1m", "--dense", "4k", "--ids", "100", "--rounds", "1",
                 "--seconds", "0.05", "--folder", folder.path(), "--json"})
           .at(0);
   EXPECT_EQ(run.at("rows"), (1 << 20) / 148) << "of 16 weights and as many slots";

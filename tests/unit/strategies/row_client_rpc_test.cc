@@ -113,8 +113,7 @@ TEST(RowClientTest, ASnapshotIsOneStateOfAllServersWhileWorkersTrain) {
         const Call call = RandomCall(600, dim, step);
         std::vector<float> rows(call.gradients.size());
         OrThrow(client.Pull(0, call.ids, static_cast<std::int64_t>(step), true, rows));
-        const RowClient::Gradients gradients{
-            .table = 0, .ids = call.ids, .values = call.gradients};
+        const RowClient::Gradients gradients{.table = 0, .ids = call.ids, .values = call.gradients};
         OrThrow(client.Push(std::span(&gradients, 1), static_cast<std::int64_t>(step), 1));
       }
     };

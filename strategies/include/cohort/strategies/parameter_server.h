@@ -45,6 +45,7 @@ struct ParameterServerStats {
   std::int64_t lost_updates = 0;
   // Lookups of this process in training, whose rows were there before they were asked for.
   std::int64_t foreseen = 0;
+  std::uint64_t failed_saves = 0;  // SaveBetweenUpdates's, without which training went on
 };
 
 class ParameterServerStrategy : public Strategy {

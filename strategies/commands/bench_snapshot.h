@@ -1,0 +1,9 @@
+// `cohort bench ps snapshot`.
+
+#pragma once
+
+namespace cohort {
+
+int BenchSnapshotCommand(int argc, char** argv);
+
+}  // namespace cohort
