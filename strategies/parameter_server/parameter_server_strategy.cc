@@ -155,8 +155,10 @@ class RemoteRows final : public RowSource {
 
 class Implementation final : public ParameterServerStrategy {
  public:
-  Implementation(std::unique_ptr<ps::Job> job, StrategyOptions options)
+  Implementation(std::unique_ptr<ps::Job> job, StrategyOptions options,
+                 const Partitioner& partitioner)
       : options_(std::move(options)),
+        partitioner_(partitioner),
         job_(std::move(job)),
         stream_(options_.make_stream ? options_.make_stream() : MakeInlineStream()),
         intra_op_threads_(options_.intra_op_threads > 0 ? options_.intra_op_threads
@@ -267,6 +269,7 @@ class Implementation final : public ParameterServerStrategy {
   StepResult ResultOf(const ps::RoundSums& sums) const;
 
   const StrategyOptions options_;
+  const Partitioner partitioner_;
   const std::unique_ptr<ps::Job> job_;
   ps::Client* client_ = nullptr;  // the job's; none in a server
   std::vector<TableSpec> tables_;
@@ -561,8 +564,9 @@ Status Implementation::OpenData() {
 Status Implementation::Bind(ParameterSet& parameters, std::unique_ptr<Optimizer> optimizer) {
   Require(parameters_ == nullptr, "Bind once");
   Require(parameters.built() && optimizer != nullptr, "built parameters and an optimizer");
-  const ps::ModelSpec spec =
+  ps::ModelSpec spec =
       ps::ModelSpec::Of(parameters, optimizer->config(), options_.consistency, job_->num_servers());
+  spec.partitioner = partitioner_;
   tables_ = spec.tables;
   if (!tables_.empty() && options_.consistency.backup_workers > 0) {
     return Unimplemented("sparse table \"" + tables_[0].name +
@@ -1066,7 +1070,7 @@ Result<StepResult> Implementation::Evaluate(const DistributedBatch& batch, const
 }  // namespace
 
 Result<std::unique_ptr<ParameterServerStrategy>> ParameterServerStrategy::Make(
-    const ClusterConfig& config, const StrategyOptions& options) {
+    const ClusterConfig& config, const StrategyOptions& options, const Partitioner& partitioner) {
   if (options.make_bucket_hook || options.virtual_shards != 0) {
     return InvalidArgument(
         std::string(options.make_bucket_hook ? "make_bucket_hook" : "virtual_shards") +
@@ -1081,7 +1085,7 @@ Result<std::unique_ptr<ParameterServerStrategy>> ParameterServerStrategy::Make(
   }
   COHORT_ASSIGN_OR_RETURN(auto job, ps::Job::Join(config, options));
   std::unique_ptr<ParameterServerStrategy> strategy =
-      std::make_unique<Implementation>(std::move(job), options);
+      std::make_unique<Implementation>(std::move(job), options, partitioner);
   return strategy;
 }
 

@@ -45,6 +45,9 @@ Result<ModelSpec> SpecOf(const DeclareRequest& request) {
                       .staleness = static_cast<int>(std::max<std::int64_t>(request.staleness(), 0)),
                       .backup_workers = static_cast<int>(request.backup_workers())};
   spec.servers = static_cast<int>(request.servers());
+  if (!request.partitioner().empty()) {
+    COHORT_ASSIGN_OR_RETURN(spec.partitioner, Partitioner::Parse(request.partitioner()));
+  }
   for (const auto& parameter : request.parameters()) {
     std::int64_t elements = 1;
     for (const std::int64_t dim : parameter.dims()) {

@@ -22,7 +22,8 @@ namespace {
 // Workers, of which worker:0 coordinates, and servers on threads of their own.
 class Job {
  public:
-  Job(int workers, int servers) : workers_(workers), servers_(servers) {}
+  Job(int workers, int servers, const Partitioner& partitioner = {})
+      : workers_(workers), servers_(servers), partitioner_(partitioner) {}
 
   void Start() {
     std::map<TaskId, std::string> addresses;
@@ -53,12 +54,13 @@ class Job {
     ClusterConfig config;
     config.cluster = cluster_;
     config.task = task;
-    return ParameterServerStrategy::Make(config, options);
+    return ParameterServerStrategy::Make(config, options, partitioner_);
   }
 
  private:
   const int workers_;
   const int servers_;
+  const Partitioner partitioner_;
   ClusterSpec cluster_;
   std::vector<std::future<Status>> serving_;
 };
@@ -120,8 +122,9 @@ Saved StateOf(Strategy& strategy, const ParameterSet& parameters) {
 // last.
 std::vector<Saved> TrainAndSave(int workers, int servers, const std::string& consistency,
                                 std::int64_t every_steps, const Saved* from, double clip = 0,
-                                const std::function<Status(std::int64_t epoch)>& disk = {}) {
-  Job job(workers, servers);
+                                const std::function<Status(std::int64_t epoch)>& disk = {},
+                                const std::string& partitioner = "pieces") {
+  Job job(workers, servers, OrThrow(Partitioner::Parse(partitioner)));
   job.Start();
   std::vector<Saved> saves;
   const data::Dataset dataset = IntegerData(kSaveExamples, kSaveBatch);
@@ -228,6 +231,24 @@ TEST(SavesOfParameterServers, AResumedJobEndsWithTheBitsOfOneThatWentOn) {
     EXPECT_EQ(again.back().values, saves.back().values) << "from save " << from;
     EXPECT_EQ(again.back().slots, saves.back().slots);
     EXPECT_EQ(again.back().step, saves.back().step);
+  }
+}
+
+// Neither values nor saves depend on how parameters are cut, or among how many servers.
+TEST(SavesOfParameterServers, AnyPartitionerAndNumberOfServersGivesTheSameBits) {
+  const std::vector<Saved> whole = TrainAndSave(2, 1, "sync", 10, nullptr);
+  ASSERT_GT(whole.size(), 2U);
+  int servers = 2;
+  for (const char* partitioner : {"fixed:3", "min:8:5", "max:4"}) {
+    const std::vector<Saved> cut =
+        TrainAndSave(2, servers, "sync", 10, nullptr, 0, {}, partitioner);
+    EXPECT_EQ(cut.back().values, whole.back().values) << partitioner;
+    EXPECT_EQ(cut.back().slots, whole.back().slots) << partitioner;
+    const std::vector<Saved> again =
+        TrainAndSave(2, 5 - servers, "sync", 0, &whole[whole.size() / 2], 0, {}, partitioner);
+    EXPECT_EQ(again.back().values, whole.back().values) << partitioner;
+    EXPECT_EQ(again.back().slots, whole.back().slots) << partitioner;
+    servers = 5 - servers;
   }
 }
 
