@@ -124,6 +124,23 @@ TEST(BenchSnapshot, TheWorkerTrainsOnWhileTheFileIsWritten) {
   EXPECT_TRUE(std::filesystem::is_empty(folder.path()));
 }
 
+TEST(BenchPsWorkers, InRoundsAndAsynchronouslyAndAServersMemory) {
+  const nlohmann::json run =
+      RunBench({"ps", "workers", "--workers", "1,2", "--examples", "256", "--batch", "32",
+                "--epochs", "1", "--rounds", "1", "--clients", "2", "--bytes", "64k", "--seconds",
+                "0.05", "--json"})
+          .at(0);
+  ASSERT_EQ(run.at("workers").size(), 2U);
+  for (const nlohmann::json& of : run.at("workers")) {
+    EXPECT_GT(of.at("sync_examples_per_second").get<double>(), 0);
+    EXPECT_GT(of.at("async_examples_per_second").get<double>(), 0);
+    EXPECT_GT(of.at("async_to_sync").get<double>(), 0);
+  }
+  EXPECT_GT(run.at("memory").at("pushes_per_second").get<double>(), 0);
+  EXPECT_GE(run.at("memory").at("most_bytes"), run.at("memory").at("one_client_bytes"));
+  EXPECT_GT(run.at("memory").at("one_client_bytes"), 3 * (64 << 10));
+}
+
 TEST(BenchEmbedding, AnUnknownOptimizerIsAMistakeOfUse) {
   testing::ProcessCluster processes;
   processes.Start("bench",

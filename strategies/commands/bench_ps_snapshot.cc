@@ -30,7 +30,7 @@
 #include <cohort/optim/optimizers.h>
 #include <cohort/optim/row_optimizer.h>
 
-#include "bench_snapshot.h"
+#include "bench_ps_modes.h"
 #include "parameter_server/client.h"
 #include "parameter_server/row_client.h"
 #include "parameter_server/row_file.h"
@@ -295,16 +295,16 @@ double Median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-Status Measure(const Options& options, const Subject& subject, Worker& worker, ps::Client& client,
-               ps::RowClient& rows) {
+Status Measure(const Options& options, const Subject& subject, pid_t server, Worker& worker,
+               ps::Client& client, ps::RowClient& rows) {
   const std::string path = options.folder + "/bench_snapshot.rows";
   const std::string plain_path = options.folder + "/bench_snapshot.plain";
   const ps::TableSpec& spec = subject.model.tables[0];
   struct Round {
     Measured alone, beside_write, beside_snapshot;
     double flip = 0, write = 0, plain_alone = 0, plain = 0;
-    std::uint64_t kept = 0;
   };
+  std::int64_t memory = 0;
   std::vector<Round> rounds;
   std::uint64_t bytes = 0;
   std::vector<float> values(static_cast<std::size_t>(subject.model.parameters[0].shape.elements()));
@@ -313,6 +313,7 @@ Status Measure(const Options& options, const Subject& subject, Worker& worker, p
     COHORT_RETURN_IF_ERROR(worker.Begin());
     std::this_thread::sleep_for(std::chrono::duration<double>(options.seconds));
     COHORT_ASSIGN_OR_RETURN(round.alone, worker.Report());
+    memory = r == 0 ? MemoryOf(server, "VmHWM") : memory;
 
     COHORT_RETURN_IF_ERROR(worker.Begin());
     COHORT_RETURN_IF_ERROR(worker.Pause());
@@ -326,7 +327,7 @@ Status Measure(const Options& options, const Subject& subject, Worker& worker, p
     COHORT_RETURN_IF_ERROR(ps::SaveTable(rows, 0, spec, FileSystem::Local(), path));
     round.write = SecondsSince(begun);
     rows.ReadSnapshot(0);
-    COHORT_ASSIGN_OR_RETURN(round.kept, client.Thaw());
+    COHORT_RETURN_IF_ERROR(client.Thaw().status());
     COHORT_ASSIGN_OR_RETURN(round.beside_snapshot, worker.Report());
     bytes = std::filesystem::file_size(path);
     COHORT_RETURN_IF_ERROR(FileSystem::Local().RemoveAll(path));
@@ -369,7 +370,8 @@ Status Measure(const Options& options, const Subject& subject, Worker& worker, p
       {"pause_ms", 1e3 * median([](const Round& r) { return r.beside_snapshot.pause; })},
       {"worst_pause_ms", 1e3 * worst([](const Round& r) { return r.beside_snapshot.pause; })},
       {"flip_ms", 1e3 * median([](const Round& r) { return r.flip; })},
-      {"copied_bytes", median([](const Round& r) { return static_cast<double>(r.kept); })},
+      {"server_bytes", memory},
+      {"server_bytes_with_snapshots", MemoryOf(server, "VmHWM")},
       {"alone", pulls([](const Round& r) { return r.alone; })},
       {"beside_snapshot", pulls([](const Round& r) { return r.beside_snapshot; })},
       {"beside_plain_write", pulls([](const Round& r) { return r.beside_write; })},
@@ -393,8 +395,11 @@ Status Measure(const Options& options, const Subject& subject, Worker& worker, p
                 report[name]["p99_ms"].get<double>(),
                 report[name]["steps_per_second"].get<double>());
   }
-  std::printf("p99 with a snapshot: %.2f times that without; %.1f MiB copied aside\n",
-              report["p99_ratio"].get<double>(), report["copied_bytes"].get<double>() / (1 << 20));
+  std::printf(
+      "p99 with a snapshot: %.2f times that without; the server's memory %lld MiB, and at "
+      "most %lld with snapshots\n",
+      report["p99_ratio"].get<double>(), static_cast<long long>(memory >> 20),
+      static_cast<long long>(MemoryOf(server, "VmHWM") >> 20));
   std::printf("written at %.2f GB/s; the same bytes plainly %.2f GB/s, and %.2f with no training\n",
               report["snapshot_gb_per_second"].get<double>(),
               report["plain_gb_per_second"].get<double>(),
@@ -440,7 +445,7 @@ Status Run(const Options& options) {
     }
     COHORT_RETURN_IF_ERROR(Send(training.pipe, "D", 1));
     Worker worker(training.pipe);
-    return Measure(options, subject, worker, *client, *rows);
+    return Measure(options, subject, server.pid, worker, *client, *rows);
   };
   const Status status = measure();
   const Status worker_ended = training.End("the worker's process");
@@ -452,7 +457,7 @@ Status Run(const Options& options) {
 
 }  // namespace
 
-int BenchSnapshotCommand(int argc, char** argv) {
+int BenchPsSnapshotCommand(int argc, char** argv) {
   Options options;
   CLI::App app(
       "Measures a snapshot of a parameter server that is being trained on: a process for the "
