@@ -21,6 +21,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -30,6 +31,7 @@
 #include <cohort/optim/optimizers.h>
 
 #include <cohort/parameter_server.grpc.pb.h>
+#include "bench_ps_modes.h"
 #include "command.h"
 #include "grpc_util.h"
 #include "parameter_server/client.h"
@@ -478,11 +480,19 @@ Status Run(const Options& options) {
 }  // namespace
 
 int BenchPsCommand(int argc, char** argv) {
+  const std::string_view mode = argc > 1 ? argv[1] : "";
+  if (mode == "snapshot" || mode == "workers") {
+    std::string name = std::string(argv[0]) + " " + std::string(mode);
+    argv[1] = name.data();
+    return mode == "snapshot" ? BenchPsSnapshotCommand(argc - 1, argv + 1)
+                              : BenchPsWorkersCommand(argc - 1, argv + 1);
+  }
   Options options;
   CLI::App app(
       "Measures a parameter server and a worker over loopback TCP: pushes that are applied, and "
       "pulls, beside one TCP stream and the same service with protobuf's `bytes`. GB/s are of the "
-      "values, also where they travel as float16 or bfloat16.",
+      "values, also where they travel as float16 or bfloat16. `bench ps snapshot`: a server that "
+      "is saved while it is trained on; `bench ps workers`: several workers, in rounds and not.",
       argv[0]);
   app.add_option("--bytes", options.bytes, "of the variable")
       ->transform(CLI::AsSizeValue(false))

@@ -1,6 +1,8 @@
 #include "parameter_server/client.h"
 
 #include <algorithm>
+#include <functional>
+#include <limits>
 #include <numeric>
 #include <thread>
 
@@ -67,6 +69,8 @@ class GrpcClient final : public Client {
                   std::span<const std::span<float>> slots, std::uint64_t version) override;
   Status Pull(std::span<float> values, bool everything) override;
   Status PullState(std::span<float> values, std::span<const std::span<float>> slots) override;
+  Result<std::uint64_t> Freeze(std::uint64_t snapshot) override;
+  Result<std::uint64_t> Thaw() override;
   Status Push(const Gradient& gradient, std::span<float> values) override;
   Status PullForStep(std::span<float> values, const Commit& commit) override;
   Status Settle(std::uint64_t round, const Commit& commit, double clip_norm) override;
@@ -101,6 +105,7 @@ class GrpcClient final : public Client {
   Result<std::string> Locate(int server);
   // Where values, and slots where given, of a reply go; and what is known when they are there.
   ReplyHandler Into(std::span<float> values, std::span<const std::span<float>> slots);
+  Status Freeze(std::uint64_t snapshot, const std::function<void(const FreezeReply&)>& take);
   // The gradient of a chunk as it travels, and what is lent for that.
   Result<std::span<const float>> Encode(const Gradient& gradient, std::size_t chunk);
   void AddPulls(int server, bool everything, const FrameHeader& header,
@@ -116,6 +121,7 @@ class GrpcClient final : public Client {
   std::vector<std::uint64_t> sequences_;
   std::uint64_t staleness_ = 0;
   bool late_ = false;
+  std::uint64_t snapshot_ = 0;         // that PullState reads
   std::vector<float> residuals_;       // of gradients that are rounded, as the arena
   std::uint64_t unsettled_ = 0;        // the round that they are of, before Settle
   std::vector<FloatBuffer> encoded_;   // by chunk
@@ -161,6 +167,7 @@ Status GrpcClient::Declare() {
   request.set_synchronous(consistency.synchronous());
   request.set_staleness(consistency.bounded() ? consistency.staleness : -1);
   request.set_backup_workers(static_cast<std::uint32_t>(consistency.backup_workers));
+  request.set_partitioner(spec_.partitioner.ToString());
   request.set_servers(static_cast<std::uint32_t>(spec_.servers));
   request.set_sender(options_.task);
   for (const TableSpec& table : spec_.tables) {
@@ -360,6 +367,7 @@ Status GrpcClient::PullState(std::span<float> values, std::span<const std::span<
       FrameHeader& header =
           requests.emplace_back(FrameRequest{s, FrameMethod::kPull, Header(), {}}).header;
       header.set_slots(!slots.empty());
+      header.set_snapshot(snapshot_);
       for (const int c : frame) {
         header.add_chunks(static_cast<std::uint32_t>(c));
         header.add_versions(0);
@@ -367,6 +375,39 @@ Status GrpcClient::PullState(std::span<float> values, std::span<const std::span<
     }
   }
   return link_->Run(requests, Into(values, slots));
+}
+
+Status GrpcClient::Freeze(std::uint64_t snapshot,
+                          const std::function<void(const FreezeReply&)>& take) {
+  FreezeRequest request;
+  request.set_epoch(options_.epoch);
+  request.set_layout(fingerprint_);
+  request.set_snapshot(snapshot);
+  for (std::size_t s = 0; s < control_.size(); ++s) {
+    FreezeReply reply;
+    COHORT_RETURN_IF_ERROR(Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
+      return stub.Freeze(context, request, &reply);
+    }));
+    COHORT_RETURN_IF_ERROR(Taken(reply, s));
+    take(reply);
+  }
+  snapshot_ = snapshot;
+  return {};
+}
+
+Result<std::uint64_t> GrpcClient::Freeze(std::uint64_t snapshot) {
+  std::uint64_t version = std::numeric_limits<std::uint64_t>::max();
+  COHORT_RETURN_IF_ERROR(Freeze(snapshot, [&](const FreezeReply& reply) {
+    version = std::min<std::uint64_t>(version, reply.version());
+  }));
+  return chunks_.empty() ? 0 : version;
+}
+
+Result<std::uint64_t> GrpcClient::Thaw() {
+  std::uint64_t kept = 0;
+  snapshot_ = 0;
+  COHORT_RETURN_IF_ERROR(Freeze(0, [&](const FreezeReply& reply) { kept += reply.kept_bytes(); }));
+  return kept;
 }
 
 Result<std::span<const float>> GrpcClient::Encode(const Gradient& gradient, std::size_t c) {

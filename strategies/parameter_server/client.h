@@ -76,6 +76,12 @@ class Client {
   // backup workers after `commit` has been applied.
   virtual Status PullForStep(std::span<float> values, const Commit& commit) = 0;
   virtual Status PullState(std::span<float> values, std::span<const std::span<float>> slots) = 0;
+  // Between two updates: has all servers keep what they have now, under this number, which is not
+  // used again in the epoch; that is what PullState brings until Thaw, whatever is pushed
+  // meanwhile. The least version.
+  virtual Result<std::uint64_t> Freeze(std::uint64_t snapshot) = 0;
+  // The bytes that servers had to copy for that.
+  virtual Result<std::uint64_t> Thaw() = 0;
   // Sends a gradient computed from this client's last copy. `values`, unless empty, gets what the
   // servers have afterwards; under bounded staleness, when that is fresh. On an error some servers
   // may have applied their part.

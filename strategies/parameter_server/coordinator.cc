@@ -562,6 +562,15 @@ Status Coordinator::Remember(std::int64_t step) {
   return {};
 }
 
+Status Coordinator::Forget(std::int64_t step) {
+  const std::lock_guard lock(mutex_);
+  if (courses_.size() < 2 || courses_.back().step != step) {
+    return {};
+  }
+  courses_.pop_back();
+  return options_.journal == nullptr ? OkStatus() : options_.journal->GoBack(courses_.back().step);
+}
+
 Status Coordinator::RollBack(std::int64_t step, std::uint64_t epoch,
                              std::vector<std::string> addresses) {
   {

@@ -150,6 +150,8 @@ class Coordinator {
   // In a cut: the servers' values, at `step`, have been saved and can be gone back to; so can those
   // of Open. Once for each step; it may be called before they are saved.
   Status Remember(std::int64_t step);
+  // What was remembered last, where that is of this step: it was not saved after all.
+  Status Forget(std::int64_t step);
   // Servers that were lost have the values of `step` again, the others go on; so does the work.
   Status GoOn(std::optional<std::int64_t> step, std::uint64_t epoch,
               std::vector<std::string> addresses);

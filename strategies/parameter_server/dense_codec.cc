@@ -18,6 +18,24 @@ constexpr std::size_t kPiece = 2048;  // values that are encoded out of the firs
 // float16 as rows have it: one row.
 constexpr TableSpec::Wire kHalf = TableSpec::Wire::kFloat16;
 
+// kUInt8 as rows of so many values have int8; the last one is shorter.
+constexpr TableSpec::Wire kBytes = TableSpec::Wire::kInt8;
+constexpr std::size_t kRow = 256;
+static_assert(kPiece % kRow == 0);
+
+// fn(dim, values, travels) for the whole rows, and for the rest.
+template <typename Values, typename Travels, typename Fn>
+void ForRows(std::span<Values> values, std::span<Travels> travels, const Fn& fn) {
+  const std::size_t whole = values.size() / kRow * kRow;
+  const std::size_t floats = EncodedFloats(DType::kUInt8, whole);
+  if (whole > 0) {
+    fn(kRow, values.first(whole), travels.first(floats));
+  }
+  if (whole < values.size()) {
+    fn(values.size() - whole, values.subspan(whole), travels.subspan(floats));
+  }
+}
+
 void EncodeBFloats(std::span<const float> values, std::uint16_t* to) {
   for (std::size_t i = 0; i < values.size(); ++i) {
     to[i] = BFloat16(values[i]).bits;
@@ -41,10 +59,12 @@ std::uint32_t WireNumber(DType wire) {
   switch (wire) {
     case DType::kFloat16:
       return 1;
+    case DType::kUInt8:
+      return 2;
     case DType::kBFloat16:
       return 3;
     default:
-      Require(wire == DType::kFloat32, "values travel as float32, float16 or bfloat16");
+      Require(wire == DType::kFloat32, "values travel as float32, float16, bfloat16 or uint8");
       return 0;
   }
 }
@@ -55,6 +75,8 @@ std::optional<DType> WireOf(std::uint32_t number) {
       return DType::kFloat32;
     case 1:
       return DType::kFloat16;
+    case 2:
+      return DType::kUInt8;
     case 3:
       return DType::kBFloat16;
     default:
@@ -63,6 +85,12 @@ std::optional<DType> WireOf(std::uint32_t number) {
 }
 
 std::size_t EncodedFloats(DType wire, std::size_t values) {
+  if (wire == DType::kUInt8) {
+    const std::size_t rest = values % kRow;
+    return (values / kRow * EncodedRowBytes(kBytes, kRow) +
+            (rest == 0 ? 0 : EncodedRowBytes(kBytes, rest)) + sizeof(float) - 1) /
+           sizeof(float);
+  }
   return wire == DType::kFloat32 ? values : (values + 1) / 2;
 }
 
@@ -74,7 +102,13 @@ bool EncodeValues(DType wire, std::span<const float> values, std::span<float> to
   if (values.empty()) {
     return true;
   }
-  to.back() = 0;  // also the last two bytes of an odd number of values
+  to.back() = 0;  // also the last bytes where values do not fill it
+  if (wire == DType::kUInt8) {
+    ForRows(values, to, [](std::size_t dim, std::span<const float> rows, std::span<float> travels) {
+      static_cast<void>(EncodeRows(kBytes, dim, rows, std::as_writable_bytes(travels)));
+    });
+    return true;  // the scale of a row holds all numbers
+  }
   if (wire == DType::kFloat16) {
     return !EncodeRows(kHalf, values.size(), values, std::as_writable_bytes(to)).has_value();
   }
@@ -85,6 +119,11 @@ bool EncodeValues(DType wire, std::span<const float> values, std::span<float> to
 void DecodeValues(DType wire, std::span<const float> from, std::span<float> values) {
   if (wire == DType::kFloat32) {
     std::ranges::copy(from, values.begin());
+  } else if (wire == DType::kUInt8) {
+    ForRows(values, from,
+            [](std::size_t dim, std::span<float> rows, std::span<const float> travels) {
+              DecodeRows(kBytes, dim, std::as_bytes(travels), rows);
+            });
   } else if (wire == DType::kFloat16) {
     if (!values.empty()) {
       DecodeRows(kHalf, values.size(), std::as_bytes(from), values);

@@ -1,7 +1,6 @@
 #include "parameter_server/layout.h"
 
 #include <algorithm>
-#include <numeric>
 
 #include <cohort/core/random.h>
 
@@ -39,7 +38,7 @@ ModelSpec ModelSpec::OfTables(const ParameterSet& parameters, std::string optimi
 
 std::uint64_t ModelSpec::Fingerprint() const {
   std::uint64_t digest = Hash64(optimizer + ' ' + consistency.ToString());
-  digest = Hash64(std::to_string(servers), digest);
+  digest = Hash64(std::to_string(servers) + ' ' + partitioner.ToString(), digest);
   for (const ParameterSpec& parameter : parameters) {
     digest = Hash64(parameter.ToString(), digest);
   }
@@ -79,6 +78,10 @@ Status ModelSpec::Compare(const ModelSpec& other, const std::string& who) const 
     return FailedPrecondition("optimizer differs: declared " + optimizer + ", " + who + " has " +
                               other.optimizer + hint);
   }
+  if (partitioner != other.partitioner) {
+    return FailedPrecondition("partitioner differs: declared " + partitioner.ToString() + ", " +
+                              who + " has " + other.partitioner.ToString() + hint);
+  }
   if (consistency != other.consistency || servers != other.servers) {
     return FailedPrecondition("mode differs: declared " + std::to_string(servers) + " servers, " +
                               consistency.ToString() + "; " + who + " has " +
@@ -91,30 +94,53 @@ Status ModelSpec::Compare(const ModelSpec& other, const std::string& who) const 
 std::vector<Chunk> MakeChunks(const ModelSpec& spec, std::int64_t max_elements) {
   Require(spec.servers >= 1 && max_elements >= 1, "chunks need a server and a size");
   std::vector<Chunk> chunks;
+  // What goes to one server as a whole: chunks [first, end).
+  struct Shard {
+    std::size_t first;
+    std::size_t end;
+    std::int64_t elements;
+  };
+  std::vector<Shard> shards;
+  // Part i of n as equal ones, of which the first are larger by one.
+  const auto part = [](std::int64_t all, std::int64_t n, std::int64_t i) {
+    return all / n * i + std::min(i, all % n);
+  };
   for (std::size_t p = 0; p < spec.parameters.size(); ++p) {
     const ParameterSpec& parameter = spec.parameters[p];
     const std::int64_t elements = parameter.shape.elements();
-    const std::int64_t pieces = (elements + max_elements - 1) / max_elements;
-    for (std::int64_t i = 0; i < pieces; ++i) {
-      const std::int64_t begin = elements / pieces * i + std::min(i, elements % pieces);
-      const std::int64_t end = elements / pieces * (i + 1) + std::min(i + 1, elements % pieces);
-      chunks.push_back({.parameter = static_cast<int>(p),
-                        .begin = begin,
-                        .elements = end - begin,
-                        .offset = parameter.offset + begin,
-                        .trainable = parameter.trainable});
+    const std::int64_t rows = parameter.shape.rank() == 0 ? 1 : parameter.shape[0];
+    const std::int64_t of_row = rows == 0 ? 0 : elements / rows;
+    const std::int64_t count = spec.partitioner.ShardsOf(parameter.shape, spec.servers);
+    for (std::int64_t s = 0; s < count; ++s) {
+      const std::int64_t first = part(rows, count, s) * of_row;
+      const std::int64_t all = part(rows, count, s + 1) * of_row - first;
+      const std::int64_t pieces = (all + max_elements - 1) / max_elements;
+      const bool together = spec.partitioner.kind != Partitioner::Kind::kPieces;
+      for (std::int64_t i = 0; i < pieces; ++i) {
+        const std::int64_t begin = first + part(all, pieces, i);
+        const std::int64_t end = first + part(all, pieces, i + 1);
+        if (i == 0 || !together) {
+          shards.push_back({chunks.size(), chunks.size(), 0});
+        }
+        chunks.push_back({.parameter = static_cast<int>(p),
+                          .begin = begin,
+                          .elements = end - begin,
+                          .offset = parameter.offset + begin,
+                          .trainable = parameter.trainable});
+        shards.back().end = chunks.size();
+        shards.back().elements += end - begin;
+      }
     }
   }
-  std::vector<std::size_t> order(chunks.size());
-  std::iota(order.begin(), order.end(), std::size_t{0});
-  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
-    return chunks[a].elements > chunks[b].elements;
-  });
+  std::stable_sort(shards.begin(), shards.end(),
+                   [](const Shard& a, const Shard& b) { return a.elements > b.elements; });
   std::vector<std::int64_t> load(static_cast<std::size_t>(spec.servers), 0);
-  for (const std::size_t c : order) {
+  for (const Shard& shard : shards) {
     const auto least = std::min_element(load.begin(), load.end());
-    *least += chunks[c].elements;
-    chunks[c].server = static_cast<int>(least - load.begin());
+    *least += shard.elements;
+    for (std::size_t c = shard.first; c < shard.end; ++c) {
+      chunks[c].server = static_cast<int>(least - load.begin());
+    }
   }
   return chunks;
 }

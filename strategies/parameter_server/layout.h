@@ -1,8 +1,9 @@
 // Layout: how the variables of a model are cut into chunks and dealt to the servers. A pure
 // function of names, shapes and the number of servers, so every process computes the same one.
 //
-// A parameter is cut into chunks of equal size, at most kMaxChunkElements; chunks are placed
-// largest first on the server with the fewest elements so far, ties by index.
+// A parameter is cut into shards by the Partitioner, and these into chunks of equal size, at most
+// kMaxChunkElements. Shards (by default: chunks) are placed largest first on the server with the
+// fewest elements so far, ties by index.
 
 #pragma once
 
@@ -14,6 +15,7 @@
 #include <cohort/core/tensor.h>
 #include <cohort/optim/parameter_set.h>
 #include <cohort/strategies/consistency.h>
+#include <cohort/strategies/partitioner.h>
 
 namespace cohort::ps {
 
@@ -35,6 +37,7 @@ struct ModelSpec {
   Consistency consistency;
   int servers = 1;
   std::vector<TableSpec> tables;
+  Partitioner partitioner;
 
   // Tables that name no optimizer get `optimizer`.
   static ModelSpec Of(const ParameterSet& parameters, std::string optimizer,

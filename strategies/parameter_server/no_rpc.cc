@@ -4,7 +4,8 @@
 namespace cohort {
 
 Result<std::unique_ptr<ParameterServerStrategy>> ParameterServerStrategy::Make(
-    const ClusterConfig& /*config*/, const StrategyOptions& /*options*/) {
+    const ClusterConfig& /*config*/, const StrategyOptions& /*options*/,
+    const Partitioner& /*partitioner*/) {
   return FailedPrecondition("parameter_server: built without gRPC [build with COHORT_RPC=ON]");
 }
 

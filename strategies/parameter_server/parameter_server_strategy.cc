@@ -25,6 +25,12 @@ namespace {
 // The most that Broadcast sends; variables and slots go through the servers.
 constexpr std::size_t kMaxBroadcastBytes = std::size_t{256} << 10;
 
+// That a server or the chief is lost, not that a file cannot be written.
+bool IsOfServers(StatusCode code) {
+  return code == StatusCode::kUnavailable || code == StatusCode::kAborted ||
+         code == StatusCode::kCancelled || code == StatusCode::kDeadlineExceeded;
+}
+
 // What step functions get for gradients where none are wanted.
 class NoGradients final : public GradientSink {
  public:
@@ -149,8 +155,10 @@ class RemoteRows final : public RowSource {
 
 class Implementation final : public ParameterServerStrategy {
  public:
-  Implementation(std::unique_ptr<ps::Job> job, StrategyOptions options)
+  Implementation(std::unique_ptr<ps::Job> job, StrategyOptions options,
+                 const Partitioner& partitioner)
       : options_(std::move(options)),
+        partitioner_(partitioner),
         job_(std::move(job)),
         stream_(options_.make_stream ? options_.make_stream() : MakeInlineStream()),
         intra_op_threads_(options_.intra_op_threads > 0 ? options_.intra_op_threads
@@ -244,6 +252,7 @@ class Implementation final : public ParameterServerStrategy {
   std::uint64_t RoundsToSee() const;
   Status Idle();
   Status SaveIfDue();
+  Status SaveSnapshot(const ps::Coordinator::Cut& cut, const Status& noted);
   Status FinishLastRound();
   Status CatchUp(const ps::RoundCommit& commit);
   Status Refresh(bool everything);
@@ -260,6 +269,7 @@ class Implementation final : public ParameterServerStrategy {
   StepResult ResultOf(const ps::RoundSums& sums) const;
 
   const StrategyOptions options_;
+  const Partitioner partitioner_;
   const std::unique_ptr<ps::Job> job_;
   ps::Client* client_ = nullptr;  // the job's; none in a server
   std::vector<TableSpec> tables_;
@@ -280,9 +290,13 @@ class Implementation final : public ParameterServerStrategy {
   ps::FinishedSplit finished_;          // what the steps of the current split came to
   SavePlan plan_;                       // in the chief
   ps::Coordinator::Advance saved_;      // when plan_ was carried out last
-  bool saving_ = false;                 // it is being carried out
-  std::optional<data::Batch> next_;     // behind the one that was handed out last, where known
-  bool idle_ = true;                    // no step since the last piece of work began
+  std::int64_t frozen_step_ = 0;        // of the last snapshot
+  std::int64_t saved_step_ = -1;        // of the last one that was saved
+  std::uint64_t failed_saves_ = 0;
+  bool saving_ = false;              // it is being carried out, of a snapshot
+  std::uint64_t snapshots_ = 0;      // so far; the number of the last one
+  std::optional<data::Batch> next_;  // behind the one that was handed out last, where known
+  bool idle_ = true;                 // no step since the last piece of work began
   int roll_backs_ = 0;
   bool work_stands_ = false;             // after GoOn
   const ps::Job::Lost* lost_ = nullptr;  // what is being restored, where that is not all
@@ -455,19 +469,54 @@ Status Implementation::SaveIfDue() {
   if (!steps && !epochs) {
     return {};
   }
-  return job_->BetweenUpdates([this](const ps::Coordinator::Cut& cut) -> Status {
-    const ps::Coordinator::Advance at = job_->coordinator()->advance();
-    saving_ = true;
-    const Status saved = plan_.save(cut.epoch.epoch, cut.batch);
-    saving_ = false;
-    COHORT_RETURN_IF_ERROR(saved);
-    saved_ = at;
+  // The servers keep what they have at a point between two updates; the rest is done while the
+  // workers go on.
+  std::optional<ps::Coordinator::Cut> at;
+  Status noted;
+  const auto freeze = [this, &at, &noted](const ps::Coordinator::Cut& cut) -> Status {
+    COHORT_RETURN_IF_ERROR(FinishLastRound());
+    const Result<std::uint64_t> version = client_->Freeze(++snapshots_);
+    COHORT_RETURN_IF_ERROR(job_->Explain(version.status()));
+    frozen_step_ = static_cast<std::int64_t>(*version);
     if (plan_.restore) {
-      COHORT_RETURN_IF_ERROR(job_->coordinator()->Remember(step_));
+      noted = job_->coordinator()->Remember(frozen_step_);
+    }
+    saved_ = job_->coordinator()->advance();
+    at = cut;
+    return {};
+  };
+  COHORT_RETURN_IF_ERROR(job_->BetweenUpdates(freeze));
+  return at.has_value() ? SaveSnapshot(*at, noted) : OkStatus();
+}
+
+Status Implementation::SaveSnapshot(const ps::Coordinator::Cut& cut, const Status& noted) {
+  if (rows_ != nullptr) {
+    rows_->Wait();
+    job_->rows()->ReadSnapshot(snapshots_);
+  }
+  saving_ = true;
+  const Status saved = noted.ok() ? plan_.save(cut.epoch.epoch, cut.batch) : noted;
+  saving_ = false;
+  if (rows_ != nullptr) {
+    job_->rows()->ReadSnapshot(0);
+  }
+  if (IsOfServers(saved.code())) {
+    return saved;
+  }
+  COHORT_RETURN_IF_ERROR(job_->Explain(client_->Thaw().status()));
+  if (saved.ok()) {
+    saved_step_ = frozen_step_;
+    if (plan_.restore) {
       initial_.reset();
     }
     return {};
-  });
+  }
+  ++failed_saves_;
+  options_.log.Warning(
+      "the save of step " + std::to_string(frozen_step_) +
+      " has failed, training goes on, and the save before it counts: " + saved.ToString());
+  return plan_.restore && saved_step_ != frozen_step_ ? job_->coordinator()->Forget(frozen_step_)
+                                                      : OkStatus();
 }
 
 Result<std::unique_ptr<Coordinator>> Implementation::MakeCoordinator(
@@ -516,8 +565,9 @@ Status Implementation::Bind(ParameterSet& parameters, std::unique_ptr<Optimizer>
   Require(parameters_ == nullptr, "Bind once");
   Require(parameters.built() && optimizer != nullptr, "built parameters and an optimizer");
   COHORT_RETURN_IF_ERROR(ps::CheckServerSide(*optimizer, options_.consistency));
-  const ps::ModelSpec spec =
+  ps::ModelSpec spec =
       ps::ModelSpec::Of(parameters, optimizer->config(), options_.consistency, job_->num_servers());
+  spec.partitioner = partitioner_;
   tables_ = spec.tables;
   if (!tables_.empty() && options_.consistency.backup_workers > 0) {
     return Unimplemented("sparse table \"" + tables_[0].name +
@@ -592,14 +642,12 @@ Status Implementation::PullState() {
   if (client_ == nullptr) {
     return {};
   }
-  if (is_chief()) {
+  if (is_chief() && !saving_) {
     COHORT_RETURN_IF_ERROR(FinishLastRound());
   }
   const Status status = client_->PullState(parameters_->all(), slots());
   step_ = static_cast<std::int64_t>(client_->version());
-  COHORT_RETURN_IF_ERROR(job_->Explain(status));
-  // Before the save is there: whoever finds it must find the way back to it, too.
-  return saving_ && plan_.restore ? job_->coordinator()->Remember(step_) : OkStatus();
+  return job_->Explain(status);
 }
 
 Status Implementation::PushState() {
@@ -644,7 +692,8 @@ Result<ParameterServerStats> Implementation::stats() {
                               .parked = stats.parked,
                               .max_lead = stats.max_lead,
                               .lost_updates = job_->lost_updates(),
-                              .foreseen = rows_ == nullptr ? 0 : rows_->foreseen()};
+                              .foreseen = rows_ == nullptr ? 0 : rows_->foreseen(),
+                              .failed_saves = failed_saves_};
 }
 
 Result<Mirrored<Tensor>> Implementation::Local(const PerReplica<Tensor>& value) const {
@@ -1026,7 +1075,7 @@ Result<StepResult> Implementation::Evaluate(const DistributedBatch& batch, const
 }  // namespace
 
 Result<std::unique_ptr<ParameterServerStrategy>> ParameterServerStrategy::Make(
-    const ClusterConfig& config, const StrategyOptions& options) {
+    const ClusterConfig& config, const StrategyOptions& options, const Partitioner& partitioner) {
   if (options.make_bucket_hook || options.virtual_shards != 0) {
     return InvalidArgument(
         std::string(options.make_bucket_hook ? "make_bucket_hook" : "virtual_shards") +
@@ -1041,7 +1090,7 @@ Result<std::unique_ptr<ParameterServerStrategy>> ParameterServerStrategy::Make(
   }
   COHORT_ASSIGN_OR_RETURN(auto job, ps::Job::Join(config, options));
   std::unique_ptr<ParameterServerStrategy> strategy =
-      std::make_unique<Implementation>(std::move(job), options);
+      std::make_unique<Implementation>(std::move(job), options, partitioner);
   return strategy;
 }
 

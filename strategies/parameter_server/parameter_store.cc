@@ -96,23 +96,77 @@ Status ParameterStore::Declare(const ModelSpec& spec, const std::string& who) {
   return {};
 }
 
-std::uint64_t ParameterStore::ForgetClients() {
+std::uint64_t ParameterStore::LeastVersion() const {
   std::uint64_t version = std::numeric_limits<std::uint64_t>::max();
   for (const auto& block : blocks_) {
     if (block != nullptr) {
       const std::lock_guard lock(block->mutex);
       version = std::min(version, block->version);
+    }
+  }
+  return version;
+}
+
+std::uint64_t ParameterStore::ForgetClients() {
+  Thaw();
+  for (const auto& block : blocks_) {
+    if (block != nullptr) {
+      const std::lock_guard lock(block->mutex);
       block->pulled.clear();
     }
   }
   ledger_.Reset();
+  const std::uint64_t version = LeastVersion();
   return version == std::numeric_limits<std::uint64_t>::max() ? 0 : version;
+}
+
+void ParameterStore::Keep(Block& block) {
+  const std::uint64_t snapshot = snapshot_.load(std::memory_order_acquire);
+  if (block.snapshot == snapshot) {
+    return;
+  }
+  block.snapshot = snapshot;
+  const auto bytes_of = [](const Block& b) {
+    return b.value.size() * sizeof(float) * (1 + b.slots.size());
+  };
+  if (block.image != nullptr) {
+    kept_bytes_ -= bytes_of(block);
+    block.image.reset();
+  }
+  if (snapshot != 0) {
+    block.image = std::make_unique<const Block::Image>(
+        Block::Image{.value = block.value, .slots = block.slots, .version = block.version});
+    kept_bytes_ += bytes_of(block);
+  }
+}
+
+void ParameterStore::Thaw() {
+  snapshot_ = 0;
+  for (const auto& block : blocks_) {
+    if (block != nullptr) {
+      const std::lock_guard lock(block->mutex);
+      Keep(*block);
+    }
+  }
+}
+
+Result<std::uint64_t> ParameterStore::Freeze(std::uint64_t layout, std::uint64_t snapshot) {
+  if (!ready() || layout != fingerprint_) {
+    return FailedPrecondition("a snapshot of a model that is not here");
+  }
+  const std::lock_guard lock(declare_mutex_);
+  if (snapshot_ != snapshot) {
+    Thaw();
+    snapshot_ = snapshot;
+  }
+  return LeastVersion();
 }
 
 std::uint64_t ParameterStore::Reset() {
   if (!declared_.load(std::memory_order_acquire)) {
     return 0;
   }
+  snapshot_ = 0;
   std::uint64_t version = std::numeric_limits<std::uint64_t>::max();
   std::int64_t mine = 0;
   for (const auto& block : blocks_) {
@@ -120,6 +174,7 @@ std::uint64_t ParameterStore::Reset() {
       continue;
     }
     const std::lock_guard lock(block->mutex);
+    Keep(*block);
     version = std::min(version, block->version);
     for (std::size_t s = 0; s < block->slots.size(); ++s) {
       std::fill(block->slots[s].begin(), block->slots[s].end(),
@@ -195,6 +250,7 @@ Error ParameterStore::Assign(const FrameHeader& header, PayloadReader payload) {
   for (int i = 0; i < header.chunks_size(); ++i) {
     Block& block = *blocks_[header.chunks(i)];
     const std::lock_guard lock(block.mutex);
+    Keep(block);
     ReadFloats(payload, block.value);
     if (header.slots()) {
       for (std::vector<float>& slot : block.slots) {
@@ -404,6 +460,7 @@ void ParameterStore::Retire(std::uint64_t first, std::uint64_t last) {
 
 std::uint64_t ParameterStore::ApplyAsynchronous(Block& block, const FrameHeader& header,
                                                 std::uint64_t base, PayloadReader& payload) {
+  Keep(block);
   const std::uint64_t staleness = block.version > base ? block.version - base : 0;
   if (block.chunk.trainable) {
     const auto pulled = block.pulled.find(header.client());
@@ -527,6 +584,7 @@ void ParameterStore::Complete(Block& block) {
 // Applies what Complete has left: the sum in one part or, of what is not trained by gradients, the
 // values of each.
 void ParameterStore::Finish(Block& block, double factor) {
+  Keep(block);
   std::vector<const Part*> parts;
   for (const Part& part : block.parts) {
     if (!part.values.empty()) {
@@ -645,12 +703,17 @@ Error ParameterStore::Plan(const FrameHeader& header, std::vector<Reading>* read
   if (!wire.has_value() || (header.slots() && *wire != DType::kFloat32)) {
     return MakeError(Error::BAD_FRAME, "values of format " + std::to_string(header.pull_wire()));
   }
+  if (header.snapshot() != 0 && header.snapshot() != snapshot_) {
+    return MakeError(Error::BAD_FRAME, "there is no snapshot " + std::to_string(header.snapshot()) +
+                                           " of the values any more");
+  }
   for (int i = 0; i < header.chunks_size(); ++i) {
     const Block& block = *blocks_[header.chunks(i)];
     const std::lock_guard lock(block.mutex);
-    if (block.version >= header.versions(i)) {
+    if (header.snapshot() != 0 || block.version >= header.versions(i)) {
       readings->push_back({.chunk = static_cast<int>(header.chunks(i)),
                            .version = block.version,
+                           .snapshot = header.snapshot(),
                            .floats = EncodedFloats(block.chunk.trainable ? *wire : DType::kFloat32,
                                                    block.value.size()) *
                                      (1 + (header.slots() ? block.slots.size() : 0))});
@@ -663,15 +726,18 @@ bool ParameterStore::Copy(Reading& reading, bool slots, std::span<float> to, DTy
                           std::uint64_t client) {
   Block& block = *blocks_[static_cast<std::size_t>(reading.chunk)];
   const std::lock_guard lock(block.mutex);
-  reading.version = block.version;
+  const Block::Image* const image =
+      reading.snapshot != 0 && block.snapshot == reading.snapshot ? block.image.get() : nullptr;
+  const std::vector<float>& value = image == nullptr ? block.value : image->value;
+  reading.version = image == nullptr ? block.version : image->version;
   const bool encoded = block.chunk.trainable && wire != DType::kFloat32;
-  if (encoded && !EncodeValues(wire, block.value, to)) {
+  if (encoded && !EncodeValues(wire, value, to)) {
     return false;
   }
   if (client != 0 && compensates() && block.chunk.trainable && !ledger_.retired(client)) {
     Pulled& pulled = block.pulled[client];
-    pulled.version = block.version;
-    pulled.values = block.value;
+    pulled.version = reading.version;
+    pulled.values = value;
     if (encoded) {
       DecodeValues(wire, to, pulled.values);  // what the gradients will be computed from
     }
@@ -679,9 +745,9 @@ bool ParameterStore::Copy(Reading& reading, bool slots, std::span<float> to, DTy
   if (encoded) {
     return true;
   }
-  float* out = std::copy(block.value.begin(), block.value.end(), to.data());
+  float* out = std::copy(value.begin(), value.end(), to.data());
   if (slots) {
-    for (const std::vector<float>& slot : block.slots) {
+    for (const std::vector<float>& slot : image == nullptr ? block.slots : image->slots) {
       out = std::copy(slot.begin(), slot.end(), out);
     }
   }

@@ -88,10 +88,17 @@ class ParameterStore {
   Result<Norms> RoundNorms(std::uint64_t layout, std::uint64_t round, const Commit& commit);
   Status Settle(std::uint64_t layout, std::uint64_t round, double factor);
 
+  // A snapshot: what is read with its number is as it is now. The first change of a chunk from now
+  // on copies it aside, with its slots. 0: none any more; repeated, it does nothing. Returns the
+  // least version of the chunks; the greatest number where there are none.
+  Result<std::uint64_t> Freeze(std::uint64_t layout, std::uint64_t snapshot);
+  std::uint64_t kept_bytes() const { return kept_bytes_; }  // of copies
+
   struct Reading {
     int chunk;
     std::uint64_t version;
-    std::size_t floats;  // as it travels, in units of 4 bytes; with slots, where asked for
+    std::uint64_t snapshot;  // of which it is; 0: of none
+    std::size_t floats;      // as it travels, in units of 4 bytes; with slots, where asked for
   };
   // The chunks of a pull (or of a push with `pull`) that are new enough, with their sizes; copied
   // by Copy, which sets the version that was copied. Two steps, so that the caller owns the memory.
@@ -134,7 +141,19 @@ class ParameterStore {
     double squares = 0;
     double weight = 0;
     bool waits = false;
+    // As it was at that snapshot; null: as it is.
+    std::uint64_t snapshot = 0;
+    struct Image {
+      std::vector<float> value;
+      std::vector<std::vector<float>> slots;
+      std::uint64_t version = 0;
+    };
+    std::unique_ptr<const Image> image;
   };
+  // Before value, slots or version change.
+  void Keep(Block& block);
+  void Thaw();
+  std::uint64_t LeastVersion() const;  // as Freeze's
   Error Check(const FrameHeader& header) const;
   // The floats of a push that holds other ones, in memory of this thread's.
   Error Decode(const FrameHeader& header, PayloadReader* payload) const;
@@ -171,6 +190,8 @@ class ParameterStore {
   std::atomic<bool> declared_{false};
   std::atomic<std::int64_t> unassigned_{1};
 
+  std::atomic<std::uint64_t> snapshot_{0};
+  std::atomic<std::uint64_t> kept_bytes_{0};
   PushLedger ledger_;
 
   mutable std::mutex stats_mutex_;

@@ -230,6 +230,7 @@ class Implementation final : public RowClient {
     return Push(gradients, step, weight, &part);
   }
   void ReadAfter(std::uint64_t round) override { read_after_ = round; }
+  void ReadSnapshot(std::uint64_t snapshot) override { snapshot_ = snapshot; }
   Status Dump(int table,
               const std::function<Status(std::uint32_t, std::string_view)>& take) override;
   Status Restore(int table, const std::function<Result<std::string>(std::uint32_t)>& give,
@@ -284,7 +285,8 @@ class Implementation final : public RowClient {
   Exchange exchange_;
   const std::unique_ptr<FrameLink> link_;
   std::uint64_t read_after_ = 0;
-  FloatBuffer values_;  // of a pull, each id once
+  std::uint64_t snapshot_ = 0;  // that Dump reads
+  FloatBuffer values_;          // of a pull, each id once
 };
 
 Result<std::string> Implementation::Locate(int server) {
@@ -426,6 +428,7 @@ Result<std::string> Implementation::DumpRest(int table, int server, BucketPiece 
     BucketPiece next = piece;
     while (begun.size() < piece.total()) {
       FrameHeader header = Header(table);
+      header.set_snapshot(snapshot_);
       BucketPiece* from = header.add_buckets();
       from->set_bucket(piece.bucket());
       from->set_offset(begun.size());
@@ -462,11 +465,12 @@ Result<std::string> Implementation::DumpRest(int table, int server, BucketPiece 
 Status Implementation::Dump(int table,
                             const std::function<Status(std::uint32_t, std::string_view)>& take) {
   const TableSpec& spec = SpecOf(table);
-  COHORT_RETURN_IF_ERROR(WaitForRounds(table));
+  COHORT_RETURN_IF_ERROR(snapshot_ == 0 ? WaitForRounds(table) : OkStatus());
   for (int server = 0; server < servers_; ++server) {
     const BucketRange range = BucketsOf(server, servers_, spec.buckets);
     for (std::uint32_t bucket = range.begin; bucket < range.end;) {
       FrameHeader header = Header(table);
+      header.set_snapshot(snapshot_);
       header.add_buckets()->set_bucket(bucket);
       std::vector<FrameCall> calls;
       calls.push_back({server, Assemble(header, {})});

@@ -59,6 +59,9 @@ class RowClient {
   // nobody pushes.
   virtual Status Dump(
       int table, const std::function<Status(std::uint32_t bucket, std::string_view)>& take) = 0;
+  // What Dump brings from now on: what Client::Freeze kept under this number, each bucket once; 0:
+  // what there is.
+  virtual void ReadSnapshot(std::uint64_t snapshot) = 0;
   // Replaces all buckets, or those of `servers` only, by what `give` returns for each. It is asked
   // for all, in ascending order.
   virtual Status Restore(int table,

@@ -141,12 +141,56 @@ Status RowStore::Declare(const std::vector<TableSpec>& tables, int servers,
 }
 
 void RowStore::ForgetClients() {
+  Thaw();
   ledger_.Reset();
   const std::lock_guard lock(incoming_mutex_);
   incoming_.clear();
 }
 
+void RowStore::Thaw() {
+  snapshot_ = 0;
+  for (const std::unique_ptr<RowTable>& table : tables_) {
+    table->Thaw();
+  }
+}
+
+Error RowStore::Freeze(std::uint64_t layout, std::uint64_t snapshot) {
+  if (!declared_.load(std::memory_order_acquire)) {
+    return MakeError(Error::NOT_READY, "no model has been declared");
+  }
+  if (layout != fingerprint_) {
+    return MakeError(Error::SPEC_MISMATCH, "the snapshot is of another model than was declared");
+  }
+  const std::lock_guard lock(declare_mutex_);
+  if (snapshot_ == snapshot) {
+    return {};
+  }
+  Thaw();
+  if (snapshot == 0) {
+    return {};
+  }
+  if (const Status status = rounds_.Settle(); !status.ok()) {
+    return ToError(status);
+  }
+  for (const std::unique_ptr<RowTable>& table : tables_) {
+    table->Freeze();
+  }
+  snapshot_ = snapshot;
+  return {};
+}
+
+std::uint64_t RowStore::kept_bytes() const {
+  std::uint64_t bytes = 0;
+  if (declared_.load(std::memory_order_acquire)) {
+    for (const std::unique_ptr<RowTable>& table : tables_) {
+      bytes += table->kept_bytes();
+    }
+  }
+  return bytes;
+}
+
 Status RowStore::Reset() {
+  snapshot_ = 0;
   for (std::unique_ptr<RowTable>& table : tables_) {
     COHORT_ASSIGN_OR_RETURN(table, RowTable::Create(table->spec(), table->range()));
   }
@@ -352,7 +396,12 @@ Error RowStore::Dump(const FrameHeader& header, std::vector<BucketPiece>* pieces
   if (Error error = Find(header, &table); error.kind() != Error::NONE) {
     return error;
   }
-  if (const Status status = rounds_.Settle(); !status.ok()) {
+  const bool frozen = header.snapshot() != 0;
+  if (frozen && header.snapshot() != snapshot_) {
+    return MakeError(Error::BAD_FRAME, NameOf(*table) + ": there is no snapshot " +
+                                           std::to_string(header.snapshot()) + " any more");
+  }
+  if (const Status status = frozen ? OkStatus() : rounds_.Settle(); !status.ok()) {
     return ToError(status);
   }
   if (header.buckets_size() != 1) {
@@ -362,9 +411,16 @@ Error RowStore::Dump(const FrameHeader& header, std::vector<BucketPiece>* pieces
   if (Error error = CheckPiece(*table, from); error.kind() != Error::NONE) {
     return error;
   }
+  if (frozen) {
+    table->Thaw(from.bucket());
+  }
   constexpr auto kMost = static_cast<std::uint64_t>(kMaxPayloadBytes);
   for (std::uint32_t b = from.bucket(); b < table->range().end; ++b) {
-    const std::string dump = table->DumpBucket(b);
+    Result<std::string> dumped = frozen ? table->DumpFrozen(b) : table->DumpBucket(b);
+    if (!dumped.ok()) {
+      return ToError(dumped.status());
+    }
+    const std::string dump = std::move(dumped).value();
     const std::uint64_t offset = b == from.bucket() ? from.offset() : 0;
     if (offset > dump.size()) {
       return MakeError(Error::BAD_FRAME, NameOf(*table) + ": bucket " + std::to_string(b) +
@@ -466,7 +522,7 @@ RowStoreStats RowStore::stats() const {
     for (const std::unique_ptr<RowTable>& table : tables_) {
       const TableStats of_table = table->stats();
       stats.rows += of_table.rows;
-      stats.row_bytes += of_table.row_bytes + of_table.overhead_bytes;
+      stats.row_bytes += of_table.row_bytes + of_table.overhead_bytes + table->kept_bytes();
     }
   }
   return stats;

@@ -39,7 +39,7 @@ struct RowStoreStats {
   std::uint64_t duplicates = 0;
   std::uint64_t rejected = 0;
   std::uint64_t rows = 0;
-  std::uint64_t row_bytes = 0;
+  std::uint64_t row_bytes = 0;  // of snapshots, too
 };
 
 class RowStore {
@@ -72,7 +72,12 @@ class RowStore {
   // Clients, from `first` to `last`, that were given up: they make and change no row from now on.
   void Retire(std::uint64_t first, std::uint64_t last) { ledger_.Retire(first, last); }
 
-  // Pieces of dumps from header.buckets[0] on, at most a frame of them, described and in bytes.
+  // As RowTable's, of all tables, between two rounds; 0: none any more. Repeated, it does nothing.
+  Error Freeze(std::uint64_t layout, std::uint64_t snapshot);
+  std::uint64_t kept_bytes() const;
+
+  // Pieces of dumps from header.buckets[0] on, at most a frame of them, described and in bytes. Of
+  // a snapshot, buckets before it are given back.
   Error Dump(const FrameHeader& header, std::vector<BucketPiece>* pieces, std::string* bytes);
   // Replaces buckets. The pieces of one bucket come one after the other, from one client.
   Error Restore(const FrameHeader& header, PayloadReader payload);
@@ -88,6 +93,7 @@ class RowStore {
     bool restored = false;
   };
 
+  void Thaw();
   Error Find(const FrameHeader& header, RowTable** table) const;
   Error CheckBlock(const FrameHeader& header, const PayloadReader& payload, std::uint64_t bytes,
                    const RowTable& table) const;
@@ -101,6 +107,7 @@ class RowStore {
   std::uint64_t fingerprint_ = 0;
   std::atomic<bool> declared_{false};
 
+  std::atomic<std::uint64_t> snapshot_{0};
   RowRounds rounds_;
   PushLedger ledger_;
   std::mutex incoming_mutex_;

@@ -69,6 +69,7 @@ struct RowTable::Lookup {
   std::uint64_t id;
   Bucket* bucket;
   std::byte* record;  // null: none
+  std::uint32_t row;  // its number
 };
 
 // Up to kTogether ids, their buckets locked and their records on the way to the cache. The
@@ -86,9 +87,10 @@ class RowTable::Group {
     if (locked_ == 0 || buckets_[locked_ - 1] != &bucket) {
       bucket.mutex.lock();
       buckets_[locked_++] = &bucket;
+      table_.Touch(bucket);
     }
     __builtin_prefetch(bucket.rows.IndexOf(hash));
-    lookups_[size_++] = {hash, id, &bucket, nullptr};
+    lookups_[size_++] = {hash, id, &bucket, nullptr, RowSet::kNone};
   }
   bool full() const { return size_ == kTogether || locked_ == kLockedTogether; }
   std::size_t size() const { return size_; }
@@ -99,6 +101,7 @@ class RowTable::Group {
     for (Lookup& lookup : lookups()) {
       if (const std::uint32_t row = lookup.bucket->rows.Guess(lookup.hash); row != RowSet::kNone) {
         lookup.record = lookup.bucket->rows.At(row, table_.shape_);
+        lookup.row = row;
         Prefetch<1>(lookup.record, bytes);
       }
     }
@@ -109,8 +112,16 @@ class RowTable::Group {
     if (lookup.record == nullptr || HeaderOf(lookup.record).id() != lookup.id) {
       const std::uint32_t row = lookup.bucket->rows.Find(lookup.hash, lookup.id, table_.shape_);
       lookup.record = row == RowSet::kNone ? nullptr : lookup.bucket->rows.At(row, table_.shape_);
+      lookup.row = row;
     }
     return lookup.record;
+  }
+  // Before the record of lookup `i`, which is there, changes.
+  void Change(std::size_t i) {
+    const Lookup& lookup = lookups_[i];
+    if (lookup.bucket->kept != nullptr) {
+      table_.KeepRecord(*lookup.bucket, lookup.bucket->rows, lookup.row);
+    }
   }
   std::span<Lookup> lookups() { return std::span(lookups_).first(size_); }
   Lookup& operator[](std::size_t i) { return lookups_[i]; }
@@ -304,6 +315,7 @@ bool RowTable::Admit(Bucket& bucket, std::uint64_t hash, std::uint64_t id, std::
     }
     return false;
   }
+  KeepRecord(bucket, bucket.candidates, row);
   RowHeader& header = bucket.candidates.HeaderAt(row, candidate_shape_);
   header.frequency = AddSaturated(header.frequency, count);
   Use(header, step);
@@ -311,6 +323,7 @@ bool RowTable::Admit(Bucket& bucket, std::uint64_t hash, std::uint64_t id, std::
   if (header.frequency < spec_.admit_after) {
     return false;
   }
+  KeepAll(bucket, bucket.candidates);
   bucket.candidates.Remove(row, candidate_shape_, memory_);
   return true;
 }
@@ -360,6 +373,9 @@ Status RowTable::Pull(std::span<const std::uint64_t> ids, std::int64_t step, Pur
         }
         std::memcpy(to.data(), record + sizeof(RowHeader), dim_ * sizeof(float));
         if (training && HeaderOf(record).last_step < now) {
+          if (lookup.record != nullptr) {
+            group.Change(i);
+          }
           HeaderOf(record).last_step = now;
         }
       }
@@ -493,6 +509,7 @@ Status RowTable::Apply(const Gradients& gradients) {
           }
           HeaderOf(record).frequency = frequency == 0 ? count : frequency;
         } else {
+          group.Change(i);
           HeaderOf(record).frequency = AddSaturated(HeaderOf(record).frequency, count);
         }
         RowHeader& header = HeaderOf(record);
@@ -549,9 +566,12 @@ Status RowTable::Assign(std::span<const std::uint64_t> ids, std::int64_t step,
           const std::uint32_t candidate =
               bucket.candidates.Find(group[i].hash, group[i].id, candidate_shape_);
           if (candidate != RowSet::kNone) {
+            KeepAll(bucket, bucket.candidates);
             bucket.candidates.Remove(candidate, candidate_shape_, memory_);
           }
           record = Create(bucket, group[i].hash, group[i].id, now);
+        } else {
+          group.Change(i);
         }
         if (record == nullptr) {
           return Full(BucketOf(group[i].id, spec_.buckets));

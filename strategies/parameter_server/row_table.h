@@ -110,8 +110,22 @@ class RowTable {
   Status RestoreBucket(std::uint32_t bucket, std::string_view bytes);
   void Clear();  // removes all rows; without the hook
 
+  // A snapshot: the table as it is now, to be dumped while calls go on. Freeze takes the time of
+  // two stores; of a call that is under way some buckets are before it and some after. From then on
+  // the first change of a row copies its record aside, and the first removal from a bucket all that
+  // are left of the bucket: at most one copy of what was there. Replaces an earlier snapshot. One
+  // thread at a time makes, dumps and thaws snapshots.
+  void Freeze();
+  // The bucket's dump at Freeze, however often. FailedPrecondition: it was given back.
+  Result<std::string> DumpFrozen(std::uint32_t bucket) const;
+  // Gives back the copies of the buckets below `done`, or all, and the snapshot.
+  void Thaw(std::uint32_t done);
+  void Thaw();
+  std::uint64_t kept_bytes() const { return kept_bytes_; }  // of copies
+
  private:
   struct Bucket;
+  struct Kept;
   struct Entry;
   struct Entries;
   struct Lookup;
@@ -129,6 +143,13 @@ class RowTable {
   bool Admit(Bucket& bucket, std::uint64_t hash, std::uint64_t id, std::uint32_t count,
              std::uint32_t step, std::uint32_t* frequency);
   void Trim(Bucket& bucket, RowSet& set, const RowShape& shape, std::uint32_t step);
+  // Under the bucket's lock: whenever something in it may be going to change; before a record does;
+  // and before rows are removed.
+  void Touch(Bucket& bucket) const;
+  void KeepRecord(Bucket& bucket, const RowSet& set, std::uint32_t row) const;
+  void KeepAll(Bucket& bucket, const RowSet& set) const;
+  void DropKept(Bucket& bucket) const;
+  std::string Dump(std::uint32_t number, bool frozen) const;
   std::span<float> Weights(std::byte* record) const;
   std::span<float> Slots(std::byte* record) const;
   Status CheckFinite(const Gradients& gradients) const;
@@ -148,6 +169,10 @@ class RowTable {
   RowMemory memory_;
   std::unique_ptr<Bucket[]> buckets_;
   std::atomic<std::int64_t> next_eviction_{0};  // step
+  std::atomic<std::uint32_t> snapshot_{0};      // 0: none
+  std::atomic<std::uint32_t> thawed_{0};        // buckets of it below are needed no more
+  std::uint32_t snapshots_ = 0;                 // so far
+  mutable std::atomic<std::uint64_t> kept_bytes_{0};
 };
 
 }  // namespace cohort::ps

@@ -1,4 +1,4 @@
-// RowTable, one bucket after the other: eviction, statistics, dumps.
+// RowTable, one bucket after the other: eviction, statistics, the way back from dumps.
 
 #include <algorithm>
 #include <array>
@@ -14,6 +14,7 @@ void RowTable::Trim(Bucket& bucket, RowSet& set, const RowShape& shape, std::uin
   if (set.size() <= bucket_capacity_) {
     return;
   }
+  KeepAll(bucket, set);
   // An eighth more than needed, so that the bucket is not looked through for every new row.
   const std::uint32_t keep = bucket_capacity_ - bucket_capacity_ / 8;
   // The first go first. Rows in use at this very step are last: their gradients are on the way.
@@ -58,6 +59,7 @@ Result<std::uint64_t> RowTable::EvictExpired(std::int64_t step) {
       if (std::int64_t{header.last_step} + spec_.time_to_live >= step) {
         continue;
       }
+      KeepAll(bucket, set);
       if (&set == &bucket.rows) {
         ++evicted;
         ++bucket.evicted;
@@ -71,6 +73,7 @@ Result<std::uint64_t> RowTable::EvictExpired(std::int64_t step) {
   for (std::uint32_t b = 0; b < range_.end - range_.begin; ++b) {
     Bucket& bucket = buckets_[b];
     const std::lock_guard lock(bucket.mutex);
+    Touch(bucket);
     sweep(bucket, bucket.rows, shape_);
     sweep(bucket, bucket.candidates, candidate_shape_);
   }
@@ -115,30 +118,6 @@ TableStats RowTable::stats() const {
   return stats;
 }
 
-std::string RowTable::DumpBucket(std::uint32_t bucket) const {
-  Require(bucket >= range_.begin && bucket < range_.end, "a bucket of this server");
-  Bucket& source = buckets_[bucket - range_.begin];
-  const std::lock_guard lock(source.mutex);
-  const std::array<std::uint32_t, 3> head = {bucket, source.rows.size(), source.candidates.size()};
-  std::string bytes(sizeof(head) + head[1] * shape_.stride + head[2] * candidate_shape_.stride,
-                    '\0');
-  std::memcpy(bytes.data(), head.data(), sizeof(head));
-  char* to = bytes.data() + sizeof(head);
-  for (const auto& [set, shape] :
-       {std::pair(&source.rows, &shape_), std::pair(&source.candidates, &candidate_shape_)}) {
-    std::vector<std::pair<std::uint64_t, std::uint32_t>> order(set->size());
-    for (std::uint32_t row = 0; row < set->size(); ++row) {
-      order[row] = {set->HeaderAt(row, *shape).id(), row};
-    }
-    std::ranges::sort(order);
-    for (const auto& [id, row] : order) {
-      std::memcpy(to, set->At(row, *shape), shape->stride);
-      to += shape->stride;
-    }
-  }
-  return bytes;
-}
-
 Status RowTable::RestoreBucket(std::uint32_t bucket, std::string_view bytes) {
   Require(bucket >= range_.begin && bucket < range_.end, "a bucket of this server");
   const auto bad = [&](const std::string& what) {
@@ -158,6 +137,9 @@ Status RowTable::RestoreBucket(std::uint32_t bucket, std::string_view bytes) {
   }
   Bucket& target = buckets_[bucket - range_.begin];
   const std::lock_guard lock(target.mutex);
+  Touch(target);
+  KeepAll(target, target.rows);
+  KeepAll(target, target.candidates);
   target.rows.Clear(shape_, memory_);
   target.candidates.Clear(candidate_shape_, memory_);
   const char* from = bytes.data() + sizeof(head);
@@ -194,6 +176,9 @@ void RowTable::Clear() {
   for (std::uint32_t b = 0; b < range_.end - range_.begin; ++b) {
     Bucket& bucket = buckets_[b];
     const std::lock_guard lock(bucket.mutex);
+    Touch(bucket);
+    KeepAll(bucket, bucket.rows);
+    KeepAll(bucket, bucket.candidates);
     bucket.rows.Clear(shape_, memory_);
     bucket.candidates.Clear(candidate_shape_, memory_);
   }

@@ -45,6 +45,9 @@ Result<ModelSpec> SpecOf(const DeclareRequest& request) {
                       .staleness = static_cast<int>(std::max<std::int64_t>(request.staleness(), 0)),
                       .backup_workers = static_cast<int>(request.backup_workers())};
   spec.servers = static_cast<int>(request.servers());
+  if (!request.partitioner().empty()) {
+    COHORT_ASSIGN_OR_RETURN(spec.partitioner, Partitioner::Parse(request.partitioner()));
+  }
   for (const auto& parameter : request.parameters()) {
     std::int64_t elements = 1;
     for (const std::int64_t dim : parameter.dims()) {
@@ -65,11 +68,11 @@ Result<ModelSpec> SpecOf(const DeclareRequest& request) {
   return spec;
 }
 
-using Base = Servers::WithCallbackMethod_Declare<
-    Servers::WithCallbackMethod_Stats<Servers::WithCallbackMethod_Drain<
-        Servers::WithCallbackMethod_Norms<Servers::WithCallbackMethod_Settle<
-            Servers::WithCallbackMethod_Endpoint<Servers::WithCallbackMethod_Retire<
-                Servers::WithCallbackMethod_Begin<Servers::Service>>>>>>>>;
+using Base = Servers::WithCallbackMethod_Declare<Servers::WithCallbackMethod_Stats<
+    Servers::WithCallbackMethod_Drain<Servers::WithCallbackMethod_Norms<
+        Servers::WithCallbackMethod_Settle<Servers::WithCallbackMethod_Endpoint<
+            Servers::WithCallbackMethod_Retire<Servers::WithCallbackMethod_Freeze<
+                Servers::WithCallbackMethod_Begin<Servers::Service>>>>>>>>>;
 
 class Service final : public Base {
  public:
@@ -151,6 +154,24 @@ class Service final : public Base {
     }
     return Reply(context,
                  ToGrpc(store_.Settle(request->layout(), request->round(), request->factor())));
+  }
+
+  grpc::ServerUnaryReactor* Freeze(Context* context, const FreezeRequest* request,
+                                   FreezeReply* reply) override {
+    const EpochGate::Pass pass = gate_.Enter(request->epoch());
+    if (pass.error().kind() != Error::NONE) {
+      *reply->mutable_error() = pass.error();
+      return Reply(context);
+    }
+    reply->set_kept_bytes(store_.kept_bytes() + rows_.kept_bytes());
+    Error error = rows_.Freeze(request->layout(), request->snapshot());
+    if (error.kind() != Error::NONE) {
+      *reply->mutable_error() = std::move(error);
+      return Reply(context);
+    }
+    const Result<std::uint64_t> version = store_.Freeze(request->layout(), request->snapshot());
+    reply->set_version(version.ok() ? *version : 0);
+    return Reply(context, ToGrpc(version.status()));
   }
 
   grpc::ServerUnaryReactor* Stats(Context* context, const StatsRequest* /*request*/,

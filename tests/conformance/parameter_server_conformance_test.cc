@@ -11,8 +11,10 @@
 
 #include <algorithm>
 #include <chrono>
+#include <functional>
 #include <future>
 #include <map>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -28,7 +30,8 @@ using ::testing::HasSubstr;
 // Workers, of which worker:0 coordinates, and servers on threads of their own.
 class Job {
  public:
-  Job(int workers, int servers) : workers_(workers), servers_(servers) {}
+  Job(int workers, int servers, const Partitioner& partitioner = {})
+      : workers_(workers), servers_(servers), partitioner_(partitioner) {}
 
   void Start() {
     std::map<TaskId, std::string> addresses;
@@ -59,12 +62,13 @@ class Job {
     ClusterConfig config;
     config.cluster = cluster_;
     config.task = task;
-    return ParameterServerStrategy::Make(config, options);
+    return ParameterServerStrategy::Make(config, options, partitioner_);
   }
 
  private:
   const int workers_;
   const int servers_;
+  const Partitioner partitioner_;
   ClusterSpec cluster_;
   std::vector<std::future<Status>> serving_;
 };
@@ -104,6 +108,7 @@ struct Saved {
   std::int64_t step = 0;
   std::vector<float> values;
   std::vector<std::vector<float>> slots;
+  std::uint64_t failed_saves = 0;  // of the end
 };
 
 constexpr std::int64_t kSaveExamples = 203;
@@ -124,8 +129,10 @@ Saved StateOf(Strategy& strategy, const ParameterSet& parameters) {
 // Trains three epochs, from `from` on if that is given. Returns the saves, and the end's state
 // last.
 std::vector<Saved> TrainAndSave(int workers, int servers, const std::string& consistency,
-                                std::int64_t every_steps, const Saved* from, double clip = 0) {
-  Job job(workers, servers);
+                                std::int64_t every_steps, const Saved* from, double clip = 0,
+                                const std::function<Status(std::int64_t epoch)>& disk = {},
+                                const std::string& partitioner = "pieces") {
+  Job job(workers, servers, OrThrow(Partitioner::Parse(partitioner)));
   job.Start();
   std::vector<Saved> saves;
   const data::Dataset dataset = IntegerData(kSaveExamples, kSaveBatch);
@@ -153,6 +160,7 @@ std::vector<Saved> TrainAndSave(int workers, int servers, const std::string& con
       ASSERT_TRUE(strategy->SaveBetweenUpdates(
           {.every_steps = every_steps, .save = [&](std::int64_t epoch, std::int64_t batch) {
              Saved state = StateOf(*strategy, parameters);
+             COHORT_RETURN_IF_ERROR(disk ? disk(epoch) : OkStatus());
              state.epoch = epoch;
              state.batch = batch;
              saves.push_back(std::move(state));
@@ -168,6 +176,8 @@ std::vector<Saved> TrainAndSave(int workers, int servers, const std::string& con
       }
       if (strategy->is_chief()) {
         saves.push_back(StateOf(*strategy, parameters));
+        saves.back().failed_saves = OrThrow(strategy->stats()).failed_saves;
+        saves.back().epoch = kSaveEpochs;
       }
       OrThrow(strategy->Shutdown());
     }));
@@ -197,6 +207,28 @@ TEST(SavesOfParameterServers, ASaveIsAPointBetweenTwoUpdates) {
   }
 }
 
+// F13: a disk that is full for a while. The newest whole save counts, training goes on.
+TEST(SavesOfParameterServers, ASaveThatFailsEndsNothing) {
+  int failed = 0;
+  const std::vector<Saved> saves =
+      TrainAndSave(2, 2, "sync", 6, nullptr, 0, [&failed](std::int64_t epoch) {
+        if (epoch != 1) {
+          return OkStatus();
+        }
+        ++failed;
+        return ResourceExhausted("write part-0: no space left on device");
+      });
+  EXPECT_GT(failed, 1);
+  EXPECT_EQ(saves.back().failed_saves, static_cast<std::uint64_t>(failed));
+  EXPECT_EQ(saves.back().step, kSaveEpochs * kSaveBatches);
+  std::set<std::int64_t> epochs;
+  for (const Saved& save : saves) {
+    epochs.insert(save.epoch);
+  }
+  EXPECT_TRUE(epochs.contains(2)) << "it saves again when there is room";
+  EXPECT_FALSE(epochs.contains(1));
+}
+
 TEST(SavesOfParameterServers, AResumedJobEndsWithTheBitsOfOneThatWentOn) {
   const std::vector<Saved> saves = TrainAndSave(2, 2, "sync", 10, nullptr);
   ASSERT_GT(saves.size(), 2U);
@@ -207,6 +239,24 @@ TEST(SavesOfParameterServers, AResumedJobEndsWithTheBitsOfOneThatWentOn) {
     EXPECT_EQ(again.back().values, saves.back().values) << "from save " << from;
     EXPECT_EQ(again.back().slots, saves.back().slots);
     EXPECT_EQ(again.back().step, saves.back().step);
+  }
+}
+
+// Neither values nor saves depend on how parameters are cut, or among how many servers.
+TEST(SavesOfParameterServers, AnyPartitionerAndNumberOfServersGivesTheSameBits) {
+  const std::vector<Saved> whole = TrainAndSave(2, 1, "sync", 10, nullptr);
+  ASSERT_GT(whole.size(), 2U);
+  int servers = 2;
+  for (const char* partitioner : {"fixed:3", "min:8:5", "max:4"}) {
+    const std::vector<Saved> cut =
+        TrainAndSave(2, servers, "sync", 10, nullptr, 0, {}, partitioner);
+    EXPECT_EQ(cut.back().values, whole.back().values) << partitioner;
+    EXPECT_EQ(cut.back().slots, whole.back().slots) << partitioner;
+    const std::vector<Saved> again =
+        TrainAndSave(2, 5 - servers, "sync", 0, &whole[whole.size() / 2], 0, {}, partitioner);
+    EXPECT_EQ(again.back().values, whole.back().values) << partitioner;
+    EXPECT_EQ(again.back().slots, whole.back().slots) << partitioner;
+    servers = 5 - servers;
   }
 }
 

@@ -1,7 +1,9 @@
-// `cohort bench reduction`, `embedding`, `dlrm`, `ps` and `explain`, as a user runs them.
+// `cohort bench reduction`, `embedding`, `dlrm`, `ps`, `snapshot` and `explain`, as a user runs
+// them.
 
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <sstream>
@@ -9,6 +11,7 @@
 #include <vector>
 
 #include "testing/process_cluster.h"
+#include "testing/temp_dir.h"
 
 namespace cohort {
 namespace {
@@ -101,6 +104,41 @@ TEST(BenchPs, EverySizeBesideAStreamAndPlainGrpc) {
     EXPECT_EQ(size.contains("push_pipelined"), size.at("bytes") == 4096);
   }
   EXPECT_EQ(run.at("sizes")[1].at("bytes"), 2500 << 10);
+}
+
+TEST(BenchSnapshot, TheWorkerTrainsOnWhileTheFileIsWritten) {
+  const testing::TempDir folder;
+  const nlohmann::json run =
+      RunBench({"ps", "snapshot", "--bytes", "1m", "--dense", "4k", "--ids", "100", "--rounds", "1",
+                "--seconds", "0.05", "--folder", folder.path(), "--json"})
+          .at(0);
+  EXPECT_EQ(run.at("rows"), (1 << 20) / 148) << "of 16 weights and as many slots";
+  EXPECT_GT(run.at("file_bytes").get<double>(), run.at("rows").get<double>() * 148);
+  for (const char* name : {"alone", "beside_snapshot", "beside_plain_write"}) {
+    EXPECT_GT(run.at(name).at("p99_ms").get<double>(), 0) << name;
+    EXPECT_GE(run.at(name).at("p99_ms").get<double>(), run.at(name).at("p50_ms").get<double>());
+  }
+  EXPECT_GE(run.at("pause_ms").get<double>(), run.at("flip_ms").get<double>());
+  EXPECT_GT(run.at("snapshot_gb_per_second").get<double>(), 0);
+  EXPECT_GT(run.at("plain_alone_gb_per_second").get<double>(), 0);
+  EXPECT_TRUE(std::filesystem::is_empty(folder.path()));
+}
+
+TEST(BenchPsWorkers, InRoundsAndAsynchronouslyAndAServersMemory) {
+  const nlohmann::json run =
+      RunBench({"ps", "workers", "--workers", "1,2", "--examples", "256", "--batch", "32",
+                "--epochs", "1", "--rounds", "1", "--clients", "2", "--bytes", "64k", "--seconds",
+                "0.05", "--json"})
+          .at(0);
+  ASSERT_EQ(run.at("workers").size(), 2U);
+  for (const nlohmann::json& of : run.at("workers")) {
+    EXPECT_GT(of.at("sync_examples_per_second").get<double>(), 0);
+    EXPECT_GT(of.at("async_examples_per_second").get<double>(), 0);
+    EXPECT_GT(of.at("async_to_sync").get<double>(), 0);
+  }
+  EXPECT_GT(run.at("memory").at("pushes_per_second").get<double>(), 0);
+  EXPECT_GE(run.at("memory").at("most_bytes"), run.at("memory").at("one_client_bytes"));
+  EXPECT_GT(run.at("memory").at("one_client_bytes"), 3 * (64 << 10));
 }
 
 TEST(BenchEmbedding, AnUnknownOptimizerIsAMistakeOfUse) {

@@ -66,6 +66,7 @@ struct Options {
   int fail_at = 0;
   std::string hold;
   bool partial = false;
+  std::string partitioner = "pieces";
 };
 
 void Say(const std::string& line) {
@@ -238,8 +239,9 @@ Status Run(const Options& options) {
   strategy_options.journal_folder = options.folder;
   strategy_options.server_loss = options.partial ? ServerLoss::kPartial : ServerLoss::kRollBack;
   strategy_options.log = StderrLog(config.task.ToString());
+  COHORT_ASSIGN_OR_RETURN(const Partitioner partitioner, Partitioner::Parse(options.partitioner));
   COHORT_ASSIGN_OR_RETURN(const auto strategy,
-                          ParameterServerStrategy::Make(config, strategy_options));
+                          ParameterServerStrategy::Make(config, strategy_options, partitioner));
   Say("joined, pid " + std::to_string(::getpid()));
   const Status status = RunWith(options, *strategy);
   if (!status.ok()) {
@@ -265,6 +267,7 @@ int main(int argc, char** argv) {
   app.add_option("--save-epochs", options.save_epochs);
   app.add_flag("--count", options.count);
   app.add_flag("--partial", options.partial);
+  app.add_option("--partitioner", options.partitioner);
   app.add_option("--floats", options.floats);
   app.add_option("--step-ms", options.step_ms);
   app.add_option("--gate", options.gate);

@@ -1,4 +1,4 @@
-// Values on the wire in 16 bits, and what rounding takes of gradients.
+// Values on the wire in 16 and 8 bits, and what rounding takes of gradients.
 
 #include "parameter_server/dense_codec.h"
 
@@ -26,16 +26,21 @@ std::vector<float> RandomValues(std::size_t n) {
 
 // Half the distance of two neighbours near `value`, at most.
 float Rounding(DType wire, float value) {
+  if (wire == DType::kUInt8) {
+    return 50.0F / 254 + 1e-5F;  // of the greatest of 256
+  }
   return std::abs(value) * (wire == DType::kFloat16 ? 0x1p-11F : 0x1p-8F) + 1e-7F;
 }
 
 TEST(DenseCodecTest, ValuesArriveRounded) {
-  for (const DType wire : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
-    for (const std::size_t n :
-         {std::size_t{0}, std::size_t{1}, std::size_t{7}, std::size_t{8}, std::size_t{5001}}) {
+  for (const DType wire : {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kUInt8}) {
+    for (const std::size_t n : {std::size_t{0}, std::size_t{1}, std::size_t{7}, std::size_t{8},
+                                std::size_t{256}, std::size_t{5001}}) {
       const std::vector<float> values = RandomValues(n);
       std::vector<float> travels(EncodedFloats(wire, n));
-      ASSERT_EQ(travels.size(), wire == DType::kFloat32 ? n : (n + 1) / 2);
+      ASSERT_EQ(travels.size(), wire == DType::kFloat32 ? n
+                                : wire == DType::kUInt8 ? (n + (n + 255) / 256 * 4 + 3) / 4
+                                                        : (n + 1) / 2);
       ASSERT_TRUE(EncodeValues(wire, values, travels));
       std::vector<float> arrived(n);
       DecodeValues(wire, travels, arrived);
@@ -46,7 +51,7 @@ TEST(DenseCodecTest, ValuesArriveRounded) {
       EXPECT_EQ(WireOf(WireNumber(wire)), wire);
     }
   }
-  EXPECT_FALSE(WireOf(2).has_value()) << "int8, which is of rows";
+  EXPECT_FALSE(WireOf(4).has_value());
 }
 
 TEST(DenseCodecTest, WhatAFormatCannotHoldIsSaidAndWhatIsNotFiniteStaysSo) {
@@ -77,7 +82,7 @@ TEST(DenseCodecTest, WhatAFormatCannotHoldIsSaidAndWhatIsNotFiniteStaysSo) {
 // All that was to be sent has been, but for what is still kept; in steps of different weights, some
 // of them clipped.
 TEST(DenseCodecTest, WhatRoundingTakesIsSentLater) {
-  for (const DType wire : {DType::kFloat16, DType::kBFloat16}) {
+  for (const DType wire : {DType::kFloat16, DType::kBFloat16, DType::kUInt8}) {
     const std::size_t n = 4099;  // pieces, and an odd end
     const std::vector<float> mean = RandomValues(n);
     std::vector<float> residual(n, 0);
@@ -107,6 +112,26 @@ TEST(DenseCodecTest, WhatRoundingTakesIsSentLater) {
           << DTypeName(wire) << " " << i;
     }
   }
+}
+
+TEST(DenseCodecTest, InEightBitsEvery256ValuesHaveAScale) {
+  std::vector<float> values(600, 0.001F);
+  values[300] = 127;
+  values[599] = -1e30F;
+  std::vector<float> travels(EncodedFloats(DType::kUInt8, values.size()));
+  std::vector<float> arrived(values.size());
+  EXPECT_TRUE(EncodeValues(DType::kUInt8, values, travels)) << "no number is too large";
+  DecodeValues(DType::kUInt8, travels, arrived);
+  EXPECT_FLOAT_EQ(arrived[0], 0.001F);
+  EXPECT_FLOAT_EQ(arrived[255], 0.001F);
+  EXPECT_EQ(arrived[299], 0) << "beside a greater one";
+  EXPECT_EQ(arrived[300], 127);
+  EXPECT_FLOAT_EQ(arrived[599], -1e30F);
+  values[10] = std::nanf("");
+  EXPECT_TRUE(EncodeValues(DType::kUInt8, values, travels));
+  DecodeValues(DType::kUInt8, travels, arrived);
+  EXPECT_FALSE(std::isfinite(arrived[10]));
+  EXPECT_EQ(arrived[300], 127);
 }
 
 TEST(DenseCodecTest, NothingIsKeptOfWhatIsNotFinite) {

@@ -76,6 +76,78 @@ TEST(Layout, ServersGetAboutTheSame) {
   EXPECT_LE(*most - *least, kMaxChunkElements);
 }
 
+TEST(Partitioner, NumbersOfShards) {
+  const auto shards = [](const std::string& text, const Shape& shape, int servers = 4) {
+    return OrThrow(Partitioner::Parse(text)).ShardsOf(shape, servers);
+  };
+  EXPECT_EQ(shards("fixed:5", {13, 2}), 5);
+  EXPECT_EQ(shards("fixed:5", {3, 100}), 3) << "no more than rows";
+  EXPECT_EQ(shards("min:100:9", {50, 2}), 4) << "400 bytes";
+  EXPECT_EQ(shards("min:99:9", {50, 2}), 5) << "rounded up";
+  EXPECT_EQ(shards("min:1", {50, 2}), 4) << "as many as servers";
+  EXPECT_EQ(shards("min:1:7", {50, 2}), 7);
+  EXPECT_EQ(shards("min:256k:8", {1 << 20}), 8);
+  EXPECT_EQ(shards("min:256k:80", {1 << 20}), 16);
+  EXPECT_EQ(shards("min:1k", {2, 3}), 1);
+  EXPECT_EQ(shards("max:100", {50, 2}), 5) << "12 rows fit";
+  EXPECT_EQ(shards("max:100:3", {50, 2}), 3);
+  EXPECT_EQ(shards("max:4", {50, 2}), 50) << "a row does not fit";
+  EXPECT_EQ(shards("max:1m", {1 << 20, 2}), 8);
+  EXPECT_EQ(shards("pieces", {1 << 20, 2}), 1);
+  for (const char* text : {"fixed:5", "min:1", "max:4"}) {
+    EXPECT_EQ(shards(text, {}), 1) << "a scalar is not cut";
+    EXPECT_EQ(shards(text, {0, 5}), 1);
+    EXPECT_EQ(OrThrow(Partitioner::Parse(text)).ToString(), text);
+  }
+  EXPECT_EQ(OrThrow(Partitioner::Parse("max:1k:3")).ToString(), "max:1024:3");
+  for (const char* text :
+       {"", "fixed", "fixed:0", "fixed:-1", "fixed:4k", "min", "min:", "min:x", "min:5q", "max:1:0",
+        "max:1:2:3", "pieces:4", "even", "max:99999999999999999999", "max:9999999999g"}) {
+    EXPECT_EQ(Partitioner::Parse(text).status().code(), StatusCode::kInvalidArgument) << text;
+  }
+}
+
+// Whatever the partitioner: every element once, shards as "div" deals rows, each on one server.
+TEST(Partitioner, ShardsAreOfWholeRowsAndOfOneServer) {
+  for (const char* text : {"fixed:5", "min:2k:6", "max:3k", "max:1", "min:100"}) {
+    for (const int servers : {1, 3}) {
+      ModelSpec spec = Model({{"a", {13, 70}}, {"b", {3}}, {"none", {0, 5}}, {"c", {}}}, servers);
+      spec.partitioner = OrThrow(Partitioner::Parse(text));
+      std::vector<std::int64_t> next(4, 0);
+      std::int64_t shard_end = 0;  // of a, in rows
+      std::int64_t shard = 0;
+      int server = 0;
+      for (const Chunk& chunk : MakeChunks(spec, 64)) {
+        EXPECT_LE(chunk.elements, 64);
+        const auto p = static_cast<std::size_t>(chunk.parameter);
+        EXPECT_EQ(chunk.begin, next[p]);
+        next[p] = chunk.begin + chunk.elements;
+        if (chunk.parameter != 0) {
+          continue;
+        }
+        const std::int64_t count = spec.partitioner.ShardsOf({13, 70}, servers);
+        if (chunk.begin == shard_end * 70) {
+          shard_end += 13 / count + (shard++ < 13 % count ? 1 : 0);
+          server = chunk.server;
+        }
+        EXPECT_EQ(chunk.server, server) << text;
+        EXPECT_LE(next[p], shard_end * 70) << text << ": over the end of its shard";
+      }
+      EXPECT_THAT(next, ElementsAre(13 * 70, 3, 0, 1)) << text;
+    }
+  }
+  ModelSpec thirteen = Model({{"a", {13}}}, 5);
+  thirteen.partitioner = OrThrow(Partitioner::Parse("fixed:5"));
+  std::vector<std::int64_t> rows;
+  std::set<int> servers;
+  for (const Chunk& chunk : MakeChunks(thirteen)) {
+    rows.push_back(chunk.elements);
+    servers.insert(chunk.server);
+  }
+  EXPECT_THAT(rows, ElementsAre(3, 3, 3, 2, 2));
+  EXPECT_EQ(servers.size(), 5U) << "placed by size";
+}
+
 TEST(Layout, FramesKeepTheLimitAndHoldEveryChunk) {
   const ModelSpec spec = Model({{"a", {3'000'000}}, {"b", {100}}, {"c", {900'000}}}, 2);
   const std::vector<Chunk> chunks = MakeChunks(spec);
@@ -108,6 +180,11 @@ TEST(Layout, TheFirstDifferenceIsNamed) {
   other = spec;
   other.parameters[0].trainable = false;
   EXPECT_THAT(spec.Compare(other, "w").message(), HasSubstr("not trainable"));
+  other = spec;
+  other.partitioner = OrThrow(Partitioner::Parse("fixed:2"));
+  EXPECT_NE(spec.Fingerprint(), other.Fingerprint());
+  EXPECT_THAT(spec.Compare(other, "w").message(),
+              HasSubstr("partitioner differs: declared pieces, w has fixed:2"));
   other = spec;
   other.optimizer = "{}";
   EXPECT_THAT(spec.Compare(other, "w").message(), HasSubstr("optimizer differs"));

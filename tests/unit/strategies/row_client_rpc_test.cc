@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <limits>
 #include <map>
 #include <thread>
@@ -96,6 +97,58 @@ std::map<std::uint32_t, std::string> DumpOf(RowClient& client, int table) {
     return OkStatus();
   }));
   return dumps;
+}
+
+// What a chief saves is one state of all servers, rows and values, whatever workers do meanwhile;
+// buckets of 64 KiB and of several frames.
+TEST(RowClientTest, ASnapshotIsOneStateOfAllServersWhileWorkersTrain) {
+  for (const std::uint32_t buckets : {64U, 2U}) {
+    Cluster cluster(2, buckets);
+    cluster.spec_.tables[0].dim = buckets == 2 ? 400 : 5;  // times 3, and 3000 rows: 14 MB
+    cluster.Initialise();
+    const auto dim = static_cast<std::size_t>(cluster.spec_.tables[0].dim);
+    const auto train = [&](RowClient& client, std::uint64_t first, std::uint64_t steps) {
+      for (std::uint64_t step = first; step < first + steps; ++step) {
+        const Call call = RandomCall(600, dim, step);
+        std::vector<float> rows(call.gradients.size());
+        OrThrow(client.Pull(0, call.ids, static_cast<std::int64_t>(step), true, rows));
+        const RowClient::Gradients gradients{.table = 0, .ids = call.ids, .values = call.gradients};
+        OrThrow(client.Push(std::span(&gradients, 1), static_cast<std::int64_t>(step), 1));
+      }
+    };
+    const auto rows = cluster.NewClient(1);
+    const auto client = Client::Make(cluster.spec_, cluster.addresses_, Cluster::Options(1));
+    train(*rows, 1, 6);
+    const auto before = DumpOf(*rows, 0);
+    EXPECT_EQ(OrThrow(client->Freeze(1)), 0U);
+    rows->ReadSnapshot(1);
+    std::atomic<bool> stop{false};
+    std::thread worker([&] {
+      const auto its = cluster.NewClient(2);
+      const auto dense = Client::Make(cluster.spec_, cluster.addresses_, Cluster::Options(2));
+      std::vector<float> values(16);
+      std::uint64_t step = 100;
+      do {
+        train(*its, step++, 1);
+        OrThrow(dense->Push({.arena = std::vector<float>(16, 1.0F)}, values));
+      } while (!stop && step < 1000);
+    });
+    EXPECT_TRUE(DumpOf(*rows, 0) == before);
+    stop = true;
+    worker.join();
+    std::vector<float> values(16, 1.0F);
+    OrThrow(client->PullState(values, {}));
+    EXPECT_EQ(values[0], 0.0F);
+    EXPECT_EQ(client->version(), 0U);
+    EXPECT_GT(OrThrow(client->Thaw()), 0U) << "something was copied";
+    EXPECT_EQ(OrThrow(client->Thaw()), 0U);
+    EXPECT_FALSE(rows->Dump(0, [](std::uint32_t, std::string_view) { return OkStatus(); }).ok())
+        << "it is gone";
+    rows->ReadSnapshot(0);
+    EXPECT_FALSE(DumpOf(*rows, 0) == before) << "nothing was trained";
+    OrThrow(client->PullState(values, {}));
+    EXPECT_LT(values[0], 0.0F);
+  }
 }
 
 TEST(RowClientTest, RowsOnServersHaveTheBitsOfOneTable) {

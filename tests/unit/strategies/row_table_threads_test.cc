@@ -283,5 +283,95 @@ TEST(RowTableThreads, GradientsOfIdsThatAreNotAdmittedAreCounted) {
   EXPECT_GT(stats.rows, 100U);
 }
 
+// What may happen to rows: first touches, updates, capacity, time to live, admission.
+std::vector<TableSpec> SpecsThatMoveRows() {
+  std::vector<TableSpec> specs(4, Spec());
+  specs[1].capacity = 256;
+  specs[2].time_to_live = 3;
+  specs[3].admit_after = 4;
+  specs[3].optimizer = Adagrad({.learning_rate = 1})->config();
+  return specs;
+}
+
+std::vector<std::string> DumpsOf(const RowTable& table) {
+  std::vector<std::string> dumps;
+  for (std::uint32_t b = table.range().begin; b < table.range().end; ++b) {
+    dumps.push_back(table.DumpBucket(b));
+  }
+  return dumps;
+}
+
+TEST(RowTableThreads, ASnapshotIsTheTableAsItWasWhateverIsWrittenMeanwhile) {
+  for (const TableSpec& spec : SpecsThatMoveRows()) {
+    auto table = OrThrow(RowTable::Create(spec, {0, 8}));
+    for (std::uint64_t span : {400U, 700U}) {  // some rows of the second are new
+      PushFrom(*table, static_cast<int>(span), span);
+      const std::vector<std::string> before = DumpsOf(*table);
+      std::uint64_t bytes = 0;
+      for (const std::string& dump : before) {
+        bytes += dump.size();
+      }
+      table->Freeze();
+      std::atomic<std::uint64_t> most{0};
+      std::atomic<std::uint32_t> others{0};
+      std::atomic<std::uint32_t> dumps{0};
+      RunBeside([&](int t) { PushFrom(*table, t, 2 * span); },
+                [&] {
+                  const std::uint32_t b = dumps.fetch_add(1) % 8;
+                  others += OrThrow(table->DumpFrozen(b)) == before[b] ? 0U : 1U;
+                  OrThrow(table->EvictExpired(dumps.load() % kCalls + 1));
+                  std::vector<std::uint64_t> ids(64);
+                  std::iota(ids.begin(), ids.end(), std::uint64_t{dumps.load()});
+                  std::vector<float> rows(64 * kDim);
+                  OrThrow(table->Pull(ids, 7, RowTable::Purpose::kTraining, rows));
+                  most = std::max(most.load(), table->kept_bytes());
+                });
+      most = std::max(most.load(), table->kept_bytes());
+      EXPECT_EQ(others.load(), 0U);
+      EXPECT_GT(most.load(), 0U);
+      EXPECT_LE(most.load(), bytes) << "at most one copy of what was there";
+      for (std::uint32_t b = 0; b < 8; ++b) {
+        EXPECT_EQ(OrThrow(table->DumpFrozen(b)), before[b]);
+        EXPECT_NE(table->DumpBucket(b), before[b]) << "nothing was written";
+        table->Thaw(b + 1);
+        EXPECT_EQ(table->DumpFrozen(b).status().code(), StatusCode::kFailedPrecondition);
+      }
+      EXPECT_EQ(table->kept_bytes(), 0U);
+      table->Thaw();
+    }
+  }
+}
+
+TEST(RowTableThreads, ASnapshotLeavesNoTraceInTheTable) {
+  for (const TableSpec& spec : SpecsThatMoveRows()) {
+    auto one = OrThrow(RowTable::Create(spec, {0, 8}));
+    auto other = OrThrow(RowTable::Create(spec, {0, 8}));
+    for (int part = 0; part < 6; ++part) {
+      if (part % 3 != 0) {
+        one->Freeze();  // also before the last one is thawed
+      }
+      for (RowTable* const table : {one.get(), other.get()}) {
+        PushFrom(*table, part, 500);
+        OrThrow(table->EvictExpired(10 * part + 1));
+      }
+      if (part % 3 == 1) {
+        one->Thaw(5);
+        EXPECT_GT(one->kept_bytes(), 0U);
+        one->Thaw();
+        EXPECT_EQ(one->kept_bytes(), 0U);
+        EXPECT_FALSE(one->DumpFrozen(7).ok());
+      }
+      EXPECT_EQ(DumpsOf(*one), DumpsOf(*other)) << part;
+    }
+    const std::vector<std::string> before = DumpsOf(*one);
+    one->Freeze();
+    OrThrow(one->RestoreBucket(3, other->DumpBucket(3)));
+    one->Clear();
+    for (std::uint32_t b = 0; b < 8; ++b) {
+      EXPECT_EQ(OrThrow(one->DumpFrozen(b)), before[b]) << "also when all goes";
+    }
+  }
+}
+
 }  // namespace
 }  // namespace cohort::ps

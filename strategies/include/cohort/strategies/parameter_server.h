@@ -22,6 +22,7 @@
 
 #include <cohort/cluster/cluster_spec.h>
 #include <cohort/core/status.h>
+#include <cohort/strategies/partitioner.h>
 #include <cohort/strategies/strategy.h>
 
 namespace cohort {
@@ -45,14 +46,16 @@ struct ParameterServerStats {
   std::int64_t lost_updates = 0;
   // Lookups of this process in training, whose rows were there before they were asked for.
   std::int64_t foreseen = 0;
+  std::uint64_t failed_saves = 0;  // SaveBetweenUpdates's, without which training went on
 };
 
 class ParameterServerStrategy : public Strategy {
  public:
   // Joins the job: blocks until all processes have met. InvalidArgument if the cluster has no
-  // workers or no servers.
+  // workers or no servers. All processes give the same partitioner.
   static Result<std::unique_ptr<ParameterServerStrategy>> Make(const ClusterConfig& config,
-                                                               const StrategyOptions& options);
+                                                               const StrategyOptions& options,
+                                                               const Partitioner& partitioner = {});
 
   // Calls of functions instead of data; see Coordinator::Create and ServeFunctions.
   virtual Result<std::unique_ptr<Coordinator>> MakeCoordinator(const ScheduleOptions& options) = 0;

@@ -1,0 +1,416 @@
+// `cohort bench ps workers`: a network that 1, 2 and 4 workers train on one server, a process each,
+// in rounds and asynchronously, in turns; and the memory of a server to which clients send faster
+// than it can apply.
+
+#include <fcntl.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <functional>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include <cohort/core/status.h>
+#include <cohort/data/combine.h>
+#include <cohort/data/digits.h>
+#include <cohort/nn/layers.h>
+#include <cohort/nn/losses.h>
+#include <cohort/nn/models.h>
+#include <cohort/optim/optimizers.h>
+#include <cohort/strategies/parameter_server.h>
+
+#include "bench_ps_modes.h"
+#include "parameter_server/client.h"
+#include "parameter_server/server.h"
+#include "port_reservation.h"
+
+namespace cohort {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+struct Options {
+  std::vector<int> workers = {1, 2, 4};
+  std::string model = "mlp";
+  int batch = 64;                // of a worker
+  std::int64_t examples = 8000;  // of an epoch
+  int epochs = 4;
+  int rounds = 3;
+  int clients = 4;
+  std::int64_t bytes = 64 << 20;  // of the variable that they push
+  double seconds = 3;
+  bool json = false;
+};
+
+Status SystemError(const std::string& what) { return Internal(what + ": " + std::strerror(errno)); }
+
+// Processes that end with this one.
+class Children {
+ public:
+  ~Children() {
+    for (const pid_t pid : running_) {
+      ::kill(pid, SIGKILL);
+      ::waitpid(pid, nullptr, 0);
+    }
+  }
+  Result<pid_t> Start(const std::string& name, const std::function<Status()>& work) {
+    const pid_t pid = ::fork();
+    if (pid < 0) {
+      return SystemError("fork");
+    }
+    if (pid == 0) {
+      ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+      const Status status = work();
+      if (!status.ok()) {
+        std::fprintf(stderr, "%s: %s\n", name.c_str(), status.ToString().c_str());
+      }
+      std::_Exit(ExitCode(status));
+    }
+    running_.push_back(pid);
+    return pid;
+  }
+  Status Wait() {
+    Status first;
+    for (const pid_t pid : std::exchange(running_, {})) {
+      int code = 0;
+      ::waitpid(pid, &code, 0);
+      if (code != 0 && first.ok()) {
+        first = Internal("a process of the job ended with an error");
+      }
+    }
+    return first;
+  }
+
+ private:
+  std::vector<pid_t> running_;
+};
+
+Status WriteAll(int fd, const void* from, std::size_t bytes) {
+  return ::write(fd, from, bytes) == static_cast<ssize_t>(bytes) ? OkStatus() : SystemError("pipe");
+}
+Status ReadAll(int fd, void* to, std::size_t bytes) {
+  return ::read(fd, to, bytes) == static_cast<ssize_t>(bytes)
+             ? OkStatus()
+             : Internal("a process of the job ended before it had a result");
+}
+
+// ---- Training -----------------------------------------------------------------------------------
+
+// What one process of the job does. The coordinator, worker:0, sends examples a second.
+Status TrainAs(const Options& options, const ClusterConfig& config, const std::string& consistency,
+               int result) {
+  StrategyOptions how;
+  COHORT_ASSIGN_OR_RETURN(how.consistency, Consistency::Parse(consistency));
+  how.intra_op_threads = 1;
+  COHORT_ASSIGN_OR_RETURN(const auto strategy, ParameterServerStrategy::Make(config, how));
+  ParameterSet parameters;
+  COHORT_ASSIGN_OR_RETURN(const auto model,
+                          nn::MakeImageModel(options.model, parameters, {.seed = 1}));
+  parameters.Build();
+  COHORT_RETURN_IF_ERROR(strategy->Bind(parameters, Sgd({.learning_rate = 0.01})));
+  if (!strategy->trains()) {
+    COHORT_RETURN_IF_ERROR(strategy->Serve());
+    return strategy->Shutdown();
+  }
+  nn::Workspaces workspaces;
+  const StepFn step = [&](ReplicaContext& context,
+                          const data::Batch& batch) -> Result<ReplicaResult> {
+    nn::Tape tape(context.parameters, context.stream,
+                  workspaces.For(context.local_replica, context.device),
+                  {.step = context.step, .intra_op_threads = 1});
+    const nn::Variable loss =
+        nn::SoftmaxCrossEntropy(model->Logits(tape.Input(batch["image"])), batch["label"]);
+    tape.Backward(loss, context.gradients);
+    COHORT_RETURN_IF_ERROR(tape.Finish());
+    const auto examples = static_cast<double>(batch.size);
+    return ReplicaResult{
+        .loss_sum = loss.value() * examples, .weight = examples, .metric_sums = {}};
+  };
+  // Under rounds a batch is cut among the workers: as many examples for each as without.
+  const int workers = config.cluster.Count(TaskType::kWorker);
+  const int batch = options.batch * (how.consistency.synchronous() ? workers : 1);
+  COHORT_ASSIGN_OR_RETURN(const data::Dataset digits,
+                          data::Cache(data::GeneratedDigits({.count = options.examples})));
+  COHORT_ASSIGN_OR_RETURN(const auto dataset, strategy->Distribute(digits.Batch(batch)));
+  for (int epoch = 0; epoch < options.epochs; ++epoch) {
+    COHORT_RETURN_IF_ERROR(dataset->BeginEpoch(epoch, 0));
+    for (;;) {
+      COHORT_ASSIGN_OR_RETURN(const std::optional<DistributedBatch> next, dataset->Next());
+      if (!next.has_value()) {
+        break;
+      }
+      COHORT_RETURN_IF_ERROR(strategy->Step(*next, step).status());
+    }
+  }
+  const bool chief = strategy->is_chief();
+  COHORT_RETURN_IF_ERROR(strategy->Shutdown());
+  if (!chief) {
+    return {};
+  }
+  double best = 0;  // epochs after the first, in which nothing is begun
+  for (const EpochCoverage& epoch : strategy->coverage()) {
+    if (epoch.seen != options.examples) {
+      return Internal("not every example was seen");
+    }
+    if (epoch.epoch > 0 || options.epochs == 1) {
+      best = std::max(best, static_cast<double>(epoch.seen) / epoch.seconds);
+    }
+  }
+  return WriteAll(result, &best, sizeof(best));
+}
+
+Result<double> Train(const Options& options, int workers, const std::string& consistency) {
+  COHORT_ASSIGN_OR_RETURN(PortReservation ports, PortReservation::Make(1));
+  std::map<TaskId, std::string> addresses;
+  addresses[{TaskType::kPs, 0}] = "127.0.0.1:0";
+  for (int w = 0; w < workers; ++w) {
+    addresses[{TaskType::kWorker, w}] =
+        "127.0.0.1:" + std::to_string(w == 0 ? ports.ports()[0] : 0);
+  }
+  ClusterConfig config;
+  config.cluster = ClusterSpec(std::move(addresses));
+  int result[2];
+  if (::pipe2(result, O_CLOEXEC) != 0) {
+    return SystemError("pipe");
+  }
+  ports.Release(0);
+  Children children;
+  Status status;
+  for (int p = 0; p <= workers && status.ok(); ++p) {
+    config.task = p == workers ? TaskId{TaskType::kPs, 0} : TaskId{TaskType::kWorker, p};
+    status = children
+                 .Start(config.task.ToString(),
+                        [&] { return TrainAs(options, config, consistency, result[1]); })
+                 .status();
+  }
+  ::close(result[1]);
+  double rate = 0;
+  if (status.ok()) {
+    status = children.Wait();
+  }
+  if (status.ok()) {
+    status = ReadAll(result[0], &rate, sizeof(rate));
+  }
+  ::close(result[0]);
+  COHORT_RETURN_IF_ERROR(status);
+  return rate;
+}
+
+// ---- The server's memory ------------------------------------------------------------------------
+
+struct Memory {
+  std::int64_t one = 0;   // the server's, with one client that pushes and waits
+  std::int64_t most = 0;  // with several, at once
+  double one_rate = 0;    // pushes applied a second
+  double rate = 0;
+};
+
+Status PushFrom(const ps::ModelSpec& spec, const std::string& address, std::uint64_t client,
+                const std::vector<float>& gradient, const std::atomic<bool>& stop,
+                std::atomic<std::int64_t>* pushes) {
+  ps::ClientOptions identity;
+  identity.incarnation = client;
+  const auto pusher = ps::Client::Make(spec, {address}, identity);
+  while (!stop) {
+    COHORT_RETURN_IF_ERROR(pusher->Push({.arena = gradient, .weight = 1}, {}));
+    pushes->fetch_add(1);
+  }
+  return {};
+}
+
+Result<Memory> MeasureMemory(const Options& options) {
+  int told[2];
+  int end[2];
+  if (::pipe2(told, O_CLOEXEC) != 0 || ::pipe2(end, O_CLOEXEC) != 0) {
+    return SystemError("pipe");
+  }
+  Children children;
+  COHORT_ASSIGN_OR_RETURN(const pid_t server, children.Start("server", [&]() -> Status {
+    ::close(end[1]);
+    COHORT_ASSIGN_OR_RETURN(const auto serving, ps::Server::Start("127.0.0.1:0", 0, Log()));
+    const int port = serving->port();
+    COHORT_RETURN_IF_ERROR(WriteAll(told[1], &port, sizeof(port)));
+    char nothing = 0;
+    (void)!::read(end[0], &nothing, 1);
+    return {};
+  }));
+  ::close(told[1]);
+  ::close(end[0]);
+  int port = 0;
+  COHORT_RETURN_IF_ERROR(ReadAll(told[0], &port, sizeof(port)));
+  ps::ModelSpec spec;
+  spec.parameters = {{.name = "w", .shape = {options.bytes / 4}}};
+  spec.optimizer = Adam()->config();
+  const std::string address = "127.0.0.1:" + std::to_string(port);
+  const std::vector<float> gradient(static_cast<std::size_t>(options.bytes / 4), 0.001F);
+  const auto chief = ps::Client::Make(spec, {address}, {});
+  COHORT_RETURN_IF_ERROR(chief->Declare());
+  COHORT_RETURN_IF_ERROR(chief->Assign(gradient, {}, 0));
+  Memory memory;
+  for (const int clients : {1, options.clients}) {
+    std::atomic<bool> stop{false};
+    std::atomic<std::int64_t> pushes{0};
+    std::vector<Status> ends(static_cast<std::size_t>(clients));
+    std::vector<std::thread> threads;
+    const Clock::time_point begun = Clock::now();
+    for (int c = 0; c < clients; ++c) {
+      threads.emplace_back([&, c] {
+        ends[static_cast<std::size_t>(c)] = PushFrom(
+            spec, address, static_cast<std::uint64_t>(clients * 100 + c), gradient, stop, &pushes);
+      });
+    }
+    std::this_thread::sleep_for(std::chrono::duration<double>(options.seconds));
+    stop = true;
+    for (std::thread& thread : threads) {
+      thread.join();
+    }
+    const double rate =
+        static_cast<double>(pushes) / std::chrono::duration<double>(Clock::now() - begun).count();
+    for (const Status& ended : ends) {
+      COHORT_RETURN_IF_ERROR(ended);
+    }
+    (clients == 1 ? memory.one_rate : memory.rate) = rate;
+    (clients == 1 ? memory.one : memory.most) = MemoryOf(server, "VmHWM");
+    if (options.clients == 1) {
+      memory.most = memory.one;
+      memory.rate = rate;
+    }
+  }
+  ::close(end[1]);
+  COHORT_RETURN_IF_ERROR(children.Wait());
+  return memory;
+}
+
+// -------------------------------------------------------------------------------------------------
+
+double Median(std::vector<double> values) {
+  std::ranges::sort(values);
+  return values[values.size() / 2];
+}
+
+// gRPC has no part in this process before the last fork.
+Status Run(const Options& options) {
+  nlohmann::ordered_json report = {{"model", options.model},
+                                   {"batch", options.batch},
+                                   {"rounds", options.rounds},
+                                   {"workers", nlohmann::ordered_json::array()}};
+  if (!options.json) {
+    std::printf("%s, %d examples a worker and step, one server; examples/s, medians of %d rounds\n",
+                options.model.c_str(), options.batch, options.rounds);
+    std::printf("%8s %12s %12s %20s\n", "workers", "sync", "async", "async / sync");
+  }
+  for (const int workers : options.workers) {
+    std::vector<double> sync;
+    std::vector<double> async;
+    std::vector<double> ratios;
+    for (int round = 0; round < options.rounds; ++round) {
+      COHORT_ASSIGN_OR_RETURN(sync.emplace_back(), Train(options, workers, "sync"));
+      COHORT_ASSIGN_OR_RETURN(async.emplace_back(), Train(options, workers, "async"));
+      ratios.push_back(async.back() / sync.back());
+    }
+    report["workers"].push_back({{"workers", workers},
+                                 {"sync_examples_per_second", Median(sync)},
+                                 {"async_examples_per_second", Median(async)},
+                                 {"async_to_sync", Median(ratios)}});
+    if (!options.json) {
+      std::printf("%8d %12.0f %12.0f %20.2f\n", workers, Median(sync), Median(async),
+                  Median(ratios));
+    }
+  }
+  COHORT_ASSIGN_OR_RETURN(const Memory memory, MeasureMemory(options));
+  report["memory"] = {{"variable_bytes", options.bytes},
+                      {"clients", options.clients},
+                      {"one_client_bytes", memory.one},
+                      {"most_bytes", memory.most},
+                      {"one_client_pushes_per_second", memory.one_rate},
+                      {"pushes_per_second", memory.rate}};
+  if (options.json) {
+    std::printf("%s\n", report.dump().c_str());
+    return {};
+  }
+  std::printf(
+      "a server of %lld MiB with Adam: %lld MiB at most under one client (%.1f pushes/s), "
+      "%lld MiB under %d at once (%.1f pushes/s together)\n",
+      static_cast<long long>(options.bytes >> 20), static_cast<long long>(memory.one >> 20),
+      memory.one_rate, static_cast<long long>(memory.most >> 20), options.clients, memory.rate);
+  return {};
+}
+
+}  // namespace
+
+std::int64_t MemoryOf(pid_t pid, const std::string& what) {
+  std::ifstream status("/proc/" + std::to_string(pid) + "/status");
+  for (std::string name; status >> name;) {
+    if (name == what + ":") {
+      std::int64_t kib = 0;
+      status >> kib;
+      return kib << 10;
+    }
+  }
+  return 0;
+}
+
+int BenchPsWorkersCommand(int argc, char** argv) {
+  Options options;
+  CLI::App app(
+      "Trains a network with parameter servers, in rounds and asynchronously, in turns; then "
+      "measures the memory of a server to which several clients push at once.",
+      argv[0]);
+  app.add_option("--workers", options.workers, "numbers of workers")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 64))
+      ->capture_default_str();
+  app.add_option("--model", options.model, "mlp or cnn")
+      ->check(CLI::IsMember({"mlp", "cnn"}))
+      ->capture_default_str();
+  app.add_option("--batch", options.batch, "examples of a worker's step")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  app.add_option("--examples", options.examples, "of an epoch")
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 40))
+      ->capture_default_str();
+  app.add_option("--epochs", options.epochs, "the best but the first counts")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  app.add_option("--rounds", options.rounds, "the median of so many, in turns")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  app.add_option("--clients", options.clients, "that push at once")
+      ->check(CLI::Range(1, 64))
+      ->capture_default_str();
+  app.add_option("--bytes", options.bytes, "of the variable that they push")
+      ->transform(CLI::AsSizeValue(false))
+      ->check(CLI::Range(std::int64_t{4}, std::int64_t{1} << 32))
+      ->capture_default_str();
+  app.add_option("--seconds", options.seconds, "of pushing")
+      ->check(CLI::Range(0.001, 600.0))
+      ->capture_default_str();
+  app.add_flag("--json", options.json, "machine-readable output");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  const Status status = Run(options);
+  if (!status.ok()) {
+    std::fprintf(stderr, "%s: %s\n", argv[0], status.ToString().c_str());
+  }
+  return ExitCode(status);
+}
+
+}  // namespace cohort
