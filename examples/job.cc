@@ -50,6 +50,7 @@ Result<cohort::StrategyOptions> MakeStrategyOptions(const JobFlags& f) {
   options.rejoin_grace = Seconds(f.rejoin_grace);
   options.journal_folder = f.checkpoint_dir;
   options.communication.implementation = f.communication;
+  options.communication.algorithm = f.algorithm;
   options.mpi_implementation = f.mpi_implementation;
   options.flight_folder = f.flight_folder;
   options.consistency =
@@ -158,6 +159,9 @@ void DeclareJobFlags(CLI::App& app, JobFlags& f) {
       ->capture_default_str();
   app.add_option("--communication", f.communication, "how processes reach each other")
       ->check(CLI::IsMember({"auto", "shm", "tcp"}))
+      ->capture_default_str();
+  app.add_option("--all-reduce", f.algorithm,
+                 "how processes add gradients: auto, or an algorithm of comm/README.md by name")
       ->capture_default_str();
   app.add_option("--mpi-implementation", f.mpi_implementation,
                  "under mpirun: our algorithms, or MPI's")

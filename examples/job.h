@@ -23,6 +23,7 @@ struct JobFlags {
   bool synchronous_ps = false;
   std::string consistency;
   std::string communication = "auto";
+  std::string algorithm = "auto";
   int virtual_shards = 0;
   int batches_per_step = 1;
   std::string compression = "none";

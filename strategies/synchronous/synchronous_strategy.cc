@@ -119,11 +119,34 @@ Status SynchronousStrategy::CheckOptions(const StrategyOptions& options, int pro
   return {};
 }
 
+Status SynchronousStrategy::CheckAlgorithm(const StrategyOptions& options,
+                                           const Communicator* communicator) {
+  const std::string& name = options.communication.algorithm;
+  if (name == "auto" || communicator == nullptr) {
+    return {};
+  }
+  if (options.virtual_shards > 0) {
+    return InvalidArgument("communication.algorithm is '" + name +
+                           "' with virtual_shards, whose order of addition is their own [leave one "
+                           "of them out]");
+  }
+  std::string choices = "auto";
+  for (const std::string_view offered : communicator->algorithms(OperationKind::kAllReduce)) {
+    if (offered == name) {
+      return {};
+    }
+    choices += ", " + std::string(offered);
+  }
+  return InvalidArgument("communication.algorithm is '" + name + "' [over " +
+                         std::string(communicator->backend()) + " choose one of " + choices + "]");
+}
+
 Result<std::unique_ptr<Strategy>> SynchronousStrategy::Make(std::string kind, ClusterConfig cluster,
                                                             std::unique_ptr<Membership> membership,
                                                             StrategyOptions options) {
   const Communicator* communicator = membership->communicator();
   COHORT_RETURN_IF_ERROR(CheckOptions(options, communicator == nullptr ? 1 : communicator->size()));
+  COHORT_RETURN_IF_ERROR(CheckAlgorithm(options, communicator));
   options.num_devices = LocalReplicas(options);
   try {
     return std::unique_ptr<Strategy>(new SynchronousStrategy(
@@ -222,6 +245,7 @@ Status SynchronousStrategy::Bind(ParameterSet& parameters, std::unique_ptr<Optim
         "loss scale: " + std::to_string(static_cast<int>(options_.loss_scale)),
         "first bucket: " + std::to_string(options_.first_bucket_bytes) + " bytes",
         "buckets: " + std::to_string(options_.bucket_bytes) + " bytes",
+        "algorithm: " + options_.communication.algorithm,
         "bucket hook: " + (hook_ == nullptr ? "none" : hook_->name()),
         "gradient scaler: " + ScalerText(options_.grad_scaler),
         std::string("gradients: in ") + (AnyApart(devices_) ? "devices'" : "the host's") +
@@ -357,7 +381,10 @@ Status SynchronousStrategy::MakeReducer(ParameterSet& parameters) {
                                                          .seed_with_weight = options_.loss_scale ==
                                                                              LossScale::kGlobalMean,
                                                          .limits = limits_,
-                                                         .algorithm = algorithm_,
+                                                         .algorithm =
+                                                             options_.virtual_shards > 0
+                                                                 ? algorithm_
+                                                                 : options_.communication.algorithm,
                                                          .timeout = options_.collective_timeout,
                                                          .log = options_.log});
   COHORT_RETURN_IF_ERROR(made.status());

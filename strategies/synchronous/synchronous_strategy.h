@@ -43,6 +43,8 @@ class SynchronousStrategy final : public Strategy {
 
   // InvalidArgument names an option that is out of its range, for a job of so many processes.
   static Status CheckOptions(const StrategyOptions& options, int processes = 1);
+  // The same for what this communicator, nullptr: none, can do or not.
+  static Status CheckAlgorithm(const StrategyOptions& options, const Communicator* communicator);
 
   std::string_view kind() const override { return kind_; }
   const ClusterConfig& cluster() const override { return cluster_; }

@@ -19,6 +19,7 @@
 namespace cohort {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::Each;
 using ::testing::ElementsAre;
 using testing::ExpectAllOk;
@@ -53,6 +54,7 @@ class Watched final : public Communicator {
  public:
   struct Watch {
     std::vector<std::string> all_reduces;
+    std::vector<std::string> algorithms;  // of each
     int fail_at = -1;  // which all-reduce, from 0
   };
   Watched(std::unique_ptr<Communicator> inner, Watch& watch)
@@ -73,6 +75,7 @@ class Watched final : public Communicator {
   Pending AllReduce(Buffer input, Buffer output, ReduceOp op,
                     const CollectiveOptions& options) override {
     watch_.all_reduces.push_back(options.name);
+    watch_.algorithms.push_back(options.algorithm);
     Pending pending = inner_->AllReduce(input, output, op, options);
     if (pending.ok() && static_cast<int>(watch_.all_reduces.size()) - 1 == watch_.fail_at) {
       return std::unique_ptr<Work>(std::make_unique<FailingWork>(std::move(pending).value()));
@@ -224,6 +227,42 @@ TEST(LaunchOrder, IsTheBucketsOrderOnEveryProcess) {
   }
   EXPECT_EQ(watches[0].all_reduces, expected);
   EXPECT_EQ(watches[1].all_reduces, expected);
+}
+
+TEST(Algorithm, IsThatOfTheGradients) {
+  StrategyOptions options;
+  options.communication.algorithm = "ring";
+  options.bucket_bytes = 1;
+  std::vector<Watched::Watch> watches(2);
+  ExpectAllOk(Job(
+      2, options,
+      [](int, Strategy& strategy) -> Status {
+        ParameterSet parameters = Zeros(3, 8);
+        COHORT_RETURN_IF_ERROR(strategy.Bind(parameters, PlainSgd()));
+        COHORT_RETURN_IF_ERROR(strategy.Step(OneEach(1), AllReady).status());
+        EXPECT_EQ(parameters.value(0)[0], -0.5F);
+        return strategy.Shutdown();
+      },
+      &watches));
+  int gradients = 0;
+  for (std::size_t i = 0; i < watches[0].all_reduces.size(); ++i) {
+    const bool bucket = watches[0].all_reduces[i].starts_with("gradients, bucket");
+    gradients += bucket ? 1 : 0;
+    EXPECT_EQ(watches[0].algorithms[i], bucket ? "ring" : "auto") << watches[0].all_reduces[i];
+  }
+  EXPECT_GE(gradients, 1);
+}
+
+TEST(Algorithm, ThatIsNotThereIsNamedWithThoseThatAre) {
+  StrategyOptions options;
+  options.communication.algorithm = "rings";
+  const auto nothing = [](int, Strategy&) -> Status { return {}; };
+  EXPECT_THAT(Messages(Job(2, options, nothing)),
+              Each(AllOf(HasSubstr("communication.algorithm is 'rings'"), HasSubstr("ring,"))));
+  options.communication.algorithm = "ring";
+  options.virtual_shards = 4;
+  EXPECT_THAT(Messages(Job(2, options, nothing)),
+              Each(AllOf(HasSubstr("InvalidArgument"), HasSubstr("virtual_shards"))));
 }
 
 TEST(Bind, NamesTheFirstParameterThatDiffersAndBothTasks) {

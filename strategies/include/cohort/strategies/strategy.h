@@ -56,6 +56,9 @@ struct CommunicationOptions {
   // alone where a host's processes cannot share memory; under mpirun, MPI messages. "shm" (all on
   // one host) or "tcp": that, or an error.
   std::string implementation = "auto";
+  // How processes add gradients: "auto", or one of Communicator::algorithms, "ring" for example.
+  // Not with virtual_shards, which say how.
+  std::string algorithm = "auto";
 };
 
 // What becomes of a job that loses a parameter server, when another process takes its place.
