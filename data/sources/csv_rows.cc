@@ -24,10 +24,11 @@ CsvRows::CsvRows(std::string_view content, char delimiter, bool trim, std::int64
       delimiter_(delimiter),
       trim_(trim),
       width_(width),
+      most_(std::min(kMost, content.size() / std::max<std::size_t>(width, 1) + 1)),
       line_(first_line),
       reader_(content, delimiter, trim, first_line),
-      fields_(kMost * width),
-      lines_(kMost) {}
+      fields_(most_ * width),
+      lines_(most_) {}
 
 inline std::uint64_t CsvRows::Ends(const char* block) const {
   std::uint64_t ends = 0;
@@ -70,7 +71,7 @@ std::size_t CsvRows::Plain(std::size_t count) {
   const char* at = at_;
   std::uint64_t ends = Ends(block);
   CsvField* fields = fields_.data() + count * width_;
-  for (; count < kMost; ++count, fields += width_) {
+  for (; count < most_; ++count, fields += width_) {
     const char* begin = at;
     for (std::size_t i = 0; i < width_; ++i) {
       while (ends == 0) {
@@ -106,9 +107,9 @@ std::size_t CsvRows::Plain(std::size_t count) {
 std::size_t CsvRows::Next() {
   std::size_t count = 0;
   reader_.Forget();
-  while (status_.ok() && count < kMost) {
+  while (status_.ok() && count < most_) {
     count = Plain(count);
-    if (count == kMost) {
+    if (count == most_) {
       break;
     }
     reader_.Seek(static_cast<std::size_t>(at_ - begin_), line_);

@@ -17,7 +17,7 @@ namespace cohort::data {
 
 class CsvRows {
  public:
-  static constexpr std::size_t kMost = 256;  // rows at a time
+  static constexpr std::size_t kMost = 256;  // rows at a time, at most
   // What can be read behind a field that was not in quotes: a whole register.
   static constexpr std::size_t kSlack = 64;
 
@@ -49,6 +49,7 @@ class CsvRows {
   char delimiter_;
   bool trim_;
   std::size_t width_;
+  std::size_t most_;   // rows at a time, no more than the content can hold
   std::int64_t line_;  // of what comes next
   CsvReader reader_;   // of rows that are not plain
   std::vector<CsvField> row_;

@@ -6,6 +6,7 @@
 #include "targets.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* bytes, std::size_t size) {
-  cohort::fuzz::kTargets[COHORT_FUZZ_TARGET].run({reinterpret_cast<const char*>(bytes), size});
+  cohort::fuzz::RunTarget(cohort::fuzz::kTargets[COHORT_FUZZ_TARGET],
+                          {reinterpret_cast<const char*>(bytes), size});
   return 0;
 }

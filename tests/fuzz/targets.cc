@@ -1,5 +1,6 @@
 #include "targets.h"
 
+#include <algorithm>
 #include <map>
 #include <stdexcept>
 #include <string>
@@ -14,6 +15,7 @@
 #include <cohort/data/webdataset.h>
 #include <cohort/io/record_file.h>
 
+#include "allocation_meter.h"
 #include "sources/content.h"
 #include "sources/csv_reader.h"
 #include "sources/tar.h"
@@ -73,6 +75,22 @@ void ReadAll(const Dataset& data) {
 }
 
 }  // namespace
+
+void RunTarget(const Target& target, std::string_view bytes) {
+  // A byte of deflate unpacks to 1032 at most.
+  const bool packed = bytes.starts_with("\x1f\x8b") ||
+                      (bytes.size() > 1 && bytes[0] == '\x78' &&
+                       (bytes[0] * 256 + static_cast<unsigned char>(bytes[1])) % 31 == 0);
+  const std::size_t limit = kBuffers + target.per_byte * bytes.size() * (packed ? 1032 : 1);
+  const AllocationMeter meter;
+  target.run(bytes);
+  const std::size_t most = AllocationMeter::Most();
+  if (most > limit) {
+    throw std::logic_error(std::string(target.name) + " takes " + std::to_string(most) +
+                           " bytes for a file of " + std::to_string(bytes.size()) + ", at most " +
+                           std::to_string(limit) + " are its own");
+  }
+}
 
 void TfRecordFile(std::string_view bytes) {
   MemoryFiles files = One(bytes);
@@ -137,7 +155,8 @@ void CsvFile(std::string_view bytes) {
     Check(!fields.empty() && reader.offset() > end && reader.offset() <= bytes.size(),
           "every row takes bytes of the file");
     end = reader.offset();
-    for (std::size_t i = 0; header && i < fields.size(); ++i) {
+    // Columns cost what their reader wants: only a few.
+    for (std::size_t i = 0; header && i < std::min<std::size_t>(fields.size(), 6); ++i) {
       options.columns.push_back({.name = std::string(fields[i].text),
                                  .type = i % 3 == 0   ? CsvType::kCategory
                                          : i % 3 == 1 ? CsvType::kHash
