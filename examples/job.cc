@@ -10,6 +10,7 @@
 #include <chrono>
 #include <csignal>
 #include <cstdio>
+#include <map>
 #include <memory>
 #include <thread>
 
@@ -58,17 +59,23 @@ Result<cohort::StrategyOptions> MakeStrategyOptions(const JobFlags& f) {
                                                  : f.consistency.empty() ? "async"
                                                                          : f.consistency));
   options.virtual_shards = f.virtual_shards;
-  const bool halves = f.compression == "bf16" || f.compression == "fp16";
-  if (f.compress_values && (f.strategy != "parameter_server" || !halves)) {
+  const std::map<std::string, cohort::DType> wires = {{"bf16", cohort::DType::kBFloat16},
+                                                      {"fp16", cohort::DType::kFloat16},
+                                                      {"int8", cohort::DType::kUInt8}};
+  const auto wire = wires.find(f.compression);
+  if (f.compression == "int8" && f.strategy != "parameter_server") {
+    return cohort::InvalidArgument("--compression int8 with --strategy '" + f.strategy +
+                                   "' [it goes with --strategy parameter_server]");
+  }
+  if (f.compress_values && (f.strategy != "parameter_server" || wire == wires.end())) {
     return cohort::InvalidArgument(
         "--compress-values with --strategy '" + f.strategy + "' and --compression " +
         f.compression +
-        " [it goes with --strategy parameter_server and --compression bf16 or fp16]");
+        " [it goes with --strategy parameter_server and --compression bf16, fp16 or int8]");
   }
-  if (f.strategy == "parameter_server" && halves) {
-    const auto wire = f.compression == "fp16" ? cohort::DType::kFloat16 : cohort::DType::kBFloat16;
-    options.server_wire = {.push = wire,
-                           .pull = f.compress_values ? wire : cohort::DType::kFloat32};
+  if (f.strategy == "parameter_server" && wire != wires.end()) {
+    options.server_wire = {.push = wire->second,
+                           .pull = f.compress_values ? wire->second : cohort::DType::kFloat32};
   } else {
     options.make_bucket_hook = MakeCompression(f);
   }
@@ -135,7 +142,7 @@ void DeclareJobFlags(CLI::App& app, JobFlags& f) {
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_option("--compression", f.compression, "of gradients between processes")
-      ->check(CLI::IsMember({"none", "bf16", "fp16", "powersgd"}))
+      ->check(CLI::IsMember({"none", "bf16", "fp16", "int8", "powersgd"}))
       ->capture_default_str();
   app.add_flag("--compress-values", f.compress_values,
                "parameter_server: values travel to workers as gradients from them");

@@ -277,7 +277,7 @@ struct Subject {
     COHORT_RETURN_IF_ERROR(client->Declare());
     COHORT_RETURN_IF_ERROR(client->Assign(values, {}, 0));
     std::uint64_t incarnation = 10;
-    for (const DType wire : {DType::kFloat16, DType::kBFloat16}) {
+    for (const DType wire : {DType::kFloat16, DType::kBFloat16, DType::kUInt8}) {
       rounding[wire] = ps::Client::Make(
           spec, {address},
           {.client = ++incarnation, .task = "worker:0", .wire = {.push = wire, .pull = wire}});

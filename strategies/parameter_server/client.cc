@@ -168,6 +168,7 @@ Status GrpcClient::Declare() {
   request.set_staleness(consistency.bounded() ? consistency.staleness : -1);
   request.set_backup_workers(static_cast<std::uint32_t>(consistency.backup_workers));
   request.set_partitioner(spec_.partitioner.ToString());
+  request.set_protocol(kProtocol);
   request.set_servers(static_cast<std::uint32_t>(spec_.servers));
   request.set_sender(options_.task);
   for (const TableSpec& table : spec_.tables) {

@@ -62,9 +62,11 @@ Status CheckConfig(const ClusterConfig& config, const StrategyOptions& options) 
                            " workers [fewer backup workers than workers, and no negative number]");
   }
   for (const DType wire : {options.server_wire.push, options.server_wire.pull}) {
-    if (wire != DType::kFloat32 && wire != DType::kFloat16 && wire != DType::kBFloat16) {
+    if (wire != DType::kFloat32 && wire != DType::kFloat16 && wire != DType::kBFloat16 &&
+        wire != DType::kUInt8) {
       return InvalidArgument("server_wire " + std::string(DTypeName(wire)) +
-                             " [float32, float16 or bfloat16]");
+                             " [float32, float16, bfloat16, or uint8: 8 bits and a scale for every "
+                             "256 values]");
     }
   }
   if (options.server_loss == ServerLoss::kPartial &&

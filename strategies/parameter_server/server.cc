@@ -45,9 +45,7 @@ Result<ModelSpec> SpecOf(const DeclareRequest& request) {
                       .staleness = static_cast<int>(std::max<std::int64_t>(request.staleness(), 0)),
                       .backup_workers = static_cast<int>(request.backup_workers())};
   spec.servers = static_cast<int>(request.servers());
-  if (!request.partitioner().empty()) {
-    COHORT_ASSIGN_OR_RETURN(spec.partitioner, Partitioner::Parse(request.partitioner()));
-  }
+  COHORT_ASSIGN_OR_RETURN(spec.partitioner, Partitioner::Parse(request.partitioner()));
   for (const auto& parameter : request.parameters()) {
     std::int64_t elements = 1;
     for (const std::int64_t dim : parameter.dims()) {
@@ -96,6 +94,15 @@ class Service final : public Base {
                                 " takes this process for ps:" + std::to_string(request->server()) +
                                 ", it is ps:" + std::to_string(index_) +
                                 " [check the addresses in the cluster configuration]")));
+    }
+    if (request->protocol() != kProtocol) {
+      return Reply(
+          context,
+          ToGrpc(FailedPrecondition(
+              request->sender() + " speaks protocol " + std::to_string(request->protocol()) +
+              ", ps:" + std::to_string(index_) + " protocol " + std::to_string(kProtocol) +
+              " [start every process of the job from the same "
+              "version of cohort]")));
     }
     const Result<ModelSpec> spec = SpecOf(*request);
     const Status status =

@@ -314,15 +314,17 @@ std::vector<float> TrainTowardsTargets(const ServerWire& wire) {
 TEST(WireOfParameterServers, TheEndIsThatOfFloat32ButForRounding) {
   const std::vector<float> exact = TrainTowardsTargets({});
   EXPECT_NEAR(exact[0], 0.1F, 1e-4);
-  for (const DType wire : {DType::kFloat16, DType::kBFloat16}) {
+  for (const DType wire : {DType::kFloat16, DType::kBFloat16, DType::kUInt8}) {
     const std::vector<float> pushed = TrainTowardsTargets({.push = wire});
     const std::vector<float> both = TrainTowardsTargets({.push = wire, .pull = wire});
     EXPECT_NE(pushed, exact) << "it did travel so";
-    const float rounding = wire == DType::kFloat16 ? 0x1p-11F : 0x1p-8F;
     for (std::size_t i = 0; i < 33; ++i) {
+      const float rounding = wire == DType::kFloat16    ? std::abs(exact[i]) * 0x1p-11F
+                             : wire == DType::kBFloat16 ? std::abs(exact[i]) * 0x1p-8F
+                                                        : exact[32] / 254;
       // Gradients vanish at the end, and their rounding with them; that of values does not.
-      EXPECT_NEAR(pushed[i], exact[i], std::abs(exact[i]) * rounding * 0.1) << i;
-      EXPECT_NEAR(both[i], exact[i], std::abs(exact[i]) * rounding * 2) << i;
+      EXPECT_NEAR(pushed[i], exact[i], rounding * 0.1) << i;
+      EXPECT_NEAR(both[i], exact[i], rounding * 2) << i;
     }
   }
 }

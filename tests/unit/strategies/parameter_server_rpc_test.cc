@@ -353,6 +353,28 @@ TEST_F(ServersTest, AnotherModelIsRefusedByName) {
   EXPECT_EQ(client->Pull(values, true).code(), StatusCode::kFailedPrecondition);
 }
 
+// F27: a process of an earlier version said nothing of a protocol, one of a later says more.
+TEST_F(ServersTest, AnotherVersionIsRefusedAndTheServerGoesOn) {
+  Start(1);
+  const auto stub = Servers::NewStub(NewChannel(addresses_[0]));
+  for (const std::uint32_t protocol : {0U, kProtocol + 1}) {
+    DeclareRequest request;
+    request.set_sender("worker:1");
+    request.set_servers(1);
+    request.set_protocol(protocol);
+    grpc::ClientContext context;
+    context.set_deadline(GrpcTimeout(std::chrono::seconds(10)));
+    DeclareReply reply;
+    const Status status = FromGrpc(stub->Declare(&context, request, &reply));
+    EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
+    EXPECT_THAT(status.message(), HasSubstr("worker:1 speaks protocol " + std::to_string(protocol) +
+                                            ", ps:0 protocol"));
+  }
+  Initialise();
+  std::vector<float> values(elements_);
+  EXPECT_TRUE(NewClient(1)->Pull(values, true).ok());
+}
+
 TEST_F(ServersTest, SwappedAddressesAreNoticed) {
   Start(2);
   std::swap(addresses_[0], addresses_[1]);
