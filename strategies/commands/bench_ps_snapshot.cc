@@ -175,7 +175,7 @@ struct Part {
 Status Train(const Options& options, const Subject& subject, int port, int pipe) {
   const std::vector<std::string> addresses = {"127.0.0.1:" + std::to_string(port)};
   ps::ClientOptions identity;
-  identity.incarnation = 2;
+  identity.client = 2;
   const auto client = ps::Client::Make(subject.model, addresses, identity);
   const auto rows = ps::RowClient::Make(subject.model, addresses, identity);
   const auto dim = static_cast<std::size_t>(options.dim);

@@ -224,7 +224,7 @@ Status PushFrom(const ps::ModelSpec& spec, const std::string& address, std::uint
                 const std::vector<float>& gradient, const std::atomic<bool>& stop,
                 std::atomic<std::int64_t>* pushes) {
   ps::ClientOptions identity;
-  identity.incarnation = client;
+  identity.client = client;
   const auto pusher = ps::Client::Make(spec, {address}, identity);
   while (!stop) {
     COHORT_RETURN_IF_ERROR(pusher->Push({.arena = gradient, .weight = 1}, {}));
