@@ -32,11 +32,19 @@ class TickClock {
 
  private:
   static constexpr std::uint64_t kReadAgain = 2'000'000;    // 0.5 to 1 ms
+  static constexpr std::uint64_t kTogether = 20'000;        // 5 to 10 us
   static constexpr std::uint64_t kTooShort = 200'000;       // for a rate
   static constexpr std::uint64_t kTooLong = 2'000'000'000;  // who knows what happened meanwhile
 
   Deadline Read(std::uint64_t ticks) {
     const Deadline now = std::chrono::steady_clock::now();
+    if (Ticks() - ticks > kTogether) {  // interrupted in between: no pair to reckon with
+      read_again_ = 0;
+      read_ticks_ = Ticks();
+      read_ = std::chrono::steady_clock::now();
+      last_ = std::max(last_, now);
+      return last_;
+    }
     const std::uint64_t since = ticks - read_ticks_;
     if (since >= kTooShort) {
       const bool rate = since <= kTooLong;

@@ -113,8 +113,9 @@ Plan Draw(std::uint64_t seed) {
   const int counts[] = {1, 100, 5'000, 100'000, 400'000};
   plan.count = counts[below(5)];
   plan.victim = below(plan.ranks);
-  // One link alone may be one that a ring does not use.
-  if (!plan.signal() && plan.algorithm != "ring" && below(2) == 0) {
+  // One link alone, silent, may be one that nothing passes; direct uses all.
+  const bool heard = plan.fault == Fault::kReset || plan.algorithm == "direct";
+  if (!plan.signal() && heard && below(2) == 0) {
     plan.other = (plan.victim + 1 + below(plan.ranks - 1)) % plan.ranks;
   }
   plan.step = 1 + below(12);

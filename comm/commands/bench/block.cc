@@ -209,14 +209,17 @@ std::int64_t Workload::CountWrong(std::uint64_t k) const {
 
 void Workload::Read() const {
   const auto* at = static_cast<const std::byte*>(buffers_.output.data);
-  const std::byte* const end = at + buffers_.output.bytes() / kLine * kLine;
+  std::size_t left = buffers_.output.bytes();
   std::array<std::uint64_t, kLine / sizeof(std::uint64_t)> sums = {};
-  for (; at < end; at += kLine) {
+  for (; left >= kLine; left -= kLine, at += kLine) {
     std::array<std::uint64_t, sums.size()> words;
     std::memcpy(words.data(), at, kLine);
     for (std::size_t i = 0; i < sums.size(); ++i) {
       sums[i] += words[i];
     }
+  }
+  for (; left > 0; --left, ++at) {
+    sums[0] += static_cast<std::uint64_t>(*at);
   }
   asm volatile("" : : "r"(sums.data()) : "memory");  // they are used
 }
