@@ -448,6 +448,28 @@ TEST_F(DataTools, IndexIsInTheFormatOfTfrecord2idx) {
   EXPECT_THAT(error_, HasSubstr("gzip has no random access"));
 }
 
+TEST_F(DataTools, EveryCommandHasHelpAndPrintsJson) {
+  for (const std::string command : {"stat", "verify", "convert", "shard", "index", "stats"}) {
+    EXPECT_THAT(Run({command, "--help"}),
+                AllOf(HasSubstr("--json"), HasSubstr("print a JSON object")))
+        << command;
+    Run({command}, 2);
+    EXPECT_THAT(error_, HasSubstr("required")) << command;
+  }
+  const std::string csv = Write("a.csv", "x,y\n1,2\n3,4\n");
+  for (const std::vector<std::string>& command :
+       {std::vector<std::string>{"stat", csv},
+        {"verify", csv},
+        {"stats", csv},
+        {"convert", csv, "--out", folder_ / "a.tfrecord"},
+        {"shard", csv + ".txt", "--files", "1", "--out", folder_ / "s"},
+        {"index", folder_ / "a.tfrecord"}}) {
+    Write("a.csv.txt", "x\ny\n");
+    EXPECT_EQ(RunJson(command).at("records"), 2) << command[0];
+    EXPECT_EQ(error_, "") << command[0] << ": short work shows no progress";
+  }
+}
+
 // Two hundred times the stream, and no more memory.
 TEST_F(DataTools, MemoryIsFlatOverALongStream) {
   const std::string path = WriteExamples("r.tfrecord", 400);  // 0.4 MB

@@ -25,6 +25,7 @@
 
 #include "commands/watched_files.h"
 #include "testing/temp_dir.h"
+#include "unit/data/collect.h"
 
 namespace cohort::data {
 namespace {
@@ -571,6 +572,53 @@ TEST_F(TfRecordsTest, WhatIsUnusualAboutFilesIsSaidOnce) {
                     HasSubstr("bad: record 1")));
   options.max_corrupt_fraction = -1;
   EXPECT_EQ(TfRecords({good}, options).status().code(), StatusCode::kInvalidArgument);
+}
+
+// At the beginning, at the end, behind a rest that is dropped; with other batches and workers. Of
+// other files, or in another order, there is no such place.
+TEST_F(TfRecordsTest, ResumesAtTheEdgesOfAnEpochOfItsFiles) {
+  const auto write = [this](const std::string& name, int begin, int end) {
+    std::vector<std::string> records;
+    for (int i = begin; i < end; ++i) {
+      TfFeatures features;
+      features["id"] = {.kind = TfFeature::Kind::kInt64, .ints = {i}};
+      records.push_back(EncodeTfExample(features));
+    }
+    return Write(name, records);
+  };
+  const std::string a = write("a", 0, 13);
+  const std::string b = write("b", 13, 22);
+  const auto data = [](const std::vector<std::string>& paths, std::uint64_t seed) {
+    return OrThrow(TfRecords(paths, {.features = {{.name = "id", .type = TfType::kInt64}}}))
+        .Shuffle(seed);
+  };
+  const Dataset all = data({a, b}, 1);
+  const auto order = Flatten(Collect(all.Batch(1), {.epoch = 3}));
+  ASSERT_EQ(order.size(), 22U);
+  struct Place {
+    Remainder remainder;
+    std::int64_t batch;
+    std::size_t example;
+  };
+  for (const auto& [remainder, batch, example] :
+       {Place{Remainder::kShort, 0, 0}, Place{Remainder::kShort, 3, 15},
+        Place{Remainder::kShort, 5, 22}, Place{Remainder::kDrop, 4, 22}}) {
+    const DataPosition place = all.Batch(5, remainder).PositionAt({.epoch = 3}, batch);
+    EXPECT_EQ(place.example, static_cast<std::int64_t>(example));
+    const std::vector<std::int64_t> rest(order.begin() + static_cast<std::ptrdiff_t>(example),
+                                         order.end());
+    for (const std::int64_t size : {1, 5, 8}) {
+      for (const int workers : {1, 2, 3}) {
+        const Dataset other = all.Batch(size);
+        EXPECT_EQ(Flatten(CollectWorld(other, workers, OrThrow(other.ResumeAt(place)))), rest)
+            << example << " " << size << " " << workers;
+      }
+    }
+    for (const Dataset& other : {data({a}, 1), data({b, a}, 1), data({a, b, a}, 1),
+                                 data({a, write("c", 14, 23)}, 1), data({a, b}, 2)}) {
+      EXPECT_EQ(other.Batch(5).ResumeAt(place).status().code(), StatusCode::kFailedPrecondition);
+    }
+  }
 }
 
 // As protobuf has it. The memory is not touched.
