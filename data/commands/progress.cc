@@ -75,8 +75,8 @@ void Progress::SetFile(const std::string& path, std::uint64_t bytes) {
 }
 
 void Progress::Advance(std::int64_t records, double part) {
-  const auto done =
-      static_cast<std::uint64_t>(std::clamp(part, 0.0, 1.0) * static_cast<double>(file_bytes_));
+  const double known = part >= 0 ? std::min(part, 1.0) : 0;  // nor of an empty file
+  const auto done = static_cast<std::uint64_t>(known * static_cast<double>(file_bytes_));
   const std::uint64_t more = done > file_done_ ? done - file_done_ : 0;
   file_done_ += more;
   Add(records, more);

@@ -71,7 +71,7 @@ class RecordRows final : public RowReader {
   }
   Result<std::shared_ptr<const RowBlock>> NextBlock() override {
     auto block = std::make_shared<Block>();
-    while (block->rows() < kBlockRows) {
+    while (block->rows() < kBlockRows && block->bytes.size() < kBlockBytes) {
       COHORT_ASSIGN_OR_RETURN(const auto record, reader_->Next());
       if (!record.has_value()) {
         break;
@@ -539,6 +539,19 @@ class NoRows final : public RowReader {
   double part() const override { return 1; }
 };
 
+std::size_t BytesOf(const Row& row) {
+  std::size_t bytes = 0;
+  for (const auto& [name, value] : row) {
+    bytes += value.kind == Value::Kind::kNumbers
+                 ? static_cast<std::size_t>(value.numbers.elements()) * SizeOf(value.numbers.dtype())
+                 : 0;
+    for (const std::string& text : value.strings) {
+      bytes += text.size();
+    }
+  }
+  return bytes;
+}
+
 struct RowsInMemory final : RowBlock {
   std::int64_t rows() const override { return static_cast<std::int64_t>(all.size()); }
   Status ForEach(const std::function<Status(const Row&)>& each) const override {
@@ -682,12 +695,14 @@ Result<std::int64_t> RowReader::Skip(std::int64_t rows) {
 
 Result<std::shared_ptr<const RowBlock>> RowReader::NextBlock() {
   auto block = std::make_shared<RowsInMemory>();
-  for (Row row; block->rows() < kBlockRows;) {
+  for (std::size_t bytes = 0; block->rows() < kBlockRows && bytes < kBlockBytes;) {
+    Row row;
     COHORT_ASSIGN_OR_RETURN(const bool more, Next(row));
     if (!more) {
       break;
     }
-    block->all.push_back(row);
+    bytes += BytesOf(row);
+    block->all.push_back(std::move(row));
   }
   if (block->rows() == 0) {
     block.reset();

@@ -50,6 +50,7 @@ class RowBlock {
 class RowReader {
  public:
   static constexpr std::int64_t kBlockRows = 4096;
+  static constexpr std::size_t kBlockBytes = std::size_t{4} << 20;  // or one row
 
   // `pool`: helps to find out what the columns of a CSV file are.
   static Result<std::unique_ptr<RowReader>> Open(FileSystem& files, const std::string& path,
@@ -61,8 +62,8 @@ class RowReader {
   // Passes over so many rows, or to the end: without reading them where the format allows. How
   // many there were.
   virtual Result<std::int64_t> Skip(std::int64_t rows);
-  // Instead of Next: the next kBlockRows, or what is left; null at the end. Blocks do not depend on
-  // threads.
+  // Instead of Next: the next kBlockRows or kBlockBytes, whatever is less, or what is left; null at
+  // the end. Blocks do not depend on threads.
   virtual Result<std::shared_ptr<const RowBlock>> NextBlock();
   // How much of the file the rows so far are, from 0 to 1.
   virtual double part() const = 0;

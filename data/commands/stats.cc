@@ -351,7 +351,13 @@ class Statistics {
       taken = path;
       first_ = first_.empty() ? path : first_;
       for (const Json& file : json.at("files")) {
-        Part& part = files_[file.at("file").get<std::size_t>()];
+        const auto [at, is_new] = files_.try_emplace(file.at("file").get<std::size_t>());
+        if (!is_new) {
+          return InvalidArgument(path + ": counts " + paths_.at(at->first) +
+                                 ", as another shard does [the shards began with different sizes "
+                                 "of the files: count them again]");
+        }
+        Part& part = at->second;
         part.records = file.at("records").get<std::int64_t>();
         for (const auto& [name, counts] : file.at("fields").items()) {
           part.fields[name] = LoadCounts(counts);
@@ -376,9 +382,18 @@ class Statistics {
     for (std::size_t i = 0; i < merged_.size(); ++i) {
       missing += merged_[i].empty() ? (missing.empty() ? "" : ", ") + std::to_string(i) : "";
     }
-    return missing.empty() ? Status()
-                           : InvalidArgument("of " + std::to_string(merged_.size()) +
-                                             " shards these are missing: " + missing);
+    if (!missing.empty()) {
+      return InvalidArgument("of " + std::to_string(merged_.size()) +
+                             " shards these are missing: " + missing);
+    }
+    for (std::size_t file = 0; file < paths_.size(); ++file) {
+      if (!files_.contains(file)) {
+        return InvalidArgument(paths_[file] +
+                               ": no shard counts it [the shards began with different sizes of the "
+                               "files: count them again]");
+      }
+    }
+    return {};
   }
 
   // A record file of one record.

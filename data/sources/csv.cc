@@ -172,6 +172,7 @@ struct Header {
 
 Result<std::unique_ptr<Header>> ReadHeader(const RandomAccessFile& file, const std::string& path,
                                            const CsvOptions& options) {
+  constexpr std::size_t kMostHeader = std::size_t{16} << 20;
   auto header = std::make_unique<Header>();
   for (std::size_t size = std::size_t{1} << 12;; size *= 4) {
     header->text.resize(std::min<std::uint64_t>(size, file.size()));
@@ -182,6 +183,11 @@ Result<std::unique_ptr<Header>> ReadHeader(const RandomAccessFile& file, const s
     const Result<bool> more = reader.Next(fields);
     const bool whole = header->text.size() == file.size();
     if (!whole && (!more.ok() || !*more || reader.offset() == header->text.size())) {
+      if (size >= kMostHeader) {
+        return DataLoss(path + ": the header line does not end within " +
+                        std::to_string(kMostHeader >> 20) + " MiB" +
+                        (more.ok() ? "" : ": " + more.status().message()));
+      }
       continue;  // it may go on
     }
     if (!more.ok()) {
@@ -430,14 +436,13 @@ Status Table::ReadFile(const std::string& path) {
 }
 
 Status Table::ReadPart(const std::vector<std::string>& paths) {
-  std::vector<std::unique_ptr<RandomAccessFile>> files;
   std::vector<std::uint64_t> begins = {0};  // of each file among the bytes of all, and the end
-  for (const std::string& path : paths) {
-    COHORT_ASSIGN_OR_RETURN(files.emplace_back(), options_.files->OpenForRead(path));
-    if (files.back()->size() == 0) {
+  for (const std::string& path : paths) {   // one at a time: there may be more than may be open
+    COHORT_ASSIGN_OR_RETURN(const auto opened, options_.files->OpenForRead(path));
+    if (opened->size() == 0) {
       return DataLoss(path + ": empty, not even a header line");
     }
-    begins.push_back(begins.back() + files.back()->size());
+    begins.push_back(begins.back() + opened->size());
   }
   const auto cut = [&](int part) {
     const auto share = static_cast<unsigned __int128>(begins.back()) * static_cast<unsigned>(part) /
@@ -452,7 +457,11 @@ Status Table::ReadPart(const std::vector<std::string>& paths) {
       continue;  // of the first the header is needed
     }
     const std::string& path = paths[i];
-    const RandomAccessFile& file = *files[i];
+    COHORT_ASSIGN_OR_RETURN(const auto opened, options_.files->OpenForRead(path));
+    const RandomAccessFile& file = *opened;
+    if (file.size() != begins[i + 1] - begins[i]) {
+      return DataLoss(path + ": its size changed while it was read");
+    }
     std::array<std::byte, 2> magic{};
     COHORT_ASSIGN_OR_RETURN(const std::size_t n, file.Read(0, magic));
     if (n == 2 && magic == std::array{std::byte{0x1f}, std::byte{0x8b}}) {

@@ -347,6 +347,12 @@ Status CheckFeatures(const std::vector<TfFeatureSpec>& features) {
 // Of all files: then the part that is bad is known.
 Status CheckFraction(const TfRecordOptions& options, const CorruptRecords& corrupt,
                      std::int64_t sound) {
+  if (corrupt.cut_files > 0 && options.max_corrupt_fraction < 1) {
+    return DataLoss("how many records are lost in " + std::to_string(corrupt.cut_files) +
+                    " files behind damage that cannot be passed is not known, so that "
+                    "TfRecordOptions.max_corrupt_fraction cannot hold; the first: " +
+                    corrupt.messages[0]);
+  }
   const std::int64_t found = corrupt.records + corrupt.cut_files;
   const std::int64_t all = sound + found;
   if (static_cast<double>(found) <= options.max_corrupt_fraction * static_cast<double>(all)) {
