@@ -94,7 +94,7 @@ void WarnOfTwice(const std::vector<std::string>& paths, const Log& log) {
 }
 
 Result<std::vector<std::string>> GlobAll(FileSystem& files,
-                                         const std::vector<std::string>& patterns, Log log) {
+                                         const std::vector<std::string>& patterns, const Log& log) {
   std::vector<std::string> all;
   for (const std::string& pattern : patterns) {
     COHORT_ASSIGN_OR_RETURN(const std::vector<std::string> found, Glob(files, pattern));

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdio>
 
 namespace cohort::data {
@@ -13,7 +14,7 @@ constexpr std::chrono::milliseconds kTerminalEvery(200);
 constexpr std::chrono::seconds kLinesEvery(10);
 
 std::string TimeText(double seconds) {
-  const auto whole = static_cast<long long>(seconds + 0.5);
+  const auto whole = std::llround(seconds);
   std::array<char, 64> text{};
   if (whole < 60) {
     std::snprintf(text.data(), text.size(), "%lld s", whole);

@@ -427,6 +427,7 @@ Status Table::ReadFile(const std::string& path) {
     return DataLoss(path + ": empty, not even a header line");
   }
   std::vector<std::string> header;
+  header.reserve(fields.size());
   for (const CsvField& field : fields) {
     header.emplace_back(field.text);
   }

@@ -22,6 +22,7 @@ Result<std::vector<std::string>> Glob(FileSystem& files, const std::string& patt
 // What matches any of the patterns, in bytewise order, each file once: also where it has two names,
 // the first of which counts, as a warning says.
 Result<std::vector<std::string>> GlobAll(FileSystem& files,
-                                         const std::vector<std::string>& patterns, Log log = {});
+                                         const std::vector<std::string>& patterns,
+                                         const Log& log = {});
 
 }  // namespace cohort::data
