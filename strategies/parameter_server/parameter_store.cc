@@ -734,7 +734,8 @@ bool ParameterStore::Copy(Reading& reading, bool slots, std::span<float> to, DTy
   if (encoded && !EncodeValues(wire, value, to)) {
     return false;
   }
-  if (client != 0 && compensates() && block.chunk.trainable && !ledger_.retired(client)) {
+  if (client != 0 && reading.snapshot == 0 && compensates() && block.chunk.trainable &&
+      !ledger_.retired(client)) {
     Pulled& pulled = block.pulled[client];
     pulled.version = reading.version;
     pulled.values = value;
