@@ -69,8 +69,8 @@ enum class ServerLoss {
   kPartial,
 };
 
-// How parameters travel between workers and parameter servers, which hold float32: kFloat32,
-// kFloat16 or kBFloat16. What rounding takes from a gradient is added to the worker's next one.
+// How parameters travel between workers and servers, which hold float32: kFloat32, kFloat16,
+// kBFloat16 or kUInt8 (256 values a scale). What a gradient loses is added to the worker's next.
 struct ServerWire {
   DType push = DType::kFloat32;
   DType pull = DType::kFloat32;
@@ -328,9 +328,10 @@ class Strategy {
   virtual Status SaveTable(int table, FileSystem& files, const std::string& path);
   virtual Status LoadTable(int table, FileSystem& files, const std::string& path);
   // Where one process hands out the data (a parameter server's chief), no other knows a point
-  // between two updates: that process calls `plan.save` at such points, from Serve or Next, while
-  // nothing moves, at the first chance after so many steps or epochs. Returns true, on all
-  // processes; before Serve and the first epoch. False: a program that has made a step may save.
+  // between two updates: that process calls `plan.save`, which gets the state of such a point while
+  // training may go on, from Serve or Next, soon after so many steps or epochs. Returns true, on
+  // all processes; before Serve and the first epoch. False: a program that has made a step may
+  // save.
   virtual bool SaveBetweenUpdates(SavePlan /*plan*/) { return false; }
 
   virtual Status Barrier(std::string_view name) = 0;
