@@ -291,6 +291,57 @@ Status FinishSharedAllReduce(Exchange& exchange, MutableBytes data, const Reduct
   return shared.Leave();
 }
 
+namespace {
+
+// Combined as they are asked for, from where the ranks have them.
+class ValuesOfAll final : public ReducedValues {
+ public:
+  ValuesOfAll(const Reduction& reduction, std::vector<const std::byte*> sources)
+      : reduction_(reduction), sources_(std::move(sources)) {}
+  const void* Read(std::int64_t first, std::int64_t count, void* room) const override {
+    const std::size_t at = static_cast<std::size_t>(first) * reduction_.element_bytes();
+    const std::size_t bytes = static_cast<std::size_t>(count) * reduction_.element_bytes();
+    auto* const to = static_cast<std::byte*>(room);
+    if (sources_.size() == 2) {
+      reduction_.Combine(to, sources_[0] + at, sources_[1] + at, bytes);
+    } else {
+      std::vector<const std::byte*> places = sources_;
+      for (const std::byte*& place : places) {
+        place += at;
+      }
+      CombineCanonically(reduction_, to, places, bytes);
+    }
+    reduction_.Finish(to, bytes, static_cast<int>(sources_.size()));
+    return room;
+  }
+
+ private:
+  const Reduction& reduction_;
+  const std::vector<const std::byte*> sources_;
+};
+
+}  // namespace
+
+Status FinishSharedRead(Exchange& exchange, MutableBytes data, const Reduction& reduction,
+                        const ReducedReader& read) {
+  Shared shared(exchange, reduction.element_bytes());
+  const std::size_t moved = data.size() * static_cast<std::size_t>(exchange.size() - 1);
+  COHORT_ASSIGN_OR_RETURN(const bool lent, shared.Meet(data.size(), moved, moved));
+  if (!lent) {
+    COHORT_RETURN_IF_ERROR(StagedAllReduce(exchange, shared, data, reduction));
+    read(StoredValues(data, reduction.element_bytes()));
+    return {};
+  }
+  shared.SetOwn(data.data());
+  std::vector<const std::byte*> sources;
+  for (int p = 0; p < exchange.size(); ++p) {
+    sources.push_back(shared.base(p));
+  }
+  const ValuesOfAll values(reduction, std::move(sources));
+  COHORT_RETURN_IF_ERROR(shared.Read([&] { read(values); }));
+  return shared.Leave();
+}
+
 Status FinishSharedReduceScatter(Exchange& exchange, MutableBytes input, MutableBytes output,
                                  const Reduction& reduction) {
   const int n = exchange.size();

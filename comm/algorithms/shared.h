@@ -23,8 +23,26 @@ bool HasShared(Transport& transport);
 // The first half of each: returns at once. `data` is what the others read of this rank.
 void ShowShared(Exchange& exchange, Bytes data);
 
+// Of what lies where it was made.
+class StoredValues final : public ReducedValues {
+ public:
+  StoredValues(Bytes data, std::size_t element_bytes)
+      : data_(data), element_bytes_(static_cast<std::int64_t>(element_bytes)) {}
+  const void* Read(std::int64_t first, std::int64_t /*count*/, void* /*room*/) const override {
+    return data_.data() + first * element_bytes_;
+  }
+
+ private:
+  const Bytes data_;
+  const std::int64_t element_bytes_;
+};
+
 // In place.
 Status FinishSharedAllReduce(Exchange& exchange, MutableBytes data, const Reduction& reduction);
+// Nothing is stored: `read` combines what it asks for straight from all ranks' buffers. In place,
+// and then read, where the memory of one is private.
+Status FinishSharedRead(Exchange& exchange, MutableBytes data, const Reduction& reduction,
+                        const ReducedReader& read);
 Status FinishSharedReduceScatter(Exchange& exchange, MutableBytes input, MutableBytes output,
                                  const Reduction& reduction);
 // blocks[r] is where rank r's block belongs; blocks[rank] is filled in, and what was shown.

@@ -533,6 +533,24 @@ void Reducer::Complete(int replica, int bucket, Stream& stream) {
   launching_ = false;
 }
 
+CollectiveOptions Reducer::OptionsOf(const BucketPlan::Bucket& bucket) const {
+  CollectiveOptions options;
+  options.name = bucket.name;
+  options.timeout = options_.timeout;
+  options.algorithm = options_.algorithm;
+  return options;
+}
+
+// The host's arenas, into that of replica 0.
+void Reducer::SumReplicas(const BucketPlan::Bucket& bucket, Stream& stream) {
+  if (options_.replicas > 1) {
+    stream.Enqueue([this, begin = bucket.begin, end = bucket.end]() -> Status {
+      SumSpan(begin, end);
+      return {};
+    });
+  }
+}
+
 void Reducer::Launch(int index, Stream& stream) {
   Flight& flight = flights_[static_cast<std::size_t>(index)];
   const BucketPlan::Bucket& bucket = plan_.buckets[static_cast<std::size_t>(index)];
@@ -541,10 +559,11 @@ void Reducer::Launch(int index, Stream& stream) {
       (devices_ != nullptr ? devices_->copy(r).stream() : stream).WaitFor(std::move(point));
     }
   }
-  CollectiveOptions options;
-  options.name = bucket.name;
-  options.timeout = options_.timeout;
-  options.algorithm = options_.algorithm;
+  if (is_read(index)) {
+    SumReplicas(bucket, stream);
+    return;
+  }
+  CollectiveOptions options = OptionsOf(bucket);
   options.stream = devices_ != nullptr ? &devices_->copy(0).stream() : &stream;
   flight.launched_at = std::chrono::steady_clock::now();
   Communicator::Pending pending =
@@ -567,11 +586,8 @@ Communicator::Pending Reducer::LaunchDense(Flight& flight, int index,
     const auto [begin, end] = plan_.GradientsOf(index);
     devices_->Sum(Arenas(), begin, end);
     devices_->Land(Arenas(), begin, end);
-  } else if (options_.replicas > 1) {
-    options.stream->Enqueue([this, begin = bucket.begin, end = bucket.end]() -> Status {
-      SumSpan(begin, end);
-      return {};
-    });
+  } else {
+    SumReplicas(bucket, *options.stream);
   }
   if (options_.hook == nullptr) {
     return options_.communicator->AllReduce(values, ReduceOp::kSum, options);
@@ -677,7 +693,40 @@ Status Reducer::Landed(int bucket) {
   return status;
 }
 
+Status Reducer::Read(int index, const std::function<void()>& apply) {
+  const BucketPlan::Bucket& bucket = plan_.buckets[static_cast<std::size_t>(index)];
+  auto pending = options_.communicator->AllReduceRead(
+      LandingOf(index), ReduceOp::kSum,
+      [&](const ReducedValues& values) {
+        reading_ = &values;
+        reading_from_ = bucket.begin;
+        if (index == 0) {
+          std::array<float, BucketPlan::kHeaderElements> room;
+          std::ranges::copy_n(
+              static_cast<const float*>(values.Read(0, BucketPlan::kHeaderElements, room.data())),
+              BucketPlan::kHeaderElements, read_header_.begin());
+        }
+        apply();
+        reading_ = nullptr;
+      },
+      OptionsOf(bucket));
+  COHORT_RETURN_IF_ERROR(pending.status());
+  return pending.value()->Wait();
+}
+
+std::span<const float> Reducer::SumOf(const BucketPlan::Chunk& chunk, float* room) const {
+  if (reading_ == nullptr) {
+    return stack(0).current.values(chunk.gradient, chunk.elements);
+  }
+  return {static_cast<const float*>(
+              reading_->Read(chunk.gradient - reading_from_, chunk.elements, room)),
+          static_cast<std::size_t>(chunk.elements)};
+}
+
 double Reducer::total_weight() const {
+  if (options_.one_pass) {
+    return UnpackWeight(read_header_);
+  }
   if (devices_ != nullptr && options_.communicator != nullptr) {
     return UnpackWeight(devices_->Landing(stack(0).current).header());
   }

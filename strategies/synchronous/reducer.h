@@ -39,13 +39,20 @@
 // A process that trains alone has nothing to hide behind the backward pass: nothing is launched,
 // and the arenas are summed chunk by chunk when they are applied, while the chunk is in the cache.
 //
+// ONE PASS. So it is between two processes of one host that have no core for communication: nothing
+// is hidden where the backward pass waits meanwhile. Dense buckets are not launched but READ when
+// all replicas have ended (Communicator::AllReduceRead): each process adds what it applies straight
+// from both arenas, chunk by chunk, and no sum is stored.
+//
 // Thread rules: Begin, End and the sink from the replica's own thread; everything else from the
 // strategy's while no replica is in a pass, Sum also from many at once for different chunks.
 
 #pragma once
 
+#include <array>
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -83,6 +90,7 @@ class Reducer {
     StepRows* rows = nullptr;              // of the model's tables, if it has any
     bool seed_with_weight = true;          // loss_seed(): the replica's weight, or 1
     BucketLimits limits;
+    bool one_pass = false;  // only where the communicator reads_in_place, without hook and copies
     std::string algorithm = "auto";        // of the all-reduces
     std::chrono::milliseconds timeout{0};  // of one bucket's journey
     Log log;
@@ -123,6 +131,14 @@ class Reducer {
   // Blocks until bucket b holds the sum over all processes, and puts it on the streams of the
   // devices. For buckets in order.
   Status Landed(int bucket);
+  // Whether it is read instead.
+  bool is_read(int bucket) const {
+    return options_.one_pass && !plan_.buckets[static_cast<std::size_t>(bucket)].rows;
+  }
+  // Blocks until all processes have bucket b, calls `apply`, and blocks until none needs this one's
+  // any more. Meanwhile SumOf is what the chunks of the bucket come from, and total_weight is known
+  // from bucket 0 on.
+  Status Read(int bucket, const std::function<void()>& apply);
   bool has_landed(int bucket) const;
   std::chrono::steady_clock::time_point launched_at(int bucket) const;
   // Of the global batch. After Landed(0); alone, after every End.
@@ -130,6 +146,8 @@ class Reducer {
   std::span<const float> gradients() const;  // where the sums land
   // Alone: makes replica 0's chunk the sum over the replicas. Otherwise it is, once landed.
   void Sum(const BucketPlan::Chunk& chunk);
+  // The sum of a chunk: where it landed, or made in `room`, of as many elements. Any thread.
+  std::span<const float> SumOf(const BucketPlan::Chunk& chunk, float* room) const;
   // With devices: where the sums land on one, for what its stream is given. Alone, behind
   // SumOnDevices, which puts the sums over the replicas there.
   std::span<const float> gradients(const DeviceCopy& copy) const;
@@ -156,6 +174,8 @@ class Reducer {
   std::span<float> LandingOf(int bucket);
   void Complete(int replica, int bucket, Stream& stream);
   void Launch(int bucket, Stream& stream);
+  CollectiveOptions OptionsOf(const BucketPlan::Bucket& bucket) const;
+  void SumReplicas(const BucketPlan::Bucket& bucket, Stream& stream);
   Communicator::Pending LaunchDense(Flight& flight, int index, const CollectiveOptions& options);
   Communicator::Pending LaunchRows(const BucketPlan::Bucket& bucket,
                                    const CollectiveOptions& options);
@@ -184,6 +204,11 @@ class Reducer {
   bool launching_ = false;
   double pass_weight_ = 0;  // of the replicas that completed bucket 0
   bool warned_ = false;
+
+  // While a bucket is read; and the header of bucket 0.
+  const ReducedValues* reading_ = nullptr;
+  std::int64_t reading_from_ = 0;
+  std::array<float, BucketPlan::kHeaderElements> read_header_{};
 };
 
 }  // namespace cohort

@@ -307,7 +307,6 @@ void SynchronousStrategy::ForChunks(std::size_t first, std::size_t last,
 
 void SynchronousStrategy::Apply(std::size_t first_chunk, std::size_t last_chunk, float scale) {
   const std::span<float> values = parameters_->all();
-  const std::span<const float> gradients = reducer_->gradients();
   const bool summed = NeedsNorm();
   ForChunks(first_chunk, last_chunk, [&](std::size_t index) {
     const BucketPlan::Chunk& chunk = reducer_->plan().chunks[index];
@@ -316,18 +315,19 @@ void SynchronousStrategy::Apply(std::size_t first_chunk, std::size_t last_chunk,
     }
     const auto value = static_cast<std::size_t>(chunk.value);
     const auto elements = static_cast<std::size_t>(chunk.elements);
+    // Of a size that the allocator has at hand: the same, from chunk to chunk, in the cache.
+    const auto room = one_pass_ ? std::make_unique_for_overwrite<float[]>(elements) : nullptr;
     std::vector<std::span<float>> slots;
     slots.reserve(slots_.size());
     for (const std::span<float> slot : slots_) {
       slots.push_back(slot.subspan(value, elements));
     }
-    optimizer_->Apply(
-        {.value = values.subspan(value, elements),
-         .gradient = gradients.subspan(static_cast<std::size_t>(chunk.gradient), elements),
-         .slots = slots,
-         .gradient_scale = scale,
-         .step = step_ + 1,
-         .bias_step = BiasStep()});
+    optimizer_->Apply({.value = values.subspan(value, elements),
+                       .gradient = reducer_->SumOf(chunk, room.get()),
+                       .slots = slots,
+                       .gradient_scale = scale,
+                       .step = step_ + 1,
+                       .bias_step = BiasStep()});
   });
 }
 
@@ -386,16 +386,41 @@ Status SynchronousStrategy::Expose(const std::function<Status()>& wait) {
   return status;
 }
 
+// A bucket in one pass. What is not spent on the update is waiting.
+Status SynchronousStrategy::ReadAndApply(int bucket, float& scale, int& applied) {
+  SteadyClock::duration updating{0};
+  const SteadyClock::time_point start = SteadyClock::now();
+  const Status status = reducer_->Read(bucket, [&] {
+    const SteadyClock::time_point begin = SteadyClock::now();
+    if (bucket == 0) {
+      const double weight = reducer_->total_weight();
+      scale = weight > 0 ? GradientScale(weight) : 0;
+    }
+    if (scale > 0) {
+      const BucketPlan::Bucket& b = reducer_->plan().buckets[static_cast<std::size_t>(bucket)];
+      ++applied;
+      Apply(b.first_chunk, b.last_chunk, scale);
+    }
+    updating = SteadyClock::now() - begin;
+  });
+  exposed_seconds_ += Seconds(SteadyClock::now() - start - updating);
+  return status;
+}
+
 // Waits for each bucket in turn and applies it, unless all have to be there first; `applied` counts
 // those that were. The tuner learns from buckets that were waited for and followed such, and from
 // the operation behind them.
 Status SynchronousStrategy::LandInOrder(Work* behind, float& scale, int& applied) {
   const BucketPlan& plan = reducer_->plan();
   const bool at_once = AtOnce();
-  const bool watched = Watched(sent_passes_);
+  const bool watched = !one_pass_ && Watched(sent_passes_);
   std::optional<SteadyClock::time_point> since = reducer_->launched_at(0);
   for (std::size_t b = 0; b < plan.buckets.size(); ++b) {
     const int bucket = static_cast<int>(b);
+    if (reducer_->is_read(bucket)) {
+      COHORT_RETURN_IF_ERROR(ReadAndApply(bucket, scale, applied));
+      continue;
+    }
     const bool waited = !reducer_->has_landed(bucket);
     COHORT_RETURN_IF_ERROR(Expose([&] { return reducer_->Landed(bucket); }));
     if (b == 0) {
@@ -596,6 +621,9 @@ Status SynchronousStrategy::SettleTogether(int& applied) {
     state = sent.ok() ? std::move(sent).value() : nullptr;
   }
   float scale = 0;
+  if (status.ok() && one_pass_) {  // so that each operation is run by who waits for it
+    status = Expose([&] { return sums.value()->Wait(); });
+  }
   if (status.ok()) {
     status = LandInOrder(sums->get(), scale, applied);
   }
@@ -718,7 +746,7 @@ Status SynchronousStrategy::AfterStep() {
   if (!ordered_) {
     return AgreeOnOrder();
   }
-  const bool adapts = options_.bucket_bytes == 0 && num_processes_ == 2;
+  const bool adapts = options_.bucket_bytes == 0 && num_processes_ == 2 && !one_pass_;
   if (adapts && Watched(sent_passes_) && !Watched(sent_passes_ + 1)) {
     return AgreeOnLimits();
   }

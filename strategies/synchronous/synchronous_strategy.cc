@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <limits>
 #include <utility>
 
 #include <cohort/core/random.h>
@@ -30,6 +31,9 @@ BucketLimits LimitsOf(const StrategyOptions& options) {
                                    : BucketLimits{.first_bytes = options.first_bucket_bytes,
                                                   .bytes = options.bucket_bytes};
 }
+
+// Communicator::AllReduceRead instead of AllReduce.
+constexpr std::string_view kOnePass = "one_pass";
 
 int LocalReplicas(const StrategyOptions& options) {
   return options.devices.empty() ? options.num_devices : static_cast<int>(options.devices.size());
@@ -131,6 +135,12 @@ Status SynchronousStrategy::CheckAlgorithm(const StrategyOptions& options,
                            "of them out]");
   }
   std::string choices = "auto";
+  if (communicator->reads_in_place()) {
+    choices += ", " + std::string(kOnePass);
+    if (name == kOnePass) {
+      return {};
+    }
+  }
   for (const std::string_view offered : communicator->algorithms(OperationKind::kAllReduce)) {
     if (offered == name) {
       return {};
@@ -268,6 +278,7 @@ Status SynchronousStrategy::Bind(ParameterSet& parameters, std::unique_ptr<Optim
   }
   COHORT_RETURN_IF_ERROR(BindRows(parameters, *optimizer));
   COHORT_RETURN_IF_ERROR(MakeCopies(parameters));
+  COHORT_RETURN_IF_ERROR(ChooseOnePass(*optimizer));
   COHORT_RETURN_IF_ERROR(MakeReducer(parameters));
   std::size_t state = 0;
   for (int p = 0; p < parameters.size(); ++p) {
@@ -365,6 +376,39 @@ Status SynchronousStrategy::MakeCopies(ParameterSet& parameters) {
   return {};
 }
 
+// Whether buckets are hidden behind the backward pass or read by the update. Hiding them takes a
+// core from the backward pass where none is left over; one of many is no loss, one of two is.
+Status SynchronousStrategy::ChooseOnePass(const Optimizer& optimizer) {
+  one_pass_ = false;
+  const std::string& name = options_.communication.algorithm;
+  const bool asked = name == kOnePass;
+  if (communicator_ != nullptr && communicator_->reads_in_place() && (asked || name == "auto")) {
+    const bool possible = hook_ == nullptr && !options_.whole_updates && !scaler_.has_value() &&
+                          optimizer.global_clip_norm() == 0 && copies_.empty();
+    constexpr int kFewThreads = 2;
+    const int threads = gang_.size() * intra_op_threads_;
+    const int cores = CoresPerReplica({.local_size = num_processes_}, 1);
+    std::int32_t wish = possible && (asked || (threads <= kFewThreads && cores <= threads)) ? 1 : 0;
+    CollectiveOptions options;
+    options.name = "one pass over gradients";
+    COHORT_RETURN_IF_ERROR(
+        Meet(communicator_->AllReduce(std::span<std::int32_t>(&wish, 1), ReduceOp::kMin, options)));
+    one_pass_ = wish == 1;
+  }
+  constexpr std::int64_t kOneBucket = std::numeric_limits<std::int64_t>::max() / 2;
+  limits_ =
+      one_pass_ ? BucketLimits{.first_bytes = kOneBucket, .bytes = kOneBucket} : LimitsOf(options_);
+  return {};
+}
+
+// What all-reduces of buckets go by.
+std::string SynchronousStrategy::SumsAlgorithm() const {
+  if (options_.virtual_shards > 0) {
+    return algorithm_;
+  }
+  return options_.communication.algorithm == kOnePass ? "auto" : options_.communication.algorithm;
+}
+
 Status SynchronousStrategy::MakeReducer(ParameterSet& parameters) {
   order_ = BucketOrder::Declared(parameters);
   std::vector<Kernels*> kernels;
@@ -381,10 +425,8 @@ Status SynchronousStrategy::MakeReducer(ParameterSet& parameters) {
                                                          .seed_with_weight = options_.loss_scale ==
                                                                              LossScale::kGlobalMean,
                                                          .limits = limits_,
-                                                         .algorithm =
-                                                             options_.virtual_shards > 0
-                                                                 ? algorithm_
-                                                                 : options_.communication.algorithm,
+                                                         .one_pass = one_pass_,
+                                                         .algorithm = SumsAlgorithm(),
                                                          .timeout = options_.collective_timeout,
                                                          .log = options_.log});
   COHORT_RETURN_IF_ERROR(made.status());

@@ -104,6 +104,8 @@ class SynchronousStrategy final : public Strategy {
   enum class Purpose { kTrain, kEvaluate };
 
   Status MakeCopies(ParameterSet& parameters);
+  Status ChooseOnePass(const Optimizer& optimizer);
+  std::string SumsAlgorithm() const;
   Status MakeReducer(ParameterSet& parameters);
   DeviceCopy* copy_of(int thread) const {
     return copy_of_.empty() ? nullptr : copy_of_[static_cast<std::size_t>(thread)];
@@ -126,6 +128,7 @@ class SynchronousStrategy final : public Strategy {
   Status UpdateAlone();
   Status Skip();
   Status UpdateAtOnce(float scale);
+  Status ReadAndApply(int bucket, float& scale, int& applied);
   Status LandInOrder(Work* behind, float& scale, int& applied);
   // Waits, and counts the time.
   Status Expose(const std::function<Status()>& wait);
@@ -190,7 +193,8 @@ class SynchronousStrategy final : public Strategy {
   BucketOrder order_;
   BucketLimits limits_;
   BucketTuner tuner_;
-  bool ordered_ = false;  // by what was seen
+  bool one_pass_ = false;  // buckets are read, see Reducer
+  bool ordered_ = false;   // by what was seen
   std::int64_t sent_passes_ = 0;
   std::unique_ptr<SpanReduction> span_reduction_;
   std::vector<Outcome> outcomes_;  // by local replica

@@ -29,6 +29,18 @@ StrategyWorld Synchronous(int processes, int replicas) {
   return world;
 }
 
+StrategyWorld By(const std::string& algorithm, int replicas) {
+  StrategyWorld world = Synchronous(2, replicas);
+  world.name += "_" + algorithm;
+  world.make = [algorithm, make = world.make](int process, StrategyOptions options) {
+    if (options.virtual_shards == 0) {
+      options.communication.algorithm = algorithm;
+    }
+    return make(process, std::move(options));
+  };
+  return world;
+}
+
 // The same on devices of which only their kernels reach the memory: by replica, which far device it
 // is on, or the CPU. Their streams are those that `options` asks for.
 constexpr int kCpu = -1;
@@ -97,7 +109,8 @@ INSTANTIATE_TEST_SUITE_P(Synchronous, StrategyConformance,
                          ::testing::Values(Synchronous(1, 1), Synchronous(1, 2), Synchronous(1, 3),
                                            Synchronous(1, 4), Synchronous(2, 1), Synchronous(3, 1),
                                            Synchronous(4, 1), Synchronous(2, 2), Synchronous(3, 2),
-                                           Synchronous(2, 3)),
+                                           Synchronous(2, 3), By("shared", 1), By("one_pass", 1),
+                                           By("shared", 2), By("one_pass", 2)),
                          [](const ::testing::TestParamInfo<StrategyWorld>& world) {
                            return world.param.name;
                          });
