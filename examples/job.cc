@@ -52,6 +52,7 @@ Result<cohort::StrategyOptions> MakeStrategyOptions(const JobFlags& f) {
   options.journal_folder = f.checkpoint_dir;
   options.communication.implementation = f.communication;
   options.communication.algorithm = f.algorithm;
+  options.communication.rails = f.rails;
   options.mpi_implementation = f.mpi_implementation;
   options.flight_folder = f.flight_folder;
   options.consistency =
@@ -169,6 +170,10 @@ void DeclareJobFlags(CLI::App& app, JobFlags& f) {
       ->capture_default_str();
   app.add_option("--all-reduce", f.algorithm,
                  "how processes add gradients: auto, or an algorithm of comm/README.md by name")
+      ->capture_default_str();
+  app.add_option("--rails", f.rails,
+                 "connections between two processes, where the network limits each of them")
+      ->check(CLI::Range(1, 64))
       ->capture_default_str();
   app.add_option("--mpi-implementation", f.mpi_implementation,
                  "under mpirun: our algorithms, or MPI's")

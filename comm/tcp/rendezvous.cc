@@ -14,7 +14,7 @@ namespace {
 
 using std::chrono::seconds;
 
-constexpr std::uint64_t kMagic = 0x31504d4f43524f43U;  // "CORCOMP1"
+constexpr std::uint64_t kMagic = 0x32504d4f43524f43U;  // "CORCOMP2"
 constexpr seconds kRollCall{10};      // how often the missing are listed in the log
 constexpr seconds kHelloTimeout{10};  // a connection that does not say who it is goes
 constexpr std::size_t kMaxStrangers = 256;
@@ -25,13 +25,16 @@ struct Hello {
   std::uint64_t generation;
   std::uint32_t rank;
   std::uint32_t channel;
+  std::uint64_t channels;
+  std::uint64_t stripe_bytes;
 };
 
 enum class Verdict : std::uint32_t {
   kWelcome = 0,
   kOtherGroup = 1,
   kOtherGeneration = 2,
-  kNotAwaited = 3
+  kNotAwaited = 3,
+  kOtherRails = 4
 };
 
 struct Answer {
@@ -39,6 +42,8 @@ struct Answer {
   std::uint64_t generation;  // of the one who answers
   std::uint32_t rank;
   Verdict verdict;
+  std::uint64_t channels;
+  std::uint64_t stripe_bytes;
 };
 
 std::uint64_t Digest(const GroupIdentity& group) {
@@ -49,6 +54,10 @@ std::uint64_t Digest(const GroupIdentity& group) {
     add(static_cast<unsigned char>(group.size >> shift));
   }
   return digest;
+}
+
+std::string RailsText(std::uint64_t channels, std::uint64_t stripe_bytes) {
+  return std::to_string(channels - 1) + " rail(s) of " + std::to_string(stripe_bytes) + " bytes";
 }
 
 class Meeting {
@@ -62,7 +71,7 @@ class Meeting {
         deadline_(deadline),
         started_(std::chrono::steady_clock::now()),
         next_roll_call_(started_ + kRollCall),
-        sockets_(static_cast<std::size_t>(group.size * kChannels)) {}
+        sockets_(static_cast<std::size_t>(group.size * group.channels)) {}
 
   Result<std::vector<Socket>> Run() {
     for (int peer = 0; peer < group_.rank; ++peer) {
@@ -95,7 +104,7 @@ class Meeting {
         CallTheRoll();
       }
     }
-    for (int channel = 0; channel < kChannels; ++channel) {
+    for (int channel = 0; channel < group_.channels; ++channel) {
       COHORT_RETURN_IF_ERROR(ConnectTo(peer, channel, address));
     }
     return {};
@@ -111,9 +120,13 @@ class Meeting {
     }
     Socket socket = std::move(connected).value();
     COHORT_RETURN_IF_ERROR(Prepare(socket).Annotate(who));
-    const Hello hello = {kMagic, Digest(group_), group_.generation,
+    const Hello hello = {kMagic,
+                         Digest(group_),
+                         group_.generation,
                          static_cast<std::uint32_t>(group_.rank),
-                         static_cast<std::uint32_t>(channel)};
+                         static_cast<std::uint32_t>(channel),
+                         static_cast<std::uint64_t>(group_.channels),
+                         group_.stripe_bytes};
     Answer answer = {};
     Status status = WriteAll(socket, &hello, sizeof(hello), deadline_);
     if (status.ok()) {
@@ -140,6 +153,11 @@ class Meeting {
       case Verdict::kOtherGeneration:
         return FailedPrecondition(who + " is in generation " + std::to_string(answer.generation) +
                                   ", this rank in " + std::to_string(group_.generation));
+      case Verdict::kOtherRails:
+        return FailedPrecondition(
+            who + " has " + RailsText(answer.channels, answer.stripe_bytes) + ", this rank " +
+            RailsText(static_cast<std::uint64_t>(group_.channels), group_.stripe_bytes) +
+            " [give every process the same rails]");
       case Verdict::kOtherGroup:
         return FailedPrecondition(who + " belongs to another group than '" + group_.name + "' of " +
                                   std::to_string(group_.size) + " ranks");
@@ -207,14 +225,21 @@ class Meeting {
       verdict = Verdict::kOtherGroup;
     } else if (hello.generation != group_.generation) {
       verdict = Verdict::kOtherGeneration;
+    } else if (hello.channels != static_cast<std::uint64_t>(group_.channels) ||
+               hello.stripe_bytes != group_.stripe_bytes) {
+      verdict = Verdict::kOtherRails;
     } else if (hello.rank <= static_cast<std::uint32_t>(group_.rank) ||
                hello.rank >= static_cast<std::uint32_t>(group_.size) ||
-               hello.channel >= static_cast<std::uint32_t>(kChannels) ||
+               hello.channel >= static_cast<std::uint32_t>(group_.channels) ||
                At(static_cast<int>(hello.rank), static_cast<int>(hello.channel)).open()) {
       verdict = Verdict::kNotAwaited;
     }
-    const Answer answer = {kMagic, group_.generation, static_cast<std::uint32_t>(group_.rank),
-                           verdict};
+    const Answer answer = {kMagic,
+                           group_.generation,
+                           static_cast<std::uint32_t>(group_.rank),
+                           verdict,
+                           static_cast<std::uint64_t>(group_.channels),
+                           group_.stripe_bytes};
     const bool told =
         WriteAll(stranger.socket, &answer, sizeof(answer), DeadlineAfter(seconds(1))).ok();
     if (verdict != Verdict::kWelcome) {
@@ -230,17 +255,20 @@ class Meeting {
   }
 
   Socket& At(int peer, int channel) {
-    return sockets_[static_cast<std::size_t>(peer * kChannels + channel)];
+    return sockets_[static_cast<std::size_t>(peer * group_.channels + channel)];
   }
   const Socket& At(int peer, int channel) const {
-    return sockets_[static_cast<std::size_t>(peer * kChannels + channel)];
+    return sockets_[static_cast<std::size_t>(peer * group_.channels + channel)];
   }
 
   std::vector<int> Absent() const {
     std::vector<int> absent;
     for (int peer = 0; peer < group_.size; ++peer) {
-      if (peer != group_.rank &&
-          !(At(peer, kDataChannel).open() && At(peer, kControlChannel).open())) {
+      bool here = true;
+      for (int channel = 0; channel < group_.channels; ++channel) {
+        here &= At(peer, channel).open();
+      }
+      if (peer != group_.rank && !here) {
         absent.push_back(peer);
       }
     }

@@ -1,5 +1,5 @@
-// How the ranks of a group come to have two connections for each pair: one for data, one for
-// control frames, which must get through when data is stuck.
+// How the ranks of a group come to have two connections for each pair, or more: one or several for
+// data, one for control frames, which must get through when data is stuck.
 //
 // Rank r connects to every lower rank and accepts every higher one. Both sides of a connection say
 // who they are: the group, its size and generation, and the rank; whatever does not belong here
@@ -22,11 +22,17 @@
 
 namespace cohort {
 
+inline constexpr int kDataChannel = 0;
+inline constexpr int kControlChannel = 1;  // those behind it are more rails for data
+inline constexpr int kChannels = 2;
+
 struct GroupIdentity {
   std::string name;  // equal on all ranks: the key prefix, the split
   int rank = 0;
   int size = 1;
   std::uint64_t generation = 1;
+  int channels = kChannels;        // connections of a pair
+  std::uint64_t stripe_bytes = 0;  // what else both ends must have equal
 };
 
 struct Directory {
@@ -37,11 +43,7 @@ struct Directory {
   std::function<std::string(int rank)> name;  // what errors call a rank
 };
 
-inline constexpr int kChannels = 2;
-inline constexpr int kDataChannel = 0;
-inline constexpr int kControlChannel = 1;
-
-// Sockets at rank * kChannels + channel; the own places stay closed. DeadlineExceeded names who is
+// Sockets at rank * channels + channel; the own places stay closed. DeadlineExceeded names who is
 // missing and what was tried; FailedPrecondition says what a peer refused.
 Result<std::vector<Socket>> ConnectGroup(const GroupIdentity& group, const Listener& listener,
                                          const Directory& directory, const Log& log,

@@ -11,6 +11,12 @@ Result<std::unique_ptr<Communicator>> MakeTcpCommunicator(int rank, int size, Ke
                                                           const TcpOptions& tcp,
                                                           const CommunicatorOptions& options) {
   Require(size >= 1 && rank >= 0 && rank < size, "MakeTcpCommunicator: rank is in [0, size)");
+  constexpr int kMostRails = 64;
+  if (tcp.rails < 1 || tcp.rails > kMostRails || tcp.stripe_bytes < 1) {
+    return InvalidArgument("TcpOptions: " + std::to_string(tcp.rails) + " rails of " +
+                           std::to_string(tcp.stripe_bytes) +
+                           " bytes [1 to 64 rails, of at least 1 byte]");
+  }
   const Deadline deadline = DeadlineAfter(tcp.connect_timeout);
   COHORT_ASSIGN_OR_RETURN(const Listener listener, Listen(tcp.bind_address, tcp.rendezvous_host));
   TcpGroup group;
@@ -21,10 +27,14 @@ Result<std::unique_ptr<Communicator>> MakeTcpCommunicator(int rank, int size, Ke
   group.rendezvous_host = tcp.rendezvous_host;
   group.log = options.log;
   group.peer_name = [options](int r) { return NameOf(options, r); };
+  group.channels = tcp.rails + 1;
+  group.stripe_bytes = static_cast<std::size_t>(tcp.stripe_bytes);
+  group.zero_copy = tcp.zero_copy;
   COHORT_ASSIGN_OR_RETURN(
       group.sockets,
-      MeetInStore({prefix, rank, size, options.generation}, listener, store,
-                  prefix + "/" + std::to_string(options.generation) + "/rank", options, deadline));
+      MeetInStore({prefix, rank, size, options.generation, group.channels, group.stripe_bytes},
+                  listener, store, prefix + "/" + std::to_string(options.generation) + "/rank",
+                  options, deadline));
   TransportCommunicatorParts parts;
   COHORT_ASSIGN_OR_RETURN(parts.transport, MakeTcpTransport(std::move(group)));
   parts.rank = rank;

@@ -16,6 +16,7 @@
 #include <utility>
 
 #include "tcp/rendezvous.h"
+#include "tcp/striped_socket.h"
 
 namespace cohort {
 namespace {
@@ -43,6 +44,7 @@ struct OutFrame {
   Bytes body;                    // of owned, or the caller's
   std::size_t sent = 0;          // of header and body
   std::uint64_t ticket = 0;      // 0: a control frame
+  std::uint64_t mark = 0;        // of its last send in place
 
   std::size_t bytes() const { return sizeof(Header) + body.size(); }
 };
@@ -64,13 +66,20 @@ struct Kept {
 // Where the body of the frame that is arriving goes.
 enum class Target { kHeader, kPosted, kKept, kControl, kDiscard, kStalled };
 
-// One connection.
+// A send whose bytes are still to be fetched.
+struct Lingering {
+  std::uint64_t ticket;
+  std::uint64_t mark;
+};
+
+// The frames of one peer, data or control.
 struct Stream {
-  Socket socket;
+  StripedSocket socket;
   bool read_closed = false;   // end of stream seen
   bool write_closed = false;  // the peer does not read any more
   Deadline read_closed_at;
   std::deque<OutFrame> out;
+  std::deque<Lingering> lingering;  // behind each other: sends of one peer are done in order
 
   std::deque<Posted> posted;
   std::deque<Kept> kept;
@@ -94,16 +103,24 @@ struct Stream {
 class TcpTransport final : public Transport {
  public:
   TcpTransport(TcpGroup group, Socket wake, Socket watch)
-      : Transport(static_cast<int>(group.sockets.size()) / kChannels),
+      : Transport(static_cast<int>(group.sockets.size()) / group.channels),
         group_(std::move(group)),
         wake_(std::move(wake)),
         watch_(std::move(watch)),
-        streams_(group_.sockets.size()),
-        farewell_(group_.sockets.size() / kChannels),
+        streams_(group_.sockets.size() / static_cast<std::size_t>(group_.channels) * kChannels),
+        farewell_(streams_.size() / kChannels),
         scratch_(kScratchBytes) {
-    for (std::size_t s = 0; s < streams_.size(); ++s) {
-      streams_[s].socket = std::move(group_.sockets[s]);
-      AddToWatch(streams_[s].socket);
+    for (int s = 0; s < count(); ++s) {
+      std::vector<Socket> rails;
+      for (int channel = 0; channel < group_.channels; ++channel) {
+        if (IsControl(s) == (channel == kControlChannel)) {
+          rails.push_back(std::move(
+              group_.sockets[static_cast<std::size_t>(PeerOf(s) * group_.channels + channel)]));
+          AddToWatch(rails.back());
+        }
+      }
+      stream(s).socket =
+          StripedSocket(std::move(rails), group_.stripe_bytes, group_.zero_copy && !IsControl(s));
     }
     AddToWatch(wake_);
   }
@@ -175,7 +192,7 @@ class TcpTransport final : public Transport {
                                           Deadline deadline) override;
 
  private:
-  // Streams are numbered as ConnectGroup numbers sockets.
+  // Of each peer, one for data, over all its rails, and one for control frames.
   int Data(int rank) const { return rank * kChannels + kDataChannel; }
   int PeerOf(int s) const { return s / kChannels; }
   bool IsControl(int s) const { return s % kChannels == kControlChannel; }
@@ -189,6 +206,7 @@ class TcpTransport final : public Transport {
 
   void PutControl(int s, FrameKind kind, Bytes body);
   void Flush(int s);
+  void FinishReleased(int s);
   void Sent(int s, std::size_t bytes);
   void Fetch(int s);
   ssize_t FetchOnce(int s);
@@ -243,6 +261,8 @@ void TcpTransport::Flush(int s) {
     std::array<iovec, 2 * kMaxPieces> pieces;
     std::size_t count = 0;
     std::size_t wanted = 0;
+    bool in_place = false;
+    bool more = false;
     for (const OutFrame& frame : p.out) {
       if (count + 2 > pieces.size() || wanted >= kTurnBytes) {
         break;
@@ -257,12 +277,20 @@ void TcpTransport::Flush(int s) {
       const std::size_t body_sent = frame.sent - header_sent;
       add(reinterpret_cast<const std::byte*>(&frame.header) + header_sent,
           sizeof(Header) - header_sent);
+      // In place go callers' bytes, and nothing with them: headers do not stay where they are.
+      const bool alone = p.socket.zero_copy() && frame.ticket != 0 &&
+                         frame.body.size() - body_sent >= StripedSocket::kZeroCopyBytes;
+      more = alone && count > 0;
+      if (more) {
+        break;
+      }
       add(frame.body.data() + body_sent, frame.body.size() - body_sent);
+      if (alone) {
+        in_place = true;
+        break;
+      }
     }
-    msghdr message = {};
-    message.msg_iov = pieces.data();
-    message.msg_iovlen = count;
-    const ssize_t n = ::sendmsg(p.socket.fd(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    const ssize_t n = p.socket.Send(std::span(pieces).first(count), in_place, more);
     if (n < 0) {
       if (errno != EAGAIN && errno != EINTR && errno != ENOBUFS) {
         p.write_closed = true;  // reading will show whether it left or was lost
@@ -273,7 +301,7 @@ void TcpTransport::Flush(int s) {
     }
     turn += static_cast<std::size_t>(n);
     Sent(s, static_cast<std::size_t>(n));
-    if (static_cast<std::size_t>(n) < wanted) {
+    if (p.socket.full()) {
       return;
     }
   }
@@ -285,16 +313,26 @@ void TcpTransport::Sent(int s, std::size_t bytes) {
     OutFrame& frame = p.out.front();
     const std::size_t n = std::min(bytes, frame.bytes() - frame.sent);
     frame.sent += n;
+    frame.mark = std::max(frame.mark, p.socket.mark());
     bytes -= n;
     if (frame.sent < frame.bytes()) {
       return;
     }
     if (frame.ticket != 0) {
-      lane(PeerOf(s)).sends_done = frame.ticket;
-      moved_ = true;
+      p.lingering.push_back({frame.ticket, frame.mark});
+      FinishReleased(s);
     }
     p.out.pop_front();
     moved_ |= p.out.empty();
+  }
+}
+
+void TcpTransport::FinishReleased(int s) {
+  Stream& p = stream(s);
+  for (; !p.lingering.empty() && p.socket.released(p.lingering.front().mark);
+       p.lingering.pop_front()) {
+    lane(PeerOf(s)).sends_done = p.lingering.front().ticket;
+    moved_ = true;
   }
 }
 
@@ -327,7 +365,7 @@ ssize_t TcpTransport::FetchOnce(int s) {
     const bool direct = posted.combine.reduction == nullptr;
     std::byte* to = direct ? posted.data.data() + p.body_got : scratch_.data();
     const std::size_t most = direct ? left : std::min(left, scratch_.size());
-    const ssize_t n = ::recv(p.socket.fd(), to, most, MSG_DONTWAIT);
+    const ssize_t n = p.socket.Receive(to, most);
     if (n > 0 && direct) {
       p.body_got += static_cast<std::size_t>(n);
       if (p.body_got == p.header.bytes) {
@@ -343,8 +381,8 @@ ssize_t TcpTransport::FetchOnce(int s) {
               p.staging.begin() + static_cast<std::ptrdiff_t>(p.staged_to), p.staging.begin());
     p.staged_to -= std::exchange(p.staged_from, 0);
   }
-  const ssize_t n = ::recv(p.socket.fd(), p.staging.data() + p.staged_to,
-                           p.staging.size() - p.staged_to, MSG_DONTWAIT);
+  const ssize_t n =
+      p.socket.Receive(p.staging.data() + p.staged_to, p.staging.size() - p.staged_to);
   if (n > 0) {
     p.staged_to += static_cast<std::size_t>(n);
   }
@@ -566,18 +604,25 @@ void TcpTransport::Progress(Deadline until) {
   }
 }
 
-// One poll, and what it shows.
+// One poll, and what it shows. Of a stream the rail that is read, the one that is written, and
+// those from which a release is to come.
 void TcpTransport::Poll(int timeout_ms) {
   std::vector<pollfd> events = {{wake_.fd(), POLLIN, 0}};
   std::vector<int> streams = {-1};
   for (int s = 0; s < count(); ++s) {
     const Stream& p = stream(s);
+    if (!InUse(s)) {
+      continue;
+    }
     const bool write = !p.out.empty() && !p.write_closed;
-    if (InUse(s) && (p.wants_input() || write)) {
-      events.push_back({p.socket.fd(),
-                        static_cast<short>((p.wants_input() ? POLLIN : 0) | (write ? POLLOUT : 0)),
-                        0});
-      streams.push_back(s);
+    for (int rail = 0; rail < p.socket.rails(); ++rail) {
+      const bool in = p.wants_input() && rail == p.socket.reading();
+      const bool out = write && rail == p.socket.writing();
+      if (in || out || (p.socket.awaits_release() && !p.read_closed)) {
+        events.push_back(
+            {p.socket.fd(rail), static_cast<short>((in ? POLLIN : 0) | (out ? POLLOUT : 0)), 0});
+        streams.push_back(s);
+      }
     }
   }
   if (::poll(events.data(), events.size(), timeout_ms) <= 0) {
@@ -585,11 +630,15 @@ void TcpTransport::Poll(int timeout_ms) {
   }
   for (std::size_t i = 1; i < events.size(); ++i) {
     const short got = events[i].revents;
+    const int s = streams[i];
+    if ((got & POLLERR) != 0 && stream(s).socket.HearReleases()) {
+      FinishReleased(s);
+    }
     if ((got & (POLLOUT | POLLHUP | POLLERR)) != 0) {
-      Flush(streams[i]);
+      Flush(s);
     }
     if ((got & (POLLIN | POLLHUP | POLLERR)) != 0 && !stop_) {
-      Fetch(streams[i]);
+      Fetch(s);
     }
   }
 }
@@ -607,6 +656,7 @@ bool TcpTransport::Abandon() {
     l.receives_done = l.receives;
     l.sends_done = l.sends;
     p.posted.clear();
+    p.lingering.clear();  // what the network still fetches, the peer drops
     if (p.target == Target::kPosted) {
       p.target = Target::kDiscard;
       CountReceived(p.body_got);
@@ -642,6 +692,7 @@ void TcpTransport::Forget() {
       stream(s).posted.clear();
       stream(s).kept.clear();
       stream(s).out.clear();  // the stream ends in the middle of a frame: nobody reads it further
+      stream(s).lingering.clear();
     }
   }
 }
@@ -661,9 +712,11 @@ void TcpTransport::Close(Deadline deadline) {
   // Closing a socket with unread input would destroy what is still on its way to the peer.
   for (Stream& p : streams_) {
     if (p.socket.open()) {
-      ::shutdown(p.socket.fd(), SHUT_WR);
-      while (::recv(p.socket.fd(), scratch_.data(), scratch_.size(), MSG_DONTWAIT) > 0 &&
-             std::chrono::steady_clock::now() < deadline) {
+      p.socket.ShutDown();
+      for (int rail = 0; rail < p.socket.rails(); ++rail) {
+        while (::recv(p.socket.fd(rail), scratch_.data(), scratch_.size(), MSG_DONTWAIT) > 0 &&
+               std::chrono::steady_clock::now() < deadline) {
+        }
       }
       p.socket.Close();
     }
@@ -692,6 +745,9 @@ Result<std::unique_ptr<Transport>> TcpTransport::Join(const std::string& id,
   group.bind_address = group_.bind_address;
   group.rendezvous_host = group_.rendezvous_host;
   group.log = group_.log;
+  group.channels = group_.channels;
+  group.stripe_bytes = group_.stripe_bytes;
+  group.zero_copy = group_.zero_copy;
   group.peer_name = [members, name = group_.peer_name](int r) {
     return name(members[static_cast<std::size_t>(r)]);
   };
@@ -700,8 +756,9 @@ Result<std::unique_ptr<Transport>> TcpTransport::Join(const std::string& id,
                                },
                                [&](int rank) { return offers[static_cast<std::size_t>(rank)]; },
                                group.peer_name};
-  const GroupIdentity identity = {group.name, my_index, static_cast<int>(members.size()),
-                                  group.generation};
+  const GroupIdentity identity = {
+      group.name,       my_index,       static_cast<int>(members.size()),
+      group.generation, group.channels, group.stripe_bytes};
   COHORT_ASSIGN_OR_RETURN(group.sockets,
                           ConnectGroup(identity, listener, directory, group.log, deadline));
   return MakeTcpTransport(std::move(group));

@@ -1,5 +1,5 @@
-// TcpTransport: two connections for each pair of ranks, all served by the communicator's own
-// thread.
+// TcpTransport: two connections for each pair of ranks, or more rails for data, all served by the
+// communicator's own thread.
 //
 // A frame is a header of 16 bytes and its body. Payload goes from the sender's buffer to the socket
 // and from the socket to the receiver's buffer, or through a small scratch into the reduction.
@@ -24,7 +24,10 @@ namespace cohort {
 struct TcpGroup {
   int rank = 0;
   std::vector<Socket> sockets;  // as ConnectGroup gives them
-  std::string name;             // of the group; groups within it take names below
+  int channels = 2;             // of a pair
+  std::size_t stripe_bytes = 0;
+  bool zero_copy = false;
+  std::string name;  // of the group; groups within it take names below
   std::uint64_t generation = 1;
   std::string bind_address;  // where a Split listens, port 0
   std::string rendezvous_host;

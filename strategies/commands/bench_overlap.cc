@@ -70,13 +70,17 @@ int BenchOverlapCommand(int argc, char** argv) {
       return RunTrainingWorkers(options, "overlap", {argv + 1, argv + argc});
     }
     constexpr std::int64_t kAll = std::int64_t{1} << 40;  // one bucket
+    // What "auto" may put in its place does not overlap.
+    const std::string algorithm = options.transport == "shm" ? "shared" : "auto";
     const std::vector<Contestant> contestants = {
         {.name = "overlapped",
          .batch = options.batch,
+         .algorithm = algorithm,
          .first_bucket_bytes = bucket,
          .bucket_bytes = bucket},
         {.name = "after backward",
          .batch = options.batch,
+         .algorithm = algorithm,
          .first_bucket_bytes = kAll,
          .bucket_bytes = kAll},
         {.name = "without communication", .batch = options.batch, .communicates = false}};

@@ -1,6 +1,7 @@
 // `cohort bench scaling`: what communication costs W workers with one core each, beside the same W
 // workers without communication (weak scaling), and how much faster W are than one at the same
-// global batch (strong scaling).
+// global batch (strong scaling). Workers that only begin each step together show what of it is
+// waiting for the slower one, which nothing that is synchronous can save.
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
@@ -17,9 +18,10 @@ void Print(const TrainingOptions& options, const TrainingTimes& times) {
   const double together = times.Milliseconds("together");
   const double silent = times.Milliseconds("without communication");
   const double efficiency = times.Ratio("without communication", "together");
+  const double in_step = times.Ratio("without communication", "in step");
   const double one = times.Milliseconds("one worker");
   const double speedup = times.Ratio("one worker, all examples", "together");
-  const nlohmann::ordered_json result = {
+  nlohmann::ordered_json result = {
       {"model", options.model},
       {"transport", options.transport},
       {"workers", w},
@@ -29,12 +31,18 @@ void Print(const TrainingOptions& options, const TrainingTimes& times) {
       {"ms_per_step_without_communication", silent},
       {"efficiency", efficiency},
       {"exposed_communication_ms", together * (1 - efficiency)},
+      {"efficiency_of_barriers_alone", in_step},
       {"ms_per_step_one_worker", one},
       {"weak_scaling_efficiency", times.Ratio("one worker", "together")},
       {"strong_scaling_speedup", speedup},
       {"strong_scaling_efficiency", speedup / w},
       {"examples_per_second", w * options.batch / together * 1e3},
       {"rounds_ms", times.rounds}};
+  const bool in_buckets = times.rounds.contains("in buckets");
+  if (in_buckets) {
+    result["ms_per_step_in_buckets"] = times.Milliseconds("in buckets");
+    result["efficiency_in_buckets"] = times.Ratio("without communication", "in buckets");
+  }
   if (options.json) {
     std::printf("%s\n", result.dump().c_str());
     return;
@@ -46,6 +54,13 @@ void Print(const TrainingOptions& options, const TrainingTimes& times) {
               w * options.batch / together * 1e3);
   std::printf("  without communication  %9.3f ms/step; %.1f%% of its speed, %.3f ms exposed\n",
               silent, 100 * efficiency, together * (1 - efficiency));
+  std::printf("  in step, by a barrier  %9.3f ms/step; %.1f%% of its speed\n",
+              times.Milliseconds("in step"), 100 * in_step);
+  if (in_buckets) {
+    std::printf("  together, in buckets   %9.3f ms/step; %.1f%% of its speed\n",
+                times.Milliseconds("in buckets"),
+                100 * times.Ratio("without communication", "in buckets"));
+  }
   std::printf("  one worker, others idle%9.3f ms/step; weak scaling %.1f%%\n", one,
               100 * times.Ratio("one worker", "together"));
   std::printf("  one worker, all examples%8.3f ms/step; strong scaling %.2fx\n",
@@ -71,14 +86,18 @@ int BenchScalingCommand(int argc, char** argv) {
     if (options.folder.empty()) {
       return RunTrainingWorkers(options, "scaling", {argv + 1, argv + argc});
     }
-    const std::vector<Contestant> contestants = {
+    std::vector<Contestant> contestants = {
         {.name = "together", .batch = options.batch},
         {.name = "without communication", .batch = options.batch, .communicates = false},
+        {.name = "in step", .batch = options.batch, .communicates = false, .in_step = true},
         {.name = "one worker", .batch = options.batch, .communicates = false, .alone = true},
         {.name = "one worker, all examples",
          .batch = options.batch * options.workers,
          .communicates = false,
          .alone = true}};
+    if (options.transport == "shm" && options.workers == 2) {  // not in one pass
+      contestants.push_back({.name = "in buckets", .batch = options.batch, .algorithm = "shared"});
+    }
     COHORT_ASSIGN_OR_RETURN(const TrainingTimes times, RunTrainingRounds(options, contestants));
     if (options.rank == 0) {
       Print(options, times);

@@ -96,6 +96,7 @@ class Trainee {
     StrategyOptions how;
     how.intra_op_threads = 1;
     how.collective_timeout = options.timeout;
+    how.communication.algorithm = parts.communicator == nullptr ? "auto" : contestant.algorithm;
     if (contestant.bucket_bytes > 0) {
       how.first_bucket_bytes = contestant.first_bucket_bytes;
       how.bucket_bytes = contestant.bucket_bytes;
@@ -156,6 +157,10 @@ class Rounds {
     COHORT_RETURN_IF_ERROR(barrier->Wait());
     const auto start = Clock::now();
     for (int step = 0; step < steps && (!contestants_[i].alone || options_.rank == 0); ++step) {
+      if (contestants_[i].in_step) {
+        COHORT_ASSIGN_OR_RETURN(auto together, control_->Barrier());
+        COHORT_RETURN_IF_ERROR(together->Wait());
+      }
       COHORT_RETURN_IF_ERROR(trainees_[i]->Step());
     }
     const double mine =

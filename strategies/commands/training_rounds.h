@@ -18,7 +18,9 @@ struct Contestant {
   std::string name;
   int batch = 1;                        // of each worker
   bool communicates = true;             // false: every worker trains a model of its own
+  bool in_step = false;                 // all begin each step together
   bool alone = false;                   // worker 0 trains, the others sleep
+  std::string algorithm = "auto";       // CommunicationOptions::algorithm
   std::int64_t first_bucket_bytes = 0;  // 0: the strategy's default
   std::int64_t bucket_bytes = 0;
 };

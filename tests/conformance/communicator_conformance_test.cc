@@ -46,6 +46,29 @@ std::vector<Status> RunTcp(int size, const CommunicatorOptions& options,
   });
 }
 
+// Frames cut anywhere, over several connections.
+RunGroup RunRails(int rails, std::int64_t stripe_bytes) {
+  return [=](int size, const CommunicatorOptions& options,
+             const std::function<Status(Communicator&)>& fn) {
+    MemoryStore store;
+    return RunRanks(size, [&](int rank) -> Status {
+      COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Communicator> mine,
+                              MakeTcpCommunicator(rank, size, store, "job",
+                                                  {.connect_timeout = std::chrono::seconds(20),
+                                                   .rails = rails,
+                                                   .stripe_bytes = stripe_bytes},
+                                                  options));
+      return fn(*mine);
+    });
+  };
+}
+
+std::vector<CommunicatorCase> RailsCases() {
+  return {{"tcp_by_rails", RunRails(3, 100), 2, 64},
+          {"tcp_by_rails", RunRails(2, 100'000), 2, 0},
+          {"tcp_by_rails", RunRails(4, 7), 3, 64}};
+}
+
 // Which host a rank is on, of how many ranks.
 using Layout = std::function<int(int rank, int size)>;
 
@@ -108,6 +131,11 @@ INSTANTIATE_TEST_SUITE_P(Tcp, CommunicatorConformance, ::testing::ValuesIn(Cases
                          CommunicatorCaseName);
 INSTANTIATE_TEST_SUITE_P(Tcp, CommunicatorFailureConformance,
                          ::testing::ValuesIn(Cases("tcp", RunTcp, 2)), CommunicatorCaseName);
+
+INSTANTIATE_TEST_SUITE_P(Rails, CommunicatorConformance, ::testing::ValuesIn(RailsCases()),
+                         CommunicatorCaseName);
+INSTANTIATE_TEST_SUITE_P(Rails, CommunicatorFailureConformance, ::testing::ValuesIn(RailsCases()),
+                         CommunicatorCaseName);
 
 INSTANTIATE_TEST_SUITE_P(Hierarchical, CommunicatorConformance,
                          ::testing::ValuesIn(HierarchicalCases()), CommunicatorCaseName);

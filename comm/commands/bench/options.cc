@@ -90,6 +90,10 @@ std::optional<int> ParseOptions(int argc, char** argv, Options& options) {
   app.add_flag("--no-pin", no_pin, "leave ranks to the scheduler instead of one core each");
   app.add_option("--rendezvous-host", options.rendezvous_host,
                  "tcp: use the interface that routes to this host, instead of loopback");
+  app.add_option("--rails", options.rails, "tcp: connections between two ranks; several in turns")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 64))
+      ->capture_default_str();
   app.add_option("--exec-prefix", prefix,
                  "words before the command of a rank's process, {rank} and {host} replaced: "
                  "\"ip netns exec cohort{rank}\"");

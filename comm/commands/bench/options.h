@@ -32,6 +32,7 @@ struct Options {
   std::chrono::milliseconds timeout{60'000};
   bool pin = true;
   std::string rendezvous_host;           // tcp: the interface that routes there is used
+  std::vector<int> rails = {1};          // tcp: see TcpOptions; several in turns
   std::vector<std::string> exec_prefix;  // before the command of a rank's process
   int ranks_per_host = 1;                // consecutive ranks that hierarchical takes for one host's
   bool json = false;

@@ -100,9 +100,17 @@ void AddOpenMpi(const Options& options, std::vector<SubjectSpec>& specs) {
 Result<std::vector<SubjectSpec>> SubjectsOf(const Options& options) {
   std::vector<SubjectSpec> specs;
   for (const std::string& buffer : options.buffers) {
-    const std::string configuration = buffer == "private" ? "" : buffer;
-    specs.push_back(
-        {"cohort", configuration, options.transport, options.transport == "mpi", {}, buffer});
+    for (const int rails : options.rails) {
+      const std::string configuration = (buffer == "private" ? "" : buffer) +
+                                        (rails == 1 ? "" : std::to_string(rails) + " rails");
+      specs.push_back({"cohort",
+                       configuration,
+                       options.transport,
+                       options.transport == "mpi",
+                       {},
+                       buffer,
+                       rails});
+    }
   }
   if (options.transport == "hierarchical") {  // what it is instead of
     specs.push_back({"cohort", "flat", "tcp", false, {}, "flat"});
@@ -195,9 +203,12 @@ Result<std::vector<std::unique_ptr<Subject>>> MakeSubjects(const SubjectSpec& sp
   } else {
     COHORT_ASSIGN_OR_RETURN(
         std::unique_ptr<Communicator> comm,
-        MakeTcpCommunicator(
-            options.rank, options.ranks, store, "cohort-" + spec.buffer,
-            {.rendezvous_host = options.rendezvous_host, .connect_timeout = options.timeout}, how));
+        MakeTcpCommunicator(options.rank, options.ranks, store,
+                            "cohort-" + spec.buffer + std::to_string(spec.rails),
+                            {.rendezvous_host = options.rendezvous_host,
+                             .connect_timeout = options.timeout,
+                             .rails = spec.rails},
+                            how));
     subjects.push_back(MakeCohortSubject(std::move(comm), options.algorithm, spec.buffer));
   }
   return subjects;

@@ -46,6 +46,7 @@ struct SubjectSpec {
   bool mpirun = false;                   // how its processes are started
   std::vector<std::string> environment;  // NAME=value, besides what all have
   std::string buffer = "private";
+  int rails = 1;  // of ours over TCP
 };
 
 // All subjects that the options ask for, cohort first. FailedPrecondition or Unimplemented for a

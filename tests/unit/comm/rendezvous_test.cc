@@ -110,5 +110,20 @@ TEST(Rendezvous, StrangersAndOldGenerationsDoNotDisturb) {
   EXPECT_THAT(logged, HasSubstr("refused a connection from rank 1 of generation 6"));
 }
 
+TEST(Rendezvous, RanksWithOtherRailsAreToldOfBoth) {
+  testing::MemoryStore store;
+  const std::vector<Status> statuses = testing::RunRanks(2, [&](int rank) -> Status {
+    return MakeTcpCommunicator(rank, 2, store, "job",
+                               {.connect_timeout = milliseconds(500), .rails = rank + 1})
+        .status();
+  });
+  EXPECT_EQ(statuses[0].code(), StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(statuses[1].code(), StatusCode::kFailedPrecondition);
+  EXPECT_THAT(statuses[1].message(),
+              HasSubstr("has 1 rail(s) of 262144 bytes, this rank 2 rail(s) of 262144 bytes"));
+  EXPECT_EQ(MakeTcpCommunicator(0, 1, store, "alone", {.rails = 0}).status().code(),
+            StatusCode::kInvalidArgument);
+}
+
 }  // namespace
 }  // namespace cohort

@@ -17,12 +17,21 @@ struct TcpOptions {
   // The host of the rendezvous, for an empty host above. Empty: this machine.
   std::string rendezvous_host;
   std::chrono::milliseconds connect_timeout{300'000};
+  // Connections for data between two ranks, equal on all. More than one where the network gives
+  // each connection no more than a share of the link, as many clouds do: `stripe_bytes` go over
+  // each in turns.
+  int rails = 1;
+  std::int64_t stripe_bytes = std::int64_t{256} << 10;
+  // Large sends leave the bytes where they are for the network to fetch, where the kernel can do
+  // that (MSG_ZEROCOPY) and it saves a copy.
+  bool zero_copy = true;
 };
 
 // Blocks until all `size` ranks have met: each binds, publishes its address in `store` as
 // `prefix/GENERATION/rank/N`, and connects to the others. Ranks may start in any order; the log has
 // a roll-call line every 10 s. AlreadyExists where two processes claim one rank; DeadlineExceeded
-// names the absent and what was tried.
+// names the absent and what was tried; FailedPrecondition where two have other rails.
+// InvalidArgument for rails or stripes below 1.
 Result<std::unique_ptr<Communicator>> MakeTcpCommunicator(int rank, int size, KeyValueStore& store,
                                                           const std::string& prefix,
                                                           const TcpOptions& tcp,
