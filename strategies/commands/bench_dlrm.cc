@@ -13,6 +13,7 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <cohort/core/random.h>
@@ -70,8 +71,9 @@ class Contestant {
   explicit Contestant(const Options& options)
       : options_(options), model_(parameters_, ModelOptions(options)) {
     parameters_.Build();
-    strategy_ = OrThrow(
-        MakeSynchronousStrategy({.kind = "one_device"}, {.intra_op_threads = options.threads}));
+    StrategyOptions how;
+    how.intra_op_threads = options.threads;
+    strategy_ = OrThrow(MakeSynchronousStrategy({.kind = "one_device"}, std::move(how)));
     OrThrow(strategy_->Bind(parameters_, MakeOptimizer(options)));
     const Philox philox(1, "bench/dlrm");
     const Zipf zipf(static_cast<std::uint64_t>(options.rows), options.zipf);
