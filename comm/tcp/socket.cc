@@ -71,20 +71,11 @@ Result<std::string> InterfaceTowards(const std::string& towards) {
   return ErrnoStatus(errno, "no route to " + towards);
 }
 
-// Large buffers keep both directions flowing while this rank reduces. The kernel grants what its
-// limits allow. Before connect and listen, so that the window can be scaled.
-void WidenBuffers(const Socket& socket) {
-  const int bytes = 2 << 20;
-  ::setsockopt(socket.fd(), SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes));
-  ::setsockopt(socket.fd(), SOL_SOCKET, SO_RCVBUF, &bytes, sizeof(bytes));
-}
-
 Result<Socket> ConnectOnce(const addrinfo& address, Deadline deadline) {
   Socket socket(::socket(address.ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!socket.open()) {
     return ErrnoStatus(errno, "socket");
   }
-  WidenBuffers(socket);
   if (::connect(socket.fd(), address.ai_addr, address.ai_addrlen) != 0) {
     if (errno != EINPROGRESS) {
       return ErrnoStatus(errno, Text(address.ai_addr, address.ai_addrlen, true));
@@ -156,8 +147,7 @@ Result<Listener> Listen(const std::string& address, const std::string& towards) 
   for (const addrinfo* a = list.get(); a != nullptr; a = a->ai_next) {
     Socket socket(::socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
     const int on = 1;
-    WidenBuffers(socket);
-    if (!socket.open() ||
+      if (!socket.open() ||
         ::setsockopt(socket.fd(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) != 0 ||
         ::bind(socket.fd(), a->ai_addr, a->ai_addrlen) != 0 ||
         ::listen(socket.fd(), SOMAXCONN) != 0) {
