@@ -147,7 +147,7 @@ Result<Listener> Listen(const std::string& address, const std::string& towards) 
   for (const addrinfo* a = list.get(); a != nullptr; a = a->ai_next) {
     Socket socket(::socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
     const int on = 1;
-      if (!socket.open() ||
+    if (!socket.open() ||
         ::setsockopt(socket.fd(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) != 0 ||
         ::bind(socket.fd(), a->ai_addr, a->ai_addrlen) != 0 ||
         ::listen(socket.fd(), SOMAXCONN) != 0) {

@@ -542,9 +542,10 @@ class NoRows final : public RowReader {
 std::size_t BytesOf(const Row& row) {
   std::size_t bytes = 0;
   for (const auto& [name, value] : row) {
-    bytes += value.kind == Value::Kind::kNumbers
-                 ? static_cast<std::size_t>(value.numbers.elements()) * SizeOf(value.numbers.dtype())
-                 : 0;
+    bytes +=
+        value.kind == Value::Kind::kNumbers
+            ? static_cast<std::size_t>(value.numbers.elements()) * SizeOf(value.numbers.dtype())
+            : 0;
     for (const std::string& text : value.strings) {
       bytes += text.size();
     }

@@ -4,8 +4,8 @@
 //
 // All-reduces STEPS times, says "step N" after each, and ends with the status's exit code, having
 // said how long the operation that failed was waited for. FOLDER is the rendezvous. Flight records
-// go to FOLDER/flight, on SIGUSR1 too. TRANSPORT is tcp, shm, hierarchical (as if two ranks shared a
-// host), or under mpirun mpi, where RANK and SIZE mean nothing.
+// go to FOLDER/flight, on SIGUSR1 too. TRANSPORT is tcp, shm, hierarchical (as if two ranks shared
+// a host), or under mpirun mpi, where RANK and SIZE mean nothing.
 //
 //   algorithm=auto   of the all-reduces; mpi: MPI's own
 //   count=500000     elements

@@ -96,8 +96,8 @@ Plan Draw(std::uint64_t seed) {
     }
     return all;
   }();
-  std::vector<std::string> algorithms = {"auto", "ring", "direct", "recursive_doubling",
-                                         "halving_doubling", "tree"};
+  std::vector<std::string> algorithms = {
+      "auto", "ring", "direct", "recursive_doubling", "halving_doubling", "tree"};
   Plan plan;
   plan.seed = seed;
   std::tie(plan.transport, plan.fault) = kinds[seed % kinds.size()];

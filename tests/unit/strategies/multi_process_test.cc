@@ -55,7 +55,7 @@ class Watched final : public Communicator {
   struct Watch {
     std::vector<std::string> all_reduces;
     std::vector<std::string> algorithms;  // of each
-    int fail_at = -1;  // which all-reduce, from 0
+    int fail_at = -1;                     // which all-reduce, from 0
   };
   Watched(std::unique_ptr<Communicator> inner, Watch& watch)
       : inner_(std::move(inner)), watch_(watch) {}
