@@ -52,7 +52,7 @@ Result<cohort::StrategyOptions> MakeStrategyOptions(const JobFlags& f) {
   options.journal_folder = f.checkpoint_dir;
   options.communication.implementation = f.communication;
   options.communication.algorithm = f.algorithm;
-  options.communication.rails = f.rails;
+  options.rails = f.rails;
   options.mpi_implementation = f.mpi_implementation;
   options.flight_folder = f.flight_folder;
   options.consistency =

@@ -233,7 +233,7 @@ Result<std::unique_ptr<Communicator>> Connect(const ClusterConfig& config,
   TcpOptions tcp;
   tcp.rendezvous_host = HostOf(service);
   tcp.connect_timeout = options.join_timeout;
-  tcp.rails = options.communication.rails;
+  tcp.rails = options.rails;
   if (implementation == "tcp") {
     return MakeTcpCommunicator(rank, size, store, prefix, tcp, communicator);
   }

@@ -60,8 +60,6 @@ struct CommunicationOptions {
   // "one_pass", of two processes that share memory: each reads the other's as it updates, where
   // nothing else has use for the sums. Not with virtual_shards, which say how.
   std::string algorithm = "auto";
-  // Connections between two processes, over TCP: see TcpOptions. Equal on all.
-  int rails = 1;
 };
 
 // What becomes of a job that loses a parameter server, when another process takes its place.
@@ -119,6 +117,8 @@ struct StrategyOptions {
   std::string journal_folder;
   ServerWire server_wire;
   CommunicationOptions communication;
+  // Connections between two processes, over TCP: see TcpOptions. Equal on all.
+  int rails = 1;
   // Where flight records go (see comm/README.md) when a collective fails, and on DumpFlightRecord;
   // empty: nowhere.
   std::string flight_folder;
