@@ -252,7 +252,7 @@ class Implementation final : public ParameterServerStrategy {
   std::uint64_t RoundsToSee() const;
   Status Idle();
   Status SaveIfDue();
-  Status SaveSnapshot(const ps::Coordinator::Cut& cut, const Status& noted);
+  Status SaveSnapshot(const ps::Coordinator::Cut& cut, ps::Course course);
   Status FinishLastRound();
   Status CatchUp(const ps::RoundCommit& commit);
   Status Refresh(bool everything);
@@ -334,7 +334,8 @@ Status Implementation::Serve() {
   COHORT_RETURN_IF_ERROR(FinishLastRound());
   COHORT_RETURN_IF_ERROR(Refresh(/*everything=*/true));
   // Whoever finds the save that the program makes of it must find the way back to it, too.
-  return plan_.restore ? job_->coordinator()->Remember(step_) : OkStatus();
+  return plan_.restore ? job_->coordinator()->Remember(job_->coordinator()->CourseAt(step_))
+                       : OkStatus();
 }
 
 // Until the workers are done, through the losses of servers.
@@ -472,30 +473,35 @@ Status Implementation::SaveIfDue() {
   // The servers keep what they have at a point between two updates; the rest is done while the
   // workers go on.
   std::optional<ps::Coordinator::Cut> at;
-  Status noted;
-  const auto freeze = [this, &at, &noted](const ps::Coordinator::Cut& cut) -> Status {
+  ps::Course course;
+  const auto freeze = [this, &at, &course](const ps::Coordinator::Cut& cut) -> Status {
     COHORT_RETURN_IF_ERROR(FinishLastRound());
     const Result<std::uint64_t> version = client_->Freeze(++snapshots_);
     COHORT_RETURN_IF_ERROR(job_->Explain(version.status()));
     frozen_step_ = static_cast<std::int64_t>(*version);
-    if (plan_.restore) {
-      noted = job_->coordinator()->Remember(frozen_step_);
-    }
+    course = job_->coordinator()->CourseAt(frozen_step_);
     saved_ = job_->coordinator()->advance();
     at = cut;
     return {};
   };
   COHORT_RETURN_IF_ERROR(job_->BetweenUpdates(freeze));
-  return at.has_value() ? SaveSnapshot(*at, noted) : OkStatus();
+  return at.has_value() ? SaveSnapshot(*at, std::move(course)) : OkStatus();
 }
 
-Status Implementation::SaveSnapshot(const ps::Coordinator::Cut& cut, const Status& noted) {
+Status Implementation::SaveSnapshot(const ps::Coordinator::Cut& cut, ps::Course course) {
+  // Before the save has its name.
+  Status saved = plan_.restore ? job_->coordinator()->Remember(std::move(course)) : OkStatus();
+  if (saved.code() == StatusCode::kAborted) {
+    return saved;  // another chief has taken this one's place
+  }
   if (rows_ != nullptr) {
     rows_->Wait();
     job_->rows()->ReadSnapshot(snapshots_);
   }
   saving_ = true;
-  const Status saved = noted.ok() ? plan_.save(cut.epoch.epoch, cut.batch) : noted;
+  if (saved.ok()) {
+    saved = plan_.save(cut.epoch.epoch, cut.batch);
+  }
   saving_ = false;
   if (rows_ != nullptr) {
     job_->rows()->ReadSnapshot(0);

@@ -3,8 +3,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <filesystem>
+#include <functional>
+#include <future>
 #include <memory>
+#include <utility>
 
 #include <cohort/core/file_system.h>
 
@@ -79,8 +83,9 @@ struct Chief {
   }
   void Save(std::int64_t step) {
     ASSERT_TRUE(OrThrow(coordinator.BeginCut(std::chrono::milliseconds(1))).has_value());
-    OrThrow(coordinator.Remember(step));
+    const Course course = coordinator.CourseAt(step);
     coordinator.EndCut();
+    OrThrow(coordinator.Remember(course));
   }
 
   std::unique_ptr<Journal> journal;
@@ -369,9 +374,33 @@ TEST(JournalTest, AfterAFailedWriteOnlyAReplacementFollows) {
     return OrThrow(Journal::Open(FileSystem::Local(), folder.path(), 0))->state().begun.size();
   };
   EXPECT_EQ(begun(), 0U);
-  OrThrow(chief.coordinator.Remember(3));
+  OrThrow(chief.coordinator.Remember(chief.coordinator.CourseAt(3)));
   OrThrow(chief.journal->Begun({0, 3}, 0));
   EXPECT_EQ(begun(), 3U);
+}
+
+TEST(JournalTest, WorkIsHandedOutWhileASaveIsNoted) {
+  const TempDir folder;
+  std::function<void()> meanwhile;
+  FaultyFileSystem files([&](std::string_view operation, const std::string&) {
+    if (operation == "sync" && meanwhile) {
+      std::exchange(meanwhile, {})();
+    }
+    return OkStatus();
+  });
+  Chief chief(folder.path(), files);
+  OrThrow(chief.coordinator.Open(0));
+  const Sender worker = chief.Attach(0);
+  const Split split = chief.Next(worker, 0, {}).split;
+  chief.coordinator.Acknowledge(worker, {0, 0}, {.id = split.id, .epoch = 0, .steps = 1});
+  std::future<SplitReply> next;
+  meanwhile = [&] {
+    next = std::async(std::launch::async, [&] { return chief.Next(worker, 0, {}); });
+    EXPECT_EQ(next.wait_for(std::chrono::seconds(20)), std::future_status::ready);
+  };
+  chief.Save(1);
+  ASSERT_TRUE(next.valid());
+  EXPECT_EQ(next.get().progress, Progress::kGo);
 }
 
 TEST(JournalTest, NothingIsHandedOutThatCouldNotBeNoted) {

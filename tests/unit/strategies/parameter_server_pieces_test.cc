@@ -699,8 +699,9 @@ class RollBackTest : public CoordinatorTest {
   }
   void Save(std::int64_t step) {
     ASSERT_TRUE(OrThrow(coordinator_.BeginCut(std::chrono::milliseconds(1))).has_value());
-    OrThrow(coordinator_.Remember(step));
+    const Course course = coordinator_.CourseAt(step);
     coordinator_.EndCut();
+    OrThrow(coordinator_.Remember(course));
   }
   void LoseAServer() { coordinator_.ServerLost(Unavailable("ps:1 was killed")); }
 
