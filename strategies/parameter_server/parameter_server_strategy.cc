@@ -521,8 +521,12 @@ Status Implementation::SaveSnapshot(const ps::Coordinator::Cut& cut, ps::Course 
   options_.log.Warning(
       "the save of step " + std::to_string(frozen_step_) +
       " has failed, training goes on, and the save before it counts: " + saved.ToString());
-  return plan_.restore && saved_step_ != frozen_step_ ? job_->coordinator()->Forget(frozen_step_)
-                                                      : OkStatus();
+  if (!plan_.restore || saved_step_ == frozen_step_) {
+    return {};
+  }
+  // In the journal the way back to no save does no harm, and is gone when it is written next.
+  const Status forgotten = job_->coordinator()->Forget(frozen_step_);
+  return forgotten.code() == StatusCode::kAborted ? forgotten : OkStatus();
 }
 
 Result<std::unique_ptr<Coordinator>> Implementation::MakeCoordinator(
