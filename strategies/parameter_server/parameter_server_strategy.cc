@@ -25,12 +25,6 @@ namespace {
 // The most that Broadcast sends; variables and slots go through the servers.
 constexpr std::size_t kMaxBroadcastBytes = std::size_t{256} << 10;
 
-// That a server or the chief is lost, not that a file cannot be written.
-bool IsOfServers(StatusCode code) {
-  return code == StatusCode::kUnavailable || code == StatusCode::kAborted ||
-         code == StatusCode::kCancelled || code == StatusCode::kDeadlineExceeded;
-}
-
 // What step functions get for gradients where none are wanted.
 class NoGradients final : public GradientSink {
  public:
@@ -506,9 +500,7 @@ Status Implementation::SaveSnapshot(const ps::Coordinator::Cut& cut, ps::Course 
   if (rows_ != nullptr) {
     job_->rows()->ReadSnapshot(0);
   }
-  if (IsOfServers(saved.code())) {
-    return saved;
-  }
+  // Files fail with the codes of servers, too: whether one is lost, the servers tell.
   COHORT_RETURN_IF_ERROR(job_->Explain(client_->Thaw().status()));
   if (saved.ok()) {
     saved_step_ = frozen_step_;
