@@ -502,6 +502,9 @@ Status Implementation::SaveSnapshot(const ps::Coordinator::Cut& cut, ps::Course 
   }
   // Files fail with the codes of servers, too: whether one is lost, the servers tell.
   COHORT_RETURN_IF_ERROR(job_->Explain(client_->Thaw().status()));
+  if (trains()) {  // on the values that there are now, not on those that were saved
+    COHORT_RETURN_IF_ERROR(Refresh(/*everything=*/false));
+  }
   if (saved.ok()) {
     saved_step_ = frozen_step_;
     if (plan_.restore) {

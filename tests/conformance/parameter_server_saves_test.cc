@@ -239,6 +239,57 @@ TEST(SavesOfParameterServers, AJournalThatCannotBeWrittenForAWhileEndsNothing) {
   EXPECT_FALSE(std::filesystem::exists(journal));
 }
 
+// worker:0 saves where there is no chief; what others have made meanwhile is in what it trains on.
+TEST(SavesOfParameterServers, WorkerZeroGoesOnFromTheValuesAfterTheSave) {
+  constexpr int kMeanwhile = 5;
+  Job job(2, 2);
+  job.Start();
+  Events events;
+  bool saving = false;
+  bool went_on = false;  // worker:0 has made a step since
+  int others = 0;        // steps that worker:1 has begun
+  std::int64_t staleness = -1;
+  const data::Dataset dataset = IntegerData(2030, 10);
+  const auto run = [&](int w) {
+    const auto strategy = OrThrow(job.Make({TaskType::kWorker, w}, {}));
+    ParameterSet parameters = IntegerParameters();
+    OrThrow(strategy->Bind(parameters, Sgd({.learning_rate = 0.0625})));
+    ASSERT_TRUE(strategy->SaveBetweenUpdates(
+        {.every_steps = 1, .save = [&](std::int64_t /*epoch*/, std::int64_t /*batch*/) -> Status {
+           COHORT_RETURN_IF_ERROR(strategy->PullState());
+           events.Do([&] { saving = true; });
+           return events.Await([&] { return others > kMeanwhile; });
+         }}));
+    const auto data = OrThrow(strategy->Distribute(dataset));
+    if (w == 1) {
+      OrThrow(events.Await([&] { return saving; }));
+    }
+    const StepFn integers = IntegerStep();
+    const StepFn step = [&](ReplicaContext& context,
+                            const data::Batch& batch) -> Result<ReplicaResult> {
+      if (w == 1) {
+        events.Do([&] { ++others; });
+        COHORT_RETURN_IF_ERROR(events.Await([&] { return others <= kMeanwhile || went_on; }));
+      }
+      return integers(context, batch);
+    };
+    OrThrow(data->BeginEpoch(0));
+    while (const auto batch = OrThrow(data->Next())) {
+      const StepResult result = OrThrow(strategy->Step(*batch, step));
+      if (w == 0 && saving && !went_on) {
+        staleness = result.staleness;
+        events.Do([&] { went_on = true; });
+      }
+    }
+    OrThrow(strategy->Shutdown());
+  };
+  auto other = std::async(std::launch::async, run, 1);
+  run(0);
+  other.get();
+  job.Stop();
+  EXPECT_EQ(staleness, 0) << "nobody has moved the values since the save";
+}
+
 TEST(SavesOfParameterServers, AResumedJobEndsWithTheBitsOfOneThatWentOn) {
   const std::vector<Saved> saves = TrainAndSave(2, 2, "sync", 10, nullptr);
   ASSERT_GT(saves.size(), 2U);
