@@ -49,13 +49,13 @@ void RowTable::Touch(Bucket& bucket) const {
     return;
   }
   DropKept(bucket);
-  bucket.snapshot = snapshot;
   const auto number = static_cast<std::uint32_t>(&bucket - buckets_.get()) + range_.begin;
   if (snapshot != 0 && number >= thawed_.load(std::memory_order_relaxed)) {
     bucket.kept = std::make_unique<Kept>();
     bucket.kept->rows.rows = bucket.kept->rows.left = bucket.rows.size();
     bucket.kept->candidates.rows = bucket.kept->candidates.left = bucket.candidates.size();
   }
+  bucket.snapshot = snapshot;  // not before `kept` is there, for which there may be no memory
 }
 
 void RowTable::KeepRecord(Bucket& bucket, const RowSet& set, std::uint32_t row) const {
