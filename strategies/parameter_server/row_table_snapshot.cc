@@ -38,7 +38,7 @@ void RowTable::Thaw() {
 
 void RowTable::DropKept(Bucket& bucket) const {
   if (bucket.kept != nullptr) {
-    kept_bytes_ -= bucket.kept->rows.images.size() + bucket.kept->candidates.images.size();
+    kept_bytes_ -= bucket.kept->rows.images.capacity() + bucket.kept->candidates.images.capacity();
     bucket.kept.reset();
   }
 }
@@ -70,10 +70,15 @@ void RowTable::KeepRecord(Bucket& bucket, const RowSet& set, std::uint32_t row) 
   const RowShape& shape = is_row ? shape_ : candidate_shape_;
   const std::byte* const record = set.At(row, shape);
   part.copied.resize((part.rows + 63) / 64);
+  if (const std::size_t before = part.images.capacity(); part.images.size() == before) {
+    // Twice as much each time, but never more than all of them take.
+    part.images.reserve(
+        std::min(std::max(2 * before, 16 * shape.stride), part.rows * shape.stride));
+    kept_bytes_ += part.images.capacity() - before;
+  }
   part.images.insert(part.images.end(), record, record + shape.stride);
   part.copied[row / 64] |= std::uint64_t{1} << row % 64;
   --part.left;
-  kept_bytes_ += shape.stride;
 }
 
 void RowTable::KeepAll(Bucket& bucket, const RowSet& set) const {
