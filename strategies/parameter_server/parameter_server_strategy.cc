@@ -1093,6 +1093,7 @@ Result<std::unique_ptr<ParameterServerStrategy>> ParameterServerStrategy::Make(
         "grad_scaler under a parameter server, whose workers agree on no step to skip [train with "
         "bfloat16 or float32, or use a synchronous strategy]");
   }
+  COHORT_RETURN_IF_ERROR(partitioner.Check());
   COHORT_ASSIGN_OR_RETURN(auto job, ps::Job::Join(config, options));
   std::unique_ptr<ParameterServerStrategy> strategy =
       std::make_unique<Implementation>(std::move(job), options, partitioner);
