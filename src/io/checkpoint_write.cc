@@ -7,7 +7,7 @@
 //   5. LATEST replaced; old checkpoints deleted: renamed out of sight first, then removed
 //
 // Before the rename of 4 the folder is as before for every reader; from there on the new checkpoint
-// counts.
+// counts. Where the last sync of 4 fails it is taken back; 5 fails with a warning.
 
 #include <cohort/io/checkpoint.h>
 #include <cohort/io/crc32c.h>
@@ -144,14 +144,23 @@ Result<std::string> CheckpointStore::Save(const CheckpointState& state,
       COHORT_RETURN_IF_ERROR(files_.Rename(path, trash));
     }
     COHORT_RETURN_IF_ERROR(files_.Rename(temporary, path));
-    return files_.SyncDirectory(folder_);
+    const Status synced = files_.SyncDirectory(folder_);
+    if (!synced.ok()) {
+      // Readers must not find what the caller takes for failed.
+      static_cast<void>(files_.Rename(path, temporary));
+    }
+    return synced;
   };
   if (const Status status = write(); !status.ok()) {
     static_cast<void>(files_.RemoveAll(temporary));
     return status.Annotate("checkpoint of step " + std::to_string(state.step));
   }
-  COHORT_RETURN_IF_ERROR(
-      WriteFileAtomically(files_, folder_ + "/LATEST", path.substr(folder_.size() + 1) + "\n"));
+  if (const Status latest =
+          WriteFileAtomically(files_, folder_ + "/LATEST", path.substr(folder_.size() + 1) + "\n");
+      !latest.ok()) {
+    options_.log.Warning("checkpoint " + path +
+                         " is there, but LATEST does not name it: " + latest.ToString());
+  }
   DeleteOld(state.step);
   return path;
 }

@@ -262,6 +262,7 @@ Result<Memory> MeasureMemory(const Options& options) {
   COHORT_RETURN_IF_ERROR(chief->Declare());
   COHORT_RETURN_IF_ERROR(chief->Assign(gradient, {}, 0));
   Memory memory;
+  std::uint64_t number = 100;  // of the next client: each pass has its own
   for (const int clients : {1, options.clients}) {
     std::atomic<bool> stop{false};
     std::atomic<std::int64_t> pushes{0};
@@ -271,7 +272,7 @@ Result<Memory> MeasureMemory(const Options& options) {
     for (int c = 0; c < clients; ++c) {
       threads.emplace_back([&, c] {
         ends[static_cast<std::size_t>(c)] = PushFrom(
-            spec, address, static_cast<std::uint64_t>(clients * 100 + c), gradient, stop, &pushes);
+            spec, address, number + static_cast<std::uint64_t>(c), gradient, stop, &pushes);
       });
     }
     std::this_thread::sleep_for(std::chrono::duration<double>(options.seconds));
@@ -284,6 +285,7 @@ Result<Memory> MeasureMemory(const Options& options) {
     for (const Status& ended : ends) {
       COHORT_RETURN_IF_ERROR(ended);
     }
+    number += static_cast<std::uint64_t>(clients);
     (clients == 1 ? memory.one_rate : memory.rate) = rate;
     (clients == 1 ? memory.one : memory.most) = MemoryOf(server, "VmHWM");
     if (options.clients == 1) {

@@ -545,16 +545,22 @@ ServerView Coordinator::AwaitView(std::uint64_t epoch, bool recovering, Duration
   return view_;
 }
 
-Status Coordinator::Remember(std::int64_t step) {
+Course Coordinator::CourseAt(std::int64_t step) const {
   const std::lock_guard lock(mutex_);
-  if (!courses_.empty() && courses_.back().step == step) {
-    return {};
+  return {.step = step, .digest = 0, .epochs = epochs_, .rounds = rounds_, .again = again_};
+}
+
+Status Coordinator::Remember(Course course) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!courses_.empty() && courses_.back().step == course.step) {
+      return {};
+    }
   }
-  Course course = {
-      .step = step, .digest = 0, .epochs = epochs_, .rounds = rounds_, .again = again_};
   if (options_.journal != nullptr) {
     COHORT_RETURN_IF_ERROR(options_.journal->Remember(course));
   }
+  const std::lock_guard lock(mutex_);
   courses_.push_back(std::move(course));
   if (courses_.size() > Journal::kMaxCourses) {
     courses_.pop_front();

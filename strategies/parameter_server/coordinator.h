@@ -147,10 +147,13 @@ class Coordinator {
   bool recovering() const;
   // Until it is another one than that, or the time is over.
   ServerView AwaitView(std::uint64_t epoch, bool recovering, Duration wait) const;
-  // In a cut: the servers' values, at `step`, have been saved and can be gone back to; so can those
-  // of Open. Once for each step; it may be called before they are saved.
-  Status Remember(std::int64_t step);
-  // What was remembered last, where that is of this step: it was not saved after all.
+  // In a cut, where the servers' values are of `step`.
+  Course CourseAt(std::int64_t step) const;
+  // Values of a course's step can be gone back to, as those of Open can. Called before they are
+  // saved, by one thread at a time. Work is handed out while the journal is written.
+  Status Remember(Course course);
+  // What was remembered last, where that is of this step: it was not saved after all. After an
+  // error, of the journal, it is forgotten here.
   Status Forget(std::int64_t step);
   // Servers that were lost have the values of `step` again, the others go on; so does the work.
   Status GoOn(std::optional<std::int64_t> step, std::uint64_t epoch,

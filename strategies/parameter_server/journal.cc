@@ -374,8 +374,10 @@ Status Journal::Append(const std::string& record) {
     early_.push_back(record);  // Begin writes it
     return {};
   }
-  COHORT_RETURN_IF_ERROR(failure_);
-  // Behind half a record no other may follow.
+  if (!failure_.ok()) {
+    // Behind half a record no other may follow; where Begin failed there is no file.
+    return writer_ == nullptr ? failure_ : Replace();
+  }
   failure_ = writer_->Write(record);
   if (failure_.ok()) {
     failure_ = writer_->Sync();
@@ -433,17 +435,25 @@ Status Journal::Worker(const TaskId& task, std::optional<JournalState::End> end)
 
 Status Journal::Remember(const Course& course) {
   const std::lock_guard lock(mutex_);
+  std::deque<Course> before = state_.courses;
   state_.courses.push_back(course);
   if (state_.courses.size() > kMaxCourses) {
     state_.courses.pop_front();
   }
-  return over_ ? OkStatus() : Replace();
+  const Status status = over_ ? OkStatus() : Replace();
+  if (!status.ok()) {
+    state_.courses = std::move(before);  // nothing is saved there, and older ones may be needed
+  }
+  return status;
 }
 
 Status Journal::GoBack(std::int64_t step) {
   const std::lock_guard lock(mutex_);
   const auto found = std::find_if(state_.courses.rbegin(), state_.courses.rend(),
                                   [step](const Course& course) { return course.step == step; });
+  if (found == state_.courses.rend()) {
+    return FailedPrecondition(path_ + " knows no way back to step " + std::to_string(step));
+  }
   state_.courses.erase(found.base(), state_.courses.end());
   return over_ ? OkStatus() : Replace();
 }

@@ -3,7 +3,8 @@
 //
 // Records in the TFRecord framing, of JournalRecord (parameter_server.proto): appended, each on the
 // disk before the call returns. A save replaces the file, whole or not at all, by what still
-// counts. What a crash has left of a last record is dropped.
+// counts; so does the first call after one that failed. What a crash has left of a last record is
+// dropped.
 //
 // A chief that was replaced appends to a file that is no more, its successor having replaced it,
 // and replaces or removes none of a later epoch: Aborted. What is noted before Begin is written by
@@ -58,9 +59,10 @@ class Journal {
   Status Dataset(int dataset, const DatasetInfo& info);
   Status Begun(const EpochKey& epoch, std::int64_t first_batch);
   Status Worker(const TaskId& task, std::optional<JournalState::End> end);
-  // The way back to it is there before the save is.
+  // The way back to it is there before the save is. After an error it is not remembered.
   Status Remember(const Course& course);
-  // What was remembered since that step no longer counts.
+  // What was remembered since that step no longer counts, also where the file still has it for want
+  // of room. FailedPrecondition: the step is not remembered; nothing has changed.
   Status GoBack(std::int64_t step);
   // The job is over.
   Status Remove();

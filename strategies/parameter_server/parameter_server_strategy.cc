@@ -25,12 +25,6 @@ namespace {
 // The most that Broadcast sends; variables and slots go through the servers.
 constexpr std::size_t kMaxBroadcastBytes = std::size_t{256} << 10;
 
-// That a server or the chief is lost, not that a file cannot be written.
-bool IsOfServers(StatusCode code) {
-  return code == StatusCode::kUnavailable || code == StatusCode::kAborted ||
-         code == StatusCode::kCancelled || code == StatusCode::kDeadlineExceeded;
-}
-
 // What step functions get for gradients where none are wanted.
 class NoGradients final : public GradientSink {
  public:
@@ -252,7 +246,7 @@ class Implementation final : public ParameterServerStrategy {
   std::uint64_t RoundsToSee() const;
   Status Idle();
   Status SaveIfDue();
-  Status SaveSnapshot(const ps::Coordinator::Cut& cut, const Status& noted);
+  Status SaveSnapshot(const ps::Coordinator::Cut& cut, ps::Course course);
   Status FinishLastRound();
   Status CatchUp(const ps::RoundCommit& commit);
   Status Refresh(bool everything);
@@ -334,7 +328,8 @@ Status Implementation::Serve() {
   COHORT_RETURN_IF_ERROR(FinishLastRound());
   COHORT_RETURN_IF_ERROR(Refresh(/*everything=*/true));
   // Whoever finds the save that the program makes of it must find the way back to it, too.
-  return plan_.restore ? job_->coordinator()->Remember(step_) : OkStatus();
+  return plan_.restore ? job_->coordinator()->Remember(job_->coordinator()->CourseAt(step_))
+                       : OkStatus();
 }
 
 // Until the workers are done, through the losses of servers.
@@ -472,38 +467,44 @@ Status Implementation::SaveIfDue() {
   // The servers keep what they have at a point between two updates; the rest is done while the
   // workers go on.
   std::optional<ps::Coordinator::Cut> at;
-  Status noted;
-  const auto freeze = [this, &at, &noted](const ps::Coordinator::Cut& cut) -> Status {
+  ps::Course course;
+  const auto freeze = [this, &at, &course](const ps::Coordinator::Cut& cut) -> Status {
     COHORT_RETURN_IF_ERROR(FinishLastRound());
     const Result<std::uint64_t> version = client_->Freeze(++snapshots_);
     COHORT_RETURN_IF_ERROR(job_->Explain(version.status()));
     frozen_step_ = static_cast<std::int64_t>(*version);
-    if (plan_.restore) {
-      noted = job_->coordinator()->Remember(frozen_step_);
-    }
+    course = job_->coordinator()->CourseAt(frozen_step_);
     saved_ = job_->coordinator()->advance();
     at = cut;
     return {};
   };
   COHORT_RETURN_IF_ERROR(job_->BetweenUpdates(freeze));
-  return at.has_value() ? SaveSnapshot(*at, noted) : OkStatus();
+  return at.has_value() ? SaveSnapshot(*at, std::move(course)) : OkStatus();
 }
 
-Status Implementation::SaveSnapshot(const ps::Coordinator::Cut& cut, const Status& noted) {
+Status Implementation::SaveSnapshot(const ps::Coordinator::Cut& cut, ps::Course course) {
+  // Before the save has its name.
+  Status saved = plan_.restore ? job_->coordinator()->Remember(std::move(course)) : OkStatus();
+  if (saved.code() == StatusCode::kAborted) {
+    return saved;  // another chief has taken this one's place
+  }
   if (rows_ != nullptr) {
     rows_->Wait();
     job_->rows()->ReadSnapshot(snapshots_);
   }
   saving_ = true;
-  const Status saved = noted.ok() ? plan_.save(cut.epoch.epoch, cut.batch) : noted;
+  if (saved.ok()) {
+    saved = plan_.save(cut.epoch.epoch, cut.batch);
+  }
   saving_ = false;
   if (rows_ != nullptr) {
     job_->rows()->ReadSnapshot(0);
   }
-  if (IsOfServers(saved.code())) {
-    return saved;
-  }
+  // Files fail with the codes of servers, too: whether one is lost, the servers tell.
   COHORT_RETURN_IF_ERROR(job_->Explain(client_->Thaw().status()));
+  if (trains()) {  // on the values that there are now, not on those that were saved
+    COHORT_RETURN_IF_ERROR(Refresh(/*everything=*/false));
+  }
   if (saved.ok()) {
     saved_step_ = frozen_step_;
     if (plan_.restore) {
@@ -515,8 +516,12 @@ Status Implementation::SaveSnapshot(const ps::Coordinator::Cut& cut, const Statu
   options_.log.Warning(
       "the save of step " + std::to_string(frozen_step_) +
       " has failed, training goes on, and the save before it counts: " + saved.ToString());
-  return plan_.restore && saved_step_ != frozen_step_ ? job_->coordinator()->Forget(frozen_step_)
-                                                      : OkStatus();
+  if (!plan_.restore || saved_step_ == frozen_step_) {
+    return {};
+  }
+  // In the journal the way back to no save does no harm, and is gone when it is written next.
+  const Status forgotten = job_->coordinator()->Forget(frozen_step_);
+  return forgotten.code() == StatusCode::kAborted ? forgotten : OkStatus();
 }
 
 Result<std::unique_ptr<Coordinator>> Implementation::MakeCoordinator(
@@ -1088,6 +1093,7 @@ Result<std::unique_ptr<ParameterServerStrategy>> ParameterServerStrategy::Make(
         "grad_scaler under a parameter server, whose workers agree on no step to skip [train with "
         "bfloat16 or float32, or use a synchronous strategy]");
   }
+  COHORT_RETURN_IF_ERROR(partitioner.Check());
   COHORT_ASSIGN_OR_RETURN(auto job, ps::Job::Join(config, options));
   std::unique_ptr<ParameterServerStrategy> strategy =
       std::make_unique<Implementation>(std::move(job), options, partitioner);

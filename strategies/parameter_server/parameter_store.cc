@@ -125,19 +125,20 @@ void ParameterStore::Keep(Block& block) {
   if (block.snapshot == snapshot) {
     return;
   }
-  block.snapshot = snapshot;
   const auto bytes_of = [](const Block& b) {
     return b.value.size() * sizeof(float) * (1 + b.slots.size());
   };
   if (block.image != nullptr) {
     kept_bytes_ -= bytes_of(block);
     block.image.reset();
+    block.snapshot = 0;
   }
   if (snapshot != 0) {
     block.image = std::make_unique<const Block::Image>(
         Block::Image{.value = block.value, .slots = block.slots, .version = block.version});
     kept_bytes_ += bytes_of(block);
   }
+  block.snapshot = snapshot;  // not before the image is there, for which there may be no memory
 }
 
 void ParameterStore::Thaw() {
@@ -381,6 +382,15 @@ Error ParameterStore::Push(const FrameHeader& header, PayloadReader payload, Pus
     ++(claimed == PushLedger::Claimed::kRepeated ? stats_.duplicates : stats_.rejected);
     return RefusalOf(claimed);
   }
+  PushLedger::Applying applying(ledger_, header.client(), header.sequence());
+  // What takes much memory comes before the first change: where there is none nothing has changed,
+  // and the push may be repeated.
+  for (int i = 0; i < header.chunks_size() && !rounds_; ++i) {
+    Block& block = *blocks_[header.chunks(i)];
+    const std::lock_guard lock(block.mutex);
+    Keep(block);
+  }
+  applying.applied = !rounds_;  // parts that are there are passed over when they are repeated
   std::uint64_t late = 0;
   for (int i = 0; i < header.chunks_size(); ++i) {
     Block& block = *blocks_[header.chunks(i)];
@@ -393,7 +403,7 @@ Error ParameterStore::Push(const FrameHeader& header, PayloadReader payload, Pus
     }
   }
   pushed->late = late > 0;
-  ledger_.Finish(header.client(), header.sequence(), true);
+  applying.applied = true;
   if (clocks_ != nullptr && header.advance()) {
     clocks_->Advance(header.client(), header.sender());
   }
@@ -509,12 +519,17 @@ bool ParameterStore::ApplyPart(Block& block, const FrameHeader& header, PayloadR
     payload.Skip(bytes);
     return true;
   }
-  part.present = true;
   part.weight = header.weight();
   part.values.resize(empty ? 0 : block.value.size());
+  const bool last =
+      !elects_ && std::all_of(block.parts.begin(), block.parts.end(),
+                              [&part](const Part& p) { return p.present || &p == &part; });
+  if (last && !clips_) {
+    Keep(block);  // here, as in the line before, there may be no memory: the part has not come then
+  }
   ReadFloats(payload, part.values);
-  if (!elects_ && std::all_of(block.parts.begin(), block.parts.end(),
-                              [](const Part& p) { return p.present; })) {
+  part.present = true;
+  if (last) {
     Complete(block);
   }
   return true;

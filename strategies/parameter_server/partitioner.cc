@@ -70,6 +70,15 @@ std::string Partitioner::ToString() const {
   return "pieces";
 }
 
+Status Partitioner::Check() const {
+  COHORT_ASSIGN_OR_RETURN(const Partitioner parsed, Parse(ToString()));
+  return parsed == *this
+             ? OkStatus()
+             : InvalidArgument("partitioner '" + ToString() + "' with " + std::to_string(shards) +
+                               " shards and " + std::to_string(bytes) +
+                               " bytes [leave what its kind does not use at 0]");
+}
+
 std::int64_t Partitioner::ShardsOf(const Shape& shape, int servers) const {
   if (shape.rank() == 0 || shape.elements() == 0) {
     return 1;

@@ -19,6 +19,7 @@ PushLedger::Claimed PushLedger::Claim(std::uint64_t client, std::uint64_t sequen
       found = clients_.try_emplace(client).first;
     }
     Client& record = found->second;
+    record.applying.reserve(record.applying.size() + 1);  // before the number is taken
     if (record.window.Claim(sequence)) {
       record.applying.push_back(sequence);
       return Claimed::kNew;

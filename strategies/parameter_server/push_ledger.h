@@ -29,6 +29,23 @@ class PushLedger {
   Claimed Claim(std::uint64_t client, std::uint64_t sequence);
   // Not `applied`: it was refused, and a repetition is to be refused again.
   void Finish(std::uint64_t client, std::uint64_t sequence, bool applied);
+  // Finishes a claimed push at the end of its scope, also where applying it throws: who waits for
+  // it would wait for ever.
+  class Applying {
+   public:
+    Applying(PushLedger& ledger, std::uint64_t client, std::uint64_t sequence)
+        : ledger_(ledger), client_(client), sequence_(sequence) {}
+    ~Applying() { ledger_.Finish(client_, sequence_, applied); }
+    Applying(const Applying&) = delete;
+    Applying& operator=(const Applying&) = delete;
+
+    bool applied = false;
+
+   private:
+    PushLedger& ledger_;
+    const std::uint64_t client_;
+    const std::uint64_t sequence_;
+  };
 
   // Nothing of the clients from `first` to `last` has an effect from now on; blocks until what is
   // being applied is.

@@ -359,6 +359,7 @@ Error RowStore::PushTo(RowTable& table, const FrameHeader& header, PayloadReader
     duplicates_ += claimed == PushLedger::Claimed::kRepeated ? 1 : 0;
     return RefusalOf(claimed);
   }
+  PushLedger::Applying applying(ledger_, header.client(), header.sequence());
   Status status;
   if (header.has_round()) {
     status = rounds_.Add(header.round(), header.weight(), gradients.step, header.advance(),
@@ -369,7 +370,7 @@ Error RowStore::PushTo(RowTable& table, const FrameHeader& header, PayloadReader
   } else {
     status = table.Apply(gradients);
   }
-  ledger_.Finish(header.client(), header.sequence(), status.ok());
+  applying.applied = status.ok();
   if (!status.ok()) {
     return ToError(status);
   }

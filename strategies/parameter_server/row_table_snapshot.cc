@@ -38,7 +38,7 @@ void RowTable::Thaw() {
 
 void RowTable::DropKept(Bucket& bucket) const {
   if (bucket.kept != nullptr) {
-    kept_bytes_ -= bucket.kept->rows.images.size() + bucket.kept->candidates.images.size();
+    kept_bytes_ -= bucket.kept->rows.images.capacity() + bucket.kept->candidates.images.capacity();
     bucket.kept.reset();
   }
 }
@@ -49,13 +49,13 @@ void RowTable::Touch(Bucket& bucket) const {
     return;
   }
   DropKept(bucket);
-  bucket.snapshot = snapshot;
   const auto number = static_cast<std::uint32_t>(&bucket - buckets_.get()) + range_.begin;
   if (snapshot != 0 && number >= thawed_.load(std::memory_order_relaxed)) {
     bucket.kept = std::make_unique<Kept>();
     bucket.kept->rows.rows = bucket.kept->rows.left = bucket.rows.size();
     bucket.kept->candidates.rows = bucket.kept->candidates.left = bucket.candidates.size();
   }
+  bucket.snapshot = snapshot;  // not before `kept` is there, for which there may be no memory
 }
 
 void RowTable::KeepRecord(Bucket& bucket, const RowSet& set, std::uint32_t row) const {
@@ -70,10 +70,15 @@ void RowTable::KeepRecord(Bucket& bucket, const RowSet& set, std::uint32_t row) 
   const RowShape& shape = is_row ? shape_ : candidate_shape_;
   const std::byte* const record = set.At(row, shape);
   part.copied.resize((part.rows + 63) / 64);
+  if (const std::size_t before = part.images.capacity(); part.images.size() == before) {
+    // Twice as much each time, but never more than all of them take.
+    part.images.reserve(
+        std::min(std::max(2 * before, 16 * shape.stride), part.rows * shape.stride));
+    kept_bytes_ += part.images.capacity() - before;
+  }
   part.images.insert(part.images.end(), record, record + shape.stride);
   part.copied[row / 64] |= std::uint64_t{1} << row % 64;
   --part.left;
-  kept_bytes_ += shape.stride;
 }
 
 void RowTable::KeepAll(Bucket& bucket, const RowSet& set) const {

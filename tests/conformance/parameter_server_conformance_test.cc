@@ -13,65 +13,18 @@
 #include <chrono>
 #include <functional>
 #include <future>
-#include <map>
-#include <set>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "conformance/parameter_server_job.h"
 #include "testing/integer_model.h"
-#include "testing/process_cluster.h"
 
 namespace cohort::testing {
 namespace {
 
 using ::testing::HasSubstr;
-
-// Workers, of which worker:0 coordinates, and servers on threads of their own.
-class Job {
- public:
-  Job(int workers, int servers, const Partitioner& partitioner = {})
-      : workers_(workers), servers_(servers), partitioner_(partitioner) {}
-
-  void Start() {
-    std::map<TaskId, std::string> addresses;
-    for (int w = 0; w < workers_; ++w) {
-      addresses[{TaskType::kWorker, w}] = "127.0.0.1:0";
-    }
-    addresses[{TaskType::kWorker, 0}] = "127.0.0.1:" + std::to_string(UnusedPorts(1)[0]);
-    for (int s = 0; s < servers_; ++s) {
-      addresses[{TaskType::kPs, s}] = "127.0.0.1:0";
-    }
-    cluster_ = ClusterSpec(std::move(addresses));
-    for (int s = 0; s < servers_; ++s) {
-      serving_.push_back(std::async(std::launch::async, [this, s]() -> Status {
-        COHORT_ASSIGN_OR_RETURN(const auto strategy, Make({TaskType::kPs, s}, {}));
-        COHORT_RETURN_IF_ERROR(strategy->Serve());
-        return strategy->Shutdown();
-      }));
-    }
-  }
-  void Stop() {
-    for (std::future<Status>& served : serving_) {
-      EXPECT_EQ(served.get(), OkStatus());
-    }
-    serving_.clear();
-  }
-  Result<std::unique_ptr<ParameterServerStrategy>> Make(const TaskId& task,
-                                                        const StrategyOptions& options) const {
-    ClusterConfig config;
-    config.cluster = cluster_;
-    config.task = task;
-    return ParameterServerStrategy::Make(config, options, partitioner_);
-  }
-
- private:
-  const int workers_;
-  const int servers_;
-  const Partitioner partitioner_;
-  ClusterSpec cluster_;
-  std::vector<std::future<Status>> serving_;
-};
 
 StrategyWorld ParameterServers(int workers, int servers, const std::string& consistency) {
   StrategyWorld world;
@@ -99,166 +52,6 @@ INSTANTIATE_TEST_SUITE_P(
                       ParameterServers(2, 1, "sync"), ParameterServers(3, 2, "sync"),
                       ParameterServers(4, 3, "sync")),
     [](const ::testing::TestParamInfo<StrategyWorld>& world) { return world.param.name; });
-
-// ---- Saving in the middle of training ----------------------------------------------------------
-
-struct Saved {
-  std::int64_t epoch = 0;
-  std::int64_t batch = 0;
-  std::int64_t step = 0;
-  std::vector<float> values;
-  std::vector<std::vector<float>> slots;
-  std::uint64_t failed_saves = 0;  // of the end
-};
-
-constexpr std::int64_t kSaveExamples = 203;
-constexpr std::int64_t kSaveBatch = 10;
-constexpr std::int64_t kSaveBatches = 21;
-constexpr int kSaveEpochs = 3;
-
-Saved StateOf(Strategy& strategy, const ParameterSet& parameters) {
-  OrThrow(strategy.PullState());
-  Saved state{.step = strategy.step(),
-              .values = {parameters.all().begin(), parameters.all().end()}};
-  for (const std::span<float> slot : strategy.slots()) {
-    state.slots.emplace_back(slot.begin(), slot.end());
-  }
-  return state;
-}
-
-// Trains three epochs, from `from` on if that is given. Returns the saves, and the end's state
-// last.
-std::vector<Saved> TrainAndSave(int workers, int servers, const std::string& consistency,
-                                std::int64_t every_steps, const Saved* from, double clip = 0,
-                                const std::function<Status(std::int64_t epoch)>& disk = {},
-                                const std::string& partitioner = "pieces") {
-  Job job(workers, servers, OrThrow(Partitioner::Parse(partitioner)));
-  job.Start();
-  std::vector<Saved> saves;
-  const data::Dataset dataset = IntegerData(kSaveExamples, kSaveBatch);
-  std::vector<std::future<void>> running;
-  for (int w = 0; w < workers; ++w) {
-    running.push_back(std::async(std::launch::async, [&, w] {
-      StrategyOptions options;
-      options.consistency = OrThrow(Consistency::Parse(consistency));
-      const auto strategy = OrThrow(job.Make({TaskType::kWorker, w}, options));
-      ParameterSet parameters = IntegerParameters();
-      OrThrow(strategy->Bind(
-          parameters, Sgd({.learning_rate = 0.0625, .momentum = 0.5, .global_clip_norm = clip})));
-      if (from != nullptr && strategy->is_chief()) {
-        std::copy(from->values.begin(), from->values.end(), parameters.all().begin());
-        for (std::size_t s = 0; s < from->slots.size(); ++s) {
-          std::copy(from->slots[s].begin(), from->slots[s].end(), strategy->slots()[s].begin());
-        }
-        OrThrow(strategy->SetStep(from->step));
-        OrThrow(strategy->PushState());
-      }
-      for (const auto policy : {data::ShardPolicy::kFile, data::ShardPolicy::kOff}) {
-        EXPECT_EQ(strategy->Distribute(dataset, {.policy = policy}).status().code(),
-                  StatusCode::kInvalidArgument);
-      }
-      ASSERT_TRUE(strategy->SaveBetweenUpdates(
-          {.every_steps = every_steps, .save = [&](std::int64_t epoch, std::int64_t batch) {
-             Saved state = StateOf(*strategy, parameters);
-             COHORT_RETURN_IF_ERROR(disk ? disk(epoch) : OkStatus());
-             state.epoch = epoch;
-             state.batch = batch;
-             saves.push_back(std::move(state));
-             return OkStatus();
-           }}));
-      const auto data = OrThrow(strategy->Distribute(dataset));
-      const std::int64_t first = from == nullptr ? 0 : from->epoch;
-      for (std::int64_t epoch = first; epoch < kSaveEpochs; ++epoch) {
-        OrThrow(data->BeginEpoch(epoch, from != nullptr && epoch == first ? from->batch : 0));
-        while (const auto batch = OrThrow(data->Next())) {
-          OrThrow(strategy->Step(*batch, IntegerStep()).status());
-        }
-      }
-      if (strategy->is_chief()) {
-        saves.push_back(StateOf(*strategy, parameters));
-        saves.back().failed_saves = OrThrow(strategy->stats()).failed_saves;
-        saves.back().epoch = kSaveEpochs;
-      }
-      OrThrow(strategy->Shutdown());
-    }));
-  }
-  for (std::future<void>& worker : running) {
-    worker.get();
-  }
-  job.Stop();
-  return saves;
-}
-
-TEST(SavesOfParameterServers, ASaveIsAPointBetweenTwoUpdates) {
-  for (const auto& [consistency, clip] : {std::pair("async", 0.0),
-                                          {"ssp:1", 0.0},
-                                          {"sync", 0.0},
-                                          {"sync", 3.0},
-                                          {"sync:1", 0.0},
-                                          {"sync:1", 3.0}}) {
-    const std::vector<Saved> saves = TrainAndSave(3, 2, consistency, 6, nullptr, clip);
-    EXPECT_GT(saves.size(), 3U) << consistency;
-    for (const Saved& save : saves) {
-      const bool end = &save == &saves.back();
-      EXPECT_EQ(save.step,
-                end ? kSaveEpochs * kSaveBatches : save.epoch * kSaveBatches + save.batch)
-          << consistency << " " << clip << ": as many updates as there are batches before it";
-    }
-  }
-}
-
-// F13: a disk that is full for a while. The newest whole save counts, training goes on.
-TEST(SavesOfParameterServers, ASaveThatFailsEndsNothing) {
-  int failed = 0;
-  const std::vector<Saved> saves =
-      TrainAndSave(2, 2, "sync", 6, nullptr, 0, [&failed](std::int64_t epoch) {
-        if (epoch != 1) {
-          return OkStatus();
-        }
-        ++failed;
-        return ResourceExhausted("write part-0: no space left on device");
-      });
-  EXPECT_GT(failed, 1);
-  EXPECT_EQ(saves.back().failed_saves, static_cast<std::uint64_t>(failed));
-  EXPECT_EQ(saves.back().step, kSaveEpochs * kSaveBatches);
-  std::set<std::int64_t> epochs;
-  for (const Saved& save : saves) {
-    epochs.insert(save.epoch);
-  }
-  EXPECT_TRUE(epochs.contains(2)) << "it saves again when there is room";
-  EXPECT_FALSE(epochs.contains(1));
-}
-
-TEST(SavesOfParameterServers, AResumedJobEndsWithTheBitsOfOneThatWentOn) {
-  const std::vector<Saved> saves = TrainAndSave(2, 2, "sync", 10, nullptr);
-  ASSERT_GT(saves.size(), 2U);
-  for (const std::size_t from : {std::size_t{0}, saves.size() / 2}) {
-    // On another number of servers.
-    const std::vector<Saved> again = TrainAndSave(2, 3, "sync", 0, &saves[from]);
-    ASSERT_EQ(again.size(), 1U);
-    EXPECT_EQ(again.back().values, saves.back().values) << "from save " << from;
-    EXPECT_EQ(again.back().slots, saves.back().slots);
-    EXPECT_EQ(again.back().step, saves.back().step);
-  }
-}
-
-// Neither values nor saves depend on how parameters are cut, or among how many servers.
-TEST(SavesOfParameterServers, AnyPartitionerAndNumberOfServersGivesTheSameBits) {
-  const std::vector<Saved> whole = TrainAndSave(2, 1, "sync", 10, nullptr);
-  ASSERT_GT(whole.size(), 2U);
-  int servers = 2;
-  for (const char* partitioner : {"fixed:3", "min:8:5", "max:4"}) {
-    const std::vector<Saved> cut =
-        TrainAndSave(2, servers, "sync", 10, nullptr, 0, {}, partitioner);
-    EXPECT_EQ(cut.back().values, whole.back().values) << partitioner;
-    EXPECT_EQ(cut.back().slots, whole.back().slots) << partitioner;
-    const std::vector<Saved> again =
-        TrainAndSave(2, 5 - servers, "sync", 0, &whole[whole.size() / 2], 0, {}, partitioner);
-    EXPECT_EQ(again.back().values, whole.back().values) << partitioner;
-    EXPECT_EQ(again.back().slots, whole.back().slots) << partitioner;
-    servers = 5 - servers;
-  }
-}
 
 // ---- Parameters that travel in 16 bits
 // -----------------------------------------------------------
@@ -299,7 +92,8 @@ std::vector<float> TrainTowardsTargets(const ServerWire& wire) {
         }
       }
       if (strategy->is_chief()) {
-        values = StateOf(*strategy, parameters).values;
+        OrThrow(strategy->PullState());
+        values.assign(parameters.all().begin(), parameters.all().end());
       }
       OrThrow(strategy->Shutdown());
     }));

@@ -347,6 +347,8 @@ void BreakOffEverywhere(const std::string& folder, bool crash, bool same_step_da
     const std::int64_t step = (*latest)->state().step;
     EXPECT_TRUE(step == 2 || step == 3) << "broken off at " << k;
     EXPECT_TRUE(!saved.ok() || step == 3) << "a save that said OK is there";
+    EXPECT_TRUE(saved.ok() || crash || step == 2)
+        << "a save that said it failed is not, broken off at " << k;
     Model read;
     ASSERT_TRUE(read.Read(**latest).ok());
     EXPECT_EQ(read, Model(static_cast<float>(step)));
@@ -379,6 +381,23 @@ TEST_F(CheckpointTest, OneErrorAnywhereLeavesALoadableCheckpoint) {
 }
 TEST_F(CheckpointTest, CrashWhileReplacingADamagedCheckpoint) {
   BreakOffEverywhere(folder_, /*crash=*/true, /*same_step_damaged=*/true);
+}
+
+TEST_F(CheckpointTest, LatestThatCannotBeWrittenIsAWarning) {
+  CheckpointStore store = Store(1);
+  OrThrow(Save(store, 1));
+  FaultyFileSystem files([&](std::string_view operation, const std::string& path) {
+    return operation == "append" && path.find("LATEST") != std::string::npos
+               ? ResourceExhausted("write " + path + ": no space left on device")
+               : Status();
+  });
+  CheckpointStore full = StoreOn(files, 1);
+  EXPECT_TRUE(Save(full, 2).ok());
+  ASSERT_EQ(warnings_.size(), 1U);
+  EXPECT_NE(warnings_[0].find("LATEST"), std::string::npos);
+  EXPECT_EQ(Get(folder_ + "/LATEST"), "step-0000000001\n");
+  EXPECT_EQ(OrThrow(store.OpenLatest())->state().step, 2);
+  EXPECT_EQ(OrThrow(store.Steps()).size(), 1U) << "old ones are deleted";
 }
 
 TEST_F(CheckpointTest, DeletionThatFailsIsAWarning) {

@@ -3,8 +3,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <filesystem>
+#include <functional>
+#include <future>
 #include <memory>
+#include <utility>
 
 #include <cohort/core/file_system.h>
 
@@ -79,8 +83,9 @@ struct Chief {
   }
   void Save(std::int64_t step) {
     ASSERT_TRUE(OrThrow(coordinator.BeginCut(std::chrono::milliseconds(1))).has_value());
-    OrThrow(coordinator.Remember(step));
+    const Course course = coordinator.CourseAt(step);
     coordinator.EndCut();
+    OrThrow(coordinator.Remember(course));
   }
 
   std::unique_ptr<Journal> journal;
@@ -352,7 +357,7 @@ TEST(JournalTest, WhatAKilledChiefWasWritingIsRemoved) {
   EXPECT_TRUE(std::filesystem::exists(others));
 }
 
-// Half a record is not written behind; a save replaces the file, and what was noted is in it.
+// Half a record is not written behind; the next one replaces the file, and what was noted is in it.
 TEST(JournalTest, AfterAFailedWriteOnlyAReplacementFollows) {
   const TempDir folder;
   bool full = false;
@@ -363,15 +368,79 @@ TEST(JournalTest, AfterAFailedWriteOnlyAReplacementFollows) {
   OrThrow(chief.coordinator.Open(0));
   full = true;
   EXPECT_EQ(chief.journal->Begun({0, 1}, 0).code(), StatusCode::kResourceExhausted);
-  full = false;
-  EXPECT_EQ(chief.journal->Begun({0, 2}, 0).code(), StatusCode::kResourceExhausted);
+  EXPECT_EQ(chief.journal->Worker(Worker(1), JournalState::End::kDone).code(),
+            StatusCode::kResourceExhausted);
   const auto begun = [&] {
     return OrThrow(Journal::Open(FileSystem::Local(), folder.path(), 0))->state().begun.size();
   };
   EXPECT_EQ(begun(), 0U);
-  OrThrow(chief.coordinator.Remember(3));
+  full = false;
+  OrThrow(chief.journal->Begun({0, 2}, 0));
+  EXPECT_EQ(begun(), 2U);
+  OrThrow(chief.coordinator.Remember(chief.coordinator.CourseAt(3)));
   OrThrow(chief.journal->Begun({0, 3}, 0));
   EXPECT_EQ(begun(), 3U);
+}
+
+// However many saves fail, the way back to the last one that did not is kept.
+TEST(JournalTest, WaysThatCouldNotBeNotedPushOutNone) {
+  const TempDir folder;
+  bool full = false;
+  FaultyFileSystem files([&](std::string_view operation, const std::string&) {
+    return full && operation == "append" ? ResourceExhausted("no space left") : OkStatus();
+  });
+  {
+    Chief chief(folder.path(), files);
+    OrThrow(chief.coordinator.Open(0));
+    const Sender worker = chief.Attach(0);
+    chief.Finish(worker, 0, 2);
+    chief.Save(2);
+    full = true;
+    for (std::int64_t step = 3; step < 3 + static_cast<std::int64_t>(Journal::kMaxCourses);
+         ++step) {
+      EXPECT_EQ(chief.coordinator.Remember(chief.coordinator.CourseAt(step)).code(),
+                StatusCode::kResourceExhausted);
+      OrThrow(chief.coordinator.Forget(step));
+    }
+    full = false;
+    chief.Save(50);
+    EXPECT_EQ(chief.journal->GoBack(7).code(), StatusCode::kFailedPrecondition);
+    full = true;
+    EXPECT_FALSE(chief.coordinator.Forget(50).ok()) << "the file has it still";
+    full = false;
+    chief.Save(60);
+  }
+  Chief chief(folder.path(), files);
+  ASSERT_EQ(chief.before.courses.size(), 3U);
+  EXPECT_EQ(chief.before.courses[0].step, 0);
+  EXPECT_EQ(chief.before.courses[1].step, 2);
+  EXPECT_EQ(chief.before.courses[2].step, 60);
+  OrThrow(chief.coordinator.Open(2));
+  EXPECT_EQ(chief.Finish(chief.Attach(0), 0).size(), 8U);
+}
+
+TEST(JournalTest, WorkIsHandedOutWhileASaveIsNoted) {
+  const TempDir folder;
+  std::function<void()> meanwhile;
+  FaultyFileSystem files([&](std::string_view operation, const std::string&) {
+    if (operation == "sync" && meanwhile) {
+      std::exchange(meanwhile, {})();
+    }
+    return OkStatus();
+  });
+  Chief chief(folder.path(), files);
+  OrThrow(chief.coordinator.Open(0));
+  const Sender worker = chief.Attach(0);
+  const Split split = chief.Next(worker, 0, {}).split;
+  chief.coordinator.Acknowledge(worker, {0, 0}, {.id = split.id, .epoch = 0, .steps = 1});
+  std::future<SplitReply> next;
+  meanwhile = [&] {
+    next = std::async(std::launch::async, [&] { return chief.Next(worker, 0, {}); });
+    EXPECT_EQ(next.wait_for(std::chrono::seconds(20)), std::future_status::ready);
+  };
+  chief.Save(1);
+  ASSERT_TRUE(next.valid());
+  EXPECT_EQ(next.get().progress, Progress::kGo);
 }
 
 TEST(JournalTest, NothingIsHandedOutThatCouldNotBeNoted) {

@@ -11,6 +11,7 @@
 #include <set>
 
 #include <cohort/core/random.h>
+#include <cohort/strategies/parameter_server.h>
 
 #include "parameter_server/coordinator.h"
 #include "parameter_server/frame.h"
@@ -108,6 +109,27 @@ TEST(Partitioner, NumbersOfShards) {
 }
 
 // Whatever the partitioner: every element once, shards as "div" deals rows, each on one server.
+// Whoever fills in the fields may leave one out.
+TEST(Partitioner, OneThatIsNoneIsRefused) {
+  using Kind = Partitioner::Kind;
+  for (const Partitioner& good :
+       {Partitioner{}, Partitioner{.kind = Kind::kFixedShards, .shards = 4},
+        Partitioner{.kind = Kind::kMinSize, .bytes = 8},
+        Partitioner{.kind = Kind::kMaxSize, .shards = 2, .bytes = 8}}) {
+    EXPECT_EQ(good.Check(), OkStatus()) << good.ToString();
+  }
+  for (const Partitioner& bad :
+       {Partitioner{.kind = Kind::kFixedShards},
+        Partitioner{.kind = Kind::kFixedShards, .shards = -1},
+        Partitioner{.kind = Kind::kFixedShards, .shards = 4, .bytes = 8},
+        Partitioner{.kind = Kind::kMinSize, .shards = 4},
+        Partitioner{.kind = Kind::kMaxSize, .bytes = -8},
+        Partitioner{.kind = Kind::kMaxSize, .shards = -2, .bytes = 8}, Partitioner{.shards = 2}}) {
+    EXPECT_EQ(bad.Check().code(), StatusCode::kInvalidArgument) << bad.ToString();
+    EXPECT_EQ(ParameterServerStrategy::Make({}, {}, bad).status(), bad.Check());
+  }
+}
+
 TEST(Partitioner, ShardsAreOfWholeRowsAndOfOneServer) {
   for (const char* text : {"fixed:5", "min:2k:6", "max:3k", "max:1", "min:100"}) {
     for (const int servers : {1, 3}) {
@@ -699,8 +721,9 @@ class RollBackTest : public CoordinatorTest {
   }
   void Save(std::int64_t step) {
     ASSERT_TRUE(OrThrow(coordinator_.BeginCut(std::chrono::milliseconds(1))).has_value());
-    OrThrow(coordinator_.Remember(step));
+    const Course course = coordinator_.CourseAt(step);
     coordinator_.EndCut();
+    OrThrow(coordinator_.Remember(course));
   }
   void LoseAServer() { coordinator_.ServerLost(Unavailable("ps:1 was killed")); }
 

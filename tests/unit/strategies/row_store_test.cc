@@ -6,6 +6,7 @@
 
 #include <cstring>
 #include <limits>
+#include <new>
 #include <thread>
 
 #include <cohort/core/random.h>
@@ -478,6 +479,21 @@ TEST(PushLedgerTest, AClaimThatWasTakenBackCanBeMadeAgain) {
   ASSERT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kNew);
   std::jthread other([&] { EXPECT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kNew); });
   ledger.Finish(1, 1, false);
+}
+
+TEST(PushLedgerTest, AnExceptionTakesAClaimBack) {
+  PushLedger ledger;
+  for (const bool applied : {false, true}) {
+    ASSERT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kNew);
+    try {
+      PushLedger::Applying applying(ledger, 1, 1);
+      applying.applied = applied;
+      throw std::bad_alloc();
+    } catch (const std::bad_alloc&) {
+    }
+  }
+  EXPECT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kRepeated);
+  ledger.Retire(1);
 }
 
 // A worker that was given up: its last push is waited for, and no other has an effect.

@@ -52,7 +52,7 @@ struct ParameterServerStats {
 class ParameterServerStrategy : public Strategy {
  public:
   // Joins the job: blocks until all processes have met. InvalidArgument if the cluster has no
-  // workers or no servers. All processes give the same partitioner.
+  // workers or no servers, or for a partitioner that is none. All processes give the same one.
   static Result<std::unique_ptr<ParameterServerStrategy>> Make(const ClusterConfig& config,
                                                                const StrategyOptions& options,
                                                                const Partitioner& partitioner = {});

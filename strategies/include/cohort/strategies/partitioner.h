@@ -1,5 +1,6 @@
-// Partitioner: into how many shards a parameter is cut among parameter servers. Values do not
-// depend on it, nor do checkpoints: a job may go on with another one, and with other servers.
+// Partitioner: into how many shards a parameter is cut among parameter servers. Checkpoints do not
+// depend on it: a job may go on with another one, and with other servers. Nor do values, up to what
+// rounding in 8 bits and the norm of all gradients make of other chunks.
 
 #pragma once
 
@@ -27,6 +28,8 @@ struct Partitioner {
   // "pieces", "fixed:4", "min:256k", "max:1m", "min:256k:8". InvalidArgument for others.
   static Result<Partitioner> Parse(std::string_view text);
   std::string ToString() const;
+  // InvalidArgument: Parse gives no such one.
+  Status Check() const;
   // But for kPieces. Along the first axis, whose rows are dealt out in order, the first shards
   // getting one more where they do not come out even; never more shards than rows. Bytes are those
   // of float32.

@@ -81,7 +81,9 @@ class Checkpoint {
 
 struct CheckpointStoreOptions {
   int max_to_keep = 5;  // older ones are deleted after a save; 0: none are
-  Log log;  // warns of a checkpoint that is passed over, and of one that cannot be deleted
+  // Warns of a checkpoint that is passed over, of one that cannot be deleted, and of a LATEST that
+  // cannot be written.
+  Log log;
 };
 
 class CheckpointStore {
@@ -92,8 +94,9 @@ class CheckpointStore {
   FileSystem& files() const { return files_; }
 
   // Commits a checkpoint, and returns its path. Replaces one of the same step only if that is
-  // damaged; AlreadyExists if it is whole. After an error the folder's other checkpoints are as
-  // before. ContractError: a name twice, a span that is not as long as its shape says.
+  // damaged; AlreadyExists if it is whole. After another error readers find no checkpoint of the
+  // step, and the folder's others are as before. ContractError: a name twice, a span that is not as
+  // long as its shape says.
   Result<std::string> Save(const CheckpointState& state, std::span<const CheckpointSource> model,
                            std::span<const CheckpointSource> optimizer,
                            std::span<const CheckpointFile> others = {});

@@ -1,0 +1,212 @@
+// A server whose memory ends in the middle of a push, at every allocation in turn: a snapshot is
+// what it was, and the push has its effect once, when it comes again.
+
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <cstddef>
+#include <cstdlib>
+#include <future>
+#include <new>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include <cohort/optim/optimizers.h>
+
+#include "parameter_server/parameter_store.h"
+#include "parameter_server/row_table.h"
+
+namespace {
+
+// Of at least `large` bytes, until one fails; below 0: none does.
+thread_local std::ptrdiff_t allocations_left = -1;
+thread_local std::size_t large = 0;
+
+void* Allocate(std::size_t bytes) {
+  if (allocations_left >= 0 && bytes >= large && allocations_left-- == 0) {
+    throw std::bad_alloc();
+  }
+  if (void* const memory = std::malloc(bytes == 0 ? 1 : bytes); memory != nullptr) {
+    return memory;
+  }
+  throw std::bad_alloc();
+}
+
+}  // namespace
+
+void* operator new(std::size_t bytes) { return Allocate(bytes); }
+void* operator new[](std::size_t bytes) { return Allocate(bytes); }
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete[](void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t /*bytes*/) noexcept { std::free(memory); }
+void operator delete[](void* memory, std::size_t /*bytes*/) noexcept { std::free(memory); }
+
+namespace cohort::ps {
+namespace {
+
+// In this thread, the allocation after the first `count` fails.
+class FailAfter {
+ public:
+  FailAfter(std::ptrdiff_t count, std::size_t of_bytes) {
+    large = of_bytes;
+    allocations_left = count;
+  }
+  ~FailAfter() { allocations_left = -1; }
+  static bool failed() { return allocations_left < 0; }
+};
+
+constexpr std::int64_t kElements = 4096;
+constexpr std::size_t kLarge = 4096;  // bytes: what grows with the model
+
+struct State {
+  std::vector<std::vector<float>> chunks;  // with slots
+  std::vector<std::uint64_t> versions;
+  bool operator==(const State&) const = default;
+};
+
+// Of two variables, of which the second push of client 2 comes when there is a snapshot.
+class Server {
+ public:
+  explicit Server(bool rounds) : rounds_(rounds) {
+    spec_ = {.parameters = {{"a", {kElements}, true, 0}, {"b", {kElements}, true, kElements}},
+             .optimizer = Adam()->config(),
+             .consistency = OrThrow(Consistency::Parse(rounds ? "sync" : "async")),
+             .servers = 1};
+    OrThrow(store_.Declare(spec_, "chief:0"));
+    EXPECT_EQ(store_.Assign(Header(1), Payload()).kind(), Error::NONE);
+    EXPECT_EQ(Push(1, 1).kind(), Error::NONE);
+    EXPECT_EQ(Push(2, 1).kind(), Error::NONE);
+    before_ = Now(0);
+    OrThrow(store_.Freeze(spec_.Fingerprint(), 1));
+    if (rounds) {
+      EXPECT_EQ(Push(1, 2).kind(), Error::NONE);
+    }
+  }
+
+  Error Push(std::uint64_t client, std::uint64_t sequence) {
+    FrameHeader header = Header(client);
+    header.set_sequence(sequence);
+    header.set_weight(1);
+    if (rounds_) {
+      header.mutable_round()->set_round(sequence);
+      header.mutable_round()->set_part(static_cast<std::uint32_t>(client - 1));
+      header.mutable_round()->set_parts(2);
+    }
+    ParameterStore::Pushed pushed;
+    return store_.Push(header, Payload(), &pushed);
+  }
+  State Now(std::uint64_t snapshot) {
+    FrameHeader header = Header(0);
+    header.set_slots(true);
+    header.set_snapshot(snapshot);
+    std::vector<ParameterStore::Reading> readings;
+    EXPECT_EQ(store_.Plan(header, &readings).kind(), Error::NONE);
+    State state;
+    for (ParameterStore::Reading& reading : readings) {
+      store_.Copy(reading, true, state.chunks.emplace_back(reading.floats));
+      state.versions.push_back(reading.version);
+    }
+    return state;
+  }
+  const State& before() const { return before_; }
+  ParameterStore& store() { return store_; }
+
+ private:
+  FrameHeader Header(std::uint64_t client) const {
+    FrameHeader header;
+    header.set_client(client);
+    header.set_layout(spec_.Fingerprint());
+    for (const std::uint32_t chunk : {0U, 1U}) {
+      header.add_chunks(chunk);
+      header.add_versions(0);
+    }
+    return header;
+  }
+  PayloadReader Payload() const {
+    return PayloadReader(Segments{std::as_bytes(std::span(values_))});
+  }
+
+  const bool rounds_;
+  ModelSpec spec_;
+  ParameterStore store_{0};
+  State before_;
+  const std::vector<float> values_ = std::vector<float>(2 * kElements, 1);
+};
+
+// What hangs is an error, and nothing that this process could end.
+template <typename Fn>
+void InTime(const char* what, const Fn& fn) {
+  auto done = std::async(std::launch::async, fn);
+  if (done.wait_for(std::chrono::seconds(30)) != std::future_status::ready) {
+    ADD_FAILURE() << what << " hangs";
+    std::_Exit(1);
+  }
+  done.get();
+}
+
+TEST(OutOfMemory, APushThatFindsNoneHasItsEffectWhenItComesAgain) {
+  for (const bool rounds : {false, true}) {
+    Server whole(rounds);
+    EXPECT_EQ(whole.Push(2, 2).kind(), Error::NONE);
+    bool failed = true;
+    int failures = -1;
+    for (std::ptrdiff_t k = 0; failed; ++k, ++failures) {
+      Server server(rounds);
+      {
+        const FailAfter fail(k, kLarge);
+        try {
+          EXPECT_EQ(server.Push(2, 2).kind(), Error::NONE);
+        } catch (const std::bad_alloc&) {
+        }
+        failed = FailAfter::failed();
+      }
+      EXPECT_EQ(server.Now(1), server.before()) << "allocation " << k;
+      InTime("the push that comes again", [&] {
+        EXPECT_EQ(server.Push(2, 2).kind(), Error::NONE);
+        server.store().Retire(2, 2);
+      });
+      EXPECT_EQ(server.Now(0), whole.Now(0)) << "allocation " << k;
+      EXPECT_EQ(server.Now(1), server.before()) << "allocation " << k;
+    }
+    EXPECT_GE(failures, rounds ? 6 : 4) << "copies of two chunks, with slots; parts";
+  }
+}
+
+TEST(OutOfMemory, ASnapshotOfATableIsWholeWhateverAPushFinds) {
+  TableSpec spec;
+  spec.name = "items";
+  spec.dim = 4;
+  spec.optimizer = Adagrad()->config();
+  spec.buckets = 4;
+  std::vector<std::uint64_t> ids(200);
+  std::iota(ids.begin(), ids.end(), std::uint64_t{1});
+  const std::vector<float> values(ids.size() * 4, 1);
+  bool failed = true;
+  int failures = -1;
+  for (std::ptrdiff_t k = 0; failed; ++k, ++failures) {
+    const auto table = OrThrow(RowTable::Create(spec, {0, 4}));
+    // Half of the ids have rows.
+    OrThrow(table->Apply(
+        {.ids = std::span(ids).first(100), .values = std::span(values).first(400), .step = 1}));
+    std::vector<std::string> before;
+    for (std::uint32_t b = 0; b < 4; ++b) {
+      before.push_back(table->DumpBucket(b));
+    }
+    table->Freeze();
+    {
+      const FailAfter fail(k, 0);
+      const Status status = table->Apply({.ids = ids, .values = values, .step = 2});
+      failed = FailAfter::failed();
+      EXPECT_EQ(status.code(), failed ? StatusCode::kResourceExhausted : StatusCode::kOk);
+    }
+    OrThrow(table->Apply({.ids = ids, .values = values, .step = 3}));
+    for (std::uint32_t b = 0; b < 4; ++b) {
+      EXPECT_EQ(OrThrow(table->DumpFrozen(b)), before[b]) << "allocation " << k;
+    }
+  }
+  EXPECT_GE(failures, 12) << "three or more for each bucket";
+}
+
+}  // namespace
+}  // namespace cohort::ps
