@@ -150,6 +150,9 @@ class SynchronousStrategy final : public Strategy {
   Result<StepResult> Finish(Totals& totals) const;
   StepResult ResultOf(Totals& totals) const;
   Status Fail(const Status& status);
+  // Of a data set whose examples are this process's own: the batches that all have.
+  Result<std::int64_t> AgreeOnBatches(const data::Dataset& dataset,
+                                      const data::IterateOptions& part);
   // Waits for an operation of the job; tells why it failed.
   Status Meet(Communicator::Pending pending);
   Status Compare(std::string_view what, const std::vector<std::string>& lines,

@@ -388,6 +388,8 @@ class ThreeBatches final : public DistributedDataset {
     }
     return std::optional(DistributedBatch{.epoch = epoch_, .index = index_++});
   }
+  std::int64_t batches_per_epoch() const override { return 3; }
+  double input_seconds() const override { return *fetched_; }  // one for each that was fetched
 
  private:
   int* fetched_;
