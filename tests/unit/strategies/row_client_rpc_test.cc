@@ -420,6 +420,7 @@ TEST(LookAheadTest, TheNextBatchIsThereToLookAtAndComesInItsTurn) {
   EXPECT_EQ(OrThrow(dataset->Next())->index, 1);
   EXPECT_EQ(peek(), nullptr);
   EXPECT_EQ(dataset->Next().status(), DataLoss("broken"));
+  EXPECT_EQ(dataset->input_seconds(), fetched) << "what was looked at has been waited for, too";
   dataset.reset();
   EXPECT_FALSE(peek);
 }
