@@ -51,6 +51,9 @@ class SynchronousStrategy final : public Strategy {
   bool is_chief() const override { return rank_ == 0; }
   int num_replicas_in_sync() const override { return num_processes_ * local_replicas_; }
   int num_local_replicas() const override { return local_replicas_; }
+  InputContext input_context() const override {
+    return {.num_input_pipelines = num_processes_, .input_pipeline_id = rank_};
+  }
 
   Status Bind(ParameterSet& parameters, std::unique_ptr<Optimizer> optimizer) override;
   Result<std::unique_ptr<DistributedDataset>> Distribute(const data::Dataset& dataset,

@@ -166,7 +166,7 @@ struct Trainer::State {
   std::string OwnPlace(std::int64_t at_epoch, std::int64_t at_batch) const {
     return fmt::format("batch {} of epoch {}, divided {} among {} processes", at_batch, at_epoch,
                        data::DivisionName(options.policy),
-                       strategy.num_replicas_in_sync() / strategy.num_local_replicas());
+                       strategy.input_context().num_input_pipelines);
   }
 
   // Whether any process was told to stop; every process of a synchronous job gets the same answer.
@@ -422,8 +422,7 @@ Status Trainer::State::CheckPlace() const {
       options.checkpoint_dir,
       shared_before ? fmt::format("batch {} of epoch {}, divided by record", batch, epoch)
                     : data_position,
-      data::DivisionName(options.policy),
-      strategy.num_replicas_in_sync() / strategy.num_local_replicas()));
+      data::DivisionName(options.policy), strategy.input_context().num_input_pipelines));
 }
 
 // After a Restore of a checkpoint that was trained on other batches: the batch of these that begins

@@ -206,6 +206,13 @@ struct InputOptions {
   data::ShardPolicy policy = data::ShardPolicy::kAuto;
 };
 
+// Which share of the examples a process makes under ShardPolicy::kOwn, and of how many; as
+// tf.distribute's.
+struct InputContext {
+  int num_input_pipelines = 1;
+  int input_pipeline_id = 0;
+};
+
 class DistributedDataset {
  public:
   virtual ~DistributedDataset() = default;
@@ -268,6 +275,8 @@ class Strategy {
   virtual bool is_chief() const = 0;
   virtual int num_replicas_in_sync() const = 0;
   virtual int num_local_replicas() const = 0;
+  // This process's share of the input; one of one where each makes all of it (parameter servers).
+  virtual InputContext input_context() const { return {}; }
   // Does this process train? False for parameter servers, and for the chief of a parameter-server
   // job, which call Serve.
   virtual bool trains() const { return true; }
