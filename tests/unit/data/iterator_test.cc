@@ -326,6 +326,31 @@ TEST(Prefetch, DestructionStopsABatchThatIsBeingBuilt) {
   EXPECT_LT(mapped, 1 << 20);
 }
 
+// Threads that are in the middle of batches of a minute's work: the end does not wait for them.
+TEST(Prefetch, DestructionTakesNoLongerThanASecond) {
+  for (const int taken : {0, 1, 3}) {
+    std::atomic<int> read = 0;
+    const Dataset data = Ids(100'000)
+                             .Map([&](Example&) {
+                               if (++read > 4 * 3) {  // the first batches come at once
+                                 std::this_thread::sleep_for(std::chrono::milliseconds(10));
+                               }
+                               return OkStatus();
+                             })
+                             .Batch(taken == 0 ? 6'000 : 4);
+    auto iterator = OrThrow(data.Prefetch(8, 4).Iterate());
+    for (int i = 0; i < taken; ++i) {
+      ASSERT_TRUE(OrThrow(iterator->Next()).has_value());
+    }
+    while (read == 0) {
+      std::this_thread::yield();
+    }
+    const auto before = std::chrono::steady_clock::now();
+    iterator.reset();
+    EXPECT_LT(std::chrono::steady_clock::now() - before, std::chrono::seconds(1));
+  }
+}
+
 TEST(Prefetch, OutlivesTheDatasetItCameFrom) {
   std::unique_ptr<BatchIterator> iterator;
   {
