@@ -124,8 +124,14 @@ void Summarize(const TfRecordOptions& options, const std::vector<std::string>& p
   std::int64_t sound = 0;
   std::int64_t empty = 0;
   std::string first;
+  std::int64_t packed = 0;
+  std::uint64_t unpacked_bytes = 0;
   for (std::size_t i = 0; i < paths.size(); ++i) {
     sound += records[i]->size();
+    if (records[i]->in_memory()) {
+      ++packed;
+      unpacked_bytes += records[i]->bytes();
+    }
     if (records[i]->bytes() == 0) {
       first = empty++ == 0 ? paths[i] : first;
     }
@@ -140,6 +146,13 @@ void Summarize(const TfRecordOptions& options, const std::vector<std::string>& p
                         std::to_string(corrupt.cut_files) + " files that are cut off; " +
                         std::to_string(sound) +
                         " records are read; the first: " + corrupt.messages[0]);
+  }
+  if (packed > 0) {
+    options.log.Info("TFRecord: " + std::to_string(packed) + " of " + std::to_string(paths.size()) +
+                     " files are packed: each process has all of them in memory, " +
+                     std::to_string(unpacked_bytes) +
+                     " bytes [cohort data convert makes raw files, of which a process reads its "
+                     "own records]");
   }
   WarnOfTwice(paths, options.log);
 }

@@ -157,8 +157,13 @@ Result<std::unique_ptr<RecordReader>> RecordReader::Open(FileSystem& files, cons
   if (*compression == Compression::kNone) {
     return std::make_unique<StreamRecordReader>(std::move(source), path, *compression, size);
   }
-  return std::make_unique<StreamRecordReader>(InflateSource(std::move(source), *compression, path),
-                                              path, *compression, ~std::uint64_t{0});
+  source = InflateSource(std::move(source), *compression, path);
+  // Others may wait for a server, which the end of a reader does not.
+  if (&files == &FileSystem::Local()) {
+    source = ReadAheadSource(std::move(source));
+  }
+  return std::make_unique<StreamRecordReader>(std::move(source), path, *compression,
+                                              ~std::uint64_t{0});
 }
 
 RecordFile::RecordFile(std::unique_ptr<RandomAccessFile> file, std::string path,
