@@ -54,9 +54,8 @@ struct Lists {
 
   void EndList() { splits.push_back(static_cast<std::int64_t>(values.size() / SizeOf(dtype))); }
   Ragged Finish(const AllocateBytes& allocate) const {
-    Ragged ragged{
-        Room(allocate, dtype, {splits.back()}),
-        Room(allocate, DType::kInt64, Shape({static_cast<std::int64_t>(splits.size())}))};
+    Ragged ragged{Room(allocate, dtype, {splits.back()}),
+                  Room(allocate, DType::kInt64, Shape({static_cast<std::int64_t>(splits.size())}))};
     std::copy(splits.begin(), splits.end(), ragged.splits.data<std::int64_t>().begin());
     if (!values.empty()) {
       std::memcpy(ragged.values.raw(), values.data(), values.size());
@@ -301,8 +300,7 @@ Result<Batch> BatchBuilder::ReadRows(const EpochOrder& order, Range positions,
   std::vector<std::byte*> rows;
   std::vector<std::size_t> strides;
   for (const FeatureSpec& feature : features) {
-    const Tensor tensor =
-        Room(allocate, feature.dtype, WithRows(positions.size(), feature.shape));
+    const Tensor tensor = Room(allocate, feature.dtype, WithRows(positions.size(), feature.shape));
     rows.push_back(tensor.raw());
     strides.push_back(feature.bytes());
     batch.features.emplace(feature.name, tensor);

@@ -81,8 +81,7 @@ class PrefetchIterator final : public BatchIterator {
         claimed_(plan_.first_batch),
         delivered_(plan_.first_batch),
         tuner_(TunerOf(size)) {
-    if (const auto bytes =
-            plan_.builder.BytesOf(plan_.shard.Batch(plan_.first_batch).size())) {
+    if (const auto bytes = plan_.builder.BytesOf(plan_.shard.Batch(plan_.first_batch).size())) {
       largest_ = *bytes;
       sized_ = true;
     }

@@ -160,11 +160,10 @@ Result<Shard> Shard::Make(const Source& source, const std::vector<OrderStage>& s
   }
   const bool own_order = HasOwnOrder(options.policy);
   if (options.span < 1 || options.span > (own_order ? 1 : options.num_workers - options.worker)) {
-    return InvalidArgument(
-        "a span of " + text(options.span) + " workers from " + text(options.worker) + " of " +
-        text(options.num_workers) +
-        (own_order ? " [1 under " + std::string(NameOf(options.policy)) + "]"
-                   : " [within num_workers]"));
+    return InvalidArgument("a span of " + text(options.span) + " workers from " +
+                           text(options.worker) + " of " + text(options.num_workers) +
+                           (own_order ? " [1 under " + std::string(NameOf(options.policy)) + "]"
+                                      : " [within num_workers]"));
   }
   if (options.epoch < 0) {
     return InvalidArgument("epoch " + text(options.epoch) + " [epochs start at 0]");
@@ -172,20 +171,21 @@ Result<Shard> Shard::Make(const Source& source, const std::vector<OrderStage>& s
   const bool hinted =
       std::ranges::any_of(stages, [](const OrderStage& stage) { return stage.IsHint(); });
   if (hinted != (options.policy == ShardPolicy::kHint)) {
-    return InvalidArgument(hinted ? "Shard(kShardHint, kShardHint) stands for a worker's part only "
-                                    "under ShardPolicy::kHint"
-                                  : "ShardPolicy::kHint: the data set has no mark [Shard(kShardHint, "
-                                    "kShardHint) where it is to be divided]");
+    return InvalidArgument(hinted
+                               ? "Shard(kShardHint, kShardHint) stands for a worker's part only "
+                                 "under ShardPolicy::kHint"
+                               : "ShardPolicy::kHint: the data set has no mark [Shard(kShardHint, "
+                                 "kShardHint) where it is to be divided]");
   }
   if (options.num_batches != -1 &&
       (options.policy != ShardPolicy::kOwn || options.num_batches < 0)) {
     return InvalidArgument("num_batches " + text(options.num_batches) +
                            " [at least 0, and only under ShardPolicy::kOwn]");
   }
-  const auto make = options.policy == ShardPolicy::kHint  ? OfHint
-                    : options.policy == ShardPolicy::kOwn ? OfOwn
+  const auto make = options.policy == ShardPolicy::kHint                              ? OfHint
+                    : options.policy == ShardPolicy::kOwn                             ? OfOwn
                     : options.policy == ShardPolicy::kFile && options.num_workers > 1 ? OfFiles
-                                                                                     : OfRecords;
+                                                                                      : OfRecords;
   COHORT_ASSIGN_OR_RETURN(Shard shard, make(source, stages, batch_size, remainder, options));
   if (options.first_batch < 0 || options.first_batch > shard.num_batches()) {
     return InvalidArgument("first_batch " + text(options.first_batch) + " of " +
@@ -265,9 +265,9 @@ Result<Shard> Shard::OfFiles(const Source& source, const std::vector<OrderStage>
 
   std::vector<std::int64_t> examples;
   for (const std::vector<Range>& share : shares) {
-    examples.push_back(std::accumulate(
-        share.begin(), share.end(), std::int64_t{0},
-        [](std::int64_t sum, const Range& range) { return sum + range.size(); }));
+    examples.push_back(
+        std::accumulate(share.begin(), share.end(), std::int64_t{0},
+                        [](std::int64_t sum, const Range& range) { return sum + range.size(); }));
   }
   COHORT_ASSIGN_OR_RETURN(const std::int64_t batches,
                           CountBatches(examples, batch_size, remainder, options));

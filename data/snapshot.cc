@@ -72,7 +72,8 @@ class ExampleCodec {
     }
     return batch.features.size() + batch.ragged.size() == features_.size() + ragged_.size()
                ? Status()
-               : InvalidArgument("Snapshot: there are features that the first example does not have");
+               : InvalidArgument(
+                     "Snapshot: there are features that the first example does not have");
   }
 
   // Example `row` of a batch that was checked.
@@ -188,11 +189,10 @@ Status WriteFileOf(const Dataset& data, const ExampleCodec& codec, FileSystem& f
   const auto writer = io::RecordWriter::To(std::make_unique<WritableAtomicFile>(std::move(atomic)));
   std::uint64_t digest = 0;
   std::string bytes;
-  COHORT_ASSIGN_OR_RETURN(
-      const auto batches,
-      data.Batch(codec.AtOnce())
-          .Prefetch(0)
-          .Iterate({.begin = layout.Begin(file), .end = layout.Begin(file + 1)}));
+  COHORT_ASSIGN_OR_RETURN(const auto batches, data.Batch(codec.AtOnce())
+                                                  .Prefetch(0)
+                                                  .Iterate({.begin = layout.Begin(file),
+                                                            .end = layout.Begin(file + 1)}));
   for (;;) {
     COHORT_ASSIGN_OR_RETURN(const auto batch, batches->Next());
     if (!batch.has_value()) {

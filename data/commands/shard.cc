@@ -59,7 +59,9 @@ class RecordOutput final : public Output {
 class SampleOutput final : public Output {
  public:
   explicit SampleOutput(std::unique_ptr<data::TarWriter> tar) : tar_(std::move(tar)) {}
-  Status Write(const data::ShardPiece& piece) override { return tar_->AddSample(piece.key, piece.members); }
+  Status Write(const data::ShardPiece& piece) override {
+    return tar_->AddSample(piece.key, piece.members);
+  }
   Status Close() override { return tar_->Close(); }
 
  private:
@@ -176,8 +178,8 @@ class Sharder {
     std::int64_t records = 0;
     std::uint64_t bytes = 0;  // of the records
   };
-  // A file that is read, perhaps by several threads at once; what is read in order only, each thread
-  // reads for itself.
+  // A file that is read, perhaps by several threads at once; what is read in order only, each
+  // thread reads for itself.
   struct Shared {
     std::mutex mutex;
     std::weak_ptr<data::ShardInput> input;
@@ -401,9 +403,10 @@ int DataShardCommand(int argc, char** argv) {
   app.add_option("input", options.inputs, "files of one format, one after another")->required();
   app.add_option("--out", options.prefix, "PREFIX of the files to write")->required();
   app.add_option("--files", options.files, "how many")->required()->check(CLI::Range(1, 1'000'000));
-  app.add_option("--threads", options.threads,
-                 "that read and write; the files do not depend on it. CSV, text and packed tar are in "
-                 "memory, a file for each thread")
+  app.add_option(
+         "--threads", options.threads,
+         "that read and write; the files do not depend on it. CSV, text and packed tar are in "
+         "memory, a file for each thread")
       ->check(CLI::Range(1, 1024));
   app.add_flag("--gzip", options.gzip, "pack each file");
   app.add_flag("--json", options.json, "print a JSON object");

@@ -120,8 +120,8 @@ class SampleInput final : public ShardInput {
       const SampleName name = SplitSampleName(member.name);
       piece.key = name.key;
       std::string content(member.size, '\0');
-      COHORT_RETURN_IF_ERROR(ReadExactly(*file_, path_, member.begin,
-                                               std::as_writable_bytes(std::span(content))));
+      COHORT_RETURN_IF_ERROR(
+          ReadExactly(*file_, path_, member.begin, std::as_writable_bytes(std::span(content))));
       if (!piece.members.emplace(name.extension, std::move(content)).second) {
         return DataLoss(path_ + ": sample '" + name.key + "' has member '" + name.extension +
                         "' twice");

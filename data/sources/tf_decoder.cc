@@ -1,7 +1,7 @@
-// Nearly every message is laid out in one way: one Features, whose entries are a key and a Feature of
-// one list. These are read in one pass over their bytes, values going straight to their rows. What is
-// laid out otherwise (lists in parts, unknown fields, SequenceExamples), or is not what was asked for,
-// is read once more in the general way, which has words for it.
+// Nearly every message is laid out in one way: one Features, whose entries are a key and a Feature
+// of one list. These are read in one pass over their bytes, values going straight to their rows.
+// What is laid out otherwise (lists in parts, unknown fields, SequenceExamples), or is not what was
+// asked for, is read once more in the general way, which has words for it.
 
 #include "sources/tf_decoder.h"
 
@@ -284,8 +284,8 @@ TfDecoder::TfDecoder(std::vector<TfFeatureSpec> specs) : specs_(std::move(specs)
       features_.push_back({spec.name, DTypeOfFeature(spec.type), spec.shape});
     }
     any_steps_ = any_steps_ || spec.steps;
-    column.next = std::exchange(slots_[SlotOf(spec.name)],
-                                static_cast<std::int32_t>(columns_.size()));
+    column.next =
+        std::exchange(slots_[SlotOf(spec.name)], static_cast<std::int32_t>(columns_.size()));
     columns_.push_back(column);
   }
 }

@@ -64,8 +64,8 @@ class TfDecoder {
   static constexpr std::size_t kSlots = 64;
 
   std::vector<TfFeatureSpec> specs_;
-  std::vector<Column> columns_;                // of specs_; names are theirs
-  std::array<std::int32_t, kSlots> slots_{};   // the first column of each, -1: none
+  std::vector<Column> columns_;               // of specs_; names are theirs
+  std::array<std::int32_t, kSlots> slots_{};  // the first column of each, -1: none
   std::vector<FeatureSpec> features_;
   std::vector<RaggedSpec> ragged_;
   bool any_steps_ = false;

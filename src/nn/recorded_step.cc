@@ -91,7 +91,7 @@ RecordedStep::Recording& RecordedStep::Find(std::span<const Tensor> inputs, floa
                                             Precision precision) {
   const auto alike = [&](const Recording& r) {
     return r.precision == precision &&
-           std::ranges::equal(r.inputs, inputs, [](const Recording::Input& a, const Tensor& b) {
+           std::ranges::equal(r.inputs, inputs, [this](const Recording::Input& a, const Tensor& b) {
              return a.dtype == b.dtype() && a.shape == b.shape() &&
                     a.on_device == (b.space() == MemorySpace::kDevice ? b.raw() : nullptr) &&
                     a.page_locked == PageLocked(b);

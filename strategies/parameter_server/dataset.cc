@@ -39,9 +39,8 @@ class Reader {
     iterator_ = std::move(iterator);
   }
   Result<std::optional<data::Batch>> Next() {
-    Result<std::optional<data::Batch>> batch = ahead_.has_value()
-                                                   ? *std::exchange(ahead_, std::nullopt)
-                                                   : Timed(*iterator_, seconds_);
+    Result<std::optional<data::Batch>> batch =
+        ahead_.has_value() ? *std::exchange(ahead_, std::nullopt) : Timed(*iterator_, seconds_);
     if (batch.ok() && batch->has_value() && feed_.looks_ahead()) {
       ahead_ = Timed(*iterator_, seconds_);
       feed_.next(ahead_->ok() && (*ahead_)->has_value() ? &***ahead_ : nullptr);

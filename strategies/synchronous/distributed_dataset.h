@@ -12,9 +12,9 @@
 
 namespace cohort {
 
-// The part of the data that `part` says; its epoch and first_batch are BeginEpoch's. A batch of it is
-// cut among so many replicas: where part.span is more than 1 each of them is a worker of its own,
-// else the batch is a process's. InvalidArgument: as Dataset::CountBatches.
+// The part of the data that `part` says; its epoch and first_batch are BeginEpoch's. A batch of it
+// is cut among so many replicas: where part.span is more than 1 each of them is a worker of its
+// own, else the batch is a process's. InvalidArgument: as Dataset::CountBatches.
 Result<std::unique_ptr<DistributedDataset>> MakeSynchronousDataset(const data::Dataset& dataset,
                                                                    data::IterateOptions part,
                                                                    int replicas);

@@ -31,8 +31,7 @@ std::string Description(const data::Dataset& dataset) {
 // What must be equal on every process.
 std::vector<std::string> Lines(const data::Dataset& dataset, ShardPolicy policy) {
   std::string division = "examples divided " + std::string(data::DivisionName(policy));
-  const std::string batches =
-      "in global batches of " + std::to_string(dataset.batch_size());
+  const std::string batches = "in global batches of " + std::to_string(dataset.batch_size());
   if (policy == ShardPolicy::kOwn) {
     return {batches, Description(dataset), division};
   }
@@ -50,8 +49,7 @@ std::vector<std::string> Lines(const data::Dataset& dataset, ShardPolicy policy)
 
 std::string Decision(const data::Dataset& dataset, ShardPolicy policy, int processes) {
   const std::size_t files = dataset.source().files().size();
-  return (policy == ShardPolicy::kOwn ? "input: a share of "
-                                      : "input: ") +
+  return (policy == ShardPolicy::kOwn ? "input: a share of " : "input: ") +
          std::to_string(dataset.size()) + " examples" +
          (files == 0 ? "" : " of " + std::to_string(files) + (files == 1 ? " file" : " files")) +
          " in global batches of " + std::to_string(dataset.batch_size()) + ", divided " +

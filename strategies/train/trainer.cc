@@ -316,8 +316,7 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
     s.batch = 0;
   }
   while (s.epoch < s.options.epochs && !stopped) {
-    COHORT_ASSIGN_OR_RETURN(EpochResult epoch,
-                            s.TrainEpoch(*dataset, train_step, *this, &stopped));
+    COHORT_ASSIGN_OR_RETURN(EpochResult epoch, s.TrainEpoch(*dataset, train_step, *this, &stopped));
     if (!stopped) {
       ++s.epoch;
       s.batch = 0;
@@ -417,7 +416,8 @@ Status Trainer::State::CheckPlace() const {
     return {};
   }
   return FailedPrecondition(fmt::format(
-      "the checkpoint in {} stands at {}, and this run's examples are divided {} among {} processes "
+      "the checkpoint in {} stands at {}, and this run's examples are divided {} among {} "
+      "processes "
       "[go on as before, or from a checkpoint of an epoch's end]",
       options.checkpoint_dir,
       shared_before ? fmt::format("batch {} of epoch {}, divided by record", batch, epoch)
@@ -534,11 +534,10 @@ Status Trainer::State::SaveAt(std::int64_t at_epoch, std::int64_t at_batch) {
     return {};  // this very state is there already
   }
   Require(store.has_value(), "Save needs TrainerOptions::checkpoint_dir");
-  const std::string place =
-      !training.has_value()                ? data_position
-      : data::HasOwnOrder(options.policy) ? OwnPlace(at_epoch, at_batch)
-                                          : training->PositionAt({.epoch = at_epoch}, at_batch)
-                                                .ToString();
+  const std::string place = !training.has_value() ? data_position
+                            : data::HasOwnOrder(options.policy)
+                                ? OwnPlace(at_epoch, at_batch)
+                                : training->PositionAt({.epoch = at_epoch}, at_batch).ToString();
   const io::CheckpointState state = {.step = strategy.step(),
                                      .epoch = at_epoch,
                                      .batch = at_batch,

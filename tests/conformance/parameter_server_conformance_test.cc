@@ -522,8 +522,8 @@ TEST(InputOfParameterServers, IsWaitedForByWhoeverReadsIt) {
     const auto [slow, slow_examples] = running[1].get();
     job.Stop();
     EXPECT_EQ(fast_examples + slow_examples, 80);
-    EXPECT_GE(slow, std::chrono::duration<double>(kEach).count() *
-                        static_cast<double>(slow_examples));
+    EXPECT_GE(slow,
+              std::chrono::duration<double>(kEach).count() * static_cast<double>(slow_examples));
     if (std::string(consistency) == "sync") {
       EXPECT_EQ(fast_examples, 40);
       EXPECT_LT(fast, slow / 2) << "it waited as long in all, in rounds of both";

@@ -18,8 +18,8 @@
 #include "allocation_meter.h"
 #include "sources/content.h"
 #include "sources/csv_reader.h"
-#include "sources/tf_decoder.h"
 #include "sources/tar.h"
+#include "sources/tf_decoder.h"
 
 namespace cohort::fuzz {
 namespace {

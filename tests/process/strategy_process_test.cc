@@ -95,8 +95,8 @@ TEST(MultiWorkerMirrored, ProcessesReadTheirOwnPartsOfACsvFile) {
   for (int i = 0; i < kRows; ++i) {
     // The first rows are long: parts of as many bytes have other numbers of rows.
     rows += std::to_string(i % 7 - 3) + "," + std::string(i < 100 ? 60 : 0, ' ') +
-            std::to_string(i % 5 - 2) + ",1,-1," + std::to_string(i) + "," +
-            std::to_string(i % 3) + "\n";
+            std::to_string(i % 5 - 2) + ",1,-1," + std::to_string(i) + "," + std::to_string(i % 3) +
+            "\n";
   }
   const std::string path = folder / "rows.csv";
   OrThrow(WriteFileAtomically(FileSystem::Local(), path, rows));

@@ -109,7 +109,7 @@ class FarMemory {
   std::byte* far_ = nullptr;
   mutable std::mutex mutex_;
   std::size_t next_ = 0;
-  std::map<std::size_t, Block> blocks_;  // by offset; those that were not freed
+  std::map<std::size_t, Block> blocks_;           // by offset; those that were not freed
   std::map<const std::byte*, std::size_t> host_;  // bytes at each of TakeHost's
 };
 
@@ -542,9 +542,7 @@ class FarDevice final : public Device, public std::enable_shared_from_this<FarDe
   std::shared_ptr<std::byte> AllocateHost(std::size_t bytes, std::string_view what) override {
     return view_.memory->TakeHost(bytes, what, view_.memory);
   }
-  bool PageLocked(const std::byte* address) const override {
-    return view_.memory->IsHost(address);
-  }
+  bool PageLocked(const std::byte* address) const override { return view_.memory->IsHost(address); }
   void Copy(Stream& stream, const std::byte* from, std::byte* to, std::size_t bytes) override {
     if (bytes == 0) {
       return;

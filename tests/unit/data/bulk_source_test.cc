@@ -75,8 +75,8 @@ TEST(BulkSource, ASnapshotReadsManyAtOnce) {
     if (mapped) {
       data = data.Map([](Example&) { return OkStatus(); });
     }
-    const Dataset snapshot = OrThrow(
-        Snapshot(data, FileSystem::Local(), folder.path(), {.shards = 4, .threads = 2}));
+    const Dataset snapshot =
+        OrThrow(Snapshot(data, FileSystem::Local(), folder.path(), {.shards = 4, .threads = 2}));
     EXPECT_LT(calls, 100) << "a thousand examples one by one";
     const int before = calls;
     ExpectAll(snapshot);
@@ -92,8 +92,7 @@ TEST(BulkSource, ASnapshotOfExamplesThatDifferIsAnError) {
     example["x"] = Tensor(id < 32 ? DType::kFloat32 : DType::kInt32, {2});
     return OkStatus();
   });
-  const Status status =
-      Snapshot(data, FileSystem::Local(), folder.path(), {.shards = 5}).status();
+  const Status status = Snapshot(data, FileSystem::Local(), folder.path(), {.shards = 5}).status();
   EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
   EXPECT_NE(status.message().find("feature 'x'"), std::string::npos) << status.message();
 }

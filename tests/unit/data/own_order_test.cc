@@ -43,8 +43,8 @@ TEST(Shard, ByHintStagesAreBeforeOrBehindTheMark) {
   const auto order = Flatten(Collect(Ids(23).Shuffle(5).Batch(23), {.epoch = 3}));
   for (int workers = 1; workers <= 5; ++workers) {
     // The workers' batches are the order's, dealt out.
-    const auto dealt = Flatten(
-        CollectWorld(Ids(23).Shuffle(5).Shard(kShardHint, kShardHint).Batch(workers), workers, hint));
+    const auto dealt = Flatten(CollectWorld(
+        Ids(23).Shuffle(5).Shard(kShardHint, kShardHint).Batch(workers), workers, hint));
     EXPECT_EQ(dealt, order) << workers;
     for (const Remainder remainder : {Remainder::kShort, Remainder::kDrop, Remainder::kPad}) {
       const Dataset own =
@@ -105,11 +105,11 @@ TEST(Shard, AMarkGoesWithItsPolicyOnly) {
 
 // A share of its own: as many batches as the workers agreed on.
 TEST(Shard, OwnSharesHaveAsManyBatchesAsAgreedOn) {
-  const auto own = [](std::int64_t examples, Remainder remainder, std::int64_t batches, int worker) {
-    return Collect(Ids(examples).Batch(5, remainder), {.num_workers = 2,
-                                                       .worker = worker,
-                                                       .policy = ShardPolicy::kOwn,
-                                                       .num_batches = batches});
+  const auto own = [](std::int64_t examples, Remainder remainder, std::int64_t batches,
+                      int worker) {
+    return Collect(
+        Ids(examples).Batch(5, remainder),
+        {.num_workers = 2, .worker = worker, .policy = ShardPolicy::kOwn, .num_batches = batches});
   };
   // Of a global batch of 5, worker 0 has 3 and worker 1 has 2.
   EXPECT_EQ(own(7, Remainder::kShort, -1, 0), (IdBatches{{0, 1, 2}, {3, 4, 5}, {6}}));
@@ -119,7 +119,8 @@ TEST(Shard, OwnSharesHaveAsManyBatchesAsAgreedOn) {
   EXPECT_EQ(own(7, Remainder::kDrop, 1, 0), (IdBatches{{0, 1, 2}}));
   EXPECT_EQ(own(3, Remainder::kPad, 3, 1), (IdBatches{{0, 1}, {2, 2}, {2, 2}}));
   EXPECT_EQ(own(3, Remainder::kWrap, 3, 1), (IdBatches{{0, 1}, {2, 0}, {1, 2}}));
-  const auto refused = [](std::int64_t examples, Remainder remainder, const IterateOptions& options) {
+  const auto refused = [](std::int64_t examples, Remainder remainder,
+                          const IterateOptions& options) {
     return IterateStatus(Ids(examples).Batch(5, remainder), options).message();
   };
   EXPECT_THAT(refused(7, Remainder::kShort,
@@ -152,7 +153,8 @@ TEST(Rebatch, IsThatOfTfDataWhereReplicasDivideTheBatch) {
   // batch of its legacy rebatch where that is the same.
   EXPECT_EQ(sizes(4, 2), (std::vector<std::int64_t>{2, 2}));
   EXPECT_EQ(sizes(4, 4), (std::vector<std::int64_t>{1, 1, 1, 1}));
-  EXPECT_EQ(sizes(4, 5), (std::vector<std::int64_t>{1, 1, 1, 1, 0})) << "legacy: [0] [1] [2] [3] []";
+  EXPECT_EQ(sizes(4, 5), (std::vector<std::int64_t>{1, 1, 1, 1, 0}))
+      << "legacy: [0] [1] [2] [3] []";
   EXPECT_EQ(sizes(11, 4), (std::vector<std::int64_t>{3, 3, 3, 2}));
   // range(6).batch(4) over 2: legacy [0 1] [2 3] then [4] [5].
   EXPECT_EQ(Collect(Ids(6).Batch(4), {.num_workers = 2, .worker = 0}), (IdBatches{{0, 1}, {4}}));
@@ -163,8 +165,8 @@ TEST(Rebatch, IsThatOfTfDataWhereReplicasDivideTheBatch) {
     for (int parts = 1; parts <= 9; ++parts) {
       const auto all = sizes(batch, parts);
       EXPECT_EQ(std::accumulate(all.begin(), all.end(), std::int64_t{0}), batch);
-      EXPECT_LE(*std::max_element(all.begin(), all.end()) - *std::min_element(all.begin(), all.end()),
-                1);
+      EXPECT_LE(
+          *std::max_element(all.begin(), all.end()) - *std::min_element(all.begin(), all.end()), 1);
     }
   }
 }

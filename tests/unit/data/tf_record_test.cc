@@ -565,8 +565,8 @@ TEST_F(TfRecordsTest, WhatIsUnusualAboutFilesIsSaidOnce) {
 
   // Packed files are in the memory of every process.
   said.clear();
-  const std::string packed = Write("packed", std::vector<std::string>(9, golden_),
-                                   io::Compression::kGzip);
+  const std::string packed =
+      Write("packed", std::vector<std::string>(9, golden_), io::Compression::kGzip);
   std::vector<LogLevel> levels;
   const Log all([&](LogLevel level, std::string_view message) {
     levels.push_back(level);

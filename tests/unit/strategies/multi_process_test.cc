@@ -57,7 +57,7 @@ class Watched final : public Communicator {
   struct Watch {
     std::vector<std::string> all_reduces;
     std::vector<std::string> algorithms;  // of each
-    int fail_at = -1;  // which all-reduce, from 0
+    int fail_at = -1;                     // which all-reduce, from 0
   };
   Watched(std::unique_ptr<Communicator> inner, Watch& watch)
       : inner_(std::move(inner)), watch_(watch) {}
@@ -379,9 +379,8 @@ std::vector<IdBatches> BatchesUnder(data::ShardPolicy policy, int processes,
 TEST(Distribute, DividesAsThePolicySays) {
   using data::ShardPolicy;
   const auto parts = [](ShardPolicy policy) {
-    return BatchesUnder(policy, 2, [](int) {
-      return data::Dataset(std::make_shared<TwoFiles>()).Batch(4);
-    });
+    return BatchesUnder(policy, 2,
+                        [](int) { return data::Dataset(std::make_shared<TwoFiles>()).Batch(4); });
   };
   // The goldens of tf.distribute's input guide.
   EXPECT_THAT(parts(ShardPolicy::kFile),
@@ -409,7 +408,9 @@ TEST(Distribute, TakesSharesOfTheProcessesOwn) {
   const auto share = [](data::Remainder remainder) {
     return [remainder](int process) {
       const data::Dataset all(std::make_shared<TwoFiles>());
-      return (process == 0 ? all.Take(5) : process == 1 ? all.Skip(5).Take(1) : all.Skip(6))
+      return (process == 0   ? all.Take(5)
+              : process == 1 ? all.Skip(5).Take(1)
+                             : all.Skip(6))
           .Batch(6, remainder);
     };
   };

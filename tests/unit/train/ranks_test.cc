@@ -104,14 +104,12 @@ class TrainerPolicy : public TrainerRanks {
     epochs_.clear();
     return testing::RunRanks(ranks, [&](int rank) -> Status {
       std::atomic<bool> stop = false;
-      TrainerOptions options{.epochs = epochs,
-                             .policy = policy,
-                             .checkpoint_dir = checkpoints ? FolderOf(rank) : ""};
+      TrainerOptions options{
+          .epochs = epochs, .policy = policy, .checkpoint_dir = checkpoints ? FolderOf(rank) : ""};
       if (stop_at > 0) {
         options.stop = &stop;
       }
-      Job job(std::move(options), 0.1,
-              std::move(communicators[static_cast<std::size_t>(rank)]));
+      Job job(std::move(options), 0.1, std::move(communicators[static_cast<std::size_t>(rank)]));
       const StepFn step = [&](ReplicaContext& context, const data::Batch& batch) {
         stop = stop || (stop_at > 0 && job.strategy->step() + 1 >= stop_at);
         return testing::SquaredError(context, batch, true);
@@ -183,8 +181,7 @@ TEST_F(TrainerPolicy, ACheckpointWithinAnEpochIsOfItsDivision) {
   const auto files = [](int) {
     return data::Dataset(std::make_shared<PointFiles>()).Shuffle(3).Batch(6);
   };
-  testing::ExpectAllOk(
-      FitUnder(data::ShardPolicy::kFile, 2, files, 2, 0, /*checkpoints=*/false));
+  testing::ExpectAllOk(FitUnder(data::ShardPolicy::kFile, 2, files, 2, 0, /*checkpoints=*/false));
   const auto expected = values_;
   for (const Status& status : FitUnder(data::ShardPolicy::kFile, 2, files, 2, 4)) {
     ASSERT_EQ(status.code(), StatusCode::kCancelled) << status.ToString();

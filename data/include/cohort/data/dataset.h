@@ -43,9 +43,9 @@ enum class ShardPolicy {
   kFile,
   kData,  // records: each worker gets its part of every global batch
   // Where the data set says so: Shard(kShardHint, kShardHint) becomes Shard(W, w), and what stands
-  // behind it is the worker's own. Its part of the batch size is taken from that; numbers of batches
-  // are as under kFile. The order depends on W. A data set with such a mark goes with no other
-  // policy.
+  // behind it is the worker's own. Its part of the batch size is taken from that; numbers of
+  // batches are as under kFile. The order depends on W. A data set with such a mark goes with no
+  // other policy.
   kHint,
   // The data set is a worker's share already, made by it: a part of CSV files (CsvOptions::part),
   // files of its own. Its part of the batch size is taken from that. Others' shares are not known
@@ -62,8 +62,8 @@ std::string_view DivisionName(ShardPolicy policy);
 // Of Shard: as many parts as there are workers, and the worker's.
 inline constexpr std::int64_t kShardHint = -1;
 
-// Memory for batches: at least so many bytes (never 0), aligned to 64, unzeroed. From many threads at
-// once; what it throws, Next returns as an error.
+// Memory for batches: at least so many bytes (never 0), aligned to 64, unzeroed. From many threads
+// at once; what it throws, Next returns as an error.
 using AllocateBytes = std::function<std::shared_ptr<std::byte>(std::size_t bytes)>;
 
 // What becomes of an epoch's end where it fills no batch.
@@ -156,8 +156,9 @@ class Dataset {
   // So many times, 0 to any; shuffled before, each time in another order.
   Dataset Repeat(std::int64_t times) const;
   // Examples i, i + parts, i + 2 * parts, ... of the order: one of `parts` disjoint data sets. Not
-  // needed to divide work among workers, see ShardPolicy. Shard(kShardHint, kShardHint), once: where
-  // ShardPolicy::kHint divides; size() and batches_per_epoch() are then of one worker that has all.
+  // needed to divide work among workers, see ShardPolicy. Shard(kShardHint, kShardHint), once:
+  // where ShardPolicy::kHint divides; size() and batches_per_epoch() are then of one worker that
+  // has all.
   Dataset Shard(std::int64_t parts, std::int64_t i) const;
   // Runs on the threads of Prefetch, several at once; the example's place in the order is kept. May
   // drop, add and rewrite features; the result must have the same features for every example. May
@@ -207,7 +208,8 @@ class Dataset {
                                                                      int threads = 1) const;
   // The examples in their order, before Batch, as a source: how data sets are put together
   // (combine.h). Where there is a Map, its first example is read, to know what it makes. It reads
-  // as epoch 0 does; AtEpoch gives the others. InvalidArgument after Batch, or with a mark for kHint.
+  // as epoch 0 does; AtEpoch gives the others. InvalidArgument after Batch, or with a mark for
+  // kHint.
   Result<std::shared_ptr<const Source>> AsSource() const;
 
   // Where training stands when an iterator with these options has delivered batches up to
@@ -225,8 +227,8 @@ class Dataset {
 
   // InvalidArgument: not batched, worker or range out of range, first_batch after the end; where
   // HasOwnOrder a batch smaller than the workers, or a worker without examples to fill its batches
-  // up from; under kFile files fewer than workers, or Take after Shuffle; kHint without a mark, or a
-  // mark without kHint; a num_batches that the share cannot have.
+  // up from; under kFile files fewer than workers, or Take after Shuffle; kHint without a mark, or
+  // a mark without kHint; a num_batches that the share cannot have.
   Result<std::unique_ptr<BatchIterator>> Iterate(const IterateOptions& options = {}) const;
 
  private:

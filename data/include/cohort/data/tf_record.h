@@ -69,13 +69,14 @@ struct TfRecordOptions {
   // size, or some records that are not where the index says, or not those that it was made of.
   bool index = false;
   // And where it has none, or one of another content, that is written first, at the cost of a walk;
-  // processes that come at once write the same. Not with kSkip, which reads every file anyway. Size,
-  // number of records and a few of them are compared; where others lie elsewhere, reading says so.
+  // processes that come at once write the same. Not with kSkip, which reads every file anyway.
+  // Size, number of records and a few of them are compared; where others lie elsewhere, reading
+  // says so.
   bool build_index = false;
   OnCorrupt on_corrupt = OnCorrupt::kError;
-  std::int64_t max_corrupt = 100;     // kSkip: DataLoss where more is left out, of all files
-  // kSkip: and where that is more than this part of the records. Below 1 a file whose rest cannot be
-  // read is DataLoss too: nobody knows how many records that has.
+  std::int64_t max_corrupt = 100;  // kSkip: DataLoss where more is left out, of all files
+  // kSkip: and where that is more than this part of the records. Below 1 a file whose rest cannot
+  // be read is DataLoss too: nobody knows how many records that has.
   double max_corrupt_fraction = 1;
   CorruptRecords* corrupt = nullptr;  // kSkip: where that is counted
   // What is said once, when all files are open: what was left out, which files have no records,

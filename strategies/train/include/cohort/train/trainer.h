@@ -78,8 +78,8 @@ struct EpochResult {
   // Where the seconds went, as this process saw them.
   double input_seconds = 0;  // waiting for examples (DistributedDataset::input_seconds)
   double step_seconds = 0;   // compute, communication, update
-  // Waiting for others: StepResult's, which is of step_seconds, and, where one process hands out the
-  // data, for what to do next.
+  // Waiting for others: StepResult's, which is of step_seconds, and, where one process hands out
+  // the data, for what to do next.
   double exposed_communication_seconds = 0;
   double checkpoint_seconds = 0;  // saving
 };
