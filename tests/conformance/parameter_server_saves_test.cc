@@ -74,7 +74,8 @@ std::vector<Saved> TrainAndSave(int workers, int servers, const std::string& con
         OrThrow(strategy->SetStep(from->step));
         OrThrow(strategy->PushState());
       }
-      for (const auto policy : {data::ShardPolicy::kFile, data::ShardPolicy::kOff}) {
+      for (const auto policy : {data::ShardPolicy::kFile, data::ShardPolicy::kOff,
+                                data::ShardPolicy::kHint, data::ShardPolicy::kOwn}) {
         EXPECT_EQ(strategy->Distribute(dataset, {.policy = policy}).status().code(),
                   StatusCode::kInvalidArgument);
       }

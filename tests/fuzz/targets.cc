@@ -19,6 +19,7 @@
 #include "sources/content.h"
 #include "sources/csv_reader.h"
 #include "sources/tar.h"
+#include "sources/tf_decoder.h"
 
 namespace cohort::fuzz {
 namespace {
@@ -72,6 +73,29 @@ void ReadAll(const Dataset& data) {
     }
   }
   static_cast<void>(data.Fingerprint());
+}
+
+// What a decoder makes of a message: the Status's code, rows and values.
+std::string Decoded(const std::vector<TfFeatureSpec>& specs, std::size_t features,
+                    std::string_view bytes) {
+  const TfDecoder decoder(specs);
+  std::vector<std::vector<std::byte>> memory;
+  std::vector<std::byte*> rows;
+  for (const FeatureSpec& feature : decoder.features()) {
+    rows.push_back(memory.emplace_back(feature.bytes()).data());
+  }
+  std::vector<std::vector<std::byte>> values(decoder.ragged().size());
+  const Status status = decoder.Decode(bytes, rows, values);
+  if (!status.ok()) {
+    return status.ToString();
+  }
+  memory.insert(memory.end(), values.begin(), values.end());
+  std::string all;
+  for (std::size_t i = 0; i < features; ++i) {
+    all.append(reinterpret_cast<const char*>(memory[i].data()), memory[i].size());
+    all += '/';
+  }
+  return all;
 }
 
 }  // namespace
@@ -130,6 +154,27 @@ void TfRecordFile(std::string_view bytes) {
 }
 
 void TfExampleMessage(std::string_view bytes) {
+  // In one pass where a message is laid out as most are, and in the general way, which a feature of
+  // steps takes.
+  std::vector<TfFeatureSpec> specs = {
+      {.name = "a", .type = TfType::kInt64, .missing = 7},
+      {.name = "b", .shape = {2}, .missing = 0.5},
+      {.name = "c", .type = TfType::kHash, .missing = 1},
+      {.name = "d", .type = TfType::kBytes, .shape = {3}, .missing = 2},
+      {.name = "e", .type = TfType::kInt64, .ragged = true},
+      {.name = "f"},
+  };
+  for (int required = 0; required < 2; ++required) {
+    if (required == 0) {
+      specs.back().missing = 0;
+    } else {
+      specs.back().missing.reset();
+    }
+    const std::string once = Decoded(specs, specs.size(), bytes);
+    std::vector<TfFeatureSpec> with_steps = specs;
+    with_steps.push_back({.name = "no such list", .type = TfType::kInt64, .steps = true});
+    Check(once == Decoded(with_steps, specs.size(), bytes), "both ways come to the same");
+  }
   if (const auto example = ParseTfExample(bytes); example.ok()) {
     const std::string once = EncodeTfExample(*example);
     const auto again = ParseTfExample(once);
