@@ -103,6 +103,9 @@ class Coordinator {
   // to those that training began with.
   Status Open(std::int64_t step, std::uint64_t digest = 0);
 
+  // The job begins without this worker, unless it has come already: nobody waits for it. It may
+  // come later.
+  void Excuse(const TaskId& worker);
   // A new incarnation takes the place of the old one at once. Other calls of an incarnation that is
   // not, or no more, a worker's are Aborted. Returns what the servers are to know it by: clients
   // are numbered one after the other (retired_clients.h).
@@ -189,7 +192,7 @@ class Coordinator {
   std::vector<EpochCoverage> coverage() const;
 
  private:
-  enum class Phase { kExpected, kAttached, kDone, kLost };
+  enum class Phase { kExpected, kExcused, kAttached, kDone, kLost };
   struct Worker {
     Phase phase = Phase::kExpected;
     std::uint64_t incarnation = 0;
@@ -235,6 +238,7 @@ class Coordinator {
   std::deque<Course> courses_;              // what can be gone back to
   std::map<EpochKey, std::int64_t> again_;  // due since a roll-back, with their first batches
   bool succeeds_ = false;                   // another one
+  Deadline excused_until_;                  // who was excused may be on its way from that one's job
   std::optional<TaskId> stranger_;          // a worker that another one's job had
   ServerView view_;
   bool recovering_ = false;

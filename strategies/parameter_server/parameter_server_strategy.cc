@@ -155,10 +155,8 @@ class RemoteRows final : public RowSource {
 
 class Implementation final : public ParameterServerStrategy {
  public:
-  Implementation(std::unique_ptr<ps::Job> job, StrategyOptions options,
-                 const Partitioner& partitioner)
+  Implementation(std::unique_ptr<ps::Job> job, StrategyOptions options)
       : options_(std::move(options)),
-        partitioner_(partitioner),
         job_(std::move(job)),
         stream_(options_.make_stream ? options_.make_stream() : MakeInlineStream()),
         intra_op_threads_(options_.intra_op_threads > 0 ? options_.intra_op_threads
@@ -269,7 +267,6 @@ class Implementation final : public ParameterServerStrategy {
   StepResult ResultOf(const ps::RoundSums& sums) const;
 
   const StrategyOptions options_;
-  const Partitioner partitioner_;
   const std::unique_ptr<ps::Job> job_;
   ps::Client* client_ = nullptr;  // the job's; none in a server
   std::vector<TableSpec> tables_;
@@ -567,7 +564,7 @@ Status Implementation::Bind(ParameterSet& parameters, std::unique_ptr<Optimizer>
   COHORT_RETURN_IF_ERROR(ps::CheckServerSide(*optimizer, options_.consistency));
   ps::ModelSpec spec =
       ps::ModelSpec::Of(parameters, optimizer->config(), options_.consistency, job_->num_servers());
-  spec.partitioner = partitioner_;
+  spec.partitioner = options_.partitioner;
   tables_ = spec.tables;
   if (!tables_.empty() && options_.consistency.backup_workers > 0) {
     return Unimplemented("sparse table \"" + tables_[0].name +
@@ -1075,7 +1072,7 @@ Result<StepResult> Implementation::Evaluate(const DistributedBatch& batch, const
 }  // namespace
 
 Result<std::unique_ptr<ParameterServerStrategy>> ParameterServerStrategy::Make(
-    const ClusterConfig& config, const StrategyOptions& options, const Partitioner& partitioner) {
+    const ClusterConfig& config, const StrategyOptions& options) {
   if (options.make_bucket_hook || options.virtual_shards != 0) {
     return InvalidArgument(
         std::string(options.make_bucket_hook ? "make_bucket_hook" : "virtual_shards") +
@@ -1090,7 +1087,7 @@ Result<std::unique_ptr<ParameterServerStrategy>> ParameterServerStrategy::Make(
   }
   COHORT_ASSIGN_OR_RETURN(auto job, ps::Job::Join(config, options));
   std::unique_ptr<ParameterServerStrategy> strategy =
-      std::make_unique<Implementation>(std::move(job), options, partitioner);
+      std::make_unique<Implementation>(std::move(job), options);
   return strategy;
 }
 

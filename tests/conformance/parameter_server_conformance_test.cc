@@ -58,11 +58,12 @@ class Job {
     serving_.clear();
   }
   Result<std::unique_ptr<ParameterServerStrategy>> Make(const TaskId& task,
-                                                        const StrategyOptions& options) const {
+                                                        StrategyOptions options) const {
     ClusterConfig config;
     config.cluster = cluster_;
     config.task = task;
-    return ParameterServerStrategy::Make(config, options, partitioner_);
+    options.partitioner = partitioner_;
+    return ParameterServerStrategy::Make(config, options);
   }
 
  private:
