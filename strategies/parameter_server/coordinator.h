@@ -20,6 +20,7 @@
 #include <mutex>
 #include <optional>
 #include <set>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -122,8 +123,9 @@ class Coordinator {
                                std::int64_t first_batch, Duration wait);
   Result<FinishReply> FinishRound(const Sender& sender, std::uint64_t round, int attempt,
                                   const RoundSums& sums, Duration wait);
-  // What the worker held, if anything, is handed out.
-  Result<ClosureReply> NextClosure(const Sender& sender, Duration wait);
+  // What the worker holds beyond those that it `has`, or a further one.
+  Result<ClosureReply> NextClosure(const Sender& sender, std::span<const std::int64_t> has,
+                                   Duration wait);
   Status FinishClosure(const Sender& sender, std::int64_t id, Result<std::string> outcome);
   // The worker needs no more data.
   Status Done(const Sender& sender);
@@ -132,8 +134,9 @@ class Coordinator {
 
   // Functions; what these mean is told in cohort/strategies/coordinator.h. Between OpenFunctions,
   // which FailedPrecondition refuses a second time, and the end.
-  Status OpenFunctions(int max_attempts);
+  Status OpenFunctions(int max_attempts, int in_flight);
   Result<std::shared_ptr<RemoteResult>> Schedule(std::string function, std::string argument,
+                                                 std::vector<PerWorkerDataset> data,
                                                  std::size_t max_waiting, Deadline deadline);
   Status Join(Deadline deadline);
   bool Idle() const;
@@ -284,8 +287,8 @@ class CoordinatorClient {
   // The sums of the whole round. Nothing: superseded.
   virtual Result<std::optional<RoundTotal>> FinishRound(const RoundPart& part,
                                                         const RoundSums& sums) = 0;
-  // Nothing: there will be no more.
-  virtual Result<std::optional<Closure>> NextClosure() = 0;
+  // kWait after a second or so. This and FinishClosure from any thread, at the same time.
+  virtual Result<ClosureReply> NextClosure(std::span<const std::int64_t> has) = 0;
   virtual Status FinishClosure(std::int64_t id, const Result<std::string>& outcome) = 0;
   virtual Status Done() = 0;
   // From any thread.
