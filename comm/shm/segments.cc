@@ -94,6 +94,20 @@ Result<std::optional<ReceivedNotice>> ReceiveNotice(const Socket& socket) {
   return std::optional<ReceivedNotice>(std::move(received));
 }
 
+Result<ReceivedNotice> AwaitNotice(const Socket& socket, Deadline deadline) {
+  for (;;) {
+    COHORT_ASSIGN_OR_RETURN(std::optional<ReceivedNotice> received, ReceiveNotice(socket));
+    if (received) {
+      return std::move(*received);
+    }
+    if (std::chrono::steady_clock::now() >= deadline) {
+      return DeadlineExceeded("its shared memory has not come");
+    }
+    pollfd event = {socket.fd(), POLLIN, 0};
+    ::poll(&event, 1, PollTimeout(deadline));
+  }
+}
+
 Result<std::pair<Socket, Mapping>> MakeSegment(std::size_t bytes) {
   const std::size_t mapped = MappedBytes(bytes);
   Socket fd(::memfd_create("cohort", MFD_CLOEXEC));

@@ -38,6 +38,8 @@ struct ReceivedNotice {
   std::vector<Socket> fds;
 };
 Result<std::optional<ReceivedNotice>> ReceiveNotice(const Socket& socket);
+// The same, waited for. DeadlineExceeded: it has not come.
+Result<ReceivedNotice> AwaitNotice(const Socket& socket, Deadline deadline);
 
 // A memfd of MappedBytes(bytes), mapped and prefaulted.
 Result<std::pair<Socket, Mapping>> MakeSegment(std::size_t bytes);

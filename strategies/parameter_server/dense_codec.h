@@ -1,6 +1,6 @@
-// Values of chunks on the wire: those of trainable chunks as kFloat32, kFloat16, kBFloat16 or kUInt8
-// (int8 of row_codec.h, a scale for every 256 values), each chunk up to a multiple of 4 bytes;
-// others (running averages) as float32, whatever was asked for.
+// Values of chunks on the wire: those of trainable chunks as kFloat32, kFloat16, kBFloat16 or
+// kUInt8 (int8 of row_codec.h, a scale for every 256 values), each chunk up to a multiple of 4
+// bytes; others (running averages) as float32, whatever was asked for.
 //
 // Rounding is to the nearest. What is not finite arrives as what is not finite.
 

@@ -82,6 +82,7 @@ Status CheckConfig(const ClusterConfig& config, const StrategyOptions& options) 
         ", under which all servers are at the same step [consistency async, or server_loss "
         "kRollBack]");
   }
+  COHORT_RETURN_IF_ERROR(TransportOf(options.communication).status());
   if (options.num_devices != 1) {
     return InvalidArgument("parameter_server trains one replica per worker, num_devices is " +
                            std::to_string(options.num_devices) + " [start more workers instead]");
@@ -226,6 +227,7 @@ Job::Job(ClusterConfig config, const StrategyOptions& options)
       backup_workers_(options.consistency.backup_workers),
       read_timeout_(options.collective_timeout),
       wire_(options.server_wire),
+      transport_(OrThrow(TransportOf(options.communication))),
       chief_(config_.cluster.Chief()),
       workers_(config_.cluster.TrainingTasks()),
       num_servers_(config_.cluster.Count(TaskType::kPs)),
@@ -681,7 +683,8 @@ void Job::MakeClients(std::uint64_t epoch) {
       .peer_timeout = heartbeat_timeout_,
       .read_timeout = read_timeout_,
       // What the chief has is saved, and evaluated.
-      .wire = {.push = wire_.push, .pull = is_chief() ? DType::kFloat32 : wire_.pull}};
+      .wire = {.push = wire_.push, .pull = is_chief() ? DType::kFloat32 : wire_.pull},
+      .transport = transport_};
   auto client = Client::Make(spec_, server_addresses_, options);
   auto row_client =
       spec_.tables.empty() ? nullptr : RowClient::Make(spec_, server_addresses_, options);

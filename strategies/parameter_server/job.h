@@ -172,6 +172,7 @@ class Job {
   const int backup_workers_;
   const std::chrono::milliseconds read_timeout_;
   const ServerWire wire_;
+  const FrameTransport transport_;
   const TaskId chief_;
   const std::vector<TaskId> workers_;
   const int num_servers_;

@@ -68,6 +68,7 @@ struct Options {
   bool partial = false;
   std::string partitioner = "pieces";
   std::string start = "all";
+  std::string communication = "auto";
 };
 
 void Say(const std::string& line) {
@@ -238,6 +239,7 @@ Status Run(const Options& options) {
   strategy_options.heartbeat_timeout = std::chrono::milliseconds(options.heartbeat_ms);
   strategy_options.rejoin_grace = std::chrono::milliseconds(options.rejoin_ms);
   strategy_options.journal_folder = options.folder;
+  strategy_options.communication.implementation = options.communication;
   strategy_options.server_loss = options.partial ? ServerLoss::kPartial : ServerLoss::kRollBack;
   strategy_options.log = StderrLog(config.task.ToString());
   COHORT_ASSIGN_OR_RETURN(strategy_options.partitioner, Partitioner::Parse(options.partitioner));
@@ -271,6 +273,7 @@ int main(int argc, char** argv) {
   app.add_flag("--partial", options.partial);
   app.add_option("--partitioner", options.partitioner);
   app.add_option("--start", options.start);
+  app.add_option("--communication", options.communication);
   app.add_option("--floats", options.floats);
   app.add_option("--step-ms", options.step_ms);
   app.add_option("--gate", options.gate);
