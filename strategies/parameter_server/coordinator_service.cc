@@ -149,8 +149,9 @@ class Service final : public Coordination::Service {
   grpc::Status NextClosure(grpc::ServerContext*, const NextClosureRequest* request,
                            NextClosureReply* reply) override {
     return Answer(request->sender(), [&](const Sender& sender) -> Status {
-      COHORT_ASSIGN_OR_RETURN(ClosureReply got,
-                              coordinator_.NextClosure(sender, request->has(), kPoll));
+      const std::span<const std::int64_t> has(request->has().data(),
+                                              static_cast<std::size_t>(request->has_size()));
+      COHORT_ASSIGN_OR_RETURN(ClosureReply got, coordinator_.NextClosure(sender, has, kPoll));
       reply->set_kind(got.progress == Progress::kGo     ? NextClosureReply::CALL
                       : got.progress == Progress::kOver ? NextClosureReply::NO_MORE
                                                         : NextClosureReply::WAIT);

@@ -478,7 +478,7 @@ void Job::ExcuseAbsent() {
 Status Job::AwaitWorkers(const std::map<TaskId, JournalState::End>& ended) {
   const Deadline deadline = DeadlineAfter(join_timeout_);
   for (;;) {
-    const auto present = std::ranges::count_if(workers_, [this](const TaskId& worker) {
+    const auto there = std::ranges::count_if(workers_, [this](const TaskId& worker) {
       return coordination_server_->Incarnation(worker).has_value();
     });
     std::string missing;
@@ -490,7 +490,7 @@ Status Job::AwaitWorkers(const std::map<TaskId, JournalState::End>& ended) {
                    config_.cluster.Address(task) + ", not registered)";
       }
     }
-    if (missing.empty() || present >= start_.Least(static_cast<int>(workers_.size()))) {
+    if (missing.empty() || there >= start_.Least(static_cast<int>(workers_.size()))) {
       return {};
     }
     COHORT_RETURN_IF_ERROR(coordination_->failure());

@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <sys/socket.h>
 
+#include <array>
 #include <atomic>
 #include <optional>
 #include <thread>
@@ -78,13 +79,14 @@ class SharedConnection final : public FrameConnection {
                            " bytes is larger than the shared memory; the client asks again, over "
                            "TCP");
     }
+    const std::array pieces = {values};
     const bool lies_there = values.empty() || values.data() == place.data();
     if (lies_there && bytes <= room.size()) {
-      rings_->Write(room, head, {{values}});
+      rings_->Write(room, head, pieces);
       return {};
     }
     COHORT_ASSIGN_OR_RETURN(const std::span<std::byte> elsewhere, Reserve(bytes));
-    rings_->Write(elsewhere, head, {{values}});
+    rings_->Write(elsewhere, head, pieces);
     return {};
   }
 

@@ -2,11 +2,15 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
+#include <csignal>
+#include <cstring>
 #include <fstream>
 #include <mutex>
+#include <numeric>
 #include <set>
 #include <thread>
 
@@ -165,6 +169,68 @@ TEST_F(EchoTest, WhatIsNoFrameEndsItsConnectionAndNothingElse) {
   }
   Exchange(*link, {100});
   EXPECT_EQ(located_, 1) << "the other connection stands";
+}
+
+std::int64_t ResidentBytes() {
+  std::ifstream statm("/proc/self/statm");
+  std::int64_t all = 0;
+  std::int64_t resident = 0;
+  statm >> all >> resident;
+  return resident * ::sysconf(_SC_PAGESIZE);
+}
+
+// Four clients send, at once, far more than is in memory anywhere; a frame is handled more slowly
+// than it is sent.
+TEST(FrameMemory, IsThatOfAFrameOrOfTheRingsHoweverMuchIsUnderWay) {
+  constexpr int kClients = 4;
+  constexpr std::size_t kFrames = 160;  // of each
+  const std::vector<float> payload(std::size_t{1} << 18, 1);
+  std::mutex mutex;
+  std::int64_t most = 0;
+  int handled = 0;
+  const auto listener = OrThrow(FrameListener::Start(
+      "127.0.0.1:0",
+      [&](FrameMethod, const FrameHeader&, PayloadReader from, const std::string&, FrameReply*) {
+        double sum = 0;
+        for (int pass = 0; pass < 4; ++pass) {
+          PayloadReader reader = from;
+          PayloadReader::Staging staging;
+          for (std::span<const float> run = reader.NextFloats(payload.size(), staging);
+               !run.empty(); run = reader.NextFloats(payload.size(), staging)) {
+            sum += std::accumulate(run.begin(), run.end(), 0.0);
+          }
+        }
+        const std::lock_guard lock(mutex);
+        EXPECT_EQ(sum, 4.0 * static_cast<double>(payload.size()));
+        most = std::max(most, ResidentBytes());
+        ++handled;
+      },
+      Log()));
+  for (const bool shared : {false, true}) {
+    const std::string address =
+        shared ? listener->local_address() : "127.0.0.1:" + std::to_string(listener->port());
+    const std::int64_t before = ResidentBytes();
+    most = 0;
+    handled = 0;
+    std::vector<std::thread> clients;
+    for (int c = 0; c < kClients; ++c) {
+      clients.emplace_back([&] {
+        const auto link = FrameLink::Make(
+            {"ps:0"}, [&](int, bool) { return Result(address); }, kPatience, kPatience);
+        const std::vector<FrameRequest> requests(kFrames, {0, FrameMethod::kPush, {}, {payload}});
+        OrThrow(link->Run(requests, {.place = [](int, const FrameHeader&) { return Places(); },
+                                     .done = [](int, const FrameHeader&) { return Status(); }}));
+      });
+    }
+    for (std::thread& client : clients) {
+      client.join();
+    }
+    EXPECT_EQ(handled, kClients * static_cast<int>(kFrames));
+    // The rings count twice here: both ends are in this process.
+    const std::int64_t each = (shared ? 4 * kRingBytes : 0) + (std::int64_t{4} << 20);
+    EXPECT_LT(most - before, kClients * each)
+        << "of " << kClients * kFrames << " MiB that were sent";
+  }
 }
 
 // A client's memory, on the server's side.
