@@ -108,14 +108,14 @@ Result<ReceivedNotice> AwaitNotice(const Socket& socket, Deadline deadline) {
   }
 }
 
-Result<std::pair<Socket, Mapping>> MakeSegment(std::size_t bytes) {
+Result<std::pair<Socket, Mapping>> MakeSegment(std::size_t bytes, bool prefault) {
   const std::size_t mapped = MappedBytes(bytes);
   Socket fd(::memfd_create("cohort", MFD_CLOEXEC));
   if (!fd.open() || ::ftruncate(fd.fd(), static_cast<off_t>(mapped)) != 0) {
     return ErrnoStatus(errno, "shared memory of " + std::to_string(mapped) + " bytes");
   }
   COHORT_ASSIGN_OR_RETURN(Mapping mapping,
-                          Mapping::OfFile(fd.fd(), mapped, Mapping::Access::kReadWrite, true));
+                          Mapping::OfFile(fd.fd(), mapped, Mapping::Access::kReadWrite, prefault));
   return std::pair(std::move(fd), std::move(mapping));
 }
 

@@ -45,7 +45,8 @@ void FrameWriter::Skip() {
 std::span<std::byte> FrameWriter::Reserve(std::size_t bytes) {
   std::size_t offset = at_ % kRingBytes;
   const bool drained = state_->taken.load() == at_;
-  // Where nothing is under way the begin is used again, which is in the cache.
+  // Where nothing is under way the begin is used again, which is in the cache; what is never used
+  // takes no memory.
   if (offset != 0 && (offset + bytes > kRingBytes || (drained && bytes <= offset))) {
     if (Free() < kRingBytes - offset) {
       return {};
@@ -139,7 +140,7 @@ FrameRings::FrameRings(int fd, Mapping memory, bool server) : fd_(fd), memory_(s
 }
 
 Result<FrameRings> FrameRings::Offer(const Socket& socket, Deadline deadline) {
-  COHORT_ASSIGN_OR_RETURN(auto segment, MakeSegment(kSegmentBytes));
+  COHORT_ASSIGN_OR_RETURN(auto segment, MakeSegment(kSegmentBytes, /*prefault=*/false));
   COHORT_RETURN_IF_ERROR(
       SendNotice(socket, {.bytes = segment.second.bytes()}, {segment.first.fd()}, deadline));
   return FrameRings(socket.fd(), std::move(segment.second), /*server=*/true);
@@ -152,7 +153,7 @@ Result<FrameRings> FrameRings::Accept(const Socket& socket, Deadline deadline) {
   }
   COHORT_ASSIGN_OR_RETURN(Mapping memory,
                           Mapping::OfFile(received.fds[0].fd(), received.notice.bytes,
-                                          Mapping::Access::kReadWrite, true));
+                                          Mapping::Access::kReadWrite, /*prefault=*/false));
   return FrameRings(socket.fd(), std::move(memory), /*server=*/false);
 }
 

