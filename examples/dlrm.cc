@@ -54,6 +54,9 @@ struct Flags {
   double learning_rate = 0.05;
   double row_learning_rate = 1;
   std::string wire = "float32";
+  std::string compression = "none";
+  std::string partitioner = "pieces";
+  std::string start = "all";
   std::string checkpoint_dir;
   std::string metrics_json;
   double join_timeout = 300;
@@ -111,6 +114,18 @@ void DeclareFlags(CLI::App& app, Flags& f) {
       ->capture_default_str();
   app.add_option("--wire", f.wire, "how rows travel between workers and servers")
       ->check(CLI::IsMember({"float32", "float16", "int8"}))
+      ->capture_default_str();
+  app.add_option("--compression", f.compression,
+                 "parameter_server: how gradients of the dense networks travel to servers")
+      ->check(CLI::IsMember({"none", "bf16", "fp16", "int8"}))
+      ->capture_default_str();
+  app.add_option("--partitioner", f.partitioner,
+                 "parameter_server: how the dense networks' parameters are cut: pieces, "
+                 "fixed:SHARDS, min:BYTES[:SHARDS], max:BYTES[:SHARDS]")
+      ->capture_default_str();
+  app.add_option("--start", f.start,
+                 "parameter_server: workers that are waited for before it begins: all, quorum:N, "
+                 "elastic")
       ->capture_default_str();
   app.add_option("--checkpoint-dir", f.checkpoint_dir, "save here, and resume from what is there");
   app.add_option("--metrics-json", f.metrics_json, "the chief writes its results here");
@@ -308,6 +323,12 @@ Status Run(const Flags& f) {
   options.intra_op_threads = f.intra_op_threads;
   options.join_timeout =
       std::chrono::milliseconds(static_cast<std::int64_t>(f.join_timeout * 1000));
+  options.server_wire.push = f.compression == "bf16"   ? cohort::DType::kBFloat16
+                             : f.compression == "fp16" ? cohort::DType::kFloat16
+                             : f.compression == "int8" ? cohort::DType::kUInt8
+                                                       : cohort::DType::kFloat32;
+  COHORT_ASSIGN_OR_RETURN(options.partitioner, cohort::Partitioner::Parse(f.partitioner));
+  COHORT_ASSIGN_OR_RETURN(options.start, cohort::StartPolicy::Parse(f.start));
   options.journal_folder = f.checkpoint_dir;
   options.rejoin_grace =
       std::chrono::milliseconds(static_cast<std::int64_t>(f.rejoin_grace * 1000));

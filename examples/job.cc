@@ -82,6 +82,8 @@ Result<cohort::StrategyOptions> MakeStrategyOptions(const JobFlags& f) {
   }
   options.server_loss =
       f.server_loss == "partial" ? cohort::ServerLoss::kPartial : cohort::ServerLoss::kRollBack;
+  COHORT_ASSIGN_OR_RETURN(options.partitioner, cohort::Partitioner::Parse(f.partitioner));
+  COHORT_ASSIGN_OR_RETURN(options.start, cohort::StartPolicy::Parse(f.start));
   options.bucket_bytes = f.bucket_bytes;
   options.intra_op_threads = f.threads;
   options.environment = cohort::Environment::OfProcess();
@@ -164,6 +166,14 @@ void DeclareJobFlags(CLI::App& app, JobFlags& f) {
          "what goes back to the last save with a parameter server that is lost: the job, or "
          "that server (partial; with consistency async)")
       ->check(CLI::IsMember({"rollback", "partial"}))
+      ->capture_default_str();
+  app.add_option("--partitioner", f.partitioner,
+                 "how parameters are cut among parameter servers: pieces, fixed:SHARDS, "
+                 "min:BYTES[:SHARDS], max:BYTES[:SHARDS]")
+      ->capture_default_str();
+  app.add_option("--start", f.start,
+                 "workers that a parameter-server job waits for before it begins: all, quorum:N, "
+                 "elastic")
       ->capture_default_str();
   app.add_option("--communication", f.communication, "how processes reach each other")
       ->check(CLI::IsMember({"auto", "shm", "tcp"}))

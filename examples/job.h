@@ -40,6 +40,8 @@ struct JobFlags {
   double rejoin_grace = 60;
   std::string server_loss = "rollback";
   bool compress_values = false;
+  std::string partitioner = "pieces";
+  std::string start = "all";
   double collective_timeout = 120;
   std::string flight_folder;
   bool quiet = false;

@@ -91,6 +91,24 @@ Status Check(std::string_view kind, const ClusterConfig& config, const StrategyO
                          "' [one_device, mirrored, multi_worker_mirrored or parameter_server]");
 }
 
+// Options of parameter_server, under another kind.
+Status CheckNoServers(const std::string& kind, const StrategyOptions& options) {
+  const bool wire =
+      options.server_wire.push != DType::kFloat32 || options.server_wire.pull != DType::kFloat32;
+  const std::string option = options.server_loss != ServerLoss::kRollBack ? "server_loss kPartial"
+                             : wire                                       ? "server_wire"
+                             : options.partitioner != Partitioner()
+                                 ? "partitioner " + options.partitioner.ToString()
+                             : options.start != StartPolicy() ? "start " + options.start.ToString()
+                                                              : "";
+  if (option.empty()) {
+    return {};
+  }
+  return InvalidArgument(option + " under " + kind + ", where no server holds variables [" +
+                         (wire ? "MakeCompressionHook compresses gradients; or " : "") +
+                         "use parameter_server]");
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Strategy>> Strategy::FromEnv(std::string_view kind,
@@ -107,14 +125,7 @@ Result<std::unique_ptr<Strategy>> Strategy::FromEnv(std::string_view kind,
     COHORT_RETURN_IF_ERROR(made.status());
     return std::unique_ptr<Strategy>(std::move(made).value());
   }
-  const bool partial = options.server_loss != ServerLoss::kRollBack;
-  if (partial || options.server_wire.push != DType::kFloat32 ||
-      options.server_wire.pull != DType::kFloat32) {
-    return InvalidArgument(std::string(partial ? "server_loss kPartial" : "server_wire") +
-                           " under " + chosen + ", where no server holds variables [" +
-                           (partial ? "" : "MakeCompressionHook compresses gradients; or ") +
-                           "use parameter_server]");
-  }
+  COHORT_RETURN_IF_ERROR(CheckNoServers(chosen, options));
   COHORT_RETURN_IF_ERROR(SynchronousStrategy::CheckOptions(
       options,
       chosen == kMultiWorker ? static_cast<int>(config.cluster.TrainingTasks().size()) : 1));

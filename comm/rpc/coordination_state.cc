@@ -25,6 +25,8 @@ CoordinationState::CoordinationState(ClusterSpec cluster, CoordinationOptions op
   for (const TaskId& id : cluster_.Tasks()) {
     tasks_[id].may_leave = options_.may_leave && options_.may_leave(id);
     tasks_[id].has_joined = tasks_[id].may_leave && options_.ended.contains(id);
+    tasks_[id].of_quorum =
+        tasks_[id].may_leave && options_.quorum.has_value() && options_.quorum->of(id);
   }
 }
 
@@ -127,11 +129,22 @@ Status CoordinationState::Admit(const Registration& registration, Task& task,
   const std::string line = fmt::format("{} joined, {}/{}", Describe(registration.caller.task, task),
                                        joined, tasks_.size());
   completions.Add([log = options_.log, line] { log.Info(line); });
-  if (!complete_ && joined == static_cast<std::ptrdiff_t>(tasks_.size())) {
+  const bool all_others = std::all_of(tasks_.begin(), tasks_.end(), [](const auto& t) {
+    return t.second.has_joined || t.second.of_quorum;
+  });
+  if (!complete_ && all_others && LackingQuorum() == 0) {
     complete_ = true;
     roll_call_.FinishAll(OkStatus(), completions);
   }
   return OkStatus();
+}
+
+std::int64_t CoordinationState::LackingQuorum() const {
+  const std::int64_t least = options_.quorum.has_value() ? options_.quorum->least : 0;
+  const auto there = std::count_if(tasks_.begin(), tasks_.end(), [](const auto& t) {
+    return t.second.of_quorum && t.second.has_joined;
+  });
+  return std::max<std::int64_t>(0, least - there);
 }
 
 void CoordinationState::RollCall(const Caller& caller, Deadline until, Done done) {
@@ -160,7 +173,7 @@ std::vector<std::pair<TaskId, std::string>> CoordinationState::Missing() const {
   const std::lock_guard lock(mutex_);
   std::vector<std::pair<TaskId, std::string>> missing;
   for (const auto& [id, task] : tasks_) {
-    if (!task.has_joined) {
+    if (!task.has_joined && !complete_) {
       missing.emplace_back(id, cluster_.Address(id));
     }
   }
@@ -180,13 +193,18 @@ std::string CoordinationState::MissingText() const {
 std::string CoordinationState::MissingTextLocked() const {
   std::string names;
   int missing = 0;
+  int of_quorum = 0;
   for (const auto& [id, task] : tasks_) {
-    if (!task.has_joined) {
+    if (!task.has_joined && !complete_) {
+      of_quorum += task.of_quorum ? 1 : 0;
       const auto reason = reasons_.find(id);
       names += fmt::format("{}{} ({}, {})", missing++ == 0 ? "" : ", ", id.ToString(),
                            cluster_.Address(id),
                            reason == reasons_.end() ? "not registered" : reason->second);
     }
+  }
+  if (of_quorum > 0) {
+    names += fmt::format("; the job begins with {} of {} of these", LackingQuorum(), of_quorum);
   }
   return missing == 0 ? std::string() : fmt::format("{}/{}: {}", missing, tasks_.size(), names);
 }

@@ -91,15 +91,16 @@ class CoordinationState {
   void Stop(const Status& why);
 
   Status failure() const;
-  bool complete() const;  // every task has joined
+  bool complete() const;  // every task that is waited for has joined
   std::vector<TaskId> Alive() const;
   std::optional<std::uint64_t> Incarnation(const TaskId& id) const;  // of one that is present
 
-  // The tasks that have not joined, with their addresses.
+  // The tasks that have not joined, with their addresses; none when complete.
   std::vector<std::pair<TaskId, std::string>> Missing() const;
   // Why each of them is not here, as far as is known.
   void SetReasons(std::map<TaskId, std::string> reasons);
-  // "2/4: worker:2 (10.0.0.8:2222, connection refused), worker:3 (...)"; empty when complete.
+  // "2/4: worker:2 (10.0.0.8:2222, connection refused), worker:3 (...)"; empty when complete. With
+  // a quorum also how many more of them it takes.
   std::string MissingText() const;
 
  private:
@@ -109,6 +110,7 @@ class CoordinationState {
     Phase phase = Phase::kAbsent;
     bool may_leave = false;
     bool has_joined = false;  // at some time
+    bool of_quorum = false;
     std::uint64_t incarnation = 0;
     std::string host;
     std::int64_t pid = 0;
@@ -135,6 +137,8 @@ class CoordinationState {
   Status CheckTaken(const Registration& registration, Task& task, Completions& completions);
   // The caller's record; an error if it is not the present incarnation of a task.
   Result<Task*> Find(const Caller& caller);
+  // Of the tasks that do not all have to come: how many must come yet.
+  std::int64_t LackingQuorum() const;
   // As Find, and an error if the job has failed or the caller has left.
   Result<Task*> FindActive(const Caller& caller);
   void Fail(const Status& failure, Completions& completions);

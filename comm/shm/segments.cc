@@ -94,14 +94,28 @@ Result<std::optional<ReceivedNotice>> ReceiveNotice(const Socket& socket) {
   return std::optional<ReceivedNotice>(std::move(received));
 }
 
-Result<std::pair<Socket, Mapping>> MakeSegment(std::size_t bytes) {
+Result<ReceivedNotice> AwaitNotice(const Socket& socket, Deadline deadline) {
+  for (;;) {
+    COHORT_ASSIGN_OR_RETURN(std::optional<ReceivedNotice> received, ReceiveNotice(socket));
+    if (received) {
+      return std::move(*received);
+    }
+    if (std::chrono::steady_clock::now() >= deadline) {
+      return DeadlineExceeded("its shared memory has not come");
+    }
+    pollfd event = {socket.fd(), POLLIN, 0};
+    ::poll(&event, 1, PollTimeout(deadline));
+  }
+}
+
+Result<std::pair<Socket, Mapping>> MakeSegment(std::size_t bytes, bool prefault) {
   const std::size_t mapped = MappedBytes(bytes);
   Socket fd(::memfd_create("cohort", MFD_CLOEXEC));
   if (!fd.open() || ::ftruncate(fd.fd(), static_cast<off_t>(mapped)) != 0) {
     return ErrnoStatus(errno, "shared memory of " + std::to_string(mapped) + " bytes");
   }
   COHORT_ASSIGN_OR_RETURN(Mapping mapping,
-                          Mapping::OfFile(fd.fd(), mapped, Mapping::Access::kReadWrite, true));
+                          Mapping::OfFile(fd.fd(), mapped, Mapping::Access::kReadWrite, prefault));
   return std::pair(std::move(fd), std::move(mapping));
 }
 

@@ -38,9 +38,11 @@ struct ReceivedNotice {
   std::vector<Socket> fds;
 };
 Result<std::optional<ReceivedNotice>> ReceiveNotice(const Socket& socket);
+// The same, waited for. DeadlineExceeded: it has not come.
+Result<ReceivedNotice> AwaitNotice(const Socket& socket, Deadline deadline);
 
-// A memfd of MappedBytes(bytes), mapped and prefaulted.
-Result<std::pair<Socket, Mapping>> MakeSegment(std::size_t bytes);
+// A memfd of MappedBytes(bytes), mapped.
+Result<std::pair<Socket, Mapping>> MakeSegment(std::size_t bytes, bool prefault = true);
 
 // Thread rules: Allocate, and the end of what it gave, from any thread; the rest by the driver.
 class SharedSegments : public std::enable_shared_from_this<SharedSegments> {

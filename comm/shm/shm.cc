@@ -1,6 +1,5 @@
 #include <cohort/comm/shm.h>
 
-#include <poll.h>
 #include <sched.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -76,20 +75,6 @@ class ShmTransport final : public SharedTransport {
   const ShmGroup group_;
   Listener offered_;
 };
-
-Result<ReceivedNotice> AwaitNotice(const Socket& socket, Deadline deadline) {
-  for (;;) {
-    COHORT_ASSIGN_OR_RETURN(std::optional<ReceivedNotice> received, ReceiveNotice(socket));
-    if (received) {
-      return std::move(*received);
-    }
-    if (std::chrono::steady_clock::now() >= deadline) {
-      return DeadlineExceeded("its shared memory has not come");
-    }
-    pollfd event = {socket.fd(), POLLIN, 0};
-    ::poll(&event, 1, PollTimeout(deadline));
-  }
-}
 
 void AddCores(cpu_set_t& all, const std::uint64_t (&cores)[16]) {
   cpu_set_t theirs;

@@ -1,6 +1,6 @@
 // `cohort bench embedding`: rows looked up and updated per second by one thread in a sparse table
 // that is larger than the caches, beside the same reads and writes in a flat array: no hashing, no
-// locks, no index. With --remote: through one client of one server, over a loopback connection
+// locks, no index. With --remote: through one client of one server, over a connection
 // within this process, beside the server's table itself.
 
 #include <sys/mman.h>
@@ -46,6 +46,7 @@ struct Options {
   std::string optimizer = "adagrad";
   int rounds = 5;
   bool remote = false;
+  std::string transport = "auto";
   ps::TableSpec::Wire wire = ps::TableSpec::Wire::kFloat32;
   bool json = false;
 };
@@ -239,7 +240,10 @@ Status RunRemote(const Options& options) {
   const auto control = ps::Client::Make(model, addresses, {});
   COHORT_RETURN_IF_ERROR(control->Declare());
   COHORT_RETURN_IF_ERROR(control->Assign(std::vector<float>(16), {}, 0));
-  const auto client = ps::RowClient::Make(model, addresses, {});
+  ps::ClientOptions identity;
+  COHORT_ASSIGN_OR_RETURN(identity.transport,
+                          ps::TransportOf({.implementation = options.transport}));
+  const auto client = ps::RowClient::Make(model, addresses, identity);
   COHORT_ASSIGN_OR_RETURN(const auto table, ps::RowTable::Create(spec, {0, spec.buckets}));
   constexpr auto kTraining = ps::RowTable::Purpose::kTraining;
 
@@ -316,6 +320,7 @@ Status RunRemote(const Options& options) {
                                    {"zipf", options.zipf},
                                    {"optimizer", options.optimizer},
                                    {"wire", static_cast<int>(options.wire)},
+                                   {"transport", options.transport},
                                    {"distinct_ids_of_drawn", CountOf(batches.unique) / drawn},
                                    {"wrong", wrong},
                                    {"remote", nlohmann::ordered_json::array()}};
@@ -507,6 +512,11 @@ int BenchEmbeddingCommand(int argc, char** argv) {
       {"float32", ps::TableSpec::Wire::kFloat32},
       {"float16", ps::TableSpec::Wire::kFloat16},
       {"int8", ps::TableSpec::Wire::kInt8}};
+  app.add_option(
+         "--transport", options.transport,
+         "with --remote: auto (shared memory, since the server is on this host), shm or tcp")
+      ->check(CLI::IsMember({"auto", "shm", "tcp"}))
+      ->capture_default_str();
   app.add_option("--wire", options.wire, "with --remote: how rows travel, float32, float16 or int8")
       ->transform(CLI::CheckedTransformer(wires));
   app.add_flag("--json", options.json, "machine-readable output");

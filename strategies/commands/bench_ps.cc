@@ -1,7 +1,7 @@
-// `cohort bench ps`: a parameter server and a worker, a process each, over loopback TCP: pushes
-// that are applied, and pulls. Beside them, in turns: a single TCP stream with the same buffers,
-// which is the limit, and the same service written with protobuf's `bytes` and gRPC's ordinary
-// calls.
+// `cohort bench ps`: a parameter server and a worker, a process each, over loopback TCP and through
+// shared memory: pushes that are applied, and pulls. Beside them, in turns: a single TCP stream
+// with the same buffers, which is TCP's limit, and the same service written with protobuf's `bytes`
+// and gRPC's ordinary calls.
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -35,6 +35,7 @@
 #include "command.h"
 #include "grpc_util.h"
 #include "parameter_server/client.h"
+#include "parameter_server/frame_address.h"
 #include "parameter_server/frame_link.h"
 #include "parameter_server/parameter_store.h"
 #include "parameter_server/server.h"
@@ -46,6 +47,7 @@ using Clock = std::chrono::steady_clock;
 
 struct Options {
   std::vector<std::int64_t> bytes = {4 << 10, 1 << 20, 4 << 20, 10 << 20};
+  std::vector<std::string> transports = {"tcp", "shm"};
   double seconds = 0.2;  // of one measurement
   int rounds = 5;
   bool json = false;
@@ -246,64 +248,73 @@ class Stream {
   int fd_ = -1;
 };
 
-Result<std::string> Endpoint(const std::string& address) {
-  const auto stub = ps::Servers::NewStub(NewChannel(address));
-  grpc::ClientContext context;
-  context.set_deadline(GrpcTimeout(std::chrono::seconds(10)));
-  ps::EndpointReply reply;
-  COHORT_RETURN_IF_ERROR(FromGrpc(stub->Endpoint(&context, ps::EndpointRequest(), &reply)));
-  return "127.0.0.1:" + std::to_string(reply.port());
-}
-
 // Everything that is measured with messages of one size.
 struct Subject {
   std::int64_t bytes = 0;
   ps::ModelSpec spec;
   std::unique_ptr<std::vector<float>> gradient;
   std::vector<float> values;
-  std::unique_ptr<ps::Client> client;
-  std::map<DType, std::unique_ptr<ps::Client>> rounding;  // what travels is of that type
-  std::unique_ptr<ps::FrameLink> link;                    // frames of one's own, many under way
+  std::map<std::string, std::unique_ptr<ps::Client>> clients;  // by transport
+  std::map<DType, std::unique_ptr<ps::Client>> rounding;       // what travels is of that type
+  std::map<std::string, std::unique_ptr<ps::FrameLink>>
+      links;  // frames of one's own, many under way
   std::unique_ptr<ps::Baseline::Stub> ordinary;
   ps::FrameHeader header;  // of ordinary calls
   std::uint64_t sequence = 0;
 
-  Status Connect(int port, int ordinary_port) {
+  Status Connect(const std::vector<std::string>& transports, int port, int ordinary_port) {
     spec = SpecOf(bytes);
     gradient = std::make_unique<std::vector<float>>(static_cast<std::size_t>(bytes / 4), 1.0F);
     values.resize(gradient->size());
     const std::string address = "127.0.0.1:" + std::to_string(port);
-    client = ps::Client::Make(spec, {address}, {.client = 1, .task = "worker:0"});
-    COHORT_RETURN_IF_ERROR(client->Declare());
-    COHORT_RETURN_IF_ERROR(client->Assign(values, {}, 0));
-    std::uint64_t incarnation = 10;
-    for (const DType wire : {DType::kFloat16, DType::kBFloat16, DType::kUInt8}) {
-      rounding[wire] = ps::Client::Make(
-          spec, {address},
-          {.client = ++incarnation, .task = "worker:0", .wire = {.push = wire, .pull = wire}});
+    std::uint64_t number = 10;
+    for (const std::string& name : transports) {
+      const ps::FrameTransport transport =
+          name == "shm" ? ps::FrameTransport::kShared : ps::FrameTransport::kTcp;
+      auto& client = clients[name] = ps::Client::Make(
+          spec, {address}, {.client = ++number, .task = "worker:0", .transport = transport});
+      COHORT_RETURN_IF_ERROR(client->Declare());
+      COHORT_RETURN_IF_ERROR(client->Assign(values, {}, 0));
+      links[name] = ps::FrameLink::Make(
+          {"ps:0"},
+          [=](int, bool may_share) -> Result<std::string> {
+            const auto stub = ps::Servers::NewStub(NewChannel(address));
+            return ps::LocateFrames(*stub, address, transport, may_share,
+                                    std::chrono::milliseconds(10'000));
+          },
+          std::chrono::milliseconds(10'000), std::chrono::milliseconds(10'000));
     }
-    link = ps::FrameLink::Make(
-        {"ps:0"}, [=](int) { return Endpoint(address); }, std::chrono::milliseconds(10'000),
-        std::chrono::milliseconds(10'000));
+    for (const DType wire : {DType::kFloat16, DType::kBFloat16, DType::kUInt8}) {
+      rounding[wire] = ps::Client::Make(spec, {address},
+                                        {.client = ++number,
+                                         .task = "worker:0",
+                                         .wire = {.push = wire, .pull = wire},
+                                         .transport = ps::FrameTransport::kTcp});
+    }
     ordinary = ps::Baseline::NewStub(
         NewChannel("127.0.0.1:" + std::to_string(ordinary_port), {.max_message_bytes = -1}));
     header = BytesService::HeaderOf(spec, bytes);
     return {};
   }
-  Status Push() { return client->Push({.arena = *gradient}, {}); }
-  Status Pull() { return client->Pull(values, /*everything=*/true); }
+  Status Push(const std::string& transport) {
+    return clients.at(transport)->Push({.arena = *gradient}, {});
+  }
+  Status Pull(const std::string& transport) {
+    return clients.at(transport)->Pull(values, /*everything=*/true);
+  }
   Status PushRounded(DType wire) { return rounding.at(wire)->Push({.arena = *gradient}, {}); }
   Status PullRounded(DType wire) { return rounding.at(wire)->Pull(values, /*everything=*/true); }
   // `count` pushes of a frame each, as many under way as the exchange allows.
-  Status PushMany(int count) {
+  Status PushMany(const std::string& transport, int count) {
     std::vector<ps::FrameRequest> requests;
     for (int i = 0; i < count; ++i) {
       requests.push_back({0, ps::FrameMethod::kPush, header, {std::span<const float>(*gradient)}});
       requests.back().header.set_client(2);
       requests.back().header.set_sequence(++sequence);
     }
-    return link->Run(requests, {.place = [](int, const ps::FrameHeader&) { return ps::Places(); },
-                                .done = [](int, const ps::FrameHeader&) { return Status(); }});
+    return links.at(transport)->Run(
+        requests, {.place = [](int, const ps::FrameHeader&) { return ps::Places(); },
+                   .done = [](int, const ps::FrameHeader&) { return Status(); }});
   }
   Status Ordinary(bool push) {
     grpc::ClientContext context;
@@ -378,14 +389,24 @@ Status Work(const Options& options, int pipe) {
   for (std::size_t i = 0; i < options.bytes.size(); ++i) {
     auto subject = std::make_unique<Subject>();
     subject->bytes = options.bytes[i];
-    COHORT_RETURN_IF_ERROR(subject->Connect(ports[1 + 2 * i], ports[2 + 2 * i]));
+    COHORT_RETURN_IF_ERROR(
+        subject->Connect(options.transports, ports[1 + 2 * i], ports[2 + 2 * i]));
     Subject* s = subject.get();
     const bool small = s->bytes < (64 << 10);
     const std::int64_t times = std::max<std::int64_t>(1, (32 << 20) / s->bytes);
     cases.push_back({"stream", s->bytes, static_cast<int>(times),
                      [s, times, &stream] { return stream->Send(*s->gradient, times); }});
-    cases.push_back({"push", s->bytes, 1, [s] { return s->Push(); }, {}, small});
-    cases.push_back({"pull", s->bytes, 1, [s] { return s->Pull(); }, {}, small});
+    for (const std::string& transport : options.transports) {
+      const std::string suffix = transport == "tcp" ? "" : "_" + transport;
+      cases.push_back(
+          {"push" + suffix, s->bytes, 1, [=] { return s->Push(transport); }, {}, small});
+      cases.push_back(
+          {"pull" + suffix, s->bytes, 1, [=] { return s->Pull(transport); }, {}, small});
+      if (small) {
+        cases.push_back({"push_pipelined" + suffix, s->bytes, kMany,
+                         [=] { return s->PushMany(transport, kMany); }});
+      }
+    }
     for (const auto& [wire, client] : s->rounding) {
       const std::string name(DTypeName(wire));
       const DType type = wire;
@@ -398,9 +419,6 @@ Status Work(const Options& options, int pipe) {
         {"push_bytes", s->bytes, 1, [s] { return s->Ordinary(/*push=*/true); }, {}, small});
     cases.push_back(
         {"pull_bytes", s->bytes, 1, [s] { return s->Ordinary(/*push=*/false); }, {}, small});
-    if (small) {
-      cases.push_back({"push_pipelined", s->bytes, kMany, [s] { return s->PushMany(kMany); }});
-    }
     subjects.push_back(std::move(subject));
   }
   for (Case& c : cases) {
@@ -437,10 +455,18 @@ Status Work(const Options& options, int pipe) {
   for (auto& [bytes, results] : sizes) {
     nlohmann::ordered_json entry = {{"bytes", bytes}};
     entry.update(results);
-    entry["push_of_bytes_service"] = results["push"]["gb_per_second"].get<double>() /
-                                     results["push_bytes"]["gb_per_second"].get<double>();
-    entry["pull_of_bytes_service"] = results["pull"]["gb_per_second"].get<double>() /
-                                     results["pull_bytes"]["gb_per_second"].get<double>();
+    const auto ratio = [&results](const std::string& of, const std::string& to) {
+      return results[of]["gb_per_second"].get<double>() /
+             results[to]["gb_per_second"].get<double>();
+    };
+    for (const std::string what : {"push", "pull"}) {
+      if (results.contains(what)) {
+        entry[what + "_of_bytes_service"] = ratio(what, what + "_bytes");
+      }
+      if (results.contains(what) && results.contains(what + "_shm")) {
+        entry[what + "_shm_of_tcp"] = ratio(what + "_shm", what);
+      }
+    }
     report["sizes"].push_back(std::move(entry));
   }
   if (options.json) {
@@ -489,14 +515,19 @@ int BenchPsCommand(int argc, char** argv) {
   }
   Options options;
   CLI::App app(
-      "Measures a parameter server and a worker over loopback TCP: pushes that are applied, and "
-      "pulls, beside one TCP stream and the same service with protobuf's `bytes`. GB/s are of the "
+      "Measures a parameter server and a worker, over loopback TCP and through shared memory "
+      "(..._shm): pushes that are applied, and pulls, beside one TCP stream and the same service "
+      "with protobuf's `bytes`. GB/s are of the "
       "values, also where they travel as float16 or bfloat16. `bench ps snapshot`: a server that "
       "is saved while it is trained on; `bench ps workers`: several workers, in rounds and not.",
       argv[0]);
   app.add_option("--bytes", options.bytes, "of the variable")
       ->transform(CLI::AsSizeValue(false))
       ->check(CLI::Range(std::int64_t{4}, std::int64_t{1} << 30))
+      ->delimiter(',')
+      ->capture_default_str();
+  app.add_option("--transport", options.transports, "of frames: tcp, shm, or both in turns")
+      ->check(CLI::IsMember({"tcp", "shm"}))
       ->delimiter(',')
       ->capture_default_str();
   app.add_option("--seconds", options.seconds, "of each measurement")

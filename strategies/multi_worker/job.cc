@@ -37,6 +37,7 @@ class JobMembership final : public Membership {
         join_timeout_(options.join_timeout),
         heartbeat_timeout_(options.heartbeat_timeout),
         collective_timeout_(options.collective_timeout),
+        communication_(options.communication),
         server_(std::move(server)),
         communicator_(std::move(communicator)),
         client_(std::move(client)) {
@@ -90,10 +91,12 @@ class JobMembership final : public Membership {
                               client_->Wait(ps::ServerKey(s), DeadlineAfter(join_timeout_)));
       addresses.push_back(address);
     }
+    COHORT_ASSIGN_OR_RETURN(const ps::FrameTransport transport, ps::TransportOf(communication_));
     const ps::ClientOptions options{.client = client_->incarnation(),
                                     .task = config_.task.ToString(),
                                     .peer_timeout = heartbeat_timeout_,
-                                    .read_timeout = collective_timeout_};
+                                    .read_timeout = collective_timeout_,
+                                    .transport = transport};
     {
       const std::lock_guard lock(failure_mutex_);
       row_servers_ = ps::Client::Make(model, addresses, options);
@@ -130,6 +133,7 @@ class JobMembership final : public Membership {
   const std::chrono::milliseconds join_timeout_;
   const std::chrono::milliseconds heartbeat_timeout_;
   const std::chrono::milliseconds collective_timeout_;
+  const CommunicationOptions communication_;
   std::mutex failure_mutex_;  // guards the pointers against Fail
   std::unique_ptr<ps::Client> row_servers_;
   std::unique_ptr<ps::RowClient> rows_;

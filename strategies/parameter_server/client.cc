@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <functional>
 #include <limits>
+#include <map>
 #include <numeric>
 #include <thread>
 
@@ -13,6 +14,7 @@
 #include <cohort/parameter_server.grpc.pb.h>
 #include "grpc_util.h"
 #include "parameter_server/dense_codec.h"
+#include "parameter_server/frame_address.h"
 #include "parameter_server/frame_link.h"
 #include "parameter_server/frame_stream.h"
 #include "parameter_server/table_spec.h"
@@ -51,8 +53,8 @@ class GrpcClient final : public Client {
         sequences_(addresses_.size(), 0),
         arrivals_(addresses_.size()),
         link_(FrameLink::Make(
-            names_, [this](int server) { return Locate(server); }, options_.peer_timeout,
-            options_.read_timeout)) {
+            names_, [this](int server, bool may_share) { return Locate(server, may_share); },
+            options_.peer_timeout, options_.read_timeout)) {
     for (const std::string& address : addresses_) {
       control_.push_back(Servers::NewStub(NewChannel(address)));
     }
@@ -102,7 +104,7 @@ class GrpcClient final : public Client {
   Status Taken(const Reply& reply, std::size_t server) const {
     return reply.has_error() ? ToStatus(reply.error(), names_[server]) : OkStatus();
   }
-  Result<std::string> Locate(int server);
+  Result<std::string> Locate(int server, bool may_share);
   // Where values, and slots where given, of a reply go; and what is known when they are there.
   ReplyHandler Into(std::span<float> values, std::span<const std::span<float>> slots);
   Status Freeze(std::uint64_t snapshot, const std::function<void(const FreezeReply&)>& take);
@@ -313,14 +315,10 @@ ReplyHandler GrpcClient::Into(std::span<float> values, std::span<const std::span
   return {.place = place, .done = done};
 }
 
-Result<std::string> GrpcClient::Locate(int server) {
+Result<std::string> GrpcClient::Locate(int server, bool may_share) {
   const auto s = static_cast<std::size_t>(server);
-  grpc::ClientContext context;
-  context.set_deadline(GrpcTimeout(std::min(kLocateTimeout, options_.peer_timeout)));
-  EndpointReply reply;
-  const grpc::Status status = control_[s]->Endpoint(&context, EndpointRequest(), &reply);
-  COHORT_RETURN_IF_ERROR(FromGrpc(status));
-  return WithPort(addresses_[s], static_cast<int>(reply.port()));
+  return LocateFrames(*control_[s], addresses_[s], options_.transport, may_share,
+                      std::min(kLocateTimeout, options_.peer_timeout));
 }
 
 void GrpcClient::AddPulls(int server, bool everything, const FrameHeader& header,
@@ -587,6 +585,18 @@ Status GrpcClient::Drain() {
 }
 
 }  // namespace
+
+Result<FrameTransport> TransportOf(const CommunicationOptions& options) {
+  const std::map<std::string_view, FrameTransport> transports = {{"auto", FrameTransport::kAuto},
+                                                                 {"tcp", FrameTransport::kTcp},
+                                                                 {"shm", FrameTransport::kShared}};
+  const auto found = transports.find(options.implementation);
+  if (found == transports.end()) {
+    return InvalidArgument("communication.implementation '" + options.implementation +
+                           "' of parameter servers [auto, tcp or shm]");
+  }
+  return found->second;
+}
 
 std::unique_ptr<Client> Client::Make(ModelSpec spec, std::vector<std::string> addresses,
                                      ClientOptions options) {

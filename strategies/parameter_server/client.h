@@ -26,6 +26,12 @@
 
 namespace cohort::ps {
 
+// How frames travel: kAuto, memory that is shared with servers of this host, TCP to others;
+// kShared: that, or no connection. Frames of more than 4 MiB always travel over TCP.
+enum class FrameTransport { kAuto, kTcp, kShared };
+// InvalidArgument: no implementation that frames have.
+Result<FrameTransport> TransportOf(const CommunicationOptions& options);
+
 struct ClientOptions {
   std::uint64_t client = 1;  // this process: never another, nor its successor
   std::string task;          // "worker:1", for messages
@@ -36,6 +42,7 @@ struct ClientOptions {
   // How gradients travel, and what Pull, PullForStep and Push bring. What rounding takes of a
   // gradient is added to this client's next one.
   ServerWire wire;
+  FrameTransport transport = FrameTransport::kAuto;
 };
 
 // A gradient, laid out as the arena. Where a chunk is not trainable it holds, instead, the

@@ -1,12 +1,14 @@
 #include "parameter_server/closure_queue.h"
 
+#include <algorithm>
+#include <iterator>
 #include <utility>
 
 namespace cohort::ps {
 
-ClosureQueue::ClosureQueue(int max_attempts, Log log)
-    : max_attempts_(max_attempts), log_(std::move(log)) {
-  Require(max_attempts >= 1, "closures that are handed out at least once");
+ClosureQueue::ClosureQueue(int max_attempts, int in_flight, Log log)
+    : max_attempts_(max_attempts), in_flight_(in_flight), log_(std::move(log)) {
+  Require(max_attempts >= 1 && in_flight >= 1, "closures that are handed out at least once");
 }
 
 std::string ClosureQueue::NameOf(const Entry& entry) {
@@ -19,41 +21,62 @@ void ClosureQueue::End(Entry& entry, Status error, std::string value) {
   entry.result->value = std::move(value);
 }
 
-std::shared_ptr<RemoteResult> ClosureQueue::Add(std::string function, std::string argument) {
+std::shared_ptr<RemoteResult> ClosureQueue::Add(std::string function, std::string argument,
+                                                std::vector<PerWorkerDataset> data) {
   Entry entry;
-  entry.closure = {
-      .id = ++last_id_, .function = std::move(function), .argument = std::move(argument)};
+  entry.closure = {.id = ++last_id_,
+                   .function = std::move(function),
+                   .argument = std::move(argument),
+                   .data = std::move(data)};
   entry.result = std::make_shared<RemoteResult>();
   waiting_.push_back(std::move(entry));
   return waiting_.back().result;
 }
 
-const Closure* ClosureQueue::Next(const TaskId& worker) {
-  if (const auto held = held_.find(worker); held != held_.end()) {
-    return &held->second.closure;
+const Closure* ClosureQueue::Next(const TaskId& worker, std::span<const std::int64_t> has,
+                                  std::size_t spared) {
+  const auto held = held_.find(worker);
+  if (held != held_.end()) {
+    for (const Entry& entry : held->second) {
+      if (std::ranges::find(has, entry.closure.id) == has.end()) {
+        return &entry.closure;
+      }
+    }
+    if (held->second.size() >= static_cast<std::size_t>(in_flight_) || waiting_.size() <= spared) {
+      return nullptr;
+    }
   }
   if (waiting_.empty()) {
     return nullptr;
   }
-  Entry entry = std::move(waiting_.front());
+  std::deque<Entry>& entries = held_[worker];
+  entries.push_back(std::move(waiting_.front()));
   waiting_.pop_front();
-  ++entry.attempts;
-  return &held_.emplace(worker, std::move(entry)).first->second.closure;
+  return &entries.back().closure;
 }
 
 void ClosureQueue::Finish(const TaskId& worker, std::int64_t id, Result<std::string> outcome) {
   const auto held = held_.find(worker);
-  if (held == held_.end() || held->second.closure.id != id) {
+  if (held == held_.end()) {
     return;
   }
-  Entry entry = std::move(held->second);
-  held_.erase(held);
+  const auto found =
+      std::ranges::find(held->second, id, [](const Entry& e) { return e.closure.id; });
+  if (found == held->second.end()) {
+    return;
+  }
+  Entry entry = std::move(*found);
+  held->second.erase(found);
+  if (held->second.empty()) {
+    held_.erase(held);
+  }
   if (outcome.ok()) {
     End(entry, {}, std::move(outcome).value());
     return;
   }
   const Status why = outcome.status().Annotate(NameOf(entry) + " on " + worker.ToString());
   if (why.code() == StatusCode::kUnavailable || why.code() == StatusCode::kAborted) {
+    ++entry.attempts;
     Again(std::move(entry), why);
   } else {
     Fail(entry, why);
@@ -61,9 +84,16 @@ void ClosureQueue::Finish(const TaskId& worker, std::int64_t id, Result<std::str
 }
 
 void ClosureQueue::Lost(const TaskId& worker, const Status& why) {
-  if (const auto held = held_.find(worker); held != held_.end()) {
-    Entry entry = std::move(held->second);
-    held_.erase(held);
+  const auto held = held_.find(worker);
+  if (held == held_.end()) {
+    return;
+  }
+  std::deque<Entry> entries = std::move(held->second);
+  held_.erase(held);
+  ++entries.front().attempts;  // the one that ran
+  while (!entries.empty()) {   // the last first, since each goes to the head of the queue
+    Entry entry = std::move(entries.back());
+    entries.pop_back();
     const Status reason = why.Annotate(NameOf(entry) + " on " + worker.ToString());
     Again(std::move(entry), reason);
   }
@@ -98,18 +128,31 @@ void ClosureQueue::CancelWaiting(const Status& why) {
 
 void ClosureQueue::Cancel(const Status& why) {
   CancelWaiting(why);
-  for (auto& [worker, entry] : held_) {
-    End(entry, Cancelled(NameOf(entry) + " was cancelled: " + why.message()));
+  for (auto& [worker, entries] : held_) {
+    for (Entry& entry : entries) {
+      End(entry, Cancelled(NameOf(entry) + " was cancelled: " + why.message()));
+    }
   }
   held_.clear();
 }
 
 Status ClosureQueue::TakeError() { return std::exchange(error_, {}); }
 
+std::size_t ClosureQueue::running() const {
+  std::size_t count = 0;
+  for (const auto& [worker, entries] : held_) {
+    count += entries.size();
+  }
+  return count;
+}
+
 std::string ClosureQueue::Describe() const {
   std::string text = std::to_string(waiting_.size()) + " wait";
-  for (const auto& [worker, entry] : held_) {
-    text += ", " + NameOf(entry) + " runs on " + worker.ToString();
+  for (const auto& [worker, entries] : held_) {
+    text += ", " + NameOf(entries.front()) + " runs on " + worker.ToString();
+    for (auto entry = std::next(entries.begin()); entry != entries.end(); ++entry) {
+      text += ", " + NameOf(*entry) + " behind it";
+    }
   }
   return text;
 }

@@ -1,9 +1,9 @@
 // ClosureQueue: calls of functions, each handed out until a worker has returned from it.
 //
-// A worker holds one closure at a time; asking again without having finished it gives the same one,
-// so a repeated request does no harm. What a lost worker held is handed out again, before anything
-// new. An error of a closure itself cancels all that waits and stays until it is taken; what is
-// running then is not handed out again.
+// A worker holds some closures at a time and runs them in the order in which it got them; asking
+// again without having one of them gives that one, so a repeated request does no harm. What a lost
+// worker held is handed out again, before anything new. An error of a closure itself cancels all
+// that waits and stays until it is taken; what workers hold then is not handed out again.
 //
 // Not synchronised.
 
@@ -13,11 +13,14 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
+#include <vector>
 
 #include <cohort/cluster/cluster_spec.h>
 #include <cohort/core/log.h>
 #include <cohort/core/status.h>
+#include <cohort/strategies/coordinator.h>
 
 namespace cohort::ps {
 
@@ -32,17 +35,22 @@ struct Closure {
   std::int64_t id = 0;  // from 1
   std::string function;
   std::string argument;
+  std::vector<PerWorkerDataset> data;
 };
 
 class ClosureQueue {
  public:
-  // `max_attempts`: how often a closure may be handed out, at least once.
-  ClosureQueue(int max_attempts, Log log);
+  // `max_attempts`: how often a closure may run, at least once. `in_flight`: how many a worker may
+  // hold.
+  ClosureQueue(int max_attempts, int in_flight, Log log);
 
   // Owners: this queue until the closure is over, and the caller.
-  std::shared_ptr<RemoteResult> Add(std::string function, std::string argument);
-  // Null: none waits. Valid until the queue changes.
-  const Closure* Next(const TaskId& worker);
+  std::shared_ptr<RemoteResult> Add(std::string function, std::string argument,
+                                    std::vector<PerWorkerDataset> data = {});
+  // What it holds beyond those that it `has`, else a further one: the first that waits, unless it
+  // holds others and no more than `spared` wait. Null: none. Valid until the queue changes.
+  const Closure* Next(const TaskId& worker, std::span<const std::int64_t> has = {},
+                      std::size_t spared = 0);
   // Ignored unless the worker holds that closure. Unavailable and Aborted are not its error: it is
   // handed out again.
   void Finish(const TaskId& worker, std::int64_t id, Result<std::string> outcome);
@@ -52,19 +60,19 @@ class ClosureQueue {
   void Cancel(const Status& why);
 
   std::size_t waiting() const { return waiting_.size(); }
-  std::size_t running() const { return held_.size(); }
+  std::size_t running() const;  // and held
   bool idle() const { return waiting_.empty() && held_.empty(); }
   // The first since it was last taken.
   const Status& error() const { return error_; }
   Status TakeError();
-  // "3 wait, train (4) runs on worker:0": for messages.
+  // "3 wait, train (4) runs on worker:0, train (5) behind it": for messages.
   std::string Describe() const;
 
  private:
   struct Entry {
     Closure closure;
     std::shared_ptr<RemoteResult> result;
-    int attempts = 0;
+    int attempts = 0;  // that have ended
   };
   static std::string NameOf(const Entry& entry);
   static void End(Entry& entry, Status error, std::string value = {});
@@ -73,10 +81,11 @@ class ClosureQueue {
   void CancelWaiting(const Status& why);
 
   const int max_attempts_;
+  const int in_flight_;
   const Log log_;
   std::int64_t last_id_ = 0;
   std::deque<Entry> waiting_;
-  std::map<TaskId, Entry> held_;
+  std::map<TaskId, std::deque<Entry>> held_;  // none is empty
   Status error_;
 };
 

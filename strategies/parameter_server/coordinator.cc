@@ -27,6 +27,7 @@ Coordinator::Coordinator(CoordinatorOptions options)
 void Coordinator::Succeed(const JournalState& state) {
   const std::lock_guard lock(mutex_);
   succeeds_ = true;
+  excused_until_ = DeadlineAfter(options_.rejoin_timeout);
   datasets_ = state.datasets;
   again_ = state.begun;
   courses_ = state.courses;
@@ -52,9 +53,18 @@ Status Coordinator::CheckStranger(const TaskId& worker) const {
                    "too, which goes on from its last save]");
 }
 
+void Coordinator::Excuse(const TaskId& worker) {
+  const std::lock_guard lock(mutex_);
+  if (Worker& excused = workers_.at(worker); excused.phase == Phase::kExpected) {
+    excused.phase = Phase::kExcused;
+    StartLoneliness();
+  }
+}
+
 void Coordinator::StartLoneliness() {
-  if (std::all_of(workers_.begin(), workers_.end(),
-                  [](const auto& w) { return w.second.phase == Phase::kLost; })) {
+  if (std::all_of(workers_.begin(), workers_.end(), [](const auto& w) {
+        return w.second.phase == Phase::kLost || w.second.phase == Phase::kExcused;
+      })) {
     lonely_since_ = std::chrono::steady_clock::now();
   }
 }
@@ -135,7 +145,8 @@ Result<std::uint64_t> Coordinator::Attach(const Sender& sender) {
       Release(sender.task, Aborted("another process has taken its place"));
     }
     if (worker.phase != Phase::kExpected) {
-      options_.log.Info(sender.task.ToString() + " is back");
+      options_.log.Info(sender.task.ToString() +
+                        (worker.phase == Phase::kExcused ? " has come" : " is back"));
     }
     if (worker.phase == Phase::kDone || worker.phase == Phase::kLost) {
       NoteEnd(sender.task, std::nullopt);
@@ -695,8 +706,10 @@ Coordinator::Advance Coordinator::advance() const {
 
 bool Coordinator::OverLocked() const {
   bool any_done = false;
+  const bool others_may_come = succeeds_ && std::chrono::steady_clock::now() < excused_until_;
   for (const auto& [task, worker] : workers_) {
-    if (worker.phase == Phase::kExpected || worker.phase == Phase::kAttached) {
+    if (worker.phase == Phase::kExpected || worker.phase == Phase::kAttached ||
+        (worker.phase == Phase::kExcused && others_may_come)) {
       return false;
     }
     any_done = any_done || worker.phase == Phase::kDone;
@@ -707,11 +720,20 @@ bool Coordinator::OverLocked() const {
 Status Coordinator::CheckLonely() const {
   if (lonely_since_.has_value() &&
       std::chrono::steady_clock::now() - *lonely_since_ > options_.rejoin_timeout) {
+    const auto seconds =
+        std::chrono::duration_cast<std::chrono::seconds>(options_.rejoin_timeout).count();
+    if (last_loss_.ok()) {
+      std::string names;
+      for (const auto& [task, worker] : workers_) {
+        names += (names.empty() ? "" : ", ") + task.ToString();
+      }
+      return Unavailable(
+          fmt::format("no worker has come for {} s: not {} [start one of them]", seconds, names));
+    }
     return Unavailable(
-        "no worker is left, and none has come back for " +
-        std::to_string(
-            std::chrono::duration_cast<std::chrono::seconds>(options_.rejoin_timeout).count()) +
-        " s; the last: " + last_loss_.message() + " [start a worker again]");
+        fmt::format("no worker is left, and none has come back for {} s; the last: {} [start a "
+                    "worker again]",
+                    seconds, last_loss_.message()));
   }
   return {};
 }

@@ -20,6 +20,7 @@
 #include <mutex>
 #include <optional>
 #include <set>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -103,6 +104,9 @@ class Coordinator {
   // to those that training began with.
   Status Open(std::int64_t step, std::uint64_t digest = 0);
 
+  // The job begins without this worker, unless it has come already: nobody waits for it. It may
+  // come later.
+  void Excuse(const TaskId& worker);
   // A new incarnation takes the place of the old one at once. Other calls of an incarnation that is
   // not, or no more, a worker's are Aborted. Returns what the servers are to know it by: clients
   // are numbered one after the other (retired_clients.h).
@@ -119,8 +123,9 @@ class Coordinator {
                                std::int64_t first_batch, Duration wait);
   Result<FinishReply> FinishRound(const Sender& sender, std::uint64_t round, int attempt,
                                   const RoundSums& sums, Duration wait);
-  // What the worker held, if anything, is handed out.
-  Result<ClosureReply> NextClosure(const Sender& sender, Duration wait);
+  // What the worker holds beyond those that it `has`, or a further one.
+  Result<ClosureReply> NextClosure(const Sender& sender, std::span<const std::int64_t> has,
+                                   Duration wait);
   Status FinishClosure(const Sender& sender, std::int64_t id, Result<std::string> outcome);
   // The worker needs no more data.
   Status Done(const Sender& sender);
@@ -129,8 +134,9 @@ class Coordinator {
 
   // Functions; what these mean is told in cohort/strategies/coordinator.h. Between OpenFunctions,
   // which FailedPrecondition refuses a second time, and the end.
-  Status OpenFunctions(int max_attempts);
+  Status OpenFunctions(int max_attempts, int in_flight);
   Result<std::shared_ptr<RemoteResult>> Schedule(std::string function, std::string argument,
+                                                 std::vector<PerWorkerDataset> data,
                                                  std::size_t max_waiting, Deadline deadline);
   Status Join(Deadline deadline);
   bool Idle() const;
@@ -192,7 +198,7 @@ class Coordinator {
   std::vector<EpochCoverage> coverage() const;
 
  private:
-  enum class Phase { kExpected, kAttached, kDone, kLost };
+  enum class Phase { kExpected, kExcused, kAttached, kDone, kLost };
   struct Worker {
     Phase phase = Phase::kExpected;
     std::uint64_t incarnation = 0;
@@ -238,6 +244,7 @@ class Coordinator {
   std::deque<Course> courses_;              // what can be gone back to
   std::map<EpochKey, std::int64_t> again_;  // due since a roll-back, with their first batches
   bool succeeds_ = false;                   // another one
+  Deadline excused_until_;                  // who was excused may be on its way from that one's job
   std::optional<TaskId> stranger_;          // a worker that another one's job had
   ServerView view_;
   bool recovering_ = false;
@@ -283,8 +290,8 @@ class CoordinatorClient {
   // The sums of the whole round. Nothing: superseded.
   virtual Result<std::optional<RoundTotal>> FinishRound(const RoundPart& part,
                                                         const RoundSums& sums) = 0;
-  // Nothing: there will be no more.
-  virtual Result<std::optional<Closure>> NextClosure() = 0;
+  // kWait after a second or so. This and FinishClosure from any thread, at the same time.
+  virtual Result<ClosureReply> NextClosure(std::span<const std::int64_t> has) = 0;
   virtual Status FinishClosure(std::int64_t id, const Result<std::string>& outcome) = 0;
   virtual Status Done() = 0;
   // From any thread.

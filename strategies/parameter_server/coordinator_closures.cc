@@ -6,7 +6,7 @@
 
 namespace cohort::ps {
 
-Status Coordinator::OpenFunctions(int max_attempts) {
+Status Coordinator::OpenFunctions(int max_attempts, int in_flight) {
   {
     const std::lock_guard lock(mutex_);
     if (closures_.has_value()) {
@@ -15,7 +15,7 @@ Status Coordinator::OpenFunctions(int max_attempts) {
     if (rounds_.has_value()) {
       return FailedPrecondition("data is being handed out already [Create before Serve]");
     }
-    closures_.emplace(max_attempts, options_.log);
+    closures_.emplace(max_attempts, in_flight, options_.log);
   }
   changed_.notify_all();
   return {};
@@ -67,6 +67,7 @@ Status Coordinator::Await(std::unique_lock<std::mutex>& lock, Deadline deadline,
 
 Result<std::shared_ptr<RemoteResult>> Coordinator::Schedule(std::string function,
                                                             std::string argument,
+                                                            std::vector<PerWorkerDataset> data,
                                                             std::size_t max_waiting,
                                                             Deadline deadline) {
   std::shared_ptr<RemoteResult> result;
@@ -81,7 +82,7 @@ Result<std::shared_ptr<RemoteResult>> Coordinator::Schedule(std::string function
     if (closures_closed_) {
       return FailedPrecondition("Schedule after Close");
     }
-    result = closures_->Add(std::move(function), std::move(argument));
+    result = closures_->Add(std::move(function), std::move(argument), std::move(data));
   }
   changed_.notify_all();
   return result;
@@ -111,7 +112,8 @@ Result<std::string> Coordinator::Fetch(const RemoteResult& result, Deadline dead
   return result.error;
 }
 
-Result<ClosureReply> Coordinator::NextClosure(const Sender& sender, Duration wait) {
+Result<ClosureReply> Coordinator::NextClosure(const Sender& sender,
+                                              std::span<const std::int64_t> has, Duration wait) {
   const Deadline deadline = DeadlineAfter(wait);
   std::unique_lock lock(mutex_);
   for (;;) {
@@ -120,7 +122,11 @@ Result<ClosureReply> Coordinator::NextClosure(const Sender& sender, Duration wai
       return ClosureReply{.progress = Progress::kOver};
     }
     if (closures_.has_value()) {
-      if (const Closure* closure = closures_->Next(sender.task)) {
+      // So many calls are left for workers that have none.
+      const auto attached = std::ranges::count_if(
+          workers_, [](const auto& w) { return w.second.phase == Phase::kAttached; });
+      const auto others = static_cast<std::size_t>(attached - 1);
+      if (const Closure* closure = closures_->Next(sender.task, has, others)) {
         return ClosureReply{.progress = Progress::kGo, .closure = *closure};
       }
     } else if (rounds_.has_value()) {

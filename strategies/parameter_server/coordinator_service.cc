@@ -1,4 +1,5 @@
 #include <functional>
+#include <set>
 #include <thread>
 
 #include <grpcpp/grpcpp.h>
@@ -148,13 +149,20 @@ class Service final : public Coordination::Service {
   grpc::Status NextClosure(grpc::ServerContext*, const NextClosureRequest* request,
                            NextClosureReply* reply) override {
     return Answer(request->sender(), [&](const Sender& sender) -> Status {
-      COHORT_ASSIGN_OR_RETURN(ClosureReply got, coordinator_.NextClosure(sender, kPoll));
+      const std::span<const std::int64_t> has(request->has().data(),
+                                              static_cast<std::size_t>(request->has_size()));
+      COHORT_ASSIGN_OR_RETURN(ClosureReply got, coordinator_.NextClosure(sender, has, kPoll));
       reply->set_kind(got.progress == Progress::kGo     ? NextClosureReply::CALL
                       : got.progress == Progress::kOver ? NextClosureReply::NO_MORE
                                                         : NextClosureReply::WAIT);
       reply->set_id(got.closure.id);
       reply->set_function(std::move(got.closure.function));
       reply->set_argument(std::move(got.closure.argument));
+      for (PerWorkerDataset& dataset : got.closure.data) {
+        WorkerDataset* to = reply->add_data();
+        to->set_id(dataset.id);
+        to->set_name(std::move(dataset.name));
+      }
       return {};
     });
   }
@@ -339,19 +347,22 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
         {SumsOf(reply.loss_sum(), reply.weight(), reply.metric_sums()), CommitOf(reply.commit())});
   }
 
-  Result<std::optional<Closure>> NextClosure() override {
+  Result<ClosureReply> NextClosure(std::span<const std::int64_t> has) override {
     NextClosureRequest request;
     *request.mutable_sender() = self_;
+    request.mutable_has()->Assign(has.begin(), has.end());
     NextClosureReply reply;
-    do {
-      COHORT_RETURN_IF_ERROR(
-          Call([&](grpc::ClientContext* c) { return stub_->NextClosure(c, request, &reply); }));
-    } while (reply.kind() == NextClosureReply::WAIT);
-    if (reply.kind() == NextClosureReply::NO_MORE) {
-      return std::optional<Closure>();
+    COHORT_RETURN_IF_ERROR(
+        Call([&](grpc::ClientContext* c) { return stub_->NextClosure(c, request, &reply); }));
+    ClosureReply closure = {
+        .progress = reply.kind() == NextClosureReply::CALL      ? Progress::kGo
+                    : reply.kind() == NextClosureReply::NO_MORE ? Progress::kOver
+                                                                : Progress::kWait,
+        .closure = {.id = reply.id(), .function = reply.function(), .argument = reply.argument()}};
+    for (const WorkerDataset& dataset : reply.data()) {
+      closure.closure.data.push_back({.id = dataset.id(), .name = dataset.name()});
     }
-    return std::optional<Closure>(
-        {.id = reply.id(), .function = reply.function(), .argument = reply.argument()});
+    return closure;
   }
 
   Status FinishClosure(std::int64_t id, const Result<std::string>& outcome) override {
@@ -381,8 +392,8 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
       if (aborted_.ok()) {
         aborted_ = why;
       }
-      if (context_ != nullptr) {
-        context_->TryCancel();
+      for (grpc::ClientContext* context : contexts_) {
+        context->TryCancel();
       }
     }
     aborted_condition_.notify_all();
@@ -403,11 +414,11 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
       {
         const std::lock_guard lock(mutex_);
         COHORT_RETURN_IF_ERROR(aborted_);
-        context_ = &context;
+        contexts_.insert(&context);
       }
       const grpc::Status status = rpc(&context);
       std::unique_lock lock(mutex_);
-      context_ = nullptr;
+      contexts_.erase(&context);
       if (!aborted_.ok() && !status.ok()) {
         return aborted_;
       }
@@ -431,7 +442,7 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
   std::mutex mutex_;
   std::condition_variable aborted_condition_;
   Status aborted_;
-  grpc::ClientContext* context_ = nullptr;  // of the call under way
+  std::set<grpc::ClientContext*> contexts_;  // of the calls under way
 };
 
 }  // namespace

@@ -36,8 +36,11 @@ struct ReplyHandler {
 // Thread rules: Run from one thread at a time; Abort and aborted from any.
 class FrameLink {
  public:
-  // Where a server listens for frames; asked before each connection. May block for a second or so.
-  using Locate = std::function<Result<std::string>(int server)>;
+  // Where a server listens for frames: a TCP address, or that of a unix socket ("unix:..."), behind
+  // which the server shares memory; not that unless it `may_share`, which it
+  // may until that fails.
+  // Asked before each connection. May block for a second or so.
+  using Locate = std::function<Result<std::string>(int server, bool may_share)>;
 
   virtual ~FrameLink() = default;
   // Sends every request, those to one server in their order, and hands out the replies on this

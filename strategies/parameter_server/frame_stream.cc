@@ -55,8 +55,20 @@ std::string EncodeFrame(FrameMethod method, const FrameHeader& header, std::size
   return out;
 }
 
+void FloatBuffer::Borrow(std::span<float> memory) {
+  data_ = memory.data();
+  capacity_ = memory.size();
+  size_ = 0;
+}
+
 void FloatBuffer::Reserve(std::size_t floats) {
   if (floats <= capacity_) {
+    return;
+  }
+  if (data_ != memory_.get() && floats <= owned_) {
+    std::copy_n(data_, size_, memory_.get());
+    data_ = memory_.get();
+    capacity_ = owned_;
     return;
   }
   constexpr std::size_t kLine = 64;
@@ -65,9 +77,10 @@ void FloatBuffer::Reserve(std::size_t floats) {
   if (memory == nullptr) {
     throw std::bad_alloc();
   }
-  std::copy_n(memory_.get(), size_, memory);
+  std::copy_n(data_, size_, memory);
   memory_.reset(memory);
-  capacity_ = bytes / sizeof(float);
+  data_ = memory;
+  capacity_ = owned_ = bytes / sizeof(float);
 }
 
 std::span<float> FloatBuffer::Resize(std::size_t floats) {

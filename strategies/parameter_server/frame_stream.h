@@ -51,18 +51,22 @@ std::string EncodeFrame(FrameMethod method, const FrameHeader& header, std::size
 // Floats that are written before they are read: memory that is kept, and not cleared.
 class FloatBuffer {
  public:
+  // Empties it, and lends it memory to use as long as it suffices, until the next call.
+  void Borrow(std::span<float> memory);
   std::span<float> Resize(std::size_t floats);  // contents are lost
   // `floats` more; what was there before stays.
   std::span<float> Append(std::size_t floats);
   void Clear() { size_ = 0; }
-  std::span<float> values() { return {memory_.get(), size_}; }
+  std::span<float> values() { return {data_, size_}; }
 
  private:
   struct Free {
     void operator()(float* memory) const { std::free(memory); }
   };
   void Reserve(std::size_t floats);
-  std::unique_ptr<float[], Free> memory_;
+  std::unique_ptr<float[], Free> memory_;  // its own
+  std::size_t owned_ = 0;
+  float* data_ = nullptr;  // of memory_, or borrowed
   std::size_t capacity_ = 0;
   std::size_t size_ = 0;
 };

@@ -18,25 +18,25 @@ Result<ParameterServerStrategy*> ParameterServerOf(Strategy& strategy) {
   return parameter_server;
 }
 
-}  // namespace
-
-void Functions::Add(std::string name, Function function) {
-  Require(!name.empty() && function != nullptr, "a function and its name");
-  Require(functions_.emplace(std::move(name), std::move(function)).second,
-          "functions of different names");
+template <typename T>
+Result<const T*> Find(const std::map<std::string, T>& all, const std::string& name,
+                      const std::string& what) {
+  const auto found = all.find(name);
+  if (found != all.end()) {
+    return &found->second;
+  }
+  std::string known;
+  for (const auto& [other, value] : all) {
+    known += (known.empty() ? "" : ", ") + other;
+  }
+  return NotFound("no " + what + " is called '" + name + "' [there are: " + known + "]");
 }
 
-Result<std::string> Functions::Call(const std::string& name, const std::string& argument) const {
-  const auto found = functions_.find(name);
-  if (found == functions_.end()) {
-    std::string known;
-    for (const auto& [other, function] : functions_) {
-      known += (known.empty() ? "" : ", ") + other;
-    }
-    return NotFound("no function is called '" + name + "' [there are: " + known + "]");
-  }
+// What `call` returns, or throws, as a status.
+template <typename T, typename F>
+Result<T> Guarded(const F& call) {
   try {
-    return found->second(argument);
+    return call();
   } catch (const StatusError& error) {
     return error.status();
   } catch (const std::exception& error) {
@@ -44,6 +44,51 @@ Result<std::string> Functions::Call(const std::string& name, const std::string& 
   } catch (...) {
     return Internal("an exception that is no std::exception");
   }
+}
+
+}  // namespace
+
+void Functions::Add(std::string name, DataFunction function) {
+  Require(!name.empty() && function != nullptr, "a function and its name");
+  Require(functions_.emplace(std::move(name), std::move(function)).second,
+          "functions of different names");
+}
+
+void Functions::Add(std::string name, Function function) {
+  Require(function != nullptr, "a function and its name");
+  Add(std::move(name),
+      DataFunction([function = std::move(function)](
+                       const std::string& argument,
+                       std::span<data::BatchIterator* const> data) -> Result<std::string> {
+        if (!data.empty()) {
+          return InvalidArgument(std::to_string(data.size()) +
+                                 " data set(s) for a function that takes none [Functions::Add one "
+                                 "with a second argument]");
+        }
+        return function(argument);
+      }));
+}
+
+void Functions::AddDataset(std::string name, DatasetFunction make) {
+  Require(!name.empty() && make != nullptr, "a data set and its name");
+  Require(datasets_.emplace(std::move(name), std::move(make)).second,
+          "data sets of different names");
+}
+
+Result<std::string> Functions::Call(const std::string& name, const std::string& argument,
+                                    std::span<data::BatchIterator* const> data) const {
+  COHORT_ASSIGN_OR_RETURN(const DataFunction* const function, Find(functions_, name, "function"));
+  return Guarded<std::string>([&] { return (*function)(argument, data); });
+}
+
+Result<data::Dataset> Functions::MakeDataset(const std::string& name,
+                                             const InputPipeline& pipeline) const {
+  COHORT_ASSIGN_OR_RETURN(const DatasetFunction* const make, Find(datasets_, name, "data set"));
+  Result<data::Dataset> dataset = Guarded<data::Dataset>([&] { return (*make)(pipeline); });
+  if (dataset.ok() && dataset->batch_size() < 1) {
+    return InvalidArgument("it is not in batches [Batch(size)]");
+  }
+  return dataset;
 }
 
 Result<std::unique_ptr<Coordinator>> Coordinator::Create(Strategy& strategy,

@@ -69,6 +69,12 @@ Status CheckConfig(const ClusterConfig& config, const StrategyOptions& options) 
                              "256 values]");
     }
   }
+  if (options.start.mode == StartPolicy::Mode::kQuorum &&
+      (options.start.workers < 1 || options.start.workers > workers)) {
+    return InvalidArgument("start " + options.start.ToString() + " of a cluster with " +
+                           std::to_string(workers) + " workers [a quorum of 1 to " +
+                           std::to_string(workers) + ", or elastic]");
+  }
   if (options.server_loss == ServerLoss::kPartial &&
       consistency.mode != Consistency::Mode::kAsynchronous) {
     return InvalidArgument(
@@ -76,6 +82,7 @@ Status CheckConfig(const ClusterConfig& config, const StrategyOptions& options) 
         ", under which all servers are at the same step [consistency async, or server_loss "
         "kRollBack]");
   }
+  COHORT_RETURN_IF_ERROR(TransportOf(options.communication).status());
   if (options.num_devices != 1) {
     return InvalidArgument("parameter_server trains one replica per worker, num_devices is " +
                            std::to_string(options.num_devices) + " [start more workers instead]");
@@ -211,6 +218,7 @@ Job::Job(ClusterConfig config, const StrategyOptions& options)
       heartbeat_timeout_(options.heartbeat_timeout),
       rejoin_grace_(options.rejoin_grace),
       server_loss_(options.server_loss),
+      start_(options.start),
       journal_folder_(config_.cluster.Chief().type == TaskType::kChief &&
                               options.rejoin_grace.count() > 0
                           ? options.journal_folder
@@ -219,6 +227,7 @@ Job::Job(ClusterConfig config, const StrategyOptions& options)
       backup_workers_(options.consistency.backup_workers),
       read_timeout_(options.collective_timeout),
       wire_(options.server_wire),
+      transport_(OrThrow(TransportOf(options.communication))),
       chief_(config_.cluster.Chief()),
       workers_(config_.cluster.TrainingTasks()),
       num_servers_(config_.cluster.Count(TaskType::kPs)),
@@ -283,6 +292,10 @@ Status Job::JoinCoordination(bool wait_for_all, milliseconds timeout) {
   const std::string address =
       config_.rendezvous.empty() ? config_.cluster.Address(chief_) : config_.rendezvous;
   if (is_chief()) {
+    if (start_.mode != StartPolicy::Mode::kAll) {
+      options.quorum = {.of = [](const TaskId& task) { return task.type == TaskType::kWorker; },
+                        .least = start_.Least(static_cast<int>(workers_.size()))};
+    }
     if (journal_ != nullptr) {
       for (const auto& [task, end] : journal_->state().ended) {
         options.ended.insert(task);
@@ -335,6 +348,7 @@ Status Job::Publish() {
 Status Job::FindServices() {
   if (is_chief()) {
     COHORT_RETURN_IF_ERROR(FindServers());
+    ExcuseAbsent();
   }
   if (!trains()) {
     return {};
@@ -441,10 +455,32 @@ Status Job::BeginJournal() {
   return {};
 }
 
+// The job begins, by its start policy.
+void Job::ExcuseAbsent() {
+  std::string names;
+  int present = 0;
+  for (const TaskId& worker : workers_) {
+    if (start_.mode == StartPolicy::Mode::kAll ||
+        coordination_server_->Incarnation(worker).has_value()) {
+      ++present;
+      continue;
+    }
+    coordinator_->Excuse(worker);
+    names += (names.empty() ? "" : ", ") + worker.ToString();
+  }
+  if (!names.empty()) {
+    log_.Info(fmt::format("begins with {} of {} workers (start {}); {} may come later", present,
+                          workers_.size(), start_.ToString(), names));
+  }
+}
+
 // Those that had ended in another job than this one: the roll call was without them.
 Status Job::AwaitWorkers(const std::map<TaskId, JournalState::End>& ended) {
   const Deadline deadline = DeadlineAfter(join_timeout_);
   for (;;) {
+    const auto there = std::ranges::count_if(workers_, [this](const TaskId& worker) {
+      return coordination_server_->Incarnation(worker).has_value();
+    });
     std::string missing;
     for (const auto& [task, end] : ended) {
       const bool present = coordination_server_->Incarnation(task).has_value();
@@ -454,7 +490,7 @@ Status Job::AwaitWorkers(const std::map<TaskId, JournalState::End>& ended) {
                    config_.cluster.Address(task) + ", not registered)";
       }
     }
-    if (missing.empty()) {
+    if (missing.empty() || there >= start_.Least(static_cast<int>(workers_.size()))) {
       return {};
     }
     COHORT_RETURN_IF_ERROR(coordination_->failure());
@@ -647,7 +683,8 @@ void Job::MakeClients(std::uint64_t epoch) {
       .peer_timeout = heartbeat_timeout_,
       .read_timeout = read_timeout_,
       // What the chief has is saved, and evaluated.
-      .wire = {.push = wire_.push, .pull = is_chief() ? DType::kFloat32 : wire_.pull}};
+      .wire = {.push = wire_.push, .pull = is_chief() ? DType::kFloat32 : wire_.pull},
+      .transport = transport_};
   auto client = Client::Make(spec_, server_addresses_, options);
   auto row_client =
       spec_.tables.empty() ? nullptr : RowClient::Make(spec_, server_addresses_, options);

@@ -134,6 +134,7 @@ class Job {
   Status FindServers();
   Status BeginJournal();
   Status AwaitWorkers(const std::map<TaskId, JournalState::End>& ended);
+  void ExcuseAbsent();
   Status FindCoordinator();
   bool chief_may_be_lost() const { return !journal_folder_.empty(); }
   bool ChiefLost() const;
@@ -165,11 +166,13 @@ class Job {
   const std::chrono::milliseconds heartbeat_timeout_;
   const std::chrono::milliseconds rejoin_grace_;
   const ServerLoss server_loss_;
+  const StartPolicy start_;
   const std::string journal_folder_;  // empty: the loss of the chief ends the job
   const Log log_;
   const int backup_workers_;
   const std::chrono::milliseconds read_timeout_;
   const ServerWire wire_;
+  const FrameTransport transport_;
   const TaskId chief_;
   const std::vector<TaskId> workers_;
   const int num_servers_;

@@ -4,8 +4,7 @@
 namespace cohort {
 
 Result<std::unique_ptr<ParameterServerStrategy>> ParameterServerStrategy::Make(
-    const ClusterConfig& /*config*/, const StrategyOptions& /*options*/,
-    const Partitioner& /*partitioner*/) {
+    const ClusterConfig& /*config*/, const StrategyOptions& /*options*/) {
   return FailedPrecondition("parameter_server: built without gRPC [build with COHORT_RPC=ON]");
 }
 

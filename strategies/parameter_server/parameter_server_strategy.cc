@@ -149,10 +149,8 @@ class RemoteRows final : public RowSource {
 
 class Implementation final : public ParameterServerStrategy {
  public:
-  Implementation(std::unique_ptr<ps::Job> job, StrategyOptions options,
-                 const Partitioner& partitioner)
+  Implementation(std::unique_ptr<ps::Job> job, StrategyOptions options)
       : options_(std::move(options)),
-        partitioner_(partitioner),
         job_(std::move(job)),
         stream_(options_.make_stream ? options_.make_stream() : MakeInlineStream()),
         intra_op_threads_(options_.intra_op_threads > 0 ? options_.intra_op_threads
@@ -263,7 +261,6 @@ class Implementation final : public ParameterServerStrategy {
   StepResult ResultOf(const ps::RoundSums& sums) const;
 
   const StrategyOptions options_;
-  const Partitioner partitioner_;
   const std::unique_ptr<ps::Job> job_;
   ps::Client* client_ = nullptr;  // the job's; none in a server
   std::vector<TableSpec> tables_;
@@ -550,8 +547,10 @@ Status Implementation::ServeFunctions(const Functions& functions) {
         "--ps 1 --chief -- PROGRAM]");
   }
   Require(client_ != nullptr, "Bind before ServeFunctions");
-  return job_->Explain(
-      ps::RunFunctions(*job_->coordinator_client(), functions, [this] { return Idle(); }));
+  return job_->Explain(ps::RunFunctions(
+      *job_->coordinator_client(), functions,
+      {.index = job_->rank(), .count = static_cast<int>(job_->workers().size())},
+      [this] { return Idle(); }));
 }
 
 // Only now: what the chief assigned to the servers before is what training starts from.
@@ -572,7 +571,7 @@ Status Implementation::Bind(ParameterSet& parameters, std::unique_ptr<Optimizer>
   COHORT_RETURN_IF_ERROR(ps::CheckServerSide(*optimizer, options_.consistency));
   ps::ModelSpec spec =
       ps::ModelSpec::Of(parameters, optimizer->config(), options_.consistency, job_->num_servers());
-  spec.partitioner = partitioner_;
+  spec.partitioner = options_.partitioner;
   tables_ = spec.tables;
   if (!tables_.empty() && options_.consistency.backup_workers > 0) {
     return Unimplemented("sparse table \"" + tables_[0].name +
@@ -1080,7 +1079,7 @@ Result<StepResult> Implementation::Evaluate(const DistributedBatch& batch, const
 }  // namespace
 
 Result<std::unique_ptr<ParameterServerStrategy>> ParameterServerStrategy::Make(
-    const ClusterConfig& config, const StrategyOptions& options, const Partitioner& partitioner) {
+    const ClusterConfig& config, const StrategyOptions& options) {
   if (options.make_bucket_hook || options.virtual_shards != 0) {
     return InvalidArgument(
         std::string(options.make_bucket_hook ? "make_bucket_hook" : "virtual_shards") +
@@ -1093,10 +1092,10 @@ Result<std::unique_ptr<ParameterServerStrategy>> ParameterServerStrategy::Make(
         "grad_scaler under a parameter server, whose workers agree on no step to skip [train with "
         "bfloat16 or float32, or use a synchronous strategy]");
   }
-  COHORT_RETURN_IF_ERROR(partitioner.Check());
+  COHORT_RETURN_IF_ERROR(options.partitioner.Check());
   COHORT_ASSIGN_OR_RETURN(auto job, ps::Job::Join(config, options));
   std::unique_ptr<ParameterServerStrategy> strategy =
-      std::make_unique<Implementation>(std::move(job), options, partitioner);
+      std::make_unique<Implementation>(std::move(job), options);
   return strategy;
 }
 

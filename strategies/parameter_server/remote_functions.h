@@ -16,9 +16,10 @@ namespace cohort::ps {
 Result<std::unique_ptr<cohort::Coordinator>> OpenFunctions(Coordinator& state,
                                                            const ScheduleOptions& options);
 
-// Until the coordinator ends. Errors are those of `coordinator`.
-// `idle`: runs before each wait for a call.
+// Until the coordinator ends. Functions run on this thread, one at a time; calls are fetched, and
+// results told, on two others meanwhile. Errors are those of `coordinator`.
+// `pipeline`: for which this worker makes data sets. `idle`: runs before each wait for a call.
 Status RunFunctions(CoordinatorClient& coordinator, const Functions& functions,
-                    const std::function<Status()>& idle = {});
+                    const InputPipeline& pipeline = {}, const std::function<Status()>& idle = {});
 
 }  // namespace cohort::ps

@@ -11,6 +11,7 @@
 #include <cohort/parameter_server.grpc.pb.h>
 #include "grpc_util.h"
 #include "parameter_server/exchange.h"
+#include "parameter_server/frame_address.h"
 #include "parameter_server/frame_link.h"
 #include "parameter_server/row_codec.h"
 #include "parameter_server/row_file.h"
@@ -212,12 +213,14 @@ class Implementation final : public RowClient {
         number_(options.client),
         epoch_(options.epoch),
         locate_timeout_(std::min(kLocateTimeout, options.peer_timeout)),
+        transport_(options.transport),
         addresses_(std::move(addresses)),
         sequences_(addresses_.size(), 0),
         channels_(DataChannels(addresses_)),
         exchange_(channels_, ServerNames(addresses_), options.peer_timeout, "Rows", options.epoch),
         link_(FrameLink::Make(
-            ServerNames(addresses_), [this](int server) { return Locate(server); },
+            ServerNames(addresses_),
+            [this](int server, bool may_share) { return Locate(server, may_share); },
             options.peer_timeout, options.read_timeout)) {}
 
   Status Pull(int table, std::span<const std::uint64_t> ids, std::int64_t step, bool training,
@@ -270,7 +273,7 @@ class Implementation final : public RowClient {
   void AddPart(const Part& part, std::int64_t step, double weight,
                std::vector<FrameRequest>& requests);
   Status WaitForRounds(int table);
-  Result<std::string> Locate(int server);
+  Result<std::string> Locate(int server, bool may_share);
   Result<std::string> DumpRest(int table, int server, BucketPiece piece, std::string begun);
 
   const std::vector<TableSpec> tables_;
@@ -279,6 +282,7 @@ class Implementation final : public RowClient {
   const std::uint64_t number_;  // of this client
   const std::uint64_t epoch_;
   const std::chrono::milliseconds locate_timeout_;
+  const FrameTransport transport_;
   const std::vector<std::string> addresses_;
   std::vector<std::uint64_t> sequences_;  // by server
   const std::vector<std::shared_ptr<grpc::Channel>> channels_;
@@ -289,14 +293,10 @@ class Implementation final : public RowClient {
   FloatBuffer values_;          // of a pull, each id once
 };
 
-Result<std::string> Implementation::Locate(int server) {
+Result<std::string> Implementation::Locate(int server, bool may_share) {
   const auto s = static_cast<std::size_t>(server);
-  grpc::ClientContext context;
-  context.set_deadline(GrpcTimeout(locate_timeout_));
-  EndpointReply reply;
-  COHORT_RETURN_IF_ERROR(
-      FromGrpc(Servers::NewStub(channels_[s])->Endpoint(&context, EndpointRequest(), &reply)));
-  return WithPort(addresses_[s], static_cast<int>(reply.port()));
+  return LocateFrames(*Servers::NewStub(channels_[s]), addresses_[s], transport_, may_share,
+                      locate_timeout_);
 }
 
 Status Implementation::Pull(int table, std::span<const std::uint64_t> ids, std::int64_t step,

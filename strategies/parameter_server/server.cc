@@ -7,6 +7,8 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <cohort/comm/shm.h>
+
 #include <cohort/parameter_server.grpc.pb.h>
 #include "grpc_util.h"
 #include "parameter_server/dense_codec.h"
@@ -216,6 +218,8 @@ class Service final : public Base {
   grpc::ServerUnaryReactor* Endpoint(Context* context, const EndpointRequest* /*request*/,
                                      EndpointReply* reply) override {
     reply->set_port(static_cast<std::uint32_t>(frames_->port()));
+    reply->set_host(HostIdentity());
+    reply->set_local(frames_->local_address());
     return Reply(context);
   }
 

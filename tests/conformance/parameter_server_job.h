@@ -57,7 +57,8 @@ class Job {
     ClusterConfig config;
     config.cluster = cluster_;
     config.task = task;
-    return ParameterServerStrategy::Make(config, options, partitioner_);
+    options.partitioner = partitioner_;
+    return ParameterServerStrategy::Make(config, options);
   }
 
  private:

@@ -96,12 +96,15 @@ TEST(BenchPs, EverySizeBesideAStreamAndPlainGrpc) {
       RunBench({"ps", "--bytes", "4k,2500k", "--rounds", "1", "--seconds", "0.01", "--json"}).at(0);
   ASSERT_EQ(run.at("sizes").size(), 2U);
   for (const nlohmann::json& size : run.at("sizes")) {
-    for (const char* name : {"stream", "push", "pull", "push_bytes", "pull_bytes"}) {
+    for (const char* name :
+         {"stream", "push", "pull", "push_shm", "pull_shm", "push_bytes", "pull_bytes"}) {
       EXPECT_GT(size.at(name).at("gb_per_second").get<double>(), 0) << name;
       EXPECT_GT(size.at(name).at("us").get<double>(), 0) << name;
     }
     EXPECT_GT(size.at("push_of_bytes_service").get<double>(), 0);
+    EXPECT_GT(size.at("push_shm_of_tcp").get<double>(), 0);
     EXPECT_EQ(size.contains("push_pipelined"), size.at("bytes") == 4096);
+    EXPECT_EQ(size.contains("push_pipelined_shm"), size.at("bytes") == 4096);
   }
   EXPECT_EQ(run.at("sizes")[1].at("bytes"), 2500 << 10);
 }

@@ -92,6 +92,12 @@ TEST(Examples, Dlrm) {
   EXPECT_GT(alone.value("bayes_auc", 0.0), alone.value("auc", 1.0));
   const nlohmann::json remote = Metrics("dlrm", Launch({"-n", "2", "--ps", "2", "--chief"}), flags);
   EXPECT_NEAR(remote.value("auc", 0.0), alone.value("auc", 0.0), 0.04);
+  std::vector<std::string> eight_bits = flags;
+  eight_bits.insert(eight_bits.end(), {"--compression", "int8", "--wire", "int8", "--partitioner",
+                                       "fixed:2", "--start", "quorum:1"});
+  EXPECT_NEAR(
+      Metrics("dlrm", Launch({"-n", "2", "--ps", "2", "--chief"}), eight_bits).value("auc", 0.0),
+      alone.value("auc", 0.0), 0.05);
 }
 
 std::vector<std::string> InStep(std::vector<std::string> flags) {

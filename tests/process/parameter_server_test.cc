@@ -2,6 +2,7 @@
 // server or chief that it does not outlive.
 
 #include <csignal>
+#include <fstream>
 #include <thread>
 
 #include <gmock/gmock.h>
@@ -12,10 +13,12 @@
 
 #include "testing/integer_model.h"
 #include "testing/process_cluster.h"
+#include "testing/temp_dir.h"
 
 namespace cohort::testing {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::Not;
 using namespace std::chrono_literals;
@@ -81,6 +84,85 @@ TEST(ParameterServerProcessTest, SynchronousApplicationEqualsOneProcess) {
   ExpectAllCodes(cluster, 0, kPatience);
   EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr(DigestOf(127, 10, 2)));
 }
+
+// ---- Which workers a job begins with ------------------------------------------------------------
+
+TEST(StartPolicyProcessTest, AQuorumTrainsWithoutTheWorkerThatNeverComes) {
+  ProcessCluster cluster;
+  cluster.StartTasks({{"chief", 1}, {"worker", 3}, {"ps", 2}},
+                     Program({"--start", "quorum:2", "--consistency", "sync", "--epochs", "2",
+                              "--examples", "127"}),
+                     {}, {"worker:1"});
+  ExpectAllCodes(cluster, 0, kPatience);
+  EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr(DigestOf(127, 10, 2)));
+  EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr("epoch 1: 127 of 127 seen, reissued 0"));
+  EXPECT_THAT(cluster.Stderr("chief:0"),
+              HasSubstr("begins with 2 of 3 workers (start quorum:2); worker:1 may come later"));
+}
+
+TEST(StartPolicyProcessTest, AWorkerThatComesLaterTakesPart) {
+  ProcessCluster cluster;
+  const TempDir dir;
+  const std::vector<std::string> program =
+      Program({"--start", "quorum:1", "--consistency", "sync", "--examples", "127", "--gate",
+               dir / "gate", "--gate-at", "3"});
+  const std::string spec = cluster.StartTasks(kJob, program, {}, {"worker:1"});
+  ASSERT_TRUE(cluster.WaitForOutput("worker:0", "step 1 begins", kPatience));
+  cluster.Start(
+      "late", program,
+      {{"TF_CONFIG", R"({"cluster":)" + spec + R"(,"task":{"type":"worker","index":1}})"}});
+  ASSERT_TRUE(cluster.WaitForOutput("chief:0", "worker:1 has come", kPatience));
+  std::ofstream(dir / "gate").put('1');
+  ExpectAllCodes(cluster, 0, kPatience);
+  EXPECT_THAT(cluster.Stdout("late"), HasSubstr("step 1 begins"));
+  EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr(DigestOf(127, 10, 1)));
+}
+
+TEST(StartPolicyProcessTest, AnElasticJobWaitsForItsFirstWorker) {
+  ProcessCluster cluster;
+  const std::vector<std::string> program = Program({"--start", "elastic"});
+  const std::string spec = cluster.StartTasks(kJob, program, {}, {"worker:0", "worker:1"});
+  ASSERT_TRUE(cluster.WaitForOutput("chief:0", "begins with 0 of 2 workers", kPatience));
+  cluster.Start(
+      "late", program,
+      {{"TF_CONFIG", R"({"cluster":)" + spec + R"(,"task":{"type":"worker","index":1}})"}});
+  ExpectAllCodes(cluster, 0, kPatience);
+  EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr("epoch 0: 2000 of 2000 seen, reissued 0"));
+}
+
+TEST(StartPolicyProcessTest, AnElasticJobThatNobodyComesToEnds) {
+  ProcessCluster cluster;
+  cluster.StartTasks({{"chief", 1}, {"worker", 2}, {"ps", 1}},
+                     Program({"--start", "elastic", "--join-ms", "2000"}), {},
+                     {"worker:0", "worker:1"});
+  ExpectAllCodes(cluster, kPeerLost, kPatience);
+  EXPECT_THAT(cluster.Stderr("chief:0"),
+              HasSubstr("no worker has come for 2 s: not worker:0, worker:1"));
+}
+
+TEST(StartPolicyProcessTest, AQuorumThatDoesNotMeetIsToldWhoIsAbsent) {
+  ProcessCluster cluster;
+  cluster.StartTasks({{"chief", 1}, {"worker", 3}, {"ps", 1}},
+                     Program({"--start", "quorum:2", "--join-ms", "2000"}), {},
+                     {"worker:0", "worker:2"});
+  ExpectAllCodes(cluster, kPeerLost, kPatience);
+  for (const char* task : {"chief:0", "ps:0", "worker:1"}) {
+    EXPECT_THAT(cluster.Stderr(task),
+                AllOf(HasSubstr("joining gave up after 2.0 s"), HasSubstr("2/5: worker:0 ("),
+                      HasSubstr("worker:2 ("), HasSubstr("the job begins with 1 of 2 of these")))
+        << task;
+  }
+}
+
+TEST(StartPolicyProcessTest, AQuorumOfMoreWorkersThanThereAreIsRefused) {
+  ProcessCluster cluster;
+  cluster.StartTasks({{"chief", 1}, {"worker", 1}, {"ps", 1}}, Program({"--start", "quorum:2"}));
+  ExpectAllCodes(cluster, 2, kPatience);
+  EXPECT_THAT(cluster.Stderr("worker:0"),
+              HasSubstr("start quorum:2 of a cluster with 1 workers [a quorum of 1 to 1"));
+}
+
+// ---- Workers that are lost ----------------------------------------------------------------------
 
 TEST(ParameterServerProcessTest, TheJobGoesOnWithoutAKilledWorkerAndSeesEveryExample) {
   ProcessCluster cluster;

@@ -6,7 +6,7 @@
 //              [--hold-at STEP --hold TASK] [--rejoin-ms N] [--folder DIR [--save-steps N]
 //              [--save-epochs N]]
 //              [--gate FILE --gate-at STEP] [--gate-chief setup|end] [--count [--floats N]]
-//              [--step-ms N] [--partial]
+//              [--step-ms N] [--partial] [--start POLICY]
 //
 // --folder: the loop is Trainer::Fit, which saves there.
 // --count: the model is one that counts, for each example, how often it was trained on;
@@ -67,6 +67,8 @@ struct Options {
   std::string hold;
   bool partial = false;
   std::string partitioner = "pieces";
+  std::string start = "all";
+  std::string communication = "auto";
 };
 
 void Say(const std::string& line) {
@@ -237,11 +239,13 @@ Status Run(const Options& options) {
   strategy_options.heartbeat_timeout = std::chrono::milliseconds(options.heartbeat_ms);
   strategy_options.rejoin_grace = std::chrono::milliseconds(options.rejoin_ms);
   strategy_options.journal_folder = options.folder;
+  strategy_options.communication.implementation = options.communication;
   strategy_options.server_loss = options.partial ? ServerLoss::kPartial : ServerLoss::kRollBack;
   strategy_options.log = StderrLog(config.task.ToString());
-  COHORT_ASSIGN_OR_RETURN(const Partitioner partitioner, Partitioner::Parse(options.partitioner));
+  COHORT_ASSIGN_OR_RETURN(strategy_options.partitioner, Partitioner::Parse(options.partitioner));
+  COHORT_ASSIGN_OR_RETURN(strategy_options.start, StartPolicy::Parse(options.start));
   COHORT_ASSIGN_OR_RETURN(const auto strategy,
-                          ParameterServerStrategy::Make(config, strategy_options, partitioner));
+                          ParameterServerStrategy::Make(config, strategy_options));
   Say("joined, pid " + std::to_string(::getpid()));
   const Status status = RunWith(options, *strategy);
   if (!status.ok()) {
@@ -268,6 +272,8 @@ int main(int argc, char** argv) {
   app.add_flag("--count", options.count);
   app.add_flag("--partial", options.partial);
   app.add_option("--partitioner", options.partitioner);
+  app.add_option("--start", options.start);
+  app.add_option("--communication", options.communication);
   app.add_option("--floats", options.floats);
   app.add_option("--step-ms", options.step_ms);
   app.add_option("--gate", options.gate);

@@ -77,6 +77,31 @@ TEST(Register, TasksThatHadEndedBeforeTheServiceBeganAreNotWaitedFor) {
   EXPECT_TRUE(job.state->Incarnation(Worker(1)).has_value());
 }
 
+TEST(Register, AQuorumIsEnoughAndTheOthersMayComeLater) {
+  CoordinationOptions options;
+  options.may_leave = IsWorker;
+  options.quorum = {.of = IsWorker, .least = 2};
+  Job job(4, options, /*chief=*/true);
+  const Caller first = job.Join(Worker(3));
+  Answer waits;
+  job.state->RollCall(first, job.In(seconds(60)), waits.Done());
+  EXPECT_THAT(job.state->MissingText(),
+              AllOf(HasSubstr("4/5: chief:0"), HasSubstr("worker:0"), HasSubstr("worker:2"),
+                    HasSubstr("; the job begins with 1 of 3 of these")));
+  job.Join(Worker(1));
+  EXPECT_FALSE(job.state->complete()) << "the chief is no part of the quorum";
+  EXPECT_FALSE(waits.given());
+  job.Join(Chief());
+  EXPECT_TRUE(job.state->complete());
+  EXPECT_TRUE(waits.status().ok());
+  EXPECT_EQ(job.state->MissingText(), "");
+  EXPECT_TRUE(job.state->Missing().empty());
+  const Caller late = job.Join(Worker(0));
+  Answer at_once;
+  job.state->RollCall(late, job.In(seconds(60)), at_once.Done());
+  EXPECT_TRUE(at_once.status().ok());
+}
+
 TEST(ClusterDifference, FindsTheFieldInBothSpellings) {
   const std::string base = R"({"chief":["a:1"],"worker":["b:1","c:1"]})";
   EXPECT_EQ(FirstClusterDifference(base, "x", base, "y"), "");

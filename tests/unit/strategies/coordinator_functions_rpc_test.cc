@@ -7,6 +7,7 @@
 #include <future>
 #include <numeric>
 
+#include <cohort/data/memory.h>
 #include <cohort/strategies/coordinator.h>
 
 #include "parameter_server/closure_queue.h"
@@ -105,6 +106,127 @@ TEST_F(RemoteFunctionsTest, ALostWorkersCallRunsElsewhereAndItsOwnResultIsRefuse
   EXPECT_EQ(OrThrow(coordinator_->Fetch(value, DeadlineAfter(kAtOnce))), "the other");
   coordinator_->Close();
   EXPECT_TRUE(other.get().ok());
+}
+
+TEST_F(RemoteFunctionsTest, AWorkerHoldsTheNextCallWhileOneRunsAndLosesBoth) {
+  std::promise<void> started;
+  std::promise<void> released;
+  Functions slow;
+  slow.Add("who", [&](const std::string& call) -> Result<std::string> {
+    if (call == "0") {
+      started.set_value();
+      released.get_future().wait();
+    }
+    return "the lost one";
+  });
+  Functions functions;
+  functions.Add("who", [](const std::string&) { return std::string("the other"); });
+  const auto a = NewWorker(0);
+  std::vector<RemoteValue> values;
+  for (int i = 0; i < 4; ++i) {
+    values.push_back(OrThrow(coordinator_->Schedule("who", std::to_string(i))));
+  }
+  auto lost = Serve(*a, slow);
+  started.get_future().wait();
+  // The second is fetched by itself; then the worker holds as many as it may.
+  const Deadline deadline = DeadlineAfter(kPatience);
+  std::string where;
+  while (where.find("2 wait, who (1) runs on worker:0, who (2) behind it") == std::string::npos &&
+         std::chrono::steady_clock::now() < deadline) {
+    where = coordinator_->Join(DeadlineAfter(milliseconds(10))).message();
+  }
+  EXPECT_THAT(where, HasSubstr("2 wait, who (1) runs on worker:0, who (2) behind it"));
+  const auto b = NewWorker(1);
+  state_.Lost(Worker(0), Unavailable("silent for 10 s"));
+  auto other = Serve(*b, functions);
+  OrThrow(coordinator_->Join(deadline));
+  released.set_value();
+  EXPECT_EQ(lost.get().code(), StatusCode::kAborted);
+  for (const RemoteValue& value : values) {
+    EXPECT_EQ(OrThrow(coordinator_->Fetch(value, DeadlineAfter(kAtOnce))), "the other");
+  }
+  coordinator_->Close();
+  EXPECT_TRUE(other.get().ok());
+}
+
+// Ten numbers in batches of two, which begin elsewhere on each worker.
+Functions Reading(std::atomic<int>* made) {
+  Functions functions;
+  functions.AddDataset("numbers", [made](const InputPipeline& pipeline) -> Result<data::Dataset> {
+    ++*made;
+    Tensor numbers(DType::kInt64, Shape{10});
+    std::iota(numbers.data<std::int64_t>().begin(), numbers.data<std::int64_t>().end(),
+              100 * pipeline.index);
+    COHORT_ASSIGN_OR_RETURN(const data::Dataset dataset, data::FromTensors({{"n", numbers}}));
+    return dataset.Batch(2);
+  });
+  functions.Add("read",
+                [](const std::string& which,
+                   std::span<data::BatchIterator* const> data) -> Result<std::string> {
+                  COHORT_ASSIGN_OR_RETURN(const auto batch, data[std::stoul(which)]->Next());
+                  return batch.has_value() ? std::to_string((*batch)["n"].data<std::int64_t>()[0])
+                                           : "end";
+                });
+  functions.Add("plain", [](const std::string&) { return std::string("plain"); });
+  return functions;
+}
+
+TEST_F(RemoteFunctionsTest, EachWorkerGoesThroughItsOwnDataSetWhichItsSuccessorMakesAnew) {
+  std::atomic<int> made = 0;
+  const Functions functions = Reading(&made);
+  const auto read = [&](const PerWorkerDataset& one, const std::string& which = "0") {
+    const RemoteValue value =
+        OrThrow(coordinator_->Schedule("read", which, {one, {.id = 99, .name = "numbers"}}));
+    return OrThrow(coordinator_->Fetch(value, DeadlineAfter(kPatience)));
+  };
+  const PerWorkerDataset numbers = coordinator_->CreatePerWorkerDataset("numbers");
+  const PerWorkerDataset others = coordinator_->CreatePerWorkerDataset("numbers");
+  const auto first = NewWorker(0);
+  auto served = std::async(std::launch::async, [&] {
+    return RunFunctions(*first, functions, {.index = 0, .count = 3});
+  });
+  EXPECT_EQ(made, 0) << "when a call asks for it";
+  EXPECT_EQ(read(numbers), "0");
+  EXPECT_EQ(read(numbers), "2");
+  EXPECT_EQ(made, 2);
+  EXPECT_EQ(read(others), "0") << "another iterator";
+  EXPECT_EQ(read(numbers, "1"), "0");
+  EXPECT_EQ(made, 3);
+  for (const char* next : {"4", "6", "8", "end", "0"}) {
+    EXPECT_EQ(read(numbers), next);
+  }
+  // Another process in its place begins anew; another worker has its own.
+  state_.Lost(Worker(0), Unavailable("killed"));
+  EXPECT_EQ(served.get().code(), StatusCode::kAborted);
+  const auto second = NewWorker(1);
+  auto elsewhere = std::async(std::launch::async, [&] {
+    return RunFunctions(*second, functions, {.index = 1, .count = 3});
+  });
+  EXPECT_EQ(read(numbers), "100");
+  EXPECT_EQ(read(numbers), "102");
+  EXPECT_EQ(made, 5);
+  coordinator_->Close();
+  EXPECT_TRUE(elsewhere.get().ok());
+}
+
+TEST_F(RemoteFunctionsTest, ADataSetThatIsUnknownOrNotWantedIsTheCallsError) {
+  std::atomic<int> made = 0;
+  const Functions functions = Reading(&made);
+  const auto worker = NewWorker(0);
+  auto served = Serve(*worker, functions);
+  OrThrow(coordinator_->Schedule("read", "0", {coordinator_->CreatePerWorkerDataset("digits")}));
+  EXPECT_EQ(coordinator_->Join(DeadlineAfter(kPatience)),
+            NotFound("read (1) on worker:0: data set 'digits': no data set is called 'digits' "
+                     "[there are: numbers]"));
+  OrThrow(coordinator_->Schedule("plain", "", {coordinator_->CreatePerWorkerDataset("numbers")}));
+  EXPECT_EQ(coordinator_->Join(DeadlineAfter(kPatience)).code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(
+      coordinator_->Schedule("read", "0", std::vector<PerWorkerDataset>(17, PerWorkerDataset()))
+          .status()
+          .code(),
+      StatusCode::kInvalidArgument);
+  coordinator_->Close();
+  EXPECT_TRUE(served.get().ok());
 }
 
 TEST_F(RemoteFunctionsTest, ErrorsAndBytesOfAnySizeTravel) {

@@ -7,6 +7,7 @@
 #include <future>
 #include <numeric>
 
+#include <cohort/data/memory.h>
 #include <cohort/strategies/coordinator.h>
 
 #include "parameter_server/closure_queue.h"
@@ -31,7 +32,7 @@ Sender Process(int index, std::uint64_t incarnation) {
 // ---- ClosureQueue -------------------------------------------------------------------------------
 
 TEST(ClosureQueue, HandsOutInOrderOneToEachWorker) {
-  ClosureQueue queue(10, Log());
+  ClosureQueue queue(10, 1, Log());
   const auto first = queue.Add("train", "a");
   queue.Add("train", "b");
   EXPECT_EQ(queue.Next(Worker(0))->argument, "a");
@@ -48,7 +49,7 @@ TEST(ClosureQueue, HandsOutInOrderOneToEachWorker) {
 }
 
 TEST(ClosureQueue, WhatALostWorkerHeldRunsAgainAndCountsOnce) {
-  ClosureQueue queue(10, Log());
+  ClosureQueue queue(10, 1, Log());
   const auto result = queue.Add("train", "a");
   queue.Add("train", "b");
   queue.Next(Worker(0));
@@ -64,7 +65,7 @@ TEST(ClosureQueue, WhatALostWorkerHeldRunsAgainAndCountsOnce) {
 }
 
 TEST(ClosureQueue, InfrastructureIsNotTheClosuresErrorUntilAttemptsRunOut) {
-  ClosureQueue queue(3, Log());
+  ClosureQueue queue(3, 1, Log());
   const auto result = queue.Add("train", "a");
   for (const Status& why : {Unavailable("ps:0 is gone"), Aborted("taken over")}) {
     EXPECT_EQ(queue.Next(Worker(0))->id, 1);
@@ -81,7 +82,7 @@ TEST(ClosureQueue, InfrastructureIsNotTheClosuresErrorUntilAttemptsRunOut) {
 }
 
 TEST(ClosureQueue, AnErrorCancelsWhatWaitsAndIsTakenOnce) {
-  ClosureQueue queue(10, Log());
+  ClosureQueue queue(10, 1, Log());
   const auto failed = queue.Add("train", "a");
   const auto good = queue.Add("train", "b");
   const auto lost = queue.Add("train", "c");
@@ -104,6 +105,57 @@ TEST(ClosureQueue, AnErrorCancelsWhatWaitsAndIsTakenOnce) {
   EXPECT_EQ(queue.Next(Worker(0))->argument, "e") << "it goes on";
 }
 
+std::int64_t IdOf(const Closure* closure) { return closure == nullptr ? 0 : closure->id; }
+
+TEST(ClosureQueue, AWorkerHoldsSeveralButNotTheLastFew) {
+  ClosureQueue queue(10, 3, Log());
+  for (const char* argument : {"a", "b", "c", "d", "e", "f"}) {
+    queue.Add("train", argument);
+  }
+  using Ids = std::vector<std::int64_t>;
+  EXPECT_EQ(IdOf(queue.Next(Worker(0))), 1);
+  EXPECT_EQ(IdOf(queue.Next(Worker(0), Ids{1})), 2);
+  EXPECT_EQ(IdOf(queue.Next(Worker(0), Ids{1})), 2) << "the answer was lost";
+  EXPECT_EQ(IdOf(queue.Next(Worker(0), Ids{1, 2})), 3);
+  EXPECT_EQ(IdOf(queue.Next(Worker(0), Ids{1, 2, 3})), 0);
+  EXPECT_EQ(queue.Describe(),
+            "3 wait, train (1) runs on worker:0, train (2) behind it, train (3) behind it");
+  EXPECT_EQ(queue.running(), 3U);
+  queue.Finish(Worker(0), 1, std::string());
+  EXPECT_EQ(IdOf(queue.Next(Worker(0), Ids{2, 3}, /*spared=*/3)), 0) << "left for others";
+  EXPECT_EQ(IdOf(queue.Next(Worker(0), Ids{2, 3}, /*spared=*/2)), 4);
+  EXPECT_EQ(IdOf(queue.Next(Worker(1), Ids{}, /*spared=*/2)), 5) << "who has none gets one";
+}
+
+TEST(ClosureQueue, AllThatALostWorkerHeldReturnsInItsOrderAndOnlyTheFirstHasRun) {
+  ClosureQueue queue(2, 3, Log());
+  std::vector<std::shared_ptr<RemoteResult>> results;
+  for (const char* argument : {"a", "b", "c", "d"}) {
+    results.push_back(queue.Add("train", argument));
+  }
+  using Ids = std::vector<std::int64_t>;
+  const auto take_three = [&](int worker) {
+    EXPECT_EQ(IdOf(queue.Next(Worker(worker))), 1);
+    EXPECT_EQ(IdOf(queue.Next(Worker(worker), Ids{1})), 2);
+    EXPECT_EQ(IdOf(queue.Next(Worker(worker), Ids{1, 2})), 3);
+  };
+  take_three(0);
+  queue.Lost(Worker(0), Unavailable("killed"));
+  EXPECT_EQ(queue.waiting(), 4U);
+  EXPECT_EQ(queue.running(), 0U);
+  take_three(1);
+  queue.Finish(Worker(1), 1, std::string("value"));
+  queue.Finish(Worker(0), 2, std::string("late"));
+  EXPECT_FALSE(results[1]->over);
+  queue.Lost(Worker(1), Unavailable("killed"));  // while 2 ran, for the first time
+  EXPECT_TRUE(queue.error().ok());
+  EXPECT_EQ(IdOf(queue.Next(Worker(2))), 2);
+  queue.Lost(Worker(2), Unavailable("killed"));
+  EXPECT_EQ(queue.error().code(), StatusCode::kUnavailable) << "its second run was its last";
+  EXPECT_EQ(results[0]->value, "value");
+  EXPECT_EQ(results[2]->error.code(), StatusCode::kCancelled);
+}
+
 TEST(Functions, ErrorsAreStatuses) {
   Functions functions;
   functions.Add("echo", [](const std::string& text) { return text; });
@@ -119,6 +171,32 @@ TEST(Functions, ErrorsAreStatuses) {
   EXPECT_EQ(functions.Call("trian", "").status(),
             NotFound("no function is called 'trian' [there are: breaks, echo, throws]"));
   EXPECT_THROW(functions.Add("echo", [](const std::string& text) { return text; }), ContractError);
+}
+
+TEST(Functions, DataSetsAreMadeByNameAndOnlyForFunctionsThatTakeThem) {
+  Functions functions;
+  functions.Add("plain", [](const std::string& text) { return text; });
+  functions.Add(
+      "sum",
+      [](const std::string&, std::span<data::BatchIterator* const> data) -> Result<std::string> {
+        return std::to_string(data.size());
+      });
+  functions.AddDataset("unbatched", [](const InputPipeline&) -> Result<data::Dataset> {
+    return data::FromTensors({{"id", Tensor(DType::kInt64, Shape{4})}});
+  });
+  functions.AddDataset("broken", [](const InputPipeline& pipeline) -> Result<data::Dataset> {
+    return DataLoss("part " + std::to_string(pipeline.index) + " of " +
+                    std::to_string(pipeline.count));
+  });
+  data::BatchIterator* const none = nullptr;
+  EXPECT_EQ(OrThrow(functions.Call("sum", "", {&none, 1})), "1");
+  EXPECT_EQ(OrThrow(functions.Call("sum", "")), "0");
+  EXPECT_EQ(functions.Call("plain", "", {&none, 1}).status().code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(functions.MakeDataset("unbatched", {}).status().code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(functions.MakeDataset("broken", {.index = 1, .count = 3}).status(),
+            DataLoss("part 1 of 3"));
+  EXPECT_EQ(functions.MakeDataset("other", {}).status(),
+            NotFound("no data set is called 'other' [there are: broken, unbatched]"));
 }
 
 TEST(Functions, OtherStrategiesHaveNoCoordinator) {
@@ -144,7 +222,9 @@ class FunctionsTest : public ::testing::Test {
   RemoteValue Schedule(const std::string& argument) {
     return OrThrow(coordinator_->Schedule("train", argument));
   }
-  ClosureReply Next(const Sender& sender) { return OrThrow(state_.NextClosure(sender, kAtOnce)); }
+  ClosureReply Next(const Sender& sender) {
+    return OrThrow(state_.NextClosure(sender, {}, kAtOnce));
+  }
   // The worker runs what comes next.
   void Run(const Sender& sender, const Result<std::string>& outcome) {
     const ClosureReply reply = Next(sender);
@@ -241,7 +321,7 @@ TEST_F(FunctionsTest, AnotherWorkerOrTheSameComeBackRunsWhatALostOneHeld) {
   const RemoteValue value = Schedule("a");
   const std::int64_t id = Next(Process(0, 10)).closure.id;
   state_.Lost(Worker(0), Unavailable("killed"));
-  EXPECT_EQ(state_.NextClosure(Process(0, 10), kAtOnce).status().code(), StatusCode::kAborted);
+  EXPECT_EQ(state_.NextClosure(Process(0, 10), {}, kAtOnce).status().code(), StatusCode::kAborted);
   OrThrow(state_.Attach(Process(0, 12)));
   EXPECT_EQ(Next(Process(0, 12)).closure.id, id);
   OrThrow(state_.Attach(Process(0, 13)));  // replaced before its end was noticed

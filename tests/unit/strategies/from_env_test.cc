@@ -96,6 +96,35 @@ TEST(FromEnv, NamesWhatItDoesNotKnow) {
   EXPECT_THAT(Refusal(From("", TfConfig("}"))), HasSubstr("TF_CONFIG"));
 }
 
+TEST(FromEnv, OptionsOfParameterServersAreRefusedWhereThereAreNone) {
+  const auto with = [](const std::function<void(StrategyOptions&)>& set) {
+    StrategyOptions options;
+    set(options);
+    return Refusal(Strategy::FromEnv("one_device", options));
+  };
+  EXPECT_THAT(with([](auto& o) { o.partitioner = OrThrow(Partitioner::Parse("fixed:2")); }),
+              AllOf(HasSubstr("InvalidArgument"), HasSubstr("partitioner fixed:2 under one_device"),
+                    HasSubstr("use parameter_server")));
+  EXPECT_THAT(with([](auto& o) { o.start = OrThrow(StartPolicy::Parse("quorum:2")); }),
+              HasSubstr("start quorum:2 under one_device"));
+  EXPECT_THAT(with([](auto& o) { o.server_wire.push = DType::kUInt8; }),
+              HasSubstr("server_wire under one_device"));
+  EXPECT_THAT(with([](auto& o) { o.server_loss = ServerLoss::kPartial; }),
+              HasSubstr("server_loss kPartial under one_device"));
+}
+
+TEST(StartPolicy, TextAndBack) {
+  for (const char* text : {"all", "quorum:3", "elastic"}) {
+    EXPECT_EQ(OrThrow(StartPolicy::Parse(text)).ToString(), text);
+  }
+  for (const char* text : {"", "any", "quorum", "quorum:", "quorum:0", "quorum:-1", "quorum:2x"}) {
+    EXPECT_EQ(StartPolicy::Parse(text).status().code(), StatusCode::kInvalidArgument) << text;
+  }
+  EXPECT_EQ(OrThrow(StartPolicy::Parse("all")).Least(4), 4);
+  EXPECT_EQ(OrThrow(StartPolicy::Parse("quorum:3")).Least(4), 3);
+  EXPECT_EQ(OrThrow(StartPolicy::Parse("elastic")).Least(4), 0);
+}
+
 TEST(FromEnv, TakesAClusterThatTheProgramHasResolved) {
   StrategyOptions options;
   options.environment = TfConfig(kTwoWorkers);

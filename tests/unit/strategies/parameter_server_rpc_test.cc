@@ -52,14 +52,22 @@ class ServersTest : public ::testing::Test {
   }
   std::unique_ptr<Client> NewClient(std::uint64_t number,
                                     milliseconds patience = milliseconds(20'000)) {
-    return Client::Make(
-        spec_, addresses_,
-        {.client = number, .task = "worker:" + std::to_string(number), .peer_timeout = patience});
+    return Client::Make(spec_, addresses_,
+                        {.client = number,
+                         .task = "worker:" + std::to_string(number),
+                         .peer_timeout = patience,
+                         .transport = TransportOf(number)});
   }
   std::unique_ptr<Client> ClientOf(std::uint64_t epoch, std::uint64_t number) {
-    return Client::Make(
-        spec_, addresses_,
-        {.client = number, .task = "worker:" + std::to_string(number), .epoch = epoch});
+    return Client::Make(spec_, addresses_,
+                        {.client = number,
+                         .task = "worker:" + std::to_string(number),
+                         .epoch = epoch,
+                         .transport = TransportOf(number)});
+  }
+  // Both, side by side.
+  static FrameTransport TransportOf(std::uint64_t number) {
+    return number % 2 == 0 ? FrameTransport::kTcp : FrameTransport::kShared;
   }
   // Declares, and assigns `value` everywhere.
   void Initialise(float value = 0) {
@@ -529,7 +537,7 @@ TEST_F(ServersTest, APushWhoseAnswersAreLostIsRepeatedAndAppliedOnce) {
   constexpr int kLosses = 3;
   LosesReplies proxy(FramesAt(addresses_[0]), kLosses);
   const auto link = FrameLink::Make(
-      {"ps:0"}, [&](int) { return Result(proxy.address()); }, milliseconds(20'000),
+      {"ps:0"}, [&](int, bool) { return Result(proxy.address()); }, milliseconds(20'000),
       milliseconds(20'000));
   const auto reader = NewClient(9);
   std::vector<float> values(elements_);

@@ -17,12 +17,24 @@
 //   OrThrow(strategy->Shutdown());
 //
 // A call runs on any worker, one at a time on each, in the order scheduled but for those that run
-// again. It runs at least once: when a worker is lost, or its function returns Unavailable or
-// Aborted, another worker (or the same, come back) runs it again. What the first run pushed to the
-// servers stays. Its result counts exactly once.
+// again. A worker holds the next call or so while one runs (ScheduleOptions::calls_in_flight), so
+// that it does not wait for the chief between two. A call runs at least once: when a worker is
+// lost, or its function returns Unavailable or Aborted, another worker (or the same, come back)
+// runs it again, and what else the lost one held. What the first run pushed to the servers stays.
+// Its result counts exactly once.
 //
 // Any other error of a function cancels all that waits, is returned once, by the next Schedule,
-// Join or Fetch and when nothing runs any more, and is then forgotten: the coordinator goes on.
+// Join or Fetch and when no worker holds a call any more, and is then forgotten: the coordinator
+// goes on.
+//
+// Per-worker data sets, as TensorFlow's create_per_worker_dataset: each worker makes its own, with
+// a registered function, and goes through it from call to call:
+//
+//   functions.AddDataset("digits", [](const InputPipeline&) -> Result<data::Dataset> { ... });
+//   functions.Add("train", [&](const std::string&, std::span<data::BatchIterator* const> data) {
+//     ... OrThrow(data[0]->Next()) ... });
+//   const PerWorkerDataset digits = coordinator->CreatePerWorkerDataset("digits");
+//   OrThrow(coordinator->Schedule("train", "17", {digits}));
 
 #pragma once
 
@@ -31,11 +43,14 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include <cohort/core/clock.h>
 #include <cohort/core/status.h>
+#include <cohort/data/dataset.h>
 #include <cohort/strategies/strategy.h>
 
 namespace cohort {
@@ -47,18 +62,43 @@ struct RemoteResult;
 // Arguments and results are bytes, at most this many.
 inline constexpr std::size_t kMaxFunctionBytes = std::size_t{3} << 20;
 
+// Which of a job's input pipelines a data set is for: a worker's.
+struct InputPipeline {
+  int index = 0;
+  int count = 1;  // workers of the cluster
+};
+
 // What a worker can be asked to do. Not synchronised; unchanged while it is served.
 class Functions {
  public:
   using Function = std::function<Result<std::string>(const std::string& argument)>;
+  // `data`: an iterator for each data set of the call, which stands where the call before left it.
+  // After the nullopt at the end of an epoch, Next begins another one.
+  using DataFunction = std::function<Result<std::string>(
+      const std::string& argument, std::span<data::BatchIterator* const> data)>;
+  using DatasetFunction = std::function<Result<data::Dataset>(const InputPipeline& pipeline)>;
   // A name is not empty and is added once.
   void Add(std::string name, Function function);
+  void Add(std::string name, DataFunction function);
+  void AddDataset(std::string name, DatasetFunction make);
   // NotFound names the function and those there are. An exception is an error: StatusError its
-  // status, others Internal.
-  Result<std::string> Call(const std::string& name, const std::string& argument) const;
+  // status, others Internal. InvalidArgument: data sets for a function without.
+  Result<std::string> Call(const std::string& name, const std::string& argument,
+                           std::span<data::BatchIterator* const> data = {}) const;
+  // Likewise. InvalidArgument: it is not in batches.
+  Result<data::Dataset> MakeDataset(const std::string& name, const InputPipeline& pipeline) const;
 
  private:
-  std::map<std::string, Function> functions_;
+  std::map<std::string, DataFunction> functions_;
+  std::map<std::string, DatasetFunction> datasets_;
+};
+
+// A data set that each worker makes for itself when it is first asked for a call with it, and again
+// in the process that takes a lost worker's place; and each worker's iterator. It is kept until
+// ServeFunctions ends. Copies are the same data set's.
+struct PerWorkerDataset {
+  std::int64_t id = 0;
+  std::string name;  // that it was added under
 };
 
 // Of one scheduled call. Copies are the same call's. Its result is kept while there is a copy.
@@ -77,6 +117,9 @@ struct ScheduleOptions {
   std::size_t max_waiting = 262'144;  // Schedule waits for room while so many calls wait
   std::chrono::milliseconds schedule_timeout{300'000};  // for at most so long
   int max_attempts = 10;  // runs of one call; then what ended the last is the call's error
+  // That a worker holds at a time: one runs, the others wait there. A worker that has one gets no
+  // further ones of the last few, which are left for the others.
+  int calls_in_flight = 2;
 };
 
 // Thread rules: all methods from any thread. Waits also end with what failed the job (a server, or
@@ -94,7 +137,14 @@ class Coordinator {
 
   // Waits only for room, and with an error for what still runs, both for at most
   // schedule_timeout (DeadlineExceeded). InvalidArgument: no name, or an argument that is too long.
-  virtual Result<RemoteValue> Schedule(std::string function, std::string argument) = 0;
+  Result<RemoteValue> Schedule(std::string function, std::string argument) {
+    return Schedule(std::move(function), std::move(argument), {});
+  }
+  // `data`: what the function is given iterators of, at most 16.
+  virtual Result<RemoteValue> Schedule(std::string function, std::string argument,
+                                       std::vector<PerWorkerDataset> data) = 0;
+  // Does not block: a worker that knows no data set of that name fails the call (NotFound).
+  virtual PerWorkerDataset CreatePerWorkerDataset(std::string name) = 0;
   // Until nothing waits and nothing runs. DeadlineExceeded names what does, and where.
   virtual Status Join(Deadline deadline) = 0;
   // Does nothing wait and nothing run? Does not block.

@@ -22,7 +22,6 @@
 
 #include <cohort/cluster/cluster_spec.h>
 #include <cohort/core/status.h>
-#include <cohort/strategies/partitioner.h>
 #include <cohort/strategies/strategy.h>
 
 namespace cohort {
@@ -51,11 +50,10 @@ struct ParameterServerStats {
 
 class ParameterServerStrategy : public Strategy {
  public:
-  // Joins the job: blocks until all processes have met. InvalidArgument if the cluster has no
-  // workers or no servers, or for a partitioner that is none. All processes give the same one.
+  // Joins the job: blocks until the processes have met that options.start waits for.
+  // InvalidArgument if the cluster has no workers or no servers, or for a partitioner that is none.
   static Result<std::unique_ptr<ParameterServerStrategy>> Make(const ClusterConfig& config,
-                                                               const StrategyOptions& options,
-                                                               const Partitioner& partitioner = {});
+                                                               const StrategyOptions& options);
 
   // Calls of functions instead of data; see Coordinator::Create and ServeFunctions.
   virtual Result<std::unique_ptr<Coordinator>> MakeCoordinator(const ScheduleOptions& options) = 0;

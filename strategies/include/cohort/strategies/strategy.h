@@ -40,6 +40,8 @@
 #include <cohort/strategies/bucket_hook.h>
 #include <cohort/strategies/consistency.h>
 #include <cohort/strategies/grad_scaler.h>
+#include <cohort/strategies/partitioner.h>
+#include <cohort/strategies/start_policy.h>
 
 namespace cohort {
 
@@ -54,7 +56,7 @@ enum class LossScale {
 struct CommunicationOptions {
   // "auto": shared memory among those on one host, TCP between hosts (comm/hierarchical.h); TCP
   // alone where a host's processes cannot share memory; under mpirun, MPI messages. "shm" (all on
-  // one host) or "tcp": that, or an error.
+  // one host) or "tcp": that, or an error. So it is between workers and parameter servers.
   std::string implementation = "auto";
   // How processes add gradients: "auto", or one of Communicator::algorithms, "ring" for example.
   // "one_pass", of two processes that share memory: each reads the other's as it updates, where
@@ -116,6 +118,10 @@ struct StrategyOptions {
   // the last save. Set on every process. Empty, or where worker:0 is the chief: the job ends.
   std::string journal_folder;
   ServerWire server_wire;
+  // How parameters are cut among parameter servers, and which workers such a job waits for before
+  // it begins. Equal on all processes.
+  Partitioner partitioner;
+  StartPolicy start;
   CommunicationOptions communication;
   // Connections between two processes, over TCP: see TcpOptions. Equal on all.
   int rails = 1;

@@ -42,6 +42,13 @@ struct CoordinationOptions {
   // Tasks whose loss does not fail the job (workers of a parameter-server job): their end is told
   // to on_task_lost only.
   std::function<bool(const TaskId&)> may_leave;
+  // A job has met when so many of the tasks `of` are there, whichever, and all others. Those that
+  // are not waited for may join later. Of tasks that may leave; by default all are waited for.
+  struct Quorum {
+    std::function<bool(const TaskId&)> of;
+    int least = 0;
+  };
+  std::optional<Quorum> quorum;
   // Of a service in the place of one that is gone: tasks that were there and have ended, which need
   // not join.
   std::set<TaskId> ended;

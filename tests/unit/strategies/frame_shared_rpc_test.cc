@@ -1,0 +1,317 @@
+// Frames through memory that a client and a server share.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <csignal>
+#include <cstring>
+#include <fstream>
+#include <mutex>
+#include <numeric>
+#include <set>
+#include <thread>
+
+#include <cohort/core/random.h>
+
+#include "parameter_server/frame_link.h"
+#include "parameter_server/frame_listener.h"
+#include "parameter_server/frame_ring.h"
+#include "tcp/unix_socket.h"
+#include "testing/process_cluster.h"
+
+namespace cohort::ps {
+namespace {
+
+using std::chrono::milliseconds;
+using ::testing::AllOf;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+constexpr std::chrono::seconds kPatience{30};
+constexpr char kShared[] = "a process of this host";
+
+// Answers each frame with its payload, or with as many floats as its `clip` says.
+class EchoTest : public ::testing::Test {
+ protected:
+  EchoTest()
+      : listener_(OrThrow(FrameListener::Start(
+            "127.0.0.1:0",
+            [this](FrameMethod, const FrameHeader& header, const PayloadReader& payload,
+                   const std::string& peer,
+                   FrameReply* reply) { Answer(header, payload, peer, reply); },
+            Log()))) {}
+
+  void Answer(const FrameHeader& header, PayloadReader payload, const std::string& peer,
+              FrameReply* reply) {
+    const std::size_t floats = payload.remaining() / sizeof(float);
+    const bool made = header.clip() > 0;
+    const std::span<float> to =
+        reply->payload->Append(made ? static_cast<std::size_t>(header.clip()) : floats);
+    if (made) {
+      std::fill(to.begin(), to.end(), static_cast<float>(header.sequence()));
+    } else {
+      EXPECT_TRUE(payload.Read(to.data(), to.size_bytes()));
+    }
+    reply->header.set_staleness(header.sequence());
+    const std::lock_guard lock(mutex_);
+    ++frames_;
+    peers_.insert(peer == kShared ? "shared" : "tcp");
+  }
+
+  std::unique_ptr<FrameLink> NewLink() {
+    return FrameLink::Make(
+        {"ps:0"},
+        [this](int, bool may_share) -> Result<std::string> {
+          ++located_;
+          return may_share ? listener_->local_address()
+                           : "127.0.0.1:" + std::to_string(listener_->port());
+        },
+        milliseconds(20'000), milliseconds(20'000));
+  }
+  // Sends frames of these sizes, and expects each back. `made`: by the server, instead.
+  void Exchange(FrameLink& link, const std::vector<std::size_t>& sizes, bool made = false) {
+    std::vector<std::vector<float>> sent;
+    std::vector<std::vector<float>> got(sizes.size());
+    std::vector<FrameRequest> requests;
+    for (std::size_t i = 0; i < sizes.size(); ++i) {
+      sent.emplace_back(made ? 0 : sizes[i], static_cast<float>(i));
+      FrameRequest& request = requests.emplace_back(FrameRequest{0, FrameMethod::kPush, {}, {}});
+      request.header.set_sequence(i);
+      request.header.set_clip(made ? static_cast<double>(sizes[i]) : 0);
+      // In two pieces, of which one may be empty.
+      const std::size_t half = sent[i].size() / 3;
+      request.payload = {std::span(sent[i]).first(half), std::span(sent[i]).subspan(half)};
+    }
+    std::vector<std::size_t> order;
+    OrThrow(link.Run(requests, {.place = [&](int, const FrameHeader& header) -> Result<Places> {
+                                  auto& values = got[header.staleness()];
+                                  values.resize(sizes[header.staleness()]);
+                                  return Places{values};
+                                },
+                                .done =
+                                    [&](int, const FrameHeader& header) {
+                                      order.push_back(header.staleness());
+                                      return Status();
+                                    }}));
+    ASSERT_EQ(order.size(), sizes.size());
+    EXPECT_TRUE(std::ranges::is_sorted(order));
+    for (std::size_t i = 0; i < sizes.size(); ++i) {
+      ASSERT_EQ(got[i].size(), sizes[i]);
+      ASSERT_TRUE(std::ranges::all_of(got[i], [&](float v) { return v == static_cast<float>(i); }))
+          << "frame " << i << " of " << sizes[i];
+    }
+  }
+  std::set<std::string> TakePeers() {
+    const std::lock_guard lock(mutex_);
+    return std::exchange(peers_, {});
+  }
+
+  std::mutex mutex_;
+  std::set<std::string> peers_;
+  int frames_ = 0;
+  std::atomic<int> located_ = 0;
+  const std::unique_ptr<FrameListener> listener_;
+};
+
+TEST_F(EchoTest, FramesOfManySizesComeWholeAndInOrder) {
+  const auto link = NewLink();
+  const Philox random(7);
+  for (std::uint64_t run = 0; run < 6; ++run) {
+    std::vector<std::size_t> sizes = {0, 1, 15, 16, 17, 1};
+    for (std::uint64_t i = 0; i < 40; ++i) {
+      const Philox::Block draw = random.At(100 * run + i);
+      sizes.push_back(draw[0] % (draw[1] % 4 == 0 ? 300'000 : 3'000));
+    }
+    Exchange(*link, sizes);
+    Exchange(*link, sizes, /*made=*/true);
+  }
+  EXPECT_THAT(TakePeers(), ElementsAre("shared"));
+  EXPECT_EQ(located_, 1);
+}
+
+TEST_F(EchoTest, FramesThatFillTheRingFitAndLargerOnesGoOverTcp) {
+  constexpr std::size_t kMost = kRingBytes / sizeof(float) - 64;
+  for (const bool made : {false, true}) {
+    const auto link = NewLink();
+    Exchange(*link, {10, kMost, 10, kMost, kMost, 1}, made);
+    EXPECT_THAT(TakePeers(), ElementsAre("shared"));
+    Exchange(*link, {10, kMost + 64, 10}, made);
+    EXPECT_THAT(TakePeers(), ElementsAre("shared", "tcp"));
+    Exchange(*link, {10, 20}, made);
+    EXPECT_THAT(TakePeers(), ElementsAre("tcp")) << "from then on";
+  }
+}
+
+TEST_F(EchoTest, WhatIsNoFrameEndsItsConnectionAndNothingElse) {
+  const auto link = NewLink();
+  Exchange(*link, {100});
+  const Deadline deadline = DeadlineAfter(kPatience);
+  for (const bool cut : {false, true}) {
+    const Socket socket = OrThrow(ConnectUnix(listener_->local_address(), deadline));
+    FrameRings rings = OrThrow(FrameRings::Accept(socket, deadline));
+    const std::span<std::byte> place = rings.out().Reserve(128);
+    FramePrefix prefix = {.magic = cut ? FramePrefix::kMagic : 7,
+                          .method = 1,
+                          .header_bytes = 4,
+                          .payload_bytes = cut ? 1U << 20 : 0};
+    std::memcpy(place.data(), &prefix, sizeof(prefix));
+    rings.out().Commit(128);
+    rings.Wake();
+    Status heard;
+    while (heard.ok() && std::chrono::steady_clock::now() < deadline) {
+      std::this_thread::yield();
+      heard = rings.Hear();
+    }
+    EXPECT_EQ(heard.code(), StatusCode::kUnavailable);
+  }
+  Exchange(*link, {100});
+  EXPECT_EQ(located_, 1) << "the other connection stands";
+}
+
+std::int64_t ResidentBytes() {
+  std::ifstream statm("/proc/self/statm");
+  std::int64_t all = 0;
+  std::int64_t resident = 0;
+  statm >> all >> resident;
+  return resident * ::sysconf(_SC_PAGESIZE);
+}
+
+// Four clients send, at once, far more than is in memory anywhere; a frame is handled more slowly
+// than it is sent.
+TEST(FrameMemory, IsThatOfAFrameOrOfTheRingsHoweverMuchIsUnderWay) {
+  constexpr int kClients = 4;
+  constexpr std::size_t kFrames = 64;  // of each
+  const std::vector<float> payload(std::size_t{1} << 18, 1);
+  std::mutex mutex;
+  std::int64_t most = 0;
+  int handled = 0;
+  const auto listener = OrThrow(FrameListener::Start(
+      "127.0.0.1:0",
+      [&](FrameMethod, const FrameHeader&, PayloadReader from, const std::string&, FrameReply*) {
+        double sum = 0;
+        for (int pass = 0; pass < 4; ++pass) {
+          PayloadReader reader = from;
+          PayloadReader::Staging staging;
+          for (std::span<const float> run = reader.NextFloats(payload.size(), staging);
+               !run.empty(); run = reader.NextFloats(payload.size(), staging)) {
+            sum += std::accumulate(run.begin(), run.end(), 0.0);
+          }
+        }
+        const std::lock_guard lock(mutex);
+        EXPECT_EQ(sum, 4.0 * static_cast<double>(payload.size()));
+        most = std::max(most, ResidentBytes());
+        ++handled;
+      },
+      Log()));
+  for (const bool shared : {false, true}) {
+    const std::string address =
+        shared ? listener->local_address() : "127.0.0.1:" + std::to_string(listener->port());
+    const std::int64_t before = ResidentBytes();
+    most = 0;
+    handled = 0;
+    std::vector<std::thread> clients;
+    for (int c = 0; c < kClients; ++c) {
+      clients.emplace_back([&] {
+        const auto link = FrameLink::Make(
+            {"ps:0"}, [&](int, bool) { return Result(address); }, kPatience, kPatience);
+        const std::vector<FrameRequest> requests(kFrames, {0, FrameMethod::kPush, {}, {payload}});
+        OrThrow(link->Run(requests, {.place = [](int, const FrameHeader&) { return Places(); },
+                                     .done = [](int, const FrameHeader&) { return Status(); }}));
+      });
+    }
+    for (std::thread& client : clients) {
+      client.join();
+    }
+    EXPECT_EQ(handled, kClients * static_cast<int>(kFrames));
+    // The rings count twice here: both ends are in this process.
+    const std::int64_t each = (shared ? 4 * kRingBytes : 0) + (std::int64_t{6} << 20);
+    EXPECT_LT(most - before, kClients * each)
+        << "of " << kClients * kFrames << " MiB that were sent";
+  }
+}
+
+// A client's memory, on the server's side.
+int SharedMappings() {
+  std::ifstream maps("/proc/self/maps");
+  int count = 0;
+  for (std::string line; std::getline(maps, line);) {
+    count += line.find("memfd:cohort") != std::string::npos ? 1 : 0;
+  }
+  return count;
+}
+
+TEST_F(EchoTest, AKilledClientLeavesNothingBehind) {
+  testing::ProcessCluster cluster;
+  cluster.Start("client",
+                {COHORT_BIN_DIR "/../tests/frame_peer", "call", listener_->local_address()});
+  const Deadline deadline = DeadlineAfter(kPatience);
+  const auto frames = [this] {
+    const std::lock_guard lock(mutex_);
+    return frames_;
+  };
+  while (frames() < 100 && std::chrono::steady_clock::now() < deadline) {
+    std::this_thread::yield();
+  }
+  EXPECT_GE(frames(), 100);
+  EXPECT_GT(SharedMappings(), 0);
+  cluster.Signal("client", SIGKILL);
+  EXPECT_EQ(cluster.Wait("client", kPatience), 128 + SIGKILL);
+  const auto killed = std::chrono::steady_clock::now();
+  while (SharedMappings() > 0 && std::chrono::steady_clock::now() < deadline) {
+    std::this_thread::sleep_for(milliseconds(10));
+  }
+  EXPECT_EQ(SharedMappings(), 0);
+  EXPECT_LT(std::chrono::steady_clock::now() - killed, std::chrono::seconds(5));
+}
+
+TEST(SharedFrames, AKilledServerIsNoticedAtOnce) {
+  testing::ProcessCluster cluster;
+  cluster.Start("server", {COHORT_BIN_DIR "/../tests/frame_peer", "serve"});
+  ASSERT_TRUE(cluster.WaitForOutput("server", "unix:", kPatience));
+  std::string address = cluster.Stdout("server");
+  address.pop_back();
+  std::atomic<int> located = 0;
+  const auto link = FrameLink::Make(
+      {"ps:0"},
+      [&](int, bool may_share) -> Result<std::string> {
+        ++located;
+        return may_share ? Result(address) : Result<std::string>(Unavailable("it is gone"));
+      },
+      milliseconds(20'000), milliseconds(20'000));
+  std::atomic<int> answers = 0;
+  std::thread caller([&] {
+    const std::vector<float> payload(100'000, 1);
+    Status status;
+    while (status.ok()) {
+      const std::vector<FrameRequest> requests(8, {0, FrameMethod::kPush, {}, {payload}});
+      status = link->Run(requests, {.place = [](int, const FrameHeader&) { return Places(); },
+                                    .done =
+                                        [&](int, const FrameHeader&) {
+                                          ++answers;
+                                          return Status();
+                                        }});
+    }
+    EXPECT_EQ(status, Cancelled("enough"));
+  });
+  const Deadline deadline = DeadlineAfter(kPatience);
+  while (answers < 100 && std::chrono::steady_clock::now() < deadline) {
+    std::this_thread::yield();
+  }
+  EXPECT_GE(answers, 100);
+  EXPECT_EQ(located, 1);
+  const auto killed = std::chrono::steady_clock::now();
+  cluster.Signal("server", SIGKILL);
+  while (located < 2 && std::chrono::steady_clock::now() < deadline) {
+    std::this_thread::sleep_for(milliseconds(5));
+  }
+  EXPECT_LT(std::chrono::steady_clock::now() - killed, std::chrono::seconds(5))
+      << "peer_timeout is four times that";
+  link->Abort(Cancelled("enough"));
+  caller.join();
+}
+
+}  // namespace
+}  // namespace cohort::ps
