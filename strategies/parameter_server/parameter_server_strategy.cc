@@ -547,10 +547,10 @@ Status Implementation::ServeFunctions(const Functions& functions) {
         "--ps 1 --chief -- PROGRAM]");
   }
   Require(client_ != nullptr, "Bind before ServeFunctions");
-  return job_->Explain(ps::RunFunctions(
-      *job_->coordinator_client(), functions,
-      {.index = job_->rank(), .count = static_cast<int>(job_->workers().size())},
-      [this] { return Idle(); }));
+  return job_->Explain(
+      ps::RunFunctions(*job_->coordinator_client(), functions,
+                       {.index = job_->rank(), .count = static_cast<int>(job_->workers().size())},
+                       [this] { return Idle(); }));
 }
 
 // Only now: what the chief assigned to the servers before is what training starts from.

@@ -53,7 +53,7 @@ class Job {
     serving_.clear();
   }
   Result<std::unique_ptr<ParameterServerStrategy>> Make(const TaskId& task,
-                                                        const StrategyOptions& options) const {
+                                                        StrategyOptions options) const {
     ClusterConfig config;
     config.cluster = cluster_;
     config.task = task;

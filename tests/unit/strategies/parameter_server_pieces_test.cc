@@ -126,7 +126,7 @@ TEST(Partitioner, OneThatIsNoneIsRefused) {
         Partitioner{.kind = Kind::kMaxSize, .bytes = -8},
         Partitioner{.kind = Kind::kMaxSize, .shards = -2, .bytes = 8}, Partitioner{.shards = 2}}) {
     EXPECT_EQ(bad.Check().code(), StatusCode::kInvalidArgument) << bad.ToString();
-    EXPECT_EQ(ParameterServerStrategy::Make({}, {}, bad).status(), bad.Check());
+    EXPECT_EQ(ParameterServerStrategy::Make({}, {.partitioner = bad}).status(), bad.Check());
   }
 }
 
