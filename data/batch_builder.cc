@@ -377,8 +377,12 @@ Result<Batch> BatchBuilder::BuildMapped(const EpochOrder& order, Range positions
 }
 
 Result<Batch> BatchBuilder::BuildEmptyMapped(const EpochOrder& order) const {
-  // What a map makes is known only by making it. There is an example: an epoch has no batches
-  // otherwise.
+  // What a map makes is known only by making it.
+  if (source_->size() == 0) {  // of one process, where each has data of its own
+    return InvalidArgument(
+        "this process has no example, and what a map would make of one is not known [give each "
+        "process some, or leave out the map]");
+  }
   const std::int64_t index = order.size() > 0 ? order.At(0) : 0;
   COHORT_ASSIGN_OR_RETURN(Example example, source_->Read(index));
   COHORT_RETURN_IF_ERROR(ApplyMaps(recipe_.maps, *source_, index, example));

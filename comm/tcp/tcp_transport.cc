@@ -545,6 +545,11 @@ void TcpTransport::EndOfStream(int s, int error) {
   p.read_closed = true;
   p.read_closed_at = std::chrono::steady_clock::now();
   moved_ = true;
+  if (farewell(s)) {  // it has taken what it ever will: no release is waited for
+    for (; !p.lingering.empty(); p.lingering.pop_front()) {
+      lane(PeerOf(s)).sends_done = p.lingering.front().ticket;
+    }
+  }
   if (IsControl(s)) {
     Lose(s, error == 0 ? Unavailable("connection closed") : ErrnoStatus(error, "connection"));
   }

@@ -228,12 +228,9 @@ class Scanner {
 bool PlainFloats(std::string_view list, std::size_t want, std::byte* row) {
   Scanner scanner(list);
   std::string_view packed;
-  if (!scanner.Bytes(kBytes1, packed)) {
-    if (want != 1 || !scanner.Tag(kFixed1)) {
-      return false;
-    }
-    packed = scanner.rest();
-  } else if (!scanner.done()) {
+  if (Scanner one(list); want == 1 && one.Tag(kFixed1)) {
+    packed = one.rest();
+  } else if (!scanner.Bytes(kBytes1, packed) || !scanner.done()) {
     return false;
   }
   if (packed.size() != want * sizeof(float)) {
@@ -250,12 +247,11 @@ bool PlainFloats(std::string_view list, std::size_t want, std::byte* row) {
 bool PlainInts(std::string_view list, std::size_t want, std::byte* row) {
   Scanner scanner(list);
   std::string_view packed;
-  if (scanner.Bytes(kBytes1, packed)) {
-    if (!scanner.done()) {
-      return false;
-    }
+  if (Scanner one(list); want == 1 && one.Tag(kVarint1)) {
+    scanner = one;
+  } else if (scanner.Bytes(kBytes1, packed) && scanner.done()) {
     scanner = Scanner(packed);
-  } else if (want != 1 || !scanner.Tag(kVarint1)) {
+  } else {
     return false;
   }
   for (std::size_t i = 0; i < want; ++i) {

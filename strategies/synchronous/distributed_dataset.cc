@@ -17,6 +17,8 @@ class SynchronousDataset final : public DistributedDataset {
     data::IterateOptions options = part_;
     options.epoch = epoch;
     options.first_batch = first_batch;
+    // Shares of files are drawn anew for each epoch.
+    COHORT_ASSIGN_OR_RETURN(batches_, dataset_.CountBatches(options));
     COHORT_ASSIGN_OR_RETURN(iterator_, dataset_.Iterate(options));
     epoch_ = epoch;
     index_ = first_batch;

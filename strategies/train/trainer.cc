@@ -199,11 +199,11 @@ Trainer::~Trainer() = default;
 Result<EpochResult> Trainer::State::TrainEpoch(DistributedDataset& dataset, const StepFn& step,
                                                Trainer& trainer, bool* stopped) {
   const SteadyClock::time_point start = SteadyClock::now();
-  const std::int64_t batches = dataset.batches_per_epoch();
   Totals totals;
   totals.result().epoch = epoch;
   int gathered = 0;  // batches of the next step
   COHORT_RETURN_IF_ERROR(dataset.BeginEpoch(epoch, batch));
+  const std::int64_t batches = dataset.batches_per_epoch();
   for (;;) {
     // What a call takes besides waiting for examples.
     const auto split = [&](SteadyClock::time_point since, double input_before) {
@@ -309,6 +309,10 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
     if (s.store.has_value()) {
       COHORT_RETURN_IF_ERROR(Save());
     }
+  }
+  if (s.batch > 0 && s.options.policy == data::ShardPolicy::kFile) {
+    // Which files a process has, and so how many batches there are, is the epoch's own.
+    COHORT_RETURN_IF_ERROR(dataset->BeginEpoch(s.epoch, s.batch));
   }
   if (s.batch > 0 && s.batch >= dataset->batches_per_epoch()) {
     // Resumed from the last step of an epoch, before its end was noted.
