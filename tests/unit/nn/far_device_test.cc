@@ -229,7 +229,8 @@ INSTANTIATE_TEST_SUITE_P(Layers, FarModel, ::testing::ValuesIn(kCases),
                            return std::string(c.param.name);
                          });
 
-// What lies in page-locked memory is copied from there; the rest goes through memory of the workspace.
+// What lies in page-locked memory is copied from there; the rest goes through memory of the
+// workspace.
 TEST(FarInputs, ArePlacedWithoutACopyOnTheHostWhereTheyArePageLocked) {
   const auto device = MakeFarDevice();
   ParameterSet declared;
