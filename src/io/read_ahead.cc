@@ -16,8 +16,8 @@
 namespace cohort::io {
 namespace {
 
-constexpr std::size_t kBlockBytes = std::size_t{1} << 18;
-constexpr std::size_t kBlocks = 3;
+constexpr std::size_t kBlockBytes = std::size_t{1} << 17;
+constexpr std::size_t kBlocks = 4;
 constexpr std::size_t kAlone = std::size_t{1} << 20;  // so many are read without a thread
 
 class ReadAhead final : public ByteSource {

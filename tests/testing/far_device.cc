@@ -68,7 +68,7 @@ class FarMemory {
     const std::lock_guard lock(mutex_);
     host_[address] = bytes;
     return {address, [self, block = std::move(block)](std::byte* gone) {
-              const std::lock_guard lock(self->mutex_);
+              const std::lock_guard held(self->mutex_);
               self->host_.erase(gone);
             }};
   }

@@ -214,7 +214,7 @@ TEST(Iterate, BatchesLieInMemoryThatIsHandedIn) {
     ++blocks->made;
     blocks->live[memory] = bytes;
     return std::shared_ptr<std::byte>(memory, [blocks](std::byte* gone) {
-      const std::lock_guard lock(blocks->mutex);
+      const std::lock_guard held(blocks->mutex);
       blocks->live.erase(gone);
       std::free(gone);
     });

@@ -442,11 +442,11 @@ TEST(Distribute, TakesSharesOfTheProcessesOwn) {
   EXPECT_THAT(Messages(statuses), Each(HasSubstr("features and remainder")));
   // A share that cannot be divided, on one of them: the others are not left waiting.
   statuses = Job(2, {}, [](int process, Strategy& strategy) -> Status {
-    data::Dataset share(std::make_shared<TwoFiles>());
+    data::Dataset mine(std::make_shared<TwoFiles>());
     if (process == 1) {
-      share = share.Shard(data::kShardHint, data::kShardHint);
+      mine = mine.Shard(data::kShardHint, data::kShardHint);
     }
-    return strategy.Distribute(share.Batch(4), {.policy = data::ShardPolicy::kOwn}).status();
+    return strategy.Distribute(mine.Batch(4), {.policy = data::ShardPolicy::kOwn}).status();
   });
   EXPECT_THAT(statuses[0].message(), HasSubstr("cannot be divided, see its error"));
   EXPECT_THAT(statuses[1].message(), HasSubstr("only under ShardPolicy::kHint"));
