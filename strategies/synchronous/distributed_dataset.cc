@@ -68,7 +68,7 @@ class SynchronousDataset final : public DistributedDataset {
   const data::Dataset dataset_;
   const data::IterateOptions part_;
   const int replicas_;
-  const std::int64_t batches_;
+  std::int64_t batches_;
   std::unique_ptr<data::BatchIterator> iterator_;
   std::chrono::duration<double> waited_{0};
   std::int64_t epoch_ = 0;
