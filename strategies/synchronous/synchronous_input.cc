@@ -9,6 +9,7 @@
 #include <cohort/core/random.h>
 
 #include "synchronous/distributed_dataset.h"
+#include "synchronous/host_blocks.h"
 #include "synchronous/synchronous_strategy.h"
 
 namespace cohort {
@@ -97,9 +98,10 @@ Result<std::unique_ptr<DistributedDataset>> SynchronousStrategy::Distribute(
     return device->memory_space() == MemorySpace::kDevice;
   });
   if (apart != devices_.end()) {
-    part.allocate = [device = *apart](std::size_t bytes) {
+    const auto blocks = std::make_shared<HostBlocks>([device = *apart](std::size_t bytes) {
       return device->AllocateHost(bytes, "batches of examples");
-    };
+    });
+    part.allocate = [blocks](std::size_t bytes) { return blocks->Take(bytes); };
   }
   COHORT_ASSIGN_OR_RETURN(auto batches,
                           MakeSynchronousDataset(dataset, std::move(part), local_replicas_));
