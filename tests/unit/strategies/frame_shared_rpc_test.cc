@@ -139,7 +139,8 @@ TEST_F(EchoTest, FramesThatFillTheRingFitAndLargerOnesGoOverTcp) {
     Exchange(*link, {10, kMost, 10, kMost, kMost, 1}, made);
     EXPECT_THAT(TakePeers(), ElementsAre("shared"));
     Exchange(*link, {10, kMost + 64, 10}, made);
-    EXPECT_THAT(TakePeers(), ElementsAre("shared", "tcp"));
+    // Those before it may have been answered by then, or go over TCP as well.
+    EXPECT_THAT(TakePeers(), ::testing::Contains("tcp"));
     Exchange(*link, {10, 20}, made);
     EXPECT_THAT(TakePeers(), ElementsAre("tcp")) << "from then on";
   }
