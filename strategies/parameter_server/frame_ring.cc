@@ -95,7 +95,11 @@ Result<std::optional<SharedFrame>> FrameReader::Peek() {
     const std::byte* const place = memory_ + offset;
     SharedFrame frame;
     std::memcpy(&frame.prefix, place, sizeof(frame.prefix));
-    if (frame.prefix.magic == kSkipMagic) {
+    const bool skips = frame.prefix.magic == kSkipMagic;
+    if (sent - at_ > kRingBytes || (skips && (offset == 0 || kRingBytes - offset > sent - at_))) {
+      return InvalidArgument("frame: a ring whose other end says what cannot be");
+    }
+    if (skips) {
       at_ += kRingBytes - offset;
       state_->taken.store(at_);
       continue;

@@ -61,7 +61,11 @@ class FrameWriter {
   bool Sleep(std::size_t bytes);
 
  private:
-  std::size_t Free() const { return kRingBytes - (at_ - state_->taken.load()); }
+  // None where the other end says what cannot be.
+  std::size_t Free() const {
+    const std::uint64_t used = at_ - state_->taken.load();
+    return used > kRingBytes ? 0 : kRingBytes - used;
+  }
   void Skip();
 
   RingState* state_ = nullptr;

@@ -1,5 +1,6 @@
 #include "parameter_server/remote_functions.h"
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <deque>
@@ -191,7 +192,10 @@ class HeldCalls {
       lock.unlock();
       const Status told = coordinator_.FinishClosure(id, outcome);
       lock.lock();
-      std::erase(has_, id);
+      // Once: the chief may have handed it out again already.
+      if (const auto at = std::ranges::find(has_, id); at != has_.end()) {
+        has_.erase(at);
+      }
       if (!told.ok()) {
         error_ = error_.ok() ? told : error_;
         changed_.notify_all();

@@ -369,7 +369,7 @@ TEST_F(FunctionsTest, AJobHasOneCoordinatorOrNone) {
   ps::Coordinator serves({.workers = {Worker(0)}});
   OrThrow(serves.Attach(Process(0, 10)));
   OrThrow(serves.Open(0));
-  EXPECT_EQ(serves.NextClosure(Process(0, 10), kAtOnce).status().code(),
+  EXPECT_EQ(serves.NextClosure(Process(0, 10), {}, kAtOnce).status().code(),
             StatusCode::kFailedPrecondition);
 }
 
