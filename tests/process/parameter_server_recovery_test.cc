@@ -283,7 +283,7 @@ TEST(ParameterServerRecoveryTest, AServerThatComesBackAfterItWasReplacedHasNoEff
   job.cluster.Signal("ps:0", SIGSTOP);
   ASSERT_TRUE(
       job.cluster.WaitForOutput("chief:0", "ps:0 is lost, and the workers wait", kPatience));
-  ASSERT_EQ(StopListening(job.cluster.pid("ps:0")), 2) << "for gRPC, and for frames";
+  ASSERT_EQ(StopListening(job.cluster.pid("ps:0")), 3) << "for gRPC, and for frames both ways";
   job.Replace(0, "again");
   ASSERT_TRUE(job.cluster.WaitForOutput("chief:0", "the job goes on after", kPatience));
   job.cluster.Signal("ps:0", SIGCONT);
