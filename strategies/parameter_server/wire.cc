@@ -39,6 +39,12 @@ grpc::Slice BorrowSlice(std::span<const float> memory, std::shared_ptr<const voi
           [](void* user) { delete static_cast<Owner*>(user); }, new Owner(std::move(owner))};
 }
 
+grpc::Slice OwnedSlice(std::string bytes) {
+  auto* const owner = new std::string(std::move(bytes));
+  return {owner->data(), owner->size(), [](void* user) { delete static_cast<std::string*>(user); },
+          owner};
+}
+
 std::vector<std::string> ServerNames(const std::vector<std::string>& addresses) {
   std::vector<std::string> names;
   for (std::size_t s = 0; s < addresses.size(); ++s) {
