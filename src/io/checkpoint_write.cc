@@ -203,7 +203,9 @@ void CheckpointStore::DeleteOld(std::int64_t newest) {
       manifest = ReadManifest(files_, PathOf(base));
     }
   }
-  for (const std::int64_t step : *steps) {
+  // The later first: no checkpoint is there without the one that it builds on.
+  for (auto at = steps->rbegin(); at != steps->rend(); ++at) {
+    const std::int64_t step = *at;
     if (kept.contains(step)) {
       continue;
     }

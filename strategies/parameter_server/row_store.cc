@@ -155,7 +155,7 @@ Error RowStore::Freeze(std::uint64_t layout, std::uint64_t snapshot) {
   }
   const std::lock_guard moves(moves_mutex_);
   if (!leaving_.empty()) {
-    return MakeError(Error::OUT_OF_ORDER, "a bucket is on its way to another server");
+    return MakeError(Error::NOT_NOW, "a bucket is on its way to another server");
   }
   for (const std::unique_ptr<RowTable>& table : tables_) {
     table->Freeze();
@@ -382,15 +382,23 @@ Error RowStore::PushTo(RowTable& table, const FrameHeader& header, PayloadReader
       return ToError(status);
     }
   }
+  const BucketPlaces& places = PlacesOf(header);
   if (const auto claimed = ledger_.Claim(header.client(), header.sequence());
       claimed != PushLedger::Claimed::kNew) {
+    if (claimed == PushLedger::Claimed::kElsewhere) {
+      FindElsewhere(places, ids, moved);
+      if (moved->empty() && !ids.empty()) {  // all is back
+        const std::uint32_t bucket = BucketOf(ids[0], places.buckets());
+        *moved = {bucket, static_cast<std::uint32_t>(places.server(bucket))};
+      }
+    }
     duplicates_ += claimed == PushLedger::Claimed::kRepeated ? 1 : 0;
     return RefusalOf(claimed);
   }
-  const BucketPlaces::Visit visit = PlacesOf(header).Enter();
-  FindElsewhere(PlacesOf(header), ids, moved);
+  const BucketPlaces::Visit visit = places.Enter();
+  FindElsewhere(places, ids, moved);
   if (!moved->empty()) {
-    ledger_.Finish(header.client(), header.sequence(), false);
+    ledger_.FinishElsewhere(header.client(), header.sequence());
     return {};
   }
   Status status;

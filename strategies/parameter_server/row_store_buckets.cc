@@ -194,7 +194,7 @@ Error RowStore::Move(const FrameHeader& header) {
         return {};
       }
       if (snapshot_ != 0 || had_rounds_ || !places.here(bucket)) {
-        return MakeError(Error::OUT_OF_ORDER,
+        return MakeError(Error::NOT_NOW,
                          NameOf(*table) + ": bucket " + std::to_string(bucket) +
                              (snapshot_ != 0 ? " cannot move while a snapshot is saved"
                               : had_rounds_  ? " cannot move where updates are rounds"

@@ -86,6 +86,8 @@ Status ToStatus(const Error& error, const std::string& server) {
                          "the job from its last checkpoint]");
     case Error::STALE_EPOCH:
       return Unavailable(text);
+    case Error::NOT_NOW:
+      return FailedPrecondition(text);
     case Error::SPEC_MISMATCH:
       return FailedPrecondition(text + " [start every process with the same model and options]");
     case Error::NOT_FINITE:

@@ -4,11 +4,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <thread>
 
 #include <cohort/core/random.h>
+#include <cohort/io/crc32c.h>
 #include <cohort/optim/optimizers.h>
 
 #include "parameter_server/push_ledger.h"
@@ -19,6 +22,7 @@ namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 
 constexpr std::uint64_t kLayout = 17;
 
@@ -460,6 +464,106 @@ TEST_F(RowStoreTest, WhatComesDamagedDoesNoHarm) {
   EXPECT_THAT(Pull(5), ElementsAre(-1, -2));
 }
 
+// A bucket's way from one server to another, step by step, each of them repeated.
+TEST(RowStoreMovesTest, EachStepMayBeRepeated) {
+  constexpr std::uint64_t kOf = 11;
+  TableSpec words;
+  words.name = "words";
+  words.dim = 1;
+  words.buckets = 2;
+  words.optimizer = Sgd({.learning_rate = 1})->config();
+  std::array<std::unique_ptr<RowStore>, 2> stores = {std::make_unique<RowStore>(0),
+                                                     std::make_unique<RowStore>(1)};
+  for (const auto& store : stores) {
+    OrThrow(store->Declare({words}, 2, kOf));
+  }
+  std::uint64_t id = 0;
+  while (BucketOf(id, 2) != 0) {
+    ++id;
+  }
+  const auto header = [] {
+    FrameHeader h;
+    h.set_client(1);
+    h.set_layout(kOf);
+    h.mutable_rows()->set_table(0);
+    return h;
+  };
+  RowStore::Moved moved;
+  const auto push = [&](std::size_t server, std::uint64_t sequence) {
+    FrameHeader h = header();
+    h.set_sequence(sequence);
+    h.set_weight(1);
+    h.mutable_rows()->set_count(1);
+    h.mutable_rows()->set_dim(1);
+    h.mutable_rows()->set_step(1);
+    const Error error = stores[server]->Push(
+        h, Bytes().Add<std::uint64_t>({id}).Add<std::uint32_t>({1}).Add<float>({1}).Reader(),
+        &moved);
+    EXPECT_EQ(error.kind(), Error::NONE) << error.message();
+    return moved;
+  };
+  const auto step = [&](std::size_t server, BucketMove::Step of, std::uint32_t to) {
+    FrameHeader h = header();
+    h.add_buckets()->set_bucket(0);
+    h.mutable_move()->set_step(of);
+    h.mutable_move()->set_to(to);
+    return stores[server]->Move(h).kind();
+  };
+  std::string dump;
+  const auto take_dump = [&](std::size_t server) {
+    FrameHeader h = header();
+    h.add_buckets()->set_bucket(0);
+    h.set_until(1);
+    std::vector<BucketPiece> pieces;
+    std::string bytes;
+    EXPECT_EQ(stores[server]->Dump(h, &pieces, &bytes, &moved).kind(), Error::NONE);
+    return bytes;
+  };
+  const auto install = [&](std::size_t server) {
+    FrameHeader h = header();
+    h.set_adopt(true);
+    BucketPiece& piece = *h.add_buckets();
+    piece.set_bytes(dump.size());
+    piece.set_total(dump.size());
+    piece.set_crc32c(io::Crc32c(std::as_bytes(std::span(dump))));
+    return stores[server]->Restore(h, Bytes().Add(dump).Reader()).kind();
+  };
+
+  EXPECT_THAT(push(0, 1), IsEmpty());
+  EXPECT_THAT(push(1, 1), ElementsAre(0, 0)) << "the first server of bucket 0 is 0";
+  EXPECT_EQ(step(1, BucketMove::GIVE, 0), Error::NOT_NOW) << "it is not there";
+  EXPECT_EQ(step(0, BucketMove::GIVE, 1), Error::NONE);
+  EXPECT_EQ(step(0, BucketMove::GIVE, 1), Error::NONE);
+  EXPECT_THAT(push(0, 2), ElementsAre(0, 1));
+  EXPECT_THAT(push(1, 2), ElementsAre(0, 0)) << "not before it is there";
+  // It cannot be brought, and stays; a push that was sent elsewhere has no effect when it is back.
+  EXPECT_EQ(step(0, BucketMove::KEEP, 0), Error::NONE);
+  EXPECT_EQ(step(0, BucketMove::KEEP, 0), Error::NONE);
+  const std::string before = take_dump(0);
+  EXPECT_THAT(push(0, 2), ElementsAre(0, 0)) << "under another number";
+  EXPECT_EQ(take_dump(0), before);
+  EXPECT_THAT(push(0, 3), IsEmpty());
+
+  EXPECT_EQ(step(0, BucketMove::GIVE, 1), Error::NONE);
+  dump = take_dump(0);
+  EXPECT_NE(dump, before);
+  EXPECT_EQ(install(1), Error::NONE);
+  EXPECT_THAT(push(1, 3), IsEmpty());
+  const std::string after = take_dump(1);
+  EXPECT_NE(after, dump);
+  EXPECT_EQ(install(1), Error::NONE);
+  EXPECT_EQ(take_dump(1), after) << "what came since stays";
+  EXPECT_EQ(step(0, BucketMove::DROP, 0), Error::NONE);
+  EXPECT_EQ(step(0, BucketMove::DROP, 0), Error::NONE);
+  EXPECT_EQ(stores[0]->stats().rows, 0U);
+  EXPECT_THAT(push(0, 4), ElementsAre(0, 1));
+  EXPECT_EQ(take_dump(0), "");
+  EXPECT_THAT(moved, ElementsAre(0, 1));
+  // From the beginning: buckets are where they were at first.
+  OrThrow(stores[0]->Reset());
+  EXPECT_THAT(push(0, 1), IsEmpty());
+}
+
 TEST(PushLedgerTest, OneThreadAppliesAndTheOthersWaitForIt) {
   PushLedger ledger;
   ASSERT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kNew);
@@ -479,6 +583,18 @@ TEST(PushLedgerTest, AClaimThatWasTakenBackCanBeMadeAgain) {
   ASSERT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kNew);
   std::jthread other([&] { EXPECT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kNew); });
   ledger.Finish(1, 1, false);
+}
+
+TEST(PushLedgerTest, WhatWasForAnotherServerNeverCountsHere) {
+  PushLedger ledger;
+  ASSERT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kNew);
+  std::jthread other([&] { EXPECT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kElsewhere); });
+  ledger.FinishElsewhere(1, 1);
+  other.join();
+  ASSERT_EQ(ledger.Claim(1, 2), PushLedger::Claimed::kNew);
+  ledger.Finish(1, 2, true);
+  EXPECT_EQ(ledger.Claim(1, 2), PushLedger::Claimed::kRepeated);
+  EXPECT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kElsewhere);
 }
 
 // A worker that was given up: its last push is waited for, and no other has an effect.
