@@ -10,11 +10,7 @@ namespace {
 
 constexpr std::size_t kHead = 3 * sizeof(std::uint32_t);
 
-std::uint64_t IdOf(const char* record) {
-  RowHeader header;
-  std::memcpy(&header, record, kDumpedHeader);
-  return header.id();
-}
+std::uint64_t IdOf(const char* record) { return DumpedHeader(record).id(); }
 
 // Records of one size, one after the other, ascending by id.
 struct Records {

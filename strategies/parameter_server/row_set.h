@@ -84,6 +84,12 @@ struct RowShape {
   int block_bits;      // log2 of the records in a whole block
 };
 
+// Of a dumped record.
+inline RowHeader DumpedHeader(const void* record) {
+  RowHeader header;
+  std::memcpy(static_cast<void*>(&header), record, kDumpedHeader);
+  return header;
+}
 // A record into a dump, and back; what it says of changes is left out, and left alone.
 inline void CopyOut(const std::byte* record, const RowShape& shape, void* dump) {
   auto* const to = static_cast<std::byte*>(dump);

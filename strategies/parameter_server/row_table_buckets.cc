@@ -156,9 +156,7 @@ Status RowTable::RestoreBucket(std::uint32_t bucket, std::string_view bytes) {
   const auto fill = [&](RowSet& set, const RowShape& shape, std::uint32_t count) {
     std::uint64_t last = 0;
     for (std::uint32_t row = 0; row < count; ++row, from += shape.dumped) {
-      RowHeader header;
-      std::memcpy(&header, from, kDumpedHeader);
-      const std::uint64_t id = header.id();
+      const std::uint64_t id = DumpedHeader(from).id();
       if (BucketOf(id, spec_.buckets) != bucket || (row > 0 && id <= last)) {
         return bad("id " + std::to_string(id) + " does not belong where it stands");
       }

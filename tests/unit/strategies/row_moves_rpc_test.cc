@@ -111,8 +111,7 @@ std::map<std::uint64_t, Row> RowsOf(RowClient& client) {
     std::memcpy(&count, dump.data() + 4, sizeof(count));
     const std::size_t size = kDumpedHeader + kDim * sizeof(float);
     for (std::uint32_t r = 0; r < count; ++r) {
-      RowHeader header;
-      std::memcpy(&header, dump.data() + 12 + r * size, kDumpedHeader);
+      const RowHeader header = DumpedHeader(dump.data() + 12 + r * size);
       Row row{.updates = header.updates, .weights = std::vector<float>(kDim)};
       std::memcpy(row.weights.data(), dump.data() + 12 + r * size + kDumpedHeader,
                   kDim * sizeof(float));
