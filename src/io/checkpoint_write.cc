@@ -81,8 +81,7 @@ Result<FileDigest> DigestOf(FileSystem& files, const std::string& path) {
 Status WriteParts(FileSystem& files, const std::string& folder, const CheckpointState& state,
                   std::span<const CheckpointSource> model,
                   std::span<const CheckpointSource> optimizer,
-                  std::span<const CheckpointFile> others,
-                  const std::optional<ManifestBase>& base) {
+                  std::span<const CheckpointFile> others, const std::optional<ManifestBase>& base) {
   Manifest manifest{.state = state, .files = {}, .base = base};
   for (const auto& [part, tensors] : {std::pair(CheckpointPart::kModel, model),
                                       std::pair(CheckpointPart::kOptimizer, optimizer)}) {
@@ -150,7 +149,8 @@ Result<std::string> CheckpointStore::Save(const CheckpointState& state,
   const auto write = [&]() -> Status {
     COHORT_RETURN_IF_ERROR(files_.RemoveAll(temporary));
     COHORT_RETURN_IF_ERROR(files_.CreateDirectories(temporary));
-    COHORT_RETURN_IF_ERROR(WriteParts(files_, temporary, state, model, optimizer, others, built_on));
+    COHORT_RETURN_IF_ERROR(
+        WriteParts(files_, temporary, state, model, optimizer, others, built_on));
     if (replaces) {
       const std::string trash = Hidden(folder_, kTrashPrefix, state.step);
       COHORT_RETURN_IF_ERROR(files_.RemoveAll(trash));

@@ -481,9 +481,9 @@ Status Run(const Options& options) {
 
 int BenchPsCommand(int argc, char** argv) {
   const std::string_view mode = argc > 1 ? argv[1] : "";
-  for (const auto& [name, command] : {std::pair("resume", BenchPsResumeCommand),
-                                      std::pair("snapshot", BenchPsSnapshotCommand),
-                                      std::pair("workers", BenchPsWorkersCommand)}) {
+  for (const auto& [name, command] :
+       {std::pair("resume", BenchPsResumeCommand), std::pair("snapshot", BenchPsSnapshotCommand),
+        std::pair("workers", BenchPsWorkersCommand)}) {
     if (mode == name) {
       std::string full = std::string(argv[0]) + " " + name;
       argv[1] = full.data();
@@ -495,7 +495,8 @@ int BenchPsCommand(int argc, char** argv) {
       "Measures a parameter server and a worker over loopback TCP: pushes that are applied, and "
       "pulls, beside one TCP stream and the same service with protobuf's `bytes`. GB/s are of the "
       "values, also where they travel as float16 or bfloat16. `bench ps resume`: a server that "
-      "is killed; `bench ps snapshot`: one that is saved while it is trained on; `bench ps workers`: several workers, in rounds and not.",
+      "is killed; `bench ps snapshot`: one that is saved while it is trained on; `bench ps "
+      "workers`: several workers, in rounds and not.",
       argv[0]);
   app.add_option("--bytes", options.bytes, "of the variable")
       ->transform(CLI::AsSizeValue(false))

@@ -61,7 +61,8 @@ struct Event {
 
 void Tell(int pipe, Kind kind) {
   const Event event = {kind, Clock::now()};
-  (void)!::write(pipe, &event, sizeof(event));  // shorter than PIPE_BUF: whole, or the bench times out
+  (void)!::write(pipe, &event,
+                 sizeof(event));  // shorter than PIPE_BUF: whole, or the bench times out
 }
 
 // ---- The job ------------------------------------------------------------------------------------
@@ -76,7 +77,8 @@ ParameterSet Model(const Options& options) {
 
 std::uint64_t RowsOf(const Options& options) {
   // A record: 24 bytes, weights, and as many floats of Adagrad's.
-  return std::max<std::uint64_t>(static_cast<std::uint64_t>(options.bytes) / 2 / (24 + 8 * kDim), 1);
+  return std::max<std::uint64_t>(static_cast<std::uint64_t>(options.bytes) / 2 / (24 + 8 * kDim),
+                                 1);
 }
 
 // Goes through the rows, and leaves the dense values alone: what is measured is not the step.
@@ -123,8 +125,7 @@ Status RunTask(const Options& options, const ClusterConfig& config, int pipe) {
           {{"id", Tensor::Of<std::int64_t>({static_cast<std::int64_t>(id.size())}, id)}}));
   Trainer trainer(*strategy, parameters,
                   {.checkpoint_dir = options.folder, .save_every_steps = 1, .max_to_keep = 2});
-  const Status status =
-      trainer.Fit(examples.Batch(1), StepOf(options, pipe)).status();
+  const Status status = trainer.Fit(examples.Batch(1), StepOf(options, pipe)).status();
   return status.ok() ? strategy->Shutdown() : status;
 }
 
@@ -272,8 +273,7 @@ Status Run(const Options& given) {
   std::printf("a server with %.0f MB, half of it rows, is killed; medians of %d rounds\n",
               static_cast<double>(options.bytes) / 1e6, options.rounds);
   for (const char* phase : {"noticed", "restarted", "restored", "first_step"}) {
-    std::printf("%-12s %8.3f s\n", phase,
-                report[std::string(phase) + "_seconds"].get<double>());
+    std::printf("%-12s %8.3f s\n", phase, report[std::string(phase) + "_seconds"].get<double>());
   }
   std::printf("%-12s %8.3f s, at worst %.3f\n", "all", report["all_seconds"].get<double>(),
               report["worst_seconds"].get<double>());

@@ -10,8 +10,7 @@ std::vector<BucketMoveTo> PlanMoves(std::vector<BucketLoad> loads, int servers, 
   for (const BucketLoad& load : loads) {
     of_server[static_cast<std::size_t>(load.server)] += load.updates;
   }
-  const std::uint64_t all =
-      std::accumulate(of_server.begin(), of_server.end(), std::uint64_t{0});
+  const std::uint64_t all = std::accumulate(of_server.begin(), of_server.end(), std::uint64_t{0});
   std::vector<BucketMoveTo> moves;
   while (static_cast<int>(moves.size()) < most) {
     const auto [least, greatest] = std::ranges::minmax_element(of_server);
@@ -49,10 +48,8 @@ std::vector<BucketLoad> LoadMeter::Since(const std::vector<BucketLoad>& counts) 
   for (const BucketLoad& count : counts) {
     const auto [at, is_new] = last_.try_emplace(count.bucket, count);
     BucketLoad& last = at->second;
-    const bool counts_on =
-        !is_new && last.server == count.server && count.updates >= last.updates;
-    since.push_back(
-        {count.bucket, count.server, counts_on ? count.updates - last.updates : 0});
+    const bool counts_on = !is_new && last.server == count.server && count.updates >= last.updates;
+    since.push_back({count.bucket, count.server, counts_on ? count.updates - last.updates : 0});
     last = count;
   }
   return since;

@@ -18,7 +18,9 @@ constexpr std::size_t kFrameBytes = std::size_t{1} << 20;
 constexpr std::size_t kFramesAhead = 16;  // asked for before the first of them is there
 constexpr auto kMost = static_cast<std::size_t>(kMaxPayloadBytes);
 
-std::uint32_t ChecksumOf(std::string_view dump) { return io::Crc32c(std::as_bytes(std::span(dump))); }
+std::uint32_t ChecksumOf(std::string_view dump) {
+  return io::Crc32c(std::as_bytes(std::span(dump)));
+}
 
 }  // namespace
 
@@ -105,7 +107,8 @@ struct BucketClient::Arrivals {
 
   // Buckets that a frame is asked for.
   std::uint32_t together() const {
-    const std::uint64_t each = buckets == 0 ? kFrameBytes : std::max<std::uint64_t>(bytes / buckets, 1);
+    const std::uint64_t each =
+        buckets == 0 ? kFrameBytes : std::max<std::uint64_t>(bytes / buckets, 1);
     return static_cast<std::uint32_t>(std::clamp<std::uint64_t>(kFrameBytes / each, 1, 1024));
   }
 };
@@ -157,14 +160,14 @@ Status BucketClient::DumpSome(int table, const Version& version, const Take& tak
     }
     return {};
   };
-  COHORT_RETURN_IF_ERROR(exchange_.Run(
-      "Dump", std::move(calls), [&](int from, ReceivedFrame& reply) -> Status {
+  COHORT_RETURN_IF_ERROR(
+      exchange_.Run("Dump", std::move(calls), [&](int from, ReceivedFrame& reply) -> Status {
         const auto& moved = reply.frame.header.rows().moved();
         COHORT_RETURN_IF_ERROR(
             routes_.Learn(table, std::span(moved.data(), static_cast<std::size_t>(moved.size()))));
         for (const BucketPiece& piece : reply.frame.header.buckets()) {
-          if (piece.bytes() > reply.frame.payload.remaining() ||
-              piece.bytes() > piece.total() || piece.bucket() >= spec.buckets) {
+          if (piece.bytes() > reply.frame.payload.remaining() || piece.bytes() > piece.total() ||
+              piece.bucket() >= spec.buckets) {
             return Internal("table \"" + spec.name + "\": a dump that is cut short");
           }
           Arrivals::Piece arrived{.server = from, .piece = piece, .bytes = {}};
@@ -200,8 +203,8 @@ Status BucketClient::Dump(int table, const Version& version, const Take& take) {
     if (arrivals.next != before) {
       patience.Begin();
     } else {
-      COHORT_RETURN_IF_ERROR(patience.Wait("table \"" + SpecOf(table).name + "\": bucket " +
-                                           std::to_string(before)));
+      COHORT_RETURN_IF_ERROR(
+          patience.Wait("table \"" + SpecOf(table).name + "\": bucket " + std::to_string(before)));
     }
   }
   return {};

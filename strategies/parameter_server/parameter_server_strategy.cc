@@ -302,7 +302,7 @@ class Implementation final : public ParameterServerStrategy {
   std::int64_t frozen_step_ = 0;        // of the last snapshot
   std::int64_t saved_step_ = -1;        // of the last one that was saved
   std::uint64_t failed_saves_ = 0;
-  bool saving_ = false;              // it is being carried out, of a snapshot
+  bool saving_ = false;  // it is being carried out, of a snapshot
   // The last save whose rows are whole, and its snapshot, since which servers know the changes.
   struct SavedRows {
     std::int64_t step = 0;
@@ -512,8 +512,8 @@ Status Implementation::BalanceIfDue() {
       return job_->Explain(status);
     }
     if (!status.ok()) {
-      options_.log.Warning("buckets of table \"" + tables_[t].name + "\" stay where they are: " +
-                           status.ToString());
+      options_.log.Warning("buckets of table \"" + tables_[t].name +
+                           "\" stay where they are: " + status.ToString());
     }
   }
   return {};

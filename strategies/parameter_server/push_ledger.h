@@ -25,8 +25,8 @@ class PushLedger {
 
   enum class Claimed { kNew, kRepeated, kElsewhere, kFenced, kTooMany };
   // kNew: the caller is to apply this push, and then calls Finish. kRepeated: it has been applied.
-  // kElsewhere: FinishElsewhere was called for it. kFenced: the client was retired. kTooMany: it is new, and there are kMaxClients. Blocks while
-  // another thread is at it.
+  // kElsewhere: FinishElsewhere was called for it. kFenced: the client was retired. kTooMany: it is
+  // new, and there are kMaxClients. Blocks while another thread is at it.
   Claimed Claim(std::uint64_t client, std::uint64_t sequence);
   // Not `applied`: it was refused, and a repetition is to be refused again.
   void Finish(std::uint64_t client, std::uint64_t sequence, bool applied);

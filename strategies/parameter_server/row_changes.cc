@@ -129,8 +129,7 @@ Result<std::string> ApplyChanges(std::string_view dump, std::string_view changes
   merged.reserve(dump.size() + changes.size());
   std::array<std::uint32_t, 3> head = {before.number, 0, 0};
   for (std::size_t part = 0; part < 2; ++part) {
-    head[part + 1] =
-        Merge(before.records[part], after.records[part], after.removed[part], merged);
+    head[part + 1] = Merge(before.records[part], after.records[part], after.removed[part], merged);
   }
   std::memcpy(merged.data(), head.data(), kHead);
   return merged;

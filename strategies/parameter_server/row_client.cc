@@ -65,8 +65,8 @@ struct Run {
 
 // Puts the ids in the order of their servers, and else of their first place; the frames into which
 // they are cut.
-std::vector<Run> Route(UniqueIds& unique, int table, std::uint32_t buckets,
-                       const RowRoutes& routes, std::size_t bytes_per_id) {
+std::vector<Run> Route(UniqueIds& unique, int table, std::uint32_t buckets, const RowRoutes& routes,
+                       std::size_t bytes_per_id) {
   const std::size_t count = unique.ids.size();
   const int servers = routes.servers();
   std::vector<std::size_t> ends(static_cast<std::size_t>(servers) + 1, 0);
@@ -337,7 +337,7 @@ class Implementation final : public RowClient {
   const std::unique_ptr<FrameLink> link_;
   std::uint64_t read_after_ = 0;
   BucketClient::Version version_;  // that Dump reads
-  FloatBuffer values_;          // of a pull, each id once
+  FloatBuffer values_;             // of a pull, each id once
 };
 
 Result<std::string> Implementation::Locate(int server) {
@@ -407,9 +407,8 @@ Status Implementation::PullUnique(int table, UniqueIds& unique, std::int64_t ste
     return Places{values.subspan(runs[tag].begin * dim, (runs[tag].end - runs[tag].begin) * dim)};
   };
   COHORT_RETURN_IF_ERROR(link_->Run(
-      requests, {.place = place, .done = [&](int, const FrameHeader& header) {
-                   return Learn(table, header);
-                 }}));
+      requests, {.place = place,
+                 .done = [&](int, const FrameHeader& header) { return Learn(table, header); }}));
   for (std::size_t r = 0; r < packed.size(); ++r) {
     if (!refused[r]) {
       DecodeRows(spec.wire, dim, std::as_bytes(packed[r].values()),
@@ -492,17 +491,17 @@ Status Implementation::PushOnce(std::deque<RowsToPush>& tables, std::int64_t ste
     COHORT_RETURN_IF_ERROR(rows.Encode(SpecOf(rows.table)));
     for (std::size_t r = 0; r < rows.runs.size(); ++r) {
       const Run& run = rows.runs[r];
-      FrameRequest& request = requests.emplace_back(
-          Request(FrameMethod::kPushRows, rows.table, run, rows.ids, step));
+      FrameRequest& request =
+          requests.emplace_back(Request(FrameMethod::kPushRows, rows.table, run, rows.ids, step));
       request.header.set_sequence(++sequences_[static_cast<std::size_t>(run.server)]);
       request.header.set_weight(weight);
       request.header.mutable_rows()->set_tag(sent.size());
       request.header.mutable_rows()->set_count_bytes(rows.count_bytes);
       request.payload.push_back(Words(std::span<const std::uint32_t>(rows.packed_counts[r])));
-      request.payload.push_back(rows.encoded.empty()
-                                    ? rows.sums.values().subspan(run.begin * rows.dim,
-                                                                 (run.end - run.begin) * rows.dim)
-                                    : rows.encoded[r].values());
+      request.payload.push_back(
+          rows.encoded.empty()
+              ? rows.sums.values().subspan(run.begin * rows.dim, (run.end - run.begin) * rows.dim)
+              : rows.encoded[r].values());
       sent.emplace_back(t, r);
     }
   }
@@ -525,9 +524,9 @@ Status Implementation::PushOnce(std::deque<RowsToPush>& tables, std::int64_t ste
 
 Status Implementation::Learn(int table, const FrameHeader& header) {
   const auto& moved = header.rows().moved();
-  return moved.empty()
-             ? OkStatus()
-             : routes_.Learn(table, std::span(moved.data(), static_cast<std::size_t>(moved.size())));
+  return moved.empty() ? OkStatus()
+                       : routes_.Learn(table, std::span(moved.data(),
+                                                        static_cast<std::size_t>(moved.size())));
 }
 
 // Says of each frame which part of which round it is, and of each server's last one that it is the

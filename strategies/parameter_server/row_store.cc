@@ -100,8 +100,7 @@ Status RowStore::Declare(const std::vector<TableSpec>& tables, int servers,
                              std::to_string(kMaxRowFloats) + "]");
     }
     COHORT_RETURN_IF_ERROR(spec.Check());
-    COHORT_ASSIGN_OR_RETURN(auto table,
-                            RowTable::Create(spec, {0, spec.buckets}));
+    COHORT_ASSIGN_OR_RETURN(auto table, RowTable::Create(spec, {0, spec.buckets}));
     made.push_back(std::move(table));
   }
   tables_ = std::move(made);
@@ -116,8 +115,7 @@ Status RowStore::Declare(const std::vector<TableSpec>& tables, int servers,
 void RowStore::MakePlaces() {
   places_.clear();
   for (const std::unique_ptr<RowTable>& table : tables_) {
-    places_.push_back(
-        std::make_unique<BucketPlaces>(server_, servers_, table->spec().buckets));
+    places_.push_back(std::make_unique<BucketPlaces>(server_, servers_, table->spec().buckets));
   }
 }
 

@@ -114,7 +114,9 @@ class RowStore {
   Error CheckPiece(const RowTable& table, const BucketPiece& piece) const;
   Error PushTo(RowTable& table, const FrameHeader& header, PayloadReader& payload, Moved* moved);
   void MakePlaces();
-  BucketPlaces& PlacesOf(const FrameHeader& header) const { return *places_[header.rows().table()]; }
+  BucketPlaces& PlacesOf(const FrameHeader& header) const {
+    return *places_[header.rows().table()];
+  }
 
   const int server_;
   std::mutex declare_mutex_;
@@ -130,7 +132,8 @@ class RowStore {
   // The chief's number of a snapshot, and the tables'; the last ones. Under the mutex.
   std::map<std::uint64_t, std::uint32_t> snapshots_;
   std::mutex moves_mutex_;
-  std::set<std::pair<std::uint32_t, std::uint32_t>> leaving_;  // table, bucket: between GIVE and DROP
+  std::set<std::pair<std::uint32_t, std::uint32_t>>
+      leaving_;  // table, bucket: between GIVE and DROP
   std::atomic<bool> had_rounds_{false};
   RowRounds rounds_;
   PushLedger ledger_;

@@ -152,8 +152,8 @@ std::optional<std::int64_t> BaseOf(const Strategy& strategy, const ParameterSet&
     return std::nullopt;
   }
   const auto size = store.SizeOfChain(*base);
-  const bool small = size.ok() && size->checkpoints < full_save_every &&
-                     size->change_bytes <= size->first_bytes;
+  const bool small =
+      size.ok() && size->checkpoints < full_save_every && size->change_bytes <= size->first_bytes;
   return small ? base : std::nullopt;
 }
 
@@ -182,9 +182,9 @@ Status SaveSnapshot(Strategy& strategy, ParameterSet& parameters, const io::Chec
                           }});
       }
       COHORT_ASSIGN_OR_RETURN(
-          *path, writer.Save(state, ValueEntries<io::CheckpointSource>(parameters),
-                             SlotEntries<io::CheckpointSource>(strategy, parameters), tables,
-                             base));
+          *path,
+          writer.Save(state, ValueEntries<io::CheckpointSource>(parameters),
+                      SlotEntries<io::CheckpointSource>(strategy, parameters), tables, base));
       return {};
     };
     const Status written = write();

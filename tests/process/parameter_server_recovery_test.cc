@@ -240,8 +240,9 @@ TEST(ParameterServerRecoveryTest, TwoServersAreLostTogether) {
 // The newest save has the changes of rows only, and the job goes back to it, twice.
 TEST(ParameterServerRecoveryTest, TheJobGoesBackToAChainOfChanges) {
   const TempDir folder;
-  Job job(Arguments("async", 4, {"--folder", folder.path(), "--save-steps", "10", "--step-ms", "1"}),
-          /*gate_at=*/350);
+  Job job(
+      Arguments("async", 4, {"--folder", folder.path(), "--save-steps", "10", "--step-ms", "1"}),
+      /*gate_at=*/350);
   ASSERT_TRUE(job.WaitForChain(folder.path()));
   job.Kill("ps:0");
   job.Kill("ps:1");
@@ -258,8 +259,9 @@ TEST(ParameterServerRecoveryTest, TheJobGoesBackToAChainOfChanges) {
 TEST(ParameterServerRecoveryTest, BucketsMoveWhileTheJobTrains) {
   for (const std::string consistency : {"async", "ssp:2"}) {
     const TempDir folder;
-    Job job(Arguments(consistency, 4, {"--folder", folder.path(), "--save-steps", "50",
-                                       "--step-ms", "1", "--balance-ms", "20"}),
+    Job job(Arguments(consistency, 4,
+                      {"--folder", folder.path(), "--save-steps", "50", "--step-ms", "1",
+                       "--balance-ms", "20"}),
             /*gate_at=*/350);
     job.OpenGate();
     job.ExpectCodes();
@@ -270,8 +272,9 @@ TEST(ParameterServerRecoveryTest, BucketsMoveWhileTheJobTrains) {
 
 TEST(ParameterServerRecoveryTest, AServerIsLostWhileBucketsMove) {
   const TempDir folder;
-  Job job(Arguments("async", 4, {"--folder", folder.path(), "--save-steps", "10", "--step-ms", "1",
-                                 "--balance-ms", "20"}),
+  Job job(Arguments("async", 4,
+                    {"--folder", folder.path(), "--save-steps", "10", "--step-ms", "1",
+                     "--balance-ms", "20"}),
           /*gate_at=*/350);
   ASSERT_TRUE(job.WaitForChain(folder.path()));
   job.Kill("ps:1");

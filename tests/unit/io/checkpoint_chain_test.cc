@@ -16,8 +16,8 @@ namespace {
 namespace fs = std::filesystem;
 using ::testing::AllOf;
 using ::testing::ElementsAre;
-using ::testing::HasSubstr;
 using testing::FaultyFileSystem;
+using ::testing::HasSubstr;
 
 constexpr char kRows[] = "table-0.rows";
 
@@ -142,13 +142,14 @@ TEST_F(CheckpointChainTest, CrashAnywhereLeavesAWholeChain) {
         armed = false;
         const std::vector<std::string> read =
             OrThrow(Read(CheckpointStore(FileSystem::Local(), folder_)));
-        const auto whole = base == 2 ? std::vector<std::string>{"1", "2", "3"}
-                                     : std::vector<std::string>{"3"};
+        const auto whole =
+            base == 2 ? std::vector<std::string>{"1", "2", "3"} : std::vector<std::string>{"3"};
         EXPECT_TRUE(read == whole || (!saved.ok() && read == std::vector<std::string>{"1", "2"}))
             << "broken off at " << k << ": " << ::testing::PrintToString(read);
         for (const std::int64_t step :
              OrThrow(CheckpointStore(FileSystem::Local(), folder_).Steps())) {
-          EXPECT_EQ(OrThrow(store.Open(step))->state().step, step) << "none lacks what it builds on";
+          EXPECT_EQ(OrThrow(store.Open(step))->state().step, step)
+              << "none lacks what it builds on";
         }
         broken += saved.ok() ? 0 : 1;
         if (all_worked) {

@@ -186,12 +186,12 @@ TEST(RowChangesTest, AChainOfFilesIsRead) {
     Train(*table, snapshot, 10, 400);
     table->Freeze();
     paths.push_back(dir / std::to_string(snapshot));
-    const auto writer = OrThrow(RowFileWriter::Create(
-        files, paths.back(), spec, {0, kBuckets},
-        snapshot == 1 ? RowFileKind::kRows : RowFileKind::kChanges));
+    const auto writer =
+        OrThrow(RowFileWriter::Create(files, paths.back(), spec, {0, kBuckets},
+                                      snapshot == 1 ? RowFileKind::kRows : RowFileKind::kChanges));
     for (std::uint32_t b = 0; b < kBuckets; ++b) {
-      OrThrow(writer->Write(OrThrow(snapshot == 1 ? table->DumpFrozen(b)
-                                                  : table->DumpFrozenSince(b, snapshot - 1))));
+      OrThrow(writer->Write(
+          OrThrow(snapshot == 1 ? table->DumpFrozen(b) : table->DumpFrozenSince(b, snapshot - 1))));
     }
     OrThrow(writer->Close());
   }

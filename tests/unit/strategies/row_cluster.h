@@ -1,5 +1,5 @@
-// Servers of one table, as threads of a test, behind proxies that lose what passes where it asks for
-// them; what is on them; and a worker that knows what it has sent.
+// Servers of one table, as threads of a test, behind proxies that lose what passes where it asks
+// for them; what is on them; and a worker that knows what it has sent.
 
 #pragma once
 
@@ -27,7 +27,8 @@ namespace cohort::ps {
 inline constexpr std::size_t kDim = 2;
 inline constexpr std::uint32_t kBuckets = 16;
 
-// Servers of a table whose rows begin at 0 and lose what is pushed: sums of whole numbers are exact.
+// Servers of a table whose rows begin at 0 and lose what is pushed: sums of whole numbers are
+// exact.
 class Cluster {
  public:
   explicit Cluster(int servers, double loss = 0) {
@@ -80,8 +81,8 @@ class Cluster {
   static int FramePort(const std::string& address) {
     grpc::ClientContext context;
     EndpointReply reply;
-    const auto stub = Servers::NewStub(
-        grpc::CreateChannel(address, grpc::InsecureChannelCredentials()));
+    const auto stub =
+        Servers::NewStub(grpc::CreateChannel(address, grpc::InsecureChannelCredentials()));
     Require(stub->Endpoint(&context, {}, &reply).ok(), "a server that says where frames go");
     return static_cast<int>(reply.port());
   }

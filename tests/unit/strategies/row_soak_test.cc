@@ -42,7 +42,8 @@ double Live(const Cluster& cluster, std::uint64_t number) {
       ids[i] = random.Below(2000, static_cast<std::uint64_t>(step), i);
     }
     for (std::size_t i = 0; i < gradients.size(); ++i) {
-      gradients[i] = static_cast<float>(random.Below(9, static_cast<std::uint64_t>(step), 99 + i)) - 4;
+      gradients[i] =
+          static_cast<float>(random.Below(9, static_cast<std::uint64_t>(step), 99 + i)) - 4;
       sent += gradients[i];
     }
     std::vector<float> rows(gradients.size());
