@@ -482,7 +482,8 @@ Status Run(const Options& options) {
 int BenchPsCommand(int argc, char** argv) {
   const std::string_view mode = argc > 1 ? argv[1] : "";
   for (const auto& [name, command] :
-       {std::pair("resume", BenchPsResumeCommand), std::pair("snapshot", BenchPsSnapshotCommand),
+       {std::pair("hot", BenchPsHotCommand), std::pair("resume", BenchPsResumeCommand),
+        std::pair("snapshot", BenchPsSnapshotCommand),
         std::pair("workers", BenchPsWorkersCommand)}) {
     if (mode == name) {
       std::string full = std::string(argv[0]) + " " + name;
