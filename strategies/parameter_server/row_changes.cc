@@ -37,7 +37,7 @@ Status Parse(std::string_view bytes, const RowShape& shape, Parsed* parsed) {
   }
   std::array<std::uint32_t, 3> head{};
   std::memcpy(head.data(), bytes.data(), kHead);
-  parsed->number = head[0] & ~kChanges;
+  parsed->number = head[0] & ~kChangesBit;
   const std::array<std::size_t, 2> sizes = {shape.dumped, RowShape(0).dumped};
   std::uint64_t at = kHead;
   for (std::size_t part = 0; part < 2; ++part) {
@@ -102,7 +102,7 @@ bool IsChanges(std::string_view dump) {
   if (dump.size() >= sizeof(first)) {
     std::memcpy(&first, dump.data(), sizeof(first));
   }
-  return (first & kChanges) != 0;
+  return (first & kChangesBit) != 0;
 }
 
 void AppendRemoved(std::span<const std::uint64_t> rows, std::span<const std::uint64_t> candidates,

@@ -2,7 +2,8 @@
 // earlier dump and its changes.
 //
 //   a dump       number, rows, candidates          3 x uint32, then records ascending by id
-//   changes      number | kChanges, rows, candidates, then the records that are new or other than
+//   changes      number | kChangesBit, rows, candidates, then the records that are new or other
+//   than
 //                they were; removed rows, removed candidates: 2 x uint32, then their ids ascending
 //
 // A row that went and came back is among the records alone.
@@ -21,7 +22,7 @@
 namespace cohort::ps {
 
 // In the first number of changes; a table has at most 2^20 buckets.
-inline constexpr std::uint32_t kChanges = std::uint32_t{1} << 31;
+inline constexpr std::uint32_t kChangesBit = std::uint32_t{1} << 31;
 
 bool IsChanges(std::string_view dump);
 

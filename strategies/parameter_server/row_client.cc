@@ -169,7 +169,7 @@ struct RowsToPush {
 
   // Takes the runs of another that were not taken where they were sent. `unique` is made of their
   // ids.
-  void TakeFrom(const RowsToPush& other, std::span<const std::size_t> refused) {
+  void TakeFrom(RowsToPush& other, std::span<const std::size_t> refused) {
     std::size_t i = 0;
     for (const std::size_t r : refused) {
       for (std::size_t from = other.runs[r].begin; from < other.runs[r].end; ++from, ++i) {

@@ -223,7 +223,7 @@ std::string RowTable::Dump(std::uint32_t number, bool frozen, std::uint32_t sinc
                   sizeof(std::uint64_t) * (rows.removed.size() + candidates.removed.size()));
   }
   bytes.resize(sizeof(std::uint32_t) * 3 + records);
-  const std::array<std::uint32_t, 3> head = {changes ? number | kChanges : number, rows.count,
+  const std::array<std::uint32_t, 3> head = {changes ? number | kChangesBit : number, rows.count,
                                              candidates.count};
   std::memcpy(bytes.data(), head.data(), sizeof(head));
   char* to = bytes.data() + sizeof(head);

@@ -327,11 +327,13 @@ TEST_F(RowStoreTest, IdsAndCountsMayBeNarrow) {
   header = PushHeader();
   header.mutable_rows()->set_count_bytes(2);
   EXPECT_EQ(store_
-                .Push(header, Bytes()
-                                  .Add<std::uint64_t>({5, 9})
-                                  .Add<std::uint16_t>({1, 300})
-                                  .Add<float>({1, 2, 3, 4})
-                                  .Reader(3))
+                .Push(header,
+                      Bytes()
+                          .Add<std::uint64_t>({5, 9})
+                          .Add<std::uint16_t>({1, 300})
+                          .Add<float>({1, 2, 3, 4})
+                          .Reader(3),
+                      &moved_)
                 .kind(),
             Error::NONE);
   EXPECT_THAT(Pull(9), ElementsAre(-6, -8));
