@@ -14,12 +14,14 @@
 #include <cmath>
 #include <cstdio>
 #include <memory>
+#include <new>
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include <cohort/core/clock.h>
 #include <cohort/core/random.h>
 #include <cohort/core/status.h>
 #include <cohort/core/zipf.h>
@@ -114,7 +116,8 @@ std::vector<std::string> AddressesOf(const Options& options, const Shared& share
 Status Serve(int index, Shared& shared) {
   COHORT_ASSIGN_OR_RETURN(const auto server, ps::Server::Start("127.0.0.1:0", index, Log()));
   shared.ports[static_cast<std::size_t>(index)] = server->port();
-  static_cast<void>(server->WaitDrained(Deadline::max()));  // this process ends with its parent
+  while (!server->WaitDrained(DeadlineAfter(std::chrono::hours(1)))) {
+  }
   return {};
 }
 
