@@ -1,7 +1,10 @@
 #include "batch_builder.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
+#include <new>
+#include <utility>
 
 #include "sources/guarded.h"
 
@@ -22,6 +25,23 @@ Tensor RowOf(const Tensor& tensor, std::int64_t row) {
   return tensor.Rows(row, row + 1).Reshaped(WithoutRows(tensor.shape()));
 }
 
+// Memory of the host that is not zeroed: every byte of a batch is written once.
+std::shared_ptr<std::byte> HostBytes(std::size_t bytes) {
+  constexpr std::size_t kAlignment = 64;
+  auto* const memory = static_cast<std::byte*>(
+      std::aligned_alloc(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment));
+  if (memory == nullptr) {
+    throw std::bad_alloc();
+  }
+  return {memory, [](std::byte* p) { std::free(p); }};
+}
+
+// A tensor to be written.
+Tensor Room(const AllocateBytes& allocate, DType dtype, Shape shape) {
+  const std::size_t bytes = static_cast<std::size_t>(shape.elements()) * SizeOf(dtype);
+  return {dtype, std::move(shape), allocate(std::max<std::size_t>(bytes, 1))};
+}
+
 std::string Describe(const Tensor& tensor) {
   return std::string(DTypeName(tensor.dtype())) + tensor.shape().ToString();
 }
@@ -33,9 +53,10 @@ struct Lists {
   std::vector<std::int64_t> splits = {0};
 
   void EndList() { splits.push_back(static_cast<std::int64_t>(values.size() / SizeOf(dtype))); }
-  Ragged Finish() const {
-    Ragged ragged{Tensor(dtype, {splits.back()}),
-                  Tensor::Of<std::int64_t>({static_cast<std::int64_t>(splits.size())}, splits)};
+  Ragged Finish(const AllocateBytes& allocate) const {
+    Ragged ragged{Room(allocate, dtype, {splits.back()}),
+                  Room(allocate, DType::kInt64, Shape({static_cast<std::int64_t>(splits.size())}))};
+    std::copy(splits.begin(), splits.end(), ragged.splits.data<std::int64_t>().begin());
     if (!values.empty()) {
       std::memcpy(ragged.values.raw(), values.data(), values.size());
     }
@@ -47,13 +68,16 @@ struct Lists {
 class Rows {
  public:
   // Room for `rows` examples like this one.
-  Rows(const Example& example, const std::set<std::string>& ragged, std::int64_t rows) {
+  Rows(const Example& example, const std::set<std::string>& ragged, std::int64_t rows,
+       AllocateBytes allocate)
+      : allocate_(std::move(allocate)) {
     batch_.size = rows;
     for (const auto& [name, tensor] : example) {
       if (ragged.contains(name)) {
         lists_[name].dtype = tensor.dtype();
       } else {
-        batch_.features.emplace(name, Tensor(tensor.dtype(), WithRows(rows, tensor.shape())));
+        batch_.features.emplace(name,
+                                Room(allocate_, tensor.dtype(), WithRows(rows, tensor.shape())));
       }
     }
   }
@@ -98,7 +122,7 @@ class Rows {
 
   Batch Finish() && {
     for (const auto& [name, list] : lists_) {
-      batch_.ragged.emplace(name, list.Finish());
+      batch_.ragged.emplace(name, list.Finish(allocate_));
     }
     return std::move(batch_);
   }
@@ -114,6 +138,7 @@ class Rows {
     return {};
   }
 
+  const AllocateBytes allocate_;
   Batch batch_;
   std::map<std::string, Lists> lists_;
 };
@@ -153,14 +178,15 @@ void Fill(double value, const Tensor& tensor) {
 
 // Makes ragged feature `name` of the batch a tensor; `where` of a row is for errors.
 Status PadFeature(const std::string& name, const PadOptions& options,
-                  const std::function<std::string(std::int64_t row)>& where, Batch& batch) {
+                  const std::function<std::string(std::int64_t row)>& where,
+                  const AllocateBytes& allocate, Batch& batch) {
   const auto it = batch.ragged.find(name);
   if (it == batch.ragged.end()) {
     return InvalidArgument("feature '" + name + "' is to be padded, and is not ragged");
   }
   const Ragged lists = it->second;
   const auto splits = lists.splits.data<std::int64_t>();
-  Tensor lengths(DType::kInt64, {batch.size});
+  Tensor lengths = Room(allocate, DType::kInt64, {batch.size});
   std::int64_t longest = 0;
   for (std::int64_t row = 0; row < batch.size; ++row) {
     const auto at = static_cast<std::size_t>(row);
@@ -180,10 +206,8 @@ Status PadFeature(const std::string& name, const PadOptions& options,
   if (width == 0) {
     width = (longest + options.multiple - 1) / options.multiple * options.multiple;
   }
-  const Tensor padded(lists.values.dtype(), {batch.size, width});
-  if (options.value != 0) {
-    Fill(options.value, padded);
-  }
+  const Tensor padded = Room(allocate, lists.values.dtype(), {batch.size, width});
+  Fill(options.value, padded);
   const std::size_t bytes = SizeOf(padded.dtype());
   for (std::int64_t row = 0; row < batch.size; ++row) {
     const auto at = static_cast<std::size_t>(row);
@@ -216,10 +240,12 @@ Status ApplyMaps(const std::vector<MapFn>& maps, const Source& source, std::int6
   return {};
 }
 
-BatchBuilder::BatchBuilder(std::shared_ptr<const Source> source, Recipe recipe)
+BatchBuilder::BatchBuilder(std::shared_ptr<const Source> source, Recipe recipe,
+                           AllocateBytes allocate)
     : source_(std::move(source)),
       bulk_(dynamic_cast<const BulkSource*>(source_.get())),
-      recipe_(std::move(recipe)) {
+      recipe_(std::move(recipe)),
+      allocate_(allocate ? std::move(allocate) : HostBytes) {
   for (const RaggedSpec& spec : source_->ragged()) {
     recipe_.ragged.insert(spec.name);
   }
@@ -227,7 +253,7 @@ BatchBuilder::BatchBuilder(std::shared_ptr<const Source> source, Recipe recipe)
 
 Result<Batch> BatchBuilder::Build(const EpochOrder& order, Range positions,
                                   const std::atomic<bool>& stop) const {
-  Result<Batch> batch = recipe_.maps.empty()    ? ReadRows(order, positions, stop)
+  Result<Batch> batch = recipe_.maps.empty()    ? ReadRows(order, positions, stop, allocate_)
                         : positions.size() == 0 ? BuildEmptyMapped(order)
                                                 : BuildMapped(order, positions, stop);
   if (!batch.ok()) {
@@ -236,13 +262,15 @@ Result<Batch> BatchBuilder::Build(const EpochOrder& order, Range positions,
   for (const auto& [name, options] : recipe_.pads) {
     COHORT_RETURN_IF_ERROR(PadFeature(
         name, options,
-        [&](std::int64_t row) { return source_->Where(order.At(positions.begin + row)); }, *batch));
+        [&](std::int64_t row) { return source_->Where(order.At(positions.begin + row)); },
+        allocate_, *batch));
   }
   if (!recipe_.weights.empty()) {
-    const Tensor weights(DType::kFloat32, {positions.size()});
+    const Tensor weights = Room(allocate_, DType::kFloat32, {positions.size()});
     const std::int64_t real =
         std::clamp<std::int64_t>(order.size() - positions.begin, 0, positions.size());
-    std::fill_n(weights.data<float>().begin(), real, 1.0F);
+    const auto behind = std::fill_n(weights.data<float>().begin(), real, 1.0F);
+    std::fill(behind, weights.data<float>().end(), 0.0F);
     if (batch->ragged.contains(recipe_.weights) ||
         !batch->features.emplace(recipe_.weights, weights).second) {
       return InvalidArgument("feature '" + recipe_.weights +
@@ -253,14 +281,26 @@ Result<Batch> BatchBuilder::Build(const EpochOrder& order, Range positions,
   return batch;
 }
 
+std::optional<std::int64_t> BatchBuilder::BytesOf(std::int64_t examples) const {
+  if (!recipe_.maps.empty() || !source_->ragged().empty()) {
+    return std::nullopt;
+  }
+  std::size_t bytes = recipe_.weights.empty() ? 0 : sizeof(float);
+  for (const FeatureSpec& feature : source_->features()) {
+    bytes += feature.bytes();
+  }
+  return examples * static_cast<std::int64_t>(bytes);
+}
+
 Result<Batch> BatchBuilder::ReadRows(const EpochOrder& order, Range positions,
-                                     const std::atomic<bool>& stop) const {
+                                     const std::atomic<bool>& stop,
+                                     const AllocateBytes& allocate) const {
   const std::vector<FeatureSpec>& features = source_->features();
   Batch batch{positions.size(), {}};
   std::vector<std::byte*> rows;
   std::vector<std::size_t> strides;
   for (const FeatureSpec& feature : features) {
-    const Tensor tensor(feature.dtype, WithRows(positions.size(), feature.shape));
+    const Tensor tensor = Room(allocate, feature.dtype, WithRows(positions.size(), feature.shape));
     rows.push_back(tensor.raw());
     strides.push_back(feature.bytes());
     batch.features.emplace(feature.name, tensor);
@@ -301,7 +341,7 @@ Result<Batch> BatchBuilder::ReadRows(const EpochOrder& order, Range positions,
   }
   for (std::size_t i = 0; i < lists.size(); ++i) {
     lists[i].values = std::move(values[i]);
-    batch.ragged.emplace(ragged[i].name, lists[i].Finish());
+    batch.ragged.emplace(ragged[i].name, lists[i].Finish(allocate));
   }
   return batch;
 }
@@ -309,7 +349,7 @@ Result<Batch> BatchBuilder::ReadRows(const EpochOrder& order, Range positions,
 Result<Batch> BatchBuilder::BuildMapped(const EpochOrder& order, Range positions,
                                         const std::atomic<bool>& stop) const {
   // Memory of this batch's own, not reused: a map may keep the tensors that it is given.
-  COHORT_ASSIGN_OR_RETURN(const Batch read, ReadRows(order, positions, stop));
+  COHORT_ASSIGN_OR_RETURN(const Batch read, ReadRows(order, positions, stop, HostBytes));
   std::optional<Rows> rows;
   for (std::int64_t row = 0; row < positions.size(); ++row) {
     if (stop.load(std::memory_order_relaxed)) {
@@ -327,7 +367,7 @@ Result<Batch> BatchBuilder::BuildMapped(const EpochOrder& order, Range positions
     }
     COHORT_RETURN_IF_ERROR(ApplyMaps(recipe_.maps, *source_, index, example));
     if (!rows.has_value()) {
-      rows.emplace(example, recipe_.ragged, positions.size());
+      rows.emplace(example, recipe_.ragged, positions.size(), allocate_);
     }
     if (Status status = rows->Store(example, row); !status.ok()) {
       return status.Annotate("map of " + source_->Where(index));
@@ -342,7 +382,7 @@ Result<Batch> BatchBuilder::BuildEmptyMapped(const EpochOrder& order) const {
   const std::int64_t index = order.size() > 0 ? order.At(0) : 0;
   COHORT_ASSIGN_OR_RETURN(Example example, source_->Read(index));
   COHORT_RETURN_IF_ERROR(ApplyMaps(recipe_.maps, *source_, index, example));
-  return Rows(example, recipe_.ragged, 0).Finish();
+  return Rows(example, recipe_.ragged, 0, allocate_).Finish();
 }
 
 }  // namespace cohort::data

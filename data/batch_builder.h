@@ -6,6 +6,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -34,16 +35,19 @@ Status ApplyMaps(const std::vector<MapFn>& maps, const Source& source, std::int6
 // Thread rules: Build from many threads at once.
 class BatchBuilder {
  public:
-  BatchBuilder(std::shared_ptr<const Source> source, Recipe recipe);
+  // Batches lie in memory of `allocate`; empty: in the host's.
+  BatchBuilder(std::shared_ptr<const Source> source, Recipe recipe, AllocateBytes allocate = {});
 
   // The examples at `positions` of `order`; Cancelled soon after `stop` is set.
   Result<Batch> Build(const EpochOrder& order, Range positions,
                       const std::atomic<bool>& stop) const;
+  // How large a batch of so many examples is; nullopt: only building it tells.
+  std::optional<std::int64_t> BytesOf(std::int64_t examples) const;
 
  private:
-  // As the source stores them: every record decoded straight into its row.
-  Result<Batch> ReadRows(const EpochOrder& order, Range positions,
-                         const std::atomic<bool>& stop) const;
+  // As the source stores them: every record decoded straight into its row, in memory of `allocate`.
+  Result<Batch> ReadRows(const EpochOrder& order, Range positions, const std::atomic<bool>& stop,
+                         const AllocateBytes& allocate) const;
   Result<Batch> BuildMapped(const EpochOrder& order, Range positions,
                             const std::atomic<bool>& stop) const;
   // A batch without rows that has the features a mapped one would have.
@@ -52,6 +56,7 @@ class BatchBuilder {
   std::shared_ptr<const Source> source_;  // owners: the datasets made from it, and this
   const BulkSource* bulk_;                // source_, if it is one
   Recipe recipe_;
+  AllocateBytes allocate_;  // never empty
 };
 
 }  // namespace cohort::data

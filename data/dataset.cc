@@ -36,6 +36,9 @@ struct Dataset::Plan {
   std::int64_t prefetch_bytes = 0;
 
   bool bucketed() const { return !order.empty() && order.back().kind == OrderStage::Kind::kBucket; }
+  bool hinted() const {
+    return std::ranges::any_of(order, [](const OrderStage& stage) { return stage.IsHint(); });
+  }
   // With one more stage.
   std::shared_ptr<const Plan> Then(OrderStage stage, const char* what) const {
     Require(batch_size == 0, std::string(what) + " stands before Batch");
@@ -97,6 +100,10 @@ Dataset Dataset::Repeat(std::int64_t times) const {
 }
 
 Dataset Dataset::Shard(std::int64_t parts, std::int64_t i) const {
+  if (parts == kShardHint && i == kShardHint) {
+    Require(!plan_->hinted(), "one mark for ShardPolicy::kHint");
+    return Dataset(plan_->Then({.kind = Kind::kShard, .count = kShardHint}, "Shard"));
+  }
   Require(parts >= 1 && 0 <= i && i < parts, "Shard i of parts, 0 <= i < parts");
   return Dataset(plan_->Then({.kind = Kind::kShard, .count = parts, .number = i}, "Shard"));
 }
@@ -183,6 +190,8 @@ std::int64_t Dataset::batches_per_epoch() const {
   return size() / plan_->batch_size + (one_more ? 1 : 0);
 }
 
+Remainder Dataset::remainder() const { return plan_->remainder; }
+
 std::int64_t Dataset::SizeOfBatch(std::int64_t batch) const {
   if (batch < 0 || batch >= batches_per_epoch()) {
     return 0;
@@ -258,8 +267,8 @@ Result<DataPosition> DataPosition::Parse(const std::string& text) {
 
 DataPosition Dataset::PositionAt(const IterateOptions& options, std::int64_t batch) const {
   Require(plan_->batch_size > 0, "a place in a data set with batches");
-  Require(options.policy != ShardPolicy::kFile || options.num_workers == 1,
-          "a place in an order that all workers share: not under ShardPolicy::kFile");
+  Require(!HasOwnOrder(options.policy) || options.num_workers == 1,
+          "a place in an order that all workers share: not under ShardPolicy::kFile, kHint, kOwn");
   const std::int64_t end = options.end < 0 ? size() : options.end;
   std::int64_t example = std::min(options.begin + batch * plan_->batch_size, end);
   if (plan_->remainder == Remainder::kDrop && end - example < plan_->batch_size) {
@@ -291,6 +300,10 @@ Result<std::shared_ptr<const Source>> Dataset::AsSource() const {
   if (plan_->batch_size != 0 || plan_->bucketed() || !plan_->recipe.pads.empty()) {
     return InvalidArgument(
         "a data set with batches, buckets or padding is no source [put data sets together first]");
+  }
+  if (plan_->hinted()) {
+    return InvalidArgument(
+        "a data set with a mark for ShardPolicy::kHint is no source [mark what is put together]");
   }
   if (plan_->order.empty() && plan_->recipe.maps.empty()) {
     return plan_->source;
@@ -356,8 +369,8 @@ Result<std::unique_ptr<BatchIterator>> Dataset::Iterate(const IterateOptions& op
   if (source == nullptr) {
     source = plan_->source;
   }
-  IteratorPlan plan{BatchBuilder(std::move(source), plan_->recipe), std::move(shard),
-                    options.first_batch};
+  IteratorPlan plan{BatchBuilder(std::move(source), plan_->recipe, options.allocate),
+                    std::move(shard), options.first_batch};
   if (plan_->prefetch_batches == 0) {
     return MakeDirectIterator(std::move(plan));
   }

@@ -32,6 +32,9 @@ std::int64_t SizeAfter(std::int64_t size, const OrderStage& stage) {
     case Kind::kRepeat:
       return size * stage.count;
     case Kind::kShard:
+      if (stage.IsHint()) {
+        return size;  // not divided yet
+      }
       return size / stage.count + (size % stage.count > stage.number ? 1 : 0);
     default:
       return size;

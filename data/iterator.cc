@@ -8,6 +8,7 @@
 #include <mutex>
 #include <system_error>
 #include <thread>
+#include <utility>
 
 #include <cohort/core/thread_pool.h>
 #include <cohort/data/stop_scope.h>
@@ -16,6 +17,18 @@
 
 namespace cohort::data {
 namespace {
+
+// What is thrown is an error like others: out of memory, a source or memory that throws.
+Result<Batch> BuildBatch(const IteratorPlan& plan, std::int64_t batch,
+                         const std::atomic<bool>& stop) {
+  try {
+    return plan.builder.Build(plan.shard.order(), plan.shard.Batch(batch), stop);
+  } catch (const StatusError& error) {
+    return error.status().Annotate("batch " + std::to_string(batch));
+  } catch (const std::exception& error) {
+    return Internal("batch " + std::to_string(batch) + ": exception: " + error.what());
+  }
+}
 
 class DirectIterator final : public BatchIterator {
  public:
@@ -28,8 +41,7 @@ class DirectIterator final : public BatchIterator {
     if (next_ == plan_.shard.num_batches()) {
       return std::optional<Batch>();
     }
-    Result<Batch> batch =
-        plan_.builder.Build(plan_.shard.order(), plan_.shard.Batch(next_), never_);
+    Result<Batch> batch = BuildBatch(plan_, next_, never_);
     if (!batch.ok()) {
       return error_ = batch.status();
     }
@@ -68,7 +80,12 @@ class PrefetchIterator final : public BatchIterator {
         max_bytes_(BytesBound(size)),
         claimed_(plan_.first_batch),
         delivered_(plan_.first_batch),
-        tuner_(TunerOf(size)) {}
+        tuner_(TunerOf(size)) {
+    if (const auto bytes = plan_.builder.BytesOf(plan_.shard.Batch(plan_.first_batch).size())) {
+      largest_ = *bytes;
+      sized_ = true;
+    }
+  }
 
   ~PrefetchIterator() override {
     {
@@ -140,7 +157,10 @@ class PrefetchIterator final : public BatchIterator {
     return static_cast<std::int64_t>(bytes);
   }
 
-  bool HasBytes() const { return ready_bytes_ + (building_ + 1) * largest_ <= max_bytes_; }
+  // The first batch tells how large they are, and is built alone.
+  bool HasBytes() const {
+    return sized_ && ready_bytes_ + (building_ + 1) * largest_ <= max_bytes_;
+  }
   // Whether a batch may be built; the one that comes next always may.
   bool HasSpace() const {
     return claimed_ < delivered_ + tuner_.size().ahead && (claimed_ == delivered_ || HasBytes());
@@ -167,7 +187,7 @@ class PrefetchIterator final : public BatchIterator {
       failed_ = failed_ || !built.ok();
       built_.emplace(batch, std::move(built));
       ready_.notify_one();
-      if (Exhausted()) {
+      if (!std::exchange(sized_, true) || Exhausted()) {
         space_.notify_all();
       }
     }
@@ -176,12 +196,8 @@ class PrefetchIterator final : public BatchIterator {
   bool Exhausted() const { return failed_ || claimed_ == plan_.shard.num_batches(); }
 
   Result<Batch> Build(std::int64_t batch) const {
-    try {
-      const StopScope scope(stop_);
-      return plan_.builder.Build(plan_.shard.order(), plan_.shard.Batch(batch), stop_);
-    } catch (const std::exception& error) {  // out of memory, or a source that throws
-      return Internal("batch " + std::to_string(batch) + ": exception: " + error.what());
-    }
+    const StopScope scope(stop_);
+    return BuildBatch(plan_, batch, stop_);
   }
 
   const IteratorPlan plan_;
@@ -196,6 +212,7 @@ class PrefetchIterator final : public BatchIterator {
   std::int64_t building_ = 0;       // batches; guarded by mutex_
   std::int64_t ready_bytes_ = 0;    // guarded by mutex_
   std::int64_t largest_ = 0;        // bytes of a batch so far; guarded by mutex_
+  bool sized_ = false;              // whether that is known; guarded by mutex_
   PrefetchTuner tuner_;             // guarded by mutex_, but for the consumer's reads
   std::map<std::int64_t, Result<Batch>> built_;  // by number; guarded by mutex_
   std::vector<std::thread> threads_;             // the consumer's

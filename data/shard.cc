@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <functional>
 #include <limits>
+#include <numeric>
 #include <string>
+#include <utility>
 
 namespace cohort::data {
 namespace {
@@ -60,7 +62,80 @@ std::vector<std::vector<Range>> SharesOf(const std::vector<FileRange>& files, st
   return shares;
 }
 
+const char* NameOf(ShardPolicy policy) {
+  return policy == ShardPolicy::kFile   ? "ShardPolicy::kFile"
+         : policy == ShardPolicy::kHint ? "ShardPolicy::kHint"
+                                        : "ShardPolicy::kOwn";
+}
+
+// What an order of each worker's own cannot have.
+Status CheckOwnOrder(std::int64_t batch_size, const IterateOptions& options) {
+  const std::string name = NameOf(options.policy);
+  if (batch_size < options.num_workers) {
+    return InvalidArgument(name + ": a global batch of " + std::to_string(batch_size) +
+                           " leaves some of " + std::to_string(options.num_workers) +
+                           " workers without examples [use a larger batch, or kData]");
+  }
+  if (options.begin != 0 || options.end >= 0) {
+    return InvalidArgument(
+        name +
+        ": a range of the epoch's order has no meaning, each worker has an order of its own [use "
+        "kData]");
+  }
+  return {};
+}
+
+std::int64_t PartOf(std::int64_t batch_size, const IterateOptions& options, int worker) {
+  return PartBegin(batch_size, options.num_workers, worker + 1) -
+         PartBegin(batch_size, options.num_workers, worker);
+}
+
+// The batches that every worker has, where worker w's share has examples[w]: counted from sizes
+// alone, so that all come to the same number.
+Result<std::int64_t> CountBatches(const std::vector<std::int64_t>& examples,
+                                  std::int64_t batch_size, Remainder remainder,
+                                  const IterateOptions& options) {
+  std::int64_t longest = 0;
+  std::int64_t shortest = std::numeric_limits<std::int64_t>::max();
+  for (int w = 0; w < options.num_workers; ++w) {
+    const std::int64_t part = PartOf(batch_size, options, w);
+    longest = std::max(longest, CeilDivide(examples[static_cast<std::size_t>(w)], part));
+    shortest = std::min(shortest, examples[static_cast<std::size_t>(w)] / part);
+  }
+  for (int w = 0; w < options.num_workers && FillsUp(remainder) && longest > 0; ++w) {
+    if (examples[static_cast<std::size_t>(w)] == 0) {
+      return InvalidArgument(std::string(NameOf(options.policy)) + ": the share of worker " +
+                             std::to_string(w) +
+                             " has no examples to fill its batches up from [use kData, or split "
+                             "the data more evenly]");
+    }
+  }
+  return remainder == Remainder::kDrop ? shortest : longest;
+}
+
 }  // namespace
+
+bool HasOwnOrder(ShardPolicy policy) {
+  return policy == ShardPolicy::kFile || policy == ShardPolicy::kHint ||
+         policy == ShardPolicy::kOwn;
+}
+
+std::string_view DivisionName(ShardPolicy policy) {
+  switch (policy) {
+    case ShardPolicy::kOff:
+      return "not at all";
+    case ShardPolicy::kFile:
+      return "by file";
+    case ShardPolicy::kHint:
+      return "at its mark";
+    case ShardPolicy::kOwn:
+      return "by each worker itself";
+    case ShardPolicy::kAuto:
+    case ShardPolicy::kData:
+      break;
+  }
+  return "by record";
+}
 
 std::int64_t PartBegin(std::int64_t batch, int parts, int part) {
   return batch / parts * part + std::min<std::int64_t>(part, batch % parts);
@@ -83,19 +158,35 @@ Result<Shard> Shard::Make(const Source& source, const std::vector<OrderStage>& s
     return InvalidArgument("worker " + text(options.worker) + " of " + text(options.num_workers) +
                            " [0 <= worker < num_workers]");
   }
-  const bool files = options.policy == ShardPolicy::kFile;
-  if (options.span < 1 || options.span > (files ? 1 : options.num_workers - options.worker)) {
+  const bool own_order = HasOwnOrder(options.policy);
+  if (options.span < 1 || options.span > (own_order ? 1 : options.num_workers - options.worker)) {
     return InvalidArgument("a span of " + text(options.span) + " workers from " +
                            text(options.worker) + " of " + text(options.num_workers) +
-                           (files ? " [1 under ShardPolicy::kFile]" : " [within num_workers]"));
+                           (own_order ? " [1 under " + std::string(NameOf(options.policy)) + "]"
+                                      : " [within num_workers]"));
   }
   if (options.epoch < 0) {
     return InvalidArgument("epoch " + text(options.epoch) + " [epochs start at 0]");
   }
-  const bool by_file = options.policy == ShardPolicy::kFile && options.num_workers > 1;
-  COHORT_ASSIGN_OR_RETURN(Shard shard,
-                          by_file ? OfFiles(source, stages, batch_size, remainder, options)
-                                  : OfRecords(source, stages, batch_size, remainder, options));
+  const bool hinted =
+      std::ranges::any_of(stages, [](const OrderStage& stage) { return stage.IsHint(); });
+  if (hinted != (options.policy == ShardPolicy::kHint)) {
+    return InvalidArgument(hinted
+                               ? "Shard(kShardHint, kShardHint) stands for a worker's part only "
+                                 "under ShardPolicy::kHint"
+                               : "ShardPolicy::kHint: the data set has no mark [Shard(kShardHint, "
+                                 "kShardHint) where it is to be divided]");
+  }
+  if (options.num_batches != -1 &&
+      (options.policy != ShardPolicy::kOwn || options.num_batches < 0)) {
+    return InvalidArgument("num_batches " + text(options.num_batches) +
+                           " [at least 0, and only under ShardPolicy::kOwn]");
+  }
+  const auto make = options.policy == ShardPolicy::kHint                              ? OfHint
+                    : options.policy == ShardPolicy::kOwn                             ? OfOwn
+                    : options.policy == ShardPolicy::kFile && options.num_workers > 1 ? OfFiles
+                                                                                      : OfRecords;
+  COHORT_ASSIGN_OR_RETURN(Shard shard, make(source, stages, batch_size, remainder, options));
   if (options.first_batch < 0 || options.first_batch > shard.num_batches()) {
     return InvalidArgument("first_batch " + text(options.first_batch) + " of " +
                            text(shard.num_batches()) +
@@ -143,16 +234,7 @@ Result<Shard> Shard::OfFiles(const Source& source, const std::vector<OrderStage>
         " workers [shard by record with kData, or split the data into at least " +
         std::to_string(workers) + " files, or use fewer workers]");
   }
-  if (batch_size < workers) {
-    return InvalidArgument("ShardPolicy::kFile: a global batch of " + std::to_string(batch_size) +
-                           " leaves some of " + std::to_string(workers) +
-                           " workers without examples [use a larger batch, or kData]");
-  }
-  if (options.begin != 0 || options.end >= 0) {
-    return InvalidArgument(
-        "ShardPolicy::kFile: a range of the epoch's order has no meaning, each worker has an order "
-        "of its own [use kData]");
-  }
+  COHORT_RETURN_IF_ERROR(CheckOwnOrder(batch_size, options));
   std::int64_t limit = source.size();
   std::vector<OrderStage> shuffles;
   for (const OrderStage& stage : stages) {
@@ -181,30 +263,66 @@ Result<Shard> Shard::OfFiles(const Source& source, const std::vector<OrderStage>
   }
   const std::vector<std::vector<Range>> shares = SharesOf(files, limit, workers, draw);
 
-  // Every worker's batches, counted from sizes alone, so that all come to the same number.
-  std::int64_t longest = 0;
-  std::int64_t shortest = std::numeric_limits<std::int64_t>::max();
-  for (int w = 0; w < workers; ++w) {
-    std::int64_t examples = 0;
-    for (const Range& range : shares[static_cast<std::size_t>(w)]) {
-      examples += range.size();
-    }
-    if (examples == 0 && limit > 0 && FillsUp(remainder)) {
-      return InvalidArgument("ShardPolicy::kFile: the files of worker " + std::to_string(w) +
-                             " have no examples to fill its batches up from [use kData, or split "
-                             "the data into more even files]");
-    }
-    const std::int64_t part =
-        PartBegin(batch_size, workers, w + 1) - PartBegin(batch_size, workers, w);
-    longest = std::max(longest, CeilDivide(examples, part));
-    shortest = std::min(shortest, examples / part);
+  std::vector<std::int64_t> examples;
+  for (const std::vector<Range>& share : shares) {
+    examples.push_back(
+        std::accumulate(share.begin(), share.end(), std::int64_t{0},
+                        [](std::int64_t sum, const Range& range) { return sum + range.size(); }));
   }
-  Shard shard(EpochOrder(shares[static_cast<std::size_t>(options.worker)], shuffles, options.epoch,
-                         remainder));
-  shard.batch_size_ = PartBegin(batch_size, workers, options.worker + 1) -
-                      PartBegin(batch_size, workers, options.worker);
-  shard.num_batches_ = remainder == Remainder::kDrop ? shortest : longest;
-  shard.range_ = {0, FillsUp(remainder) ? longest * shard.batch_size_ : shard.order_.size()};
+  COHORT_ASSIGN_OR_RETURN(const std::int64_t batches,
+                          CountBatches(examples, batch_size, remainder, options));
+  return OwnOrder(EpochOrder(shares[static_cast<std::size_t>(options.worker)], shuffles,
+                             options.epoch, remainder),
+                  batch_size, batches, remainder, options);
+}
+
+Result<Shard> Shard::OfHint(const Source& source, const std::vector<OrderStage>& stages,
+                            std::int64_t batch_size, Remainder remainder,
+                            const IterateOptions& options) {
+  COHORT_RETURN_IF_ERROR(CheckOwnOrder(batch_size, options));
+  std::vector<OrderStage> mine = stages;
+  OrderStage& mark = *std::ranges::find_if(mine, &OrderStage::IsHint);
+  mark.count = options.num_workers;
+  std::vector<std::int64_t> examples;
+  for (int w = 0; w < options.num_workers; ++w) {
+    mark.number = w;
+    examples.push_back(EpochSize(source.size(), mine));
+  }
+  mark.number = options.worker;
+  COHORT_ASSIGN_OR_RETURN(const std::int64_t batches,
+                          CountBatches(examples, batch_size, remainder, options));
+  return OwnOrder(EpochOrder({{0, source.size()}}, mine, options.epoch, remainder), batch_size,
+                  batches, remainder, options);
+}
+
+Result<Shard> Shard::OfOwn(const Source& source, const std::vector<OrderStage>& stages,
+                           std::int64_t batch_size, Remainder remainder,
+                           const IterateOptions& options) {
+  COHORT_RETURN_IF_ERROR(CheckOwnOrder(batch_size, options));
+  EpochOrder order({{0, source.size()}}, stages, options.epoch, remainder);
+  const std::int64_t part = PartOf(batch_size, options, options.worker);
+  const bool drops = remainder == Remainder::kDrop;
+  const std::int64_t has = drops ? order.size() / part : CeilDivide(order.size(), part);
+  const std::int64_t batches = options.num_batches < 0 ? has : options.num_batches;
+  if (drops ? batches > has : batches < has) {
+    return InvalidArgument("ShardPolicy::kOwn: num_batches " + std::to_string(batches) +
+                           " of a share of " + std::to_string(has) + " batches");
+  }
+  if (FillsUp(remainder) && order.size() == 0 && batches > 0) {
+    return InvalidArgument("ShardPolicy::kOwn: the share of worker " +
+                           std::to_string(options.worker) +
+                           " has no examples to fill its batches up from [use kData, or split the "
+                           "data more evenly]");
+  }
+  return OwnOrder(std::move(order), batch_size, batches, remainder, options);
+}
+
+Shard Shard::OwnOrder(EpochOrder order, std::int64_t batch_size, std::int64_t num_batches,
+                      Remainder remainder, const IterateOptions& options) {
+  Shard shard(std::move(order));
+  shard.batch_size_ = PartOf(batch_size, options, options.worker);
+  shard.num_batches_ = num_batches;
+  shard.range_ = {0, FillsUp(remainder) ? num_batches * shard.batch_size_ : shard.order_.size()};
   return shard;
 }
 

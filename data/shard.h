@@ -32,7 +32,7 @@ struct OrderStage {
   Kind kind = Kind::kShuffle;
   std::uint64_t seed = 0;   // kShuffle, kBlockShuffle, kBucket, kBufferShuffle
   bool reshuffle = true;    // kShuffle, kBlockShuffle, kBufferShuffle
-  std::int64_t count = 0;   // kTake, kSkip: examples; kRepeat: times; kShard: parts;
+  std::int64_t count = 0;   // kTake, kSkip: examples; kRepeat: times; kShard: parts, or kShardHint;
                             // kBlockShuffle: examples in a block; kBucket: batches in a window;
                             // kBufferShuffle: examples in the buffer
   std::int64_t number = 0;  // kShard: which part; kBlockShuffle: blocks mixed; kBucket: batch size
@@ -41,6 +41,7 @@ struct OrderStage {
   bool shuffles() const {
     return kind == Kind::kShuffle || kind == Kind::kBlockShuffle || kind == Kind::kBufferShuffle;
   }
+  bool IsHint() const { return kind == Kind::kShard && count == kShardHint; }
 };
 
 // Half open.
@@ -110,6 +111,15 @@ class Shard {
   static Result<Shard> OfFiles(const Source& source, const std::vector<OrderStage>& stages,
                                std::int64_t batch_size, Remainder remainder,
                                const IterateOptions& options);
+  static Result<Shard> OfHint(const Source& source, const std::vector<OrderStage>& stages,
+                              std::int64_t batch_size, Remainder remainder,
+                              const IterateOptions& options);
+  static Result<Shard> OfOwn(const Source& source, const std::vector<OrderStage>& stages,
+                             std::int64_t batch_size, Remainder remainder,
+                             const IterateOptions& options);
+  // This worker's part of the batch size, so many times, of an order of its own.
+  static Shard OwnOrder(EpochOrder order, std::int64_t batch_size, std::int64_t num_batches,
+                        Remainder remainder, const IterateOptions& options);
 
   EpochOrder order_;
   Range range_;                  // of order_, from which batches are cut

@@ -51,30 +51,61 @@ class ExampleCodec {
     return text;
   }
 
-  Status Encode(const Source& source, std::int64_t index, std::string& bytes) const {
-    std::size_t size = 0;
+  // InvalidArgument: a feature of the batch is another than it says here.
+  Status Check(const Batch& batch) const {
+    const auto other = [](const std::string& name) {
+      return InvalidArgument("Snapshot: feature '" + name +
+                             "' is not of the type and shape that it has in the first example");
+    };
     for (const FeatureSpec& feature : features_) {
-      size += Room(feature);
+      const auto it = batch.features.find(feature.name);
+      if (it == batch.features.end() || it->second.dtype() != feature.dtype ||
+          it->second.bytes() != static_cast<std::size_t>(batch.size) * feature.bytes()) {
+        return other(feature.name);
+      }
     }
-    std::vector<std::uint64_t> memory(size);  // rows begin where their elements may be
-    std::vector<std::byte*> rows;
-    std::uint64_t* at = memory.data();
-    for (const FeatureSpec& feature : features_) {
-      rows.push_back(reinterpret_cast<std::byte*>(at));
-      at += Room(feature);
+    for (const RaggedSpec& list : ragged_) {
+      const auto it = batch.ragged.find(list.name);
+      if (it == batch.ragged.end() || it->second.values.dtype() != list.dtype) {
+        return other(list.name);
+      }
     }
-    std::vector<std::vector<std::byte>> values(ragged_.size());
-    COHORT_RETURN_IF_ERROR(source.ReadRagged(index, rows, values));
+    return batch.features.size() + batch.ragged.size() == features_.size() + ragged_.size()
+               ? Status()
+               : InvalidArgument(
+                     "Snapshot: there are features that the first example does not have");
+  }
+
+  // Example `row` of a batch that was checked.
+  void Encode(const Batch& batch, std::int64_t row, std::string& bytes) const {
+    const auto at = static_cast<std::size_t>(row);
     bytes.clear();
-    for (std::size_t i = 0; i < rows.size(); ++i) {
-      bytes.append(reinterpret_cast<const char*>(rows[i]), features_[i].bytes());
+    for (const FeatureSpec& feature : features_) {
+      const std::byte* const rows = batch.features.at(feature.name).raw();
+      bytes.append(reinterpret_cast<const char*>(rows) + at * feature.bytes(), feature.bytes());
     }
-    for (const std::vector<std::byte>& list : values) {
-      const std::uint64_t length = list.size();
+    for (const RaggedSpec& spec : ragged_) {
+      const Ragged& list = batch.ragged.at(spec.name);
+      const auto splits = list.splits.data<std::int64_t>();
+      const std::size_t size = SizeOf(spec.dtype);
+      const std::uint64_t length = static_cast<std::uint64_t>(splits[at + 1] - splits[at]) * size;
       bytes.append(reinterpret_cast<const char*>(&length), sizeof(length));
-      bytes.append(reinterpret_cast<const char*>(list.data()), list.size());
+      bytes.append(reinterpret_cast<const char*>(list.values.raw()) +
+                       static_cast<std::size_t>(splits[at]) * size,
+                   length);
     }
-    return {};
+  }
+
+  // How many examples are read at once: what lies behind a network is cheaper so.
+  std::int64_t AtOnce() const {
+    constexpr std::int64_t kExamples = 256;
+    constexpr std::int64_t kBytes = std::int64_t{4} << 20;
+    std::size_t bytes = 1;
+    for (const FeatureSpec& feature : features_) {
+      bytes += feature.bytes();
+    }
+    return std::clamp<std::int64_t>(kBytes / static_cast<std::int64_t>(bytes), 1,
+                                    ragged_.empty() ? kExamples : kExamples / 8);
   }
 
   // False: these bytes are no such example.
@@ -113,10 +144,6 @@ class ExampleCodec {
   }
 
  private:
-  static std::size_t Room(const FeatureSpec& feature) {
-    return (feature.bytes() + sizeof(std::uint64_t) - 1) / sizeof(std::uint64_t);
-  }
-
   std::vector<FeatureSpec> features_;
   std::vector<RaggedSpec> ragged_;
 };
@@ -156,16 +183,27 @@ class WritableAtomicFile final : public WritableFile {
   std::unique_ptr<AtomicFile> file_;
 };
 
-Status WriteFileOf(const Source& source, const ExampleCodec& codec, FileSystem& files,
+Status WriteFileOf(const Dataset& data, const ExampleCodec& codec, FileSystem& files,
                    const Layout& layout, int file, bool compress) {
   COHORT_ASSIGN_OR_RETURN(auto atomic, AtomicFile::Create(files, layout.Path(file)));
   const auto writer = io::RecordWriter::To(std::make_unique<WritableAtomicFile>(std::move(atomic)));
   std::uint64_t digest = 0;
   std::string bytes;
-  for (std::int64_t i = layout.Begin(file); i < layout.Begin(file + 1); ++i) {
-    COHORT_RETURN_IF_ERROR(codec.Encode(source, i, bytes));
-    digest = Hash64(bytes, digest);
-    COHORT_RETURN_IF_ERROR(writer->Write(compress ? io::Gzip(bytes) : bytes));
+  COHORT_ASSIGN_OR_RETURN(const auto batches, data.Batch(codec.AtOnce())
+                                                  .Prefetch(0)
+                                                  .Iterate({.begin = layout.Begin(file),
+                                                            .end = layout.Begin(file + 1)}));
+  for (;;) {
+    COHORT_ASSIGN_OR_RETURN(const auto batch, batches->Next());
+    if (!batch.has_value()) {
+      break;
+    }
+    COHORT_RETURN_IF_ERROR(codec.Check(*batch));
+    for (std::int64_t row = 0; row < batch->size; ++row) {
+      codec.Encode(*batch, row, bytes);
+      digest = Hash64(bytes, digest);
+      COHORT_RETURN_IF_ERROR(writer->Write(compress ? io::Gzip(bytes) : bytes));
+    }
   }
   COHORT_RETURN_IF_ERROR(writer->Write(layout.Label(file) + std::to_string(digest)));
   // Another process's, which somebody may be reading already, stays.
@@ -174,7 +212,7 @@ Status WriteFileOf(const Source& source, const ExampleCodec& codec, FileSystem& 
 
 // The files that are not there yet, in an order of this process's own, so that several processes
 // meet at the last ones only.
-Status WriteMissing(const Source& source, const ExampleCodec& codec, FileSystem& files,
+Status WriteMissing(const Dataset& data, const ExampleCodec& codec, FileSystem& files,
                     const Layout& layout, const SnapshotOptions& options) {
   std::vector<int> missing;
   for (int file = 0; file < layout.files; ++file) {
@@ -190,7 +228,7 @@ Status WriteMissing(const Source& source, const ExampleCodec& codec, FileSystem&
   const auto write = [&](int file) -> Status {
     return files.Exists(layout.Path(file))
                ? Status()
-               : WriteFileOf(source, codec, files, layout, file, options.compress);
+               : WriteFileOf(data, codec, files, layout, file, options.compress);
   };
   std::mutex mutex;
   Status error;
@@ -304,7 +342,7 @@ Result<Dataset> Snapshot(const Dataset& data, FileSystem& files, const std::stri
                 std::to_string(layout.examples) + " examples in " + std::to_string(layout.files) +
                 " files\n" + codec.Schema();
   layout.folder = folder + "/" + std::to_string(Hash64(layout.mark));
-  COHORT_RETURN_IF_ERROR(WriteMissing(*source, codec, files, layout, options));
+  COHORT_RETURN_IF_ERROR(WriteMissing(data, codec, files, layout, options));
   const auto snapshot = std::make_shared<SnapshotSource>(std::move(codec), options.compress);
   COHORT_RETURN_IF_ERROR(snapshot->Open(files, layout));
   return Dataset(std::shared_ptr<const Source>(snapshot));

@@ -73,7 +73,14 @@ class ArraySource final : public Source {
   std::string Where(std::int64_t index) const override {
     return columns_.front().path + ", row " + std::to_string(index);
   }
-  std::vector<FileRange> files() const override { return {{columns_.front().path, 0, size_}}; }
+  // All columns as one, whose rows are read together.
+  std::vector<FileRange> files() const override {
+    std::int64_t bytes = 0;
+    for (const Column& column : columns_) {
+      bytes += size_ * static_cast<std::int64_t>(column.row_bytes());
+    }
+    return {{columns_.front().path, 0, size_, bytes}};
+  }
 
   std::uint64_t Fingerprint() const override {
     std::uint64_t digest = Hash64("arrays");

@@ -216,7 +216,9 @@ class IdxSource final : public Source {
   std::string Where(std::int64_t index) const override {
     return path_ + ", image " + std::to_string(index);
   }
-  std::vector<FileRange> files() const override { return {{path_, 0, size()}}; }
+  std::vector<FileRange> files() const override {
+    return {{path_, 0, size(), static_cast<std::int64_t>(images_.bytes())}};
+  }
 
   std::uint64_t Fingerprint() const override {
     std::uint64_t digest = Hash64(images_.shape().ToString(), scale_ ? 1 : 0);

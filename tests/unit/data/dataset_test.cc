@@ -95,6 +95,11 @@ TEST(Dataset, MeaninglessSizesAreTheCallersMistake) {
   EXPECT_THROW(static_cast<void>(data.Batch(0)), ContractError);
   EXPECT_THROW(static_cast<void>(data.Batch(-3)), ContractError);
   EXPECT_THROW(static_cast<void>(data.Take(-1)), ContractError);
+  EXPECT_THROW(static_cast<void>(data.Repeat(-1)), ContractError);
+  EXPECT_THROW(static_cast<void>(data.Shard(0, 0)), ContractError);
+  EXPECT_THROW(static_cast<void>(data.ShuffleBuffer(1, 0)), ContractError);
+  EXPECT_THROW(static_cast<void>(data.ShuffleBuffer(1, -5)), ContractError);
+  EXPECT_EQ(Collect(data.Batch(3).Prefetch(0)), (IdBatches{{0, 1, 2}, {3}})) << "none ahead";
   EXPECT_THROW(static_cast<void>(data.Prefetch(-2)), ContractError);
   EXPECT_THROW(static_cast<void>(data.Prefetch(1, 0)), ContractError);
   EXPECT_THROW(static_cast<void>(data.Map(nullptr)), ContractError);

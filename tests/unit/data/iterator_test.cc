@@ -6,6 +6,9 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <cstdlib>
+#include <cstring>
+#include <map>
 #include <mutex>
 #include <thread>
 
@@ -40,12 +43,16 @@ struct Gate {
   std::condition_variable changed;
   int limit = 0;
   int passed = 0;
+  int waiting = 0;
 
   Dataset Guard(const Dataset& dataset) {
     return dataset.Map([this](Example&) {
       std::unique_lock lock(mutex);
+      ++waiting;
+      changed.notify_all();
       changed.wait(lock, [this] { return passed < limit; });
       ++passed;
+      --waiting;
       changed.notify_all();
       return OkStatus();
     });
@@ -145,6 +152,130 @@ TEST(Prefetch, BytesBoundWhatIsPrepared) {
   EXPECT_EQ(Collect(data.Prefetch(8, 3, 1)), Collect(data));
 }
 
+// Nothing is known of the size of a mapped batch before there is one: the first is built alone.
+TEST(Prefetch, BytesBoundAlsoWhatComesFirst) {
+  Gate gate;
+  auto iterator = OrThrow(gate.Guard(Ids(100)).Batch(1).Prefetch(8, 4, 100).Iterate());
+  {
+    std::unique_lock lock(gate.mutex);
+    gate.changed.wait(lock, [&] { return gate.waiting == 1; });
+    EXPECT_FALSE(gate.changed.wait_for(lock, std::chrono::milliseconds(50),
+                                       [&] { return gate.waiting > 1; }));
+  }
+  gate.Open(1000);
+  for (int i = 0; i < 100; ++i) {
+    EXPECT_TRUE(OrThrow(iterator->Next()).has_value());
+  }
+  // Of a size that is known before, as many as fit: two of 40 bytes into 100.
+  std::atomic<int> inside = 0;
+  std::atomic<int> most = 0;
+  class Counting final : public Source {
+   public:
+    Counting(std::atomic<int>* at, std::atomic<int>* top) : at_(at), top_(top) {}
+    std::int64_t size() const override { return 100; }
+    const std::vector<FeatureSpec>& features() const override { return features_; }
+    Status ReadInto(std::int64_t index, std::span<std::byte* const> rows) const override {
+      const int now = ++*at_;
+      for (int before = *top_; before < now && !top_->compare_exchange_weak(before, now);) {
+      }
+      std::this_thread::yield();
+      *reinterpret_cast<std::int64_t*>(rows[0]) = index;
+      --*at_;
+      return {};
+    }
+    std::string Where(std::int64_t index) const override { return std::to_string(index); }
+    std::uint64_t Fingerprint() const override { return 1; }
+
+   private:
+    std::atomic<int>* at_;
+    std::atomic<int>* top_;
+    std::vector<FeatureSpec> features_ = {{"id", DType::kInt64, Shape()}};
+  };
+  const Dataset known(std::make_shared<Counting>(&inside, &most));
+  EXPECT_EQ(Collect(known.Batch(5).Prefetch(8, 8, 100)), Collect(Ids(100).Batch(5)));
+  EXPECT_LE(most, 2);
+}
+
+// Every batch lies in memory that was handed in, with what was in there overwritten.
+TEST(Iterate, BatchesLieInMemoryThatIsHandedIn) {
+  struct Blocks {
+    std::mutex mutex;
+    std::map<const std::byte*, std::size_t> live;
+    int made = 0;
+  };
+  const auto blocks = std::make_shared<Blocks>();
+  const AllocateBytes allocate = [blocks](std::size_t bytes) {
+    EXPECT_GT(bytes, 0U);
+    constexpr std::size_t kAlignment = 64;
+    auto* const memory = static_cast<std::byte*>(
+        std::aligned_alloc(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment));
+    std::memset(memory, 0xA5, bytes);
+    const std::lock_guard lock(blocks->mutex);
+    ++blocks->made;
+    blocks->live[memory] = bytes;
+    return std::shared_ptr<std::byte>(memory, [blocks](std::byte* gone) {
+      const std::lock_guard held(blocks->mutex);
+      blocks->live.erase(gone);
+      std::free(gone);
+    });
+  };
+  const auto within = [&](const Tensor& tensor) {
+    const std::lock_guard lock(blocks->mutex);
+    auto block = blocks->live.upper_bound(tensor.raw());
+    return block != blocks->live.begin() &&
+           tensor.raw() + tensor.bytes() <= (--block)->first + block->second;
+  };
+  const Dataset plain = Ids(23).Shuffle(1);
+  const Dataset mapped = plain.Lists({"list", "padded"}).Map([](Example& example) {
+    const std::int64_t id = example.at("id").data<std::int64_t>()[0];
+    for (const char* const name : {"list", "padded"}) {
+      example[name] = Tensor(DType::kFloat32, {id % 4});
+      std::fill_n(example[name].data<float>().begin(), id % 4, static_cast<float>(id));
+    }
+    return OkStatus();
+  });
+  for (const Dataset& data :
+       {plain.Batch(5), plain.Batch(5, Remainder::kPad),
+        mapped.Batch(5, Remainder::kPad).Pad("padded", {.lengths = "lengths"})}) {
+    for (const int ahead : {0, 3}) {
+      auto expected = OrThrow(data.Iterate());
+      auto iterator = OrThrow(data.Prefetch(ahead, 2).Iterate({.allocate = allocate}));
+      while (const auto batch = OrThrow(iterator->Next())) {
+        const auto other = *OrThrow(expected->Next());
+        const auto same = [&](const Tensor& a, const Tensor& b) {
+          EXPECT_TRUE(within(a));
+          EXPECT_FALSE(within(b));
+          EXPECT_EQ(a.shape(), b.shape());
+          EXPECT_EQ(std::memcmp(a.raw(), b.raw(), a.bytes()), 0);
+        };
+        ASSERT_EQ(batch->features.size(), other.features.size());
+        for (const auto& [name, tensor] : batch->features) {
+          SCOPED_TRACE(name);
+          same(tensor, other[name]);
+        }
+        for (const auto& [name, lists] : batch->ragged) {
+          SCOPED_TRACE(name);
+          same(lists.values, other.lists(name).values);
+          same(lists.splits, other.lists(name).splits);
+        }
+      }
+      EXPECT_FALSE(OrThrow(expected->Next()).has_value());
+    }
+  }
+  EXPECT_GT(blocks->made, 0);
+  EXPECT_TRUE(blocks->live.empty()) << "nothing is kept";
+  // Memory that is not there is an error like others.
+  const AllocateBytes none = [](std::size_t) -> std::shared_ptr<std::byte> {
+    throw StatusError(ResourceExhausted("no page-locked memory"));
+  };
+  for (const int ahead : {0, 2}) {
+    auto iterator = OrThrow(plain.Batch(5).Prefetch(ahead).Iterate({.allocate = none}));
+    const Status status = iterator->Next().status();
+    EXPECT_EQ(status.code(), StatusCode::kResourceExhausted);
+    EXPECT_NE(status.message().find("no page-locked memory"), std::string::npos);
+  }
+}
+
 TEST(Prefetch, BytesAreBoundedWhereNothingIsSaid) {
   EXPECT_EQ(BytesBound({.ahead = 3, .threads = 2, .max_bytes = 77}), 77);
   EXPECT_EQ(BytesBound({.ahead = kAutotune}), std::int64_t{256} << 20);
@@ -193,6 +324,31 @@ TEST(Prefetch, DestructionStopsABatchThatIsBeingBuilt) {
   iterator.reset();
   release.join();
   EXPECT_LT(mapped, 1 << 20);
+}
+
+// Threads that are in the middle of batches of a minute's work: the end does not wait for them.
+TEST(Prefetch, DestructionTakesNoLongerThanASecond) {
+  for (const int taken : {0, 1, 3}) {
+    std::atomic<int> read = 0;
+    const Dataset data = Ids(100'000)
+                             .Map([&](Example&) {
+                               if (++read > 4 * 3) {  // the first batches come at once
+                                 std::this_thread::sleep_for(std::chrono::milliseconds(10));
+                               }
+                               return OkStatus();
+                             })
+                             .Batch(taken == 0 ? 6'000 : 4);
+    auto iterator = OrThrow(data.Prefetch(8, 4).Iterate());
+    for (int i = 0; i < taken; ++i) {
+      ASSERT_TRUE(OrThrow(iterator->Next()).has_value());
+    }
+    while (read == 0) {
+      std::this_thread::yield();
+    }
+    const auto before = std::chrono::steady_clock::now();
+    iterator.reset();
+    EXPECT_LT(std::chrono::steady_clock::now() - before, std::chrono::seconds(1));
+  }
 }
 
 TEST(Prefetch, OutlivesTheDatasetItCameFrom) {

@@ -440,7 +440,7 @@ TEST(Remainder, ByFileFillsEveryWorkersBatches) {
     EXPECT_THAT(IterateStatus(Dataset(empty).Batch(4, Remainder::kPad),
                               {.num_workers = 2, .worker = worker, .policy = ShardPolicy::kFile})
                     .message(),
-                HasSubstr("the files of worker 1 have no examples"));
+                HasSubstr("the share of worker 1 has no examples"));
   }
   const auto none = std::make_shared<FilesSource>(std::vector<std::int64_t>{0, 0});
   EXPECT_EQ(CollectWorld(Dataset(none).Batch(4, Remainder::kPad), 2, by_file), IdBatches{});

@@ -50,7 +50,7 @@ struct CsvColumn {
 //
 // A part begins behind a line feed. Where that is one in quotes, the part before ends within them:
 // opening that one is the error, so every part must be opened by some process. Each then has a data
-// set of its own, and iterates over it itself: Strategy::Distribute wants the same one everywhere.
+// set of its own: ShardPolicy::kOwn.
 // Line numbers in errors count from the header, as if the part were all that follows it.
 struct CsvPart {
   int index = 0;

@@ -16,12 +16,14 @@
 
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <map>
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <cohort/core/status.h>
@@ -40,7 +42,29 @@ enum class ShardPolicy {
   // with fewer examples get empty ones. The order depends on W.
   kFile,
   kData,  // records: each worker gets its part of every global batch
+  // Where the data set says so: Shard(kShardHint, kShardHint) becomes Shard(W, w), and what stands
+  // behind it is the worker's own. Its part of the batch size is taken from that; numbers of
+  // batches are as under kFile. The order depends on W. A data set with such a mark goes with no
+  // other policy.
+  kHint,
+  // The data set is a worker's share already, made by it: a part of CSV files (CsvOptions::part),
+  // files of its own. Its part of the batch size is taken from that. Others' shares are not known
+  // here, so workers tell each other the number of batches (IterateOptions::num_batches);
+  // Strategy::Distribute does.
+  kOwn,
 };
+// Whether each worker has an order of its own, which depends on how many they are: kFile, kHint,
+// kOwn. The others share one.
+bool HasOwnOrder(ShardPolicy policy);
+// "by record", "by file", ..., for messages.
+std::string_view DivisionName(ShardPolicy policy);
+
+// Of Shard: as many parts as there are workers, and the worker's.
+inline constexpr std::int64_t kShardHint = -1;
+
+// Memory for batches: at least so many bytes (never 0), aligned to 64, unzeroed. From many threads
+// at once; what it throws, Next returns as an error.
+using AllocateBytes = std::function<std::shared_ptr<std::byte>(std::size_t bytes)>;
 
 // What becomes of an epoch's end where it fills no batch.
 enum class Remainder {
@@ -57,14 +81,22 @@ enum class Remainder {
 struct IterateOptions {
   int num_workers = 1;
   int worker = 0;
-  int span = 1;  // the parts of so many workers, from `worker` on, as one; not with kFile
+  // The parts of so many workers, from `worker` on, as one; not where HasOwnOrder.
+  int span = 1;
   std::int64_t epoch = 0;
   std::int64_t first_batch = 0;  // batches of the epoch to skip: resuming
   ShardPolicy policy = ShardPolicy::kAuto;
   // Only examples [begin, end) of the epoch's order (a split handed out by a coordinator), in
-  // batches that start at `begin`; end -1: to the end. Not with kFile.
+  // batches that start at `begin`; end -1: to the end. Not where HasOwnOrder.
   std::int64_t begin = 0;
   std::int64_t end = -1;
+  // kOwn: that many batches, also where this worker's share ends before: empty ones then, or, where
+  // a remainder fills up, whole ones. Under Remainder::kDrop at most as many as the share has, else
+  // at least. -1: as the share has.
+  std::int64_t num_batches = -1;
+  // Where batches are decoded to, say into page-locked memory that a device copies from; empty: the
+  // host's. Every byte that is read is written before.
+  AllocateBytes allocate = {};
 };
 
 // Where a pass over the data stands, for a checkpoint: the same for every worker, and under 100
@@ -124,7 +156,9 @@ class Dataset {
   // So many times, 0 to any; shuffled before, each time in another order.
   Dataset Repeat(std::int64_t times) const;
   // Examples i, i + parts, i + 2 * parts, ... of the order: one of `parts` disjoint data sets. Not
-  // needed to divide work among workers, see ShardPolicy.
+  // needed to divide work among workers, see ShardPolicy. Shard(kShardHint, kShardHint), once:
+  // where ShardPolicy::kHint divides; size() and batches_per_epoch() are then of one worker that
+  // has all.
   Dataset Shard(std::int64_t parts, std::int64_t i) const;
   // Runs on the threads of Prefetch, several at once; the example's place in the order is kept. May
   // drop, add and rewrite features; the result must have the same features for every example. May
@@ -150,7 +184,8 @@ class Dataset {
                 const std::string& weights = "weight") const;
   // Prepares this many batches ahead on `threads` threads. 0: in Next, on the caller's thread.
   // Beyond max_bytes of them (0: 1 GiB, or a quarter of the machine's memory if that is less) only
-  // the batch that comes next is prepared; what is being built counts as the largest before it.
+  // the batch that comes next is prepared; what is being built counts as the largest before it, and
+  // where the size of none is known, the first is built alone.
   // kAutotune, of either: grows while the consumer waits, to 64 batches, and to the machine's
   // processors or 8 threads; then max_bytes 0 is 256 MiB.
   Dataset Prefetch(int batches, int threads = 1, std::int64_t max_bytes = 0) const;
@@ -159,10 +194,12 @@ class Dataset {
   std::int64_t size() const;               // examples in an epoch
   std::int64_t batch_size() const;         // global; 0 before Batch
   std::int64_t batches_per_epoch() const;  // 0 before Batch
+  Remainder remainder() const;             // what Batch was given
   // Examples of global batch `batch` of an epoch, with those that fill it up.
   std::int64_t SizeOfBatch(std::int64_t batch) const;
   // How many batches an iterator with these options delivers when first_batch is 0; equal for every
-  // worker. Differs from batches_per_epoch under kFile and for a split. Errors as Iterate.
+  // worker, but for kOwn without num_batches. Differs from batches_per_epoch where HasOwnOrder and
+  // for a split. Errors as Iterate.
   Result<std::int64_t> CountBatches(const IterateOptions& options) const;
   // The length of feature `name`, a list or a tensor of one axis, in every example of the source:
   // one pass over it, through Map, on so many threads. What BucketByLength takes; 4 bytes an
@@ -171,12 +208,13 @@ class Dataset {
                                                                      int threads = 1) const;
   // The examples in their order, before Batch, as a source: how data sets are put together
   // (combine.h). Where there is a Map, its first example is read, to know what it makes. It reads
-  // as epoch 0 does; AtEpoch gives the others. InvalidArgument after Batch.
+  // as epoch 0 does; AtEpoch gives the others. InvalidArgument after Batch, or with a mark for
+  // kHint.
   Result<std::shared_ptr<const Source>> AsSource() const;
 
   // Where training stands when an iterator with these options has delivered batches up to
   // `batch`, first_batch included. The first call of this or of Fingerprint may take
-  // as long as a pass over the data. Not under kFile.
+  // as long as a pass over the data. Not where HasOwnOrder.
   DataPosition PositionAt(const IterateOptions& options, std::int64_t batch) const;
   // The options with which an iterator goes on there, reading nothing before it: also with another
   // number of workers or another batch size. FailedPrecondition: the data, its order, or what is
@@ -187,9 +225,10 @@ class Dataset {
   // there; not Prefetch): what workers compare before step 1.
   std::uint64_t Fingerprint() const;
 
-  // InvalidArgument: not batched, worker or range out of range, first_batch after the end; under
-  // kFile files fewer than workers, a batch smaller than the workers, Take after Shuffle, or a
-  // worker without examples to fill its batches up from.
+  // InvalidArgument: not batched, worker or range out of range, first_batch after the end; where
+  // HasOwnOrder a batch smaller than the workers, or a worker without examples to fill its batches
+  // up from; under kFile files fewer than workers, or Take after Shuffle; kHint without a mark, or
+  // a mark without kHint; a num_batches that the share cannot have.
   Result<std::unique_ptr<BatchIterator>> Iterate(const IterateOptions& options = {}) const;
 
  private:
