@@ -9,6 +9,7 @@
 #include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
 #include <cohort/data/csv.h>
 #include <cohort/data/tf_example.h>
@@ -16,6 +17,7 @@
 #include <cohort/data/webdataset.h>
 #include <cohort/io/record_file.h>
 
+#include "files.h"
 #include "infer.h"
 
 namespace cohort::data {
@@ -111,6 +113,16 @@ Result<Pass> Records(const Options& options) {
   return pass;
 }
 
+Result<std::uint64_t> SizesInAll(const Options& options) {
+  COHORT_ASSIGN_OR_RETURN(const std::vector<std::uint64_t> sizes, SizesOf(options.paths));
+  return std::accumulate(sizes.begin(), sizes.end(), std::uint64_t{0});
+}
+// What an epoch goes over.
+Result<std::uint64_t> BytesOfFiles(const Options& options) {
+  COHORT_ASSIGN_OR_RETURN(const std::uint64_t once, SizesInAll(options));
+  return once * static_cast<std::uint64_t>(options.repeat);
+}
+
 // One epoch in batches on the threads asked for.
 Result<Pass> Epoch(const Dataset& dataset, const Options& options) {
   Pass pass;
@@ -136,8 +148,7 @@ Result<Pass> Examples(const Options& options) {
                           InferTfFeatures(FileSystem::Local(), options.paths[0]));
   COHORT_ASSIGN_OR_RETURN(const Dataset data, TfRecords(options.paths, {.features = features}));
   COHORT_ASSIGN_OR_RETURN(Pass pass, Epoch(data, options));
-  COHORT_ASSIGN_OR_RETURN(const Pass raw, ReadOnly(options));
-  pass.bytes = raw.bytes * static_cast<std::uint64_t>(options.repeat);
+  COHORT_ASSIGN_OR_RETURN(pass.bytes, BytesOfFiles(options));
   return pass;
 }
 
@@ -146,8 +157,8 @@ Result<Pass> CsvTable(const Options& options) {
   COHORT_ASSIGN_OR_RETURN(CsvOptions csv, InferCsvColumns(FileSystem::Local(), options.paths[0]));
   csv.threads = options.threads;
   COHORT_ASSIGN_OR_RETURN(const CsvData data, Csv(options.paths, csv));
-  COHORT_ASSIGN_OR_RETURN(Pass pass, ReadOnly(options));
-  pass.records = data.dataset.size();
+  Pass pass{.records = data.dataset.size()};
+  COHORT_ASSIGN_OR_RETURN(pass.bytes, SizesInAll(options));
   return pass;
 }
 
@@ -157,8 +168,7 @@ Result<Pass> CsvEpoch(const Options& options) {
   csv.threads = options.threads;
   COHORT_ASSIGN_OR_RETURN(const CsvData data, Csv(options.paths, csv));
   COHORT_ASSIGN_OR_RETURN(Pass pass, Epoch(data.dataset, options));
-  COHORT_ASSIGN_OR_RETURN(const Pass raw, ReadOnly(options));
-  pass.bytes = raw.bytes * static_cast<std::uint64_t>(options.repeat);
+  COHORT_ASSIGN_OR_RETURN(pass.bytes, BytesOfFiles(options));
   return pass;
 }
 
@@ -172,8 +182,7 @@ Result<Pass> Images(const Options& options) {
                                 .decoder = ImageElements(
                                     {.height = 224, .width = 224, .fit = ImageFit::kStretch})}}}));
   COHORT_ASSIGN_OR_RETURN(Pass pass, Epoch(data, options));
-  COHORT_ASSIGN_OR_RETURN(const Pass raw, ReadOnly(options));
-  pass.bytes = raw.bytes * static_cast<std::uint64_t>(options.repeat);
+  COHORT_ASSIGN_OR_RETURN(pass.bytes, BytesOfFiles(options));
   return pass;
 }
 

@@ -17,17 +17,13 @@
 #include <cohort/io/compression.h>
 
 #include "../sources/atomic_file.h"
-#include "../sources/content.h"
-#include "../sources/csv_reader.h"
 #include "../sources/guarded.h"
-#include "../sources/record_store.h"
-#include "../sources/sample_name.h"
-#include "../sources/tar.h"
 #include "atomic_records.h"
 #include "command.h"
 #include "file_kind.h"
 #include "files.h"
 #include "progress.h"
+#include "shard_input.h"
 
 namespace cohort {
 namespace {
@@ -41,188 +37,11 @@ struct Options {
   bool json = false;
 };
 
-// A record as it is copied: bytes, or the members of a sample.
-struct Piece {
-  std::string key;  // of a sample
-  std::map<std::string, std::string> members;
-  std::string bytes;
-
-  std::uint64_t size() const {
-    std::uint64_t total = bytes.size();
-    for (const auto& [extension, content] : members) {
-      total += content.size();
-    }
-    return total;
-  }
-};
-
-// The records of a file, by their number. Thread rules: Read from many threads.
-class Input {
- public:
-  virtual ~Input() = default;
-  virtual std::int64_t size() const = 0;
-  virtual std::uint64_t BytesOf(std::int64_t i) const = 0;  // Piece::size of record `i`
-  virtual Status Read(std::int64_t i, Piece& piece) const = 0;
-  virtual std::string header() const { return ""; }  // CSV
-};
-
-class RecordInput final : public Input {
- public:
-  static Result<std::shared_ptr<const Input>> Open(const std::string& path) {
-    auto input = std::make_shared<RecordInput>();
-    data::CorruptRecords none;
-    COHORT_ASSIGN_OR_RETURN(input->records_,
-                            data::OpenRecordStore({.files = &data::CommandFiles()}, path, none));
-    return input;
-  }
-  std::int64_t size() const override { return records_->size(); }
-  std::uint64_t BytesOf(std::int64_t i) const override { return records_->BytesOf(i); }
-  Status Read(std::int64_t i, Piece& piece) const override {
-    std::string buffer;
-    COHORT_ASSIGN_OR_RETURN(piece.bytes, records_->Read(i, buffer));
-    return {};
-  }
-
- private:
-  std::unique_ptr<data::RecordStore> records_;
-};
-
-class SampleInput final : public Input {
- public:
-  static Result<std::shared_ptr<const Input>> Open(const std::string& path) {
-    auto input = std::make_shared<SampleInput>();
-    input->path_ = path;
-    COHORT_ASSIGN_OR_RETURN(input->file_, data::OpenMaybeGzip(data::CommandFiles(), path));
-    COHORT_ASSIGN_OR_RETURN(input->members_, data::IndexTar(*input->file_, path));
-    std::string key;
-    for (std::size_t i = 0; i < input->members_.size(); ++i) {
-      const std::string& member = input->members_[i].name;
-      const data::SampleName name = data::SplitSampleName(member);
-      if (name.key.empty()) {
-        return InvalidArgument(path + ": member '" + member + "' belongs to no sample");
-      }
-      if (name.key != key) {
-        input->begins_.push_back(i);
-        key = name.key;
-      }
-    }
-    input->begins_.push_back(input->members_.size());
-    return input;
-  }
-  std::int64_t size() const override { return static_cast<std::int64_t>(begins_.size()) - 1; }
-  std::uint64_t BytesOf(std::int64_t i) const override {
-    std::uint64_t bytes = 0;
-    for (const data::TarMember& member : Members(i)) {
-      bytes += member.size;
-    }
-    return bytes;
-  }
-  Status Read(std::int64_t i, Piece& piece) const override {
-    piece = {};
-    for (const data::TarMember& member : Members(i)) {
-      const data::SampleName name = data::SplitSampleName(member.name);
-      piece.key = name.key;
-      std::string content(member.size, '\0');
-      COHORT_RETURN_IF_ERROR(data::ReadExactly(*file_, path_, member.begin,
-                                               std::as_writable_bytes(std::span(content))));
-      if (!piece.members.emplace(name.extension, std::move(content)).second) {
-        return DataLoss(path_ + ": sample '" + name.key + "' has member '" + name.extension +
-                        "' twice");
-      }
-    }
-    return {};
-  }
-
- private:
-  std::span<const data::TarMember> Members(std::int64_t i) const {
-    const auto at = static_cast<std::size_t>(i);
-    return std::span(members_).subspan(begins_[at], begins_[at + 1] - begins_[at]);
-  }
-
-  std::string path_;
-  std::shared_ptr<const RandomAccessFile> file_;  // owner: this
-  std::vector<data::TarMember> members_;
-  std::vector<std::size_t> begins_;  // of each sample, among the members, and the end
-};
-
-// Lines of text, or rows of CSV as they stand in the file. The file is in memory, whole.
-class TextInput final : public Input {
- public:
-  static Result<std::shared_ptr<const Input>> OpenLines(const std::string& path) {
-    auto input = std::make_shared<TextInput>();
-    COHORT_ASSIGN_OR_RETURN(input->content_, io::ReadMaybeCompressed(data::CommandFiles(), path));
-    const std::string& content = input->content_;
-    for (std::size_t begin = 0; begin < content.size();) {
-      const std::size_t end = std::min(content.find('\n', begin), content.size() - 1) + 1;
-      input->places_.emplace_back(begin, end);
-      begin = end;
-    }
-    return input;
-  }
-
-  static Result<std::shared_ptr<const Input>> OpenCsv(const std::string& path, char delimiter) {
-    auto input = std::make_shared<TextInput>();
-    COHORT_ASSIGN_OR_RETURN(input->content_, io::ReadMaybeCompressed(data::CommandFiles(), path));
-    const std::string& content = input->content_;
-    data::CsvReader reader(content, delimiter, /*trim=*/true);
-    std::vector<data::CsvField> fields;
-    std::size_t columns = 0;
-    std::size_t begin = 0;
-    for (;;) {
-      Result<bool> more = reader.Next(fields);
-      if (!more.ok()) {
-        return more.status().Annotate(path);
-      }
-      if (!*more) {
-        return input;
-      }
-      begin = content.find_first_not_of("\r\n", begin);  // blank lines before it
-      const std::size_t end = reader.offset();
-      if (columns == 0) {
-        columns = fields.size();
-        input->header_ = input->Text({begin, end});
-      } else if (fields.size() != columns) {
-        return DataLoss(path + ", line " + std::to_string(reader.line()) + ": " +
-                        std::to_string(fields.size()) + " fields, the header has " +
-                        std::to_string(columns));
-      } else {
-        input->places_.emplace_back(begin, end);
-      }
-      begin = end;
-    }
-  }
-
-  std::int64_t size() const override { return static_cast<std::int64_t>(places_.size()); }
-  std::uint64_t BytesOf(std::int64_t i) const override {
-    const auto [begin, end] = places_[static_cast<std::size_t>(i)];
-    return end - begin + (content_[end - 1] == '\n' ? 0 : 1);
-  }
-  Status Read(std::int64_t i, Piece& piece) const override {
-    piece.bytes = Text(places_[static_cast<std::size_t>(i)]);
-    return {};
-  }
-  std::string header() const override { return header_; }
-
- private:
-  // With a line end, also where the file's last line has none.
-  std::string Text(std::pair<std::size_t, std::size_t> place) const {
-    std::string text = content_.substr(place.first, place.second - place.first);
-    if (!text.ends_with('\n')) {
-      text += '\n';
-    }
-    return text;
-  }
-
-  std::string content_;
-  std::string header_;
-  std::vector<std::pair<std::size_t, std::size_t>> places_;  // of each record: begin and end
-};
-
 // A file that is written.
 class Output {
  public:
   virtual ~Output() = default;
-  virtual Status Write(const Piece& piece) = 0;
+  virtual Status Write(const data::ShardPiece& piece) = 0;
   virtual Status Close() = 0;
 };
 
@@ -230,7 +49,7 @@ class RecordOutput final : public Output {
  public:
   explicit RecordOutput(std::unique_ptr<data::AtomicRecords> records)
       : records_(std::move(records)) {}
-  Status Write(const Piece& piece) override { return records_->Write(piece.bytes); }
+  Status Write(const data::ShardPiece& piece) override { return records_->Write(piece.bytes); }
   Status Close() override { return records_->Close(); }
 
  private:
@@ -240,7 +59,9 @@ class RecordOutput final : public Output {
 class SampleOutput final : public Output {
  public:
   explicit SampleOutput(std::unique_ptr<data::TarWriter> tar) : tar_(std::move(tar)) {}
-  Status Write(const Piece& piece) override { return tar_->AddSample(piece.key, piece.members); }
+  Status Write(const data::ShardPiece& piece) override {
+    return tar_->AddSample(piece.key, piece.members);
+  }
   Status Close() override { return tar_->Close(); }
 
  private:
@@ -251,7 +72,7 @@ class LineOutput final : public Output {
  public:
   LineOutput(std::unique_ptr<data::AtomicFile> file, bool gzip, std::string header)
       : file_(std::move(file)), gzip_(gzip), buffer_(std::move(header)) {}
-  Status Write(const Piece& piece) override {
+  Status Write(const data::ShardPiece& piece) override {
     buffer_ += piece.bytes;
     constexpr std::size_t kBufferBytes = std::size_t{1} << 20;
     return buffer_.size() < kBufferBytes ? Status() : Drain();
@@ -357,19 +178,12 @@ class Sharder {
     std::int64_t records = 0;
     std::uint64_t bytes = 0;  // of the records
   };
-  // A file that is read, perhaps by several threads at once.
+  // A file that is read, perhaps by several threads at once; what is read in order only, each
+  // thread reads for itself.
   struct Shared {
     std::mutex mutex;
-    std::weak_ptr<const Input> input;
+    std::weak_ptr<data::ShardInput> input;
   };
-
-  Result<std::shared_ptr<const Input>> Open(std::size_t i) const {
-    const std::string& path = paths_[i];
-    return kind_.format == data::Format::kTfRecord ? RecordInput::Open(path)
-           : kind_.format == data::Format::kTar    ? SampleInput::Open(path)
-           : kind_.format == data::Format::kCsv    ? TextInput::OpenCsv(path, kind_.delimiter)
-                                                   : TextInput::OpenLines(path);
-  }
 
   // `body` of each of so many, by as many threads as there are; the error of the first that failed.
   Status ForEach(std::size_t count, const std::function<Status(std::size_t)>& body) {
@@ -402,12 +216,10 @@ class Sharder {
     std::vector<std::string> headers(paths_.size());
     COHORT_RETURN_IF_ERROR(ForEach(paths_.size(), [&](std::size_t i) -> Status {
       progress.Name(paths_[i]);
-      COHORT_ASSIGN_OR_RETURN(const auto input, Open(i));
-      for (std::int64_t k = 0; k < input->size(); ++k) {
-        sizes_[i].push_back(input->BytesOf(k));
-      }
+      COHORT_ASSIGN_OR_RETURN(const auto input, data::OpenShardInput(paths_[i], kind_));
+      COHORT_ASSIGN_OR_RETURN(sizes_[i], input->Sizes());
       headers[i] = input->header();
-      progress.Add(input->size(), file_bytes[i]);
+      progress.Add(static_cast<std::int64_t>(sizes_[i].size()), file_bytes[i]);
       return {};
     }));
     for (std::size_t i = 0; i < paths_.size(); ++i) {
@@ -459,7 +271,7 @@ class Sharder {
     std::vector<char> written(outputs_.size());
     const std::size_t runs = std::min(static_cast<std::size_t>(options_.threads), outputs_.size());
     Status status = ForEach(runs, [&](std::size_t run) -> Status {
-      std::shared_ptr<const Input> input;
+      std::shared_ptr<data::ShardInput> input;
       std::size_t open = inputs.size();  // which one that is
       for (std::size_t o = outputs_.size() * run / runs; o < outputs_.size() * (run + 1) / runs;
            ++o) {
@@ -484,10 +296,10 @@ class Sharder {
 
   // False: another thread failed, and the file was given up.
   Result<bool> WriteOne(const Planned& planned, std::vector<Shared>& inputs,
-                        std::shared_ptr<const Input>& input, std::size_t& open,
+                        std::shared_ptr<data::ShardInput>& input, std::size_t& open,
                         data::Progress& progress) const {
     COHORT_ASSIGN_OR_RETURN(const auto output, OpenOutput(planned.path));
-    Piece piece;
+    data::ShardPiece piece;
     std::size_t from = planned.input;
     std::int64_t record = planned.begin;
     for (std::int64_t n = 0; n < planned.records; ++n, ++record) {
@@ -504,6 +316,9 @@ class Sharder {
         return false;  // what is not closed is none
       }
       COHORT_RETURN_IF_ERROR(input->Read(record, piece));
+      if (piece.size() != sizes_[from][static_cast<std::size_t>(record)]) {
+        return Changed(from);
+      }
       COHORT_RETURN_IF_ERROR(output->Write(piece));
       progress.Add(1, piece.size());
     }
@@ -512,21 +327,25 @@ class Sharder {
   }
 
   // The input again, shared with threads that read it now.
-  Result<std::shared_ptr<const Input>> Take(std::size_t i, Shared& shared) const {
+  Result<std::shared_ptr<data::ShardInput>> Take(std::size_t i, Shared& shared) const {
     const std::lock_guard lock(shared.mutex);
-    std::shared_ptr<const Input> input = shared.input.lock();
+    std::shared_ptr<data::ShardInput> input = shared.input.lock();
     if (input == nullptr) {
-      COHORT_ASSIGN_OR_RETURN(input, Open(i));
-      bool same = input->size() == static_cast<std::int64_t>(sizes_[i].size());
-      for (std::int64_t k = 0; same && k < input->size(); ++k) {
-        same = input->BytesOf(k) == sizes_[i][static_cast<std::size_t>(k)];
+      COHORT_ASSIGN_OR_RETURN(input, data::OpenShardInput(paths_[i], kind_));
+      if (input->in_order()) {
+        return input;
       }
-      if (!same) {
-        return DataLoss(paths_[i] + ": changed while it was read");
+      COHORT_ASSIGN_OR_RETURN(const auto sizes, input->Sizes());
+      if (sizes != sizes_[i]) {
+        return Changed(i);
       }
       shared.input = input;
     }
     return input;
+  }
+
+  Status Changed(std::size_t i) const {
+    return DataLoss(paths_[i] + ": changed while it was read");
   }
 
   std::string OutputPath(std::int64_t number) const {
@@ -584,9 +403,10 @@ int DataShardCommand(int argc, char** argv) {
   app.add_option("input", options.inputs, "files of one format, one after another")->required();
   app.add_option("--out", options.prefix, "PREFIX of the files to write")->required();
   app.add_option("--files", options.files, "how many")->required()->check(CLI::Range(1, 1'000'000));
-  app.add_option("--threads", options.threads,
-                 "that read and write; the files do not depend on it. CSV, text and what is packed "
-                 "is in memory, a file for each thread")
+  app.add_option(
+         "--threads", options.threads,
+         "that read and write; the files do not depend on it. CSV, text and packed tar are in "
+         "memory, a file for each thread")
       ->check(CLI::Range(1, 1024));
   app.add_flag("--gzip", options.gzip, "pack each file");
   app.add_flag("--json", options.json, "print a JSON object");

@@ -175,6 +175,7 @@ class UnpackedStore final : public RecordStore {
                   io::Crc32c(bytes_));
   }
   std::uint64_t bytes() const override { return bytes_.size(); }
+  bool in_memory() const override { return true; }
 
  private:
   std::string bytes_;

@@ -25,7 +25,8 @@ class RecordStore {
   virtual std::int64_t Ordinal(std::int64_t i) const = 0;
   virtual std::uint64_t BytesOf(std::int64_t i) const = 0;  // of record `i`, without its frame
   virtual std::uint64_t Digest() const = 0;
-  virtual std::uint64_t bytes() const = 0;  // of the file, unpacked
+  virtual std::uint64_t bytes() const = 0;          // of the file, unpacked
+  virtual bool in_memory() const { return false; }  // unpacked, all of it
 };
 
 // What is left out is counted in `corrupt`.

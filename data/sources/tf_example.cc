@@ -6,7 +6,6 @@
 #include <cohort/data/tf_example.h>
 
 #include <cstring>
-#include <limits>
 
 #include <cohort/io/wire.h>
 
@@ -205,11 +204,10 @@ std::string_view TfKindName(TfFeature::Kind kind) {
 Status ForEachTfFeature(
     std::string_view message,
     const std::function<Status(std::string_view key, std::string_view entry)>& entry) {
-  constexpr std::size_t kMost = std::numeric_limits<std::int32_t>::max();
-  if (message.size() > kMost) {
+  if (message.size() > kMaxTfMessage) {
     return InvalidArgument("a record of " + std::to_string(message.size()) +
                            " bytes is no tf.train.Example, which has at most " +
-                           std::to_string(kMost) +
+                           std::to_string(kMaxTfMessage) +
                            ", as every protobuf message [it may be one of "
                            "raw bytes]");
   }
@@ -220,79 +218,6 @@ Status ForEachTfStepList(
     std::string_view message,
     const std::function<Status(std::string_view key, std::string_view entry)>& entry) {
   return ForEachEntry(message, 2, entry);
-}
-
-std::optional<TfList> PlainTfList(std::string_view entry) {
-  Fields fields(entry);
-  Field key;
-  Field value;
-  Field list;
-  if (!fields.Next(key) || key.number != 1 || key.type != kBytes || !fields.Next(value) ||
-      value.number != 2 || value.type != kBytes || !fields.done()) {
-    return std::nullopt;
-  }
-  Fields feature(value.bytes);
-  if (feature.done() || !feature.Next(list) || list.type != kBytes || list.number > 3 ||
-      !feature.done()) {
-    return std::nullopt;
-  }
-  return TfList{static_cast<TfFeature::Kind>(list.number), list.bytes};
-}
-
-bool PlainTfFloats(std::string_view list, std::span<float> to) {
-  Fields fields(list);
-  Field field;
-  std::size_t n = 0;
-  while (!fields.done()) {
-    if (!fields.Next(field) || field.number != 1 ||
-        (field.type != kFixed32 && field.type != kBytes) ||
-        field.bytes.size() > (to.size() - n) * sizeof(float) ||
-        field.bytes.size() % sizeof(float) != 0) {
-      return false;
-    }
-    if (!field.bytes.empty()) {
-      std::memcpy(to.data() + n, field.bytes.data(), field.bytes.size());
-    }
-    n += field.bytes.size() / sizeof(float);
-  }
-  return n == to.size();
-}
-
-bool PlainTfInts(std::string_view list, std::span<std::int64_t> to) {
-  Fields fields(list);
-  Field field;
-  std::size_t n = 0;
-  while (!fields.done()) {
-    if (!fields.Next(field) || field.number != 1) {
-      return false;
-    }
-    if (field.type == kVarint && n < to.size()) {
-      to[n++] = static_cast<std::int64_t>(field.varint);
-      continue;
-    }
-    Fields packed(field.type == kBytes ? field.bytes : std::string_view());
-    if (field.type != kBytes) {
-      return false;
-    }
-    while (!packed.done()) {
-      std::uint64_t value = 0;
-      if (n == to.size() || !packed.Varint(value)) {
-        return false;
-      }
-      to[n++] = static_cast<std::int64_t>(value);
-    }
-  }
-  return n == to.size();
-}
-
-std::optional<std::string_view> PlainTfString(std::string_view list) {
-  Fields fields(list);
-  Field field;
-  if (fields.done() || !fields.Next(field) || field.number != 1 || field.type != kBytes ||
-      !fields.done()) {
-    return std::nullopt;
-  }
-  return field.bytes;
 }
 
 Status ParseTfEntry(std::string_view entry, TfFeature& feature) {

@@ -2,10 +2,8 @@
 
 #pragma once
 
-#include <cstdint>
+#include <cstddef>
 #include <functional>
-#include <optional>
-#include <span>
 #include <string_view>
 #include <vector>
 
@@ -13,18 +11,8 @@
 
 namespace cohort::data {
 
-// What nearly every map entry is: one key and one list. Others, whose parts are merged, are read by
-// ParseTfEntry, which takes these too.
-struct TfList {
-  TfFeature::Kind kind = TfFeature::Kind::kNone;
-  std::string_view values;  // the message FloatList, Int64List or BytesList
-};
-std::optional<TfList> PlainTfList(std::string_view entry);
-// Whether the list is exactly so many values, packed or not, which are then in `to`.
-bool PlainTfFloats(std::string_view list, std::span<float> to);
-bool PlainTfInts(std::string_view list, std::span<std::int64_t> to);
-// The one string of a list; null: none, or several.
-std::optional<std::string_view> PlainTfString(std::string_view list);
+// The most that a protobuf message may have.
+inline constexpr std::size_t kMaxTfMessage = 0x7FFFFFFF;
 
 // Calls entry(key, map entry) for each entry of the feature map, in the order of the message.
 Status ForEachTfFeature(

@@ -27,6 +27,10 @@ std::unique_ptr<ByteSource> RawSource(std::unique_ptr<RandomAccessFile> file);
 std::unique_ptr<ByteSource> InflateSource(std::unique_ptr<ByteSource> compressed,
                                           Compression compression, std::string name);
 
+// The same bytes. Behind the first MiB a thread of its own fetches them, up to 512 KiB ahead; the
+// end waits for the piece that it is at.
+std::unique_ptr<ByteSource> ReadAheadSource(std::unique_ptr<ByteSource> source);
+
 // Packs; what comes out goes to `write`.
 class Deflater {
  public:

@@ -23,14 +23,18 @@ class StreamRecordReader final : public RecordReader {
         stream_bytes_(stream_bytes) {}
 
   Result<std::optional<std::string_view>> Next() override {
-    COHORT_RETURN_IF_ERROR(broken_);
-    begin_ += std::exchange(delivered_, 0);
-    COHORT_RETURN_IF_ERROR(Fill(kHeaderBytes));
-    if (here() == 0) {
-      return std::optional<std::string_view>();
+    if (!broken_.ok()) {
+      return broken_;
     }
+    begin_ += std::exchange(delivered_, 0);
     if (here() < kHeaderBytes) {
-      return Break(place().ShortHeader(here()));
+      COHORT_RETURN_IF_ERROR(Fill(kHeaderBytes));
+      if (here() == 0) {
+        return std::optional<std::string_view>();
+      }
+      if (here() < kHeaderBytes) {
+        return Break(place().ShortHeader(here()));
+      }
     }
     const RecordHeader header = ParseHeader(buffer_.data() + begin_);
     if (!header.sound) {
@@ -41,9 +45,11 @@ class StreamRecordReader final : public RecordReader {
       return Break(place().ShortRecord(header.length, left));
     }
     const std::uint64_t whole = kHeaderBytes + header.length + kFooterBytes;
-    COHORT_RETURN_IF_ERROR(Fill(whole));
     if (here() < whole) {
-      return Break(place().ShortRecord(header.length, here() - kHeaderBytes));
+      COHORT_RETURN_IF_ERROR(Fill(whole));
+      if (here() < whole) {
+        return Break(place().ShortRecord(header.length, here() - kHeaderBytes));
+      }
     }
     const std::string_view record(buffer_.data() + begin_ + kHeaderBytes, header.length);
     const RecordPlace at = place();
@@ -151,8 +157,13 @@ Result<std::unique_ptr<RecordReader>> RecordReader::Open(FileSystem& files, cons
   if (*compression == Compression::kNone) {
     return std::make_unique<StreamRecordReader>(std::move(source), path, *compression, size);
   }
-  return std::make_unique<StreamRecordReader>(InflateSource(std::move(source), *compression, path),
-                                              path, *compression, ~std::uint64_t{0});
+  source = InflateSource(std::move(source), *compression, path);
+  // Others may wait for a server, which the end of a reader does not.
+  if (&files == &FileSystem::Local()) {
+    source = ReadAheadSource(std::move(source));
+  }
+  return std::make_unique<StreamRecordReader>(std::move(source), path, *compression,
+                                              ~std::uint64_t{0});
 }
 
 RecordFile::RecordFile(std::unique_ptr<RandomAccessFile> file, std::string path,

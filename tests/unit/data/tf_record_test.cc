@@ -563,6 +563,21 @@ TEST_F(TfRecordsTest, WhatIsUnusualAboutFilesIsSaidOnce) {
   EXPECT_EQ(OrThrow(TfRecords({good, none}, {.features = all_, .log = options.log})).size(), 9);
   EXPECT_EQ(said.size(), 1U);
 
+  // Packed files are in the memory of every process.
+  said.clear();
+  const std::string packed =
+      Write("packed", std::vector<std::string>(9, golden_), io::Compression::kGzip);
+  std::vector<LogLevel> levels;
+  const Log all([&](LogLevel level, std::string_view message) {
+    levels.push_back(level);
+    said.emplace_back(message);
+  });
+  OrThrow(TfRecords({good, packed}, {.features = all_, .log = all}));
+  ASSERT_EQ(said.size(), 1U);
+  EXPECT_EQ(levels, std::vector<LogLevel>{LogLevel::kInfo});
+  EXPECT_THAT(said[0], AllOf(HasSubstr("1 of 2 files are packed"),
+                             HasSubstr(std::to_string(9 * golden_.size()) + " bytes")));
+
   // The budget as a part: 1 of 18.
   options.max_corrupt_fraction = 0.06;
   EXPECT_TRUE(TfRecords({bad, good}, options).ok());

@@ -240,6 +240,47 @@ TEST_F(RawRecordFile, FlushedRecordsAreSeenByAReader) {
   }
 }
 
+// Large packed files are unpacked by a thread, ahead of who reads: the same records and errors.
+TEST_F(RawRecordFile, PackedFilesAreUnpackedAhead) {
+  std::vector<std::string> records;
+  for (int i = 0; i < 600; ++i) {
+    records.emplace_back(static_cast<std::size_t>(i % 50) * 977, static_cast<char>('a' + i % 26));
+  }
+  for (const Compression c : {Compression::kGzip, Compression::kZlib}) {
+    const std::string path = Write(records, c);
+    {
+      const auto reader = OrThrow(RecordReader::Open(FileSystem::Local(), path));
+      for (const std::string& record : records) {
+        ASSERT_EQ(OrThrow(reader->Next()), record);
+      }
+      for (int again = 0; again < 2; ++again) {
+        EXPECT_EQ(OrThrow(reader->Next()), std::nullopt) << "the end stays";
+      }
+    }
+    for (const int taken : {1, 100, 300, 599}) {  // ends anywhere
+      const auto reader = OrThrow(RecordReader::Open(FileSystem::Local(), path));
+      for (int i = 0; i < taken; ++i) {
+        ASSERT_TRUE(reader->Next().ok());
+      }
+    }
+    // Cut off near the end: the records before it, then an error that stays.
+    const std::string bytes = OrThrow(ReadFile(FileSystem::Local(), path));
+    OrThrow(WriteFileAtomically(FileSystem::Local(), path, bytes.substr(0, bytes.size() * 9 / 10)));
+    const auto reader = OrThrow(RecordReader::Open(FileSystem::Local(), path));
+    std::size_t sound = 0;
+    while (reader->Next().ok()) {
+      ++sound;
+    }
+    EXPECT_GT(sound, 400U);
+    EXPECT_LT(sound, records.size());
+    for (int again = 0; again < 2; ++again) {
+      const Status status = reader->Next().status();
+      EXPECT_EQ(status.code(), StatusCode::kDataLoss);
+      EXPECT_NE(status.message().find("cut off"), std::string::npos) << status.message();
+    }
+  }
+}
+
 TEST_F(RawRecordFile, AfterAReadErrorTheSameRecordIsTriedAgain) {
   const std::vector<std::string> records = {std::string(400'000, 'a'), std::string(900'000, 'b'),
                                             "c"};

@@ -79,8 +79,8 @@ struct TfRecordOptions {
   // be read is DataLoss too: nobody knows how many records that has.
   double max_corrupt_fraction = 1;
   CorruptRecords* corrupt = nullptr;  // kSkip: where that is counted
-  // What is said once, when all files are open: what was left out, which files have no records, and
-  // which are given twice.
+  // What is said once, when all files are open: what was left out, which files have no records,
+  // which are given twice, and how much is packed, which every process unpacks into its memory.
   Log log = {};
   FileSystem* files = &FileSystem::Local();
 };
