@@ -60,8 +60,9 @@ struct RecordedStep::Recording {
   struct Input {
     DType dtype = DType::kFloat32;
     Shape shape;
-    const std::byte* on_device = nullptr;  // read where it is; nullptr: comes through `staged`
-    Tensor staged;                         // in the host's memory
+    const std::byte* on_device = nullptr;  // read where it is; nullptr: copied to `placed`
+    bool page_locked = false;  // then from where it is, before the graph; else through `staged`
+    Tensor staged;             // in the host's memory
     Tensor placed;
   };
   std::vector<Input> inputs;
@@ -82,13 +83,18 @@ RecordedStep::RecordedStep(ParameterSet& parameters, Workspace& workspace)
 
 RecordedStep::~RecordedStep() = default;
 
+bool RecordedStep::PageLocked(const Tensor& input) const {
+  return input.space() == MemorySpace::kHost && workspace_.device().PageLocked(input.raw());
+}
+
 RecordedStep::Recording& RecordedStep::Find(std::span<const Tensor> inputs, float loss_seed,
                                             Precision precision) {
   const auto alike = [&](const Recording& r) {
     return r.precision == precision &&
-           std::ranges::equal(r.inputs, inputs, [](const Recording::Input& a, const Tensor& b) {
+           std::ranges::equal(r.inputs, inputs, [this](const Recording::Input& a, const Tensor& b) {
              return a.dtype == b.dtype() && a.shape == b.shape() &&
-                    a.on_device == (b.space() == MemorySpace::kDevice ? b.raw() : nullptr);
+                    a.on_device == (b.space() == MemorySpace::kDevice ? b.raw() : nullptr) &&
+                    a.page_locked == PageLocked(b);
            });
   };
   const auto same = [&](const Recording& r) { return r.loss_seed == loss_seed && alike(r); };
@@ -109,6 +115,7 @@ RecordedStep::Recording& RecordedStep::Find(std::span<const Tensor> inputs, floa
         {.dtype = input.dtype(),
          .shape = input.shape(),
          .on_device = input.space() == MemorySpace::kDevice ? input.raw() : nullptr,
+         .page_locked = PageLocked(input),
          .staged = {},
          .placed = {}});
   }
@@ -149,7 +156,9 @@ Result<std::vector<Tensor>> RecordedStep::Feed(Recording& recording, Stream& str
   if (++recording.fed == 1 && recording.replayable) {
     for (Recording::Input& input : recording.inputs) {
       if (input.on_device == nullptr) {
-        input.staged = workspace_.TakeHost(input.dtype, input.shape);
+        if (!input.page_locked) {
+          input.staged = workspace_.TakeHost(input.dtype, input.shape);
+        }
         input.placed = workspace_.Take(input.dtype, input.shape);
       }
     }
@@ -178,10 +187,10 @@ bool RecordedStep::Capture(Recording& recording, Stream& stream, GradientSink& s
     for (std::size_t i = 0; i < inputs.size(); ++i) {
       const Recording::Input& input = recording.inputs[i];
       placed.push_back(input.on_device == nullptr ? input.placed : inputs[i]);
-      if (input.on_device == nullptr) {
-        device.Copy(stream, input.staged.raw(), input.placed.raw(), input.placed.bytes());
-      } else {
+      if (input.on_device != nullptr) {
         recording.kept.push_back(inputs[i]);
+      } else if (!input.page_locked) {
+        device.Copy(stream, input.staged.raw(), input.placed.raw(), input.placed.bytes());
       }
     }
     Tape tape(parameters_, stream, workspace_, options);
@@ -203,7 +212,10 @@ Result<std::vector<Tensor>> RecordedStep::Replay(Recording& recording, Stream& s
                                                  GradientSink& sink, std::span<const Tensor> inputs,
                                                  std::chrono::milliseconds timeout) {
   for (std::size_t i = 0; i < inputs.size(); ++i) {
-    if (const Recording::Input& input = recording.inputs[i]; input.on_device == nullptr) {
+    const Recording::Input& input = recording.inputs[i];
+    if (input.page_locked) {
+      workspace_.device().Copy(stream, inputs[i].raw(), input.placed.raw(), inputs[i].bytes());
+    } else if (input.on_device == nullptr) {
       std::copy_n(inputs[i].raw(), inputs[i].bytes(), input.staged.raw());
     }
   }

@@ -46,12 +46,15 @@ Tensor Tape::Place(const Tensor& tensor) {
   if (tensor.space() == workspace_.device().memory_space()) {
     return tensor;
   }
-  // Through memory that the copy need not wait for: the caller's may be any.
-  Tensor staged = workspace_.TakeHost(tensor.dtype(), tensor.shape());
-  std::copy_n(tensor.raw(), tensor.bytes(), staged.raw());
+  // From memory that the copy need not wait for: a batch's is, other may be any.
+  Tensor from = tensor;
+  if (!workspace_.device().PageLocked(tensor.raw())) {
+    from = workspace_.TakeHost(tensor.dtype(), tensor.shape());
+    std::copy_n(tensor.raw(), tensor.bytes(), from.raw());
+    Keep(from);
+  }
   Tensor placed = workspace_.Take(tensor.dtype(), tensor.shape());
-  workspace_.device().Copy(stream_, staged.raw(), placed.raw(), tensor.bytes());
-  Keep(std::move(staged));
+  workspace_.device().Copy(stream_, from.raw(), placed.raw(), tensor.bytes());
   Keep(placed);
   return placed;
 }

@@ -60,6 +60,25 @@ class FarMemory {
     blocks_.erase(block);
   }
 
+  // Memory of the host that copies need not wait for.
+  std::shared_ptr<std::byte> TakeHost(std::size_t bytes, std::string_view what,
+                                      const std::shared_ptr<FarMemory>& self) {
+    std::shared_ptr<std::byte> block = CpuDevice()->AllocateHost(bytes, what);
+    std::byte* const address = block.get();
+    const std::lock_guard lock(mutex_);
+    host_[address] = bytes;
+    return {address, [self, block = std::move(block)](std::byte* gone) {
+              const std::lock_guard held(self->mutex_);
+              self->host_.erase(gone);
+            }};
+  }
+
+  bool IsHost(const std::byte* address) const {
+    const std::lock_guard lock(mutex_);
+    auto block = host_.upper_bound(address);
+    return block != host_.begin() && address < (--block)->first + block->second;
+  }
+
   bool IsFar(const void* address) const {
     const auto* at = static_cast<const std::byte*>(address);
     return at >= far_ && at < far_ + kSpace;
@@ -90,7 +109,8 @@ class FarMemory {
   std::byte* far_ = nullptr;
   mutable std::mutex mutex_;
   std::size_t next_ = 0;
-  std::map<std::size_t, Block> blocks_;  // by offset; those that were not freed
+  std::map<std::size_t, Block> blocks_;           // by offset; those that were not freed
+  std::map<const std::byte*, std::size_t> host_;  // bytes at each of TakeHost's
 };
 
 // One device's view of the machine's memory.
@@ -520,8 +540,9 @@ class FarDevice final : public Device, public std::enable_shared_from_this<FarDe
             }};
   }
   std::shared_ptr<std::byte> AllocateHost(std::size_t bytes, std::string_view what) override {
-    return CpuDevice()->AllocateHost(bytes, what);
+    return view_.memory->TakeHost(bytes, what, view_.memory);
   }
+  bool PageLocked(const std::byte* address) const override { return view_.memory->IsHost(address); }
   void Copy(Stream& stream, const std::byte* from, std::byte* to, std::size_t bytes) override {
     if (bytes == 0) {
       return;

@@ -3,7 +3,8 @@
 // What its Allocate returns are addresses of pages that nobody may touch: a load or store of the
 // host through one of them crashes at once. The bytes lie elsewhere in the process; the device's
 // kernels, which are the CPU's, and its copies find them. A kernel that is given the host's memory,
-// another device's, or memory that was freed throws ContractError. New memory holds NaNs.
+// another device's, or memory that was freed throws ContractError. New memory holds NaNs. What
+// AllocateHost returns is the host's memory, and PageLocked.
 //
 // Its streams run their work late (late_stream.h), so that a missing WaitFor shows. Memory that is
 // freed is out of reach from then on: what still runs on it crashes.

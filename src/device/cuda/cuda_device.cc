@@ -32,6 +32,14 @@ class CudaDevice final : public Device, public std::enable_shared_from_this<Cuda
   std::shared_ptr<std::byte> AllocateHost(std::size_t bytes, std::string_view what) override {
     return Keeping(gpu_->pinned->Allocate(bytes, what));
   }
+  bool PageLocked(const std::byte* address) const override {
+    cudaPointerAttributes attributes{};
+    if (cudaPointerGetAttributes(&attributes, address) != cudaSuccess) {
+      (void)cudaGetLastError();
+      return false;
+    }
+    return attributes.type == cudaMemoryTypeHost;
+  }
 
   void Copy(Stream& stream, const std::byte* from, std::byte* to, std::size_t bytes) override {
     StreamState& state = *AsCuda(stream).state();

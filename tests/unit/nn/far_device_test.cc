@@ -7,6 +7,7 @@
 #include <cohort/nn/models.h>
 #include <cohort/nn/operations.h>
 
+#include <algorithm>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -227,6 +228,32 @@ INSTANTIATE_TEST_SUITE_P(Layers, FarModel, ::testing::ValuesIn(kCases),
                          [](const ::testing::TestParamInfo<Case>& c) {
                            return std::string(c.param.name);
                          });
+
+// What lies in page-locked memory is copied from there; the rest goes through memory of the
+// workspace.
+TEST(FarInputs, ArePlacedWithoutACopyOnTheHostWhereTheyArePageLocked) {
+  const auto device = MakeFarDevice();
+  ParameterSet declared;
+  const Dense dense(declared, "dense", 300, 2);
+  declared.Build();
+  const auto stream = device->MakeStream();
+  ParameterSet parameters = declared.CopyOn(*device, *stream);
+  const Tensor plain = RandomTensor({40, 300}, 1);
+  Tensor locked(plain.dtype(), plain.shape(), device->AllocateHost(plain.bytes(), "a batch"));
+  std::copy_n(plain.raw(), plain.bytes(), locked.raw());
+  std::vector<std::vector<float>> results;
+  std::vector<std::int64_t> taken;
+  for (const Tensor& input : {plain, locked}) {
+    Workspace workspace(device);
+    Tape tape(parameters, *stream, workspace, {.intra_op_threads = 1});
+    const Tensor out = tape.Fetch(dense(tape.Input(input)));
+    ASSERT_EQ(tape.Finish(), OkStatus());
+    results.emplace_back(out.data<float>().begin(), out.data<float>().end());
+    taken.push_back(workspace.bytes());
+  }
+  EXPECT_EQ(results[0], results[1]);
+  EXPECT_LE(taken[1] + static_cast<std::int64_t>(plain.bytes()), taken[0]);
+}
 
 TEST(FarModelErrors, ALabelOutOfRangeIsFinishsStatus) {
   const auto device = MakeFarDevice();

@@ -148,6 +148,33 @@ TEST(RecordedStep, HasTheBitsOfFedSteps) {
   EXPECT_EQ(recorded.step->replays(), 12 - 2 - 2) << "two of each size are fed";
 }
 
+// A copy in memory that a device copies from by itself.
+std::vector<Tensor> PageLocked(Device& device, const std::vector<Tensor>& batch) {
+  std::vector<Tensor> copies;
+  for (const Tensor& tensor : batch) {
+    copies.emplace_back(tensor.dtype(), tensor.shape(),
+                        device.AllocateHost(tensor.bytes(), "a batch"));
+    std::copy_n(tensor.raw(), tensor.bytes(), copies.back().raw());
+    EXPECT_TRUE(device.PageLocked(copies.back().raw()));
+    EXPECT_FALSE(device.PageLocked(tensor.raw()));
+  }
+  return copies;
+}
+
+// Batches in page-locked memory are copied from where they are, wherever each lies; those of other
+// memory have a recording of their own.
+TEST(RecordedStep, TakesPageLockedBatchesFromWhereTheyAre) {
+  Bench recorded;
+  Bench fed;
+  std::vector<std::vector<Tensor>> kept;  // so that no two lie in one place
+  for (int i = 1; i <= 10; ++i) {
+    const std::vector<Tensor> batch = Batch(5, static_cast<std::uint64_t>(i));
+    kept.push_back(i % 3 == 0 ? batch : PageLocked(*recorded.device, batch));
+    ASSERT_EQ(recorded.Train(i, kept.back(), true), fed.Train(i, batch, false)) << "step " << i;
+  }
+  EXPECT_EQ(recorded.step->replays(), 10 - 2 - 2);
+}
+
 TEST(RecordedStep, IsRecordedAnewWhereGradientsMove) {
   Bench recorded;
   Bench fed;

@@ -48,6 +48,8 @@ class Device {
   // Memory of the host that copies to and from the device reach at full speed, and that they need
   // not wait for.
   virtual std::shared_ptr<std::byte> AllocateHost(std::size_t bytes, std::string_view what) = 0;
+  // Whether this is such memory, of this device or another of its kind. Where it is not known, no.
+  virtual bool PageLocked(const std::byte* /*address*/) const { return false; }
   // Puts a copy on the stream; each side is the host's memory, this device's, or that of another of
   // its kind, and must stay until then. Memory of the host that AllocateHost did not make may block
   // the caller until it is copied.

@@ -57,6 +57,7 @@ class RecordedStep {
 
  private:
   struct Recording;
+  bool PageLocked(const Tensor& input) const;
   Recording& Find(std::span<const Tensor> inputs, float loss_seed, Precision precision);
   Result<std::vector<Tensor>> Feed(Recording& recording, Stream& stream, GradientSink& sink,
                                    const TapeOptions& options, std::span<const Tensor> inputs,
