@@ -1,12 +1,21 @@
 #include "parameter_server/dataset.h"
 
 #include <algorithm>
+#include <chrono>
 #include <utility>
 
 namespace cohort::ps {
 namespace {
 
 using NextBatch = Result<std::optional<DistributedBatch>>;
+
+// The next batch of an iterator; adds to `seconds` what it took.
+Result<std::optional<data::Batch>> Timed(data::BatchIterator& iterator, double& seconds) {
+  const auto before = std::chrono::steady_clock::now();
+  Result<std::optional<data::Batch>> batch = iterator.Next();
+  seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - before).count();
+  return batch;
+}
 
 DistributedBatch OneReplica(data::Batch batch, std::int64_t epoch, std::int64_t index) {
   DistributedBatch distributed;
@@ -31,16 +40,18 @@ class Reader {
   }
   Result<std::optional<data::Batch>> Next() {
     Result<std::optional<data::Batch>> batch =
-        ahead_.has_value() ? *std::exchange(ahead_, std::nullopt) : iterator_->Next();
+        ahead_.has_value() ? *std::exchange(ahead_, std::nullopt) : Timed(*iterator_, seconds_);
     if (batch.ok() && batch->has_value() && feed_.looks_ahead()) {
-      ahead_ = iterator_->Next();
+      ahead_ = Timed(*iterator_, seconds_);
       feed_.next(ahead_->ok() && (*ahead_)->has_value() ? &***ahead_ : nullptr);
     }
     return batch;
   }
+  double seconds() const { return seconds_; }  // in the iterators
 
  private:
   const Feed& feed_;
+  double seconds_ = 0;
   std::unique_ptr<data::BatchIterator> iterator_;
   std::optional<Result<std::optional<data::Batch>>> ahead_;
 };
@@ -87,6 +98,9 @@ class SplitDataset final : public DistributedDataset {
       reader_.Open(std::move(iterator));
     }
   }
+
+  std::int64_t batches_per_epoch() const override { return dataset_.batches_per_epoch(); }
+  double input_seconds() const override { return reader_.seconds(); }
 
  private:
   void Drop() {
@@ -156,6 +170,9 @@ class RoundDataset final : public DistributedDataset {
     }
     return BatchOf(**part);
   }
+
+  std::int64_t batches_per_epoch() const override { return dataset_.batches_per_epoch(); }
+  double input_seconds() const override { return reader_.seconds(); }
 
  private:
   // Nothing: the epoch is over.
@@ -231,16 +248,20 @@ class WholeDataset final : public DistributedDataset {
 
   NextBatch Next() override {
     Require(iterator_ != nullptr, "Next after BeginEpoch");
-    COHORT_ASSIGN_OR_RETURN(std::optional<data::Batch> batch, iterator_->Next());
+    COHORT_ASSIGN_OR_RETURN(std::optional<data::Batch> batch, Timed(*iterator_, seconds_));
     if (!batch.has_value()) {
       return std::optional<DistributedBatch>();
     }
     return std::optional(OneReplica(*std::move(batch), epoch_, index_++));
   }
 
+  std::int64_t batches_per_epoch() const override { return dataset_.batches_per_epoch(); }
+  double input_seconds() const override { return seconds_; }
+
  private:
   const data::Dataset dataset_;
   const std::function<Status()> begin_;
+  double seconds_ = 0;
   std::unique_ptr<data::BatchIterator> iterator_;
   std::int64_t epoch_ = 0;
   std::int64_t index_ = 0;
@@ -250,6 +271,8 @@ class EmptyDataset final : public DistributedDataset {
  public:
   Status BeginEpoch(std::int64_t /*epoch*/, std::int64_t /*first_batch*/) override { return {}; }
   NextBatch Next() override { return std::optional<DistributedBatch>(); }
+  std::int64_t batches_per_epoch() const override { return 0; }
+  double input_seconds() const override { return 0; }
 };
 
 }  // namespace

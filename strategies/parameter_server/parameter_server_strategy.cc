@@ -708,10 +708,10 @@ Result<std::unique_ptr<DistributedDataset>> Implementation::Distribute(
   if (dataset.batch_size() < 1) {
     return InvalidArgument("a data set to distribute is in batches [Batch(size)]");
   }
-  if (options.policy == data::ShardPolicy::kFile || options.policy == data::ShardPolicy::kOff) {
+  if (data::HasOwnOrder(options.policy) || options.policy == data::ShardPolicy::kOff) {
     return InvalidArgument(
         "under a parameter server the data is handed out on demand, in splits of one order: "
-        "InputOptions::policy kFile and kOff have no meaning [kAuto or kData]");
+        "InputOptions::policy kFile, kHint, kOwn and kOff have no meaning [kAuto or kData]");
   }
   if (options.evaluation) {
     return evaluates() ? ps::MakeWholeDataset(

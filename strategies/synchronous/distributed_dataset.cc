@@ -1,6 +1,6 @@
 #include "synchronous/distributed_dataset.h"
 
-#include <algorithm>
+#include <chrono>
 #include <utility>
 
 namespace cohort {
@@ -8,24 +8,13 @@ namespace {
 
 class SynchronousDataset final : public DistributedDataset {
  public:
-  // How a batch of `size` examples, of which the iterator gives part, is cut: replica r gets
-  // [begin(size, r), begin(size, r + 1)) of that part.
-  struct Cut {
-    int workers = 1;  // as data::IterateOptions has them
-    int worker = 0;
-    int span = 1;
-    int replicas = 1;
-    data::ShardPolicy policy = data::ShardPolicy::kAuto;
-  };
-  SynchronousDataset(const data::Dataset& dataset, const Cut& cut) : dataset_(dataset), cut_(cut) {}
+  SynchronousDataset(const data::Dataset& dataset, data::IterateOptions part, int replicas,
+                     std::int64_t batches)
+      : dataset_(dataset), part_(std::move(part)), replicas_(replicas), batches_(batches) {}
 
   Status BeginEpoch(std::int64_t epoch, std::int64_t first_batch) override {
     iterator_.reset();  // its threads end before others begin
-    data::IterateOptions options;
-    options.num_workers = cut_.workers;
-    options.worker = cut_.worker;
-    options.span = cut_.span;
-    options.policy = cut_.policy;
+    data::IterateOptions options = part_;
     options.epoch = epoch;
     options.first_batch = first_batch;
     COHORT_ASSIGN_OR_RETURN(iterator_, dataset_.Iterate(options));
@@ -36,17 +25,20 @@ class SynchronousDataset final : public DistributedDataset {
 
   Result<std::optional<DistributedBatch>> Next() override {
     Require(iterator_ != nullptr, "Next after BeginEpoch");
-    COHORT_ASSIGN_OR_RETURN(std::optional<data::Batch> part, iterator_->Next());
+    const SteadyClock::time_point before = SteadyClock::now();
+    Result<std::optional<data::Batch>> next = iterator_->Next();
+    waited_ += SteadyClock::now() - before;
+    COHORT_ASSIGN_OR_RETURN(std::optional<data::Batch> part, std::move(next));
     if (!part.has_value()) {
       return std::optional<DistributedBatch>();
     }
     DistributedBatch batch;
     batch.epoch = epoch_;
     batch.index = index_++;
-    if (cut_.replicas == 1) {
+    if (replicas_ == 1) {
       batch.replicas.push_back(*std::move(part));
     } else {
-      for (int r = 0; r < cut_.replicas; ++r) {
+      for (int r = 0; r < replicas_; ++r) {
         batch.replicas.push_back(
             part->Slice(Begin(batch.index, part->size, r), Begin(batch.index, part->size, r + 1)));
       }
@@ -54,21 +46,29 @@ class SynchronousDataset final : public DistributedDataset {
     return std::optional<DistributedBatch>(std::move(batch));
   }
 
+  std::int64_t batches_per_epoch() const override { return batches_; }
+  double input_seconds() const override { return waited_.count(); }
+
  private:
+  using SteadyClock = std::chrono::steady_clock;
+
   // Where replica r's slice of the part of batch `index` begins. A shard's place is that in the
   // whole batch, since others cut the same batch elsewhere.
   std::int64_t Begin(std::int64_t index, std::int64_t part, int r) const {
-    if (cut_.span == 1) {
-      return data::PartBegin(part, cut_.replicas, r);
+    if (part_.span == 1) {
+      return data::PartBegin(part, replicas_, r);
     }
     const std::int64_t whole = dataset_.SizeOfBatch(index);
-    return data::PartBegin(whole, cut_.workers, cut_.worker + r) -
-           data::PartBegin(whole, cut_.workers, cut_.worker);
+    return data::PartBegin(whole, part_.num_workers, part_.worker + r) -
+           data::PartBegin(whole, part_.num_workers, part_.worker);
   }
 
   const data::Dataset dataset_;
-  const Cut cut_;
+  const data::IterateOptions part_;
+  const int replicas_;
+  const std::int64_t batches_;
   std::unique_ptr<data::BatchIterator> iterator_;
+  std::chrono::duration<double> waited_{0};
   std::int64_t epoch_ = 0;
   std::int64_t index_ = 0;
 };
@@ -88,6 +88,8 @@ class AheadDataset final : public DistributedDataset {
     offer_([this] { return Peek(); });
     return next_.has_value() ? *std::exchange(next_, std::nullopt) : batches_->Next();
   }
+  std::int64_t batches_per_epoch() const override { return batches_->batches_per_epoch(); }
+  double input_seconds() const override { return batches_->input_seconds(); }
 
  private:
   const DistributedBatch* Peek() {
@@ -109,21 +111,11 @@ std::unique_ptr<DistributedDataset> LookAhead(std::unique_ptr<DistributedDataset
   return std::make_unique<AheadDataset>(std::move(batches), std::move(offer));
 }
 
-std::unique_ptr<DistributedDataset> MakeSynchronousDataset(const data::Dataset& dataset,
-                                                           int processes, int process, int replicas,
-                                                           data::ShardPolicy policy) {
-  return std::make_unique<SynchronousDataset>(dataset, SynchronousDataset::Cut{.workers = processes,
-                                                                               .worker = process,
-                                                                               .span = 1,
-                                                                               .replicas = replicas,
-                                                                               .policy = policy});
-}
-
-std::unique_ptr<DistributedDataset> MakeShardedDataset(const data::Dataset& dataset, int shards,
-                                                       int first, int count) {
-  return std::make_unique<SynchronousDataset>(
-      dataset, SynchronousDataset::Cut{
-                   .workers = shards, .worker = first, .span = count, .replicas = count});
+Result<std::unique_ptr<DistributedDataset>> MakeSynchronousDataset(const data::Dataset& dataset,
+                                                                   data::IterateOptions part,
+                                                                   int replicas) {
+  COHORT_ASSIGN_OR_RETURN(const std::int64_t batches, dataset.CountBatches(part));
+  return std::make_unique<SynchronousDataset>(dataset, std::move(part), replicas, batches);
 }
 
 }  // namespace cohort

@@ -12,14 +12,12 @@
 
 namespace cohort {
 
-// Of `processes`, this is number `process`; it has `replicas`.
-std::unique_ptr<DistributedDataset> MakeSynchronousDataset(const data::Dataset& dataset,
-                                                           int processes, int process, int replicas,
-                                                           data::ShardPolicy policy);
-// Of `shards` into which every global batch is cut, this process has `count` from `first` on, each
-// a replica's part.
-std::unique_ptr<DistributedDataset> MakeShardedDataset(const data::Dataset& dataset, int shards,
-                                                       int first, int count);
+// The part of the data that `part` says; its epoch and first_batch are BeginEpoch's. A batch of it
+// is cut among so many replicas: where part.span is more than 1 each of them is a worker of its
+// own, else the batch is a process's. InvalidArgument: as Dataset::CountBatches.
+Result<std::unique_ptr<DistributedDataset>> MakeSynchronousDataset(const data::Dataset& dataset,
+                                                                   data::IterateOptions part,
+                                                                   int replicas);
 
 // The same batches. `offer` gets, before each is handed out, a look at the one that comes after it
 // in the epoch (nullptr: none, or its error comes in its turn), which is good until it is called

@@ -1,12 +1,10 @@
 #include "synchronous/synchronous_strategy.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <limits>
 #include <utility>
 
-#include <cohort/core/random.h>
 #include <cohort/optim/server_side.h>
 
 #include <cohort/strategies/synchronous.h>
@@ -14,7 +12,6 @@
 #include "parameter_server/layout.h"
 #include "synchronous/agreement.h"
 #include "synchronous/cores.h"
-#include "synchronous/distributed_dataset.h"
 #include "synchronous/local_rows.h"
 #include "synchronous/tensors.h"
 
@@ -433,63 +430,6 @@ Status SynchronousStrategy::MakeReducer(ParameterSet& parameters) {
   reducer_ = std::move(made).value();
   squares_.resize(reducer_->plan().chunks.size());
   return {};
-}
-
-Result<std::unique_ptr<DistributedDataset>> SynchronousStrategy::Distribute(
-    const data::Dataset& dataset, const InputOptions& options) {
-  const bool whole_batches = options.policy == data::ShardPolicy::kOff;
-  const bool by_file = options.policy == data::ShardPolicy::kFile;
-  const int replicas = whole_batches ? num_local_replicas() : num_replicas_in_sync();
-  if (dataset.batch_size() < replicas) {
-    return InvalidArgument("a global batch of " + std::to_string(dataset.batch_size()) +
-                           " examples for " + std::to_string(replicas) +
-                           " replicas [Batch() with at least one example per replica]");
-  }
-  if (options_.virtual_shards > 0 && (whole_batches || by_file)) {
-    return InvalidArgument(
-        "virtual shards are cut from global batches: InputOptions::policy kFile and kOff have none "
-        "[kAuto or kData, or no virtual_shards]");
-  }
-  if (communicator_ != nullptr) {
-    std::string division = whole_batches ? "not at all" : "by record";
-    if (by_file) {  // every process works out the shares of all
-      std::uint64_t digest = 0;
-      for (const data::FileRange& file : dataset.source().files()) {
-        const std::int64_t place[] = {file.begin, file.end, file.bytes};
-        digest = Hash64({reinterpret_cast<const char*>(place), sizeof(place)}, digest);
-      }
-      division = "by file, sizes of the files with digest " + std::to_string(digest);
-    }
-    COHORT_RETURN_IF_ERROR(Compare(
-        "datasets",
-        {std::to_string(dataset.size()) + " examples in global batches of " +
-             std::to_string(dataset.batch_size()),
-         "content and order with digest " + std::to_string(dataset.Fingerprint()),
-         "examples divided " + division},
-        "make the same dataset on every process: same files, seed, stages, global batch and "
-        "policy"));
-  }
-  if (by_file) {
-    data::IterateOptions part;
-    part.num_workers = num_processes_;
-    part.worker = rank_;
-    part.policy = options.policy;
-    COHORT_RETURN_IF_ERROR(dataset.CountBatches(part).status());
-  }
-  if (!options.evaluation) {
-    usual_weight_ = static_cast<double>(
-        std::bit_floor(static_cast<std::uint64_t>(dataset.batch_size() / replicas)));
-  }
-  if (options_.virtual_shards > 0) {
-    return MakeShardedDataset(dataset, num_replicas_in_sync(), rank_ * local_replicas_,
-                              local_replicas_);
-  }
-  auto batches =
-      MakeSynchronousDataset(dataset, num_processes_, rank_, gang_.size(), options.policy);
-  if (options.evaluation || membership_->num_row_servers() == 0) {
-    return batches;
-  }
-  return LookAhead(std::move(batches), [this](PeekNext peek) { peek_next_ = std::move(peek); });
 }
 
 Status SynchronousStrategy::ReduceGradients(std::span<const std::span<float>> gradients,

@@ -51,6 +51,9 @@ class SynchronousStrategy final : public Strategy {
   bool is_chief() const override { return rank_ == 0; }
   int num_replicas_in_sync() const override { return num_processes_ * local_replicas_; }
   int num_local_replicas() const override { return local_replicas_; }
+  InputContext input_context() const override {
+    return {.num_input_pipelines = num_processes_, .input_pipeline_id = rank_};
+  }
 
   Status Bind(ParameterSet& parameters, std::unique_ptr<Optimizer> optimizer) override;
   Result<std::unique_ptr<DistributedDataset>> Distribute(const data::Dataset& dataset,
@@ -153,6 +156,9 @@ class SynchronousStrategy final : public Strategy {
   Result<StepResult> Finish(Totals& totals) const;
   StepResult ResultOf(Totals& totals) const;
   Status Fail(const Status& status);
+  // Of a data set whose examples are this process's own: the batches that all have.
+  Result<std::int64_t> AgreeOnBatches(const data::Dataset& dataset,
+                                      const data::IterateOptions& part);
   // Waits for an operation of the job; tells why it failed.
   Status Meet(Communicator::Pending pending);
   Status Compare(std::string_view what, const std::vector<std::string>& lines,

@@ -9,6 +9,8 @@
 #include <optional>
 #include <utility>
 
+#include <cohort/core/random.h>
+
 #include "event_log.h"
 #include "snapshot.h"
 
@@ -158,6 +160,14 @@ struct Trainer::State {
 
   Status SaveAt(std::int64_t at_epoch, std::int64_t at_batch);
   Status ResumeAtExample();
+  Status CheckPlace() const;
+  Result<std::uint64_t> FingerprintOf(const data::Dataset& data) const;
+  // Where training stands in orders that are the processes' own.
+  std::string OwnPlace(std::int64_t at_epoch, std::int64_t at_batch) const {
+    return fmt::format("batch {} of epoch {}, divided {} among {} processes", at_batch, at_epoch,
+                       data::DivisionName(options.policy),
+                       strategy.input_context().num_input_pipelines);
+  }
 
   // Whether any process was told to stop; every process of a synchronous job gets the same answer.
   Result<bool> AgreeToStop() {
@@ -175,8 +185,8 @@ struct Trainer::State {
     return any.value.data<std::int32_t>()[0] != 0;
   }
 
-  Result<EpochResult> TrainEpoch(DistributedDataset& dataset, std::int64_t batches,
-                                 const StepFn& step, Trainer& trainer, bool* stopped);
+  Result<EpochResult> TrainEpoch(DistributedDataset& dataset, const StepFn& step, Trainer& trainer,
+                                 bool* stopped);
 };
 
 Trainer::Trainer(Strategy& strategy, ParameterSet& parameters, TrainerOptions options)
@@ -186,21 +196,29 @@ Trainer::Trainer(Strategy& strategy, ParameterSet& parameters, TrainerOptions op
 
 Trainer::~Trainer() = default;
 
-Result<EpochResult> Trainer::State::TrainEpoch(DistributedDataset& dataset, std::int64_t batches,
-                                               const StepFn& step, Trainer& trainer,
-                                               bool* stopped) {
+Result<EpochResult> Trainer::State::TrainEpoch(DistributedDataset& dataset, const StepFn& step,
+                                               Trainer& trainer, bool* stopped) {
   const SteadyClock::time_point start = SteadyClock::now();
+  const std::int64_t batches = dataset.batches_per_epoch();
   Totals totals;
   totals.result().epoch = epoch;
   int gathered = 0;  // batches of the next step
   COHORT_RETURN_IF_ERROR(dataset.BeginEpoch(epoch, batch));
   for (;;) {
-    const SteadyClock::time_point before_input = SteadyClock::now();
+    // What a call takes besides waiting for examples.
+    const auto split = [&](SteadyClock::time_point since, double input_before) {
+      const double input = dataset.input_seconds() - input_before;
+      totals.result().input_seconds += input;
+      return std::max(SecondsSince(since) - input, 0.0);
+    };
+    const double input_before_next = dataset.input_seconds();
+    const SteadyClock::time_point before_next = SteadyClock::now();
     COHORT_ASSIGN_OR_RETURN(const std::optional<DistributedBatch> next, dataset.Next());
-    totals.result().input_seconds += SecondsSince(before_input);
+    totals.result().exposed_communication_seconds += split(before_next, input_before_next);
     if (!next.has_value()) {
       break;
     }
+    const double input_before_step = dataset.input_seconds();
     const SteadyClock::time_point before_step = SteadyClock::now();
     const bool whole = ++gathered == options.batches_per_step || batch + 1 == batches;
     Result<StepResult> result =
@@ -208,7 +226,7 @@ Result<EpochResult> Trainer::State::TrainEpoch(DistributedDataset& dataset, std:
     if (!result.ok()) {
       return result.status().Annotate(fmt::format("epoch {}, batch {}", epoch, batch));
     }
-    totals.result().step_seconds += SecondsSince(before_step);
+    totals.result().step_seconds += split(before_step, input_before_step);
     ++batch;
     if (!whole) {
       continue;  // its loss comes with the step's
@@ -256,12 +274,19 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
   State& s = *state_;
   Require(validation == nullptr || evaluate_step, "validation data comes with an evaluation step");
   Require(s.options.batches_per_step >= 1, "at least one batch to a step");
+  if (data::HasOwnOrder(s.options.policy) && s.strategy.kind() == "parameter_server") {
+    return InvalidArgument(
+        fmt::format("TrainerOptions::policy: under a parameter server the data is handed out on "
+                    "demand, and not divided {} [kAuto or kData]",
+                    data::DivisionName(s.options.policy)));
+  }
   if (!s.strategy.trains() && !s.strategy.is_chief()) {
     COHORT_RETURN_IF_ERROR(s.strategy.Serve());
     return History();
   }
   COHORT_RETURN_IF_ERROR(StartFrom(training));
-  COHORT_ASSIGN_OR_RETURN(const auto dataset, s.strategy.Distribute(training));
+  COHORT_ASSIGN_OR_RETURN(const auto dataset,
+                          s.strategy.Distribute(training, {.policy = s.options.policy}));
   if (s.store.has_value()) {
     s.saved_between_updates = s.strategy.SaveBetweenUpdates(
         {.every_steps = s.options.save_every_steps,
@@ -285,14 +310,13 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
       COHORT_RETURN_IF_ERROR(Save());
     }
   }
-  if (s.batch > 0 && s.batch >= training.batches_per_epoch()) {
+  if (s.batch > 0 && s.batch >= dataset->batches_per_epoch()) {
     // Resumed from the last step of an epoch, before its end was noted.
     ++s.epoch;
     s.batch = 0;
   }
   while (s.epoch < s.options.epochs && !stopped) {
-    COHORT_ASSIGN_OR_RETURN(EpochResult epoch, s.TrainEpoch(*dataset, training.batches_per_epoch(),
-                                                            train_step, *this, &stopped));
+    COHORT_ASSIGN_OR_RETURN(EpochResult epoch, s.TrainEpoch(*dataset, train_step, *this, &stopped));
     if (!stopped) {
       ++s.epoch;
       s.batch = 0;
@@ -344,7 +368,7 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
 // Where Fit begins: at the newest checkpoint, or, in a folder without any, at the beginning.
 Status Trainer::StartFrom(const data::Dataset& training) {
   State& s = *state_;
-  s.dataset_fingerprint = training.Fingerprint();
+  COHORT_ASSIGN_OR_RETURN(s.dataset_fingerprint, s.FingerprintOf(training));
   s.training = training;
   if (!s.store.has_value()) {
     return {};
@@ -361,12 +385,44 @@ Status Trainer::StartFrom(const data::Dataset& training) {
     COHORT_RETURN_IF_ERROR(s.ResumeAtExample());
     s.dataset_fingerprint = fingerprint;
   }
+  COHORT_RETURN_IF_ERROR(s.CheckPlace());
   s.events.ResumeAt(s.strategy.step() + 1);
   if (s.strategy.is_chief()) {
     s.options.log.Info(
         fmt::format("resumed at epoch {}, batch {}, step {}", s.epoch, s.batch, s.strategy.step()));
   }
   return {};
+}
+
+// Of what all processes read.
+Result<std::uint64_t> Trainer::State::FingerprintOf(const data::Dataset& data) const {
+  if (options.policy != data::ShardPolicy::kOwn) {
+    return data.Fingerprint();
+  }
+  const auto mine = static_cast<std::int64_t>(data.Fingerprint());
+  PerReplica<Tensor> values;
+  for (int i = 0; i < strategy.num_local_replicas(); ++i) {
+    values.values.push_back(Tensor::Of<std::int64_t>({1}, std::span(&mine, 1)));
+  }
+  COHORT_ASSIGN_OR_RETURN(const Mirrored<Tensor> all, strategy.Gather(values));
+  return Hash64({reinterpret_cast<const char*>(all.value.raw()), all.value.bytes()});
+}
+
+// After a Restore: within an epoch, the place says how the examples before it were divided.
+Status Trainer::State::CheckPlace() const {
+  const bool own = data::HasOwnOrder(options.policy);
+  const bool shared_before = data_position.empty() || data::DataPosition::Parse(data_position).ok();
+  if (batch == 0 || (own ? data_position == OwnPlace(epoch, batch) : shared_before)) {
+    return {};
+  }
+  return FailedPrecondition(fmt::format(
+      "the checkpoint in {} stands at {}, and this run's examples are divided {} among {} "
+      "processes "
+      "[go on as before, or from a checkpoint of an epoch's end]",
+      options.checkpoint_dir,
+      shared_before ? fmt::format("batch {} of epoch {}, divided by record", batch, epoch)
+                    : data_position,
+      data::DivisionName(options.policy), strategy.input_context().num_input_pipelines));
 }
 
 // After a Restore of a checkpoint that was trained on other batches: the batch of these that begins
@@ -478,9 +534,10 @@ Status Trainer::State::SaveAt(std::int64_t at_epoch, std::int64_t at_batch) {
     return {};  // this very state is there already
   }
   Require(store.has_value(), "Save needs TrainerOptions::checkpoint_dir");
-  const std::string place = training.has_value()
-                                ? training->PositionAt({.epoch = at_epoch}, at_batch).ToString()
-                                : data_position;
+  const std::string place = !training.has_value() ? data_position
+                            : data::HasOwnOrder(options.policy)
+                                ? OwnPlace(at_epoch, at_batch)
+                                : training->PositionAt({.epoch = at_epoch}, at_batch).ToString();
   const io::CheckpointState state = {.step = strategy.step(),
                                      .epoch = at_epoch,
                                      .batch = at_batch,

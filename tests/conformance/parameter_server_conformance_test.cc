@@ -16,6 +16,7 @@
 #include <map>
 #include <set>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -100,6 +101,27 @@ INSTANTIATE_TEST_SUITE_P(
                       ParameterServers(4, 3, "sync")),
     [](const ::testing::TestParamInfo<StrategyWorld>& world) { return world.param.name; });
 
+// IntegerData in its order, of which every example takes so long to read.
+class SlowSource final : public data::Source {
+ public:
+  SlowSource(std::int64_t examples, std::chrono::milliseconds each)
+      : all_(IntegerData(examples, 1)), each_(each) {}
+  std::int64_t size() const override { return all_.source().size(); }
+  const std::vector<data::FeatureSpec>& features() const override {
+    return all_.source().features();
+  }
+  Status ReadInto(std::int64_t index, std::span<std::byte* const> rows) const override {
+    std::this_thread::sleep_for(each_);
+    return all_.source().ReadInto(index, rows);
+  }
+  std::string Where(std::int64_t index) const override { return all_.source().Where(index); }
+  std::uint64_t Fingerprint() const override { return all_.source().Fingerprint(); }
+
+ private:
+  const data::Dataset all_;
+  const std::chrono::milliseconds each_;
+};
+
 // ---- Saving in the middle of training ----------------------------------------------------------
 
 struct Saved {
@@ -153,7 +175,8 @@ std::vector<Saved> TrainAndSave(int workers, int servers, const std::string& con
         OrThrow(strategy->SetStep(from->step));
         OrThrow(strategy->PushState());
       }
-      for (const auto policy : {data::ShardPolicy::kFile, data::ShardPolicy::kOff}) {
+      for (const auto policy : {data::ShardPolicy::kFile, data::ShardPolicy::kOff,
+                                data::ShardPolicy::kHint, data::ShardPolicy::kOwn}) {
         EXPECT_EQ(strategy->Distribute(dataset, {.policy = policy}).status().code(),
                   StatusCode::kInvalidArgument);
       }
@@ -463,6 +486,49 @@ TEST(ServerSideOfParameterServers, IsForParameterServers) {
   EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
   EXPECT_THAT(status.message(),
               HasSubstr("optimizer sgd has options of the server side under one_device"));
+}
+
+// ---- What is waited for ------------------------------------------------------------------------
+
+// Worker 1's examples take long, and in rounds worker 0 waits for it: not for its own input.
+TEST(InputOfParameterServers, IsWaitedForByWhoeverReadsIt) {
+  constexpr std::chrono::milliseconds kEach{4};
+  for (const char* consistency : {"sync", "async"}) {
+    Job job(2, 1);
+    job.Start();
+    std::vector<std::future<std::pair<double, std::int64_t>>> running;
+    for (int w = 0; w < 2; ++w) {
+      running.push_back(std::async(std::launch::async, [&, w] {
+        StrategyOptions options;
+        options.consistency = OrThrow(Consistency::Parse(consistency));
+        const auto strategy = OrThrow(job.Make({TaskType::kWorker, w}, options));
+        ParameterSet parameters = IntegerParameters();
+        OrThrow(strategy->Bind(parameters, Sgd({.learning_rate = 0.0625})));
+        const data::Dataset dataset =
+            data::Dataset(std::make_shared<SlowSource>(80, w == 1 ? kEach : 0 * kEach)).Batch(8);
+        const auto data = OrThrow(strategy->Distribute(dataset));
+        EXPECT_EQ(data->batches_per_epoch(), 10);
+        std::int64_t examples = 0;
+        OrThrow(data->BeginEpoch(0));
+        while (const auto batch = OrThrow(data->Next())) {
+          OrThrow(strategy->Step(*batch, IntegerStep()).status());
+          examples += batch->replicas[0].size;
+        }
+        OrThrow(strategy->Shutdown());
+        return std::pair(data->input_seconds(), examples);
+      }));
+    }
+    const auto [fast, fast_examples] = running[0].get();
+    const auto [slow, slow_examples] = running[1].get();
+    job.Stop();
+    EXPECT_EQ(fast_examples + slow_examples, 80);
+    EXPECT_GE(slow,
+              std::chrono::duration<double>(kEach).count() * static_cast<double>(slow_examples));
+    if (std::string(consistency) == "sync") {
+      EXPECT_EQ(fast_examples, 40);
+      EXPECT_LT(fast, slow / 2) << "it waited as long in all, in rounds of both";
+    }
+  }
 }
 
 }  // namespace

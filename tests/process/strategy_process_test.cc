@@ -2,17 +2,22 @@
 // end by more than the heartbeat.
 #include <chrono>
 #include <csignal>
+#include <cstdint>
+#include <cstdio>
 #include <optional>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include <cohort/comm/mpi.h>
+#include <cohort/core/file_system.h>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "testing/process_cluster.h"
+#include "testing/temp_dir.h"
 
 namespace cohort::testing {
 namespace {
@@ -79,6 +84,45 @@ TEST(MultiWorkerMirrored, ProcessesEndWithOneProcessesParameters) {
       EXPECT_EQ(DoneLine(cluster.Stdout(name)), expected) << name;
     }
   }
+}
+
+// Each process reads its own part of the bytes of one large file, and no other; together they are
+// trained on every row once, and all end after the same step.
+TEST(MultiWorkerMirrored, ProcessesReadTheirOwnPartsOfACsvFile) {
+  const TempDir folder;
+  std::string rows = "x0,x1,x2,x3,id,tokens\n";
+  constexpr int kRows = 500;
+  for (int i = 0; i < kRows; ++i) {
+    // The first rows are long: parts of as many bytes have other numbers of rows.
+    rows += std::to_string(i % 7 - 3) + "," + std::string(i < 100 ? 60 : 0, ' ') +
+            std::to_string(i % 5 - 2) + ",1,-1," + std::to_string(i) + "," + std::to_string(i % 3) +
+            "\n";
+  }
+  const std::string path = folder / "rows.csv";
+  OrThrow(WriteFileAtomically(FileSystem::Local(), path, rows));
+  ProcessCluster cluster;
+  cluster.StartTasks({{"worker", 3}}, Task("-", 120, {"csv=" + path}));
+  std::int64_t ids = 0;
+  std::int64_t examples = 0;
+  std::set<std::string> done;
+  std::set<std::int64_t> shares;
+  for (const auto& [name, code] : cluster.WaitAll(kStart)) {
+    EXPECT_EQ(code, 0) << name << cluster.Stderr(name);
+    const std::string out = cluster.Stdout(name);
+    const std::size_t at = out.find("ids ");
+    ASSERT_NE(at, std::string::npos) << out;
+    std::int64_t sum = 0;
+    std::int64_t count = 0;
+    ASSERT_EQ(std::sscanf(out.c_str() + at, "ids %ld of %ld", &sum, &count), 2) << out;
+    ids += sum;
+    examples += count;
+    shares.insert(count);
+    done.insert(DoneLine(out));
+  }
+  EXPECT_EQ(examples, kRows);
+  EXPECT_EQ(ids, kRows * (kRows - 1) / 2) << "every row once";
+  EXPECT_GT(shares.size(), 1U) << "of other sizes";
+  EXPECT_EQ(done.size(), 1U) << "one and the same model";
 }
 
 // The gradient of one replica of one process overflows: all processes leave that step out, as one

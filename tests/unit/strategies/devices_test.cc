@@ -248,6 +248,31 @@ TEST(DevicesTest, StateIsPulledAndPushed) {
   EXPECT_EQ(StateOf(*other.strategy, other.parameters), later);
 }
 
+// Batches are decoded to where copies to the devices start, with prefetching threads, too.
+TEST(DevicesTest, BatchesLieInPageLockedMemory) {
+  const Devices far = MakeFarDevices(2);
+  const auto check = [](const Devices& devices, bool locked) {
+    StrategyOptions options;
+    options.devices = devices;
+    const auto strategy = OrThrow(MakeSynchronousStrategy({}, std::move(options)));
+    const auto data = OrThrow(strategy->Distribute(IntegerData(40, 10).Prefetch(3, 2)));
+    OrThrow(data->BeginEpoch(0));
+    int batches = 0;
+    while (const auto batch = OrThrow(data->Next())) {
+      ++batches;
+      for (std::size_t r = 0; r < batch->replicas.size(); ++r) {
+        for (const auto& [name, tensor] : batch->replicas[r].features) {
+          EXPECT_EQ(tensor.space(), MemorySpace::kHost);
+          EXPECT_EQ(devices[r]->PageLocked(tensor.raw()), locked) << name;
+        }
+      }
+    }
+    EXPECT_EQ(batches, 4);
+  };
+  check({far[0], far[1]}, true);
+  check(kTwoCpus, false);
+}
+
 TEST(DevicesTest, AFailedStepLeavesParametersAsTheyWere) {
   const Devices far = MakeFarDevices(1);
   Job job({far[0], far[0]});

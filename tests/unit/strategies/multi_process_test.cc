@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
+#include <mutex>
 #include <utility>
 
 #include <cohort/comm/local.h>
@@ -352,26 +354,33 @@ class TwoFiles final : public data::Source {
 
 using IdBatches = std::vector<std::vector<std::int64_t>>;
 
+// Batches of each process, which makes its own data set.
+std::vector<IdBatches> BatchesUnder(data::ShardPolicy policy, int processes,
+                                    const std::function<data::Dataset(int process)>& make) {
+  std::vector<IdBatches> of_process(static_cast<std::size_t>(processes));
+  ExpectAllOk(Job(processes, {}, [&](int process, Strategy& strategy) -> Status {
+    COHORT_ASSIGN_OR_RETURN(const auto batches,
+                            strategy.Distribute(make(process), {.policy = policy}));
+    COHORT_RETURN_IF_ERROR(batches->BeginEpoch(0));
+    IdBatches& mine = of_process[static_cast<std::size_t>(process)];
+    for (;;) {
+      COHORT_ASSIGN_OR_RETURN(const auto batch, batches->Next());
+      if (!batch.has_value()) {
+        EXPECT_EQ(batches->batches_per_epoch(), static_cast<std::int64_t>(mine.size()));
+        return {};
+      }
+      const auto ids = batch->replicas.at(0)["id"].data<std::int64_t>();
+      mine.emplace_back(ids.begin(), ids.end());
+    }
+  }));
+  return of_process;
+}
+
 TEST(Distribute, DividesAsThePolicySays) {
   using data::ShardPolicy;
   const auto parts = [](ShardPolicy policy) {
-    std::vector<IdBatches> of_process(2);
-    ExpectAllOk(Job(2, {}, [&](int process, Strategy& strategy) -> Status {
-      COHORT_ASSIGN_OR_RETURN(
-          const auto batches,
-          strategy.Distribute(data::Dataset(std::make_shared<TwoFiles>()).Batch(4),
-                              {.policy = policy}));
-      COHORT_RETURN_IF_ERROR(batches->BeginEpoch(0));
-      for (;;) {
-        COHORT_ASSIGN_OR_RETURN(const auto batch, batches->Next());
-        if (!batch.has_value()) {
-          return {};
-        }
-        const auto ids = batch->replicas.at(0)["id"].data<std::int64_t>();
-        of_process[static_cast<std::size_t>(process)].emplace_back(ids.begin(), ids.end());
-      }
-    }));
-    return of_process;
+    return BatchesUnder(policy, 2,
+                        [](int) { return data::Dataset(std::make_shared<TwoFiles>()).Batch(4); });
   };
   // The goldens of tf.distribute's input guide.
   EXPECT_THAT(parts(ShardPolicy::kFile),
@@ -381,6 +390,86 @@ TEST(Distribute, DividesAsThePolicySays) {
   EXPECT_EQ(parts(ShardPolicy::kAuto), by_record);
   const IdBatches all = {{0, 1, 2, 3}, {4, 5, 6, 7}, {8, 9, 10, 11}};
   EXPECT_THAT(parts(ShardPolicy::kOff), ElementsAre(all, all));
+}
+
+TEST(Distribute, DividesAtAMark) {
+  const auto marked = [](int) {
+    return data::Dataset(std::make_shared<TwoFiles>())
+        .Shard(data::kShardHint, data::kShardHint)
+        .Batch(4);
+  };
+  EXPECT_THAT(BatchesUnder(data::ShardPolicy::kHint, 2, marked),
+              ElementsAre(IdBatches{{0, 2}, {4, 6}, {8, 10}}, IdBatches{{1, 3}, {5, 7}, {9, 11}}));
+}
+
+// Each process has its own share, as with tf.distribute's distribute_datasets_from_function; all
+// have as many batches.
+TEST(Distribute, TakesSharesOfTheProcessesOwn) {
+  const auto share = [](data::Remainder remainder) {
+    return [remainder](int process) {
+      const data::Dataset all(std::make_shared<TwoFiles>());
+      return (process == 0   ? all.Take(5)
+              : process == 1 ? all.Skip(5).Take(1)
+                             : all.Skip(6))
+          .Batch(6, remainder);
+    };
+  };
+  EXPECT_THAT(BatchesUnder(data::ShardPolicy::kOwn, 3, share(data::Remainder::kShort)),
+              ElementsAre(IdBatches{{0, 1}, {2, 3}, {4}}, IdBatches{{5}, {}, {}},
+                          IdBatches{{6, 7}, {8, 9}, {10, 11}}));
+  EXPECT_THAT(BatchesUnder(data::ShardPolicy::kOwn, 3, share(data::Remainder::kDrop)),
+              ElementsAre(IdBatches{}, IdBatches{}, IdBatches{}));
+  EXPECT_THAT(BatchesUnder(data::ShardPolicy::kOwn, 3, share(data::Remainder::kWrap)),
+              ElementsAre(IdBatches{{0, 1}, {2, 3}, {4, 0}}, IdBatches{{5, 5}, {5, 5}, {5, 5}},
+                          IdBatches{{6, 7}, {8, 9}, {10, 11}}));
+  // Nothing to fill up from, on one of them: an error of all.
+  auto statuses = Job(3, {}, [](int process, Strategy& strategy) -> Status {
+    return strategy
+        .Distribute(data::Dataset(std::make_shared<TwoFiles>())
+                        .Take(process == 1 ? 0 : 5)
+                        .Batch(6, data::Remainder::kPad),
+                    {.policy = data::ShardPolicy::kOwn})
+        .status();
+  });
+  EXPECT_THAT(Messages(statuses), Each(HasSubstr("has no examples to fill")));
+  // Other batches or remainders do not fit together.
+  statuses = Job(2, {}, [](int process, Strategy& strategy) -> Status {
+    return strategy
+        .Distribute(data::Dataset(std::make_shared<TwoFiles>()).Batch(4, process == 0),
+                    {.policy = data::ShardPolicy::kOwn})
+        .status();
+  });
+  EXPECT_THAT(Messages(statuses), Each(HasSubstr("features and remainder")));
+  // A share that cannot be divided, on one of them: the others are not left waiting.
+  statuses = Job(2, {}, [](int process, Strategy& strategy) -> Status {
+    data::Dataset mine(std::make_shared<TwoFiles>());
+    if (process == 1) {
+      mine = mine.Shard(data::kShardHint, data::kShardHint);
+    }
+    return strategy.Distribute(mine.Batch(4), {.policy = data::ShardPolicy::kOwn}).status();
+  });
+  EXPECT_THAT(statuses[0].message(), HasSubstr("cannot be divided, see its error"));
+  EXPECT_THAT(statuses[1].message(), HasSubstr("only under ShardPolicy::kHint"));
+}
+
+// In one line, on the chief.
+TEST(Distribute, SaysOnceHowExamplesAreDivided) {
+  std::mutex mutex;
+  std::vector<std::string> lines;
+  StrategyOptions options;
+  options.log = Log([&](LogLevel level, std::string_view line) {
+    if (level == LogLevel::kInfo && line.starts_with("input: ")) {
+      const std::lock_guard lock(mutex);
+      lines.emplace_back(line);
+    }
+  });
+  ExpectAllOk(Job(3, options, [](int, Strategy& strategy) -> Status {
+    const data::Dataset dataset = data::Dataset(std::make_shared<TwoFiles>()).Batch(6);
+    COHORT_RETURN_IF_ERROR(strategy.Distribute(dataset).status());
+    return strategy.Distribute(dataset, {.evaluation = true}).status();
+  }));
+  EXPECT_THAT(lines, ElementsAre("input: 12 examples of 2 files in global batches of 6, divided by "
+                                 "record among 3 processes"));
 }
 
 TEST(Distribute, RefusesAPolicyThatCannotBe) {

@@ -388,6 +388,8 @@ class ThreeBatches final : public DistributedDataset {
     }
     return std::optional(DistributedBatch{.epoch = epoch_, .index = index_++});
   }
+  std::int64_t batches_per_epoch() const override { return 3; }
+  double input_seconds() const override { return *fetched_; }  // one for each that was fetched
 
  private:
   int* fetched_;
@@ -418,6 +420,7 @@ TEST(LookAheadTest, TheNextBatchIsThereToLookAtAndComesInItsTurn) {
   EXPECT_EQ(OrThrow(dataset->Next())->index, 1);
   EXPECT_EQ(peek(), nullptr);
   EXPECT_EQ(dataset->Next().status(), DataLoss("broken"));
+  EXPECT_EQ(dataset->input_seconds(), fetched) << "what was looked at has been waited for, too";
   dataset.reset();
   EXPECT_FALSE(peek);
 }

@@ -186,7 +186,8 @@ TEST(VirtualShards, ThatDoNotFitAreNamed) {
     EXPECT_EQ(strategy.Accumulate({}, RealStep).status().code(), StatusCode::kInvalidArgument);
     EXPECT_EQ(strategy.Distribute(IntegerData(16, 1)).status().code(),
               StatusCode::kInvalidArgument);
-    for (const auto policy : {data::ShardPolicy::kFile, data::ShardPolicy::kOff}) {
+    for (const auto policy : {data::ShardPolicy::kFile, data::ShardPolicy::kOff,
+                              data::ShardPolicy::kHint, data::ShardPolicy::kOwn}) {
       EXPECT_THAT(strategy.Distribute(IntegerData(16, 4), {.policy = policy}).status().message(),
                   HasSubstr("virtual shards are cut from global batches"));
     }

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <memory>
 #include <mutex>
 
 #include "job.h"
@@ -70,6 +71,133 @@ TEST_F(TrainerRanks, ResumeReachesRanksThatSeeNoFolder) {
   EXPECT_EQ(values_[1], values_[0]);
   EXPECT_EQ(steps_, std::vector<std::int64_t>(kRanks, 6 * 7));
   ExpectOthersWroteNothing();
+}
+
+// Points in three files.
+class PointFiles final : public data::Source {
+ public:
+  std::int64_t size() const override { return testing::kExamples; }
+  const std::vector<data::FeatureSpec>& features() const override {
+    return all_.source().features();
+  }
+  Status ReadInto(std::int64_t index, std::span<std::byte* const> rows) const override {
+    return all_.source().ReadInto(index, rows);
+  }
+  std::string Where(std::int64_t index) const override { return all_.source().Where(index); }
+  std::vector<data::FileRange> files() const override {
+    return {{"a", 0, 10}, {"b", 10, 18}, {"c", 18, testing::kExamples}};
+  }
+  std::uint64_t Fingerprint() const override { return all_.source().Fingerprint(); }
+
+ private:
+  const data::Dataset all_ = testing::PointsInOrder();
+};
+
+class TrainerPolicy : public TrainerRanks {
+ protected:
+  // Fit under a policy on so many ranks; stopped after `stop_at` steps if that is not 0.
+  std::vector<Status> FitUnder(data::ShardPolicy policy, int ranks,
+                               const std::function<data::Dataset(int rank)>& data, int epochs = 2,
+                               int stop_at = 0, bool checkpoints = true) {
+    auto communicators = MakeLocalCommunicators(ranks);
+    values_.assign(static_cast<std::size_t>(ranks), {});
+    epochs_.clear();
+    return testing::RunRanks(ranks, [&](int rank) -> Status {
+      std::atomic<bool> stop = false;
+      TrainerOptions options{
+          .epochs = epochs, .policy = policy, .checkpoint_dir = checkpoints ? FolderOf(rank) : ""};
+      if (stop_at > 0) {
+        options.stop = &stop;
+      }
+      Job job(std::move(options), 0.1, std::move(communicators[static_cast<std::size_t>(rank)]));
+      const StepFn step = [&](ReplicaContext& context, const data::Batch& batch) {
+        stop = stop || (stop_at > 0 && job.strategy->step() + 1 >= stop_at);
+        return testing::SquaredError(context, batch, true);
+      };
+      const auto history = job.trainer->Fit(data(rank), step);
+      values_[static_cast<std::size_t>(rank)] = job.values();
+      if (history.ok() && rank == 0) {
+        epochs_ = history->epochs;
+      }
+      return history.status();
+    });
+  }
+
+  std::vector<EpochResult> epochs_;
+};
+
+TEST_F(TrainerPolicy, FilesAreSharedOutAndEveryExampleIsTrainedOnOnce) {
+  const auto files = [](int) {
+    return data::Dataset(std::make_shared<PointFiles>()).Shuffle(3).Batch(6);
+  };
+  testing::ExpectAllOk(FitUnder(data::ShardPolicy::kFile, 2, files));
+  ASSERT_EQ(epochs_.size(), 2U);
+  for (const EpochResult& epoch : epochs_) {
+    EXPECT_EQ(epoch.examples, testing::kExamples);
+    EXPECT_EQ(epoch.steps, 11) << "32 of 50 examples in parts of 3";
+  }
+  const auto by_file = values_;
+  EXPECT_EQ(by_file[0], by_file[1]);
+  std::filesystem::remove_all(FolderOf(0));
+  testing::ExpectAllOk(FitUnder(data::ShardPolicy::kAuto, 2, files));
+  EXPECT_NE(values_, by_file) << "another order";
+}
+
+TEST_F(TrainerPolicy, AMarkDividesTheData) {
+  const auto marked = [](int) {
+    return testing::PointsInOrder().Shard(data::kShardHint, data::kShardHint).Shuffle(1).Batch(4);
+  };
+  testing::ExpectAllOk(FitUnder(data::ShardPolicy::kHint, 2, marked));
+  ASSERT_EQ(epochs_.size(), 2U);
+  EXPECT_EQ(epochs_[0].examples, testing::kExamples);
+  EXPECT_EQ(epochs_[0].steps, 13);
+}
+
+// Shares of the processes' own, of 30 and 20 examples: the shorter one ends with empty batches.
+TEST_F(TrainerPolicy, OwnSharesEndTogether) {
+  const auto own = [](int rank) {
+    const data::Dataset all = testing::PointsInOrder();
+    return (rank == 0 ? all.Take(30) : all.Skip(30)).Shuffle(1).Batch(8);
+  };
+  testing::ExpectAllOk(FitUnder(data::ShardPolicy::kOwn, 2, own));
+  ASSERT_EQ(epochs_.size(), 2U);
+  EXPECT_EQ(epochs_[0].examples, testing::kExamples);
+  EXPECT_EQ(epochs_[0].steps, 8) << "30 in parts of 4";
+  EXPECT_EQ(values_[0], values_[1]);
+  // Other shares are another run's, also where they are one process's only.
+  const auto other = [&](int rank) { return rank == 0 ? own(0) : own(1).Prefetch(1); };
+  testing::ExpectAllOk(FitUnder(data::ShardPolicy::kOwn, 2, other, 3));
+  const auto changed = [&](int rank) {
+    return rank == 0 ? own(0) : testing::PointsInOrder().Skip(31).Shuffle(1).Batch(8);
+  };
+  for (const Status& status : FitUnder(data::ShardPolicy::kOwn, 2, changed, 4)) {
+    EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition) << status.ToString();
+  }
+}
+
+// In the middle of an epoch orders that are the processes' own are resumed by as many processes,
+// divided in the same way, and by nobody else.
+TEST_F(TrainerPolicy, ACheckpointWithinAnEpochIsOfItsDivision) {
+  const auto files = [](int) {
+    return data::Dataset(std::make_shared<PointFiles>()).Shuffle(3).Batch(6);
+  };
+  testing::ExpectAllOk(FitUnder(data::ShardPolicy::kFile, 2, files, 2, 0, /*checkpoints=*/false));
+  const auto expected = values_;
+  for (const Status& status : FitUnder(data::ShardPolicy::kFile, 2, files, 2, 4)) {
+    ASSERT_EQ(status.code(), StatusCode::kCancelled) << status.ToString();
+  }
+  const auto refused = [&](data::ShardPolicy policy, int ranks) {
+    for (const Status& status : FitUnder(policy, ranks, files)) {
+      EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition) << status.ToString();
+      EXPECT_NE(status.message().find("divided by file among 2 processes"), std::string::npos)
+          << status.message();
+    }
+  };
+  refused(data::ShardPolicy::kFile, 3);
+  refused(data::ShardPolicy::kAuto, 2);
+  testing::ExpectAllOk(FitUnder(data::ShardPolicy::kFile, 2, files));
+  EXPECT_EQ(values_, expected) << "as if it had not been stopped";
+  testing::ExpectAllOk(FitUnder(data::ShardPolicy::kFile, 3, files, 3));
 }
 
 TEST_F(TrainerRanks, ADamagedCheckpointIsPassedOver) {

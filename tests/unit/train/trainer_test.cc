@@ -8,7 +8,11 @@
 #include <chrono>
 #include <cmath>
 #include <filesystem>
+#include <functional>
 #include <limits>
+#include <optional>
+#include <thread>
+#include <utility>
 
 #include "job.h"
 #include "testing/temp_dir.h"
@@ -78,6 +82,109 @@ TEST(Trainer, TellsHowLongItWaitedForInput) {
   ASSERT_EQ(seen.size(), 7U);
   EXPECT_GT(seen[6].input_wait, 0);
   EXPECT_LE(seen[6].input_wait, 1);
+}
+
+// A strategy that hands out work, and looks at the next batch in Step, as with tables on servers.
+class LookingStrategy final : public Strategy {
+ public:
+  class Batches final : public DistributedDataset {
+   public:
+    Batches(std::unique_ptr<DistributedDataset> inner, LookingStrategy& strategy)
+        : inner_(std::move(inner)), strategy_(strategy) {
+      strategy_.look_ = [this] {
+        if (!next_.has_value()) {
+          next_ = inner_->Next();
+        }
+      };
+    }
+    Status BeginEpoch(std::int64_t epoch, std::int64_t first_batch) override {
+      next_.reset();
+      return inner_->BeginEpoch(epoch, first_batch);
+    }
+    Result<std::optional<DistributedBatch>> Next() override {
+      std::this_thread::sleep_for(kOthers);  // who else takes part
+      return next_.has_value() ? *std::exchange(next_, std::nullopt) : inner_->Next();
+    }
+    std::int64_t batches_per_epoch() const override { return inner_->batches_per_epoch(); }
+    double input_seconds() const override { return inner_->input_seconds(); }
+
+   private:
+    const std::unique_ptr<DistributedDataset> inner_;
+    LookingStrategy& strategy_;
+    std::optional<Result<std::optional<DistributedBatch>>> next_;
+  };
+  static constexpr std::chrono::milliseconds kOthers{5};
+
+  explicit LookingStrategy(Strategy& inner) : inner_(inner) {}
+  std::string_view kind() const override { return inner_.kind(); }
+  const ClusterConfig& cluster() const override { return inner_.cluster(); }
+  bool is_chief() const override { return true; }
+  int num_replicas_in_sync() const override { return inner_.num_replicas_in_sync(); }
+  int num_local_replicas() const override { return inner_.num_local_replicas(); }
+  Status Bind(ParameterSet& parameters, std::unique_ptr<Optimizer> optimizer) override {
+    return inner_.Bind(parameters, std::move(optimizer));
+  }
+  Result<std::unique_ptr<DistributedDataset>> Distribute(const data::Dataset& dataset,
+                                                         const InputOptions& options) override {
+    COHORT_ASSIGN_OR_RETURN(auto batches, inner_.Distribute(dataset, options));
+    return std::make_unique<Batches>(std::move(batches), *this);
+  }
+  Result<StepResult> Step(const DistributedBatch& batch, const StepFn& fn) override {
+    Result<StepResult> result = inner_.Step(batch, fn);
+    look_();
+    return result;
+  }
+  Result<StepResult> Evaluate(const DistributedBatch& batch, const StepFn& fn) override {
+    return inner_.Evaluate(batch, fn);
+  }
+  Status ReduceGradients(std::span<const std::span<float>> gradients, double weight) override {
+    return inner_.ReduceGradients(gradients, weight);
+  }
+  Status Broadcast(std::span<std::byte> bytes) override { return inner_.Broadcast(bytes); }
+  Result<Mirrored<Tensor>> Reduce(ReduceOp op, const PerReplica<Tensor>& value) override {
+    return inner_.Reduce(op, value);
+  }
+  Result<Mirrored<Tensor>> Gather(const PerReplica<Tensor>& value) override {
+    return inner_.Gather(value);
+  }
+  const Optimizer* optimizer() const override { return inner_.optimizer(); }
+  std::span<const std::span<float>> slots() override { return inner_.slots(); }
+  std::int64_t step() const override { return inner_.step(); }
+  Status SetStep(std::int64_t step) override { return inner_.SetStep(step); }
+  Status Barrier(std::string_view name) override { return inner_.Barrier(name); }
+  Result<std::string> DumpFlightRecord(std::string_view reason) const override {
+    return inner_.DumpFlightRecord(reason);
+  }
+  void ReportError(const Status& error) override { inner_.ReportError(error); }
+  Status Shutdown() override { return inner_.Shutdown(); }
+
+ private:
+  Strategy& inner_;
+  std::function<void()> look_;
+};
+
+// Examples that are waited for inside of Step are input; others that are waited for in Next aren't.
+TEST(Trainer, TellsInputFromOthersWhereverItWaits) {
+  constexpr std::chrono::milliseconds kEach{2};
+  Job job({});
+  LookingStrategy strategy(*job.strategy);
+  Trainer trainer(strategy, job.parameters, {.epochs = 1, .metric_names = {"ones"}});
+  const data::Dataset slow = testing::PointsInOrder()
+                                 .Map([&](data::Example&) {
+                                   std::this_thread::sleep_for(kEach);
+                                   return OkStatus();
+                                 })
+                                 .Batch(testing::kBatch);
+  const History history = OrThrow(trainer.Fit(slow, kTrain));
+  const EpochResult& epoch = history.epochs.at(0);
+  const double input = std::chrono::duration<double>(kEach).count() * kExamples;
+  const double others =
+      std::chrono::duration<double>(LookingStrategy::kOthers).count() * (epoch.steps + 1);
+  EXPECT_GE(epoch.input_seconds, input);
+  EXPECT_GE(epoch.exposed_communication_seconds, others);
+  EXPECT_LE(epoch.input_seconds + epoch.step_seconds + epoch.exposed_communication_seconds,
+            epoch.seconds + 1e-6)
+      << "nothing is counted twice";
 }
 
 TEST(Trainer, TheConsoleShowsWhatWasWaitedFor) {

@@ -201,10 +201,19 @@ struct InputOptions {
   // server, where training data is handed out on demand to the workers, this is all of it on the
   // chief.
   bool evaluation = false;
-  // How examples are divided among the processes. With kFile the order depends on their number, and
-  // with kOff each process has all of every batch; neither goes with virtual_shards or under a
-  // parameter server, which hands out splits of one order: InvalidArgument.
+  // How examples are divided among the processes. With kFile, kHint and kOwn the order depends on
+  // their number, and with kOff each process has all of every batch; none of these goes with
+  // virtual_shards or under a parameter server, which hands out splits of one order:
+  // InvalidArgument. With kOwn each process gives a data set of its own, that has its share of the
+  // examples; the features, the global batch and the remainder are those of the others.
   data::ShardPolicy policy = data::ShardPolicy::kAuto;
+};
+
+// Which share of the examples a process makes under ShardPolicy::kOwn, and of how many; as
+// tf.distribute's.
+struct InputContext {
+  int num_input_pipelines = 1;
+  int input_pipeline_id = 0;
 };
 
 class DistributedDataset {
@@ -216,6 +225,12 @@ class DistributedDataset {
   // every process at the same step; a parameter-server worker is done when the coordinator has no
   // more for it.
   virtual Result<std::optional<DistributedBatch>> Next() = 0;
+  // The batches of an epoch: of each process under synchronous strategies, of all together where
+  // one hands them out.
+  virtual std::int64_t batches_per_epoch() const = 0;
+  // Since this was made: the seconds in which this process waited for examples to be read and made,
+  // in Next or, where a step looks at the batch behind it, in Step. Not for other processes.
+  virtual double input_seconds() const = 0;
 };
 
 // How much of an epoch the workers have finished, as the process that hands out data knows it.
@@ -263,6 +278,8 @@ class Strategy {
   virtual bool is_chief() const = 0;
   virtual int num_replicas_in_sync() const = 0;
   virtual int num_local_replicas() const = 0;
+  // This process's share of the input; one of one where each makes all of it (parameter servers).
+  virtual InputContext input_context() const { return {}; }
   // Does this process train? False for parameter servers, and for the chief of a parameter-server
   // job, which call Serve.
   virtual bool trains() const { return true; }
@@ -278,7 +295,8 @@ class Strategy {
   // them. On devices whose memory is apart from the host's, copies of `parameters` are trained:
   // PullState brings their values back.
   virtual Status Bind(ParameterSet& parameters, std::unique_ptr<Optimizer> optimizer) = 0;
-  // All processes must call, with equal datasets (compared by fingerprint).
+  // All processes must call, with equal datasets (compared by fingerprint), or, under
+  // ShardPolicy::kOwn, with their shares. The chief logs how examples are divided.
   virtual Result<std::unique_ptr<DistributedDataset>> Distribute(
       const data::Dataset& dataset, const InputOptions& options = {}) = 0;
   // One training step: parameters are updated when this returns. After an error parameters are as

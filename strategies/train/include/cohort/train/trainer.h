@@ -36,8 +36,8 @@ struct Progress {
   std::int64_t batches = 0;
   double loss = 0;  // weighted mean over this epoch so far
   double examples_per_second = 0;
-  double exposed_communication = 0;  // share of this epoch's time so far
-  double input_wait = 0;             // likewise: waiting for the next batch
+  double exposed_communication = 0;  // share of this epoch's time so far: waiting for others
+  double input_wait = 0;             // likewise: for examples to be read and made
   bool epoch_finished = false;       // the last of this epoch
 };
 
@@ -46,6 +46,11 @@ struct TrainerOptions {
   // Batches to an update: gradients of so many add up (Strategy::Accumulate), as if they were one
   // batch; fewer at the end of an epoch.
   int batches_per_step = 1;
+  // How Fit's training data is divided among the processes, see InputOptions::policy; Evaluate and
+  // Predict divide by record. Where each process has an order of its own (data::HasOwnOrder), a
+  // checkpoint from within an epoch is resumed by as many processes, divided in the same way, only;
+  // one from an epoch's end by any (kOwn: whose shares are the same).
+  data::ShardPolicy policy = data::ShardPolicy::kAuto;
   std::vector<std::string> metric_names;  // of StepResult::metrics, in order
   std::string checkpoint_dir;             // empty: nothing is saved
   int save_every_epochs = 1;
@@ -71,10 +76,12 @@ struct EpochResult {
   std::vector<double> metrics;
   double seconds = 0;
   // Where the seconds went, as this process saw them.
-  double input_seconds = 0;                  // waiting for the next batch
-  double step_seconds = 0;                   // compute, communication, update
-  double exposed_communication_seconds = 0;  // of those: StepResult's
-  double checkpoint_seconds = 0;             // saving
+  double input_seconds = 0;  // waiting for examples (DistributedDataset::input_seconds)
+  double step_seconds = 0;   // compute, communication, update
+  // Waiting for others: StepResult's, which is of step_seconds, and, where one process hands out
+  // the data, for what to do next.
+  double exposed_communication_seconds = 0;
+  double checkpoint_seconds = 0;  // saving
 };
 
 struct History {
