@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 
+#include <atomic>
 #include <numeric>
 #include <thread>
 
@@ -96,11 +97,9 @@ TEST_P(CommunicatorFailureConformance, DifferentTypesNamesReductionsOrRootsNameB
   differ({"root 0", "root 1"}, [](Communicator& comm, std::vector<float>& values, bool other) {
     return comm.Broadcast(std::span(values), other ? 1 : 0);
   });
-  bool in_place = false;
+  std::atomic<bool> in_place = false;  // in every process
   Run([&](Communicator& comm) -> Status {
-    if (comm.rank() == 0) {
-      in_place = comm.reads_in_place();
-    }
+    in_place = comm.reads_in_place();
     return {};
   });
   if (in_place) {
