@@ -439,11 +439,11 @@ Status Trainer::State::ResumeAtExample() {
   if (data_position.empty()) {
     return other;
   }
-  COHORT_ASSIGN_OR_RETURN(const data::DataPosition position,
-                          data::DataPosition::Parse(data_position));
-  if (!training->ResumeAt(position).ok()) {
-    return other;
+  const Result<data::DataPosition> parsed = data::DataPosition::Parse(data_position);
+  if (!parsed.ok() || !training->ResumeAt(*parsed).ok()) {
+    return other;  // or it is a place in other shares
   }
+  const data::DataPosition& position = *parsed;
   const std::int64_t size = training->batch_size();
   const bool done = position.example == training->size();
   if (position.epoch != epoch || (!done && position.example % size != 0)) {
