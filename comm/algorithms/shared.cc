@@ -293,51 +293,40 @@ Status FinishSharedAllReduce(Exchange& exchange, MutableBytes data, const Reduct
 
 namespace {
 
-// Combined as they are asked for, from where the ranks have them.
-class ValuesOfAll final : public ReducedValues {
+// Of two ranks, combined as they are asked for, from where the ranks have them.
+class ValuesOfTwo final : public ReducedValues {
  public:
-  ValuesOfAll(const Reduction& reduction, std::vector<const std::byte*> sources)
-      : reduction_(reduction), sources_(std::move(sources)) {}
+  ValuesOfTwo(const Reduction& reduction, const std::byte* rank0, const std::byte* rank1)
+      : reduction_(reduction), rank0_(rank0), rank1_(rank1) {}
   const void* Read(std::int64_t first, std::int64_t count, void* room) const override {
     const std::size_t at = static_cast<std::size_t>(first) * reduction_.element_bytes();
     const std::size_t bytes = static_cast<std::size_t>(count) * reduction_.element_bytes();
     auto* const to = static_cast<std::byte*>(room);
-    if (sources_.size() == 2) {
-      reduction_.Combine(to, sources_[0] + at, sources_[1] + at, bytes);
-    } else {
-      std::vector<const std::byte*> places = sources_;
-      for (const std::byte*& place : places) {
-        place += at;
-      }
-      CombineCanonically(reduction_, to, places, bytes);
-    }
-    reduction_.Finish(to, bytes, static_cast<int>(sources_.size()));
+    reduction_.Combine(to, rank0_ + at, rank1_ + at, bytes);
+    reduction_.Finish(to, bytes, 2);
     return room;
   }
 
  private:
   const Reduction& reduction_;
-  const std::vector<const std::byte*> sources_;
+  const std::byte* const rank0_;
+  const std::byte* const rank1_;
 };
 
 }  // namespace
 
 Status FinishSharedRead(Exchange& exchange, MutableBytes data, const Reduction& reduction,
                         const ReducedReader& read) {
+  Require(exchange.size() == 2, "one pass is of two ranks");
   Shared shared(exchange, reduction.element_bytes());
-  const std::size_t moved = data.size() * static_cast<std::size_t>(exchange.size() - 1);
-  COHORT_ASSIGN_OR_RETURN(const bool lent, shared.Meet(data.size(), moved, moved));
+  COHORT_ASSIGN_OR_RETURN(const bool lent, shared.Meet(data.size(), data.size(), data.size()));
   if (!lent) {
     COHORT_RETURN_IF_ERROR(StagedAllReduce(exchange, shared, data, reduction));
     read(StoredValues(data, reduction.element_bytes()));
     return {};
   }
   shared.SetOwn(data.data());
-  std::vector<const std::byte*> sources;
-  for (int p = 0; p < exchange.size(); ++p) {
-    sources.push_back(shared.base(p));
-  }
-  const ValuesOfAll values(reduction, std::move(sources));
+  const ValuesOfTwo values(reduction, shared.base(0), shared.base(1));
   COHORT_RETURN_IF_ERROR(shared.Read([&] { read(values); }));
   return shared.Leave();
 }

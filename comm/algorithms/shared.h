@@ -39,8 +39,8 @@ class StoredValues final : public ReducedValues {
 
 // In place.
 Status FinishSharedAllReduce(Exchange& exchange, MutableBytes data, const Reduction& reduction);
-// Nothing is stored: `read` combines what it asks for straight from all ranks' buffers. In place,
-// and then read, where the memory of one is private.
+// Of two ranks. Nothing is stored: `read` combines what it asks for straight from both buffers. In
+// place, and then read, where the memory of one is private.
 Status FinishSharedRead(Exchange& exchange, MutableBytes data, const Reduction& reduction,
                         const ReducedReader& read);
 Status FinishSharedReduceScatter(Exchange& exchange, MutableBytes input, MutableBytes output,

@@ -59,7 +59,6 @@ class StripedSocket {
   bool awaits_release() const { return !pending_.empty(); }
   // Hears which sends are released. False: nothing new.
   bool HearReleases();
-  std::uint64_t sends_without_copy() const { return next_mark_ - 1; }
 
   // Nothing more will be sent; what is on its way arrives.
   void ShutDown();

@@ -18,7 +18,9 @@ class HostBlocks : public std::enable_shared_from_this<HostBlocks> {
  public:
   using Allocate = std::function<std::shared_ptr<std::byte>(std::size_t bytes)>;
 
-  explicit HostBlocks(Allocate allocate) : allocate_(std::move(allocate)) {}
+  explicit HostBlocks(Allocate allocate) : allocate_(std::move(allocate)) {
+    free_.reserve(kMostFree + 1);  // to give a block back takes no memory
+  }
 
   // At least `bytes`; goes back when its last owner drops it. Any thread. Throws what `allocate`
   // throws. The blocks outlive this.

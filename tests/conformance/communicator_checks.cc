@@ -82,14 +82,23 @@ std::string Describe(DType dtype, ReduceOp op, std::int64_t count, const std::st
          std::string(ReduceOpName(op)) + " by " + algorithm;
 }
 
+namespace {
+
+// What this rank gives, and what comes of it.
+void Fill(const Communicator& comm, ReduceOp op, Values& values, Values& expected) {
+  for (std::int64_t i = 0; i < values.buffer().count; ++i) {
+    values.Set(i, Given(values, op, comm.rank(), i));
+    expected.Set(i, Reduced(values, op, comm.size(), i));
+  }
+}
+
+}  // namespace
+
 Status CheckAllReduce(Communicator& comm, DType dtype, ReduceOp op, std::int64_t count,
                       const std::string& algorithm, Place place) {
   Values values(dtype, count);
   Values expected(dtype, count);
-  for (std::int64_t i = 0; i < count; ++i) {
-    values.Set(i, Given(values, op, comm.rank(), i));
-    expected.Set(i, Reduced(values, op, comm.size(), i));
-  }
+  Fill(comm, op, values, expected);
   const CollectiveOptions options = {.name = "x", .algorithm = algorithm};
   if (place == Place::kIn) {
     COHORT_RETURN_IF_ERROR(WaitFor(comm.AllReduce(values.buffer(), op, options)));
@@ -106,10 +115,7 @@ Status CheckAllReduceRead(Communicator& comm, DType dtype, ReduceOp op, std::int
                           const std::string& algorithm) {
   Values values(dtype, count);
   Values expected(dtype, count);
-  for (std::int64_t i = 0; i < count; ++i) {
-    values.Set(i, Given(values, op, comm.rank(), i));
-    expected.Set(i, Reduced(values, op, comm.size(), i));
-  }
+  Fill(comm, op, values, expected);
   const std::size_t element = SizeOf(dtype);
   const std::size_t bytes = values.buffer().bytes();
   COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Memory> lent, comm.Allocate(bytes + 1));
@@ -144,10 +150,7 @@ Status CheckReduce(Communicator& comm, DType dtype, ReduceOp op, std::int64_t co
                    const std::string& algorithm) {
   Values values(dtype, count);
   Values expected(dtype, count);
-  for (std::int64_t i = 0; i < count; ++i) {
-    values.Set(i, Given(values, op, comm.rank(), i));
-    expected.Set(i, Reduced(values, op, comm.size(), i));
-  }
+  Fill(comm, op, values, expected);
   COHORT_RETURN_IF_ERROR(
       WaitFor(comm.Reduce(values.buffer(), op, root, {.name = "x", .algorithm = algorithm})));
   return Check(comm.rank() != root || values == expected,
