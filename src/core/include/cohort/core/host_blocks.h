@@ -1,18 +1,33 @@
-// HostBlocks: memory of the host for batches on their way to a device, used again as soon as it is
-// dropped. Whoever copies from it holds it until the copy has run (nn::Tape does), so nothing is
-// asked of the device, which would wait for its streams; and what there is follows what was in use
-// at once.
+// HostBlocks: memory of the host that is used again as soon as it is dropped, as batches of
+// examples are: large memory that is new costs the kernel a fault and a clearing for each page.
+// What there is follows what was in use at once. Whoever lets a device copy from a block holds it
+// until the copy has run (nn::Tape does), so nothing is asked of the device, which would wait for
+// its streams.
 
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
+#include <cstdlib>
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <utility>
 #include <vector>
 
 namespace cohort {
+
+// At least so many bytes of the host, aligned to 64, unzeroed. Throws std::bad_alloc.
+inline std::shared_ptr<std::byte> HostBytes(std::size_t bytes) {
+  constexpr std::size_t kAlignment = 64;
+  const std::size_t whole = (std::max<std::size_t>(bytes, 1) + kAlignment - 1) / kAlignment;
+  auto* const memory = static_cast<std::byte*>(std::aligned_alloc(kAlignment, whole * kAlignment));
+  if (memory == nullptr) {
+    throw std::bad_alloc();
+  }
+  return {memory, [](std::byte* p) { std::free(p); }};
+}
 
 class HostBlocks : public std::enable_shared_from_this<HostBlocks> {
  public:

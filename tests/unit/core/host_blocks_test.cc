@@ -1,4 +1,4 @@
-#include "synchronous/host_blocks.h"
+#include <cohort/core/host_blocks.h>
 
 #include <gtest/gtest.h>
 
