@@ -118,6 +118,7 @@ class Inflater final : public ByteSource {
         name_(std::move(name)),
         ends_(std::move(ends)) {
     isal_inflate_init(&stream_);
+    isal_gzip_header_init(&gzip_header_);
   }
 
   Result<std::size_t> Read(std::span<std::byte> out) override {
@@ -177,9 +178,7 @@ class Inflater final : public ByteSource {
     }
     int code = ISAL_DECOMP_OK;
     if (compression_ == Compression::kGzip) {
-      isal_gzip_header header;
-      isal_gzip_header_init(&header);
-      code = isal_read_gzip_header(&stream_, &header);
+      code = isal_read_gzip_header(&stream_, &gzip_header_);
     } else {
       code = isal_read_zlib_header(&stream_, &zlib_header_);
       if (code == ISAL_DECOMP_OK && zlib_header_.dict_flag != 0) {
@@ -249,9 +248,14 @@ class Inflater final : public ByteSource {
         *end.size |= std::uint32_t{trailer_[4 + i]} << (8 * i);
       }
     }
-    ends_->Push(end);
     part_ = Part::kBetween;
-    return {};
+    if (unpacked_ > member_begin_) {
+      ends_->Push(end);
+      return {};
+    }
+    // Of empty members there may be any number before anybody reads a byte.
+    const std::uint32_t nothing = compression_ == Compression::kGzip ? 0 : 1;
+    return end.checksum == nothing && end.size.value_or(0) == 0 ? OkStatus() : Break(kChecksum);
   }
 
   // Between members: another one, padding, or the end.
@@ -270,6 +274,8 @@ class Inflater final : public ByteSource {
         return Break("has bytes after its padding");
       }
       isal_inflate_reset(&stream_);
+      isal_gzip_header_init(&gzip_header_);
+      member_begin_ = unpacked_;
       part_ = Part::kHeader;
     }
     return {};
@@ -282,6 +288,7 @@ class Inflater final : public ByteSource {
     return broken_;
   }
 
+  static constexpr std::string_view kChecksum = "has a wrong checksum";
   static constexpr std::string_view kCut = "is cut off in the middle of a member";
 
   std::unique_ptr<ByteSource> compressed_;
@@ -289,10 +296,13 @@ class Inflater final : public ByteSource {
   std::string name_;
   std::shared_ptr<MemberEnds> ends_;
   inflate_state stream_ = {};
+  // Of the member, also where it comes in pieces: what was read of it says what follows.
+  isal_gzip_header gzip_header_ = {};
   isal_zlib_header zlib_header_ = {};
   std::vector<std::byte> input_ = std::vector<std::byte>(kSlack + kBufferBytes);
   std::uint64_t read_ = 0;      // of the file
   std::uint64_t unpacked_ = 0;  // of the stream
+  std::uint64_t member_begin_ = 0;
   Part part_ = Part::kHeader;
   std::array<std::uint8_t, 8> trailer_{};
   std::size_t trailer_bytes_ = 0;
