@@ -140,9 +140,11 @@ Status RowStore::Declare(const std::vector<TableSpec>& tables, int servers,
   return {};
 }
 
-void RowStore::ForgetClients() {
+void RowStore::Stay(bool forget) {
   Thaw();
-  ledger_.Reset();
+  if (forget) {
+    ledger_.Reset();
+  }
   const std::lock_guard lock(incoming_mutex_);
   incoming_.clear();
 }
