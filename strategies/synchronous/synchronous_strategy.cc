@@ -371,22 +371,21 @@ Status SynchronousStrategy::MakeReducer(ParameterSet& parameters) {
   for (const std::unique_ptr<Kernels>& of_thread : kernels_) {
     kernels.push_back(of_thread.get());
   }
-  auto made = Reducer::Make(parameters, Reducer::Options{.replicas = gang_.size(),
-                                                         .shards = turns_,
-                                                         .copies = copy_of_,
-                                                         .kernels = std::move(kernels),
-                                                         .communicator = communicator_,
-                                                         .hook = hook_.get(),
-                                                         .rows = rows_.get(),
-                                                         .seed_with_weight = options_.loss_scale ==
-                                                                             LossScale::kGlobalMean,
-                                                         .limits = limits_,
-                                                         .algorithm =
-                                                             options_.virtual_shards > 0
-                                                                 ? algorithm_
-                                                                 : options_.communication.algorithm,
-                                                         .timeout = options_.collective_timeout,
-                                                         .log = options_.log});
+  auto made = Reducer::Make(
+      parameters,
+      Reducer::Options{
+          .replicas = gang_.size(),
+          .shards = turns_,
+          .copies = copy_of_,
+          .kernels = std::move(kernels),
+          .communicator = communicator_,
+          .hook = hook_.get(),
+          .rows = rows_.get(),
+          .seed_with_weight = options_.loss_scale == LossScale::kGlobalMean,
+          .limits = limits_,
+          .algorithm = options_.virtual_shards > 0 ? algorithm_ : options_.communication.algorithm,
+          .timeout = options_.collective_timeout,
+          .log = options_.log});
   COHORT_RETURN_IF_ERROR(made.status());
   reducer_ = std::move(made).value();
   squares_.resize(reducer_->plan().chunks.size());
@@ -568,9 +567,10 @@ Status SynchronousStrategy::SaveTable(int table, FileSystem& files, const std::s
   return ExplainServers(rows_->Save(table, files, path));
 }
 
-Status SynchronousStrategy::LoadTable(int table, FileSystem& files, const std::string& path) {
+Status SynchronousStrategy::LoadTable(int table, FileSystem& files,
+                                      const std::vector<std::string>& chain) {
   Require(rows_ != nullptr, "a table of the bound parameters");
-  return ExplainServers(rows_->Load(table, files, path));
+  return ExplainServers(rows_->Load(table, files, chain));
 }
 
 Status SynchronousStrategy::Barrier(std::string_view name) {
