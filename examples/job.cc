@@ -284,7 +284,8 @@ Result<nlohmann::json> JobMetrics(cohort::Strategy& strategy,
                                    {"late", stats.late},
                                    {"parked_reads", stats.parked},
                                    {"max_lead", stats.max_lead},
-                                   {"lost_updates", stats.lost_updates}};
+                                   {"lost_updates", stats.lost_updates},
+                                   {"moved_buckets", stats.moved_buckets}};
   }
   return metrics;
 }

@@ -143,8 +143,14 @@ Status Strategy::SaveTable(int /*table*/, FileSystem& /*files*/, const std::stri
   return Unimplemented(std::string(kind()) + " keeps no sparse tables");
 }
 
-Status Strategy::LoadTable(int /*table*/, FileSystem& /*files*/, const std::string& /*path*/) {
+Status Strategy::LoadTable(int /*table*/, FileSystem& /*files*/,
+                           const std::vector<std::string>& /*chain*/) {
   return Unimplemented(std::string(kind()) + " keeps no sparse tables");
+}
+
+Status Strategy::SaveTableChanges(int /*table*/, FileSystem& /*files*/,
+                                  const std::string& /*path*/) {
+  return Unimplemented(std::string(kind()) + " does not know which rows have changed");
 }
 
 Result<StepResult> Strategy::Accumulate(const DistributedBatch& /*batch*/, const StepFn& /*fn*/) {

@@ -83,6 +83,16 @@ Status CheckConfig(const ClusterConfig& config, const StrategyOptions& options) 
         "kRollBack]");
   }
   COHORT_RETURN_IF_ERROR(TransportOf(options.communication).status());
+  if (options.balance_interval.count() < 0 ||
+      (options.balance_interval.count() > 0 &&
+       (consistency.synchronous() || options.server_loss == ServerLoss::kPartial))) {
+    return InvalidArgument(
+        "balance_interval of " + std::to_string(options.balance_interval.count()) +
+        " ms with consistency " + consistency.ToString() +
+        (options.server_loss == ServerLoss::kPartial ? " and server_loss kPartial" : "") +
+        ": buckets move where updates are no rounds, and servers that are lost all go back "
+        "[consistency async or ssp, server_loss kRollBack, or no balance_interval]");
+  }
   if (options.num_devices != 1) {
     return InvalidArgument("parameter_server trains one replica per worker, num_devices is " +
                            std::to_string(options.num_devices) + " [start more workers instead]");

@@ -25,7 +25,7 @@ PushLedger::Claimed PushLedger::Claim(std::uint64_t client, std::uint64_t sequen
       return Claimed::kNew;
     }
     if (std::ranges::find(record.applying, sequence) == record.applying.end()) {
-      return Claimed::kRepeated;
+      return record.elsewhere.contains(sequence) ? Claimed::kElsewhere : Claimed::kRepeated;
     }
     finished_.wait(lock);
   }
@@ -39,6 +39,19 @@ void PushLedger::Finish(std::uint64_t client, std::uint64_t sequence, bool appli
     if (!applied) {
       record.window.Forget(sequence);
     }
+  }
+  finished_.notify_all();
+}
+
+void PushLedger::FinishElsewhere(std::uint64_t client, std::uint64_t sequence) {
+  {
+    const std::lock_guard lock(mutex_);
+    Client& record = clients_.at(client);
+    std::erase_if(record.elsewhere, [sequence](std::uint64_t other) {
+      return other + SequenceWindow::kSize <= sequence;
+    });
+    record.elsewhere.insert(sequence);
+    std::erase(record.applying, sequence);
   }
   finished_.notify_all();
 }

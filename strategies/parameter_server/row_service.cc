@@ -12,7 +12,8 @@ namespace cohort::ps {
 namespace {
 
 using Context = grpc::CallbackServerContext;
-using Base = Rows::WithRawCallbackMethod_Dump<Rows::WithRawCallbackMethod_Restore<Rows::Service>>;
+using Base = Rows::WithRawCallbackMethod_Dump<Rows::WithRawCallbackMethod_Restore<
+    Rows::WithRawCallbackMethod_Move<Rows::WithRawCallbackMethod_Loads<Rows::Service>>>>;
 
 class RowService final : public Base {
  public:
@@ -24,11 +25,13 @@ class RowService final : public Base {
     return Answer(context, *request, reply, [this](Request& r) {
       std::vector<BucketPiece> pieces;
       std::string bytes;
-      Error error = store_.Dump(r.received.frame.header, &pieces, &bytes);
+      RowStore::Moved moved;
+      Error error = store_.Dump(r.received.frame.header, &pieces, &bytes, &moved);
+      r.header.mutable_rows()->mutable_moved()->Assign(moved.begin(), moved.end());
       for (BucketPiece& piece : pieces) {
         *r.header.add_buckets() = std::move(piece);
       }
-      r.payload.emplace_back(bytes);
+      r.payload.push_back(OwnedSlice(std::move(bytes)));
       return error;
     });
   }
@@ -38,6 +41,18 @@ class RowService final : public Base {
     return Answer(context, *request, reply, [this](Request& r) {
       return store_.Restore(r.received.frame.header, r.received.frame.payload);
     });
+  }
+
+  grpc::ServerUnaryReactor* Move(Context* context, const grpc::ByteBuffer* request,
+                                 grpc::ByteBuffer* reply) override {
+    return Answer(context, *request, reply,
+                  [this](Request& r) { return store_.Move(r.received.frame.header); });
+  }
+
+  grpc::ServerUnaryReactor* Loads(Context* context, const grpc::ByteBuffer* request,
+                                  grpc::ByteBuffer* reply) override {
+    return Answer(context, *request, reply,
+                  [this](Request& r) { return store_.Loads(r.received.frame.header, &r.header); });
   }
 
  private:
@@ -91,8 +106,9 @@ Error AnswerRows(RowStore& store, bool ready, FrameMethod method, const FrameHea
     error.set_message("not all variables have been initialised");
     return error;
   }
+  RowStore::Moved moved;
   if (method == FrameMethod::kPushRows) {
-    error = store.Push(header, payload);
+    error = store.Push(header, payload, &moved);
   } else {
     RowStore::Reading reading;
     error = store.Plan(header, payload, &reading);
@@ -100,13 +116,14 @@ Error AnswerRows(RowStore& store, bool ready, FrameMethod method, const FrameHea
       error = store.Admit(header, deadline);
     }
     if (error.kind() == Error::NONE) {
-      error = store.Pull(reading, reply->payload->Append(reading.floats()));
+      error = store.Pull(reading, reply->payload->Append(reading.floats()), &moved);
     }
-    if (error.kind() != Error::NONE) {
+    if (error.kind() != Error::NONE || !moved.empty()) {
       reply->payload->Clear();
     }
   }
   reply->header.mutable_rows()->set_tag(header.rows().tag());
+  reply->header.mutable_rows()->mutable_moved()->Assign(moved.begin(), moved.end());
   return error;
 }
 

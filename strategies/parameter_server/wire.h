@@ -28,6 +28,8 @@ grpc::ByteBuffer Assemble(const FrameHeader& header, std::vector<grpc::Slice> pa
 
 // Memory that is to be filled before it is sent: floats, and the slice that owns them.
 grpc::Slice NewSlice(std::size_t floats, std::span<float>* memory);
+// The memory of a string, which is not copied.
+grpc::Slice OwnedSlice(std::string bytes);
 // Memory of `owner`, which lives until gRPC has let go of the slice; nothing is copied.
 grpc::Slice BorrowSlice(std::span<const float> memory, std::shared_ptr<const void> owner);
 

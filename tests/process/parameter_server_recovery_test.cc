@@ -82,6 +82,23 @@ class Job {
     }
     return false;
   }
+  // A checkpoint that builds on another one.
+  bool WaitForChain(const std::string& folder) {
+    const auto deadline = std::chrono::steady_clock::now() + kPatience;
+    while (std::chrono::steady_clock::now() < deadline) {
+      std::error_code none;
+      for (const auto& entry : std::filesystem::directory_iterator(folder, none)) {
+        std::ifstream manifest(entry.path() / "manifest.json");
+        const std::string text((std::istreambuf_iterator<char>(manifest)), {});
+        if (entry.path().filename().string().starts_with("step") &&
+            text.find("\"base\"") != std::string::npos) {
+          return true;
+        }
+      }
+      std::this_thread::sleep_for(1ms);
+    }
+    return false;
+  }
   std::string Folder() const { return dir_.path() + "/saves"; }
 
   ProcessCluster cluster;
@@ -214,6 +231,54 @@ TEST(ParameterServerRecoveryTest, TwoServersAreLostTogether) {
   job.Kill("ps:1");
   job.Replace(0, "again 0");
   job.Replace(1, "again 1");
+  ASSERT_TRUE(job.cluster.WaitForOutput("chief:0", "the job goes on after", kPatience));
+  job.OpenGate();
+  job.ExpectCodes();
+  ExpectWholeOutcome(job, "chief:0", "async", 4);
+}
+
+// The newest save has the changes of rows only, and the job goes back to it, twice.
+TEST(ParameterServerRecoveryTest, TheJobGoesBackToAChainOfChanges) {
+  const TempDir folder;
+  Job job(
+      Arguments("async", 4, {"--folder", folder.path(), "--save-steps", "10", "--step-ms", "1"}),
+      /*gate_at=*/350);
+  ASSERT_TRUE(job.WaitForChain(folder.path()));
+  job.Kill("ps:0");
+  job.Kill("ps:1");
+  job.Replace(0, "again 0");
+  job.Replace(1, "again 1");
+  ASSERT_TRUE(job.cluster.WaitForOutput("chief:0", "the job goes on after", kPatience));
+  EXPECT_THAT(job.cluster.Stderr("chief:0"), Not(HasSubstr("to step 0;")));
+  job.OpenGate();
+  job.ExpectCodes();
+  ExpectWholeOutcome(job, "chief:0", "async", 4);
+}
+
+// Buckets move all the while, and each example is in the rows as often as it was trained on.
+TEST(ParameterServerRecoveryTest, BucketsMoveWhileTheJobTrains) {
+  for (const std::string consistency : {"async", "ssp:2"}) {
+    const TempDir folder;
+    Job job(Arguments(consistency, 4,
+                      {"--folder", folder.path(), "--save-steps", "50", "--step-ms", "1",
+                       "--balance-ms", "20"}),
+            /*gate_at=*/350);
+    job.OpenGate();
+    job.ExpectCodes();
+    ExpectWholeOutcome(job, "chief:0", consistency, 4);
+    EXPECT_THAT(job.cluster.Stdout("chief:0"), HasSubstr("buckets have moved"));
+  }
+}
+
+TEST(ParameterServerRecoveryTest, AServerIsLostWhileBucketsMove) {
+  const TempDir folder;
+  Job job(Arguments("async", 4,
+                    {"--folder", folder.path(), "--save-steps", "10", "--step-ms", "1",
+                     "--balance-ms", "20"}),
+          /*gate_at=*/350);
+  ASSERT_TRUE(job.WaitForChain(folder.path()));
+  job.Kill("ps:1");
+  job.Replace(1, "again");
   ASSERT_TRUE(job.cluster.WaitForOutput("chief:0", "the job goes on after", kPatience));
   job.OpenGate();
   job.ExpectCodes();

@@ -6,7 +6,7 @@
 //              [--hold-at STEP --hold TASK] [--rejoin-ms N] [--folder DIR [--save-steps N]
 //              [--save-epochs N]]
 //              [--gate FILE --gate-at STEP] [--gate-chief setup|end] [--count [--floats N]]
-//              [--step-ms N] [--partial] [--start POLICY]
+//              [--step-ms N] [--partial] [--start POLICY] [--balance-ms N] [--full-save-every N]
 //
 // --folder: the loop is Trainer::Fit, which saves there.
 // --count: the model is one that counts, for each example, how often it was trained on;
@@ -16,6 +16,7 @@
 // --gate-chief: the chief says "waits", and does so for that FILE, before Bind or after its last
 // save.
 // --partial: ServerLoss::kPartial.
+// --balance-ms: StrategyOptions::balance_interval; the chief says how many buckets have moved.
 // --hold-at: TASK says "holding" in that step function of its own, and never comes back from it.
 
 #include <unistd.h>
@@ -66,6 +67,8 @@ struct Options {
   int fail_at = 0;
   std::string hold;
   bool partial = false;
+  int balance_ms = 0;
+  int full_save_every = 8;
   std::string partitioner = "pieces";
   std::string start = "all";
   std::string communication = "auto";
@@ -169,6 +172,9 @@ Status Report(const Options& options, ParameterServerStrategy& strategy, Paramet
         (epoch.dropped > 0 ? ", dropped " + std::to_string(epoch.dropped) : ""));
   }
   COHORT_ASSIGN_OR_RETURN(const ParameterServerStats stats, strategy.stats());
+  if (options.balance_ms > 0) {
+    Say(stats.moved_buckets > 0 ? "buckets have moved" : "no bucket has moved");
+  }
   if (stats.lost_updates > 0) {
     Say("lost updates " + std::to_string(stats.lost_updates));
   }
@@ -207,7 +213,8 @@ Status RunWith(const Options& options, ParameterServerStrategy& strategy) {
                     {.epochs = options.epochs,
                      .checkpoint_dir = options.folder,
                      .save_every_epochs = options.save_epochs,
-                     .save_every_steps = options.save_steps});
+                     .save_every_steps = options.save_steps,
+                     .full_save_every = options.full_save_every});
     COHORT_RETURN_IF_ERROR(trainer
                                .Fit(testing::IntegerData(options.examples, options.batch),
                                     StepOf(options, strategy.cluster().task.ToString(), steps))
@@ -241,6 +248,7 @@ Status Run(const Options& options) {
   strategy_options.journal_folder = options.folder;
   strategy_options.communication.implementation = options.communication;
   strategy_options.server_loss = options.partial ? ServerLoss::kPartial : ServerLoss::kRollBack;
+  strategy_options.balance_interval = std::chrono::milliseconds(options.balance_ms);
   strategy_options.log = StderrLog(config.task.ToString());
   COHORT_ASSIGN_OR_RETURN(strategy_options.partitioner, Partitioner::Parse(options.partitioner));
   COHORT_ASSIGN_OR_RETURN(strategy_options.start, StartPolicy::Parse(options.start));
@@ -271,6 +279,8 @@ int main(int argc, char** argv) {
   app.add_option("--save-epochs", options.save_epochs);
   app.add_flag("--count", options.count);
   app.add_flag("--partial", options.partial);
+  app.add_option("--balance-ms", options.balance_ms);
+  app.add_option("--full-save-every", options.full_save_every);
   app.add_option("--partitioner", options.partitioner);
   app.add_option("--start", options.start);
   app.add_option("--communication", options.communication);

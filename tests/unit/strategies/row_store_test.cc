@@ -4,12 +4,15 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <new>
 #include <thread>
 
 #include <cohort/core/random.h>
+#include <cohort/io/crc32c.h>
 #include <cohort/optim/optimizers.h>
 
 #include "parameter_server/push_ledger.h"
@@ -20,6 +23,7 @@ namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 
 constexpr std::uint64_t kLayout = 17;
 
@@ -96,23 +100,24 @@ class RowStoreTest : public ::testing::Test {
     EXPECT_EQ(store_.Plan(Header(0, 1, 2), Bytes().Add({id}).Reader(), &reading).kind(),
               Error::NONE);
     std::vector<float> row(reading.floats());
-    EXPECT_EQ(store_.Pull(reading, row).kind(), Error::NONE);
+    EXPECT_EQ(store_.Pull(reading, row, &moved_).kind(), Error::NONE);
     return row;
   }
   void ExpectRefused(const FrameHeader& header, const Bytes& payload, Error::Kind kind,
                      const std::string& naming) {
-    const Error error = store_.Push(header, payload.Reader());
+    const Error error = store_.Push(header, payload.Reader(), &moved_);
     EXPECT_EQ(error.kind(), kind) << error.message();
     EXPECT_THAT(error.message(), HasSubstr(naming));
     EXPECT_THAT(Pull(5), ElementsAre(0, 0)) << "nothing had an effect";
   }
 
   RowStore store_{0};
+  RowStore::Moved moved_;
   std::uint64_t sequence_ = 0;
 };
 
 TEST_F(RowStoreTest, NothingIsServedBeforeADeclaration) {
-  EXPECT_EQ(store_.Push(PushHeader(), TwoRows().Reader()).kind(), Error::NOT_READY);
+  EXPECT_EQ(store_.Push(PushHeader(), TwoRows().Reader(), &moved_).kind(), Error::NOT_READY);
 }
 
 TEST_F(RowStoreTest, APushHasItsEffectOnceHoweverOftenItArrives) {
@@ -120,7 +125,7 @@ TEST_F(RowStoreTest, APushHasItsEffectOnceHoweverOftenItArrives) {
   FrameHeader header = PushHeader();
   header.set_weight(2);
   for (int i = 0; i < 3; ++i) {
-    EXPECT_EQ(store_.Push(header, TwoRows().Reader()).kind(), Error::NONE);
+    EXPECT_EQ(store_.Push(header, TwoRows().Reader(), &moved_).kind(), Error::NONE);
   }
   EXPECT_THAT(Pull(5), ElementsAre(-0.5, -1));
   EXPECT_THAT(Pull(9), ElementsAre(-1.5, -2));
@@ -131,7 +136,7 @@ TEST_F(RowStoreTest, APushHasItsEffectOnceHoweverOftenItArrives) {
 
 TEST_F(RowStoreTest, APayloadMayLieInPiecesOfAnyAlignment) {
   Declare();
-  EXPECT_EQ(store_.Push(PushHeader(), TwoRows().Reader(3)).kind(), Error::NONE);
+  EXPECT_EQ(store_.Push(PushHeader(), TwoRows().Reader(3), &moved_).kind(), Error::NONE);
   EXPECT_THAT(Pull(9), ElementsAre(-3, -4));
 }
 
@@ -196,7 +201,7 @@ class RowRoundsTest : public RowStoreTest {
     last_.mutable_round()->set_parts(parts);
     last_payload_ =
         Bytes().Add<std::uint64_t>({id}).Add<std::uint32_t>({1}).Add<float>({gradient, gradient});
-    return store_.Push(last_, last_payload_.Reader());
+    return store_.Push(last_, last_payload_.Reader(), &moved_);
   }
   Error::Kind Wait(std::uint64_t round) {
     FrameHeader header = Header(0, 0, 2);
@@ -244,10 +249,10 @@ TEST_F(RowRoundsTest, APartCountsOnceHoweverOftenItArrives) {
   Declare();
   for (const std::uint32_t part : {0U, 1U}) {
     EXPECT_EQ(Push(1, part, 2, 5, 1).kind(), Error::NONE);
-    EXPECT_EQ(store_.Push(last_, last_payload_.Reader()).kind(), Error::NONE);
+    EXPECT_EQ(store_.Push(last_, last_payload_.Reader(), &moved_).kind(), Error::NONE);
   }
   EXPECT_EQ(Wait(1), Error::NONE);
-  EXPECT_EQ(store_.Push(last_, last_payload_.Reader()).kind(), Error::NONE);
+  EXPECT_EQ(store_.Push(last_, last_payload_.Reader(), &moved_).kind(), Error::NONE);
   EXPECT_THAT(Pull(5), ElementsAre(-1, -1));
   EXPECT_EQ(store_.stats().duplicates, 3);
 }
@@ -279,7 +284,7 @@ TEST_F(RowRoundsTest, TheNextRoundAndADumpNeedTheOneBefore) {
   from.add_buckets();
   std::vector<BucketPiece> pieces;
   std::string bytes;
-  EXPECT_EQ(store_.Dump(from, &pieces, &bytes).kind(), Error::NONE);
+  EXPECT_EQ(store_.Dump(from, &pieces, &bytes, &moved_).kind(), Error::NONE);
   EXPECT_THAT(Pull(5), ElementsAre(-2, -2));
 }
 
@@ -319,21 +324,23 @@ TEST_F(RowStoreTest, IdsAndCountsMayBeNarrow) {
   header.mutable_rows()->set_count_bytes(1);
   const Bytes bytes =
       Bytes().Add<std::uint32_t>({5, 9}).Add<std::uint8_t>({1, 200, 0, 0}).Add<float>({1, 2, 3, 4});
-  EXPECT_EQ(store_.Push(header, bytes.Reader()).kind(), Error::NONE);
+  EXPECT_EQ(store_.Push(header, bytes.Reader(), &moved_).kind(), Error::NONE);
   header = PushHeader();
   header.mutable_rows()->set_count_bytes(2);
   EXPECT_EQ(store_
-                .Push(header, Bytes()
-                                  .Add<std::uint64_t>({5, 9})
-                                  .Add<std::uint16_t>({1, 300})
-                                  .Add<float>({1, 2, 3, 4})
-                                  .Reader(3))
+                .Push(header,
+                      Bytes()
+                          .Add<std::uint64_t>({5, 9})
+                          .Add<std::uint16_t>({1, 300})
+                          .Add<float>({1, 2, 3, 4})
+                          .Reader(3),
+                      &moved_)
                 .kind(),
             Error::NONE);
   EXPECT_THAT(Pull(9), ElementsAre(-6, -8));
   header = PushHeader();
   header.mutable_rows()->set_count_bytes(3);
-  EXPECT_EQ(store_.Push(header, bytes.Reader()).kind(), Error::BAD_FRAME);
+  EXPECT_EQ(store_.Push(header, bytes.Reader(), &moved_).kind(), Error::BAD_FRAME);
   RowStore::Reading reading;
   FrameHeader pull = Header(0, 2, 2);
   pull.mutable_rows()->set_narrow_ids(true);
@@ -350,7 +357,7 @@ TEST_F(RowStoreTest, APushThatWasRefusedIsRefusedAgain) {
   header.set_weight(1);
   const Bytes payload = Bytes().Add<std::uint64_t>({7}).Add<std::uint32_t>({1}).Add<float>({1});
   for (int i = 0; i < 2; ++i) {
-    const Error error = store_.Push(header, payload.Reader());
+    const Error error = store_.Push(header, payload.Reader(), &moved_);
     EXPECT_EQ(error.kind(), Error::NO_ROW);
     EXPECT_THAT(error.message(), HasSubstr("table \"known\" has no row for id 7"));
   }
@@ -368,29 +375,29 @@ TEST_F(RowStoreTest, APullOfMoreThanAFrameHoldsIsRefused) {
 
 TEST_F(RowStoreTest, RowsThatAreUnusedForLongGo) {
   Declare(/*time_to_live=*/10);
-  EXPECT_EQ(store_.Push(PushHeader(2, 1), TwoRows().Reader()).kind(), Error::NONE);
+  EXPECT_EQ(store_.Push(PushHeader(2, 1), TwoRows().Reader(), &moved_).kind(), Error::NONE);
   EXPECT_EQ(store_.stats().rows, 2);
   const Bytes other = Bytes().Add<std::uint64_t>({6}).Add<std::uint32_t>({1}).Add<float>({1, 1});
   for (std::uint64_t step = 2; step <= 30; ++step) {
-    EXPECT_EQ(store_.Push(PushHeader(1, step), other.Reader()).kind(), Error::NONE);
+    EXPECT_EQ(store_.Push(PushHeader(1, step), other.Reader(), &moved_).kind(), Error::NONE);
   }
   EXPECT_EQ(store_.stats().rows, 1);
 }
 
 TEST_F(RowStoreTest, DumpsAreRestoredBucketByBucketAndDamageIsSeen) {
   Declare();
-  EXPECT_EQ(store_.Push(PushHeader(), TwoRows().Reader()).kind(), Error::NONE);
+  EXPECT_EQ(store_.Push(PushHeader(), TwoRows().Reader(), &moved_).kind(), Error::NONE);
   FrameHeader from = Header(0, 0, 2);
   from.add_buckets();
   std::vector<BucketPiece> pieces;
   std::string bytes;
-  EXPECT_EQ(store_.Dump(from, &pieces, &bytes).kind(), Error::NONE);
+  EXPECT_EQ(store_.Dump(from, &pieces, &bytes, &moved_).kind(), Error::NONE);
   ASSERT_EQ(pieces.size(), 8);
   FrameHeader to = Header(0, 0, 2);
   for (const BucketPiece& piece : pieces) {
     *to.add_buckets() = piece;
   }
-  EXPECT_EQ(store_.Push(PushHeader(), TwoRows().Reader()).kind(), Error::NONE);
+  EXPECT_EQ(store_.Push(PushHeader(), TwoRows().Reader(), &moved_).kind(), Error::NONE);
   EXPECT_THAT(Pull(5), ElementsAre(-2, -4));
   EXPECT_EQ(store_.Restore(to, Bytes().Add(bytes).Reader(7)).kind(), Error::NONE);
   EXPECT_THAT(Pull(5), ElementsAre(-1, -2));
@@ -406,20 +413,20 @@ TEST_F(RowStoreTest, DumpsAreRestoredBucketByBucketAndDamageIsSeen) {
   to.mutable_buckets(7)->set_total(1 + to.buckets(7).total());
   EXPECT_EQ(store_.Restore(to, Bytes().Add(bytes).Reader()).kind(), Error::DAMAGED);
   from.mutable_buckets(0)->set_bucket(9);
-  EXPECT_EQ(store_.Dump(from, &pieces, &bytes).kind(), Error::BAD_FRAME);
+  EXPECT_EQ(store_.Dump(from, &pieces, &bytes, &moved_).kind(), Error::BAD_FRAME);
 }
 
 // Frames with flipped, missing and additional bytes: refused or applied, never more than that.
 TEST_F(RowStoreTest, WhatComesDamagedDoesNoHarm) {
   Declare();
-  EXPECT_EQ(store_.Push(PushHeader(), TwoRows().Reader()).kind(), Error::NONE);
+  EXPECT_EQ(store_.Push(PushHeader(), TwoRows().Reader(), &moved_).kind(), Error::NONE);
   FrameHeader restore = Header(0, 0, 2);
   std::string dump;
   {
     FrameHeader from = Header(0, 0, 2);
     from.add_buckets();
     std::vector<BucketPiece> pieces;
-    EXPECT_EQ(store_.Dump(from, &pieces, &dump).kind(), Error::NONE);
+    EXPECT_EQ(store_.Dump(from, &pieces, &dump, &moved_).kind(), Error::NONE);
     for (const BucketPiece& piece : pieces) {
       *restore.add_buckets() = piece;
     }
@@ -449,15 +456,115 @@ TEST_F(RowStoreTest, WhatComesDamagedDoesNoHarm) {
     std::string out;
     if (store_.Plan(frame->header, frame->payload, &reading).kind() == Error::NONE) {
       std::vector<float> rows(reading.floats());
-      (void)store_.Pull(reading, rows);
+      (void)store_.Pull(reading, rows, &moved_);
     }
-    (void)store_.Push(frame->header, frame->payload);
+    (void)store_.Push(frame->header, frame->payload, &moved_);
     (void)store_.Restore(frame->header, frame->payload);
-    (void)store_.Dump(frame->header, &pieces, &out);
+    (void)store_.Dump(frame->header, &pieces, &out, &moved_);
   }
   EXPECT_GT(decoded, 1000);
   EXPECT_EQ(store_.Restore(restore, Bytes().Add(dump).Reader()).kind(), Error::NONE);
   EXPECT_THAT(Pull(5), ElementsAre(-1, -2));
+}
+
+// A bucket's way from one server to another, step by step, each of them repeated.
+TEST(RowStoreMovesTest, EachStepMayBeRepeated) {
+  constexpr std::uint64_t kOf = 11;
+  TableSpec words;
+  words.name = "words";
+  words.dim = 1;
+  words.buckets = 2;
+  words.optimizer = Sgd({.learning_rate = 1})->config();
+  std::array<std::unique_ptr<RowStore>, 2> stores = {std::make_unique<RowStore>(0),
+                                                     std::make_unique<RowStore>(1)};
+  for (const auto& store : stores) {
+    OrThrow(store->Declare({words}, 2, kOf));
+  }
+  std::uint64_t id = 0;
+  while (BucketOf(id, 2) != 0) {
+    ++id;
+  }
+  const auto header = [] {
+    FrameHeader h;
+    h.set_client(1);
+    h.set_layout(kOf);
+    h.mutable_rows()->set_table(0);
+    return h;
+  };
+  RowStore::Moved moved;
+  const auto push = [&](std::size_t server, std::uint64_t sequence) {
+    FrameHeader h = header();
+    h.set_sequence(sequence);
+    h.set_weight(1);
+    h.mutable_rows()->set_count(1);
+    h.mutable_rows()->set_dim(1);
+    h.mutable_rows()->set_step(1);
+    const Error error = stores[server]->Push(
+        h, Bytes().Add<std::uint64_t>({id}).Add<std::uint32_t>({1}).Add<float>({1}).Reader(),
+        &moved);
+    EXPECT_EQ(error.kind(), Error::NONE) << error.message();
+    return moved;
+  };
+  const auto step = [&](std::size_t server, BucketMove::Step of, std::uint32_t to) {
+    FrameHeader h = header();
+    h.add_buckets()->set_bucket(0);
+    h.mutable_move()->set_step(of);
+    h.mutable_move()->set_to(to);
+    return stores[server]->Move(h).kind();
+  };
+  std::string dump;
+  const auto take_dump = [&](std::size_t server) {
+    FrameHeader h = header();
+    h.add_buckets()->set_bucket(0);
+    h.set_until(1);
+    std::vector<BucketPiece> pieces;
+    std::string bytes;
+    EXPECT_EQ(stores[server]->Dump(h, &pieces, &bytes, &moved).kind(), Error::NONE);
+    return bytes;
+  };
+  const auto install = [&](std::size_t server) {
+    FrameHeader h = header();
+    h.set_adopt(true);
+    BucketPiece& piece = *h.add_buckets();
+    piece.set_bytes(dump.size());
+    piece.set_total(dump.size());
+    piece.set_crc32c(io::Crc32c(std::as_bytes(std::span(dump))));
+    return stores[server]->Restore(h, Bytes().Add(dump).Reader()).kind();
+  };
+
+  EXPECT_THAT(push(0, 1), IsEmpty());
+  EXPECT_THAT(push(1, 1), ElementsAre(0, 0)) << "the first server of bucket 0 is 0";
+  EXPECT_EQ(step(1, BucketMove::GIVE, 0), Error::NOT_NOW) << "it is not there";
+  EXPECT_EQ(step(0, BucketMove::GIVE, 1), Error::NONE);
+  EXPECT_EQ(step(0, BucketMove::GIVE, 1), Error::NONE);
+  EXPECT_THAT(push(0, 2), ElementsAre(0, 1));
+  EXPECT_THAT(push(1, 2), ElementsAre(0, 0)) << "not before it is there";
+  // It cannot be brought, and stays; a push that was sent elsewhere has no effect when it is back.
+  EXPECT_EQ(step(0, BucketMove::KEEP, 0), Error::NONE);
+  EXPECT_EQ(step(0, BucketMove::KEEP, 0), Error::NONE);
+  const std::string before = take_dump(0);
+  EXPECT_THAT(push(0, 2), ElementsAre(0, 0)) << "under another number";
+  EXPECT_EQ(take_dump(0), before);
+  EXPECT_THAT(push(0, 3), IsEmpty());
+
+  EXPECT_EQ(step(0, BucketMove::GIVE, 1), Error::NONE);
+  dump = take_dump(0);
+  EXPECT_NE(dump, before);
+  EXPECT_EQ(install(1), Error::NONE);
+  EXPECT_THAT(push(1, 3), IsEmpty());
+  const std::string after = take_dump(1);
+  EXPECT_NE(after, dump);
+  EXPECT_EQ(install(1), Error::NONE);
+  EXPECT_EQ(take_dump(1), after) << "what came since stays";
+  EXPECT_EQ(step(0, BucketMove::DROP, 0), Error::NONE);
+  EXPECT_EQ(step(0, BucketMove::DROP, 0), Error::NONE);
+  EXPECT_EQ(stores[0]->stats().rows, 0U);
+  EXPECT_THAT(push(0, 4), ElementsAre(0, 1));
+  EXPECT_EQ(take_dump(0), "");
+  EXPECT_THAT(moved, ElementsAre(0, 1));
+  // From the beginning: buckets are where they were at first.
+  OrThrow(stores[0]->Reset());
+  EXPECT_THAT(push(0, 1), IsEmpty());
 }
 
 TEST(PushLedgerTest, OneThreadAppliesAndTheOthersWaitForIt) {
@@ -494,6 +601,18 @@ TEST(PushLedgerTest, AnExceptionTakesAClaimBack) {
   }
   EXPECT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kRepeated);
   ledger.Retire(1);
+}
+
+TEST(PushLedgerTest, WhatWasForAnotherServerNeverCountsHere) {
+  PushLedger ledger;
+  ASSERT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kNew);
+  std::jthread other([&] { EXPECT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kElsewhere); });
+  PushLedger::Applying(ledger, 1, 1).FinishElsewhere();
+  other.join();
+  ASSERT_EQ(ledger.Claim(1, 2), PushLedger::Claimed::kNew);
+  ledger.Finish(1, 2, true);
+  EXPECT_EQ(ledger.Claim(1, 2), PushLedger::Claimed::kRepeated);
+  EXPECT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kElsewhere);
 }
 
 // A worker that was given up: its last push is waited for, and no other has an effect.
