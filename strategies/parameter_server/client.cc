@@ -47,7 +47,7 @@ class GrpcClient final : public Client {
         options_(std::move(options)),
         fingerprint_(spec_.Fingerprint()),
         chunks_(MakeChunks(spec_)),
-        names_(NamesOf(spec_, addresses)),
+        names_(LineNames(spec_, addresses)),
         addresses_(std::move(addresses)),
         versions_(chunks_.size(), 0),
         sequences_(options_.pushes),
@@ -94,8 +94,6 @@ class GrpcClient final : public Client {
   void Abort(const Status& why) override { link_->Abort(why); }
 
  private:
-  static std::vector<std::string> NamesOf(const ModelSpec& spec,
-                                          const std::vector<std::string>& addresses);
   // Repeats a blocking control call until it is answered or the server counts as gone.
   template <typename Rpc>
   Status Control(std::size_t server, const Rpc& rpc);
@@ -118,8 +116,6 @@ class GrpcClient final : public Client {
   Result<std::span<const float>> Encode(const Gradient& gradient, std::size_t chunk);
   // The same to the copies, without an answer that anybody reads.
   void AddCopies(std::vector<FrameRequest>* requests) const;
-  // Of the frame link: what holds a server's part, or the copy of it.
-  int LineOf(int server, bool copy) const { return copy ? spec_.servers + server : server; }
   void AddPulls(int server, bool everything, const FrameHeader& header,
                 std::vector<FrameRequest>* requests);
 
@@ -141,16 +137,6 @@ class GrpcClient final : public Client {
   std::vector<std::unique_ptr<Servers::Stub>> control_;
   const std::unique_ptr<FrameLink> link_;
 };
-
-std::vector<std::string> GrpcClient::NamesOf(const ModelSpec& spec,
-                                             const std::vector<std::string>& addresses) {
-  std::vector<std::string> names = ServerNames(addresses);
-  for (int s = 0; spec.copies && s < spec.servers; ++s) {
-    names.push_back(names[static_cast<std::size_t>(CopyHolder(s, spec.servers))] +
-                    ", which keeps the copy of ps:" + std::to_string(s));
-  }
-  return names;
-}
 
 template <typename Rpc>
 Status GrpcClient::Control(std::size_t server, const Rpc& rpc) {
@@ -286,7 +272,7 @@ void GrpcClient::AddCopies(std::vector<FrameRequest>* requests) const {
   requests->reserve(requests->size() + count);
   for (std::size_t i = 0; i < count; ++i) {
     FrameRequest& copy = requests->emplace_back((*requests)[i]);
-    copy.server = LineOf(copy.server, /*copy=*/true);
+    copy.server = LineOf(copy.server, spec_.servers, /*copy=*/true);
     copy.header.set_copy(true);
     copy.header.set_pull(false);
   }
@@ -301,8 +287,9 @@ Status GrpcClient::CopyPart(int server, Mend which) {
   const bool from_copy = which == Mend::kServer;
   std::vector<float> bytes;
   for (const std::vector<int>& frame : PackFrames(chunks_, server, kFrameBytes, 1 + slots)) {
-    FrameRequest pull{LineOf(server, from_copy), FrameMethod::kPull, Header(), {}};
-    FrameRequest assign{LineOf(server, !from_copy), FrameMethod::kAssign, Header(), {}};
+    FrameRequest pull{LineOf(server, spec_.servers, from_copy), FrameMethod::kPull, Header(), {}};
+    FrameRequest assign{
+        LineOf(server, spec_.servers, !from_copy), FrameMethod::kAssign, Header(), {}};
     pull.header.set_copy(from_copy);
     assign.header.set_copy(!from_copy);
     pull.header.set_slots(true);
@@ -421,9 +408,7 @@ ReplyHandler GrpcClient::Into(std::span<float> values, std::span<const std::span
 }
 
 Result<std::string> GrpcClient::Locate(int line, bool may_share) {
-  const int server =
-      line < spec_.servers ? line : CopyHolder(line - spec_.servers, spec_.servers);
-  const auto s = static_cast<std::size_t>(server);
+  const auto s = static_cast<std::size_t>(ServerOfLine(line, spec_.servers));
   return LocateFrames(*control_[s], addresses_[s], options_.transport, may_share,
                       std::min(kLocateTimeout, options_.peer_timeout));
 }

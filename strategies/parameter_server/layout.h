@@ -54,6 +54,11 @@ struct ModelSpec {
 // Who keeps the copy of a server's part.
 inline int CopyHolder(int server, int servers) { return (server + 1) % servers; }
 inline int CopiedServer(int holder, int servers) { return (holder + servers - 1) % servers; }
+// A client has a line to each server, and, where there are copies, as many more: to the copies.
+inline int LineOf(int server, int servers, bool copy) { return copy ? servers + server : server; }
+inline int ServerOfLine(int line, int servers) {
+  return line < servers ? line : CopyHolder(line - servers, servers);
+}
 
 struct Chunk {
   int parameter = 0;

@@ -80,11 +80,11 @@ Result<ModelSpec> SpecOf(const DeclareRequest& request) {
   return spec;
 }
 
-using Base = Servers::WithCallbackMethod_Declare<Servers::WithCallbackMethod_Stats<
-    Servers::WithCallbackMethod_Drain<Servers::WithCallbackMethod_Norms<
-        Servers::WithCallbackMethod_Settle<Servers::WithCallbackMethod_Endpoint<
-            Servers::WithCallbackMethod_Retire<Servers::WithCallbackMethod_Freeze<
-                Servers::WithCallbackMethod_Begin<
+using Base = Servers::WithCallbackMethod_Declare<
+    Servers::WithCallbackMethod_Stats<Servers::WithCallbackMethod_Drain<
+        Servers::WithCallbackMethod_Norms<Servers::WithCallbackMethod_Settle<
+            Servers::WithCallbackMethod_Endpoint<Servers::WithCallbackMethod_Retire<
+                Servers::WithCallbackMethod_Freeze<Servers::WithCallbackMethod_Begin<
                     Servers::WithCallbackMethod_ExchangePushes<Servers::Service>>>>>>>>>>;
 
 class Service final : public Base {
@@ -140,8 +140,7 @@ class Service final : public Base {
               "version of cohort]")));
     }
     const Result<ModelSpec> spec = SpecOf(*request);
-    const Status status =
-        spec.ok() ? Declare(*spec, request->sender()) : spec.status();
+    const Status status = spec.ok() ? Declare(*spec, request->sender()) : spec.status();
     reply->set_ready(status.ok() && own_.store.ready());
     return Reply(context, ToGrpc(status));
   }
@@ -338,13 +337,14 @@ class Service final : public Base {
     for (ParameterStore::Reading& reading : readings) {
       // What comes with slots is saved.
       if (!part->store.Copy(reading, slots, reply->payload->Append(reading.floats), wire,
-                       slots ? 0 : header.client())) {
+                            slots ? 0 : header.client())) {
         reply->payload->Clear();
         reply->header.clear_chunks();
         reply->header.clear_versions();
         reply->header.mutable_error()->set_kind(Error::NOT_FINITE);
         reply->header.mutable_error()->set_message(
-            part->store.NameOf(reading.chunk) + " holds a value that " + std::string(DTypeName(wire)) +
+            part->store.NameOf(reading.chunk) + " holds a value that " +
+            std::string(DTypeName(wire)) +
             " cannot [let values travel as bfloat16 or float32; float16 ends at 65504]");
         return;
       }
@@ -377,8 +377,8 @@ class Service final : public Base {
         break;
       case FrameMethod::kPullRows:
       case FrameMethod::kPushRows:
-        error =
-            AnswerRows(part.rows, store.ready(), method, header, payload, DeadlineAfter(kPark), reply);
+        error = AnswerRows(part.rows, store.ready(), method, header, payload, DeadlineAfter(kPark),
+                           reply);
         break;
     }
     if (error.kind() == Error::NONE &&
@@ -407,8 +407,12 @@ class GrpcServer final : public Server {
  public:
   GrpcServer(int index, const Log& log)
       : service_(index, log),
-        row_service_(
-            MakeRowService(service_.rows(), service_.gate(), "ps:" + std::to_string(index), log)) {}
+        row_service_(MakeRowService(
+            [this](bool copy) {
+              Part* const part = service_.PartOf(copy);
+              return part == nullptr ? nullptr : &part->rows;
+            },
+            service_.gate(), "ps:" + std::to_string(index), log)) {}
 
   ~GrpcServer() override {
     if (server_ != nullptr) {
