@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <set>
 #include <utility>
 
 #include "parameter_server/row_codec.h"
@@ -122,8 +123,8 @@ void RowStore::MakePlaces() {
 void RowStore::ForgetClients() {
   Thaw();
   ledger_.Reset();
-  const std::lock_guard lock(incoming_mutex_);
-  incoming_.clear();
+  const std::lock_guard lock(carriers_mutex_);
+  carriers_.clear();
 }
 
 void RowStore::Thaw() {
@@ -190,8 +191,8 @@ Status RowStore::Reset() {
   had_rounds_ = false;
   ledger_.Reset();
   rounds_.Begin(tables_);
-  const std::lock_guard lock(incoming_mutex_);
-  incoming_.clear();
+  const std::lock_guard lock(carriers_mutex_);
+  carriers_.clear();
   return {};
 }
 
