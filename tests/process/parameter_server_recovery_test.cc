@@ -293,9 +293,10 @@ TEST(ParameterServerRecoveryTest, TheJobGoesBackToAChainOfChanges) {
 // goes on from it.
 TEST(ParameterServerRecoveryTest, TheChiefIsKilledWhileItSavesChanges) {
   const TempDir folder;
-  Job job(
-      Arguments("async", 8, {"--folder", folder.path(), "--save-steps", "10", "--step-ms", "1"}),
-      /*gate_at=*/750);
+  Job job(Arguments("async", 8,
+                    {"--folder", folder.path(), "--save-steps", "1", "--step-ms", "1", "--floats",
+                     "100000"}),
+          /*gate_at=*/750);
   std::set<std::string> seen;
   std::filesystem::path newest;
   std::string chief = "chief:0";
@@ -327,6 +328,7 @@ TEST(ParameterServerRecoveryTest, BucketsMoveWhileTheJobTrains) {
     job.ExpectCodes();
     ExpectWholeOutcome(job, "chief:0", consistency, 4);
     EXPECT_THAT(job.cluster.Stdout("chief:0"), HasSubstr("buckets have moved"));
+    EXPECT_THAT(job.cluster.Stdout("chief:0"), HasSubstr("hot rows 800 800"));
   }
 }
 
@@ -343,6 +345,7 @@ TEST(ParameterServerRecoveryTest, AServerIsLostWhileBucketsMove) {
   job.OpenGate();
   job.ExpectCodes();
   ExpectWholeOutcome(job, "chief:0", "async", 4);
+  EXPECT_THAT(job.cluster.Stdout("chief:0"), HasSubstr("hot rows 800 800"));
 }
 
 TEST(ParameterServerRecoveryTest, AReplacementIsLostWhileTheJobGoesBack) {
