@@ -293,10 +293,10 @@ TEST(ParameterServerRecoveryTest, TheJobGoesBackToAChainOfChanges) {
 // goes on from it.
 TEST(ParameterServerRecoveryTest, TheChiefIsKilledWhileItSavesChanges) {
   const TempDir folder;
-  Job job(Arguments("async", 8,
-                    {"--folder", folder.path(), "--save-steps", "1", "--step-ms", "1", "--floats",
+  Job job(Arguments("async", 12,
+                    {"--folder", folder.path(), "--save-steps", "1", "--step-ms", "5", "--floats",
                      "100000"}),
-          /*gate_at=*/750);
+          /*gate_at=*/1150);
   std::set<std::string> seen;
   std::filesystem::path newest;
   std::string chief = "chief:0";
@@ -313,7 +313,7 @@ TEST(ParameterServerRecoveryTest, TheChiefIsKilledWhileItSavesChanges) {
   }
   job.OpenGate();
   job.ExpectCodes();
-  ExpectWholeOutcome(job, chief, "async", 8);
+  ExpectWholeOutcome(job, chief, "async", 12);
 }
 
 // Buckets move all the while, and each example is in the rows as often as it was trained on.
