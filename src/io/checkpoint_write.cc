@@ -157,7 +157,7 @@ Result<std::string> CheckpointStore::Save(const CheckpointState& state,
       COHORT_RETURN_IF_ERROR(files_.Rename(path, trash));
     }
     COHORT_RETURN_IF_ERROR(files_.Rename(temporary, path));
-    const Status synced = files_.SyncDirectory(folder_);
+    Status synced = files_.SyncDirectory(folder_);
     if (!synced.ok()) {
       // Readers must not find what the caller takes for failed.
       static_cast<void>(files_.Rename(path, temporary));

@@ -345,6 +345,7 @@ Status BucketClient::Move(int table, std::uint32_t bucket, int to) {
 Result<std::vector<BucketLoad>> BucketClient::Loads(int table) {
   std::vector<BucketLoad> loads;
   std::vector<FrameCall> calls;
+  calls.reserve(static_cast<std::size_t>(routes_.servers()));
   for (int server = 0; server < routes_.servers(); ++server) {
     calls.push_back({server, Assemble(Header(table), {})});
   }
