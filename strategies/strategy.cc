@@ -95,13 +95,15 @@ Status Check(std::string_view kind, const ClusterConfig& config, const StrategyO
 Status CheckNoServers(const std::string& kind, const StrategyOptions& options) {
   const bool wire =
       options.server_wire.push != DType::kFloat32 || options.server_wire.pull != DType::kFloat32;
-  const std::string option = options.server_loss != ServerLoss::kRollBack
-                                 ? "server_loss " + std::string(ServerLossName(options.server_loss))
-                             : wire ? "server_wire"
-                             : options.partitioner != Partitioner()
-                                 ? "partitioner " + options.partitioner.ToString()
-                             : options.start != StartPolicy() ? "start " + options.start.ToString()
-                                                              : "";
+  const std::string option =
+      options.server_loss != ServerLoss::kRollBack
+          ? "server_loss " + std::string(ServerLossName(options.server_loss))
+      : wire                                 ? "server_wire"
+      : options.partitioner != Partitioner() ? "partitioner " + options.partitioner.ToString()
+      : options.start != StartPolicy()       ? "start " + options.start.ToString()
+      : options.balance_interval.count() != 0
+          ? "balance_interval of " + std::to_string(options.balance_interval.count()) + " ms"
+          : "";
   if (option.empty()) {
     return {};
   }

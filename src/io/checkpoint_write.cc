@@ -157,7 +157,7 @@ Result<std::string> CheckpointStore::Save(const CheckpointState& state,
       COHORT_RETURN_IF_ERROR(files_.Rename(path, trash));
     }
     COHORT_RETURN_IF_ERROR(files_.Rename(temporary, path));
-    const Status synced = files_.SyncDirectory(folder_);
+    Status synced = files_.SyncDirectory(folder_);
     if (!synced.ok()) {
       // Readers must not find what the caller takes for failed.
       static_cast<void>(files_.Rename(path, temporary));
@@ -211,6 +211,13 @@ void CheckpointStore::DeleteOld(std::int64_t newest) {
       kept.insert(base);
       manifest = ReadManifest(files_, PathOf(base));
     }
+    // One that is damaged is none, and needs nothing; what one builds on that cannot be read just
+    // now is not known.
+    if (!manifest.ok() && manifest.status().code() != StatusCode::kDataLoss) {
+      options_.log.Warning("no old checkpoint is deleted this time: " +
+                           manifest.status().ToString());
+      return;
+    }
   }
   // The later first: no checkpoint is there without the one that it builds on.
   for (auto at = steps->rbegin(); at != steps->rend(); ++at) {
@@ -221,7 +228,7 @@ void CheckpointStore::DeleteOld(std::int64_t newest) {
     const std::string trash = Hidden(folder_, kTrashPrefix, step);
     if (const Status status = files_.Rename(PathOf(step), trash); !status.ok()) {
       options_.log.Warning("old checkpoint not deleted: " + status.ToString());
-      continue;
+      return;  // earlier ones may be what it builds on
     }
     drop(trash);
   }

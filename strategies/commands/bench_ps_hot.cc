@@ -1,6 +1,6 @@
 // `cohort bench ps hot`: servers' and workers' processes with a sparse table whose ids are drawn by
-// Zipf's law, few to a call, so that some buckets are asked for more than others; and what becomes
-// of it when these move to the idler servers, as StrategyOptions::balance_interval has it: before,
+// Zipf's law, few to a call, the most frequent ones in buckets of one server; and what becomes of
+// it when these move to the idler servers, as StrategyOptions::balance_interval has it: before,
 // while they move, and after.
 
 #include <sys/mman.h>
@@ -49,8 +49,9 @@ struct Options {
   std::uint32_t buckets = 64;
   std::size_t ids = 32;  // of one call
   double zipf = 1.2;
-  double seconds = 3;  // of each measurement
-  int looks = 10;      // between which buckets move
+  std::size_t together = 16;  // of the most frequent ids, at first on ps:0
+  double seconds = 3;         // of each measurement
+  int looks = 10;             // between which buckets move
   bool json = false;
 };
 
@@ -101,6 +102,18 @@ ps::ModelSpec ModelOf(const Options& options) {
   return model;
 }
 
+// The ids of the most frequent ranks, in buckets of ps:0.
+std::vector<std::uint64_t> IdsTogether(const Options& options) {
+  std::vector<std::uint64_t> ids;
+  for (std::uint64_t n = options.rows + 1; ids.size() < options.together; ++n) {
+    const std::uint64_t id = ps::HashId(n);
+    if (ps::ServerOf(ps::BucketOf(id, options.buckets), options.servers, options.buckets) == 0) {
+      ids.push_back(id);
+    }
+  }
+  return ids;
+}
+
 std::vector<std::string> AddressesOf(const Options& options, const Shared& shared) {
   std::vector<std::string> addresses;
   for (int s = 0; s < options.servers; ++s) {
@@ -129,6 +142,7 @@ Status Train(const Options& options, int index, Shared& shared) {
   const auto rows = ps::RowClient::Make(ModelOf(options), addresses,
                                         {.client = 2 + static_cast<std::uint64_t>(index)});
   const Zipf popularity(options.rows, options.zipf);
+  const std::vector<std::uint64_t> together = IdsTogether(options);
   const Philox random(7, std::to_string(index));
   std::uint64_t draws = 0;
   std::vector<std::uint64_t> ids(options.ids);
@@ -136,7 +150,8 @@ Status Train(const Options& options, int index, Shared& shared) {
   const std::vector<float> gradients(weights.size(), 0.001F);
   for (std::int64_t step = 1; shared.phase != kEnd; ++step) {
     for (std::uint64_t& id : ids) {
-      id = ps::HashId(popularity([&] { return random.Uniform(draws++); }));
+      const std::uint64_t rank = popularity([&] { return random.Uniform(draws++); });
+      id = rank <= together.size() ? together[rank - 1] : ps::HashId(rank);
     }
     const auto phase = static_cast<std::size_t>(shared.phase.load());
     const Clock::time_point begun = Clock::now();
@@ -217,6 +232,7 @@ Status Measure(const Options& options, Shared& shared) {
       {"servers", options.servers},
       {"workers", options.workers},
       {"zipf", options.zipf},
+      {"ids_together", options.together},
       {"ids_per_call", options.ids},
       {"seconds", options.seconds},
       {"busiest_before", before},
@@ -230,8 +246,8 @@ Status Measure(const Options& options, Shared& shared) {
     std::printf("%s\n", report.dump().c_str());
     return {};
   }
-  std::printf("%d servers, %d workers, %zu ids a call, Zipf %g\n", options.servers, options.workers,
-              options.ids, options.zipf);
+  std::printf("%d servers, %d workers, %zu ids a call, Zipf %g, the first %zu on one server\n",
+              options.servers, options.workers, options.ids, options.zipf, options.together);
   std::printf("the busiest server gets %.2f times the mean, after %zu moves (%.2f ms each) %.2f\n",
               before, moves.size(), report["move_ms"].get<double>(), after);
   std::printf("%-14s %10s %12s %12s %12s %12s\n", "", "steps/s", "pull p50 ms", "p99",
@@ -292,6 +308,9 @@ int BenchPsHotCommand(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--zipf", options.zipf, "exponent of the ids' popularity")
       ->check(CLI::Range(0.0, 4.0))
+      ->capture_default_str();
+  app.add_option("--together", options.together, "of the most frequent ids, at first on one server")
+      ->check(CLI::Range(0, 1'000'000))
       ->capture_default_str();
   app.add_option("--seconds", options.seconds, "of each measurement")
       ->check(CLI::Range(0.01, 600.0))

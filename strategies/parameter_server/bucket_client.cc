@@ -31,9 +31,10 @@ BucketClient::BucketClient(const ModelSpec& model, const std::vector<std::string
       layout_(model.Fingerprint()),
       number_(options.client),
       epoch_(options.epoch),
-      peer_timeout_(options.peer_timeout),
+      read_timeout_(options.read_timeout),
       copies_(model.copies),
       routes_(routes),
+      sequences_(channels.size(), 0),
       exchange_(std::move(channels), LineNames(model, addresses), options.peer_timeout, "Rows",
                 options.epoch) {}
 
@@ -45,6 +46,16 @@ FrameHeader BucketClient::Header(int table, int line) const {
   header.mutable_rows()->set_table(static_cast<std::uint32_t>(table));
   header.set_copy(line >= routes_.servers());
   return header;
+}
+
+// What changes buckets: one request after the other, numbered, so that one which is repeated, or
+// comes late, has its effect once.
+Status BucketClient::Send(const std::string& method, int line, FrameHeader header,
+                          grpc::Slice payload) {
+  header.set_sequence(++sequences_[static_cast<std::size_t>(line)]);
+  std::vector<FrameCall> calls;
+  calls.push_back({line, Assemble(header, {std::move(payload)})});
+  return exchange_.Run(method, std::move(calls), [](int, ReceivedFrame&) { return Status(); });
 }
 
 // ---- Dumps --------------------------------------------------------------------------------------
@@ -198,7 +209,7 @@ Status BucketClient::DumpSome(int table, const Version& version, const Take& tak
 
 Status BucketClient::Dump(int table, const Version& version, const Take& take) {
   Arrivals arrivals;
-  Patience patience(peer_timeout_);
+  Patience patience(read_timeout_);
   while (arrivals.next < SpecOf(table).buckets) {
     const std::uint32_t before = arrivals.next;
     COHORT_RETURN_IF_ERROR(DumpSome(table, version, take, arrivals));
@@ -219,15 +230,15 @@ Status BucketClient::Restore(int table, const Give& give, const std::vector<int>
   FrameHeader header;
   std::string payload;
   const auto send = [&](int server) {
-    std::vector<FrameCall> calls;
+    FrameHeader sent = std::exchange(header, Header(table, server));
     const grpc::Slice bytes = OwnedSlice(std::exchange(payload, {}));
-    calls.push_back({server, Assemble(header, {bytes})});
-    if (copies_) {
-      header.set_copy(true);
-      calls.push_back({LineOf(server, routes_.servers(), true), Assemble(header, {bytes})});
+    COHORT_RETURN_IF_ERROR(Send("Restore", server, sent, bytes));
+    if (!copies_) {
+      return OkStatus();
     }
-    header = Header(table, server);
-    return exchange_.Run("Restore", std::move(calls), [](int, ReceivedFrame&) { return Status(); });
+    sent.set_copy(true);
+    return Send("Restore", LineOf(server, routes_.servers(), /*copy=*/true), std::move(sent),
+                bytes);
   };
   for (int server = 0; server < routes_.servers(); ++server) {
     const BucketRange range = BucketsOf(server, routes_.servers(), spec.buckets);
@@ -253,10 +264,6 @@ Status BucketClient::Restore(int table, const Give& give, const std::vector<int>
         payload.append(dump, offset, bytes);
         offset += bytes;
       } while (offset < dump.size());
-      if (dump.size() > kMost) {
-        // The end of a bucket in pieces travels alone: a server that is told it again knows it.
-        COHORT_RETURN_IF_ERROR(send(server));
-      }
     }
     if (header.buckets_size() > 0) {
       COHORT_RETURN_IF_ERROR(send(server));
@@ -267,13 +274,28 @@ Status BucketClient::Restore(int table, const Give& give, const std::vector<int>
 
 // ---- To another server --------------------------------------------------------------------------
 
+namespace {
+
+// Has a server refused, so that nothing has changed there? Else it may have, or will yet.
+bool IsAnswer(const Status& status) {
+  return status.code() == StatusCode::kFailedPrecondition ||
+         status.code() == StatusCode::kInvalidArgument ||
+         status.code() == StatusCode::kResourceExhausted || status.code() == StatusCode::kDataLoss;
+}
+
+// Of a move that went wrong in the middle.
+Status NowhereFor(const Status& why) {
+  return {StatusCode::kUnavailable,
+          why.message() + " [a bucket is on its way: the servers have to go back to a save]"};
+}
+
+}  // namespace
+
 Status BucketClient::Step(int table, std::uint32_t bucket, int server, const BucketMove& step) {
   FrameHeader header = Header(table, server);
   header.add_buckets()->set_bucket(bucket);
   *header.mutable_move() = step;
-  std::vector<FrameCall> calls;
-  calls.push_back({server, Assemble(header, {})});
-  return exchange_.Run("Move", std::move(calls), [](int, ReceivedFrame&) { return Status(); });
+  return Send("Move", server, std::move(header), grpc::Slice());
 }
 
 Status BucketClient::Install(int table, std::uint32_t bucket, int line, const std::string& dump,
@@ -288,11 +310,9 @@ Status BucketClient::Install(int table, std::uint32_t bucket, int line, const st
     piece->set_bytes(std::min(dump.size() - offset, kMost));
     piece->set_total(dump.size());
     piece->set_crc32c(ChecksumOf(dump));
-    std::vector<FrameCall> calls;
-    calls.push_back({line, Assemble(header, {grpc::Slice(dump.data() + offset, piece->bytes())})});
+    grpc::Slice payload(dump.data() + offset, piece->bytes());
     offset += piece->bytes();
-    COHORT_RETURN_IF_ERROR(
-        exchange_.Run("Restore", std::move(calls), [](int, ReceivedFrame&) { return Status(); }));
+    COHORT_RETURN_IF_ERROR(Send("Restore", line, std::move(header), std::move(payload)));
   } while (offset < dump.size());
   return {};
 }
@@ -307,7 +327,9 @@ Status BucketClient::Move(int table, std::uint32_t bucket, int to) {
   BucketMove step;
   step.set_to(static_cast<std::uint32_t>(to));
   step.set_step(BucketMove::GIVE);
-  COHORT_RETURN_IF_ERROR(Step(table, bucket, from, step));
+  if (const Status given = Step(table, bucket, from, step); !given.ok()) {
+    return IsAnswer(given) ? given : NowhereFor(given);
+  }
   const auto carry = [&]() -> Status {
     BucketPiece nothing;
     nothing.set_bucket(bucket);
@@ -316,17 +338,18 @@ Status BucketClient::Move(int table, std::uint32_t bucket, int to) {
     return Install(table, bucket, to, dump, /*adopt=*/true);
   };
   if (const Status carried = carry(); !carried.ok()) {
-    if (carried.code() == StatusCode::kUnavailable) {
-      return carried;  // a server is lost, and with it it is not known where the bucket is
+    if (!IsAnswer(carried)) {
+      return NowhereFor(carried);
     }
     step.set_step(BucketMove::KEEP);
-    COHORT_RETURN_IF_ERROR(Step(table, bucket, from, step));
-    return carried;
+    const Status kept = Step(table, bucket, from, step);
+    return kept.ok() ? carried : NowhereFor(kept);
   }
   const std::uint32_t moved[] = {bucket, static_cast<std::uint32_t>(to)};
   COHORT_RETURN_IF_ERROR(routes_.Learn(table, moved));
   step.set_step(BucketMove::DROP);
-  return Step(table, bucket, from, step);
+  const Status dropped = Step(table, bucket, from, step);
+  return dropped.ok() ? dropped : NowhereFor(dropped);
 }
 
 Status BucketClient::CopyPart(int table, int server, Client::Mend which) {
@@ -348,6 +371,7 @@ Status BucketClient::CopyPart(int table, int server, Client::Mend which) {
 Result<std::vector<BucketLoad>> BucketClient::Loads(int table) {
   std::vector<BucketLoad> loads;
   std::vector<FrameCall> calls;
+  calls.reserve(static_cast<std::size_t>(routes_.servers()));
   for (int server = 0; server < routes_.servers(); ++server) {
     calls.push_back({server, Assemble(Header(table, server), {})});
   }

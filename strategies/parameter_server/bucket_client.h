@@ -60,6 +60,7 @@ class BucketClient {
  private:
   struct Arrivals;
   FrameHeader Header(int table, int line) const;
+  Status Send(const std::string& method, int line, FrameHeader header, grpc::Slice payload);
   const TableSpec& SpecOf(int table) const { return tables_[static_cast<std::size_t>(table)]; }
   Result<std::string> DumpRest(int table, int line, const Version& version, BucketPiece piece,
                                std::string begun);
@@ -71,9 +72,10 @@ class BucketClient {
   const std::uint64_t layout_;
   const std::uint64_t number_;  // of this client
   const std::uint64_t epoch_;
-  const std::chrono::milliseconds peer_timeout_;
+  const std::chrono::milliseconds read_timeout_;
   const bool copies_;
   RowRoutes& routes_;
+  std::vector<std::uint64_t> sequences_;  // by line, of what restores and moves
   Exchange exchange_;
 };
 

@@ -239,7 +239,7 @@ class Implementation final : public RowClient {
         layout_(model.Fingerprint()),
         number_(options.client),
         epoch_(options.epoch),
-        peer_timeout_(options.peer_timeout),
+        read_timeout_(options.read_timeout),
         locate_timeout_(std::min(kLocateTimeout, options.peer_timeout)),
         transport_(options.transport),
         copies_(model.copies),
@@ -340,7 +340,7 @@ class Implementation final : public RowClient {
   const std::uint64_t layout_;
   const std::uint64_t number_;  // of this client
   const std::uint64_t epoch_;
-  const std::chrono::milliseconds peer_timeout_;
+  const std::chrono::milliseconds read_timeout_;
   const std::chrono::milliseconds locate_timeout_;
   const FrameTransport transport_;
   const bool copies_;
@@ -375,7 +375,7 @@ Status Implementation::Pull(int table, std::span<const std::uint64_t> ids, std::
   const auto dim = static_cast<std::size_t>(SpecOf(table).dim);
   Require(rows.size() == ids.size() * dim, "room for a row of each id: " + SpecOf(table).name);
   UniqueIds unique(ids);
-  Patience patience(peer_timeout_);
+  Patience patience(read_timeout_);
   COHORT_RETURN_IF_ERROR(PullUnique(table, unique, step, training, patience, values_));
   const std::span<const float> values = values_.values();
   for (std::size_t i = 0; i < ids.size(); ++i) {
@@ -446,6 +446,9 @@ Status Implementation::PullUnique(int table, UniqueIds& unique, std::int64_t ste
   if (left.empty()) {
     return {};
   }
+  if (left.size() < unique.ids.size()) {
+    patience.Begin();
+  }
   COHORT_RETURN_IF_ERROR(patience.Wait("table \"" + spec.name + "\": the bucket of id " +
                                        std::to_string(left.front())));
   UniqueIds again = UniqueIds::Of(std::move(left));
@@ -468,7 +471,7 @@ Status Implementation::Push(std::span<const Gradients> gradients, std::int64_t s
     tables.emplace_back(of_table.table, spec, UniqueIds(of_table.ids), routes_)
         .Add(of_table.values);
   }
-  Patience patience(peer_timeout_);
+  Patience patience(read_timeout_);
   for (;;) {
     std::deque<std::vector<std::size_t>> refused;
     COHORT_RETURN_IF_ERROR(PushOnce(tables, step, weight, part, &refused));
@@ -493,6 +496,14 @@ Status Implementation::Push(std::span<const Gradients> gradients, std::int64_t s
                              std::to_string(left[0].unique.ids[0]);
     if (part != nullptr) {
       return FailedPrecondition(name + " has moved, where updates are rounds");
+    }
+    const auto ids_of = [](const std::deque<RowsToPush>& of) {
+      return std::accumulate(
+          of.begin(), of.end(), std::size_t{0},
+          [](std::size_t sum, const RowsToPush& rows) { return sum + rows.unique.ids.size(); });
+    };
+    if (ids_of(left) < ids_of(tables)) {
+      patience.Begin();
     }
     COHORT_RETURN_IF_ERROR(patience.Wait(name));
     tables.swap(left);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <set>
 #include <utility>
 
 #include "parameter_server/row_codec.h"
@@ -124,8 +125,8 @@ void RowStore::Stay(bool forget) {
   if (forget) {
     ledger_.Reset();
   }
-  const std::lock_guard lock(incoming_mutex_);
-  incoming_.clear();
+  const std::lock_guard lock(carriers_mutex_);
+  carriers_.clear();
 }
 
 void RowStore::Thaw() {
@@ -192,8 +193,8 @@ Status RowStore::Reset() {
   had_rounds_ = false;
   ledger_.Reset();
   rounds_.Begin(tables_);
-  const std::lock_guard lock(incoming_mutex_);
-  incoming_.clear();
+  const std::lock_guard lock(carriers_mutex_);
+  carriers_.clear();
   return {};
 }
 

@@ -12,10 +12,10 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
-#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -90,11 +90,15 @@ class RowStore {
   // here; at most a frame of them, described and in bytes. `moved`: the first is not here.
   Error Dump(const FrameHeader& header, std::vector<BucketPiece>* pieces, std::string* bytes,
              Moved* moved);
-  // Replaces buckets. The pieces of one bucket come one after the other, from one client. With
-  // header.adopt the bucket is here from then on; nothing happens to one that is already.
+  // Restore and Move: a client sends the next request when the one before is answered, and numbers
+  // them (header.sequence). One that is not later than the last has been carried out, or given up:
+  // it has no effect, whenever it arrives.
+  //
+  // Replaces buckets. The pieces of one bucket come one after the other. With header.adopt the
+  // bucket is here from then on; nothing happens to one that is already.
   Error Restore(const FrameHeader& header, PayloadReader payload);
   // A step of a bucket's way to another server; not while there is a snapshot, nor where there are
-  // rounds.
+  // rounds. From GIVE to DROP or KEEP its dump is here in memory besides.
   Error Move(const FrameHeader& header);
   // The table's buckets that are here, and the gradients that each took, into the reply's header.
   Error Loads(const FrameHeader& header, FrameHeader* reply) const;
@@ -102,12 +106,19 @@ class RowStore {
   RowStoreStats stats() const;
 
  private:
-  // What a client has sent of a bucket so far.
-  struct Incoming {
+  // Who restores and moves buckets.
+  struct Carrier {
+    std::uint64_t sequence = 0;  // of the last request
+    Error answer;                // to it
+    // What has come so far of a bucket.
     std::uint32_t table = 0;
     std::uint32_t bucket = 0;
     std::string bytes;
-    bool restored = false;
+  };
+  // A bucket between GIVE and DROP, or KEEP.
+  struct Leaving {
+    std::shared_ptr<const std::string> dump;  // and those who send it
+    std::uint32_t crc32c = 0;
   };
 
   void Thaw();
@@ -115,6 +126,11 @@ class RowStore {
   Error CheckBlock(const FrameHeader& header, const PayloadReader& payload, std::uint64_t bytes,
                    const RowTable& table) const;
   Error CheckPiece(const RowTable& table, const BucketPiece& piece) const;
+  Error Once(const FrameHeader& header, const std::function<Error(Carrier&)>& request);
+  Error RestorePieces(const FrameHeader& header, PayloadReader payload, RowTable& table,
+                      Carrier& carrier);
+  Error Step(const FrameHeader& header, RowTable& table);
+  Leaving LeavingAs(std::uint32_t table, std::uint32_t bucket);
   Error PushTo(RowTable& table, const FrameHeader& header, PayloadReader& payload, Moved* moved);
   void MakePlaces();
   BucketPlaces& PlacesOf(const FrameHeader& header) const {
@@ -135,13 +151,12 @@ class RowStore {
   // The chief's number of a snapshot, and the tables'; the last ones. Under the mutex.
   std::map<std::uint64_t, std::uint32_t> snapshots_;
   std::mutex moves_mutex_;
-  std::set<std::pair<std::uint32_t, std::uint32_t>>
-      leaving_;  // table, bucket: between GIVE and DROP
+  std::map<std::pair<std::uint32_t, std::uint32_t>, Leaving> leaving_;  // by table and bucket
   std::atomic<bool> had_rounds_{false};
   RowRounds rounds_;
   PushLedger ledger_;
-  std::mutex incoming_mutex_;
-  std::map<std::uint64_t, Incoming> incoming_;  // by client
+  std::mutex carriers_mutex_;                  // before moves_mutex_
+  std::map<std::uint64_t, Carrier> carriers_;  // by client
   std::atomic<std::uint64_t> pulls_{0};
   std::atomic<std::uint64_t> pushes_{0};
   std::atomic<std::uint64_t> duplicates_{0};

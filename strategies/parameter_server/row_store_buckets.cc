@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <memory>
+#include <new>
 #include <utility>
 
 #include <cohort/io/crc32c.h>
@@ -12,7 +14,11 @@
 namespace cohort::ps {
 namespace {
 
-constexpr std::size_t kMaxIncoming = 64;  // clients that restore at the same time
+constexpr std::size_t kMaxCarriers = 4'096;
+
+std::uint32_t ChecksumOf(const std::string& dump) {
+  return io::Crc32c(std::as_bytes(std::span(dump)));
+}
 
 }  // namespace
 
@@ -55,31 +61,32 @@ Error RowStore::Dump(const FrameHeader& header, std::vector<BucketPiece>* pieces
     since = found == snapshots_.end() || header.since() == header.snapshot() ? 0 : found->second;
   }
   const BucketPlaces& places = PlacesOf(header);
-  const auto is_here = [&](std::uint32_t b) {
-    const std::lock_guard lock(moves_mutex_);
-    return places.here(b) || leaving_.contains({header.rows().table(), b});
-  };
-  if (!is_here(from.bucket())) {
-    *moved = {from.bucket(), static_cast<std::uint32_t>(places.server(from.bucket()))};
-    return {};
-  }
   const std::uint32_t end =
       std::min(header.until() == 0 ? table->range().end : header.until(), table->range().end);
   constexpr auto kMost = static_cast<std::uint64_t>(kMaxPayloadBytes);
-  for (std::uint32_t b = from.bucket(); b < end && is_here(b); ++b) {
-    Result<std::string> dumped = since > 0 ? table->DumpFrozenSince(b, since)
-                                 : frozen  ? table->DumpFrozen(b)
-                                           : Result<std::string>(table->DumpBucket(b));
-    if (!dumped.ok()) {
-      return ToError(dumped.status());
+  for (std::uint32_t b = from.bucket(); b < end; ++b) {
+    Leaving dump = LeavingAs(header.rows().table(), b);
+    if (dump.dump == nullptr) {
+      const BucketPlaces::Visit visit = places.Enter();
+      if (!places.here(b)) {
+        break;
+      }
+      Result<std::string> dumped = since > 0 ? table->DumpFrozenSince(b, since)
+                                   : frozen  ? table->DumpFrozen(b)
+                                             : Result<std::string>(table->DumpBucket(b));
+      if (!dumped.ok()) {
+        return ToError(dumped.status());
+      }
+      dump.dump = std::make_shared<const std::string>(std::move(dumped).value());
+      dump.crc32c = ChecksumOf(*dump.dump);
     }
-    const std::string dump = std::move(dumped).value();
+    const std::string& all = *dump.dump;
     const std::uint64_t offset = b == from.bucket() ? from.offset() : 0;
-    if (offset > dump.size()) {
+    if (offset > all.size()) {
       return MakeError(Error::BAD_FRAME, NameOf(*table) + ": bucket " + std::to_string(b) +
                                              " has become smaller than what is left of its dump");
     }
-    const std::uint64_t rest = dump.size() - offset;
+    const std::uint64_t rest = all.size() - offset;
     const bool first = pieces->empty();
     if (!first && bytes->size() + rest > kMost) {
       break;
@@ -88,16 +95,44 @@ Error RowStore::Dump(const FrameHeader& header, std::vector<BucketPiece>* pieces
     piece.set_bucket(b);
     piece.set_offset(offset);
     piece.set_bytes(std::min(rest, kMost));
-    piece.set_total(dump.size());
-    piece.set_crc32c(io::Crc32c(std::as_bytes(std::span(dump))));
-    bytes->append(dump, offset, piece.bytes());
+    piece.set_total(all.size());
+    piece.set_crc32c(dump.crc32c);
+    bytes->append(all, offset, piece.bytes());
     const bool whole = piece.bytes() == rest;
     pieces->push_back(std::move(piece));
     if (!whole) {
       break;
     }
   }
+  if (pieces->empty()) {
+    *moved = {from.bucket(), static_cast<std::uint32_t>(places.server(from.bucket()))};
+  }
   return {};
+}
+
+RowStore::Leaving RowStore::LeavingAs(std::uint32_t table, std::uint32_t bucket) {
+  const std::lock_guard lock(moves_mutex_);
+  const auto found = leaving_.find({table, bucket});
+  return found == leaving_.end() ? Leaving() : found->second;
+}
+
+Error RowStore::Once(const FrameHeader& header, const std::function<Error(Carrier&)>& request) {
+  if (header.sequence() == 0) {
+    return MakeError(Error::BAD_FRAME, "what restores or moves buckets needs a sequence number");
+  }
+  const std::lock_guard lock(carriers_mutex_);
+  if (carriers_.size() >= kMaxCarriers && !carriers_.contains(header.client())) {
+    return MakeError(Error::TOO_MANY, std::to_string(kMaxCarriers) +
+                                          " processes restore or move buckets here already");
+  }
+  Carrier& carrier = carriers_[header.client()];
+  if (header.sequence() > carrier.sequence) {
+    carrier.answer = request(carrier);
+    carrier.sequence = header.sequence();
+  }
+  return header.sequence() == carrier.sequence
+             ? carrier.answer
+             : MakeError(Error::OUT_OF_ORDER, "a request that was over long ago");
 }
 
 Error RowStore::Restore(const FrameHeader& header, PayloadReader payload) {
@@ -105,6 +140,12 @@ Error RowStore::Restore(const FrameHeader& header, PayloadReader payload) {
   if (Error error = Find(header, &table); error.kind() != Error::NONE) {
     return error;
   }
+  return Once(header,
+              [&](Carrier& carrier) { return RestorePieces(header, payload, *table, carrier); });
+}
+
+Error RowStore::RestorePieces(const FrameHeader& header, PayloadReader payload, RowTable& table,
+                              Carrier& carrier) {
   // A round that waits to be applied is of the rows that are replaced.
   if (const Status status = rounds_.Settle(); !status.ok()) {
     return ToError(status);
@@ -113,57 +154,51 @@ Error RowStore::Restore(const FrameHeader& header, PayloadReader payload) {
   BucketPlaces& places = PlacesOf(header);
   std::uint64_t left = payload.remaining();
   for (const BucketPiece& piece : header.buckets()) {
-    if (Error error = CheckPiece(*table, piece); error.kind() != Error::NONE) {
+    if (Error error = CheckPiece(table, piece); error.kind() != Error::NONE) {
       return error;
     }
     if (piece.bytes() > left || piece.offset() > piece.total() ||
         piece.bytes() > piece.total() - piece.offset() ||
         (!header.adopt() && !places.here(piece.bucket()))) {
-      return MakeError(Error::BAD_FRAME, NameOf(*table) + ": bucket " +
+      return MakeError(Error::BAD_FRAME, NameOf(table) + ": bucket " +
                                              std::to_string(piece.bucket()) +
                                              " is cut short, or none of this server's");
     }
     left -= piece.bytes();
   }
   if (left > 0) {
-    return MakeError(Error::BAD_FRAME, NameOf(*table) + ": " + std::to_string(left) +
+    return MakeError(Error::BAD_FRAME, NameOf(table) + ": " + std::to_string(left) +
                                            " bytes of the payload belong to no bucket");
   }
-  const std::lock_guard lock(incoming_mutex_);
-  if (incoming_.size() >= kMaxIncoming && !incoming_.contains(header.client())) {
-    incoming_.clear();
-  }
-  Incoming& incoming = incoming_[header.client()];
   for (const BucketPiece& piece : header.buckets()) {
-    if (piece.offset() == 0 || incoming.table != header.rows().table() ||
-        incoming.bucket != piece.bucket()) {
-      incoming = {.table = header.rows().table(), .bucket = piece.bucket()};
+    if (piece.offset() == 0 || carrier.table != header.rows().table() ||
+        carrier.bucket != piece.bucket()) {
+      carrier.table = header.rows().table();
+      carrier.bucket = piece.bucket();
+      carrier.bytes.clear();
     }
-    // The last piece, again; and what has changed here since it came must not be lost.
-    if (incoming.restored || (header.adopt() && places.here(piece.bucket()))) {
+    if (header.adopt() && places.here(piece.bucket())) {
       payload.Skip(piece.bytes());
       continue;
     }
-    if (piece.offset() > incoming.bytes.size()) {
-      return MakeError(Error::DAMAGED, NameOf(*table) + ": the beginning of bucket " +
+    if (piece.offset() != carrier.bytes.size()) {
+      return MakeError(Error::DAMAGED, NameOf(table) + ": the beginning of bucket " +
                                            std::to_string(piece.bucket()) + " is missing");
     }
-    // A repeated piece stands where it stood.
-    incoming.bytes.resize(piece.offset() + piece.bytes());
-    payload.Read(incoming.bytes.data() + piece.offset(), piece.bytes());
-    if (incoming.bytes.size() < piece.total()) {
+    carrier.bytes.resize(piece.offset() + piece.bytes());
+    payload.Read(carrier.bytes.data() + piece.offset(), piece.bytes());
+    if (carrier.bytes.size() < piece.total()) {
       continue;
     }
-    const std::string dump = std::exchange(incoming.bytes, {});
-    if (io::Crc32c(std::as_bytes(std::span(dump))) != piece.crc32c()) {
-      return MakeError(Error::DAMAGED, NameOf(*table) + ": bucket " +
+    const std::string dump = std::exchange(carrier.bytes, {});
+    if (ChecksumOf(dump) != piece.crc32c()) {
+      return MakeError(Error::DAMAGED, NameOf(table) + ": bucket " +
                                            std::to_string(piece.bucket()) +
                                            " arrived with another checksum than it was sent with");
     }
-    if (const Status status = table->RestoreBucket(piece.bucket(), dump); !status.ok()) {
+    if (const Status status = table.RestoreBucket(piece.bucket(), dump); !status.ok()) {
       return ToError(status);
     }
-    incoming.restored = true;
     if (header.adopt()) {
       const std::lock_guard moves(moves_mutex_);
       places.Take(piece.bucket());
@@ -177,11 +212,15 @@ Error RowStore::Move(const FrameHeader& header) {
   if (Error error = Find(header, &table); error.kind() != Error::NONE) {
     return error;
   }
+  return Once(header, [&](Carrier& /*carrier*/) { return Step(header, *table); });
+}
+
+Error RowStore::Step(const FrameHeader& header, RowTable& table) {
   const std::uint32_t to = header.move().to();
-  if (header.buckets_size() != 1 || header.buckets(0).bucket() >= table->spec().buckets ||
+  if (header.buckets_size() != 1 || header.buckets(0).bucket() >= table.spec().buckets ||
       to >= static_cast<std::uint32_t>(servers_)) {
-    return MakeError(Error::BAD_FRAME, NameOf(*table) + ": a move of no bucket of the " +
-                                           std::to_string(table->spec().buckets) +
+    return MakeError(Error::BAD_FRAME, NameOf(table) + ": a move of no bucket of the " +
+                                           std::to_string(table.spec().buckets) +
                                            ", or to no server: ps:" + std::to_string(to));
   }
   const std::uint32_t bucket = header.buckets(0).bucket();
@@ -190,23 +229,28 @@ Error RowStore::Move(const FrameHeader& header) {
   BucketPlaces& places = PlacesOf(header);
   switch (header.move().step()) {
     case BucketMove::GIVE:
-      if (leaving_.contains(key)) {
-        return {};
-      }
       if (snapshot_ != 0 || had_rounds_ || !places.here(bucket)) {
         return MakeError(Error::NOT_NOW,
-                         NameOf(*table) + ": bucket " + std::to_string(bucket) +
+                         NameOf(table) + ": bucket " + std::to_string(bucket) +
                              (snapshot_ != 0 ? " cannot move while a snapshot is saved"
                               : had_rounds_  ? " cannot move where updates are rounds"
                                              : " is not here"));
       }
-      leaving_.insert(key);
       places.Give(bucket, static_cast<int>(to));
+      try {
+        auto dump = std::make_shared<const std::string>(table.DumpBucket(bucket));
+        const std::uint32_t crc32c = ChecksumOf(*dump);
+        leaving_[key] = {.dump = std::move(dump), .crc32c = crc32c};
+      } catch (const std::bad_alloc&) {
+        places.Take(bucket);
+        return MakeError(Error::NOT_NOW, NameOf(table) + ": no memory for the dump of bucket " +
+                                             std::to_string(bucket));
+      }
       return {};
     case BucketMove::DROP:
       if (leaving_.erase(key) > 0) {
         const std::array<std::uint32_t, 3> nothing = {bucket, 0, 0};
-        return ToError(table->RestoreBucket(
+        return ToError(table.RestoreBucket(
             bucket, {reinterpret_cast<const char*>(nothing.data()), sizeof(nothing)}));
       }
       return {};
@@ -216,7 +260,7 @@ Error RowStore::Move(const FrameHeader& header) {
       }
       return {};
     default:
-      return MakeError(Error::BAD_FRAME, NameOf(*table) + ": an unknown step of a move");
+      return MakeError(Error::BAD_FRAME, NameOf(table) + ": an unknown step of a move");
   }
 }
 

@@ -8,15 +8,19 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <filesystem>
 #include <fstream>
+#include <functional>
+#include <set>
 #include <thread>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cohort/core/random.h>
+#include <cohort/io/checkpoint.h>
 #include <cohort/optim/optimizers.h>
 
 #include "testing/integer_model.h"
@@ -82,28 +86,58 @@ class Job {
     }
     return false;
   }
-  // A checkpoint that builds on another one.
-  bool WaitForChain(const std::string& folder) {
-    const auto deadline = std::chrono::steady_clock::now() + kPatience;
-    while (std::chrono::steady_clock::now() < deadline) {
+  // The newest checkpoint builds on another one, and is newer than `after`, which it becomes.
+  bool WaitForChain(const std::string& folder, std::filesystem::path* after = nullptr) {
+    return Await([&] {
+      std::filesystem::path newest;
       std::error_code none;
       for (const auto& entry : std::filesystem::directory_iterator(folder, none)) {
-        std::ifstream manifest(entry.path() / "manifest.json");
-        const std::string text((std::istreambuf_iterator<char>(manifest)), {});
-        if (entry.path().filename().string().starts_with("step") &&
-            text.find("\"base\"") != std::string::npos) {
+        if (entry.path().filename().string().starts_with("step")) {
+          newest = std::max(newest, entry.path());
+        }
+      }
+      std::ifstream manifest(newest / "manifest.json");
+      const std::string text((std::istreambuf_iterator<char>(manifest)), {});
+      if (text.find("\"base\"") == std::string::npos || (after != nullptr && newest <= *after)) {
+        return false;
+      }
+      if (after != nullptr) {
+        *after = newest;
+      }
+      return true;
+    });
+  }
+  // One is being written that is not of `seen`, and has `file` so far; empty: has begun.
+  bool WaitForWriting(const std::string& folder, const std::string& file,
+                      std::set<std::string>& seen) {
+    return Await([&] {
+      std::error_code none;
+      for (const auto& entry : std::filesystem::directory_iterator(folder, none)) {
+        const std::string name = entry.path().filename();
+        if (name.starts_with(".tmp-") && !seen.contains(name) &&
+            std::filesystem::exists(entry.path() / file, none)) {
+          seen.insert(name);
           return true;
         }
       }
-      std::this_thread::sleep_for(1ms);
-    }
-    return false;
+      return false;
+    });
   }
   std::string Folder() const { return dir_.path() + "/saves"; }
 
   ProcessCluster cluster;
 
  private:
+  static bool Await(const std::function<bool()>& holds) {
+    const auto deadline = std::chrono::steady_clock::now() + kPatience;
+    while (std::chrono::steady_clock::now() < deadline) {
+      if (holds()) {
+        return true;
+      }
+      std::this_thread::sleep_for(1ms);
+    }
+    return false;
+  }
   void Start(const std::string& type, int index, const std::string& name) {
     cluster.Start(name, argv_,
                   {{"TF_CONFIG", R"({"cluster":)" + cluster_json_ + R"(,"task":{"type":")" + type +
@@ -255,6 +289,33 @@ TEST(ParameterServerRecoveryTest, TheJobGoesBackToAChainOfChanges) {
   ExpectWholeOutcome(job, "chief:0", "async", 4);
 }
 
+// The writer is killed while it writes changes, early and late: what is there is whole, and the job
+// goes on from it.
+TEST(ParameterServerRecoveryTest, TheChiefIsKilledWhileItSavesChanges) {
+  const TempDir folder;
+  Job job(Arguments("async", 12,
+                    {"--folder", folder.path(), "--save-steps", "1", "--step-ms", "5", "--floats",
+                     "100000"}),
+          /*gate_at=*/1150);
+  std::set<std::string> seen;
+  std::filesystem::path newest;
+  std::string chief = "chief:0";
+  for (const std::string file : {"", "model.safetensors", "table-0.rows"}) {
+    ASSERT_TRUE(job.WaitForChain(folder.path(), &newest));
+    ASSERT_TRUE(job.WaitForWriting(folder.path(), file, seen));
+    job.Kill(chief);
+    const io::CheckpointStore store(FileSystem::Local(), folder.path());
+    const auto checkpoint = OrThrow(store.OpenLatest());
+    EXPECT_EQ(checkpoint->state().step, OrThrow(store.Steps()).back());
+    EXPECT_GT(OrThrow(checkpoint->Chain("table-0.rows")).size(), 1U);
+    chief = "chief after " + std::to_string(seen.size());
+    job.ReplaceChief(chief);
+  }
+  job.OpenGate();
+  job.ExpectCodes();
+  ExpectWholeOutcome(job, chief, "async", 12);
+}
+
 // Buckets move all the while, and each example is in the rows as often as it was trained on.
 TEST(ParameterServerRecoveryTest, BucketsMoveWhileTheJobTrains) {
   for (const std::string consistency : {"async", "ssp:2"}) {
@@ -267,6 +328,7 @@ TEST(ParameterServerRecoveryTest, BucketsMoveWhileTheJobTrains) {
     job.ExpectCodes();
     ExpectWholeOutcome(job, "chief:0", consistency, 4);
     EXPECT_THAT(job.cluster.Stdout("chief:0"), HasSubstr("buckets have moved"));
+    EXPECT_THAT(job.cluster.Stdout("chief:0"), HasSubstr("hot rows 800 800"));
   }
 }
 
@@ -283,6 +345,7 @@ TEST(ParameterServerRecoveryTest, AServerIsLostWhileBucketsMove) {
   job.OpenGate();
   job.ExpectCodes();
   ExpectWholeOutcome(job, "chief:0", "async", 4);
+  EXPECT_THAT(job.cluster.Stdout("chief:0"), HasSubstr("hot rows 800 800"));
 }
 
 TEST(ParameterServerRecoveryTest, AReplacementIsLostWhileTheJobGoesBack) {

@@ -17,7 +17,8 @@
 // --gate-chief: the chief says "waits", and does so for that FILE, before Bind or after its last
 // save.
 // --partial, --replica: ServerLoss::kPartial, kReplica.
-// --balance-ms: StrategyOptions::balance_interval; the chief says how many buckets have moved.
+// --balance-ms: StrategyOptions::balance_interval. There is a table besides of which one server has
+// all rows in use, and the chief says whether buckets have moved.
 // --hold-at: TASK says "holding" in that step function of its own, and never comes back from it.
 
 #include <unistd.h>
@@ -81,14 +82,20 @@ void Say(const std::string& line) {
   std::fflush(stdout);
 }
 
-// Every example adds 1 to a parameter, and to its own row.
-ParameterSet CountingParameters(std::int64_t more) {
+// Rows in two buckets of 16, both of the first of two servers.
+const std::vector<std::uint64_t> kHot = {3, 4};
+
+// Every example adds 1 to a parameter, and to its own row; `hot`: every batch, to some other rows.
+ParameterSet CountingParameters(std::int64_t more, bool hot) {
   ParameterSet parameters;
   parameters.Add("count", {1}, {});
   if (more > 0) {
     parameters.Add("more", {more}, {});
   }
   parameters.AddTable({.name = "examples", .dim = 1, .buckets = 16});
+  if (hot) {
+    parameters.AddTable({.name = "hot", .dim = 1, .buckets = 16});
+  }
   parameters.Build();
   return parameters;
 }
@@ -100,6 +107,11 @@ Result<ReplicaResult> Count(ReplicaContext& context, const data::Batch& batch) {
   std::vector<float> rows(examples);
   COHORT_RETURN_IF_ERROR(context.parameters.rows().Lookup(0, ids, /*training=*/true, rows));
   context.gradients.AddRows(0, ids, std::vector<float>(examples, -1));
+  if (context.parameters.tables().size() > 1) {
+    std::vector<float> hot(kHot.size());
+    COHORT_RETURN_IF_ERROR(context.parameters.rows().Lookup(1, kHot, /*training=*/true, hot));
+    context.gradients.AddRows(1, kHot, std::vector<float>(kHot.size(), -1));
+  }
   context.gradients.Accumulator(0)[0] = -static_cast<float>(examples);
   for (int p = 0; p < context.parameters.size(); ++p) {
     context.gradients.Ready(p);
@@ -198,13 +210,19 @@ Status Report(const Options& options, ParameterServerStrategy& strategy, Paramet
     const auto [least, most] = std::minmax_element(rows.begin(), rows.end());
     Say(fmt::format("counted {:g}, each {:g} to {:g} times", parameters.value(0)[0], *least,
                     *most));
+    if (parameters.tables().size() > 1) {
+      std::vector<float> hot(kHot.size());
+      COHORT_RETURN_IF_ERROR(parameters.rows().Lookup(1, kHot, /*training=*/false, hot));
+      Say(fmt::format("hot rows {:g}", fmt::join(hot, " ")));
+    }
   }
   return {};
 }
 
 Status RunWith(const Options& options, ParameterServerStrategy& strategy) {
-  ParameterSet parameters =
-      options.count ? CountingParameters(options.floats) : testing::IntegerParameters();
+  ParameterSet parameters = options.count
+                                ? CountingParameters(options.floats, options.balance_ms > 0)
+                                : testing::IntegerParameters();
   AwaitGateIn("setup", options, strategy);
   COHORT_RETURN_IF_ERROR(strategy.Bind(
       parameters, options.count ? Sgd({.learning_rate = static_cast<double>(options.batch)})

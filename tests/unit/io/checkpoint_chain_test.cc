@@ -118,6 +118,30 @@ TEST_F(CheckpointChainTest, WhatIsLostOfAChainIsNamed) {
   EXPECT_EQ(OrThrow(store.OpenLatest())->state().step, 1);
 }
 
+// Retention: a manifest that cannot be read for a moment may say that an older one is needed.
+TEST_F(CheckpointChainTest, NothingIsDeletedWhereItIsNotKnownWhatIsBuiltOn) {
+  Status answer;
+  FaultyFileSystem files([&](std::string_view operation, const std::string& path) {
+    return operation == "read" && path == Path(2) + "/manifest.json" ? answer : Status();
+  });
+  CheckpointStore store(files, folder_, {.max_to_keep = 2});
+  OrThrow(Save(files, store, 1, 0));
+  OrThrow(Save(files, store, 2, 1));
+  for (const Status& error : {Unavailable("stale file handle"), DeadlineExceeded("slow"),
+                              PermissionDenied("for a moment"), ResourceExhausted("EMFILE")}) {
+    fs::remove_all(Path(3));
+    answer = error;
+    OrThrow(Save(files, store, 3, 0));
+    answer = Status();
+    EXPECT_THAT(OrThrow(store.Steps()), ElementsAre(1, 2, 3)) << error.ToString();
+  }
+  fs::remove_all(Path(3));
+  EXPECT_THAT(OrThrow(Read(store)), ElementsAre("1", "2"));
+  std::ofstream(Path(2) + "/manifest.json") << "{";
+  OrThrow(Save(files, store, 3, 0));
+  EXPECT_THAT(OrThrow(store.Steps()), ElementsAre(2, 3)) << "a damaged one needs nothing";
+}
+
 // A save that breaks off at its k-th operation, for every k, while a chain grows, or is replaced by
 // one that begins anew.
 TEST_F(CheckpointChainTest, CrashAnywhereLeavesAWholeChain) {

@@ -6,6 +6,7 @@
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -17,6 +18,7 @@
 
 #include <cohort/parameter_server.grpc.pb.h>
 #include "parameter_server/client.h"
+#include "parameter_server/exchange.h"
 #include "parameter_server/row_client.h"
 #include "parameter_server/row_set.h"
 #include "parameter_server/server.h"
@@ -27,21 +29,24 @@ namespace cohort::ps {
 inline constexpr std::size_t kDim = 2;
 inline constexpr std::uint32_t kBuckets = 16;
 
-// Servers of a table whose rows begin at 0 and lose what is pushed: sums of whole numbers are
-// exact.
+// A table whose rows begin at 0 and lose what is pushed: sums of whole numbers are exact.
+inline TableSpec SumsTable() {
+  TableSpec items;
+  items.name = "items";
+  items.dim = kDim;
+  items.buckets = kBuckets;
+  items.initializer = {RowInitializer::Kind::kZeros, 0};
+  items.optimizer = Sgd({.learning_rate = 1})->config();
+  return items;
+}
+
 class Cluster {
  public:
-  explicit Cluster(int servers, double loss = 0) {
+  explicit Cluster(int servers, double loss = 0, const TableSpec& like = SumsTable()) {
     spec_.parameters = {{"bias", {3}, true, 0}};
     spec_.optimizer = Sgd({.learning_rate = 1})->config();
     spec_.servers = servers;
-    TableSpec items;
-    items.name = "items";
-    items.dim = kDim;
-    items.buckets = kBuckets;
-    items.initializer = {RowInitializer::Kind::kZeros, 0};
-    items.optimizer = Sgd({.learning_rate = 1})->config();
-    spec_.tables = {items};
+    spec_.tables = {like};
     for (int s = 0; s < servers; ++s) {
       servers_.push_back(OrThrow(Server::Start("127.0.0.1:0", s, Log())));
       const int port = servers_.back()->port();
@@ -59,11 +64,17 @@ class Cluster {
   }
 
   // Behind the proxies, where there are some.
-  std::unique_ptr<RowClient> NewClient(std::uint64_t number) const {
-    return RowClient::Make(spec_, proxied_.empty() ? addresses_ : proxied_, {.client = number});
+  std::unique_ptr<RowClient> NewClient(
+      std::uint64_t number,
+      std::chrono::milliseconds peer_timeout = std::chrono::seconds(10)) const {
+    return RowClient::Make(spec_, proxied_.empty() ? addresses_ : proxied_,
+                           {.client = number,
+                            .peer_timeout = peer_timeout,
+                            .transport =  // memory that is shared goes past proxies
+                            proxied_.empty() ? FrameTransport::kAuto : FrameTransport::kTcp});
   }
   std::unique_ptr<RowClient> NewChief() const {
-    return RowClient::Make(spec_, addresses_, {.client = 1000});
+    return RowClient::Make(spec_, addresses_, {.client = ++chiefs_});
   }
   std::int64_t lost() const {
     std::int64_t lost = 0;
@@ -73,6 +84,7 @@ class Cluster {
     return lost;
   }
 
+  mutable std::uint64_t chiefs_ = 1000;  // numbers of clients
   ModelSpec spec_;
   std::vector<std::unique_ptr<Server>> servers_;
   std::vector<std::string> addresses_;
@@ -89,6 +101,37 @@ class Cluster {
 
   std::vector<std::string> proxied_;
   std::vector<std::unique_ptr<testing::LossyProxy>> proxies_;
+};
+
+// The steps by which bucket `of` moves, one by one.
+class Mover {
+ public:
+  Mover(const Cluster& cluster, std::uint32_t of)
+      : bucket_(of),
+        layout_(cluster.spec_.Fingerprint()),
+        exchange_(DataChannels(cluster.addresses_), ServerNames(cluster.addresses_),
+                  std::chrono::seconds(10), "Rows") {}
+
+  void Step(int server, BucketMove::Step step, int to = 0) {
+    FrameHeader header;
+    header.set_client(3000);
+    header.set_layout(layout_);
+    header.set_sequence(++sequence_);
+    header.mutable_rows()->set_table(0);
+    header.add_buckets()->set_bucket(bucket_);
+    header.mutable_move()->set_step(step);
+    header.mutable_move()->set_to(static_cast<std::uint32_t>(to));
+    std::vector<FrameCall> calls;
+    calls.push_back({server, Assemble(header, {})});
+    OrThrow(
+        exchange_.Run("Move", std::move(calls), [](int, ReceivedFrame&) { return OkStatus(); }));
+  }
+
+ private:
+  const std::uint32_t bucket_;
+  const std::uint64_t layout_;
+  std::uint64_t sequence_ = 0;
+  Exchange exchange_;
 };
 
 struct Row {

@@ -394,24 +394,33 @@ TEST_F(RowStoreTest, DumpsAreRestoredBucketByBucketAndDamageIsSeen) {
   EXPECT_EQ(store_.Dump(from, &pieces, &bytes, &moved_).kind(), Error::NONE);
   ASSERT_EQ(pieces.size(), 8);
   FrameHeader to = Header(0, 0, 2);
+  EXPECT_THAT(store_.Restore(to, Bytes().Reader()).message(), HasSubstr("a sequence number"));
   for (const BucketPiece& piece : pieces) {
     *to.add_buckets() = piece;
   }
+  const auto restore = [&](const std::string& payload) {
+    to.set_sequence(to.sequence() + 1);
+    return store_.Restore(to, Bytes().Add(payload).Reader()).kind();
+  };
   EXPECT_EQ(store_.Push(PushHeader(), TwoRows().Reader(), &moved_).kind(), Error::NONE);
   EXPECT_THAT(Pull(5), ElementsAre(-2, -4));
+  to.set_sequence(1);
   EXPECT_EQ(store_.Restore(to, Bytes().Add(bytes).Reader(7)).kind(), Error::NONE);
   EXPECT_THAT(Pull(5), ElementsAre(-1, -2));
+  EXPECT_EQ(store_.Push(PushHeader(), TwoRows().Reader(), &moved_).kind(), Error::NONE);
+  EXPECT_EQ(store_.Restore(to, Bytes().Add(bytes).Reader()).kind(), Error::NONE);
+  EXPECT_THAT(Pull(5), ElementsAre(-2, -4)) << "a repetition has no effect on what came since";
 
   std::string damaged = bytes;
   damaged.back() = static_cast<char>(damaged.back() ^ 1);
-  EXPECT_EQ(store_.Restore(to, Bytes().Add(damaged).Reader()).kind(), Error::DAMAGED);
-  EXPECT_EQ(store_.Restore(to, Bytes().Add(bytes).Add("x").Reader()).kind(), Error::BAD_FRAME);
+  EXPECT_EQ(restore(damaged), Error::DAMAGED);
+  EXPECT_EQ(restore(bytes + "x"), Error::BAD_FRAME);
   to.mutable_buckets(7)->set_bucket(8);
-  EXPECT_EQ(store_.Restore(to, Bytes().Add(bytes).Reader()).kind(), Error::BAD_FRAME);
+  EXPECT_EQ(restore(bytes), Error::BAD_FRAME);
   to.mutable_buckets(7)->set_bucket(7);
   to.mutable_buckets(7)->set_offset(1);
   to.mutable_buckets(7)->set_total(1 + to.buckets(7).total());
-  EXPECT_EQ(store_.Restore(to, Bytes().Add(bytes).Reader()).kind(), Error::DAMAGED);
+  EXPECT_EQ(restore(bytes), Error::DAMAGED);
   from.mutable_buckets(0)->set_bucket(9);
   EXPECT_EQ(store_.Dump(from, &pieces, &bytes, &moved_).kind(), Error::BAD_FRAME);
 }
@@ -431,12 +440,14 @@ TEST_F(RowStoreTest, WhatComesDamagedDoesNoHarm) {
       *restore.add_buckets() = piece;
     }
   }
+  restore.set_sequence(1);
   const std::string push = TwoRows().bytes();
   const std::vector<std::string> frames = {EncodeFramePrefix(PushHeader(), push.size()) + push,
                                            EncodeFramePrefix(restore, dump.size()) + dump};
   const Philox random(1, "damage");
   int decoded = 0;
   for (std::uint64_t i = 0; i < 20'000; ++i) {
+    store_.ForgetClients();  // each frame is the first of its client
     std::string bytes = frames[i % 2];
     const std::uint64_t flips = random.Below(4, 0, i);
     for (std::uint64_t f = 0; f < flips; ++f) {
@@ -463,108 +474,176 @@ TEST_F(RowStoreTest, WhatComesDamagedDoesNoHarm) {
     (void)store_.Dump(frame->header, &pieces, &out, &moved_);
   }
   EXPECT_GT(decoded, 1000);
+  store_.ForgetClients();
   EXPECT_EQ(store_.Restore(restore, Bytes().Add(dump).Reader()).kind(), Error::NONE);
   EXPECT_THAT(Pull(5), ElementsAre(-1, -2));
 }
 
-// A bucket's way from one server to another, step by step, each of them repeated.
-TEST(RowStoreMovesTest, EachStepMayBeRepeated) {
-  constexpr std::uint64_t kOf = 11;
-  TableSpec words;
-  words.name = "words";
-  words.dim = 1;
-  words.buckets = 2;
-  words.optimizer = Sgd({.learning_rate = 1})->config();
-  std::array<std::unique_ptr<RowStore>, 2> stores = {std::make_unique<RowStore>(0),
-                                                     std::make_unique<RowStore>(1)};
-  for (const auto& store : stores) {
-    OrThrow(store->Declare({words}, 2, kOf));
+// Two servers of one table, and the requests by which bucket 0 of it moves, each with its number.
+class RowStoreMovesTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    TableSpec words;
+    words.name = "words";
+    words.dim = 1;
+    words.buckets = 2;
+    words.initializer = {RowInitializer::Kind::kZeros, 0};
+    words.optimizer = Sgd({.learning_rate = 1})->config();
+    words.time_to_live = 10;
+    for (const auto& store : stores_) {
+      OrThrow(store->Declare({words}, 2, kLayout));
+    }
+    while (BucketOf(id_, 2) != 0) {
+      ++id_;
+    }
   }
-  std::uint64_t id = 0;
-  while (BucketOf(id, 2) != 0) {
-    ++id;
-  }
-  const auto header = [] {
+  static FrameHeader Header(std::uint64_t sequence = 0) {
     FrameHeader h;
     h.set_client(1);
-    h.set_layout(kOf);
+    h.set_layout(kLayout);
+    h.set_sequence(sequence);
     h.mutable_rows()->set_table(0);
     return h;
-  };
-  RowStore::Moved moved;
-  const auto push = [&](std::size_t server, std::uint64_t sequence) {
-    FrameHeader h = header();
-    h.set_sequence(sequence);
+  }
+  // What the server says of where the bucket is; empty: it took the gradient.
+  RowStore::Moved Push(std::size_t server, std::uint64_t sequence, std::uint64_t at_step = 1) {
+    FrameHeader h = Header(sequence);
     h.set_weight(1);
     h.mutable_rows()->set_count(1);
     h.mutable_rows()->set_dim(1);
-    h.mutable_rows()->set_step(1);
-    const Error error = stores[server]->Push(
-        h, Bytes().Add<std::uint64_t>({id}).Add<std::uint32_t>({1}).Add<float>({1}).Reader(),
-        &moved);
+    h.mutable_rows()->set_step(at_step);
+    const Error error = stores_[server]->Push(
+        h, Bytes().Add<std::uint64_t>({id_}).Add<std::uint32_t>({1}).Add<float>({1}).Reader(),
+        &moved_);
     EXPECT_EQ(error.kind(), Error::NONE) << error.message();
-    return moved;
-  };
-  const auto step = [&](std::size_t server, BucketMove::Step of, std::uint32_t to) {
-    FrameHeader h = header();
+    return moved_;
+  }
+  Error::Kind Step(std::uint64_t sequence, std::size_t server, BucketMove::Step step,
+                   std::uint32_t to = 0) {
+    FrameHeader h = Header(sequence);
     h.add_buckets()->set_bucket(0);
-    h.mutable_move()->set_step(of);
+    h.mutable_move()->set_step(step);
     h.mutable_move()->set_to(to);
-    return stores[server]->Move(h).kind();
-  };
-  std::string dump;
-  const auto take_dump = [&](std::size_t server) {
-    FrameHeader h = header();
+    return stores_[server]->Move(h).kind();
+  }
+  std::string Dump(std::size_t server) {
+    FrameHeader h = Header();
     h.add_buckets()->set_bucket(0);
     h.set_until(1);
     std::vector<BucketPiece> pieces;
     std::string bytes;
-    EXPECT_EQ(stores[server]->Dump(h, &pieces, &bytes, &moved).kind(), Error::NONE);
+    EXPECT_EQ(stores_[server]->Dump(h, &pieces, &bytes, &moved_).kind(), Error::NONE);
     return bytes;
-  };
-  const auto install = [&](std::size_t server) {
-    FrameHeader h = header();
+  }
+  Error::Kind Install(std::uint64_t sequence, std::size_t server, const std::string& dump) {
+    FrameHeader h = Header(sequence);
     h.set_adopt(true);
     BucketPiece& piece = *h.add_buckets();
     piece.set_bytes(dump.size());
     piece.set_total(dump.size());
     piece.set_crc32c(io::Crc32c(std::as_bytes(std::span(dump))));
-    return stores[server]->Restore(h, Bytes().Add(dump).Reader()).kind();
-  };
+    return stores_[server]->Restore(h, Bytes().Add(dump).Reader()).kind();
+  }
+  // The whole of a move, numbered from `first` at both servers; returns the next number.
+  std::uint64_t Move(std::uint64_t first, std::size_t from, std::size_t to) {
+    EXPECT_EQ(Step(first, from, BucketMove::GIVE, static_cast<std::uint32_t>(to)), Error::NONE);
+    EXPECT_EQ(Install(first, to, Dump(from)), Error::NONE);
+    EXPECT_EQ(Step(first + 1, from, BucketMove::DROP), Error::NONE);
+    return first + 2;
+  }
 
-  EXPECT_THAT(push(0, 1), IsEmpty());
-  EXPECT_THAT(push(1, 1), ElementsAre(0, 0)) << "the first server of bucket 0 is 0";
-  EXPECT_EQ(step(1, BucketMove::GIVE, 0), Error::NOT_NOW) << "it is not there";
-  EXPECT_EQ(step(0, BucketMove::GIVE, 1), Error::NONE);
-  EXPECT_EQ(step(0, BucketMove::GIVE, 1), Error::NONE);
-  EXPECT_THAT(push(0, 2), ElementsAre(0, 1));
-  EXPECT_THAT(push(1, 2), ElementsAre(0, 0)) << "not before it is there";
+  std::array<std::unique_ptr<RowStore>, 2> stores_ = {std::make_unique<RowStore>(0),
+                                                      std::make_unique<RowStore>(1)};
+  std::uint64_t id_ = 0;  // of bucket 0
+  RowStore::Moved moved_;
+};
+
+TEST_F(RowStoreMovesTest, EachStepMayBeRepeated) {
+  EXPECT_THAT(Push(0, 1), IsEmpty());
+  EXPECT_THAT(Push(1, 1), ElementsAre(0, 0)) << "the first server of bucket 0 is 0";
+  EXPECT_EQ(Step(1, 1, BucketMove::GIVE, 0), Error::NOT_NOW) << "it is not there";
+  EXPECT_EQ(Step(1, 0, BucketMove::GIVE, 1), Error::NONE);
+  EXPECT_EQ(Step(1, 0, BucketMove::GIVE, 1), Error::NONE);
+  EXPECT_THAT(Push(0, 2), ElementsAre(0, 1));
+  EXPECT_THAT(Push(1, 2), ElementsAre(0, 0)) << "not before it is there";
   // It cannot be brought, and stays; a push that was sent elsewhere has no effect when it is back.
-  EXPECT_EQ(step(0, BucketMove::KEEP, 0), Error::NONE);
-  EXPECT_EQ(step(0, BucketMove::KEEP, 0), Error::NONE);
-  const std::string before = take_dump(0);
-  EXPECT_THAT(push(0, 2), ElementsAre(0, 0)) << "under another number";
-  EXPECT_EQ(take_dump(0), before);
-  EXPECT_THAT(push(0, 3), IsEmpty());
+  EXPECT_EQ(Step(2, 0, BucketMove::KEEP), Error::NONE);
+  EXPECT_EQ(Step(2, 0, BucketMove::KEEP), Error::NONE);
+  const std::string before = Dump(0);
+  EXPECT_THAT(Push(0, 2), ElementsAre(0, 0)) << "under another number";
+  EXPECT_EQ(Dump(0), before);
+  EXPECT_THAT(Push(0, 3), IsEmpty());
 
-  EXPECT_EQ(step(0, BucketMove::GIVE, 1), Error::NONE);
-  dump = take_dump(0);
+  EXPECT_EQ(Step(3, 0, BucketMove::GIVE, 1), Error::NONE);
+  const std::string dump = Dump(0);
   EXPECT_NE(dump, before);
-  EXPECT_EQ(install(1), Error::NONE);
-  EXPECT_THAT(push(1, 3), IsEmpty());
-  const std::string after = take_dump(1);
+  EXPECT_EQ(Install(2, 1, dump), Error::NONE);
+  EXPECT_THAT(Push(1, 3), IsEmpty());
+  const std::string after = Dump(1);
   EXPECT_NE(after, dump);
-  EXPECT_EQ(install(1), Error::NONE);
-  EXPECT_EQ(take_dump(1), after) << "what came since stays";
-  EXPECT_EQ(step(0, BucketMove::DROP, 0), Error::NONE);
-  EXPECT_EQ(step(0, BucketMove::DROP, 0), Error::NONE);
-  EXPECT_EQ(stores[0]->stats().rows, 0U);
-  EXPECT_THAT(push(0, 4), ElementsAre(0, 1));
-  EXPECT_EQ(take_dump(0), "");
-  EXPECT_THAT(moved, ElementsAre(0, 1));
+  EXPECT_EQ(Install(2, 1, dump), Error::NONE);
+  EXPECT_EQ(Dump(1), after) << "what came since stays";
+  EXPECT_EQ(Step(4, 0, BucketMove::DROP), Error::NONE);
+  EXPECT_EQ(Step(4, 0, BucketMove::DROP), Error::NONE);
+  EXPECT_EQ(stores_[0]->stats().rows, 0U);
+  EXPECT_THAT(Push(0, 4), ElementsAre(0, 1));
+  EXPECT_EQ(Dump(0), "");
+  EXPECT_THAT(moved_, ElementsAre(0, 1));
   // From the beginning: buckets are where they were at first.
-  OrThrow(stores[0]->Reset());
-  EXPECT_THAT(push(0, 1), IsEmpty());
+  OrThrow(stores_[0]->Reset());
+  EXPECT_THAT(Push(0, 1), IsEmpty());
+}
+
+// Requests that were repeated, and whose first copies arrive when the bucket has moved on.
+TEST_F(RowStoreMovesTest, WhatComesLateHasNoEffect) {
+  EXPECT_THAT(Push(0, 1), IsEmpty());
+  const std::string old = Dump(0);
+  std::uint64_t next = Move(1, 0, 1);
+  EXPECT_THAT(Push(1, 1), IsEmpty());
+  next = Move(next, 1, 0);
+  EXPECT_THAT(Push(0, 2), IsEmpty());
+  const std::string now = Dump(0);
+  // Of the first move: at ps:1 the bucket would be there twice, at ps:0 nowhere.
+  EXPECT_NE(Install(1, 1, old), Error::NONE);
+  EXPECT_THAT(Push(1, 2), ElementsAre(0, 0));
+  EXPECT_NE(Step(1, 0, BucketMove::GIVE, 1), Error::NONE);
+  EXPECT_EQ(Dump(0), now);
+  EXPECT_THAT(Push(0, 3), IsEmpty());
+  // In the middle of a third: it is not dropped before it has arrived, and does not come back.
+  EXPECT_EQ(Step(next, 0, BucketMove::GIVE, 1), Error::NONE);
+  const std::string dump = Dump(0);
+  EXPECT_NE(Step(2, 0, BucketMove::DROP), Error::NONE);
+  EXPECT_EQ(Dump(0), dump);
+  EXPECT_NE(Step(2, 0, BucketMove::KEEP), Error::NONE);
+  EXPECT_THAT(Push(0, 4), ElementsAre(0, 1));
+  // A bucket that could not be brought stays where it was, also when what brought it comes yet.
+  std::string damaged = dump;
+  damaged[0] = 1;
+  EXPECT_EQ(Install(next, 1, damaged), Error::DAMAGED);
+  EXPECT_EQ(Step(next + 1, 0, BucketMove::KEEP), Error::NONE);
+  EXPECT_EQ(Install(next, 1, dump), Error::DAMAGED) << "as it was answered";
+  EXPECT_THAT(Push(1, 5), ElementsAre(0, 0));
+  EXPECT_THAT(Push(0, 5), IsEmpty());
+}
+
+// However long it takes to bring it: pieces of one dump.
+TEST_F(RowStoreMovesTest, ABucketOnItsWayIsAsItWasWhenItLeft) {
+  EXPECT_THAT(Push(0, 1), IsEmpty());
+  EXPECT_EQ(Step(1, 0, BucketMove::GIVE, 1), Error::NONE);
+  const std::string dump = Dump(0);
+  FrameHeader late = Header(2);  // a push of nothing, by which old rows expire
+  late.set_weight(1);
+  late.mutable_rows()->set_dim(1);
+  for (std::uint64_t step = 90; step <= 100; ++step) {
+    late.set_sequence(late.sequence() + 1);
+    late.mutable_rows()->set_step(step);
+    EXPECT_EQ(stores_[0]->Push(late, Bytes().Reader(), &moved_).kind(), Error::NONE);
+  }
+  EXPECT_EQ(stores_[0]->stats().rows, 0U);
+  EXPECT_EQ(Dump(0), dump);
+  EXPECT_EQ(Install(1, 1, dump), Error::NONE);
+  EXPECT_EQ(Step(2, 0, BucketMove::DROP), Error::NONE);
+  EXPECT_EQ(Dump(1), dump);
 }
 
 TEST(PushLedgerTest, OneThreadAppliesAndTheOthersWaitForIt) {
