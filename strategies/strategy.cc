@@ -95,12 +95,15 @@ Status Check(std::string_view kind, const ClusterConfig& config, const StrategyO
 Status CheckNoServers(const std::string& kind, const StrategyOptions& options) {
   const bool wire =
       options.server_wire.push != DType::kFloat32 || options.server_wire.pull != DType::kFloat32;
-  const std::string option = options.server_loss != ServerLoss::kRollBack ? "server_loss kPartial"
-                             : wire                                       ? "server_wire"
-                             : options.partitioner != Partitioner()
-                                 ? "partitioner " + options.partitioner.ToString()
-                             : options.start != StartPolicy() ? "start " + options.start.ToString()
-                                                              : "";
+  const std::string option =
+      options.server_loss != ServerLoss::kRollBack
+          ? "server_loss " + std::string(ServerLossName(options.server_loss))
+      : wire                                 ? "server_wire"
+      : options.partitioner != Partitioner() ? "partitioner " + options.partitioner.ToString()
+      : options.start != StartPolicy()       ? "start " + options.start.ToString()
+      : options.balance_interval.count() != 0
+          ? "balance_interval of " + std::to_string(options.balance_interval.count()) + " ms"
+          : "";
   if (option.empty()) {
     return {};
   }
@@ -110,6 +113,18 @@ Status CheckNoServers(const std::string& kind, const StrategyOptions& options) {
 }
 
 }  // namespace
+
+std::string_view ServerLossName(ServerLoss loss) {
+  switch (loss) {
+    case ServerLoss::kRollBack:
+      return "kRollBack";
+    case ServerLoss::kPartial:
+      return "kPartial";
+    case ServerLoss::kReplica:
+      return "kReplica";
+  }
+  return "";
+}
 
 Result<std::unique_ptr<Strategy>> Strategy::FromEnv(std::string_view kind,
                                                     StrategyOptions options) {
@@ -143,8 +158,14 @@ Status Strategy::SaveTable(int /*table*/, FileSystem& /*files*/, const std::stri
   return Unimplemented(std::string(kind()) + " keeps no sparse tables");
 }
 
-Status Strategy::LoadTable(int /*table*/, FileSystem& /*files*/, const std::string& /*path*/) {
+Status Strategy::LoadTable(int /*table*/, FileSystem& /*files*/,
+                           const std::vector<std::string>& /*chain*/) {
   return Unimplemented(std::string(kind()) + " keeps no sparse tables");
+}
+
+Status Strategy::SaveTableChanges(int /*table*/, FileSystem& /*files*/,
+                                  const std::string& /*path*/) {
+  return Unimplemented(std::string(kind()) + " does not know which rows have changed");
 }
 
 Result<StepResult> Strategy::Accumulate(const DistributedBatch& /*batch*/, const StepFn& /*fn*/) {

@@ -13,6 +13,7 @@ namespace {
 
 constexpr std::string_view kFormat = "cohort-checkpoint";
 constexpr int kVersion = 1;
+constexpr int kBaseVersion = 2;  // of checkpoints that build on others
 
 std::string Hex(std::uint64_t value, int digits) {
   std::array<char, 20> text{};
@@ -82,7 +83,7 @@ std::string EncodeManifest(const Manifest& manifest) {
   const CheckpointState& s = manifest.state;
   OrderedJson json = {
       {"format", kFormat},
-      {"version", kVersion},
+      {"version", manifest.base.has_value() ? kBaseVersion : kVersion},
       {"step", s.step},
       {"epoch", s.epoch},
       {"batch", s.batch},
@@ -98,6 +99,9 @@ std::string EncodeManifest(const Manifest& manifest) {
   for (const auto& [name, digest] : manifest.files) {
     json["files"][name] = {{"bytes", digest.bytes}, {"crc32c", Hex(digest.crc32c, 8)}};
   }
+  if (manifest.base.has_value()) {
+    json["base"] = {{"step", manifest.base->step}, {"commit", manifest.base->commit}};
+  }
   return json.dump(2, ' ', false, OrderedJson::error_handler_t::replace) + "\n";
 }
 
@@ -110,9 +114,10 @@ Result<Manifest> ParseManifest(const std::string& text) {
   }
   int version = 0;
   COHORT_RETURN_IF_ERROR(Take(json, "version", version));
-  if (version != kVersion) {
+  if (version != kVersion && version != kBaseVersion) {
     return Unimplemented("version " + std::to_string(version) +
-                         " of the format; this program reads " + std::to_string(kVersion));
+                         " of the format; this program reads " + std::to_string(kVersion) +
+                         " and " + std::to_string(kBaseVersion));
   }
   Manifest manifest;
   COHORT_RETURN_IF_ERROR(ParseState(json, manifest.state));
@@ -125,6 +130,50 @@ Result<Manifest> ParseManifest(const std::string& text) {
     COHORT_RETURN_IF_ERROR(Take(value, "crc32c", crc).Annotate(name));
     COHORT_ASSIGN_OR_RETURN(const std::uint64_t number, FromHex(crc));
     digest.crc32c = static_cast<std::uint32_t>(number);
+  }
+  if (version == kBaseVersion) {
+    Json base;
+    COHORT_RETURN_IF_ERROR(Take(json, "base", base));
+    manifest.base.emplace();
+    COHORT_RETURN_IF_ERROR(Take(base, "step", manifest.base->step).Annotate("base"));
+    COHORT_RETURN_IF_ERROR(Take(base, "commit", manifest.base->commit).Annotate("base"));
+    if (manifest.base->step >= manifest.state.step) {
+      return DataLoss("field base is of step " + std::to_string(manifest.base->step) +
+                      ", which is not before " + std::to_string(manifest.state.step));
+    }
+  }
+  return manifest;
+}
+
+std::uint64_t Manifest::other_bytes() const {
+  std::uint64_t bytes = 0;
+  for (const auto& [name, digest] : files) {
+    if (name != PartFile(CheckpointPart::kModel) && name != PartFile(CheckpointPart::kOptimizer)) {
+      bytes += digest.bytes;
+    }
+  }
+  return bytes;
+}
+
+Result<std::string> ReadListed(FileSystem& files, const std::string& path) {
+  auto text = ReadFile(files, path);
+  if (text.status().code() == StatusCode::kNotFound) {
+    return DataLoss(path + " is missing");
+  }
+  return text;
+}
+
+Result<Manifest> ReadManifest(FileSystem& files, const std::string& folder) {
+  COHORT_ASSIGN_OR_RETURN(const std::string commit,
+                          ReadListed(files, folder + "/" + std::string(kCommitFile)));
+  const std::string path = folder + "/" + std::string(kManifestFile);
+  COHORT_ASSIGN_OR_RETURN(const std::string text, ReadListed(files, path));
+  if (commit != EncodeCommit(text)) {
+    return DataLoss(path + " is corrupted: COMMIT does not match it");
+  }
+  auto manifest = ParseManifest(text);
+  if (!manifest.ok()) {
+    return manifest.status().Annotate(path);
   }
   return manifest;
 }

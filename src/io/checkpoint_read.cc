@@ -53,6 +53,12 @@ Status Verify(const RandomAccessFile& file, const std::string& path, const FileD
              : DataLoss(path + " is corrupted: its checksum is not the manifest's");
 }
 
+std::string StepFolder(const std::string& folder, std::int64_t step) {
+  std::array<char, 32> digits{};
+  std::snprintf(digits.data(), digits.size(), "%010lld", static_cast<long long>(step));
+  return folder + "/" + std::string(kStepPrefix) + digits.data();
+}
+
 class FolderCheckpoint final : public Checkpoint {
  public:
   struct Part {
@@ -65,20 +71,34 @@ class FolderCheckpoint final : public Checkpoint {
                                                   std::int64_t step) {
     auto checkpoint = std::make_unique<FolderCheckpoint>();
     checkpoint->path_ = path;
-    COHORT_ASSIGN_OR_RETURN(const Manifest manifest, OpenManifest(files, path));
+    COHORT_ASSIGN_OR_RETURN(const Manifest manifest, ReadManifest(files, path));
     if (manifest.state.step != step) {
       return DataLoss(path + ": the manifest is of step " + std::to_string(manifest.state.step));
     }
     checkpoint->state_ = manifest.state;
+    COHORT_RETURN_IF_ERROR(VerifyOthers(files, path, manifest));
     for (const auto& [name, digest] : manifest.files) {
-      if (name == PartFile(CheckpointPart::kModel) ||
-          name == PartFile(CheckpointPart::kOptimizer)) {
-        continue;
+      if (IsOther(name)) {
+        checkpoint->others_.insert(name);
       }
-      COHORT_ASSIGN_OR_RETURN(const auto file, OpenListed(files, path + "/" + name));
-      COHORT_RETURN_IF_ERROR(Verify(*file, path + "/" + name, digest));
-      checkpoint->others_.insert(name);
     }
+    const std::string folder = path.substr(0, path.rfind('/'));
+    for (std::optional<ManifestBase> base = manifest.base; base.has_value();) {
+      const std::string base_path = StepFolder(folder, base->step);
+      const auto verify = [&]() -> Status {
+        COHORT_ASSIGN_OR_RETURN(const std::string commit,
+                                ReadListed(files, base_path + "/" + std::string(kCommitFile)));
+        if (commit != base->commit) {
+          return DataLoss(base_path + " is another checkpoint than the one of that step was");
+        }
+        COHORT_ASSIGN_OR_RETURN(const Manifest of_base, ReadManifest(files, base_path));
+        base = of_base.base;
+        return VerifyOthers(files, base_path, of_base);
+      };
+      COHORT_RETURN_IF_ERROR(verify().Annotate(path + " builds on one that is lost"));
+      checkpoint->bases_.push_back(base_path);
+    }
+    std::ranges::reverse(checkpoint->bases_);
     for (const CheckpointPart kind : {CheckpointPart::kModel, CheckpointPart::kOptimizer}) {
       const std::string name(PartFile(kind));
       const auto digest = manifest.files.find(name);
@@ -103,6 +123,16 @@ class FolderCheckpoint final : public Checkpoint {
                                 " [is this the checkpoint of another model?]");
     }
     return path_ + "/" + name;
+  }
+
+  Result<std::vector<std::string>> Chain(const std::string& name) const override {
+    COHORT_ASSIGN_OR_RETURN(const std::string last, File(name));
+    std::vector<std::string> paths;
+    for (const std::string& base : bases_) {
+      paths.push_back(base + "/" + name);
+    }
+    paths.push_back(last);
+    return paths;
   }
 
   Status Read(CheckpointPart kind, std::span<const CheckpointTarget> targets) const override {
@@ -155,22 +185,20 @@ class FolderCheckpoint final : public Checkpoint {
   }
 
  private:
-  Part& part(CheckpointPart kind) { return kind == CheckpointPart::kModel ? parts_[0] : parts_[1]; }
-
-  static Result<Manifest> OpenManifest(FileSystem& files, const std::string& path) {
-    COHORT_ASSIGN_OR_RETURN(const std::string commit,
-                            ReadListed(files, path + "/" + std::string(kCommitFile)));
-    const std::string manifest_path = path + "/" + std::string(kManifestFile);
-    COHORT_ASSIGN_OR_RETURN(const std::string text, ReadListed(files, manifest_path));
-    if (commit != EncodeCommit(text)) {
-      return DataLoss(manifest_path + " is corrupted: COMMIT does not match it");
-    }
-    auto manifest = ParseManifest(text);
-    if (!manifest.ok()) {
-      return manifest.status().Annotate(manifest_path);
-    }
-    return manifest;
+  static bool IsOther(const std::string& name) {
+    return name != PartFile(CheckpointPart::kModel) && name != PartFile(CheckpointPart::kOptimizer);
   }
+  static Status VerifyOthers(FileSystem& files, const std::string& path, const Manifest& manifest) {
+    for (const auto& [name, digest] : manifest.files) {
+      if (IsOther(name)) {
+        COHORT_ASSIGN_OR_RETURN(const auto file, OpenListed(files, path + "/" + name));
+        COHORT_RETURN_IF_ERROR(Verify(*file, path + "/" + name, digest));
+      }
+    }
+    return {};
+  }
+
+  Part& part(CheckpointPart kind) { return kind == CheckpointPart::kModel ? parts_[0] : parts_[1]; }
 
   // A file that a committed checkpoint must have: that it is not there is damage.
   static Result<std::unique_ptr<RandomAccessFile>> OpenListed(FileSystem& files,
@@ -181,18 +209,11 @@ class FolderCheckpoint final : public Checkpoint {
     }
     return file;
   }
-  static Result<std::string> ReadListed(FileSystem& files, const std::string& path) {
-    auto text = ReadFile(files, path);
-    if (text.status().code() == StatusCode::kNotFound) {
-      return DataLoss(path + " is missing");
-    }
-    return text;
-  }
-
   std::string path_;
   CheckpointState state_;
   std::array<Part, 2> parts_;
-  std::set<std::string> others_;  // names of files
+  std::set<std::string> others_;    // names of files
+  std::vector<std::string> bases_;  // folders, the oldest first
 };
 
 }  // namespace
@@ -206,11 +227,7 @@ CheckpointStore::CheckpointStore(FileSystem& files, std::string folder,
   }
 }
 
-std::string CheckpointStore::PathOf(std::int64_t step) const {
-  std::array<char, 32> digits{};
-  std::snprintf(digits.data(), digits.size(), "%010lld", static_cast<long long>(step));
-  return folder_ + "/" + std::string(kStepPrefix) + digits.data();
-}
+std::string CheckpointStore::PathOf(std::int64_t step) const { return StepFolder(folder_, step); }
 
 Result<std::vector<std::int64_t>> CheckpointStore::Steps() const {
   std::vector<std::int64_t> steps;
@@ -236,6 +253,21 @@ Result<std::unique_ptr<Checkpoint>> CheckpointStore::Open(std::int64_t step) con
     return NotFound("no checkpoint " + path);
   }
   return FolderCheckpoint::Open(files_, path, step);
+}
+
+Result<CheckpointStore::ChainSize> CheckpointStore::SizeOfChain(std::int64_t step) const {
+  if (!files_.Exists(PathOf(step))) {
+    return NotFound("no checkpoint " + PathOf(step));
+  }
+  ChainSize size;
+  COHORT_ASSIGN_OR_RETURN(Manifest manifest, ReadManifest(files_, PathOf(step)));
+  while (manifest.base.has_value()) {
+    ++size.checkpoints;
+    size.change_bytes += manifest.other_bytes();
+    COHORT_ASSIGN_OR_RETURN(manifest, ReadManifest(files_, PathOf(manifest.base->step)));
+  }
+  size.first_bytes = manifest.other_bytes();
+  return size;
 }
 
 Result<std::unique_ptr<Checkpoint>> CheckpointStore::OpenLatest() const {

@@ -81,8 +81,8 @@ Result<FileDigest> DigestOf(FileSystem& files, const std::string& path) {
 Status WriteParts(FileSystem& files, const std::string& folder, const CheckpointState& state,
                   std::span<const CheckpointSource> model,
                   std::span<const CheckpointSource> optimizer,
-                  std::span<const CheckpointFile> others) {
-  Manifest manifest{.state = state, .files = {}};
+                  std::span<const CheckpointFile> others, const std::optional<ManifestBase>& base) {
+  Manifest manifest{.state = state, .files = {}, .base = base};
   for (const auto& [part, tensors] : {std::pair(CheckpointPart::kModel, model),
                                       std::pair(CheckpointPart::kOptimizer, optimizer)}) {
     const std::string name(PartFile(part));
@@ -122,7 +122,8 @@ std::string Hidden(const std::string& folder, std::string_view prefix, std::int6
 Result<std::string> CheckpointStore::Save(const CheckpointState& state,
                                           std::span<const CheckpointSource> model,
                                           std::span<const CheckpointSource> optimizer,
-                                          std::span<const CheckpointFile> others) {
+                                          std::span<const CheckpointFile> others,
+                                          std::optional<std::int64_t> base) {
   CheckTensors(model);
   CheckTensors(optimizer);
   Require(state.step >= 0, "steps are not negative");
@@ -133,18 +134,30 @@ Result<std::string> CheckpointStore::Save(const CheckpointState& state,
     return AlreadyExists("checkpoint " + path +
                          " is there already, and whole [resume from it, or choose another folder]");
   }
+  std::optional<ManifestBase> built_on;
+  if (base.has_value()) {
+    Require(*base < state.step, "a checkpoint builds on an earlier one");
+    Result<std::string> commit = ReadFile(files_, PathOf(*base) + "/" + std::string(kCommitFile));
+    if (!commit.ok()) {
+      return FailedPrecondition("checkpoint of step " + std::to_string(state.step) +
+                                " is to build on " + PathOf(*base) +
+                                ", which is not there: " + commit.status().message());
+    }
+    built_on = ManifestBase{.step = *base, .commit = *std::move(commit)};
+  }
   const std::string temporary = Hidden(folder_, kTemporaryPrefix, state.step);
   const auto write = [&]() -> Status {
     COHORT_RETURN_IF_ERROR(files_.RemoveAll(temporary));
     COHORT_RETURN_IF_ERROR(files_.CreateDirectories(temporary));
-    COHORT_RETURN_IF_ERROR(WriteParts(files_, temporary, state, model, optimizer, others));
+    COHORT_RETURN_IF_ERROR(
+        WriteParts(files_, temporary, state, model, optimizer, others, built_on));
     if (replaces) {
       const std::string trash = Hidden(folder_, kTrashPrefix, state.step);
       COHORT_RETURN_IF_ERROR(files_.RemoveAll(trash));
       COHORT_RETURN_IF_ERROR(files_.Rename(path, trash));
     }
     COHORT_RETURN_IF_ERROR(files_.Rename(temporary, path));
-    const Status synced = files_.SyncDirectory(folder_);
+    Status synced = files_.SyncDirectory(folder_);
     if (!synced.ok()) {
       // Readers must not find what the caller takes for failed.
       static_cast<void>(files_.Rename(path, temporary));
@@ -184,20 +197,38 @@ void CheckpointStore::DeleteOld(std::int64_t newest) {
   if (options_.max_to_keep <= 0 || !steps.ok()) {
     return;
   }
-  std::size_t excess =
-      steps->size() - std::min(steps->size(), static_cast<std::size_t>(options_.max_to_keep));
-  for (const std::int64_t step : *steps) {
-    if (excess == 0) {
-      break;
+  const auto max = static_cast<std::size_t>(options_.max_to_keep);
+  // The newest, but that one first which was just written, though an earlier run has left later
+  // ones; and what they build on.
+  std::set<std::int64_t> kept = {newest};
+  for (auto step = steps->rbegin(); step != steps->rend() && kept.size() < max; ++step) {
+    kept.insert(*step);
+  }
+  for (const std::int64_t step : std::vector<std::int64_t>(kept.begin(), kept.end())) {
+    auto manifest = ReadManifest(files_, PathOf(step));
+    while (manifest.ok() && manifest->base.has_value()) {
+      const std::int64_t base = manifest->base->step;
+      kept.insert(base);
+      manifest = ReadManifest(files_, PathOf(base));
     }
-    if (step == newest) {
-      continue;  // just written, though an earlier run has left later ones
+    // One that is damaged is none, and needs nothing; what one builds on that cannot be read just
+    // now is not known.
+    if (!manifest.ok() && manifest.status().code() != StatusCode::kDataLoss) {
+      options_.log.Warning("no old checkpoint is deleted this time: " +
+                           manifest.status().ToString());
+      return;
     }
-    --excess;
+  }
+  // The later first: no checkpoint is there without the one that it builds on.
+  for (auto at = steps->rbegin(); at != steps->rend(); ++at) {
+    const std::int64_t step = *at;
+    if (kept.contains(step)) {
+      continue;
+    }
     const std::string trash = Hidden(folder_, kTrashPrefix, step);
     if (const Status status = files_.Rename(PathOf(step), trash); !status.ok()) {
       options_.log.Warning("old checkpoint not deleted: " + status.ToString());
-      continue;
+      return;  // earlier ones may be what it builds on
     }
     drop(trash);
   }

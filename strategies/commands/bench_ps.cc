@@ -507,19 +507,24 @@ Status Run(const Options& options) {
 
 int BenchPsCommand(int argc, char** argv) {
   const std::string_view mode = argc > 1 ? argv[1] : "";
-  if (mode == "snapshot" || mode == "workers") {
-    std::string name = std::string(argv[0]) + " " + std::string(mode);
-    argv[1] = name.data();
-    return mode == "snapshot" ? BenchPsSnapshotCommand(argc - 1, argv + 1)
-                              : BenchPsWorkersCommand(argc - 1, argv + 1);
+  using Mode = std::pair<const char*, int (*)(int, char**)>;
+  for (const auto& [name, command] :
+       {Mode("hot", BenchPsHotCommand), Mode("resume", BenchPsResumeCommand),
+        Mode("snapshot", BenchPsSnapshotCommand), Mode("workers", BenchPsWorkersCommand)}) {
+    if (mode == name) {
+      std::string full = std::string(argv[0]) + " " + name;
+      argv[1] = full.data();
+      return command(argc - 1, argv + 1);
+    }
   }
   Options options;
   CLI::App app(
       "Measures a parameter server and a worker, over loopback TCP and through shared memory "
       "(..._shm): pushes that are applied, and pulls, beside one TCP stream and the same service "
       "with protobuf's `bytes`. GB/s are of the "
-      "values, also where they travel as float16 or bfloat16. `bench ps snapshot`: a server that "
-      "is saved while it is trained on; `bench ps workers`: several workers, in rounds and not.",
+      "values, also where they travel as float16 or bfloat16. `bench ps resume`: a server that "
+      "is killed; `bench ps snapshot`: one that is saved while it is trained on; `bench ps "
+      "workers`: several workers, in rounds and not; `bench ps hot`: buckets that move.",
       argv[0]);
   app.add_option("--bytes", options.bytes, "of the variable")
       ->transform(CLI::AsSizeValue(false))

@@ -1,4 +1,4 @@
-// `cohort bench ps workers` and `cohort bench ps snapshot`, and what they have in common.
+// `cohort bench ps hot`, `resume`, `snapshot` and `workers`, and what they have in common.
 
 #pragma once
 
@@ -11,6 +11,8 @@ namespace cohort {
 
 int BenchPsWorkersCommand(int argc, char** argv);
 int BenchPsSnapshotCommand(int argc, char** argv);
+int BenchPsResumeCommand(int argc, char** argv);
+int BenchPsHotCommand(int argc, char** argv);
 
 // Of a process, in bytes: "VmRSS" now, "VmHWM" at its most. 0: not known.
 std::int64_t MemoryOf(pid_t pid, const std::string& what);

@@ -34,6 +34,7 @@
 #include <cohort/optim/optimizers.h>
 #include <cohort/strategies/parameter_server.h>
 
+#include "bench_children.h"
 #include "bench_ps_modes.h"
 #include "parameter_server/client.h"
 #include "parameter_server/server.h"
@@ -58,47 +59,6 @@ struct Options {
 };
 
 Status SystemError(const std::string& what) { return Internal(what + ": " + std::strerror(errno)); }
-
-// Processes that end with this one.
-class Children {
- public:
-  ~Children() {
-    for (const pid_t pid : running_) {
-      ::kill(pid, SIGKILL);
-      ::waitpid(pid, nullptr, 0);
-    }
-  }
-  Result<pid_t> Start(const std::string& name, const std::function<Status()>& work) {
-    const pid_t pid = ::fork();
-    if (pid < 0) {
-      return SystemError("fork");
-    }
-    if (pid == 0) {
-      ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-      const Status status = work();
-      if (!status.ok()) {
-        std::fprintf(stderr, "%s: %s\n", name.c_str(), status.ToString().c_str());
-      }
-      std::_Exit(ExitCode(status));
-    }
-    running_.push_back(pid);
-    return pid;
-  }
-  Status Wait() {
-    Status first;
-    for (const pid_t pid : std::exchange(running_, {})) {
-      int code = 0;
-      ::waitpid(pid, &code, 0);
-      if (code != 0 && first.ok()) {
-        first = Internal("a process of the job ended with an error");
-      }
-    }
-    return first;
-  }
-
- private:
-  std::vector<pid_t> running_;
-};
 
 Status WriteAll(int fd, const void* from, std::size_t bytes) {
   return ::write(fd, from, bytes) == static_cast<ssize_t>(bytes) ? OkStatus() : SystemError("pipe");

@@ -169,9 +169,9 @@ Status ServerRows::Save(int table, FileSystem& files, const std::string& path) {
   return ps::SaveTable(client_, table, SpecOf(table), files, path);
 }
 
-Status ServerRows::Load(int table, FileSystem& files, const std::string& path) {
+Status ServerRows::Load(int table, FileSystem& files, const std::vector<std::string>& chain) {
   const std::lock_guard lock(client_mutex_);
-  return ps::LoadTable(client_, table, SpecOf(table), files, path);
+  return ps::LoadTable(client_, table, SpecOf(table), files, chain);
 }
 
 }  // namespace cohort

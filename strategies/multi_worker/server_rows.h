@@ -37,7 +37,7 @@ class ServerRows final : public StepRows {
   Status Apply(std::int64_t step, double divisor, const DistributedBatch* next) override;
   Status Finish() override;
   Status Save(int table, FileSystem& files, const std::string& path) override;
-  Status Load(int table, FileSystem& files, const std::string& path) override;
+  Status Load(int table, FileSystem& files, const std::vector<std::string>& chain) override;
   void Forget() override;
   std::int64_t foreseen();  // lookups that were
 

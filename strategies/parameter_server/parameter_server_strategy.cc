@@ -12,6 +12,7 @@
 #include <cohort/optim/row_source.h>
 #include <cohort/strategies/parameter_server.h>
 
+#include "parameter_server/bucket_balance.h"
 #include "parameter_server/dataset.h"
 #include "parameter_server/job.h"
 #include "parameter_server/local_sink.h"
@@ -24,6 +25,8 @@ namespace {
 
 // The most that Broadcast sends; variables and slots go through the servers.
 constexpr std::size_t kMaxBroadcastBytes = std::size_t{256} << 10;
+// Buckets of a table, between two looks.
+constexpr int kMovesAtATime = 8;
 
 // What step functions get for gradients where none are wanted.
 class NoGradients final : public GradientSink {
@@ -205,7 +208,11 @@ class Implementation final : public ParameterServerStrategy {
   Status PullState() override;
   Status PushState() override;
   Status SaveTable(int table, FileSystem& files, const std::string& path) override;
-  Status LoadTable(int table, FileSystem& files, const std::string& path) override;
+  Status LoadTable(int table, FileSystem& files, const std::vector<std::string>& chain) override;
+  std::optional<std::int64_t> rows_saved_at() const override {
+    return saving_ && saved_rows_.has_value() ? std::optional(saved_rows_->step) : std::nullopt;
+  }
+  Status SaveTableChanges(int table, FileSystem& files, const std::string& path) override;
   bool SaveBetweenUpdates(SavePlan plan) override {
     if (is_chief()) {
       plan_ = std::move(plan);
@@ -243,7 +250,9 @@ class Implementation final : public ParameterServerStrategy {
   Result<std::int64_t> RestoreSaved();
   std::uint64_t RoundsToSee() const;
   Status Idle();
+  Status Look();
   Status SaveIfDue();
+  Status BalanceIfDue();
   Status SaveSnapshot(const ps::Coordinator::Cut& cut, ps::Course course);
   Status FinishLastRound();
   Status CatchUp(const ps::RoundCommit& commit);
@@ -284,7 +293,17 @@ class Implementation final : public ParameterServerStrategy {
   std::int64_t frozen_step_ = 0;        // of the last snapshot
   std::int64_t saved_step_ = -1;        // of the last one that was saved
   std::uint64_t failed_saves_ = 0;
-  bool saving_ = false;              // it is being carried out, of a snapshot
+  bool saving_ = false;  // it is being carried out, of a snapshot
+  // The last save whose rows are whole, and its snapshot, since which servers know the changes.
+  struct SavedRows {
+    std::int64_t step = 0;
+    std::uint64_t snapshot = 0;
+  };
+  std::optional<SavedRows> saved_rows_;
+  std::size_t written_tables_ = 0;  // of the save that is being carried out
+  std::chrono::steady_clock::time_point balance_at_;
+  std::vector<ps::LoadMeter> loads_;  // of each table
+  std::int64_t moved_buckets_ = 0;
   std::uint64_t snapshots_ = 0;      // so far; the number of the last one
   std::optional<data::Batch> next_;  // behind the one that was handed out last, where known
   bool idle_ = true;                 // no step since the last piece of work began
@@ -321,7 +340,7 @@ Status Implementation::Serve() {
   if (!functions_) {
     job_->BeginTraining();
   }
-  COHORT_RETURN_IF_ERROR(Outlast([this] { return SaveIfDue(); }));
+  COHORT_RETURN_IF_ERROR(Outlast([this] { return Look(); }));
   COHORT_RETURN_IF_ERROR(FinishLastRound());
   COHORT_RETURN_IF_ERROR(Refresh(/*everything=*/true));
   // Whoever finds the save that the program makes of it must find the way back to it, too.
@@ -357,6 +376,7 @@ Status Implementation::GoOn(const Status& error) {
   Status status = error;
   work_stands_ = true;
   next_.reset();
+  saved_rows_.reset();  // servers may be other ones
   if (rows_ != nullptr) {
     rows_->Forget();
   }
@@ -451,6 +471,46 @@ Status Implementation::FinishLastRound() {
   return {};
 }
 
+// In the chief, a few times a second while others train.
+Status Implementation::Look() {
+  COHORT_RETURN_IF_ERROR(SaveIfDue());
+  return BalanceIfDue();
+}
+
+// What is asked for on the busiest server moves to the idlest, a few buckets at a time.
+Status Implementation::BalanceIfDue() {
+  const auto now = std::chrono::steady_clock::now();
+  if (options_.balance_interval.count() <= 0 || rows_ == nullptr || job_->num_servers() < 2 ||
+      now < balance_at_) {
+    return {};
+  }
+  balance_at_ = now + options_.balance_interval;
+  loads_.resize(tables_.size());
+  rows_->Wait();
+  for (std::size_t t = 0; t < tables_.size(); ++t) {
+    const int table = static_cast<int>(t);
+    Result<std::vector<ps::BucketLoad>> counts = job_->rows()->Loads(table);
+    Status status = counts.status();
+    if (status.ok()) {
+      for (const ps::BucketMoveTo& move :
+           ps::PlanMoves(loads_[t].Since(*counts), job_->num_servers(), kMovesAtATime)) {
+        if (status = job_->rows()->Move(table, move.bucket, move.to); !status.ok()) {
+          break;
+        }
+        ++moved_buckets_;
+      }
+    }
+    if (status.code() == StatusCode::kUnavailable) {
+      return job_->Explain(status);
+    }
+    if (!status.ok()) {
+      options_.log.Warning("buckets of table \"" + tables_[t].name +
+                           "\" stay where they are: " + status.ToString());
+    }
+  }
+  return {};
+}
+
 Status Implementation::SaveIfDue() {
   if (!plan_.save) {
     return {};
@@ -490,6 +550,7 @@ Status Implementation::SaveSnapshot(const ps::Coordinator::Cut& cut, ps::Course 
     job_->rows()->ReadSnapshot(snapshots_);
   }
   saving_ = true;
+  written_tables_ = 0;
   if (saved.ok()) {
     saved = plan_.save(cut.epoch.epoch, cut.batch);
   }
@@ -504,6 +565,10 @@ Status Implementation::SaveSnapshot(const ps::Coordinator::Cut& cut, ps::Course 
   }
   if (saved.ok()) {
     saved_step_ = frozen_step_;
+    // Not of a save that found its step there already: rows may be other than they were then.
+    if (written_tables_ == tables_.size()) {
+      saved_rows_ = SavedRows{.step = frozen_step_, .snapshot = snapshots_};
+    }
     if (plan_.restore) {
       initial_.reset();
     }
@@ -572,6 +637,13 @@ Status Implementation::Bind(ParameterSet& parameters, std::unique_ptr<Optimizer>
   ps::ModelSpec spec =
       ps::ModelSpec::Of(parameters, optimizer->config(), options_.consistency, job_->num_servers());
   spec.partitioner = options_.partitioner;
+  spec.copies = options_.server_loss == ServerLoss::kReplica;
+  if (const ServerSideOptimizer* const side = ServerSideOptimizer::Of(*optimizer);
+      spec.copies && side != nullptr && side->options().delay_compensation > 0) {
+    return InvalidArgument(
+        "delay_compensation with server_loss kReplica: copies do not know what a gradient was "
+        "computed from [one or the other]");
+  }
   tables_ = spec.tables;
   if (!tables_.empty() && options_.consistency.backup_workers > 0) {
     return Unimplemented("sparse table \"" + tables_[0].name +
@@ -672,15 +744,29 @@ Status Implementation::SaveTable(int table, FileSystem& files, const std::string
   Require(rows_ != nullptr, "a table of the bound parameters, not on a server");
   const TableSpec& spec = tables_.at(static_cast<std::size_t>(table));
   rows_->Wait();
-  return job_->Explain(ps::SaveTable(*job_->rows(), table, spec, files, path));
+  const Status status = ps::SaveTable(*job_->rows(), table, spec, files, path);
+  written_tables_ += status.ok() ? 1 : 0;
+  return job_->Explain(status);
 }
 
-Status Implementation::LoadTable(int table, FileSystem& files, const std::string& path) {
+Status Implementation::SaveTableChanges(int table, FileSystem& files, const std::string& path) {
+  Require(rows_saved_at().has_value(), "SaveTableChanges where rows_saved_at says a step");
+  const TableSpec& spec = tables_.at(static_cast<std::size_t>(table));
+  job_->rows()->ReadSnapshot(snapshots_, saved_rows_->snapshot);
+  const Status status =
+      ps::SaveTable(*job_->rows(), table, spec, files, path, ps::RowFileKind::kChanges);
+  job_->rows()->ReadSnapshot(snapshots_);
+  written_tables_ += status.ok() ? 1 : 0;
+  return job_->Explain(status);
+}
+
+Status Implementation::LoadTable(int table, FileSystem& files,
+                                 const std::vector<std::string>& chain) {
   Require(rows_ != nullptr, "a table of the bound parameters, not on a server");
   const TableSpec& spec = tables_.at(static_cast<std::size_t>(table));
   rows_->Forget();
   rows_loaded_ = rows_loaded_ || !began_;
-  return job_->Explain(ps::LoadTable(*job_->rows(), table, spec, files, path,
+  return job_->Explain(ps::LoadTable(*job_->rows(), table, spec, files, chain,
                                      lost_ == nullptr ? nullptr : &lost_->servers));
 }
 
@@ -697,7 +783,8 @@ Result<ParameterServerStats> Implementation::stats() {
                               .max_lead = stats.max_lead,
                               .lost_updates = job_->lost_updates(),
                               .foreseen = rows_ == nullptr ? 0 : rows_->foreseen(),
-                              .failed_saves = failed_saves_};
+                              .failed_saves = failed_saves_,
+                              .moved_buckets = moved_buckets_};
 }
 
 Result<Mirrored<Tensor>> Implementation::Local(const PerReplica<Tensor>& value) const {
@@ -775,7 +862,7 @@ Result<std::unique_ptr<DistributedDataset>> Implementation::Distribute(
   if (is_chief()) {
     feed.save = [this](const ps::EpochKey& epoch, const ps::FinishedSplit& finished) {
       job_->Acknowledge(epoch, finished);
-      return job_->Explain(SaveIfDue());
+      return job_->Explain(Look());
     };
   }
   return options_.consistency.synchronous()
@@ -924,13 +1011,18 @@ Result<StepResult> Implementation::Step(const DistributedBatch& batch, const Ste
                                     ? StepTogether(batch, fn)
                                     : StepAlone(batch.replicas[0], fn);
     if (result.ok()) {
+      job_->StepDone();
       return result;
     }
     RestoreFixedValues();
     if (own_error_) {
+      job_->StepDone();  // what it has sent is not sent again
       return job_->Explain(result.status());
     }
-    COHORT_RETURN_IF_ERROR(GoOn(result.status()));
+    if (const Status well = GoOn(result.status()); !well.ok()) {
+      job_->StepDone();
+      return well;
+    }
   } while (work_stands_);  // servers that were not lost may have this step already
   return ResultOf({});     // Next brings the batch again
 }

@@ -25,7 +25,7 @@ PushLedger::Claimed PushLedger::Claim(std::uint64_t client, std::uint64_t sequen
       return Claimed::kNew;
     }
     if (std::ranges::find(record.applying, sequence) == record.applying.end()) {
-      return Claimed::kRepeated;
+      return record.elsewhere.contains(sequence) ? Claimed::kElsewhere : Claimed::kRepeated;
     }
     finished_.wait(lock);
   }
@@ -43,6 +43,19 @@ void PushLedger::Finish(std::uint64_t client, std::uint64_t sequence, bool appli
   finished_.notify_all();
 }
 
+void PushLedger::FinishElsewhere(std::uint64_t client, std::uint64_t sequence) {
+  {
+    const std::lock_guard lock(mutex_);
+    Client& record = clients_.at(client);
+    std::erase_if(record.elsewhere, [sequence](std::uint64_t other) {
+      return other + SequenceWindow::kSize <= sequence;
+    });
+    record.elsewhere.insert(sequence);
+    std::erase(record.applying, sequence);
+  }
+  finished_.notify_all();
+}
+
 void PushLedger::Retire(std::uint64_t first, std::uint64_t last) {
   std::unique_lock lock(mutex_);
   retired_.Add(first, last);
@@ -51,6 +64,30 @@ void PushLedger::Retire(std::uint64_t first, std::uint64_t last) {
     return std::all_of(clients_.lower_bound(first), clients_.upper_bound(last), idle);
   });
   clients_.erase(clients_.lower_bound(first), clients_.upper_bound(last));
+}
+
+void PushLedger::Tell(Pushes* pushes) const {
+  const std::lock_guard lock(mutex_);
+  for (const auto& [number, client] : clients_) {
+    ClientPushes* const told = pushes->Add();
+    told->set_client(number);
+    told->set_highest(client.window.highest());
+    told->set_seen(client.window.seen());
+  }
+}
+
+Status PushLedger::Learn(const Pushes& pushes) {
+  std::map<std::uint64_t, Client> clients;
+  for (const ClientPushes& told : pushes) {
+    if (!clients[told.client()].window.Set(told.highest(), told.seen())) {
+      return InvalidArgument("pushes of client " + std::to_string(told.client()) + " in " +
+                             std::to_string(told.seen().size()) + " bytes");
+    }
+  }
+  const std::lock_guard lock(mutex_);
+  std::erase_if(clients, [this](const auto& client) { return retired_.contains(client.first); });
+  clients_ = std::move(clients);
+  return {};
 }
 
 void PushLedger::Reset() {

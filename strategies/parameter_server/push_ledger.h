@@ -9,7 +9,10 @@
 #include <cstdint>
 #include <map>
 #include <mutex>
+#include <set>
 #include <vector>
+
+#include <cohort/core/status.h>
 
 #include <cohort/parameter_server.pb.h>
 #include "parameter_server/retired_clients.h"
@@ -22,10 +25,10 @@ class PushLedger {
   // Live ones, at a time. One that is silent is not forgotten: its repetitions would count again.
   static constexpr std::size_t kMaxClients = 65'536;
 
-  enum class Claimed { kNew, kRepeated, kFenced, kTooMany };
+  enum class Claimed { kNew, kRepeated, kElsewhere, kFenced, kTooMany };
   // kNew: the caller is to apply this push, and then calls Finish. kRepeated: it has been applied.
-  // kFenced: the client was retired. kTooMany: it is new, and there are kMaxClients. Blocks while
-  // another thread is at it.
+  // kElsewhere: Applying::FinishElsewhere was called for it. kFenced: the client was retired.
+  // kTooMany: it is new, and there are kMaxClients. Blocks while another thread is at it.
   Claimed Claim(std::uint64_t client, std::uint64_t sequence);
   // Not `applied`: it was refused, and a repetition is to be refused again.
   void Finish(std::uint64_t client, std::uint64_t sequence, bool applied);
@@ -35,13 +38,25 @@ class PushLedger {
    public:
     Applying(PushLedger& ledger, std::uint64_t client, std::uint64_t sequence)
         : ledger_(ledger), client_(client), sequence_(sequence) {}
-    ~Applying() { ledger_.Finish(client_, sequence_, applied); }
+    ~Applying() {
+      if (!finished_) {
+        ledger_.Finish(client_, sequence_, applied);
+      }
+    }
     Applying(const Applying&) = delete;
     Applying& operator=(const Applying&) = delete;
+
+    // What it is for is at another server, where the client sends it under another number: it never
+    // has an effect here, also where a repetition comes when what it is for is back.
+    void FinishElsewhere() {
+      ledger_.FinishElsewhere(client_, sequence_);
+      finished_ = true;
+    }
 
     bool applied = false;
 
    private:
+    bool finished_ = false;
     PushLedger& ledger_;
     const std::uint64_t client_;
     const std::uint64_t sequence_;
@@ -52,13 +67,21 @@ class PushLedger {
   void Retire(std::uint64_t first, std::uint64_t last);
   void Retire(std::uint64_t client) { Retire(client, client); }
   bool retired(std::uint64_t client) const;
+  // What is known of pushes, and that it is what another ledger knew; clients that were retired
+  // stay so. Nothing is being applied. InvalidArgument: `pushes` is nothing that Tell makes.
+  using Pushes = google::protobuf::RepeatedPtrField<ClientPushes>;
+  void Tell(Pushes* pushes) const;
+  Status Learn(const Pushes& pushes);
   // Clients begin to count anew; those that were retired stay so. Nothing is being applied.
   void Reset();
 
  private:
+  void FinishElsewhere(std::uint64_t client, std::uint64_t sequence);
+
   struct Client {
     SequenceWindow window;
     std::vector<std::uint64_t> applying;
+    std::set<std::uint64_t> elsewhere;  // of the window
   };
 
   mutable std::mutex mutex_;

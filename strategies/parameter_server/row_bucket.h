@@ -42,6 +42,15 @@ struct alignas(64) RowTable::Bucket {
   std::uint64_t skipped = 0;
   std::uint32_t snapshot = 0;  // the one that `kept` is of; null: it needs nothing more
   std::unique_ptr<Kept> kept;
+  std::uint32_t generation = 0;  // how many snapshots there have been; the mark of what changes
+  // Of changes before this one not all is known: they are in no list of changes.
+  std::uint32_t known_from = 0;
+  struct Removed {
+    std::uint64_t id;
+    std::uint32_t generation;
+  };
+  std::vector<Removed> removed_rows;
+  std::vector<Removed> removed_candidates;
 };
 
 }  // namespace cohort::ps

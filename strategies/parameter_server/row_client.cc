@@ -4,32 +4,37 @@
 #include <bit>
 #include <cstring>
 #include <deque>
+#include <numeric>
 #include <utility>
-
-#include <cohort/io/crc32c.h>
 
 #include <cohort/parameter_server.grpc.pb.h>
 #include "grpc_util.h"
-#include "parameter_server/exchange.h"
+#include "parameter_server/bucket_client.h"
 #include "parameter_server/frame_address.h"
 #include "parameter_server/frame_link.h"
 #include "parameter_server/row_codec.h"
 #include "parameter_server/row_file.h"
-#include "parameter_server/row_store.h"
+#include "parameter_server/row_routes.h"
 #include "parameter_server/wire.h"
 
 namespace cohort::ps {
 namespace {
 
 constexpr std::uint32_t kNone = 0xFFFFFFFF;
-// How often a bucket that changes while its dump is fetched in pieces is begun anew.
-constexpr int kDumpTries = 10;
 constexpr std::chrono::milliseconds kLocateTimeout{1'000};
 // Of payload: a server works on a frame while the next one is on its way.
 constexpr std::size_t kFrameBytes = std::size_t{1} << 20;
 
 // The different ids of a call.
 struct UniqueIds {
+  // Of ids that are different.
+  static UniqueIds Of(std::vector<std::uint64_t> ids) {
+    UniqueIds unique({});
+    unique.ids = std::move(ids);
+    unique.place.resize(unique.ids.size());
+    std::iota(unique.place.begin(), unique.place.end(), 0U);
+    return unique;
+  }
   explicit UniqueIds(std::span<const std::uint64_t> input) : place(input.size()) {
     // Open addressing, at most half full.
     const std::size_t slots = std::bit_ceil(std::max<std::size_t>(16, 2 * input.size()));
@@ -61,9 +66,10 @@ struct Run {
 
 // Puts the ids in the order of their servers, and else of their first place; the frames into which
 // they are cut.
-std::vector<Run> Route(UniqueIds& unique, std::uint32_t buckets, int servers,
+std::vector<Run> Route(UniqueIds& unique, int table, std::uint32_t buckets, const RowRoutes& routes,
                        std::size_t bytes_per_id) {
   const std::size_t count = unique.ids.size();
+  const int servers = routes.servers();
   std::vector<std::size_t> ends(static_cast<std::size_t>(servers) + 1, 0);
   if (servers == 1) {
     ends[1] = count;
@@ -71,7 +77,7 @@ std::vector<Run> Route(UniqueIds& unique, std::uint32_t buckets, int servers,
     std::vector<std::uint32_t> server_of(count);
     for (std::size_t u = 0; u < count; ++u) {
       server_of[u] =
-          static_cast<std::uint32_t>(ServerOf(BucketOf(unique.ids[u], buckets), servers, buckets));
+          static_cast<std::uint32_t>(routes.ServerOf(table, BucketOf(unique.ids[u], buckets)));
       ++ends[server_of[u] + 1];
     }
     for (std::size_t s = 1; s < ends.size(); ++s) {
@@ -133,17 +139,24 @@ class IdsOnTheWire {
 
 // One table's part of a push, which is borrowed while it travels.
 struct RowsToPush {
-  RowsToPush(const RowClient::Gradients& gradients, std::size_t dim, std::uint32_t buckets,
-             int servers)
-      : unique(gradients.ids),
-        runs(Route(unique, buckets, servers,
+  // `unique` in the order of their servers; who makes it fills in the rest, and calls Encode.
+  RowsToPush(int of, const TableSpec& spec, UniqueIds ids_of_it, const RowRoutes& routes)
+      : table(of),
+        dim(static_cast<std::size_t>(spec.dim)),
+        unique(std::move(ids_of_it)),
+        runs(Route(unique, table, spec.buckets, routes,
                    sizeof(std::uint64_t) + sizeof(std::uint32_t) + dim * sizeof(float))),
         ids(unique.ids),
         counts(unique.ids.size(), 0) {
-    const std::span<float> sum = sums.Resize(unique.ids.size() * dim);
-    for (std::size_t i = 0; i < gradients.ids.size(); ++i) {
+    sums.Resize(unique.ids.size() * dim);
+  }
+
+  // Adds up the gradients of the ids that `unique` was made of.
+  void Add(std::span<const float> gradients) {
+    const std::span<float> sum = sums.values();
+    for (std::size_t i = 0; i < unique.place.size(); ++i) {
       const std::size_t u = unique.place[i];
-      const float* const from = gradients.values.data() + i * dim;
+      const float* const from = gradients.data() + i * dim;
       float* const to = sum.data() + u * dim;
       if (counts[u]++ == 0) {
         std::memcpy(to, from, dim * sizeof(float));
@@ -153,15 +166,28 @@ struct RowsToPush {
         to[k] += from[k];
       }
     }
-    PackCounts();
+  }
+
+  // Takes the runs of another that were not taken where they were sent. `unique` is made of their
+  // ids.
+  void TakeFrom(RowsToPush& other, std::span<const std::size_t> refused) {
+    std::size_t i = 0;
+    for (const std::size_t r : refused) {
+      for (std::size_t from = other.runs[r].begin; from < other.runs[r].end; ++from, ++i) {
+        const std::size_t u = unique.place[i];
+        counts[u] = other.counts[from];
+        std::ranges::copy(other.sums.values().subspan(from * dim, dim),
+                          sums.values().subspan(u * dim, dim).begin());
+      }
+    }
   }
 
   // Puts the sums of each run into the table's format, unless that is theirs.
   Status Encode(const TableSpec& spec) {
+    PackCounts();
     if (spec.wire == TableSpec::Wire::kFloat32) {
       return {};
     }
-    const auto dim = static_cast<std::size_t>(spec.dim);
     for (const Run& run : runs) {
       const std::size_t count = run.end - run.begin;
       const std::span<float> to =
@@ -178,6 +204,8 @@ struct RowsToPush {
     return {};
   }
 
+  const int table;
+  const std::size_t dim;
   UniqueIds unique;
   std::vector<Run> runs;
   IdsOnTheWire ids;
@@ -209,19 +237,23 @@ class Implementation final : public RowClient {
                  const ClientOptions& options)
       : tables_(model.tables),
         layout_(model.Fingerprint()),
-        servers_(model.servers),
         number_(options.client),
         epoch_(options.epoch),
+        read_timeout_(options.read_timeout),
         locate_timeout_(std::min(kLocateTimeout, options.peer_timeout)),
         transport_(options.transport),
+        copies_(model.copies),
         addresses_(std::move(addresses)),
-        sequences_(addresses_.size(), 0),
-        channels_(DataChannels(addresses_)),
-        exchange_(channels_, ServerNames(addresses_), options.peer_timeout, "Rows", options.epoch),
+        sequences_(options.row_pushes),
+        channels_(LineChannels(model, addresses_)),
+        routes_(model.tables, model.servers),
+        buckets_(model, addresses_, channels_, options, routes_),
         link_(FrameLink::Make(
-            ServerNames(addresses_),
-            [this](int server, bool may_share) { return Locate(server, may_share); },
-            options.peer_timeout, options.read_timeout)) {}
+            LineNames(model, addresses_),
+            [this](int line, bool may_share) { return Locate(line, may_share); },
+            options.peer_timeout, options.read_timeout)) {
+    sequences_.resize(addresses_.size(), 0);
+  }
 
   Status Pull(int table, std::span<const std::uint64_t> ids, std::int64_t step, bool training,
               std::span<float> rows) override;
@@ -233,13 +265,35 @@ class Implementation final : public RowClient {
     return Push(gradients, step, weight, &part);
   }
   void ReadAfter(std::uint64_t round) override { read_after_ = round; }
-  void ReadSnapshot(std::uint64_t snapshot) override { snapshot_ = snapshot; }
-  Status Dump(int table,
-              const std::function<Status(std::uint32_t, std::string_view)>& take) override;
-  Status Restore(int table, const std::function<Result<std::string>(std::uint32_t)>& give,
-                 const std::vector<int>* servers) override;
+  void ReadSnapshot(std::uint64_t snapshot, std::uint64_t since) override {
+    version_ = {.snapshot = snapshot, .since = since};
+  }
+  Status Dump(int table, const BucketClient::Take& take) override {
+    static_cast<void>(SpecOf(table));
+    COHORT_RETURN_IF_ERROR(version_.snapshot == 0 ? WaitForRounds(table) : OkStatus());
+    return buckets_.Dump(table, version_, take);
+  }
+  Status Restore(int table, const BucketClient::Give& give,
+                 const std::vector<int>* servers) override {
+    static_cast<void>(SpecOf(table));
+    COHORT_RETURN_IF_ERROR(WaitForRounds(table));
+    return buckets_.Restore(table, give, servers);
+  }
+  Status Move(int table, std::uint32_t bucket, int to) override {
+    static_cast<void>(SpecOf(table));
+    return buckets_.Move(table, bucket, to);
+  }
+  Status CopyPart(int table, int server, Client::Mend which) override {
+    static_cast<void>(SpecOf(table));
+    return buckets_.CopyPart(table, server, which);
+  }
+  std::vector<std::uint64_t> pushes() const override { return sequences_; }
+  Result<std::vector<BucketLoad>> Loads(int table) override {
+    static_cast<void>(SpecOf(table));
+    return buckets_.Loads(table);
+  }
   void Abort(const Status& why) override {
-    exchange_.Abort(why);
+    buckets_.Abort(why);
     link_->Abort(why);
   }
 
@@ -270,82 +324,139 @@ class Implementation final : public RowClient {
   }
   Status Push(std::span<const Gradients> gradients, std::int64_t step, double weight,
               const Part* part);
+  Status PushOnce(std::deque<RowsToPush>& tables, std::int64_t step, double weight,
+                  const Part* part, std::deque<std::vector<std::size_t>>* refused);
+  Status Learn(int table, const FrameHeader& header);
   void AddPart(const Part& part, std::int64_t step, double weight,
                std::vector<FrameRequest>& requests);
   Status WaitForRounds(int table);
-  Result<std::string> Locate(int server, bool may_share);
-  Result<std::string> DumpRest(int table, int server, BucketPiece piece, std::string begun);
+  Result<std::string> Locate(int line, bool may_share);
+  static std::vector<std::shared_ptr<grpc::Channel>> LineChannels(
+      const ModelSpec& model, const std::vector<std::string>& addresses);
+  Status PullUnique(int table, UniqueIds& unique, std::int64_t step, bool training,
+                    Patience& patience, FloatBuffer& values);
 
   const std::vector<TableSpec> tables_;
   const std::uint64_t layout_;
-  const int servers_;
   const std::uint64_t number_;  // of this client
   const std::uint64_t epoch_;
+  const std::chrono::milliseconds read_timeout_;
   const std::chrono::milliseconds locate_timeout_;
   const FrameTransport transport_;
+  const bool copies_;
   const std::vector<std::string> addresses_;
-  std::vector<std::uint64_t> sequences_;  // by server
-  const std::vector<std::shared_ptr<grpc::Channel>> channels_;
-  Exchange exchange_;
+  std::vector<std::uint64_t> sequences_;                        // by server
+  const std::vector<std::shared_ptr<grpc::Channel>> channels_;  // by line
+  RowRoutes routes_;
+  BucketClient buckets_;
   const std::unique_ptr<FrameLink> link_;
   std::uint64_t read_after_ = 0;
-  std::uint64_t snapshot_ = 0;  // that Dump reads
-  FloatBuffer values_;          // of a pull, each id once
+  BucketClient::Version version_;  // that Dump reads
+  FloatBuffer values_;             // of a pull, each id once
 };
 
-Result<std::string> Implementation::Locate(int server, bool may_share) {
-  const auto s = static_cast<std::size_t>(server);
+std::vector<std::shared_ptr<grpc::Channel>> Implementation::LineChannels(
+    const ModelSpec& model, const std::vector<std::string>& addresses) {
+  std::vector<std::shared_ptr<grpc::Channel>> channels = DataChannels(addresses);
+  for (int line = model.servers; model.copies && line < 2 * model.servers; ++line) {
+    channels.push_back(channels[static_cast<std::size_t>(ServerOfLine(line, model.servers))]);
+  }
+  return channels;
+}
+
+Result<std::string> Implementation::Locate(int line, bool may_share) {
+  const auto s = static_cast<std::size_t>(ServerOfLine(line, routes_.servers()));
   return LocateFrames(*Servers::NewStub(channels_[s]), addresses_[s], transport_, may_share,
                       locate_timeout_);
 }
 
 Status Implementation::Pull(int table, std::span<const std::uint64_t> ids, std::int64_t step,
                             bool training, std::span<float> rows) {
+  const auto dim = static_cast<std::size_t>(SpecOf(table).dim);
+  Require(rows.size() == ids.size() * dim, "room for a row of each id: " + SpecOf(table).name);
+  UniqueIds unique(ids);
+  Patience patience(read_timeout_);
+  COHORT_RETURN_IF_ERROR(PullUnique(table, unique, step, training, patience, values_));
+  const std::span<const float> values = values_.values();
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    std::memcpy(rows.data() + i * dim, values.data() + unique.place[i] * dim, dim * sizeof(float));
+  }
+  return {};
+}
+
+// The rows of `unique`, which it puts in the order of their servers, into `values`.
+Status Implementation::PullUnique(int table, UniqueIds& unique, std::int64_t step, bool training,
+                                  Patience& patience, FloatBuffer& to) {
   const TableSpec& spec = SpecOf(table);
   const auto dim = static_cast<std::size_t>(spec.dim);
-  Require(rows.size() == ids.size() * dim, "room for a row of each id: " + spec.name);
-  UniqueIds unique(ids);
-  const std::vector<Run> runs =
-      Route(unique, spec.buckets, servers_, std::max(sizeof(std::uint64_t), dim * sizeof(float)));
+  const std::vector<Run> runs = Route(unique, table, spec.buckets, routes_,
+                                      std::max(sizeof(std::uint64_t), dim * sizeof(float)));
   const IdsOnTheWire on_the_wire(unique.ids);
   std::vector<FrameRequest> requests;
   for (const Run& run : runs) {
     requests.push_back(Request(FrameMethod::kPullRows, table, run, on_the_wire, step));
     FrameHeader& header = requests.back().header;
+    header.mutable_rows()->set_tag(requests.size() - 1);
     header.mutable_rows()->set_training(training);
     header.mutable_rows()->set_after_round(read_after_);
     header.set_bounded(read_after_ > 0);
   }
-  const std::span<float> values = values_.Resize(unique.ids.size() * dim);
+  const std::span<float> values = to.Resize(unique.ids.size() * dim);
   const bool encoded = spec.wire != TableSpec::Wire::kFloat32;
   std::vector<FloatBuffer> packed(encoded ? runs.size() : 0);
   for (std::size_t r = 0; r < packed.size(); ++r) {
     packed[r].Resize(EncodedBytes(spec.wire, dim, runs[r].end - runs[r].begin) / sizeof(float));
   }
+  std::vector<bool> refused(runs.size(), false);
   const auto place = [&](int server, const FrameHeader& header) -> Result<Places> {
     if (header.epoch() != epoch_) {
       return StaleReply("ps:" + std::to_string(server), header.epoch(), epoch_);
     }
     const std::uint64_t tag = header.rows().tag();
-    const auto run = std::ranges::find_if(
-        runs, [&](const Run& r) { return r.begin == tag && r.server == server; });
-    if (run == runs.end()) {
+    if (tag >= runs.size() || runs[tag].server != server) {
       return Internal("table \"" + spec.name +
                       "\": a server's reply answers no pull of this client");
     }
-    if (encoded) {
-      return Places{packed[static_cast<std::size_t>(run - runs.begin())].values()};
+    if (header.rows().moved_size() > 0) {
+      refused[tag] = true;
+      return Places{};
     }
-    return Places{values.subspan(run->begin * dim, (run->end - run->begin) * dim)};
+    if (encoded) {
+      return Places{packed[tag].values()};
+    }
+    return Places{values.subspan(runs[tag].begin * dim, (runs[tag].end - runs[tag].begin) * dim)};
   };
   COHORT_RETURN_IF_ERROR(link_->Run(
-      requests, {.place = place, .done = [](int, const FrameHeader&) { return Status(); }}));
+      requests, {.place = place,
+                 .done = [&](int, const FrameHeader& header) { return Learn(table, header); }}));
   for (std::size_t r = 0; r < packed.size(); ++r) {
-    DecodeRows(spec.wire, dim, std::as_bytes(packed[r].values()),
-               values.subspan(runs[r].begin * dim, (runs[r].end - runs[r].begin) * dim));
+    if (!refused[r]) {
+      DecodeRows(spec.wire, dim, std::as_bytes(packed[r].values()),
+                 values.subspan(runs[r].begin * dim, (runs[r].end - runs[r].begin) * dim));
+    }
   }
-  for (std::size_t i = 0; i < ids.size(); ++i) {
-    std::memcpy(rows.data() + i * dim, values.data() + unique.place[i] * dim, dim * sizeof(float));
+  std::vector<std::uint64_t> left;
+  std::vector<std::size_t> left_at;
+  for (std::size_t r = 0; r < runs.size(); ++r) {
+    for (std::size_t u = runs[r].begin; refused[r] && u < runs[r].end; ++u) {
+      left.push_back(unique.ids[u]);
+      left_at.push_back(u);
+    }
+  }
+  if (left.empty()) {
+    return {};
+  }
+  if (left.size() < unique.ids.size()) {
+    patience.Begin();
+  }
+  COHORT_RETURN_IF_ERROR(patience.Wait("table \"" + spec.name + "\": the bucket of id " +
+                                       std::to_string(left.front())));
+  UniqueIds again = UniqueIds::Of(std::move(left));
+  FloatBuffer rest;
+  COHORT_RETURN_IF_ERROR(PullUnique(table, again, step, training, patience, rest));
+  for (std::size_t i = 0; i < left_at.size(); ++i) {
+    std::memcpy(values.data() + left_at[i] * dim, rest.values().data() + again.place[i] * dim,
+                dim * sizeof(float));
   }
   return {};
 }
@@ -353,39 +464,114 @@ Status Implementation::Pull(int table, std::span<const std::uint64_t> ids, std::
 Status Implementation::Push(std::span<const Gradients> gradients, std::int64_t step, double weight,
                             const Part* part) {
   std::deque<RowsToPush> tables;
-  std::vector<FrameRequest> requests;
   for (const Gradients& of_table : gradients) {
     const TableSpec& spec = SpecOf(of_table.table);
-    const auto dim = static_cast<std::size_t>(spec.dim);
-    Require(of_table.values.size() == of_table.ids.size() * dim,
+    Require(of_table.values.size() == of_table.ids.size() * static_cast<std::size_t>(spec.dim),
             "as many gradients as ids: " + spec.name);
-    RowsToPush& rows = tables.emplace_back(of_table, dim, spec.buckets, servers_);
-    COHORT_RETURN_IF_ERROR(rows.Encode(spec));
+    tables.emplace_back(of_table.table, spec, UniqueIds(of_table.ids), routes_)
+        .Add(of_table.values);
+  }
+  Patience patience(read_timeout_);
+  for (;;) {
+    std::deque<std::vector<std::size_t>> refused;
+    COHORT_RETURN_IF_ERROR(PushOnce(tables, step, weight, part, &refused));
+    std::deque<RowsToPush> left;
+    for (std::size_t t = 0; t < tables.size(); ++t) {
+      std::vector<std::uint64_t> ids;
+      for (const std::size_t r : refused[t]) {
+        const Run& run = tables[t].runs[r];
+        ids.insert(ids.end(), tables[t].unique.ids.begin() + static_cast<std::ptrdiff_t>(run.begin),
+                   tables[t].unique.ids.begin() + static_cast<std::ptrdiff_t>(run.end));
+      }
+      if (!ids.empty()) {
+        left.emplace_back(tables[t].table, SpecOf(tables[t].table), UniqueIds::Of(std::move(ids)),
+                          routes_)
+            .TakeFrom(tables[t], refused[t]);
+      }
+    }
+    if (left.empty()) {
+      return {};
+    }
+    const std::string name = "table \"" + SpecOf(left[0].table).name + "\": the bucket of id " +
+                             std::to_string(left[0].unique.ids[0]);
+    if (part != nullptr) {
+      return FailedPrecondition(name + " has moved, where updates are rounds");
+    }
+    const auto ids_of = [](const std::deque<RowsToPush>& of) {
+      return std::accumulate(
+          of.begin(), of.end(), std::size_t{0},
+          [](std::size_t sum, const RowsToPush& rows) { return sum + rows.unique.ids.size(); });
+    };
+    if (ids_of(left) < ids_of(tables)) {
+      patience.Begin();
+    }
+    COHORT_RETURN_IF_ERROR(patience.Wait(name));
+    tables.swap(left);
+  }
+}
+
+// `refused`: of each table, the runs of which the server does not have all buckets, and took
+// nothing.
+Status Implementation::PushOnce(std::deque<RowsToPush>& tables, std::int64_t step, double weight,
+                                const Part* part, std::deque<std::vector<std::size_t>>* refused) {
+  std::vector<FrameRequest> requests;
+  std::vector<std::pair<std::size_t, std::size_t>> sent;  // table and run, by tag
+  refused->assign(tables.size(), {});
+  for (std::size_t t = 0; t < tables.size(); ++t) {
+    RowsToPush& rows = tables[t];
+    COHORT_RETURN_IF_ERROR(rows.Encode(SpecOf(rows.table)));
     for (std::size_t r = 0; r < rows.runs.size(); ++r) {
       const Run& run = rows.runs[r];
-      FrameRequest& request = requests.emplace_back(
-          Request(FrameMethod::kPushRows, of_table.table, run, rows.ids, step));
+      FrameRequest& request =
+          requests.emplace_back(Request(FrameMethod::kPushRows, rows.table, run, rows.ids, step));
       request.header.set_sequence(++sequences_[static_cast<std::size_t>(run.server)]);
       request.header.set_weight(weight);
+      request.header.mutable_rows()->set_tag(sent.size());
       request.header.mutable_rows()->set_count_bytes(rows.count_bytes);
       request.payload.push_back(Words(std::span<const std::uint32_t>(rows.packed_counts[r])));
       request.payload.push_back(
           rows.encoded.empty()
-              ? rows.sums.values().subspan(run.begin * dim, (run.end - run.begin) * dim)
+              ? rows.sums.values().subspan(run.begin * rows.dim, (run.end - run.begin) * rows.dim)
               : rows.encoded[r].values());
+      sent.emplace_back(t, r);
     }
   }
   if (part != nullptr) {
     AddPart(*part, step, weight, requests);
   }
-  return link_->Run(requests, kNothingBack);
+  const std::size_t own = requests.size();
+  requests.reserve(2 * own);
+  for (std::size_t i = 0; copies_ && i < own; ++i) {
+    FrameRequest& copy = requests.emplace_back(requests[i]);
+    copy.server = LineOf(copy.server, routes_.servers(), /*copy=*/true);
+    copy.header.set_copy(true);
+  }
+  const auto done = [&](int line, const FrameHeader& header) -> Status {
+    if (header.rows().moved_size() == 0) {
+      return {};
+    }
+    if (header.rows().tag() >= sent.size() || line >= routes_.servers()) {
+      return Internal("a server's reply answers no push of this client");
+    }
+    const auto& [t, r] = sent[header.rows().tag()];
+    (*refused)[t].push_back(r);
+    return Learn(tables[t].table, header);
+  };
+  return link_->Run(requests, {.place = kNothingBack.place, .done = done});
+}
+
+Status Implementation::Learn(int table, const FrameHeader& header) {
+  const auto& moved = header.rows().moved();
+  return moved.empty() ? OkStatus()
+                       : routes_.Learn(table, std::span(moved.data(),
+                                                        static_cast<std::size_t>(moved.size())));
 }
 
 // Says of each frame which part of which round it is, and of each server's last one that it is the
 // last: one without ids where the part has none there.
 void Implementation::AddPart(const Part& part, std::int64_t step, double weight,
                              std::vector<FrameRequest>& requests) {
-  for (int s = 0; s < servers_; ++s) {
+  for (int s = 0; s < routes_.servers(); ++s) {
     FrameRequest& end =
         requests.emplace_back(FrameRequest{s, FrameMethod::kPushRows, Header(0), {}});
     end.header.set_sequence(++sequences_[static_cast<std::size_t>(s)]);
@@ -409,7 +595,7 @@ Status Implementation::WaitForRounds(int table) {
     return {};
   }
   std::vector<FrameRequest> requests;
-  for (int s = 0; s < servers_; ++s) {
+  for (int s = 0; s < routes_.servers(); ++s) {
     FrameHeader& header =
         requests.emplace_back(FrameRequest{s, FrameMethod::kPullRows, Header(table), {}}).header;
     header.mutable_rows()->set_dim(static_cast<std::uint32_t>(SpecOf(table).dim));
@@ -419,141 +605,6 @@ Status Implementation::WaitForRounds(int table) {
     header.set_bounded(true);
   }
   return link_->Run(requests, kNothingBack);
-}
-
-// A bucket's dump of which `begun` has come, with `piece`; the rest in as many frames as it takes.
-Result<std::string> Implementation::DumpRest(int table, int server, BucketPiece piece,
-                                             std::string begun) {
-  for (int tries = 0; tries < kDumpTries; ++tries) {
-    BucketPiece next = piece;
-    while (begun.size() < piece.total()) {
-      FrameHeader header = Header(table);
-      header.set_snapshot(snapshot_);
-      BucketPiece* from = header.add_buckets();
-      from->set_bucket(piece.bucket());
-      from->set_offset(begun.size());
-      std::vector<FrameCall> calls;
-      calls.push_back({server, Assemble(header, {})});
-      COHORT_RETURN_IF_ERROR(
-          exchange_.Run("Dump", std::move(calls), [&](int, ReceivedFrame& reply) -> Status {
-            if (reply.frame.header.buckets_size() < 1 ||
-                reply.frame.header.buckets(0).bytes() > reply.frame.payload.remaining()) {
-              return Internal("table \"" + SpecOf(table).name + "\": an empty piece of bucket " +
-                              std::to_string(piece.bucket()));
-            }
-            next = reply.frame.header.buckets(0);
-            begun.resize(next.offset() + next.bytes());
-            reply.frame.payload.Read(begun.data() + next.offset(), next.bytes());
-            return {};
-          }));
-      if (next.total() != piece.total() || next.crc32c() != piece.crc32c()) {
-        break;  // rows changed: from the beginning
-      }
-    }
-    if (begun.size() == piece.total() &&
-        io::Crc32c(std::as_bytes(std::span(begun))) == piece.crc32c()) {
-      return begun;
-    }
-    piece.set_total(next.total());
-    piece.set_crc32c(next.crc32c());
-    begun.clear();
-  }
-  return Aborted("table \"" + SpecOf(table).name + "\": bucket " + std::to_string(piece.bucket()) +
-                 " changes while it is saved [save while nobody trains]");
-}
-
-Status Implementation::Dump(int table,
-                            const std::function<Status(std::uint32_t, std::string_view)>& take) {
-  const TableSpec& spec = SpecOf(table);
-  COHORT_RETURN_IF_ERROR(snapshot_ == 0 ? WaitForRounds(table) : OkStatus());
-  for (int server = 0; server < servers_; ++server) {
-    const BucketRange range = BucketsOf(server, servers_, spec.buckets);
-    for (std::uint32_t bucket = range.begin; bucket < range.end;) {
-      FrameHeader header = Header(table);
-      header.set_snapshot(snapshot_);
-      header.add_buckets()->set_bucket(bucket);
-      std::vector<FrameCall> calls;
-      calls.push_back({server, Assemble(header, {})});
-      std::vector<std::pair<BucketPiece, std::string>> pieces;
-      COHORT_RETURN_IF_ERROR(
-          exchange_.Run("Dump", std::move(calls), [&](int, ReceivedFrame& reply) -> Status {
-            for (const BucketPiece& piece : reply.frame.header.buckets()) {
-              if (piece.bytes() > reply.frame.payload.remaining()) {
-                return Internal("table \"" + spec.name + "\": a dump that is cut short");
-              }
-              std::string bytes(piece.bytes(), '\0');
-              reply.frame.payload.Read(bytes.data(), bytes.size());
-              pieces.emplace_back(piece, std::move(bytes));
-            }
-            return {};
-          }));
-      for (auto& [piece, begun] : pieces) {
-        if (piece.bucket() != bucket) {
-          return Internal("table \"" + spec.name + "\": bucket " + std::to_string(piece.bucket()) +
-                          " instead of " + std::to_string(bucket));
-        }
-        COHORT_ASSIGN_OR_RETURN(const std::string dump,
-                                DumpRest(table, server, piece, std::move(begun)));
-        COHORT_RETURN_IF_ERROR(take(bucket, dump));
-        ++bucket;
-      }
-      if (pieces.empty()) {
-        return Internal("table \"" + spec.name + "\": no dump of bucket " + std::to_string(bucket));
-      }
-    }
-  }
-  return {};
-}
-
-Status Implementation::Restore(int table,
-                               const std::function<Result<std::string>(std::uint32_t)>& give,
-                               const std::vector<int>* servers) {
-  const TableSpec& spec = SpecOf(table);
-  COHORT_RETURN_IF_ERROR(WaitForRounds(table));
-  constexpr auto kMost = static_cast<std::size_t>(kMaxPayloadBytes);
-  FrameHeader header;
-  std::string payload;
-  const auto send = [&](int server) {
-    std::vector<FrameCall> calls;
-    calls.push_back({server, Assemble(header, {grpc::Slice(payload)})});
-    header = Header(table);
-    payload.clear();
-    return exchange_.Run("Restore", std::move(calls), [](int, ReceivedFrame&) { return Status(); });
-  };
-  for (int server = 0; server < servers_; ++server) {
-    const BucketRange range = BucketsOf(server, servers_, spec.buckets);
-    header = Header(table);
-    for (std::uint32_t bucket = range.begin; bucket < range.end; ++bucket) {
-      COHORT_ASSIGN_OR_RETURN(const std::string dump, give(bucket));
-      if (servers != nullptr && std::ranges::find(*servers, server) == servers->end()) {
-        continue;
-      }
-      const std::uint32_t crc = io::Crc32c(std::as_bytes(std::span(dump)));
-      std::size_t offset = 0;
-      do {
-        const std::size_t bytes = std::min(dump.size() - offset, kMost);
-        if (!payload.empty() && payload.size() + bytes > kMost) {
-          COHORT_RETURN_IF_ERROR(send(server));
-        }
-        BucketPiece* piece = header.add_buckets();
-        piece->set_bucket(bucket);
-        piece->set_offset(offset);
-        piece->set_bytes(bytes);
-        piece->set_total(dump.size());
-        piece->set_crc32c(crc);
-        payload.append(dump, offset, bytes);
-        offset += bytes;
-      } while (offset < dump.size());
-      if (dump.size() > kMost) {
-        // The end of a bucket in pieces travels alone: a server that is told it again knows it.
-        COHORT_RETURN_IF_ERROR(send(server));
-      }
-    }
-    if (header.buckets_size() > 0) {
-      COHORT_RETURN_IF_ERROR(send(server));
-    }
-  }
-  return {};
 }
 
 }  // namespace
@@ -566,10 +617,10 @@ std::unique_ptr<RowClient> RowClient::Make(const ModelSpec& model,
 }
 
 Status SaveTable(RowClient& client, int table, const TableSpec& spec, FileSystem& files,
-                 const std::string& path) {
+                 const std::string& path, RowFileKind kind) {
   const auto save = [&]() -> Status {
     COHORT_ASSIGN_OR_RETURN(const auto writer,
-                            RowFileWriter::Create(files, path, spec, {0, spec.buckets}));
+                            RowFileWriter::Create(files, path, spec, {0, spec.buckets}, kind));
     COHORT_RETURN_IF_ERROR(client.Dump(table, [&](std::uint32_t /*bucket*/, std::string_view dump) {
       return writer->Write(dump);
     }));
@@ -579,9 +630,9 @@ Status SaveTable(RowClient& client, int table, const TableSpec& spec, FileSystem
 }
 
 Status LoadTable(RowClient& client, int table, const TableSpec& spec, FileSystem& files,
-                 const std::string& path, const std::vector<int>* servers) {
+                 std::span<const std::string> paths, const std::vector<int>* servers) {
   const auto load = [&]() -> Status {
-    COHORT_ASSIGN_OR_RETURN(const auto reader, RowFileReader::Open(files, path, spec));
+    COHORT_ASSIGN_OR_RETURN(const auto reader, RowFileReader::OpenChain(files, paths, spec));
     return client.Restore(
         table, [&](std::uint32_t bucket) { return reader->Read(bucket); }, servers);
   };

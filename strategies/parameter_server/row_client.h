@@ -1,7 +1,8 @@
 // RowClient: one process's connections to the servers of the sparse tables.
 //
 // Ids travel once each, whatever they repeat in a call: to the servers of their buckets, in frames
-// (frame_link.h) of which several are under way at a time; whole buckets travel over gRPC. Calls
+// (frame_link.h) of which several are under way at a time, and again where a server says that a
+// bucket has moved; whole buckets travel over gRPC (bucket_client.h). Calls
 // that fail for want of a connection are repeated, with the same sequence number, until the server
 // has been silent for `peer_timeout`; then the error is Unavailable and names the server. Errors of
 // a table name it.
@@ -20,7 +21,9 @@
 #include <cohort/core/file_system.h>
 #include <cohort/core/status.h>
 
+#include "parameter_server/bucket_client.h"
 #include "parameter_server/client.h"
+#include "parameter_server/row_file.h"
 #include "parameter_server/table_spec.h"
 
 namespace cohort::ps {
@@ -60,13 +63,26 @@ class RowClient {
   virtual Status Dump(
       int table, const std::function<Status(std::uint32_t bucket, std::string_view)>& take) = 0;
   // What Dump brings from now on: what Client::Freeze kept under this number, each bucket once; 0:
-  // what there is.
-  virtual void ReadSnapshot(std::uint64_t snapshot) = 0;
+  // what there is. Where `since`, the number of an earlier one in this epoch, is not 0, changes
+  // since that (row_changes.h) of the buckets of which the servers know them.
+  virtual void ReadSnapshot(std::uint64_t snapshot, std::uint64_t since = 0) = 0;
   // Replaces all buckets, or those of `servers` only, by what `give` returns for each. It is asked
   // for all, in ascending order.
   virtual Status Restore(int table,
                          const std::function<Result<std::string>(std::uint32_t bucket)>& give,
                          const std::vector<int>* servers) = 0;
+
+  // As Client's: rows, and the numbers of pushes, which its own CopyPushes brings.
+  virtual Status CopyPart(int table, int server, Client::Mend which) = 0;
+  virtual std::vector<std::uint64_t> pushes() const = 0;
+
+  // Has a bucket move to another server, while others pull and push: their frames for it are told
+  // where it is. FailedPrecondition: there is a snapshot, or updates are rounds. Unavailable: a
+  // server is lost, and the bucket may be nowhere until the servers go back to a save. Else it
+  // stays where it is on an error. The bucket's bytes pass through this process.
+  virtual Status Move(int table, std::uint32_t bucket, int to) = 0;
+  // Of all buckets, ascending.
+  virtual Result<std::vector<BucketLoad>> Loads(int table) = 0;
 
   // Makes the running call and every later one fail with `why`.
   virtual void Abort(const Status& why) = 0;
@@ -77,11 +93,12 @@ class RowClient {
                                          const ClientOptions& options);
 };
 
-// A table's rows into a file, and back (row_file.h).
+// A table's rows into a file, and back (row_file.h). `changes`: as ReadSnapshot has them.
 Status SaveTable(RowClient& client, int table, const TableSpec& spec, FileSystem& files,
-                 const std::string& path);
-// `servers`: whose rows are replaced; null: all.
+                 const std::string& path, RowFileKind kind = RowFileKind::kRows);
+// `paths`: the file of all rows, and those of changes since in their order. `servers`: whose rows
+// are replaced; null: all.
 Status LoadTable(RowClient& client, int table, const TableSpec& spec, FileSystem& files,
-                 const std::string& path, const std::vector<int>* servers = nullptr);
+                 std::span<const std::string> paths, const std::vector<int>* servers = nullptr);
 
 }  // namespace cohort::ps

@@ -1,6 +1,8 @@
 #include "parameter_server/row_file.h"
 
 #include <algorithm>
+#include <functional>
+#include <utility>
 #include <vector>
 
 #include <cohort/core/temporary_name.h>
@@ -8,17 +10,21 @@
 #include <cohort/io/wire.h>
 #include <cohort/optim/row_optimizer.h>
 
+#include "parameter_server/row_changes.h"
+
 namespace cohort::ps {
 namespace {
 
 constexpr std::uint32_t kVersion = 1;
+constexpr std::uint32_t kChangesVersion = 2;  // of files of changes
 
 // RowFileHeader of proto/cohort/parameter_server.proto.
 struct Header {
-  enum Field { kVersion = 1, kTable = 2, kBucketBegin = 3, kBucketEnd = 4 };
+  enum Field { kVersion = 1, kTable = 2, kBucketBegin = 3, kBucketEnd = 4, kChanges = 5 };
   std::uint32_t version = 0;
   std::string table;  // SpecOf
   BucketRange range;
+  bool changes = false;
 };
 
 std::string ToMessage(const Header& header) {
@@ -32,6 +38,7 @@ std::string ToMessage(const Header& header) {
   io::wire::AppendField(message, Header::kTable, header.table);
   put(Header::kBucketBegin, header.range.begin);
   put(Header::kBucketEnd, header.range.end);
+  put(Header::kChanges, header.changes ? 1 : 0);
   return message;
 }
 
@@ -50,6 +57,8 @@ bool Parse(std::string_view message, Header& header) {
       header.range.begin = number;
     } else if (field.number == Header::kBucketEnd) {
       header.range.end = number;
+    } else if (field.number == Header::kChanges) {
+      header.changes = number != 0;
     }
     return true;
   });
@@ -106,10 +115,13 @@ class Writer final : public RowFileWriter {
     }
   }
 
-  Status Begin(const TableSpec& spec, BucketRange range) {
+  Status Begin(const TableSpec& spec, BucketRange range, RowFileKind kind) {
     COHORT_ASSIGN_OR_RETURN(writer_, io::RecordWriter::Create(files_, temporary_));
-    return writer_->Write(
-        ToMessage(Header{.version = kVersion, .table = ps::ToMessage(spec), .range = range}));
+    const bool changes = kind == RowFileKind::kChanges;
+    return writer_->Write(ToMessage(Header{.version = changes ? kChangesVersion : kVersion,
+                                           .table = ps::ToMessage(spec),
+                                           .range = range,
+                                           .changes = changes}));
   }
   Status Write(std::string_view dump) override {
     Require(left_ > 0, "a dump for each bucket of the range");
@@ -157,6 +169,36 @@ class Reader final : public RowFileReader {
   const BucketRange range_;
 };
 
+class ChainReader final : public RowFileReader {
+ public:
+  ChainReader(std::vector<std::unique_ptr<RowFileReader>> files, std::vector<std::string> paths,
+              const RowShape& shape)
+      : files_(std::move(files)), paths_(std::move(paths)), shape_(shape) {}
+
+  BucketRange range() const override { return files_.front()->range(); }
+  Result<std::string> Read(std::uint32_t bucket) override {
+    std::string dump;
+    for (std::size_t f = 0; f < files_.size(); ++f) {
+      COHORT_ASSIGN_OR_RETURN(std::string next, files_[f]->Read(bucket));
+      if (IsChanges(next) && f == 0) {
+        return DataLoss(paths_[f] + " has changes where rows are expected");
+      }
+      if (IsChanges(next)) {
+        Result<std::string> merged = ApplyChanges(dump, next, shape_);
+        COHORT_RETURN_IF_ERROR(merged.status().Annotate(paths_[f]));
+        next = *std::move(merged);
+      }
+      dump = std::move(next);
+    }
+    return dump;
+  }
+
+ private:
+  const std::vector<std::unique_ptr<RowFileReader>> files_;
+  const std::vector<std::string> paths_;
+  const RowShape shape_;
+};
+
 Status Load(RowTable& table, FileSystem& files, const std::string& path,
             std::vector<std::string>& source) {
   COHORT_ASSIGN_OR_RETURN(const auto file, RowFileReader::Open(files, path, table.spec()));
@@ -174,20 +216,21 @@ Status Load(RowTable& table, FileSystem& files, const std::string& path,
   return {};
 }
 
-}  // namespace
-
-Result<std::unique_ptr<RowFileWriter>> RowFileWriter::Create(FileSystem& files,
-                                                             const std::string& path,
-                                                             const TableSpec& spec,
-                                                             BucketRange range) {
-  auto writer = std::make_unique<Writer>(files, path, range);
-  COHORT_RETURN_IF_ERROR(writer->Begin(spec, range));
-  return writer;
+// An empty table is filled by `load`, or empty.
+Status Fill(RowTable& table, const std::function<Status()>& load) {
+  if (const TableStats stats = table.stats(); stats.rows > 0 || stats.candidates > 0) {
+    return FailedPrecondition("table \"" + table.spec().name + "\" has " +
+                              std::to_string(stats.rows) + " rows already [load first]");
+  }
+  const Status status = load();
+  if (!status.ok()) {
+    table.Clear();
+  }
+  return status.Annotate("rows of table \"" + table.spec().name + "\"");
 }
 
-Result<std::unique_ptr<RowFileReader>> RowFileReader::Open(FileSystem& files,
-                                                           const std::string& path,
-                                                           const TableSpec& table) {
+Result<std::unique_ptr<RowFileReader>> OpenOne(FileSystem& files, const std::string& path,
+                                               const TableSpec& table, RowFileKind kind) {
   COHORT_ASSIGN_OR_RETURN(auto file, io::RecordFile::Open(files, path));
   if (file->size() < 1) {
     return DataLoss(path + " is empty");
@@ -198,9 +241,14 @@ Result<std::unique_ptr<RowFileReader>> RowFileReader::Open(FileSystem& files,
   if (!Parse(record, header)) {
     return DataLoss(path + " is no file of rows");
   }
-  if (header.version != kVersion) {
+  if (header.version != kVersion && header.version != kChangesVersion) {
     return Unimplemented(path + " has version " + std::to_string(header.version) +
-                         ", this program reads " + std::to_string(kVersion));
+                         ", this program reads " + std::to_string(kVersion) + " and " +
+                         std::to_string(kChangesVersion));
+  }
+  if (header.changes != (kind == RowFileKind::kChanges)) {
+    return DataLoss(path + (header.changes ? " has the changes since an earlier file, not all rows"
+                                           : " has all rows, not changes since an earlier file"));
   }
   auto spec = SpecOf(header.table);
   COHORT_RETURN_IF_ERROR(spec.status().Annotate(path));
@@ -212,6 +260,47 @@ Result<std::unique_ptr<RowFileReader>> RowFileReader::Open(FileSystem& files,
                     std::to_string(range.begin) + " to " + std::to_string(range.end));
   }
   return std::make_unique<Reader>(std::move(file), path, range);
+}
+
+}  // namespace
+
+Result<std::unique_ptr<RowFileWriter>> RowFileWriter::Create(FileSystem& files,
+                                                             const std::string& path,
+                                                             const TableSpec& spec,
+                                                             BucketRange range, RowFileKind kind) {
+  auto writer = std::make_unique<Writer>(files, path, range);
+  COHORT_RETURN_IF_ERROR(writer->Begin(spec, range, kind));
+  return writer;
+}
+
+Result<std::unique_ptr<RowFileReader>> RowFileReader::Open(FileSystem& files,
+                                                           const std::string& path,
+                                                           const TableSpec& table) {
+  return OpenOne(files, path, table, RowFileKind::kRows);
+}
+
+Result<std::unique_ptr<RowFileReader>> RowFileReader::OpenChain(FileSystem& files,
+                                                                std::span<const std::string> paths,
+                                                                const TableSpec& spec) {
+  Require(!paths.empty(), "the file of all rows");
+  if (paths.size() == 1) {
+    return Open(files, paths[0], spec);
+  }
+  std::vector<std::unique_ptr<RowFileReader>> chain;
+  for (const std::string& path : paths) {
+    COHORT_ASSIGN_OR_RETURN(
+        auto file,
+        OpenOne(files, path, spec, chain.empty() ? RowFileKind::kRows : RowFileKind::kChanges));
+    if (!chain.empty() && file->range() != chain.front()->range()) {
+      return DataLoss(path + " has other buckets than " + paths[0]);
+    }
+    chain.push_back(std::move(file));
+  }
+  COHORT_ASSIGN_OR_RETURN(const auto rule, RowOptimizer::Make(spec.optimizer));
+  const auto dim = static_cast<std::size_t>(spec.dim);
+  return std::make_unique<ChainReader>(std::move(chain),
+                                       std::vector<std::string>(paths.begin(), paths.end()),
+                                       RowShape(dim + rule->slot_floats(dim)));
 }
 
 Status SaveRows(const RowTable& table, FileSystem& files, const std::string& path) {
@@ -227,11 +316,7 @@ Status SaveRows(const RowTable& table, FileSystem& files, const std::string& pat
 }
 
 Status LoadRows(RowTable& table, FileSystem& files, std::span<const std::string> paths) {
-  if (const TableStats stats = table.stats(); stats.rows > 0 || stats.candidates > 0) {
-    return FailedPrecondition("table \"" + table.spec().name + "\" has " +
-                              std::to_string(stats.rows) + " rows already [load first]");
-  }
-  const auto load = [&]() -> Status {
+  return Fill(table, [&]() -> Status {
     std::vector<std::string> source(table.range().end - table.range().begin);
     for (const std::string& path : paths) {
       COHORT_RETURN_IF_ERROR(Load(table, files, path, source));
@@ -245,12 +330,19 @@ Status LoadRows(RowTable& table, FileSystem& files, std::span<const std::string>
           " files [name the files of all servers that saved]");
     }
     return {};
-  };
-  const Status status = load();
-  if (!status.ok()) {
-    table.Clear();
-  }
-  return status.Annotate("rows of table \"" + table.spec().name + "\"");
+  });
+}
+
+Status LoadChain(RowTable& table, FileSystem& files, std::span<const std::string> paths) {
+  return Fill(table, [&]() -> Status {
+    COHORT_ASSIGN_OR_RETURN(const auto reader,
+                            RowFileReader::OpenChain(files, paths, table.spec()));
+    for (std::uint32_t b = table.range().begin; b < table.range().end; ++b) {
+      COHORT_ASSIGN_OR_RETURN(const std::string dump, reader->Read(b));
+      COHORT_RETURN_IF_ERROR(table.RestoreBucket(b, dump).Annotate(paths.back()));
+    }
+    return {};
+  });
 }
 
 }  // namespace cohort::ps

@@ -82,7 +82,9 @@ std::size_t RowMemory::allocated_bytes() const {
   return allocated_;
 }
 
-RowShape::RowShape(std::size_t floats) : stride(sizeof(RowHeader) + floats * sizeof(float)) {
+RowShape::RowShape(std::size_t floats)
+    : stride(sizeof(RowHeader) + floats * sizeof(float)),
+      dumped(stride - sizeof(RowHeader) + kDumpedHeader) {
   const std::size_t records = std::clamp<std::size_t>(kBlockBytes / stride, 1, 64);
   block_bits = static_cast<int>(std::bit_width(records)) - 1;
 }

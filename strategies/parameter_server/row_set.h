@@ -1,6 +1,7 @@
 // RowSet: the rows of one bucket: records of one size, found by their id.
 //
 //   record   RowHeader | dim weights | optimizer slots        (floats; 4-byte aligned)
+//            in dumps without the mark at the end of the header: see CopyOut, CopyIn
 //   index    open addressing with linear probing, at most 3/4 full: 8 bits of the hash and 24 bits
 //            of row number in 4 bytes, so a probe looks at a record only when it is nearly sure
 //
@@ -17,6 +18,7 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -58,13 +60,19 @@ struct RowHeader {
   std::uint32_t updates = 0;    // gradients applied
   std::uint32_t last_step = 0;  // of the last pull for training, or gradient
   std::uint32_t frequency = 0;  // occurrences, all counts together
+  // The table's number of snapshots when the record changed last. Not in dumps, which are a
+  // function of what the rows hold.
+  std::uint32_t changed = 0;
 
   std::uint64_t id() const { return (std::uint64_t{id_words[1]} << 32) | id_words[0]; }
   void set_id(std::uint64_t id) {
     id_words = {static_cast<std::uint32_t>(id), static_cast<std::uint32_t>(id >> 32)};
   }
 };
-static_assert(sizeof(RowHeader) == 20 && alignof(RowHeader) == 4);
+static_assert(sizeof(RowHeader) == 24 && alignof(RowHeader) == 4);
+// What dumps have of it.
+inline constexpr std::size_t kDumpedHeader = 20;
+static_assert(offsetof(RowHeader, changed) == kDumpedHeader);
 
 // Of a record.
 inline RowHeader& HeaderOf(std::byte* record) { return *reinterpret_cast<RowHeader*>(record); }
@@ -72,8 +80,27 @@ inline RowHeader& HeaderOf(std::byte* record) { return *reinterpret_cast<RowHead
 struct RowShape {
   explicit RowShape(std::size_t floats);
   std::size_t stride;  // bytes of a record
+  std::size_t dumped;  // of it in a dump
   int block_bits;      // log2 of the records in a whole block
 };
+
+// Of a dumped record.
+inline RowHeader DumpedHeader(const void* record) {
+  RowHeader header;
+  std::memcpy(static_cast<void*>(&header), record, kDumpedHeader);
+  return header;
+}
+// A record into a dump, and back; what it says of changes is left out, and left alone.
+inline void CopyOut(const std::byte* record, const RowShape& shape, void* dump) {
+  auto* const to = static_cast<std::byte*>(dump);
+  std::memcpy(to, record, kDumpedHeader);
+  std::memcpy(to + kDumpedHeader, record + sizeof(RowHeader), shape.stride - sizeof(RowHeader));
+}
+inline void CopyIn(const void* dump, const RowShape& shape, std::byte* record) {
+  const auto* const from = static_cast<const std::byte*>(dump);
+  std::memcpy(record, from, kDumpedHeader);
+  std::memcpy(record + sizeof(RowHeader), from + kDumpedHeader, shape.stride - sizeof(RowHeader));
+}
 
 class RowSet {
  public:

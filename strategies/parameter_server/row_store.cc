@@ -3,42 +3,14 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <set>
 #include <utility>
 
-#include <cohort/io/crc32c.h>
-
 #include "parameter_server/row_codec.h"
+#include "parameter_server/row_errors.h"
 
 namespace cohort::ps {
 namespace {
-
-constexpr std::size_t kMaxIncoming = 64;  // clients that restore at the same time
-
-Error MakeError(Error::Kind kind, std::string message) {
-  Error error;
-  error.set_kind(kind);
-  error.set_message(std::move(message));
-  return error;
-}
-
-std::string NameOf(const RowTable& table) { return "table \"" + table.spec().name + "\""; }
-
-Error ToError(const Status& status) {
-  switch (status.code()) {
-    case StatusCode::kOk:
-      return {};
-    case StatusCode::kNotFound:
-      return MakeError(Error::NO_ROW, status.message());
-    case StatusCode::kResourceExhausted:
-      return MakeError(Error::TABLE_FULL, status.message());
-    case StatusCode::kDataLoss:
-      return MakeError(Error::DAMAGED, status.message());
-    case StatusCode::kAborted:
-      return MakeError(Error::OUT_OF_ORDER, status.message());
-    default:
-      return MakeError(Error::BAD_ROWS, status.message());
-  }
-}
 
 std::uint64_t IdBytes(const RowBlock& block) {
   return block.count() * std::uint64_t{block.narrow_ids() ? 4U : 8U};
@@ -129,22 +101,32 @@ Status RowStore::Declare(const std::vector<TableSpec>& tables, int servers,
                              std::to_string(kMaxRowFloats) + "]");
     }
     COHORT_RETURN_IF_ERROR(spec.Check());
-    COHORT_ASSIGN_OR_RETURN(auto table,
-                            RowTable::Create(spec, BucketsOf(server_, servers, spec.buckets)));
+    COHORT_ASSIGN_OR_RETURN(auto table, RowTable::Create(spec, {0, spec.buckets}));
     made.push_back(std::move(table));
   }
   tables_ = std::move(made);
+  servers_ = servers;
+  MakePlaces();
   rounds_.Begin(tables_);
   fingerprint_ = fingerprint;
   declared_.store(true, std::memory_order_release);
   return {};
 }
 
-void RowStore::ForgetClients() {
+void RowStore::MakePlaces() {
+  places_.clear();
+  for (const std::unique_ptr<RowTable>& table : tables_) {
+    places_.push_back(std::make_unique<BucketPlaces>(server_, servers_, table->spec().buckets));
+  }
+}
+
+void RowStore::Stay(bool forget) {
   Thaw();
-  ledger_.Reset();
-  const std::lock_guard lock(incoming_mutex_);
-  incoming_.clear();
+  if (forget) {
+    ledger_.Reset();
+  }
+  const std::lock_guard lock(carriers_mutex_);
+  carriers_.clear();
 }
 
 void RowStore::Thaw() {
@@ -172,8 +154,19 @@ Error RowStore::Freeze(std::uint64_t layout, std::uint64_t snapshot) {
   if (const Status status = rounds_.Settle(); !status.ok()) {
     return ToError(status);
   }
+  const std::lock_guard moves(moves_mutex_);
+  if (!leaving_.empty()) {
+    return MakeError(Error::NOT_NOW, "a bucket is on its way to another server");
+  }
   for (const std::unique_ptr<RowTable>& table : tables_) {
     table->Freeze();
+  }
+  const std::lock_guard numbers(snapshots_mutex_);
+  if (!tables_.empty()) {
+    snapshots_[snapshot] = tables_.front()->snapshots();
+  }
+  if (snapshots_.size() > RowTable::kRemembered) {
+    snapshots_.erase(snapshots_.begin());
   }
   snapshot_ = snapshot;
   return {};
@@ -194,10 +187,14 @@ Status RowStore::Reset() {
   for (std::unique_ptr<RowTable>& table : tables_) {
     COHORT_ASSIGN_OR_RETURN(table, RowTable::Create(table->spec(), table->range()));
   }
+  MakePlaces();
+  leaving_.clear();
+  snapshots_.clear();
+  had_rounds_ = false;
   ledger_.Reset();
   rounds_.Begin(tables_);
-  const std::lock_guard lock(incoming_mutex_);
-  incoming_.clear();
+  const std::lock_guard lock(carriers_mutex_);
+  carriers_.clear();
   return {};
 }
 
@@ -219,6 +216,29 @@ Error RowStore::Find(const FrameHeader& header, RowTable** table) const {
   *table = tables_[header.rows().table()].get();
   return {};
 }
+
+namespace {
+
+// The buckets of `ids` that are not here, and where each is.
+void FindElsewhere(const BucketPlaces& places, std::span<const std::uint64_t> ids,
+                   RowStore::Moved* moved) {
+  if (places.has_all()) {
+    return;
+  }
+  std::set<std::uint32_t> found;
+  for (const std::uint64_t id : ids) {
+    const std::uint32_t bucket = BucketOf(id, places.buckets());
+    if (!places.here(bucket)) {
+      found.insert(bucket);
+    }
+  }
+  for (const std::uint32_t bucket : found) {
+    moved->push_back(bucket);
+    moved->push_back(static_cast<std::uint32_t>(places.server(bucket)));
+  }
+}
+
+}  // namespace
 
 Error RowStore::CheckBlock(const FrameHeader& header, const PayloadReader& payload,
                            std::uint64_t bytes, const RowTable& table) const {
@@ -269,6 +289,7 @@ Error RowStore::Plan(const FrameHeader& header, PayloadReader payload, Reading* 
     ++rejected_;
     return error;
   }
+  reading->places = &PlacesOf(header);
   reading->ids = ReadIds(block, payload);
   reading->step = static_cast<std::int64_t>(block.step());
   reading->training = block.training();
@@ -292,7 +313,13 @@ Error RowStore::Admit(const FrameHeader& header, Deadline deadline) {
   return *applied ? Error() : MakeError(Error::NOT_YET, rounds_.Describe());
 }
 
-Error RowStore::Pull(const Reading& reading, std::span<float> to) {
+Error RowStore::Pull(const Reading& reading, std::span<float> to, Moved* moved) {
+  moved->clear();
+  const BucketPlaces::Visit visit = reading.places->Enter();
+  FindElsewhere(*reading.places, reading.ids, moved);
+  if (!moved->empty()) {
+    return {};
+  }
   const TableSpec& spec = reading.table->spec();
   const auto dim = static_cast<std::size_t>(spec.dim);
   const bool encodes = spec.wire != TableSpec::Wire::kFloat32;
@@ -313,7 +340,8 @@ Error RowStore::Pull(const Reading& reading, std::span<float> to) {
   return ToError(status);
 }
 
-Error RowStore::Push(const FrameHeader& header, PayloadReader payload) {
+Error RowStore::Push(const FrameHeader& header, PayloadReader payload, Moved* moved) {
+  moved->clear();
   RowTable* table = nullptr;
   Error error = Find(header, &table);
   if (error.kind() == Error::NONE) {
@@ -330,7 +358,7 @@ Error RowStore::Push(const FrameHeader& header, PayloadReader payload) {
                       NameOf(*table) + ": a push needs a sequence number and a weight");
   }
   if (error.kind() == Error::NONE) {
-    error = PushTo(*table, header, payload);
+    error = PushTo(*table, header, payload, moved);
   }
   if (error.kind() != Error::NONE) {
     ++rejected_;
@@ -338,7 +366,8 @@ Error RowStore::Push(const FrameHeader& header, PayloadReader payload) {
   return error;
 }
 
-Error RowStore::PushTo(RowTable& table, const FrameHeader& header, PayloadReader& payload) {
+Error RowStore::PushTo(RowTable& table, const FrameHeader& header, PayloadReader& payload,
+                       Moved* moved) {
   const RowBlock& block = header.rows();
   std::vector<std::uint64_t> ids = ReadIds(block, payload);
   std::vector<std::uint32_t> counts = ReadCounts(block, payload);
@@ -354,23 +383,40 @@ Error RowStore::PushTo(RowTable& table, const FrameHeader& header, PayloadReader
       return ToError(status);
     }
   }
+  const BucketPlaces& places = PlacesOf(header);
   if (const auto claimed = ledger_.Claim(header.client(), header.sequence());
       claimed != PushLedger::Claimed::kNew) {
+    if (claimed == PushLedger::Claimed::kElsewhere) {
+      FindElsewhere(places, ids, moved);
+      if (moved->empty() && !ids.empty()) {  // all is back
+        const std::uint32_t bucket = BucketOf(ids[0], places.buckets());
+        *moved = {bucket, static_cast<std::uint32_t>(places.server(bucket))};
+      }
+    }
     duplicates_ += claimed == PushLedger::Claimed::kRepeated ? 1 : 0;
     return RefusalOf(claimed);
   }
-  PushLedger::Applying applying(ledger_, header.client(), header.sequence());
   Status status;
-  if (header.has_round()) {
-    status = rounds_.Add(header.round(), header.weight(), gradients.step, header.advance(),
-                         {.table = block.table(),
-                          .ids = std::move(ids),
-                          .counts = std::move(counts),
-                          .values = {gradients.values.begin(), gradients.values.end()}});
-  } else {
-    status = table.Apply(gradients);
+  {
+    PushLedger::Applying applying(ledger_, header.client(), header.sequence());
+    const BucketPlaces::Visit visit = places.Enter();
+    FindElsewhere(places, ids, moved);
+    if (!moved->empty()) {
+      applying.FinishElsewhere();
+      return {};
+    }
+    if (header.has_round()) {
+      had_rounds_ = true;
+      status = rounds_.Add(header.round(), header.weight(), gradients.step, header.advance(),
+                           {.table = block.table(),
+                            .ids = std::move(ids),
+                            .counts = std::move(counts),
+                            .values = {gradients.values.begin(), gradients.values.end()}});
+    } else {
+      status = table.Apply(gradients);
+    }
+    applying.applied = status.ok();
   }
-  applying.applied = status.ok();
   if (!status.ok()) {
     return ToError(status);
   }
@@ -378,139 +424,9 @@ Error RowStore::PushTo(RowTable& table, const FrameHeader& header, PayloadReader
   if (header.has_round()) {
     return {};
   }
+  // Not within the visit: it goes through the whole table, and a bucket that is given away waits
+  // for those who visit.
   return ToError(table.EvictWhenDue(gradients.step).status());
-}
-
-Error RowStore::CheckPiece(const RowTable& table, const BucketPiece& piece) const {
-  if (piece.bucket() < table.range().begin || piece.bucket() > table.range().end) {
-    return MakeError(Error::BAD_FRAME, NameOf(table) + ": bucket " +
-                                           std::to_string(piece.bucket()) + ", this server has " +
-                                           std::to_string(table.range().begin) + " to " +
-                                           std::to_string(table.range().end));
-  }
-  return {};
-}
-
-Error RowStore::Dump(const FrameHeader& header, std::vector<BucketPiece>* pieces,
-                     std::string* bytes) {
-  RowTable* table = nullptr;
-  if (Error error = Find(header, &table); error.kind() != Error::NONE) {
-    return error;
-  }
-  const bool frozen = header.snapshot() != 0;
-  if (frozen && header.snapshot() != snapshot_) {
-    return MakeError(Error::BAD_FRAME, NameOf(*table) + ": there is no snapshot " +
-                                           std::to_string(header.snapshot()) + " any more");
-  }
-  if (const Status status = frozen ? OkStatus() : rounds_.Settle(); !status.ok()) {
-    return ToError(status);
-  }
-  if (header.buckets_size() != 1) {
-    return MakeError(Error::BAD_FRAME, NameOf(*table) + ": a dump begins at one bucket");
-  }
-  const BucketPiece& from = header.buckets(0);
-  if (Error error = CheckPiece(*table, from); error.kind() != Error::NONE) {
-    return error;
-  }
-  if (frozen) {
-    table->Thaw(from.bucket());
-  }
-  constexpr auto kMost = static_cast<std::uint64_t>(kMaxPayloadBytes);
-  for (std::uint32_t b = from.bucket(); b < table->range().end; ++b) {
-    Result<std::string> dumped = frozen ? table->DumpFrozen(b) : table->DumpBucket(b);
-    if (!dumped.ok()) {
-      return ToError(dumped.status());
-    }
-    const std::string dump = std::move(dumped).value();
-    const std::uint64_t offset = b == from.bucket() ? from.offset() : 0;
-    if (offset > dump.size()) {
-      return MakeError(Error::BAD_FRAME, NameOf(*table) + ": bucket " + std::to_string(b) +
-                                             " has become smaller than what is left of its dump");
-    }
-    const std::uint64_t rest = dump.size() - offset;
-    const bool first = pieces->empty();
-    if (!first && bytes->size() + rest > kMost) {
-      break;
-    }
-    BucketPiece piece;
-    piece.set_bucket(b);
-    piece.set_offset(offset);
-    piece.set_bytes(std::min(rest, kMost));
-    piece.set_total(dump.size());
-    piece.set_crc32c(io::Crc32c(std::as_bytes(std::span(dump))));
-    bytes->append(dump, offset, piece.bytes());
-    const bool whole = piece.bytes() == rest;
-    pieces->push_back(std::move(piece));
-    if (!whole) {
-      break;
-    }
-  }
-  return {};
-}
-
-Error RowStore::Restore(const FrameHeader& header, PayloadReader payload) {
-  RowTable* table = nullptr;
-  if (Error error = Find(header, &table); error.kind() != Error::NONE) {
-    return error;
-  }
-  // A round that waits to be applied is of the rows that are replaced.
-  if (const Status status = rounds_.Settle(); !status.ok()) {
-    return ToError(status);
-  }
-  // All pieces, before the first has an effect.
-  std::uint64_t left = payload.remaining();
-  for (const BucketPiece& piece : header.buckets()) {
-    if (Error error = CheckPiece(*table, piece); error.kind() != Error::NONE) {
-      return error;
-    }
-    if (piece.bucket() == table->range().end || piece.bytes() > left ||
-        piece.offset() > piece.total() || piece.bytes() > piece.total() - piece.offset()) {
-      return MakeError(Error::BAD_FRAME, NameOf(*table) + ": bucket " +
-                                             std::to_string(piece.bucket()) +
-                                             " is cut short, or none of this server's");
-    }
-    left -= piece.bytes();
-  }
-  if (left > 0) {
-    return MakeError(Error::BAD_FRAME, NameOf(*table) + ": " + std::to_string(left) +
-                                           " bytes of the payload belong to no bucket");
-  }
-  const std::lock_guard lock(incoming_mutex_);
-  if (incoming_.size() >= kMaxIncoming && !incoming_.contains(header.client())) {
-    incoming_.clear();
-  }
-  Incoming& incoming = incoming_[header.client()];
-  for (const BucketPiece& piece : header.buckets()) {
-    if (piece.offset() == 0 || incoming.table != header.rows().table() ||
-        incoming.bucket != piece.bucket()) {
-      incoming = {.table = header.rows().table(), .bucket = piece.bucket()};
-    }
-    if (incoming.restored) {  // the last piece, again
-      payload.Skip(piece.bytes());
-      continue;
-    }
-    if (piece.offset() > incoming.bytes.size()) {
-      return MakeError(Error::DAMAGED, NameOf(*table) + ": the beginning of bucket " +
-                                           std::to_string(piece.bucket()) + " is missing");
-    }
-    // A repeated piece stands where it stood.
-    incoming.bytes.resize(piece.offset() + piece.bytes());
-    payload.Read(incoming.bytes.data() + piece.offset(), piece.bytes());
-    if (incoming.bytes.size() < piece.total()) {
-      continue;
-    }
-    const std::string dump = std::exchange(incoming.bytes, {});
-    if (io::Crc32c(std::as_bytes(std::span(dump))) != piece.crc32c()) {
-      return MakeError(Error::DAMAGED, NameOf(*table) + ": bucket " +
-                                           std::to_string(piece.bucket()) +
-                                           " arrived with another checksum than it was sent with");
-    }
-    if (const Status status = table->RestoreBucket(piece.bucket(), dump); !status.ok()) {
-      return ToError(status);
-    }
-    incoming.restored = true;
-  }
-  return {};
 }
 
 RowStoreStats RowStore::stats() const {

@@ -122,6 +122,7 @@ class RowTable::Group {
     if (lookup.bucket->kept != nullptr) {
       table_.KeepRecord(*lookup.bucket, lookup.bucket->rows, lookup.row);
     }
+    HeaderOf(lookup.record).changed = lookup.bucket->generation;
   }
   std::span<Lookup> lookups() { return std::span(lookups_).first(size_); }
   Lookup& operator[](std::size_t i) { return lookups_[i]; }
@@ -287,6 +288,7 @@ std::byte* RowTable::Create(Bucket& bucket, std::uint64_t hash, std::uint64_t id
   std::byte* const record = bucket.rows.Insert(hash, id, shape_, memory_);
   if (record != nullptr) {
     HeaderOf(record).last_step = step;
+    HeaderOf(record).changed = bucket.generation;
     InitialRow(spec_, id, Weights(record));
     rule_->Initialize(Slots(record));
     ++bucket.created;
@@ -312,18 +314,21 @@ bool RowTable::Admit(Bucket& bucket, std::uint64_t hash, std::uint64_t id, std::
         record != nullptr) {
       HeaderOf(record).frequency = count;
       HeaderOf(record).last_step = step;
+      HeaderOf(record).changed = bucket.generation;
     }
     return false;
   }
   KeepRecord(bucket, bucket.candidates, row);
   RowHeader& header = bucket.candidates.HeaderAt(row, candidate_shape_);
   header.frequency = AddSaturated(header.frequency, count);
+  header.changed = bucket.generation;
   Use(header, step);
   *frequency = header.frequency;
   if (header.frequency < spec_.admit_after) {
     return false;
   }
   KeepAll(bucket, bucket.candidates);
+  NoteRemoved(bucket, bucket.candidates, id);
   bucket.candidates.Remove(row, candidate_shape_, memory_);
   return true;
 }
@@ -567,6 +572,7 @@ Status RowTable::Assign(std::span<const std::uint64_t> ids, std::int64_t step,
               bucket.candidates.Find(group[i].hash, group[i].id, candidate_shape_);
           if (candidate != RowSet::kNone) {
             KeepAll(bucket, bucket.candidates);
+            NoteRemoved(bucket, bucket.candidates, group[i].id);
             bucket.candidates.Remove(candidate, candidate_shape_, memory_);
           }
           record = Create(bucket, group[i].hash, group[i].id, now);

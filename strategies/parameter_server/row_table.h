@@ -101,6 +101,7 @@ class RowTable {
   Result<std::uint64_t> EvictWhenDue(std::int64_t step);
 
   TableStats stats() const;
+  std::uint64_t UpdatesOf(std::uint32_t bucket) const;  // gradients applied to its rows
 
   // A bucket's rows and candidates with everything that they have, as bytes: a function of its
   // content, ascending by id. Consistent: under its lock.
@@ -118,6 +119,14 @@ class RowTable {
   void Freeze();
   // The bucket's dump at Freeze, however often. FailedPrecondition: it was given back.
   Result<std::string> DumpFrozen(std::uint32_t bucket) const;
+  // How many snapshots there have been: the number of the present one, where there is one.
+  std::uint32_t snapshots() const { return snapshots_; }
+  // The same as what has changed (row_changes.h) since the snapshot of the number `since`; the
+  // whole bucket where that is not known: before it was filled anew, or further back than
+  // kRemembered snapshots, or where more rows went than it has. Takes 4 bytes for each row, and 16
+  // for each that was removed since.
+  static constexpr std::uint32_t kRemembered = 4;
+  Result<std::string> DumpFrozenSince(std::uint32_t bucket, std::uint32_t since) const;
   // Gives back the copies of the buckets below `done`, or all, and the snapshot.
   void Thaw(std::uint32_t done);
   void Thaw();
@@ -149,7 +158,11 @@ class RowTable {
   void KeepRecord(Bucket& bucket, const RowSet& set, std::uint32_t row) const;
   void KeepAll(Bucket& bucket, const RowSet& set) const;
   void DropKept(Bucket& bucket) const;
-  std::string Dump(std::uint32_t number, bool frozen) const;
+  // Likewise, when the record of an id was removed; and when all is other than before.
+  void NoteRemoved(Bucket& bucket, const RowSet& set, std::uint64_t id) const;
+  static void NoteReplaced(Bucket& bucket);
+  Status CheckFrozen(std::uint32_t bucket) const;
+  std::string Dump(std::uint32_t number, bool frozen, std::uint32_t since) const;
   std::span<float> Weights(std::byte* record) const;
   std::span<float> Slots(std::byte* record) const;
   Status CheckFinite(const Gradients& gradients) const;
@@ -171,7 +184,7 @@ class RowTable {
   std::atomic<std::int64_t> next_eviction_{0};  // step
   std::atomic<std::uint32_t> snapshot_{0};      // 0: none
   std::atomic<std::uint32_t> thawed_{0};        // buckets of it below are needed no more
-  std::uint32_t snapshots_ = 0;                 // so far
+  std::atomic<std::uint32_t> snapshots_{0};     // so far
   mutable std::atomic<std::uint64_t> kept_bytes_{0};
 };
 

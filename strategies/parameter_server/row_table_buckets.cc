@@ -42,6 +42,7 @@ void RowTable::Trim(Bucket& bucket, RowSet& set, const RowShape& shape, std::uin
         on_evict_(rank->id, Weights(set.At(row, shape)));
       }
     }
+    NoteRemoved(bucket, set, rank->id);
     set.Remove(row, shape, memory_);
   }
 }
@@ -67,6 +68,7 @@ Result<std::uint64_t> RowTable::EvictExpired(std::int64_t step) {
           on_evict_(header.id(), Weights(set.At(row, shape)));
         }
       }
+      NoteRemoved(bucket, set, header.id());
       set.Remove(row, shape, memory_);
     }
   };
@@ -118,6 +120,13 @@ TableStats RowTable::stats() const {
   return stats;
 }
 
+std::uint64_t RowTable::UpdatesOf(std::uint32_t bucket) const {
+  Require(bucket >= range_.begin && bucket < range_.end, "a bucket of this server");
+  const Bucket& of = buckets_[bucket - range_.begin];
+  const std::lock_guard lock(of.mutex);
+  return of.updates;
+}
+
 Status RowTable::RestoreBucket(std::uint32_t bucket, std::string_view bytes) {
   Require(bucket >= range_.begin && bucket < range_.end, "a bucket of this server");
   const auto bad = [&](const std::string& what) {
@@ -128,8 +137,8 @@ Status RowTable::RestoreBucket(std::uint32_t bucket, std::string_view bytes) {
     return bad("a dump of " + std::to_string(bytes.size()) + " bytes");
   }
   std::memcpy(head.data(), bytes.data(), sizeof(head));
-  const std::uint64_t expected = sizeof(head) + std::uint64_t{head[1]} * shape_.stride +
-                                 std::uint64_t{head[2]} * candidate_shape_.stride;
+  const std::uint64_t expected = sizeof(head) + std::uint64_t{head[1]} * shape_.dumped +
+                                 std::uint64_t{head[2]} * candidate_shape_.dumped;
   if (head[0] != bucket || bytes.size() != expected) {
     return bad("the dump is of bucket " + std::to_string(head[0]) + " and has " +
                std::to_string(bytes.size()) + " bytes, " + std::to_string(expected) +
@@ -140,15 +149,14 @@ Status RowTable::RestoreBucket(std::uint32_t bucket, std::string_view bytes) {
   Touch(target);
   KeepAll(target, target.rows);
   KeepAll(target, target.candidates);
+  NoteReplaced(target);
   target.rows.Clear(shape_, memory_);
   target.candidates.Clear(candidate_shape_, memory_);
   const char* from = bytes.data() + sizeof(head);
   const auto fill = [&](RowSet& set, const RowShape& shape, std::uint32_t count) {
     std::uint64_t last = 0;
-    for (std::uint32_t row = 0; row < count; ++row, from += shape.stride) {
-      RowHeader header;
-      std::memcpy(&header, from, sizeof(header));
-      const std::uint64_t id = header.id();
+    for (std::uint32_t row = 0; row < count; ++row, from += shape.dumped) {
+      const std::uint64_t id = DumpedHeader(from).id();
       if (BucketOf(id, spec_.buckets) != bucket || (row > 0 && id <= last)) {
         return bad("id " + std::to_string(id) + " does not belong where it stands");
       }
@@ -157,7 +165,8 @@ Status RowTable::RestoreBucket(std::uint32_t bucket, std::string_view bytes) {
       if (record == nullptr) {
         return Full(bucket);
       }
-      std::memcpy(record, from, shape.stride);
+      CopyIn(from, shape, record);
+      HeaderOf(record).changed = target.generation;
     }
     return OkStatus();
   };
@@ -179,6 +188,7 @@ void RowTable::Clear() {
     Touch(bucket);
     KeepAll(bucket, bucket.rows);
     KeepAll(bucket, bucket.candidates);
+    NoteReplaced(bucket);
     bucket.rows.Clear(shape_, memory_);
     bucket.candidates.Clear(candidate_shape_, memory_);
   }

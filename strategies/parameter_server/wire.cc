@@ -39,10 +39,26 @@ grpc::Slice BorrowSlice(std::span<const float> memory, std::shared_ptr<const voi
           [](void* user) { delete static_cast<Owner*>(user); }, new Owner(std::move(owner))};
 }
 
+grpc::Slice OwnedSlice(std::string bytes) {
+  auto* const owner = new std::string(std::move(bytes));
+  return {owner->data(), owner->size(), [](void* user) { delete static_cast<std::string*>(user); },
+          owner};
+}
+
 std::vector<std::string> ServerNames(const std::vector<std::string>& addresses) {
   std::vector<std::string> names;
   for (std::size_t s = 0; s < addresses.size(); ++s) {
     names.push_back("ps:" + std::to_string(s) + " (" + addresses[s] + ")");
+  }
+  return names;
+}
+
+std::vector<std::string> LineNames(const ModelSpec& spec,
+                                   const std::vector<std::string>& addresses) {
+  std::vector<std::string> names = ServerNames(addresses);
+  for (int s = 0; spec.copies && s < spec.servers; ++s) {
+    names.push_back(names[static_cast<std::size_t>(CopyHolder(s, spec.servers))] +
+                    ", which keeps the copy of ps:" + std::to_string(s));
   }
   return names;
 }
@@ -80,6 +96,8 @@ Status ToStatus(const Error& error, const std::string& server) {
                          "the job from its last checkpoint]");
     case Error::STALE_EPOCH:
       return Unavailable(text);
+    case Error::NOT_NOW:
+      return FailedPrecondition(text);
     case Error::SPEC_MISMATCH:
       return FailedPrecondition(text + " [start every process with the same model and options]");
     case Error::NOT_FINITE:

@@ -56,10 +56,10 @@ Status LocalRows::Save(int table, FileSystem& files, const std::string& path) {
   return ps::SaveRows(TableAt(table), files, path);
 }
 
-Status LocalRows::Load(int table, FileSystem& files, const std::string& path) {
+Status LocalRows::Load(int table, FileSystem& files, const std::vector<std::string>& chain) {
   ps::RowTable& to = TableAt(table);
   to.Clear();
-  return ps::LoadRows(to, files, std::span(&path, 1));
+  return ps::LoadChain(to, files, chain);
 }
 
 }  // namespace cohort

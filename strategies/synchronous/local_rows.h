@@ -21,7 +21,7 @@ class LocalRows final : public StepRows {
                 std::span<float> rows) override;
   Status Apply(std::int64_t step, double divisor, const DistributedBatch* next) override;
   Status Save(int table, FileSystem& files, const std::string& path) override;
-  Status Load(int table, FileSystem& files, const std::string& path) override;
+  Status Load(int table, FileSystem& files, const std::vector<std::string>& chain) override;
 
  private:
   LocalRows(std::vector<TableSpec> specs, std::vector<std::unique_ptr<ps::RowTable>> tables,

@@ -50,7 +50,7 @@ class StepRows : public RowSource {
   virtual void Forget() {}
 
   virtual Status Save(int table, FileSystem& files, const std::string& path) = 0;
-  virtual Status Load(int table, FileSystem& files, const std::string& path) = 0;
+  virtual Status Load(int table, FileSystem& files, const std::vector<std::string>& chain) = 0;
 
  protected:
   virtual void StartBatch(const DistributedBatch& /*batch*/) {}

@@ -550,9 +550,10 @@ Status SynchronousStrategy::SaveTable(int table, FileSystem& files, const std::s
   return ExplainServers(rows_->Save(table, files, path));
 }
 
-Status SynchronousStrategy::LoadTable(int table, FileSystem& files, const std::string& path) {
+Status SynchronousStrategy::LoadTable(int table, FileSystem& files,
+                                      const std::vector<std::string>& chain) {
   Require(rows_ != nullptr, "a table of the bound parameters");
-  return ExplainServers(rows_->Load(table, files, path));
+  return ExplainServers(rows_->Load(table, files, chain));
 }
 
 Status SynchronousStrategy::Barrier(std::string_view name) {

@@ -75,7 +75,7 @@ class SynchronousStrategy final : public Strategy {
   Status PullState() override;
   Status PushState() override;
   Status SaveTable(int table, FileSystem& files, const std::string& path) override;
-  Status LoadTable(int table, FileSystem& files, const std::string& path) override;
+  Status LoadTable(int table, FileSystem& files, const std::vector<std::string>& chain) override;
 
   Status Barrier(std::string_view name) override;
   Result<std::string> DumpFlightRecord(std::string_view reason) const override;

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstring>
 #include <locale>
+#include <optional>
 #include <sstream>
 #include <vector>
 
@@ -124,8 +125,8 @@ Result<io::CheckpointState> Read(Strategy& strategy, ParameterSet& parameters,
   COHORT_RETURN_IF_ERROR(checkpoint->Read(io::CheckpointPart::kOptimizer,
                                           SlotEntries<io::CheckpointTarget>(strategy, parameters)));
   for (std::size_t t = 0; t < parameters.tables().size(); ++t) {
-    COHORT_ASSIGN_OR_RETURN(const std::string path, checkpoint->File(TableFile(t)));
-    COHORT_RETURN_IF_ERROR(strategy.LoadTable(static_cast<int>(t), store.files(), path));
+    COHORT_ASSIGN_OR_RETURN(const std::vector<std::string> chain, checkpoint->Chain(TableFile(t)));
+    COHORT_RETURN_IF_ERROR(strategy.LoadTable(static_cast<int>(t), store.files(), chain));
   }
   if (checkpoint->File(TableFile(parameters.tables().size())).ok()) {
     return FailedPrecondition(fmt::format(
@@ -141,10 +142,25 @@ Result<io::CheckpointState> Read(Strategy& strategy, ParameterSet& parameters,
   return state;
 }
 
+// The step of the save whose rows this one adds the changes to; none: it has all rows.
+std::optional<std::int64_t> BaseOf(const Strategy& strategy, const ParameterSet& parameters,
+                                   const io::CheckpointStore& store,
+                                   const io::CheckpointState& state, int full_save_every) {
+  const std::optional<std::int64_t> base = strategy.rows_saved_at();
+  if (full_save_every <= 1 || parameters.tables().empty() || !base.has_value() ||
+      *base >= state.step) {
+    return std::nullopt;
+  }
+  const auto size = store.SizeOfChain(*base);
+  const bool small =
+      size.ok() && size->checkpoints < full_save_every && size->change_bytes <= size->first_bytes;
+  return small ? base : std::nullopt;
+}
+
 }  // namespace
 
 Status SaveSnapshot(Strategy& strategy, ParameterSet& parameters, const io::CheckpointStore& store,
-                    const io::CheckpointState& given, std::string* path) {
+                    const io::CheckpointState& given, int full_save_every, std::string* path) {
   io::CheckpointState state = given;
   if (const GradScaler* const scaler = strategy.grad_scaler(); scaler != nullptr) {
     state.user[kScaler] = ScalerText(scaler->state());
@@ -154,15 +170,21 @@ Status SaveSnapshot(Strategy& strategy, ParameterSet& parameters, const io::Chec
     const auto write = [&]() -> Status {
       COHORT_RETURN_IF_ERROR(strategy.PullState());
       io::CheckpointStore writer = store;
+      const std::optional<std::int64_t> base =
+          BaseOf(strategy, parameters, store, state, full_save_every);
       std::vector<io::CheckpointFile> tables;
       for (std::size_t t = 0; t < parameters.tables().size(); ++t) {
         tables.push_back({TableFile(t), [&, t](const std::string& to) {
-                            return strategy.SaveTable(static_cast<int>(t), store.files(), to);
+                            const int table = static_cast<int>(t);
+                            return base.has_value()
+                                       ? strategy.SaveTableChanges(table, store.files(), to)
+                                       : strategy.SaveTable(table, store.files(), to);
                           }});
       }
       COHORT_ASSIGN_OR_RETURN(
-          *path, writer.Save(state, ValueEntries<io::CheckpointSource>(parameters),
-                             SlotEntries<io::CheckpointSource>(strategy, parameters), tables));
+          *path,
+          writer.Save(state, ValueEntries<io::CheckpointSource>(parameters),
+                      SlotEntries<io::CheckpointSource>(strategy, parameters), tables, base));
       return {};
     };
     const Status written = write();

@@ -551,7 +551,8 @@ Status Trainer::State::SaveAt(std::int64_t at_epoch, std::int64_t at_batch) {
                                      .optimizer = strategy.optimizer()->config(),
                                      .strategy = std::string(strategy.kind()),
                                      .world_size = strategy.num_replicas_in_sync()};
-  COHORT_RETURN_IF_ERROR(SaveSnapshot(strategy, parameters, *store, state, &saved_path));
+  COHORT_RETURN_IF_ERROR(
+      SaveSnapshot(strategy, parameters, *store, state, options.full_save_every, &saved_path));
   saved_step = state.step;
   return {};
 }

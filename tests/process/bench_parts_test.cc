@@ -115,7 +115,7 @@ TEST(BenchSnapshot, TheWorkerTrainsOnWhileTheFileIsWritten) {
       RunBench({"ps", "snapshot", "--bytes", "1m", "--dense", "4k", "--ids", "100", "--rounds", "1",
                 "--seconds", "0.05", "--folder", folder.path(), "--json"})
           .at(0);
-  EXPECT_EQ(run.at("rows"), (1 << 20) / 148) << "of 16 weights and as many slots";
+  EXPECT_EQ(run.at("rows"), (1 << 20) / 152) << "of 16 weights and as many slots";
   EXPECT_GT(run.at("file_bytes").get<double>(), run.at("rows").get<double>() * 148);
   for (const char* name : {"alone", "beside_snapshot", "beside_plain_write"}) {
     EXPECT_GT(run.at(name).at("p99_ms").get<double>(), 0) << name;
@@ -125,6 +125,32 @@ TEST(BenchSnapshot, TheWorkerTrainsOnWhileTheFileIsWritten) {
   EXPECT_GT(run.at("snapshot_gb_per_second").get<double>(), 0);
   EXPECT_GT(run.at("plain_alone_gb_per_second").get<double>(), 0);
   EXPECT_TRUE(std::filesystem::is_empty(folder.path()));
+}
+
+TEST(BenchPsResume, AKilledServerIsReplacedAndEachPhaseHasItsTime) {
+  const testing::TempDir folder;
+  const nlohmann::json run = RunBench({"ps", "resume", "--bytes", "2m", "--rounds", "2", "--folder",
+                                       folder.path(), "--json"})
+                                 .at(0);
+  EXPECT_EQ(run.at("rounds"), 2);
+  for (const char* name : {"noticed", "restored", "first_step"}) {
+    EXPECT_GT(run.at(std::string(name) + "_seconds").get<double>(), 0) << name;
+  }
+  EXPECT_GE(run.at("worst_seconds").get<double>(), run.at("all_seconds").get<double>());
+  EXPECT_TRUE(std::filesystem::is_empty(folder.path()));
+}
+
+TEST(BenchPsHot, HotBucketsMoveAndWorkersGoOn) {
+  const nlohmann::json run =
+      RunBench({"ps", "hot", "--rows", "1000", "--ids", "8", "--seconds", "0.3", "--json"}).at(0);
+  for (const char* phase : {"before", "while_moving", "after"}) {
+    EXPECT_GT(run.at(phase).at("steps").get<double>(), 0) << phase;
+    EXPECT_GE(run.at(phase).at("pull_p99_ms").get<double>(),
+              run.at(phase).at("pull_p50_ms").get<double>());
+  }
+  EXPECT_GT(run.at("busiest_before").get<double>(), 1.15);
+  EXPECT_GT(run.at("moves").get<int>(), 0);
+  EXPECT_LT(run.at("busiest_after").get<double>(), run.at("busiest_before").get<double>());
 }
 
 TEST(BenchPsWorkers, InRoundsAndAsynchronouslyAndAServersMemory) {

@@ -8,15 +8,19 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <filesystem>
 #include <fstream>
+#include <functional>
+#include <set>
 #include <thread>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cohort/core/random.h>
+#include <cohort/io/checkpoint.h>
 #include <cohort/optim/optimizers.h>
 
 #include "testing/integer_model.h"
@@ -82,11 +86,58 @@ class Job {
     }
     return false;
   }
+  // The newest checkpoint builds on another one, and is newer than `after`, which it becomes.
+  bool WaitForChain(const std::string& folder, std::filesystem::path* after = nullptr) {
+    return Await([&] {
+      std::filesystem::path newest;
+      std::error_code none;
+      for (const auto& entry : std::filesystem::directory_iterator(folder, none)) {
+        if (entry.path().filename().string().starts_with("step")) {
+          newest = std::max(newest, entry.path());
+        }
+      }
+      std::ifstream manifest(newest / "manifest.json");
+      const std::string text((std::istreambuf_iterator<char>(manifest)), {});
+      if (text.find("\"base\"") == std::string::npos || (after != nullptr && newest <= *after)) {
+        return false;
+      }
+      if (after != nullptr) {
+        *after = newest;
+      }
+      return true;
+    });
+  }
+  // One is being written that is not of `seen`, and has `file` so far; empty: has begun.
+  bool WaitForWriting(const std::string& folder, const std::string& file,
+                      std::set<std::string>& seen) {
+    return Await([&] {
+      std::error_code none;
+      for (const auto& entry : std::filesystem::directory_iterator(folder, none)) {
+        const std::string name = entry.path().filename();
+        if (name.starts_with(".tmp-") && !seen.contains(name) &&
+            std::filesystem::exists(entry.path() / file, none)) {
+          seen.insert(name);
+          return true;
+        }
+      }
+      return false;
+    });
+  }
   std::string Folder() const { return dir_.path() + "/saves"; }
 
   ProcessCluster cluster;
 
  private:
+  static bool Await(const std::function<bool()>& holds) {
+    const auto deadline = std::chrono::steady_clock::now() + kPatience;
+    while (std::chrono::steady_clock::now() < deadline) {
+      if (holds()) {
+        return true;
+      }
+      std::this_thread::sleep_for(1ms);
+    }
+    return false;
+  }
   void Start(const std::string& type, int index, const std::string& name) {
     cluster.Start(name, argv_,
                   {{"TF_CONFIG", R"({"cluster":)" + cluster_json_ + R"(,"task":{"type":")" + type +
@@ -220,6 +271,83 @@ TEST(ParameterServerRecoveryTest, TwoServersAreLostTogether) {
   ExpectWholeOutcome(job, "chief:0", "async", 4);
 }
 
+// The newest save has the changes of rows only, and the job goes back to it, twice.
+TEST(ParameterServerRecoveryTest, TheJobGoesBackToAChainOfChanges) {
+  const TempDir folder;
+  Job job(
+      Arguments("async", 4, {"--folder", folder.path(), "--save-steps", "10", "--step-ms", "1"}),
+      /*gate_at=*/350);
+  ASSERT_TRUE(job.WaitForChain(folder.path()));
+  job.Kill("ps:0");
+  job.Kill("ps:1");
+  job.Replace(0, "again 0");
+  job.Replace(1, "again 1");
+  ASSERT_TRUE(job.cluster.WaitForOutput("chief:0", "the job goes on after", kPatience));
+  EXPECT_THAT(job.cluster.Stderr("chief:0"), Not(HasSubstr("to step 0;")));
+  job.OpenGate();
+  job.ExpectCodes();
+  ExpectWholeOutcome(job, "chief:0", "async", 4);
+}
+
+// The writer is killed while it writes changes, early and late: what is there is whole, and the job
+// goes on from it.
+TEST(ParameterServerRecoveryTest, TheChiefIsKilledWhileItSavesChanges) {
+  const TempDir folder;
+  Job job(Arguments("async", 12,
+                    {"--folder", folder.path(), "--save-steps", "1", "--step-ms", "5", "--floats",
+                     "100000"}),
+          /*gate_at=*/1150);
+  std::set<std::string> seen;
+  std::filesystem::path newest;
+  std::string chief = "chief:0";
+  for (const std::string file : {"", "model.safetensors", "table-0.rows"}) {
+    ASSERT_TRUE(job.WaitForChain(folder.path(), &newest));
+    ASSERT_TRUE(job.WaitForWriting(folder.path(), file, seen));
+    job.Kill(chief);
+    const io::CheckpointStore store(FileSystem::Local(), folder.path());
+    const auto checkpoint = OrThrow(store.OpenLatest());
+    EXPECT_EQ(checkpoint->state().step, OrThrow(store.Steps()).back());
+    EXPECT_GT(OrThrow(checkpoint->Chain("table-0.rows")).size(), 1U);
+    chief = "chief after " + std::to_string(seen.size());
+    job.ReplaceChief(chief);
+  }
+  job.OpenGate();
+  job.ExpectCodes();
+  ExpectWholeOutcome(job, chief, "async", 12);
+}
+
+// Buckets move all the while, and each example is in the rows as often as it was trained on.
+TEST(ParameterServerRecoveryTest, BucketsMoveWhileTheJobTrains) {
+  for (const std::string consistency : {"async", "ssp:2"}) {
+    const TempDir folder;
+    Job job(Arguments(consistency, 4,
+                      {"--folder", folder.path(), "--save-steps", "50", "--step-ms", "1",
+                       "--balance-ms", "20"}),
+            /*gate_at=*/350);
+    job.OpenGate();
+    job.ExpectCodes();
+    ExpectWholeOutcome(job, "chief:0", consistency, 4);
+    EXPECT_THAT(job.cluster.Stdout("chief:0"), HasSubstr("buckets have moved"));
+    EXPECT_THAT(job.cluster.Stdout("chief:0"), HasSubstr("hot rows 800 800"));
+  }
+}
+
+TEST(ParameterServerRecoveryTest, AServerIsLostWhileBucketsMove) {
+  const TempDir folder;
+  Job job(Arguments("async", 4,
+                    {"--folder", folder.path(), "--save-steps", "10", "--step-ms", "1",
+                     "--balance-ms", "20"}),
+          /*gate_at=*/350);
+  ASSERT_TRUE(job.WaitForChain(folder.path()));
+  job.Kill("ps:1");
+  job.Replace(1, "again");
+  ASSERT_TRUE(job.cluster.WaitForOutput("chief:0", "the job goes on after", kPatience));
+  job.OpenGate();
+  job.ExpectCodes();
+  ExpectWholeOutcome(job, "chief:0", "async", 4);
+  EXPECT_THAT(job.cluster.Stdout("chief:0"), HasSubstr("hot rows 800 800"));
+}
+
 TEST(ParameterServerRecoveryTest, AReplacementIsLostWhileTheJobGoesBack) {
   Job job(Arguments("async", 3), /*gate_at=*/150);
   ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "step 31 ", kPatience));
@@ -348,6 +476,54 @@ TEST(ParameterServerRecoveryTest, AServerAloneGoesBackToTheSave) {
   EXPECT_LE(lost, 200);
   // Each worker may have had one step under way, which one server had and the other had not.
   EXPECT_NEAR(number_after("counted "), 4000 - 10 * lost, 2 * 10);
+}
+
+// Nothing is saved: what a server had comes from the next one, to the last push. So it does of
+// every server in turn, and with a step of each worker under way.
+TEST(ParameterServerRecoveryTest, AServerGetsWhatTheCopyOfItsPartHas) {
+  Job job(Arguments("async", 2, {"--replica", "--floats", "300000", "--step-ms", "1"}),
+          /*gate_at=*/150, {{"chief", 1}, {"worker", 2}, {"ps", 3}});
+  int at = 21;
+  for (const int server : {1, 0, 2, 1}) {
+    ASSERT_TRUE(
+        job.cluster.WaitForOutput("worker:1", "step " + std::to_string(at) + " ", kPatience));
+    const std::string name = at == 141 ? "again1" : "ps:" + std::to_string(server);
+    job.Kill(name);
+    job.Replace(server, (at == 141 ? "again1-" : "again") + std::to_string(server));
+    ASSERT_TRUE(job.cluster.WaitForOutput(
+        "worker:1", "goes on in epoch " + std::to_string(2 + (at - 21) / 40), kPatience));
+    at += 40;
+  }
+  job.OpenGate();
+  job.ExpectCodes();
+  EXPECT_THAT(job.cluster.Stdout("chief:0"), Not(HasSubstr("lost updates")));
+  EXPECT_THAT(job.cluster.Stderr("chief:0"), HasSubstr("all servers have what they had"));
+  ExpectWholeOutcome(job, "chief:0", "async", 2);
+}
+
+// Together with its copy a part is lost, and goes back to the save.
+TEST(ParameterServerRecoveryTest, APartThatIsLostWithItsCopyGoesBackToTheSave) {
+  const TempDir folder;
+  const std::vector<std::string> flags = {"--folder", folder.path(), "--replica", "--floats",
+                                          "5",        "--step-ms",   "1"};
+  {
+    Job job(Arguments("async", 1, flags), /*gate_at=*/0);
+    job.ExpectCodes();
+    ASSERT_THAT(job.cluster.Stdout("chief:0"), HasSubstr("counted 2000, each 1 to 1 times"));
+  }
+  Job job(Arguments("async", 2, flags), /*gate_at=*/5);
+  ASSERT_TRUE(job.cluster.WaitForOutput("worker:1", "step 101 begins", kPatience));
+  job.Kill("ps:0");
+  job.Kill("ps:1");
+  job.Replace(0, "again0");
+  job.Replace(1, "again1");
+  ASSERT_TRUE(
+      job.cluster.WaitForOutput("chief:0", "2 of 2 servers go on from step 200", kPatience));
+  job.OpenGate();
+  job.ExpectCodes();
+  const std::string out = job.cluster.Stdout("chief:0");
+  EXPECT_THAT(out, HasSubstr("epoch 1: 2000 of 2000 seen"));
+  EXPECT_THAT(out, HasSubstr("lost updates "));
 }
 
 class LostChief : public ::testing::TestWithParam<std::string> {};

@@ -6,7 +6,8 @@
 //              [--hold-at STEP --hold TASK] [--rejoin-ms N] [--folder DIR [--save-steps N]
 //              [--save-epochs N]]
 //              [--gate FILE --gate-at STEP] [--gate-chief setup|end] [--count [--floats N]]
-//              [--step-ms N] [--partial] [--start POLICY]
+//              [--step-ms N] [--partial|--replica] [--start POLICY] [--balance-ms N]
+//              [--full-save-every N]
 //
 // --folder: the loop is Trainer::Fit, which saves there.
 // --count: the model is one that counts, for each example, how often it was trained on;
@@ -15,7 +16,9 @@
 // --gate FILE: worker:0 does not go beyond its step --gate-at before there is such a file.
 // --gate-chief: the chief says "waits", and does so for that FILE, before Bind or after its last
 // save.
-// --partial: ServerLoss::kPartial.
+// --partial, --replica: ServerLoss::kPartial, kReplica.
+// --balance-ms: StrategyOptions::balance_interval. There is a table besides of which one server has
+// all rows in use, and the chief says whether buckets have moved.
 // --hold-at: TASK says "holding" in that step function of its own, and never comes back from it.
 
 #include <unistd.h>
@@ -66,6 +69,9 @@ struct Options {
   int fail_at = 0;
   std::string hold;
   bool partial = false;
+  bool replica = false;
+  int balance_ms = 0;
+  int full_save_every = 8;
   std::string partitioner = "pieces";
   std::string start = "all";
   std::string communication = "auto";
@@ -76,14 +82,20 @@ void Say(const std::string& line) {
   std::fflush(stdout);
 }
 
-// Every example adds 1 to a parameter, and to its own row.
-ParameterSet CountingParameters(std::int64_t more) {
+// Rows in two buckets of 16, both of the first of two servers.
+const std::vector<std::uint64_t> kHot = {3, 4};
+
+// Every example adds 1 to a parameter, and to its own row; `hot`: every batch, to some other rows.
+ParameterSet CountingParameters(std::int64_t more, bool hot) {
   ParameterSet parameters;
   parameters.Add("count", {1}, {});
   if (more > 0) {
     parameters.Add("more", {more}, {});
   }
   parameters.AddTable({.name = "examples", .dim = 1, .buckets = 16});
+  if (hot) {
+    parameters.AddTable({.name = "hot", .dim = 1, .buckets = 16});
+  }
   parameters.Build();
   return parameters;
 }
@@ -95,6 +107,11 @@ Result<ReplicaResult> Count(ReplicaContext& context, const data::Batch& batch) {
   std::vector<float> rows(examples);
   COHORT_RETURN_IF_ERROR(context.parameters.rows().Lookup(0, ids, /*training=*/true, rows));
   context.gradients.AddRows(0, ids, std::vector<float>(examples, -1));
+  if (context.parameters.tables().size() > 1) {
+    std::vector<float> hot(kHot.size());
+    COHORT_RETURN_IF_ERROR(context.parameters.rows().Lookup(1, kHot, /*training=*/true, hot));
+    context.gradients.AddRows(1, kHot, std::vector<float>(kHot.size(), -1));
+  }
   context.gradients.Accumulator(0)[0] = -static_cast<float>(examples);
   for (int p = 0; p < context.parameters.size(); ++p) {
     context.gradients.Ready(p);
@@ -169,6 +186,9 @@ Status Report(const Options& options, ParameterServerStrategy& strategy, Paramet
         (epoch.dropped > 0 ? ", dropped " + std::to_string(epoch.dropped) : ""));
   }
   COHORT_ASSIGN_OR_RETURN(const ParameterServerStats stats, strategy.stats());
+  if (options.balance_ms > 0) {
+    Say(stats.moved_buckets > 0 ? "buckets have moved" : "no bucket has moved");
+  }
   if (stats.lost_updates > 0) {
     Say("lost updates " + std::to_string(stats.lost_updates));
   }
@@ -190,13 +210,19 @@ Status Report(const Options& options, ParameterServerStrategy& strategy, Paramet
     const auto [least, most] = std::minmax_element(rows.begin(), rows.end());
     Say(fmt::format("counted {:g}, each {:g} to {:g} times", parameters.value(0)[0], *least,
                     *most));
+    if (parameters.tables().size() > 1) {
+      std::vector<float> hot(kHot.size());
+      COHORT_RETURN_IF_ERROR(parameters.rows().Lookup(1, kHot, /*training=*/false, hot));
+      Say(fmt::format("hot rows {:g}", fmt::join(hot, " ")));
+    }
   }
   return {};
 }
 
 Status RunWith(const Options& options, ParameterServerStrategy& strategy) {
-  ParameterSet parameters =
-      options.count ? CountingParameters(options.floats) : testing::IntegerParameters();
+  ParameterSet parameters = options.count
+                                ? CountingParameters(options.floats, options.balance_ms > 0)
+                                : testing::IntegerParameters();
   AwaitGateIn("setup", options, strategy);
   COHORT_RETURN_IF_ERROR(strategy.Bind(
       parameters, options.count ? Sgd({.learning_rate = static_cast<double>(options.batch)})
@@ -207,7 +233,8 @@ Status RunWith(const Options& options, ParameterServerStrategy& strategy) {
                     {.epochs = options.epochs,
                      .checkpoint_dir = options.folder,
                      .save_every_epochs = options.save_epochs,
-                     .save_every_steps = options.save_steps});
+                     .save_every_steps = options.save_steps,
+                     .full_save_every = options.full_save_every});
     COHORT_RETURN_IF_ERROR(trainer
                                .Fit(testing::IntegerData(options.examples, options.batch),
                                     StepOf(options, strategy.cluster().task.ToString(), steps))
@@ -240,7 +267,10 @@ Status Run(const Options& options) {
   strategy_options.rejoin_grace = std::chrono::milliseconds(options.rejoin_ms);
   strategy_options.journal_folder = options.folder;
   strategy_options.communication.implementation = options.communication;
-  strategy_options.server_loss = options.partial ? ServerLoss::kPartial : ServerLoss::kRollBack;
+  strategy_options.server_loss = options.replica   ? ServerLoss::kReplica
+                                 : options.partial ? ServerLoss::kPartial
+                                                   : ServerLoss::kRollBack;
+  strategy_options.balance_interval = std::chrono::milliseconds(options.balance_ms);
   strategy_options.log = StderrLog(config.task.ToString());
   COHORT_ASSIGN_OR_RETURN(strategy_options.partitioner, Partitioner::Parse(options.partitioner));
   COHORT_ASSIGN_OR_RETURN(strategy_options.start, StartPolicy::Parse(options.start));
@@ -271,6 +301,9 @@ int main(int argc, char** argv) {
   app.add_option("--save-epochs", options.save_epochs);
   app.add_flag("--count", options.count);
   app.add_flag("--partial", options.partial);
+  app.add_flag("--replica", options.replica);
+  app.add_option("--balance-ms", options.balance_ms);
+  app.add_option("--full-save-every", options.full_save_every);
   app.add_option("--partitioner", options.partitioner);
   app.add_option("--start", options.start);
   app.add_option("--communication", options.communication);

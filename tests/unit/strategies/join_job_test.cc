@@ -42,6 +42,16 @@ TEST(JoinJob, ServersThatGoOnFromDifferentStepsAreAsynchronous) {
   }
 }
 
+TEST(JoinJob, CopiesAreOfAsynchronousJobsWithTwoServers) {
+  StrategyOptions options = OfAParameterServersWorker();
+  options.server_loss = ServerLoss::kReplica;
+  EXPECT_THAT(Strategy::FromEnv("parameter_server", options).status().message(),
+              ::testing::HasSubstr("server_loss kReplica with one ps task"));
+  options.consistency = OrThrow(Consistency::Parse("sync"));
+  EXPECT_THAT(Strategy::FromEnv("parameter_server", options).status().message(),
+              ::testing::HasSubstr("server_loss kReplica with consistency sync"));
+}
+
 TEST(JoinJob, WhatIsOfServersIsOfNoOtherStrategy) {
   StrategyOptions options;
   options.server_loss = ServerLoss::kPartial;
@@ -52,6 +62,14 @@ TEST(JoinJob, WhatIsOfServersIsOfNoOtherStrategy) {
   const Status status = Strategy::FromEnv("mirrored", options).status();
   EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
   EXPECT_THAT(status.message(), ::testing::HasSubstr("server_wire under mirrored"));
+  options = {};
+  options.balance_interval = std::chrono::seconds(1);
+  for (const char* kind : {"one_device", "mirrored", "multi_worker_mirrored"}) {
+    const Status balanced = Strategy::FromEnv(kind, options).status();
+    EXPECT_EQ(balanced.code(), StatusCode::kInvalidArgument);
+    EXPECT_THAT(balanced.message(),
+                ::testing::HasSubstr("balance_interval of 1000 ms under " + std::string(kind)));
+  }
 }
 
 TEST(JoinJob, ParametersTravelAsFloats) {

@@ -67,7 +67,7 @@ TEST(NoRpc, SparseTablesAreSavedAndRead) {
   OrThrow(strategy->Bind(parameters, Sgd({.learning_rate = 0.5})));
   FileSystem& files = FileSystem::Local();
   OrThrow(strategy->SaveTable(table, files, folder / "rows"));
-  OrThrow(strategy->LoadTable(table, files, folder / "rows"));
+  OrThrow(strategy->LoadTable(table, files, {folder / "rows"}));
   OrThrow(strategy->SaveTable(table, files, folder / "again"));
   EXPECT_EQ(*ReadFile(files, folder / "again"), *ReadFile(files, folder / "rows"));
 }

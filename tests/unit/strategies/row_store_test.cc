@@ -4,12 +4,15 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <new>
 #include <thread>
 
 #include <cohort/core/random.h>
+#include <cohort/io/crc32c.h>
 #include <cohort/optim/optimizers.h>
 
 #include "parameter_server/push_ledger.h"
@@ -20,6 +23,7 @@ namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 
 constexpr std::uint64_t kLayout = 17;
 
@@ -96,23 +100,24 @@ class RowStoreTest : public ::testing::Test {
     EXPECT_EQ(store_.Plan(Header(0, 1, 2), Bytes().Add({id}).Reader(), &reading).kind(),
               Error::NONE);
     std::vector<float> row(reading.floats());
-    EXPECT_EQ(store_.Pull(reading, row).kind(), Error::NONE);
+    EXPECT_EQ(store_.Pull(reading, row, &moved_).kind(), Error::NONE);
     return row;
   }
   void ExpectRefused(const FrameHeader& header, const Bytes& payload, Error::Kind kind,
                      const std::string& naming) {
-    const Error error = store_.Push(header, payload.Reader());
+    const Error error = store_.Push(header, payload.Reader(), &moved_);
     EXPECT_EQ(error.kind(), kind) << error.message();
     EXPECT_THAT(error.message(), HasSubstr(naming));
     EXPECT_THAT(Pull(5), ElementsAre(0, 0)) << "nothing had an effect";
   }
 
   RowStore store_{0};
+  RowStore::Moved moved_;
   std::uint64_t sequence_ = 0;
 };
 
 TEST_F(RowStoreTest, NothingIsServedBeforeADeclaration) {
-  EXPECT_EQ(store_.Push(PushHeader(), TwoRows().Reader()).kind(), Error::NOT_READY);
+  EXPECT_EQ(store_.Push(PushHeader(), TwoRows().Reader(), &moved_).kind(), Error::NOT_READY);
 }
 
 TEST_F(RowStoreTest, APushHasItsEffectOnceHoweverOftenItArrives) {
@@ -120,7 +125,7 @@ TEST_F(RowStoreTest, APushHasItsEffectOnceHoweverOftenItArrives) {
   FrameHeader header = PushHeader();
   header.set_weight(2);
   for (int i = 0; i < 3; ++i) {
-    EXPECT_EQ(store_.Push(header, TwoRows().Reader()).kind(), Error::NONE);
+    EXPECT_EQ(store_.Push(header, TwoRows().Reader(), &moved_).kind(), Error::NONE);
   }
   EXPECT_THAT(Pull(5), ElementsAre(-0.5, -1));
   EXPECT_THAT(Pull(9), ElementsAre(-1.5, -2));
@@ -131,7 +136,7 @@ TEST_F(RowStoreTest, APushHasItsEffectOnceHoweverOftenItArrives) {
 
 TEST_F(RowStoreTest, APayloadMayLieInPiecesOfAnyAlignment) {
   Declare();
-  EXPECT_EQ(store_.Push(PushHeader(), TwoRows().Reader(3)).kind(), Error::NONE);
+  EXPECT_EQ(store_.Push(PushHeader(), TwoRows().Reader(3), &moved_).kind(), Error::NONE);
   EXPECT_THAT(Pull(9), ElementsAre(-3, -4));
 }
 
@@ -196,7 +201,7 @@ class RowRoundsTest : public RowStoreTest {
     last_.mutable_round()->set_parts(parts);
     last_payload_ =
         Bytes().Add<std::uint64_t>({id}).Add<std::uint32_t>({1}).Add<float>({gradient, gradient});
-    return store_.Push(last_, last_payload_.Reader());
+    return store_.Push(last_, last_payload_.Reader(), &moved_);
   }
   Error::Kind Wait(std::uint64_t round) {
     FrameHeader header = Header(0, 0, 2);
@@ -244,10 +249,10 @@ TEST_F(RowRoundsTest, APartCountsOnceHoweverOftenItArrives) {
   Declare();
   for (const std::uint32_t part : {0U, 1U}) {
     EXPECT_EQ(Push(1, part, 2, 5, 1).kind(), Error::NONE);
-    EXPECT_EQ(store_.Push(last_, last_payload_.Reader()).kind(), Error::NONE);
+    EXPECT_EQ(store_.Push(last_, last_payload_.Reader(), &moved_).kind(), Error::NONE);
   }
   EXPECT_EQ(Wait(1), Error::NONE);
-  EXPECT_EQ(store_.Push(last_, last_payload_.Reader()).kind(), Error::NONE);
+  EXPECT_EQ(store_.Push(last_, last_payload_.Reader(), &moved_).kind(), Error::NONE);
   EXPECT_THAT(Pull(5), ElementsAre(-1, -1));
   EXPECT_EQ(store_.stats().duplicates, 3);
 }
@@ -279,7 +284,7 @@ TEST_F(RowRoundsTest, TheNextRoundAndADumpNeedTheOneBefore) {
   from.add_buckets();
   std::vector<BucketPiece> pieces;
   std::string bytes;
-  EXPECT_EQ(store_.Dump(from, &pieces, &bytes).kind(), Error::NONE);
+  EXPECT_EQ(store_.Dump(from, &pieces, &bytes, &moved_).kind(), Error::NONE);
   EXPECT_THAT(Pull(5), ElementsAre(-2, -2));
 }
 
@@ -319,21 +324,23 @@ TEST_F(RowStoreTest, IdsAndCountsMayBeNarrow) {
   header.mutable_rows()->set_count_bytes(1);
   const Bytes bytes =
       Bytes().Add<std::uint32_t>({5, 9}).Add<std::uint8_t>({1, 200, 0, 0}).Add<float>({1, 2, 3, 4});
-  EXPECT_EQ(store_.Push(header, bytes.Reader()).kind(), Error::NONE);
+  EXPECT_EQ(store_.Push(header, bytes.Reader(), &moved_).kind(), Error::NONE);
   header = PushHeader();
   header.mutable_rows()->set_count_bytes(2);
   EXPECT_EQ(store_
-                .Push(header, Bytes()
-                                  .Add<std::uint64_t>({5, 9})
-                                  .Add<std::uint16_t>({1, 300})
-                                  .Add<float>({1, 2, 3, 4})
-                                  .Reader(3))
+                .Push(header,
+                      Bytes()
+                          .Add<std::uint64_t>({5, 9})
+                          .Add<std::uint16_t>({1, 300})
+                          .Add<float>({1, 2, 3, 4})
+                          .Reader(3),
+                      &moved_)
                 .kind(),
             Error::NONE);
   EXPECT_THAT(Pull(9), ElementsAre(-6, -8));
   header = PushHeader();
   header.mutable_rows()->set_count_bytes(3);
-  EXPECT_EQ(store_.Push(header, bytes.Reader()).kind(), Error::BAD_FRAME);
+  EXPECT_EQ(store_.Push(header, bytes.Reader(), &moved_).kind(), Error::BAD_FRAME);
   RowStore::Reading reading;
   FrameHeader pull = Header(0, 2, 2);
   pull.mutable_rows()->set_narrow_ids(true);
@@ -350,7 +357,7 @@ TEST_F(RowStoreTest, APushThatWasRefusedIsRefusedAgain) {
   header.set_weight(1);
   const Bytes payload = Bytes().Add<std::uint64_t>({7}).Add<std::uint32_t>({1}).Add<float>({1});
   for (int i = 0; i < 2; ++i) {
-    const Error error = store_.Push(header, payload.Reader());
+    const Error error = store_.Push(header, payload.Reader(), &moved_);
     EXPECT_EQ(error.kind(), Error::NO_ROW);
     EXPECT_THAT(error.message(), HasSubstr("table \"known\" has no row for id 7"));
   }
@@ -368,68 +375,79 @@ TEST_F(RowStoreTest, APullOfMoreThanAFrameHoldsIsRefused) {
 
 TEST_F(RowStoreTest, RowsThatAreUnusedForLongGo) {
   Declare(/*time_to_live=*/10);
-  EXPECT_EQ(store_.Push(PushHeader(2, 1), TwoRows().Reader()).kind(), Error::NONE);
+  EXPECT_EQ(store_.Push(PushHeader(2, 1), TwoRows().Reader(), &moved_).kind(), Error::NONE);
   EXPECT_EQ(store_.stats().rows, 2);
   const Bytes other = Bytes().Add<std::uint64_t>({6}).Add<std::uint32_t>({1}).Add<float>({1, 1});
   for (std::uint64_t step = 2; step <= 30; ++step) {
-    EXPECT_EQ(store_.Push(PushHeader(1, step), other.Reader()).kind(), Error::NONE);
+    EXPECT_EQ(store_.Push(PushHeader(1, step), other.Reader(), &moved_).kind(), Error::NONE);
   }
   EXPECT_EQ(store_.stats().rows, 1);
 }
 
 TEST_F(RowStoreTest, DumpsAreRestoredBucketByBucketAndDamageIsSeen) {
   Declare();
-  EXPECT_EQ(store_.Push(PushHeader(), TwoRows().Reader()).kind(), Error::NONE);
+  EXPECT_EQ(store_.Push(PushHeader(), TwoRows().Reader(), &moved_).kind(), Error::NONE);
   FrameHeader from = Header(0, 0, 2);
   from.add_buckets();
   std::vector<BucketPiece> pieces;
   std::string bytes;
-  EXPECT_EQ(store_.Dump(from, &pieces, &bytes).kind(), Error::NONE);
+  EXPECT_EQ(store_.Dump(from, &pieces, &bytes, &moved_).kind(), Error::NONE);
   ASSERT_EQ(pieces.size(), 8);
   FrameHeader to = Header(0, 0, 2);
+  EXPECT_THAT(store_.Restore(to, Bytes().Reader()).message(), HasSubstr("a sequence number"));
   for (const BucketPiece& piece : pieces) {
     *to.add_buckets() = piece;
   }
-  EXPECT_EQ(store_.Push(PushHeader(), TwoRows().Reader()).kind(), Error::NONE);
+  const auto restore = [&](const std::string& payload) {
+    to.set_sequence(to.sequence() + 1);
+    return store_.Restore(to, Bytes().Add(payload).Reader()).kind();
+  };
+  EXPECT_EQ(store_.Push(PushHeader(), TwoRows().Reader(), &moved_).kind(), Error::NONE);
   EXPECT_THAT(Pull(5), ElementsAre(-2, -4));
+  to.set_sequence(1);
   EXPECT_EQ(store_.Restore(to, Bytes().Add(bytes).Reader(7)).kind(), Error::NONE);
   EXPECT_THAT(Pull(5), ElementsAre(-1, -2));
+  EXPECT_EQ(store_.Push(PushHeader(), TwoRows().Reader(), &moved_).kind(), Error::NONE);
+  EXPECT_EQ(store_.Restore(to, Bytes().Add(bytes).Reader()).kind(), Error::NONE);
+  EXPECT_THAT(Pull(5), ElementsAre(-2, -4)) << "a repetition has no effect on what came since";
 
   std::string damaged = bytes;
   damaged.back() = static_cast<char>(damaged.back() ^ 1);
-  EXPECT_EQ(store_.Restore(to, Bytes().Add(damaged).Reader()).kind(), Error::DAMAGED);
-  EXPECT_EQ(store_.Restore(to, Bytes().Add(bytes).Add("x").Reader()).kind(), Error::BAD_FRAME);
+  EXPECT_EQ(restore(damaged), Error::DAMAGED);
+  EXPECT_EQ(restore(bytes + "x"), Error::BAD_FRAME);
   to.mutable_buckets(7)->set_bucket(8);
-  EXPECT_EQ(store_.Restore(to, Bytes().Add(bytes).Reader()).kind(), Error::BAD_FRAME);
+  EXPECT_EQ(restore(bytes), Error::BAD_FRAME);
   to.mutable_buckets(7)->set_bucket(7);
   to.mutable_buckets(7)->set_offset(1);
   to.mutable_buckets(7)->set_total(1 + to.buckets(7).total());
-  EXPECT_EQ(store_.Restore(to, Bytes().Add(bytes).Reader()).kind(), Error::DAMAGED);
+  EXPECT_EQ(restore(bytes), Error::DAMAGED);
   from.mutable_buckets(0)->set_bucket(9);
-  EXPECT_EQ(store_.Dump(from, &pieces, &bytes).kind(), Error::BAD_FRAME);
+  EXPECT_EQ(store_.Dump(from, &pieces, &bytes, &moved_).kind(), Error::BAD_FRAME);
 }
 
 // Frames with flipped, missing and additional bytes: refused or applied, never more than that.
 TEST_F(RowStoreTest, WhatComesDamagedDoesNoHarm) {
   Declare();
-  EXPECT_EQ(store_.Push(PushHeader(), TwoRows().Reader()).kind(), Error::NONE);
+  EXPECT_EQ(store_.Push(PushHeader(), TwoRows().Reader(), &moved_).kind(), Error::NONE);
   FrameHeader restore = Header(0, 0, 2);
   std::string dump;
   {
     FrameHeader from = Header(0, 0, 2);
     from.add_buckets();
     std::vector<BucketPiece> pieces;
-    EXPECT_EQ(store_.Dump(from, &pieces, &dump).kind(), Error::NONE);
+    EXPECT_EQ(store_.Dump(from, &pieces, &dump, &moved_).kind(), Error::NONE);
     for (const BucketPiece& piece : pieces) {
       *restore.add_buckets() = piece;
     }
   }
+  restore.set_sequence(1);
   const std::string push = TwoRows().bytes();
   const std::vector<std::string> frames = {EncodeFramePrefix(PushHeader(), push.size()) + push,
                                            EncodeFramePrefix(restore, dump.size()) + dump};
   const Philox random(1, "damage");
   int decoded = 0;
   for (std::uint64_t i = 0; i < 20'000; ++i) {
+    store_.Stay(/*forget=*/true);  // each frame is the first of its client
     std::string bytes = frames[i % 2];
     const std::uint64_t flips = random.Below(4, 0, i);
     for (std::uint64_t f = 0; f < flips; ++f) {
@@ -449,15 +467,183 @@ TEST_F(RowStoreTest, WhatComesDamagedDoesNoHarm) {
     std::string out;
     if (store_.Plan(frame->header, frame->payload, &reading).kind() == Error::NONE) {
       std::vector<float> rows(reading.floats());
-      (void)store_.Pull(reading, rows);
+      (void)store_.Pull(reading, rows, &moved_);
     }
-    (void)store_.Push(frame->header, frame->payload);
+    (void)store_.Push(frame->header, frame->payload, &moved_);
     (void)store_.Restore(frame->header, frame->payload);
-    (void)store_.Dump(frame->header, &pieces, &out);
+    (void)store_.Dump(frame->header, &pieces, &out, &moved_);
   }
   EXPECT_GT(decoded, 1000);
+  store_.Stay(/*forget=*/true);
   EXPECT_EQ(store_.Restore(restore, Bytes().Add(dump).Reader()).kind(), Error::NONE);
   EXPECT_THAT(Pull(5), ElementsAre(-1, -2));
+}
+
+// Two servers of one table, and the requests by which bucket 0 of it moves, each with its number.
+class RowStoreMovesTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    TableSpec words;
+    words.name = "words";
+    words.dim = 1;
+    words.buckets = 2;
+    words.initializer = {RowInitializer::Kind::kZeros, 0};
+    words.optimizer = Sgd({.learning_rate = 1})->config();
+    words.time_to_live = 10;
+    for (const auto& store : stores_) {
+      OrThrow(store->Declare({words}, 2, kLayout));
+    }
+    while (BucketOf(id_, 2) != 0) {
+      ++id_;
+    }
+  }
+  static FrameHeader Header(std::uint64_t sequence = 0) {
+    FrameHeader h;
+    h.set_client(1);
+    h.set_layout(kLayout);
+    h.set_sequence(sequence);
+    h.mutable_rows()->set_table(0);
+    return h;
+  }
+  // What the server says of where the bucket is; empty: it took the gradient.
+  RowStore::Moved Push(std::size_t server, std::uint64_t sequence, std::uint64_t at_step = 1) {
+    FrameHeader h = Header(sequence);
+    h.set_weight(1);
+    h.mutable_rows()->set_count(1);
+    h.mutable_rows()->set_dim(1);
+    h.mutable_rows()->set_step(at_step);
+    const Error error = stores_[server]->Push(
+        h, Bytes().Add<std::uint64_t>({id_}).Add<std::uint32_t>({1}).Add<float>({1}).Reader(),
+        &moved_);
+    EXPECT_EQ(error.kind(), Error::NONE) << error.message();
+    return moved_;
+  }
+  Error::Kind Step(std::uint64_t sequence, std::size_t server, BucketMove::Step step,
+                   std::uint32_t to = 0) {
+    FrameHeader h = Header(sequence);
+    h.add_buckets()->set_bucket(0);
+    h.mutable_move()->set_step(step);
+    h.mutable_move()->set_to(to);
+    return stores_[server]->Move(h).kind();
+  }
+  std::string Dump(std::size_t server) {
+    FrameHeader h = Header();
+    h.add_buckets()->set_bucket(0);
+    h.set_until(1);
+    std::vector<BucketPiece> pieces;
+    std::string bytes;
+    EXPECT_EQ(stores_[server]->Dump(h, &pieces, &bytes, &moved_).kind(), Error::NONE);
+    return bytes;
+  }
+  Error::Kind Install(std::uint64_t sequence, std::size_t server, const std::string& dump) {
+    FrameHeader h = Header(sequence);
+    h.set_adopt(true);
+    BucketPiece& piece = *h.add_buckets();
+    piece.set_bytes(dump.size());
+    piece.set_total(dump.size());
+    piece.set_crc32c(io::Crc32c(std::as_bytes(std::span(dump))));
+    return stores_[server]->Restore(h, Bytes().Add(dump).Reader()).kind();
+  }
+  // The whole of a move, numbered from `first` at both servers; returns the next number.
+  std::uint64_t Move(std::uint64_t first, std::size_t from, std::size_t to) {
+    EXPECT_EQ(Step(first, from, BucketMove::GIVE, static_cast<std::uint32_t>(to)), Error::NONE);
+    EXPECT_EQ(Install(first, to, Dump(from)), Error::NONE);
+    EXPECT_EQ(Step(first + 1, from, BucketMove::DROP), Error::NONE);
+    return first + 2;
+  }
+
+  std::array<std::unique_ptr<RowStore>, 2> stores_ = {std::make_unique<RowStore>(0),
+                                                      std::make_unique<RowStore>(1)};
+  std::uint64_t id_ = 0;  // of bucket 0
+  RowStore::Moved moved_;
+};
+
+TEST_F(RowStoreMovesTest, EachStepMayBeRepeated) {
+  EXPECT_THAT(Push(0, 1), IsEmpty());
+  EXPECT_THAT(Push(1, 1), ElementsAre(0, 0)) << "the first server of bucket 0 is 0";
+  EXPECT_EQ(Step(1, 1, BucketMove::GIVE, 0), Error::NOT_NOW) << "it is not there";
+  EXPECT_EQ(Step(1, 0, BucketMove::GIVE, 1), Error::NONE);
+  EXPECT_EQ(Step(1, 0, BucketMove::GIVE, 1), Error::NONE);
+  EXPECT_THAT(Push(0, 2), ElementsAre(0, 1));
+  EXPECT_THAT(Push(1, 2), ElementsAre(0, 0)) << "not before it is there";
+  // It cannot be brought, and stays; a push that was sent elsewhere has no effect when it is back.
+  EXPECT_EQ(Step(2, 0, BucketMove::KEEP), Error::NONE);
+  EXPECT_EQ(Step(2, 0, BucketMove::KEEP), Error::NONE);
+  const std::string before = Dump(0);
+  EXPECT_THAT(Push(0, 2), ElementsAre(0, 0)) << "under another number";
+  EXPECT_EQ(Dump(0), before);
+  EXPECT_THAT(Push(0, 3), IsEmpty());
+
+  EXPECT_EQ(Step(3, 0, BucketMove::GIVE, 1), Error::NONE);
+  const std::string dump = Dump(0);
+  EXPECT_NE(dump, before);
+  EXPECT_EQ(Install(2, 1, dump), Error::NONE);
+  EXPECT_THAT(Push(1, 3), IsEmpty());
+  const std::string after = Dump(1);
+  EXPECT_NE(after, dump);
+  EXPECT_EQ(Install(2, 1, dump), Error::NONE);
+  EXPECT_EQ(Dump(1), after) << "what came since stays";
+  EXPECT_EQ(Step(4, 0, BucketMove::DROP), Error::NONE);
+  EXPECT_EQ(Step(4, 0, BucketMove::DROP), Error::NONE);
+  EXPECT_EQ(stores_[0]->stats().rows, 0U);
+  EXPECT_THAT(Push(0, 4), ElementsAre(0, 1));
+  EXPECT_EQ(Dump(0), "");
+  EXPECT_THAT(moved_, ElementsAre(0, 1));
+  // From the beginning: buckets are where they were at first.
+  OrThrow(stores_[0]->Reset());
+  EXPECT_THAT(Push(0, 1), IsEmpty());
+}
+
+// Requests that were repeated, and whose first copies arrive when the bucket has moved on.
+TEST_F(RowStoreMovesTest, WhatComesLateHasNoEffect) {
+  EXPECT_THAT(Push(0, 1), IsEmpty());
+  const std::string old = Dump(0);
+  std::uint64_t next = Move(1, 0, 1);
+  EXPECT_THAT(Push(1, 1), IsEmpty());
+  next = Move(next, 1, 0);
+  EXPECT_THAT(Push(0, 2), IsEmpty());
+  const std::string now = Dump(0);
+  // Of the first move: at ps:1 the bucket would be there twice, at ps:0 nowhere.
+  EXPECT_NE(Install(1, 1, old), Error::NONE);
+  EXPECT_THAT(Push(1, 2), ElementsAre(0, 0));
+  EXPECT_NE(Step(1, 0, BucketMove::GIVE, 1), Error::NONE);
+  EXPECT_EQ(Dump(0), now);
+  EXPECT_THAT(Push(0, 3), IsEmpty());
+  // In the middle of a third: it is not dropped before it has arrived, and does not come back.
+  EXPECT_EQ(Step(next, 0, BucketMove::GIVE, 1), Error::NONE);
+  const std::string dump = Dump(0);
+  EXPECT_NE(Step(2, 0, BucketMove::DROP), Error::NONE);
+  EXPECT_EQ(Dump(0), dump);
+  EXPECT_NE(Step(2, 0, BucketMove::KEEP), Error::NONE);
+  EXPECT_THAT(Push(0, 4), ElementsAre(0, 1));
+  // A bucket that could not be brought stays where it was, also when what brought it comes yet.
+  std::string damaged = dump;
+  damaged[0] = 1;
+  EXPECT_EQ(Install(next, 1, damaged), Error::DAMAGED);
+  EXPECT_EQ(Step(next + 1, 0, BucketMove::KEEP), Error::NONE);
+  EXPECT_EQ(Install(next, 1, dump), Error::DAMAGED) << "as it was answered";
+  EXPECT_THAT(Push(1, 5), ElementsAre(0, 0));
+  EXPECT_THAT(Push(0, 5), IsEmpty());
+}
+
+// However long it takes to bring it: pieces of one dump.
+TEST_F(RowStoreMovesTest, ABucketOnItsWayIsAsItWasWhenItLeft) {
+  EXPECT_THAT(Push(0, 1), IsEmpty());
+  EXPECT_EQ(Step(1, 0, BucketMove::GIVE, 1), Error::NONE);
+  const std::string dump = Dump(0);
+  FrameHeader late = Header(2);  // a push of nothing, by which old rows expire
+  late.set_weight(1);
+  late.mutable_rows()->set_dim(1);
+  for (std::uint64_t step = 90; step <= 100; ++step) {
+    late.set_sequence(late.sequence() + 1);
+    late.mutable_rows()->set_step(step);
+    EXPECT_EQ(stores_[0]->Push(late, Bytes().Reader(), &moved_).kind(), Error::NONE);
+  }
+  EXPECT_EQ(stores_[0]->stats().rows, 0U);
+  EXPECT_EQ(Dump(0), dump);
+  EXPECT_EQ(Install(1, 1, dump), Error::NONE);
+  EXPECT_EQ(Step(2, 0, BucketMove::DROP), Error::NONE);
+  EXPECT_EQ(Dump(1), dump);
 }
 
 TEST(PushLedgerTest, OneThreadAppliesAndTheOthersWaitForIt) {
@@ -494,6 +680,18 @@ TEST(PushLedgerTest, AnExceptionTakesAClaimBack) {
   }
   EXPECT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kRepeated);
   ledger.Retire(1);
+}
+
+TEST(PushLedgerTest, WhatWasForAnotherServerNeverCountsHere) {
+  PushLedger ledger;
+  ASSERT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kNew);
+  std::jthread other([&] { EXPECT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kElsewhere); });
+  PushLedger::Applying(ledger, 1, 1).FinishElsewhere();
+  other.join();
+  ASSERT_EQ(ledger.Claim(1, 2), PushLedger::Claimed::kNew);
+  ledger.Finish(1, 2, true);
+  EXPECT_EQ(ledger.Claim(1, 2), PushLedger::Claimed::kRepeated);
+  EXPECT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kElsewhere);
 }
 
 // A worker that was given up: its last push is waited for, and no other has an effect.

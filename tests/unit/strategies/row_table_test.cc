@@ -698,7 +698,7 @@ TEST(RowTable, AnyDimensionAndNoRoomForMoreThanIsAskedFor) {
       ASSERT_NEAR(rows[i], -g / std::sqrt(1 + g * g), 1e-5);
     }
     const TableStats stats = table->stats();
-    const std::uint64_t record = 20 + 8 * static_cast<std::uint64_t>(dim);
+    const std::uint64_t record = 24 + 8 * static_cast<std::uint64_t>(dim);
     // At most a block of 64 rows or 32 KiB in each bucket is not full yet.
     const std::uint64_t block = std::min(64 * record, std::max<std::uint64_t>(record, 32 << 10));
     EXPECT_LE(stats.row_bytes, ids.size() * record + 4 * (block + 512));
@@ -719,7 +719,7 @@ TEST(RowTable, OverheadOfARowIsBounded) {
     OrThrow(table->Pull(std::span(ids).first(count), 1, kTraining, std::span(rows).first(count)));
     const TableStats stats = table->stats();
     EXPECT_EQ(stats.rows, count);
-    EXPECT_LE(stats.row_bytes, count * 24 + 64 * 64 * 24 + 64 * 512) << count;
+    EXPECT_LE(stats.row_bytes, count * 28 + 64 * 64 * 28 + 64 * 512) << count;
     EXPECT_LE(stats.overhead_bytes, count * 9 + 64 * (256 + 128)) << count;
   };
   for (const std::size_t count : {kRows / 100, kRows / 7, kRows / 3, kRows}) {

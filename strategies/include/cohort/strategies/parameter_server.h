@@ -46,6 +46,7 @@ struct ParameterServerStats {
   // Lookups of this process in training, whose rows were there before they were asked for.
   std::int64_t foreseen = 0;
   std::uint64_t failed_saves = 0;  // SaveBetweenUpdates's, without which training went on
+  std::int64_t moved_buckets = 0;  // to less busy servers (balance_interval), by the chief
 };
 
 class ParameterServerStrategy : public Strategy {

@@ -70,7 +70,13 @@ enum class ServerLoss {
   // The one that was lost gets its part of the last save, the others go on as they are: what it had
   // been sent since is lost, and counted. With asynchronous application only.
   kPartial,
+  // Every server's part is on its successor, too, and a push counts when both have it. The one that
+  // was lost gets its part from there: nothing rolls back, and no update is lost, or applied twice.
+  // Where both are lost, as kPartial. Pushes travel twice, and servers hold twice as much. With
+  // asynchronous application only, and two servers or more.
+  kReplica,
 };
+std::string_view ServerLossName(ServerLoss loss);  // "kRollBack"
 
 // How parameters travel between workers and servers, which hold float32: kFloat32, kFloat16,
 // kBFloat16 or kUInt8 (256 values a scale). What a gradient loses is added to the worker's next.
@@ -113,6 +119,10 @@ struct StrategyOptions {
   // go on from the last save with it. 0: the job ends.
   std::chrono::milliseconds rejoin_grace{60'000};
   ServerLoss server_loss = ServerLoss::kRollBack;
+  // How often the chief looks whether some servers get more gradients of rows than others, and
+  // moves buckets of the sparse tables from the busiest to the idlest while training goes on; 0:
+  // never. With asynchronous or boundedly stale application, and kRollBack, only.
+  std::chrono::milliseconds balance_interval{0};
   // Where the chief task of a parameter-server job keeps its journal, the checkpoint folder: when
   // it is lost, the others wait as long for another process in its place, and the job goes on from
   // the last save. Set on every process. Empty, or where worker:0 is the chief: the job ends.
@@ -353,7 +363,12 @@ class Strategy {
   // file whole or not at all; replaces the rows. Where a file comes from does not matter: it can be
   // read under other strategies, and by any number of servers.
   virtual Status SaveTable(int table, FileSystem& files, const std::string& path);
-  virtual Status LoadTable(int table, FileSystem& files, const std::string& path);
+  // `chain`: the file of SaveTable, and those of SaveTableChanges behind it, in order.
+  virtual Status LoadTable(int table, FileSystem& files, const std::vector<std::string>& chain);
+  // In `SavePlan::save`: the step of the earlier save that SaveTableChanges writes the changes
+  // since; nullopt: there is none, and SaveTable is to write all.
+  virtual std::optional<std::int64_t> rows_saved_at() const { return std::nullopt; }
+  virtual Status SaveTableChanges(int table, FileSystem& files, const std::string& path);
   // Where one process hands out the data (a parameter server's chief), no other knows a point
   // between two updates: that process calls `plan.save`, which gets the state of such a point while
   // training may go on, from Serve or Next, soon after so many steps or epochs. Returns true, on

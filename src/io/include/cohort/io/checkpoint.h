@@ -77,6 +77,8 @@ class Checkpoint {
   virtual Status Read(CheckpointPart part, std::span<const CheckpointTarget> targets) const = 0;
   // Where a file is that was saved beside the tensors; FailedPrecondition if there is none.
   virtual Result<std::string> File(const std::string& name) const = 0;
+  // The same of every checkpoint that this one builds on, the oldest first, and of this one last.
+  virtual Result<std::vector<std::string>> Chain(const std::string& name) const = 0;
 };
 
 struct CheckpointStoreOptions {
@@ -97,12 +99,25 @@ class CheckpointStore {
   // damaged; AlreadyExists if it is whole. After another error readers find no checkpoint of the
   // step, and the folder's others are as before. ContractError: a name twice, a span that is not as
   // long as its shape says.
+  //
+  // `base`: the step of an earlier checkpoint of the folder on which `others` build (they hold
+  // changes): it is not deleted while this one is there, and this one is damaged where the other
+  // is, or is another than it was. FailedPrecondition: there is none.
   Result<std::string> Save(const CheckpointState& state, std::span<const CheckpointSource> model,
                            std::span<const CheckpointSource> optimizer,
-                           std::span<const CheckpointFile> others = {});
+                           std::span<const CheckpointFile> others = {},
+                           std::optional<std::int64_t> base = std::nullopt);
 
   // Steps that have a committed folder, ascending, whole or not. Empty if there is no folder.
   Result<std::vector<std::int64_t>> Steps() const;
+  // A checkpoint and those that it builds on, as their manifests say. DataLoss, NotFound: one of
+  // them cannot be read.
+  struct ChainSize {
+    int checkpoints = 1;
+    std::uint64_t first_bytes = 0;   // of the files beside the tensors, in the oldest
+    std::uint64_t change_bytes = 0;  // in the others together
+  };
+  Result<ChainSize> SizeOfChain(std::int64_t step) const;
   // The checkpoint of a step. NotFound; DataLoss says what is damaged.
   Result<std::unique_ptr<Checkpoint>> Open(std::int64_t step) const;
   // The newest whole checkpoint; damaged ones are passed over with a warning. NotFound if the

@@ -56,6 +56,10 @@ struct TrainerOptions {
   int save_every_epochs = 1;
   std::int64_t save_every_steps = 0;  // besides; 0: only at the ends of epochs
   int max_to_keep = 5;                // older checkpoints are deleted; 0: none are
+  // Under a parameter server, of the saves while training: one in so many has all rows of the
+  // sparse tables, the others only those that changed since the save before. What a checkpoint
+  // builds on is kept with it. Sooner, where the changes are more bytes than the rows. 1: all are.
+  int full_save_every = 8;
   bool resume = true;      // Fit starts from the newest valid checkpoint, if there is one
   std::uint64_t seed = 0;  // recorded; a checkpoint of another seed is refused
   std::string log_dir;  // TensorBoard event files, <log_dir>/train and <log_dir>/eval; empty: none
