@@ -62,13 +62,13 @@ TEST(JoinJob, WhatIsOfServersIsOfNoOtherStrategy) {
   const Status status = Strategy::FromEnv("mirrored", options).status();
   EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
   EXPECT_THAT(status.message(), ::testing::HasSubstr("server_wire under mirrored"));
-  options = {};
-  options.balance_interval = std::chrono::seconds(1);
-  for (const char* kind : {"one_device", "mirrored", "multi_worker_mirrored"}) {
+  for (const std::string kind : {"one_device", "mirrored", "multi_worker_mirrored"}) {
+    options = kind == "multi_worker_mirrored" ? OfAParameterServersWorker() : StrategyOptions();
+    options.balance_interval = std::chrono::seconds(1);
     const Status balanced = Strategy::FromEnv(kind, options).status();
     EXPECT_EQ(balanced.code(), StatusCode::kInvalidArgument);
     EXPECT_THAT(balanced.message(),
-                ::testing::HasSubstr("balance_interval of 1000 ms under " + std::string(kind)));
+                ::testing::HasSubstr("balance_interval of 1000 ms under " + kind));
   }
 }
 
