@@ -14,6 +14,7 @@
 #include "iterator.h"
 #include "plan_source.h"
 #include "shard.h"
+#include "sources/exact_text.h"
 #include "sources/guarded.h"
 
 namespace cohort::data {
@@ -233,9 +234,9 @@ std::uint64_t Dataset::Fingerprint() const {
     words.push_back(Hash64(plan_->recipe.weights));
   }
   for (const auto& [name, pad] : plan_->recipe.pads) {
-    words.push_back(Hash64(name + "/" + std::to_string(pad.value) + "/" +
-                           std::to_string(pad.length) + "/" + std::to_string(pad.multiple) +
-                           pad.lengths + (pad.cut ? "c" : "")));
+    words.push_back(Hash64(name + "/" + ExactText(pad.value) + "/" + std::to_string(pad.length) +
+                           "/" + std::to_string(pad.multiple) + pad.lengths +
+                           (pad.cut ? "c" : "")));
   }
   return DigestOf(words);
 }

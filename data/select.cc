@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 
 #include <cohort/core/random.h>
 #include <cohort/core/thread_pool.h>
@@ -116,35 +117,68 @@ class FlatSource final : public Source {
       : source_(std::move(source)), make_(std::move(make)), ends_(std::move(ends)) {}
 
   // Of the first example that it has.
-  Status Describe() {
+  Status Describe(const std::vector<std::string>& lists) {
     if (size() == 0) {
       return {};
     }
     COHORT_ASSIGN_OR_RETURN(const Example first, MakeOne(0));
+    std::set<std::string> names(lists.begin(), lists.end());
+    for (const std::string& name : names) {
+      if (!first.contains(name)) {
+        return InvalidArgument("FlatMap of " + Where(0) + ": there is no list '" + name + "'");
+      }
+    }
+    for (const RaggedSpec& list : source_->ragged()) {
+      names.insert(list.name);
+    }
     for (const auto& [name, tensor] : first) {
-      features_.push_back({name, tensor.dtype(), tensor.shape()});
+      if (names.contains(name)) {
+        ragged_.push_back({name, tensor.dtype()});
+      } else {
+        features_.push_back({name, tensor.dtype(), tensor.shape()});
+      }
     }
     return {};
   }
 
   std::int64_t size() const override { return ends_.empty() ? 0 : ends_.back(); }
   const std::vector<FeatureSpec>& features() const override { return features_; }
+  const std::vector<RaggedSpec>& ragged() const override { return ragged_; }
 
   Status ReadInto(std::int64_t index, std::span<std::byte* const> rows) const override {
+    std::vector<std::vector<std::byte>> values(ragged_.size());
+    return ReadRagged(index, rows, values);
+  }
+  Status ReadRagged(std::int64_t index, std::span<std::byte* const> rows,
+                    std::span<std::vector<std::byte>> values) const override {
     COHORT_ASSIGN_OR_RETURN(const Example example, MakeOne(index));
+    const auto other = [&](const std::string& name, const std::string& first) {
+      return InvalidArgument("FlatMap of " + Where(index) + ": feature '" + name +
+                             "' is not as in the first example, " + first +
+                             ", or there are others");
+    };
+    const bool as_many = example.size() == features_.size() + ragged_.size();
     for (std::size_t i = 0; i < features_.size(); ++i) {
       const FeatureSpec& feature = features_[i];
       const auto it = example.find(feature.name);
       if (it == example.end() || it->second.dtype() != feature.dtype ||
-          it->second.shape() != feature.shape || example.size() != features_.size()) {
-        return InvalidArgument("FlatMap of " + Where(index) + ": feature '" + feature.name +
-                               "' is not as in the first example, " +
-                               std::string(DTypeName(feature.dtype)) + feature.shape.ToString() +
-                               ", or there are others");
+          it->second.shape() != feature.shape || !as_many) {
+        return other(feature.name,
+                     std::string(DTypeName(feature.dtype)) + feature.shape.ToString());
       }
       if (it->second.bytes() != 0) {
         std::memcpy(rows[i], it->second.raw(), it->second.bytes());
       }
+    }
+    for (std::size_t i = 0; i < ragged_.size(); ++i) {
+      const auto it = example.find(ragged_[i].name);
+      if (it == example.end() || it->second.dtype() != ragged_[i].dtype ||
+          it->second.shape().rank() != 1 || !as_many) {
+        return other(ragged_[i].name,
+                     "a list of " + std::string(DTypeName(ragged_[i].dtype)) + " of one axis");
+      }
+      const std::byte* const list = it->second.raw();
+      values[i].insert(values[i].end(), list, list + it->second.bytes());
     }
     return {};
   }
@@ -193,6 +227,7 @@ class FlatSource final : public Source {
   Make make_;
   std::vector<std::int64_t> ends_;  // of each example of the source: made of it and those before
   std::vector<FeatureSpec> features_;
+  std::vector<RaggedSpec> ragged_;
 };
 
 }  // namespace
@@ -252,7 +287,7 @@ Result<Dataset> SkipCorrupt(const Dataset& data, std::int64_t max_corrupt, Corru
 
 Result<Dataset> FlatMap(const Dataset& data,
                         std::function<Status(const Example&, std::vector<Example>&)> make,
-                        int threads) {
+                        int threads, const std::vector<std::string>& lists) {
   Require(make != nullptr, "FlatMap has a function");
   COHORT_ASSIGN_OR_RETURN(auto source, Unshuffled(data, "FlatMap"));
   COHORT_ASSIGN_OR_RETURN(
@@ -267,7 +302,7 @@ Result<Dataset> FlatMap(const Dataset& data,
     ends[i] += ends[i - 1];
   }
   auto flat = std::make_shared<FlatSource>(std::move(source), std::move(make), std::move(ends));
-  COHORT_RETURN_IF_ERROR(flat->Describe());
+  COHORT_RETURN_IF_ERROR(flat->Describe(lists));
   return Dataset(std::move(flat));
 }
 

@@ -90,6 +90,7 @@ class SampleInput final : public ShardInput {
     COHORT_ASSIGN_OR_RETURN(input->file_, OpenMaybeGzip(CommandFiles(), path));
     COHORT_ASSIGN_OR_RETURN(input->members_, IndexTar(*input->file_, path));
     std::string key;
+    SampleOrder order;
     for (std::size_t i = 0; i < input->members_.size(); ++i) {
       const std::string& member = input->members_[i].name;
       const SampleName name = SplitSampleName(member);
@@ -97,6 +98,7 @@ class SampleInput final : public ShardInput {
         return InvalidArgument(path + ": member '" + member + "' belongs to no sample");
       }
       if (name.key != key) {
+        COHORT_RETURN_IF_ERROR(order.Begin(path, name.key, input->members_[i].header));
         input->begins_.push_back(i);
         key = name.key;
       }

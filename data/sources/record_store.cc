@@ -54,22 +54,26 @@ class RawStore final : public RecordStore {
 
   Result<std::string_view> Read(std::int64_t i, std::string& buffer) const override {
     const Extent& extent = extents_[static_cast<std::size_t>(i)];
-    const auto bad = [&](const std::string& what) {
-      return DataLoss(path_ + ": record " + std::to_string(extent.ordinal) + " at byte " +
-                      std::to_string(extent.begin) + ": " + what);
+    const auto bad = [&](const Status& status) {
+      return status.Annotate(path_ + ": record " + std::to_string(extent.ordinal) + " at byte " +
+                             std::to_string(extent.begin));
     };
-    COHORT_ASSIGN_OR_RETURN(const std::string_view whole, Bytes(extent, buffer));
+    const Result<std::string_view> bytes = Bytes(extent, buffer);
+    if (!bytes.ok()) {
+      return bad(bytes.status());
+    }
+    const std::string_view whole = *bytes;
     const std::uint64_t length = extent.bytes - kHeaderBytes - kFooterBytes;
     if (Load<std::uint64_t>(whole.data()) != length ||
         Load<std::uint32_t>(whole.data() + 8) != io::MaskCrc(io::Crc32c(whole.substr(0, 8)))) {
-      return bad(indexed_ ? "not where the index says [the file was changed since: run cohort data "
-                            "index again]"
-                          : "its length changed after the file was opened");
+      return bad(DataLoss(indexed_ ? "not where the index says [the file was changed since: run "
+                                     "cohort data index again]"
+                                   : "its length changed after the file was opened"));
     }
     const std::string_view record = whole.substr(kHeaderBytes, length);
     if (Load<std::uint32_t>(record.data() + length) != io::MaskCrc(io::Crc32c(record))) {
-      return bad(
-          "corrupted, the checksum of its bytes is wrong [the records behind it can be read]");
+      return bad(DataLoss(
+          "corrupted, the checksum of its bytes is wrong [the records behind it can be read]"));
     }
     return record;
   }
@@ -132,8 +136,12 @@ class RawStore final : public RecordStore {
       return std::string_view(window.bytes).substr(extent.begin - window.begin, extent.bytes);
     }
     buffer.resize(extent.bytes);
-    COHORT_RETURN_IF_ERROR(
-        ReadExactly(*file_, path_, extent.begin, std::as_writable_bytes(std::span(buffer))));
+    COHORT_ASSIGN_OR_RETURN(const std::size_t n,
+                            file_->Read(extent.begin, std::as_writable_bytes(std::span(buffer))));
+    if (n < buffer.size()) {
+      return DataLoss(std::to_string(n) + " of its " + std::to_string(buffer.size()) +
+                      " bytes are there [the file became shorter after it was opened]");
+    }
     return std::string_view(buffer);
   }
 

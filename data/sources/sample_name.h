@@ -1,9 +1,13 @@
-// To which sample of a WebDataset a member of an archive belongs.
+// To which sample of a WebDataset a member of an archive belongs, and that these lie together.
 
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
+#include <set>
 #include <string>
+
+#include <cohort/core/status.h>
 
 namespace cohort::data {
 
@@ -26,5 +30,21 @@ inline SampleName SplitSampleName(const std::string& member) {
   });
   return name;
 }
+
+class SampleOrder {
+ public:
+  // A sample begins with the member whose header is at byte `header`. DataLoss: it began before,
+  // and others came behind it.
+  Status Begin(const std::string& path, const std::string& key, std::uint64_t header) {
+    if (keys_.insert(key).second) {
+      return {};
+    }
+    return DataLoss(path + ": sample '" + key + "' goes on at byte " + std::to_string(header) +
+                    ", behind other samples [its members must lie together: tar --sort=name]");
+  }
+
+ private:
+  std::set<std::string> keys_;
+};
 
 }  // namespace cohort::data

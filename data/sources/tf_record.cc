@@ -6,6 +6,7 @@
 
 #include <cohort/core/random.h>
 
+#include "sources/exact_text.h"
 #include "sources/file_table.h"
 #include "sources/record_store.h"
 #include "sources/same_file.h"
@@ -54,7 +55,7 @@ class TfRecordSource final : public Source {
     std::uint64_t digest = Hash64("tf_record");
     for (const TfFeatureSpec& spec : decoder_.specs()) {
       digest = Hash64(spec.name + "/" + std::to_string(static_cast<int>(spec.type)) +
-                          spec.shape.ToString() + std::to_string(spec.missing.value_or(0.5)) + "/" +
+                          spec.shape.ToString() + ExactText(spec.missing) + "/" +
                           std::to_string(spec.buckets) + (spec.ragged ? "r" : "") +
                           (spec.steps ? "s" : ""),
                       digest);

@@ -9,6 +9,7 @@
 #include <cohort/core/random.h>
 
 #include "sources/content.h"
+#include "sources/exact_text.h"
 #include "sources/file_table.h"
 #include "sources/guarded.h"
 #include "sources/image_codecs.h"
@@ -51,11 +52,7 @@ class Grouping {
     }
     if (members_.empty() || key != key_) {
       COHORT_RETURN_IF_ERROR(Finish());
-      if (!keys_.insert(key).second) {
-        return DataLoss(path_ + ": sample '" + key + "' goes on at byte " +
-                        std::to_string(member.header) +
-                        ", behind other samples [its members must lie together: tar --sort=name]");
-      }
+      COHORT_RETURN_IF_ERROR(order_.Begin(path_, key, member.header));
       key_ = std::move(key);
     }
     const auto [it, is_new] = members_.emplace(std::move(extension), member);
@@ -111,7 +108,7 @@ class Grouping {
 
   const std::string& path_;
   const std::vector<WebFeature>& features_;
-  std::set<std::string> keys_;
+  SampleOrder order_;
   std::string key_;                           // of members_
   std::map<std::string, TarMember> members_;  // by extension
   std::vector<Sample> samples_;
@@ -210,8 +207,7 @@ class WebDatasetSource final : public Source {
     for (const WebFeature& feature : options_.features) {
       digest = Hash64(feature.name + "/" + feature.decoder.name + "/" +
                           std::string(DTypeName(feature.decoder.dtype)) +
-                          feature.decoder.shape.ToString() +
-                          std::to_string(feature.missing.value_or(0.5)),
+                          feature.decoder.shape.ToString() + ExactText(feature.missing),
                       digest);
     }
     std::uint64_t total = 0;

@@ -86,7 +86,8 @@ class StreamRecordReader final : public RecordReader {
       }
       const auto n = source_->Read(std::as_writable_bytes(std::span(buffer_).subspan(end_)));
       if (!n.ok()) {
-        return n.status().code() == StatusCode::kDataLoss ? Break(n.status()) : n.status();
+        const Status status = OfThisRecord(n.status());
+        return status.code() == StatusCode::kDataLoss ? Break(status) : status;
       }
       if (*n == 0) {
         break;
@@ -94,6 +95,15 @@ class StreamRecordReader final : public RecordReader {
       end_ += *n;
     }
     return {};
+  }
+
+  // Why the bytes of a record are not there, with its place.
+  Status OfThisRecord(const Status& status) const {
+    std::string_view what = status.message();
+    if (what.starts_with(path_ + ": ")) {
+      what.remove_prefix(path_.size() + 2);
+    }
+    return {status.code(), place().Error(std::string(what)).message()};
   }
 
   Status Break(Status status) {

@@ -1,5 +1,5 @@
-// What every Source promises and every Dataset relies on, for each format. A new format is one line
-// in Cases.
+// What every Source promises and every Dataset relies on, for each format: a new one is one line in
+// kCases. What gives the examples of another data set gives them unchanged: one line in kWrappers.
 
 #include <gtest/gtest.h>
 
@@ -467,6 +467,137 @@ TEST_P(DatasetConformance, FingerprintIsOfTheContent) {
 
 INSTANTIATE_TEST_SUITE_P(Source, DatasetConformance, ::testing::ValuesIn(kCases),
                          [](const auto& param) { return std::string(param.param.name); });
+
+// Features of sizes at which nothing else may begin, and two lists; all bytes of all examples are
+// of their own.
+Dataset OddSizes(const testing::TempDir& /*folder*/) {
+  return Numbers(0, kExamples).Lists({"a_list", "z_list"}).Map([](Example& example) {
+    const auto i = static_cast<std::uint64_t>(example.at("i").data<std::int64_t>()[0]);
+    std::uint8_t next = 0;
+    const auto add = [&](const std::string& name, DType dtype, Shape shape) {
+      Tensor tensor(dtype, std::move(shape));
+      for (std::size_t k = 0; k < tensor.bytes(); ++k) {
+        tensor.raw()[k] = static_cast<std::byte>(i * 31 + ++next * 7);
+      }
+      example[name] = tensor;
+    };
+    add("a_byte", DType::kUInt8, Shape());
+    add("b_bytes", DType::kUInt8, {3});
+    add("c_half", DType::kFloat16, Shape());
+    add("d_float", DType::kFloat32, Shape());
+    add("e_floats", DType::kFloat32, {13});
+    add("f_ints", DType::kInt64, {26});
+    add("g_none", DType::kInt32, {0, 4});
+    add("h_doubles", DType::kFloat64, {2, 3});
+    add("j_bytes", DType::kUInt8, {5});
+    add("a_list", DType::kUInt8, {static_cast<std::int64_t>(i % 5)});
+    add("z_list", DType::kInt64, {static_cast<std::int64_t>(i * 7 % 3)});
+    return OkStatus();
+  });
+}
+
+struct Wrapper {
+  const char* name;
+  Dataset (*wrap)(const Dataset& data, const testing::TempDir& folder);
+};
+
+const Wrapper kWrappers[] = {
+    {"AsSource", [](const Dataset& data,
+                    const testing::TempDir&) { return Dataset(OrThrow(data.AsSource())); }},
+    {"Cache", [](const Dataset& data, const testing::TempDir&) { return OrThrow(Cache(data)); }},
+    {"CacheInFile",
+     [](const Dataset& data, const testing::TempDir& folder) {
+       return OrThrow(CacheInFile(data, FileSystem::Local(), folder / "wrapped"));
+     }},
+    {"Snapshot",
+     [](const Dataset& data, const testing::TempDir& folder) {
+       return OrThrow(Snapshot(data, FileSystem::Local(), folder / "wrapped", {.shards = 5}));
+     }},
+    {"SnapshotGzip",
+     [](const Dataset& data, const testing::TempDir& folder) {
+       return OrThrow(Snapshot(data, FileSystem::Local(), folder / "wrapped",
+                               {.shards = 2, .compress = true}));
+     }},
+    {"Filter",
+     [](const Dataset& data, const testing::TempDir&) {
+       return OrThrow(Filter(data, [](const Example&) -> Result<bool> { return true; }));
+     }},
+    {"SkipCorrupt",
+     [](const Dataset& data, const testing::TempDir&) { return OrThrow(SkipCorrupt(data, 0)); }},
+    {"FlatMap",
+     [](const Dataset& data, const testing::TempDir&) {
+       return OrThrow(FlatMap(data, [](const Example& example, std::vector<Example>& made) {
+         made.push_back(example);
+         return OkStatus();
+       }));
+     }},
+    {"Concatenate",
+     [](const Dataset& data, const testing::TempDir&) {
+       return OrThrow(Concatenate({data.Take(11), data.Skip(11)}));
+     }},
+    {"Interleave",
+     [](const Dataset& data, const testing::TempDir&) { return OrThrow(Interleave({data})); }},
+    {"Zip", [](const Dataset& data, const testing::TempDir&) { return OrThrow(Zip({data})); }},
+};
+
+using Wrapping = std::tuple<Wrapper, Case>;
+
+class WrapperConformance : public ::testing::TestWithParam<Wrapping> {
+ protected:
+  static std::string Everything(const Example& example) {
+    std::string bytes;
+    for (const auto& [name, tensor] : example) {
+      bytes += name + " " + std::string(DTypeName(tensor.dtype())) + tensor.shape().ToString();
+      bytes.append(reinterpret_cast<const char*>(tensor.raw()), tensor.bytes());
+    }
+    return bytes;
+  }
+  static std::string Everything(const Batch& batch) {
+    std::string bytes = Everything(batch.features);
+    for (const auto& [name, lists] : batch.ragged) {
+      bytes += Everything(Example{{name, lists.values}, {name + " splits", lists.splits}});
+    }
+    return bytes;
+  }
+};
+
+TEST_P(WrapperConformance, GivesWhatItWraps) {
+  const auto& [wrapper, wrapped] = GetParam();
+  const testing::TempDir folder;
+  const Dataset data = wrapped.make(folder);
+  const std::shared_ptr<const Source> source = OrThrow(data.AsSource());
+  const Dataset wrapping = wrapper.wrap(data, folder);
+  const Source& other = wrapping.source();
+  ASSERT_EQ(other.size(), source->size());
+  for (const int pass : {0, 1}) {  // the second from what is kept
+    for (std::int64_t i = 0; i < source->size(); ++i) {
+      ASSERT_EQ(Everything(OrThrow(other.Read(i))), Everything(OrThrow(source->Read(i))))
+          << "example " << i << ", pass " << pass;
+    }
+  }
+  const auto batches = OrThrow(data.Batch(8).Iterate());
+  const auto others = OrThrow(wrapping.Batch(8).Prefetch(2).Iterate());
+  while (const auto batch = OrThrow(batches->Next())) {
+    const auto same = OrThrow(others->Next());
+    ASSERT_TRUE(same.has_value());
+    EXPECT_EQ(Everything(*same), Everything(*batch));
+  }
+  EXPECT_FALSE(OrThrow(others->Next()).has_value());
+}
+
+INSTANTIATE_TEST_SUITE_P(Source, WrapperConformance,
+                         ::testing::Combine(::testing::ValuesIn(kWrappers),
+                                            ::testing::Values(Case{"OddSizes", OddSizes},
+                                                              Case{"Criteo", CriteoFiles},
+                                                              Case{"RaggedRecords", RaggedRecords},
+                                                              Case{"FixedRecords",
+                                                                   [](const testing::TempDir& f) {
+                                                                     return FixedFiles(f, false);
+                                                                   }})),
+                         [](const auto& param) {
+                           return std::string(std::get<0>(param.param).name) + "Of" +
+                                  std::get<1>(param.param).name;
+                         });
 
 }  // namespace
 }  // namespace cohort::data

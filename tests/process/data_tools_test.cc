@@ -333,6 +333,21 @@ TEST_F(DataTools, ShardLeavesNothingWhereAnInputIsDamaged) {
   }
 }
 
+// Half a sample would go to one file, and half to another.
+TEST_F(DataTools, ShardRefusesSamplesWhoseMembersDoNotLieTogether) {
+  auto tar = OrThrow(data::TarWriter::Create(files_, folder_ / "mixed.tar"));
+  for (const std::string member : {"a.jpg", "b.jpg", "b.cls", "a.cls"}) {
+    OrThrow(tar->Add(member, "x"));
+  }
+  OrThrow(tar->Close());
+  Run({"shard", folder_ / "mixed.tar", "--files", "2", "--out", folder_ / "s"}, 2);
+  EXPECT_THAT(error_, AllOf(HasSubstr("mixed.tar: sample 'a' goes on at byte 3072"),
+                            HasSubstr("behind other samples")));
+  for (const std::string& name : OrThrow(files_.List(folder_.path()))) {
+    EXPECT_FALSE(name.starts_with("s-")) << name;
+  }
+}
+
 TEST_F(DataTools, StatsAreWhatFeaturesReadBack) {
   const std::string csv = Write("a.csv", "x,name\n1,b\n2,a\n,b\n6,c\n");
   const Json report = RunJson({"stats", csv, csv, "--out", folder_ / "s.json", "--vocabularies",
@@ -518,6 +533,37 @@ TEST_F(DataTools, ShardOfPackedRecordsIsFlatInMemory) {
   const std::int64_t small = peak(128);
   EXPECT_GT(small, 1000);
   EXPECT_LT(peak(2048), small + 16'000);
+}
+
+// Of a data set, which reads at random: a hundred files take the memory of one.
+TEST_F(DataTools, MemoryIsFlatOverManyFiles) {
+  std::vector<std::string> paths = {WriteExamples("0.tfrecord", 1000)};  // 2 MB
+  for (int i = 1; i < 100; ++i) {
+    paths.push_back(folder_ / (std::to_string(i) + ".tfrecord"));
+    std::filesystem::copy_file(paths[0], paths.back());
+  }
+  std::map<std::size_t, Json> reports;
+  for (const std::size_t files : {std::size_t{1}, paths.size()}) {
+    std::vector<std::string> command = {COHORT_BIN_DIR "/cohort",
+                                        "bench",
+                                        "input",
+                                        "--format",
+                                        "example",
+                                        "--rounds",
+                                        "1",
+                                        "--json"};
+    command.insert(command.end(), paths.begin(),
+                   paths.begin() + static_cast<std::ptrdiff_t>(files));
+    testing::ProcessCluster processes;
+    processes.Start("cohort", command);
+    ASSERT_EQ(processes.Wait("cohort", std::chrono::seconds(60)).value_or(-1), 0)
+        << processes.Stderr("cohort");
+    reports[files] = Json::parse(processes.Stdout("cohort"));
+    EXPECT_EQ(reports[files].at("records"), 1000 * files);
+  }
+  EXPECT_GT(reports[100].at("bytes"), 200'000'000);
+  EXPECT_LT(reports[100].at("max_rss_kilobytes").get<int>(),
+            reports[1].at("max_rss_kilobytes").get<int>() + 16'000);
 }
 
 // From the local disk to S3 and on within it, and back.

@@ -374,6 +374,42 @@ TEST(SkipCorrupt, LeavesOutCountsAndBounds) {
   EXPECT_FALSE(SkipCorrupt(broken, 3).ok());
 }
 
+TEST(FlatMap, MakesListsOfAnyLength) {
+  const auto make = [](const Example& example, std::vector<Example>& made) {
+    const std::int64_t id = example.at("id").data<std::int64_t>()[0];
+    for (std::int64_t k = 0; k < 2; ++k) {
+      const std::vector<std::int64_t> list(static_cast<std::size_t>(id + k), id);
+      made.push_back(
+          {{"id", example.at("id")}, {"list", Tensor::Of<std::int64_t>({id + k}, list)}});
+    }
+    return OkStatus();
+  };
+  const Dataset flat = OrThrow(FlatMap(Ids(3), make, 1, {"list"}));
+  const auto batches = OrThrow(flat.Batch(6).Iterate());
+  const Batch batch = *OrThrow(batches->Next());
+  EXPECT_THAT(IdsOf(batch), ElementsAre(0, 0, 1, 1, 2, 2));
+  EXPECT_THAT(batch.lists("list").splits.data<std::int64_t>(), ElementsAre(0, 0, 1, 2, 4, 6, 9));
+  EXPECT_THAT(batch.lists("list").values.data<std::int64_t>(),
+              ElementsAre(0, 1, 1, 1, 2, 2, 2, 2, 2));
+  // Without being named it has the length of the first one.
+  EXPECT_THAT(OrThrow(FlatMap(Ids(3), make)).source().Read(1).status().message(),
+              HasSubstr("feature 'list' is not as in the first example"));
+  EXPECT_THAT(FlatMap(Ids(3), make, 1, {"words"}).status().message(),
+              HasSubstr("there is no list 'words'"));
+  const Dataset square = OrThrow(
+      FlatMap(Ids(3),
+              [](const Example& example, std::vector<Example>& made) {
+                made.push_back(example);
+                const std::int64_t id = example.at("id").data<std::int64_t>()[0];
+                made.back()["list"] = Tensor(DType::kInt64, id == 2 ? Shape({1, 2}) : Shape({id}));
+                return OkStatus();
+              },
+              1, {"list"}));
+  EXPECT_TRUE(square.source().Read(1).ok());
+  EXPECT_THAT(square.source().Read(2).status().message(),
+              HasSubstr("feature 'list' is not as in the first example, a list of int64"));
+}
+
 TEST(FlatMap, EveryExampleMadeHasANumber) {
   const auto repeat = [](const Example& example, std::vector<Example>& made) {
     const auto id = example.at("id").data<std::int64_t>()[0];
@@ -394,60 +430,6 @@ TEST(FlatMap, EveryExampleMadeHasANumber) {
   };
   const Dataset bad = OrThrow(FlatMap(Ids(2), unsteady));
   EXPECT_THAT(bad.source().Read(1).status().message(), HasSubstr("makes 2 examples, and made 1"));
-}
-
-TEST(Cache, ReadsEveryExampleOnce) {
-  std::atomic<int> reads = 0;
-  const Dataset counted = Ids(50).Map([&reads](Example&) {
-    ++reads;
-    return OkStatus();
-  });
-  const Dataset cached = OrThrow(Cache(counted));
-  reads = 0;
-  for (const std::int64_t epoch : {0, 1, 2}) {
-    EXPECT_EQ(OrderOf(cached.Shuffle(1), epoch), OrderOf(Ids(50).Shuffle(1), epoch));
-    EXPECT_EQ(reads, 50);
-  }
-  EXPECT_THAT(Cache(counted.Shuffle(1)).status().message(), HasSubstr("[Shuffle after it]"));
-}
-
-TEST(Cache, InAFileThatIsOfItsData) {
-  const testing::TempDir folder;
-  FileSystem& files = FileSystem::Local();
-  const std::string path = folder / "cache";
-  std::atomic<int> reads = 0;
-  const auto counted = [&reads](std::int64_t size) {
-    return OrThrow(FromTensors({{"id", Tensor(DType::kInt64, {size})},
-                                {"x", Tensor(DType::kFloat32, {size, 3})}}))
-        .Map([&reads](Example& example) {
-          example.at("x").data<float>()[2] = static_cast<float>(++reads);
-          return OkStatus();
-        });
-  };
-  const Dataset first = OrThrow(CacheInFile(counted(20), files, path));
-  EXPECT_EQ(first.size(), 20);
-  const int made = reads;
-  EXPECT_GE(made, 20);
-  const Dataset again = OrThrow(CacheInFile(counted(20), files, path));
-  EXPECT_LE(reads, made + 1) << "but for the look at what the map makes";
-  EXPECT_EQ(OrThrow(again.source().Read(7)).at("x").data<float>()[2],
-            OrThrow(first.source().Read(7)).at("x").data<float>()[2]);
-  EXPECT_THAT(OrThrow(files.List(folder.path())), ElementsAre("cache")) << "nothing else is left";
-  // Other data, or another version of the map: written anew.
-  EXPECT_EQ(OrThrow(CacheInFile(counted(21), files, path)).size(), 21);
-  const int before = reads;
-  OrThrow(CacheInFile(counted(21), files, path, "2"));
-  EXPECT_GE(reads, before + 21);
-  OrThrow(WriteFileAtomically(files, path, "something else"));
-  EXPECT_EQ(OrThrow(CacheInFile(counted(21), files, path)).size(), 21);
-
-  // A full disk leaves nothing behind.
-  testing::FaultyFileSystem full([](std::string_view operation, const std::string&) {
-    return operation == "append" ? ResourceExhausted("disk full") : OkStatus();
-  });
-  EXPECT_EQ(CacheInFile(counted(5), full, folder / "other").status().code(),
-            StatusCode::kResourceExhausted);
-  EXPECT_THAT(OrThrow(files.List(folder.path())), ElementsAre("cache"));
 }
 
 // Any data set, stopped anywhere, goes on as if it had not been: with other numbers of workers and

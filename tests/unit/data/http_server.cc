@@ -82,6 +82,11 @@ std::vector<HttpServer::Request> HttpServer::requests() {
   return requests_;
 }
 
+int HttpServer::most_open() {
+  std::lock_guard lock(mutex_);
+  return most_open_;
+}
+
 void HttpServer::Accept() {
   while (!stop_) {
     const int fd = ::accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC);
@@ -163,11 +168,16 @@ bool HttpServer::Answer(int fd, const std::string& head, std::string body_of_req
     std::lock_guard lock(mutex_);
     request.number = static_cast<int>(requests_.size());
     requests_.push_back(request);
+    most_open_ = std::max(most_open_, ++open_);
     const auto it = files_.find(request.target);
     found = it != files_.end();
     file = found ? it->second : File();
   }
   const Fault fault = faults_ ? faults_(request) : Fault();
+  {
+    std::lock_guard lock(mutex_);
+    --open_;
+  }
   if (fault.drop) {
     return false;
   }

@@ -59,6 +59,7 @@ class HttpServer {
   void IgnoreRanges() { ranges_ = false; }
   std::string origin() const { return "http://127.0.0.1:" + std::to_string(port_); }
   std::vector<Request> requests();  // so far
+  int most_open();                  // requests that had no answer yet, at one time
 
  private:
   struct File {
@@ -81,6 +82,8 @@ class HttpServer {
   std::mutex mutex_;
   std::map<std::string, File> files_;  // guarded by mutex_
   std::vector<Request> requests_;      // guarded by mutex_
+  int open_ = 0;                       // guarded by mutex_
+  int most_open_ = 0;                  // guarded by mutex_
   std::vector<int> connections_;       // guarded by mutex_
   std::vector<std::thread> threads_;   // guarded by mutex_
   std::thread acceptor_;

@@ -135,6 +135,88 @@ TEST(Prefetch, AutoAddsThreadsWhileTheConsumerWaits) {
   EXPECT_EQ(most, 2) << "no more than batches ahead";
 }
 
+// Examples of 64 KiB, each built when its batch is asked for, or all when `all` is set.
+class LargeExamples final : public Source {
+ public:
+  static constexpr std::int64_t kBatch = 4;
+  std::int64_t size() const override { return 4000; }
+  const std::vector<FeatureSpec>& features() const override { return features_; }
+  Status ReadInto(std::int64_t index, std::span<std::byte* const> rows) const override {
+    std::unique_lock lock(mutex_);
+    const bool asked =
+        changed_.wait_for(lock, std::chrono::seconds(60), [&] { return index < asked_ * kBatch; });
+    std::memset(rows[0], static_cast<int>(index % 256), features_[0].bytes());
+    return asked ? Status() : DeadlineExceeded("nobody asks for this batch");
+  }
+  std::string Where(std::int64_t index) const override { return std::to_string(index); }
+  std::uint64_t Fingerprint() const override { return 1; }
+  void Ask(std::int64_t batches) const {
+    const std::lock_guard lock(mutex_);
+    asked_ = batches;
+    changed_.notify_all();
+  }
+
+ private:
+  std::vector<FeatureSpec> features_ = {{"x", DType::kUInt8, {1 << 16}}};
+  mutable std::mutex mutex_;
+  mutable std::condition_variable changed_;
+  mutable std::int64_t asked_ = 0;
+};
+
+// A consumer that always waits makes threads and batches ahead as many as there may be; the bytes
+// that are ready or being built stay within the budget all the same.
+TEST(Prefetch, AutoStaysWithinItsBytes) {
+  constexpr std::int64_t kBatchBytes = LargeExamples::kBatch << 16;
+  for (const std::int64_t budget : {3, 7}) {  // batches
+    const auto source = std::make_shared<LargeExamples>();
+    std::atomic<std::int64_t> live = 0;
+    std::atomic<std::int64_t> most = 0;
+    const AllocateBytes allocate = [&](std::size_t bytes) {
+      const std::int64_t now = live += static_cast<std::int64_t>(bytes);
+      for (std::int64_t before = most; before < now && !most.compare_exchange_weak(before, now);) {
+      }
+      auto* const memory = static_cast<std::byte*>(std::aligned_alloc(64, bytes));
+      return std::shared_ptr<std::byte>(memory, [&live, bytes](std::byte* gone) {
+        std::free(gone);
+        live -= static_cast<std::int64_t>(bytes);
+      });
+    };
+    auto batches = OrThrow(Dataset(source)
+                               .Batch(LargeExamples::kBatch)
+                               .Prefetch(kAutotune, kAutotune, budget * kBatchBytes + 100)
+                               .Iterate({.allocate = allocate}));
+    std::int64_t taken = 0;
+    const auto take = [&] {
+      const auto batch = OrThrow(batches->Next());
+      ASSERT_TRUE(batch.has_value());
+      const std::int64_t first = taken++ * LargeExamples::kBatch;
+      EXPECT_EQ(batch->features.at("x").data<std::uint8_t>()[0], first % 256);
+      // This one, and what is ahead: when it was taken there was room for another.
+      EXPECT_LE(live, (budget + 1) * kBatchBytes);
+    };
+    for (int i = 0; i < 200; ++i) {
+      source->Ask(taken + 1);
+      take();
+    }
+    const auto fills = [&] {
+      const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+      while (live < budget * kBatchBytes && std::chrono::steady_clock::now() < limit) {
+        std::this_thread::yield();
+      }
+      return live.load();
+    };
+    source->Ask(1000);
+    EXPECT_EQ(fills(), budget * kBatchBytes) << "all of it is used";
+    for (int i = 0; i < 50; ++i) {
+      take();
+    }
+    EXPECT_EQ(fills(), budget * kBatchBytes);
+    EXPECT_LE(most, (budget + 1) * kBatchBytes);
+    batches.reset();
+    EXPECT_EQ(live, 0);
+  }
+}
+
 TEST(Prefetch, BytesBoundWhatIsPrepared) {
   Gate gate;
   gate.Open(1000);

@@ -57,6 +57,14 @@ TEST(Ragged, ABatchHasValuesAndSplits) {
   EXPECT_EQ(empty.lists("list").values.dtype(), DType::kInt64);
 }
 
+TEST(Ragged, FingerprintsTellEveryValueThatPads) {
+  std::set<std::uint64_t> digests;
+  for (const double value : {0.0, 1e-9, 2e-9}) {
+    digests.insert(WithLists(3).Batch(2).Pad("list", {.value = value}).Fingerprint());
+  }
+  EXPECT_EQ(digests.size(), 3U);
+}
+
 TEST(Ragged, WhatIsNotDeclaredIsAnErrorThatSaysHow) {
   const auto lists = [](Example& example) {
     example["list"] = Tensor(DType::kInt64, {example.at("id").data<std::int64_t>()[0]});

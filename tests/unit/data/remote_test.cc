@@ -109,6 +109,59 @@ TEST(Remote, SequencesAreReadAheadInBlocksAndSingleReadsTakeTheirBytes) {
   EXPECT_EQ(requests.back().end, 50'010);
 }
 
+// No part is answered before as many are asked for as there may be at once.
+TEST(Remote, PartsOfALargeReadAreFetchedAtOnce) {
+  const RemoteOptions options = Quick();
+  std::atomic<HttpServer*> self = nullptr;
+  HttpServer server([&](const HttpServer::Request& request) {
+    const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(1);
+    while (request.number > 0 && self.load()->most_open() < options.parallel &&
+           std::chrono::steady_clock::now() < limit) {
+      std::this_thread::yield();
+    }
+    return HttpServer::Fault();
+  });
+  self = &server;
+  const std::string content = Noise(12 * options.part);
+  server.Put("/f", content);
+  const auto files = MakeRemoteFileSystem(options);
+  const auto file = OrThrow(files->OpenForRead(server.origin() + "/f"));
+  EXPECT_EQ(server.most_open(), 1);
+  EXPECT_EQ(OrThrow(ReadAt(*file, 0, content.size())), content);
+  EXPECT_EQ(server.requests().size(), 1U + 12);
+  EXPECT_GE(server.most_open(), options.parallel);
+  EXPECT_LE(server.most_open(), options.parallel + 1) << "theirs, and that of who reads";
+}
+
+// A tenth of a block is read, and the server has been asked for the next one.
+TEST(Remote, TheNextBlockIsAskedForBeforeThisOneIsConsumed) {
+  HttpServer server;
+  const std::string content = Noise(6'500);
+  server.Put("/f", content);
+  const RemoteOptions options = Quick();
+  const auto files = MakeRemoteFileSystem(options);
+  const auto file = OrThrow(files->OpenForRead(server.origin() + "/f"));
+  const auto asked = [&](std::uint64_t begin) {
+    const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    while (std::chrono::steady_clock::now() < limit) {
+      for (const HttpServer::Request& request : server.requests()) {
+        if (request.number > 0 && request.begin == static_cast<std::int64_t>(begin)) {
+          return true;
+        }
+      }
+      std::this_thread::yield();
+    }
+    return false;
+  };
+  for (std::uint64_t at = 0; at + options.block < content.size(); at += options.block) {
+    ASSERT_EQ(OrThrow(ReadAt(*file, at, 100)), content.substr(at, 100));
+    ASSERT_TRUE(asked(at + options.block)) << at;
+    ASSERT_EQ(OrThrow(ReadAt(*file, at + 100, options.block - 100)),
+              content.substr(at + 100, options.block - 100));
+  }
+  EXPECT_EQ(server.requests().size(), 1U + 7) << "each block once";
+}
+
 // Every kind of trouble that passes, at every request in turn.
 TEST(Remote, GoesOnAfterTroubleWithoutReadingAnythingTwice) {
   const std::string content = Noise(12'000);

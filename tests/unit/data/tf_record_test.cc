@@ -10,12 +10,14 @@
 #include <sys/mman.h>
 #include <zlib.h>
 
+#include <algorithm>
 #include <atomic>
 #include <bit>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <random>
+#include <set>
 #include <thread>
 
 #include <cohort/core/random.h>
@@ -24,6 +26,8 @@
 #include <cohort/io/record_file.h>
 
 #include "commands/watched_files.h"
+#include "testing/faulty_file_system.h"
+#include "testing/sanitized.h"
 #include "testing/temp_dir.h"
 #include "unit/data/collect.h"
 
@@ -418,6 +422,40 @@ TEST_F(TfRecordsTest, DamageIsNeverReadAsData) {
   }
 }
 
+TEST_F(TfRecordsTest, WhatCannotBeReadAfterOpeningIsNamed) {
+  const std::string path = Write("r", {golden_, golden_, golden_});
+  bool away = false;
+  testing::FaultyFileSystem files([&away](std::string_view operation, const std::string&) {
+    return away && operation == "read" ? Unavailable("the disk is away") : Status();
+  });
+  const Dataset data = OrThrow(TfRecords({path}, {.features = all_, .files = &files}));
+  away = true;
+  const Status unreadable = data.source().Read(2).status();
+  EXPECT_EQ(unreadable.code(), StatusCode::kUnavailable);
+  EXPECT_THAT(unreadable.message(),
+              AllOf(HasSubstr(path + ": record 2 at byte 142"), HasSubstr("the disk is away")));
+  away = false;
+  std::filesystem::resize_file(path, 71 + 20);
+  EXPECT_TRUE(data.source().Read(0).ok());
+  const Status shorter = data.source().Read(1).status();
+  EXPECT_EQ(shorter.code(), StatusCode::kDataLoss);
+  EXPECT_THAT(shorter.message(),
+              AllOf(HasSubstr(path + ": record 1 at byte 71"), HasSubstr("became shorter")));
+}
+
+// Digits that a decimal would lose, and a value beside none at all.
+TEST_F(TfRecordsTest, FingerprintsTellEveryValueThatStandsForMissingOnes) {
+  const std::string path = Write("r", {golden_});
+  std::set<std::uint64_t> digests;
+  for (const std::optional<double> missing :
+       {std::optional<double>(), std::optional(0.5), std::optional(1e-9), std::optional(2e-9)}) {
+    digests.insert(
+        OrThrow(TfRecords({path}, {.features = {{.name = "f", .shape = {2}, .missing = missing}}}))
+            .Fingerprint());
+  }
+  EXPECT_EQ(digests.size(), 4U);
+}
+
 TEST_F(TfRecordsTest, AnIndexStandsForTheWalkAndIsOfItsFile) {
   const std::string path = Write("r", {golden_, "", golden_});
   const TfRecordOptions walked = {.features = {{.name = "f", .shape = {2}, .missing = 5}}};
@@ -633,6 +671,44 @@ TEST_F(TfRecordsTest, ResumesAtTheEdgesOfAnEpochOfItsFiles) {
                                  data({a, write("c", 14, 23)}, 1), data({a, b}, 2)}) {
       EXPECT_EQ(other.Batch(5).ResumeAt(place).status().code(), StatusCode::kFailedPrecondition);
     }
+  }
+}
+
+// A million records on disk, shuffled, read by threads ahead: from a random place for each number
+// of workers, the whole rest of the epoch is that of the run that was never interrupted.
+TEST_F(TfRecordsTest, AMillionShuffledRecordsResumeAtRandomPlaces) {
+  constexpr std::int64_t kSize = testing::kSanitized ? 100'000 : 1'000'000;
+  constexpr std::int64_t kBatch = 512;
+  std::vector<std::string> paths;
+  for (std::int64_t i = 0, file = 0; file < 3; ++file) {
+    paths.push_back(folder_ / std::to_string(file));
+    const auto writer = OrThrow(io::RecordWriter::Create(files_, paths.back()));
+    for (const std::int64_t end = kSize * (file + 1) / 3; i < end; ++i) {
+      TfFeatures features;
+      features["id"] = {.kind = TfFeature::Kind::kInt64, .ints = {i}};
+      OrThrow(writer->Write(EncodeTfExample(features)));
+    }
+    OrThrow(writer->Close());
+  }
+  const Dataset data =
+      OrThrow(TfRecords(paths, {.features = {{.name = "id", .type = TfType::kInt64}}}))
+          .Shuffle(11)
+          .Batch(kBatch)
+          .Prefetch(4, 2);
+  const std::vector<std::int64_t> whole = Flatten(Collect(data, {.epoch = 2}));
+  std::vector<std::int64_t> sorted = whole;
+  std::sort(sorted.begin(), sorted.end());
+  ASSERT_EQ(sorted, Flatten(Collect(Ids(kSize).Batch(kSize))));
+  EXPECT_NE(sorted, whole);
+  std::mt19937_64 random(5);
+  for (const int workers : {1, 2, 3, 5}) {
+    const auto batch =
+        static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(data.batches_per_epoch()));
+    const std::string saved = data.PositionAt({.epoch = 2}, batch).ToString();
+    const IterateOptions rest = OrThrow(data.ResumeAt(OrThrow(DataPosition::Parse(saved))));
+    ASSERT_EQ(Flatten(CollectWorld(data, workers, rest)),
+              std::vector<std::int64_t>(whole.begin() + batch * kBatch, whole.end()))
+        << workers << " workers from batch " << batch;
   }
 }
 

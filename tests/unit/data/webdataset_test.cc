@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <set>
 #include <stdexcept>
 
 #include <cohort/core/random.h>
@@ -79,6 +80,18 @@ class WebDatasetTest : public ::testing::Test {
  private:
   std::string good_;  // what Changed changes
 };
+
+TEST_F(WebDatasetTest, FingerprintsTellEveryValueThatStandsForMissingOnes) {
+  const std::string path = WriteTar("t.tar", {{"a.cls", "1"}});
+  std::set<std::uint64_t> digests;
+  for (const std::optional<double> missing :
+       {std::optional<double>(), std::optional(0.5), std::optional(1e-9), std::optional(2e-9)}) {
+    WebFeature label = label_;
+    label.missing = missing;
+    digests.insert(OrThrow(WebDataset({path}, {.features = {label}})).Fingerprint());
+  }
+  EXPECT_EQ(digests.size(), 4U);
+}
 
 TEST_F(WebDatasetTest, MembersUpToTheFirstDotAreASample) {
   const std::string one = WriteTar("1.tar", {{"a/1.x.raw", "abcd"},

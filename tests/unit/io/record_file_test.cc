@@ -1,7 +1,9 @@
 #include <cohort/io/crc32c.h>
 #include <cohort/io/record_file.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <cstring>
 #include <fstream>
 
 #include "testing/faulty_file_system.h"
@@ -85,6 +87,9 @@ TEST_P(RecordFileTest, EveryTruncationIsAnErrorOrARecordBoundary) {
     if (!boundary) {
       EXPECT_EQ(status.code(), StatusCode::kDataLoss);
       EXPECT_NE(status.message().find(dir_.path()), std::string::npos);
+      EXPECT_NE(status.message().find(": record " + std::to_string(records.size()) + " at byte "),
+                std::string::npos)
+          << status.message();
     }
   }
 }
@@ -226,6 +231,100 @@ TEST_F(RawRecordFile, RandomAccessFindsDamage) {
   EXPECT_EQ(OrThrow(RecordFile::Open(files_, Put("")))->size(), 0);
 }
 
+// Zeros become holes: a file of gigabytes that takes no disk.
+class SparseFile final : public WritableFile {
+ public:
+  explicit SparseFile(const std::string& path) : file_(path, std::ios::binary) {}
+  Status Append(std::span<const std::byte> bytes) override {
+    constexpr std::size_t kPiece = std::size_t{1} << 20;
+    static const std::vector<char> zeros(kPiece);
+    while (!bytes.empty()) {
+      const auto piece = bytes.first(std::min(bytes.size(), kPiece));
+      if (std::memcmp(piece.data(), zeros.data(), piece.size()) == 0) {
+        file_.seekp(static_cast<std::streamoff>(piece.size()), std::ios::cur);
+      } else {
+        file_.write(reinterpret_cast<const char*>(piece.data()),
+                    static_cast<std::streamsize>(piece.size()));
+      }
+      bytes = bytes.subspan(piece.size());
+    }
+    return file_.good() ? Status() : Unknown();
+  }
+  Status Flush() override { return {}; }
+  Status Sync() override { return {}; }
+  Status Close() override {
+    file_.close();
+    return file_.good() ? Status() : Unknown();
+  }
+
+ private:
+  static Status Unknown() { return {StatusCode::kUnknown, "the disk"}; }
+  std::ofstream file_;
+};
+
+// Offsets of more than 32 bits, in sequence and by number.
+TEST_F(RawRecordFile, AFileOfMoreThan4GiB) {
+  constexpr std::size_t kRecord = std::size_t{64} << 20;
+  constexpr std::int64_t kRecords = 65;
+  const std::string path = dir_ / "large";
+  std::string record(kRecord, '\0');
+  {
+    const auto writer = RecordWriter::To(std::make_unique<SparseFile>(path));
+    for (std::int64_t i = 0; i < kRecords; ++i) {
+      record.back() = static_cast<char>(i + 1);
+      OrThrow(writer->Write(record));
+    }
+    OrThrow(writer->Write("the last"));
+    OrThrow(writer->Close());
+  }
+  const std::uint64_t last = std::uint64_t{kRecords} * (kRecord + 16);
+  ASSERT_GT(last, std::uint64_t{1} << 32);
+  const auto reader = OrThrow(RecordReader::Open(files_, path));
+  for (std::int64_t i = 0; i < kRecords; ++i) {
+    const auto next = OrThrow(reader->Next());
+    ASSERT_TRUE(next.has_value());
+    ASSERT_EQ(next->size(), kRecord);
+    ASSERT_EQ(next->back(), static_cast<char>(i + 1));
+  }
+  EXPECT_EQ(reader->offset(), last);
+  EXPECT_EQ(OrThrow(reader->Next()), "the last");
+  EXPECT_FALSE(OrThrow(reader->Next()).has_value());
+  const auto file = OrThrow(RecordFile::Open(files_, path));
+  ASSERT_EQ(file->size(), kRecords + 1);
+  EXPECT_EQ(file->offsets()[kRecords], last);
+  OrThrow(file->Read(kRecords, record));
+  EXPECT_EQ(record, "the last");
+  OrThrow(file->Read(kRecords - 1, record));
+  EXPECT_EQ(record.back(), static_cast<char>(kRecords));
+}
+
+// Larger than one read of the kernel gives.
+TEST_F(RawRecordFile, ARecordOfMoreThan2GiB) {
+  constexpr std::size_t kRecord = (std::size_t{1} << 31) + 4096;
+  constexpr std::int64_t kNeeded = 6;  // GiB
+  if (std::int64_t{::sysconf(_SC_AVPHYS_PAGES)} * ::sysconf(_SC_PAGESIZE) < kNeeded << 30) {
+    GTEST_SKIP() << "less than " << kNeeded << " GiB of memory are free";
+  }
+  const std::string path = dir_ / "large";
+  std::string record(kRecord, '\0');
+  record.back() = 'z';
+  const std::uint32_t crc = Crc32c(record);
+  {
+    const auto writer = RecordWriter::To(std::make_unique<SparseFile>(path));
+    OrThrow(writer->Write(record));
+    OrThrow(writer->Write("the last"));
+    OrThrow(writer->Close());
+  }
+  std::string().swap(record);
+  const auto file = OrThrow(RecordFile::Open(files_, path));
+  ASSERT_EQ(file->size(), 2);
+  OrThrow(file->Read(0, record));
+  EXPECT_EQ(record.size(), kRecord);
+  EXPECT_EQ(Crc32c(record), crc);
+  OrThrow(file->Read(1, record));
+  EXPECT_EQ(record, "the last");
+}
+
 TEST_F(RawRecordFile, FlushedRecordsAreSeenByAReader) {
   for (const Compression c : {Compression::kNone, Compression::kGzip, Compression::kZlib}) {
     const std::string path = dir_ / std::string(CompressionName(c));
@@ -276,6 +375,9 @@ TEST_F(RawRecordFile, PackedFilesAreUnpackedAhead) {
     for (int again = 0; again < 2; ++again) {
       const Status status = reader->Next().status();
       EXPECT_EQ(status.code(), StatusCode::kDataLoss);
+      EXPECT_NE(status.message().find(path + ": record " + std::to_string(sound) + " at byte "),
+                std::string::npos)
+          << status.message();
       EXPECT_NE(status.message().find("cut off"), std::string::npos) << status.message();
     }
   }
@@ -298,6 +400,9 @@ TEST_F(RawRecordFile, AWrongChecksumOfAMemberIsFoundAheadToo) {
       EXPECT_EQ(status.code(), StatusCode::kDataLoss);
       EXPECT_NE(status.message().find("has a wrong checksum, at byte " +
                                       std::to_string(3 * member.size())),
+                std::string::npos)
+          << status.message();
+      EXPECT_NE(status.message().find(": record " + std::to_string(3 * records.size())),
                 std::string::npos)
           << status.message();
       EXPECT_EQ(read.size(), 3 * records.size());
@@ -324,6 +429,9 @@ TEST_F(RawRecordFile, AfterAReadErrorTheSameRecordIsTriedAgain) {
     const auto failed = reader->Next();
     if (!failed.ok()) {  // small packed files are in the buffer already
       EXPECT_EQ(failed.status().code(), StatusCode::kUnavailable);
+      EXPECT_NE(failed.status().message().find("record 1 at byte " + std::to_string(before)),
+                std::string::npos)
+          << failed.status().message();
       EXPECT_EQ(reader->offset(), before);
       broken = false;
       EXPECT_EQ(OrThrow(reader->Next()), records[1]);

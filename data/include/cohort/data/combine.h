@@ -60,12 +60,14 @@ Result<Dataset> Mix(const std::vector<Dataset>& parts, const MixOptions& options
 Result<Dataset> Filter(const Dataset& data,
                        const std::function<Result<bool>(const Example&)>& holds, int threads = 1);
 
-// All examples that the function makes of each, of features of fixed shape. One pass counts them; 8
-// bytes are kept for each example of the data, and reading one runs the function again. As Filter:
-// before Shuffle.
+// All examples that the function makes of each. Features named in `lists`, and those of the data
+// that are ragged, are lists of any length, tensors of one axis; others have one shape. One pass
+// counts the examples; 8 bytes are kept for each example of the data, and reading one runs the
+// function again. InvalidArgument: a list that the first example does not have. As Filter: before
+// Shuffle.
 Result<Dataset> FlatMap(const Dataset& data,
                         std::function<Status(const Example&, std::vector<Example>&)> make,
-                        int threads = 1);
+                        int threads = 1, const std::vector<std::string>& lists = {});
 
 struct CorruptExamples {
   std::int64_t examples = 0;
@@ -83,10 +85,12 @@ Result<Dataset> SkipCorrupt(const Dataset& data, std::int64_t max_corrupt,
 // Keeps examples in memory as they are first read, with what Map made of them: at most the size of
 // all. InvalidArgument after a Shuffle.
 Result<Dataset> Cache(const Dataset& data);
-// Reads all examples once, with what Map makes of them, and writes them to a safetensors file; if
-// that file is of this data set already (Fingerprint, also of an earlier program run), it is used
-// as it is. Of features of fixed shape only. `version`: change it where a Map does something else
-// than before, which a fingerprint cannot tell.
+// Reads all examples once, with what Map makes of them, lists of any length too, and writes them to
+// a safetensors file; if that file is of this data set already (Fingerprint, also of an earlier
+// program run) and whole, it is used as it is. Every example has a checksum, compared when it is
+// read: DataLoss that names the file and the row. While it is written, the columns (all but the
+// first where there are no lists) take their space on the disk twice. `version`: change it where a
+// Map does something else than before, which a fingerprint cannot tell.
 Result<Dataset> CacheInFile(const Dataset& data, FileSystem& files, const std::string& path,
                             const std::string& version = "");
 
