@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 
 #include <cohort/data/combine.h>
 #include <cohort/data/criteo.h>
@@ -134,7 +135,8 @@ Dataset Small(bool lists = false) {
   });
 }
 
-// Every byte of the file: an error that names it, or a file that is made anew. Never other data.
+// A bit of every byte of the examples, and of many of the header's: an error that names it, or a
+// file that is made anew. Never other data.
 TEST(Cache, AFlippedBitInAFileIsNeverReadAsData) {
   const testing::TempDir folder;
   FileSystem& files = FileSystem::Local();
@@ -147,10 +149,10 @@ TEST(Cache, AFlippedBitInAFileIsNeverReadAsData) {
     std::uint64_t header = 0;
     std::memcpy(&header, good.data(), sizeof(header));
     header += sizeof(header);
-    for (std::size_t at = 0; at < good.size(); ++at) {
+    for (std::size_t at = 0; at < good.size(); at += at < header ? 5 : 1) {
       std::string bad = good;
       bad[at] = static_cast<char>(bad[at] ^ (1 << at % 8));
-      OrThrow(WriteFileAtomically(files, path, bad));
+      std::ofstream(path, std::ios::binary) << bad;
       const Dataset cached = OrThrow(CacheInFile(data, files, path));
       int refused = 0;
       for (std::int64_t i = 0; i < data.size(); ++i) {

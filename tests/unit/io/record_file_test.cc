@@ -262,67 +262,76 @@ class SparseFile final : public WritableFile {
   std::ofstream file_;
 };
 
-// Offsets of more than 32 bits, in sequence and by number.
-TEST_F(RawRecordFile, AFileOfMoreThan4GiB) {
-  constexpr std::size_t kRecord = std::size_t{64} << 20;
-  constexpr std::int64_t kRecords = 65;
+// Offsets of more than 31 bits, in sequence and by number, in the memory of a record.
+TEST_F(RawRecordFile, AFileOfMoreThan2GiB) {
+  constexpr std::size_t kBytes = std::size_t{1} << 20;
+  constexpr std::int64_t kCount = 2050;
   const std::string path = dir_ / "large";
-  std::string record(kRecord, '\0');
+  std::string record(kBytes, '\0');
   {
     const auto writer = RecordWriter::To(std::make_unique<SparseFile>(path));
-    for (std::int64_t i = 0; i < kRecords; ++i) {
+    for (std::int64_t i = 0; i < kCount; ++i) {
       record.back() = static_cast<char>(i + 1);
       OrThrow(writer->Write(record));
     }
     OrThrow(writer->Write("the last"));
     OrThrow(writer->Close());
   }
-  const std::uint64_t last = std::uint64_t{kRecords} * (kRecord + 16);
-  ASSERT_GT(last, std::uint64_t{1} << 32);
+  const std::uint64_t last = std::uint64_t{kCount} * (kBytes + 16);
+  ASSERT_GT(last, std::uint64_t{1} << 31);
   const auto reader = OrThrow(RecordReader::Open(files_, path));
-  for (std::int64_t i = 0; i < kRecords; ++i) {
+  for (std::int64_t i = 0; i < kCount; ++i) {
     const auto next = OrThrow(reader->Next());
     ASSERT_TRUE(next.has_value());
-    ASSERT_EQ(next->size(), kRecord);
+    ASSERT_EQ(next->size(), kBytes);
     ASSERT_EQ(next->back(), static_cast<char>(i + 1));
   }
   EXPECT_EQ(reader->offset(), last);
   EXPECT_EQ(OrThrow(reader->Next()), "the last");
   EXPECT_FALSE(OrThrow(reader->Next()).has_value());
   const auto file = OrThrow(RecordFile::Open(files_, path));
-  ASSERT_EQ(file->size(), kRecords + 1);
-  EXPECT_EQ(file->offsets()[kRecords], last);
-  OrThrow(file->Read(kRecords, record));
+  ASSERT_EQ(file->size(), kCount + 1);
+  EXPECT_EQ(file->offsets()[kCount], last);
+  OrThrow(file->Read(kCount, record));
   EXPECT_EQ(record, "the last");
-  OrThrow(file->Read(kRecords - 1, record));
-  EXPECT_EQ(record.back(), static_cast<char>(kRecords));
+  OrThrow(file->Read(kCount - 1, record));
+  EXPECT_EQ(record.back(), static_cast<char>(kCount));
 }
 
-// Larger than one read of the kernel gives.
+// Larger than one read of the kernel gives; and a record behind the first 4 GiB.
 TEST_F(RawRecordFile, ARecordOfMoreThan2GiB) {
-  constexpr std::size_t kRecord = (std::size_t{1} << 31) + 4096;
-  constexpr std::int64_t kNeeded = 6;  // GiB
+  constexpr std::size_t kPiece = std::size_t{1} << 20;
+  constexpr std::size_t kRecord = (std::size_t{1} << 31) + kPiece;
+  constexpr std::int64_t kNeeded = 4;  // GiB
   if (std::int64_t{::sysconf(_SC_AVPHYS_PAGES)} * ::sysconf(_SC_PAGESIZE) < kNeeded << 30) {
     GTEST_SKIP() << "less than " << kNeeded << " GiB of memory are free";
   }
   const std::string path = dir_ / "large";
-  std::string record(kRecord, '\0');
-  record.back() = 'z';
-  const std::uint32_t crc = Crc32c(record);
+  std::uint32_t crc = 0;
   {
-    const auto writer = RecordWriter::To(std::make_unique<SparseFile>(path));
-    OrThrow(writer->Write(record));
-    OrThrow(writer->Write("the last"));
-    OrThrow(writer->Close());
+    SparseFile file(path);
+    std::string piece(kPiece, '\0');
+    for (std::size_t at = 0; at < kRecord; at += kPiece) {
+      crc = Crc32c(piece, crc);
+    }
+    crc = MaskCrc(crc);
+    for (int i = 0; i < 2; ++i) {
+      OrThrow(file.Append(AsBytes(Header(kRecord))));
+      for (std::size_t at = 0; at < kRecord; at += kPiece) {
+        OrThrow(file.Append(AsBytes(piece)));
+      }
+      OrThrow(file.Append(std::as_bytes(std::span(&crc, 1))));
+    }
+    OrThrow(file.Append(AsBytes(OrThrow(ReadFile(files_, Write({"xyz"}, Compression::kNone))))));
+    OrThrow(file.Close());
   }
-  std::string().swap(record);
   const auto file = OrThrow(RecordFile::Open(files_, path));
-  ASSERT_EQ(file->size(), 2);
+  ASSERT_EQ(file->size(), 3);
+  std::string record;
+  OrThrow(file->Read(2, record));
+  EXPECT_EQ(record, "xyz");
   OrThrow(file->Read(0, record));
   EXPECT_EQ(record.size(), kRecord);
-  EXPECT_EQ(Crc32c(record), crc);
-  OrThrow(file->Read(1, record));
-  EXPECT_EQ(record, "the last");
 }
 
 TEST_F(RawRecordFile, FlushedRecordsAreSeenByAReader) {
