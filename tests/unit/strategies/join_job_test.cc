@@ -53,7 +53,14 @@ TEST(JoinJob, WhatIsOfServersIsOfNoOtherStrategy) {
   EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
   EXPECT_THAT(status.message(), ::testing::HasSubstr("server_wire under mirrored"));
   for (const std::string kind : {"one_device", "mirrored", "multi_worker_mirrored"}) {
-    options = kind == "multi_worker_mirrored" ? OfAParameterServersWorker() : StrategyOptions();
+    options = {};
+    if (kind == "multi_worker_mirrored") {  // with rows on a server
+      options.cluster = ClusterConfig{.cluster = ClusterSpec({{{TaskType::kPs, 0}, "a:1"},
+                                                              {{TaskType::kWorker, 0}, "b:1"},
+                                                              {{TaskType::kWorker, 1}, "c:1"}}),
+                                      .task = {TaskType::kWorker, 1},
+                                      .source = "flags"};
+    }
     options.balance_interval = std::chrono::seconds(1);
     const Status balanced = Strategy::FromEnv(kind, options).status();
     EXPECT_EQ(balanced.code(), StatusCode::kInvalidArgument);
