@@ -1,10 +1,10 @@
 #include "batch_builder.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
-#include <new>
 #include <utility>
+
+#include <cohort/core/host_blocks.h>
 
 #include "sources/guarded.h"
 
@@ -25,15 +25,12 @@ Tensor RowOf(const Tensor& tensor, std::int64_t row) {
   return tensor.Rows(row, row + 1).Reshaped(WithoutRows(tensor.shape()));
 }
 
-// Memory of the host that is not zeroed: every byte of a batch is written once.
-std::shared_ptr<std::byte> HostBytes(std::size_t bytes) {
-  constexpr std::size_t kAlignment = 64;
-  auto* const memory = static_cast<std::byte*>(
-      std::aligned_alloc(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment));
-  if (memory == nullptr) {
-    throw std::bad_alloc();
-  }
-  return {memory, [](std::byte* p) { std::free(p); }};
+// Memory of the host, large blocks of it used again.
+AllocateBytes ReusedBytes() {
+  constexpr std::size_t kLarge = std::size_t{1} << 18;  // malloc keeps what is smaller
+  return [blocks = std::make_shared<HostBlocks>(HostBytes)](std::size_t bytes) {
+    return bytes < kLarge ? HostBytes(bytes) : blocks->Take(bytes);
+  };
 }
 
 // A tensor to be written.
@@ -245,7 +242,7 @@ BatchBuilder::BatchBuilder(std::shared_ptr<const Source> source, Recipe recipe,
     : source_(std::move(source)),
       bulk_(dynamic_cast<const BulkSource*>(source_.get())),
       recipe_(std::move(recipe)),
-      allocate_(allocate ? std::move(allocate) : HostBytes) {
+      allocate_(allocate ? std::move(allocate) : ReusedBytes()) {
   for (const RaggedSpec& spec : source_->ragged()) {
     recipe_.ragged.insert(spec.name);
   }

@@ -29,6 +29,21 @@
 namespace cohort::data {
 namespace {
 
+std::string Describe(DType dtype, const Shape& shape) {
+  return std::string(DTypeName(dtype)) + shape.ToString();
+}
+
+// Of two texts that differ: the first line that does, of each.
+std::string Difference(std::string_view found, std::string_view expected) {
+  const auto differs =
+      static_cast<std::size_t>(std::ranges::mismatch(found, expected).in1 - found.begin());
+  const std::size_t begin = found.substr(0, differs).rfind('\n') + 1;
+  const auto line = [begin](std::string_view text) {
+    return "'" + std::string(text.substr(begin, text.find('\n', begin) - begin)) + "'";
+  };
+  return line(found) + " where " + line(expected) + " is expected";
+}
+
 // Examples as bytes: rows one after another, then for each list the number of its bytes, and these.
 class ExampleCodec {
  public:
@@ -42,8 +57,7 @@ class ExampleCodec {
   std::string Schema() const {
     std::string text;
     for (const FeatureSpec& feature : features_) {
-      text += feature.name + " " + std::string(DTypeName(feature.dtype)) +
-              feature.shape.ToString() + "\n";
+      text += feature.name + " " + Describe(feature.dtype, feature.shape) + "\n";
     }
     for (const RaggedSpec& list : ragged_) {
       text += list.name + " " + std::string(DTypeName(list.dtype)) + " of any length\n";
@@ -53,27 +67,41 @@ class ExampleCodec {
 
   // InvalidArgument: a feature of the batch is another than it says here.
   Status Check(const Batch& batch) const {
-    const auto other = [](const std::string& name) {
-      return InvalidArgument("Snapshot: feature '" + name +
-                             "' is not of the type and shape that it has in the first example");
+    const auto missing = [](const std::string& name) {
+      return InvalidArgument("feature '" + name + "' of the first example is missing");
+    };
+    const auto other = [](const std::string& name, const std::string& is, const std::string& was) {
+      return InvalidArgument(name + " is " + is + ", in the first example " + was);
     };
     for (const FeatureSpec& feature : features_) {
       const auto it = batch.features.find(feature.name);
-      if (it == batch.features.end() || it->second.dtype() != feature.dtype ||
-          it->second.bytes() != static_cast<std::size_t>(batch.size) * feature.bytes()) {
-        return other(feature.name);
+      if (it == batch.features.end()) {
+        return missing(feature.name);
+      }
+      const Tensor& rows = it->second;
+      const Shape row(std::vector(rows.shape().dims().begin() + 1, rows.shape().dims().end()));
+      if (rows.dtype() != feature.dtype || row != feature.shape) {
+        return other("feature '" + feature.name + "'", Describe(rows.dtype(), row),
+                     Describe(feature.dtype, feature.shape));
       }
     }
     for (const RaggedSpec& list : ragged_) {
       const auto it = batch.ragged.find(list.name);
-      if (it == batch.ragged.end() || it->second.values.dtype() != list.dtype) {
-        return other(list.name);
+      if (it == batch.ragged.end()) {
+        return missing(list.name);
+      }
+      const DType dtype = it->second.values.dtype();
+      if (dtype != list.dtype) {
+        return other("ragged feature '" + list.name + "'", std::string(DTypeName(dtype)),
+                     std::string(DTypeName(list.dtype)));
       }
     }
-    return batch.features.size() + batch.ragged.size() == features_.size() + ragged_.size()
-               ? Status()
-               : InvalidArgument(
-                     "Snapshot: there are features that the first example does not have");
+    for (const auto& [name, rows] : batch.features) {
+      if (std::ranges::find(features_, name, &FeatureSpec::name) == features_.end()) {
+        return InvalidArgument("feature '" + name + "' is not in the first example");
+      }
+    }
+    return {};
   }
 
   // Example `row` of a batch that was checked.
@@ -188,6 +216,7 @@ Status WriteFileOf(const Dataset& data, const ExampleCodec& codec, FileSystem& f
   COHORT_ASSIGN_OR_RETURN(auto atomic, AtomicFile::Create(files, layout.Path(file)));
   const auto writer = io::RecordWriter::To(std::make_unique<WritableAtomicFile>(std::move(atomic)));
   std::uint64_t digest = 0;
+  std::int64_t done = layout.Begin(file);
   std::string bytes;
   COHORT_ASSIGN_OR_RETURN(const auto batches, data.Batch(codec.AtOnce())
                                                   .Prefetch(0)
@@ -198,7 +227,11 @@ Status WriteFileOf(const Dataset& data, const ExampleCodec& codec, FileSystem& f
     if (!batch.has_value()) {
       break;
     }
-    COHORT_RETURN_IF_ERROR(codec.Check(*batch));
+    if (const Status status = codec.Check(*batch); !status.ok()) {
+      return status.Annotate("Snapshot: examples " + std::to_string(done) + " to " +
+                             std::to_string(done + batch->size - 1));
+    }
+    done += batch->size;
     for (std::int64_t row = 0; row < batch->size; ++row) {
       codec.Encode(*batch, row, bytes);
       digest = Hash64(bytes, digest);
@@ -276,7 +309,7 @@ class SnapshotSource final : public Source {
       std::string buffer;
       COHORT_ASSIGN_OR_RETURN(const std::string_view label, store->Read(examples, buffer));
       if (!label.starts_with(layout.Label(file))) {
-        return other("its label is not that of this file of this snapshot");
+        return other("is of " + Difference(label, layout.Label(file)));
       }
       fingerprint_ = Hash64(label, fingerprint_);
       table_.Add(path, examples, store->bytes());

@@ -80,8 +80,9 @@ Result<cohort::StrategyOptions> MakeStrategyOptions(const JobFlags& f) {
   } else {
     options.make_bucket_hook = MakeCompression(f);
   }
-  options.server_loss =
-      f.server_loss == "partial" ? cohort::ServerLoss::kPartial : cohort::ServerLoss::kRollBack;
+  options.server_loss = f.server_loss == "replica"   ? cohort::ServerLoss::kReplica
+                        : f.server_loss == "partial" ? cohort::ServerLoss::kPartial
+                                                     : cohort::ServerLoss::kRollBack;
   COHORT_ASSIGN_OR_RETURN(options.partitioner, cohort::Partitioner::Parse(f.partitioner));
   COHORT_ASSIGN_OR_RETURN(options.start, cohort::StartPolicy::Parse(f.start));
   options.bucket_bytes = f.bucket_bytes;
@@ -163,9 +164,10 @@ void DeclareJobFlags(CLI::App& app, JobFlags& f) {
       ->excludes("--synchronous-ps");
   app.add_option(
          "--server-loss", f.server_loss,
-         "what goes back to the last save with a parameter server that is lost: the job, or "
-         "that server (partial; with consistency async)")
-      ->check(CLI::IsMember({"rollback", "partial"}))
+         "what goes back to the last save with a parameter server that is lost: the job, that "
+         "server (partial), or nothing, since another server has a copy of its part (replica); "
+         "the last two with consistency async")
+      ->check(CLI::IsMember({"rollback", "partial", "replica"}))
       ->capture_default_str();
   app.add_option("--partitioner", f.partitioner,
                  "how parameters are cut among parameter servers: pieces, fixed:SHARDS, "

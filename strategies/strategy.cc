@@ -96,10 +96,11 @@ Status CheckNoServers(const std::string& kind, const StrategyOptions& options) {
   const bool wire =
       options.server_wire.push != DType::kFloat32 || options.server_wire.pull != DType::kFloat32;
   const std::string option =
-      options.server_loss != ServerLoss::kRollBack ? "server_loss kPartial"
-      : wire                                       ? "server_wire"
-      : options.partitioner != Partitioner()       ? "partitioner " + options.partitioner.ToString()
-      : options.start != StartPolicy()             ? "start " + options.start.ToString()
+      options.server_loss != ServerLoss::kRollBack
+          ? "server_loss " + std::string(ServerLossName(options.server_loss))
+      : wire                                 ? "server_wire"
+      : options.partitioner != Partitioner() ? "partitioner " + options.partitioner.ToString()
+      : options.start != StartPolicy()       ? "start " + options.start.ToString()
       : options.balance_interval.count() != 0
           ? "balance_interval of " + std::to_string(options.balance_interval.count()) + " ms"
           : "";
@@ -112,6 +113,18 @@ Status CheckNoServers(const std::string& kind, const StrategyOptions& options) {
 }
 
 }  // namespace
+
+std::string_view ServerLossName(ServerLoss loss) {
+  switch (loss) {
+    case ServerLoss::kRollBack:
+      return "kRollBack";
+    case ServerLoss::kPartial:
+      return "kPartial";
+    case ServerLoss::kReplica:
+      return "kReplica";
+  }
+  return "";
+}
 
 Result<std::unique_ptr<Strategy>> Strategy::FromEnv(std::string_view kind,
                                                     StrategyOptions options) {

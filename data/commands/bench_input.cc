@@ -1,6 +1,7 @@
 // `cohort bench input`: examples per second of the input pipeline on MNIST-like images, beside what
-// memcpy does with the same bytes in the same order; or, with --format, what reading a file takes
-// beside a limit of the machine (bench_formats.cc).
+// memcpy does with the same bytes in the same order; with --format, what reading a file takes
+// beside a limit of the machine (bench_formats.cc); with --uneven, what the order costs
+// (bench_uneven.cc).
 
 #include <CLI/CLI.hpp>
 #include <chrono>
@@ -14,6 +15,7 @@
 #include <cohort/data/memory.h>
 
 #include "bench_formats.h"
+#include "bench_uneven.h"
 #include "command.h"
 #include "core/commands/scratch_folder.h"
 
@@ -31,6 +33,7 @@ struct Options {
   int threads = 2;
   int rounds = 5;
   std::int64_t repeat = 1;
+  std::vector<double> uneven;  // a part of the examples, and how many times as long it takes
   bool json = false;
 };
 
@@ -164,7 +167,13 @@ int BenchInputCommand(int argc, char** argv) {
   app.add_option("--format", options.format, "read files, beside a limit of the machine")
       ->check(CLI::IsMember(data::BenchFormats()));
   app.add_option("path", options.paths, "with --format: files that are read");
-  app.add_option("--threads", options.threads, "with --format: that decode")
+  app.add_option("--uneven", options.uneven,
+                 "PART TIMES: that part of the examples takes so many times as long as the others; "
+                 "batches in their order beside the same work shared out perfectly")
+      ->expected(2)
+      ->check(CLI::PositiveNumber)
+      ->excludes("--format");
+  app.add_option("--threads", options.threads, "with --format, --uneven: that decode")
       ->check(CLI::Range(1, 256))
       ->capture_default_str();
   app.add_option("--rounds", options.rounds, "with --format: times that each is measured")
@@ -182,6 +191,23 @@ int BenchInputCommand(int argc, char** argv) {
   if (options.format.empty() != options.paths.empty()) {
     std::fprintf(stderr, "%s: --format and files come together\n", argv[0]);
     return 2;
+  }
+  if (!options.uneven.empty()) {
+    if (options.uneven[0] > 1) {
+      std::fprintf(stderr, "%s: --uneven: a part of %g of the examples [at most 1]\n", argv[0],
+                   options.uneven[0]);
+      return 2;
+    }
+    const Status status = data::BenchUneven({.part = options.uneven[0],
+                                             .times = options.uneven[1],
+                                             .batch = options.batch,
+                                             .threads = options.threads,
+                                             .seconds = options.seconds,
+                                             .json = options.json});
+    if (!status.ok()) {
+      std::fprintf(stderr, "%s: %s\n", argv[0], status.ToString().c_str());
+    }
+    return ExitCode(status);
   }
   if (options.format.empty()) {
     try {

@@ -5,6 +5,8 @@
 #include <cstring>
 #include <vector>
 
+#include <cohort/core/host_blocks.h>
+
 #include "sources/image_codecs.h"
 
 namespace cohort::data {
@@ -32,14 +34,22 @@ Status CheckSize(std::int64_t height, std::int64_t width) {
              : InvalidArgument("an image of " + SizeText(height, width) + " pixels is asked for");
 }
 
-// What one row or column of the output is made of.
+// What of an image is looked at.
+struct Part {
+  std::int64_t top = 0;
+  std::int64_t left = 0;
+  std::int64_t height = 0;
+  std::int64_t width = 0;
+};
+
+// What one row or column of the output is made of: elements of the input.
 struct Tap {
   std::size_t low = 0;
   std::size_t high = 0;
   float weight = 0;  // of high
 };
 
-std::vector<Tap> Taps(std::int64_t in, std::int64_t out) {
+std::vector<Tap> Taps(std::int64_t in, std::int64_t out, std::size_t elements) {
   std::vector<Tap> taps;
   taps.reserve(static_cast<std::size_t>(out));
   const double scale = static_cast<double>(in) / static_cast<double>(out);
@@ -47,40 +57,157 @@ std::vector<Tap> Taps(std::int64_t in, std::int64_t out) {
     const double at =
         std::clamp((static_cast<double>(i) + 0.5) * scale - 0.5, 0.0, static_cast<double>(in - 1));
     const auto low = static_cast<std::int64_t>(at);
-    taps.push_back({static_cast<std::size_t>(low),
-                    static_cast<std::size_t>(std::min(low + 1, in - 1)),
+    taps.push_back({static_cast<std::size_t>(low) * elements,
+                    static_cast<std::size_t>(std::min(low + 1, in - 1)) * elements,
                     static_cast<float>(at - static_cast<double>(low))});
   }
   return taps;
 }
 
-void Store(float value, float* out) { *out = value; }
-void Store(float value, std::uint8_t* out) { *out = static_cast<std::uint8_t>(value + 0.5F); }
+float Mix(float a, float b, float weight) { return a + (b - a) * weight; }
 
+// What a value between pixels of type T becomes.
 template <typename T>
-void ResizeInto(const Tensor& image, const Tensor& result) {
+struct Rounded {
+  static T Of(float value) { return value; }
+};
+template <>
+struct Rounded<std::uint8_t> {
+  static std::uint8_t Of(float value) {
+    return static_cast<std::uint8_t>(static_cast<std::int32_t>(value + 0.5F));
+  }
+};
+
+template <std::size_t kChannels>
+void MixColumns(const float* in, const std::vector<Tap>& columns, std::size_t channels,
+                float* out) {
+  const std::size_t n = kChannels == 0 ? channels : kChannels;
+  for (const Tap& column : columns) {
+    for (std::size_t c = 0; c < n; ++c) {
+      out[c] = Mix(in[column.low + c], in[column.high + c], column.weight);
+    }
+    out += n;
+  }
+}
+
+// Resize of a part. Rows first: that pass is over neighbours, as vectors are; of the columns only
+// those that are asked for are left.
+template <typename In, typename Out, typename Finish>
+void ResizePart(const Tensor& image, const Part& part, std::int64_t height, std::int64_t width,
+                Out* out, const Finish& finish) {
   const auto channels = static_cast<std::size_t>(image.shape()[2]);
-  const auto in_row = static_cast<std::size_t>(image.shape()[1]) * channels;
-  const std::vector<Tap> rows = Taps(image.shape()[0], result.shape()[0]);
-  const std::vector<Tap> columns = Taps(image.shape()[1], result.shape()[1]);
-  const T* const in = image.data<T>().data();
-  T* out = result.data<T>().data();
+  const std::size_t in_row = static_cast<std::size_t>(image.shape()[1]) * channels;
+  const std::size_t used = static_cast<std::size_t>(part.width) * channels;
+  const std::size_t out_row = static_cast<std::size_t>(width) * channels;
+  const std::vector<Tap> rows = Taps(part.height, height, in_row);
+  const std::vector<Tap> columns = Taps(part.width, width, channels);
+  const In* const in = image.data<In>().data() + static_cast<std::size_t>(part.top) * in_row +
+                       static_cast<std::size_t>(part.left) * channels;
+  const auto mix_columns = channels == 1   ? MixColumns<1>
+                           : channels == 3 ? MixColumns<3>
+                           : channels == 4 ? MixColumns<4>
+                                           : MixColumns<0>;
+  std::vector<float> mixed(used);
+  std::vector<float> line(out_row);
   for (const Tap& row : rows) {
-    const T* const top = in + row.low * in_row;
-    const T* const bottom = in + row.high * in_row;
-    for (const Tap& column : columns) {
-      const std::size_t left = column.low * channels;
-      const std::size_t right = column.high * channels;
-      for (std::size_t c = 0; c < channels; ++c) {
-        const auto mix = [](float a, float b, float weight) { return a + (b - a) * weight; };
-        const float above = mix(static_cast<float>(top[left + c]),
-                                static_cast<float>(top[right + c]), column.weight);
-        const float below = mix(static_cast<float>(bottom[left + c]),
-                                static_cast<float>(bottom[right + c]), column.weight);
-        Store(mix(above, below, row.weight), out++);
-      }
+    const In* const top = in + row.low;
+    const In* const bottom = in + row.high;
+    for (std::size_t i = 0; i < used; ++i) {
+      mixed[i] = Mix(static_cast<float>(top[i]), static_cast<float>(bottom[i]), row.weight);
+    }
+    mix_columns(mixed.data(), columns, channels, line.data());
+    for (std::size_t i = 0; i < out_row; ++i) {
+      out[i] = finish(line[i]);
+    }
+    out += out_row;
+  }
+}
+
+float UnitRange(std::uint8_t value) { return static_cast<float>(value) / 255.0F; }
+
+// As Resize, and ToUnitRange if `unit_range`.
+void ResizeTo(const Tensor& image, const Part& part, std::int64_t height, std::int64_t width,
+              bool unit_range, std::byte* out) {
+  using Byte = std::uint8_t;
+  if (image.dtype() == DType::kFloat32) {
+    ResizePart<float>(image, part, height, width, reinterpret_cast<float*>(out),
+                      Rounded<float>::Of);
+  } else if (unit_range) {
+    ResizePart<Byte>(image, part, height, width, reinterpret_cast<float*>(out),
+                     [](float value) { return UnitRange(Rounded<Byte>::Of(value)); });
+  } else {
+    ResizePart<Byte>(image, part, height, width, reinterpret_cast<Byte*>(out), Rounded<Byte>::Of);
+  }
+}
+
+// Which part of an image becomes height x width pixels.
+Result<Part> PartFor(const Tensor& image, ImageFit fit, std::int64_t height, std::int64_t width) {
+  COHORT_RETURN_IF_ERROR(CheckImage(image));
+  COHORT_RETURN_IF_ERROR(CheckSize(height, width));
+  const std::int64_t rows = image.shape()[0];
+  const std::int64_t columns = image.shape()[1];
+  Part part{.height = rows, .width = columns};
+  if (rows == height && columns == width) {
+    return part;
+  }
+  switch (fit) {
+    case ImageFit::kExact:
+      return InvalidArgument("an image of " + SizeText(rows, columns) + " pixels, " +
+                             SizeText(height, width) + " are asked for [ImageFit resizes]");
+    case ImageFit::kStretch:
+      break;
+    case ImageFit::kCover: {
+      const auto side = [](std::int64_t one, std::int64_t other, std::int64_t to,
+                           std::int64_t other_to) {
+        const double whole =
+            static_cast<double>(other) * static_cast<double>(to) / static_cast<double>(other_to);
+        return std::clamp<std::int64_t>(std::llround(whole), 1, one);
+      };
+      part.height = side(rows, columns, height, width);
+      part.width = side(columns, rows, width, height);
+      part.top = (rows - part.height) / 2;
+      part.left = (columns - part.width) / 2;
+      break;
     }
   }
+  return part;
+}
+
+// Memory of this thread for an image that is dropped before it asks again.
+std::shared_ptr<std::byte> PixelsOfThread(std::size_t bytes) {
+  constexpr std::size_t kKept = std::size_t{1} << 24;
+  if (bytes > kKept) {
+    return HostBytes(bytes);
+  }
+  struct Room {
+    std::size_t bytes = 0;
+    std::shared_ptr<std::byte> memory;
+  };
+  thread_local Room room;
+  if (room.bytes < bytes) {
+    room = {bytes, HostBytes(bytes)};
+  }
+  return room.memory;
+}
+
+Result<Tensor> Decode(std::string_view bytes, const DecodeOptions& options,
+                      const PixelMemory& memory) {
+  if (options.channels != 1 && options.channels != 3 && options.channels != 4) {
+    return InvalidArgument("images have 1, 3 or 4 channels, not " +
+                           std::to_string(options.channels));
+  }
+  if (options.max_pixels < 1) {
+    return InvalidArgument("max_pixels is at least 1");
+  }
+  switch (ImageFormatOf(bytes)) {
+    case ImageFormat::kJpeg:
+      return DecodeJpeg(bytes, options, memory);
+    case ImageFormat::kPng:
+      return DecodePng(bytes, options, memory);
+    case ImageFormat::kUnknown:
+      break;
+  }
+  return DataLoss("neither JPEG nor PNG at byte 0, of " + std::to_string(bytes.size()) + " bytes");
 }
 
 std::size_t PixelBytes(const Tensor& image) {
@@ -97,34 +224,19 @@ ImageFormat ImageFormatOf(std::string_view bytes) {
 }
 
 Result<Tensor> DecodeImage(std::string_view bytes, const DecodeOptions& options) {
-  if (options.channels != 1 && options.channels != 3 && options.channels != 4) {
-    return InvalidArgument("images have 1, 3 or 4 channels, not " +
-                           std::to_string(options.channels));
-  }
-  if (options.max_pixels < 1) {
-    return InvalidArgument("max_pixels is at least 1");
-  }
-  switch (ImageFormatOf(bytes)) {
-    case ImageFormat::kJpeg:
-      return DecodeJpeg(bytes, options);
-    case ImageFormat::kPng:
-      return DecodePng(bytes, options);
-    case ImageFormat::kUnknown:
-      break;
-  }
-  return DataLoss("neither JPEG nor PNG at byte 0, of " + std::to_string(bytes.size()) + " bytes");
+  return Decode(bytes, options, HostBytes);
+}
+
+Status DecodeAndFit(std::string_view bytes, const DecodeOptions& options, ImageFit fit,
+                    std::int64_t height, std::int64_t width, bool unit_range, std::byte* out) {
+  COHORT_ASSIGN_OR_RETURN(const Tensor image, Decode(bytes, options, PixelsOfThread));
+  COHORT_ASSIGN_OR_RETURN(const Part part, PartFor(image, fit, height, width));
+  ResizeTo(image, part, height, width, unit_range, out);
+  return {};
 }
 
 Result<Tensor> Resize(const Tensor& image, std::int64_t height, std::int64_t width) {
-  COHORT_RETURN_IF_ERROR(CheckImage(image));
-  COHORT_RETURN_IF_ERROR(CheckSize(height, width));
-  Tensor result(image.dtype(), {height, width, image.shape()[2]});
-  if (image.dtype() == DType::kUInt8) {
-    ResizeInto<std::uint8_t>(image, result);
-  } else {
-    ResizeInto<float>(image, result);
-  }
-  return result;
+  return FitImage(image, ImageFit::kStretch, height, width);
 }
 
 Result<Tensor> Crop(const Tensor& image, std::int64_t top, std::int64_t left, std::int64_t height,
@@ -178,8 +290,7 @@ Result<Tensor> ToUnitRange(const Tensor& image) {
   const auto out = result.data<float>();
   if (image.dtype() == DType::kUInt8) {
     const auto in = image.data<std::uint8_t>();
-    std::transform(in.begin(), in.end(), out.begin(),
-                   [](std::uint8_t value) { return static_cast<float>(value) / 255.0F; });
+    std::transform(in.begin(), in.end(), out.begin(), UnitRange);
   } else {
     const auto in = image.data<float>();
     std::copy(in.begin(), in.end(), out.begin());
@@ -189,34 +300,13 @@ Result<Tensor> ToUnitRange(const Tensor& image) {
 
 Result<Tensor> FitImage(const Tensor& image, ImageFit fit, std::int64_t height,
                         std::int64_t width) {
-  COHORT_RETURN_IF_ERROR(CheckImage(image));
-  COHORT_RETURN_IF_ERROR(CheckSize(height, width));
-  const std::int64_t rows = image.shape()[0];
-  const std::int64_t columns = image.shape()[1];
-  if (rows == height && columns == width) {
+  COHORT_ASSIGN_OR_RETURN(const Part part, PartFor(image, fit, height, width));
+  if (image.shape()[0] == height && image.shape()[1] == width) {
     return Crop(image, 0, 0, height, width);
   }
-  switch (fit) {
-    case ImageFit::kExact:
-      return InvalidArgument("an image of " + SizeText(rows, columns) + " pixels, " +
-                             SizeText(height, width) + " are asked for [ImageFit resizes]");
-    case ImageFit::kStretch:
-      return Resize(image, height, width);
-    case ImageFit::kCover: {
-      // Cut before it is resized: a long thin image takes no more memory than the result.
-      const auto part = [](std::int64_t side, std::int64_t other, std::int64_t to,
-                           std::int64_t other_to) {
-        const double whole =
-            static_cast<double>(other) * static_cast<double>(to) / static_cast<double>(other_to);
-        return std::clamp<std::int64_t>(std::llround(whole), 1, side);
-      };
-      COHORT_ASSIGN_OR_RETURN(const Tensor middle,
-                              CenterCrop(image, part(rows, columns, height, width),
-                                         part(columns, rows, width, height)));
-      return Resize(middle, height, width);
-    }
-  }
-  return image;
+  Tensor result(image.dtype(), {height, width, image.shape()[2]});
+  ResizeTo(image, part, height, width, false, result.raw());
+  return result;
 }
 
 }  // namespace cohort::data

@@ -141,7 +141,7 @@ class JpegReader {
   JpegReader(const JpegReader&) = delete;
   JpegReader& operator=(const JpegReader&) = delete;
 
-  Result<Tensor> Decode(const DecodeOptions& options) {
+  Result<Tensor> Decode(const DecodeOptions& options, const PixelMemory& memory) {
     if (!ReadHeader(&info_, &state_, reinterpret_cast<const unsigned char*>(bytes_.data()),
                     bytes_.size())) {
       return Damage(state_, bytes_.size());
@@ -150,8 +150,9 @@ class JpegReader {
     if (info_.jpeg_color_space == JCS_CMYK || info_.jpeg_color_space == JCS_YCCK) {
       return InvalidArgument("a CMYK JPEG is not read [convert it to RGB]");
     }
-    Tensor image(DType::kUInt8, {info_.image_height, info_.image_width, options.channels});
     const std::size_t row_bytes = info_.image_width * static_cast<std::size_t>(options.channels);
+    Tensor image(DType::kUInt8, {info_.image_height, info_.image_width, options.channels},
+                 memory(info_.image_height * row_bytes));
     const J_COLOR_SPACE space = options.channels == 1   ? JCS_GRAYSCALE
                                 : options.channels == 3 ? JCS_RGB
                                                         : JCS_EXT_RGBA;
@@ -171,8 +172,9 @@ class JpegReader {
 
 }  // namespace
 
-Result<Tensor> DecodeJpeg(std::string_view bytes, const DecodeOptions& options) {
-  return JpegReader(bytes).Decode(options);
+Result<Tensor> DecodeJpeg(std::string_view bytes, const DecodeOptions& options,
+                          const PixelMemory& memory) {
+  return JpegReader(bytes).Decode(options, memory);
 }
 
 std::string EncodeJpeg(const Tensor& image, int quality) {

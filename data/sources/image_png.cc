@@ -125,7 +125,7 @@ class PngReader {
   PngReader(const PngReader&) = delete;
   PngReader& operator=(const PngReader&) = delete;
 
-  Result<Tensor> Decode(const DecodeOptions& options) {
+  Result<Tensor> Decode(const DecodeOptions& options, const PixelMemory& memory) {
     // What CheckImageSize refuses is refused with its own message; these only bound the chunks.
     png_set_user_limits(png_, 0x7FFFFFFF, 0x7FFFFFFF);
     png_set_chunk_malloc_max(png_, std::size_t{8} << 20);
@@ -135,10 +135,13 @@ class PngReader {
     const std::size_t width = png_get_image_width(png_, info_);
     const std::size_t height = png_get_image_height(png_, info_);
     COHORT_RETURN_IF_ERROR(CheckImageSize(width, height, options));
-    Tensor image(DType::kUInt8, {static_cast<std::int64_t>(height),
-                                 static_cast<std::int64_t>(width), options.channels});
+    const std::size_t row_bytes = width * static_cast<std::size_t>(options.channels);
+    Tensor image(
+        DType::kUInt8,
+        {static_cast<std::int64_t>(height), static_cast<std::int64_t>(width), options.channels},
+        memory(height * row_bytes));
     if (!ReadPixels(png_, info_, options.channels, reinterpret_cast<unsigned char*>(image.raw()),
-                    width * static_cast<std::size_t>(options.channels), height)) {
+                    row_bytes, height)) {
       return Damage();
     }
     return image;
@@ -156,8 +159,9 @@ class PngReader {
 
 }  // namespace
 
-Result<Tensor> DecodePng(std::string_view bytes, const DecodeOptions& options) {
-  return PngReader(bytes).Decode(options);
+Result<Tensor> DecodePng(std::string_view bytes, const DecodeOptions& options,
+                         const PixelMemory& memory) {
+  return PngReader(bytes).Decode(options, memory);
 }
 
 std::string EncodePng(const Tensor& image) {

@@ -11,11 +11,13 @@ Status NoImages(const char* what, const char* library) {
 
 }  // namespace
 
-Result<Tensor> DecodeJpeg(std::string_view /*bytes*/, const DecodeOptions& /*options*/) {
+Result<Tensor> DecodeJpeg(std::string_view /*bytes*/, const DecodeOptions& /*options*/,
+                          const PixelMemory& /*memory*/) {
   return NoImages("a JPEG", "libjpeg");
 }
 
-Result<Tensor> DecodePng(std::string_view /*bytes*/, const DecodeOptions& /*options*/) {
+Result<Tensor> DecodePng(std::string_view /*bytes*/, const DecodeOptions& /*options*/,
+                         const PixelMemory& /*memory*/) {
   return NoImages("a PNG", "libpng");
 }
 

@@ -11,6 +11,7 @@
 #include "sources/content.h"
 #include "sources/file_table.h"
 #include "sources/guarded.h"
+#include "sources/image_codecs.h"
 #include "sources/npy.h"
 #include "sources/sample_name.h"
 #include "sources/sizes.h"
@@ -316,15 +317,7 @@ Status DecodeNpy(DType dtype, const Shape& shape, std::string_view bytes, std::b
 }
 
 Status DecodeInto(const ImageSpec& spec, std::string_view bytes, std::byte* row) {
-  COHORT_ASSIGN_OR_RETURN(Tensor image, DecodeImage(bytes, spec.decode));
-  if (image.shape()[0] != spec.height || image.shape()[1] != spec.width) {
-    COHORT_ASSIGN_OR_RETURN(image, FitImage(image, spec.fit, spec.height, spec.width));
-  }
-  if (spec.unit_range) {
-    COHORT_ASSIGN_OR_RETURN(image, ToUnitRange(image));
-  }
-  std::memcpy(row, image.raw(), image.bytes());
-  return {};
+  return DecodeAndFit(bytes, spec.decode, spec.fit, spec.height, spec.width, spec.unit_range, row);
 }
 
 }  // namespace

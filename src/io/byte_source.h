@@ -23,11 +23,13 @@ class ByteSource {
 std::unique_ptr<ByteSource> RawSource(std::unique_ptr<RandomAccessFile> file);
 
 // Unpacks `compressed`, one member after another; zero bytes after the last are padding. `name` is
-// for messages.
+// for messages. kAhead: by ReadAheadSource, while the checksums are computed by whoever reads.
+enum class Unpack { kAsked, kAhead };
 std::unique_ptr<ByteSource> InflateSource(std::unique_ptr<ByteSource> compressed,
-                                          Compression compression, std::string name);
+                                          Compression compression, std::string name,
+                                          Unpack unpack = Unpack::kAsked);
 
-// The same bytes. Behind the first MiB a thread of its own fetches them, up to 512 KiB ahead; the
+// The same bytes. Behind the first MiB a thread of its own fetches them, up to 1 MiB ahead; the
 // end waits for the piece that it is at.
 std::unique_ptr<ByteSource> ReadAheadSource(std::unique_ptr<ByteSource> source);
 

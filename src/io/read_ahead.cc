@@ -16,8 +16,9 @@
 namespace cohort::io {
 namespace {
 
-constexpr std::size_t kBlockBytes = std::size_t{1} << 17;
+constexpr std::size_t kBlockBytes = std::size_t{1} << 18;
 constexpr std::size_t kBlocks = 4;
+constexpr std::size_t kAtOnce = 2;  // so many are waited for: to be woken costs as much as one
 constexpr std::size_t kAlone = std::size_t{1} << 20;  // so many are read without a thread
 
 class ReadAhead final : public ByteSource {
@@ -78,7 +79,9 @@ class ReadAhead final : public ByteSource {
   void Fetch() {
     std::unique_lock lock(mutex_);
     for (;;) {
-      changed_.wait(lock, [this] { return stop_ || (!halted_ && !free_.empty()); });
+      if (free_.empty() || halted_) {
+        changed_.wait(lock, [this] { return stop_ || (!halted_ && free_.size() >= kAtOnce); });
+      }
       if (stop_) {
         return;
       }
@@ -92,7 +95,9 @@ class ReadAhead final : public ByteSource {
       block.size = n.ok() ? *n : 0;
       halted_ = block.size == 0;
       ready_.push_back(std::move(block));
-      changed_.notify_all();
+      if (halted_ || ready_.size() == kAtOnce) {
+        changed_.notify_all();
+      }
     }
   }
 
@@ -103,9 +108,13 @@ class ReadAhead final : public ByteSource {
       free_.push_back(std::move(current_.bytes));
       current_ = {};
       at_ = 0;
-      changed_.notify_all();
+      if (free_.size() == kAtOnce) {
+        changed_.notify_all();
+      }
     }
-    changed_.wait(lock, [this] { return !ready_.empty(); });
+    if (ready_.empty()) {
+      changed_.wait(lock, [this] { return halted_ || ready_.size() >= kAtOnce; });
+    }
     if (ready_.front().size > 0) {
       current_ = std::move(ready_.front());
       ready_.pop_front();

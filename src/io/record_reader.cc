@@ -157,11 +157,9 @@ Result<std::unique_ptr<RecordReader>> RecordReader::Open(FileSystem& files, cons
   if (*compression == Compression::kNone) {
     return std::make_unique<StreamRecordReader>(std::move(source), path, *compression, size);
   }
-  source = InflateSource(std::move(source), *compression, path);
   // Others may wait for a server, which the end of a reader does not.
-  if (&files == &FileSystem::Local()) {
-    source = ReadAheadSource(std::move(source));
-  }
+  const Unpack unpack = &files == &FileSystem::Local() ? Unpack::kAhead : Unpack::kAsked;
+  source = InflateSource(std::move(source), *compression, path, unpack);
   return std::make_unique<StreamRecordReader>(std::move(source), path, *compression,
                                               ~std::uint64_t{0});
 }

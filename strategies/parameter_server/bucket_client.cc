@@ -32,27 +32,29 @@ BucketClient::BucketClient(const ModelSpec& model, const std::vector<std::string
       number_(options.client),
       epoch_(options.epoch),
       read_timeout_(options.read_timeout),
+      copies_(model.copies),
       routes_(routes),
-      sequences_(addresses.size(), 0),
-      exchange_(std::move(channels), ServerNames(addresses), options.peer_timeout, "Rows",
+      sequences_(channels.size(), 0),
+      exchange_(std::move(channels), LineNames(model, addresses), options.peer_timeout, "Rows",
                 options.epoch) {}
 
-FrameHeader BucketClient::Header(int table) const {
+FrameHeader BucketClient::Header(int table, int line) const {
   FrameHeader header;
   header.set_client(number_);
   header.set_layout(layout_);
   header.set_epoch(epoch_);
   header.mutable_rows()->set_table(static_cast<std::uint32_t>(table));
+  header.set_copy(line >= routes_.servers());
   return header;
 }
 
 // What changes buckets: one request after the other, numbered, so that one which is repeated, or
 // comes late, has its effect once.
-Status BucketClient::Send(const std::string& method, int server, FrameHeader header,
+Status BucketClient::Send(const std::string& method, int line, FrameHeader header,
                           grpc::Slice payload) {
-  header.set_sequence(++sequences_[static_cast<std::size_t>(server)]);
+  header.set_sequence(++sequences_[static_cast<std::size_t>(line)]);
   std::vector<FrameCall> calls;
-  calls.push_back({server, Assemble(header, {std::move(payload)})});
+  calls.push_back({line, Assemble(header, {std::move(payload)})});
   return exchange_.Run(method, std::move(calls), [](int, ReceivedFrame&) { return Status(); });
 }
 
@@ -60,12 +62,12 @@ Status BucketClient::Send(const std::string& method, int server, FrameHeader hea
 
 // A bucket's dump of which `begun`, or nothing, has come, with `piece`; the rest in as many frames
 // as it takes.
-Result<std::string> BucketClient::DumpRest(int table, int server, const Version& version,
+Result<std::string> BucketClient::DumpRest(int table, int line, const Version& version,
                                            BucketPiece piece, std::string begun) {
   for (int tries = 0; tries < kDumpTries; ++tries) {
     BucketPiece next = piece;
     while (begun.size() < piece.total()) {
-      FrameHeader header = Header(table);
+      FrameHeader header = Header(table, line);
       header.set_snapshot(version.snapshot);
       header.set_since(version.since);
       header.set_until(piece.bucket() + 1);
@@ -73,7 +75,7 @@ Result<std::string> BucketClient::DumpRest(int table, int server, const Version&
       from->set_bucket(piece.bucket());
       from->set_offset(begun.size());
       std::vector<FrameCall> calls;
-      calls.push_back({server, Assemble(header, {})});
+      calls.push_back({line, Assemble(header, {})});
       COHORT_RETURN_IF_ERROR(
           exchange_.Run("Dump", std::move(calls), [&](int, ReceivedFrame& reply) -> Status {
             if (reply.frame.header.buckets_size() < 1 ||
@@ -147,7 +149,7 @@ Status BucketClient::DumpSome(int table, const Version& version, const Take& tak
     while (end - at < arrivals.together() && wanted(end)) {
       ++end;
     }
-    FrameHeader header = Header(table);
+    FrameHeader header = Header(table, server);
     header.set_snapshot(version.snapshot);
     header.set_since(version.since);
     header.set_until(end);
@@ -228,12 +230,19 @@ Status BucketClient::Restore(int table, const Give& give, const std::vector<int>
   FrameHeader header;
   std::string payload;
   const auto send = [&](int server) {
-    return Send("Restore", server, std::exchange(header, Header(table)),
-                OwnedSlice(std::exchange(payload, {})));
+    FrameHeader sent = std::exchange(header, Header(table, server));
+    const grpc::Slice bytes = OwnedSlice(std::exchange(payload, {}));
+    COHORT_RETURN_IF_ERROR(Send("Restore", server, sent, bytes));
+    if (!copies_) {
+      return OkStatus();
+    }
+    sent.set_copy(true);
+    return Send("Restore", LineOf(server, routes_.servers(), /*copy=*/true), std::move(sent),
+                bytes);
   };
   for (int server = 0; server < routes_.servers(); ++server) {
     const BucketRange range = BucketsOf(server, routes_.servers(), spec.buckets);
-    header = Header(table);
+    header = Header(table, server);
     for (std::uint32_t bucket = range.begin; bucket < range.end; ++bucket) {
       COHORT_ASSIGN_OR_RETURN(const std::string dump, give(bucket));
       if (servers != nullptr && std::ranges::find(*servers, server) == servers->end()) {
@@ -283,17 +292,18 @@ Status NowhereFor(const Status& why) {
 }  // namespace
 
 Status BucketClient::Step(int table, std::uint32_t bucket, int server, const BucketMove& step) {
-  FrameHeader header = Header(table);
+  FrameHeader header = Header(table, server);
   header.add_buckets()->set_bucket(bucket);
   *header.mutable_move() = step;
   return Send("Move", server, std::move(header), grpc::Slice());
 }
 
-Status BucketClient::Install(int table, std::uint32_t bucket, int to, const std::string& dump) {
+Status BucketClient::Install(int table, std::uint32_t bucket, int line, const std::string& dump,
+                             bool adopt) {
   std::size_t offset = 0;
   do {
-    FrameHeader header = Header(table);
-    header.set_adopt(true);
+    FrameHeader header = Header(table, line);
+    header.set_adopt(adopt);
     BucketPiece* piece = header.add_buckets();
     piece->set_bucket(bucket);
     piece->set_offset(offset);
@@ -302,7 +312,7 @@ Status BucketClient::Install(int table, std::uint32_t bucket, int to, const std:
     piece->set_crc32c(ChecksumOf(dump));
     grpc::Slice payload(dump.data() + offset, piece->bytes());
     offset += piece->bytes();
-    COHORT_RETURN_IF_ERROR(Send("Restore", to, std::move(header), std::move(payload)));
+    COHORT_RETURN_IF_ERROR(Send("Restore", line, std::move(header), std::move(payload)));
   } while (offset < dump.size());
   return {};
 }
@@ -325,7 +335,7 @@ Status BucketClient::Move(int table, std::uint32_t bucket, int to) {
     nothing.set_bucket(bucket);
     nothing.set_total(1);  // the first reply says how much it is
     COHORT_ASSIGN_OR_RETURN(const std::string dump, DumpRest(table, from, {}, nothing, {}));
-    return Install(table, bucket, to, dump);
+    return Install(table, bucket, to, dump, /*adopt=*/true);
   };
   if (const Status carried = carry(); !carried.ok()) {
     if (!IsAnswer(carried)) {
@@ -342,12 +352,28 @@ Status BucketClient::Move(int table, std::uint32_t bucket, int to) {
   return dropped.ok() ? dropped : NowhereFor(dropped);
 }
 
+Status BucketClient::CopyPart(int table, int server, Client::Mend which) {
+  const int servers = routes_.servers();
+  const bool from_copy = which == Client::Mend::kServer;
+  const BucketRange range = BucketsOf(server, servers, SpecOf(table).buckets);
+  for (std::uint32_t bucket = range.begin; bucket < range.end; ++bucket) {
+    BucketPiece nothing;
+    nothing.set_bucket(bucket);
+    nothing.set_total(1);  // the first reply says how much it is
+    COHORT_ASSIGN_OR_RETURN(const std::string dump,
+                            DumpRest(table, LineOf(server, servers, from_copy), {}, nothing, {}));
+    COHORT_RETURN_IF_ERROR(
+        Install(table, bucket, LineOf(server, servers, !from_copy), dump, /*adopt=*/false));
+  }
+  return {};
+}
+
 Result<std::vector<BucketLoad>> BucketClient::Loads(int table) {
   std::vector<BucketLoad> loads;
   std::vector<FrameCall> calls;
   calls.reserve(static_cast<std::size_t>(routes_.servers()));
   for (int server = 0; server < routes_.servers(); ++server) {
-    calls.push_back({server, Assemble(Header(table), {})});
+    calls.push_back({server, Assemble(Header(table, server), {})});
   }
   COHORT_RETURN_IF_ERROR(
       exchange_.Run("Loads", std::move(calls), [&](int server, ReceivedFrame& reply) -> Status {

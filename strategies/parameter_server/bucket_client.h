@@ -32,7 +32,8 @@ struct BucketLoad {
 
 class BucketClient {
  public:
-  // `routes`: the client's, which learns, and outlives this.
+  // `channels`: one for each line (layout.h). `routes`: the client's, which learns, and outlives
+  // this.
   BucketClient(const ModelSpec& model, const std::vector<std::string>& addresses,
                std::vector<std::shared_ptr<grpc::Channel>> channels, const ClientOptions& options,
                RowRoutes& routes);
@@ -52,18 +53,19 @@ class BucketClient {
   Status Restore(int table, const Give& give, const std::vector<int>* servers);
   Status Move(int table, std::uint32_t bucket, int to);
   Result<std::vector<BucketLoad>> Loads(int table);
+  Status CopyPart(int table, int server, Client::Mend which);
 
   void Abort(const Status& why) { exchange_.Abort(why); }
 
  private:
   struct Arrivals;
-  FrameHeader Header(int table) const;
-  Status Send(const std::string& method, int server, FrameHeader header, grpc::Slice payload);
+  FrameHeader Header(int table, int line) const;
+  Status Send(const std::string& method, int line, FrameHeader header, grpc::Slice payload);
   const TableSpec& SpecOf(int table) const { return tables_[static_cast<std::size_t>(table)]; }
-  Result<std::string> DumpRest(int table, int server, const Version& version, BucketPiece piece,
+  Result<std::string> DumpRest(int table, int line, const Version& version, BucketPiece piece,
                                std::string begun);
   Status DumpSome(int table, const Version& version, const Take& take, Arrivals& arrivals);
-  Status Install(int table, std::uint32_t bucket, int to, const std::string& dump);
+  Status Install(int table, std::uint32_t bucket, int line, const std::string& dump, bool adopt);
   Status Step(int table, std::uint32_t bucket, int server, const BucketMove& step);
 
   const std::vector<TableSpec> tables_;
@@ -71,8 +73,9 @@ class BucketClient {
   const std::uint64_t number_;  // of this client
   const std::uint64_t epoch_;
   const std::chrono::milliseconds read_timeout_;
+  const bool copies_;
   RowRoutes& routes_;
-  std::vector<std::uint64_t> sequences_;  // by server, of what restores and moves
+  std::vector<std::uint64_t> sequences_;  // by line, of what restores and moves
   Exchange exchange_;
 };
 

@@ -47,14 +47,15 @@ class GrpcClient final : public Client {
         options_(std::move(options)),
         fingerprint_(spec_.Fingerprint()),
         chunks_(MakeChunks(spec_)),
-        names_(ServerNames(addresses)),
+        names_(LineNames(spec_, addresses)),
         addresses_(std::move(addresses)),
         versions_(chunks_.size(), 0),
-        sequences_(addresses_.size(), 0),
-        arrivals_(addresses_.size()),
+        sequences_(options_.pushes),
+        arrivals_(names_.size()),
         link_(FrameLink::Make(
             names_, [this](int server, bool may_share) { return Locate(server, may_share); },
             options_.peer_timeout, options_.read_timeout)) {
+    sequences_.resize(addresses_.size(), 0);
     for (const std::string& address : addresses_) {
       control_.push_back(Servers::NewStub(NewChannel(address)));
     }
@@ -69,6 +70,8 @@ class GrpcClient final : public Client {
                 std::uint64_t version) override;
   Status AssignTo(std::span<const int> servers, std::span<const float> values,
                   std::span<const std::span<float>> slots, std::uint64_t version) override;
+  Status CopyPart(int server, Mend which) override;
+  Status CopyPushes(int server, Mend which) override;
   Status Pull(std::span<float> values, bool everything) override;
   Status PullState(std::span<float> values, std::span<const std::span<float>> slots) override;
   Result<std::uint64_t> Freeze(std::uint64_t snapshot) override;
@@ -76,6 +79,7 @@ class GrpcClient final : public Client {
   Status Push(const Gradient& gradient, std::span<float> values) override;
   Status PullForStep(std::span<float> values, const Commit& commit) override;
   Status Settle(std::uint64_t round, const Commit& commit, double clip_norm) override;
+  std::vector<std::uint64_t> pushes() const override { return sequences_; }
   std::uint64_t staleness() const override { return staleness_; }
   bool late() const override { return late_; }
   Status Pause() override;
@@ -104,12 +108,14 @@ class GrpcClient final : public Client {
   Status Taken(const Reply& reply, std::size_t server) const {
     return reply.has_error() ? ToStatus(reply.error(), names_[server]) : OkStatus();
   }
-  Result<std::string> Locate(int server, bool may_share);
+  Result<std::string> Locate(int line, bool may_share);
   // Where values, and slots where given, of a reply go; and what is known when they are there.
   ReplyHandler Into(std::span<float> values, std::span<const std::span<float>> slots);
   Status Freeze(std::uint64_t snapshot, const std::function<void(const FreezeReply&)>& take);
   // The gradient of a chunk as it travels, and what is lent for that.
   Result<std::span<const float>> Encode(const Gradient& gradient, std::size_t chunk);
+  // The same to the copies, without an answer that anybody reads.
+  void AddCopies(std::vector<FrameRequest>* requests) const;
   void AddPulls(int server, bool everything, const FrameHeader& header,
                 std::vector<FrameRequest>* requests);
 
@@ -171,6 +177,7 @@ Status GrpcClient::Declare() {
   request.set_backup_workers(static_cast<std::uint32_t>(consistency.backup_workers));
   request.set_partitioner(spec_.partitioner.ToString());
   request.set_protocol(kProtocol);
+  request.set_copies(spec_.copies);
   request.set_servers(static_cast<std::uint32_t>(spec_.servers));
   request.set_sender(options_.task);
   for (const TableSpec& table : spec_.tables) {
@@ -221,6 +228,9 @@ Result<Client::Kept> GrpcClient::BeginKeeping(std::span<const std::uint64_t> ret
     } else {
       kept.without.push_back(static_cast<int>(s));
     }
+    if (spec_.copies && !reply.kept_copy()) {
+      kept.without_a_copy.push_back(CopiedServer(static_cast<int>(s), spec_.servers));
+    }
   }
   return kept;
 }
@@ -253,7 +263,87 @@ Status GrpcClient::AssignTo(std::span<const int> servers, std::span<const float>
       }
     }
   }
+  AddCopies(&requests);
   return link_->Run(requests, Into({}, {}));
+}
+
+void GrpcClient::AddCopies(std::vector<FrameRequest>* requests) const {
+  const std::size_t count = spec_.copies ? requests->size() : 0;
+  requests->reserve(requests->size() + count);
+  for (std::size_t i = 0; i < count; ++i) {
+    FrameRequest& copy = requests->emplace_back((*requests)[i]);
+    copy.server = LineOf(copy.server, spec_.servers, /*copy=*/true);
+    copy.header.set_copy(true);
+    copy.header.set_pull(false);
+  }
+}
+
+// Frame by frame, as they lie in memory: chunks with their slots, and their versions.
+Status GrpcClient::CopyPart(int server, Mend which) {
+  Require(spec_.copies, "a model with copies");
+  COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Optimizer> optimizer,
+                          MakeOptimizer(spec_.optimizer));
+  const int slots = optimizer->num_slots();
+  const bool from_copy = which == Mend::kServer;
+  std::vector<float> bytes;
+  for (const std::vector<int>& frame : PackFrames(chunks_, server, kFrameBytes, 1 + slots)) {
+    FrameRequest pull{LineOf(server, spec_.servers, from_copy), FrameMethod::kPull, Header(), {}};
+    FrameRequest assign{
+        LineOf(server, spec_.servers, !from_copy), FrameMethod::kAssign, Header(), {}};
+    pull.header.set_copy(from_copy);
+    assign.header.set_copy(!from_copy);
+    pull.header.set_slots(true);
+    assign.header.set_slots(true);
+    std::size_t floats = 0;
+    for (const int c : frame) {
+      const Chunk& chunk = chunks_[static_cast<std::size_t>(c)];
+      pull.header.add_chunks(static_cast<std::uint32_t>(c));
+      pull.header.add_versions(0);
+      assign.header.add_chunks(static_cast<std::uint32_t>(c));
+      floats += static_cast<std::size_t>(chunk.elements) *
+                static_cast<std::size_t>(chunk.trainable ? 1 + slots : 1);
+    }
+    bytes.resize(floats);
+    const auto place = [&](int, const FrameHeader& header) -> Result<Places> {
+      if (header.epoch() != options_.epoch) {
+        return StaleReply(names_[static_cast<std::size_t>(pull.server)], header.epoch(),
+                          options_.epoch);
+      }
+      return Places{std::span(bytes)};
+    };
+    const auto done = [&](int, const FrameHeader& header) -> Status {
+      const bool all = std::ranges::equal(header.chunks(), assign.header.chunks()) &&
+                       header.versions_size() == header.chunks_size();
+      assign.header.mutable_versions()->CopyFrom(header.versions());
+      return all ? OkStatus()
+                 : Internal(names_[static_cast<std::size_t>(pull.server)] +
+                            ": other chunks than were asked for");
+    };
+    COHORT_RETURN_IF_ERROR(link_->Run({&pull, 1}, {.place = place, .done = done}));
+    assign.payload.emplace_back(bytes);
+    COHORT_RETURN_IF_ERROR(link_->Run({&assign, 1}, Into({}, {})));
+  }
+  return {};
+}
+
+Status GrpcClient::CopyPushes(int server, Mend which) {
+  const bool from_copy = which == Mend::kServer;
+  const auto holder = static_cast<std::size_t>(CopyHolder(server, spec_.servers));
+  const auto own = static_cast<std::size_t>(server);
+  PushesRequest request;
+  request.set_epoch(options_.epoch);
+  const auto call = [&](std::size_t s, bool copy, PushesReply* reply) -> Status {
+    request.set_copy(copy);
+    COHORT_RETURN_IF_ERROR(Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
+      return stub.ExchangePushes(context, request, reply);
+    }));
+    return Taken(*reply, s);
+  };
+  PushesReply told;
+  COHORT_RETURN_IF_ERROR(call(from_copy ? holder : own, from_copy, &told));
+  request.mutable_install()->Swap(told.mutable_pushes());
+  PushesReply taken;
+  return call(from_copy ? own : holder, !from_copy, &taken);
 }
 
 ReplyHandler GrpcClient::Into(std::span<float> values, std::span<const std::span<float>> slots) {
@@ -305,7 +395,9 @@ ReplyHandler GrpcClient::Into(std::span<float> values, std::span<const std::span
         arrival = arrival.subspan(EncodedFloats(wire, to.size()));
       }
     }
-    staleness_ = std::max<std::uint64_t>(staleness_, header.staleness());
+    if (server < spec_.servers) {  // a copy's updates come in another order
+      staleness_ = std::max<std::uint64_t>(staleness_, header.staleness());
+    }
     late_ = late_ || header.late();
     for (int i = 0; i < header.chunks_size(); ++i) {
       versions_[header.chunks(i)] = header.versions(i);
@@ -315,8 +407,8 @@ ReplyHandler GrpcClient::Into(std::span<float> values, std::span<const std::span
   return {.place = place, .done = done};
 }
 
-Result<std::string> GrpcClient::Locate(int server, bool may_share) {
-  const auto s = static_cast<std::size_t>(server);
+Result<std::string> GrpcClient::Locate(int line, bool may_share) {
+  const auto s = static_cast<std::size_t>(ServerOfLine(line, spec_.servers));
   return LocateFrames(*control_[s], addresses_[s], options_.transport, may_share,
                       std::min(kLocateTimeout, options_.peer_timeout));
 }
@@ -475,6 +567,7 @@ Status GrpcClient::Push(const Gradient& gradient, std::span<float> values) {
       }
     }
   }
+  AddCopies(&requests);
   return link_->Run(requests, Into(values, {}));
 }
 

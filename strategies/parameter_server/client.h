@@ -43,6 +43,9 @@ struct ClientOptions {
   // gradient is added to this client's next one.
   ServerWire wire;
   FrameTransport transport = FrameTransport::kAuto;
+  // Where pushes go on being numbered, by server; empty: at 1. Of Client, and of RowClient.
+  std::vector<std::uint64_t> pushes;
+  std::vector<std::uint64_t> row_pushes;
 };
 
 // A gradient, laid out as the arena. Where a chunk is not trainable it holds, instead, the
@@ -68,7 +71,8 @@ class Client {
   // The same, but servers that have values keep them. `version`: the greatest of those that do.
   struct Kept {
     std::uint64_t version = 0;
-    std::vector<int> without;  // servers that have none
+    std::vector<int> without;           // servers that have none
+    std::vector<int> without_a_copy;    // where the model has copies: of their parts
   };
   virtual Result<Kept> BeginKeeping(std::span<const std::uint64_t> retired) = 0;
   // Sets every chunk, with slots unless `slots` is empty, to `version`.
@@ -77,6 +81,11 @@ class Client {
   // The same of these servers' chunks.
   virtual Status AssignTo(std::span<const int> servers, std::span<const float> values,
                           std::span<const std::span<float>> slots, std::uint64_t version) = 0;
+  // Where the model has copies: what server `server` has, or the copy of it, as the other has it,
+  // and which pushes that had. Nobody pushes meanwhile.
+  enum class Mend { kServer, kCopy };
+  virtual Status CopyPart(int server, Mend which) = 0;
+  virtual Status CopyPushes(int server, Mend which) = 0;
   // Brings the chunks that are newer than this client's last copy; or all of them.
   virtual Status Pull(std::span<float> values, bool everything) = 0;
   // The same for a worker's step: under bounded staleness when they are fresh (clock_table.h), with
@@ -93,6 +102,9 @@ class Client {
   // servers have afterwards; under bounded staleness, when that is fresh. On an error some servers
   // may have applied their part.
   virtual Status Push(const Gradient& gradient, std::span<float> values) = 0;
+  // The numbers of the last pushes, by server; a client of the same process that goes on from
+  // them sends what comes after.
+  virtual std::vector<std::uint64_t> pushes() const = 0;
   // The greatest staleness that the servers found in the last Push; and whether it came too late.
   virtual std::uint64_t staleness() const = 0;
   virtual bool late() const = 0;

@@ -75,12 +75,18 @@ Status CheckConfig(const ClusterConfig& config, const StrategyOptions& options) 
                            std::to_string(workers) + " workers [a quorum of 1 to " +
                            std::to_string(workers) + ", or elastic]");
   }
-  if (options.server_loss == ServerLoss::kPartial &&
+  if (options.server_loss != ServerLoss::kRollBack &&
       consistency.mode != Consistency::Mode::kAsynchronous) {
     return InvalidArgument(
-        "server_loss kPartial with consistency " + consistency.ToString() +
+        "server_loss " + std::string(ServerLossName(options.server_loss)) + " with consistency " +
+        consistency.ToString() +
         ", under which all servers are at the same step [consistency async, or server_loss "
         "kRollBack]");
+  }
+  if (options.server_loss == ServerLoss::kReplica && cluster.Count(TaskType::kPs) < 2) {
+    return InvalidArgument(
+        "server_loss kReplica with one ps task: another server would hold the copy of its part "
+        "[two ps tasks or more, or server_loss kRollBack]");
   }
   COHORT_RETURN_IF_ERROR(TransportOf(options.communication).status());
   if (options.balance_interval.count() < 0 ||
@@ -694,7 +700,9 @@ void Job::MakeClients(std::uint64_t epoch) {
       .read_timeout = read_timeout_,
       // What the chief has is saved, and evaluated.
       .wire = {.push = wire_.push, .pull = is_chief() ? DType::kFloat32 : wire_.pull},
-      .transport = transport_};
+      .transport = transport_,
+      .pushes = pushes_,
+      .row_pushes = row_pushes_};
   auto client = Client::Make(spec_, server_addresses_, options);
   auto row_client =
       spec_.tables.empty() ? nullptr : RowClient::Make(spec_, server_addresses_, options);
@@ -835,7 +843,7 @@ Status Job::AwaitServers() {
 }
 
 // `without`: servers that have no values, or not all of them.
-Status Job::BeginEpoch(const Restore& restore, std::set<int>* without, std::uint64_t* newest,
+Status Job::BeginEpoch(const Restore& restore, Missing* missing, std::uint64_t* newest,
                        std::int64_t* step) {
   std::vector<std::uint64_t> retired;
   {
@@ -844,12 +852,15 @@ Status Job::BeginEpoch(const Restore& restore, std::set<int>* without, std::uint
     untold_.clear();
   }
   COHORT_RETURN_IF_ERROR(client_->Declare());
-  if (partial()) {
+  if (keeps()) {
     COHORT_ASSIGN_OR_RETURN(const Client::Kept kept, client_->BeginKeeping(retired));
     *newest = std::max(*newest, kept.version);
-    without->insert(kept.without.begin(), kept.without.end());
-    const Lost only = {.servers = {without->begin(), without->end()}, .version = *newest};
-    if (!without->empty()) {  // else the lost ones are back, with all that they had
+    missing->parts.insert(kept.without.begin(), kept.without.end());
+    missing->copies.insert(kept.without_a_copy.begin(), kept.without_a_copy.end());
+    COHORT_RETURN_IF_ERROR(Mend(missing));
+    const Lost only = {.servers = {missing->parts.begin(), missing->parts.end()},
+                       .version = *newest};
+    if (!missing->parts.empty()) {  // else the lost ones have, again, all that they had
       COHORT_ASSIGN_OR_RETURN(*step, restore(&only));
     }
   } else {
@@ -861,6 +872,38 @@ Status Job::BeginEpoch(const Restore& restore, std::set<int>* without, std::uint
   return {};
 }
 
+// What there is a copy of comes from there, and copies are made anew. What is left in `missing`
+// is lost together with its copy. Values last: with them a part counts as there.
+Status Job::Mend(Missing* missing) {
+  const auto mend = [this](int server, Client::Mend which) -> Status {
+    for (int t = 0; t < static_cast<int>(spec_.tables.size()); ++t) {
+      COHORT_RETURN_IF_ERROR(row_client_->CopyPart(t, server, which));
+    }
+    COHORT_RETURN_IF_ERROR(client_->CopyPushes(server, which));
+    return client_->CopyPart(server, which);
+  };
+  for (const int server : std::set<int>(missing->parts)) {
+    if (spec_.copies && !missing->copies.contains(server)) {
+      COHORT_RETURN_IF_ERROR(mend(server, Client::Mend::kServer));
+      missing->parts.erase(server);
+    }
+  }
+  for (const int server : std::set<int>(missing->copies)) {
+    if (!missing->parts.contains(server)) {
+      COHORT_RETURN_IF_ERROR(mend(server, Client::Mend::kCopy));
+      missing->copies.erase(server);
+    }
+  }
+  return {};
+}
+
+void Job::StepDone() {
+  if (spec_.copies) {
+    pushes_ = client_->pushes();
+    row_pushes_ = row_client_ == nullptr ? std::vector<std::uint64_t>() : row_client_->pushes();
+  }
+}
+
 Status Job::Recover(const Status& error, const Restore& restore) {
   if (!AwaitLoss(error)) {
     return Explain(error);
@@ -868,12 +911,13 @@ Status Job::Recover(const Status& error, const Restore& restore) {
   const auto begun = std::chrono::steady_clock::now();
   std::string names = NamesOfLost();
   log_.Warning(fmt::format(
-      "{} is lost, and the workers wait: {} goes on from the last save when another process takes "
-      "its place, within {:g} s",
-      names, partial() ? "it" : "the job", static_cast<double>(rejoin_grace_.count()) / 1000));
+      "{} is lost, and the workers wait: {} goes on from {} when another process takes its place, "
+      "within {:g} s",
+      names, keeps() ? "it" : "the job", spec_.copies ? "the copy of its part" : "the last save",
+      static_cast<double>(rejoin_grace_.count()) / 1000));
   const std::int64_t steps_before = coordinator_->advance().steps;
   std::uint64_t newest = 0;
-  std::set<int> without;
+  Missing missing;
   Status last = error;
   for (int attempt = 0; attempt < kMostRollBacks; ++attempt) {
     int seen = 0;
@@ -892,10 +936,12 @@ Status Job::Recover(const Status& error, const Restore& restore) {
       }
     }
     MakeClients(epoch_ + 1);
-    log_.Info(fmt::format("{} there: {} the last save", names.empty() ? "all are" : names + " is",
-                          partial() ? "it gets its part of" : "the servers go back to"));
+    log_.Info(fmt::format("{} there: {}", names.empty() ? "all are" : names + " is",
+                          spec_.copies ? "it gets what the copy of its part has"
+                          : keeps()    ? "it gets its part of the last save"
+                                       : "the servers go back to the last save"));
     std::int64_t step = 0;
-    last = BeginEpoch(restore, &without, &newest, &step);
+    last = BeginEpoch(restore, &missing, &newest, &step);
     if (!last.ok() && last.code() != StatusCode::kUnavailable) {
       return FailJob(last);
     }
@@ -909,27 +955,28 @@ Status Job::Recover(const Status& error, const Restore& restore) {
         last = Unavailable("another server was lost while the servers went back to the last save");
         continue;
       }
-      last = partial() ? coordinator_->GoOn(without.empty() ? std::nullopt : std::optional(step),
-                                            epoch_, server_addresses_)
-                       : coordinator_->RollBack(step, epoch_, server_addresses_);
+      last = keeps()
+                 ? coordinator_->GoOn(missing.parts.empty() ? std::nullopt : std::optional(step),
+                                      epoch_, server_addresses_)
+                 : coordinator_->RollBack(step, epoch_, server_addresses_);
     }
     if (!last.ok()) {
       return FailJob(last);
     }
-    work_stands_ = partial();
-    if (partial() && without.empty()) {
+    work_stands_ = keeps();
+    if (keeps() && missing.parts.empty()) {
       log_.Warning(fmt::format("all servers have what they had; the job goes on after {:.1f} s",
                                SecondsSince(begun)));
       return {};
     }
-    if (partial()) {
+    if (keeps()) {
       const std::int64_t lost = std::max<std::int64_t>(
           {static_cast<std::int64_t>(newest) - step, coordinator_->StepsSince(step), 0});
       lost_updates_ += lost;
       log_.Warning(fmt::format(
           "{} of {} servers go on from step {}, the others as they are: {} updates of their parts "
           "are lost; the job goes on after {:.1f} s",
-          without.size(), num_servers_, step, lost, SecondsSince(begun)));
+          missing.parts.size(), num_servers_, step, lost, SecondsSince(begun)));
       return {};
     }
     // All servers may have been lost, and with them how far they were.

@@ -100,7 +100,8 @@ class Job {
   // clients; it returns the step. Else returns the error, and where that fails the job does.
   //
   // Under ServerLoss::kPartial only servers that have no values any more are brought theirs (`only`
-  // is not null), which count as those of `version` from then on.
+  // is not null), which count as those of `version` from then on. So it is under kReplica with
+  // servers of whose parts there is no copy either; else they get what the copy has.
   struct Lost {
     std::vector<int> servers;
     std::uint64_t version = 0;  // 0: that of the save
@@ -110,6 +111,10 @@ class Job {
   // In another process: OK when the servers are in a new epoch, of which the clients then are, also
   // where another process had to take the chief's place. Else returns the error.
   Status Rejoin(const Status& error);
+  // In a process that trains, after a step: its pushes are those that a client after the present
+  // one goes on from, where the model has copies, so that what a step that is done again had sent
+  // counts once.
+  void StepDone();
   // After the last of these: does what was handed out, and made of it, still stand?
   bool work_stands() const { return work_stands_; }
   // Updates of parts of the model that were lost with servers, in the chief.
@@ -150,9 +155,15 @@ class Job {
   Result<std::string> AddressOf(int server, std::uint64_t* incarnation);
   bool AwaitLoss(const Status& error);
   Status AwaitServers();
-  Status BeginEpoch(const Restore& restore, std::set<int>* without, std::uint64_t* newest,
+  struct Missing {
+    std::set<int> parts;   // of servers that have no values, or not all of them
+    std::set<int> copies;  // by the server whose part it is
+  };
+  Status BeginEpoch(const Restore& restore, Missing* missing, std::uint64_t* newest,
                     std::int64_t* step);
-  bool partial() const { return server_loss_ == ServerLoss::kPartial; }
+  Status Mend(Missing* missing);
+  // Do servers that are not lost go on as they are?
+  bool keeps() const { return server_loss_ != ServerLoss::kRollBack; }
   void MakeClients(std::uint64_t epoch);
   Status FailJob(const Status& why);
   std::string NamesOfLost() const;
@@ -181,6 +192,9 @@ class Job {
   bool met_ = false;  // in a worker: have the servers been given values?
   std::int64_t lost_updates_ = 0;
   int broadcasts_ = 0;
+  // Of the last step that is done, by server.
+  std::vector<std::uint64_t> pushes_;
+  std::vector<std::uint64_t> row_pushes_;
 
   // Services of this process; the state before what serves it.
   std::unique_ptr<Journal> journal_;  // in a chief that may be lost

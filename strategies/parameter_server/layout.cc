@@ -38,7 +38,8 @@ ModelSpec ModelSpec::OfTables(const ParameterSet& parameters, std::string optimi
 
 std::uint64_t ModelSpec::Fingerprint() const {
   std::uint64_t digest = Hash64(optimizer + ' ' + consistency.ToString());
-  digest = Hash64(std::to_string(servers) + ' ' + partitioner.ToString(), digest);
+  digest = Hash64(std::to_string(servers) + ' ' + partitioner.ToString() + (copies ? " copies" : ""),
+                  digest);
   for (const ParameterSpec& parameter : parameters) {
     digest = Hash64(parameter.ToString(), digest);
   }
@@ -81,6 +82,11 @@ Status ModelSpec::Compare(const ModelSpec& other, const std::string& who) const 
   if (partitioner != other.partitioner) {
     return FailedPrecondition("partitioner differs: declared " + partitioner.ToString() + ", " +
                               who + " has " + other.partitioner.ToString() + hint);
+  }
+  if (copies != other.copies) {
+    const auto name = [](bool has) { return has ? "kReplica" : "none that keeps copies"; };
+    return FailedPrecondition(std::string("server_loss differs: declared ") + name(copies) + ", " +
+                              who + " has " + name(other.copies) + hint);
   }
   if (consistency != other.consistency || servers != other.servers) {
     return FailedPrecondition("mode differs: declared " + std::to_string(servers) + " servers, " +

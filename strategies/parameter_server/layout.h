@@ -38,6 +38,7 @@ struct ModelSpec {
   int servers = 1;
   std::vector<TableSpec> tables;
   Partitioner partitioner;
+  bool copies = false;  // every server's part is on its successor, too (ServerLoss::kReplica)
 
   // Tables that name no optimizer get `optimizer`.
   static ModelSpec Of(const ParameterSet& parameters, std::string optimizer,
@@ -49,6 +50,15 @@ struct ModelSpec {
   // this spec is "declared" and `other` is `who`'s.
   Status Compare(const ModelSpec& other, const std::string& who) const;
 };
+
+// Who keeps the copy of a server's part.
+inline int CopyHolder(int server, int servers) { return (server + 1) % servers; }
+inline int CopiedServer(int holder, int servers) { return (holder + servers - 1) % servers; }
+// A client has a line to each server, and, where there are copies, as many more: to the copies.
+inline int LineOf(int server, int servers, bool copy) { return copy ? servers + server : server; }
+inline int ServerOfLine(int line, int servers) {
+  return line < servers ? line : CopyHolder(line - servers, servers);
+}
 
 struct Chunk {
   int parameter = 0;

@@ -637,6 +637,13 @@ Status Implementation::Bind(ParameterSet& parameters, std::unique_ptr<Optimizer>
   ps::ModelSpec spec =
       ps::ModelSpec::Of(parameters, optimizer->config(), options_.consistency, job_->num_servers());
   spec.partitioner = options_.partitioner;
+  spec.copies = options_.server_loss == ServerLoss::kReplica;
+  if (const ServerSideOptimizer* const side = ServerSideOptimizer::Of(*optimizer);
+      spec.copies && side != nullptr && side->options().delay_compensation > 0) {
+    return InvalidArgument(
+        "delay_compensation with server_loss kReplica: copies do not know what a gradient was "
+        "computed from [one or the other]");
+  }
   tables_ = spec.tables;
   if (!tables_.empty() && options_.consistency.backup_workers > 0) {
     return Unimplemented("sparse table \"" + tables_[0].name +
@@ -1004,13 +1011,18 @@ Result<StepResult> Implementation::Step(const DistributedBatch& batch, const Ste
                                     ? StepTogether(batch, fn)
                                     : StepAlone(batch.replicas[0], fn);
     if (result.ok()) {
+      job_->StepDone();
       return result;
     }
     RestoreFixedValues();
     if (own_error_) {
+      job_->StepDone();  // what it has sent is not sent again
       return job_->Explain(result.status());
     }
-    COHORT_RETURN_IF_ERROR(GoOn(result.status()));
+    if (const Status well = GoOn(result.status()); !well.ok()) {
+      job_->StepDone();
+      return well;
+    }
   } while (work_stands_);  // servers that were not lost may have this step already
   return ResultOf({});     // Next brings the batch again
 }

@@ -107,15 +107,17 @@ std::uint64_t ParameterStore::LeastVersion() const {
   return version;
 }
 
-std::uint64_t ParameterStore::ForgetClients() {
+std::uint64_t ParameterStore::Stay(bool forget) {
   Thaw();
   for (const auto& block : blocks_) {
-    if (block != nullptr) {
+    if (forget && block != nullptr) {
       const std::lock_guard lock(block->mutex);
       block->pulled.clear();
     }
   }
-  ledger_.Reset();
+  if (forget) {
+    ledger_.Reset();
+  }
   const std::uint64_t version = LeastVersion();
   return version == std::numeric_limits<std::uint64_t>::max() ? 0 : version;
 }

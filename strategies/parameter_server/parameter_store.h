@@ -58,8 +58,10 @@ class ParameterStore {
   // As Declare has left it, but for the clients that were retired. Returns the least version that
   // the chunks had. Nothing else may run.
   std::uint64_t Reset();
-  // Clients begin to count their pushes anew; else all stays. The same return, and rule.
-  std::uint64_t ForgetClients();
+  // All stays but snapshots, and, if `forget`, what is known of clients' pushes: they begin to count
+  // anew. The same return, and rule.
+  std::uint64_t Stay(bool forget);
+  PushLedger& pushes() { return ledger_; }
 
   // What is wrong with a frame, or kind NONE.
   Error Assign(const FrameHeader& header, PayloadReader payload);

@@ -66,6 +66,30 @@ void PushLedger::Retire(std::uint64_t first, std::uint64_t last) {
   clients_.erase(clients_.lower_bound(first), clients_.upper_bound(last));
 }
 
+void PushLedger::Tell(Pushes* pushes) const {
+  const std::lock_guard lock(mutex_);
+  for (const auto& [number, client] : clients_) {
+    ClientPushes* const told = pushes->Add();
+    told->set_client(number);
+    told->set_highest(client.window.highest());
+    told->set_seen(client.window.seen());
+  }
+}
+
+Status PushLedger::Learn(const Pushes& pushes) {
+  std::map<std::uint64_t, Client> clients;
+  for (const ClientPushes& told : pushes) {
+    if (!clients[told.client()].window.Set(told.highest(), told.seen())) {
+      return InvalidArgument("pushes of client " + std::to_string(told.client()) + " in " +
+                             std::to_string(told.seen().size()) + " bytes");
+    }
+  }
+  const std::lock_guard lock(mutex_);
+  std::erase_if(clients, [this](const auto& client) { return retired_.contains(client.first); });
+  clients_ = std::move(clients);
+  return {};
+}
+
 void PushLedger::Reset() {
   const std::lock_guard lock(mutex_);
   clients_.clear();

@@ -12,6 +12,8 @@
 #include <set>
 #include <vector>
 
+#include <cohort/core/status.h>
+
 #include <cohort/parameter_server.pb.h>
 #include "parameter_server/retired_clients.h"
 #include "parameter_server/sequence_window.h"
@@ -65,6 +67,11 @@ class PushLedger {
   void Retire(std::uint64_t first, std::uint64_t last);
   void Retire(std::uint64_t client) { Retire(client, client); }
   bool retired(std::uint64_t client) const;
+  // What is known of pushes, and that it is what another ledger knew; clients that were retired
+  // stay so. Nothing is being applied. InvalidArgument: `pushes` is nothing that Tell makes.
+  using Pushes = google::protobuf::RepeatedPtrField<ClientPushes>;
+  void Tell(Pushes* pushes) const;
+  Status Learn(const Pushes& pushes);
   // Clients begin to count anew; those that were retired stay so. Nothing is being applied.
   void Reset();
 

@@ -242,15 +242,18 @@ class Implementation final : public RowClient {
         read_timeout_(options.read_timeout),
         locate_timeout_(std::min(kLocateTimeout, options.peer_timeout)),
         transport_(options.transport),
+        copies_(model.copies),
         addresses_(std::move(addresses)),
-        sequences_(addresses_.size(), 0),
-        channels_(DataChannels(addresses_)),
+        sequences_(options.row_pushes),
+        channels_(LineChannels(model, addresses_)),
         routes_(model.tables, model.servers),
         buckets_(model, addresses_, channels_, options, routes_),
         link_(FrameLink::Make(
-            ServerNames(addresses_),
-            [this](int server, bool may_share) { return Locate(server, may_share); },
-            options.peer_timeout, options.read_timeout)) {}
+            LineNames(model, addresses_),
+            [this](int line, bool may_share) { return Locate(line, may_share); },
+            options.peer_timeout, options.read_timeout)) {
+    sequences_.resize(addresses_.size(), 0);
+  }
 
   Status Pull(int table, std::span<const std::uint64_t> ids, std::int64_t step, bool training,
               std::span<float> rows) override;
@@ -280,6 +283,11 @@ class Implementation final : public RowClient {
     static_cast<void>(SpecOf(table));
     return buckets_.Move(table, bucket, to);
   }
+  Status CopyPart(int table, int server, Client::Mend which) override {
+    static_cast<void>(SpecOf(table));
+    return buckets_.CopyPart(table, server, which);
+  }
+  std::vector<std::uint64_t> pushes() const override { return sequences_; }
   Result<std::vector<BucketLoad>> Loads(int table) override {
     static_cast<void>(SpecOf(table));
     return buckets_.Loads(table);
@@ -322,7 +330,9 @@ class Implementation final : public RowClient {
   void AddPart(const Part& part, std::int64_t step, double weight,
                std::vector<FrameRequest>& requests);
   Status WaitForRounds(int table);
-  Result<std::string> Locate(int server, bool may_share);
+  Result<std::string> Locate(int line, bool may_share);
+  static std::vector<std::shared_ptr<grpc::Channel>> LineChannels(
+      const ModelSpec& model, const std::vector<std::string>& addresses);
   Status PullUnique(int table, UniqueIds& unique, std::int64_t step, bool training,
                     Patience& patience, FloatBuffer& values);
 
@@ -333,9 +343,10 @@ class Implementation final : public RowClient {
   const std::chrono::milliseconds read_timeout_;
   const std::chrono::milliseconds locate_timeout_;
   const FrameTransport transport_;
+  const bool copies_;
   const std::vector<std::string> addresses_;
-  std::vector<std::uint64_t> sequences_;  // by server
-  const std::vector<std::shared_ptr<grpc::Channel>> channels_;
+  std::vector<std::uint64_t> sequences_;                        // by server
+  const std::vector<std::shared_ptr<grpc::Channel>> channels_;  // by line
   RowRoutes routes_;
   BucketClient buckets_;
   const std::unique_ptr<FrameLink> link_;
@@ -344,8 +355,17 @@ class Implementation final : public RowClient {
   FloatBuffer values_;             // of a pull, each id once
 };
 
-Result<std::string> Implementation::Locate(int server, bool may_share) {
-  const auto s = static_cast<std::size_t>(server);
+std::vector<std::shared_ptr<grpc::Channel>> Implementation::LineChannels(
+    const ModelSpec& model, const std::vector<std::string>& addresses) {
+  std::vector<std::shared_ptr<grpc::Channel>> channels = DataChannels(addresses);
+  for (int line = model.servers; model.copies && line < 2 * model.servers; ++line) {
+    channels.push_back(channels[static_cast<std::size_t>(ServerOfLine(line, model.servers))]);
+  }
+  return channels;
+}
+
+Result<std::string> Implementation::Locate(int line, bool may_share) {
+  const auto s = static_cast<std::size_t>(ServerOfLine(line, routes_.servers()));
   return LocateFrames(*Servers::NewStub(channels_[s]), addresses_[s], transport_, may_share,
                       locate_timeout_);
 }
@@ -519,11 +539,18 @@ Status Implementation::PushOnce(std::deque<RowsToPush>& tables, std::int64_t ste
   if (part != nullptr) {
     AddPart(*part, step, weight, requests);
   }
-  const auto done = [&](int /*server*/, const FrameHeader& header) -> Status {
+  const std::size_t own = requests.size();
+  requests.reserve(2 * own);
+  for (std::size_t i = 0; copies_ && i < own; ++i) {
+    FrameRequest& copy = requests.emplace_back(requests[i]);
+    copy.server = LineOf(copy.server, routes_.servers(), /*copy=*/true);
+    copy.header.set_copy(true);
+  }
+  const auto done = [&](int line, const FrameHeader& header) -> Status {
     if (header.rows().moved_size() == 0) {
       return {};
     }
-    if (header.rows().tag() >= sent.size()) {
+    if (header.rows().tag() >= sent.size() || line >= routes_.servers()) {
       return Internal("a server's reply answers no push of this client");
     }
     const auto& [t, r] = sent[header.rows().tag()];

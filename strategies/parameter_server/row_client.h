@@ -72,6 +72,10 @@ class RowClient {
                          const std::function<Result<std::string>(std::uint32_t bucket)>& give,
                          const std::vector<int>* servers) = 0;
 
+  // As Client's: rows, and the numbers of pushes, which its own CopyPushes brings.
+  virtual Status CopyPart(int table, int server, Client::Mend which) = 0;
+  virtual std::vector<std::uint64_t> pushes() const = 0;
+
   // Has a bucket move to another server, while others pull and push: their frames for it are told
   // where it is. FailedPrecondition: there is a snapshot, or updates are rounds. Unavailable: a
   // server is lost, and the bucket may be nowhere until the servers go back to a save. Else it

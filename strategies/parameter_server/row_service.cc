@@ -17,16 +17,16 @@ using Base = Rows::WithRawCallbackMethod_Dump<Rows::WithRawCallbackMethod_Restor
 
 class RowService final : public Base {
  public:
-  RowService(RowStore& store, EpochGate& gate, std::string name, Log log)
-      : store_(store), gate_(gate), name_(std::move(name)), log_(std::move(log)) {}
+  RowService(std::function<RowStore*(bool copy)> store, EpochGate& gate, std::string name, Log log)
+      : store_(std::move(store)), gate_(gate), name_(std::move(name)), log_(std::move(log)) {}
 
   grpc::ServerUnaryReactor* Dump(Context* context, const grpc::ByteBuffer* request,
                                  grpc::ByteBuffer* reply) override {
-    return Answer(context, *request, reply, [this](Request& r) {
+    return Answer(context, *request, reply, [](Request& r) {
       std::vector<BucketPiece> pieces;
       std::string bytes;
       RowStore::Moved moved;
-      Error error = store_.Dump(r.received.frame.header, &pieces, &bytes, &moved);
+      Error error = r.store->Dump(r.received.frame.header, &pieces, &bytes, &moved);
       r.header.mutable_rows()->mutable_moved()->Assign(moved.begin(), moved.end());
       for (BucketPiece& piece : pieces) {
         *r.header.add_buckets() = std::move(piece);
@@ -38,25 +38,26 @@ class RowService final : public Base {
 
   grpc::ServerUnaryReactor* Restore(Context* context, const grpc::ByteBuffer* request,
                                     grpc::ByteBuffer* reply) override {
-    return Answer(context, *request, reply, [this](Request& r) {
-      return store_.Restore(r.received.frame.header, r.received.frame.payload);
+    return Answer(context, *request, reply, [](Request& r) {
+      return r.store->Restore(r.received.frame.header, r.received.frame.payload);
     });
   }
 
   grpc::ServerUnaryReactor* Move(Context* context, const grpc::ByteBuffer* request,
                                  grpc::ByteBuffer* reply) override {
     return Answer(context, *request, reply,
-                  [this](Request& r) { return store_.Move(r.received.frame.header); });
+                  [](Request& r) { return r.store->Move(r.received.frame.header); });
   }
 
   grpc::ServerUnaryReactor* Loads(Context* context, const grpc::ByteBuffer* request,
                                   grpc::ByteBuffer* reply) override {
     return Answer(context, *request, reply,
-                  [this](Request& r) { return store_.Loads(r.received.frame.header, &r.header); });
+                  [](Request& r) { return r.store->Loads(r.received.frame.header, &r.header); });
   }
 
  private:
   struct Request {
+    RowStore* store = nullptr;
     ReceivedFrame received;
     FrameHeader header;  // of the answer, as its payload
     std::vector<grpc::Slice> payload;
@@ -74,6 +75,9 @@ class RowService final : public Base {
     } else if (pass = gate_.Enter(received->frame.header.epoch());
                pass.error().kind() != Error::NONE) {
       error = pass.error();
+    } else if (request.store = store_(received->frame.header.copy()); request.store == nullptr) {
+      error.set_kind(Error::NOT_READY);
+      error.set_message(name_ + " has not been told to keep a copy");
     } else {
       request.received = std::move(received).value();
       request.header.set_epoch(request.received.frame.header.epoch());
@@ -90,7 +94,7 @@ class RowService final : public Base {
     return reactor;
   }
 
-  RowStore& store_;
+  const std::function<RowStore*(bool copy)> store_;
   EpochGate& gate_;
   const std::string name_;
   const Log log_;
@@ -127,9 +131,9 @@ Error AnswerRows(RowStore& store, bool ready, FrameMethod method, const FrameHea
   return error;
 }
 
-std::unique_ptr<grpc::Service> MakeRowService(RowStore& store, EpochGate& gate, std::string name,
-                                              const Log& log) {
-  return std::make_unique<RowService>(store, gate, std::move(name), log);
+std::unique_ptr<grpc::Service> MakeRowService(std::function<RowStore*(bool copy)> store,
+                                              EpochGate& gate, std::string name, const Log& log) {
+  return std::make_unique<RowService>(std::move(store), gate, std::move(name), log);
 }
 
 }  // namespace cohort::ps

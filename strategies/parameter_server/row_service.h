@@ -5,6 +5,7 @@
 
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -25,8 +26,9 @@ namespace cohort::ps {
 Error AnswerRows(RowStore& store, bool ready, FrameMethod method, const FrameHeader& header,
                  const PayloadReader& payload, Deadline deadline, FrameReply* reply);
 
-// All must outlive the service.
-std::unique_ptr<grpc::Service> MakeRowService(RowStore& store, EpochGate& gate, std::string name,
-                                              const Log& log);
+// `store`: of a frame with that FrameHeader::copy; null where there is none. All must outlive the
+// service.
+std::unique_ptr<grpc::Service> MakeRowService(std::function<RowStore*(bool copy)> store,
+                                              EpochGate& gate, std::string name, const Log& log);
 
 }  // namespace cohort::ps

@@ -120,9 +120,11 @@ void RowStore::MakePlaces() {
   }
 }
 
-void RowStore::ForgetClients() {
+void RowStore::Stay(bool forget) {
   Thaw();
-  ledger_.Reset();
+  if (forget) {
+    ledger_.Reset();
+  }
   const std::lock_guard lock(carriers_mutex_);
   carriers_.clear();
 }

@@ -55,7 +55,10 @@ class RowStore {
 
   // As Declare has left it, but for the clients that were retired. Nothing else may run.
   Status Reset();
-  void ForgetClients();
+  // All stays but snapshots, what is known of dumps that are on their way, and, if `forget`, of
+  // clients' pushes: they begin to count anew.
+  void Stay(bool forget);
+  PushLedger& pushes() { return ledger_; }
 
   // A pull in two steps, so that the caller owns the memory: what it asks for, and the rows.
   struct Reading {

@@ -5,6 +5,8 @@
 
 #include <bitset>
 #include <cstdint>
+#include <string>
+#include <string_view>
 
 namespace cohort::ps {
 
@@ -42,6 +44,27 @@ class SequenceWindow {
     if (sequence + kSize > highest_) {
       seen_.reset(sequence % kSize);
     }
+  }
+
+  // As it travels: the highest number, and a bit for each place of the window, 8 a byte.
+  std::uint64_t highest() const { return highest_; }
+  std::string seen() const {
+    std::string bytes(kSize / 8, '\0');
+    for (std::size_t i = 0; i < kSize; ++i) {
+      bytes[i / 8] = static_cast<char>(bytes[i / 8] | (seen_.test(i) ? 1 << (i % 8) : 0));
+    }
+    return bytes;
+  }
+  // False: `seen` is of another length.
+  bool Set(std::uint64_t highest, std::string_view seen) {
+    if (seen.size() != kSize / 8) {
+      return false;
+    }
+    highest_ = highest;
+    for (std::size_t i = 0; i < kSize; ++i) {
+      seen_.set(i, ((static_cast<unsigned char>(seen[i / 8]) >> (i % 8)) & 1) != 0);
+    }
+    return true;
   }
 
  private:

@@ -32,11 +32,22 @@ grpc::ServerUnaryReactor* Reply(Context* context, const grpc::Status& status = g
   return reactor;
 }
 
-Status DeclareBoth(ParameterStore& store, RowStore& rows, const ModelSpec& spec,
-                   const std::string& who) {
-  COHORT_RETURN_IF_ERROR(store.Declare(spec, who));
-  return rows.Declare(spec.tables, spec.servers, spec.Fingerprint());
-}
+// One server's part of the model.
+struct Part {
+  explicit Part(int server) : store(server), rows(server) {}
+
+  Status Declare(const ModelSpec& spec, const std::string& who) {
+    COHORT_RETURN_IF_ERROR(store.Declare(spec, who));
+    return rows.Declare(spec.tables, spec.servers, spec.Fingerprint());
+  }
+  void Retire(std::uint64_t first, std::uint64_t last) {
+    store.Retire(first, last);
+    rows.Retire(first, last);
+  }
+
+  ParameterStore store;
+  RowStore rows;
+};
 
 Result<ModelSpec> SpecOf(const DeclareRequest& request) {
   ModelSpec spec;
@@ -47,6 +58,7 @@ Result<ModelSpec> SpecOf(const DeclareRequest& request) {
                       .staleness = static_cast<int>(std::max<std::int64_t>(request.staleness(), 0)),
                       .backup_workers = static_cast<int>(request.backup_workers())};
   spec.servers = static_cast<int>(request.servers());
+  spec.copies = request.copies();
   COHORT_ASSIGN_OR_RETURN(spec.partitioner, Partitioner::Parse(request.partitioner()));
   for (const auto& parameter : request.parameters()) {
     std::int64_t elements = 1;
@@ -68,20 +80,41 @@ Result<ModelSpec> SpecOf(const DeclareRequest& request) {
   return spec;
 }
 
-using Base = Servers::WithCallbackMethod_Declare<Servers::WithCallbackMethod_Stats<
-    Servers::WithCallbackMethod_Drain<Servers::WithCallbackMethod_Norms<
-        Servers::WithCallbackMethod_Settle<Servers::WithCallbackMethod_Endpoint<
-            Servers::WithCallbackMethod_Retire<Servers::WithCallbackMethod_Freeze<
-                Servers::WithCallbackMethod_Begin<Servers::Service>>>>>>>>>;
+using Base = Servers::WithCallbackMethod_Declare<
+    Servers::WithCallbackMethod_Stats<Servers::WithCallbackMethod_Drain<
+        Servers::WithCallbackMethod_Norms<Servers::WithCallbackMethod_Settle<
+            Servers::WithCallbackMethod_Endpoint<Servers::WithCallbackMethod_Retire<
+                Servers::WithCallbackMethod_Freeze<Servers::WithCallbackMethod_Begin<
+                    Servers::WithCallbackMethod_ExchangePushes<Servers::Service>>>>>>>>>>;
 
 class Service final : public Base {
  public:
-  Service(int index, Log log) : index_(index), log_(std::move(log)), store_(index), rows_(index) {}
+  Service(int index, Log log) : index_(index), log_(std::move(log)), own_(index) {}
 
-  ParameterStore& store() { return store_; }
-  RowStore& rows() { return rows_; }
+  ParameterStore& store() { return own_.store; }
+  RowStore& rows() { return own_.rows; }
+  // Of the frame: this server's part, or the copy of its predecessor's; null where there is none.
+  Part* PartOf(bool copy) { return copy ? copy_.load(std::memory_order_acquire) : &own_; }
   EpochGate& gate() { return gate_; }
   const EpochGate& gate() const { return gate_; }
+
+  Status Declare(const ModelSpec& spec, const std::string& who) {
+    COHORT_RETURN_IF_ERROR(own_.Declare(spec, who));
+    if (!spec.copies) {
+      return {};
+    }
+    if (spec.servers < 2) {
+      return InvalidArgument(who + " wants copies of the parts of " + std::to_string(spec.servers) +
+                             " servers [two servers, or another server_loss]");
+    }
+    const std::lock_guard lock(mutex_);
+    if (made_copy_ == nullptr) {
+      made_copy_ = std::make_unique<Part>(CopiedServer(index_, spec.servers));
+    }
+    COHORT_RETURN_IF_ERROR(made_copy_->Declare(spec, who));
+    copy_.store(made_copy_.get(), std::memory_order_release);
+    return {};
+  }
 
   bool WaitDrained(Deadline deadline) {
     std::unique_lock lock(mutex_);
@@ -107,34 +140,55 @@ class Service final : public Base {
               "version of cohort]")));
     }
     const Result<ModelSpec> spec = SpecOf(*request);
-    const Status status =
-        spec.ok() ? DeclareBoth(store_, rows_, *spec, request->sender()) : spec.status();
-    reply->set_ready(status.ok() && store_.ready());
+    const Status status = spec.ok() ? Declare(*spec, request->sender()) : spec.status();
+    reply->set_ready(status.ok() && own_.store.ready());
     return Reply(context, ToGrpc(status));
   }
 
   grpc::ServerUnaryReactor* Begin(Context* context, const BeginRequest* request,
                                   BeginReply* reply) override {
     const bool may_keep = request->keep() && gate_.epoch() != 0;
-    const Result<Error> begun = gate_.Begin(request->epoch(), [&] {
-      kept_at_begin_ = may_keep && store_.ready();
-      version_at_begin_ = kept_at_begin_ ? store_.ForgetClients() : store_.Reset();
-      for (int i = 0; i + 1 < request->retired_size(); i += 2) {
-        store_.Retire(request->retired(i), request->retired(i + 1));
-        rows_.Retire(request->retired(i), request->retired(i + 1));
-      }
-      if (kept_at_begin_) {
-        rows_.ForgetClients();
-        return OkStatus();
-      }
-      return rows_.Reset();
+    const Result<Error> begun = gate_.Begin(request->epoch(), [&]() -> Status {
+      Part* const copy = PartOf(/*copy=*/true);
+      kept_at_begin_ = may_keep && own_.store.ready();
+      kept_copy_at_begin_ = may_keep && copy != nullptr && copy->store.ready();
+      std::uint64_t version = 0;
+      COHORT_RETURN_IF_ERROR(BeginPart(own_, *request, kept_at_begin_, &version));
+      version_at_begin_ = version;
+      return copy == nullptr ? OkStatus()
+                             : BeginPart(*copy, *request, kept_copy_at_begin_, &version);
     });
     if (begun.ok() && begun->kind() != Error::NONE) {
       *reply->mutable_error() = *begun;
     }
     reply->set_version(version_at_begin_);
     reply->set_kept(kept_at_begin_);
+    reply->set_kept_copy(kept_copy_at_begin_);
     return Reply(context, ToGrpc(begun.status()));
+  }
+
+  grpc::ServerUnaryReactor* ExchangePushes(Context* context, const PushesRequest* request,
+                                           PushesReply* reply) override {
+    const EpochGate::Pass pass = gate_.Enter(request->epoch());
+    if (pass.error().kind() != Error::NONE) {
+      *reply->mutable_error() = pass.error();
+      return Reply(context);
+    }
+    Part* const part = PartOf(request->copy());
+    if (part == nullptr) {
+      *reply->mutable_error() = NoCopy();
+      return Reply(context);
+    }
+    if (request->has_install()) {
+      Status learned = part->store.pushes().Learn(request->install().dense());
+      if (learned.ok()) {
+        learned = part->rows.pushes().Learn(request->install().rows());
+      }
+      return Reply(context, ToGrpc(learned));
+    }
+    part->store.pushes().Tell(reply->mutable_pushes()->mutable_dense());
+    part->rows.pushes().Tell(reply->mutable_pushes()->mutable_rows());
+    return Reply(context);
   }
 
   grpc::ServerUnaryReactor* Norms(Context* context, const NormsRequest* request,
@@ -145,7 +199,7 @@ class Service final : public Base {
       return Reply(context);
     }
     const Result<ParameterStore::Norms> norms =
-        store_.RoundNorms(request->layout(), request->round(), request->commit());
+        own_.store.RoundNorms(request->layout(), request->round(), request->commit());
     if (norms.ok()) {
       reply->mutable_chunks()->Assign(norms->chunks.begin(), norms->chunks.end());
       reply->mutable_squares()->Assign(norms->squares.begin(), norms->squares.end());
@@ -162,7 +216,7 @@ class Service final : public Base {
       return Reply(context);
     }
     return Reply(context,
-                 ToGrpc(store_.Settle(request->layout(), request->round(), request->factor())));
+                 ToGrpc(own_.store.Settle(request->layout(), request->round(), request->factor())));
   }
 
   grpc::ServerUnaryReactor* Freeze(Context* context, const FreezeRequest* request,
@@ -172,20 +226,20 @@ class Service final : public Base {
       *reply->mutable_error() = pass.error();
       return Reply(context);
     }
-    reply->set_kept_bytes(store_.kept_bytes() + rows_.kept_bytes());
-    Error error = rows_.Freeze(request->layout(), request->snapshot());
+    reply->set_kept_bytes(own_.store.kept_bytes() + own_.rows.kept_bytes());
+    Error error = own_.rows.Freeze(request->layout(), request->snapshot());
     if (error.kind() != Error::NONE) {
       *reply->mutable_error() = std::move(error);
       return Reply(context);
     }
-    const Result<std::uint64_t> version = store_.Freeze(request->layout(), request->snapshot());
+    const Result<std::uint64_t> version = own_.store.Freeze(request->layout(), request->snapshot());
     reply->set_version(version.ok() ? *version : 0);
     return Reply(context, ToGrpc(version.status()));
   }
 
   grpc::ServerUnaryReactor* Stats(Context* context, const StatsRequest* /*request*/,
                                   StatsReply* reply) override {
-    const StoreStats stats = store_.stats();
+    const StoreStats stats = own_.store.stats();
     reply->set_pushes(stats.pushes);
     reply->set_duplicates(stats.duplicates);
     reply->set_rejected(stats.rejected);
@@ -200,8 +254,10 @@ class Service final : public Base {
 
   grpc::ServerUnaryReactor* Retire(Context* context, const RetireRequest* request,
                                    RetireReply* /*reply*/) override {
-    store_.Retire(request->client());
-    rows_.Retire(request->client(), request->client());
+    own_.Retire(request->client(), request->client());
+    if (Part* const copy = PartOf(/*copy=*/true); copy != nullptr) {
+      copy->Retire(request->client(), request->client());
+    }
     return Reply(context);
   }
 
@@ -235,14 +291,36 @@ class Service final : public Base {
   }
 
  private:
+  Status BeginPart(Part& part, const BeginRequest& request, bool kept, std::uint64_t* version) {
+    // A push that only one of two servers had comes again, by its number, where there are copies.
+    const bool forget = copy_ == nullptr;
+    *version = kept ? part.store.Stay(forget) : part.store.Reset();
+    for (int i = 0; i + 1 < request.retired_size(); i += 2) {
+      part.Retire(request.retired(i), request.retired(i + 1));
+    }
+    if (kept) {
+      part.rows.Stay(forget);
+      return {};
+    }
+    return part.rows.Reset();
+  }
+
+  Error NoCopy() const {
+    Error error;
+    error.set_kind(Error::NOT_READY);
+    error.set_message("ps:" + std::to_string(index_) + " has not been told to keep a copy");
+    return error;
+  }
+
   void Handle(FrameMethod method, const FrameHeader& header, const PayloadReader& payload,
               const std::string& peer, FrameReply* reply) {
     const EpochGate::Pass pass = gate_.Enter(header.epoch());
     reply->header.set_epoch(header.epoch());
     std::vector<ParameterStore::Reading> readings;
-    Error error = pass.error().kind() == Error::NONE
-                      ? Act(method, header, payload, reply, &readings)
-                      : pass.error();
+    Part* const part = PartOf(header.copy());
+    Error error = pass.error().kind() != Error::NONE ? pass.error()
+                  : part == nullptr                  ? NoCopy()
+                                    : Act(method, header, payload, *part, reply, &readings);
     if (error.kind() == Error::NOT_YET) {
       *reply->header.mutable_error() = std::move(error);
       return;
@@ -258,14 +336,15 @@ class Service final : public Base {
     reply->header.set_pull_wire(header.pull_wire());
     for (ParameterStore::Reading& reading : readings) {
       // What comes with slots is saved.
-      if (!store_.Copy(reading, slots, reply->payload->Append(reading.floats), wire,
-                       slots ? 0 : header.client())) {
+      if (!part->store.Copy(reading, slots, reply->payload->Append(reading.floats), wire,
+                            slots ? 0 : header.client())) {
         reply->payload->Clear();
         reply->header.clear_chunks();
         reply->header.clear_versions();
         reply->header.mutable_error()->set_kind(Error::NOT_FINITE);
         reply->header.mutable_error()->set_message(
-            store_.NameOf(reading.chunk) + " holds a value that " + std::string(DTypeName(wire)) +
+            part->store.NameOf(reading.chunk) + " holds a value that " +
+            std::string(DTypeName(wire)) +
             " cannot [let values travel as bfloat16 or float32; float16 ends at 65504]");
         return;
       }
@@ -275,35 +354,36 @@ class Service final : public Base {
   }
 
   // What the method does, and which chunks are to be returned.
-  Error Act(FrameMethod method, const FrameHeader& header, const PayloadReader& payload,
+  Error Act(FrameMethod method, const FrameHeader& header, const PayloadReader& payload, Part& part,
             FrameReply* reply, std::vector<ParameterStore::Reading>* readings) {
+    ParameterStore& store = part.store;
     Error error;
     switch (method) {
       case FrameMethod::kAssign:
-        error = store_.Assign(header, payload);
+        error = store.Assign(header, payload);
         break;
       case FrameMethod::kPush: {
         ParameterStore::Pushed pushed;
-        error = store_.Push(header, payload, &pushed);
+        error = store.Push(header, payload, &pushed);
         reply->header.set_staleness(pushed.staleness);
         reply->header.set_late(pushed.late);
         break;
       }
       case FrameMethod::kPull:
-        error = store_.Admit(header, DeadlineAfter(kPark));
+        error = store.Admit(header, DeadlineAfter(kPark));
         break;
       case FrameMethod::kPause:
-        store_.Pause(header.client());
+        store.Pause(header.client());
         break;
       case FrameMethod::kPullRows:
       case FrameMethod::kPushRows:
-        error =
-            AnswerRows(rows_, store_.ready(), method, header, payload, DeadlineAfter(kPark), reply);
+        error = AnswerRows(part.rows, store.ready(), method, header, payload, DeadlineAfter(kPark),
+                           reply);
         break;
     }
     if (error.kind() == Error::NONE &&
         (method == FrameMethod::kPull || (method == FrameMethod::kPush && header.pull()))) {
-      error = store_.Plan(header, readings);
+      error = store.Plan(header, readings);
     }
     return error;
   }
@@ -313,9 +393,11 @@ class Service final : public Base {
   EpochGate gate_;
   std::atomic<std::uint64_t> version_at_begin_{0};  // of the values that the last Begin found
   std::atomic<bool> kept_at_begin_{false};          // and left as they were
-  ParameterStore store_;
-  RowStore rows_;
+  std::atomic<bool> kept_copy_at_begin_{false};
+  Part own_;
+  std::atomic<Part*> copy_{nullptr};  // made_copy_, once it is declared
   std::mutex mutex_;
+  std::unique_ptr<Part> made_copy_;  // under mutex_, as what follows
   std::condition_variable drained_condition_;
   bool drained_ = false;
   std::unique_ptr<FrameListener> frames_;  // last: its threads use the rest
@@ -325,8 +407,12 @@ class GrpcServer final : public Server {
  public:
   GrpcServer(int index, const Log& log)
       : service_(index, log),
-        row_service_(
-            MakeRowService(service_.rows(), service_.gate(), "ps:" + std::to_string(index), log)) {}
+        row_service_(MakeRowService(
+            [this](bool copy) {
+              Part* const part = service_.PartOf(copy);
+              return part == nullptr ? nullptr : &part->rows;
+            },
+            service_.gate(), "ps:" + std::to_string(index), log)) {}
 
   ~GrpcServer() override {
     if (server_ != nullptr) {
@@ -348,6 +434,9 @@ class GrpcServer final : public Server {
   ParameterStore& store() override { return service_.store(); }
   RowStore& rows() override { return service_.rows(); }
   std::uint64_t epoch() const override { return service_.gate().epoch(); }
+  Status Declare(const ModelSpec& spec, const std::string& who) override {
+    return service_.Declare(spec, who);
+  }
   bool WaitDrained(Deadline deadline) override { return service_.WaitDrained(deadline); }
 
  private:
@@ -358,10 +447,6 @@ class GrpcServer final : public Server {
 };
 
 }  // namespace
-
-Status Server::Declare(const ModelSpec& spec, const std::string& who) {
-  return DeclareBoth(store(), rows(), spec, who);
-}
 
 Result<std::unique_ptr<Server>> Server::Start(const std::string& address, int index,
                                               const Log& log) {

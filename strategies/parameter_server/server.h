@@ -1,5 +1,6 @@
 // Server: a ParameterStore and a RowStore behind connections for frames (frame_listener.h), and
-// behind gRPC, which is asked for what is rare.
+// behind gRPC, which is asked for what is rare. Where the model has copies, two more of them for the
+// part of the server before this one: frames say which they are for.
 //
 // Nothing that a client sends ends the process or blocks another client's frames.
 
@@ -25,8 +26,8 @@ class Server {
   virtual ParameterStore& store() = 0;
   virtual RowStore& rows() = 0;
   virtual std::uint64_t epoch() const = 0;  // of its values; 0: it has none yet
-  // Tells both what the model is; as ParameterStore::Declare.
-  Status Declare(const ModelSpec& spec, const std::string& who);
+  // Tells all what the model is; as ParameterStore::Declare.
+  virtual Status Declare(const ModelSpec& spec, const std::string& who) = 0;
   // Has a client said that the job is over? Waits for it until the deadline.
   virtual bool WaitDrained(Deadline deadline) = 0;
 

@@ -53,6 +53,16 @@ std::vector<std::string> ServerNames(const std::vector<std::string>& addresses) 
   return names;
 }
 
+std::vector<std::string> LineNames(const ModelSpec& spec,
+                                   const std::vector<std::string>& addresses) {
+  std::vector<std::string> names = ServerNames(addresses);
+  for (int s = 0; spec.copies && s < spec.servers; ++s) {
+    names.push_back(names[static_cast<std::size_t>(CopyHolder(s, spec.servers))] +
+                    ", which keeps the copy of ps:" + std::to_string(s));
+  }
+  return names;
+}
+
 std::vector<std::shared_ptr<grpc::Channel>> DataChannels(
     const std::vector<std::string>& addresses) {
   std::vector<std::shared_ptr<grpc::Channel>> channels;

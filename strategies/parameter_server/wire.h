@@ -13,6 +13,7 @@
 #include <cohort/core/status.h>
 
 #include "parameter_server/frame.h"
+#include "parameter_server/layout.h"
 
 namespace cohort::ps {
 
@@ -38,6 +39,9 @@ Status ToStatus(const Error& error, const std::string& server);
 // Of a reply that is of another epoch than was asked.
 Status StaleReply(const std::string& server, std::uint64_t epoch, std::uint64_t expected);
 // "ps:1 (10.0.0.3:2222)" for each address, and a channel for its frames.
+// Of a client's lines (layout.h).
+std::vector<std::string> LineNames(const ModelSpec& spec,
+                                   const std::vector<std::string>& addresses);
 std::vector<std::string> ServerNames(const std::vector<std::string>& addresses);
 std::vector<std::shared_ptr<grpc::Channel>> DataChannels(const std::vector<std::string>& addresses);
 

@@ -6,10 +6,10 @@
 #include <utility>
 #include <vector>
 
+#include <cohort/core/host_blocks.h>
 #include <cohort/core/random.h>
 
 #include "synchronous/distributed_dataset.h"
-#include "synchronous/host_blocks.h"
 #include "synchronous/synchronous_strategy.h"
 
 namespace cohort {

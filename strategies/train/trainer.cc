@@ -403,11 +403,12 @@ Result<std::uint64_t> Trainer::State::FingerprintOf(const data::Dataset& data) c
   if (options.policy != data::ShardPolicy::kOwn) {
     return data.Fingerprint();
   }
+  // One of each process, on however many devices.
   const auto mine = static_cast<std::int64_t>(data.Fingerprint());
   PerReplica<Tensor> values;
-  for (int i = 0; i < strategy.num_local_replicas(); ++i) {
-    values.values.push_back(Tensor::Of<std::int64_t>({1}, std::span(&mine, 1)));
-  }
+  values.values.assign(static_cast<std::size_t>(strategy.num_local_replicas()),
+                       Tensor(DType::kInt64, {0}));
+  values.values.front() = Tensor::Of<std::int64_t>({1}, std::span(&mine, 1));
   COHORT_ASSIGN_OR_RETURN(const Mirrored<Tensor> all, strategy.Gather(values));
   return Hash64({reinterpret_cast<const char*>(all.value.raw()), all.value.bytes()});
 }

@@ -149,5 +149,23 @@ TEST(BenchInput, ReportsEveryCaseBesideMemcpy) {
   }
 }
 
+TEST(BenchInput, PutsTheOrderBesideThreadsThatNeverWait) {
+  const Outcome bench = RunCohort({"bench", "input", "--uneven", "0.1", "5", "--batch", "4",
+                                   "--threads", "2", "--seconds", "0.01", "--json"});
+  ASSERT_EQ(bench.code, 0) << bench.out;
+  const nlohmann::json report = nlohmann::json::parse(bench.out);
+  ASSERT_EQ(report.at("cases").size(), 7U);
+  EXPECT_EQ(report.at("cases")[0].at("ahead"), 2);
+  EXPECT_EQ(report.at("cases")[6].at("ahead"), 128);
+  for (const auto& entry : report.at("cases")) {
+    EXPECT_GT(entry.at("examples_per_second"), 0) << entry;
+    EXPECT_GT(entry.at("of_perfect_sharing"), 0) << entry;
+    EXPECT_LE(entry.at("of_perfect_sharing"), 1) << entry;
+  }
+  const Outcome part = RunCohort({"bench", "input", "--uneven", "2", "5"});
+  EXPECT_EQ(part.code, 2);
+  EXPECT_THAT(part.out, HasSubstr("--uneven: a part of 2 of the examples [at most 1]"));
+}
+
 }  // namespace
 }  // namespace cohort

@@ -493,6 +493,33 @@ TEST_F(DataTools, MemoryIsFlatOverALongStream) {
   }
 }
 
+// Packed records are gone through: a file of 128 MiB of them takes no more memory than one of 8.
+TEST_F(DataTools, ShardOfPackedRecordsIsFlatInMemory) {
+  constexpr int kRecordBytes = 1 << 16;
+  const auto peak = [this](int records) {
+    const std::string path = folder_ / (std::to_string(records) + ".tfrecord.gz");
+    auto writer = OrThrow(io::RecordWriter::Create(files_, path, io::Compression::kGzip));
+    for (int i = 0; i < records; ++i) {
+      std::string record(kRecordBytes, static_cast<char>(i));
+      record.replace(0, 8, std::to_string(10'000'000 + i));
+      OrThrow(writer->Write(record));
+    }
+    OrThrow(writer->Close());
+    testing::ProcessCluster processes;
+    processes.Start("cohort", {COHORT_BIN_DIR "/cohort", "data", "shard", path, "--files", "4",
+                               "--threads", "2", "--out", path, "--gzip", "--json"});
+    EXPECT_EQ(processes.Wait("cohort", std::chrono::seconds(60)).value_or(-1), 0)
+        << processes.Stderr("cohort");
+    const Json report = Json::parse(processes.Stdout("cohort"));
+    EXPECT_EQ(report.at("records"), records);
+    EXPECT_EQ(report.at("bytes"), std::int64_t{kRecordBytes} * records);
+    return processes.PeakKilobytes("cohort");
+  };
+  const std::int64_t small = peak(128);
+  EXPECT_GT(small, 1000);
+  EXPECT_LT(peak(2048), small + 16'000);
+}
+
 // From the local disk to S3 and on within it, and back.
 TEST_F(DataTools, PathsMayBeInS3) {
   testing::S3Server server;

@@ -478,6 +478,54 @@ TEST(ParameterServerRecoveryTest, AServerAloneGoesBackToTheSave) {
   EXPECT_NEAR(number_after("counted "), 4000 - 10 * lost, 2 * 10);
 }
 
+// Nothing is saved: what a server had comes from the next one, to the last push. So it does of
+// every server in turn, and with a step of each worker under way.
+TEST(ParameterServerRecoveryTest, AServerGetsWhatTheCopyOfItsPartHas) {
+  Job job(Arguments("async", 2, {"--replica", "--floats", "300000", "--step-ms", "1"}),
+          /*gate_at=*/150, {{"chief", 1}, {"worker", 2}, {"ps", 3}});
+  int at = 21;
+  for (const int server : {1, 0, 2, 1}) {
+    ASSERT_TRUE(
+        job.cluster.WaitForOutput("worker:1", "step " + std::to_string(at) + " ", kPatience));
+    const std::string name = at == 141 ? "again1" : "ps:" + std::to_string(server);
+    job.Kill(name);
+    job.Replace(server, (at == 141 ? "again1-" : "again") + std::to_string(server));
+    ASSERT_TRUE(job.cluster.WaitForOutput(
+        "worker:1", "goes on in epoch " + std::to_string(2 + (at - 21) / 40), kPatience));
+    at += 40;
+  }
+  job.OpenGate();
+  job.ExpectCodes();
+  EXPECT_THAT(job.cluster.Stdout("chief:0"), Not(HasSubstr("lost updates")));
+  EXPECT_THAT(job.cluster.Stderr("chief:0"), HasSubstr("all servers have what they had"));
+  ExpectWholeOutcome(job, "chief:0", "async", 2);
+}
+
+// Together with its copy a part is lost, and goes back to the save.
+TEST(ParameterServerRecoveryTest, APartThatIsLostWithItsCopyGoesBackToTheSave) {
+  const TempDir folder;
+  const std::vector<std::string> flags = {"--folder", folder.path(), "--replica", "--floats",
+                                          "5",        "--step-ms",   "1"};
+  {
+    Job job(Arguments("async", 1, flags), /*gate_at=*/0);
+    job.ExpectCodes();
+    ASSERT_THAT(job.cluster.Stdout("chief:0"), HasSubstr("counted 2000, each 1 to 1 times"));
+  }
+  Job job(Arguments("async", 2, flags), /*gate_at=*/5);
+  ASSERT_TRUE(job.cluster.WaitForOutput("worker:1", "step 101 begins", kPatience));
+  job.Kill("ps:0");
+  job.Kill("ps:1");
+  job.Replace(0, "again0");
+  job.Replace(1, "again1");
+  ASSERT_TRUE(
+      job.cluster.WaitForOutput("chief:0", "2 of 2 servers go on from step 200", kPatience));
+  job.OpenGate();
+  job.ExpectCodes();
+  const std::string out = job.cluster.Stdout("chief:0");
+  EXPECT_THAT(out, HasSubstr("epoch 1: 2000 of 2000 seen"));
+  EXPECT_THAT(out, HasSubstr("lost updates "));
+}
+
 class LostChief : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(LostChief, IsReplacedAndTheJobGoesOnFromTheLastSave) {

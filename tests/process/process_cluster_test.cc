@@ -34,6 +34,16 @@ TEST(ProcessClusterTest, CollectsOutputAndExitCodes) {
   EXPECT_THAT(cluster.Logs(), HasSubstr("exit code 7"));
 }
 
+TEST(ProcessClusterTest, KnowsTheMemoryOfAnEndedProcess) {
+  ProcessCluster cluster;
+  cluster.Start("large", {"dd", "if=/dev/zero", "of=/dev/null", "bs=200M", "count=1"});
+  cluster.Start("small", {"dd", "if=/dev/zero", "of=/dev/null", "bs=1K", "count=1"});
+  EXPECT_THROW(cluster.PeakKilobytes("none"), std::runtime_error);
+  cluster.WaitAll(30s);
+  EXPECT_GT(cluster.PeakKilobytes("large"), 200'000);
+  EXPECT_LT(cluster.PeakKilobytes("small"), 150'000);
+}
+
 TEST(ProcessClusterTest, SignalsOneProcessByName) {
   ProcessCluster cluster;
   cluster.Start("victim", {"sleep", "600"});

@@ -6,7 +6,8 @@
 //              [--hold-at STEP --hold TASK] [--rejoin-ms N] [--folder DIR [--save-steps N]
 //              [--save-epochs N]]
 //              [--gate FILE --gate-at STEP] [--gate-chief setup|end] [--count [--floats N]]
-//              [--step-ms N] [--partial] [--start POLICY] [--balance-ms N] [--full-save-every N]
+//              [--step-ms N] [--partial|--replica] [--start POLICY] [--balance-ms N]
+//              [--full-save-every N]
 //
 // --folder: the loop is Trainer::Fit, which saves there.
 // --count: the model is one that counts, for each example, how often it was trained on;
@@ -15,7 +16,7 @@
 // --gate FILE: worker:0 does not go beyond its step --gate-at before there is such a file.
 // --gate-chief: the chief says "waits", and does so for that FILE, before Bind or after its last
 // save.
-// --partial: ServerLoss::kPartial.
+// --partial, --replica: ServerLoss::kPartial, kReplica.
 // --balance-ms: StrategyOptions::balance_interval. There is a table besides of which one server has
 // all rows in use, and the chief says whether buckets have moved.
 // --hold-at: TASK says "holding" in that step function of its own, and never comes back from it.
@@ -68,6 +69,7 @@ struct Options {
   int fail_at = 0;
   std::string hold;
   bool partial = false;
+  bool replica = false;
   int balance_ms = 0;
   int full_save_every = 8;
   std::string partitioner = "pieces";
@@ -265,7 +267,9 @@ Status Run(const Options& options) {
   strategy_options.rejoin_grace = std::chrono::milliseconds(options.rejoin_ms);
   strategy_options.journal_folder = options.folder;
   strategy_options.communication.implementation = options.communication;
-  strategy_options.server_loss = options.partial ? ServerLoss::kPartial : ServerLoss::kRollBack;
+  strategy_options.server_loss = options.replica   ? ServerLoss::kReplica
+                                 : options.partial ? ServerLoss::kPartial
+                                                   : ServerLoss::kRollBack;
   strategy_options.balance_interval = std::chrono::milliseconds(options.balance_ms);
   strategy_options.log = StderrLog(config.task.ToString());
   COHORT_ASSIGN_OR_RETURN(strategy_options.partitioner, Partitioner::Parse(options.partitioner));
@@ -297,6 +301,7 @@ int main(int argc, char** argv) {
   app.add_option("--save-epochs", options.save_epochs);
   app.add_flag("--count", options.count);
   app.add_flag("--partial", options.partial);
+  app.add_flag("--replica", options.replica);
   app.add_option("--balance-ms", options.balance_ms);
   app.add_option("--full-save-every", options.full_save_every);
   app.add_option("--partitioner", options.partitioner);

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -204,10 +205,20 @@ ProcessCluster::Process& ProcessCluster::Find(const std::string& name) {
 
 bool ProcessCluster::Ended(Process& process) {
   int status = 0;
-  if (!process.code && ::waitpid(process.pid, &status, WNOHANG) == process.pid) {
+  rusage usage = {};
+  if (!process.code && ::wait4(process.pid, &status, WNOHANG, &usage) == process.pid) {
+    process.peak_kilobytes = usage.ru_maxrss;
     process.code = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
   }
   return process.code.has_value();
+}
+
+std::int64_t ProcessCluster::PeakKilobytes(const std::string& name) const {
+  const Process& process = Find(name);
+  if (!process.code) {
+    throw std::runtime_error("process '" + name + "' has not ended");
+  }
+  return process.peak_kilobytes;
 }
 
 pid_t ProcessCluster::pid(const std::string& name) const { return Find(name).pid; }

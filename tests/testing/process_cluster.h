@@ -14,6 +14,7 @@
 #include <sys/types.h>
 
 #include <chrono>
+#include <cstdint>
 #include <map>
 #include <optional>
 #include <string>
@@ -59,6 +60,10 @@ class ProcessCluster {
   bool WaitForOutput(const std::string& name, const std::string& text,
                      std::chrono::milliseconds timeout);
 
+  // The most memory (resident) that an ended process has had, in KB, as the kernel counts it: not
+  // less than this one's own when it was started.
+  std::int64_t PeakKilobytes(const std::string& name) const;
+
   // What was written so far.
   std::string Stdout(const std::string& name) const;
   std::string Stderr(const std::string& name) const;
@@ -70,6 +75,7 @@ class ProcessCluster {
     std::string name;
     pid_t pid = -1;
     std::optional<int> code;
+    std::int64_t peak_kilobytes = 0;
     std::string stdout_path, stderr_path;
   };
 

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <set>
 #include <thread>
 
 #include "collect.h"
@@ -197,6 +198,33 @@ TEST(Prefetch, BytesBoundAlsoWhatComesFirst) {
 }
 
 // Every batch lies in memory that was handed in, with what was in there overwritten.
+// New memory for every batch would cost the kernel its pages. What is still held stays as it is.
+TEST(Iterate, MemoryOfLargeBatchesIsUsedAgain) {
+  const Dataset data =
+      Ids(64)
+          .Map([](Example& example) {
+            const std::int64_t id = example.at("id").data<std::int64_t>()[0];
+            example["wide"] = Tensor(DType::kFloat32, {1 << 16});
+            std::ranges::fill(example["wide"].data<float>(), static_cast<float>(id));
+            return OkStatus();
+          })
+          .Batch(4);
+  const auto batches = OrThrow(data.Iterate());
+  const Batch held = *OrThrow(batches->Next());
+  std::set<const std::byte*> places;
+  for (int i = 1; i < 16; ++i) {
+    const Batch batch = *OrThrow(batches->Next());
+    places.insert(batch.features.at("wide").raw());
+  }
+  EXPECT_LE(places.size(), 2U);
+  EXPECT_FALSE(places.contains(held.features.at("wide").raw()));
+  const auto ids = held.features.at("id").data<std::int64_t>();
+  const auto wide = held.features.at("wide").data<float>();
+  for (std::size_t i = 0; i < wide.size(); ++i) {
+    ASSERT_EQ(wide[i], static_cast<float>(ids[i >> 16])) << i;
+  }
+}
+
 TEST(Iterate, BatchesLieInMemoryThatIsHandedIn) {
   struct Blocks {
     std::mutex mutex;

@@ -326,6 +326,17 @@ TEST_F(WebDatasetTest, ImagesAreDecodedIntoTheirPlace) {
               AllOf(StartsWith(folder_ / "t.tar, sample 2 'c', member 'png' at byte"),
                     HasSubstr("feature 'image': PNG before byte")));
 
+  // Larger and smaller ones in turn, each into memory that the one before has left.
+  for (const std::int64_t side : {3, 64, 2, 7}) {
+    for (const ImageFit fit : {ImageFit::kStretch, ImageFit::kCover}) {
+      const Dataset one = open({.height = side, .width = side, .fit = fit, .unit_range = false});
+      const Tensor fitted = OrThrow(one.source().Read(0)).at("image");
+      const Tensor wanted = OrThrow(FitImage(image, fit, side, side));
+      ASSERT_EQ(fitted.shape(), wanted.shape());
+      EXPECT_EQ(std::memcmp(fitted.raw(), wanted.raw(), wanted.bytes()), 0) << side;
+    }
+  }
+
   const Dataset cover = open({.height = 2, .width = 2});
   const Tensor half = OrThrow(cover.source().Read(0)).at("image");
   ASSERT_EQ(half.dtype(), DType::kFloat32);

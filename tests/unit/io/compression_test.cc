@@ -67,6 +67,43 @@ TEST(Compression, MembersEndAnywhere) {
   EXPECT_EQ(OrThrow(Gunzip(packed, "x")), all);
 }
 
+// A header with every field that there is, at every place of what is read at once (64 KiB).
+TEST(Compression, HeadersOfAnyLengthEndAnywhere) {
+  const std::string plain = Gzip("the end");
+  const std::string extra(300, '\x05');
+  std::string head = plain.substr(0, 10);
+  head[3] = 0x04 | 0x08 | 0x10;  // FEXTRA, FNAME, FCOMMENT (RFC 1952)
+  head += std::string("\x2c\x01", 2) + extra + std::string("name\0a comment\0", 15);
+  const std::string with_all = head + plain.substr(10);
+  ASSERT_EQ(OrThrow(Gunzip(with_all, "x")), "the end");
+  std::string noise(66'000, '\0');
+  std::mt19937 random(9);
+  for (char& byte : noise) {
+    byte = static_cast<char>(random());
+  }
+  for (std::size_t at = 65536 - 340; at <= 65536; at += at < 65500 ? 7 : 1) {
+    std::string first = Gzip(noise.substr(0, at - 40));
+    while (first.size() < at) {
+      first = Gzip(noise.substr(0, at - 40 + at - first.size()));
+    }
+    const std::string content = OrThrow(Gunzip(first, "first"));
+    ASSERT_EQ(OrThrow(Gunzip(first + with_all, "x")), content + "the end") << at;
+  }
+}
+
+TEST(Compression, EmptyMembersAreCheckedToo) {
+  std::string many;
+  for (int i = 0; i < 5000; ++i) {
+    many += Gzip("");
+  }
+  EXPECT_EQ(OrThrow(Gunzip(many + Gzip("x") + many, "x")), "x");
+  for (std::size_t at = 1; at <= 8; ++at) {
+    std::string bad = Gzip("");
+    bad[bad.size() - at] = 1;
+    EXPECT_EQ(Gunzip(many + bad + many, "x").status().code(), StatusCode::kDataLoss) << at;
+  }
+}
+
 TEST(Compression, EveryTruncationIsAnErrorThatNamesTheFile) {
   const std::string packed = Gzip(Text(2000));
   for (std::size_t size = 0; size < packed.size(); ++size) {

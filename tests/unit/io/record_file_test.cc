@@ -281,6 +281,33 @@ TEST_F(RawRecordFile, PackedFilesAreUnpackedAhead) {
   }
 }
 
+// The checksum of each member is compared by whoever reads, wherever its end falls.
+TEST_F(RawRecordFile, AWrongChecksumOfAMemberIsFoundAheadToo) {
+  std::vector<std::string> records;
+  for (int i = 0; i < 900; ++i) {
+    records.emplace_back(static_cast<std::size_t>(i % 50) * 97, static_cast<char>('a' + i % 26));
+  }
+  for (const Compression c : {Compression::kGzip, Compression::kZlib}) {
+    const std::string member = OrThrow(ReadFile(FileSystem::Local(), Write(records, c)));
+    const std::size_t trailer = c == Compression::kGzip ? 8 : 4;
+    for (std::size_t at = 1; at <= trailer; ++at) {  // of the third of five: 2 MB each
+      std::string third = member;
+      third[third.size() - at] = static_cast<char>(third[third.size() - at] ^ 1);
+      const std::string path = Put(member + member + third + member + member);
+      const auto [read, status] = ReadAll(path);
+      EXPECT_EQ(status.code(), StatusCode::kDataLoss);
+      EXPECT_NE(status.message().find("has a wrong checksum, at byte " +
+                                      std::to_string(3 * member.size())),
+                std::string::npos)
+          << status.message();
+      EXPECT_EQ(read.size(), 3 * records.size());
+    }
+    const auto [read, status] = ReadAll(Put(member + member + member + member + member));
+    EXPECT_TRUE(status.ok()) << status.message();
+    EXPECT_EQ(read.size(), 5 * records.size());
+  }
+}
+
 TEST_F(RawRecordFile, AfterAReadErrorTheSameRecordIsTriedAgain) {
   const std::vector<std::string> records = {std::string(400'000, 'a'), std::string(900'000, 'b'),
                                             "c"};

@@ -42,6 +42,16 @@ TEST(JoinJob, ServersThatGoOnFromDifferentStepsAreAsynchronous) {
   }
 }
 
+TEST(JoinJob, CopiesAreOfAsynchronousJobsWithTwoServers) {
+  StrategyOptions options = OfAParameterServersWorker();
+  options.server_loss = ServerLoss::kReplica;
+  EXPECT_THAT(Strategy::FromEnv("parameter_server", options).status().message(),
+              ::testing::HasSubstr("server_loss kReplica with one ps task"));
+  options.consistency = OrThrow(Consistency::Parse("sync"));
+  EXPECT_THAT(Strategy::FromEnv("parameter_server", options).status().message(),
+              ::testing::HasSubstr("server_loss kReplica with consistency sync"));
+}
+
 TEST(JoinJob, WhatIsOfServersIsOfNoOtherStrategy) {
   StrategyOptions options;
   options.server_loss = ServerLoss::kPartial;

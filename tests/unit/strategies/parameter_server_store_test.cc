@@ -195,7 +195,7 @@ TEST_F(SnapshotTest, AnotherEpochOfTheServersEndsIt) {
   Freeze(1);
   EXPECT_EQ(Push(PushHeader(), ones_).kind(), Error::NONE);
   EXPECT_GT(store_.kept_bytes(), 0U);
-  EXPECT_EQ(store_.ForgetClients(), 1U);
+  EXPECT_EQ(store_.Stay(/*forget=*/true), 1U);
   EXPECT_EQ(store_.kept_bytes(), 0U);
   EXPECT_EQ(Ask(1), Error::BAD_FRAME);
   Freeze(1);
@@ -341,7 +341,7 @@ TEST_F(StoreTest, GradientsAreCompensatedForWhatHasMovedSinceTheirPull) {
   push(9, 0, twos);
   EXPECT_THAT(Read(0), Each(1)) << "or there is none";
   pull(3);
-  store_.ForgetClients();
+  store_.Stay(/*forget=*/true);
   push(3, 7, ones_);
   push(3, 7, twos);
   EXPECT_THAT(Read(0), Each(-2)) << "nor after a roll-back";

@@ -1,4 +1,5 @@
-// A small regression on which Trainer's tests train: two replicas in each process.
+// A small regression on which Trainer's tests train: two replicas in each process, or as many as
+// are asked for.
 #pragma once
 
 #include <cohort/comm/communicator.h>
@@ -68,12 +69,12 @@ inline const StepFn kEvaluate = [](ReplicaContext& context, const data::Batch& b
 // One process of a job, ready to train; the whole job without a communicator.
 struct Job {
   explicit Job(TrainerOptions options, double learning_rate = 0.1,
-               std::unique_ptr<Communicator> communicator = nullptr) {
+               std::unique_ptr<Communicator> communicator = nullptr, int devices = 2) {
     parameters.Add("weights", {2}, [](std::uint64_t) { return 0.0F; });
     parameters.Add("bias", {1}, [](std::uint64_t) { return 0.0F; });
     parameters.Build();
     StrategyOptions strategy_options;
-    strategy_options.num_devices = 2;
+    strategy_options.num_devices = devices;
     strategy = OrThrow(
         MakeSynchronousStrategy({.communicator = std::move(communicator)}, strategy_options));
     OrThrow(strategy->Bind(parameters, Sgd({.learning_rate = learning_rate, .momentum = 0.5})));

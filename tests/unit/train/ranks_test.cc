@@ -8,8 +8,11 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
+#include <set>
+#include <utility>
 
 #include "job.h"
 #include "testing/run_ranks.h"
@@ -95,23 +98,38 @@ class PointFiles final : public data::Source {
 
 class TrainerPolicy : public TrainerRanks {
  protected:
-  // Fit under a policy on so many ranks; stopped after `stop_at` steps if that is not 0.
+  struct Run {
+    int epochs = 2;
+    int stop_at = 0;  // a step, or 0: to the end
+    bool checkpoints = true;
+    int devices = 2;  // of each process
+  };
+
+  // Fit under a policy on so many ranks.
   std::vector<Status> FitUnder(data::ShardPolicy policy, int ranks,
-                               const std::function<data::Dataset(int rank)>& data, int epochs = 2,
-                               int stop_at = 0, bool checkpoints = true) {
+                               const std::function<data::Dataset(int rank)>& data, const Run& run) {
     auto communicators = MakeLocalCommunicators(ranks);
     values_.assign(static_cast<std::size_t>(ranks), {});
     epochs_.clear();
+    read_.clear();
     return testing::RunRanks(ranks, [&](int rank) -> Status {
       std::atomic<bool> stop = false;
-      TrainerOptions options{
-          .epochs = epochs, .policy = policy, .checkpoint_dir = checkpoints ? FolderOf(rank) : ""};
-      if (stop_at > 0) {
+      TrainerOptions options{.epochs = run.epochs,
+                             .policy = policy,
+                             .checkpoint_dir = run.checkpoints ? FolderOf(rank) : ""};
+      if (run.stop_at > 0) {
         options.stop = &stop;
       }
-      Job job(std::move(options), 0.1, std::move(communicators[static_cast<std::size_t>(rank)]));
+      Job job(std::move(options), 0.1, std::move(communicators[static_cast<std::size_t>(rank)]),
+              run.devices);
       const StepFn step = [&](ReplicaContext& context, const data::Batch& batch) {
-        stop = stop || (stop_at > 0 && job.strategy->step() + 1 >= stop_at);
+        const std::int64_t number = job.strategy->step();
+        stop = stop || (run.stop_at > 0 && number + 1 >= run.stop_at);
+        {
+          const std::lock_guard hold(read_lock_);
+          const auto y = batch["y"].data<float>();
+          read_[{rank, number}].insert(y.begin(), y.end());
+        }
         return testing::SquaredError(context, batch, true);
       };
       const auto history = job.trainer->Fit(data(rank), step);
@@ -122,8 +140,16 @@ class TrainerPolicy : public TrainerRanks {
       return history.status();
     });
   }
+  std::vector<Status> FitUnder(data::ShardPolicy policy, int ranks,
+                               const std::function<data::Dataset(int rank)>& data) {
+    return FitUnder(policy, ranks, data, Run{});
+  }
+
+  using ReadByStep = std::map<std::pair<int, std::int64_t>, std::multiset<float>>;
 
   std::vector<EpochResult> epochs_;
+  std::mutex read_lock_;
+  ReadByStep read_;  // labels that a rank was given in a step
 };
 
 TEST_F(TrainerPolicy, FilesAreSharedOutAndEveryExampleIsTrainedOnOnce) {
@@ -166,12 +192,46 @@ TEST_F(TrainerPolicy, OwnSharesEndTogether) {
   EXPECT_EQ(values_[0], values_[1]);
   // Other shares are another run's, also where they are one process's only.
   const auto other = [&](int rank) { return rank == 0 ? own(0) : own(1).Prefetch(1); };
-  testing::ExpectAllOk(FitUnder(data::ShardPolicy::kOwn, 2, other, 3));
+  testing::ExpectAllOk(FitUnder(data::ShardPolicy::kOwn, 2, other, {.epochs = 3}));
   const auto changed = [&](int rank) {
     return rank == 0 ? own(0) : testing::PointsInOrder().Skip(31).Shuffle(1).Batch(8);
   };
-  for (const Status& status : FitUnder(data::ShardPolicy::kOwn, 2, changed, 4)) {
+  for (const Status& status : FitUnder(data::ShardPolicy::kOwn, 2, changed, {.epochs = 4})) {
     EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition) << status.ToString();
+  }
+}
+
+// A share is the same whatever devices it is trained on: two of each process, then one, then four.
+TEST_F(TrainerPolicy, OwnSharesAreResumedOnAnyNumberOfDevices) {
+  const auto own = [](int rank) {
+    const data::Dataset all = testing::PointsInOrder();
+    return (rank == 0 ? all.Take(30) : all.Skip(30)).Shuffle(1).Batch(8);
+  };
+  testing::ExpectAllOk(
+      FitUnder(data::ShardPolicy::kOwn, 2, own, {.epochs = 3, .checkpoints = false}));
+  const ReadByStep expected = read_;
+  const auto values = values_;
+  ReadByStep read;
+  const auto go_on = [&](const Run& run) {
+    const auto statuses = FitUnder(data::ShardPolicy::kOwn, 2, own, run);
+    for (const auto& [step, labels] : read_) {
+      EXPECT_TRUE(read.emplace(step, labels).second)
+          << "step " << step.second << " of rank " << step.first << " was trained twice";
+    }
+    return statuses;
+  };
+  // Processes agree to stop every 10 steps: at batch 2 of epoch 1, and at batch 4 of epoch 2.
+  for (const Run& run : {Run{.epochs = 3, .stop_at = 4, .devices = 2},
+                         Run{.epochs = 3, .stop_at = 14, .devices = 1}}) {
+    for (const Status& status : go_on(run)) {
+      ASSERT_EQ(status.code(), StatusCode::kCancelled) << status.ToString();
+    }
+  }
+  EXPECT_EQ(read.size(), 20U + 14U) << "the shorter share has 5 batches of 8";
+  testing::ExpectAllOk(go_on({.epochs = 3, .devices = 4}));
+  EXPECT_EQ(read, expected);
+  for (std::size_t i = 0; i < values[0].size(); ++i) {
+    EXPECT_NEAR(values_[0][i], values[0][i], 1e-4) << "sums are of other parts";
   }
 }
 
@@ -181,9 +241,9 @@ TEST_F(TrainerPolicy, ACheckpointWithinAnEpochIsOfItsDivision) {
   const auto files = [](int) {
     return data::Dataset(std::make_shared<PointFiles>()).Shuffle(3).Batch(6);
   };
-  testing::ExpectAllOk(FitUnder(data::ShardPolicy::kFile, 2, files, 2, 0, /*checkpoints=*/false));
+  testing::ExpectAllOk(FitUnder(data::ShardPolicy::kFile, 2, files, {.checkpoints = false}));
   const auto expected = values_;
-  for (const Status& status : FitUnder(data::ShardPolicy::kFile, 2, files, 2, 4)) {
+  for (const Status& status : FitUnder(data::ShardPolicy::kFile, 2, files, {.stop_at = 4})) {
     ASSERT_EQ(status.code(), StatusCode::kCancelled) << status.ToString();
   }
   const auto refused = [&](data::ShardPolicy policy, int ranks) {
@@ -197,7 +257,7 @@ TEST_F(TrainerPolicy, ACheckpointWithinAnEpochIsOfItsDivision) {
   refused(data::ShardPolicy::kAuto, 2);
   testing::ExpectAllOk(FitUnder(data::ShardPolicy::kFile, 2, files));
   EXPECT_EQ(values_, expected) << "as if it had not been stopped";
-  testing::ExpectAllOk(FitUnder(data::ShardPolicy::kFile, 3, files, 3));
+  testing::ExpectAllOk(FitUnder(data::ShardPolicy::kFile, 3, files, {.epochs = 3}));
 }
 
 TEST_F(TrainerRanks, ADamagedCheckpointIsPassedOver) {

@@ -70,7 +70,13 @@ enum class ServerLoss {
   // The one that was lost gets its part of the last save, the others go on as they are: what it had
   // been sent since is lost, and counted. With asynchronous application only.
   kPartial,
+  // Every server's part is on its successor, too, and a push counts when both have it. The one that
+  // was lost gets its part from there: nothing rolls back, and no update is lost, or applied twice.
+  // Where both are lost, as kPartial. Pushes travel twice, and servers hold twice as much. With
+  // asynchronous application only, and two servers or more.
+  kReplica,
 };
+std::string_view ServerLossName(ServerLoss loss);  // "kRollBack"
 
 // How parameters travel between workers and servers, which hold float32: kFloat32, kFloat16,
 // kBFloat16 or kUInt8 (256 values a scale). What a gradient loses is added to the worker's next.

@@ -49,7 +49,8 @@ struct TrainerOptions {
   // How Fit's training data is divided among the processes, see InputOptions::policy; Evaluate and
   // Predict divide by record. Where each process has an order of its own (data::HasOwnOrder), a
   // checkpoint from within an epoch is resumed by as many processes, divided in the same way, only;
-  // one from an epoch's end by any (kOwn: whose shares are the same).
+  // one from an epoch's end by any (kOwn: whose shares are the same). Devices of a process may be
+  // others each time.
   data::ShardPolicy policy = data::ShardPolicy::kAuto;
   std::vector<std::string> metric_names;  // of StepResult::metrics, in order
   std::string checkpoint_dir;             // empty: nothing is saved

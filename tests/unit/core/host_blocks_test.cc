@@ -1,4 +1,4 @@
-#include "synchronous/host_blocks.h"
+#include <cohort/core/host_blocks.h>
 
 #include <gtest/gtest.h>
 
@@ -42,20 +42,48 @@ TEST(HostBlocks, WhatIsDroppedIsUsedAgainAndNoMoreIsMadeThanWasInUse) {
 
 TEST(HostBlocks, OfManyLengthsFewAreKept) {
   int alive = 0;
+  std::size_t bytes_alive = 0;
   const auto blocks = std::make_shared<HostBlocks>([&](std::size_t bytes) {
     ++alive;
-    return std::shared_ptr<std::byte>(new std::byte[bytes], [&alive](std::byte* memory) {
+    bytes_alive += bytes;
+    return std::shared_ptr<std::byte>(new std::byte[bytes], [&, bytes](std::byte* memory) {
       --alive;
+      bytes_alive -= bytes;
       delete[] memory;
     });
   });
-  for (std::size_t bytes = 1; bytes < 100'000; bytes = bytes * 5 + 1) {
+  const auto take = [&](std::size_t bytes, int count) {
     std::vector<std::shared_ptr<std::byte>> held;
-    for (int i = 0; i < 30; ++i) {
+    for (int i = 0; i < count; ++i) {
       held.push_back(blocks->Take(bytes));
     }
+  };
+  for (std::size_t bytes = 1; bytes < 100'000; bytes = bytes * 5 + 1) {
+    take(bytes, 30);
+    EXPECT_LE(bytes_alive, 30 * (bytes + bytes / 8)) << "what was smaller made room";
   }
+  EXPECT_EQ(alive, 30);
+  take(5, 100);
   EXPECT_EQ(alive, 64);
+}
+
+TEST(HostBlocks, OneThatIsKeptKeepsNoOthers) {
+  int alive = 0;
+  std::shared_ptr<std::byte> kept;
+  {
+    const auto blocks = std::make_shared<HostBlocks>([&](std::size_t bytes) {
+      ++alive;
+      return std::shared_ptr<std::byte>(new std::byte[bytes], [&alive](std::byte* memory) {
+        --alive;
+        delete[] memory;
+      });
+    });
+    const auto other = blocks->Take(100);
+    kept = blocks->Take(100);
+  }
+  EXPECT_EQ(alive, 1);
+  kept.reset();
+  EXPECT_EQ(alive, 0);
 }
 
 }  // namespace
