@@ -91,11 +91,13 @@ Status CheckConfig(const ClusterConfig& config, const StrategyOptions& options) 
   COHORT_RETURN_IF_ERROR(TransportOf(options.communication).status());
   if (options.balance_interval.count() < 0 ||
       (options.balance_interval.count() > 0 &&
-       (consistency.synchronous() || options.server_loss == ServerLoss::kPartial))) {
+       (consistency.synchronous() || options.server_loss != ServerLoss::kRollBack))) {
     return InvalidArgument(
         "balance_interval of " + std::to_string(options.balance_interval.count()) +
         " ms with consistency " + consistency.ToString() +
-        (options.server_loss == ServerLoss::kPartial ? " and server_loss kPartial" : "") +
+        (options.server_loss == ServerLoss::kPartial   ? " and server_loss kPartial"
+         : options.server_loss == ServerLoss::kReplica ? " and server_loss kReplica"
+                                                       : "") +
         ": buckets move where updates are no rounds, and servers that are lost all go back "
         "[consistency async or ssp, server_loss kRollBack, or no balance_interval]");
   }

@@ -52,6 +52,30 @@ TEST(JoinJob, CopiesAreOfAsynchronousJobsWithTwoServers) {
               ::testing::HasSubstr("server_loss kReplica with consistency sync"));
 }
 
+// A lost server's part would be given back without the buckets that it got, or with those it gave.
+TEST(JoinJob, BucketsMoveWhereAllServersGoBack) {
+  StrategyOptions options = OfAParameterServersWorker();
+  options.cluster->cluster = ClusterSpec({{{TaskType::kChief, 0}, "a:1"},
+                                          {{TaskType::kPs, 0}, "b:1"},
+                                          {{TaskType::kPs, 1}, "b:2"},
+                                          {{TaskType::kWorker, 0}, "c:1"}});
+  options.consistency = OrThrow(Consistency::Parse("async"));
+  options.balance_interval = std::chrono::seconds(1);
+  const auto refused = [&](const std::string& naming) {
+    const Status status = Strategy::FromEnv("parameter_server", options).status();
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+    EXPECT_THAT(status.message(),
+                ::testing::HasSubstr("balance_interval of 1000 ms with " + naming));
+  };
+  options.server_loss = ServerLoss::kPartial;
+  refused("consistency async and server_loss kPartial");
+  options.server_loss = ServerLoss::kReplica;
+  refused("consistency async and server_loss kReplica");
+  options.server_loss = ServerLoss::kRollBack;
+  options.consistency = OrThrow(Consistency::Parse("sync"));
+  refused("consistency sync");
+}
+
 TEST(JoinJob, WhatIsOfServersIsOfNoOtherStrategy) {
   StrategyOptions options;
   options.server_loss = ServerLoss::kPartial;
@@ -63,7 +87,14 @@ TEST(JoinJob, WhatIsOfServersIsOfNoOtherStrategy) {
   EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
   EXPECT_THAT(status.message(), ::testing::HasSubstr("server_wire under mirrored"));
   for (const std::string kind : {"one_device", "mirrored", "multi_worker_mirrored"}) {
-    options = kind == "multi_worker_mirrored" ? OfAParameterServersWorker() : StrategyOptions();
+    options = {};
+    if (kind == "multi_worker_mirrored") {  // with rows on a server
+      options.cluster = ClusterConfig{.cluster = ClusterSpec({{{TaskType::kPs, 0}, "a:1"},
+                                                              {{TaskType::kWorker, 0}, "b:1"},
+                                                              {{TaskType::kWorker, 1}, "c:1"}}),
+                                      .task = {TaskType::kWorker, 1},
+                                      .source = "flags"};
+    }
     options.balance_interval = std::chrono::seconds(1);
     const Status balanced = Strategy::FromEnv(kind, options).status();
     EXPECT_EQ(balanced.code(), StatusCode::kInvalidArgument);
