@@ -63,7 +63,7 @@ Status BenchUneven(const BenchUnevenOptions& options) {
   const double mean = kOrdinary.count() * (1 + options.part * (options.times - 1));
   const double batch_seconds = mean * static_cast<double>(options.batch);
   const auto batches = std::max<std::int64_t>(
-      50 * options.threads,
+      std::int64_t{50} * options.threads,
       static_cast<std::int64_t>(options.seconds * options.threads / batch_seconds));
   nlohmann::json report = {{"command", "bench input"},        {"slow_part", options.part},
                            {"slow_times", options.times},     {"batch", options.batch},

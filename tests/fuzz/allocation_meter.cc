@@ -21,17 +21,25 @@ void Count(void* memory) {
   }
 }
 
-void* Take(std::size_t size, std::size_t alignment) {
+// nullptr where there is none.
+void* TryTake(std::size_t size, std::size_t alignment) noexcept {
   void* memory = nullptr;
   if (alignment <= alignof(std::max_align_t)) {
     memory = std::malloc(std::max<std::size_t>(size, 1));
   } else if (::posix_memalign(&memory, alignment, std::max<std::size_t>(size, 1)) != 0) {
     memory = nullptr;
   }
+  if (memory != nullptr) {
+    Count(memory);
+  }
+  return memory;
+}
+
+void* Take(std::size_t size, std::size_t alignment) {
+  void* const memory = TryTake(size, alignment);
   if (memory == nullptr) {
     throw std::bad_alloc();
   }
-  Count(memory);
   return memory;
 }
 
@@ -62,6 +70,18 @@ void* operator new(std::size_t size, std::align_val_t alignment) {
 }
 void* operator new[](std::size_t size, std::align_val_t alignment) {
   return cohort::fuzz::Take(size, static_cast<std::size_t>(alignment));
+}
+void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
+  return cohort::fuzz::TryTake(size, 1);
+}
+void* operator new[](std::size_t size, const std::nothrow_t&) noexcept {
+  return cohort::fuzz::TryTake(size, 1);
+}
+void* operator new(std::size_t size, std::align_val_t alignment, const std::nothrow_t&) noexcept {
+  return cohort::fuzz::TryTake(size, static_cast<std::size_t>(alignment));
+}
+void* operator new[](std::size_t size, std::align_val_t alignment, const std::nothrow_t&) noexcept {
+  return cohort::fuzz::TryTake(size, static_cast<std::size_t>(alignment));
 }
 void operator delete(void* memory) noexcept { cohort::fuzz::GiveBack(memory); }
 void operator delete[](void* memory) noexcept { cohort::fuzz::GiveBack(memory); }

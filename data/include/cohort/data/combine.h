@@ -105,7 +105,9 @@ struct SnapshotOptions {
 // features: what is there of this data set, also of an earlier run or of another process that is at
 // it, is used as it is. Processes that come to it at once share the work, and hold no locks; one
 // that is lost loses the files it was writing. Every example has a checksum; what is damaged,
-// missing or cut off is DataLoss that names the file. Snapshots of other data are left alone.
+// missing, cut off, or of another shape or type is DataLoss that names the file. InvalidArgument:
+// an example whose features are not of the types and shapes of the first one's. Snapshots of other
+// data are left alone.
 Result<Dataset> Snapshot(const Dataset& data, FileSystem& files, const std::string& folder,
                          const SnapshotOptions& options = {});
 
