@@ -124,6 +124,7 @@ TEST(Snapshot, ByManyAtOnceIsOne) {
   std::atomic<int> reads = 0;
   std::vector<Result<Dataset>> made(4, Internal("not yet"));
   std::vector<std::thread> writers;
+  writers.reserve(made.size());
   for (Result<Dataset>& mine : made) {
     writers.emplace_back([&] {
       mine =
