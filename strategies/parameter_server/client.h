@@ -71,8 +71,8 @@ class Client {
   // The same, but servers that have values keep them. `version`: the greatest of those that do.
   struct Kept {
     std::uint64_t version = 0;
-    std::vector<int> without;           // servers that have none
-    std::vector<int> without_a_copy;    // where the model has copies: of their parts
+    std::vector<int> without;         // servers that have none
+    std::vector<int> without_a_copy;  // where the model has copies: of their parts
   };
   virtual Result<Kept> BeginKeeping(std::span<const std::uint64_t> retired) = 0;
   // Sets every chunk, with slots unless `slots` is empty, to `version`.

@@ -38,8 +38,8 @@ ModelSpec ModelSpec::OfTables(const ParameterSet& parameters, std::string optimi
 
 std::uint64_t ModelSpec::Fingerprint() const {
   std::uint64_t digest = Hash64(optimizer + ' ' + consistency.ToString());
-  digest = Hash64(std::to_string(servers) + ' ' + partitioner.ToString() + (copies ? " copies" : ""),
-                  digest);
+  digest = Hash64(
+      std::to_string(servers) + ' ' + partitioner.ToString() + (copies ? " copies" : ""), digest);
   for (const ParameterSpec& parameter : parameters) {
     digest = Hash64(parameter.ToString(), digest);
   }

@@ -58,8 +58,8 @@ class ParameterStore {
   // As Declare has left it, but for the clients that were retired. Returns the least version that
   // the chunks had. Nothing else may run.
   std::uint64_t Reset();
-  // All stays but snapshots, and, if `forget`, what is known of clients' pushes: they begin to count
-  // anew. The same return, and rule.
+  // All stays but snapshots, and, if `forget`, what is known of clients' pushes: they begin to
+  // count anew. The same return, and rule.
   std::uint64_t Stay(bool forget);
   PushLedger& pushes() { return ledger_; }
 

@@ -1,6 +1,6 @@
 // Server: a ParameterStore and a RowStore behind connections for frames (frame_listener.h), and
-// behind gRPC, which is asked for what is rare. Where the model has copies, two more of them for the
-// part of the server before this one: frames say which they are for.
+// behind gRPC, which is asked for what is rare. Where the model has copies, two more of them for
+// the part of the server before this one: frames say which they are for.
 //
 // Nothing that a client sends ends the process or blocks another client's frames.
 
