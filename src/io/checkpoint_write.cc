@@ -204,19 +204,35 @@ void CheckpointStore::DeleteOld(std::int64_t newest) {
   for (auto step = steps->rbegin(); step != steps->rend() && kept.size() < max; ++step) {
     kept.insert(*step);
   }
-  for (const std::int64_t step : std::vector<std::int64_t>(kept.begin(), kept.end())) {
-    auto manifest = ReadManifest(files_, PathOf(step));
-    while (manifest.ok() && manifest->base.has_value()) {
-      const std::int64_t base = manifest->base->step;
-      kept.insert(base);
-      manifest = ReadManifest(files_, PathOf(base));
+  // What `step` builds on, into `bases`; the first of it.
+  const auto bases_of = [this](std::int64_t step,
+                               std::set<std::int64_t>* bases) -> Result<std::int64_t> {
+    for (;;) {
+      COHORT_ASSIGN_OR_RETURN(const auto manifest, ReadManifest(files_, PathOf(step)));
+      if (!manifest.base.has_value()) {
+        return step;
+      }
+      step = manifest.base->step;
+      bases->insert(step);
     }
-    // One that is damaged is none, and needs nothing; what one builds on that cannot be read just
-    // now is not known.
-    if (!manifest.ok() && manifest.status().code() != StatusCode::kDataLoss) {
-      options_.log.Warning("no old checkpoint is deleted this time: " +
-                           manifest.status().ToString());
+  };
+  const std::vector<std::int64_t> wanted(kept.begin(), kept.end());
+  for (const std::int64_t step : wanted) {
+    // One that is damaged is none, and needs nothing, unless it is the newest; what one builds on
+    // that cannot be read just now is not known.
+    const auto first = bases_of(step, &kept);
+    if (!first.ok() && (step == newest || first.status().code() != StatusCode::kDataLoss)) {
+      options_.log.Warning("no old checkpoint is deleted this time: " + first.status().ToString());
       return;
+    }
+    // What is damaged in the first of a chain takes all of the chain with it: a whole one that is
+    // older stays, too.
+    const auto before = std::ranges::lower_bound(*steps, first.ok() ? *first : newest);
+    if (step == newest && *first != newest && before != steps->begin()) {
+      std::set<std::int64_t> others;
+      if (const auto whole = bases_of(*std::prev(before), &others); whole.ok()) {
+        kept.insert(*whole);
+      }
     }
   }
   // The later first: no checkpoint is there without the one that it builds on.

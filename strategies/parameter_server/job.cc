@@ -249,7 +249,9 @@ Job::Job(ClusterConfig config, const StrategyOptions& options)
       chief_(config_.cluster.Chief()),
       workers_(config_.cluster.TrainingTasks()),
       num_servers_(config_.cluster.Count(TaskType::kPs)),
-      incarnations_(static_cast<std::size_t>(num_servers_), 0) {}
+      incarnations_(static_cast<std::size_t>(num_servers_), 0),
+      whole_(incarnations_),
+      whole_copies_(incarnations_) {}
 
 int Job::rank() const {
   return static_cast<int>(std::find(workers_.begin(), workers_.end(), config_.task) -
@@ -855,6 +857,7 @@ Status Job::BeginEpoch(const Restore& restore, Missing* missing, std::uint64_t* 
   }
   COHORT_RETURN_IF_ERROR(client_->Declare());
   if (keeps()) {
+    AddUnknown(missing);
     COHORT_ASSIGN_OR_RETURN(const Client::Kept kept, client_->BeginKeeping(retired));
     *newest = std::max(*newest, kept.version);
     missing->parts.insert(kept.without.begin(), kept.without.end());
@@ -870,8 +873,45 @@ Status Job::BeginEpoch(const Restore& restore, Missing* missing, std::uint64_t* 
     *newest = std::max(*newest, version);
     COHORT_ASSIGN_OR_RETURN(*step, restore(nullptr));
   }
+  for (int s = 0; s < num_servers_; ++s) {
+    NoteWhole(s, /*part=*/true, /*copy=*/true);
+  }
   StartRetirements();
   return {};
+}
+
+// A server of whose parameters none are its own cannot tell whether it has its rows: another
+// process than is known to have them may have begun an epoch without, in a recovery that failed.
+void Job::AddUnknown(Missing* missing) const {
+  std::set<int> tell;
+  for (const Chunk& chunk : client_->chunks()) {
+    tell.insert(chunk.server);
+  }
+  const std::lock_guard lock(failure_mutex_);
+  for (int s = 0; s < num_servers_; ++s) {
+    if (tell.contains(s)) {
+      continue;
+    }
+    const auto at = static_cast<std::size_t>(s);
+    if (whole_[at] != incarnations_[at]) {
+      missing->parts.insert(s);
+    }
+    const auto holder = static_cast<std::size_t>(CopyHolder(s, num_servers_));
+    if (spec_.copies && whole_copies_[at] != incarnations_[holder]) {
+      missing->copies.insert(s);
+    }
+  }
+}
+
+void Job::NoteWhole(int server, bool part, bool copy) {
+  const std::lock_guard lock(failure_mutex_);
+  const auto at = static_cast<std::size_t>(server);
+  if (part) {
+    whole_[at] = incarnations_[at];
+  }
+  if (copy) {
+    whole_copies_[at] = incarnations_[static_cast<std::size_t>(CopyHolder(server, num_servers_))];
+  }
 }
 
 // What there is a copy of comes from there, and copies are made anew. What is left in `missing`
@@ -887,12 +927,14 @@ Status Job::Mend(Missing* missing) {
   for (const int server : std::set<int>(missing->parts)) {
     if (spec_.copies && !missing->copies.contains(server)) {
       COHORT_RETURN_IF_ERROR(mend(server, Client::Mend::kServer));
+      NoteWhole(server, /*part=*/true, /*copy=*/false);
       missing->parts.erase(server);
     }
   }
   for (const int server : std::set<int>(missing->copies)) {
     if (!missing->parts.contains(server)) {
       COHORT_RETURN_IF_ERROR(mend(server, Client::Mend::kCopy));
+      NoteWhole(server, /*part=*/false, /*copy=*/true);
       missing->copies.erase(server);
     }
   }
@@ -1107,6 +1149,9 @@ Status Job::FindChief() {
 
 Status Job::Initialised() {
   if (is_chief()) {
+    for (int s = 0; s < num_servers_; ++s) {
+      NoteWhole(s, /*part=*/true, /*copy=*/true);
+    }
     return coordination_->Insert(kInitialisedKey, "1");
   }
   COHORT_RETURN_IF_ERROR(

@@ -162,6 +162,8 @@ class Job {
   Status BeginEpoch(const Restore& restore, Missing* missing, std::uint64_t* newest,
                     std::int64_t* step);
   Status Mend(Missing* missing);
+  void AddUnknown(Missing* missing) const;
+  void NoteWhole(int server, bool part, bool copy);
   // Do servers that are not lost go on as they are?
   bool keeps() const { return server_loss_ != ServerLoss::kRollBack; }
   void MakeClients(std::uint64_t epoch);
@@ -217,6 +219,9 @@ class Job {
   enum class Stage { kJoining, kSetup, kTraining, kOver, kLeaving };
   Stage stage_ = Stage::kJoining;
   std::vector<std::uint64_t> incarnations_;  // of the servers; 0: not known yet
+  // The processes that are known to have all of a server's part, and of the copy of it.
+  std::vector<std::uint64_t> whole_;
+  std::vector<std::uint64_t> whole_copies_;
   struct Loss {
     Status why;
     std::chrono::steady_clock::time_point since;

@@ -311,7 +311,7 @@ class Implementation final : public ParameterServerStrategy {
   bool work_stands_ = false;             // after GoOn
   const ps::Job::Lost* lost_ = nullptr;  // what is being restored, where that is not all
   bool void_ = false;                    // the batch that was handed out last, by a roll-back since
-  bool own_error_ = false;               // the step function's, not a server's
+  bool own_error_ = false;               // of the step function, or that servers do not come back
   // In the chief until the first save: what training began with, beside the rows.
   struct Initial {
     std::vector<float> values;
@@ -639,10 +639,13 @@ Status Implementation::Bind(ParameterSet& parameters, std::unique_ptr<Optimizer>
   spec.partitioner = options_.partitioner;
   spec.copies = options_.server_loss == ServerLoss::kReplica;
   if (const ServerSideOptimizer* const side = ServerSideOptimizer::Of(*optimizer);
-      spec.copies && side != nullptr && side->options().delay_compensation > 0) {
+      spec.copies && side != nullptr &&
+      (side->options().delay_compensation > 0 || side->options().staleness_scaling)) {
     return InvalidArgument(
-        "delay_compensation with server_loss kReplica: copies do not know what a gradient was "
-        "computed from [one or the other]");
+        std::string(side->options().staleness_scaling ? "staleness_scaling"
+                                                      : "delay_compensation") +
+        " with server_loss kReplica: copies do not know what a gradient was computed from [one or "
+        "the other]");
   }
   tables_ = spec.tables;
   if (!tables_.empty() && options_.consistency.backup_workers > 0) {
@@ -1079,16 +1082,33 @@ Result<StepResult> Implementation::StepAlone(const data::Batch& part, const Step
     clip = ClipFactor(sink_->SquaredNorm() * scale * scale, optimizer_->global_clip_norm());
     clip = std::isfinite(clip) ? clip : 1;  // the server says whose gradient it is that is broken
   }
-  if (rows_ != nullptr) {
-    COHORT_RETURN_IF_ERROR(job_->rows()->Push(sink_->rows(), step_ + 1, weight));
-  }
   // Rows must be as fresh as the values, which bounded staleness has this worker wait for.
   const bool bounded = options_.consistency.bounded();
-  if (rows_ != nullptr && !bounded) {
-    LookAhead(/*round=*/0);
+  const std::int64_t row_step = step_ + 1;
+  const auto push = [&]() -> Status {
+    if (rows_ != nullptr) {
+      COHORT_RETURN_IF_ERROR(job_->rows()->Push(sink_->rows(), row_step, weight));
+    }
+    if (rows_ != nullptr && !bounded) {
+      LookAhead(/*round=*/0);
+    }
+    return client_->Push({.arena = sink_->arena(), .weight = weight, .clip = clip},
+                         parameters_->all());
+  };
+  Status pushed = push();
+  // Where there are copies the same frames go out again, under the same numbers: what has arrived
+  // counts once. Computed anew, they might be others.
+  while (!pushed.ok() && options_.server_loss == ServerLoss::kReplica) {
+    if (const Status well = GoOn(pushed); !well.ok()) {
+      own_error_ = true;  // the servers have been waited for
+      return well;
+    }
+    if (!work_stands_) {
+      return ResultOf({});  // Next brings the batch again
+    }
+    pushed = push();
   }
-  COHORT_RETURN_IF_ERROR(
-      client_->Push({.arena = sink_->arena(), .weight = weight, .clip = clip}, parameters_->all()));
+  COHORT_RETURN_IF_ERROR(pushed);
   step_ = static_cast<std::int64_t>(client_->version());
   if (rows_ != nullptr && bounded) {
     LookAhead(/*round=*/0);

@@ -480,8 +480,11 @@ TEST(ParameterServerRecoveryTest, AServerAloneGoesBackToTheSave) {
 
 // Nothing is saved: what a server had comes from the next one, to the last push. So it does of
 // every server in turn, and with a step of each worker under way.
-TEST(ParameterServerRecoveryTest, AServerGetsWhatTheCopyOfItsPartHas) {
-  Job job(Arguments("async", 2, {"--replica", "--floats", "300000", "--step-ms", "1"}),
+// With few floats two of three servers have rows, and no parameter.
+class LostServerWithACopy : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(LostServerWithACopy, AServerGetsWhatTheCopyOfItsPartHas) {
+  Job job(Arguments("async", 2, {"--replica", "--floats", GetParam(), "--step-ms", "1"}),
           /*gate_at=*/150, {{"chief", 1}, {"worker", 2}, {"ps", 3}});
   int at = 21;
   for (const int server : {1, 0, 2, 1}) {
@@ -500,6 +503,10 @@ TEST(ParameterServerRecoveryTest, AServerGetsWhatTheCopyOfItsPartHas) {
   EXPECT_THAT(job.cluster.Stderr("chief:0"), HasSubstr("all servers have what they had"));
   ExpectWholeOutcome(job, "chief:0", "async", 2);
 }
+
+INSTANTIATE_TEST_SUITE_P(ParameterServerRecoveryTest, LostServerWithACopy,
+                         ::testing::Values("0", "300000"),
+                         [](const auto& of) { return "Floats" + of.param; });
 
 // Together with its copy a part is lost, and goes back to the save.
 TEST(ParameterServerRecoveryTest, APartThatIsLostWithItsCopyGoesBackToTheSave) {

@@ -87,7 +87,9 @@ TEST_F(CheckpointChainTest, WhatIsBuiltOnStays) {
   OrThrow(Save(files_, store, 5, 0));
   EXPECT_THAT(OrThrow(store.Steps()), ElementsAre(1, 2, 3, 4, 5)) << "4 is kept";
   OrThrow(Save(files_, store, 6, 5));
-  EXPECT_THAT(OrThrow(store.Steps()), ElementsAre(5, 6));
+  EXPECT_THAT(OrThrow(store.Steps()), ElementsAre(1, 5, 6)) << "5 and 6 are lost together";
+  OrThrow(Save(files_, store, 7, 0));
+  EXPECT_THAT(OrThrow(store.Steps()), ElementsAre(5, 6, 7));
 }
 
 TEST_F(CheckpointChainTest, WhatIsLostOfAChainIsNamed) {
