@@ -9,6 +9,7 @@
 
 #include <cohort/parameter_server.grpc.pb.h>
 #include "grpc_util.h"
+#include "parameter_server/background.h"
 #include "parameter_server/bucket_client.h"
 #include "parameter_server/frame_address.h"
 #include "parameter_server/frame_link.h"
@@ -626,7 +627,7 @@ Status SaveTable(RowClient& client, int table, const TableSpec& spec, FileSystem
     }));
     return writer->Close();
   };
-  return save().Annotate("rows of table \"" + spec.name + "\"");
+  return RunInBackground(save).Annotate("rows of table \"" + spec.name + "\"");
 }
 
 Status LoadTable(RowClient& client, int table, const TableSpec& spec, FileSystem& files,

@@ -93,7 +93,8 @@ class RowClient {
                                          const ClientOptions& options);
 };
 
-// A table's rows into a file, and back (row_file.h). `changes`: as ReadSnapshot has them.
+// A table's rows into a file, by a thread of low priority, and back (row_file.h). `changes`: as
+// ReadSnapshot has them.
 Status SaveTable(RowClient& client, int table, const TableSpec& spec, FileSystem& files,
                  const std::string& path, RowFileKind kind = RowFileKind::kRows);
 // `paths`: the file of all rows, and those of changes since in their order. `servers`: whose rows
