@@ -114,8 +114,6 @@ class GrpcClient final : public Client {
   Status Freeze(std::uint64_t snapshot, const std::function<void(const FreezeReply&)>& take);
   // The gradient of a chunk as it travels, and what is lent for that.
   Result<std::span<const float>> Encode(const Gradient& gradient, std::size_t chunk);
-  // The same to the copies, without an answer that anybody reads.
-  void AddCopies(std::vector<FrameRequest>* requests) const;
   void AddPulls(int server, bool everything, const FrameHeader& header,
                 std::vector<FrameRequest>* requests);
 
@@ -263,19 +261,10 @@ Status GrpcClient::AssignTo(std::span<const int> servers, std::span<const float>
       }
     }
   }
-  AddCopies(&requests);
-  return link_->Run(requests, Into({}, {}));
-}
-
-void GrpcClient::AddCopies(std::vector<FrameRequest>* requests) const {
-  const std::size_t count = spec_.copies ? requests->size() : 0;
-  requests->reserve(requests->size() + count);
-  for (std::size_t i = 0; i < count; ++i) {
-    FrameRequest& copy = requests->emplace_back((*requests)[i]);
-    copy.server = LineOf(copy.server, spec_.servers, /*copy=*/true);
-    copy.header.set_copy(true);
-    copy.header.set_pull(false);
+  if (spec_.copies) {
+    AddCopies(spec_.servers, &requests);
   }
+  return link_->Run(requests, Into({}, {}));
 }
 
 // Frame by frame, as they lie in memory: chunks with their slots, and their versions.
@@ -567,7 +556,9 @@ Status GrpcClient::Push(const Gradient& gradient, std::span<float> values) {
       }
     }
   }
-  AddCopies(&requests);
+  if (spec_.copies) {
+    AddCopies(spec_.servers, &requests);
+  }
   return link_->Run(requests, Into(values, {}));
 }
 

@@ -13,6 +13,7 @@
 #include <cohort/core/clock.h>
 
 #include "parameter_server/frame_channel.h"
+#include "parameter_server/layout.h"
 #include "tcp/unix_socket.h"
 
 namespace cohort::ps {
@@ -262,6 +263,17 @@ class Implementation final : public FrameLink {
 };
 
 }  // namespace
+
+void AddCopies(int servers, std::vector<FrameRequest>* requests) {
+  const std::size_t count = requests->size();
+  requests->reserve(2 * count);
+  for (std::size_t i = 0; i < count; ++i) {
+    FrameRequest& copy = requests->emplace_back((*requests)[i]);
+    copy.server = LineOf(copy.server, servers, /*copy=*/true);
+    copy.header.set_copy(true);
+    copy.header.set_pull(false);
+  }
+}
 
 std::unique_ptr<FrameLink> FrameLink::Make(std::vector<std::string> names, Locate locate,
                                            std::chrono::milliseconds peer_timeout,

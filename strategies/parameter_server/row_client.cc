@@ -540,12 +540,8 @@ Status Implementation::PushOnce(std::deque<RowsToPush>& tables, std::int64_t ste
   if (part != nullptr) {
     AddPart(*part, step, weight, requests);
   }
-  const std::size_t own = requests.size();
-  requests.reserve(2 * own);
-  for (std::size_t i = 0; copies_ && i < own; ++i) {
-    FrameRequest& copy = requests.emplace_back(requests[i]);
-    copy.server = LineOf(copy.server, routes_.servers(), /*copy=*/true);
-    copy.header.set_copy(true);
+  if (copies_) {
+    AddCopies(routes_.servers(), &requests);
   }
   const auto done = [&](int line, const FrameHeader& header) -> Status {
     if (header.rows().moved_size() == 0) {
