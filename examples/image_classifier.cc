@@ -75,32 +75,56 @@ Result<std::unique_ptr<cohort::Optimizer>> MakeOptimizer(const Flags& f) {
 
 // Forward, loss, backward, on whatever part of a batch the replica is given. The same function
 // trains and evaluates.
-cohort::StepFn MakeStep(const cohort::nn::ImageModel& model, cohort::nn::Workspaces& workspaces,
-                        const Flags& f, bool training) {
-  return [&model, &workspaces, precision = PrecisionOf(f.job), training](
-             cohort::ReplicaContext& context,
-             const cohort::data::Batch& batch) -> Result<cohort::ReplicaResult> {
-    cohort::nn::Tape tape(context.parameters, context.stream,
-                          workspaces.For(context.local_replica, context.device),
-                          {.training = training,
-                           .step = context.step,
-                           .intra_op_threads = context.intra_op_threads,
-                           .precision = precision});
-    const auto logits = model.Logits(tape.Input(batch["image"]));
-    const auto loss = cohort::nn::SoftmaxCrossEntropy(logits, batch["label"]);
+// On a GPU a training step is a graph that is replayed.
+class ImageStep {
+ public:
+  ImageStep(const cohort::nn::ImageModel& model, const Flags& f)
+      : model_(model), precision_(PrecisionOf(f.job)) {}
+
+  cohort::StepFn Of(bool training) {
+    return [this, training](cohort::ReplicaContext& context, const cohort::data::Batch& batch)
+               -> Result<cohort::ReplicaResult> {
+      COHORT_ASSIGN_OR_RETURN(const auto out, Run(context, batch, training));
+      COHORT_ASSIGN_OR_RETURN(const auto accuracy, cohort::nn::Accuracy(out[1], batch["label"]));
+      const auto examples = static_cast<double>(batch.size);
+      return cohort::ReplicaResult{.loss_sum = out[0].data<float>()[0] * examples,
+                                   .weight = examples,
+                                   .metric_sums = {accuracy.sum}};
+    };
+  }
+
+ private:
+  // The loss and the logits.
+  Result<std::vector<Tensor>> Run(cohort::ReplicaContext& context, const cohort::data::Batch& batch,
+                                  bool training) {
+    const cohort::nn::TapeOptions options{.training = training,
+                                          .step = context.step,
+                                          .intra_op_threads = context.intra_op_threads,
+                                          .precision = precision_};
+    const std::vector<Tensor> inputs = {batch["image"], batch["label"]};
+    const auto forward = [this](cohort::nn::Tape& tape, std::span<const Tensor> in) {
+      const auto logits = model_.Logits(tape.Input(in[0]));
+      return std::vector{cohort::nn::SoftmaxCrossEntropy(logits, in[1]), logits};
+    };
     if (training) {
-      tape.Backward(loss, context.gradients);
+      return steps_.For(context.local_replica, context.device, context.parameters)
+          .Run(context.stream, context.gradients, options, inputs, forward);
     }
-    const auto scores = tape.Fetch(logits);
-    const auto mean = tape.Fetch(loss);
+    cohort::nn::Tape tape(context.parameters, context.stream,
+                          workspaces_.For(context.local_replica, context.device), options);
+    std::vector<Tensor> out;
+    for (const cohort::nn::Variable& variable : forward(tape, inputs)) {
+      out.push_back(tape.Fetch(variable));
+    }
     COHORT_RETURN_IF_ERROR(tape.Finish());
-    COHORT_ASSIGN_OR_RETURN(const auto accuracy, cohort::nn::Accuracy(scores, batch["label"]));
-    const auto examples = static_cast<double>(batch.size);
-    return cohort::ReplicaResult{.loss_sum = mean.data<float>()[0] * examples,
-                                 .weight = examples,
-                                 .metric_sums = {accuracy.sum}};
-  };
-}
+    return out;
+  }
+
+  const cohort::nn::ImageModel& model_;
+  const cohort::nn::Precision precision_;
+  cohort::nn::Workspaces workspaces_;
+  cohort::nn::RecordedSteps steps_{workspaces_};
+};
 
 Status Report(const Flags& f, cohort::Strategy& strategy, const cohort::ParameterSet& parameters,
               const cohort::History& history, const cohort::EpochResult& test) {
@@ -134,15 +158,15 @@ Status Train(const Flags& f, cohort::Strategy& strategy) {
   cohort::TrainerOptions options = MakeTrainerOptions(f.job);
   options.epochs = f.epochs;
   options.metric_names = {"accuracy"};
-  cohort::nn::Workspaces workspaces;
+  ImageStep step(*model, f);
   cohort::Trainer trainer(strategy, parameters, std::move(options));
   const auto training = images.train.Shuffle(f.job.seed).Batch(f.job.global_batch).Prefetch(2);
   COHORT_ASSIGN_OR_RETURN(const cohort::History history,
-                          trainer.Fit(training, MakeStep(*model, workspaces, f, true)));
+                          trainer.Fit(training, step.Of(true)));
   COHORT_ASSIGN_OR_RETURN(
       const cohort::EpochResult test,
       trainer.Evaluate(images.test.Batch(std::max<std::int64_t>(256, f.job.global_batch)),
-                       MakeStep(*model, workspaces, f, false)));
+                       step.Of(false)));
   return strategy.is_chief() ? Report(f, strategy, parameters, history, test) : Status();
 }
 

@@ -24,10 +24,8 @@ Initializer Table(const GptOptions& o, const std::string& name) {
 }
 
 // The options of dense layer `name`.
-DenseOptions Weights(const GptOptions& o, const std::string& name, float deviation,
-                     Activation activation = Activation::kNone) {
-  return {.activation = activation,
-          .kernel_initializer = Normal(0.0F, deviation, o.seed, name + "/kernel")};
+DenseOptions Weights(const GptOptions& o, const std::string& name, float deviation) {
+  return {.kernel_initializer = Normal(0.0F, deviation, o.seed, name + "/kernel")};
 }
 
 // The deviation of layers whose output is added to a residual connection, of which there are two
@@ -46,15 +44,13 @@ Gpt::Block::Block(ParameterSet& parameters, const std::string& block, const GptO
                 {.qkv = Weights(o, name + "/attention/qkv", kDeviation),
                  .out = Weights(o, name + "/attention/out", Residual(o))}),
       mlp_norm(parameters, name + "/mlp_norm", o.width),
-      up(parameters, name + "/up", o.width, 4 * o.width,
-         Weights(o, name + "/up", kDeviation, Activation::kGelu)),
-      down(parameters, name + "/down", 4 * o.width, o.width,
-           Weights(o, name + "/down", Residual(o))) {}
+      mlp(parameters, name + "/up", name + "/down", o.width, 4 * o.width,
+          Weights(o, name + "/up", kDeviation), Weights(o, name + "/down", Residual(o))) {}
 
 Variable Gpt::Block::operator()(const Variable& x) const {
   const Variable attended =
       Add(x, Dropout(attention(attention_norm(x)), dropout, name + "/attention"));
-  return Add(attended, Dropout(down(up(mlp_norm(attended))), dropout, name + "/mlp"));
+  return Add(attended, Dropout(mlp(mlp_norm(attended)), dropout, name + "/mlp"));
 }
 
 Gpt::Gpt(ParameterSet& parameters, const GptOptions& options)

@@ -228,4 +228,16 @@ Result<std::vector<Tensor>> RecordedStep::Replay(Recording& recording, Stream& s
   return recording.outputs;
 }
 
+RecordedStep& RecordedSteps::For(int local_replica, const std::shared_ptr<Device>& device,
+                                 ParameterSet& parameters) {
+  const std::lock_guard lock(mutex_);
+  RecordedStep& step =
+      steps_.try_emplace(local_replica, parameters, workspaces_.For(local_replica, device))
+          .first->second;
+  Require(&step.parameters() == &parameters,
+          "a replica's recorded step is asked for with the parameters it was made of; other "
+          "strategies take other RecordedSteps");
+  return step;
+}
+
 }  // namespace cohort::nn

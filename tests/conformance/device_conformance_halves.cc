@@ -93,6 +93,115 @@ TEST_P(DeviceHalves, SumsOverRows) {
   }
 }
 
+TEST_P(DeviceHalves, MomentsAndSumsOverAMiddleAxis) {
+  for (const RowsOf& size : shapes()) {
+    SCOPED_TRACE(std::to_string(size.rows) + " x " + std::to_string(size.columns));
+    const std::int64_t n = size.rows * size.columns;
+    CheckHalves(4e-6 * std::sqrt(static_cast<double>(size.rows) + 1),
+                [&](const Call& c, const Maker& m) {
+                  c.kernels.Moments(c.stream, size, m.In(n, 1), c.memory.Out(size.columns),
+                                    c.memory.Out(size.columns));
+                  c.kernels.SumSquaresRows(c.stream, size, m.In(n, 2), c.memory.In(size.columns, 3),
+                                           c.memory.Out(size.columns));
+                });
+    // Short sums and long ones.
+    const MiddleOf middle{.outer = 2, .middle = size.rows, .inner = size.columns};
+    CheckHalves(4e-6 * std::sqrt(static_cast<double>(size.rows) + 1), [&](const Call& c,
+                                                                          const Maker& m) {
+      c.kernels.SumMiddle(c.stream, middle, 0.3F, m.In(2 * n, 1), c.memory.Out(2 * size.columns));
+      c.kernels.SumMiddleBackward(c.stream, middle, 0.3F, c.memory.In(2 * size.columns, 2),
+                                  m.Out(2 * n));
+    });
+  }
+}
+
+// With relu, and what is added: forward and both gradients.
+TEST_P(DeviceHalves, BatchNormAndItsGradient) {
+  for (const RowsOf& size : shapes()) {
+    const auto [rows, columns] = size;
+    const std::int64_t n = rows * columns;
+    for (const bool relu : {false, true}) {
+      for (const bool adds : {false, true}) {
+        SCOPED_TRACE(std::to_string(rows) + " x " + std::to_string(columns) +
+                     (relu ? ", relu" : "") + (adds ? ", added" : ""));
+        CheckHalves(1e-5, [&, rows = rows, columns = columns](const Call& c, const Maker& m) {
+          NormArguments norm{.rows = rows,
+                             .columns = columns,
+                             .x = m.In(n, 1),
+                             .scale = c.memory.In(columns, 2),
+                             .offset = c.memory.In(columns, 3),
+                             .mean = c.memory.In(columns, 4),
+                             .inverse_deviation = c.memory.In(columns, 5),
+                             .y = m.Out(n),
+                             .activation = relu ? Activation::kRelu : Activation::kNone};
+          if (adds) {
+            norm.added = m.In(n, 6);
+          }
+          c.kernels.BatchNorm(c.stream, norm);
+        });
+        CheckHalves(1e-5 + 4e-6 * std::sqrt(static_cast<double>(rows) + 1),
+                    [&, rows = rows, columns = columns](const Call& c, const Maker& m) {
+                      NormBackwardArguments n_backward{
+                          .rows = rows,
+                          .columns = columns,
+                          .x = m.In(n, 1),
+                          .scale = c.memory.In(columns, 2),
+                          .mean = c.memory.In(columns, 3),
+                          .inverse_deviation = c.memory.In(columns, 4),
+                          .dy = m.InOut(n, 5),
+                          .activation = relu ? Activation::kRelu : Activation::kNone,
+                          .offset = c.memory.In(columns, 7)};
+                      if (adds && relu) {
+                        n_backward.y = m.In(n, 8);
+                      }
+                      c.kernels.BatchNormBackwardSums(c.stream, n_backward,
+                                                      c.memory.Out(2 * columns));
+                      if (adds && relu) {
+                        n_backward.activation = Activation::kNone;
+                      }
+                      n_backward.dx = m.Out(n);
+                      c.kernels.BatchNormBackward(c.stream, n_backward, c.memory.In(2 * columns, 6),
+                                                  c.memory.In({40.0F}));
+                    });
+      }
+    }
+  }
+}
+
+TEST_P(DeviceHalves, PoolsAndTheirGradients) {
+  const PoolSpec specs[] = {
+      {.batch = 0, .height = 4, .width = 4, .channels = 3, .window_h = 2, .window_w = 2},
+      {.batch = 2,
+       .height = 9,
+       .width = 7,
+       .channels = 5,
+       .window_h = 3,
+       .window_w = 3,
+       .stride_h = 2,
+       .stride_w = 2,
+       .pad_top = 1,
+       .pad_bottom = 1,
+       .pad_left = 1,
+       .pad_right = 1},
+      {.batch = 1, .height = 20, .width = 20, .channels = 8, .window_h = 20, .window_w = 20}};
+  for (const PoolSpec& of_largest : specs) {
+    for (const bool max : {true, false}) {
+      SCOPED_TRACE(std::to_string(&of_largest - specs) + (max ? ", max" : ", average"));
+      CheckHalves(1e-5, [&](const Call& c, const Maker& m) {
+        PoolSpec s = of_largest;
+        s.max = max;
+        s.type = m.type();
+        PoolPlan& plan = c.kernels.Pool(s);
+        std::byte* const workspace = c.memory.Workspace(plan.workspace_bytes());
+        const std::int64_t y = s.batch * s.out_height() * s.out_width() * s.channels;
+        const std::int64_t x = s.batch * s.height * s.width * s.channels;
+        plan.Forward(c.stream, m.In(x, 1).raw(), m.Out(y).raw(), workspace);
+        plan.Backward(c.stream, m.In(y, 2).raw(), workspace, m.Out(x).raw());
+      });
+    }
+  }
+}
+
 TEST_P(DeviceHalves, LayerNormAndItsGradient) {
   for (const RowsOf& size : shapes()) {
     SCOPED_TRACE(std::to_string(size.rows) + " x " + std::to_string(size.columns));
@@ -235,6 +344,55 @@ TEST_P(DeviceHalves, Products) {
   }
 }
 
+// A device may round what gelu is given, or gives its gradient to, before.
+TEST_P(DeviceHalves, ProductsWithGeluAndItsGradient) {
+  struct Size {
+    std::int64_t m, n, k;
+  };
+  std::vector<Size> sizes = {{1, 1, 1}, {7, 13, 5}, {64, 96, 32}, {2, 3, 0}};
+  if (large()) {
+    sizes.insert(sizes.end(), {{300, 257, 515}, {512, 1024, 256}});
+  }
+  for (const Size& size : sizes) {
+    for (const bool bias : {false, true}) {
+      SCOPED_TRACE(std::to_string(size.m) + " x " + std::to_string(size.n) + " x " +
+                   std::to_string(size.k) + (bias ? ", bias" : ""));
+      for (const DType half : kHalves) {
+        SCOPED_TRACE(std::string(DTypeName(half)));
+        const std::int64_t n = size.m * size.n;
+        const auto run = [&](const Call& c, const Maker& m) {
+          MatMulSpec spec{.m = size.m,
+                          .n = size.n,
+                          .k = size.k,
+                          .transpose_b = true,
+                          .bias = bias,
+                          .activation = Activation::kGelu,
+                          .type = m.type(),
+                          .out = m.type()};
+          const void* const a = m.In(size.m * size.k, 1).raw();
+          const void* const b = m.In(size.k * size.n, 2).raw();
+          const void* const add = m.In(size.n, 3).raw();
+          c.kernels.MatMul(spec).Run(c.stream, a, b, add, m.Out(n).raw());
+          spec.keeps_before = true;
+          void* const y = m.Out(n).raw();
+          c.kernels.MatMul(spec).Run(c.stream, a, b, add, y, m.Out(n).raw());
+          if (!bias) {
+            spec.keeps_before = false;
+            spec.activation = Activation::kNone;
+            spec.gradient_of = Activation::kGelu;
+            c.kernels.MatMul(spec).Run(c.stream, a, b, nullptr, m.Out(n).raw(), m.In(n, 4).raw());
+          }
+        };
+        const auto expected =
+            RunOnOracle([&](const Call& c) { run(c, Maker(c, half, DType::kFloat32)); });
+        Check(
+            2 * RoundingOf(half) + 4e-6 * std::sqrt(static_cast<double>(size.k) + 1),
+            [&](const Call& c) { run(c, Maker(c, half, half)); }, expected);
+      }
+    }
+  }
+}
+
 // Few results of long sums, which a library may cut into parts: these are added up in float32.
 TEST_P(DeviceHalves, LongSumsAreRoundedOnce) {
   constexpr std::int64_t kSize = 16;
@@ -280,7 +438,41 @@ TEST_P(DeviceHalves, ConvolutionsAndTheirGradients) {
                              .stride_w = 2,
                              .pad_bottom = 1,
                              .pad_right = 1,
-                             .groups = 2}};
+                             .groups = 2},
+                            // As a residual network's: of an image, in the middle, of one place.
+                            {.batch = 2,
+                             .height = 20,
+                             .width = 20,
+                             .in = 3,
+                             .kernel_h = 7,
+                             .kernel_w = 7,
+                             .out = 16,
+                             .stride_h = 2,
+                             .stride_w = 2,
+                             .pad_top = 3,
+                             .pad_bottom = 3,
+                             .pad_left = 3,
+                             .pad_right = 3},
+                            {.batch = 2,
+                             .height = 14,
+                             .width = 14,
+                             .in = 32,
+                             .kernel_h = 3,
+                             .kernel_w = 3,
+                             .out = 64,
+                             .pad_top = 1,
+                             .pad_bottom = 1,
+                             .pad_left = 1,
+                             .pad_right = 1},
+                            {.batch = 2,
+                             .height = 14,
+                             .width = 14,
+                             .in = 64,
+                             .kernel_h = 1,
+                             .kernel_w = 1,
+                             .out = 128,
+                             .stride_h = 2,
+                             .stride_w = 2}};
   for (const ConvSpec& of_float : specs) {
     SCOPED_TRACE(&of_float - specs);
     CheckHalves(1e-4, [&](const Call& c, const Maker& m) {

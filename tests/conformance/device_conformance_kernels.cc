@@ -140,6 +140,33 @@ TEST_P(DeviceKernels, SumsOverRows) {
   }
 }
 
+// Beside a mean that is a thousand deviations: squares around anything else lose all digits.
+TEST_P(DeviceKernels, MomentsOfColumns) {
+  for (const RowsOf& size : shapes()) {
+    SCOPED_TRACE(Text(size));
+    const auto columns = static_cast<std::size_t>(size.columns);
+    std::vector<float> x = RandomFloats(size.rows * size.columns, 1);
+    for (float& value : x) {
+      value = value * 0.125F + 128.0F;
+    }
+    std::vector<double> mean(columns, 0.0);
+    std::vector<double> squares(columns, 0.0);
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      mean[i % columns] += x[i] / static_cast<double>(size.rows);
+    }
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      const double d = x[i] - mean[i % columns];
+      squares[i % columns] += d * d;
+    }
+    Check(2e-5,
+          [&](const Call& c) {
+            const FloatSpan means = c.memory.Out(size.columns);
+            c.kernels.Moments(c.stream, size, c.memory.In(x), means, c.memory.Out(size.columns));
+          },
+          {mean, squares});
+  }
+}
+
 TEST_P(DeviceKernels, SumsOverAMiddleAxis) {
   std::vector<MiddleOf> sizes = {{0, 3, 4},   {2, 0, 3},    {1, 1, 1},    {3, 5, 7},  {4, 49, 32},
                                  {2, 200, 1}, {1, 500, 12}, {2, 100, 66}, {100, 2, 1}};
@@ -307,6 +334,23 @@ TEST_P(DeviceKernels, BatchNormAndItsGradient) {
                                      .inverse_deviation = c.memory.In(columns, 5),
                                      .y = c.memory.Out(n)});
     });
+    for (const bool adds : {false, true}) {
+      Check(kRounding, [&, rows = rows, columns = columns](const Call& c) {
+        NormArguments norm{.rows = rows,
+                           .columns = columns,
+                           .x = c.memory.In(n, 1),
+                           .scale = c.memory.In(columns, 2),
+                           .offset = c.memory.In(columns, 3),
+                           .mean = c.memory.In(columns, 4),
+                           .inverse_deviation = c.memory.In(columns, 5),
+                           .y = c.memory.Out(n),
+                           .activation = Activation::kRelu};
+        if (adds) {
+          norm.added = c.memory.In(n, 6);
+        }
+        c.kernels.BatchNorm(c.stream, norm);
+      });
+    }
     const auto backward = [&, columns = columns](const Call& c) {
       return NormBackwardArguments{.rows = size.rows,
                                    .columns = columns,
@@ -321,6 +365,20 @@ TEST_P(DeviceKernels, BatchNormAndItsGradient) {
     };
     Check(SumRounding(rows), [&, columns = columns](const Call& c) {
       c.kernels.BatchNormBackwardSums(c.stream, backward(c), c.memory.Out(2 * columns));
+    });
+    // What counts of dy by what is found again of x, and by y.
+    Check(SumRounding(rows), [&, columns = columns](const Call& c) {
+      NormBackwardArguments of_x = backward(c);
+      of_x.activation = Activation::kRelu;
+      of_x.offset = c.memory.In(columns, 7);
+      c.kernels.BatchNormBackwardSums(c.stream, of_x, c.memory.Out(2 * columns));
+      of_x.dx = c.memory.Out(n);
+      c.kernels.BatchNormBackward(c.stream, of_x, c.memory.In(2 * columns, 6), c.memory.In({3.0F}));
+      NormBackwardArguments of_y = backward(c);
+      of_y.activation = Activation::kRelu;
+      of_y.y = c.memory.In(n, 8);
+      of_y.dy = c.memory.InOut(n, 9);
+      c.kernels.BatchNormBackwardSums(c.stream, of_y, c.memory.Out(2 * columns));
     });
     for (const float count : {0.0F, 1.0F, 40.0F, -1.0F}) {
       Check(kRounding, [&, columns = columns](const Call& c) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <numbers>
 #include <string>
 #include <vector>
 
@@ -248,6 +249,49 @@ TEST_P(DevicePlans, AConvolutionOfNoExamplesHasNoGradient) {
           plan.BackwardInput(c.stream, kernel, in, c.memory.Out(0).data());
         },
         {Doubles(), Doubles(108, 0.0), Doubles()});
+}
+
+TEST_P(DevicePlans, ProductsWithGeluAndItsGradient) {
+  const std::int64_t m = 17;
+  const std::int64_t n = 32;
+  const std::int64_t k = 24;
+  const auto gelu = [](double x) {
+    return x / 2 * (1 + std::tanh(std::sqrt(2 / std::numbers::pi) * (x + 0.044715 * x * x * x)));
+  };
+  const auto derivative = [&](double x) { return (gelu(x + 1e-5) - gelu(x - 1e-5)) / 2e-5; };
+  const Doubles a = Random(m * k, 1);
+  const Doubles b = Random(k * n, 2);
+  const Doubles bias = Random(n, 3);
+  const Doubles at = Random(m * n, 4);
+  Doubles y;
+  Doubles before;
+  Doubles gradient;
+  for (std::int64_t i = 0; i < m * n; ++i) {
+    double sum = 0;
+    for (std::int64_t j = 0; j < k; ++j) {
+      sum +=
+          a[static_cast<std::size_t>(i / n * k + j)] * b[static_cast<std::size_t>(j * n + i % n)];
+    }
+    gradient.push_back(sum * derivative(at[static_cast<std::size_t>(i)]));
+    before.push_back(sum + bias[static_cast<std::size_t>(i % n)]);
+    y.push_back(gelu(before.back()));
+  }
+  Check(ProductRounding(k) + 1e-5,
+        [&](const Call& c) {
+          MatMulSpec spec{.m = m, .n = n, .k = k, .bias = true, .activation = Activation::kGelu};
+          const float* const in_a = c.memory.In(m * k, 1).data();
+          const float* const in_b = c.memory.In(k * n, 2).data();
+          const float* const add = c.memory.In(n, 3).data();
+          c.kernels.MatMul(spec).Run(c.stream, in_a, in_b, add, c.memory.Out(m * n).data());
+          spec.keeps_before = true;
+          float* const out = c.memory.Out(m * n).data();
+          c.kernels.MatMul(spec).Run(c.stream, in_a, in_b, add, out, c.memory.Out(m * n).data());
+          spec = {.m = m, .n = n, .k = k, .gradient_of = Activation::kGelu};
+          // It is only read.
+          c.kernels.MatMul(spec).Run(c.stream, in_a, in_b, nullptr, c.memory.Out(m * n).data(),
+                                     c.memory.In(m * n, 4).data());
+        },
+        {y, y, before, gradient});
 }
 
 TEST_P(DevicePlans, PoolsAndTheirGradients) {

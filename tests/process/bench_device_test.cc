@@ -41,8 +41,9 @@ TEST(BenchDevice, JsonHasALineForEachKernel) {
     EXPECT_GT(json[figure].get<double>(), 0) << line;
     kernels.insert(json["kernel"].get<std::string>());
   }
-  for (const char* kernel : {"memory copy", "adamw", "layer norm, backward",
-                             "cross-entropy, backward", "attention, backward", "product"}) {
+  for (const char* kernel :
+       {"memory copy", "adamw", "layer norm, backward", "cross-entropy, backward",
+        "attention, backward", "batch norm, backward", "convolution, by kernel", "product"}) {
     EXPECT_EQ(kernels.count(kernel), 1U) << kernel;
   }
 }

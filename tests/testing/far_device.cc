@@ -153,21 +153,28 @@ struct View {
     return {(*this)(static_cast<const std::byte*>(ids.data), ids.size * width), ids.size, ids.wide};
   }
   NormArguments operator()(NormArguments n) const {
-    for (std::span<const float>* in : {&n.x, &n.scale, &n.offset}) {
+    for (std::span<const float>* in : {&n.scale, &n.offset}) {
       *in = (*this)(*in);
     }
     for (std::span<float>* out : {&n.mean, &n.inverse_deviation}) {
       *out = (*this)(*out);
     }
+    n.x = (*this)(n.x);
+    n.added = (*this)(n.added);
     n.y = (*this)(n.y);
     return n;
   }
   NormBackwardArguments operator()(NormBackwardArguments n) const {
-    for (std::span<const float>* in : {&n.x, &n.scale, &n.mean, &n.inverse_deviation}) {
+    for (std::span<const float>* in : {&n.scale, &n.mean, &n.inverse_deviation, &n.offset}) {
       *in = (*this)(*in);
     }
-    n.dy = (*this)(n.dy);
-    for (std::span<float>* out : {&n.dx, &n.dscale, &n.doffset}) {
+    for (ConstElements* in : {&n.x, &n.y}) {
+      *in = (*this)(*in);
+    }
+    for (Elements* out : {&n.dy, &n.dx}) {
+      *out = (*this)(*out);
+    }
+    for (std::span<float>* out : {&n.dscale, &n.doffset}) {
       *out = (*this)(*out);
     }
     return n;
@@ -196,10 +203,11 @@ class FarMatMul final : public MatMulPlan {
  public:
   FarMatMul(const View& view, const MatMulSpec& spec, MatMulPlan& plan)
       : view_(view), spec_(spec), plan_(plan) {}
-  void Run(Stream& stream, const void* a, const void* b, const void* bias, void* c) override {
+  void Run(Stream& stream, const void* a, const void* b, const void* bias, void* c,
+           void* before) override {
     plan_.Run(stream, view_(a, spec_.m * spec_.k, spec_.type),
               view_(b, spec_.k * spec_.n, spec_.type), view_(bias, spec_.n, spec_.out),
-              view_(c, spec_.m * spec_.n, spec_.out));
+              view_(c, spec_.m * spec_.n, spec_.out), view_(before, spec_.m * spec_.n, spec_.out));
   }
 
  private:
@@ -245,13 +253,13 @@ class FarPool final : public PoolPlan {
   FarPool(const View& view, const PoolSpec& spec, PoolPlan& plan)
       : view_(view), spec_(spec), plan_(plan) {}
   std::int64_t workspace_bytes() const override { return plan_.workspace_bytes(); }
-  void Forward(Stream& stream, const float* x, float* y, std::byte* workspace) override {
-    plan_.Forward(stream, view_(x, inputs()), view_(y, outputs()),
+  void Forward(Stream& stream, const void* x, void* y, std::byte* workspace) override {
+    plan_.Forward(stream, view_(x, inputs(), spec_.type), view_(y, outputs(), spec_.type),
                   view_(workspace, workspace_bytes()));
   }
-  void Backward(Stream& stream, const float* dy, const std::byte* workspace, float* dx) override {
-    plan_.Backward(stream, view_(dy, outputs()), view_(workspace, workspace_bytes()),
-                   view_(dx, inputs()));
+  void Backward(Stream& stream, const void* dy, const std::byte* workspace, void* dx) override {
+    plan_.Backward(stream, view_(dy, outputs(), spec_.type), view_(workspace, workspace_bytes()),
+                   view_(dx, inputs(), spec_.type));
   }
 
  private:
@@ -337,12 +345,12 @@ class FarKernels final : public Kernels {
                            FloatSpan sums) override {
     cpu_->ReluBackwardSumRows(stream, size, view_(y), view_(dy), view_(sums));
   }
-  void SumMiddle(Stream& stream, const MiddleOf& size, float scale, ConstFloatSpan x,
+  void SumMiddle(Stream& stream, const MiddleOf& size, float scale, ConstElements x,
                  FloatSpan y) override {
     cpu_->SumMiddle(stream, size, scale, view_(x), view_(y));
   }
   void SumMiddleBackward(Stream& stream, const MiddleOf& size, float scale, ConstFloatSpan dy,
-                         FloatSpan dx) override {
+                         Elements dx) override {
     cpu_->SumMiddleBackward(stream, size, scale, view_(dy), view_(dx));
   }
   void Softmax(Stream& stream, RowsOf size, ConstFloatSpan x, FloatSpan y) override {
@@ -375,9 +383,13 @@ class FarKernels final : public Kernels {
   void LayerNormBackward(Stream& stream, const NormBackwardArguments& n) override {
     cpu_->LayerNormBackward(stream, view_(n));
   }
-  void SumSquaresRows(Stream& stream, RowsOf size, ConstFloatSpan x, ConstFloatSpan center,
+  void SumSquaresRows(Stream& stream, RowsOf size, ConstElements x, ConstFloatSpan center,
                       FloatSpan sums) override {
     cpu_->SumSquaresRows(stream, size, view_(x), view_(center), view_(sums));
+  }
+  void Moments(Stream& stream, RowsOf size, ConstElements x, FloatSpan mean,
+               FloatSpan square_sums) override {
+    cpu_->Moments(stream, size, view_(x), view_(mean), view_(square_sums));
   }
   void DivideByCount(Stream& stream, ConstFloatSpan sums, ConstFloatSpan count,
                      FloatSpan y) override {

@@ -55,8 +55,10 @@ class Bench {
     Updates();
     for (const DType type : {DType::kFloat32, DType::kBFloat16}) {
       Rows(type);
+      BatchNorm(type);
       CrossEntropy(type);
       Attention(type);
+      Convolution(type);
       Product(type);
     }
     return std::move(figures_);
@@ -207,6 +209,81 @@ class Bench {
         kernels_->Softmax(*stream_, {rows, kColumns}, x, y);
       });
     }
+    Free();
+  }
+
+  // As behind a convolution: many rows of few columns.
+  void BatchNorm(DType type) {
+    constexpr std::int64_t kColumns = 256;
+    const std::int64_t rows = 32 * rows_;
+    const double n = static_cast<double>(rows * kColumns) * Share(type);
+    const std::string size = std::to_string(rows) + " x " + std::to_string(kColumns);
+    const Elements x = Filled(rows * kColumns, type);
+    const Elements y = Filled(rows * kColumns, type);
+    const FloatSpan scale = Floats(kColumns);
+    const FloatSpan offset = Floats(kColumns);
+    const FloatSpan mean = Floats(kColumns);
+    const FloatSpan inverse = Floats(kColumns);
+    const FloatSpan sums = Floats(2 * kColumns);
+    const FloatSpan count = Floats(1, static_cast<float>(rows));
+    Measure(Named("moments", type), size, n, 0, [&] {
+      kernels_->Moments(*stream_, {rows, kColumns}, x, mean, inverse);
+    });
+    Measure(Named("batch norm, relu", type), size, 2 * n, 0, [&] {
+      kernels_->BatchNorm(*stream_, {.rows = rows,
+                                     .columns = kColumns,
+                                     .x = x,
+                                     .scale = scale,
+                                     .offset = offset,
+                                     .mean = mean,
+                                     .inverse_deviation = inverse,
+                                     .y = y,
+                                     .activation = Activation::kRelu});
+    });
+    Measure(Named("batch norm, backward", type), size, 5 * n, 0, [&] {
+      const NormBackwardArguments norm{.rows = rows,
+                                       .columns = kColumns,
+                                       .x = x,
+                                       .scale = scale,
+                                       .mean = mean,
+                                       .inverse_deviation = inverse,
+                                       .dy = y,
+                                       .dx = y,
+                                       .activation = Activation::kRelu,
+                                       .offset = offset};
+      kernels_->BatchNormBackwardSums(*stream_, norm, sums);
+      kernels_->BatchNormBackward(*stream_, norm, sums, count);
+    });
+    Free();
+  }
+
+  void Convolution(DType type) {
+    const ConvSpec spec{.batch = std::max<std::int64_t>(rows_ / 128, 1),
+                        .height = 28,
+                        .width = 28,
+                        .in = 128,
+                        .kernel_h = 3,
+                        .kernel_w = 3,
+                        .out = 128,
+                        .pad_top = 1,
+                        .pad_bottom = 1,
+                        .pad_left = 1,
+                        .pad_right = 1,
+                        .type = type};
+    const std::int64_t n = spec.batch * spec.height * spec.width * spec.in;
+    const double flops = 2.0 * 9 * static_cast<double>(n * spec.out);
+    const Elements x = Filled(n, type);
+    const Elements y = Filled(n, type);
+    const Elements kernel = Filled(9 * spec.in * spec.out, type);
+    const FloatSpan dkernel = Floats(9 * spec.in * spec.out);
+    ConvPlan& plan = kernels_->Conv(spec);
+    const std::string size = std::to_string(spec.batch) + " x 28 x 28, 3 x 3, 128 to 128";
+    Measure(Named("convolution", type), size, 0, flops,
+            [&] { plan.Forward(*stream_, x.raw(), kernel.raw(), nullptr, y.raw()); });
+    Measure(Named("convolution, by kernel", type), size, 0, flops,
+            [&] { plan.BackwardKernel(*stream_, x.raw(), y.raw(), dkernel.data()); });
+    Measure(Named("convolution, by input", type), size, 0, flops,
+            [&] { plan.BackwardInput(*stream_, kernel.raw(), y.raw(), x.raw()); });
     Free();
   }
 

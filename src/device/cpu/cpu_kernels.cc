@@ -6,6 +6,7 @@
 #include "cpu/half_plans.h"
 #include "cpu/pooling.h"
 #include "cpu/short_spins.h"
+#include "gelu_apart.h"
 
 namespace cohort {
 namespace cpu {
@@ -25,7 +26,10 @@ auto& FindOrMake(Map& plans, const Spec& spec, const Make& make) {
 CpuKernels::CpuKernels(int threads) : threads_(threads), engine_(threads) {}
 
 MatMulPlan& CpuKernels::MatMul(const MatMulSpec& spec) {
-  return FindOrMake(matmuls_, spec, [&] {
+  return FindOrMake(matmuls_, spec, [&]() -> std::unique_ptr<MatMulPlan> {
+    if (std::unique_ptr<MatMulPlan> apart = MakeGeluApart(*this, spec)) {
+      return apart;
+    }
     if (IsHalf(spec.type) || IsHalf(spec.out)) {
       Require(spec.out == spec.type || spec.out == DType::kFloat32,
               "a product into float32, or the type of its operands");
@@ -50,7 +54,14 @@ ConvPlan& CpuKernels::Conv(const ConvSpec& spec) {
 }
 
 PoolPlan& CpuKernels::Pool(const PoolSpec& spec) {
-  return FindOrMake(pools_, spec, [&] { return MakePool(threads_, spec); });
+  return FindOrMake(pools_, spec, [&] {
+    if (IsHalf(spec.type)) {
+      PoolSpec wide = spec;
+      wide.type = DType::kFloat32;
+      return MakeHalfPool(threads_, spec, Pool(wide));
+    }
+    return MakePool(threads_, spec);
+  });
 }
 
 AttentionPlan& CpuKernels::Attention(const AttentionSpec& spec) {

@@ -32,7 +32,8 @@ class TransposedMatMul final : public MatMulPlan {
     back_.Declare(DNNL_ARG_TO, c);
   }
 
-  void Run(Stream& stream, const void* a, const void* b, const void* /*bias*/, void* c) override {
+  void Run(Stream& stream, const void* a, const void* b, const void* /*bias*/, void* c,
+           void* /*before*/) override {
     PutDnnl(stream, engine_, [=, this] {
       matmul_.Set(DNNL_ARG_SRC, b);
       matmul_.Set(DNNL_ARG_WEIGHTS, a);
@@ -81,7 +82,8 @@ class DnnlMatMul final : public MatMulPlan {
     pack_.Share(DNNL_ARG_TO, matmul_[DNNL_ARG_WEIGHTS]);
   }
 
-  void Run(Stream& stream, const void* a, const void* b, const void* bias, void* c) override {
+  void Run(Stream& stream, const void* a, const void* b, const void* bias, void* c,
+           void* /*before*/) override {
     PutDnnl(stream, engine_, [=, this] {
       if (!matmul_) {
         Degenerate(static_cast<const float*>(bias), static_cast<float*>(c));

@@ -25,7 +25,8 @@ class EigenMatMul final : public MatMulPlan {
  public:
   EigenMatMul(int threads, const MatMulSpec& spec) : threads_(threads), spec_(spec) {}
 
-  void Run(Stream& stream, const void* a, const void* b, const void* bias, void* c) override {
+  void Run(Stream& stream, const void* a, const void* b, const void* bias, void* c,
+           void* /*before*/) override {
     stream.Enqueue([=, this]() -> Status {
       const OmpThreads scope(threads_);
       const bool by_rows = spec_.m >= spec_.n;

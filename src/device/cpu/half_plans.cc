@@ -68,7 +68,8 @@ class HalfMatMul final : public MatMulPlan {
   HalfMatMul(int threads, const MatMulSpec& spec, MatMulPlan& plan)
       : threads_(threads), s_(spec), plan_(plan) {}
 
-  void Run(Stream& stream, const void* a, const void* b, const void* bias, void* c) override {
+  void Run(Stream& stream, const void* a, const void* b, const void* bias, void* c,
+           void* /*before*/) override {
     HalfRun run(stream, threads_);
     const float* const wide_a = run.Read(a, s_.m * s_.k, s_.type);
     const float* const wide_b = run.Read(b, s_.k * s_.n, s_.type);
@@ -123,6 +124,36 @@ class HalfConv final : public ConvPlan {
   ConvPlan& plan_;
 };
 
+class HalfPool final : public PoolPlan {
+ public:
+  HalfPool(int threads, const PoolSpec& s, PoolPlan& plan)
+      : threads_(threads),
+        type_(s.type),
+        x_(s.batch * s.height * s.width * s.channels),
+        y_(s.batch * s.out_height() * s.out_width() * s.channels),
+        plan_(plan) {}
+
+  std::int64_t workspace_bytes() const override { return plan_.workspace_bytes(); }
+  void Forward(Stream& stream, const void* x, void* y, std::byte* workspace) override {
+    HalfRun run(stream, threads_);
+    const float* const wide = run.Read(x, x_, type_);
+    plan_.Forward(stream, wide, run.Write(y, y_, type_), workspace);
+    run.Finish();
+  }
+  void Backward(Stream& stream, const void* dy, const std::byte* workspace, void* dx) override {
+    HalfRun run(stream, threads_);
+    const float* const wide = run.Read(dy, y_, type_);
+    plan_.Backward(stream, wide, workspace, run.Write(dx, x_, type_));
+    run.Finish();
+  }
+
+ private:
+  const int threads_;
+  const DType type_;
+  const std::int64_t x_, y_;
+  PoolPlan& plan_;
+};
+
 class HalfAttention final : public AttentionPlan {
  public:
   HalfAttention(int threads, const AttentionSpec& s, AttentionPlan& plan)
@@ -163,6 +194,10 @@ std::unique_ptr<MatMulPlan> MakeHalfMatMul(int threads, const MatMulSpec& spec, 
 
 std::unique_ptr<ConvPlan> MakeHalfConv(int threads, const ConvSpec& spec, ConvPlan& plan) {
   return std::make_unique<HalfConv>(threads, spec, plan);
+}
+
+std::unique_ptr<PoolPlan> MakeHalfPool(int threads, const PoolSpec& spec, PoolPlan& plan) {
+  return std::make_unique<HalfPool>(threads, spec, plan);
 }
 
 std::unique_ptr<AttentionPlan> MakeHalfAttention(int threads, const AttentionSpec& spec,

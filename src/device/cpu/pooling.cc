@@ -158,8 +158,8 @@ class MaxPool final : public Pool {
     return g_.outputs() * static_cast<std::int64_t>(sizeof(Place));
   }
 
-  void Forward(Stream& stream, const float* x, float* y, std::byte* workspace) override {
-    Put(stream, [=, this] {
+  void Forward(Stream& stream, const void* in, void* out_data, std::byte* workspace) override {
+    Put(stream, [=, this, x = static_cast<const float*>(in), y = static_cast<float*>(out_data)] {
       if (g_.empty()) {
         return;
       }
@@ -172,21 +172,23 @@ class MaxPool final : public Pool {
     });
   }
 
-  void Backward(Stream& stream, const float* dy, const std::byte* workspace, float* dx) override {
-    Put(stream, [=, this] {
-      if (g_.empty() || !g_.exact) {
-        std::fill_n(dx, g_.s.batch * g_.image(), 0.0F);
-      }
-      if (g_.empty()) {
-        return;
-      }
-      const auto* const places = reinterpret_cast<const Place*>(workspace);
-      g_.ForImages([&](std::span<const Tap> window, std::int64_t out) {
-        ForChannels(g_.s.channels, window, [&](std::int64_t c, auto lanes, auto taps) {
-          Spread(taps, dy + out + c, places + out + c, dx + c, lanes);
+  void Backward(Stream& stream, const void* gradient, const std::byte* workspace,
+                void* out_data) override {
+    Put(stream,
+        [=, this, dy = static_cast<const float*>(gradient), dx = static_cast<float*>(out_data)] {
+          if (g_.empty() || !g_.exact) {
+            std::fill_n(dx, g_.s.batch * g_.image(), 0.0F);
+          }
+          if (g_.empty()) {
+            return;
+          }
+          const auto* const places = reinterpret_cast<const Place*>(workspace);
+          g_.ForImages([&](std::span<const Tap> window, std::int64_t out) {
+            ForChannels(g_.s.channels, window, [&](std::int64_t c, auto lanes, auto taps) {
+              Spread(taps, dy + out + c, places + out + c, dx + c, lanes);
+            });
+          });
         });
-      });
-    });
   }
 
  private:
@@ -222,8 +224,8 @@ class AveragePool final : public Pool {
 
   std::int64_t workspace_bytes() const override { return 0; }
 
-  void Forward(Stream& stream, const float* x, float* y, std::byte* /*workspace*/) override {
-    Put(stream, [=, this] {
+  void Forward(Stream& stream, const void* in, void* out_data, std::byte* /*workspace*/) override {
+    Put(stream, [=, this, x = static_cast<const float*>(in), y = static_cast<float*>(out_data)] {
       if (g_.empty()) {
         return;
       }
@@ -239,22 +241,23 @@ class AveragePool final : public Pool {
     });
   }
 
-  void Backward(Stream& stream, const float* dy, const std::byte* /*workspace*/,
-                float* dx) override {
-    Put(stream, [=, this] {
-      std::fill_n(dx, g_.s.batch * g_.image(), 0.0F);
-      if (g_.empty()) {
-        return;
-      }
-      g_.ForImages([&](std::span<const Tap> window, std::int64_t out) {
-        const float share = 1.0F / static_cast<float>(window.size());
-        for (const Tap& tap : window) {
-          for (std::int64_t c = 0; c < g_.s.channels; ++c) {
-            dx[tap.offset + c] += dy[out + c] * share;
+  void Backward(Stream& stream, const void* gradient, const std::byte* /*workspace*/,
+                void* out_data) override {
+    Put(stream,
+        [=, this, dy = static_cast<const float*>(gradient), dx = static_cast<float*>(out_data)] {
+          std::fill_n(dx, g_.s.batch * g_.image(), 0.0F);
+          if (g_.empty()) {
+            return;
           }
-        }
-      });
-    });
+          g_.ForImages([&](std::span<const Tap> window, std::int64_t out) {
+            const float share = 1.0F / static_cast<float>(window.size());
+            for (const Tap& tap : window) {
+              for (std::int64_t c = 0; c < g_.s.channels; ++c) {
+                dx[tap.offset + c] += dy[out + c] * share;
+              }
+            }
+          });
+        });
   }
 };
 

@@ -66,16 +66,17 @@ void CpuKernels::ReluBackwardSumRows(Stream& stream, RowsOf size, ConstElements 
   });
 }
 
-void CpuKernels::SumMiddle(Stream& stream, const MiddleOf& size, float scale, ConstFloatSpan x,
+void CpuKernels::SumMiddle(Stream& stream, const MiddleOf& size, float scale, ConstElements x,
                            FloatSpan y) {
   Put(stream, [=] {
+    const Widened in(x);
     const auto [outer, middle, inner] = size;
     ParallelFor(outer, RowGrain(middle * inner), [&](std::int64_t begin, std::int64_t end, int) {
       for (std::int64_t o = begin; o < end; ++o) {
         float* __restrict sum = y.data() + o * inner;
         std::fill_n(sum, inner, 0.0F);
         for (std::int64_t m = 0; m < middle; ++m) {
-          const float* row = x.data() + (o * middle + m) * inner;
+          const float* row = in.data() + (o * middle + m) * inner;
           for (std::int64_t i = 0; i < inner; ++i) {
             sum[i] += row[i];
           }
@@ -89,13 +90,14 @@ void CpuKernels::SumMiddle(Stream& stream, const MiddleOf& size, float scale, Co
 }
 
 void CpuKernels::SumMiddleBackward(Stream& stream, const MiddleOf& size, float scale,
-                                   ConstFloatSpan dy, FloatSpan dx) {
+                                   ConstFloatSpan dy, Elements dx) {
   Put(stream, [=] {
+    Rounded out(dx);
     const auto [outer, middle, inner] = size;
     ParallelFor(outer * middle, RowGrain(inner), [&](std::int64_t begin, std::int64_t end, int) {
       for (std::int64_t r = begin; r < end; ++r) {
         const float* __restrict from = dy.data() + r / middle * inner;
-        float* __restrict to = dx.data() + r * inner;
+        float* __restrict to = out.data() + r * inner;
         for (std::int64_t i = 0; i < inner; ++i) {
           to[i] = from[i] * scale;
         }

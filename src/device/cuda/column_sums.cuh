@@ -23,7 +23,8 @@ struct SumShape {
 };
 
 // For chunk k of matrix o: sums[((o * chunks + k) * kSums + s) * columns + c] = scale * the sum of
-// what f.At<V>(o * rows + r, c, values) gives as values[s]. Blocks are `across` x `down` threads,
+// what f.At<V>(o * rows + r, c, values) gives as values[s]; or, of an f that reads something by
+// column, f.Of<V>(c)(o * rows + r, values). Blocks are `across` x `down` threads,
 // both powers of two, of kThreads in all. V divides `columns`.
 template <typename Sum, int kSums, int V, typename F>
 __global__ void __launch_bounds__(kThreads)
@@ -40,17 +41,24 @@ __global__ void __launch_bounds__(kThreads)
       const std::int64_t c = (tile * across + threadIdx.x) * V;
       Sum sum[kSums][V] = {};
       if (c < size.columns) {
+        const auto add = [&](const auto& value_of) {
 #pragma unroll 4
-        for (std::int64_t r = begin + threadIdx.y; r < end; r += blockDim.y) {
-          Floats<V> values[kSums];
-          f.template At<V>(first + r, c, values);
+          for (std::int64_t r = begin + threadIdx.y; r < end; r += blockDim.y) {
+            Floats<V> values[kSums];
+            value_of(first + r, values);
 #pragma unroll
-          for (int s = 0; s < kSums; ++s) {
+            for (int s = 0; s < kSums; ++s) {
 #pragma unroll
-            for (int k = 0; k < V; ++k) {
-              sum[s][k] += values[s].v[k];
+              for (int k = 0; k < V; ++k) {
+                sum[s][k] += values[s].v[k];
+              }
             }
           }
+        };
+        if constexpr (requires { f.template Of<V>(c); }) {
+          add(f.template Of<V>(c));
+        } else {
+          add([&](std::int64_t r, auto& values) { f.template At<V>(r, c, values); });
         }
       }
 #pragma unroll
@@ -131,17 +139,24 @@ void LaunchSums(Stream& stream, const char* what, const SumShape& size, const Su
   Launched(stream, what);
 }
 
+// How few threads lie side by side where the sums of chunks are added up: a sector of memory. There
+// are few columns, and the rows are to be shared by many threads.
+constexpr std::int64_t kAcrossOfChunks = 8;
+
 // sums [outer, kSums, columns] = scale * the sums over rows of f. `vectors`: f may be asked for
-// four columns at once where 4 divides them. scratch(count) gives that many floats of scratch
-// memory, aligned to 16.
-template <int kSums, typename F, typename Scratch>
-void SumColumns(Stream& stream, const char* what, int processors, const SumShape& size, float scale,
-                bool vectors, float* sums, const F& f, const Scratch& scratch) {
+// kWidest columns at once where that divides them, or 4. scratch(count) gives that many floats of
+// scratch memory, aligned to 16; sums of nullptr are put there. Returns where they are.
+template <int kSums, int kWidest = 4, typename F, typename Scratch>
+float* SumColumns(Stream& stream, const char* what, int processors, const SumShape& size,
+                  float scale, bool vectors, float* sums, const F& f, const Scratch& scratch) {
   if (size.outer == 0 || size.columns == 0) {
-    return;
+    return sums;
   }
-  const bool wide = vectors && size.columns % 4 == 0;
-  SumPlan plan = PlanSums(size, wide ? 4 : 1, 32);
+  const int width = !vectors || size.columns % 4 != 0 ? 1
+                    : size.columns % kWidest != 0     ? 4
+                                                      : kWidest;
+  const bool wide = width > 1;
+  SumPlan plan = PlanSums(size, width, 32);
   const std::int64_t down = plan.block.y;
   const std::int64_t wanted =
       CeilDiv(std::int64_t{8} * processors, std::max<std::int64_t>(plan.tiles * size.outer, 1));
@@ -149,9 +164,18 @@ void SumColumns(Stream& stream, const char* what, int processors, const SumShape
       std::clamp(CeilDiv(CeilDiv(size.rows, wanted), down) * down, 4 * down, kRowsPerThread * down);
   plan.chunks = std::max<std::int64_t>(1, CeilDiv(size.rows, plan.chunk_rows));
   const std::int64_t columns = kSums * size.columns;
-  float* const partial = plan.chunks == 1 ? sums : scratch(size.outer * plan.chunks * columns);
+  const bool inside = sums == nullptr;
+  const std::int64_t of_sums = inside ? CeilDiv(size.outer * columns, 4) * 4 : 0;
+  const std::int64_t of_chunks = plan.chunks == 1 ? 0 : size.outer * plan.chunks * columns;
+  float* const memory = of_sums + of_chunks == 0 ? nullptr : scratch(of_sums + of_chunks);
+  if (inside) {
+    sums = memory;
+  }
+  float* const partial = plan.chunks == 1 ? sums : memory + of_sums;
   const float first_scale = plan.chunks == 1 ? scale : 1.0F;
-  if (wide && Aligned16(partial)) {
+  if (width == kWidest && Aligned16(partial)) {
+    LaunchSums<float, kSums, kWidest>(stream, what, size, plan, first_scale, partial, f);
+  } else if (wide && Aligned16(partial)) {
     LaunchSums<float, kSums, 4>(stream, what, size, plan, first_scale, partial, f);
   } else if (wide) {
     SumPlan narrow = PlanSums(size, 1, 32);
@@ -162,10 +186,11 @@ void SumColumns(Stream& stream, const char* what, int processors, const SumShape
     LaunchSums<float, kSums, 1>(stream, what, size, plan, first_scale, partial, f);
   }
   if (plan.chunks > 1) {
-    const SumShape of_chunks{size.outer, plan.chunks, columns};
-    LaunchSums<double, 1, 1>(stream, what, of_chunks, PlanSums(of_chunks, 1, 32), scale, sums,
-                             PlainRows<float>{partial, columns});
+    const SumShape chunks{size.outer, plan.chunks, columns};
+    LaunchSums<double, 1, 1>(stream, what, chunks, PlanSums(chunks, 1, kAcrossOfChunks), scale,
+                             sums, PlainRows<float>{partial, columns});
   }
+  return sums;
 }
 
 }  // namespace cohort::cuda

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -44,6 +45,10 @@ cudaDataType_t NativeType(DType type) {
   return type == DType::kBFloat16 ? CUDA_R_16BF : type == DType::kFloat16 ? CUDA_R_16F : CUDA_R_32F;
 }
 
+bool HasGelu(const MatMulSpec& s) {
+  return s.activation == Activation::kGelu || s.gradient_of == Activation::kGelu;
+}
+
 // Choices that were measured, for all tables of the process: replicas compute alike.
 struct Choices {
   using Key = std::tuple<int, bool, MatMulSpec, std::size_t>;  // GPU, TF32, spec, alignment
@@ -74,22 +79,34 @@ class CublasLtMatMul final : public MatMulPlan {
   CublasLtMatMul(const CublasLtMatMul&) = delete;
   CublasLtMatMul& operator=(const CublasLtMatMul&) = delete;
 
-  void Run(Stream& stream, const void* a, const void* b, const void* bias, void* c) override {
+  void Run(Stream& stream, const void* a, const void* b, const void* bias, void* c,
+           void* before) override {
     if (empty()) {
       FillRows(stream, spec_.m, spec_.n, spec_.bias ? bias : nullptr, spec_.activation, c,
                spec_.out);
       return;
     }
     const cudaStream_t native = Native(stream);
-    const std::size_t alignment = AlignmentOf({a, b, c, spec_.bias ? bias : nullptr});
+    const std::size_t alignment = AlignmentOf({a, b, c, before, spec_.bias ? bias : nullptr});
+    if (before != nullptr) {
+      OrThrow(CublasStatus(
+          calls_,
+          calls_.cublasLtMatmulDescSetAttribute(product_, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER,
+                                                &before, sizeof(before)),
+          text_));
+    }
     if (spec_.bias) {
       OrThrow(CublasStatus(calls_,
                            calls_.cublasLtMatmulDescSetAttribute(
                                product_, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof(bias)),
                            text_));
     }
-    if (!chosen_[alignment]) {
+    if (!chosen_[alignment] && widened_ == nullptr) {
       Choose(stream, alignment, a, b, c);
+    }
+    if (!chosen_[alignment] && widened_ != nullptr) {
+      widened_->Run(stream, a, b, bias, c);
+      return;
     }
     const cublasStatus_t status = Put(native, algorithms_[alignment], a, b, c);
     if (status != CUBLAS_STATUS_SUCCESS) {
@@ -121,16 +138,34 @@ class CublasLtMatMul final : public MatMulPlan {
     // Its first operand is b.
     set(CUBLASLT_MATMUL_DESC_TRANSA, spec_.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N);
     set(CUBLASLT_MATMUL_DESC_TRANSB, spec_.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N);
-    const bool relu = spec_.activation == Activation::kRelu;
-    set(CUBLASLT_MATMUL_DESC_EPILOGUE,
-        spec_.bias ? (relu ? CUBLASLT_EPILOGUE_RELU_BIAS : CUBLASLT_EPILOGUE_BIAS)
-                   : (relu ? CUBLASLT_EPILOGUE_RELU : CUBLASLT_EPILOGUE_DEFAULT));
+    set(CUBLASLT_MATMUL_DESC_EPILOGUE, Epilogue());
+    if (spec_.keeps_before || spec_.gradient_of != Activation::kNone) {
+      set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, spec_.n);
+      set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_DATA_TYPE, NativeType(spec_.out));
+    }
     // The bias is of the result's type, as the library expects.
     layout(b_, spec_.type, spec_.transpose_b ? spec_.k : spec_.n,
            spec_.transpose_b ? spec_.n : spec_.k);
     layout(a_, spec_.type, spec_.transpose_a ? spec_.m : spec_.k,
            spec_.transpose_a ? spec_.k : spec_.m);
     layout(c_, spec_.out, spec_.n, spec_.m);
+  }
+
+  cublasLtEpilogue_t Epilogue() const {
+    if (spec_.gradient_of == Activation::kGelu) {
+      return CUBLASLT_EPILOGUE_DGELU;
+    }
+    switch (spec_.activation) {
+      case Activation::kRelu:
+        return spec_.bias ? CUBLASLT_EPILOGUE_RELU_BIAS : CUBLASLT_EPILOGUE_RELU;
+      case Activation::kGelu:
+        if (spec_.keeps_before) {
+          return spec_.bias ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX;
+        }
+        return spec_.bias ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_GELU;
+      default:
+        return spec_.bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
+    }
   }
 
   void Destroy() {
@@ -206,6 +241,11 @@ class CublasLtMatMul final : public MatMulPlan {
     }
     std::array<cublasLtMatmulHeuristicResult_t, kCandidates> guesses{};
     const int count = Guess(alignment, guesses);
+    if (count == 0 && IsHalf(spec_.type) && !HasGelu(spec_)) {
+      // Seen for products of a vector whose elements are aligned to 2 bytes.
+      widened_ = MakeWidenedMatMul(libraries_, spec_);
+      return;
+    }
     Require(count > 0, text_ + ": cuBLASLt has no way to compute it");
     algorithms_[alignment] = guesses[0].algo;
     if (Capturing(stream)) {
@@ -246,6 +286,75 @@ class CublasLtMatMul final : public MatMulPlan {
   cublasLtMatrixLayout_t a_ = nullptr, b_ = nullptr, c_ = nullptr;
   std::array<cublasLtMatmulAlgo_t, kAlignments.size()> algorithms_{};
   std::array<bool, kAlignments.size()> chosen_{};
+  std::unique_ptr<MatMulPlan> widened_;  // for the alignments that none was chosen for
+};
+
+// Products with gelu: by the library's kernels for that, or apart.
+class GeluMatMul final : public MatMulPlan {
+ public:
+  GeluMatMul(Libraries& libraries, const MatMulSpec& spec, std::unique_ptr<MatMulPlan> apart)
+      : key_{libraries.ordinal(), libraries.tf32(), spec},
+        together_(std::make_unique<CublasLtMatMul>(libraries, spec)),
+        apart_(std::move(apart)) {}
+
+  void Run(Stream& stream, const void* a, const void* b, const void* bias, void* c,
+           void* before) override {
+    if (!best_ && !Capturing(stream)) {
+      best_ = Best([&](MatMulPlan& plan) { return Time(plan, stream, a, b, bias, c, before); });
+    }
+    if (best_ == Way::kTogether) {
+      try {
+        together_->Run(stream, a, b, bias, c, before);
+        return;
+      } catch (const ContractError&) {
+        best_ = Way::kApart;  // memory is aligned otherwise than when it was measured
+      }
+    }
+    apart_->Run(stream, a, b, bias, c, before);
+  }
+
+ private:
+  enum class Way { kTogether, kApart };
+  using Key = std::tuple<int, bool, MatMulSpec>;
+  // For all tables of the process: replicas compute alike.
+  struct Choices {
+    std::mutex mutex;
+    std::map<Key, Way> ways;
+  };
+
+  template <typename TimeOf>
+  Way Best(const TimeOf& time_of) const {
+    static auto& choices = *new Choices;
+    const std::lock_guard lock(choices.mutex);
+    const auto known = choices.ways.find(key_);
+    if (known != choices.ways.end()) {
+      return known->second;
+    }
+    const Way best = time_of(*together_) < time_of(*apart_) ? Way::kTogether : Way::kApart;
+    return choices.ways.emplace(key_, best).first->second;
+  }
+
+  static float Time(MatMulPlan& plan, Stream& stream, const void* a, const void* b,
+                    const void* bias, void* c, void* before) {
+    const auto run = [&](int times) {
+      for (int i = 0; i < times; ++i) {
+        plan.Run(stream, a, b, bias, c, before);
+      }
+      return true;
+    };
+    try {
+      run(1);
+    } catch (const ContractError&) {
+      return Stopwatch::kNever;  // the library has no such kernel
+    }
+    Stopwatch watch;
+    return watch.Time(Native(stream), [&] { return run(kTimed); });
+  }
+
+  const Key key_;
+  const std::unique_ptr<MatMulPlan> together_;
+  const std::unique_ptr<MatMulPlan> apart_;
+  std::optional<Way> best_;
 };
 
 }  // namespace
@@ -255,6 +364,15 @@ std::unique_ptr<MatMulPlan> MakeMatMul(Libraries& libraries, const MatMulSpec& s
           "a product into float32, or the type of its operands");
   RequireTypeOf(libraries, spec.type);
   return std::make_unique<CublasLtMatMul>(libraries, spec);
+}
+
+std::unique_ptr<MatMulPlan> MakeGeluMatMul(Libraries& libraries, const MatMulSpec& spec,
+                                           std::unique_ptr<MatMulPlan> apart) {
+  // An empty product is the other way's, which knows gelu.
+  if (spec.m == 0 || spec.n == 0 || spec.k == 0) {
+    return apart;
+  }
+  return std::make_unique<GeluMatMul>(libraries, spec, std::move(apart));
 }
 
 }  // namespace cohort::cuda

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "cuda/cuda_common.h"
+#include "gelu_apart.h"
 
 namespace cohort::cuda {
 namespace {
@@ -30,7 +31,11 @@ CudaKernels::CudaKernels(std::shared_ptr<Device> device, int ordinal, bool tf32)
       shared_bytes_(Attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, ordinal) - 1024) {}
 
 MatMulPlan& CudaKernels::MatMul(const MatMulSpec& spec) {
-  return FindOrMake(matmuls_, spec, [&] { return MakeMatMul(libraries_, spec); });
+  return FindOrMake(matmuls_, spec, [&] {
+    std::unique_ptr<MatMulPlan> apart = MakeGeluApart(*this, spec);
+    return apart == nullptr ? MakeMatMul(libraries_, spec)
+                            : MakeGeluMatMul(libraries_, spec, std::move(apart));
+  });
 }
 
 ConvPlan& CudaKernels::Conv(const ConvSpec& spec) {

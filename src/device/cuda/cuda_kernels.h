@@ -39,10 +39,10 @@ class CudaKernels final : public Kernels {
   void SumRows(Stream& stream, RowsOf size, ConstElements x, FloatSpan sums) override;
   void ReluBackwardSumRows(Stream& stream, RowsOf size, ConstElements y, Elements dy,
                            FloatSpan sums) override;
-  void SumMiddle(Stream& stream, const MiddleOf& size, float scale, ConstFloatSpan x,
+  void SumMiddle(Stream& stream, const MiddleOf& size, float scale, ConstElements x,
                  FloatSpan y) override;
   void SumMiddleBackward(Stream& stream, const MiddleOf& size, float scale, ConstFloatSpan dy,
-                         FloatSpan dx) override;
+                         Elements dx) override;
   void Softmax(Stream& stream, RowsOf size, ConstFloatSpan x, FloatSpan y) override;
   void SoftmaxBackward(Stream& stream, RowsOf size, ConstFloatSpan y, ConstFloatSpan dy,
                        FloatSpan dx) override;
@@ -57,8 +57,10 @@ class CudaKernels final : public Kernels {
 
   void LayerNorm(Stream& stream, const NormArguments& n) override;
   void LayerNormBackward(Stream& stream, const NormBackwardArguments& n) override;
-  void SumSquaresRows(Stream& stream, RowsOf size, ConstFloatSpan x, ConstFloatSpan center,
+  void SumSquaresRows(Stream& stream, RowsOf size, ConstElements x, ConstFloatSpan center,
                       FloatSpan sums) override;
+  void Moments(Stream& stream, RowsOf size, ConstElements x, FloatSpan mean,
+               FloatSpan square_sums) override;
   void DivideByCount(Stream& stream, ConstFloatSpan sums, ConstFloatSpan count,
                      FloatSpan y) override;
   void FinishMoments(Stream& stream, const MomentsArguments& m) override;

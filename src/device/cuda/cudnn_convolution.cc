@@ -215,7 +215,7 @@ class CudnnConv final : public ConvPlan {
 
   void Run(Part part, Stream& stream, const Operands& operands) {
     std::optional<Way>& way = ways_[static_cast<std::size_t>(part)];
-    SetStream(stream);
+    (void)CudnnOn(libraries_, stream);
     if (way.has_value()) {
       Put(part, stream, *way, operands);
       return;
@@ -375,15 +375,6 @@ class CudnnConv final : public ConvPlan {
       problem = std::make_unique<Problem>(calls_, spec_, padding_, padded_, layout, text_);
     }
     return *problem;
-  }
-
-  void SetStream(Stream& stream) {
-    LibraryHandles& handles = libraries_.handles();
-    const cudaStream_t native = Native(stream);
-    if (handles.cudnn_stream != native) {
-      OrThrow(CudnnStatus(calls_, calls_.cudnnSetStream(handles.cudnn, native), text_));
-      handles.cudnn_stream = native;
-    }
   }
 
   std::optional<Way> Known(Part part) {
@@ -566,13 +557,6 @@ std::unique_ptr<ConvPlan> MakeConv(Libraries& libraries, const ConvSpec& spec) {
           "a convolution's channels divide into its groups");
   Require(spec.out_height() >= 0 && spec.out_width() >= 0,
           "a convolution's kernel is no larger than its padded input");
-  LibraryHandles& handles = libraries.handles();
-  if (handles.cudnn == nullptr) {
-    UseGpu(libraries.ordinal());
-    const OutsideCapture outside;
-    OrThrow(
-        CudnnStatus(*handles.calls, handles.calls->cudnnCreate(&handles.cudnn), "starting cuDNN"));
-  }
   return std::make_unique<CudnnConv>(libraries, spec);
 }
 

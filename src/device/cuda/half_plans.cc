@@ -49,9 +49,36 @@ class Widener {
   std::array<std::shared_ptr<std::byte>, 5> memory_;
 };
 
-class HalfConv final : public ConvPlan {
+class WidenedMatMul final : public MatMulPlan {
  public:
-  HalfConv(Libraries& libraries, const ConvSpec& s, std::unique_ptr<ConvPlan> plan)
+  WidenedMatMul(Libraries& libraries, const MatMulSpec& s, std::unique_ptr<MatMulPlan> plan)
+      : s_(s), plan_(std::move(plan)), wide_(libraries, s.type) {}
+
+  void Run(Stream& stream, const void* a, const void* b, const void* bias, void* c,
+           void* /*before*/) override {
+    const float* const wide_a = wide_.Read(stream, kA, a, s_.m * s_.k);
+    const float* const wide_b = wide_.Read(stream, kB, b, s_.k * s_.n);
+    const bool rounds = IsHalf(s_.out);
+    const void* const wide_bias = !s_.bias ? nullptr
+                                  : rounds ? wide_.Read(stream, kBias, bias, s_.n)
+                                           : bias;
+    plan_->Run(stream, wide_a, wide_b, wide_bias, rounds ? wide_.Write(kC, s_.m * s_.n) : c);
+    if (rounds) {
+      wide_.Finish(stream, kC, c, s_.m * s_.n);
+    }
+  }
+
+ private:
+  enum Place : std::size_t { kA, kB, kBias, kC };
+
+  const MatMulSpec s_;
+  const std::unique_ptr<MatMulPlan> plan_;
+  Widener wide_;
+};
+
+class WidenedConv final : public ConvPlan {
+ public:
+  WidenedConv(Libraries& libraries, const ConvSpec& s, std::unique_ptr<ConvPlan> plan)
       : has_bias_(s.bias),
         out_(s.out),
         x_(s.batch * s.height * s.width * s.in),
@@ -121,9 +148,14 @@ class WidenedAttention final : public AttentionPlan {
 
 }  // namespace
 
-std::unique_ptr<ConvPlan> MakeHalfConv(Libraries& libraries, const ConvSpec& spec) {
-  RequireTypeOf(libraries, spec.type);
-  return std::make_unique<HalfConv>(libraries, spec, MakeConv(libraries, spec));
+std::unique_ptr<MatMulPlan> MakeWidenedMatMul(Libraries& libraries, const MatMulSpec& spec) {
+  MatMulSpec wide = spec;
+  wide.type = wide.out = DType::kFloat32;
+  return std::make_unique<WidenedMatMul>(libraries, spec, MakeMatMul(libraries, wide));
+}
+
+std::unique_ptr<ConvPlan> MakeWidenedConv(Libraries& libraries, const ConvSpec& spec) {
+  return std::make_unique<WidenedConv>(libraries, spec, MakeConv(libraries, spec));
 }
 
 std::unique_ptr<AttentionPlan> MakeWidenedAttention(Libraries& libraries,

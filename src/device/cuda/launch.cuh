@@ -33,13 +33,26 @@ struct alignas(sizeof(T) * V) Vec {
 template <int V>
 using Floats = Vec<float, V>;
 
+// Of eight: floats are aligned to 16 bytes only.
 template <int V>
 __device__ __forceinline__ Floats<V> Load(const float* from) {
-  return *reinterpret_cast<const Floats<V>*>(from);
+  if constexpr (V == 8) {
+    Floats<8> value;
+    *reinterpret_cast<Floats<4>*>(value.v) = *reinterpret_cast<const Floats<4>*>(from);
+    *reinterpret_cast<Floats<4>*>(value.v + 4) = *reinterpret_cast<const Floats<4>*>(from + 4);
+    return value;
+  } else {
+    return *reinterpret_cast<const Floats<V>*>(from);
+  }
 }
 template <int V>
 __device__ __forceinline__ void Store(float* to, const Floats<V>& value) {
-  *reinterpret_cast<Floats<V>*>(to) = value;
+  if constexpr (V == 8) {
+    *reinterpret_cast<Floats<4>*>(to) = *reinterpret_cast<const Floats<4>*>(value.v);
+    *reinterpret_cast<Floats<4>*>(to + 4) = *reinterpret_cast<const Floats<4>*>(value.v + 4);
+  } else {
+    *reinterpret_cast<Floats<V>*>(to) = value;
+  }
 }
 
 // Elements of 16 bits are floats as soon as they are loaded, and rounded where they are stored.
@@ -188,6 +201,50 @@ void LaunchTile(Stream& stream, const char* what, bool vectors, std::int64_t row
   }
   Launched(stream, what);
 }
+
+// Every row of `columns`, by threads that keep to their columns: what is by column is read once.
+// `body.template Of<V>(c)` gives what is called with the place of elements c .. c + V - 1 of a row.
+template <int V, typename Body>
+__global__ void __launch_bounds__(kThreads)
+    ColumnsKernel(std::int64_t rows, std::int64_t columns, Body body) {
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * blockDim.y;
+  for (std::int64_t c = (static_cast<std::int64_t>(blockIdx.y) * blockDim.x + threadIdx.x) * V;
+       c < columns; c += static_cast<std::int64_t>(gridDim.y) * blockDim.x * V) {
+    const auto of_columns = body.template Of<V>(c);
+#pragma unroll 2
+    for (std::int64_t r = static_cast<std::int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
+         r < rows; r += step) {
+      of_columns(r * columns + c);
+    }
+  }
+}
+
+// kWidest columns at once where rows allow it, 4, or 1. `processors`: that the GPU has.
+template <int kWidest, typename Body>
+void LaunchColumns(Stream& stream, const char* what, bool vectors, int processors,
+                   std::int64_t rows, std::int64_t columns, const Body& body) {
+  if (rows == 0 || columns == 0) {
+    return;
+  }
+  const auto launch = [&]<int V>(std::integral_constant<int, V>) {
+    constexpr unsigned kBlocksOfProcessor = 16;
+    RowTiles tiles = TileRows(rows, columns, V);
+    tiles.grid.x = std::min(tiles.grid.x, kBlocksOfProcessor * static_cast<unsigned>(processors));
+    ColumnsKernel<V><<<tiles.grid, tiles.block, 0, Native(stream)>>>(rows, columns, body);
+  };
+  if (vectors && columns % kWidest == 0) {
+    launch(std::integral_constant<int, kWidest>());
+  } else if (vectors && columns % 4 == 0) {
+    launch(std::integral_constant<int, 4>());
+  } else {
+    launch(std::integral_constant<int, 1>());
+  }
+  Launched(stream, what);
+}
+
+// Elements of a type that are loaded at once.
+template <typename T>
+constexpr int kVectorOf = static_cast<int>(16 / sizeof(T));
 
 // --- sums and maxima over the threads of a warp, and of a block
 

@@ -28,27 +28,28 @@ __device__ inline float Activated(float x, bool relu) {
 }
 
 // A tile of kTile x kTile for each block, over a line of tiles (blockIdx.x) of the batch (y).
+template <typename From, typename To>
 __global__ void __launch_bounds__(kTile* kTileRows)
     TransposeKernel(std::int64_t batch, std::int64_t rows, std::int64_t columns,
                     std::int64_t row_tiles, std::int64_t column_tiles,
-                    const float* __restrict__ from, float* __restrict__ to) {
+                    const From* __restrict__ from, To* __restrict__ to) {
   __shared__ float tile[kTile][kTile + 1];
   const std::int64_t tiles = row_tiles * column_tiles;
   for (std::int64_t b = blockIdx.y; b < batch; b += gridDim.y) {
-    const float* const source = from + b * rows * columns;
-    float* const target = to + b * rows * columns;
+    const From* const source = from + b * rows * columns;
+    To* const target = to + b * rows * columns;
     for (std::int64_t t = blockIdx.x; t < tiles; t += gridDim.x) {
       const std::int64_t row = t / column_tiles * kTile;
       const std::int64_t column = t % column_tiles * kTile;
       for (int i = threadIdx.y; i < kTile; i += kTileRows) {
         if (row + i < rows && column + threadIdx.x < columns) {
-          tile[i][threadIdx.x] = source[(row + i) * columns + column + threadIdx.x];
+          tile[i][threadIdx.x] = ToFloat(source[(row + i) * columns + column + threadIdx.x]);
         }
       }
       __syncthreads();
       for (int i = threadIdx.y; i < kTile; i += kTileRows) {
         if (column + i < columns && row + threadIdx.x < rows) {
-          target[(column + i) * rows + row + threadIdx.x] = tile[threadIdx.x][i];
+          target[(column + i) * rows + row + threadIdx.x] = RoundedTo<To>(tile[threadIdx.x][i]);
         }
       }
       __syncthreads();
@@ -64,11 +65,12 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    AddBiasKernel(std::int64_t elements, std::int64_t columns, const float* bias, bool relu,
-                  float* y) {
+    AddBiasKernel(std::int64_t elements, std::int64_t columns, const T* bias, bool relu, T* y) {
   for (std::int64_t i = First(); i < elements; i += Step()) {
-    y[i] = Activated(bias == nullptr ? y[i] : y[i] + bias[i % columns], relu);
+    const float sum = bias == nullptr ? ToFloat(y[i]) : ToFloat(y[i]) + ToFloat(bias[i % columns]);
+    y[i] = RoundedTo<T>(Activated(sum, relu));
   }
 }
 
@@ -111,7 +113,9 @@ cudaError_t FindKernels() {
 }
 
 void Transpose(Stream& stream, std::int64_t batch, std::int64_t rows, std::int64_t columns,
-               const float* from, float* to) {
+               const void* from, DType from_type, void* to, DType to_type) {
+  Require(from_type == to_type || to_type == DType::kFloat32,
+          "a transposition keeps the type, or widens");
   if (batch == 0 || rows == 0 || columns == 0) {
     return;
   }
@@ -119,8 +123,17 @@ void Transpose(Stream& stream, std::int64_t batch, std::int64_t rows, std::int64
   const std::int64_t column_tiles = (columns + kTile - 1) / kTile;
   const dim3 grid(static_cast<unsigned>(std::min<std::int64_t>(row_tiles * column_tiles, 65536)),
                   static_cast<unsigned>(std::min<std::int64_t>(batch, 65535)));
-  TransposeKernel<<<grid, dim3(kTile, kTileRows), 0, Native(stream)>>>(
-      batch, rows, columns, row_tiles, column_tiles, from, to);
+  WithType(from_type, [&]<typename From>(From* /*type*/) {
+    const auto launch = [&]<typename To>(To* target) {
+      TransposeKernel<<<grid, dim3(kTile, kTileRows), 0, Native(stream)>>>(
+          batch, rows, columns, row_tiles, column_tiles, static_cast<const From*>(from), target);
+    };
+    if (to_type == DType::kFloat32) {
+      launch(static_cast<float*>(to));
+    } else {
+      launch(static_cast<From*>(to));
+    }
+  });
   Launched(stream, "a transposition");
 }
 
@@ -137,13 +150,16 @@ void FillRows(Stream& stream, std::int64_t rows, std::int64_t columns, const voi
   Launched(stream, "an empty product");
 }
 
-void AddBias(Stream& stream, std::int64_t rows, std::int64_t columns, const float* bias,
-             Activation activation, float* y) {
+void AddBias(Stream& stream, std::int64_t rows, std::int64_t columns, const void* bias,
+             Activation activation, void* y, DType type) {
   if (rows == 0 || columns == 0) {
     return;
   }
-  AddBiasKernel<<<Blocks(rows * columns), kThreads, 0, Native(stream)>>>(
-      rows * columns, columns, bias, activation == Activation::kRelu, y);
+  WithType(type, [&]<typename T>(T* /*type*/) {
+    AddBiasKernel<T><<<Blocks(rows * columns), kThreads, 0, Native(stream)>>>(
+        rows * columns, columns, static_cast<const T*>(bias), activation == Activation::kRelu,
+        static_cast<T*>(y));
+  });
   Launched(stream, "a convolution's bias");
 }
 

@@ -85,6 +85,22 @@ Status CudnnStatus(const LibraryCalls& calls, cudnnStatus_t status, std::string_
   return Internal(std::string(what) + ": " + calls.cudnnGetErrorString(status));
 }
 
+cudnnHandle_t CudnnOn(Libraries& libraries, Stream& stream) {
+  LibraryHandles& handles = libraries.handles();
+  const LibraryCalls& calls = *handles.calls;
+  if (handles.cudnn == nullptr) {
+    UseGpu(libraries.ordinal());
+    const OutsideCapture outside;
+    OrThrow(CudnnStatus(calls, calls.cudnnCreate(&handles.cudnn), "starting cuDNN"));
+  }
+  const cudaStream_t native = Native(stream);
+  if (handles.cudnn_stream != native) {
+    OrThrow(CudnnStatus(calls, calls.cudnnSetStream(handles.cudnn, native), "cuDNN's stream"));
+    handles.cudnn_stream = native;
+  }
+  return handles.cudnn;
+}
+
 void RequireTypeOf(const Libraries& libraries, DType type) {
   if (type == DType::kBFloat16 && libraries.compute_capability() < 80) {
     throw StatusError(FailedPrecondition(libraries.device().name() +

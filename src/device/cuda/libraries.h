@@ -65,7 +65,13 @@
   X(cudnnConvolutionForward)                       \
   X(cudnnConvolutionBiasActivationForward)         \
   X(cudnnConvolutionBackwardData)                  \
-  X(cudnnConvolutionBackwardFilter)
+  X(cudnnConvolutionBackwardFilter)                \
+  X(cudnnBackendCreateDescriptor)                  \
+  X(cudnnBackendDestroyDescriptor)                 \
+  X(cudnnBackendSetAttribute)                      \
+  X(cudnnBackendGetAttribute)                      \
+  X(cudnnBackendFinalize)                          \
+  X(cudnnBackendExecute)
 
 namespace cohort::cuda {
 
@@ -90,5 +96,8 @@ struct LibraryHandles {
 // OK, or Internal: `what: NAME`.
 Status CublasStatus(const LibraryCalls& calls, cublasStatus_t status, std::string_view what);
 Status CudnnStatus(const LibraryCalls& calls, cudnnStatus_t status, std::string_view what);
+
+// The table's cuDNN, started at the first call, which puts its work on `stream` then.
+cudnnHandle_t CudnnOn(Libraries& libraries, Stream& stream);
 
 }  // namespace cohort::cuda

@@ -236,8 +236,8 @@ void LaunchLayerNormBackward(Stream& stream, std::int64_t rows, std::int64_t col
   Launched(stream, "LayerNormBackward");
 }
 
-// dy * xhat, where rows have their own moments (layer norm) or columns do (batch norm).
-template <bool kByRow, typename T>
+// dy * xhat, where rows have their own moments.
+template <typename T>
 struct GradientTimesXhat {
   const float* x;
   const float* mean;
@@ -245,34 +245,13 @@ struct GradientTimesXhat {
   const T* dy;
   std::int64_t columns;
   template <int V>
-  __device__ Floats<V> Of(std::int64_t r, std::int64_t c, const Floats<V>& g) const {
-    Floats<V> value = Load<V>(x + r * columns + c);
-    Floats<V> center;
-    Floats<V> inverse;
-    if constexpr (kByRow) {
-#pragma unroll
-      for (int k = 0; k < V; ++k) {
-        center.v[k] = mean[r];
-        inverse.v[k] = inverse_deviation[r];
-      }
-    } else {
-      center = Load<V>(mean + c);
-      inverse = Load<V>(inverse_deviation + c);
-    }
+  __device__ void At(std::int64_t r, std::int64_t c, Floats<V> (&values)[1]) const {
+    const Floats<V> g = Load<V>(dy + r * columns + c);
+    const Floats<V> value = Load<V>(x + r * columns + c);
 #pragma unroll
     for (int k = 0; k < V; ++k) {
-      value.v[k] = g.v[k] * ((value.v[k] - center.v[k]) * inverse.v[k]);
+      values[0].v[k] = g.v[k] * ((value.v[k] - mean[r]) * inverse_deviation[r]);
     }
-    return value;
-  }
-  template <int V>
-  __device__ void At(std::int64_t r, std::int64_t c, Floats<V> (&values)[1]) const {
-    values[0] = Of<V>(r, c, Load<V>(dy + r * columns + c));
-  }
-  template <int V>
-  __device__ void At(std::int64_t r, std::int64_t c, Floats<V> (&values)[2]) const {
-    values[0] = Load<V>(dy + r * columns + c);
-    values[1] = Of<V>(r, c, values[0]);
   }
 };
 
@@ -285,7 +264,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-struct Moments {
+struct FinishingMoments {
   const float* mean;
   const float* square_sums;
   const float* count;
@@ -295,7 +274,8 @@ struct Moments {
   float* running_variance;
 };
 
-__global__ void __launch_bounds__(kThreads) MomentsKernel(std::int64_t columns, Moments m) {
+__global__ void __launch_bounds__(kThreads)
+    MomentsKernel(std::int64_t columns, FinishingMoments m) {
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
   const float count = m.count[0];
   for (std::int64_t c = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; c < columns;
@@ -311,49 +291,122 @@ __global__ void __launch_bounds__(kThreads) MomentsKernel(std::int64_t columns, 
   }
 }
 
+// --- batch norm: what a thread knows of V columns
+
 template <int V>
-struct BatchNormTile {
-  const float* x;
+struct ColumnMoments {
+  Floats<V> mean, slope, offset;
+  __device__ ColumnMoments(const float* means, const float* inverse_deviations, const float* scales,
+                           const float* offsets, std::int64_t c)
+      : mean(Load<V>(means + c)), slope(Load<V>(inverse_deviations + c)), offset{} {
+    const Floats<V> scale = Load<V>(scales + c);
+    if (offsets != nullptr) {
+      offset = Load<V>(offsets + c);
+    }
+#pragma unroll
+    for (int k = 0; k < V; ++k) {
+      slope.v[k] *= scale.v[k];
+    }
+  }
+  // What forward and backward must agree on to the bit: where relu lets through.
+  __device__ float Normalised(int k, float x) const {
+    return fmaf(x - mean.v[k], slope.v[k], offset.v[k]);
+  }
+};
+
+template <typename T>
+struct BatchNormColumns {
+  const T* x;
   const float* mean;
   const float* inverse_deviation;
   const float* scale;
   const float* offset;
-  float* y;
-  std::int64_t columns;
-  __device__ void operator()(std::int64_t r, std::int64_t c) const {
-    Floats<V> value = Load<V>(x + r * columns + c);
-    const Floats<V> center = Load<V>(mean + c);
-    const Floats<V> inverse = Load<V>(inverse_deviation + c);
-    const Floats<V> slope = Load<V>(scale + c);
-    const Floats<V> base = Load<V>(offset + c);
+  const T* added;  // or nullptr
+  T* y;
+  bool relu;
+  template <int V>
+  __device__ auto Of(std::int64_t c) const {
+    const ColumnMoments<V> of(mean, inverse_deviation, scale, offset, c);
+    return [n = *this, of](std::int64_t at) {
+      Floats<V> value = Load<V>(n.x + at);
+      Floats<V> more = {};
+      if (n.added != nullptr) {
+        more = Load<V>(n.added + at);
+      }
 #pragma unroll
-    for (int k = 0; k < V; ++k) {
-      value.v[k] = (value.v[k] - center.v[k]) * (inverse.v[k] * slope.v[k]) + base.v[k];
-    }
-    Store<V>(y + r * columns + c, value);
+      for (int k = 0; k < V; ++k) {
+        const float sum = of.Normalised(k, value.v[k]) + more.v[k];
+        value.v[k] = n.relu && sum < 0.0F ? 0.0F : sum;
+      }
+      Store<V>(n.y + at, value);
+    };
   }
 };
 
-template <int V>
-struct BatchNormBackwardTile {
-  const float* x;
+// Which elements of dy count.
+enum class Counting {
+  kAll,
+  kAboveZero,  // where what `offset` and the others make of x is above 0
+  kKept,       // where y is above 0; the others are set to 0
+};
+
+template <typename T, Counting kCounting>
+struct BatchNormBackwardRows {
+  const T* x;
   const float* mean;
   const float* inverse_deviation;
   const float* scale;
-  const float* dy;
-  const float* sums;  // nullptr: the statistics were constants
-  const float* count;
-  float* dx;
+  const float* offset;
+  const T* y;
+  T* dy;
   std::int64_t columns;
-  __device__ void operator()(std::int64_t r, std::int64_t c) const {
-    const Floats<V> value = Load<V>(x + r * columns + c);
-    Floats<V> g = Load<V>(dy + r * columns + c);
-    const Floats<V> center = Load<V>(mean + c);
-    const Floats<V> inverse = Load<V>(inverse_deviation + c);
-    const Floats<V> slope = Load<V>(scale + c);
+  template <int V>
+  __device__ auto Of(std::int64_t c) const {
+    const ColumnMoments<V> of(mean, inverse_deviation, scale, offset, c);
+    return
+        [n = *this, of, inverse = Load<V>(inverse_deviation + c), c](std::int64_t r, auto& values) {
+          const std::int64_t at = r * n.columns + c;
+          const Floats<V> value = Load<V>(n.x + at);
+          Floats<V> g = Load<V>(n.dy + at);
+          if constexpr (kCounting == Counting::kKept) {
+            const Floats<V> out = Load<V>(n.y + at);
+#pragma unroll
+            for (int k = 0; k < V; ++k) {
+              g.v[k] = out.v[k] > 0.0F ? g.v[k] : 0.0F;
+            }
+            Store<V>(n.dy + at, g);
+          }
+#pragma unroll
+          for (int k = 0; k < V; ++k) {
+            if constexpr (kCounting == Counting::kAboveZero) {
+              g.v[k] = of.Normalised(k, value.v[k]) > 0.0F ? g.v[k] : 0.0F;
+            }
+            values[0].v[k] = g.v[k];
+            values[1].v[k] = g.v[k] * ((value.v[k] - of.mean.v[k]) * inverse.v[k]);
+          }
+        };
+  }
+};
+
+template <typename T, Counting kCounting>
+struct BatchNormBackwardColumns {
+  const T* x;
+  const float* mean;
+  const float* inverse_deviation;
+  const float* scale;
+  const float* offset;
+  const T* dy;
+  const float* sums;   // of `columns` and `columns`
+  const float* count;  // nullptr: the statistics were constants
+  T* dx;
+  std::int64_t columns;
+  template <int V>
+  __device__ auto Of(std::int64_t c) const {
+    const ColumnMoments<V> of(mean, inverse_deviation, scale, offset, c);
     Floats<V> dy_mean = {};
     Floats<V> dyx_mean = {};
     if (count != nullptr && count[0] > 0.0F) {
+      const Floats<V> inverse = Load<V>(inverse_deviation + c);
       dy_mean = Load<V>(sums + c);
       dyx_mean = Load<V>(sums + columns + c);
 #pragma unroll
@@ -362,12 +415,19 @@ struct BatchNormBackwardTile {
         dyx_mean.v[k] = dyx_mean.v[k] / count[0] * inverse.v[k];
       }
     }
+    return [n = *this, of, dy_mean, dyx_mean](std::int64_t at) {
+      const Floats<V> value = Load<V>(n.x + at);
+      Floats<V> g = Load<V>(n.dy + at);
 #pragma unroll
-    for (int k = 0; k < V; ++k) {
-      g.v[k] = inverse.v[k] * slope.v[k] *
-               (g.v[k] - dy_mean.v[k] - (value.v[k] - center.v[k]) * dyx_mean.v[k]);
-    }
-    Store<V>(dx + r * columns + c, g);
+      for (int k = 0; k < V; ++k) {
+        if constexpr (kCounting == Counting::kAboveZero) {
+          g.v[k] = of.Normalised(k, value.v[k]) > 0.0F ? g.v[k] : 0.0F;
+        }
+        g.v[k] =
+            of.slope.v[k] * (g.v[k] - dy_mean.v[k] - (value.v[k] - of.mean.v[k]) * dyx_mean.v[k]);
+      }
+      Store<V>(n.dx + at, g);
+    };
   }
 };
 
@@ -376,9 +436,9 @@ struct BatchNormBackwardTile {
 void CudaKernels::LayerNorm(Stream& stream, const NormArguments& n) {
   WithType(n.y.dtype(), [&]<typename T>(T* type) {
     LaunchRows(stream, "LayerNorm",
-               Aligned16(n.x.data(), n.scale.data(), n.offset.data(), n.y.raw()), n.rows, n.columns,
-               shared_bytes_,
-               LayerNormRow<T>{n.x.data(), n.scale.data(), n.offset.data(), n.mean.data(),
+               Aligned16(n.x.floats(), n.scale.data(), n.offset.data(), n.y.raw()), n.rows,
+               n.columns, shared_bytes_,
+               LayerNormRow<T>{n.x.floats(), n.scale.data(), n.offset.data(), n.mean.data(),
                                n.inverse_deviation.data(), DataOf(n.y, type), n.epsilon});
   });
 }
@@ -394,13 +454,14 @@ void CudaKernels::LayerNormBackward(Stream& stream, const NormBackwardArguments&
   }
   WithType(n.dy.dtype(), [&]<typename T>(T* type) {
     const T* const dy = DataOf(n.dy, type);
-    const LayerNormGradient<T> gradient{n.x.data(),
+    const float* const x = n.x.floats();
+    const LayerNormGradient<T> gradient{x,
                                         n.scale.data(),
                                         n.mean.data(),
                                         n.inverse_deviation.data(),
                                         dy,
-                                        n.dx.empty() ? nullptr : n.dx.data()};
-    const bool aligned = Aligned16(n.x.data(), n.scale.data(), dy, gradient.dx);
+                                        n.dx.empty() ? nullptr : n.dx.floats()};
+    const bool aligned = Aligned16(x, n.scale.data(), dy, gradient.dx);
     const auto scratch = [this](std::int64_t count) { return Scratch<float>(count); };
     if (n.columns > kBlockColumns) {
       if (gradient.dx != nullptr) {
@@ -410,10 +471,10 @@ void CudaKernels::LayerNormBackward(Stream& stream, const NormBackwardArguments&
       const SumShape size{1, n.rows, n.columns};
       SumColumns<1>(stream, "LayerNormBackward", processors_, size, 1.0F, aligned, n.doffset.data(),
                     PlainRows<T>{dy, n.columns}, scratch);
-      SumColumns<1>(stream, "LayerNormBackward", processors_, size, 1.0F, aligned, n.dscale.data(),
-                    GradientTimesXhat<true, T>{n.x.data(), n.mean.data(),
-                                               n.inverse_deviation.data(), dy, n.columns},
-                    scratch);
+      SumColumns<1>(
+          stream, "LayerNormBackward", processors_, size, 1.0F, aligned, n.dscale.data(),
+          GradientTimesXhat<T>{x, n.mean.data(), n.inverse_deviation.data(), dy, n.columns},
+          scratch);
       return;
     }
     const std::int64_t groups = n.columns <= kWarpColumns ? kThreads / 32 : 1;
@@ -429,10 +490,11 @@ void CudaKernels::LayerNormBackward(Stream& stream, const NormBackwardArguments&
       LaunchLayerNormBackward<1>(stream, n.rows, n.columns, blocks, chunk_rows, gradient, partial);
     }
     const SumShape of_blocks{1, blocks, n.columns};
-    LaunchSums<double, 1, 1>(stream, "LayerNormBackward", of_blocks, PlanSums(of_blocks, 1, 32),
-                             1.0F, n.doffset.data(), PlainRows<float>{partial, 2 * n.columns});
-    LaunchSums<double, 1, 1>(stream, "LayerNormBackward", of_blocks, PlanSums(of_blocks, 1, 32),
-                             1.0F, n.dscale.data(),
+    LaunchSums<double, 1, 1>(stream, "LayerNormBackward", of_blocks,
+                             PlanSums(of_blocks, 1, kAcrossOfChunks), 1.0F, n.doffset.data(),
+                             PlainRows<float>{partial, 2 * n.columns});
+    LaunchSums<double, 1, 1>(stream, "LayerNormBackward", of_blocks,
+                             PlanSums(of_blocks, 1, kAcrossOfChunks), 1.0F, n.dscale.data(),
                              PlainRows<float>{partial + n.columns, 2 * n.columns});
   });
 }
@@ -455,44 +517,94 @@ void CudaKernels::FinishMoments(Stream& stream, const MomentsArguments& m) {
   }
   const bool running = !m.running_mean.empty();
   MomentsKernel<<<Blocks(columns, kThreads), kThreads, 0, Native(stream)>>>(
-      columns, Moments{.mean = m.mean.data(),
-                       .square_sums = m.square_sums.data(),
-                       .count = m.count.data(),
-                       .epsilon = m.epsilon,
-                       .momentum = m.momentum,
-                       .inverse_deviation = m.inverse_deviation.data(),
-                       .running_mean = running ? m.running_mean.data() : nullptr,
-                       .running_variance = running ? m.running_variance.data() : nullptr});
+      columns, FinishingMoments{.mean = m.mean.data(),
+                                .square_sums = m.square_sums.data(),
+                                .count = m.count.data(),
+                                .epsilon = m.epsilon,
+                                .momentum = m.momentum,
+                                .inverse_deviation = m.inverse_deviation.data(),
+                                .running_mean = running ? m.running_mean.data() : nullptr,
+                                .running_variance = running ? m.running_variance.data() : nullptr});
   Launched(stream, "FinishMoments");
 }
 
 void CudaKernels::BatchNorm(Stream& stream, const NormArguments& n) {
-  LaunchTile<BatchNormTile>(stream, "BatchNorm",
-                            Aligned16(n.x.data(), n.mean.data(), n.inverse_deviation.data(),
-                                      n.scale.data(), n.offset.data(), n.y.floats()),
-                            n.rows, n.columns, n.x.data(), static_cast<const float*>(n.mean.data()),
-                            static_cast<const float*>(n.inverse_deviation.data()), n.scale.data(),
-                            n.offset.data(), n.y.floats(), n.columns);
+  RequireType(n.x.dtype() == n.y.dtype() && (n.added.empty() || n.added.dtype() == n.x.dtype()),
+              "BatchNorm");
+  WithType(n.x.dtype(), [&]<typename T>(T* type) {
+    const BatchNormColumns<T> body{.x = DataOf(n.x, type),
+                                   .mean = n.mean.data(),
+                                   .inverse_deviation = n.inverse_deviation.data(),
+                                   .scale = n.scale.data(),
+                                   .offset = n.offset.data(),
+                                   .added = n.added.empty() ? nullptr : DataOf(n.added, type),
+                                   .y = DataOf(n.y, type),
+                                   .relu = n.activation == Activation::kRelu};
+    LaunchColumns<kVectorOf<T>>(stream, "BatchNorm",
+                                Aligned16(body.x, body.mean, body.inverse_deviation, body.scale,
+                                          body.offset, body.added, body.y),
+                                processors_, n.rows, n.columns, body);
+  });
 }
 
 void CudaKernels::BatchNormBackwardSums(Stream& stream, const NormBackwardArguments& n,
                                         FloatSpan sums) {
-  SumColumns<2>(
-      stream, "BatchNormBackwardSums", processors_, {1, n.rows, n.columns}, 1.0F,
-      Aligned16(n.x.data(), n.mean.data(), n.inverse_deviation.data(), n.dy.floats()), sums.data(),
-      GradientTimesXhat<false, float>{n.x.data(), n.mean.data(), n.inverse_deviation.data(),
-                                      n.dy.floats(), n.columns},
-      [this](std::int64_t count) { return Scratch<float>(count); });
+  RequireType(n.x.dtype() == n.dy.dtype() && (n.y.empty() || n.y.dtype() == n.x.dtype()),
+              "BatchNormBackwardSums");
+  WithType(n.x.dtype(), [&]<typename T>(T* type) {
+    const auto run = [&]<Counting kCounting>(std::integral_constant<Counting, kCounting>) {
+      const BatchNormBackwardRows<T, kCounting> f{
+          .x = DataOf(n.x, type),
+          .mean = n.mean.data(),
+          .inverse_deviation = n.inverse_deviation.data(),
+          .scale = n.scale.data(),
+          .offset = n.offset.empty() ? nullptr : n.offset.data(),
+          .y = n.y.empty() ? nullptr : DataOf(n.y, type),
+          .dy = DataOf(n.dy, type),
+          .columns = n.columns};
+      SumColumns<2, kVectorOf<T>>(
+          stream, "BatchNormBackwardSums", processors_, {1, n.rows, n.columns}, 1.0F,
+          Aligned16(f.x, f.mean, f.inverse_deviation, f.scale, f.offset, f.y, f.dy), sums.data(), f,
+          [this](std::int64_t count) { return Scratch<float>(count); });
+    };
+    if (n.activation != Activation::kRelu) {
+      run(std::integral_constant<Counting, Counting::kAll>());
+    } else if (n.y.empty()) {
+      run(std::integral_constant<Counting, Counting::kAboveZero>());
+    } else {
+      run(std::integral_constant<Counting, Counting::kKept>());
+    }
+  });
 }
 
 void CudaKernels::BatchNormBackward(Stream& stream, const NormBackwardArguments& n,
                                     ConstFloatSpan sums, ConstFloatSpan count) {
-  LaunchTile<BatchNormBackwardTile>(
-      stream, "BatchNormBackward",
-      Aligned16(n.x.data(), n.mean.data(), n.inverse_deviation.data(), n.scale.data(),
-                n.dy.floats(), sums.data(), n.dx.data()),
-      n.rows, n.columns, n.x.data(), n.mean.data(), n.inverse_deviation.data(), n.scale.data(),
-      n.dy.floats(), sums.data(), count.empty() ? nullptr : count.data(), n.dx.data(), n.columns);
+  RequireType(n.x.dtype() == n.dy.dtype() && n.dx.dtype() == n.x.dtype(), "BatchNormBackward");
+  WithType(n.x.dtype(), [&]<typename T>(T* type) {
+    const auto run = [&]<Counting kCounting>(std::integral_constant<Counting, kCounting>) {
+      const BatchNormBackwardColumns<T, kCounting> body{
+          .x = DataOf(n.x, type),
+          .mean = n.mean.data(),
+          .inverse_deviation = n.inverse_deviation.data(),
+          .scale = n.scale.data(),
+          .offset = n.offset.empty() ? nullptr : n.offset.data(),
+          .dy = DataOf(n.dy, type),
+          .sums = sums.empty() ? nullptr : sums.data(),
+          .count = count.empty() ? nullptr : count.data(),
+          .dx = DataOf(n.dx, type),
+          .columns = n.columns};
+      LaunchColumns<kVectorOf<T>>(stream, "BatchNormBackward",
+                                  Aligned16(body.x, body.mean, body.inverse_deviation, body.scale,
+                                            body.offset, body.dy, body.sums, body.dx) &&
+                                      (body.sums == nullptr || n.columns % 4 == 0),
+                                  processors_, n.rows, n.columns, body);
+    };
+    if (n.activation == Activation::kRelu && n.y.empty()) {
+      run(std::integral_constant<Counting, Counting::kAboveZero>());
+    } else {
+      run(std::integral_constant<Counting, Counting::kAll>());
+    }
+  });
 }
 
 }  // namespace cohort::cuda

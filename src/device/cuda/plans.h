@@ -47,9 +47,16 @@ class Libraries {
 void RequireTypeOf(const Libraries& libraries, DType type);
 
 std::unique_ptr<MatMulPlan> MakeMatMul(Libraries& libraries, const MatMulSpec& spec);
+// With gelu: in one kernel, or as `apart` does it, whichever is faster.
+std::unique_ptr<MatMulPlan> MakeGeluMatMul(Libraries& libraries, const MatMulSpec& spec,
+                                           std::unique_ptr<MatMulPlan> apart);
 std::unique_ptr<ConvPlan> MakeConv(Libraries& libraries, const ConvSpec& spec);
-// half_plans.cc: of 16 bits, by the float32 ones (of which MakeConv gives one for any type).
+// half_plans.cc: of 16 bits, by the float32 one.
+std::unique_ptr<MatMulPlan> MakeWidenedMatMul(Libraries& libraries, const MatMulSpec& spec);
+// Of 16 bits: by cuDNN's graphs.
 std::unique_ptr<ConvPlan> MakeHalfConv(Libraries& libraries, const ConvSpec& spec);
+// half_plans.cc: of 16 bits, by the float32 ones (of which MakeConv gives one for any type).
+std::unique_ptr<ConvPlan> MakeWidenedConv(Libraries& libraries, const ConvSpec& spec);
 std::unique_ptr<AttentionPlan> MakeWidenedAttention(Libraries& libraries,
                                                     const AttentionSpec& spec);
 // elementwise.cu: Kernels::Copy.

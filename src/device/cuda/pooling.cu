@@ -7,12 +7,11 @@
 #include <type_traits>
 
 #include "cuda/cuda_common.h"
+#include "cuda/launch.cuh"
 #include "cuda/plans.h"
 
 namespace cohort::cuda {
 namespace {
-
-constexpr int kThreads = 256;
 
 unsigned Blocks(std::int64_t elements) {
   constexpr std::int64_t kMost = 65536;
@@ -94,9 +93,9 @@ struct Covering {
   Int begin, end;
 };
 
-template <typename Place, typename Int>
+template <typename T, typename Place, typename Int>
 __global__ void __launch_bounds__(kThreads)
-    MaxForward(Geometry<Int> g, const float* __restrict__ x, float* __restrict__ y,
+    MaxForward(Geometry<Int> g, const T* __restrict__ x, T* __restrict__ y,
                Place* __restrict__ places) {
   for (std::int64_t index = First(); index < g.outputs; index += Step()) {
     const auto i = static_cast<Int>(index);
@@ -106,7 +105,7 @@ __global__ void __launch_bounds__(kThreads)
     Int at = -1;
     for (Int h = window.h_begin; h < window.h_end; ++h) {
       for (Int w = window.w_begin; w < window.w_end; ++w) {
-        const float value = x[((p.b * g.height + h) * g.width + w) * g.channels + p.c];
+        const float value = ToFloat(x[((p.b * g.height + h) * g.width + w) * g.channels + p.c]);
         // The first of equal ones; a NaN is larger than all.
         if (at < 0 || value > best || value != value) {
           best = value;
@@ -114,15 +113,15 @@ __global__ void __launch_bounds__(kThreads)
         }
       }
     }
-    y[i] = best;
+    y[i] = RoundedTo<T>(best);
     places[i] = static_cast<Place>(at);
   }
 }
 
-template <typename Place, typename Int>
+template <typename T, typename Place, typename Int>
 __global__ void __launch_bounds__(kThreads)
-    MaxBackward(Geometry<Int> g, const float* __restrict__ dy, const Place* __restrict__ places,
-                float* __restrict__ dx) {
+    MaxBackward(Geometry<Int> g, const T* __restrict__ dy, const Place* __restrict__ places,
+                T* __restrict__ dx) {
   for (std::int64_t index = First(); index < g.inputs; index += Step()) {
     const auto i = static_cast<Int>(index);
     const PlaceOf<Int> p(i, g.height, g.width, g.channels);
@@ -135,17 +134,17 @@ __global__ void __launch_bounds__(kThreads)
         const Int place =
             (p.h - (h * g.stride_h - g.pad_top)) * g.window_w + p.w - (w * g.stride_w - g.pad_left);
         if (static_cast<Int>(places[o]) == place) {
-          sum += dy[o];
+          sum += ToFloat(dy[o]);
         }
       }
     }
-    dx[i] = sum;
+    dx[i] = RoundedTo<T>(sum);
   }
 }
 
-template <typename Int>
+template <typename T, typename Int>
 __global__ void __launch_bounds__(kThreads)
-    AverageForward(Geometry<Int> g, const float* __restrict__ x, float* __restrict__ y) {
+    AverageForward(Geometry<Int> g, const T* __restrict__ x, T* __restrict__ y) {
   for (std::int64_t index = First(); index < g.outputs; index += Step()) {
     const auto i = static_cast<Int>(index);
     const PlaceOf<Int> p(i, g.out_h, g.out_w, g.channels);
@@ -153,16 +152,16 @@ __global__ void __launch_bounds__(kThreads)
     float sum = 0;
     for (Int h = window.h_begin; h < window.h_end; ++h) {
       for (Int w = window.w_begin; w < window.w_end; ++w) {
-        sum += x[((p.b * g.height + h) * g.width + w) * g.channels + p.c];
+        sum += ToFloat(x[((p.b * g.height + h) * g.width + w) * g.channels + p.c]);
       }
     }
-    y[i] = sum / static_cast<float>(window.count());
+    y[i] = RoundedTo<T>(sum / static_cast<float>(window.count()));
   }
 }
 
-template <typename Int>
+template <typename T, typename Int>
 __global__ void __launch_bounds__(kThreads)
-    AverageBackward(Geometry<Int> g, const float* __restrict__ dy, float* __restrict__ dx) {
+    AverageBackward(Geometry<Int> g, const T* __restrict__ dy, T* __restrict__ dx) {
   for (std::int64_t index = First(); index < g.inputs; index += Step()) {
     const auto i = static_cast<Int>(index);
     const PlaceOf<Int> p(i, g.height, g.width, g.channels);
@@ -172,54 +171,65 @@ __global__ void __launch_bounds__(kThreads)
     for (Int h = rows.begin; h < rows.end; ++h) {
       for (Int w = columns.begin; w < columns.end; ++w) {
         const float share = 1.0F / static_cast<float>(Window<Int>(g, h, w).count());
-        sum += dy[((p.b * g.out_h + h) * g.out_w + w) * g.channels + p.c] * share;
+        sum += ToFloat(dy[((p.b * g.out_h + h) * g.out_w + w) * g.channels + p.c]) * share;
       }
     }
-    dx[i] = sum;
+    dx[i] = RoundedTo<T>(sum);
   }
 }
 
 template <typename Place, typename Int>
 class CudaPool final : public PoolPlan {
  public:
-  explicit CudaPool(const PoolSpec& spec) : max_(spec.max), g_(GeometryOf<Int>(spec)) {}
+  explicit CudaPool(const PoolSpec& spec)
+      : max_(spec.max), type_(spec.type), g_(GeometryOf<Int>(spec)) {}
 
   std::int64_t workspace_bytes() const override {
     return max_ ? static_cast<std::int64_t>(g_.outputs) * static_cast<std::int64_t>(sizeof(Place))
                 : 0;
   }
 
-  void Forward(Stream& stream, const float* x, float* y, std::byte* workspace) override {
+  void Forward(Stream& stream, const void* in, void* out, std::byte* workspace) override {
     if (g_.inputs == 0 || g_.outputs == 0) {
       return;
     }
     const cudaStream_t native = Native(stream);
-    if (max_) {
-      MaxForward<<<Blocks(g_.outputs), kThreads, 0, native>>>(g_, x, y,
-                                                              reinterpret_cast<Place*>(workspace));
-    } else {
-      AverageForward<<<Blocks(g_.outputs), kThreads, 0, native>>>(g_, x, y);
-    }
+    WithType(type_, [&]<typename T>(T* /*type*/) {
+      const T* const x = static_cast<const T*>(in);
+      T* const y = static_cast<T*>(out);
+      if (max_) {
+        MaxForward<<<Blocks(g_.outputs), kThreads, 0, native>>>(
+            g_, x, y, reinterpret_cast<Place*>(workspace));
+      } else {
+        AverageForward<<<Blocks(g_.outputs), kThreads, 0, native>>>(g_, x, y);
+      }
+    });
     Launched(stream, "a pool");
   }
 
-  void Backward(Stream& stream, const float* dy, const std::byte* workspace, float* dx) override {
+  void Backward(Stream& stream, const void* gradient, const std::byte* workspace,
+                void* out) override {
     if (g_.inputs == 0) {
       return;
     }
     // Without outputs no window covers an element: zeros.
     const cudaStream_t native = Native(stream);
-    if (max_) {
-      MaxBackward<<<Blocks(g_.inputs), kThreads, 0, native>>>(
-          g_, dy, reinterpret_cast<const Place*>(workspace), dx);
-    } else {
-      AverageBackward<<<Blocks(g_.inputs), kThreads, 0, native>>>(g_, dy, dx);
-    }
+    WithType(type_, [&]<typename T>(T* /*type*/) {
+      const T* const dy = static_cast<const T*>(gradient);
+      T* const dx = static_cast<T*>(out);
+      if (max_) {
+        MaxBackward<<<Blocks(g_.inputs), kThreads, 0, native>>>(
+            g_, dy, reinterpret_cast<const Place*>(workspace), dx);
+      } else {
+        AverageBackward<<<Blocks(g_.inputs), kThreads, 0, native>>>(g_, dy, dx);
+      }
+    });
     Launched(stream, "a pool's gradient");
   }
 
  private:
   const bool max_;
+  const DType type_;
   const Geometry<Int> g_;
 };
 

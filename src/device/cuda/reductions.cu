@@ -24,62 +24,91 @@ struct ReluBackwardRows {
   }
 };
 
+// With kBoth, the sum of differences and of their squares; otherwise of squares.
+template <typename T, typename Center, bool kBoth>
 struct SquaresAround {
-  const float* x;
-  const float* center;
+  const T* x;
+  const Center* center;
   std::int64_t columns;
   template <int V>
-  __device__ void At(std::int64_t r, std::int64_t c, Floats<V> (&values)[1]) const {
-    values[0] = Load<V>(x + r * columns + c);
+  __device__ auto Of(std::int64_t c) const {
     const Floats<V> middle = Load<V>(center + c);
-#pragma unroll
-    for (int k = 0; k < V; ++k) {
-      const float d = values[0].v[k] - middle.v[k];
-      values[0].v[k] = d * d;
-    }
-  }
-};
-
-// One thread for each output: for short sums.
-template <int V>
-struct ShortMiddle {
-  const float* x;
-  float* y;
-  std::int64_t middle, inner;
-  float scale;
-  __device__ void operator()(std::int64_t o, std::int64_t c) const {
-    Floats<V> sum = {};
-    const float* from = x + o * middle * inner + c;
-#pragma unroll 8
-    for (std::int64_t m = 0; m < middle; ++m) {
-      const Floats<V> value = Load<V>(from + m * inner);
+    return [from = x + c, stride = columns, middle](std::int64_t r, auto& values) {
+      values[0] = Load<V>(from + r * stride);
 #pragma unroll
       for (int k = 0; k < V; ++k) {
-        sum.v[k] += value.v[k];
+        const float d = values[0].v[k] - middle.v[k];
+        if constexpr (kBoth) {
+          values[0].v[k] = d;
+          values[1].v[k] = d * d;
+        } else {
+          values[0].v[k] = d * d;
+        }
       }
-    }
-#pragma unroll
-    for (int k = 0; k < V; ++k) {
-      sum.v[k] *= scale;
-    }
-    Store<V>(y + o * inner + c, sum);
+    };
   }
 };
 
-template <int V>
-struct SpreadMiddle {
-  const float* dy;
-  float* dx;
-  std::int64_t middle, inner;
-  float scale;
-  __device__ void operator()(std::int64_t r, std::int64_t c) const {
-    Floats<V> value = Load<V>(dy + r / middle * inner + c);
-#pragma unroll
-    for (int k = 0; k < V; ++k) {
-      value.v[k] *= scale;
-    }
-    Store<V>(dx + r * inner + c, value);
+// From the sums of (x - x[0]) and of its square over `rows` rows.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    AroundMeanKernel(std::int64_t columns, float rows, const T* first, const float* sums,
+                     float* mean, float* square_sums) {
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
+  for (std::int64_t c = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; c < columns;
+       c += step) {
+    const float shift = sums[c] / rows;
+    mean[c] = ToFloat(first[c]) + shift;
+    square_sums[c] = fmaxf(sums[columns + c] - sums[c] * shift, 0.0F);
   }
+}
+
+// One thread for each output: for short sums.
+template <typename T>
+struct ShortMiddle {
+  template <int V>
+  struct Tile {
+    const T* x;
+    float* y;
+    std::int64_t middle, inner;
+    float scale;
+    __device__ void operator()(std::int64_t o, std::int64_t c) const {
+      Floats<V> sum = {};
+      const T* from = x + o * middle * inner + c;
+#pragma unroll 8
+      for (std::int64_t m = 0; m < middle; ++m) {
+        const Floats<V> value = Load<V>(from + m * inner);
+#pragma unroll
+        for (int k = 0; k < V; ++k) {
+          sum.v[k] += value.v[k];
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < V; ++k) {
+        sum.v[k] *= scale;
+      }
+      Store<V>(y + o * inner + c, sum);
+    }
+  };
+};
+
+template <typename T>
+struct SpreadMiddle {
+  template <int V>
+  struct Tile {
+    const float* dy;
+    T* dx;
+    std::int64_t middle, inner;
+    float scale;
+    __device__ void operator()(std::int64_t r, std::int64_t c) const {
+      Floats<V> value = Load<V>(dy + r / middle * inner + c);
+#pragma unroll
+      for (int k = 0; k < V; ++k) {
+        value.v[k] *= scale;
+      }
+      Store<V>(dx + r * inner + c, value);
+    }
+  };
 };
 
 // partial[b] = the sum of squares of the elements that block b has; with x = partial and kSquare
@@ -126,31 +155,64 @@ void CudaKernels::ReluBackwardSumRows(Stream& stream, RowsOf size, ConstElements
   });
 }
 
-void CudaKernels::SumSquaresRows(Stream& stream, RowsOf size, ConstFloatSpan x,
+void CudaKernels::SumSquaresRows(Stream& stream, RowsOf size, ConstElements x,
                                  ConstFloatSpan center, FloatSpan sums) {
-  SumColumns<1>(stream, "SumSquaresRows", processors_, {1, size.rows, size.columns}, 1.0F,
-                Aligned16(x.data(), center.data()), sums.data(),
-                SquaresAround{x.data(), center.data(), size.columns},
-                [this](std::int64_t count) { return Scratch<float>(count); });
+  WithType(x.dtype(), [&]<typename T>(T* type) {
+    SumColumns<1, kVectorOf<T>>(
+        stream, "SumSquaresRows", processors_, {1, size.rows, size.columns}, 1.0F,
+        Aligned16(x.raw(), center.data()), sums.data(),
+        SquaresAround<T, float, false>{DataOf(x, type), center.data(), size.columns},
+        [this](std::int64_t count) { return Scratch<float>(count); });
+  });
 }
 
-void CudaKernels::SumMiddle(Stream& stream, const MiddleOf& size, float scale, ConstFloatSpan x,
-                            FloatSpan y) {
-  if (size.middle <= kRowsPerThread) {
-    LaunchTile<ShortMiddle>(stream, "SumMiddle", Aligned16(x.data(), y.data()), size.outer,
-                            size.inner, x.data(), y.data(), size.middle, size.inner, scale);
+void CudaKernels::Moments(Stream& stream, RowsOf size, ConstElements x, FloatSpan mean,
+                          FloatSpan square_sums) {
+  if (size.columns == 0) {
     return;
   }
-  SumColumns<1>(stream, "SumMiddle", processors_, {size.outer, size.middle, size.inner}, scale,
-                Aligned16(x.data()), y.data(), PlainRows<float>{x.data(), size.inner},
-                [this](std::int64_t count) { return Scratch<float>(count); });
+  if (size.rows == 0) {
+    Fill(stream, mean, 0.0F);
+    Fill(stream, square_sums, 0.0F);
+    return;
+  }
+  WithType(x.dtype(), [&]<typename T>(T* type) {
+    // Around the first row, which is near enough to the mean that squares keep their digits.
+    const T* const first = DataOf(x, type);
+    const float* const sums = SumColumns<2, kVectorOf<T>>(
+        stream, "Moments", processors_, {1, size.rows, size.columns}, 1.0F, Aligned16(first),
+        nullptr, SquaresAround<T, T, true>{first, first, size.columns},
+        [this](std::int64_t count) { return Scratch<float>(count); });
+    AroundMeanKernel<<<Blocks(size.columns, kThreads), kThreads, 0, Native(stream)>>>(
+        size.columns, static_cast<float>(size.rows), first, sums, mean.data(), square_sums.data());
+    Launched(stream, "Moments");
+  });
+}
+
+void CudaKernels::SumMiddle(Stream& stream, const MiddleOf& size, float scale, ConstElements x,
+                            FloatSpan y) {
+  WithType(x.dtype(), [&]<typename T>(T* type) {
+    const T* const from = DataOf(x, type);
+    if (size.middle <= kRowsPerThread) {
+      LaunchTile<ShortMiddle<T>::template Tile>(stream, "SumMiddle", Aligned16(from, y.data()),
+                                                size.outer, size.inner, from, y.data(), size.middle,
+                                                size.inner, scale);
+      return;
+    }
+    SumColumns<1>(stream, "SumMiddle", processors_, {size.outer, size.middle, size.inner}, scale,
+                  Aligned16(from), y.data(), PlainRows<T>{from, size.inner},
+                  [this](std::int64_t count) { return Scratch<float>(count); });
+  });
 }
 
 void CudaKernels::SumMiddleBackward(Stream& stream, const MiddleOf& size, float scale,
-                                    ConstFloatSpan dy, FloatSpan dx) {
-  LaunchTile<SpreadMiddle>(stream, "SumMiddleBackward", Aligned16(dy.data(), dx.data()),
-                           size.outer * size.middle, size.inner, dy.data(), dx.data(), size.middle,
-                           size.inner, scale);
+                                    ConstFloatSpan dy, Elements dx) {
+  WithType(dx.dtype(), [&]<typename T>(T* type) {
+    T* const to = DataOf(dx, type);
+    LaunchTile<SpreadMiddle<T>::template Tile>(
+        stream, "SumMiddleBackward", Aligned16(dy.data(), to), size.outer * size.middle, size.inner,
+        dy.data(), to, size.middle, size.inner, scale);
+  });
 }
 
 void CudaKernels::SumSquares(Stream& stream, ConstFloatSpan x, std::span<double> sum) {

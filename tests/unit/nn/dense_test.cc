@@ -97,6 +97,39 @@ TEST(Dense, OtherActivationsAreFused) {
                            [&](Tape&, const auto& in) { return dense(in[0]); });
 }
 
+TEST(FeedForward, HasTheGradientsOfFiniteDifferences) {
+  for (const std::int64_t batch : {0, 1, 5}) {
+    for (const bool bias : {true, false}) {
+      ParameterSet parameters;
+      const FeedForward layer(parameters, "up", "down", 4, 7, {.bias = bias}, {.bias = bias});
+      parameters.Build();
+      testing::ExpectGradients(parameters, {RandomTensor({batch, 4}, 2)},
+                               [&](Tape&, const auto& in) { return layer(in[0]); });
+    }
+  }
+}
+
+TEST(FeedForward, IsTwoDenseLayersWithGeluBetween) {
+  Bench together;
+  const FeedForward layer(together.parameters, "up", "down", 4, 7);
+  together.parameters.Build();
+  Bench apart;
+  const Dense up(apart.parameters, "up", 4, 7);
+  const Dense down(apart.parameters, "down", 7, 4);
+  apart.parameters.Build();
+  const Tensor x = RandomTensor({3, 4}, 1);
+  for (const bool training : {true, false}) {
+    const Tensor want = apart.Run({x}, [&](Tape&, const auto& in) { return down(Gelu(up(in[0]))); },
+                                  {.training = training});
+    const Tensor got = together.Run({x}, [&](Tape&, const auto& in) { return layer(in[0]); },
+                                    {.training = training});
+    ExpectNear(got.data<float>(), AsDoubles(want), 1e-6);
+  }
+  EXPECT_THROW(
+      together.Run({RandomTensor({2, 5}, 1)}, [&](Tape&, const auto& in) { return layer(in[0]); }),
+      ContractError);
+}
+
 TEST(Dense, NamesItselfWhenTheInputDoesNotFit) {
   Bench bench;
   const Dense dense(bench.parameters, "hidden", 3, 2);

@@ -1,6 +1,7 @@
 #include <cohort/nn/initializers.h>
 #include <cohort/nn/layers.h>
 #include <cohort/nn/losses.h>
+#include <cohort/nn/operations.h>
 #include <gmock/gmock.h>
 
 #include <cmath>
@@ -92,6 +93,64 @@ TEST(BatchNorm, HasTheGradientsOfFiniteDifferences) {
     Randomise(parameters);
     ExpectGradients(parameters, {RandomTensor({batch, 2, 3}, 2)},
                     [&](Tape&, const auto& in) { return norm(in[0]); });
+  }
+}
+
+// Relu and what is added are the same as apart, bit by bit; what is added twice gets both
+// gradients.
+TEST(BatchNorm, AddsAndCutsInOnePass) {
+  for (const bool adds : {false, true}) {
+    ParameterSet apart_set;
+    const BatchNorm apart(apart_set, "n", 3, {.epsilon = 0.1F});
+    apart_set.Build();
+    Randomise(apart_set);
+    ParameterSet fused_set;
+    const BatchNorm fused(fused_set, "n", 3, {.epsilon = 0.1F, .activation = Activation::kRelu});
+    fused_set.Build();
+    Randomise(fused_set);
+    const Tensor x = RandomTensor({6, 2, 3}, 2);
+    const Tensor added = RandomTensor({6, 2, 3}, 3);
+    const auto both = [&](ParameterSet& parameters, const auto& forward) {
+      const auto stream = MakeInlineStream();
+      Workspace workspace;
+      Tape tape(parameters, *stream, workspace);
+      const std::vector<Variable> in = {tape.Input(x, true), tape.Input(added, true)};
+      const Variable y = forward(in);
+      const Variable loss = MeanSquaredError(y, RandomTensor({6, 2, 3}, 4));
+      CollectingSink sink(parameters);
+      tape.Backward(loss, sink);
+      EXPECT_EQ(tape.Finish(), OkStatus());
+      return std::vector<Tensor>{y.tensor(), tape.Gradient(in[0]), tape.Gradient(in[1])};
+    };
+    const auto want = both(apart_set, [&](const auto& in) {
+      return adds ? Add(Relu(Add(apart(in[0]), in[1])), in[1]) : Add(Relu(apart(in[0])), in[1]);
+    });
+    const auto got = both(fused_set, [&](const auto& in) {
+      return adds ? Add(fused(in[0], in[1]), in[1]) : Add(fused(in[0]), in[1]);
+    });
+    for (std::size_t i = 0; i < want.size(); ++i) {
+      ASSERT_EQ(want[i].elements(), got[i].elements());
+      for (std::int64_t e = 0; e < want[i].elements(); ++e) {
+        EXPECT_NEAR(got[i].data<float>()[static_cast<std::size_t>(e)],
+                    want[i].data<float>()[static_cast<std::size_t>(e)], 2e-6)
+            << adds << ", result " << i << ", element " << e;
+      }
+    }
+  }
+  ParameterSet parameters;
+  EXPECT_THROW(BatchNorm(parameters, "n", 3, {.activation = Activation::kTanh}), ContractError);
+}
+
+TEST(BatchNorm, NamesWhatDoesNotFitWhatIsAdded) {
+  Bench bench;
+  const BatchNorm norm(bench.parameters, "n", 3);
+  bench.parameters.Build();
+  try {
+    bench.Run({RandomTensor({2, 3}, 1), RandomTensor({3, 3}, 2)},
+              [&](Tape&, const auto& in) { return norm(in[0], in[1]); });
+    FAIL() << "shapes that differ";
+  } catch (const ContractError& error) {
+    EXPECT_THAT(error.what(), ::testing::HasSubstr("BatchNorm n"));
   }
 }
 

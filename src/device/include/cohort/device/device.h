@@ -54,6 +54,8 @@ class Device {
   // its kind, and must stay until then. Memory of the host that AllocateHost did not make may block
   // the caller until it is copied.
   virtual void Copy(Stream& stream, const std::byte* from, std::byte* to, std::size_t bytes) = 0;
+  // Whether kernels of this device may follow addresses of the other's memory.
+  virtual bool Reaches(const Device& /*other*/) const { return false; }
 
   // Calls `feed`, which feeds the stream; what it puts there does not run now, but at each Replay.
   // `feed` may not block on the stream, nor allocate. nullptr where the device cannot: `feed` was

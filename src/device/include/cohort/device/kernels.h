@@ -94,10 +94,10 @@ class Kernels {
   virtual void ReluBackwardSumRows(Stream& stream, RowsOf size, ConstElements y, Elements dy,
                                    FloatSpan sums) = 0;
   // scale * the sum over the middle of [outer, middle, inner], and its gradient.
-  virtual void SumMiddle(Stream& stream, const MiddleOf& size, float scale, ConstFloatSpan x,
+  virtual void SumMiddle(Stream& stream, const MiddleOf& size, float scale, ConstElements x,
                          FloatSpan y) = 0;
   virtual void SumMiddleBackward(Stream& stream, const MiddleOf& size, float scale,
-                                 ConstFloatSpan dy, FloatSpan dx) = 0;
+                                 ConstFloatSpan dy, Elements dx) = 0;
   virtual void Softmax(Stream& stream, RowsOf size, ConstFloatSpan x, FloatSpan y) = 0;
   virtual void SoftmaxBackward(Stream& stream, RowsOf size, ConstFloatSpan y, ConstFloatSpan dy,
                                FloatSpan dx) = 0;
@@ -118,8 +118,11 @@ class Kernels {
   virtual void LayerNorm(Stream& stream, const NormArguments& n) = 0;
   virtual void LayerNormBackward(Stream& stream, const NormBackwardArguments& n) = 0;
   // sums[c] = sum over rows of (x(r, c) - center[c])^2.
-  virtual void SumSquaresRows(Stream& stream, RowsOf size, ConstFloatSpan x, ConstFloatSpan center,
+  virtual void SumSquaresRows(Stream& stream, RowsOf size, ConstElements x, ConstFloatSpan center,
                               FloatSpan sums) = 0;
+  // In one pass: the mean by column, and SumSquaresRows around it. Of no rows, zeros.
+  virtual void Moments(Stream& stream, RowsOf size, ConstElements x, FloatSpan mean,
+                       FloatSpan square_sums) = 0;
   // y = sums / count[0], or 0 where count[0] is 0.
   virtual void DivideByCount(Stream& stream, ConstFloatSpan sums, ConstFloatSpan count,
                              FloatSpan y) = 0;
@@ -127,7 +130,9 @@ class Kernels {
   // unbiased variance where they are not empty. A count of 0 leaves the averages as they were.
   virtual void FinishMoments(Stream& stream, const MomentsArguments& m) = 0;
   virtual void BatchNorm(Stream& stream, const NormArguments& n) = 0;
-  // sums = [sum of dy, sum of dy * xhat], each by column.
+  // sums = [sum of dy, sum of dy * xhat], each by column, of what of dy counts. With `y`, the rest
+  // of dy is set to 0 first: that is the gradient of `added`, and BatchNormBackward is then asked
+  // with kNone.
   virtual void BatchNormBackwardSums(Stream& stream, const NormBackwardArguments& n,
                                      FloatSpan sums) = 0;
   // dx from those sums over count[0] rows; with both empty, the statistics were constants.

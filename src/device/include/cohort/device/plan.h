@@ -24,7 +24,7 @@ enum class Activation {
 };
 
 // c[m,n] = activation(op(a)[m,k] op(b)[k,n] + bias[n]); op transposes what lies in memory. Only
-// kNone and kRelu. Products are added up in float32, whatever the types.
+// kNone, kRelu and kGelu. Products are added up in float32, whatever the types.
 struct MatMulSpec {
   std::int64_t m = 0;
   std::int64_t n = 0;
@@ -33,16 +33,24 @@ struct MatMulSpec {
   bool transpose_b = false;
   bool bias = false;
   Activation activation = Activation::kNone;
+  // Of kGelu: what it was given is written to Run's `before`.
+  bool keeps_before = false;
+  // kGelu: c = (op(a) op(b)) * gelu'(before) instead; no bias, no activation.
+  Activation gradient_of = Activation::kNone;
   DType type = DType::kFloat32;  // of a and b
-  DType out = DType::kFloat32;   // of c and bias: float32, or `type`
+  DType out = DType::kFloat32;   // of c, bias and before: float32, or `type`
   friend auto operator<=>(const MatMulSpec&, const MatMulSpec&) = default;
 };
 
 class MatMulPlan {
  public:
   virtual ~MatMulPlan() = default;
-  // Of the types that the spec says.
-  virtual void Run(Stream& stream, const void* a, const void* b, const void* bias, void* c) = 0;
+  // Of the types that the spec says. `before` [m,n]: written (keeps_before) or read (gradient_of).
+  virtual void Run(Stream& stream, const void* a, const void* b, const void* bias, void* c,
+                   void* before) = 0;
+  void Run(Stream& stream, const void* a, const void* b, const void* bias, void* c) {
+    Run(stream, a, b, bias, c, nullptr);
+  }
 };
 
 // x [batch, height, width, in], kernel [kernel_h, kernel_w, in / groups, out], y [batch,
@@ -77,13 +85,15 @@ class ConvPlan {
   virtual void BackwardInput(Stream& stream, const void* kernel, const void* dy, void* dx) = 0;
 };
 
-// Windows over x [batch, height, width, channels]. Averages leave padding out of the count.
+// Windows over x [batch, height, width, channels]. Averages leave padding out of the count; sums
+// are float32.
 struct PoolSpec {
   bool max = true;
   std::int64_t batch = 0, height = 0, width = 0, channels = 0;
   std::int64_t window_h = 0, window_w = 0;
   std::int64_t stride_h = 1, stride_w = 1;
   std::int64_t pad_top = 0, pad_bottom = 0, pad_left = 0, pad_right = 0;
+  DType type = DType::kFloat32;  // of all but the workspace
   friend auto operator<=>(const PoolSpec&, const PoolSpec&) = default;
 
   std::int64_t out_height() const {
@@ -99,8 +109,8 @@ class PoolPlan {
   virtual ~PoolPlan() = default;
   // Bytes that Forward writes for Backward: which element of a window was the largest.
   virtual std::int64_t workspace_bytes() const = 0;
-  virtual void Forward(Stream& stream, const float* x, float* y, std::byte* workspace) = 0;
-  virtual void Backward(Stream& stream, const float* dy, const std::byte* workspace, float* dx) = 0;
+  virtual void Forward(Stream& stream, const void* x, void* y, std::byte* workspace) = 0;
+  virtual void Backward(Stream& stream, const void* dy, const std::byte* workspace, void* dx) = 0;
 };
 
 // Softmax(q k^T / sqrt(head_size)) v for each example and head. qkv [batch, length, 3, heads,
@@ -131,25 +141,35 @@ struct DropoutSpec {
   std::uint64_t first = 0;  // low half of the first element's counter
 };
 
-// y = (x - mean) * inverse_deviation * scale + offset. Layer norm: mean and inverse_deviation are
-// outputs, one per row, with `epsilon`, and y may be of 16 bits; batch norm: inputs, one per
-// column.
+// y = f((x - mean) * inverse_deviation * scale + offset + added). Layer norm: mean and
+// inverse_deviation are outputs, one per row, with `epsilon`; x is float32, y may be of 16 bits,
+// and neither f nor `added` is there. Batch norm: mean and inverse_deviation are inputs, one per
+// column; x, y and `added` are of one type.
 struct NormArguments {
   std::int64_t rows = 0;
   std::int64_t columns = 0;
   float epsilon = 0;
-  std::span<const float> x, scale, offset;
+  ConstElements x;
+  std::span<const float> scale, offset;
   std::span<float> mean, inverse_deviation;
   Elements y;
+  ConstElements added;                        // or empty
+  Activation activation = Activation::kNone;  // or kRelu
 };
 
 struct NormBackwardArguments {
   std::int64_t rows = 0;
   std::int64_t columns = 0;
-  std::span<const float> x, scale, mean, inverse_deviation;
-  ConstElements dy;                  // of layer norm: as its y
-  std::span<float> dx;               // empty: not wanted
+  ConstElements x;
+  std::span<const float> scale, mean, inverse_deviation;
+  Elements dy;                       // of layer norm: as its y
+  Elements dx;                       // empty: not wanted
   std::span<float> dscale, doffset;  // of layer norm; batch norm's are in its sums
+  // Batch norm's f. Of kRelu: dy counts where y > 0; without `y`, where that was for what `offset`
+  // and the others make of x.
+  Activation activation = Activation::kNone;
+  std::span<const float> offset;
+  ConstElements y;
 };
 
 struct MomentsArguments {

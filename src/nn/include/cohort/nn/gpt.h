@@ -52,7 +52,7 @@ class Gpt {
     LayerNorm attention_norm;
     SelfAttention attention;
     LayerNorm mlp_norm;
-    Dense up, down;
+    FeedForward mlp;
   };
 
   Variable Hidden(Tape& tape, const Tensor& tokens) const;

@@ -29,6 +29,8 @@ struct DenseOptions {
   std::uint64_t seed = 0;
 };
 
+class FeedForward;
+
 // y[..., out] = activation(x[..., in] kernel[in, out] + bias[out]).
 class Dense {
  public:
@@ -41,6 +43,21 @@ class Dense {
   std::int64_t in_, out_;
   Activation activation_;
   int kernel_ = -1, bias_ = -1;
+  friend class FeedForward;
+};
+
+// down(gelu(up(x))), of two dense layers, as one operation: gelu and its gradient are computed with
+// the products before them, where the device can.
+class FeedForward {
+ public:
+  // The options' activations do not count. Parameters "up/kernel", ..., under the layers' names.
+  FeedForward(ParameterSet& parameters, const std::string& up, const std::string& down,
+              std::int64_t width, std::int64_t hidden, const DenseOptions& up_options = {},
+              const DenseOptions& down_options = {});
+  Variable operator()(const Variable& x) const;
+
+ private:
+  Dense up_, down_;
 };
 
 struct Conv2DOptions {
@@ -76,17 +93,22 @@ struct BatchNormOptions {
   // and in the same order on every replica, also on those with an empty batch. Empty: each replica
   // normalises with its own batch.
   std::function<Status(std::span<float>)> sum_over_replicas;
+  Activation activation = Activation::kNone;  // kNone or kRelu, with it in one pass
 };
 
 // Over all axes but the last. In training the statistics are the batch's; otherwise the running
-// averages, which are parameters that are not trained ("name/mean", "name/variance").
+// averages, which are parameters that are not trained ("name/mean", "name/variance"). Of x's type.
 class BatchNorm {
  public:
   BatchNorm(ParameterSet& parameters, const std::string& name, std::int64_t channels,
             BatchNormOptions options = {});
   Variable operator()(const Variable& x) const;
+  // activation(norm(x) + added), which is of x's shape: the end of a residual block.
+  Variable operator()(const Variable& x, const Variable& added) const;
 
  private:
+  Variable Apply(const Variable& x, const Variable* added) const;
+
   std::string name_;
   std::int64_t channels_;
   BatchNormOptions options_;

@@ -52,6 +52,7 @@ enum class Padding {
   kSame,   // as much (zeros; for pooling, nothing) as makes the output ceil(input / stride); the
            // odd one goes after
   kValid,  // none
+  kSymmetric,  // (window - 1) / 2 before and after, as torchvision's models pad
 };
 
 struct Pool2DOptions {
@@ -59,6 +60,7 @@ struct Pool2DOptions {
   std::array<std::int64_t, 2> stride = {2, 2};
   Padding padding = Padding::kValid;
 };
+// Pools give x's type, but for the last, which gives float32.
 // Of equal elements of a window the first takes the gradient; a NaN is larger than all.
 Variable MaxPool2D(const Variable& x, const Pool2DOptions& options = {});
 // The mean over the part of each window that lies inside the image.

@@ -28,7 +28,9 @@
 #include <chrono>
 #include <functional>
 #include <list>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <vector>
 
@@ -54,6 +56,7 @@ class RecordedStep {
                                   std::chrono::milliseconds timeout = std::chrono::minutes(10));
 
   std::int64_t replays() const { return replays_; }
+  ParameterSet& parameters() const { return parameters_; }
 
  private:
   struct Recording;
@@ -72,6 +75,21 @@ class RecordedStep {
   Workspace& workspace_;
   std::list<Recording> recordings_;  // one for each set of shapes
   std::int64_t replays_ = 0;
+};
+
+// A step for each local replica, made at the first call. Any thread may call For.
+class RecordedSteps {
+ public:
+  // Outlives this, as do parameters.
+  explicit RecordedSteps(Workspaces& workspaces) : workspaces_(workspaces) {}
+  // The replica's, whose parameters stay where they are.
+  RecordedStep& For(int local_replica, const std::shared_ptr<Device>& device,
+                    ParameterSet& parameters);
+
+ private:
+  Workspaces& workspaces_;
+  std::mutex mutex_;
+  std::map<int, RecordedStep> steps_;
 };
 
 }  // namespace cohort::nn
