@@ -16,12 +16,15 @@
 #include <cohort/nn/losses.h>
 #include <cohort/nn/metrics.h>
 #include <cohort/nn/models.h>
+#include <cohort/nn/recorded_step.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "job.h"
 
@@ -29,6 +32,7 @@ namespace {
 
 using cohort::Result;
 using cohort::Status;
+using cohort::Tensor;
 
 struct Flags {
   JobFlags job;
@@ -82,8 +86,8 @@ class ImageStep {
       : model_(model), precision_(PrecisionOf(f.job)) {}
 
   cohort::StepFn Of(bool training) {
-    return [this, training](cohort::ReplicaContext& context, const cohort::data::Batch& batch)
-               -> Result<cohort::ReplicaResult> {
+    return [this, training](cohort::ReplicaContext& context,
+                            const cohort::data::Batch& batch) -> Result<cohort::ReplicaResult> {
       COHORT_ASSIGN_OR_RETURN(const auto out, Run(context, batch, training));
       COHORT_ASSIGN_OR_RETURN(const auto accuracy, cohort::nn::Accuracy(out[1], batch["label"]));
       const auto examples = static_cast<double>(batch.size);
@@ -161,8 +165,7 @@ Status Train(const Flags& f, cohort::Strategy& strategy) {
   ImageStep step(*model, f);
   cohort::Trainer trainer(strategy, parameters, std::move(options));
   const auto training = images.train.Shuffle(f.job.seed).Batch(f.job.global_batch).Prefetch(2);
-  COHORT_ASSIGN_OR_RETURN(const cohort::History history,
-                          trainer.Fit(training, step.Of(true)));
+  COHORT_ASSIGN_OR_RETURN(const cohort::History history, trainer.Fit(training, step.Of(true)));
   COHORT_ASSIGN_OR_RETURN(
       const cohort::EpochResult test,
       trainer.Evaluate(images.test.Batch(std::max<std::int64_t>(256, f.job.global_batch)),
