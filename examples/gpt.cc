@@ -18,11 +18,13 @@
 #include <cohort/data/memory.h>
 #include <cohort/data/tokens.h>
 #include <cohort/nn/gpt.h>
+#include <cohort/nn/recorded_step.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -192,30 +194,41 @@ Result<cohort::data::Dataset> TrainingWindows(const Flags& f, const Tokens& toke
 // ---- Model --------------------------------------------------------------------------------------
 
 // Forward, loss, backward, on whatever part of a batch the replica is given. The same function
-// trains and evaluates.
-cohort::StepFn MakeStep(const nn::Gpt& model, nn::Workspaces& workspaces, const Flags& f,
-                        bool training) {
-  return [&model, &workspaces, training, seed = f.job.seed, global_batch = f.job.global_batch,
-          precision = PrecisionOf(f.job)](
+// trains and evaluates. On a GPU a training step is a graph that is replayed (without dropout,
+// which is other numbers in every step).
+cohort::StepFn MakeStep(const nn::Gpt& model, nn::Workspaces& workspaces,
+                        nn::RecordedSteps& recorded, const Flags& f, bool training) {
+  return [&model, &workspaces, &recorded, training, seed = f.job.seed,
+          global_batch = f.job.global_batch, precision = PrecisionOf(f.job)](
              cohort::ReplicaContext& context,
              const cohort::data::Batch& batch) -> Result<cohort::ReplicaResult> {
-    nn::Tape tape(context.parameters, context.stream,
-                  workspaces.For(context.local_replica, context.device),
-                  {.training = training,
-                   .seed = seed,
-                   .step = context.step,
-                   .first_example =
-                       cohort::data::PartBegin(global_batch, context.num_replicas, context.replica),
-                   .intra_op_threads = context.intra_op_threads,
-                   .precision = precision});
-    const auto loss = model.Loss(tape, batch["tokens"], batch["next"]);
+    const nn::TapeOptions options{.training = training,
+                                  .seed = seed,
+                                  .step = context.step,
+                                  .first_example = cohort::data::PartBegin(
+                                      global_batch, context.num_replicas, context.replica),
+                                  .intra_op_threads = context.intra_op_threads,
+                                  .precision = precision};
+    const std::vector<Tensor> inputs = {batch["tokens"], batch["next"]};
+    const auto forward = [&model](nn::Tape& tape, std::span<const Tensor> in) {
+      return std::vector{model.Loss(tape, in[0], in[1])};
+    };
+    Tensor loss;
     if (training) {
-      tape.Backward(loss, context.gradients);
+      COHORT_ASSIGN_OR_RETURN(
+          const std::vector<Tensor> out,
+          recorded.For(context.local_replica, context.device, context.parameters)
+              .Run(context.stream, context.gradients, options, inputs, forward));
+      loss = out.front();
+    } else {
+      nn::Tape tape(context.parameters, context.stream,
+                    workspaces.For(context.local_replica, context.device), options);
+      loss = tape.Fetch(forward(tape, inputs).front());
+      COHORT_RETURN_IF_ERROR(tape.Finish());
     }
-    COHORT_RETURN_IF_ERROR(tape.Finish());
     const auto examples = static_cast<double>(batch.size);
     return cohort::ReplicaResult{
-        .loss_sum = loss.value() * examples, .weight = examples, .metric_sums = {}};
+        .loss_sum = loss.data<float>()[0] * examples, .weight = examples, .metric_sums = {}};
   };
 }
 
@@ -357,11 +370,12 @@ Status Train(const Flags& f, const Tokens& tokens, cohort::Strategy& strategy) {
   cohort::TrainerOptions options = MakeTrainerOptions(f.job);
   options.epochs = f.epochs;
   nn::Workspaces workspaces;
+  nn::RecordedSteps recorded(workspaces);
   cohort::Trainer trainer(strategy, parameters, std::move(options));
-  const cohort::StepFn evaluate = MakeStep(model, workspaces, f, false);
+  const cohort::StepFn evaluate = MakeStep(model, workspaces, recorded, f, false);
   COHORT_ASSIGN_OR_RETURN(
       const cohort::History history,
-      trainer.Fit(training, MakeStep(model, workspaces, f, true), &look, evaluate));
+      trainer.Fit(training, MakeStep(model, workspaces, recorded, f, true), &look, evaluate));
   COHORT_ASSIGN_OR_RETURN(const cohort::EpochResult result,
                           trainer.Evaluate(test.Batch(f.job.global_batch), evaluate));
   if (f.generate > 0) {
