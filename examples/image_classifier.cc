@@ -49,7 +49,7 @@ void DeclareFlags(CLI::App& app, Flags& f) {
   app.add_option("--data", f.data,
                  "folder with MNIST's four files (default: digits drawn by the program)");
   app.add_option("--model", f.model, "network")
-      ->check(CLI::IsMember({"linear", "mlp", "cnn"}))
+      ->check(CLI::IsMember({"linear", "mlp", "cnn", "resnet18", "resnet34", "resnet50"}))
       ->capture_default_str();
   app.add_option("--hidden", f.hidden, "units of each hidden layer of mlp")
       ->check(CLI::PositiveNumber)
@@ -103,6 +103,7 @@ class ImageStep {
                                   bool training) {
     const cohort::nn::TapeOptions options{.training = training,
                                           .step = context.step,
+                                          .updates_averages = context.local_replica == 0,
                                           .intra_op_threads = context.intra_op_threads,
                                           .precision = precision_};
     const std::vector<Tensor> inputs = {batch["image"], batch["label"]};

@@ -34,14 +34,6 @@ Status CheckSize(std::int64_t height, std::int64_t width) {
              : InvalidArgument("an image of " + SizeText(height, width) + " pixels is asked for");
 }
 
-// What of an image is looked at.
-struct Part {
-  std::int64_t top = 0;
-  std::int64_t left = 0;
-  std::int64_t height = 0;
-  std::int64_t width = 0;
-};
-
 // What one row or column of the output is made of: elements of the input.
 struct Tap {
   std::size_t low = 0;
@@ -93,7 +85,7 @@ void MixColumns(const float* in, const std::vector<Tap>& columns, std::size_t ch
 // Resize of a part. Rows first: that pass is over neighbours, as vectors are; of the columns only
 // those that are asked for are left.
 template <typename In, typename Out, typename Finish>
-void ResizePart(const Tensor& image, const Part& part, std::int64_t height, std::int64_t width,
+void ResizePart(const Tensor& image, const ImagePart& part, std::int64_t height, std::int64_t width,
                 Out* out, const Finish& finish) {
   const auto channels = static_cast<std::size_t>(image.shape()[2]);
   const std::size_t in_row = static_cast<std::size_t>(image.shape()[1]) * channels;
@@ -126,7 +118,7 @@ void ResizePart(const Tensor& image, const Part& part, std::int64_t height, std:
 float UnitRange(std::uint8_t value) { return static_cast<float>(value) / 255.0F; }
 
 // As Resize, and ToUnitRange if `unit_range`.
-void ResizeTo(const Tensor& image, const Part& part, std::int64_t height, std::int64_t width,
+void ResizeTo(const Tensor& image, const ImagePart& part, std::int64_t height, std::int64_t width,
               bool unit_range, std::byte* out) {
   using Byte = std::uint8_t;
   if (image.dtype() == DType::kFloat32) {
@@ -138,39 +130,6 @@ void ResizeTo(const Tensor& image, const Part& part, std::int64_t height, std::i
   } else {
     ResizePart<Byte>(image, part, height, width, reinterpret_cast<Byte*>(out), Rounded<Byte>::Of);
   }
-}
-
-// Which part of an image becomes height x width pixels.
-Result<Part> PartFor(const Tensor& image, ImageFit fit, std::int64_t height, std::int64_t width) {
-  COHORT_RETURN_IF_ERROR(CheckImage(image));
-  COHORT_RETURN_IF_ERROR(CheckSize(height, width));
-  const std::int64_t rows = image.shape()[0];
-  const std::int64_t columns = image.shape()[1];
-  Part part{.height = rows, .width = columns};
-  if (rows == height && columns == width) {
-    return part;
-  }
-  switch (fit) {
-    case ImageFit::kExact:
-      return InvalidArgument("an image of " + SizeText(rows, columns) + " pixels, " +
-                             SizeText(height, width) + " are asked for [ImageFit resizes]");
-    case ImageFit::kStretch:
-      break;
-    case ImageFit::kCover: {
-      const auto side = [](std::int64_t one, std::int64_t other, std::int64_t to,
-                           std::int64_t other_to) {
-        const double whole =
-            static_cast<double>(other) * static_cast<double>(to) / static_cast<double>(other_to);
-        return std::clamp<std::int64_t>(std::llround(whole), 1, one);
-      };
-      part.height = side(rows, columns, height, width);
-      part.width = side(columns, rows, width, height);
-      part.top = (rows - part.height) / 2;
-      part.left = (columns - part.width) / 2;
-      break;
-    }
-  }
-  return part;
 }
 
 // Memory of this thread for an image that is dropped before it asks again.
@@ -210,6 +169,16 @@ Result<Tensor> Decode(std::string_view bytes, const DecodeOptions& options,
   return DataLoss("neither JPEG nor PNG at byte 0, of " + std::to_string(bytes.size()) + " bytes");
 }
 
+// In place: left becomes right.
+void FlipRows(std::int64_t height, std::int64_t width, std::size_t pixel, std::byte* image) {
+  const std::size_t row = static_cast<std::size_t>(width) * pixel;
+  for (std::int64_t y = 0; y < height; ++y, image += row) {
+    for (std::size_t left = 0, right = row - pixel; left < right; left += pixel, right -= pixel) {
+      std::swap_ranges(image + left, image + left + pixel, image + right);
+    }
+  }
+}
+
 std::size_t PixelBytes(const Tensor& image) {
   return static_cast<std::size_t>(image.shape()[2]) * SizeOf(image.dtype());
 }
@@ -227,12 +196,57 @@ Result<Tensor> DecodeImage(std::string_view bytes, const DecodeOptions& options)
   return Decode(bytes, options, HostBytes);
 }
 
-Status DecodeAndFit(std::string_view bytes, const DecodeOptions& options, ImageFit fit,
-                    std::int64_t height, std::int64_t width, bool unit_range, std::byte* out) {
-  COHORT_ASSIGN_OR_RETURN(const Tensor image, Decode(bytes, options, PixelsOfThread));
-  COHORT_ASSIGN_OR_RETURN(const Part part, PartFor(image, fit, height, width));
-  ResizeTo(image, part, height, width, unit_range, out);
+Result<ImagePart> PartThatFits(ImageFit fit, std::int64_t rows, std::int64_t columns,
+                               std::int64_t height, std::int64_t width) {
+  COHORT_RETURN_IF_ERROR(CheckSize(height, width));
+  ImagePart part{.height = rows, .width = columns};
+  if (rows == height && columns == width) {
+    return part;
+  }
+  switch (fit) {
+    case ImageFit::kExact:
+      return InvalidArgument("an image of " + SizeText(rows, columns) + " pixels, " +
+                             SizeText(height, width) + " are asked for [ImageFit resizes]");
+    case ImageFit::kStretch:
+      break;
+    case ImageFit::kCover: {
+      const auto side = [](std::int64_t one, std::int64_t other, std::int64_t to,
+                           std::int64_t other_to) {
+        const double whole =
+            static_cast<double>(other) * static_cast<double>(to) / static_cast<double>(other_to);
+        return std::clamp<std::int64_t>(std::llround(whole), 1, one);
+      };
+      part.height = side(rows, columns, height, width);
+      part.width = side(columns, rows, width, height);
+      part.top = (rows - part.height) / 2;
+      part.left = (columns - part.width) / 2;
+      break;
+    }
+  }
+  return part;
+}
+
+Status DecodeView(std::string_view bytes, const ImageSpec& spec, const ChooseView& choose,
+                  std::byte* out) {
+  COHORT_ASSIGN_OR_RETURN(const Tensor image, Decode(bytes, spec.decode, PixelsOfThread));
+  COHORT_ASSIGN_OR_RETURN(const ImageView view, choose(image.shape()[0], image.shape()[1]));
+  ResizeTo(image, view.part, spec.height, spec.width, spec.unit_range, out);
+  if (view.flipped) {
+    const std::size_t value = spec.unit_range ? sizeof(float) : 1;
+    FlipRows(spec.height, spec.width, static_cast<std::size_t>(image.shape()[2]) * value, out);
+  }
   return {};
+}
+
+Status DecodeAndFit(std::string_view bytes, const ImageSpec& spec, std::byte* out) {
+  return DecodeView(
+      bytes, spec,
+      [&](std::int64_t rows, std::int64_t columns) -> Result<ImageView> {
+        COHORT_ASSIGN_OR_RETURN(const ImagePart part,
+                                PartThatFits(spec.fit, rows, columns, spec.height, spec.width));
+        return ImageView{.part = part};
+      },
+      out);
 }
 
 Result<Tensor> Resize(const Tensor& image, std::int64_t height, std::int64_t width) {
@@ -300,7 +314,9 @@ Result<Tensor> ToUnitRange(const Tensor& image) {
 
 Result<Tensor> FitImage(const Tensor& image, ImageFit fit, std::int64_t height,
                         std::int64_t width) {
-  COHORT_ASSIGN_OR_RETURN(const Part part, PartFor(image, fit, height, width));
+  COHORT_RETURN_IF_ERROR(CheckImage(image));
+  COHORT_ASSIGN_OR_RETURN(const ImagePart part,
+                          PartThatFits(fit, image.shape()[0], image.shape()[1], height, width));
   if (image.shape()[0] == height && image.shape()[1] == width) {
     return Crop(image, 0, 0, height, width);
   }

@@ -20,10 +20,30 @@ Result<Tensor> DecodeJpeg(std::string_view bytes, const DecodeOptions& options,
                           const PixelMemory& memory);
 Result<Tensor> DecodePng(std::string_view bytes, const DecodeOptions& options,
                          const PixelMemory& memory);
-// As DecodeImage and FitImage, and ToUnitRange if `unit_range`, into `out`, which has room for it.
-// The image is decoded to memory that the thread keeps.
-Status DecodeAndFit(std::string_view bytes, const DecodeOptions& options, ImageFit fit,
-                    std::int64_t height, std::int64_t width, bool unit_range, std::byte* out);
+
+// What of an image is looked at.
+struct ImagePart {
+  std::int64_t top = 0;
+  std::int64_t left = 0;
+  std::int64_t height = 0;
+  std::int64_t width = 0;
+};
+// The part that FitImage makes an image of.
+Result<ImagePart> PartThatFits(ImageFit fit, std::int64_t rows, std::int64_t columns,
+                               std::int64_t height, std::int64_t width);
+
+// A part inside of an image of rows x columns, and whether left becomes right.
+struct ImageView {
+  ImagePart part;
+  bool flipped = false;
+};
+using ChooseView = std::function<Result<ImageView>(std::int64_t rows, std::int64_t columns)>;
+// Decodes, and resizes what `choose` says to spec.height x spec.width (spec.fit does not count),
+// into `out`, which has room for it. The image is decoded to memory that the thread keeps.
+Status DecodeView(std::string_view bytes, const ImageSpec& spec, const ChooseView& choose,
+                  std::byte* out);
+// The view that FitImage takes.
+Status DecodeAndFit(std::string_view bytes, const ImageSpec& spec, std::byte* out);
 
 // Whether an image of this size may be decoded.
 inline Status CheckImageSize(std::uint64_t width, std::uint64_t height,

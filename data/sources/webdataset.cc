@@ -312,10 +312,6 @@ Status DecodeNpy(DType dtype, const Shape& shape, std::string_view bytes, std::b
   return {};
 }
 
-Status DecodeInto(const ImageSpec& spec, std::string_view bytes, std::byte* row) {
-  return DecodeAndFit(bytes, spec.decode, spec.fit, spec.height, spec.width, spec.unit_range, row);
-}
-
 }  // namespace
 
 MemberDecoder IntegerText() {
@@ -365,7 +361,7 @@ MemberDecoder ImageElements(const ImageSpec& spec) {
   return {.dtype = spec.unit_range ? DType::kFloat32 : DType::kUInt8,
           .shape = {spec.height, spec.width, spec.decode.channels},
           .decode = [spec](std::string_view bytes,
-                           std::byte* row) { return DecodeInto(spec, bytes, row); },
+                           std::byte* row) { return DecodeAndFit(bytes, spec, row); },
           .name = "image " + std::to_string(static_cast<int>(spec.fit))};
 }
 

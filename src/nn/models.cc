@@ -1,5 +1,9 @@
 #include <cohort/nn/models.h>
 
+#include <cohort/nn/resnet.h>
+
+#include <algorithm>
+
 #include "checks.h"
 
 namespace cohort::nn {
@@ -56,6 +60,8 @@ class Cnn final : public ImageModel {
   Dense hidden_, logits_;
 };
 
+bool HasSmallImages(const ImageModelOptions& o) { return std::min(o.image[0], o.image[1]) < 64; }
+
 }  // namespace
 
 Result<std::unique_ptr<ImageModel>> MakeImageModel(std::string_view name, ParameterSet& parameters,
@@ -78,7 +84,18 @@ Result<std::unique_ptr<ImageModel>> MakeImageModel(std::string_view name, Parame
     }
     return std::make_unique<Cnn>(parameters, options);
   }
-  return InvalidArgument("unknown model '" + std::string(name) + "' [linear, mlp or cnn]");
+  for (const int depth : {18, 34, 50}) {
+    if (name == "resnet" + std::to_string(depth)) {
+      return std::make_unique<ResNet>(parameters,
+                                      ResNetOptions{.depth = depth,
+                                                    .classes = options.classes,
+                                                    .channels = options.image[2],
+                                                    .small_images = HasSmallImages(options),
+                                                    .seed = options.seed});
+    }
+  }
+  return InvalidArgument("unknown model '" + std::string(name) +
+                         "' [linear, mlp, cnn, resnet18, resnet34 or resnet50]");
 }
 
 Dlrm::Dlrm(ParameterSet& parameters, const DlrmOptions& o)

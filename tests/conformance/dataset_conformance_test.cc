@@ -7,6 +7,7 @@
 #include <cstring>
 #include <fstream>
 #include <numeric>
+#include <optional>
 #include <set>
 #include <thread>
 
@@ -18,6 +19,7 @@
 #include <cohort/data/digits.h>
 #include <cohort/data/fixed_records.h>
 #include <cohort/data/idx.h>
+#include <cohort/data/image_folder.h>
 #include <cohort/data/memory.h>
 #include <cohort/data/text_lines.h>
 #include <cohort/data/tf_example.h>
@@ -168,6 +170,25 @@ Dataset WebImages(const testing::TempDir& folder) {
                                            .decoder = ImageElements({.height = 6, .width = 6})}}}));
 }
 
+// Images of other sizes than asked for, in three classes.
+Dataset ImageFiles(const testing::TempDir& folder,
+                   const std::optional<ImageAugmentation>& augmentation) {
+  for (std::int64_t i = 0; i < kExamples; ++i) {
+    Tensor image(DType::kUInt8, {8 + i % 3, 9, 3});
+    for (std::size_t p = 0; p < image.bytes(); ++p) {
+      image.data<std::uint8_t>()[p] =
+          static_cast<std::uint8_t>(p / 3 + static_cast<std::size_t>(i * 4));
+    }
+    const std::string of_class = folder / ("class" + std::to_string(i % 3));
+    OrThrow(FileSystem::Local().CreateDirectories(of_class));
+    OrThrow(WriteFileAtomically(FileSystem::Local(), of_class + "/" + std::to_string(i) + ".png",
+                                EncodePng(image)));
+  }
+  return OrThrow(ImageFolder(folder.path(),
+                             {.image = {.height = 6, .width = 6}, .augmentation = augmentation}))
+      .dataset;
+}
+
 Dataset WebShards(const testing::TempDir& folder, const std::string& suffix) {
   std::vector<std::string> shards;
   std::int64_t i = 0;
@@ -248,6 +269,9 @@ const Case kCases[] = {
     {"WebDataset", [](const testing::TempDir& f) { return WebShards(f, ".tar"); }},
     {"WebDatasetGzip", [](const testing::TempDir& f) { return WebShards(f, ".tar.gz"); }},
     {"WebDatasetImages", WebImages},
+    {"ImageFolder", [](const testing::TempDir& f) { return ImageFiles(f, std::nullopt); }},
+    {"ImageFolderAugmented",
+     [](const testing::TempDir& f) { return ImageFiles(f, ImageAugmentation{.seed = 3}); }},
     {"RaggedRecords", RaggedRecords},
     {"Criteo", CriteoFiles},
     {"Concatenated",

@@ -56,6 +56,21 @@ TEST(BenchTrain, ADeviceComputesInAnyPrecision) {
   }
 }
 
+TEST(BenchTrain, ADeviceTrainsAResNet) {
+  const Outcome run =
+      RunBenchTrain({"--device", "cpu", "--model", "resnet18", "--batch", "1", "--image-size", "64",
+                     "--rounds", "1", "--threads", "2", "--json"});
+  ASSERT_EQ(run.code, 0) << run.err;
+  const auto json = nlohmann::json::parse(run.out);
+  EXPECT_EQ(json["image_size"], 64);
+  EXPECT_EQ(json["parameters"], 11'689'512 + 2 * 4'800) << "and the averages";
+  EXPECT_GT(json["examples_per_second"].get<double>(), 0);
+  // 3 * 2 * 1.8e9 / 3.5^2 operations an image.
+  EXPECT_NEAR(json["tflops"].get<double>(),
+              json["examples_per_second"].get<double>() * 3 * 2 * 1.8e9 / 12.25 / 1e12, 1e-6);
+  EXPECT_GT(json["loss"].get<double>(), 0);
+}
+
 TEST(BenchTrain, ATableIsForPeople) {
   const Outcome run = RunBenchTrain({"--batch", "2", "--rounds", "1", "--no-peer"});
   EXPECT_EQ(run.code, 0) << run.err;
@@ -69,6 +84,8 @@ TEST(BenchTrain, WrongFlagsAreExitCode2) {
   EXPECT_EQ(model.code, 2);
   EXPECT_THAT(model.err, ::testing::HasSubstr("resnet"));
   EXPECT_EQ(RunBenchTrain({"--threads", "0"}).code, 2);
+  EXPECT_EQ(RunBenchTrain({"--model", "resnet50"}).code, 2) << "beside LibTorch";
+  EXPECT_EQ(RunBenchTrain({"--model", "resnet50", "--device", "cpu", "--image-size", "8"}).code, 2);
   EXPECT_EQ(RunBenchTrain({"--precision", "half", "--device", "cpu"}).code, 2);
   EXPECT_EQ(RunBenchTrain({"--precision", "mixed_bfloat16"}).code, 2) << "beside LibTorch";
 }

@@ -10,8 +10,10 @@
 #include <regex>
 #include <thread>
 
+#include <cohort/core/random.h>
 #include <cohort/core/status.h>
 #include <cohort/data/clicks.h>
+#include <cohort/data/image.h>
 
 #include "testing/temp_dir.h"
 #include "training.h"
@@ -174,6 +176,98 @@ TEST(Examples, Gpt) {
   const nlohmann::json two = Metrics("gpt", Launch({"-n", "2"}), flags);
   EXPECT_EQ(two.value("replicas", 0), 2);
   EXPECT_NEAR(two.value("loss", 0.0), alone.value("loss", 9.0), 0.05);
+}
+
+#if TEST_IMAGES
+// Images of three classes, of another colour each, with noise; a fifth are for validation.
+void WriteImageFolder(const TempDir& dir, int images_of_a_class) {
+  for (int label = 0; label < 3; ++label) {
+    for (int i = 0; i < images_of_a_class; ++i) {
+      const Philox noise(static_cast<std::uint64_t>(label), "image");
+      Tensor image(DType::kUInt8, {20, 24, 3});
+      for (std::size_t e = 0; e < image.bytes(); ++e) {
+        const bool bright = static_cast<int>(e % 3) == label;
+        image.data<std::uint8_t>()[e] = static_cast<std::uint8_t>(
+            (bright ? 90 : 60) + noise.Below(100, e, static_cast<std::uint64_t>(i)));
+      }
+      const std::filesystem::path folder = std::filesystem::path(dir.path()) /
+                                           (i % 5 == 0 ? "val" : "train") /
+                                           ("class" + std::to_string(label));
+      std::filesystem::create_directories(folder);
+      OrThrow(WriteFileAtomically(
+          FileSystem::Local(), folder / (std::to_string(i) + (i % 2 == 0 ? ".png" : ".jpg")),
+          i % 2 == 0 ? data::EncodePng(image) : data::EncodeJpeg(image, 95)));
+    }
+  }
+}
+
+TEST(Examples, ResNetOnAFolderOfImages) {
+  const TempDir dir;
+  WriteImageFolder(dir, 20);
+  const std::vector<std::string> flags = {
+      "--data",         dir.path(), "--image-size", "16", "--width",         "8",
+      "--global-batch", "8",        "--epochs",     "6",  "--learning-rate", "1",
+      "--min-area",     "0.4",      "--threads",    "1",  "--input-threads", "1"};
+  const nlohmann::json alone = Metrics("resnet", {}, flags);
+  EXPECT_EQ(alone.value("classes", 0), 3);
+  EXPECT_EQ(alone.value("training_images", 0), 48);
+  EXPECT_EQ(alone.value("validation_images", 0), 12);
+  EXPECT_EQ(alone.value("validation_accuracies", std::vector<double>()).size(), 6U);
+  EXPECT_GT(alone.value("accuracy", 0.0), 0.9);
+  EXPECT_FALSE(alone.contains("top5_accuracy")) << "of three classes";
+  EXPECT_EQ(Metrics("resnet", {}, flags).value("parameters_crc32c", "other"),
+            alone.value("parameters_crc32c", "none"));
+  const nlohmann::json two = Metrics("resnet", Launch({"-n", "2"}), flags);
+  EXPECT_EQ(two.value("replicas", 0), 2);
+  EXPECT_GT(two.value("accuracy", 0.0), 0.9);
+  const nlohmann::json servers = Metrics("resnet", Launch({"-n", "2", "--ps", "1"}), [&] {
+    std::vector<std::string> in_step = flags;
+    in_step.insert(in_step.end(), {"--consistency", "sync"});
+    return in_step;
+  }());
+  EXPECT_GT(servers.value("accuracy", 0.0), 0.6);
+}
+
+TEST(Examples, ResNetNamesWhatIsWrongWithAFolder) {
+  const TempDir dir;
+  WriteImageFolder(dir, 5);
+  const auto run = [&](const std::string& name, const std::vector<std::string>& flags) {
+    ProcessCluster cluster;
+    std::vector<std::string> argv = {Bin("resnet"), "--quiet", "--image-size", "16",
+                                     "--width",     "8",       "--epochs",     "1"};
+    argv.insert(argv.end(), flags.begin(), flags.end());
+    cluster.Start(name, argv, {{"OMP_NUM_THREADS", "1"}});
+    const int code = cluster.Wait(name, std::chrono::minutes(1)).value_or(-1);
+    return std::pair(code, cluster.Stderr(name));
+  };
+  const auto expect = [&](const std::vector<std::string>& flags, int code,
+                          const std::string& text) {
+    const auto [got, said] = run("resnet", flags);
+    EXPECT_EQ(got, code) << said;
+    EXPECT_THAT(said, HasSubstr(text));
+  };
+  expect({"--data", dir / "missing"}, ExitCode(NotFound("")), dir / "missing/train");
+  expect({"--depth", "20"}, 2, "--depth");
+  expect({"--data", dir.path(), "--classes", "5"}, 2, "--classes");
+  std::filesystem::create_directories(dir / "val/class3");
+  expect({"--data", dir.path()}, ExitCode(InvalidArgument("")), dir / "val/class3");
+  std::filesystem::remove(dir / "val/class3");
+  std::ofstream(dir / "train/class0/9.jpg") << "no image";
+  expect({"--data", dir.path()}, ExitCode(DataLoss("")), dir / "train/class0/9.jpg");
+  std::filesystem::rename(dir / "train/class0/9.jpg", dir / "train/class0/notes.txt");
+  expect({"--data", dir.path()}, ExitCode(InvalidArgument("")), dir / "train/class0/notes.txt");
+  expect({"--data", dir.path(), "--skip-others"}, 0, dir / "train/class0/notes.txt");
+}
+#endif
+
+TEST(Examples, ResNetOnImagesThatItDraws) {
+  const nlohmann::json metrics =
+      Metrics("resnet", {},
+              {"--image-size", "16", "--width", "8", "--classes", "6", "--examples", "600",
+               "--global-batch", "32", "--epochs", "2", "--learning-rate", "1", "--threads", "1"});
+  EXPECT_EQ(metrics.value("examples", 0.0), 1200);
+  EXPECT_GT(metrics.value("accuracy", 0.0), 0.8);
+  EXPECT_GE(metrics.value("top5_accuracy", 0.0), metrics.value("accuracy", 1.0));
 }
 
 // Workers in step, with tables on servers, are one process but for the rounding of sums.

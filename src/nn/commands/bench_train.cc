@@ -36,6 +36,7 @@ struct Flags {
   std::string precision = "float32";
   int threads = 1;
   int batch = 0;
+  int image_size = 224;
   int rounds = 9;
   bool json = false;
   bool peer = true;
@@ -199,6 +200,7 @@ int OnDevice(const Flags& flags) {
       MeasureOnDevice({.device = flags.device,
                        .model = flags.model,
                        .batch = flags.batch,
+                       .image_size = flags.image_size,
                        .threads = flags.threads,
                        .rounds = flags.rounds,
                        .precision = OrThrow(nn::ParsePrecision(flags.precision))});
@@ -251,8 +253,9 @@ int BenchTrainCommand(int argc, char** argv) {
   app.add_option("--device", flags.device,
                  "a device, as cuda:0 or cuda:0+tf32, instead of the CPU beside LibTorch");
   app.add_option("--model", flags.model,
-                 "mlp (784-512-512-10), cnn (conv32-conv64-dense128) or, with --device, gpt2")
-      ->check(CLI::IsMember({"mlp", "cnn", "gpt2"}))
+                 "mlp (784-512-512-10), cnn (conv32-conv64-dense128) or, with --device, resnet18, "
+                 "resnet50, gpt2")
+      ->check(CLI::IsMember({"mlp", "cnn", "resnet18", "resnet50", "gpt2"}))
       ->capture_default_str();
   app.add_option("--precision", flags.precision,
                  "with --device: float32, mixed_bfloat16 or mixed_float16")
@@ -262,8 +265,11 @@ int BenchTrainCommand(int argc, char** argv) {
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   app.add_option("--batch", flags.batch,
-                 "examples per step (default: mlp 256, cnn 64, gpt2 8 sequences)")
+                 "examples per step (default: mlp 256, cnn and resnets 64, gpt2 8 sequences)")
       ->check(CLI::Range(1, 1 << 20));
+  app.add_option("--image-size", flags.image_size, "height and width of a resnet's images")
+      ->check(CLI::Range(64, 1024))
+      ->capture_default_str();
   app.add_option("--rounds", flags.rounds, "turns of each contestant")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
@@ -275,7 +281,7 @@ int BenchTrainCommand(int argc, char** argv) {
     return app.exit(error) == 0 ? 0 : 2;
   }
   if (flags.batch == 0) {
-    flags.batch = flags.model == "mlp" ? 256 : flags.model == "cnn" ? 64 : 8;
+    flags.batch = flags.model == "mlp" ? 256 : flags.model == "gpt2" ? 8 : 64;
   }
   if (!flags.device.empty()) {
     return OnDevice(flags);
@@ -284,8 +290,9 @@ int BenchTrainCommand(int argc, char** argv) {
     std::fprintf(stderr, "cohort bench train: --precision with --device [--device cpu]\n");
     return 2;
   }
-  if (flags.model == "gpt2") {
-    std::fprintf(stderr, "cohort bench train: --model gpt2 with --device [--device cpu]\n");
+  if (flags.model != "mlp" && flags.model != "cnn") {
+    std::fprintf(stderr, "cohort bench train: --model %s with --device [--device cpu]\n",
+                 flags.model.c_str());
     return 2;
   }
   // Freed memory stays mapped, as in the peer.

@@ -88,12 +88,16 @@ Tensor RandomIds(const Shape& shape, std::int64_t below, std::uint64_t seed) {
   return ids;
 }
 
+bool IsResNet(const std::string& model) { return model.starts_with("resnet"); }
+
 class Trainer {
  public:
   Trainer(const DeviceBenchOptions& options, std::shared_ptr<Device> device)
       : options_(options), place_(std::move(device)), workspace_(place_.device()) {
     if (options.model == "gpt2") {
       MakeGpt();
+    } else if (IsResNet(options.model)) {
+      MakeResNet();
     } else {
       MakeImages();
     }
@@ -107,6 +111,7 @@ class Trainer {
       slots_.push_back(place_.Place(Tensor(DType::kFloat32, arena)));
     }
     step_.emplace(*on_device_, workspace_);
+    MakeParts();
   }
 
   double StepMilliseconds() {
@@ -117,15 +122,8 @@ class Trainer {
         {.step = steps_, .intra_op_threads = options_.threads, .precision = options_.precision},
         inputs_, body_, kTimeout));
     loss_ = out.front().data<float>()[0];
-    UpdatePart part{.value = on_device_->all(),
-                    .gradient = sink_->all(),
-                    .slots = {},
-                    .gradient_scale = 1.0F / sink_->loss_seed()};
-    for (std::size_t s = 0; s < slots_.size(); ++s) {
-      part.slots[s] = slots_[s].data<float>();
-    }
     workspace_.KernelsFor(options_.threads)
-        .Update(place_.stream(), optimizer_->RuleAt(steps_), std::span(&part, 1));
+        .Update(place_.stream(), optimizer_->RuleAt(steps_), parts_);
     return MillisecondsSince(start);
   }
   Status Synchronize() { return place_.Synchronize(); }
@@ -137,20 +135,50 @@ class Trainer {
   std::int64_t parameters() const { return parameters_.elements(); }
 
  private:
-  void MakeImages() {
-    images_ = OrThrow(nn::MakeImageModel(options_.model, parameters_, {.seed = 1}));
-    optimizer_ = Sgd({.learning_rate = 0.01});
-    Tensor pixels(DType::kFloat32, {options_.batch, 28, 28, 1});
+  // What is updated: parameters that are trained, those that lie together as one.
+  void MakeParts() {
+    for (int begin = 0; begin < parameters_.size();) {
+      int end = begin;
+      while (end < parameters_.size() && parameters_[end].trainable) {
+        ++end;
+      }
+      if (end > begin) {
+        const auto offset = static_cast<std::size_t>(parameters_[begin].offset);
+        const auto size = static_cast<std::size_t>(parameters_[end - 1].offset) +
+                          parameters_.value(end - 1).size() - offset;
+        UpdatePart& part =
+            parts_.emplace_back(UpdatePart{.value = on_device_->all().subspan(offset, size),
+                                           .gradient = sink_->all().subspan(offset, size),
+                                           .slots = {},
+                                           .gradient_scale = 1.0F / sink_->loss_seed()});
+        for (std::size_t s = 0; s < slots_.size(); ++s) {
+          part.slots[s] = slots_[s].data<float>().subspan(offset, size);
+        }
+      }
+      begin = end + 1;
+    }
+  }
+
+  // Random images [height, width, channels] of random classes.
+  void MakeClassifier(const nn::ImageModelOptions& model) {
+    images_ = OrThrow(nn::MakeImageModel(options_.model, parameters_, model));
+    const Shape& image = model.image;
+    Tensor pixels(DType::kFloat32, {options_.batch, image[0], image[1], image[2]});
     const Philox philox(1, "images");
     std::uint64_t i = 0;
     for (float& pixel : pixels.data<float>()) {
       pixel = philox.Uniform(i++);
     }
-    inputs_ = {place_.Place(pixels), place_.Place(RandomIds({options_.batch}, 10, 2))};
+    inputs_ = {place_.Place(pixels), place_.Place(RandomIds({options_.batch}, model.classes, 2))};
     body_ = [this](nn::Tape& tape, std::span<const Tensor> in) -> std::vector<nn::Variable> {
       return {nn::SoftmaxCrossEntropy(images_->Logits(tape.Input(in[0])), in[1])};
     };
     examples_ = options_.batch;
+  }
+
+  void MakeImages() {
+    MakeClassifier({.seed = 1});
+    optimizer_ = Sgd({.learning_rate = 0.01});
     const std::vector<double> products =
         options_.model == "mlp"
             ? std::vector<double>{784.0 * 512, 512.0 * 512, 512.0 * 10}
@@ -158,6 +186,17 @@ class Trainer {
     for (std::size_t p = 0; p < products.size(); ++p) {
       flops_ += 2.0 * options_.batch * products[p] * (p == 0 ? 2 : 3);
     }
+  }
+
+  void MakeResNet() {
+    MakeClassifier(
+        {.image = {options_.image_size, options_.image_size, 3}, .classes = 1000, .seed = 1});
+    optimizer_ = Sgd({.learning_rate = 0.1, .momentum = 0.9, .l2 = 1e-4});
+    // Of the forward pass on 224 x 224, as the field counts; backward twice as many. Other images
+    // have them in proportion to their pixels, but for rounding at the edges.
+    const double multiply_adds = options_.model == "resnet50" ? 4.1e9 : 1.8e9;
+    const double side = options_.image_size / 224.0;
+    flops_ = 3 * 2 * multiply_adds * side * side * options_.batch;
   }
 
   void MakeGpt() {
@@ -187,6 +226,7 @@ class Trainer {
   std::unique_ptr<Optimizer> optimizer_;
   std::optional<ArenaSink> sink_;
   std::vector<Tensor> slots_;
+  std::vector<UpdatePart> parts_;
   nn::Workspace workspace_;
   std::optional<nn::RecordedStep> step_;
   nn::RecordedStep::Body body_;
@@ -236,7 +276,7 @@ Result<nlohmann::json> MeasureOnDevice(const DeviceBenchOptions& options) {
   const double peak =
       MatMulFlopsPerSecond(devices.front(), options.threads, nn::ComputeType(options.precision));
   Trainer trainer(options, devices.front());
-  const int steps = options.model == "gpt2" ? 2 : 100;
+  const int steps = options.model == "gpt2" ? 2 : IsResNet(options.model) ? 4 : 100;
   for (int i = 0; i < 4; ++i) {
     trainer.StepMilliseconds();
   }
@@ -264,6 +304,9 @@ Result<nlohmann::json> MeasureOnDevice(const DeviceBenchOptions& options) {
                            {"tflops", trainer.flops() / milliseconds / 1e9},
                            {"matmul_tflops", peak / 1e12},
                            {"share_of_matmul", trainer.flops() / (milliseconds * 1e-3) / peak}};
+  if (IsResNet(options.model)) {
+    result["image_size"] = options.image_size;
+  }
   if (trainer.tokens() > 0) {
     result["tokens_per_second"] = static_cast<double>(trainer.tokens()) / milliseconds * 1e3;
   } else {

@@ -12,9 +12,10 @@ namespace cohort {
 
 struct DeviceBenchOptions {
   std::string device = "cuda:0";
-  std::string model = "mlp";  // mlp, cnn, gpt2
+  std::string model = "mlp";  // mlp, cnn, resnet18, resnet50, gpt2
   int batch = 256;            // examples, or sequences
   int length = 1024;          // of a sequence
+  int image_size = 224;       // of resnet18 and resnet50
   int threads = 1;            // of a CPU's kernels
   int rounds = 9;
   nn::Precision precision = nn::Precision::kFloat32;  // gradients are not scaled

@@ -67,4 +67,13 @@ enum class ImageFit {
 };
 Result<Tensor> FitImage(const Tensor& image, ImageFit fit, std::int64_t height, std::int64_t width);
 
+// What an encoded image becomes in a data set: [height, width, decode.channels].
+struct ImageSpec {
+  std::int64_t height = 0;
+  std::int64_t width = 0;
+  DecodeOptions decode = {};
+  ImageFit fit = ImageFit::kCover;
+  bool unit_range = true;  // float32 in [0, 1] (value / 255); false: uint8
+};
+
 }  // namespace cohort::data

@@ -53,13 +53,6 @@ MemberDecoder RawElements(DType dtype, Shape shape);
 // A .npy array of exactly this type, as arrays.h reads it, and shape.
 MemberDecoder NpyElements(DType dtype, Shape shape);
 
-struct ImageSpec {
-  std::int64_t height = 0;
-  std::int64_t width = 0;
-  DecodeOptions decode = {};
-  ImageFit fit = ImageFit::kCover;
-  bool unit_range = true;  // float32 in [0, 1] (value / 255); false: uint8
-};
 // A JPEG or PNG, told by content, as [height, width, channels].
 MemberDecoder ImageElements(const ImageSpec& spec);
 
