@@ -13,26 +13,21 @@
 
 #include <cohort/data/digits.h>
 #include <cohort/data/idx.h>
-#include <cohort/nn/losses.h>
-#include <cohort/nn/metrics.h>
 #include <cohort/nn/models.h>
-#include <cohort/nn/recorded_step.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <memory>
-#include <span>
 #include <string>
 #include <utility>
-#include <vector>
 
+#include "image_step.h"
 #include "job.h"
 
 namespace {
 
 using cohort::Result;
 using cohort::Status;
-using cohort::Tensor;
 
 struct Flags {
   JobFlags job;
@@ -77,60 +72,6 @@ Result<std::unique_ptr<cohort::Optimizer>> MakeOptimizer(const Flags& f) {
   return cohort::MakeOptimizer(config.dump());
 }
 
-// Forward, loss, backward, on whatever part of a batch the replica is given. The same function
-// trains and evaluates.
-// On a GPU a training step is a graph that is replayed.
-class ImageStep {
- public:
-  ImageStep(const cohort::nn::ImageModel& model, const Flags& f)
-      : model_(model), precision_(PrecisionOf(f.job)) {}
-
-  cohort::StepFn Of(bool training) {
-    return [this, training](cohort::ReplicaContext& context,
-                            const cohort::data::Batch& batch) -> Result<cohort::ReplicaResult> {
-      COHORT_ASSIGN_OR_RETURN(const auto out, Run(context, batch, training));
-      COHORT_ASSIGN_OR_RETURN(const auto accuracy, cohort::nn::Accuracy(out[1], batch["label"]));
-      const auto examples = static_cast<double>(batch.size);
-      return cohort::ReplicaResult{.loss_sum = out[0].data<float>()[0] * examples,
-                                   .weight = examples,
-                                   .metric_sums = {accuracy.sum}};
-    };
-  }
-
- private:
-  // The loss and the logits.
-  Result<std::vector<Tensor>> Run(cohort::ReplicaContext& context, const cohort::data::Batch& batch,
-                                  bool training) {
-    const cohort::nn::TapeOptions options{.training = training,
-                                          .step = context.step,
-                                          .updates_averages = context.local_replica == 0,
-                                          .intra_op_threads = context.intra_op_threads,
-                                          .precision = precision_};
-    const std::vector<Tensor> inputs = {batch["image"], batch["label"]};
-    const auto forward = [this](cohort::nn::Tape& tape, std::span<const Tensor> in) {
-      const auto logits = model_.Logits(tape.Input(in[0]));
-      return std::vector{cohort::nn::SoftmaxCrossEntropy(logits, in[1]), logits};
-    };
-    if (training) {
-      return steps_.For(context.local_replica, context.device, context.parameters)
-          .Run(context.stream, context.gradients, options, inputs, forward);
-    }
-    cohort::nn::Tape tape(context.parameters, context.stream,
-                          workspaces_.For(context.local_replica, context.device), options);
-    std::vector<Tensor> out;
-    for (const cohort::nn::Variable& variable : forward(tape, inputs)) {
-      out.push_back(tape.Fetch(variable));
-    }
-    COHORT_RETURN_IF_ERROR(tape.Finish());
-    return out;
-  }
-
-  const cohort::nn::ImageModel& model_;
-  const cohort::nn::Precision precision_;
-  cohort::nn::Workspaces workspaces_;
-  cohort::nn::RecordedSteps steps_{workspaces_};
-};
-
 Status Report(const Flags& f, cohort::Strategy& strategy, const cohort::ParameterSet& parameters,
               const cohort::History& history, const cohort::EpochResult& test) {
   COHORT_ASSIGN_OR_RETURN(nlohmann::json metrics, JobMetrics(strategy, parameters, history));
@@ -163,7 +104,7 @@ Status Train(const Flags& f, cohort::Strategy& strategy) {
   cohort::TrainerOptions options = MakeTrainerOptions(f.job);
   options.epochs = f.epochs;
   options.metric_names = {"accuracy"};
-  ImageStep step(*model, f);
+  ImageStep step(*model, PrecisionOf(f.job));
   cohort::Trainer trainer(strategy, parameters, std::move(options));
   const auto training = images.train.Shuffle(f.job.seed).Batch(f.job.global_batch).Prefetch(2);
   COHORT_ASSIGN_OR_RETURN(const cohort::History history, trainer.Fit(training, step.Of(true)));

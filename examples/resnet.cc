@@ -17,8 +17,6 @@
 #include <cohort/core/random.h>
 #include <cohort/data/image_folder.h>
 #include <cohort/data/memory.h>
-#include <cohort/nn/losses.h>
-#include <cohort/nn/metrics.h>
 #include <cohort/nn/resnet.h>
 
 #include <algorithm>
@@ -27,6 +25,7 @@
 #include <utility>
 #include <vector>
 
+#include "image_step.h"
 #include "job.h"
 
 namespace {
@@ -171,41 +170,6 @@ Result<Images> Draw(const Flags& f) {
 
 constexpr int kTop = 5;
 
-// Forward, loss, backward, on whatever part of a batch the replica is given. The same function
-// trains and evaluates.
-cohort::StepFn MakeStep(const nn::ResNet& model, nn::Workspaces& workspaces, const Flags& f,
-                        std::int64_t classes, bool training) {
-  return [&model, &workspaces, classes, training, precision = PrecisionOf(f.job)](
-             cohort::ReplicaContext& context,
-             const data::Batch& batch) -> Result<cohort::ReplicaResult> {
-    nn::Tape tape(context.parameters, context.stream,
-                  workspaces.For(context.local_replica, context.device),
-                  {.training = training,
-                   .step = context.step,
-                   .updates_averages = context.local_replica == 0,
-                   .intra_op_threads = context.intra_op_threads,
-                   .precision = precision});
-    const auto logits = model.Logits(tape.Input(batch["image"]));
-    const auto loss = nn::SoftmaxCrossEntropy(logits, batch["label"]);
-    if (training) {
-      tape.Backward(loss, context.gradients);
-    }
-    const Tensor scores = tape.Fetch(logits);
-    const Tensor mean = tape.Fetch(loss);
-    COHORT_RETURN_IF_ERROR(tape.Finish());
-    const auto examples = static_cast<double>(batch.size);
-    cohort::ReplicaResult result{
-        .loss_sum = mean.data<float>()[0] * examples, .weight = examples, .metric_sums = {}};
-    COHORT_ASSIGN_OR_RETURN(const auto right, nn::Accuracy(scores, batch["label"]));
-    result.metric_sums.push_back(right.sum);
-    if (classes > kTop) {
-      COHORT_ASSIGN_OR_RETURN(const auto near, nn::TopKAccuracy(scores, batch["label"], kTop));
-      result.metric_sums.push_back(near.sum);
-    }
-    return result;
-  };
-}
-
 Status Report(const Flags& f, cohort::Strategy& strategy, const cohort::ParameterSet& parameters,
               const cohort::History& history, const Images& images,
               const cohort::EpochResult& val) {
@@ -274,13 +238,12 @@ Status Train(const Flags& f, const Images& images, cohort::Strategy& strategy) {
   if (images.classes > kTop) {
     options.metric_names.emplace_back("top5_accuracy");
   }
-  nn::Workspaces workspaces;
+  ImageStep step(model, PrecisionOf(f.job),
+                 images.classes > kTop ? std::vector{1, kTop} : std::vector{1});
   cohort::Trainer trainer(strategy, parameters, std::move(options));
-  const cohort::StepFn evaluate = MakeStep(model, workspaces, f, images.classes, false);
-  COHORT_ASSIGN_OR_RETURN(
-      const cohort::History history,
-      trainer.Fit(training, MakeStep(model, workspaces, f, images.classes, true), &validation,
-                  evaluate));
+  const cohort::StepFn evaluate = step.Of(false);
+  COHORT_ASSIGN_OR_RETURN(const cohort::History history,
+                          trainer.Fit(training, step.Of(true), &validation, evaluate));
   cohort::EpochResult val;
   if (history.evaluations.empty()) {  // all epochs were done before
     COHORT_ASSIGN_OR_RETURN(val, trainer.Evaluate(validation, evaluate));

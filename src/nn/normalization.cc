@@ -37,7 +37,9 @@ BatchNorm::BatchNorm(ParameterSet& parameters, const std::string& name, std::int
     : name_(name), channels_(channels), options_(std::move(options)) {
   Require(options_.activation == Activation::kNone || options_.activation == Activation::kRelu,
           "BatchNorm " + name + ": an activation with it is none or relu");
-  scale_ = parameters.Add(name + "/scale", {channels}, Constant(1.0F));
+  scale_ = parameters.Add(name + "/scale", {channels},
+                          options_.scale_initializer ? options_.scale_initializer : Constant(1.0F));
+  options_.scale_initializer = nullptr;
   offset_ = parameters.Add(name + "/offset", {channels}, Zeros());
   mean_ = parameters.Add(name + "/mean", {channels}, Zeros(), false);
   variance_ = parameters.Add(name + "/variance", {channels}, Constant(1.0F), false);

@@ -29,22 +29,24 @@ ResNetOptions Checked(const ResNetOptions& o) {
   return o;
 }
 
-Variable ReluOf(const Variable& x) { return Relu(x); }
-Variable ReluOfSum(const Variable& x, const Variable& added) { return Relu(Add(x, added)); }
-
 }  // namespace
 
 ResNet::Unit ResNet::MakeUnit(ParameterSet& parameters, const ResNetOptions& o,
                               const std::string& name, std::int64_t in, std::int64_t out,
-                              std::int64_t kernel, std::int64_t stride) {
+                              std::int64_t kernel, std::int64_t stride, Activation activation,
+                              float scale) {
   const double fan_out = static_cast<double>(kernel * kernel * out);
+  BatchNormOptions norm = o.norm;
+  norm.activation = activation;
+  norm.scale_initializer = Constant(scale);
   return {Conv2D(parameters, name, in, out,
                  {.kernel = {kernel, kernel},
                   .stride = {stride, stride},
+                  .padding = Padding::kSymmetric,
                   .bias = false,
                   .kernel_initializer = Normal(0.0F, static_cast<float>(std::sqrt(2.0 / fan_out)),
                                                o.seed, name + "/kernel")}),
-          BatchNorm(parameters, name + "/norm", out, o.norm)};
+          BatchNorm(parameters, name + "/norm", out, std::move(norm))};
 }
 
 ResNet::Block ResNet::MakeBlock(ParameterSet& parameters, const ResNetOptions& o,
@@ -52,21 +54,24 @@ ResNet::Block ResNet::MakeBlock(ParameterSet& parameters, const ResNetOptions& o
                                 std::int64_t stride) {
   const std::int64_t out = width * Expansion(o);
   Block block;
-  const auto add = [&](std::int64_t from, std::int64_t to, std::int64_t kernel, std::int64_t by) {
+  const auto add = [&](std::int64_t from, std::int64_t to, std::int64_t kernel, std::int64_t by,
+                       float scale = 1) {
     block.units.push_back(MakeUnit(parameters, o,
                                    name + "/conv" + std::to_string(block.units.size() + 1), from,
-                                   to, kernel, by));
+                                   to, kernel, by, Activation::kRelu, scale));
   };
+  const float last_scale = o.zero_last_scale ? 0.0F : 1.0F;
   if (IsBottleneck(o)) {
     add(in, width, 1, 1);
     add(width, width, 3, stride);
-    add(width, out, 1, 1);
+    add(width, out, 1, 1, last_scale);
   } else {
     add(in, width, 3, stride);
-    add(width, out, 3, 1);
+    add(width, out, 3, 1, last_scale);
   }
   if (in != out || stride != 1) {
-    block.shortcut = MakeUnit(parameters, o, name + "/shortcut", in, out, 1, stride);
+    block.shortcut =
+        MakeUnit(parameters, o, name + "/shortcut", in, out, 1, stride, Activation::kNone);
   }
   return block;
 }
@@ -98,17 +103,16 @@ ResNet::ResNet(ParameterSet& parameters, const ResNetOptions& options)
 Variable ResNet::Apply(const Block& block, const Variable& x) {
   Variable y = x;
   for (std::size_t u = 0; u + 1 < block.units.size(); ++u) {
-    y = ReluOf(block.units[u].norm(block.units[u].conv(y)));
+    y = block.units[u](y);
   }
   const Unit& last = block.units.back();
-  const Variable shortcut = block.shortcut ? block.shortcut->norm(block.shortcut->conv(x)) : x;
-  return ReluOfSum(last.norm(last.conv(y)), shortcut);
+  return last.norm(last.conv(y), block.shortcut ? (*block.shortcut)(x) : x);
 }
 
 Variable ResNet::Logits(const Variable& images) const {
-  Variable x = ReluOf(stem_.norm(stem_.conv(images)));
+  Variable x = stem_(images);
   if (!small_images_) {
-    x = MaxPool2D(x, {.window = {3, 3}, .stride = {2, 2}, .padding = Padding::kSame});
+    x = MaxPool2D(x, {.window = {3, 3}, .stride = {2, 2}, .padding = Padding::kSymmetric});
   }
   for (const Block& block : blocks_) {
     x = Apply(block, x);

@@ -68,6 +68,39 @@ TEST(ResNet, ImagesOfAnySizeBecomeOneRowOfScores) {
   }
 }
 
+// Then a block's output is the relu of its shortcut, whatever its convolutions are.
+TEST(ResNet, ABlockStartsAsItsShortcutIfAskedTo) {
+  for (const int depth : {18, 50}) {
+    Bench bench;
+    const ResNet model(bench.parameters,
+                       {.depth = depth, .classes = 3, .width = 8, .zero_last_scale = true});
+    bench.parameters.Build();
+    const std::string last = depth == 18 ? "conv2" : "conv3";
+    const Tensor images = RandomTensor({2, 32, 32, 3}, 1);
+    const auto logits = [&] {
+      const Tensor scores =
+          bench.Run({images}, [&](Tape&, const auto& in) { return model.Logits(in[0]); },
+                    {.training = false});
+      return AsDoubles(scores);
+    };
+    const Doubles before = logits();
+    int zeros = 0;
+    for (int p = 0; p < bench.parameters.size(); ++p) {
+      const std::string& name = bench.parameters[p].name;
+      const std::span<float> value = bench.parameters.value(p);
+      if (name.ends_with("/scale")) {
+        EXPECT_EQ(value[0], name.ends_with(last + "/norm/scale") ? 0.0F : 1.0F) << name;
+        zeros += value[0] == 0.0F ? 1 : 0;
+      } else if (name.ends_with("conv1/kernel")) {
+        std::fill(value.begin(), value.end(), 0.5F);
+      }
+    }
+    EXPECT_EQ(zeros, depth == 18 ? 8 : 16);
+    EXPECT_EQ(logits(), before);
+    EXPECT_NE(before, Doubles(before.size(), 0.0));
+  }
+}
+
 TEST(ResNet, SaysWhatItCannotBe) {
   ParameterSet parameters;
   EXPECT_THROW(ResNet(parameters, {.depth = 20}), ContractError);

@@ -94,6 +94,7 @@ struct BatchNormOptions {
   // normalises with its own batch.
   std::function<Status(std::span<float>)> sum_over_replicas;
   Activation activation = Activation::kNone;  // kNone or kRelu, with it in one pass
+  Initializer scale_initializer;              // default: 1
 };
 
 // Over all axes but the last. In training the statistics are the batch's; otherwise the running

@@ -13,7 +13,7 @@
 // Its weights are thus for other places.
 //
 // First values: kernels normal with variance 2 / fan out, the last layer's with deviation 0.01,
-// scales 1.
+// scales 1, or 0 where a block ends (zero_last_scale).
 //
 // Thread rules: Logits from any number of replicas at the same time.
 
@@ -38,7 +38,11 @@ struct ResNetOptions {
   // The stem is one 3x3 convolution instead of a 7x7 of stride 2 and a 3x3 pool of stride 2: for
   // images of about 32x32, which those would leave 8x8 of.
   bool small_images = false;
-  BatchNormOptions norm = {.momentum = 0.9F, .epsilon = 1e-5F};  // of all batch norms
+  // Each block starts as its shortcut alone: Goyal et al., "Accurate, large minibatch SGD", 2017.
+  // torchvision's zero_init_residual.
+  bool zero_last_scale = false;
+  // Of all batch norms, but for the activation and first scale.
+  BatchNormOptions norm = {.momentum = 0.9F, .epsilon = 1e-5F};
   std::uint64_t seed = 0;
 };
 
@@ -50,18 +54,20 @@ class ResNet final : public ImageModel {
   Variable Logits(const Variable& images) const override;
 
  private:
-  // A convolution and its batch norm.
+  // A convolution and its batch norm, with the relu behind it if there is one.
   struct Unit {
     Conv2D conv;
     BatchNorm norm;
+    Variable operator()(const Variable& x) const { return norm(conv(x)); }
   };
   struct Block {
-    std::vector<Unit> units;       // all but the last are followed by a relu
+    std::vector<Unit> units;       // the last adds the shortcut before its relu
     std::optional<Unit> shortcut;  // empty: the input as it is
   };
   static Unit MakeUnit(ParameterSet& parameters, const ResNetOptions& options,
                        const std::string& name, std::int64_t in, std::int64_t out,
-                       std::int64_t kernel, std::int64_t stride);
+                       std::int64_t kernel, std::int64_t stride,
+                       Activation activation = Activation::kRelu, float scale = 1);
   static Block MakeBlock(ParameterSet& parameters, const ResNetOptions& options,
                          const std::string& name, std::int64_t in, std::int64_t width,
                          std::int64_t stride);
