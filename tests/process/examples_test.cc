@@ -10,6 +10,7 @@
 #include <regex>
 #include <thread>
 
+#include <cohort/core/file_system.h>
 #include <cohort/core/random.h>
 #include <cohort/core/status.h>
 #include <cohort/data/clicks.h>

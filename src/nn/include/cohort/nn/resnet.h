@@ -8,9 +8,7 @@
 // convolution is without bias and followed by a batch norm. Parameters are as many as
 // torchvision's.
 //
-// Padding is Padding::kSame: sizes are those of torchvision's symmetric padding, but where a stride
-// of 2 meets an even size the odd zero goes after, as in TensorFlow, and torchvision's goes before.
-// Its weights are thus for other places.
+// Padding is Padding::kSymmetric, torchvision's.
 //
 // First values: kernels normal with variance 2 / fan out, the last layer's with deviation 0.01,
 // scales 1, or 0 where a block ends (zero_last_scale).
