@@ -346,9 +346,10 @@ class DatasetConformance : public ::testing::TestWithParam<Case> {
   const Source& source_ = data_.source();
 
   // All features of an example, one after another.
-  std::string Bytes(std::int64_t index) const {
+  std::string Bytes(std::int64_t index) const { return BytesOf(source_, index); }
+  static std::string BytesOf(const Source& source, std::int64_t index) {
     std::string bytes;
-    for (const auto& [name, tensor] : OrThrow(source_.Read(index))) {
+    for (const auto& [name, tensor] : OrThrow(source.Read(index))) {
       bytes.append(reinterpret_cast<const char*>(tensor.raw()), tensor.bytes());
     }
     return bytes;
@@ -382,10 +383,11 @@ class DatasetConformance : public ::testing::TestWithParam<Case> {
     std::sort(rows.begin(), rows.end());
     return rows;
   }
-  std::vector<std::string> Everything() const {
+  std::vector<std::string> Everything(std::int64_t epoch = 0) const {
+    const auto other = source_.AtEpoch(epoch);
     std::vector<std::string> rows;
     for (std::int64_t i = 0; i < source_.size(); ++i) {
-      rows.push_back(Bytes(i));
+      rows.push_back(BytesOf(other != nullptr ? *other : source_, i));
     }
     std::sort(rows.begin(), rows.end());
     return rows;
@@ -461,11 +463,12 @@ TEST_P(DatasetConformance, IsReadByManyThreadsAtOnce) {
 
 TEST_P(DatasetConformance, WorkersTogetherReadEverythingOnce) {
   const auto everything = Everything();
+  const auto next = Everything(1);
   const Dataset batched = data_.Shuffle(3).Batch(8).Prefetch(2, 2);
   for (int workers = 1; workers <= 5; ++workers) {
-    EXPECT_EQ(World(batched, {.num_workers = workers, .epoch = 1}), everything) << workers;
+    EXPECT_EQ(World(batched, {.num_workers = workers, .epoch = 1}), next) << workers;
   }
-  const int files = static_cast<int>(source_.files().size());
+  const int files = std::min(5, static_cast<int>(source_.files().size()));
   for (int workers = 2; workers <= files; ++workers) {
     EXPECT_EQ(World(batched, {.num_workers = workers, .policy = ShardPolicy::kFile}), everything)
         << workers;

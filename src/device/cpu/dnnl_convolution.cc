@@ -1,3 +1,5 @@
+#include <string_view>
+
 #include "cpu/dnnl_common.h"
 
 // Images stay [batch, height, width, channels] between layers: on AVX-512 oneDNN's convolutions are
@@ -99,6 +101,12 @@ class DnnlConv final : public ConvPlan {
   }
 
  private:
+  bool StridedOdd1x1() const {
+    constexpr int kVector = 16;  // floats of AVX-512
+    return spec_.kernel_h == 1 && spec_.kernel_w == 1 &&
+           (spec_.stride_h > 1 || spec_.stride_w > 1) &&
+           (spec_.in % kVector != 0 || spec_.out % kVector != 0);
+  }
   bool empty() const { return y_.get_size() == 0 || x_.get_size() == 0; }
 
   dnnl::convolution_forward::primitive_desc ForwardDesc() const {
@@ -143,8 +151,13 @@ class DnnlConv final : public ConvPlan {
     const dnnl::convolution_backward_weights::desc op(dnnl::algorithm::convolution_direct, x_,
                                                       any_kernel_, y_, strides_, pad_before_,
                                                       pad_after_);
-    const dnnl::convolution_backward_weights::primitive_desc desc(
-        op, Attributes(), engine_.state().engine, forward_desc_);
+    dnnl::convolution_backward_weights::primitive_desc desc(op, Attributes(),
+                                                            engine_.state().engine, forward_desc_);
+    // Where a stride meets channels that fill no vector, this one of oneDNN 2.6 writes behind the
+    // end of its scratch memory.
+    while (StridedOdd1x1() && std::string_view(desc.impl_info_str()).starts_with("jit_1x1") &&
+           desc.next_impl()) {
+    }
     backward_kernel_ = DnnlCall(engine_, dnnl::convolution_backward_weights(desc), desc);
     backward_kernel_.Declare(DNNL_ARG_SRC, x_);
     backward_kernel_.Declare(DNNL_ARG_DIFF_DST, y_);
