@@ -280,14 +280,15 @@ Elements Maker::InOut(std::int64_t size, std::uint64_t seed) const {
 }
 
 void DeviceHalves::CheckHalves(double tolerance,
-                               const std::function<void(const Call&, const Maker&)>& call) {
+                               const std::function<void(const Call&, const Maker&)>& call,
+                               int roundings) {
   for (const DType half : kHalves) {
     SCOPED_TRACE(std::string(DTypeName(half)));
     const auto expected =
         RunOnOracle([&](const Call& c) { call(c, Maker(c, half, DType::kFloat32)); });
     Check(
-        tolerance + RoundingOf(half), [&](const Call& c) { call(c, Maker(c, half, half)); },
-        expected);
+        tolerance + roundings * RoundingOf(half),
+        [&](const Call& c) { call(c, Maker(c, half, half)); }, expected);
   }
 }
 

@@ -155,8 +155,9 @@ class Maker {
 class DeviceHalves : public DeviceKernels {
  protected:
   // `call` with operands of each of these types against the oracle in float32: its results, rounded
-  // where they are of 16 bits, within `tolerance`.
-  void CheckHalves(double tolerance, const std::function<void(const Call&, const Maker&)>& call);
+  // so often where they are of 16 bits, within `tolerance`.
+  void CheckHalves(double tolerance, const std::function<void(const Call&, const Maker&)>& call,
+                   int roundings = 1);
 };
 
 inline std::string DeviceCaseName(const ::testing::TestParamInfo<DeviceCase>& info) {
