@@ -6,6 +6,7 @@
 #include <cohort/nn/layers.h>
 #include <cohort/nn/losses.h>
 #include <cohort/nn/operations.h>
+#include <cohort/nn/recorded_step.h>
 #include <cohort/optim/optimizers.h>
 #include <cohort/optim/server_side.h>
 #include <cohort/strategies/parameter_server.h>
@@ -49,6 +50,7 @@ std::shared_ptr<Device> FarAndLate() {
 struct Model {
   ParameterSet parameters;
   nn::Dense wide{parameters, "wide", 4, 70'000};
+  nn::Dense last{parameters, "last", 70'000, 3};
   nn::Dense first{parameters, "first", 4, 24};
   nn::BatchNorm norm{parameters, "norm", 24, {.momentum = 0.5F}};
   nn::Dense second{parameters, "second", 24, 3};
@@ -71,7 +73,7 @@ struct Model {
       }
       const auto x = tape.Input(batch["x"]);
       const auto hidden = nn::Dropout(nn::Relu(norm(first(x))), 0.25F, "drop");
-      const auto scores = nn::Add(second(hidden), nn::Sum(nn::Relu(wide(x)), 1));
+      const auto scores = nn::Add(second(hidden), last(nn::Relu(wide(x))));
       const auto loss =
           nn::SoftmaxCrossEntropy(scores, Tensor::Of<std::int64_t>({batch.size}, labels));
       if (training) {
@@ -257,6 +259,58 @@ TEST(DevicesOfParameterServers, AFailedStepLeavesValuesAsTheyWere) {
     return values;
   };
   EXPECT_TRUE(train(true) == train(false));
+}
+
+// A step that is replayed as a graph, which writes gradients where they were when it was captured.
+TEST(DevicesOfParameterServers, AReplayedStepHasTheBitsOfOneThatIsFed) {
+  const auto train = [](const MakeDevice& device) {
+    std::vector<float> values;
+    std::int64_t replays = 0;
+    RunWorkers(1, "async", device, [&](int, ParameterServerStrategy& strategy) -> Status {
+      ParameterSet parameters;
+      const nn::Dense first(parameters, "first", 4, 70'000, {.activation = Activation::kRelu});
+      const nn::Dense second(parameters, "second", 70'000, 4);
+      parameters.Build();
+      COHORT_RETURN_IF_ERROR(strategy.Bind(parameters, Adam()));
+      nn::Workspaces workspaces;
+      std::unique_ptr<nn::RecordedStep> recorded;
+      const StepFn step = [&](ReplicaContext& context,
+                              const data::Batch& batch) -> Result<ReplicaResult> {
+        if (recorded == nullptr) {
+          recorded = std::make_unique<nn::RecordedStep>(
+              context.parameters, workspaces.For(context.local_replica, context.device));
+        }
+        COHORT_ASSIGN_OR_RETURN(
+            const std::vector<Tensor> out,
+            recorded->Run(
+                context.stream, context.gradients, {.training = true, .intra_op_threads = 1},
+                std::vector{batch["x"]}, [&](nn::Tape& tape, std::span<const Tensor> in) {
+                  return std::vector{nn::MeanSquaredError(second(first(tape.Input(in[0]))), in[0])};
+                }));
+        const auto weight = static_cast<double>(batch.size);
+        return ReplicaResult{
+            .loss_sum = out[0].data<float>()[0] * weight, .weight = weight, .metric_sums = {}};
+      };
+      COHORT_ASSIGN_OR_RETURN(const auto data, strategy.Distribute(IntegerData(60, 10)));
+      COHORT_RETURN_IF_ERROR(data->BeginEpoch(0));
+      for (int i = 0; i < 6; ++i) {
+        COHORT_ASSIGN_OR_RETURN(const auto batch, data->Next());
+        COHORT_RETURN_IF_ERROR(strategy.Step(*batch, step).status());
+      }
+      COHORT_RETURN_IF_ERROR(strategy.PullState());
+      values.assign(parameters.all().begin(), parameters.all().end());
+      replays = recorded->replays();
+      return {};
+    });
+    return std::pair(values, replays);
+  };
+  const auto [fed, none] = train(OnTheCpu);
+  EXPECT_EQ(none, 0);
+  for (const auto& device : {Far, FarAndLate}) {
+    const auto [replayed, replays] = train(device);
+    EXPECT_EQ(replays, 4);
+    EXPECT_TRUE(replayed == fed);
+  }
 }
 
 TEST(DevicesOfParameterServers, BatchesLieInPageLockedMemory) {
