@@ -286,7 +286,7 @@ Status Run(const Options& options) {
                                                    : ServerLoss::kRollBack;
   strategy_options.balance_interval = std::chrono::milliseconds(options.balance_ms);
   if (options.far) {
-    strategy_options.devices = {testing::MakeFarDevice()};
+    strategy_options.devices = {testing::MakeFarDevice("far:0", [] { return MakeInlineStream(); })};
   }
   strategy_options.log = StderrLog(config.task.ToString());
   COHORT_ASSIGN_OR_RETURN(strategy_options.partitioner, Partitioner::Parse(options.partitioner));
