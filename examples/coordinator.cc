@@ -46,7 +46,8 @@ void Run() {
   nn::Workspaces workspaces;
   const StepFn step = [&](ReplicaContext& replica,
                           const data::Batch& batch) -> Result<ReplicaResult> {
-    nn::Tape tape(replica.parameters, replica.stream, workspaces.For(replica.replica));
+    nn::Tape tape(replica.parameters, replica.stream,
+                  workspaces.For(replica.local_replica, replica.device));
     const auto logits = classes(hidden(nn::Flatten(tape.Input(batch["image"]))));
     const auto loss = nn::SoftmaxCrossEntropy(logits, batch["label"]);
     tape.Backward(loss, replica.gradients);

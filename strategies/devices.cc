@@ -5,6 +5,8 @@
 #include <string>
 #include <utility>
 
+#include <cohort/cluster/resolve.h>
+
 namespace cohort {
 namespace {
 
@@ -14,6 +16,16 @@ std::string NamesOf(const std::vector<std::shared_ptr<Device>>& devices) {
     names += (names.empty() ? "" : ", ") + device->name();
   }
   return names;
+}
+
+// Is this process a parameter server, which has no replica? What is wrong with the cluster is for
+// the strategy to say.
+bool Serves(const StrategyOptions& options) {
+  if (options.cluster.has_value()) {
+    return options.cluster->task.type == TaskType::kPs;
+  }
+  const Result<ClusterConfig> config = ResolveCluster({}, options.environment);
+  return config.ok() && config->task.type == TaskType::kPs;
 }
 
 }  // namespace
@@ -39,6 +51,9 @@ Status ChooseDevices(std::string_view text, std::string_view kind, StrategyOptio
                              "' [a number of replicas of at least 1, or devices: cuda:0, cuda:0/2, "
                              "cpu:2]");
     }
+    return {};
+  }
+  if (Serves(options)) {
     return {};
   }
   COHORT_ASSIGN_OR_RETURN(options.devices, OpenDevices(text));

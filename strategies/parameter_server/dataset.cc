@@ -94,6 +94,7 @@ class SplitDataset final : public DistributedDataset {
       options.epoch = split_.epoch;
       options.begin = split_.begin;
       options.end = split_.end;
+      options.allocate = feed_.allocate;
       COHORT_ASSIGN_OR_RETURN(auto iterator, dataset_.Iterate(options));
       reader_.Open(std::move(iterator));
     }
@@ -202,6 +203,7 @@ class RoundDataset final : public DistributedDataset {
       options.epoch = epoch;
       options.first_batch = part.batch;
       options.policy = data::ShardPolicy::kData;
+      options.allocate = feed_.allocate;
       COHORT_ASSIGN_OR_RETURN(auto iterator, dataset_.Iterate(options));
       reader_.Open(std::move(iterator));
       part_ = part.part;
@@ -232,14 +234,16 @@ class RoundDataset final : public DistributedDataset {
 
 class WholeDataset final : public DistributedDataset {
  public:
-  WholeDataset(const data::Dataset& dataset, std::function<Status()> begin)
-      : dataset_(dataset), begin_(std::move(begin)) {}
+  WholeDataset(const data::Dataset& dataset, std::function<Status()> begin,
+               data::AllocateBytes allocate)
+      : dataset_(dataset), begin_(std::move(begin)), allocate_(std::move(allocate)) {}
 
   Status BeginEpoch(std::int64_t epoch, std::int64_t first_batch) override {
     COHORT_RETURN_IF_ERROR(begin_());
     data::IterateOptions options;
     options.epoch = epoch;
     options.first_batch = first_batch;
+    options.allocate = allocate_;
     COHORT_ASSIGN_OR_RETURN(iterator_, dataset_.Iterate(options));
     epoch_ = epoch;
     index_ = first_batch;
@@ -261,6 +265,7 @@ class WholeDataset final : public DistributedDataset {
  private:
   const data::Dataset dataset_;
   const std::function<Status()> begin_;
+  const data::AllocateBytes allocate_;
   double seconds_ = 0;
   std::unique_ptr<data::BatchIterator> iterator_;
   std::int64_t epoch_ = 0;
@@ -288,8 +293,9 @@ std::unique_ptr<DistributedDataset> MakeRoundDataset(const data::Dataset& datase
 }
 
 std::unique_ptr<DistributedDataset> MakeWholeDataset(const data::Dataset& dataset,
-                                                     std::function<Status()> begin) {
-  return std::make_unique<WholeDataset>(dataset, std::move(begin));
+                                                     std::function<Status()> begin,
+                                                     data::AllocateBytes allocate) {
+  return std::make_unique<WholeDataset>(dataset, std::move(begin), std::move(allocate));
 }
 
 std::unique_ptr<DistributedDataset> MakeEmptyDataset() { return std::make_unique<EmptyDataset>(); }

@@ -31,6 +31,7 @@ struct Feed {
   // else the reason.
   std::function<Status(const Status&)> go_on;
   std::function<int()> roll_backs;  // so far; what was handed out before the last is void
+  data::AllocateBytes allocate;     // where batches are decoded to: IterateOptions
 };
 
 // Splits: whole batches, as the coordinator hands them out.
@@ -41,7 +42,8 @@ std::unique_ptr<DistributedDataset> MakeRoundDataset(const data::Dataset& datase
                                                      Feed feed);
 // All of it (`begin` runs at the beginning of an epoch), or nothing.
 std::unique_ptr<DistributedDataset> MakeWholeDataset(const data::Dataset& dataset,
-                                                     std::function<Status()> begin);
+                                                     std::function<Status()> begin,
+                                                     data::AllocateBytes allocate);
 std::unique_ptr<DistributedDataset> MakeEmptyDataset();
 
 // What the coordinator must know of it, and what processes compare.

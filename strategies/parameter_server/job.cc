@@ -105,17 +105,13 @@ Status CheckConfig(const ClusterConfig& config, const StrategyOptions& options) 
     return InvalidArgument("parameter_server trains one replica per worker, num_devices is " +
                            std::to_string(options.num_devices) + " [start more workers instead]");
   }
-  if (std::ranges::any_of(options.devices, [](const std::shared_ptr<Device>& device) {
-        return device == nullptr || device->memory_space() == MemorySpace::kDevice;
-      })) {
-    return Unimplemented(
-        "parameter_server on devices other than the CPU [leave StrategyOptions::devices empty, or "
-        "train with multi_worker_mirrored]");
-  }
   if (options.devices.size() > 1) {
     return InvalidArgument("parameter_server trains one replica per worker, there are " +
                            std::to_string(options.devices.size()) +
                            " devices [start more workers instead]");
+  }
+  if (!options.devices.empty() && options.devices.front() == nullptr) {
+    return InvalidArgument("a device of StrategyOptions::devices is nullptr");
   }
   return {};
 }

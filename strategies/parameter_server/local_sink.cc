@@ -7,12 +7,17 @@
 
 namespace cohort::ps {
 
-LocalSink::LocalSink(const ParameterSet& parameters)
+LocalSink::LocalSink(const ParameterSet& parameters, DeviceReplica* device)
     : parameters_(parameters),
-      arena_(DType::kFloat32, Shape{static_cast<std::int64_t>(parameters.all().size())}),
+      device_(device),
       zeroed_(static_cast<std::size_t>(parameters.size())),
       ready_(static_cast<std::size_t>(parameters.size())),
-      rows_(parameters.tables().size()) {}
+      rows_(parameters.tables().size()) {
+  if (device_ == nullptr) {
+    memory_ = Tensor(DType::kFloat32, Shape{static_cast<std::int64_t>(parameters.all().size())});
+  }
+  arena_ = device_ == nullptr ? memory_.data<float>() : device_->gradients();
+}
 
 void LocalSink::Begin(double weight, bool seed_with_weight, Stream& stream) {
   std::fill(zeroed_.begin(), zeroed_.end(), 0);
@@ -24,13 +29,22 @@ void LocalSink::Begin(double weight, bool seed_with_weight, Stream& stream) {
   weight_ = weight;
   seed_with_weight_ = seed_with_weight;
   stream_ = &stream;
+  if (device_ != nullptr) {
+    device_->BeginPass();
+  }
 }
 
 void LocalSink::End() {
   for (int p = 0; p < parameters_.size(); ++p) {
     if (parameters_[p].trainable) {
       Accumulator(p);
+      if (device_ != nullptr && ready_[static_cast<std::size_t>(p)] == 0) {
+        device_->Ready(p);
+      }
     }
+  }
+  if (device_ != nullptr) {
+    device_->EndPass();
   }
   stream_ = nullptr;
 }
@@ -58,6 +72,9 @@ void LocalSink::CheckTrainable(int parameter) const {
 
 std::span<float> LocalSink::Accumulator(int parameter) {
   CheckTrainable(parameter);
+  if (device_ != nullptr) {
+    return device_->gradient(parameter);
+  }
   const std::span<float> span = SpanOf(parameter);
   char& zeroed = zeroed_[static_cast<std::size_t>(parameter)];
   if (zeroed == 0) {
@@ -83,6 +100,11 @@ void LocalSink::ClipEach(double scale, double clip_norm) {
 }
 
 void LocalSink::AddSlices(int parameter, const IndexedSlices& slices) {
+  if (device_ != nullptr) {
+    throw StatusError(Unimplemented("AddSlices on a device: gradient of '" +
+                                    parameters_[parameter].name +
+                                    "' [write the whole gradient into its Accumulator]"));
+  }
   const std::span<float> to = Accumulator(parameter);
   const Shape& shape = parameters_[parameter].shape;
   Require(shape.rank() >= 1, "rows of a parameter that has rows");
@@ -129,6 +151,9 @@ void LocalSink::Ready(int parameter) {
   char& ready = ready_[static_cast<std::size_t>(parameter)];
   Require(ready == 0, "Ready once per pass, twice for " + parameters_[parameter].name);
   ready = 1;
+  if (device_ != nullptr) {
+    device_->Ready(parameter);
+  }
 }
 
 float LocalSink::loss_seed() const {

@@ -1,4 +1,5 @@
-// LocalSink: the gradients of one replica, in an arena laid out as the parameters'.
+// LocalSink: the gradients of one replica, in an arena laid out as the parameters'; of one on a
+// device, in that one's memory, from where they come to an arena of the host.
 
 #pragma once
 
@@ -11,6 +12,7 @@
 #include <cohort/optim/gradient_sink.h>
 #include <cohort/optim/parameter_set.h>
 
+#include "parameter_server/device_replica.h"
 #include "parameter_server/row_client.h"
 
 namespace cohort::ps {
@@ -18,16 +20,16 @@ namespace cohort::ps {
 // Thread rules: the replica's thread; rows are added where the stream runs.
 class LocalSink final : public GradientSink {
  public:
-  // `parameters` must outlive this.
-  explicit LocalSink(const ParameterSet& parameters);
+  // `device`: where the replica is; null: in the host's memory. Both must outlive this.
+  LocalSink(const ParameterSet& parameters, DeviceReplica* device);
 
   // A pass begins, over `weight` examples. `seed_with_weight`: loss_seed() is the weight, or 1.
   void Begin(double weight, bool seed_with_weight, Stream& stream);
-  // What the pass did not write is zero.
+  // What the pass did not write is zero. On a device, arena() is complete when that is drained.
   void End();
   double weight() const { return weight_; }
-  std::span<float> arena() const { return arena_.data<float>(); }
-  double SquaredNorm() const;  // over the trainable parameters
+  std::span<float> arena() const { return arena_; }  // the host's
+  double SquaredNorm() const;                        // over the trainable parameters
   // Scales the gradient of each so that `scale` times its norm is at most `clip_norm`.
   void ClipEach(double scale, double clip_norm);
   // What the pass had for the tables.
@@ -46,7 +48,9 @@ class LocalSink final : public GradientSink {
   void CheckTrainable(int parameter) const;
 
   const ParameterSet& parameters_;
-  Tensor arena_;
+  DeviceReplica* const device_;
+  Tensor memory_;  // without a device
+  std::span<float> arena_;
   std::vector<char> zeroed_;  // by parameter, in this pass
   std::vector<char> ready_;
   struct Rows {

@@ -1,23 +1,21 @@
 #include <algorithm>
 #include <cmath>
-#include <condition_variable>
 #include <exception>
-#include <mutex>
-#include <thread>
 #include <utility>
 
 #include <cohort/core/random.h>
 #include <cohort/core/thread_pool.h>
 #include <cohort/optim/gradients.h>
-#include <cohort/optim/row_source.h>
 #include <cohort/strategies/parameter_server.h>
 
 #include "parameter_server/bucket_balance.h"
 #include "parameter_server/dataset.h"
+#include "parameter_server/device_replica.h"
 #include "parameter_server/job.h"
 #include "parameter_server/local_sink.h"
 #include "parameter_server/remote_functions.h"
-#include "parameter_server/row_lookahead.h"
+#include "parameter_server/remote_rows.h"
+#include "synchronous/batch_memory.h"
 #include "synchronous/cores.h"
 
 namespace cohort {
@@ -40,122 +38,13 @@ class NoGradients final : public GradientSink {
   [[noreturn]] static void Refuse() { throw ContractError("no gradients in Evaluate"); }
 };
 
-// The rows of the tables, on the servers. Those of the next batch are pulled behind a step's push,
-// on a thread of its own, while parameters are exchanged and the next step begins.
-class RemoteRows final : public RowSource {
- public:
-  // `round`: what is looked up has all rounds up to it; 0: where steps are not rounds.
-  RemoteRows(ps::Job& job, const std::vector<TableSpec>& tables,
-             std::function<std::uint64_t()> round, const std::int64_t& step)
-      : job_(job), round_(std::move(round)), step_(step), lookahead_(tables) {
-    thread_ = std::thread([this] { Run(); });
-  }
-  ~RemoteRows() override {
-    job_.rows()->Abort(Cancelled("this process leaves"));
-    {
-      const std::lock_guard lock(mutex_);
-      stopped_ = true;
-    }
-    changed_.notify_all();
-    thread_.join();
-  }
-
-  Status Lookup(int table, std::span<const std::uint64_t> ids, bool training,
-                std::span<float> rows) override {
-    Wait();
-    if (training && lookahead_.Take(table, ids, rows)) {
-      return {};
-    }
-    ps::RowClient& client = *job_.rows();
-    client.ReadAfter(round_());
-    const Status status = client.Pull(table, ids, step_ + 1, training, rows);
-    broken_ = broken_ || status.code() == StatusCode::kUnavailable;
-    if (training && status.ok()) {
-      lookahead_.Learn(table, ids);
-    }
-    return status;
-  }
-  // Was a server not there, since the last call?
-  bool TakeBroken() { return std::exchange(broken_, false); }
-
-  // The batch that is trained on now.
-  void StartBatch(const data::Batch& batch) {
-    Wait();
-    lookahead_.SetBatch({batch});
-  }
-  // It is over; and what was looked up ahead has been used, or is void.
-  void Forget() {
-    Wait();
-    lookahead_.SetBatch({});
-    lookahead_.Forget();
-  }
-  // Pulls the rows of `next`, with every round up to `round`, for the step after `step`.
-  void LookAhead(const data::Batch& next, std::uint64_t round, std::int64_t step) {
-    Wait();
-    {
-      const std::lock_guard lock(mutex_);
-      next_ = {next};
-      lookups_ = lookahead_.Foresee(next_);
-      after_ = round;
-      for_step_ = step + 1;
-      under_way_ = !lookups_.empty();
-    }
-    changed_.notify_all();
-  }
-  // Until nobody uses the client of the rows but the caller's thread. What is waited for has a
-  // deadline, and ends where the client is aborted.
-  void Wait() {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [this] { return !under_way_; });
-  }
-  std::int64_t foreseen() {
-    Wait();
-    return lookahead_.foreseen();
-  }
-
- private:
-  void Run() {
-    std::unique_lock lock(mutex_);
-    for (;;) {
-      changed_.wait(lock, [this] { return stopped_ || under_way_; });
-      if (!under_way_) {
-        return;
-      }
-      lock.unlock();
-      ps::RowClient& client = *job_.rows();
-      client.ReadAfter(after_);
-      lookahead_.Fetch(client, lookups_, for_step_);
-      lookups_.clear();
-      next_.clear();
-      lock.lock();
-      under_way_ = false;
-      changed_.notify_all();
-    }
-  }
-
-  ps::Job& job_;
-  const std::function<std::uint64_t()> round_;
-  bool broken_ = false;
-  const std::int64_t& step_;  // the strategy's
-
-  std::mutex mutex_;  // guards the two flags; the rest is its who may use it by them
-  std::condition_variable changed_;
-  bool under_way_ = false;
-  bool stopped_ = false;
-  ps::RowLookahead lookahead_;
-  std::vector<data::Batch> next_;
-  ps::RowLookahead::Lookups lookups_;
-  std::uint64_t after_ = 0;
-  std::int64_t for_step_ = 1;
-  std::thread thread_;  // last: it uses the rest
-};
-
 class Implementation final : public ParameterServerStrategy {
  public:
   Implementation(std::unique_ptr<ps::Job> job, StrategyOptions options)
       : options_(std::move(options)),
         job_(std::move(job)),
-        stream_(options_.make_stream ? options_.make_stream() : MakeInlineStream()),
+        device_(options_.devices.empty() ? CpuDevice() : options_.devices.front()),
+        stream_(!apart() && options_.make_stream ? options_.make_stream() : device_->MakeStream()),
         intra_op_threads_(options_.intra_op_threads > 0 ? options_.intra_op_threads
                                                         : CoresPerReplica(job_->config(), 1)) {}
 
@@ -256,6 +145,26 @@ class Implementation final : public ParameterServerStrategy {
   Status SaveSnapshot(const ps::Coordinator::Cut& cut, ps::Course course);
   Status FinishLastRound();
   Status CatchUp(const ps::RoundCommit& commit);
+  bool apart() const { return device_->memory_space() == MemorySpace::kDevice; }
+  Status MakeReplica(ParameterSet& parameters);
+  // What the servers have sent: the parameters, or what goes on to the device.
+  std::span<float> values() const {
+    return replica_ != nullptr ? replica_->values() : parameters_->all();
+  }
+  // The same, to be written.
+  std::span<float> NewValues() {
+    if (replica_ != nullptr) {
+      replica_->Changed();
+    }
+    return values();
+  }
+  // To the parameters, where they are not the same.
+  void ShowValues() {
+    if (replica_ != nullptr) {
+      std::ranges::copy(values(), parameters_->all().begin());
+    }
+  }
+  Status Drain();
   Status Refresh(bool everything);
   // The result of one pass over `part`, which leaves gradients in sink_ if `train`.
   Result<ReplicaResult> Run(const data::Batch& part, const StepFn& fn, bool train);
@@ -273,9 +182,11 @@ class Implementation final : public ParameterServerStrategy {
   const std::unique_ptr<ps::Job> job_;
   ps::Client* client_ = nullptr;  // the job's; none in a server
   std::vector<TableSpec> tables_;
-  std::unique_ptr<RemoteRows> rows_;  // where the model has tables; none in a server
+  std::unique_ptr<ps::RemoteRows> rows_;  // where the model has tables; none in a server
+  const std::shared_ptr<Device> device_;  // the replica's; owners: this and the program
   const std::unique_ptr<Stream> stream_;
   const int intra_op_threads_;
+  std::unique_ptr<ps::DeviceReplica> replica_;  // where its memory is apart; none in a server
 
   ParameterSet* parameters_ = nullptr;
   std::unique_ptr<Optimizer> optimizer_;
@@ -399,7 +310,7 @@ Status Implementation::GoOn(const Status& error) {
     if (!trains()) {
       return {};
     }
-    status = client_->Pull(parameters_->all(), /*everything=*/true);
+    status = client_->Pull(NewValues(), /*everything=*/true);
     step_ = static_cast<std::int64_t>(client_->version());
   } while (!status.ok());
   return {};
@@ -620,11 +531,11 @@ Status Implementation::ServeFunctions(const Functions& functions) {
 
 // Only now: what the chief assigned to the servers before is what training starts from.
 Status Implementation::OpenData() {
-  const std::span<const float> values = parameters_->all();
+  const std::span<const float> initial = values();
   const std::uint64_t digest =
       options_.journal_folder.empty()
           ? 0
-          : Hash64({reinterpret_cast<const char*>(values.data()), values.size_bytes()});
+          : Hash64({reinterpret_cast<const char*>(initial.data()), initial.size_bytes()});
   return job_->coordinator()->Open(static_cast<std::int64_t>(client_->version()), digest);
 }
 
@@ -663,7 +574,7 @@ Status Implementation::Bind(ParameterSet& parameters, std::unique_ptr<Optimizer>
   }
   parameters_ = &parameters;
   if (job_->rows() != nullptr) {
-    rows_ = std::make_unique<RemoteRows>(
+    rows_ = std::make_unique<ps::RemoteRows>(
         *job_, tables_, [this] { return RoundsToSee(); }, step_);
     parameters.SetRows(rows_.get());
   }
@@ -671,6 +582,7 @@ Status Implementation::Bind(ParameterSet& parameters, std::unique_ptr<Optimizer>
   if (client_ == nullptr) {
     return {};
   }
+  COHORT_RETURN_IF_ERROR(MakeReplica(parameters));
   if (is_chief()) {
     COHORT_RETURN_IF_ERROR(job_->Explain(client_->Declare()));
     COHORT_RETURN_IF_ERROR(job_->Explain(client_->Begin({}).status()));
@@ -688,10 +600,11 @@ Status Implementation::Bind(ParameterSet& parameters, std::unique_ptr<Optimizer>
       COHORT_RETURN_IF_ERROR(job_->Rejoin(status));
       client_ = job_->client();
     }
+    ShowValues();
   }
   fresh_ = false;  // the chief may set them yet
   if (trains()) {
-    sink_ = std::make_unique<ps::LocalSink>(parameters);
+    sink_ = std::make_unique<ps::LocalSink>(parameters, replica_.get());
     std::size_t fixed = 0;
     ForFixed([&](std::span<float> value, std::span<float> /*gradient*/) { fixed += value.size(); });
     fixed_values_.resize(fixed);
@@ -699,8 +612,23 @@ Status Implementation::Bind(ParameterSet& parameters, std::unique_ptr<Optimizer>
   return {};
 }
 
+// Of a process that computes, on a device whose memory is apart.
+Status Implementation::MakeReplica(ParameterSet& parameters) {
+  replica_ = nullptr;
+  if (!apart() || !(trains() || evaluates())) {
+    return {};
+  }
+  try {
+    replica_ = std::make_unique<ps::DeviceReplica>(device_, parameters, *stream_, intra_op_threads_,
+                                                   trains());
+  } catch (const StatusError& error) {
+    return error.status();
+  }
+  return replica_->Drain(options_.collective_timeout);
+}
+
 Status Implementation::Refresh(bool everything) {
-  const Status status = client_->Pull(parameters_->all(), everything);
+  const Status status = client_->Pull(NewValues(), everything);
   step_ = static_cast<std::int64_t>(client_->version());
   return job_->Explain(status);
 }
@@ -724,7 +652,8 @@ Status Implementation::PullState() {
   if (is_chief() && !saving_) {
     COHORT_RETURN_IF_ERROR(FinishLastRound());
   }
-  const Status status = client_->PullState(parameters_->all(), slots());
+  const Status status = client_->PullState(NewValues(), slots());
+  ShowValues();
   step_ = static_cast<std::int64_t>(client_->version());
   return job_->Explain(status);
 }
@@ -732,6 +661,9 @@ Status Implementation::PullState() {
 Status Implementation::PushState() {
   if (client_ == nullptr || !is_chief()) {
     return {};  // the servers take what the chief has
+  }
+  if (replica_ != nullptr) {
+    std::ranges::copy(parameters_->all(), NewValues().begin());
   }
   if (!began_) {
     initial_ = Initial{.step = step_};
@@ -813,7 +745,8 @@ Result<std::unique_ptr<DistributedDataset>> Implementation::Distribute(
                              [this] {
                                Require(client_ != nullptr, "Bind first");
                                return Surviving([this] { return Refresh(/*everything=*/false); });
-                             })
+                             },
+                             BatchMemoryOf(device_))
                        : ps::MakeEmptyDataset();
   }
   if (job_->is_server()) {
@@ -861,7 +794,8 @@ Result<std::unique_ptr<DistributedDataset>> Implementation::Distribute(
                       next_ = batch == nullptr ? std::nullopt : std::optional(*batch);
                     },
                 .go_on = [this](const Status& status) { return GoOn(status); },
-                .roll_backs = [this] { return roll_backs_; }};
+                .roll_backs = [this] { return roll_backs_; },
+                .allocate = BatchMemoryOf(device_)};
   if (is_chief()) {
     feed.save = [this](const ps::EpochKey& epoch, const ps::FinishedSplit& finished) {
       job_->Acknowledge(epoch, finished);
@@ -880,16 +814,20 @@ Result<ReplicaResult> Implementation::Run(const data::Batch& part, const StepFn&
   ReplicaContext context{.replica = trains() ? job_->rank() : 0,
                          .num_replicas = trains() ? static_cast<int>(job_->workers().size()) : 1,
                          .step = train ? step_ + 1 : step_,
-                         .parameters = *parameters_,
+                         .parameters = replica_ ? replica_->parameters() : *parameters_,
                          .gradients = train ? static_cast<GradientSink&>(*sink_) : none,
                          .stream = *stream_,
-                         .intra_op_threads = intra_op_threads_};
-  if (train) {
-    sink_->Begin(static_cast<double>(part.size), global_mean(), *stream_);
-  }
+                         .intra_op_threads = intra_op_threads_,
+                         .device = device_};
   Result<ReplicaResult> result = ReplicaResult();
   std::exception_ptr exception;
   try {
+    if (replica_ != nullptr) {
+      replica_->Upload();
+    }
+    if (train) {
+      sink_->Begin(static_cast<double>(part.size), global_mean(), *stream_);
+    }
     if (part.size > 0) {
       result = fn(context, part);
     }
@@ -902,7 +840,10 @@ Result<ReplicaResult> Implementation::Run(const data::Batch& part, const StepFn&
     exception = std::current_exception();
   }
   // The parameters must not change, nor the arena be sent, before the stream ran dry.
-  const Status drained = stream_->Synchronize(DeadlineAfter(options_.collective_timeout));
+  const Status drained = Drain();
+  if (replica_ != nullptr && (exception != nullptr || !result.ok() || !drained.ok())) {
+    replica_->Changed();  // the device may have anything
+  }
   if (exception != nullptr) {
     RestoreFixedValues();
     std::rethrow_exception(exception);
@@ -921,14 +862,24 @@ Result<ReplicaResult> Implementation::Run(const data::Batch& part, const StepFn&
   return result;
 }
 
+Status Implementation::Drain() {
+  const Status status = stream_->Synchronize(DeadlineAfter(options_.collective_timeout));
+  if (replica_ == nullptr) {
+    return status;
+  }
+  const Status copied = replica_->Drain(options_.collective_timeout);
+  return status.ok() ? copied : status;
+}
+
 // fn(value, place in the gradients) for each parameter that is not trained by gradients.
 template <typename Fn>
 void Implementation::ForFixed(const Fn& fn) {
   for (int p = 0; p < parameters_->size(); ++p) {
     const ParameterSet::Parameter& parameter = (*parameters_)[p];
     if (!parameter.trainable) {
-      const std::span<float> value = parameters_->value(p);
-      fn(value, sink_->arena().subspan(static_cast<std::size_t>(parameter.offset), value.size()));
+      const auto offset = static_cast<std::size_t>(parameter.offset);
+      const auto size = static_cast<std::size_t>(parameter.shape.elements());
+      fn(values().subspan(offset, size), sink_->arena().subspan(offset, size));
     }
   }
 }
@@ -944,6 +895,7 @@ void Implementation::RestoreFixedValues() {
   if (sink_ == nullptr) {
     return;
   }
+  NewValues();
   auto from = fixed_values_.begin();
   ForFixed([&](std::span<float> value, std::span<float> /*gradient*/) {
     const auto end = from + static_cast<std::ptrdiff_t>(value.size());
@@ -1055,7 +1007,7 @@ Status Implementation::CatchUp(const ps::RoundCommit& commit) {
   if (commit.round != 0 && optimizer_->global_clip_norm() > 0) {
     COHORT_RETURN_IF_ERROR(client_->Settle(commit.round, message, optimizer_->global_clip_norm()));
   }
-  COHORT_RETURN_IF_ERROR(client_->PullForStep(parameters_->all(), message));
+  COHORT_RETURN_IF_ERROR(client_->PullForStep(NewValues(), message));
   step_ = static_cast<std::int64_t>(client_->version());
   return {};
 }
@@ -1092,8 +1044,7 @@ Result<StepResult> Implementation::StepAlone(const data::Batch& part, const Step
     if (rows_ != nullptr && !bounded) {
       LookAhead(/*round=*/0);
     }
-    return client_->Push({.arena = sink_->arena(), .weight = weight, .clip = clip},
-                         parameters_->all());
+    return client_->Push({.arena = sink_->arena(), .weight = weight, .clip = clip}, NewValues());
   };
   Status pushed = push();
   // Where there are copies the same frames go out again, under the same numbers: what has arrived

@@ -6,9 +6,9 @@
 #include <utility>
 #include <vector>
 
-#include <cohort/core/host_blocks.h>
 #include <cohort/core/random.h>
 
+#include "synchronous/batch_memory.h"
 #include "synchronous/distributed_dataset.h"
 #include "synchronous/synchronous_strategy.h"
 
@@ -98,10 +98,7 @@ Result<std::unique_ptr<DistributedDataset>> SynchronousStrategy::Distribute(
     return device->memory_space() == MemorySpace::kDevice;
   });
   if (apart != devices_.end()) {
-    const auto blocks = std::make_shared<HostBlocks>([device = *apart](std::size_t bytes) {
-      return device->AllocateHost(bytes, "batches of examples");
-    });
-    part.allocate = [blocks](std::size_t bytes) { return blocks->Take(bytes); };
+    part.allocate = BatchMemoryOf(*apart);
   }
   COHORT_ASSIGN_OR_RETURN(auto batches,
                           MakeSynchronousDataset(dataset, std::move(part), local_replicas_));

@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "conformance/parameter_server_job.h"
+#include "testing/far_device.h"
 #include "testing/integer_model.h"
 
 namespace cohort::testing {
@@ -27,7 +28,11 @@ namespace {
 
 using ::testing::HasSubstr;
 
-StrategyWorld ParameterServers(int workers, int servers, const std::string& consistency) {
+// Makes the device of a worker; none: it is on the CPU.
+using MakeDevice = std::function<std::shared_ptr<Device>(const StrategyOptions&)>;
+
+StrategyWorld ParameterServers(int workers, int servers, const std::string& consistency,
+                               const MakeDevice& make_device = {}) {
   StrategyWorld world;
   world.name = consistency + std::to_string(workers) + "x" + std::to_string(servers);
   std::erase(world.name, ':');
@@ -36,8 +41,11 @@ StrategyWorld ParameterServers(int workers, int servers, const std::string& cons
   const auto job = std::make_shared<Job>(workers, servers);
   world.start = [job] { job->Start(); };
   world.stop = [job] { job->Stop(); };
-  world.make = [job, consistency](int process,
-                                  StrategyOptions options) -> Result<std::unique_ptr<Strategy>> {
+  world.make = [job, consistency, make_device](
+                   int process, StrategyOptions options) -> Result<std::unique_ptr<Strategy>> {
+    if (make_device) {
+      options.devices = {make_device(options)};
+    }
     options.consistency = OrThrow(Consistency::Parse(consistency));
     COHORT_ASSIGN_OR_RETURN(std::unique_ptr<Strategy> strategy,
                             job->Make({TaskType::kWorker, process}, options));
@@ -53,6 +61,39 @@ INSTANTIATE_TEST_SUITE_P(
                       ParameterServers(2, 1, "sync"), ParameterServers(3, 2, "sync"),
                       ParameterServers(4, 3, "sync")),
     [](const ::testing::TestParamInfo<StrategyWorld>& world) { return world.param.name; });
+
+// On a device of which only its kernels reach the memory. Its streams are those that `options` asks
+// for.
+StrategyWorld OnFarDevices(int workers, int servers, const std::string& consistency) {
+  return ParameterServers(workers, servers, consistency, [](const StrategyOptions& options) {
+    return MakeFarDevice(
+        "far:0", options.make_stream ? options.make_stream : [] { return MakeInlineStream(); });
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(ParameterServerFarDevices, StrategyConformance,
+                         ::testing::Values(OnFarDevices(1, 2, "async"), OnFarDevices(1, 1, "ssp:0"),
+                                           OnFarDevices(1, 2, "sync"), OnFarDevices(2, 1, "sync"),
+                                           OnFarDevices(3, 2, "sync")),
+                         [](const ::testing::TestParamInfo<StrategyWorld>& world) {
+                           return world.param.name;
+                         });
+
+// On the first GPU, where there is one.
+std::vector<StrategyWorld> OnTheGpu() {
+  const auto gpu = OpenDevices("cuda:0");
+  if (!gpu.ok()) {
+    return {};
+  }
+  const MakeDevice make = [device = gpu->front()](const StrategyOptions&) { return device; };
+  return {ParameterServers(1, 2, "async", make), ParameterServers(1, 2, "ssp:0", make),
+          ParameterServers(1, 2, "sync", make), ParameterServers(2, 1, "sync", make)};
+}
+
+INSTANTIATE_TEST_SUITE_P(ParameterServerGpu, StrategyConformance, ::testing::ValuesIn(OnTheGpu()),
+                         [](const ::testing::TestParamInfo<StrategyWorld>& world) {
+                           return world.param.name;
+                         });
 
 // ---- Parameters that travel in 16 bits
 // -----------------------------------------------------------

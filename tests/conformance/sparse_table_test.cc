@@ -23,6 +23,7 @@
 #include <limits>
 #include <thread>
 
+#include "testing/far_device.h"
 #include "testing/process_cluster.h"
 #include "testing/temp_dir.h"
 
@@ -64,7 +65,8 @@ struct Model {
   }
 
   Result<ReplicaResult> Step(ReplicaContext& context, const data::Batch& batch, bool training) {
-    nn::Tape tape(context.parameters, context.stream, workspaces.For(context.replica),
+    nn::Tape tape(context.parameters, context.stream,
+                  workspaces.For(context.replica, context.device),
                   {.training = training, .intra_op_threads = 1});
     const auto logit =
         nn::Add(nn::Sum(wide(tape, batch["ids"]), 1), out(nn::Flatten(deep(tape, batch["ids"]))));
@@ -152,8 +154,8 @@ Outcome InOneProcess(int devices, int epochs, const std::string& checkpoint_dir 
 
 // A chief, workers and servers, as threads; the chief's outcome. `run` is what each does.
 using RunTask = std::function<Result<Outcome>(ParameterServerStrategy&)>;
-Outcome OnServers(int workers, int servers, const RunTask& run,
-                  const Consistency& consistency = {}) {
+Outcome OnServers(int workers, int servers, const RunTask& run, const Consistency& consistency = {},
+                  bool far = false) {
   std::map<TaskId, std::string> addresses;
   addresses[{TaskType::kChief, 0}] = "127.0.0.1:" + std::to_string(UnusedPorts(1)[0]);
   for (int w = 0; w < workers; ++w) {
@@ -169,8 +171,11 @@ Outcome OnServers(int workers, int servers, const RunTask& run,
       ClusterConfig config;
       config.cluster = cluster;
       config.task = task;
-      COHORT_ASSIGN_OR_RETURN(const auto strategy,
-                              ParameterServerStrategy::Make(config, {.consistency = consistency}));
+      StrategyOptions options{.consistency = consistency};
+      if (far) {
+        options.devices = {MakeFarDevice()};
+      }
+      COHORT_ASSIGN_OR_RETURN(const auto strategy, ParameterServerStrategy::Make(config, options));
       return run(*strategy);
     });
   }
@@ -199,7 +204,8 @@ struct InStepResult {
   std::vector<Outcome> workers;
   std::map<std::string, Status> statuses;
 };
-InStepResult InStep(int workers, int servers, const RunStrategy& run, int devices = 1) {
+InStepResult InStep(int workers, int servers, const RunStrategy& run, int devices = 1,
+                    bool far = false) {
   std::map<TaskId, std::string> addresses;
   for (int w = 0; w < workers; ++w) {
     addresses[{TaskType::kWorker, w}] =
@@ -215,9 +221,12 @@ InStepResult InStep(int workers, int servers, const RunStrategy& run, int device
       ClusterConfig config;
       config.cluster = cluster;
       config.task = task;
-      COHORT_ASSIGN_OR_RETURN(
-          const auto strategy,
-          Strategy::FromEnv("multi_worker_mirrored", {.num_devices = devices, .cluster = config}));
+      StrategyOptions options{.num_devices = devices, .cluster = config};
+      if (far && task.type == TaskType::kWorker) {
+        options.devices = MakeFarDevices(devices);
+      }
+      COHORT_ASSIGN_OR_RETURN(const auto strategy,
+                              Strategy::FromEnv("multi_worker_mirrored", options));
       Result<Outcome> outcome = run(*strategy);
       if (!outcome.ok()) {
         strategy->ReportError(outcome.status());
@@ -237,13 +246,13 @@ InStepResult InStep(int workers, int servers, const RunStrategy& run, int device
 }
 // Of worker:0, all having ended well.
 Outcome InStep(int workers, int servers, int epochs, const std::string& checkpoint_dir = {},
-               int devices = 1) {
+               int devices = 1, bool far = false) {
   InStepResult result = InStep(
       workers, servers,
       [&](Strategy& strategy) {
         return TrainOn(strategy, epochs, checkpoint_dir, Sgd({.learning_rate = 0.1})->config());
       },
-      devices);
+      devices, far);
   for (const auto& [task, status] : result.statuses) {
     EXPECT_EQ(status, OkStatus()) << task << ": " << status.ToString();
   }
@@ -286,6 +295,35 @@ TEST(SparseTables, VirtualShardsHaveTheSameBitsOnAnyNumberOfDevices) {
   const Outcome two = InOneProcess(2, 2, {}, /*virtual_shards=*/4);
   EXPECT_EQ(two.rows, one.rows);
   EXPECT_EQ(two.values, one.values);
+}
+
+// Rows go to devices that are apart from the host's memory, and their gradients come from there.
+TEST(SparseTables, WorkersOnDevicesHaveTheBitsOfTheCpu) {
+  const std::string sgd = Sgd({.learning_rate = 0.1})->config();
+  for (const char* text : {"async", "ssp:1", "sync"}) {
+    SCOPED_TRACE(text);
+    const Consistency consistency = OrThrow(Consistency::Parse(text));
+    const auto train = [&](bool far) {
+      std::atomic<std::int64_t> foreseen = 0;
+      Outcome outcome = OnServers(
+          1, 2,
+          [&](ParameterServerStrategy& strategy) {
+            return TrainOn(strategy, 2, {}, sgd, &foreseen);
+          },
+          consistency, far);
+      EXPECT_GE(foreseen, 2 * 9 * 2);
+      return outcome;
+    };
+    const Outcome on_cpu = train(false);
+    const Outcome on_device = train(true);
+    EXPECT_EQ(on_device.values, on_cpu.values);
+    EXPECT_EQ(on_device.rows, on_cpu.rows);
+    EXPECT_EQ(on_device.loss, on_cpu.loss);
+  }
+  const Outcome in_step = InStep(2, 2, 2);
+  const Outcome on_devices = InStep(2, 2, 2, {}, /*devices=*/1, /*far=*/true);
+  EXPECT_EQ(on_devices.values, in_step.values);
+  EXPECT_EQ(on_devices.rows, in_step.rows);
 }
 
 TEST(SparseTables, SeveralWorkersLearnTheSame) {
@@ -400,8 +438,8 @@ TEST(SparseTables, BagsOfARaggedFeatureOnServersHaveTheBitsOfOneProcess) {
     nn::Workspaces workspaces;
     const StepFn step = [&](ReplicaContext& context,
                             const data::Batch& batch) -> Result<ReplicaResult> {
-      nn::Tape tape(context.parameters, context.stream, workspaces.For(context.replica),
-                    {.intra_op_threads = 1});
+      nn::Tape tape(context.parameters, context.stream,
+                    workspaces.For(context.replica, context.device), {.intra_op_threads = 1});
       const data::Ragged& lists = batch.lists("words");
       const nn::Variable rows = words(tape, lists.values);
       std::vector<nn::Variable> bags;

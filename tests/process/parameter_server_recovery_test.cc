@@ -166,8 +166,20 @@ std::string DigestOf(int epochs) {
   return "step " + std::to_string(trained.step) + " digest " + std::to_string(digest);
 }
 
-std::vector<std::string> Arguments(const std::string& consistency, int epochs,
+// "_far" behind a parameter of a test: the replicas are on devices. True, without it, if it is
+// there.
+bool TakeFar(std::string& parameter) {
+  constexpr std::string_view kFar = "_far";
+  const bool far = parameter.ends_with(kFar);
+  parameter.resize(parameter.size() - (far ? kFar.size() : 0));
+  return far;
+}
+
+std::vector<std::string> Arguments(std::string consistency, int epochs,
                                    std::vector<std::string> more = {}) {
+  if (TakeFar(consistency)) {
+    more.emplace_back("--far");
+  }
   more.insert(more.end(), {"--consistency", consistency, "--epochs", std::to_string(epochs)});
   if (!consistency.starts_with("sync")) {
     more.emplace_back("--count");
@@ -180,8 +192,8 @@ std::vector<std::string> Arguments(const std::string& consistency, int epochs,
 const std::vector<std::string> kEven = {"--step-ms", "1"};
 
 // As if no server had been lost.
-void ExpectWholeOutcome(Job& job, const std::string& chief, const std::string& consistency,
-                        int epochs) {
+void ExpectWholeOutcome(Job& job, const std::string& chief, std::string consistency, int epochs) {
+  TakeFar(consistency);
   const std::string out = job.cluster.Stdout(chief);
   if (consistency == "sync") {
     EXPECT_THAT(out, HasSubstr(DigestOf(epochs)));
@@ -238,7 +250,9 @@ TEST_P(LostServer, IsReplacedAndTheJobBeginsAnewWhereItHasNoSave) {
 }
 
 INSTANTIATE_TEST_SUITE_P(ParameterServerRecoveryTest, LostServer,
-                         ::testing::Values("async", "ssp:2", "sync", "sync:1"), NameOf);
+                         ::testing::Values("async", "ssp:2", "sync", "sync:1", "async_far",
+                                           "ssp:2_far", "sync_far", "sync:1_far"),
+                         NameOf);
 
 class LostServerWithSaves : public ::testing::TestWithParam<std::string> {};
 
@@ -258,7 +272,8 @@ TEST_P(LostServerWithSaves, IsReplacedAndTheJobGoesOnFromTheLast) {
 }
 
 INSTANTIATE_TEST_SUITE_P(ParameterServerRecoveryTest, LostServerWithSaves,
-                         ::testing::Values("async", "ssp:2", "sync"), NameOf);
+                         ::testing::Values("async", "ssp:2", "sync", "async_far", "sync_far"),
+                         NameOf);
 
 TEST(ParameterServerRecoveryTest, TwoServersAreLostTogether) {
   const TempDir folder;
@@ -488,7 +503,10 @@ TEST(ParameterServerRecoveryTest, AServerAloneGoesBackToTheSave) {
 class LostServerWithACopy : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(LostServerWithACopy, AServerGetsWhatTheCopyOfItsPartHas) {
-  Job job(Arguments("async", 2, {"--replica", "--floats", GetParam(), "--step-ms", "1"}),
+  std::string floats = GetParam();
+  const bool far = TakeFar(floats);
+  Job job(Arguments(far ? "async_far" : "async", 2,
+                    {"--replica", "--floats", floats, "--step-ms", "1"}),
           /*gate_at=*/150, {{"chief", 1}, {"worker", 2}, {"ps", 3}});
   int at = 21;
   for (const int server : {1, 0, 2, 1}) {
@@ -509,7 +527,7 @@ TEST_P(LostServerWithACopy, AServerGetsWhatTheCopyOfItsPartHas) {
 }
 
 INSTANTIATE_TEST_SUITE_P(ParameterServerRecoveryTest, LostServerWithACopy,
-                         ::testing::Values("0", "300000"),
+                         ::testing::Values("0", "300000", "300000_far"),
                          [](const auto& of) { return "Floats" + of.param; });
 
 // Together with its copy a part is lost, and goes back to the save.

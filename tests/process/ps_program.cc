@@ -7,7 +7,7 @@
 //              [--save-epochs N]]
 //              [--gate FILE --gate-at STEP] [--gate-chief setup|end] [--count [--floats N]]
 //              [--step-ms N] [--partial|--replica] [--start POLICY] [--balance-ms N]
-//              [--full-save-every N]
+//              [--full-save-every N] [--far]
 //
 // --folder: the loop is Trainer::Fit, which saves there.
 // --count: the model is one that counts, for each example, how often it was trained on;
@@ -19,6 +19,7 @@
 // --partial, --replica: ServerLoss::kPartial, kReplica.
 // --balance-ms: StrategyOptions::balance_interval. There is a table besides of which one server has
 // all rows in use, and the chief says whether buckets have moved.
+// --far: every replica is on a device whose memory is apart (testing/far_device.h).
 // --hold-at: TASK says "holding" in that step function of its own, and never comes back from it.
 
 #include <unistd.h>
@@ -42,6 +43,7 @@
 #include <cohort/strategies/parameter_server.h>
 #include <cohort/train/trainer.h>
 
+#include "testing/far_device.h"
 #include "testing/integer_model.h"
 
 namespace {
@@ -70,6 +72,7 @@ struct Options {
   std::string hold;
   bool partial = false;
   bool replica = false;
+  bool far = false;
   int balance_ms = 0;
   int full_save_every = 8;
   std::string partitioner = "pieces";
@@ -100,6 +103,17 @@ ParameterSet CountingParameters(std::int64_t more, bool hot) {
   return parameters;
 }
 
+// To a parameter's gradient, wherever that is.
+void Give(ReplicaContext& context, int parameter, float value) {
+  const std::span<float> to = context.gradients.Accumulator(parameter);
+  const auto block = context.device->AllocateHost(to.size_bytes(), "a gradient");
+  const std::span<float> from(reinterpret_cast<float*>(block.get()), to.size());
+  std::ranges::fill(from, value);
+  context.device->Copy(context.stream, block.get(), reinterpret_cast<std::byte*>(to.data()),
+                       to.size_bytes());
+  context.stream.Enqueue([block] { return OkStatus(); });  // lives until then
+}
+
 Result<ReplicaResult> Count(ReplicaContext& context, const data::Batch& batch) {
   const auto examples = static_cast<std::size_t>(batch.size);
   const std::int64_t* const id = batch["id"].data<std::int64_t>().data();
@@ -112,7 +126,7 @@ Result<ReplicaResult> Count(ReplicaContext& context, const data::Batch& batch) {
     COHORT_RETURN_IF_ERROR(context.parameters.rows().Lookup(1, kHot, /*training=*/true, hot));
     context.gradients.AddRows(1, kHot, std::vector<float>(kHot.size(), -1));
   }
-  context.gradients.Accumulator(0)[0] = -static_cast<float>(examples);
+  Give(context, 0, -static_cast<float>(examples));
   for (int p = 0; p < context.parameters.size(); ++p) {
     context.gradients.Ready(p);
   }
@@ -271,6 +285,9 @@ Status Run(const Options& options) {
                                  : options.partial ? ServerLoss::kPartial
                                                    : ServerLoss::kRollBack;
   strategy_options.balance_interval = std::chrono::milliseconds(options.balance_ms);
+  if (options.far) {
+    strategy_options.devices = {testing::MakeFarDevice("far:0", [] { return MakeInlineStream(); })};
+  }
   strategy_options.log = StderrLog(config.task.ToString());
   COHORT_ASSIGN_OR_RETURN(strategy_options.partitioner, Partitioner::Parse(options.partitioner));
   COHORT_ASSIGN_OR_RETURN(strategy_options.start, StartPolicy::Parse(options.start));
@@ -302,6 +319,7 @@ int main(int argc, char** argv) {
   app.add_flag("--count", options.count);
   app.add_flag("--partial", options.partial);
   app.add_flag("--replica", options.replica);
+  app.add_flag("--far", options.far);
   app.add_option("--balance-ms", options.balance_ms);
   app.add_option("--full-save-every", options.full_save_every);
   app.add_option("--partitioner", options.partitioner);

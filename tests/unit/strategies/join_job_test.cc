@@ -110,12 +110,13 @@ TEST(JoinJob, ParametersTravelAsFloats) {
               ::testing::HasSubstr("server_wire int64"));
 }
 
-TEST(JoinJob, AParameterServersWorkerIsOnTheCpu) {
+TEST(JoinJob, AParameterServersWorkerIsOnOneDevice) {
   StrategyOptions options = OfAParameterServersWorker();
-  options.devices = {testing::MakeFarDevice()};
+  options.devices = testing::MakeFarDevices(2);
   const Status status = Strategy::FromEnv("parameter_server", options).status();
-  EXPECT_EQ(status.code(), StatusCode::kUnimplemented);
-  EXPECT_THAT(status.message(), ::testing::HasSubstr("StrategyOptions::devices"));
+  EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+  EXPECT_THAT(status.message(),
+              ::testing::HasSubstr("one replica per worker, there are 2 devices"));
 }
 
 }  // namespace

@@ -13,8 +13,9 @@ namespace cohort {
 
 // Sets options.num_devices or options.devices from `text`: a number of replicas on the CPU ("2"),
 // or what OpenDevices takes ("cuda:0", "cuda:0/2", "cpu:2"). Empty: under `mirrored` every GPU that
-// there is, and where there is none, and under any other kind, what options say already. Says in
-// options.log what it found. Errors are OpenDevices'.
+// there is, and where there is none, and under any other kind, what options say already. A ps task
+// (options.cluster, or the environment's) has no replica: it opens no device. Says in options.log
+// what it found. Errors are OpenDevices'.
 Status ChooseDevices(std::string_view text, std::string_view kind, StrategyOptions& options);
 
 }  // namespace cohort

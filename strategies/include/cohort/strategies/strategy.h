@@ -87,9 +87,9 @@ struct ServerWire {
 
 struct StrategyOptions {
   int num_devices = 1;  // local replicas: logical CPU devices of this process
-  // Instead: the device of each local replica (OpenDevices). One that stands here several times is
-  // shared by as many replicas, and holds one copy of the model. In a job of several processes the
-  // devices of all share the host's memory, or none do.
+  // Instead: the device of each local replica (OpenDevices); one under a parameter server. One that
+  // stands here several times is shared by as many replicas, and holds one copy of the model. In a
+  // synchronous job of several processes the devices of all share the host's memory, or none do.
   std::vector<std::shared_ptr<Device>> devices;
   LossScale loss_scale = LossScale::kGlobalMean;
   // For models that compute in float16: gradients are scaled, and a step whose gradients overflow

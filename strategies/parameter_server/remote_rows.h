@@ -1,0 +1,74 @@
+// RemoteRows: the sparse tables of a model to its replica, their rows on the servers.
+//
+// The rows of the next batch are pulled behind a step's push, on a thread of its own, while
+// parameters are exchanged and the next step begins. What is looked up is copied to the caller's
+// memory, so that rows that are on their way to a device from there are not written again.
+//
+// Thread rules: Lookup where the replica's stream runs; the others from the strategy's thread,
+// while no lookup is running.
+
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <span>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include <cohort/data/dataset.h>
+#include <cohort/optim/row_source.h>
+#include <cohort/optim/table_spec.h>
+
+#include "parameter_server/job.h"
+#include "parameter_server/row_lookahead.h"
+
+namespace cohort::ps {
+
+class RemoteRows final : public RowSource {
+ public:
+  // `round`: what is looked up has all rounds up to it; 0: where steps are not rounds. `step`: the
+  // strategy's. `job` outlives this.
+  RemoteRows(Job& job, const std::vector<TableSpec>& tables, std::function<std::uint64_t()> round,
+             const std::int64_t& step);
+  ~RemoteRows() override;
+
+  Status Lookup(int table, std::span<const std::uint64_t> ids, bool training,
+                std::span<float> rows) override;
+  // Was a server not there, since the last call?
+  bool TakeBroken() { return std::exchange(broken_, false); }
+
+  // The batch that is trained on now.
+  void StartBatch(const data::Batch& batch);
+  // It is over; and what was looked up ahead has been used, or is void.
+  void Forget();
+  // Pulls the rows of `next`, with every round up to `round`, for the step after `step`.
+  void LookAhead(const data::Batch& next, std::uint64_t round, std::int64_t step);
+  // Until nobody uses the client of the rows but the caller's thread. What is waited for has a
+  // deadline, and ends where the client is aborted.
+  void Wait();
+  std::int64_t foreseen();
+
+ private:
+  void Run();
+
+  Job& job_;
+  const std::function<std::uint64_t()> round_;
+  bool broken_ = false;
+  const std::int64_t& step_;
+
+  std::mutex mutex_;  // guards the two flags; the rest is its who may use it by them
+  std::condition_variable changed_;
+  bool under_way_ = false;
+  bool stopped_ = false;
+  RowLookahead lookahead_;
+  std::vector<data::Batch> next_;
+  RowLookahead::Lookups lookups_;
+  std::uint64_t after_ = 0;
+  std::int64_t for_step_ = 1;
+  std::thread thread_;  // last: it uses the rest
+};
+
+}  // namespace cohort::ps
