@@ -105,7 +105,7 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{1, 5, 5, 4, 6, {3, 3}, {1, 1}, true, 2},
                       Case{2, 4, 4, 6, 6, {3, 3}, {1, 1}, true, 6},
                       Case{3, 4, 4, 16, 16, {1, 1}, {1, 1}, false, 1, Activation::kNone, true, 2},
-                      Case{4, 16, 16, 4, 8, {1, 1}, {2, 2}, true, 1, Activation::kNone, false},
+                      Case{2, 6, 6, 4, 8, {1, 1}, {2, 2}, true, 1, Activation::kNone, false},
                       Case{2, 5, 6, 5, 12, {1, 1}, {2, 2}, true},
                       Case{1, 3, 3, 2, 2, {3, 3}, {1, 1}, false},
                       Case{1, 5, 6, 2, 3, {2, 4}, {1, 1}, true},
