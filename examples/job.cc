@@ -52,6 +52,7 @@ Result<cohort::StrategyOptions> MakeStrategyOptions(const JobFlags& f) {
   options.journal_folder = f.checkpoint_dir;
   options.communication.implementation = f.communication;
   options.communication.algorithm = f.algorithm;
+  options.cross_device_ops = f.cross_device_ops;
   options.rails = f.rails;
   options.mpi_implementation = f.mpi_implementation;
   options.flight_folder = f.flight_folder;
@@ -182,6 +183,9 @@ void DeclareJobFlags(CLI::App& app, JobFlags& f) {
       ->capture_default_str();
   app.add_option("--all-reduce", f.algorithm,
                  "how processes add gradients: auto, or an algorithm of comm/README.md by name")
+      ->capture_default_str();
+  app.add_option("--cross-device-ops", f.cross_device_ops, "how gradients of GPUs become one sum")
+      ->check(CLI::IsMember({"auto", "nccl", "hierarchical_copy", "reduction_to_one_device"}))
       ->capture_default_str();
   app.add_option("--rails", f.rails,
                  "connections between two processes, where the network limits each of them")

@@ -24,6 +24,7 @@ struct JobFlags {
   std::string consistency;
   std::string communication = "auto";
   std::string algorithm = "auto";
+  std::string cross_device_ops = "auto";
   int rails = 1;
   int virtual_shards = 0;
   int batches_per_step = 1;

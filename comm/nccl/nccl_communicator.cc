@@ -408,30 +408,41 @@ Result<std::unique_ptr<Communicator>> MakeNcclCommunicatorOn(
   return NcclCommunicator::Over(NcclLink::Make(std::move(parts), options));
 }
 
+namespace {
+
+Result<std::shared_ptr<NcclApi>> ApiOf(const NcclOptions& nccl) {
+  return nccl.api != nullptr ? Result<std::shared_ptr<NcclApi>>(nccl.api) : LoadNccl();
+}
+
+}  // namespace
+
 Result<std::unique_ptr<Communicator>> MakeNcclCommunicator(int rank, int size, KeyValueStore& store,
                                                            const std::string& prefix,
                                                            const NcclOptions& nccl,
                                                            const CommunicatorOptions& options) {
-  COHORT_ASSIGN_OR_RETURN(std::shared_ptr<NcclApi> api, LoadNccl());
+  COHORT_ASSIGN_OR_RETURN(std::shared_ptr<NcclApi> api, ApiOf(nccl));
   return MakeNcclCommunicatorOn(std::move(api), rank, size,
                                 {std::shared_ptr<KeyValueStore>(), &store}, prefix, nccl, options);
 }
 
-Result<std::vector<std::unique_ptr<Communicator>>> MakeLocalNcclCommunicators(
-    std::span<const std::shared_ptr<Device>> devices, std::chrono::milliseconds connect_timeout,
-    const CommunicatorOptions& options) {
-  Require(!devices.empty(), "MakeLocalNcclCommunicators: at least one device");
-  COHORT_ASSIGN_OR_RETURN(const std::shared_ptr<NcclApi> api, LoadNccl());
-  const auto store = std::make_shared<ThreadStore>();  // owners: the communicators
-  const std::size_t size = devices.size();
-  std::vector<std::unique_ptr<Communicator>> made(size);
-  std::vector<Status> statuses(size);
+Result<std::vector<std::unique_ptr<Communicator>>> MakeNcclCommunicators(
+    std::span<const NcclOptions> ranks, int first, int size, KeyValueStore* store,
+    const std::string& prefix, const CommunicatorOptions& options) {
+  Require(!ranks.empty(), "MakeNcclCommunicators: at least one rank");
+  const std::shared_ptr<KeyValueStore> meeting =  // owners: the communicators, or nobody
+      store == nullptr ? std::make_shared<ThreadStore>()
+                       : std::shared_ptr<KeyValueStore>(std::shared_ptr<KeyValueStore>(), store);
+  const std::size_t count = ranks.size();
+  std::vector<std::unique_ptr<Communicator>> made(count);
+  std::vector<Status> statuses(count);
   std::vector<std::thread> threads;
-  for (std::size_t r = 0; r < size; ++r) {
+  for (std::size_t r = 0; r < count; ++r) {
     threads.emplace_back([&, r] {
-      Result<std::unique_ptr<Communicator>> one = MakeNcclCommunicatorOn(
-          api, static_cast<int>(r), static_cast<int>(size), store, "process",
-          {.device = devices[r], .connect_timeout = connect_timeout}, options);
+      Result<std::shared_ptr<NcclApi>> api = ApiOf(ranks[r]);
+      Result<std::unique_ptr<Communicator>> one =
+          api.ok() ? MakeNcclCommunicatorOn(std::move(api).value(), first + static_cast<int>(r),
+                                            size, meeting, prefix, ranks[r], options)
+                   : Result<std::unique_ptr<Communicator>>(api.status());
       if (one.ok()) {
         made[r] = std::move(one).value();
       } else {
@@ -446,6 +457,32 @@ Result<std::vector<std::unique_ptr<Communicator>>> MakeLocalNcclCommunicators(
     COHORT_RETURN_IF_ERROR(status);
   }
   return made;
+}
+
+Result<std::vector<std::unique_ptr<Communicator>>> MakeLocalNcclCommunicators(
+    std::span<const std::shared_ptr<Device>> devices, std::chrono::milliseconds connect_timeout,
+    const CommunicatorOptions& options) {
+  Require(!devices.empty(), "MakeLocalNcclCommunicators: at least one device");
+  std::vector<NcclOptions> ranks;
+  for (const std::shared_ptr<Device>& device : devices) {
+    ranks.push_back({.device = device, .connect_timeout = connect_timeout, .api = nullptr});
+  }
+  return MakeNcclCommunicators(ranks, 0, static_cast<int>(ranks.size()), nullptr, "process",
+                               options);
+}
+
+Result<std::string> NcclGpu(const NcclOptions& nccl) {
+  Require(nccl.device != nullptr, "NcclGpu of a device");
+  if (nccl.api == nullptr && !nccl.device->name().starts_with("cuda:")) {
+    return FailedPrecondition("NCCL takes GPUs of CUDA, and not " + nccl.device->name());
+  }
+  COHORT_ASSIGN_OR_RETURN(const std::shared_ptr<NcclApi> api, ApiOf(nccl));
+  try {
+    const std::unique_ptr<Stream> stream = nccl.device->MakeStream();
+    return api->Uuid(*stream);
+  } catch (const StatusError& error) {
+    return error.status();
+  }
 }
 
 Result<std::string> NcclVersion() {

@@ -52,6 +52,7 @@ class JobMembership final : public Membership {
   }
 
   Communicator* communicator() override { return communicator_.get(); }
+  KeyValueStore* store() override { return client_.get(); }
 
   Status Explain(const Status& status) override {
     // Also tells those that have no connection to the one that failed. If the job failed before,

@@ -62,6 +62,7 @@ Result<std::unique_ptr<Strategy>> RecoverFrom(int donor, Regrouped& group, Param
     parts.cluster = *options.cluster;
   }
   parts.communicator = std::move(group.communicator);
+  parts.store = group.store;
   options.whole_updates = true;
   COHORT_ASSIGN_OR_RETURN(std::unique_ptr<Strategy> strategy,
                           MakeSynchronousStrategy(std::move(parts), std::move(options)));
@@ -127,6 +128,7 @@ Result<Regrouped> Regroup(CoordinationClient& client, const RegroupOptions& opti
                                     client, "regroup", tcp, communicator);
     if (made.ok()) {
       result.communicator = std::move(made).value();
+      result.store = &client;
       return result;
     }
     if (std::chrono::steady_clock::now() >= deadline || !client.failure().ok()) {

@@ -1150,6 +1150,12 @@ Result<std::unique_ptr<ParameterServerStrategy>> ParameterServerStrategy::Make(
         (options.make_bucket_hook ? "server_wire compresses what travels; or " : "") +
         "use a synchronous strategy]");
   }
+  if (options.cross_device_ops != "auto") {
+    return InvalidArgument(
+        "cross_device_ops '" + options.cross_device_ops +
+        "' under a parameter server, which adds what workers send [leave it out, "
+        "or use a synchronous strategy]");
+  }
   if (options.grad_scaler.has_value()) {
     return InvalidArgument(
         "grad_scaler under a parameter server, whose workers agree on no step to skip [train with "

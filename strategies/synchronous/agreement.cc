@@ -1,6 +1,7 @@
 #include "synchronous/agreement.h"
 
 #include <cstdint>
+#include <numeric>
 #include <span>
 
 #include <cohort/core/random.h>
@@ -38,6 +39,29 @@ std::vector<std::string_view> Lines(std::string_view text) {
 
 Status Await(Communicator::Pending pending) {
   return pending.ok() ? (*pending)->Wait() : pending.status();
+}
+
+Result<std::vector<std::string>> GatherTexts(Communicator& communicator, std::string_view what,
+                                             const std::string& mine) {
+  const auto size = static_cast<std::int64_t>(mine.size());
+  std::vector<std::int64_t> sizes(static_cast<std::size_t>(communicator.size()));
+  CollectiveOptions options;
+  options.name = std::string(what);
+  COHORT_RETURN_IF_ERROR(Await(communicator.AllGather(std::span<const std::int64_t>(&size, 1),
+                                                      std::span<std::int64_t>(sizes), options)));
+  std::string all(
+      static_cast<std::size_t>(std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0})), '\0');
+  std::string text = mine;
+  COHORT_RETURN_IF_ERROR(Await(communicator.AllGatherV(
+      Buffer(text.data(), size, DType::kUInt8),
+      Buffer(all.data(), static_cast<std::int64_t>(all.size()), DType::kUInt8), sizes, options)));
+  std::vector<std::string> texts;
+  std::size_t at = 0;
+  for (const std::int64_t bytes : sizes) {
+    texts.push_back(all.substr(at, static_cast<std::size_t>(bytes)));
+    at += static_cast<std::size_t>(bytes);
+  }
+  return texts;
 }
 
 Status Agree(Communicator& communicator, std::string_view what,

@@ -156,17 +156,19 @@ void DeviceCopy::Add(std::span<const float> x, std::span<float> y) {
   kernels_->Add(*stream_, y, x, y);
 }
 
+void DeviceCopy::Follow(DeviceCopy& from) { stream_->WaitFor(from.stream_->Record()); }
+
 void DeviceCopy::Fetch(DeviceCopy& from, std::span<const float> x, std::span<float> y) {
   if (apart()) {
-    stream_->WaitFor(from.stream_->Record());
+    Follow(from);
     Send(x, y);
     return;
   }
   // The host's side does not copy from a device: that one copies to it, when this stream's work is
   // done with y.
-  from.stream_->WaitFor(stream_->Record());
+  from.Follow(*this);
   from.Send(x, y);
-  stream_->WaitFor(from.stream_->Record());
+  Follow(from);
 }
 
 Status DeviceCopy::Drain(std::chrono::milliseconds timeout) {

@@ -53,8 +53,10 @@ class DeviceCopy {
   // declaration. Blocks.
   Result<double> Squares(const BucketPlan& plan, std::span<const float> gradients,
                          std::chrono::milliseconds timeout);
-  // y += x; both are in the device's memory.
+  // y += x; both are in the device's memory, or x in that of one which it reaches.
   void Add(std::span<const float> x, std::span<float> y);
+  // What the stream is given from here on starts when what that of `from` has now has run.
+  void Follow(DeviceCopy& from);
   // A copy of x, in the memory of `from`, which its stream has written, to y in this one's.
   void Fetch(DeviceCopy& from, std::span<const float> x, std::span<float> y);
 

@@ -10,10 +10,11 @@ namespace {
 
 class CommunicatorMembership final : public Membership {
  public:
-  explicit CommunicatorMembership(std::unique_ptr<Communicator> communicator)
-      : communicator_(std::move(communicator)) {}
+  CommunicatorMembership(std::unique_ptr<Communicator> communicator, KeyValueStore* store)
+      : communicator_(std::move(communicator)), store_(store) {}
 
   Communicator* communicator() override { return communicator_.get(); }
+  KeyValueStore* store() override { return store_; }
   Status Explain(const Status& status) override { return status; }
   void GiveUp(const Status& error) override {
     if (communicator_ != nullptr) {
@@ -31,6 +32,7 @@ class CommunicatorMembership final : public Membership {
 
  private:
   const std::unique_ptr<Communicator> communicator_;
+  KeyValueStore* const store_;
 };
 
 }  // namespace
@@ -40,8 +42,9 @@ Result<std::unique_ptr<StepRows>> Membership::ConnectRows(const ps::ModelSpec& /
   return FailedPrecondition("this job has no parameter servers");
 }
 
-std::unique_ptr<Membership> MakeMembership(std::unique_ptr<Communicator> communicator) {
-  return std::make_unique<CommunicatorMembership>(std::move(communicator));
+std::unique_ptr<Membership> MakeMembership(std::unique_ptr<Communicator> communicator,
+                                           KeyValueStore* store) {
+  return std::make_unique<CommunicatorMembership>(std::move(communicator), store);
 }
 
 }  // namespace cohort

@@ -11,6 +11,7 @@
 #include <memory>
 #include <string_view>
 
+#include <cohort/cluster/key_value_store.h>
 #include <cohort/comm/communicator.h>
 #include <cohort/core/status.h>
 
@@ -26,6 +27,8 @@ class Membership {
 
   // Among the job's processes; nullptr: there is only this one.
   virtual Communicator* communicator() = 0;
+  // Where they meet besides; nullptr: nowhere.
+  virtual KeyValueStore* store() = 0;
   // What the job knows of the reason why a collective returned `status`: the same, or the error of
   // the task that failed first.
   virtual Status Explain(const Status& status) = 0;
@@ -41,7 +44,8 @@ class Membership {
   virtual Result<std::unique_ptr<StepRows>> ConnectRows(const ps::ModelSpec& model, int threads);
 };
 
-// Of a communicator alone (which may be nullptr).
-std::unique_ptr<Membership> MakeMembership(std::unique_ptr<Communicator> communicator);
+// Of a communicator alone (which may be nullptr), and a store that outlives it.
+std::unique_ptr<Membership> MakeMembership(std::unique_ptr<Communicator> communicator,
+                                           KeyValueStore* store = nullptr);
 
 }  // namespace cohort

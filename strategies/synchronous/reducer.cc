@@ -326,8 +326,9 @@ Result<std::unique_ptr<Reducer>> Reducer::Make(const ParameterSet& parameters,
   }
   if (!options.copies.empty()) {
     try {
-      reducer->devices_ = std::make_unique<DeviceSums>(options.copies, reducer->plan_.elements,
-                                                       options.communicator != nullptr);
+      reducer->devices_ =
+          std::make_unique<DeviceSums>(options.copies, reducer->plan_.elements, options.way,
+                                       options.communicator != nullptr && options.nccl == nullptr);
     } catch (const StatusError& error) {
       return error.status();
     }
@@ -507,7 +508,7 @@ Status Reducer::FinishPass() {
 }
 
 void Reducer::Complete(int replica, int bucket, Stream& stream) {
-  if (options_.communicator == nullptr) {
+  if (!launches()) {
     return;
   }
   const bool elsewhere = options_.replicas > 1 || devices_ != nullptr;  // it is summed
@@ -566,8 +567,10 @@ void Reducer::Launch(int index, Stream& stream) {
   CollectiveOptions options = OptionsOf(bucket);
   options.stream = devices_ != nullptr ? &devices_->copy(0).stream() : &stream;
   flight.launched_at = std::chrono::steady_clock::now();
-  Communicator::Pending pending =
-      bucket.rows ? LaunchRows(bucket, options) : LaunchDense(flight, index, options);
+  Communicator::Pending pending = bucket.rows ? LaunchRows(bucket, options)
+                                  : options_.nccl != nullptr
+                                      ? LaunchOnDevices(flight, index, options)
+                                      : LaunchDense(flight, index, options);
   if (pending.ok()) {
     flight.work = std::move(pending).value();
   } else {
@@ -594,10 +597,7 @@ Communicator::Pending Reducer::LaunchDense(Flight& flight, int index,
   }
   const std::size_t header = index == 0 ? BucketPlan::kHeaderElements : 0;
   if (index == 0) {
-    CollectiveOptions weight = options;
-    weight.name = "weight of the batch";
-    Communicator::Pending sum =
-        options_.communicator->AllReduce(values.first(header), ReduceOp::kSum, weight);
+    Communicator::Pending sum = LaunchWeight(options);
     COHORT_RETURN_IF_ERROR(sum.status());
     if (bucket.parameters.empty()) {
       return sum;
@@ -614,6 +614,36 @@ Communicator::Pending Reducer::LaunchDense(Flight& flight, int index,
       .stream = *options.stream,
       .options = options});
   return options_.hook->Launch(*flight.bucket);
+}
+
+// Of the header of bucket 0, where the rest takes another way.
+Communicator::Pending Reducer::LaunchWeight(const CollectiveOptions& options) {
+  CollectiveOptions weight = options;
+  weight.name = "weight of the batch";
+  Arena& first = stack(0).current;
+  return options_.communicator->AllReduce(
+      (devices_ != nullptr ? devices_->Landing(first) : first).header(), ReduceOp::kSum, weight);
+}
+
+// The weight is known on the host; the gradients stay where they are.
+Communicator::Pending Reducer::LaunchOnDevices(Flight& flight, int index,
+                                               const CollectiveOptions& options) {
+  if (index == 0) {
+    SumHeaders();
+    if (options_.communicator != nullptr) {
+      CollectiveOptions weight = options;
+      weight.stream = nullptr;
+      COHORT_ASSIGN_OR_RETURN(flight.header, LaunchWeight(weight));
+    }
+  }
+  const auto [begin, end] = plan_.GradientsOf(index);
+  const DeviceSums::Arenas arenas = Arenas();
+  devices_->Sum(arenas, begin, end);
+  std::vector<std::span<float>> parts;
+  for (const int first : devices_->firsts()) {
+    parts.push_back(stack(first).current.values(begin, end - begin));
+  }
+  return options_.nccl->AllReduce(parts, options);
 }
 
 Communicator::Pending Reducer::LaunchRows(const BucketPlan::Bucket& bucket,
@@ -686,7 +716,7 @@ Status Reducer::Landed(int bucket) {
     COHORT_RETURN_IF_ERROR(flight.header->Wait());
   }
   const Status status = flight.work->Wait();
-  if (status.ok() && devices_ != nullptr) {
+  if (status.ok() && devices_ != nullptr && options_.nccl == nullptr) {
     const auto [begin, end] = plan_.GradientsOf(bucket);
     devices_->TakeOff(Arenas(), devices_->Landing(stack(0).current), begin, end);
   }
@@ -727,7 +757,7 @@ double Reducer::total_weight() const {
   if (options_.one_pass) {
     return UnpackWeight(read_header_);
   }
-  if (devices_ != nullptr && options_.communicator != nullptr) {
+  if (devices_ != nullptr && launches()) {
     return UnpackWeight(devices_->Landing(stack(0).current).header());
   }
   std::vector<std::array<float, 2>> headers;
@@ -760,6 +790,9 @@ void Reducer::SumOnDevices() {
 }
 
 void Reducer::GiveUp() {
+  if (options_.nccl != nullptr && options_.communicator != nullptr) {
+    options_.nccl->Abort(Aborted("the step was given up"));  // the others may not call what is left
+  }
   for (Flight& flight : flights_) {
     for (std::unique_ptr<Work>* work : {&flight.header, &flight.work}) {
       if (*work != nullptr) {

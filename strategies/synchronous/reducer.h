@@ -36,6 +36,10 @@
 // has landed: to the arena of the device's first replica. Without devices, arenas are the host's,
 // and a sum lands where it was made. Gradients of devices never travel as rows.
 //
+// With NCCL (nccl_sums.h) a bucket does not leave the devices: each sums its own replicas, and the
+// journey is an all-reduce among the devices of all processes, in place. Weights alone travel from
+// the host. So it is within one process too, whose buckets then are launched like others.
+//
 // A process that trains alone has nothing to hide behind the backward pass: nothing is launched,
 // and the arenas are summed chunk by chunk when they are applied, while the chunk is in the cache.
 //
@@ -71,6 +75,7 @@
 #include "synchronous/bucket_plan.h"
 #include "synchronous/device_copy.h"
 #include "synchronous/device_sums.h"
+#include "synchronous/nccl_sums.h"
 #include "synchronous/row_exchange.h"
 #include "synchronous/step_rows.h"
 
@@ -85,10 +90,12 @@ class Reducer {
     // host's memory.
     std::vector<DeviceCopy*> copies;
     std::vector<Kernels*> kernels;
-    Communicator* communicator = nullptr;  // among the processes; nullptr: alone
-    BucketHook* hook = nullptr;            // nullptr: all-reduce
-    StepRows* rows = nullptr;              // of the model's tables, if it has any
-    bool seed_with_weight = true;          // loss_seed(): the replica's weight, or 1
+    DeviceSums::Way way = DeviceSums::Way::kTree;  // kEach with `nccl`
+    NcclSums* nccl = nullptr;                      // among the devices of all processes
+    Communicator* communicator = nullptr;          // among the processes; nullptr: alone
+    BucketHook* hook = nullptr;                    // nullptr: all-reduce
+    StepRows* rows = nullptr;                      // of the model's tables, if it has any
+    bool seed_with_weight = true;                  // loss_seed(): the replica's weight, or 1
     BucketLimits limits;
     bool one_pass = false;  // only where the communicator reads_in_place, without hook and copies
     std::string algorithm = "auto";        // of the all-reduces
@@ -110,6 +117,8 @@ class Reducer {
   const BucketPlan& plan() const { return plan_; }
   // Another plan for the passes to come.
   void Rebuild(const BucketOrder& order, const BucketLimits& limits);
+  // Whether buckets are launched in a pass, and then Landed.
+  bool launches() const { return options_.communicator != nullptr || options_.nccl != nullptr; }
   const Use& use() const { return use_; }  // of the last pass whose replicas all returned
 
   // Before the replicas of a pass begin. `step` is the one that it is for; not `sent`: its
@@ -141,15 +150,16 @@ class Reducer {
   Status Read(int bucket, const std::function<void()>& apply);
   bool has_landed(int bucket) const;
   std::chrono::steady_clock::time_point launched_at(int bucket) const;
-  // Of the global batch. After Landed(0); alone, after every End.
+  // Of the global batch. After Landed(0); where nothing is launched, after every End.
   double total_weight() const;
   std::span<const float> gradients() const;  // where the sums land
-  // Alone: makes replica 0's chunk the sum over the replicas. Otherwise it is, once landed.
+  // Alone, on the host: makes replica 0's chunk the sum over the replicas. Otherwise it is, once
+  // landed.
   void Sum(const BucketPlan::Chunk& chunk);
   // The sum of a chunk: where it landed, or made in `room`, of as many elements. Any thread.
   std::span<const float> SumOf(const BucketPlan::Chunk& chunk, float* room) const;
-  // With devices: where the sums land on one, for what its stream is given. Alone, behind
-  // SumOnDevices, which puts the sums over the replicas there.
+  // With devices: where the sums land on one, for what its stream is given. Where nothing is
+  // launched, behind SumOnDevices, which puts the sums over the replicas there.
   std::span<const float> gradients(const DeviceCopy& copy) const;
   void SumOnDevices();
   // The pass failed, and so did the communicator: blocks until no collective uses the arenas. What
@@ -177,6 +187,9 @@ class Reducer {
   CollectiveOptions OptionsOf(const BucketPlan::Bucket& bucket) const;
   void SumReplicas(const BucketPlan::Bucket& bucket, Stream& stream);
   Communicator::Pending LaunchDense(Flight& flight, int index, const CollectiveOptions& options);
+  Communicator::Pending LaunchOnDevices(Flight& flight, int index,
+                                        const CollectiveOptions& options);
+  Communicator::Pending LaunchWeight(const CollectiveOptions& options);
   Communicator::Pending LaunchRows(const BucketPlan::Bucket& bucket,
                                    const CollectiveOptions& options);
   RowTable TableOf(Arena& arena, int parameter) const;

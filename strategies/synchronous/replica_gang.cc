@@ -22,11 +22,12 @@ bool LookOut(bool spin, const Done& done) {
 
 }  // namespace
 
-ReplicaGang::ReplicaGang(int size, int first_replica) : spin_(size <= AvailableCores()) {
+ReplicaGang::ReplicaGang(int size, const std::string& name, int first)
+    : spin_(size <= AvailableCores()) {
   threads_.reserve(static_cast<std::size_t>(size - 1));
   for (int replica = 1; replica < size; ++replica) {
-    threads_.emplace_back([this, replica, number = first_replica + replica] {
-      NameThisThread("replica " + std::to_string(number));
+    threads_.emplace_back([this, replica, text = name + std::to_string(first + replica)] {
+      NameThisThread(text);
       Work(replica);
     });
   }

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <functional>
 #include <mutex>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -21,9 +22,9 @@ namespace cohort {
 
 class ReplicaGang {
  public:
-  // `first_replica` is the number by which threads are named: that of this process's replica 0 in
-  // the job.
-  ReplicaGang(int size, int first_replica);
+  // Threads are named `name` and a number, from `first`: that of this process's replica 0 in the
+  // job.
+  ReplicaGang(int size, const std::string& name, int first);
   ~ReplicaGang();
   ReplicaGang(const ReplicaGang&) = delete;
   ReplicaGang& operator=(const ReplicaGang&) = delete;

@@ -530,11 +530,15 @@ Status SynchronousStrategy::UpdateAlone() {
     COHORT_RETURN_IF_ERROR(GatherState());
     TakeState();
   }
+  for (int b = 0; reducer_->launches() && b < static_cast<int>(reducer_->plan().buckets.size());
+       ++b) {
+    COHORT_RETURN_IF_ERROR(Expose([&] { return reducer_->Landed(b); }));
+  }
   const double weight = reducer_->total_weight();
   if (weight == 0) {
     return {};
   }
-  if (!copies_.empty()) {
+  if (!copies_.empty() && !reducer_->launches()) {
     reducer_->SumOnDevices();
   }
   return UpdateAtOnce(GradientScale(weight));
@@ -721,7 +725,7 @@ Result<StepResult> SynchronousStrategy::Step(const DistributedBatch& batch, cons
     result->skipped = skipped_;
   }
   broken_ = result.status();  // too late to give the step up
-  if (result.ok() && communicator_ != nullptr) {
+  if (result.ok() && reducer_->launches()) {
     if (const Status status = AfterStep(); !status.ok()) {
       return Fail(membership_->Explain(status)).Annotate("after step " + std::to_string(step_));
     }
@@ -746,7 +750,10 @@ Status SynchronousStrategy::AfterStep() {
   if (!ordered_) {
     return AgreeOnOrder();
   }
-  const bool adapts = options_.bucket_bytes == 0 && num_processes_ == 2 && !one_pass_;
+  const NcclSums* const nccl = cross_device_.nccl.get();
+  const int summands = nccl != nullptr ? nccl->size() : num_processes_;
+  const bool adapts =
+      options_.bucket_bytes == 0 && communicator_ != nullptr && summands == 2 && !one_pass_;
   if (adapts && Watched(sent_passes_) && !Watched(sent_passes_ + 1)) {
     return AgreeOnLimits();
   }
@@ -760,15 +767,17 @@ Status SynchronousStrategy::AgreeOnOrder() {
   const auto parameters = static_cast<std::size_t>(parameters_->size());
   std::vector<std::int32_t> order(parameters, -1);
   std::ranges::copy(use.ready, order.begin());
-  CollectiveOptions options;
-  options.name = "order of gradients";
-  COHORT_RETURN_IF_ERROR(
-      Await(communicator_->Broadcast(std::span<std::int32_t>(order), 0, options)));
   std::vector<std::int32_t> uses = use.as_rows;
   uses.insert(uses.end(), use.dense.begin(), use.dense.end());
-  options.name = "gradients that are rows";
-  COHORT_RETURN_IF_ERROR(
-      Await(communicator_->AllReduce(std::span<std::int32_t>(uses), ReduceOp::kMax, options)));
+  if (communicator_ != nullptr) {
+    CollectiveOptions options;
+    options.name = "order of gradients";
+    COHORT_RETURN_IF_ERROR(
+        Await(communicator_->Broadcast(std::span<std::int32_t>(order), 0, options)));
+    options.name = "gradients that are rows";
+    COHORT_RETURN_IF_ERROR(
+        Await(communicator_->AllReduce(std::span<std::int32_t>(uses), ReduceOp::kMax, options)));
+  }
   BucketOrder seen;
   std::ranges::copy_if(order, std::back_inserter(seen.parameters), [](int p) { return p >= 0; });
   if (seen.parameters.empty()) {
@@ -798,6 +807,9 @@ Status SynchronousStrategy::UsePlan(const BucketOrder& order, const BucketLimits
   order_ = order;
   limits_ = limits;
   reducer_->Rebuild(order_, limits_);
+  if (communicator_ == nullptr) {
+    return {};
+  }
   return Agree(*communicator_, "gradient buckets", reducer_->plan().Lines(),
                "this is a defect: report it");
 }

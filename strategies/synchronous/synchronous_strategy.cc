@@ -67,7 +67,7 @@ std::vector<std::string> Lines(const ParameterSet& parameters) {
 Result<std::unique_ptr<Strategy>> MakeSynchronousStrategy(SynchronousParts parts,
                                                           StrategyOptions options) {
   return SynchronousStrategy::Make(std::move(parts.kind), std::move(parts.cluster),
-                                   MakeMembership(std::move(parts.communicator)),
+                                   MakeMembership(std::move(parts.communicator), parts.store),
                                    std::move(options));
 }
 
@@ -104,6 +104,7 @@ Status SynchronousStrategy::CheckOptions(const StrategyOptions& options, int pro
     return InvalidArgument("intra_op_threads is " + std::to_string(options.intra_op_threads) +
                            " [0 shares the cores among the replicas]");
   }
+  COHORT_RETURN_IF_ERROR(CheckCrossDeviceOps(options));
   if (options.grad_scaler.has_value()) {
     COHORT_RETURN_IF_ERROR(GradScaler::Check(*options.grad_scaler));
     if (options.make_bucket_hook) {
@@ -173,7 +174,7 @@ SynchronousStrategy::SynchronousStrategy(std::string kind, ClusterConfig cluster
       communicator_(membership_->communicator()),
       rank_(communicator_ != nullptr ? communicator_->rank() : 0),
       num_processes_(communicator_ != nullptr ? communicator_->size() : 1),
-      gang_(options_.num_devices, rank_ * options_.num_devices),
+      gang_(options_.num_devices, "replica ", rank_ * options_.num_devices),
       turns_(std::max(1, options_.virtual_shards / (num_processes_ * options_.num_devices))),
       local_replicas_(options_.num_devices * turns_),
       // Two summands have one order.
@@ -234,6 +235,7 @@ Status SynchronousStrategy::Bind(ParameterSet& parameters, std::unique_ptr<Optim
   COHORT_RETURN_IF_ERROR(CheckRows(parameters));
   // What a Bind that failed left.
   reducer_ = nullptr;
+  cross_device_ = {};
   copies_.clear();
   copy_of_.clear();
   kernels_.clear();
@@ -253,6 +255,7 @@ Status SynchronousStrategy::Bind(ParameterSet& parameters, std::unique_ptr<Optim
         "first bucket: " + std::to_string(options_.first_bucket_bytes) + " bytes",
         "buckets: " + std::to_string(options_.bucket_bytes) + " bytes",
         "algorithm: " + options_.communication.algorithm,
+        "cross-device ops: " + options_.cross_device_ops,
         "bucket hook: " + (hook_ == nullptr ? "none" : hook_->name()),
         "gradient scaler: " + ScalerText(options_.grad_scaler),
         std::string("gradients: in ") + (AnyApart(devices_) ? "devices'" : "the host's") +
@@ -275,6 +278,7 @@ Status SynchronousStrategy::Bind(ParameterSet& parameters, std::unique_ptr<Optim
   }
   COHORT_RETURN_IF_ERROR(BindRows(parameters, *optimizer));
   COHORT_RETURN_IF_ERROR(MakeCopies(parameters));
+  COHORT_RETURN_IF_ERROR(ChooseCrossDevice());
   COHORT_RETURN_IF_ERROR(ChooseOnePass(*optimizer));
   COHORT_RETURN_IF_ERROR(MakeReducer(parameters));
   std::size_t state = 0;
@@ -373,6 +377,18 @@ Status SynchronousStrategy::MakeCopies(ParameterSet& parameters) {
   return {};
 }
 
+Status SynchronousStrategy::ChooseCrossDevice() {
+  auto chosen = ChooseCrossDeviceOps(options_, {.copies = copies_,
+                                                .job = communicator_,
+                                                .store = membership_->store(),
+                                                .binding = bindings_++});
+  if (!chosen.ok()) {
+    return communicator_ == nullptr ? chosen.status() : membership_->Explain(chosen.status());
+  }
+  cross_device_ = std::move(chosen).value();
+  return {};
+}
+
 // Whether buckets are hidden behind the backward pass or read by the update. Hiding them takes a
 // core from the backward pass where none is left over; one of many is no loss, one of two is.
 Status SynchronousStrategy::ChooseOnePass(const Optimizer& optimizer) {
@@ -416,6 +432,8 @@ Status SynchronousStrategy::MakeReducer(ParameterSet& parameters) {
                                                          .shards = turns_,
                                                          .copies = copy_of_,
                                                          .kernels = std::move(kernels),
+                                                         .way = cross_device_.way,
+                                                         .nccl = cross_device_.nccl.get(),
                                                          .communicator = communicator_,
                                                          .hook = hook_.get(),
                                                          .rows = rows_.get(),
@@ -565,7 +583,20 @@ Status SynchronousStrategy::Barrier(std::string_view name) {
   return Meet(communicator_->Barrier(options));
 }
 
+Status SynchronousStrategy::Shutdown() {
+  if (cross_device_.nccl != nullptr) {
+    cross_device_.nccl->Close();
+  }
+  return membership_->Leave();
+}
+
 Result<std::string> SynchronousStrategy::DumpFlightRecord(std::string_view reason) const {
+  if (cross_device_.nccl != nullptr) {
+    Result<std::string> path = cross_device_.nccl->DumpFlightRecord(reason);
+    if (communicator_ == nullptr || !path.ok()) {
+      return path;
+    }
+  }
   return communicator_ == nullptr ? Strategy::DumpFlightRecord(reason)
                                   : communicator_->DumpFlightRecord(reason);
 }

@@ -24,6 +24,7 @@
 #include <cohort/strategies/strategy.h>
 
 #include "synchronous/bucket_tuner.h"
+#include "synchronous/cross_device_ops.h"
 #include "synchronous/device_copy.h"
 #include "synchronous/membership.h"
 #include "synchronous/reducer.h"
@@ -80,7 +81,7 @@ class SynchronousStrategy final : public Strategy {
   Status Barrier(std::string_view name) override;
   Result<std::string> DumpFlightRecord(std::string_view reason) const override;
   void ReportError(const Status& error) override { membership_->GiveUp(error); }
-  Status Shutdown() override { return membership_->Leave(); }
+  Status Shutdown() override;
 
  private:
   // Loss, weight and metrics of some replicas, as they travel: sums, so that they add up.
@@ -107,6 +108,7 @@ class SynchronousStrategy final : public Strategy {
   enum class Purpose { kTrain, kEvaluate };
 
   Status MakeCopies(ParameterSet& parameters);
+  Status ChooseCrossDevice();
   Status ChooseOnePass(const Optimizer& optimizer);
   std::string SumsAlgorithm() const;
   Status MakeReducer(ParameterSet& parameters);
@@ -192,6 +194,8 @@ class SynchronousStrategy final : public Strategy {
   std::vector<DeviceCopy*> copy_of_;
   std::vector<std::unique_ptr<Kernels>> kernels_;     // by thread, for its stream
   std::vector<std::shared_ptr<Event>> copies_ready_;  // what replicas wait for before they begin
+  CrossDeviceOps cross_device_;
+  int bindings_ = 0;  // that were begun
   std::unique_ptr<BucketHook> hook_;
   std::unique_ptr<StepRows> rows_;                      // where the model has tables
   std::function<const DistributedBatch*()> peek_next_;  // the batch after the one handed out

@@ -327,30 +327,37 @@ NcclApi::Outcome FakeNccl::GroupEnd() {
   return {{}, true};
 }
 
+Buffer FakeNccl::At(const Buffer& buffer) const {
+  return near_ && buffer.count > 0
+             ? Buffer(near_(static_cast<std::byte*>(buffer.data), buffer.bytes()), buffer.count,
+                      buffer.dtype)
+             : buffer;
+}
+
 NcclApi::Outcome FakeNccl::AllReduce(Handle handle, Buffer input, Buffer output, ReduceOp op,
                                      Stream& stream) {
-  return Add(handle, stream, {Kind::kAllReduce, input, output, op, 0});
+  return Add(handle, stream, {Kind::kAllReduce, At(input), At(output), op, 0});
 }
 NcclApi::Outcome FakeNccl::Reduce(Handle handle, Buffer buffer, ReduceOp op, int root,
                                   Stream& stream) {
-  return Add(handle, stream, {Kind::kReduce, buffer, buffer, op, root});
+  return Add(handle, stream, {Kind::kReduce, At(buffer), At(buffer), op, root});
 }
 NcclApi::Outcome FakeNccl::ReduceScatter(Handle handle, Buffer input, Buffer output, ReduceOp op,
                                          Stream& stream) {
-  return Add(handle, stream, {Kind::kReduceScatter, input, output, op, 0});
+  return Add(handle, stream, {Kind::kReduceScatter, At(input), At(output), op, 0});
 }
 NcclApi::Outcome FakeNccl::AllGather(Handle handle, Buffer input, Buffer output, Stream& stream) {
-  return Add(handle, stream, {Kind::kAllGather, input, output, ReduceOp::kSum, 0});
+  return Add(handle, stream, {Kind::kAllGather, At(input), At(output), ReduceOp::kSum, 0});
 }
 NcclApi::Outcome FakeNccl::Broadcast(Handle handle, Buffer input, Buffer output, int root,
                                      Stream& stream) {
-  return Add(handle, stream, {Kind::kBroadcast, input, output, ReduceOp::kSum, root});
+  return Add(handle, stream, {Kind::kBroadcast, At(input), At(output), ReduceOp::kSum, root});
 }
 NcclApi::Outcome FakeNccl::Send(Handle handle, Buffer buffer, int to, Stream& stream) {
-  return Add(handle, stream, {Kind::kSend, buffer, buffer, ReduceOp::kSum, to});
+  return Add(handle, stream, {Kind::kSend, At(buffer), At(buffer), ReduceOp::kSum, to});
 }
 NcclApi::Outcome FakeNccl::Receive(Handle handle, Buffer buffer, int from, Stream& stream) {
-  return Add(handle, stream, {Kind::kReceive, buffer, buffer, ReduceOp::kSum, from});
+  return Add(handle, stream, {Kind::kReceive, At(buffer), At(buffer), ReduceOp::kSum, from});
 }
 
 }  // namespace cohort::testing

@@ -8,6 +8,7 @@
 #include <cohort/device/device.h>
 
 #include <condition_variable>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -39,8 +40,12 @@ class FakeNccl final : public NcclApi {
     std::map<std::string, Status> refused;  // of the next ids and Inits on a GPU
   };
 
-  FakeNccl(std::shared_ptr<World> world, std::string uuid)
-      : world_(std::move(world)), uuid_(std::move(uuid)) {}
+  // Where the bytes of memory that operations are given really are.
+  using Near = std::function<std::byte*(std::byte* address, std::size_t bytes)>;
+
+  // `near` empty: where their addresses say.
+  FakeNccl(std::shared_ptr<World> world, std::string uuid, Near near = {})
+      : world_(std::move(world)), uuid_(std::move(uuid)), near_(std::move(near)) {}
 
   Result<std::string> Version() override { return std::string("2.0.0"); }
   Result<std::string> Uuid(Stream& /*stream*/) override { return uuid_; }
@@ -64,8 +69,11 @@ class FakeNccl final : public NcclApi {
   Outcome Receive(Handle handle, Buffer buffer, int from, Stream& stream) override;
 
  private:
+  Buffer At(const Buffer& buffer) const;
+
   const std::shared_ptr<World> world_;
   const std::string uuid_;
+  const Near near_;
 };
 
 }  // namespace cohort::testing

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <type_traits>
 #include <utility>
 
 #include "testing/late_stream.h"
@@ -117,6 +118,7 @@ class FarMemory {
 struct View {
   std::shared_ptr<FarMemory> memory;  // owners: every device, table and block of the machine
   const void* owner = nullptr;
+  bool reach = false;  // kernels read the others' too
 
   template <typename T>
   T* operator()(T* address, std::int64_t elements) const {
@@ -124,7 +126,8 @@ struct View {
       return nullptr;
     }
     const std::size_t size = static_cast<std::size_t>(elements) * sizeof(T);
-    return reinterpret_cast<T*>(memory->Near(owner, address, size, "a kernel"));
+    const void* const whose = reach && std::is_const_v<T> ? nullptr : owner;
+    return reinterpret_cast<T*>(memory->Near(whose, address, size, "a kernel"));
   }
   template <typename T>
   std::span<T> operator()(std::span<T> span) const {
@@ -531,9 +534,10 @@ class FarGraph final : public Graph {
 
 class FarDevice final : public Device, public std::enable_shared_from_this<FarDevice> {
  public:
-  FarDevice(std::string name, std::shared_ptr<FarMemory> memory, FarStreams make_stream)
+  FarDevice(std::string name, std::shared_ptr<FarMemory> memory, FarStreams make_stream,
+            bool reach = false)
       : name_(std::move(name)),
-        view_{.memory = std::move(memory), .owner = this},
+        view_{.memory = std::move(memory), .owner = this, .reach = reach},
         make_stream_(std::move(make_stream)) {}
 
   const std::string& name() const override { return name_; }
@@ -555,6 +559,13 @@ class FarDevice final : public Device, public std::enable_shared_from_this<FarDe
     return view_.memory->TakeHost(bytes, what, view_.memory);
   }
   bool PageLocked(const std::byte* address) const override { return view_.memory->IsHost(address); }
+  bool Reaches(const Device& other) const override {
+    const auto* const far = dynamic_cast<const FarDevice*>(&other);
+    return far != nullptr && view_.reach && far->view_.memory == view_.memory;
+  }
+  std::byte* Bytes(std::byte* address, std::size_t bytes) const {
+    return view_.memory->Near(this, address, bytes, "NCCL");
+  }
   void Copy(Stream& stream, const std::byte* from, std::byte* to, std::size_t bytes) override {
     if (bytes == 0) {
       return;
@@ -587,16 +598,23 @@ class FarDevice final : public Device, public std::enable_shared_from_this<FarDe
 
 }  // namespace
 
-std::vector<std::shared_ptr<Device>> MakeFarDevices(int count, FarStreams make_stream) {
+std::vector<std::shared_ptr<Device>> MakeFarDevices(int count, FarStreams make_stream, bool reach) {
   if (!make_stream) {
     make_stream = LateStreams(1, std::chrono::microseconds(20));
   }
   const auto memory = std::make_shared<FarMemory>();
   std::vector<std::shared_ptr<Device>> devices;
   for (int i = 0; i < count; ++i) {
-    devices.push_back(std::make_shared<FarDevice>("far:" + std::to_string(i), memory, make_stream));
+    devices.push_back(
+        std::make_shared<FarDevice>("far:" + std::to_string(i), memory, make_stream, reach));
   }
   return devices;
+}
+
+std::byte* BytesOf(const Device& far, std::byte* address, std::size_t bytes) {
+  const auto* const device = dynamic_cast<const FarDevice*>(&far);
+  Require(device != nullptr, "BytesOf memory of a far device");
+  return device->Bytes(address, bytes);
 }
 
 std::shared_ptr<Device> MakeFarDevice(std::string name, FarStreams make_stream) {

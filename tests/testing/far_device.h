@@ -6,6 +6,8 @@
 // another device's, or memory that was freed throws ContractError. New memory holds NaNs. What
 // AllocateHost returns is the host's memory, and PageLocked.
 //
+// Devices that reach each other (Device::Reaches) have kernels that may read each other's memory.
+//
 // Its streams run their work late (late_stream.h), so that a missing WaitFor shows. Memory that is
 // freed is out of reach from then on: what still runs on it crashes.
 //
@@ -26,6 +28,11 @@ using FarStreams = std::function<std::unique_ptr<Stream>()>;
 
 std::shared_ptr<Device> MakeFarDevice(std::string name = "far:0", FarStreams make_stream = {});
 // Several of one kind, "far:0", "far:1", ...: each copies from and to the others' memory too.
-std::vector<std::shared_ptr<Device>> MakeFarDevices(int count, FarStreams make_stream = {});
+// `reach`: and reaches them.
+std::vector<std::shared_ptr<Device>> MakeFarDevices(int count, FarStreams make_stream = {},
+                                                    bool reach = false);
+
+// Where bytes of a far device's own memory are: for what plays the part of hardware.
+std::byte* BytesOf(const Device& far, std::byte* address, std::size_t bytes);
 
 }  // namespace cohort::testing

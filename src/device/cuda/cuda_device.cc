@@ -53,6 +53,11 @@ class CudaDevice final : public Device, public std::enable_shared_from_this<Cuda
     Launched(stream, "a copy");
   }
 
+  bool Reaches(const Device& other) const override {
+    const auto* const gpu = dynamic_cast<const CudaDevice*>(&other);
+    return gpu != nullptr && gpu_->Reaches(*gpu->gpu_);
+  }
+
   std::unique_ptr<Graph> Capture(Stream& stream, const std::function<void()>& feed) override {
     Require(AsCuda(stream).state()->gpu == gpu_, "a device captures its own streams");
     return CaptureGraph(AsCuda(stream).state(), feed);

@@ -182,6 +182,25 @@ Gpu::Gpu(int device)
       memory(MakeCache(device, false, "memory of " + name, events, streams)),
       pinned(MakeCache(device, true, "page-locked memory for " + name, events, streams)) {}
 
+bool Gpu::Reaches(const Gpu& other) {
+  if (other.ordinal == ordinal) {
+    return true;
+  }
+  const std::lock_guard lock(mutex_);
+  const auto [known, first] = reaches_.try_emplace(other.ordinal, false);
+  if (first) {
+    UseGpu(ordinal);
+    const OutsideCapture outside;
+    int can = 0;
+    if (cudaDeviceCanAccessPeer(&can, ordinal, other.ordinal) == cudaSuccess && can != 0) {
+      const cudaError_t error = cudaDeviceEnablePeerAccess(other.ordinal, 0);
+      known->second = error == cudaSuccess || error == cudaErrorPeerAccessAlreadyEnabled;
+    }
+    (void)cudaGetLastError();  // where it does not, memory is copied
+  }
+  return known->second;
+}
+
 std::shared_ptr<Gpu> Gpu::Of(int ordinal) {
   // Never destroyed: devices may outlive what main leaves behind.
   static auto& mutex = *new std::mutex;

@@ -8,6 +8,7 @@
 #include <cohort/core/clock.h>
 #include <cohort/core/status.h>
 
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -83,8 +84,16 @@ struct Gpu {
   const std::shared_ptr<BlockCache> memory;
   const std::shared_ptr<BlockCache> pinned;  // of the host
 
+  // Whether its kernels may follow addresses of the other's memory; allows them to, at the first
+  // call. Thread rules: any thread.
+  bool Reaches(const Gpu& other);
+
   // The one of that number, made if this process does not use it yet.
   static std::shared_ptr<Gpu> Of(int ordinal);
+
+ private:
+  std::mutex mutex_;
+  std::map<int, bool> reaches_;  // by ordinal; guarded by mutex_
 };
 
 // Pauses between the queries of a poll.

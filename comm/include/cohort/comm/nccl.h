@@ -14,9 +14,12 @@
 
 namespace cohort {
 
+class NcclApi;  // nccl/nccl_api.h
+
 struct NcclOptions {
   std::shared_ptr<Device> device;                      // of this rank: "cuda:N"
   std::chrono::milliseconds connect_timeout{300'000};  // for all ranks to have met and connected
+  std::shared_ptr<NcclApi> api = nullptr;              // NCCL itself. Tests have another
 };
 
 // Blocks until all `size` ranks have met in `store`, which outlives the communicator, under
@@ -37,11 +40,22 @@ Result<std::unique_ptr<Communicator>> MakeNcclCommunicator(int rank, int size, K
                                                            const NcclOptions& nccl,
                                                            const CommunicatorOptions& options = {});
 
+// The communicators of several ranks of this process, `first` and those behind it, which connect
+// at the same time. `store` nullptr: all ranks are here. Each is called by a thread of its own,
+// since a call may wait for the other ranks'.
+Result<std::vector<std::unique_ptr<Communicator>>> MakeNcclCommunicators(
+    std::span<const NcclOptions> ranks, int first, int size, KeyValueStore* store,
+    const std::string& prefix, const CommunicatorOptions& options = {});
+
 // For ranks that are threads of this process: rank r is on devices[r].
 Result<std::vector<std::unique_ptr<Communicator>>> MakeLocalNcclCommunicators(
     std::span<const std::shared_ptr<Device>> devices,
     std::chrono::milliseconds connect_timeout = std::chrono::milliseconds(300'000),
     const CommunicatorOptions& options = {});
+
+// What tells the GPU of a rank from all others: "GPU-8f0c...". FailedPrecondition says what is
+// missing: NCCL, or a GPU.
+Result<std::string> NcclGpu(const NcclOptions& nccl);
 
 // "2.28.9", of the library that is loaded at run time. FailedPrecondition says what is missing.
 Result<std::string> NcclVersion();

@@ -33,6 +33,7 @@ namespace cohort {
 struct Regrouped {
   Generation generation;
   std::unique_ptr<Communicator> communicator;  // keeps what it needs of the client: outlived by it
+  KeyValueStore* store = nullptr;              // the client, in which GPUs meet for NCCL
 };
 
 struct RegroupTransport {

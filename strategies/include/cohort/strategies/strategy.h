@@ -45,6 +45,8 @@
 
 namespace cohort {
 
+class NcclApi;  // comm/nccl/nccl_api.h
+
 // How replicas' gradients become one.
 enum class LossScale {
   kGlobalMean,   // the mean over the examples of the global batch, exactly (default)
@@ -133,6 +135,15 @@ struct StrategyOptions {
   Partitioner partitioner;
   StartPolicy start;
   CommunicationOptions communication;
+  // How gradients in the memory of several GPUs become one sum; the names are those of
+  // tf.distribute's CrossDeviceOps. "nccl": by NCCL, among the GPUs of all processes, each of which
+  // belongs to one of them; Bind is FailedPrecondition, and says why, where that cannot be. Within
+  // a process, "hierarchical_copy": in a tree of pairs, and back the same way;
+  // "reduction_to_one_device": all to the first replica's, and from there to all, not with
+  // virtual_shards. "auto": nccl where it can be and nothing else has a say in the order of sums,
+  // else hierarchical_copy; the chief logs which. Equal on all processes. Of no account where
+  // gradients are in the host's memory, but for nccl, which is refused.
+  std::string cross_device_ops = "auto";
   // Connections between two processes, over TCP: see TcpOptions. Equal on all.
   int rails = 1;
   // Where flight records go (see comm/README.md) when a collective fails, and on DumpFlightRecord;
@@ -142,6 +153,8 @@ struct StrategyOptions {
   Consistency consistency;                    // of a parameter server
   int intra_op_threads = 0;  // per replica; 0: the cores, shared among the local replicas
   std::function<std::unique_ptr<Stream>()> make_stream;  // test seam; default: MakeInlineStream
+  // Test seam: NCCL as a device's rank calls it; default: its library.
+  std::function<std::shared_ptr<NcclApi>(const Device& device)> make_nccl;
   Environment environment;  // where FromEnv looks; programs pass Environment::OfProcess()
   // Who takes part, where the program has resolved it itself (from flags); else FromEnv does, from
   // the environment.

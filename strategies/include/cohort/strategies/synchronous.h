@@ -11,6 +11,7 @@
 #include <string>
 
 #include <cohort/cluster/cluster_spec.h>
+#include <cohort/cluster/key_value_store.h>
 #include <cohort/comm/communicator.h>
 #include <cohort/core/status.h>
 #include <cohort/strategies/strategy.h>
@@ -23,6 +24,9 @@ struct SynchronousParts {
   // Among the W processes, this one's rank deciding which replicas it has: rank w has
   // w*L .. w*L + L-1. nullptr: there is only this process.
   std::unique_ptr<Communicator> communicator;
+  // Where the processes' GPUs meet for NCCL; outlives the strategy. nullptr: gradients of GPUs
+  // travel by `communicator`. Of no account without one.
+  KeyValueStore* store = nullptr;
 };
 
 // L is options.num_devices, and equal on all processes. InvalidArgument: an option out of range.
