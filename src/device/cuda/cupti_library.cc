@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "cuda/cuda_device.h"
 #include "cuda/cupti_source.h"
 #include "cuda/gpus.h"
 #include "cuda/shared_library.h"
@@ -50,6 +51,7 @@ Result<CuptiCalls> LoadCupti() {
 }  // namespace cuda
 
 Result<std::unique_ptr<trace::ActivitySource>> trace::OpenActivitySource() {
+  COHORT_RETURN_IF_ERROR(cuda::GpuCount().status());  // CUPTI would not say why
   COHORT_ASSIGN_OR_RETURN(const cuda::CuptiCalls calls, cuda::LoadCupti());
   return cuda::MakeCuptiSource(calls, DrainGpus);
 }

@@ -1,54 +1,60 @@
 #include "trace/events.h"
 
+#include <cohort/core/json_text.h>
 #include <cxxabi.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
-#include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <map>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <tuple>
 #include <utility>
 
 namespace cohort::trace {
 namespace {
 
-using Json = nlohmann::json;
-
 constexpr int kFirstHostThread = 100;
 constexpr int kFirstStream = 1000;
 
-// Since the steady clock's `base_ns`, exact to the nanosecond.
-double Microseconds(std::int64_t ns) { return static_cast<double>(ns) / 1e3; }
+// Exact to the nanosecond, whatever the size.
+std::string Microseconds(std::int64_t ns) {
+  std::array<char, 32> text;
+  std::snprintf(text.data(), text.size(), "%s%lld.%03d", ns < 0 ? "-" : "",
+                static_cast<long long>(std::abs(ns) / 1000), static_cast<int>(std::abs(ns) % 1000));
+  return text.data();
+}
 
 class Writer {
  public:
   Writer(int rank, std::int64_t base_ns) : rank_(rank), base_ns_(base_ns) {}
 
   void Name(const char* what, int thread, const std::string& name) {
-    Put({{"name", what}, {"ph", "M"}, {"pid", rank_}, {"tid", thread}, {"args", {{"name", name}}}});
+    Put(Event(what, "M", thread).Put("args", JsonObject().Text("name", name).End()));
   }
-  void Span(const std::string& name, const char* category, int thread, std::int64_t begin_ns,
-            std::int64_t end_ns, Json args) {
-    Put({{"name", name},
-         {"cat", category},
-         {"ph", "X"},
-         {"pid", rank_},
-         {"tid", thread},
-         {"ts", Microseconds(begin_ns - base_ns_)},
-         {"dur", Microseconds(std::max<std::int64_t>(end_ns - begin_ns, 0))},
-         {"args", std::move(args)}});
+  void Span(const std::string& name, std::string_view category, int thread, std::int64_t begin_ns,
+            std::int64_t end_ns, const JsonObject& args) {
+    Put(Event(name, "X", thread)
+            .Text("cat", category)
+            .Put("ts", Microseconds(begin_ns - base_ns_))
+            .Put("dur", Microseconds(std::max<std::int64_t>(end_ns - begin_ns, 0)))
+            .Put("args", args.End()));
   }
-  std::string End() { return std::move(text_); }
+  const std::string& text() const { return text_; }
 
  private:
-  void Put(const Json& event) {
-    text_ += text_.empty() ? "\n" : ",\n";
-    // Names come from elsewhere.
-    text_ += event.dump(-1, ' ', false, Json::error_handler_t::replace);
+  JsonObject Event(std::string_view name, std::string_view kind, int thread) const {
+    JsonObject event;
+    event.Text("name", name).Text("ph", kind).Number("pid", rank_).Number("tid", thread);
+    return event;
   }
+  void Put(const JsonObject& event) {
+    text_ += text_.empty() ? "\n" : ",\n";
+    text_ += event.End();
+  }
+
   const int rank_;
   const std::int64_t base_ns_;
   std::string text_;
@@ -63,12 +69,13 @@ void WriteRanges(const StepTraceData& data, std::int64_t now_ns, Writer& writer)
     writer.Name("thread_name", kFirstHostThread + static_cast<int>(t), data.threads[t]);
   }
   for (const RangeRecord& range : data.ranges) {
-    Json args = {{"phase", PhaseName(range.phase)}, {"number", range.number}};
+    JsonObject args;
+    args.Text("phase", PhaseName(range.phase)).Number("number", range.number);
     if (range.step.has_value()) {
-      args["step"] = *range.step;
+      args.Number("step", *range.step);
     }
     writer.Span(RangeName(range), "range", kFirstHostThread + range.thread, range.begin_ns,
-                range.end_ns == 0 ? now_ns : range.end_ns, std::move(args));
+                range.end_ns == 0 ? now_ns : range.end_ns, args);
   }
 }
 
@@ -90,23 +97,24 @@ const char* CategoryOf(Activity::Kind kind) {
                                          : "fill";
 }
 
-Json ArgsOf(const ActivityRecord& activity, const StepTraceData& data) {
-  Json args = {{"device", activity.device}, {"stream", activity.stream}};
+JsonObject ArgsOf(const ActivityRecord& activity, const StepTraceData& data) {
+  JsonObject args;
+  args.Number("device", activity.device).Number("stream", activity.stream);
   if (activity.kind != Activity::Kind::kKernel) {
-    args["bytes"] = activity.bytes;
+    args.Number("bytes", activity.bytes);
   }
   if (activity.graph_node != 0) {
-    args["graph_node"] = activity.graph_node;
+    args.Number("graph_node", activity.graph_node);
   }
   if (activity.range >= 0) {
     const RangeRecord& range = data.ranges[static_cast<std::size_t>(activity.range)];
-    args["range"] = RangeName(range);
-    args["phase"] = PhaseName(activity.recorded.value_or(range.phase));
+    args.Text("range", RangeName(range))
+        .Text("phase", PhaseName(activity.recorded.value_or(range.phase)));
     if (range.step.has_value()) {
-      args["step"] = *range.step;
+      args.Number("step", *range.step);
     }
   } else if (activity.recorded.has_value()) {
-    args["phase"] = PhaseName(*activity.recorded);
+    args.Text("phase", PhaseName(*activity.recorded));
   }
   return args;
 }
@@ -185,17 +193,18 @@ std::string TraceEvents(StepTraceData& data) {
               data.task.empty() || data.task == rank ? rank : rank + " (" + data.task + ")");
   WriteRanges(data, now_ns, writer);
   WriteActivities(data, writer);
-  const Json header = {{"cohort_step_trace", 1},
-                       {"rank", data.rank},
-                       {"task", data.task},
-                       {"base_us", base_us},
-                       {"first_step", data.first_step},
-                       {"last_step", data.last_step},
-                       {"lost", data.lost},
-                       {"note", data.note}};
-  return "{\"displayTimeUnit\":\"ms\",\n\"otherData\":" +
-         header.dump(-1, ' ', false, Json::error_handler_t::replace) + ",\n\"traceEvents\":[" +
-         writer.End() + "]}\n";
+  const std::string header = JsonObject()
+                                 .Number("cohort_step_trace", 1)
+                                 .Number("rank", data.rank)
+                                 .Text("task", data.task)
+                                 .Number("base_us", base_us)
+                                 .Number("first_step", data.first_step)
+                                 .Number("last_step", data.last_step)
+                                 .Number("lost", data.lost)
+                                 .Text("note", data.note)
+                                 .End();
+  return "{\"displayTimeUnit\": \"ms\",\n\"otherData\": " + header + ",\n\"traceEvents\": [" +
+         writer.text() + "]}\n";
 }
 
 }  // namespace cohort::trace
