@@ -147,6 +147,9 @@ void WriteActivities(const StepTraceData& data, Writer& writer) {
 }  // namespace
 
 std::string KernelName(const std::string& mangled) {
+  if (!mangled.starts_with("_Z")) {  // "a" would be signed char
+    return mangled;
+  }
   int status = 0;
   const std::unique_ptr<char, decltype(&std::free)> text(
       abi::__cxa_demangle(mangled.c_str(), nullptr, nullptr, &status), &std::free);

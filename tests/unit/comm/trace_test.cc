@@ -102,7 +102,7 @@ TEST(Trace, SaysSo) {
                                     "kernels ran in 30.0 % of that time\n"),
                           HasSubstr("       2       0.400  57.1 %     200.00  gemm\n"),
                           HasSubstr("       1       0.100  14.3 %     100.00  1 others\n")));
-  EXPECT_THAT(text, AllOf(HasSubstr("copies: 1, 0.200 ms, 0.01 MB; 0.100 ms of it (49.7 %) while "
+  EXPECT_THAT(text, AllOf(HasSubstr("copies: 1, 0.200 ms, 0.01 MB; 0.100 ms of it (49.8 %) while "
                                     "kernels ran\n"),
                           HasSubstr("NCCL's kernels: 1, 0.200 ms; 0.050 ms of it (25.0 %) while "
                                     "other kernels ran\n"),
