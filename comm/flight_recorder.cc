@@ -1,10 +1,10 @@
 #include "flight_recorder.h"
 
 #include <cohort/core/file_system.h>
+#include <cohort/core/json_text.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <cstring>
 #include <thread>
 
@@ -66,42 +66,6 @@ void SetName(Words& slot_words, const std::string& name) {
     Set(slot_words[kEndedAt + 1 + w], word);
   }
 }
-
-std::string Quoted(std::string_view text) {
-  std::string result = "\"";
-  for (const char c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (c == '"' || c == '\\') {
-      result += '\\';
-      result += c;
-    } else if (byte < 0x20 || byte >= 0x7f) {  // names are bytes, not always UTF-8
-      std::array<char, 8> code;
-      std::snprintf(code.data(), code.size(), "\\u%04x", byte);
-      result += code.data();
-    } else {
-      result += c;
-    }
-  }
-  return result + "\"";
-}
-
-class Line {
- public:
-  Line& Text(std::string_view key, std::string_view value) { return Put(key, Quoted(value)); }
-  template <typename T>
-  Line& Number(std::string_view key, T value) {
-    return Put(key, std::to_string(value));
-  }
-  std::string End() { return text_ + "}\n"; }
-
- private:
-  Line& Put(std::string_view key, const std::string& value) {
-    text_ += text_.size() > 1 ? ", " : "";
-    text_ += Quoted(key) + ": " + value;
-    return *this;
-  }
-  std::string text_ = "{";
-};
 
 }  // namespace
 
@@ -254,7 +218,7 @@ std::string FlightDump(const FlightHeader& header, const FlightRecorder& recorde
   };
   std::array<char, 256> host = {};
   ::gethostname(host.data(), host.size() - 1);
-  std::string text = Line()
+  std::string text = JsonObject()
                          .Number("cohort_flight_record", 1)
                          .Text("group", header.group)
                          .Number("generation", header.generation)
@@ -268,11 +232,12 @@ std::string FlightDump(const FlightHeader& header, const FlightRecorder& recorde
                          .Text("reason", header.reason)
                          .Text("status", header.status.ToString())
                          .Number("operations", recorder.operations())
-                         .End();
+                         .End() +
+                     "\n";
   const std::vector<FlightEntry> entries = recorder.Entries();
   for (const FlightEntry& entry : entries) {
     const OperationRecord& record = entry.record;
-    Line line;
+    JsonObject line;
     line.Number("index", entry.index)
         .Text("op", OperationKindName(record.kind))
         .Text("name", record.name)
@@ -291,9 +256,9 @@ std::string FlightDump(const FlightHeader& header, const FlightRecorder& recorde
     if (entry.ended != Deadline()) {
       line.Number("ended_us", unix_us(entry.ended));
     }
-    text += line.End();
+    text += line.End() + "\n";
   }
-  return text + Line().Number("end", entries.size()).End();
+  return text + JsonObject().Number("end", entries.size()).End() + "\n";
 }
 
 std::string FlightFileName(const FlightHeader& header) {

@@ -1,12 +1,15 @@
 #include "job.h"
 
+#include <cohort/device/step_trace.h>
 #include <cohort/io/crc32c.h>
 #include <cohort/strategies/devices.h>
 #include <cohort/strategies/parameter_server.h>
 #include <fmt/format.h>
 #include <malloc.h>
 
+#include <algorithm>
 #include <atomic>
+#include <charconv>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
@@ -92,6 +95,50 @@ Result<cohort::StrategyOptions> MakeStrategyOptions(const JobFlags& f) {
   options.log = cohort::StderrLog("");
   COHORT_RETURN_IF_ERROR(cohort::ChooseDevices(f.devices, f.strategy, options));
   return options;
+}
+
+// "10-19"
+Result<std::pair<std::int64_t, std::int64_t>> ParseSteps(const std::string& text) {
+  std::pair<std::int64_t, std::int64_t> steps;
+  const char* const end = text.data() + text.size();
+  const auto first = std::from_chars(text.data(), end, steps.first);
+  if (first.ec == std::errc() && first.ptr != end && *first.ptr == '-') {
+    const auto last = std::from_chars(first.ptr + 1, end, steps.second);
+    if (last.ec == std::errc() && last.ptr == end && steps.first >= 0 &&
+        steps.second >= steps.first) {
+      return steps;
+    }
+  }
+  return cohort::InvalidArgument("steps '" + text + "' [as 10-19]");
+}
+
+// steps.worker_1.json of the folder; nullptr where none is asked for.
+Result<std::unique_ptr<cohort::StepTrace>> StartStepTrace(const JobFlags& f,
+                                                          const cohort::Strategy& strategy) {
+  if (f.step_trace.empty() || !strategy.trains()) {
+    return std::unique_ptr<cohort::StepTrace>();
+  }
+  COHORT_ASSIGN_OR_RETURN(const auto steps, ParseSteps(f.traced_steps));
+  const cohort::TaskId& task = strategy.cluster().task;
+  std::string name = task.ToString();
+  std::ranges::replace(name, ':', '_');
+  cohort::StepTraceOptions options;
+  options.path = f.step_trace + "/steps." + name + ".json";
+  options.first_step = steps.first;
+  options.last_step = steps.second;
+  // As its flight record has.
+  options.rank = strategy.kind() == "parameter_server" ? task.index
+                                                       : strategy.input_context().input_pipeline_id;
+  options.task = task.ToString();
+  options.log = cohort::StderrLog("");
+  if (!f.flight_folder.empty()) {
+    options.written = [&strategy, log = options.log] {
+      if (const auto path = strategy.DumpFlightRecord("step trace"); path.ok()) {
+        log.Info("flight record: " + *path);
+      }
+    };
+  }
+  return cohort::StepTrace::Start(std::move(options));
 }
 
 // `kill -USR1 PID` tells where this process's collectives are: a thread waits for the signal, which
@@ -213,6 +260,12 @@ void DeclareJobFlags(CLI::App& app, JobFlags& f) {
       ->capture_default_str();
   app.add_option("--flight-folder", f.flight_folder,
                  "where the last collectives are written when one fails, and on SIGUSR1");
+  app.add_option("--step-trace", f.step_trace,
+                 "a folder for timelines of some steps, one of each process: what it did, and its "
+                 "GPUs. With --flight-folder its collectives are written too, after the last step");
+  app.add_option("--traced-steps", f.traced_steps, "the first and the last of them")
+      ->check([](const std::string& text) { return ParseSteps(text).status().message(); })
+      ->capture_default_str();
   app.add_flag("--quiet", f.quiet, "no progress");
 }
 
@@ -244,7 +297,9 @@ Status RunJob(const JobFlags& f, const std::function<Status(cohort::Strategy&)>&
   COHORT_ASSIGN_OR_RETURN(const auto strategy, cohort::Strategy::FromEnv(f.strategy, options));
   const std::jthread dumper(
       [&](const std::stop_token& stop) { DumpOnSignal(stop, signals, *strategy); });
+  COHORT_ASSIGN_OR_RETURN(std::unique_ptr<cohort::StepTrace> trace, StartStepTrace(f, *strategy));
   Status status = train(*strategy);
+  trace = nullptr;
   if (status.ok()) {
     status = strategy->Shutdown();
   }

@@ -45,6 +45,8 @@ struct JobFlags {
   std::string start = "all";
   double collective_timeout = 120;
   std::string flight_folder;
+  std::string step_trace;
+  std::string traced_steps = "10-19";
   bool quiet = false;
 };
 

@@ -136,6 +136,7 @@ Result<std::vector<Tensor>> RecordedStep::Run(Stream& stream, GradientSink& sink
                                      !Capture(recording, stream, sink, options, inputs, body))) {
     return Feed(recording, stream, sink, options, inputs, body, timeout);
   }
+  const Range range(Phase::kReplay, options.step);
   return Replay(recording, stream, sink, inputs, timeout);
 }
 

@@ -27,7 +27,8 @@ Tape::Tape(ParameterSet& parameters, Stream& stream, Workspace& workspace, TapeO
       stream_(stream),
       workspace_(workspace),
       options_(options),
-      kernels_(workspace.KernelsFor(options.intra_op_threads)) {
+      kernels_(workspace.KernelsFor(options.intra_op_threads)),
+      forward_(Phase::kForward, options.step) {
   Require(parameters.built(), "a tape needs parameters that are built");
 }
 
@@ -165,6 +166,8 @@ void Tape::Backward(const Variable& loss, GradientSink& sink) {
           "Backward starts from a loss of this tape with one element");
   Require(options_.training && sink_ == nullptr, "Backward once, on a tape that is training");
   sink_ = &sink;
+  forward_.End();
+  const Range range(Phase::kBackward, options_.step);
   MarkReached(loss.node_);
   const std::vector<int> uses = uses_left_;
   Require(loss.tensor().dtype() == DType::kFloat32, "Backward starts from a loss of float32");

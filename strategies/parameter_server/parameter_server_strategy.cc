@@ -5,6 +5,7 @@
 
 #include <cohort/core/random.h>
 #include <cohort/core/thread_pool.h>
+#include <cohort/device/range.h>
 #include <cohort/optim/gradients.h>
 #include <cohort/strategies/parameter_server.h>
 
@@ -941,6 +942,7 @@ StepResult Implementation::ResultOf(const ps::RoundSums& sums) const {
 }
 
 Result<StepResult> Implementation::Step(const DistributedBatch& batch, const StepFn& fn) {
+  const Range range(Phase::kStep, step_ + 1);
   Require(trains(), "Step where trains() holds");
   Require(sink_ != nullptr, "Bind before the first step");
   Require(batch.replicas.size() == 1, "a batch with one part per local replica");

@@ -7,6 +7,8 @@
 #include <string>
 #include <utility>
 
+#include <cohort/device/range.h>
+
 #include "synchronous/row_exchange.h"
 
 namespace cohort {
@@ -553,6 +555,7 @@ void Reducer::SumReplicas(const BucketPlan::Bucket& bucket, Stream& stream) {
 }
 
 void Reducer::Launch(int index, Stream& stream) {
+  const Range range(Phase::kReduce, index);
   Flight& flight = flights_[static_cast<std::size_t>(index)];
   const BucketPlan::Bucket& bucket = plan_.buckets[static_cast<std::size_t>(index)];
   for (int r = 0; r < options_.replicas; ++r) {
@@ -709,6 +712,7 @@ std::chrono::steady_clock::time_point Reducer::launched_at(int bucket) const {
 }
 
 Status Reducer::Landed(int bucket) {
+  const Range range(Phase::kWait, bucket);
   Flight& flight = flights_[static_cast<std::size_t>(bucket)];
   COHORT_RETURN_IF_ERROR(flight.launched);
   Require(flight.work != nullptr, "Landed after every replica's End");

@@ -8,6 +8,7 @@
 #include <optional>
 #include <utility>
 
+#include <cohort/device/range.h>
 #include <cohort/optim/gradients.h>
 
 #include "synchronous/agreement.h"
@@ -306,6 +307,7 @@ void SynchronousStrategy::ForChunks(std::size_t first, std::size_t last,
 }
 
 void SynchronousStrategy::Apply(std::size_t first_chunk, std::size_t last_chunk, float scale) {
+  const Range range(Phase::kUpdate, step_ + 1);
   const std::span<float> values = parameters_->all();
   const bool summed = NeedsNorm();
   ForChunks(first_chunk, last_chunk, [&](std::size_t index) {
@@ -332,6 +334,7 @@ void SynchronousStrategy::Apply(std::size_t first_chunk, std::size_t last_chunk,
 }
 
 void SynchronousStrategy::ApplyOnDevices(int first_bucket, int last_bucket, float scale) {
+  const Range range(Phase::kUpdate, step_ + 1);
   const BucketPlan& plan = reducer_->plan();
   const UpdateRule rule = optimizer_->RuleAt(step_ + 1, BiasStep());
   for (const std::unique_ptr<DeviceCopy>& copy : copies_) {
@@ -686,6 +689,7 @@ Result<StepResult> SynchronousStrategy::Accumulate(const DistributedBatch& batch
 }
 
 Result<StepResult> SynchronousStrategy::Step(const DistributedBatch& batch, const StepFn& fn) {
+  const Range range(Phase::kStep, step_ + 1);
   COHORT_RETURN_IF_ERROR(RunPass(batch, fn, /*sent=*/true));
   ++sent_passes_;
   skipped_ = false;

@@ -143,8 +143,10 @@ TEST_P(CollectiveProcesses, AFlightRecordOnRequest) {
   EXPECT_THAT(Trace({cut}, ExitCode(DataLoss(""))), HasSubstr(cut + " was cut: "));
   const std::string foreign = folder_.path() + "/foreign";
   std::ofstream(foreign) << "{\"step\": 1}\n";
-  EXPECT_THAT(Trace({foreign}, ExitCode(InvalidArgument(""))),
-              HasSubstr(foreign + " is no flight record: its first line is no header"));
+  EXPECT_THAT(
+      Trace({foreign}, ExitCode(InvalidArgument(""))),
+      HasSubstr(foreign + " is neither a flight record nor a step trace: its first line is no "
+                          "header"));
   EXPECT_THAT(Trace({Record(0), Record(0)}, ExitCode(InvalidArgument(""))),
               HasSubstr("are both of rank 0"));
   EXPECT_THAT(Trace({folder_.path() + "/none"}, ExitCode(NotFound(""))), HasSubstr("/none"));

@@ -7,6 +7,7 @@
 
 #include "cuda/byte_count.h"
 #include "cuda/cuda_common.h"
+#include "cuda/gpus.h"
 
 namespace cohort::cuda {
 namespace {
@@ -201,17 +202,41 @@ bool Gpu::Reaches(const Gpu& other) {
   return known->second;
 }
 
+namespace {
+
+// Never destroyed: devices may outlive what main leaves behind.
+struct GpuTable {
+  std::mutex mutex;
+  std::map<int, std::weak_ptr<Gpu>> gpus;
+};
+GpuTable& InUse() {
+  static auto& in_use = *new GpuTable;
+  return in_use;
+}
+
+}  // namespace
+
 std::shared_ptr<Gpu> Gpu::Of(int ordinal) {
-  // Never destroyed: devices may outlive what main leaves behind.
-  static auto& mutex = *new std::mutex;
-  static auto& gpus = *new std::map<int, std::weak_ptr<Gpu>>;
-  const std::lock_guard lock(mutex);
-  std::shared_ptr<Gpu> gpu = gpus[ordinal].lock();
+  GpuTable& in_use = InUse();
+  const std::lock_guard lock(in_use.mutex);
+  std::shared_ptr<Gpu> gpu = in_use.gpus[ordinal].lock();
   if (gpu == nullptr) {
     gpu = std::make_shared<Gpu>(ordinal);
-    gpus[ordinal] = gpu;
+    in_use.gpus[ordinal] = gpu;
   }
   return gpu;
+}
+
+std::vector<std::shared_ptr<Gpu>> GpusInUse() {
+  GpuTable& in_use = InUse();
+  const std::lock_guard lock(in_use.mutex);
+  std::vector<std::shared_ptr<Gpu>> all;
+  for (const auto& [ordinal, weak] : in_use.gpus) {
+    if (std::shared_ptr<Gpu> gpu = weak.lock(); gpu != nullptr) {
+      all.push_back(std::move(gpu));
+    }
+  }
+  return all;
 }
 
 }  // namespace cohort::cuda

@@ -1,12 +1,11 @@
 #include "cuda/libraries.h"
 
-#include <dlfcn.h>
-
 #include <algorithm>
 #include <utility>
 
 #include "cuda/cuda_common.h"
 #include "cuda/gpu.h"
+#include "cuda/shared_library.h"
 
 namespace cohort::cuda {
 namespace {
@@ -14,36 +13,14 @@ namespace {
 const std::string kCublasLt = "libcublasLt.so." + std::to_string(CUBLAS_VER_MAJOR);
 const std::string kCudnn = "libcudnn.so." + std::to_string(CUDNN_MAJOR);
 
-// Where the loader looks, or else where they were when this was built.
-Result<void*> Open(const std::string& name) {
-  if (void* const library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL); library != nullptr) {
-    return library;
-  }
-  const char* const reason = dlerror();
-  const std::string text = reason == nullptr ? name : reason;
-  const std::string built = std::string(COHORT_CUDA_LIBRARIES) + "/" + name;
-  if (void* const library = dlopen(built.c_str(), RTLD_NOW | RTLD_LOCAL); library != nullptr) {
-    return library;
-  }
-  return FailedPrecondition("a GPU needs " + name + ": " + text +
-                            " [install it, or put its folder into LD_LIBRARY_PATH]");
-}
-
-template <typename Call>
-Status Find(void* library, const std::string& from, const char* name, Call& call) {
-  call = reinterpret_cast<Call>(dlsym(library, name));
-  if (call == nullptr) {
-    return FailedPrecondition(from + " has no " + name + " [install a newer one]");
-  }
-  return {};
-}
-
 Result<LibraryCalls> Load() {
   LibraryCalls calls;
-  COHORT_ASSIGN_OR_RETURN(void* const cublas, Open(kCublasLt));
-  COHORT_ASSIGN_OR_RETURN(void* const cudnn, Open(kCudnn));
-#define COHORT_FIND_CUBLAS(name) COHORT_RETURN_IF_ERROR(Find(cublas, kCublasLt, #name, calls.name));
-#define COHORT_FIND_CUDNN(name) COHORT_RETURN_IF_ERROR(Find(cudnn, kCudnn, #name, calls.name));
+  COHORT_ASSIGN_OR_RETURN(void* const cublas,
+                          OpenLibrary(kCublasLt, "a GPU", {COHORT_CUDA_LIBRARIES}));
+  COHORT_ASSIGN_OR_RETURN(void* const cudnn, OpenLibrary(kCudnn, "a GPU", {COHORT_CUDA_LIBRARIES}));
+#define COHORT_FIND_CUBLAS(name) \
+  COHORT_RETURN_IF_ERROR(FindCall(cublas, kCublasLt, #name, calls.name));
+#define COHORT_FIND_CUDNN(name) COHORT_RETURN_IF_ERROR(FindCall(cudnn, kCudnn, #name, calls.name));
   COHORT_CUBLASLT_CALLS(COHORT_FIND_CUBLAS)
   COHORT_CUDNN_CALLS(COHORT_FIND_CUDNN)
 #undef COHORT_FIND_CUBLAS

@@ -34,6 +34,7 @@ struct Flags {
   std::string device;
   std::string model = "mlp";
   std::string precision = "float32";
+  std::string step_trace;
   int threads = 1;
   int batch = 0;
   int image_size = 224;
@@ -196,14 +197,15 @@ nlohmann::json Measure(const Flags& flags) {
 }
 
 int OnDevice(const Flags& flags) {
-  const auto measured =
-      MeasureOnDevice({.device = flags.device,
-                       .model = flags.model,
-                       .batch = flags.batch,
-                       .image_size = flags.image_size,
-                       .threads = flags.threads,
-                       .rounds = flags.rounds,
-                       .precision = OrThrow(nn::ParsePrecision(flags.precision))});
+  const auto measured = MeasureOnDevice({.device = flags.device,
+                                         .model = flags.model,
+                                         .batch = flags.batch,
+                                         .image_size = flags.image_size,
+                                         .threads = flags.threads,
+                                         .rounds = flags.rounds,
+                                         .precision = OrThrow(nn::ParsePrecision(flags.precision)),
+                                         .step_trace = flags.step_trace,
+                                         .log = StderrLog("")});
   if (!measured.ok()) {
     std::fprintf(stderr, "cohort bench train: %s\n", measured.status().ToString().c_str());
     return ExitCode(measured.status());
@@ -273,6 +275,9 @@ int BenchTrainCommand(int argc, char** argv) {
   app.add_option("--rounds", flags.rounds, "turns of each contestant")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
+  app.add_option("--step-trace", flags.step_trace,
+                 "with --device: a file for what the device does in the first steps that are "
+                 "measured (which makes them slower)");
   app.add_flag("--json", flags.json, "one JSON object instead of a table");
   app.add_flag("!--no-peer", flags.peer, "without LibTorch");
   try {
@@ -285,6 +290,10 @@ int BenchTrainCommand(int argc, char** argv) {
   }
   if (!flags.device.empty()) {
     return OnDevice(flags);
+  }
+  if (!flags.step_trace.empty()) {
+    std::fprintf(stderr, "cohort bench train: --step-trace with --device [--device cpu]\n");
+    return 2;
   }
   if (flags.precision != "float32") {
     std::fprintf(stderr, "cohort bench train: --precision with --device [--device cpu]\n");

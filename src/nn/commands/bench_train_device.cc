@@ -1,6 +1,8 @@
 #include "nn/commands/bench_train_device.h"
 
 #include <cohort/core/random.h>
+#include <cohort/device/range.h>
+#include <cohort/device/step_trace.h>
 #include <cohort/nn/gpt.h>
 #include <cohort/nn/losses.h>
 #include <cohort/nn/models.h>
@@ -19,6 +21,7 @@ namespace cohort {
 namespace {
 
 constexpr std::chrono::minutes kTimeout{5};
+constexpr int kWarmUp = 4;  // steps: the last of them is a graph's first replay
 
 double Median(std::vector<double> values) {
   const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
@@ -117,11 +120,13 @@ class Trainer {
   double StepMilliseconds() {
     const auto start = std::chrono::steady_clock::now();
     ++steps_;
+    const Range step(Phase::kStep, steps_);
     const auto out = OrThrow(step_->Run(
         place_.stream(), *sink_,
         {.step = steps_, .intra_op_threads = options_.threads, .precision = options_.precision},
         inputs_, body_, kTimeout));
     loss_ = out.front().data<float>()[0];
+    const Range update(Phase::kUpdate, steps_);
     workspace_.KernelsFor(options_.threads)
         .Update(place_.stream(), optimizer_->RuleAt(steps_), parts_);
     return MillisecondsSince(start);
@@ -275,9 +280,17 @@ Result<nlohmann::json> MeasureOnDevice(const DeviceBenchOptions& options) {
   COHORT_ASSIGN_OR_RETURN(const auto devices, OpenDevices(options.device));
   const double peak =
       MatMulFlopsPerSecond(devices.front(), options.threads, nn::ComputeType(options.precision));
-  Trainer trainer(options, devices.front());
   const int steps = options.model == "gpt2" ? 2 : IsResNet(options.model) ? 4 : 100;
-  for (int i = 0; i < 4; ++i) {
+  std::unique_ptr<StepTrace> trace;
+  if (!options.step_trace.empty()) {
+    COHORT_ASSIGN_OR_RETURN(
+        trace, StepTrace::Start({.path = options.step_trace,
+                                 .first_step = kWarmUp + 1,
+                                 .last_step = kWarmUp + std::min(10, options.rounds * steps),
+                                 .log = options.log}));
+  }
+  Trainer trainer(options, devices.front());
+  for (int i = 0; i < kWarmUp; ++i) {
     trainer.StepMilliseconds();
   }
   COHORT_RETURN_IF_ERROR(trainer.Synchronize());
@@ -289,6 +302,9 @@ Result<nlohmann::json> MeasureOnDevice(const DeviceBenchOptions& options) {
     }
     COHORT_RETURN_IF_ERROR(trainer.Synchronize());
     rounds.push_back(MillisecondsSince(start) / steps);
+  }
+  if (trace != nullptr) {
+    COHORT_RETURN_IF_ERROR(trace->Finish());
   }
   const double milliseconds = Median(rounds);
   nlohmann::json result = {{"model", options.model},

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <cohort/core/log.h>
 #include <cohort/core/status.h>
 #include <cohort/nn/precision.h>
 
@@ -19,6 +20,8 @@ struct DeviceBenchOptions {
   int threads = 1;            // of a CPU's kernels
   int rounds = 9;
   nn::Precision precision = nn::Precision::kFloat32;  // gradients are not scaled
+  std::string step_trace;  // a file for the timeline of up to ten steps; they count no less
+  Log log;
 };
 
 // Steps on data that is on the device already, each waited for. Beside their time stands the speed

@@ -24,6 +24,7 @@
 
 #include <cohort/core/tensor.h>
 #include <cohort/device/kernels.h>
+#include <cohort/device/range.h>
 #include <cohort/device/stream.h>
 #include <cohort/nn/precision.h>
 #include <cohort/nn/workspace.h>
@@ -188,6 +189,7 @@ class Tape {
   Workspace& workspace_;
   const TapeOptions options_;
   Kernels& kernels_;
+  Range forward_;  // until Backward
   std::vector<Node> nodes_;
   std::vector<Operation> operations_;
   std::vector<Tensor> kept_;
