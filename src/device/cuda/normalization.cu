@@ -134,8 +134,13 @@ struct LayerNormBackwardRow {
 
 // The same together with the sums down columns of the block's chunk of rows: partial [block, 2,
 // columns] = dy, dy * xhat. Each group adds up its rows in order, then the groups of the block.
+// Four rows in registers are too many for a second block on a processor where they are long.
+constexpr int kBlocksOfProcessor = 2;
+template <int kColumnsOfThread>
+constexpr int kResident = kColumnsOfThread <= 24 ? kBlocksOfProcessor : 1;
+
 template <typename Group, int V, int kRuns, typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, (kResident<V * kRuns>))
     LayerNormBackwardKernel(std::int64_t rows, std::int64_t columns, std::int64_t chunk_rows,
                             LayerNormGradient<T> n, float* partial) {
   using Row = RegisterRow<V, kRuns>;
@@ -478,8 +483,9 @@ void CudaKernels::LayerNormBackward(Stream& stream, const NormBackwardArguments&
       return;
     }
     const std::int64_t groups = n.columns <= kWarpColumns ? kThreads / 32 : 1;
-    const std::int64_t rows_of_group =
-        std::clamp<std::int64_t>(n.rows / (groups * 4 * processors_), 1, kRowsPerThread);
+    // All blocks at once, so that none runs beside idle processors at the end.
+    const std::int64_t rows_of_group = std::clamp<std::int64_t>(
+        CeilDiv(n.rows, groups * kBlocksOfProcessor * processors_), 1, kRowsPerThread);
     const std::int64_t chunk_rows = groups * rows_of_group;
     const std::int64_t blocks = CeilDiv(n.rows, chunk_rows);
     Require(blocks <= kMostBlocks, "LayerNormBackward on a GPU: fewer rows");
