@@ -21,7 +21,7 @@ Outcome RunBenchTrain(std::vector<std::string> arguments) {
   arguments.insert(arguments.begin(), {COHORT_BIN_DIR "/cohort", "bench", "train"});
   testing::ProcessCluster processes;
   processes.Start("bench", arguments);
-  const auto code = processes.Wait("bench", std::chrono::seconds(60));
+  const auto code = processes.Wait("bench", std::chrono::seconds(120));
   return {code.value_or(-1), processes.Stdout("bench"), processes.Stderr("bench")};
 }
 
