@@ -297,9 +297,11 @@ Status RunJob(const JobFlags& f, const std::function<Status(cohort::Strategy&)>&
   COHORT_ASSIGN_OR_RETURN(const auto strategy, cohort::Strategy::FromEnv(f.strategy, options));
   const std::jthread dumper(
       [&](const std::stop_token& stop) { DumpOnSignal(stop, signals, *strategy); });
-  COHORT_ASSIGN_OR_RETURN(std::unique_ptr<cohort::StepTrace> trace, StartStepTrace(f, *strategy));
-  Status status = train(*strategy);
-  trace = nullptr;
+  Status status;
+  {
+    const auto trace = StartStepTrace(f, *strategy);
+    status = trace.ok() ? train(*strategy) : trace.status();
+  }
   if (status.ok()) {
     status = strategy->Shutdown();
   }

@@ -78,6 +78,17 @@ struct RecordedStep::Recording {
   std::unique_ptr<Graph> graph;
 };
 
+// The memory of a recording that will not be made.
+void RecordedStep::GiveUp(Recording& recording) {
+  for (Recording::Input& input : recording.inputs) {
+    input.staged = Tensor();
+    input.placed = Tensor();
+  }
+  recording.outputs.clear();
+  recording.kept.clear();
+  recording.accumulators.clear();
+}
+
 RecordedStep::RecordedStep(ParameterSet& parameters, Workspace& workspace)
     : parameters_(parameters), workspace_(workspace) {}
 
@@ -176,6 +187,7 @@ bool RecordedStep::Capture(Recording& recording, Stream& stream, GradientSink& s
                            const Body& body) {
   if (++recording.captures > kCaptures) {
     recording.replayable = false;
+    GiveUp(recording);
     return false;
   }
   Device& device = workspace_.device();
@@ -206,6 +218,9 @@ bool RecordedStep::Capture(Recording& recording, Stream& stream, GradientSink& s
     std::ranges::move(tape.TakeKept(), std::back_inserter(recording.kept));
   });
   recording.replayable = recording.graph != nullptr;
+  if (!recording.replayable) {
+    GiveUp(recording);
+  }
   return recording.replayable;
 }
 

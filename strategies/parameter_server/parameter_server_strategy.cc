@@ -1165,9 +1165,12 @@ Result<std::unique_ptr<ParameterServerStrategy>> ParameterServerStrategy::Make(
   }
   COHORT_RETURN_IF_ERROR(options.partitioner.Check());
   COHORT_ASSIGN_OR_RETURN(auto job, ps::Job::Join(config, options));
-  std::unique_ptr<ParameterServerStrategy> strategy =
-      std::make_unique<Implementation>(std::move(job), options);
-  return strategy;
+  try {
+    return std::unique_ptr<ParameterServerStrategy>(
+        std::make_unique<Implementation>(std::move(job), options));
+  } catch (const StatusError& error) {
+    return error.status();  // a device has no stream for it
+  }
 }
 
 }  // namespace cohort

@@ -39,6 +39,9 @@ class Choice {
       return chosen;
     }
     COHORT_ASSIGN_OR_RETURN(const std::string obstacle, FindRanks());
+    if (obstacle.empty() && name == kAuto && ranks_.size() <= 1) {
+      return chosen;  // there is nothing to add
+    }
     if (obstacle.empty()) {
       COHORT_RETURN_IF_ERROR(Connect(chosen));
     } else if (name == kNccl) {
@@ -92,6 +95,11 @@ class Choice {
                                    : "";
   }
 
+  // Ends well before the others tire of waiting for what a process has to say of it.
+  std::chrono::milliseconds ConnectTimeout() const {
+    return std::min({options_.join_timeout, kConnect, options_.collective_timeout / 2});
+  }
+
   // What this process tells the others: its GPUs, or what stands in the way.
   std::string Word() {
     std::string word(kYes);
@@ -99,7 +107,7 @@ class Choice {
     for (std::size_t c = 0; c < parts_.copies.size() && obstacle.empty(); ++c) {
       const std::shared_ptr<Device>& device = parts_.copies[c]->device();
       mine_.push_back({.device = device,
-                       .connect_timeout = std::min(options_.join_timeout, kConnect),
+                       .connect_timeout = ConnectTimeout(),
                        .api = options_.make_nccl ? options_.make_nccl(*device) : nullptr});
       const Result<std::string> gpu = NcclGpu(mine_.back());
       if (gpu.ok()) {
@@ -183,9 +191,13 @@ class Choice {
     auto made = NcclSums::Make(SumsOptions());
     Status failed = made.status();
     if (parts_.job != nullptr) {
-      COHORT_ASSIGN_OR_RETURN(const std::vector<std::string> words,
-                              GatherTexts(*parts_.job, "connected through NCCL",
-                                          failed.ok() ? std::string(kYes) : failed.message()));
+      auto gathered = GatherTexts(*parts_.job, "connected through NCCL",
+                                  failed.ok() ? std::string(kYes) : failed.message());
+      if (!gathered.ok()) {
+        return failed.ok() ? gathered.status()
+                           : gathered.status().Annotate("after NCCL: " + failed.message());
+      }
+      const std::vector<std::string>& words = gathered.value();
       for (int process = 0; failed.ok() && process < static_cast<int>(words.size()); ++process) {
         if (words[static_cast<std::size_t>(process)] != kYes) {
           failed = FailedPrecondition(parts_.job->peer_name(process) + ": " +

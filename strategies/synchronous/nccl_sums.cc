@@ -98,7 +98,7 @@ Communicator::Pending NcclSums::AllReduce(std::span<const std::span<float>> part
                                           const CollectiveOptions& options) {
   Require(parts.size() == options_.copies.size(), "a part for each copy");
   if (communicators_.empty()) {
-    return FailedPrecondition("this process has left the job");
+    return without_;
   }
   std::vector<std::unique_ptr<Work>> works(parts.size());
   std::vector<Status> statuses(parts.size());
@@ -134,6 +134,7 @@ Communicator::Pending NcclSums::AllReduce(std::span<const std::span<float>> part
 }
 
 void NcclSums::Abort(const Status& reason) {
+  const std::lock_guard lock(communicators_mutex_);
   for (const std::unique_ptr<Communicator>& communicator : communicators_) {
     communicator->Abort(reason);
   }
@@ -165,15 +166,37 @@ void NcclSums::Close() {
   if (watch_.joinable()) {
     watch_.join();
   }
-  // All at once: NCCL ends a communicator when all its ranks do.
-  std::vector<std::unique_ptr<Communicator>> gone = std::exchange(communicators_, {});
+  End();
+}
+
+void NcclSums::End() {
+  Communicators gone;
+  {
+    const std::lock_guard lock(communicators_mutex_);
+    gone = std::exchange(communicators_, {});
+  }
   if (!gone.empty()) {
     lanes_.Run([&](int lane) { gone[static_cast<std::size_t>(lane)] = nullptr; });
   }
 }
 
+void NcclSums::Renew() {
+  Require(options_.job == nullptr, "NCCL's communicators anew where there is one process");
+  End();
+  Result<Communicators> made =
+      MakeNcclCommunicators(options_.ranks, options_.first_rank, options_.size, nullptr,
+                            options_.prefix, options_.communicator);
+  if (!made.ok()) {
+    without_ = made.status().Annotate("connecting the GPUs again");
+    return;
+  }
+  const std::lock_guard lock(communicators_mutex_);
+  communicators_ = std::move(made).value();
+}
+
 Result<std::string> NcclSums::DumpFlightRecord(std::string_view reason) const {
-  Result<std::string> first = FailedPrecondition("this process has left the job");
+  const std::lock_guard lock(communicators_mutex_);
+  Result<std::string> first = without_;
   for (const std::unique_ptr<Communicator>& communicator : communicators_) {
     Result<std::string> path = communicator->DumpFlightRecord(reason);
     if (communicator == communicators_.front()) {

@@ -10,7 +10,7 @@
 // which wait for those of the other processes. A thread watches the job's communicator meanwhile:
 // where that fails, so does this.
 //
-// Thread rules: AllReduce by one thread at a time; Abort from any.
+// Thread rules: AllReduce, Renew and Close by one thread at a time; all else from any.
 
 #pragma once
 
@@ -58,6 +58,9 @@ class NcclSums {
                                   const CollectiveOptions& options);
   // Operations under way, and those to come, end with `reason`.
   void Abort(const Status& reason);
+  // In one process, after an error: communicators anew, since what the streams went through stays
+  // with the old ones. What cannot be made is what AllReduce returns from then on.
+  void Renew();
   // Leaves, when the others do: what comes after is FailedPrecondition.
   void Close();
   // As Communicator's, of each GPU; the first one's path.
@@ -70,9 +73,15 @@ class NcclSums {
   void Watch();
   Status Explain(const Status& status) const;
 
+  using Communicators = std::vector<std::unique_ptr<Communicator>>;
+  // What is there is no more: ended by all lanes at once, as NCCL ends a communicator.
+  void End();
+
   const Options options_;
-  std::vector<std::unique_ptr<Communicator>> communicators_;  // by copy
-  ReplicaGang lanes_;                                         // a thread for each, to call it on
+  mutable std::mutex communicators_mutex_;  // of those who do not call AllReduce
+  Communicators communicators_;             // by copy
+  Status without_ = FailedPrecondition("this process has left the job");  // where there are none
+  ReplicaGang lanes_;  // a thread for each, to call it on
   std::mutex mutex_;
   std::condition_variable stop_asked_;
   bool stop_ = false;

@@ -797,16 +797,20 @@ void Reducer::GiveUp() {
   if (options_.nccl != nullptr && options_.communicator != nullptr) {
     options_.nccl->Abort(Aborted("the step was given up"));  // the others may not call what is left
   }
+  bool clean = true;
   for (Flight& flight : flights_) {
     for (std::unique_ptr<Work>* work : {&flight.header, &flight.work}) {
       if (*work != nullptr) {
-        (void)(*work)->Wait();
+        clean &= (*work)->Wait().ok();
         work->reset();
       }
     }
   }
   for (DeviceCopy* copy : options_.copies) {
-    (void)copy->Drain(options_.timeout);
+    clean &= copy->Drain(options_.timeout).ok();
+  }
+  if (!clean && options_.nccl != nullptr && options_.communicator == nullptr) {
+    options_.nccl->Renew();
   }
   for (Stack& mine : stacks_) {
     mine.accumulated = false;

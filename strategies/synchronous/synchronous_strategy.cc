@@ -235,7 +235,10 @@ Status SynchronousStrategy::Bind(ParameterSet& parameters, std::unique_ptr<Optim
   COHORT_RETURN_IF_ERROR(CheckRows(parameters));
   // What a Bind that failed left.
   reducer_ = nullptr;
-  cross_device_ = {};
+  {
+    const std::lock_guard lock(cross_device_mutex_);
+    cross_device_ = {};
+  }
   copies_.clear();
   copy_of_.clear();
   kernels_.clear();
@@ -385,6 +388,7 @@ Status SynchronousStrategy::ChooseCrossDevice() {
   if (!chosen.ok()) {
     return communicator_ == nullptr ? chosen.status() : membership_->Explain(chosen.status());
   }
+  const std::lock_guard lock(cross_device_mutex_);
   cross_device_ = std::move(chosen).value();
   return {};
 }
@@ -591,11 +595,15 @@ Status SynchronousStrategy::Shutdown() {
 }
 
 Result<std::string> SynchronousStrategy::DumpFlightRecord(std::string_view reason) const {
-  if (cross_device_.nccl != nullptr) {
-    Result<std::string> path = cross_device_.nccl->DumpFlightRecord(reason);
-    if (communicator_ == nullptr || !path.ok()) {
-      return path;
+  Result<std::string> of_gpus = FailedPrecondition("no GPUs are summed by NCCL");
+  {
+    const std::lock_guard lock(cross_device_mutex_);
+    if (cross_device_.nccl != nullptr) {
+      of_gpus = cross_device_.nccl->DumpFlightRecord(reason);
     }
+  }
+  if (communicator_ == nullptr && of_gpus.ok()) {
+    return of_gpus;
   }
   return communicator_ == nullptr ? Strategy::DumpFlightRecord(reason)
                                   : communicator_->DumpFlightRecord(reason);

@@ -16,6 +16,7 @@
 #include <exception>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
@@ -194,6 +195,7 @@ class SynchronousStrategy final : public Strategy {
   std::vector<DeviceCopy*> copy_of_;
   std::vector<std::unique_ptr<Kernels>> kernels_;     // by thread, for its stream
   std::vector<std::shared_ptr<Event>> copies_ready_;  // what replicas wait for before they begin
+  mutable std::mutex cross_device_mutex_;             // of who makes it anew, and DumpFlightRecord
   CrossDeviceOps cross_device_;
   int bindings_ = 0;  // that were begun
   std::unique_ptr<BucketHook> hook_;

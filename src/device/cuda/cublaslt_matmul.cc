@@ -227,6 +227,13 @@ class CublasLtMatMul final : public MatMulPlan {
     return static_cast<int>(end - guesses.begin());
   }
 
+  // Where the library has no way: by the float32 plan, or a ContractError.
+  void RequireAnother() {
+    // Seen for products of a vector whose elements are aligned to 2 bytes.
+    Require(IsHalf(spec_.type) && !HasGelu(spec_), text_ + ": cuBLASLt has no way to compute it");
+    widened_ = MakeWidenedMatMul(libraries_, spec_);
+  }
+
   // By measurement, or, while a graph is recorded, by guess.
   void Choose(Stream& stream, std::size_t alignment, const void* a, const void* b, void* c) {
     Choices& choices = Choices::OfProcess();
@@ -241,12 +248,10 @@ class CublasLtMatMul final : public MatMulPlan {
     }
     std::array<cublasLtMatmulHeuristicResult_t, kCandidates> guesses{};
     const int count = Guess(alignment, guesses);
-    if (count == 0 && IsHalf(spec_.type) && !HasGelu(spec_)) {
-      // Seen for products of a vector whose elements are aligned to 2 bytes.
-      widened_ = MakeWidenedMatMul(libraries_, spec_);
+    if (count == 0) {
+      RequireAnother();
       return;
     }
-    Require(count > 0, text_ + ": cuBLASLt has no way to compute it");
     algorithms_[alignment] = guesses[0].algo;
     if (Capturing(stream)) {
       return;  // measured by the first run outside
@@ -254,7 +259,8 @@ class CublasLtMatMul final : public MatMulPlan {
     const cudaStream_t native = Native(stream);
     Stopwatch watch;
     float best = Stopwatch::kNever;
-    for (int i = 0; i < count && count > 1; ++i) {
+    bool ran = false;
+    for (int i = 0; i < count; ++i) {
       const cublasLtMatmulAlgo_t& algorithm = guesses[static_cast<std::size_t>(i)].algo;
       const auto run = [&](int times) {
         bool ok = true;
@@ -266,11 +272,19 @@ class CublasLtMatMul final : public MatMulPlan {
       if (!run(1)) {
         continue;
       }
+      ran = true;
+      if (count == 1) {
+        break;
+      }
       const float time = watch.Time(native, [&] { return run(kTimed); });
       if (time < kWorthwhile * best) {
         best = time;
         algorithms_[alignment] = algorithm;
       }
+    }
+    if (!ran) {
+      RequireAnother();
+      return;
     }
     const std::lock_guard lock(choices.mutex);
     algorithms_[alignment] =

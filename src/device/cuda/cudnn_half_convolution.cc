@@ -121,8 +121,15 @@ class HalfConvolution final : public ConvPlan {
     if (!chosen_[p].has_value()) {
       chosen_[p] = Known(part);
     }
+    if (chosen_[p].has_value() && *chosen_[p] >= ways_[p]->size()) {
+      chosen_[p] = std::nullopt;  // another table had more: memory is short
+    }
     if (!chosen_[p].has_value() && !Capturing(stream) && Settle(*AsCuda(stream).state())) {
       chosen_[p] = Measure(part, stream, run);
+      if (!chosen_[p].has_value()) {
+        ways_[p]->clear();
+        return false;
+      }
     }
     // While a graph is recorded nothing can be measured: by guess, this time.
     const cudnnStatus_t status = run((*ways_[p])[chosen_[p].value_or(0)]);
@@ -264,8 +271,9 @@ class HalfConvolution final : public ConvPlan {
     return known == choices.ways.end() ? std::nullopt : std::optional<std::size_t>(known->second);
   }
 
+  // Nothing if none ran.
   template <typename Run>
-  std::size_t Measure(Part part, Stream& stream, const Run& run) {
+  std::optional<std::size_t> Measure(Part part, Stream& stream, const Run& run) {
     const std::vector<ConvWay>& ways = *ways_[static_cast<std::size_t>(part)];
     const cudaStream_t native = Native(stream);
     Stopwatch watch;
@@ -291,6 +299,9 @@ class HalfConvolution final : public ConvPlan {
         best = w;
         best_time = time;
       }
+    }
+    if (best_time == Stopwatch::kNever) {
+      return std::nullopt;
     }
     Choices& choices = Choices::OfProcess();
     const std::lock_guard lock(choices.mutex);

@@ -29,7 +29,9 @@ std::string Microseconds(std::int64_t ns) {
 
 class Writer {
  public:
-  Writer(int rank, std::int64_t base_ns) : rank_(rank), base_ns_(base_ns) {}
+  // Events go behind `header`.
+  Writer(int rank, std::int64_t base_ns, std::string header)
+      : rank_(rank), base_ns_(base_ns), text_(std::move(header)) {}
 
   void Name(const char* what, int thread, const std::string& name) {
     Put(Event(what, "M", thread).Put("args", JsonObject().Text("name", name).End()));
@@ -42,7 +44,7 @@ class Writer {
             .Put("dur", Microseconds(std::max<std::int64_t>(end_ns - begin_ns, 0)))
             .Put("args", args.End()));
   }
-  const std::string& text() const { return text_; }
+  std::string Take(const char* end) { return std::move(text_ += end); }
 
  private:
   JsonObject Event(std::string_view name, std::string_view kind, int thread) const {
@@ -51,13 +53,14 @@ class Writer {
     return event;
   }
   void Put(const JsonObject& event) {
-    text_ += text_.empty() ? "\n" : ",\n";
+    text_ += std::exchange(first_, false) ? "\n" : ",\n";
     text_ += event.End();
   }
 
   const int rank_;
   const std::int64_t base_ns_;
   std::string text_;
+  bool first_ = true;
 };
 
 std::string RangeName(const RangeRecord& range) {
@@ -190,12 +193,6 @@ std::string TraceEvents(StepTraceData& data) {
       (duration_cast<nanoseconds>(wall).count() - age_ns) / std::int64_t{1000};
   base_ns -= (duration_cast<nanoseconds>(wall).count() - age_ns) % std::int64_t{1000};
 
-  Writer writer(data.rank, base_ns);
-  const std::string rank = "rank " + std::to_string(data.rank);
-  writer.Name("process_name", 0,
-              data.task.empty() || data.task == rank ? rank : rank + " (" + data.task + ")");
-  WriteRanges(data, now_ns, writer);
-  WriteActivities(data, writer);
   const std::string header = JsonObject()
                                  .Number("cohort_step_trace", 1)
                                  .Number("rank", data.rank)
@@ -206,8 +203,15 @@ std::string TraceEvents(StepTraceData& data) {
                                  .Number("lost", data.lost)
                                  .Text("note", data.note)
                                  .End();
-  return "{\"displayTimeUnit\": \"ms\",\n\"otherData\": " + header + ",\n\"traceEvents\": [" +
-         writer.text() + "]}\n";
+  Writer writer(
+      data.rank, base_ns,
+      "{\"displayTimeUnit\": \"ms\",\n\"otherData\": " + header + ",\n\"traceEvents\": [");
+  const std::string rank = "rank " + std::to_string(data.rank);
+  writer.Name("process_name", 0,
+              data.task.empty() || data.task == rank ? rank : rank + " (" + data.task + ")");
+  WriteRanges(data, now_ns, writer);
+  WriteActivities(data, writer);
+  return writer.Take("]}\n");
 }
 
 }  // namespace cohort::trace

@@ -23,7 +23,7 @@ std::int64_t Now() {
 
 Recorder::Recorder(StepTraceOptions options, std::unique_ptr<ActivitySource> source,
                    std::string note)
-    : options_(std::move(options)), source_(std::move(source)), note_(std::move(note)) {
+    : options_(std::move(options)), note_(std::move(note)), source_(std::move(source)) {
   if (source_ != nullptr) {
     if (const Status status = source_->Watch(*this); !status.ok()) {
       note_ = status.message();
@@ -122,7 +122,12 @@ void Recorder::StartSource() {
     return;
   }
   const Status status = source_->Start();
-  const std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
+  if (status.ok() && state_ != State::kRecording) {
+    lock.unlock();
+    (void)source_->Stop();  // another thread has finished meanwhile
+    return;
+  }
   started_ = status.ok();
   if (!status.ok()) {
     note_ = status.message();
@@ -200,6 +205,12 @@ StepTraceData Recorder::Data() {
       activity.recorded = node->second;
     }
   }
+  // Training goes on.
+  range_of_ = {};
+  range_by_id_ = {};
+  phase_of_node_ = {};
+  number_of_name_ = {};
+  correlation_of_ = {};
   return data;
 }
 
@@ -249,6 +260,8 @@ void Recorder::Correlate(std::uint32_t correlation, std::uint64_t range) {
   const std::lock_guard lock(mutex_);
   if (range_of_.size() < options_.max_records) {
     range_of_[correlation] = range;
+  } else {
+    ++lost_;
   }
 }
 
@@ -261,15 +274,25 @@ void Recorder::NodeMade(std::uint64_t node) {
   const std::optional<Phase> phase = PhaseHere();
   if (phase.has_value()) {
     const std::lock_guard lock(mutex_);
-    phase_of_node_[node] = *phase;
+    KeepNode(node, *phase);
   }
 }
 
 void Recorder::NodeCloned(std::uint64_t from, std::uint64_t node) {
   const std::lock_guard lock(mutex_);
   if (const auto it = phase_of_node_.find(from); it != phase_of_node_.end()) {
-    const Phase phase = it->second;
+    KeepNode(node, Phase(it->second));
+  }
+}
+
+void Recorder::KeepNode(std::uint64_t node, Phase phase) {
+  if (state_ == State::kDone) {
+    return;
+  }
+  if (phase_of_node_.size() < options_.max_records) {
     phase_of_node_[node] = phase;
+  } else {
+    ++lost_;
   }
 }
 

@@ -54,9 +54,9 @@ class Recorder final : public ActivitySink {
   Status NothingSeen();
   Status Write();
   StepTraceData Data();
+  void KeepNode(std::uint64_t node, Phase phase);  // under mutex_
 
   const StepTraceOptions options_;
-  const std::unique_ptr<ActivitySource> source_;
 
   std::mutex finishing_;  // the second to finish waits for the first
   std::mutex mutex_;      // guards the following; not held while the source is called
@@ -77,6 +77,8 @@ class Recorder final : public ActivitySink {
   std::map<std::thread::id, int> number_of_thread_;
   std::uint64_t lost_ = 0;
   Status written_;
+
+  const std::unique_ptr<ActivitySource> source_;  // ends first: it calls this from other threads
 };
 
 // The innermost open range of the calling thread that is watched.

@@ -498,5 +498,28 @@ TEST_F(CrossDevice, OneProcessGoesOnAfterAnError) {
   }));
 }
 
+// As a label out of range does: the stream fails behind what the buckets wait for.
+TEST_F(CrossDevice, OneProcessGoesOnAfterAnErrorOfAStream) {
+  options_.cross_device_ops = "nccl";
+  ExpectAllOk(Job({{0, 1}}, [](int, Strategy& strategy) -> Status {
+    ParameterSet parameters = Zeros();
+    COHORT_RETURN_IF_ERROR(strategy.Bind(parameters, PlainSgd()));
+    const auto torn = [](ReplicaContext& context,
+                         const data::Batch& batch) -> Result<ReplicaResult> {
+      if (context.replica == 1) {
+        context.stream.Enqueue([]() -> Status { return DataLoss("label 17 is none"); });
+      }
+      return Ones(context, batch);
+    };
+    EXPECT_EQ(strategy.Step(OneEach(2), torn).status().code(), StatusCode::kDataLoss);
+    for (int step = 0; step < 2; ++step) {
+      COHORT_RETURN_IF_ERROR(strategy.Step(OneEach(2), Ones).status());
+    }
+    COHORT_RETURN_IF_ERROR(strategy.PullState());
+    EXPECT_THAT(parameters.all(), Each(-1.0F));
+    return strategy.Shutdown();
+  }));
+}
+
 }  // namespace
 }  // namespace cohort

@@ -60,6 +60,7 @@ class RecordedStep {
 
  private:
   struct Recording;
+  static void GiveUp(Recording& recording);
   bool PageLocked(const Tensor& input) const;
   Recording& Find(std::span<const Tensor> inputs, float loss_seed, Precision precision);
   Result<std::vector<Tensor>> Feed(Recording& recording, Stream& stream, GradientSink& sink,
