@@ -9,8 +9,10 @@
 #include <jpeglib.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 #include <memory>
+#include <vector>
 
 #include "sources/image_codecs.h"
 
@@ -148,7 +150,7 @@ class JpegReader {
     }
     COHORT_RETURN_IF_ERROR(CheckImageSize(info_.image_width, info_.image_height, options));
     if (info_.jpeg_color_space == JCS_CMYK || info_.jpeg_color_space == JCS_YCCK) {
-      return InvalidArgument("a CMYK JPEG is not read [convert it to RGB]");
+      return DecodeInks(options, memory);
     }
     const std::size_t row_bytes = info_.image_width * static_cast<std::size_t>(options.channels);
     Tensor image(DType::kUInt8, {info_.image_height, info_.image_width, options.channels},
@@ -165,6 +167,40 @@ class JpegReader {
   }
 
  private:
+  // Cyan, magenta, yellow and black, which libjpeg leaves as they are.
+  Result<Tensor> DecodeInks(const DecodeOptions& options, const PixelMemory& memory) {
+    constexpr std::size_t kInks = 4;
+    const std::size_t pixels = std::size_t{info_.image_height} * info_.image_width;
+    std::vector<std::uint8_t> inks(pixels * kInks);
+    const bool read = ReadPixels(&info_, &state_, JCS_CMYK, inks.data(), info_.image_width * kInks);
+    if (!read || state_.damaged) {
+      return Damage(state_, bytes_.size());
+    }
+    const auto channels = static_cast<std::size_t>(options.channels);
+    Tensor image(DType::kUInt8, {info_.image_height, info_.image_width, options.channels},
+                 memory(pixels * channels));
+    // Adobe's programs, which are those that write such files and mark them, store 255 - ink.
+    const std::uint8_t flip = info_.saw_Adobe_marker != 0 ? 0 : 255;
+    for (std::size_t p = 0; p < pixels; ++p) {
+      const std::uint8_t* const from = inks.data() + p * kInks;
+      const auto light = [&](std::size_t ink) {
+        const unsigned product = unsigned{static_cast<std::uint8_t>(from[ink] ^ flip)} *
+                                 static_cast<std::uint8_t>(from[3] ^ flip);
+        return (product + 127) / 255;
+      };
+      auto* const to = reinterpret_cast<std::uint8_t*>(image.raw()) + p * channels;
+      if (channels == 1) {
+        to[0] = static_cast<std::uint8_t>((light(0) * 299 + light(1) * 587 + light(2) * 114 + 500) /
+                                          1000);
+        continue;
+      }
+      for (std::size_t c = 0; c < channels; ++c) {
+        to[c] = c == 3 ? 255 : static_cast<std::uint8_t>(light(c));
+      }
+    }
+    return image;
+  }
+
   std::string_view bytes_;
   JpegState state_;
   jpeg_decompress_struct info_ = {};

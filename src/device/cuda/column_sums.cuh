@@ -2,7 +2,8 @@
 //
 // Rows are cut into chunks. A block sums a chunk: each thread at most kRowsPerThread rows one after
 // the other, then the threads of a column as a tree. The sums of chunks are added up, in double, by
-// the same kernel. Which rows meet in which order depends on the sizes and the GPU only.
+// the same kernel. Which rows meet in which order depends on the sizes, the GPU, and whether memory
+// is aligned to 16 bytes.
 
 #pragma once
 
