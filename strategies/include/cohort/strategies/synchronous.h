@@ -25,7 +25,8 @@ struct SynchronousParts {
   // w*L .. w*L + L-1. nullptr: there is only this process.
   std::unique_ptr<Communicator> communicator;
   // Where the processes' GPUs meet for NCCL; outlives the strategy. nullptr: gradients of GPUs
-  // travel by `communicator`. Of no account without one.
+  // travel by `communicator`. Of no account without one. Its keys carry the communicator's
+  // generation: one strategy on a store for each.
   KeyValueStore* store = nullptr;
 };
 
