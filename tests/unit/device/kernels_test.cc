@@ -144,8 +144,14 @@ TEST_F(KernelsTest, WhatOneDnnCannotDoIsAContractError) {
                               .out = 4,
                               .groups = 2}),
                ContractError);
-  EXPECT_THROW(kernels->MatMul({.m = 1, .n = 1, .k = 1, .activation = Activation::kGelu}),
+  EXPECT_THROW(kernels->MatMul({.m = 1, .n = 1, .k = 1, .activation = Activation::kTanh}),
                ContractError);
+  EXPECT_THROW(kernels->MatMul({.m = 1, .n = 1, .k = 1, .gradient_of = Activation::kRelu}),
+               ContractError);
+  EXPECT_THROW(kernels->MatMul({.m = 1, .n = 1, .k = 1, .keeps_before = true}), ContractError);
+  EXPECT_THROW(
+      kernels->MatMul({.m = 1, .n = 1, .k = 1, .bias = true, .gradient_of = Activation::kGelu}),
+      ContractError);
 }
 
 TEST_F(KernelsTest, ResultsAreThereForManyThreads) {
