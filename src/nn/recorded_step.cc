@@ -160,6 +160,7 @@ Result<std::vector<Tensor>> RecordedStep::Feed(Recording& recording, Stream& str
   Require(!variables.empty(), "a step's body returns its loss");
   tape.Backward(variables.front(), sink);
   std::vector<Tensor> outputs;
+  outputs.reserve(variables.size());
   for (const Variable& variable : variables) {
     outputs.push_back(tape.Fetch(variable));
   }
