@@ -81,6 +81,12 @@ const Record& As(const CUpti_Activity& record) {
 }
 
 void Read(const CUpti_Activity& record, ActivitySink& sink) {
+  const auto add_copy = [&](const auto& copy, const std::string& name) {
+    Activity activity = Common(copy, Activity::Kind::kCopy);
+    activity.name = name;
+    activity.bytes = copy.bytes;
+    sink.Add(activity);
+  };
   switch (record.kind) {
     case CUPTI_ACTIVITY_KIND_KERNEL:
     case CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL: {
@@ -93,22 +99,13 @@ void Read(const CUpti_Activity& record, ActivitySink& sink) {
     }
     case CUPTI_ACTIVITY_KIND_MEMCPY: {
       const auto& copy = As<CUpti_ActivityMemcpy5>(record);
-      Activity activity = Common(copy, Activity::Kind::kCopy);
-      const std::string name =
-          std::string(PlaceName(copy.srcKind)) + " to " + PlaceName(copy.dstKind);
-      activity.name = name;
-      activity.bytes = copy.bytes;
-      sink.Add(activity);
+      add_copy(copy, std::string(PlaceName(copy.srcKind)) + " to " + PlaceName(copy.dstKind));
       break;
     }
     case CUPTI_ACTIVITY_KIND_MEMCPY2: {
       const auto& copy = As<CUpti_ActivityMemcpyPtoP4>(record);
-      Activity activity = Common(copy, Activity::Kind::kCopy);
-      const std::string name = "cuda:" + std::to_string(copy.srcDeviceId) +
-                               " to cuda:" + std::to_string(copy.dstDeviceId);
-      activity.name = name;
-      activity.bytes = copy.bytes;
-      sink.Add(activity);
+      add_copy(copy, "cuda:" + std::to_string(copy.srcDeviceId) +
+                         " to cuda:" + std::to_string(copy.dstDeviceId));
       break;
     }
     case CUPTI_ACTIVITY_KIND_MEMSET: {

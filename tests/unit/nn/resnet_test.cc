@@ -159,8 +159,8 @@ TEST(ResNet, HasTheGradientsOfFiniteDifferences) {
       ASSERT_GT(norm, 1e-4) << parameters[p].name;
       const std::span<float> value = parameters.value(p);
       const std::vector<float> before(value.begin(), value.end());
-      // As far as changes the loss by about 1.5e-4: above its rounding, and few kinks.
-      const double step = 1.5e-4 / norm;
+      // As far as changes the loss by about 6e-4: far above its rounding, and few kinks.
+      const double step = 6e-4 / norm;
       const auto at = [&](double distance) {
         for (std::size_t i = 0; i < value.size(); ++i) {
           value[i] = before[i] + static_cast<float>(distance * gradient[i] / norm);
@@ -169,7 +169,7 @@ TEST(ResNet, HasTheGradientsOfFiniteDifferences) {
       };
       const double slope = (at(step) - at(-step)) / (2 * step);
       std::copy(before.begin(), before.end(), value.begin());
-      EXPECT_NEAR(slope / norm, 1.0, 0.15) << depth << " " << parameters[p].name;
+      EXPECT_NEAR(slope / norm, 1.0, 0.08) << depth << " " << parameters[p].name;
       ++checked;
     }
     EXPECT_EQ(checked, depth == 18 ? 3 * 20 + 2 : 3 * 53 + 2);
