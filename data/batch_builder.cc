@@ -248,26 +248,25 @@ BatchBuilder::BatchBuilder(std::shared_ptr<const Source> source, Recipe recipe,
   }
 }
 
-Result<Batch> BatchBuilder::Build(const EpochOrder& order, Range positions,
+Result<Batch> BatchBuilder::Build(const BatchExamples& examples,
                                   const std::atomic<bool>& stop) const {
-  Result<Batch> batch = recipe_.maps.empty()    ? ReadRows(order, positions, stop, allocate_)
-                        : positions.size() == 0 ? BuildEmptyMapped(order)
-                                                : BuildMapped(order, positions, stop);
+  const std::vector<std::int64_t>& indexes = examples.indexes;
+  Result<Batch> batch = recipe_.maps.empty() ? ReadRows(indexes, stop, allocate_)
+                        : indexes.empty()    ? BuildEmptyMapped(examples.sample)
+                                             : BuildMapped(indexes, stop);
   if (!batch.ok()) {
     return batch;
   }
   for (const auto& [name, options] : recipe_.pads) {
     COHORT_RETURN_IF_ERROR(PadFeature(
         name, options,
-        [&](std::int64_t row) { return source_->Where(order.At(positions.begin + row)); },
+        [&](std::int64_t row) { return source_->Where(indexes[static_cast<std::size_t>(row)]); },
         allocate_, *batch));
   }
   if (!recipe_.weights.empty()) {
-    const Tensor weights = Room(allocate_, DType::kFloat32, {positions.size()});
-    const std::int64_t real =
-        std::clamp<std::int64_t>(order.size() - positions.begin, 0, positions.size());
-    const auto behind = std::fill_n(weights.data<float>().begin(), real, 1.0F);
-    std::fill(behind, weights.data<float>().end(), 0.0F);
+    const Tensor weights = Room(allocate_, DType::kFloat32, {examples.size()});
+    std::ranges::transform(examples.real, weights.data<float>().begin(),
+                           [](bool real) { return real ? 1.0F : 0.0F; });
     if (batch->ragged.contains(recipe_.weights) ||
         !batch->features.emplace(recipe_.weights, weights).second) {
       return InvalidArgument("feature '" + recipe_.weights +
@@ -289,15 +288,15 @@ std::optional<std::int64_t> BatchBuilder::BytesOf(std::int64_t examples) const {
   return examples * static_cast<std::int64_t>(bytes);
 }
 
-Result<Batch> BatchBuilder::ReadRows(const EpochOrder& order, Range positions,
+Result<Batch> BatchBuilder::ReadRows(std::span<const std::int64_t> indexes,
                                      const std::atomic<bool>& stop,
                                      const AllocateBytes& allocate) const {
   const std::vector<FeatureSpec>& features = source_->features();
-  Batch batch{positions.size(), {}};
+  Batch batch{std::ssize(indexes), {}};
   std::vector<std::byte*> rows;
   std::vector<std::size_t> strides;
   for (const FeatureSpec& feature : features) {
-    const Tensor tensor = Room(allocate, feature.dtype, WithRows(positions.size(), feature.shape));
+    const Tensor tensor = Room(allocate, feature.dtype, WithRows(batch.size, feature.shape));
     rows.push_back(tensor.raw());
     strides.push_back(feature.bytes());
     batch.features.emplace(feature.name, tensor);
@@ -309,10 +308,6 @@ Result<Batch> BatchBuilder::ReadRows(const EpochOrder& order, Range positions,
     lists[i].dtype = ragged[i].dtype;
   }
   if (bulk_ != nullptr) {
-    std::vector<std::int64_t> indexes;
-    for (std::int64_t p = positions.begin; p < positions.end; ++p) {
-      indexes.push_back(order.At(p));
-    }
     std::vector<std::vector<std::int64_t>> ends(ragged.size());
     COHORT_RETURN_IF_ERROR(bulk_->ReadMany(indexes, rows, values, ends));
     for (std::size_t i = 0; i < lists.size(); ++i) {
@@ -321,12 +316,12 @@ Result<Batch> BatchBuilder::ReadRows(const EpochOrder& order, Range positions,
       }
     }
   } else {
-    for (std::int64_t p = positions.begin; p < positions.end; ++p) {
+    for (const std::int64_t index : indexes) {
       if (stop.load(std::memory_order_relaxed)) {
         return Cancelled("the iterator is being destroyed");
       }
-      COHORT_RETURN_IF_ERROR(lists.empty() ? source_->ReadInto(order.At(p), rows)
-                                           : source_->ReadRagged(order.At(p), rows, values));
+      COHORT_RETURN_IF_ERROR(lists.empty() ? source_->ReadInto(index, rows)
+                                           : source_->ReadRagged(index, rows, values));
       for (std::size_t i = 0; i < rows.size(); ++i) {
         rows[i] += strides[i];
       }
@@ -343,16 +338,16 @@ Result<Batch> BatchBuilder::ReadRows(const EpochOrder& order, Range positions,
   return batch;
 }
 
-Result<Batch> BatchBuilder::BuildMapped(const EpochOrder& order, Range positions,
+Result<Batch> BatchBuilder::BuildMapped(std::span<const std::int64_t> indexes,
                                         const std::atomic<bool>& stop) const {
   // Memory of this batch's own, not reused: a map may keep the tensors that it is given.
-  COHORT_ASSIGN_OR_RETURN(const Batch read, ReadRows(order, positions, stop, HostBytes));
+  COHORT_ASSIGN_OR_RETURN(const Batch read, ReadRows(indexes, stop, HostBytes));
   std::optional<Rows> rows;
-  for (std::int64_t row = 0; row < positions.size(); ++row) {
+  for (std::int64_t row = 0; row < read.size; ++row) {
     if (stop.load(std::memory_order_relaxed)) {
       return Cancelled("the iterator is being destroyed");
     }
-    const std::int64_t index = order.At(positions.begin + row);
+    const std::int64_t index = indexes[static_cast<std::size_t>(row)];
     Example example;
     for (const auto& [name, tensor] : read.features) {
       example.emplace(name, RowOf(tensor, row));
@@ -364,7 +359,7 @@ Result<Batch> BatchBuilder::BuildMapped(const EpochOrder& order, Range positions
     }
     COHORT_RETURN_IF_ERROR(ApplyMaps(recipe_.maps, *source_, index, example));
     if (!rows.has_value()) {
-      rows.emplace(example, recipe_.ragged, positions.size(), allocate_);
+      rows.emplace(example, recipe_.ragged, read.size, allocate_);
     }
     if (Status status = rows->Store(example, row); !status.ok()) {
       return status.Annotate("map of " + source_->Where(index));
@@ -373,16 +368,15 @@ Result<Batch> BatchBuilder::BuildMapped(const EpochOrder& order, Range positions
   return (*std::move(rows)).Finish();
 }
 
-Result<Batch> BatchBuilder::BuildEmptyMapped(const EpochOrder& order) const {
+Result<Batch> BatchBuilder::BuildEmptyMapped(std::int64_t sample) const {
   // What a map makes is known only by making it.
   if (source_->size() == 0) {  // of one process, where each has data of its own
     return InvalidArgument(
         "this process has no example, and what a map would make of one is not known [give each "
         "process some, or leave out the map]");
   }
-  const std::int64_t index = order.size() > 0 ? order.At(0) : 0;
-  COHORT_ASSIGN_OR_RETURN(Example example, source_->Read(index));
-  COHORT_RETURN_IF_ERROR(ApplyMaps(recipe_.maps, *source_, index, example));
+  COHORT_ASSIGN_OR_RETURN(Example example, source_->Read(sample));
+  COHORT_RETURN_IF_ERROR(ApplyMaps(recipe_.maps, *source_, sample, example));
   return Rows(example, recipe_.ragged, 0, allocate_).Finish();
 }
 

@@ -1,4 +1,4 @@
-// BatchBuilder: reads a run of an epoch's order, maps it and lays it out as a Batch.
+// BatchBuilder: reads examples, maps them and lays them out as a Batch.
 
 #pragma once
 
@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <set>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -38,20 +39,19 @@ class BatchBuilder {
   // Batches lie in memory of `allocate`; empty: in the host's.
   BatchBuilder(std::shared_ptr<const Source> source, Recipe recipe, AllocateBytes allocate = {});
 
-  // The examples at `positions` of `order`; Cancelled soon after `stop` is set.
-  Result<Batch> Build(const EpochOrder& order, Range positions,
-                      const std::atomic<bool>& stop) const;
+  // Cancelled soon after `stop` is set.
+  Result<Batch> Build(const BatchExamples& examples, const std::atomic<bool>& stop) const;
   // How large a batch of so many examples is; nullopt: only building it tells.
   std::optional<std::int64_t> BytesOf(std::int64_t examples) const;
 
  private:
   // As the source stores them: every record decoded straight into its row, in memory of `allocate`.
-  Result<Batch> ReadRows(const EpochOrder& order, Range positions, const std::atomic<bool>& stop,
+  Result<Batch> ReadRows(std::span<const std::int64_t> indexes, const std::atomic<bool>& stop,
                          const AllocateBytes& allocate) const;
-  Result<Batch> BuildMapped(const EpochOrder& order, Range positions,
+  Result<Batch> BuildMapped(std::span<const std::int64_t> indexes,
                             const std::atomic<bool>& stop) const;
   // A batch without rows that has the features a mapped one would have.
-  Result<Batch> BuildEmptyMapped(const EpochOrder& order) const;
+  Result<Batch> BuildEmptyMapped(std::int64_t sample) const;
 
   std::shared_ptr<const Source> source_;  // owners: the datasets made from it, and this
   const BulkSource* bulk_;                // source_, if it is one

@@ -1,7 +1,6 @@
 #include <cohort/data/dataset.h>
 
 #include <algorithm>
-#include <charconv>
 #include <limits>
 #include <mutex>
 #include <utility>
@@ -35,6 +34,7 @@ struct Dataset::Plan {
   int prefetch_batches = 0;
   int prefetch_threads = 1;
   std::int64_t prefetch_bytes = 0;
+  bool deterministic = true;
 
   bool bucketed() const { return !order.empty() && order.back().kind == OrderStage::Kind::kBucket; }
   bool hinted() const {
@@ -50,6 +50,8 @@ struct Dataset::Plan {
   }
   // A digest of the examples and their order, whatever the batches.
   std::vector<std::uint64_t> Words() const;
+  // Of an epoch's batches, but their size; 0 where each worker has other examples.
+  std::uint64_t DigestOfBatches(ShardPolicy policy) const;
 };
 
 Dataset::Dataset(std::shared_ptr<const Source> source) {
@@ -177,6 +179,14 @@ Dataset Dataset::Prefetch(int batches, int threads, std::int64_t max_bytes) cons
   return Dataset(std::make_shared<const Plan>(std::move(plan)));
 }
 
+Dataset Dataset::Deterministic(bool deterministic) const {
+  Plan plan = *plan_;
+  plan.deterministic = deterministic;
+  return Dataset(std::make_shared<const Plan>(std::move(plan)));
+}
+
+bool Dataset::deterministic() const { return plan_->deterministic; }
+
 const Source& Dataset::source() const { return *plan_->source; }
 
 std::int64_t Dataset::size() const { return EpochSize(plan_->source->size(), plan_->order); }
@@ -226,6 +236,15 @@ std::uint64_t DigestOf(const std::vector<std::uint64_t>& words) {
 
 }  // namespace
 
+std::uint64_t Dataset::Plan::DigestOfBatches(ShardPolicy policy) const {
+  if (policy == ShardPolicy::kOwn) {
+    return 0;
+  }
+  std::vector<std::uint64_t> words = Words();
+  words.push_back(static_cast<std::uint64_t>(remainder));
+  return DigestOf(words);
+}
+
 std::uint64_t Dataset::Fingerprint() const {
   std::vector<std::uint64_t> words = plan_->Words();
   words.push_back(static_cast<std::uint64_t>(plan_->batch_size));
@@ -241,59 +260,100 @@ std::uint64_t Dataset::Fingerprint() const {
   return DigestOf(words);
 }
 
-std::string DataPosition::ToString() const {
-  return "epoch " + std::to_string(epoch) + " example " + std::to_string(example) + " of " +
-         std::to_string(fingerprint);
+ShardPolicy Dataset::PolicyFor(ShardPolicy policy, int num_workers) const {
+  return data::PolicyFor(policy, *plan_->source, num_workers);
 }
 
-Result<DataPosition> DataPosition::Parse(const std::string& text) {
-  DataPosition position;
-  const char* at = text.data();
-  const char* const end = text.data() + text.size();
-  const auto read = [&](std::string_view before, auto& value) {
-    if (!std::string_view(at, static_cast<std::size_t>(end - at)).starts_with(before)) {
-      return false;
+DataPosition Dataset::PositionAt(const IterateOptions& options, std::int64_t batch,
+                                 const std::vector<std::vector<std::int64_t>>& overtaken) const {
+  Require(plan_->batch_size > 0, "a place in a data set with batches");
+  Require(overtaken.empty() || overtaken.size() == static_cast<std::size_t>(options.num_workers),
+          "what was overtaken, of each worker");
+  DataPosition position{.epoch = options.epoch, .fingerprint = DigestOf(plan_->Words())};
+  position.begun = options.begun;
+  if (GoesOnAsBegun(options)) {
+    position.begun.pop_back();  // Overtaken has what was left then, too
+  }
+  const ShardPolicy policy = PolicyFor(options.policy, options.num_workers);
+  const bool any =
+      std::ranges::any_of(overtaken, [](const auto& numbers) { return !numbers.empty(); });
+  if (any || (position.begun.empty() && HasOwnOrder(policy))) {
+    const bool by_record = !position.begun.empty() && policy != ShardPolicy::kOff;
+    position.begun.push_back({.policy = by_record ? ShardPolicy::kData : policy,
+                              .num_workers = options.num_workers,
+                              .batch = batch});
+    if (any) {
+      position.begun.back().overtaken = overtaken;
     }
-    const auto result = std::from_chars(at + before.size(), end, value);
-    at = result.ptr;
-    return result.ec == std::errc();
-  };
-  if (!read("epoch ", position.epoch) || !read(" example ", position.example) ||
-      !read(" of ", position.fingerprint) || at != end || position.epoch < 0 ||
-      position.example < 0) {
-    return InvalidArgument("no place in a data set: '" + text.substr(0, 100) + "'");
+  }
+  if (!position.begun.empty()) {
+    position.batch = batch;
+    position.batch_size = plan_->batch_size;
+    position.fingerprint = plan_->DigestOfBatches(position.begun.front().policy);
+    return position;
+  }
+  const std::int64_t end = options.end < 0 ? size() : options.end;
+  position.example = std::min(options.begin + batch * plan_->batch_size, end);
+  if (plan_->remainder == Remainder::kDrop && end - position.example < plan_->batch_size) {
+    position.example = end;  // the rest is left out
   }
   return position;
 }
 
-DataPosition Dataset::PositionAt(const IterateOptions& options, std::int64_t batch) const {
-  Require(plan_->batch_size > 0, "a place in a data set with batches");
-  Require(!HasOwnOrder(options.policy) || options.num_workers == 1,
-          "a place in an order that all workers share: not under ShardPolicy::kFile, kHint, kOwn");
-  const std::int64_t end = options.end < 0 ? size() : options.end;
-  std::int64_t example = std::min(options.begin + batch * plan_->batch_size, end);
-  if (plan_->remainder == Remainder::kDrop && end - example < plan_->batch_size) {
-    example = end;  // the rest is left out
-  }
-  return {options.epoch, example, DigestOf(plan_->Words())};
-}
-
 Result<IterateOptions> Dataset::ResumeAt(const DataPosition& position,
                                          IterateOptions options) const {
-  if (position.fingerprint != DigestOf(plan_->Words())) {
+  options.policy = PolicyFor(options.policy, options.num_workers);
+  const bool begun = !position.begun.empty();
+  if (position.fingerprint !=
+      (begun ? plan_->DigestOfBatches(position.begun.front().policy) : DigestOf(plan_->Words()))) {
     return FailedPrecondition(
         "the place in the data was saved for other data, another order (seed, Take, Repeat, ...) "
         "or "
         "other maps than this data set's [go on with those, or begin an epoch]");
   }
-  if (position.example > size()) {
-    return FailedPrecondition("the place in the data is example " +
-                              std::to_string(position.example) + " of an epoch of " +
-                              std::to_string(size()));
-  }
   options.epoch = position.epoch;
-  options.begin = position.example;
-  options.first_batch = 0;
+  options.begun = position.begun;
+  options.first_batch = position.batch;
+  if (!begun) {
+    if (position.example > size()) {
+      return FailedPrecondition("the place in the data is example " +
+                                std::to_string(position.example) + " of an epoch of " +
+                                std::to_string(size()));
+    }
+    if (!HasOwnOrder(options.policy) || position.example == 0) {
+      options.begin = position.example;
+      return options;
+    }
+    // The epoch ends as it was begun, in batches of an order that all share.
+    const bool done = position.example == size();
+    if (options.policy == ShardPolicy::kOwn ||
+        (!done && position.example % plan_->batch_size != 0)) {
+      return FailedPrecondition(
+          "the place in the data is example " + std::to_string(position.example) +
+          " of an order that all workers share, where " +
+          (options.policy == ShardPolicy::kOwn
+               ? "none of shares begins"
+               : "no batch of " + std::to_string(plan_->batch_size) + " examples begins"));
+    }
+    options.begun = {{.policy = ShardPolicy::kData}};
+    options.first_batch = done ? batches_per_epoch() : position.example / plan_->batch_size;
+    return options;
+  }
+  if (position.batch_size != plan_->batch_size) {
+    return FailedPrecondition("the place in the data is within an epoch that was divided " +
+                              std::string(DivisionName(position.begun.front().policy)) +
+                              " in batches of " + std::to_string(position.batch_size) +
+                              ", not of " + std::to_string(plan_->batch_size) +
+                              " [end the epoch with those]");
+  }
+  const EpochDivision& left = position.begun.back();
+  if ((left.policy == ShardPolicy::kOwn || left.policy == ShardPolicy::kOff) &&
+      !GoesOnAsBegun(options)) {
+    return FailedPrecondition("the place in the data is within an epoch that was divided " +
+                              std::string(DivisionName(left.policy)) + " among " +
+                              std::to_string(left.num_workers) +
+                              " workers [end the epoch with as many, under that policy]");
+  }
   return options;
 }
 
@@ -371,7 +431,8 @@ Result<std::unique_ptr<BatchIterator>> Dataset::Iterate(const IterateOptions& op
     source = plan_->source;
   }
   IteratorPlan plan{BatchBuilder(std::move(source), plan_->recipe, options.allocate),
-                    std::move(shard), options.first_batch};
+                    std::move(shard), options.first_batch,
+                    plan_->deterministic || options.begin != 0 || options.end >= 0};
   if (plan_->prefetch_batches == 0) {
     return MakeDirectIterator(std::move(plan));
   }

@@ -22,7 +22,7 @@ namespace {
 Result<Batch> BuildBatch(const IteratorPlan& plan, std::int64_t batch,
                          const std::atomic<bool>& stop) {
   try {
-    return plan.builder.Build(plan.shard.order(), plan.shard.Batch(batch), stop);
+    return plan.builder.Build(plan.shard.Examples(batch), stop);
   } catch (const StatusError& error) {
     return error.status().Annotate("batch " + std::to_string(batch));
   } catch (const std::exception& error) {
@@ -71,8 +71,8 @@ PrefetchTuner TunerOf(const PrefetchSize& size) {
   return {first, most};
 }
 
-// Batches are claimed in order and handed out in order; in between they are built by whichever
-// thread claimed them.
+// Batches are claimed in order and handed out in order, or as they are ready; in between they are
+// built by whichever thread claimed them.
 class PrefetchIterator final : public BatchIterator {
  public:
   PrefetchIterator(IteratorPlan plan, const PrefetchSize& size)
@@ -80,8 +80,9 @@ class PrefetchIterator final : public BatchIterator {
         max_bytes_(BytesBound(size)),
         claimed_(plan_.first_batch),
         delivered_(plan_.first_batch),
+        next_(plan_.first_batch),
         tuner_(TunerOf(size)) {
-    if (const auto bytes = plan_.builder.BytesOf(plan_.shard.Batch(plan_.first_batch).size())) {
+    if (const auto bytes = plan_.builder.BytesOf(plan_.shard.SizeOf(plan_.first_batch))) {
       largest_ = *bytes;
       sized_ = true;
     }
@@ -110,17 +111,24 @@ class PrefetchIterator final : public BatchIterator {
 
   Result<std::optional<Batch>> Next() override {
     std::unique_lock lock(mutex_);
+    if (!error_.ok()) {
+      return error_;
+    }
     if (delivered_ == plan_.shard.num_batches()) {
       return std::optional<Batch>();
     }
-    // A thread has claimed this batch or will: there is space for it, and no earlier one failed.
-    const auto found = [this] { return built_.find(delivered_); };
+    // In order: a thread has claimed this batch or will, there is space for it, and no earlier one
+    // failed. Else one that is being built will do, and there is one.
+    const auto found = [this] { return plan_.in_order ? built_.find(delivered_) : built_.begin(); };
     const bool waited = found() == built_.end();
     const bool idle = building_ < static_cast<std::int64_t>(threads_.size());
     ready_.wait(lock, [&] { return found() != built_.end(); });
     const auto slot = found();
     if (!slot->second.ok()) {
-      return slot->second.status();
+      return error_ = slot->second.status();
+    }
+    if (!plan_.in_order) {
+      Deliver(slot->first);
     }
     const bool bytes_bound = !HasBytes();
     std::optional<Batch> batch = std::move(slot->second).value();
@@ -135,6 +143,10 @@ class PrefetchIterator final : public BatchIterator {
     // Where bytes bound what is claimed, one batch may make room for several.
     bytes_bound || grown ? space_.notify_all() : space_.notify_one();
     return batch;
+  }
+
+  std::vector<std::int64_t> Overtaken() const override {
+    return plan_.shard.LeftOf(overtaken_, next_);
   }
 
  private:
@@ -161,6 +173,14 @@ class PrefetchIterator final : public BatchIterator {
   bool HasBytes() const {
     return sized_ && ready_bytes_ + (building_ + 1) * largest_ <= max_bytes_;
   }
+  // Keeps what is overtaken. On the consumer's thread.
+  void Deliver(std::int64_t batch) {
+    for (; next_ <= batch; ++next_) {
+      overtaken_.push_back(next_);
+    }
+    overtaken_.erase(std::ranges::find(overtaken_, batch));
+  }
+
   // Whether a batch may be built; the one that comes next always may.
   bool HasSpace() const {
     return claimed_ < delivered_ + tuner_.size().ahead && (claimed_ == delivered_ || HasBytes());
@@ -203,17 +223,20 @@ class PrefetchIterator final : public BatchIterator {
   const IteratorPlan plan_;
   const std::int64_t max_bytes_;
   std::mutex mutex_;
-  std::condition_variable space_;   // a batch may be claimed, or there is none any more
-  std::condition_variable ready_;   // a batch has been built
-  std::atomic<bool> stop_ = false;  // written under mutex_
-  bool failed_ = false;             // guarded by mutex_
-  std::int64_t claimed_;            // guarded by mutex_
-  std::int64_t delivered_;          // guarded by mutex_
-  std::int64_t building_ = 0;       // batches; guarded by mutex_
-  std::int64_t ready_bytes_ = 0;    // guarded by mutex_
-  std::int64_t largest_ = 0;        // bytes of a batch so far; guarded by mutex_
-  bool sized_ = false;              // whether that is known; guarded by mutex_
-  PrefetchTuner tuner_;             // guarded by mutex_, but for the consumer's reads
+  std::condition_variable space_;        // a batch may be claimed, or there is none any more
+  std::condition_variable ready_;        // a batch has been built
+  std::atomic<bool> stop_ = false;       // written under mutex_
+  bool failed_ = false;                  // guarded by mutex_
+  std::int64_t claimed_;                 // guarded by mutex_
+  std::int64_t delivered_;               // so many before this number; guarded by mutex_
+  std::int64_t next_;                    // behind the last one delivered: the consumer's
+  std::vector<std::int64_t> overtaken_;  // before next_, not delivered: the consumer's
+  std::int64_t building_ = 0;            // batches; guarded by mutex_
+  std::int64_t ready_bytes_ = 0;         // guarded by mutex_
+  std::int64_t largest_ = 0;             // bytes of a batch so far; guarded by mutex_
+  bool sized_ = false;                   // whether that is known; guarded by mutex_
+  Status error_;                         // the consumer's
+  PrefetchTuner tuner_;                  // guarded by mutex_, but for the consumer's reads
   std::map<std::int64_t, Result<Batch>> built_;  // by number; guarded by mutex_
   std::vector<std::thread> threads_;             // the consumer's
 };

@@ -13,6 +13,7 @@ struct IteratorPlan {
   BatchBuilder builder;
   Shard shard;
   std::int64_t first_batch = 0;
+  bool in_order = true;
 };
 
 // Builds each batch in Next, on the caller's thread.

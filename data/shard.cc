@@ -85,9 +85,28 @@ Status CheckOwnOrder(std::int64_t batch_size, const IterateOptions& options) {
   return {};
 }
 
-std::int64_t PartOf(std::int64_t batch_size, const IterateOptions& options, int worker) {
-  return PartBegin(batch_size, options.num_workers, worker + 1) -
-         PartBegin(batch_size, options.num_workers, worker);
+// The examples that worker w of W takes of an order of its own in its first `batches` batches: of W
+// of them the whole batch size, since the larger parts go round.
+// Source: tf.data's batch_sizes_for_worker, of one replica each.
+std::int64_t TakenOf(std::int64_t batch_size, int workers, int w, std::int64_t batches) {
+  const std::int64_t rounds = batches / workers;
+  const std::int64_t rest = batches % workers;
+  const std::int64_t larger = batch_size % workers;
+  // Of the places w, w + 1, ..., w + rest - 1, modulo W, those before `larger`.
+  const std::int64_t round =
+      std::min<std::int64_t>(larger, w + rest) - std::min<std::int64_t>(larger, w);
+  const std::int64_t next_round = std::clamp<std::int64_t>(w + rest - workers, 0, larger);
+  return rounds * batch_size + rest * (batch_size / workers) + round + next_round;
+}
+
+// In how many batches it has taken `examples`; the last may take more (`whole` false) or may not.
+std::int64_t BatchesOf(std::int64_t examples, std::int64_t batch_size, int workers, int w,
+                       bool whole) {
+  std::int64_t batches = examples / batch_size * workers;
+  while (TakenOf(batch_size, workers, w, batches + (whole ? 1 : 0)) <= examples - (whole ? 0 : 1)) {
+    ++batches;
+  }
+  return batches;
 }
 
 // The batches that every worker has, where worker w's share has examples[w]: counted from sizes
@@ -98,9 +117,9 @@ Result<std::int64_t> CountBatches(const std::vector<std::int64_t>& examples,
   std::int64_t longest = 0;
   std::int64_t shortest = std::numeric_limits<std::int64_t>::max();
   for (int w = 0; w < options.num_workers; ++w) {
-    const std::int64_t part = PartOf(batch_size, options, w);
-    longest = std::max(longest, CeilDivide(examples[static_cast<std::size_t>(w)], part));
-    shortest = std::min(shortest, examples[static_cast<std::size_t>(w)] / part);
+    const std::int64_t has = examples[static_cast<std::size_t>(w)];
+    longest = std::max(longest, BatchesOf(has, batch_size, options.num_workers, w, false));
+    shortest = std::min(shortest, BatchesOf(has, batch_size, options.num_workers, w, true));
   }
   for (int w = 0; w < options.num_workers && FillsUp(remainder) && longest > 0; ++w) {
     if (examples[static_cast<std::size_t>(w)] == 0) {
@@ -114,6 +133,21 @@ Result<std::int64_t> CountBatches(const std::vector<std::int64_t>& examples,
 }
 
 }  // namespace
+
+ShardPolicy PolicyFor(ShardPolicy policy, const Source& source, int num_workers) {
+  if (policy == ShardPolicy::kFileOrData) {
+    return std::ssize(source.files()) >= num_workers ? ShardPolicy::kFile : ShardPolicy::kData;
+  }
+  return policy == ShardPolicy::kAuto ? ShardPolicy::kData : policy;
+}
+
+bool GoesOnAsBegun(const IterateOptions& options) {
+  return !options.begun.empty() && options.span == 1 &&
+         (options.begun.back().policy == options.policy ||
+          (options.begun.back().policy == ShardPolicy::kData &&
+           options.policy == ShardPolicy::kAuto)) &&
+         options.begun.back().num_workers == options.num_workers;
+}
 
 bool HasOwnOrder(ShardPolicy policy) {
   return policy == ShardPolicy::kFile || policy == ShardPolicy::kHint ||
@@ -132,6 +166,7 @@ std::string_view DivisionName(ShardPolicy policy) {
       return "by each worker itself";
     case ShardPolicy::kAuto:
     case ShardPolicy::kData:
+    case ShardPolicy::kFileOrData:
       break;
   }
   return "by record";
@@ -141,10 +176,103 @@ std::int64_t PartBegin(std::int64_t batch, int parts, int part) {
   return batch / parts * part + std::min<std::int64_t>(part, batch % parts);
 }
 
-Range Shard::Batch(std::int64_t batch) const {
-  const std::int64_t begin = range_.begin + std::min(batch * batch_size_, range_.size());
-  const std::int64_t size = std::min(batch_size_, range_.end - begin);
-  return {begin + PartBegin(size, parts_, part_), begin + PartBegin(size, parts_, part_ + span_)};
+std::int64_t Shard::NumberOf(std::int64_t batch) const {
+  const std::int64_t since = batch - left_at_;
+  return since >= 0 && since < std::ssize(overtaken_) ? overtaken_[static_cast<std::size_t>(since)]
+                                                      : batch;
+}
+
+Range Shard::PositionsOf(std::int64_t number) const {
+  const auto at = [this](std::int64_t examples) {
+    return range_.begin + std::min(examples, range_.size());
+  };
+  if (own_) {
+    return {at(TakenOf(batch_size_, parts_, part_, number)),
+            at(TakenOf(batch_size_, parts_, part_, number + 1))};
+  }
+  const std::int64_t begin = at(number * batch_size_);
+  const Range mine = MineOf(std::min(batch_size_, range_.end - begin));
+  return {begin + mine.begin, begin + mine.end};
+}
+
+Range Shard::MineOf(std::int64_t rows) const {
+  return {PartBegin(rows, parts_, part_), PartBegin(rows, parts_, part_ + span_)};
+}
+
+std::int64_t Shard::RowsOfBegun(std::int64_t number) const {
+  std::int64_t rows = 0;
+  for (const Shard& shard : begun_) {
+    rows += shard.SizeOf(number);
+  }
+  return rows;
+}
+
+std::int64_t Shard::SizeOf(std::int64_t batch) const {
+  const std::int64_t number = NumberOf(batch);
+  return (begun_.empty() ? PositionsOf(number) : MineOf(RowsOfBegun(number))).size();
+}
+
+BatchExamples Shard::Examples(std::int64_t batch) const {
+  BatchExamples examples;
+  const auto rows = static_cast<std::size_t>(SizeOf(batch));
+  examples.indexes.reserve(rows);
+  examples.real.reserve(rows);
+  examples.sample = order_.size() > 0 ? order_.At(0) : 0;
+  Append(batch, {0, static_cast<std::int64_t>(rows)}, examples);
+  return examples;
+}
+
+void Shard::Append(std::int64_t batch, Range rows, BatchExamples& examples) const {
+  const std::int64_t number = NumberOf(batch);
+  if (begun_.empty()) {
+    const std::int64_t begin = PositionsOf(number).begin;
+    for (std::int64_t p = begin + rows.begin; p < begin + rows.end; ++p) {
+      examples.indexes.push_back(order_.At(p));
+      examples.real.push_back(p < order_.size());
+    }
+    return;
+  }
+  const std::int64_t mine = MineOf(RowsOfBegun(number)).begin;
+  std::int64_t before = 0;
+  for (const Shard& shard : begun_) {
+    const std::int64_t size = shard.SizeOf(number);
+    const auto within = [&](std::int64_t row) {
+      return std::clamp<std::int64_t>(mine + row - before, 0, size);
+    };
+    shard.Append(number, {within(rows.begin), within(rows.end)}, examples);
+    before += size;
+  }
+}
+
+std::vector<std::int64_t> Shard::LeftOf(const std::vector<std::int64_t>& overtaken,
+                                        std::int64_t next) const {
+  std::vector<std::int64_t> left;
+  for (const std::int64_t batch : overtaken) {
+    left.push_back(NumberOf(batch));
+  }
+  for (std::int64_t batch = next; batch < left_at_ + std::ssize(overtaken_); ++batch) {
+    left.push_back(NumberOf(batch));
+  }
+  return left;
+}
+
+Status Shard::GoOn(const EpochDivision& division, int worker) {
+  left_at_ = division.batch;
+  if (division.overtaken.empty()) {
+    return {};
+  }
+  overtaken_ = division.overtaken[static_cast<std::size_t>(worker)];
+  std::int64_t last = -1;
+  for (const std::int64_t number : overtaken_) {
+    if (number <= last || number >= std::min(left_at_ + std::ssize(overtaken_), num_batches_)) {
+      return InvalidArgument("no division of an epoch: batch " + std::to_string(number) +
+                             " of worker " + std::to_string(worker) +
+                             " is said to be still to come, at batch " + std::to_string(left_at_) +
+                             " of " + std::to_string(num_batches_));
+    }
+    last = number;
+  }
+  return {};
 }
 
 Result<Shard> Shard::Make(const Source& source, const std::vector<OrderStage>& stages,
@@ -158,6 +286,11 @@ Result<Shard> Shard::Make(const Source& source, const std::vector<OrderStage>& s
     return InvalidArgument("worker " + text(options.worker) + " of " + text(options.num_workers) +
                            " [0 <= worker < num_workers]");
   }
+  if (options.policy == ShardPolicy::kFileOrData) {
+    IterateOptions chosen = options;
+    chosen.policy = PolicyFor(options.policy, source, options.num_workers);
+    return Make(source, stages, batch_size, remainder, chosen);
+  }
   const bool own_order = HasOwnOrder(options.policy);
   if (options.span < 1 || options.span > (own_order ? 1 : options.num_workers - options.worker)) {
     return InvalidArgument("a span of " + text(options.span) + " workers from " +
@@ -170,7 +303,7 @@ Result<Shard> Shard::Make(const Source& source, const std::vector<OrderStage>& s
   }
   const bool hinted =
       std::ranges::any_of(stages, [](const OrderStage& stage) { return stage.IsHint(); });
-  if (hinted != (options.policy == ShardPolicy::kHint)) {
+  if (options.begun.empty() && hinted != (options.policy == ShardPolicy::kHint)) {
     return InvalidArgument(hinted
                                ? "Shard(kShardHint, kShardHint) stands for a worker's part only "
                                  "under ShardPolicy::kHint"
@@ -182,13 +315,16 @@ Result<Shard> Shard::Make(const Source& source, const std::vector<OrderStage>& s
     return InvalidArgument("num_batches " + text(options.num_batches) +
                            " [at least 0, and only under ShardPolicy::kOwn]");
   }
-  const auto make = options.policy == ShardPolicy::kHint                              ? OfHint
-                    : options.policy == ShardPolicy::kOwn                             ? OfOwn
-                    : options.policy == ShardPolicy::kFile && options.num_workers > 1 ? OfFiles
-                                                                                      : OfRecords;
+  Maker* const make = !options.begun.empty()                                            ? OfBegun
+                      : options.policy == ShardPolicy::kHint                            ? OfHint
+                      : options.policy == ShardPolicy::kOwn                             ? OfOwn
+                      : options.policy == ShardPolicy::kFile && options.num_workers > 1 ? OfFiles
+                                                                                        : OfRecords;
   COHORT_ASSIGN_OR_RETURN(Shard shard, make(source, stages, batch_size, remainder, options));
-  if (options.first_batch < 0 || options.first_batch > shard.num_batches()) {
+  const std::int64_t first = options.begun.empty() ? 0 : options.begun.back().batch;
+  if (options.first_batch < first || options.first_batch > shard.num_batches()) {
     return InvalidArgument("first_batch " + text(options.first_batch) + " of " +
+                           (first > 0 ? "batches " + text(first) + " to " : std::string()) +
                            text(shard.num_batches()) +
                            " batches [was the data or the batch size changed since the position "
                            "was saved?]");
@@ -300,9 +436,9 @@ Result<Shard> Shard::OfOwn(const Source& source, const std::vector<OrderStage>& 
                            const IterateOptions& options) {
   COHORT_RETURN_IF_ERROR(CheckOwnOrder(batch_size, options));
   EpochOrder order({{0, source.size()}}, stages, options.epoch, remainder);
-  const std::int64_t part = PartOf(batch_size, options, options.worker);
   const bool drops = remainder == Remainder::kDrop;
-  const std::int64_t has = drops ? order.size() / part : CeilDivide(order.size(), part);
+  const std::int64_t has =
+      BatchesOf(order.size(), batch_size, options.num_workers, options.worker, drops);
   const std::int64_t batches = options.num_batches < 0 ? has : options.num_batches;
   if (drops ? batches > has : batches < has) {
     return InvalidArgument("ShardPolicy::kOwn: num_batches " + std::to_string(batches) +
@@ -320,9 +456,66 @@ Result<Shard> Shard::OfOwn(const Source& source, const std::vector<OrderStage>& 
 Shard Shard::OwnOrder(EpochOrder order, std::int64_t batch_size, std::int64_t num_batches,
                       Remainder remainder, const IterateOptions& options) {
   Shard shard(std::move(order));
-  shard.batch_size_ = PartOf(batch_size, options, options.worker);
+  shard.own_ = true;
+  shard.batch_size_ = batch_size;
   shard.num_batches_ = num_batches;
-  shard.range_ = {0, FillsUp(remainder) ? num_batches * shard.batch_size_ : shard.order_.size()};
+  shard.parts_ = options.num_workers;
+  shard.part_ = options.worker;
+  shard.range_ = {0, FillsUp(remainder)
+                         ? TakenOf(batch_size, options.num_workers, options.worker, num_batches)
+                         : shard.order_.size()};
+  return shard;
+}
+
+Result<Shard> Shard::OfBegun(const Source& source, const std::vector<OrderStage>& stages,
+                             std::int64_t batch_size, Remainder remainder,
+                             const IterateOptions& options) {
+  const EpochDivision& left = options.begun.back();
+  const auto workers = static_cast<std::size_t>(left.num_workers);
+  if (left.num_workers < 1 || left.batch < 0 ||
+      (!left.overtaken.empty() && left.overtaken.size() != workers)) {
+    return InvalidArgument("no division of an epoch: " + std::to_string(left.num_workers) +
+                           " workers, batch " + std::to_string(left.batch) + ", lists of " +
+                           std::to_string(left.overtaken.size()) + " workers");
+  }
+  if (options.begin != 0 || options.end >= 0) {
+    return InvalidArgument("the rest of an epoch that was divided " +
+                           std::string(DivisionName(left.policy)) +
+                           " has no order of which a range could be taken");
+  }
+  IterateOptions then = options;
+  then.policy = left.policy;
+  then.num_workers = left.num_workers;
+  then.span = 1;
+  then.first_batch = left.batch;
+  then.begun.pop_back();
+  const auto part_of = [&](int worker) -> Result<Shard> {
+    then.worker = worker;
+    COHORT_ASSIGN_OR_RETURN(Shard shard, Make(source, stages, batch_size, remainder, then));
+    COHORT_RETURN_IF_ERROR(shard.GoOn(left, worker));
+    return shard;
+  };
+  if (GoesOnAsBegun(options)) {
+    return part_of(options.worker);
+  }
+  if (left.policy == ShardPolicy::kOwn || left.policy == ShardPolicy::kOff) {
+    return InvalidArgument("the epoch was divided " + std::string(DivisionName(left.policy)) +
+                           " among " + std::to_string(left.num_workers) +
+                           " workers: only as many, under the same policy, can go on with it");
+  }
+  std::vector<Shard> shards;
+  for (int worker = 0; worker < left.num_workers; ++worker) {
+    COHORT_ASSIGN_OR_RETURN(Shard shard, part_of(worker));
+    shards.push_back(std::move(shard));
+  }
+  Shard shard(shards.front().order_);
+  shard.num_batches_ = shards.front().num_batches_;
+  shard.begun_ = std::move(shards);
+  if (options.policy != ShardPolicy::kOff) {
+    shard.parts_ = options.num_workers;
+    shard.part_ = options.worker;
+    shard.span_ = options.span;
+  }
   return shard;
 }
 

@@ -90,7 +90,17 @@ class EpochOrder {
   std::shared_ptr<Windows> windows_;  // owners: copies of this
 };
 
+// What a worker's part of a batch is made of, row by row.
+struct BatchExamples {
+  std::vector<std::int64_t> indexes;  // in the source
+  std::vector<bool> real;   // false: stands behind the order's end, and fills the batch up
+  std::int64_t sample = 0;  // an example of the order, where there is one: what rows are like
+  std::int64_t size() const { return static_cast<std::int64_t>(indexes.size()); }
+};
+
 // One worker's part of an epoch.
+//
+// Thread rules: Examples from many threads at once.
 class Shard {
  public:
   // See Dataset::Iterate for what is refused.
@@ -98,37 +108,63 @@ class Shard {
                             std::int64_t batch_size, Remainder remainder,
                             const IterateOptions& options);
 
-  const EpochOrder& order() const { return order_; }
   std::int64_t num_batches() const { return num_batches_; }
-  // Positions of this worker's part of batch `batch`; may be empty.
-  Range Batch(std::int64_t batch) const;
+  // Examples of this worker's part of batch `batch`; may be 0.
+  std::int64_t SizeOf(std::int64_t batch) const;
+  BatchExamples Examples(std::int64_t batch) const;
+  // What is still to come when all batches before `next` but `overtaken` were delivered: as
+  // EpochDivision::overtaken has it.
+  std::vector<std::int64_t> LeftOf(const std::vector<std::int64_t>& overtaken,
+                                   std::int64_t next) const;
 
  private:
-  explicit Shard(EpochOrder order) : order_(std::move(order)) {}
-  static Result<Shard> OfRecords(const Source& source, const std::vector<OrderStage>& stages,
-                                 std::int64_t batch_size, Remainder remainder,
-                                 const IterateOptions& options);
-  static Result<Shard> OfFiles(const Source& source, const std::vector<OrderStage>& stages,
-                               std::int64_t batch_size, Remainder remainder,
-                               const IterateOptions& options);
-  static Result<Shard> OfHint(const Source& source, const std::vector<OrderStage>& stages,
+  using Maker = Result<Shard>(const Source& source, const std::vector<OrderStage>& stages,
                               std::int64_t batch_size, Remainder remainder,
                               const IterateOptions& options);
-  static Result<Shard> OfOwn(const Source& source, const std::vector<OrderStage>& stages,
-                             std::int64_t batch_size, Remainder remainder,
-                             const IterateOptions& options);
-  // This worker's part of the batch size, so many times, of an order of its own.
+  static Maker OfRecords;
+  static Maker OfFiles;
+  static Maker OfHint;
+  static Maker OfOwn;
+  // The rest of an epoch that was divided otherwise: of each of its batches a part by record.
+  static Maker OfBegun;
+
+  explicit Shard(EpochOrder order) : order_(std::move(order)) {}
+  // This worker's parts of the batch size, so many, of an order of its own.
   static Shard OwnOrder(EpochOrder order, std::int64_t batch_size, std::int64_t num_batches,
                         Remainder remainder, const IterateOptions& options);
+  // The same behind a place where `overtaken` were still to come, in `batch` batches' stead.
+  Status GoOn(const EpochDivision& division, int worker);
+
+  // In which place of the division what is delivered as number `batch` stands.
+  std::int64_t NumberOf(std::int64_t batch) const;
+  // Positions in order_ of this worker's part; not where begun_.
+  Range PositionsOf(std::int64_t number) const;
+  // Rows of batch `number` of what is divided by record: all workers', and this one's of them.
+  std::int64_t RowsOfBegun(std::int64_t number) const;
+  Range MineOf(std::int64_t rows) const;
+  // Rows `rows` of this worker's part of batch `batch`.
+  void Append(std::int64_t batch, Range rows, BatchExamples& examples) const;
 
   EpochOrder order_;
   Range range_;                  // of order_, from which batches are cut
-  std::int64_t batch_size_ = 0;  // of the batches cut from range_
+  std::int64_t batch_size_ = 0;  // of all workers together
   std::int64_t num_batches_ = 0;
-  int parts_ = 1;  // into which each of them is cut
+  bool own_ = false;  // order_ is this worker's alone, and has its parts of the batch size
+  int parts_ = 1;     // into which each batch is cut
   int part_ = 0;
   int span_ = 1;  // as many parts as one
+  // Of a division that was left: the shards of its workers, and where they stood.
+  std::vector<Shard> begun_;
+  std::int64_t left_at_ = 0;
+  std::vector<std::int64_t> overtaken_;
 };
+
+// What kAuto and kFileOrData stand for.
+ShardPolicy PolicyFor(ShardPolicy policy, const Source& source, int num_workers);
+
+// Whether `options` go on as the last of their begun divisions: each worker with its own part of
+// it.
+bool GoesOnAsBegun(const IterateOptions& options);
 
 // Whether the last batch is made whole.
 inline bool FillsUp(Remainder remainder) {

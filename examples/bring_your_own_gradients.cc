@@ -64,8 +64,8 @@ void Descend(std::vector<float>& values, const std::vector<float>& gradient) {
 }
 
 void Train(int epochs) {
-  const auto strategy = cohort::OrThrow(cohort::Strategy::FromEnv(
-      {}, {.environment = cohort::Environment::OfProcess(), .log = cohort::StderrLog("")}));
+  const auto strategy =
+      cohort::OrThrow(cohort::Strategy::FromEnv({}, {.log = cohort::StderrLog("")}));
   const auto digits =
       cohort::data::GeneratedDigits({.count = 4000, .seed = 1}).Shuffle(1).Batch(64).Prefetch(2);
   const auto dataset = cohort::OrThrow(strategy->Distribute(digits));
@@ -85,7 +85,12 @@ void Train(int epochs) {
         weight += static_cast<double>(part.size);
       }
       std::span<float> spans[] = {gradient.weights, gradient.bias};
-      // Sums of examples in, the mean over the job's examples out.
+      // Means over this process's examples in, the mean over the job's out.
+      for (const std::span<float> span : spans) {
+        for (float& value : span) {
+          value /= static_cast<float>(std::max(weight, 1.0));
+        }
+      }
       cohort::OrThrow(strategy->ReduceGradients(spans, weight));
       Descend(model.weights, gradient.weights);
       Descend(model.bias, gradient.bias);

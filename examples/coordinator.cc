@@ -35,8 +35,7 @@ void Schedule(Strategy& strategy) {
 }
 
 void Run() {
-  const auto strategy = OrThrow(Strategy::FromEnv(
-      "parameter_server", {.environment = Environment::OfProcess(), .log = StderrLog("")}));
+  const auto strategy = OrThrow(Strategy::FromEnv("parameter_server", {.log = StderrLog("")}));
   ParameterSet parameters;
   const nn::Dense hidden(parameters, "hidden", 784, 128, {.activation = Activation::kRelu});
   const nn::Dense classes(parameters, "classes", 128, 10);

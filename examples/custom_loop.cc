@@ -28,8 +28,7 @@ struct Model {
 };
 
 void Train() {
-  const auto strategy = OrThrow(
-      Strategy::FromEnv({}, {.environment = Environment::OfProcess(), .log = StderrLog("")}));
+  const auto strategy = OrThrow(Strategy::FromEnv({}, {.log = StderrLog("")}));
   ParameterSet parameters;
   const Model model(parameters);
   parameters.Build();

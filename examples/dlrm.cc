@@ -332,7 +332,6 @@ Status Run(const Flags& f) {
   options.journal_folder = f.checkpoint_dir;
   options.rejoin_grace =
       std::chrono::milliseconds(static_cast<std::int64_t>(f.rejoin_grace * 1000));
-  options.environment = cohort::Environment::OfProcess();
   options.log = cohort::StderrLog("");
   COHORT_RETURN_IF_ERROR(cohort::ChooseDevices(f.devices, f.strategy, options));
   COHORT_ASSIGN_OR_RETURN(const auto strategy, cohort::Strategy::FromEnv(f.strategy, options));

@@ -12,8 +12,7 @@
 
 int main() try {
   using namespace cohort;
-  const auto strategy = OrThrow(
-      Strategy::FromEnv({}, {.environment = Environment::OfProcess(), .log = StderrLog("")}));
+  const auto strategy = OrThrow(Strategy::FromEnv({}, {.log = StderrLog("")}));
 
   ParameterSet parameters;
   const auto model = OrThrow(nn::MakeImageModel("mlp", parameters));

@@ -91,7 +91,6 @@ Result<cohort::StrategyOptions> MakeStrategyOptions(const JobFlags& f) {
   COHORT_ASSIGN_OR_RETURN(options.start, cohort::StartPolicy::Parse(f.start));
   options.bucket_bytes = f.bucket_bytes;
   options.intra_op_threads = f.threads;
-  options.environment = cohort::Environment::OfProcess();
   options.log = cohort::StderrLog("");
   COHORT_RETURN_IF_ERROR(cohort::ChooseDevices(f.devices, f.strategy, options));
   return options;
@@ -246,6 +245,8 @@ void DeclareJobFlags(CLI::App& app, JobFlags& f) {
   app.add_option("--save-every-steps", f.save_every_steps, "besides at the end of each epoch")
       ->check(CLI::NonNegativeNumber);
   app.add_flag("--no-resume", f.no_resume, "refuse a checkpoint folder that is in use");
+  app.add_flag("--data-allow-changed", f.data_allow_changed,
+               "go on from a checkpoint of other data: its epoch is begun anew");
   app.add_option("--log-dir", f.log_dir, "TensorBoard curves");
   app.add_option("--metrics-json", f.metrics_json, "the chief writes its results here");
   app.add_option("--join-timeout", f.join_timeout, "seconds to wait for the other processes")
@@ -279,6 +280,7 @@ cohort::TrainerOptions MakeTrainerOptions(const JobFlags& f) {
   options.checkpoint_dir = f.checkpoint_dir;
   options.save_every_steps = f.save_every_steps;
   options.resume = !f.no_resume;
+  options.allow_changed_data = f.data_allow_changed;
   options.seed = f.seed;
   options.log_dir = f.log_dir;
   options.stop = &stop_requested;

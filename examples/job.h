@@ -35,6 +35,7 @@ struct JobFlags {
   std::string checkpoint_dir;
   std::int64_t save_every_steps = 0;
   bool no_resume = false;
+  bool data_allow_changed = false;
   std::string log_dir;
   std::string metrics_json;
   double join_timeout = 300;

@@ -30,8 +30,8 @@ std::vector<std::span<float>> Gradients(const std::vector<torch::Tensor>& parame
 }
 
 void Train(int epochs) {
-  const auto strategy = cohort::OrThrow(cohort::Strategy::FromEnv(
-      {}, {.environment = cohort::Environment::OfProcess(), .log = cohort::StderrLog("")}));
+  const auto strategy =
+      cohort::OrThrow(cohort::Strategy::FromEnv({}, {.log = cohort::StderrLog("")}));
   const auto digits =
       cohort::data::GeneratedDigits({.count = 4000, .seed = 1}).Shuffle(1).Batch(64).Prefetch(2);
   const auto dataset = cohort::OrThrow(strategy->Distribute(digits));
@@ -50,11 +50,11 @@ void Train(int epochs) {
       const auto& part = batch->replicas.at(0);
       optimizer.zero_grad();
       const auto images = AsTorch(part["image"], torch::kFloat).reshape({part.size, 784});
-      // The sum over this process's examples, so that an empty part counts nothing.
       const auto loss = torch::nn::functional::cross_entropy(
           model->forward(images), AsTorch(part["label"], torch::kLong),
           torch::nn::functional::CrossEntropyFuncOptions().reduction(torch::kSum));
-      loss.backward();
+      // The mean over this process's examples, of which there may be none.
+      (loss / std::max<double>(static_cast<double>(part.size), 1)).backward();
       cohort::OrThrow(strategy->ReduceGradients(Gradients(model->parameters()),
                                                 static_cast<double>(part.size)));
       optimizer.step();

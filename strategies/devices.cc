@@ -24,7 +24,7 @@ bool Serves(const StrategyOptions& options) {
   if (options.cluster.has_value()) {
     return options.cluster->task.type == TaskType::kPs;
   }
-  const Result<ClusterConfig> config = ResolveCluster({}, options.environment);
+  const Result<ClusterConfig> config = ResolveCluster({}, EnvironmentOf(options));
   return config.ok() && config->task.type == TaskType::kPs;
 }
 

@@ -101,6 +101,7 @@ Status CheckNoServers(const std::string& kind, const StrategyOptions& options) {
       : wire                                 ? "server_wire"
       : options.partitioner != Partitioner() ? "partitioner " + options.partitioner.ToString()
       : options.start != StartPolicy()       ? "start " + options.start.ToString()
+      : options.consistency != Consistency() ? "consistency " + options.consistency.ToString()
       : options.balance_interval.count() != 0
           ? "balance_interval of " + std::to_string(options.balance_interval.count()) + " ms"
           : "";
@@ -114,6 +115,18 @@ Status CheckNoServers(const std::string& kind, const StrategyOptions& options) {
 
 }  // namespace
 
+Status DistributedDataset::ResumeEpoch(std::int64_t epoch, std::int64_t first_batch,
+                                       const std::vector<data::EpochDivision>& begun) {
+  if (!begun.empty()) {
+    return FailedPrecondition("epoch " + std::to_string(epoch) + " was divided " +
+                              std::string(data::DivisionName(begun.front().policy)) + " among " +
+                              std::to_string(begun.front().num_workers) +
+                              " processes, and cannot be gone on with in one order that all share "
+                              "[end it with the strategy that began it]");
+  }
+  return BeginEpoch(epoch, first_batch);
+}
+
 std::string_view ServerLossName(ServerLoss loss) {
   switch (loss) {
     case ServerLoss::kRollBack:
@@ -126,10 +139,15 @@ std::string_view ServerLossName(ServerLoss loss) {
   return "";
 }
 
+Environment EnvironmentOf(const StrategyOptions& options) {
+  return options.environment.has_value() ? *options.environment : Environment::OfProcess();
+}
+
 Result<std::unique_ptr<Strategy>> Strategy::FromEnv(std::string_view kind,
                                                     StrategyOptions options) {
   if (!options.cluster.has_value()) {
-    COHORT_ASSIGN_OR_RETURN(options.cluster, ResolveCluster({}, options.environment, options.log));
+    COHORT_ASSIGN_OR_RETURN(options.cluster,
+                            ResolveCluster({}, EnvironmentOf(options), options.log));
   }
   const ClusterConfig config = *options.cluster;
   const std::string chosen(kind.empty() ? KindFor(config, options) : kind);

@@ -13,10 +13,21 @@ class SynchronousDataset final : public DistributedDataset {
       : dataset_(dataset), part_(std::move(part)), replicas_(replicas), batches_(batches) {}
 
   Status BeginEpoch(std::int64_t epoch, std::int64_t first_batch) override {
+    return ResumeEpoch(epoch, first_batch, {});
+  }
+  Status ResumeEpoch(std::int64_t epoch, std::int64_t first_batch,
+                     const std::vector<data::EpochDivision>& begun) override {
+    if (!begun.empty() && part_.span != 1) {
+      return FailedPrecondition("virtual shards are cut from the batches of one order: epoch " +
+                                std::to_string(epoch) + " was divided " +
+                                std::string(data::DivisionName(begun.front().policy)) +
+                                " [end it as it was begun]");
+    }
     iterator_.reset();  // its threads end before others begin
     data::IterateOptions options = part_;
     options.epoch = epoch;
     options.first_batch = first_batch;
+    options.begun = begun;
     // Shares of files are drawn anew for each epoch.
     COHORT_ASSIGN_OR_RETURN(batches_, dataset_.CountBatches(options));
     COHORT_ASSIGN_OR_RETURN(iterator_, dataset_.Iterate(options));
@@ -50,6 +61,9 @@ class SynchronousDataset final : public DistributedDataset {
 
   std::int64_t batches_per_epoch() const override { return batches_; }
   double input_seconds() const override { return waited_.count(); }
+  std::vector<std::int64_t> Overtaken() const override {
+    return iterator_ != nullptr ? iterator_->Overtaken() : std::vector<std::int64_t>();
+  }
 
  private:
   using SteadyClock = std::chrono::steady_clock;
@@ -82,9 +96,13 @@ class AheadDataset final : public DistributedDataset {
   ~AheadDataset() override { offer_(nullptr); }
 
   Status BeginEpoch(std::int64_t epoch, std::int64_t first_batch) override {
+    return ResumeEpoch(epoch, first_batch, {});
+  }
+  Status ResumeEpoch(std::int64_t epoch, std::int64_t first_batch,
+                     const std::vector<data::EpochDivision>& begun) override {
     offer_(nullptr);
     next_.reset();
-    return batches_->BeginEpoch(epoch, first_batch);
+    return batches_->ResumeEpoch(epoch, first_batch, begun);
   }
   Result<std::optional<DistributedBatch>> Next() override {
     offer_([this] { return Peek(); });
@@ -92,10 +110,14 @@ class AheadDataset final : public DistributedDataset {
   }
   std::int64_t batches_per_epoch() const override { return batches_->batches_per_epoch(); }
   double input_seconds() const override { return batches_->input_seconds(); }
+  std::vector<std::int64_t> Overtaken() const override {
+    return next_.has_value() ? before_next_ : batches_->Overtaken();
+  }
 
  private:
   const DistributedBatch* Peek() {
     if (!next_.has_value()) {
+      before_next_ = batches_->Overtaken();
       next_ = batches_->Next();
     }
     return next_->ok() && next_->value().has_value() ? &*next_->value() : nullptr;
@@ -104,6 +126,7 @@ class AheadDataset final : public DistributedDataset {
   const std::unique_ptr<DistributedDataset> batches_;
   const std::function<void(PeekNext)> offer_;
   std::optional<Result<std::optional<DistributedBatch>>> next_;
+  std::vector<std::int64_t> before_next_;  // Overtaken, while nobody has had next_
 };
 
 }  // namespace

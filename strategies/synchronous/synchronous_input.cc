@@ -34,7 +34,8 @@ std::vector<std::string> Lines(const data::Dataset& dataset, ShardPolicy policy)
   std::string division = "examples divided " + std::string(data::DivisionName(policy));
   const std::string batches = "in global batches of " + std::to_string(dataset.batch_size());
   if (policy == ShardPolicy::kOwn) {
-    return {batches, Description(dataset), division};
+    return {batches, Description(dataset),
+            division + (dataset.deterministic() ? "" : ", as they are ready")};
   }
   if (policy == ShardPolicy::kFile) {  // every process works out the shares of all
     std::uint64_t digest = 0;
@@ -45,7 +46,8 @@ std::vector<std::string> Lines(const data::Dataset& dataset, ShardPolicy policy)
     division += ", sizes of the files with digest " + std::to_string(digest);
   }
   return {std::to_string(dataset.size()) + " examples " + batches,
-          "content and order with digest " + std::to_string(dataset.Fingerprint()), division};
+          "content and order with digest " + std::to_string(dataset.Fingerprint()),
+          division + (dataset.deterministic() ? "" : ", as they are ready")};
 }
 
 std::string Decision(const data::Dataset& dataset, ShardPolicy policy, int processes) {
@@ -62,31 +64,34 @@ std::string Decision(const data::Dataset& dataset, ShardPolicy policy, int proce
 
 Result<std::unique_ptr<DistributedDataset>> SynchronousStrategy::Distribute(
     const data::Dataset& dataset, const InputOptions& options) {
-  const bool whole_batches = options.policy == ShardPolicy::kOff;
+  const ShardPolicy policy = dataset.PolicyFor(options.policy, num_processes_);
+  const bool whole_batches = policy == ShardPolicy::kOff;
   const int replicas = whole_batches ? num_local_replicas() : num_replicas_in_sync();
   if (dataset.batch_size() < replicas) {
     return InvalidArgument("a global batch of " + std::to_string(dataset.batch_size()) +
                            " examples for " + std::to_string(replicas) +
                            " replicas [Batch() with at least one example per replica]");
   }
-  if (options_.virtual_shards > 0 && (whole_batches || data::HasOwnOrder(options.policy))) {
+  if (options_.virtual_shards > 0 &&
+      (whole_batches || data::HasOwnOrder(policy) || !dataset.deterministic())) {
     return InvalidArgument(
-        "virtual shards are cut from global batches: InputOptions::policy kFile, kHint, kOwn and "
-        "kOff have none [kAuto or kData, or no virtual_shards]");
+        "virtual shards are cut from global batches in their order: InputOptions::policy kFile, "
+        "kHint, kOwn and kOff have none, and Dataset::Deterministic(false) gives it up [kAuto or "
+        "kData, or no virtual_shards]");
   }
   if (communicator_ != nullptr) {
-    COHORT_RETURN_IF_ERROR(Compare("datasets", Lines(dataset, options.policy),
+    COHORT_RETURN_IF_ERROR(Compare("datasets", Lines(dataset, policy),
                                    "make the same dataset on every process: same files, seed, "
                                    "stages, global batch and policy"));
     if (is_chief() && !options.evaluation) {
-      options_.log.Info(Decision(dataset, options.policy, num_processes_));
+      options_.log.Info(Decision(dataset, policy, num_processes_));
     }
   }
   data::IterateOptions part;
   part.num_workers = num_processes_;
   part.worker = rank_;
-  part.policy = options.policy;
-  if (options.policy == ShardPolicy::kOwn) {
+  part.policy = policy;
+  if (policy == ShardPolicy::kOwn) {
     COHORT_ASSIGN_OR_RETURN(part.num_batches, AgreeOnBatches(dataset, part));
   }
   if (options_.virtual_shards > 0) {
@@ -100,8 +105,10 @@ Result<std::unique_ptr<DistributedDataset>> SynchronousStrategy::Distribute(
   if (apart != devices_.end()) {
     part.allocate = BatchMemoryOf(*apart);
   }
-  COHORT_ASSIGN_OR_RETURN(auto batches,
-                          MakeSynchronousDataset(dataset, std::move(part), local_replicas_));
+  COHORT_ASSIGN_OR_RETURN(
+      auto batches,
+      MakeSynchronousDataset(options.evaluation ? dataset.Deterministic(true) : dataset,
+                             std::move(part), local_replicas_));
   if (options.evaluation) {
     return batches;
   }

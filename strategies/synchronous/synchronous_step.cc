@@ -197,10 +197,10 @@ Status SynchronousStrategy::RunReplicas(const DistributedBatch& batch, const Ste
     Totals mine = TotalsOf(outcome.result);
     if (mine.replicas() > 0) {
       if (metrics >= 0 && metrics != mine.metrics()) {
-        return Fail(InvalidArgument(NameOf(replica) + " returned " +
-                                    std::to_string(outcome.result.metric_sums.size()) +
-                                    " metric sums, another one " + std::to_string(metrics) +
-                                    " [as many on every replica]"));
+        return Fail(InvalidArgument(
+            NameOf(replica) + " returned " + std::to_string(outcome.result.metric_sums.size()) +
+            " metric sums, another one " + std::to_string(std::llround(metrics)) +
+            " [as many on every replica]"));
       }
       metrics = mine.metrics();
     }
@@ -240,8 +240,9 @@ Result<StepResult> SynchronousStrategy::Finish(Totals& totals) const {
   if (totals.replicas() > 0) {
     const double metrics = totals.metrics() / totals.replicas();
     if (metrics != std::floor(metrics)) {
-      return InvalidArgument("processes returned different numbers of metric sums, " +
-                             std::to_string(metrics) + " on average [as many on every replica]");
+      return InvalidArgument(
+          "replicas of different processes returned different numbers of metric sums [as many on "
+          "every replica]");
     }
   }
   return ResultOf(totals);

@@ -152,21 +152,40 @@ struct Trainer::State {
   std::int64_t epoch = 0;
   std::int64_t batch = 0;
   std::uint64_t dataset_fingerprint = 0;
-  std::optional<data::Dataset> training;  // what Fit was given
-  std::string data_position;              // as restored
+  std::optional<data::Dataset> training;      // what Fit was given
+  data::ShardPolicy policy = options.policy;  // of it
+  std::string data_position;                  // as restored
+  // How the epoch was divided that is gone on with.
+  std::vector<data::EpochDivision> begun;
+  const DistributedDataset* feed = nullptr;  // while Fit has it
+  std::vector<std::int64_t> overtaken;       // when it had
   std::int64_t saved_step = -1;
   std::string saved_path;
+  std::int64_t saved_epoch = 0;  // the place in saved_path
+  std::int64_t saved_batch = 0;
+  bool handed_out = false;             // the data, to whoever asks for some
   bool saved_between_updates = false;  // by the strategy's call
 
   Status SaveAt(std::int64_t at_epoch, std::int64_t at_batch);
-  Status ResumeAtExample();
-  Status CheckPlace() const;
+  Status ResumeIn(const data::Dataset& data, std::uint64_t fingerprint);
+  Status ResumeAtExample(std::int64_t example);
   Result<std::uint64_t> FingerprintOf(const data::Dataset& data) const;
-  // Where training stands in orders that are the processes' own.
-  std::string OwnPlace(std::int64_t at_epoch, std::int64_t at_batch) const {
-    return fmt::format("batch {} of epoch {}, divided {} among {} processes", at_batch, at_epoch,
-                       data::DivisionName(options.policy),
-                       strategy.input_context().num_input_pipelines);
+  data::IterateOptions PlaceIn(std::int64_t at_epoch) const {
+    return {.num_workers = strategy.input_context().num_input_pipelines,
+            .worker = strategy.input_context().input_pipeline_id,
+            .epoch = at_epoch,
+            .policy = policy,
+            .begun = begun};
+  }
+  bool Covered() const;
+  Status Stopped() const;
+  Result<data::DataPosition> PositionAt(std::int64_t at_epoch, std::int64_t at_batch) const;
+  Result<std::vector<std::vector<std::int64_t>>> OvertakenOfAll() const;
+
+  void EndEpoch() {
+    ++epoch;
+    batch = 0;
+    begun.clear();
   }
 
   // Whether any process was told to stop; every process of a synchronous job gets the same answer.
@@ -189,6 +208,21 @@ struct Trainer::State {
                                  bool* stopped);
 };
 
+// While Fit has its data set.
+class Trainer::Feeding {
+ public:
+  Feeding(State& state, const DistributedDataset& feed) : state_(state) { state_.feed = &feed; }
+  ~Feeding() {
+    state_.overtaken = state_.feed->Overtaken();
+    state_.feed = nullptr;
+  }
+  Feeding(const Feeding&) = delete;
+  Feeding& operator=(const Feeding&) = delete;
+
+ private:
+  State& state_;
+};
+
 Trainer::Trainer(Strategy& strategy, ParameterSet& parameters, TrainerOptions options)
     : state_(std::make_unique<State>(strategy, parameters, std::move(options))) {
   Require(parameters.built(), "a Trainer is given parameters after Build");
@@ -202,7 +236,7 @@ Result<EpochResult> Trainer::State::TrainEpoch(DistributedDataset& dataset, cons
   Totals totals;
   totals.result().epoch = epoch;
   int gathered = 0;  // batches of the next step
-  COHORT_RETURN_IF_ERROR(dataset.BeginEpoch(epoch, batch));
+  COHORT_RETURN_IF_ERROR(dataset.ResumeEpoch(epoch, batch, begun));
   const std::int64_t batches = dataset.batches_per_epoch();
   for (;;) {
     // What a call takes besides waiting for examples.
@@ -262,6 +296,9 @@ Result<EpochResult> Trainer::State::TrainEpoch(DistributedDataset& dataset, cons
     if (options.stop != nullptr) {
       COHORT_ASSIGN_OR_RETURN(*stopped, AgreeToStop());
       if (*stopped) {
+        COHORT_ASSIGN_OR_RETURN(*stopped, dataset.MayStop());
+      }
+      if (*stopped) {
         break;
       }
     }
@@ -274,11 +311,12 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
   State& s = *state_;
   Require(validation == nullptr || evaluate_step, "validation data comes with an evaluation step");
   Require(s.options.batches_per_step >= 1, "at least one batch to a step");
-  if (data::HasOwnOrder(s.options.policy) && s.strategy.kind() == "parameter_server") {
+  s.policy = training.PolicyFor(s.options.policy, s.strategy.input_context().num_input_pipelines);
+  if (data::HasOwnOrder(s.policy) && s.strategy.kind() == "parameter_server") {
     return InvalidArgument(
         fmt::format("TrainerOptions::policy: under a parameter server the data is handed out on "
                     "demand, and not divided {} [kAuto or kData]",
-                    data::DivisionName(s.options.policy)));
+                    data::DivisionName(s.policy)));
   }
   if (!s.strategy.trains() && !s.strategy.is_chief()) {
     COHORT_RETURN_IF_ERROR(s.strategy.Serve());
@@ -286,44 +324,52 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
   }
   COHORT_RETURN_IF_ERROR(StartFrom(training));
   COHORT_ASSIGN_OR_RETURN(const auto dataset,
-                          s.strategy.Distribute(training, {.policy = s.options.policy}));
+                          s.strategy.Distribute(training, {.policy = s.policy}));
+  const Feeding feeding(s, *dataset);
+  SavePlan plan{.stop = s.options.stop};
   if (s.store.has_value()) {
-    s.saved_between_updates = s.strategy.SaveBetweenUpdates(
-        {.every_steps = s.options.save_every_steps,
-         .every_epochs = std::max(s.options.save_every_epochs, 1),
-         .save = [&s](std::int64_t epoch, std::int64_t batch) { return s.SaveAt(epoch, batch); },
-         .restore = [&s]() -> Result<std::int64_t> {
-           COHORT_ASSIGN_OR_RETURN(
-               const io::CheckpointState state,
-               LoadSnapshot(s.strategy, s.parameters, *s.store, s.options.seed));
-           s.saved_step = state.step;
-           return state.step;
-         }});
+    plan.every_steps = s.options.save_every_steps;
+    plan.every_epochs = std::max(s.options.save_every_epochs, 1);
+    plan.save = [&s](std::int64_t epoch, std::int64_t batch) { return s.SaveAt(epoch, batch); };
+    plan.restore = [&s]() -> Result<std::int64_t> {
+      COHORT_ASSIGN_OR_RETURN(const io::CheckpointState state,
+                              LoadSnapshot(s.strategy, s.parameters, *s.store, s.options.seed));
+      s.saved_step = state.step;
+      return state.step;
+    };
   }
+  s.handed_out = s.strategy.SaveBetweenUpdates(std::move(plan));
+  s.saved_between_updates = s.handed_out && s.store.has_value();
   History history;
   bool stopped = false;
   if (!s.strategy.trains()) {
     COHORT_RETURN_IF_ERROR(s.strategy.Serve());
+    if (!s.Covered()) {  // this process was told to stop, or the workers were
+      COHORT_RETURN_IF_ERROR(s.strategy.StopWork("the workers have left"));
+      return s.Stopped();
+    }
     s.epoch = s.options.epochs;
     COHORT_RETURN_IF_ERROR(s.strategy.PullState());
     if (s.store.has_value()) {
       COHORT_RETURN_IF_ERROR(Save());
     }
   }
-  if (s.batch > 0 && s.options.policy == data::ShardPolicy::kFile) {
+  if (s.batch > 0 && (s.policy == data::ShardPolicy::kFile || !s.begun.empty())) {
     // Which files a process has, and so how many batches there are, is the epoch's own.
-    COHORT_RETURN_IF_ERROR(dataset->BeginEpoch(s.epoch, s.batch));
+    COHORT_RETURN_IF_ERROR(dataset->ResumeEpoch(s.epoch, s.batch, s.begun));
   }
   if (s.batch > 0 && s.batch >= dataset->batches_per_epoch()) {
     // Resumed from the last step of an epoch, before its end was noted.
-    ++s.epoch;
-    s.batch = 0;
+    s.EndEpoch();
   }
   while (s.epoch < s.options.epochs && !stopped) {
     COHORT_ASSIGN_OR_RETURN(EpochResult epoch, s.TrainEpoch(*dataset, train_step, *this, &stopped));
     if (!stopped) {
-      ++s.epoch;
-      s.batch = 0;
+      s.EndEpoch();
+    }
+    if (stopped && s.handed_out) {
+      COHORT_RETURN_IF_ERROR(s.strategy.StopWork("the job is stopped, as its chief was asked to"));
+      return s.Stopped();
     }
     const bool save =
         !s.options.checkpoint_dir.empty() &&
@@ -361,12 +407,30 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
   }
   history.checkpoint = s.saved_path;
   if (stopped) {
-    return Cancelled(fmt::format("stopped as asked at epoch {}, batch {}{}", s.epoch, s.batch,
-                                 s.saved_path.empty()
-                                     ? "; nothing was saved, as there is no checkpoint folder"
-                                     : "; state saved in " + s.saved_path));
+    return s.Stopped();
   }
   return history;
+}
+
+// Where all work is handed out by this process: is it done?
+bool Trainer::State::Covered() const {
+  const std::vector<EpochCoverage> coverage = strategy.coverage();
+  return epoch >= options.epochs ||
+         (!coverage.empty() && coverage.back().epoch == options.epochs - 1 &&
+          coverage.back().seen >= coverage.back().examples);
+}
+
+Status Trainer::State::Stopped() const {
+  if (!saved_path.empty()) {
+    return Cancelled(fmt::format("stopped as asked at epoch {}, batch {}; state saved in {}",
+                                 saved_epoch, saved_batch, saved_path));
+  }
+  if (handed_out && !strategy.is_chief()) {
+    return Cancelled("stopped as asked; where the job is saved the chief says");
+  }
+  return Cancelled(fmt::format(
+      "stopped as asked at epoch {}, batch {}; nothing was saved{}", epoch, batch,
+      store.has_value() ? " since the last checkpoint" : ", as there is no checkpoint folder"));
 }
 
 // Where Fit begins: at the newest checkpoint, or, in a folder without any, at the beginning.
@@ -385,11 +449,8 @@ Status Trainer::StartFrom(const data::Dataset& training) {
   if (!resumed) {
     return {};
   }
-  if (s.dataset_fingerprint != fingerprint) {
-    COHORT_RETURN_IF_ERROR(s.ResumeAtExample());
-    s.dataset_fingerprint = fingerprint;
-  }
-  COHORT_RETURN_IF_ERROR(s.CheckPlace());
+  COHORT_RETURN_IF_ERROR(s.ResumeIn(training, fingerprint));
+  s.dataset_fingerprint = fingerprint;
   s.events.ResumeAt(s.strategy.step() + 1);
   if (s.strategy.is_chief()) {
     s.options.log.Info(
@@ -400,7 +461,7 @@ Status Trainer::StartFrom(const data::Dataset& training) {
 
 // Of what all processes read.
 Result<std::uint64_t> Trainer::State::FingerprintOf(const data::Dataset& data) const {
-  if (options.policy != data::ShardPolicy::kOwn) {
+  if (policy != data::ShardPolicy::kOwn) {
     return data.Fingerprint();
   }
   // One of each process, on however many devices.
@@ -413,48 +474,94 @@ Result<std::uint64_t> Trainer::State::FingerprintOf(const data::Dataset& data) c
   return Hash64({reinterpret_cast<const char*>(all.value.raw()), all.value.bytes()});
 }
 
-// After a Restore: within an epoch, the place says how the examples before it were divided.
-Status Trainer::State::CheckPlace() const {
-  const bool own = data::HasOwnOrder(options.policy);
-  const bool shared_before = data_position.empty() || data::DataPosition::Parse(data_position).ok();
-  if (batch == 0 || (own ? data_position == OwnPlace(epoch, batch) : shared_before)) {
+// After a Restore: where in this run's data the checkpoint stands.
+Status Trainer::State::ResumeIn(const data::Dataset& data, std::uint64_t fingerprint) {
+  const bool same = dataset_fingerprint == fingerprint;
+  if (same && batch == 0) {
     return {};
   }
-  return FailedPrecondition(fmt::format(
-      "the checkpoint in {} stands at {}, and this run's examples are divided {} among {} "
-      "processes "
-      "[go on as before, or from a checkpoint of an epoch's end]",
-      options.checkpoint_dir,
-      shared_before ? fmt::format("batch {} of epoch {}, divided by record", batch, epoch)
-                    : data_position,
-      data::DivisionName(options.policy), strategy.input_context().num_input_pipelines));
+  const Result<data::DataPosition> position = data::DataPosition::Parse(data_position);
+  if (!position.ok() && same && !data::HasOwnOrder(policy)) {
+    return {};  // saved before Fit knew any data
+  }
+  const Result<data::IterateOptions> place =
+      position.ok() ? data.ResumeAt(*position, PlaceIn(epoch)) : position.status();
+  if (place.ok() && position->epoch == epoch && (same || policy != data::ShardPolicy::kOwn)) {
+    begun = place->begun;
+    if (!begun.empty()) {
+      batch = place->first_batch;
+    }
+    return same || !begun.empty() ? OkStatus() : ResumeAtExample(position->example);
+  }
+  if (options.allow_changed_data) {
+    if (strategy.is_chief()) {
+      options.log.Warning(fmt::format(
+          "the checkpoint in {} was trained on other data, or in another order, up to batch {} of "
+          "epoch {}: the epoch is begun anew with what there is now",
+          options.checkpoint_dir, batch, epoch));
+    }
+    batch = 0;
+    return {};
+  }
+  if (position.ok() && (same || !position->begun.empty())) {
+    return FailedPrecondition(
+        fmt::format("the checkpoint in {}: {}", options.checkpoint_dir, place.status().message()));
+  }
+  return FailedPrecondition(
+      fmt::format("the checkpoint in {} was trained on other data, or in another order, than this "
+                  "run's [give the same data, or another checkpoint folder; allow_changed_data "
+                  "(--data-allow-changed) begins the epoch anew]",
+                  options.checkpoint_dir));
 }
 
-// After a Restore of a checkpoint that was trained on other batches: the batch of these that begins
-// at its example.
-Status Trainer::State::ResumeAtExample() {
-  const Status other = FailedPrecondition(
-      fmt::format("the checkpoint in {} was trained on other data, or in another order, than this "
-                  "run's [give the same data, or another checkpoint folder]",
-                  options.checkpoint_dir));
-  if (data_position.empty()) {
-    return other;
-  }
-  const Result<data::DataPosition> parsed = data::DataPosition::Parse(data_position);
-  if (!parsed.ok() || !training->ResumeAt(*parsed).ok()) {
-    return other;  // or it is a place in other shares
-  }
-  const data::DataPosition& position = *parsed;
+// Of a checkpoint that was trained on other batches: the batch of these that begins there.
+Status Trainer::State::ResumeAtExample(std::int64_t example) {
   const std::int64_t size = training->batch_size();
-  const bool done = position.example == training->size();
-  if (position.epoch != epoch || (!done && position.example % size != 0)) {
+  const bool done = example == training->size();
+  if (!done && example % size != 0) {
     return FailedPrecondition(fmt::format(
         "the checkpoint in {} stands at example {} of epoch {}, where no batch of {} begins [a "
         "batch size that divides {}]",
-        options.checkpoint_dir, position.example, position.epoch, size, position.example));
+        options.checkpoint_dir, example, epoch, size, example));
   }
-  batch = done ? training->batches_per_epoch() : position.example / size;
+  batch = done ? training->batches_per_epoch() : example / size;
   return {};
+}
+
+// Every process calls this at the same place.
+Result<data::DataPosition> Trainer::State::PositionAt(std::int64_t at_epoch,
+                                                      std::int64_t at_batch) const {
+  if (at_batch == 0) {
+    return training->PositionAt({.epoch = at_epoch}, 0);
+  }
+  COHORT_ASSIGN_OR_RETURN(const auto overtaken_of_all, OvertakenOfAll());
+  return training->PositionAt(PlaceIn(at_epoch), at_batch, overtaken_of_all);
+}
+
+Result<std::vector<std::vector<std::int64_t>>> Trainer::State::OvertakenOfAll() const {
+  std::vector<std::vector<std::int64_t>> all;
+  if (training->deterministic() || strategy.kind() == "parameter_server") {
+    return all;
+  }
+  const InputContext mine = strategy.input_context();
+  std::vector<std::int64_t> rows;  // process and number
+  for (const std::int64_t number : feed != nullptr ? feed->Overtaken() : overtaken) {
+    rows.insert(rows.end(), {mine.input_pipeline_id, number});
+  }
+  const auto shape = [](std::size_t size) {
+    return Shape({static_cast<std::int64_t>(size / 2), 2});
+  };
+  PerReplica<Tensor> values;
+  values.values.assign(static_cast<std::size_t>(strategy.num_local_replicas()),
+                       Tensor(DType::kInt64, shape(0)));
+  values.values.front() = Tensor::Of<std::int64_t>(shape(rows.size()), rows);
+  COHORT_ASSIGN_OR_RETURN(const Mirrored<Tensor> gathered, strategy.Gather(values));
+  const auto numbers = gathered.value.data<std::int64_t>();
+  all.resize(static_cast<std::size_t>(mine.num_input_pipelines));
+  for (std::size_t i = 0; i < numbers.size(); i += 2) {
+    all[static_cast<std::size_t>(numbers[i])].push_back(numbers[i + 1]);
+  }
+  return all;
 }
 
 Result<EpochResult> Trainer::Evaluate(const data::Dataset& dataset, const StepFn& step) {
@@ -539,10 +646,11 @@ Status Trainer::State::SaveAt(std::int64_t at_epoch, std::int64_t at_batch) {
     return {};  // this very state is there already
   }
   Require(store.has_value(), "Save needs TrainerOptions::checkpoint_dir");
-  const std::string place = !training.has_value() ? data_position
-                            : data::HasOwnOrder(options.policy)
-                                ? OwnPlace(at_epoch, at_batch)
-                                : training->PositionAt({.epoch = at_epoch}, at_batch).ToString();
+  std::string place = data_position;
+  if (training.has_value()) {
+    COHORT_ASSIGN_OR_RETURN(const data::DataPosition position, PositionAt(at_epoch, at_batch));
+    place = position.ToString();
+  }
   const io::CheckpointState state = {.step = strategy.step(),
                                      .epoch = at_epoch,
                                      .batch = at_batch,
@@ -555,6 +663,8 @@ Status Trainer::State::SaveAt(std::int64_t at_epoch, std::int64_t at_batch) {
   COHORT_RETURN_IF_ERROR(
       SaveSnapshot(strategy, parameters, *store, state, options.full_save_every, &saved_path));
   saved_step = state.step;
+  saved_epoch = at_epoch;
+  saved_batch = at_batch;
   return {};
 }
 

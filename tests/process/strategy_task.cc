@@ -43,7 +43,6 @@ Result<data::Dataset> RowsOf(const std::string& path, const InputContext& share)
 Status Run(const std::string& kind, std::int64_t steps, std::map<std::string, int> settings,
            const std::string& csv) {
   StrategyOptions options;
-  options.environment = Environment::OfProcess();
   options.log = StderrLog(kind);
   options.num_devices = settings.contains("devices") ? settings["devices"] : 1;
   if (settings.contains("join_timeout_ms")) {

@@ -98,8 +98,6 @@ TEST(Shard, AMarkGoesWithItsPolicyOnly) {
       IterateStatus(marked.Batch(4), {.num_workers = 2, .policy = ShardPolicy::kHint, .begin = 2})
           .message(),
       HasSubstr("range"));
-  EXPECT_THROW(marked.Batch(4).PositionAt({.num_workers = 2, .policy = ShardPolicy::kHint}, 1),
-               ContractError);
   EXPECT_NE(marked.Batch(4).Fingerprint(), Ids(12).Batch(4).Fingerprint());
 }
 
@@ -111,14 +109,15 @@ TEST(Shard, OwnSharesHaveAsManyBatchesAsAgreedOn) {
         Ids(examples).Batch(5, remainder),
         {.num_workers = 2, .worker = worker, .policy = ShardPolicy::kOwn, .num_batches = batches});
   };
-  // Of a global batch of 5, worker 0 has 3 and worker 1 has 2.
-  EXPECT_EQ(own(7, Remainder::kShort, -1, 0), (IdBatches{{0, 1, 2}, {3, 4, 5}, {6}}));
+  // Of a global batch of 5, worker 0 has 3 and worker 1 has 2, and the other way round in the next.
+  EXPECT_EQ(own(7, Remainder::kShort, -1, 0), (IdBatches{{0, 1, 2}, {3, 4}, {5, 6}}));
   EXPECT_EQ(own(3, Remainder::kShort, 3, 1), (IdBatches{{0, 1}, {2}, {}}));
   EXPECT_EQ(own(0, Remainder::kShort, 2, 1), (IdBatches{{}, {}}));
-  EXPECT_EQ(own(7, Remainder::kDrop, -1, 0), (IdBatches{{0, 1, 2}, {3, 4, 5}}));
+  EXPECT_EQ(own(7, Remainder::kDrop, -1, 0), (IdBatches{{0, 1, 2}, {3, 4}}));
+  EXPECT_EQ(own(8, Remainder::kDrop, -1, 0), (IdBatches{{0, 1, 2}, {3, 4}, {5, 6, 7}}));
   EXPECT_EQ(own(7, Remainder::kDrop, 1, 0), (IdBatches{{0, 1, 2}}));
-  EXPECT_EQ(own(3, Remainder::kPad, 3, 1), (IdBatches{{0, 1}, {2, 2}, {2, 2}}));
-  EXPECT_EQ(own(3, Remainder::kWrap, 3, 1), (IdBatches{{0, 1}, {2, 0}, {1, 2}}));
+  EXPECT_EQ(own(3, Remainder::kPad, 3, 1), (IdBatches{{0, 1}, {2, 2, 2}, {2, 2}}));
+  EXPECT_EQ(own(3, Remainder::kWrap, 3, 1), (IdBatches{{0, 1}, {2, 0, 1}, {2, 0}}));
   const auto refused = [](std::int64_t examples, Remainder remainder,
                           const IterateOptions& options) {
     return IterateStatus(Ids(examples).Batch(5, remainder), options).message();
@@ -136,11 +135,41 @@ TEST(Shard, OwnSharesHaveAsManyBatchesAsAgreedOn) {
               HasSubstr("only under ShardPolicy::kOwn"));
 }
 
-// tf.data's rebatch beside ours, of G examples a batch over N replicas of one worker each. Where N
-// divides G they are one. Where it does not, tf.data's batch_sizes_for_worker lets the larger parts
-// go round from step to step, and the legacy rebatch of its DATA policy cuts parts of ceil(G / N);
-// here the first G mod N workers have one example more in every batch. All of them: sizes of one
-// step add up to G, and differ by at most one.
+// Where each worker has an order of its own, its batches have the sizes of tf.data's
+// batch_sizes_for_worker(G, N, 1, w), over and over: the larger parts go round.
+TEST(Rebatch, SizesOfOwnOrdersAreThoseOfTfData) {
+  const auto sizes = [](std::int64_t batch, int workers, int worker) {
+    std::vector<std::int64_t> all;
+    for (const auto& ids :
+         Collect(Ids(batch).Batch(batch),
+                 {.num_workers = workers, .worker = worker, .policy = ShardPolicy::kOwn})) {
+      all.push_back(std::ssize(ids));
+    }
+    return all;  // of one round: every place of it once
+  };
+  // Of TensorFlow 2.21.
+  EXPECT_EQ(sizes(11, 4, 0), (std::vector<std::int64_t>{3, 3, 3, 2}));
+  EXPECT_EQ(sizes(11, 4, 1), (std::vector<std::int64_t>{3, 3, 2, 3}));
+  EXPECT_EQ(sizes(11, 4, 3), (std::vector<std::int64_t>{2, 3, 3, 3}));
+  EXPECT_EQ(sizes(4, 3, 2), (std::vector<std::int64_t>{1, 2, 1}));
+  for (std::int64_t batch = 1; batch < 30; ++batch) {
+    for (int workers = 1; workers <= std::min<std::int64_t>(batch, 9); ++workers) {
+      // The rule as it is written down: base rotated to the left.
+      std::vector<std::int64_t> base(static_cast<std::size_t>(workers), batch / workers);
+      std::fill_n(base.begin(), batch % workers, batch / workers + 1);
+      for (int worker = 0; worker < workers; ++worker) {
+        auto turned = base;
+        std::rotate(turned.begin(), turned.begin() + worker, turned.end());
+        EXPECT_EQ(sizes(batch, workers, worker), turned) << batch << " " << workers;
+      }
+    }
+  }
+}
+
+// tf.data's rebatch beside that of an order all share, of G examples a batch over N replicas of one
+// worker each. Where N divides G they are one. Where it does not, the legacy rebatch of its DATA
+// policy cuts parts of ceil(G / N); here the first G mod N workers have one example more in every
+// batch: sizes of one step add up to G, and differ by at most one.
 TEST(Rebatch, IsThatOfTfDataWhereReplicasDivideTheBatch) {
   const auto sizes = [](std::int64_t batch, int parts) {
     std::vector<std::int64_t> all;

@@ -111,6 +111,15 @@ TEST(FromEnv, OptionsOfParameterServersAreRefusedWhereThereAreNone) {
               HasSubstr("server_wire under one_device"));
   EXPECT_THAT(with([](auto& o) { o.server_loss = ServerLoss::kPartial; }),
               HasSubstr("server_loss kPartial under one_device"));
+  EXPECT_THAT(with([](auto& o) { o.consistency = OrThrow(Consistency::Parse("sync")); }),
+              HasSubstr("consistency sync under one_device"));
+}
+
+TEST(FromEnv, LooksAtThisProcessWhereNothingIsSaid) {
+  ASSERT_EQ(::setenv("TF_CONFIG", TfConfig(kTwoWorkers).Get("TF_CONFIG")->c_str(), 1), 0);
+  EXPECT_THAT(Refusal(Strategy::FromEnv("one_device")), HasSubstr("2 task(s)"));
+  ::unsetenv("TF_CONFIG");
+  EXPECT_EQ(Kind(Strategy::FromEnv("one_device")), "one_device");
 }
 
 TEST(StartPolicy, TextAndBack) {

@@ -235,29 +235,109 @@ TEST_F(TrainerPolicy, OwnSharesAreResumedOnAnyNumberOfDevices) {
   }
 }
 
-// In the middle of an epoch orders that are the processes' own are resumed by as many processes,
-// divided in the same way, and by nobody else.
-TEST_F(TrainerPolicy, ACheckpointWithinAnEpochIsOfItsDivision) {
+// In the middle of an epoch orders that are the processes' own are gone on with by any number of
+// processes, under any policy: the epoch's batches stay what they were.
+TEST_F(TrainerPolicy, AnEpochEndsAsItWasDividedWhoeverGoesOn) {
   const auto files = [](int) {
-    return data::Dataset(std::make_shared<PointFiles>()).Shuffle(3).Batch(6);
+    return data::Dataset(std::make_shared<PointFiles>()).Shuffle(3).Batch(4);
   };
-  testing::ExpectAllOk(FitUnder(data::ShardPolicy::kFile, 2, files, {.checkpoints = false}));
-  const auto expected = values_;
-  for (const Status& status : FitUnder(data::ShardPolicy::kFile, 2, files, {.stop_at = 4})) {
-    ASSERT_EQ(status.code(), StatusCode::kCancelled) << status.ToString();
-  }
-  const auto refused = [&](data::ShardPolicy policy, int ranks) {
-    for (const Status& status : FitUnder(policy, ranks, files)) {
-      EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition) << status.ToString();
-      EXPECT_NE(status.message().find("divided by file among 2 processes"), std::string::npos)
-          << status.message();
+  const auto by_step = [this] {
+    std::map<std::int64_t, std::multiset<float>> all;
+    for (const auto& [place, labels] : read_) {
+      all[place.second].insert(labels.begin(), labels.end());
+    }
+    return all;
+  };
+  const Run whole{.epochs = 1, .checkpoints = false, .devices = 1};
+  testing::ExpectAllOk(FitUnder(data::ShardPolicy::kFile, 2, files, whole));
+  const auto expected = by_step();
+  const auto values = values_;
+  ASSERT_GT(expected.size(), 14U);
+  const auto stopped = [&] {
+    std::filesystem::remove_all(FolderOf(0));
+    for (const Status& status :
+         FitUnder(data::ShardPolicy::kFile, 2, files, {.epochs = 1, .stop_at = 4, .devices = 1})) {
+      ASSERT_EQ(status.code(), StatusCode::kCancelled) << status.ToString();
     }
   };
-  refused(data::ShardPolicy::kFile, 3);
-  refused(data::ShardPolicy::kAuto, 2);
-  testing::ExpectAllOk(FitUnder(data::ShardPolicy::kFile, 2, files));
-  EXPECT_EQ(values_, expected) << "as if it had not been stopped";
-  testing::ExpectAllOk(FitUnder(data::ShardPolicy::kFile, 3, files, {.epochs = 3}));
+  const struct {
+    data::ShardPolicy policy;
+    int ranks;
+  } others[] = {{data::ShardPolicy::kFile, 2},
+                {data::ShardPolicy::kFile, 3},
+                {data::ShardPolicy::kFile, 1},
+                {data::ShardPolicy::kAuto, 3},
+                {data::ShardPolicy::kFileOrData, 2}};
+  for (const auto& [policy, ranks] : others) {
+    stopped();
+    auto read = by_step();
+    testing::ExpectAllOk(FitUnder(policy, ranks, files, {.epochs = 1, .devices = 1}));
+    read.merge(by_step());
+    EXPECT_EQ(read, expected) << ranks;
+    for (std::size_t i = 0; i < values[0].size(); ++i) {
+      EXPECT_NEAR(values_[0][i], values[0][i], 1e-4);
+    }
+  }
+  EXPECT_EQ(epochs_.size(), 1U);
+  // The epoch after it is divided anew.
+  testing::ExpectAllOk(FitUnder(data::ShardPolicy::kFile, 3, files, {.epochs = 2, .devices = 1}));
+  std::multiset<float> labels;
+  for (const auto& [place, of_step] : read_) {
+    labels.insert(of_step.begin(), of_step.end());
+  }
+  EXPECT_EQ(labels.size(), static_cast<std::size_t>(testing::kExamples));
+  // Batches of another size have no such places.
+  stopped();
+  const auto eights = [](int) {
+    return data::Dataset(std::make_shared<PointFiles>()).Shuffle(3).Batch(8);
+  };
+  for (const Status& status :
+       FitUnder(data::ShardPolicy::kFile, 2, eights, {.epochs = 1, .devices = 1})) {
+    EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition) << status.ToString();
+    EXPECT_NE(status.message().find("divided by file in batches of 4, not of 8"), std::string::npos)
+        << status.message();
+  }
+}
+
+// Where batches come as they are ready, a checkpoint has those that were overtaken on each process.
+TEST_F(TrainerPolicy, BatchesOutOfOrderAreEachTrainedOnOnce) {
+  std::atomic<int> calls = 0;
+  const auto data = [&](int) {
+    return testing::PointsInOrder()
+        .Map([&calls](data::Example&) {
+          if (++calls % 9 == 0) {
+            std::this_thread::sleep_for(std::chrono::milliseconds(3));
+          }
+          return OkStatus();
+        })
+        .Batch(4)
+        .Prefetch(4, 3)
+        .Deterministic(false);
+  };
+  const auto labels_of = [this] {
+    std::multiset<float> labels;
+    for (const auto& [place, of_step] : read_) {
+      labels.insert(of_step.begin(), of_step.end());
+    }
+    return labels;
+  };
+  testing::ExpectAllOk(FitUnder(data::ShardPolicy::kAuto, 2, data,
+                                {.epochs = 1, .checkpoints = false, .devices = 2}));
+  const std::multiset<float> expected = labels_of();
+  EXPECT_EQ(expected.size(), static_cast<std::size_t>(testing::kExamples));
+  for (const int ranks : {2, 1, 4, 2, 1, 4}) {
+    std::filesystem::remove_all(FolderOf(0));
+    for (const Status& status :
+         FitUnder(data::ShardPolicy::kAuto, 2, data, {.epochs = 1, .stop_at = 4, .devices = 2})) {
+      ASSERT_EQ(status.code(), StatusCode::kCancelled) << status.ToString();
+    }
+    auto labels = labels_of();
+    EXPECT_LT(labels.size(), expected.size());
+    testing::ExpectAllOk(
+        FitUnder(data::ShardPolicy::kAuto, ranks, data, {.epochs = 1, .devices = 1}));
+    labels.merge(labels_of());
+    EXPECT_EQ(labels, expected) << ranks;
+  }
 }
 
 TEST_F(TrainerRanks, ADamagedCheckpointIsPassedOver) {

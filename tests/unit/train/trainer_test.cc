@@ -402,6 +402,41 @@ TEST(Trainer, RefusesACheckpointOfAnotherRun) {
   EXPECT_EQ(fit({.seed = 5}, 0.1, Points(9)).code(), StatusCode::kFailedPrecondition);
   EXPECT_EQ(fit({.resume = false, .seed = 5}, 0.1, Points()).code(),
             StatusCode::kFailedPrecondition);
+  // Unless it is asked for; not of another seed.
+  EXPECT_TRUE(fit({.allow_changed_data = true, .seed = 5}, 0.1, Points(9)).ok());
+  EXPECT_EQ(fit({.allow_changed_data = true, .seed = 6}, 0.1, Points(9)).code(),
+            StatusCode::kFailedPrecondition);
+}
+
+TEST(Trainer, WithChangedDataTheEpochIsBegunAnewWhereThatIsAllowed) {
+  testing::TempDir dir;
+  std::atomic<bool> stop = false;
+  Job first({.epochs = 3, .checkpoint_dir = dir / "c", .stop = &stop});
+  const StepFn until = [&stop](ReplicaContext& context, const data::Batch& batch) {
+    stop = stop || context.step == 9;  // the second batch of the second epoch
+    return SquaredError(context, batch, true);
+  };
+  ASSERT_EQ(first.trainer->Fit(Points(), until).status().code(), StatusCode::kCancelled);
+  const data::Dataset changed = testing::PointsInOrder().Batch(8);
+  Job refused({.epochs = 3, .checkpoint_dir = dir / "c"});
+  const Status other = refused.trainer->Fit(changed, kTrain).status();
+  EXPECT_EQ(other.code(), StatusCode::kFailedPrecondition);
+  EXPECT_NE(other.message().find("--data-allow-changed"), std::string::npos) << other.message();
+  std::vector<std::string> warnings;
+  Job job({.epochs = 3,
+           .checkpoint_dir = dir / "c",
+           .allow_changed_data = true,
+           .log = Log([&warnings](LogLevel level, std::string_view text) {
+             if (level == LogLevel::kWarning) {
+               warnings.emplace_back(text);
+             }
+           })});
+  const History history = OrThrow(job.trainer->Fit(changed, kTrain));
+  ASSERT_EQ(history.epochs.size(), 2U);
+  EXPECT_EQ(history.epochs.front().epoch, 1);
+  EXPECT_EQ(history.epochs.front().steps, 7) << "all of it";
+  ASSERT_EQ(warnings.size(), 1U);
+  EXPECT_NE(warnings[0].find("begun anew"), std::string::npos) << warnings[0];
 }
 
 TEST(Trainer, AFolderThatCannotBeWrittenIsNamed) {

@@ -1,8 +1,8 @@
 // What collectives cost on a communicator, and what "auto" makes of it.
 //
 // The time of an algorithm is taken to be
-//   steps * latency + (messages - steps) * per_message + bytes * per_byte + reduced *
-//   per_reduced_byte
+//   steps * latency + (messages - steps) * per_message
+//   + bytes * per_byte + reduced * per_reduced_byte
 // with the messages on the critical path one after the other (steps), all messages that one rank
 // sends, the bytes it sends and the bytes it combines: the table in comm/README.md.
 

@@ -5,8 +5,8 @@
 // epoch's order stays a closed form, resuming reads nothing before its place, and workers read only
 // their parts.
 //
-//   auto all = OrThrow(data::Mix({web.Shuffle(1), books.Shuffle(2).Repeat(3)}, {.weights = {3,
-//   1}})); auto batches = all.Batch(256).Prefetch(4, 2);
+//   auto mix = data::Mix({web.Shuffle(1), books.Shuffle(2).Repeat(3)}, {.weights = {3, 1}});
+//   auto batches = OrThrow(mix).Batch(256).Prefetch(4, 2);
 //
 // Thread rules: free functions, any thread. Functions given to them run on several threads at once.
 

@@ -1,8 +1,8 @@
 // Criteo click logs: lines of a label, 13 integers and 26 categories of 32-bit hexadecimal text,
 // with tabs between; integers and categories may be empty.
 //
-//   auto train = OrThrow(data::TextLines(days, {.decoder = data::CriteoLine({.buckets =
-//   100000})}));
+//   const auto line = data::CriteoLine({.buckets = 100000});
+//   auto train = OrThrow(data::TextLines(days, {.decoder = line}));
 //
 // Kaggle's set has 45,840,617 lines, the 1 TB set 24 files; text_lines.h says what a file costs.
 

@@ -3,8 +3,8 @@
 // A Dataset is an immutable value: each method returns a new one with a stage added, nothing is
 // read until it is iterated.
 //
-//   auto train = OrThrow(data::Idx(images,
-//   labels)).Shuffle(seed).Map(augment).Batch(64).Prefetch(2);
+//   auto digits = OrThrow(data::Idx(images, labels));
+//   auto train = digits.Shuffle(seed).Map(augment).Batch(64).Prefetch(2);
 //
 // Order is a closed-form function of (seed, epoch): the same for any number of workers, threads and
 // restarts. A global batch is a run of that order; worker w of W reads and decodes only its own
@@ -41,7 +41,8 @@ enum class ShardPolicy {
   // is a Shuffle the shares are others in each epoch. Workers agree on the number of batches; those
   // with fewer examples get empty ones. The order depends on W.
   kFile,
-  kData,  // records: each worker gets its part of every global batch
+  kData,        // records: each worker gets its part of every global batch
+  kFileOrData,  // kFile where there are as many files as workers, or more; else kData
   // Where the data set says so: Shard(kShardHint, kShardHint) becomes Shard(W, w), and what stands
   // behind it is the worker's own. Its part of the batch size is taken from that; numbers of
   // batches are as under kFile. The order depends on W. A data set with such a mark goes with no
@@ -54,7 +55,7 @@ enum class ShardPolicy {
   kOwn,
 };
 // Whether each worker has an order of its own, which depends on how many they are: kFile, kHint,
-// kOwn. The others share one.
+// kOwn. The others share one; kFileOrData: see Dataset::PolicyFor.
 bool HasOwnOrder(ShardPolicy policy);
 // "by record", "by file", ..., for messages.
 std::string_view DivisionName(ShardPolicy policy);
@@ -77,6 +78,18 @@ enum class Remainder {
   kWrap,  // a whole batch: the first examples of the epoch's order come once more
 };
 
+// How the examples of an epoch were divided where it was left, when that is more than a place in
+// an order that all share.
+struct EpochDivision {
+  ShardPolicy policy = ShardPolicy::kData;
+  int num_workers = 1;
+  std::int64_t batch = 0;  // every worker was given so many batches
+  // By worker, ascending: those still to come of the batches before the last it was given, of
+  // Dataset::Deterministic(false). Empty: of none any.
+  std::vector<std::vector<std::int64_t>> overtaken = {};
+  friend bool operator==(const EpochDivision&, const EpochDivision&) = default;
+};
+
 // What part of the data an iterator delivers.
 struct IterateOptions {
   int num_workers = 1;
@@ -94,17 +107,26 @@ struct IterateOptions {
   // a remainder fills up, whole ones. Under Remainder::kDrop at most as many as the share has, else
   // at least. -1: as the share has.
   std::int64_t num_batches = -1;
+  // The divisions under which this epoch was begun, one after another: its batches stay those of
+  // the first, of which these workers now get parts by record (kOff: all of them). As ResumeAt sets
+  // it, with first_batch.
+  std::vector<EpochDivision> begun = {};
   // Where batches are decoded to, say into page-locked memory that a device copies from; empty: the
   // host's. Every byte that is read is written before.
   AllocateBytes allocate = {};
 };
 
-// Where a pass over the data stands, for a checkpoint: the same for every worker, and under 100
-// bytes as text.
+// Where a pass over the data stands, for a checkpoint: the same for every worker. As text under 100
+// bytes, or, where `begun`, under 1 KB and what each worker has in `overtaken` (at most as many
+// numbers as Prefetch prepares batches).
 struct DataPosition {
   std::int64_t epoch = 0;
   std::int64_t example = 0;       // of the epoch's order: those before it are done
-  std::uint64_t fingerprint = 0;  // of the order, whatever the batches
+  std::uint64_t fingerprint = 0;  // of the order; not of the batches, but where `begun`; kOwn: 0
+  // Where the epoch was divided in another way than by record and in order: instead of `example`.
+  std::vector<EpochDivision> begun = {};
+  std::int64_t batch = 0;
+  std::int64_t batch_size = 0;
 
   std::string ToString() const;
   static Result<DataPosition> Parse(const std::string& text);  // InvalidArgument
@@ -127,6 +149,9 @@ class BatchIterator {
   // The next batch, or nullopt at the end of the epoch. Errors name the file and the ordinal of the
   // record; the iterator then stays at that error.
   virtual Result<std::optional<Batch>> Next() = 0;
+  // Numbers of batches that are still to come before the last that came: see
+  // Dataset::Deterministic and PositionAt. On the thread that calls Next.
+  virtual std::vector<std::int64_t> Overtaken() const { return {}; }
 };
 
 inline constexpr int kAutotune = -1;
@@ -189,14 +214,22 @@ class Dataset {
   // kAutotune, of either: grows while the consumer waits, to 64 batches, and to the machine's
   // processors or 8 threads; then max_bytes 0 is 256 MiB.
   Dataset Prefetch(int batches, int threads = 1, std::int64_t max_bytes = 0) const;
+  // false, as tf.data's option of this name: an iterator with Prefetch hands out batches as they
+  // are ready, so that one which takes long holds up nothing but itself. What a batch is made of
+  // stays the same, and each comes once; which comes when is then another in each run. A range of
+  // the order (begin, end) is in order always. True where nothing is said.
+  Dataset Deterministic(bool deterministic) const;
 
   const Source& source() const;
   std::int64_t size() const;               // examples in an epoch
   std::int64_t batch_size() const;         // global; 0 before Batch
   std::int64_t batches_per_epoch() const;  // 0 before Batch
   Remainder remainder() const;             // what Batch was given
+  bool deterministic() const;              // what Deterministic was given
   // Examples of global batch `batch` of an epoch, with those that fill it up.
   std::int64_t SizeOfBatch(std::int64_t batch) const;
+  // What kAuto and kFileOrData stand for here; the others: themselves.
+  ShardPolicy PolicyFor(ShardPolicy policy, int num_workers) const;
   // How many batches an iterator with these options delivers when first_batch is 0; equal for every
   // worker, but for kOwn without num_batches. Differs from batches_per_epoch where HasOwnOrder and
   // for a split. Errors as Iterate.
@@ -213,12 +246,16 @@ class Dataset {
   Result<std::shared_ptr<const Source>> AsSource() const;
 
   // Where training stands when an iterator with these options has delivered batches up to
-  // `batch`, first_batch included. The first call of this or of Fingerprint may take
-  // as long as a pass over the data. Not where HasOwnOrder.
-  DataPosition PositionAt(const IterateOptions& options, std::int64_t batch) const;
+  // `batch`, first_batch included; where some were overtaken, those of each worker (empty: of
+  // none). The first call of this or of Fingerprint may take as long as a pass over the data.
+  DataPosition PositionAt(const IterateOptions& options, std::int64_t batch,
+                          const std::vector<std::vector<std::int64_t>>& overtaken = {}) const;
   // The options with which an iterator goes on there, reading nothing before it: also with another
-  // number of workers or another batch size. FailedPrecondition: the data, its order, or what is
-  // mapped is not what it was.
+  // number of workers, under another policy, or, where the position is one of an order that all
+  // workers share, with another batch size. Where it is not, the rest of the epoch has the batches
+  // that it would have had. FailedPrecondition: the data, its order, or what is mapped is not what
+  // it was; the batch size, where it matters; a place in shares that are not known here (kOwn, or
+  // kOff with batches overtaken) for other workers.
   Result<IterateOptions> ResumeAt(const DataPosition& position, IterateOptions options = {}) const;
 
   // A digest of what is read and of every parameter above that changes it (of Map, that it is

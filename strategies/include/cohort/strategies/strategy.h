@@ -155,21 +155,24 @@ struct StrategyOptions {
   std::function<std::unique_ptr<Stream>()> make_stream;  // test seam; default: MakeInlineStream
   // Test seam: NCCL as a device's rank calls it; default: its library.
   std::function<std::shared_ptr<NcclApi>(const Device& device)> make_nccl;
-  Environment environment;  // where FromEnv looks; programs pass Environment::OfProcess()
+  std::optional<Environment> environment;  // where FromEnv looks; none: this process's
   // Who takes part, where the program has resolved it itself (from flags); else FromEnv does, from
   // the environment.
   std::optional<ClusterConfig> cluster;
   Log log;
 };
 
+// Where FromEnv looks.
+Environment EnvironmentOf(const StrategyOptions& options);
+
 // What a step function is given: the replica is an argument, never a thread-local.
 struct ReplicaContext {
   int replica = 0;  // 0 .. num_replicas-1 over the whole job
   int num_replicas = 1;
   std::int64_t step = 0;  // of this strategy, from 1
-  // In `device`'s memory. Read only during the step, but for those that are not trainable (running
-  // averages): local
-  // replica 0 may write these, and those of process 0 then hold on all.
+  // In `device`'s memory. Read only during the step, but for those that are not trainable, such as
+  // running averages: local replica 0 may write these, and those of process 0 then hold on
+  // all.
   ParameterSet& parameters;
   GradientSink& gradients;
   Stream& stream;                                // the replica's compute stream
@@ -180,9 +183,11 @@ struct ReplicaContext {
 
 // What a step function returns of its part: sums, so that parts add up.
 struct ReplicaResult {
-  double loss_sum = 0;              // mean loss * weight
-  double weight = 0;                // examples, or whatever the mean was taken over
-  std::vector<double> metric_sums;  // as many on every replica and step; e.g. correct predictions
+  double loss_sum = 0;  // mean loss * weight
+  double weight = 0;    // examples, or whatever the mean was taken over
+  // As many on every replica and step, and at most 28; e.g. correct predictions. Longer ones, say
+  // the counts of an AUC, go through Strategy::Reduce.
+  std::vector<double> metric_sums;
 };
 
 // Not called for a part without examples, which contributes nothing. An error or an exception gives
@@ -250,16 +255,25 @@ class DistributedDataset {
   virtual ~DistributedDataset() = default;
   // Starts an epoch, at batch `first_batch`. Batches that an earlier epoch left are dropped.
   virtual Status BeginEpoch(std::int64_t epoch, std::int64_t first_batch = 0) = 0;
+  // The same for the rest of an epoch that was divided otherwise, as Dataset::ResumeAt has it.
+  // FailedPrecondition where data is handed out in one order only.
+  virtual Status ResumeEpoch(std::int64_t epoch, std::int64_t first_batch,
+                             const std::vector<data::EpochDivision>& begun);
   // The next batch, or nullopt when the epoch is over. Under synchronous strategies it is over on
   // every process at the same step; a parameter-server worker is done when the coordinator has no
   // more for it.
   virtual Result<std::optional<DistributedBatch>> Next() = 0;
+  // Whether a process that is told to stop may do so now: nothing that was handed out to it alone
+  // is left undone, and whoever handed it out knows. False: after some more batches.
+  virtual Result<bool> MayStop() { return true; }
   // The batches of an epoch: of each process under synchronous strategies, of all together where
   // one hands them out.
   virtual std::int64_t batches_per_epoch() const = 0;
   // Since this was made: the seconds in which this process waited for examples to be read and made,
   // in Next or, where a step looks at the batch behind it, in Step. Not for other processes.
   virtual double input_seconds() const = 0;
+  // Of this process, see data::BatchIterator::Overtaken.
+  virtual std::vector<std::int64_t> Overtaken() const { return {}; }
 };
 
 // How much of an epoch the workers have finished, as the process that hands out data knows it.
@@ -287,6 +301,8 @@ struct SavePlan {
   // the servers (LoadTable, SetStep, PushState). Its step; NotFound where there is none. Without
   // it, or a save, a job goes back to where it began.
   std::function<Result<std::int64_t>()> restore;
+  // When it turns true the job is saved and ended, see StopWork, where the chief does not train.
+  const std::atomic<bool>* stop = nullptr;
 };
 
 class Strategy {
@@ -312,9 +328,14 @@ class Strategy {
   // Does this process train? False for parameter servers, and for the chief of a parameter-server
   // job, which call Serve.
   virtual bool trains() const { return true; }
-  // For a process that does not train: does its work until the job ends, then returns. OK at once
-  // for one that does.
+  // For a process that does not train: does its work until the job ends, or is stopped, then
+  // returns. OK at once for one that does.
   virtual Status Serve() { return {}; }
+  // Where one process hands out the data, in that one: nothing more is handed out, and what was is
+  // finished; then the job is saved as SaveBetweenUpdates says, and the others' Next is Cancelled
+  // with `why`. Does nothing the second time. Elsewhere OK at once. Where work of a process that is
+  // gone is left over, and nobody to do it, nothing is saved, with a warning.
+  virtual Status StopWork(const std::string& /*why*/) { return {}; }
   // On the process that hands out data to the others, the epochs so far, by data set and epoch.
   // Elsewhere empty.
   virtual std::vector<EpochCoverage> coverage() const { return {}; }
@@ -344,9 +365,10 @@ class Strategy {
   // over the job.
   virtual Result<StepResult> Evaluate(const DistributedBatch& batch, const StepFn& fn) = 0;
 
-  // For programs that own their model and optimizer: replaces each span, one per gradient and equal
-  // in number and sizes on all processes, by the weighted mean over the job. `weight` is this
-  // process's (its examples).
+  // For programs that own their model and optimizer. Each span, one per gradient and equal in
+  // number and sizes on all processes, holds the mean over this process's examples, and becomes the
+  // mean over the job's: sum(weight * span) / sum(weight) over the processes. `weight`: how many
+  // examples this process has; 0, with spans of zeros: none.
   virtual Status ReduceGradients(std::span<const std::span<float>> gradients, double weight) = 0;
   // Rank 0's bytes on every process. Under a parameter server only up to 256 KiB, and only before
   // Serve and the first epoch; beyond that what the process has stays.

@@ -33,9 +33,9 @@ struct ImageModelOptions {
 // "mlp"     dense hidden - dense hidden - dense classes
 // "cnn"     conv 32 - pool - conv 64 - pool - dense 128 - dense classes; 3x3 same, max 2x2
 // each with relu between, and
-// "resnet18", "resnet34", "resnet50"  as resnet.h has them; of fewer than 64 pixels a side, with
-// the
-//                                     stem for small images
+// "resnet18", "resnet34", "resnet50"
+//           as resnet.h has them; images of fewer than 64 pixels a side get the stem for
+//           small images
 // InvalidArgument for another name.
 Result<std::unique_ptr<ImageModel>> MakeImageModel(std::string_view name, ParameterSet& parameters,
                                                    const ImageModelOptions& options = {});

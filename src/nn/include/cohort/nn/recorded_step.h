@@ -5,8 +5,8 @@
 // (Device::Capture), all of them go to the stream as one.
 //
 //   RecordedStep step(parameters, workspace);
-//   COHORT_ASSIGN_OR_RETURN(const auto out, step.Run(stream, sink, {.training = true}, {images,
-//   labels},
+//   COHORT_ASSIGN_OR_RETURN(const auto out, step.Run(
+//       stream, sink, {.training = true}, {images, labels},
 //       [&](Tape& tape, std::span<const Tensor> in) -> std::vector<Variable> {
 //         const Variable logits = model.Logits(tape.Input(in[0]));
 //         return {SoftmaxCrossEntropy(logits, in[1]), logits};

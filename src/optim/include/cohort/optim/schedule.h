@@ -7,8 +7,8 @@
 //   kConstant     decay(t) = rate
 //   kStep         decay(t) = rate * factor^floor(t / steps)
 //   kExponential  decay(t) = rate * factor^(t / steps)
-//   kCosine       decay(t) = final_rate + (rate - final_rate) * (1 + cos(pi * min(1, t / steps))) /
-//   2
+//   kCosine       decay(t) = final_rate + (rate - final_rate) * c(min(1, t / steps)),
+//                 c(x) = (1 + cos(pi * x)) / 2
 //
 // so that a decay begins where the warm-up ends. Cosine without restarts: Loshchilov and Hutter,
 // "SGDR: Stochastic gradient descent with warm restarts", ICLR 2017. Linear warm-up: Goyal et al.,

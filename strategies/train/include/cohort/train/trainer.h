@@ -47,10 +47,11 @@ struct TrainerOptions {
   // batch; fewer at the end of an epoch.
   int batches_per_step = 1;
   // How Fit's training data is divided among the processes, see InputOptions::policy; Evaluate and
-  // Predict divide by record. Where each process has an order of its own (data::HasOwnOrder), a
-  // checkpoint from within an epoch is resumed by as many processes, divided in the same way, only;
-  // one from an epoch's end by any (kOwn: whose shares are the same). Devices of a process may be
-  // others each time.
+  // Predict divide by record. A checkpoint from within an epoch is resumed by any number of
+  // processes, under any policy: where each had an order of its own (data::HasOwnOrder), the
+  // epoch's other batches stay what they were, and those after it are divided anew. Only kOwn goes
+  // on with as many processes, whose shares are the same. Devices of a process may be others each
+  // time.
   data::ShardPolicy policy = data::ShardPolicy::kAuto;
   std::vector<std::string> metric_names;  // of StepResult::metrics, in order
   std::string checkpoint_dir;             // empty: nothing is saved
@@ -61,7 +62,10 @@ struct TrainerOptions {
   // sparse tables, the others only those that changed since the save before. What a checkpoint
   // builds on is kept with it. Sooner, where the changes are more bytes than the rows. 1: all are.
   int full_save_every = 8;
-  bool resume = true;      // Fit starts from the newest valid checkpoint, if there is one
+  bool resume = true;  // Fit starts from the newest valid checkpoint, if there is one
+  // Where that was trained on other data, or in another order, than Fit is given: false,
+  // FailedPrecondition; true, its epoch is begun anew with these, after a warning.
+  bool allow_changed_data = false;
   std::uint64_t seed = 0;  // recorded; a checkpoint of another seed is refused
   std::string log_dir;  // TensorBoard event files, <log_dir>/train and <log_dir>/eval; empty: none
   std::function<void(const Progress&)> progress;
@@ -133,6 +137,7 @@ class Trainer {
   Status StartFrom(const data::Dataset& training);
 
   struct State;
+  class Feeding;
   std::unique_ptr<State> state_;
 };
 
