@@ -108,6 +108,7 @@ class GrpcClient final : public Client {
   Status Taken(const Reply& reply, std::size_t server) const {
     return reply.has_error() ? ToStatus(reply.error(), names_[server]) : OkStatus();
   }
+  Status EnterClock();
   Result<std::string> Locate(int line, bool may_share);
   // Where values, and slots where given, of a reply go; and what is known when they are there.
   ReplyHandler Into(std::span<float> values, std::span<const std::span<float>> slots);
@@ -127,6 +128,8 @@ class GrpcClient final : public Client {
   std::vector<std::uint64_t> sequences_;
   std::uint64_t staleness_ = 0;
   bool late_ = false;
+  std::uint64_t clock_ = 0;            // under bounded staleness: of this worker
+  bool entered_ = false;               // since Pause
   std::uint64_t snapshot_ = 0;         // that PullState reads
   std::vector<float> residuals_;       // of gradients that are rounded, as the arena
   std::uint64_t unsettled_ = 0;        // the round that they are of, before Settle
@@ -423,11 +426,31 @@ Status GrpcClient::Pull(std::span<float> values, bool everything) {
   return link_->Run(requests, Into(values, {}));
 }
 
+// Once for each piece of work.
+Status GrpcClient::EnterClock() {
+  if (!spec_.consistency.bounded() || entered_) {
+    return {};
+  }
+  FrameRequest request{0, FrameMethod::kEnter, Header(), {}};
+  request.header.set_clock(clock_);
+  request.header.set_sender(options_.task);
+  const auto nothing = [](int, const FrameHeader&) -> Result<Places> { return Places(); };
+  COHORT_RETURN_IF_ERROR(
+      link_->Run({&request, 1}, {.place = nothing, .done = [this](int, const FrameHeader& reply) {
+                                   clock_ = reply.clock();
+                                   return OkStatus();
+                                 }}));
+  entered_ = true;
+  return {};
+}
+
 Status GrpcClient::PullForStep(std::span<float> values, const Commit& commit) {
+  COHORT_RETURN_IF_ERROR(EnterClock());
   FrameHeader header = Header();
   header.set_bounded(spec_.consistency.bounded());
   if (header.bounded()) {
     header.set_sender(options_.task);
+    header.set_clock(clock_);
   }
   if (commit.round() != 0) {
     *header.mutable_commit() = commit;
@@ -515,6 +538,10 @@ Result<std::span<const float>> GrpcClient::Encode(const Gradient& gradient, std:
 Status GrpcClient::Push(const Gradient& gradient, std::span<float> values) {
   const bool empty = gradient.round.has_value() && gradient.weight == 0;
   const bool bounded = spec_.consistency.bounded();
+  if (bounded) {
+    COHORT_RETURN_IF_ERROR(EnterClock());
+    ++clock_;
+  }
   staleness_ = 0;
   late_ = false;
   std::vector<FrameRequest> requests;
@@ -548,10 +575,12 @@ Status GrpcClient::Push(const Gradient& gradient, std::span<float> values) {
       // All of the step is applied before any of it is read: who waits holds nobody up.
       requests.back().header.set_advance(true);
       requests.back().header.set_sender(options_.task);
+      requests.back().header.set_clock(clock_);
       if (!values.empty()) {
         FrameHeader header = Header();
         header.set_bounded(true);
         header.set_sender(options_.task);
+        header.set_clock(clock_);
         AddPulls(s, /*everything=*/false, header, &requests);
       }
     }
@@ -631,6 +660,7 @@ Result<StoreStats> GrpcClient::Stats() {
 }
 
 Status GrpcClient::Pause() {
+  entered_ = false;
   std::vector<FrameRequest> requests;
   for (int s = 0; s < spec_.servers; ++s) {
     requests.push_back({s, FrameMethod::kPause, Header(), {}});

@@ -1,12 +1,11 @@
 #include "parameter_server/clock_table.h"
 
 #include <algorithm>
-#include <limits>
 
 namespace cohort::ps {
 
 std::uint64_t ClockTable::Least(bool paused) const {
-  std::uint64_t least = std::numeric_limits<std::uint64_t>::max();
+  std::uint64_t least = kNobody;
   for (const auto& [id, worker] : workers_) {
     if (worker.live || paused) {
       least = std::min(least, worker.clock);
@@ -15,31 +14,41 @@ std::uint64_t ClockTable::Least(bool paused) const {
   return least;
 }
 
-ClockTable::Worker& ClockTable::Enter(std::uint64_t worker, const std::string& name) {
-  std::uint64_t least = Least();
-  if (least == std::numeric_limits<std::uint64_t>::max() && !workers_.contains(worker)) {
-    least = Least(/*paused=*/true);
-  }
+ClockTable::Worker& ClockTable::Live(std::uint64_t worker, std::uint64_t clock,
+                                     const std::string& name) {
   Worker& entry = workers_[worker];
-  if (!entry.live) {
-    if (least != std::numeric_limits<std::uint64_t>::max()) {
-      entry.clock = std::max(entry.clock, least);
-    }
-    entry.live = true;
-  }
+  entry.clock = std::max(entry.clock, clock);
+  entry.live = true;
   if (entry.name.empty()) {
     entry.name = name;
   }
   return entry;
 }
 
-void ClockTable::Advance(std::uint64_t worker, const std::string& name) {
+std::uint64_t ClockTable::Enter(std::uint64_t worker, std::uint64_t clock,
+                                const std::string& name) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (retired_.contains(worker)) {
+      return clock;
+    }
+    std::uint64_t least = Least();
+    if (least == kNobody && !workers_.contains(worker)) {
+      least = Least(/*paused=*/true);
+    }
+    clock = Live(worker, std::max(clock, least == kNobody ? 0 : least), name).clock;
+  }
+  changed_.notify_all();
+  return clock;
+}
+
+void ClockTable::Advance(std::uint64_t worker, std::uint64_t clock, const std::string& name) {
   {
     const std::lock_guard lock(mutex_);
     if (retired_.contains(worker)) {
       return;
     }
-    ++Enter(worker, name).clock;
+    Live(worker, clock, name);
   }
   changed_.notify_all();
 }
@@ -87,12 +96,13 @@ std::string ClockTable::Slowest(std::uint64_t worker) const {
          std::to_string(self->second.clock - slowest->clock) + " steps behind this one";
 }
 
-bool ClockTable::Await(std::uint64_t worker, Deadline deadline, const std::string& name) {
+bool ClockTable::Await(std::uint64_t worker, std::uint64_t clock, Deadline deadline,
+                       const std::string& name) {
   std::unique_lock lock(mutex_);
   if (retired_.contains(worker)) {
     return true;
   }
-  const std::uint64_t clock = Enter(worker, name).clock;
+  clock = Live(worker, clock, name).clock;
   const auto fresh = [&] {
     // A worker that is retired while it waits gets its answer; its next frame is refused.
     const std::uint64_t least = Least();

@@ -265,7 +265,7 @@ Result<Coordinator::Epoch*> Coordinator::FindEpoch(const EpochKey& key, std::int
 
 Result<SplitReply> Coordinator::NextSplit(const Sender& sender, const EpochKey& asked,
                                           std::int64_t first_batch, const FinishedSplit& finished,
-                                          Duration wait) {
+                                          Duration wait, bool leaves) {
   const Deadline deadline = DeadlineAfter(wait);
   std::unique_lock lock(mutex_);
   for (bool acknowledged = finished.id == 0;;) {
@@ -278,6 +278,10 @@ Result<SplitReply> Coordinator::NextSplit(const Sender& sender, const EpochKey& 
         FinishSplit(sender.task, asked, finished);
         changed_.notify_all();
       }
+      if (leaves) {
+        return SplitReply{.progress = Progress::kOver};
+      }
+      COHORT_RETURN_IF_ERROR(stopped_work_);
       std::int64_t first = first_batch;
       COHORT_ASSIGN_OR_RETURN(const EpochKey key, Due(asked, &first));
       COHORT_ASSIGN_OR_RETURN(Epoch * epoch, FindEpoch(key, first, false));
@@ -375,6 +379,7 @@ Result<RoundReply> Coordinator::JoinRound(const Sender& sender, const EpochKey& 
       return RoundReply{.progress = Progress::kStale};
     }
     if (rounds_.has_value()) {
+      COHORT_RETURN_IF_ERROR(stopped_work_);
       std::int64_t first = first_batch;
       COHORT_ASSIGN_OR_RETURN(const EpochKey key, Due(asked, &first));
       COHORT_ASSIGN_OR_RETURN(Epoch * epoch, FindEpoch(key, first, true));
@@ -441,6 +446,14 @@ void Coordinator::Release(const TaskId& worker, const Status& why) {
   if (closures_.has_value()) {
     closures_->Lost(worker, why);
   }
+}
+
+void Coordinator::StopWork(const Status& why) {
+  {
+    const std::lock_guard lock(mutex_);
+    stopped_work_ = why;
+  }
+  changed_.notify_all();
 }
 
 Status Coordinator::Done(const Sender& sender) {
@@ -516,6 +529,13 @@ bool Coordinator::WorkIsBack() const {
   const std::lock_guard lock(mutex_);
   return !epochs_.empty() && epochs_.rbegin()->second.splits.has_value() &&
          epochs_.rbegin()->second.splits->returned();
+}
+
+bool Coordinator::WorkersHaveLeft() const {
+  const std::lock_guard lock(mutex_);
+  return std::ranges::all_of(workers_, [](const auto& worker) {
+    return worker.second.phase == Phase::kDone || worker.second.phase == Phase::kLost;
+  });
 }
 
 void Coordinator::SetView(std::uint64_t epoch, std::vector<std::string> addresses,

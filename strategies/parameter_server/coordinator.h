@@ -113,9 +113,10 @@ class Coordinator {
   Result<std::uint64_t> Attach(const Sender& sender);
   // FailedPrecondition if another process has other data under this number.
   Status OpenDataset(const std::string& who, int dataset, const DatasetInfo& info);
+  // `leaves`: the worker wants no other split, kOver at once.
   Result<SplitReply> NextSplit(const Sender& sender, const EpochKey& epoch,
                                std::int64_t first_batch, const FinishedSplit& finished,
-                               Duration wait);
+                               Duration wait, bool leaves = false);
   // What NextSplit does first: the split is finished. Repetitions, and splits of others, are
   // ignored.
   void Acknowledge(const Sender& sender, const EpochKey& epoch, const FinishedSplit& finished);
@@ -127,6 +128,8 @@ class Coordinator {
   Result<ClosureReply> NextClosure(const Sender& sender, std::span<const std::int64_t> has,
                                    Duration wait);
   Status FinishClosure(const Sender& sender, std::int64_t id, Result<std::string> outcome);
+  // From now on who asks for data gets this, which is an error. Within a cut: nobody has any then.
+  void StopWork(const Status& why);
   // The worker needs no more data.
   Status Done(const Sender& sender);
   // What it held goes to the others.
@@ -181,6 +184,8 @@ class Coordinator {
   void EndCut();
   // Waits what a lost worker held for somebody to take it?
   bool WorkIsBack() const;
+  // Are all workers done, or lost?
+  bool WorkersHaveLeft() const;
   // The last synchronous round that is complete; 0: none. Servers may have to be told yet.
   std::uint64_t LastRound(RoundCommit* commit) const;
   // Steps that workers have finished, and epochs that are over.
@@ -250,6 +255,7 @@ class Coordinator {
   bool recovering_ = false;
   Status server_loss_;
   Status failure_;
+  Status stopped_work_;
   Status journal_failure_;
   std::optional<Deadline> lonely_since_;
   std::uint64_t next_client_;
@@ -284,7 +290,8 @@ class CoordinatorClient {
   };
   virtual Result<std::optional<EpochSplit>> NextSplit(const EpochKey& epoch,
                                                       std::int64_t first_batch,
-                                                      const FinishedSplit& finished) = 0;
+                                                      const FinishedSplit& finished,
+                                                      bool leaves = false) = 0;
   virtual Result<std::optional<RoundPart>> JoinRound(const EpochKey& epoch,
                                                      std::int64_t first_batch) = 0;
   // The sums of the whole round. Nothing: superseded.

@@ -88,7 +88,7 @@ class Service final : public Coordination::Service {
           const SplitReply got,
           coordinator_.NextSplit(
               sender, {.dataset = static_cast<int>(request->dataset()), .epoch = request->epoch()},
-              request->first_batch(), FinishedOf(*request), kPoll));
+              request->first_batch(), FinishedOf(*request), kPoll, request->leaves()));
       reply->set_kind(got.progress == Progress::kGo      ? NextSplitReply::SPLIT
                       : got.progress == Progress::kOver  ? NextSplitReply::EPOCH_OVER
                       : got.progress == Progress::kStale ? NextSplitReply::STALE
@@ -268,8 +268,9 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
   }
 
   Result<std::optional<EpochSplit>> NextSplit(const EpochKey& epoch, std::int64_t first_batch,
-                                              const FinishedSplit& finished) override {
+                                              const FinishedSplit& finished, bool leaves) override {
     NextSplitRequest request;
+    request.set_leaves(leaves);
     *request.mutable_sender() = self_;
     request.set_dataset(static_cast<std::uint32_t>(epoch.dataset));
     request.set_epoch(epoch.epoch);

@@ -100,6 +100,20 @@ class SplitDataset final : public DistributedDataset {
     }
   }
 
+  // At the end of the split, which is then acknowledged.
+  Result<bool> MayStop() override {
+    if (split_.id != 0 && index_ * dataset_.batch_size() < split_.end) {
+      return false;
+    }
+    reader_.Close();
+    const Result<bool> told = NextSplit(/*leaves=*/true);
+    if (!told.ok()) {
+      COHORT_RETURN_IF_ERROR(feed_.go_on(told.status()));
+      return false;
+    }
+    return true;
+  }
+
   std::int64_t batches_per_epoch() const override { return dataset_.batches_per_epoch(); }
   double input_seconds() const override { return reader_.seconds(); }
 
@@ -113,7 +127,7 @@ class SplitDataset final : public DistributedDataset {
 
   // The steps of the last split are done: its pushes stand in the servers. False: the epoch is
   // over.
-  Result<bool> NextSplit() {
+  Result<bool> NextSplit(bool leaves = false) {
     COHORT_RETURN_IF_ERROR(feed_.idle());
     FinishedSplit finished = feed_.finished(std::exchange(split_.id, 0));
     finished.epoch = split_.epoch;
@@ -125,7 +139,7 @@ class SplitDataset final : public DistributedDataset {
     }
     COHORT_ASSIGN_OR_RETURN(const auto split,
                             feed_.coordinator()->NextSplit({.dataset = number_, .epoch = epoch_},
-                                                           first_batch_, finished_));
+                                                           first_batch_, finished_, leaves));
     finished_ = {};
     if (!split.has_value()) {
       COHORT_RETURN_IF_ERROR(feed_.end());

@@ -26,6 +26,8 @@ const char* NameOf(FrameMethod method) {
       return "PullRows";
     case FrameMethod::kPushRows:
       return "PushRows";
+    case FrameMethod::kEnter:
+      return "Enter";
   }
   return "?";
 }
@@ -35,7 +37,7 @@ Status FramePrefix::Check() const {
     return InvalidArgument("frame: does not begin as one");
   }
   if (method < static_cast<std::uint32_t>(FrameMethod::kPull) ||
-      method > static_cast<std::uint32_t>(FrameMethod::kPushRows)) {
+      method > static_cast<std::uint32_t>(FrameMethod::kEnter)) {
     return InvalidArgument("frame: unknown method " + std::to_string(method));
   }
   if (header_bytes > kMaxHeaderBytes || payload_bytes > kMaxMessageBytes ||

@@ -28,7 +28,8 @@ enum class FrameMethod : std::uint32_t {
   kAssign = 3,
   kPause = 4,
   kPullRows = 5,
-  kPushRows = 6
+  kPushRows = 6,
+  kEnter = 7
 };
 const char* NameOf(FrameMethod method);
 

@@ -1214,8 +1214,9 @@ Status Job::BetweenUpdates(const std::function<Status(const Coordinator::Cut& cu
   const bool trains = config_.task.type != TaskType::kChief;
   const Deadline patience = DeadlineAfter(2 * heartbeat_timeout_);
   const auto left_to_itself = [&] {
-    return trains && (coordinator_->WorkIsBack() ||
-                      (backup_workers_ > 0 && std::chrono::steady_clock::now() >= patience));
+    return (trains && (coordinator_->WorkIsBack() ||
+                       (backup_workers_ > 0 && std::chrono::steady_clock::now() >= patience))) ||
+           (coordinator_->WorkIsBack() && coordinator_->WorkersHaveLeft());
   };
   if (left_to_itself()) {
     return {};

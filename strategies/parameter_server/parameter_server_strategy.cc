@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <exception>
+#include <thread>
 #include <utility>
 
 #include <cohort/core/random.h>
@@ -103,6 +104,7 @@ class Implementation final : public ParameterServerStrategy {
     return saving_ && saved_rows_.has_value() ? std::optional(saved_rows_->step) : std::nullopt;
   }
   Status SaveTableChanges(int table, FileSystem& files, const std::string& path) override;
+  Status StopWork(const std::string& why) override;
   bool SaveBetweenUpdates(SavePlan plan) override {
     if (is_chief()) {
       plan_ = std::move(plan);
@@ -143,6 +145,12 @@ class Implementation final : public ParameterServerStrategy {
   Status Look();
   Status SaveIfDue();
   Status BalanceIfDue();
+  // A point between two updates, of which the servers keep what they had.
+  struct Frozen {
+    ps::Coordinator::Cut cut;
+    ps::Course course;
+  };
+  Result<Frozen> Freeze(const ps::Coordinator::Cut& cut);
   Status SaveSnapshot(const ps::Coordinator::Cut& cut, ps::Course course);
   Status FinishLastRound();
   Status CatchUp(const ps::RoundCommit& commit);
@@ -233,6 +241,7 @@ class Implementation final : public ParameterServerStrategy {
   std::optional<Initial> initial_;
   bool rows_loaded_ = false;  // before training began
   bool functions_ = false;    // are called, instead of data
+  bool stopped_ = false;      // StopWork was called
   bool began_ = false;        // Serve was called, or the first epoch begun
 };
 
@@ -285,6 +294,9 @@ Status Implementation::Shutdown() {
 // OK: the servers are well again. Where they were rolled back, what this process had begun since is
 // void; else work_stands_. Else the reason.
 Status Implementation::GoOn(const Status& error) {
+  if (error.code() == StatusCode::kCancelled) {
+    return error;  // the job is stopped
+  }
   Status status = error;
   work_stands_ = true;
   next_.reset();
@@ -385,8 +397,50 @@ Status Implementation::FinishLastRound() {
 
 // In the chief, a few times a second while others train.
 Status Implementation::Look() {
+  if (plan_.stop != nullptr && plan_.stop->load() && !trains()) {
+    return StopWork("the job is stopped, as " + cluster().task.ToString() + " was asked to");
+  }
+  if (stopped_) {
+    return {};
+  }
   COHORT_RETURN_IF_ERROR(SaveIfDue());
   return BalanceIfDue();
+}
+
+Status Implementation::StopWork(const std::string& why) {
+  if (!is_chief() || std::exchange(stopped_, true)) {
+    return {};
+  }
+  ps::Coordinator& coordinator = *job_->coordinator();
+  std::optional<Frozen> frozen;
+  const auto stop = [&](const ps::Coordinator::Cut& cut) -> Status {
+    if (plan_.save) {
+      COHORT_ASSIGN_OR_RETURN(frozen, Freeze(cut));
+    }
+    coordinator.StopWork(Cancelled(why));
+    return {};
+  };
+  const Deadline patience = DeadlineAfter(2 * options_.heartbeat_timeout);
+  bool stopped = false;
+  for (bool again = true; again && !stopped;) {
+    again = !coordinator.WorkersHaveLeft() && std::chrono::steady_clock::now() < patience;
+    COHORT_RETURN_IF_ERROR(job_->BetweenUpdates([&](const ps::Coordinator::Cut& cut) {
+      const Status status = stop(cut);
+      stopped = status.ok();
+      return status;
+    }));
+    if (again && !stopped) {  // somebody else may take what is left over
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
+  }
+  if (!stopped) {
+    coordinator.StopWork(Cancelled(why));
+    options_.log.Warning(
+        "work of a process that is gone is left over, and nobody to do it: where the job is "
+        "stopped it is not saved, and the save before it counts");
+    return {};
+  }
+  return frozen.has_value() ? SaveSnapshot(frozen->cut, std::move(frozen->course)) : OkStatus();
 }
 
 // What is asked for on the busiest server moves to the idlest, a few buckets at a time.
@@ -433,22 +487,24 @@ Status Implementation::SaveIfDue() {
   if (!steps && !epochs) {
     return {};
   }
-  // The servers keep what they have at a point between two updates; the rest is done while the
-  // workers go on.
-  std::optional<ps::Coordinator::Cut> at;
-  ps::Course course;
-  const auto freeze = [this, &at, &course](const ps::Coordinator::Cut& cut) -> Status {
-    COHORT_RETURN_IF_ERROR(FinishLastRound());
-    const Result<std::uint64_t> version = client_->Freeze(++snapshots_);
-    COHORT_RETURN_IF_ERROR(job_->Explain(version.status()));
-    frozen_step_ = static_cast<std::int64_t>(*version);
-    course = job_->coordinator()->CourseAt(frozen_step_);
-    saved_ = job_->coordinator()->advance();
-    at = cut;
-    return {};
-  };
-  COHORT_RETURN_IF_ERROR(job_->BetweenUpdates(freeze));
-  return at.has_value() ? SaveSnapshot(*at, std::move(course)) : OkStatus();
+  std::optional<Frozen> frozen;
+  COHORT_RETURN_IF_ERROR(
+      job_->BetweenUpdates([this, &frozen](const ps::Coordinator::Cut& cut) -> Status {
+        COHORT_ASSIGN_OR_RETURN(frozen, Freeze(cut));
+        return {};
+      }));
+  return frozen.has_value() ? SaveSnapshot(frozen->cut, std::move(frozen->course)) : OkStatus();
+}
+
+// The servers keep what they have at a point between two updates; the rest is done while the
+// workers go on.
+Result<Implementation::Frozen> Implementation::Freeze(const ps::Coordinator::Cut& cut) {
+  COHORT_RETURN_IF_ERROR(FinishLastRound());
+  const Result<std::uint64_t> version = client_->Freeze(++snapshots_);
+  COHORT_RETURN_IF_ERROR(job_->Explain(version.status()));
+  frozen_step_ = static_cast<std::int64_t>(*version);
+  saved_ = job_->coordinator()->advance();
+  return Frozen{.cut = cut, .course = job_->coordinator()->CourseAt(frozen_step_)};
 }
 
 Status Implementation::SaveSnapshot(const ps::Coordinator::Cut& cut, ps::Course course) {
@@ -740,9 +796,11 @@ Result<std::unique_ptr<DistributedDataset>> Implementation::Distribute(
         "under a parameter server the data is handed out on demand, in splits of one order: "
         "InputOptions::policy kFile, kHint, kOwn and kOff have no meaning [kAuto or kData]");
   }
+  // Rounds are batches of the order, and predictions come in it.
+  const data::Dataset ordered = dataset.Deterministic(true);
   if (options.evaluation) {
     return evaluates() ? ps::MakeWholeDataset(
-                             dataset,
+                             ordered,
                              [this] {
                                Require(client_ != nullptr, "Bind first");
                                return Surviving([this] { return Refresh(/*everything=*/false); });
@@ -804,7 +862,7 @@ Result<std::unique_ptr<DistributedDataset>> Implementation::Distribute(
     };
   }
   return options_.consistency.synchronous()
-             ? ps::MakeRoundDataset(dataset, number, std::move(feed))
+             ? ps::MakeRoundDataset(ordered, number, std::move(feed))
              : ps::MakeSplitDataset(dataset, number, std::move(feed));
 }
 
@@ -1157,6 +1215,20 @@ Result<std::unique_ptr<ParameterServerStrategy>> ParameterServerStrategy::Make(
         "cross_device_ops '" + options.cross_device_ops +
         "' under a parameter server, which adds what workers send [leave it out, "
         "or use a synchronous strategy]");
+  }
+  const std::string collective =
+      options.communication.algorithm != "auto"
+          ? "communication.algorithm '" + options.communication.algorithm + "'"
+      : options.bucket_bytes != 0 ? "bucket_bytes " + std::to_string(options.bucket_bytes)
+      : options.rails != 1        ? "rails " + std::to_string(options.rails)
+      : options.mpi_implementation != "cohort"
+          ? "mpi_implementation '" + options.mpi_implementation + "'"
+      : options.flight_folder.empty() ? ""
+                                      : "flight_folder '" + options.flight_folder + "'";
+  if (!collective.empty()) {
+    return InvalidArgument(collective +
+                           " under a parameter server, whose processes have no collectives [leave "
+                           "it out, or use a synchronous strategy]");
   }
   if (options.grad_scaler.has_value()) {
     return InvalidArgument(

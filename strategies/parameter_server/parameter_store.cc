@@ -407,7 +407,7 @@ Error ParameterStore::Push(const FrameHeader& header, PayloadReader payload, Pus
   pushed->late = late > 0;
   applying.applied = true;
   if (clocks_ != nullptr && header.advance()) {
-    clocks_->Advance(header.client(), header.sender());
+    clocks_->Advance(header.client(), header.clock(), header.sender());
   }
   const std::lock_guard lock(stats_mutex_);
   ++stats_.pushes;
@@ -440,12 +440,18 @@ Error ParameterStore::Admit(const FrameHeader& header, Deadline deadline) {
   if (ledger_.retired(header.client())) {
     return RefusalOf(PushLedger::Claimed::kFenced);
   }
-  return clocks_->Await(header.client(), deadline, header.sender())
+  return clocks_->Await(header.client(), header.clock(), deadline, header.sender())
              ? Error()
              : MakeError(Error::NOT_YET, clocks_->Slowest(header.client()) +
                                              ", in the middle of its work; " +
                                              spec_.consistency.ToString() + " allows " +
                                              std::to_string(spec_.consistency.staleness));
+}
+
+std::uint64_t ParameterStore::Enter(const FrameHeader& header) {
+  return declared_.load(std::memory_order_acquire) && clocks_ != nullptr
+             ? clocks_->Enter(header.client(), header.clock(), header.sender())
+             : header.clock();
 }
 
 void ParameterStore::Pause(std::uint64_t client) {

@@ -75,6 +75,7 @@ class ParameterStore {
   // What a pull asks for beside values: a round's commit is applied, and a bounded read waits until
   // it is fresh; NOT_YET at the deadline.
   Error Admit(const FrameHeader& header, Deadline deadline);
+  std::uint64_t Enter(const FrameHeader& header);
   void Pause(std::uint64_t client);
   // Nothing more of the clients from `first` to `last` is taken: FENCED.
   void Retire(std::uint64_t first, std::uint64_t last);

@@ -372,6 +372,9 @@ class Service final : public Base {
       case FrameMethod::kPull:
         error = store.Admit(header, DeadlineAfter(kPark));
         break;
+      case FrameMethod::kEnter:
+        reply->header.set_clock(store.Enter(header));
+        break;
       case FrameMethod::kPause:
         store.Pause(header.client());
         break;

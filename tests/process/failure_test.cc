@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <csignal>
 #include <filesystem>
+#include <regex>
 #include <thread>
 
 #include <cohort/core/clock.h>
@@ -157,6 +158,73 @@ TEST(ParameterServer, AKilledWorkerIsDoneWithout) {
   EXPECT_EQ(metrics["examples"], 3 * 8000)
       << "every example of every epoch was seen, and counted once";
 }
+
+// A job that is stopped, by its chief or by its workers, is saved between two updates with all that
+// was trained, and goes on from there.
+struct Stop {
+  const char* name;
+  bool chief;  // a task of its own
+  const char* consistency;
+  std::vector<std::string> told;
+  int servers = 1;
+};
+class ParameterServerStop : public ::testing::TestWithParam<Stop> {};
+
+TEST_P(ParameterServerStop, SavesWhatWasTrainedAndResumes) {
+  const TempDir dir;
+  constexpr int kEpochs = 30;
+  constexpr int kBatches = 125;
+  const std::string chief = GetParam().chief ? "chief:0" : "worker:0";
+  std::vector<std::pair<std::string, int>> tasks = {{"worker", 2}, {"ps", GetParam().servers}};
+  if (GetParam().chief) {
+    tasks.emplace_back("chief", 1);
+  }
+  const auto program = Classifier(
+      "parameter_server", {"--model", "linear", "--epochs", std::to_string(kEpochs),
+                           "--global-batch", "64", "--consistency", GetParam().consistency,
+                           "--checkpoint-dir", dir / "c", "--metrics-json", dir / "m.json"});
+  ProcessCluster cluster;
+  cluster.StartTasks(tasks, program);
+  ASSERT_TRUE(cluster.WaitForOutput(chief, "epoch", seconds(60))) << cluster.Logs();
+  for (const std::string& task : GetParam().told) {
+    ASSERT_TRUE(cluster.Signal(task, SIGTERM)) << cluster.Logs();
+  }
+  for (const auto& [task, code] : cluster.WaitAll(seconds(60))) {
+    EXPECT_EQ(code, task.starts_with("ps") ? 0 : 143) << task << "\n" << cluster.Logs();
+  }
+  EXPECT_NE(cluster.Stderr(chief).find("state saved in"), std::string::npos) << cluster.Logs();
+
+  ProcessCluster again;
+  again.StartTasks(tasks, program);
+  for (const auto& [task, code] : again.WaitAll(seconds(120))) {
+    EXPECT_EQ(code, 0) << task << "\n" << again.Logs();
+  }
+  const std::string log = again.Stderr(chief);
+  std::smatch place;
+  ASSERT_TRUE(std::regex_search(
+      log, place, std::regex("resumed at epoch ([0-9]+), batch ([0-9]+), step ([0-9]+)")))
+      << log;
+  const int batches = std::stoi(place[1]) * kBatches + std::stoi(place[2]);
+  EXPECT_EQ(std::stoi(place[3]), batches) << "each batch before it was trained once";
+  EXPECT_LT(batches, kEpochs * kBatches);
+  const auto metrics =
+      nlohmann::json::parse(OrThrow(ReadFile(FileSystem::Local(), dir / "m.json")));
+  EXPECT_EQ(metrics["examples"], (kEpochs * kBatches - batches) * 64) << "and all others since";
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, ParameterServerStop,
+    ::testing::Values(Stop{"AsyncAll", true, "async", {"chief:0", "worker:0", "worker:1"}},
+                      Stop{"AsyncTheChief", true, "async", {"chief:0"}},
+                      Stop{"AsyncTheWorkers", true, "async", {"worker:0", "worker:1"}},
+                      Stop{"SyncAll", true, "sync", {"chief:0", "worker:0", "worker:1"}},
+                      Stop{"SyncTheChief", true, "sync", {"chief:0"}},
+                      Stop{
+                          "AsyncAllOfAWorkerThatIsChief", false, "async", {"worker:0", "worker:1"}},
+                      Stop{"AsyncAWorkerThatIsChief", false, "async", {"worker:0"}},
+                      Stop{"SyncAWorkerThatIsChief", false, "sync", {"worker:0"}},
+                      Stop{"BoundedOfTwoServers", false, "ssp:2", {"worker:0", "worker:1"}, 2}),
+    [](const auto& info) { return info.param.name; });
 
 TEST(ParameterServer, ResumesFromItsLastState) {
   const TempDir dir;

@@ -5,7 +5,9 @@
 
 #include <atomic>
 #include <future>
+#include <map>
 #include <thread>
+#include <utility>
 
 #include <cohort/core/random.h>
 #include <cohort/optim/optimizers.h>
@@ -73,6 +75,7 @@ TEST_P(BoundedStaleness, AReadHasAllButTheLastStepsOfOthersAndAllOfItsOwn) {
   const auto read = [&](std::uint64_t worker, std::uint64_t clock) {
     FrameHeader header = header_of(worker);
     header.set_bounded(true);
+    header.set_clock(clock);
     if (store.Admit(header, DeadlineAfter(seconds(20))).kind() != Error::NONE) {
       return false;
     }
@@ -110,6 +113,7 @@ TEST_P(BoundedStaleness, AReadHasAllButTheLastStepsOfOthersAndAllOfItsOwn) {
         header.set_sequence(clock);
         header.set_weight(1);
         header.set_advance(true);
+        header.set_clock(clock);
         ParameterStore::Pushed pushed;
         const Error error = store.Push(header, payload_of(gradient), &pushed);
         if (error.kind() == Error::FENCED && !live[w]) {
@@ -138,8 +142,66 @@ TEST_P(BoundedStaleness, AReadHasAllButTheLastStepsOfOthersAndAllOfItsOwn) {
 
 INSTANTIATE_TEST_SUITE_P(Consistency, BoundedStaleness, ::testing::Values(0, 1, 3));
 
+// A table, with workers that keep their clocks as clients do.
+class Clocks {
+ public:
+  explicit Clocks(std::uint64_t staleness) : table_(staleness) {}
+  void Advance(std::uint64_t worker, const std::string& name = {}) {
+    const std::uint64_t clock = Entered(worker, name) + 1;
+    table_.Advance(worker, own_[worker].clock = clock, name);
+  }
+  bool Await(std::uint64_t worker, Deadline deadline, const std::string& name = {}) {
+    return table_.Await(worker, Entered(worker, name), deadline, name);
+  }
+  void Pause(std::uint64_t worker) {
+    own_[worker].entered = false;
+    table_.Pause(worker);
+  }
+  void Retire(std::uint64_t first, std::uint64_t last) { table_.Retire(first, last); }
+  void Retire(std::uint64_t worker) { table_.Retire(worker); }
+  std::string Slowest(std::uint64_t worker) const { return table_.Slowest(worker); }
+  ClockTable::Stats stats() const { return table_.stats(); }
+
+ private:
+  struct Own {
+    std::uint64_t clock = 0;
+    bool entered = false;
+  };
+  std::uint64_t Entered(std::uint64_t worker, const std::string& name) {
+    Own& own = own_[worker];
+    if (!std::exchange(own.entered, true)) {
+      own.clock = table_.Enter(worker, own.clock, name);
+    }
+    return own.clock;
+  }
+
+  ClockTable table_;
+  std::map<std::uint64_t, Own> own_;
+};
+
+// Who is back at different times at two servers has one clock at both: were it counted at each,
+// both workers would wait, each for the other.
+TEST(ClockTable, AWorkerHasOneClockAtAllServers) {
+  const Deadline at_once = DeadlineAfter(microseconds(100));
+  ClockTable first(1);
+  ClockTable second(1);
+  std::uint64_t mine = first.Enter(1, 0);
+  const std::uint64_t others = first.Enter(2, 0);
+  for (ClockTable* table : {&first, &second}) {
+    table->Advance(2, others + 1);
+  }
+  mine = std::max(mine, first.Enter(1, mine));
+  second.Advance(2, others + 2);  // it is further at one of them already
+  first.Advance(2, others + 2);
+  for (ClockTable* table : {&first, &second}) {
+    table->Advance(1, mine + 1);
+    EXPECT_TRUE(table->Await(1, mine + 1, at_once)) << "the slowest never waits";
+  }
+  EXPECT_EQ(first.Await(2, others + 2, at_once), second.Await(2, others + 2, at_once));
+}
+
 TEST(ClockTable, TheSlowestNeverWaitsAndAParkedReadWakesWhenItIsNoLongerHeldUp) {
-  ClockTable clocks(1);
+  Clocks clocks(1);
   const Deadline never = DeadlineAfter(seconds(20));
   EXPECT_TRUE(clocks.Await(1, never));
   EXPECT_TRUE(clocks.Await(2, never));
@@ -173,7 +235,7 @@ TEST(ClockTable, TheSlowestNeverWaitsAndAParkedReadWakesWhenItIsNoLongerHeldUp) 
 }
 
 TEST(ClockTable, TheSlowestIsNamed) {
-  ClockTable clocks(1);
+  Clocks clocks(1);
   const Deadline at_once = DeadlineAfter(microseconds(1));
   EXPECT_TRUE(clocks.Await(1, at_once, "worker:1"));
   EXPECT_TRUE(clocks.Await(2, at_once, "worker:2"));
@@ -191,7 +253,7 @@ TEST(ClockTable, TheSlowestIsNamed) {
 }
 
 TEST(ClockTable, NobodyWaitsForWhatANewcomerHasMissed) {
-  ClockTable clocks(1);
+  Clocks clocks(1);
   const Deadline never = DeadlineAfter(seconds(20));
   for (int i = 0; i < 100; ++i) {
     clocks.Advance(1);
@@ -210,7 +272,7 @@ TEST(ClockTable, NobodyWaitsForWhatANewcomerHasMissed) {
 
 // Its last push may still be at work when it is given up.
 TEST(ClockTable, WhoWasRetiredDoesNotComeBackAndHoldOthersUp) {
-  ClockTable clocks(1);
+  Clocks clocks(1);
   const Deadline never = DeadlineAfter(seconds(20));
   clocks.Advance(2);
   clocks.Retire(2);

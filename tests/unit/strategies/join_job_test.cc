@@ -103,6 +103,22 @@ TEST(JoinJob, WhatIsOfServersIsOfNoOtherStrategy) {
   }
 }
 
+TEST(JoinJob, OptionsOfCollectivesAreRefusedWhereThereAreNone) {
+  const auto with = [](const std::function<void(StrategyOptions&)>& set) {
+    StrategyOptions options = OfAParameterServersWorker();
+    set(options);
+    return Strategy::FromEnv("parameter_server", options).status().message();
+  };
+  EXPECT_THAT(with([](auto& o) { o.communication.algorithm = "ring"; }),
+              ::testing::HasSubstr("communication.algorithm 'ring' under a parameter server"));
+  EXPECT_THAT(with([](auto& o) { o.bucket_bytes = 3; }), ::testing::HasSubstr("bucket_bytes 3"));
+  EXPECT_THAT(with([](auto& o) { o.rails = 2; }), ::testing::HasSubstr("rails 2"));
+  EXPECT_THAT(with([](auto& o) { o.mpi_implementation = "mpi"; }),
+              ::testing::HasSubstr("mpi_implementation 'mpi'"));
+  EXPECT_THAT(with([](auto& o) { o.flight_folder = "f"; }),
+              ::testing::HasSubstr("flight_folder 'f'"));
+}
+
 TEST(JoinJob, ParametersTravelAsFloats) {
   StrategyOptions options = OfAParameterServersWorker();
   options.server_wire.push = DType::kInt64;
