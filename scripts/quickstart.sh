@@ -20,7 +20,7 @@ done
 
 scripts/setup.sh
 cmake --preset release >/dev/null
-cmake --build --preset release --target cohort_program image_classifier
+cmake --build --preset release --target cohort_program image_classifier fit
 
 out=build/quickstart
 rm -rf "$out/checkpoints" "$out/logs"  # a run of its own each time

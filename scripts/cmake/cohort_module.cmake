@@ -59,6 +59,7 @@ function(cohort_program)
   add_executable(cohort_program ${PROJECT_SOURCE_DIR}/src/main.cc ${commands})
   set_target_properties(cohort_program PROPERTIES OUTPUT_NAME cohort)
   target_include_directories(cohort_program PRIVATE ${PROJECT_SOURCE_DIR}/src)
+  set_source_files_properties(${PROJECT_SOURCE_DIR}/src/main.cc PROPERTIES COMPILE_DEFINITIONS COHORT_VERSION="${PROJECT_VERSION}")
   target_link_libraries(cohort_program PRIVATE cohort_flags ${modules} CLI11::CLI11 fmt::fmt
                                                nlohmann_json::nlohmann_json ${COHORT_GLOO_LIBRARY})
 endfunction()
