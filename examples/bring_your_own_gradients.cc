@@ -57,7 +57,7 @@ double Accumulate(const Model& model, const cohort::data::Batch& batch, Model& g
 }
 
 void Descend(std::vector<float>& values, const std::vector<float>& gradient) {
-  constexpr float kLearningRate = 0.1F;
+  constexpr float kLearningRate = 0.5F;
   for (std::size_t i = 0; i < values.size(); ++i) {
     values[i] -= kLearningRate * gradient[i];
   }

@@ -64,11 +64,12 @@ TEST(Examples, CustomLoop) {
   }
 }
 
+// A step is as large in one process as in two: what is handed over are means.
 TEST(Examples, BringYourOwnGradients) {
-  EXPECT_GT(LastNumber(Output({Bin("bring_your_own_gradients")}), R"(epoch 3: ([0-9.]+) of)"), 0.7);
-  EXPECT_GT(
-      LastNumber(Output(InTwoProcesses("bring_your_own_gradients")), R"(epoch 3: ([0-9.]+) of)"),
-      0.7);
+  const char* const kRight = R"(epoch 3: ([0-9.]+) of)";
+  const double alone = LastNumber(Output({Bin("bring_your_own_gradients")}), kRight);
+  EXPECT_GT(alone, 0.8);
+  EXPECT_NEAR(LastNumber(Output(InTwoProcesses("bring_your_own_gradients")), kRight), alone, 0.03);
 }
 
 // What an example measured on its test data.

@@ -4,8 +4,6 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <map>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -14,6 +12,7 @@
 #include "cuda/cuda_common.h"
 #include "cuda/layout.h"
 #include "cuda/libraries.h"
+#include "cuda/measured.h"
 #include "cuda/stopwatch.h"
 
 namespace cohort::cuda {
@@ -49,17 +48,8 @@ bool HasGelu(const MatMulSpec& s) {
   return s.activation == Activation::kGelu || s.gradient_of == Activation::kGelu;
 }
 
-// Choices that were measured, for all tables of the process: replicas compute alike.
-struct Choices {
-  using Key = std::tuple<int, bool, MatMulSpec, std::size_t>;  // GPU, TF32, spec, alignment
-  std::mutex mutex;
-  std::map<Key, cublasLtMatmulAlgo_t> algorithms;
-
-  static Choices& OfProcess() {
-    static auto& choices = *new Choices;
-    return choices;
-  }
-};
+// GPU, TF32, spec, alignment.
+using Algorithms = Measured<std::tuple<int, bool, MatMulSpec, std::size_t>, cublasLtMatmulAlgo_t>;
 
 class CublasLtMatMul final : public MatMulPlan {
  public:
@@ -101,10 +91,10 @@ class CublasLtMatMul final : public MatMulPlan {
                                product_, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof(bias)),
                            text_));
     }
-    if (!chosen_[alignment] && widened_ == nullptr) {
+    if (!chosen_[alignment] && !widens_[alignment]) {
       Choose(stream, alignment, a, b, c);
     }
-    if (!chosen_[alignment] && widened_ != nullptr) {
+    if (widens_[alignment]) {
       widened_->Run(stream, a, b, bias, c);
       return;
     }
@@ -228,28 +218,28 @@ class CublasLtMatMul final : public MatMulPlan {
   }
 
   // Where the library has no way: by the float32 plan, or a ContractError.
-  void RequireAnother() {
+  void RequireAnother(std::size_t alignment) {
     // Seen for products of a vector whose elements are aligned to 2 bytes.
     Require(IsHalf(spec_.type) && !HasGelu(spec_), text_ + ": cuBLASLt has no way to compute it");
-    widened_ = MakeWidenedMatMul(libraries_, spec_);
+    if (widened_ == nullptr) {
+      widened_ = MakeWidenedMatMul(libraries_, spec_);
+    }
+    widens_[alignment] = true;
   }
 
   // By measurement, or, while a graph is recorded, by guess.
   void Choose(Stream& stream, std::size_t alignment, const void* a, const void* b, void* c) {
-    Choices& choices = Choices::OfProcess();
-    const Choices::Key key{libraries_.ordinal(), libraries_.tf32(), spec_, alignment};
-    {
-      const std::lock_guard lock(choices.mutex);
-      if (const auto known = choices.algorithms.find(key); known != choices.algorithms.end()) {
-        algorithms_[alignment] = known->second;
-        chosen_[alignment] = true;
-        return;
-      }
+    Algorithms& measured = Algorithms::OfProcess();
+    const std::tuple key{libraries_.ordinal(), libraries_.tf32(), spec_, alignment};
+    if (const auto known = measured.Find(key)) {
+      algorithms_[alignment] = *known;
+      chosen_[alignment] = true;
+      return;
     }
     std::array<cublasLtMatmulHeuristicResult_t, kCandidates> guesses{};
     const int count = Guess(alignment, guesses);
     if (count == 0) {
-      RequireAnother();
+      RequireAnother(alignment);
       return;
     }
     algorithms_[alignment] = guesses[0].algo;
@@ -283,12 +273,10 @@ class CublasLtMatMul final : public MatMulPlan {
       }
     }
     if (!ran) {
-      RequireAnother();
+      RequireAnother(alignment);
       return;
     }
-    const std::lock_guard lock(choices.mutex);
-    algorithms_[alignment] =
-        choices.algorithms.try_emplace(key, algorithms_[alignment]).first->second;
+    algorithms_[alignment] = measured.Keep(key, algorithms_[alignment]);
     chosen_[alignment] = true;
   }
 
@@ -300,7 +288,8 @@ class CublasLtMatMul final : public MatMulPlan {
   cublasLtMatrixLayout_t a_ = nullptr, b_ = nullptr, c_ = nullptr;
   std::array<cublasLtMatmulAlgo_t, kAlignments.size()> algorithms_{};
   std::array<bool, kAlignments.size()> chosen_{};
-  std::unique_ptr<MatMulPlan> widened_;  // for the alignments that none was chosen for
+  std::array<bool, kAlignments.size()> widens_{};  // the library has no way
+  std::unique_ptr<MatMulPlan> widened_;            // for those
 };
 
 // Products with gelu: by the library's kernels for that, or apart.
@@ -313,8 +302,13 @@ class GeluMatMul final : public MatMulPlan {
 
   void Run(Stream& stream, const void* a, const void* b, const void* bias, void* c,
            void* before) override {
+    if (!best_) {
+      best_ = Ways::OfProcess().Find(key_);
+    }
     if (!best_ && !Capturing(stream)) {
-      best_ = Best([&](MatMulPlan& plan) { return Time(plan, stream, a, b, bias, c, before); });
+      const auto time = [&](MatMulPlan& plan) { return Time(plan, stream, a, b, bias, c, before); };
+      best_ = Ways::OfProcess().Keep(
+          key_, time(*together_) < time(*apart_) ? Way::kTogether : Way::kApart);
     }
     if (best_ == Way::kTogether) {
       try {
@@ -329,24 +323,8 @@ class GeluMatMul final : public MatMulPlan {
 
  private:
   enum class Way { kTogether, kApart };
-  using Key = std::tuple<int, bool, MatMulSpec>;
-  // For all tables of the process: replicas compute alike.
-  struct Choices {
-    std::mutex mutex;
-    std::map<Key, Way> ways;
-  };
-
-  template <typename TimeOf>
-  Way Best(const TimeOf& time_of) const {
-    static auto& choices = *new Choices;
-    const std::lock_guard lock(choices.mutex);
-    const auto known = choices.ways.find(key_);
-    if (known != choices.ways.end()) {
-      return known->second;
-    }
-    const Way best = time_of(*together_) < time_of(*apart_) ? Way::kTogether : Way::kApart;
-    return choices.ways.emplace(key_, best).first->second;
-  }
+  using Key = std::tuple<int, bool, MatMulSpec>;  // GPU, TF32
+  using Ways = Measured<Key, Way>;
 
   static float Time(MatMulPlan& plan, Stream& stream, const void* a, const void* b,
                     const void* bias, void* c, void* before) {

@@ -7,8 +7,6 @@
 #include <array>
 #include <cstdint>
 #include <limits>
-#include <map>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -19,6 +17,7 @@
 #include "cuda/cuda_stream.h"
 #include "cuda/layout.h"
 #include "cuda/libraries.h"
+#include "cuda/measured.h"
 #include "cuda/stopwatch.h"
 
 namespace cohort::cuda {
@@ -42,17 +41,7 @@ struct Way {
   bool exact = false;  // the same bits each time
 };
 
-// Ways that were measured, for all tables of the process: replicas compute alike.
-struct Choices {
-  using Key = std::tuple<int, bool, ConvSpec, Part>;  // GPU, TF32
-  std::mutex mutex;
-  std::map<Key, Way> ways;
-
-  static Choices& OfProcess() {
-    static auto& choices = *new Choices;
-    return choices;
-  }
-};
+using MeasuredWays = Measured<std::tuple<int, bool, ConvSpec, Part>, Way>;  // GPU, TF32
 
 std::string Text(const ConvSpec& s) {
   const auto list = [](std::initializer_list<std::int64_t> numbers) {
@@ -378,10 +367,7 @@ class CudnnConv final : public ConvPlan {
   }
 
   std::optional<Way> Known(Part part) {
-    Choices& choices = Choices::OfProcess();
-    const std::lock_guard lock(choices.mutex);
-    const auto known = choices.ways.find({libraries_.ordinal(), tf32(), spec_, part});
-    return known == choices.ways.end() ? std::nullopt : std::optional<Way>(known->second);
+    return MeasuredWays::OfProcess().Find({libraries_.ordinal(), tf32(), spec_, part});
   }
 
   cudnnMathType_t math() const { return tf32() ? CUDNN_DEFAULT_MATH : CUDNN_FMA_MATH; }
@@ -533,10 +519,7 @@ class CudnnConv final : public ConvPlan {
     if (!best.has_value()) {
       return std::nullopt;
     }
-    Choices& choices = Choices::OfProcess();
-    const std::lock_guard lock(choices.mutex);
-    return choices.ways.try_emplace({libraries_.ordinal(), tf32(), spec_, part}, *best)
-        .first->second;
+    return MeasuredWays::OfProcess().Keep({libraries_.ordinal(), tf32(), spec_, part}, *best);
   }
 
   Libraries& libraries_;

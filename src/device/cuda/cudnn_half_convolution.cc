@@ -6,8 +6,6 @@
 
 #include <array>
 #include <cstdint>
-#include <map>
-#include <mutex>
 #include <optional>
 #include <tuple>
 #include <utility>
@@ -18,6 +16,7 @@
 #include "cuda/cudnn_graph.h"
 #include "cuda/layout.h"
 #include "cuda/libraries.h"
+#include "cuda/measured.h"
 #include "cuda/stopwatch.h"
 
 namespace cohort::cuda {
@@ -40,17 +39,7 @@ cudnnDataType_t NativeType(DType type) {
                                    : CUDNN_DATA_FLOAT;
 }
 
-// Which of the ways was the best, for all tables of the process: replicas compute alike.
-struct Choices {
-  using Key = std::tuple<int, ConvSpec, Part>;  // GPU
-  std::mutex mutex;
-  std::map<Key, std::size_t> ways;
-
-  static Choices& OfProcess() {
-    static auto& choices = *new Choices;
-    return choices;
-  }
-};
+using MeasuredWays = Measured<std::tuple<int, ConvSpec, Part>, std::size_t>;  // GPU; which way
 
 struct ConvWay {
   GraphWay way;
@@ -119,10 +108,7 @@ class HalfConvolution final : public ConvPlan {
       return Put(part, stream, handle, way, x, kernel, y);
     };
     if (!chosen_[p].has_value()) {
-      chosen_[p] = Known(part);
-    }
-    if (chosen_[p].has_value() && *chosen_[p] >= ways_[p]->size()) {
-      chosen_[p] = std::nullopt;  // another table had more: memory is short
+      chosen_[p] = Here(p, MeasuredWays::OfProcess().Find({libraries_.ordinal(), s_, part}));
     }
     if (!chosen_[p].has_value() && !Capturing(stream) && Settle(*AsCuda(stream).state())) {
       chosen_[p] = Measure(part, stream, run);
@@ -138,6 +124,11 @@ class HalfConvolution final : public ConvPlan {
     }
     Launched(stream, "a convolution");
     return true;
+  }
+
+  // Another table may have had more ways: memory is short.
+  std::optional<std::size_t> Here(std::size_t part, std::optional<std::size_t> way) const {
+    return way.has_value() && *way < ways_[part]->size() ? way : std::nullopt;
   }
 
   static bool Aligned(const void* data) { return reinterpret_cast<std::uintptr_t>(data) % 16 == 0; }
@@ -264,13 +255,6 @@ class HalfConvolution final : public ConvPlan {
     return exact;
   }
 
-  std::optional<std::size_t> Known(Part part) const {
-    Choices& choices = Choices::OfProcess();
-    const std::lock_guard lock(choices.mutex);
-    const auto known = choices.ways.find({libraries_.ordinal(), s_, part});
-    return known == choices.ways.end() ? std::nullopt : std::optional<std::size_t>(known->second);
-  }
-
   // Nothing if none ran.
   template <typename Run>
   std::optional<std::size_t> Measure(Part part, Stream& stream, const Run& run) {
@@ -303,9 +287,8 @@ class HalfConvolution final : public ConvPlan {
     if (best_time == Stopwatch::kNever) {
       return std::nullopt;
     }
-    Choices& choices = Choices::OfProcess();
-    const std::lock_guard lock(choices.mutex);
-    return choices.ways.try_emplace({libraries_.ordinal(), s_, part}, best).first->second;
+    const std::size_t kept = MeasuredWays::OfProcess().Keep({libraries_.ordinal(), s_, part}, best);
+    return kept < ways.size() ? kept : best;
   }
 
   Libraries& libraries_;
