@@ -1219,8 +1219,7 @@ Result<std::unique_ptr<ParameterServerStrategy>> ParameterServerStrategy::Make(
   const std::string collective =
       options.communication.algorithm != "auto"
           ? "communication.algorithm '" + options.communication.algorithm + "'"
-      : options.bucket_bytes != 0 ? "bucket_bytes " + std::to_string(options.bucket_bytes)
-      : options.rails != 1        ? "rails " + std::to_string(options.rails)
+      : options.rails != 1 ? "rails " + std::to_string(options.rails)
       : options.mpi_implementation != "cohort"
           ? "mpi_implementation '" + options.mpi_implementation + "'"
       : options.flight_folder.empty() ? ""

@@ -111,7 +111,6 @@ TEST(JoinJob, OptionsOfCollectivesAreRefusedWhereThereAreNone) {
   };
   EXPECT_THAT(with([](auto& o) { o.communication.algorithm = "ring"; }),
               ::testing::HasSubstr("communication.algorithm 'ring' under a parameter server"));
-  EXPECT_THAT(with([](auto& o) { o.bucket_bytes = 3; }), ::testing::HasSubstr("bucket_bytes 3"));
   EXPECT_THAT(with([](auto& o) { o.rails = 2; }), ::testing::HasSubstr("rails 2"));
   EXPECT_THAT(with([](auto& o) { o.mpi_implementation = "mpi"; }),
               ::testing::HasSubstr("mpi_implementation 'mpi'"));
