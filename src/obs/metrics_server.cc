@@ -60,16 +60,16 @@ struct Connection {
 };
 
 std::string Answer(std::string_view status, std::string_view type, const std::string& body,
-                   bool with_body = true, std::string_view header = "") {
+                   std::string_view header = "") {
   std::string answer = "HTTP/1.1 ";
   answer.append(status).append("\r\nContent-Type: ").append(type);
   answer.append("\r\nContent-Length: ").append(std::to_string(body.size())).append("\r\n");
   answer.append(header).append("Connection: close\r\n\r\n");
-  return with_body ? answer + body : answer;
+  return answer + body;
 }
 
 std::string ErrorAnswer(std::string_view status, std::string_view header = "") {
-  return Answer(status, kPlain, std::string(status) + "\n", true, header);
+  return Answer(status, kPlain, std::string(status) + "\n", header);
 }
 
 // Where a request's head ends, if it does.
@@ -293,21 +293,28 @@ class Implementation final : public MetricsServer {
     if (!line.has_value()) {
       return ErrorAnswer("400 Bad Request");
     }
-    const bool page = line->path == "/metrics";
-    const bool ready = line->path == "/readyz";
-    if (!page && !ready && line->path != "/healthz") {
+    std::string answer = AnswerTo(*line);
+    if (line->method == "HEAD") {
+      answer.resize(*EndOfHead(answer));
+    }
+    return answer;
+  }
+
+  std::string AnswerTo(const RequestLine& line) const {
+    const bool page = line.path == "/metrics";
+    const bool ready = line.path == "/readyz";
+    if (!page && !ready && line.path != "/healthz") {
       return ErrorAnswer("404 Not Found");
     }
-    const bool body = line->method == "GET";
-    if (!body && line->method != "HEAD") {
+    if (line.method != "GET" && line.method != "HEAD") {
       return ErrorAnswer("405 Method Not Allowed", "Allow: GET, HEAD\r\n");
     }
     if (page) {
-      return Answer("200 OK", kPage, metrics_.ToText(), body);
+      return Answer("200 OK", kPage, metrics_.ToText());
     }
-    return !ready || !options_.ready || options_.ready()
-               ? Answer("200 OK", kPlain, "ok\n", body)
-               : Answer("503 Service Unavailable", kPlain, "training has not begun\n", body);
+    return !ready || metrics_.ready()
+               ? Answer("200 OK", kPlain, "ok\n")
+               : Answer("503 Service Unavailable", kPlain, "training has not begun\n");
   }
 
   const Metrics& metrics_;

@@ -19,6 +19,7 @@ namespace {
 
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
+using ::testing::AllOf;
 using ::testing::EndsWith;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
@@ -98,14 +99,15 @@ TEST_F(MetricsServerTest, HeadIsAnAnswerWithoutItsBody) {
   EXPECT_THAT(answer, HasSubstr("\r\nContent-Length: " + std::to_string(metrics_.ToText().size()) +
                                 "\r\n"));
   EXPECT_THAT(answer, EndsWith("\r\n\r\n"));
+  EXPECT_THAT(Ask(port(), "HEAD /x HTTP/1.1\r\n\r\n"),
+              AllOf(StartsWith("HTTP/1.1 404 "), EndsWith("\r\n\r\n")));
 }
 
 TEST_F(MetricsServerTest, ReadyWhenTheProgramSaysSo) {
-  std::atomic<bool> ready = false;
-  Start({.ready = [&] { return ready.load(); }});
+  Start();
   EXPECT_THAT(Get(port(), "/healthz"), StartsWith("HTTP/1.1 200 "));
   EXPECT_THAT(Get(port(), "/readyz"), StartsWith("HTTP/1.1 503 "));
-  ready = true;
+  metrics_.SetReady();
   EXPECT_THAT(Get(port(), "/readyz"), StartsWith("HTTP/1.1 200 "));
 }
 

@@ -79,6 +79,10 @@ class Metrics {
   void AddCounter(std::string_view name, std::string_view help, std::function<double()> value);
   void AddGauge(std::string_view name, std::string_view help, std::function<double()> value);
 
+  // The process has begun to do its part: what /readyz tells.
+  void SetReady() { ready_.store(true, std::memory_order_relaxed); }
+  bool ready() const { return ready_.load(std::memory_order_relaxed); }
+
   // A page in Prometheus' text format, version 0.0.4.
   std::string ToText() const;
 
@@ -90,6 +94,7 @@ class Metrics {
   Series& Add(std::string_view name, std::string_view help, std::string_view type,
               const Labels& labels, const std::function<std::unique_ptr<Series>()>& make);
 
+  std::atomic<bool> ready_ = false;
   mutable std::mutex mutex_;
   std::vector<std::unique_ptr<Family>> families_;  // in the order in which they were added
 };

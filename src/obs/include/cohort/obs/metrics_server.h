@@ -2,7 +2,7 @@
 //
 //   /metrics   the registry's page
 //   /healthz   200 while the process lives
-//   /readyz    200 once options.ready says so, 503 before
+//   /readyz    200 once metrics.ready(), 503 before
 //
 // GET and HEAD; a connection is closed after its answer. Other paths are 404, other methods 405,
 // what is no HTTP is 400, a long request 431. One thread, that of the server, which owns and joins
@@ -15,7 +15,6 @@
 
 #include <chrono>
 #include <cstddef>
-#include <functional>
 #include <memory>
 #include <string>
 
@@ -27,7 +26,6 @@ namespace cohort {
 struct MetricsServerOptions {
   std::string host = "127.0.0.1";  // "0.0.0.0", or "::": reached by other hosts, too
   int port = 0;                    // 0: a free one
-  std::function<bool()> ready;     // called on the server's thread; none: always
   int max_connections = 32;
   std::size_t max_request_bytes = 8192;
   std::chrono::milliseconds timeout{5'000};  // of a connection, from its begin to its end
