@@ -124,7 +124,7 @@ struct Images {
 };
 
 // Those of `images` that can be read, where that is asked for.
-Result<data::Dataset> Sound(const Flags& f, data::Dataset images, std::int64_t& left_out) {
+Result<data::Dataset> Sound(const Flags& f, const data::Dataset& images, std::int64_t& left_out) {
   if (f.max_corrupt == 0) {
     return images;
   }
@@ -151,10 +151,9 @@ Result<Images> LoadFolder(const Flags& f) {
   options.center = f.center;
   options.classes = train.classes;
   COHORT_ASSIGN_OR_RETURN(data::LabelledImages val, data::ImageFolder(f.data + "/val", options));
-  Images images;
-  images.classes = std::ssize(train.classes);
-  COHORT_ASSIGN_OR_RETURN(images.train, Sound(f, std::move(train.dataset), images.corrupt));
-  COHORT_ASSIGN_OR_RETURN(images.val, Sound(f, std::move(val.dataset), images.corrupt));
+  Images images = {std::move(train.dataset), std::move(val.dataset), std::ssize(train.classes)};
+  COHORT_ASSIGN_OR_RETURN(images.train, Sound(f, images.train, images.corrupt));
+  COHORT_ASSIGN_OR_RETURN(images.val, Sound(f, images.val, images.corrupt));
   return images;
 }
 
