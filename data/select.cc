@@ -14,6 +14,7 @@
 #include <cohort/data/combine.h>
 
 #include "parts.h"
+#include "record_counts.h"
 #include "sources/guarded.h"
 
 namespace cohort::data {
@@ -247,7 +248,7 @@ Result<Dataset> Filter(const Dataset& data,
 }
 
 Result<Dataset> SkipCorrupt(const Dataset& data, std::int64_t max_corrupt, CorruptExamples* corrupt,
-                            int threads) {
+                            int threads, Metrics* metrics) {
   COHORT_ASSIGN_OR_RETURN(auto source, Unshuffled(data, "SkipCorrupt"));
   std::mutex mutex;
   std::map<std::int64_t, std::string> messages;  // the first 20 by index; guarded by mutex
@@ -282,6 +283,7 @@ Result<Dataset> SkipCorrupt(const Dataset& data, std::int64_t max_corrupt, Corru
       corrupt->messages.push_back(std::move(message));
     }
   }
+  CountRecords(metrics, std::ssize(kept), lost);
   return Dataset(std::make_shared<const FilteredSource>(std::move(source), std::move(kept)));
 }
 

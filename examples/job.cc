@@ -1,5 +1,6 @@
 #include "job.h"
 
+#include <cohort/cluster/resolve.h>
 #include <cohort/device/step_trace.h>
 #include <cohort/io/crc32c.h>
 #include <cohort/strategies/devices.h>
@@ -16,6 +17,8 @@
 #include <map>
 #include <memory>
 #include <thread>
+
+#include "job_metrics.h"
 
 using cohort::Result;
 using cohort::Status;
@@ -267,6 +270,17 @@ void DeclareJobFlags(CLI::App& app, JobFlags& f) {
   app.add_option("--traced-steps", f.traced_steps, "the first and the last of them")
       ->check([](const std::string& text) { return ParseSteps(text).status().message(); })
       ->capture_default_str();
+  app.add_option("--metrics-port", f.metrics_port,
+                 "where Prometheus scrapes this process: this port, plus its place among the "
+                 "processes of its host (0: nowhere). With --log-dir the chief writes "
+                 "metrics_targets.json there, which names them all")
+      ->check(CLI::Range(0, 65535))
+      ->envname("COHORT_METRICS_PORT")
+      ->capture_default_str();
+  app.add_option("--metrics-host", f.metrics_host,
+                 "address that it listens on; 0.0.0.0: other hosts may scrape, too")
+      ->envname("COHORT_METRICS_HOST")
+      ->capture_default_str();
   app.add_flag("--quiet", f.quiet, "no progress");
 }
 
@@ -284,6 +298,7 @@ cohort::TrainerOptions MakeTrainerOptions(const JobFlags& f) {
   options.seed = f.seed;
   options.log_dir = f.log_dir;
   options.stop = &stop_requested;
+  options.metrics = &ProcessMetrics();
   options.log = cohort::StderrLog("");
   if (!f.quiet) {
     options.progress = cohort::ConsoleProgress();
@@ -295,8 +310,15 @@ cohort::TrainerOptions MakeTrainerOptions(const JobFlags& f) {
 Status RunJob(const JobFlags& f, const std::function<Status(cohort::Strategy&)>& train) {
   sigset_t signals;
   BlockUsr1(signals);
-  COHORT_ASSIGN_OR_RETURN(const cohort::StrategyOptions options, MakeStrategyOptions(f));
+  COHORT_ASSIGN_OR_RETURN(cohort::StrategyOptions options, MakeStrategyOptions(f));
+  COHORT_ASSIGN_OR_RETURN(options.cluster,
+                          cohort::ResolveCluster({}, cohort::EnvironmentOf(options), options.log));
+  // It answers while this process waits for the others.
+  COHORT_ASSIGN_OR_RETURN(const auto server, ServeMetrics(f, *options.cluster, options.log));
   COHORT_ASSIGN_OR_RETURN(const auto strategy, cohort::Strategy::FromEnv(f.strategy, options));
+  if (auto* servers = dynamic_cast<cohort::ParameterServerStrategy*>(strategy.get())) {
+    servers->CountIn(ProcessMetrics());
+  }
   const std::jthread dumper(
       [&](const std::stop_token& stop) { DumpOnSignal(stop, signals, *strategy); });
   Status status;
@@ -358,6 +380,9 @@ Result<nlohmann::json> JobMetrics(cohort::Strategy& strategy,
 Status WriteMetrics(const JobFlags& f, const nlohmann::json& metrics) {
   if (const std::string checkpoint = metrics.value("checkpoint", ""); !checkpoint.empty()) {
     std::printf("checkpoint: %s\n", checkpoint.c_str());
+  }
+  if (const auto corrupt = metrics.value("corrupt_records", std::int64_t{0}); corrupt > 0) {
+    std::printf("%lld corrupt records were skipped\n", static_cast<long long>(corrupt));
   }
   if (!f.log_dir.empty()) {
     std::printf("curves:     tensorboard --logdir %s\n", f.log_dir.c_str());

@@ -48,6 +48,8 @@ struct JobFlags {
   std::string flight_folder;
   std::string step_trace;
   std::string traced_steps = "10-19";
+  int metrics_port = 0;
+  std::string metrics_host = "127.0.0.1";
   bool quiet = false;
 };
 
@@ -70,7 +72,7 @@ cohort::Status RunJob(const JobFlags& f,
 cohort::Result<nlohmann::json> JobMetrics(cohort::Strategy& strategy,
                                           const cohort::ParameterSet& parameters,
                                           const cohort::History& history);
-// To f.metrics_json, if there is one, and says what else was written.
+// To f.metrics_json, if there is one, and says what else was written, and left out.
 cohort::Status WriteMetrics(const JobFlags& f, const nlohmann::json& metrics);
 
 // main: parses the flags, runs, prints an error. The process's exit code.

@@ -6,6 +6,7 @@
 
 #include <cohort/core/random.h>
 
+#include "record_counts.h"
 #include "sources/exact_text.h"
 #include "sources/file_table.h"
 #include "sources/record_store.h"
@@ -195,6 +196,9 @@ Result<Dataset> TfRecords(const std::vector<std::string>& paths, const TfRecordO
   }
   COHORT_RETURN_IF_ERROR(CheckFraction(options, corrupt, sound));
   Summarize(options, paths, records, corrupt);
+  if (options.on_corrupt == OnCorrupt::kSkip) {
+    CountRecords(options.metrics, sound, corrupt.records + corrupt.cut_files);
+  }
   return Dataset(std::make_shared<TfRecordSource>(options.features, paths, std::move(records)));
 }
 

@@ -33,6 +33,9 @@ result is then the chief's: when it ends with 0, what is left has the grace to e
 chief coordinates workers and parameter servers (--chief with --ps), because such a job can do without a
 worker; without a chief, or without parameter servers, every worker is needed.
 
+With --metrics-port BASE each program of cohort's examples shows its metrics to Prometheus, at BASE and the ports
+behind it: chief, workers, parameter servers, each by index.
+
 With --restart N a parameter server that fails is started again, N times in all, while the others run on; not
 one that ends with 2 (wrong use). So is a chief that is killed. A job of cohort then goes on from its last save
 (where the chief was lost: if it has a checkpoint folder). It is not for other tasks.)";
@@ -54,7 +57,7 @@ std::optional<std::string> ParseVariables(const std::vector<std::string>& texts,
   return std::nullopt;
 }
 
-std::optional<std::string> Mistake(const LocalJobOptions& options) {
+std::optional<std::string> Mistake(const LocalJobOptions& options, int metrics_port) {
   if (options.program.empty()) {
     return "no program is given";
   }
@@ -66,6 +69,10 @@ std::optional<std::string> Mistake(const LocalJobOptions& options) {
   }
   if (options.restarts > 0 && options.servers == 0) {
     return "--restart is about parameter servers, and there are none (--ps)";
+  }
+  if (metrics_port + options.workers + options.servers + (options.chief ? 1 : 0) > 65536) {
+    return "--metrics-port " + std::to_string(metrics_port) +
+           ": the ports behind it are not enough, they end at 65535";
   }
   if (options.keep_going && options.workers == 0) {
     return "--keep-going is about workers, and there are none (-n)";
@@ -80,6 +87,7 @@ int LaunchCommand(int argc, char** argv) {
   app.prefix_command();
   LocalJobOptions options;
   std::vector<std::string> variables;
+  int metrics_port = 0;
   double grace = 10;
   bool keep_going = false;
   constexpr int kMost = 1024;
@@ -96,6 +104,9 @@ int LaunchCommand(int argc, char** argv) {
                  "How often parameter servers that fail, and a chief that is killed, are started "
                  "again, in all")
       ->check(CLI::Range(0, 1'000'000));
+  app.add_option("--metrics-port", metrics_port,
+                 "Where Prometheus scrapes the first task; the others follow (COHORT_METRICS_PORT)")
+      ->check(CLI::Range(1, 65535));
   app.add_option("--grace", grace, "Seconds from SIGTERM to SIGKILL")
       ->check(CLI::Range(0.0, 86'400.0));
   const CLI::Option* keep_going_option =
@@ -110,12 +121,15 @@ int LaunchCommand(int argc, char** argv) {
   if (!options.program.empty() && options.program.front() == "--") {
     options.program.erase(options.program.begin());
   }
+  if (metrics_port > 0) {
+    options.extra["COHORT_METRICS_PORT"] = std::to_string(metrics_port);
+  }
   options.grace = std::chrono::milliseconds(std::llround(grace * 1000));
   options.keep_going =
       keep_going_option->count() > 0 ? keep_going : options.chief && options.servers > 0;
   std::optional<std::string> mistake = ParseVariables(variables, options);
   if (!mistake) {
-    mistake = Mistake(options);
+    mistake = Mistake(options, metrics_port);
   }
   if (mistake) {
     std::fprintf(stderr, "%s: %s [see --help]\n", argv[0], mistake->c_str());

@@ -125,6 +125,11 @@ class Implementation final : public ParameterServerStrategy {
   }
   const Consistency& consistency() const override { return options_.consistency; }
   Result<ParameterServerStats> stats() override;
+  void CountIn(Metrics& metrics) override {
+    if (job_->is_server()) {
+      job_->server()->CountIn(metrics);
+    }
+  }
 
  private:
   bool global_mean() const { return options_.loss_scale == LossScale::kGlobalMean; }

@@ -14,6 +14,7 @@
 #include "parameter_server/dense_codec.h"
 #include "parameter_server/epoch_gate.h"
 #include "parameter_server/frame_listener.h"
+#include "parameter_server/request_counts.h"
 #include "parameter_server/row_service.h"
 #include "parameter_server/table_spec.h"
 #include "parameter_server/wire.h"
@@ -114,6 +115,12 @@ class Service final : public Base {
     COHORT_RETURN_IF_ERROR(made_copy_->Declare(spec, who));
     copy_.store(made_copy_.get(), std::memory_order_release);
     return {};
+  }
+
+  void CountIn(Metrics& metrics) {
+    Require(made_counts_ == nullptr, "CountIn once");
+    made_counts_ = std::make_unique<RequestCounts>(metrics);
+    counts_.store(made_counts_.get(), std::memory_order_release);
   }
 
   bool WaitDrained(Deadline deadline) {
@@ -281,12 +288,18 @@ class Service final : public Base {
 
   Status ListenForFrames(const std::string& address) {
     COHORT_ASSIGN_OR_RETURN(
-        frames_, FrameListener::Start(
-                     WithPort(address, 0),
-                     [this](FrameMethod method, const FrameHeader& header,
-                            const PayloadReader& payload, const std::string& peer,
-                            FrameReply* reply) { Handle(method, header, payload, peer, reply); },
-                     log_));
+        frames_,
+        FrameListener::Start(
+            WithPort(address, 0),
+            [this](FrameMethod method, const FrameHeader& header, const PayloadReader& payload,
+                   const std::string& peer, FrameReply* reply) {
+              Handle(method, header, payload, peer, reply);
+              if (RequestCounts* const counts = counts_.load(std::memory_order_acquire);
+                  counts != nullptr) {
+                counts->Answered(method, reply->header);
+              }
+            },
+            log_));
     return {};
   }
 
@@ -399,6 +412,8 @@ class Service final : public Base {
   std::atomic<bool> kept_copy_at_begin_{false};
   Part own_;
   std::atomic<Part*> copy_{nullptr};  // made_copy_, once it is declared
+  std::unique_ptr<RequestCounts> made_counts_;
+  std::atomic<RequestCounts*> counts_{nullptr};  // made_counts_, once it is made
   std::mutex mutex_;
   std::unique_ptr<Part> made_copy_;  // under mutex_, as what follows
   std::condition_variable drained_condition_;
@@ -441,6 +456,7 @@ class GrpcServer final : public Server {
     return service_.Declare(spec, who);
   }
   bool WaitDrained(Deadline deadline) override { return service_.WaitDrained(deadline); }
+  void CountIn(Metrics& metrics) override { service_.CountIn(metrics); }
 
  private:
   Service service_;

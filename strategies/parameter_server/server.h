@@ -17,6 +17,10 @@
 #include "parameter_server/parameter_store.h"
 #include "parameter_server/row_store.h"
 
+namespace cohort {
+class Metrics;
+}
+
 namespace cohort::ps {
 
 class Server {
@@ -30,6 +34,8 @@ class Server {
   virtual Status Declare(const ModelSpec& spec, const std::string& who) = 0;
   // Has a client said that the job is over? Waits for it until the deadline.
   virtual bool WaitDrained(Deadline deadline) = 0;
+  // Frames are counted there from now on. Once at most.
+  virtual void CountIn(Metrics& metrics) = 0;
 
   // Listens on `address` ("0.0.0.0:2222", port 0 for any). `index`: of the ps task.
   static Result<std::unique_ptr<Server>> Start(const std::string& address, int index,

@@ -10,9 +10,11 @@
 #include <utility>
 
 #include <cohort/core/random.h>
+#include <cohort/strategies/parameter_server.h>
 
 #include "event_log.h"
 #include "snapshot.h"
+#include "train_metrics.h"
 
 namespace cohort {
 namespace {
@@ -135,7 +137,8 @@ struct Trainer::State {
       : strategy(s),
         parameters(p),
         options(std::move(o)),
-        events(strategy.is_chief() ? options.log_dir : "", options.metric_names) {
+        events(strategy.is_chief() ? options.log_dir : "", options.metric_names),
+        metrics(options.metrics) {
     if (!options.checkpoint_dir.empty()) {
       store.emplace(
           FileSystem::Local(), options.checkpoint_dir,
@@ -148,6 +151,7 @@ struct Trainer::State {
   const TrainerOptions options;
   std::optional<io::CheckpointStore> store;  // where there is a checkpoint folder
   EventLog events;
+  TrainMetrics metrics;
   // Where training stands: the next batch to be trained on.
   std::int64_t epoch = 0;
   std::int64_t batch = 0;
@@ -237,6 +241,7 @@ Result<EpochResult> Trainer::State::TrainEpoch(DistributedDataset& dataset, cons
   totals.result().epoch = epoch;
   int gathered = 0;  // batches of the next step
   COHORT_RETURN_IF_ERROR(dataset.ResumeEpoch(epoch, batch, begun));
+  metrics.BeginEpoch();
   const std::int64_t batches = dataset.batches_per_epoch();
   for (;;) {
     // What a call takes besides waiting for examples.
@@ -261,12 +266,14 @@ Result<EpochResult> Trainer::State::TrainEpoch(DistributedDataset& dataset, cons
       return result.status().Annotate(fmt::format("epoch {}, batch {}", epoch, batch));
     }
     totals.result().step_seconds += split(before_step, input_before_step);
+    metrics.AddBatch(*next, batches, options.epochs);
     ++batch;
     if (!whole) {
       continue;  // its loss comes with the step's
     }
     gathered = 0;
     totals.Add(*result);
+    metrics.AddStep(*result, totals.result());
     if (!result->skipped && !std::isfinite(result->loss)) {
       return DataLoss(fmt::format(
           "the loss is {} at step {} (epoch {}, batch {}) [lower the learning rate, clip "
@@ -303,6 +310,7 @@ Result<EpochResult> Trainer::State::TrainEpoch(DistributedDataset& dataset, cons
       }
     }
   }
+  metrics.AddWaits(totals.result());
   return totals.Finish(start);
 }
 
@@ -319,6 +327,9 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
                     data::DivisionName(s.policy)));
   }
   if (!s.strategy.trains() && !s.strategy.is_chief()) {
+    if (dynamic_cast<ParameterServerStrategy*>(&s.strategy) == nullptr) {
+      s.metrics.SetReady();  // the others say so themselves
+    }
     COHORT_RETURN_IF_ERROR(s.strategy.Serve());
     return History();
   }
@@ -343,6 +354,7 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
   History history;
   bool stopped = false;
   if (!s.strategy.trains()) {
+    s.metrics.SetReady();
     COHORT_RETURN_IF_ERROR(s.strategy.Serve());
     if (!s.Covered()) {  // this process was told to stop, or the workers were
       COHORT_RETURN_IF_ERROR(s.strategy.StopWork("the workers have left"));
@@ -660,8 +672,12 @@ Status Trainer::State::SaveAt(std::int64_t at_epoch, std::int64_t at_batch) {
                                      .optimizer = strategy.optimizer()->config(),
                                      .strategy = std::string(strategy.kind()),
                                      .world_size = strategy.num_replicas_in_sync()};
+  const SteadyClock::time_point before = SteadyClock::now();
   COHORT_RETURN_IF_ERROR(
       SaveSnapshot(strategy, parameters, *store, state, options.full_save_every, &saved_path));
+  if (strategy.is_chief()) {
+    metrics.AddCheckpoint(before);
+  }
   saved_step = state.step;
   saved_epoch = at_epoch;
   saved_batch = at_batch;

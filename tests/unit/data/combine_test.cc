@@ -361,7 +361,11 @@ TEST(SkipCorrupt, LeavesOutCountsAndBounds) {
   });
   CorruptExamples corrupt;
   for (const int threads : {1, 3}) {
-    const Dataset sound = OrThrow(SkipCorrupt(data, 4, &corrupt, threads));
+    Metrics metrics;
+    const Dataset sound = OrThrow(SkipCorrupt(data, 4, &corrupt, threads, &metrics));
+    EXPECT_THAT(metrics.ToText(),
+                AllOf(HasSubstr("\ncohort_data_records_total{result=\"ok\"} 196\n"),
+                      HasSubstr("\ncohort_data_records_total{result=\"corrupt\"} 4\n")));
     EXPECT_EQ(sound.size(), 196);
     EXPECT_EQ(corrupt.examples, 4);
     EXPECT_THAT(corrupt.messages, ElementsAre(HasSubstr("damaged 0"), HasSubstr("damaged 50"),

@@ -758,9 +758,16 @@ TEST_F(TfRecordsTest, CorruptRecordsAreSkippedCountedAndBounded) {
       path = WriteBytes("bad", packed.substr(0, size));
     }
     CorruptRecords corrupt;
-    const TfRecordOptions options = {
-        .features = all_, .on_corrupt = OnCorrupt::kSkip, .max_corrupt = 2, .corrupt = &corrupt};
+    Metrics metrics;
+    const TfRecordOptions options = {.features = all_,
+                                     .on_corrupt = OnCorrupt::kSkip,
+                                     .max_corrupt = 2,
+                                     .corrupt = &corrupt,
+                                     .metrics = &metrics};
     const Dataset data = OrThrow(TfRecords({good, path, good}, options));
+    EXPECT_THAT(metrics.ToText(),
+                AllOf(HasSubstr("\ncohort_data_records_total{result=\"ok\"} 8\n"),
+                      HasSubstr("\ncohort_data_records_total{result=\"corrupt\"} 2\n")));
     EXPECT_EQ(data.size(), 3 + 2 + 3);
     EXPECT_EQ(corrupt.records, 1);
     EXPECT_EQ(corrupt.cut_files, 1);

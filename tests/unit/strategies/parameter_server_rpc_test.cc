@@ -1,5 +1,6 @@
 // Servers, clients and the coordinator's service over real connections, as threads of one process.
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
@@ -14,6 +15,7 @@
 #include <numeric>
 #include <thread>
 
+#include <cohort/core/metrics.h>
 #include <cohort/core/random.h>
 #include <cohort/optim/optimizers.h>
 #include <cohort/strategies/parameter_server.h>
@@ -350,6 +352,50 @@ TEST_F(ServersTest, SlotsAndStepsGoThereAndBack) {
   ExpectAll(m, 2);
   ExpectAll(v, 3);
   EXPECT_EQ(other->version(), 41U);
+}
+
+TEST_F(ServersTest, CountsWhatItAnswers) {
+  Metrics metrics;
+  Start(1);
+  servers_[0]->CountIn(metrics);
+  const auto requests = [&](const std::string& method, const std::string& code) {
+    return metrics
+        .AddCounter("cohort_ps_requests_total", "Requests that were answered.",
+                    {{"method", method}, {"code", code}})
+        .value();
+  };
+  std::vector<float> values(elements_);
+  const auto early = NewClient(3);
+  OrThrow(early->Declare());
+  EXPECT_FALSE(early->Pull(values, true).ok());
+  EXPECT_GT(requests("Pull", "NOT_READY"), 0);
+  Initialise();
+  EXPECT_GT(requests("Assign", "OK"), 0);
+  EXPECT_FALSE(metrics.ready());
+  const auto slow = NewClient(1);
+  const auto quick = NewClient(2);
+  OrThrow(slow->Declare());
+  OrThrow(quick->Declare());
+  OrThrow(slow->Pull(values, true));
+  EXPECT_GT(requests("Pull", "OK"), 0);
+  EXPECT_TRUE(metrics.ready());
+  OrThrow(quick->Pull(values, true));
+  const auto ones = std::make_shared<std::vector<float>>(elements_, 1.0F);
+  for (int i = 0; i < 3; ++i) {
+    OrThrow(quick->Push(GradientOf(ones), values));
+  }
+  OrThrow(slow->Push(GradientOf(ones), values));
+  EXPECT_EQ(slow->staleness(), 3U);
+  const double pushes = requests("Push", "OK");
+  EXPECT_EQ(pushes, static_cast<double>(servers_[0]->store().stats().pushes));
+  const std::string page = metrics.ToText();
+  EXPECT_THAT(page, HasSubstr(fmt::format("\ncohort_ps_staleness_steps_count {}\n", pushes)));
+  EXPECT_THAT(page, HasSubstr(fmt::format("\ncohort_ps_staleness_steps_bucket{{le=\"0\"}} {}\n",
+                                          pushes * 3 / 4)));
+  EXPECT_THAT(page, HasSubstr(fmt::format("\ncohort_ps_staleness_steps_bucket{{le=\"2\"}} {}\n",
+                                          pushes * 3 / 4)));
+  EXPECT_THAT(
+      page, HasSubstr(fmt::format("\ncohort_ps_staleness_steps_bucket{{le=\"4\"}} {}\n", pushes)));
 }
 
 TEST_F(ServersTest, AnotherModelIsRefusedByName) {

@@ -1,3 +1,4 @@
+#include <cohort/core/metrics.h>
 #include <cohort/data/combine.h>
 #include <cohort/io/checkpoint.h>
 #include <cohort/io/record_file.h>
@@ -60,6 +61,61 @@ TEST(Trainer, ProgressCountsEveryBatch) {
   EXPECT_TRUE(seen[6].epoch_finished);
   EXPECT_FALSE(seen[5].epoch_finished);
   EXPECT_EQ(seen[13].epoch, 1);
+}
+
+// Of a sample without labels; -1 where there is none.
+double Value(const Metrics& metrics, const std::string& name) {
+  const std::string page = metrics.ToText();
+  const std::size_t at = page.find("\n" + name + " ");
+  return at == page.npos ? -1 : std::stod(page.substr(at + name.size() + 2));
+}
+
+TEST(Trainer, CountsWhatItDoes) {
+  Metrics metrics;
+  const testing::TempDir dir;
+  std::vector<double> ratios;
+  Job job({.epochs = 3,
+           .batches_per_step = 3,
+           .checkpoint_dir = dir / "checkpoints",
+           .progress =
+               [&](const Progress& p) {
+                 ratios.push_back(Value(metrics, "cohort_progress_ratio"));
+                 EXPECT_EQ(ratios.back(),
+                           (static_cast<double>(p.epoch) + static_cast<double>(p.batch) / 7) / 3);
+                 EXPECT_EQ(Value(metrics, "cohort_steps_total"), std::ssize(ratios));
+                 EXPECT_TRUE(metrics.ready());
+               },
+           .metrics = &metrics});
+  EXPECT_FALSE(metrics.ready());
+  EXPECT_TRUE(std::isnan(Value(metrics, "cohort_loss")));
+  EXPECT_EQ(Value(metrics, "cohort_checkpoint_duration_seconds_count"), -1);
+  const data::Dataset slow = testing::PointsInOrder()
+                                 .Map([](data::Example&) {
+                                   std::this_thread::sleep_for(std::chrono::microseconds(200));
+                                   return OkStatus();
+                                 })
+                                 .Batch(testing::kBatch);
+  const History history = OrThrow(job.trainer->Fit(slow, kTrain));
+  EXPECT_EQ(ratios.size(), 9U);
+  EXPECT_EQ(ratios.back(), 1);
+  EXPECT_EQ(Value(metrics, "cohort_steps_total"), static_cast<double>(history.steps));
+  EXPECT_EQ(Value(metrics, "cohort_examples_total"), history.examples);
+  EXPECT_EQ(Value(metrics, "cohort_step_duration_seconds_count"),
+            static_cast<double>(history.steps));
+  double step_seconds = 0;
+  for (const EpochResult& epoch : history.epochs) {
+    step_seconds += epoch.step_seconds;
+  }
+  EXPECT_NEAR(Value(metrics, "cohort_step_duration_seconds_sum"), step_seconds, 1e-9);
+  EXPECT_GE(history.input_seconds, 3 * kExamples * 200e-6);
+  EXPECT_NEAR(Value(metrics, "cohort_input_wait_seconds_total"), history.input_seconds, 1e-9);
+  EXPECT_NEAR(Value(metrics, "cohort_exposed_communication_seconds_total"),
+              history.exposed_communication_seconds, 1e-9);
+  EXPECT_GT(Value(metrics, "cohort_loss"), 0);
+  EXPECT_EQ(Value(metrics, "cohort_checkpoint_duration_seconds_count"), 3);
+  EXPECT_GT(Value(metrics, "cohort_checkpoint_duration_seconds_sum"), 0);
+  const std::chrono::duration<double> now = std::chrono::system_clock::now().time_since_epoch();
+  EXPECT_NEAR(Value(metrics, "cohort_checkpoint_last_success_timestamp_seconds"), now.count(), 60);
 }
 
 TEST(Trainer, TellsHowLongItWaitedForInput) {

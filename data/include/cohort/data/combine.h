@@ -18,6 +18,7 @@
 #include <vector>
 
 #include <cohort/core/file_system.h>
+#include <cohort/core/metrics.h>
 #include <cohort/core/status.h>
 #include <cohort/data/dataset.h>
 
@@ -77,10 +78,11 @@ struct CorruptExamples {
 // All examples but those that cannot be read for their bytes (DataLoss), of any format: damaged
 // images, cut off members, bad rows. One pass over the data on so many threads finds them, with the
 // same result on every worker. DataLoss where more than max_corrupt are left out; other errors are
-// errors. As Filter: before Shuffle. TFRecord has the same by itself (on_corrupt), which also goes
-// on behind damaged frames.
+// errors. `metrics` gets both as cohort_data_records_total. As Filter: before Shuffle. TFRecord has
+// the same by itself (on_corrupt), which also goes on behind damaged frames.
 Result<Dataset> SkipCorrupt(const Dataset& data, std::int64_t max_corrupt,
-                            CorruptExamples* corrupt = nullptr, int threads = 1);
+                            CorruptExamples* corrupt = nullptr, int threads = 1,
+                            Metrics* metrics = nullptr);
 
 // Keeps examples in memory as they are first read, with what Map made of them: at most the size of
 // all. InvalidArgument after a Shuffle.

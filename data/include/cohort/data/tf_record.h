@@ -14,6 +14,7 @@
 
 #include <cohort/core/file_system.h>
 #include <cohort/core/log.h>
+#include <cohort/core/metrics.h>
 #include <cohort/core/status.h>
 #include <cohort/core/tensor.h>
 #include <cohort/data/dataset.h>
@@ -79,6 +80,9 @@ struct TfRecordOptions {
   // be read is DataLoss too: nobody knows how many records that has.
   double max_corrupt_fraction = 1;
   CorruptRecords* corrupt = nullptr;  // kSkip: where that is counted
+  // kSkip: there, too, with the records that are sound, as cohort_data_records_total; the rest of a
+  // file counts as one.
+  Metrics* metrics = nullptr;
   // What is said once, when all files are open: what was left out, which files have no records,
   // which are given twice, and how much is packed, which every process unpacks into its memory.
   Log log = {};

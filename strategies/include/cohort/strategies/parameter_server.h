@@ -28,6 +28,7 @@ namespace cohort {
 
 class Coordinator;
 class Functions;
+class Metrics;  // cohort/core/metrics.h
 struct ScheduleOptions;
 
 // Over all servers.
@@ -63,6 +64,9 @@ class ParameterServerStrategy : public Strategy {
   virtual const Consistency& consistency() const = 0;
   // After Bind.
   virtual Result<ParameterServerStats> stats() = 0;
+  // On a server, from now on: requests and staleness are counted there, see src/obs/README.md. Once
+  // at most, and before Serve; `metrics` must outlive the strategy. Elsewhere nothing.
+  virtual void CountIn(Metrics& metrics) = 0;
 };
 
 }  // namespace cohort

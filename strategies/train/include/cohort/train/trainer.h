@@ -28,6 +28,8 @@
 
 namespace cohort {
 
+class Metrics;  // cohort/core/metrics.h
+
 // How far training is; given to TrainerOptions::progress on the chief after every step.
 struct Progress {
   std::int64_t epoch = 0;  // from 0
@@ -73,6 +75,9 @@ struct TrainerOptions {
   // state is saved, and Fit returns Cancelled on all. They should then leave by
   // Strategy::Shutdown: ReportError might reach a process that is still saving.
   const std::atomic<bool>* stop = nullptr;
+  // Where steps, examples, waits, loss and checkpoints of this process are counted, as
+  // src/obs/README.md tells. It must outlive the trainer.
+  Metrics* metrics = nullptr;
   Log log;
 };
 
