@@ -36,8 +36,7 @@ Status FramePrefix::Check() const {
   if (magic != kMagic) {
     return InvalidArgument("frame: does not begin as one");
   }
-  if (method < static_cast<std::uint32_t>(FrameMethod::kPull) ||
-      method > static_cast<std::uint32_t>(FrameMethod::kEnter)) {
+  if (method < 1 || method > kFrameMethods) {
     return InvalidArgument("frame: unknown method " + std::to_string(method));
   }
   if (header_bytes > kMaxHeaderBytes || payload_bytes > kMaxMessageBytes ||

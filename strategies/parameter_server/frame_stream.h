@@ -31,6 +31,7 @@ enum class FrameMethod : std::uint32_t {
   kPushRows = 6,
   kEnter = 7
 };
+inline constexpr std::uint32_t kFrameMethods = 7;  // from 1 on
 const char* NameOf(FrameMethod method);
 
 struct FramePrefix {

@@ -14,7 +14,7 @@ RequestCounts::RequestCounts(Metrics& metrics)
       staleness_(metrics.AddHistogram("cohort_ps_staleness_steps",
                                       "Updates by others that a pushed gradient's values lacked.",
                                       kStaleness)) {
-  for (std::size_t i = 0; i < kMethods; ++i) {
+  for (std::size_t i = 0; i < good_.size(); ++i) {
     good_[i] = &CounterOf(static_cast<FrameMethod>(i + 1), "OK");
   }
 }
@@ -33,7 +33,8 @@ void RequestCounts::Answered(FrameMethod method, const FrameHeader& reply) {
   if (method == FrameMethod::kPush) {
     staleness_.Observe(static_cast<double>(reply.staleness()));
   }
-  if (method != FrameMethod::kAssign && method != FrameMethod::kPause) {
+  if (method != FrameMethod::kAssign && method != FrameMethod::kPause &&
+      method != FrameMethod::kEnter) {
     metrics_.SetReady();
   }
 }

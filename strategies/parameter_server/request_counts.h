@@ -25,8 +25,7 @@ class RequestCounts {
 
   Metrics& metrics_;
   Histogram& staleness_;
-  static constexpr std::size_t kMethods = 6;
-  std::array<Counter*, kMethods> good_ = {};  // by method, from the first
+  std::array<Counter*, kFrameMethods> good_ = {};  // by method, from the first
 };
 
 }  // namespace cohort::ps
