@@ -133,7 +133,7 @@ class Implementation final : public ParameterServerStrategy {
   Status Outlast(const std::function<Status()>& look);
   Status GoOn(const Status& error);
   Status Surviving(const std::function<Status()>& fn);
-  void LookAhead(std::uint64_t round);
+  void LookAhead(std::uint64_t round, std::int64_t step);
   Status Assign(std::span<const float> values, std::span<const std::span<float>> slots,
                 std::int64_t step);
   Result<std::int64_t> RestoreSaved(const ps::Job::Lost* only);
@@ -992,11 +992,11 @@ Status Implementation::Idle() {
   return pause ? job_->Explain(client_->Pause()) : OkStatus();
 }
 
-// The rows of the next batch, now that those of this one have been pushed.
-void Implementation::LookAhead(std::uint64_t round) {
+// The rows of the next batch, now that those of this one, of `step`, have been pushed.
+void Implementation::LookAhead(std::uint64_t round, std::int64_t step) {
   rows_->Forget();
   if (next_.has_value()) {
-    rows_->LookAhead(*std::exchange(next_, std::nullopt), round, step_ + 1);
+    rows_->LookAhead(*std::exchange(next_, std::nullopt), round, step);
   }
 }
 
@@ -1044,7 +1044,7 @@ Result<StepResult> Implementation::StepAlone(const data::Batch& part, const Step
       COHORT_RETURN_IF_ERROR(job_->rows()->Push(sink_->rows(), row_step, weight));
     }
     if (rows_ != nullptr && !bounded) {
-      LookAhead(/*round=*/0);
+      LookAhead(/*round=*/0, row_step);
     }
     return client_->Push({.arena = sink_->arena(), .weight = weight, .clip = clip}, NewValues());
   };
@@ -1064,7 +1064,7 @@ Result<StepResult> Implementation::StepAlone(const data::Batch& part, const Step
   COHORT_RETURN_IF_ERROR(pushed);
   step_ = static_cast<std::int64_t>(client_->version());
   if (rows_ != nullptr && bounded) {
-    LookAhead(/*round=*/0);
+    LookAhead(/*round=*/0, step_);
   }
   const ps::RoundSums sums{mine.loss_sum, mine.weight, mine.metric_sums};
   ++finished_.steps;
@@ -1114,7 +1114,7 @@ Result<StepResult> Implementation::StepTogether(const DistributedBatch& batch, c
     return ResultOf(*total);
   }
   if (rows_ != nullptr) {
-    LookAhead(part.round);
+    LookAhead(part.round, step_ + 1);
   }
   if (optimizer_->global_clip_norm() > 0) {
     COHORT_RETURN_IF_ERROR(client_->Settle(part.round, {}, optimizer_->global_clip_norm()));
