@@ -1,0 +1,81 @@
+// What servers and their clients do where a connection falls silent, answers are lost late, or a
+// chief goes on that another one has replaced.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <future>
+#include <numeric>
+#include <span>
+#include <thread>
+#include <vector>
+
+#include "row_cluster.h"
+
+namespace cohort::ps {
+namespace {
+
+using std::chrono::milliseconds;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+// Whose bucket is of the first of two servers at first, in tables of any number of buckets.
+std::uint64_t IdOfTheFirst() {
+  std::uint64_t id = 1;
+  while (BucketOf(id, 2) != 0) {
+    ++id;
+  }
+  return id;
+}
+
+Status Push(RowClient& client, std::span<const int> tables, std::uint64_t id, std::int64_t step) {
+  const std::vector<float> gradient(kDim, -1);
+  std::vector<RowClient::Gradients> gradients;
+  for (const int table : tables) {
+    gradients.push_back({.table = table, .ids = {&id, 1}, .values = gradient});
+  }
+  return client.Push(gradients, step, 1);
+}
+
+// The first of many frames is for a bucket that has moved, as the last is, and the answers that say
+// so are lost with those to all the others.
+TEST(ServerFaults, WhatMovedIsSentThereHoweverManyFramesCameBehindIt) {
+  std::vector<TableSpec> more;
+  for (int t = 0; t < 1200; ++t) {
+    more.push_back(SumsTable());
+    more.back().name += std::to_string(t);
+    more.back().buckets = 2;
+  }
+  const Cluster cluster(2, /*loss=*/0, SumsTable(), /*proxies=*/true, more);
+  const std::uint64_t id = IdOfTheFirst();
+  const auto worker = cluster.NewClient(1, milliseconds(30'000));
+  const int second = 1;
+  OrThrow(Push(*worker, {&second, 1}, id, 1));  // it is connected
+  const auto chief = cluster.NewChief();
+  OrThrow(chief->Move(0, BucketOf(id, kBuckets), 1));
+  OrThrow(chief->Move(static_cast<int>(more.size()), BucketOf(id, 2), 1));
+  cluster.proxy(0).HoldReplies();
+  std::this_thread::sleep_for(milliseconds(100));
+  std::vector<int> tables(1 + more.size());
+  std::iota(tables.begin(), tables.end(), 0);
+  auto pushed = std::async(std::launch::async, [&] { return Push(*worker, tables, id, 2); });
+  const auto served = [&] { return cluster.servers_[0]->rows().stats().pushes; };
+  for (std::uint64_t before = 0; before < 400 || before != served();) {
+    before = served();
+    std::this_thread::sleep_for(milliseconds(500));
+  }
+  cluster.proxy(0).Break();
+  EXPECT_EQ(pushed.get(), OkStatus());
+  const Row row = RowsOf(*chief).at(id);
+  EXPECT_EQ(row.updates, 1U);
+  EXPECT_THAT(row.weights, ElementsAre(1, 1));
+  for (std::size_t t = 1; t < tables.size(); ++t) {
+    std::vector<float> weights(kDim);
+    OrThrow(chief->Pull(tables[t], {&id, 1}, 2, /*training=*/false, weights));
+    ASSERT_THAT(weights, ElementsAre(t == 1 ? 2 : 1, t == 1 ? 2 : 1)) << t;
+  }
+}
+
+}  // namespace
+}  // namespace cohort::ps
