@@ -96,6 +96,7 @@ Status Coordinator::Open(std::int64_t step, std::uint64_t digest) {
       }
     }
     recovering_ = false;
+    Moved();
     view_.recovering = false;
     view_.why.clear();
   }
@@ -270,6 +271,7 @@ Result<SplitReply> Coordinator::NextSplit(const Sender& sender, const EpochKey& 
   std::unique_lock lock(mutex_);
   for (bool acknowledged = finished.id == 0;;) {
     COHORT_RETURN_IF_ERROR(CheckSender(sender));
+    workers_[sender.task].moved = std::chrono::steady_clock::now();
     if (Stale(sender)) {
       return SplitReply{.progress = Progress::kStale};
     }
@@ -298,10 +300,14 @@ Result<SplitReply> Coordinator::NextSplit(const Sender& sender, const EpochKey& 
         return SplitReply{.progress = Progress::kOver};
       }
       if (const std::optional<Split> split = epoch->splits->Next(sender.task, cutting_)) {
+        Got(sender.task, key, split->id);
         return SplitReply{.progress = Progress::kGo, .split = *split, .epoch = key.epoch};
       }
     }
     if (!Pause(lock, deadline)) {
+      const std::uint64_t gone = GiveUpHanging();
+      lock.unlock();
+      Gone(gone);
       return SplitReply{};
     }
   }
@@ -315,6 +321,7 @@ void Coordinator::FinishSplit(const TaskId& worker, const EpochKey& key,
     return;
   }
   if (epoch->second.splits->Finish(worker, finished.id)) {
+    Finished(worker);
     epoch->second.steps += finished.steps;
     epoch->second.sums.Add(finished.sums);
   }
@@ -371,6 +378,7 @@ Result<RoundReply> Coordinator::JoinRound(const Sender& sender, const EpochKey& 
   std::unique_lock lock(mutex_);
   for (;;) {
     COHORT_RETURN_IF_ERROR(CheckSender(sender));
+    workers_[sender.task].moved = std::chrono::steady_clock::now();
     if (Stale(sender)) {
       return RoundReply{.progress = Progress::kStale};
     }
@@ -393,11 +401,15 @@ Result<RoundReply> Coordinator::JoinRound(const Sender& sender, const EpochKey& 
       }
       if (answer == RoundTable::Reply::kGo) {
         changed_.notify_all();  // this may have been the last that the round waited for
+        Got(sender.task, key, reply.part.batch + 1);  // from 1, as splits
         reply.progress = Progress::kGo;
         return reply;
       }
     }
     if (!Pause(lock, deadline)) {
+      const std::uint64_t gone = GiveUpHanging();
+      lock.unlock();
+      Gone(gone);
       return RoundReply{};
     }
   }
@@ -409,6 +421,7 @@ Result<FinishReply> Coordinator::FinishRound(const Sender& sender, std::uint64_t
   std::unique_lock lock(mutex_);
   for (;;) {
     COHORT_RETURN_IF_ERROR(CheckSender(sender));
+    workers_[sender.task].moved = std::chrono::steady_clock::now();
     if (Stale(sender)) {
       return FinishReply{.progress = Progress::kStale};
     }
@@ -419,11 +432,15 @@ Result<FinishReply> Coordinator::FinishRound(const Sender& sender, std::uint64_t
     const RoundTable::Reply answer =
         rounds_->Finish(sender.task, round, attempt, sums, &reply.total);
     if (answer != RoundTable::Reply::kWait) {
+      Finished(sender.task);
       changed_.notify_all();
       reply.progress = answer == RoundTable::Reply::kGo ? Progress::kGo : Progress::kOver;
       return reply;
     }
     if (!Pause(lock, deadline)) {
+      const std::uint64_t gone = GiveUpHanging();
+      lock.unlock();
+      Gone(gone);
       return reply;
     }
   }
@@ -458,10 +475,16 @@ Status Coordinator::Done(const Sender& sender) {
 
 void Coordinator::Lost(const TaskId& task, const Status& why) {
   std::unique_lock lock(mutex_);
+  const std::uint64_t gone = LostNow(task, why);
+  lock.unlock();
+  Gone(gone);
+}
+
+std::uint64_t Coordinator::LostNow(const TaskId& task, const Status& why) {
   const auto worker = workers_.find(task);
   if (worker == workers_.end() || worker->second.phase == Phase::kDone ||
       worker->second.phase == Phase::kLost) {
-    return;
+    return 0;
   }
   options_.log.Warning("the job goes on without " + task.ToString() + ": " + why.message());
   worker->second.phase = Phase::kLost;
@@ -471,9 +494,7 @@ void Coordinator::Lost(const TaskId& task, const Status& why) {
   Release(task, why);
   StartLoneliness();
   changed_.notify_all();
-  const std::uint64_t gone = worker->second.client;
-  lock.unlock();
-  Gone(gone);
+  return worker->second.client;
 }
 
 bool Coordinator::UnderWay() const {
@@ -497,6 +518,9 @@ Result<std::optional<Coordinator::Cut>> Coordinator::BeginCut(Duration wait) {
     COHORT_RETURN_IF_ERROR(server_loss_);
     COHORT_RETURN_IF_ERROR(CheckLonely());
     if (!Pause(lock, deadline)) {
+      const std::uint64_t gone = GiveUpHanging();
+      lock.unlock();
+      Gone(gone);
       return std::optional<Cut>();
     }
   }
@@ -595,6 +619,7 @@ Status Coordinator::RollBack(std::int64_t step, std::uint64_t epoch,
     COHORT_RETURN_IF_ERROR(GoBack(step));
     recovering_ = false;
     server_loss_ = OkStatus();
+    Moved();
     view_ = {.epoch = epoch,
              .recovering = false,
              .addresses = std::move(addresses),
@@ -614,6 +639,7 @@ Status Coordinator::GoOn(std::optional<std::int64_t> step, std::uint64_t epoch,
     }
     recovering_ = false;
     server_loss_ = OkStatus();
+    Moved();
     view_.epoch = epoch;
     view_.recovering = false;
     view_.addresses = std::move(addresses);

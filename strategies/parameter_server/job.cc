@@ -179,8 +179,9 @@ class Retirements {
 // waiting for one that is gone.
 class ViewWatch {
  public:
-  ViewWatch(std::unique_ptr<CoordinatorClient> client, std::function<void(const ServerView&)> tell)
-      : client_(std::move(client)), tell_(std::move(tell)) {
+  ViewWatch(std::unique_ptr<CoordinatorClient> client, std::function<void(const ServerView&)> tell,
+            std::function<std::uint64_t()> steps)
+      : client_(std::move(client)), tell_(std::move(tell)), steps_(std::move(steps)) {
     thread_ = std::thread([this] { Run(); });
   }
   ~ViewWatch() {
@@ -197,7 +198,7 @@ class ViewWatch {
   void Run() {
     ServerView last;
     for (;;) {
-      const Result<ServerView> view = client_->AwaitView(last.epoch, last.recovering);
+      const Result<ServerView> view = client_->AwaitView(last.epoch, last.recovering, steps_());
       if (view.ok()) {
         last = *view;
         tell_(last);
@@ -211,6 +212,7 @@ class ViewWatch {
 
   const std::unique_ptr<CoordinatorClient> client_;
   const std::function<void(const ServerView&)> tell_;
+  const std::function<std::uint64_t()> steps_;
   std::mutex mutex_;
   std::condition_variable stop_;
   bool stopped_ = false;
@@ -286,6 +288,8 @@ Status Job::StartServices() {
         CoordinatorOptions{.workers = workers_,
                            .rejoin_timeout = join_timeout_,
                            .backup_workers = backup_workers_,
+                           .step_timeout = read_timeout_,
+                           .self = config_.task,
                            .on_gone = [this](std::uint64_t client) { Gone(client); },
                            .first_client = NewIncarnation(),
                            .journal = journal_.get(),
@@ -402,7 +406,7 @@ Status Job::FindCoordinator() {
       CoordinatorClient::Make(coordinator, chief_.ToString(),
                               {.task = config_.task, .incarnation = coordination_->incarnation()},
                               heartbeat_timeout_),
-      [this](const ServerView& view) { Told(view); });
+      [this](const ServerView& view) { Told(view); }, [this] { return steps_.load(); });
   return Explain(AwaitView(DeadlineAfter(join_timeout_), std::max<std::uint64_t>(epoch_, 1)));
 }
 
@@ -938,6 +942,7 @@ Status Job::Mend(Missing* missing) {
 }
 
 void Job::StepDone() {
+  ++steps_;
   if (spec_.copies) {
     pushes_ = client_->pushes();
     row_pushes_ = row_client_ == nullptr ? std::vector<std::uint64_t>() : row_client_->pushes();
@@ -1208,11 +1213,14 @@ bool Job::RetirementsTold() const {
   return retirements_ == nullptr || retirements_->idle();
 }
 
-Status Job::BetweenUpdates(const std::function<Status(const Coordinator::Cut& cut)>& fn) {
+Status Job::BetweenUpdates(const std::function<Status(const Coordinator::Cut& cut)>& fn,
+                           const std::function<void(const std::string& why)>& late) {
   // A process that trains as well must not wait for work that may be left to itself: what a lost
   // worker held, or a part of the round. The next step is as good a place to save.
   const bool trains = config_.task.type != TaskType::kChief;
-  const Deadline patience = DeadlineAfter(2 * heartbeat_timeout_);
+  const auto begun = std::chrono::steady_clock::now();
+  const Deadline patience = begun + 2 * heartbeat_timeout_;
+  const Deadline give_up = std::max(patience, begun + 2 * coordinator_->longest_piece());
   const auto left_to_itself = [&] {
     return trains && (coordinator_->WorkIsBack() ||
                       (backup_workers_ > 0 && std::chrono::steady_clock::now() >= patience));
@@ -1229,6 +1237,13 @@ Status Job::BetweenUpdates(const std::function<Status(const Coordinator::Cut& cu
     } else if (status.ok()) {
       status = coordination_->failure();
       again = status.ok() && !left_to_itself();
+      if (again && std::chrono::steady_clock::now() >= give_up) {
+        again = false;
+        late(fmt::format(
+            "{} for {:.1f} s",
+            cut->has_value() ? "servers do not answer" : coordinator_->AtWork() + " was waited for",
+            SecondsSince(begun)));
+      }
       if (again && cut->has_value()) {
         std::this_thread::sleep_for(milliseconds(5));  // servers are being told
       }

@@ -447,7 +447,13 @@ Status Implementation::SaveIfDue() {
     at = cut;
     return {};
   };
-  COHORT_RETURN_IF_ERROR(job_->BetweenUpdates(freeze));
+  const auto late = [this, &now](const std::string& why) {
+    saved_ = now;
+    ++failed_saves_;
+    options_.log.Warning(
+        "the save that is due is put off until the next one is, training goes on: " + why);
+  };
+  COHORT_RETURN_IF_ERROR(job_->BetweenUpdates(freeze, late));
   return at.has_value() ? SaveSnapshot(*at, std::move(course)) : OkStatus();
 }
 

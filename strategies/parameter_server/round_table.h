@@ -100,6 +100,8 @@ class RoundTable {
   // Lost, or done: rounds go on without it.
   void Leave(const TaskId& worker);
 
+  // Whose part of the running round is missing; of the next one, who has not asked for it.
+  std::vector<TaskId> awaited() const;
   // As between two rounds, with these workers to wait for, of whom nobody has asked yet.
   void Restart(std::set<TaskId> expected);
   // No round begins until it is let go again.
