@@ -178,6 +178,7 @@ Status GrpcClient::Declare() {
   request.set_copies(spec_.copies);
   request.set_servers(static_cast<std::uint32_t>(spec_.servers));
   request.set_sender(options_.task);
+  request.set_epoch(options_.epoch);
   for (const TableSpec& table : spec_.tables) {
     if (!request.add_tables()->ParseFromString(ToMessage(table))) {
       return InvalidArgument("table \"" + table.name + "\": its name is not UTF-8");
@@ -185,10 +186,11 @@ Status GrpcClient::Declare() {
   }
   for (std::size_t s = 0; s < control_.size(); ++s) {
     request.set_server(static_cast<std::uint32_t>(s));
+    DeclareReply reply;
     COHORT_RETURN_IF_ERROR(Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
-      DeclareReply reply;
       return stub.Declare(context, request, &reply);
     }));
+    COHORT_RETURN_IF_ERROR(Taken(reply, s));
   }
   return {};
 }
@@ -641,28 +643,31 @@ Status GrpcClient::Pause() {
 Status GrpcClient::Retire(std::uint64_t client) {
   RetireRequest request;
   request.set_client(client);
+  request.set_epoch(options_.epoch);
   Status first;
   for (std::size_t s = 0; s < control_.size(); ++s) {
+    RetireReply reply;
     const Status status = Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
-      RetireReply reply;
       return stub.Retire(context, request, &reply);
     });
     if (first.ok()) {
-      first = status;
+      first = status.ok() ? Taken(reply, s) : status;
     }
   }
   return first;
 }
 
 Status GrpcClient::Drain() {
+  DrainRequest request;
+  request.set_epoch(options_.epoch);
   Status first;
   for (std::size_t s = 0; s < control_.size(); ++s) {
+    DrainReply reply;
     const Status status = Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
-      DrainReply reply;
-      return stub.Drain(context, DrainRequest(), &reply);
+      return stub.Drain(context, request, &reply);
     });
     if (first.ok()) {
-      first = status;
+      first = status.ok() ? Taken(reply, s) : status;
     }
   }
   return first;

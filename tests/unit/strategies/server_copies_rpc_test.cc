@@ -233,7 +233,7 @@ TEST_F(Copies, AProcessWithoutCopiesIsRefused) {
   ModelSpec other = spec_;
   other.copies = false;
   const Status status =
-      Client::Make(other, addresses_, {.client = 9, .task = "worker:9"})->Declare();
+      Client::Make(other, addresses_, {.client = 9, .task = "worker:9", .epoch = 1})->Declare();
   EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
   EXPECT_THAT(status.message(), HasSubstr("server_loss differs: declared kReplica, worker:9 has"));
 }

@@ -38,6 +38,32 @@ Status Push(RowClient& client, std::span<const int> tables, std::uint64_t id, st
   return client.Push(gradients, step, 1);
 }
 
+TEST(ServerFaults, AChiefInWhosePlaceThereIsAnotherEndsNothing) {
+  const Cluster cluster(2);
+  const auto chief = [&](std::uint64_t epoch) {
+    return Client::Make(cluster.spec_, cluster.addresses_, {.client = 1000, .epoch = epoch});
+  };
+  const auto before = chief(1);
+  OrThrow(before->Declare());
+  OrThrow(before->Begin({}));
+  const auto after = chief(2);
+  OrThrow(after->Declare());  // before its epoch begins
+  OrThrow(after->Begin({}));
+  OrThrow(after->Assign(std::vector<float>(3), {}, 0));
+  for (const Status& status : {before->Drain(), before->Retire(7), before->Declare()}) {
+    EXPECT_EQ(status.code(), StatusCode::kUnavailable);
+    EXPECT_THAT(status.message(), HasSubstr("of epoch 1 of the servers, this is epoch 2"));
+  }
+  EXPECT_FALSE(cluster.servers_[0]->WaitDrained(DeadlineAfter(milliseconds(10))));
+  const auto worker = RowClient::Make(cluster.spec_, cluster.addresses_, {.client = 7, .epoch = 2});
+  const int table = 0;
+  EXPECT_EQ(Push(*worker, {&table, 1}, 1, 1), OkStatus()) << "nobody has given it up";
+  OrThrow(after->Retire(7));
+  EXPECT_EQ(Push(*worker, {&table, 1}, 1, 2).code(), StatusCode::kAborted);
+  OrThrow(after->Drain());
+  EXPECT_TRUE(cluster.servers_[0]->WaitDrained(DeadlineAfter(milliseconds(10))));
+}
+
 // The first of many frames is for a bucket that has moved, as the last is, and the answers that say
 // so are lost with those to all the others.
 TEST(ServerFaults, WhatMovedIsSentThereHoweverManyFramesCameBehindIt) {
