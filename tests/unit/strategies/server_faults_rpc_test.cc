@@ -64,6 +64,24 @@ TEST(ServerFaults, AChiefInWhosePlaceThereIsAnotherEndsNothing) {
   EXPECT_TRUE(cluster.servers_[0]->WaitDrained(DeadlineAfter(milliseconds(10))));
 }
 
+// As behind a firewall that has forgotten the connections, those of gRPC too: nobody says so.
+TEST(ServerFaults, AConnectionThatFallsSilentIsReplacedAndNothingCountsTwice) {
+  const Cluster cluster(2, /*loss=*/0, SumsTable(), /*proxies=*/true);
+  const auto worker = cluster.NewClient(1, milliseconds(8000));
+  const int table = 0;
+  const std::uint64_t id = IdOfTheFirst();
+  OrThrow(Push(*worker, {&table, 1}, id, 1));
+  for (std::uint32_t silences = 1; silences <= 2; ++silences) {
+    cluster.proxy(0).Silence();
+    std::this_thread::sleep_for(milliseconds(100));
+    EXPECT_EQ(Push(*worker, {&table, 1}, id, 1 + silences), OkStatus());
+    const Row row = RowsOf(*cluster.NewChief()).at(id);
+    EXPECT_EQ(row.updates, 1 + silences);
+    const auto sum = static_cast<float>(1 + silences);
+    EXPECT_THAT(row.weights, ElementsAre(sum, sum));
+  }
+}
+
 // The first of many frames is for a bucket that has moved, as the last is, and the answers that say
 // so are lost with those to all the others.
 TEST(ServerFaults, WhatMovedIsSentThereHoweverManyFramesCameBehindIt) {
