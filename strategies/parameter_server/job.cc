@@ -708,6 +708,9 @@ void Job::MakeClients(std::uint64_t epoch) {
       .pushes = pushes_,
       .row_pushes = row_pushes_};
   auto client = Client::Make(spec_, server_addresses_, options);
+  if (spec_.copies && client_ != nullptr) {
+    client->TakeOver(*client_);
+  }
   auto row_client =
       spec_.tables.empty() ? nullptr : RowClient::Make(spec_, server_addresses_, options);
   if (coordinator_client_ != nullptr) {
