@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <condition_variable>
 #include <cstring>
-#include <deque>
 #include <thread>
 #include <utility>
 
 #include <fmt/format.h>
 
+#include "parameter_server/retirements.h"
 #include "parameter_server/wire.h"
 #include "process_identity.h"
 
@@ -119,61 +119,6 @@ Status CheckConfig(const ClusterConfig& config, const StrategyOptions& options) 
 }  // namespace
 
 std::string ServerKey(int server) { return "parameter_server/address/" + std::to_string(server); }
-
-// Tells the servers of workers that are gone, on a thread of its own: who reports them must not
-// wait for servers, and who trains is not there to do it.
-class Retirements {
- public:
-  explicit Retirements(Client& client) : client_(client) {
-    thread_ = std::thread([this] { Run(); });
-  }
-  ~Retirements() {
-    {
-      const std::lock_guard lock(mutex_);
-      stopped_ = true;
-    }
-    changed_.notify_all();
-    thread_.join();
-  }
-  void Add(std::uint64_t client) {
-    {
-      const std::lock_guard lock(mutex_);
-      waiting_.push_back(client);
-    }
-    changed_.notify_all();
-  }
-  bool idle() const {
-    const std::lock_guard lock(mutex_);
-    return waiting_.empty() && !telling_;
-  }
-
- private:
-  void Run() {
-    std::unique_lock lock(mutex_);
-    for (;;) {
-      changed_.wait(lock, [this] { return stopped_ || !waiting_.empty(); });
-      if (stopped_) {
-        return;
-      }
-      const std::uint64_t client = waiting_.front();
-      waiting_.pop_front();
-      telling_ = true;
-      lock.unlock();
-      // A server that cannot be told is lost, and ends the job.
-      (void)client_.Retire(client);
-      lock.lock();
-      telling_ = false;
-    }
-  }
-
-  Client& client_;
-  mutable std::mutex mutex_;
-  std::condition_variable changed_;
-  std::deque<std::uint64_t> waiting_;
-  bool telling_ = false;
-  bool stopped_ = false;
-  std::thread thread_;
-};
 
 // Asks the chief for its view of the servers, on a thread of its own: calls of this process may be
 // waiting for one that is gone.
@@ -676,7 +621,13 @@ void Job::StopRetirements() {
 }
 
 void Job::StartRetirements() {
-  auto retirements = std::make_unique<Retirements>(*client_);
+  // Unless the servers go into another epoch first, which begins with all of them.
+  auto retirements = std::make_unique<Retirements>(
+      [client = client_.get()](std::uint64_t gone) { return client->Retire(gone); },
+      [this](const Status& why) {
+        log_.Warning("a worker that was given up is not known to all servers yet: " +
+                     why.message());
+      });
   const std::lock_guard lock(failure_mutex_);
   for (const std::uint64_t client : std::exchange(untold_, {})) {
     retirements->Add(client);

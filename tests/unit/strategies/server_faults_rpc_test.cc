@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <chrono>
 #include <future>
 #include <numeric>
@@ -11,7 +12,9 @@
 #include <thread>
 #include <vector>
 
+#include "parameter_server/retirements.h"
 #include "row_cluster.h"
+#include "testing/process_cluster.h"
 
 namespace cohort::ps {
 namespace {
@@ -119,6 +122,36 @@ TEST(ServerFaults, WhatMovedIsSentThereHoweverManyFramesCameBehindIt) {
     OrThrow(chief->Pull(tables[t], {&id, 1}, 2, /*training=*/false, weights));
     ASSERT_THAT(weights, ElementsAre(t == 1 ? 2 : 1, t == 1 ? 2 : 1)) << t;
   }
+}
+
+// The server's process is there, and does not answer yet.
+TEST(ServerFaults, AServerThatCouldNotBeToldOfAWorkerIsToldAgain) {
+  Cluster cluster(1);
+  const int port = testing::UnusedPorts(1)[0];
+  const std::vector<std::string> addresses = {"127.0.0.1:" + std::to_string(port)};
+  const auto chief =
+      Client::Make(cluster.spec_, addresses, {.client = 1000, .peer_timeout = milliseconds(200)});
+  std::atomic<int> failed{0};
+  Retirements retirements([&](std::uint64_t client) { return chief->Retire(client); },
+                          [&](const Status& /*why*/) { ++failed; }, milliseconds(50));
+  retirements.Add(7);
+  for (int i = 0; i < 200 && failed == 0; ++i) {
+    std::this_thread::sleep_for(milliseconds(50));
+  }
+  EXPECT_EQ(failed, 1);
+  EXPECT_FALSE(retirements.idle());
+  const auto server = OrThrow(Server::Start(addresses[0], 0, Log()));
+  for (int i = 0; i < 400 && !retirements.idle(); ++i) {
+    std::this_thread::sleep_for(milliseconds(50));
+  }
+  EXPECT_TRUE(retirements.idle());
+  const auto other = Client::Make(cluster.spec_, addresses, {.client = 1001});
+  OrThrow(other->Declare());
+  OrThrow(other->Assign(std::vector<float>(3), {}, 0));
+  const auto worker = RowClient::Make(cluster.spec_, addresses, {.client = 7});
+  const int table = 0;
+  EXPECT_EQ(Push(*worker, {&table, 1}, 1, 1).code(), StatusCode::kAborted);
+  EXPECT_EQ(failed, 1) << "it is said once";
 }
 
 }  // namespace
