@@ -22,14 +22,30 @@ constexpr milliseconds kLook{200};
 constexpr char kCoordinatorKey[] = "parameter_server/coordinator";
 constexpr char kInitialisedKey[] = "parameter_server/initialised";
 constexpr milliseconds kLeastSilence{5'000};  // several times what a view is waited for
-constexpr int kMostRollBacks =
-    10;  // in one recovery, for servers that are lost in the middle of it
+// In one recovery, for servers that are lost in the middle of it, and files that cannot be read at
+// the moment; between two of them there is a pause, of twice the one before.
+constexpr int kMostRollBacks = 10;
+constexpr milliseconds kFirstPause{100};
+constexpr milliseconds kLastPause{5'000};
 std::string ProcessKey(int server, std::uint64_t incarnation) {
   return ServerKey(server) + "/" + std::to_string(incarnation);
 }
 // Of a server that has been in a job before its present chief: the epoch of its values.
 std::string EpochKeyOf(int server, std::uint64_t incarnation) {
   return ProcessKey(server, incarnation) + "/epoch";
+}
+// Is it the same when it is tried again? What files and servers answer otherwise may pass.
+bool IsForGood(const Status& status) {
+  switch (status.code()) {
+    case StatusCode::kUnavailable:
+    case StatusCode::kDeadlineExceeded:
+    case StatusCode::kResourceExhausted:
+    case StatusCode::kUnknown:
+    case StatusCode::kInternal:
+      return false;
+    default:
+      return true;
+  }
 }
 double SecondsSince(std::chrono::steady_clock::time_point begun) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
@@ -918,7 +934,16 @@ Status Job::Recover(const Status& error, const Restore& restore) {
   std::uint64_t newest = 0;
   Missing missing;
   Status last = error;
+  milliseconds pause = kFirstPause;
   for (int attempt = 0; attempt < kMostRollBacks; ++attempt) {
+    if (attempt > 0) {
+      const Deadline next = DeadlineAfter(pause);
+      pause = std::min(2 * pause, kLastPause);
+      while (std::chrono::steady_clock::now() < next) {
+        COHORT_RETURN_IF_ERROR(coordination_->failure());
+        std::this_thread::sleep_for(milliseconds(10));
+      }
+    }
     int seen = 0;
     {
       const std::lock_guard lock(failure_mutex_);
@@ -941,11 +966,12 @@ Status Job::Recover(const Status& error, const Restore& restore) {
                                        : "the servers go back to the last save"));
     std::int64_t step = 0;
     last = BeginEpoch(restore, &missing, &newest, &step);
-    if (!last.ok() && last.code() != StatusCode::kUnavailable) {
+    if (!last.ok() && IsForGood(last)) {
       return FailJob(last);
     }
     if (!last.ok()) {
-      log_.Warning("going back to the last save has failed: " + last.message());
+      log_.Warning(fmt::format("going back to the last save has failed, {} of {} times: {}",
+                               attempt + 1, kMostRollBacks, last.ToString()));
       continue;
     }
     {
@@ -985,7 +1011,8 @@ Status Job::Recover(const Status& error, const Restore& restore) {
                              std::max<std::int64_t>(undone, 0), step, SecondsSince(begun)));
     return {};
   }
-  return FailJob(last);
+  return FailJob({last.code(), fmt::format("going back to the last save has failed {} times: {}",
+                                           kMostRollBacks, last.message())});
 }
 
 Status Job::Rejoin(const Status& error) {
