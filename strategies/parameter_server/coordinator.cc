@@ -239,6 +239,9 @@ Result<Coordinator::Epoch*> Coordinator::FindEpoch(const EpochKey& key, std::int
   if (found != epochs_.end()) {
     return &found->second;
   }
+  if (past_.contains(key)) {
+    return static_cast<Epoch*>(nullptr);
+  }
   // A worker that came back starts at the program's first epoch; what the others have left behind
   // is not trained again.
   for (const auto& [other, epoch] : epochs_) {
@@ -366,7 +369,7 @@ Result<EpochKey> Coordinator::Due(const EpochKey& asked, std::int64_t* first_bat
 bool Coordinator::IsOver(const EpochKey& key) const {
   const auto epoch = epochs_.find(key);
   if (epoch == epochs_.end()) {
-    return false;
+    return past_.contains(key);
   }
   return epoch->second.splits.has_value() ? epoch->second.splits->over()
                                           : rounds_->next_batch(key) >= epoch->second.batches;
@@ -586,14 +589,20 @@ Course Coordinator::CourseAt(std::int64_t step) const {
 }
 
 Status Coordinator::Remember(Course course) {
+  std::vector<EpochKey> past;
   {
     const std::lock_guard lock(mutex_);
     if (!courses_.empty() && courses_.back().step == course.step) {
       return {};
     }
+    past = ForgetPast();
+  }
+  for (const EpochKey& key : past) {
+    course.epochs.erase(key);
+    course.rounds->Forget(key);
   }
   if (options_.journal != nullptr) {
-    COHORT_RETURN_IF_ERROR(options_.journal->Remember(course));
+    COHORT_RETURN_IF_ERROR(options_.journal->Remember(course, past));
   }
   const std::lock_guard lock(mutex_);
   courses_.push_back(std::move(course));
@@ -601,6 +610,32 @@ Status Coordinator::Remember(Course course) {
     courses_.pop_front();
   }
   return {};
+}
+
+// An epoch that is over wherever the job can go back to is so for good: of it there is no more to
+// copy, and to note, than what it came to. The last one of a course is what is under way there.
+std::vector<EpochKey> Coordinator::ForgetPast() {
+  std::vector<EpochKey> past;
+  if (courses_.empty() || courses_.front().epochs.empty()) {
+    return past;
+  }
+  const EpochKey last = courses_.front().epochs.rbegin()->first;
+  for (const auto& [key, then] : courses_.front().epochs) {
+    const auto now = epochs_.find(key);
+    if (key == last || now == epochs_.end() || !then.reported || !IsOver(key)) {
+      continue;
+    }
+    const EpochCoverage coverage = CoverageOf(key, now->second);
+    past_advance_.steps += coverage.steps;
+    past_advance_.epochs += 1;
+    past_.emplace(key, coverage);
+    past.push_back(key);
+  }
+  for (const EpochKey& key : past) {
+    epochs_.erase(key);
+    rounds_->Forget(key);
+  }
+  return past;
 }
 
 Status Coordinator::Forget(std::int64_t step) {
@@ -650,10 +685,10 @@ Status Coordinator::GoOn(std::optional<std::int64_t> step, std::uint64_t epoch,
 }
 
 std::int64_t Coordinator::StepsSince(std::int64_t step) const {
-  const auto steps_of = [](const std::map<EpochKey, Epoch>& epochs) {
+  const auto steps_of = [this](const std::map<EpochKey, Epoch>& epochs) {
     std::int64_t steps = 0;
     for (const auto& [key, epoch] : epochs) {
-      steps += epoch.steps;
+      steps += past_.contains(key) ? 0 : epoch.steps;
     }
     return steps;
   };
@@ -695,6 +730,12 @@ Status Coordinator::GoBack(std::int64_t step) {
   }
   epochs_ = course.epochs;
   rounds_ = course.rounds;
+  for (const auto& [key, of_key] : course.epochs) {
+    if (past_.contains(key)) {
+      epochs_.erase(key);
+      rounds_->Forget(key);
+    }
+  }
   rounds_->Restart(ExpectedWorkers());
   again_ = std::move(again);
   cutting_ = false;
@@ -721,7 +762,7 @@ std::uint64_t Coordinator::LastRound(RoundCommit* commit) const {
 
 Coordinator::Advance Coordinator::advance() const {
   const std::lock_guard lock(mutex_);
-  Advance advance;
+  Advance advance = past_advance_;
   for (const auto& [key, epoch] : epochs_) {
     const EpochCoverage coverage = CoverageOf(key, epoch);
     advance.steps += coverage.steps;
@@ -830,11 +871,15 @@ void Coordinator::ReportIfOver(const EpochKey& key, Epoch& epoch) {
 
 std::vector<EpochCoverage> Coordinator::coverage() const {
   const std::lock_guard lock(mutex_);
-  std::vector<EpochCoverage> all;
+  std::map<EpochKey, EpochCoverage> all = past_;
   for (const auto& [key, epoch] : epochs_) {
-    all.push_back(CoverageOf(key, epoch));
+    all.emplace(key, CoverageOf(key, epoch));
   }
-  return all;
+  std::vector<EpochCoverage> in_order;
+  for (const auto& [key, coverage] : all) {
+    in_order.push_back(coverage);
+  }
+  return in_order;
 }
 
 }  // namespace cohort::ps

@@ -248,6 +248,7 @@ class Coordinator {
   EpochCoverage CoverageOf(const EpochKey& key, const Epoch& epoch) const;
   void ReportIfOver(const EpochKey& key, Epoch& epoch);
   Status GoBack(std::int64_t step);
+  std::vector<EpochKey> ForgetPast();
   std::set<TaskId> ExpectedWorkers() const;
   void NoteEnd(const TaskId& worker, std::optional<JournalState::End> end);
 
@@ -257,6 +258,9 @@ class Coordinator {
   std::map<TaskId, Worker> workers_;
   std::vector<std::optional<DatasetInfo>> datasets_;
   std::map<EpochKey, Epoch> epochs_;
+  // Those before, which were over at the first of courses_: what they came to, and no more.
+  std::map<EpochKey, EpochCoverage> past_;
+  Advance past_advance_;
   std::optional<RoundTable> rounds_;      // from Open on
   std::optional<ClosureQueue> closures_;  // from OpenFunctions on
   bool closures_closed_ = false;

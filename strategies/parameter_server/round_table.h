@@ -88,6 +88,9 @@ class RoundTable {
   Kept Keep() const;
   RoundTable(Kept kept, int backup_workers);
 
+  // Of an epoch that is over nobody asks any more.
+  void Forget(const EpochKey& epoch) { epochs_.erase(epoch); }
+
   // Gives an epoch its batches [first, end), once.
   void OpenEpoch(const EpochKey& epoch, std::int64_t first_batch, std::int64_t end_batch);
 
