@@ -324,7 +324,8 @@ TEST(ParameterServerProcessTest, AServerThatStopsForLessThanItsTimeoutIsWaitedFo
 
 TEST(ParameterServerProcessTest, AWorkerThatComesBackFromALongPauseHasNoEffect) {
   ProcessCluster cluster;
-  cluster.StartTasks(kJob, Program({"--epochs", "4", "--heartbeat-ms", "1500"}));
+  cluster.StartTasks(kJob, Program({"--epochs", "4", "--heartbeat-ms", "1500", "--consistency",
+                                    "sync", "--step-ms", "1"}));
   ASSERT_TRUE(cluster.WaitForOutput("worker:1", "step 11 ", kPatience));
   cluster.Signal("worker:1", SIGSTOP);
   ASSERT_TRUE(cluster.WaitForOutput("worker:0", "trained", kPatience));
@@ -335,6 +336,7 @@ TEST(ParameterServerProcessTest, AWorkerThatComesBackFromALongPauseHasNoEffect) 
   }
   EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr("epoch 3: 2000 of 2000 seen"));
   EXPECT_THAT(cluster.Stderr("chief:0"), HasSubstr("goes on without worker:1"));
+  EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr(DigestOf(2000, 10, 4)));
 }
 
 TEST(ParameterServerProcessTest, AnErrorOfAWorkerReachesAll) {
