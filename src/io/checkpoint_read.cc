@@ -270,6 +270,18 @@ Result<CheckpointStore::ChainSize> CheckpointStore::SizeOfChain(std::int64_t ste
   return size;
 }
 
+namespace {
+
+// About the checkpoint: its files could not be asked for now (too many are open, a server of files
+// is away). An older one in its place would cost what was trained since.
+bool SaysNothing(const Status& status) {
+  return status.code() == StatusCode::kUnavailable ||
+         status.code() == StatusCode::kDeadlineExceeded ||
+         status.code() == StatusCode::kResourceExhausted;
+}
+
+}  // namespace
+
 Result<std::unique_ptr<Checkpoint>> CheckpointStore::OpenLatest() const {
   COHORT_ASSIGN_OR_RETURN(std::vector<std::int64_t> steps, Steps());
   if (steps.empty()) {
@@ -279,7 +291,7 @@ Result<std::unique_ptr<Checkpoint>> CheckpointStore::OpenLatest() const {
   Status first;
   for (const std::int64_t step : steps) {
     auto checkpoint = Open(step);
-    if (checkpoint.ok()) {
+    if (checkpoint.ok() || SaysNothing(checkpoint.status())) {
       return checkpoint;
     }
     options_.log.Warning("checkpoint of step " + std::to_string(step) +

@@ -1,7 +1,10 @@
 #include "parameter_server/bucket_client.h"
 
 #include <algorithm>
+#include <chrono>
+#include <functional>
 #include <map>
+#include <thread>
 #include <utility>
 
 #include <cohort/io/crc32c.h>
@@ -317,6 +320,30 @@ Status BucketClient::Install(int table, std::uint32_t bucket, int line, const st
   return {};
 }
 
+// Until servers answer: `fn` may be repeated, under new numbers, which keep what came of it before
+// from having an effect later. Where a process is lost the job ends that by Abort.
+Status BucketClient::Insist(const std::function<Status()>& fn) {
+  const Deadline give_up = DeadlineAfter(read_timeout_);
+  Status status = fn();
+  while (!status.ok() && !IsAnswer(status) && exchange_.aborted().ok() &&
+         std::chrono::steady_clock::now() < give_up) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    status = fn();
+  }
+  return status.ok() || IsAnswer(status) ? status : NowhereFor(status);
+}
+
+// The bucket is all at `from` again, where it was given away: nobody else has it. `why`: what the
+// move ends with.
+Status BucketClient::Keep(int table, std::uint32_t bucket, int from, const Status& why) {
+  BucketMove keep;
+  keep.set_step(BucketMove::KEEP);
+  COHORT_RETURN_IF_ERROR(Insist([&] { return Step(table, bucket, from, keep); }));
+  return FailedPrecondition("bucket " + std::to_string(bucket) + " of table \"" +
+                            SpecOf(table).name + "\" stays at ps:" + std::to_string(from) + ": " +
+                            why.message());
+}
+
 Status BucketClient::Move(int table, std::uint32_t bucket, int to) {
   Require(bucket < SpecOf(table).buckets && to >= 0 && to < routes_.servers(),
           "a bucket of the table, and a server");
@@ -328,27 +355,25 @@ Status BucketClient::Move(int table, std::uint32_t bucket, int to) {
   step.set_to(static_cast<std::uint32_t>(to));
   step.set_step(BucketMove::GIVE);
   if (const Status given = Step(table, bucket, from, step); !given.ok()) {
-    return IsAnswer(given) ? given : NowhereFor(given);
+    return IsAnswer(given) ? given : Keep(table, bucket, from, given);
   }
-  const auto carry = [&]() -> Status {
-    BucketPiece nothing;
-    nothing.set_bucket(bucket);
-    nothing.set_total(1);  // the first reply says how much it is
-    COHORT_ASSIGN_OR_RETURN(const std::string dump, DumpRest(table, from, {}, nothing, {}));
-    return Install(table, bucket, to, dump, /*adopt=*/true);
-  };
-  if (const Status carried = carry(); !carried.ok()) {
-    if (!IsAnswer(carried)) {
-      return NowhereFor(carried);
-    }
-    step.set_step(BucketMove::KEEP);
-    const Status kept = Step(table, bucket, from, step);
-    return kept.ok() ? carried : NowhereFor(kept);
+  BucketPiece nothing;
+  nothing.set_bucket(bucket);
+  nothing.set_total(1);  // the first reply says how much it is
+  const Result<std::string> dump = DumpRest(table, from, {}, nothing, {});
+  if (!dump.ok()) {
+    return Keep(table, bucket, from, dump.status());
+  }
+  // The other one may have it without its answer's having come: it is told again until it answers.
+  if (const Status installed =
+          Insist([&] { return Install(table, bucket, to, *dump, /*adopt=*/true); });
+      !installed.ok()) {
+    return IsAnswer(installed) ? Keep(table, bucket, from, installed) : installed;
   }
   const std::uint32_t moved[] = {bucket, static_cast<std::uint32_t>(to)};
   COHORT_RETURN_IF_ERROR(routes_.Learn(table, moved));
   step.set_step(BucketMove::DROP);
-  const Status dropped = Step(table, bucket, from, step);
+  const Status dropped = Insist([&] { return Step(table, bucket, from, step); });
   return dropped.ok() ? dropped : NowhereFor(dropped);
 }
 

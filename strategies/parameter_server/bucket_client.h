@@ -67,6 +67,8 @@ class BucketClient {
   Status DumpSome(int table, const Version& version, const Take& take, Arrivals& arrivals);
   Status Install(int table, std::uint32_t bucket, int line, const std::string& dump, bool adopt);
   Status Step(int table, std::uint32_t bucket, int server, const BucketMove& step);
+  Status Insist(const std::function<Status()>& fn);
+  Status Keep(int table, std::uint32_t bucket, int from, const Status& why);
 
   const std::vector<TableSpec> tables_;
   const std::uint64_t layout_;

@@ -80,6 +80,7 @@ class GrpcClient final : public Client {
   Status PullForStep(std::span<float> values, const Commit& commit) override;
   Status Settle(std::uint64_t round, const Commit& commit, double clip_norm) override;
   std::vector<std::uint64_t> pushes() const override { return sequences_; }
+  void TakeOver(Client& before) override;
   std::uint64_t staleness() const override { return staleness_; }
   bool late() const override { return late_; }
   Status Pause() override;
@@ -114,7 +115,8 @@ class GrpcClient final : public Client {
   ReplyHandler Into(std::span<float> values, std::span<const std::span<float>> slots);
   Status Freeze(std::uint64_t snapshot, const std::function<void(const FreezeReply&)>& take);
   // The gradient of a chunk as it travels, and what is lent for that.
-  Result<std::span<const float>> Encode(const Gradient& gradient, std::size_t chunk);
+  Result<std::span<const float>> Encode(const Gradient& gradient, std::size_t chunk,
+                                        std::uint64_t sequence);
   void AddPulls(int server, bool everything, const FrameHeader& header,
                 std::vector<FrameRequest>* requests);
 
@@ -128,13 +130,14 @@ class GrpcClient final : public Client {
   std::vector<std::uint64_t> sequences_;
   std::uint64_t staleness_ = 0;
   bool late_ = false;
-  std::uint64_t clock_ = 0;            // under bounded staleness: of this worker
-  bool entered_ = false;               // since Pause
-  std::uint64_t snapshot_ = 0;         // that PullState reads
-  std::vector<float> residuals_;       // of gradients that are rounded, as the arena
-  std::uint64_t unsettled_ = 0;        // the round that they are of, before Settle
-  std::vector<FloatBuffer> encoded_;   // by chunk
-  std::vector<FloatBuffer> arrivals_;  // by server: what is to be decoded
+  std::uint64_t clock_ = 0;                   // under bounded staleness: of this worker
+  bool entered_ = false;                      // since Pause
+  std::uint64_t snapshot_ = 0;                // that PullState reads
+  std::vector<float> residuals_;              // of gradients that are rounded, as the arena
+  std::uint64_t unsettled_ = 0;               // the round that they are of, before Settle
+  std::vector<FloatBuffer> encoded_;          // by chunk
+  std::vector<std::uint64_t> encoded_under_;  // by chunk: the number of that push
+  std::vector<FloatBuffer> arrivals_;         // by server: what is to be decoded
   std::vector<std::unique_ptr<Servers::Stub>> control_;
   const std::unique_ptr<FrameLink> link_;
 };
@@ -181,6 +184,7 @@ Status GrpcClient::Declare() {
   request.set_copies(spec_.copies);
   request.set_servers(static_cast<std::uint32_t>(spec_.servers));
   request.set_sender(options_.task);
+  request.set_epoch(options_.epoch);
   for (const TableSpec& table : spec_.tables) {
     if (!request.add_tables()->ParseFromString(ToMessage(table))) {
       return InvalidArgument("table \"" + table.name + "\": its name is not UTF-8");
@@ -188,10 +192,11 @@ Status GrpcClient::Declare() {
   }
   for (std::size_t s = 0; s < control_.size(); ++s) {
     request.set_server(static_cast<std::uint32_t>(s));
+    DeclareReply reply;
     COHORT_RETURN_IF_ERROR(Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
-      DeclareReply reply;
       return stub.Declare(context, request, &reply);
     }));
+    COHORT_RETURN_IF_ERROR(Taken(reply, s));
   }
   return {};
 }
@@ -513,7 +518,18 @@ Result<std::uint64_t> GrpcClient::Thaw() {
   return kept;
 }
 
-Result<std::span<const float>> GrpcClient::Encode(const Gradient& gradient, std::size_t c) {
+void GrpcClient::TakeOver(Client& before) {
+  auto& from = static_cast<GrpcClient&>(before);  // there is one kind
+  if (from.options_.client != options_.client) {
+    return;  // what was sent under another name counts no more
+  }
+  residuals_ = std::move(from.residuals_);
+  encoded_ = std::move(from.encoded_);
+  encoded_under_ = std::move(from.encoded_under_);
+}
+
+Result<std::span<const float>> GrpcClient::Encode(const Gradient& gradient, std::size_t c,
+                                                  std::uint64_t sequence) {
   const Chunk& chunk = chunks_[c];
   const std::span<const float> values = Of(chunk, gradient.arena);
   const DType wire = options_.wire.push;
@@ -522,6 +538,10 @@ Result<std::span<const float>> GrpcClient::Encode(const Gradient& gradient, std:
   }
   residuals_.resize(gradient.arena.size(), 0);
   encoded_.resize(chunks_.size());
+  encoded_under_.resize(chunks_.size(), 0);
+  if (encoded_under_[c] == sequence) {  // some servers may have it: as they do
+    return std::span<const float>(encoded_[c].values());
+  }
   const std::span<float> to = encoded_[c].Resize(EncodedFloats(wire, values.size()));
   // As much as the server applies; of a round the clipping is found out by Settle.
   if (!EncodeWithFeedback(wire, values, static_cast<float>(gradient.clip / gradient.weight),
@@ -532,6 +552,7 @@ Result<std::span<const float>> GrpcClient::Encode(const Gradient& gradient, std:
         " cannot [let gradients travel as bfloat16 or float32; float16 ends at 65504, and "
         "gradients are sums over a worker's examples]");
   }
+  encoded_under_[c] = sequence;
   return std::span<const float>(to);
 }
 
@@ -566,7 +587,7 @@ Status GrpcClient::Push(const Gradient& gradient, std::span<float> values) {
         header.add_versions(versions_[static_cast<std::size_t>(c)]);
         if (!empty) {
           COHORT_ASSIGN_OR_RETURN(const std::span<const float> bytes,
-                                  Encode(gradient, static_cast<std::size_t>(c)));
+                                  Encode(gradient, static_cast<std::size_t>(c), header.sequence()));
           request.payload.push_back(bytes);
         }
       }
@@ -671,28 +692,31 @@ Status GrpcClient::Pause() {
 Status GrpcClient::Retire(std::uint64_t client) {
   RetireRequest request;
   request.set_client(client);
+  request.set_epoch(options_.epoch);
   Status first;
   for (std::size_t s = 0; s < control_.size(); ++s) {
+    RetireReply reply;
     const Status status = Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
-      RetireReply reply;
       return stub.Retire(context, request, &reply);
     });
     if (first.ok()) {
-      first = status;
+      first = status.ok() ? Taken(reply, s) : status;
     }
   }
   return first;
 }
 
 Status GrpcClient::Drain() {
+  DrainRequest request;
+  request.set_epoch(options_.epoch);
   Status first;
   for (std::size_t s = 0; s < control_.size(); ++s) {
+    DrainReply reply;
     const Status status = Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
-      DrainReply reply;
-      return stub.Drain(context, DrainRequest(), &reply);
+      return stub.Drain(context, request, &reply);
     });
     if (first.ok()) {
-      first = status;
+      first = status.ok() ? Taken(reply, s) : status;
     }
   }
   return first;

@@ -105,6 +105,9 @@ class Client {
   // The numbers of the last pushes, by server; a client of the same process that goes on from
   // them sends what comes after.
   virtual std::vector<std::uint64_t> pushes() const = 0;
+  // Goes on from what `before`, of the same process and model, has rounded off gradients; a push
+  // under a number that it had is sent in the same bytes. `before` is not used again.
+  virtual void TakeOver(Client& before) = 0;
   // The greatest staleness that the servers found in the last Push; and whether it came too late.
   virtual std::uint64_t staleness() const = 0;
   virtual bool late() const = 0;

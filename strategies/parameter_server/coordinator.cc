@@ -96,6 +96,7 @@ Status Coordinator::Open(std::int64_t step, std::uint64_t digest) {
       }
     }
     recovering_ = false;
+    Moved();
     view_.recovering = false;
     view_.why.clear();
   }
@@ -238,6 +239,9 @@ Result<Coordinator::Epoch*> Coordinator::FindEpoch(const EpochKey& key, std::int
   if (found != epochs_.end()) {
     return &found->second;
   }
+  if (past_.contains(key)) {
+    return static_cast<Epoch*>(nullptr);
+  }
   // A worker that came back starts at the program's first epoch; what the others have left behind
   // is not trained again.
   for (const auto& [other, epoch] : epochs_) {
@@ -270,6 +274,7 @@ Result<SplitReply> Coordinator::NextSplit(const Sender& sender, const EpochKey& 
   std::unique_lock lock(mutex_);
   for (bool acknowledged = finished.id == 0;;) {
     COHORT_RETURN_IF_ERROR(CheckSender(sender));
+    workers_[sender.task].moved = std::chrono::steady_clock::now();
     if (Stale(sender)) {
       return SplitReply{.progress = Progress::kStale};
     }
@@ -302,10 +307,14 @@ Result<SplitReply> Coordinator::NextSplit(const Sender& sender, const EpochKey& 
         return SplitReply{.progress = Progress::kOver};
       }
       if (const std::optional<Split> split = epoch->splits->Next(sender.task, cutting_)) {
+        Got(sender.task, key, split->id);
         return SplitReply{.progress = Progress::kGo, .split = *split, .epoch = key.epoch};
       }
     }
     if (!Pause(lock, deadline)) {
+      const std::uint64_t gone = GiveUpHanging();
+      lock.unlock();
+      Gone(gone);
       return SplitReply{};
     }
   }
@@ -319,6 +328,7 @@ void Coordinator::FinishSplit(const TaskId& worker, const EpochKey& key,
     return;
   }
   if (epoch->second.splits->Finish(worker, finished.id)) {
+    Finished(worker);
     epoch->second.steps += finished.steps;
     epoch->second.sums.Add(finished.sums);
   }
@@ -363,7 +373,7 @@ Result<EpochKey> Coordinator::Due(const EpochKey& asked, std::int64_t* first_bat
 bool Coordinator::IsOver(const EpochKey& key) const {
   const auto epoch = epochs_.find(key);
   if (epoch == epochs_.end()) {
-    return false;
+    return past_.contains(key);
   }
   return epoch->second.splits.has_value() ? epoch->second.splits->over()
                                           : rounds_->next_batch(key) >= epoch->second.batches;
@@ -375,6 +385,7 @@ Result<RoundReply> Coordinator::JoinRound(const Sender& sender, const EpochKey& 
   std::unique_lock lock(mutex_);
   for (;;) {
     COHORT_RETURN_IF_ERROR(CheckSender(sender));
+    workers_[sender.task].moved = std::chrono::steady_clock::now();
     if (Stale(sender)) {
       return RoundReply{.progress = Progress::kStale};
     }
@@ -398,11 +409,15 @@ Result<RoundReply> Coordinator::JoinRound(const Sender& sender, const EpochKey& 
       }
       if (answer == RoundTable::Reply::kGo) {
         changed_.notify_all();  // this may have been the last that the round waited for
+        Got(sender.task, key, reply.part.batch + 1);  // from 1, as splits
         reply.progress = Progress::kGo;
         return reply;
       }
     }
     if (!Pause(lock, deadline)) {
+      const std::uint64_t gone = GiveUpHanging();
+      lock.unlock();
+      Gone(gone);
       return RoundReply{};
     }
   }
@@ -414,6 +429,7 @@ Result<FinishReply> Coordinator::FinishRound(const Sender& sender, std::uint64_t
   std::unique_lock lock(mutex_);
   for (;;) {
     COHORT_RETURN_IF_ERROR(CheckSender(sender));
+    workers_[sender.task].moved = std::chrono::steady_clock::now();
     if (Stale(sender)) {
       return FinishReply{.progress = Progress::kStale};
     }
@@ -424,11 +440,15 @@ Result<FinishReply> Coordinator::FinishRound(const Sender& sender, std::uint64_t
     const RoundTable::Reply answer =
         rounds_->Finish(sender.task, round, attempt, sums, &reply.total);
     if (answer != RoundTable::Reply::kWait) {
+      Finished(sender.task);
       changed_.notify_all();
       reply.progress = answer == RoundTable::Reply::kGo ? Progress::kGo : Progress::kOver;
       return reply;
     }
     if (!Pause(lock, deadline)) {
+      const std::uint64_t gone = GiveUpHanging();
+      lock.unlock();
+      Gone(gone);
       return reply;
     }
   }
@@ -471,10 +491,16 @@ Status Coordinator::Done(const Sender& sender) {
 
 void Coordinator::Lost(const TaskId& task, const Status& why) {
   std::unique_lock lock(mutex_);
+  const std::uint64_t gone = LostNow(task, why);
+  lock.unlock();
+  Gone(gone);
+}
+
+std::uint64_t Coordinator::LostNow(const TaskId& task, const Status& why) {
   const auto worker = workers_.find(task);
   if (worker == workers_.end() || worker->second.phase == Phase::kDone ||
       worker->second.phase == Phase::kLost) {
-    return;
+    return 0;
   }
   options_.log.Warning("the job goes on without " + task.ToString() + ": " + why.message());
   worker->second.phase = Phase::kLost;
@@ -484,9 +510,7 @@ void Coordinator::Lost(const TaskId& task, const Status& why) {
   Release(task, why);
   StartLoneliness();
   changed_.notify_all();
-  const std::uint64_t gone = worker->second.client;
-  lock.unlock();
-  Gone(gone);
+  return worker->second.client;
 }
 
 bool Coordinator::UnderWay() const {
@@ -510,6 +534,9 @@ Result<std::optional<Coordinator::Cut>> Coordinator::BeginCut(Duration wait) {
     COHORT_RETURN_IF_ERROR(server_loss_);
     COHORT_RETURN_IF_ERROR(CheckLonely());
     if (!Pause(lock, deadline)) {
+      const std::uint64_t gone = GiveUpHanging();
+      lock.unlock();
+      Gone(gone);
       return std::optional<Cut>();
     }
   }
@@ -582,14 +609,20 @@ Course Coordinator::CourseAt(std::int64_t step) const {
 }
 
 Status Coordinator::Remember(Course course) {
+  std::vector<EpochKey> past;
   {
     const std::lock_guard lock(mutex_);
     if (!courses_.empty() && courses_.back().step == course.step) {
       return {};
     }
+    past = ForgetPast();
+  }
+  for (const EpochKey& key : past) {
+    course.epochs.erase(key);
+    course.rounds->Forget(key);
   }
   if (options_.journal != nullptr) {
-    COHORT_RETURN_IF_ERROR(options_.journal->Remember(course));
+    COHORT_RETURN_IF_ERROR(options_.journal->Remember(course, past));
   }
   const std::lock_guard lock(mutex_);
   courses_.push_back(std::move(course));
@@ -597,6 +630,32 @@ Status Coordinator::Remember(Course course) {
     courses_.pop_front();
   }
   return {};
+}
+
+// An epoch that is over wherever the job can go back to is so for good: of it there is no more to
+// copy, and to note, than what it came to. The last one of a course is what is under way there.
+std::vector<EpochKey> Coordinator::ForgetPast() {
+  std::vector<EpochKey> past;
+  if (courses_.empty() || courses_.front().epochs.empty()) {
+    return past;
+  }
+  const EpochKey last = courses_.front().epochs.rbegin()->first;
+  for (const auto& [key, then] : courses_.front().epochs) {
+    const auto now = epochs_.find(key);
+    if (key == last || now == epochs_.end() || !then.reported || !IsOver(key)) {
+      continue;
+    }
+    const EpochCoverage coverage = CoverageOf(key, now->second);
+    past_advance_.steps += coverage.steps;
+    past_advance_.epochs += 1;
+    past_.emplace(key, coverage);
+    past.push_back(key);
+  }
+  for (const EpochKey& key : past) {
+    epochs_.erase(key);
+    rounds_->Forget(key);
+  }
+  return past;
 }
 
 Status Coordinator::Forget(std::int64_t step) {
@@ -615,6 +674,7 @@ Status Coordinator::RollBack(std::int64_t step, std::uint64_t epoch,
     COHORT_RETURN_IF_ERROR(GoBack(step));
     recovering_ = false;
     server_loss_ = OkStatus();
+    Moved();
     view_ = {.epoch = epoch,
              .recovering = false,
              .addresses = std::move(addresses),
@@ -634,6 +694,7 @@ Status Coordinator::GoOn(std::optional<std::int64_t> step, std::uint64_t epoch,
     }
     recovering_ = false;
     server_loss_ = OkStatus();
+    Moved();
     view_.epoch = epoch;
     view_.recovering = false;
     view_.addresses = std::move(addresses);
@@ -644,10 +705,10 @@ Status Coordinator::GoOn(std::optional<std::int64_t> step, std::uint64_t epoch,
 }
 
 std::int64_t Coordinator::StepsSince(std::int64_t step) const {
-  const auto steps_of = [](const std::map<EpochKey, Epoch>& epochs) {
+  const auto steps_of = [this](const std::map<EpochKey, Epoch>& epochs) {
     std::int64_t steps = 0;
     for (const auto& [key, epoch] : epochs) {
-      steps += epoch.steps;
+      steps += past_.contains(key) ? 0 : epoch.steps;
     }
     return steps;
   };
@@ -689,6 +750,12 @@ Status Coordinator::GoBack(std::int64_t step) {
   }
   epochs_ = course.epochs;
   rounds_ = course.rounds;
+  for (const auto& [key, of_key] : course.epochs) {
+    if (past_.contains(key)) {
+      epochs_.erase(key);
+      rounds_->Forget(key);
+    }
+  }
   rounds_->Restart(ExpectedWorkers());
   again_ = std::move(again);
   cutting_ = false;
@@ -715,7 +782,7 @@ std::uint64_t Coordinator::LastRound(RoundCommit* commit) const {
 
 Coordinator::Advance Coordinator::advance() const {
   const std::lock_guard lock(mutex_);
-  Advance advance;
+  Advance advance = past_advance_;
   for (const auto& [key, epoch] : epochs_) {
     const EpochCoverage coverage = CoverageOf(key, epoch);
     advance.steps += coverage.steps;
@@ -824,11 +891,15 @@ void Coordinator::ReportIfOver(const EpochKey& key, Epoch& epoch) {
 
 std::vector<EpochCoverage> Coordinator::coverage() const {
   const std::lock_guard lock(mutex_);
-  std::vector<EpochCoverage> all;
+  std::map<EpochKey, EpochCoverage> all = past_;
   for (const auto& [key, epoch] : epochs_) {
-    all.push_back(CoverageOf(key, epoch));
+    all.emplace(key, CoverageOf(key, epoch));
   }
-  return all;
+  std::vector<EpochCoverage> in_order;
+  for (const auto& [key, coverage] : all) {
+    in_order.push_back(coverage);
+  }
+  return in_order;
 }
 
 }  // namespace cohort::ps

@@ -86,6 +86,10 @@ struct CoordinatorOptions {
   // How long a job without any worker waits for one to come back.
   std::chrono::milliseconds rejoin_timeout{300'000};
   int backup_workers = 0;  // of rounds
+  // A worker whose process lives, and which has shown no progress for so long while others wait for
+  // it, is given up; 0: never. Not the one that coordinates as well.
+  std::chrono::milliseconds step_timeout{0};
+  std::optional<TaskId> self;
   // A client that is done, lost or replaced: nothing more of it counts. From any thread.
   std::function<void(std::uint64_t client)> on_gone;
   std::uint64_t first_client = 1;  // another coordinator's are far away
@@ -134,6 +138,8 @@ class Coordinator {
   Status Done(const Sender& sender);
   // What it held goes to the others.
   void Lost(const TaskId& worker, const Status& why);
+  // A sign of life of the worker's training: it has been through so many steps.
+  void Progressed(const Sender& sender, std::uint64_t steps);
 
   // Functions; what these mean is told in cohort/strategies/coordinator.h. Between OpenFunctions,
   // which FailedPrecondition refuses a second time, and the end.
@@ -182,6 +188,9 @@ class Coordinator {
   // the time is over, call again.
   Result<std::optional<Cut>> BeginCut(Duration wait);
   void EndCut();
+  // The longest that a worker was at a split, or a round, so far; and who is at one, for messages.
+  Duration longest_piece() const;
+  std::string AtWork() const;
   // Waits what a lost worker held for somebody to take it?
   bool WorkIsBack() const;
   // Are all workers done, or lost?
@@ -209,6 +218,11 @@ class Coordinator {
     std::uint64_t incarnation = 0;
     std::uint64_t client = 0;  // 0: none yet
     Status end;
+    std::uint64_t steps = 0;  // and when there was a sign of progress last
+    std::chrono::steady_clock::time_point moved = std::chrono::steady_clock::now();
+    // The piece of work that it got last, and when.
+    std::pair<EpochKey, std::int64_t> piece;
+    std::chrono::steady_clock::time_point since;
   };
   using Epoch = EpochCourse;
 
@@ -217,6 +231,12 @@ class Coordinator {
   Status CheckSender(const Sender& sender) const;
   Result<Epoch*> FindEpoch(const EpochKey& key, std::int64_t first_batch, bool rounds);
   void Release(const TaskId& worker, const Status& why);
+  std::uint64_t LostNow(const TaskId& task, const Status& why);  // the client that is gone; 0: none
+  std::vector<TaskId> Awaited() const;
+  std::uint64_t GiveUpHanging();  // likewise
+  void Got(const TaskId& worker, const EpochKey& epoch, std::int64_t piece);
+  void Finished(const TaskId& worker);
+  void Moved();                           // all workers: nobody hung, they waited
   void Gone(std::uint64_t client) const;  // without the lock
   Status CheckLonely() const;
   void StartLoneliness();
@@ -233,6 +253,7 @@ class Coordinator {
   EpochCoverage CoverageOf(const EpochKey& key, const Epoch& epoch) const;
   void ReportIfOver(const EpochKey& key, Epoch& epoch);
   Status GoBack(std::int64_t step);
+  std::vector<EpochKey> ForgetPast();
   std::set<TaskId> ExpectedWorkers() const;
   void NoteEnd(const TaskId& worker, std::optional<JournalState::End> end);
 
@@ -242,10 +263,14 @@ class Coordinator {
   std::map<TaskId, Worker> workers_;
   std::vector<std::optional<DatasetInfo>> datasets_;
   std::map<EpochKey, Epoch> epochs_;
+  // Those before, which were over at the first of courses_: what they came to, and no more.
+  std::map<EpochKey, EpochCoverage> past_;
+  Advance past_advance_;
   std::optional<RoundTable> rounds_;      // from Open on
   std::optional<ClosureQueue> closures_;  // from OpenFunctions on
   bool closures_closed_ = false;
   bool cutting_ = false;
+  Duration longest_piece_{0};
   std::deque<Course> courses_;              // what can be gone back to
   std::map<EpochKey, std::int64_t> again_;  // due since a roll-back, with their first batches
   bool succeeds_ = false;                   // another one
@@ -282,7 +307,9 @@ class CoordinatorClient {
   // The servers' epoch that this process is in from now on.
   virtual void SetEpoch(std::uint64_t epoch) = 0;
   // The view, when it is another one than that, or after a second or so.
-  virtual Result<ServerView> AwaitView(std::uint64_t epoch, bool recovering) = 0;
+  // Tells of the steps that this process has been through, besides.
+  virtual Result<ServerView> AwaitView(std::uint64_t epoch, bool recovering,
+                                       std::uint64_t steps) = 0;
   virtual Status OpenDataset(int dataset, const DatasetInfo& info) = 0;
   // Nothing: the epoch is over.
   struct EpochSplit : Split {

@@ -63,6 +63,9 @@ class Service final : public Coordination::Service {
 
   grpc::Status AwaitView(grpc::ServerContext*, const ViewRequest* request,
                          ViewReply* reply) override {
+    if (const Result<Sender> sender = SenderOf(request->sender()); sender.ok()) {
+      coordinator_.Progressed(*sender, request->steps());
+    }
     const ServerView view = coordinator_.AwaitView(request->epoch(), request->recovering(), kPoll);
     reply->set_epoch(view.epoch);
     reply->set_recovering(view.recovering);
@@ -242,8 +245,10 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
 
   void SetEpoch(std::uint64_t epoch) override { self_.set_epoch(epoch); }
 
-  Result<ServerView> AwaitView(std::uint64_t epoch, bool recovering) override {
+  Result<ServerView> AwaitView(std::uint64_t epoch, bool recovering, std::uint64_t steps) override {
     ViewRequest request;
+    *request.mutable_sender() = self_;
+    request.set_steps(steps);
     request.set_epoch(epoch);
     request.set_recovering(recovering);
     ViewReply reply;

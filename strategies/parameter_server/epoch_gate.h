@@ -45,6 +45,13 @@ class EpochGate {
     return pass;
   }
 
+  // For what is asked of a server outside of its epochs, and before one begins: kind NONE unless
+  // the sender's is over, as that of a chief in whose place there is another.
+  Error CheckNotOver(std::uint64_t epoch) const {
+    const std::uint64_t present = epoch_.load(std::memory_order_acquire);
+    return epoch < present ? Stale(epoch, present) : Error();
+  }
+
   // When this returns OK `reset` has run, with no request of an earlier epoch at work, and none
   // will be. Asked again for the epoch that has begun last, it says so and resets nothing; an
   // earlier one is stale.

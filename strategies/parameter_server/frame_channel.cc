@@ -1,5 +1,6 @@
 #include "parameter_server/frame_channel.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "parameter_server/wire.h"
@@ -19,6 +20,13 @@ void Flights::Begin(const ReplyHandler* handler, std::size_t* answered) {
 void Flights::Sent() {
   sent_.push_back(to_send_.front());
   to_send_.pop_front();
+}
+
+bool Flights::may_overtake() const {
+  return std::ranges::all_of(sent_, [](const Flight* flight) {
+    return flight->request->method != FrameMethod::kAssign &&
+           flight->request->method != FrameMethod::kPause;
+  });
 }
 
 void Flights::Again() {

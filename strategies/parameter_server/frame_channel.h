@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <deque>
@@ -14,6 +15,7 @@
 #include <cohort/core/status.h>
 
 #include "parameter_server/frame_link.h"
+#include "parameter_server/sequence_window.h"
 
 namespace cohort::ps {
 
@@ -29,14 +31,23 @@ struct Flight {
 // The requests to one server, and what becomes of their replies, which come in their order.
 class Flights {
  public:
+  static constexpr std::size_t kMostUnanswered = SequenceWindow::kSize / 2;
+
   Flights(int server, std::string name, std::chrono::milliseconds answer_timeout)
       : server_(server), name_(std::move(name)), answer_timeout_(answer_timeout) {}
 
   void Begin(const ReplyHandler* handler, std::size_t* answered);
   void Add(Flight* flight) { to_send_.push_back(flight); }
   bool idle() const { return to_send_.empty() && sent_.empty(); }
-  // Those that are to be sent, the first of them first.
+  // Those that are to be sent, the first of them first; how many of them now: a server must know,
+  // when what was not answered comes again, what became of the first (push_ledger.h).
   const std::deque<Flight*>& to_send() const { return to_send_; }
+  std::size_t may_send() const {
+    return std::min(to_send_.size(), kMostUnanswered - std::min(kMostUnanswered, sent_.size()));
+  }
+  // May what was sent arrive a second time while the first is still being served? Values that are
+  // assigned would take the place of what was pushed since.
+  bool may_overtake() const;
   void Sent();  // the first
   // What was not answered is sent again, in its order, on the next connection.
   void Again();

@@ -38,6 +38,7 @@ class Line {
     heard_ = steady_clock::now();
     retry_at_ = heard_;
     tried_ = false;
+    renewed_ = false;
   }
   // Its silence counts from now on, whatever the other lines were waited for.
   void Try() {
@@ -56,15 +57,21 @@ class Line {
   steady_clock::time_point heard() const { return heard_; }
   steady_clock::time_point retry_at() const { return retry_at_; }
 
-  Status Open(const Result<std::string>& address) {
-    COHORT_RETURN_IF_ERROR(address.status());
+  // Who would tell the address may be silent in the same way as the connection: it is the one
+  // before then.
+  Status Open(const Result<std::string>& told) {
+    if (!told.ok() && !(renewed_ && !address_.empty())) {
+      return told.status();
+    }
+    const std::string address = told.ok() ? *told : address_;
     Result<std::unique_ptr<FrameChannel>> channel =
-        OpenChannel(*address, DeadlineAfter(kConnectTimeout));
+        OpenChannel(address, DeadlineAfter(kConnectTimeout));
     if (!channel.ok()) {
-      may_share_ = may_share_ && !IsUnixAddress(*address);
+      may_share_ = may_share_ && !IsUnixAddress(address);
       return channel.status();
     }
     channel_ = std::move(channel).value();
+    address_ = address;
     return {};
   }
 
@@ -81,10 +88,21 @@ class Line {
 
   Status Send() {
     COHORT_ASSIGN_OR_RETURN(const bool some, channel_->Send(flights_));
-    if (some) {
+    if (some && !renewed_) {
       heard_ = steady_clock::now();
     }
     return {};
+  }
+
+  // A connection, of TCP, may be dead and nobody say so. Once in a silence, before that is too
+  // long, another one is tried, where all that was not answered is sent again.
+  void RenewIfSilent(milliseconds patience) {
+    if (open() && !renewed_ && !IsUnixAddress(address_) && flights_.may_overtake() &&
+        steady_clock::now() - heard_ >= patience) {
+      renewed_ = true;
+      Break(Unavailable("nothing comes on a connection, nor on another one in its place"));
+      retry_at_ = steady_clock::now();
+    }
   }
 
   // Reads what is there. An error of the connection is `*broken`, an error of the job the result.
@@ -93,6 +111,7 @@ class Line {
     const Status status = channel_->Receive(flights_, &heard, broken);
     if (heard) {
       heard_ = steady_clock::now();
+      renewed_ = false;
       backoff_ = kFirstBackoff;
     }
     return status;
@@ -101,9 +120,11 @@ class Line {
  private:
   Flights flights_;
   std::unique_ptr<FrameChannel> channel_;
+  std::string address_;    // of the last one
   bool may_share_ = true;  // memory with the server
   steady_clock::time_point heard_;
   bool tried_ = false;
+  bool renewed_ = false;  // since
   steady_clock::time_point retry_at_;
   milliseconds backoff_ = kFirstBackoff;
   Status why_;
@@ -194,6 +215,9 @@ class Implementation final : public FrameLink {
       for (std::size_t s = 0; s < lines_.size(); ++s) {
         if (events[s].revents == 0) {
           COHORT_RETURN_IF_ERROR(CheckSilence(s));
+          if (!lines_[s].idle()) {
+            lines_[s].RenewIfSilent(peer_timeout_ / 2);
+          }
           continue;
         }
         Status broken;

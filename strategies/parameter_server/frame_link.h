@@ -49,7 +49,8 @@ class FrameLink {
   virtual ~FrameLink() = default;
   // Sends every request, those to one server in their order, and hands out the replies on this
   // thread. Ends when all are answered, or when one has failed for good: an error that a server
-  // answers, or Unavailable for a server that has been silent for peer_timeout. Requests that find
+  // answers, or Unavailable for a server that has been silent for peer_timeout, on a second
+  // connection as well, which takes the place of the first after half of that. Requests that find
   // no answer yet are repeated, until DeadlineExceeded after answer_timeout.
   virtual Status Run(std::span<const FrameRequest> requests, const ReplyHandler& handler) = 0;
   // Makes the running Run and every later one fail with `why`.

@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <condition_variable>
 #include <cstring>
-#include <deque>
 #include <thread>
 #include <utility>
 
 #include <fmt/format.h>
 
+#include "parameter_server/retirements.h"
 #include "parameter_server/wire.h"
 #include "process_identity.h"
 
@@ -22,14 +22,30 @@ constexpr milliseconds kLook{200};
 constexpr char kCoordinatorKey[] = "parameter_server/coordinator";
 constexpr char kInitialisedKey[] = "parameter_server/initialised";
 constexpr milliseconds kLeastSilence{5'000};  // several times what a view is waited for
-constexpr int kMostRollBacks =
-    10;  // in one recovery, for servers that are lost in the middle of it
+// In one recovery, for servers that are lost in the middle of it, and files that cannot be read at
+// the moment; between two of them there is a pause, of twice the one before.
+constexpr int kMostRollBacks = 10;
+constexpr milliseconds kFirstPause{100};
+constexpr milliseconds kLastPause{5'000};
 std::string ProcessKey(int server, std::uint64_t incarnation) {
   return ServerKey(server) + "/" + std::to_string(incarnation);
 }
 // Of a server that has been in a job before its present chief: the epoch of its values.
 std::string EpochKeyOf(int server, std::uint64_t incarnation) {
   return ProcessKey(server, incarnation) + "/epoch";
+}
+// Is it the same when it is tried again? What files and servers answer otherwise may pass.
+bool IsForGood(const Status& status) {
+  switch (status.code()) {
+    case StatusCode::kUnavailable:
+    case StatusCode::kDeadlineExceeded:
+    case StatusCode::kResourceExhausted:
+    case StatusCode::kUnknown:
+    case StatusCode::kInternal:
+      return false;
+    default:
+      return true;
+  }
 }
 double SecondsSince(std::chrono::steady_clock::time_point begun) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
@@ -120,67 +136,13 @@ Status CheckConfig(const ClusterConfig& config, const StrategyOptions& options) 
 
 std::string ServerKey(int server) { return "parameter_server/address/" + std::to_string(server); }
 
-// Tells the servers of workers that are gone, on a thread of its own: who reports them must not
-// wait for servers, and who trains is not there to do it.
-class Retirements {
- public:
-  explicit Retirements(Client& client) : client_(client) {
-    thread_ = std::thread([this] { Run(); });
-  }
-  ~Retirements() {
-    {
-      const std::lock_guard lock(mutex_);
-      stopped_ = true;
-    }
-    changed_.notify_all();
-    thread_.join();
-  }
-  void Add(std::uint64_t client) {
-    {
-      const std::lock_guard lock(mutex_);
-      waiting_.push_back(client);
-    }
-    changed_.notify_all();
-  }
-  bool idle() const {
-    const std::lock_guard lock(mutex_);
-    return waiting_.empty() && !telling_;
-  }
-
- private:
-  void Run() {
-    std::unique_lock lock(mutex_);
-    for (;;) {
-      changed_.wait(lock, [this] { return stopped_ || !waiting_.empty(); });
-      if (stopped_) {
-        return;
-      }
-      const std::uint64_t client = waiting_.front();
-      waiting_.pop_front();
-      telling_ = true;
-      lock.unlock();
-      // A server that cannot be told is lost, and ends the job.
-      (void)client_.Retire(client);
-      lock.lock();
-      telling_ = false;
-    }
-  }
-
-  Client& client_;
-  mutable std::mutex mutex_;
-  std::condition_variable changed_;
-  std::deque<std::uint64_t> waiting_;
-  bool telling_ = false;
-  bool stopped_ = false;
-  std::thread thread_;
-};
-
 // Asks the chief for its view of the servers, on a thread of its own: calls of this process may be
 // waiting for one that is gone.
 class ViewWatch {
  public:
-  ViewWatch(std::unique_ptr<CoordinatorClient> client, std::function<void(const ServerView&)> tell)
-      : client_(std::move(client)), tell_(std::move(tell)) {
+  ViewWatch(std::unique_ptr<CoordinatorClient> client, std::function<void(const ServerView&)> tell,
+            std::function<std::uint64_t()> steps)
+      : client_(std::move(client)), tell_(std::move(tell)), steps_(std::move(steps)) {
     thread_ = std::thread([this] { Run(); });
   }
   ~ViewWatch() {
@@ -197,7 +159,7 @@ class ViewWatch {
   void Run() {
     ServerView last;
     for (;;) {
-      const Result<ServerView> view = client_->AwaitView(last.epoch, last.recovering);
+      const Result<ServerView> view = client_->AwaitView(last.epoch, last.recovering, steps_());
       if (view.ok()) {
         last = *view;
         tell_(last);
@@ -211,6 +173,7 @@ class ViewWatch {
 
   const std::unique_ptr<CoordinatorClient> client_;
   const std::function<void(const ServerView&)> tell_;
+  const std::function<std::uint64_t()> steps_;
   std::mutex mutex_;
   std::condition_variable stop_;
   bool stopped_ = false;
@@ -286,6 +249,8 @@ Status Job::StartServices() {
         CoordinatorOptions{.workers = workers_,
                            .rejoin_timeout = join_timeout_,
                            .backup_workers = backup_workers_,
+                           .step_timeout = read_timeout_,
+                           .self = config_.task,
                            .on_gone = [this](std::uint64_t client) { Gone(client); },
                            .first_client = NewIncarnation(),
                            .journal = journal_.get(),
@@ -402,7 +367,7 @@ Status Job::FindCoordinator() {
       CoordinatorClient::Make(coordinator, chief_.ToString(),
                               {.task = config_.task, .incarnation = coordination_->incarnation()},
                               heartbeat_timeout_),
-      [this](const ServerView& view) { Told(view); });
+      [this](const ServerView& view) { Told(view); }, [this] { return steps_.load(); });
   return Explain(AwaitView(DeadlineAfter(join_timeout_), std::max<std::uint64_t>(epoch_, 1)));
 }
 
@@ -672,7 +637,13 @@ void Job::StopRetirements() {
 }
 
 void Job::StartRetirements() {
-  auto retirements = std::make_unique<Retirements>(*client_);
+  // Unless the servers go into another epoch first, which begins with all of them.
+  auto retirements = std::make_unique<Retirements>(
+      [client = client_.get()](std::uint64_t gone) { return client->Retire(gone); },
+      [this](const Status& why) {
+        log_.Warning("a worker that was given up is not known to all servers yet: " +
+                     why.message());
+      });
   const std::lock_guard lock(failure_mutex_);
   for (const std::uint64_t client : std::exchange(untold_, {})) {
     retirements->Add(client);
@@ -704,6 +675,9 @@ void Job::MakeClients(std::uint64_t epoch) {
       .pushes = pushes_,
       .row_pushes = row_pushes_};
   auto client = Client::Make(spec_, server_addresses_, options);
+  if (spec_.copies && client_ != nullptr) {
+    client->TakeOver(*client_);
+  }
   auto row_client =
       spec_.tables.empty() ? nullptr : RowClient::Make(spec_, server_addresses_, options);
   if (coordinator_client_ != nullptr) {
@@ -938,6 +912,7 @@ Status Job::Mend(Missing* missing) {
 }
 
 void Job::StepDone() {
+  ++steps_;
   if (spec_.copies) {
     pushes_ = client_->pushes();
     row_pushes_ = row_client_ == nullptr ? std::vector<std::uint64_t>() : row_client_->pushes();
@@ -959,7 +934,16 @@ Status Job::Recover(const Status& error, const Restore& restore) {
   std::uint64_t newest = 0;
   Missing missing;
   Status last = error;
+  milliseconds pause = kFirstPause;
   for (int attempt = 0; attempt < kMostRollBacks; ++attempt) {
+    if (attempt > 0) {
+      const Deadline next = DeadlineAfter(pause);
+      pause = std::min(2 * pause, kLastPause);
+      while (std::chrono::steady_clock::now() < next) {
+        COHORT_RETURN_IF_ERROR(coordination_->failure());
+        std::this_thread::sleep_for(milliseconds(10));
+      }
+    }
     int seen = 0;
     {
       const std::lock_guard lock(failure_mutex_);
@@ -982,11 +966,12 @@ Status Job::Recover(const Status& error, const Restore& restore) {
                                        : "the servers go back to the last save"));
     std::int64_t step = 0;
     last = BeginEpoch(restore, &missing, &newest, &step);
-    if (!last.ok() && last.code() != StatusCode::kUnavailable) {
+    if (!last.ok() && IsForGood(last)) {
       return FailJob(last);
     }
     if (!last.ok()) {
-      log_.Warning("going back to the last save has failed: " + last.message());
+      log_.Warning(fmt::format("going back to the last save has failed, {} of {} times: {}",
+                               attempt + 1, kMostRollBacks, last.ToString()));
       continue;
     }
     {
@@ -1026,7 +1011,8 @@ Status Job::Recover(const Status& error, const Restore& restore) {
                              std::max<std::int64_t>(undone, 0), step, SecondsSince(begun)));
     return {};
   }
-  return FailJob(last);
+  return FailJob({last.code(), fmt::format("going back to the last save has failed {} times: {}",
+                                           kMostRollBacks, last.message())});
 }
 
 Status Job::Rejoin(const Status& error) {
@@ -1208,11 +1194,14 @@ bool Job::RetirementsTold() const {
   return retirements_ == nullptr || retirements_->idle();
 }
 
-Status Job::BetweenUpdates(const std::function<Status(const Coordinator::Cut& cut)>& fn) {
+Status Job::BetweenUpdates(const std::function<Status(const Coordinator::Cut& cut)>& fn,
+                           const std::function<void(const std::string& why)>& late) {
   // A process that trains as well must not wait for work that may be left to itself: what a lost
   // worker held, or a part of the round. The next step is as good a place to save.
   const bool trains = config_.task.type != TaskType::kChief;
-  const Deadline patience = DeadlineAfter(2 * heartbeat_timeout_);
+  const auto begun = std::chrono::steady_clock::now();
+  const Deadline patience = begun + 2 * heartbeat_timeout_;
+  const Deadline give_up = std::max(patience, begun + 2 * coordinator_->longest_piece());
   const auto left_to_itself = [&] {
     return (trains && (coordinator_->WorkIsBack() ||
                        (backup_workers_ > 0 && std::chrono::steady_clock::now() >= patience))) ||
@@ -1230,6 +1219,13 @@ Status Job::BetweenUpdates(const std::function<Status(const Coordinator::Cut& cu
     } else if (status.ok()) {
       status = coordination_->failure();
       again = status.ok() && !left_to_itself();
+      if (again && std::chrono::steady_clock::now() >= give_up) {
+        again = false;
+        late(fmt::format(
+            "{} for {:.1f} s",
+            cut->has_value() ? "servers do not answer" : coordinator_->AtWork() + " was waited for",
+            SecondsSince(begun)));
+      }
       if (again && cut->has_value()) {
         std::this_thread::sleep_for(milliseconds(5));  // servers are being told
       }

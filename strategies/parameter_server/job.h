@@ -16,6 +16,7 @@
 
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
@@ -88,8 +89,11 @@ class Job {
   // In the chief: until the workers are done. `look`: a few times a second meanwhile.
   Status Coordinate(const std::function<Status()>& look = {});
   // In the chief, with nothing under way: fn, between two updates. OK without it where that would
-  // wait for this process itself: to be asked again after its next step.
-  Status BetweenUpdates(const std::function<Status(const Coordinator::Cut& cut)>& fn);
+  // wait for this process itself: to be asked again after its next step. Where a worker does not
+  // come to the end of what it is at, or servers cannot be told of one that is gone, others wait
+  // for that no longer than is usual: `late` instead of fn.
+  Status BetweenUpdates(const std::function<Status(const Coordinator::Cut& cut)>& fn,
+                        const std::function<void(const std::string& why)>& late);
 
   // In the chief: between these the loss of a server need not end the job. An error of the second:
   // one is lost, and nobody is left to train what is lost with it.
@@ -194,6 +198,7 @@ class Job {
   bool met_ = false;  // in a worker: have the servers been given values?
   std::int64_t lost_updates_ = 0;
   int broadcasts_ = 0;
+  std::atomic<std::uint64_t> steps_{0};  // that this process has been through
   // Of the last step that is done, by server.
   std::vector<std::uint64_t> pushes_;
   std::vector<std::uint64_t> row_pushes_;

@@ -433,8 +433,11 @@ Status Journal::Worker(const TaskId& task, std::optional<JournalState::End> end)
   return Append(WorkerRecord(task, end));
 }
 
-Status Journal::Remember(const Course& course) {
+Status Journal::Remember(const Course& course, std::span<const EpochKey> past) {
   const std::lock_guard lock(mutex_);
+  for (const EpochKey& key : past) {
+    state_.begun.erase(key);  // else a successor would take it for due
+  }
   std::deque<Course> before = state_.courses;
   state_.courses.push_back(course);
   if (state_.courses.size() > kMaxCourses) {

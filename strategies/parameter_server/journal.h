@@ -20,6 +20,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -59,8 +60,9 @@ class Journal {
   Status Dataset(int dataset, const DatasetInfo& info);
   Status Begun(const EpochKey& epoch, std::int64_t first_batch);
   Status Worker(const TaskId& task, std::optional<JournalState::End> end);
-  // The way back to it is there before the save is. After an error it is not remembered.
-  Status Remember(const Course& course);
+  // The way back to it is there before the save is. After an error it is not remembered. `past`:
+  // epochs of the data that are over in all that is remembered, and not in `course`.
+  Status Remember(const Course& course, std::span<const EpochKey> past = {});
   // What was remembered since that step no longer counts, also where the file still has it for want
   // of room. FailedPrecondition: the step is not remembered; nothing has changed.
   Status GoBack(std::int64_t step);

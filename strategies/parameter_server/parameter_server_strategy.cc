@@ -140,7 +140,7 @@ class Implementation final : public ParameterServerStrategy {
   Status Outlast(const std::function<Status()>& look);
   Status GoOn(const Status& error);
   Status Surviving(const std::function<Status()>& fn);
-  void LookAhead(std::uint64_t round);
+  void LookAhead(std::uint64_t round, std::int64_t step);
   Status Assign(std::span<const float> values, std::span<const std::span<float>> slots,
                 std::int64_t step);
   Result<std::int64_t> RestoreSaved(const ps::Job::Lost* only);
@@ -426,23 +426,29 @@ Status Implementation::StopWork(const std::string& why) {
     return {};
   };
   const Deadline patience = DeadlineAfter(2 * options_.heartbeat_timeout);
+  std::string left = "work of a process that is gone is left over, and nobody to do it";
   bool stopped = false;
   for (bool again = true; again && !stopped;) {
     again = !coordinator.WorkersHaveLeft() && std::chrono::steady_clock::now() < patience;
-    COHORT_RETURN_IF_ERROR(job_->BetweenUpdates([&](const ps::Coordinator::Cut& cut) {
-      const Status status = stop(cut);
-      stopped = status.ok();
-      return status;
-    }));
+    COHORT_RETURN_IF_ERROR(job_->BetweenUpdates(
+        [&](const ps::Coordinator::Cut& cut) {
+          const Status status = stop(cut);
+          stopped = status.ok();
+          return status;
+        },
+        [&](const std::string& late) {
+          left = late;
+          again = false;
+        }));
     if (again && !stopped) {  // somebody else may take what is left over
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
     }
   }
   if (!stopped) {
     coordinator.StopWork(Cancelled(why));
-    options_.log.Warning(
-        "work of a process that is gone is left over, and nobody to do it: where the job is "
-        "stopped it is not saved, and the save before it counts");
+    options_.log.Warning(left +
+                         ": where the job is stopped it is not saved, and the save before "
+                         "it counts");
     return {};
   }
   return frozen.has_value() ? SaveSnapshot(frozen->cut, std::move(frozen->course)) : OkStatus();
@@ -493,11 +499,17 @@ Status Implementation::SaveIfDue() {
     return {};
   }
   std::optional<Frozen> frozen;
-  COHORT_RETURN_IF_ERROR(
-      job_->BetweenUpdates([this, &frozen](const ps::Coordinator::Cut& cut) -> Status {
-        COHORT_ASSIGN_OR_RETURN(frozen, Freeze(cut));
-        return {};
-      }));
+  const auto freeze = [this, &frozen](const ps::Coordinator::Cut& cut) -> Status {
+    COHORT_ASSIGN_OR_RETURN(frozen, Freeze(cut));
+    return {};
+  };
+  const auto late = [this, &now](const std::string& why) {
+    saved_ = now;
+    ++failed_saves_;
+    options_.log.Warning(
+        "the save that is due is put off until the next one is, training goes on: " + why);
+  };
+  COHORT_RETURN_IF_ERROR(job_->BetweenUpdates(freeze, late));
   return frozen.has_value() ? SaveSnapshot(frozen->cut, std::move(frozen->course)) : OkStatus();
 }
 
@@ -1055,11 +1067,11 @@ Status Implementation::Idle() {
   return pause ? job_->Explain(client_->Pause()) : OkStatus();
 }
 
-// The rows of the next batch, now that those of this one have been pushed.
-void Implementation::LookAhead(std::uint64_t round) {
+// The rows of the next batch, now that those of this one, of `step`, have been pushed.
+void Implementation::LookAhead(std::uint64_t round, std::int64_t step) {
   rows_->Forget();
   if (next_.has_value()) {
-    rows_->LookAhead(*std::exchange(next_, std::nullopt), round, step_ + 1);
+    rows_->LookAhead(*std::exchange(next_, std::nullopt), round, step);
   }
 }
 
@@ -1107,7 +1119,7 @@ Result<StepResult> Implementation::StepAlone(const data::Batch& part, const Step
       COHORT_RETURN_IF_ERROR(job_->rows()->Push(sink_->rows(), row_step, weight));
     }
     if (rows_ != nullptr && !bounded) {
-      LookAhead(/*round=*/0);
+      LookAhead(/*round=*/0, row_step);
     }
     return client_->Push({.arena = sink_->arena(), .weight = weight, .clip = clip}, NewValues());
   };
@@ -1127,7 +1139,7 @@ Result<StepResult> Implementation::StepAlone(const data::Batch& part, const Step
   COHORT_RETURN_IF_ERROR(pushed);
   step_ = static_cast<std::int64_t>(client_->version());
   if (rows_ != nullptr && bounded) {
-    LookAhead(/*round=*/0);
+    LookAhead(/*round=*/0, step_);
   }
   const ps::RoundSums sums{mine.loss_sum, mine.weight, mine.metric_sums};
   ++finished_.steps;
@@ -1177,7 +1189,7 @@ Result<StepResult> Implementation::StepTogether(const DistributedBatch& batch, c
     return ResultOf(*total);
   }
   if (rows_ != nullptr) {
-    LookAhead(part.round);
+    LookAhead(part.round, step_ + 1);
   }
   if (optimizer_->global_clip_norm() > 0) {
     COHORT_RETURN_IF_ERROR(client_->Settle(part.round, {}, optimizer_->global_clip_norm()));

@@ -25,7 +25,9 @@ PushLedger::Claimed PushLedger::Claim(std::uint64_t client, std::uint64_t sequen
       return Claimed::kNew;
     }
     if (std::ranges::find(record.applying, sequence) == record.applying.end()) {
-      return record.elsewhere.contains(sequence) ? Claimed::kElsewhere : Claimed::kRepeated;
+      return record.elsewhere.contains(sequence) ? Claimed::kElsewhere
+             : record.failed.contains(sequence)  ? Claimed::kFailed
+                                                 : Claimed::kRepeated;
     }
     finished_.wait(lock);
   }
@@ -54,6 +56,29 @@ void PushLedger::FinishElsewhere(std::uint64_t client, std::uint64_t sequence) {
     std::erase(record.applying, sequence);
   }
   finished_.notify_all();
+}
+
+void PushLedger::FinishFailed(std::uint64_t client, std::uint64_t sequence, const Error& answer) {
+  {
+    const std::lock_guard lock(mutex_);
+    Client& record = clients_.at(client);
+    std::erase_if(record.failed, [sequence](const auto& other) {
+      return other.first + SequenceWindow::kSize <= sequence;
+    });
+    record.failed.emplace(sequence, answer);
+    std::erase(record.applying, sequence);
+  }
+  finished_.notify_all();
+}
+
+Error PushLedger::AnswerTo(std::uint64_t client, std::uint64_t sequence) const {
+  const std::lock_guard lock(mutex_);
+  const auto record = clients_.find(client);
+  if (record == clients_.end()) {
+    return RefusalOf(Claimed::kFenced);
+  }
+  const auto failed = record->second.failed.find(sequence);
+  return failed == record->second.failed.end() ? Error() : failed->second;
 }
 
 void PushLedger::Retire(std::uint64_t first, std::uint64_t last) {

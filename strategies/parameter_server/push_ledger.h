@@ -25,11 +25,14 @@ class PushLedger {
   // Live ones, at a time. One that is silent is not forgotten: its repetitions would count again.
   static constexpr std::size_t kMaxClients = 65'536;
 
-  enum class Claimed { kNew, kRepeated, kElsewhere, kFenced, kTooMany };
-  // kNew: the caller is to apply this push, and then calls Finish. kRepeated: it has been applied.
-  // kElsewhere: Applying::FinishElsewhere was called for it. kFenced: the client was retired.
-  // kTooMany: it is new, and there are kMaxClients. Blocks while another thread is at it.
+  enum class Claimed { kNew, kRepeated, kElsewhere, kFailed, kFenced, kTooMany };
+  // Clients have fewer pushes unanswered than the window is long (frame_channel.h), so what comes
+  // again is in it. kNew: the caller is to apply this push, and then calls Finish. kRepeated: it
+  // has been applied. kElsewhere: Applying::FinishElsewhere was called for it. kFailed:
+  // FinishFailed, and AnswerTo says with what. kFenced: the client was retired. kTooMany: it is
+  // new, and there are kMaxClients. Blocks while another thread is at it.
   Claimed Claim(std::uint64_t client, std::uint64_t sequence);
+  Error AnswerTo(std::uint64_t client, std::uint64_t sequence) const;
   // Not `applied`: it was refused, and a repetition is to be refused again.
   void Finish(std::uint64_t client, std::uint64_t sequence, bool applied);
   // Finishes a claimed push at the end of its scope, also where applying it throws: who waits for
@@ -50,6 +53,12 @@ class PushLedger {
     // has an effect here, also where a repetition comes when what it is for is back.
     void FinishElsewhere() {
       ledger_.FinishElsewhere(client_, sequence_);
+      finished_ = true;
+    }
+
+    // It has had its effect in part, and never has more: a repetition gets the same answer.
+    void FinishFailed(const Error& answer) {
+      ledger_.FinishFailed(client_, sequence_, answer);
       finished_ = true;
     }
 
@@ -77,11 +86,13 @@ class PushLedger {
 
  private:
   void FinishElsewhere(std::uint64_t client, std::uint64_t sequence);
+  void FinishFailed(std::uint64_t client, std::uint64_t sequence, const Error& answer);
 
   struct Client {
     SequenceWindow window;
     std::vector<std::uint64_t> applying;
-    std::set<std::uint64_t> elsewhere;  // of the window
+    std::set<std::uint64_t> elsewhere;      // of the window
+    std::map<std::uint64_t, Error> failed;  // likewise
   };
 
   mutable std::mutex mutex_;

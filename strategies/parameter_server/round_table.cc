@@ -202,6 +202,21 @@ void RoundTable::Leave(const TaskId& worker) {
   FormIfComplete();
 }
 
+std::vector<TaskId> RoundTable::awaited() const {
+  std::vector<TaskId> awaited;
+  for (const auto& [task, member] : members_) {
+    if (running_ && !member.finished) {
+      awaited.push_back(task);
+    }
+  }
+  for (const TaskId& task : expected_) {
+    if (!running_ && !held_ && !MayForm() && !asking_.contains(task)) {
+      awaited.push_back(task);
+    }
+  }
+  return awaited;
+}
+
 void RoundTable::Restart(std::set<TaskId> expected) {
   Require(!running_, "a round table between two rounds");
   expected_ = std::move(expected);

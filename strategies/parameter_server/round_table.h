@@ -88,6 +88,9 @@ class RoundTable {
   Kept Keep() const;
   RoundTable(Kept kept, int backup_workers);
 
+  // Of an epoch that is over nobody asks any more.
+  void Forget(const EpochKey& epoch) { epochs_.erase(epoch); }
+
   // Gives an epoch its batches [first, end), once.
   void OpenEpoch(const EpochKey& epoch, std::int64_t first_batch, std::int64_t end_batch);
 
@@ -100,6 +103,8 @@ class RoundTable {
   // Lost, or done: rounds go on without it.
   void Leave(const TaskId& worker);
 
+  // Whose part of the running round is missing; of the next one, who has not asked for it.
+  std::vector<TaskId> awaited() const;
   // As between two rounds, with these workers to wait for, of whom nobody has asked yet.
   void Restart(std::set<TaskId> expected);
   // No round begins until it is let go again.

@@ -77,9 +77,10 @@ class RowClient {
   virtual std::vector<std::uint64_t> pushes() const = 0;
 
   // Has a bucket move to another server, while others pull and push: their frames for it are told
-  // where it is. FailedPrecondition: there is a snapshot, or updates are rounds. Unavailable: a
-  // server is lost, and the bucket may be nowhere until the servers go back to a save. Else it
-  // stays where it is on an error. The bucket's bytes pass through this process.
+  // where it is. FailedPrecondition: there is a snapshot, or updates are rounds, or a server did
+  // not answer in time. Unavailable: a server is lost, or has not answered for read_timeout, and
+  // the bucket may be nowhere until the servers go back to a save. Else it stays where it is on an
+  // error. The bucket's bytes pass through this process.
   virtual Status Move(int table, std::uint32_t bucket, int to) = 0;
   // Of all buckets, ascending.
   virtual Result<std::vector<BucketLoad>> Loads(int table) = 0;

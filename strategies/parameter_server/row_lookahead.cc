@@ -29,6 +29,7 @@ std::span<const std::uint64_t> IdsOf(const data::Batch& part, const std::string&
 RowLookahead::RowLookahead(const std::vector<TableSpec>& tables) {
   for (const TableSpec& table : tables) {
     dims_.push_back(static_cast<std::size_t>(table.dim));
+    evicts_.push_back(table.capacity > 0 || table.time_to_live > 0);
   }
 }
 
@@ -75,7 +76,7 @@ void RowLookahead::Fetch(RowClient& client, const Lookups& lookups, std::int64_t
     rows.ids.assign(ids.begin(), ids.end());
     const std::span<float> values =
         rows.values.Resize(ids.size() * dims_[static_cast<std::size_t>(table)]);
-    if (client.Pull(table, ids, step, /*training=*/false, values).ok()) {
+    if (client.Pull(table, ids, step, evicts_[static_cast<std::size_t>(table)], values).ok()) {
       ++size_;
     }
   }

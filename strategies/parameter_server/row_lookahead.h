@@ -35,8 +35,10 @@ class RowLookahead {
   // Lookups of a batch: table, and ids that lie in it.
   using Lookups = std::vector<std::pair<int, std::span<const std::uint64_t>>>;
   Lookups Foresee(std::span<const data::Batch> parts) const;
-  // Pulls their rows, in place of those that were there. Missing rows are not made: a batch that
-  // is never trained on leaves no trace. An error is that of the lookup, if it comes to that.
+  // Pulls their rows, in place of those that were there. Of a table that evicts, it marks them as
+  // used at `step`, and makes missing ones, as the lookup would: until their gradient comes they
+  // are the last to go. Of others a batch that is never trained on leaves no trace. An error is
+  // that of the lookup, if it comes to that.
   void Fetch(RowClient& client, const Lookups& lookups, std::int64_t step);
   // The rows of a lookup that was foreseen.
   bool Take(int table, std::span<const std::uint64_t> ids, std::span<float> rows);
@@ -52,6 +54,7 @@ class RowLookahead {
   };
 
   std::vector<std::size_t> dims_;                  // of the tables
+  std::vector<bool> evicts_;                       // likewise
   std::vector<data::Batch> batch_;                 // that is being trained on
   std::set<std::pair<int, std::string>> sources_;  // table, feature
   std::vector<Rows> rows_;                         // memory that is kept; `size_` are there

@@ -393,6 +393,9 @@ Error RowStore::PushTo(RowTable& table, const FrameHeader& header, PayloadReader
         *moved = {bucket, static_cast<std::uint32_t>(places.server(bucket))};
       }
     }
+    if (claimed == PushLedger::Claimed::kFailed) {
+      return ledger_.AnswerTo(header.client(), header.sequence());
+    }
     duplicates_ += claimed == PushLedger::Claimed::kRepeated ? 1 : 0;
     return RefusalOf(claimed);
   }
@@ -414,6 +417,9 @@ Error RowStore::PushTo(RowTable& table, const FrameHeader& header, PayloadReader
                             .values = {gradients.values.begin(), gradients.values.end()}});
     } else {
       status = table.Apply(gradients);
+      if (status.code() == StatusCode::kResourceExhausted) {  // of some rows
+        applying.FinishFailed(ToError(status));
+      }
     }
     applying.applied = status.ok();
   }

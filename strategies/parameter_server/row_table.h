@@ -96,8 +96,9 @@ class RowTable {
   // Returns how many rows. Locks one bucket after the other.
   Result<std::uint64_t> EvictExpired(std::int64_t step);
 
-  // EvictExpired, once for every time_to_live steps: so a row goes at most twice that time after
-  // its last use. For a call at every step.
+  // EvictExpired, of each bucket once for every time_to_live steps, of some at each: so a row goes
+  // at most twice that time after its last use, and a call takes its part of the time. For a call
+  // at every step.
   Result<std::uint64_t> EvictWhenDue(std::int64_t step);
 
   TableStats stats() const;
@@ -161,6 +162,7 @@ class RowTable {
   // Likewise, when the record of an id was removed; and when all is other than before.
   void NoteRemoved(Bucket& bucket, const RowSet& set, std::uint64_t id) const;
   static void NoteReplaced(Bucket& bucket);
+  std::uint64_t EvictExpiredOf(Bucket& bucket, std::int64_t step);
   Status CheckFrozen(std::uint32_t bucket) const;
   std::string Dump(std::uint32_t number, bool frozen, std::uint32_t since) const;
   std::span<float> Weights(std::byte* record) const;
@@ -181,10 +183,10 @@ class RowTable {
   const int hash_shift_;  // of the bucket in an id's hash
   RowMemory memory_;
   std::unique_ptr<Bucket[]> buckets_;
-  std::atomic<std::int64_t> next_eviction_{0};  // step
-  std::atomic<std::uint32_t> snapshot_{0};      // 0: none
-  std::atomic<std::uint32_t> thawed_{0};        // buckets of it below are needed no more
-  std::atomic<std::uint32_t> snapshots_{0};     // so far
+  std::atomic<std::int64_t> evicted_at_{0};  // the last step of EvictWhenDue; 0: none
+  std::atomic<std::uint32_t> snapshot_{0};   // 0: none
+  std::atomic<std::uint32_t> thawed_{0};     // buckets of it below are needed no more
+  std::atomic<std::uint32_t> snapshots_{0};  // so far
   mutable std::atomic<std::uint64_t> kept_bytes_{0};
 };
 

@@ -47,13 +47,9 @@ void RowTable::Trim(Bucket& bucket, RowSet& set, const RowShape& shape, std::uin
   }
 }
 
-Result<std::uint64_t> RowTable::EvictExpired(std::int64_t step) {
-  COHORT_RETURN_IF_ERROR(CheckCall("eviction", 0, step, 0, ""));
-  if (spec_.time_to_live == 0) {
-    return std::uint64_t{0};
-  }
+std::uint64_t RowTable::EvictExpiredOf(Bucket& bucket, std::int64_t step) {
   std::uint64_t evicted = 0;
-  const auto sweep = [&](Bucket& bucket, RowSet& set, const RowShape& shape) {
+  const auto sweep = [&](RowSet& set, const RowShape& shape) {
     // From the last to the first: a removed row is replaced by the last, which has been looked at.
     for (std::uint32_t row = set.size(); row-- > 0;) {
       const RowHeader& header = set.HeaderAt(row, shape);
@@ -72,12 +68,18 @@ Result<std::uint64_t> RowTable::EvictExpired(std::int64_t step) {
       set.Remove(row, shape, memory_);
     }
   };
-  for (std::uint32_t b = 0; b < range_.end - range_.begin; ++b) {
-    Bucket& bucket = buckets_[b];
-    const std::lock_guard lock(bucket.mutex);
-    Touch(bucket);
-    sweep(bucket, bucket.rows, shape_);
-    sweep(bucket, bucket.candidates, candidate_shape_);
+  const std::lock_guard lock(bucket.mutex);
+  Touch(bucket);
+  sweep(bucket.rows, shape_);
+  sweep(bucket.candidates, candidate_shape_);
+  return evicted;
+}
+
+Result<std::uint64_t> RowTable::EvictExpired(std::int64_t step) {
+  COHORT_RETURN_IF_ERROR(CheckCall("eviction", 0, step, 0, ""));
+  std::uint64_t evicted = 0;
+  for (std::uint32_t b = 0; spec_.time_to_live > 0 && b < range_.end - range_.begin; ++b) {
+    evicted += EvictExpiredOf(buckets_[b], step);
   }
   return evicted;
 }
@@ -86,19 +88,25 @@ Result<std::uint64_t> RowTable::EvictWhenDue(std::int64_t step) {
   if (spec_.time_to_live == 0) {
     return std::uint64_t{0};
   }
-  // At multiples of time_to_live: the same steps for a table that was restored.
+  COHORT_RETURN_IF_ERROR(CheckCall("eviction", 0, step, 0, ""));
+  std::int64_t last = evicted_at_.load(std::memory_order_relaxed);
+  do {
+    if (step <= last) {
+      return std::uint64_t{0};
+    }
+  } while (!evicted_at_.compare_exchange_weak(last, step));
+  // Bucket b in the steps that are b modulo time_to_live: the same for every number of servers, and
+  // for a table that was restored.
   const std::int64_t every = spec_.time_to_live;
-  std::int64_t due = next_eviction_.load(std::memory_order_relaxed);
-  if (due == 0) {
-    const std::int64_t first = (std::max<std::int64_t>(step, 1) + every - 1) / every * every;
-    if (next_eviction_.compare_exchange_strong(due, first)) {
-      due = first;
+  std::uint64_t evicted = 0;
+  for (std::int64_t due = last == 0 ? step : std::max(last, step - every) + 1; due <= step; ++due) {
+    // The first of this table's buckets that is `due` modulo `every`.
+    std::int64_t b = range_.begin + ((due - range_.begin) % every + every) % every;
+    for (; b < range_.end; b += every) {
+      evicted += EvictExpiredOf(buckets_[static_cast<std::uint32_t>(b) - range_.begin], step);
     }
   }
-  if (step < due || !next_eviction_.compare_exchange_strong(due, (step / every + 1) * every)) {
-    return std::uint64_t{0};
-  }
-  return EvictExpired(step);
+  return evicted;
 }
 
 TableStats RowTable::stats() const {

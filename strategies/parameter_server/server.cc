@@ -146,6 +146,10 @@ class Service final : public Base {
               " [start every process of the job from the same "
               "version of cohort]")));
     }
+    if (const Error over = gate_.CheckNotOver(request->epoch()); over.kind() != Error::NONE) {
+      *reply->mutable_error() = over;
+      return Reply(context);
+    }
     const Result<ModelSpec> spec = SpecOf(*request);
     const Status status = spec.ok() ? Declare(*spec, request->sender()) : spec.status();
     reply->set_ready(status.ok() && own_.store.ready());
@@ -260,7 +264,11 @@ class Service final : public Base {
   }
 
   grpc::ServerUnaryReactor* Retire(Context* context, const RetireRequest* request,
-                                   RetireReply* /*reply*/) override {
+                                   RetireReply* reply) override {
+    if (const Error over = gate_.CheckNotOver(request->epoch()); over.kind() != Error::NONE) {
+      *reply->mutable_error() = over;
+      return Reply(context);
+    }
     own_.Retire(request->client(), request->client());
     if (Part* const copy = PartOf(/*copy=*/true); copy != nullptr) {
       copy->Retire(request->client(), request->client());
@@ -268,8 +276,12 @@ class Service final : public Base {
     return Reply(context);
   }
 
-  grpc::ServerUnaryReactor* Drain(Context* context, const DrainRequest* /*request*/,
-                                  DrainReply* /*reply*/) override {
+  grpc::ServerUnaryReactor* Drain(Context* context, const DrainRequest* request,
+                                  DrainReply* reply) override {
+    if (const Error over = gate_.CheckNotOver(request->epoch()); over.kind() != Error::NONE) {
+      *reply->mutable_error() = over;
+      return Reply(context);
+    }
     {
       const std::lock_guard lock(mutex_);
       drained_ = true;

@@ -20,7 +20,7 @@ class SharedChannel final : public FrameChannel {
   int fd() const override { return socket_.fd(); }
   short Awaits(const Flights& flights) override {
     const bool ready =
-        (!flights.to_send().empty() && !rings_.out().Sleep(BytesOf(*flights.to_send().front()))) ||
+        (flights.may_send() > 0 && !rings_.out().Sleep(BytesOf(*flights.to_send().front()))) ||
         !rings_.in().Sleep();
     if (ready) {
       return 0;
@@ -31,7 +31,7 @@ class SharedChannel final : public FrameChannel {
 
   Result<bool> Send(Flights& flights) override {
     bool some = false;
-    while (!flights.to_send().empty()) {
+    while (flights.may_send() > 0) {
       const Flight& flight = *flights.to_send().front();
       const std::size_t bytes = BytesOf(flight);
       if (bytes > kRingBytes) {

@@ -69,6 +69,14 @@ void SplitQueue::Lost(const TaskId& worker) {
   }
 }
 
+std::vector<TaskId> SplitQueue::holders() const {
+  std::vector<TaskId> holders;
+  for (const auto& [worker, split] : held_) {
+    holders.push_back(worker);
+  }
+  return holders;
+}
+
 std::int64_t SplitQueue::splits() const { return (end_ - begin_ + size_ - 1) / size_; }
 
 std::int64_t BatchesPerSplit(std::int64_t batches, int workers) {

@@ -53,6 +53,8 @@ class SplitQueue {
   // What the worker held is free again.
   void Lost(const TaskId& worker);
 
+  // Who has one, and has not finished it.
+  std::vector<TaskId> holders() const;
   // Is everything before position() finished?
   bool idle() const { return held_.empty() && returned_.empty(); }
   bool returned() const { return !returned_.empty(); }  // something that lost workers held

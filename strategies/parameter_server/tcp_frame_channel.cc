@@ -20,13 +20,13 @@ class TcpChannel final : public FrameChannel {
 
   int fd() const override { return socket_.fd(); }
   short Awaits(const Flights& flights) override {
-    return flights.to_send().empty() ? POLLIN : POLLIN | POLLOUT;
+    return flights.may_send() == 0 ? POLLIN : POLLIN | POLLOUT;
   }
 
   Result<bool> Send(Flights& flights) override {
     const std::deque<Flight*>& to_send = flights.to_send();
     bool some = false;
-    while (!to_send.empty()) {
+    while (flights.may_send() > 0) {
       iovec pieces[kPiecesOfSend];
       std::size_t count = 0;
       std::size_t skip = sent_bytes_;
@@ -38,7 +38,7 @@ class TcpChannel final : public FrameChannel {
                              bytes - skipped};
         }
       };
-      for (std::size_t f = 0; f < to_send.size() && count < kPiecesOfSend; ++f) {
+      for (std::size_t f = 0; f < flights.may_send() && count < kPiecesOfSend; ++f) {
         add(to_send[f]->head.data(), to_send[f]->head.size());
         for (const std::span<const float> piece : to_send[f]->request->payload) {
           add(piece.data(), piece.size_bytes());

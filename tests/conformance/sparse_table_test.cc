@@ -21,6 +21,7 @@
 #include <future>
 #include <latch>
 #include <limits>
+#include <numeric>
 #include <thread>
 
 #include "testing/far_device.h"
@@ -402,6 +403,84 @@ TEST(SparseTables, UnderBoundedStalenessRowsAreAsFreshAsValues) {
   EXPECT_GE(foreseen, kSteps / 2) << "all but a split's first";
   EXPECT_EQ(outcome.values, std::vector<float>{kSteps});
   EXPECT_EQ(outcome.rows, std::vector<float>{kSteps});
+}
+
+// A step looks up the ids of a feature, which are known a batch ahead, and others, which nobody
+// foresees and which make rows. What is known ahead keeps its row until its gradient has come.
+Result<Outcome> TrainWithEviction(Strategy& strategy, const TableSpec& table) {
+  constexpr std::int64_t kEach = 60;
+  constexpr std::int64_t kSteps = 24;
+  constexpr std::uint64_t kForeseen = 160;
+  constexpr std::uint64_t kNew = 10;  // ids, in each step
+  const Philox random(7, "ids");
+  Tensor ids(DType::kInt64, {kSteps, kEach});
+  for (std::size_t i = 0; i < ids.data<std::int64_t>().size(); ++i) {
+    ids.data<std::int64_t>()[i] = static_cast<std::int64_t>(random.Below(kForeseen, i));
+  }
+  Tensor numbers(DType::kInt64, {kSteps, 1});
+  std::iota(numbers.data<std::int64_t>().begin(), numbers.data<std::int64_t>().end(), 0);
+  const data::Dataset data = OrThrow(data::FromTensors({{"ids", ids}, {"number", numbers}}));
+  ParameterSet parameters;
+  parameters.Add("bias", {1}, {});
+  parameters.AddTable(table);
+  parameters.Build();
+  COHORT_RETURN_IF_ERROR(strategy.Bind(parameters, Sgd({.learning_rate = 1})));
+  const auto dim = static_cast<std::size_t>(table.dim);
+  const StepFn step = [&](ReplicaContext& context,
+                          const data::Batch& batch) -> Result<ReplicaResult> {
+    const auto known = batch["ids"].data<std::int64_t>();
+    const std::vector<std::uint64_t> foreseen(known.begin(), known.end());
+    std::vector<std::uint64_t> made(kNew);
+    const auto number = static_cast<std::uint64_t>(batch["number"].data<std::int64_t>()[0]);
+    std::iota(made.begin(), made.end(), kForeseen + kNew * number);
+    for (const auto& some : {foreseen, made}) {
+      std::vector<float> rows(some.size() * dim);
+      COHORT_RETURN_IF_ERROR(context.parameters.rows().Lookup(0, some, /*training=*/true, rows));
+      context.gradients.AddRows(0, some, std::vector<float>(rows.size(), -1));
+    }
+    context.gradients.Accumulator(0)[0] = 1;
+    context.gradients.Ready(0);
+    return ReplicaResult{.loss_sum = 0, .weight = 1, .metric_sums = {}};
+  };
+  Trainer trainer(strategy, parameters, {.epochs = 1, .log = Log()});
+  COHORT_RETURN_IF_ERROR(trainer.Fit(data.Batch(1), step).status());
+  Outcome outcome;
+  if (strategy.is_chief()) {
+    std::vector<std::uint64_t> all(kForeseen + kNew * kSteps);
+    std::iota(all.begin(), all.end(), 0);
+    outcome.rows.resize(all.size() * dim);
+    COHORT_RETURN_IF_ERROR(parameters.rows().Lookup(0, all, /*training=*/false, outcome.rows));
+  }
+  COHORT_RETURN_IF_ERROR(strategy.Shutdown());
+  return outcome;
+}
+
+TEST(SparseTables, RowsThatAreLookedUpAheadAreNotEvictedBeforeTheirGradientComes) {
+  TableSpec capacity{.name = "capacity", .dim = 2, .buckets = 2};
+  capacity.capacity = 140;
+  TableSpec rare = capacity;
+  rare.name = "rare";
+  rare.eviction = TableSpec::Eviction::kLeastFrequent;
+  // A push of several frames, between which rows expire.
+  TableSpec time{.name = "time", .dim = 16384, .buckets = 2};
+  time.time_to_live = 4;
+  for (const TableSpec& table : {capacity, rare, time}) {
+    SCOPED_TRACE(table.name);
+    const Outcome alone =
+        OrThrow(TrainWithEviction(*OrThrow(Strategy::FromEnv("one_device", {})), table));
+    EXPECT_GT(std::ranges::count(alone.rows, 0.0F), 0) << "rows have been evicted";
+    for (const char* text : {"async", "ssp:1", "sync"}) {
+      const Outcome remote = OnServers(
+          1, 2,
+          [&](ParameterServerStrategy& strategy) { return TrainWithEviction(strategy, table); },
+          OrThrow(Consistency::Parse(text)));
+      EXPECT_TRUE(remote.rows == alone.rows) << text;
+    }
+    const InStepResult in_step =
+        InStep(1, 2, [&](Strategy& strategy) { return TrainWithEviction(strategy, table); });
+    ASSERT_EQ(in_step.workers.size(), 1);
+    EXPECT_TRUE(in_step.workers[0].rows == alone.rows) << "in step";
+  }
 }
 
 TEST(SparseTables, RoundsOnServersEqualOneProcess) {

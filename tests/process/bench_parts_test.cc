@@ -31,15 +31,29 @@ std::vector<nlohmann::json> RunBench(const std::vector<std::string>& arguments) 
   return lines;
 }
 
+// Figures that a machine may have, and not only in another unit; and those that follow from others.
+void ExpectRate(const nlohmann::json& rate, double most) {
+  EXPECT_GT(rate.get<double>(), 0);
+  EXPECT_LT(rate.get<double>(), most);
+}
+void ExpectQuotient(const nlohmann::json& ratio, const nlohmann::json& of,
+                    const nlohmann::json& to) {
+  const double expected = of.get<double>() / to.get<double>();
+  EXPECT_NEAR(ratio.get<double>(), expected, 1e-6 * expected);
+}
+
 TEST(BenchReduction, EveryTypeAndReductionBesideTheLimit) {
   std::set<std::string> types;
   std::set<std::string> ops;
   for (const nlohmann::json& line :
        RunBench({"reduction", "--sizes", "16k", "--rounds", "1", "--json"})) {
     EXPECT_EQ(line.at("bytes"), 16384);
-    EXPECT_GT(line.at("gb_per_s").get<double>(), 0);
-    EXPECT_GT(line.at("ratio_to_memcpy").get<double>(), 0);
-    EXPECT_GT(line.at("ratio_to_limit").get<double>(), 0);
+    ExpectRate(line.at("gb_per_s"), 10'000);
+    ExpectRate(line.at("ratio_to_memcpy"), 1000);
+    ExpectRate(line.at("ratio_to_limit"), 1000);
+    if (line.at("op") == "memcpy") {
+      EXPECT_NEAR(line.at("ratio_to_memcpy").get<double>(), 1, 1e-6);
+    }
     types.insert(line.at("dtype"));
     ops.insert(line.at("op"));
   }
@@ -60,8 +74,8 @@ TEST(BenchEmbedding, EveryOptimizerBesideAFlatArray) {
     EXPECT_EQ(run.at("wrong"), 0);
     EXPECT_EQ(run.at("cases").size(), 4U);
     for (const nlohmann::json& line : run.at("cases")) {
-      EXPECT_GT(line.at("per_second").get<double>(), 0);
-      EXPECT_GT(line.at("ratio_to_flat").get<double>(), 0);
+      ExpectRate(line.at("per_second"), 1e10);
+      ExpectQuotient(line.at("ratio_to_flat"), line.at("per_second"), line.at("flat_per_second"));
     }
   }
 }
@@ -74,8 +88,8 @@ TEST(BenchEmbedding, ThroughAServerBesideTheTable) {
   EXPECT_EQ(run.at("wrong"), 0);
   EXPECT_EQ(run.at("remote").size(), 2U);
   for (const nlohmann::json& line : run.at("remote")) {
-    EXPECT_GT(line.at("per_second").get<double>(), 0);
-    EXPECT_GT(line.at("ratio_to_table").get<double>(), 0);
+    ExpectRate(line.at("per_second"), 1e10);
+    ExpectQuotient(line.at("ratio_to_table"), line.at("per_second"), line.at("table_per_second"));
   }
 }
 
@@ -86,8 +100,8 @@ TEST(BenchDlrm, TrainsWithEachOptimizer) {
                   "--steps", "2", "--rounds", "1", "--no-peer", "--json"})
             .at(0);
     EXPECT_EQ(run.at("optimizer"), optimizer);
-    EXPECT_GT(run.at("ms_per_step").get<double>(), 0);
-    EXPECT_GT(run.at("examples_per_second").get<double>(), 0);
+    ExpectRate(run.at("ms_per_step"), 10'000);
+    ExpectQuotient(run.at("examples_per_second"), 16'000, run.at("ms_per_step"));
   }
 }
 
@@ -98,11 +112,17 @@ TEST(BenchPs, EverySizeBesideAStreamAndPlainGrpc) {
   for (const nlohmann::json& size : run.at("sizes")) {
     for (const char* name :
          {"stream", "push", "pull", "push_shm", "pull_shm", "push_bytes", "pull_bytes"}) {
-      EXPECT_GT(size.at(name).at("gb_per_second").get<double>(), 0) << name;
-      EXPECT_GT(size.at(name).at("us").get<double>(), 0) << name;
+      ExpectRate(size.at(name).at("us"), 10e6);
+      ExpectQuotient(size.at(name).at("gb_per_second"), size.at("bytes").get<double>() / 1e3,
+                     size.at(name).at("us"));
+      ExpectQuotient(size.at(name).at("of_stream"), size.at(name).at("gb_per_second"),
+                     size.at("stream").at("gb_per_second"));
     }
-    EXPECT_GT(size.at("push_of_bytes_service").get<double>(), 0);
-    EXPECT_GT(size.at("push_shm_of_tcp").get<double>(), 0);
+    for (const std::string what : {"push", "pull"}) {
+      const auto us = [&](const std::string& how) { return size.at(what + how).at("us"); };
+      ExpectQuotient(size.at(what + "_of_bytes_service"), us("_bytes"), us(""));
+      ExpectQuotient(size.at(what + "_shm_of_tcp"), us(""), us("_shm"));
+    }
     EXPECT_EQ(size.contains("push_pipelined"), size.at("bytes") == 4096);
     EXPECT_EQ(size.contains("push_pipelined_shm"), size.at("bytes") == 4096);
   }
@@ -161,11 +181,13 @@ TEST(BenchPsWorkers, InRoundsAndAsynchronouslyAndAServersMemory) {
           .at(0);
   ASSERT_EQ(run.at("workers").size(), 2U);
   for (const nlohmann::json& of : run.at("workers")) {
-    EXPECT_GT(of.at("sync_examples_per_second").get<double>(), 0);
-    EXPECT_GT(of.at("async_examples_per_second").get<double>(), 0);
-    EXPECT_GT(of.at("async_to_sync").get<double>(), 0);
+    ExpectRate(of.at("sync_examples_per_second"), 1e8);
+    // Of one round.
+    ExpectQuotient(of.at("async_to_sync"), of.at("async_examples_per_second"),
+                   of.at("sync_examples_per_second"));
   }
-  EXPECT_GT(run.at("memory").at("pushes_per_second").get<double>(), 0);
+  ExpectRate(run.at("memory").at("pushes_per_second"), 1e7);
+  EXPECT_LT(run.at("memory").at("most_bytes"), 1 << 30);
   EXPECT_GE(run.at("memory").at("most_bytes"), run.at("memory").at("one_client_bytes"));
   EXPECT_GT(run.at("memory").at("one_client_bytes"), 3 * (64 << 10));
 }

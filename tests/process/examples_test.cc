@@ -91,17 +91,20 @@ nlohmann::json WideAndDeep(std::vector<std::string> argv, const std::vector<std:
 TEST(Examples, Dlrm) {
   const std::vector<std::string> flags = {"--examples", "30000", "--test",
                                           "10000",      "--ids", "2000"};
+  // What so few clicks teach: 73 % of what can be known of them, on servers 70 to 73 % in six runs.
+  const auto learnt = [](const nlohmann::json& metrics) {
+    return metrics.value("of_bayes_excess", 0.0);
+  };
   const nlohmann::json alone = Metrics("dlrm", {}, flags);
-  EXPECT_GT(alone.value("auc", 0.0), 0.7);
-  EXPECT_GT(alone.value("bayes_auc", 0.0), alone.value("auc", 1.0));
+  EXPECT_NEAR(alone.value("bayes_auc", 0.0), 0.8234, 0.0005);
+  EXPECT_NEAR(learnt(alone), 0.732, 0.01);
   const nlohmann::json remote = Metrics("dlrm", Launch({"-n", "2", "--ps", "2", "--chief"}), flags);
-  EXPECT_NEAR(remote.value("auc", 0.0), alone.value("auc", 0.0), 0.04);
+  EXPECT_NEAR(learnt(remote), learnt(alone), 0.05);
   std::vector<std::string> eight_bits = flags;
   eight_bits.insert(eight_bits.end(), {"--compression", "int8", "--wire", "int8", "--partitioner",
                                        "fixed:2", "--start", "quorum:1"});
-  EXPECT_NEAR(
-      Metrics("dlrm", Launch({"-n", "2", "--ps", "2", "--chief"}), eight_bits).value("auc", 0.0),
-      alone.value("auc", 0.0), 0.05);
+  EXPECT_NEAR(learnt(Metrics("dlrm", Launch({"-n", "2", "--ps", "2", "--chief"}), eight_bits)),
+              learnt(alone), 0.05);
 }
 
 std::vector<std::string> InStep(std::vector<std::string> flags) {
@@ -155,8 +158,9 @@ TEST(Examples, DlrmOnLinesOfTheRealLog) {
                                          {"--csv", "--data", folder + "/criteo_sample.csv",
                                           "--test", "50", "--global-batch", "25", "--epochs", "2"});
   EXPECT_EQ(metrics.value("examples", 0.0), 300);
-  EXPECT_GT(metrics.value("auc", 0.0), 0.0);
-  EXPECT_LT(metrics.value("loss", 9.0), 1.0);
+  // What it came to when columns were known to be read rightly; it is the same in every run.
+  EXPECT_NEAR(metrics.value("auc", 0.0), 0.6167, 0.02);
+  EXPECT_NEAR(metrics.value("loss", 9.0), 0.6218, 0.01);
 }
 
 // On sentences that the program makes up; the same again is the same to the bit, and two processes

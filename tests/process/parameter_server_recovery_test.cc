@@ -275,6 +275,41 @@ INSTANTIATE_TEST_SUITE_P(ParameterServerRecoveryTest, LostServerWithSaves,
                          ::testing::Values("async", "ssp:2", "sync", "async_far", "sync_far"),
                          NameOf);
 
+// The disk with the saves is away for a while.
+TEST(ParameterServerRecoveryTest, ASaveThatCannotBeReadAtTheMomentIsGoneBackToLater) {
+  namespace fs = std::filesystem;
+  const TempDir dir;
+  const std::string saves = dir / "saves";
+  const std::string away = dir / "away";
+  Job job(Arguments("sync", 2, {"--folder", saves, "--save-steps", "50"}), /*gate_at=*/121);
+  ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "step 121 begins", kPatience));
+  const auto deadline = std::chrono::steady_clock::now() + kPatience;
+  const auto whole = [&] {
+    return std::ranges::count_if(fs::directory_iterator(saves), [](const auto& entry) {
+      return entry.path().filename().string().starts_with("step");
+    });
+  };
+  while (whole() < 1 && std::chrono::steady_clock::now() < deadline) {
+    std::this_thread::sleep_for(10ms);
+  }
+  ASSERT_GE(whole(), 1);
+  fs::rename(saves, away);
+  fs::create_symlink(saves, saves);  // to open what leads to itself is an error of the file system
+  job.Kill("ps:1");
+  job.Replace(1, "again");
+  while (job.cluster.Stderr("chief:0").find("has failed, 2 of 10 times") == std::string::npos &&
+         std::chrono::steady_clock::now() < deadline) {
+    std::this_thread::sleep_for(10ms);
+  }
+  fs::remove(saves);
+  fs::rename(away, saves);
+  ASSERT_TRUE(job.cluster.WaitForOutput("chief:0", "the job goes on after", kPatience));
+  EXPECT_THAT(job.cluster.Stderr("chief:0"), Not(HasSubstr("to step 0;")));
+  job.OpenGate();
+  job.ExpectCodes();
+  ExpectWholeOutcome(job, "chief:0", "sync", 2);
+}
+
 TEST(ParameterServerRecoveryTest, TwoServersAreLostTogether) {
   const TempDir folder;
   Job job(Arguments("async", 4, {"--folder", folder.path(), "--save-steps", "10"}),

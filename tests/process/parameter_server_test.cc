@@ -233,6 +233,45 @@ TEST(ParameterServerProcessTest, ABackupWorkerMayHangAndRoundsGoOn) {
   EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr("step 200 digest"));
 }
 
+// It hangs, its process lives, and the others wait for it.
+class HangingWorker : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(HangingWorker, IsGivenUpAndItsWorkIsDoneByOthers) {
+  ProcessCluster cluster;
+  cluster.StartTasks({{"chief", 1}, {"worker", 3}, {"ps", 2}},
+                     Program({"--consistency", GetParam(), "--collective-ms", "3000", "--hold-at",
+                              "5", "--hold", "worker:2"}));
+  ASSERT_TRUE(cluster.WaitForOutput("worker:2", "holding", kPatience));
+  ASSERT_TRUE(cluster.WaitForOutput("worker:0", "trained", kPatience));
+  ASSERT_TRUE(cluster.WaitForOutput("worker:1", "trained", kPatience));
+  EXPECT_THAT(cluster.Stderr("chief:0"), HasSubstr("goes on without worker:2: worker:2 hangs"));
+  cluster.Signal("worker:2", SIGKILL);
+  ExpectAllCodes(cluster, 0, kPatience, {"worker:2"});
+  EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr("epoch 0: 2000 of 2000 seen"));
+  if (GetParam() == "sync") {
+    EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr(DigestOf(2000, 10, 1)));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(ParameterServerProcessTest, HangingWorker,
+                         ::testing::Values("async", "sync"));
+
+TEST(ParameterServerProcessTest, ASaveDoesNotWaitForAWorkerThatHangs) {
+  const TempDir folder;
+  ProcessCluster cluster;
+  cluster.StartTasks(
+      kJob, Program({"--folder", folder.path(), "--save-steps", "80", "--heartbeat-ms", "1500",
+                     "--step-ms", "5", "--hold-at", "5", "--hold", "worker:1"}));
+  // All but what the other one holds, through two saves that were due.
+  ASSERT_TRUE(cluster.WaitForOutput("worker:0", "step 181 begins", kPatience));
+  EXPECT_THAT(
+      cluster.Stderr("chief:0"),
+      HasSubstr("put off until the next one is, training goes on: worker:1 was waited for"));
+  cluster.Signal("worker:1", SIGKILL);
+  ExpectAllCodes(cluster, 0, kPatience, {"worker:1"});
+  EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr("epoch 0: 2000 of 2000 seen, reissued 1"));
+}
+
 class LostForGood : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(LostForGood, EndsTheOthersWithItsName) {
@@ -285,7 +324,8 @@ TEST(ParameterServerProcessTest, AServerThatStopsForLessThanItsTimeoutIsWaitedFo
 
 TEST(ParameterServerProcessTest, AWorkerThatComesBackFromALongPauseHasNoEffect) {
   ProcessCluster cluster;
-  cluster.StartTasks(kJob, Program({"--epochs", "4", "--heartbeat-ms", "1500"}));
+  cluster.StartTasks(kJob, Program({"--epochs", "4", "--heartbeat-ms", "1500", "--consistency",
+                                    "sync", "--step-ms", "1"}));
   ASSERT_TRUE(cluster.WaitForOutput("worker:1", "step 11 ", kPatience));
   cluster.Signal("worker:1", SIGSTOP);
   ASSERT_TRUE(cluster.WaitForOutput("worker:0", "trained", kPatience));
@@ -296,6 +336,7 @@ TEST(ParameterServerProcessTest, AWorkerThatComesBackFromALongPauseHasNoEffect) 
   }
   EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr("epoch 3: 2000 of 2000 seen"));
   EXPECT_THAT(cluster.Stderr("chief:0"), HasSubstr("goes on without worker:1"));
+  EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr(DigestOf(2000, 10, 4)));
 }
 
 TEST(ParameterServerProcessTest, AnErrorOfAWorkerReachesAll) {

@@ -57,6 +57,7 @@ struct Options {
   std::string consistency = "async";
   int join_ms = 60'000;
   int heartbeat_ms = 10'000;
+  int collective_ms = 120'000;
   int rejoin_ms = 60'000;
   std::string folder;
   int save_steps = 0;
@@ -278,6 +279,7 @@ Status Run(const Options& options) {
   COHORT_ASSIGN_OR_RETURN(strategy_options.consistency, Consistency::Parse(options.consistency));
   strategy_options.join_timeout = std::chrono::milliseconds(options.join_ms);
   strategy_options.heartbeat_timeout = std::chrono::milliseconds(options.heartbeat_ms);
+  strategy_options.collective_timeout = std::chrono::milliseconds(options.collective_ms);
   strategy_options.rejoin_grace = std::chrono::milliseconds(options.rejoin_ms);
   strategy_options.journal_folder = options.folder;
   strategy_options.communication.implementation = options.communication;
@@ -312,6 +314,7 @@ int main(int argc, char** argv) {
   app.add_option("--consistency", options.consistency);
   app.add_option("--join-ms", options.join_ms);
   app.add_option("--heartbeat-ms", options.heartbeat_ms);
+  app.add_option("--collective-ms", options.collective_ms);
   app.add_option("--rejoin-ms", options.rejoin_ms);
   app.add_option("--folder", options.folder);
   app.add_option("--save-steps", options.save_steps);

@@ -35,6 +35,7 @@ struct Connection {
   int server;
   Pipe there{client, server, {}};
   Pipe back{server, client, {}};
+  bool silent = false;
   bool over = false;
   void Close() {
     ::close(client);
@@ -86,6 +87,19 @@ void LossyProxy::Run() {
   State& s = *state_;
   std::vector<char> buffer(std::size_t{64} << 10);
   while (!stop_) {
+    if (break_) {
+      for (Connection& c : s.connections) {
+        c.Close();
+      }
+      s.connections.clear();
+      hold_ = false;
+      break_ = false;
+    }
+    if (silence_.exchange(false)) {
+      for (Connection& c : s.connections) {
+        c.silent = true;
+      }
+    }
     std::vector<pollfd> events;
     for (const int fd : s.listeners) {
       events.push_back({fd, POLLIN, 0});
@@ -96,8 +110,10 @@ void LossyProxy::Run() {
         return static_cast<short>((in.bytes.empty() ? POLLIN : 0) |
                                   (out.bytes.empty() ? 0 : POLLOUT));
       };
-      events.push_back({c.client, wants(c.there, c.back), 0});
-      events.push_back({c.server, wants(c.back, c.there), 0});
+      const bool held = c.silent || hold_;  // of what a server says
+      events.push_back({c.silent ? -1 : c.client, wants(c.there, c.back), 0});
+      events.push_back({held && c.there.bytes.empty() ? -1 : c.server,
+                        static_cast<short>(held ? POLLOUT : wants(c.back, c.there)), 0});
     }
     ::poll(events.data(), events.size(), 20);
     std::size_t at = s.listeners.size();
@@ -106,6 +122,9 @@ void LossyProxy::Run() {
       const bool server_ready = events[at + 1].revents != 0;
       at += 2;
       for (Pipe* const pipe : {&c.there, &c.back}) {
+        if (c.silent || (hold_ && pipe == &c.back)) {
+          continue;
+        }
         const bool readable = pipe == &c.there ? client_ready : server_ready;
         if (!c.over && pipe->bytes.empty() && readable) {
           const ssize_t got = ::recv(pipe->from, buffer.data(), buffer.size(), MSG_DONTWAIT);

@@ -5,6 +5,9 @@
 // it reads is, with a given probability, not passed on: both sides are closed. So requests and
 // replies are lost, whole or cut.
 //
+// Besides, where a test asks for it: the connections there are go silent, as behind a firewall that
+// has forgotten them; or replies are held back, until the connections break.
+//
 // Thread rules: its own thread; the methods from any.
 
 #pragma once
@@ -29,6 +32,11 @@ class LossyProxy {
   static std::string AddressOf(int port) { return "127.0.0.2:" + std::to_string(port); }
   std::int64_t lost() const { return lost_; }
   void Stop() { losing_ = false; }  // losing; it goes on passing
+  // From now on the present connections pass nothing more, and are not closed.
+  void Silence() { silence_ = true; }
+  // Nothing goes from servers to clients until Break closes all connections; then all passes again.
+  void HoldReplies() { hold_ = true; }
+  void Break() { break_ = true; }
 
  private:
   struct State;
@@ -37,6 +45,9 @@ class LossyProxy {
   std::unique_ptr<State> state_;
   std::atomic<std::int64_t> lost_{0};
   std::atomic<bool> losing_{true};
+  std::atomic<bool> silence_{false};
+  std::atomic<bool> hold_{false};
+  std::atomic<bool> break_{false};
   std::atomic<bool> stop_{false};
   std::thread thread_;
 };

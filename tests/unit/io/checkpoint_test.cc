@@ -256,6 +256,23 @@ TEST_F(CheckpointTest, AllDamagedIsAnError) {
   EXPECT_NE(status.message().find("manifest.json is missing"), std::string::npos);
 }
 
+TEST_F(CheckpointTest, WhatCannotBeReadNowIsNotPassedOver) {
+  CheckpointStore store = Store();
+  OrThrow(Save(store, 1));
+  OrThrow(Save(store, 2));
+  bool away = true;
+  FaultyFileSystem files([&](std::string_view operation, const std::string& path) {
+    return away && operation == "open" && path.find("/step-0000000002/") != std::string::npos
+               ? ResourceExhausted(path + ": too many open files")
+               : Status();
+  });
+  const CheckpointStore busy = StoreOn(files, 2);
+  EXPECT_EQ(busy.OpenLatest().status().code(), StatusCode::kResourceExhausted);
+  EXPECT_TRUE(warnings_.empty());
+  away = false;
+  EXPECT_EQ(OrThrow(busy.OpenLatest())->state().step, 2);
+}
+
 TEST_F(CheckpointTest, ReadNamesEveryTensorThatDoesNotFit) {
   CheckpointStore store = Store();
   OrThrow(Save(store, 1));

@@ -134,6 +134,53 @@ TEST(JournalTest, AnotherChiefHandsOutWhatIsLeftSinceTheSave) {
   }
 }
 
+// What is noted with each save does not grow with the epochs that are over.
+TEST(JournalTest, EpochsThatWereOverLongAgoAreNotNotedAgain) {
+  constexpr std::int64_t kEpochs = 100;
+  const TempDir folder;
+  {
+    Chief chief(folder.path());
+    OrThrow(chief.coordinator.Open(0));
+    const Sender worker = chief.Attach(0);
+    std::uintmax_t bytes = 0;
+    for (std::int64_t epoch = 0; epoch < kEpochs; ++epoch) {
+      EXPECT_EQ(chief.Finish(worker, epoch).size(), 10U);
+      chief.Save(10 * (epoch + 1));
+      const std::uintmax_t now = std::filesystem::file_size(PathIn(folder));
+      if (epoch == 30) {
+        bytes = now;
+      } else if (epoch > 30) {
+        EXPECT_LE(now, bytes + bytes / 5) << epoch;
+      }
+    }
+    EXPECT_LE(chief.coordinator.CourseAt(1).epochs.size(), 2 * Journal::kMaxCourses);
+    EXPECT_EQ(chief.Next(worker, 0, {}).progress, Progress::kOver);
+    EXPECT_EQ(chief.coordinator.advance().epochs, kEpochs);
+    EXPECT_EQ(chief.coordinator.advance().steps, 10 * kEpochs);
+    EXPECT_EQ(chief.coordinator.StepsSince(10 * (kEpochs - 3)), 30);
+    const std::vector<EpochCoverage> coverage = chief.coordinator.coverage();
+    ASSERT_EQ(coverage.size(), static_cast<std::size_t>(kEpochs));
+    for (std::int64_t epoch = 0; epoch < kEpochs; ++epoch) {
+      EXPECT_EQ(coverage[static_cast<std::size_t>(epoch)].epoch, epoch);
+      EXPECT_EQ(coverage[static_cast<std::size_t>(epoch)].seen, 100) << epoch;
+      EXPECT_EQ(coverage[static_cast<std::size_t>(epoch)].loss, 2) << epoch;
+    }
+    // Back to the oldest save that there is a way to, and there again.
+    const std::int64_t oldest = kEpochs - static_cast<std::int64_t>(Journal::kMaxCourses) + 1;
+    chief.coordinator.ServerLost(Unavailable("ps:1 was killed"));
+    OrThrow(chief.coordinator.RollBack(10 * oldest, chief.epoch, {"server"}));
+    EXPECT_EQ(chief.coordinator.advance().steps, 10 * oldest);
+    EXPECT_EQ(chief.Finish(worker, kEpochs - 1).size(),
+              10 * static_cast<std::size_t>(kEpochs - oldest));
+    EXPECT_EQ(chief.coordinator.advance().epochs, kEpochs);
+    chief.Save(10 * kEpochs);
+  }
+  Chief chief(folder.path());
+  const Sender worker = chief.Attach(0);
+  OrThrow(chief.coordinator.Open(10 * kEpochs));
+  EXPECT_EQ(chief.Finish(worker, kEpochs).size(), 10U) << "and nothing of earlier epochs";
+}
+
 TEST(JournalTest, RoundsGoOnWithTheirNumbers) {
   const TempDir folder;
   const auto round = [](Chief& chief, const Sender& a, const Sender& b, std::int64_t epoch) {

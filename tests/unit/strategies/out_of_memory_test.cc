@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <cstdlib>
@@ -15,6 +16,7 @@
 #include <cohort/optim/optimizers.h>
 
 #include "parameter_server/parameter_store.h"
+#include "parameter_server/row_store.h"
 #include "parameter_server/row_table.h"
 
 namespace {
@@ -143,6 +145,72 @@ void InTime(const char* what, const Fn& fn) {
     std::_Exit(1);
   }
   done.get();
+}
+
+// Rows that it got to have their update, and never a second one.
+TEST(OutOfMemory, APushOfRowsThatEndsHalfwayIsNotAppliedAgain) {
+  constexpr std::uint32_t kIds = 1000;
+  constexpr std::size_t kDim = 16;
+  TableSpec items;
+  items.name = "items";
+  items.dim = kDim;
+  items.buckets = 1;
+  items.optimizer = Sgd({.learning_rate = 1})->config();
+  std::vector<std::uint64_t> ids(kIds);
+  std::iota(ids.begin(), ids.end(), 0);
+  const std::vector<std::uint32_t> counts(kIds, 1);
+  const std::vector<float> gradients(kIds * kDim, 1);
+  int halfway = 0;
+  for (std::ptrdiff_t count = 0;; ++count) {
+    ASSERT_LT(count, 10'000);
+    RowStore store(0);
+    OrThrow(store.Declare({items}, 1, 1));
+    FrameHeader header;
+    header.set_client(1);
+    header.set_layout(1);
+    header.set_sequence(1);
+    header.set_weight(1);
+    header.mutable_rows()->set_count(kIds);
+    header.mutable_rows()->set_dim(kDim);
+    header.mutable_rows()->set_step(1);
+    const auto push = [&] {
+      RowStore::Moved moved;
+      return store.Push(
+          header,
+          PayloadReader(Segments{std::as_bytes(std::span(ids)), std::as_bytes(std::span(counts)),
+                                 std::as_bytes(std::span(gradients))}),
+          &moved);
+    };
+    Error first;
+    bool failed = false;
+    try {
+      const FailAfter fail(count, /*of_bytes=*/512);  // an index of rows that grows
+      first = push();
+      failed = FailAfter::failed();
+    } catch (const std::bad_alloc&) {
+      failed = true;
+    }
+    const Error again = push();
+    RowStore::Reading reading;
+    std::vector<float> rows(kIds * kDim);
+    RowStore::Moved moved;
+    ASSERT_EQ(
+        store.Plan(header, PayloadReader(Segments{std::as_bytes(std::span(ids))}), &reading).kind(),
+        Error::NONE);
+    ASSERT_EQ(store.Pull(reading, rows, &moved).kind(), Error::NONE);
+    const auto updated = std::ranges::count(rows, -1.0F);
+    EXPECT_EQ(updated + std::ranges::count(rows, 0.0F), kIds * kDim) << count;
+    if (again.kind() == Error::NONE) {
+      EXPECT_EQ(updated, kIds * kDim) << count;
+    } else {
+      EXPECT_EQ(again.message(), first.message()) << count;
+      halfway += updated > 0 ? 1 : 0;
+    }
+    if (!failed) {
+      break;
+    }
+  }
+  EXPECT_GT(halfway, 0);
 }
 
 TEST(OutOfMemory, APushThatFindsNoneHasItsEffectWhenItComesAgain) {

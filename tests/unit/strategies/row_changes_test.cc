@@ -40,7 +40,7 @@ std::vector<TableSpec> Specs() {
   std::vector<TableSpec> specs(4, spec);
   specs[1].capacity = 256;
   specs[1].optimizer = Sgd({.learning_rate = 1})->config();
-  specs[2].time_to_live = 3;
+  specs[2].time_to_live = 6;
   specs[2].optimizer = Ftrl({.learning_rate = 0.1})->config();
   specs[3].admit_after = 3;
   specs[3].time_to_live = 9;

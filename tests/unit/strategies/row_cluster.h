@@ -42,16 +42,19 @@ inline TableSpec SumsTable() {
 
 class Cluster {
  public:
-  explicit Cluster(int servers, double loss = 0, const TableSpec& like = SumsTable()) {
+  // `proxies`: also where nothing is lost.
+  explicit Cluster(int servers, double loss = 0, const TableSpec& like = SumsTable(),
+                   bool proxies = false, const std::vector<TableSpec>& more = {}) {
     spec_.parameters = {{"bias", {3}, true, 0}};
     spec_.optimizer = Sgd({.learning_rate = 1})->config();
     spec_.servers = servers;
     spec_.tables = {like};
+    spec_.tables.insert(spec_.tables.end(), more.begin(), more.end());
     for (int s = 0; s < servers; ++s) {
       servers_.push_back(OrThrow(Server::Start("127.0.0.1:0", s, Log())));
       const int port = servers_.back()->port();
       addresses_.push_back("127.0.0.1:" + std::to_string(port));
-      if (loss > 0) {
+      if (loss > 0 || proxies) {
         proxied_.push_back(testing::LossyProxy::AddressOf(port));
         proxies_.push_back(std::make_unique<testing::LossyProxy>(
             std::vector<int>{port, FramePort(addresses_.back())}, loss,
@@ -76,6 +79,11 @@ class Cluster {
   std::unique_ptr<RowClient> NewChief() const {
     return RowClient::Make(spec_, addresses_, {.client = ++chiefs_});
   }
+  // Behind the proxies as well.
+  std::unique_ptr<RowClient> NewChief(std::chrono::milliseconds peer_timeout) const {
+    return RowClient::Make(spec_, proxied_, {.client = ++chiefs_, .peer_timeout = peer_timeout});
+  }
+  testing::LossyProxy& proxy(std::size_t server) const { return *proxies_[server]; }
   std::int64_t lost() const {
     std::int64_t lost = 0;
     for (const auto& proxy : proxies_) {

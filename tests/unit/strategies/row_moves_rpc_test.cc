@@ -27,6 +27,7 @@
 namespace cohort::ps {
 namespace {
 
+using std::chrono::milliseconds;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using testing::TempDir;
@@ -98,6 +99,27 @@ TEST(RowMovesTest, NorWhereConnectionsBreakAsWell) {
   });
   EXPECT_GT(moves, 100U);
   EXPECT_GT(cluster.lost(), 10) << "of 1 % of what is read";
+}
+
+// The chief gives servers up at once, and its moves break anywhere: the bucket comes to the other
+// server, or stays.
+TEST(RowMovesTest, AMoveThatBreaksLeavesTheBucketWhole) {
+  const Cluster cluster(3, 0.03);
+  const auto chief = cluster.NewChief(milliseconds(30));
+  const Philox random(8, "moves");
+  std::uint64_t moves = 0;
+  std::int64_t moved = 0;
+  std::int64_t stayed = 0;
+  ExpectConservation(cluster, 150, [&] {
+    const std::uint32_t bucket = static_cast<std::uint32_t>(random.Below(kBuckets, moves));
+    const Status status = chief->Move(0, bucket, static_cast<int>(random.Below(3, moves, 1)));
+    ASSERT_TRUE(status.ok() || status.code() == StatusCode::kFailedPrecondition)
+        << status.ToString();
+    ++(status.ok() ? moved : stayed);
+    ++moves;
+  });
+  EXPECT_GT(moved, 20);
+  EXPECT_GT(stayed, 0) << "of " << moves;
 }
 
 // Rows that are used for the last time, rows in use at every step, moves and broken connections at

@@ -639,6 +639,29 @@ TEST(RowTable, TimeToLiveRemovesWhatWasNotUsed) {
   EXPECT_EQ(Pull(*table, {1}, 13), expected);
 }
 
+TEST(RowTable, ExpiredRowsGoAFewAtATime) {
+  TableSpec spec = SmallSpec();
+  spec.buckets = 16;
+  spec.time_to_live = 16;
+  auto table = OrThrow(RowTable::Create(spec, {0, spec.buckets}));
+  Ids ids(1600);
+  std::iota(ids.begin(), ids.end(), 0);
+  OrThrow(table->Apply({.ids = ids, .values = Floats(3 * ids.size(), 1.0F)}));
+  std::uint64_t evicted = 0;
+  for (std::int64_t step = 2; step <= 33; ++step) {
+    for (int again = 0; again < 2; ++again) {  // of a push in two frames
+      const std::uint64_t now = OrThrow(table->EvictWhenDue(step));
+      EXPECT_EQ(now > 0, step >= 18 && again == 0) << step;
+      EXPECT_LT(now, 200U) << "about one of 16 buckets, at step " << step;
+      evicted += now;
+    }
+  }
+  EXPECT_EQ(evicted, ids.size());
+  // Steps may be far from each other: none of the buckets is looked through twice for that.
+  OrThrow(table->Apply({.ids = ids, .values = Floats(3 * ids.size(), 1.0F), .step = 34}));
+  EXPECT_EQ(OrThrow(table->EvictWhenDue(1'000'000'000)), ids.size());
+}
+
 TEST(RowTable, CapacityKeepsTheRecentOrTheFrequent) {
   TableSpec spec = SmallSpec();
   spec.buckets = 1;

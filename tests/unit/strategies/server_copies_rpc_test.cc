@@ -189,6 +189,47 @@ TEST_F(Copies, AStepThatIsSentAgainCountsOnce) {
   ExpectSame(Read(3), all);
 }
 
+// What is rounded off one gradient is in the next one: sent again, that is still what it was.
+TEST_F(Copies, ARoundedStepThatIsSentAgainIsTheSameForPartAndCopy) {
+  const auto make = [&](const std::vector<std::string>& addresses,
+                        const std::vector<std::uint64_t>& pushes) {
+    return Client::Make(spec_, addresses,
+                        {.client = 7,
+                         .epoch = 1,
+                         .peer_timeout = std::chrono::milliseconds(1000),
+                         .wire = {.push = DType::kUInt8},
+                         .pushes = pushes});
+  };
+  std::vector<float> gradient(kFloats);
+  for (std::size_t i = 0; i < kFloats; ++i) {
+    gradient[i] = static_cast<float>(i % 1000) * 0.0123F;
+  }
+  const auto first = make(addresses_, {});
+  OrThrow(first->Push({.arena = gradient}, {}));
+  const std::vector<std::uint64_t> pushes = first->pushes();
+  // The second step comes to the parts and copies of two servers alone.
+  std::vector<std::string> others = addresses_;
+  others[0] = "127.0.0.1:1";
+  const auto broken = make(others, pushes);
+  broken->TakeOver(*first);
+  EXPECT_EQ(broken->Push({.arena = gradient}, {}).code(), StatusCode::kUnavailable);
+  const auto again = make(addresses_, pushes);
+  again->TakeOver(*broken);
+  OrThrow(again->Push({.arena = gradient}, {}));
+  OrThrow(again->Push({.arena = gradient}, {}));  // and another one
+  const All all = Read(1);
+  for (int s = 0; s < kServers; ++s) {
+    Lose(s);
+    const auto epoch = static_cast<std::uint64_t>(s) + 2;
+    const Process chief = Chief(epoch);
+    OrThrow(chief.dense->Declare());
+    OrThrow(chief.dense->BeginKeeping({}));
+    Mend(chief, s, Client::Mend::kServer);
+    Mend(chief, CopiedServer(s, kServers), Client::Mend::kCopy);
+    ExpectSame(Read(epoch), all);
+  }
+}
+
 TEST_F(Copies, SumsAreWholeWhereManyWorkersPushAtOnce) {
   spec_.optimizer = Sgd({.learning_rate = 1})->config();
   for (std::unique_ptr<Server>& server : servers_) {
@@ -233,7 +274,7 @@ TEST_F(Copies, AProcessWithoutCopiesIsRefused) {
   ModelSpec other = spec_;
   other.copies = false;
   const Status status =
-      Client::Make(other, addresses_, {.client = 9, .task = "worker:9"})->Declare();
+      Client::Make(other, addresses_, {.client = 9, .task = "worker:9", .epoch = 1})->Declare();
   EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
   EXPECT_THAT(status.message(), HasSubstr("server_loss differs: declared kReplica, worker:9 has"));
 }

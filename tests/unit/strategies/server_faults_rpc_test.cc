@@ -1,0 +1,158 @@
+// What servers and their clients do where a connection falls silent, answers are lost late, or a
+// chief goes on that another one has replaced.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <future>
+#include <numeric>
+#include <span>
+#include <thread>
+#include <vector>
+
+#include "parameter_server/retirements.h"
+#include "row_cluster.h"
+#include "testing/process_cluster.h"
+
+namespace cohort::ps {
+namespace {
+
+using std::chrono::milliseconds;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+// Whose bucket is of the first of two servers at first, in tables of any number of buckets.
+std::uint64_t IdOfTheFirst() {
+  std::uint64_t id = 1;
+  while (BucketOf(id, 2) != 0) {
+    ++id;
+  }
+  return id;
+}
+
+Status Push(RowClient& client, std::span<const int> tables, std::uint64_t id, std::int64_t step) {
+  const std::vector<float> gradient(kDim, -1);
+  std::vector<RowClient::Gradients> gradients;
+  for (const int table : tables) {
+    gradients.push_back({.table = table, .ids = {&id, 1}, .values = gradient});
+  }
+  return client.Push(gradients, step, 1);
+}
+
+TEST(ServerFaults, AChiefInWhosePlaceThereIsAnotherEndsNothing) {
+  const Cluster cluster(2);
+  const auto chief = [&](std::uint64_t epoch) {
+    return Client::Make(cluster.spec_, cluster.addresses_, {.client = 1000, .epoch = epoch});
+  };
+  const auto before = chief(1);
+  OrThrow(before->Declare());
+  OrThrow(before->Begin({}));
+  const auto after = chief(2);
+  OrThrow(after->Declare());  // before its epoch begins
+  OrThrow(after->Begin({}));
+  OrThrow(after->Assign(std::vector<float>(3), {}, 0));
+  for (const Status& status : {before->Drain(), before->Retire(7), before->Declare()}) {
+    EXPECT_EQ(status.code(), StatusCode::kUnavailable);
+    EXPECT_THAT(status.message(), HasSubstr("of epoch 1 of the servers, this is epoch 2"));
+  }
+  EXPECT_FALSE(cluster.servers_[0]->WaitDrained(DeadlineAfter(milliseconds(10))));
+  const auto worker = RowClient::Make(cluster.spec_, cluster.addresses_, {.client = 7, .epoch = 2});
+  const int table = 0;
+  EXPECT_EQ(Push(*worker, {&table, 1}, 1, 1), OkStatus()) << "nobody has given it up";
+  OrThrow(after->Retire(7));
+  EXPECT_EQ(Push(*worker, {&table, 1}, 1, 2).code(), StatusCode::kAborted);
+  OrThrow(after->Drain());
+  EXPECT_TRUE(cluster.servers_[0]->WaitDrained(DeadlineAfter(milliseconds(10))));
+}
+
+// As behind a firewall that has forgotten the connections, those of gRPC too: nobody says so.
+TEST(ServerFaults, AConnectionThatFallsSilentIsReplacedAndNothingCountsTwice) {
+  const Cluster cluster(2, /*loss=*/0, SumsTable(), /*proxies=*/true);
+  const auto worker = cluster.NewClient(1, milliseconds(8000));
+  const int table = 0;
+  const std::uint64_t id = IdOfTheFirst();
+  OrThrow(Push(*worker, {&table, 1}, id, 1));
+  for (std::uint32_t silences = 1; silences <= 2; ++silences) {
+    cluster.proxy(0).Silence();
+    std::this_thread::sleep_for(milliseconds(100));
+    EXPECT_EQ(Push(*worker, {&table, 1}, id, 1 + silences), OkStatus());
+    const Row row = RowsOf(*cluster.NewChief()).at(id);
+    EXPECT_EQ(row.updates, 1 + silences);
+    const auto sum = static_cast<float>(1 + silences);
+    EXPECT_THAT(row.weights, ElementsAre(sum, sum));
+  }
+}
+
+// The first of many frames is for a bucket that has moved, as the last is, and the answers that say
+// so are lost with those to all the others.
+TEST(ServerFaults, WhatMovedIsSentThereHoweverManyFramesCameBehindIt) {
+  std::vector<TableSpec> more;
+  for (int t = 0; t < 1200; ++t) {
+    more.push_back(SumsTable());
+    more.back().name += std::to_string(t);
+    more.back().buckets = 2;
+  }
+  const Cluster cluster(2, /*loss=*/0, SumsTable(), /*proxies=*/true, more);
+  const std::uint64_t id = IdOfTheFirst();
+  const auto worker = cluster.NewClient(1, milliseconds(30'000));
+  const int second = 1;
+  OrThrow(Push(*worker, {&second, 1}, id, 1));  // it is connected
+  const auto chief = cluster.NewChief();
+  OrThrow(chief->Move(0, BucketOf(id, kBuckets), 1));
+  OrThrow(chief->Move(static_cast<int>(more.size()), BucketOf(id, 2), 1));
+  cluster.proxy(0).HoldReplies();
+  std::this_thread::sleep_for(milliseconds(100));
+  std::vector<int> tables(1 + more.size());
+  std::iota(tables.begin(), tables.end(), 0);
+  auto pushed = std::async(std::launch::async, [&] { return Push(*worker, tables, id, 2); });
+  const auto served = [&] { return cluster.servers_[0]->rows().stats().pushes; };
+  for (std::uint64_t before = 0; before < 400 || before != served();) {
+    before = served();
+    std::this_thread::sleep_for(milliseconds(500));
+  }
+  cluster.proxy(0).Break();
+  EXPECT_EQ(pushed.get(), OkStatus());
+  const Row row = RowsOf(*chief).at(id);
+  EXPECT_EQ(row.updates, 1U);
+  EXPECT_THAT(row.weights, ElementsAre(1, 1));
+  for (std::size_t t = 1; t < tables.size(); ++t) {
+    std::vector<float> weights(kDim);
+    OrThrow(chief->Pull(tables[t], {&id, 1}, 2, /*training=*/false, weights));
+    ASSERT_THAT(weights, ElementsAre(t == 1 ? 2 : 1, t == 1 ? 2 : 1)) << t;
+  }
+}
+
+// The server's process is there, and does not answer yet.
+TEST(ServerFaults, AServerThatCouldNotBeToldOfAWorkerIsToldAgain) {
+  Cluster cluster(1);
+  const int port = testing::UnusedPorts(1)[0];
+  const std::vector<std::string> addresses = {"127.0.0.1:" + std::to_string(port)};
+  const auto chief =
+      Client::Make(cluster.spec_, addresses, {.client = 1000, .peer_timeout = milliseconds(200)});
+  std::atomic<int> failed{0};
+  Retirements retirements([&](std::uint64_t client) { return chief->Retire(client); },
+                          [&](const Status& /*why*/) { ++failed; }, milliseconds(50));
+  retirements.Add(7);
+  for (int i = 0; i < 200 && failed == 0; ++i) {
+    std::this_thread::sleep_for(milliseconds(50));
+  }
+  EXPECT_EQ(failed, 1);
+  EXPECT_FALSE(retirements.idle());
+  const auto server = OrThrow(Server::Start(addresses[0], 0, Log()));
+  for (int i = 0; i < 400 && !retirements.idle(); ++i) {
+    std::this_thread::sleep_for(milliseconds(50));
+  }
+  EXPECT_TRUE(retirements.idle());
+  const auto other = Client::Make(cluster.spec_, addresses, {.client = 1001});
+  OrThrow(other->Declare());
+  OrThrow(other->Assign(std::vector<float>(3), {}, 0));
+  const auto worker = RowClient::Make(cluster.spec_, addresses, {.client = 7});
+  const int table = 0;
+  EXPECT_EQ(Push(*worker, {&table, 1}, 1, 1).code(), StatusCode::kAborted);
+  EXPECT_EQ(failed, 1) << "it is said once";
+}
+
+}  // namespace
+}  // namespace cohort::ps
