@@ -381,9 +381,6 @@ Status WriteMetrics(const JobFlags& f, const nlohmann::json& metrics) {
   if (const std::string checkpoint = metrics.value("checkpoint", ""); !checkpoint.empty()) {
     std::printf("checkpoint: %s\n", checkpoint.c_str());
   }
-  if (const auto corrupt = metrics.value("corrupt_records", std::int64_t{0}); corrupt > 0) {
-    std::printf("%lld corrupt records were skipped\n", static_cast<long long>(corrupt));
-  }
   if (!f.log_dir.empty()) {
     std::printf("curves:     tensorboard --logdir %s\n", f.log_dir.c_str());
   }

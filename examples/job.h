@@ -72,7 +72,7 @@ cohort::Status RunJob(const JobFlags& f,
 cohort::Result<nlohmann::json> JobMetrics(cohort::Strategy& strategy,
                                           const cohort::ParameterSet& parameters,
                                           const cohort::History& history);
-// To f.metrics_json, if there is one, and says what else was written, and left out.
+// To f.metrics_json, if there is one, and says what else was written.
 cohort::Status WriteMetrics(const JobFlags& f, const nlohmann::json& metrics);
 
 // main: parses the flags, runs, prints an error. The process's exit code.

@@ -15,7 +15,6 @@
 // a cosine (He et al., 2015; Goyal et al., "Accurate, large minibatch SGD", 2017).
 
 #include <cohort/core/random.h>
-#include <cohort/data/combine.h>
 #include <cohort/data/image_folder.h>
 #include <cohort/data/memory.h>
 #include <cohort/nn/resnet.h>
@@ -23,13 +22,11 @@
 #include <algorithm>
 #include <cstdio>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
 #include "image_step.h"
 #include "job.h"
-#include "job_metrics.h"
 
 namespace {
 
@@ -49,7 +46,6 @@ struct Flags {
   std::int64_t classes = 10;
   std::int64_t examples = 10'000;
   bool skip_others = false;
-  std::int64_t max_corrupt = 0;
   double min_area = 0.08;
   bool flip = true;
   double center = 0.875;
@@ -86,10 +82,6 @@ void DeclareFlags(CLI::App& app, Flags& f) {
       ->excludes(folder);
   app.add_flag("--skip-others", f.skip_others,
                "pass over files that are no images, instead of ending with their name");
-  app.add_option("--max-corrupt", f.max_corrupt,
-                 "damaged images that are left out, at most, of each folder; all images are read "
-                 "once before to find them (default: the first one ends training)")
-      ->check(CLI::PositiveNumber);
   app.add_option("--min-area", f.min_area, "of the part of an image that training sees")
       ->check(CLI::Range(0.01, 1.0))
       ->capture_default_str();
@@ -120,23 +112,7 @@ void DeclareFlags(CLI::App& app, Flags& f) {
 struct Images {
   data::Dataset train, val;
   std::int64_t classes = 0;
-  std::int64_t corrupt = 0;  // left out
 };
-
-// Those of `images` that can be read, where that is asked for.
-Result<data::Dataset> Sound(const Flags& f, const data::Dataset& images, std::int64_t& left_out) {
-  if (f.max_corrupt == 0) {
-    return images;
-  }
-  data::CorruptExamples corrupt;
-  const int threads = f.input_threads == data::kAutotune
-                          ? static_cast<int>(std::max(1U, std::thread::hardware_concurrency()))
-                          : f.input_threads;
-  COHORT_ASSIGN_OR_RETURN(data::Dataset sound, data::SkipCorrupt(images, f.max_corrupt, &corrupt,
-                                                                 threads, &ProcessMetrics()));
-  left_out += corrupt.examples;
-  return sound;
-}
 
 Result<Images> LoadFolder(const Flags& f) {
   data::ImageFolderOptions options = {
@@ -151,10 +127,7 @@ Result<Images> LoadFolder(const Flags& f) {
   options.center = f.center;
   options.classes = train.classes;
   COHORT_ASSIGN_OR_RETURN(data::LabelledImages val, data::ImageFolder(f.data + "/val", options));
-  Images images = {std::move(train.dataset), std::move(val.dataset), std::ssize(train.classes)};
-  COHORT_ASSIGN_OR_RETURN(images.train, Sound(f, images.train, images.corrupt));
-  COHORT_ASSIGN_OR_RETURN(images.val, Sound(f, images.val, images.corrupt));
-  return images;
+  return Images{std::move(train.dataset), std::move(val.dataset), std::ssize(train.classes)};
 }
 
 // Each class is a pattern of 4 x 4 colours, of which an image is a blurred and noisy copy.
@@ -210,7 +183,6 @@ Status Report(const Flags& f, cohort::Strategy& strategy, const cohort::Paramete
                   {"classes", images.classes},
                   {"training_images", images.train.size()},
                   {"validation_images", images.val.size()},
-                  {"corrupt_records", images.corrupt},
                   {"loss", val.loss},
                   {"accuracy", val.metrics.at(0)},
                   {"validation_accuracies", accuracies}});

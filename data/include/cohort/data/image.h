@@ -32,9 +32,9 @@ struct DecodeOptions {
   std::int64_t max_pixels = std::int64_t{1} << 25;
 };
 
-// uint8 [height, width, channels]; of a JPEG of four inks (CMYK) what it looks like without a colour
-// profile. DataLoss, naming the byte, where the image is damaged or cut off, and where it is neither
-// JPEG nor PNG; InvalidArgument: channels that are not 1, 3, 4.
+// uint8 [height, width, channels]; of a JPEG of four inks (CMYK) what it looks like without a
+// colour profile. DataLoss, naming the byte, where the image is damaged or cut off, and where it is
+// neither JPEG nor PNG; InvalidArgument: channels that are not 1, 3, 4.
 Result<Tensor> DecodeImage(std::string_view bytes, const DecodeOptions& options = {});
 
 // uint8 [height, width, 1, 3 or 4] as PNG, [height, width, 1 or 3] as JPEG with `quality` from 1 to
