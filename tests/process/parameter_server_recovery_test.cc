@@ -281,7 +281,9 @@ TEST(ParameterServerRecoveryTest, ASaveThatCannotBeReadAtTheMomentIsGoneBackToLa
   const TempDir dir;
   const std::string saves = dir / "saves";
   const std::string away = dir / "away";
-  Job job(Arguments("sync", 2, {"--folder", saves, "--save-steps", "50"}), /*gate_at=*/121);
+  // Slow enough for the chief to look and save before the gate.
+  Job job(Arguments("sync", 2, {"--folder", saves, "--save-steps", "50", "--step-ms", "10"}),
+          /*gate_at=*/121);
   ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "step 121 begins", kPatience));
   const auto deadline = std::chrono::steady_clock::now() + kPatience;
   const auto whole = [&] {
