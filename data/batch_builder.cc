@@ -7,6 +7,7 @@
 #include <cohort/core/host_blocks.h>
 
 #include "sources/guarded.h"
+#include "sources/holds.h"
 
 namespace cohort::data {
 namespace {
@@ -182,6 +183,11 @@ Status PadFeature(const std::string& name, const PadOptions& options,
     return InvalidArgument("feature '" + name + "' is to be padded, and is not ragged");
   }
   const Ragged lists = it->second;
+  if (!Holds(lists.values.dtype(), options.value)) {
+    return InvalidArgument("feature '" + name + "' is " +
+                           std::string(DTypeName(lists.values.dtype())) + ", which has no " +
+                           std::to_string(options.value) + " to pad with");
+  }
   const auto splits = lists.splits.data<std::int64_t>();
   Tensor lengths = Room(allocate, DType::kInt64, {batch.size});
   std::int64_t longest = 0;

@@ -19,6 +19,7 @@
 #include "sources/csv_reader.h"
 #include "sources/csv_rows.h"
 #include "sources/file_table.h"
+#include "sources/holds.h"
 #include "sources/memory_source.h"
 
 namespace cohort::data {
@@ -328,6 +329,12 @@ Result<Table> Table::Make(const CsvOptions& options) {
     if (column.buckets < 0 || (column.missing.has_value() && !std::isfinite(*column.missing))) {
       return InvalidArgument("CSV: column '" + column.name +
                              "': buckets are not negative, `missing` is finite");
+    }
+    const DType stored = column.type == CsvType::kFloat32 ? DType::kFloat32 : DType::kInt64;
+    if (column.missing.has_value() && !Holds(stored, *column.missing)) {
+      return InvalidArgument("CSV: column '" + column.name + "' is " +
+                             std::string(DTypeName(stored)) + ", which has no " +
+                             std::to_string(*column.missing) + " for `missing`");
     }
     if (std::set<std::string>(column.categories.begin(), column.categories.end()).size() !=
         column.categories.size()) {

@@ -218,7 +218,7 @@ std::size_t CsvValues::AppendAs(const CsvField* fields, std::size_t width, std::
 
 std::size_t CsvValues::Append(const CsvField* fields, std::size_t width, std::size_t rows) {
   const double missing = spec_->missing.value_or(0);
-  const auto whole = static_cast<std::int64_t>(missing);
+  const auto whole = spec_->type == CsvType::kFloat32 ? 0 : static_cast<std::int64_t>(missing);
   switch (spec_->type) {
     case CsvType::kFloat32:
       return AppendAs(fields, width, rows, static_cast<float>(missing),

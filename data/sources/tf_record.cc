@@ -9,6 +9,7 @@
 #include "record_counts.h"
 #include "sources/exact_text.h"
 #include "sources/file_table.h"
+#include "sources/holds.h"
 #include "sources/record_store.h"
 #include "sources/same_file.h"
 #include "sources/tf_decoder.h"
@@ -95,6 +96,14 @@ Status CheckFeatures(const std::vector<TfFeatureSpec>& features) {
         (features[i].missing.has_value() && !std::isfinite(*features[i].missing))) {
       return InvalidArgument("TFRecord: feature '" + features[i].name +
                              "': buckets are not negative, `missing` is finite");
+    }
+    const DType stored = features[i].type == TfType::kFloat32 ? DType::kFloat32
+                         : features[i].type == TfType::kBytes ? DType::kUInt8
+                                                              : DType::kInt64;
+    if (features[i].missing.has_value() && !Holds(stored, *features[i].missing)) {
+      return InvalidArgument("TFRecord: feature '" + features[i].name + "' is " +
+                             std::string(DTypeName(stored)) + ", which has no " +
+                             std::to_string(*features[i].missing) + " for `missing`");
     }
   }
   return {};

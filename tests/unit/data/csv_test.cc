@@ -362,6 +362,12 @@ TEST_F(CsvTest, RefusesColumnsThatMakeNoSense) {
               HasSubstr("buckets"));
   EXPECT_THAT(message({{.name = "b", .type = CsvType::kCategory, .categories = {"u", "u"}}}),
               HasSubstr("a category twice"));
+  for (const double missing : {1e20, -1e19, 0.5}) {
+    EXPECT_THAT(message({{.name = "b", .type = CsvType::kInt64, .missing = missing}}),
+                HasSubstr("'b' is int64, which has no"));
+  }
+  EXPECT_THAT(message({{.name = "b", .missing = 1e300}}), HasSubstr("float32, which has no"));
+  EXPECT_TRUE(Read("b\n1\n", {{.name = "b", .missing = 1e30}}).ok());
   EXPECT_EQ(Csv({}, {.columns = {{.name = "a"}}}).status().code(), StatusCode::kInvalidArgument);
 }
 

@@ -98,6 +98,9 @@ TEST(Ragged, PadsToTheLongestOrToALength) {
                                               "is 3")));
   EXPECT_THAT(OrThrow(data.Batch(3).Pad("id").Iterate())->Next().status().message(),
               HasSubstr("'id' is to be padded, and is not ragged"));
+  EXPECT_THAT(
+      OrThrow(data.Batch(3).Pad("list", {.value = 1e20}).Iterate())->Next().status().message(),
+      HasSubstr("'list' is int64, which has no"));
   EXPECT_NE(data.Batch(3).Pad("list").Fingerprint(), data.Batch(3).Fingerprint());
 }
 

@@ -100,13 +100,14 @@ TEST(Remote, SequencesAreReadAheadInBlocksAndSingleReadsTakeTheirBytes) {
     }
   }
   EXPECT_LE(server.requests().size(), 1U + 20 + 1) << "2,000 reads, 20 blocks, and the one ahead";
-  const std::size_t before = server.requests().size();
   const auto file = OrThrow(files->OpenForRead(server.origin() + "/f"));
   EXPECT_EQ(OrThrow(ReadAt(*file, 50'000, 10)), content.substr(50'000, 10));
-  const auto requests = server.requests();
-  ASSERT_EQ(requests.size(), before + 2);
-  EXPECT_EQ(requests.back().begin, 50'000);
-  EXPECT_EQ(requests.back().end, 50'010);
+  // The block that was read ahead may still be on its way to the server.
+  std::vector<HttpServer::Request> single = server.requests();
+  std::erase_if(single, [](const HttpServer::Request& request) { return request.begin < 40'000; });
+  ASSERT_EQ(single.size(), 1U);
+  EXPECT_EQ(single.back().begin, 50'000);
+  EXPECT_EQ(single.back().end, 50'010);
 }
 
 // No part is answered before as many are asked for as there may be at once.

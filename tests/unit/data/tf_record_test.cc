@@ -796,6 +796,10 @@ TEST_F(TfRecordsTest, RefusesWhatMakesNoSense) {
   EXPECT_THAT(status({{.name = "a"}, {.name = "a"}}).message(),
               HasSubstr("'a' is asked for twice"));
   EXPECT_THAT(status({{.name = "a", .buckets = -1}}).message(), HasSubstr("buckets"));
+  EXPECT_THAT(status({{.name = "a", .type = TfType::kBytes, .missing = 256}}).message(),
+              HasSubstr("'a' is uint8, which has no"));
+  EXPECT_THAT(status({{.name = "a", .type = TfType::kInt64, .missing = 1e20}}).message(),
+              HasSubstr("'a' is int64, which has no"));
   EXPECT_EQ(TfRecords({}, {.features = all_}).status().code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(TfRecords({folder_ / "none"}, {.features = all_}).status().code(),
             StatusCode::kNotFound);
