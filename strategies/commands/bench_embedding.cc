@@ -27,10 +27,10 @@
 #include <cohort/optim/row_optimizer.h>
 
 #include "command.h"
-#include "parameter_server/client.h"
-#include "parameter_server/row_client.h"
-#include "parameter_server/row_table.h"
+#include "parameter_server/rows/row_client.h"
+#include "parameter_server/rows/row_table.h"
 #include "parameter_server/server.h"
+#include "parameter_server/variables/client.h"
 
 namespace cohort {
 namespace {

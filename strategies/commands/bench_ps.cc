@@ -34,11 +34,11 @@
 #include "bench_ps_modes.h"
 #include "command.h"
 #include "grpc_util.h"
-#include "parameter_server/client.h"
-#include "parameter_server/frame_address.h"
-#include "parameter_server/frame_link.h"
-#include "parameter_server/parameter_store.h"
+#include "parameter_server/frames/frame_address.h"
+#include "parameter_server/frames/frame_link.h"
 #include "parameter_server/server.h"
+#include "parameter_server/variables/client.h"
+#include "parameter_server/variables/parameter_store.h"
 
 namespace cohort {
 namespace {

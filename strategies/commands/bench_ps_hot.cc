@@ -29,10 +29,10 @@
 
 #include "bench_children.h"
 #include "bench_ps_modes.h"
-#include "parameter_server/bucket_balance.h"
-#include "parameter_server/client.h"
-#include "parameter_server/row_client.h"
+#include "parameter_server/rows/bucket_balance.h"
+#include "parameter_server/rows/row_client.h"
 #include "parameter_server/server.h"
+#include "parameter_server/variables/client.h"
 
 namespace cohort {
 namespace {

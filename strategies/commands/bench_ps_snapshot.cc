@@ -31,10 +31,10 @@
 #include <cohort/optim/row_optimizer.h>
 
 #include "bench_ps_modes.h"
-#include "parameter_server/client.h"
-#include "parameter_server/row_client.h"
-#include "parameter_server/row_file.h"
+#include "parameter_server/rows/row_client.h"
+#include "parameter_server/rows/row_file.h"
 #include "parameter_server/server.h"
+#include "parameter_server/variables/client.h"
 
 namespace cohort {
 namespace {

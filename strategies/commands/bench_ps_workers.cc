@@ -36,8 +36,8 @@
 
 #include "bench_children.h"
 #include "bench_ps_modes.h"
-#include "parameter_server/client.h"
 #include "parameter_server/server.h"
+#include "parameter_server/variables/client.h"
 #include "port_reservation.h"
 
 namespace cohort {

@@ -18,9 +18,9 @@
 #include <cohort/rpc/coordination.h>
 
 #include "multi_worker/server_rows.h"
-#include "parameter_server/client.h"
 #include "parameter_server/job.h"
-#include "parameter_server/row_client.h"
+#include "parameter_server/rows/row_client.h"
+#include "parameter_server/variables/client.h"
 #include "synchronous/agreement.h"
 
 namespace cohort {

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "parameter_server/payload.h"
+#include "parameter_server/frames/payload.h"
 
 namespace cohort {
 

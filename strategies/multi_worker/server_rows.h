@@ -19,8 +19,8 @@
 #include <thread>
 #include <vector>
 
-#include "parameter_server/row_client.h"
-#include "parameter_server/row_lookahead.h"
+#include "parameter_server/rows/row_client.h"
+#include "parameter_server/rows/row_lookahead.h"
 #include "synchronous/step_rows.h"
 
 namespace cohort {

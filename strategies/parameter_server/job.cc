@@ -8,8 +8,8 @@
 
 #include <fmt/format.h>
 
-#include "parameter_server/retirements.h"
-#include "parameter_server/wire.h"
+#include "parameter_server/chief/retirements.h"
+#include "parameter_server/frames/wire.h"
 #include "process_identity.h"
 
 namespace cohort::ps {

@@ -34,11 +34,11 @@
 #include <cohort/rpc/coordination.h>
 #include <cohort/strategies/strategy.h>
 
-#include "parameter_server/client.h"
-#include "parameter_server/coordinator.h"
-#include "parameter_server/retired_clients.h"
-#include "parameter_server/row_client.h"
+#include "parameter_server/chief/coordinator.h"
+#include "parameter_server/rows/row_client.h"
 #include "parameter_server/server.h"
+#include "parameter_server/variables/client.h"
+#include "parameter_server/variables/retired_clients.h"
 
 namespace cohort::ps {
 

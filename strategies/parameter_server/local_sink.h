@@ -13,7 +13,7 @@
 #include <cohort/optim/parameter_set.h>
 
 #include "parameter_server/device_replica.h"
-#include "parameter_server/row_client.h"
+#include "parameter_server/rows/row_client.h"
 
 namespace cohort::ps {
 

@@ -10,13 +10,13 @@
 #include <cohort/optim/gradients.h>
 #include <cohort/strategies/parameter_server.h>
 
-#include "parameter_server/bucket_balance.h"
+#include "parameter_server/chief/remote_functions.h"
 #include "parameter_server/dataset.h"
 #include "parameter_server/device_replica.h"
 #include "parameter_server/job.h"
 #include "parameter_server/local_sink.h"
-#include "parameter_server/remote_functions.h"
 #include "parameter_server/remote_rows.h"
+#include "parameter_server/rows/bucket_balance.h"
 #include "synchronous/batch_memory.h"
 #include "synchronous/cores.h"
 

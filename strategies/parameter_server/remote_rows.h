@@ -23,7 +23,7 @@
 #include <cohort/optim/table_spec.h>
 
 #include "parameter_server/job.h"
-#include "parameter_server/row_lookahead.h"
+#include "parameter_server/rows/row_lookahead.h"
 
 namespace cohort::ps {
 

@@ -10,7 +10,7 @@
 
 #include <cohort/core/metrics.h>
 
-#include "parameter_server/frame_stream.h"
+#include "parameter_server/frames/frame_stream.h"
 
 namespace cohort::ps {
 

@@ -11,13 +11,13 @@
 
 #include <cohort/parameter_server.grpc.pb.h>
 #include "grpc_util.h"
-#include "parameter_server/dense_codec.h"
-#include "parameter_server/epoch_gate.h"
-#include "parameter_server/frame_listener.h"
+#include "parameter_server/frames/dense_codec.h"
+#include "parameter_server/frames/frame_listener.h"
+#include "parameter_server/frames/wire.h"
+#include "parameter_server/model/table_spec.h"
 #include "parameter_server/request_counts.h"
-#include "parameter_server/row_service.h"
-#include "parameter_server/table_spec.h"
-#include "parameter_server/wire.h"
+#include "parameter_server/rows/row_service.h"
+#include "parameter_server/variables/epoch_gate.h"
 
 namespace cohort::ps {
 namespace {

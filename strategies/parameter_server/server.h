@@ -14,8 +14,8 @@
 #include <cohort/core/log.h>
 #include <cohort/core/status.h>
 
-#include "parameter_server/parameter_store.h"
-#include "parameter_server/row_store.h"
+#include "parameter_server/rows/row_store.h"
+#include "parameter_server/variables/parameter_store.h"
 
 namespace cohort {
 class Metrics;

@@ -2,7 +2,7 @@
 
 #include <utility>
 
-#include "parameter_server/row_file.h"
+#include "parameter_server/rows/row_file.h"
 
 namespace cohort {
 

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "parameter_server/row_table.h"
+#include "parameter_server/rows/row_table.h"
 #include "synchronous/step_rows.h"
 
 namespace cohort {

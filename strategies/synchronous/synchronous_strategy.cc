@@ -9,7 +9,7 @@
 
 #include <cohort/strategies/synchronous.h>
 
-#include "parameter_server/layout.h"
+#include "parameter_server/model/layout.h"
 #include "synchronous/agreement.h"
 #include "synchronous/cores.h"
 #include "synchronous/local_rows.h"

@@ -1,6 +1,6 @@
 // Where buckets are, as one server knows it; and which of them should move.
 
-#include "parameter_server/bucket_places.h"
+#include "parameter_server/rows/bucket_places.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -10,8 +10,8 @@
 #include <thread>
 #include <vector>
 
-#include "parameter_server/bucket_balance.h"
-#include "parameter_server/row_routes.h"
+#include "parameter_server/rows/bucket_balance.h"
+#include "parameter_server/rows/row_routes.h"
 
 namespace cohort::ps {
 namespace {

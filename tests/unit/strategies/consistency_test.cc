@@ -13,9 +13,9 @@
 #include <cohort/optim/optimizers.h>
 #include <cohort/strategies/consistency.h>
 
-#include "parameter_server/clock_table.h"
-#include "parameter_server/parameter_store.h"
-#include "parameter_server/round_table.h"
+#include "parameter_server/chief/round_table.h"
+#include "parameter_server/variables/clock_table.h"
+#include "parameter_server/variables/parameter_store.h"
 
 namespace cohort::ps {
 namespace {

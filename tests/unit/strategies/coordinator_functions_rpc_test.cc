@@ -10,9 +10,9 @@
 #include <cohort/data/memory.h>
 #include <cohort/strategies/coordinator.h>
 
-#include "parameter_server/closure_queue.h"
-#include "parameter_server/coordinator.h"
-#include "parameter_server/remote_functions.h"
+#include "parameter_server/chief/closure_queue.h"
+#include "parameter_server/chief/coordinator.h"
+#include "parameter_server/chief/remote_functions.h"
 
 namespace cohort::ps {
 namespace {

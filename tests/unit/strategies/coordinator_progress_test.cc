@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "parameter_server/coordinator.h"
+#include "parameter_server/chief/coordinator.h"
 
 namespace cohort::ps {
 namespace {

@@ -1,6 +1,6 @@
 // Values on the wire in 16 and 8 bits, and what rounding takes of gradients.
 
-#include "parameter_server/dense_codec.h"
+#include "parameter_server/frames/dense_codec.h"
 
 #include <gtest/gtest.h>
 

@@ -8,8 +8,8 @@
 #include <thread>
 #include <vector>
 
-#include "parameter_server/frame_link.h"
-#include "parameter_server/frame_listener.h"
+#include "parameter_server/frames/frame_link.h"
+#include "parameter_server/frames/frame_listener.h"
 
 namespace cohort::ps {
 namespace {

@@ -16,9 +16,9 @@
 
 #include <cohort/core/random.h>
 
-#include "parameter_server/frame_link.h"
-#include "parameter_server/frame_listener.h"
-#include "parameter_server/frame_ring.h"
+#include "parameter_server/frames/frame_link.h"
+#include "parameter_server/frames/frame_listener.h"
+#include "parameter_server/frames/frame_ring.h"
 #include "tcp/unix_socket.h"
 #include "testing/process_cluster.h"
 

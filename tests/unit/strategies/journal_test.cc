@@ -12,8 +12,8 @@
 
 #include <cohort/core/file_system.h>
 
-#include "parameter_server/coordinator.h"
-#include "parameter_server/journal.h"
+#include "parameter_server/chief/coordinator.h"
+#include "parameter_server/chief/journal.h"
 #include "testing/faulty_file_system.h"
 #include "testing/temp_dir.h"
 

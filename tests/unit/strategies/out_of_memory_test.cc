@@ -15,9 +15,9 @@
 
 #include <cohort/optim/optimizers.h>
 
-#include "parameter_server/parameter_store.h"
-#include "parameter_server/row_store.h"
-#include "parameter_server/row_table.h"
+#include "parameter_server/rows/row_store.h"
+#include "parameter_server/rows/row_table.h"
+#include "parameter_server/variables/parameter_store.h"
 
 namespace {
 

@@ -13,14 +13,14 @@
 #include <cohort/core/random.h>
 #include <cohort/strategies/parameter_server.h>
 
-#include "parameter_server/coordinator.h"
-#include "parameter_server/frame.h"
-#include "parameter_server/layout.h"
-#include "parameter_server/payload.h"
-#include "parameter_server/retired_clients.h"
-#include "parameter_server/round_table.h"
-#include "parameter_server/sequence_window.h"
-#include "parameter_server/split_queue.h"
+#include "parameter_server/chief/coordinator.h"
+#include "parameter_server/chief/round_table.h"
+#include "parameter_server/chief/split_queue.h"
+#include "parameter_server/frames/frame.h"
+#include "parameter_server/frames/payload.h"
+#include "parameter_server/frames/sequence_window.h"
+#include "parameter_server/model/layout.h"
+#include "parameter_server/variables/retired_clients.h"
 
 namespace cohort::ps {
 namespace {

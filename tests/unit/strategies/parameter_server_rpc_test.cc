@@ -22,13 +22,13 @@
 
 #include <cohort/parameter_server.grpc.pb.h>
 #include "grpc_util.h"
-#include "parameter_server/client.h"
-#include "parameter_server/coordinator.h"
-#include "parameter_server/frame_link.h"
-#include "parameter_server/frame_stream.h"
-#include "parameter_server/journal.h"
+#include "parameter_server/chief/coordinator.h"
+#include "parameter_server/chief/journal.h"
+#include "parameter_server/frames/frame_link.h"
+#include "parameter_server/frames/frame_stream.h"
+#include "parameter_server/frames/wire.h"
 #include "parameter_server/server.h"
-#include "parameter_server/wire.h"
+#include "parameter_server/variables/client.h"
 #include "testing/process_cluster.h"
 #include "testing/temp_dir.h"
 

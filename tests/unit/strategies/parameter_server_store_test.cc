@@ -11,8 +11,8 @@
 #include <cohort/optim/optimizers.h>
 #include <cohort/optim/server_side.h>
 
-#include "parameter_server/dense_codec.h"
-#include "parameter_server/parameter_store.h"
+#include "parameter_server/frames/dense_codec.h"
+#include "parameter_server/variables/parameter_store.h"
 
 namespace cohort::ps {
 namespace {

@@ -11,9 +11,9 @@
 #include <cohort/core/random.h>
 #include <cohort/optim/optimizers.h>
 
-#include "parameter_server/row_changes.h"
-#include "parameter_server/row_file.h"
-#include "parameter_server/row_table.h"
+#include "parameter_server/rows/row_changes.h"
+#include "parameter_server/rows/row_file.h"
+#include "parameter_server/rows/row_table.h"
 #include "testing/temp_dir.h"
 
 namespace cohort::ps {

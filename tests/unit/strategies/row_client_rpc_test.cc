@@ -13,12 +13,12 @@
 #include <cohort/optim/optimizers.h>
 
 #include "multi_worker/server_rows.h"
-#include "parameter_server/client.h"
-#include "parameter_server/row_client.h"
-#include "parameter_server/row_codec.h"
-#include "parameter_server/row_file.h"
-#include "parameter_server/row_table.h"
+#include "parameter_server/frames/row_codec.h"
+#include "parameter_server/rows/row_client.h"
+#include "parameter_server/rows/row_file.h"
+#include "parameter_server/rows/row_table.h"
 #include "parameter_server/server.h"
+#include "parameter_server/variables/client.h"
 #include "synchronous/distributed_dataset.h"
 #include "testing/temp_dir.h"
 

@@ -17,11 +17,11 @@
 #include <cohort/optim/optimizers.h>
 
 #include <cohort/parameter_server.grpc.pb.h>
-#include "parameter_server/client.h"
-#include "parameter_server/exchange.h"
-#include "parameter_server/row_client.h"
-#include "parameter_server/row_set.h"
+#include "parameter_server/frames/exchange.h"
+#include "parameter_server/rows/row_client.h"
+#include "parameter_server/rows/row_set.h"
 #include "parameter_server/server.h"
+#include "parameter_server/variables/client.h"
 #include "testing/lossy_proxy.h"
 
 namespace cohort::ps {

@@ -9,7 +9,7 @@
 #include <cohort/core/dtype.h>
 #include <cohort/core/random.h>
 
-#include "parameter_server/row_codec.h"
+#include "parameter_server/frames/row_codec.h"
 
 namespace cohort::ps {
 namespace {

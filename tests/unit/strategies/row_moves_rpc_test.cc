@@ -17,10 +17,10 @@
 #include <cohort/core/random.h>
 #include <cohort/core/zipf.h>
 
-#include "parameter_server/bucket_balance.h"
-#include "parameter_server/client.h"
-#include "parameter_server/row_client.h"
-#include "parameter_server/row_file.h"
+#include "parameter_server/rows/bucket_balance.h"
+#include "parameter_server/rows/row_client.h"
+#include "parameter_server/rows/row_file.h"
+#include "parameter_server/variables/client.h"
 #include "row_cluster.h"
 #include "testing/temp_dir.h"
 

@@ -15,8 +15,8 @@
 #include <cohort/io/crc32c.h>
 #include <cohort/optim/optimizers.h>
 
-#include "parameter_server/push_ledger.h"
-#include "parameter_server/row_store.h"
+#include "parameter_server/rows/row_store.h"
+#include "parameter_server/variables/push_ledger.h"
 
 namespace cohort::ps {
 namespace {

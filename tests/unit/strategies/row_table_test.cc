@@ -1,7 +1,7 @@
 // Sparse tables: what a row is at first, what updates it, when it goes, how it is saved; and all
 // that a caller may get wrong.
 
-#include "parameter_server/row_table.h"
+#include "parameter_server/rows/row_table.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -21,7 +21,7 @@
 #include <cohort/optim/server_side.h>
 
 #include <cohort/parameter_server.pb.h>
-#include "parameter_server/row_file.h"
+#include "parameter_server/rows/row_file.h"
 #include "testing/faulty_file_system.h"
 #include "testing/temp_dir.h"
 

@@ -17,7 +17,7 @@
 #include <cohort/core/random.h>
 #include <cohort/optim/optimizers.h>
 
-#include "parameter_server/row_table.h"
+#include "parameter_server/rows/row_table.h"
 
 namespace cohort::ps {
 namespace {

@@ -12,7 +12,7 @@
 #include <thread>
 #include <vector>
 
-#include "parameter_server/retirements.h"
+#include "parameter_server/chief/retirements.h"
 #include "row_cluster.h"
 #include "testing/process_cluster.h"
 

@@ -82,8 +82,8 @@ class Checkpoint {
 };
 
 struct CheckpointStoreOptions {
-  // Older ones are deleted after a save; 0: none are. Beside these stays what they build on, and, of
-  // what is older than all that the newest builds on, one that is whole in itself.
+  // Older ones are deleted after a save; 0: none are. Beside these stays what they build on, and,
+  // of what is older than all that the newest builds on, one that is whole in itself.
   int max_to_keep = 5;
   // Warns of a checkpoint that is passed over, of one that cannot be deleted, and of a LATEST that
   // cannot be written.

@@ -1,0 +1,340 @@
+// Coordinator: hands out the data of a parameter-server job, or the calls of its functions, and
+// knows when the job is over. It lives in the chief's process.
+//
+// When the servers are rolled back to a save, it goes back to where it was then. Workers need not:
+// who asks for an epoch is given first what is left of earlier ones.
+//
+// State without a network (Coordinator), the service around it, and the workers' side of it.
+//
+// Thread rules: all methods from any thread. Calls that wait do so for at most the time given.
+
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <cohort/cluster/cluster_spec.h>
+#include <cohort/core/clock.h>
+#include <cohort/core/log.h>
+#include <cohort/core/status.h>
+
+#include <cohort/strategies/parameter_server.h>
+
+#include "parameter_server/chief/closure_queue.h"
+#include "parameter_server/chief/course.h"
+#include "parameter_server/chief/journal.h"
+
+namespace cohort::ps {
+
+// A worker's process.
+struct Sender {
+  TaskId task;
+  std::uint64_t incarnation = 0;
+  std::uint64_t epoch = 0;  // of the servers, as it knows it
+};
+
+// Where the servers are. Each roll-back begins another epoch of theirs (epoch_gate.h).
+struct ServerView {
+  std::uint64_t epoch = 0;  // 0: not known yet
+  bool recovering = false;  // one is lost
+  std::vector<std::string> addresses;
+  std::string why;                // recovering: what became of it
+  std::uint64_t rolled_back = 0;  // the last epoch that began with a roll-back
+};
+
+// A split that its worker has finished, and what its steps came to. id 0: none.
+struct FinishedSplit {
+  std::int64_t id = 0;
+  std::int64_t epoch = -1;  // that it is of; -1: that which is asked for
+  std::int64_t steps = 0;
+  RoundSums sums;
+};
+
+// kStale: the servers are in another epoch than the sender, or are being rolled back.
+enum class Progress { kWait, kGo, kOver, kStale };
+struct SplitReply {
+  Progress progress = Progress::kWait;
+  Split split;
+  std::int64_t epoch = 0;  // that it is of
+};
+struct RoundReply {
+  Progress progress = Progress::kWait;
+  RoundPart part;
+};
+struct FinishReply {
+  Progress progress = Progress::kWait;  // kOver: superseded
+  RoundTotal total;
+};
+struct ClosureReply {
+  Progress progress = Progress::kWait;
+  Closure closure;
+};
+
+struct CoordinatorOptions {
+  std::vector<TaskId> workers;
+  // How long a job without any worker waits for one to come back.
+  std::chrono::milliseconds rejoin_timeout{300'000};
+  int backup_workers = 0;  // of rounds
+  // A worker whose process lives, and which has shown no progress for so long while others wait for
+  // it, is given up; 0: never. Not the one that coordinates as well.
+  std::chrono::milliseconds step_timeout{0};
+  std::optional<TaskId> self;
+  // A client that is done, lost or replaced: nothing more of it counts. From any thread.
+  std::function<void(std::uint64_t client)> on_gone;
+  std::uint64_t first_client = 1;  // another coordinator's are far away
+  Journal* journal = nullptr;      // where to note what another chief would have to know
+  Log log;
+};
+
+class Coordinator {
+ public:
+  explicit Coordinator(CoordinatorOptions options);
+
+  // In the place of a coordinator that is gone, whose journal had this: before anything else.
+  void Succeed(const JournalState& state);
+  // From now on work is handed out; `step` updates were made before. After Succeed as RollBack,
+  // where the other had come so far; `digest`: of the values, which are compared where it goes back
+  // to those that training began with.
+  Status Open(std::int64_t step, std::uint64_t digest = 0);
+
+  // The job begins without this worker, unless it has come already: nobody waits for it. It may
+  // come later.
+  void Excuse(const TaskId& worker);
+  // A new incarnation takes the place of the old one at once. Other calls of an incarnation that is
+  // not, or no more, a worker's are Aborted. Returns what the servers are to know it by: clients
+  // are numbered one after the other (retired_clients.h).
+  Result<std::uint64_t> Attach(const Sender& sender);
+  // FailedPrecondition if another process has other data under this number.
+  Status OpenDataset(const std::string& who, int dataset, const DatasetInfo& info);
+  // `leaves`: the worker wants no other split, kOver at once.
+  Result<SplitReply> NextSplit(const Sender& sender, const EpochKey& epoch,
+                               std::int64_t first_batch, const FinishedSplit& finished,
+                               Duration wait, bool leaves = false);
+  // What NextSplit does first: the split is finished. Repetitions, and splits of others, are
+  // ignored.
+  void Acknowledge(const Sender& sender, const EpochKey& epoch, const FinishedSplit& finished);
+  Result<RoundReply> JoinRound(const Sender& sender, const EpochKey& epoch,
+                               std::int64_t first_batch, Duration wait);
+  Result<FinishReply> FinishRound(const Sender& sender, std::uint64_t round, int attempt,
+                                  const RoundSums& sums, Duration wait);
+  // What the worker holds beyond those that it `has`, or a further one.
+  Result<ClosureReply> NextClosure(const Sender& sender, std::span<const std::int64_t> has,
+                                   Duration wait);
+  Status FinishClosure(const Sender& sender, std::int64_t id, Result<std::string> outcome);
+  // From now on who asks for data gets this, which is an error. Within a cut: nobody has any then.
+  void StopWork(const Status& why);
+  // The worker needs no more data.
+  Status Done(const Sender& sender);
+  // What it held goes to the others.
+  void Lost(const TaskId& worker, const Status& why);
+  // A sign of life of the worker's training: it has been through so many steps.
+  void Progressed(const Sender& sender, std::uint64_t steps);
+
+  // Functions; what these mean is told in cohort/strategies/coordinator.h. Between OpenFunctions,
+  // which FailedPrecondition refuses a second time, and the end.
+  Status OpenFunctions(int max_attempts, int in_flight);
+  Result<std::shared_ptr<RemoteResult>> Schedule(std::string function, std::string argument,
+                                                 std::vector<PerWorkerDataset> data,
+                                                 std::size_t max_waiting, Deadline deadline);
+  Status Join(Deadline deadline);
+  bool Idle() const;
+  Result<std::string> Fetch(const RemoteResult& result, Deadline deadline);
+  void CloseFunctions();
+  // The job has failed: Schedule, Join and Fetch no longer wait.
+  void Fail(const Status& why);
+
+  // Servers. The first view, and what becomes of it: from ServerLost on nothing is handed out, and
+  // waits in the chief end with `why`, until RollBack.
+  // `why`: nothing is handed out before Open, because of that.
+  void SetView(std::uint64_t epoch, std::vector<std::string> addresses, std::string why = {});
+  void ServerLost(const Status& why);
+  bool recovering() const;
+  // Until it is another one than that, or the time is over.
+  ServerView AwaitView(std::uint64_t epoch, bool recovering, Duration wait) const;
+  // In a cut, where the servers' values are of `step`.
+  Course CourseAt(std::int64_t step) const;
+  // Values of a course's step can be gone back to, as those of Open can. Called before they are
+  // saved, by one thread at a time. Work is handed out while the journal is written.
+  Status Remember(Course course);
+  // What was remembered last, where that is of this step: it was not saved after all. After an
+  // error, of the journal, it is forgotten here.
+  Status Forget(std::int64_t step);
+  // Servers that were lost have the values of `step` again, the others go on; so does the work.
+  Status GoOn(std::optional<std::int64_t> step, std::uint64_t epoch,
+              std::vector<std::string> addresses);
+  // That workers have finished since.
+  std::int64_t StepsSince(std::int64_t step) const;
+  // The servers have the values of `step` again. FailedPrecondition if that is not remembered, or
+  // if workers have gone on to another data set since.
+  Status RollBack(std::int64_t step, std::uint64_t epoch, std::vector<std::string> addresses);
+
+  // A point between two updates: everything before (epoch, batch) is done, nothing after has begun.
+  struct Cut {
+    EpochKey epoch;
+    std::int64_t batch = 0;
+  };
+  // Hands out nothing new until EndCut, and waits until what was handed out is finished. Nothing:
+  // the time is over, call again.
+  Result<std::optional<Cut>> BeginCut(Duration wait);
+  void EndCut();
+  // The longest that a worker was at a split, or a round, so far; and who is at one, for messages.
+  Duration longest_piece() const;
+  std::string AtWork() const;
+  // Waits what a lost worker held for somebody to take it?
+  bool WorkIsBack() const;
+  // Are all workers done, or lost?
+  bool WorkersHaveLeft() const;
+  // The last synchronous round that is complete; 0: none. Servers may have to be told yet.
+  std::uint64_t LastRound(RoundCommit* commit) const;
+  // Steps that workers have finished, and epochs that are over.
+  struct Advance {
+    std::int64_t steps = 0;
+    std::int64_t epochs = 0;
+  };
+  Advance advance() const;
+
+  // Waits until every worker is done or lost and at least one is done (true), or the time is over
+  // (false). Unavailable if there has been no worker for rejoin_timeout.
+  Result<bool> WaitOver(Duration wait);
+  // Calls that wait, and later ones, no longer do.
+  void Stop();
+  std::vector<EpochCoverage> coverage() const;
+
+ private:
+  enum class Phase { kExpected, kExcused, kAttached, kDone, kLost };
+  struct Worker {
+    Phase phase = Phase::kExpected;
+    std::uint64_t incarnation = 0;
+    std::uint64_t client = 0;  // 0: none yet
+    Status end;
+    std::uint64_t steps = 0;  // and when there was a sign of progress last
+    std::chrono::steady_clock::time_point moved = std::chrono::steady_clock::now();
+    // The piece of work that it got last, and when.
+    std::pair<EpochKey, std::int64_t> piece;
+    std::chrono::steady_clock::time_point since;
+  };
+  using Epoch = EpochCourse;
+
+  // With the lock held.
+  bool Pause(std::unique_lock<std::mutex>& lock, Deadline deadline);
+  Status CheckSender(const Sender& sender) const;
+  Result<Epoch*> FindEpoch(const EpochKey& key, std::int64_t first_batch, bool rounds);
+  void Release(const TaskId& worker, const Status& why);
+  std::uint64_t LostNow(const TaskId& task, const Status& why);  // the client that is gone; 0: none
+  std::vector<TaskId> Awaited() const;
+  std::uint64_t GiveUpHanging();  // likewise
+  void Got(const TaskId& worker, const EpochKey& epoch, std::int64_t piece);
+  void Finished(const TaskId& worker);
+  void Moved();                           // all workers: nobody hung, they waited
+  void Gone(std::uint64_t client) const;  // without the lock
+  Status CheckLonely() const;
+  void StartLoneliness();
+  Status CheckStranger(const TaskId& worker) const;
+  template <typename Ready>
+  Status Await(std::unique_lock<std::mutex>& lock, Deadline deadline, const char* what,
+               const Ready& ready);
+  bool OverLocked() const;
+  bool Stale(const Sender& sender) const { return recovering_ || sender.epoch != view_.epoch; }
+  Result<EpochKey> Due(const EpochKey& asked, std::int64_t* first_batch);
+  bool IsOver(const EpochKey& key) const;
+  void FinishSplit(const TaskId& worker, const EpochKey& key, const FinishedSplit& finished);
+  bool UnderWay() const;
+  EpochCoverage CoverageOf(const EpochKey& key, const Epoch& epoch) const;
+  void ReportIfOver(const EpochKey& key, Epoch& epoch);
+  Status GoBack(std::int64_t step);
+  std::vector<EpochKey> ForgetPast();
+  std::set<TaskId> ExpectedWorkers() const;
+  void NoteEnd(const TaskId& worker, std::optional<JournalState::End> end);
+
+  const CoordinatorOptions options_;
+  mutable std::mutex mutex_;
+  mutable std::condition_variable changed_;
+  std::map<TaskId, Worker> workers_;
+  std::vector<std::optional<DatasetInfo>> datasets_;
+  std::map<EpochKey, Epoch> epochs_;
+  // Those before, which were over at the first of courses_: what they came to, and no more.
+  std::map<EpochKey, EpochCoverage> past_;
+  Advance past_advance_;
+  std::optional<RoundTable> rounds_;      // from Open on
+  std::optional<ClosureQueue> closures_;  // from OpenFunctions on
+  bool closures_closed_ = false;
+  bool cutting_ = false;
+  Duration longest_piece_{0};
+  std::deque<Course> courses_;              // what can be gone back to
+  std::map<EpochKey, std::int64_t> again_;  // due since a roll-back, with their first batches
+  bool succeeds_ = false;                   // another one
+  Deadline excused_until_;                  // who was excused may be on its way from that one's job
+  std::optional<TaskId> stranger_;          // a worker that another one's job had
+  ServerView view_;
+  bool recovering_ = false;
+  Status server_loss_;
+  Status failure_;
+  Status stopped_work_;
+  Status journal_failure_;
+  std::optional<Deadline> lonely_since_;
+  std::uint64_t next_client_;
+  Status last_loss_;
+  bool stopped_ = false;
+};
+
+// The service; listens on `address` ("0.0.0.0:0") and serves `coordinator`, which must outlive it.
+class CoordinatorServer {
+ public:
+  virtual ~CoordinatorServer() = default;
+  virtual int port() const = 0;
+  static Result<std::unique_ptr<CoordinatorServer>> Start(const std::string& address,
+                                                          Coordinator& coordinator);
+};
+
+// A process's side of it. Where its epoch is stale, calls for work are Unavailable. Waiting calls
+// wait until there is an answer; they end with Abort's status, or with Unavailable when the
+// coordinator has not answered for `peer_timeout`.
+class CoordinatorClient {
+ public:
+  virtual ~CoordinatorClient() = default;
+  virtual Result<std::uint64_t> Attach() = 0;  // as Coordinator's
+  // The servers' epoch that this process is in from now on.
+  virtual void SetEpoch(std::uint64_t epoch) = 0;
+  // The view, when it is another one than that, or after a second or so.
+  // Tells of the steps that this process has been through, besides.
+  virtual Result<ServerView> AwaitView(std::uint64_t epoch, bool recovering,
+                                       std::uint64_t steps) = 0;
+  virtual Status OpenDataset(int dataset, const DatasetInfo& info) = 0;
+  // Nothing: the epoch is over.
+  struct EpochSplit : Split {
+    std::int64_t epoch = 0;  // that it is of
+  };
+  virtual Result<std::optional<EpochSplit>> NextSplit(const EpochKey& epoch,
+                                                      std::int64_t first_batch,
+                                                      const FinishedSplit& finished,
+                                                      bool leaves = false) = 0;
+  virtual Result<std::optional<RoundPart>> JoinRound(const EpochKey& epoch,
+                                                     std::int64_t first_batch) = 0;
+  // The sums of the whole round. Nothing: superseded.
+  virtual Result<std::optional<RoundTotal>> FinishRound(const RoundPart& part,
+                                                        const RoundSums& sums) = 0;
+  // kWait after a second or so. This and FinishClosure from any thread, at the same time.
+  virtual Result<ClosureReply> NextClosure(std::span<const std::int64_t> has) = 0;
+  virtual Status FinishClosure(std::int64_t id, const Result<std::string>& outcome) = 0;
+  virtual Status Done() = 0;
+  // From any thread.
+  virtual void Abort(const Status& why) = 0;
+
+  // `name`: who coordinates, "chief:0".
+  static std::unique_ptr<CoordinatorClient> Make(const std::string& address,
+                                                 const std::string& name, const Sender& self,
+                                                 std::chrono::milliseconds peer_timeout);
+};
+
+}  // namespace cohort::ps

@@ -1,0 +1,155 @@
+// The functions of a job: Coordinator's part that the chief's program and its workers meet at.
+
+#include <algorithm>
+
+#include "parameter_server/chief/coordinator.h"
+
+namespace cohort::ps {
+
+Status Coordinator::OpenFunctions(int max_attempts, int in_flight) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (closures_.has_value()) {
+      return FailedPrecondition("this job has, or had, a coordinator [Create one, once]");
+    }
+    if (rounds_.has_value()) {
+      return FailedPrecondition("data is being handed out already [Create before Serve]");
+    }
+    closures_.emplace(max_attempts, in_flight, options_.log);
+  }
+  changed_.notify_all();
+  return {};
+}
+
+void Coordinator::CloseFunctions() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (closures_closed_ || !closures_.has_value()) {
+      return;
+    }
+    closures_closed_ = true;
+    closures_->Cancel(Cancelled("the coordinator was closed"));
+  }
+  changed_.notify_all();
+}
+
+void Coordinator::Fail(const Status& why) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (failure_.ok()) {
+      failure_ = why;
+    }
+  }
+  changed_.notify_all();
+}
+
+// Until `ready`; else what ended the job, or DeadlineExceeded of `what`.
+template <typename Ready>
+Status Coordinator::Await(std::unique_lock<std::mutex>& lock, Deadline deadline, const char* what,
+                          const Ready& ready) {
+  Require(closures_.has_value(), "functions are open");
+  for (;;) {
+    if (ready()) {
+      return {};
+    }
+    COHORT_RETURN_IF_ERROR(failure_);
+    COHORT_RETURN_IF_ERROR(CheckLonely());
+    if (stopped_) {
+      return Cancelled(std::string(what) + ": this process has left the job");
+    }
+    if (std::chrono::steady_clock::now() >= deadline) {
+      return DeadlineExceeded(std::string(what) + " at its deadline: " + closures_->Describe());
+    }
+    const Deadline look = DeadlineAfter(std::chrono::milliseconds(200));  // is there a worker?
+    changed_.wait_until(lock, std::min(deadline, look));
+  }
+}
+
+Result<std::shared_ptr<RemoteResult>> Coordinator::Schedule(std::string function,
+                                                            std::string argument,
+                                                            std::vector<PerWorkerDataset> data,
+                                                            std::size_t max_waiting,
+                                                            Deadline deadline) {
+  std::shared_ptr<RemoteResult> result;
+  {
+    std::unique_lock lock(mutex_);
+    COHORT_RETURN_IF_ERROR(failure_);
+    COHORT_RETURN_IF_ERROR(Await(lock, deadline, "Schedule", [&] {
+      return closures_->error().ok() ? closures_->waiting() < max_waiting
+                                     : closures_->running() == 0;
+    }));
+    COHORT_RETURN_IF_ERROR(closures_->TakeError());
+    if (closures_closed_) {
+      return FailedPrecondition("Schedule after Close");
+    }
+    result = closures_->Add(std::move(function), std::move(argument), std::move(data));
+  }
+  changed_.notify_all();
+  return result;
+}
+
+Status Coordinator::Join(Deadline deadline) {
+  std::unique_lock lock(mutex_);
+  COHORT_RETURN_IF_ERROR(Await(lock, deadline, "Join", [this] { return closures_->idle(); }));
+  return closures_->TakeError();
+}
+
+bool Coordinator::Idle() const {
+  const std::lock_guard lock(mutex_);
+  return !closures_.has_value() || closures_->idle();
+}
+
+Result<std::string> Coordinator::Fetch(const RemoteResult& result, Deadline deadline) {
+  std::unique_lock lock(mutex_);
+  COHORT_RETURN_IF_ERROR(Await(lock, deadline, "Fetch", [&] {
+    return result.over &&
+           (result.error.ok() || closures_->error().ok() || closures_->running() == 0);
+  }));
+  if (result.error.ok()) {
+    return result.value;
+  }
+  COHORT_RETURN_IF_ERROR(closures_->TakeError());
+  return result.error;
+}
+
+Result<ClosureReply> Coordinator::NextClosure(const Sender& sender,
+                                              std::span<const std::int64_t> has, Duration wait) {
+  const Deadline deadline = DeadlineAfter(wait);
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    COHORT_RETURN_IF_ERROR(CheckSender(sender));
+    if (closures_closed_) {
+      return ClosureReply{.progress = Progress::kOver};
+    }
+    if (closures_.has_value()) {
+      // So many calls are left for workers that have none.
+      const auto attached = std::ranges::count_if(
+          workers_, [](const auto& w) { return w.second.phase == Phase::kAttached; });
+      const auto others = static_cast<std::size_t>(attached - 1);
+      if (const Closure* closure = closures_->Next(sender.task, has, others)) {
+        return ClosureReply{.progress = Progress::kGo, .closure = *closure};
+      }
+    } else if (rounds_.has_value()) {
+      return FailedPrecondition(
+          "the chief hands out data and has no functions to call [Coordinator::Create there]");
+    }
+    if (!Pause(lock, deadline)) {
+      return ClosureReply{};
+    }
+  }
+}
+
+Status Coordinator::FinishClosure(const Sender& sender, std::int64_t id,
+                                  Result<std::string> outcome) {
+  {
+    const std::lock_guard lock(mutex_);
+    COHORT_RETURN_IF_ERROR(CheckSender(sender));
+    if (closures_.has_value()) {
+      closures_->Finish(sender.task, id, std::move(outcome));
+    }
+  }
+  changed_.notify_all();
+  return {};
+}
+
+}  // namespace cohort::ps

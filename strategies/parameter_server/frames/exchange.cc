@@ -1,0 +1,185 @@
+#include "parameter_server/frames/exchange.h"
+
+#include <algorithm>
+
+#include "grpc_util.h"
+
+namespace cohort::ps {
+namespace {
+
+constexpr std::size_t kWindow = 4;  // frames under way per server
+constexpr std::chrono::milliseconds kFirstBackoff{20};
+constexpr std::chrono::milliseconds kLastBackoff{500};
+
+}  // namespace
+
+struct Exchange::Flight {
+  FrameCall call;
+  std::unique_ptr<grpc::ClientContext> context;  // set while under way
+  grpc::ByteBuffer reply;
+  grpc::Status status;
+  std::chrono::milliseconds backoff = kFirstBackoff;
+  Deadline begun;     // of the first try
+  Deadline start_at;  // of the next one
+};
+
+Exchange::Exchange(std::vector<std::shared_ptr<grpc::Channel>> channels,
+                   std::vector<std::string> names, std::chrono::milliseconds peer_timeout,
+                   std::string service, std::uint64_t epoch)
+    : names_(std::move(names)),
+      peer_timeout_(peer_timeout),
+      service_(std::move(service)),
+      epoch_(epoch) {
+  for (std::shared_ptr<grpc::Channel>& channel : channels) {
+    stubs_.push_back(std::make_unique<grpc::GenericStub>(std::move(channel)));
+  }
+}
+
+void Exchange::Start(const std::string& method, Flight& flight) {
+  flight.reply.Clear();
+  {
+    const std::lock_guard lock(mutex_);
+    flight.context = std::make_unique<grpc::ClientContext>();
+    flight.context->set_deadline(GrpcTimeout(peer_timeout_));
+    flying_.push_back(&flight);
+    if (!aborted_.ok()) {
+      flight.context->TryCancel();
+    }
+  }
+  stubs_[static_cast<std::size_t>(flight.call.server)]->UnaryCall(
+      flight.context.get(), "/cohort.ps." + service_ + "/" + method, grpc::StubOptions(),
+      &flight.call.request, &flight.reply, [this, &flight](const grpc::Status& status) {
+        const std::lock_guard lock(mutex_);
+        flight.status = status;
+        std::erase(flying_, &flight);
+        landed_.push_back(&flight);
+        landed_condition_.notify_all();
+      });
+}
+
+// True if the call is answered; false if it is to be repeated, at flight.start_at.
+Result<bool> Exchange::Land(Flight& flight, const OnReply& on_reply) {
+  const std::string& name = names_[static_cast<std::size_t>(flight.call.server)];
+  if (flight.status.ok()) {
+    COHORT_ASSIGN_OR_RETURN(ReceivedFrame reply, Receive(flight.reply));
+    if (reply.frame.header.has_error()) {
+      return ToStatus(reply.frame.header.error(), name);
+    }
+    if (reply.frame.header.epoch() != epoch_) {
+      return StaleReply(name, reply.frame.header.epoch(), epoch_);
+    }
+    COHORT_RETURN_IF_ERROR(on_reply(flight.call.server, reply));
+    return true;
+  }
+  const grpc::StatusCode code = flight.status.error_code();
+  const Deadline now = std::chrono::steady_clock::now();
+  const bool retryable = code == grpc::StatusCode::UNAVAILABLE ||
+                         code == grpc::StatusCode::RESOURCE_EXHAUSTED ||
+                         code == grpc::StatusCode::DEADLINE_EXCEEDED;
+  if (!retryable) {
+    return FromGrpc(flight.status).Annotate(name);
+  }
+  if (now - flight.begun >= peer_timeout_) {
+    return Unavailable(name + " does not answer: " + flight.status.error_message() +
+                       " [its variables are lost if it has ended: restart the job from its last "
+                       "checkpoint]");
+  }
+  flight.start_at = now + flight.backoff;
+  flight.backoff = std::min(flight.backoff * 2, kLastBackoff);
+  return false;
+}
+
+Status Exchange::Run(const std::string& method, std::vector<FrameCall> calls,
+                     const OnReply& on_reply) {
+  std::vector<std::unique_ptr<Flight>> flights;
+  for (FrameCall& call : calls) {
+    flights.push_back(std::make_unique<Flight>());
+    flights.back()->call = std::move(call);
+  }
+  const Status status = RunAll(method, flights, on_reply);
+  // gRPC answers a cancelled call at once, whatever the peer does.
+  std::unique_lock lock(mutex_);
+  for (Flight* flight : flying_) {
+    flight->context->TryCancel();
+  }
+  landed_condition_.wait(lock, [&] { return flying_.empty(); });
+  landed_.clear();
+  return !status.ok() && !aborted_.ok() ? aborted_ : status;
+}
+
+Status Exchange::RunAll(const std::string& method, std::vector<std::unique_ptr<Flight>>& flights,
+                        const OnReply& on_reply) {
+  const Deadline now = std::chrono::steady_clock::now();
+  std::vector<std::deque<Flight*>> waiting(stubs_.size());
+  std::vector<std::size_t> under_way(stubs_.size(), 0);
+  for (const auto& flight : flights) {
+    flight->start_at = now;
+    waiting[static_cast<std::size_t>(flight->call.server)].push_back(flight.get());
+  }
+  std::size_t unanswered = flights.size();
+  while (unanswered > 0) {
+    Deadline wake = Deadline::max();
+    for (std::size_t s = 0; s < stubs_.size(); ++s) {
+      while (!waiting[s].empty() && under_way[s] < kWindow) {
+        Flight& next = *waiting[s].front();
+        if (next.start_at > std::chrono::steady_clock::now()) {
+          wake = std::min(wake, next.start_at);
+          break;
+        }
+        waiting[s].pop_front();
+        if (next.begun == Deadline()) {
+          next.begun = std::chrono::steady_clock::now();
+        }
+        ++under_way[s];
+        Start(method, next);
+      }
+    }
+    Flight* landed = nullptr;
+    {
+      std::unique_lock lock(mutex_);
+      const auto ready = [&] { return !landed_.empty() || !aborted_.ok(); };
+      if (wake == Deadline::max()) {
+        landed_condition_.wait(lock, ready);  // calls under way have deadlines
+      } else {
+        landed_condition_.wait_until(lock, wake, ready);
+      }
+      if (!aborted_.ok()) {
+        return aborted_;
+      }
+      if (landed_.empty()) {
+        continue;
+      }
+      landed = landed_.front();
+      landed_.pop_front();
+    }
+    const auto server = static_cast<std::size_t>(landed->call.server);
+    --under_way[server];
+    COHORT_ASSIGN_OR_RETURN(const bool answered, Land(*landed, on_reply));
+    if (answered) {
+      --unanswered;
+      landed->reply.Clear();
+      landed->call.request.Clear();
+    } else {
+      waiting[server].push_front(landed);
+    }
+  }
+  return {};
+}
+
+void Exchange::Abort(const Status& why) {
+  const std::lock_guard lock(mutex_);
+  if (aborted_.ok()) {
+    aborted_ = why;
+  }
+  for (Flight* flight : flying_) {
+    flight->context->TryCancel();
+  }
+  landed_condition_.notify_all();
+}
+
+Status Exchange::aborted() const {
+  const std::lock_guard lock(mutex_);
+  return aborted_;
+}
+
+}  // namespace cohort::ps

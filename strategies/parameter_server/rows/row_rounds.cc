@@ -1,0 +1,148 @@
+#include "parameter_server/rows/row_rounds.h"
+
+#include <algorithm>
+#include <limits>
+#include <string>
+#include <utility>
+
+namespace cohort::ps {
+namespace {
+
+constexpr std::uint32_t kMaxParts = 1 << 16;
+
+}  // namespace
+
+void RowRounds::Begin(std::span<const std::unique_ptr<RowTable>> tables) {
+  const std::lock_guard lock(mutex_);
+  tables_ = tables;
+  applied_ = 0;
+  open_.clear();
+  failed_ = {};
+}
+
+bool RowRounds::Open::complete() const {
+  return std::ranges::all_of(parts, [](const Part& part) { return part.complete; });
+}
+
+bool RowRounds::complete(std::uint64_t round) const {
+  return std::ranges::all_of(
+      open_, [&](const auto& open) { return open.first > round || open.second.complete(); });
+}
+
+Status RowRounds::Add(const Round& round, double weight, std::int64_t step, bool last, Rows rows) {
+  const std::lock_guard lock(mutex_);
+  COHORT_RETURN_IF_ERROR(failed_);
+  if (round.parts() < 1 || round.parts() > kMaxParts || round.part() >= round.parts()) {
+    return InvalidArgument("part " + std::to_string(round.part()) + " of " +
+                           std::to_string(round.parts()) + " of a round");
+  }
+  if (round.round() <= applied_) {
+    return {};
+  }
+  COHORT_RETURN_IF_ERROR(ApplyComplete(round.round() - 1));
+  if (!open_.empty() && open_.begin()->first + 1 < round.round()) {
+    return Aborted("round " + std::to_string(round.round()) + " of rows is begun, and of round " +
+                   std::to_string(open_.begin()->first) + " parts are missing");
+  }
+  Open& open = open_[round.round()];
+  if (round.attempt() < open.attempt) {
+    return {};
+  }
+  if (open.parts.empty() || round.attempt() > open.attempt) {
+    open = {.attempt = round.attempt(), .step = step, .parts = std::vector<Part>(round.parts())};
+  }
+  Part& part = open.parts[std::min<std::size_t>(round.part(), open.parts.size() - 1)];
+  if (round.parts() != open.parts.size() || step != open.step || part.complete) {
+    return InvalidArgument("part " + std::to_string(round.part()) + " of " +
+                           std::to_string(round.parts()) + " of round " +
+                           std::to_string(round.round()) + ", step " + std::to_string(step) +
+                           (part.complete ? ": it was complete"
+                                          : ": others are of " + std::to_string(open.parts.size()) +
+                                                " parts, step " + std::to_string(open.step)));
+  }
+  if (!rows.ids.empty()) {
+    part.frames.push_back(std::move(rows));
+  }
+  part.weight = weight;
+  part.complete = last;
+  if (open.complete()) {
+    changed_.notify_all();
+  }
+  return {};
+}
+
+Result<bool> RowRounds::WaitApplied(std::uint64_t round, Deadline deadline) {
+  std::unique_lock lock(mutex_);
+  const auto settled = [&] { return !failed_.ok() || complete(round); };
+  if (!changed_.wait_until(lock, deadline, settled)) {
+    return false;
+  }
+  COHORT_RETURN_IF_ERROR(failed_);
+  COHORT_RETURN_IF_ERROR(ApplyComplete(round));
+  return true;
+}
+
+Status RowRounds::Settle() {
+  const std::lock_guard lock(mutex_);
+  COHORT_RETURN_IF_ERROR(failed_);
+  return ApplyComplete(std::numeric_limits<std::uint64_t>::max());
+}
+
+std::string RowRounds::Describe() const {
+  const std::lock_guard lock(mutex_);
+  if (open_.empty()) {
+    return "no round of rows is open";
+  }
+  const auto& [round, open] = *open_.begin();
+  std::string missing;
+  for (std::size_t p = 0; p < open.parts.size(); ++p) {
+    if (!open.parts[p].complete) {
+      missing += " " + std::to_string(p);
+    }
+  }
+  return "round " + std::to_string(round) + " of rows waits for part(s)" + missing + " of " +
+         std::to_string(open.parts.size());
+}
+
+Status RowRounds::ApplyComplete(std::uint64_t round) {
+  while (!open_.empty() && open_.begin()->first <= round && open_.begin()->second.complete()) {
+    COHORT_RETURN_IF_ERROR(Apply());
+  }
+  return {};
+}
+
+Status RowRounds::Apply() {
+  const auto& [round, open] = *open_.begin();
+  double weight = 0;
+  for (const Part& part : open.parts) {
+    weight += part.weight;
+  }
+  for (std::size_t t = 0; weight > 0 && t < tables_.size() && failed_.ok(); ++t) {
+    Rows all;
+    for (const Part& part : open.parts) {
+      for (const Rows& rows : part.frames) {
+        if (rows.table == t && part.weight > 0) {
+          all.ids.insert(all.ids.end(), rows.ids.begin(), rows.ids.end());
+          all.counts.insert(all.counts.end(), rows.counts.begin(), rows.counts.end());
+          all.values.insert(all.values.end(), rows.values.begin(), rows.values.end());
+        }
+      }
+    }
+    if (!all.ids.empty()) {
+      failed_ = tables_[t]->Apply({.ids = all.ids,
+                                   .values = all.values,
+                                   .counts = all.counts,
+                                   .scale = static_cast<float>(1.0 / weight),
+                                   .step = open.step});
+    }
+    if (failed_.ok()) {
+      failed_ = tables_[t]->EvictWhenDue(open.step).status();
+    }
+  }
+  applied_ = round;
+  open_.erase(open_.begin());
+  changed_.notify_all();
+  return failed_;
+}
+
+}  // namespace cohort::ps

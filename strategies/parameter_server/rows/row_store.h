@@ -1,0 +1,166 @@
+// RowStore: one server's part of the sparse tables of a model, and what frames do to it. No
+// network: frames come in decoded, results go out as values.
+//
+// A frame is of one table, and is checked as a whole before it has an effect: what is wrong with it
+// comes back as an Error that names the table. Pushes have their effect once for each (client,
+// sequence). A frame with an id whose bucket is not here (bucket_places.h) has none, and says where
+// the bucket is.
+//
+// Thread rules: all methods from any thread. Until Declare every frame is NOT_READY.
+
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <cohort/core/clock.h>
+#include <cohort/core/status.h>
+
+#include "parameter_server/frames/frame.h"
+#include "parameter_server/frames/payload.h"
+#include "parameter_server/rows/bucket_places.h"
+#include "parameter_server/rows/row_rounds.h"
+#include "parameter_server/rows/row_table.h"
+#include "parameter_server/variables/push_ledger.h"
+
+namespace cohort::ps {
+
+// Of one id, its count and its row must fit in a frame.
+inline constexpr std::int64_t kMaxRowFloats =
+    kMaxPayloadBytes / static_cast<std::int64_t>(sizeof(float)) - 3;
+
+struct RowStoreStats {
+  std::uint64_t pulls = 0;   // frames, as the next ones
+  std::uint64_t pushes = 0;  // applied
+  std::uint64_t duplicates = 0;
+  std::uint64_t rejected = 0;
+  std::uint64_t rows = 0;
+  std::uint64_t row_bytes = 0;  // of snapshots, too
+};
+
+class RowStore {
+ public:
+  explicit RowStore(int server) : server_(server) {}
+
+  // The first call makes the tables; later ones do nothing: that they say the same is the caller's
+  // business (ModelSpec::Compare), as `fingerprint` is. InvalidArgument: a table that is none.
+  Status Declare(const std::vector<TableSpec>& tables, int servers, std::uint64_t fingerprint);
+
+  // As Declare has left it, but for the clients that were retired. Nothing else may run.
+  Status Reset();
+  // All stays but snapshots, what is known of dumps that are on their way, and, if `forget`, of
+  // clients' pushes: they begin to count anew.
+  void Stay(bool forget);
+  PushLedger& pushes() { return ledger_; }
+
+  // A pull in two steps, so that the caller owns the memory: what it asks for, and the rows.
+  struct Reading {
+    RowTable* table = nullptr;
+    const BucketPlaces* places = nullptr;
+    std::vector<std::uint64_t> ids;
+    std::int64_t step = 1;
+    bool training = false;
+    std::size_t floats() const;  // of memory that the rows take as they travel
+  };
+  Error Plan(const FrameHeader& header, PayloadReader payload, Reading* reading);
+  // Buckets that are not here, and where each is, in turns (RowBlock::moved): where this is not
+  // empty afterwards the call had no effect.
+  using Moved = std::vector<std::uint32_t>;
+  Error Pull(const Reading& reading, std::span<float> to, Moved* moved);
+
+  // Is what a pull asks for there? NOT_YET at the deadline where rounds are missing.
+  Error Admit(const FrameHeader& header, Deadline deadline);
+
+  Error Push(const FrameHeader& header, PayloadReader payload, Moved* moved);
+  // Clients, from `first` to `last`, that were given up: they make and change no row from now on.
+  void Retire(std::uint64_t first, std::uint64_t last) { ledger_.Retire(first, last); }
+
+  // As RowTable's, of all tables, between two rounds; 0: none any more. Repeated, it does nothing.
+  Error Freeze(std::uint64_t layout, std::uint64_t snapshot);
+  std::uint64_t kept_bytes() const;
+
+  // Pieces of dumps from header.buckets[0] on, before header.until, and of neighbours that are
+  // here; at most a frame of them, described and in bytes. `moved`: the first is not here.
+  Error Dump(const FrameHeader& header, std::vector<BucketPiece>* pieces, std::string* bytes,
+             Moved* moved);
+  // Restore and Move: a client sends the next request when the one before is answered, and numbers
+  // them (header.sequence). One that is not later than the last has been carried out, or given up:
+  // it has no effect, whenever it arrives.
+  //
+  // Replaces buckets. The pieces of one bucket come one after the other. With header.adopt the
+  // bucket is here from then on; nothing happens to one that is already.
+  Error Restore(const FrameHeader& header, PayloadReader payload);
+  // A step of a bucket's way to another server; not while there is a snapshot, nor where there are
+  // rounds. From GIVE to DROP or KEEP its dump is here in memory besides.
+  Error Move(const FrameHeader& header);
+  // The table's buckets that are here, and the gradients that each took, into the reply's header.
+  Error Loads(const FrameHeader& header, FrameHeader* reply) const;
+
+  RowStoreStats stats() const;
+
+ private:
+  // Who restores and moves buckets.
+  struct Carrier {
+    std::uint64_t sequence = 0;  // of the last request
+    Error answer;                // to it
+    // What has come so far of a bucket.
+    std::uint32_t table = 0;
+    std::uint32_t bucket = 0;
+    std::string bytes;
+  };
+  // A bucket between GIVE and DROP, or KEEP.
+  struct Leaving {
+    std::shared_ptr<const std::string> dump;  // and those who send it
+    std::uint32_t crc32c = 0;
+  };
+
+  void Thaw();
+  Error Find(const FrameHeader& header, RowTable** table) const;
+  Error CheckBlock(const FrameHeader& header, const PayloadReader& payload, std::uint64_t bytes,
+                   const RowTable& table) const;
+  Error CheckPiece(const RowTable& table, const BucketPiece& piece) const;
+  Error Once(const FrameHeader& header, const std::function<Error(Carrier&)>& request);
+  Error RestorePieces(const FrameHeader& header, PayloadReader payload, RowTable& table,
+                      Carrier& carrier);
+  Error Step(const FrameHeader& header, RowTable& table);
+  Leaving LeavingAs(std::uint32_t table, std::uint32_t bucket);
+  Error PushTo(RowTable& table, const FrameHeader& header, PayloadReader& payload, Moved* moved);
+  void MakePlaces();
+  BucketPlaces& PlacesOf(const FrameHeader& header) const {
+    return *places_[header.rows().table()];
+  }
+
+  const int server_;
+  std::mutex declare_mutex_;
+  // Set once by Declare, published by `declared_`.
+  std::vector<std::unique_ptr<RowTable>> tables_;
+  std::vector<std::unique_ptr<BucketPlaces>> places_;  // of each table
+  int servers_ = 1;
+  std::uint64_t fingerprint_ = 0;
+  std::atomic<bool> declared_{false};
+
+  std::atomic<std::uint64_t> snapshot_{0};
+  std::mutex snapshots_mutex_;
+  // The chief's number of a snapshot, and the tables'; the last ones. Under the mutex.
+  std::map<std::uint64_t, std::uint32_t> snapshots_;
+  std::mutex moves_mutex_;
+  std::map<std::pair<std::uint32_t, std::uint32_t>, Leaving> leaving_;  // by table and bucket
+  std::atomic<bool> had_rounds_{false};
+  RowRounds rounds_;
+  PushLedger ledger_;
+  std::mutex carriers_mutex_;                  // before moves_mutex_
+  std::map<std::uint64_t, Carrier> carriers_;  // by client
+  std::atomic<std::uint64_t> pulls_{0};
+  std::atomic<std::uint64_t> pushes_{0};
+  std::atomic<std::uint64_t> duplicates_{0};
+  std::atomic<std::uint64_t> rejected_{0};
+};
+
+}  // namespace cohort::ps

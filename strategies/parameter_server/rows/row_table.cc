@@ -1,0 +1,597 @@
+#include "parameter_server/rows/row_table.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <new>
+#include <tuple>
+
+#include <cohort/core/random.h>
+
+#include "parameter_server/rows/row_bucket.h"
+
+namespace cohort::ps {
+namespace {
+
+constexpr std::size_t kMaxIds = std::size_t{1} << 31;
+constexpr std::size_t kCacheLine = 64;
+constexpr std::uint32_t kMost = std::numeric_limits<std::uint32_t>::max();
+
+bool AllFinite(std::span<const float> values) {
+  std::uint32_t greatest = 0;
+  for (const float value : values) {
+    greatest = std::max(greatest, std::bit_cast<std::uint32_t>(value) & 0x7FFFFFFFU);
+  }
+  return greatest < 0x7F800000U;
+}
+
+// The cache lines of [from, from + bytes), to be read, or (kWrite) written. Of long rows the first
+// ones: the processor sees where that leads.
+template <int kWrite>
+void Prefetch(const void* from, std::size_t bytes) {
+  const auto* const begin = static_cast<const std::byte*>(from);
+  bytes = std::min(bytes, std::size_t{1} << 10);
+  for (std::size_t at = 0; at < bytes; at += kCacheLine) {
+    __builtin_prefetch(begin + at, kWrite);
+  }
+  __builtin_prefetch(begin + bytes - 1, kWrite);
+}
+
+std::uint32_t AddSaturated(std::uint32_t a, std::uint32_t b) {
+  return a > kMost - b ? kMost : a + b;
+}
+
+void Use(RowHeader& header, std::uint32_t step) {
+  header.last_step = std::max(header.last_step, step);
+}
+
+}  // namespace
+
+// An id of a call: its hash, in whose order calls work, and where it stands.
+struct RowTable::Entry {
+  std::uint64_t hash;
+  std::uint32_t position;
+};
+
+// Not initialised before they are written: a call's entries are as many bytes as a row each.
+struct RowTable::Entries {
+  explicit Entries(std::size_t count)
+      : memory(std::make_unique_for_overwrite<Entry[]>(count)), all(memory.get(), count) {}
+  std::unique_ptr<Entry[]> memory;
+  std::span<Entry> all;
+};
+
+struct RowTable::Lookup {
+  std::uint64_t hash;
+  std::uint64_t id;
+  Bucket* bucket;
+  std::byte* record;  // null: none
+  std::uint32_t row;  // its number
+};
+
+// Up to kTogether ids, their buckets locked and their records on the way to the cache. The
+// memory of index and records is waited for once for all of them, not once for each.
+class RowTable::Group {
+ public:
+  explicit Group(RowTable& table) : table_(table) {}
+  Group(const Group&) = delete;
+  Group& operator=(const Group&) = delete;
+  ~Group() { Release(); }
+
+  // In ascending order of hashes, or at least of buckets.
+  void Add(std::uint64_t hash, std::uint64_t id) {
+    Bucket& bucket = table_.buckets_[BucketIndex(hash)];
+    if (locked_ == 0 || buckets_[locked_ - 1] != &bucket) {
+      bucket.mutex.lock();
+      buckets_[locked_++] = &bucket;
+      table_.Touch(bucket);
+    }
+    __builtin_prefetch(bucket.rows.IndexOf(hash));
+    lookups_[size_++] = {hash, id, &bucket, nullptr, RowSet::kNone};
+  }
+  bool full() const { return size_ == kTogether || locked_ == kLockedTogether; }
+  std::size_t size() const { return size_; }
+
+  // Finds the records of which `bytes` will be used. Each is found again by Find if another one of
+  // the group was made meanwhile.
+  void Locate(std::size_t bytes) {
+    for (Lookup& lookup : lookups()) {
+      if (const std::uint32_t row = lookup.bucket->rows.Guess(lookup.hash); row != RowSet::kNone) {
+        lookup.record = lookup.bucket->rows.At(row, table_.shape_);
+        lookup.row = row;
+        Prefetch<1>(lookup.record, bytes);
+      }
+    }
+  }
+  // The record of lookup `i`; null: none.
+  std::byte* Record(std::size_t i) {
+    Lookup& lookup = lookups_[i];
+    if (lookup.record == nullptr || HeaderOf(lookup.record).id() != lookup.id) {
+      const std::uint32_t row = lookup.bucket->rows.Find(lookup.hash, lookup.id, table_.shape_);
+      lookup.record = row == RowSet::kNone ? nullptr : lookup.bucket->rows.At(row, table_.shape_);
+      lookup.row = row;
+    }
+    return lookup.record;
+  }
+  // Before the record of lookup `i`, which is there, changes.
+  void Change(std::size_t i) {
+    const Lookup& lookup = lookups_[i];
+    if (lookup.bucket->kept != nullptr) {
+      table_.KeepRecord(*lookup.bucket, lookup.bucket->rows, lookup.row);
+    }
+    HeaderOf(lookup.record).changed = lookup.bucket->generation;
+  }
+  std::span<Lookup> lookups() { return std::span(lookups_).first(size_); }
+  Lookup& operator[](std::size_t i) { return lookups_[i]; }
+
+  // Lets go of the buckets. Those of which no more ids follow are brought back to their capacity
+  // first, which may move records: once in a call, whatever else the call is about.
+  void Finish(std::uint32_t step, std::span<const Entry> following) {
+    if (table_.spec_.capacity > 0) {
+      const Bucket* const goes_on =
+          following.empty() ? nullptr : &table_.buckets_[BucketIndex(following[0].hash)];
+      for (Bucket* const bucket : std::span(buckets_).first(locked_)) {
+        if (bucket != goes_on) {
+          table_.Trim(*bucket, bucket->rows, table_.shape_, step);
+          table_.Trim(*bucket, bucket->candidates, table_.candidate_shape_, step);
+        }
+      }
+    }
+    Release();
+  }
+
+ private:
+  std::size_t BucketIndex(std::uint64_t hash) const {
+    const std::uint64_t bucket = table_.hash_shift_ == 64 ? 0 : hash >> table_.hash_shift_;
+    return bucket - table_.range_.begin;
+  }
+  void Release() {
+    for (Bucket* const bucket : std::span(buckets_).first(locked_)) {
+      bucket->mutex.unlock();
+    }
+    locked_ = 0;
+    size_ = 0;
+  }
+
+  RowTable& table_;
+  std::size_t size_ = 0;
+  std::size_t locked_ = 0;
+  std::array<Lookup, kTogether> lookups_;
+  std::array<Bucket*, kLockedTogether> buckets_;
+};
+
+Result<std::unique_ptr<RowTable>> RowTable::Create(TableSpec spec, BucketRange range,
+                                                   EvictionHook on_evict) {
+  COHORT_RETURN_IF_ERROR(spec.Check());
+  if (range.begin > range.end || range.end > spec.buckets) {
+    return InvalidArgument("table \"" + spec.name + "\" has buckets 0 to " +
+                           std::to_string(spec.buckets - 1) + ", not " +
+                           std::to_string(range.begin) + " to " + std::to_string(range.end));
+  }
+  COHORT_ASSIGN_OR_RETURN(std::unique_ptr<RowOptimizer> rule, RowOptimizer::Make(spec.optimizer));
+  return std::unique_ptr<RowTable>(
+      new RowTable(std::move(spec), range, std::move(rule), std::move(on_evict)));
+}
+
+RowTable::RowTable(TableSpec spec, BucketRange range, std::unique_ptr<RowOptimizer> rule,
+                   EvictionHook on_evict)
+    : spec_(std::move(spec)),
+      range_(range),
+      rule_(std::move(rule)),
+      on_evict_(std::move(on_evict)),
+      dim_(static_cast<std::size_t>(spec_.dim)),
+      slot_floats_(rule_->slot_floats(dim_)),
+      shape_(dim_ + slot_floats_),
+      candidate_shape_(0),
+      bucket_capacity_(static_cast<std::uint32_t>(
+          std::min<std::uint64_t>(spec_.capacity / spec_.buckets, RowSet::kMaxRows))),
+      admission_(spec_.seed, spec_.name + "/admission"),
+      hash_shift_(64 - std::countr_zero(spec_.buckets)),
+      buckets_(std::make_unique<Bucket[]>(range.end - range.begin)) {}
+
+RowTable::~RowTable() = default;
+
+std::span<float> RowTable::Weights(std::byte* record) const {
+  return {reinterpret_cast<float*>(record + sizeof(RowHeader)), dim_};
+}
+
+std::span<float> RowTable::Slots(std::byte* record) const {
+  return {reinterpret_cast<float*>(record + sizeof(RowHeader)) + dim_, slot_floats_};
+}
+
+Status RowTable::CheckCall(std::string_view what, std::size_t ids, std::int64_t step,
+                           std::size_t floats, std::string_view floats_are) const {
+  const std::string name = "table \"" + spec_.name + "\": " + std::string(what) + " of ";
+  if (ids > kMaxIds) {
+    return InvalidArgument(name + std::to_string(ids) + " ids [at most " + std::to_string(kMaxIds) +
+                           " in one call]");
+  }
+  if (floats != ids * dim_) {
+    return InvalidArgument(name + std::to_string(ids) + " ids with " + std::to_string(floats) +
+                           " " + std::string(floats_are) + " [" + std::to_string(ids * dim_) +
+                           ": dim is " + std::to_string(dim_) + "]");
+  }
+  if (step < 1 || step > std::int64_t{kMost}) {
+    return InvalidArgument(name + "step " + std::to_string(step) + " [1 to " +
+                           std::to_string(kMost) + "]");
+  }
+  return {};
+}
+
+Status RowTable::Missing(std::uint64_t id) const {
+  return NotFound("table \"" + spec_.name + "\" has no row for id " + std::to_string(id) +
+                  " [assign or load it, or let the table make missing rows]");
+}
+
+Status RowTable::Full(std::uint32_t bucket) const {
+  return ResourceExhausted("table \"" + spec_.name + "\": bucket " + std::to_string(bucket) +
+                           " is full with " + std::to_string(RowSet::kMaxRows) +
+                           " rows [more buckets, or a capacity]");
+}
+
+// The ids by bucket, equal ids in the order of the input: by counting for many, by sorting for few.
+// `fully`: by hash inside of each bucket, so that equal ids are neighbours.
+Result<RowTable::Entries> RowTable::Sort(std::span<const std::uint64_t> ids, bool fully) const {
+  const std::size_t count = range_.end - range_.begin;
+  const auto by_hash = [](const Entry& a, const Entry& b) {
+    return std::tie(a.hash, a.position) < std::tie(b.hash, b.position);
+  };
+  Entries unsorted(ids.size());
+  const std::span<Entry> entries = unsorted.all;
+  std::size_t strangers = 0;
+  const auto bucket_of = [this](std::uint64_t hash) {
+    return (hash_shift_ == 64 ? 0 : hash >> hash_shift_) - range_.begin;  // wraps below the range
+  };
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    entries[i] = {HashId(ids[i]), static_cast<std::uint32_t>(i)};
+    strangers += bucket_of(entries[i].hash) >= count ? 1 : 0;
+  }
+  if (strangers > 0) {
+    const auto stranger = std::ranges::find_if(
+        entries, [&](const Entry& entry) { return bucket_of(entry.hash) >= count; });
+    return InvalidArgument(
+        "table \"" + spec_.name + "\": id " + std::to_string(ids[stranger->position]) +
+        " is of bucket " + std::to_string(BucketOf(ids[stranger->position], spec_.buckets)) +
+        ", this server has " + std::to_string(range_.begin) + " to " + std::to_string(range_.end) +
+        " [the sender takes another number of servers for granted]");
+  }
+  if (ids.size() < count / 8 || ids.size() < 64) {
+    std::ranges::sort(entries, by_hash);
+    return unsorted;
+  }
+  std::vector<std::uint32_t> ends(count + 1);
+  for (const Entry& entry : entries) {
+    ++ends[bucket_of(entry.hash) + 1];
+  }
+  for (std::size_t b = 0; b < count; ++b) {
+    ends[b + 1] += ends[b];
+  }
+  Entries result(ids.size());
+  Entry* const sorted = result.all.data();
+  std::vector<std::uint32_t> next(ends.begin(), ends.end() - 1);
+  for (const Entry& entry : entries) {
+    sorted[next[bucket_of(entry.hash)]++] = entry;
+  }
+  if (fully) {
+    for (std::size_t b = 0; b < count; ++b) {
+      std::sort(sorted + ends[b], sorted + ends[b + 1], by_hash);
+    }
+  }
+  return result;
+}
+
+std::byte* RowTable::Create(Bucket& bucket, std::uint64_t hash, std::uint64_t id,
+                            std::uint32_t step) {
+  std::byte* const record = bucket.rows.Insert(hash, id, shape_, memory_);
+  if (record != nullptr) {
+    HeaderOf(record).last_step = step;
+    HeaderOf(record).changed = bucket.generation;
+    InitialRow(spec_, id, Weights(record));
+    rule_->Initialize(Slots(record));
+    ++bucket.created;
+  }
+  return record;
+}
+
+// Counts the occurrences of an id without a row. True: it gets one now, with this frequency.
+bool RowTable::Admit(Bucket& bucket, std::uint64_t hash, std::uint64_t id, std::uint32_t count,
+                     std::uint32_t step, std::uint32_t* frequency) {
+  *frequency = count;
+  if (spec_.admit_probability < 1) {
+    // One draw for `count` occurrences: none of them admits with (1 - p)^count.
+    const double none = std::pow(1 - spec_.admit_probability, count);
+    return admission_.Uniform(step, id) >= none;
+  }
+  const std::uint32_t row = bucket.candidates.Find(hash, id, candidate_shape_);
+  if (row == RowSet::kNone) {
+    if (count >= spec_.admit_after) {
+      return true;
+    }
+    if (std::byte* const record = bucket.candidates.Insert(hash, id, candidate_shape_, memory_);
+        record != nullptr) {
+      HeaderOf(record).frequency = count;
+      HeaderOf(record).last_step = step;
+      HeaderOf(record).changed = bucket.generation;
+    }
+    return false;
+  }
+  KeepRecord(bucket, bucket.candidates, row);
+  RowHeader& header = bucket.candidates.HeaderAt(row, candidate_shape_);
+  header.frequency = AddSaturated(header.frequency, count);
+  header.changed = bucket.generation;
+  Use(header, step);
+  *frequency = header.frequency;
+  if (header.frequency < spec_.admit_after) {
+    return false;
+  }
+  KeepAll(bucket, bucket.candidates);
+  NoteRemoved(bucket, bucket.candidates, id);
+  bucket.candidates.Remove(row, candidate_shape_, memory_);
+  return true;
+}
+
+Status RowTable::Pull(std::span<const std::uint64_t> ids, std::int64_t step, Purpose purpose,
+                      std::span<float> rows) {
+  COHORT_RETURN_IF_ERROR(CheckCall("pull", ids.size(), step, rows.size(), "floats of room"));
+  const auto now = static_cast<std::uint32_t>(step);
+  const bool training = purpose == Purpose::kTraining;
+  const bool creates =
+      training && spec_.missing == TableSpec::Missing::kCreate && spec_.admits_at_once();
+  const bool initial = spec_.missing == TableSpec::Missing::kCreate && spec_.admits_at_once();
+  std::size_t missing = ids.size();
+  try {
+    COHORT_ASSIGN_OR_RETURN(const Entries sorted, Sort(ids, false));
+    const std::span<const Entry> entries = sorted.all;
+    if (training && spec_.missing == TableSpec::Missing::kError) {
+      COHORT_RETURN_IF_ERROR(CheckPresent(entries, ids));
+    }
+    Group group(*this);
+    for (std::size_t begin = 0, end = 0; begin < entries.size(); begin = end) {
+      for (; !group.full() && end < entries.size(); ++end) {
+        const Entry& entry = entries[end];
+        group.Add(entry.hash, ids[entry.position]);
+        Prefetch<1>(rows.data() + entry.position * dim_, dim_ * sizeof(float));
+      }
+      const auto part = entries.subspan(begin, end - begin);
+      group.Locate(sizeof(RowHeader) + dim_ * sizeof(float));
+      for (std::size_t i = 0; i < part.size(); ++i) {
+        const auto to = rows.subspan(part[i].position * dim_, dim_);
+        std::byte* record = group.Record(i);
+        const Lookup& lookup = group[i];
+        if (record == nullptr) {
+          if (creates) {
+            record = Create(*lookup.bucket, lookup.hash, lookup.id, now);
+            if (record == nullptr) {
+              return Full(BucketOf(lookup.id, spec_.buckets));
+            }
+          } else if (initial) {
+            InitialRow(spec_, lookup.id, to);
+            continue;
+          } else {
+            missing = std::min<std::size_t>(missing, part[i].position);
+            std::ranges::fill(to, 0.0F);
+            continue;
+          }
+        }
+        std::memcpy(to.data(), record + sizeof(RowHeader), dim_ * sizeof(float));
+        if (training && HeaderOf(record).last_step < now) {
+          if (lookup.record != nullptr) {
+            group.Change(i);
+          }
+          HeaderOf(record).last_step = now;
+        }
+      }
+      group.Finish(now, entries.subspan(end));
+    }
+  } catch (const std::bad_alloc&) {
+    return ResourceExhausted("table \"" + spec_.name + "\": no memory for a pull of " +
+                             std::to_string(ids.size()) + " ids");
+  }
+  if (missing < ids.size() && spec_.missing == TableSpec::Missing::kError) {
+    return Missing(ids[missing]);
+  }
+  return {};
+}
+
+// kError: no row may be missing, and none ever goes.
+Status RowTable::CheckPresent(std::span<const Entry> entries, std::span<const std::uint64_t> ids) {
+  std::size_t missing = ids.size();
+  Group group(*this);
+  for (std::size_t begin = 0, end = 0; begin < entries.size(); begin = end) {
+    for (; !group.full() && end < entries.size(); ++end) {
+      const Entry& entry = entries[end];
+      group.Add(entry.hash, ids[entry.position]);
+    }
+    const auto part = entries.subspan(begin, end - begin);
+    group.Locate(sizeof(RowHeader));
+    for (std::size_t i = 0; i < part.size(); ++i) {
+      if (group.Record(i) == nullptr) {
+        missing = std::min<std::size_t>(missing, part[i].position);
+      }
+    }
+    group.Finish(0, entries.subspan(end));
+  }
+  return missing < ids.size() ? Missing(ids[missing]) : OkStatus();
+}
+
+Status RowTable::CheckFinite(const Gradients& gradients) const {
+  if (AllFinite(gradients.values)) {
+    return {};
+  }
+  for (std::size_t i = 0; i < gradients.ids.size(); ++i) {
+    if (!AllFinite(gradients.values.subspan(i * dim_, dim_))) {
+      return InvalidArgument("table \"" + spec_.name + "\": the gradient of id " +
+                             std::to_string(gradients.ids[i]) +
+                             " holds NaN or infinity [lower the learning rate, or look for a "
+                             "division by zero in the loss]");
+    }
+  }
+  return {};
+}
+
+Status RowTable::Check(const Gradients& gradients) const {
+  const std::span<const std::uint64_t> ids = gradients.ids;
+  COHORT_RETURN_IF_ERROR(
+      CheckCall("gradients", ids.size(), gradients.step, gradients.values.size(), "values"));
+  if (!gradients.counts.empty() && gradients.counts.size() != ids.size()) {
+    return InvalidArgument("table \"" + spec_.name + "\": gradients of " +
+                           std::to_string(ids.size()) + " ids with " +
+                           std::to_string(gradients.counts.size()) + " counts");
+  }
+  if (const auto zero = std::ranges::find(gradients.counts, 0U); zero != gradients.counts.end()) {
+    return InvalidArgument(
+        "table \"" + spec_.name + "\": a count of 0 for id " +
+        std::to_string(ids[static_cast<std::size_t>(zero - gradients.counts.begin())]));
+  }
+  if (!std::isfinite(gradients.scale)) {
+    return InvalidArgument("table \"" + spec_.name + "\": the scale of gradients is not finite");
+  }
+  return spec_.not_finite == TableSpec::NotFinite::kReject ? CheckFinite(gradients) : OkStatus();
+}
+
+Status RowTable::Apply(const Gradients& gradients) {
+  COHORT_RETURN_IF_ERROR(Check(gradients));
+  const std::span<const std::uint64_t> ids = gradients.ids;
+  const auto now = static_cast<std::uint32_t>(gradients.step);
+  try {
+    COHORT_ASSIGN_OR_RETURN(const Entries sorted, Sort(ids, true));
+    const std::span<const Entry> entries = sorted.all;
+    if (spec_.missing == TableSpec::Missing::kError) {
+      COHORT_RETURN_IF_ERROR(CheckPresent(entries, ids));
+    }
+    std::vector<float> sum(dim_);
+    std::array<std::size_t, kTogether + 1> begins;  // of the ids of a group, in `entries`
+    Group group(*this);
+    for (std::size_t at = 0; at < entries.size();) {
+      while (!group.full() && at < entries.size()) {
+        const std::uint64_t hash = entries[at].hash;
+        begins[group.size()] = at;
+        group.Add(hash, ids[entries[at].position]);
+        Prefetch<0>(gradients.values.data() + entries[at].position * dim_, dim_ * sizeof(float));
+        while (at < entries.size() && entries[at].hash == hash) {
+          ++at;
+        }
+      }
+      begins[group.size()] = at;
+      group.Locate(shape_.stride);
+      for (std::size_t i = 0; i < group.size(); ++i) {
+        const auto same = entries.subspan(begins[i], begins[i + 1] - begins[i]);
+        Bucket& bucket = *group[i].bucket;
+        std::span<const float> gradient = gradients.values.subspan(same[0].position * dim_, dim_);
+        std::uint32_t count = gradients.counts.empty() ? 1 : gradients.counts[same[0].position];
+        if (same.size() > 1) {
+          std::ranges::copy(gradient, sum.begin());
+          for (const Entry& entry : same.subspan(1)) {
+            const float* const more = gradients.values.data() + entry.position * dim_;
+            for (std::size_t k = 0; k < dim_; ++k) {
+              sum[k] += more[k];
+            }
+            count = AddSaturated(count,
+                                 gradients.counts.empty() ? 1 : gradients.counts[entry.position]);
+          }
+          gradient = sum;
+        }
+        // Numbers that are finite may add up to infinity.
+        if ((same.size() > 1 || spec_.not_finite == TableSpec::NotFinite::kSkipRow) &&
+            !AllFinite(gradient)) {
+          ++bucket.skipped;
+          continue;
+        }
+        std::byte* record = group.Record(i);
+        if (record == nullptr) {
+          std::uint32_t frequency = 0;
+          if (!spec_.admits_at_once() &&
+              !Admit(bucket, group[i].hash, group[i].id, count, now, &frequency)) {
+            ++bucket.dropped;
+            continue;
+          }
+          record = Create(bucket, group[i].hash, group[i].id, now);
+          if (record == nullptr) {
+            return Full(BucketOf(group[i].id, spec_.buckets));
+          }
+          HeaderOf(record).frequency = frequency == 0 ? count : frequency;
+        } else {
+          group.Change(i);
+          HeaderOf(record).frequency = AddSaturated(HeaderOf(record).frequency, count);
+        }
+        RowHeader& header = HeaderOf(record);
+        Use(header, now);
+        header.updates = AddSaturated(header.updates, 1);
+        rule_->Apply({.weights = Weights(record),
+                      .slots = Slots(record),
+                      .gradient = gradient,
+                      .gradient_scale = spec_.mean_of_occurrences
+                                            ? gradients.scale / static_cast<float>(count)
+                                            : gradients.scale,
+                      .step = gradients.step,
+                      .bias_step = spec_.bias_scope == TableSpec::BiasScope::kRow
+                                       ? std::int64_t{header.updates}
+                                       : gradients.step});
+        ++bucket.updates;
+      }
+      group.Finish(now, entries.subspan(at));
+    }
+  } catch (const std::bad_alloc&) {
+    return ResourceExhausted("table \"" + spec_.name + "\": no memory for gradients of " +
+                             std::to_string(ids.size()) + " ids");
+  }
+  return {};
+}
+
+Status RowTable::Assign(std::span<const std::uint64_t> ids, std::int64_t step,
+                        std::span<const float> rows) {
+  COHORT_RETURN_IF_ERROR(CheckCall("assignment", ids.size(), step, rows.size(), "values"));
+  if (!AllFinite(rows)) {
+    return InvalidArgument("table \"" + spec_.name + "\": an assignment with NaN or infinity");
+  }
+  const auto now = static_cast<std::uint32_t>(step);
+  try {
+    COHORT_ASSIGN_OR_RETURN(const Entries sorted, Sort(ids, true));
+    const std::span<const Entry> entries = sorted.all;
+    const auto twice = std::ranges::adjacent_find(entries, {}, &Entry::hash);
+    if (twice != entries.end()) {
+      return InvalidArgument("table \"" + spec_.name + "\": id " +
+                             std::to_string(ids[twice->position]) + " stands twice");
+    }
+    Group group(*this);
+    for (std::size_t begin = 0, end = 0; begin < entries.size(); begin = end) {
+      for (; !group.full() && end < entries.size(); ++end) {
+        const Entry& entry = entries[end];
+        group.Add(entry.hash, ids[entry.position]);
+      }
+      const auto part = entries.subspan(begin, end - begin);
+      group.Locate(shape_.stride);
+      for (std::size_t i = 0; i < part.size(); ++i) {
+        Bucket& bucket = *group[i].bucket;
+        std::byte* record = group.Record(i);
+        if (record == nullptr) {
+          const std::uint32_t candidate =
+              bucket.candidates.Find(group[i].hash, group[i].id, candidate_shape_);
+          if (candidate != RowSet::kNone) {
+            KeepAll(bucket, bucket.candidates);
+            NoteRemoved(bucket, bucket.candidates, group[i].id);
+            bucket.candidates.Remove(candidate, candidate_shape_, memory_);
+          }
+          record = Create(bucket, group[i].hash, group[i].id, now);
+        } else {
+          group.Change(i);
+        }
+        if (record == nullptr) {
+          return Full(BucketOf(group[i].id, spec_.buckets));
+        }
+        Use(HeaderOf(record), now);
+        std::ranges::copy(rows.subspan(part[i].position * dim_, dim_), Weights(record).begin());
+      }
+      group.Finish(now, entries.subspan(end));
+    }
+  } catch (const std::bad_alloc&) {
+    return ResourceExhausted("table \"" + spec_.name + "\": no memory for an assignment of " +
+                             std::to_string(ids.size()) + " ids");
+  }
+  return {};
+}
+
+}  // namespace cohort::ps

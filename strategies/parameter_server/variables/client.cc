@@ -1,0 +1,732 @@
+#include "parameter_server/variables/client.h"
+
+#include <algorithm>
+#include <functional>
+#include <limits>
+#include <numeric>
+#include <thread>
+
+#include <grpcpp/grpcpp.h>
+
+#include <cohort/optim/gradients.h>
+
+#include <cohort/parameter_server.grpc.pb.h>
+#include "grpc_util.h"
+#include "parameter_server/frames/dense_codec.h"
+#include "parameter_server/frames/frame_address.h"
+#include "parameter_server/frames/frame_link.h"
+#include "parameter_server/frames/frame_stream.h"
+#include "parameter_server/frames/wire.h"
+#include "parameter_server/model/table_spec.h"
+
+namespace cohort::ps {
+namespace {
+
+constexpr std::chrono::milliseconds kControlTimeout{5'000};  // one try of a control call
+constexpr std::chrono::milliseconds kLocateTimeout{1'000};
+// Of payload: a server reads a frame while the next one is on its way, and uses it out of its
+// cache.
+constexpr std::int64_t kFrameBytes = std::int64_t{1} << 20;
+
+// Does its value not travel as float32?
+bool IsEncoded(const Chunk& chunk, DType wire) {
+  return chunk.trainable && wire != DType::kFloat32;
+}
+
+template <typename Float>
+std::span<Float> Of(const Chunk& chunk, std::span<Float> arena) {
+  return arena.subspan(static_cast<std::size_t>(chunk.offset),
+                       static_cast<std::size_t>(chunk.elements));
+}
+
+class GrpcClient final : public Client {
+ public:
+  GrpcClient(ModelSpec spec, std::vector<std::string> addresses, ClientOptions options)
+      : spec_(std::move(spec)),
+        options_(std::move(options)),
+        fingerprint_(spec_.Fingerprint()),
+        chunks_(MakeChunks(spec_)),
+        names_(LineNames(spec_, addresses)),
+        addresses_(std::move(addresses)),
+        versions_(chunks_.size(), 0),
+        sequences_(options_.pushes),
+        arrivals_(names_.size()),
+        link_(FrameLink::Make(
+            names_, [this](int server, bool may_share) { return Locate(server, may_share); },
+            options_.peer_timeout, options_.read_timeout)) {
+    sequences_.resize(addresses_.size(), 0);
+    for (const std::string& address : addresses_) {
+      control_.push_back(Servers::NewStub(NewChannel(address)));
+    }
+  }
+
+  const std::vector<Chunk>& chunks() const override { return chunks_; }
+
+  Status Declare() override;
+  Result<std::uint64_t> Begin(std::span<const std::uint64_t> retired) override;
+  Result<Kept> BeginKeeping(std::span<const std::uint64_t> retired) override;
+  Status Assign(std::span<const float> values, std::span<const std::span<float>> slots,
+                std::uint64_t version) override;
+  Status AssignTo(std::span<const int> servers, std::span<const float> values,
+                  std::span<const std::span<float>> slots, std::uint64_t version) override;
+  Status CopyPart(int server, Mend which) override;
+  Status CopyPushes(int server, Mend which) override;
+  Status Pull(std::span<float> values, bool everything) override;
+  Status PullState(std::span<float> values, std::span<const std::span<float>> slots) override;
+  Result<std::uint64_t> Freeze(std::uint64_t snapshot) override;
+  Result<std::uint64_t> Thaw() override;
+  Status Push(const Gradient& gradient, std::span<float> values) override;
+  Status PullForStep(std::span<float> values, const Commit& commit) override;
+  Status Settle(std::uint64_t round, const Commit& commit, double clip_norm) override;
+  std::vector<std::uint64_t> pushes() const override { return sequences_; }
+  void TakeOver(Client& before) override;
+  std::uint64_t staleness() const override { return staleness_; }
+  bool late() const override { return late_; }
+  Status Pause() override;
+  Status Retire(std::uint64_t client) override;
+  Result<StoreStats> Stats() override;
+  Status Drain() override;
+
+  std::uint64_t version() const override {
+    const auto least = std::min_element(versions_.begin(), versions_.end());
+    return least == versions_.end() ? 0 : *least;
+  }
+  void Abort(const Status& why) override { link_->Abort(why); }
+
+ private:
+  // Repeats a blocking control call until it is answered or the server counts as gone.
+  template <typename Rpc>
+  Status Control(std::size_t server, const Rpc& rpc);
+  FrameHeader Header() const {
+    FrameHeader header;
+    header.set_client(options_.client);
+    header.set_layout(fingerprint_);
+    header.set_epoch(options_.epoch);
+    return header;
+  }
+  template <typename Reply>
+  Status Taken(const Reply& reply, std::size_t server) const {
+    return reply.has_error() ? ToStatus(reply.error(), names_[server]) : OkStatus();
+  }
+  Status EnterClock();
+  Result<std::string> Locate(int line, bool may_share);
+  // Where values, and slots where given, of a reply go; and what is known when they are there.
+  ReplyHandler Into(std::span<float> values, std::span<const std::span<float>> slots);
+  Status Freeze(std::uint64_t snapshot, const std::function<void(const FreezeReply&)>& take);
+  // The gradient of a chunk as it travels, and what is lent for that.
+  Result<std::span<const float>> Encode(const Gradient& gradient, std::size_t chunk,
+                                        std::uint64_t sequence);
+  void AddPulls(int server, bool everything, const FrameHeader& header,
+                std::vector<FrameRequest>* requests);
+
+  const ModelSpec spec_;
+  const ClientOptions options_;
+  const std::uint64_t fingerprint_;
+  const std::vector<Chunk> chunks_;
+  const std::vector<std::string> names_;
+  const std::vector<std::string> addresses_;
+  std::vector<std::uint64_t> versions_;  // of this client's copy
+  std::vector<std::uint64_t> sequences_;
+  std::uint64_t staleness_ = 0;
+  bool late_ = false;
+  std::uint64_t clock_ = 0;                   // under bounded staleness: of this worker
+  bool entered_ = false;                      // since Pause
+  std::uint64_t snapshot_ = 0;                // that PullState reads
+  std::vector<float> residuals_;              // of gradients that are rounded, as the arena
+  std::uint64_t unsettled_ = 0;               // the round that they are of, before Settle
+  std::vector<FloatBuffer> encoded_;          // by chunk
+  std::vector<std::uint64_t> encoded_under_;  // by chunk: the number of that push
+  std::vector<FloatBuffer> arrivals_;         // by server: what is to be decoded
+  std::vector<std::unique_ptr<Servers::Stub>> control_;
+  const std::unique_ptr<FrameLink> link_;
+};
+
+template <typename Rpc>
+Status GrpcClient::Control(std::size_t server, const Rpc& rpc) {
+  const Deadline give_up = DeadlineAfter(options_.peer_timeout);
+  std::chrono::milliseconds backoff{20};
+  for (;;) {
+    COHORT_RETURN_IF_ERROR(link_->aborted());
+    grpc::ClientContext context;
+    context.set_deadline(GrpcTimeout(std::min(kControlTimeout, options_.peer_timeout)));
+    const grpc::Status status = rpc(*control_[server], &context);
+    const bool lost = status.error_code() == grpc::StatusCode::UNAVAILABLE ||
+                      status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED;
+    if (!lost) {
+      return FromGrpc(status).Annotate(names_[server]);
+    }
+    if (std::chrono::steady_clock::now() >= give_up) {
+      return Unavailable(names_[server] + " does not answer: " + status.error_message());
+    }
+    std::this_thread::sleep_for(backoff);
+    backoff = std::min(backoff * 2, std::chrono::milliseconds(500));
+  }
+}
+
+Status GrpcClient::Declare() {
+  DeclareRequest request;
+  for (const ParameterSpec& parameter : spec_.parameters) {
+    auto* to = request.add_parameters();
+    to->set_name(parameter.name);
+    for (const std::int64_t dim : parameter.shape.dims()) {
+      to->add_dims(dim);
+    }
+    to->set_trainable(parameter.trainable);
+  }
+  request.set_optimizer(spec_.optimizer);
+  const Consistency& consistency = spec_.consistency;
+  request.set_synchronous(consistency.synchronous());
+  request.set_staleness(consistency.bounded() ? consistency.staleness : -1);
+  request.set_backup_workers(static_cast<std::uint32_t>(consistency.backup_workers));
+  request.set_partitioner(spec_.partitioner.ToString());
+  request.set_protocol(kProtocol);
+  request.set_copies(spec_.copies);
+  request.set_servers(static_cast<std::uint32_t>(spec_.servers));
+  request.set_sender(options_.task);
+  request.set_epoch(options_.epoch);
+  for (const TableSpec& table : spec_.tables) {
+    if (!request.add_tables()->ParseFromString(ToMessage(table))) {
+      return InvalidArgument("table \"" + table.name + "\": its name is not UTF-8");
+    }
+  }
+  for (std::size_t s = 0; s < control_.size(); ++s) {
+    request.set_server(static_cast<std::uint32_t>(s));
+    DeclareReply reply;
+    COHORT_RETURN_IF_ERROR(Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
+      return stub.Declare(context, request, &reply);
+    }));
+    COHORT_RETURN_IF_ERROR(Taken(reply, s));
+  }
+  return {};
+}
+
+Result<std::uint64_t> GrpcClient::Begin(std::span<const std::uint64_t> retired) {
+  BeginRequest request;
+  request.set_epoch(options_.epoch);
+  request.mutable_retired()->Assign(retired.begin(), retired.end());
+  std::uint64_t version = 0;
+  for (std::size_t s = 0; s < control_.size(); ++s) {
+    BeginReply reply;
+    COHORT_RETURN_IF_ERROR(Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
+      return stub.Begin(context, request, &reply);
+    }));
+    COHORT_RETURN_IF_ERROR(Taken(reply, s));
+    version = std::max<std::uint64_t>(version, reply.version());
+  }
+  return version;
+}
+
+Result<Client::Kept> GrpcClient::BeginKeeping(std::span<const std::uint64_t> retired) {
+  BeginRequest request;
+  request.set_epoch(options_.epoch);
+  request.mutable_retired()->Assign(retired.begin(), retired.end());
+  request.set_keep(true);
+  Kept kept;
+  for (std::size_t s = 0; s < control_.size(); ++s) {
+    BeginReply reply;
+    COHORT_RETURN_IF_ERROR(Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
+      return stub.Begin(context, request, &reply);
+    }));
+    COHORT_RETURN_IF_ERROR(Taken(reply, s));
+    if (reply.kept()) {
+      kept.version = std::max<std::uint64_t>(kept.version, reply.version());
+    } else {
+      kept.without.push_back(static_cast<int>(s));
+    }
+    if (spec_.copies && !reply.kept_copy()) {
+      kept.without_a_copy.push_back(CopiedServer(static_cast<int>(s), spec_.servers));
+    }
+  }
+  return kept;
+}
+
+Status GrpcClient::Assign(std::span<const float> values, std::span<const std::span<float>> slots,
+                          std::uint64_t version) {
+  std::vector<int> all(static_cast<std::size_t>(spec_.servers));
+  std::iota(all.begin(), all.end(), 0);
+  return AssignTo(all, values, slots, version);
+}
+
+Status GrpcClient::AssignTo(std::span<const int> servers, std::span<const float> values,
+                            std::span<const std::span<float>> slots, std::uint64_t version) {
+  const int copies = 1 + static_cast<int>(slots.size());
+  std::vector<FrameRequest> requests;
+  for (const int s : servers) {
+    for (const std::vector<int>& frame : PackFrames(chunks_, s, kFrameBytes, copies)) {
+      FrameRequest& request =
+          requests.emplace_back(FrameRequest{s, FrameMethod::kAssign, Header(), {}});
+      request.header.set_slots(!slots.empty());
+      for (const int c : frame) {
+        const Chunk& chunk = chunks_[static_cast<std::size_t>(c)];
+        request.header.add_chunks(static_cast<std::uint32_t>(c));
+        request.header.add_versions(version);
+        versions_[static_cast<std::size_t>(c)] = version;
+        request.payload.push_back(Of(chunk, values));
+        for (std::size_t i = 0; chunk.trainable && i < slots.size(); ++i) {
+          request.payload.push_back(Of(chunk, std::span<const float>(slots[i])));
+        }
+      }
+    }
+  }
+  if (spec_.copies) {
+    AddCopies(spec_.servers, &requests);
+  }
+  return link_->Run(requests, Into({}, {}));
+}
+
+// Frame by frame, as they lie in memory: chunks with their slots, and their versions.
+Status GrpcClient::CopyPart(int server, Mend which) {
+  Require(spec_.copies, "a model with copies");
+  COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Optimizer> optimizer,
+                          MakeOptimizer(spec_.optimizer));
+  const int slots = optimizer->num_slots();
+  const bool from_copy = which == Mend::kServer;
+  std::vector<float> bytes;
+  for (const std::vector<int>& frame : PackFrames(chunks_, server, kFrameBytes, 1 + slots)) {
+    FrameRequest pull{LineOf(server, spec_.servers, from_copy), FrameMethod::kPull, Header(), {}};
+    FrameRequest assign{
+        LineOf(server, spec_.servers, !from_copy), FrameMethod::kAssign, Header(), {}};
+    pull.header.set_copy(from_copy);
+    assign.header.set_copy(!from_copy);
+    pull.header.set_slots(true);
+    assign.header.set_slots(true);
+    std::size_t floats = 0;
+    for (const int c : frame) {
+      const Chunk& chunk = chunks_[static_cast<std::size_t>(c)];
+      pull.header.add_chunks(static_cast<std::uint32_t>(c));
+      pull.header.add_versions(0);
+      assign.header.add_chunks(static_cast<std::uint32_t>(c));
+      floats += static_cast<std::size_t>(chunk.elements) *
+                static_cast<std::size_t>(chunk.trainable ? 1 + slots : 1);
+    }
+    bytes.resize(floats);
+    const auto place = [&](int, const FrameHeader& header) -> Result<Places> {
+      if (header.epoch() != options_.epoch) {
+        return StaleReply(names_[static_cast<std::size_t>(pull.server)], header.epoch(),
+                          options_.epoch);
+      }
+      return Places{std::span(bytes)};
+    };
+    const auto done = [&](int, const FrameHeader& header) -> Status {
+      const bool all = std::ranges::equal(header.chunks(), assign.header.chunks()) &&
+                       header.versions_size() == header.chunks_size();
+      assign.header.mutable_versions()->CopyFrom(header.versions());
+      return all ? OkStatus()
+                 : Internal(names_[static_cast<std::size_t>(pull.server)] +
+                            ": other chunks than were asked for");
+    };
+    COHORT_RETURN_IF_ERROR(link_->Run({&pull, 1}, {.place = place, .done = done}));
+    assign.payload.emplace_back(bytes);
+    COHORT_RETURN_IF_ERROR(link_->Run({&assign, 1}, Into({}, {})));
+  }
+  return {};
+}
+
+Status GrpcClient::CopyPushes(int server, Mend which) {
+  const bool from_copy = which == Mend::kServer;
+  const auto holder = static_cast<std::size_t>(CopyHolder(server, spec_.servers));
+  const auto own = static_cast<std::size_t>(server);
+  PushesRequest request;
+  request.set_epoch(options_.epoch);
+  const auto call = [&](std::size_t s, bool copy, PushesReply* reply) -> Status {
+    request.set_copy(copy);
+    COHORT_RETURN_IF_ERROR(Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
+      return stub.ExchangePushes(context, request, reply);
+    }));
+    return Taken(*reply, s);
+  };
+  PushesReply told;
+  COHORT_RETURN_IF_ERROR(call(from_copy ? holder : own, from_copy, &told));
+  request.mutable_install()->Swap(told.mutable_pushes());
+  PushesReply taken;
+  return call(from_copy ? own : holder, !from_copy, &taken);
+}
+
+ReplyHandler GrpcClient::Into(std::span<float> values, std::span<const std::span<float>> slots) {
+  const auto place = [this, values, slots](int server,
+                                           const FrameHeader& header) -> Result<Places> {
+    const std::optional<DType> wire = WireOf(header.pull_wire());
+    if (!wire.has_value()) {
+      return Internal(names_[static_cast<std::size_t>(server)] + ": a reply of format " +
+                      std::to_string(header.pull_wire()));
+    }
+    std::size_t encoded = 0;
+    for (const std::uint32_t c : header.chunks()) {
+      encoded += c < chunks_.size() && IsEncoded(chunks_[c], *wire)
+                     ? EncodedFloats(*wire, static_cast<std::size_t>(chunks_[c].elements))
+                     : 0;
+    }
+    std::span<float> arrival = arrivals_[static_cast<std::size_t>(server)].Resize(encoded);
+    if (header.epoch() != options_.epoch) {
+      return StaleReply(names_[static_cast<std::size_t>(server)], header.epoch(), options_.epoch);
+    }
+    Places places;
+    for (int i = 0; i < header.chunks_size(); ++i) {
+      const std::size_t c = header.chunks(i);
+      if (c >= chunks_.size() || i >= header.versions_size() || values.empty()) {
+        return Internal(names_[static_cast<std::size_t>(server)] + ": a reply with chunk " +
+                        std::to_string(c) + " of " + std::to_string(chunks_.size()));
+      }
+      if (IsEncoded(chunks_[c], *wire)) {
+        const std::size_t floats =
+            EncodedFloats(*wire, static_cast<std::size_t>(chunks_[c].elements));
+        places.push_back(arrival.first(floats));
+        arrival = arrival.subspan(floats);
+        continue;
+      }
+      places.push_back(Of(chunks_[c], values));
+      for (std::size_t s = 0; chunks_[c].trainable && s < slots.size(); ++s) {
+        places.push_back(Of(chunks_[c], slots[s]));
+      }
+    }
+    return places;
+  };
+  const auto done = [this, values](int server, const FrameHeader& header) {
+    const DType wire = WireOf(header.pull_wire()).value_or(DType::kFloat32);
+    std::span<const float> arrival = arrivals_[static_cast<std::size_t>(server)].values();
+    for (const std::uint32_t c : header.chunks()) {
+      if (IsEncoded(chunks_[c], wire)) {
+        const std::span<float> to = Of(chunks_[c], values);
+        DecodeValues(wire, arrival, to);
+        arrival = arrival.subspan(EncodedFloats(wire, to.size()));
+      }
+    }
+    if (server < spec_.servers) {  // a copy's updates come in another order
+      staleness_ = std::max<std::uint64_t>(staleness_, header.staleness());
+    }
+    late_ = late_ || header.late();
+    for (int i = 0; i < header.chunks_size(); ++i) {
+      versions_[header.chunks(i)] = header.versions(i);
+    }
+    return Status();
+  };
+  return {.place = place, .done = done};
+}
+
+Result<std::string> GrpcClient::Locate(int line, bool may_share) {
+  const auto s = static_cast<std::size_t>(ServerOfLine(line, spec_.servers));
+  return LocateFrames(*control_[s], addresses_[s], options_.transport, may_share,
+                      std::min(kLocateTimeout, options_.peer_timeout));
+}
+
+void GrpcClient::AddPulls(int server, bool everything, const FrameHeader& header,
+                          std::vector<FrameRequest>* requests) {
+  for (const std::vector<int>& frame : PackFrames(chunks_, server, kFrameBytes)) {
+    FrameRequest& request =
+        requests->emplace_back(FrameRequest{server, FrameMethod::kPull, header, {}});
+    for (const int c : frame) {
+      request.header.add_chunks(static_cast<std::uint32_t>(c));
+      request.header.add_versions(everything ? 0 : versions_[static_cast<std::size_t>(c)] + 1);
+      request.header.set_pull_wire(WireNumber(options_.wire.pull));
+    }
+  }
+}
+
+Status GrpcClient::Pull(std::span<float> values, bool everything) {
+  std::vector<FrameRequest> requests;
+  for (int s = 0; s < spec_.servers; ++s) {
+    AddPulls(s, everything, Header(), &requests);
+  }
+  return link_->Run(requests, Into(values, {}));
+}
+
+// Once for each piece of work.
+Status GrpcClient::EnterClock() {
+  if (!spec_.consistency.bounded() || entered_) {
+    return {};
+  }
+  FrameRequest request{0, FrameMethod::kEnter, Header(), {}};
+  request.header.set_clock(clock_);
+  request.header.set_sender(options_.task);
+  const auto nothing = [](int, const FrameHeader&) -> Result<Places> { return Places(); };
+  COHORT_RETURN_IF_ERROR(
+      link_->Run({&request, 1}, {.place = nothing, .done = [this](int, const FrameHeader& reply) {
+                                   clock_ = reply.clock();
+                                   return OkStatus();
+                                 }}));
+  entered_ = true;
+  return {};
+}
+
+Status GrpcClient::PullForStep(std::span<float> values, const Commit& commit) {
+  COHORT_RETURN_IF_ERROR(EnterClock());
+  FrameHeader header = Header();
+  header.set_bounded(spec_.consistency.bounded());
+  if (header.bounded()) {
+    header.set_sender(options_.task);
+    header.set_clock(clock_);
+  }
+  if (commit.round() != 0) {
+    *header.mutable_commit() = commit;
+  }
+  std::vector<FrameRequest> requests;
+  for (int s = 0; s < spec_.servers; ++s) {
+    AddPulls(s, /*everything=*/false, header, &requests);
+  }
+  return link_->Run(requests, Into(values, {}));
+}
+
+Status GrpcClient::PullState(std::span<float> values, std::span<const std::span<float>> slots) {
+  const int copies = 1 + static_cast<int>(slots.size());
+  std::vector<FrameRequest> requests;
+  for (int s = 0; s < spec_.servers; ++s) {
+    for (const std::vector<int>& frame : PackFrames(chunks_, s, kFrameBytes, copies)) {
+      FrameHeader& header =
+          requests.emplace_back(FrameRequest{s, FrameMethod::kPull, Header(), {}}).header;
+      header.set_slots(!slots.empty());
+      header.set_snapshot(snapshot_);
+      for (const int c : frame) {
+        header.add_chunks(static_cast<std::uint32_t>(c));
+        header.add_versions(0);
+      }
+    }
+  }
+  return link_->Run(requests, Into(values, slots));
+}
+
+Status GrpcClient::Freeze(std::uint64_t snapshot,
+                          const std::function<void(const FreezeReply&)>& take) {
+  FreezeRequest request;
+  request.set_epoch(options_.epoch);
+  request.set_layout(fingerprint_);
+  request.set_snapshot(snapshot);
+  for (std::size_t s = 0; s < control_.size(); ++s) {
+    FreezeReply reply;
+    COHORT_RETURN_IF_ERROR(Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
+      return stub.Freeze(context, request, &reply);
+    }));
+    COHORT_RETURN_IF_ERROR(Taken(reply, s));
+    take(reply);
+  }
+  snapshot_ = snapshot;
+  return {};
+}
+
+Result<std::uint64_t> GrpcClient::Freeze(std::uint64_t snapshot) {
+  std::uint64_t version = std::numeric_limits<std::uint64_t>::max();
+  COHORT_RETURN_IF_ERROR(Freeze(snapshot, [&](const FreezeReply& reply) {
+    version = std::min<std::uint64_t>(version, reply.version());
+  }));
+  return chunks_.empty() ? 0 : version;
+}
+
+Result<std::uint64_t> GrpcClient::Thaw() {
+  std::uint64_t kept = 0;
+  snapshot_ = 0;
+  COHORT_RETURN_IF_ERROR(Freeze(0, [&](const FreezeReply& reply) { kept += reply.kept_bytes(); }));
+  return kept;
+}
+
+void GrpcClient::TakeOver(Client& before) {
+  auto& from = static_cast<GrpcClient&>(before);  // there is one kind
+  if (from.options_.client != options_.client) {
+    return;  // what was sent under another name counts no more
+  }
+  residuals_ = std::move(from.residuals_);
+  encoded_ = std::move(from.encoded_);
+  encoded_under_ = std::move(from.encoded_under_);
+}
+
+Result<std::span<const float>> GrpcClient::Encode(const Gradient& gradient, std::size_t c,
+                                                  std::uint64_t sequence) {
+  const Chunk& chunk = chunks_[c];
+  const std::span<const float> values = Of(chunk, gradient.arena);
+  const DType wire = options_.wire.push;
+  if (!IsEncoded(chunk, wire)) {
+    return values;
+  }
+  residuals_.resize(gradient.arena.size(), 0);
+  encoded_.resize(chunks_.size());
+  encoded_under_.resize(chunks_.size(), 0);
+  if (encoded_under_[c] == sequence) {  // some servers may have it: as they do
+    return std::span<const float>(encoded_[c].values());
+  }
+  const std::span<float> to = encoded_[c].Resize(EncodedFloats(wire, values.size()));
+  // As much as the server applies; of a round the clipping is found out by Settle.
+  if (!EncodeWithFeedback(wire, values, static_cast<float>(gradient.clip / gradient.weight),
+                          Of(chunk, std::span(residuals_)), to)) {
+    return InvalidArgument(
+        "the gradient of " + spec_.parameters[static_cast<std::size_t>(chunk.parameter)].name +
+        " holds a value that " + std::string(DTypeName(wire)) +
+        " cannot [let gradients travel as bfloat16 or float32; float16 ends at 65504, and "
+        "gradients are sums over a worker's examples]");
+  }
+  encoded_under_[c] = sequence;
+  return std::span<const float>(to);
+}
+
+Status GrpcClient::Push(const Gradient& gradient, std::span<float> values) {
+  const bool empty = gradient.round.has_value() && gradient.weight == 0;
+  const bool bounded = spec_.consistency.bounded();
+  if (bounded) {
+    COHORT_RETURN_IF_ERROR(EnterClock());
+    ++clock_;
+  }
+  staleness_ = 0;
+  late_ = false;
+  std::vector<FrameRequest> requests;
+  for (int s = 0; s < spec_.servers; ++s) {
+    const std::size_t before = requests.size();
+    for (const std::vector<int>& frame : PackFrames(chunks_, s, kFrameBytes)) {
+      FrameRequest& request =
+          requests.emplace_back(FrameRequest{s, FrameMethod::kPush, Header(), {}});
+      FrameHeader& header = request.header;
+      header.set_sequence(++sequences_[static_cast<std::size_t>(s)]);
+      header.set_weight(gradient.weight);
+      header.set_clip(gradient.clip == 1 ? 0 : gradient.clip);
+      header.set_pull(!values.empty() && !bounded);
+      header.set_wire(WireNumber(options_.wire.push));
+      header.set_pull_wire(WireNumber(options_.wire.pull));
+      if (gradient.round.has_value()) {
+        *header.mutable_round() = *gradient.round;
+        unsettled_ = gradient.round->round();
+      }
+      for (const int c : frame) {
+        header.add_chunks(static_cast<std::uint32_t>(c));
+        header.add_versions(versions_[static_cast<std::size_t>(c)]);
+        if (!empty) {
+          COHORT_ASSIGN_OR_RETURN(const std::span<const float> bytes,
+                                  Encode(gradient, static_cast<std::size_t>(c), header.sequence()));
+          request.payload.push_back(bytes);
+        }
+      }
+    }
+    if (bounded && requests.size() > before) {
+      // All of the step is applied before any of it is read: who waits holds nobody up.
+      requests.back().header.set_advance(true);
+      requests.back().header.set_sender(options_.task);
+      requests.back().header.set_clock(clock_);
+      if (!values.empty()) {
+        FrameHeader header = Header();
+        header.set_bounded(true);
+        header.set_sender(options_.task);
+        header.set_clock(clock_);
+        AddPulls(s, /*everything=*/false, header, &requests);
+      }
+    }
+  }
+  if (spec_.copies) {
+    AddCopies(spec_.servers, &requests);
+  }
+  return link_->Run(requests, Into(values, {}));
+}
+
+Status GrpcClient::Settle(std::uint64_t round, const Commit& commit, double clip_norm) {
+  std::vector<double> squares(chunks_.size(), 0);
+  double weight = 0;
+  for (std::size_t s = 0; s < control_.size(); ++s) {
+    NormsRequest request;
+    request.set_layout(fingerprint_);
+    request.set_round(round);
+    request.set_epoch(options_.epoch);
+    *request.mutable_commit() = commit;
+    NormsReply reply;
+    COHORT_RETURN_IF_ERROR(Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
+      return stub.Norms(context, request, &reply);
+    }));
+    COHORT_RETURN_IF_ERROR(Taken(reply, s));
+    weight = std::max(weight, reply.weight());
+    for (int i = 0; i < std::min(reply.chunks_size(), reply.squares_size()); ++i) {
+      squares.at(reply.chunks(i)) = reply.squares(i);
+    }
+  }
+  // In the order of the chunks: every worker gets the same factor.
+  const double squared_norm = std::accumulate(squares.begin(), squares.end(), 0.0);
+  const double scale = weight > 0 ? static_cast<double>(static_cast<float>(1.0 / weight)) : 0;
+  SettleRequest request;
+  request.set_layout(fingerprint_);
+  request.set_round(round);
+  const double factor = ClipFactor(squared_norm * scale * scale, clip_norm);
+  if (round == unsettled_) {
+    unsettled_ = 0;
+    for (float& residual : residuals_) {
+      residual *= factor < 1 ? static_cast<float>(factor) : 1.0F;
+    }
+  }
+  request.set_factor(factor);
+  request.set_epoch(options_.epoch);
+  for (std::size_t s = 0; s < control_.size(); ++s) {
+    SettleReply reply;
+    COHORT_RETURN_IF_ERROR(Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
+      return stub.Settle(context, request, &reply);
+    }));
+    COHORT_RETURN_IF_ERROR(Taken(reply, s));
+  }
+  return {};
+}
+
+Result<StoreStats> GrpcClient::Stats() {
+  StoreStats total;
+  for (std::size_t s = 0; s < control_.size(); ++s) {
+    StatsReply reply;
+    COHORT_RETURN_IF_ERROR(Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
+      return stub.Stats(context, StatsRequest(), &reply);
+    }));
+    total.pushes += reply.pushes();
+    total.duplicates += reply.duplicates();
+    total.rejected += reply.rejected();
+    total.mean_staleness = total.updates + reply.updates() == 0
+                               ? 0
+                               : (total.mean_staleness * static_cast<double>(total.updates) +
+                                  reply.mean_staleness() * static_cast<double>(reply.updates())) /
+                                     static_cast<double>(total.updates + reply.updates());
+    total.updates += reply.updates();
+    total.late += reply.late();
+    total.parked += reply.parked();
+    total.max_lead = std::max<std::uint64_t>(total.max_lead, reply.max_lead());
+    total.max_staleness = std::max<std::uint64_t>(total.max_staleness, reply.max_staleness());
+  }
+  return total;
+}
+
+Status GrpcClient::Pause() {
+  entered_ = false;
+  std::vector<FrameRequest> requests;
+  for (int s = 0; s < spec_.servers; ++s) {
+    requests.push_back({s, FrameMethod::kPause, Header(), {}});
+  }
+  return link_->Run(requests, Into({}, {}));
+}
+
+Status GrpcClient::Retire(std::uint64_t client) {
+  RetireRequest request;
+  request.set_client(client);
+  request.set_epoch(options_.epoch);
+  Status first;
+  for (std::size_t s = 0; s < control_.size(); ++s) {
+    RetireReply reply;
+    const Status status = Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
+      return stub.Retire(context, request, &reply);
+    });
+    if (first.ok()) {
+      first = status.ok() ? Taken(reply, s) : status;
+    }
+  }
+  return first;
+}
+
+Status GrpcClient::Drain() {
+  DrainRequest request;
+  request.set_epoch(options_.epoch);
+  Status first;
+  for (std::size_t s = 0; s < control_.size(); ++s) {
+    DrainReply reply;
+    const Status status = Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
+      return stub.Drain(context, request, &reply);
+    });
+    if (first.ok()) {
+      first = status.ok() ? Taken(reply, s) : status;
+    }
+  }
+  return first;
+}
+
+}  // namespace
+
+std::unique_ptr<Client> Client::Make(ModelSpec spec, std::vector<std::string> addresses,
+                                     ClientOptions options) {
+  Require(static_cast<int>(addresses.size()) == spec.servers, "an address for every server");
+  return std::make_unique<GrpcClient>(std::move(spec), std::move(addresses), std::move(options));
+}
+
+}  // namespace cohort::ps

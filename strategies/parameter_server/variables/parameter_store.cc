@@ -1,0 +1,800 @@
+#include "parameter_server/variables/parameter_store.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include <cohort/optim/gradients.h>
+
+#include "parameter_server/frames/dense_codec.h"
+#include "parameter_server/frames/frame_stream.h"
+
+namespace cohort::ps {
+namespace {
+
+constexpr std::uint32_t kMaxParts = 1 << 16;
+
+Error MakeError(Error::Kind kind, std::string message) {
+  Error error;
+  error.set_kind(kind);
+  error.set_message(std::move(message));
+  return error;
+}
+
+// As in one process: the mean first, then the clipping.
+float ScaleOf(double weight, double factor) {
+  return static_cast<float>(static_cast<double>(static_cast<float>(1.0 / weight)) * factor);
+}
+
+// Reads exactly `to.size()` floats; the frame's length has been checked.
+void ReadFloats(PayloadReader& payload, std::span<float> to) {
+  payload.Read(to.data(), to.size_bytes());
+}
+
+}  // namespace
+
+Status CheckServerSide(const Optimizer& optimizer, const Consistency& consistency) {
+  const ServerSideOptimizer* const server_side = ServerSideOptimizer::Of(optimizer);
+  if (server_side == nullptr || !consistency.synchronous()) {
+    return {};
+  }
+  const ServerSideOptions& options = server_side->options();
+  const std::string field = options.clip_norm > 0            ? "clip_norm"
+                            : options.delay_compensation > 0 ? "delay_compensation"
+                            : options.staleness_scaling      ? "staleness_scaling"
+                                                             : "";
+  return field.empty() ? OkStatus()
+                       : InvalidArgument(
+                             "optimizer " + std::string(optimizer.name()) + ": " + field +
+                             " is for single pushes, which consistency " + consistency.ToString() +
+                             " does not apply [consistency async or "
+                             "ssp; " +
+                             (options.clip_norm > 0 ? "or global_clip_norm]"
+                                                    : "a round's gradients are not stale]"));
+}
+
+Status ParameterStore::Declare(const ModelSpec& spec, const std::string& who) {
+  const std::lock_guard lock(declare_mutex_);
+  if (declared_) {
+    return spec_.Compare(spec, who);
+  }
+  if (spec.servers < 1 || server_ >= spec.servers) {
+    return InvalidArgument(who + " declared " + std::to_string(spec.servers) +
+                           " servers to server " + std::to_string(server_));
+  }
+  COHORT_ASSIGN_OR_RETURN(optimizer_, MakeOptimizer(spec.optimizer));
+  COHORT_RETURN_IF_ERROR(CheckServerSide(*optimizer_, spec.consistency));
+  server_side_ = ServerSideOptimizer::Of(*optimizer_);
+  rounds_ = spec.consistency.synchronous();
+  elects_ = rounds_ && spec.consistency.backup_workers > 0;
+  clips_ = rounds_ && optimizer_->global_clip_norm() > 0;
+  if (spec.consistency.bounded()) {
+    clocks_ = std::make_unique<ClockTable>(spec.consistency.staleness);
+  }
+  std::int64_t mine = 0;
+  for (const Chunk& chunk : MakeChunks(spec)) {
+    blocks_.emplace_back();
+    if (chunk.server != server_) {
+      continue;
+    }
+    auto block = std::make_unique<Block>();
+    block->chunk = chunk;
+    const auto elements = static_cast<std::size_t>(chunk.elements);
+    block->value.resize(elements);
+    if (chunk.trainable) {
+      for (int s = 0; s < optimizer_->num_slots(); ++s) {
+        block->slots.emplace_back(elements, optimizer_->slot_initial_value(s));
+      }
+    }
+    blocks_.back() = std::move(block);
+    ++mine;
+  }
+  spec_ = spec;
+  fingerprint_ = spec.Fingerprint();
+  unassigned_ = mine;
+  declared_.store(true, std::memory_order_release);
+  return {};
+}
+
+std::uint64_t ParameterStore::LeastVersion() const {
+  std::uint64_t version = std::numeric_limits<std::uint64_t>::max();
+  for (const auto& block : blocks_) {
+    if (block != nullptr) {
+      const std::lock_guard lock(block->mutex);
+      version = std::min(version, block->version);
+    }
+  }
+  return version;
+}
+
+std::uint64_t ParameterStore::Stay(bool forget) {
+  Thaw();
+  for (const auto& block : blocks_) {
+    if (forget && block != nullptr) {
+      const std::lock_guard lock(block->mutex);
+      block->pulled.clear();
+    }
+  }
+  if (forget) {
+    ledger_.Reset();
+  }
+  const std::uint64_t version = LeastVersion();
+  return version == std::numeric_limits<std::uint64_t>::max() ? 0 : version;
+}
+
+void ParameterStore::Keep(Block& block) {
+  const std::uint64_t snapshot = snapshot_.load(std::memory_order_acquire);
+  if (block.snapshot == snapshot) {
+    return;
+  }
+  const auto bytes_of = [](const Block& b) {
+    return b.value.size() * sizeof(float) * (1 + b.slots.size());
+  };
+  if (block.image != nullptr) {
+    kept_bytes_ -= bytes_of(block);
+    block.image.reset();
+    block.snapshot = 0;
+  }
+  if (snapshot != 0) {
+    block.image = std::make_unique<const Block::Image>(
+        Block::Image{.value = block.value, .slots = block.slots, .version = block.version});
+    kept_bytes_ += bytes_of(block);
+  }
+  block.snapshot = snapshot;  // not before the image is there, for which there may be no memory
+}
+
+void ParameterStore::Thaw() {
+  snapshot_ = 0;
+  for (const auto& block : blocks_) {
+    if (block != nullptr) {
+      const std::lock_guard lock(block->mutex);
+      Keep(*block);
+    }
+  }
+}
+
+Result<std::uint64_t> ParameterStore::Freeze(std::uint64_t layout, std::uint64_t snapshot) {
+  if (!ready() || layout != fingerprint_) {
+    return FailedPrecondition("a snapshot of a model that is not here");
+  }
+  const std::lock_guard lock(declare_mutex_);
+  if (snapshot_ != snapshot) {
+    Thaw();
+    snapshot_ = snapshot;
+  }
+  return LeastVersion();
+}
+
+std::uint64_t ParameterStore::Reset() {
+  if (!declared_.load(std::memory_order_acquire)) {
+    return 0;
+  }
+  snapshot_ = 0;
+  std::uint64_t version = std::numeric_limits<std::uint64_t>::max();
+  std::int64_t mine = 0;
+  for (const auto& block : blocks_) {
+    if (block == nullptr) {
+      continue;
+    }
+    const std::lock_guard lock(block->mutex);
+    Keep(*block);
+    version = std::min(version, block->version);
+    for (std::size_t s = 0; s < block->slots.size(); ++s) {
+      std::fill(block->slots[s].begin(), block->slots[s].end(),
+                optimizer_->slot_initial_value(static_cast<int>(s)));
+    }
+    block->version = 0;
+    block->assigned = false;
+    block->pulled.clear();
+    block->attempt = 0;
+    block->parts.clear();
+    block->waits = false;
+    ++mine;
+  }
+  unassigned_.store(mine, std::memory_order_release);
+  ledger_.Reset();
+  if (clocks_ != nullptr) {
+    clocks_->Reset();
+  }
+  return mine == 0 ? 0 : version;
+}
+
+ParameterStore::Block* ParameterStore::Find(std::uint32_t chunk) const {
+  return chunk < blocks_.size() ? blocks_[chunk].get() : nullptr;
+}
+
+std::string ParameterStore::NameOf(int chunk) const {
+  const Block* block = Find(static_cast<std::uint32_t>(chunk));
+  return block == nullptr ? "?"
+                          : spec_.parameters[static_cast<std::size_t>(block->chunk.parameter)].name;
+}
+
+Error ParameterStore::Check(const FrameHeader& header) const {
+  if (!declared_.load(std::memory_order_acquire)) {
+    return MakeError(Error::NOT_READY, "no model has been declared");
+  }
+  if (header.layout() != fingerprint_) {
+    return MakeError(Error::SPEC_MISMATCH, "the frame is of another model than was declared");
+  }
+  if (header.chunks_size() != header.versions_size()) {
+    return MakeError(Error::BAD_FRAME, std::to_string(header.chunks_size()) + " chunks and " +
+                                           std::to_string(header.versions_size()) + " versions");
+  }
+  std::uint32_t next = 0;
+  for (const std::uint32_t chunk : header.chunks()) {
+    if (Find(chunk) == nullptr) {
+      return MakeError(Error::UNKNOWN_CHUNK,
+                       "chunk " + std::to_string(chunk) + " is not one of this server's");
+    }
+    if (chunk < next) {
+      return MakeError(Error::BAD_FRAME, "chunk " + std::to_string(chunk) + " (" +
+                                             NameOf(static_cast<int>(chunk)) +
+                                             ") twice or out of order");
+    }
+    next = chunk + 1;
+  }
+  return {};
+}
+
+Error ParameterStore::Assign(const FrameHeader& header, PayloadReader payload) {
+  if (Error error = Check(header); error.kind() != Error::NONE) {
+    return error;
+  }
+  std::size_t floats = 0;
+  for (const std::uint32_t chunk : header.chunks()) {
+    const Block& block = *blocks_[chunk];
+    floats += block.value.size() * (1 + (header.slots() ? block.slots.size() : 0));
+  }
+  if (payload.remaining() != floats * sizeof(float)) {
+    return MakeError(Error::BAD_FRAME, "assignment of " + std::to_string(payload.remaining()) +
+                                           " bytes, its chunks have " +
+                                           std::to_string(floats * sizeof(float)));
+  }
+  for (int i = 0; i < header.chunks_size(); ++i) {
+    Block& block = *blocks_[header.chunks(i)];
+    const std::lock_guard lock(block.mutex);
+    Keep(block);
+    ReadFloats(payload, block.value);
+    if (header.slots()) {
+      for (std::vector<float>& slot : block.slots) {
+        ReadFloats(payload, slot);
+      }
+    }
+    block.version = header.versions(i);
+    block.pulled.clear();
+    block.parts.clear();
+    block.waits = false;
+    if (!block.assigned) {
+      block.assigned = true;
+      unassigned_.fetch_sub(1, std::memory_order_acq_rel);
+    }
+  }
+  return {};
+}
+
+Error ParameterStore::CheckPush(const FrameHeader& header, const PayloadReader& payload) const {
+  if (Error error = Check(header); error.kind() != Error::NONE) {
+    return error;
+  }
+  if (!ready()) {
+    return MakeError(Error::NOT_READY, "not all variables have been initialised");
+  }
+  if (!(header.weight() >= 0 && header.weight() < 1e300) || header.sequence() == 0) {
+    return MakeError(Error::BAD_FRAME, "a push needs a sequence number and a weight");
+  }
+  if (!(header.clip() >= 0 && header.clip() <= 1) || (rounds_ && header.clip() != 0)) {
+    return MakeError(Error::BAD_FRAME, "a clipping factor of " + std::to_string(header.clip()));
+  }
+  if (header.has_round() != rounds_) {
+    return MakeError(Error::BAD_FRAME,
+                     rounds_ ? "a push without its round" : "a round under asynchronous updates");
+  }
+  // A part without examples has no gradient.
+  const bool empty = rounds_ && header.weight() == 0 && payload.remaining() == 0;
+  if (!rounds_ && header.weight() == 0) {
+    return MakeError(Error::BAD_FRAME, "a push of weight 0");
+  }
+  const Round& round = header.round();
+  if (rounds_ &&
+      (round.parts() == 0 || round.parts() > kMaxParts || round.part() >= round.parts())) {
+    return MakeError(Error::BAD_FRAME, "part " + std::to_string(round.part()) + " of " +
+                                           std::to_string(round.parts()));
+  }
+  std::size_t left = payload.remaining();
+  PayloadReader reader = payload;
+  for (int i = 0; i < header.chunks_size(); ++i) {
+    const std::uint32_t chunk = header.chunks(i);
+    const Block& block = *blocks_[chunk];
+    if (rounds_ && round.round() > version(static_cast<int>(chunk)) + 1) {
+      return MakeError(Error::OUT_OF_ORDER, NameOf(static_cast<int>(chunk)) + ": round " +
+                                                std::to_string(round.round()) + " after version " +
+                                                std::to_string(version(static_cast<int>(chunk))));
+    }
+    if (empty) {
+      continue;
+    }
+    const std::size_t bytes = block.value.size() * sizeof(float);
+    if (left < bytes) {
+      return MakeError(Error::BAD_FRAME, NameOf(static_cast<int>(chunk)) + ": " +
+                                             std::to_string(left) + " bytes left of the payload, " +
+                                             std::to_string(bytes) + " needed");
+    }
+    left -= bytes;
+    if (!AllFinite(reader, block.value.size())) {
+      return MakeError(Error::NOT_FINITE,
+                       "the gradient of " + NameOf(static_cast<int>(chunk)) +
+                           " holds NaN or infinity [lower the learning rate, or look for a "
+                           "division by zero in the loss]");
+    }
+  }
+  if (!empty && left > 0) {
+    return MakeError(Error::BAD_FRAME,
+                     std::to_string(left) + " bytes of the payload belong to no chunk");
+  }
+  return {};
+}
+
+Error ParameterStore::Decode(const FrameHeader& header, PayloadReader* payload) const {
+  const std::optional<DType> wire = WireOf(header.wire());
+  if (!wire.has_value()) {
+    return MakeError(Error::BAD_FRAME, "values of format " + std::to_string(header.wire()));
+  }
+  if (*wire == DType::kFloat32 || payload->remaining() == 0) {
+    return {};
+  }
+  if (Error error = Check(header); error.kind() != Error::NONE) {
+    return error;
+  }
+  thread_local FloatBuffer received;
+  thread_local FloatBuffer floats;
+  floats.Clear();
+  for (const std::uint32_t c : header.chunks()) {
+    const Block& block = *blocks_[c];
+    const DType of_chunk = block.chunk.trainable ? *wire : DType::kFloat32;
+    const std::span<float> from = received.Resize(EncodedFloats(of_chunk, block.value.size()));
+    if (!payload->Read(from.data(), from.size_bytes())) {
+      return MakeError(Error::BAD_FRAME, NameOf(static_cast<int>(c)) + ": " +
+                                             std::to_string(payload->remaining()) +
+                                             " bytes left of the payload, " +
+                                             std::to_string(from.size_bytes()) + " needed");
+    }
+    DecodeValues(of_chunk, from, floats.Append(block.value.size()));
+  }
+  if (payload->remaining() > 0) {
+    return MakeError(Error::BAD_FRAME, std::to_string(payload->remaining()) +
+                                           " bytes of the payload belong to no chunk");
+  }
+  *payload = PayloadReader(Segments{std::as_bytes(floats.values())});
+  return {};
+}
+
+Error ParameterStore::Push(const FrameHeader& header, PayloadReader payload, Pushed* pushed) {
+  Error error = Decode(header, &payload);
+  if (error.kind() == Error::NONE) {
+    error = CheckPush(header, payload);
+  }
+  if (error.kind() != Error::NONE) {
+    const std::lock_guard lock(stats_mutex_);
+    ++stats_.rejected;
+    return error;
+  }
+  const PushLedger::Claimed claimed = ledger_.Claim(header.client(), header.sequence());
+  if (claimed != PushLedger::Claimed::kNew) {
+    const std::lock_guard lock(stats_mutex_);
+    ++(claimed == PushLedger::Claimed::kRepeated ? stats_.duplicates : stats_.rejected);
+    return RefusalOf(claimed);
+  }
+  PushLedger::Applying applying(ledger_, header.client(), header.sequence());
+  // What takes much memory comes before the first change: where there is none nothing has changed,
+  // and the push may be repeated.
+  for (int i = 0; i < header.chunks_size() && !rounds_; ++i) {
+    Block& block = *blocks_[header.chunks(i)];
+    const std::lock_guard lock(block.mutex);
+    Keep(block);
+  }
+  applying.applied = !rounds_;  // parts that are there are passed over when they are repeated
+  std::uint64_t late = 0;
+  for (int i = 0; i < header.chunks_size(); ++i) {
+    Block& block = *blocks_[header.chunks(i)];
+    const std::lock_guard lock(block.mutex);
+    if (rounds_) {
+      late += ApplyPart(block, header, payload) ? 0 : 1;
+    } else {
+      pushed->staleness = std::max(pushed->staleness,
+                                   ApplyAsynchronous(block, header, header.versions(i), payload));
+    }
+  }
+  pushed->late = late > 0;
+  applying.applied = true;
+  if (clocks_ != nullptr && header.advance()) {
+    clocks_->Advance(header.client(), header.clock(), header.sender());
+  }
+  const std::lock_guard lock(stats_mutex_);
+  ++stats_.pushes;
+  stats_.late += late;
+  return {};
+}
+
+Error ParameterStore::Admit(const FrameHeader& header, Deadline deadline) {
+  if (Error error = Check(header); error.kind() != Error::NONE) {
+    return error;
+  }
+  if (header.has_commit()) {
+    if (!elects_ || !ready()) {
+      return MakeError(Error::BAD_FRAME, "a commit where rounds need none");
+    }
+    for (const std::uint32_t chunk : header.chunks()) {
+      Block& block = *blocks_[chunk];
+      const std::lock_guard lock(block.mutex);
+      if (const Status status = Apply(block, header.commit()); !status.ok()) {
+        return MakeError(Error::OUT_OF_ORDER, status.message());
+      }
+    }
+  }
+  if (!header.bounded()) {
+    return {};
+  }
+  if (clocks_ == nullptr) {
+    return MakeError(Error::BAD_FRAME, "a bounded read where staleness is not bounded");
+  }
+  if (ledger_.retired(header.client())) {
+    return RefusalOf(PushLedger::Claimed::kFenced);
+  }
+  return clocks_->Await(header.client(), header.clock(), deadline, header.sender())
+             ? Error()
+             : MakeError(Error::NOT_YET, clocks_->Slowest(header.client()) +
+                                             ", in the middle of its work; " +
+                                             spec_.consistency.ToString() + " allows " +
+                                             std::to_string(spec_.consistency.staleness));
+}
+
+std::uint64_t ParameterStore::Enter(const FrameHeader& header) {
+  return declared_.load(std::memory_order_acquire) && clocks_ != nullptr
+             ? clocks_->Enter(header.client(), header.clock(), header.sender())
+             : header.clock();
+}
+
+void ParameterStore::Pause(std::uint64_t client) {
+  if (declared_.load(std::memory_order_acquire) && clocks_ != nullptr) {
+    clocks_->Pause(client);
+  }
+}
+
+void ParameterStore::Retire(std::uint64_t first, std::uint64_t last) {
+  ledger_.Retire(first, last);
+  if (!declared_.load(std::memory_order_acquire)) {
+    return;
+  }
+  if (clocks_ != nullptr) {
+    clocks_->Retire(first, last);
+  }
+  for (const auto& block : blocks_) {
+    if (block != nullptr && compensates()) {
+      const std::lock_guard lock(block->mutex);
+      block->pulled.erase(block->pulled.lower_bound(first), block->pulled.upper_bound(last));
+    }
+  }
+}
+
+std::uint64_t ParameterStore::ApplyAsynchronous(Block& block, const FrameHeader& header,
+                                                std::uint64_t base, PayloadReader& payload) {
+  Keep(block);
+  const std::uint64_t staleness = block.version > base ? block.version - base : 0;
+  if (block.chunk.trainable) {
+    const auto pulled = block.pulled.find(header.client());
+    const bool known =
+        staleness > 0 && pulled != block.pulled.end() && pulled->second.version == base;
+    Update(block, payload, ScaleOf(header.weight(), header.clip() == 0 ? 1 : header.clip()),
+           known ? std::span<const float>(pulled->second.values) : std::span<const float>(),
+           staleness);
+  } else {
+    // What is not trained moves by the difference that the worker's step made.
+    std::size_t done = 0;
+    PayloadReader::Staging staging;
+    while (done < block.value.size()) {
+      for (const float delta : payload.NextFloats(block.value.size() - done, staging)) {
+        block.value[done++] += delta;
+      }
+    }
+  }
+  ++block.version;
+  const std::lock_guard lock(stats_mutex_);
+  ++stats_.updates;
+  staleness_sum_ += staleness;
+  ++staleness_count_;
+  stats_.max_staleness = std::max(stats_.max_staleness, staleness);
+  return staleness;
+}
+
+bool ParameterStore::ApplyPart(Block& block, const FrameHeader& header, PayloadReader& payload) {
+  const Round& round = header.round();
+  const bool empty = payload.remaining() == 0 && header.weight() == 0;
+  const std::size_t bytes = empty ? 0 : block.value.size() * sizeof(float);
+  if (round.round() <= block.version || (!block.parts.empty() && round.attempt() < block.attempt)) {
+    payload.Skip(bytes);  // the round is applied, or is being cut anew without this part
+    return false;
+  }
+  if (block.parts.size() != round.parts() || block.attempt != round.attempt()) {
+    block.attempt = round.attempt();
+    block.parts.resize(round.parts());
+    block.waits = false;
+    for (Part& part : block.parts) {
+      part.present = false;
+    }
+  }
+  Part& part = block.parts[round.part()];
+  if (part.present) {
+    payload.Skip(bytes);
+    return true;
+  }
+  part.weight = header.weight();
+  part.values.resize(empty ? 0 : block.value.size());
+  const bool last =
+      !elects_ && std::all_of(block.parts.begin(), block.parts.end(),
+                              [&part](const Part& p) { return p.present || &p == &part; });
+  if (last && !clips_) {
+    Keep(block);  // here, as in the line before, there may be no memory: the part has not come then
+  }
+  ReadFloats(payload, part.values);
+  part.present = true;
+  if (last) {
+    Complete(block);
+  }
+  return true;
+}
+
+// The coordinator's word on which parts a round has. Every worker brings it; the first counts.
+Status ParameterStore::Apply(Block& block, const Commit& commit) {
+  if (commit.round() <= block.version || (commit.round() == block.version + 1 && block.waits)) {
+    return {};
+  }
+  std::vector<char> wins(block.parts.size());
+  bool there = commit.round() == block.version + 1 && commit.attempt() == block.attempt &&
+               commit.winners_size() > 0;
+  for (const std::uint32_t part : commit.winners()) {
+    there = there && part < wins.size() && block.parts[part].present;
+    if (there) {
+      wins[part] = 1;
+    }
+  }
+  if (!there) {
+    return FailedPrecondition(
+        "the parts of round " + std::to_string(commit.round()) + " of " +
+        spec_.parameters[static_cast<std::size_t>(block.chunk.parameter)].name +
+        " are not there, it is at version " + std::to_string(block.version));
+  }
+  std::uint64_t late = 0;
+  for (std::size_t p = 0; p < wins.size(); ++p) {
+    Part& part = block.parts[p];
+    if (wins[p] == 0) {
+      late += part.present ? 1 : 0;
+      part.values.clear();
+      part.weight = 0;
+    }
+  }
+  Complete(block);
+  const std::lock_guard lock(stats_mutex_);
+  stats_.late += late;
+  return {};
+}
+
+// All parts are there: sums them, in the order of the parts, whatever the order of arrival.
+void ParameterStore::Complete(Block& block) {
+  block.weight = 0;
+  Part* first = nullptr;
+  for (Part& part : block.parts) {
+    block.weight += part.weight;
+    if (part.values.empty() || part.weight == 0) {
+      part.values.clear();
+    } else if (first == nullptr) {
+      first = &part;
+    } else if (block.chunk.trainable) {
+      for (std::size_t i = 0; i < part.values.size(); ++i) {
+        first->values[i] += part.values[i];
+      }
+      part.values.clear();
+    }
+  }
+  block.squares =
+      clips_ && block.chunk.trainable && first != nullptr ? SquaredNorm(first->values) : 0;
+  if (clips_) {
+    block.waits = true;
+  } else {
+    Finish(block, 1);
+  }
+}
+
+// Applies what Complete has left: the sum in one part or, of what is not trained by gradients, the
+// values of each.
+void ParameterStore::Finish(Block& block, double factor) {
+  Keep(block);
+  std::vector<const Part*> parts;
+  for (const Part& part : block.parts) {
+    if (!part.values.empty()) {
+      parts.push_back(&part);
+    }
+  }
+  if (!parts.empty() && block.chunk.trainable) {
+    PayloadReader sum(Segments{std::as_bytes(std::span<const float>(parts[0]->values))});
+    Update(block, sum, ScaleOf(block.weight, factor));
+  } else if (parts.size() == 1) {
+    block.value = parts[0]->values;
+  } else if (!parts.empty()) {
+    for (std::size_t i = 0; i < block.value.size(); ++i) {
+      double sum = 0;
+      for (const Part* part : parts) {
+        sum += part->weight * static_cast<double>(part->values[i]);
+      }
+      block.value[i] = static_cast<float>(sum / block.weight);
+    }
+  }
+  ++block.version;
+  block.waits = false;
+  for (Part& part : block.parts) {
+    part.present = false;
+  }
+  block.attempt = 0;
+  const std::lock_guard lock(stats_mutex_);
+  ++stats_.updates;
+}
+
+Status ParameterStore::CheckRound(const Block& block, std::uint64_t round) const {
+  const bool applied = block.version >= round;
+  const bool waits = block.version + 1 == round && block.waits;
+  return applied || waits
+             ? OkStatus()
+             : FailedPrecondition(
+                   "round " + std::to_string(round) + " is not complete: " +
+                   spec_.parameters[static_cast<std::size_t>(block.chunk.parameter)].name +
+                   " is at version " + std::to_string(block.version));
+}
+
+Result<ParameterStore::Norms> ParameterStore::RoundNorms(std::uint64_t layout, std::uint64_t round,
+                                                         const Commit& commit) {
+  if (!ready() || layout != fingerprint_ || !clips_) {
+    return FailedPrecondition("norms of a model that is not clipped here");
+  }
+  Norms norms;
+  for (const auto& block : blocks_) {
+    if (block == nullptr) {
+      continue;
+    }
+    const std::lock_guard lock(block->mutex);
+    if (elects_ && commit.round() == round) {
+      COHORT_RETURN_IF_ERROR(Apply(*block, commit));
+    }
+    COHORT_RETURN_IF_ERROR(CheckRound(*block, round));
+    norms.weight = block->weight;
+    if (block->chunk.trainable) {
+      norms.chunks.push_back(static_cast<int>(&block - blocks_.data()));
+      norms.squares.push_back(block->squares);
+    }
+  }
+  return norms;
+}
+
+Status ParameterStore::Settle(std::uint64_t layout, std::uint64_t round, double factor) {
+  if (!ready() || layout != fingerprint_ || !clips_ || !(factor >= 0 && factor <= 1)) {
+    return FailedPrecondition("a factor for a model that is not clipped here");
+  }
+  for (const auto& block : blocks_) {
+    if (block == nullptr) {
+      continue;
+    }
+    const std::lock_guard lock(block->mutex);
+    COHORT_RETURN_IF_ERROR(CheckRound(*block, round));
+    if (block->waits && block->version + 1 == round) {
+      Finish(*block, factor);
+    }
+  }
+  return {};
+}
+
+void ParameterStore::Update(Block& block, PayloadReader& gradient, float scale,
+                            std::span<const float> pulled, std::uint64_t staleness) {
+  PayloadReader::Staging staging;
+  std::vector<std::span<float>> slots(block.slots.size());
+  std::size_t done = 0;
+  while (done < block.value.size()) {
+    const std::span<const float> run = gradient.NextFloats(block.value.size() - done, staging);
+    for (std::size_t s = 0; s < slots.size(); ++s) {
+      slots[s] = std::span(block.slots[s]).subspan(done, run.size());
+    }
+    const OptimizerUpdate update = {.value = std::span(block.value).subspan(done, run.size()),
+                                    .gradient = run,
+                                    .slots = slots,
+                                    .gradient_scale = scale,
+                                    .step = static_cast<std::int64_t>(block.version) + 1};
+    if (server_side_ != nullptr) {
+      server_side_->ApplyLate(update, pulled.empty() ? pulled : pulled.subspan(done, run.size()),
+                              staleness);
+    } else {
+      optimizer_->Apply(update);
+    }
+    done += run.size();
+  }
+}
+
+Error ParameterStore::Plan(const FrameHeader& header, std::vector<Reading>* readings) const {
+  if (Error error = Check(header); error.kind() != Error::NONE) {
+    return error;
+  }
+  if (!ready()) {
+    return MakeError(Error::NOT_READY, "not all variables have been initialised");
+  }
+  const std::optional<DType> wire = WireOf(header.pull_wire());
+  if (!wire.has_value() || (header.slots() && *wire != DType::kFloat32)) {
+    return MakeError(Error::BAD_FRAME, "values of format " + std::to_string(header.pull_wire()));
+  }
+  if (header.snapshot() != 0 && header.snapshot() != snapshot_) {
+    return MakeError(Error::BAD_FRAME, "there is no snapshot " + std::to_string(header.snapshot()) +
+                                           " of the values any more");
+  }
+  for (int i = 0; i < header.chunks_size(); ++i) {
+    const Block& block = *blocks_[header.chunks(i)];
+    const std::lock_guard lock(block.mutex);
+    if (header.snapshot() != 0 || block.version >= header.versions(i)) {
+      readings->push_back({.chunk = static_cast<int>(header.chunks(i)),
+                           .version = block.version,
+                           .snapshot = header.snapshot(),
+                           .floats = EncodedFloats(block.chunk.trainable ? *wire : DType::kFloat32,
+                                                   block.value.size()) *
+                                     (1 + (header.slots() ? block.slots.size() : 0))});
+    }
+  }
+  return {};
+}
+
+bool ParameterStore::Copy(Reading& reading, bool slots, std::span<float> to, DType wire,
+                          std::uint64_t client) {
+  Block& block = *blocks_[static_cast<std::size_t>(reading.chunk)];
+  const std::lock_guard lock(block.mutex);
+  const Block::Image* const image =
+      reading.snapshot != 0 && block.snapshot == reading.snapshot ? block.image.get() : nullptr;
+  const std::vector<float>& value = image == nullptr ? block.value : image->value;
+  reading.version = image == nullptr ? block.version : image->version;
+  const bool encoded = block.chunk.trainable && wire != DType::kFloat32;
+  if (encoded && !EncodeValues(wire, value, to)) {
+    return false;
+  }
+  if (client != 0 && reading.snapshot == 0 && compensates() && block.chunk.trainable &&
+      !ledger_.retired(client)) {
+    Pulled& pulled = block.pulled[client];
+    pulled.version = reading.version;
+    pulled.values = value;
+    if (encoded) {
+      DecodeValues(wire, to, pulled.values);  // what the gradients will be computed from
+    }
+  }
+  if (encoded) {
+    return true;
+  }
+  float* out = std::copy(value.begin(), value.end(), to.data());
+  if (slots) {
+    for (const std::vector<float>& slot : image == nullptr ? block.slots : image->slots) {
+      out = std::copy(slot.begin(), slot.end(), out);
+    }
+  }
+  return true;
+}
+
+std::uint64_t ParameterStore::version(int chunk) const {
+  const Block& block = *blocks_[static_cast<std::size_t>(chunk)];
+  const std::lock_guard lock(block.mutex);
+  return block.version;
+}
+
+StoreStats ParameterStore::stats() const {
+  const std::lock_guard lock(stats_mutex_);
+  StoreStats stats = stats_;
+  if (declared_.load(std::memory_order_acquire) && clocks_ != nullptr) {
+    stats.parked = clocks_->stats().parked;
+    stats.max_lead = clocks_->stats().max_lead;
+  }
+  stats.mean_staleness = staleness_count_ == 0 ? 0
+                                               : static_cast<double>(staleness_sum_) /
+                                                     static_cast<double>(staleness_count_);
+  return stats;
+}
+
+}  // namespace cohort::ps

@@ -1,0 +1,141 @@
+#include "parameter_server/variables/push_ledger.h"
+
+#include <algorithm>
+#include <string>
+
+namespace cohort::ps {
+
+PushLedger::Claimed PushLedger::Claim(std::uint64_t client, std::uint64_t sequence) {
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    if (retired_.contains(client)) {
+      return Claimed::kFenced;
+    }
+    auto found = clients_.find(client);
+    if (found == clients_.end()) {
+      if (clients_.size() >= kMaxClients) {
+        return Claimed::kTooMany;
+      }
+      found = clients_.try_emplace(client).first;
+    }
+    Client& record = found->second;
+    record.applying.reserve(record.applying.size() + 1);  // before the number is taken
+    if (record.window.Claim(sequence)) {
+      record.applying.push_back(sequence);
+      return Claimed::kNew;
+    }
+    if (std::ranges::find(record.applying, sequence) == record.applying.end()) {
+      return record.elsewhere.contains(sequence) ? Claimed::kElsewhere
+             : record.failed.contains(sequence)  ? Claimed::kFailed
+                                                 : Claimed::kRepeated;
+    }
+    finished_.wait(lock);
+  }
+}
+
+void PushLedger::Finish(std::uint64_t client, std::uint64_t sequence, bool applied) {
+  {
+    const std::lock_guard lock(mutex_);
+    Client& record = clients_.at(client);  // not retired, or forgotten, before this
+    std::erase(record.applying, sequence);
+    if (!applied) {
+      record.window.Forget(sequence);
+    }
+  }
+  finished_.notify_all();
+}
+
+void PushLedger::FinishElsewhere(std::uint64_t client, std::uint64_t sequence) {
+  {
+    const std::lock_guard lock(mutex_);
+    Client& record = clients_.at(client);
+    std::erase_if(record.elsewhere, [sequence](std::uint64_t other) {
+      return other + SequenceWindow::kSize <= sequence;
+    });
+    record.elsewhere.insert(sequence);
+    std::erase(record.applying, sequence);
+  }
+  finished_.notify_all();
+}
+
+void PushLedger::FinishFailed(std::uint64_t client, std::uint64_t sequence, const Error& answer) {
+  {
+    const std::lock_guard lock(mutex_);
+    Client& record = clients_.at(client);
+    std::erase_if(record.failed, [sequence](const auto& other) {
+      return other.first + SequenceWindow::kSize <= sequence;
+    });
+    record.failed.emplace(sequence, answer);
+    std::erase(record.applying, sequence);
+  }
+  finished_.notify_all();
+}
+
+Error PushLedger::AnswerTo(std::uint64_t client, std::uint64_t sequence) const {
+  const std::lock_guard lock(mutex_);
+  const auto record = clients_.find(client);
+  if (record == clients_.end()) {
+    return RefusalOf(Claimed::kFenced);
+  }
+  const auto failed = record->second.failed.find(sequence);
+  return failed == record->second.failed.end() ? Error() : failed->second;
+}
+
+void PushLedger::Retire(std::uint64_t first, std::uint64_t last) {
+  std::unique_lock lock(mutex_);
+  retired_.Add(first, last);
+  const auto idle = [](const auto& client) { return client.second.applying.empty(); };
+  finished_.wait(lock, [&] {
+    return std::all_of(clients_.lower_bound(first), clients_.upper_bound(last), idle);
+  });
+  clients_.erase(clients_.lower_bound(first), clients_.upper_bound(last));
+}
+
+void PushLedger::Tell(Pushes* pushes) const {
+  const std::lock_guard lock(mutex_);
+  for (const auto& [number, client] : clients_) {
+    ClientPushes* const told = pushes->Add();
+    told->set_client(number);
+    told->set_highest(client.window.highest());
+    told->set_seen(client.window.seen());
+  }
+}
+
+Status PushLedger::Learn(const Pushes& pushes) {
+  std::map<std::uint64_t, Client> clients;
+  for (const ClientPushes& told : pushes) {
+    if (!clients[told.client()].window.Set(told.highest(), told.seen())) {
+      return InvalidArgument("pushes of client " + std::to_string(told.client()) + " in " +
+                             std::to_string(told.seen().size()) + " bytes");
+    }
+  }
+  const std::lock_guard lock(mutex_);
+  std::erase_if(clients, [this](const auto& client) { return retired_.contains(client.first); });
+  clients_ = std::move(clients);
+  return {};
+}
+
+void PushLedger::Reset() {
+  const std::lock_guard lock(mutex_);
+  clients_.clear();
+}
+
+bool PushLedger::retired(std::uint64_t client) const {
+  const std::lock_guard lock(mutex_);
+  return retired_.contains(client);
+}
+
+Error RefusalOf(PushLedger::Claimed claimed) {
+  Error error;
+  if (claimed == PushLedger::Claimed::kFenced) {
+    error.set_kind(Error::FENCED);
+    error.set_message("this worker was given up, its work went to others");
+  } else if (claimed == PushLedger::Claimed::kTooMany) {
+    error.set_kind(Error::TOO_MANY);
+    error.set_message(std::to_string(PushLedger::kMaxClients) +
+                      " workers that have not ended push to this server already");
+  }
+  return error;
+}
+
+}  // namespace cohort::ps
