@@ -40,6 +40,9 @@ struct Dataset::Plan {
   bool hinted() const {
     return std::ranges::any_of(order, [](const OrderStage& stage) { return stage.IsHint(); });
   }
+  ShardPolicy PolicyFor(const IterateOptions& options) const {
+    return data::PolicyFor(*source, order, batch_size, remainder, options);
+  }
   // With one more stage.
   std::shared_ptr<const Plan> Then(OrderStage stage, const char* what) const {
     Require(batch_size == 0, std::string(what) + " stands before Batch");
@@ -261,11 +264,13 @@ std::uint64_t Dataset::Fingerprint() const {
 }
 
 ShardPolicy Dataset::PolicyFor(ShardPolicy policy, int num_workers) const {
-  return data::PolicyFor(policy, *plan_->source, num_workers);
+  return plan_->PolicyFor({.num_workers = num_workers, .policy = policy});
 }
 
-DataPosition Dataset::PositionAt(const IterateOptions& options, std::int64_t batch,
+DataPosition Dataset::PositionAt(const IterateOptions& given, std::int64_t batch,
                                  const std::vector<std::vector<std::int64_t>>& overtaken) const {
+  IterateOptions options = given;
+  options.policy = plan_->PolicyFor(given);
   Require(plan_->batch_size > 0, "a place in a data set with batches");
   Require(overtaken.empty() || overtaken.size() == static_cast<std::size_t>(options.num_workers),
           "what was overtaken, of each worker");
@@ -274,12 +279,11 @@ DataPosition Dataset::PositionAt(const IterateOptions& options, std::int64_t bat
   if (GoesOnAsBegun(options)) {
     position.begun.pop_back();  // Overtaken has what was left then, too
   }
-  const ShardPolicy policy = PolicyFor(options.policy, options.num_workers);
   const bool any =
       std::ranges::any_of(overtaken, [](const auto& numbers) { return !numbers.empty(); });
-  if (any || (position.begun.empty() && HasOwnOrder(policy))) {
-    const bool by_record = !position.begun.empty() && policy != ShardPolicy::kOff;
-    position.begun.push_back({.policy = by_record ? ShardPolicy::kData : policy,
+  if (any || (position.begun.empty() && HasOwnOrder(options.policy))) {
+    const bool by_record = !position.begun.empty() && options.policy != ShardPolicy::kOff;
+    position.begun.push_back({.policy = by_record ? ShardPolicy::kData : options.policy,
                               .num_workers = options.num_workers,
                               .batch = batch});
     if (any) {
@@ -302,7 +306,7 @@ DataPosition Dataset::PositionAt(const IterateOptions& options, std::int64_t bat
 
 Result<IterateOptions> Dataset::ResumeAt(const DataPosition& position,
                                          IterateOptions options) const {
-  options.policy = PolicyFor(options.policy, options.num_workers);
+  options.policy = plan_->PolicyFor(options);
   const bool begun = !position.begun.empty();
   if (position.fingerprint !=
       (begun ? plan_->DigestOfBatches(position.begun.front().policy) : DigestOf(plan_->Words()))) {

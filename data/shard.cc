@@ -134,18 +134,22 @@ Result<std::int64_t> CountBatches(const std::vector<std::int64_t>& examples,
 
 }  // namespace
 
-ShardPolicy PolicyFor(ShardPolicy policy, const Source& source, int num_workers) {
-  if (policy == ShardPolicy::kFileOrData) {
-    return std::ssize(source.files()) >= num_workers ? ShardPolicy::kFile : ShardPolicy::kData;
+ShardPolicy PolicyFor(const Source& source, const std::vector<OrderStage>& stages,
+                      std::int64_t batch_size, Remainder remainder, const IterateOptions& options) {
+  if (options.policy != ShardPolicy::kAuto) {
+    return options.policy;
   }
-  return policy == ShardPolicy::kAuto ? ShardPolicy::kData : policy;
+  const bool one_order =
+      options.num_workers < 2 || options.span != 1 || options.begin != 0 || options.end >= 0;
+  const IterateOptions by_file{.num_workers = options.num_workers, .policy = ShardPolicy::kFile};
+  return !one_order && Shard::Make(source, stages, batch_size, remainder, by_file).ok()
+             ? ShardPolicy::kFile
+             : ShardPolicy::kData;
 }
 
 bool GoesOnAsBegun(const IterateOptions& options) {
   return !options.begun.empty() && options.span == 1 &&
-         (options.begun.back().policy == options.policy ||
-          (options.begun.back().policy == ShardPolicy::kData &&
-           options.policy == ShardPolicy::kAuto)) &&
+         options.begun.back().policy == options.policy &&
          options.begun.back().num_workers == options.num_workers;
 }
 
@@ -166,7 +170,6 @@ std::string_view DivisionName(ShardPolicy policy) {
       return "by each worker itself";
     case ShardPolicy::kAuto:
     case ShardPolicy::kData:
-    case ShardPolicy::kFileOrData:
       break;
   }
   return "by record";
@@ -286,9 +289,9 @@ Result<Shard> Shard::Make(const Source& source, const std::vector<OrderStage>& s
     return InvalidArgument("worker " + text(options.worker) + " of " + text(options.num_workers) +
                            " [0 <= worker < num_workers]");
   }
-  if (options.policy == ShardPolicy::kFileOrData) {
+  if (options.policy == ShardPolicy::kAuto) {
     IterateOptions chosen = options;
-    chosen.policy = PolicyFor(options.policy, source, options.num_workers);
+    chosen.policy = PolicyFor(source, stages, batch_size, remainder, options);
     return Make(source, stages, batch_size, remainder, chosen);
   }
   const bool own_order = HasOwnOrder(options.policy);

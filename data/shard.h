@@ -159,11 +159,12 @@ class Shard {
   std::vector<std::int64_t> overtaken_;
 };
 
-// What kAuto and kFileOrData stand for.
-ShardPolicy PolicyFor(ShardPolicy policy, const Source& source, int num_workers);
+// What kAuto stands for.
+ShardPolicy PolicyFor(const Source& source, const std::vector<OrderStage>& stages,
+                      std::int64_t batch_size, Remainder remainder, const IterateOptions& options);
 
 // Whether `options` go on as the last of their begun divisions: each worker with its own part of
-// it.
+// it. Not of kAuto.
 bool GoesOnAsBegun(const IterateOptions& options);
 
 // Whether the last batch is made whole.

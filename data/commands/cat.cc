@@ -16,9 +16,10 @@ struct Options {
   std::int64_t offset = 0;
   std::int64_t limit = std::numeric_limits<std::int64_t>::max();
   bool base64 = false;
+  std::int64_t max_corrupt = 0;
 };
 
-Status Cat(const Options& options) {
+Status Cat(const Options& options, data::CorruptBudget& corrupt) {
   std::int64_t skip = options.offset;
   std::int64_t left = options.limit;
   data::Row row;
@@ -26,7 +27,8 @@ Status Cat(const Options& options) {
     if (left == 0) {
       break;
     }
-    COHORT_ASSIGN_OR_RETURN(const auto rows, data::RowReader::Open(data::CommandFiles(), path));
+    COHORT_ASSIGN_OR_RETURN(const auto rows,
+                            data::RowReader::Open(data::CommandFiles(), path, nullptr, &corrupt));
     COHORT_ASSIGN_OR_RETURN(const std::int64_t skipped, rows->Skip(skip));
     skip -= skipped;
     for (; left > 0; --left) {
@@ -54,6 +56,7 @@ int DataCatCommand(int argc, char** argv) {
   const auto count = CLI::Range(std::int64_t{0}, std::numeric_limits<std::int64_t>::max());
   app.add_option("--limit", options.limit, "at most so many records")->check(count);
   app.add_option("--offset", options.offset, "pass over so many records first")->check(count);
+  app.add_option("--max-corrupt", options.max_corrupt, data::CorruptBudget::kHelp)->check(count);
   app.add_flag("--base64", options.base64, "print bytes that are no text as {\"base64\": ...}");
   try {
     app.parse(argc, argv);
@@ -63,9 +66,13 @@ int DataCatCommand(int argc, char** argv) {
   if (const int code = data::ExpandPaths(argv[0], options.paths); code != 0) {
     return code;
   }
-  const Status status = Cat(options);
+  data::CorruptBudget corrupt(options.max_corrupt);
+  const Status status = Cat(options, corrupt);
+  std::fflush(stdout);
+  if (status.ok() && corrupt.left_out() > 0) {
+    std::fprintf(stderr, "%s: %s\n", argv[0], corrupt.Summary().c_str());
+  }
   if (!status.ok()) {
-    std::fflush(stdout);
     std::fprintf(stderr, "%s: %s\n", argv[0], status.ToString().c_str());
   }
   return ExitCode(status);

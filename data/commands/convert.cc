@@ -21,6 +21,7 @@ struct Options {
   std::string output;
   std::vector<std::string> fields;
   data::WriteOptions write;
+  std::int64_t max_corrupt = 0;
   bool json = false;
 };
 
@@ -50,9 +51,10 @@ Result<data::Format> FormatOf(const std::string& path) {
                          "with .gz; .tfrecord.zlib, .npy, .safetensors]");
 }
 
-// Rows of all files, with the fields that were asked for.
+// Rows of all files, with the fields that were asked for. `corrupt`: what may be left out.
 template <typename Each>
-Status ForEachRow(const Options& options, const char* what, const Each& each) {
+Status ForEachRow(const Options& options, const char* what, data::CorruptBudget& corrupt,
+                  const Each& each) {
   COHORT_ASSIGN_OR_RETURN(const auto sizes, data::SizesOf(options.inputs));
   data::Progress progress(what, std::accumulate(sizes.begin(), sizes.end(), std::uint64_t{0}));
   const std::set<std::string> wanted(options.fields.begin(), options.fields.end());
@@ -60,7 +62,8 @@ Status ForEachRow(const Options& options, const char* what, const Each& each) {
   for (std::size_t i = 0; i < sizes.size(); ++i) {
     const std::string& path = options.inputs[i];
     progress.SetFile(path, sizes[i]);
-    COHORT_ASSIGN_OR_RETURN(const auto rows, data::RowReader::Open(data::CommandFiles(), path));
+    COHORT_ASSIGN_OR_RETURN(const auto rows,
+                            data::RowReader::Open(data::CommandFiles(), path, nullptr, &corrupt));
     for (;;) {
       COHORT_ASSIGN_OR_RETURN(const bool more, rows->Next(row));
       if (!more) {
@@ -91,7 +94,8 @@ Status Convert(Options& options) {
     }
   }
   data::Summary summary;
-  COHORT_RETURN_IF_ERROR(ForEachRow(options, "survey", [&summary](const data::Row& row) {
+  data::CorruptBudget surveyed(options.max_corrupt);
+  COHORT_RETURN_IF_ERROR(ForEachRow(options, "survey", surveyed, [&summary](const data::Row& row) {
     summary.Add(row);
     return Status();
   }));
@@ -105,8 +109,9 @@ Status Convert(Options& options) {
   COHORT_ASSIGN_OR_RETURN(const auto writer,
                           data::RowWriter::Create(data::CommandFiles(), options.output, format,
                                                   summary, options.write));
+  data::CorruptBudget corrupt(options.max_corrupt);
   COHORT_RETURN_IF_ERROR(ForEachRow(
-      options, "convert", [&writer](const data::Row& row) { return writer->Write(row); }));
+      options, "convert", corrupt, [&writer](const data::Row& row) { return writer->Write(row); }));
   COHORT_RETURN_IF_ERROR(writer->Close());
   COHORT_ASSIGN_OR_RETURN(const auto written, data::CommandFiles().OpenForRead(options.output));
   const std::uint64_t bytes = written->size();
@@ -118,6 +123,8 @@ Status Convert(Options& options) {
     std::printf("%s\n", nlohmann::json({{"inputs", options.inputs},
                                         {"output", options.output},
                                         {"records", summary.rows},
+                                        {"corrupt", corrupt.found().records},
+                                        {"cut_files", corrupt.found().cut_files},
                                         {"bytes", bytes},
                                         {"fields", names}})
                             .dump(2)
@@ -127,6 +134,9 @@ Status Convert(Options& options) {
   std::printf("%s: %lld records, %zu fields, %llu bytes\n", options.output.c_str(),
               static_cast<long long>(summary.rows), summary.fields.size(),
               static_cast<unsigned long long>(bytes));
+  if (corrupt.left_out() > 0) {
+    std::printf("%s\n", corrupt.Summary().c_str());
+  }
   return {};
 }
 
@@ -147,6 +157,8 @@ int DataConvertCommand(int argc, char** argv) {
   app.add_option("--fields", options.fields, "only these, separated by commas")->delimiter(',');
   const auto* const fill_option =
       app.add_option("--fill", fill, "stands for missing numbers in .npy and .safetensors");
+  app.add_option("--max-corrupt", options.max_corrupt, data::CorruptBudget::kHelp)
+      ->check(CLI::Range(std::int64_t{0}, std::numeric_limits<std::int64_t>::max()));
   app.add_flag("--float32", options.write.float32, "round float64 to float32 for TFRecord");
   app.add_flag("--json", options.json, "print a JSON object");
   try {

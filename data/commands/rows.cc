@@ -49,8 +49,10 @@ double PartOf(std::uint64_t done, std::uint64_t of) {
 
 class RecordRows final : public RowReader {
  public:
-  static Result<std::unique_ptr<RowReader>> Open(FileSystem& files, const std::string& path) {
+  static Result<std::unique_ptr<RowReader>> Open(FileSystem& files, const std::string& path,
+                                                 CorruptBudget* corrupt) {
     auto rows = std::make_unique<RecordRows>();
+    rows->corrupt_ = corrupt;
     rows->files_ = std::make_unique<WatchedFiles>(
         files, [at = rows.get()](std::uint64_t, std::uint64_t end, std::uint64_t size) {
           at->read_ = end;
@@ -61,7 +63,7 @@ class RecordRows final : public RowReader {
   }
 
   Result<bool> Next(Row& row) override {
-    COHORT_ASSIGN_OR_RETURN(const auto record, reader_->Next());
+    COHORT_ASSIGN_OR_RETURN(const auto record, Read());
     row.clear();
     if (!record.has_value()) {
       return false;
@@ -72,7 +74,7 @@ class RecordRows final : public RowReader {
   Result<std::shared_ptr<const RowBlock>> NextBlock() override {
     auto block = std::make_shared<Block>();
     while (block->rows() < kBlockRows && block->bytes.size() < kBlockBytes) {
-      COHORT_ASSIGN_OR_RETURN(const auto record, reader_->Next());
+      COHORT_ASSIGN_OR_RETURN(const auto record, Read());
       if (!record.has_value()) {
         break;
       }
@@ -108,6 +110,21 @@ class RecordRows final : public RowReader {
     std::vector<std::size_t> ends;  // of each record
   };
 
+  // The next record that is sound, or the error that may not be passed.
+  Result<std::optional<std::string_view>> Read() {
+    while (!cut_) {
+      const std::int64_t ordinal = reader_->ordinal();
+      auto record = reader_->Next();
+      if (record.ok() || corrupt_ == nullptr || record.status().code() != StatusCode::kDataLoss) {
+        return record;
+      }
+      const bool cut = reader_->ordinal() == ordinal;
+      COHORT_RETURN_IF_ERROR(corrupt_->Add(record.status(), cut));
+      cut_ = cut;
+    }
+    return std::optional<std::string_view>();
+  }
+
   static void TakeApart(std::string_view record, Row& row) {
     const auto example = ParseTfSequenceExample(record);
     const bool is_example = example.ok() && (record.size() <= 2 || !example->context.empty() ||
@@ -126,6 +143,8 @@ class RecordRows final : public RowReader {
     }
   }
 
+  CorruptBudget* corrupt_ = nullptr;
+  bool cut_ = false;        // nothing more can be found
   std::uint64_t read_ = 0;  // bytes of the file
   std::uint64_t size_ = 0;
   std::unique_ptr<WatchedFiles> files_;
@@ -712,13 +731,13 @@ Result<std::shared_ptr<const RowBlock>> RowReader::NextBlock() {
 }
 
 Result<std::unique_ptr<RowReader>> RowReader::Open(FileSystem& files, const std::string& path,
-                                                   ThreadPool* pool) {
+                                                   ThreadPool* pool, CorruptBudget* corrupt) {
   COHORT_ASSIGN_OR_RETURN(const FileKind kind, KindOf(files, path));
   switch (kind.format) {
     case Format::kEmpty:
       return std::make_unique<NoRows>();
     case Format::kTfRecord:
-      return RecordRows::Open(files, path);
+      return RecordRows::Open(files, path, corrupt);
     case Format::kNpy: {
       COHORT_ASSIGN_OR_RETURN(Tensor tensor, ReadNpy(files, path));
       const bool whole = tensor.shape().rank() == 0;

@@ -14,6 +14,7 @@
 #include <cohort/core/tensor.h>
 #include <cohort/core/thread_pool.h>
 
+#include "corrupt_budget.h"
 #include "file_kind.h"
 
 namespace cohort::data {
@@ -52,9 +53,11 @@ class RowReader {
   static constexpr std::int64_t kBlockRows = 4096;
   static constexpr std::size_t kBlockBytes = std::size_t{4} << 20;  // or one row
 
-  // `pool`: helps to find out what the columns of a CSV file are.
+  // `pool`: helps to find out what the columns of a CSV file are. `corrupt`: what may be left out
+  // of a TFRecord file, and is counted there; none: nothing.
   static Result<std::unique_ptr<RowReader>> Open(FileSystem& files, const std::string& path,
-                                                 ThreadPool* pool = nullptr);
+                                                 ThreadPool* pool = nullptr,
+                                                 CorruptBudget* corrupt = nullptr);
   virtual ~RowReader() = default;
 
   // False at the end. Errors name file and record.

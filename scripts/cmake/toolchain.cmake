@@ -24,9 +24,13 @@ endif()
 find_package(Threads REQUIRED)
 
 add_library(cohort_flags INTERFACE)
+set(gnu_flags)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  set(gnu_flags -Wno-restrict)  # g++ 12 warns on std::string operator+ (GCC PR 105329)
+endif()
 set(flags
   -Wall -Wextra -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual -Wno-missing-field-initializers
-  -Wno-restrict  # g++ 12 warns on std::string operator+ (GCC PR 105329)
+  ${gnu_flags}
   -march=${COHORT_ARCH} -ffp-contract=off)
 if(COHORT_WARNINGS_AS_ERRORS)
   list(APPEND flags -Werror)

@@ -60,11 +60,24 @@ std::string Decision(const data::Dataset& dataset, ShardPolicy policy, int proce
          " processes";
 }
 
+// Why kAuto is not by file; empty: it is, or something else was asked for.
+std::string WhyNotByFile(const data::Dataset& dataset, ShardPolicy asked, ShardPolicy policy,
+                         int processes) {
+  if (asked != ShardPolicy::kAuto || policy != ShardPolicy::kData) {
+    return "";
+  }
+  const Status refused =
+      dataset.CountBatches({.num_workers = processes, .policy = ShardPolicy::kFile}).status();
+  return refused.ok() ? ", as virtual shards are" : ", since " + refused.message();
+}
+
 }  // namespace
 
 Result<std::unique_ptr<DistributedDataset>> SynchronousStrategy::Distribute(
     const data::Dataset& dataset, const InputOptions& options) {
-  const ShardPolicy policy = dataset.PolicyFor(options.policy, num_processes_);
+  const bool one_order = options_.virtual_shards > 0 && options.policy == ShardPolicy::kAuto;
+  const ShardPolicy policy =
+      one_order ? ShardPolicy::kData : dataset.PolicyFor(options.policy, num_processes_);
   const bool whole_batches = policy == ShardPolicy::kOff;
   const int replicas = whole_batches ? num_local_replicas() : num_replicas_in_sync();
   if (dataset.batch_size() < replicas) {
@@ -84,7 +97,8 @@ Result<std::unique_ptr<DistributedDataset>> SynchronousStrategy::Distribute(
                                    "make the same dataset on every process: same files, seed, "
                                    "stages, global batch and policy"));
     if (is_chief() && !options.evaluation) {
-      options_.log.Info(Decision(dataset, policy, num_processes_));
+      options_.log.Info(Decision(dataset, policy, num_processes_) +
+                        WhyNotByFile(dataset, options.policy, policy, num_processes_));
     }
   }
   data::IterateOptions part;

@@ -445,6 +445,44 @@ TEST_F(DataTools, StatsAreTheSameToTheLastBitWhoeverCounts) {
   Run(with({"--shard", "0/2"}), 2);
 }
 
+// Of ten records of one file one has a wrong byte; of another file's ten the fourth has a wrong
+// length, behind which nothing can be found.
+TEST_F(DataTools, CorruptRecordsAreLeftOutUpToABudgetAndCounted) {
+  const std::string wrong = WriteExamples("wrong.tfrecord", 10);
+  const std::string cut = WriteExamples("cut.tfrecord", 10);
+  const auto damage = [&](const std::string& path, int record, std::uint64_t byte) {
+    auto reader = OrThrow(io::RecordReader::Open(files_, path));
+    for (int i = 0; i < record; ++i) {
+      OrThrow(reader->Next());
+    }
+    std::string bytes = OrThrow(ReadFile(files_, path));
+    bytes[reader->offset() + byte] ^= 1;
+    OrThrow(WriteFileAtomically(files_, path, bytes));
+  };
+  damage(wrong, 6, 14);
+  damage(cut, 3, 0);
+  const std::string out = folder_ / "whole.tfrecord";
+
+  Run({"convert", wrong, "--out", out}, 2);
+  EXPECT_THAT(error_, HasSubstr("wrong.tfrecord: record 6"));
+  Run({"convert", wrong, cut, "--out", out, "--max-corrupt", "1"}, 2);
+  EXPECT_THAT(error_, AllOf(HasSubstr("more than 1 corrupt records"), HasSubstr("record 6")));
+  const Json json = RunJson({"convert", wrong, cut, "--out", out, "--max-corrupt", "2"});
+  EXPECT_EQ(json.at("records"), 12);
+  EXPECT_EQ(json.at("corrupt"), 1);
+  EXPECT_EQ(json.at("cut_files"), 1);
+  EXPECT_THAT(Run({"convert", wrong, cut, "--out", out, "--max-corrupt", "2"}),
+              HasSubstr("left out: 1 corrupt records, and what stands behind damage in 1 of the "
+                        "files; the first: "));
+
+  const std::vector<Json> rows = Cat({wrong, cut, "--max-corrupt", "2"});
+  EXPECT_THAT(error_, HasSubstr("left out: 1 corrupt records"));
+  EXPECT_EQ(Cat({out}), rows);
+  ASSERT_EQ(rows.size(), 12U);
+  EXPECT_EQ(rows[6].at("id"), Json({7}));
+  EXPECT_EQ(rows[11].at("id"), Json({2}));
+}
+
 TEST_F(DataTools, IndexIsInTheFormatOfTfrecord2idx) {
   const std::string path = WriteExamples("r.tfrecord", 3);
   EXPECT_EQ(RunJson({"index", path}).at("records"), 3);

@@ -114,20 +114,28 @@ TEST(ResumeEpoch, ByFileAnEpochThatWasBegunByRecordEndsSo) {
       HasSubstr("other data"));
 }
 
-TEST(ResumeEpoch, FilesOrDataIsByFileWhereThereAreEnough) {
+TEST(ResumeEpoch, AutoIsByFileWhereThatCanBe) {
   const Dataset data = Dataset(std::make_shared<FilesSource>(std::vector<std::int64_t>{6, 6, 6}))
                            .Shuffle(2)
                            .Batch(4);
   for (int workers = 1; workers <= 5; ++workers) {
-    const ShardPolicy stands_for = workers <= 3 ? ShardPolicy::kFile : ShardPolicy::kData;
-    EXPECT_EQ(data.PolicyFor(ShardPolicy::kFileOrData, workers), stands_for);
+    const ShardPolicy stands_for =
+        workers == 2 || workers == 3 ? ShardPolicy::kFile : ShardPolicy::kData;
+    EXPECT_EQ(data.PolicyFor(ShardPolicy::kAuto, workers), stands_for);
     if (workers <= 4) {
-      EXPECT_EQ(CollectWorld(data, workers, {.policy = ShardPolicy::kFileOrData}),
+      EXPECT_EQ(CollectWorld(data, workers, {.policy = ShardPolicy::kAuto}),
                 CollectWorld(data, workers, {.policy = stands_for}));
     }
   }
-  EXPECT_EQ(data.PolicyFor(ShardPolicy::kAuto, 2), ShardPolicy::kData);
-  EXPECT_EQ(Ids(5).PolicyFor(ShardPolicy::kFileOrData, 2), ShardPolicy::kData);
+  const Dataset files(std::make_shared<FilesSource>(std::vector<std::int64_t>{6, 6, 6}));
+  EXPECT_EQ(files.Shuffle(2).Batch(2).PolicyFor(ShardPolicy::kAuto, 3), ShardPolicy::kData);
+  EXPECT_EQ(files.Skip(2).Batch(4).PolicyFor(ShardPolicy::kAuto, 2), ShardPolicy::kData);
+  EXPECT_EQ(CollectWorld(files.Skip(2).Batch(4), 2, {.policy = ShardPolicy::kAuto}),
+            CollectWorld(files.Skip(2).Batch(4), 2, {}));
+  // Part of an order that all share is not by file.
+  EXPECT_EQ(Collect(data, {.policy = ShardPolicy::kAuto, .begin = 4, .end = 12}),
+            Collect(data, {.begin = 4, .end = 12}));
+  EXPECT_EQ(Ids(5).Batch(2).PolicyFor(ShardPolicy::kAuto, 2), ShardPolicy::kData);
 }
 
 TEST(ResumeEpoch, WhatIsNoPlaceIsRefused) {
@@ -256,7 +264,7 @@ TEST(Deterministic, WithoutItEachEpochIsStillWhole) {
                              .Batch(6)
                              .Prefetch(1 + static_cast<int>(random() % 8), 3)
                              .Deterministic(false);
-    const ShardPolicy policy = by_file ? ShardPolicy::kFile : ShardPolicy::kAuto;
+    const ShardPolicy policy = by_file ? ShardPolicy::kFile : ShardPolicy::kData;
     std::vector<std::int64_t> seen;
     IterateOptions options{.epoch = 1, .policy = policy};
     for (int run = 0;; ++run) {

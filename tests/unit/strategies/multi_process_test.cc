@@ -383,11 +383,12 @@ TEST(Distribute, DividesAsThePolicySays) {
                         [](int) { return data::Dataset(std::make_shared<TwoFiles>()).Batch(4); });
   };
   // The goldens of tf.distribute's input guide.
-  EXPECT_THAT(parts(ShardPolicy::kFile),
-              ElementsAre(IdBatches{{0, 1}, {2, 3}, {4, 5}}, IdBatches{{6, 7}, {8, 9}, {10, 11}}));
+  for (const ShardPolicy by_file : {ShardPolicy::kFile, ShardPolicy::kAuto}) {
+    EXPECT_THAT(parts(by_file), ElementsAre(IdBatches{{0, 1}, {2, 3}, {4, 5}},
+                                            IdBatches{{6, 7}, {8, 9}, {10, 11}}));
+  }
   const std::vector<IdBatches> by_record = {{{0, 1}, {4, 5}, {8, 9}}, {{2, 3}, {6, 7}, {10, 11}}};
   EXPECT_EQ(parts(ShardPolicy::kData), by_record);
-  EXPECT_EQ(parts(ShardPolicy::kAuto), by_record);
   const IdBatches all = {{0, 1, 2, 3}, {4, 5, 6, 7}, {8, 9, 10, 11}};
   EXPECT_THAT(parts(ShardPolicy::kOff), ElementsAre(all, all));
 }
@@ -466,10 +467,14 @@ TEST(Distribute, SaysOnceHowExamplesAreDivided) {
   ExpectAllOk(Job(3, options, [](int, Strategy& strategy) -> Status {
     const data::Dataset dataset = data::Dataset(std::make_shared<TwoFiles>()).Batch(6);
     COHORT_RETURN_IF_ERROR(strategy.Distribute(dataset).status());
+    COHORT_RETURN_IF_ERROR(
+        strategy.Distribute(dataset, {.policy = data::ShardPolicy::kAuto}).status());
     return strategy.Distribute(dataset, {.evaluation = true}).status();
   }));
-  EXPECT_THAT(lines, ElementsAre("input: 12 examples of 2 files in global batches of 6, divided by "
-                                 "record among 3 processes"));
+  const std::string by_record =
+      "input: 12 examples of 2 files in global batches of 6, divided by record among 3 processes";
+  EXPECT_THAT(lines, ElementsAre(by_record, HasSubstr(by_record + ", since ShardPolicy::kFile: 2 "
+                                                                  "files for 3 workers")));
 }
 
 TEST(Distribute, RefusesAPolicyThatCannotBe) {
@@ -484,7 +489,7 @@ TEST(Distribute, RefusesAPolicyThatCannotBe) {
   statuses = Job(2, {}, [](int process, Strategy& strategy) -> Status {
     return strategy
         .Distribute(data::Dataset(std::make_shared<TwoFiles>()).Batch(6),
-                    {.policy = process == 0 ? ShardPolicy::kFile : ShardPolicy::kAuto})
+                    {.policy = process == 0 ? ShardPolicy::kFile : ShardPolicy::kData})
         .status();
   });
   EXPECT_THAT(Messages(statuses), Each(HasSubstr("examples divided by file")));

@@ -165,7 +165,7 @@ TEST_F(TrainerPolicy, FilesAreSharedOutAndEveryExampleIsTrainedOnOnce) {
   const auto by_file = values_;
   EXPECT_EQ(by_file[0], by_file[1]);
   std::filesystem::remove_all(FolderOf(0));
-  testing::ExpectAllOk(FitUnder(data::ShardPolicy::kAuto, 2, files));
+  testing::ExpectAllOk(FitUnder(data::ShardPolicy::kData, 2, files));
   EXPECT_NE(values_, by_file) << "another order";
 }
 
@@ -266,8 +266,8 @@ TEST_F(TrainerPolicy, AnEpochEndsAsItWasDividedWhoeverGoesOn) {
   } others[] = {{data::ShardPolicy::kFile, 2},
                 {data::ShardPolicy::kFile, 3},
                 {data::ShardPolicy::kFile, 1},
-                {data::ShardPolicy::kAuto, 3},
-                {data::ShardPolicy::kFileOrData, 2}};
+                {data::ShardPolicy::kData, 3},
+                {data::ShardPolicy::kAuto, 2}};
   for (const auto& [policy, ranks] : others) {
     stopped();
     auto read = by_step();
@@ -321,20 +321,20 @@ TEST_F(TrainerPolicy, BatchesOutOfOrderAreEachTrainedOnOnce) {
     }
     return labels;
   };
-  testing::ExpectAllOk(FitUnder(data::ShardPolicy::kAuto, 2, data,
+  testing::ExpectAllOk(FitUnder(data::ShardPolicy::kData, 2, data,
                                 {.epochs = 1, .checkpoints = false, .devices = 2}));
   const std::multiset<float> expected = labels_of();
   EXPECT_EQ(expected.size(), static_cast<std::size_t>(testing::kExamples));
   for (const int ranks : {2, 1, 4, 2, 1, 4}) {
     std::filesystem::remove_all(FolderOf(0));
     for (const Status& status :
-         FitUnder(data::ShardPolicy::kAuto, 2, data, {.epochs = 1, .stop_at = 4, .devices = 2})) {
+         FitUnder(data::ShardPolicy::kData, 2, data, {.epochs = 1, .stop_at = 4, .devices = 2})) {
       ASSERT_EQ(status.code(), StatusCode::kCancelled) << status.ToString();
     }
     auto labels = labels_of();
     EXPECT_LT(labels.size(), expected.size());
     testing::ExpectAllOk(
-        FitUnder(data::ShardPolicy::kAuto, ranks, data, {.epochs = 1, .devices = 1}));
+        FitUnder(data::ShardPolicy::kData, ranks, data, {.epochs = 1, .devices = 1}));
     labels.merge(labels_of());
     EXPECT_EQ(labels, expected) << ranks;
   }

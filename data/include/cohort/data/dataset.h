@@ -35,14 +35,15 @@ namespace cohort::data {
 // How the examples of an epoch are divided among workers.
 enum class ShardPolicy {
   kOff,   // not at all: every worker gets whole batches of everything
-  kAuto,  // chosen here, never an error: kData, since a worker reads its own records only
+  kData,  // records: each worker gets its part of every global batch. No order depends on W
+  // kFile where that can be, so where there are as many files as workers, or more; else kData.
+  // tf.data's AUTO, but that too few files are no error.
+  kAuto,
   // Whole files: each worker has a share of them of about as many bytes (FileRange::bytes) as the
   // others', shuffled among themselves, and takes its part of the batch size from it. Where there
   // is a Shuffle the shares are others in each epoch. Workers agree on the number of batches; those
   // with fewer examples get empty ones. The order depends on W.
   kFile,
-  kData,        // records: each worker gets its part of every global batch
-  kFileOrData,  // kFile where there are as many files as workers, or more; else kData
   // Where the data set says so: Shard(kShardHint, kShardHint) becomes Shard(W, w), and what stands
   // behind it is the worker's own. Its part of the batch size is taken from that; numbers of
   // batches are as under kFile. The order depends on W. A data set with such a mark goes with no
@@ -55,7 +56,7 @@ enum class ShardPolicy {
   kOwn,
 };
 // Whether each worker has an order of its own, which depends on how many they are: kFile, kHint,
-// kOwn. The others share one; kFileOrData: see Dataset::PolicyFor.
+// kOwn. The others share one; kAuto: see Dataset::PolicyFor.
 bool HasOwnOrder(ShardPolicy policy);
 // "by record", "by file", ..., for messages.
 std::string_view DivisionName(ShardPolicy policy);
@@ -98,7 +99,7 @@ struct IterateOptions {
   int span = 1;
   std::int64_t epoch = 0;
   std::int64_t first_batch = 0;  // batches of the epoch to skip: resuming
-  ShardPolicy policy = ShardPolicy::kAuto;
+  ShardPolicy policy = ShardPolicy::kData;
   // Only examples [begin, end) of the epoch's order (a split handed out by a coordinator), in
   // batches that start at `begin`; end -1: to the end. Not where HasOwnOrder.
   std::int64_t begin = 0;
@@ -228,7 +229,7 @@ class Dataset {
   bool deterministic() const;              // what Deterministic was given
   // Examples of global batch `batch` of an epoch, with those that fill it up.
   std::int64_t SizeOfBatch(std::int64_t batch) const;
-  // What kAuto and kFileOrData stand for here; the others: themselves.
+  // What kAuto stands for here; the others: themselves. Cost: the files, once.
   ShardPolicy PolicyFor(ShardPolicy policy, int num_workers) const;
   // How many batches an iterator with these options delivers when first_batch is 0; equal for every
   // worker, but for kOwn without num_batches. Differs from batches_per_epoch where HasOwnOrder and

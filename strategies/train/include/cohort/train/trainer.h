@@ -54,7 +54,7 @@ struct TrainerOptions {
   // epoch's other batches stay what they were, and those after it are divided anew. Only kOwn goes
   // on with as many processes, whose shares are the same. Devices of a process may be others each
   // time.
-  data::ShardPolicy policy = data::ShardPolicy::kAuto;
+  data::ShardPolicy policy = data::ShardPolicy::kData;
   std::vector<std::string> metric_names;  // of StepResult::metrics, in order
   std::string checkpoint_dir;             // empty: nothing is saved
   int save_every_epochs = 1;
