@@ -9,28 +9,11 @@
 #include "algorithms/algorithms.h"
 #include "algorithms/one_shot.h"
 #include "algorithms/shared.h"
+#include "buffers.h"
 #include "transport_communicator.h"
 
 namespace cohort {
 namespace {
-
-void CheckBuffer(const Buffer& buffer) {
-  Require(buffer.count >= 0, "a buffer's count is not negative");
-  Require(buffer.data != nullptr || buffer.count == 0, "a buffer with elements has data");
-}
-
-// FNV-1a over the counts.
-std::uint64_t Digest(const std::vector<std::int64_t>& counts) {
-  std::uint64_t digest = 0xcbf29ce484222325U;
-  for (const std::int64_t count : counts) {
-    digest = (digest ^ static_cast<std::uint64_t>(count)) * 0x100000001b3U;
-  }
-  return digest;
-}
-
-std::int64_t Total(const std::vector<std::int64_t>& counts) {
-  return std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
-}
 
 // Consecutive pieces of `all`, counts[i] elements each.
 template <typename Span>
@@ -53,8 +36,9 @@ void Copy(MutableBytes to, Bytes from) {
 
 }  // namespace
 
-Communicator::Pending TransportCommunicator::AllReduce(Buffer input, Buffer output, ReduceOp op,
+Communicator::Pending TransportCommunicator::AllReduce(ConstBuffer read, Buffer output, ReduceOp op,
                                                        const CollectiveOptions& options) {
+  const Buffer input = OnlyRead(read);
   CheckBuffer(input);
   CheckBuffer(output);
   Require(input.dtype == output.dtype && input.count == output.count,
@@ -197,8 +181,9 @@ Communicator::Pending TransportCommunicator::ReduceScatter(Buffer input, Buffer 
       });
 }
 
-Communicator::Pending TransportCommunicator::AllGather(Buffer input, Buffer output,
+Communicator::Pending TransportCommunicator::AllGather(ConstBuffer read, Buffer output,
                                                        const CollectiveOptions& options) {
+  const Buffer input = OnlyRead(read);
   CheckBuffer(input);
   CheckBuffer(output);
   Require(output.count == input.count * size_,
@@ -208,9 +193,10 @@ Communicator::Pending TransportCommunicator::AllGather(Buffer input, Buffer outp
                        options);
 }
 
-Communicator::Pending TransportCommunicator::AllGatherV(Buffer input, Buffer output,
+Communicator::Pending TransportCommunicator::AllGatherV(ConstBuffer read, Buffer output,
                                                         std::span<const std::int64_t> counts,
                                                         const CollectiveOptions& options) {
+  const Buffer input = OnlyRead(read);
   CheckBuffer(input);
   CheckBuffer(output);
   Require(static_cast<int>(counts.size()) == size_, "AllGatherV: one count for each rank");
@@ -287,19 +273,21 @@ Status TransportCommunicator::RunBroadcast(Exchange& exchange, Buffer buffer, in
   return TreeBroadcast(exchange, BytesOf(buffer), root, SizeOf(buffer.dtype));
 }
 
-Communicator::Pending TransportCommunicator::AllToAll(Buffer input, Buffer output,
+Communicator::Pending TransportCommunicator::AllToAll(ConstBuffer read, Buffer output,
                                                       const CollectiveOptions& options) {
+  const Buffer input = OnlyRead(read);
   Require(input.count == output.count, "AllToAll: input and output have equal counts");
   Require(input.count % size_ == 0, "AllToAll: counts divide by size()");
   const std::vector<std::int64_t> counts(static_cast<std::size_t>(size_), input.count / size_);
   return EnqueueAllToAll(OperationKind::kAllToAll, input, counts, output, counts, options);
 }
 
-Communicator::Pending TransportCommunicator::AllToAllV(Buffer input,
+Communicator::Pending TransportCommunicator::AllToAllV(ConstBuffer read,
                                                        std::span<const std::int64_t> send_counts,
                                                        Buffer output,
                                                        std::span<const std::int64_t> receive_counts,
                                                        const CollectiveOptions& options) {
+  const Buffer input = OnlyRead(read);
   return EnqueueAllToAll(OperationKind::kAllToAllV, input,
                          std::vector<std::int64_t>(send_counts.begin(), send_counts.end()), output,
                          std::vector<std::int64_t>(receive_counts.begin(), receive_counts.end()),
@@ -334,8 +322,9 @@ Communicator::Pending TransportCommunicator::EnqueueAllToAll(
       });
 }
 
-Communicator::Pending TransportCommunicator::Send(Buffer buffer, int to,
+Communicator::Pending TransportCommunicator::Send(ConstBuffer read, int to,
                                                   const CollectiveOptions& options) {
+  const Buffer buffer = OnlyRead(read);
   CheckBuffer(buffer);
   Require(to >= 0 && to < size_ && to != rank_, "Send: to another rank");
   OperationRecord record{

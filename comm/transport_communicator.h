@@ -64,7 +64,7 @@ class TransportCommunicator final : public Communicator, private Driver {
   Result<std::string> DumpFlightRecord(std::string_view reason) const override;
 
   using Communicator::AllReduce;
-  Pending AllReduce(Buffer input, Buffer output, ReduceOp op,
+  Pending AllReduce(ConstBuffer input, Buffer output, ReduceOp op,
                     const CollectiveOptions& options) override;
   Pending AllReduceRead(Buffer buffer, ReduceOp op, ReducedReader read,
                         const CollectiveOptions& options) override;
@@ -72,15 +72,15 @@ class TransportCommunicator final : public Communicator, private Driver {
   Pending Reduce(Buffer buffer, ReduceOp op, int root, const CollectiveOptions& options) override;
   Pending ReduceScatter(Buffer input, Buffer output, ReduceOp op,
                         const CollectiveOptions& options) override;
-  Pending AllGather(Buffer input, Buffer output, const CollectiveOptions& options) override;
-  Pending AllGatherV(Buffer input, Buffer output, std::span<const std::int64_t> counts,
+  Pending AllGather(ConstBuffer input, Buffer output, const CollectiveOptions& options) override;
+  Pending AllGatherV(ConstBuffer input, Buffer output, std::span<const std::int64_t> counts,
                      const CollectiveOptions& options) override;
   Pending Broadcast(Buffer buffer, int root, const CollectiveOptions& options) override;
-  Pending AllToAll(Buffer input, Buffer output, const CollectiveOptions& options) override;
-  Pending AllToAllV(Buffer input, std::span<const std::int64_t> send_counts, Buffer output,
+  Pending AllToAll(ConstBuffer input, Buffer output, const CollectiveOptions& options) override;
+  Pending AllToAllV(ConstBuffer input, std::span<const std::int64_t> send_counts, Buffer output,
                     std::span<const std::int64_t> receive_counts,
                     const CollectiveOptions& options) override;
-  Pending Send(Buffer buffer, int to, const CollectiveOptions& options) override;
+  Pending Send(ConstBuffer buffer, int to, const CollectiveOptions& options) override;
   Pending Receive(Buffer buffer, int from, const CollectiveOptions& options) override;
   Pending Barrier(const CollectiveOptions& options) override;
   Result<std::unique_ptr<Memory>> Allocate(std::size_t bytes) override;

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "algorithms/choose.h"
+#include "buffers.h"
 #include "nccl/nccl_link.h"
 #include "nccl/nccl_meeting.h"
 #include "thread_store.h"
@@ -17,24 +18,6 @@ namespace {
 
 using Outcome = NcclApi::Outcome;
 using Handle = NcclApi::Handle;
-
-void CheckBuffer(const Buffer& buffer) {
-  Require(buffer.count >= 0, "a buffer's count is not negative");
-  Require(buffer.data != nullptr || buffer.count == 0, "a buffer with elements has data");
-}
-
-std::int64_t Total(std::span<const std::int64_t> counts) {
-  return std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
-}
-
-// FNV-1a over the counts.
-std::uint64_t Digest(std::span<const std::int64_t> counts) {
-  std::uint64_t digest = 0xcbf29ce484222325U;
-  for (const std::int64_t count : counts) {
-    digest = (digest ^ static_cast<std::uint64_t>(count)) * 0x100000001b3U;
-  }
-  return digest;
-}
 
 Buffer Slice(const Buffer& buffer, std::int64_t begin, std::int64_t count) {
   return {
@@ -122,8 +105,9 @@ class NcclCommunicator final : public Communicator {
   }
 
   using Communicator::AllReduce;
-  Pending AllReduce(Buffer input, Buffer output, ReduceOp op,
+  Pending AllReduce(ConstBuffer read, Buffer output, ReduceOp op,
                     const CollectiveOptions& options) override {
+    const Buffer input = OnlyRead(read);
     CheckBuffer(input);
     CheckBuffer(output);
     Require(input.dtype == output.dtype && input.count == output.count,
@@ -170,7 +154,8 @@ class NcclCommunicator final : public Communicator {
                });
   }
 
-  Pending AllGather(Buffer input, Buffer output, const CollectiveOptions& options) override {
+  Pending AllGather(ConstBuffer read, Buffer output, const CollectiveOptions& options) override {
+    const Buffer input = OnlyRead(read);
     CheckBuffer(input);
     CheckBuffer(output);
     Require(input.dtype == output.dtype && output.count == input.count * size(),
@@ -182,8 +167,9 @@ class NcclCommunicator final : public Communicator {
                });
   }
 
-  Pending AllGatherV(Buffer input, Buffer output, std::span<const std::int64_t> counts,
+  Pending AllGatherV(ConstBuffer read, Buffer output, std::span<const std::int64_t> counts,
                      const CollectiveOptions& options) override {
+    const Buffer input = OnlyRead(read);
     CheckBuffer(input);
     CheckBuffer(output);
     Require(static_cast<int>(counts.size()) == size(), "AllGatherV: one count for each rank");
@@ -228,21 +214,24 @@ class NcclCommunicator final : public Communicator {
                });
   }
 
-  Pending AllToAll(Buffer input, Buffer output, const CollectiveOptions& options) override {
+  Pending AllToAll(ConstBuffer read, Buffer output, const CollectiveOptions& options) override {
+    const Buffer input = OnlyRead(read);
     Require(input.count % size() == 0 && input.count == output.count,
             "AllToAll: buffers of one count, which divides by the number of ranks");
     const std::vector<std::int64_t> counts(static_cast<std::size_t>(size()), input.count / size());
     return Exchange(OperationKind::kAllToAll, input, counts, output, counts, options);
   }
-  Pending AllToAllV(Buffer input, std::span<const std::int64_t> send_counts, Buffer output,
+  Pending AllToAllV(ConstBuffer read, std::span<const std::int64_t> send_counts, Buffer output,
                     std::span<const std::int64_t> receive_counts,
                     const CollectiveOptions& options) override {
+    const Buffer input = OnlyRead(read);
     return Exchange(OperationKind::kAllToAllV, input,
                     std::vector(send_counts.begin(), send_counts.end()), output,
                     std::vector(receive_counts.begin(), receive_counts.end()), options);
   }
 
-  Pending Send(Buffer buffer, int to, const CollectiveOptions& options) override {
+  Pending Send(ConstBuffer read, int to, const CollectiveOptions& options) override {
+    const Buffer buffer = OnlyRead(read);
     CheckBuffer(buffer);
     Require(to >= 0 && to < size() && to != rank(), "Send: to another rank");
     return Run(

@@ -50,6 +50,9 @@ class Staged {
     device_.Copy(*stream_, place.host, place.device.get(), place.bytes);
     return {place.device.get(), buffer.count, buffer.dtype};
   }
+  Buffer Take(const ConstBuffer& buffer) {
+    return Take(Buffer(const_cast<void*>(buffer.data), buffer.count, buffer.dtype));
+  }
   Status Return() {
     for (const Place& place : places_) {
       device_.Copy(*stream_, place.device.get(), place.host, place.bytes);
@@ -108,7 +111,7 @@ class StagingCommunicator final : public Communicator {
     return inner_->DumpFlightRecord(reason);
   }
   using Communicator::AllReduce;
-  Pending AllReduce(Buffer input, Buffer output, ReduceOp op,
+  Pending AllReduce(ConstBuffer input, Buffer output, ReduceOp op,
                     const CollectiveOptions& options) override {
     return Run(options, [&](Staged& staged, const CollectiveOptions& o) {
       const Buffer from = staged.Take(input);
@@ -127,13 +130,13 @@ class StagingCommunicator final : public Communicator {
       return inner_->ReduceScatter(from, staged.Take(output), op, o);
     });
   }
-  Pending AllGather(Buffer input, Buffer output, const CollectiveOptions& options) override {
+  Pending AllGather(ConstBuffer input, Buffer output, const CollectiveOptions& options) override {
     return Run(options, [&](Staged& staged, const CollectiveOptions& o) {
       const Buffer to = staged.Take(output);
       return inner_->AllGather(staged.Take(input), to, o);
     });
   }
-  Pending AllGatherV(Buffer input, Buffer output, std::span<const std::int64_t> counts,
+  Pending AllGatherV(ConstBuffer input, Buffer output, std::span<const std::int64_t> counts,
                      const CollectiveOptions& options) override {
     return Run(options, [&](Staged& staged, const CollectiveOptions& o) {
       const Buffer to = staged.Take(output);
@@ -145,13 +148,13 @@ class StagingCommunicator final : public Communicator {
       return inner_->Broadcast(staged.Take(buffer), root, o);
     });
   }
-  Pending AllToAll(Buffer input, Buffer output, const CollectiveOptions& options) override {
+  Pending AllToAll(ConstBuffer input, Buffer output, const CollectiveOptions& options) override {
     return Run(options, [&](Staged& staged, const CollectiveOptions& o) {
       const Buffer from = staged.Take(input);
       return inner_->AllToAll(from, staged.Take(output), o);
     });
   }
-  Pending AllToAllV(Buffer input, std::span<const std::int64_t> send_counts, Buffer output,
+  Pending AllToAllV(ConstBuffer input, std::span<const std::int64_t> send_counts, Buffer output,
                     std::span<const std::int64_t> receive_counts,
                     const CollectiveOptions& options) override {
     return Run(options, [&](Staged& staged, const CollectiveOptions& o) {
@@ -159,7 +162,7 @@ class StagingCommunicator final : public Communicator {
       return inner_->AllToAllV(from, send_counts, staged.Take(output), receive_counts, o);
     });
   }
-  Pending Send(Buffer buffer, int to, const CollectiveOptions& options) override {
+  Pending Send(ConstBuffer buffer, int to, const CollectiveOptions& options) override {
     return Run(options, [&](Staged& staged, const CollectiveOptions& o) {
       return inner_->Send(staged.Take(buffer), to, o);
     });

@@ -74,7 +74,7 @@ class Watched final : public Communicator {
     return inner_->DumpFlightRecord(reason);
   }
 
-  Pending AllReduce(Buffer input, Buffer output, ReduceOp op,
+  Pending AllReduce(ConstBuffer input, Buffer output, ReduceOp op,
                     const CollectiveOptions& options) override {
     watch_.all_reduces.push_back(options.name);
     watch_.algorithms.push_back(options.algorithm);
@@ -91,25 +91,25 @@ class Watched final : public Communicator {
                         const CollectiveOptions& options) override {
     return inner_->ReduceScatter(input, output, op, options);
   }
-  Pending AllGather(Buffer input, Buffer output, const CollectiveOptions& options) override {
+  Pending AllGather(ConstBuffer input, Buffer output, const CollectiveOptions& options) override {
     return inner_->AllGather(input, output, options);
   }
-  Pending AllGatherV(Buffer input, Buffer output, std::span<const std::int64_t> counts,
+  Pending AllGatherV(ConstBuffer input, Buffer output, std::span<const std::int64_t> counts,
                      const CollectiveOptions& options) override {
     return inner_->AllGatherV(input, output, counts, options);
   }
   Pending Broadcast(Buffer buffer, int root, const CollectiveOptions& options) override {
     return inner_->Broadcast(buffer, root, options);
   }
-  Pending AllToAll(Buffer input, Buffer output, const CollectiveOptions& options) override {
+  Pending AllToAll(ConstBuffer input, Buffer output, const CollectiveOptions& options) override {
     return inner_->AllToAll(input, output, options);
   }
-  Pending AllToAllV(Buffer input, std::span<const std::int64_t> send_counts, Buffer output,
+  Pending AllToAllV(ConstBuffer input, std::span<const std::int64_t> send_counts, Buffer output,
                     std::span<const std::int64_t> receive_counts,
                     const CollectiveOptions& options) override {
     return inner_->AllToAllV(input, send_counts, output, receive_counts, options);
   }
-  Pending Send(Buffer buffer, int to, const CollectiveOptions& options) override {
+  Pending Send(ConstBuffer buffer, int to, const CollectiveOptions& options) override {
     return inner_->Send(buffer, to, options);
   }
   Pending Receive(Buffer buffer, int from, const CollectiveOptions& options) override {

@@ -43,7 +43,8 @@ namespace cohort {
 enum class ReduceOp : std::uint8_t { kSum, kMean, kMin, kMax, kProduct };
 std::string_view ReduceOpName(ReduceOp op);
 
-// `count` elements of `dtype` at `data`. A span converts to one.
+// `count` elements of `dtype` at `data`, which an operation may write to. A span of what is not
+// const converts to one.
 struct Buffer {
   void* data = nullptr;
   std::int64_t count = 0;
@@ -52,8 +53,24 @@ struct Buffer {
   Buffer() = default;
   Buffer(void* d, std::int64_t n, DType t) : data(d), count(n), dtype(t) {}
   template <typename T, std::size_t kExtent>
-  Buffer(std::span<T, kExtent> s)  // NOLINT: implicit by design
-      : data(const_cast<void*>(static_cast<const void*>(s.data()))),
+  requires(!std::is_const_v<T>) Buffer(std::span<T, kExtent> s)  // NOLINT: implicit by design
+      : data(s.data()), count(static_cast<std::int64_t>(s.size())), dtype(DTypeOf<T>::value) {}
+  std::size_t bytes() const { return static_cast<std::size_t>(count) * SizeOf(dtype); }
+};
+
+// One that an operation reads only. A Buffer and every span convert to one.
+struct ConstBuffer {
+  const void* data = nullptr;
+  std::int64_t count = 0;
+  DType dtype = DType::kFloat32;
+
+  ConstBuffer() = default;
+  ConstBuffer(const void* d, std::int64_t n, DType t) : data(d), count(n), dtype(t) {}
+  ConstBuffer(const Buffer& b)  // NOLINT: implicit by design
+      : data(b.data), count(b.count), dtype(b.dtype) {}
+  template <typename T, std::size_t kExtent>
+  ConstBuffer(std::span<T, kExtent> s)  // NOLINT: implicit by design
+      : data(s.data()),
         count(static_cast<std::int64_t>(s.size())),
         dtype(DTypeOf<std::remove_const_t<T>>::value) {}
   std::size_t bytes() const { return static_cast<std::size_t>(count) * SizeOf(dtype); }
@@ -133,7 +150,7 @@ class Communicator {
 
   // output becomes op over all ranks' inputs. Mean divides by size(), in float for float types; for
   // integers it truncates toward zero. output may be input, else they are apart and input stays.
-  virtual Pending AllReduce(Buffer input, Buffer output, ReduceOp op,
+  virtual Pending AllReduce(ConstBuffer input, Buffer output, ReduceOp op,
                             const CollectiveOptions& options = {}) = 0;
   Pending AllReduce(Buffer buffer, ReduceOp op, const CollectiveOptions& options = {}) {
     return AllReduce(buffer, buffer, op, options);
@@ -152,24 +169,26 @@ class Communicator {
   virtual Pending Reduce(Buffer buffer, ReduceOp op, int root,
                          const CollectiveOptions& options = {}) = 0;
   // output (count elements) becomes slice `rank` of op over the ranks' inputs (size()*count
-  // elements). input is scratch; output may be its slice `rank`.
+  // elements). input is scratch, and holds anything afterwards; output may be its slice `rank`.
   virtual Pending ReduceScatter(Buffer input, Buffer output, ReduceOp op,
                                 const CollectiveOptions& options = {}) = 0;
   // output (size()*count) becomes the ranks' inputs (count each) in rank order; input may be slice
   // `rank` of output.
-  virtual Pending AllGather(Buffer input, Buffer output, const CollectiveOptions& options = {}) = 0;
+  virtual Pending AllGather(ConstBuffer input, Buffer output,
+                            const CollectiveOptions& options = {}) = 0;
   // As AllGather, where rank r gives counts[r] elements; counts are equal on all ranks.
-  virtual Pending AllGatherV(Buffer input, Buffer output, std::span<const std::int64_t> counts,
+  virtual Pending AllGatherV(ConstBuffer input, Buffer output, std::span<const std::int64_t> counts,
                              const CollectiveOptions& options = {}) = 0;
   virtual Pending Broadcast(Buffer buffer, int root, const CollectiveOptions& options = {}) = 0;
   // Slice r of input goes to rank r; slice r of output comes from it. Counts divide by size().
-  virtual Pending AllToAll(Buffer input, Buffer output, const CollectiveOptions& options = {}) = 0;
+  virtual Pending AllToAll(ConstBuffer input, Buffer output,
+                           const CollectiveOptions& options = {}) = 0;
   // Rank r gets send_counts[r] elements of input and gives receive_counts[r], packed in rank order.
-  virtual Pending AllToAllV(Buffer input, std::span<const std::int64_t> send_counts, Buffer output,
-                            std::span<const std::int64_t> receive_counts,
+  virtual Pending AllToAllV(ConstBuffer input, std::span<const std::int64_t> send_counts,
+                            Buffer output, std::span<const std::int64_t> receive_counts,
                             const CollectiveOptions& options = {}) = 0;
   // Between two ranks; only they call, and only their order among themselves counts.
-  virtual Pending Send(Buffer buffer, int to, const CollectiveOptions& options = {}) = 0;
+  virtual Pending Send(ConstBuffer buffer, int to, const CollectiveOptions& options = {}) = 0;
   virtual Pending Receive(Buffer buffer, int from, const CollectiveOptions& options = {}) = 0;
   virtual Pending Barrier(const CollectiveOptions& options = {}) = 0;
 
