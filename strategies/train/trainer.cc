@@ -45,6 +45,7 @@ class Totals {
   double loss() const { return Mean(loss_sum_); }
   double examples() const { return result_.examples; }
   EpochResult& result() { return result_; }
+  const EpochResult& result() const { return result_; }
   EpochResult Finish(SteadyClock::time_point start) {
     result_.loss = loss();
     result_.metrics.clear();
@@ -210,6 +211,8 @@ struct Trainer::State {
 
   Result<EpochResult> TrainEpoch(DistributedDataset& dataset, const StepFn& step, Trainer& trainer,
                                  bool* stopped);
+  void ShowProgress(const Totals& totals, double seconds, std::int64_t batches,
+                    bool finished) const;
 };
 
 // While Fit has its data set.
@@ -263,7 +266,7 @@ Result<EpochResult> Trainer::State::TrainEpoch(DistributedDataset& dataset, cons
     Result<StepResult> result =
         whole ? strategy.Step(*next, step) : strategy.Accumulate(*next, step);
     if (!result.ok()) {
-      return result.status().Annotate(fmt::format("epoch {}, batch {}", epoch, batch));
+      return result.status().Annotate(fmt::format("epoch {}, batch {}", epoch + 1, batch));
     }
     totals.result().step_seconds += split(before_step, input_before_step);
     metrics.AddBatch(*next, batches, options.epochs);
@@ -278,22 +281,9 @@ Result<EpochResult> Trainer::State::TrainEpoch(DistributedDataset& dataset, cons
       return DataLoss(fmt::format(
           "the loss is {} at step {} (epoch {}, batch {}) [lower the learning rate, clip "
           "the gradient's norm, or look for bad values in the input]",
-          result->loss, result->step, epoch, batch - 1));
+          result->loss, result->step, epoch + 1, batch - 1));
     }
-    if (options.progress && strategy.is_chief()) {
-      const double seconds = SecondsSince(start);
-      options.progress(
-          {.epoch = epoch,
-           .epochs = options.epochs,
-           .batch = batch,
-           .batches = batches,
-           .loss = totals.loss(),
-           .examples_per_second = seconds > 0 ? totals.examples() / seconds : 0,
-           .exposed_communication =
-               seconds > 0 ? totals.result().exposed_communication_seconds / seconds : 0,
-           .input_wait = seconds > 0 ? totals.result().input_seconds / seconds : 0,
-           .epoch_finished = batch == batches});
-    }
+    ShowProgress(totals, SecondsSince(start), batches, !handed_out && batch == batches);
     if (options.save_every_steps > 0 && !saved_between_updates &&
         strategy.step() % options.save_every_steps == 0) {
       const SteadyClock::time_point before_save = SteadyClock::now();
@@ -310,8 +300,42 @@ Result<EpochResult> Trainer::State::TrainEpoch(DistributedDataset& dataset, cons
       }
     }
   }
+  if (handed_out && !*stopped) {
+    ShowProgress(totals, SecondsSince(start), batches, true);
+  }
   metrics.AddWaits(totals.result());
   return totals.Finish(start);
+}
+
+// Of all workers, where this process hands out their work.
+void Trainer::State::ShowProgress(const Totals& totals, double seconds, std::int64_t batches,
+                                  bool finished) const {
+  if (!options.progress || !strategy.is_chief()) {
+    return;
+  }
+  Progress progress{.epoch = epoch,
+                    .epochs = options.epochs,
+                    .batch = batch,
+                    .batches = batches,
+                    .loss = totals.loss(),
+                    .epoch_finished = finished};
+  double examples = totals.examples();
+  if (handed_out) {
+    const std::vector<EpochCoverage> coverage = strategy.coverage();
+    if (coverage.empty() || coverage.back().epoch != epoch) {
+      return;  // nothing of it is done
+    }
+    const EpochCoverage& done = coverage.back();
+    progress.batch = done.examples > 0 ? batches * done.seen / done.examples : 0;
+    progress.loss = done.loss;
+    examples = static_cast<double>(done.seen);
+  }
+  if (seconds > 0) {
+    progress.examples_per_second = examples / seconds;
+    progress.exposed_communication = totals.result().exposed_communication_seconds / seconds;
+    progress.input_wait = totals.result().input_seconds / seconds;
+  }
+  options.progress(progress);
 }
 
 Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_step,
@@ -340,7 +364,7 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
   SavePlan plan{.stop = s.options.stop};
   if (s.store.has_value()) {
     plan.every_steps = s.options.save_every_steps;
-    plan.every_epochs = std::max(s.options.save_every_epochs, 1);
+    plan.every_epochs = s.options.save_every_epochs;
     plan.save = [&s](std::int64_t epoch, std::int64_t batch) { return s.SaveAt(epoch, batch); };
     plan.restore = [&s]() -> Result<std::int64_t> {
       COHORT_ASSIGN_OR_RETURN(const io::CheckpointState state,
@@ -383,10 +407,10 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
       COHORT_RETURN_IF_ERROR(s.strategy.StopWork("the job is stopped, as its chief was asked to"));
       return s.Stopped();
     }
-    const bool save =
-        !s.options.checkpoint_dir.empty() &&
-        (stopped || s.epoch == s.options.epochs ||
-         (!s.saved_between_updates && s.epoch % std::max(s.options.save_every_epochs, 1) == 0));
+    const bool save = !s.options.checkpoint_dir.empty() &&
+                      (stopped || s.epoch == s.options.epochs ||
+                       (!s.saved_between_updates && s.options.save_every_epochs > 0 &&
+                        s.epoch % s.options.save_every_epochs == 0));
     if (save) {
       const SteadyClock::time_point before_save = SteadyClock::now();
       COHORT_RETURN_IF_ERROR(Save());
@@ -435,13 +459,13 @@ bool Trainer::State::Covered() const {
 Status Trainer::State::Stopped() const {
   if (!saved_path.empty()) {
     return Cancelled(fmt::format("stopped as asked at epoch {}, batch {}; state saved in {}",
-                                 saved_epoch, saved_batch, saved_path));
+                                 saved_epoch + 1, saved_batch, saved_path));
   }
   if (handed_out && !strategy.is_chief()) {
     return Cancelled("stopped as asked; where the job is saved the chief says");
   }
   return Cancelled(fmt::format(
-      "stopped as asked at epoch {}, batch {}; nothing was saved{}", epoch, batch,
+      "stopped as asked at epoch {}, batch {}; nothing was saved{}", epoch + 1, batch,
       store.has_value() ? " since the last checkpoint" : ", as there is no checkpoint folder"));
 }
 
@@ -465,8 +489,8 @@ Status Trainer::StartFrom(const data::Dataset& training) {
   s.dataset_fingerprint = fingerprint;
   s.events.ResumeAt(s.strategy.step() + 1);
   if (s.strategy.is_chief()) {
-    s.options.log.Info(
-        fmt::format("resumed at epoch {}, batch {}, step {}", s.epoch, s.batch, s.strategy.step()));
+    s.options.log.Info(fmt::format("resumed at epoch {}, batch {}, step {}", s.epoch + 1, s.batch,
+                                   s.strategy.step()));
   }
   return {};
 }
@@ -510,7 +534,7 @@ Status Trainer::State::ResumeIn(const data::Dataset& data, std::uint64_t fingerp
       options.log.Warning(fmt::format(
           "the checkpoint in {} was trained on other data, or in another order, up to batch {} of "
           "epoch {}: the epoch is begun anew with what there is now",
-          options.checkpoint_dir, batch, epoch));
+          options.checkpoint_dir, batch, epoch + 1));
     }
     batch = 0;
     return {};
@@ -534,7 +558,7 @@ Status Trainer::State::ResumeAtExample(std::int64_t example) {
     return FailedPrecondition(fmt::format(
         "the checkpoint in {} stands at example {} of epoch {}, where no batch of {} begins [a "
         "batch size that divides {}]",
-        options.checkpoint_dir, example, epoch, size, example));
+        options.checkpoint_dir, example, epoch + 1, size, example));
   }
   batch = done ? training->batches_per_epoch() : example / size;
   return {};

@@ -401,7 +401,7 @@ TEST(Trainer, ResumesAtTheExampleWithAnotherBatchSize) {
   Job five({.epochs = 2, .checkpoint_dir = dir / "c"});
   const Status status = five.trainer->Fit(Points(1, 5), kTrain).status();
   EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
-  EXPECT_NE(status.message().find("stands at example 24 of epoch 0, where no batch of 5 begins"),
+  EXPECT_NE(status.message().find("stands at example 24 of epoch 1, where no batch of 5 begins"),
             std::string::npos)
       << status.message();
   Job four({.epochs = 2, .checkpoint_dir = dir / "c"});
@@ -529,7 +529,7 @@ TEST(Trainer, StepErrorsNameTheBatch) {
   };
   const Status status = job.trainer->Fit(Points(), step).status();
   EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
-  EXPECT_NE(status.message().find("epoch 0, batch 1"), std::string::npos) << status.message();
+  EXPECT_NE(status.message().find("epoch 1, batch 1"), std::string::npos) << status.message();
   EXPECT_NE(status.message().find("label 12"), std::string::npos) << status.message();
 }
 

@@ -34,7 +34,7 @@ class Metrics;  // cohort/core/metrics.h
 struct Progress {
   std::int64_t epoch = 0;  // from 0
   std::int64_t epochs = 0;
-  std::int64_t batch = 0;  // done in this epoch
+  std::int64_t batch = 0;  // done in this epoch, by all workers
   std::int64_t batches = 0;
   double loss = 0;  // weighted mean over this epoch so far
   double examples_per_second = 0;
@@ -57,9 +57,9 @@ struct TrainerOptions {
   data::ShardPolicy policy = data::ShardPolicy::kData;
   std::vector<std::string> metric_names;  // of StepResult::metrics, in order
   std::string checkpoint_dir;             // empty: nothing is saved
-  int save_every_epochs = 1;
-  std::int64_t save_every_steps = 0;  // besides; 0: only at the ends of epochs
-  int max_to_keep = 5;                // older checkpoints are deleted; 0: none are
+  int save_every_epochs = 1;              // 0: at the end of training only
+  std::int64_t save_every_steps = 0;      // besides; 0: only at the ends of epochs
+  int max_to_keep = 5;                    // older checkpoints are deleted; 0: none are
   // Under a parameter server, of the saves while training: one in so many has all rows of the
   // sparse tables, the others only those that changed since the save before. What a checkpoint
   // builds on is kept with it. Sooner, where the changes are more bytes than the rows. 1: all are.
