@@ -113,7 +113,7 @@ void DeclareFlags(CLI::App& app, Flags& f) {
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_option("--wire", f.wire, "how rows travel between workers and servers")
-      ->check(CLI::IsMember({"float32", "float16", "int8"}))
+      ->check(CLI::IsMember({"float32", "bfloat16", "float16", "int8"}))
       ->capture_default_str();
   app.add_option("--compression", f.compression,
                  "parameter_server: how gradients of the dense networks travel to servers")
@@ -197,9 +197,10 @@ nn::DlrmOptions ModelOptions(const Flags& f) {
   return {.width = f.embedding,
           .table = {.optimizer = cohort::Adagrad({.learning_rate = f.row_learning_rate})->config(),
                     .initializer = {cohort::RowInitializer::Kind::kNormal, 0.05},
-                    .wire = f.wire == "int8"      ? cohort::TableSpec::Wire::kInt8
-                            : f.wire == "float16" ? cohort::TableSpec::Wire::kFloat16
-                                                  : cohort::TableSpec::Wire::kFloat32},
+                    .wire = f.wire == "int8"       ? cohort::TableSpec::Wire::kInt8
+                            : f.wire == "bfloat16" ? cohort::TableSpec::Wire::kBFloat16
+                            : f.wire == "float16"  ? cohort::TableSpec::Wire::kFloat16
+                                                   : cohort::TableSpec::Wire::kFloat32},
           .seed = f.seed};
 }
 

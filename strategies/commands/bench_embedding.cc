@@ -511,13 +511,15 @@ int BenchEmbeddingCommand(int argc, char** argv) {
   const std::map<std::string, ps::TableSpec::Wire> wires = {
       {"float32", ps::TableSpec::Wire::kFloat32},
       {"float16", ps::TableSpec::Wire::kFloat16},
+      {"bfloat16", ps::TableSpec::Wire::kBFloat16},
       {"int8", ps::TableSpec::Wire::kInt8}};
   app.add_option(
          "--transport", options.transport,
          "with --remote: auto (shared memory, since the server is on this host), shm or tcp")
       ->check(CLI::IsMember({"auto", "shm", "tcp"}))
       ->capture_default_str();
-  app.add_option("--wire", options.wire, "with --remote: how rows travel, float32, float16 or int8")
+  app.add_option("--wire", options.wire,
+                 "with --remote: how rows travel, float32, float16, bfloat16 or int8")
       ->transform(CLI::CheckedTransformer(wires));
   app.add_flag("--json", options.json, "machine-readable output");
   try {

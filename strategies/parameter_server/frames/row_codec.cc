@@ -56,6 +56,24 @@ void DecodeHalves(const std::byte* from, std::span<float> row) {
   }
 }
 
+bool EncodeUpperHalves(std::span<const float> row, std::byte* to) {
+  bool fits = true;
+  for (std::size_t i = 0; i < row.size(); ++i) {
+    const BFloat16 half(row[i]);
+    fits &= std::isfinite(static_cast<float>(half)) || !std::isfinite(row[i]);
+    std::memcpy(to + i * sizeof(half.bits), &half.bits, sizeof(half.bits));
+  }
+  return fits;
+}
+
+void DecodeUpperHalves(const std::byte* from, std::span<float> row) {
+  for (std::size_t i = 0; i < row.size(); ++i) {
+    BFloat16 half;
+    std::memcpy(&half.bits, from + i * sizeof(half.bits), sizeof(half.bits));
+    row[i] = static_cast<float>(half);
+  }
+}
+
 void EncodeBytes(std::span<const float> row, std::byte* to) {
   float greatest = 0;
   bool finite = true;
@@ -92,11 +110,26 @@ void DecodeBytes(const std::byte* from, std::span<float> row) {
 
 }  // namespace
 
+std::string_view WireName(Wire wire) {
+  switch (wire) {
+    case Wire::kFloat16:
+      return "float16";
+    case Wire::kInt8:
+      return "int8";
+    case Wire::kBFloat16:
+      return "bfloat16";
+    case Wire::kFloat32:
+      break;
+  }
+  return "float32";
+}
+
 std::size_t EncodedRowBytes(Wire wire, std::size_t dim) {
   switch (wire) {
     case Wire::kFloat32:
       break;
     case Wire::kFloat16:
+    case Wire::kBFloat16:
       return dim * sizeof(std::uint16_t);
     case Wire::kInt8:
       return dim + sizeof(float);
@@ -120,7 +153,8 @@ std::optional<std::size_t> EncodeRows(Wire wire, std::size_t dim, std::span<cons
     const std::span<const float> row = rows.subspan(i * dim, dim);
     if (wire == Wire::kInt8) {
       EncodeBytes(row, to.data() + i * bytes);
-    } else if (!EncodeHalves(row, to.data() + i * bytes)) {
+    } else if (!(wire == Wire::kFloat16 ? EncodeHalves : EncodeUpperHalves)(
+                   row, to.data() + i * bytes)) {
       return i;
     }
   }
@@ -137,11 +171,10 @@ void DecodeRows(Wire wire, std::size_t dim, std::span<const std::byte> from,
   const std::size_t bytes = EncodedRowBytes(wire, dim);
   for (std::size_t i = 0; i < rows.size() / dim; ++i) {
     const std::span<float> row = rows.subspan(i * dim, dim);
-    if (wire == Wire::kInt8) {
-      DecodeBytes(from.data() + i * bytes, row);
-      continue;
-    }
-    DecodeHalves(from.data() + i * bytes, row);
+    const auto decode = wire == Wire::kInt8      ? DecodeBytes
+                        : wire == Wire::kFloat16 ? DecodeHalves
+                                                 : DecodeUpperHalves;
+    decode(from.data() + i * bytes, row);
   }
 }
 

@@ -111,7 +111,7 @@ bool TakeNumber(TableSpec& spec, const wire::Field& field) {
       spec.buckets = number;
       return true;
     case kWire:
-      return Choose(spec.wire, number, 2);
+      return Choose(spec.wire, number, 3);
     default:
       return true;
   }

@@ -198,8 +198,9 @@ struct RowsToPush {
                      std::as_writable_bytes(to));
       if (row.has_value()) {
         return InvalidArgument("table \"" + spec.name + "\": the gradient of id " +
-                               std::to_string(unique.ids[run.begin + *row]) +
-                               " does not fit in float16 [another wire format for the table]");
+                               std::to_string(unique.ids[run.begin + *row]) + " does not fit in " +
+                               std::string(WireName(spec.wire)) +
+                               " [another wire format for the table]");
       }
     }
     return {};

@@ -332,8 +332,9 @@ Error RowStore::Pull(const Reading& reading, std::span<float> to, Moved* moved) 
     if (const auto row = EncodeRows(spec.wire, dim, exact, std::as_writable_bytes(to));
         row.has_value()) {
       status = InvalidArgument(NameOf(*reading.table) + ": the row of id " +
-                               std::to_string(reading.ids[*row]) +
-                               " does not fit in float16 [another wire format for the table]");
+                               std::to_string(reading.ids[*row]) + " does not fit in " +
+                               std::string(WireName(spec.wire)) +
+                               " [another wire format for the table]");
     }
   }
   ++(status.ok() ? pulls_ : rejected_);

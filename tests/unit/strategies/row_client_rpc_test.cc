@@ -264,7 +264,8 @@ TEST(RowClientTest, ARoundThatNobodyCompletesIsNamedAtTheDeadline) {
 // A table whose rows travel in fewer bytes holds what the rounded gradients make of it, and shows
 // its rows rounded.
 TEST(RowClientTest, RowsTravelInTheFormatOfTheirTable) {
-  for (const TableSpec::Wire wire : {TableSpec::Wire::kFloat16, TableSpec::Wire::kInt8}) {
+  for (const TableSpec::Wire wire :
+       {TableSpec::Wire::kFloat16, TableSpec::Wire::kBFloat16, TableSpec::Wire::kInt8}) {
     Cluster cluster(2);
     for (TableSpec& table : cluster.spec_.tables) {
       table.wire = wire;
@@ -305,15 +306,16 @@ TEST(RowClientTest, RowsTravelInTheFormatOfTheirTable) {
       EXPECT_EQ(there, rounded(here, dim));
     }
     const std::vector<std::uint64_t> id = {7};
-    const std::vector<float> large(5, 1e6F);
+    const std::vector<float> large(
+        5, wire == TableSpec::Wire::kFloat16 ? 1e6F : std::numeric_limits<float>::max());
     const std::vector<RowClient::Gradients> push = {{.table = 0, .ids = id, .values = large}};
     const Status status = client->Push(push, 1, 1);
     if (wire == TableSpec::Wire::kInt8) {
       EXPECT_EQ(status, OkStatus());
     } else {
       EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
-      EXPECT_THAT(status.message(),
-                  AllOf(HasSubstr("table \"users\""), HasSubstr("id 7"), HasSubstr("float16")));
+      EXPECT_THAT(status.message(), AllOf(HasSubstr("table \"users\""), HasSubstr("id 7"),
+                                          HasSubstr(WireName(wire))));
     }
   }
 }

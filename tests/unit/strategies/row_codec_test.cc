@@ -53,6 +53,17 @@ TEST(RowCodecTest, Float16IsTheNearestHalf) {
   EXPECT_EQ(EncodedBytes(Wire::kFloat16, 7, 3), 44);
 }
 
+TEST(RowCodecTest, BFloat16IsTheNearestUpperHalf) {
+  for (const std::size_t dim : {1, 7, 8, 19}) {
+    const std::vector<float> rows = RandomRows(100 * dim, dim);
+    const std::vector<float> back = ThereAndBack(Wire::kBFloat16, dim, rows);
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      ASSERT_EQ(back[i], static_cast<float>(BFloat16(rows[i]))) << rows[i];
+    }
+  }
+  EXPECT_EQ(EncodedBytes(Wire::kBFloat16, 7, 3), 44);
+}
+
 TEST(RowCodecTest, Int8IsOffByAtMostHalfAStepOfTheRowsGreatest) {
   for (const std::size_t dim : {1, 7, 8, 19}) {
     const std::vector<float> rows = RandomRows(100 * dim, dim);
@@ -83,7 +94,7 @@ TEST(RowCodecTest, Int8HoldsZerosAndTheSmallest) {
 TEST(RowCodecTest, WhatIsNotFiniteArrivesAsSuch) {
   const float nan = std::numeric_limits<float>::quiet_NaN();
   const float infinity = std::numeric_limits<float>::infinity();
-  for (const Wire wire : {Wire::kFloat16, Wire::kInt8}) {
+  for (const Wire wire : {Wire::kFloat16, Wire::kBFloat16, Wire::kInt8}) {
     for (const float broken : {nan, infinity, -infinity}) {
       for (const std::size_t at : {0, 8}) {
         std::vector<float> rows(27, 1);
@@ -99,7 +110,7 @@ TEST(RowCodecTest, WhatIsNotFiniteArrivesAsSuch) {
   }
 }
 
-TEST(RowCodecTest, ARowThatFloat16CannotHoldIsNamed) {
+TEST(RowCodecTest, ARowThatTheFormatCannotHoldIsNamed) {
   for (const std::size_t at : {0, 8}) {
     std::vector<float> rows(27, 1);
     std::vector<std::byte> bytes(EncodedBytes(Wire::kFloat16, 9, 3));
@@ -107,6 +118,9 @@ TEST(RowCodecTest, ARowThatFloat16CannotHoldIsNamed) {
     EXPECT_FALSE(EncodeRows(Wire::kFloat16, 9, rows, bytes).has_value());
     rows[9 + at] = -65520;
     EXPECT_EQ(EncodeRows(Wire::kFloat16, 9, rows, bytes), 1);
+    EXPECT_FALSE(EncodeRows(Wire::kBFloat16, 9, rows, bytes).has_value());
+    rows[9 + at] = std::numeric_limits<float>::max();
+    EXPECT_EQ(EncodeRows(Wire::kBFloat16, 9, rows, bytes), 1);
   }
 }
 

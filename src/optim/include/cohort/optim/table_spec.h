@@ -59,7 +59,7 @@ struct TableSpec {
   Eviction eviction = Eviction::kLeastRecent;
   // How rows and their gradients travel between processes; what a server holds is float32. Half the
   // bytes, or about a quarter, for the errors that row_codec.h tells.
-  enum class Wire { kFloat32, kFloat16, kInt8 };
+  enum class Wire { kFloat32, kFloat16, kInt8, kBFloat16 };
   Wire wire = Wire::kFloat32;
   std::uint32_t buckets = 4096;  // a power of two, at most 2^20; one holds at most 2^24 - 2 rows
 
