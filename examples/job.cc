@@ -44,8 +44,27 @@ std::function<std::unique_ptr<cohort::BucketHook>()> MakeCompression(const JobFl
   return [dtype] { return cohort::MakeCompressionHook({.dtype = dtype}); };
 }
 
+Result<cohort::Consistency> ConsistencyOf(const JobFlags& f, const cohort::ClusterConfig& cluster) {
+  const bool led_by_worker = cluster.cluster.Count(cohort::TaskType::kPs) > 0 &&
+                             cluster.cluster.Count(cohort::TaskType::kChief) == 0;
+  const std::string by_default =
+      f.sparse && f.strategy.empty() && led_by_worker ? "hybrid" : "async";
+  return cohort::Consistency::Parse(f.synchronous_ps        ? "sync"
+                                    : f.consistency.empty() ? by_default
+                                                            : f.consistency);
+}
+
 Result<cohort::StrategyOptions> MakeStrategyOptions(const JobFlags& f) {
   cohort::StrategyOptions options;
+  options.log = cohort::StderrLog("");
+  COHORT_ASSIGN_OR_RETURN(options.cluster,
+                          cohort::ResolveCluster({}, cohort::EnvironmentOf(options), options.log));
+  COHORT_ASSIGN_OR_RETURN(options.consistency, ConsistencyOf(f, *options.cluster));
+  // Do dense variables go to servers?
+  const bool servers =
+      options.consistency.mode != cohort::Consistency::Mode::kHybrid &&
+      (f.strategy.empty() ? options.cluster->cluster.Count(cohort::TaskType::kPs) > 0
+                          : f.strategy == "parameter_server");
   options.loss_scale = f.loss_scale == "sum"            ? cohort::LossScale::kSum
                        : f.loss_scale == "replica_mean" ? cohort::LossScale::kReplicaMean
                                                         : cohort::LossScale::kGlobalMean;
@@ -62,26 +81,22 @@ Result<cohort::StrategyOptions> MakeStrategyOptions(const JobFlags& f) {
   options.rails = f.rails;
   options.mpi_implementation = f.mpi_implementation;
   options.flight_folder = f.flight_folder;
-  options.consistency =
-      cohort::OrThrow(cohort::Consistency::Parse(f.synchronous_ps        ? "sync"
-                                                 : f.consistency.empty() ? "async"
-                                                                         : f.consistency));
   options.virtual_shards = f.virtual_shards;
   const std::map<std::string, cohort::DType> wires = {{"bf16", cohort::DType::kBFloat16},
                                                       {"fp16", cohort::DType::kFloat16},
                                                       {"int8", cohort::DType::kUInt8}};
   const auto wire = wires.find(f.compression);
-  if (f.compression == "int8" && f.strategy != "parameter_server") {
+  if (f.compression == "int8" && !servers) {
     return cohort::InvalidArgument("--compression int8 with --strategy '" + f.strategy +
                                    "' [it goes with --strategy parameter_server]");
   }
-  if (f.compress_values && (f.strategy != "parameter_server" || wire == wires.end())) {
+  if (f.compress_values && (!servers || wire == wires.end())) {
     return cohort::InvalidArgument(
         "--compress-values with --strategy '" + f.strategy + "' and --compression " +
         f.compression +
         " [it goes with --strategy parameter_server and --compression bf16, fp16 or int8]");
   }
-  if (f.strategy == "parameter_server" && wire != wires.end()) {
+  if (servers && wire != wires.end()) {
     options.server_wire = {.push = wire->second,
                            .pull = f.compress_values ? wire->second : cohort::DType::kFloat32};
   } else {
@@ -94,7 +109,6 @@ Result<cohort::StrategyOptions> MakeStrategyOptions(const JobFlags& f) {
   COHORT_ASSIGN_OR_RETURN(options.start, cohort::StartPolicy::Parse(f.start));
   options.bucket_bytes = f.bucket_bytes;
   options.intra_op_threads = f.threads;
-  options.log = cohort::StderrLog("");
   COHORT_RETURN_IF_ERROR(cohort::ChooseDevices(f.devices, f.strategy, options));
   return options;
 }
@@ -178,8 +192,9 @@ void DeclareJobFlags(CLI::App& app, JobFlags& f) {
                  "of each process's replicas: a number of them on the CPU, or cuda, cuda:0, "
                  "cuda:0/2 (two on one), cpu:2, with commas between (default: 1; of mirrored: "
                  "every GPU there is)");
-  app.add_option("--threads", f.threads, "threads of each replica (default: the cores, shared out)")
-      ->check(CLI::NonNegativeNumber);
+  app.add_option("--threads", f.threads, "threads of each replica (0: the cores, shared out)")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   app.add_option("--precision", f.precision,
                  "of products and what lies between them; parameters and updates are float32")
       ->check([](const std::string& text) {
@@ -206,8 +221,11 @@ void DeclareJobFlags(CLI::App& app, JobFlags& f) {
   app.add_option("--bucket-bytes", f.bucket_bytes, "of gradients that travel together (0: adapted)")
       ->check(CLI::NonNegativeNumber);
   app.add_flag("--synchronous-ps", f.synchronous_ps, "the same as --consistency sync");
-  app.add_option("--consistency", f.consistency,
-                 "of parameter servers: async, ssp:STALENESS, sync, sync:BACKUP_WORKERS")
+  app.add_option(
+         "--consistency", f.consistency,
+         "of parameter servers: async, ssp:STALENESS, sync, sync:BACKUP_WORKERS, or hybrid: "
+         "workers in step by all-reduce, with only sparse tables on servers (default: " +
+             std::string(f.sparse ? "hybrid where there is no chief, else async)" : "async)"))
       ->check([](const std::string& text) {
         return cohort::Consistency::Parse(text).status().message();
       })
@@ -311,8 +329,6 @@ Status RunJob(const JobFlags& f, const std::function<Status(cohort::Strategy&)>&
   sigset_t signals;
   BlockUsr1(signals);
   COHORT_ASSIGN_OR_RETURN(cohort::StrategyOptions options, MakeStrategyOptions(f));
-  COHORT_ASSIGN_OR_RETURN(options.cluster,
-                          cohort::ResolveCluster({}, cohort::EnvironmentOf(options), options.log));
   // It answers while this process waits for the others.
   COHORT_ASSIGN_OR_RETURN(const auto server, ServeMetrics(f, *options.cluster, options.log));
   COHORT_ASSIGN_OR_RETURN(const auto strategy, cohort::Strategy::FromEnv(f.strategy, options));

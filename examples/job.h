@@ -51,6 +51,9 @@ struct JobFlags {
   int metrics_port = 0;
   std::string metrics_host = "127.0.0.1";
   bool quiet = false;
+  // The model has sparse tables: where servers can hold them and no chief leads, workers train the
+  // rest in step (--consistency hybrid) unless told otherwise.
+  bool sparse = false;
 };
 
 // Values that `f` has are the defaults.

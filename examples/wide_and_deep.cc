@@ -2,9 +2,8 @@
 // servers.
 //
 // One process:           wide_and_deep --data DIR
-// Workers and servers:   cohort launch -n 3 --ps 2 --chief -- wide_and_deep --data DIR
-// Workers in step:       cohort launch -n 3 --ps 2 -- wide_and_deep --strategy
-// multi_worker_mirrored
+// Workers in step:       cohort launch -n 3 --ps 2 -- wide_and_deep --data DIR
+// Asynchronous workers:  cohort launch -n 3 --ps 2 --chief -- wide_and_deep --data DIR
 //
 // DIR holds adult.data and adult.test of the census income data set (UCI, "Adult") with a header
 // line. Without --data the program draws people itself.
@@ -21,18 +20,16 @@
 #include <cohort/data/csv.h>
 #include <cohort/data/memory.h>
 #include <cohort/nn/layers.h>
-#include <cohort/nn/losses.h>
-#include <cohort/nn/metrics.h>
-#include <cohort/strategies/devices.h>
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <array>
 #include <cmath>
 #include <cstdio>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
+
+#include "binary_step.h"
+#include "job.h"
 
 namespace {
 
@@ -42,46 +39,24 @@ using cohort::Tensor;
 namespace nn = cohort::nn;
 
 struct Flags {
+  JobFlags job{.global_batch = 128, .threads = 1, .sparse = true};  // the layers are small
   std::string data;
   std::int64_t people = 8000;
-  std::string strategy;
-  std::int64_t global_batch = 128;
   int epochs = 4;
-  std::uint64_t seed = 1;
-  std::string devices;
-  int threads = 1;
   std::int64_t embedding = 16;
   double wide_learning_rate = 0.05;
   double deep_learning_rate = 0.02;
-  std::string checkpoint_dir;
-  std::string metrics_json;
-  double join_timeout = 300;
-  double rejoin_grace = 60;
-  bool quiet = false;
 };
 
 void DeclareFlags(CLI::App& app, Flags& f) {
+  DeclareJobFlags(app, f.job);
   app.add_option("--data", f.data,
                  "folder with adult.data and adult.test (default: people drawn by the program)");
   app.add_option("--people", f.people, "to draw for training, without --data")
       ->check(CLI::Range(100, 10'000'000))
       ->capture_default_str();
-  app.add_option("--strategy", f.strategy,
-                 "how replicas are kept one model (default: from the environment)")
-      ->check(
-          CLI::IsMember({"one_device", "mirrored", "multi_worker_mirrored", "parameter_server"}));
-  app.add_option("--global-batch", f.global_batch, "examples in a batch")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
   app.add_option("--epochs", f.epochs, "passes over the data")
       ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  app.add_option("--seed", f.seed, "of initial values and order")->capture_default_str();
-  app.add_option("--devices", f.devices,
-                 "of each process's replicas: a number of them on the CPU, or cuda:0, cuda:0/2, "
-                 "cpu:2 (default: 1; of mirrored: every GPU there is)");
-  app.add_option("--threads", f.threads, "of each replica: the layers are small")
-      ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_option("--embedding", f.embedding, "floats of a feature's vector in the deep part")
       ->check(CLI::Range(1, 1024))
@@ -92,16 +67,6 @@ void DeclareFlags(CLI::App& app, Flags& f) {
   app.add_option("--deep-learning-rate", f.deep_learning_rate, "of Adagrad")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  app.add_option("--checkpoint-dir", f.checkpoint_dir, "save here, and resume from what is there");
-  app.add_option("--metrics-json", f.metrics_json, "the chief writes its results here");
-  app.add_option("--join-timeout", f.join_timeout, "seconds to wait for the other processes")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  app.add_option("--rejoin-grace", f.rejoin_grace,
-                 "seconds to wait for another process in a lost server's place")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  app.add_flag("--quiet", f.quiet, "no progress");
 }
 
 // ---- People -------------------------------------------------------------------------------------
@@ -272,17 +237,17 @@ class WideAndDeep {
                                                             .lambda2 = 0.5})
                                                   ->config()}}),
         deep_(parameters, "deep", 0, f.embedding,
-              {.seed = f.seed,
+              {.seed = f.job.seed,
                .table =
                    cohort::TableSpec{
                        .optimizer =
                            cohort::Adagrad({.learning_rate = f.deep_learning_rate})->config(),
                        .initializer = {cohort::RowInitializer::Kind::kNormal, 0.05}}}),
         hidden1_(parameters, "hidden1", kDeepIds * f.embedding + 5, 64,
-                 {.activation = cohort::Activation::kRelu, .seed = f.seed}),
+                 {.activation = cohort::Activation::kRelu, .seed = f.job.seed}),
         hidden2_(parameters, "hidden2", 64, 32,
-                 {.activation = cohort::Activation::kRelu, .seed = f.seed}),
-        out_(parameters, "out", 32, 1, {.seed = f.seed}) {}
+                 {.activation = cohort::Activation::kRelu, .seed = f.job.seed}),
+        out_(parameters, "out", 32, 1, {.seed = f.job.seed}) {}
 
   // [batch, 1]
   nn::Variable Logit(nn::Tape& tape, const cohort::data::Batch& batch) const {
@@ -300,165 +265,59 @@ class WideAndDeep {
   nn::Dense out_;
 };
 
-// Forward, loss, backward on a part of a batch. The same function trains and evaluates.
-cohort::StepFn MakeStep(const WideAndDeep& model, nn::Workspaces& workspaces, bool training) {
-  return [&model, &workspaces, training](
-             cohort::ReplicaContext& context,
-             const cohort::data::Batch& batch) -> Result<cohort::ReplicaResult> {
-    nn::Tape tape(
-        context.parameters, context.stream, workspaces.For(context.local_replica, context.device),
-        {.training = training, .step = context.step, .intra_op_threads = context.intra_op_threads});
-    const auto logit = model.Logit(tape, batch);
-    const auto loss = nn::SigmoidCrossEntropy(logit, batch["target"]);
-    if (training) {
-      tape.Backward(loss, context.gradients);
-    }
-    const Tensor logits = tape.Fetch(logit);
-    COHORT_RETURN_IF_ERROR(tape.Finish());
-    double right = 0;
-    for (std::int64_t i = 0; i < batch.size; ++i) {
-      const auto at = static_cast<std::size_t>(i);
-      right += (logits.data<float>()[at] > 0) == (batch["target"].data<float>()[at] > 0.5F);
-    }
-    const auto examples = static_cast<double>(batch.size);
-    return cohort::ReplicaResult{
-        .loss_sum = loss.value() * examples, .weight = examples, .metric_sums = {right}};
-  };
-}
-
-// Chances, and labels: [batch, 2], for the area under the curve.
-cohort::PredictFn MakePredict(const WideAndDeep& model, nn::Workspaces& workspaces) {
-  return [&model, &workspaces](cohort::ReplicaContext& context,
-                               const cohort::data::Batch& batch) -> Result<Tensor> {
-    nn::Tape tape(context.parameters, context.stream,
-                  workspaces.For(context.local_replica, context.device),
-                  {.training = false, .intra_op_threads = context.intra_op_threads});
-    const auto chance = nn::Sigmoid(model.Logit(tape, batch));
-    const Tensor chances = tape.Fetch(chance);
-    COHORT_RETURN_IF_ERROR(tape.Finish());
-    Tensor rows(cohort::DType::kFloat32, {batch.size, 2});
-    for (std::int64_t i = 0; i < batch.size; ++i) {
-      const auto at = static_cast<std::size_t>(i);
-      rows.data<float>()[2 * at] = chances.data<float>()[at];
-      rows.data<float>()[2 * at + 1] = batch["target"].data<float>()[at];
-    }
-    return rows;
-  };
-}
-
-Result<double> AucOf(const Tensor& rows) {
-  const std::int64_t count = rows.shape()[0];
-  std::vector<float> chances;
-  Tensor labels(cohort::DType::kInt64, {count});
-  for (std::int64_t i = 0; i < count; ++i) {
-    const auto at = static_cast<std::size_t>(i);
-    chances.push_back(rows.data<float>()[2 * at]);
-    labels.data<std::int64_t>()[at] = rows.data<float>()[2 * at + 1] > 0.5F ? 1 : 0;
-  }
-  nn::Auc auc(10'000);
-  COHORT_RETURN_IF_ERROR(auc.Add(chances, labels));
-  return auc.value();
-}
-
 // ---- The job ------------------------------------------------------------------------------------
 
-Status WriteMetrics(const Flags& f, const cohort::Strategy& strategy,
-                    const cohort::History& history, const cohort::EpochResult& test, double auc) {
-  nlohmann::json losses = nlohmann::json::array();
-  for (const cohort::EpochResult& epoch : history.epochs) {
-    losses.push_back(epoch.loss);
-  }
+Status Report(const Flags& f, cohort::Strategy& strategy, const cohort::ParameterSet& parameters,
+              const cohort::History& history, const cohort::EpochResult& test, double auc) {
   const double accuracy = test.metrics.empty() ? 0 : test.metrics[0];
-  const nlohmann::json metrics = {
-      {"strategy", strategy.kind()},  {"steps", history.steps},
-      {"examples", history.examples}, {"loss", test.loss},
-      {"accuracy", accuracy},         {"auc", auc},
-      {"seconds", history.seconds},   {"examples_per_second", history.examples_per_second()},
-      {"epoch_losses", losses},       {"checkpoint", history.checkpoint}};
   std::printf(
       "%s: test AUC %.4f, accuracy %.4f, loss %.4f; %lld steps, %.0f examples in %.1f s "
       "(%.0f examples/s)\n",
       std::string(strategy.kind()).c_str(), auc, accuracy, test.loss,
       static_cast<long long>(history.steps), history.examples, history.seconds,
       history.examples_per_second());
-  if (!history.checkpoint.empty()) {
-    std::printf("checkpoint: %s\n", history.checkpoint.c_str());
-  }
-  return f.metrics_json.empty()
-             ? cohort::OkStatus()
-             : cohort::WriteFileAtomically(cohort::FileSystem::Local(), f.metrics_json,
-                                           metrics.dump(2) + "\n");
+  COHORT_ASSIGN_OR_RETURN(nlohmann::json metrics, JobMetrics(strategy, parameters, history));
+  metrics["loss"] = test.loss;
+  metrics["accuracy"] = accuracy;
+  metrics["auc"] = auc;
+  return WriteMetrics(f.job, metrics);
 }
 
-Status Train(const Flags& f, cohort::Strategy& strategy, const People& people) {
+Status Train(const Flags& f, cohort::Strategy& strategy) {
+  COHORT_ASSIGN_OR_RETURN(const People people, LoadPeople(f));
   cohort::ParameterSet parameters;
   const WideAndDeep model(parameters, f);
   parameters.Build();
   COHORT_RETURN_IF_ERROR(
       strategy.Bind(parameters, cohort::Adagrad({.learning_rate = f.deep_learning_rate})));
 
-  cohort::TrainerOptions options;
+  cohort::TrainerOptions options = MakeTrainerOptions(f.job);
   options.epochs = f.epochs;
   options.metric_names = {"accuracy"};
-  options.checkpoint_dir = f.checkpoint_dir;
-  options.seed = f.seed;
-  options.log = cohort::StderrLog("");
-  if (!f.quiet) {
-    options.progress = cohort::ConsoleProgress();
-  }
-  nn::Workspaces workspaces;
+  BinaryStep step([&model](nn::Tape& tape,
+                           const cohort::data::Batch& batch) { return model.Logit(tape, batch); },
+                  "target", PrecisionOf(f.job));
   cohort::Trainer trainer(strategy, parameters, std::move(options));
   const auto training =
-      people.train.Shuffle(f.seed).Map(MakeFeatures).Batch(f.global_batch).Prefetch(2);
-  COHORT_ASSIGN_OR_RETURN(const cohort::History history,
-                          trainer.Fit(training, MakeStep(model, workspaces, true)));
+      people.train.Shuffle(f.job.seed).Map(MakeFeatures).Batch(f.job.global_batch).Prefetch(2);
+  COHORT_ASSIGN_OR_RETURN(const cohort::History history, trainer.Fit(training, step.Of(true)));
   const auto test = people.test.Map(MakeFeatures).Batch(1024);
-  COHORT_ASSIGN_OR_RETURN(const cohort::EpochResult result,
-                          trainer.Evaluate(test, MakeStep(model, workspaces, false)));
-  COHORT_ASSIGN_OR_RETURN(const Tensor rows, trainer.Predict(test, MakePredict(model, workspaces)));
-  if (strategy.is_chief()) {
-    COHORT_ASSIGN_OR_RETURN(const double auc, AucOf(rows));
-    COHORT_RETURN_IF_ERROR(WriteMetrics(f, strategy, history, result, auc));
+  COHORT_ASSIGN_OR_RETURN(const cohort::EpochResult result, trainer.Evaluate(test, step.Of(false)));
+  COHORT_ASSIGN_OR_RETURN(const Tensor predictions, trainer.Predict(test, step.Predictions()));
+  if (!strategy.is_chief()) {
+    return {};
   }
-  return strategy.Shutdown();
-}
-
-Status Run(const Flags& f) {
-  cohort::StrategyOptions options;
-  options.intra_op_threads = f.threads;
-  options.join_timeout =
-      std::chrono::milliseconds(static_cast<std::int64_t>(f.join_timeout * 1000));
-  options.journal_folder = f.checkpoint_dir;
-  options.rejoin_grace =
-      std::chrono::milliseconds(static_cast<std::int64_t>(f.rejoin_grace * 1000));
-  options.log = cohort::StderrLog("");
-  COHORT_RETURN_IF_ERROR(cohort::ChooseDevices(f.devices, f.strategy, options));
-  COHORT_ASSIGN_OR_RETURN(const auto strategy, cohort::Strategy::FromEnv(f.strategy, options));
-  const auto work = [&]() -> Status {
-    COHORT_ASSIGN_OR_RETURN(const People people, LoadPeople(f));
-    return Train(f, *strategy, people);
-  };
-  const Status status = work();
-  if (!status.ok()) {
-    strategy->ReportError(status);  // the others end with this reason too
-  }
-  return status;
+  COHORT_ASSIGN_OR_RETURN(const double auc, AucOf(predictions));
+  return Report(f, strategy, parameters, history, result, auc);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  Flags flags;
+  Flags f;
   CLI::App app("Trains a wide & deep model, with its sparse part on parameter servers.");
-  DeclareFlags(app, flags);
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
-  }
-  const Status status = Run(flags);
-  if (!status.ok()) {
-    std::fprintf(stderr, "wide_and_deep: %s\n", status.ToString().c_str());
-  }
-  return cohort::ExitCode(status);
+  DeclareFlags(app, f);
+  return RunProgram("wide_and_deep", app, argc, argv, [&] {
+    return RunJob(f.job, [&](cohort::Strategy& strategy) { return Train(f, strategy); });
+  });
 }

@@ -113,6 +113,22 @@ Status CheckNoServers(const std::string& kind, const StrategyOptions& options) {
                          "use parameter_server]");
 }
 
+Status CheckHybrid(const std::string& kind, const ClusterConfig& config) {
+  if (kind != kParameterServer && kind != kMultiWorker) {
+    return InvalidArgument("consistency hybrid under " + kind +
+                           " [it goes with parameter_server: workers and servers]");
+  }
+  if (config.cluster.Count(TaskType::kPs) == 0) {
+    return FailedPrecondition("consistency hybrid needs ps tasks for the sparse tables, but " +
+                              Describe(config));
+  }
+  if (config.cluster.Count(TaskType::kChief) > 0) {
+    return FailedPrecondition("consistency hybrid is led by worker:0, but " + Describe(config) +
+                              " [start no chief, or use another consistency]");
+  }
+  return {};
+}
+
 }  // namespace
 
 Status DistributedDataset::ResumeEpoch(std::int64_t epoch, std::int64_t first_batch,
@@ -150,8 +166,13 @@ Result<std::unique_ptr<Strategy>> Strategy::FromEnv(std::string_view kind,
                             ResolveCluster({}, EnvironmentOf(options), options.log));
   }
   const ClusterConfig config = *options.cluster;
-  const std::string chosen(kind.empty() ? KindFor(config, options) : kind);
+  std::string chosen(kind.empty() ? KindFor(config, options) : kind);
   COHORT_RETURN_IF_ERROR(Check(chosen, config, options));
+  if (options.consistency.mode == Consistency::Mode::kHybrid) {
+    COHORT_RETURN_IF_ERROR(CheckHybrid(chosen, config));
+    chosen = kMultiWorker;
+    options.consistency = {};
+  }
   options.log.Info("strategy " + chosen + ", " + config.task.ToString() + ": " + Describe(config));
   if (chosen == kParameterServer) {
     auto made = ParameterServerStrategy::Make(config, options);

@@ -107,6 +107,21 @@ TEST(Examples, Dlrm) {
               learnt(alone), 0.05);
 }
 
+// Of workers and servers, where nobody asks for anything else: in step, with tables on servers.
+TEST(Examples, ModelsWithTablesAreTrainedInStepByDefault) {
+  const std::vector<std::string> flags = {"--examples", "4000", "--test", "1000", "--ids", "500"};
+  const auto argv = Launch({"-n", "2", "--ps", "1"});
+  const nlohmann::json by_default = Metrics("dlrm", argv, flags);
+  EXPECT_EQ(by_default.value("strategy", ""), "multi_worker_mirrored");
+  std::vector<std::string> asked = flags;
+  asked.insert(asked.end(), {"--strategy", "parameter_server", "--consistency", "hybrid"});
+  const nlohmann::json hybrid = Metrics("dlrm", argv, asked);
+  EXPECT_EQ(hybrid.value("strategy", ""), "multi_worker_mirrored");
+  EXPECT_EQ(hybrid.value("parameters_crc32c", "no"), by_default.value("parameters_crc32c", ""));
+  asked.back() = "async";
+  EXPECT_EQ(Metrics("dlrm", argv, asked).value("strategy", ""), "parameter_server");
+}
+
 std::vector<std::string> InStep(std::vector<std::string> flags) {
   flags.insert(flags.end(), {"--strategy", "multi_worker_mirrored"});
   return flags;

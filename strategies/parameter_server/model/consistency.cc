@@ -29,8 +29,11 @@ Result<Consistency> Consistency::Parse(std::string_view text) {
   if (good && name == "sync") {
     return Consistency{.mode = Mode::kSynchronous, .backup_workers = number};
   }
+  if (good && name == "hybrid" && !numbered) {
+    return Consistency{.mode = Mode::kHybrid};
+  }
   return InvalidArgument("consistency '" + std::string(text) +
-                         "' [async, ssp:STALENESS, sync, or sync:BACKUP_WORKERS]");
+                         "' [async, ssp:STALENESS, sync, sync:BACKUP_WORKERS, or hybrid]");
 }
 
 std::string Consistency::ToString() const {
@@ -39,6 +42,8 @@ std::string Consistency::ToString() const {
       return "async";
     case Mode::kBoundedStaleness:
       return "ssp:" + std::to_string(staleness);
+    case Mode::kHybrid:
+      return "hybrid";
     case Mode::kSynchronous:
       break;
   }

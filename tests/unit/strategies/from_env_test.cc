@@ -115,6 +115,22 @@ TEST(FromEnv, OptionsOfParameterServersAreRefusedWhereThereAreNone) {
               HasSubstr("consistency sync under one_device"));
 }
 
+TEST(FromEnv, HybridNeedsServersAndNoChief) {
+  const auto refusal = [](std::string_view kind, const char* cluster, const char* task) {
+    StrategyOptions options;
+    options.consistency = OrThrow(Consistency::Parse("hybrid"));
+    options.environment = TfConfig(cluster, task);
+    return Refusal(Strategy::FromEnv(kind, options));
+  };
+  EXPECT_THAT(refusal("parameter_server", kServers, "chief"),
+              AllOf(HasSubstr("FailedPrecondition"), HasSubstr("led by worker:0"),
+                    HasSubstr("start no chief")));
+  EXPECT_THAT(refusal("multi_worker_mirrored", kTwoWorkers, "worker"),
+              AllOf(HasSubstr("FailedPrecondition"), HasSubstr("needs ps tasks")));
+  EXPECT_THAT(refusal("one_device", kTwoWorkers, "evaluator"),
+              AllOf(HasSubstr("InvalidArgument"), HasSubstr("hybrid under one_device")));
+}
+
 TEST(FromEnv, LooksAtThisProcessWhereNothingIsSaid) {
   ASSERT_EQ(::setenv("TF_CONFIG", TfConfig(kTwoWorkers).Get("TF_CONFIG")->c_str(), 1), 0);
   EXPECT_THAT(Refusal(Strategy::FromEnv("one_device")), HasSubstr("2 task(s)"));

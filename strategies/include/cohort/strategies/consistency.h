@@ -15,6 +15,10 @@ struct Consistency {
     kAsynchronous,      // every update counts on its arrival; nobody waits
     kBoundedStaleness,  // the same, but no worker reads when another is too far behind it
     kSynchronous,       // a batch is cut among the workers and is one update
+    // Dense variables are mirrored by workers that train in step, by all-reduce; servers hold the
+    // rows of sparse tables only. Strategy::FromEnv makes it multi_worker_mirrored, led by
+    // worker:0.
+    kHybrid,
   };
   Mode mode = Mode::kAsynchronous;
   int staleness = 0;       // kBoundedStaleness: steps that a read may miss of another worker
@@ -23,7 +27,8 @@ struct Consistency {
   bool synchronous() const { return mode == Mode::kSynchronous; }
   bool bounded() const { return mode == Mode::kBoundedStaleness; }
 
-  // "async", "ssp:3", "sync", "sync:1" (with one backup worker). InvalidArgument for others.
+  // "async", "ssp:3", "sync", "sync:1" (with one backup worker), "hybrid". InvalidArgument for
+  // others.
   static Result<Consistency> Parse(std::string_view text);
   std::string ToString() const;
   friend bool operator==(const Consistency&, const Consistency&) = default;
