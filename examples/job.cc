@@ -188,10 +188,11 @@ void DeclareJobFlags(CLI::App& app, JobFlags& f) {
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_option("--seed", f.seed, "of initial values and order")->capture_default_str();
-  app.add_option("--devices", f.devices,
-                 "of each process's replicas: a number of them on the CPU, or cuda, cuda:0, "
-                 "cuda:0/2 (two on one), cpu:2, with commas between (default: 1; of mirrored: "
-                 "every GPU there is)");
+  app.add_option(
+      "--devices", f.devices,
+      "where this process's replicas run: a number of them on the CPU, or cuda (every GPU), "
+      "cuda:local (a GPU for each process of a host), cuda:0, cuda:0/2 (two on one), "
+      "cpu:2, with commas between (default: 1; of mirrored: every GPU there is)");
   app.add_option("--threads", f.threads, "threads of each replica (0: the cores, shared out)")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();

@@ -18,14 +18,23 @@ std::string NamesOf(const std::vector<std::shared_ptr<Device>>& devices) {
   return names;
 }
 
-// Is this process a parameter server, which has no replica? What is wrong with the cluster is for
-// the strategy to say.
-bool Serves(const StrategyOptions& options) {
+// Where this process is. What is wrong with the cluster is for the strategy to say.
+ClusterConfig ClusterOf(const StrategyOptions& options) {
   if (options.cluster.has_value()) {
-    return options.cluster->task.type == TaskType::kPs;
+    return *options.cluster;
   }
-  const Result<ClusterConfig> config = ResolveCluster({}, EnvironmentOf(options));
-  return config.ok() && config->task.type == TaskType::kPs;
+  auto config = ResolveCluster({}, EnvironmentOf(options));
+  return config.ok() ? std::move(config).value() : ClusterConfig();
+}
+
+// "cuda:local" as the GPU of this process's number among those of its host.
+std::string WithLocal(std::string_view text, int local_rank) {
+  constexpr std::string_view kLocal = "cuda:local";
+  std::string all(text);
+  for (std::size_t at = all.find(kLocal); at != std::string::npos; at = all.find(kLocal, at)) {
+    all.replace(at, kLocal.size(), "cuda:" + std::to_string(local_rank));
+  }
+  return all;
 }
 
 }  // namespace
@@ -49,14 +58,21 @@ Status ChooseDevices(std::string_view text, std::string_view kind, StrategyOptio
     if (error != std::errc() || options.num_devices < 1) {
       return InvalidArgument("devices '" + std::string(text) +
                              "' [a number of replicas of at least 1, or devices: cuda:0, cuda:0/2, "
-                             "cpu:2]");
+                             "cuda:local, cpu:2]");
     }
     return {};
   }
-  if (Serves(options)) {
+  const ClusterConfig cluster = ClusterOf(options);
+  if (cluster.task.type == TaskType::kPs) {
     return {};
   }
-  COHORT_ASSIGN_OR_RETURN(options.devices, OpenDevices(text));
+  const std::string here = WithLocal(text, cluster.local_rank);
+  auto devices = OpenDevices(here);
+  if (!devices.ok() && here != text) {
+    return devices.status().Annotate("process " + std::to_string(cluster.local_rank) + " of the " +
+                                     std::to_string(cluster.local_size) + " of this host");
+  }
+  COHORT_ASSIGN_OR_RETURN(options.devices, std::move(devices));
   options.log.Info("replicas on " + NamesOf(options.devices));
   return {};
 }

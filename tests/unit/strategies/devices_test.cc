@@ -7,6 +7,7 @@
 #include <cohort/nn/losses.h>
 #include <cohort/nn/operations.h>
 #include <cohort/optim/optimizers.h>
+#include <cohort/strategies/devices.h>
 #include <cohort/strategies/synchronous.h>
 #include <cohort/train/trainer.h>
 
@@ -338,6 +339,32 @@ TEST(DevicesTest, OptionsThatDoNotFit) {
   EXPECT_EQ(OrThrow(Strategy::FromEnv("", options))->num_local_replicas(), 2);
   options.devices = {nullptr};
   EXPECT_EQ(code(options), StatusCode::kInvalidArgument);
+}
+
+TEST(ChooseDevices, ANumberIsOfReplicasOnTheCpu) {
+  StrategyOptions options;
+  options.environment.emplace();
+  OrThrow(ChooseDevices("3", "mirrored", options));
+  EXPECT_EQ(options.num_devices, 3);
+  OrThrow(ChooseDevices("cpu:2", "mirrored", options));
+  EXPECT_EQ(options.devices, kTwoCpus);
+  EXPECT_THAT(ChooseDevices("0", "mirrored", options).message(), HasSubstr("at least 1"));
+  EXPECT_EQ(ChooseDevices("gpu", "", options).code(), StatusCode::kInvalidArgument);
+}
+
+// Here there is no such GPU: the error says which was looked for, and why.
+TEST(ChooseDevices, LocalIsTheGpuOfThisProcessOfItsHost) {
+  StrategyOptions options;
+  options.cluster.emplace();
+  options.cluster->local_rank = 4000;
+  options.cluster->local_size = 4001;
+  const Status status = ChooseDevices("cuda:local/2", "multi_worker_mirrored", options);
+  EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
+  EXPECT_THAT(status.message(), HasSubstr("process 4000 of the 4001 of this host"));
+  EXPECT_THAT(status.message(), HasSubstr("cuda:4000/2"));
+  options.cluster->task.type = TaskType::kPs;
+  OrThrow(ChooseDevices("cuda:local", "parameter_server", options));
+  EXPECT_TRUE(options.devices.empty()) << "a server has no replica";
 }
 
 }  // namespace
