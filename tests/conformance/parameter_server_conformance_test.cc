@@ -10,6 +10,7 @@
 #include <gmock/gmock.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <functional>
 #include <future>
@@ -363,6 +364,66 @@ TEST(InputOfParameterServers, IsWaitedForByWhoeverReadsIt) {
       EXPECT_LT(fast, slow / 2) << "it waited as long in all, in rounds of both";
     }
   }
+}
+
+// Reading stands still for `until`, at most a minute.
+class HeldSource final : public data::Source {
+ public:
+  HeldSource(std::int64_t examples, std::function<bool()> until)
+      : all_(IntegerData(examples, 1)), until_(std::move(until)) {}
+  std::int64_t size() const override { return all_.source().size(); }
+  const std::vector<data::FeatureSpec>& features() const override {
+    return all_.source().features();
+  }
+  Status ReadInto(std::int64_t index, std::span<std::byte* const> rows) const override {
+    const auto give_up = std::chrono::steady_clock::now() + std::chrono::minutes(1);
+    while (!until_()) {
+      if (std::chrono::steady_clock::now() > give_up) {
+        return DeadlineExceeded("the other worker has not trained on the rest");
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    return all_.source().ReadInto(index, rows);
+  }
+  std::string Where(std::int64_t index) const override { return all_.source().Where(index); }
+  std::uint64_t Fingerprint() const override { return all_.source().Fingerprint(); }
+
+ private:
+  const data::Dataset all_;
+  const std::function<bool()> until_;
+};
+
+// Worker 1 has its first piece of work until worker 0 has done nearly all that there is.
+TEST(InputOfParameterServers, ASlowWorkerGetsLess) {
+  constexpr std::int64_t kBatches = 20;
+  Job job(2, 1);
+  job.Start();
+  std::atomic<std::int64_t> done_by_0 = 0;
+  std::vector<std::future<std::int64_t>> running;
+  for (int w = 0; w < 2; ++w) {
+    running.push_back(std::async(std::launch::async, [&, w] {
+      const auto strategy = OrThrow(job.Make({TaskType::kWorker, w}, {}));
+      ParameterSet parameters = IntegerParameters();
+      OrThrow(strategy->Bind(parameters, Sgd({.learning_rate = 0.0625})));
+      const auto may_read = [&, w] { return w == 0 || done_by_0 >= kBatches - 1; };
+      const auto data = OrThrow(strategy->Distribute(
+          data::Dataset(std::make_shared<HeldSource>(kBatches * 4, may_read)).Batch(4)));
+      std::int64_t batches = 0;
+      OrThrow(data->BeginEpoch(0));
+      while (const auto batch = OrThrow(data->Next())) {
+        OrThrow(strategy->Step(*batch, IntegerStep()).status());
+        ++batches;
+        done_by_0 += w == 0 ? 1 : 0;
+      }
+      OrThrow(strategy->Shutdown());
+      return batches;
+    }));
+  }
+  const std::int64_t fast = running[0].get();
+  const std::int64_t slow = running[1].get();
+  job.Stop();
+  EXPECT_EQ(fast + slow, kBatches) << "nothing is left out";
+  EXPECT_LE(slow, 1);
 }
 
 }  // namespace

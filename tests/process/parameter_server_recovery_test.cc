@@ -19,11 +19,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cohort/core/random.h>
 #include <cohort/io/checkpoint.h>
 #include <cohort/optim/optimizers.h>
 
-#include "testing/integer_model.h"
+#include "process/ps_report.h"
 #include "testing/process_cluster.h"
 #include "testing/temp_dir.h"
 
@@ -152,18 +151,10 @@ class Job {
   std::map<std::string, int> expected_;  // exit codes
 };
 
-// What the program says at the end of a synchronous job.
+// Of a synchronous job.
 std::string DigestOf(int epochs) {
-  ParameterSet parameters = IntegerParameters();
-  const Trained trained = TrainOnOneThread(
-      IntegerData(2000, 10), *Sgd({.learning_rate = 0.0625, .momentum = 0.5}), epochs);
-  std::copy(trained.values.begin(), trained.values.end(), parameters.all().begin());
-  std::uint64_t digest = 0;
-  for (int p = 0; p < parameters.size(); ++p) {
-    const std::span<const float> value = std::as_const(parameters).value(p);
-    digest = Hash64({reinterpret_cast<const char*>(value.data()), value.size_bytes()}, digest);
-  }
-  return "step " + std::to_string(trained.step) + " digest " + std::to_string(digest);
+  return cohort::testing::DigestOf(2000, 10, epochs,
+                                   *Sgd({.learning_rate = 0.0625, .momentum = 0.5}));
 }
 
 // "_far" behind a parameter of a test: the replicas are on devices. True, without it, if it is

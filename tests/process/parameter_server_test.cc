@@ -8,10 +8,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cohort/core/random.h>
 #include <cohort/optim/optimizers.h>
 
-#include "testing/integer_model.h"
+#include "process/ps_report.h"
 #include "testing/process_cluster.h"
 #include "testing/temp_dir.h"
 
@@ -42,18 +41,10 @@ void ExpectAllCodes(ProcessCluster& cluster, int code, std::chrono::milliseconds
   }
 }
 
-// What `Report` of the program prints, for a job that is equal to one process.
+// Of a job that is equal to one process.
 std::string DigestOf(std::int64_t examples, std::int64_t batch, int epochs) {
-  ParameterSet parameters = IntegerParameters();
-  const Trained trained = TrainOnOneThread(
-      IntegerData(examples, batch), *Sgd({.learning_rate = 0.0625, .momentum = 0.5}), epochs);
-  std::copy(trained.values.begin(), trained.values.end(), parameters.all().begin());
-  std::uint64_t digest = 0;
-  for (int p = 0; p < parameters.size(); ++p) {
-    const std::span<const float> value = std::as_const(parameters).value(p);
-    digest = Hash64({reinterpret_cast<const char*>(value.data()), value.size_bytes()}, digest);
-  }
-  return "step " + std::to_string(trained.step) + " digest " + std::to_string(digest);
+  return cohort::testing::DigestOf(examples, batch, epochs,
+                                   *Sgd({.learning_rate = 0.0625, .momentum = 0.5}));
 }
 
 const std::vector<std::pair<std::string, int>> kJob = {{"chief", 1}, {"worker", 2}, {"ps", 2}};

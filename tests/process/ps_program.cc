@@ -7,8 +7,9 @@
 //              [--save-epochs N]]
 //              [--gate FILE --gate-at STEP] [--gate-chief setup|end] [--count [--floats N]]
 //              [--step-ms N] [--partial|--replica] [--start POLICY] [--balance-ms N]
-//              [--full-save-every N] [--far]
+//              [--full-save-every N] [--far] [--optimizer CONFIG]
 //
+// --optimizer: Optimizer::config() of another than SGD with momentum.
 // --folder: the loop is Trainer::Fit, which saves there.
 // --count: the model is one that counts, for each example, how often it was trained on;
 // asynchronous.
@@ -55,6 +56,7 @@ struct Options {
   int examples = 2000;
   int batch = 10;
   std::string consistency = "async";
+  std::string optimizer = Sgd({.learning_rate = 0.0625, .momentum = 0.5})->config();
   int join_ms = 60'000;
   int heartbeat_ms = 10'000;
   int collective_ms = 120'000;
@@ -239,9 +241,11 @@ Status RunWith(const Options& options, ParameterServerStrategy& strategy) {
                                 ? CountingParameters(options.floats, options.balance_ms > 0)
                                 : testing::IntegerParameters();
   AwaitGateIn("setup", options, strategy);
-  COHORT_RETURN_IF_ERROR(strategy.Bind(
-      parameters, options.count ? Sgd({.learning_rate = static_cast<double>(options.batch)})
-                                : Sgd({.learning_rate = 0.0625, .momentum = 0.5})));
+  COHORT_ASSIGN_OR_RETURN(auto optimizer, MakeOptimizer(options.optimizer));
+  if (options.count) {
+    optimizer = Sgd({.learning_rate = static_cast<double>(options.batch)});
+  }
+  COHORT_RETURN_IF_ERROR(strategy.Bind(parameters, std::move(optimizer)));
   if (!options.folder.empty()) {
     int steps = 0;
     Trainer trainer(strategy, parameters,
@@ -312,6 +316,7 @@ int main(int argc, char** argv) {
   app.add_option("--examples", options.examples);
   app.add_option("--batch", options.batch);
   app.add_option("--consistency", options.consistency);
+  app.add_option("--optimizer", options.optimizer);
   app.add_option("--join-ms", options.join_ms);
   app.add_option("--heartbeat-ms", options.heartbeat_ms);
   app.add_option("--collective-ms", options.collective_ms);
