@@ -39,7 +39,8 @@ struct Part {
 
   Status Declare(const ModelSpec& spec, const std::string& who) {
     COHORT_RETURN_IF_ERROR(store.Declare(spec, who));
-    return rows.Declare(spec.tables, spec.servers, spec.Fingerprint());
+    return rows.Declare(spec.tables, spec.servers, spec.Fingerprint(),
+                        spec.consistency.backup_workers > 0);
   }
   void Retire(std::uint64_t first, std::uint64_t last) {
     store.Retire(first, last);

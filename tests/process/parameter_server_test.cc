@@ -313,6 +313,16 @@ TEST(ParameterServerProcessTest, AServerThatStopsForLessThanItsTimeoutIsWaitedFo
   EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr("epoch 2: 2000 of 2000 seen, reissued 0"));
 }
 
+// Of each batch of 10 one part of two counts: 5 examples, each for two. Servers of values and of
+// rows, two of each, count the same ones.
+TEST(ParameterServerProcessTest, ABackupWorkersRowsAreDroppedAsItsGradientsAre) {
+  ProcessCluster cluster;
+  cluster.StartTasks(kJob, Program({"--count", "--consistency", "sync:1"}));
+  ExpectAllCodes(cluster, 0, kPatience);
+  EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr("counted 2000, each 0 to 2 times"));
+  EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr("rows counted 2000"));
+}
+
 TEST(ParameterServerProcessTest, AWorkerThatComesBackFromALongPauseHasNoEffect) {
   ProcessCluster cluster;
   cluster.StartTasks(kJob, Program({"--epochs", "4", "--heartbeat-ms", "1500", "--consistency",

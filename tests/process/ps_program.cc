@@ -227,6 +227,7 @@ Status Report(const Options& options, ParameterServerStrategy& strategy, Paramet
     const auto [least, most] = std::minmax_element(rows.begin(), rows.end());
     Say(fmt::format("counted {:g}, each {:g} to {:g} times", parameters.value(0)[0], *least,
                     *most));
+    Say(fmt::format("rows counted {:g}", std::accumulate(rows.begin(), rows.end(), 0.0)));
     if (parameters.tables().size() > 1) {
       std::vector<float> hot(kHot.size());
       COHORT_RETURN_IF_ERROR(parameters.rows().Lookup(1, kHot, /*training=*/false, hot));

@@ -267,6 +267,7 @@ class Implementation final : public RowClient {
     return Push(gradients, step, weight, &part);
   }
   void ReadAfter(std::uint64_t round) override { read_after_ = round; }
+  void Elected(const Commit& commit) override { elected_ = commit; }
   void ReadSnapshot(std::uint64_t snapshot, std::uint64_t since) override {
     version_ = {.snapshot = snapshot, .since = since};
   }
@@ -329,6 +330,7 @@ class Implementation final : public RowClient {
   Status PushOnce(std::deque<RowsToPush>& tables, std::int64_t step, double weight,
                   const Part* part, std::deque<std::vector<std::size_t>>* refused);
   Status Learn(int table, const FrameHeader& header);
+  void BringElected(FrameHeader& header) const;
   void AddPart(const Part& part, std::int64_t step, double weight,
                std::vector<FrameRequest>& requests);
   Status WaitForRounds(int table);
@@ -353,6 +355,7 @@ class Implementation final : public RowClient {
   BucketClient buckets_;
   const std::unique_ptr<FrameLink> link_;
   std::uint64_t read_after_ = 0;
+  Commit elected_;                 // round 0: none
   BucketClient::Version version_;  // that Dump reads
   FloatBuffer values_;             // of a pull, each id once
 };
@@ -402,6 +405,7 @@ Status Implementation::PullUnique(int table, UniqueIds& unique, std::int64_t ste
     header.mutable_rows()->set_training(training);
     header.mutable_rows()->set_after_round(read_after_);
     header.set_bounded(read_after_ > 0);
+    BringElected(header);
   }
   const std::span<float> values = to.Resize(unique.ids.size() * dim);
   const bool encoded = spec.wire != TableSpec::Wire::kFloat32;
@@ -585,6 +589,13 @@ void Implementation::AddPart(const Part& part, std::int64_t step, double weight,
     round.set_attempt(static_cast<std::uint32_t>(part.attempt));
     round.set_part(static_cast<std::uint32_t>(part.part));
     round.set_parts(static_cast<std::uint32_t>(part.parts));
+    BringElected(request.header);
+  }
+}
+
+void Implementation::BringElected(FrameHeader& header) const {
+  if (elected_.round() > 0) {
+    *header.mutable_commit() = elected_;
   }
 }
 
@@ -601,6 +612,7 @@ Status Implementation::WaitForRounds(int table) {
     header.mutable_rows()->set_step(1);
     header.mutable_rows()->set_after_round(read_after_);
     header.set_bounded(true);
+    BringElected(header);
   }
   return link_->Run(requests, kNothingBack);
 }

@@ -12,16 +12,17 @@ constexpr std::uint32_t kMaxParts = 1 << 16;
 
 }  // namespace
 
-void RowRounds::Begin(std::span<const std::unique_ptr<RowTable>> tables) {
+void RowRounds::Begin(std::span<const std::unique_ptr<RowTable>> tables, bool elects) {
   const std::lock_guard lock(mutex_);
   tables_ = tables;
+  elects_ = elects;
   applied_ = 0;
   open_.clear();
   failed_ = {};
 }
 
 bool RowRounds::Open::complete() const {
-  return std::ranges::all_of(parts, [](const Part& part) { return part.complete; });
+  return elected && std::ranges::all_of(parts, [](const Part& part) { return part.complete; });
 }
 
 bool RowRounds::complete(std::uint64_t round) const {
@@ -49,7 +50,10 @@ Status RowRounds::Add(const Round& round, double weight, std::int64_t step, bool
     return {};
   }
   if (open.parts.empty() || round.attempt() > open.attempt) {
-    open = {.attempt = round.attempt(), .step = step, .parts = std::vector<Part>(round.parts())};
+    open = {.attempt = round.attempt(),
+            .step = step,
+            .parts = std::vector<Part>(round.parts()),
+            .elected = !elects_};
   }
   Part& part = open.parts[std::min<std::size_t>(round.part(), open.parts.size() - 1)];
   if (round.parts() != open.parts.size() || step != open.step || part.complete) {
@@ -69,6 +73,40 @@ Status RowRounds::Add(const Round& round, double weight, std::int64_t step, bool
     changed_.notify_all();
   }
   return {};
+}
+
+Status RowRounds::Elect(const Commit& commit) {
+  const std::lock_guard lock(mutex_);
+  COHORT_RETURN_IF_ERROR(failed_);
+  if (commit.round() <= applied_) {
+    return {};
+  }
+  const auto found = open_.find(commit.round());
+  if (found != open_.end() && found->second.elected) {
+    return {};
+  }
+  std::vector<char> wins(found == open_.end() ? 0 : found->second.parts.size());
+  bool there = found != open_.end() && found->second.attempt == commit.attempt() &&
+               commit.winners_size() > 0;
+  for (const std::uint32_t part : commit.winners()) {
+    there = there && part < wins.size() && found->second.parts[part].complete;
+    if (there) {
+      wins[part] = 1;
+    }
+  }
+  if (!there) {
+    return FailedPrecondition("the parts of round " + std::to_string(commit.round()) +
+                              " of rows are not there, round " + std::to_string(applied_) +
+                              " is the last that is applied");
+  }
+  for (std::size_t p = 0; p < wins.size(); ++p) {
+    if (wins[p] == 0) {
+      found->second.parts[p] = {.frames = {}, .weight = 0, .complete = true};
+    }
+  }
+  found->second.elected = true;
+  changed_.notify_all();
+  return ApplyComplete(commit.round());
 }
 
 Result<bool> RowRounds::WaitApplied(std::uint64_t round, Deadline deadline) {
@@ -94,6 +132,9 @@ std::string RowRounds::Describe() const {
     return "no round of rows is open";
   }
   const auto& [round, open] = *open_.begin();
+  if (!open.elected) {
+    return "nobody has said which parts round " + std::to_string(round) + " of rows has";
+  }
   std::string missing;
   for (std::size_t p = 0; p < open.parts.size(); ++p) {
     if (!open.parts[p].complete) {

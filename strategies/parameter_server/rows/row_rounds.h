@@ -12,6 +12,9 @@
 // nothing here awaits nothing here. So the next round gathers its parts while some of this one are
 // under way; it is applied after it.
 //
+// With backup workers the coordinator says which parts a round has (Elect); the others are dropped,
+// whether they have come or not, and without its word no round is applied.
+//
 // Thread rules: all methods from any thread.
 
 #pragma once
@@ -42,13 +45,18 @@ class RowRounds {
     std::vector<float> values;  // [ids, dim]
   };
 
-  // Before the other calls; again, to forget all rounds. `tables` must outlive this.
-  void Begin(std::span<const std::unique_ptr<RowTable>> tables);
+  // Before the other calls; again, to forget all rounds. `tables` must outlive this. `elects`:
+  // with backup workers.
+  void Begin(std::span<const std::unique_ptr<RowTable>> tables, bool elects);
 
   // Takes a frame of a part. One of an attempt, or a round, that is over is dropped: OK. Aborted: a
   // round is begun while parts of one that is not just before it are missing. InvalidArgument: not
   // as the others of the round say. Else why an earlier round could not be applied.
   Status Add(const Round& round, double weight, std::int64_t step, bool last, Rows rows);
+
+  // The parts that the round of `commit` has. Every worker brings it; the first counts, and of a
+  // round that is over none does. FailedPrecondition: not all of them are there.
+  Status Elect(const Commit& commit);
 
   // Waits until every round up to `round` that was begun is applied. False: not yet, at the
   // deadline. An error of the update is returned from then on.
@@ -70,6 +78,7 @@ class RowRounds {
     std::uint32_t attempt = 0;
     std::int64_t step = 1;
     std::vector<Part> parts;
+    bool elected = false;  // what parts it has has been said, where that is to be said
     bool complete() const;
   };
   // Under the mutex, as all below.
@@ -78,6 +87,7 @@ class RowRounds {
   Status ApplyComplete(std::uint64_t round);  // those up to it, as far as they are
 
   std::span<const std::unique_ptr<RowTable>> tables_;
+  bool elects_ = false;
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   // Below: under `mutex_`.

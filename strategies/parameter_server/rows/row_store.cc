@@ -88,7 +88,7 @@ std::span<const float> ReadRows(const TableSpec& spec, std::size_t rows, Payload
 }  // namespace
 
 Status RowStore::Declare(const std::vector<TableSpec>& tables, int servers,
-                         std::uint64_t fingerprint) {
+                         std::uint64_t fingerprint, bool elects) {
   const std::lock_guard lock(declare_mutex_);
   if (declared_) {
     return {};
@@ -107,7 +107,8 @@ Status RowStore::Declare(const std::vector<TableSpec>& tables, int servers,
   tables_ = std::move(made);
   servers_ = servers;
   MakePlaces();
-  rounds_.Begin(tables_);
+  elects_ = elects;
+  rounds_.Begin(tables_, elects_);
   fingerprint_ = fingerprint;
   declared_.store(true, std::memory_order_release);
   return {};
@@ -192,7 +193,7 @@ Status RowStore::Reset() {
   snapshots_.clear();
   had_rounds_ = false;
   ledger_.Reset();
-  rounds_.Begin(tables_);
+  rounds_.Begin(tables_, elects_);
   const std::lock_guard lock(carriers_mutex_);
   carriers_.clear();
   return {};
@@ -306,6 +307,11 @@ Error RowStore::Admit(const FrameHeader& header, Deadline deadline) {
   if (round == 0 || !declared_.load(std::memory_order_acquire)) {
     return {};
   }
+  if (header.has_commit()) {
+    if (const Status status = rounds_.Elect(header.commit()); !status.ok()) {
+      return ToError(status);
+    }
+  }
   const Result<bool> applied = rounds_.WaitApplied(round, deadline);
   if (!applied.ok()) {
     return ToError(applied.status());
@@ -411,12 +417,17 @@ Error RowStore::PushTo(RowTable& table, const FrameHeader& header, PayloadReader
     }
     if (header.has_round()) {
       had_rounds_ = true;
+      if (header.has_commit()) {
+        status = rounds_.Elect(header.commit());
+      }
+    }
+    if (header.has_round() && status.ok()) {
       status = rounds_.Add(header.round(), header.weight(), gradients.step, header.advance(),
                            {.table = block.table(),
                             .ids = std::move(ids),
                             .counts = std::move(counts),
                             .values = {gradients.values.begin(), gradients.values.end()}});
-    } else {
+    } else if (!header.has_round()) {
       status = table.Apply(gradients);
       if (status.code() == StatusCode::kResourceExhausted) {  // of some rows
         applying.FinishFailed(ToError(status));

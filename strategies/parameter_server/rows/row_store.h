@@ -50,8 +50,10 @@ class RowStore {
   explicit RowStore(int server) : server_(server) {}
 
   // The first call makes the tables; later ones do nothing: that they say the same is the caller's
-  // business (ModelSpec::Compare), as `fingerprint` is. InvalidArgument: a table that is none.
-  Status Declare(const std::vector<TableSpec>& tables, int servers, std::uint64_t fingerprint);
+  // business (ModelSpec::Compare), as `fingerprint` is. `elects`: rounds are with backup workers.
+  // InvalidArgument: a table that is none.
+  Status Declare(const std::vector<TableSpec>& tables, int servers, std::uint64_t fingerprint,
+                 bool elects = false);
 
   // As Declare has left it, but for the clients that were retired. Nothing else may run.
   Status Reset();
@@ -153,6 +155,7 @@ class RowStore {
   std::mutex moves_mutex_;
   std::map<std::pair<std::uint32_t, std::uint32_t>, Leaving> leaving_;  // by table and bucket
   std::atomic<bool> had_rounds_{false};
+  bool elects_ = false;  // with backup workers; as tables_
   RowRounds rounds_;
   PushLedger ledger_;
   std::mutex carriers_mutex_;                  // before moves_mutex_

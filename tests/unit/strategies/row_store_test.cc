@@ -59,7 +59,7 @@ class Bytes {
 
 class RowStoreTest : public ::testing::Test {
  protected:
-  void Declare(std::uint32_t time_to_live = 0) {
+  void Declare(std::uint32_t time_to_live = 0, bool elects = false) {
     TableSpec words;
     words.name = "words";
     words.dim = 2;
@@ -71,7 +71,7 @@ class RowStoreTest : public ::testing::Test {
     known.dim = 1;
     known.missing = TableSpec::Missing::kError;
     known.time_to_live = 0;
-    OrThrow(store_.Declare({words, known}, 1, kLayout));
+    OrThrow(store_.Declare({words, known}, 1, kLayout, elects));
   }
   static FrameHeader Header(std::uint32_t table, std::uint32_t count, std::uint32_t dim,
                             std::uint64_t step = 1) {
@@ -199,13 +199,19 @@ class RowRoundsTest : public RowStoreTest {
     last_.mutable_round()->set_attempt(attempt);
     last_.mutable_round()->set_part(part);
     last_.mutable_round()->set_parts(parts);
+    if (commit_.round() > 0) {
+      *last_.mutable_commit() = commit_;
+    }
     last_payload_ =
         Bytes().Add<std::uint64_t>({id}).Add<std::uint32_t>({1}).Add<float>({gradient, gradient});
     return store_.Push(last_, last_payload_.Reader(), &moved_);
   }
-  Error::Kind Wait(std::uint64_t round) {
+  Error::Kind Wait(std::uint64_t round, const Commit& commit = {}) {
     FrameHeader header = Header(0, 0, 2);
     header.mutable_rows()->set_after_round(round);
+    if (commit.round() > 0) {
+      *header.mutable_commit() = commit;
+    }
     const Error error = store_.Admit(header, std::chrono::steady_clock::now());
     message_ = error.message();
     return error.kind();
@@ -214,6 +220,7 @@ class RowRoundsTest : public RowStoreTest {
   FrameHeader last_;
   Bytes last_payload_;
   std::string message_;
+  Commit commit_;  // that pushes bring; round 0: none
 };
 
 TEST_F(RowRoundsTest, ARoundIsOneUpdateWithTheSumOfItsPartsInTheirOrder) {
@@ -303,6 +310,39 @@ TEST_F(RowRoundsTest, APartMayBeARoundAheadOfTheOthers) {
   EXPECT_THAT(Pull(5), ElementsAre(-1, -1)) << "and round 2 waits until it is needed";
   EXPECT_EQ(Push(3, 0, 2, 5, 1).kind(), Error::NONE);
   EXPECT_THAT(Pull(5), ElementsAre(-4, -4));
+}
+
+// With backup workers: what nobody has chosen waits, what was not chosen is dropped, also when it
+// comes later, and the weights are those of the winners.
+TEST_F(RowRoundsTest, TheCoordinatorSaysWhichPartsARoundHas) {
+  Declare(/*time_to_live=*/0, /*elects=*/true);
+  const auto commit = [](std::uint64_t round, std::vector<std::uint32_t> winners) {
+    Commit message;
+    message.set_round(round);
+    message.mutable_winners()->Assign(winners.begin(), winners.end());
+    return message;
+  };
+  EXPECT_EQ(Push(1, 0, 3, 5, 1).kind(), Error::NONE);
+  EXPECT_EQ(Push(1, 2, 3, 5, 7).kind(), Error::NONE);
+  EXPECT_EQ(Wait(1), Error::NOT_YET);
+  EXPECT_THAT(message_, HasSubstr("nobody has said which parts round 1 of rows has"));
+  EXPECT_NE(Wait(1, commit(1, {0, 1})), Error::NONE);
+  EXPECT_THAT(message_, HasSubstr("the parts of round 1 of rows are not there"));
+  EXPECT_NE(Wait(1, commit(1, {})), Error::NONE);
+  EXPECT_NE(Wait(1, commit(1, {0, 3})), Error::NONE);
+  EXPECT_THAT(Pull(5), ElementsAre(0, 0));
+  EXPECT_EQ(Wait(1, commit(1, {2})), Error::NONE);
+  EXPECT_THAT(Pull(5), ElementsAre(-7, -7)) << "part 2 alone";
+  EXPECT_EQ(Wait(1, commit(1, {0})), Error::NONE) << "the first word counts";
+  EXPECT_EQ(Push(1, 1, 3, 5, 100).kind(), Error::NONE) << "late, and dropped";
+  EXPECT_THAT(Pull(5), ElementsAre(-7, -7));
+
+  // A part of the next round brings it as well as a read.
+  EXPECT_EQ(Push(2, 0, 2, 5, 1).kind(), Error::NONE);
+  EXPECT_EQ(Push(2, 1, 2, 5, 3).kind(), Error::NONE);
+  commit_ = commit(2, {0, 1});
+  EXPECT_EQ(Push(3, 1, 2, 5, 1).kind(), Error::NONE);
+  EXPECT_THAT(Pull(5), ElementsAre(-9, -9));
 }
 
 TEST_F(RowRoundsTest, WhatIsWrongWithAPartIsSaidAndTheRoundGoesOn) {
