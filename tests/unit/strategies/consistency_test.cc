@@ -30,8 +30,8 @@ TEST(Consistency, WhatIsWrittenIsRead) {
   }
   EXPECT_EQ(OrThrow(Consistency::Parse("ssp:3")).staleness, 3);
   EXPECT_EQ(OrThrow(Consistency::Parse("sync:2")).backup_workers, 2);
-  for (const char* text :
-       {"", "ssp", "ssp:", "ssp:-1", "ssp:1x", "async:1", "sync:99999999999", "sync:", "hybrid:1", "bsp"}) {
+  for (const char* text : {"", "ssp", "ssp:", "ssp:-1", "ssp:1x", "async:1", "sync:99999999999",
+                           "sync:", "hybrid:1", "bsp"}) {
     EXPECT_THAT(Consistency::Parse(text).status().message(), HasSubstr("async, ssp:STALENESS"))
         << text;
   }
