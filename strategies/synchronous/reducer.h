@@ -48,6 +48,9 @@
 // all replicas have ended (Communicator::AllReduceRead): each process adds what it applies straight
 // from both arenas, chunk by chunk, and no sum is stored.
 //
+// What a replica writes to is its sink (replica_sink.h); launches are in reducer_launch.cc, the
+// rest in reducer.cc.
+//
 // Thread rules: Begin, End and the sink from the replica's own thread; everything else from the
 // strategy's while no replica is in a pass, Sum also from many at once for different chunks.
 

@@ -60,14 +60,15 @@ class ReplicaSink final : public GradientSink {
   void StartPass(double loss_scale);
   // `last`: what is complete may be launched.
   void Begin(double weight, Stream& stream, TurnArenas arenas, bool last);
-  // Takes what is not Ready as it stands; returns those.
+  // Takes what is not Ready as it stands; returns those. `ran` false: the step function was not
+  // called.
   std::vector<int> End(bool ran);
 
-  double weight() const { return weight_; }                 // of the last turn
-  const std::vector<int>& ready() const { return ready_; }  // in their order
-  const std::vector<std::int32_t>& as_rows() const {
-    return as_rows_;
-  }  // by parameter, of the pass
+  double weight() const { return weight_; }  // of the last turn
+  // Of the last pass: the parameters in the order of Ready in its last turn; and by parameter, 1 if
+  // rows came, or if it was written otherwise.
+  const std::vector<int>& ready() const { return ready_; }
+  const std::vector<std::int32_t>& as_rows() const { return as_rows_; }
   const std::vector<std::int32_t>& dense() const { return dense_; }
 
   std::span<float> Accumulator(int parameter) override;

@@ -6,6 +6,11 @@
 // applied as it lands, the work cut among the replicas' threads by chunks. Loss and metrics are
 // added up in double in a small collective of their own, behind the last bucket.
 //
+// What has a state of its own is a class: StepTotals, UntrainedValues (running averages), Updater,
+// BucketAgreement, Reducer. The strategy puts them in order: Bind and what all processes do
+// together in synchronous_strategy.cc, data in synchronous_input.cc, replicas in
+// synchronous_replicas.cc, a step in synchronous_step.cc.
+//
 // With virtual shards, a REPLICA, as the program sees it, is a shard of the global batch: a process
 // has V/W of them, which its L threads run one after the other, each its own run of them.
 
