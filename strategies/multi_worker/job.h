@@ -18,7 +18,7 @@
 
 #include <cohort/cluster/cluster_spec.h>
 #include <cohort/core/status.h>
-#include <cohort/strategies/strategy.h>
+#include <cohort/strategies/strategy_options.h>
 
 #include "synchronous/membership.h"
 

@@ -45,6 +45,12 @@ Arena Arena::MakeFor(Device& device, std::int64_t elements) {
   return arena;
 }
 
+void AddTo(std::span<float> to, std::span<const float> from) {
+  for (std::size_t i = 0; i < to.size(); ++i) {
+    to[i] += from[i];
+  }
+}
+
 TouchedRows UnionOf(const TouchedRows& a, const TouchedRows& b) {
   TouchedRows all{.all = a.all || b.all, .indices = {}};
   if (!all.all) {

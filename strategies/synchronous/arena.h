@@ -55,6 +55,9 @@ class Arena {
   std::vector<TouchedRows> touched_;
 };
 
+// Adds what lies at the same place.
+void AddTo(std::span<float> to, std::span<const float> from);
+
 // The union, ascending.
 TouchedRows UnionOf(const TouchedRows& a, const TouchedRows& b);
 

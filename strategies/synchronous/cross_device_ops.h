@@ -15,7 +15,7 @@
 #include <cohort/cluster/key_value_store.h>
 #include <cohort/comm/communicator.h>
 #include <cohort/core/status.h>
-#include <cohort/strategies/strategy.h>
+#include <cohort/strategies/strategy_options.h>
 
 #include "synchronous/device_copy.h"
 #include "synchronous/device_sums.h"

@@ -8,7 +8,7 @@
 #include <optional>
 
 #include <cohort/data/dataset.h>
-#include <cohort/strategies/strategy.h>
+#include <cohort/strategies/distributed_dataset.h>
 
 namespace cohort {
 

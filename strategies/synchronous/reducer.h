@@ -48,6 +48,9 @@
 // all replicas have ended (Communicator::AllReduceRead): each process adds what it applies straight
 // from both arenas, chunk by chunk, and no sum is stored.
 //
+// What a replica writes to is its sink (replica_sink.h); launches are in reducer_launch.cc, the
+// rest in reducer.cc.
+//
 // Thread rules: Begin, End and the sink from the replica's own thread; everything else from the
 // strategy's while no replica is in a pass, Sum also from many at once for different chunks.
 
@@ -76,10 +79,11 @@
 #include "synchronous/device_copy.h"
 #include "synchronous/device_sums.h"
 #include "synchronous/nccl_sums.h"
-#include "synchronous/row_exchange.h"
 #include "synchronous/step_rows.h"
 
 namespace cohort {
+
+class ReplicaSink;
 
 class Reducer {
  public:
@@ -167,8 +171,16 @@ class Reducer {
   void GiveUp();
 
  private:
-  class Sink;
-  struct Flight;
+  // One bucket's way in the current pass.
+  struct Flight {
+    int replicas_left = 0;
+    std::vector<std::shared_ptr<Event>> complete;  // by replica; owners: this and who waits for it
+    std::unique_ptr<Work> header;                  // of bucket 0, where a hook has the rest
+    std::unique_ptr<GradientBucket> bucket;        // what the hook was given
+    std::unique_ptr<Work> work;
+    Status launched;  // the launch's own error
+    std::chrono::steady_clock::time_point launched_at;
+  };
   // A replica's arenas.
   struct Stack {
     Arena current;
@@ -192,24 +204,23 @@ class Reducer {
   Communicator::Pending LaunchWeight(const CollectiveOptions& options);
   Communicator::Pending LaunchRows(const BucketPlan::Bucket& bucket,
                                    const CollectiveOptions& options);
-  RowTable TableOf(Arena& arena, int parameter) const;
   void SumSpan(std::int64_t begin, std::int64_t end);
   void ZeroOnHost(const Arena& arena) const;
   void SumHeaders();
   DeviceSums::Arenas Arenas() const;
   Result<Arena> MakeArena(int replica);
   Status AddLevel(int replica);
+  std::unique_ptr<ReplicaSink> MakeSink(int replica);
 
   const ParameterSet& parameters_;
   const Options options_;
   BucketPlan plan_;
   std::vector<Stack> stacks_;            // by replica
   std::unique_ptr<DeviceSums> devices_;  // nullptr: without devices
-  std::vector<std::unique_ptr<Sink>> sinks_;
+  std::vector<std::unique_ptr<ReplicaSink>> sinks_;
   Use use_;
   std::int64_t step_ = 0;
   bool sent_ = true;
-  double loss_scale_ = 1;
 
   std::mutex mutex_;  // guards the following, and flights_ but for what a launch under way writes
   std::vector<Flight> flights_;  // by bucket

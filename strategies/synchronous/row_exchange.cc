@@ -195,6 +195,16 @@ class RowExchange final : public Work {
 
 }  // namespace
 
+RowTable TableOf(const ParameterSet& parameters, const BucketPlan& plan, int parameter,
+                 Arena& arena) {
+  const BucketPlan::Place& place = plan.places[static_cast<std::size_t>(parameter)];
+  const Shape& shape = parameters[parameter].shape;
+  return {.values = arena.values(place.offset, place.elements),
+          .rows = shape[0],
+          .row = shape[0] == 0 ? 0 : place.elements / shape[0],
+          .touched = &arena.touched()[static_cast<std::size_t>(parameter)]};
+}
+
 void ZeroTouched(const RowTable& table) {
   if (table.touched->all) {
     std::ranges::fill(table.values, 0.0F);

@@ -19,8 +19,10 @@
 #include <span>
 
 #include <cohort/comm/communicator.h>
+#include <cohort/optim/parameter_set.h>
 
 #include "synchronous/arena.h"
+#include "synchronous/bucket_plan.h"
 
 namespace cohort {
 
@@ -30,6 +32,10 @@ struct RowTable {
   std::int64_t row = 0;  // elements of each
   TouchedRows* touched = nullptr;
 };
+
+// The place of a parameter's gradient in an arena, which has its touched rows.
+RowTable TableOf(const ParameterSet& parameters, const BucketPlan& plan, int parameter,
+                 Arena& arena);
 
 // Makes it zero again, with no row touched.
 void ZeroTouched(const RowTable& table);

@@ -18,7 +18,7 @@
 #include <cohort/core/status.h>
 #include <cohort/optim/row_source.h>
 #include <cohort/optim/table_spec.h>
-#include <cohort/strategies/strategy.h>
+#include <cohort/strategies/distributed_dataset.h>
 
 namespace cohort {
 

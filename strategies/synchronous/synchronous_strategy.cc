@@ -284,15 +284,8 @@ Status SynchronousStrategy::Bind(ParameterSet& parameters, std::unique_ptr<Optim
   COHORT_RETURN_IF_ERROR(ChooseCrossDevice());
   COHORT_RETURN_IF_ERROR(ChooseOnePass(*optimizer));
   COHORT_RETURN_IF_ERROR(MakeReducer(parameters));
-  std::size_t state = 0;
-  for (int p = 0; p < parameters.size(); ++p) {
-    if (!parameters[p].trainable && !parameters[p].frozen) {
-      untrained_.push_back(p);
-      state += parameters.value(p).size();
-    }
-  }
-  state_.resize(state);
   optimizer_ = std::move(optimizer);
+  MakeParts(parameters);
   parameters_ = &parameters;
   if (rows_ != nullptr) {
     parameters.SetRows(rows_.get());
@@ -427,7 +420,6 @@ std::string SynchronousStrategy::SumsAlgorithm() const {
 }
 
 Status SynchronousStrategy::MakeReducer(ParameterSet& parameters) {
-  order_ = BucketOrder::Declared(parameters);
   std::vector<Kernels*> kernels;
   for (const std::unique_ptr<Kernels>& of_thread : kernels_) {
     kernels.push_back(of_thread.get());
@@ -450,8 +442,36 @@ Status SynchronousStrategy::MakeReducer(ParameterSet& parameters) {
                                                          .log = options_.log});
   COHORT_RETURN_IF_ERROR(made.status());
   reducer_ = std::move(made).value();
-  squares_.resize(reducer_->plan().chunks.size());
   return {};
+}
+
+// What a step is made of beside the reducer.
+void SynchronousStrategy::MakeParts(ParameterSet& parameters) {
+  DeviceCopy* const first = copy_of(0);
+  untrained_.emplace(parameters, copies_, first, options_.collective_timeout);
+  updater_.emplace(Updater::Parts{.reducer = *reducer_,
+                                  .optimizer = *optimizer_,
+                                  .parameters = parameters,
+                                  .slots = slots_,
+                                  .untrained = *untrained_,
+                                  .gang = gang_,
+                                  .scaler = grad_scaler(),
+                                  .copies = copies_,
+                                  .first_copy = first,
+                                  .communicator = communicator_,
+                                  .loss_scale = options_.loss_scale,
+                                  .whole_updates = options_.whole_updates,
+                                  .one_pass = one_pass_,
+                                  .timeout = options_.collective_timeout,
+                                  .log = options_.log});
+  const NcclSums* const nccl = cross_device_.nccl.get();
+  const int summands = nccl != nullptr ? nccl->size() : num_processes_;
+  agreement_.emplace(
+      parameters, *reducer_,
+      BucketAgreement::Options{.communicator = communicator_,
+                               .limits = limits_,
+                               .adapts = options_.bucket_bytes == 0 && communicator_ != nullptr &&
+                                         summands == 2 && !one_pass_});
 }
 
 Status SynchronousStrategy::ReduceGradients(std::span<const std::span<float>> gradients,

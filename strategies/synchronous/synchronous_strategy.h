@@ -6,12 +6,16 @@
 // applied as it lands, the work cut among the replicas' threads by chunks. Loss and metrics are
 // added up in double in a small collective of their own, behind the last bucket.
 //
+// What has a state of its own is a class: StepTotals, UntrainedValues (running averages), Updater,
+// BucketAgreement, Reducer. The strategy puts them in order: Bind and what all processes do
+// together in synchronous_strategy.cc, data in synchronous_input.cc, replicas in
+// synchronous_replicas.cc, a step in synchronous_step.cc.
+//
 // With virtual shards, a REPLICA, as the program sees it, is a shard of the global batch: a process
 // has V/W of them, which its L threads run one after the other, each its own run of them.
 
 #pragma once
 
-#include <array>
 #include <atomic>
 #include <exception>
 #include <functional>
@@ -24,7 +28,7 @@
 #include <cohort/strategies/bucket_hook.h>
 #include <cohort/strategies/strategy.h>
 
-#include "synchronous/bucket_tuner.h"
+#include "synchronous/bucket_agreement.h"
 #include "synchronous/cross_device_ops.h"
 #include "synchronous/device_copy.h"
 #include "synchronous/membership.h"
@@ -32,6 +36,9 @@
 #include "synchronous/replica_gang.h"
 #include "synchronous/span_reduction.h"
 #include "synchronous/step_rows.h"
+#include "synchronous/step_totals.h"
+#include "synchronous/untrained_values.h"
+#include "synchronous/updater.h"
 
 namespace cohort {
 
@@ -85,17 +92,6 @@ class SynchronousStrategy final : public Strategy {
   Status Shutdown() override;
 
  private:
-  // Loss, weight and metrics of some replicas, as they travel: sums, so that they add up.
-  static constexpr std::size_t kMaxMetrics = 28;
-  struct Totals {
-    std::array<double, 4 + kMaxMetrics> sums{};
-    double& loss() { return sums[0]; }
-    double& weight() { return sums[1]; }
-    double& replicas() { return sums[2]; }  // that had any weight
-    double& metrics() { return sums[3]; }   // how many, of each of those: must divide
-    double* metric() { return sums.data() + 4; }
-    void Add(const Totals& other);
-  };
   // What a replica's part of a step came to.
   struct Outcome {
     Status status;
@@ -113,6 +109,7 @@ class SynchronousStrategy final : public Strategy {
   Status ChooseOnePass(const Optimizer& optimizer);
   std::string SumsAlgorithm() const;
   Status MakeReducer(ParameterSet& parameters);
+  void MakeParts(ParameterSet& parameters);
   DeviceCopy* copy_of(int thread) const {
     return copy_of_.empty() ? nullptr : copy_of_[static_cast<std::size_t>(thread)];
   }
@@ -121,8 +118,7 @@ class SynchronousStrategy final : public Strategy {
   Result<ReplicaResult> Call(int thread, int replica, const data::Batch& part, const StepFn& fn,
                              Purpose purpose);
   Status RunReplicas(const DistributedBatch& batch, const StepFn& fn, Purpose purpose,
-                     Totals& totals);
-  static Totals TotalsOf(const ReplicaResult& result);
+                     StepTotals& totals);
   void CheckResult(int thread, const ReplicaResult& result, Purpose purpose) const;
   Status RunPass(const DistributedBatch& batch, const StepFn& fn, bool sent);
   Status CheckRows(const ParameterSet& parameters) const;
@@ -130,34 +126,17 @@ class SynchronousStrategy final : public Strategy {
   Status ExplainServers(const Status& status);
   double RowDivisor();
   Status UpdateRows();
-  bool AtOnce() const;
   Status UpdateAlone();
-  Status Skip();
   Status UpdateAtOnce(float scale);
   Status ReadAndApply(int bucket, float& scale, int& applied);
   Status LandInOrder(Work* behind, float& scale, int& applied);
   // Waits, and counts the time.
   Status Expose(const std::function<Status()>& wait);
-  Status AfterStep();
-  Status AgreeOnOrder();
-  Status AgreeOnLimits();
-  Status UsePlan(const BucketOrder& order, const BucketLimits& limits);
-  void Apply(std::size_t first_chunk, std::size_t last_chunk, float scale);
-  void ApplyOnDevices(int first_bucket, int last_bucket, float scale);
-  bool NeedsNorm() const { return scaler_.has_value() || optimizer_->global_clip_norm() > 0; }
-  Result<double> SquaredNormOfAll();
   float GradientScale(double weight) const;
-  double LossFactor() const;
-  std::int64_t BiasStep() const;
-  Result<std::unique_ptr<Work>> AddUp(Totals& totals, const std::string& name);
+  float ScaleOfSums() const;
+  Result<std::unique_ptr<Work>> AddUp(StepTotals& totals, const std::string& name);
   Status SettleTogether(int& applied);
-  Communicator::Pending SendState();
-  Status GatherState();
-  void TakeState();
-  void KeepState();
-  void PutBackState();
-  Result<StepResult> Finish(Totals& totals) const;
-  StepResult ResultOf(Totals& totals) const;
+  Result<StepResult> Finish(const StepTotals& totals) const;
   Status Fail(const Status& status);
   // Of a data set whose examples are this process's own: the batches that all have.
   Result<std::int64_t> AgreeOnBatches(const data::Dataset& dataset,
@@ -166,8 +145,6 @@ class SynchronousStrategy final : public Strategy {
   Status Meet(Communicator::Pending pending);
   Status Compare(std::string_view what, const std::vector<std::string>& lines,
                  std::string_view hint);
-  void ForChunks(std::size_t first, std::size_t last,
-                 const std::function<void(std::size_t chunk)>& fn);
   std::string NameOf(int replica) const;
 
   const std::string kind_;
@@ -202,27 +179,21 @@ class SynchronousStrategy final : public Strategy {
   std::unique_ptr<StepRows> rows_;                      // where the model has tables
   std::function<const DistributedBatch*()> peek_next_;  // the batch after the one handed out
   std::unique_ptr<Reducer> reducer_;
-  BucketOrder order_;
-  BucketLimits limits_;
-  BucketTuner tuner_;
+  BucketLimits limits_;    // of the first steps
   bool one_pass_ = false;  // buckets are read, see Reducer
-  bool ordered_ = false;   // by what was seen
-  std::int64_t sent_passes_ = 0;
   std::unique_ptr<SpanReduction> span_reduction_;
   std::vector<Outcome> outcomes_;  // by local replica
-  Totals totals_;                  // of the step under way, with what was accumulated for it
+  StepTotals totals_;              // of the step under way, with what was accumulated for it
   int passes_ = 0;                 // that it has had
   double exposed_seconds_ = 0;     // that it waited for others
-  std::vector<double> squares_;    // by chunk, in declaration order
   std::optional<GradScaler> scaler_;
-  bool skipped_ = false;           // the step under way was
-  int skips_ = 0;                  // in a row
-  double usual_weight_ = 1;        // of a replica's part of a batch, about: a power of two
-  double scaled_weight_ = 1;       // what the scale of the step under way is divided by
-  std::vector<float> kept_state_;  // on the host: what KeepState kept
-  std::vector<int> untrained_;     // the parameters that are not trainable, nor frozen
-  std::vector<float> state_;       // their values, as rank 0 sends them
+  bool skipped_ = false;     // the step under way was
+  double usual_weight_ = 1;  // of a replica's part of a batch, about: a power of two
   std::int64_t step_ = 0;
+  // Of the bound parameters.
+  std::optional<UntrainedValues> untrained_;
+  std::optional<Updater> updater_;
+  std::optional<BucketAgreement> agreement_;
   Status broken_;  // not OK: a step was applied in part
 };
 

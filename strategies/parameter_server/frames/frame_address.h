@@ -8,7 +8,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include <cohort/core/status.h>
-#include <cohort/strategies/strategy.h>
+#include <cohort/strategies/strategy_options.h>
 
 #include <cohort/parameter_server.grpc.pb.h>
 

@@ -12,10 +12,13 @@
 //
 // Thread rules: one thread drives a strategy. fn runs on the replicas' threads, at the same time
 // for different replicas.
+//
+// What it is made from, given and returns: strategy_options.h, distributed_dataset.h and step.h.
 
 #pragma once
 
-#include <chrono>
+#include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -27,269 +30,18 @@
 
 #include <cohort/cluster/cluster_spec.h>
 #include <cohort/comm/communicator.h>
-#include <cohort/core/environment.h>
 #include <cohort/core/file_system.h>
-#include <cohort/core/log.h>
 #include <cohort/core/status.h>
 #include <cohort/core/tensor.h>
 #include <cohort/data/dataset.h>
-#include <cohort/device/device.h>
-#include <cohort/optim/gradient_sink.h>
 #include <cohort/optim/optimizer.h>
 #include <cohort/optim/parameter_set.h>
-#include <cohort/strategies/bucket_hook.h>
-#include <cohort/strategies/consistency.h>
+#include <cohort/strategies/distributed_dataset.h>
 #include <cohort/strategies/grad_scaler.h>
-#include <cohort/strategies/partitioner.h>
-#include <cohort/strategies/start_policy.h>
+#include <cohort/strategies/step.h>
+#include <cohort/strategies/strategy_options.h>
 
 namespace cohort {
-
-class NcclApi;  // comm/nccl/nccl_api.h
-
-// How replicas' gradients become one.
-enum class LossScale {
-  kGlobalMean,   // the mean over the examples of the global batch, exactly (default)
-  kReplicaMean,  // the mean over replicas of each one's mean: DistributedDataParallel's rule
-  kSum,          // the sum; the loss is already divided by the global batch: tf.distribute's rule
-};
-
-// How the processes of a job reach each other; named as in tf.distribute.
-struct CommunicationOptions {
-  // "auto": shared memory among those on one host, TCP between hosts (comm/hierarchical.h); TCP
-  // alone where a host's processes cannot share memory; under mpirun, MPI messages. "shm" (all on
-  // one host) or "tcp": that, or an error. So it is between workers and parameter servers.
-  std::string implementation = "auto";
-  // How processes add gradients: "auto", or one of Communicator::algorithms, "ring" for example.
-  // "one_pass", of two processes that share memory: each reads the other's as it updates, where
-  // nothing else has use for the sums. Not with virtual_shards, which say how.
-  std::string algorithm = "auto";
-};
-
-// What becomes of a job that loses a parameter server, when another process takes its place.
-enum class ServerLoss {
-  kRollBack,  // all servers, and the place in the data, go back to the last save
-  // The one that was lost gets its part of the last save, the others go on as they are: what it had
-  // been sent since is lost, and counted. With asynchronous application only.
-  kPartial,
-  // Every server's part is on its successor, too, and a push counts when both have it. The one that
-  // was lost gets its part from there: nothing rolls back, and no update is lost, or applied twice.
-  // Where both are lost, as kPartial. Pushes travel twice, and servers hold twice as much. With
-  // asynchronous application only, and two servers or more.
-  kReplica,
-};
-std::string_view ServerLossName(ServerLoss loss);  // "kRollBack"
-
-// How parameters travel between workers and servers, which hold float32: kFloat32, kFloat16,
-// kBFloat16 or kUInt8 (256 values a scale). What a gradient loses is added to the worker's next.
-struct ServerWire {
-  DType push = DType::kFloat32;
-  DType pull = DType::kFloat32;
-};
-
-struct StrategyOptions {
-  int num_devices = 1;  // local replicas: logical CPU devices of this process
-  // Instead: the device of each local replica (OpenDevices); one under a parameter server. One that
-  // stands here several times is shared by as many replicas, and holds one copy of the model. In a
-  // synchronous job of several processes the devices of all share the host's memory, or none do.
-  std::vector<std::shared_ptr<Device>> devices;
-  LossScale loss_scale = LossScale::kGlobalMean;
-  // For models that compute in float16: gradients are scaled, and a step whose gradients overflow
-  // is skipped, by all replicas together. The decision is each process's own, from the sums that
-  // all have; so the update begins when all of them are there. Not with make_bucket_hook, nor for
-  // models with sparse tables.
-  std::optional<GradScalerOptions> grad_scaler;
-  // Gradients travel in buckets of about this size; the first is small, so that communication
-  // starts early. 0: 25 MiB at first, then what the measured latency and bandwidth ask for.
-  std::int64_t first_bucket_bytes = std::int64_t{1} << 20;
-  std::int64_t bucket_bytes = 0;
-  // What becomes of a bucket instead of an all-reduce: see bucket_hook.h. Equal on all processes.
-  std::function<std::unique_ptr<BucketHook>()> make_bucket_hook;
-  // Not 0: results are the same bits for every number of processes and devices that divides it. The
-  // global batch is cut into this many shards, each of which is a replica to the step function,
-  // whoever runs it; their gradients are added in one tree. A power of two. See README.md for the
-  // cost.
-  int virtual_shards = 0;
-  // A step's update begins when all of its gradients are there, so that a failure leaves each
-  // process with the whole step or nothing of it. Otherwise buckets are applied as they arrive,
-  // while others are on their way. Recover trains so.
-  bool whole_updates = false;
-  std::chrono::milliseconds collective_timeout{120'000};
-  std::chrono::milliseconds join_timeout{300'000};
-  std::chrono::milliseconds heartbeat_timeout{10'000};
-  // How long a job waits for another process in the place of a parameter server that was lost, to
-  // go on from the last save with it. 0: the job ends.
-  std::chrono::milliseconds rejoin_grace{60'000};
-  ServerLoss server_loss = ServerLoss::kRollBack;
-  // How often the chief looks whether some servers get more gradients of rows than others, and
-  // moves buckets of the sparse tables from the busiest to the idlest while training goes on; 0:
-  // never. With asynchronous or boundedly stale application, and kRollBack, only.
-  std::chrono::milliseconds balance_interval{0};
-  // Where the chief task of a parameter-server job keeps its journal, the checkpoint folder: when
-  // it is lost, the others wait as long for another process in its place, and the job goes on from
-  // the last save. Set on every process. Empty, or where worker:0 is the chief: the job ends.
-  std::string journal_folder;
-  ServerWire server_wire;
-  // How parameters are cut among parameter servers, and which workers such a job waits for before
-  // it begins. Equal on all processes.
-  Partitioner partitioner;
-  StartPolicy start;
-  CommunicationOptions communication;
-  // How gradients in the memory of several GPUs become one sum; the names are those of
-  // tf.distribute's CrossDeviceOps. "nccl": by NCCL, among the GPUs of all processes, each of which
-  // belongs to one of them; Bind is FailedPrecondition, and says why, where that cannot be. Within
-  // a process, "hierarchical_copy": in a tree of pairs, and back the same way;
-  // "reduction_to_one_device": all to the first replica's, and from there to all, not with
-  // virtual_shards. "auto": nccl where it can be and nothing else has a say in the order of sums,
-  // else hierarchical_copy; the chief logs which. Equal on all processes. Of no account where
-  // gradients are in the host's memory, but for nccl, which is refused.
-  std::string cross_device_ops = "auto";
-  // Connections between two processes, over TCP: see TcpOptions. Equal on all.
-  int rails = 1;
-  // Where flight records go (see comm/README.md) when a collective fails, and on DumpFlightRecord;
-  // empty: nowhere.
-  std::string flight_folder;
-  std::string mpi_implementation = "cohort";  // see comm/mpi.h
-  Consistency consistency;                    // of a parameter server
-  int intra_op_threads = 0;  // per replica; 0: the cores, shared among the local replicas
-  std::function<std::unique_ptr<Stream>()> make_stream;  // test seam; default: MakeInlineStream
-  // Test seam: NCCL as a device's rank calls it; default: its library.
-  std::function<std::shared_ptr<NcclApi>(const Device& device)> make_nccl;
-  std::optional<Environment> environment;  // where FromEnv looks; none: this process's
-  // Who takes part, where the program has resolved it itself (from flags); else FromEnv does, from
-  // the environment.
-  std::optional<ClusterConfig> cluster;
-  Log log;
-};
-
-// Where FromEnv looks.
-Environment EnvironmentOf(const StrategyOptions& options);
-
-// What a step function is given: the replica is an argument, never a thread-local.
-struct ReplicaContext {
-  int replica = 0;  // 0 .. num_replicas-1 over the whole job
-  int num_replicas = 1;
-  std::int64_t step = 0;  // of this strategy, from 1
-  // In `device`'s memory. Read only during the step, but for those that are not trainable, such as
-  // running averages: local replica 0 may write these, and those of process 0 then hold on
-  // all.
-  ParameterSet& parameters;
-  GradientSink& gradients;
-  Stream& stream;                                // the replica's compute stream
-  int intra_op_threads = 1;                      // that its operations may use
-  int local_replica = 0;                         // among those of this process
-  std::shared_ptr<Device> device = CpuDevice();  // whose memory `parameters` and gradients are in
-};
-
-// What a step function returns of its part: sums, so that parts add up.
-struct ReplicaResult {
-  double loss_sum = 0;  // mean loss * weight
-  double weight = 0;    // examples, or whatever the mean was taken over
-  // As many on every replica and step, and at most 28; e.g. correct predictions. Longer ones, say
-  // the counts of an AUC, go through Strategy::Reduce.
-  std::vector<double> metric_sums;
-};
-
-// Not called for a part without examples, which contributes nothing. An error or an exception gives
-// the step up on every process: the others' Step returns it with this task's name, this one's
-// returns the error or throws the exception on.
-using StepFn = std::function<Result<ReplicaResult>(ReplicaContext&, const data::Batch&)>;
-
-struct StepResult {
-  double loss = 0;              // weighted mean over the global batch
-  double weight = 0;            // of the global batch; 0: nothing was updated
-  std::vector<double> metrics;  // weighted means
-  std::int64_t step = 0;
-  // The gradients overflowed (StrategyOptions::grad_scaler): values and slots are as before. The
-  // step counts.
-  bool skipped = false;
-  // Of this process, for this step: how long it waited for the others after its own backward passes
-  // had ended. What was hidden behind them does not count.
-  double exposed_communication_seconds = 0;
-  // Under a parameter server: the most updates by others that a part of the gradient met which its
-  // values did not have.
-  std::int64_t staleness = 0;
-};
-
-// One value per local replica; and one value that all replicas share. Distinct types on purpose.
-template <typename T>
-struct PerReplica {
-  std::vector<T> values;
-};
-template <typename T>
-struct Mirrored {
-  T value;
-};
-
-// This process's part of one global batch: one Batch per local replica, by their order.
-struct DistributedBatch {
-  std::vector<data::Batch> replicas;
-  // Where the batch stands in the epoch's order, for strategies that hand out work; set by
-  // DistributedDataset.
-  std::int64_t epoch = 0;
-  std::int64_t index = 0;
-};
-
-struct InputOptions {
-  // For Evaluate: the whole data set, once, over the processes that evaluate. Under a parameter
-  // server, where training data is handed out on demand to the workers, this is all of it on the
-  // chief.
-  bool evaluation = false;
-  // How examples are divided among the processes. With kFile, kHint and kOwn the order depends on
-  // their number, and with kOff each process has all of every batch; none of these goes with
-  // virtual_shards or under a parameter server, which hands out splits of one order:
-  // InvalidArgument. With kOwn each process gives a data set of its own, that has its share of the
-  // examples; the features, the global batch and the remainder are those of the others.
-  data::ShardPolicy policy = data::ShardPolicy::kAuto;
-};
-
-// Which share of the examples a process makes under ShardPolicy::kOwn, and of how many; as
-// tf.distribute's.
-struct InputContext {
-  int num_input_pipelines = 1;
-  int input_pipeline_id = 0;
-};
-
-class DistributedDataset {
- public:
-  virtual ~DistributedDataset() = default;
-  // Starts an epoch, at batch `first_batch`. Batches that an earlier epoch left are dropped.
-  virtual Status BeginEpoch(std::int64_t epoch, std::int64_t first_batch = 0) = 0;
-  // The same for the rest of an epoch that was divided otherwise, as Dataset::ResumeAt has it.
-  // FailedPrecondition where data is handed out in one order only.
-  virtual Status ResumeEpoch(std::int64_t epoch, std::int64_t first_batch,
-                             const std::vector<data::EpochDivision>& begun);
-  // The next batch, or nullopt when the epoch is over. Under synchronous strategies it is over on
-  // every process at the same step; a parameter-server worker is done when the coordinator has no
-  // more for it.
-  virtual Result<std::optional<DistributedBatch>> Next() = 0;
-  // Whether a process that is told to stop may do so now: nothing that was handed out to it alone
-  // is left undone, and whoever handed it out knows. False: after some more batches.
-  virtual Result<bool> MayStop() { return true; }
-  // The batches of an epoch: of each process under synchronous strategies, of all together where
-  // one hands them out.
-  virtual std::int64_t batches_per_epoch() const = 0;
-  // Since this was made: the seconds in which this process waited for examples to be read and made,
-  // in Next or, where a step looks at the batch behind it, in Step. Not for other processes.
-  virtual double input_seconds() const = 0;
-  // Of this process, see data::BatchIterator::Overtaken.
-  virtual std::vector<std::int64_t> Overtaken() const { return {}; }
-};
-
-// How much of an epoch the workers have finished, as the process that hands out data knows it.
-struct EpochCoverage {
-  int dataset = 0;  // the n-th data set that was distributed for training, from 0
-  std::int64_t epoch = 0;
-  std::int64_t examples = 0;  // of the epoch
-  std::int64_t seen = 0;      // in work that was finished: each example counts once
-  std::int64_t pieces = 0;    // splits or rounds
-  std::int64_t reissued = 0;  // handed out again because a worker was lost
-  std::int64_t dropped = 0;   // parts of rounds that came too late (backup workers), of all epochs
-  std::int64_t steps = 0;     // of finished work
-  double loss = 0;            // their weighted mean
-  std::vector<double> metrics;  // likewise
-  double seconds = 0;           // from the first request to the end of the epoch
-};
 
 // Where a job that is handed its data by one process is saved: see Strategy::SaveBetweenUpdates.
 struct SavePlan {
