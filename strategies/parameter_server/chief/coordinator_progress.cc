@@ -12,32 +12,7 @@ using std::chrono::steady_clock;
 
 void Coordinator::Progressed(const Sender& sender, std::uint64_t steps) {
   const std::lock_guard lock(mutex_);
-  const auto worker = workers_.find(sender.task);
-  if (worker != workers_.end() && worker->second.incarnation == sender.incarnation &&
-      worker->second.steps != steps) {
-    worker->second.steps = steps;
-    worker->second.moved = steady_clock::now();
-  }
-}
-
-void Coordinator::Moved() {
-  for (auto& [task, worker] : workers_) {
-    worker.moved = steady_clock::now();
-  }
-}
-
-void Coordinator::Got(const TaskId& worker, const EpochKey& epoch, std::int64_t piece) {
-  Worker& by = workers_.at(worker);
-  if (by.piece != std::pair(epoch, piece)) {  // else it asks again
-    by.piece = {epoch, piece};
-    by.since = steady_clock::now();
-  }
-}
-
-void Coordinator::Finished(const TaskId& worker) {
-  if (const Worker& by = workers_.at(worker); by.since != steady_clock::time_point()) {
-    longest_piece_ = std::max<Duration>(longest_piece_, steady_clock::now() - by.since);
-  }
+  workers_.Progressed(sender, steps, steady_clock::now());
 }
 
 std::vector<TaskId> Coordinator::Awaited() const {
@@ -61,32 +36,22 @@ std::uint64_t Coordinator::GiveUpHanging() {
     return 0;
   }
   const auto now = steady_clock::now();
-  const Worker* longest = nullptr;
-  TaskId task;
-  for (const TaskId& awaited : Awaited()) {
-    const Worker& worker = workers_.at(awaited);
-    const bool began = worker.since != steady_clock::time_point();
-    if (worker.phase == Phase::kAttached && awaited != options_.self &&
-        now - worker.moved >= (began ? options_.step_timeout : options_.rejoin_timeout) &&
-        (longest == nullptr || worker.moved < longest->moved)) {
-      longest = &worker;
-      task = awaited;
-    }
-  }
-  if (longest == nullptr) {
+  const std::optional<WorkerTable::Silent> silent =
+      workers_.LongestSilent(Awaited(), options_.step_timeout, options_.self, now);
+  if (!silent.has_value()) {
     return 0;
   }
-  const double seconds = std::chrono::duration<double>(now - longest->moved).count();
-  Moved();
-  return LostNow(task, DeadlineExceeded(fmt::format(
-                           "{} hangs: its process is there, and has finished no step for {:.1f} s "
-                           "while others waited for it [collective_timeout is longer than a step]",
-                           task.ToString(), seconds)));
+  workers_.Moved(now);
+  return LostNow(silent->task,
+                 DeadlineExceeded(fmt::format(
+                     "{} hangs: its process is there, and has finished no step for {:.1f} s "
+                     "while others waited for it [collective_timeout is longer than a step]",
+                     silent->task.ToString(), silent->seconds)));
 }
 
 Duration Coordinator::longest_piece() const {
   const std::lock_guard lock(mutex_);
-  return longest_piece_;
+  return workers_.longest_piece();
 }
 
 std::string Coordinator::AtWork() const {
