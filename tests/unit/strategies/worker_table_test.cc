@@ -93,7 +93,7 @@ TEST_F(WorkerTableTest, LostAloneIsNotOver) {
   EXPECT_FALSE(table_.Over(now_));
 }
 
-TEST_F(WorkerTableTest, ASuccessorWaitsForThoseThatMayBeOnTheirWay) {
+TEST_F(WorkerTableTest, ASuccessorTakesOverWhoHasEndedAndNotWhoIsBack) {
   Attach(Process(1));
   const std::vector<TaskId> back = table_.Succeed(
       {{Worker(0), JournalState::End::kDone}, {Worker(1), JournalState::End::kLost}}, now_);
