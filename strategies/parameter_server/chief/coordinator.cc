@@ -7,7 +7,7 @@
 
 namespace cohort::ps {
 
-using steady_clock;
+using std::chrono::steady_clock;
 
 Coordinator::Coordinator(CoordinatorOptions options)
     : options_(std::move(options)),
