@@ -14,50 +14,6 @@ Coordinator::Coordinator(CoordinatorOptions options)
       workers_(options_.workers, options_.first_client, options_.rejoin_timeout,
                steady_clock::now()) {}
 
-void Coordinator::Excuse(const TaskId& worker) {
-  const std::lock_guard lock(mutex_);
-  workers_.Excuse(worker, steady_clock::now());
-}
-
-// Whether another chief would have to wait for the worker.
-void Coordinator::NoteEnd(const TaskId& worker, std::optional<JournalState::End> end) {
-  if (options_.journal != nullptr && journal_failure_.ok()) {
-    journal_failure_ = options_.journal->Worker(worker, end);
-  }
-}
-
-void Coordinator::Gone(std::uint64_t client) const {
-  if (options_.on_gone && client != 0) {
-    options_.on_gone(client);
-  }
-}
-
-Result<std::uint64_t> Coordinator::Attach(const Sender& sender) {
-  std::unique_lock lock(mutex_);
-  COHORT_ASSIGN_OR_RETURN(const WorkerTable::Place place,
-                          workers_.Attach(sender, view_.epoch != 0, steady_clock::now()));
-  if (place.before.has_value()) {
-    Welcome(sender.task, *place.before);
-  }
-  changed_.notify_all();
-  lock.unlock();
-  Gone(place.gone);
-  return place.client;
-}
-
-void Coordinator::Welcome(const TaskId& worker, WorkerTable::Phase before) {
-  using Phase = WorkerTable::Phase;
-  if (before == Phase::kAttached) {
-    Release(worker, Aborted("another process has taken its place"));
-  }
-  if (before != Phase::kExpected) {
-    options_.log.Info(worker.ToString() + (before == Phase::kExcused ? " has come" : " is back"));
-  }
-  if (before == Phase::kDone || before == Phase::kLost) {
-    NoteEnd(worker, std::nullopt);
-  }
-}
-
 // Until something has changed; false at the deadline.
 bool Coordinator::Pause(std::unique_lock<std::mutex>& lock, Deadline deadline) {
   return !stopped_ && changed_.wait_until(lock, deadline) == std::cv_status::no_timeout;
@@ -335,57 +291,12 @@ Result<FinishReply> Coordinator::FinishRound(const Sender& sender, std::uint64_t
   }
 }
 
-void Coordinator::Release(const TaskId& worker, const Status& why) {
-  for (auto& [key, epoch] : epochs_) {
-    if (epoch.splits.has_value()) {
-      epoch.splits->Lost(worker);
-    }
-  }
-  if (rounds_.has_value()) {
-    rounds_->Leave(worker);
-  }
-  if (closures_.has_value()) {
-    closures_->Lost(worker, why);
-  }
-}
-
 void Coordinator::StopWork(const Status& why) {
   {
     const std::lock_guard lock(mutex_);
     stopped_work_ = why;
   }
   changed_.notify_all();
-}
-
-Status Coordinator::Done(const Sender& sender) {
-  std::unique_lock lock(mutex_);
-  COHORT_RETURN_IF_ERROR(workers_.Check(sender));
-  workers_.Leave(sender.task);
-  NoteEnd(sender.task, JournalState::End::kDone);
-  Release(sender.task, Aborted("it has left"));
-  changed_.notify_all();
-  const std::uint64_t gone = workers_.client(sender.task);
-  lock.unlock();
-  Gone(gone);
-  return {};
-}
-
-void Coordinator::Lost(const TaskId& task, const Status& why) {
-  std::unique_lock lock(mutex_);
-  const std::uint64_t gone = LostNow(task, why);
-  lock.unlock();
-  Gone(gone);
-}
-
-std::uint64_t Coordinator::LostNow(const TaskId& task, const Status& why) {
-  if (!workers_.Lose(task, why, steady_clock::now())) {
-    return 0;
-  }
-  options_.log.Warning("the job goes on without " + task.ToString() + ": " + why.message());
-  NoteEnd(task, JournalState::End::kLost);
-  Release(task, why);
-  changed_.notify_all();
-  return workers_.client(task);
 }
 
 bool Coordinator::UnderWay() const {
@@ -433,11 +344,6 @@ bool Coordinator::WorkIsBack() const {
          epochs_.rbegin()->second.splits->returned();
 }
 
-bool Coordinator::WorkersHaveLeft() const {
-  const std::lock_guard lock(mutex_);
-  return workers_.HaveLeft();
-}
-
 void Coordinator::EndCut() {
   {
     const std::lock_guard lock(mutex_);
@@ -465,25 +371,6 @@ Coordinator::Advance Coordinator::advance() const {
     advance.epochs += coverage.seen == coverage.examples ? 1 : 0;
   }
   return advance;
-}
-
-Result<bool> Coordinator::WaitOver(Duration wait) {
-  std::unique_lock lock(mutex_);
-  changed_.wait_until(lock, DeadlineAfter(wait),
-                      [this] { return recovering_ || workers_.Over(steady_clock::now()); });
-  COHORT_RETURN_IF_ERROR(server_loss_);
-  COHORT_RETURN_IF_ERROR(journal_failure_);
-  if (workers_.Over(steady_clock::now())) {
-    const bool left = std::any_of(again_.begin(), again_.end(),
-                                  [this](const auto& due) { return !IsOver(due.first); });
-    return left ? Result<bool>(Unavailable(
-                      "the servers were rolled back when the workers had ended, and nobody is left "
-                      "to train the steps since again [restart the job, which goes on from its "
-                      "last save]"))
-                : Result<bool>(true);
-  }
-  COHORT_RETURN_IF_ERROR(workers_.CheckLonely(steady_clock::now()));
-  return false;
 }
 
 EpochCoverage Coordinator::CoverageOf(const EpochKey& key, const Epoch& epoch) const {
