@@ -42,7 +42,8 @@ class BlockRound {
     return version >= round || (waits_ && version + 1 == round);
   }
   // Of a round that is not Completed: drops all parts but those that `commit` names, and returns
-  // how many had come. Nothing: a part that it names is not there, or the round is another one.
+  // how many of them had come. Nothing, and nothing changes: a part that it names is not there, or
+  // the round is another one.
   std::optional<std::uint64_t> Elect(const Commit& commit, std::uint64_t version);
   // All parts are there. `trainable`: they are gradients, which are added up; else each is kept.
   // `waits`: for a factor.
