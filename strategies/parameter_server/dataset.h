@@ -8,7 +8,7 @@
 #include <cohort/data/dataset.h>
 #include <cohort/strategies/strategy.h>
 
-#include "parameter_server/chief/coordinator.h"
+#include "parameter_server/chief/coordinator_service.h"
 
 namespace cohort::ps {
 

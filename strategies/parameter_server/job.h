@@ -35,6 +35,7 @@
 #include <cohort/strategies/strategy.h>
 
 #include "parameter_server/chief/coordinator.h"
+#include "parameter_server/chief/coordinator_service.h"
 #include "parameter_server/rows/row_client.h"
 #include "parameter_server/server.h"
 #include "parameter_server/variables/client.h"

@@ -3,168 +3,16 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <set>
 #include <utility>
 
 namespace cohort::ps {
-namespace {
 
-Status NotBeenThere(std::int64_t step) {
-  return FailedPrecondition("the last whole save is of step " + std::to_string(step) +
-                            ", where this job has not been [restart the job, which goes on from "
-                            "that save]");
-}
-
-}  // namespace
+using std::chrono::steady_clock;
 
 Coordinator::Coordinator(CoordinatorOptions options)
-    : options_(std::move(options)), next_client_(options_.first_client) {
-  for (const TaskId& worker : options_.workers) {
-    workers_[worker] = {};
-  }
-}
-
-void Coordinator::Succeed(const JournalState& state) {
-  const std::lock_guard lock(mutex_);
-  succeeds_ = true;
-  excused_until_ = DeadlineAfter(options_.rejoin_timeout);
-  datasets_ = state.datasets;
-  again_ = state.begun;
-  courses_ = state.courses;
-  for (const auto& [task, end] : state.ended) {
-    const auto worker = workers_.find(task);
-    if (worker != workers_.end() && worker->second.phase == Phase::kExpected) {
-      worker->second.phase = end == JournalState::End::kDone ? Phase::kDone : Phase::kLost;
-      worker->second.end = last_loss_ = Aborted(task.ToString() + " was lost before the chief was");
-    } else if (worker != workers_.end() && worker->second.phase == Phase::kAttached) {
-      NoteEnd(task, std::nullopt);  // it is back
-    }
-  }
-  StartLoneliness();
-}
-
-// What a worker has done of an earlier chief's job, this one cannot know without its journal.
-Status Coordinator::CheckStranger(const TaskId& worker) const {
-  return succeeds_
-             ? OkStatus()
-             : FailedPrecondition(
-                   worker.ToString() +
-                   " comes from a job whose chief and servers are gone [restart the job, workers "
-                   "too, which goes on from its last save]");
-}
-
-void Coordinator::Excuse(const TaskId& worker) {
-  const std::lock_guard lock(mutex_);
-  if (Worker& excused = workers_.at(worker); excused.phase == Phase::kExpected) {
-    excused.phase = Phase::kExcused;
-    StartLoneliness();
-  }
-}
-
-void Coordinator::StartLoneliness() {
-  if (std::all_of(workers_.begin(), workers_.end(), [](const auto& w) {
-        return w.second.phase == Phase::kLost || w.second.phase == Phase::kExcused;
-      })) {
-    lonely_since_ = std::chrono::steady_clock::now();
-  }
-}
-
-Status Coordinator::Open(std::int64_t step, std::uint64_t digest) {
-  {
-    const std::lock_guard lock(mutex_);
-    if (rounds_.has_value()) {
-      return {};
-    }
-    if (stranger_.has_value()) {
-      COHORT_RETURN_IF_ERROR(CheckStranger(*stranger_));
-    }
-    if (courses_.empty()) {
-      Course course = {.step = step, .digest = digest, .epochs = {}, .rounds = {}, .again = {}};
-      course.rounds.emplace(static_cast<std::uint64_t>(step), ExpectedWorkers(),
-                            options_.backup_workers);
-      if (options_.journal != nullptr) {
-        COHORT_RETURN_IF_ERROR(options_.journal->Remember(course));
-      }
-      rounds_ = course.rounds;
-      courses_.push_back(std::move(course));
-    } else {
-      COHORT_RETURN_IF_ERROR(GoBack(step));
-      if (const std::uint64_t before = courses_.back().digest; before != 0 && before != digest) {
-        return FailedPrecondition(
-            "the job would begin anew with other values than the chief before this one had given "
-            "it, and there is no save [give it the same seed and flags, or restart the job]");
-      }
-    }
-    recovering_ = false;
-    Moved();
-    view_.recovering = false;
-    view_.why.clear();
-  }
-  changed_.notify_all();
-  return {};
-}
-
-std::set<TaskId> Coordinator::ExpectedWorkers() const {
-  std::set<TaskId> expected;
-  for (const auto& [task, worker] : workers_) {
-    if (worker.phase == Phase::kExpected || worker.phase == Phase::kAttached) {
-      expected.insert(task);
-    }
-  }
-  return expected;
-}
-
-// Whether another chief would have to wait for the worker.
-void Coordinator::NoteEnd(const TaskId& worker, std::optional<JournalState::End> end) {
-  if (options_.journal != nullptr && journal_failure_.ok()) {
-    journal_failure_ = options_.journal->Worker(worker, end);
-  }
-}
-
-void Coordinator::Gone(std::uint64_t client) const {
-  if (options_.on_gone && client != 0) {
-    options_.on_gone(client);
-  }
-}
-
-Result<std::uint64_t> Coordinator::Attach(const Sender& sender) {
-  std::uint64_t gone = 0;
-  std::unique_lock lock(mutex_);
-  const auto found = workers_.find(sender.task);
-  if (found == workers_.end()) {
-    return FailedPrecondition(sender.task.ToString() + " is not a worker of this job");
-  }
-  Worker& worker = found->second;
-  if (sender.epoch > 0 && worker.incarnation == 0) {
-    if (view_.epoch != 0) {
-      COHORT_RETURN_IF_ERROR(CheckStranger(sender.task));
-    }
-    stranger_ = sender.task;  // if it is one, Open will know
-  }
-  if (worker.incarnation != sender.incarnation) {
-    if (worker.phase == Phase::kAttached) {
-      Release(sender.task, Aborted("another process has taken its place"));
-    }
-    if (worker.phase != Phase::kExpected) {
-      options_.log.Info(sender.task.ToString() +
-                        (worker.phase == Phase::kExcused ? " has come" : " is back"));
-    }
-    if (worker.phase == Phase::kDone || worker.phase == Phase::kLost) {
-      NoteEnd(sender.task, std::nullopt);
-    }
-    gone = worker.client;
-    worker = {.phase = Phase::kAttached,
-              .incarnation = sender.incarnation,
-              .client = next_client_ == 0 ? ++next_client_ : next_client_};
-    ++next_client_;
-  }
-  const std::uint64_t client = worker.client;
-  lonely_since_.reset();
-  changed_.notify_all();
-  lock.unlock();
-  Gone(gone);
-  return client;
-}
+    : options_(std::move(options)),
+      workers_(options_.workers, options_.first_client, options_.rejoin_timeout,
+               steady_clock::now()) {}
 
 // Until something has changed; false at the deadline.
 bool Coordinator::Pause(std::unique_lock<std::mutex>& lock, Deadline deadline) {
@@ -177,18 +25,6 @@ void Coordinator::Stop() {
     stopped_ = true;
   }
   changed_.notify_all();
-}
-
-Status Coordinator::CheckSender(const Sender& sender) const {
-  const auto worker = workers_.find(sender.task);
-  if (worker == workers_.end() || worker->second.incarnation != sender.incarnation) {
-    return Aborted(sender.task.ToString() + ": another process has taken this task's place");
-  }
-  if (worker->second.phase == Phase::kLost) {
-    return Aborted(sender.task.ToString() + " was given up as lost, its data went to others (" +
-                   worker->second.end.message() + ") [start it again to join anew]");
-  }
-  return {};
 }
 
 Status Coordinator::OpenDataset(const std::string& who, int dataset, const DatasetInfo& info) {
@@ -273,8 +109,8 @@ Result<SplitReply> Coordinator::NextSplit(const Sender& sender, const EpochKey& 
   const Deadline deadline = DeadlineAfter(wait);
   std::unique_lock lock(mutex_);
   for (bool acknowledged = finished.id == 0;;) {
-    COHORT_RETURN_IF_ERROR(CheckSender(sender));
-    workers_[sender.task].moved = std::chrono::steady_clock::now();
+    COHORT_RETURN_IF_ERROR(workers_.Check(sender));
+    workers_.Asked(sender.task, steady_clock::now());
     if (Stale(sender)) {
       return SplitReply{.progress = Progress::kStale};
     }
@@ -307,7 +143,7 @@ Result<SplitReply> Coordinator::NextSplit(const Sender& sender, const EpochKey& 
         return SplitReply{.progress = Progress::kOver};
       }
       if (const std::optional<Split> split = epoch->splits->Next(sender.task, cutting_)) {
-        Got(sender.task, key, split->id);
+        workers_.Got(sender.task, key, split->id, steady_clock::now());
         return SplitReply{.progress = Progress::kGo, .split = *split, .epoch = key.epoch};
       }
     }
@@ -328,7 +164,7 @@ void Coordinator::FinishSplit(const TaskId& worker, const EpochKey& key,
     return;
   }
   if (epoch->second.splits->Finish(worker, finished.id)) {
-    Finished(worker);
+    workers_.Finished(worker, steady_clock::now());
     epoch->second.steps += finished.steps;
     epoch->second.sums.Add(finished.sums);
   }
@@ -384,8 +220,8 @@ Result<RoundReply> Coordinator::JoinRound(const Sender& sender, const EpochKey& 
   const Deadline deadline = DeadlineAfter(wait);
   std::unique_lock lock(mutex_);
   for (;;) {
-    COHORT_RETURN_IF_ERROR(CheckSender(sender));
-    workers_[sender.task].moved = std::chrono::steady_clock::now();
+    COHORT_RETURN_IF_ERROR(workers_.Check(sender));
+    workers_.Asked(sender.task, steady_clock::now());
     if (Stale(sender)) {
       return RoundReply{.progress = Progress::kStale};
     }
@@ -409,7 +245,8 @@ Result<RoundReply> Coordinator::JoinRound(const Sender& sender, const EpochKey& 
       }
       if (answer == RoundTable::Reply::kGo) {
         changed_.notify_all();  // this may have been the last that the round waited for
-        Got(sender.task, key, reply.part.batch + 1);  // from 1, as splits
+        // From 1, as splits.
+        workers_.Got(sender.task, key, reply.part.batch + 1, steady_clock::now());
         reply.progress = Progress::kGo;
         return reply;
       }
@@ -428,8 +265,8 @@ Result<FinishReply> Coordinator::FinishRound(const Sender& sender, std::uint64_t
   const Deadline deadline = DeadlineAfter(wait);
   std::unique_lock lock(mutex_);
   for (;;) {
-    COHORT_RETURN_IF_ERROR(CheckSender(sender));
-    workers_[sender.task].moved = std::chrono::steady_clock::now();
+    COHORT_RETURN_IF_ERROR(workers_.Check(sender));
+    workers_.Asked(sender.task, steady_clock::now());
     if (Stale(sender)) {
       return FinishReply{.progress = Progress::kStale};
     }
@@ -440,7 +277,7 @@ Result<FinishReply> Coordinator::FinishRound(const Sender& sender, std::uint64_t
     const RoundTable::Reply answer =
         rounds_->Finish(sender.task, round, attempt, sums, &reply.total);
     if (answer != RoundTable::Reply::kWait) {
-      Finished(sender.task);
+      workers_.Finished(sender.task, steady_clock::now());
       changed_.notify_all();
       reply.progress = answer == RoundTable::Reply::kGo ? Progress::kGo : Progress::kOver;
       return reply;
@@ -454,63 +291,12 @@ Result<FinishReply> Coordinator::FinishRound(const Sender& sender, std::uint64_t
   }
 }
 
-void Coordinator::Release(const TaskId& worker, const Status& why) {
-  for (auto& [key, epoch] : epochs_) {
-    if (epoch.splits.has_value()) {
-      epoch.splits->Lost(worker);
-    }
-  }
-  if (rounds_.has_value()) {
-    rounds_->Leave(worker);
-  }
-  if (closures_.has_value()) {
-    closures_->Lost(worker, why);
-  }
-}
-
 void Coordinator::StopWork(const Status& why) {
   {
     const std::lock_guard lock(mutex_);
     stopped_work_ = why;
   }
   changed_.notify_all();
-}
-
-Status Coordinator::Done(const Sender& sender) {
-  std::unique_lock lock(mutex_);
-  COHORT_RETURN_IF_ERROR(CheckSender(sender));
-  workers_[sender.task].phase = Phase::kDone;
-  NoteEnd(sender.task, JournalState::End::kDone);
-  Release(sender.task, Aborted("it has left"));
-  changed_.notify_all();
-  const std::uint64_t gone = workers_[sender.task].client;
-  lock.unlock();
-  Gone(gone);
-  return {};
-}
-
-void Coordinator::Lost(const TaskId& task, const Status& why) {
-  std::unique_lock lock(mutex_);
-  const std::uint64_t gone = LostNow(task, why);
-  lock.unlock();
-  Gone(gone);
-}
-
-std::uint64_t Coordinator::LostNow(const TaskId& task, const Status& why) {
-  const auto worker = workers_.find(task);
-  if (worker == workers_.end() || worker->second.phase == Phase::kDone ||
-      worker->second.phase == Phase::kLost) {
-    return 0;
-  }
-  options_.log.Warning("the job goes on without " + task.ToString() + ": " + why.message());
-  worker->second.phase = Phase::kLost;
-  worker->second.end = why;
-  NoteEnd(task, JournalState::End::kLost);
-  last_loss_ = why;
-  Release(task, why);
-  StartLoneliness();
-  changed_.notify_all();
-  return worker->second.client;
 }
 
 bool Coordinator::UnderWay() const {
@@ -532,7 +318,7 @@ Result<std::optional<Coordinator::Cut>> Coordinator::BeginCut(Duration wait) {
   while (recovering_ || UnderWay()) {
     COHORT_RETURN_IF_ERROR(failure_);
     COHORT_RETURN_IF_ERROR(server_loss_);
-    COHORT_RETURN_IF_ERROR(CheckLonely());
+    COHORT_RETURN_IF_ERROR(workers_.CheckLonely(steady_clock::now()));
     if (!Pause(lock, deadline)) {
       const std::uint64_t gone = GiveUpHanging();
       lock.unlock();
@@ -556,210 +342,6 @@ bool Coordinator::WorkIsBack() const {
   const std::lock_guard lock(mutex_);
   return !epochs_.empty() && epochs_.rbegin()->second.splits.has_value() &&
          epochs_.rbegin()->second.splits->returned();
-}
-
-bool Coordinator::WorkersHaveLeft() const {
-  const std::lock_guard lock(mutex_);
-  return std::ranges::all_of(workers_, [](const auto& worker) {
-    return worker.second.phase == Phase::kDone || worker.second.phase == Phase::kLost;
-  });
-}
-
-void Coordinator::SetView(std::uint64_t epoch, std::vector<std::string> addresses,
-                          std::string why) {
-  {
-    const std::lock_guard lock(mutex_);
-    recovering_ = !why.empty();
-    view_ = {.epoch = epoch,
-             .recovering = recovering_,
-             .addresses = std::move(addresses),
-             .why = std::move(why),
-             .rolled_back = epoch};
-  }
-  changed_.notify_all();
-}
-
-void Coordinator::ServerLost(const Status& why) {
-  {
-    const std::lock_guard lock(mutex_);
-    recovering_ = true;
-    server_loss_ = why;
-    view_.recovering = true;
-    view_.why = why.message();
-  }
-  changed_.notify_all();
-}
-
-bool Coordinator::recovering() const {
-  const std::lock_guard lock(mutex_);
-  return recovering_;
-}
-
-ServerView Coordinator::AwaitView(std::uint64_t epoch, bool recovering, Duration wait) const {
-  std::unique_lock lock(mutex_);
-  changed_.wait_until(lock, DeadlineAfter(wait), [&] {
-    return stopped_ || view_.epoch != epoch || view_.recovering != recovering;
-  });
-  return view_;
-}
-
-Course Coordinator::CourseAt(std::int64_t step) const {
-  const std::lock_guard lock(mutex_);
-  return {.step = step, .digest = 0, .epochs = epochs_, .rounds = rounds_, .again = again_};
-}
-
-Status Coordinator::Remember(Course course) {
-  std::vector<EpochKey> past;
-  {
-    const std::lock_guard lock(mutex_);
-    if (!courses_.empty() && courses_.back().step == course.step) {
-      return {};
-    }
-    past = ForgetPast();
-  }
-  for (const EpochKey& key : past) {
-    course.epochs.erase(key);
-    course.rounds->Forget(key);
-  }
-  if (options_.journal != nullptr) {
-    COHORT_RETURN_IF_ERROR(options_.journal->Remember(course, past));
-  }
-  const std::lock_guard lock(mutex_);
-  courses_.push_back(std::move(course));
-  if (courses_.size() > Journal::kMaxCourses) {
-    courses_.pop_front();
-  }
-  return {};
-}
-
-// An epoch that is over wherever the job can go back to is so for good: of it there is no more to
-// copy, and to note, than what it came to. The last one of a course is what is under way there.
-std::vector<EpochKey> Coordinator::ForgetPast() {
-  std::vector<EpochKey> past;
-  if (courses_.empty() || courses_.front().epochs.empty()) {
-    return past;
-  }
-  const EpochKey last = courses_.front().epochs.rbegin()->first;
-  for (const auto& [key, then] : courses_.front().epochs) {
-    const auto now = epochs_.find(key);
-    if (key == last || now == epochs_.end() || !then.reported || !IsOver(key)) {
-      continue;
-    }
-    const EpochCoverage coverage = CoverageOf(key, now->second);
-    past_advance_.steps += coverage.steps;
-    past_advance_.epochs += 1;
-    past_.emplace(key, coverage);
-    past.push_back(key);
-  }
-  for (const EpochKey& key : past) {
-    epochs_.erase(key);
-    rounds_->Forget(key);
-  }
-  return past;
-}
-
-Status Coordinator::Forget(std::int64_t step) {
-  const std::lock_guard lock(mutex_);
-  if (courses_.size() < 2 || courses_.back().step != step) {
-    return {};
-  }
-  courses_.pop_back();
-  return options_.journal == nullptr ? OkStatus() : options_.journal->GoBack(courses_.back().step);
-}
-
-Status Coordinator::RollBack(std::int64_t step, std::uint64_t epoch,
-                             std::vector<std::string> addresses) {
-  {
-    const std::lock_guard lock(mutex_);
-    COHORT_RETURN_IF_ERROR(GoBack(step));
-    recovering_ = false;
-    server_loss_ = OkStatus();
-    Moved();
-    view_ = {.epoch = epoch,
-             .recovering = false,
-             .addresses = std::move(addresses),
-             .why = {},
-             .rolled_back = epoch};
-  }
-  changed_.notify_all();
-  return {};
-}
-
-Status Coordinator::GoOn(std::optional<std::int64_t> step, std::uint64_t epoch,
-                         std::vector<std::string> addresses) {
-  {
-    const std::lock_guard lock(mutex_);
-    if (step.has_value() && std::ranges::find(courses_, *step, &Course::step) == courses_.end()) {
-      return NotBeenThere(*step);
-    }
-    recovering_ = false;
-    server_loss_ = OkStatus();
-    Moved();
-    view_.epoch = epoch;
-    view_.recovering = false;
-    view_.addresses = std::move(addresses);
-    view_.why.clear();
-  }
-  changed_.notify_all();
-  return {};
-}
-
-std::int64_t Coordinator::StepsSince(std::int64_t step) const {
-  const auto steps_of = [this](const std::map<EpochKey, Epoch>& epochs) {
-    std::int64_t steps = 0;
-    for (const auto& [key, epoch] : epochs) {
-      steps += past_.contains(key) ? 0 : epoch.steps;
-    }
-    return steps;
-  };
-  const std::lock_guard lock(mutex_);
-  const auto course = std::ranges::find(courses_, step, &Course::step);
-  return steps_of(epochs_) - (course == courses_.end() ? 0 : steps_of(course->epochs));
-}
-
-Status Coordinator::GoBack(std::int64_t step) {
-  const auto found = std::find_if(courses_.rbegin(), courses_.rend(),
-                                  [&](const Course& course) { return course.step == step; });
-  if (found == courses_.rend()) {
-    return NotBeenThere(step);
-  }
-  courses_.erase(found.base(), courses_.end());
-  const Course& course = courses_.back();
-  std::map<EpochKey, std::int64_t> again = course.again;
-  const auto add = [&](const EpochKey& key, std::int64_t first) {
-    if (!course.epochs.contains(key)) {
-      again.emplace(key, first);
-    }
-  };
-  for (const auto& [key, of_key] : epochs_) {
-    add(key, of_key.first_batch);
-  }
-  for (const auto& [key, first] : again_) {
-    add(key, first);
-  }
-  if (!course.epochs.empty()) {  // the one that was under way; if it is over, Due drops it
-    again.emplace(course.epochs.rbegin()->first, course.epochs.rbegin()->second.first_batch);
-  }
-  if (!again.empty() && again.begin()->first.dataset != again.rbegin()->first.dataset) {
-    return FailedPrecondition(
-        "the last save is of another data set's epochs than the workers are at, and they cannot "
-        "go back there [restart the job, which goes on from that save]");
-  }
-  if (options_.journal != nullptr) {
-    COHORT_RETURN_IF_ERROR(options_.journal->GoBack(step));
-  }
-  epochs_ = course.epochs;
-  rounds_ = course.rounds;
-  for (const auto& [key, of_key] : course.epochs) {
-    if (past_.contains(key)) {
-      epochs_.erase(key);
-      rounds_->Forget(key);
-    }
-  }
-  rounds_->Restart(ExpectedWorkers());
-  again_ = std::move(again);
-  cutting_ = false;
-  return {};
 }
 
 void Coordinator::EndCut() {
@@ -791,58 +373,6 @@ Coordinator::Advance Coordinator::advance() const {
   return advance;
 }
 
-bool Coordinator::OverLocked() const {
-  bool any_done = false;
-  const bool others_may_come = succeeds_ && std::chrono::steady_clock::now() < excused_until_;
-  for (const auto& [task, worker] : workers_) {
-    if (worker.phase == Phase::kExpected || worker.phase == Phase::kAttached ||
-        (worker.phase == Phase::kExcused && others_may_come)) {
-      return false;
-    }
-    any_done = any_done || worker.phase == Phase::kDone;
-  }
-  return any_done;
-}
-
-Status Coordinator::CheckLonely() const {
-  if (lonely_since_.has_value() &&
-      std::chrono::steady_clock::now() - *lonely_since_ > options_.rejoin_timeout) {
-    const auto seconds =
-        std::chrono::duration_cast<std::chrono::seconds>(options_.rejoin_timeout).count();
-    if (last_loss_.ok()) {
-      std::string names;
-      for (const auto& [task, worker] : workers_) {
-        names += (names.empty() ? "" : ", ") + task.ToString();
-      }
-      return Unavailable(
-          fmt::format("no worker has come for {} s: not {} [start one of them]", seconds, names));
-    }
-    return Unavailable(
-        fmt::format("no worker is left, and none has come back for {} s; the last: {} [start a "
-                    "worker again]",
-                    seconds, last_loss_.message()));
-  }
-  return {};
-}
-
-Result<bool> Coordinator::WaitOver(Duration wait) {
-  std::unique_lock lock(mutex_);
-  changed_.wait_until(lock, DeadlineAfter(wait), [this] { return recovering_ || OverLocked(); });
-  COHORT_RETURN_IF_ERROR(server_loss_);
-  COHORT_RETURN_IF_ERROR(journal_failure_);
-  if (OverLocked()) {
-    const bool left = std::any_of(again_.begin(), again_.end(),
-                                  [this](const auto& due) { return !IsOver(due.first); });
-    return left ? Result<bool>(Unavailable(
-                      "the servers were rolled back when the workers had ended, and nobody is left "
-                      "to train the steps since again [restart the job, which goes on from its "
-                      "last save]"))
-                : Result<bool>(true);
-  }
-  COHORT_RETURN_IF_ERROR(CheckLonely());
-  return false;
-}
-
 EpochCoverage Coordinator::CoverageOf(const EpochKey& key, const Epoch& epoch) const {
   const DatasetInfo& info = *datasets_[static_cast<std::size_t>(key.dataset)];
   const std::int64_t first = std::min(epoch.first_batch * info.batch_size, info.examples);
@@ -871,7 +401,7 @@ EpochCoverage Coordinator::CoverageOf(const EpochKey& key, const Epoch& epoch) c
     }
   }
   coverage.seconds = epoch.seconds.value_or(
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - epoch.begun).count());
+      std::chrono::duration<double>(steady_clock::now() - epoch.begun).count());
   return coverage;
 }
 

@@ -4,7 +4,8 @@
 // When the servers are rolled back to a save, it goes back to where it was then. Workers need not:
 // who asks for an epoch is given first what is left of earlier ones.
 //
-// State without a network (Coordinator), the service around it, and the workers' side of it.
+// State without a network; the service around it, and the workers' side of it, are in
+// coordinator_service.h.
 //
 // Thread rules: all methods from any thread. Calls that wait do so for at most the time given.
 
@@ -19,7 +20,6 @@
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -34,15 +34,9 @@
 #include "parameter_server/chief/closure_queue.h"
 #include "parameter_server/chief/course.h"
 #include "parameter_server/chief/journal.h"
+#include "parameter_server/chief/worker_table.h"
 
 namespace cohort::ps {
-
-// A worker's process.
-struct Sender {
-  TaskId task;
-  std::uint64_t incarnation = 0;
-  std::uint64_t epoch = 0;  // of the servers, as it knows it
-};
 
 // Where the servers are. Each roll-back begins another epoch of theirs (epoch_gate.h).
 struct ServerView {
@@ -212,39 +206,21 @@ class Coordinator {
   std::vector<EpochCoverage> coverage() const;
 
  private:
-  enum class Phase { kExpected, kExcused, kAttached, kDone, kLost };
-  struct Worker {
-    Phase phase = Phase::kExpected;
-    std::uint64_t incarnation = 0;
-    std::uint64_t client = 0;  // 0: none yet
-    Status end;
-    std::uint64_t steps = 0;  // and when there was a sign of progress last
-    std::chrono::steady_clock::time_point moved = std::chrono::steady_clock::now();
-    // The piece of work that it got last, and when.
-    std::pair<EpochKey, std::int64_t> piece;
-    std::chrono::steady_clock::time_point since;
-  };
   using Epoch = EpochCourse;
 
   // With the lock held.
   bool Pause(std::unique_lock<std::mutex>& lock, Deadline deadline);
-  Status CheckSender(const Sender& sender) const;
   Result<Epoch*> FindEpoch(const EpochKey& key, std::int64_t first_batch, bool rounds);
   void Release(const TaskId& worker, const Status& why);
+  // A process has the place of what the worker was `before`.
+  void Welcome(const TaskId& worker, WorkerTable::Phase before);
   std::uint64_t LostNow(const TaskId& task, const Status& why);  // the client that is gone; 0: none
   std::vector<TaskId> Awaited() const;
-  std::uint64_t GiveUpHanging();  // likewise
-  void Got(const TaskId& worker, const EpochKey& epoch, std::int64_t piece);
-  void Finished(const TaskId& worker);
-  void Moved();                           // all workers: nobody hung, they waited
+  std::uint64_t GiveUpHanging();          // likewise
   void Gone(std::uint64_t client) const;  // without the lock
-  Status CheckLonely() const;
-  void StartLoneliness();
-  Status CheckStranger(const TaskId& worker) const;
   template <typename Ready>
   Status Await(std::unique_lock<std::mutex>& lock, Deadline deadline, const char* what,
                const Ready& ready);
-  bool OverLocked() const;
   bool Stale(const Sender& sender) const { return recovering_ || sender.epoch != view_.epoch; }
   Result<EpochKey> Due(const EpochKey& asked, std::int64_t* first_batch);
   bool IsOver(const EpochKey& key) const;
@@ -254,13 +230,12 @@ class Coordinator {
   void ReportIfOver(const EpochKey& key, Epoch& epoch);
   Status GoBack(std::int64_t step);
   std::vector<EpochKey> ForgetPast();
-  std::set<TaskId> ExpectedWorkers() const;
   void NoteEnd(const TaskId& worker, std::optional<JournalState::End> end);
 
   const CoordinatorOptions options_;
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;
-  std::map<TaskId, Worker> workers_;
+  WorkerTable workers_;
   std::vector<std::optional<DatasetInfo>> datasets_;
   std::map<EpochKey, Epoch> epochs_;
   // Those before, which were over at the first of courses_: what they came to, and no more.
@@ -270,71 +245,15 @@ class Coordinator {
   std::optional<ClosureQueue> closures_;  // from OpenFunctions on
   bool closures_closed_ = false;
   bool cutting_ = false;
-  Duration longest_piece_{0};
   std::deque<Course> courses_;              // what can be gone back to
   std::map<EpochKey, std::int64_t> again_;  // due since a roll-back, with their first batches
-  bool succeeds_ = false;                   // another one
-  Deadline excused_until_;                  // who was excused may be on its way from that one's job
-  std::optional<TaskId> stranger_;          // a worker that another one's job had
   ServerView view_;
   bool recovering_ = false;
   Status server_loss_;
   Status failure_;
   Status stopped_work_;
   Status journal_failure_;
-  std::optional<Deadline> lonely_since_;
-  std::uint64_t next_client_;
-  Status last_loss_;
   bool stopped_ = false;
-};
-
-// The service; listens on `address` ("0.0.0.0:0") and serves `coordinator`, which must outlive it.
-class CoordinatorServer {
- public:
-  virtual ~CoordinatorServer() = default;
-  virtual int port() const = 0;
-  static Result<std::unique_ptr<CoordinatorServer>> Start(const std::string& address,
-                                                          Coordinator& coordinator);
-};
-
-// A process's side of it. Where its epoch is stale, calls for work are Unavailable. Waiting calls
-// wait until there is an answer; they end with Abort's status, or with Unavailable when the
-// coordinator has not answered for `peer_timeout`.
-class CoordinatorClient {
- public:
-  virtual ~CoordinatorClient() = default;
-  virtual Result<std::uint64_t> Attach() = 0;  // as Coordinator's
-  // The servers' epoch that this process is in from now on.
-  virtual void SetEpoch(std::uint64_t epoch) = 0;
-  // The view, when it is another one than that, or after a second or so.
-  // Tells of the steps that this process has been through, besides.
-  virtual Result<ServerView> AwaitView(std::uint64_t epoch, bool recovering,
-                                       std::uint64_t steps) = 0;
-  virtual Status OpenDataset(int dataset, const DatasetInfo& info) = 0;
-  // Nothing: the epoch is over.
-  struct EpochSplit : Split {
-    std::int64_t epoch = 0;  // that it is of
-  };
-  virtual Result<std::optional<EpochSplit>> NextSplit(const EpochKey& epoch,
-                                                      std::int64_t first_batch,
-                                                      const FinishedSplit& finished,
-                                                      bool leaves = false) = 0;
-  virtual Result<std::optional<RoundPart>> JoinRound(const EpochKey& epoch,
-                                                     std::int64_t first_batch) = 0;
-  // The sums of the whole round. Nothing: superseded.
-  virtual Result<std::optional<RoundTotal>> FinishRound(const RoundPart& part,
-                                                        const RoundSums& sums) = 0;
-  // kWait after a second or so. This and FinishClosure from any thread, at the same time.
-  virtual Result<ClosureReply> NextClosure(std::span<const std::int64_t> has) = 0;
-  virtual Status FinishClosure(std::int64_t id, const Result<std::string>& outcome) = 0;
-  virtual Status Done() = 0;
-  // From any thread.
-  virtual void Abort(const Status& why) = 0;
-
-  // `name`: who coordinates, "chief:0".
-  static std::unique_ptr<CoordinatorClient> Make(const std::string& address,
-                                                 const std::string& name, const Sender& self,
-                                                 std::chrono::milliseconds peer_timeout);
 };
 
 }  // namespace cohort::ps

@@ -53,7 +53,7 @@ Status Coordinator::Await(std::unique_lock<std::mutex>& lock, Deadline deadline,
       return {};
     }
     COHORT_RETURN_IF_ERROR(failure_);
-    COHORT_RETURN_IF_ERROR(CheckLonely());
+    COHORT_RETURN_IF_ERROR(workers_.CheckLonely(std::chrono::steady_clock::now()));
     if (stopped_) {
       return Cancelled(std::string(what) + ": this process has left the job");
     }
@@ -117,15 +117,13 @@ Result<ClosureReply> Coordinator::NextClosure(const Sender& sender,
   const Deadline deadline = DeadlineAfter(wait);
   std::unique_lock lock(mutex_);
   for (;;) {
-    COHORT_RETURN_IF_ERROR(CheckSender(sender));
+    COHORT_RETURN_IF_ERROR(workers_.Check(sender));
     if (closures_closed_) {
       return ClosureReply{.progress = Progress::kOver};
     }
     if (closures_.has_value()) {
       // So many calls are left for workers that have none.
-      const auto attached = std::ranges::count_if(
-          workers_, [](const auto& w) { return w.second.phase == Phase::kAttached; });
-      const auto others = static_cast<std::size_t>(attached - 1);
+      const std::size_t others = workers_.attached() - 1;
       if (const Closure* closure = closures_->Next(sender.task, has, others)) {
         return ClosureReply{.progress = Progress::kGo, .closure = *closure};
       }
@@ -143,7 +141,7 @@ Status Coordinator::FinishClosure(const Sender& sender, std::int64_t id,
                                   Result<std::string> outcome) {
   {
     const std::lock_guard lock(mutex_);
-    COHORT_RETURN_IF_ERROR(CheckSender(sender));
+    COHORT_RETURN_IF_ERROR(workers_.Check(sender));
     if (closures_.has_value()) {
       closures_->Finish(sender.task, id, std::move(outcome));
     }

@@ -1,12 +1,15 @@
+#include "parameter_server/chief/coordinator_service.h"
+
+#include <algorithm>
+#include <condition_variable>
 #include <functional>
+#include <mutex>
 #include <set>
-#include <thread>
 
 #include <grpcpp/grpcpp.h>
 
 #include <cohort/parameter_server.grpc.pb.h>
 #include "grpc_util.h"
-#include "parameter_server/chief/coordinator.h"
 
 namespace cohort::ps {
 namespace {

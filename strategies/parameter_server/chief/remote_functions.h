@@ -8,7 +8,7 @@
 #include <cohort/core/status.h>
 #include <cohort/strategies/coordinator.h>
 
-#include "parameter_server/chief/coordinator.h"
+#include "parameter_server/chief/coordinator_service.h"
 
 namespace cohort::ps {
 

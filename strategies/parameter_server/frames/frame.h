@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 
 #include <cohort/core/status.h>
 
@@ -33,5 +34,13 @@ struct DecodedFrame {
 // InvalidArgument for anything that EncodeFramePrefix and a payload do not make. Never reads beyond
 // the segments, whatever they hold.
 Result<DecodedFrame> DecodeFrame(Segments message);
+
+// What is wrong with a frame.
+inline Error MakeError(Error::Kind kind, std::string message) {
+  Error error;
+  error.set_kind(kind);
+  error.set_message(std::move(message));
+  return error;
+}
 
 }  // namespace cohort::ps

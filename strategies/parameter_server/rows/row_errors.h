@@ -3,21 +3,14 @@
 #pragma once
 
 #include <string>
-#include <utility>
 
 #include <cohort/core/status.h>
 
 #include <cohort/parameter_server.pb.h>
+#include "parameter_server/frames/frame.h"
 #include "parameter_server/rows/row_table.h"
 
 namespace cohort::ps {
-
-inline Error MakeError(Error::Kind kind, std::string message) {
-  Error error;
-  error.set_kind(kind);
-  error.set_message(std::move(message));
-  return error;
-}
 
 inline std::string NameOf(const RowTable& table) { return "table \"" + table.spec().name + "\""; }
 

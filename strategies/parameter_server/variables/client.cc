@@ -6,27 +6,20 @@
 #include <numeric>
 #include <thread>
 
-#include <grpcpp/grpcpp.h>
-
 #include <cohort/optim/gradients.h>
 
-#include <cohort/parameter_server.grpc.pb.h>
 #include "grpc_util.h"
 #include "parameter_server/frames/dense_codec.h"
 #include "parameter_server/frames/frame_address.h"
-#include "parameter_server/frames/frame_link.h"
-#include "parameter_server/frames/frame_stream.h"
 #include "parameter_server/frames/wire.h"
 #include "parameter_server/model/table_spec.h"
+#include "parameter_server/variables/frame_client.h"
 
 namespace cohort::ps {
 namespace {
 
 constexpr std::chrono::milliseconds kControlTimeout{5'000};  // one try of a control call
 constexpr std::chrono::milliseconds kLocateTimeout{1'000};
-// Of payload: a server reads a frame while the next one is on its way, and uses it out of its
-// cache.
-constexpr std::int64_t kFrameBytes = std::int64_t{1} << 20;
 
 // Does its value not travel as float32?
 bool IsEncoded(const Chunk& chunk, DType wire) {
@@ -39,110 +32,28 @@ std::span<Float> Of(const Chunk& chunk, std::span<Float> arena) {
                        static_cast<std::size_t>(chunk.elements));
 }
 
-class GrpcClient final : public Client {
- public:
-  GrpcClient(ModelSpec spec, std::vector<std::string> addresses, ClientOptions options)
-      : spec_(std::move(spec)),
-        options_(std::move(options)),
-        fingerprint_(spec_.Fingerprint()),
-        chunks_(MakeChunks(spec_)),
-        names_(LineNames(spec_, addresses)),
-        addresses_(std::move(addresses)),
-        versions_(chunks_.size(), 0),
-        sequences_(options_.pushes),
-        arrivals_(names_.size()),
-        link_(FrameLink::Make(
-            names_, [this](int server, bool may_share) { return Locate(server, may_share); },
-            options_.peer_timeout, options_.read_timeout)) {
-    sequences_.resize(addresses_.size(), 0);
-    for (const std::string& address : addresses_) {
-      control_.push_back(Servers::NewStub(NewChannel(address)));
-    }
+}  // namespace
+
+FrameClient::FrameClient(ModelSpec spec, std::vector<std::string> addresses, ClientOptions options)
+    : spec_(std::move(spec)),
+      options_(std::move(options)),
+      fingerprint_(spec_.Fingerprint()),
+      chunks_(MakeChunks(spec_)),
+      names_(LineNames(spec_, addresses)),
+      addresses_(std::move(addresses)),
+      versions_(chunks_.size(), 0),
+      sequences_(options_.pushes),
+      arrivals_(names_.size()),
+      link_(FrameLink::Make(
+          names_, [this](int server, bool may_share) { return Locate(server, may_share); },
+          options_.peer_timeout, options_.read_timeout)) {
+  sequences_.resize(addresses_.size(), 0);
+  for (const std::string& address : addresses_) {
+    control_.push_back(Servers::NewStub(NewChannel(address)));
   }
+}
 
-  const std::vector<Chunk>& chunks() const override { return chunks_; }
-
-  Status Declare() override;
-  Result<std::uint64_t> Begin(std::span<const std::uint64_t> retired) override;
-  Result<Kept> BeginKeeping(std::span<const std::uint64_t> retired) override;
-  Status Assign(std::span<const float> values, std::span<const std::span<float>> slots,
-                std::uint64_t version) override;
-  Status AssignTo(std::span<const int> servers, std::span<const float> values,
-                  std::span<const std::span<float>> slots, std::uint64_t version) override;
-  Status CopyPart(int server, Mend which) override;
-  Status CopyPushes(int server, Mend which) override;
-  Status Pull(std::span<float> values, bool everything) override;
-  Status PullState(std::span<float> values, std::span<const std::span<float>> slots) override;
-  Result<std::uint64_t> Freeze(std::uint64_t snapshot) override;
-  Result<std::uint64_t> Thaw() override;
-  Status Push(const Gradient& gradient, std::span<float> values) override;
-  Status PullForStep(std::span<float> values, const Commit& commit) override;
-  Status Settle(std::uint64_t round, const Commit& commit, double clip_norm) override;
-  std::vector<std::uint64_t> pushes() const override { return sequences_; }
-  void TakeOver(Client& before) override;
-  std::uint64_t staleness() const override { return staleness_; }
-  bool late() const override { return late_; }
-  Status Pause() override;
-  Status Retire(std::uint64_t client) override;
-  Result<StoreStats> Stats() override;
-  Status Drain() override;
-
-  std::uint64_t version() const override {
-    const auto least = std::min_element(versions_.begin(), versions_.end());
-    return least == versions_.end() ? 0 : *least;
-  }
-  void Abort(const Status& why) override { link_->Abort(why); }
-
- private:
-  // Repeats a blocking control call until it is answered or the server counts as gone.
-  template <typename Rpc>
-  Status Control(std::size_t server, const Rpc& rpc);
-  FrameHeader Header() const {
-    FrameHeader header;
-    header.set_client(options_.client);
-    header.set_layout(fingerprint_);
-    header.set_epoch(options_.epoch);
-    return header;
-  }
-  template <typename Reply>
-  Status Taken(const Reply& reply, std::size_t server) const {
-    return reply.has_error() ? ToStatus(reply.error(), names_[server]) : OkStatus();
-  }
-  Status EnterClock();
-  Result<std::string> Locate(int line, bool may_share);
-  // Where values, and slots where given, of a reply go; and what is known when they are there.
-  ReplyHandler Into(std::span<float> values, std::span<const std::span<float>> slots);
-  Status Freeze(std::uint64_t snapshot, const std::function<void(const FreezeReply&)>& take);
-  // The gradient of a chunk as it travels, and what is lent for that.
-  Result<std::span<const float>> Encode(const Gradient& gradient, std::size_t chunk,
-                                        std::uint64_t sequence);
-  void AddPulls(int server, bool everything, const FrameHeader& header,
-                std::vector<FrameRequest>* requests);
-
-  const ModelSpec spec_;
-  const ClientOptions options_;
-  const std::uint64_t fingerprint_;
-  const std::vector<Chunk> chunks_;
-  const std::vector<std::string> names_;
-  const std::vector<std::string> addresses_;
-  std::vector<std::uint64_t> versions_;  // of this client's copy
-  std::vector<std::uint64_t> sequences_;
-  std::uint64_t staleness_ = 0;
-  bool late_ = false;
-  std::uint64_t clock_ = 0;                   // under bounded staleness: of this worker
-  bool entered_ = false;                      // since Pause
-  std::uint64_t snapshot_ = 0;                // that PullState reads
-  std::vector<float> residuals_;              // of gradients that are rounded, as the arena
-  std::uint64_t unsettled_ = 0;               // the round that they are of, before Settle
-  std::vector<FloatBuffer> encoded_;          // by chunk
-  std::vector<std::uint64_t> encoded_under_;  // by chunk: the number of that push
-  std::vector<FloatBuffer> arrivals_;         // by server: what is to be decoded
-  std::vector<std::unique_ptr<Servers::Stub>> control_;
-  const std::unique_ptr<FrameLink> link_;
-};
-
-template <typename Rpc>
-Status GrpcClient::Control(std::size_t server, const Rpc& rpc) {
+Status FrameClient::Control(std::size_t server, const ControlCall& rpc) {
   const Deadline give_up = DeadlineAfter(options_.peer_timeout);
   std::chrono::milliseconds backoff{20};
   for (;;) {
@@ -163,7 +74,7 @@ Status GrpcClient::Control(std::size_t server, const Rpc& rpc) {
   }
 }
 
-Status GrpcClient::Declare() {
+Status FrameClient::Declare() {
   DeclareRequest request;
   for (const ParameterSpec& parameter : spec_.parameters) {
     auto* to = request.add_parameters();
@@ -200,7 +111,7 @@ Status GrpcClient::Declare() {
   return {};
 }
 
-Result<std::uint64_t> GrpcClient::Begin(std::span<const std::uint64_t> retired) {
+Result<std::uint64_t> FrameClient::Begin(std::span<const std::uint64_t> retired) {
   BeginRequest request;
   request.set_epoch(options_.epoch);
   request.mutable_retired()->Assign(retired.begin(), retired.end());
@@ -216,39 +127,15 @@ Result<std::uint64_t> GrpcClient::Begin(std::span<const std::uint64_t> retired) 
   return version;
 }
 
-Result<Client::Kept> GrpcClient::BeginKeeping(std::span<const std::uint64_t> retired) {
-  BeginRequest request;
-  request.set_epoch(options_.epoch);
-  request.mutable_retired()->Assign(retired.begin(), retired.end());
-  request.set_keep(true);
-  Kept kept;
-  for (std::size_t s = 0; s < control_.size(); ++s) {
-    BeginReply reply;
-    COHORT_RETURN_IF_ERROR(Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
-      return stub.Begin(context, request, &reply);
-    }));
-    COHORT_RETURN_IF_ERROR(Taken(reply, s));
-    if (reply.kept()) {
-      kept.version = std::max<std::uint64_t>(kept.version, reply.version());
-    } else {
-      kept.without.push_back(static_cast<int>(s));
-    }
-    if (spec_.copies && !reply.kept_copy()) {
-      kept.without_a_copy.push_back(CopiedServer(static_cast<int>(s), spec_.servers));
-    }
-  }
-  return kept;
-}
-
-Status GrpcClient::Assign(std::span<const float> values, std::span<const std::span<float>> slots,
-                          std::uint64_t version) {
+Status FrameClient::Assign(std::span<const float> values, std::span<const std::span<float>> slots,
+                           std::uint64_t version) {
   std::vector<int> all(static_cast<std::size_t>(spec_.servers));
   std::iota(all.begin(), all.end(), 0);
   return AssignTo(all, values, slots, version);
 }
 
-Status GrpcClient::AssignTo(std::span<const int> servers, std::span<const float> values,
-                            std::span<const std::span<float>> slots, std::uint64_t version) {
+Status FrameClient::AssignTo(std::span<const int> servers, std::span<const float> values,
+                             std::span<const std::span<float>> slots, std::uint64_t version) {
   const int copies = 1 + static_cast<int>(slots.size());
   std::vector<FrameRequest> requests;
   for (const int s : servers) {
@@ -274,75 +161,7 @@ Status GrpcClient::AssignTo(std::span<const int> servers, std::span<const float>
   return link_->Run(requests, Into({}, {}));
 }
 
-// Frame by frame, as they lie in memory: chunks with their slots, and their versions.
-Status GrpcClient::CopyPart(int server, Mend which) {
-  Require(spec_.copies, "a model with copies");
-  COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Optimizer> optimizer,
-                          MakeOptimizer(spec_.optimizer));
-  const int slots = optimizer->num_slots();
-  const bool from_copy = which == Mend::kServer;
-  std::vector<float> bytes;
-  for (const std::vector<int>& frame : PackFrames(chunks_, server, kFrameBytes, 1 + slots)) {
-    FrameRequest pull{LineOf(server, spec_.servers, from_copy), FrameMethod::kPull, Header(), {}};
-    FrameRequest assign{
-        LineOf(server, spec_.servers, !from_copy), FrameMethod::kAssign, Header(), {}};
-    pull.header.set_copy(from_copy);
-    assign.header.set_copy(!from_copy);
-    pull.header.set_slots(true);
-    assign.header.set_slots(true);
-    std::size_t floats = 0;
-    for (const int c : frame) {
-      const Chunk& chunk = chunks_[static_cast<std::size_t>(c)];
-      pull.header.add_chunks(static_cast<std::uint32_t>(c));
-      pull.header.add_versions(0);
-      assign.header.add_chunks(static_cast<std::uint32_t>(c));
-      floats += static_cast<std::size_t>(chunk.elements) *
-                static_cast<std::size_t>(chunk.trainable ? 1 + slots : 1);
-    }
-    bytes.resize(floats);
-    const auto place = [&](int, const FrameHeader& header) -> Result<Places> {
-      if (header.epoch() != options_.epoch) {
-        return StaleReply(names_[static_cast<std::size_t>(pull.server)], header.epoch(),
-                          options_.epoch);
-      }
-      return Places{std::span(bytes)};
-    };
-    const auto done = [&](int, const FrameHeader& header) -> Status {
-      const bool all = std::ranges::equal(header.chunks(), assign.header.chunks()) &&
-                       header.versions_size() == header.chunks_size();
-      assign.header.mutable_versions()->CopyFrom(header.versions());
-      return all ? OkStatus()
-                 : Internal(names_[static_cast<std::size_t>(pull.server)] +
-                            ": other chunks than were asked for");
-    };
-    COHORT_RETURN_IF_ERROR(link_->Run({&pull, 1}, {.place = place, .done = done}));
-    assign.payload.emplace_back(bytes);
-    COHORT_RETURN_IF_ERROR(link_->Run({&assign, 1}, Into({}, {})));
-  }
-  return {};
-}
-
-Status GrpcClient::CopyPushes(int server, Mend which) {
-  const bool from_copy = which == Mend::kServer;
-  const auto holder = static_cast<std::size_t>(CopyHolder(server, spec_.servers));
-  const auto own = static_cast<std::size_t>(server);
-  PushesRequest request;
-  request.set_epoch(options_.epoch);
-  const auto call = [&](std::size_t s, bool copy, PushesReply* reply) -> Status {
-    request.set_copy(copy);
-    COHORT_RETURN_IF_ERROR(Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
-      return stub.ExchangePushes(context, request, reply);
-    }));
-    return Taken(*reply, s);
-  };
-  PushesReply told;
-  COHORT_RETURN_IF_ERROR(call(from_copy ? holder : own, from_copy, &told));
-  request.mutable_install()->Swap(told.mutable_pushes());
-  PushesReply taken;
-  return call(from_copy ? own : holder, !from_copy, &taken);
-}
-
-ReplyHandler GrpcClient::Into(std::span<float> values, std::span<const std::span<float>> slots) {
+ReplyHandler FrameClient::Into(std::span<float> values, std::span<const std::span<float>> slots) {
   const auto place = [this, values, slots](int server,
                                            const FrameHeader& header) -> Result<Places> {
     const std::optional<DType> wire = WireOf(header.pull_wire());
@@ -403,14 +222,14 @@ ReplyHandler GrpcClient::Into(std::span<float> values, std::span<const std::span
   return {.place = place, .done = done};
 }
 
-Result<std::string> GrpcClient::Locate(int line, bool may_share) {
+Result<std::string> FrameClient::Locate(int line, bool may_share) {
   const auto s = static_cast<std::size_t>(ServerOfLine(line, spec_.servers));
   return LocateFrames(*control_[s], addresses_[s], options_.transport, may_share,
                       std::min(kLocateTimeout, options_.peer_timeout));
 }
 
-void GrpcClient::AddPulls(int server, bool everything, const FrameHeader& header,
-                          std::vector<FrameRequest>* requests) {
+void FrameClient::AddPulls(int server, bool everything, const FrameHeader& header,
+                           std::vector<FrameRequest>* requests) {
   for (const std::vector<int>& frame : PackFrames(chunks_, server, kFrameBytes)) {
     FrameRequest& request =
         requests->emplace_back(FrameRequest{server, FrameMethod::kPull, header, {}});
@@ -422,7 +241,7 @@ void GrpcClient::AddPulls(int server, bool everything, const FrameHeader& header
   }
 }
 
-Status GrpcClient::Pull(std::span<float> values, bool everything) {
+Status FrameClient::Pull(std::span<float> values, bool everything) {
   std::vector<FrameRequest> requests;
   for (int s = 0; s < spec_.servers; ++s) {
     AddPulls(s, everything, Header(), &requests);
@@ -431,7 +250,7 @@ Status GrpcClient::Pull(std::span<float> values, bool everything) {
 }
 
 // Once for each piece of work.
-Status GrpcClient::EnterClock() {
+Status FrameClient::EnterClock() {
   if (!spec_.consistency.bounded() || entered_) {
     return {};
   }
@@ -448,7 +267,7 @@ Status GrpcClient::EnterClock() {
   return {};
 }
 
-Status GrpcClient::PullForStep(std::span<float> values, const Commit& commit) {
+Status FrameClient::PullForStep(std::span<float> values, const Commit& commit) {
   COHORT_RETURN_IF_ERROR(EnterClock());
   FrameHeader header = Header();
   header.set_bounded(spec_.consistency.bounded());
@@ -466,7 +285,7 @@ Status GrpcClient::PullForStep(std::span<float> values, const Commit& commit) {
   return link_->Run(requests, Into(values, {}));
 }
 
-Status GrpcClient::PullState(std::span<float> values, std::span<const std::span<float>> slots) {
+Status FrameClient::PullState(std::span<float> values, std::span<const std::span<float>> slots) {
   const int copies = 1 + static_cast<int>(slots.size());
   std::vector<FrameRequest> requests;
   for (int s = 0; s < spec_.servers; ++s) {
@@ -484,8 +303,8 @@ Status GrpcClient::PullState(std::span<float> values, std::span<const std::span<
   return link_->Run(requests, Into(values, slots));
 }
 
-Status GrpcClient::Freeze(std::uint64_t snapshot,
-                          const std::function<void(const FreezeReply&)>& take) {
+Status FrameClient::Freeze(std::uint64_t snapshot,
+                           const std::function<void(const FreezeReply&)>& take) {
   FreezeRequest request;
   request.set_epoch(options_.epoch);
   request.set_layout(fingerprint_);
@@ -502,7 +321,7 @@ Status GrpcClient::Freeze(std::uint64_t snapshot,
   return {};
 }
 
-Result<std::uint64_t> GrpcClient::Freeze(std::uint64_t snapshot) {
+Result<std::uint64_t> FrameClient::Freeze(std::uint64_t snapshot) {
   std::uint64_t version = std::numeric_limits<std::uint64_t>::max();
   COHORT_RETURN_IF_ERROR(Freeze(snapshot, [&](const FreezeReply& reply) {
     version = std::min<std::uint64_t>(version, reply.version());
@@ -510,15 +329,15 @@ Result<std::uint64_t> GrpcClient::Freeze(std::uint64_t snapshot) {
   return chunks_.empty() ? 0 : version;
 }
 
-Result<std::uint64_t> GrpcClient::Thaw() {
+Result<std::uint64_t> FrameClient::Thaw() {
   std::uint64_t kept = 0;
   snapshot_ = 0;
   COHORT_RETURN_IF_ERROR(Freeze(0, [&](const FreezeReply& reply) { kept += reply.kept_bytes(); }));
   return kept;
 }
 
-void GrpcClient::TakeOver(Client& before) {
-  auto& from = static_cast<GrpcClient&>(before);  // there is one kind
+void FrameClient::TakeOver(Client& before) {
+  auto& from = static_cast<FrameClient&>(before);  // there is one kind
   if (from.options_.client != options_.client) {
     return;  // what was sent under another name counts no more
   }
@@ -527,8 +346,8 @@ void GrpcClient::TakeOver(Client& before) {
   encoded_under_ = std::move(from.encoded_under_);
 }
 
-Result<std::span<const float>> GrpcClient::Encode(const Gradient& gradient, std::size_t c,
-                                                  std::uint64_t sequence) {
+Result<std::span<const float>> FrameClient::Encode(const Gradient& gradient, std::size_t c,
+                                                   std::uint64_t sequence) {
   const Chunk& chunk = chunks_[c];
   const std::span<const float> values = Of(chunk, gradient.arena);
   const DType wire = options_.wire.push;
@@ -555,7 +374,7 @@ Result<std::span<const float>> GrpcClient::Encode(const Gradient& gradient, std:
   return std::span<const float>(to);
 }
 
-Status GrpcClient::Push(const Gradient& gradient, std::span<float> values) {
+Status FrameClient::Push(const Gradient& gradient, std::span<float> values) {
   const bool empty = gradient.round.has_value() && gradient.weight == 0;
   const bool bounded = spec_.consistency.bounded();
   if (bounded) {
@@ -611,7 +430,7 @@ Status GrpcClient::Push(const Gradient& gradient, std::span<float> values) {
   return link_->Run(requests, Into(values, {}));
 }
 
-Status GrpcClient::Settle(std::uint64_t round, const Commit& commit, double clip_norm) {
+Status FrameClient::Settle(std::uint64_t round, const Commit& commit, double clip_norm) {
   std::vector<double> squares(chunks_.size(), 0);
   double weight = 0;
   for (std::size_t s = 0; s < control_.size(); ++s) {
@@ -655,7 +474,7 @@ Status GrpcClient::Settle(std::uint64_t round, const Commit& commit, double clip
   return {};
 }
 
-Result<StoreStats> GrpcClient::Stats() {
+Result<StoreStats> FrameClient::Stats() {
   StoreStats total;
   for (std::size_t s = 0; s < control_.size(); ++s) {
     StatsReply reply;
@@ -679,7 +498,7 @@ Result<StoreStats> GrpcClient::Stats() {
   return total;
 }
 
-Status GrpcClient::Pause() {
+Status FrameClient::Pause() {
   entered_ = false;
   std::vector<FrameRequest> requests;
   for (int s = 0; s < spec_.servers; ++s) {
@@ -688,7 +507,7 @@ Status GrpcClient::Pause() {
   return link_->Run(requests, Into({}, {}));
 }
 
-Status GrpcClient::Retire(std::uint64_t client) {
+Status FrameClient::Retire(std::uint64_t client) {
   RetireRequest request;
   request.set_client(client);
   request.set_epoch(options_.epoch);
@@ -705,7 +524,7 @@ Status GrpcClient::Retire(std::uint64_t client) {
   return first;
 }
 
-Status GrpcClient::Drain() {
+Status FrameClient::Drain() {
   DrainRequest request;
   request.set_epoch(options_.epoch);
   Status first;
@@ -721,12 +540,10 @@ Status GrpcClient::Drain() {
   return first;
 }
 
-}  // namespace
-
 std::unique_ptr<Client> Client::Make(ModelSpec spec, std::vector<std::string> addresses,
                                      ClientOptions options) {
   Require(static_cast<int>(addresses.size()) == spec.servers, "an address for every server");
-  return std::make_unique<GrpcClient>(std::move(spec), std::move(addresses), std::move(options));
+  return std::make_unique<FrameClient>(std::move(spec), std::move(addresses), std::move(options));
 }
 
 }  // namespace cohort::ps

@@ -1,25 +1,13 @@
 #include "parameter_server/variables/parameter_store.h"
 
 #include <algorithm>
-#include <cstring>
 #include <limits>
-
-#include <cohort/optim/gradients.h>
+#include <optional>
 
 #include "parameter_server/frames/dense_codec.h"
-#include "parameter_server/frames/frame_stream.h"
 
 namespace cohort::ps {
 namespace {
-
-constexpr std::uint32_t kMaxParts = 1 << 16;
-
-Error MakeError(Error::Kind kind, std::string message) {
-  Error error;
-  error.set_kind(kind);
-  error.set_message(std::move(message));
-  return error;
-}
 
 // As in one process: the mean first, then the clipping.
 float ScaleOf(double weight, double factor) {
@@ -32,26 +20,6 @@ void ReadFloats(PayloadReader& payload, std::span<float> to) {
 }
 
 }  // namespace
-
-Status CheckServerSide(const Optimizer& optimizer, const Consistency& consistency) {
-  const ServerSideOptimizer* const server_side = ServerSideOptimizer::Of(optimizer);
-  if (server_side == nullptr || !consistency.synchronous()) {
-    return {};
-  }
-  const ServerSideOptions& options = server_side->options();
-  const std::string field = options.clip_norm > 0            ? "clip_norm"
-                            : options.delay_compensation > 0 ? "delay_compensation"
-                            : options.staleness_scaling      ? "staleness_scaling"
-                                                             : "";
-  return field.empty() ? OkStatus()
-                       : InvalidArgument(
-                             "optimizer " + std::string(optimizer.name()) + ": " + field +
-                             " is for single pushes, which consistency " + consistency.ToString() +
-                             " does not apply [consistency async or "
-                             "ssp; " +
-                             (options.clip_norm > 0 ? "or global_clip_norm]"
-                                                    : "a round's gradients are not stale]"));
-}
 
 Status ParameterStore::Declare(const ModelSpec& spec, const std::string& who) {
   const std::lock_guard lock(declare_mutex_);
@@ -96,17 +64,6 @@ Status ParameterStore::Declare(const ModelSpec& spec, const std::string& who) {
   return {};
 }
 
-std::uint64_t ParameterStore::LeastVersion() const {
-  std::uint64_t version = std::numeric_limits<std::uint64_t>::max();
-  for (const auto& block : blocks_) {
-    if (block != nullptr) {
-      const std::lock_guard lock(block->mutex);
-      version = std::min(version, block->version);
-    }
-  }
-  return version;
-}
-
 std::uint64_t ParameterStore::Stay(bool forget) {
   Thaw();
   for (const auto& block : blocks_) {
@@ -120,49 +77,6 @@ std::uint64_t ParameterStore::Stay(bool forget) {
   }
   const std::uint64_t version = LeastVersion();
   return version == std::numeric_limits<std::uint64_t>::max() ? 0 : version;
-}
-
-void ParameterStore::Keep(Block& block) {
-  const std::uint64_t snapshot = snapshot_.load(std::memory_order_acquire);
-  if (block.snapshot == snapshot) {
-    return;
-  }
-  const auto bytes_of = [](const Block& b) {
-    return b.value.size() * sizeof(float) * (1 + b.slots.size());
-  };
-  if (block.image != nullptr) {
-    kept_bytes_ -= bytes_of(block);
-    block.image.reset();
-    block.snapshot = 0;
-  }
-  if (snapshot != 0) {
-    block.image = std::make_unique<const Block::Image>(
-        Block::Image{.value = block.value, .slots = block.slots, .version = block.version});
-    kept_bytes_ += bytes_of(block);
-  }
-  block.snapshot = snapshot;  // not before the image is there, for which there may be no memory
-}
-
-void ParameterStore::Thaw() {
-  snapshot_ = 0;
-  for (const auto& block : blocks_) {
-    if (block != nullptr) {
-      const std::lock_guard lock(block->mutex);
-      Keep(*block);
-    }
-  }
-}
-
-Result<std::uint64_t> ParameterStore::Freeze(std::uint64_t layout, std::uint64_t snapshot) {
-  if (!ready() || layout != fingerprint_) {
-    return FailedPrecondition("a snapshot of a model that is not here");
-  }
-  const std::lock_guard lock(declare_mutex_);
-  if (snapshot_ != snapshot) {
-    Thaw();
-    snapshot_ = snapshot;
-  }
-  return LeastVersion();
 }
 
 std::uint64_t ParameterStore::Reset() {
@@ -186,9 +100,7 @@ std::uint64_t ParameterStore::Reset() {
     block->version = 0;
     block->assigned = false;
     block->pulled.clear();
-    block->attempt = 0;
-    block->parts.clear();
-    block->waits = false;
+    block->round.Clear();
     ++mine;
   }
   unassigned_.store(mine, std::memory_order_release);
@@ -207,33 +119,6 @@ std::string ParameterStore::NameOf(int chunk) const {
   const Block* block = Find(static_cast<std::uint32_t>(chunk));
   return block == nullptr ? "?"
                           : spec_.parameters[static_cast<std::size_t>(block->chunk.parameter)].name;
-}
-
-Error ParameterStore::Check(const FrameHeader& header) const {
-  if (!declared_.load(std::memory_order_acquire)) {
-    return MakeError(Error::NOT_READY, "no model has been declared");
-  }
-  if (header.layout() != fingerprint_) {
-    return MakeError(Error::SPEC_MISMATCH, "the frame is of another model than was declared");
-  }
-  if (header.chunks_size() != header.versions_size()) {
-    return MakeError(Error::BAD_FRAME, std::to_string(header.chunks_size()) + " chunks and " +
-                                           std::to_string(header.versions_size()) + " versions");
-  }
-  std::uint32_t next = 0;
-  for (const std::uint32_t chunk : header.chunks()) {
-    if (Find(chunk) == nullptr) {
-      return MakeError(Error::UNKNOWN_CHUNK,
-                       "chunk " + std::to_string(chunk) + " is not one of this server's");
-    }
-    if (chunk < next) {
-      return MakeError(Error::BAD_FRAME, "chunk " + std::to_string(chunk) + " (" +
-                                             NameOf(static_cast<int>(chunk)) +
-                                             ") twice or out of order");
-    }
-    next = chunk + 1;
-  }
-  return {};
 }
 
 Error ParameterStore::Assign(const FrameHeader& header, PayloadReader payload) {
@@ -262,109 +147,12 @@ Error ParameterStore::Assign(const FrameHeader& header, PayloadReader payload) {
     }
     block.version = header.versions(i);
     block.pulled.clear();
-    block.parts.clear();
-    block.waits = false;
+    block.round.Clear();
     if (!block.assigned) {
       block.assigned = true;
       unassigned_.fetch_sub(1, std::memory_order_acq_rel);
     }
   }
-  return {};
-}
-
-Error ParameterStore::CheckPush(const FrameHeader& header, const PayloadReader& payload) const {
-  if (Error error = Check(header); error.kind() != Error::NONE) {
-    return error;
-  }
-  if (!ready()) {
-    return MakeError(Error::NOT_READY, "not all variables have been initialised");
-  }
-  if (!(header.weight() >= 0 && header.weight() < 1e300) || header.sequence() == 0) {
-    return MakeError(Error::BAD_FRAME, "a push needs a sequence number and a weight");
-  }
-  if (!(header.clip() >= 0 && header.clip() <= 1) || (rounds_ && header.clip() != 0)) {
-    return MakeError(Error::BAD_FRAME, "a clipping factor of " + std::to_string(header.clip()));
-  }
-  if (header.has_round() != rounds_) {
-    return MakeError(Error::BAD_FRAME,
-                     rounds_ ? "a push without its round" : "a round under asynchronous updates");
-  }
-  // A part without examples has no gradient.
-  const bool empty = rounds_ && header.weight() == 0 && payload.remaining() == 0;
-  if (!rounds_ && header.weight() == 0) {
-    return MakeError(Error::BAD_FRAME, "a push of weight 0");
-  }
-  const Round& round = header.round();
-  if (rounds_ &&
-      (round.parts() == 0 || round.parts() > kMaxParts || round.part() >= round.parts())) {
-    return MakeError(Error::BAD_FRAME, "part " + std::to_string(round.part()) + " of " +
-                                           std::to_string(round.parts()));
-  }
-  std::size_t left = payload.remaining();
-  PayloadReader reader = payload;
-  for (int i = 0; i < header.chunks_size(); ++i) {
-    const std::uint32_t chunk = header.chunks(i);
-    const Block& block = *blocks_[chunk];
-    if (rounds_ && round.round() > version(static_cast<int>(chunk)) + 1) {
-      return MakeError(Error::OUT_OF_ORDER, NameOf(static_cast<int>(chunk)) + ": round " +
-                                                std::to_string(round.round()) + " after version " +
-                                                std::to_string(version(static_cast<int>(chunk))));
-    }
-    if (empty) {
-      continue;
-    }
-    const std::size_t bytes = block.value.size() * sizeof(float);
-    if (left < bytes) {
-      return MakeError(Error::BAD_FRAME, NameOf(static_cast<int>(chunk)) + ": " +
-                                             std::to_string(left) + " bytes left of the payload, " +
-                                             std::to_string(bytes) + " needed");
-    }
-    left -= bytes;
-    if (!AllFinite(reader, block.value.size())) {
-      return MakeError(Error::NOT_FINITE,
-                       "the gradient of " + NameOf(static_cast<int>(chunk)) +
-                           " holds NaN or infinity [lower the learning rate, or look for a "
-                           "division by zero in the loss]");
-    }
-  }
-  if (!empty && left > 0) {
-    return MakeError(Error::BAD_FRAME,
-                     std::to_string(left) + " bytes of the payload belong to no chunk");
-  }
-  return {};
-}
-
-Error ParameterStore::Decode(const FrameHeader& header, PayloadReader* payload) const {
-  const std::optional<DType> wire = WireOf(header.wire());
-  if (!wire.has_value()) {
-    return MakeError(Error::BAD_FRAME, "values of format " + std::to_string(header.wire()));
-  }
-  if (*wire == DType::kFloat32 || payload->remaining() == 0) {
-    return {};
-  }
-  if (Error error = Check(header); error.kind() != Error::NONE) {
-    return error;
-  }
-  thread_local FloatBuffer received;
-  thread_local FloatBuffer floats;
-  floats.Clear();
-  for (const std::uint32_t c : header.chunks()) {
-    const Block& block = *blocks_[c];
-    const DType of_chunk = block.chunk.trainable ? *wire : DType::kFloat32;
-    const std::span<float> from = received.Resize(EncodedFloats(of_chunk, block.value.size()));
-    if (!payload->Read(from.data(), from.size_bytes())) {
-      return MakeError(Error::BAD_FRAME, NameOf(static_cast<int>(c)) + ": " +
-                                             std::to_string(payload->remaining()) +
-                                             " bytes left of the payload, " +
-                                             std::to_string(from.size_bytes()) + " needed");
-    }
-    DecodeValues(of_chunk, from, floats.Append(block.value.size()));
-  }
-  if (payload->remaining() > 0) {
-    return MakeError(Error::BAD_FRAME, std::to_string(payload->remaining()) +
-                                           " bytes of the payload belong to no chunk");
-  }
-  *payload = PayloadReader(Segments{std::as_bytes(floats.values())});
   return {};
 }
 
@@ -509,34 +297,19 @@ std::uint64_t ParameterStore::ApplyAsynchronous(Block& block, const FrameHeader&
 bool ParameterStore::ApplyPart(Block& block, const FrameHeader& header, PayloadReader& payload) {
   const Round& round = header.round();
   const bool empty = payload.remaining() == 0 && header.weight() == 0;
-  const std::size_t bytes = empty ? 0 : block.value.size() * sizeof(float);
-  if (round.round() <= block.version || (!block.parts.empty() && round.attempt() < block.attempt)) {
-    payload.Skip(bytes);  // the round is applied, or is being cut anew without this part
-    return false;
+  const std::size_t floats = empty ? 0 : block.value.size();
+  const bool late = !block.round.Enter(round, block.version);
+  if (late || block.round.has(round.part())) {
+    payload.Skip(floats * sizeof(float));
+    return !late;
   }
-  if (block.parts.size() != round.parts() || block.attempt != round.attempt()) {
-    block.attempt = round.attempt();
-    block.parts.resize(round.parts());
-    block.waits = false;
-    for (Part& part : block.parts) {
-      part.present = false;
-    }
-  }
-  Part& part = block.parts[round.part()];
-  if (part.present) {
-    payload.Skip(bytes);
-    return true;
-  }
-  part.weight = header.weight();
-  part.values.resize(empty ? 0 : block.value.size());
-  const bool last =
-      !elects_ && std::all_of(block.parts.begin(), block.parts.end(),
-                              [&part](const Part& p) { return p.present || &p == &part; });
+  const std::span<float> to = block.round.Room(round.part(), header.weight(), floats);
+  const bool last = !elects_ && block.round.IsLastMissing(round.part());
   if (last && !clips_) {
-    Keep(block);  // here, as in the line before, there may be no memory: the part has not come then
+    Keep(block);  // here, as in Room, there may be no memory: the part has not come then
   }
-  ReadFloats(payload, part.values);
-  part.present = true;
+  ReadFloats(payload, to);
+  block.round.Arrived(round.part());
   if (last) {
     Complete(block);
   }
@@ -545,108 +318,43 @@ bool ParameterStore::ApplyPart(Block& block, const FrameHeader& header, PayloadR
 
 // The coordinator's word on which parts a round has. Every worker brings it; the first counts.
 Status ParameterStore::Apply(Block& block, const Commit& commit) {
-  if (commit.round() <= block.version || (commit.round() == block.version + 1 && block.waits)) {
+  if (block.round.Completed(commit.round(), block.version)) {
     return {};
   }
-  std::vector<char> wins(block.parts.size());
-  bool there = commit.round() == block.version + 1 && commit.attempt() == block.attempt &&
-               commit.winners_size() > 0;
-  for (const std::uint32_t part : commit.winners()) {
-    there = there && part < wins.size() && block.parts[part].present;
-    if (there) {
-      wins[part] = 1;
-    }
-  }
-  if (!there) {
+  const std::optional<std::uint64_t> late = block.round.Elect(commit, block.version);
+  if (!late.has_value()) {
     return FailedPrecondition(
         "the parts of round " + std::to_string(commit.round()) + " of " +
         spec_.parameters[static_cast<std::size_t>(block.chunk.parameter)].name +
         " are not there, it is at version " + std::to_string(block.version));
   }
-  std::uint64_t late = 0;
-  for (std::size_t p = 0; p < wins.size(); ++p) {
-    Part& part = block.parts[p];
-    if (wins[p] == 0) {
-      late += part.present ? 1 : 0;
-      part.values.clear();
-      part.weight = 0;
-    }
-  }
   Complete(block);
   const std::lock_guard lock(stats_mutex_);
-  stats_.late += late;
+  stats_.late += *late;
   return {};
 }
 
-// All parts are there: sums them, in the order of the parts, whatever the order of arrival.
+// All parts are there.
 void ParameterStore::Complete(Block& block) {
-  block.weight = 0;
-  Part* first = nullptr;
-  for (Part& part : block.parts) {
-    block.weight += part.weight;
-    if (part.values.empty() || part.weight == 0) {
-      part.values.clear();
-    } else if (first == nullptr) {
-      first = &part;
-    } else if (block.chunk.trainable) {
-      for (std::size_t i = 0; i < part.values.size(); ++i) {
-        first->values[i] += part.values[i];
-      }
-      part.values.clear();
-    }
-  }
-  block.squares =
-      clips_ && block.chunk.trainable && first != nullptr ? SquaredNorm(first->values) : 0;
-  if (clips_) {
-    block.waits = true;
-  } else {
+  block.round.Sum(block.chunk.trainable, clips_);
+  if (!clips_) {
     Finish(block, 1);
   }
 }
 
-// Applies what Complete has left: the sum in one part or, of what is not trained by gradients, the
-// values of each.
+// Applies what Complete has left.
 void ParameterStore::Finish(Block& block, double factor) {
   Keep(block);
-  std::vector<const Part*> parts;
-  for (const Part& part : block.parts) {
-    if (!part.values.empty()) {
-      parts.push_back(&part);
-    }
-  }
-  if (!parts.empty() && block.chunk.trainable) {
-    PayloadReader sum(Segments{std::as_bytes(std::span<const float>(parts[0]->values))});
-    Update(block, sum, ScaleOf(block.weight, factor));
-  } else if (parts.size() == 1) {
-    block.value = parts[0]->values;
-  } else if (!parts.empty()) {
-    for (std::size_t i = 0; i < block.value.size(); ++i) {
-      double sum = 0;
-      for (const Part* part : parts) {
-        sum += part->weight * static_cast<double>(part->values[i]);
-      }
-      block.value[i] = static_cast<float>(sum / block.weight);
-    }
+  if (!block.chunk.trainable) {
+    block.round.Mean(block.value);
+  } else if (!block.round.gradient().empty()) {
+    PayloadReader sum(Segments{std::as_bytes(block.round.gradient())});
+    Update(block, sum, ScaleOf(block.round.weight(), factor));
   }
   ++block.version;
-  block.waits = false;
-  for (Part& part : block.parts) {
-    part.present = false;
-  }
-  block.attempt = 0;
+  block.round.Finish();
   const std::lock_guard lock(stats_mutex_);
   ++stats_.updates;
-}
-
-Status ParameterStore::CheckRound(const Block& block, std::uint64_t round) const {
-  const bool applied = block.version >= round;
-  const bool waits = block.version + 1 == round && block.waits;
-  return applied || waits
-             ? OkStatus()
-             : FailedPrecondition(
-                   "round " + std::to_string(round) + " is not complete: " +
-                   spec_.parameters[static_cast<std::size_t>(block.chunk.parameter)].name +
-                   " is at version " + std::to_string(block.version));
 }
 
 Result<ParameterStore::Norms> ParameterStore::RoundNorms(std::uint64_t layout, std::uint64_t round,
@@ -664,10 +372,10 @@ Result<ParameterStore::Norms> ParameterStore::RoundNorms(std::uint64_t layout, s
       COHORT_RETURN_IF_ERROR(Apply(*block, commit));
     }
     COHORT_RETURN_IF_ERROR(CheckRound(*block, round));
-    norms.weight = block->weight;
+    norms.weight = block->round.weight();
     if (block->chunk.trainable) {
       norms.chunks.push_back(static_cast<int>(&block - blocks_.data()));
-      norms.squares.push_back(block->squares);
+      norms.squares.push_back(block->round.squares());
     }
   }
   return norms;
@@ -683,7 +391,7 @@ Status ParameterStore::Settle(std::uint64_t layout, std::uint64_t round, double 
     }
     const std::lock_guard lock(block->mutex);
     COHORT_RETURN_IF_ERROR(CheckRound(*block, round));
-    if (block->waits && block->version + 1 == round) {
+    if (block->round.waits() && block->version + 1 == round) {
       Finish(*block, factor);
     }
   }

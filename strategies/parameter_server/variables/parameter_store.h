@@ -27,6 +27,7 @@
 #include "parameter_server/frames/frame.h"
 #include "parameter_server/frames/payload.h"
 #include "parameter_server/model/layout.h"
+#include "parameter_server/variables/block_round.h"
 #include "parameter_server/variables/clock_table.h"
 #include "parameter_server/variables/push_ledger.h"
 
@@ -117,11 +118,6 @@ class ParameterStore {
   std::string NameOf(int chunk) const;
 
  private:
-  struct Part {
-    bool present = false;
-    double weight = 0;
-    std::vector<float> values;
-  };
   // What a client was given last, where gradients are compensated for what has moved since.
   struct Pulled {
     std::uint64_t version = 0;
@@ -136,14 +132,7 @@ class ParameterStore {
     std::uint64_t version = 0;
     bool assigned = false;
     std::map<std::uint64_t, Pulled> pulled;  // by client
-    // The synchronous round version + 1 as far as it has arrived.
-    std::uint32_t attempt = 0;
-    std::vector<Part> parts;
-    // Of the last complete round: the sum of the squares and of the weights, and whether it waits
-    // for the factor.
-    double squares = 0;
-    double weight = 0;
-    bool waits = false;
+    BlockRound round;                        // synchronous
     // As it was at that snapshot; null: as it is.
     std::uint64_t snapshot = 0;
     struct Image {

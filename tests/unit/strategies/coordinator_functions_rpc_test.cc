@@ -12,6 +12,7 @@
 
 #include "parameter_server/chief/closure_queue.h"
 #include "parameter_server/chief/coordinator.h"
+#include "parameter_server/chief/coordinator_service.h"
 #include "parameter_server/chief/remote_functions.h"
 
 namespace cohort::ps {

@@ -23,6 +23,7 @@
 #include <cohort/parameter_server.grpc.pb.h>
 #include "grpc_util.h"
 #include "parameter_server/chief/coordinator.h"
+#include "parameter_server/chief/coordinator_service.h"
 #include "parameter_server/chief/journal.h"
 #include "parameter_server/frames/frame_link.h"
 #include "parameter_server/frames/frame_stream.h"

@@ -1,0 +1,264 @@
+// Coordinator: what a job begins with, where it can go back to, and where the servers are that do.
+
+#include <algorithm>
+#include <iterator>
+#include <string>
+#include <utility>
+
+#include "parameter_server/chief/coordinator.h"
+
+namespace cohort::ps {
+
+using std::chrono::steady_clock;
+
+namespace {
+
+Status NotBeenThere(std::int64_t step) {
+  return FailedPrecondition("the last whole save is of step " + std::to_string(step) +
+                            ", where this job has not been [restart the job, which goes on from "
+                            "that save]");
+}
+
+}  // namespace
+
+void Coordinator::Succeed(const JournalState& state) {
+  const std::lock_guard lock(mutex_);
+  datasets_ = state.datasets;
+  again_ = state.begun;
+  courses_ = state.courses;
+  for (const TaskId& back : workers_.Succeed(state.ended, steady_clock::now())) {
+    NoteEnd(back, std::nullopt);
+  }
+}
+
+Status Coordinator::Open(std::int64_t step, std::uint64_t digest) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (rounds_.has_value()) {
+      return {};
+    }
+    COHORT_RETURN_IF_ERROR(workers_.CheckStranger());
+    if (courses_.empty()) {
+      Course course = {.step = step, .digest = digest, .epochs = {}, .rounds = {}, .again = {}};
+      course.rounds.emplace(static_cast<std::uint64_t>(step), workers_.Expected(),
+                            options_.backup_workers);
+      if (options_.journal != nullptr) {
+        COHORT_RETURN_IF_ERROR(options_.journal->Remember(course));
+      }
+      rounds_ = course.rounds;
+      courses_.push_back(std::move(course));
+    } else {
+      COHORT_RETURN_IF_ERROR(GoBack(step));
+      if (const std::uint64_t before = courses_.back().digest; before != 0 && before != digest) {
+        return FailedPrecondition(
+            "the job would begin anew with other values than the chief before this one had given "
+            "it, and there is no save [give it the same seed and flags, or restart the job]");
+      }
+    }
+    recovering_ = false;
+    workers_.Moved(steady_clock::now());
+    view_.recovering = false;
+    view_.why.clear();
+  }
+  changed_.notify_all();
+  return {};
+}
+
+void Coordinator::SetView(std::uint64_t epoch, std::vector<std::string> addresses,
+                          std::string why) {
+  {
+    const std::lock_guard lock(mutex_);
+    recovering_ = !why.empty();
+    view_ = {.epoch = epoch,
+             .recovering = recovering_,
+             .addresses = std::move(addresses),
+             .why = std::move(why),
+             .rolled_back = epoch};
+  }
+  changed_.notify_all();
+}
+
+void Coordinator::ServerLost(const Status& why) {
+  {
+    const std::lock_guard lock(mutex_);
+    recovering_ = true;
+    server_loss_ = why;
+    view_.recovering = true;
+    view_.why = why.message();
+  }
+  changed_.notify_all();
+}
+
+bool Coordinator::recovering() const {
+  const std::lock_guard lock(mutex_);
+  return recovering_;
+}
+
+ServerView Coordinator::AwaitView(std::uint64_t epoch, bool recovering, Duration wait) const {
+  std::unique_lock lock(mutex_);
+  changed_.wait_until(lock, DeadlineAfter(wait), [&] {
+    return stopped_ || view_.epoch != epoch || view_.recovering != recovering;
+  });
+  return view_;
+}
+
+Course Coordinator::CourseAt(std::int64_t step) const {
+  const std::lock_guard lock(mutex_);
+  return {.step = step, .digest = 0, .epochs = epochs_, .rounds = rounds_, .again = again_};
+}
+
+Status Coordinator::Remember(Course course) {
+  std::vector<EpochKey> past;
+  {
+    const std::lock_guard lock(mutex_);
+    if (!courses_.empty() && courses_.back().step == course.step) {
+      return {};
+    }
+    past = ForgetPast();
+  }
+  for (const EpochKey& key : past) {
+    course.epochs.erase(key);
+    course.rounds->Forget(key);
+  }
+  if (options_.journal != nullptr) {
+    COHORT_RETURN_IF_ERROR(options_.journal->Remember(course, past));
+  }
+  const std::lock_guard lock(mutex_);
+  courses_.push_back(std::move(course));
+  if (courses_.size() > Journal::kMaxCourses) {
+    courses_.pop_front();
+  }
+  return {};
+}
+
+// An epoch that is over wherever the job can go back to is so for good: of it there is no more to
+// copy, and to note, than what it came to. The last one of a course is what is under way there.
+std::vector<EpochKey> Coordinator::ForgetPast() {
+  std::vector<EpochKey> past;
+  if (courses_.empty() || courses_.front().epochs.empty()) {
+    return past;
+  }
+  const EpochKey last = courses_.front().epochs.rbegin()->first;
+  for (const auto& [key, then] : courses_.front().epochs) {
+    const auto now = epochs_.find(key);
+    if (key == last || now == epochs_.end() || !then.reported || !IsOver(key)) {
+      continue;
+    }
+    const EpochCoverage coverage = CoverageOf(key, now->second);
+    past_advance_.steps += coverage.steps;
+    past_advance_.epochs += 1;
+    past_.emplace(key, coverage);
+    past.push_back(key);
+  }
+  for (const EpochKey& key : past) {
+    epochs_.erase(key);
+    rounds_->Forget(key);
+  }
+  return past;
+}
+
+Status Coordinator::Forget(std::int64_t step) {
+  const std::lock_guard lock(mutex_);
+  if (courses_.size() < 2 || courses_.back().step != step) {
+    return {};
+  }
+  courses_.pop_back();
+  return options_.journal == nullptr ? OkStatus() : options_.journal->GoBack(courses_.back().step);
+}
+
+Status Coordinator::RollBack(std::int64_t step, std::uint64_t epoch,
+                             std::vector<std::string> addresses) {
+  {
+    const std::lock_guard lock(mutex_);
+    COHORT_RETURN_IF_ERROR(GoBack(step));
+    recovering_ = false;
+    server_loss_ = OkStatus();
+    workers_.Moved(steady_clock::now());
+    view_ = {.epoch = epoch,
+             .recovering = false,
+             .addresses = std::move(addresses),
+             .why = {},
+             .rolled_back = epoch};
+  }
+  changed_.notify_all();
+  return {};
+}
+
+Status Coordinator::GoOn(std::optional<std::int64_t> step, std::uint64_t epoch,
+                         std::vector<std::string> addresses) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (step.has_value() && std::ranges::find(courses_, *step, &Course::step) == courses_.end()) {
+      return NotBeenThere(*step);
+    }
+    recovering_ = false;
+    server_loss_ = OkStatus();
+    workers_.Moved(steady_clock::now());
+    view_.epoch = epoch;
+    view_.recovering = false;
+    view_.addresses = std::move(addresses);
+    view_.why.clear();
+  }
+  changed_.notify_all();
+  return {};
+}
+
+std::int64_t Coordinator::StepsSince(std::int64_t step) const {
+  const auto steps_of = [this](const std::map<EpochKey, Epoch>& epochs) {
+    std::int64_t steps = 0;
+    for (const auto& [key, epoch] : epochs) {
+      steps += past_.contains(key) ? 0 : epoch.steps;
+    }
+    return steps;
+  };
+  const std::lock_guard lock(mutex_);
+  const auto course = std::ranges::find(courses_, step, &Course::step);
+  return steps_of(epochs_) - (course == courses_.end() ? 0 : steps_of(course->epochs));
+}
+
+Status Coordinator::GoBack(std::int64_t step) {
+  const auto found = std::find_if(courses_.rbegin(), courses_.rend(),
+                                  [&](const Course& course) { return course.step == step; });
+  if (found == courses_.rend()) {
+    return NotBeenThere(step);
+  }
+  courses_.erase(found.base(), courses_.end());
+  const Course& course = courses_.back();
+  std::map<EpochKey, std::int64_t> again = course.again;
+  const auto add = [&](const EpochKey& key, std::int64_t first) {
+    if (!course.epochs.contains(key)) {
+      again.emplace(key, first);
+    }
+  };
+  for (const auto& [key, of_key] : epochs_) {
+    add(key, of_key.first_batch);
+  }
+  for (const auto& [key, first] : again_) {
+    add(key, first);
+  }
+  if (!course.epochs.empty()) {  // the one that was under way; if it is over, Due drops it
+    again.emplace(course.epochs.rbegin()->first, course.epochs.rbegin()->second.first_batch);
+  }
+  if (!again.empty() && again.begin()->first.dataset != again.rbegin()->first.dataset) {
+    return FailedPrecondition(
+        "the last save is of another data set's epochs than the workers are at, and they cannot "
+        "go back there [restart the job, which goes on from that save]");
+  }
+  if (options_.journal != nullptr) {
+    COHORT_RETURN_IF_ERROR(options_.journal->GoBack(step));
+  }
+  epochs_ = course.epochs;
+  rounds_ = course.rounds;
+  for (const auto& [key, of_key] : course.epochs) {
+    if (past_.contains(key)) {
+      epochs_.erase(key);
+      rounds_->Forget(key);
+    }
+  }
+  rounds_->Restart(workers_.Expected());
+  again_ = std::move(again);
+  cutting_ = false;
+  return {};
+}
+
+}  // namespace cohort::ps

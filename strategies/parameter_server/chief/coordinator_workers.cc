@@ -1,0 +1,181 @@
+// Coordinator: who comes and goes, who is waited for, and for how long.
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "parameter_server/chief/coordinator.h"
+
+namespace cohort::ps {
+
+using std::chrono::steady_clock;
+
+void Coordinator::Excuse(const TaskId& worker) {
+  const std::lock_guard lock(mutex_);
+  workers_.Excuse(worker, steady_clock::now());
+}
+
+Result<std::uint64_t> Coordinator::Attach(const Sender& sender) {
+  std::unique_lock lock(mutex_);
+  COHORT_ASSIGN_OR_RETURN(const WorkerTable::Place place,
+                          workers_.Attach(sender, view_.epoch != 0, steady_clock::now()));
+  if (place.before.has_value()) {
+    Welcome(sender.task, *place.before);
+  }
+  changed_.notify_all();
+  lock.unlock();
+  Gone(place.gone);
+  return place.client;
+}
+
+void Coordinator::Welcome(const TaskId& worker, WorkerTable::Phase before) {
+  using Phase = WorkerTable::Phase;
+  if (before == Phase::kAttached) {
+    Release(worker, Aborted("another process has taken its place"));
+  }
+  if (before != Phase::kExpected) {
+    options_.log.Info(worker.ToString() + (before == Phase::kExcused ? " has come" : " is back"));
+  }
+  if (before == Phase::kDone || before == Phase::kLost) {
+    NoteEnd(worker, std::nullopt);
+  }
+}
+
+Status Coordinator::Done(const Sender& sender) {
+  std::unique_lock lock(mutex_);
+  COHORT_RETURN_IF_ERROR(workers_.Check(sender));
+  workers_.Leave(sender.task);
+  NoteEnd(sender.task, JournalState::End::kDone);
+  Release(sender.task, Aborted("it has left"));
+  changed_.notify_all();
+  const std::uint64_t gone = workers_.client(sender.task);
+  lock.unlock();
+  Gone(gone);
+  return {};
+}
+
+void Coordinator::Lost(const TaskId& task, const Status& why) {
+  std::unique_lock lock(mutex_);
+  const std::uint64_t gone = LostNow(task, why);
+  lock.unlock();
+  Gone(gone);
+}
+
+std::uint64_t Coordinator::LostNow(const TaskId& task, const Status& why) {
+  if (!workers_.Lose(task, why, steady_clock::now())) {
+    return 0;
+  }
+  options_.log.Warning("the job goes on without " + task.ToString() + ": " + why.message());
+  NoteEnd(task, JournalState::End::kLost);
+  Release(task, why);
+  changed_.notify_all();
+  return workers_.client(task);
+}
+
+void Coordinator::Release(const TaskId& worker, const Status& why) {
+  for (auto& [key, epoch] : epochs_) {
+    if (epoch.splits.has_value()) {
+      epoch.splits->Lost(worker);
+    }
+  }
+  if (rounds_.has_value()) {
+    rounds_->Leave(worker);
+  }
+  if (closures_.has_value()) {
+    closures_->Lost(worker, why);
+  }
+}
+
+// Whether another chief would have to wait for the worker.
+void Coordinator::NoteEnd(const TaskId& worker, std::optional<JournalState::End> end) {
+  if (options_.journal != nullptr && journal_failure_.ok()) {
+    journal_failure_ = options_.journal->Worker(worker, end);
+  }
+}
+
+void Coordinator::Gone(std::uint64_t client) const {
+  if (options_.on_gone && client != 0) {
+    options_.on_gone(client);
+  }
+}
+
+bool Coordinator::WorkersHaveLeft() const {
+  const std::lock_guard lock(mutex_);
+  return workers_.HaveLeft();
+}
+
+Result<bool> Coordinator::WaitOver(Duration wait) {
+  std::unique_lock lock(mutex_);
+  changed_.wait_until(lock, DeadlineAfter(wait),
+                      [this] { return recovering_ || workers_.Over(steady_clock::now()); });
+  COHORT_RETURN_IF_ERROR(server_loss_);
+  COHORT_RETURN_IF_ERROR(journal_failure_);
+  if (workers_.Over(steady_clock::now())) {
+    const bool left = std::any_of(again_.begin(), again_.end(),
+                                  [this](const auto& due) { return !IsOver(due.first); });
+    return left ? Result<bool>(Unavailable(
+                      "the servers were rolled back when the workers had ended, and nobody is left "
+                      "to train the steps since again [restart the job, which goes on from its "
+                      "last save]"))
+                : Result<bool>(true);
+  }
+  COHORT_RETURN_IF_ERROR(workers_.CheckLonely(steady_clock::now()));
+  return false;
+}
+
+void Coordinator::Progressed(const Sender& sender, std::uint64_t steps) {
+  const std::lock_guard lock(mutex_);
+  workers_.Progressed(sender, steps, steady_clock::now());
+}
+
+std::vector<TaskId> Coordinator::Awaited() const {
+  std::vector<TaskId> awaited;
+  if (rounds_.has_value()) {
+    awaited = rounds_->awaited();
+  }
+  for (const auto& [key, epoch] : epochs_) {
+    if (epoch.splits.has_value()) {
+      const std::vector<TaskId> holders = epoch.splits->holders();
+      awaited.insert(awaited.end(), holders.begin(), holders.end());
+    }
+  }
+  return awaited;
+}
+
+// One at a time, the one that has been silent longest: others may have waited for it. Before its
+// first piece of work a worker has the time that the job waits for workers.
+std::uint64_t Coordinator::GiveUpHanging() {
+  if (options_.step_timeout.count() <= 0 || recovering_) {
+    return 0;
+  }
+  const auto now = steady_clock::now();
+  const std::optional<WorkerTable::Silent> silent =
+      workers_.LongestSilent(Awaited(), options_.step_timeout, options_.self, now);
+  if (!silent.has_value()) {
+    return 0;
+  }
+  workers_.Moved(now);
+  return LostNow(silent->task,
+                 DeadlineExceeded(fmt::format(
+                     "{} hangs: its process is there, and has finished no step for {:.1f} s "
+                     "while others waited for it [collective_timeout is longer than a step]",
+                     silent->task.ToString(), silent->seconds)));
+}
+
+Duration Coordinator::longest_piece() const {
+  const std::lock_guard lock(mutex_);
+  return workers_.longest_piece();
+}
+
+std::string Coordinator::AtWork() const {
+  const std::lock_guard lock(mutex_);
+  std::string names;
+  for (const TaskId& task : Awaited()) {
+    names += (names.empty() ? "" : ", ") + task.ToString();
+  }
+  return names;
+}
+
+}  // namespace cohort::ps
