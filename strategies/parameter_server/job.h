@@ -12,6 +12,9 @@
 // The chief may be lost as well, where it keeps a journal: the others wait for another process in
 // its place, join that one anew, and go on in the epoch of the servers that it begins.
 //
+// The class is in four files: job_meeting.cc how a process comes to the others, job.cc what it does
+// there, job_server_recovery.cc and job_chief_recovery.cc what becomes of it when those are lost.
+//
 // Thread rules: one thread, that of the strategy.
 
 #pragma once
@@ -24,6 +27,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <span>
 #include <string>
@@ -36,6 +40,7 @@
 
 #include "parameter_server/chief/coordinator.h"
 #include "parameter_server/chief/coordinator_service.h"
+#include "parameter_server/chief/server_roll.h"
 #include "parameter_server/rows/row_client.h"
 #include "parameter_server/server.h"
 #include "parameter_server/variables/client.h"
@@ -137,6 +142,11 @@ class Job {
  private:
   Job(ClusterConfig config, const StrategyOptions& options);
 
+  // How often a process that waits looks whether the job is healthy.
+  static constexpr std::chrono::milliseconds kLook{200};
+  static double SecondsSince(std::chrono::steady_clock::time_point begun);
+
+  // job_meeting.cc
   Status StartServices();
   Status JoinCoordination(bool wait_for_all, std::chrono::milliseconds timeout);
   Status Publish();
@@ -146,38 +156,58 @@ class Job {
   Status AwaitWorkers(const std::map<TaskId, JournalState::End>& ended);
   void ExcuseAbsent();
   Status FindCoordinator();
-  bool chief_may_be_lost() const { return !journal_folder_.empty(); }
-  bool ChiefLost() const;
-  bool AwaitChiefLost(const Status& error) const;
-  Status FindChief();
   Status AwaitView(Deadline deadline, std::uint64_t least);
-  Status AwaitNextView();
-  void TakeView();
-  void Fail(const Status& why);
-  void AbortClients(const Status& why);  // with the lock held
-  void ServerLost(CoordinationServer& server, const TaskId& task, const Status& why);
-  void Told(const ServerView& view);
   Result<std::string> AddressOf(int server, std::uint64_t* incarnation);
-  bool AwaitLoss(const Status& error);
-  Status AwaitServers();
+
+  // job.cc
+  void MakeClients(std::uint64_t epoch);
+  void AbortClients(const Status& why);  // with the lock held
+  void StartRetirements();
+  void StopRetirements();
+  bool RetirementsTold() const;
+  void Gone(std::uint64_t client);  // a worker's process
+  void Fail(const Status& why);
+
+  // job_server_recovery.cc, in the chief.
   struct Missing {
     std::set<int> parts;   // of servers that have no values, or not all of them
     std::set<int> copies;  // by the server whose part it is
   };
-  Status BeginEpoch(const Restore& restore, Missing* missing, std::uint64_t* newest,
-                    std::int64_t* step);
+  // One that is under way, through all its attempts.
+  struct Recovery {
+    const Restore& restore;
+    const std::chrono::steady_clock::time_point begun;
+    std::int64_t steps_before = 0;  // that workers had finished
+    Missing missing;
+    std::uint64_t newest = 0;  // version that any server had
+    std::int64_t step = 0;     // that was restored; 0: none was
+  };
+  void ServerLost(CoordinationServer& server, const TaskId& task, const Status& how);
+  bool AwaitLoss(const Status& error);
+  std::string NamesOfLost() const;
+  Status PauseRecovery(std::chrono::milliseconds pause) const;
+  Status RenewClients();
+  Status AwaitServers();
+  Status NobodyCame(int server, const Status& why) const;
+  Status BeginEpoch(Recovery* recovery);
+  Status KeepValues(Recovery* recovery, const std::vector<std::uint64_t>& retired);
   Status Mend(Missing* missing);
   void AddUnknown(Missing* missing) const;
-  void NoteWhole(int server, bool part, bool copy);
+  void NoteWhole();  // all servers, and copies
+  std::optional<Status> ResumeWork(const Recovery& recovery, int seen);
+  void ReportRecovery(const Recovery& recovery);
+  Status FailJob(const Status& why);
   // Do servers that are not lost go on as they are?
   bool keeps() const { return server_loss_ != ServerLoss::kRollBack; }
-  void MakeClients(std::uint64_t epoch);
-  Status FailJob(const Status& why);
-  std::string NamesOfLost() const;
-  void Gone(std::uint64_t client);  // a worker's process
-  void StartRetirements();
-  void StopRetirements();
-  bool RetirementsTold() const;
+
+  // job_chief_recovery.cc, in the others.
+  bool chief_may_be_lost() const { return !journal_folder_.empty(); }
+  bool ChiefLost() const;
+  bool AwaitChiefLost(const Status& error) const;
+  Status FindChief();
+  void Told(const ServerView& view);
+  Status AwaitNextView();
+  void TakeView();
 
   const ClusterConfig config_;
   const std::chrono::milliseconds join_timeout_;
@@ -224,16 +254,7 @@ class Job {
   // In the chief.
   enum class Stage { kJoining, kSetup, kTraining, kOver, kLeaving };
   Stage stage_ = Stage::kJoining;
-  std::vector<std::uint64_t> incarnations_;  // of the servers; 0: not known yet
-  // The processes that are known to have all of a server's part, and of the copy of it.
-  std::vector<std::uint64_t> whole_;
-  std::vector<std::uint64_t> whole_copies_;
-  struct Loss {
-    Status why;
-    std::chrono::steady_clock::time_point since;
-  };
-  std::map<int, Loss> lost_;  // servers in whose place nobody is known
-  int losses_ = 0;
+  ServerRoll roll_;
   RetiredClients gone_;                // workers' processes
   std::vector<std::uint64_t> untold_;  // of them, while there is nothing to tell servers with
   std::set<TaskId> lost_workers_;

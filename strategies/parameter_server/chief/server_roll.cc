@@ -1,0 +1,57 @@
+#include "parameter_server/chief/server_roll.h"
+
+#include <cohort/cluster/cluster_spec.h>
+
+#include "parameter_server/model/layout.h"
+
+namespace cohort::ps {
+
+ServerRoll::ServerRoll(int num_servers)
+    : processes_(static_cast<std::size_t>(num_servers), 0),
+      parts_(processes_),
+      copies_(processes_) {}
+
+void ServerRoll::Enter(int server, std::uint64_t process) {
+  processes_[static_cast<std::size_t>(server)] = process;
+  lost_.erase(server);
+}
+
+void ServerRoll::Lost(int server, const Status& why) {
+  ++losses_;
+  lost_.try_emplace(server, Loss{why, std::chrono::steady_clock::now()});
+}
+
+const ServerRoll::Loss* ServerRoll::loss(int server) const {
+  const auto at = lost_.find(server);
+  return at == lost_.end() ? nullptr : &at->second;
+}
+
+std::string ServerRoll::NamesOfLost() const {
+  std::string names;
+  for (const auto& [server, loss] : lost_) {
+    names += (names.empty() ? "" : ", ") + TaskId{TaskType::kPs, server}.ToString();
+  }
+  return names;
+}
+
+void ServerRoll::NotePart(int server) {
+  parts_[static_cast<std::size_t>(server)] = process(server);
+}
+
+void ServerRoll::NoteCopy(int server) {
+  copies_[static_cast<std::size_t>(server)] = HolderOf(server);
+}
+
+bool ServerRoll::HasPart(int server) const {
+  return parts_[static_cast<std::size_t>(server)] == process(server);
+}
+
+bool ServerRoll::HasCopy(int server) const {
+  return copies_[static_cast<std::size_t>(server)] == HolderOf(server);
+}
+
+std::uint64_t ServerRoll::HolderOf(int server) const {
+  return process(CopyHolder(server, static_cast<int>(processes_.size())));
+}
+
+}  // namespace cohort::ps

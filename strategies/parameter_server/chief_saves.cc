@@ -1,0 +1,194 @@
+#include "parameter_server/chief_saves.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "parameter_server/rows/row_client.h"
+#include "parameter_server/variables/client.h"
+
+namespace cohort::ps {
+
+ChiefSaves::ChiefSaves(Job& job, Log log, Hooks hooks)
+    : job_(job), log_(std::move(log)), hooks_(std::move(hooks)) {}
+
+void ChiefSaves::Bind(std::vector<TableSpec> tables, RemoteRows* rows) {
+  tables_ = std::move(tables);
+  rows_ = rows;
+}
+
+// ---- Saving -------------------------------------------------------------------------------------
+
+void ChiefSaves::CountFromHere() { saved_ = job_.coordinator()->advance(); }
+
+Status ChiefSaves::SaveIfDue() {
+  if (!plan_.save) {
+    return {};
+  }
+  const Coordinator::Advance now = job_.coordinator()->advance();
+  const bool steps = plan_.every_steps > 0 && now.steps - saved_.steps >= plan_.every_steps;
+  const bool epochs = plan_.every_epochs > 0 && now.epochs - saved_.epochs >= plan_.every_epochs;
+  if (!steps && !epochs) {
+    return {};
+  }
+  std::optional<Frozen> frozen;
+  const auto freeze = [this, &frozen](const Coordinator::Cut& cut) -> Status {
+    COHORT_ASSIGN_OR_RETURN(frozen, Freeze(cut));
+    return {};
+  };
+  const auto late = [this, &now](const std::string& why) {
+    saved_ = now;
+    ++failed_saves_;
+    log_.Warning("the save that is due is put off until the next one is, training goes on: " + why);
+  };
+  COHORT_RETURN_IF_ERROR(job_.BetweenUpdates(freeze, late));
+  return frozen.has_value() ? Save(std::move(*frozen)) : OkStatus();
+}
+
+// The servers keep what they have at a point between two updates; the rest is done while the
+// workers go on.
+Result<ChiefSaves::Frozen> ChiefSaves::Freeze(const Coordinator::Cut& cut) {
+  COHORT_RETURN_IF_ERROR(hooks_.finish_last_round());
+  const Result<std::uint64_t> version = job_.client()->Freeze(++snapshots_);
+  COHORT_RETURN_IF_ERROR(job_.Explain(version.status()));
+  frozen_step_ = static_cast<std::int64_t>(*version);
+  CountFromHere();
+  return Frozen{.cut = cut, .course = job_.coordinator()->CourseAt(frozen_step_)};
+}
+
+Status ChiefSaves::Save(Frozen frozen) {
+  // Before the save has its name.
+  Status saved =
+      plan_.restore ? job_.coordinator()->Remember(std::move(frozen.course)) : OkStatus();
+  if (saved.code() == StatusCode::kAborted) {
+    return saved;  // another chief has taken this one's place
+  }
+  if (rows_ != nullptr) {
+    rows_->Wait();
+    job_.rows()->ReadSnapshot(snapshots_);
+  }
+  saving_ = true;
+  written_tables_ = 0;
+  if (saved.ok()) {
+    saved = plan_.save(frozen.cut.epoch.epoch, frozen.cut.batch);
+  }
+  saving_ = false;
+  if (rows_ != nullptr) {
+    job_.rows()->ReadSnapshot(0);
+  }
+  // Files fail with the codes of servers, too: whether one is lost, the servers tell.
+  COHORT_RETURN_IF_ERROR(job_.Explain(job_.client()->Thaw().status()));
+  if (job_.trains()) {  // on the values that there are now, not on those that were saved
+    COHORT_RETURN_IF_ERROR(hooks_.refresh());
+  }
+  if (!saved.ok()) {
+    return Failed(saved);
+  }
+  saved_step_ = frozen_step_;
+  // Not of a save that found its step there already: rows may be other than they were then.
+  if (written_tables_ == tables_.size()) {
+    saved_rows_ = SavedRows{.step = frozen_step_, .snapshot = snapshots_};
+  }
+  if (plan_.restore) {
+    initial_.reset();
+  }
+  return {};
+}
+
+Status ChiefSaves::Failed(const Status& why) {
+  ++failed_saves_;
+  log_.Warning("the save of step " + std::to_string(frozen_step_) +
+               " has failed, training goes on, and the save before it counts: " + why.ToString());
+  if (!plan_.restore || saved_step_ == frozen_step_) {
+    return {};
+  }
+  // In the journal the way back to no save does no harm, and is gone when it is written next.
+  const Status forgotten = job_.coordinator()->Forget(frozen_step_);
+  return forgotten.code() == StatusCode::kAborted ? forgotten : OkStatus();
+}
+
+Status ChiefSaves::Remember(std::int64_t step) {
+  return plan_.restore ? job_.coordinator()->Remember(job_.coordinator()->CourseAt(step))
+                       : OkStatus();
+}
+
+std::optional<std::int64_t> ChiefSaves::rows_saved_at() const {
+  return saving_ && saved_rows_.has_value() ? std::optional(saved_rows_->step) : std::nullopt;
+}
+
+Status ChiefSaves::SaveTable(int table, FileSystem& files, const std::string& path) {
+  Require(rows_ != nullptr, "a table of the bound parameters, not on a server");
+  const TableSpec& spec = tables_.at(static_cast<std::size_t>(table));
+  rows_->Wait();
+  const Status status = ps::SaveTable(*job_.rows(), table, spec, files, path);
+  written_tables_ += status.ok() ? 1 : 0;
+  return job_.Explain(status);
+}
+
+Status ChiefSaves::SaveTableChanges(int table, FileSystem& files, const std::string& path) {
+  Require(rows_saved_at().has_value(), "SaveTableChanges where rows_saved_at says a step");
+  const TableSpec& spec = tables_.at(static_cast<std::size_t>(table));
+  job_.rows()->ReadSnapshot(snapshots_, saved_rows_->snapshot);
+  const Status status =
+      ps::SaveTable(*job_.rows(), table, spec, files, path, RowFileKind::kChanges);
+  job_.rows()->ReadSnapshot(snapshots_);
+  written_tables_ += status.ok() ? 1 : 0;
+  return job_.Explain(status);
+}
+
+Status ChiefSaves::LoadTable(int table, FileSystem& files, const std::vector<std::string>& chain,
+                             bool before_training) {
+  Require(rows_ != nullptr, "a table of the bound parameters, not on a server");
+  const TableSpec& spec = tables_.at(static_cast<std::size_t>(table));
+  rows_->Forget();
+  rows_loaded_ = rows_loaded_ || before_training;
+  return job_.Explain(ps::LoadTable(*job_.rows(), table, spec, files, chain,
+                                    lost_ == nullptr ? nullptr : &lost_->servers));
+}
+
+// ---- Going back ---------------------------------------------------------------------------------
+
+void ChiefSaves::BeginWith(std::span<const float> values, std::span<const std::span<float>> slots,
+                           std::int64_t step) {
+  initial_ = Initial{.step = step};
+  initial_->values.assign(values.begin(), values.end());
+  for (const std::span<float> slot : slots) {
+    initial_->slots.emplace_back(slot.begin(), slot.end());
+  }
+}
+
+Result<std::int64_t> ChiefSaves::Restore(const Job::Lost* only) {
+  lost_ = only;
+  const Result<std::int64_t> step = RestoreNewest();
+  lost_ = nullptr;
+  return step;
+}
+
+Result<std::int64_t> ChiefSaves::RestoreNewest() {
+  if (plan_.restore) {
+    const Result<std::int64_t> step = plan_.restore();
+    if (step.status().code() != StatusCode::kNotFound) {
+      return step;
+    }
+  }
+  if (!initial_.has_value() || rows_loaded_) {
+    return FailedPrecondition(
+        initial_.has_value()
+            ? "the rows that were loaded before training began are lost, and there "
+              "is no save of them [save while training]"
+            : "the save that the job would go back to is gone");
+  }
+  std::vector<std::span<float>> slots(initial_->slots.begin(), initial_->slots.end());
+  COHORT_RETURN_IF_ERROR(Assign(initial_->values, slots, initial_->step));
+  return initial_->step;
+}
+
+Status ChiefSaves::Assign(std::span<const float> values, std::span<const std::span<float>> slots,
+                          std::int64_t step) {
+  const auto version = static_cast<std::uint64_t>(step);
+  return lost_ == nullptr ? job_.client()->Assign(values, slots, version)
+                          : job_.client()->AssignTo(lost_->servers, values, slots,
+                                                    std::max(version, lost_->version));
+}
+
+}  // namespace cohort::ps

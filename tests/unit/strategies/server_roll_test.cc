@@ -1,0 +1,63 @@
+// Who a chief knows the servers to be.
+
+#include <gtest/gtest.h>
+
+#include "parameter_server/chief/server_roll.h"
+
+namespace cohort::ps {
+namespace {
+
+ServerRoll ThreeServers() {
+  ServerRoll roll(3);
+  for (int s = 0; s < 3; ++s) {
+    roll.Enter(s, static_cast<std::uint64_t>(11 + s));
+  }
+  return roll;
+}
+
+TEST(ServerRoll, NobodyIsKnownAtFirstAndNobodyLost) {
+  const ServerRoll roll(2);
+  EXPECT_EQ(roll.process(1), 0U);
+  EXPECT_TRUE(roll.complete());
+  EXPECT_TRUE(roll.why().ok());
+  EXPECT_EQ(roll.loss(0), nullptr);
+  EXPECT_EQ(roll.NamesOfLost(), "");
+}
+
+TEST(ServerRoll, ALostServerIsLostUntilAnotherProcessIsInItsPlace) {
+  ServerRoll roll = ThreeServers();
+  roll.Lost(2, Unavailable("the first loss"));
+  roll.Lost(2, Unavailable("the same server again"));
+  roll.Lost(0, Unavailable("another server"));
+  EXPECT_EQ(roll.losses(), 3);
+  EXPECT_EQ(roll.NamesOfLost(), "ps:0, ps:2");
+  EXPECT_EQ(roll.why().message(), "another server");
+  ASSERT_NE(roll.loss(2), nullptr);
+  EXPECT_EQ(roll.loss(2)->why.message(), "the first loss");
+
+  roll.Enter(0, 21);
+  EXPECT_EQ(roll.process(0), 21U);
+  EXPECT_FALSE(roll.complete());
+  roll.Enter(2, 23);
+  EXPECT_TRUE(roll.complete());
+  EXPECT_EQ(roll.losses(), 3);
+}
+
+TEST(ServerRoll, AnotherProcessIsNotKnownToHaveWhatTheOneBeforeHad) {
+  ServerRoll roll = ThreeServers();
+  for (int s = 0; s < 3; ++s) {
+    EXPECT_FALSE(roll.HasPart(s));
+    roll.NotePart(s);
+    roll.NoteCopy(s);
+  }
+  roll.Enter(1, 22);  // which holds the copy of ps:0's part, too
+  EXPECT_FALSE(roll.HasPart(1));
+  EXPECT_FALSE(roll.HasCopy(0));
+  EXPECT_TRUE(roll.HasCopy(1));
+  EXPECT_TRUE(roll.HasCopy(2));
+  EXPECT_TRUE(roll.HasPart(0));
+  EXPECT_TRUE(roll.HasPart(2));
+}
+
+}  // namespace
+}  // namespace cohort::ps
