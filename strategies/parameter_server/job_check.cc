@@ -29,6 +29,11 @@ Status CheckTasks(const ClusterConfig& config) {
 }
 
 Status CheckConsistency(const Consistency& consistency, int workers) {
+  if (consistency.mode == Consistency::Mode::kHybrid) {
+    return InvalidArgument(
+        "consistency hybrid is multi_worker_mirrored with servers for the sparse tables "
+        "[Strategy::FromEnv makes it]");
+  }
   if (consistency.staleness < 0 || consistency.backup_workers < 0 ||
       consistency.backup_workers >= workers) {
     return InvalidArgument("consistency " + consistency.ToString() + " with " +

@@ -157,7 +157,7 @@ Status RemoteStrategy::Look() {
 }
 
 Status RemoteStrategy::StopWork(const std::string& why) {
-  if (!is_chief() || std::exchange(stopped_, true)) {
+  if (!is_chief() || stopped_) {
     return {};
   }
   ps::Coordinator& coordinator = *job_->coordinator();
@@ -171,24 +171,24 @@ Status RemoteStrategy::StopWork(const std::string& why) {
   };
   const Deadline patience = DeadlineAfter(2 * options_.heartbeat_timeout);
   std::string left = "work of a process that is gone is left over, and nobody to do it";
-  bool stopped = false;
-  for (bool again = true; again && !stopped;) {
+  for (bool again = true; again && !stopped_;) {
     again = !coordinator.WorkersHaveLeft() && std::chrono::steady_clock::now() < patience;
     COHORT_RETURN_IF_ERROR(job_->BetweenUpdates(
         [&](const ps::Coordinator::Cut& cut) {
           const Status status = stop(cut);
-          stopped = status.ok();
+          stopped_ = status.ok();
           return status;
         },
         [&](const std::string& late) {
           left = late;
           again = false;
         }));
-    if (again && !stopped) {  // somebody else may take what is left over
+    if (again && !stopped_) {  // somebody else may take what is left over
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
     }
   }
-  if (!stopped) {
+  if (!stopped_) {
+    stopped_ = true;
     coordinator.StopWork(Cancelled(why));
     options_.log.Warning(left +
                          ": where the job is stopped it is not saved, and the save before "
@@ -289,11 +289,6 @@ Result<ps::ModelSpec> RemoteStrategy::ModelOf(const ParameterSet& parameters,
                                                       : "delay_compensation") +
         " with server_loss kReplica: copies do not know what a gradient was computed from [one or "
         "the other]");
-  }
-  if (!spec.tables.empty() && options_.consistency.backup_workers > 0) {
-    return Unimplemented("sparse table \"" + spec.tables[0].name +
-                         "\" with backup workers [consistency sync or async, or make it a "
-                         "parameter]");
   }
   for (const TableSpec& table : spec.tables) {
     COHORT_RETURN_IF_ERROR(table.Check());

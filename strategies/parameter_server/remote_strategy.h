@@ -145,6 +145,7 @@ class RemoteStrategy final : public ParameterServerStrategy {
   Status PushAlone(std::int64_t row_step, double weight, double clip);
   Result<StepResult> StepTogether(const DistributedBatch& batch, const StepFn& fn);
   Status PushPart(const ps::RoundPart& part, const ReplicaResult& mine);
+  ps::Commit SetElected(const ps::RoundCommit& commit);
   Status CatchUp(const ps::RoundCommit& commit);
   Status Idle();
   void LookAhead(std::uint64_t round, std::int64_t step);
@@ -203,7 +204,7 @@ class RemoteStrategy final : public ParameterServerStrategy {
   bool void_ = false;         // the batch that was handed out last, by a roll-back since
   bool own_error_ = false;    // of the step function, or that servers do not come back
   bool functions_ = false;    // are called, instead of data
-  bool stopped_ = false;      // StopWork was called
+  bool stopped_ = false;      // the coordinator hands out nothing more
   bool began_ = false;        // Serve was called, or the first epoch begun
 };
 

@@ -226,6 +226,9 @@ Result<StepResult> RemoteStrategy::StepTogether(const DistributedBatch& batch, c
           "under synchronous application a step takes the batch that Next gave last");
   const ps::RoundPart part = *round_;
   const bool elected = options_.consistency.backup_workers > 0;
+  if (elected) {
+    SetElected(part.previous);  // servers of rows may not have been told by others yet
+  }
   if (elected && client_->version() + 1 != part.round) {
     COHORT_RETURN_IF_ERROR(CatchUp(part.previous));  // late for the round before
     fixed_->Keep(values());
@@ -245,6 +248,9 @@ Result<StepResult> RemoteStrategy::StepTogether(const DistributedBatch& batch, c
   }
   if (elected) {
     COHORT_RETURN_IF_ERROR(CatchUp(total->commit));
+    if (rows_ != nullptr) {
+      LookAhead(part.round, step_);
+    }
     return ResultOf(*total);
   }
   if (rows_ != nullptr) {
@@ -274,12 +280,21 @@ Status RemoteStrategy::PushPart(const ps::RoundPart& part, const ReplicaResult& 
   return client_->Push(gradient, {});
 }
 
-// With the values of the round after `commit`.
-Status RemoteStrategy::CatchUp(const ps::RoundCommit& commit) {
+// What servers are told from now on of the parts that a round has.
+ps::Commit RemoteStrategy::SetElected(const ps::RoundCommit& commit) {
   ps::Commit message;
   message.set_round(commit.round);
   message.set_attempt(static_cast<std::uint32_t>(commit.attempt));
   message.mutable_winners()->Assign(commit.winners.begin(), commit.winners.end());
+  if (rows_ != nullptr && options_.consistency.backup_workers > 0) {
+    job_->rows()->Elected(message);
+  }
+  return message;
+}
+
+// With the values of the round after `commit`.
+Status RemoteStrategy::CatchUp(const ps::RoundCommit& commit) {
+  const ps::Commit message = SetElected(commit);
   if (commit.round != 0 && optimizer_->global_clip_norm() > 0) {
     COHORT_RETURN_IF_ERROR(client_->Settle(commit.round, message, optimizer_->global_clip_norm()));
   }

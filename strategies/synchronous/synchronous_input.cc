@@ -73,11 +73,16 @@ std::string WhyNotByFile(const data::Dataset& dataset, ShardPolicy asked, ShardP
 
 }  // namespace
 
+// Virtual shards are cut from batches of one order.
+ShardPolicy SynchronousStrategy::PolicyFor(const data::Dataset& dataset, ShardPolicy policy) const {
+  return options_.virtual_shards > 0 && policy == ShardPolicy::kAuto
+             ? ShardPolicy::kData
+             : dataset.PolicyFor(policy, num_processes_);
+}
+
 Result<std::unique_ptr<DistributedDataset>> SynchronousStrategy::Distribute(
     const data::Dataset& dataset, const InputOptions& options) {
-  const bool one_order = options_.virtual_shards > 0 && options.policy == ShardPolicy::kAuto;
-  const ShardPolicy policy =
-      one_order ? ShardPolicy::kData : dataset.PolicyFor(options.policy, num_processes_);
+  const ShardPolicy policy = PolicyFor(dataset, options.policy);
   const bool whole_batches = policy == ShardPolicy::kOff;
   const int replicas = whole_batches ? num_local_replicas() : num_replicas_in_sync();
   if (dataset.batch_size() < replicas) {

@@ -63,6 +63,8 @@ class SynchronousStrategy final : public Strategy {
   InputContext input_context() const override {
     return {.num_input_pipelines = num_processes_, .input_pipeline_id = rank_};
   }
+  data::ShardPolicy PolicyFor(const data::Dataset& dataset,
+                              data::ShardPolicy policy) const override;
 
   Status Bind(ParameterSet& parameters, std::unique_ptr<Optimizer> optimizer) override;
   Result<std::unique_ptr<DistributedDataset>> Distribute(const data::Dataset& dataset,

@@ -343,7 +343,7 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
   State& s = *state_;
   Require(validation == nullptr || evaluate_step, "validation data comes with an evaluation step");
   Require(s.options.batches_per_step >= 1, "at least one batch to a step");
-  s.policy = training.PolicyFor(s.options.policy, s.strategy.input_context().num_input_pipelines);
+  s.policy = s.strategy.PolicyFor(training, s.options.policy);
   if (data::HasOwnOrder(s.policy) && s.strategy.kind() == "parameter_server") {
     return InvalidArgument(
         fmt::format("TrainerOptions::policy: under a parameter server the data is handed out on "
@@ -359,7 +359,7 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
   }
   COHORT_RETURN_IF_ERROR(StartFrom(training));
   COHORT_ASSIGN_OR_RETURN(const auto dataset,
-                          s.strategy.Distribute(training, {.policy = s.policy}));
+                          s.strategy.Distribute(training, {.policy = s.options.policy}));
   const Feeding feeding(s, *dataset);
   SavePlan plan{.stop = s.options.stop};
   if (s.store.has_value()) {

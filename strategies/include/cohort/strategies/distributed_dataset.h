@@ -33,7 +33,7 @@ struct InputOptions {
   // virtual_shards or under a parameter server, which hands out splits of one order:
   // InvalidArgument. With kOwn each process gives a data set of its own, that has its share of the
   // examples; the features, the global batch and the remainder are those of the others.
-  data::ShardPolicy policy = data::ShardPolicy::kAuto;
+  data::ShardPolicy policy = data::ShardPolicy::kData;
 };
 
 // Which share of the examples a process makes under ShardPolicy::kOwn, and of how many; as

@@ -77,6 +77,12 @@ class Strategy {
   virtual int num_local_replicas() const = 0;
   // This process's share of the input; one of one where each makes all of it (parameter servers).
   virtual InputContext input_context() const { return {}; }
+  // How Distribute divides a data set for training that it is given with this policy: kAuto is one
+  // of the others.
+  virtual data::ShardPolicy PolicyFor(const data::Dataset& dataset,
+                                      data::ShardPolicy policy) const {
+    return dataset.PolicyFor(policy, input_context().num_input_pipelines);
+  }
   // Does this process train? False for parameter servers, and for the chief of a parameter-server
   // job, which call Serve.
   virtual bool trains() const { return true; }
