@@ -84,7 +84,8 @@ Batches Draw(const Options& options) {
     Batch unique;
     unique.positions = drawn.positions;
     std::ranges::sort(unique.positions);
-    unique.positions.erase(std::ranges::unique(unique.positions).begin(), unique.positions.end());
+    unique.positions.erase(std::unique(unique.positions.begin(), unique.positions.end()),
+                           unique.positions.end());
     // Not in the order of the flat array, which would be no random access.
     const Permutation order(unique.positions.size(), static_cast<std::uint64_t>(call));
     std::vector<std::uint32_t> shuffled(unique.positions.size());

@@ -8,22 +8,9 @@
 #include <cohort/device/range.h>
 #include <cohort/optim/gradients.h>
 
+#include "no_gradients.h"
+
 namespace cohort {
-namespace {
-
-// What step functions get for gradients where none are wanted.
-class NoGradients final : public GradientSink {
- public:
-  std::span<float> Accumulator(int /*parameter*/) override { Refuse(); }
-  void AddSlices(int /*parameter*/, const IndexedSlices& /*slices*/) override { Refuse(); }
-  void Ready(int /*parameter*/) override { Refuse(); }
-  float loss_seed() const override { Refuse(); }
-
- private:
-  [[noreturn]] static void Refuse() { throw ContractError("no gradients in Evaluate"); }
-};
-
-}  // namespace
 
 Result<StepResult> RemoteStrategy::Step(const DistributedBatch& batch, const StepFn& fn) {
   const Range range(Phase::kStep, step_ + 1);

@@ -10,7 +10,7 @@ namespace {
 
 void Sort(std::vector<std::int64_t>& indices) {
   std::ranges::sort(indices);
-  indices.erase(std::ranges::unique(indices).begin(), indices.end());
+  indices.erase(std::unique(indices.begin(), indices.end()), indices.end());
 }
 
 }  // namespace

@@ -1,7 +1,6 @@
 #include "synchronous/step_totals.h"
 
 #include <algorithm>
-#include <cmath>
 
 namespace cohort {
 
@@ -13,7 +12,8 @@ StepTotals::StepTotals(const ReplicaResult& result) {
   sums_[1] = result.weight;
   sums_[2] = 1;
   sums_[3] = static_cast<double>(result.metric_sums.size());
-  std::ranges::copy(result.metric_sums, sums_.begin() + 4);
+  sums_[4] = sums_[3] * sums_[3];
+  std::ranges::copy(result.metric_sums, sums_.begin() + 5);
 }
 
 StepTotals StepTotals::InTree(std::vector<StepTotals> parts) {
@@ -44,7 +44,7 @@ Result<StepResult> StepTotals::Means() const {
     return result;
   }
   const double each = metrics() / replicas();
-  if (each != std::floor(each)) {
+  if (metrics() * metrics() != replicas() * metrics_squared()) {
     return InvalidArgument(
         "replicas of different processes returned different numbers of metric sums [as many on "
         "every replica]");

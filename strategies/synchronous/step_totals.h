@@ -35,7 +35,6 @@ class StepTotals {
 
   double weight() const { return sums_[1]; }
   double replicas() const { return sums_[2]; }  // that had any weight
-  double metrics() const { return sums_[3]; }   // how many, of each of those: must divide
   std::span<double> sums() { return sums_; }    // what travels
 
   // Loss, weight and metrics of a step result. InvalidArgument: not as many metrics on every
@@ -44,9 +43,13 @@ class StepTotals {
 
  private:
   double loss() const { return sums_[0]; }
-  double metric(std::size_t m) const { return sums_[4 + m]; }
+  // How many metrics those replicas have, all together; and the sum of the squares, which tells
+  // whether each has as many as the others.
+  double metrics() const { return sums_[3]; }
+  double metrics_squared() const { return sums_[4]; }
+  double metric(std::size_t m) const { return sums_[5 + m]; }
 
-  std::array<double, 4 + kMaxMetrics> sums_{};
+  std::array<double, 5 + kMaxMetrics> sums_{};
 };
 
 }  // namespace cohort

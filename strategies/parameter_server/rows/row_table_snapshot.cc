@@ -250,7 +250,8 @@ std::string RowTable::Dump(std::uint32_t number, bool frozen, std::uint32_t sinc
     };
     std::erase_if(part->removed, is_back);
     std::ranges::sort(part->removed);
-    part->removed.erase(std::ranges::unique(part->removed).begin(), part->removed.end());
+    part->removed.erase(std::unique(part->removed.begin(), part->removed.end()),
+                        part->removed.end());
   }
   if (changes) {
     AppendRemoved(rows.removed, candidates.removed, bytes);

@@ -660,20 +660,22 @@ TEST(Failure, LeavesNothingOfAWholeUpdate) {
 }
 
 TEST(Metrics, TheirNumberMayNotDifferBetweenProcesses) {
-  const auto statuses = Job(2, {}, [](int, Strategy& strategy) -> Status {
-    ParameterSet parameters = Zeros(1, 1);
-    COHORT_RETURN_IF_ERROR(strategy.Bind(parameters, PlainSgd()));
-    return strategy
-        .Step(OneEach(1),
-              [](ReplicaContext& context, const data::Batch&) -> Result<ReplicaResult> {
-                context.gradients.Ready(0);
-                ReplicaResult result{.weight = 1};
-                result.metric_sums.resize(static_cast<std::size_t>(context.replica));
-                return result;
-              })
-        .status();
-  });
-  EXPECT_THAT(Messages(statuses), Each(HasSubstr("different numbers of metric sums")));
+  for (const std::vector<std::size_t>& numbers : {std::vector<std::size_t>{0, 1}, {1, 3}}) {
+    const auto statuses = Job(2, {}, [&numbers](int, Strategy& strategy) -> Status {
+      ParameterSet parameters = Zeros(1, 1);
+      COHORT_RETURN_IF_ERROR(strategy.Bind(parameters, PlainSgd()));
+      return strategy
+          .Step(OneEach(1),
+                [&numbers](ReplicaContext& context, const data::Batch&) -> Result<ReplicaResult> {
+                  context.gradients.Ready(0);
+                  ReplicaResult result{.weight = 1};
+                  result.metric_sums.resize(numbers[static_cast<std::size_t>(context.replica)]);
+                  return result;
+                })
+          .status();
+    });
+    EXPECT_THAT(Messages(statuses), Each(HasSubstr("different numbers of metric sums")));
+  }
 }
 
 TEST(Metrics, OfAProcessWithoutExamplesAreTheOthers) {
