@@ -112,12 +112,12 @@ std::optional<RequestLine> ParseRequestLine(std::string_view request) {
 
 bool WouldBlock(int error) { return error == EAGAIN || error == EWOULDBLOCK || error == EINTR; }
 
-class Implementation final : public MetricsServer {
+class HttpMetricsServer final : public MetricsServer {
  public:
-  Implementation(const Metrics& metrics, MetricsServerOptions options)
+  HttpMetricsServer(const Metrics& metrics, MetricsServerOptions options)
       : metrics_(metrics), options_(std::move(options)) {}
 
-  ~Implementation() override {
+  ~HttpMetricsServer() override {
     if (thread_.joinable()) {
       constexpr std::uint64_t kOne = 1;
       (void)!::write(stop_.get(), &kOne, sizeof kOne);
@@ -332,7 +332,7 @@ class Implementation final : public MetricsServer {
 
 Result<std::unique_ptr<MetricsServer>> MetricsServer::Start(const Metrics& metrics,
                                                             MetricsServerOptions options) {
-  auto server = std::make_unique<Implementation>(metrics, std::move(options));
+  auto server = std::make_unique<HttpMetricsServer>(metrics, std::move(options));
   COHORT_RETURN_IF_ERROR(server->Listen());
   return server;
 }

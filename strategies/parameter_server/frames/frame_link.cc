@@ -130,9 +130,9 @@ class Line {
   Status why_;
 };
 
-class Implementation final : public FrameLink {
+class LinesOfServers final : public FrameLink {
  public:
-  Implementation(std::vector<std::string> names, Locate locate, milliseconds peer_timeout,
+  LinesOfServers(std::vector<std::string> names, Locate locate, milliseconds peer_timeout,
                  milliseconds answer_timeout)
       : names_(std::move(names)),
         locate_(std::move(locate)),
@@ -302,7 +302,7 @@ void AddCopies(int servers, std::vector<FrameRequest>* requests) {
 std::unique_ptr<FrameLink> FrameLink::Make(std::vector<std::string> names, Locate locate,
                                            std::chrono::milliseconds peer_timeout,
                                            std::chrono::milliseconds answer_timeout) {
-  return std::make_unique<Implementation>(std::move(names), std::move(locate), peer_timeout,
+  return std::make_unique<LinesOfServers>(std::move(names), std::move(locate), peer_timeout,
                                           answer_timeout);
 }
 

@@ -16,9 +16,9 @@
 namespace cohort::ps {
 namespace {
 
-class Implementation final : public FrameListener {
+class ThreadedFrameListener final : public FrameListener {
  public:
-  Implementation(Listener listener, Listener local, FrameHandler handler, const Log& log)
+  ThreadedFrameListener(Listener listener, Listener local, FrameHandler handler, const Log& log)
       : handler_(std::move(handler)),
         log_(log),
         listener_(std::move(listener)),
@@ -26,7 +26,7 @@ class Implementation final : public FrameListener {
         stop_(::eventfd(0, EFD_CLOEXEC)) {
     thread_ = std::thread([this] { Accept(); });
   }
-  ~Implementation() override {
+  ~ThreadedFrameListener() override {
     const std::uint64_t one = 1;
     (void)!::write(stop_.fd(), &one, sizeof(one));
     thread_.join();
@@ -89,7 +89,7 @@ Result<std::unique_ptr<FrameListener>> FrameListener::Start(const std::string& a
                                                             FrameHandler handler, const Log& log) {
   COHORT_ASSIGN_OR_RETURN(Listener listener, Listen(address, {}));
   COHORT_ASSIGN_OR_RETURN(Listener local, ListenUnix());
-  return std::unique_ptr<FrameListener>(std::make_unique<Implementation>(
+  return std::unique_ptr<FrameListener>(std::make_unique<ThreadedFrameListener>(
       std::move(listener), std::move(local), std::move(handler), log));
 }
 

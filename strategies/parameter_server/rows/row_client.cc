@@ -233,9 +233,9 @@ struct RowsToPush {
   }
 };
 
-class Implementation final : public RowClient {
+class FrameRowClient final : public RowClient {
  public:
-  Implementation(const ModelSpec& model, std::vector<std::string> addresses,
+  FrameRowClient(const ModelSpec& model, std::vector<std::string> addresses,
                  const ClientOptions& options)
       : tables_(model.tables),
         layout_(model.Fingerprint()),
@@ -360,7 +360,7 @@ class Implementation final : public RowClient {
   FloatBuffer values_;             // of a pull, each id once
 };
 
-std::vector<std::shared_ptr<grpc::Channel>> Implementation::LineChannels(
+std::vector<std::shared_ptr<grpc::Channel>> FrameRowClient::LineChannels(
     const ModelSpec& model, const std::vector<std::string>& addresses) {
   std::vector<std::shared_ptr<grpc::Channel>> channels = DataChannels(addresses);
   for (int line = model.servers; model.copies && line < 2 * model.servers; ++line) {
@@ -369,13 +369,13 @@ std::vector<std::shared_ptr<grpc::Channel>> Implementation::LineChannels(
   return channels;
 }
 
-Result<std::string> Implementation::Locate(int line, bool may_share) {
+Result<std::string> FrameRowClient::Locate(int line, bool may_share) {
   const auto s = static_cast<std::size_t>(ServerOfLine(line, routes_.servers()));
   return LocateFrames(*Servers::NewStub(channels_[s]), addresses_[s], transport_, may_share,
                       locate_timeout_);
 }
 
-Status Implementation::Pull(int table, std::span<const std::uint64_t> ids, std::int64_t step,
+Status FrameRowClient::Pull(int table, std::span<const std::uint64_t> ids, std::int64_t step,
                             bool training, std::span<float> rows) {
   const auto dim = static_cast<std::size_t>(SpecOf(table).dim);
   Require(rows.size() == ids.size() * dim, "room for a row of each id: " + SpecOf(table).name);
@@ -390,7 +390,7 @@ Status Implementation::Pull(int table, std::span<const std::uint64_t> ids, std::
 }
 
 // The rows of `unique`, which it puts in the order of their servers, into `values`.
-Status Implementation::PullUnique(int table, UniqueIds& unique, std::int64_t step, bool training,
+Status FrameRowClient::PullUnique(int table, UniqueIds& unique, std::int64_t step, bool training,
                                   Patience& patience, FloatBuffer& to) {
   const TableSpec& spec = SpecOf(table);
   const auto dim = static_cast<std::size_t>(spec.dim);
@@ -467,7 +467,7 @@ Status Implementation::PullUnique(int table, UniqueIds& unique, std::int64_t ste
   return {};
 }
 
-Status Implementation::Push(std::span<const Gradients> gradients, std::int64_t step, double weight,
+Status FrameRowClient::Push(std::span<const Gradients> gradients, std::int64_t step, double weight,
                             const Part* part) {
   std::deque<RowsToPush> tables;
   for (const Gradients& of_table : gradients) {
@@ -518,7 +518,7 @@ Status Implementation::Push(std::span<const Gradients> gradients, std::int64_t s
 
 // `refused`: of each table, the runs of which the server does not have all buckets, and took
 // nothing.
-Status Implementation::PushOnce(std::deque<RowsToPush>& tables, std::int64_t step, double weight,
+Status FrameRowClient::PushOnce(std::deque<RowsToPush>& tables, std::int64_t step, double weight,
                                 const Part* part, std::deque<std::vector<std::size_t>>* refused) {
   std::vector<FrameRequest> requests;
   std::vector<std::pair<std::size_t, std::size_t>> sent;  // table and run, by tag
@@ -562,7 +562,7 @@ Status Implementation::PushOnce(std::deque<RowsToPush>& tables, std::int64_t ste
   return link_->Run(requests, {.place = kNothingBack.place, .done = done});
 }
 
-Status Implementation::Learn(int table, const FrameHeader& header) {
+Status FrameRowClient::Learn(int table, const FrameHeader& header) {
   const auto& moved = header.rows().moved();
   return moved.empty() ? OkStatus()
                        : routes_.Learn(table, std::span(moved.data(),
@@ -571,7 +571,7 @@ Status Implementation::Learn(int table, const FrameHeader& header) {
 
 // Says of each frame which part of which round it is, and of each server's last one that it is the
 // last: one without ids where the part has none there.
-void Implementation::AddPart(const Part& part, std::int64_t step, double weight,
+void FrameRowClient::AddPart(const Part& part, std::int64_t step, double weight,
                              std::vector<FrameRequest>& requests) {
   for (int s = 0; s < routes_.servers(); ++s) {
     FrameRequest& end =
@@ -593,13 +593,13 @@ void Implementation::AddPart(const Part& part, std::int64_t step, double weight,
   }
 }
 
-void Implementation::BringElected(FrameHeader& header) const {
+void FrameRowClient::BringElected(FrameHeader& header) const {
   if (elected_.round() > 0) {
     *header.mutable_commit() = elected_;
   }
 }
 
-Status Implementation::WaitForRounds(int table) {
+Status FrameRowClient::WaitForRounds(int table) {
   if (read_after_ == 0) {
     return {};
   }
@@ -623,7 +623,7 @@ std::unique_ptr<RowClient> RowClient::Make(const ModelSpec& model,
                                            std::vector<std::string> addresses,
                                            const ClientOptions& options) {
   Require(static_cast<int>(addresses.size()) == model.servers, "an address for every server");
-  return std::make_unique<Implementation>(model, std::move(addresses), options);
+  return std::make_unique<FrameRowClient>(model, std::move(addresses), options);
 }
 
 Status SaveTable(RowClient& client, int table, const TableSpec& spec, FileSystem& files,
