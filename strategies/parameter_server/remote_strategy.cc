@@ -131,7 +131,12 @@ Status RemoteStrategy::FinishLastRound() {
   ps::RoundCommit commit;
   const std::uint64_t round = job_->coordinator()->LastRound(&commit);
   if (round > 0 && options_.consistency.backup_workers > 0) {
-    return job_->Explain(CatchUp(commit));
+    COHORT_RETURN_IF_ERROR(job_->Explain(CatchUp(commit)));
+    if (rows_ == nullptr) {
+      return {};
+    }
+    job_->rows()->ReadAfter(round);
+    return job_->Explain(job_->rows()->AwaitRounds());
   }
   if (round > 0 && optimizer_->global_clip_norm() > 0) {
     return job_->Explain(client_->Settle(round, {}, optimizer_->global_clip_norm()));

@@ -274,6 +274,7 @@ ps::Commit RemoteStrategy::SetElected(const ps::RoundCommit& commit) {
   message.set_attempt(static_cast<std::uint32_t>(commit.attempt));
   message.mutable_winners()->Assign(commit.winners.begin(), commit.winners.end());
   if (rows_ != nullptr && options_.consistency.backup_workers > 0) {
+    rows_->Wait();
     job_->rows()->Elected(message);
   }
   return message;

@@ -316,11 +316,18 @@ TEST(ParameterServerProcessTest, AServerThatStopsForLessThanItsTimeoutIsWaitedFo
 // Of each batch of 10 one part of two counts: 5 examples, each for two. Servers of values and of
 // rows, two of each, count the same ones.
 TEST(ParameterServerProcessTest, ABackupWorkersRowsAreDroppedAsItsGradientsAre) {
-  ProcessCluster cluster;
-  cluster.StartTasks(kJob, Program({"--count", "--consistency", "sync:1"}));
-  ExpectAllCodes(cluster, 0, kPatience);
-  EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr("counted 2000, each 0 to 2 times"));
-  EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr("rows counted 2000"));
+  const TempDir dir;
+  for (const bool saves : {false, true}) {
+    std::vector<std::string> arguments = {"--count", "--consistency", "sync:1"};
+    if (saves) {
+      arguments.insert(arguments.end(), {"--folder", dir / "saves", "--save-steps", "40"});
+    }
+    ProcessCluster cluster;
+    cluster.StartTasks(kJob, Program(arguments));
+    ExpectAllCodes(cluster, 0, kPatience);
+    EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr("counted 2000, each 0 to 2 times"));
+    EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr("rows counted 2000"));
+  }
 }
 
 TEST(ParameterServerProcessTest, AWorkerThatComesBackFromALongPauseHasNoEffect) {

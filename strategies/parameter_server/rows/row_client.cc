@@ -267,6 +267,7 @@ class FrameRowClient final : public RowClient {
     return Push(gradients, step, weight, &part);
   }
   void ReadAfter(std::uint64_t round) override { read_after_ = round; }
+  Status AwaitRounds() override { return WaitForRounds(0); }
   void Elected(const Commit& commit) override { elected_ = commit; }
   void ReadSnapshot(std::uint64_t snapshot, std::uint64_t since) override {
     version_ = {.snapshot = snapshot, .since = since};

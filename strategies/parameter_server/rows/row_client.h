@@ -57,6 +57,8 @@ class RowClient {
   // What is read from now on (Pull, Dump) has every round up to this one; DeadlineExceeded where
   // that is not so for `read_timeout`.
   virtual void ReadAfter(std::uint64_t round) = 0;
+  // Waits until every server has applied them.
+  virtual Status AwaitRounds() = 0;
   // With backup workers: which parts the last round has. Reads and parts of the next round bring it
   // to the servers.
   virtual void Elected(const Commit& commit) = 0;
