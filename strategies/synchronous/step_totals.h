@@ -35,6 +35,7 @@ class StepTotals {
 
   double weight() const { return sums_[1]; }
   double replicas() const { return sums_[2]; }  // that had any weight
+  double metrics() const { return sums_[3]; }   // all together
   std::span<double> sums() { return sums_; }    // what travels
 
   // Loss, weight and metrics of a step result. InvalidArgument: not as many metrics on every
@@ -43,9 +44,7 @@ class StepTotals {
 
  private:
   double loss() const { return sums_[0]; }
-  // How many metrics those replicas have, all together; and the sum of the squares, which tells
-  // whether each has as many as the others.
-  double metrics() const { return sums_[3]; }
+  // The sum of the squares of metrics(), which tells whether each has as many as the others.
   double metrics_squared() const { return sums_[4]; }
   double metric(std::size_t m) const { return sums_[5 + m]; }
 
