@@ -16,7 +16,7 @@
 #include <mutex>
 #include <thread>
 
-#include "parameter_server/chief/coordinator.h"
+#include "parameter_server/chief/coordinator_service.h"
 
 namespace cohort::ps {
 
