@@ -63,9 +63,10 @@ TEST_P(KilledJob, GoesOnOnAnotherNumberOfServers) {
                                          "--optimizer",
                                          optimizer->config()};
   ProcessCluster killed;
-  std::vector<std::string> stopped = argv;  // in the middle of its second epoch
+  // In its second epoch, and slowly enough for the chief to save between the first one and there.
+  std::vector<std::string> stopped = argv;
   stopped.insert(stopped.end(), {"--gate", dir / "never", "--gate-at",
-                                 std::to_string(kStepsOfAnEpoch + kStepsOfAnEpoch / 2)});
+                                 std::to_string(2 * kStepsOfAnEpoch - 5), "--step-ms", "20"});
   killed.StartTasks({{"chief", 1}, {"worker", 2}, {"ps", 2}}, stopped);
   ASSERT_TRUE(killed.WaitForOutput(
       "worker:0", "step " + std::to_string(kStepsOfAnEpoch + 11) + " begins", kPatience))
