@@ -19,7 +19,6 @@
 #include <atomic>
 #include <filesystem>
 #include <future>
-#include <latch>
 #include <limits>
 #include <numeric>
 #include <thread>
@@ -651,21 +650,6 @@ TEST(SparseTables, WhatAStrategyCannotKeepIsRefused) {
   Model late(ServerSide(Sgd()->config(), {.delay_compensation = 1}));
   EXPECT_THAT(OrThrow(Strategy::FromEnv("one_device", {}))->Bind(late.parameters, Sgd()).message(),
               HasSubstr("delay_compensation is not for tables of rows"));
-  std::latch all_refused(4);
-  OnServers(2, 1,
-            [&](ParameterServerStrategy& synchronous) -> Result<Outcome> {
-              Model model;
-              const Status refused = synchronous.Bind(model.parameters, Sgd());
-              EXPECT_EQ(refused.code(), StatusCode::kUnimplemented);
-              EXPECT_THAT(refused.message(), HasSubstr("table \"wide/table\""));
-              // Nobody leaves before all have come so far.
-              all_refused.count_down();
-              for (int i = 0; i < 2000 && !all_refused.try_wait(); ++i) {
-                std::this_thread::sleep_for(std::chrono::milliseconds(10));
-              }
-              return Outcome();
-            },
-            {.mode = Consistency::Mode::kSynchronous, .backup_workers = 1});
   const InStepResult dense_only = InStep(2, 1, [&](Strategy& in_step) -> Result<Outcome> {
     ParameterSet dense;
     dense.Add("bias", {3}, {});
