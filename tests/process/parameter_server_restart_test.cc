@@ -36,6 +36,8 @@ struct Case {
   std::function<std::unique_ptr<Optimizer>()> make;
 };
 
+void PrintTo(const Case& of, std::ostream* out) { *out << of.name; }
+
 class KilledJob : public ::testing::TestWithParam<Case> {};
 
 bool HasSave(const std::filesystem::path& folder) {
