@@ -415,8 +415,9 @@ void Coordinator::ReportIfOver(const EpochKey& key, Epoch& epoch) {
   options_.log.Info(fmt::format(
       "epoch {}: loss {:.4f}, {} of {} examples seen in {:.1f} s, {} steps, {} {}, {} handed out "
       "again",
-      key.epoch, coverage.loss, coverage.seen, coverage.examples, coverage.seconds, coverage.steps,
-      coverage.pieces, epoch.splits.has_value() ? "splits" : "rounds", coverage.reissued));
+      key.epoch + 1, coverage.loss, coverage.seen, coverage.examples, coverage.seconds,
+      coverage.steps, coverage.pieces, epoch.splits.has_value() ? "splits" : "rounds",
+      coverage.reissued));
 }
 
 std::vector<EpochCoverage> Coordinator::coverage() const {
