@@ -27,26 +27,28 @@ class CorruptBudget {
     if (most_ == 0) {
       return error;
     }
-    first_ = left_out() == 0 ? error.message() : first_;
+    if (left_out() == 0) {
+      found_.messages.push_back(error.message());
+    }
     (cut ? found_.cut_files : found_.records) += 1;
-    return left_out() <= most_ ? Status()
-                               : DataLoss("more than " + std::to_string(most_) +
-                                          " corrupt records [--max-corrupt]; the first: " + first_);
+    return left_out() <= most_
+               ? Status()
+               : DataLoss("more than " + std::to_string(most_) +
+                          " corrupt records [--max-corrupt]; the first: " + found_.messages[0]);
   }
 
   const CorruptRecords& found() const { return found_; }
   std::int64_t left_out() const { return found_.records + found_.cut_files; }
-  // Of a run's end, in one line.
+  // Of a run's end, in one line; where something was left out.
   std::string Summary() const {
     return "left out: " + std::to_string(found_.records) +
            " corrupt records, and what stands behind damage in " +
-           std::to_string(found_.cut_files) + " of the files; the first: " + first_;
+           std::to_string(found_.cut_files) + " of the files; the first: " + found_.messages[0];
   }
 
  private:
   std::int64_t most_;
-  CorruptRecords found_;
-  std::string first_;
+  CorruptRecords found_;  // with the first message only
 };
 
 }  // namespace cohort::data

@@ -304,17 +304,17 @@ TEST(ServerSideOfParameterServers, IsForParameterServers) {
 
 // ---- What is waited for ------------------------------------------------------------------------
 
-// IntegerData in its order, of which every example takes so long to read.
-class SlowSource final : public data::Source {
+// IntegerData in its order; before each example is read, `before` is called.
+class WatchedSource final : public data::Source {
  public:
-  SlowSource(std::int64_t examples, std::chrono::milliseconds each)
-      : all_(IntegerData(examples, 1)), each_(each) {}
+  WatchedSource(std::int64_t examples, std::function<Status()> before)
+      : all_(IntegerData(examples, 1)), before_(std::move(before)) {}
   std::int64_t size() const override { return all_.source().size(); }
   const std::vector<data::FeatureSpec>& features() const override {
     return all_.source().features();
   }
   Status ReadInto(std::int64_t index, std::span<std::byte* const> rows) const override {
-    std::this_thread::sleep_for(each_);
+    COHORT_RETURN_IF_ERROR(before_());
     return all_.source().ReadInto(index, rows);
   }
   std::string Where(std::int64_t index) const override { return all_.source().Where(index); }
@@ -322,7 +322,7 @@ class SlowSource final : public data::Source {
 
  private:
   const data::Dataset all_;
-  const std::chrono::milliseconds each_;
+  const std::function<Status()> before_;
 };
 
 // Worker 1's examples take long, and in rounds worker 0 waits for it: not for its own input.
@@ -339,8 +339,12 @@ TEST(InputOfParameterServers, IsWaitedForByWhoeverReadsIt) {
         const auto strategy = OrThrow(job.Make({TaskType::kWorker, w}, options));
         ParameterSet parameters = IntegerParameters();
         OrThrow(strategy->Bind(parameters, Sgd({.learning_rate = 0.0625})));
+        const auto take_long = [w, kEach] {
+          std::this_thread::sleep_for(w == 1 ? kEach : 0 * kEach);  // its work
+          return OkStatus();
+        };
         const data::Dataset dataset =
-            data::Dataset(std::make_shared<SlowSource>(80, w == 1 ? kEach : 0 * kEach)).Batch(8);
+            data::Dataset(std::make_shared<WatchedSource>(80, take_long)).Batch(8);
         const auto data = OrThrow(strategy->Distribute(dataset));
         EXPECT_EQ(data->batches_per_epoch(), 10);
         std::int64_t examples = 0;
@@ -366,33 +370,6 @@ TEST(InputOfParameterServers, IsWaitedForByWhoeverReadsIt) {
   }
 }
 
-// Reading stands still for `until`, at most a minute.
-class HeldSource final : public data::Source {
- public:
-  HeldSource(std::int64_t examples, std::function<bool()> until)
-      : all_(IntegerData(examples, 1)), until_(std::move(until)) {}
-  std::int64_t size() const override { return all_.source().size(); }
-  const std::vector<data::FeatureSpec>& features() const override {
-    return all_.source().features();
-  }
-  Status ReadInto(std::int64_t index, std::span<std::byte* const> rows) const override {
-    const auto give_up = std::chrono::steady_clock::now() + std::chrono::minutes(1);
-    while (!until_()) {
-      if (std::chrono::steady_clock::now() > give_up) {
-        return DeadlineExceeded("the other worker has not trained on the rest");
-      }
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
-    return all_.source().ReadInto(index, rows);
-  }
-  std::string Where(std::int64_t index) const override { return all_.source().Where(index); }
-  std::uint64_t Fingerprint() const override { return all_.source().Fingerprint(); }
-
- private:
-  const data::Dataset all_;
-  const std::function<bool()> until_;
-};
-
 // Worker 1 has its first piece of work until worker 0 has done nearly all that there is.
 TEST(InputOfParameterServers, ASlowWorkerGetsLess) {
   constexpr std::int64_t kBatches = 20;
@@ -405,9 +382,19 @@ TEST(InputOfParameterServers, ASlowWorkerGetsLess) {
       const auto strategy = OrThrow(job.Make({TaskType::kWorker, w}, {}));
       ParameterSet parameters = IntegerParameters();
       OrThrow(strategy->Bind(parameters, Sgd({.learning_rate = 0.0625})));
-      const auto may_read = [&, w] { return w == 0 || done_by_0 >= kBatches - 1; };
+      const auto until_the_rest_is_done = [&, w]() -> Status {
+        const auto give_up = std::chrono::steady_clock::now() + std::chrono::minutes(1);
+        while (w != 0 && done_by_0 < kBatches - 1) {
+          if (std::chrono::steady_clock::now() > give_up) {
+            return DeadlineExceeded("the other worker has not trained on the rest");
+          }
+          std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        }
+        return {};
+      };
       const auto data = OrThrow(strategy->Distribute(
-          data::Dataset(std::make_shared<HeldSource>(kBatches * 4, may_read)).Batch(4)));
+          data::Dataset(std::make_shared<WatchedSource>(kBatches * 4, until_the_rest_is_done))
+              .Batch(4)));
       std::int64_t batches = 0;
       OrThrow(data->BeginEpoch(0));
       while (const auto batch = OrThrow(data->Next())) {
