@@ -389,6 +389,8 @@ Result<nlohmann::json> JobMetrics(cohort::Strategy& strategy,
                                    {"parked_reads", stats.parked},
                                    {"max_lead", stats.max_lead},
                                    {"lost_updates", stats.lost_updates},
+                                   {"save_pauses", stats.save_pauses},
+                                   {"longest_save_pause_seconds", stats.longest_save_pause_seconds},
                                    {"moved_buckets", stats.moved_buckets}};
   }
   return metrics;

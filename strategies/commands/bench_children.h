@@ -5,6 +5,7 @@
 #include <sys/types.h>
 
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -31,6 +32,27 @@ class Children {
 
  private:
   std::vector<pid_t> running_;
+};
+
+// A parameter server in a process of its own, on a free port of this host. It ends when told to,
+// with this object, or with the children.
+class ServerProcess {
+ public:
+  static Result<std::unique_ptr<ServerProcess>> Start(Children& children);
+  ~ServerProcess();
+  ServerProcess(const ServerProcess&) = delete;
+  ServerProcess& operator=(const ServerProcess&) = delete;
+
+  pid_t pid() const { return pid_; }
+  const std::string& address() const { return address_; }
+  void End();  // Children::Wait tells how it did
+
+ private:
+  ServerProcess() = default;
+
+  pid_t pid_ = 0;
+  std::string address_;
+  int lives_ = -1;  // the end of a pipe of which it waits for the end
 };
 
 }  // namespace cohort

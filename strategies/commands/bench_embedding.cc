@@ -1,7 +1,7 @@
 // `cohort bench embedding`: rows looked up and updated per second by one thread in a sparse table
 // that is larger than the caches, beside the same reads and writes in a flat array: no hashing, no
-// locks, no index. With --remote: through one client of one server, over a connection
-// within this process, beside the server's table itself.
+// locks, no index. With --remote: through one client of one server, which is a process of its own,
+// beside such a table in this process.
 
 #include <sys/mman.h>
 
@@ -26,10 +26,10 @@
 #include <cohort/optim/optimizers.h>
 #include <cohort/optim/row_optimizer.h>
 
+#include "bench_children.h"
 #include "command.h"
 #include "parameter_server/rows/row_client.h"
 #include "parameter_server/rows/row_table.h"
-#include "parameter_server/server.h"
 #include "parameter_server/variables/client.h"
 
 namespace cohort {
@@ -236,8 +236,9 @@ Status RunRemote(const Options& options) {
   COHORT_ASSIGN_OR_RETURN(const ps::TableSpec spec, SpecOf(options));
   model.optimizer = Sgd()->config();
   model.tables = {spec};
-  COHORT_ASSIGN_OR_RETURN(const auto server, ps::Server::Start("127.0.0.1:0", 0, Log()));
-  const std::vector<std::string> addresses = {"127.0.0.1:" + std::to_string(server->port())};
+  Children children;
+  COHORT_ASSIGN_OR_RETURN(const auto server, ServerProcess::Start(children));
+  const std::vector<std::string> addresses = {server->address()};
   const auto control = ps::Client::Make(model, addresses, {});
   COHORT_RETURN_IF_ERROR(control->Declare());
   COHORT_RETURN_IF_ERROR(control->Assign(std::vector<float>(16), {}, 0));
@@ -314,6 +315,8 @@ Status RunRemote(const Options& options) {
     return {};
   });
   COHORT_RETURN_IF_ERROR(compared);
+  server->End();
+  COHORT_RETURN_IF_ERROR(children.Wait());
 
   nlohmann::ordered_json report = {{"rows", options.rows},
                                    {"dim", options.dim},
@@ -508,7 +511,7 @@ int BenchEmbeddingCommand(int argc, char** argv) {
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
   app.add_flag("--remote", options.remote,
-               "through a client and a server, beside the table in this process");
+               "through a client, and a server in another process, beside a table in this one");
   const std::map<std::string, ps::TableSpec::Wire> wires = {
       {"float32", ps::TableSpec::Wire::kFloat32},
       {"float16", ps::TableSpec::Wire::kFloat16},

@@ -1,9 +1,11 @@
 // `cohort bench ps workers`: a network that 1, 2 and 4 workers train on one server, a process each,
-// in rounds and asynchronously, in turns; and the memory of a server to which clients send faster
-// than it can apply.
+// in rounds and asynchronously, in turns, and what of the CPU an example takes; how long workers
+// stand still for a save; and the memory of a server to which clients send faster than it can
+// apply.
 
 #include <fcntl.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -36,7 +38,6 @@
 
 #include "bench_children.h"
 #include "bench_ps_modes.h"
-#include "parameter_server/server.h"
 #include "parameter_server/variables/client.h"
 #include "port_reservation.h"
 
@@ -52,6 +53,7 @@ struct Options {
   std::int64_t examples = 8000;  // of an epoch
   int epochs = 4;
   int rounds = 3;
+  std::int64_t save_steps = 50;
   int clients = 4;
   std::int64_t bytes = 64 << 20;  // of the variable that they push
   double seconds = 3;
@@ -71,22 +73,33 @@ Status ReadAll(int fd, void* to, std::size_t bytes) {
 
 // ---- Training -----------------------------------------------------------------------------------
 
-// What one process of the job does. The coordinator, worker:0, sends examples a second.
-Status TrainAs(const Options& options, const ClusterConfig& config, const std::string& consistency,
-               int result) {
-  StrategyOptions how;
-  COHORT_ASSIGN_OR_RETURN(how.consistency, Consistency::Parse(consistency));
-  how.intra_op_threads = 1;
-  COHORT_ASSIGN_OR_RETURN(const auto strategy, ParameterServerStrategy::Make(config, how));
-  ParameterSet parameters;
-  COHORT_ASSIGN_OR_RETURN(const auto model,
-                          nn::MakeImageModel(options.model, parameters, {.seed = 1}));
-  parameters.Build();
-  COHORT_RETURN_IF_ERROR(strategy->Bind(parameters, Sgd({.learning_rate = 0.01})));
-  if (!strategy->trains()) {
-    COHORT_RETURN_IF_ERROR(strategy->Serve());
-    return strategy->Shutdown();
-  }
+// What one process of the job has to tell, in one write.
+struct Told {
+  double examples_per_second = 0;  // of the chief: the best epoch but the first
+  double cpu_seconds = 0;          // for each example of an epoch
+  std::int64_t pauses = 0;         // of the chief, for saves
+  double pause_seconds = 0;
+  double longest_pause = 0;
+};
+
+struct Job {
+  int workers = 1;
+  std::string consistency;
+  std::int64_t save_steps = 0;  // 0: no saves, and worker:0 is the chief
+};
+
+double CpuSeconds() {
+  rusage used{};
+  ::getrusage(RUSAGE_SELF, &used);
+  const auto seconds = [](const timeval& time) {
+    return static_cast<double>(time.tv_sec) + 1e-6 * static_cast<double>(time.tv_usec);
+  };
+  return seconds(used.ru_utime) + seconds(used.ru_stime);
+}
+
+// The worker's CPU seconds after the first epoch, in which everything is begun.
+Result<double> TrainEpochs(const Options& options, const Job& job, Strategy& strategy,
+                           nn::ImageModel& model) {
   nn::Workspaces workspaces;
   const StepFn step = [&](ReplicaContext& context,
                           const data::Batch& batch) -> Result<ReplicaResult> {
@@ -94,7 +107,7 @@ Status TrainAs(const Options& options, const ClusterConfig& config, const std::s
                   workspaces.For(context.local_replica, context.device),
                   {.step = context.step, .intra_op_threads = 1});
     const nn::Variable loss =
-        nn::SoftmaxCrossEntropy(model->Logits(tape.Input(batch["image"])), batch["label"]);
+        nn::SoftmaxCrossEntropy(model.Logits(tape.Input(batch["image"])), batch["label"]);
     tape.Backward(loss, context.gradients);
     COHORT_RETURN_IF_ERROR(tape.Finish());
     const auto examples = static_cast<double>(batch.size);
@@ -102,11 +115,11 @@ Status TrainAs(const Options& options, const ClusterConfig& config, const std::s
         .loss_sum = loss.value() * examples, .weight = examples, .metric_sums = {}};
   };
   // Under rounds a batch is cut among the workers: as many examples for each as without.
-  const int workers = config.cluster.Count(TaskType::kWorker);
-  const int batch = options.batch * (how.consistency.synchronous() ? workers : 1);
+  const int batch = options.batch * (job.consistency == "sync" ? job.workers : 1);
   COHORT_ASSIGN_OR_RETURN(const data::Dataset digits,
                           data::Cache(data::GeneratedDigits({.count = options.examples})));
-  COHORT_ASSIGN_OR_RETURN(const auto dataset, strategy->Distribute(digits.Batch(batch)));
+  COHORT_ASSIGN_OR_RETURN(const auto dataset, strategy.Distribute(digits.Batch(batch)));
+  double begun = 0;
   for (int epoch = 0; epoch < options.epochs; ++epoch) {
     COHORT_RETURN_IF_ERROR(dataset->BeginEpoch(epoch, 0));
     for (;;) {
@@ -114,36 +127,76 @@ Status TrainAs(const Options& options, const ClusterConfig& config, const std::s
       if (!next.has_value()) {
         break;
       }
-      COHORT_RETURN_IF_ERROR(strategy->Step(*next, step).status());
+      COHORT_RETURN_IF_ERROR(strategy.Step(*next, step).status());
+    }
+    if (epoch == 0 && options.epochs > 1) {
+      begun = CpuSeconds();
     }
   }
-  const bool chief = strategy->is_chief();
-  COHORT_RETURN_IF_ERROR(strategy->Shutdown());
-  if (!chief) {
-    return {};
-  }
-  double best = 0;  // epochs after the first, in which nothing is begun
-  for (const EpochCoverage& epoch : strategy->coverage()) {
-    if (epoch.seen != options.examples) {
-      return Internal("not every example was seen");
-    }
-    if (epoch.epoch > 0 || options.epochs == 1) {
-      best = std::max(best, static_cast<double>(epoch.seen) / epoch.seconds);
-    }
-  }
-  return WriteAll(result, &best, sizeof(best));
+  return CpuSeconds() - begun;
 }
 
-Result<double> Train(const Options& options, int workers, const std::string& consistency) {
+// What one process of the job does, and then tells.
+Status TrainAs(const Options& options, const Job& job, const ClusterConfig& config, int result) {
+  StrategyOptions how;
+  COHORT_ASSIGN_OR_RETURN(how.consistency, Consistency::Parse(job.consistency));
+  how.intra_op_threads = 1;
+  COHORT_ASSIGN_OR_RETURN(const auto strategy, ParameterServerStrategy::Make(config, how));
+  ParameterSet parameters;
+  COHORT_ASSIGN_OR_RETURN(const auto model,
+                          nn::MakeImageModel(options.model, parameters, {.seed = 1}));
+  parameters.Build();
+  COHORT_RETURN_IF_ERROR(strategy->Bind(parameters, Sgd({.learning_rate = 0.01})));
+  if (job.save_steps > 0) {
+    // Frozen and pulled as any other; it goes nowhere.
+    strategy->SaveBetweenUpdates(
+        {.every_steps = job.save_steps,
+         .save = [&](std::int64_t, std::int64_t) { return strategy->PullState(); }});
+  }
+  const bool chief = strategy->is_chief();
+  const auto examples = static_cast<double>(options.examples);
+  Told told;
+  if (strategy->trains()) {
+    COHORT_ASSIGN_OR_RETURN(const double cpu, TrainEpochs(options, job, *strategy, *model));
+    told.cpu_seconds = cpu / (examples * std::max(options.epochs - 1, 1));
+  } else {
+    COHORT_RETURN_IF_ERROR(strategy->Serve());
+    told.cpu_seconds = CpuSeconds() / (examples * options.epochs);
+  }
+  if (chief && job.save_steps > 0) {
+    COHORT_ASSIGN_OR_RETURN(const ParameterServerStats stats, strategy->stats());
+    told.pauses = stats.save_pauses;
+    told.pause_seconds = stats.save_pause_seconds;
+    told.longest_pause = stats.longest_save_pause_seconds;
+  }
+  COHORT_RETURN_IF_ERROR(strategy->Shutdown());
+  if (chief) {
+    for (const EpochCoverage& epoch : strategy->coverage()) {
+      if (epoch.seen != options.examples) {
+        return Internal("not every example was seen");
+      }
+      if (epoch.epoch > 0 || options.epochs == 1) {
+        told.examples_per_second =
+            std::max(told.examples_per_second, static_cast<double>(epoch.seen) / epoch.seconds);
+      }
+    }
+  }
+  return WriteAll(result, &told, sizeof(told));
+}
+
+// All processes' together.
+Result<Told> Train(const Options& options, const Job& job) {
   COHORT_ASSIGN_OR_RETURN(PortReservation ports, PortReservation::Make(1));
+  const bool chief = job.save_steps > 0;
   std::map<TaskId, std::string> addresses;
   addresses[{TaskType::kPs, 0}] = "127.0.0.1:0";
-  for (int w = 0; w < workers; ++w) {
-    addresses[{TaskType::kWorker, w}] =
-        "127.0.0.1:" + std::to_string(w == 0 ? ports.ports()[0] : 0);
+  for (int w = 0; w < job.workers; ++w) {
+    addresses[{TaskType::kWorker, w}] = "127.0.0.1:0";
   }
+  addresses[chief ? TaskId{TaskType::kChief, 0} : TaskId{TaskType::kWorker, 0}] =
+      "127.0.0.1:" + std::to_string(ports.ports()[0]);
   ClusterConfig config;
-  config.cluster = ClusterSpec(std::move(addresses));
+  config.cluster = ClusterSpec(addresses);
   int result[2];
   if (::pipe2(result, O_CLOEXEC) != 0) {
     return SystemError("pipe");
@@ -151,24 +204,28 @@ Result<double> Train(const Options& options, int workers, const std::string& con
   ports.Release(0);
   Children children;
   Status status;
-  for (int p = 0; p <= workers && status.ok(); ++p) {
-    config.task = p == workers ? TaskId{TaskType::kPs, 0} : TaskId{TaskType::kWorker, p};
-    status = children
-                 .Start(config.task.ToString(),
-                        [&] { return TrainAs(options, config, consistency, result[1]); })
-                 .status();
+  for (const auto& [task, address] : addresses) {
+    config.task = task;
+    status =
+        children.Start(task.ToString(), [&] { return TrainAs(options, job, config, result[1]); })
+            .status();
+    COHORT_RETURN_IF_ERROR(status);
   }
   ::close(result[1]);
-  double rate = 0;
-  if (status.ok()) {
-    status = children.Wait();
-  }
-  if (status.ok()) {
-    status = ReadAll(result[0], &rate, sizeof(rate));
+  status = children.Wait();
+  Told all;
+  for (std::size_t i = 0; i < addresses.size() && status.ok(); ++i) {
+    Told told;
+    status = ReadAll(result[0], &told, sizeof(told));
+    all.examples_per_second = std::max(all.examples_per_second, told.examples_per_second);
+    all.cpu_seconds += told.cpu_seconds;
+    all.pauses += told.pauses;
+    all.pause_seconds += told.pause_seconds;
+    all.longest_pause = std::max(all.longest_pause, told.longest_pause);
   }
   ::close(result[0]);
   COHORT_RETURN_IF_ERROR(status);
-  return rate;
+  return all;
 }
 
 // ---- The server's memory ------------------------------------------------------------------------
@@ -194,29 +251,12 @@ Status PushFrom(const ps::ModelSpec& spec, const std::string& address, std::uint
 }
 
 Result<Memory> MeasureMemory(const Options& options) {
-  int told[2];
-  int end[2];
-  if (::pipe2(told, O_CLOEXEC) != 0 || ::pipe2(end, O_CLOEXEC) != 0) {
-    return SystemError("pipe");
-  }
   Children children;
-  COHORT_ASSIGN_OR_RETURN(const pid_t server, children.Start("server", [&]() -> Status {
-    ::close(end[1]);
-    COHORT_ASSIGN_OR_RETURN(const auto serving, ps::Server::Start("127.0.0.1:0", 0, Log()));
-    const int port = serving->port();
-    COHORT_RETURN_IF_ERROR(WriteAll(told[1], &port, sizeof(port)));
-    char nothing = 0;
-    (void)!::read(end[0], &nothing, 1);
-    return {};
-  }));
-  ::close(told[1]);
-  ::close(end[0]);
-  int port = 0;
-  COHORT_RETURN_IF_ERROR(ReadAll(told[0], &port, sizeof(port)));
+  COHORT_ASSIGN_OR_RETURN(const auto server, ServerProcess::Start(children));
   ps::ModelSpec spec;
   spec.parameters = {{.name = "w", .shape = {options.bytes / 4}}};
   spec.optimizer = Adam()->config();
-  const std::string address = "127.0.0.1:" + std::to_string(port);
+  const std::string& address = server->address();
   const std::vector<float> gradient(static_cast<std::size_t>(options.bytes / 4), 0.001F);
   const auto chief = ps::Client::Make(spec, {address}, {});
   COHORT_RETURN_IF_ERROR(chief->Declare());
@@ -247,13 +287,13 @@ Result<Memory> MeasureMemory(const Options& options) {
     }
     number += static_cast<std::uint64_t>(clients);
     (clients == 1 ? memory.one_rate : memory.rate) = rate;
-    (clients == 1 ? memory.one : memory.most) = MemoryOf(server, "VmHWM");
+    (clients == 1 ? memory.one : memory.most) = MemoryOf(server->pid(), "VmHWM");
     if (options.clients == 1) {
       memory.most = memory.one;
       memory.rate = rate;
     }
   }
-  ::close(end[1]);
+  server->End();
   COHORT_RETURN_IF_ERROR(children.Wait());
   return memory;
 }
@@ -270,28 +310,63 @@ Status Run(const Options& options) {
   nlohmann::ordered_json report = {{"model", options.model},
                                    {"batch", options.batch},
                                    {"rounds", options.rounds},
-                                   {"workers", nlohmann::ordered_json::array()}};
+                                   {"workers", nlohmann::ordered_json::array()},
+                                   {"saves", nlohmann::ordered_json::array()}};
   if (!options.json) {
-    std::printf("%s, %d examples a worker and step, one server; examples/s, medians of %d rounds\n",
-                options.model.c_str(), options.batch, options.rounds);
-    std::printf("%8s %12s %12s %20s\n", "workers", "sync", "async", "async / sync");
+    std::printf(
+        "%s, %d examples a worker and step, one server, medians of %d rounds; CPU: of all "
+        "processes, microseconds an example\n%8s %12s %8s %12s %8s %14s\n",
+        options.model.c_str(), options.batch, options.rounds, "workers", "sync, ex/s", "CPU",
+        "async, ex/s", "CPU", "async / sync");
   }
   for (const int workers : options.workers) {
-    std::vector<double> sync;
-    std::vector<double> async;
+    std::map<std::string, std::vector<double>> rates;
+    std::map<std::string, std::vector<double>> cpus;
     std::vector<double> ratios;
     for (int round = 0; round < options.rounds; ++round) {
-      COHORT_ASSIGN_OR_RETURN(sync.emplace_back(), Train(options, workers, "sync"));
-      COHORT_ASSIGN_OR_RETURN(async.emplace_back(), Train(options, workers, "async"));
-      ratios.push_back(async.back() / sync.back());
+      for (const char* const consistency : {"sync", "async"}) {
+        COHORT_ASSIGN_OR_RETURN(const Told told,
+                                Train(options, {.workers = workers, .consistency = consistency}));
+        rates[consistency].push_back(told.examples_per_second);
+        cpus[consistency].push_back(1e6 * told.cpu_seconds);
+      }
+      ratios.push_back(rates["async"].back() / rates["sync"].back());
     }
     report["workers"].push_back({{"workers", workers},
-                                 {"sync_examples_per_second", Median(sync)},
-                                 {"async_examples_per_second", Median(async)},
-                                 {"async_to_sync", Median(ratios)}});
+                                 {"sync_examples_per_second", Median(rates["sync"])},
+                                 {"async_examples_per_second", Median(rates["async"])},
+                                 {"async_to_sync", Median(ratios)},
+                                 {"sync_cpu_us_per_example", Median(cpus["sync"])},
+                                 {"async_cpu_us_per_example", Median(cpus["async"])}});
     if (!options.json) {
-      std::printf("%8d %12.0f %12.0f %20.2f\n", workers, Median(sync), Median(async),
+      std::printf("%8d %12.0f %8.0f %12.0f %8.0f %14.2f\n", workers, Median(rates["sync"]),
+                  Median(cpus["sync"]), Median(rates["async"]), Median(cpus["async"]),
                   Median(ratios));
+    }
+  }
+  if (!options.json) {
+    std::printf(
+        "a save each %lld steps, asynchronous, with a chief; ms, of which workers wait a "
+        "part\n%8s %8s %12s %12s %12s\n",
+        static_cast<long long>(options.save_steps), "workers", "saves", "mean", "longest",
+        "a step");
+  }
+  for (const int workers : options.workers) {
+    COHORT_ASSIGN_OR_RETURN(const Told told, Train(options, {.workers = workers,
+                                                             .consistency = "async",
+                                                             .save_steps = options.save_steps}));
+    const double mean =
+        told.pauses == 0 ? 0 : told.pause_seconds / static_cast<double>(told.pauses);
+    // What a worker is at when the save is due.
+    const double step = workers * options.batch / told.examples_per_second;
+    report["saves"].push_back({{"workers", workers},
+                               {"saves", told.pauses},
+                               {"mean_pause_ms", 1e3 * mean},
+                               {"longest_pause_ms", 1e3 * told.longest_pause},
+                               {"step_ms", 1e3 * step}});
+    if (!options.json) {
+      std::printf("%8d %8lld %12.1f %12.1f %12.1f\n", workers, static_cast<long long>(told.pauses),
+                  1e3 * mean, 1e3 * told.longest_pause, 1e3 * step);
     }
   }
   COHORT_ASSIGN_OR_RETURN(const Memory memory, MeasureMemory(options));
@@ -330,8 +405,9 @@ std::int64_t MemoryOf(pid_t pid, const std::string& what) {
 int BenchPsWorkersCommand(int argc, char** argv) {
   Options options;
   CLI::App app(
-      "Trains a network with parameter servers, in rounds and asynchronously, in turns; then "
-      "measures the memory of a server to which several clients push at once.",
+      "Trains a network with parameter servers, in rounds and asynchronously, in turns; then with "
+      "saves, for which workers stand still; then measures the memory of a server to which several "
+      "clients push at once.",
       argv[0]);
   app.add_option("--workers", options.workers, "numbers of workers")
       ->delimiter(',')
@@ -351,6 +427,9 @@ int BenchPsWorkersCommand(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--rounds", options.rounds, "the median of so many, in turns")
       ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  app.add_option("--save-steps", options.save_steps, "of all workers, between two saves")
+      ->check(CLI::Range(1, 1'000'000))
       ->capture_default_str();
   app.add_option("--clients", options.clients, "that push at once")
       ->check(CLI::Range(1, 64))

@@ -1,6 +1,7 @@
 #include "parameter_server/chief_saves.h"
 
 #include <algorithm>
+#include <chrono>
 #include <string>
 #include <utility>
 
@@ -17,9 +18,23 @@ void ChiefSaves::Bind(std::vector<TableSpec> tables, RemoteRows* rows) {
   rows_ = rows;
 }
 
+void ChiefSaves::SetPlan(SavePlan plan) {
+  plan_ = std::move(plan);
+  ExpectNext();
+}
+
 // ---- Saving -------------------------------------------------------------------------------------
 
-void ChiefSaves::CountFromHere() { saved_ = job_.coordinator()->advance(); }
+void ChiefSaves::CountFromHere() {
+  saved_ = job_.coordinator()->advance();
+  ExpectNext();
+}
+
+void ChiefSaves::ExpectNext() {
+  if (job_.coordinator() != nullptr && plan_.save && plan_.every_steps > 0) {
+    job_.coordinator()->CutDue(saved_.steps + plan_.every_steps);
+  }
+}
 
 Status ChiefSaves::SaveIfDue() {
   if (!plan_.save) {
@@ -38,11 +53,20 @@ Status ChiefSaves::SaveIfDue() {
   };
   const auto late = [this, &now](const std::string& why) {
     saved_ = now;
+    ExpectNext();
     ++failed_saves_;
     log_.Warning("the save that is due is put off until the next one is, training goes on: " + why);
   };
+  const auto begun = std::chrono::steady_clock::now();
   COHORT_RETURN_IF_ERROR(job_.BetweenUpdates(freeze, late));
-  return frozen.has_value() ? Save(std::move(*frozen)) : OkStatus();
+  if (!frozen.has_value()) {
+    return {};
+  }
+  const std::chrono::duration<double> pause = std::chrono::steady_clock::now() - begun;
+  ++pauses_.count;
+  pauses_.seconds += pause.count();
+  pauses_.longest = std::max(pauses_.longest, pause.count());
+  return Save(std::move(*frozen));
 }
 
 // The servers keep what they have at a point between two updates; the rest is done while the

@@ -47,7 +47,7 @@ class ChiefSaves {
 
   // The tables of the model, and their rows: null where there are none, or on a server.
   void Bind(std::vector<TableSpec> tables, RemoteRows* rows);
-  void SetPlan(SavePlan plan) { plan_ = std::move(plan); }
+  void SetPlan(SavePlan plan);
   const SavePlan& plan() const { return plan_; }
 
   // ---- Saving ----
@@ -71,6 +71,13 @@ class ChiefSaves {
   Status Remember(std::int64_t step);
   bool saving() const { return saving_; }  // the plan's `save` is running
   std::uint64_t failed() const { return failed_saves_; }
+  // How long nothing was handed out because of saves: workers waited for as long, or less.
+  struct Pauses {
+    std::int64_t count = 0;
+    double seconds = 0;
+    double longest = 0;
+  };
+  const Pauses& pauses() const { return pauses_; }
 
   // Strategy's, of the rows of one table.
   std::optional<std::int64_t> rows_saved_at() const;
@@ -93,6 +100,7 @@ class ChiefSaves {
                 std::int64_t step);
 
  private:
+  void ExpectNext();
   Result<std::int64_t> RestoreNewest();
   Status Failed(const Status& why);
 
@@ -108,6 +116,7 @@ class ChiefSaves {
   std::int64_t frozen_step_ = 0;  // of the last snapshot
   std::int64_t saved_step_ = -1;  // of the last one that was saved
   std::uint64_t failed_saves_ = 0;
+  Pauses pauses_;
   bool saving_ = false;  // it is being carried out, of a snapshot
   // The last save whose rows are whole, and its snapshot, since which servers know the changes.
   struct SavedRows {

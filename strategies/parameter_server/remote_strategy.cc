@@ -406,6 +406,9 @@ Result<ParameterServerStats> RemoteStrategy::stats() {
                               .lost_updates = job_->lost_updates(),
                               .foreseen = rows_ == nullptr ? 0 : rows_->foreseen(),
                               .failed_saves = saves_.failed(),
+                              .save_pauses = saves_.pauses().count,
+                              .save_pause_seconds = saves_.pauses().seconds,
+                              .longest_save_pause_seconds = saves_.pauses().longest,
                               .moved_buckets = balancer_.moved()};
 }
 

@@ -142,7 +142,9 @@ Result<SplitReply> Coordinator::NextSplit(const Sender& sender, const EpochKey& 
         ReportIfOver(key, *epoch);
         return SplitReply{.progress = Progress::kOver};
       }
-      if (const std::optional<Split> split = epoch->splits->Next(sender.task, cutting_)) {
+      const std::int64_t batch_size = datasets_[static_cast<std::size_t>(key.dataset)]->batch_size;
+      if (const std::optional<Split> split =
+              epoch->splits->Next(sender.task, MostOf(*epoch, batch_size))) {
         workers_.Got(sender.task, key, split->id, steady_clock::now());
         return SplitReply{.progress = Progress::kGo, .split = *split, .epoch = key.epoch};
       }
@@ -154,6 +156,27 @@ Result<SplitReply> Coordinator::NextSplit(const Sender& sender, const EpochKey& 
       return SplitReply{};
     }
   }
+}
+
+// All wait for each other at the end of the epoch, and when a cut is due.
+std::int64_t Coordinator::MostOf(const Epoch& epoch, std::int64_t batch_size) const {
+  if (cutting_) {
+    return 0;
+  }
+  std::int64_t left = epoch.splits->left() / batch_size;
+  if (cut_due_.has_value()) {
+    const std::int64_t under_way = epoch.splits->held() / batch_size;
+    left = std::min(left, *cut_due_ - StepsFinished() - under_way);
+  }
+  return BatchesBeforeAStop(left, static_cast<int>(workers_.attached())) * batch_size;
+}
+
+std::int64_t Coordinator::StepsFinished() const {
+  std::int64_t steps = past_advance_.steps;
+  for (const auto& [key, epoch] : epochs_) {
+    steps += epoch.splits.has_value() ? epoch.steps : rounds_->applied(key);
+  }
+  return steps;
 }
 
 void Coordinator::FinishSplit(const TaskId& worker, const EpochKey& key,
@@ -308,6 +331,12 @@ bool Coordinator::UnderWay() const {
          !epochs_.rbegin()->second.splits->idle();
 }
 
+void Coordinator::CutDue(std::optional<std::int64_t> steps) {
+  const std::lock_guard lock(mutex_);
+  cut_due_ = steps;
+  cut_told_ = false;
+}
+
 Result<std::optional<Coordinator::Cut>> Coordinator::BeginCut(Duration wait) {
   const Deadline deadline = DeadlineAfter(wait);
   std::unique_lock lock(mutex_);
@@ -365,9 +394,9 @@ std::uint64_t Coordinator::LastRound(RoundCommit* commit) const {
 Coordinator::Advance Coordinator::advance() const {
   const std::lock_guard lock(mutex_);
   Advance advance = past_advance_;
+  advance.steps = StepsFinished();
   for (const auto& [key, epoch] : epochs_) {
     const EpochCoverage coverage = CoverageOf(key, epoch);
-    advance.steps += coverage.steps;
     advance.epochs += coverage.seen == coverage.examples ? 1 : 0;
   }
   return advance;

@@ -173,6 +173,10 @@ class Coordinator {
   // if workers have gone on to another data set since.
   Status RollBack(std::int64_t step, std::uint64_t epoch, std::vector<std::string> addresses);
 
+  // A cut is to come when workers have finished so many steps (advance): splits get shorter as that
+  // comes nearer, so that it waits for single batches, and WaitOver returns at once then. Nothing:
+  // none is.
+  void CutDue(std::optional<std::int64_t> steps);
   // A point between two updates: everything before (epoch, batch) is done, nothing after has begun.
   struct Cut {
     EpochKey epoch;
@@ -198,8 +202,8 @@ class Coordinator {
   };
   Advance advance() const;
 
-  // Waits until every worker is done or lost and at least one is done (true), or the time is over
-  // (false). Unavailable if there has been no worker for rejoin_timeout.
+  // Waits until every worker is done or lost and at least one is done (true), or the time is over,
+  // or a cut is due (false). Unavailable if there has been no worker for rejoin_timeout.
   Result<bool> WaitOver(Duration wait);
   // Calls that wait, and later ones, no longer do.
   void Stop();
@@ -225,6 +229,9 @@ class Coordinator {
   Result<EpochKey> Due(const EpochKey& asked, std::int64_t* first_batch);
   bool IsOver(const EpochKey& key) const;
   void FinishSplit(const TaskId& worker, const EpochKey& key, const FinishedSplit& finished);
+  std::int64_t MostOf(const Epoch& epoch, std::int64_t batch_size) const;  // examples of a split
+  std::int64_t StepsFinished() const;
+  bool CutIsDue() const { return cut_due_.has_value() && StepsFinished() >= *cut_due_; }
   bool UnderWay() const;
   EpochCoverage CoverageOf(const EpochKey& key, const Epoch& epoch) const;
   void ReportIfOver(const EpochKey& key, Epoch& epoch);
@@ -245,6 +252,8 @@ class Coordinator {
   std::optional<ClosureQueue> closures_;  // from OpenFunctions on
   bool closures_closed_ = false;
   bool cutting_ = false;
+  std::optional<std::int64_t> cut_due_;     // at so many steps
+  bool cut_told_ = false;                   // WaitOver has returned for it
   std::deque<Course> courses_;              // what can be gone back to
   std::map<EpochKey, std::int64_t> again_;  // due since a roll-back, with their first batches
   ServerView view_;

@@ -108,8 +108,10 @@ bool Coordinator::WorkersHaveLeft() const {
 
 Result<bool> Coordinator::WaitOver(Duration wait) {
   std::unique_lock lock(mutex_);
-  changed_.wait_until(lock, DeadlineAfter(wait),
-                      [this] { return recovering_ || workers_.Over(steady_clock::now()); });
+  changed_.wait_until(lock, DeadlineAfter(wait), [this] {
+    return recovering_ || (CutIsDue() && !cut_told_) || workers_.Over(steady_clock::now());
+  });
+  cut_told_ = CutIsDue();
   COHORT_RETURN_IF_ERROR(server_loss_);
   COHORT_RETURN_IF_ERROR(journal_failure_);
   if (workers_.Over(steady_clock::now())) {

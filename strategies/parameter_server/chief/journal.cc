@@ -50,6 +50,7 @@ SplitsMessage ToMessage(const SplitQueue::Kept& kept) {
   message.set_next(kept.next);
   message.set_seen(kept.seen);
   message.set_reissued(kept.reissued);
+  message.set_splits(kept.splits);
   for (const Split& split : kept.returned) {
     SplitMessage* const to = message.add_returned();
     to->set_id(split.id);
@@ -66,7 +67,8 @@ SplitQueue QueueOf(const SplitsMessage& message) {
                            .next = message.next(),
                            .returned = {},
                            .seen = message.seen(),
-                           .reissued = message.reissued()};
+                           .reissued = message.reissued(),
+                           .splits = message.splits()};
   for (const SplitMessage& split : message.returned()) {
     kept.returned.push_back({.id = split.id(), .begin = split.begin(), .end = split.end()});
   }

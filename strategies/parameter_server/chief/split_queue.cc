@@ -18,7 +18,8 @@ SplitQueue::Kept SplitQueue::Keep() const {
                .next = next_,
                .returned = {returned_.begin(), returned_.end()},
                .seen = seen_,
-               .reissued = reissued_};
+               .reissued = reissued_,
+               .splits = splits_};
   for (const auto& [worker, split] : held_) {
     kept.returned.push_back(split);
   }
@@ -30,9 +31,13 @@ SplitQueue::SplitQueue(const Kept& kept) : SplitQueue(kept.begin, kept.end, kept
   returned_ = {kept.returned.begin(), kept.returned.end()};
   seen_ = kept.seen;
   reissued_ = kept.reissued;
+  splits_ = kept.splits;
+  for (const Split& split : kept.returned) {
+    splits_ = std::max(splits_, split.id);
+  }
 }
 
-std::optional<Split> SplitQueue::Next(const TaskId& worker, bool returned_only) {
+std::optional<Split> SplitQueue::Next(const TaskId& worker, std::int64_t most) {
   if (const auto held = held_.find(worker); held != held_.end()) {
     return held->second;
   }
@@ -40,9 +45,8 @@ std::optional<Split> SplitQueue::Next(const TaskId& worker, bool returned_only) 
   if (!returned_.empty()) {
     split = returned_.front();
     returned_.pop_front();
-  } else if (next_ < end_ && !returned_only) {
-    split = {
-        .id = (next_ - begin_) / size_ + 1, .begin = next_, .end = std::min(next_ + size_, end_)};
+  } else if (next_ < end_ && most > 0) {
+    split = {.id = ++splits_, .begin = next_, .end = std::min(next_ + std::min(size_, most), end_)};
     next_ = split.end;
   } else {
     return std::nullopt;
@@ -77,10 +81,20 @@ std::vector<TaskId> SplitQueue::holders() const {
   return holders;
 }
 
-std::int64_t SplitQueue::splits() const { return (end_ - begin_ + size_ - 1) / size_; }
+std::int64_t SplitQueue::held() const {
+  std::int64_t held = 0;
+  for (const auto& [worker, split] : held_) {
+    held += split.end - split.begin;
+  }
+  return held;
+}
 
 std::int64_t BatchesPerSplit(std::int64_t batches, int workers) {
   return std::clamp<std::int64_t>(batches / (10 * std::max(workers, 1)), 1, 64);
+}
+
+std::int64_t BatchesBeforeAStop(std::int64_t left, int workers) {
+  return std::max<std::int64_t>(left / (2 * std::max(workers, 1)), 1);
 }
 
 }  // namespace cohort::ps

@@ -382,7 +382,6 @@ TEST(SequenceWindow, AgreesWithASetOverManyRandomNumbers) {
 
 TEST(SplitQueue, EveryExampleIsHandedOutAndFinishedOnce) {
   SplitQueue queue(0, 100, 32);
-  EXPECT_EQ(queue.splits(), 4);
   const auto a = queue.Next(Worker(0));
   const auto b = queue.Next(Worker(1));
   EXPECT_EQ(*a, (Split{1, 0, 32}));
@@ -400,6 +399,26 @@ TEST(SplitQueue, EveryExampleIsHandedOutAndFinishedOnce) {
   queue.Finish(Worker(1), 2);
   EXPECT_TRUE(queue.over());
   EXPECT_EQ(queue.seen(), 100);
+  EXPECT_EQ(queue.splits(), 4);
+}
+
+TEST(SplitQueue, SplitsOfAnySizeHaveNumbersOfTheirOwnAlsoAfterAJournal) {
+  SplitQueue queue(0, 100, 32);
+  EXPECT_EQ(*queue.Next(Worker(0), 10), (Split{1, 0, 10}));
+  EXPECT_EQ(*queue.Next(Worker(1), 99), (Split{2, 10, 42}));
+  EXPECT_EQ(queue.held(), 42);
+  EXPECT_EQ(queue.left(), 58);
+  EXPECT_EQ(queue.Next(Worker(2), 0), std::nullopt) << "nothing new";
+  SplitQueue again(queue.Keep());
+  EXPECT_EQ(*again.Next(Worker(2), 0), (Split{1, 0, 10})) << "what was held is no news";
+  EXPECT_EQ(*again.Next(Worker(1), 0), (Split{2, 10, 42}));
+  EXPECT_EQ(*again.Next(Worker(0), 5), (Split{3, 42, 47}));
+  SplitQueue::Kept old = queue.Keep();
+  old.splits = 0;  // as journals were that did not have it
+  SplitQueue older(old);
+  older.Next(Worker(1));
+  older.Next(Worker(2));
+  EXPECT_EQ(older.Next(Worker(0), 5)->id, 3);
 }
 
 TEST(SplitQueue, WhatALostWorkerHeldIsHandedOutAgain) {

@@ -47,6 +47,11 @@ struct ParameterServerStats {
   // Lookups of this process in training, whose rows were there before they were asked for.
   std::int64_t foreseen = 0;
   std::uint64_t failed_saves = 0;  // SaveBetweenUpdates's, without which training went on
+  // SaveBetweenUpdates's: so often, for so long altogether, and for so long at most, nothing was
+  // handed out because of a save. Workers waited for as long, or less. On the chief.
+  std::int64_t save_pauses = 0;
+  double save_pause_seconds = 0;
+  double longest_save_pause_seconds = 0;
   std::int64_t moved_buckets = 0;  // to less busy servers (balance_interval), by the chief
 };
 
