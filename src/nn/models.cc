@@ -126,8 +126,7 @@ Variable Dlrm::Logits(Tape& tape, const Tensor& integers, const Tensor& categori
   for (const Dense& layer : bottom_) {
     dense = layer(dense);
   }
-  const Variable all = Concat({Reshape(dense, {batch, 1, width_}), vectors_(tape, categories)}, 1);
-  Variable top = Concat({dense, DotInteraction(all)}, 1);
+  Variable top = DotInteraction(dense, vectors_(tape, categories));
   for (const Dense& layer : top_) {
     top = layer(top);
   }

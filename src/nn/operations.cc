@@ -95,21 +95,30 @@ Variable Multiply(const Variable& first, const Variable& second) {
   });
 }
 
-Variable DotInteraction(const Variable& given) {
-  const Variable x = Cast(given, DType::kFloat32);
-  RequireShape(x.shape().rank() == 3 && x.shape()[1] >= 1, "DotInteraction", x.shape(),
-               "[batch, features, width]");
-  Tape& tape = x.tape();
-  const std::int64_t batch = x.shape()[0];
-  const RowsOf size{x.shape()[1], x.shape()[2]};
-  const Tensor y = tape.Buffer(Shape{batch, size.rows * (size.rows - 1) / 2});
-  tape.kernels().PairDots(tape.stream(), batch, size, Floats(x.tensor()), Floats(y));
-  return tape.Record(y, {x}, {}, [&tape, batch, size, x = x.tensor()](BackwardPass& pass) {
-    pass.Input(0, [&](FloatSpan dx) {
-      tape.kernels().PairDotsBackward(tape.stream(), batch, size, Floats(x), pass.output_gradient(),
-                                      dx);
-    });
-  });
+Variable DotInteraction(const Variable& one, const Variable& others) {
+  const Variable first = Cast(one, DType::kFloat32);
+  const Variable rest = Cast(others, DType::kFloat32);
+  RequireShape(first.shape().rank() == 2, "DotInteraction", first.shape(), "[batch, width]");
+  const std::int64_t batch = first.shape()[0];
+  const std::int64_t width = first.shape()[1];
+  RequireShape(rest.shape().rank() == 3 && rest.shape()[0] == batch && rest.shape()[2] == width,
+               "DotInteraction", rest.shape(),
+               "[" + std::to_string(batch) + ", features, " + std::to_string(width) + "]");
+  Tape& tape = first.tape();
+  const RowsOf size{1 + rest.shape()[1], width};
+  const Tensor y = tape.Buffer(Shape{batch, width + size.rows * (size.rows - 1) / 2});
+  tape.kernels().Interaction(tape.stream(), batch, size, Floats(first.tensor()),
+                             Floats(rest.tensor()), Floats(y));
+  return tape.Record(
+      y, {first, rest}, {},
+      [&tape, batch, size, first = first.tensor(), rest = rest.tensor()](BackwardPass& pass) {
+        const auto backward = [&](FloatSpan dfirst, FloatSpan drest) {
+          tape.kernels().InteractionBackward(tape.stream(), batch, size, Floats(first),
+                                             Floats(rest), pass.output_gradient(), dfirst, drest);
+        };
+        pass.Input(0, [&](FloatSpan dfirst) { backward(dfirst, {}); });
+        pass.Input(1, [&](FloatSpan drest) { backward({}, drest); });
+      });
 }
 
 Variable Concat(const std::vector<Variable>& given, int axis) {

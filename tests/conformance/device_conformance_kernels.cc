@@ -258,7 +258,7 @@ TEST_P(DeviceKernels, AnIdOutsideTheTableFailsTheStream) {
   }
 }
 
-TEST_P(DeviceKernels, DotProductsOfPairs) {
+TEST_P(DeviceKernels, InteractionAndItsGradients) {
   struct Case {
     std::int64_t batch, rows, columns;
   };
@@ -269,16 +269,24 @@ TEST_P(DeviceKernels, DotProductsOfPairs) {
   for (const Case& s : cases) {
     SCOPED_TRACE(std::to_string(s.batch) + " x " + std::to_string(s.rows) + " x " +
                  std::to_string(s.columns));
-    const std::int64_t n = s.batch * s.rows * s.columns;
-    const std::int64_t pairs = s.batch * s.rows * (s.rows - 1) / 2;
+    const std::int64_t first = s.batch * s.columns;
+    const std::int64_t rest = first * (s.rows - 1);
+    const std::int64_t all = s.batch * (s.columns + s.rows * (s.rows - 1) / 2);
+    const RowsOf size{s.rows, s.columns};
     Check(SumRounding(s.columns), [&](const Call& c) {
-      c.kernels.PairDots(c.stream, s.batch, {s.rows, s.columns}, c.memory.In(n, 1),
-                         c.memory.Out(pairs));
+      c.kernels.Interaction(c.stream, s.batch, size, c.memory.In(first, 1), c.memory.In(rest, 2),
+                            c.memory.Out(all));
     });
-    Check(SumRounding(s.rows), [&](const Call& c) {
-      c.kernels.PairDotsBackward(c.stream, s.batch, {s.rows, s.columns}, c.memory.In(n, 1),
-                                 c.memory.In(pairs, 2), c.memory.Out(n));
-    });
+    for (const bool of_first : {false, true}) {
+      for (const bool of_rest : {false, true}) {
+        Check(SumRounding(s.rows), [&](const Call& c) {
+          c.kernels.InteractionBackward(c.stream, s.batch, size, c.memory.In(first, 1),
+                                        c.memory.In(rest, 2), c.memory.In(all, 3),
+                                        of_first ? c.memory.Out(first) : FloatSpan(),
+                                        of_rest ? c.memory.Out(rest) : FloatSpan());
+        });
+      }
+    }
   }
 }
 

@@ -371,13 +371,15 @@ class FarKernels final : public Kernels {
                   FloatSpan dtable) override {
     cpu_->ScatterAdd(stream, view_(ids), table_size, view_(dy), view_(dtable));
   }
-  void PairDots(Stream& stream, std::int64_t batch, RowsOf size, ConstFloatSpan x,
-                FloatSpan y) override {
-    cpu_->PairDots(stream, batch, size, view_(x), view_(y));
+  void Interaction(Stream& stream, std::int64_t batch, RowsOf size, ConstFloatSpan first,
+                   ConstFloatSpan rest, FloatSpan y) override {
+    cpu_->Interaction(stream, batch, size, view_(first), view_(rest), view_(y));
   }
-  void PairDotsBackward(Stream& stream, std::int64_t batch, RowsOf size, ConstFloatSpan x,
-                        ConstFloatSpan dy, FloatSpan dx) override {
-    cpu_->PairDotsBackward(stream, batch, size, view_(x), view_(dy), view_(dx));
+  void InteractionBackward(Stream& stream, std::int64_t batch, RowsOf size, ConstFloatSpan first,
+                           ConstFloatSpan rest, ConstFloatSpan dy, FloatSpan dfirst,
+                           FloatSpan drest) override {
+    cpu_->InteractionBackward(stream, batch, size, view_(first), view_(rest), view_(dy),
+                              view_(dfirst), view_(drest));
   }
 
   void LayerNorm(Stream& stream, const NormArguments& n) override {

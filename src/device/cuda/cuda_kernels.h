@@ -50,10 +50,11 @@ class CudaKernels final : public Kernels {
               FloatSpan y) override;
   void ScatterAdd(Stream& stream, Indices ids, RowsOf table_size, ConstFloatSpan dy,
                   FloatSpan dtable) override;
-  void PairDots(Stream& stream, std::int64_t batch, RowsOf size, ConstFloatSpan x,
-                FloatSpan y) override;
-  void PairDotsBackward(Stream& stream, std::int64_t batch, RowsOf size, ConstFloatSpan x,
-                        ConstFloatSpan dy, FloatSpan dx) override;
+  void Interaction(Stream& stream, std::int64_t batch, RowsOf size, ConstFloatSpan first,
+                   ConstFloatSpan rest, FloatSpan y) override;
+  void InteractionBackward(Stream& stream, std::int64_t batch, RowsOf size, ConstFloatSpan first,
+                           ConstFloatSpan rest, ConstFloatSpan dy, FloatSpan dfirst,
+                           FloatSpan drest) override;
 
   void LayerNorm(Stream& stream, const NormArguments& n) override;
   void LayerNormBackward(Stream& stream, const NormBackwardArguments& n) override;

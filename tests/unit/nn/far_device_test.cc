@@ -142,7 +142,7 @@ const Case kCases[] = {
        const Dense first(p, "first", 6, 12);
        return [=](Tape& tape) {
          const Variable x = Reshape(first(tape.Input(RandomTensor({5, 6}, 2))), {5, 4, 3});
-         return SquareLoss(Concat({DotInteraction(x), Sum(x, 1), Flatten(x)}, 1));
+         return SquareLoss(Concat({DotInteraction(Sum(x, 1), x), Flatten(x)}, 1));
        };
      }},
     {"pools",

@@ -150,27 +150,35 @@ TEST(Add, RejectsOtherShapes) {
                ContractError);
 }
 
-TEST(DotInteraction, IsTheDotProductOfEachPair) {
-  for (const Shape& shape : {Shape{3, 27, 16}, Shape{2, 17, 16}, Shape{4, 5, 7}, Shape{2, 3, 33},
-                             Shape{1, 2, 1}, Shape{0, 4, 4}, Shape{600, 9, 8}}) {
-    const Tensor x = RandomTensor(shape, 1);
-    const auto in = x.data<float>();
-    Bench bench;
-    const Tensor y = bench.Run({x}, [](Tape&, const auto& v) { return DotInteraction(v[0]); },
-                               {.intra_op_threads = 2});
+TEST(DotInteraction, IsTheFirstAndTheDotProductOfEachPair) {
+  for (const Shape& shape : {Shape{3, 26, 16}, Shape{2, 16, 16}, Shape{4, 4, 7}, Shape{2, 2, 33},
+                             Shape{1, 1, 1}, Shape{0, 4, 4}, Shape{600, 8, 8}, Shape{3, 0, 5}}) {
+    SCOPED_TRACE(shape.ToString());
     const std::int64_t features = shape[1];
     const std::int64_t width = shape[2];
-    EXPECT_EQ(y.shape(), Shape({shape[0], features * (features - 1) / 2}));
+    const Tensor first = RandomTensor({shape[0], width}, 1);
+    const Tensor rest = RandomTensor(shape, 2);
+    Bench bench;
+    const Tensor y =
+        bench.Run({first, rest}, [](Tape&, const auto& v) { return DotInteraction(v[0], v[1]); },
+                  {.intra_op_threads = 2});
+    EXPECT_EQ(y.shape(), Shape({shape[0], width + features * (features + 1) / 2}));
     Doubles want;
     for (std::int64_t b = 0; b < shape[0]; ++b) {
-      for (std::int64_t i = 0; i < features; ++i) {
+      const auto at = [&](std::int64_t f, std::int64_t c) {
+        return double{
+            f == 0
+                ? first.data<float>()[static_cast<std::size_t>(b * width + c)]
+                : rest.data<float>()[static_cast<std::size_t>((b * features + f - 1) * width + c)]};
+      };
+      for (std::int64_t c = 0; c < width; ++c) {
+        want.push_back(at(0, c));
+      }
+      for (std::int64_t i = 0; i <= features; ++i) {
         for (std::int64_t j = 0; j < i; ++j) {
           double dot = 0;
           for (std::int64_t c = 0; c < width; ++c) {
-            const auto at = [&](std::int64_t f) {
-              return double{in[static_cast<std::size_t>((b * features + f) * width + c)]};
-            };
-            dot += at(i) * at(j);
+            dot += at(i, c) * at(j, c);
           }
           want.push_back(dot);
         }
@@ -183,14 +191,15 @@ TEST(DotInteraction, IsTheDotProductOfEachPair) {
 TEST(DotInteraction, HasTheGradientsOfFiniteDifferences) {
   ParameterSet none;
   none.Build();
-  for (const Shape& shape : {Shape{2, 4, 3}, Shape{1, 19, 2}, Shape{2, 3, 18}}) {
-    ExpectGradients(none, {RandomTensor(shape, 2)},
-                    [](Tape&, const auto& in) { return DotInteraction(in[0]); });
+  const auto run = [](Tape&, const auto& in) { return DotInteraction(in[0], in[1]); };
+  for (const Shape& shape : {Shape{2, 3, 3}, Shape{1, 18, 2}, Shape{2, 2, 18}, Shape{3, 6, 16}}) {
+    ExpectGradients(none, {RandomTensor({shape[0], shape[2]}, 2), RandomTensor(shape, 3)}, run);
   }
   Bench bench;
-  EXPECT_THROW(bench.Run({RandomTensor({2, 3}, 1)},
-                         [](Tape&, const auto& in) { return DotInteraction(in[0]); }),
-               ContractError);
+  const Tensor pair = RandomTensor({2, 3}, 1);
+  EXPECT_THROW(bench.Run({pair, pair}, run), ContractError);
+  EXPECT_THROW(bench.Run({pair, RandomTensor({2, 4, 5}, 1)}, run), ContractError) << "other width";
+  EXPECT_THROW(bench.Run({pair, RandomTensor({3, 4, 3}, 1)}, run), ContractError) << "other batch";
 }
 
 TEST(Concat, JoinsAlongEachAxis) {

@@ -107,12 +107,15 @@ class Kernels {
   // dtable = 0, then dtable[ids[i], :] += dy[i, :] in the order of i.
   virtual void ScatterAdd(Stream& stream, Indices ids, RowsOf table_size, ConstFloatSpan dy,
                           FloatSpan dtable) = 0;
-  // x is [batch, rows, columns]; y [batch, rows (rows - 1) / 2] has the dot products of each
-  // example's rows i > j, at i (i - 1) / 2 + j.
-  virtual void PairDots(Stream& stream, std::int64_t batch, RowsOf size, ConstFloatSpan x,
-                        FloatSpan y) = 0;
-  virtual void PairDotsBackward(Stream& stream, std::int64_t batch, RowsOf size, ConstFloatSpan x,
-                                ConstFloatSpan dy, FloatSpan dx) = 0;
+  // Of each example the rows are that of `first` [batch, columns] and those of `rest` [batch,
+  // rows - 1, columns]; y [batch, columns + rows (rows - 1) / 2] has the first row, and behind it
+  // the dot products of rows i > j, at i (i - 1) / 2 + j. At least one row.
+  virtual void Interaction(Stream& stream, std::int64_t batch, RowsOf size, ConstFloatSpan first,
+                           ConstFloatSpan rest, FloatSpan y) = 0;
+  // Of the gradients those that are not empty.
+  virtual void InteractionBackward(Stream& stream, std::int64_t batch, RowsOf size,
+                                   ConstFloatSpan first, ConstFloatSpan rest, ConstFloatSpan dy,
+                                   FloatSpan dfirst, FloatSpan drest) = 0;
 
   // --- normalisation; operands in plan.h
   virtual void LayerNorm(Stream& stream, const NormArguments& n) = 0;

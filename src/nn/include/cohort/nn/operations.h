@@ -36,10 +36,12 @@ Variable Sum(const Variable& x, int axis);  // which is gone then; negative: fro
 Variable Reshape(const Variable& x, const Shape& shape);
 Variable Flatten(const Variable& x);  // [batch, everything else]
 
-// x [batch, features, width]: the dot products of each example's features i > j, at
-// i (i - 1) / 2 + j of [batch, features (features - 1) / 2]. Naumov et al., "Deep Learning
-// Recommendation Model for Personalization and Recommendation Systems", 2019.
-Variable DotInteraction(const Variable& x);
+// first [batch, width] and rest [batch, features, width]: of each example the first one as it is,
+// and behind it the dot products of all pairs i > j of these 1 + features vectors, at
+// i (i - 1) / 2 + j of [batch, width + features (features + 1) / 2]. Naumov et al., "Deep Learning
+// Recommendation Model for Personalization and Recommendation Systems", 2019. Neither operand is
+// copied.
+Variable DotInteraction(const Variable& first, const Variable& rest);
 
 // qkv [batch, length, 3 * width] holds the queries, keys and values of each place, each `heads`
 // vectors side by side; y [batch, length, width] is softmax(q k^T / sqrt(width / heads)) v for each
