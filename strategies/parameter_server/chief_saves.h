@@ -72,7 +72,7 @@ class ChiefSaves {
   bool saving() const { return saving_; }  // the plan's `save` is running
   std::uint64_t failed() const { return failed_saves_; }
 
-  // Strategy's, of the rows of one table.
+  // Strategy's, of the rows of one table. InvalidArgument: there is no such table here.
   std::optional<std::int64_t> rows_saved_at() const;
   Status SaveTable(int table, FileSystem& files, const std::string& path);
   Status SaveTableChanges(int table, FileSystem& files, const std::string& path);
@@ -93,6 +93,7 @@ class ChiefSaves {
                 std::int64_t step);
 
  private:
+  Result<const TableSpec*> FindTable(int table) const;
   Result<std::int64_t> RestoreNewest();
   Status Failed(const Status& why);
 
