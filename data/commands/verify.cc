@@ -5,6 +5,9 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <set>
+#include <string>
+#include <utility>
 
 #include <cohort/data/arrays.h>
 #include <cohort/data/idx.h>
@@ -144,21 +147,57 @@ class Verifier {
     }
   }
 
-  // Headers, and members of known formats decoded.
+  // Headers, samples as WebDataset takes them, and members of known formats decoded.
   Status CheckTar(const RandomAccessFile& file, const std::string& path, Report& report) {
-    report.covered = "every header, each JPEG, PNG and .npy member";
+    report.covered = "every header, that samples lie together, each JPEG, PNG and .npy member";
     COHORT_ASSIGN_OR_RETURN(const auto members, data::IndexTar(file, path));
+    Samples samples(path);
     for (const data::TarMember& member : members) {
-      const Status status = CheckMember(file, path, member);
+      Status status = CheckMember(file, path, member);
+      if (!status.ok()) {
+        status = status.Annotate(path + ": member '" + member.name + "' at byte " +
+                                 std::to_string(member.begin));
+      }
+      // What is damaged belongs to its sample all the same.
+      const Status placed = samples.Add(member);
+      status = status.ok() ? placed : status;
       if (status.ok()) {
         Sound(report, member.size, member.begin + member.size, file.size());
       } else {
-        report.Bad(status.Annotate(path + ": member '" + member.name + "' at byte " +
-                                   std::to_string(member.begin)));
+        report.Bad(status);
       }
     }
     return {};
   }
+
+  // Of an archive, in its order.
+  class Samples {
+   public:
+    explicit Samples(const std::string& path) : path_(path) {}
+
+    // DataLoss: the sample of this member began before others, or has a member of this extension.
+    Status Add(const data::TarMember& member) {
+      auto [key, extension] = data::SplitSampleName(member.name);
+      if (key.empty()) {
+        return {};
+      }
+      if (key != key_) {
+        key_ = std::move(key);
+        extensions_ = {extension};
+        return order_.Begin(path_, key_, member.header);
+      }
+      return extensions_.insert(extension).second
+                 ? Status()
+                 : DataLoss(path_ + ": sample '" + key_ + "' has member '" + extension +
+                            "' twice, the second time at byte " + std::to_string(member.header));
+    }
+
+   private:
+    const std::string& path_;
+    data::SampleOrder order_;
+    std::string key_;  // of the last member that has one
+    std::set<std::string> extensions_;
+  };
 
   static Status CheckMember(const RandomAccessFile& file, const std::string& path,
                             const data::TarMember& member) {

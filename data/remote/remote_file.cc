@@ -301,7 +301,7 @@ class RemoteFile final : public RandomAccessFile, public VersionedContent {
     }
 
     void ReadAhead(std::uint64_t number) {
-      if (number * shared->options.block >= size) {
+      if (shared->options.parallel == 1 || number * shared->options.block >= size) {
         return;
       }
       std::shared_ptr<Block> block;
@@ -366,6 +366,13 @@ class RemoteFile final : public RandomAccessFile, public VersionedContent {
     const std::size_t parts = state_->whole ? 1 : (out.size() + part - 1) / part;
     if (parts == 1) {
       return state_->Fetch(offset, out, deadline);
+    }
+    if (state_->shared->options.parallel == 1) {
+      for (std::size_t at = 0; at < out.size(); at += part) {
+        COHORT_RETURN_IF_ERROR(state_->Fetch(
+            offset + at, out.subspan(at, std::min(part, out.size() - at)), deadline));
+      }
+      return {};
     }
     const std::atomic<bool>* const stop = StopScope::Current();
     std::mutex mutex;

@@ -48,14 +48,16 @@ Result<Target> BucketTarget(const std::string& bucket, const S3Options& s3);
 // What all files of a file system share.
 struct Shared {
   explicit Shared(RemoteOptions given)
-      : options(std::move(given)), pool(std::max(1, options.parallel), "remote") {}
+      : options(std::move(given)), pool(std::max(1, options.parallel - 1), "remote") {}
 
   RemoteClock::time_point Deadline() const { return RemoteClock::now() + options.deadline; }
 
   const RemoteOptions options;
   HttpClient client;
   std::atomic<bool> stop = false;
-  ThreadPool pool;  // last: its tasks use what is before it
+  // Beside the thread that reads; of no use where that is to be alone. Last: its tasks use what is
+  // before it.
+  ThreadPool pool;
 };
 
 struct Wanted {

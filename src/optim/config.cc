@@ -376,6 +376,9 @@ std::string ServerSide(const std::string& config, ServerSideOptions options) {
     Require(field == "name" || !all.contains(field), field + " twice");
     all[field] = value;
   }
+  if (options.weight_decay == 0) {  // so that what was written before there was this is the same
+    all.erase(std::string(optim::kDecoupledDecay));
+  }
   return all.dump();
 }
 

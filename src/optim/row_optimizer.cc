@@ -5,6 +5,9 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <functional>
+#include <memory>
+#include <utility>
 
 #include "rule.h"
 
@@ -100,6 +103,19 @@ class RowWiseAdagradRule final : public RowOptimizer {
   RowWiseAdagradOptions options_;
 };
 
+using Rate = std::function<float(std::int64_t step)>;
+
+Result<Rate> RateOf(std::string_view name, const std::string& config) {
+  if (name == kRowWiseAdagrad) {
+    COHORT_ASSIGN_OR_RETURN(const RowWiseAdagradOptions options, ReadRowWiseAdagrad(config));
+    return Rate([rate = options.learning_rate](std::int64_t step) {
+      return static_cast<float>(rate.At(step));
+    });
+  }
+  COHORT_ASSIGN_OR_RETURN(std::shared_ptr<const Optimizer> rule, MakeOptimizer(config));
+  return Rate([rule = std::move(rule)](std::int64_t step) { return rule->learning_rate(step); });
+}
+
 }  // namespace
 
 void VisitFields(FieldVisitor& fields, RowWiseAdagradOptions& options) {
@@ -129,7 +145,8 @@ Result<std::unique_ptr<RowOptimizer>> RowOptimizer::Make(const std::string& conf
   }
   if (split.options != ServerSideOptions()) {
     COHORT_ASSIGN_OR_RETURN(std::unique_ptr<RowOptimizer> rule, Make(split.rule));
-    return optim::ClipRows(std::move(rule), split.options);
+    COHORT_ASSIGN_OR_RETURN(auto rate, optim::RateOf(name, split.rule));
+    return optim::ServerSideRows(std::move(rule), split.options, std::move(rate));
   }
   if (name == kRowWiseAdagrad) {
     COHORT_ASSIGN_OR_RETURN(const RowWiseAdagradOptions options, optim::ReadRowWiseAdagrad(config));

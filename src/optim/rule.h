@@ -45,6 +45,9 @@ void VisitFields(FieldVisitor& fields, FtrlOptions& options);
 void VisitFields(FieldVisitor& fields, RowWiseAdagradOptions& options);
 void VisitFields(FieldVisitor& fields, ServerSideOptions& options);
 
+// ServerSideOptions::weight_decay; adamw has a field of that name.
+inline constexpr std::string_view kDecoupledDecay = "decoupled_weight_decay";
+
 // What of a configuration is the server side's, and the rest.
 struct ServerSideConfig {
   std::string rule;
@@ -53,8 +56,10 @@ struct ServerSideConfig {
 Result<ServerSideConfig> SplitServerSide(const std::string& config);
 // InvalidArgument: options that do not go with the rule.
 Status CheckServerSide(std::string_view rule, const ServerSideOptions& options);
-std::unique_ptr<RowOptimizer> ClipRows(std::unique_ptr<RowOptimizer> rule,
-                                       ServerSideOptions options);
+// The same of a rule for rows, whose rate in a step is `rate`.
+std::unique_ptr<RowOptimizer> ServerSideRows(std::unique_ptr<RowOptimizer> rule,
+                                             ServerSideOptions options,
+                                             std::function<float(std::int64_t step)> rate);
 
 // From a configuration whose name is row_wise_adagrad; InvalidArgument as MakeOptimizer's.
 Result<RowWiseAdagradOptions> ReadRowWiseAdagrad(const std::string& config);

@@ -3,6 +3,7 @@
 #include <cohort/optim/gradients.h>
 
 #include <algorithm>
+#include <functional>
 #include <type_traits>
 #include <utility>
 #include <variant>
@@ -32,6 +33,24 @@ struct ScaleRate {
     }
   }
 };
+
+// Runs `rule`, which updates `value`, and takes off `share` of what the values were before it.
+template <typename Fn>
+void WithDecay(std::span<float> value, float share, const Fn& rule) {
+  if (share == 0) {
+    rule();
+    return;
+  }
+  thread_local std::vector<float> taken;  // grows to the longest part
+  taken.resize(value.size());
+  for (std::size_t i = 0; i < value.size(); ++i) {
+    taken[i] = share * value[i];
+  }
+  rule();
+  for (std::size_t i = 0; i < value.size(); ++i) {
+    value[i] -= taken[i];
+  }
+}
 
 class ServerSideRule final : public ServerSideOptimizer {
  public:
@@ -72,21 +91,31 @@ class ServerSideRule final : public ServerSideOptimizer {
       late.gradient = gradient;
       late.gradient_scale = 1;
     }
-    if (!options_.staleness_scaling || staleness < 2) {
-      rule_->Apply(late);
-      return;
-    }
-    UpdateRule rule = rule_->RuleAt(update.step, update.bias_step);
-    std::visit(ScaleRate{1.0F / static_cast<float>(staleness)}, rule);
-    UpdatePart part{.value = late.value,
-                    .gradient = late.gradient,
-                    .slots = {},
-                    .gradient_scale = late.gradient_scale};
-    std::ranges::copy(late.slots, part.slots.begin());
-    UpdateOnHost(rule, part);
+    const bool scaled = options_.staleness_scaling && staleness >= 2;
+    const float factor = scaled ? 1.0F / static_cast<float>(staleness) : 1.0F;
+    WithDecay(late.value, DecayAt(update.step) * factor, [&] {
+      if (!scaled) {
+        rule_->Apply(late);
+        return;
+      }
+      UpdateRule rule = rule_->RuleAt(update.step, update.bias_step);
+      std::visit(ScaleRate{factor}, rule);
+      UpdatePart part{.value = late.value,
+                      .gradient = late.gradient,
+                      .slots = {},
+                      .gradient_scale = late.gradient_scale};
+      std::ranges::copy(late.slots, part.slots.begin());
+      UpdateOnHost(rule, part);
+    });
   }
 
  private:
+  // Of the weights, what an update takes off beside the rule.
+  float DecayAt(std::int64_t step) const {
+    return options_.weight_decay == 0
+               ? 0.0F
+               : static_cast<float>(rule_->learning_rate(step) * options_.weight_decay);
+  }
   void ClipValues(std::span<float> gradient) const {
     if (const auto most = static_cast<float>(options_.clip_value); most > 0) {
       for (float& g : gradient) {
@@ -99,10 +128,11 @@ class ServerSideRule final : public ServerSideOptimizer {
   ServerSideOptions options_;
 };
 
-class ClippedRows final : public RowOptimizer {
+class ServerSideRowRule final : public RowOptimizer {
  public:
-  ClippedRows(std::unique_ptr<RowOptimizer> rule, ServerSideOptions options)
-      : rule_(std::move(rule)), options_(options) {}
+  ServerSideRowRule(std::unique_ptr<RowOptimizer> rule, ServerSideOptions options,
+                    std::function<float(std::int64_t step)> rate)
+      : rule_(std::move(rule)), options_(options), rate_(std::move(rate)) {}
 
   std::string_view name() const override { return rule_->name(); }
   int num_slots() const override { return rule_->num_slots(); }
@@ -125,13 +155,17 @@ class ClippedRows final : public RowOptimizer {
       clipped.gradient = gradient;
       clipped.gradient_scale = 1;
     }
-    rule_->Apply(clipped);
+    const float decay = options_.weight_decay == 0
+                            ? 0.0F
+                            : static_cast<float>(rate_(update.step) * options_.weight_decay);
+    WithDecay(update.weights, decay, [&] { rule_->Apply(clipped); });
   }
   std::string config() const override { return ServerSide(rule_->config(), options_); }
 
  private:
   std::unique_ptr<RowOptimizer> rule_;
   ServerSideOptions options_;
+  std::function<float(std::int64_t step)> rate_;
 };
 
 }  // namespace
@@ -141,6 +175,7 @@ void VisitFields(FieldVisitor& fields, ServerSideOptions& options) {
   fields.Number("clip_norm", options.clip_norm);
   fields.Number("delay_compensation", options.delay_compensation);
   fields.Flag("staleness_scaling", options.staleness_scaling);
+  fields.Number(kDecoupledDecay, options.weight_decay);
 }
 
 Status CheckServerSide(std::string_view rule, const ServerSideOptions& options) {
@@ -149,12 +184,21 @@ Status CheckServerSide(std::string_view rule, const ServerSideOptions& options) 
         "optimizer ftrl: staleness_scaling is not for it: its weights are a function of the "
         "present learning rate [another rule, or delay_compensation]");
   }
+  if (options.weight_decay > 0 && (rule == "ftrl" || rule == "adamw")) {
+    return InvalidArgument(
+        "optimizer " + std::string(rule) + ": " + std::string(kDecoupledDecay) +
+        (rule == "adamw"
+             ? " is not for it, which has a decay of its own [its weight_decay]"
+             : " is not for it: its weights are a function of its slots, and a decay would be "
+               "forgotten at the next update [its lambda2]"));
+  }
   return {};
 }
 
-std::unique_ptr<RowOptimizer> ClipRows(std::unique_ptr<RowOptimizer> rule,
-                                       ServerSideOptions options) {
-  return std::make_unique<ClippedRows>(std::move(rule), options);
+std::unique_ptr<RowOptimizer> ServerSideRows(std::unique_ptr<RowOptimizer> rule,
+                                             ServerSideOptions options,
+                                             std::function<float(std::int64_t step)> rate) {
+  return std::make_unique<ServerSideRowRule>(std::move(rule), options, std::move(rate));
 }
 
 }  // namespace optim

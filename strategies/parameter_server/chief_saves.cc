@@ -110,7 +110,7 @@ Status ChiefSaves::Save(Frozen frozen) {
   }
   saved_step_ = frozen_step_;
   // Not of a save that found its step there already: rows may be other than they were then.
-  if (written_tables_ == tables_.size()) {
+  if (rows_ != nullptr && written_tables_ == tables_.size()) {
     saved_rows_ = SavedRows{.step = frozen_step_, .snapshot = snapshots_};
   }
   if (plan_.restore) {
@@ -140,21 +140,33 @@ std::optional<std::int64_t> ChiefSaves::rows_saved_at() const {
   return saving_ && saved_rows_.has_value() ? std::optional(saved_rows_->step) : std::nullopt;
 }
 
+Result<const TableSpec*> ChiefSaves::FindTable(int table) const {
+  if (rows_ == nullptr || table < 0 || static_cast<std::size_t>(table) >= tables_.size()) {
+    return InvalidArgument("table " + std::to_string(table) + ": the bound parameters have " +
+                           std::to_string(rows_ == nullptr ? 0 : tables_.size()) +
+                           " here [a table of theirs, in the chief]");
+  }
+  return &tables_[static_cast<std::size_t>(table)];
+}
+
 Status ChiefSaves::SaveTable(int table, FileSystem& files, const std::string& path) {
-  Require(rows_ != nullptr, "a table of the bound parameters, not on a server");
-  const TableSpec& spec = tables_.at(static_cast<std::size_t>(table));
+  COHORT_ASSIGN_OR_RETURN(const TableSpec* const spec, FindTable(table));
   rows_->Wait();
-  const Status status = ps::SaveTable(*job_.rows(), table, spec, files, path);
+  const Status status = ps::SaveTable(*job_.rows(), table, *spec, files, path);
   written_tables_ += status.ok() ? 1 : 0;
   return job_.Explain(status);
 }
 
 Status ChiefSaves::SaveTableChanges(int table, FileSystem& files, const std::string& path) {
-  Require(rows_saved_at().has_value(), "SaveTableChanges where rows_saved_at says a step");
-  const TableSpec& spec = tables_.at(static_cast<std::size_t>(table));
+  COHORT_ASSIGN_OR_RETURN(const TableSpec* const spec, FindTable(table));
+  if (!rows_saved_at().has_value()) {
+    return FailedPrecondition("table \"" + spec->name +
+                              "\": there is no save whose changes these would be [SaveTable, or "
+                              "where rows_saved_at says a step]");
+  }
   job_.rows()->ReadSnapshot(snapshots_, saved_rows_->snapshot);
   const Status status =
-      ps::SaveTable(*job_.rows(), table, spec, files, path, RowFileKind::kChanges);
+      ps::SaveTable(*job_.rows(), table, *spec, files, path, RowFileKind::kChanges);
   job_.rows()->ReadSnapshot(snapshots_);
   written_tables_ += status.ok() ? 1 : 0;
   return job_.Explain(status);
@@ -162,11 +174,10 @@ Status ChiefSaves::SaveTableChanges(int table, FileSystem& files, const std::str
 
 Status ChiefSaves::LoadTable(int table, FileSystem& files, const std::vector<std::string>& chain,
                              bool before_training) {
-  Require(rows_ != nullptr, "a table of the bound parameters, not on a server");
-  const TableSpec& spec = tables_.at(static_cast<std::size_t>(table));
+  COHORT_ASSIGN_OR_RETURN(const TableSpec* const spec, FindTable(table));
   rows_->Forget();
   rows_loaded_ = rows_loaded_ || before_training;
-  return job_.Explain(ps::LoadTable(*job_.rows(), table, spec, files, chain,
+  return job_.Explain(ps::LoadTable(*job_.rows(), table, *spec, files, chain,
                                     lost_ == nullptr ? nullptr : &lost_->servers));
 }
 

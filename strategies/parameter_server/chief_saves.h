@@ -79,7 +79,7 @@ class ChiefSaves {
   };
   const Pauses& pauses() const { return pauses_; }
 
-  // Strategy's, of the rows of one table.
+  // Strategy's, of the rows of one table. InvalidArgument: there is no such table here.
   std::optional<std::int64_t> rows_saved_at() const;
   Status SaveTable(int table, FileSystem& files, const std::string& path);
   Status SaveTableChanges(int table, FileSystem& files, const std::string& path);
@@ -101,6 +101,7 @@ class ChiefSaves {
 
  private:
   void ExpectNext();
+  Result<const TableSpec*> FindTable(int table) const;
   Result<std::int64_t> RestoreNewest();
   Status Failed(const Status& why);
 

@@ -355,8 +355,8 @@ Status Job::Leave() {
     return {};
   }
   COHORT_RETURN_IF_ERROR(Done());
-  left_ = true;
   if (trains() && !is_chief()) {
+    left_ = true;
     coordination_.reset();  // says goodbye; the others go on
     return {};
   }
@@ -376,7 +376,9 @@ Status Job::Leave() {
       COHORT_RETURN_IF_ERROR(journal_->Remove());
     }
   }
-  return coordination_->Shutdown();
+  COHORT_RETURN_IF_ERROR(coordination_->Shutdown());
+  left_ = true;
+  return {};
 }
 
 }  // namespace cohort::ps

@@ -134,7 +134,8 @@ class Job {
   Status OpenDataset(int dataset, const DatasetInfo& info);
   // In a worker: it needs no more data.
   Status Done();
-  // Leaves in order. A worker may at any time; the chief ends the servers.
+  // Leaves in order. A worker may at any time; the chief ends the servers. After an error it may be
+  // called again, and does what is left to do.
   Status Leave();
   // Coordinator::Acknowledge, of this process's split.
   void Acknowledge(const EpochKey& epoch, const FinishedSplit& finished);

@@ -1,5 +1,7 @@
 #include "parameter_server/job_check.h"
 
+#include <charconv>
+#include <limits>
 #include <string>
 
 #include "parameter_server/frames/frame_address.h"
@@ -128,6 +130,19 @@ Status CheckJob(const ClusterConfig& config, const StrategyOptions& options) {
   COHORT_RETURN_IF_ERROR(TransportOf(options.communication).status());
   COHORT_RETURN_IF_ERROR(CheckBalance(options));
   return CheckDevices(options);
+}
+
+Result<std::uint64_t> ParseEpoch(const std::string& key, const std::string& value) {
+  std::uint64_t epoch = 0;
+  const char* const end = value.data() + value.size();
+  const auto [at, error] = std::from_chars(value.data(), end, epoch);
+  if (error != std::errc() || at != end || epoch == 0 ||
+      epoch == std::numeric_limits<std::uint64_t>::max()) {
+    return DataLoss("the key " + key + " of the coordination service says '" + value.substr(0, 80) +
+                    "', which is no epoch of servers [start every process of the job from the "
+                    "same version of cohort, and the servers again]");
+  }
+  return epoch;
 }
 
 }  // namespace cohort::ps

@@ -224,10 +224,12 @@ Status Job::BeginJournal() {
   std::uint64_t newest = before.epoch;
   bool goes_on = false;
   for (int s = 0; s < num_servers_; ++s) {
-    const Result<std::string> epoch = coordination_->Get(EpochKeyOf(s, roll_.process(s)));
+    const std::string key = EpochKeyOf(s, roll_.process(s));
+    const Result<std::string> epoch = coordination_->Get(key);
     if (epoch.ok()) {
+      COHORT_ASSIGN_OR_RETURN(const std::uint64_t of_server, ParseEpoch(key, *epoch));
       goes_on = true;
-      newest = std::max<std::uint64_t>(newest, std::stoull(*epoch));
+      newest = std::max<std::uint64_t>(newest, of_server);
     } else if (epoch.status().code() != StatusCode::kNotFound) {
       return epoch.status();
     }

@@ -196,6 +196,7 @@ class Reducer {
   std::span<float> LandingOf(int bucket);
   void Complete(int replica, int bucket, Stream& stream);
   void Launch(int bucket, Stream& stream);
+  void StopLaunching(int bucket);  // with the lock held
   CollectiveOptions OptionsOf(const BucketPlan::Bucket& bucket) const;
   void SumReplicas(const BucketPlan::Bucket& bucket, Stream& stream);
   Communicator::Pending LaunchDense(Flight& flight, int index, const CollectiveOptions& options);

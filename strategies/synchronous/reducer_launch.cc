@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <string>
 #include <utility>
 
 #include <cohort/device/range.h>
@@ -38,9 +39,26 @@ void Reducer::Complete(int replica, int bucket, Stream& stream) {
          flights_[static_cast<std::size_t>(next_launch_)].replicas_left == 0) {
     const int launch = next_launch_++;
     lock.unlock();
-    Launch(launch, stream);
+    try {
+      Launch(launch, stream);
+    } catch (...) {
+      lock.lock();
+      StopLaunching(launch);
+      throw;
+    }
     lock.lock();
   }
+  launching_ = false;
+}
+
+// A launch threw, a hook's for instance: collectives are in order, so that none of the pass follows
+// it. Who lands the bucket gets an error, also where the step function took the exception.
+void Reducer::StopLaunching(int index) {
+  flights_[static_cast<std::size_t>(index)].launched =
+      Internal("bucket " + std::to_string(index) + " (" +
+               plan_.buckets[static_cast<std::size_t>(index)].name +
+               ") is not on its way: an exception ended its launch, and the step");
+  next_launch_ = static_cast<int>(flights_.size());
   launching_ = false;
 }
 

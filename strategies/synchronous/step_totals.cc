@@ -31,12 +31,6 @@ void StepTotals::Add(const StepTotals& other) {
   }
 }
 
-void StepTotals::Subtract(const StepTotals& other) {
-  for (std::size_t i = 0; i < sums_.size(); ++i) {
-    sums_[i] -= other.sums_[i];
-  }
-}
-
 Result<StepResult> StepTotals::Means() const {
   StepResult result;
   result.weight = weight();

@@ -31,7 +31,6 @@ class StepTotals {
   static StepTotals InTree(std::vector<StepTotals> parts);
 
   void Add(const StepTotals& other);
-  void Subtract(const StepTotals& other);
 
   double weight() const { return sums_[1]; }
   double replicas() const { return sums_[2]; }  // that had any weight

@@ -31,8 +31,11 @@ void SynchronousStrategy::CheckResult(int thread, const ReplicaResult& result,
                                       Purpose purpose) const {
   Require(std::isfinite(result.weight) && result.weight >= 0,
           "a step function returns a finite weight of at least 0");
-  Require(result.metric_sums.size() <= StepTotals::kMaxMetrics,
-          "a step function returns at most 28 metric sums");
+  if (const std::size_t metrics = result.metric_sums.size(); metrics > StepTotals::kMaxMetrics) {
+    Require(false, "a step function returns at most " + std::to_string(StepTotals::kMaxMetrics) +
+                       " metric sums, not " + std::to_string(metrics) +
+                       " [longer ones, say the counts of an AUC, go through Strategy::Reduce]");
+  }
   if (purpose == Purpose::kTrain && options_.loss_scale == LossScale::kGlobalMean) {
     Require(result.weight == reducer_->weight(thread),
             "the weight that a step function returns is the one its gradients were scaled by: " +

@@ -211,7 +211,9 @@ Status SynchronousStrategy::SettleTogether(int& applied) {
 
 // ---- A step ----------------------------------------------------------------------------------
 
-Status SynchronousStrategy::RunPass(const DistributedBatch& batch, const StepFn& fn, bool sent) {
+// Adds what it comes to, which is `*pass` too, to the step's.
+Status SynchronousStrategy::RunPass(const DistributedBatch& batch, const StepFn& fn, bool sent,
+                                    StepTotals* pass) {
   COHORT_RETURN_IF_ERROR(broken_);
   Require(parameters_ != nullptr, "Bind before the first step");
   exposed_seconds_ = 0;
@@ -228,7 +230,8 @@ Status SynchronousStrategy::RunPass(const DistributedBatch& batch, const StepFn&
     rows_->StartStep(step_ + 1, batch);
   }
   ++passes_;
-  COHORT_RETURN_IF_ERROR(RunReplicas(batch, fn, Purpose::kTrain, totals_));
+  COHORT_RETURN_IF_ERROR(RunReplicas(batch, fn, Purpose::kTrain, *pass));
+  totals_.Add(*pass);
   const Status finished = reducer_->FinishPass();
   return finished.ok() ? finished : Fail(finished);
 }
@@ -240,16 +243,15 @@ Result<StepResult> SynchronousStrategy::Accumulate(const DistributedBatch& batch
         "Accumulate with virtual shards, of which each device accumulates its own already [make "
         "the global batch larger, and cut it into more of them]");
   }
-  const StepTotals before = totals_;
-  COHORT_RETURN_IF_ERROR(RunPass(batch, fn, /*sent=*/false));
-  StepTotals mine = totals_;
-  mine.Subtract(before);
-  return Finish(mine);
+  StepTotals pass;
+  COHORT_RETURN_IF_ERROR(RunPass(batch, fn, /*sent=*/false, &pass));
+  return Finish(pass);
 }
 
 Result<StepResult> SynchronousStrategy::Step(const DistributedBatch& batch, const StepFn& fn) {
   const Range range(Phase::kStep, step_ + 1);
-  COHORT_RETURN_IF_ERROR(RunPass(batch, fn, /*sent=*/true));
+  StepTotals pass;
+  COHORT_RETURN_IF_ERROR(RunPass(batch, fn, /*sent=*/true, &pass));
   agreement_->CountPass();
   skipped_ = false;
   int applied = 0;

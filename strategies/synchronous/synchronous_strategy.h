@@ -122,7 +122,7 @@ class SynchronousStrategy final : public Strategy {
   Status RunReplicas(const DistributedBatch& batch, const StepFn& fn, Purpose purpose,
                      StepTotals& totals);
   void CheckResult(int thread, const ReplicaResult& result, Purpose purpose) const;
-  Status RunPass(const DistributedBatch& batch, const StepFn& fn, bool sent);
+  Status RunPass(const DistributedBatch& batch, const StepFn& fn, bool sent, StepTotals* pass);
   Status CheckRows(const ParameterSet& parameters) const;
   Status BindRows(const ParameterSet& parameters, const Optimizer& optimizer);
   Status ExplainServers(const Status& status);

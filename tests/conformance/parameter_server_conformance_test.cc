@@ -293,6 +293,37 @@ TEST(ServerSideOfParameterServers, TheNormOfEachParameterIsClipped) {
   }
 }
 
+// The bits of the rule in one process, in rounds too, and whatever chunks and parts there are.
+TEST(ServerSideOfParameterServers, WeightsDecayBesideTheRule) {
+  constexpr int kEpochs = 2;
+  const data::Dataset dataset = IntegerData(43, 10);
+  const auto decays = [](double decay) {
+    return ServerSide(Sgd({.learning_rate = 0.0625, .momentum = 0.5}), {.weight_decay = decay});
+  };
+  const Trained expected = TrainOnOneThread(dataset, *decays(0.5), kEpochs);
+  EXPECT_NE(expected.values, TrainOnOneThread(dataset, *decays(0), kEpochs).values);
+  for (const auto& [consistency, workers] :
+       {std::pair("async", 1), {"ssp:1", 1}, {"sync", 1}, {"sync", 2}}) {
+    Job job(workers, 2);
+    job.Start();
+    std::vector<std::future<Trained>> running;
+    for (int w = 0; w < workers; ++w) {
+      running.push_back(std::async(std::launch::async, [&, w, name = consistency] {
+        StrategyOptions options;
+        options.consistency = OrThrow(Consistency::Parse(name));
+        const auto strategy = OrThrow(job.Make({TaskType::kWorker, w}, options));
+        Trained trained = TrainWith(*strategy, dataset, decays(0.5), kEpochs, IntegerStep());
+        OrThrow(strategy->Shutdown());
+        return trained;
+      }));
+    }
+    for (std::future<Trained>& trained : running) {
+      EXPECT_EQ(trained.get().values, expected.values) << consistency << " " << workers;
+    }
+    job.Stop();
+  }
+}
+
 TEST(ServerSideOfParameterServers, IsForParameterServers) {
   ParameterSet parameters = IntegerParameters();
   const auto strategy = OrThrow(Strategy::FromEnv("one_device", {}));

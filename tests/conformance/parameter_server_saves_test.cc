@@ -1,4 +1,5 @@
 // Saves of parameter-server jobs in the middle of training, and what goes on from them.
+#include <cohort/core/file_system.h>
 #include <cohort/optim/optimizers.h>
 #include <cohort/strategies/parameter_server.h>
 
@@ -47,6 +48,18 @@ Saved StateOf(Strategy& strategy, const ParameterSet& parameters) {
   return state;
 }
 
+void ExpectNoTables(Strategy& strategy) {
+  EXPECT_EQ(strategy.rows_saved_at(), std::nullopt);
+  for (const int table : {-1, 0}) {
+    EXPECT_EQ(strategy.SaveTable(table, FileSystem::Local(), "rows").code(),
+              StatusCode::kInvalidArgument);
+    EXPECT_EQ(strategy.SaveTableChanges(table, FileSystem::Local(), "rows").code(),
+              StatusCode::kInvalidArgument);
+    EXPECT_EQ(strategy.LoadTable(table, FileSystem::Local(), {"rows"}).code(),
+              StatusCode::kInvalidArgument);
+  }
+}
+
 // Trains three epochs, from `from` on if that is given. Returns the saves, and the end's state
 // last.
 std::vector<Saved> TrainAndSave(int workers, int servers, const std::string& consistency,
@@ -82,6 +95,7 @@ std::vector<Saved> TrainAndSave(int workers, int servers, const std::string& con
       ASSERT_TRUE(strategy->SaveBetweenUpdates(
           {.every_steps = every_steps, .save = [&](std::int64_t epoch, std::int64_t batch) {
              Saved state = StateOf(*strategy, parameters);
+             ExpectNoTables(*strategy);
              COHORT_RETURN_IF_ERROR(disk ? disk(epoch) : OkStatus());
              state.epoch = epoch;
              state.batch = batch;
@@ -234,6 +248,11 @@ TEST(SavesOfParameterServers, AJournalThatCannotBeWrittenForAWhileEndsNothing) {
   EXPECT_EQ(OrThrow(strategy->stats()).failed_saves, 2U) << "the third could not be noted";
   EXPECT_EQ(saved, (std::vector<int>{0, 3, 4, 5, 6}));
   EXPECT_EQ(strategy->step(), kSaveBatches);
+  // Nor can it be removed at first. Called again, the shutdown does what is left.
+  std::filesystem::rename(journal, journal + ".aside");
+  OrThrow(WriteFileAtomically(FileSystem::Local(), journal, "no journal"));
+  EXPECT_EQ(strategy->Shutdown().code(), StatusCode::kDataLoss);
+  std::filesystem::rename(journal + ".aside", journal);
   EXPECT_EQ(strategy->Shutdown(), OkStatus());
   worker.get();
   job.Stop();

@@ -140,6 +140,33 @@ TEST_F(DataTools, VerifyKnowsEveryFormat) {
   EXPECT_THAT(Run({"verify", folder_ / "none"}, 2), HasSubstr("none"));
 }
 
+// What the reader refuses at the first of them, with every place.
+TEST_F(DataTools, VerifyNamesTheMembersThatLieApart) {
+  const auto write = [&](const std::string& name, const std::vector<std::string>& members) {
+    auto tar = OrThrow(data::TarWriter::Create(files_, folder_ / name));
+    for (const std::string& member : members) {
+      OrThrow(tar->Add(member, "x"));
+    }
+    OrThrow(tar->Close());
+    return folder_ / name;
+  };
+  const std::string whole =
+      write("whole.tar", {"README", "1.cls", "1.raw", "notes", "1.txt", "2.cls"});
+  EXPECT_THAT(Run({"verify", whole}), HasSubstr("6 records"));
+  const std::string apart =
+      write("apart.tar", {"1.cls", "2.cls", "1.raw", "1.txt", "2.raw", "3.cls", "3.CLS"});
+  const Json report = RunJson({"verify", apart}, 2);
+  EXPECT_EQ(report.at("bad"), 3);
+  EXPECT_EQ(report.at("records"), 4);
+  const Json& errors = report.at("files")[0].at("errors");
+  // Each member takes a header and a block of content.
+  EXPECT_THAT(std::string(errors.at(0)), HasSubstr("apart.tar: sample '1' goes on at byte 2048"));
+  EXPECT_THAT(std::string(errors.at(1)), HasSubstr("apart.tar: sample '2' goes on at byte 4096"));
+  EXPECT_THAT(
+      std::string(errors.at(2)),
+      HasSubstr("apart.tar: sample '3' has member 'cls' twice, the second time at byte 6144"));
+}
+
 TEST_F(DataTools, CatPrintsRecordsAsJson) {
   const std::string path = WriteExamples("r", 4, io::Compression::kZlib);
   const std::vector<Json> rows = Cat({path, path, "--offset", "2", "--limit", "3"});

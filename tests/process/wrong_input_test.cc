@@ -108,6 +108,9 @@ TEST(Flags, AreChecked) {
   ExpectRefused(RunProgram({Bin("image_classifier"), "--epochs", "many"}), "--epochs");
   ExpectRefused(RunProgram({Bin("image_classifier"), "--no-such-flag"}), "no-such-flag");
   ExpectRefused(RunProgram({Bin("image_classifier"), "--compress-values"}), "--compress-values");
+  const Outcome algorithm = RunProgram({Bin("image_classifier"), "--all-reduce", "foo"});
+  ExpectRefused(algorithm, "--all-reduce");
+  ExpectRefused(algorithm, "halving_doubling");
   ExpectRefused(RunProgram({Bin("image_classifier"), "--server-loss", "partial"}),
                 "server_loss kPartial under one_device");
   ExpectRefused(RunProgram({Bin("image_classifier"), "--devices", "0"}), "devices '0'");

@@ -235,6 +235,8 @@ class Coordinator {
   bool UnderWay() const;
   EpochCoverage CoverageOf(const EpochKey& key, const Epoch& epoch) const;
   void ReportIfOver(const EpochKey& key, Epoch& epoch);
+  // The last of this step, or rend().
+  std::deque<Course>::const_reverse_iterator FindCourse(std::int64_t step) const;
   Status GoBack(std::int64_t step);
   std::vector<EpochKey> ForgetPast();
   void NoteEnd(const TaskId& worker, std::optional<JournalState::End> end);

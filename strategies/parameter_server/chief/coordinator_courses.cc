@@ -48,12 +48,13 @@ Status Coordinator::Open(std::int64_t step, std::uint64_t digest) {
       rounds_ = course.rounds;
       courses_.push_back(std::move(course));
     } else {
-      COHORT_RETURN_IF_ERROR(GoBack(step));
-      if (const std::uint64_t before = courses_.back().digest; before != 0 && before != digest) {
+      const auto course = FindCourse(step);
+      if (course != courses_.rend() && course->digest != 0 && course->digest != digest) {
         return FailedPrecondition(
             "the job would begin anew with other values than the chief before this one had given "
             "it, and there is no save [give it the same seed and flags, or restart the job]");
       }
+      COHORT_RETURN_IF_ERROR(GoBack(step));
     }
     recovering_ = false;
     workers_.Moved(steady_clock::now());
@@ -216,14 +217,18 @@ std::int64_t Coordinator::StepsSince(std::int64_t step) const {
   return steps_of(epochs_) - (course == courses_.end() ? 0 : steps_of(course->epochs));
 }
 
+std::deque<Course>::const_reverse_iterator Coordinator::FindCourse(std::int64_t step) const {
+  return std::find_if(courses_.rbegin(), courses_.rend(),
+                      [step](const Course& course) { return course.step == step; });
+}
+
+// What refuses it changes nothing; an error of the journal, what was remembered since, as there.
 Status Coordinator::GoBack(std::int64_t step) {
-  const auto found = std::find_if(courses_.rbegin(), courses_.rend(),
-                                  [&](const Course& course) { return course.step == step; });
+  const auto found = FindCourse(step);
   if (found == courses_.rend()) {
     return NotBeenThere(step);
   }
-  courses_.erase(found.base(), courses_.end());
-  const Course& course = courses_.back();
+  const Course& course = *found;
   std::map<EpochKey, std::int64_t> again = course.again;
   const auto add = [&](const EpochKey& key, std::int64_t first) {
     if (!course.epochs.contains(key)) {
@@ -244,6 +249,7 @@ Status Coordinator::GoBack(std::int64_t step) {
         "the last save is of another data set's epochs than the workers are at, and they cannot "
         "go back there [restart the job, which goes on from that save]");
   }
+  courses_.erase(found.base(), courses_.end());  // `course` stays where it is
   if (options_.journal != nullptr) {
     COHORT_RETURN_IF_ERROR(options_.journal->GoBack(step));
   }

@@ -23,8 +23,12 @@ std::vector<TaskId> WorkerTable::Succeed(const std::map<TaskId, JournalState::En
   for (const auto& [task, end] : ended) {
     const auto worker = workers_.find(task);
     if (worker != workers_.end() && worker->second.phase == Phase::kExpected) {
-      worker->second.phase = end == JournalState::End::kDone ? Phase::kDone : Phase::kLost;
-      worker->second.end = last_loss_ = Aborted(task.ToString() + " was lost before the chief was");
+      const bool lost = end == JournalState::End::kLost;
+      worker->second.phase = lost ? Phase::kLost : Phase::kDone;
+      if (lost) {
+        worker->second.end = last_loss_ =
+            Aborted(task.ToString() + " was lost before the chief was");
+      }
     } else if (worker != workers_.end() && worker->second.phase == Phase::kAttached) {
       back.push_back(task);
     }

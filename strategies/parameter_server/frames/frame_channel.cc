@@ -51,7 +51,12 @@ Result<std::optional<Places>> Flights::Place(std::size_t payload_bytes, const Fr
       return DeadlineExceeded(name_ + ": no answer for " + std::to_string(waited.count()) +
                               " ms: " + header.error().message());
     }
-    to_send_.push_back(sent_.front());  // asked again, after those that wait already
+    // Asked again, after those that wait already; of a push a server must still know the number
+    // (push_ledger.h), so that only what may be half sent goes before it.
+    const FrameMethod method = sent_.front()->request->method;
+    const bool push = method == FrameMethod::kPush || method == FrameMethod::kPushRows;
+    to_send_.insert(push && !to_send_.empty() ? to_send_.begin() + 1 : to_send_.end(),
+                    sent_.front());
     sent_.pop_front();
     return std::optional<Places>();
   }

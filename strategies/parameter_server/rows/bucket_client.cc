@@ -37,9 +37,9 @@ BucketClient::BucketClient(const ModelSpec& model, const std::vector<std::string
       read_timeout_(options.read_timeout),
       copies_(model.copies),
       routes_(routes),
+      names_(LineNames(model, addresses)),
       sequences_(channels.size(), 0),
-      exchange_(std::move(channels), LineNames(model, addresses), options.peer_timeout, "Rows",
-                options.epoch) {}
+      exchange_(std::move(channels), names_, options.peer_timeout, "Rows", options.epoch) {}
 
 FrameHeader BucketClient::Header(int table, int line) const {
   FrameHeader header;
@@ -81,12 +81,23 @@ Result<std::string> BucketClient::DumpRest(int table, int line, const Version& v
       calls.push_back({line, Assemble(header, {})});
       COHORT_RETURN_IF_ERROR(
           exchange_.Run("Dump", std::move(calls), [&](int, ReceivedFrame& reply) -> Status {
-            if (reply.frame.header.buckets_size() < 1 ||
-                reply.frame.header.buckets(0).bytes() > reply.frame.payload.remaining()) {
-              return Internal("table \"" + SpecOf(table).name + "\": an empty piece of bucket " +
-                              std::to_string(piece.bucket()));
+            if (reply.frame.header.buckets_size() < 1) {
+              return Internal(names_[static_cast<std::size_t>(line)] + ": table \"" +
+                              SpecOf(table).name + "\": no piece of bucket " +
+                              std::to_string(piece.bucket()) + " came");
             }
             next = reply.frame.header.buckets(0);
+            const std::uint64_t rest = next.total() - std::min(next.offset(), next.total());
+            if (next.bucket() != piece.bucket() || next.offset() != begun.size() ||
+                next.bytes() > std::min<std::uint64_t>(rest, reply.frame.payload.remaining()) ||
+                (next.bytes() == 0 && rest > 0)) {
+              return Internal(names_[static_cast<std::size_t>(line)] + ": table \"" +
+                              SpecOf(table).name + "\": " + std::to_string(next.bytes()) +
+                              " bytes at byte " + std::to_string(next.offset()) +
+                              " came for what follows byte " + std::to_string(begun.size()) +
+                              " of the dump of bucket " + std::to_string(piece.bucket()) + ", " +
+                              std::to_string(rest) + " of them are left");
+            }
             begun.resize(next.offset() + next.bytes());
             reply.frame.payload.Read(begun.data() + next.offset(), next.bytes());
             return {};

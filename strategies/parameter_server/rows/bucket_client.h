@@ -77,6 +77,7 @@ class BucketClient {
   const std::chrono::milliseconds read_timeout_;
   const bool copies_;
   RowRoutes& routes_;
+  const std::vector<std::string> names_;  // by line
   std::vector<std::uint64_t> sequences_;  // by line, of what restores and moves
   Exchange exchange_;
 };

@@ -391,7 +391,9 @@ Error RowStore::PushTo(RowTable& table, const FrameHeader& header, PayloadReader
     }
   }
   const BucketPlaces& places = PlacesOf(header);
-  if (const auto claimed = ledger_.Claim(header.client(), header.sequence());
+  if (const auto claimed =
+          ledger_.Claim(header.client(), header.sequence(), DeadlineAfter(PushLedger::kPatience),
+                        /*behind_all=*/header.advance());
       claimed != PushLedger::Claimed::kNew) {
     if (claimed == PushLedger::Claimed::kElsewhere) {
       FindElsewhere(places, ids, moved);

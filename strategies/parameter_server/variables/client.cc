@@ -5,6 +5,7 @@
 #include <limits>
 #include <numeric>
 #include <thread>
+#include <utility>
 
 #include <cohort/optim/gradients.h>
 
@@ -269,6 +270,7 @@ Status FrameClient::EnterClock() {
 
 Status FrameClient::PullForStep(std::span<float> values, const Commit& commit) {
   COHORT_RETURN_IF_ERROR(EnterClock());
+  LearnFate(commit);
   FrameHeader header = Header();
   header.set_bounded(spec_.consistency.bounded());
   if (header.bounded()) {
@@ -342,8 +344,36 @@ void FrameClient::TakeOver(Client& before) {
     return;  // what was sent under another name counts no more
   }
   residuals_ = std::move(from.residuals_);
+  part_ = from.part_;
+  unclipped_ = from.unclipped_;
   encoded_ = std::move(from.encoded_);
   encoded_under_ = std::move(from.encoded_under_);
+}
+
+void FrameClient::BeginPart(const Round& part, bool empty) {
+  if (part_.round() == part.round() && part_.attempt() != part.attempt()) {
+    ForgetResiduals();  // of the round before it was cut anew
+  }
+  part_ = empty ? Round() : part;  // what is empty leaves them as they are
+  unclipped_ = !empty;
+}
+
+// Of a round since, this client has not heard whether its part was in the one before.
+void FrameClient::LearnFate(const Commit& commit) {
+  if (part_.round() == 0 || commit.round() < part_.round()) {
+    return;
+  }
+  const bool applied = commit.round() == part_.round() && commit.attempt() == part_.attempt() &&
+                       std::ranges::find(commit.winners(), part_.part()) != commit.winners().end();
+  if (!applied) {
+    ForgetResiduals();
+  }
+}
+
+void FrameClient::ForgetResiduals() {
+  std::ranges::fill(residuals_, 0.0F);
+  part_.Clear();
+  unclipped_ = false;
 }
 
 Result<std::span<const float>> FrameClient::Encode(const Gradient& gradient, std::size_t c,
@@ -383,6 +413,9 @@ Status FrameClient::Push(const Gradient& gradient, std::span<float> values) {
   }
   staleness_ = 0;
   late_ = false;
+  if (gradient.round.has_value()) {
+    BeginPart(*gradient.round, empty);
+  }
   std::vector<FrameRequest> requests;
   for (int s = 0; s < spec_.servers; ++s) {
     const std::size_t before = requests.size();
@@ -398,7 +431,6 @@ Status FrameClient::Push(const Gradient& gradient, std::span<float> values) {
       header.set_pull_wire(WireNumber(options_.wire.pull));
       if (gradient.round.has_value()) {
         *header.mutable_round() = *gradient.round;
-        unsettled_ = gradient.round->round();
       }
       for (const int c : frame) {
         header.add_chunks(static_cast<std::uint32_t>(c));
@@ -456,10 +488,10 @@ Status FrameClient::Settle(std::uint64_t round, const Commit& commit, double cli
   request.set_layout(fingerprint_);
   request.set_round(round);
   const double factor = ClipFactor(squared_norm * scale * scale, clip_norm);
-  if (round == unsettled_) {
-    unsettled_ = 0;
+  LearnFate(commit);
+  if (round == part_.round() && std::exchange(unclipped_, false) && factor < 1) {
     for (float& residual : residuals_) {
-      residual *= factor < 1 ? static_cast<float>(factor) : 1.0F;
+      residual *= static_cast<float>(factor);
     }
   }
   request.set_factor(factor);
@@ -528,14 +560,18 @@ Status FrameClient::Drain() {
   DrainRequest request;
   request.set_epoch(options_.epoch);
   Status first;
+  drained_.resize(control_.size());
   for (std::size_t s = 0; s < control_.size(); ++s) {
+    if (drained_[s]) {
+      continue;  // it may have ended since
+    }
     DrainReply reply;
-    const Status status = Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
+    Status status = Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
       return stub.Drain(context, request, &reply);
     });
-    if (first.ok()) {
-      first = status.ok() ? Taken(reply, s) : status;
-    }
+    status = status.ok() ? Taken(reply, s) : status;
+    drained_[s] = status.ok();
+    first = first.ok() ? status : first;
   }
   return first;
 }

@@ -118,7 +118,7 @@ class Client {
   virtual std::uint64_t version() const = 0;
   // Over all servers.
   virtual Result<StoreStats> Stats() = 0;
-  // Tells the servers that the job is over.
+  // Tells the servers that the job is over; each once, however often it is called.
   virtual Status Drain() = 0;
 
   // Makes the running call and every later one fail with `why`.

@@ -90,6 +90,10 @@ class FrameClient final : public Client {
   // The gradient of a chunk as it travels, and what is lent for that.
   Result<std::span<const float>> Encode(const Gradient& gradient, std::size_t chunk,
                                         std::uint64_t sequence);
+  // Residuals are of a part that was applied: of one that was dropped nothing is fed back.
+  void BeginPart(const Round& part, bool empty);
+  void LearnFate(const Commit& commit);
+  void ForgetResiduals();
   void AddPulls(int server, bool everything, const FrameHeader& header,
                 std::vector<FrameRequest>* requests);
 
@@ -103,14 +107,17 @@ class FrameClient final : public Client {
   std::vector<std::uint64_t> sequences_;
   std::uint64_t staleness_ = 0;
   bool late_ = false;
-  std::uint64_t clock_ = 0;                   // under bounded staleness: of this worker
-  bool entered_ = false;                      // since Pause
-  std::uint64_t snapshot_ = 0;                // that PullState reads
-  std::vector<float> residuals_;              // of gradients that are rounded, as the arena
-  std::uint64_t unsettled_ = 0;               // the round that they are of, before Settle
+  std::uint64_t clock_ = 0;       // under bounded staleness: of this worker
+  bool entered_ = false;          // since Pause
+  std::uint64_t snapshot_ = 0;    // that PullState reads
+  std::vector<float> residuals_;  // of gradients that are rounded, as the arena
+  // The part that they are of, from its Push until it is known what became of it. Round 0: none.
+  Round part_;
+  bool unclipped_ = false;                    // they are not yet clipped as it was
   std::vector<FloatBuffer> encoded_;          // by chunk
   std::vector<std::uint64_t> encoded_under_;  // by chunk: the number of that push
   std::vector<FloatBuffer> arrivals_;         // by server: what is to be decoded
+  std::vector<bool> drained_;                 // by server
   std::vector<std::unique_ptr<Servers::Stub>> control_;
   const std::unique_ptr<FrameLink> link_;
 };

@@ -166,7 +166,13 @@ Error ParameterStore::Push(const FrameHeader& header, PayloadReader payload, Pus
     ++stats_.rejected;
     return error;
   }
-  const PushLedger::Claimed claimed = ledger_.Claim(header.client(), header.sequence());
+  // Who is told of an advance is to find all of the step.
+  const PushLedger::Claimed claimed =
+      ledger_.Claim(header.client(), header.sequence(), DeadlineAfter(PushLedger::kPatience),
+                    /*behind_all=*/header.advance());
+  if (claimed == PushLedger::Claimed::kBusy) {
+    return RefusalOf(claimed);
+  }
   if (claimed != PushLedger::Claimed::kNew) {
     const std::lock_guard lock(stats_mutex_);
     ++(claimed == PushLedger::Claimed::kRepeated ? stats_.duplicates : stats_.rejected);

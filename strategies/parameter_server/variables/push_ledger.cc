@@ -5,9 +5,11 @@
 
 namespace cohort::ps {
 
-PushLedger::Claimed PushLedger::Claim(std::uint64_t client, std::uint64_t sequence) {
+PushLedger::Claimed PushLedger::Claim(std::uint64_t client, std::uint64_t sequence,
+                                      Deadline deadline, bool behind_all) {
   std::unique_lock lock(mutex_);
-  for (;;) {
+  for (bool in_time = true;;
+       in_time = finished_.wait_until(lock, deadline) != std::cv_status::timeout) {
     if (retired_.contains(client)) {
       return Claimed::kFenced;
     }
@@ -19,17 +21,22 @@ PushLedger::Claimed PushLedger::Claim(std::uint64_t client, std::uint64_t sequen
       found = clients_.try_emplace(client).first;
     }
     Client& record = found->second;
+    const bool waits = behind_all && std::ranges::any_of(record.applying, [&](std::uint64_t other) {
+                         return other < sequence;
+                       });
     record.applying.reserve(record.applying.size() + 1);  // before the number is taken
-    if (record.window.Claim(sequence)) {
+    if (!waits && record.window.Claim(sequence)) {
       record.applying.push_back(sequence);
       return Claimed::kNew;
     }
-    if (std::ranges::find(record.applying, sequence) == record.applying.end()) {
+    if (!waits && std::ranges::find(record.applying, sequence) == record.applying.end()) {
       return record.elsewhere.contains(sequence) ? Claimed::kElsewhere
              : record.failed.contains(sequence)  ? Claimed::kFailed
                                                  : Claimed::kRepeated;
     }
-    finished_.wait(lock);
+    if (!in_time) {
+      return Claimed::kBusy;
+    }
   }
 }
 
@@ -134,6 +141,11 @@ Error RefusalOf(PushLedger::Claimed claimed) {
     error.set_kind(Error::TOO_MANY);
     error.set_message(std::to_string(PushLedger::kMaxClients) +
                       " workers that have not ended push to this server already");
+  } else if (claimed == PushLedger::Claimed::kBusy) {
+    error.set_kind(Error::NOT_YET);
+    error.set_message(
+        "this push, or one before it, came by another connection, too, and is still "
+        "being applied");
   }
   return error;
 }

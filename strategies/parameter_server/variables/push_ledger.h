@@ -5,6 +5,7 @@
 
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <map>
@@ -12,6 +13,7 @@
 #include <set>
 #include <vector>
 
+#include <cohort/core/clock.h>
 #include <cohort/core/status.h>
 
 #include <cohort/parameter_server.pb.h>
@@ -25,13 +27,19 @@ class PushLedger {
   // Live ones, at a time. One that is silent is not forgotten: its repetitions would count again.
   static constexpr std::size_t kMaxClients = 65'536;
 
-  enum class Claimed { kNew, kRepeated, kElsewhere, kFailed, kFenced, kTooMany };
+  // How long a push waits for another thread that is at the same one.
+  static constexpr std::chrono::milliseconds kPatience{200};
+
+  enum class Claimed { kNew, kRepeated, kElsewhere, kFailed, kFenced, kTooMany, kBusy };
   // Clients have fewer pushes unanswered than the window is long (frame_channel.h), so what comes
   // again is in it. kNew: the caller is to apply this push, and then calls Finish. kRepeated: it
   // has been applied. kElsewhere: Applying::FinishElsewhere was called for it. kFailed:
   // FinishFailed, and AnswerTo says with what. kFenced: the client was retired. kTooMany: it is
-  // new, and there are kMaxClients. Blocks while another thread is at it.
-  Claimed Claim(std::uint64_t client, std::uint64_t sequence);
+  // new, and there are kMaxClients. Blocks while another thread is at it, until `deadline`; kBusy:
+  // that one still is, and whether this push is to have an effect is open: it is to come again.
+  // `behind_all`: the client's pushes with lower numbers are waited for in the same way.
+  Claimed Claim(std::uint64_t client, std::uint64_t sequence,
+                Deadline deadline = DeadlineAfter(kPatience), bool behind_all = false);
   Error AnswerTo(std::uint64_t client, std::uint64_t sequence) const;
   // Not `applied`: it was refused, and a repetition is to be refused again.
   void Finish(std::uint64_t client, std::uint64_t sequence, bool applied);
@@ -102,7 +110,7 @@ class PushLedger {
   RetiredClients retired_;
 };
 
-// Why a push has no effect, or NONE.
+// Why a push has no effect, or has none yet; or NONE.
 Error RefusalOf(PushLedger::Claimed claimed);
 
 }  // namespace cohort::ps

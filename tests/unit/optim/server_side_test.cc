@@ -3,7 +3,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include <cohort/optim/optimizers.h>
@@ -16,6 +21,7 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::FloatEq;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 // One update of two elements.
 std::vector<float> Late(const Optimizer& rule, std::vector<float> value,
@@ -102,6 +108,143 @@ TEST(ServerSide, ARowsGradientIsClipped) {
       ElementsAre(FloatEq(10 - 1.5F / std::sqrt(3.125F)), FloatEq(10 + 2 / std::sqrt(3.125F))));
 }
 
+// ---- Decay of weights beside the rule ----------------------------------------------------------
+
+TEST(ServerSide, WeightsDecayBesideTheRule) {
+  // 8 - 0.5 2 - 0.5 0.25 8, and -4 - 0.5 4 + 0.5 0.25 4.
+  const ServerSideOptions decay = {.weight_decay = 0.25};
+  EXPECT_THAT(Late(*ServerSide(Sgd({.learning_rate = 0.5}), decay), {8, -4}, {2, 4}, {}, 0),
+              ElementsAre(6, -5.5));
+  EXPECT_THAT(Late(*ServerSide(Sgd({.learning_rate = 0.5}), decay), {8, -4}, {4, 8}, {}, 0, 0.5F),
+              ElementsAre(6, -5.5))
+      << "the decay is not of the gradient";
+  // l2 is of the gradient, and both of the weights before: 8 - 0.5 (2 + 0.5 8) - 1.
+  EXPECT_THAT(
+      Late(*ServerSide(Sgd({.learning_rate = 0.5, .l2 = 0.5}), decay), {8, -4}, {2, 4}, {}, 0),
+      ElementsAre(4, -4.5));
+  // A gradient that is compensated, with the weights before, clipped, and late: all of the step is
+  // divided. g = 4 and -8, of which 3 are left; 3 - 3 / 4 - 0.25 3 / 4.
+  EXPECT_THAT(Late(*ServerSide(Sgd({.learning_rate = 1}), {.clip_value = 3,
+                                                           .delay_compensation = 0.25,
+                                                           .staleness_scaling = true,
+                                                           .weight_decay = 0.25}),
+                   {3, 1}, {2, -4}, {1, 2}, 4),
+              ElementsAre(2.0625, 1.6875));
+}
+
+// Against the same rule without decay, and the decay computed here in double.
+TEST(ServerSide, WeightsDecayBesideEveryRule) {
+  constexpr double kDecay = 0.3;
+  const std::vector<float> gradient = {0.5F, 0, -3, 1e-3F};
+  const auto make = [](std::size_t r) {
+    std::vector<std::unique_ptr<Optimizer>> rules;
+    rules.push_back(Sgd({.learning_rate = Schedule::Step(0.25, 2, 0.5), .l2 = 0.125}));
+    rules.push_back(Sgd({.learning_rate = 0.25, .momentum = 0.9}));
+    rules.push_back(Sgd({.learning_rate = 0.25, .momentum = 0.9, .nesterov = true}));
+    rules.push_back(Adagrad({.learning_rate = 0.25}));
+    rules.push_back(RmsProp({.learning_rate = 0.05, .momentum = 0.5}));
+    rules.push_back(Adam({.learning_rate = Schedule::Step(0.05, 2, 0.5)}));
+    return r < rules.size() ? std::move(rules[r]) : nullptr;
+  };
+  for (std::size_t r = 0; make(r) != nullptr; ++r) {
+    const auto plain = make(r);
+    const auto decays = ServerSide(make(r), {.weight_decay = kDecay});
+    std::vector<float> value = {4, -8, 0, 1e-4F};
+    std::vector<std::vector<float>> slots(static_cast<std::size_t>(plain->num_slots()),
+                                          std::vector<float>(value.size()));
+    for (std::size_t s = 0; s < slots.size(); ++s) {
+      std::ranges::fill(slots[s], plain->slot_initial_value(static_cast<int>(s)));
+    }
+    std::vector<std::vector<float>> plain_slots = slots;
+    for (std::int64_t step = 1; step <= 5; ++step) {
+      const auto apply = [&](const Optimizer& rule, std::vector<float>& values,
+                             std::vector<std::vector<float>>& its) {
+        const std::vector<std::span<float>> spans(its.begin(), its.end());
+        rule.Apply({.value = values, .gradient = gradient, .slots = spans, .step = step});
+      };
+      const std::vector<float> before = value;
+      std::vector<float> without = value;
+      apply(*plain, without, plain_slots);
+      apply(*decays, value, slots);
+      EXPECT_EQ(slots, plain_slots) << plain->config();
+      const double rate = plain->learning_rate(step);
+      for (std::size_t i = 0; i < value.size(); ++i) {
+        const double expected = without[i] - rate * kDecay * before[i];
+        EXPECT_NEAR(value[i], expected, std::abs(expected) * 1e-6) << plain->config() << " " << i;
+      }
+    }
+    EXPECT_LT(value[0], 4) << plain->config();
+  }
+}
+
+TEST(ServerSide, AdamThatDecaysIsAdamW) {
+  const auto adamw = AdamW({.learning_rate = 0.01, .weight_decay = 0.5});
+  const auto adam = ServerSide(Adam({.learning_rate = 0.01}), {.weight_decay = 0.5});
+  std::vector<float> one = {1, -2, 30};
+  std::vector<float> other = one;
+  const std::vector<float> gradient = {1, 0, -0.25};
+  std::vector<std::vector<float>> slots(4, std::vector<float>(3));
+  const std::vector<std::span<float>> first = {slots[0], slots[1]};
+  const std::vector<std::span<float>> second = {slots[2], slots[3]};
+  for (std::int64_t step = 1; step <= 50; ++step) {
+    adamw->Apply({.value = one, .gradient = gradient, .slots = first, .step = step});
+    adam->Apply({.value = other, .gradient = gradient, .slots = second, .step = step});
+  }
+  for (std::size_t i = 0; i < one.size(); ++i) {
+    EXPECT_NEAR(one[i], other[i], 1e-5 * std::abs(one[i])) << i;
+  }
+  EXPECT_NEAR(one[1], -2 * std::pow(1 - 0.005, 50), 1e-5) << "decay alone";
+}
+
+// A row decays with its gradients, by its rule's rate in that step.
+TEST(ServerSide, ARowDecaysWhenItIsUpdated) {
+  const auto apply = [](const std::string& config, std::int64_t step) {
+    std::vector<float> weights = {10, -20};
+    const std::vector<float> gradient = {6, -8};
+    const auto rule = OrThrow(RowOptimizer::Make(config));
+    std::vector<float> slots(rule->slot_floats(2));
+    rule->Initialize(slots);
+    rule->Apply({.weights = weights, .slots = slots, .gradient = gradient, .step = step});
+    EXPECT_EQ(rule->config(), config);
+    return weights;
+  };
+  const std::string sgd = Sgd({.learning_rate = Schedule::Step(0.5, 2, 0.5)})->config();
+  // 10 - 3 - 1.25 and -20 + 4 + 2.5; at half the rate half of it.
+  EXPECT_THAT(apply(ServerSide(sgd, {.weight_decay = 0.25}), 1), ElementsAre(5.75, -13.5));
+  EXPECT_THAT(apply(ServerSide(sgd, {.weight_decay = 0.25}), 3), ElementsAre(7.875, -16.75));
+  EXPECT_THAT(apply(ServerSide(sgd, {.clip_value = 2, .weight_decay = 0.25}), 1),
+              ElementsAre(7.75, -16.5));
+  const std::string adagrad = RowWiseAdagradConfig({.learning_rate = 0.5});
+  const std::vector<float> plain = apply(adagrad, 1);
+  const std::vector<float> decayed = apply(ServerSide(adagrad, {.weight_decay = 0.25}), 1);
+  EXPECT_FLOAT_EQ(decayed[0], plain[0] - 1.25F);
+  EXPECT_FLOAT_EQ(decayed[1], plain[1] + 2.5F);
+}
+
+TEST(ServerSide, DecayThatMakesNoSenseIsRefused) {
+  const auto message = [](const std::string& config) {
+    const Status status = MakeOptimizer(config).status();
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << config;
+    EXPECT_EQ(RowOptimizer::Make(config).status(), status);
+    return status.message();
+  };
+  EXPECT_THAT(message(R"({"name":"sgd","decoupled_weight_decay":-0.5})"),
+              HasSubstr("decoupled_weight_decay is -0.5 [at least 0"));
+  EXPECT_THAT(message(R"({"name":"adamw","decoupled_weight_decay":0.5})"),
+              HasSubstr("adamw: decoupled_weight_decay is not for it"));
+  EXPECT_THAT(message(R"({"name":"ftrl","decoupled_weight_decay":0.5})"),
+              HasSubstr("ftrl: decoupled_weight_decay is not for it"));
+  for (const double decay : {-1.0, static_cast<double>(NAN), HUGE_VAL}) {
+    EXPECT_THROW(ServerSide(Sgd(), {.weight_decay = decay}), ContractError) << decay;
+  }
+  EXPECT_THROW(ServerSide(AdamW(), {.weight_decay = 0.5}), ContractError);
+  // Its own is a field of its own.
+  EXPECT_EQ(
+      OrThrow(MakeOptimizer(ServerSide(AdamW({.weight_decay = 0.5}), {.clip_value = 1})->config()))
+          ->config(),
+      ServerSide(AdamW({.weight_decay = 0.5}), {.clip_value = 1})->config());
+}
+
 TEST(ServerSide, OptionsAreFieldsOfTheConfiguration) {
   const auto rule = ServerSide(
       Adam({.learning_rate = 0.5}),
@@ -113,6 +256,11 @@ TEST(ServerSide, OptionsAreFieldsOfTheConfiguration) {
   EXPECT_EQ(ServerSideOptimizer::Of(*made)->options(), ServerSideOptimizer::Of(*rule)->options());
   EXPECT_EQ(ServerSideOptimizer::Of(*made)->options().clip_norm, 4);
   EXPECT_THAT(rule->config(), HasSubstr(R"("delay_compensation":0.25)"));
+  EXPECT_THAT(rule->config(), Not(HasSubstr("decoupled_weight_decay"))) << "as before there was it";
+  const auto decays = ServerSide(Adam(), {.weight_decay = 0.125});
+  EXPECT_THAT(decays->config(), HasSubstr(R"("decoupled_weight_decay":0.125)"));
+  EXPECT_EQ(ServerSideOptimizer::Of(*OrThrow(MakeOptimizer(decays->config())))->options(),
+            (ServerSideOptions{.weight_decay = 0.125}));
   const auto plain = ServerSide(Adam(), {});
   EXPECT_EQ(ServerSideOptimizer::Of(*plain), nullptr);
   EXPECT_EQ(plain->config(), Adam()->config());

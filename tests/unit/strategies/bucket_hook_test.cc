@@ -6,6 +6,8 @@
 #include <cmath>
 #include <mutex>
 #include <span>
+#include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -317,6 +319,67 @@ TEST(Hook, SeesEveryBucketInOrderWithoutTheHeader) {
   EXPECT_THAT(seen.lines,
               ::testing::ElementsAre("1:0 weight 6 p2@0 of 32", "1:1 weight 6 p1@0 p0@32 of 48",
                                      "2:0 weight 6 p2@0 of 32", "2:1 weight 6 p1@0 p0@32 of 48"));
+}
+
+class Thrower final : public BucketHook {
+ public:
+  explicit Thrower(int bucket) : bucket_(bucket) {}
+
+  std::string name() const override { return "thrower"; }
+  Status Bind(const ParameterSet&, Communicator&) override { return {}; }
+  Communicator::Pending Launch(const GradientBucket& bucket) override {
+    if (bucket.index == bucket_) {
+      throw std::runtime_error("it breaks");
+    }
+    return AllReduceBucket(bucket);
+  }
+
+ private:
+  const int bucket_;
+};
+
+// The step function must not have the last word: the step is no step.
+TEST(Hook, WhoseExceptionTheStepFunctionTakesEndsTheStep) {
+  constexpr int kParameters = 3;
+  for (int bucket = 0; bucket < kParameters; ++bucket) {
+    auto communicators = MakeLocalCommunicators(2);
+    const auto statuses = RunRanks(2, [&](int process) -> Status {
+      StrategyOptions options;
+      options.first_bucket_bytes = 4;
+      options.bucket_bytes = 4;
+      options.make_bucket_hook = [bucket] { return std::make_unique<Thrower>(bucket); };
+      SynchronousParts parts;
+      parts.communicator = std::move(communicators[static_cast<std::size_t>(process)]);
+      COHORT_ASSIGN_OR_RETURN(const auto strategy,
+                              MakeSynchronousStrategy(std::move(parts), options));
+      ParameterSet parameters;
+      for (int p = 0; p < kParameters; ++p) {
+        parameters.Add("p" + std::to_string(p), {4}, nullptr);
+      }
+      parameters.Build();
+      COHORT_RETURN_IF_ERROR(strategy->Bind(parameters, Sgd({})));
+      DistributedBatch batch;
+      batch.replicas.assign(1, {.size = 1, .features = {}});
+      int thrown = 0;
+      const auto result = strategy->Step(batch, [&](ReplicaContext& context, const data::Batch&) {
+        for (int p = context.parameters.size() - 1; p >= 0; --p) {
+          try {
+            context.gradients.Ready(p);
+          } catch (const std::runtime_error&) {
+            ++thrown;
+          }
+        }
+        return Result<ReplicaResult>({.loss_sum = 0, .weight = 1});
+      });
+      EXPECT_EQ(thrown, 1);
+      EXPECT_EQ(strategy->step(), 0);
+      return result.status();
+    });
+    for (const Status& status : statuses) {
+      EXPECT_EQ(status.code(), StatusCode::kInternal) << status.ToString();
+      EXPECT_THAT(status.message(), HasSubstr("bucket " + std::to_string(bucket) + " ("));
+    }
+  }
 }
 
 TEST(Hook, ThatDiffersBetweenProcessesIsNamed) {

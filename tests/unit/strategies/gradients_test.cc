@@ -174,6 +174,38 @@ TEST(Accumulate, IsTheWeightedMeanOverAllThatWasAccumulated) {
   }
 }
 
+// What a batch came to is of that batch alone: not what the sums of those before have lost in
+// rounding, and no loss of theirs that is none.
+TEST(Accumulate, ReturnsTheLossOfItsOwnBatch) {
+  for (const World& world : {World{1, 1}, World{2, 2}}) {
+    RunJob(world, {}, [](int, Strategy& strategy) -> Status {
+      ParameterSet parameters;
+      parameters.Add("p", {5}, nullptr);
+      parameters.Build();
+      COHORT_RETURN_IF_ERROR(strategy.Bind(parameters, Sgd({.learning_rate = 1})));
+      const DistributedBatch batch = OneEach(strategy.num_local_replicas());
+      const auto loss_of = [&](double loss) {
+        return strategy.Accumulate(
+            batch, [loss](ReplicaContext& context, const data::Batch&) -> Result<ReplicaResult> {
+              context.gradients.Ready(0);
+              return ReplicaResult{.loss_sum = loss, .weight = 1, .metric_sums = {loss + 1}};
+            });
+      };
+      for (const double loss : {0x1p60, 0.25, HUGE_VAL, 0.5, -HUGE_VAL, 0.75}) {
+        COHORT_ASSIGN_OR_RETURN(const StepResult result, loss_of(loss));
+        EXPECT_EQ(result.loss, loss);
+        EXPECT_EQ(result.weight, strategy.num_local_replicas());
+        EXPECT_EQ(result.metrics.at(0), loss + 1);
+      }
+      COHORT_ASSIGN_OR_RETURN(const StepResult broken, loss_of(NAN));
+      EXPECT_TRUE(std::isnan(broken.loss));
+      COHORT_ASSIGN_OR_RETURN(const StepResult next, loss_of(1));
+      EXPECT_EQ(next.loss, 1);
+      return {};
+    });
+  }
+}
+
 TEST(Accumulate, SendsNothing) {
   auto communicators = MakeLocalCommunicators(2);
   ExpectAllOk(RunRanks(2, [&](int process) -> Status {

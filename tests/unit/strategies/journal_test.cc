@@ -314,6 +314,45 @@ TEST(JournalTest, OtherValuesToBeginWithAreRefused) {
   EXPECT_TRUE(Chief(folder.path()).coordinator.Open(0, 77).ok());
 }
 
+TEST(JournalTest, AnOpenThatIsRefusedChangesNothing) {
+  const TempDir folder;
+  OrThrow(Chief(folder.path()).coordinator.Open(0, 77));
+  Chief chief(folder.path());
+  const Sender worker = chief.Attach(0);
+  for (int tries = 0; tries < 2; ++tries) {
+    EXPECT_THAT(chief.coordinator.Open(0, 78).message(), HasSubstr("begin anew with other values"));
+    EXPECT_TRUE(chief.coordinator.AwaitView(0, false, kAtOnce).recovering);
+    EXPECT_EQ(chief.Next(worker, 0, {}).progress, Progress::kStale) << "nothing is handed out";
+  }
+  OrThrow(chief.coordinator.Open(0, 77));
+  EXPECT_EQ(chief.Finish(worker, 0).size(), 10U);
+}
+
+// The workers are at another data set than the save; the way to a later one is still there.
+TEST(JournalTest, ARollBackThatIsRefusedChangesNothing) {
+  const TempDir folder;
+  Chief chief(folder.path());
+  OrThrow(chief.coordinator.OpenDataset("chief:0", 1, kData));
+  OrThrow(chief.coordinator.Open(0));
+  const Sender worker = chief.Attach(0);
+  chief.Finish(worker, 0, 2);
+  chief.Save(2);
+  chief.Finish(worker, 0);
+  EXPECT_EQ(OrThrow(chief.coordinator.NextSplit(worker, {1, 0}, 0, {}, kAtOnce)).progress,
+            Progress::kGo);
+  const Course later = {.step = 10,
+                        .digest = 0,
+                        .epochs = {},
+                        .rounds = chief.coordinator.CourseAt(2).rounds,
+                        .again = {}};
+  OrThrow(chief.coordinator.Remember(later));
+  chief.coordinator.ServerLost(Unavailable("ps:1 was killed"));
+  EXPECT_THAT(chief.coordinator.RollBack(2, 2, {"server"}).message(),
+              HasSubstr("another data set's epochs"));
+  EXPECT_TRUE(chief.coordinator.recovering());
+  EXPECT_TRUE(chief.coordinator.GoOn(10, 2, {"server"}).ok()) << "it is remembered still";
+}
+
 TEST(JournalTest, OtherDataIsRefused) {
   const TempDir folder;
   OrThrow(Chief(folder.path()).coordinator.Open(0));

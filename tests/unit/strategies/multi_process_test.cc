@@ -678,6 +678,32 @@ TEST(Metrics, TheirNumberMayNotDifferBetweenProcesses) {
   }
 }
 
+TEST(Metrics, TooManyAreRefusedWithTheirNumber) {
+  const auto statuses = Job(1, {}, [](int, Strategy& strategy) -> Status {
+    ParameterSet parameters = Zeros(1, 1);
+    COHORT_RETURN_IF_ERROR(strategy.Bind(parameters, PlainSgd()));
+    const auto step = [&strategy](std::size_t metrics) {
+      return strategy
+          .Step(OneEach(1),
+                [metrics](ReplicaContext& context, const data::Batch&) -> Result<ReplicaResult> {
+                  context.gradients.Ready(0);
+                  ReplicaResult result{.weight = 1};
+                  result.metric_sums.resize(metrics);
+                  return result;
+                })
+          .status();
+    };
+    COHORT_RETURN_IF_ERROR(step(28));
+    try {
+      return step(29);
+    } catch (const ContractError& error) {
+      EXPECT_THAT(error.what(), HasSubstr("at most 28 metric sums, not 29"));
+      return {};
+    }
+  });
+  ExpectAllOk(statuses);
+}
+
 TEST(Metrics, OfAProcessWithoutExamplesAreTheOthers) {
   ExpectAllOk(Job(2, {}, [](int process, Strategy& strategy) -> Status {
     ParameterSet parameters = Zeros(1, 1);

@@ -775,6 +775,78 @@ TEST_F(ServersTest, WhatARoundFeedsBackIsClippedAsItWas) {
   EXPECT_EQ(values[0], 0.125F + 0x1p-12F + 0x1p-8F);
 }
 
+// With backup workers. What rounding took of a part that was dropped is as little applied as the
+// part, and an empty part takes nothing.
+TEST_F(ServersTest, OfAPartThatWasDroppedNothingIsFedBack) {
+  constexpr double kMost = 0.125;
+  constexpr float kLong = -(1 + 0x1p-9F);  // arrives as -1
+  constexpr float kShort = -0x1p-8F;
+  Start(2);
+  spec_.consistency.mode = Consistency::Mode::kSynchronous;
+  spec_.consistency.backup_workers = 1;
+  spec_.optimizer = Sgd({.learning_rate = 1, .global_clip_norm = kMost})->config();
+  Initialise();
+  const auto client = Client::Make(
+      spec_, addresses_, {.client = 1, .task = "worker:1", .wire = {.push = DType::kBFloat16}});
+  const auto other = NewClient(2);
+  std::vector<float> gradient(elements_, 0);
+  std::vector<float> values(elements_);
+  const auto push = [&](Client& by, std::uint64_t round, std::uint32_t attempt, std::uint32_t part,
+                        std::uint32_t parts, float first) {
+    gradient[0] = first;
+    Gradient pushed = {.arena = gradient, .weight = first == 0 ? 0.0 : 1.0};
+    pushed.round.emplace();
+    pushed.round->set_round(round);
+    pushed.round->set_attempt(attempt);
+    pushed.round->set_part(part);
+    pushed.round->set_parts(parts);
+    OrThrow(by.Push(pushed, {}));
+  };
+  const auto finish = [&](std::uint64_t round, std::uint32_t attempt,
+                          const std::vector<std::uint32_t>& winners) {
+    Commit commit;
+    commit.set_round(round);
+    commit.set_attempt(attempt);
+    commit.mutable_winners()->Assign(winners.begin(), winners.end());
+    OrThrow(client->Settle(round, commit, kMost));
+    OrThrow(client->PullForStep(values, commit));
+    return values[0];
+  };
+  push(*client, 1, 0, 0, 2, kLong);
+  push(*other, 1, 0, 1, 2, 0);
+  EXPECT_EQ(finish(1, 0, {1}), 0) << "it was late";
+  push(*client, 2, 0, 0, 2, kShort);
+  EXPECT_EQ(finish(2, 0, {0}), 0x1p-8F);
+
+  push(*client, 3, 0, 0, 2, kLong);
+  push(*client, 3, 1, 0, 1, kShort);
+  EXPECT_EQ(finish(3, 1, {0}), 2 * 0x1p-8F) << "the round was cut anew";
+
+  push(*client, 4, 0, 0, 2, kLong);
+  EXPECT_EQ(finish(4, 0, {0}), 2 * 0x1p-8F + 0.125F) << "clipped to an eighth, as is what is left";
+  push(*client, 5, 0, 0, 2, 0);
+  push(*other, 5, 0, 1, 2, -1);
+  EXPECT_EQ(finish(5, 0, {0, 1}), 2 * 0x1p-8F + 0.25F) << "clipped, with an empty part of its own";
+  push(*client, 6, 0, 0, 2, kShort);
+  EXPECT_EQ(finish(6, 0, {0}), 3 * 0x1p-8F + 0x1p-12F + 0.25F);
+
+  push(*client, 7, 0, 0, 2, kLong);
+  push(*other, 7, 0, 1, 2, kShort);
+  OrThrow(other->Settle(
+      7,
+      [] {
+        Commit commit;
+        commit.set_round(7);
+        commit.add_winners(1);
+        return commit;
+      }(),
+      kMost));
+  push(*other, 8, 0, 1, 2, kShort);
+  EXPECT_EQ(finish(8, 0, {1}), 5 * 0x1p-8F + 0x1p-12F + 0.25F) << "late for two rounds";
+  push(*client, 9, 0, 0, 2, kShort);
+  EXPECT_EQ(finish(9, 0, {0}), 6 * 0x1p-8F + 0x1p-12F + 0.25F);
+}
+
 TEST_F(ServersTest, ValuesTooLargeFor16BitsAreErrorsWithTheirName) {
   Start(1);
   Initialise(70'000);
@@ -902,6 +974,21 @@ TEST_F(ServersTest, DrainEndsTheWait) {
   EXPECT_FALSE(servers_[0]->WaitDrained(DeadlineAfter(milliseconds(1))));
   OrThrow(NewClient(1)->Drain());
   EXPECT_TRUE(servers_[0]->WaitDrained(DeadlineAfter(milliseconds(1))));
+  EXPECT_TRUE(servers_[1]->WaitDrained(DeadlineAfter(milliseconds(1))));
+}
+
+// A server that was told ends, and may be gone when those that were not are told again.
+TEST_F(ServersTest, ADrainThatFailedTellsTheRest) {
+  Start(2);
+  const auto client = NewClient(1, milliseconds(3'000));
+  servers_[1].reset();
+  const Status failed = client->Drain();
+  EXPECT_EQ(failed.code(), StatusCode::kUnavailable);
+  EXPECT_THAT(failed.message(), HasSubstr("ps:1 (" + addresses_[1] + ")"));
+  EXPECT_TRUE(servers_[0]->WaitDrained(DeadlineAfter(milliseconds(1))));
+  servers_[0].reset();
+  servers_[1] = OrThrow(Server::Start(addresses_[1], 1, Log()));
+  EXPECT_EQ(client->Drain(), OkStatus());
   EXPECT_TRUE(servers_[1]->WaitDrained(DeadlineAfter(milliseconds(1))));
 }
 

@@ -2,6 +2,7 @@
 // servers are the rows of one table, bit by bit.
 
 #include <gmock/gmock.h>
+#include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -12,8 +13,10 @@
 #include <cohort/core/random.h>
 #include <cohort/optim/optimizers.h>
 
+#include <cohort/parameter_server.grpc.pb.h>
 #include "multi_worker/server_rows.h"
 #include "parameter_server/frames/row_codec.h"
+#include "parameter_server/frames/wire.h"
 #include "parameter_server/rows/row_client.h"
 #include "parameter_server/rows/row_file.h"
 #include "parameter_server/rows/row_table.h"
@@ -603,6 +606,61 @@ TEST(RowClientTest, GradientsOfSeveralClientsAllCount) {
   OrThrow(cluster.NewClient(9)->Pull(0, ids, 1, false, rows));
   EXPECT_EQ(rows[0], -2.0F * kClients * kPushes);
   EXPECT_EQ(rows[5], -1.0F * kClients * kPushes);
+}
+
+// A server that has 100 bytes of each bucket, and gives ten of them and then none.
+class StingyServer final : public Rows::WithRawCallbackMethod_Dump<Rows::Service> {
+ public:
+  grpc::ServerUnaryReactor* Dump(grpc::CallbackServerContext* context,
+                                 const grpc::ByteBuffer* request,
+                                 grpc::ByteBuffer* reply) override {
+    ++asked_;
+    const ReceivedFrame received = OrThrow(Receive(*request));
+    BucketPiece piece = received.frame.header.buckets(0);
+    piece.set_bytes(piece.offset() == 0 ? 10 : 0);
+    piece.set_total(100);
+    FrameHeader header;
+    *header.add_buckets() = piece;
+    *reply = Assemble(header, {OwnedSlice(std::string(piece.bytes(), 'x'))});
+    grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
+    reactor->Finish(grpc::Status::OK);
+    return reactor;
+  }
+  int asked() const { return asked_; }
+
+ private:
+  std::atomic<int> asked_{0};
+};
+
+TEST(RowClientTest, AServerThatHasNoMoreOfABucketIsNamed) {
+  StingyServer service;
+  int port = 0;
+  grpc::ServerBuilder builder;
+  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+  builder.RegisterService(&service);
+  const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  ASSERT_NE(server, nullptr);
+  const std::string address = "127.0.0.1:" + std::to_string(port);
+  Cluster cluster(0, /*buckets=*/4);
+  cluster.spec_.servers = 1;
+  const auto client = RowClient::Make(cluster.spec_, {address}, Cluster::Options(1));
+  std::atomic<bool> over{false};
+  std::thread watch([&] {  // a dump that never ends is an error of this test, too
+    const Deadline late = DeadlineAfter(std::chrono::seconds(20));
+    while (!over && std::chrono::steady_clock::now() < late) {
+      std::this_thread::sleep_for(milliseconds(5));
+    }
+    if (!over) {
+      client->Abort(DeadlineExceeded("the dump has not ended"));
+    }
+  });
+  const Status status = client->Dump(0, [](std::uint32_t, std::string_view) { return Status(); });
+  over = true;
+  watch.join();
+  EXPECT_EQ(status.code(), StatusCode::kInternal) << status.ToString();
+  EXPECT_THAT(status.message(), AllOf(HasSubstr("ps:0 (" + address + ")"), HasSubstr("\"users\""),
+                                      HasSubstr("what follows byte 10"), HasSubstr("bucket 0")));
+  EXPECT_EQ(service.asked(), 5) << "once for each bucket, and for what is left of the first";
 }
 
 }  // namespace

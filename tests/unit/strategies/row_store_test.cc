@@ -686,12 +686,14 @@ TEST_F(RowStoreMovesTest, ABucketOnItsWayIsAsItWasWhenItLeft) {
   EXPECT_EQ(Dump(1), dump);
 }
 
+Deadline Late() { return DeadlineAfter(std::chrono::seconds(60)); }
+
 TEST(PushLedgerTest, OneThreadAppliesAndTheOthersWaitForIt) {
   PushLedger ledger;
   ASSERT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kNew);
   std::atomic<bool> finished = false;
   std::jthread other([&] {
-    EXPECT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kRepeated);
+    EXPECT_EQ(ledger.Claim(1, 1, Late()), PushLedger::Claimed::kRepeated);
     EXPECT_TRUE(finished);
   });
   EXPECT_EQ(ledger.Claim(2, 1), PushLedger::Claimed::kNew)
@@ -703,8 +705,33 @@ TEST(PushLedgerTest, OneThreadAppliesAndTheOthersWaitForIt) {
 TEST(PushLedgerTest, AClaimThatWasTakenBackCanBeMadeAgain) {
   PushLedger ledger;
   ASSERT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kNew);
-  std::jthread other([&] { EXPECT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kNew); });
+  std::jthread other([&] { EXPECT_EQ(ledger.Claim(1, 1, Late()), PushLedger::Claimed::kNew); });
   ledger.Finish(1, 1, false);
+}
+
+// A thread that hangs holds its own push up and no other thread for good; the push counts once.
+TEST(PushLedgerTest, WhoWaitsTooLongIsToComeAgain) {
+  const auto soon = [] { return DeadlineAfter(std::chrono::milliseconds(5)); };
+  for (const bool applied : {true, false}) {
+    PushLedger ledger;
+    ASSERT_EQ(ledger.Claim(1, 7), PushLedger::Claimed::kNew);
+    for (int tries = 0; tries < 3; ++tries) {
+      EXPECT_EQ(ledger.Claim(1, 7, soon()), PushLedger::Claimed::kBusy);
+    }
+    EXPECT_EQ(RefusalOf(PushLedger::Claimed::kBusy).kind(), Error::NOT_YET);
+    EXPECT_EQ(ledger.Claim(1, 8, soon()), PushLedger::Claimed::kNew);
+    ledger.Finish(1, 8, true);
+    EXPECT_EQ(ledger.Claim(1, 9, soon(), /*behind_all=*/true), PushLedger::Claimed::kBusy)
+        << "the end of a step";
+    EXPECT_EQ(ledger.Claim(1, 6, soon(), /*behind_all=*/true), PushLedger::Claimed::kNew)
+        << "that of the step before";
+    ledger.Finish(1, 6, true);
+    ledger.Finish(1, 7, applied);
+    EXPECT_EQ(ledger.Claim(1, 7, soon()),
+              applied ? PushLedger::Claimed::kRepeated : PushLedger::Claimed::kNew);
+    EXPECT_EQ(ledger.Claim(1, 9, Late(), /*behind_all=*/applied), PushLedger::Claimed::kNew)
+        << "no number was lost by waiting";
+  }
 }
 
 TEST(PushLedgerTest, AnExceptionTakesAClaimBack) {
@@ -725,7 +752,8 @@ TEST(PushLedgerTest, AnExceptionTakesAClaimBack) {
 TEST(PushLedgerTest, WhatWasForAnotherServerNeverCountsHere) {
   PushLedger ledger;
   ASSERT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kNew);
-  std::jthread other([&] { EXPECT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kElsewhere); });
+  std::jthread other(
+      [&] { EXPECT_EQ(ledger.Claim(1, 1, Late()), PushLedger::Claimed::kElsewhere); });
   PushLedger::Applying(ledger, 1, 1).FinishElsewhere();
   other.join();
   ASSERT_EQ(ledger.Claim(1, 2), PushLedger::Claimed::kNew);

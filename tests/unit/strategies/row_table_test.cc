@@ -479,14 +479,29 @@ const auto kEveryOptimizer = ::testing::Values(
     Sgd({.momentum = 0.9, .nesterov = true})->config(), Adagrad()->config(), RmsProp()->config(),
     RmsProp({.momentum = 0.5})->config(),
     Adam({.learning_rate = Schedule::Step(0.1, 2, 0.5)})->config(),
-    AdamW({.weight_decay = 0.1})->config(), Ftrl({.lambda1 = 0.1})->config());
+    AdamW({.weight_decay = 0.1})->config(), Ftrl({.lambda1 = 0.1})->config(),
+    ServerSide(Adam()->config(), {.weight_decay = 0.5}));
 INSTANTIATE_TEST_SUITE_P(Rules, EveryOptimizer, kEveryOptimizer);
 INSTANTIATE_TEST_SUITE_P(Rules, EveryRowOptimizer, kEveryOptimizer);
-INSTANTIATE_TEST_SUITE_P(RowRules, EveryRowOptimizer,
-                         ::testing::Values(RowWiseAdagradConfig(),
-                                           RowWiseAdagradConfig({.learning_rate = 0.5, .l2 = 0.25}),
-                                           ServerSide(RowWiseAdagradConfig(),
-                                                      {.clip_value = 0.5, .clip_norm = 1})));
+INSTANTIATE_TEST_SUITE_P(
+    RowRules, EveryRowOptimizer,
+    ::testing::Values(RowWiseAdagradConfig(),
+                      RowWiseAdagradConfig({.learning_rate = 0.5, .l2 = 0.25}),
+                      ServerSide(RowWiseAdagradConfig(), {.clip_value = 0.5, .clip_norm = 1}),
+                      ServerSide(RowWiseAdagradConfig(), {.weight_decay = 0.5})));
+
+// Only rows that are pushed decay.
+TEST(RowTable, WhatIsNotPushedDoesNotDecay) {
+  TableSpec spec =
+      SmallSpec(ServerSide(Sgd({.learning_rate = 0.5})->config(), {.weight_decay = 0.5}));
+  spec.initializer = {};
+  auto table = Make(spec);
+  OrThrow(table->Apply({.ids = Ids{1, 2}, .values = Floats{-8, -8, -8, -8, -8, -8}}));
+  EXPECT_EQ(Pull(*table, {1}), (Floats{4, 4, 4}));
+  OrThrow(table->Apply({.ids = Ids{1}, .values = Floats{0, 2, 4}, .step = 2}));
+  EXPECT_EQ(Pull(*table, {1}), (Floats{3, 2, 1})) << "a quarter of 4, and half the gradient";
+  EXPECT_EQ(Pull(*table, {2}), (Floats{4, 4, 4}));
+}
 
 TEST(RowTable, RowWiseAdagradHasOneFloatBesideTheRow) {
   TableSpec spec = SmallSpec(RowWiseAdagradConfig({.learning_rate = 1, .initial_accumulator = 0}));

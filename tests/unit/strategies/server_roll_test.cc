@@ -1,8 +1,12 @@
 // Who a chief knows the servers to be.
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <string>
+
 #include "parameter_server/chief/server_roll.h"
+#include "parameter_server/job_check.h"
 
 namespace cohort::ps {
 namespace {
@@ -57,6 +61,20 @@ TEST(ServerRoll, AnotherProcessIsNotKnownToHaveWhatTheOneBeforeHad) {
   EXPECT_TRUE(roll.HasCopy(2));
   EXPECT_TRUE(roll.HasPart(0));
   EXPECT_TRUE(roll.HasPart(2));
+}
+
+TEST(ServerRoll, AnEpochThatAServerSaysIsANumberFromOne) {
+  EXPECT_EQ(OrThrow(ParseEpoch("key", "1")), 1U);
+  EXPECT_EQ(OrThrow(ParseEpoch("key", "18446744073709551614")), 18446744073709551614U);
+  for (const std::string value :
+       {"", "0", "-1", " 7", "7 ", "7x", "0x7", "18446744073709551615", "18446744073709551616"}) {
+    const Status status = ParseEpoch("parameter_server/address/0/9/epoch", value).status();
+    EXPECT_EQ(status.code(), StatusCode::kDataLoss) << value;
+    EXPECT_THAT(status.message(),
+                ::testing::HasSubstr("parameter_server/address/0/9/epoch of the coordination "
+                                     "service says '" +
+                                     value + "'"));
+  }
 }
 
 }  // namespace

@@ -60,7 +60,9 @@ struct RemoteOptions {
   std::chrono::milliseconds first_wait{100};    // before the second; doubles, to 5 s
   std::size_t block = std::size_t{1} << 20;
   std::size_t part = std::size_t{8} << 20;
-  int parallel = 8;  // requests at once, of all files
+  // Requests at once, of all files, where one thread reads: its own and those ahead of it or beside
+  // it. Each further thread that reads has one more. 1: nothing is read ahead.
+  int parallel = 8;
   // Sent with every request: {"Authorization", ...}; to S3, those called x-amz-* are signed. With
   // these, and to S3, redirections are not followed.
   std::map<std::string, std::string> headers;

@@ -1,4 +1,4 @@
-// ServerSide: what a parameter server does to a gradient beside its update rule.
+// ServerSide: what a parameter server does to a gradient, and to weights, beside its update rule.
 //
 //   strategy->Bind(parameters, ServerSide(Sgd(), {.delay_compensation = 0.04}))
 //
@@ -16,9 +16,17 @@
 //                        Lian, Liu, "Staleness-aware Async-SGD for Distributed Deep Learning",
 //                        IJCAI 2016. Not with ftrl, whose weights are a function of the present
 //                        rate
-// What needs single pushes (all but clip_value) is for `async` and `ssp` only; the other strategies
-// take none of it. Of a row of a sparse table, under every strategy: clip_norm, then clip_value, of
-// the row's gradient; what is in TableSpec::optimizer may clip, no more.
+// Beside the rule, under `sync` too:
+//   weight_decay         an update takes rate weight_decay w off every element as well, with the
+//                        rate and the w that the rule sees, outside of its adaptive step.
+//                        Loshchilov, Hutter, "Decoupled weight decay regularization", ICLR 2019, as
+//                        AdamW. Divided by the staleness with the rate. Each push is an update
+//                        under `async` and `ssp`. Not with adamw, which has its own, nor with ftrl,
+//                        whose weights are what its slots say
+// What needs single pushes (all but clip_value and weight_decay) is for `async` and `ssp` only; the
+// other strategies take none of these options. Of a row of a sparse table, under every strategy:
+// clip_norm, then clip_value, of the row's gradient, and weight_decay; what is in
+// TableSpec::optimizer has no more of them. A row decays when it is in a push, and not in between.
 
 #pragma once
 
@@ -39,6 +47,7 @@ struct ServerSideOptions {
   double clip_norm = 0;
   double delay_compensation = 0;  // lambda
   bool staleness_scaling = false;
+  double weight_decay = 0;  // "decoupled_weight_decay" in configurations
 
   bool operator==(const ServerSideOptions&) const = default;
 };
