@@ -389,7 +389,8 @@ Result<nlohmann::json> JobMetrics(cohort::Strategy& strategy,
                                    {"parked_reads", stats.parked},
                                    {"max_lead", stats.max_lead},
                                    {"lost_updates", stats.lost_updates},
-                                   {"moved_buckets", stats.moved_buckets}};
+                                   {"moved_buckets", stats.moved_buckets},
+                                   {"dropped_residuals", stats.dropped_residuals}};
   }
   return metrics;
 }

@@ -406,7 +406,8 @@ Result<ParameterServerStats> RemoteStrategy::stats() {
                               .lost_updates = job_->lost_updates(),
                               .foreseen = rows_ == nullptr ? 0 : rows_->foreseen(),
                               .failed_saves = saves_.failed(),
-                              .moved_buckets = balancer_.moved()};
+                              .moved_buckets = balancer_.moved(),
+                              .dropped_residuals = job_->dropped_residuals()};
 }
 
 Result<Mirrored<Tensor>> RemoteStrategy::Local(const PerReplica<Tensor>& value) const {
