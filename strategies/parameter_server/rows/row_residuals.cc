@@ -100,11 +100,27 @@ bool RowResiduals::EncodeRow(std::uint64_t id, float scale, std::span<float> sum
 }
 
 void RowResiduals::Settle() {
+  // Those that are there first: of none of them what was kept is dropped to make room.
+  fresh_.clear();
   for (std::size_t i = 0; i < staged_ids_.size(); ++i) {
     if (i + kAhead < staged_ids_.size()) {
       __builtin_prefetch(&index_[Home(staged_ids_[i + kAhead])]);
     }
-    Put(staged_ids_[i], std::span(staged_).subspan(i * dim_, dim_));
+    const std::size_t at = Find(staged_ids_[i]);
+    const std::uint32_t slot = index_[at];
+    const bool nothing = std::ranges::all_of(StagedRow(i), [](float value) { return value == 0; });
+    if (slot == kNone && !nothing) {
+      fresh_.push_back(static_cast<std::uint32_t>(i));
+    } else if (slot != kNone && nothing) {
+      Remove(at);
+    } else if (slot != kNone) {
+      Unlink(slot);
+      Link(slot);
+      std::ranges::copy(StagedRow(i), RowOf(slot).begin());
+    }
+  }
+  for (const std::uint32_t i : fresh_) {
+    std::ranges::copy(StagedRow(i), RowOf(Insert(staged_ids_[i])).begin());
   }
   Forget();
 }
@@ -112,26 +128,6 @@ void RowResiduals::Settle() {
 void RowResiduals::Forget() {
   staged_ids_.clear();
   staged_.clear();
-}
-
-// What nothing is left of takes no room.
-void RowResiduals::Put(std::uint64_t id, std::span<const float> row) {
-  const bool nothing = std::ranges::all_of(row, [](float value) { return value == 0; });
-  const std::size_t at = Find(id);
-  std::uint32_t slot = index_[at];
-  if (nothing) {
-    if (slot != kNone) {
-      Remove(at);
-    }
-    return;
-  }
-  if (slot == kNone) {
-    slot = Insert(id);
-  } else {
-    Unlink(slot);
-  }
-  Link(slot);
-  std::ranges::copy(row, RowOf(slot).begin());
 }
 
 std::uint32_t RowResiduals::Insert(std::uint64_t id) {
@@ -156,6 +152,7 @@ std::uint32_t RowResiduals::Insert(std::uint64_t id) {
   slots_[slot].id = id;
   index_[Find(id)] = slot;
   ++size_;
+  Link(slot);
   return slot;
 }
 
@@ -206,7 +203,7 @@ RowClient::Residuals RowResiduals::stats() const {
           .bytes = blocks_.size() * (std::size_t{1} << block_bits_) * dim_ * sizeof(float) +
                    slots_.capacity() * sizeof(Slot) + index_.size() * sizeof(std::uint32_t) +
                    staged_ids_.capacity() * sizeof(std::uint64_t) +
-                   staged_.capacity() * sizeof(float),
+                   staged_.capacity() * sizeof(float) + fresh_.capacity() * sizeof(std::uint32_t),
           .dropped = dropped_};
 }
 

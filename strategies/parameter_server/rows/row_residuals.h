@@ -24,7 +24,7 @@ namespace cohort::ps {
 // The residuals of one table: by id a row of floats, as much as the server would have applied.
 //
 // For n rows of dim d, n at most wire_feedback: 4 d bytes each in blocks that never move, 16 of
-// list and 8 to 16 of index (up to as much again of list where it has just grown), and 4 d + 8
+// list and 8 to 16 of index (up to as much again of list where it has just grown), and 4 d + 12
 // bytes for each id of the greatest push. Encode and Settle take O(d) an id, and allocate nothing
 // once the table is full, or its ids are known.
 class RowResiduals {
@@ -39,8 +39,9 @@ class RowResiduals {
   std::optional<std::size_t> Encode(std::span<const std::uint64_t> ids,
                                     std::span<const std::uint32_t> counts, double weight,
                                     std::span<float> sums, std::span<std::byte> to);
-  // The push counts: what is staged takes the place of what was kept of its ids, and the ids that
-  // were pushed least recently are dropped for want of room.
+  // The push counts: what is staged takes the place of what was kept of its ids. A row of zeros
+  // takes no room; where there is none left, the ids that were pushed least recently are dropped,
+  // of one push those first that were there before it.
   void Settle();
   // It does not: all is as it was before it.
   void Forget();
@@ -56,8 +57,10 @@ class RowResiduals {
   };
 
   bool EncodeRow(std::uint64_t id, float scale, std::span<float> sum, std::span<std::byte> to);
-  void Put(std::uint64_t id, std::span<const float> row);
-  std::uint32_t Insert(std::uint64_t id);
+  std::span<const float> StagedRow(std::size_t i) const {
+    return std::span(staged_).subspan(i * dim_, dim_);
+  }
+  std::uint32_t Insert(std::uint64_t id);  // the most recent; its row is to be filled
   void Remove(std::size_t at);
   void Link(std::uint32_t slot);
   void Unlink(std::uint32_t slot);
@@ -91,8 +94,9 @@ class RowResiduals {
   std::uint64_t size_ = 0;
   std::uint64_t dropped_ = 0;
   std::vector<std::uint64_t> staged_ids_;
-  std::vector<float> staged_;  // [staged_ids_, dim]
-  std::vector<float> row_;     // of Encode
+  std::vector<float> staged_;         // [staged_ids_, dim]
+  std::vector<std::uint32_t> fresh_;  // of them, while they are settled, those without a slot
+  std::vector<float> row_;            // of Encode
 };
 
 // The residuals of a process's tables, and which of its pushes count: those that succeed; of a
