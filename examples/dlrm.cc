@@ -89,9 +89,10 @@ void DeclareFlags(CLI::App& app, Flags& f) {
   app.add_option("--wire", f.wire, "how rows travel between workers and servers")
       ->check(CLI::IsMember({"float32", "bfloat16", "float16", "int8"}))
       ->capture_default_str();
-  app.add_option("--wire-feedback", f.wire_feedback,
-                 "rows of which a worker keeps what --wire rounds off their gradients, for the next "
-                 "ones; 0: it is lost")
+  app.add_option(
+         "--wire-feedback", f.wire_feedback,
+         "rows of which a worker keeps what --wire rounds off their gradients, for the next "
+         "ones; 0: it is lost")
       ->check(CLI::Range(0LL, 1LL << 31))
       ->capture_default_str();
 }
