@@ -220,12 +220,11 @@ void RowFeedback::Begin(std::span<const std::uint64_t> numbers, const RowClient:
   if (!any_) {
     return;
   }
-  if (open_) {
-    const bool again =
-        std::ranges::equal(numbers, numbers_) || (part != nullptr && part->round == part_.round);
-    // With backup workers, one of which nobody has said that it was elected was late.
-    Conclude(!again && !(elects_ && part_.round > 0));
-  }
+  const bool again =
+      std::ranges::equal(numbers, numbers_) || (part != nullptr && part->round == part_.round);
+  // With backup workers, one of which nobody has said that it was elected was late. One that is not
+  // open was concluded, or was broken off by an exception.
+  Conclude(open_ && !again && !(elects_ && part_.round > 0));
   numbers_.assign(numbers.begin(), numbers.end());
   part_ = part == nullptr ? RowClient::Part() : *part;
 }
