@@ -49,6 +49,7 @@ struct Flags {
   double learning_rate = 0.05;
   double row_learning_rate = 1;
   std::string wire = "float32";
+  std::uint64_t wire_feedback = 0;
 };
 
 void DeclareFlags(CLI::App& app, Flags& f) {
@@ -87,6 +88,12 @@ void DeclareFlags(CLI::App& app, Flags& f) {
       ->capture_default_str();
   app.add_option("--wire", f.wire, "how rows travel between workers and servers")
       ->check(CLI::IsMember({"float32", "bfloat16", "float16", "int8"}))
+      ->capture_default_str();
+  app.add_option(
+         "--wire-feedback", f.wire_feedback,
+         "rows of which a worker keeps what --wire rounds off their gradients, for the next "
+         "ones; 0: it is lost")
+      ->check(CLI::Range(0LL, 1LL << 31))
       ->capture_default_str();
 }
 
@@ -151,7 +158,8 @@ nn::DlrmOptions ModelOptions(const Flags& f) {
                     .wire = f.wire == "int8"       ? cohort::TableSpec::Wire::kInt8
                             : f.wire == "bfloat16" ? cohort::TableSpec::Wire::kBFloat16
                             : f.wire == "float16"  ? cohort::TableSpec::Wire::kFloat16
-                                                   : cohort::TableSpec::Wire::kFloat32},
+                                                   : cohort::TableSpec::Wire::kFloat32,
+                    .wire_feedback = f.wire_feedback},
           .seed = f.job.seed};
 }
 

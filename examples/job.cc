@@ -394,7 +394,8 @@ Result<nlohmann::json> JobMetrics(cohort::Strategy& strategy,
                                    {"lost_updates", stats.lost_updates},
                                    {"save_pauses", stats.save_pauses},
                                    {"longest_save_pause_seconds", stats.longest_save_pause_seconds},
-                                   {"moved_buckets", stats.moved_buckets}};
+                                   {"moved_buckets", stats.moved_buckets},
+                                   {"dropped_residuals", stats.dropped_residuals}};
   }
   return metrics;
 }

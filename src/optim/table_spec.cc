@@ -3,6 +3,7 @@
 #include <array>
 #include <bit>
 #include <cmath>
+#include <tuple>
 #include <utility>
 
 #include <cohort/core/random.h>
@@ -13,6 +14,15 @@ namespace {
 
 constexpr std::int64_t kMaxDim = std::int64_t{1} << 24;
 constexpr std::uint32_t kMaxBuckets = 1U << 20;
+constexpr std::uint64_t kMaxFeedback = std::uint64_t{1} << 31;
+
+// What is compared: all but wire_feedback.
+auto Agreed(const TableSpec& spec) {
+  return std::tie(spec.name, spec.dim, spec.seed, spec.optimizer, spec.initializer, spec.missing,
+                  spec.bias_scope, spec.not_finite, spec.mean_of_occurrences, spec.admit_after,
+                  spec.admit_probability, spec.time_to_live, spec.capacity, spec.eviction,
+                  spec.wire, spec.buckets);
+}
 
 template <typename Enum>
 std::string Number(Enum value) {
@@ -41,6 +51,8 @@ std::array<std::pair<std::string, std::string>, 17> Fields(const TableSpec& spec
 
 }  // namespace
 
+bool operator==(const TableSpec& a, const TableSpec& b) { return Agreed(a) == Agreed(b); }
+
 Status TableSpec::Check() const {
   std::string errors;
   const auto blame = [&errors](bool good, const std::string& what) {
@@ -64,6 +76,8 @@ Status TableSpec::Check() const {
   blame(capacity == 0 || capacity >= buckets,
         "capacity is " + std::to_string(capacity) + " [at least one row in each of the " +
             std::to_string(buckets) + " buckets, or fewer buckets]");
+  blame(wire_feedback <= kMaxFeedback, "wire_feedback is " + std::to_string(wire_feedback) +
+                                           " rows [at most " + std::to_string(kMaxFeedback) + "]");
   if (missing == Missing::kZeros) {
     blame(initializer.kind == RowInitializer::Kind::kZeros,
           "missing rows read as zeros, the initializer makes others [initializer zeros]");

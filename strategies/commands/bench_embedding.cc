@@ -48,6 +48,7 @@ struct Options {
   bool remote = false;
   std::string transport = "auto";
   ps::TableSpec::Wire wire = ps::TableSpec::Wire::kFloat32;
+  std::uint64_t wire_feedback = 0;
   bool json = false;
 };
 
@@ -203,6 +204,7 @@ Result<ps::TableSpec> SpecOf(const Options& options) {
   spec.dim = options.dim;
   spec.bias_scope = ps::TableSpec::BiasScope::kTable;
   spec.wire = options.wire;
+  spec.wire_feedback = options.wire_feedback;
   COHORT_ASSIGN_OR_RETURN(spec.optimizer, OptimizerConfig(options.optimizer));
   return spec;
 }
@@ -324,6 +326,8 @@ Status RunRemote(const Options& options) {
                                    {"zipf", options.zipf},
                                    {"optimizer", options.optimizer},
                                    {"wire", static_cast<int>(options.wire)},
+                                   {"wire_feedback", options.wire_feedback},
+                                   {"residual_bytes", client->residuals().bytes},
                                    {"transport", options.transport},
                                    {"distinct_ids_of_drawn", CountOf(batches.unique) / drawn},
                                    {"wrong", wrong},
@@ -525,6 +529,10 @@ int BenchEmbeddingCommand(int argc, char** argv) {
   app.add_option("--wire", options.wire,
                  "with --remote: how rows travel, float32, float16, bfloat16 or int8")
       ->transform(CLI::CheckedTransformer(wires));
+  app.add_option("--wire-feedback", options.wire_feedback,
+                 "with --remote: rows of which the client keeps what is rounded off gradients")
+      ->check(CLI::Range(0LL, 1LL << 31))
+      ->capture_default_str();
   app.add_flag("--json", options.json, "machine-readable output");
   try {
     app.parse(argc, argv);

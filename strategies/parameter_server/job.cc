@@ -91,6 +91,13 @@ void Job::MakeClients(std::uint64_t epoch) {
   }
   auto row_client =
       spec_.tables.empty() ? nullptr : RowClient::Make(spec_, server_addresses_, options);
+  if (row_client_ != nullptr && spec_.copies) {
+    row_client->TakeOver(*row_client_);
+  }
+  if (row_client_ != nullptr) {  // what was not taken over
+    const RowClient::Residuals left = row_client_->residuals();
+    dropped_residuals_ += left.dropped + left.rows;
+  }
   if (coordinator_client_ != nullptr) {
     coordinator_client_->SetEpoch(epoch);
   }

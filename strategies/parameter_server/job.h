@@ -129,6 +129,10 @@ class Job {
   bool work_stands() const { return work_stands_; }
   // Updates of parts of the model that were lost with servers, in the chief.
   std::int64_t lost_updates() const { return lost_updates_; }
+  // Rows' residuals (TableSpec::wire_feedback) that this process has dropped.
+  std::uint64_t dropped_residuals() const {
+    return dropped_residuals_ + (row_client_ == nullptr ? 0 : row_client_->residuals().dropped);
+  }
 
   // In a worker, through the loss of the chief, after which client() is another one.
   Status OpenDataset(int dataset, const DatasetInfo& info);
@@ -229,6 +233,7 @@ class Job {
   bool work_stands_ = false;
   bool met_ = false;  // in a worker: have the servers been given values?
   std::int64_t lost_updates_ = 0;
+  std::uint64_t dropped_residuals_ = 0;  // by clients before the present one, or with them
   int broadcasts_ = 0;
   std::atomic<std::uint64_t> steps_{0};  // that this process has been through
   // Of the last step that is done, by server.

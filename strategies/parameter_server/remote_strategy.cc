@@ -409,7 +409,8 @@ Result<ParameterServerStats> RemoteStrategy::stats() {
                               .save_pauses = saves_.pauses().count,
                               .save_pause_seconds = saves_.pauses().seconds,
                               .longest_save_pause_seconds = saves_.pauses().longest,
-                              .moved_buckets = balancer_.moved()};
+                              .moved_buckets = balancer_.moved(),
+                              .dropped_residuals = job_->dropped_residuals()};
 }
 
 Result<Mirrored<Tensor>> RemoteStrategy::Local(const PerReplica<Tensor>& value) const {

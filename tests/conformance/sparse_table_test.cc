@@ -404,6 +404,91 @@ TEST(SparseTables, UnderBoundedStalenessRowsAreAsFreshAsValues) {
   EXPECT_EQ(outcome.rows, std::vector<float>{kSteps});
 }
 
+// Every example moves its row by (sign, 0.3), and signs of 100 are as many as of -100: of a row in
+// int8 beside 100 the 0.3 is always rounded to nothing. What the row comes to, which is small.
+Result<Outcome> TrainOnWhatRoundingTakes(Strategy& strategy, std::uint64_t feedback) {
+  constexpr std::int64_t kBatches = 240;  // of two examples of one sign
+  Tensor signs(DType::kFloat32, {2 * kBatches, 1});
+  for (std::size_t i = 0; i < signs.data<float>().size(); ++i) {
+    signs.data<float>()[i] = i / 2 % 2 == 0 ? 100.0F : -100.0F;
+  }
+  const data::Dataset data = OrThrow(data::FromTensors({{"sign", signs}}));
+  ParameterSet parameters;
+  parameters.Add("count", {1}, {});
+  parameters.AddTable({.name = "sums",
+                       .dim = 2,
+                       .wire = TableSpec::Wire::kInt8,
+                       .wire_feedback = feedback,
+                       .buckets = 1});
+  parameters.Build();
+  COHORT_RETURN_IF_ERROR(strategy.Bind(parameters, Sgd({.learning_rate = 1})));
+  const StepFn step = [&](ReplicaContext& context,
+                          const data::Batch& batch) -> Result<ReplicaResult> {
+    const auto examples = static_cast<std::size_t>(batch.size);
+    const std::vector<std::uint64_t> ids(examples, 3);
+    std::vector<float> rows(2 * examples);
+    COHORT_RETURN_IF_ERROR(context.parameters.rows().Lookup(0, ids, /*training=*/true, rows));
+    std::vector<float> gradients;
+    for (const float sign : batch["sign"].data<float>()) {
+      gradients.insert(gradients.end(), {sign, -0.3F});
+    }
+    context.gradients.AddRows(0, ids, gradients);
+    context.gradients.Accumulator(0)[0] = -static_cast<float>(examples);
+    context.gradients.Ready(0);
+    return ReplicaResult{.loss_sum = 0, .weight = static_cast<double>(examples), .metric_sums = {}};
+  };
+  Trainer trainer(strategy, parameters, {.epochs = 1, .log = Log()});
+  COHORT_RETURN_IF_ERROR(trainer.Fit(data.Batch(2), step).status());
+  Outcome outcome;
+  if (strategy.is_chief()) {
+    outcome.rows.resize(2);
+    COHORT_RETURN_IF_ERROR(parameters.rows().Lookup(0, std::vector<std::uint64_t>{3},
+                                                    /*training=*/false, outcome.rows));
+  }
+  if (auto* const servers = dynamic_cast<ParameterServerStrategy*>(&strategy);
+      servers != nullptr && strategy.trains()) {
+    COHORT_ASSIGN_OR_RETURN(const ParameterServerStats stats, servers->stats());
+    EXPECT_EQ(stats.dropped_residuals, 0U);
+  }
+  COHORT_RETURN_IF_ERROR(strategy.Shutdown());
+  return outcome;
+}
+
+// Without feedback nothing of it arrives; with it all, but what two workers keep at the end, each
+// half a step of 100 / 127 at most, and what is rounded where the row is read.
+TEST(SparseTables, WhatRoundingTakesArrivesInTheEnd) {
+  constexpr float kExact = 0.3F * 240;
+  const auto check = [&](const std::vector<float>& rows, std::uint64_t feedback) {
+    ASSERT_EQ(rows.size(), 2U);
+    EXPECT_NEAR(rows[0], 0, 0.01);
+    if (feedback == 0) {
+      EXPECT_EQ(rows[1], 0);
+    } else {
+      EXPECT_NEAR(rows[1], kExact, 2 * 101.0 / 254 + (kExact + 1) / 254);
+    }
+  };
+  for (const char* text : {"async", "ssp:1", "sync", "sync:1"}) {
+    for (const std::uint64_t feedback : {0U, 10U}) {
+      SCOPED_TRACE(std::string(text) + ", of rows: " + std::to_string(feedback));
+      const Outcome outcome = OnServers(
+          2, 2,
+          [&](ParameterServerStrategy& strategy) {
+            return TrainOnWhatRoundingTakes(strategy, feedback);
+          },
+          OrThrow(Consistency::Parse(text)));
+      check(outcome.rows, feedback);
+    }
+  }
+  const InStepResult in_step = InStep(2, 2, [&](Strategy& strategy) {
+    return TrainOnWhatRoundingTakes(strategy, /*feedback=*/10);
+  });
+  for (const auto& [task, status] : in_step.statuses) {
+    EXPECT_EQ(status, OkStatus()) << task << ": " << status.ToString();
+  }
+  ASSERT_FALSE(in_step.workers.empty());
+  check(in_step.workers[0].rows, 10);
+}
+
 // A step looks up the ids of a feature, which are known a batch ahead, and others, which nobody
 // foresees and which make rows. What is known ahead keeps its row until its gradient has come.
 Result<Outcome> TrainWithEviction(Strategy& strategy, const TableSpec& table) {

@@ -16,6 +16,7 @@
 #include "parameter_server/rows/background.h"
 #include "parameter_server/rows/bucket_client.h"
 #include "parameter_server/rows/row_file.h"
+#include "parameter_server/rows/row_residuals.h"
 #include "parameter_server/rows/row_routes.h"
 
 namespace cohort::ps {
@@ -141,9 +142,12 @@ class IdsOnTheWire {
 // One table's part of a push, which is borrowed while it travels.
 struct RowsToPush {
   // `unique` in the order of their servers; who makes it fills in the rest, and calls Encode.
-  RowsToPush(int of, const TableSpec& spec, UniqueIds ids_of_it, const RowRoutes& routes)
+  // `add`: what is kept of the table's rounded gradients; null: nothing, or these have it.
+  RowsToPush(int of, const TableSpec& spec, UniqueIds ids_of_it, const RowRoutes& routes,
+             RowResiduals* add)
       : table(of),
         dim(static_cast<std::size_t>(spec.dim)),
+        residuals(add),
         unique(std::move(ids_of_it)),
         runs(Route(unique, table, spec.buckets, routes,
                    sizeof(std::uint64_t) + sizeof(std::uint32_t) + dim * sizeof(float))),
@@ -183,8 +187,8 @@ struct RowsToPush {
     }
   }
 
-  // Puts the sums of each run into the table's format, unless that is theirs.
-  Status Encode(const TableSpec& spec) {
+  // Puts the sums of each run into the table's format, unless that is theirs. Once.
+  Status Encode(const TableSpec& spec, double weight) {
     PackCounts();
     if (spec.wire == TableSpec::Wire::kFloat32) {
       return {};
@@ -193,9 +197,13 @@ struct RowsToPush {
       const std::size_t count = run.end - run.begin;
       const std::span<float> to =
           encoded.emplace_back().Resize(EncodedBytes(spec.wire, dim, count) / sizeof(float));
+      const std::span<float> rows = sums.values().subspan(run.begin * dim, count * dim);
+      const std::span<std::byte> bytes = std::as_writable_bytes(to);
       const auto row =
-          EncodeRows(spec.wire, dim, sums.values().subspan(run.begin * dim, count * dim),
-                     std::as_writable_bytes(to));
+          residuals == nullptr
+              ? EncodeRows(spec.wire, dim, rows, bytes)
+              : residuals->Encode(std::span(unique.ids).subspan(run.begin, count),
+                                  std::span(counts).subspan(run.begin, count), weight, rows, bytes);
       if (row.has_value()) {
         return InvalidArgument("table \"" + spec.name + "\": the gradient of id " +
                                std::to_string(unique.ids[run.begin + *row]) + " does not fit in " +
@@ -208,6 +216,7 @@ struct RowsToPush {
 
   const int table;
   const std::size_t dim;
+  RowResiduals* const residuals;
   UniqueIds unique;
   std::vector<Run> runs;
   IdsOnTheWire ids;
@@ -249,6 +258,7 @@ class FrameRowClient final : public RowClient {
         sequences_(options.row_pushes),
         channels_(LineChannels(model, addresses_)),
         routes_(model.tables, model.servers),
+        feedback_(model),
         buckets_(model, addresses_, channels_, options, routes_),
         link_(FrameLink::Make(
             LineNames(model, addresses_),
@@ -268,7 +278,10 @@ class FrameRowClient final : public RowClient {
   }
   void ReadAfter(std::uint64_t round) override { read_after_ = round; }
   Status AwaitRounds() override { return WaitForRounds(0); }
-  void Elected(const Commit& commit) override { elected_ = commit; }
+  void Elected(const Commit& commit) override {
+    elected_ = commit;
+    feedback_.Elected(commit);
+  }
   void ReadSnapshot(std::uint64_t snapshot, std::uint64_t since) override {
     version_ = {.snapshot = snapshot, .since = since};
   }
@@ -292,6 +305,8 @@ class FrameRowClient final : public RowClient {
     return buckets_.CopyPart(table, server, which);
   }
   std::vector<std::uint64_t> pushes() const override { return sequences_; }
+  void TakeOver(RowClient& before) override;
+  Residuals residuals() const override { return feedback_.stats(); }
   Result<std::vector<BucketLoad>> Loads(int table) override {
     static_cast<void>(SpecOf(table));
     return buckets_.Loads(table);
@@ -328,6 +343,8 @@ class FrameRowClient final : public RowClient {
   }
   Status Push(std::span<const Gradients> gradients, std::int64_t step, double weight,
               const Part* part);
+  Status PushAll(std::span<const Gradients> gradients, std::int64_t step, double weight,
+                 const Part* part);
   Status PushOnce(std::deque<RowsToPush>& tables, std::int64_t step, double weight,
                   const Part* part, std::deque<std::vector<std::size_t>>* refused);
   Status Learn(int table, const FrameHeader& header);
@@ -353,6 +370,7 @@ class FrameRowClient final : public RowClient {
   std::vector<std::uint64_t> sequences_;                        // by server
   const std::vector<std::shared_ptr<grpc::Channel>> channels_;  // by line
   RowRoutes routes_;
+  RowFeedback feedback_;
   BucketClient buckets_;
   const std::unique_ptr<FrameLink> link_;
   std::uint64_t read_after_ = 0;
@@ -468,14 +486,34 @@ Status FrameRowClient::PullUnique(int table, UniqueIds& unique, std::int64_t ste
   return {};
 }
 
+void FrameRowClient::TakeOver(RowClient& before) {
+  auto& from = static_cast<FrameRowClient&>(before);  // there is one kind
+  if (from.number_ == number_) {
+    feedback_ = std::move(from.feedback_);
+  }
+}
+
 Status FrameRowClient::Push(std::span<const Gradients> gradients, std::int64_t step, double weight,
                             const Part* part) {
+  feedback_.Begin(sequences_, part);
+  const Status status = PushAll(gradients, step, weight, part);
+  feedback_.End(status);
+  return status;
+}
+
+Status FrameRowClient::PushAll(std::span<const Gradients> gradients, std::int64_t step,
+                               double weight, const Part* part) {
   std::deque<RowsToPush> tables;
   for (const Gradients& of_table : gradients) {
     const TableSpec& spec = SpecOf(of_table.table);
     Require(of_table.values.size() == of_table.ids.size() * static_cast<std::size_t>(spec.dim),
             "as many gradients as ids: " + spec.name);
-    tables.emplace_back(of_table.table, spec, UniqueIds(of_table.ids), routes_)
+    // An id's residual is taken once, where a table comes twice as well.
+    const bool first = std::ranges::none_of(
+        tables, [&](const RowsToPush& other) { return other.table == of_table.table; });
+    tables
+        .emplace_back(of_table.table, spec, UniqueIds(of_table.ids), routes_,
+                      first ? feedback_.Of(of_table.table) : nullptr)
         .Add(of_table.values);
   }
   Patience patience(read_timeout_);
@@ -492,7 +530,7 @@ Status FrameRowClient::Push(std::span<const Gradients> gradients, std::int64_t s
       }
       if (!ids.empty()) {
         left.emplace_back(tables[t].table, SpecOf(tables[t].table), UniqueIds::Of(std::move(ids)),
-                          routes_)
+                          routes_, nullptr)
             .TakeFrom(tables[t], refused[t]);
       }
     }
@@ -526,7 +564,7 @@ Status FrameRowClient::PushOnce(std::deque<RowsToPush>& tables, std::int64_t ste
   refused->assign(tables.size(), {});
   for (std::size_t t = 0; t < tables.size(); ++t) {
     RowsToPush& rows = tables[t];
-    COHORT_RETURN_IF_ERROR(rows.Encode(SpecOf(rows.table)));
+    COHORT_RETURN_IF_ERROR(rows.Encode(SpecOf(rows.table), weight));
     for (std::size_t r = 0; r < rows.runs.size(); ++r) {
       const Run& run = rows.runs[r];
       FrameRequest& request =

@@ -42,7 +42,8 @@ class RowClient {
     std::span<const float> values;  // [ids, dim]
   };
   // Gradients of repeated ids are added up in the order of the input. `weight`: what the sums are
-  // divided by. On an error some servers may have applied their part.
+  // divided by. On an error some servers may have applied their part, and what is kept of rounded
+  // gradients is as before.
   virtual Status Push(std::span<const Gradients> gradients, std::int64_t step, double weight) = 0;
 
   // The same as part of a round (row_rounds.h): rows change when the round is applied.
@@ -77,9 +78,20 @@ class RowClient {
                          const std::function<Result<std::string>(std::uint32_t bucket)>& give,
                          const std::vector<int>* servers) = 0;
 
-  // As Client's: rows, and the numbers of pushes, which its own CopyPushes brings.
+  // As Client's: rows, the numbers of pushes, which its own CopyPushes brings, and what was rounded
+  // off them. A push under a number that `before` had is made of what was kept then, so that of the
+  // same gradients the same bytes are sent.
   virtual Status CopyPart(int table, int server, Client::Mend which) = 0;
   virtual std::vector<std::uint64_t> pushes() const = 0;
+  virtual void TakeOver(RowClient& before) = 0;
+
+  // What is kept of rounded gradients for the next ones (TableSpec::wire_feedback), of all tables.
+  struct Residuals {
+    std::uint64_t rows = 0;
+    std::uint64_t bytes = 0;    // of memory
+    std::uint64_t dropped = 0;  // rows, so far, for want of room
+  };
+  virtual Residuals residuals() const = 0;
 
   // Has a bucket move to another server, while others pull and push: their frames for it are told
   // where it is. FailedPrecondition: there is a snapshot, or updates are rounds, or a server did

@@ -249,6 +249,11 @@ TEST(TableSpec, TravelsAndIsChecked) {
   spec.mean_of_occurrences = true;
   const std::string bytes = ToMessage(spec);
   EXPECT_EQ(OrThrow(SpecOf(bytes)), spec);
+  TableSpec with_feedback = spec;  // a worker's own affair
+  with_feedback.wire_feedback = 5;
+  EXPECT_EQ(ToMessage(with_feedback), bytes);
+  EXPECT_EQ(with_feedback.Compare(spec, "ps:0"), OkStatus());
+  EXPECT_EQ(with_feedback.Fingerprint(), spec.Fingerprint());
   EXPECT_EQ(SpecOf(bytes.substr(0, 5)).status().code(), StatusCode::kDataLoss);
   TableMessage message;
   ASSERT_TRUE(message.ParseFromString(bytes));
@@ -268,6 +273,9 @@ TEST(TableSpec, TravelsAndIsChecked) {
   bad.missing = TableSpec::Missing::kError;
   bad.capacity = 100;
   EXPECT_THAT(bad.Check().message(), HasSubstr("no eviction"));
+  bad = SmallSpec();
+  bad.wire_feedback = (std::uint64_t{1} << 31) + 1;
+  EXPECT_THAT(bad.Check().message(), HasSubstr("wire_feedback is 2147483649 rows"));
   bad = SmallSpec();
   bad.missing = TableSpec::Missing::kZeros;
   EXPECT_THAT(bad.Check().message(), HasSubstr("initializer zeros"));

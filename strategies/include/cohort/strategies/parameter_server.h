@@ -53,6 +53,9 @@ struct ParameterServerStats {
   double save_pause_seconds = 0;
   double longest_save_pause_seconds = 0;
   std::int64_t moved_buckets = 0;  // to less busy servers (balance_interval), by the chief
+  // Rows of which this process had kept what was rounded off their gradients (TableSpec's
+  // wire_feedback), and lost it: for want of room, or in a roll-back.
+  std::uint64_t dropped_residuals = 0;
 };
 
 class ParameterServerStrategy : public Strategy {

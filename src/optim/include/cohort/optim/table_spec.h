@@ -61,16 +61,22 @@ struct TableSpec {
   // bytes, or about a quarter, for the errors that row_codec.h tells.
   enum class Wire { kFloat32, kFloat16, kInt8, kBFloat16 };
   Wire wire = Wire::kFloat32;
-  std::uint32_t buckets = 4096;  // a power of two, at most 2^20; one holds at most 2^24 - 2 rows
+  // Of so many rows a worker keeps what rounding took of their gradients, and adds it to their next
+  // ones (error feedback), those it pushed least recently going first; 0: what rounding takes is
+  // lost. About 4 dim + 32 bytes of the worker's memory for each. The worker's own affair: neither
+  // compared nor in the fingerprint, messages or files; nothing where the wire is float32.
+  std::uint64_t wire_feedback = 0;  // at most 2^31
+  std::uint32_t buckets = 4096;     // a power of two, at most 2^20; one holds at most 2^24 - 2 rows
 
-  friend bool operator==(const TableSpec&, const TableSpec&) = default;
+  // In all that processes and files must agree on.
+  friend bool operator==(const TableSpec& a, const TableSpec& b);
 
   // InvalidArgument with the table's name and every field that is wrong.
   Status Check() const;
   // OK if equal; else FailedPrecondition with the first field that differs, in which this is
   // "declared" and `other` is `who`'s.
   Status Compare(const TableSpec& other, const std::string& who) const;
-  // A digest of every field.
+  // A digest of every field that is compared.
   std::uint64_t Fingerprint() const;
   bool admits_at_once() const { return admit_after <= 1 && admit_probability >= 1; }
 };
