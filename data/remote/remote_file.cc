@@ -369,8 +369,8 @@ class RemoteFile final : public RandomAccessFile, public VersionedContent {
     }
     if (state_->shared->options.parallel == 1) {
       for (std::size_t at = 0; at < out.size(); at += part) {
-        COHORT_RETURN_IF_ERROR(state_->Fetch(
-            offset + at, out.subspan(at, std::min(part, out.size() - at)), deadline));
+        COHORT_RETURN_IF_ERROR(
+            state_->Fetch(offset + at, out.subspan(at, std::min(part, out.size() - at)), deadline));
       }
       return {};
     }
