@@ -200,6 +200,29 @@ TEST(ClockTable, AWorkerHasOneClockAtAllServers) {
   EXPECT_EQ(first.Await(2, others + 2, at_once), second.Await(2, others + 2, at_once));
 }
 
+// What one server knows another one learns, but of who was given up there.
+TEST(ClockTable, IsToldToAnother) {
+  const Deadline at_once = DeadlineAfter(microseconds(100));
+  ClockTable table(1);
+  table.Advance(1, 5, "worker:1");
+  table.Advance(2, 3, "worker:2");
+  table.Advance(3, 1, "worker:3");
+  table.Advance(4, 2, "worker:4");
+  table.Pause(3);
+  ClockTable other(1);
+  other.Retire(4);
+  other.Advance(9, 1, "worker:9");  // is forgotten
+  ClockTable::Clocks clocks;
+  table.Tell(&clocks);
+  EXPECT_EQ(clocks.size(), 4);
+  other.Learn(clocks);
+  EXPECT_FALSE(other.Await(1, 5, at_once));
+  EXPECT_EQ(other.Slowest(1), "worker:2 is 2 steps behind this one");
+  other.Advance(2, 4);
+  EXPECT_TRUE(other.Await(1, 5, at_once));
+  EXPECT_EQ(other.Enter(3, 1), 4U) << "at the clock of the slowest";
+}
+
 TEST(ClockTable, TheSlowestNeverWaitsAndAParkedReadWakesWhenItIsNoLongerHeldUp) {
   Clocks clocks(1);
   const Deadline never = DeadlineAfter(seconds(20));
