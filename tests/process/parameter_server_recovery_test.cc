@@ -588,6 +588,10 @@ class LostServerInARound : public ::testing::TestWithParam<std::string> {};
 TEST_P(LostServerInARound, EndsAsIfNothingWereLost) {
   std::string consistency = GetParam();
   std::vector<std::string> flags = {"--replica", "--step-ms", "1"};
+  if (consistency.ends_with(" rows")) {
+    consistency.resize(consistency.size() - 5);
+    flags.emplace_back("--count");
+  }
   const bool clips = consistency.ends_with(" clip");
   if (clips) {
     consistency.resize(consistency.size() - 5);
@@ -613,7 +617,8 @@ TEST_P(LostServerInARound, EndsAsIfNothingWereLost) {
 }
 
 INSTANTIATE_TEST_SUITE_P(ParameterServerRecoveryTest, LostServerInARound,
-                         ::testing::Values("sync", "sync clip", "sync:1", "sync_far"),
+                         ::testing::Values("sync", "sync clip", "sync:1", "sync:1 rows",
+                                           "sync_far"),
                          [](const auto& of) {
                            std::string name = of.param;
                            std::ranges::replace_if(
@@ -626,10 +631,12 @@ class LostWithItsCopy : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(LostWithItsCopy, AllServersGoBackToTheSave) {
   const TempDir folder;
-  Job job(
-      Arguments(GetParam(), 4,
-                {"--replica", "--folder", folder.path(), "--save-steps", "10", "--step-ms", "1"}),
-      /*gate_at=*/350, kThreeServers);
+  std::vector<std::string> flags = {"--replica", "--folder", folder.path(), "--save-steps", "10",
+                                    "--step-ms", "1"};
+  if (GetParam() == "sync:1") {
+    flags.emplace_back("--count");  // servers of rows are told which parts a round has
+  }
+  Job job(Arguments(GetParam(), 4, flags), /*gate_at=*/350, kThreeServers);
   ASSERT_TRUE(job.WaitForSave(folder.path(), /*whole=*/true));
   job.Kill("ps:0");
   job.Kill("ps:1");
@@ -645,7 +652,7 @@ TEST_P(LostWithItsCopy, AllServersGoBackToTheSave) {
 }
 
 INSTANTIATE_TEST_SUITE_P(ParameterServerRecoveryTest, LostWithItsCopy,
-                         ::testing::Values("ssp:2", "sync"), NameOf);
+                         ::testing::Values("ssp:2", "sync", "sync:1"), NameOf);
 
 // Together with its copy a part is lost, and goes back to the save.
 TEST(ParameterServerRecoveryTest, APartThatIsLostWithItsCopyGoesBackToTheSave) {

@@ -428,5 +428,27 @@ TEST(BackupWorkers, ALostWorkerIsWhatTheyAreFor) {
   EXPECT_EQ(total.commit.winners, std::vector<int>{1});
 }
 
+// Servers that were given values know of no parts that these came from.
+TEST(BackupWorkers, ServersThatHaveGoneBackAreToldOfNoRoundBefore) {
+  const TaskId a{TaskType::kWorker, 0};
+  const TaskId b{TaskType::kWorker, 1};
+  RoundTable table(0, {a, b}, 1);
+  table.OpenEpoch({}, 0, 10);
+  RoundPart part;
+  RoundTotal total;
+  for (const TaskId& task : {a, b}) {
+    table.Join(task, {}, &part);
+  }
+  ASSERT_EQ(table.Finish(a, 1, 0, {.weight = 1}, &total), RoundTable::Reply::kGo);
+  RoundTable saved(table.Keep(), 1);
+  ASSERT_EQ(table.Join(a, {}, &part), RoundTable::Reply::kGo);
+  EXPECT_EQ(part.previous.round, 1U);
+  saved.Restart({a});
+  ASSERT_EQ(saved.Join(a, {}, &part), RoundTable::Reply::kGo);
+  EXPECT_EQ(part.round, 2U);
+  EXPECT_EQ(part.previous, RoundCommit());
+  EXPECT_EQ(saved.last_round(), 1U);
+}
+
 }  // namespace
 }  // namespace cohort::ps
