@@ -234,8 +234,8 @@ void DeclareJobFlags(CLI::App& app, JobFlags& f) {
   app.add_option(
          "--server-loss", f.server_loss,
          "what goes back to the last save with a parameter server that is lost: the job, that "
-         "server (partial), or nothing, since another server has a copy of its part (replica); "
-         "the last two with consistency async")
+         "server (partial; with consistency async), or nothing, since another server has a copy of "
+         "its part (replica)")
       ->check(CLI::IsMember({"rollback", "partial", "replica"}))
       ->capture_default_str();
   app.add_option("--partitioner", f.partitioner,

@@ -64,7 +64,7 @@ double Job::SecondsSince(std::chrono::steady_clock::time_point begun) {
 
 Client& Job::Connect(const ModelSpec& spec) {
   spec_ = spec;
-  MakeClients(epoch_);
+  MakeClients(epoch_, /*servers_stand=*/false);
   if (is_chief()) {
     StartRetirements();
   }
@@ -72,8 +72,8 @@ Client& Job::Connect(const ModelSpec& spec) {
 }
 
 // Of `epoch`, at server_addresses_. Numbers of pushes begin anew with a client, which servers
-// expect in an epoch.
-void Job::MakeClients(std::uint64_t epoch) {
+// expect in an epoch; where there are copies they go on. `servers_stand`: as they were before.
+void Job::MakeClients(std::uint64_t epoch, bool servers_stand) {
   const ClientOptions options{
       .client = number_ != 0 ? number_ : coordination_->incarnation(),
       .task = config_.task.ToString(),
@@ -86,7 +86,7 @@ void Job::MakeClients(std::uint64_t epoch) {
       .pushes = pushes_,
       .row_pushes = row_pushes_};
   auto client = Client::Make(spec_, server_addresses_, options);
-  if (spec_.copies && client_ != nullptr) {
+  if (spec_.copies && servers_stand && client_ != nullptr) {
     client->TakeOver(*client_);
   }
   auto row_client =
@@ -125,6 +125,10 @@ void Job::AbortClients(const Status& why) {
 
 void Job::StepDone() {
   ++steps_;
+  PushDone();
+}
+
+void Job::PushDone() {
   if (spec_.copies) {
     pushes_ = client_->pushes();
     row_pushes_ = row_client_ == nullptr ? std::vector<std::uint64_t>() : row_client_->pushes();

@@ -111,7 +111,8 @@ class Job {
   //
   // Under ServerLoss::kPartial only servers that have no values any more are brought theirs (`only`
   // is not null), which count as those of `version` from then on. So it is under kReplica with
-  // servers of whose parts there is no copy either; else they get what the copy has.
+  // servers of whose parts there is no copy either, where application is asynchronous; else all go
+  // back. Those of whose parts there is one get what it has.
   struct Lost {
     std::vector<int> servers;
     std::uint64_t version = 0;  // 0: that of the save
@@ -121,9 +122,10 @@ class Job {
   // In another process: OK when the servers are in a new epoch, of which the clients then are, also
   // where another process had to take the chief's place. Else returns the error.
   Status Rejoin(const Status& error);
-  // In a process that trains, after a step: its pushes are those that a client after the present
-  // one goes on from, where the model has copies, so that what a step that is done again had sent
-  // counts once.
+  // In a process that trains, when a step's pushes stand in the servers: they are those that a
+  // client after the present one goes on from, where the model has copies, so that what a step that
+  // is done again had sent counts once. StepDone: when all of it is done.
+  void PushDone();
   void StepDone();
   // After the last of these: does what was handed out, and made of it, still stand?
   bool work_stands() const { return work_stands_; }
@@ -165,7 +167,7 @@ class Job {
   Result<std::string> AddressOf(int server, std::uint64_t* incarnation);
 
   // job.cc
-  void MakeClients(std::uint64_t epoch);
+  void MakeClients(std::uint64_t epoch, bool servers_stand);
   void AbortClients(const Status& why);  // with the lock held
   void StartRetirements();
   void StopRetirements();
@@ -186,12 +188,13 @@ class Job {
     Missing missing;
     std::uint64_t newest = 0;  // version that any server had
     std::int64_t step = 0;     // that was restored; 0: none was
+    bool rolls_back = false;   // all servers: some part is lost, and they must be at one step
   };
   void ServerLost(CoordinationServer& server, const TaskId& task, const Status& how);
   bool AwaitLoss(const Status& error);
   std::string NamesOfLost() const;
   Status PauseRecovery(std::chrono::milliseconds pause) const;
-  Status RenewClients();
+  Status RenewClients(const Recovery& recovery);
   Status AwaitServers();
   Status NobodyCame(int server, const Status& why) const;
   Status BeginEpoch(Recovery* recovery);
@@ -204,6 +207,7 @@ class Job {
   Status FailJob(const Status& why);
   // Do servers that are not lost go on as they are?
   bool keeps() const { return server_loss_ != ServerLoss::kRollBack; }
+  bool Keeps(const Recovery& recovery) const { return keeps() && !recovery.rolls_back; }
 
   // job_chief_recovery.cc, in the others.
   bool chief_may_be_lost() const { return !journal_folder_.empty(); }

@@ -69,13 +69,13 @@ Status CheckStart(const StrategyOptions& options, int workers) {
 
 Status CheckServerLoss(const StrategyOptions& options, int servers) {
   const Consistency& consistency = options.consistency;
-  if (options.server_loss != ServerLoss::kRollBack &&
+  if (options.server_loss == ServerLoss::kPartial &&
       consistency.mode != Consistency::Mode::kAsynchronous) {
     return InvalidArgument(
         "server_loss " + std::string(ServerLossName(options.server_loss)) + " with consistency " +
         consistency.ToString() +
-        ", under which all servers are at the same step [consistency async, or server_loss "
-        "kRollBack]");
+        ", under which no server goes back alone [consistency async, or server_loss kRollBack or "
+        "kReplica]");
   }
   if (options.server_loss == ServerLoss::kReplica && servers < 2) {
     return InvalidArgument(

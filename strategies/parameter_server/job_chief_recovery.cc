@@ -37,7 +37,7 @@ Status Job::Rejoin(const Status& error) {
   }
   work_stands_ = work_stands_ && !found;  // what this process held is another's
   if (client_ != nullptr) {
-    MakeClients(epoch_);
+    MakeClients(epoch_, work_stands_);
   } else {
     coordinator_client_->SetEpoch(epoch_);
   }

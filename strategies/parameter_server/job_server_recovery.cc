@@ -129,12 +129,17 @@ Status Job::Recover(const Status& error, const Restore& restore) {
       seen = roll_.losses();
       names = attempt == 0 ? names : roll_.NamesOfLost();
     }
-    COHORT_RETURN_IF_ERROR(RenewClients());
+    COHORT_RETURN_IF_ERROR(RenewClients(recovery));
     log_.Info(fmt::format("{} there: {}", names.empty() ? "all are" : names + " is",
-                          spec_.copies ? "it gets what the copy of its part has"
-                          : keeps()    ? "it gets its part of the last save"
-                                       : "the servers go back to the last save"));
+                          !Keeps(recovery) ? "the servers go back to the last save"
+                          : spec_.copies   ? "it gets what the copy of its part has"
+                                           : "it gets its part of the last save"));
+    const bool kept = Keeps(recovery);
     last = BeginEpoch(&recovery);
+    if (kept && !Keeps(recovery)) {
+      log_.Warning(last.message());
+      continue;
+    }
     if (!last.ok() && IsForGood(last)) {
       return FailJob(last);
     }
@@ -151,7 +156,7 @@ Status Job::Recover(const Status& error, const Restore& restore) {
     if (!resumed->ok()) {
       return FailJob(*resumed);
     }
-    work_stands_ = keeps();
+    work_stands_ = Keeps(recovery);
     ReportRecovery(recovery);
     return {};
   }
@@ -169,7 +174,7 @@ Status Job::PauseRecovery(milliseconds pause) const {
 }
 
 // Clients of the next epoch, as soon as there is a process for every server. Else the job fails.
-Status Job::RenewClients() {
+Status Job::RenewClients(const Recovery& recovery) {
   if (const Status there = AwaitServers(); !there.ok()) {
     return FailJob(there);
   }
@@ -179,7 +184,7 @@ Status Job::RenewClients() {
       return FailJob(noted);
     }
   }
-  MakeClients(epoch_ + 1);
+  MakeClients(epoch_ + 1, Keeps(recovery));
   return {};
 }
 
@@ -189,21 +194,22 @@ std::optional<Status> Job::ResumeWork(const Recovery& recovery, int seen) {
   if (roll_.losses() != seen) {
     return std::nullopt;
   }
-  return keeps() ? coordinator_->GoOn(
-                       recovery.missing.parts.empty() ? std::nullopt : std::optional(recovery.step),
-                       epoch_, server_addresses_)
-                 : coordinator_->RollBack(recovery.step, epoch_, server_addresses_);
+  return Keeps(recovery)
+             ? coordinator_->GoOn(
+                   recovery.missing.parts.empty() ? std::nullopt : std::optional(recovery.step),
+                   epoch_, server_addresses_)
+             : coordinator_->RollBack(recovery.step, epoch_, server_addresses_);
 }
 
 void Job::ReportRecovery(const Recovery& recovery) {
   const std::int64_t step = recovery.step;
   const auto newest = static_cast<std::int64_t>(recovery.newest);
-  if (keeps() && recovery.missing.parts.empty()) {
+  if (Keeps(recovery) && recovery.missing.parts.empty()) {
     log_.Warning(fmt::format("all servers have what they had; the job goes on after {:.1f} s",
                              SecondsSince(recovery.begun)));
     return;
   }
-  if (keeps()) {
+  if (Keeps(recovery)) {
     const std::int64_t lost =
         std::max<std::int64_t>({newest - step, coordinator_->StepsSince(step), 0});
     lost_updates_ += lost;
@@ -267,7 +273,7 @@ Status Job::BeginEpoch(Recovery* recovery) {
   }
   recovery->step = 0;
   COHORT_RETURN_IF_ERROR(client_->Declare());
-  if (keeps()) {
+  if (Keeps(*recovery)) {
     COHORT_RETURN_IF_ERROR(KeepValues(recovery, retired));
   } else {
     COHORT_ASSIGN_OR_RETURN(const std::uint64_t version, client_->Begin(retired));
@@ -290,6 +296,17 @@ Status Job::KeepValues(Recovery* recovery, const std::vector<std::uint64_t>& ret
   COHORT_RETURN_IF_ERROR(Mend(&missing));
   if (missing.parts.empty()) {
     return {};  // the lost ones have, again, all that they had
+  }
+  if (spec_.consistency.mode != Consistency::Mode::kAsynchronous) {
+    // In an epoch of their own: this one began with what servers have.
+    recovery->rolls_back = true;
+    std::string names;
+    for (const int server : missing.parts) {
+      names += (names.empty() ? "" : ", ") + TaskId{TaskType::kPs, server}.ToString();
+    }
+    return Unavailable("what " + names +
+                       " had is lost, and the copy of it with it: under consistency " +
+                       spec_.consistency.ToString() + " all servers go back to the last save");
   }
   const Lost only = {.servers = {missing.parts.begin(), missing.parts.end()},
                      .version = recovery->newest};

@@ -112,6 +112,9 @@ Status RemoteStrategy::GoOn(const Status& error) {
     if (!trains()) {
       return {};
     }
+    if (work_stands_ && options_.consistency.synchronous()) {
+      return {};  // it has the values that its round began with, which servers may be beyond
+    }
     status = client_->Pull(NewValues(), /*everything=*/true);
     step_ = static_cast<std::int64_t>(client_->version());
   } while (!status.ok());

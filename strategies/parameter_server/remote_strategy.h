@@ -142,8 +142,10 @@ class RemoteStrategy final : public ParameterServerStrategy {
   Status Drain();
   Result<StepResult> StepAlone(const data::Batch& part, const StepFn& fn);
   double Clip(double weight);
+  Result<bool> Persist(const std::function<Status()>& fn);
   Status PushAlone(std::int64_t row_step, double weight, double clip);
   Result<StepResult> StepTogether(const DistributedBatch& batch, const StepFn& fn);
+  Status TakeRound(std::uint64_t round);
   Status PushPart(const ps::RoundPart& part, const ReplicaResult& mine);
   ps::Commit SetElected(const ps::RoundCommit& commit);
   Status CatchUp(const ps::RoundCommit& commit);

@@ -20,14 +20,15 @@ Result<StepResult> RemoteStrategy::Step(const DistributedBatch& batch, const Ste
   if (void_) {
     return ResultOf({});
   }
-  if (!fresh_) {
-    if (const Status status = Refresh(/*everything=*/true); !status.ok()) {
+  while (!fresh_) {
+    const Status status = Refresh(/*everything=*/true);
+    fresh_ = status.ok();
+    if (!fresh_) {
       COHORT_RETURN_IF_ERROR(GoOn(status));
       if (!work_stands_) {
         return ResultOf({});
       }
     }
-    fresh_ = true;
   }
   do {
     if (rows_ != nullptr) {
@@ -142,10 +143,11 @@ void RemoteStrategy::RestoreFixedValues() {
 }
 
 Result<StepResult> RemoteStrategy::StepAlone(const data::Batch& part, const StepFn& fn) {
-  if (std::exchange(idle_, false) && options_.consistency.bounded()) {
+  if (idle_ && options_.consistency.bounded()) {
     COHORT_RETURN_IF_ERROR(CatchUp({}));
     fixed_->Keep(values());
   }
+  idle_ = false;
   COHORT_ASSIGN_OR_RETURN(const ReplicaResult mine, Run(part, fn, /*train=*/true));
   if (mine.weight == 0) {
     RestoreFixedValues();
@@ -155,21 +157,11 @@ Result<StepResult> RemoteStrategy::StepAlone(const data::Batch& part, const Step
   const double weight = PushWeight(mine.weight);
   const double clip = Clip(weight);
   const std::int64_t row_step = step_ + 1;
-  const auto push = [&] { return PushAlone(row_step, weight, clip); };
-  Status pushed = push();
-  // Where there are copies the same frames go out again, under the same numbers: what has arrived
-  // counts once. Computed anew, they might be others.
-  while (!pushed.ok() && options_.server_loss == ServerLoss::kReplica) {
-    if (const Status well = GoOn(pushed); !well.ok()) {
-      own_error_ = true;  // the servers have been waited for
-      return well;
-    }
-    if (!work_stands_) {
-      return ResultOf({});  // Next brings the batch again
-    }
-    pushed = push();
+  COHORT_ASSIGN_OR_RETURN(const bool stands,
+                          Persist([&] { return PushAlone(row_step, weight, clip); }));
+  if (!stands) {
+    return ResultOf({});  // Next brings the batch again
   }
-  COHORT_RETURN_IF_ERROR(pushed);
   step_ = static_cast<std::int64_t>(client_->version());
   if (rows_ != nullptr && options_.consistency.bounded()) {
     LookAhead(/*round=*/0, step_);
@@ -180,6 +172,25 @@ Result<StepResult> RemoteStrategy::StepAlone(const data::Batch& part, const Step
   StepResult result = ResultOf(sums);
   result.staleness = static_cast<std::int64_t>(client_->staleness());
   return result;
+}
+
+// Does a part of a step. Where there are copies it is done again after the loss of a server, until
+// it is done: the same frames go out again, under the same numbers, and what has arrived counts
+// once; computed anew, they might be others. False: the step does not stand.
+Result<bool> RemoteStrategy::Persist(const std::function<Status()>& fn) {
+  for (Status status = fn(); !status.ok(); status = fn()) {
+    if (options_.server_loss != ServerLoss::kReplica) {
+      return status;
+    }
+    if (const Status well = GoOn(status); !well.ok()) {
+      own_error_ = true;  // the servers have been waited for
+      return well;
+    }
+    if (!work_stands_) {
+      return false;
+    }
+  }
+  return true;
 }
 
 // Scales the gradients by their own norms, and returns by what all of them are to be scaled.
@@ -222,11 +233,22 @@ Result<StepResult> RemoteStrategy::StepTogether(const DistributedBatch& batch, c
   }
   COHORT_ASSIGN_OR_RETURN(const ReplicaResult mine, Run(batch.replicas[0], fn, /*train=*/true));
   fixed_->Put(values(), sink_->arena(), /*difference=*/false);
-  COHORT_RETURN_IF_ERROR(PushPart(part, mine));
-  COHORT_ASSIGN_OR_RETURN(const std::optional<ps::RoundTotal> total,
-                          job_->coordinator_client()->FinishRound(
-                              part, {mine.loss_sum, mine.weight, mine.metric_sums}));
+  COHORT_ASSIGN_OR_RETURN(bool stands, Persist([&] { return PushPart(part, mine); }));
+  if (!stands) {
+    return ResultOf({});  // Next brings the batch again
+  }
+  job_->PushDone();
+  std::optional<ps::RoundTotal> total;
+  COHORT_ASSIGN_OR_RETURN(stands, Persist([&]() -> Status {
+                            COHORT_ASSIGN_OR_RETURN(
+                                total, job_->coordinator_client()->FinishRound(
+                                           part, {mine.loss_sum, mine.weight, mine.metric_sums}));
+                            return {};
+                          }));
   round_.reset();
+  if (!stands) {
+    return ResultOf({});
+  }
   if (!total.has_value()) {
     // Values stay as they are: the batch comes again, cut among the workers that are left, and its
     // gradient is to be taken where this one was.
@@ -234,7 +256,10 @@ Result<StepResult> RemoteStrategy::StepTogether(const DistributedBatch& batch, c
     return ResultOf({});
   }
   if (elected) {
-    COHORT_RETURN_IF_ERROR(CatchUp(total->commit));
+    COHORT_ASSIGN_OR_RETURN(stands, Persist([&] { return CatchUp(total->commit); }));
+    if (!stands) {
+      return ResultOf({});
+    }
     if (rows_ != nullptr) {
       LookAhead(part.round, step_);
     }
@@ -243,15 +268,23 @@ Result<StepResult> RemoteStrategy::StepTogether(const DistributedBatch& batch, c
   if (rows_ != nullptr) {
     LookAhead(part.round, step_ + 1);
   }
+  COHORT_ASSIGN_OR_RETURN(stands, Persist([&] { return TakeRound(part.round); }));
+  return stands ? ResultOf(*total) : ResultOf({});
+}
+
+// The values after a round that is complete.
+Status RemoteStrategy::TakeRound(std::uint64_t round) {
   if (optimizer_->global_clip_norm() > 0) {
-    COHORT_RETURN_IF_ERROR(client_->Settle(part.round, {}, optimizer_->global_clip_norm()));
+    COHORT_RETURN_IF_ERROR(client_->Settle(round, {}, optimizer_->global_clip_norm()));
   }
-  COHORT_RETURN_IF_ERROR(Refresh(/*everything=*/false));
-  return ResultOf(*total);
+  return Refresh(/*everything=*/false);
 }
 
 Status RemoteStrategy::PushPart(const ps::RoundPart& part, const ReplicaResult& mine) {
   ps::Gradient gradient{.arena = sink_->arena(), .weight = PushWeight(mine.weight)};
+  if (options_.consistency.backup_workers > 0) {
+    gradient.commit = SetElected(part.previous);  // also by a client that is new
+  }
   gradient.round.emplace();
   gradient.round->set_round(part.round);
   gradient.round->set_attempt(static_cast<std::uint32_t>(part.attempt));
@@ -294,9 +327,11 @@ Status RemoteStrategy::CatchUp(const ps::RoundCommit& commit) {
 // Under bounded staleness nobody waits for a worker between two pieces of work, and its copy may be
 // old when it begins the next one.
 Status RemoteStrategy::Idle() {
-  const bool pause = options_.consistency.bounded() && !idle_;
+  if (options_.consistency.bounded() && !idle_) {
+    COHORT_RETURN_IF_ERROR(job_->Explain(client_->Pause()));
+  }
   idle_ = true;
-  return pause ? job_->Explain(client_->Pause()) : OkStatus();
+  return {};
 }
 
 // The rows of the next batch, now that those of this one, of `step`, have been pushed.

@@ -82,12 +82,12 @@ Result<ModelSpec> SpecOf(const DeclareRequest& request) {
   return spec;
 }
 
-using Base = Servers::WithCallbackMethod_Declare<
-    Servers::WithCallbackMethod_Stats<Servers::WithCallbackMethod_Drain<
-        Servers::WithCallbackMethod_Norms<Servers::WithCallbackMethod_Settle<
-            Servers::WithCallbackMethod_Endpoint<Servers::WithCallbackMethod_Retire<
-                Servers::WithCallbackMethod_Freeze<Servers::WithCallbackMethod_Begin<
-                    Servers::WithCallbackMethod_ExchangePushes<Servers::Service>>>>>>>>>>;
+using Base = Servers::WithCallbackMethod_Declare<Servers::WithCallbackMethod_Stats<
+    Servers::WithCallbackMethod_Drain<Servers::WithCallbackMethod_Norms<
+        Servers::WithCallbackMethod_Settle<Servers::WithCallbackMethod_Endpoint<
+            Servers::WithCallbackMethod_Retire<Servers::WithCallbackMethod_Freeze<
+                Servers::WithCallbackMethod_Begin<Servers::WithCallbackMethod_ExchangePushes<
+                    Servers::WithCallbackMethod_ExchangeRounds<Servers::Service>>>>>>>>>>>;
 
 class Service final : public Base {
  public:
@@ -196,10 +196,25 @@ class Service final : public Base {
       if (learned.ok()) {
         learned = part->rows.pushes().Learn(request->install().rows());
       }
+      part->store.LearnClocks(request->install().clocks());
       return Reply(context, ToGrpc(learned));
     }
     part->store.pushes().Tell(reply->mutable_pushes()->mutable_dense());
     part->rows.pushes().Tell(reply->mutable_pushes()->mutable_rows());
+    part->store.TellClocks(reply->mutable_pushes()->mutable_clocks());
+    return Reply(context);
+  }
+
+  grpc::ServerUnaryReactor* ExchangeRounds(Context* context, const RoundsRequest* request,
+                                           RoundsReply* reply) override {
+    const EpochGate::Pass pass = gate_.Enter(request->epoch());
+    Part* const part = PartOf(request->copy());
+    Error error = pass.error().kind() != Error::NONE ? pass.error()
+                  : part == nullptr                  ? NoCopy()
+                                                     : Exchange(*part, *request, reply);
+    if (error.kind() != Error::NONE) {
+      *reply->mutable_error() = std::move(error);
+    }
     return Reply(context);
   }
 
@@ -212,6 +227,16 @@ class Service final : public Base {
     }
     const Result<ParameterStore::Norms> norms =
         own_.store.RoundNorms(request->layout(), request->round(), request->commit());
+    // The copy's sums wait as well, and get the same factor.
+    Part* const copy = PartOf(/*copy=*/true);
+    const Status of_copy =
+        copy == nullptr || !norms.ok()
+            ? OkStatus()
+            : copy->store.RoundNorms(request->layout(), request->round(), request->commit())
+                  .status();
+    if (!of_copy.ok()) {
+      return Reply(context, ToGrpc(of_copy));
+    }
     if (norms.ok()) {
       reply->mutable_chunks()->Assign(norms->chunks.begin(), norms->chunks.end());
       reply->mutable_squares()->Assign(norms->squares.begin(), norms->squares.end());
@@ -227,8 +252,11 @@ class Service final : public Base {
       *reply->mutable_error() = pass.error();
       return Reply(context);
     }
-    return Reply(context,
-                 ToGrpc(own_.store.Settle(request->layout(), request->round(), request->factor())));
+    Status settled = own_.store.Settle(request->layout(), request->round(), request->factor());
+    if (Part* const copy = PartOf(/*copy=*/true); copy != nullptr && settled.ok()) {
+      settled = copy->store.Settle(request->layout(), request->round(), request->factor());
+    }
+    return Reply(context, ToGrpc(settled));
   }
 
   grpc::ServerUnaryReactor* Freeze(Context* context, const FreezeRequest* request,
@@ -329,6 +357,30 @@ class Service final : public Base {
       return {};
     }
     return part.rows.Reset();
+  }
+
+  static Error Exchange(Part& part, const RoundsRequest& request, RoundsReply* reply) {
+    if (request.has_install()) {
+      Error error = part.store.LearnRounds(request.install());
+      return error.kind() == Error::NONE ? ErrorOf(part.rows.rounds().Learn(request.install()))
+                                         : error;
+    }
+    if (request.has_piece()) {
+      return request.piece().round() == 0 ? part.store.LearnPiece(request.piece())
+                                          : ErrorOf(part.rows.rounds().LearnPiece(request.piece()));
+    }
+    if (request.has_ask()) {
+      return request.ask().round() == 0
+                 ? part.store.TellPiece(request.ask(), reply->mutable_piece())
+                 : ErrorOf(part.rows.rounds().TellPiece(request.ask(), reply->mutable_piece()));
+    }
+    part.store.TellRounds(reply->mutable_rounds());
+    part.rows.rounds().Tell(reply->mutable_rounds());
+    return {};
+  }
+
+  static Error ErrorOf(const Status& status) {
+    return status.ok() ? Error() : MakeError(Error::BAD_FRAME, status.message());
   }
 
   Error NoCopy() const {

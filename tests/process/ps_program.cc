@@ -11,8 +11,8 @@
 //
 // --optimizer: Optimizer::config() of another than SGD with momentum.
 // --folder: the loop is Trainer::Fit, which saves there.
-// --count: the model is one that counts, for each example, how often it was trained on;
-// asynchronous.
+// --count: the model is one that counts, for each example, how often it was trained on; of whole
+// batches.
 // --floats: and it has so many more values.
 // --gate FILE: worker:0 does not go beyond its step --gate-at before there is such a file.
 // --gate-chief: the chief says "waits", and does so for that FILE, before Bind or after its last

@@ -219,6 +219,7 @@ std::vector<TaskId> RoundTable::awaited() const {
 
 void RoundTable::Restart(std::set<TaskId> expected) {
   Require(!running_, "a round table between two rounds");
+  last_total_.commit = {};  // servers were given what it came to, and know nothing of its parts
   expected_ = std::move(expected);
   asking_.clear();
   members_.clear();

@@ -105,7 +105,8 @@ class RoundTable {
 
   // Whose part of the running round is missing; of the next one, who has not asked for it.
   std::vector<TaskId> awaited() const;
-  // As between two rounds, with these workers to wait for, of whom nobody has asked yet.
+  // As between two rounds, with these workers to wait for, of whom nobody has asked yet; servers
+  // have values of then, and are told of no round before.
   void Restart(std::set<TaskId> expected);
   // No round begins until it is let go again.
   void Hold(bool held);

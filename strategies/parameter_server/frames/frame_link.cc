@@ -292,6 +292,9 @@ void AddCopies(int servers, std::vector<FrameRequest>* requests) {
   const std::size_t count = requests->size();
   requests->reserve(2 * count);
   for (std::size_t i = 0; i < count; ++i) {
+    if ((*requests)[i].method == FrameMethod::kPull) {
+      continue;
+    }
     FrameRequest& copy = requests->emplace_back((*requests)[i]);
     copy.server = LineOf(copy.server, servers, /*copy=*/true);
     copy.header.set_copy(true);

@@ -24,8 +24,8 @@ struct FrameRequest {
   std::vector<std::span<const float>> payload;  // borrowed until Run returns
 };
 
-// Beside each of `requests` the same to the copy of the server's part (layout.h), without an answer
-// that anybody reads; under the same number.
+// Beside each of `requests` but pulls the same to the copy of the server's part (layout.h), without
+// an answer that anybody reads; under the same number.
 void AddCopies(int servers, std::vector<FrameRequest>* requests);
 
 // Where a reply's payload goes, in order; borrowed until it is there.

@@ -126,6 +126,101 @@ Status RowRounds::Settle() {
   return ApplyComplete(std::numeric_limits<std::uint64_t>::max());
 }
 
+void RowRounds::Tell(Rounds* rounds) const {
+  const std::lock_guard lock(mutex_);
+  rounds->set_applied(applied_);
+  for (const auto& [number, open] : open_) {
+    OpenRound* const told = rounds->add_rows();
+    told->set_round(number);
+    told->set_attempt(open.attempt);
+    told->set_step(open.step);
+    told->set_elected(open.elected);
+    for (const Part& part : open.parts) {
+      PartOfRound* const of_part = told->add_parts();
+      of_part->set_present(part.complete);
+      of_part->set_weight(part.weight);
+      of_part->set_pieces(static_cast<std::uint32_t>(part.frames.size()));
+    }
+  }
+}
+
+Status RowRounds::Learn(const Rounds& rounds) {
+  std::map<std::uint64_t, Open> open;
+  for (const OpenRound& told : rounds.rows()) {
+    Open& one = open[told.round()];
+    if (told.parts_size() < 1 || told.parts_size() > static_cast<int>(kMaxParts) ||
+        told.round() <= rounds.applied()) {
+      return InvalidArgument("round " + std::to_string(told.round()) + " of rows in " +
+                             std::to_string(told.parts_size()) + " parts, after " +
+                             std::to_string(rounds.applied()));
+    }
+    one.attempt = told.attempt();
+    one.step = told.step();
+    one.elected = told.elected();
+    for (const PartOfRound& of_part : told.parts()) {
+      one.parts.push_back(
+          {.frames = {}, .weight = of_part.weight(), .complete = of_part.present()});
+    }
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    applied_ = rounds.applied();
+    open_ = std::move(open);
+  }
+  changed_.notify_all();
+  return {};
+}
+
+const RowRounds::Rows* RowRounds::Find(const RoundPiece& piece) const {
+  const auto open = open_.find(piece.round());
+  if (open == open_.end() || piece.part() >= open->second.parts.size() ||
+      piece.piece() >= open->second.parts[piece.part()].frames.size()) {
+    return nullptr;
+  }
+  return &open->second.parts[piece.part()].frames[piece.piece()];
+}
+
+Status RowRounds::TellPiece(const RoundPiece& asked, RoundPiece* piece) const {
+  const std::lock_guard lock(mutex_);
+  const Rows* const rows = Find(asked);
+  if (rows == nullptr) {
+    return InvalidArgument("no frame " + std::to_string(asked.piece()) + " of part " +
+                           std::to_string(asked.part()) + " of round " +
+                           std::to_string(asked.round()) + " of rows");
+  }
+  *piece = asked;
+  piece->set_table(static_cast<std::uint32_t>(rows->table));
+  piece->mutable_ids()->Assign(rows->ids.begin(), rows->ids.end());
+  piece->mutable_counts()->Assign(rows->counts.begin(), rows->counts.end());
+  piece->mutable_values()->Assign(rows->values.begin(), rows->values.end());
+  return {};
+}
+
+// They come in order; one that is there already is repeated.
+Status RowRounds::LearnPiece(const RoundPiece& piece) {
+  const std::lock_guard lock(mutex_);
+  const auto ids = static_cast<std::size_t>(piece.ids_size());
+  const auto open = open_.find(piece.round());
+  if (open == open_.end() || piece.part() >= open->second.parts.size() ||
+      piece.piece() > open->second.parts[piece.part()].frames.size() ||
+      piece.table() >= tables_.size() || static_cast<std::size_t>(piece.counts_size()) != ids ||
+      static_cast<std::size_t>(piece.values_size()) !=
+          ids * static_cast<std::size_t>(tables_[piece.table()]->spec().dim)) {
+    return InvalidArgument("frame " + std::to_string(piece.piece()) + " of part " +
+                           std::to_string(piece.part()) + " of round " +
+                           std::to_string(piece.round()) + " of rows, with " + std::to_string(ids) +
+                           " ids");
+  }
+  std::vector<Rows>& frames = open->second.parts[piece.part()].frames;
+  if (piece.piece() == frames.size()) {
+    frames.push_back({.table = piece.table(),
+                      .ids = {piece.ids().begin(), piece.ids().end()},
+                      .counts = {piece.counts().begin(), piece.counts().end()},
+                      .values = {piece.values().begin(), piece.values().end()}});
+  }
+  return {};
+}
+
 std::string RowRounds::Describe() const {
   const std::lock_guard lock(mutex_);
   if (open_.empty()) {

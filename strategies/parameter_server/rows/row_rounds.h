@@ -65,6 +65,14 @@ class RowRounds {
   // Applies the round that is complete, if there is one.
   Status Settle();
 
+  // For another server that gets the tables: the rounds that are not applied, all but what their
+  // parts hold; and that. The other way round they take the place of those that there are.
+  // InvalidArgument: there is no such round, part or frame, or it is not of the tables.
+  void Tell(Rounds* rounds) const;
+  Status Learn(const Rounds& rounds);
+  Status TellPiece(const RoundPiece& asked, RoundPiece* piece) const;
+  Status LearnPiece(const RoundPiece& piece);
+
   // How many parts are there of how many, for messages.
   std::string Describe() const;
 
@@ -82,7 +90,9 @@ class RowRounds {
     bool complete() const;
   };
   // Under the mutex, as all below.
-  bool complete(std::uint64_t round) const;   // are all that are open up to it?
+  bool complete(std::uint64_t round) const;  // are all that are open up to it?
+  // The frame that a piece is; null: there is none.
+  const Rows* Find(const RoundPiece& piece) const;
   Status Apply();                             // the first that is open
   Status ApplyComplete(std::uint64_t round);  // those up to it, as far as they are
 

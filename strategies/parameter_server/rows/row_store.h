@@ -61,6 +61,8 @@ class RowStore {
   // clients' pushes: they begin to count anew.
   void Stay(bool forget);
   PushLedger& pushes() { return ledger_; }
+  // Rounds that are not applied, for another server that gets the part (row_rounds.h).
+  RowRounds& rounds() { return rounds_; }
 
   // A pull in two steps, so that the caller owns the memory: what it asks for, and the rows.
   struct Reading {

@@ -119,4 +119,31 @@ void BlockRound::Finish() {
   attempt_ = 0;
 }
 
+void BlockRound::Tell(ChunkRound* told) const {
+  told->set_attempt(attempt_);
+  told->set_waits(waits_);
+  told->set_squares(squares_);
+  told->set_weight(weight_);
+  for (const Part& part : parts_) {
+    PartOfRound* const of_part = told->add_parts();
+    of_part->set_present(part.present);
+    of_part->set_weight(part.weight);
+    // Else it is memory for the next round's.
+    of_part->set_pieces(!part.values.empty() && (part.present || waits_) ? 1 : 0);
+  }
+}
+
+void BlockRound::Learn(const ChunkRound& told) {
+  attempt_ = told.attempt();
+  waits_ = told.waits();
+  squares_ = told.squares();
+  weight_ = told.weight();
+  parts_.clear();
+  for (const PartOfRound& of_part : told.parts()) {
+    Part& part = parts_.emplace_back();
+    part.present = of_part.present();
+    part.weight = of_part.weight();
+  }
+}
+
 }  // namespace cohort::ps

@@ -61,6 +61,16 @@ class BlockRound {
   // It is applied.
   void Finish();
 
+  // For another server that gets the chunk: all but what the parts hold, which `pieces` says there
+  // is; that; and the other way round. The values of a part are put there after Learn.
+  void Tell(ChunkRound* told) const;
+  void Learn(const ChunkRound& told);
+  std::size_t parts() const { return parts_.size(); }
+  std::span<const float> ValuesOf(std::uint32_t part) const { return parts_[part].values; }
+  void SetValues(std::uint32_t part, std::span<const float> values) {
+    parts_[part].values.assign(values.begin(), values.end());
+  }
+
  private:
   struct Part {
     bool present = false;

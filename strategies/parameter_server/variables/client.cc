@@ -50,7 +50,8 @@ FrameClient::FrameClient(ModelSpec spec, std::vector<std::string> addresses, Cli
           options_.peer_timeout, options_.read_timeout)) {
   sequences_.resize(addresses_.size(), 0);
   for (const std::string& address : addresses_) {
-    control_.push_back(Servers::NewStub(NewChannel(address)));
+    control_.push_back(
+        Servers::NewStub(NewChannel(address, {.max_message_bytes = kMaxMessageBytes})));
   }
 }
 
@@ -213,8 +214,8 @@ ReplyHandler FrameClient::Into(std::span<float> values, std::span<const std::spa
     }
     if (server < spec_.servers) {  // a copy's updates come in another order
       staleness_ = std::max<std::uint64_t>(staleness_, header.staleness());
+      late_ = late_ || header.late();
     }
-    late_ = late_ || header.late();
     for (int i = 0; i < header.chunks_size(); ++i) {
       versions_[header.chunks(i)] = header.versions(i);
     }
@@ -252,8 +253,11 @@ Status FrameClient::Pull(std::span<float> values, bool everything) {
 
 // Once for each piece of work.
 Status FrameClient::EnterClock() {
-  if (!spec_.consistency.bounded() || entered_) {
+  if (!spec_.consistency.bounded()) {
     return {};
+  }
+  if (entered_) {
+    return TellClock();
   }
   FrameRequest request{0, FrameMethod::kEnter, Header(), {}};
   request.header.set_clock(clock_);
@@ -265,6 +269,26 @@ Status FrameClient::EnterClock() {
                                    return OkStatus();
                                  }}));
   entered_ = true;
+  told_ = false;
+  return TellClock();
+}
+
+// Nobody reads from copies, by which they would know; nor, so far, from one that has been mended.
+Status FrameClient::TellClock() {
+  if (!spec_.copies || told_) {
+    return {};
+  }
+  std::vector<FrameRequest> requests;
+  for (int s = 0; s < spec_.servers; ++s) {
+    FrameRequest& request =
+        requests.emplace_back(FrameRequest{s, FrameMethod::kEnter, Header(), {}});
+    request.header.set_advance(true);
+    request.header.set_clock(clock_);
+    request.header.set_sender(options_.task);
+  }
+  AddCopies(spec_.servers, &requests);
+  COHORT_RETURN_IF_ERROR(link_->Run(requests, Into({}, {})));
+  told_ = true;
   return {};
 }
 
@@ -343,6 +367,12 @@ void FrameClient::TakeOver(Client& before) {
   if (from.options_.client != options_.client) {
     return;  // what was sent under another name counts no more
   }
+  clock_ = from.clock_;
+  entered_ = from.entered_;
+  if (spec_.consistency.synchronous()) {
+    versions_ = std::move(from.versions_);
+  }
+  unsettled_ = from.unsettled_;
   residuals_ = std::move(from.residuals_);
   part_ = from.part_;
   unclipped_ = from.unclipped_;
@@ -409,8 +439,9 @@ Status FrameClient::Push(const Gradient& gradient, std::span<float> values) {
   const bool bounded = spec_.consistency.bounded();
   if (bounded) {
     COHORT_RETURN_IF_ERROR(EnterClock());
-    ++clock_;
   }
+  // This client's when the step is done: one that is sent again is the same step.
+  const std::uint64_t clock = clock_ + 1;
   staleness_ = 0;
   late_ = false;
   if (gradient.round.has_value()) {
@@ -429,6 +460,9 @@ Status FrameClient::Push(const Gradient& gradient, std::span<float> values) {
       header.set_pull(!values.empty() && !bounded);
       header.set_wire(WireNumber(options_.wire.push));
       header.set_pull_wire(WireNumber(options_.wire.pull));
+      if (spec_.copies && gradient.commit.round() != 0) {
+        *header.mutable_commit() = gradient.commit;
+      }
       if (gradient.round.has_value()) {
         *header.mutable_round() = *gradient.round;
       }
@@ -446,12 +480,12 @@ Status FrameClient::Push(const Gradient& gradient, std::span<float> values) {
       // All of the step is applied before any of it is read: who waits holds nobody up.
       requests.back().header.set_advance(true);
       requests.back().header.set_sender(options_.task);
-      requests.back().header.set_clock(clock_);
+      requests.back().header.set_clock(clock);
       if (!values.empty()) {
         FrameHeader header = Header();
         header.set_bounded(true);
         header.set_sender(options_.task);
-        header.set_clock(clock_);
+        header.set_clock(clock);
         AddPulls(s, /*everything=*/false, header, &requests);
       }
     }
@@ -459,7 +493,9 @@ Status FrameClient::Push(const Gradient& gradient, std::span<float> values) {
   if (spec_.copies) {
     AddCopies(spec_.servers, &requests);
   }
-  return link_->Run(requests, Into(values, {}));
+  COHORT_RETURN_IF_ERROR(link_->Run(requests, Into(values, {})));
+  clock_ = bounded ? clock : clock_;
+  return {};
 }
 
 Status FrameClient::Settle(std::uint64_t round, const Commit& commit, double clip_norm) {
@@ -535,6 +571,9 @@ Status FrameClient::Pause() {
   std::vector<FrameRequest> requests;
   for (int s = 0; s < spec_.servers; ++s) {
     requests.push_back({s, FrameMethod::kPause, Header(), {}});
+  }
+  if (spec_.copies) {
+    AddCopies(spec_.servers, &requests);
   }
   return link_->Run(requests, Into({}, {}));
 }

@@ -50,6 +50,7 @@ struct Gradient {
   double weight = 1;           // what the gradient is divided by; under rounds, of this part
   double clip = 1;             // and multiplied by; asynchronous only
   std::optional<Round> round;  // synchronous application only
+  Commit commit;               // with backup workers: of the round before; 0: of none
 };
 
 class Client {
@@ -76,8 +77,10 @@ class Client {
   // The same of these servers' chunks.
   virtual Status AssignTo(std::span<const int> servers, std::span<const float> values,
                           std::span<const std::span<float>> slots, std::uint64_t version) = 0;
-  // Where the model has copies: what server `server` has, or the copy of it, as the other has it,
-  // and which pushes that had. Nobody pushes meanwhile.
+  // Where the model has copies: what server `server` has, or the copy of it, as the other has it.
+  // First rows (RowClient::CopyPart), then which pushes that had, the workers' clocks and what has
+  // come of rounds that are not applied; values last: with them the part counts as there. Nobody
+  // pushes meanwhile. Cost: the bytes of all that, twice through this process.
   enum class Mend { kServer, kCopy };
   virtual Status CopyPart(int server, Mend which) = 0;
   virtual Status CopyPushes(int server, Mend which) = 0;
@@ -100,8 +103,10 @@ class Client {
   // The numbers of the last pushes, by server; a client of the same process that goes on from
   // them sends what comes after.
   virtual std::vector<std::uint64_t> pushes() const = 0;
-  // Goes on from what `before`, of the same process and model, has rounded off gradients; a push
-  // under a number that it had is sent in the same bytes. `before` is not used again.
+  // Goes on from where `before`, of the same process and model, was with servers that go on as they
+  // were: from its clock, what it has rounded off gradients, and under synchronous application from
+  // its copy of the values, which Pull brings no more. A push under a number that it had is sent in
+  // the same bytes. `before` is not used again.
   virtual void TakeOver(Client& before) = 0;
   // The greatest staleness that the servers found in the last Push; and whether it came too late.
   virtual std::uint64_t staleness() const = 0;

@@ -54,6 +54,7 @@ Status FrameClient::CopyPart(int server, Mend which) {
     assign.header.set_copy(!from_copy);
     pull.header.set_slots(true);
     assign.header.set_slots(true);
+    assign.header.set_keep_round(true);
     std::size_t floats = 0;
     for (const int c : frame) {
       const Chunk& chunk = chunks_[static_cast<std::size_t>(c)];
@@ -103,7 +104,59 @@ Status FrameClient::CopyPushes(int server, Mend which) {
   COHORT_RETURN_IF_ERROR(call(from_copy ? holder : own, from_copy, &told));
   request.mutable_install()->Swap(told.mutable_pushes());
   PushesReply taken;
-  return call(from_copy ? own : holder, !from_copy, &taken);
+  COHORT_RETURN_IF_ERROR(call(from_copy ? own : holder, !from_copy, &taken));
+  return spec_.consistency.synchronous() ? CopyRounds(server, which) : OkStatus();
+}
+
+// Parts are of any number and size: each piece of one travels alone.
+Status FrameClient::CopyRounds(int server, Mend which) {
+  const bool from_copy = which == Mend::kServer;
+  const auto holder = static_cast<std::size_t>(CopyHolder(server, spec_.servers));
+  const auto own = static_cast<std::size_t>(server);
+  const auto call = [&](RoundsRequest request, bool copy, RoundsReply* reply) -> Status {
+    const std::size_t at = copy ? holder : own;
+    request.set_epoch(options_.epoch);
+    request.set_copy(copy);
+    reply->Clear();
+    COHORT_RETURN_IF_ERROR(Control(at, [&](Servers::Stub& stub, grpc::ClientContext* context) {
+      return stub.ExchangeRounds(context, request, reply);
+    }));
+    return Taken(*reply, at);
+  };
+  RoundsReply told;
+  RoundsReply taken;
+  COHORT_RETURN_IF_ERROR(call({}, from_copy, &told));
+  RoundsRequest install;
+  *install.mutable_install() = told.rounds();
+  COHORT_RETURN_IF_ERROR(call(std::move(install), !from_copy, &taken));
+  // `piece`: of which round, or chunk.
+  const auto copy_pieces = [&](const auto& parts, RoundPiece piece) -> Status {
+    for (int p = 0; p < parts.size(); ++p) {
+      piece.set_part(static_cast<std::uint32_t>(p));
+      for (std::uint32_t i = 0; i < parts[p].pieces(); ++i) {
+        piece.set_piece(i);
+        RoundsRequest ask;
+        *ask.mutable_ask() = piece;
+        RoundsReply answer;
+        COHORT_RETURN_IF_ERROR(call(std::move(ask), from_copy, &answer));
+        RoundsRequest give;
+        give.mutable_piece()->Swap(answer.mutable_piece());
+        COHORT_RETURN_IF_ERROR(call(std::move(give), !from_copy, &taken));
+      }
+    }
+    return {};
+  };
+  for (const ChunkRound& round : told.rounds().chunks()) {
+    RoundPiece of_chunk;
+    of_chunk.set_chunk(round.chunk());
+    COHORT_RETURN_IF_ERROR(copy_pieces(round.parts(), std::move(of_chunk)));
+  }
+  for (const OpenRound& round : told.rounds().rows()) {
+    RoundPiece of_round;
+    of_round.set_round(round.round());
+    COHORT_RETURN_IF_ERROR(copy_pieces(round.parts(), std::move(of_round)));
+  }
+  return {};
 }
 
 }  // namespace cohort::ps

@@ -80,6 +80,30 @@ void ClockTable::Reset() {
   changed_.notify_all();
 }
 
+void ClockTable::Tell(Clocks* clocks) const {
+  const std::lock_guard lock(mutex_);
+  for (const auto& [id, worker] : workers_) {
+    WorkerClock* const told = clocks->Add();
+    told->set_client(id);
+    told->set_clock(worker.clock);
+    told->set_live(worker.live);
+    told->set_name(worker.name);
+  }
+}
+
+void ClockTable::Learn(const Clocks& clocks) {
+  {
+    const std::lock_guard lock(mutex_);
+    workers_.clear();
+    for (const WorkerClock& told : clocks) {
+      if (!retired_.contains(told.client())) {
+        workers_[told.client()] = {.clock = told.clock(), .live = told.live(), .name = told.name()};
+      }
+    }
+  }
+  changed_.notify_all();
+}
+
 std::string ClockTable::Slowest(std::uint64_t worker) const {
   const std::lock_guard lock(mutex_);
   const auto self = workers_.find(worker);

@@ -23,6 +23,7 @@
 
 #include <cohort/core/clock.h>
 
+#include <cohort/parameter_server.pb.h>
 #include "parameter_server/variables/retired_clients.h"
 
 namespace cohort::ps {
@@ -40,6 +41,11 @@ class ClockTable {
   void Retire(std::uint64_t worker) { Retire(worker, worker); }
   // Nobody has made a step; those that were retired stay so.
   void Reset();
+  // What is known of workers, and that it is what another table knew; those that were retired stay
+  // so.
+  using Clocks = google::protobuf::RepeatedPtrField<WorkerClock>;
+  void Tell(Clocks* clocks) const;
+  void Learn(const Clocks& clocks);
   // Until a read of `worker` at this clock is fresh; false at the deadline.
   bool Await(std::uint64_t worker, std::uint64_t clock, Deadline deadline,
              const std::string& name = {});

@@ -83,6 +83,8 @@ class FrameClient final : public Client {
     return reply.has_error() ? ToStatus(reply.error(), names_[server]) : OkStatus();
   }
   Status EnterClock();
+  Status TellClock();
+  Status CopyRounds(int server, Mend which);
   Result<std::string> Locate(int line, bool may_share);
   // Where values, and slots where given, of a reply go; and what is known when they are there.
   ReplyHandler Into(std::span<float> values, std::span<const std::span<float>> slots);
@@ -109,6 +111,7 @@ class FrameClient final : public Client {
   bool late_ = false;
   std::uint64_t clock_ = 0;       // under bounded staleness: of this worker
   bool entered_ = false;          // since Pause
+  bool told_ = false;             // all servers and copies, where there are those
   std::uint64_t snapshot_ = 0;    // that PullState reads
   std::vector<float> residuals_;  // of gradients that are rounded, as the arena
   // The part that they are of, from its Push until it is known what became of it. Round 0: none.

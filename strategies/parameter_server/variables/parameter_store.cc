@@ -147,7 +147,9 @@ Error ParameterStore::Assign(const FrameHeader& header, PayloadReader payload) {
     }
     block.version = header.versions(i);
     block.pulled.clear();
-    block.round.Clear();
+    if (!header.keep_round()) {
+      block.round.Clear();
+    }
     if (!block.assigned) {
       block.assigned = true;
       unassigned_.fetch_sub(1, std::memory_order_acq_rel);
@@ -158,6 +160,10 @@ Error ParameterStore::Assign(const FrameHeader& header, PayloadReader payload) {
 
 Error ParameterStore::Push(const FrameHeader& header, PayloadReader payload, Pushed* pushed) {
   Error error = Decode(header, &payload);
+  if (error.kind() == Error::NONE && header.has_commit()) {
+    error = Check(header);
+    error = error.kind() == Error::NONE ? ApplyCommit(header) : error;
+  }
   if (error.kind() == Error::NONE) {
     error = CheckPush(header, payload);
   }
@@ -214,15 +220,8 @@ Error ParameterStore::Admit(const FrameHeader& header, Deadline deadline) {
     return error;
   }
   if (header.has_commit()) {
-    if (!elects_ || !ready()) {
-      return MakeError(Error::BAD_FRAME, "a commit where rounds need none");
-    }
-    for (const std::uint32_t chunk : header.chunks()) {
-      Block& block = *blocks_[chunk];
-      const std::lock_guard lock(block.mutex);
-      if (const Status status = Apply(block, header.commit()); !status.ok()) {
-        return MakeError(Error::OUT_OF_ORDER, status.message());
-      }
+    if (Error error = ApplyCommit(header); error.kind() != Error::NONE) {
+      return error;
     }
   }
   if (!header.bounded()) {
@@ -242,7 +241,25 @@ Error ParameterStore::Admit(const FrameHeader& header, Deadline deadline) {
                                              std::to_string(spec_.consistency.staleness));
 }
 
+Error ParameterStore::ApplyCommit(const FrameHeader& header) {
+  if (!elects_ || !ready()) {
+    return MakeError(Error::BAD_FRAME, "a commit where rounds need none");
+  }
+  for (const std::uint32_t chunk : header.chunks()) {
+    Block& block = *blocks_[chunk];
+    const std::lock_guard lock(block.mutex);
+    if (const Status status = Apply(block, header.commit()); !status.ok()) {
+      return MakeError(Error::OUT_OF_ORDER, status.message());
+    }
+  }
+  return {};
+}
+
 std::uint64_t ParameterStore::Enter(const FrameHeader& header) {
+  if (header.advance() && declared_.load(std::memory_order_acquire) && clocks_ != nullptr) {
+    clocks_->Advance(header.client(), header.clock(), header.sender());  // as another one said
+    return header.clock();
+  }
   return declared_.load(std::memory_order_acquire) && clocks_ != nullptr
              ? clocks_->Enter(header.client(), header.clock(), header.sender())
              : header.clock();

@@ -63,6 +63,16 @@ class ParameterStore {
   // count anew. The same return, and rule.
   std::uint64_t Stay(bool forget);
   PushLedger& pushes() { return ledger_; }
+  // For another server that gets the part: what is known of workers' clocks, and that it is what
+  // another store knew. So it is with rounds, all but what their parts hold; and with that.
+  // Nothing else runs. BAD_FRAME: there is no such round, or no such part of it; or what a part
+  // holds is of another length than its chunk.
+  void TellClocks(ClockTable::Clocks* clocks) const;
+  void LearnClocks(const ClockTable::Clocks& clocks);
+  void TellRounds(Rounds* rounds) const;
+  Error LearnRounds(const Rounds& rounds);
+  Error TellPiece(const RoundPiece& asked, RoundPiece* piece) const;
+  Error LearnPiece(const RoundPiece& piece);
 
   // What is wrong with a frame, or kind NONE.
   Error Assign(const FrameHeader& header, PayloadReader payload);
@@ -153,6 +163,10 @@ class ParameterStore {
   // The staleness of the gradient.
   std::uint64_t ApplyAsynchronous(Block& block, const FrameHeader& header, std::uint64_t base,
                                   PayloadReader& payload);
+  // The commit that a frame brings, to its chunks.
+  Error ApplyCommit(const FrameHeader& header);
+  // The part that a piece is of; null: there is none.
+  Block* Holder(const RoundPiece& piece) const;
   // Whether the part may still count.
   bool ApplyPart(Block& block, const FrameHeader& header, PayloadReader& payload);
   Status Apply(Block& block, const Commit& commit);

@@ -134,5 +134,42 @@ TEST(BlockRound, WithoutExamplesThereIsNothingToApply) {
   EXPECT_THAT(values, ElementsAre(9.0F));
 }
 
+// Another server gets the round as it is: in the middle, where it waits for its factor, and behind.
+TEST(BlockRound, IsToldToAnotherServer) {
+  const auto copy = [](const BlockRound& from) {
+    ChunkRound told;
+    from.Tell(&told);
+    BlockRound to;
+    to.Learn(told);
+    for (int p = 0; p < told.parts_size(); ++p) {
+      const auto part = static_cast<std::uint32_t>(p);
+      if (told.parts(p).pieces() > 0) {
+        to.SetValues(part, from.ValuesOf(part));
+      }
+    }
+    return to;
+  };
+  BlockRound round;
+  ASSERT_TRUE(round.Enter(Attempt(5, 1, 2), 4));
+  Put(round, 1, 3, {1});
+  BlockRound other = copy(round);
+  EXPECT_FALSE(other.Enter(Attempt(5, 0, 2), 4)) << "an older attempt";
+  ASSERT_TRUE(other.Enter(Attempt(5, 1, 2), 4));
+  EXPECT_TRUE(other.has(1));
+  EXPECT_TRUE(other.IsLastMissing(0));
+  Put(other, 0, 1, {3});
+  other.Sum(/*trainable=*/true, /*waits=*/true);
+  BlockRound waiting = copy(other);
+  EXPECT_TRUE(waiting.Completed(5, 4));
+  EXPECT_EQ(waiting.squares(), 16);
+  EXPECT_EQ(waiting.weight(), 4);
+  EXPECT_THAT(GradientOf(waiting), ElementsAre(4.0F));
+  waiting.Finish();
+  const BlockRound behind = copy(waiting);
+  EXPECT_FALSE(behind.waits());
+  EXPECT_EQ(behind.squares(), 16) << "for workers that have yet to ask";
+  EXPECT_THAT(GradientOf(behind), IsEmpty());
+}
+
 }  // namespace
 }  // namespace cohort::ps

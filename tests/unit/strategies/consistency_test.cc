@@ -200,6 +200,29 @@ TEST(ClockTable, AWorkerHasOneClockAtAllServers) {
   EXPECT_EQ(first.Await(2, others + 2, at_once), second.Await(2, others + 2, at_once));
 }
 
+// What one server knows another one learns, but of who was given up there.
+TEST(ClockTable, IsToldToAnother) {
+  const Deadline at_once = DeadlineAfter(microseconds(100));
+  ClockTable table(1);
+  table.Advance(1, 5, "worker:1");
+  table.Advance(2, 3, "worker:2");
+  table.Advance(3, 1, "worker:3");
+  table.Advance(4, 2, "worker:4");
+  table.Pause(3);
+  ClockTable other(1);
+  other.Retire(4);
+  other.Advance(9, 1, "worker:9");  // is forgotten
+  ClockTable::Clocks clocks;
+  table.Tell(&clocks);
+  EXPECT_EQ(clocks.size(), 4);
+  other.Learn(clocks);
+  EXPECT_FALSE(other.Await(1, 5, at_once));
+  EXPECT_EQ(other.Slowest(1), "worker:2 is 2 steps behind this one");
+  other.Advance(2, 4);
+  EXPECT_TRUE(other.Await(1, 5, at_once));
+  EXPECT_EQ(other.Enter(3, 1), 4U) << "at the clock of the slowest";
+}
+
 TEST(ClockTable, TheSlowestNeverWaitsAndAParkedReadWakesWhenItIsNoLongerHeldUp) {
   Clocks clocks(1);
   const Deadline never = DeadlineAfter(seconds(20));
@@ -403,6 +426,28 @@ TEST(BackupWorkers, ALostWorkerIsWhatTheyAreFor) {
   EXPECT_EQ(part.part, 1);
   EXPECT_EQ(table.Finish(b, 3, 0, {.weight = 1}, &total), RoundTable::Reply::kGo);
   EXPECT_EQ(total.commit.winners, std::vector<int>{1});
+}
+
+// Servers that were given values know of no parts that these came from.
+TEST(BackupWorkers, ServersThatHaveGoneBackAreToldOfNoRoundBefore) {
+  const TaskId a{TaskType::kWorker, 0};
+  const TaskId b{TaskType::kWorker, 1};
+  RoundTable table(0, {a, b}, 1);
+  table.OpenEpoch({}, 0, 10);
+  RoundPart part;
+  RoundTotal total;
+  for (const TaskId& task : {a, b}) {
+    table.Join(task, {}, &part);
+  }
+  ASSERT_EQ(table.Finish(a, 1, 0, {.weight = 1}, &total), RoundTable::Reply::kGo);
+  RoundTable saved(table.Keep(), 1);
+  ASSERT_EQ(table.Join(a, {}, &part), RoundTable::Reply::kGo);
+  EXPECT_EQ(part.previous.round, 1U);
+  saved.Restart({a});
+  ASSERT_EQ(saved.Join(a, {}, &part), RoundTable::Reply::kGo);
+  EXPECT_EQ(part.round, 2U);
+  EXPECT_EQ(part.previous, RoundCommit());
+  EXPECT_EQ(saved.last_round(), 1U);
 }
 
 }  // namespace

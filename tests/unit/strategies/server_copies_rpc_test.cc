@@ -3,7 +3,10 @@
 
 #include <gmock/gmock.h>
 
+#include <numeric>
 #include <thread>
+
+#include <cohort/optim/gradients.h>
 
 #include "row_cluster.h"
 
@@ -31,6 +34,13 @@ class Copies : public ::testing::Test {
     items.initializer = {RowInitializer::Kind::kZeros, 0};
     items.optimizer = Sgd({.learning_rate = 1})->config();
     spec_.tables = {items};
+    Begin();
+  }
+
+  // With other servers, none of which knows anything.
+  void Begin() {
+    servers_.clear();
+    addresses_.clear();
     for (int s = 0; s < kServers; ++s) {
       servers_.push_back(OrThrow(Server::Start("127.0.0.1:0", s, Log())));
       addresses_.push_back("127.0.0.1:" + std::to_string(servers_.back()->port()));
@@ -73,6 +83,16 @@ class Copies : public ::testing::Test {
     OrThrow(chief.dense->CopyPushes(server, which));
     OrThrow(chief.dense->CopyPart(server, which));
   }
+  // Another process is in its place, and has what the copies have; all are in this epoch.
+  void LoseAndMend(int server, std::uint64_t epoch) {
+    Lose(server);
+    const Process chief = Chief(epoch);
+    OrThrow(chief.dense->Declare());
+    const Client::Kept kept = OrThrow(chief.dense->BeginKeeping({}));
+    EXPECT_THAT(kept.without, ElementsAre(server));
+    Mend(chief, server, Client::Mend::kServer);
+    Mend(chief, CopiedServer(server, kServers), Client::Mend::kCopy);
+  }
 
   // A step: -1 to every float, and to the rows of 8 ids, two of which others have as well.
   static Status PushRows(const Process& worker, std::uint64_t number, int step) {
@@ -113,7 +133,12 @@ class Copies : public ::testing::Test {
     }
   }
 
+  static std::unique_ptr<Servers::Stub> Control(const std::string& address) {
+    return Servers::NewStub(grpc::CreateChannel(address, grpc::InsecureChannelCredentials()));
+  }
+
   ModelSpec spec_;
+  double clip_ = 0;  // of the norm, where rounds are clipped
   std::vector<std::unique_ptr<Server>> servers_;
   std::vector<std::string> addresses_;
 };
@@ -232,15 +257,7 @@ TEST_F(Copies, ARoundedStepThatIsSentAgainIsTheSameForPartAndCopy) {
 
 TEST_F(Copies, SumsAreWholeWhereManyWorkersPushAtOnce) {
   spec_.optimizer = Sgd({.learning_rate = 1})->config();
-  for (std::unique_ptr<Server>& server : servers_) {
-    const int index = static_cast<int>(&server - servers_.data());
-    server = OrThrow(Server::Start("127.0.0.1:0", index, Log()));
-    addresses_[static_cast<std::size_t>(index)] = "127.0.0.1:" + std::to_string(server->port());
-  }
-  const Process first = Chief(1);
-  OrThrow(first.dense->Declare());
-  OrThrow(first.dense->Begin({}));
-  OrThrow(first.dense->Assign(std::vector<float>(kFloats), {}, 0));
+  Begin();
   constexpr int kSteps = 10;
   std::vector<std::thread> workers;
   std::vector<Status> results(4);
@@ -269,6 +286,257 @@ TEST_F(Copies, SumsAreWholeWhereManyWorkersPushAtOnce) {
   EXPECT_EQ(values, std::vector<float>(kFloats, 4 * kSteps));
   EXPECT_EQ(RowsOf(*chief.rows).at(1).weights, std::vector<float>(kDim, 4 * kSteps));
 }
+
+// Bounded staleness: who is at work, and how far, the servers that were mended know as well, though
+// nobody reads from copies.
+TEST_F(Copies, ServersThatAreMendedKnowWhoIsAtWork) {
+  spec_.consistency = OrThrow(Consistency::Parse("ssp:1"));
+  Begin();
+  std::uint64_t epoch = 1;
+  const auto lose_all = [&] {
+    for (int s = 0; s < kServers; ++s) {
+      LoseAndMend(s, ++epoch);
+    }
+  };
+  // The worker of `before` in the epoch of now.
+  const auto go_on = [&](std::uint64_t number, Client* before) {
+    auto client = Client::Make(
+        spec_, addresses_,
+        {.client = number,
+         .task = "worker:" + std::to_string(number),
+         .epoch = epoch,
+         .peer_timeout = std::chrono::milliseconds(2000),
+         .read_timeout = std::chrono::milliseconds(700),
+         .pushes = before == nullptr ? std::vector<std::uint64_t>() : before->pushes()});
+    if (before != nullptr) {
+      client->TakeOver(*before);
+    }
+    return client;
+  };
+  const std::vector<float> gradient(kFloats, -1);
+  std::vector<float> values(kFloats);
+  const auto step = [&](Client& client) { return client.Push({.arena = gradient}, values); };
+  auto one = go_on(7, nullptr);
+  auto other = go_on(8, nullptr);
+  for (int i = 0; i < 3; ++i) {
+    OrThrow(step(*one));
+    OrThrow(step(*other));
+  }
+  OrThrow(other->Pause());
+  lose_all();
+  one = go_on(7, one.get());
+  for (int i = 0; i < 3; ++i) {
+    OrThrow(step(*one));  // nobody waits for who is between two pieces of work
+  }
+  other = go_on(8, other.get());
+  OrThrow(other->PullForStep(values, {}));  // is back, at the clock of the other, 6
+  EXPECT_EQ(values, Read(epoch).values);
+  lose_all();
+  one = go_on(7, one.get());
+  OrThrow(step(*one));  // one ahead
+  const Status ahead = step(*one);
+  EXPECT_EQ(ahead.code(), StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(ahead.message(), HasSubstr("worker:8 is 2 steps behind this one"));
+  other = go_on(8, other.get());
+  OrThrow(step(*other));
+  OrThrow(step(*one));
+}
+
+// Rounds of two parts, one of which has come when a server is lost; "clip": by the norm of all.
+// What is sent again counts once, and all is, bit by bit, what it would have been.
+class CopiesOfRounds : public Copies, public ::testing::WithParamInterface<std::string> {
+ protected:
+  static constexpr int kRounds = 4;
+
+  CopiesOfRounds() {
+    clip_ = GetParam() == "clip" ? 0.5 : 0;
+    spec_.consistency = OrThrow(Consistency::Parse(GetParam() == "clip" ? "sync" : GetParam()));
+    spec_.optimizer =
+        Sgd({.learning_rate = 0.3, .momentum = 0.7, .global_clip_norm = clip_})->config();
+  }
+  bool elects() const { return spec_.consistency.backup_workers > 0; }
+  // Of two parts one wins, in turns.
+  Commit CommitOf(std::uint64_t round) const {
+    Commit commit;
+    if (elects() && round > 0) {
+      commit.set_round(round);
+      commit.add_winners(static_cast<std::uint32_t>(round % 2));
+    }
+    return commit;
+  }
+
+  // What is not whole in floats, so that the order of additions is in the result.
+  static float Fraction(std::uint64_t round, std::uint64_t part, std::size_t i) {
+    return static_cast<float>((i * 7 + round * 13 + part * 5) % 1000) *
+           (part == 0 ? 0.0123F : -3.7F);
+  }
+  Status PushRows(const Process& worker, std::uint64_t round, int part) const {
+    std::vector<std::uint64_t> ids;
+    std::vector<float> gradients;
+    for (std::uint64_t i = 0; i < 40; ++i) {
+      ids.push_back(i < 20 ? i : round * 100 + i);
+      for (std::size_t k = 0; k < kDim; ++k) {
+        gradients.push_back(Fraction(round, static_cast<std::uint64_t>(part), i + k));
+      }
+    }
+    const RowClient::Gradients one{.table = 0, .ids = ids, .values = gradients};
+    worker.rows->Elected(CommitOf(round - 1));
+    return worker.rows->PushPart({&one, 1}, static_cast<std::int64_t>(round), 1 + part,
+                                 {.round = round, .attempt = 0, .part = part, .parts = 2});
+  }
+  Status PushDense(const Process& worker, std::uint64_t round, int part) const {
+    std::vector<float> arena(kFloats);
+    for (std::size_t i = 0; i < kFloats; ++i) {
+      arena[i] = Fraction(round, static_cast<std::uint64_t>(part), i);
+    }
+    Gradient gradient{.arena = arena, .weight = 1.0 + part, .commit = CommitOf(round - 1)};
+    gradient.round.emplace();
+    gradient.round->set_round(round);
+    gradient.round->set_part(static_cast<std::uint32_t>(part));
+    gradient.round->set_parts(2);
+    return worker.dense->Push(gradient, {});
+  }
+  // The round is complete.
+  Status Take(const Process& worker, std::uint64_t round) const {
+    if (clip_ > 0) {
+      COHORT_RETURN_IF_ERROR(worker.dense->Settle(round, CommitOf(round), clip_));
+    }
+    std::vector<float> values(kFloats);
+    return worker.dense->PullForStep(values, CommitOf(round));
+  }
+  All ReadAfter(std::uint64_t epoch, std::uint64_t round) const {
+    All all;
+    const Process chief = Chief(epoch);
+    std::span<float> slot = all.slots;
+    OrThrow(Take(chief, round));  // a copy may not have been told which parts it has
+    OrThrow(chief.dense->PullState(all.values, {&slot, 1}));
+    chief.rows->Elected(CommitOf(round));
+    chief.rows->ReadAfter(round);
+    all.rows = RowsOf(*chief.rows);
+    return all;
+  }
+
+  // All rounds, in the second of which `lost` is lost; -1: none is. With `sent` the second part has
+  // come to the others then, and to the copy of what is lost.
+  All Train(int lost, bool sent, std::uint64_t* epoch) {
+    Begin();
+    *epoch = 1;
+    std::vector<std::vector<std::uint64_t>> pushes(2);
+    std::vector<std::vector<std::uint64_t>> row_pushes(2);
+    std::vector<Process> workers;
+    const auto renew = [&] {
+      workers.clear();
+      for (std::size_t w = 0; w < 2; ++w) {
+        workers.push_back(Make(w + 1, *epoch, pushes[w], row_pushes[w]));
+      }
+    };
+    renew();
+    for (std::uint64_t round = 1; round <= kRounds; ++round) {
+      for (int w = 0; w < 2; ++w) {
+        const auto at = static_cast<std::size_t>(w);
+        if (round == 2 && w == 1 && lost >= 0) {
+          servers_[static_cast<std::size_t>(lost)].reset();
+          if (sent) {
+            EXPECT_EQ(PushDense(workers[at], round, w).code(), StatusCode::kUnavailable);
+          }
+          LoseAndMend(lost, ++*epoch);
+          renew();
+        }
+        OrThrow(PushRows(workers[at], round, w));
+        OrThrow(PushDense(workers[at], round, w));
+        pushes[at] = workers[at].dense->pushes();
+        row_pushes[at] = workers[at].rows->pushes();
+      }
+      for (const Process& worker : workers) {
+        OrThrow(Take(worker, round));
+      }
+    }
+    return ReadAfter(*epoch, kRounds);
+  }
+};
+
+TEST_P(CopiesOfRounds, AreBitByBitWhatTheyAreCopiesOf) {
+  std::uint64_t epoch = 0;
+  const All whole = Train(/*lost=*/-1, /*sent=*/false, &epoch);
+  EXPECT_NE(whole.values[1], 0);
+  EXPECT_EQ(whole.rows.at(1).updates, static_cast<std::uint32_t>(kRounds));
+  for (int s = 0; s < 2 * kServers; ++s) {
+    LoseAndMend(s % kServers, ++epoch);
+    ExpectSame(ReadAfter(epoch, kRounds), whole);
+  }
+}
+
+TEST_P(CopiesOfRounds, ARoundThatHadBegunIsTheSameWhereItsServerIsLost) {
+  std::uint64_t epoch = 0;
+  const All whole = Train(/*lost=*/-1, /*sent=*/false, &epoch);
+  for (int lost = 0; lost < kServers; ++lost) {
+    for (const bool sent : {false, true}) {
+      ExpectSame(Train(lost, sent, &epoch), whole);
+      // And so is the copy of each.
+      for (int s = 0; s < kServers; ++s) {
+        LoseAndMend(s, ++epoch);
+      }
+      ExpectSame(ReadAfter(epoch, kRounds), whole);
+    }
+  }
+}
+
+class CopiesOfClippedRounds : public CopiesOfRounds {};
+
+// All parts are there, and the factor of the clipping is known to some servers only.
+TEST_P(CopiesOfClippedRounds, AFactorThatSomeServersHaveIsFoundAgain) {
+  const auto first_round = [&](bool lose) {
+    Begin();
+    const Process one = Make(1, 1);
+    const Process two = Make(2, 1);
+    OrThrow(PushRows(one, 1, 0));
+    OrThrow(PushDense(one, 1, 0));
+    OrThrow(PushRows(two, 1, 1));
+    OrThrow(PushDense(two, 1, 1));
+    std::uint64_t epoch = 1;
+    if (lose) {
+      // ps:0 is told first, with the copy of ps:2's part; the next one is not there any more.
+      NormsRequest ask;
+      ask.set_layout(spec_.Fingerprint());
+      ask.set_round(1);
+      ask.set_epoch(1);
+      std::vector<double> squares(MakeChunks(spec_).size());
+      double weight = 0;
+      for (const std::string& address : addresses_) {
+        grpc::ClientContext context;
+        NormsReply reply;
+        EXPECT_TRUE(Control(address)->Norms(&context, ask, &reply).ok());
+        weight = reply.chunks_size() > 0 ? reply.weight() : weight;
+        for (int i = 0; i < reply.chunks_size(); ++i) {
+          squares[reply.chunks(i)] = reply.squares(i);
+        }
+      }
+      const double norm = std::accumulate(squares.begin(), squares.end(), 0.0);
+      const double scale = static_cast<float>(1.0 / weight);
+      SettleRequest settle;
+      settle.set_layout(spec_.Fingerprint());
+      settle.set_round(1);
+      settle.set_epoch(1);
+      settle.set_factor(ClipFactor(norm * scale * scale, clip_));
+      EXPECT_LT(settle.factor(), 1);
+      grpc::ClientContext context;
+      SettleReply settled;
+      EXPECT_TRUE(Control(addresses_[0])->Settle(&context, settle, &settled).ok());
+      for (int s = kServers - 1; s >= 0; --s) {  // ps:2 gets what has its factor already
+        LoseAndMend(s, ++epoch);
+      }
+    }
+    OrThrow(Take(Make(1, epoch), 1));
+    return ReadAfter(epoch, 1);
+  };
+  ExpectSame(first_round(/*lose=*/true), first_round(/*lose=*/false));
+}
+
+INSTANTIATE_TEST_SUITE_P(Copies, CopiesOfClippedRounds, ::testing::Values("clip"));
+INSTANTIATE_TEST_SUITE_P(Copies, CopiesOfRounds, ::testing::Values("sync", "clip", "sync:1"),
+                         [](const ::testing::TestParamInfo<std::string>& of) {
+                           return of.param == "sync:1" ? std::string("backup") : of.param;
+                         });
 
 TEST_F(Copies, AProcessWithoutCopiesIsRefused) {
   ModelSpec other = spec_;

@@ -58,8 +58,8 @@ enum class ServerLoss {
   kPartial,
   // Every server's part is on its successor, too, and a push counts when both have it. The one that
   // was lost gets its part from there: nothing rolls back, and no update is lost, or applied twice.
-  // Where both are lost, as kPartial. Pushes travel twice, and servers hold twice as much. With
-  // asynchronous application only, and two servers or more.
+  // Where both are lost, as kPartial with asynchronous application, else as kRollBack. Pushes
+  // travel twice, and servers hold twice as much. With two servers or more.
   kReplica,
 };
 std::string_view ServerLossName(ServerLoss loss);  // "kRollBack"
