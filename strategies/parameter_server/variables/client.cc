@@ -372,7 +372,6 @@ void FrameClient::TakeOver(Client& before) {
   if (spec_.consistency.synchronous()) {
     versions_ = std::move(from.versions_);
   }
-  unsettled_ = from.unsettled_;
   residuals_ = std::move(from.residuals_);
   part_ = from.part_;
   unclipped_ = from.unclipped_;
