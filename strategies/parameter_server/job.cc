@@ -91,7 +91,7 @@ void Job::MakeClients(std::uint64_t epoch, bool servers_stand) {
   }
   auto row_client =
       spec_.tables.empty() ? nullptr : RowClient::Make(spec_, server_addresses_, options);
-  if (row_client_ != nullptr && spec_.copies) {
+  if (spec_.copies && servers_stand && row_client_ != nullptr && row_client != nullptr) {
     row_client->TakeOver(*row_client_);
   }
   if (row_client_ != nullptr) {  // what was not taken over
