@@ -31,8 +31,10 @@ void ChiefSaves::CountFromHere() {
 }
 
 void ChiefSaves::ExpectNext() {
-  if (job_.coordinator() != nullptr && plan_.save && plan_.every_steps > 0) {
-    job_.coordinator()->CutDue(saved_.steps + plan_.every_steps);
+  if (job_.coordinator() != nullptr) {
+    const bool due = plan_.save && plan_.every_steps > 0;
+    job_.coordinator()->CutDue(due ? std::optional(saved_.steps + plan_.every_steps)
+                                   : std::nullopt);
   }
 }
 

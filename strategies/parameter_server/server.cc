@@ -191,6 +191,9 @@ class Service final : public Base {
       *reply->mutable_error() = NoCopy();
       return Reply(context);
     }
+    if (context->IsCancelled()) {
+      return Reply(context);  // it was sent again
+    }
     if (request->has_install()) {
       Status learned = part->store.pushes().Learn(request->install().dense());
       if (learned.ok()) {
@@ -209,6 +212,9 @@ class Service final : public Base {
                                            RoundsReply* reply) override {
     const EpochGate::Pass pass = gate_.Enter(request->epoch());
     Part* const part = PartOf(request->copy());
+    if (context->IsCancelled()) {
+      return Reply(context);  // it was sent again
+    }
     Error error = pass.error().kind() != Error::NONE ? pass.error()
                   : part == nullptr                  ? NoCopy()
                                                      : Exchange(*part, *request, reply);

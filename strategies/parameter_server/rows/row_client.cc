@@ -490,6 +490,7 @@ void FrameRowClient::TakeOver(RowClient& before) {
   auto& from = static_cast<FrameRowClient&>(before);  // there is one kind
   if (from.number_ == number_) {
     feedback_ = std::move(from.feedback_);
+    elected_ = from.elected_;  // a server that was mended may not have heard
   }
 }
 

@@ -148,8 +148,13 @@ Status RowRounds::Learn(const Rounds& rounds) {
   std::map<std::uint64_t, Open> open;
   for (const OpenRound& told : rounds.rows()) {
     Open& one = open[told.round()];
-    if (told.parts_size() < 1 || told.parts_size() > static_cast<int>(kMaxParts) ||
-        told.round() <= rounds.applied()) {
+    if (!one.parts.empty() || told.parts_size() < 1 ||
+        told.parts_size() > static_cast<int>(kMaxParts) || told.round() <= rounds.applied() ||
+        told.step() < 1 || told.step() > std::numeric_limits<std::uint32_t>::max() ||
+        (!elects_ && !told.elected()) ||
+        !std::ranges::all_of(told.parts(), [](const PartOfRound& part) {
+          return part.weight() >= 0 && part.weight() < 1e300;
+        })) {
       return InvalidArgument("round " + std::to_string(told.round()) + " of rows in " +
                              std::to_string(told.parts_size()) + " parts, after " +
                              std::to_string(rounds.applied()));
@@ -211,6 +216,11 @@ Status RowRounds::LearnPiece(const RoundPiece& piece) {
                            std::to_string(piece.round()) + " of rows, with " + std::to_string(ids) +
                            " ids");
   }
+  COHORT_RETURN_IF_ERROR(tables_[piece.table()]->Check(
+      {.ids = {piece.ids().data(), ids},
+       .values = {piece.values().data(), static_cast<std::size_t>(piece.values_size())},
+       .counts = {piece.counts().data(), ids},
+       .step = open->second.step}));
   std::vector<Rows>& frames = open->second.parts[piece.part()].frames;
   if (piece.piece() == frames.size()) {
     frames.push_back({.table = piece.table(),

@@ -171,6 +171,14 @@ ReplyHandler FrameClient::Into(std::span<float> values, std::span<const std::spa
       return Internal(names_[static_cast<std::size_t>(server)] + ": a reply of format " +
                       std::to_string(header.pull_wire()));
     }
+    if (header.epoch() != options_.epoch) {
+      return StaleReply(names_[static_cast<std::size_t>(server)], header.epoch(), options_.epoch);
+    }
+    if (static_cast<std::size_t>(header.chunks_size()) > chunks_.size()) {
+      return Internal(names_[static_cast<std::size_t>(server)] + ": a reply with " +
+                      std::to_string(header.chunks_size()) + " chunks of " +
+                      std::to_string(chunks_.size()));
+    }
     std::size_t encoded = 0;
     for (const std::uint32_t c : header.chunks()) {
       encoded += c < chunks_.size() && IsEncoded(chunks_[c], *wire)
@@ -178,9 +186,6 @@ ReplyHandler FrameClient::Into(std::span<float> values, std::span<const std::spa
                      : 0;
     }
     std::span<float> arrival = arrivals_[static_cast<std::size_t>(server)].Resize(encoded);
-    if (header.epoch() != options_.epoch) {
-      return StaleReply(names_[static_cast<std::size_t>(server)], header.epoch(), options_.epoch);
-    }
     Places places;
     for (int i = 0; i < header.chunks_size(); ++i) {
       const std::size_t c = header.chunks(i);
@@ -295,6 +300,9 @@ Status FrameClient::TellClock() {
 Status FrameClient::PullForStep(std::span<float> values, const Commit& commit) {
   COHORT_RETURN_IF_ERROR(EnterClock());
   LearnFate(commit);
+  if (commit.round() != 0 && commit.round() == part_.round()) {
+    part_.Clear();  // its residuals are kept, whatever comes
+  }
   FrameHeader header = Header();
   header.set_bounded(spec_.consistency.bounded());
   if (header.bounded()) {
@@ -513,7 +521,11 @@ Status FrameClient::Settle(std::uint64_t round, const Commit& commit, double cli
     COHORT_RETURN_IF_ERROR(Taken(reply, s));
     weight = std::max(weight, reply.weight());
     for (int i = 0; i < std::min(reply.chunks_size(), reply.squares_size()); ++i) {
-      squares.at(reply.chunks(i)) = reply.squares(i);
+      if (reply.chunks(i) >= squares.size()) {
+        return Internal(names_[s] + ": the norm of chunk " + std::to_string(reply.chunks(i)) +
+                        " of " + std::to_string(squares.size()));
+      }
+      squares[reply.chunks(i)] = reply.squares(i);
     }
   }
   // In the order of the chunks: every worker gets the same factor.

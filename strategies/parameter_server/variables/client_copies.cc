@@ -156,7 +156,13 @@ Status FrameClient::CopyRounds(int server, Mend which) {
     of_round.set_round(round.round());
     COHORT_RETURN_IF_ERROR(copy_pieces(round.parts(), std::move(of_round)));
   }
-  return {};
+  // A request that was given up and came late may have undone the later ones.
+  RoundsReply there;
+  COHORT_RETURN_IF_ERROR(call({}, !from_copy, &there));
+  return there.rounds().SerializeAsString() == told.rounds().SerializeAsString()
+             ? OkStatus()
+             : Unavailable(names_[from_copy ? own : holder] +
+                           " has other rounds than it was given");
 }
 
 }  // namespace cohort::ps

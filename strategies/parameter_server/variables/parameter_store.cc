@@ -242,8 +242,11 @@ Error ParameterStore::Admit(const FrameHeader& header, Deadline deadline) {
 }
 
 Error ParameterStore::ApplyCommit(const FrameHeader& header) {
-  if (!elects_ || !ready()) {
+  if (!elects_) {
     return MakeError(Error::BAD_FRAME, "a commit where rounds need none");
+  }
+  if (!ready()) {
+    return MakeError(Error::NOT_READY, "not all variables have been initialised");
   }
   for (const std::uint32_t chunk : header.chunks()) {
     Block& block = *blocks_[chunk];
@@ -321,7 +324,9 @@ bool ParameterStore::ApplyPart(Block& block, const FrameHeader& header, PayloadR
   const Round& round = header.round();
   const bool empty = payload.remaining() == 0 && header.weight() == 0;
   const std::size_t floats = empty ? 0 : block.value.size();
-  const bool late = !block.round.Enter(round, block.version);
+  // Where it waits for its factor the round's parts were elected, or all are there.
+  const bool late = !block.round.Enter(round, block.version) ||
+                    (block.round.waits() && !block.round.has(round.part()));
   if (late || block.round.has(round.part())) {
     payload.Skip(floats * sizeof(float));
     return !late;

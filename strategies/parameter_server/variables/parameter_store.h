@@ -2,7 +2,8 @@
 // frames come in decoded, results go out as values.
 //
 // A chunk has a lock and a version, the number of updates applied to it. Every frame is checked as
-// a whole before any of it has an effect, so a rejected frame changes nothing.
+// a whole before any of it has an effect, so a rejected frame changes nothing, but for the commit
+// of an earlier round that it may bring, which stands by itself.
 //
 // Thread rules: all methods from any thread. Declare before everything else; until every chunk has
 // been assigned, Read and Apply answer NOT_READY.

@@ -1,6 +1,8 @@
 // ParameterStore: what another server must know of clocks and rounds that gets the part. Values,
 // slots and versions it gets by frames.
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <string>
 
@@ -10,6 +12,16 @@ namespace cohort::ps {
 namespace {
 
 constexpr int kMaxParts = 1 << 16;
+
+// As of a push: what adds up to something finite.
+bool IsWeight(double weight) { return weight >= 0 && weight < 1e300; }
+
+bool IsSound(const ChunkRound& round, bool clips) {
+  return round.parts_size() <= kMaxParts && (!round.waits() || clips) &&
+         std::isfinite(round.squares()) && IsWeight(round.weight()) &&
+         std::ranges::all_of(round.parts(),
+                             [](const PartOfRound& part) { return IsWeight(part.weight()); });
+}
 
 }  // namespace
 
@@ -40,8 +52,11 @@ void ParameterStore::TellRounds(Rounds* rounds) const {
 }
 
 Error ParameterStore::LearnRounds(const Rounds& rounds) {
+  if (!declared_.load(std::memory_order_acquire)) {
+    return MakeError(Error::NOT_READY, "no model has been declared");
+  }
   for (const ChunkRound& told : rounds.chunks()) {
-    if (Find(told.chunk()) == nullptr || !rounds_ || told.parts_size() > kMaxParts) {
+    if (Find(told.chunk()) == nullptr || !rounds_ || !IsSound(told, clips_)) {
       return MakeError(Error::BAD_FRAME, "a round of " + std::to_string(told.parts_size()) +
                                              " parts of chunk " + std::to_string(told.chunk()));
     }
@@ -56,18 +71,18 @@ Error ParameterStore::LearnRounds(const Rounds& rounds) {
 
 ParameterStore::Block* ParameterStore::Holder(const RoundPiece& piece) const {
   Block* const block = declared_.load(std::memory_order_acquire) ? Find(piece.chunk()) : nullptr;
-  return block != nullptr && piece.part() < block->round.parts() && piece.piece() == 0 ? block
-                                                                                       : nullptr;
+  return piece.piece() == 0 ? block : nullptr;
 }
 
 Error ParameterStore::TellPiece(const RoundPiece& asked, RoundPiece* piece) const {
   const Block* const block = Holder(asked);
-  if (block == nullptr) {
+  const std::unique_lock lock =
+      block == nullptr ? std::unique_lock<std::mutex>() : std::unique_lock(block->mutex);
+  if (block == nullptr || asked.part() >= block->round.parts()) {
     return MakeError(Error::BAD_FRAME, "no part " + std::to_string(asked.part()) +
                                            " of the round of chunk " +
                                            std::to_string(asked.chunk()));
   }
-  const std::lock_guard lock(block->mutex);
   const std::span<const float> values = block->round.ValuesOf(asked.part());
   *piece = asked;
   piece->mutable_values()->Assign(values.begin(), values.end());
@@ -76,12 +91,15 @@ Error ParameterStore::TellPiece(const RoundPiece& asked, RoundPiece* piece) cons
 
 Error ParameterStore::LearnPiece(const RoundPiece& piece) {
   Block* const block = Holder(piece);
-  if (block == nullptr || static_cast<std::size_t>(piece.values_size()) != block->value.size()) {
+  const std::unique_lock lock =
+      block == nullptr ? std::unique_lock<std::mutex>() : std::unique_lock(block->mutex);
+  if (block == nullptr || piece.part() >= block->round.parts() ||
+      static_cast<std::size_t>(piece.values_size()) != block->value.size() ||
+      !std::ranges::all_of(piece.values(), [](float x) { return std::isfinite(x); })) {
     return MakeError(Error::BAD_FRAME, std::to_string(piece.values_size()) + " values of part " +
                                            std::to_string(piece.part()) + " of chunk " +
                                            std::to_string(piece.chunk()));
   }
-  const std::lock_guard lock(block->mutex);
   block->round.SetValues(piece.part(), std::span(piece.values().data(), block->value.size()));
   return {};
 }
