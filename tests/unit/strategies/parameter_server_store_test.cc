@@ -603,6 +603,28 @@ TEST_F(StoreTest, WithBackupWorkersACommitNamesThePartsThatCountAndLateOnesAreTo
   EXPECT_EQ(store_.stats().late, 6U);
 }
 
+// Between the sum over the parts that count and the factor by which it is clipped.
+TEST_F(StoreTest, WithBackupWorkersALatePartDoesNotTakeThePlaceOfASumThatWaits) {
+  Declare(*Sgd({.learning_rate = 1, .global_clip_norm = 1e6}), "sync:1");
+  Assign({0, 0, 0, 0, 0, 0, 0});
+  const std::vector<float> large(7, 100);
+  for (const int part : {1, 2}) {
+    EXPECT_EQ(Push(RoundHeader(1, part, 3, 1), ones_).kind(), Error::NONE);
+  }
+  Commit commit;
+  commit.set_round(1);
+  commit.add_winners(1);
+  commit.add_winners(2);
+  const auto norms = OrThrow(store_.RoundNorms(spec_.Fingerprint(), 1, commit));
+  EXPECT_EQ(norms.weight, 2);
+  ParameterStore::Pushed pushed;
+  EXPECT_EQ(store_.Push(RoundHeader(1, 0, 3, 1), Payload(large), &pushed).kind(), Error::NONE);
+  EXPECT_TRUE(pushed.late);
+  OrThrow(store_.Settle(spec_.Fingerprint(), 1, 1));
+  EXPECT_THAT(Read(0), Each(FloatEq(-1)));
+  EXPECT_THAT(Read(2), ElementsAre(1)) << "the mean of what the winners have";
+}
+
 TEST_F(StoreTest, NothingOfARetiredWorkerIsTaken) {
   Declare(*Sgd({.learning_rate = 1}));
   Assign({0, 0, 0, 0, 0, 0, 0});
