@@ -7,6 +7,7 @@
 
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <thread>
 #include <vector>
 
@@ -72,7 +73,9 @@ TEST(BucketPlacesTest, ABucketDoesNotLeaveUnderAVisit) {
       }
     });
   }
-  for (int i = 0; i < 100; ++i) {
+  // At least until the visitors have begun.
+  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+  for (int i = 0; i < 100 || (found == 0 && std::chrono::steady_clock::now() < until); ++i) {
     const auto bucket = static_cast<std::uint32_t>(i % 2);
     places.Give(bucket, 1);
     ASSERT_EQ(inside[bucket], 0) << i;
