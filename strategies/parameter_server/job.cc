@@ -202,7 +202,7 @@ Status Job::Explain(const Status& status) const {
 }
 
 void Job::ReportError(const Status& error) {
-  if (coordination_ != nullptr && !error.ok()) {
+  if (coordination_ != nullptr && !error.ok() && !cut_off_) {
     // If nobody can be told, nobody is there.
     (void)coordination_->ReportError(error);
   }

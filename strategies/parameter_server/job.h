@@ -88,6 +88,7 @@ class Job {
 
   // What the job knows of the reason for `status`.
   Status Explain(const Status& status) const;
+  // Ends the others with it; not where this process alone cannot reach who they reach.
   void ReportError(const Status& error);
 
   // In a server: until the job is over.
@@ -214,6 +215,7 @@ class Job {
   bool ChiefLost() const;
   bool AwaitChiefLost(const Status& error) const;
   Status FindChief();
+  Status CutOff(const Status& error);
   void Told(const ServerView& view);
   Status AwaitNextView();
   void TakeView();
@@ -235,6 +237,7 @@ class Job {
   const int num_servers_;
   bool left_ = false;
   bool work_stands_ = false;
+  bool cut_off_ = false;  // what this process reports is no error of the job
   bool met_ = false;  // in a worker: have the servers been given values?
   std::int64_t lost_updates_ = 0;
   std::uint64_t dropped_residuals_ = 0;  // by clients before the present one, or with them

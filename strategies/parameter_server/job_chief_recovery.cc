@@ -29,7 +29,7 @@ Status Job::Rejoin(const Status& error) {
   Status status = ChiefLost() ? error : AwaitNextView();
   while (!status.ok()) {
     if (!ChiefLost() && !AwaitChiefLost(status)) {
-      return status.code() == StatusCode::kDeadlineExceeded ? Explain(error) : status;
+      return status.code() == StatusCode::kDeadlineExceeded ? CutOff(error) : status;
     }
     COHORT_RETURN_IF_ERROR(FindChief());
     status = FindCoordinator();
@@ -44,6 +44,19 @@ Status Job::Rejoin(const Status& error) {
   log_.Info(fmt::format("goes on in epoch {} of the servers, after {:.1f} s", epoch_,
                         SecondsSince(begun)));
   return {};
+}
+
+// The chief hears all servers, and this process one of them, or the chief's coordinator, no more.
+// Others may: it is as if this process had been lost, which does not end them.
+Status Job::CutOff(const Status& error) {
+  if (const Status failure = coordination_->failure(); !failure.ok()) {
+    return failure;
+  }
+  cut_off_ = true;
+  return {error.code(),
+          fmt::format("{}; {} hears all servers: the others go on without this process [look at the "
+                      "network between these two]",
+                      error.message(), chief_.ToString())};
 }
 
 void Job::Told(const ServerView& view) {

@@ -11,7 +11,6 @@
 //   count=500000     elements
 //   mixed=1          other collectives in turn with the all-reduces
 //   stop_after=N     the process stops itself (SIGSTOP) after step N
-//   proxied=1        a tcp_proxy stands between the ranks
 //   log=1            what it says goes to FOLDER/log.RANK too
 //   linger=1         after a failure: writes it to FOLDER/failed.RANK and waits to be killed
 #include <cohort/cluster/folder_store.h>
@@ -35,26 +34,6 @@ namespace cohort::testing {
 namespace {
 
 using std::chrono::milliseconds;
-
-// Inserts under names with `suffix` at their end: whoever stands between the ranks (tcp_proxy)
-// reads them there, and inserts under the names that the others look for.
-class PublishingStore final : public KeyValueStore {
- public:
-  PublishingStore(std::string folder, std::string suffix)
-      : store_(std::move(folder)), suffix_(std::move(suffix)) {}
-
-  Status Insert(const std::string& key, const std::string& value) override {
-    return store_.Insert(key + suffix_, value);
-  }
-  Result<std::string> Get(const std::string& key) override { return store_.Get(key); }
-  Result<std::string> Wait(const std::string& key, Deadline deadline) override {
-    return store_.Wait(key, deadline);
-  }
-
- private:
-  FolderStore store_;
-  const std::string suffix_;
-};
 
 struct Settings {
   std::string transport;
@@ -173,7 +152,7 @@ Status Run(const Settings& s) {
   ::sigemptyset(&usr1);
   ::sigaddset(&usr1, SIGUSR1);
   ::pthread_sigmask(SIG_BLOCK, &usr1, nullptr);
-  PublishingStore store(s.folder, s.Number("proxied", 0) != 0 ? ".real" : "");
+  FolderStore store(s.folder);
   COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Communicator> comm, Connect(s, store));
   std::ofstream(s.folder + "/pid." + std::to_string(comm->rank())) << ::getpid() << "\n";
   const std::jthread dumper([&](const std::stop_token& stop) {

@@ -21,6 +21,7 @@
 #include <tuple>
 
 #include "testing/process_cluster.h"
+#include "testing/tcp_proxy.h"
 #include "testing/temp_dir.h"
 
 namespace cohort::testing {
@@ -148,7 +149,8 @@ class FaultRun {
     if (plan_.signal()) {
       EXPECT_EQ(::kill(Pid(plan_.victim), plan_.fault == Fault::kKill ? SIGKILL : SIGSTOP), 0);
     } else {
-      EXPECT_TRUE(cluster_.Signal("proxy", SIGUSR1));
+      const std::string other = plan_.other < 0 ? "*" : Name(plan_.other);
+      proxy_->After(plan_.bytes, NameOf(plan_.fault), other, Name(plan_.victim));
     }
     milliseconds longest{0};
     for (int rank = 0; rank < plan_.ranks; ++rank) {
@@ -185,16 +187,10 @@ class FaultRun {
                                          "count=" + std::to_string(plan_.count),
                                          "mixed=1",
                                          "linger=1"};
-      if (!plan_.signal()) {
-        result.emplace_back("proxied=1");
-      }
       return result;
     };
     if (!plan_.signal()) {
-      cluster_.Start(
-          "proxy", {COHORT_BIN_DIR "/../tests/tcp_proxy", folder_.path(),
-                    std::to_string(plan_.ranks), NameOf(plan_.fault), std::to_string(plan_.victim),
-                    std::to_string(plan_.other), std::to_string(plan_.bytes)});
+      proxy_.emplace(cluster_);
     }
     if (plan_.transport == "mpi") {
       std::vector<std::string> command = {TEST_MPIEXEC, "--allow-run-as-root", "--oversubscribe",
@@ -208,7 +204,8 @@ class FaultRun {
     for (int rank = 0; rank < plan_.ranks; ++rank) {
       std::vector<std::string> command = arguments(rank);
       command.emplace_back("log=1");
-      cluster_.Start(Name(rank), command);
+      cluster_.Start(Name(rank), command,
+                     proxy_.has_value() ? proxy_->Environment(Name(rank)) : Variables());
     }
   }
 
@@ -261,6 +258,7 @@ class FaultRun {
   const Plan plan_;
   TempDir folder_;
   ProcessCluster cluster_;
+  std::optional<TcpProxy> proxy_;
 };
 
 // The leader of a host gives up, at the deadline of all ranks, what it waits for inside its host.

@@ -7,7 +7,8 @@
 //              [--save-epochs N]]
 //              [--gate FILE --gate-at STEP] [--gate-chief setup|end] [--count [--floats N]]
 //              [--step-ms N] [--partial|--replica] [--start POLICY] [--balance-ms N]
-//              [--full-save-every N] [--far] [--optimizer CONFIG]
+//              [--full-save-every N] [--far] [--optimizer CONFIG] [--real] [--aging STEPS]
+//              [--until FILE]
 //
 // --optimizer: Optimizer::config() of another than SGD with momentum.
 // --folder: the loop is Trainer::Fit, which saves there.
@@ -21,6 +22,10 @@
 // --balance-ms: StrategyOptions::balance_interval. There is a table besides of which one server has
 // all rows in use, and the chief says whether buckets have moved.
 // --far: every replica is on a device whose memory is apart (testing/far_device.h).
+// --real: gradients whose sums are those of one order of adding up.
+// --aging: the counting model has one more table, whose rows are evicted when they were not used
+// for so many steps; the chief says what is left of it. Also under sync.
+// --until: no epoch begins when there is such a file; without --folder.
 // --hold-at: TASK says "holding" in that step function of its own, and never comes back from it.
 
 #include <unistd.h>
@@ -76,6 +81,9 @@ struct Options {
   bool partial = false;
   bool replica = false;
   bool far = false;
+  bool real = false;
+  int aging = 0;
+  std::string until;
   int balance_ms = 0;
   int full_save_every = 8;
   std::string partitioner = "pieces";
@@ -91,16 +99,26 @@ void Say(const std::string& line) {
 // Rows in two buckets of 16, both of the first of two servers.
 const std::vector<std::uint64_t> kHot = {3, 4};
 
+// Rows of the table that ages, of which every hundred examples have one.
+constexpr int kAging = 20;
+
 // Every example adds 1 to a parameter, and to its own row; `hot`: every batch, to some other rows.
-ParameterSet CountingParameters(std::int64_t more, bool hot) {
+ParameterSet CountingParameters(const Options& options) {
+  const std::int64_t more = options.floats;
   ParameterSet parameters;
   parameters.Add("count", {1}, {});
   if (more > 0) {
     parameters.Add("more", {more}, {});
   }
   parameters.AddTable({.name = "examples", .dim = 1, .buckets = 16});
-  if (hot) {
+  if (options.balance_ms > 0) {
     parameters.AddTable({.name = "hot", .dim = 1, .buckets = 16});
+  }
+  if (options.aging > 0) {
+    parameters.AddTable({.name = "aging",
+                         .dim = 1,
+                         .buckets = 16,
+                         .time_to_live = static_cast<std::uint32_t>(options.aging)});
   }
   parameters.Build();
   return parameters;
@@ -124,10 +142,15 @@ Result<ReplicaResult> Count(ReplicaContext& context, const data::Batch& batch) {
   std::vector<float> rows(examples);
   COHORT_RETURN_IF_ERROR(context.parameters.rows().Lookup(0, ids, /*training=*/true, rows));
   context.gradients.AddRows(0, ids, std::vector<float>(examples, -1));
-  if (context.parameters.tables().size() > 1) {
-    std::vector<float> hot(kHot.size());
-    COHORT_RETURN_IF_ERROR(context.parameters.rows().Lookup(1, kHot, /*training=*/true, hot));
-    context.gradients.AddRows(1, kHot, std::vector<float>(kHot.size(), -1));
+  for (std::size_t table = 1; table < context.parameters.tables().size(); ++table) {
+    std::vector<std::uint64_t> others = kHot;
+    if (context.parameters.tables()[table].name == "aging") {
+      others.assign(1, static_cast<std::uint64_t>(id[0] / 100 % kAging));
+    }
+    std::vector<float> read(others.size());
+    const int t = static_cast<int>(table);
+    COHORT_RETURN_IF_ERROR(context.parameters.rows().Lookup(t, others, /*training=*/true, read));
+    context.gradients.AddRows(t, others, std::vector<float>(others.size(), -1));
   }
   Give(context, 0, -static_cast<float>(examples));
   for (int p = 0; p < context.parameters.size(); ++p) {
@@ -135,6 +158,28 @@ Result<ReplicaResult> Count(ReplicaContext& context, const data::Batch& batch) {
   }
   const auto weight = static_cast<double>(examples);
   return ReplicaResult{.loss_sum = 0, .weight = weight, .metric_sums = {}};
+}
+
+// Of each parameter's element the mean over the examples of what no float is, and a part of itself.
+Result<ReplicaResult> Real(ReplicaContext& context, const data::Batch& batch) {
+  const std::span<const float> x = batch["x"].data<float>();
+  const auto examples = static_cast<std::size_t>(batch.size);
+  const std::size_t columns = x.size() / std::max<std::size_t>(examples, 1);
+  for (int p = 0; p < context.parameters.size(); ++p) {
+    if (!context.parameters[p].trainable) {
+      continue;
+    }
+    const std::span<float> gradient = context.gradients.Accumulator(p);
+    const std::span<const float> value = context.parameters.value(p);
+    for (std::size_t e = 0; e < gradient.size(); ++e) {
+      for (std::size_t i = 0; i < examples; ++i) {
+        const float of_example = x[i * columns + e % columns] / static_cast<float>(3 + e % 7);
+        gradient[e] += of_example + 0.1F * value[e];
+      }
+    }
+    context.gradients.Ready(p);
+  }
+  return ReplicaResult{.loss_sum = 0, .weight = static_cast<double>(examples), .metric_sums = {0}};
 }
 
 // The test ends this process at its deadline.
@@ -153,8 +198,11 @@ void AwaitGateIn(const std::string& place, const Options& options, const Strateg
 
 // What a step is to the program: the model's, with what its options ask for.
 StepFn StepOf(const Options& options, const std::string& self, int& steps) {
-  return [&options, self, &steps, model = options.count ? StepFn(Count) : testing::IntegerStep()](
-             ReplicaContext& context, const data::Batch& batch) {
+  return [&options, self, &steps,
+          model = options.count ? StepFn(Count)
+                  : options.real
+                      ? StepFn(Real)
+                      : testing::IntegerStep()](ReplicaContext& context, const data::Batch& batch) {
     ++steps;
     if (steps % 10 == 1) {
       Say("step " + std::to_string(steps) + " begins");
@@ -180,6 +228,9 @@ Status Train(const Options& options, ParameterServerStrategy& strategy, Distribu
   int steps = 0;
   const StepFn step = StepOf(options, strategy.cluster().task.ToString(), steps);
   for (int epoch = 0; epoch < options.epochs; ++epoch) {
+    if (!options.until.empty() && std::filesystem::exists(options.until)) {
+      break;
+    }
     COHORT_RETURN_IF_ERROR(data.BeginEpoch(epoch));
     for (;;) {
       COHORT_ASSIGN_OR_RETURN(const auto batch, data.Next());
@@ -228,19 +279,24 @@ Status Report(const Options& options, ParameterServerStrategy& strategy, Paramet
     Say(fmt::format("counted {:g}, each {:g} to {:g} times", parameters.value(0)[0], *least,
                     *most));
     Say(fmt::format("rows counted {:g}", std::accumulate(rows.begin(), rows.end(), 0.0)));
-    if (parameters.tables().size() > 1) {
-      std::vector<float> hot(kHot.size());
-      COHORT_RETURN_IF_ERROR(parameters.rows().Lookup(1, kHot, /*training=*/false, hot));
-      Say(fmt::format("hot rows {:g}", fmt::join(hot, " ")));
+    for (std::size_t table = 1; table < parameters.tables().size(); ++table) {
+      std::vector<std::uint64_t> others = kHot;
+      if (parameters.tables()[table].name == "aging") {
+        others.resize(kAging);
+        std::iota(others.begin(), others.end(), 0);
+      }
+      std::vector<float> read(others.size());
+      COHORT_RETURN_IF_ERROR(parameters.rows().Lookup(static_cast<int>(table), others,
+                                                      /*training=*/false, read));
+      Say(fmt::format("{} rows {:g}", parameters.tables()[table].name, fmt::join(read, " ")));
     }
   }
   return {};
 }
 
 Status RunWith(const Options& options, ParameterServerStrategy& strategy) {
-  ParameterSet parameters = options.count
-                                ? CountingParameters(options.floats, options.balance_ms > 0)
-                                : testing::IntegerParameters();
+  ParameterSet parameters =
+      options.count ? CountingParameters(options) : testing::IntegerParameters();
   AwaitGateIn("setup", options, strategy);
   COHORT_ASSIGN_OR_RETURN(auto optimizer, MakeOptimizer(options.optimizer));
   if (options.count) {
@@ -329,6 +385,9 @@ int main(int argc, char** argv) {
   app.add_flag("--partial", options.partial);
   app.add_flag("--replica", options.replica);
   app.add_flag("--far", options.far);
+  app.add_flag("--real", options.real);
+  app.add_option("--aging", options.aging);
+  app.add_option("--until", options.until);
   app.add_option("--balance-ms", options.balance_ms);
   app.add_option("--full-save-every", options.full_save_every);
   app.add_option("--partitioner", options.partitioner);

@@ -30,7 +30,7 @@ constexpr milliseconds kConnectTimeout{1'000};  // of one try
 class Line {
  public:
   Line(int server, const std::string& name, milliseconds answer_timeout)
-      : flights_(server, name, answer_timeout) {}
+      : server_(server), flights_(server, name, answer_timeout) {}
 
   void Begin(const ReplyHandler* handler, std::size_t* answered) {
     flights_.Begin(handler, answered);
@@ -53,17 +53,20 @@ class Line {
   int fd() const { return channel_->fd(); }
   short Awaits() { return channel_->Awaits(flights_); }
   bool wants_to_send() const { return open() && !flights_.to_send().empty(); }
-  bool may_share() const { return may_share_; }
   steady_clock::time_point heard() const { return heard_; }
   steady_clock::time_point retry_at() const { return retry_at_; }
 
-  // Who would tell the address may be silent in the same way as the connection: it is the one
-  // before then.
-  Status Open(const Result<std::string>& told) {
-    if (!told.ok() && !(renewed_ && !address_.empty())) {
-      return told.status();
+  // Who would tell the address may be silent in the same way as the connection, and time is short:
+  // another connection in a silent one's place is made to where that was.
+  Status Open(const FrameLink::Locate& locate) {
+    std::string address = std::exchange(again_, "");
+    if (address.empty()) {
+      const Result<std::string> told = locate(server_, may_share_);
+      if (!told.ok() && !(renewed_ && !address_.empty())) {
+        return told.status();
+      }
+      address = told.ok() ? *told : address_;
     }
-    const std::string address = told.ok() ? *told : address_;
     Result<std::unique_ptr<FrameChannel>> channel =
         OpenChannel(address, DeadlineAfter(kConnectTimeout));
     if (!channel.ok()) {
@@ -100,6 +103,7 @@ class Line {
     if (open() && !renewed_ && !IsUnixAddress(address_) && flights_.may_overtake() &&
         steady_clock::now() - heard_ >= patience) {
       renewed_ = true;
+      again_ = address_;
       Break(Unavailable("nothing comes on a connection, nor on another one in its place"));
       retry_at_ = steady_clock::now();
     }
@@ -118,9 +122,11 @@ class Line {
   }
 
  private:
+  const int server_;
   Flights flights_;
   std::unique_ptr<FrameChannel> channel_;
   std::string address_;    // of the last one
+  std::string again_;      // where the next one is made, without asking
   bool may_share_ = true;  // memory with the server
   steady_clock::time_point heard_;
   bool tried_ = false;
@@ -260,8 +266,7 @@ class LinesOfServers final : public FrameLink {
         *wake = std::min(*wake, line.retry_at());
         return {};
       }
-      if (const Status status = line.Open(locate_(static_cast<int>(s), line.may_share()));
-          !status.ok()) {
+      if (const Status status = line.Open(locate_); !status.ok()) {
         line.Break(status);
         *wake = std::min(*wake, line.retry_at());
         return {};

@@ -1,5 +1,6 @@
 #include "parameter_server/rows/bucket_balancer.h"
 
+#include <string>
 #include <utility>
 
 namespace cohort::ps {
@@ -25,7 +26,7 @@ bool BucketBalancer::Due() {
 Status BucketBalancer::Balance(RowClient& rows, std::span<const TableSpec> tables) {
   loads_.resize(tables.size());
   for (std::size_t t = 0; t < tables.size(); ++t) {
-    const Status status = BalanceTable(rows, static_cast<int>(t));
+    const Status status = BalanceTable(rows, static_cast<int>(t), tables[t].name);
     if (status.code() == StatusCode::kUnavailable) {
       return status;
     }
@@ -37,10 +38,12 @@ Status BucketBalancer::Balance(RowClient& rows, std::span<const TableSpec> table
   return {};
 }
 
-Status BucketBalancer::BalanceTable(RowClient& rows, int table) {
+Status BucketBalancer::BalanceTable(RowClient& rows, int table, const std::string& name) {
   COHORT_ASSIGN_OR_RETURN(const std::vector<BucketLoad> counts, rows.Loads(table));
   LoadMeter& load = loads_[static_cast<std::size_t>(table)];
   for (const BucketMoveTo& move : PlanMoves(load.Since(counts), servers_, kMovesAtATime)) {
+    log_.Info("bucket " + std::to_string(move.bucket) + " of table \"" + name +
+              "\" moves to ps:" + std::to_string(move.to));
     COHORT_RETURN_IF_ERROR(rows.Move(table, move.bucket, move.to));
     ++moved_;
   }

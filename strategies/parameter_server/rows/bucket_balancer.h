@@ -35,7 +35,7 @@ class BucketBalancer {
   std::int64_t moved() const { return moved_; }  // buckets, so far
 
  private:
-  Status BalanceTable(RowClient& rows, int table);
+  Status BalanceTable(RowClient& rows, int table, const std::string& name);
 
   const std::chrono::milliseconds interval_;
   const int servers_;
