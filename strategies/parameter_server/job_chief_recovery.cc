@@ -53,10 +53,11 @@ Status Job::CutOff(const Status& error) {
     return failure;
   }
   cut_off_ = true;
-  return {error.code(),
-          fmt::format("{}; {} hears all servers: the others go on without this process [look at the "
-                      "network between these two]",
-                      error.message(), chief_.ToString())};
+  return {
+      error.code(),
+      fmt::format("{}; {} hears all servers: the others go on without this process [look at the "
+                  "network between these two]",
+                  error.message(), chief_.ToString())};
 }
 
 void Job::Told(const ServerView& view) {
