@@ -117,8 +117,8 @@ ParameterSet CountingParameters(const Options& options) {
   if (options.aging > 0) {
     parameters.AddTable({.name = "aging",
                          .dim = 1,
-                         .buckets = 16,
-                         .time_to_live = static_cast<std::uint32_t>(options.aging)});
+                         .time_to_live = static_cast<std::uint32_t>(options.aging),
+                         .buckets = 16});
   }
   parameters.Build();
   return parameters;
