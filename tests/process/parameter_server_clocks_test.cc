@@ -26,7 +26,7 @@ std::optional<std::string> FakeTime() {
   std::error_code none;
   for (const std::string lib : {"/usr/lib", "/usr/lib64", "/usr/local/lib"}) {
     for (const auto& entry : std::filesystem::directory_iterator(lib, none)) {
-      for (const std::string folder : {entry.path().string(), lib}) {
+      for (const std::string& folder : {entry.path().string(), lib}) {
         const std::string path = folder + "/faketime/libfaketimeMT.so.1";
         if (std::filesystem::exists(path, none)) {
           return path;
