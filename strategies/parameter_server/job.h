@@ -238,7 +238,7 @@ class Job {
   bool left_ = false;
   bool work_stands_ = false;
   bool cut_off_ = false;  // what this process reports is no error of the job
-  bool met_ = false;  // in a worker: have the servers been given values?
+  bool met_ = false;      // in a worker: have the servers been given values?
   std::int64_t lost_updates_ = 0;
   std::uint64_t dropped_residuals_ = 0;  // by clients before the present one, or with them
   int broadcasts_ = 0;
