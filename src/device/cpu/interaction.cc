@@ -23,48 +23,130 @@ Floats Load(const float* from) {
 std::int64_t WholeBlocks(std::int64_t count) { return (count + kBlock - 1) / kBlock * kBlock; }
 std::int64_t Pairs(std::int64_t rows) { return rows * (rows - 1) / 2; }
 
-// For r below kRows and k below kBlock:
-// sums[r * kBlock + k] = sum over i of weights[r * n + i] * rows[i * stride + k], in the order of
-// i.
+// Sums of kRows rows, of kBlock columns each.
 template <std::int64_t kRows>
-void WeightedSums(const float* weights, std::int64_t n, const float* rows, std::int64_t stride,
-                  float* sums) {
+struct Sums {
   Floats low[kRows] = {};
   Floats high[kRows] = {};
-  for (std::int64_t i = 0; i < n; ++i) {
-    const Floats left = Load(rows + i * stride);
-    const Floats right = Load(rows + i * stride + kLanes);
+
+  // Adds weight(r) times the kBlock floats at `row` to the sums of row r.
+  template <typename Weight>
+  void Add(const float* row, const Weight& weight) {
+    const Floats left = Load(row);
+    const Floats right = Load(row + kLanes);
     for (std::int64_t r = 0; r < kRows; ++r) {
-      low[r] += weights[r * n + i] * left;
-      high[r] += weights[r * n + i] * right;
+      low[r] += weight(r) * left;
+      high[r] += weight(r) * right;
     }
   }
-  for (std::int64_t r = 0; r < kRows; ++r) {
-    std::memcpy(sums + r * kBlock, &low[r], sizeof(Floats));
-    std::memcpy(sums + r * kBlock + kLanes, &high[r], sizeof(Floats));
+  void Store(std::int64_t r, std::int64_t count, float* to) const {
+    if (count >= kBlock) {
+      std::memcpy(to, &low[r], sizeof(Floats));
+      std::memcpy(to + kLanes, &high[r], sizeof(Floats));
+    } else if (count > 0) {
+      float all[kBlock];
+      std::memcpy(all, &low[r], sizeof(Floats));
+      std::memcpy(all + kLanes, &high[r], sizeof(Floats));
+      std::copy_n(all, count, to);
+    }
+  }
+};
+
+// out[Pairs(i) + j] of rows i in [row, row + kRows) and the rows j before each: sums over the
+// columns in their order. `transposed` has [columns, stride].
+template <std::int64_t kRows>
+void Dots(const float* const* rows, std::int64_t row, std::int64_t columns, const float* transposed,
+          std::int64_t stride, float* out) {
+  for (std::int64_t at = 0; at < row + kRows - 1; at += kBlock) {
+    Sums<kRows> sums;
+    for (std::int64_t c = 0; c < columns; ++c) {
+      sums.Add(transposed + c * stride + at, [&](std::int64_t r) { return rows[row + r][c]; });
+    }
+    for (std::int64_t r = 0; r < kRows; ++r) {
+      sums.Store(r, row + r - at, out + Pairs(row + r) + at);
+    }
   }
 }
 
-// For rows [begin, end) of weights, `n` each, and the first width(r) of columns.
-template <typename Width, typename To>
-void MultiplyRows(std::int64_t begin, std::int64_t end, const float* weights, std::int64_t n,
-                  const float* rows, std::int64_t stride, const Width& width, const To& to) {
-  float sums[kTogether * kBlock];
-  for (std::int64_t r = begin; r < end; r += kTogether) {
-    const std::int64_t count = std::min(kTogether, end - r);
-    for (std::int64_t at = 0; at < width(r + count - 1); at += kBlock) {
-      if (count == kTogether) {
-        WeightedSums<kTogether>(weights + r * n, n, rows + at, stride, sums);
-      } else {
-        for (std::int64_t k = 0; k < count; ++k) {
-          WeightedSums<1>(weights + (r + k) * n, n, rows + at, stride, sums + k * kBlock);
-        }
+// The gradients of rows [row, row + kRows), at to(row): what the pairs with them, whose gradients
+// are g, have of the other rows, in the order of these.
+template <std::int64_t kRows, typename To>
+void DotsBackward(const float* g, const float* const* rows, std::int64_t row, std::int64_t count,
+                  std::int64_t columns, const To& to) {
+  for (std::int64_t at = 0; at < columns; at += kBlock) {
+    Sums<kRows> sums;
+    for (std::int64_t j = 0; j < row; ++j) {
+      sums.Add(rows[j] + at, [&](std::int64_t r) { return g[Pairs(row + r) + j]; });
+    }
+    for (std::int64_t j = row; j < row + kRows; ++j) {
+      sums.Add(rows[j] + at, [&](std::int64_t r) {
+        const std::int64_t i = row + r;
+        return j == i ? 0.0F : j < i ? g[Pairs(i) + j] : g[Pairs(j) + i];
+      });
+    }
+    for (std::int64_t j = row + kRows; j < count; ++j) {
+      const float* const pairs = g + Pairs(j) + row;
+      sums.Add(rows[j] + at, [&](std::int64_t r) { return pairs[r]; });
+    }
+    for (std::int64_t r = 0; r < kRows; ++r) {
+      sums.Store(r, columns - at, to(row + r) + at);
+    }
+  }
+}
+
+// Where the rows of one example are, each followed by kBlock floats or more from every multiple of
+// that on: copied where their columns are no such multiple.
+class Rows {
+ public:
+  Rows(RowsOf size, const float* first, const float* rest)
+      : size_(size),
+        first_(first),
+        rest_(rest),
+        stride_(WholeBlocks(size.columns)),
+        rows_(static_cast<std::size_t>(size.rows)) {
+    if (stride_ != size.columns) {
+      padded_.resize(static_cast<std::size_t>(size.rows * stride_));
+    }
+  }
+  const float* const* Of(std::int64_t example) {
+    for (std::int64_t r = 0; r < size_.rows; ++r) {
+      const float*& row = rows_[static_cast<std::size_t>(r)];
+      row = r == 0 ? first_ + example * size_.columns
+                   : rest_ + (example * (size_.rows - 1) + r - 1) * size_.columns;
+      if (!padded_.empty()) {
+        float* const copy = padded_.data() + r * stride_;
+        std::copy_n(row, size_.columns, copy);
+        row = copy;
       }
-      for (std::int64_t k = 0; k < count; ++k) {
-        if (const std::int64_t some = std::min(kBlock, width(r + k) - at); some > 0) {
-          std::copy_n(sums + k * kBlock, some, to(r + k) + at);
-        }
-      }
+    }
+    return rows_.data();
+  }
+
+ private:
+  const RowsOf size_;
+  const float* const first_;
+  const float* const rest_;
+  const std::int64_t stride_;
+  std::vector<const float*> rows_;
+  std::vector<float> padded_;
+};
+
+// [rows, columns] to [columns, stride], of which what is behind the rows stays as it is.
+void Transpose(const float* const* rows, RowsOf size, std::int64_t stride, float* to) {
+  std::int64_t r = 0;
+  for (; r + 4 <= size.rows; r += 4) {
+    const float* const a = rows[r];
+    const float* const b = rows[r + 1];
+    const float* const c = rows[r + 2];
+    const float* const d = rows[r + 3];
+    for (std::int64_t i = 0; i < size.columns; ++i) {
+      const float four[4] = {a[i], b[i], c[i], d[i]};
+      std::memcpy(to + i * stride + r, four, sizeof(four));
+    }
+  }
+  for (; r < size.rows; ++r) {
+    for (std::int64_t i = 0; i < size.columns; ++i) {
+      to[i * stride + r] = rows[r][i];
     }
   }
 }
@@ -75,28 +157,23 @@ void MultiplyRows(std::int64_t begin, std::int64_t end, const float* weights, st
 void CpuKernels::Interaction(Stream& stream, std::int64_t batch, RowsOf size, ConstFloatSpan first,
                              ConstFloatSpan rest, FloatSpan y) {
   Put(stream, [=] {
-    const auto [rows, columns] = size;
-    const std::int64_t stride = WholeBlocks(rows);
-    ParallelFor(batch, RowGrain(Pairs(rows) + rows * columns),
-                [&, rows = rows, columns = columns](std::int64_t begin, std::int64_t end, int) {
-                  std::vector<float> in(static_cast<std::size_t>(rows * columns));
-                  std::vector<float> transposed(static_cast<std::size_t>(columns * stride));
+    const std::int64_t stride = WholeBlocks(size.rows);
+    ParallelFor(batch, RowGrain(Pairs(size.rows) + size.rows * size.columns),
+                [&](std::int64_t begin, std::int64_t end, int) {
+                  Rows rows(size, first.data(), rest.data());
+                  std::vector<float> transposed(static_cast<std::size_t>(size.columns * stride));
                   for (std::int64_t b = begin; b < end; ++b) {
-                    float* const out = y.data() + b * (columns + Pairs(rows));
-                    std::copy_n(first.data() + b * columns, columns, in.data());
-                    std::copy_n(rest.data() + b * (rows - 1) * columns, (rows - 1) * columns,
-                                in.data() + columns);
-                    for (std::int64_t r = 0; r < rows; ++r) {
-                      for (std::int64_t c = 0; c < columns; ++c) {
-                        transposed[static_cast<std::size_t>(c * stride + r)] =
-                            in[static_cast<std::size_t>(r * columns + c)];
-                      }
+                    const float* const* const in = rows.Of(b);
+                    float* out = y.data() + b * (size.columns + Pairs(size.rows));
+                    out = std::copy_n(in[0], size.columns, out);
+                    Transpose(in, size, stride, transposed.data());
+                    std::int64_t i = 1;
+                    for (; i + kTogether <= size.rows; i += kTogether) {
+                      Dots<kTogether>(in, i, size.columns, transposed.data(), stride, out);
                     }
-                    std::copy_n(in.data(), columns, out);
-                    MultiplyRows(
-                        1, rows, in.data(), columns, transposed.data(), stride,
-                        [](std::int64_t r) { return r; },
-                        [&](std::int64_t r) { return out + columns + Pairs(r); });
+                    for (; i < size.rows; ++i) {
+                      Dots<1>(in, i, size.columns, transposed.data(), stride, out);
+                    }
                   }
                 });
   });
@@ -106,42 +183,29 @@ void CpuKernels::InteractionBackward(Stream& stream, std::int64_t batch, RowsOf 
                                      ConstFloatSpan first, ConstFloatSpan rest, ConstFloatSpan dy,
                                      FloatSpan dfirst, FloatSpan drest) {
   Put(stream, [=] {
-    const auto [rows, columns] = size;
-    const std::int64_t stride = WholeBlocks(columns);
-    const std::int64_t from = dfirst.empty() ? 1 : 0;
-    const std::int64_t until = drest.empty() ? std::min<std::int64_t>(1, rows) : rows;
-    ParallelFor(batch, RowGrain(Pairs(rows) + rows * columns),
-                [&, rows = rows, columns = columns](std::int64_t begin, std::int64_t end, int) {
-                  std::vector<float> in(static_cast<std::size_t>(rows * stride));
-                  // The gradients of all pairs as a symmetric matrix; its diagonal stays 0.
-                  std::vector<float> weights(static_cast<std::size_t>(rows * rows));
+    ParallelFor(batch, RowGrain(Pairs(size.rows) + size.rows * size.columns),
+                [&](std::int64_t begin, std::int64_t end, int) {
+                  Rows rows(size, first.data(), rest.data());
                   for (std::int64_t b = begin; b < end; ++b) {
-                    const float* const of = dy.data() + b * (columns + Pairs(rows));
-                    const float* g = of + columns;
-                    for (std::int64_t i = 1; i < rows; ++i) {
-                      for (std::int64_t j = 0; j < i; ++j, ++g) {
-                        weights[static_cast<std::size_t>(i * rows + j)] = *g;
-                        weights[static_cast<std::size_t>(j * rows + i)] = *g;
+                    const float* const* const in = rows.Of(b);
+                    const float* const of = dy.data() + b * (size.columns + Pairs(size.rows));
+                    const float* const g = of + size.columns;
+                    const auto to = [&](std::int64_t r) {
+                      return r == 0 ? dfirst.data() + b * size.columns
+                                    : drest.data() + (b * (size.rows - 1) + r - 1) * size.columns;
+                    };
+                    if (!dfirst.empty()) {
+                      DotsBackward<1>(g, in, 0, size.rows, size.columns, to);
+                      for (std::int64_t c = 0; c < size.columns; ++c) {
+                        to(0)[c] += of[c];
                       }
                     }
-                    for (std::int64_t r = 0; r < rows; ++r) {
-                      const float* const row =
-                          r == 0 ? first.data() + b * columns
-                                 : rest.data() + (b * (rows - 1) + r - 1) * columns;
-                      std::copy_n(row, columns, in.data() + r * stride);
+                    std::int64_t i = drest.empty() ? size.rows : 1;
+                    for (; i + kTogether <= size.rows; i += kTogether) {
+                      DotsBackward<kTogether>(g, in, i, size.rows, size.columns, to);
                     }
-                    MultiplyRows(
-                        from, until, weights.data(), rows, in.data(), stride,
-                        [&](std::int64_t) { return columns; },
-                        [&](std::int64_t r) {
-                          return r == 0 ? dfirst.data() + b * columns
-                                        : drest.data() + (b * (rows - 1) + r - 1) * columns;
-                        });
-                    if (from == 0) {
-                      float* const to = dfirst.data() + b * columns;
-                      for (std::int64_t c = 0; c < columns; ++c) {
-                        to[c] += of[c];
-                      }
+                    for (; i < size.rows; ++i) {
+                      DotsBackward<1>(g, in, i, size.rows, size.columns, to);
                     }
                   }
                 });
