@@ -365,6 +365,13 @@ Status Job::Leave() {
   if (left_ || coordination_ == nullptr) {
     return {};
   }
+  if (is_server() && server_->WaitDrained(std::chrono::steady_clock::now())) {
+    // The job is over. The chief ends when it hears that this server does, also where its answer to
+    // that is lost.
+    const Status left = coordination_->Shutdown();
+    left_ = left.ok() || coordination_->service_lost();
+    return left_ ? OkStatus() : left;
+  }
   COHORT_RETURN_IF_ERROR(Done());
   if (trains() && !is_chief()) {
     left_ = true;

@@ -460,7 +460,7 @@ class Service final : public Base {
         reply->header.set_clock(store.Enter(header));
         break;
       case FrameMethod::kPause:
-        store.Pause(header.client());
+        store.Pause(header);
         break;
       case FrameMethod::kPullRows:
       case FrameMethod::kPushRows:

@@ -1,6 +1,8 @@
 // What a network does to a parameter-server job: connections that break, fall silent in one
 // direction or both, are late, repeat what they carry; and processes that are killed when a half of
 // a frame is on its way. Real processes, with a TcpProxy between all of them.
+//
+// TEST_LONG: one of each kind, or the others.
 
 #include <algorithm>
 #include <chrono>
@@ -60,12 +62,20 @@ TEST_P(ForgottenConnections, OfAServerAreReplacedAndNothingIsLost) {
   EXPECT_THAT(job.cluster.Stderr("chief:0"), Not(HasSubstr("goes on without")));
 }
 
+#if TEST_LONG
+INSTANTIATE_TEST_SUITE_P(
+    Long, ForgottenConnections,
+    ::testing::Values(Silence{"ToTheServer", "sync", "worker:1", "ps:1", true},
+                      Silence{"ToTheServerUnderSsp", "ssp:2", "worker:1", "ps:0", true},
+                      Silence{"ToTheWorkerUnderAsync", "async", "ps:0", "worker:1", true}),
+    NameOf);
+#else
 INSTANTIATE_TEST_SUITE_P(ParameterServerNetworkTest, ForgottenConnections,
                          ::testing::Values(Silence{"BothWays", "async", "worker:1", "ps:1", false},
-                                           Silence{"ToTheServer", "sync", "worker:1", "ps:1", true},
                                            Silence{"ToTheWorker", "ssp:2", "ps:1", "worker:1",
                                                    true}),
                          NameOf);
+#endif
 
 // ---- Links that are cut -------------------------------------------------------------------------
 
@@ -92,12 +102,19 @@ TEST_P(CutFromAServer, AWorkerEndsAndTheJobGoesOnWithoutIt) {
   EXPECT_THAT(job.cluster.Stderr("chief:0"), HasSubstr("goes on without worker:1"));
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    ParameterServerNetworkTest, CutFromAServer,
-    ::testing::Values(Silence{"BothWays", "sync", "worker:1", "ps:1", false},
-                      Silence{"ToTheServer", "async", "worker:1", "ps:1", true},
-                      Silence{"ToTheWorker", "sync", "ps:1", "worker:1", true}),
-    NameOf);
+#if TEST_LONG
+INSTANTIATE_TEST_SUITE_P(Long, CutFromAServer,
+                         ::testing::Values(Silence{"BothWays", "sync", "worker:1", "ps:1", false},
+                                           Silence{"ToTheWorker", "sync", "ps:1", "worker:1", true},
+                                           Silence{"BothWaysUnderSsp", "ssp:2", "worker:1", "ps:0",
+                                                   false}),
+                         NameOf);
+#else
+INSTANTIATE_TEST_SUITE_P(ParameterServerNetworkTest, CutFromAServer,
+                         ::testing::Values(Silence{"ToTheServer", "async", "worker:1", "ps:1",
+                                                   true}),
+                         NameOf);
+#endif
 
 class CutFromTheChief : public ::testing::TestWithParam<Silence> {};
 
@@ -119,12 +136,18 @@ TEST_P(CutFromTheChief, AWorkerIsLostAndTheJobGoesOnWithoutIt) {
   EXPECT_THAT(job.cluster.Stderr("chief:0"), HasSubstr("goes on without worker:1"));
 }
 
+#if TEST_LONG
 INSTANTIATE_TEST_SUITE_P(
-    ParameterServerNetworkTest, CutFromTheChief,
-    ::testing::Values(Silence{"BothWays", "async", "worker:1", "chief:0", false},
-                      Silence{"ToTheChief", "sync", "worker:1", "chief:0", true},
+    Long, CutFromTheChief,
+    ::testing::Values(Silence{"ToTheChief", "sync", "worker:1", "chief:0", true},
                       Silence{"ToTheWorker", "sync", "chief:0", "worker:1", true}),
     NameOf);
+#else
+INSTANTIATE_TEST_SUITE_P(ParameterServerNetworkTest, CutFromTheChief,
+                         ::testing::Values(Silence{"BothWays", "async", "worker:1", "chief:0",
+                                                   false}),
+                         NameOf);
+#endif
 
 class ServerThatIsCutOff : public ::testing::TestWithParam<Silence> {};
 
@@ -163,12 +186,17 @@ TEST_P(ServerThatIsCutOff, JoinsAnewWhenTheNetworkIsBack) {
   ExpectWholeOutcome(job, "chief:0", of.consistency, 3);
 }
 
-INSTANTIATE_TEST_SUITE_P(ParameterServerNetworkTest, ServerThatIsCutOff,
-                         ::testing::Values(Silence{"BothWays", "async", "chief:0", "ps:1", false},
-                                           Silence{"ToTheChief", "sync", "ps:1", "chief:0", true},
+#if TEST_LONG
+INSTANTIATE_TEST_SUITE_P(Long, ServerThatIsCutOff,
+                         ::testing::Values(Silence{"ToTheChief", "sync", "ps:1", "chief:0", true},
                                            Silence{"ToTheServer", "async", "chief:0", "ps:1",
                                                    true}),
                          NameOf);
+#else
+INSTANTIATE_TEST_SUITE_P(ParameterServerNetworkTest, ServerThatIsCutOff,
+                         ::testing::Values(Silence{"BothWays", "async", "chief:0", "ps:1", false}),
+                         NameOf);
+#endif
 
 // ---- Loss, delay, repetition --------------------------------------------------------------------
 
@@ -176,7 +204,7 @@ class BadNetwork : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(BadNetwork, DoesNotShowInTheResult) {
   const std::string consistency = GetParam();
-  Job job(Arguments(consistency, 2, {"--step-ms", "1"}), /*gate_at=*/0, kJob, {.proxied = true});
+  Job job(Arguments(consistency, 1, {"--step-ms", "1"}), /*gate_at=*/0, kJob, {.proxied = true});
   for (const char* worker : {"worker:0", "worker:1"}) {
     ASSERT_TRUE(job.cluster.WaitForOutput(worker, "step 11 ", kPatience));
     job.proxy().Duplicate(worker, "*");
@@ -184,17 +212,25 @@ TEST_P(BadNetwork, DoesNotShowInTheResult) {
   }
   job.proxy().Lose("*", "*", 0.01, /*seed=*/7);
   job.ExpectCodes();
-  ExpectWholeOutcome(job, "chief:0", consistency, 2);
+  ExpectWholeOutcome(job, "chief:0", consistency, 1);
   EXPECT_GT(job.proxy().lost(), 0);
   EXPECT_GT(job.proxy().duplicated(), 100);
 }
 
-INSTANTIATE_TEST_SUITE_P(ParameterServerNetworkTest, BadNetwork,
-                         ::testing::Values("async", "ssp:2", "sync"), [](const auto& of) {
+#if TEST_LONG
+INSTANTIATE_TEST_SUITE_P(Long, BadNetwork, ::testing::Values("ssp:2"), [](const auto& of) {
+  std::string name = of.param;
+  std::erase(name, ':');
+  return name;
+});
+#else
+INSTANTIATE_TEST_SUITE_P(ParameterServerNetworkTest, BadNetwork, ::testing::Values("async", "sync"),
+                         [](const auto& of) {
                            std::string name = of.param;
                            std::erase(name, ':');
                            return name;
                          });
+#endif
 
 // ---- Killed with half a frame on its way --------------------------------------------------------
 
@@ -235,15 +271,22 @@ TEST_P(ServerKilledInTheMiddle, IsReplacedWithinTenSeconds) {
   ExpectWholeOutcome(job, "chief:0", of.consistency, 3);
 }
 
+#if TEST_LONG
+INSTANTIATE_TEST_SUITE_P(
+    Long, ServerKilledInTheMiddle,
+    ::testing::Values(Half{"OfAPushsAnswer", "async", "ps:0", "worker:1", Frame::kPush},
+                      Half{"OfAPullOfRows", "async", "ps:1", "worker:1", Frame::kPullRows}),
+    [](const auto& of) { return of.param.name; });
+#else
 INSTANTIATE_TEST_SUITE_P(
     ParameterServerNetworkTest, ServerKilledInTheMiddle,
     ::testing::Values(Half{"OfAPush", "sync", "worker:1", "ps:0", Frame::kPush},
                       Half{"OfAPull", "sync", "ps:0", "worker:1", Frame::kPull},
-                      Half{"OfAPushsAnswer", "async", "ps:0", "worker:1", Frame::kPush},
-                      Half{"OfAPushOfRows", "async", "worker:1", "ps:1", Frame::kPushRows},
-                      Half{"OfAPullOfRows", "async", "ps:1", "worker:1", Frame::kPullRows}),
+                      Half{"OfAPushOfRows", "async", "worker:1", "ps:1", Frame::kPushRows}),
     [](const auto& of) { return of.param.name; });
+#endif
 
+#if !TEST_LONG
 // A server has half of a push of a step, the other one has all of it.
 void KillInTheMiddleOfAStep(Job& job, const std::string& server, const std::string& other) {
   TcpProxy& proxy = job.proxy();
@@ -283,6 +326,7 @@ TEST(WorkerKilledInTheMiddleOfAPush, HasNoExampleTrainedMoreThanTwice) {
   EXPECT_GT(std::stoi(counted[1]), 2000);
   EXPECT_LE(std::stoi(counted[1]), 2000 + 2000 / 20) << "a split: ten for each worker";
 }
+#endif
 
 }  // namespace
 }  // namespace cohort::testing

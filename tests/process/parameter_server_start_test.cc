@@ -45,14 +45,14 @@ TEST_P(ManyWorkers, StartWithinASecond) {
 }
 
 TEST_P(ManyWorkers, OfWhomOneNeverComesAreToldItsName) {
-  Job job(Arguments({"--join-ms", "10000"}), /*gate_at=*/0, Cluster(), {.absent = {Never()}});
+  Job job(Arguments({"--join-ms", "6000"}), /*gate_at=*/0, Cluster(), {.absent = {Never()}});
   for (const std::string& name : job.cluster.names()) {
     job.Expect(name, kPeerLost);
   }
   job.ExpectCodes();
   for (const std::string& name : job.cluster.names()) {
-    EXPECT_THAT(job.cluster.Stderr(name), HasSubstr("joining gave up after 1")) << name;
-    EXPECT_THAT(job.cluster.Stderr(name), HasSubstr(": " + Never() + " (")) << name;
+    EXPECT_THAT(job.cluster.Stderr(name), HasSubstr("joining gave up after ")) << name;
+    EXPECT_THAT(job.cluster.Stderr(name), HasSubstr(Never() + " (")) << name;
   }
 }
 

@@ -23,10 +23,8 @@ void Flights::Sent() {
 }
 
 bool Flights::may_overtake() const {
-  return std::ranges::all_of(sent_, [](const Flight* flight) {
-    return flight->request->method != FrameMethod::kAssign &&
-           flight->request->method != FrameMethod::kPause;
-  });
+  return std::ranges::all_of(
+      sent_, [](const Flight* flight) { return flight->request->method != FrameMethod::kAssign; });
 }
 
 void Flights::Again() {

@@ -265,6 +265,7 @@ Status FrameClient::EnterClock() {
     return TellClock();
   }
   FrameRequest request{0, FrameMethod::kEnter, Header(), {}};
+  request.header.set_sequence(++turn_);
   request.header.set_clock(clock_);
   request.header.set_sender(options_.task);
   const auto nothing = [](int, const FrameHeader&) -> Result<Places> { return Places(); };
@@ -284,9 +285,11 @@ Status FrameClient::TellClock() {
     return {};
   }
   std::vector<FrameRequest> requests;
+  ++turn_;
   for (int s = 0; s < spec_.servers; ++s) {
     FrameRequest& request =
         requests.emplace_back(FrameRequest{s, FrameMethod::kEnter, Header(), {}});
+    request.header.set_sequence(turn_);
     request.header.set_advance(true);
     request.header.set_clock(clock_);
     request.header.set_sender(options_.task);
@@ -580,8 +583,10 @@ Result<StoreStats> FrameClient::Stats() {
 Status FrameClient::Pause() {
   entered_ = false;
   std::vector<FrameRequest> requests;
+  ++turn_;
   for (int s = 0; s < spec_.servers; ++s) {
     requests.push_back({s, FrameMethod::kPause, Header(), {}});
+    requests.back().header.set_sequence(turn_);
   }
   if (spec_.copies) {
     AddCopies(spec_.servers, &requests);

@@ -25,39 +25,53 @@ ClockTable::Worker& ClockTable::Live(std::uint64_t worker, std::uint64_t clock,
   return entry;
 }
 
-std::uint64_t ClockTable::Enter(std::uint64_t worker, std::uint64_t clock,
-                                const std::string& name) {
+bool ClockTable::Overtaken(std::uint64_t worker, const ClockTurn& turn) const {
+  const auto found = workers_.find(worker);
+  return turn.number != 0 && found != workers_.end() && turn <= found->second.turn;
+}
+
+std::uint64_t ClockTable::Enter(std::uint64_t worker, std::uint64_t clock, const std::string& name,
+                                const ClockTurn& turn) {
   {
     const std::lock_guard lock(mutex_);
     if (retired_.contains(worker)) {
       return clock;
     }
+    if (Overtaken(worker, turn)) {
+      return workers_[worker].clock;
+    }
     std::uint64_t least = Least();
     if (least == kNobody && !workers_.contains(worker)) {
       least = Least(/*paused=*/true);
     }
-    clock = Live(worker, std::max(clock, least == kNobody ? 0 : least), name).clock;
+    Worker& entered = Live(worker, std::max(clock, least == kNobody ? 0 : least), name);
+    entered.turn = std::max(entered.turn, turn);
+    clock = entered.clock;
   }
   changed_.notify_all();
   return clock;
 }
 
-void ClockTable::Advance(std::uint64_t worker, std::uint64_t clock, const std::string& name) {
+void ClockTable::Advance(std::uint64_t worker, std::uint64_t clock, const std::string& name,
+                         const ClockTurn& turn) {
   {
     const std::lock_guard lock(mutex_);
-    if (retired_.contains(worker)) {
+    if (retired_.contains(worker) || Overtaken(worker, turn)) {
       return;
     }
-    Live(worker, clock, name);
+    Worker& advanced = Live(worker, clock, name);
+    advanced.turn = std::max(advanced.turn, turn);
   }
   changed_.notify_all();
 }
 
-void ClockTable::Pause(std::uint64_t worker) {
+void ClockTable::Pause(std::uint64_t worker, const ClockTurn& turn) {
   {
     const std::lock_guard lock(mutex_);
-    if (const auto found = workers_.find(worker); found != workers_.end()) {
+    if (const auto found = workers_.find(worker);
+        found != workers_.end() && !Overtaken(worker, turn)) {
       found->second.live = false;
+      found->second.turn = std::max(found->second.turn, turn);
     }
   }
   changed_.notify_all();

@@ -17,6 +17,7 @@
 
 #include <condition_variable>
 #include <cstdint>
+#include <compare>
 #include <map>
 #include <mutex>
 #include <string>
@@ -28,15 +29,25 @@
 
 namespace cohort::ps {
 
+// A worker's enterings and pauses have numbers, in each epoch of the servers from 1: one that comes
+// when a later one has been has no effect. 0: it always has.
+struct ClockTurn {
+  std::uint64_t epoch = 0;
+  std::uint64_t number = 0;
+  auto operator<=>(const ClockTurn&) const = default;
+};
+
 class ClockTable {
  public:
   explicit ClockTable(std::uint64_t staleness) : staleness_(staleness) {}
 
   // The clock at which a worker that had `clock` goes on. `name`: for Slowest.
-  std::uint64_t Enter(std::uint64_t worker, std::uint64_t clock, const std::string& name = {});
+  std::uint64_t Enter(std::uint64_t worker, std::uint64_t clock, const std::string& name = {},
+                      const ClockTurn& turn = {});
   // It has made the step after which its clock is this.
-  void Advance(std::uint64_t worker, std::uint64_t clock, const std::string& name = {});
-  void Pause(std::uint64_t worker);
+  void Advance(std::uint64_t worker, std::uint64_t clock, const std::string& name = {},
+               const ClockTurn& turn = {});
+  void Pause(std::uint64_t worker, const ClockTurn& turn = {});
   void Retire(std::uint64_t first, std::uint64_t last);  // all from the one to the other
   void Retire(std::uint64_t worker) { Retire(worker, worker); }
   // Nobody has made a step; those that were retired stay so.
@@ -63,7 +74,10 @@ class ClockTable {
     std::uint64_t clock = 0;
     bool live = false;
     std::string name;
+    ClockTurn turn;  // the last one
   };
+  // With the lock: it comes too late, or again.
+  bool Overtaken(std::uint64_t worker, const ClockTurn& turn) const;
   Worker& Live(std::uint64_t worker, std::uint64_t clock, const std::string& name);
   static constexpr std::uint64_t kNobody = UINT64_MAX;
   std::uint64_t Least(bool paused = false) const;  // kNobody: is live, or `paused`

@@ -110,6 +110,7 @@ class FrameClient final : public Client {
   std::uint64_t staleness_ = 0;
   bool late_ = false;
   std::uint64_t clock_ = 0;       // under bounded staleness: of this worker
+  std::uint64_t turn_ = 0;        // of its enterings and pauses the last
   bool entered_ = false;          // since Pause
   bool told_ = false;             // all servers and copies, where there are those
   std::uint64_t snapshot_ = 0;    // that PullState reads

@@ -19,6 +19,11 @@ void ReadFloats(PayloadReader& payload, std::span<float> to) {
   payload.Read(to.data(), to.size_bytes());
 }
 
+// An entering or a pause.
+ClockTurn TurnOf(const FrameHeader& header) {
+  return {.epoch = header.epoch(), .number = header.sequence()};
+}
+
 }  // namespace
 
 Status ParameterStore::Declare(const ModelSpec& spec, const std::string& who) {
@@ -260,17 +265,18 @@ Error ParameterStore::ApplyCommit(const FrameHeader& header) {
 
 std::uint64_t ParameterStore::Enter(const FrameHeader& header) {
   if (header.advance() && declared_.load(std::memory_order_acquire) && clocks_ != nullptr) {
-    clocks_->Advance(header.client(), header.clock(), header.sender());  // as another one said
+    // As another one said.
+    clocks_->Advance(header.client(), header.clock(), header.sender(), TurnOf(header));
     return header.clock();
   }
   return declared_.load(std::memory_order_acquire) && clocks_ != nullptr
-             ? clocks_->Enter(header.client(), header.clock(), header.sender())
+             ? clocks_->Enter(header.client(), header.clock(), header.sender(), TurnOf(header))
              : header.clock();
 }
 
-void ParameterStore::Pause(std::uint64_t client) {
+void ParameterStore::Pause(const FrameHeader& header) {
   if (declared_.load(std::memory_order_acquire) && clocks_ != nullptr) {
-    clocks_->Pause(client);
+    clocks_->Pause(header.client(), TurnOf(header));
   }
 }
 

@@ -88,7 +88,7 @@ class ParameterStore {
   // it is fresh; NOT_YET at the deadline.
   Error Admit(const FrameHeader& header, Deadline deadline);
   std::uint64_t Enter(const FrameHeader& header);
-  void Pause(std::uint64_t client);
+  void Pause(const FrameHeader& header);
   // Nothing more of the clients from `first` to `last` is taken: FENCED.
   void Retire(std::uint64_t first, std::uint64_t last);
   void Retire(std::uint64_t client) { Retire(client, client); }

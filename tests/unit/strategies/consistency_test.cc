@@ -257,6 +257,25 @@ TEST(ClockTable, TheSlowestNeverWaitsAndAParkedReadWakesWhenItIsNoLongerHeldUp) 
   EXPECT_LE(clocks.stats().max_lead, 1U);
 }
 
+// As where a connection was taken for dead, and what it carried was sent again on another one.
+TEST(ClockTable, AnEnteringOrAPauseThatComesLateOrTwiceHasNoEffect) {
+  const Deadline at_once = DeadlineAfter(std::chrono::milliseconds(0));
+  ClockTable clocks(0);
+  EXPECT_EQ(clocks.Enter(1, 0, "worker:0", {.epoch = 1, .number = 1}), 0U);
+  EXPECT_EQ(clocks.Enter(2, 0, "worker:1", {.epoch = 1, .number = 1}), 0U);
+  clocks.Pause(2, {.epoch = 1, .number = 2});
+  clocks.Advance(1, 3);
+  EXPECT_EQ(clocks.Enter(2, 0, "worker:1", {.epoch = 1, .number = 1}), 0U);
+  EXPECT_TRUE(clocks.Await(1, 3, at_once)) << "worker:1 pauses";
+  EXPECT_EQ(clocks.Enter(2, 0, "worker:1", {.epoch = 1, .number = 3}), 3U);
+  clocks.Pause(2, {.epoch = 1, .number = 2});
+  EXPECT_EQ(clocks.Enter(2, 0, "worker:1", {.epoch = 1, .number = 3}), 3U) << "the same answer";
+  clocks.Advance(1, 4);
+  EXPECT_FALSE(clocks.Await(1, 4, at_once)) << "worker:1 is at work";
+  clocks.Pause(2, {.epoch = 2, .number = 1});
+  EXPECT_TRUE(clocks.Await(1, 4, at_once)) << "in another epoch numbers begin anew";
+}
+
 TEST(ClockTable, TheSlowestIsNamed) {
   Clocks clocks(1);
   const Deadline at_once = DeadlineAfter(microseconds(1));
