@@ -380,6 +380,7 @@ void FrameClient::TakeOver(Client& before) {
   }
   clock_ = from.clock_;
   entered_ = from.entered_;
+  turn_ = from.turn_;
   if (spec_.consistency.synchronous()) {
     versions_ = std::move(from.versions_);
   }

@@ -15,9 +15,9 @@
 
 #pragma once
 
+#include <compare>
 #include <condition_variable>
 #include <cstdint>
-#include <compare>
 #include <map>
 #include <mutex>
 #include <string>
