@@ -10,7 +10,6 @@ packages=(
   zlib1g-dev libcurl4-openssl-dev libisal-dev libcpp-httplib-dev libjpeg62-turbo-dev libpng-dev
   libgtest-dev libgmock-dev libbenchmark-dev
   clang-14 libclang-rt-14-dev clang-format
-  faketime
 )
 
 missing=()

@@ -89,7 +89,8 @@ TEST_P(CutFromAServer, AWorkerEndsAndTheJobGoesOnWithoutIt) {
   of.one_way ? job.proxy().OneWay(of.from, of.to) : job.proxy().HalfOpen(of.from, of.to);
   // Silence for kHeartbeat, and as long until the chief could have said that the server is lost.
   EXPECT_EQ(job.cluster.Wait("worker:1", kHeartbeat + 5s + 10s), kPeerLost);
-  EXPECT_THAT(job.cluster.Stderr("worker:1"), HasSubstr("error: Unavailable: ps:1 ("));
+  const std::string server = of.from[0] == 'p' ? of.from : of.to;
+  EXPECT_THAT(job.cluster.Stderr("worker:1"), HasSubstr("error: Unavailable: " + server + " ("));
   EXPECT_THAT(job.cluster.Stderr("worker:1"), HasSubstr("the others go on without this process"));
   job.Expect("worker:1", kPeerLost);
   job.OpenGate();
@@ -258,7 +259,7 @@ TEST_P(ServerKilledInTheMiddle, IsReplacedWithinTenSeconds) {
   ASSERT_TRUE(Job::WaitForSave(folder.path() + "/saves", /*whole=*/true));
   job.proxy().Hold(of.from, of.to, of.frame);
   ASSERT_TRUE(Job::Await([&] { return job.proxy().held() == 1; })) << "no such frame";
-  const std::string server = std::string(of.from).starts_with("ps") ? of.from : of.to;
+  const std::string server = of.from[0] == 'p' ? of.from : of.to;
   job.Kill(server);
   job.Replace(server.back() - '0', "again");
   ASSERT_TRUE(job.cluster.WaitForOutput("chief:0", "the job goes on after", kPatience));

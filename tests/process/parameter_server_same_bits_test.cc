@@ -18,7 +18,7 @@
 namespace cohort::testing {
 namespace {
 
-constexpr int kEpochs = 2;
+constexpr int kEpochs = 1;
 constexpr int kSteps = 200 * kEpochs;
 
 std::uint64_t Seed() {
