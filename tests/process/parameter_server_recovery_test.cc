@@ -234,7 +234,7 @@ TEST(ParameterServerRecoveryTest, AServerIsLostWhileBucketsMove) {
 // anew, so there are moves again, and the job is not over before.
 TEST(ParameterServerRecoveryTest, TheChiefIsKilledWhileABucketMoves) {
   const TempDir folder;
-  Job job(Arguments("async", 6,
+  Job job(Arguments("async", 4,
                     {"--folder", folder.path(), "--save-epochs", "9", "--step-ms", "5",
                      "--balance-ms", "20"}),
           /*gate_at=*/0, kJob, {.proxied = true});
@@ -250,8 +250,8 @@ TEST(ParameterServerRecoveryTest, TheChiefIsKilledWhileABucketMoves) {
   }
   job.proxy().Heal();
   job.ExpectCodes();
-  ExpectWholeOutcome(job, chief, "async", 6);
-  EXPECT_THAT(job.cluster.Stdout(chief), HasSubstr("hot rows 1200 1200"));
+  ExpectWholeOutcome(job, chief, "async", 4);
+  EXPECT_THAT(job.cluster.Stdout(chief), HasSubstr("hot rows 800 800"));
 }
 
 TEST(ParameterServerRecoveryTest, AReplacementIsLostWhileTheJobGoesBack) {
