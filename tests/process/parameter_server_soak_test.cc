@@ -66,7 +66,7 @@ TEST(ParameterServerSoakTest, NothingIsLostAndNothingGrows) {
   const TempDir dir;
   const std::string until = dir / "until";
   Job job({"--count", "--floats", "20000", "--epochs", "1000000", "--until", until, "--balance-ms",
-           "1000", "--consistency", "async"},
+           "1000", "--consistency", "async", "--heartbeat-ms", "30000"},
           /*gate_at=*/0, kJob, {.proxied = true});
   for (const char* worker : {"worker:0", "worker:1"}) {
     ASSERT_TRUE(job.cluster.WaitForOutput(worker, "step 11 ", kPatience));
