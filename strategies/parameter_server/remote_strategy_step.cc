@@ -293,8 +293,9 @@ Status RemoteStrategy::PushPart(const ps::RoundPart& part, const ReplicaResult& 
   if (rows_ != nullptr) {
     // What weighs nothing contributes nothing, not even its NaNs.
     const auto rows = mine.weight > 0 ? sink_->rows() : std::vector<ps::RowClient::Gradients>();
+    // The step is the round's: who is late may have values of a later one already.
     COHORT_RETURN_IF_ERROR(job_->rows()->PushPart(
-        rows, step_ + 1, gradient.weight,
+        rows, static_cast<std::int64_t>(part.round), gradient.weight,
         {.round = part.round, .attempt = part.attempt, .part = part.part, .parts = part.parts}));
   }
   return client_->Push(gradient, {});
