@@ -8,7 +8,6 @@
 //              [--gate FILE --gate-at STEP] [--gate-chief setup|end] [--count [--floats N]]
 //              [--step-ms N] [--partial|--replica] [--start POLICY] [--balance-ms N]
 //              [--full-save-every N] [--far] [--optimizer CONFIG] [--real] [--aging STEPS]
-//              [--until FILE]
 //
 // --optimizer: Optimizer::config() of another than SGD with momentum.
 // --folder: the loop is Trainer::Fit, which saves there.
@@ -25,12 +24,14 @@
 // --real: gradients whose sums are those of one order of adding up.
 // --aging: the counting model has one more table, whose rows are evicted when they were not used
 // for so many steps; the chief says what is left of it. Also under sync.
-// --until: no epoch begins when there is such a file; without --folder.
+// SIGTERM: with --folder, stops as an example does.
 // --hold-at: TASK says "holding" in that step function of its own, and never comes back from it.
 
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
+#include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
@@ -83,13 +84,14 @@ struct Options {
   bool far = false;
   bool real = false;
   int aging = 0;
-  std::string until;
   int balance_ms = 0;
   int full_save_every = 8;
   std::string partitioner = "pieces";
   std::string start = "all";
   std::string communication = "auto";
 };
+
+std::atomic<bool> stop_requested{false};
 
 void Say(const std::string& line) {
   std::printf("%s\n", line.c_str());
@@ -228,9 +230,6 @@ Status Train(const Options& options, ParameterServerStrategy& strategy, Distribu
   int steps = 0;
   const StepFn step = StepOf(options, strategy.cluster().task.ToString(), steps);
   for (int epoch = 0; epoch < options.epochs; ++epoch) {
-    if (!options.until.empty() && std::filesystem::exists(options.until)) {
-      break;
-    }
     COHORT_RETURN_IF_ERROR(data.BeginEpoch(epoch));
     for (;;) {
       COHORT_ASSIGN_OR_RETURN(const auto batch, data.Next());
@@ -310,7 +309,8 @@ Status RunWith(const Options& options, ParameterServerStrategy& strategy) {
                      .checkpoint_dir = options.folder,
                      .save_every_epochs = options.save_epochs,
                      .save_every_steps = options.save_steps,
-                     .full_save_every = options.full_save_every});
+                     .full_save_every = options.full_save_every,
+                     .stop = &stop_requested});
     COHORT_RETURN_IF_ERROR(trainer
                                .Fit(testing::IntegerData(options.examples, options.batch),
                                     StepOf(options, strategy.cluster().task.ToString(), steps))
@@ -358,7 +358,9 @@ Status Run(const Options& options) {
                           ParameterServerStrategy::Make(config, strategy_options));
   Say("joined, pid " + std::to_string(::getpid()));
   const Status status = RunWith(options, *strategy);
-  if (!status.ok()) {
+  if (status.code() == StatusCode::kCancelled) {
+    (void)strategy->Shutdown();  // all stop
+  } else if (!status.ok()) {
     strategy->ReportError(status);
   }
   return status;
@@ -387,7 +389,6 @@ int main(int argc, char** argv) {
   app.add_flag("--far", options.far);
   app.add_flag("--real", options.real);
   app.add_option("--aging", options.aging);
-  app.add_option("--until", options.until);
   app.add_option("--balance-ms", options.balance_ms);
   app.add_option("--full-save-every", options.full_save_every);
   app.add_option("--partitioner", options.partitioner);
@@ -402,6 +403,9 @@ int main(int argc, char** argv) {
   app.add_option("--hold", options.hold);
   app.add_option("--fail-at", options.fail_at);
   CLI11_PARSE(app, argc, argv);
+  if (!options.folder.empty()) {
+    std::signal(SIGTERM, [](int) { stop_requested = true; });
+  }
   const cohort::Status status = Run(options);
   if (!status.ok()) {
     std::fprintf(stderr, "error: %s\n", status.ToString().c_str());
