@@ -5,6 +5,8 @@
 #include <string>
 #include <utility>
 
+#include "parameter_server/frames/weight.h"
+
 namespace cohort::ps {
 namespace {
 
@@ -152,9 +154,8 @@ Status RowRounds::Learn(const Rounds& rounds) {
         told.parts_size() > static_cast<int>(kMaxParts) || told.round() <= rounds.applied() ||
         told.step() < 1 || told.step() > std::numeric_limits<std::uint32_t>::max() ||
         (!elects_ && !told.elected()) ||
-        !std::ranges::all_of(told.parts(), [](const PartOfRound& part) {
-          return part.weight() >= 0 && part.weight() < 1e300;
-        })) {
+        !std::ranges::all_of(told.parts(),
+                             [](const PartOfRound& part) { return IsWeight(part.weight()); })) {
       return InvalidArgument("round " + std::to_string(told.round()) + " of rows in " +
                              std::to_string(told.parts_size()) + " parts, after " +
                              std::to_string(rounds.applied()));

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "parameter_server/frames/row_codec.h"
+#include "parameter_server/frames/weight.h"
 #include "parameter_server/rows/row_errors.h"
 
 namespace cohort::ps {
@@ -359,8 +360,8 @@ Error RowStore::Push(const FrameHeader& header, PayloadReader payload, Moved* mo
     error = CheckBlock(header, payload, IdBytes(block) + CountBytes(block) + values, *table);
   }
   if (error.kind() == Error::NONE &&
-      (!(header.weight() > 0 || (header.weight() == 0 && header.has_round())) ||
-       header.weight() >= 1e300 || header.sequence() == 0)) {
+      (!IsWeight(header.weight()) || (header.weight() == 0 && !header.has_round()) ||
+       header.sequence() == 0)) {
     error = MakeError(Error::BAD_FRAME,
                       NameOf(*table) + ": a push needs a sequence number and a weight");
   }

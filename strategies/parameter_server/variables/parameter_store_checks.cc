@@ -8,6 +8,7 @@
 
 #include "parameter_server/frames/dense_codec.h"
 #include "parameter_server/frames/frame_stream.h"
+#include "parameter_server/frames/weight.h"
 #include "parameter_server/variables/parameter_store.h"
 
 namespace cohort::ps {
@@ -71,7 +72,7 @@ Error ParameterStore::CheckPush(const FrameHeader& header, const PayloadReader& 
   if (!ready()) {
     return MakeError(Error::NOT_READY, "not all variables have been initialised");
   }
-  if (!(header.weight() >= 0 && header.weight() < 1e300) || header.sequence() == 0) {
+  if (!IsWeight(header.weight()) || header.sequence() == 0) {
     return MakeError(Error::BAD_FRAME, "a push needs a sequence number and a weight");
   }
   if (!(header.clip() >= 0 && header.clip() <= 1) || (rounds_ && header.clip() != 0)) {

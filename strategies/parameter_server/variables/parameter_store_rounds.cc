@@ -6,15 +6,13 @@
 #include <cstdint>
 #include <string>
 
+#include "parameter_server/frames/weight.h"
 #include "parameter_server/variables/parameter_store.h"
 
 namespace cohort::ps {
 namespace {
 
 constexpr int kMaxParts = 1 << 16;
-
-// As of a push: what adds up to something finite.
-bool IsWeight(double weight) { return weight >= 0 && weight < 1e300; }
 
 bool IsSound(const ChunkRound& round, bool clips) {
   return round.parts_size() <= kMaxParts && (!round.waits() || clips) &&
