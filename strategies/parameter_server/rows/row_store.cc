@@ -256,8 +256,8 @@ struct Staying {
 
 // The tables of a frame's blocks; and whether the payload is what the blocks say, before memory is
 // taken for it.
-Error RowStore::CheckBlocks(FrameMethod method, const FrameHeader& header,
-                            const PayloadReader& payload, std::vector<RowTable*>* tables) const {
+Error RowStore::CheckBlocks(bool push, const FrameHeader& header, const PayloadReader& payload,
+                            std::vector<RowTable*>* tables) const {
   RowTable* table = nullptr;
   Error error = Find(header, &table);
   const std::size_t count = NumBlocks(header);
@@ -273,11 +273,11 @@ Error RowStore::CheckBlocks(FrameMethod method, const FrameHeader& header,
     if (error.kind() == Error::NONE) {
       // At most 2^32 times 2^22 floats: no overflow.
       const std::uint64_t bytes =
-          method == FrameMethod::kPullRows
-              ? IdBytes(block)
-              : IdBytes(block) + CountBytes(block) +
-                    EncodedBytes(table->spec().wire, static_cast<std::size_t>(table->spec().dim),
-                                 block.count());
+          IdBytes(block) +
+          (push ? CountBytes(block) + EncodedBytes(table->spec().wire,
+                                                   static_cast<std::size_t>(table->spec().dim),
+                                                   block.count())
+                : 0);
       error = CheckBlock(block, left, i + 1 == count, bytes, *table);
       left -= std::min(left, bytes);
       tables->push_back(table);
@@ -317,7 +317,7 @@ Error RowStore::CheckBlock(const RowBlock& block, std::uint64_t left, bool last,
 
 Error RowStore::Plan(const FrameHeader& header, PayloadReader payload, Reading* reading) {
   std::vector<RowTable*> tables;
-  Error error = CheckBlocks(FrameMethod::kPullRows, header, payload, &tables);
+  Error error = CheckBlocks(/*push=*/false, header, payload, &tables);
   std::int64_t bytes = 0;
   bool training = false;
   for (std::size_t i = 0; error.kind() == Error::NONE && i < tables.size(); ++i) {
@@ -438,7 +438,7 @@ Error RowStore::Pull(const Reading& reading, std::span<float> to, Moved* moved) 
 Error RowStore::Push(const FrameHeader& header, PayloadReader payload, Moved* moved) {
   moved->clear();
   std::vector<RowTable*> tables;
-  Error error = CheckBlocks(FrameMethod::kPushRows, header, payload, &tables);
+  Error error = CheckBlocks(/*push=*/true, header, payload, &tables);
   if (error.kind() == Error::NONE &&
       (!IsWeight(header.weight()) || (header.weight() == 0 && !header.has_round()) ||
        header.sequence() == 0)) {

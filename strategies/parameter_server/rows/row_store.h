@@ -24,7 +24,6 @@
 #include <cohort/core/status.h>
 
 #include "parameter_server/frames/frame.h"
-#include "parameter_server/frames/frame_stream.h"
 #include "parameter_server/frames/payload.h"
 #include "parameter_server/rows/bucket_places.h"
 #include "parameter_server/rows/row_rounds.h"
@@ -153,7 +152,7 @@ class RowStore {
 
   Error Find(const FrameHeader& header, RowTable** table) const;
   Error FindTable(const RowBlock& block, RowTable** table) const;
-  Error CheckBlocks(FrameMethod method, const FrameHeader& header, const PayloadReader& payload,
+  Error CheckBlocks(bool push, const FrameHeader& header, const PayloadReader& payload,
                     std::vector<RowTable*>* tables) const;
   Error CheckBlock(const RowBlock& block, std::uint64_t left, bool last, std::uint64_t bytes,
                    const RowTable& table) const;

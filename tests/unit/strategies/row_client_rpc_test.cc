@@ -452,7 +452,7 @@ TEST_F(ManyTablesTest, AFrameGoesWhereItsBucketsWent) {
   ExpectSame();
 }
 
-TEST_F(ManyTablesTest, TablesLargerThanAFrameAreCutAndSmallOnesShareTheRest) {
+TEST(RowClientTest, TablesLargerThanAFrameAreCutAndSmallOnesShareTheRest) {
   Cluster cluster(1);
   cluster.spec_.tables.push_back(cluster.spec_.tables[1]);
   cluster.spec_.tables[2].name = "others";

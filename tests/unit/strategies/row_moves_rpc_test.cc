@@ -11,6 +11,7 @@
 #include <functional>
 #include <future>
 #include <map>
+#include <numeric>
 #include <set>
 #include <thread>
 
