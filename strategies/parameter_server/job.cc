@@ -283,6 +283,16 @@ Status Job::ServeVariables() {
               std::to_string(rows.duplicates) + " repeated, " + std::to_string(rows.rejected) +
               " rejected)");
   }
+  for (const TableCounts& counts : server_->rows().counts()) {
+    if (counts.evicted + counts.dropped + counts.skipped + counts.refused > 0) {
+      const std::string of = config_.task.ToString() + ", table \"" + counts.name + "\": ";
+      log_.Write(counts.skipped > 0 ? LogLevel::kWarning : LogLevel::kInfo,
+                 of + std::to_string(counts.evicted) + " rows were evicted; of gradients " +
+                     std::to_string(counts.dropped) + " were of ids that are not admitted, " +
+                     std::to_string(counts.skipped) + " not finite and skipped; " +
+                     std::to_string(counts.refused) + " pushes were refused");
+    }
+  }
   return {};
 }
 

@@ -413,7 +413,8 @@ Result<ParameterServerStats> RemoteStrategy::stats() {
                               .save_pause_seconds = saves_.pauses().seconds,
                               .longest_save_pause_seconds = saves_.pauses().longest,
                               .moved_buckets = balancer_.moved(),
-                              .dropped_residuals = job_->dropped_residuals()};
+                              .dropped_residuals = job_->dropped_residuals(),
+                              .tables = stats.tables};
 }
 
 Result<Mirrored<Tensor>> RemoteStrategy::Local(const PerReplica<Tensor>& value) const {

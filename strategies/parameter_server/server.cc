@@ -35,7 +35,7 @@ grpc::ServerUnaryReactor* Reply(Context* context, const grpc::Status& status = g
 
 // One server's part of the model.
 struct Part {
-  explicit Part(int server) : store(server), rows(server) {}
+  explicit Part(int server, const Log& log = Log()) : store(server), rows(server, log) {}
 
   Status Declare(const ModelSpec& spec, const std::string& who) {
     COHORT_RETURN_IF_ERROR(store.Declare(spec, who));
@@ -91,7 +91,7 @@ using Base = Servers::WithCallbackMethod_Declare<Servers::WithCallbackMethod_Sta
 
 class Service final : public Base {
  public:
-  Service(int index, Log log) : index_(index), log_(std::move(log)), own_(index) {}
+  Service(int index, Log log) : index_(index), log_(std::move(log)), own_(index, log_) {}
 
   ParameterStore& store() { return own_.store; }
   RowStore& rows() { return own_.rows; }
@@ -273,7 +273,8 @@ class Service final : public Base {
       return Reply(context);
     }
     reply->set_kept_bytes(own_.store.kept_bytes() + own_.rows.kept_bytes());
-    Error error = own_.rows.Freeze(request->layout(), request->snapshot());
+    Error error =
+        own_.rows.Freeze(request->layout(), request->snapshot(), own_.store.LeastVersion());
     if (error.kind() != Error::NONE) {
       *reply->mutable_error() = std::move(error);
       return Reply(context);
@@ -295,6 +296,14 @@ class Service final : public Base {
     reply->set_late(stats.late);
     reply->set_parked(stats.parked);
     reply->set_max_lead(stats.max_lead);
+    for (TableCounts& counts : own_.rows.counts()) {
+      CountsOfTable* const of_table = reply->add_tables();
+      of_table->set_name(std::move(counts.name));
+      of_table->set_evicted(counts.evicted);
+      of_table->set_dropped(counts.dropped);
+      of_table->set_skipped(counts.skipped);
+      of_table->set_refused(counts.refused);
+    }
     return Reply(context);
   }
 
@@ -344,6 +353,9 @@ class Service final : public Base {
               if (RequestCounts* const counts = counts_.load(std::memory_order_acquire);
                   counts != nullptr) {
                 counts->Answered(method, reply->header);
+                if (method == FrameMethod::kPullRows || method == FrameMethod::kPushRows) {
+                  counts->Tables(own_.rows);
+                }
               }
             },
             log_));

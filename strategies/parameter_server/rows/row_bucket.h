@@ -36,10 +36,7 @@ struct alignas(64) RowTable::Bucket {
   RowSet rows;
   RowSet candidates;
   std::uint64_t created = 0;
-  std::uint64_t evicted = 0;
   std::uint64_t updates = 0;
-  std::uint64_t dropped = 0;
-  std::uint64_t skipped = 0;
   std::uint32_t snapshot = 0;  // the one that `kept` is of; null: it needs nothing more
   std::unique_ptr<Kept> kept;
   std::uint32_t generation = 0;  // how many snapshots there have been; the mark of what changes

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <iterator>
 #include <limits>
+#include <new>
 #include <string>
 #include <utility>
 
@@ -16,12 +17,14 @@ constexpr std::uint32_t kMaxParts = 1 << 16;
 }  // namespace
 
 void RowRounds::Begin(std::span<const std::unique_ptr<RowTable>> tables, bool elects) {
-  const std::lock_guard lock(mutex_);
+  Lock lock(mutex_);
+  AwaitNoneTaken(lock);
   tables_ = tables;
   elects_ = elects;
   applied_ = 0;
   open_.clear();
   failed_ = {};
+  out_of_memory_ = ResourceExhausted("no memory for the update of a round of rows");
 }
 
 bool RowRounds::Open::complete() const {
@@ -35,16 +38,19 @@ bool RowRounds::complete(std::uint64_t round) const {
 
 Status RowRounds::Add(const Round& round, double weight, std::int64_t step, bool last,
                       std::vector<Rows> rows) {
-  const std::lock_guard lock(mutex_);
+  Lock lock(mutex_);
   COHORT_RETURN_IF_ERROR(failed_);
   if (round.parts() < 1 || round.parts() > kMaxParts || round.part() >= round.parts()) {
     return InvalidArgument("part " + std::to_string(round.part()) + " of " +
                            std::to_string(round.parts()) + " of a round");
   }
-  if (round.round() <= applied_) {
+  if (round.round() <= decided()) {
     return {};
   }
-  COHORT_RETURN_IF_ERROR(ApplyComplete(round.round() - 1));
+  COHORT_RETURN_IF_ERROR(ApplyComplete(lock, round.round() - 1, /*wait=*/false));
+  if (round.round() <= decided()) {
+    return {};
+  }
   if (!open_.empty() && open_.begin()->first + 1 < round.round()) {
     return Aborted("round " + std::to_string(round.round()) + " of rows is begun, and of round " +
                    std::to_string(open_.begin()->first) + " parts are missing");
@@ -82,9 +88,9 @@ Status RowRounds::Add(const Round& round, double weight, std::int64_t step, bool
 }
 
 Status RowRounds::Elect(const Commit& commit) {
-  const std::lock_guard lock(mutex_);
+  Lock lock(mutex_);
   COHORT_RETURN_IF_ERROR(failed_);
-  if (commit.round() <= applied_) {
+  if (commit.round() <= decided()) {
     return {};
   }
   const auto found = open_.find(commit.round());
@@ -102,7 +108,7 @@ Status RowRounds::Elect(const Commit& commit) {
   }
   if (!there) {
     return FailedPrecondition("the parts of round " + std::to_string(commit.round()) +
-                              " of rows are not there, round " + std::to_string(applied_) +
+                              " of rows are not there, round " + std::to_string(decided()) +
                               " is the last that is applied");
   }
   for (std::size_t p = 0; p < wins.size(); ++p) {
@@ -112,28 +118,29 @@ Status RowRounds::Elect(const Commit& commit) {
   }
   found->second.elected = true;
   changed_.notify_all();
-  return ApplyComplete(commit.round());
+  return ApplyComplete(lock, commit.round(), /*wait=*/false);
 }
 
 Result<bool> RowRounds::WaitApplied(std::uint64_t round, Deadline deadline) {
-  std::unique_lock lock(mutex_);
+  Lock lock(mutex_);
   const auto settled = [&] { return !failed_.ok() || complete(round); };
   if (!changed_.wait_until(lock, deadline, settled)) {
     return false;
   }
   COHORT_RETURN_IF_ERROR(failed_);
-  COHORT_RETURN_IF_ERROR(ApplyComplete(round));
+  COHORT_RETURN_IF_ERROR(ApplyComplete(lock, round, /*wait=*/true));
   return true;
 }
 
 Status RowRounds::Settle() {
-  const std::lock_guard lock(mutex_);
+  Lock lock(mutex_);
   COHORT_RETURN_IF_ERROR(failed_);
-  return ApplyComplete(std::numeric_limits<std::uint64_t>::max());
+  return ApplyComplete(lock, std::numeric_limits<std::uint64_t>::max(), /*wait=*/true);
 }
 
 void RowRounds::Tell(Rounds* rounds) const {
-  const std::lock_guard lock(mutex_);
+  Lock lock(mutex_);
+  AwaitNoneTaken(lock);
   rounds->set_applied(applied_);
   for (const auto& [number, open] : open_) {
     OpenRound* const told = rounds->add_rows();
@@ -173,7 +180,8 @@ Status RowRounds::Learn(const Rounds& rounds) {
     }
   }
   {
-    const std::lock_guard lock(mutex_);
+    Lock lock(mutex_);
+    AwaitNoneTaken(lock);
     applied_ = rounds.applied();
     open_ = std::move(open);
   }
@@ -191,7 +199,8 @@ const RowRounds::Rows* RowRounds::Find(const RoundPiece& piece) const {
 }
 
 Status RowRounds::TellPiece(const RoundPiece& asked, RoundPiece* piece) const {
-  const std::lock_guard lock(mutex_);
+  Lock lock(mutex_);
+  AwaitNoneTaken(lock);
   const Rows* const rows = Find(asked);
   if (rows == nullptr) {
     return InvalidArgument("no frame " + std::to_string(asked.piece()) + " of part " +
@@ -208,7 +217,8 @@ Status RowRounds::TellPiece(const RoundPiece& asked, RoundPiece* piece) const {
 
 // They come in order; one that is there already is repeated.
 Status RowRounds::LearnPiece(const RoundPiece& piece) {
-  const std::lock_guard lock(mutex_);
+  Lock lock(mutex_);
+  AwaitNoneTaken(lock);
   const auto ids = static_cast<std::size_t>(piece.ids_size());
   const auto open = open_.find(piece.round());
   if (open == open_.end() || piece.part() >= open->second.parts.size() ||
@@ -238,6 +248,9 @@ Status RowRounds::LearnPiece(const RoundPiece& piece) {
 
 std::string RowRounds::Describe() const {
   const std::lock_guard lock(mutex_);
+  if (taken_.round > 0) {
+    return "round " + std::to_string(taken_.round) + " of rows is being applied";
+  }
   if (open_.empty()) {
     return "no round of rows is open";
   }
@@ -255,45 +268,128 @@ std::string RowRounds::Describe() const {
          std::to_string(open.parts.size());
 }
 
-Status RowRounds::ApplyComplete(std::uint64_t round) {
-  while (!open_.empty() && open_.begin()->first <= round && open_.begin()->second.complete()) {
-    COHORT_RETURN_IF_ERROR(Apply());
+Status RowRounds::ApplyComplete(Lock& lock, std::uint64_t round, bool wait) {
+  while (failed_.ok()) {
+    const bool more =
+        !open_.empty() && open_.begin()->first <= round && open_.begin()->second.complete();
+    if (taken_.round > 0 && (more || (wait && taken_.round <= round))) {
+      Help(lock);
+      const std::uint64_t taken = taken_.round;
+      changed_.wait(lock, [&] { return taken == 0 || taken_.round != taken || CanHelp(); });
+    } else if (more) {
+      Take(lock);
+    } else {
+      return {};
+    }
   }
-  return {};
+  return failed_;
 }
 
-Status RowRounds::Apply() {
-  const auto& [round, open] = *open_.begin();
+void RowRounds::Take(Lock& lock) {
+  auto taken = open_.extract(open_.begin());
+  taken_.round = taken.key();
+  lock.unlock();
+  try {
+    SumUp(taken.mapped(), taken_);  // nobody looks at it until it is ready
+  } catch (...) {
+    lock.lock();
+    taken_ = {};
+    open_.insert(std::move(taken));
+    changed_.notify_all();
+    throw;
+  }
+  taken = {};  // the frames, before rows take memory
+  lock.lock();
+  taken_.ready = true;
+  changed_.notify_all();
+  Help(lock);
+}
+
+void RowRounds::SumUp(const Open& open, Taken& taken) const {
   double weight = 0;
   for (const Part& part : open.parts) {
     weight += part.weight;
   }
-  for (std::size_t t = 0; weight > 0 && t < tables_.size() && failed_.ok(); ++t) {
-    Rows all;
+  taken.step = open.step;
+  taken.scale = weight > 0 ? static_cast<float>(1.0 / weight) : 0.0F;
+  taken.sums.resize(tables_.size());
+  std::vector<std::size_t> ids(tables_.size());
+  const auto for_all = [&](const auto& fn) {
     for (const Part& part : open.parts) {
       for (const Rows& rows : part.frames) {
-        if (rows.table == t && part.weight > 0) {
-          all.ids.insert(all.ids.end(), rows.ids.begin(), rows.ids.end());
-          all.counts.insert(all.counts.end(), rows.counts.begin(), rows.counts.end());
-          all.values.insert(all.values.end(), rows.values.begin(), rows.values.end());
+        if (part.weight > 0) {
+          fn(rows);
         }
       }
     }
-    if (!all.ids.empty()) {
-      failed_ = tables_[t]->Apply({.ids = all.ids,
-                                   .values = all.values,
-                                   .counts = all.counts,
-                                   .scale = static_cast<float>(1.0 / weight),
-                                   .step = open.step});
-    }
-    if (failed_.ok()) {
-      failed_ = tables_[t]->EvictWhenDue(open.step).status();
+  };
+  for_all([&](const Rows& rows) { ids[rows.table] += rows.ids.size(); });
+  for (std::size_t t = 0; t < tables_.size(); ++t) {
+    taken.sums[t].ids.reserve(ids[t]);
+    taken.sums[t].counts.reserve(ids[t]);
+    taken.sums[t].values.reserve(ids[t] * static_cast<std::size_t>(tables_[t]->spec().dim));
+  }
+  for_all([&](const Rows& rows) {
+    Rows& all = taken.sums[rows.table];
+    all.ids.insert(all.ids.end(), rows.ids.begin(), rows.ids.end());
+    all.counts.insert(all.counts.end(), rows.counts.begin(), rows.counts.end());
+    all.values.insert(all.values.end(), rows.values.begin(), rows.values.end());
+  });
+  // What is still to go of the steps before: nothing, where each had its round here.
+  for (const std::unique_ptr<RowTable>& table : tables_) {
+    if (open.step > 1) {
+      OrThrow(table->EvictWhenDue(open.step - 1));
     }
   }
-  applied_ = round;
-  open_.erase(open_.begin());
-  changed_.notify_all();
-  return failed_;
+}
+
+Status RowRounds::ApplyTo(std::size_t table, const Taken& taken) const {
+  const Rows& rows = taken.sums[table];
+  if (!rows.ids.empty()) {
+    COHORT_RETURN_IF_ERROR(tables_[table]->Apply({.ids = rows.ids,
+                                                  .values = rows.values,
+                                                  .counts = rows.counts,
+                                                  .scale = taken.scale,
+                                                  .step = taken.step}));
+  }
+  try {
+    return tables_[table]->EvictWhenDue(taken.step).status();
+  } catch (const std::bad_alloc&) {
+    return {};  // the next round, or who reads before it, makes up for it
+  }
+}
+
+bool RowRounds::CanHelp() const {
+  return taken_.ready && taken_.next < taken_.sums.size() && failed_.ok();
+}
+
+void RowRounds::Help(Lock& lock) {
+  while (CanHelp()) {
+    const std::size_t table = taken_.next++;
+    ++taken_.under_way;
+    lock.unlock();
+    Status status;
+    bool memory_ended = false;
+    try {
+      status = ApplyTo(table, taken_);
+    } catch (const std::bad_alloc&) {  // for the words of an error, if for nothing else
+      memory_ended = true;
+    }
+    lock.lock();
+    --taken_.under_way;
+    if (failed_.ok()) {
+      failed_ = std::move(memory_ended ? out_of_memory_ : status);
+    }
+  }
+  if (taken_.ready && taken_.under_way == 0) {
+    applied_ = taken_.round;
+    taken_ = {};
+    changed_.notify_all();
+  }
+}
+
+void RowRounds::AwaitNoneTaken(Lock& lock) const {
+  changed_.wait(lock, [this] { return taken_.round == 0; });
 }
 
 }  // namespace cohort::ps

@@ -15,6 +15,13 @@
 // With backup workers the coordinator says which parts a round has (Elect); the others are dropped,
 // whether they have come or not, and without its word no round is applied.
 //
+// A round is applied under no lock of all tables: meanwhile frames of the next one are taken, and
+// who waits for it helps, a table at a time. All that its tables are to get is put together before
+// the first of them changes; where memory ends (std::bad_alloc) until then the round is as before,
+// and whoever needs it begins again. Where it ends later, some rows of a table have their update
+// and others not: nothing could tell which, so that is the answer to all that comes from then on,
+// until Begin.
+//
 // Thread rules: all methods from any thread.
 
 #pragma once
@@ -52,7 +59,8 @@ class RowRounds {
   // Takes a frame of a part, which has rows of some tables, none of them empty, or no rows; all of
   // it, or nothing. One of an attempt, or a round, that is over is dropped: OK. Aborted: a
   // round is begun while parts of one that is not just before it are missing. InvalidArgument: not
-  // as the others of the round say. Else why an earlier round could not be applied.
+  // as the others of the round say. Else why an earlier round could not be applied; where another
+  // thread is at it, later calls say so.
   Status Add(const Round& round, double weight, std::int64_t step, bool last,
              std::vector<Rows> rows);
 
@@ -91,21 +99,43 @@ class RowRounds {
     bool elected = false;  // what parts it has has been said, where that is to be said
     bool complete() const;
   };
-  // Under the mutex, as all below.
+  // The round that is being applied.
+  struct Taken {
+    std::uint64_t round = 0;
+    std::int64_t step = 1;
+    float scale = 1.0F;
+    bool ready = false;         // `sums` is what the tables are to get
+    std::vector<Rows> sums;     // of each table, in the order of the parts
+    std::size_t next = 0;       // that no thread has begun
+    std::size_t under_way = 0;  // threads that are at one
+  };
+  using Lock = std::unique_lock<std::mutex>;
+  // Under the mutex, as all below. What takes the lock may let go of it meanwhile.
   bool complete(std::uint64_t round) const;  // are all that are open up to it?
+  // The last round whose parts nobody adds to any more.
+  std::uint64_t decided() const { return taken_.round > 0 ? taken_.round : applied_; }
   // The frame that a piece is; null: there is none.
   const Rows* Find(const RoundPiece& piece) const;
-  Status Apply();                             // the first that is open
-  Status ApplyComplete(std::uint64_t round);  // those up to it, as far as they are
+  // Rounds up to this one, as far as they are complete. `wait`: until they are applied; else until
+  // none is left that nobody has taken.
+  Status ApplyComplete(Lock& lock, std::uint64_t round, bool wait);
+  void Take(Lock& lock);  // the first that is open
+  bool CanHelp() const;
+  void Help(Lock& lock);  // to apply what is taken, as long as there are tables to begin
+  void AwaitNoneTaken(Lock& lock) const;
+  void SumUp(const Open& open, Taken& taken) const;
+  Status ApplyTo(std::size_t table, const Taken& taken) const;
 
   std::span<const std::unique_ptr<RowTable>> tables_;
   bool elects_ = false;
   mutable std::mutex mutex_;
-  std::condition_variable changed_;
+  mutable std::condition_variable changed_;
   // Below: under `mutex_`.
   std::uint64_t applied_ = 0;           // the last round that was
   std::map<std::uint64_t, Open> open_;  // by round
+  Taken taken_;                         // round 0: none
   Status failed_;
+  Status out_of_memory_;  // to be said when there is no memory for words
 };
 
 }  // namespace cohort::ps

@@ -98,6 +98,7 @@ Status RowStore::Declare(const std::vector<TableSpec>& tables, int servers,
     return {};
   }
   std::vector<std::unique_ptr<RowTable>> made;
+  std::vector<std::unique_ptr<Tally>> tallies;
   for (const TableSpec& spec : tables) {
     if (spec.dim > kMaxRowFloats) {
       return InvalidArgument("table \"" + spec.name + "\": a row of " + std::to_string(spec.dim) +
@@ -105,9 +106,11 @@ Status RowStore::Declare(const std::vector<TableSpec>& tables, int servers,
                              std::to_string(kMaxRowFloats) + "]");
     }
     COHORT_RETURN_IF_ERROR(spec.Check());
-    COHORT_ASSIGN_OR_RETURN(auto table, RowTable::Create(spec, {0, spec.buckets}));
+    tallies.push_back(std::make_unique<Tally>(spec.name));
+    COHORT_ASSIGN_OR_RETURN(auto table, MakeTable(spec, *tallies.back()));
     made.push_back(std::move(table));
   }
+  tallies_ = std::move(tallies);
   tables_ = std::move(made);
   servers_ = servers;
   MakePlaces();
@@ -116,6 +119,21 @@ Status RowStore::Declare(const std::vector<TableSpec>& tables, int servers,
   fingerprint_ = fingerprint;
   declared_.store(true, std::memory_order_release);
   return {};
+}
+
+Result<std::unique_ptr<RowTable>> RowStore::MakeTable(const TableSpec& spec,
+                                                      const Tally& tally) const {
+  COHORT_ASSIGN_OR_RETURN(auto table, RowTable::Create(spec, {0, spec.buckets}));
+  table->CountIn(tally.losses, [this, name = NameOf(*table)](std::uint64_t id) {
+    try {
+      log_.Warning("ps:" + std::to_string(server_) + ", " + name + ": the gradient of id " +
+                   std::to_string(id) +
+                   " holds NaN or infinity, or comes to it with those of other workers, and is "
+                   "skipped; so are others of this table from now on, which are counted only");
+    } catch (const std::bad_alloc&) {  // it is counted
+    }
+  });
+  return table;
 }
 
 void RowStore::MakePlaces() {
@@ -141,7 +159,7 @@ void RowStore::Thaw() {
   }
 }
 
-Error RowStore::Freeze(std::uint64_t layout, std::uint64_t snapshot) {
+Error RowStore::Freeze(std::uint64_t layout, std::uint64_t snapshot, std::uint64_t step) {
   if (!declared_.load(std::memory_order_acquire)) {
     return MakeError(Error::NOT_READY, "no model has been declared");
   }
@@ -162,6 +180,11 @@ Error RowStore::Freeze(std::uint64_t layout, std::uint64_t snapshot) {
   const std::lock_guard moves(moves_mutex_);
   if (!leaving_.empty()) {
     return MakeError(Error::NOT_NOW, "a bucket is on its way to another server");
+  }
+  for (const std::unique_ptr<RowTable>& table : tables_) {
+    if (step > 0 && step <= 0xFFFFFFFFU) {
+      OrThrow(table->EvictWhenDue(static_cast<std::int64_t>(step)));
+    }
   }
   for (const std::unique_ptr<RowTable>& table : tables_) {
     table->Freeze();
@@ -189,8 +212,8 @@ std::uint64_t RowStore::kept_bytes() const {
 
 Status RowStore::Reset() {
   snapshot_ = 0;
-  for (std::unique_ptr<RowTable>& table : tables_) {
-    COHORT_ASSIGN_OR_RETURN(table, RowTable::Create(table->spec(), table->range()));
+  for (std::size_t t = 0; t < tables_.size(); ++t) {
+    COHORT_ASSIGN_OR_RETURN(tables_[t], MakeTable(tables_[t]->spec(), *tallies_[t]));
   }
   MakePlaces();
   leaving_.clear();
@@ -408,10 +431,23 @@ Status PullBlock(const RowStore::Reading::Block& block, std::span<float> to) {
   return {};
 }
 
+// Not while buckets are visited: it goes through a whole table, and a bucket that is given away
+// waits for those who visit. A worker sends nothing to a server that has none of its rows, so what
+// is due at the end of a step is done before the next frame, with the numbers of the steps that
+// were left out: rows are what one process would have.
+void EvictBefore(RowTable& table, std::int64_t step) {
+  if (step > 1) {
+    OrThrow(table.EvictWhenDue(step - 1));
+  }
+}
+
 }  // namespace
 
 Error RowStore::Pull(const Reading& reading, std::span<float> to, Moved* moved) {
   moved->clear();
+  for (const Reading::Block& block : reading.blocks) {
+    EvictBefore(*block.table, block.step);
+  }
   std::deque<Staying> visits;
   for (std::size_t i = 0; i < reading.blocks.size(); ++i) {
     const Reading::Block& block = reading.blocks[i];
@@ -450,6 +486,9 @@ Error RowStore::Push(const FrameHeader& header, PayloadReader payload, Moved* mo
   }
   if (error.kind() != Error::NONE) {
     ++rejected_;
+    for (std::size_t i = 0; i < tables.size(); ++i) {
+      ++tallies_[BlockAt(header, i).table()]->refused;
+    }
   }
   return error;
 }
@@ -544,6 +583,9 @@ Error RowStore::PushTo(std::span<RowTable* const> tables, const FrameHeader& hea
   Status status;
   {
     PushLedger::Applying applying(ledger_, header.client(), header.sequence());
+    for (std::size_t i = 0; i < updates.size() && !header.has_round(); ++i) {  // rounds do it
+      EvictBefore(*updates[i].table, updates[i].gradients.step);
+    }
     std::deque<Staying> visits;
     for (const Update& update : updates) {
       visits.emplace_back(*update.places);
@@ -560,16 +602,7 @@ Error RowStore::PushTo(std::span<RowTable* const> tables, const FrameHeader& hea
     return ToError(status);
   }
   ++pushes_;
-  if (header.has_round()) {
-    return {};
-  }
-  // Not within the visits: it goes through the whole table, and a bucket that is given away waits
-  // for those who visit.
-  for (const Update& update : updates) {
-    const Status evicted = update.table->EvictWhenDue(update.gradients.step).status();
-    status = status.ok() ? evicted : status;
-  }
-  return ToError(status);
+  return {};
 }
 
 Status RowStore::AddToRound(const FrameHeader& header, std::span<Update> updates) {
@@ -584,11 +617,28 @@ Status RowStore::AddToRound(const FrameHeader& header, std::span<Update> updates
       rows.push_back({.table = BlockAt(header, i).table(),
                       .ids = std::move(update.ids),
                       .counts = std::move(update.counts),
-                      .values = {update.gradients.values.begin(), update.gradients.values.end()}});
+                      .values = update.copy.empty()
+                                    ? std::vector<float>(update.gradients.values.begin(),
+                                                         update.gradients.values.end())
+                                    : std::move(update.copy)});
     }
   }
   return rounds_.Add(header.round(), header.weight(), updates[0].gradients.step, header.advance(),
                      std::move(rows));
+}
+
+std::vector<TableCounts> RowStore::counts() const {
+  std::vector<TableCounts> counts;
+  if (declared_.load(std::memory_order_acquire)) {
+    for (const std::unique_ptr<Tally>& tally : tallies_) {
+      counts.push_back({.name = tally->name,
+                        .evicted = tally->losses->evicted,
+                        .dropped = tally->losses->dropped,
+                        .skipped = tally->losses->skipped,
+                        .refused = tally->refused});
+    }
+  }
+  return counts;
 }
 
 RowStoreStats RowStore::stats() const {

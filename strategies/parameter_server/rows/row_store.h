@@ -18,10 +18,13 @@
 #include <mutex>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <cohort/core/clock.h>
+#include <cohort/core/log.h>
 #include <cohort/core/status.h>
+#include <cohort/strategies/table_counts.h>
 
 #include "parameter_server/frames/frame.h"
 #include "parameter_server/frames/payload.h"
@@ -47,7 +50,8 @@ struct RowStoreStats {
 
 class RowStore {
  public:
-  explicit RowStore(int server) : server_(server) {}
+  // `log`: is told of the first gradient of a table that is skipped (TableCounts::skipped).
+  explicit RowStore(int server, Log log = Log()) : server_(server), log_(std::move(log)) {}
 
   // The first call makes the tables; later ones do nothing: that they say the same is the caller's
   // business (ModelSpec::Compare), as `fingerprint` is. `elects`: rounds are with backup workers.
@@ -101,7 +105,9 @@ class RowStore {
   void Retire(std::uint64_t first, std::uint64_t last) { ledger_.Retire(first, last); }
 
   // As RowTable's, of all tables, between two rounds; 0: none any more. Repeated, it does nothing.
-  Error Freeze(std::uint64_t layout, std::uint64_t snapshot);
+  // `step`: the last one, at whose end rows went (RowTable::EvictWhenDue), also where no frame told
+  // this server of it; 0: not known.
+  Error Freeze(std::uint64_t layout, std::uint64_t snapshot, std::uint64_t step = 0);
   std::uint64_t kept_bytes() const;
 
   // Pieces of dumps from header.buckets[0] on, before header.until, and of neighbours that are
@@ -122,6 +128,8 @@ class RowStore {
   Error Loads(const FrameHeader& header, FrameHeader* reply) const;
 
   RowStoreStats stats() const;
+  // Of each table, in the order of the model; none before Declare. Takes no locks.
+  std::vector<TableCounts> counts() const;
 
  private:
   // Who restores and moves buckets.
@@ -150,6 +158,14 @@ class RowStore {
     RowTable::Gradients gradients;
   };
 
+  // What happened to a table's rows, whatever becomes of the table (Reset).
+  struct Tally {
+    explicit Tally(std::string of) : name(std::move(of)) {}
+    const std::string name;
+    const std::shared_ptr<RowLosses> losses = std::make_shared<RowLosses>();
+    std::atomic<std::uint64_t> refused{0};
+  };
+
   Error Find(const FrameHeader& header, RowTable** table) const;
   Error FindTable(const RowBlock& block, RowTable** table) const;
   Error CheckBlocks(bool push, const FrameHeader& header, const PayloadReader& payload,
@@ -166,14 +182,17 @@ class RowStore {
                Moved* moved);
   Status AddToRound(const FrameHeader& header, std::span<Update> updates);
   void MakePlaces();
+  Result<std::unique_ptr<RowTable>> MakeTable(const TableSpec& spec, const Tally& tally) const;
   BucketPlaces& PlacesOf(const RowBlock& block) const { return *places_[block.table()]; }
   BucketPlaces& PlacesOf(const FrameHeader& header) const { return PlacesOf(header.rows()); }
 
   const int server_;
+  const Log log_;
   std::mutex declare_mutex_;
   // Set once by Declare, published by `declared_`.
   std::vector<std::unique_ptr<RowTable>> tables_;
   std::vector<std::unique_ptr<BucketPlaces>> places_;  // of each table
+  std::vector<std::unique_ptr<Tally>> tallies_;        // likewise
   int servers_ = 1;
   std::uint64_t fingerprint_ = 0;
   std::atomic<bool> declared_{false};

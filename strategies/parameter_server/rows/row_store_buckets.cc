@@ -196,7 +196,10 @@ Error RowStore::RestorePieces(const FrameHeader& header, PayloadReader payload, 
                                            std::to_string(piece.bucket()) +
                                            " arrived with another checksum than it was sent with");
     }
-    if (const Status status = table.RestoreBucket(piece.bucket(), dump); !status.ok()) {
+    using Origin = RowTable::Origin;
+    if (const Status status = table.RestoreBucket(piece.bucket(), dump,
+                                                  header.adopt() ? Origin::kTable : Origin::kSave);
+        !status.ok()) {
       return ToError(status);
     }
     if (header.adopt()) {
@@ -251,7 +254,8 @@ Error RowStore::Step(const FrameHeader& header, RowTable& table) {
       if (leaving_.erase(key) > 0) {
         const std::array<std::uint32_t, 3> nothing = {bucket, 0, 0};
         return ToError(table.RestoreBucket(
-            bucket, {reinterpret_cast<const char*>(nothing.data()), sizeof(nothing)}));
+            bucket, {reinterpret_cast<const char*>(nothing.data()), sizeof(nothing)},
+            RowTable::Origin::kTable));
       }
       return {};
     case BucketMove::KEEP:

@@ -163,6 +163,36 @@ class RowTable::Group {
   std::array<Bucket*, kLockedTogether> buckets_;
 };
 
+// Gradients of a call that had no effect, counted when it ends.
+class RowTable::Lost {
+ public:
+  explicit Lost(RowTable& table) : table_(table) {}
+  Lost(const Lost&) = delete;
+  Lost& operator=(const Lost&) = delete;
+  ~Lost() {
+    if (dropped > 0) {
+      table_.losses_->dropped.fetch_add(dropped, std::memory_order_relaxed);
+    }
+    if (skipped_ > 0 &&
+        table_.losses_->skipped.fetch_add(skipped_, std::memory_order_relaxed) == 0 &&
+        table_.on_first_skip_) {
+      table_.on_first_skip_(first_skipped_);
+    }
+  }
+  void Skip(std::uint64_t id) {
+    if (skipped_++ == 0) {
+      first_skipped_ = id;
+    }
+  }
+
+  std::uint64_t dropped = 0;
+
+ private:
+  RowTable& table_;
+  std::uint64_t skipped_ = 0;
+  std::uint64_t first_skipped_ = 0;
+};
+
 Result<std::unique_ptr<RowTable>> RowTable::Create(TableSpec spec, BucketRange range,
                                                    EvictionHook on_evict) {
   COHORT_RETURN_IF_ERROR(spec.Check());
@@ -477,6 +507,7 @@ Status RowTable::Apply(const Gradients& gradients) {
     }
     std::vector<float> sum(dim_);
     std::array<std::size_t, kTogether + 1> begins;  // of the ids of a group, in `entries`
+    Lost lost(*this);
     Group group(*this);
     for (std::size_t at = 0; at < entries.size();) {
       while (!group.full() && at < entries.size()) {
@@ -510,7 +541,7 @@ Status RowTable::Apply(const Gradients& gradients) {
         // Numbers that are finite may add up to infinity.
         if ((same.size() > 1 || spec_.not_finite == TableSpec::NotFinite::kSkipRow) &&
             !AllFinite(gradient)) {
-          ++bucket.skipped;
+          lost.Skip(group[i].id);
           continue;
         }
         std::byte* record = group.Record(i);
@@ -518,7 +549,7 @@ Status RowTable::Apply(const Gradients& gradients) {
           std::uint32_t frequency = 0;
           if (!spec_.admits_at_once() &&
               !Admit(bucket, group[i].hash, group[i].id, count, now, &frequency)) {
-            ++bucket.dropped;
+            ++lost.dropped;
             continue;
           }
           record = Create(bucket, group[i].hash, group[i].id, now);

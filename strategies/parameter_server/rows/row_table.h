@@ -49,6 +49,13 @@ struct TableStats {
   std::uint64_t overhead_bytes = 0;  // of everything else
 };
 
+// What had no effect, or went, in a table; counted without a lock.
+struct RowLosses {
+  std::atomic<std::uint64_t> evicted{0};
+  std::atomic<std::uint64_t> dropped{0};
+  std::atomic<std::uint64_t> skipped{0};
+};
+
 class RowTable {
  public:
   static constexpr std::size_t kTogether = 64;        // ids whose records are fetched together
@@ -100,19 +107,29 @@ class RowTable {
   Result<std::uint64_t> EvictExpired(std::int64_t step);
 
   // EvictExpired, of each bucket once for every time_to_live steps, of some at each: so a row goes
-  // at most twice that time after its last use, and a call takes its part of the time. For a call
-  // at every step.
+  // at most twice that time after its last use, and a call takes its part of the time. Steps that
+  // were left out are made up for, each with its own number: before the first use in a step, or
+  // behind the last, a call has the rows go that would have gone in calls at every step. The first
+  // after rows were loaded looks at all of them. Waits for one that is under way, where that has
+  // not come as far. Where memory ends (std::bad_alloc) the next call does what this one has not
+  // done.
   Result<std::uint64_t> EvictWhenDue(std::int64_t step);
 
   TableStats stats() const;
+  // Has what is lost counted there, and `on_first_skip` called when the first gradient is skipped
+  // that is: with its id, under no lock of the table; it must not throw. Before the table is used.
+  void CountIn(std::shared_ptr<RowLosses> losses,
+               std::function<void(std::uint64_t id)> on_first_skip);
   std::uint64_t UpdatesOf(std::uint32_t bucket) const;  // gradients applied to its rows
 
   // A bucket's rows and candidates with everything that they have, as bytes: a function of its
   // content, ascending by id. Consistent: under its lock.
   std::string DumpBucket(std::uint32_t bucket) const;
   // Replaces the bucket's content. DataLoss: `bytes` are no dump of this bucket of such a table; it
-  // is as before, or empty, then.
-  Status RestoreBucket(std::uint32_t bucket, std::string_view bytes);
+  // is as before, or empty, then. kTable: `bytes` are of another table in use, and the steps go on;
+  // what EvictWhenDue has done in this one is made up for in the bucket.
+  enum class Origin { kSave, kTable };
+  Status RestoreBucket(std::uint32_t bucket, std::string_view bytes, Origin origin = Origin::kSave);
   void Clear();  // removes all rows; without the hook
 
   // A snapshot: the table as it is now, to be dumped while calls go on. Freeze takes the time of
@@ -143,6 +160,7 @@ class RowTable {
   struct Entries;
   struct Lookup;
   class Group;
+  class Lost;
 
   RowTable(TableSpec spec, BucketRange range, std::unique_ptr<RowOptimizer> rule,
            EvictionHook on_evict);
@@ -166,6 +184,9 @@ class RowTable {
   void NoteRemoved(Bucket& bucket, const RowSet& set, std::uint64_t id) const;
   static void NoteReplaced(Bucket& bucket);
   std::uint64_t EvictExpiredOf(Bucket& bucket, std::int64_t step);
+  // The last step up to `step` at which EvictWhenDue looks through the bucket; below 1: none.
+  std::int64_t LastDue(std::uint32_t bucket, std::int64_t step) const;
+  void ForgetEvictions();  // the steps that come may be earlier ones
   Status CheckFrozen(std::uint32_t bucket) const;
   std::string Dump(std::uint32_t number, bool frozen, std::uint32_t since) const;
   std::span<float> Weights(std::byte* record) const;
@@ -186,7 +207,11 @@ class RowTable {
   const int hash_shift_;  // of the bucket in an id's hash
   RowMemory memory_;
   std::unique_ptr<Bucket[]> buckets_;
-  std::atomic<std::int64_t> evicted_at_{0};  // the last step of EvictWhenDue; 0: none
+  std::shared_ptr<RowLosses> losses_ = std::make_shared<RowLosses>();
+  std::function<void(std::uint64_t id)> on_first_skip_;
+  std::mutex sweep_mutex_;  // before any bucket's
+  // What EvictWhenDue has done, up to which step; 0: not known. Written under sweep_mutex_.
+  std::atomic<std::int64_t> evicted_at_{0};
   std::atomic<std::uint32_t> snapshot_{0};   // 0: none
   std::atomic<std::uint32_t> thawed_{0};     // buckets of it below are needed no more
   std::atomic<std::uint32_t> snapshots_{0};  // so far

@@ -37,7 +37,7 @@ void RowTable::Trim(Bucket& bucket, RowSet& set, const RowShape& shape, std::uin
   for (auto rank = ranks.begin(); rank != kept; ++rank) {
     const std::uint32_t row = set.Find(HashId(rank->id), rank->id, shape);
     if (&set == &bucket.rows) {
-      ++bucket.evicted;
+      losses_->evicted.fetch_add(1, std::memory_order_relaxed);
       if (on_evict_) {
         on_evict_(rank->id, Weights(set.At(row, shape)));
       }
@@ -59,7 +59,7 @@ std::uint64_t RowTable::EvictExpiredOf(Bucket& bucket, std::int64_t step) {
       KeepAll(bucket, set);
       if (&set == &bucket.rows) {
         ++evicted;
-        ++bucket.evicted;
+        losses_->evicted.fetch_add(1, std::memory_order_relaxed);
         if (on_evict_) {
           on_evict_(header.id(), Weights(set.At(row, shape)));
         }
@@ -89,28 +89,50 @@ Result<std::uint64_t> RowTable::EvictWhenDue(std::int64_t step) {
     return std::uint64_t{0};
   }
   COHORT_RETURN_IF_ERROR(CheckCall("eviction", 0, step, 0, ""));
-  std::int64_t last = evicted_at_.load(std::memory_order_relaxed);
-  do {
-    if (step <= last) {
-      return std::uint64_t{0};
-    }
-  } while (!evicted_at_.compare_exchange_weak(last, step));
-  // Bucket b in the steps that are b modulo time_to_live: the same for every number of servers, and
-  // for a table that was restored.
+  if (step <= evicted_at_.load(std::memory_order_acquire)) {
+    return std::uint64_t{0};
+  }
+  const std::lock_guard lock(sweep_mutex_);
+  // Bucket b in the steps that are b modulo time_to_live: the same for every number of servers. Of
+  // the steps that were left out those before the last time_to_live ones would have nothing to
+  // remove that the later ones have not; so it is, too, where nobody knows what was left out.
   const std::int64_t every = spec_.time_to_live;
+  const std::int64_t last = std::max(evicted_at_.load(), step - every);
   std::uint64_t evicted = 0;
-  for (std::int64_t due = last == 0 ? step : std::max(last, step - every) + 1; due <= step; ++due) {
-    // The first of this table's buckets that is `due` modulo `every`.
-    std::int64_t b = range_.begin + ((due - range_.begin) % every + every) % every;
-    for (; b < range_.end; b += every) {
-      evicted += EvictExpiredOf(buckets_[static_cast<std::uint32_t>(b) - range_.begin], step);
+  if (step - last >= std::int64_t{range_.end - range_.begin}) {
+    for (std::uint32_t b = range_.begin; b < range_.end; ++b) {
+      if (const std::int64_t due = LastDue(b, step); due > last) {
+        evicted += EvictExpiredOf(buckets_[b - range_.begin], due);
+      }
+    }
+  } else {
+    for (std::int64_t due = last + 1; due <= step; ++due) {
+      // The first of this table's buckets that is `due` modulo `every`.
+      std::int64_t b = range_.begin + ((due - range_.begin) % every + every) % every;
+      for (; b < range_.end; b += every) {
+        evicted += EvictExpiredOf(buckets_[static_cast<std::uint32_t>(b) - range_.begin], due);
+      }
     }
   }
+  evicted_at_.store(std::max(step, evicted_at_.load()), std::memory_order_release);
   return evicted;
+}
+
+std::int64_t RowTable::LastDue(std::uint32_t bucket, std::int64_t step) const {
+  const std::int64_t every = spec_.time_to_live;
+  return step - ((step - bucket) % every + every) % every;
+}
+
+void RowTable::ForgetEvictions() {
+  const std::lock_guard lock(sweep_mutex_);
+  evicted_at_.store(0, std::memory_order_release);
 }
 
 TableStats RowTable::stats() const {
   TableStats stats;
+  stats.evicted = losses_->evicted;
+  stats.dropped = losses_->dropped;
+  stats.skipped = losses_->skipped;
   stats.row_bytes = memory_.allocated_bytes();
   for (std::uint32_t b = 0; b < range_.end - range_.begin; ++b) {
     const Bucket& bucket = buckets_[b];
@@ -118,14 +140,17 @@ TableStats RowTable::stats() const {
     stats.rows += bucket.rows.size();
     stats.candidates += bucket.candidates.size();
     stats.created += bucket.created;
-    stats.evicted += bucket.evicted;
     stats.updates += bucket.updates;
-    stats.dropped += bucket.dropped;
-    stats.skipped += bucket.skipped;
     stats.overhead_bytes +=
         sizeof(Bucket) + bucket.rows.overhead_bytes() + bucket.candidates.overhead_bytes();
   }
   return stats;
+}
+
+void RowTable::CountIn(std::shared_ptr<RowLosses> losses,
+                       std::function<void(std::uint64_t id)> on_first_skip) {
+  losses_ = std::move(losses);
+  on_first_skip_ = std::move(on_first_skip);
 }
 
 std::uint64_t RowTable::UpdatesOf(std::uint32_t bucket) const {
@@ -135,7 +160,7 @@ std::uint64_t RowTable::UpdatesOf(std::uint32_t bucket) const {
   return of.updates;
 }
 
-Status RowTable::RestoreBucket(std::uint32_t bucket, std::string_view bytes) {
+Status RowTable::RestoreBucket(std::uint32_t bucket, std::string_view bytes, Origin origin) {
   Require(bucket >= range_.begin && bucket < range_.end, "a bucket of this server");
   const auto bad = [&](const std::string& what) {
     return DataLoss("table \"" + spec_.name + "\", bucket " + std::to_string(bucket) + ": " + what);
@@ -153,7 +178,14 @@ Status RowTable::RestoreBucket(std::uint32_t bucket, std::string_view bytes) {
                " are those of its rows");
   }
   Bucket& target = buckets_[bucket - range_.begin];
-  const std::lock_guard lock(target.mutex);
+  // What the other table had still to remove goes here, and no step passes in between.
+  std::unique_lock sweep(sweep_mutex_, std::defer_lock);
+  if (origin == Origin::kTable) {
+    sweep.lock();
+  } else {
+    ForgetEvictions();
+  }
+  std::unique_lock lock(target.mutex);
   Touch(target);
   KeepAll(target, target.rows);
   KeepAll(target, target.candidates);
@@ -186,10 +218,16 @@ Status RowTable::RestoreBucket(std::uint32_t bucket, std::string_view bytes) {
     target.rows.Clear(shape_, memory_);
     target.candidates.Clear(candidate_shape_, memory_);
   }
+  lock.unlock();
+  if (const std::int64_t at = evicted_at_.load();
+      status.ok() && sweep.owns_lock() && spec_.time_to_live > 0 && LastDue(bucket, at) > 0) {
+    EvictExpiredOf(target, LastDue(bucket, at));
+  }
   return status;
 }
 
 void RowTable::Clear() {
+  ForgetEvictions();
   for (std::uint32_t b = 0; b < range_.end - range_.begin; ++b) {
     Bucket& bucket = buckets_[b];
     const std::lock_guard lock(bucket.mutex);

@@ -577,6 +577,15 @@ Result<StoreStats> FrameClient::Stats() {
     total.parked += reply.parked();
     total.max_lead = std::max<std::uint64_t>(total.max_lead, reply.max_lead());
     total.max_staleness = std::max<std::uint64_t>(total.max_staleness, reply.max_staleness());
+    for (std::size_t t = 0; t < static_cast<std::size_t>(reply.tables_size()); ++t) {
+      const CountsOfTable& counts = reply.tables(static_cast<int>(t));
+      total.tables.resize(std::max(total.tables.size(), t + 1));
+      total.tables[t].name = counts.name();
+      total.tables[t].evicted += counts.evicted();
+      total.tables[t].dropped += counts.dropped();
+      total.tables[t].skipped += counts.skipped();
+      total.tables[t].refused += counts.refused();
+    }
   }
   return total;
 }

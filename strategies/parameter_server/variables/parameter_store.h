@@ -24,6 +24,7 @@
 #include <cohort/optim/optimizer.h>
 #include <cohort/optim/server_side.h>
 #include <cohort/strategies/consistency.h>
+#include <cohort/strategies/table_counts.h>
 
 #include "parameter_server/frames/frame.h"
 #include "parameter_server/frames/payload.h"
@@ -41,9 +42,10 @@ struct StoreStats {
   std::uint64_t updates = 0;  // of chunks
   double mean_staleness = 0;  // updates by others between a gradient's pull and its push
   std::uint64_t max_staleness = 0;
-  std::uint64_t late = 0;      // parts of rounds, by chunk, that came too late to count
-  std::uint64_t parked = 0;    // reads that waited until they were fresh
-  std::uint64_t max_lead = 0;  // steps that a worker was ahead of the slowest when it read
+  std::uint64_t late = 0;           // parts of rounds, by chunk, that came too late to count
+  std::uint64_t parked = 0;         // reads that waited until they were fresh
+  std::uint64_t max_lead = 0;       // steps that a worker was ahead of the slowest when it read
+  std::vector<TableCounts> tables;  // a client's: of the servers' RowStores
 };
 
 // InvalidArgument: an option of the server side that needs single pushes, where there are rounds.
@@ -123,6 +125,7 @@ class ParameterStore {
   bool Copy(Reading& reading, bool slots, std::span<float> to, DType wire = DType::kFloat32,
             std::uint64_t client = 0);
   std::uint64_t version(int chunk) const;
+  std::uint64_t LeastVersion() const;  // as Freeze's
 
   StoreStats stats() const;
   // The parameter that a chunk is part of; for messages.
@@ -156,7 +159,6 @@ class ParameterStore {
   // Before value, slots or version change.
   void Keep(Block& block);
   void Thaw();
-  std::uint64_t LeastVersion() const;  // as Freeze's
   Error Check(const FrameHeader& header) const;
   // The floats of a push that holds other ones, in memory of this thread's.
   Error Decode(const FrameHeader& header, PayloadReader* payload) const;

@@ -23,6 +23,7 @@
 #include <cohort/cluster/cluster_spec.h>
 #include <cohort/core/status.h>
 #include <cohort/strategies/strategy.h>
+#include <cohort/strategies/table_counts.h>
 
 namespace cohort {
 
@@ -56,6 +57,7 @@ struct ParameterServerStats {
   // Rows of which this process had kept what was rounded off their gradients (TableSpec's
   // wire_feedback), and lost it: for want of room, or in a roll-back.
   std::uint64_t dropped_residuals = 0;
+  std::vector<TableCounts> tables;  // sparse ones, in the order of the model
 };
 
 class ParameterServerStrategy : public Strategy {
