@@ -1,7 +1,8 @@
 // `cohort bench embedding`: rows looked up and updated per second by one thread in a sparse table
 // that is larger than the caches, beside the same reads and writes in a flat array: no hashing, no
 // locks, no index. With --remote: through one client of one server, which is a process of its own,
-// beside such a table in this process.
+// beside such a table in this process; with --tables: of many tables in one call, beside a call for
+// each.
 
 #include <sys/mman.h>
 
@@ -46,6 +47,7 @@ struct Options {
   std::string optimizer = "adagrad";
   int rounds = 5;
   bool remote = false;
+  int tables = 1;
   std::string transport = "auto";
   ps::TableSpec::Wire wire = ps::TableSpec::Wire::kFloat32;
   std::uint64_t wire_feedback = 0;
@@ -229,6 +231,152 @@ Status ForAllRows(const Options& options,
     COHORT_RETURN_IF_ERROR(fn(ids));
   }
   return {};
+}
+
+// Ids of a step over many tables, as of a model with many sparse features: all of them in one call
+// of the client, and a call for each table. What is pulled in the end is what tables in this
+// process hold after the same updates.
+Status RunTables(const Options& all) {
+  Options options = all;  // of one table
+  const auto count = static_cast<std::size_t>(all.tables);
+  options.ids = std::max<std::size_t>(1, all.ids / count);
+  options.rows = std::max<std::uint64_t>(1, all.rows / count);
+  const auto dim = static_cast<std::size_t>(options.dim);
+  ps::ModelSpec model;
+  model.parameters = {{"none", {1}, true, 0}};
+  model.optimizer = Sgd()->config();
+  COHORT_ASSIGN_OR_RETURN(const ps::TableSpec spec, SpecOf(options));
+  std::vector<std::unique_ptr<ps::RowTable>> local;
+  for (std::size_t t = 0; t < count; ++t) {
+    ps::TableSpec& of_table = model.tables.emplace_back(spec);
+    of_table.name += std::to_string(t);
+    COHORT_ASSIGN_OR_RETURN(local.emplace_back(),
+                            ps::RowTable::Create(of_table, {0, of_table.buckets}));
+  }
+  Children children;
+  COHORT_ASSIGN_OR_RETURN(const auto server, ServerProcess::Start(children));
+  const std::vector<std::string> addresses = {server->address()};
+  const auto control = ps::Client::Make(model, addresses, {});
+  COHORT_RETURN_IF_ERROR(control->Declare());
+  COHORT_RETURN_IF_ERROR(control->Assign(std::vector<float>(16), {}, 0));
+  ps::ClientOptions identity;
+  COHORT_ASSIGN_OR_RETURN(identity.transport,
+                          ps::TransportOf({.implementation = options.transport}));
+  const auto client = ps::RowClient::Make(model, addresses, identity);
+
+  const Batches batches = Draw(options);
+  std::vector<std::vector<float>> rows(count, std::vector<float>(options.ids * dim));
+  const std::vector<float> gradients = Gradients(options.ids * dim);
+  const auto lookups_of = [&](const Batch& batch) {
+    std::vector<ps::RowClient::Lookup> lookups;
+    for (std::size_t t = 0; t < count; ++t) {
+      lookups.push_back({.table = static_cast<int>(t), .ids = batch.ids, .rows = rows[t]});
+    }
+    return lookups;
+  };
+  const auto pushes_of = [&](const Batch& batch) {
+    std::vector<ps::RowClient::Gradients> pushes;
+    for (std::size_t t = 0; t < count; ++t) {
+      pushes.push_back({.table = static_cast<int>(t), .ids = batch.ids, .values = gradients});
+    }
+    return pushes;
+  };
+  const auto pull = [&] {
+    for (const Batch& batch : batches.drawn) {
+      OrThrow(client->Pull(lookups_of(batch), 1));
+    }
+  };
+  const auto pull_each = [&] {
+    for (const Batch& batch : batches.drawn) {
+      for (const ps::RowClient::Lookup& lookup : lookups_of(batch)) {
+        OrThrow(client->Pull(std::span(&lookup, 1), 1));
+      }
+    }
+  };
+  const auto push = [&] {
+    for (const Batch& batch : batches.drawn) {
+      OrThrow(client->Push(pushes_of(batch), 1, 1));
+    }
+  };
+  const auto push_each = [&] {
+    for (const Batch& batch : batches.drawn) {
+      for (const ps::RowClient::Gradients& of_table : pushes_of(batch)) {
+        OrThrow(client->Push(std::span(&of_table, 1), 1, 1));
+      }
+    }
+  };
+  const double drawn = CountOf(batches.drawn) * static_cast<double>(count);
+  std::vector<Contender> contenders;
+  contenders.push_back({"pull", "ids/s", pull, pull_each, drawn});
+  contenders.push_back({"push, " + options.optimizer, "ids/s", push, push_each, drawn});
+  for (int round = -1; round < options.rounds; ++round) {
+    for (Contender& contender : contenders) {
+      const double together = Seconds(contender.table);
+      const double each = Seconds(contender.flat);
+      if (round >= 0) {
+        contender.table_seconds.push_back(together);
+        contender.flat_seconds.push_back(each);
+      }
+    }
+    for (int times = 0; times < 2; ++times) {
+      for (const Batch& batch : batches.drawn) {
+        for (const auto& table : local) {
+          COHORT_RETURN_IF_ERROR(table->Apply({.ids = batch.ids, .values = gradients}));
+        }
+      }
+    }
+  }
+  const float most = options.wire == ps::TableSpec::Wire::kFloat32 ? 0.0F : 0.05F;
+  std::uint64_t wrong = 0;
+  std::vector<float> expected(options.ids * dim);
+  for (const Batch& batch : batches.drawn) {
+    COHORT_RETURN_IF_ERROR(client->Pull(lookups_of(batch), 1));
+    for (std::size_t t = 0; t < count; ++t) {
+      COHORT_RETURN_IF_ERROR(
+          local[t]->Pull(batch.ids, 1, ps::RowTable::Purpose::kTraining, expected));
+      for (std::size_t i = 0; i < expected.size(); ++i) {
+        wrong += std::abs(rows[t][i] - expected[i]) <= most * (1 + std::abs(expected[i])) ? 0U : 1U;
+      }
+    }
+  }
+  server->End();
+  COHORT_RETURN_IF_ERROR(children.Wait());
+
+  nlohmann::ordered_json report = {{"tables", count},
+                                   {"rows_of_table", options.rows},
+                                   {"dim", options.dim},
+                                   {"ids_of_table", options.ids},
+                                   {"zipf", options.zipf},
+                                   {"optimizer", options.optimizer},
+                                   {"wire", static_cast<int>(options.wire)},
+                                   {"transport", options.transport},
+                                   {"wrong", wrong},
+                                   {"remote", nlohmann::ordered_json::array()}};
+  if (!options.json) {
+    std::printf(
+        "%zu tables of %.2f M rows of dim %lld, %zu ids of each a step, Zipf %.2f, one client, one "
+        "server; %llu numbers wrong\n%-24s %-12s %12s %12s %12s\n",
+        count, static_cast<double>(options.rows) / 1e6, static_cast<long long>(options.dim),
+        options.ids, options.zipf, static_cast<unsigned long long>(wrong), "", "", "one call M/s",
+        "each M/s", "of each");
+  }
+  for (const Contender& contender : contenders) {
+    const double rate = contender.count / Median(contender.table_seconds);
+    const double each = contender.count / Median(contender.flat_seconds);
+    report["remote"].push_back({{"name", contender.name},
+                                {"unit", contender.unit},
+                                {"per_second", rate},
+                                {"per_second_with_a_call_for_each", each},
+                                {"ratio_to_a_call_for_each", rate / each}});
+    if (!options.json) {
+      std::printf("%-24s %-12s %12.2f %12.2f %12.2f\n", contender.name.c_str(),
+                  contender.unit.c_str(), rate / 1e6, each / 1e6, rate / each);
+    }
+  }
+  if (options.json) {
+    std::printf("%s\n", report.dump().c_str());
+  }
+  return wrong == 0 ? OkStatus() : Internal(std::to_string(wrong) + " numbers are wrong");
 }
 
 Status RunRemote(const Options& options) {
@@ -516,6 +664,11 @@ int BenchEmbeddingCommand(int argc, char** argv) {
       ->capture_default_str();
   app.add_flag("--remote", options.remote,
                "through a client, and a server in another process, beside a table in this one");
+  app.add_option("--tables", options.tables,
+                 "with --remote: --rows and --ids in so many tables, all of a step in one call "
+                 "beside a call for each")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
   const std::map<std::string, ps::TableSpec::Wire> wires = {
       {"float32", ps::TableSpec::Wire::kFloat32},
       {"float16", ps::TableSpec::Wire::kFloat16},
@@ -539,7 +692,13 @@ int BenchEmbeddingCommand(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
   }
-  const Status status = options.remote ? RunRemote(options) : Run(options);
+  if (options.tables > 1 && !options.remote) {
+    std::fprintf(stderr, "%s: --tables needs --remote\n", argv[0]);
+    return 2;
+  }
+  const Status status = options.tables > 1 ? RunTables(options)
+                        : options.remote   ? RunRemote(options)
+                                           : Run(options);
   if (!status.ok()) {
     std::fprintf(stderr, "%s: %s\n", argv[0], status.ToString().c_str());
   }

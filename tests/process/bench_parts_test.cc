@@ -93,6 +93,23 @@ TEST(BenchEmbedding, ThroughAServerBesideTheTable) {
   }
 }
 
+// Likewise, of many tables in one call and in a call for each.
+TEST(BenchEmbedding, ManyTablesInOneCallBesideACallForEach) {
+  const nlohmann::json run =
+      RunBench({"embedding", "--remote", "--tables", "26", "--rows", "2600", "--dim", "6", "--ids",
+                "520", "--calls", "2", "--rounds", "1", "--json"})
+          .at(0);
+  EXPECT_EQ(run.at("tables"), 26);
+  EXPECT_EQ(run.at("ids_of_table"), 20);
+  EXPECT_EQ(run.at("wrong"), 0);
+  EXPECT_EQ(run.at("remote").size(), 2U);
+  for (const nlohmann::json& line : run.at("remote")) {
+    ExpectRate(line.at("per_second"), 1e10);
+    ExpectQuotient(line.at("ratio_to_a_call_for_each"), line.at("per_second"),
+                   line.at("per_second_with_a_call_for_each"));
+  }
+}
+
 TEST(BenchDlrm, TrainsWithEachOptimizer) {
   for (const std::string optimizer : {"sgd", "adagrad"}) {
     const nlohmann::json run =

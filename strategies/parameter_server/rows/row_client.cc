@@ -16,6 +16,7 @@
 #include "parameter_server/rows/background.h"
 #include "parameter_server/rows/bucket_client.h"
 #include "parameter_server/rows/row_file.h"
+#include "parameter_server/rows/row_frames.h"
 #include "parameter_server/rows/row_residuals.h"
 #include "parameter_server/rows/row_routes.h"
 
@@ -24,7 +25,7 @@ namespace {
 
 constexpr std::uint32_t kNone = 0xFFFFFFFF;
 constexpr std::chrono::milliseconds kLocateTimeout{1'000};
-// Of payload: a server works on a frame while the next one is on its way.
+// Of payload, unless one row has more: a server works on a frame while the next one is on its way.
 constexpr std::size_t kFrameBytes = std::size_t{1} << 20;
 
 // The different ids of a call.
@@ -59,15 +60,15 @@ struct UniqueIds {
   std::vector<std::uint32_t> place;  // in `ids`, of each of the input
 };
 
-// What is one frame: ids that are neighbours in `UniqueIds`, all of one server.
+// What is one block of a frame: ids that are neighbours in `UniqueIds`, all of one server.
 struct Run {
   int server = 0;
   std::size_t begin = 0;
   std::size_t end = 0;
 };
 
-// Puts the ids in the order of their servers, and else of their first place; the frames into which
-// they are cut.
+// Puts the ids in the order of their servers, and else of their first place; the runs into which
+// they are cut, none of more than a frame.
 std::vector<Run> Route(UniqueIds& unique, int table, std::uint32_t buckets, const RowRoutes& routes,
                        std::size_t bytes_per_id) {
   const std::size_t count = unique.ids.size();
@@ -112,6 +113,16 @@ const ReplyHandler kNothingBack = {
     .place = [](int, const FrameHeader&) -> Result<Places> { return Places(); },
     .done = [](int, const FrameHeader&) { return Status(); }};
 
+// Are buckets not where they were sought?
+bool SaysMoved(const FrameHeader& reply) {
+  for (std::size_t i = 0; i < NumBlocks(reply); ++i) {
+    if (BlockAt(reply, i).moved_size() > 0) {
+      return true;
+    }
+  }
+  return false;
+}
+
 // A payload is bytes; frames have their memory as floats.
 template <typename T>
 std::span<const float> Words(std::span<const T> values) {
@@ -139,6 +150,98 @@ class IdsOnTheWire {
   std::vector<std::uint32_t> narrow_;
 };
 
+// Of tables of a call: `Table` has runs and bytes_per_id.
+template <typename Table>
+RowFrames PackFrames(const std::deque<Table>& tables) {
+  std::vector<RowPiece> pieces;
+  for (std::size_t t = 0; t < tables.size(); ++t) {
+    for (std::size_t r = 0; r < tables[t].runs.size(); ++r) {
+      const Run& run = tables[t].runs[r];
+      pieces.push_back({.server = run.server,
+                        .bytes = (run.end - run.begin) * tables[t].bytes_per_id,
+                        .table = t,
+                        .run = r});
+    }
+  }
+  return {std::move(pieces), kFrameBytes};
+}
+
+// What servers did not take, or give: by table of a call, in any order.
+struct Refused {
+  explicit Refused(std::size_t tables) : runs(tables) {}
+  std::deque<std::vector<std::size_t>> runs;
+  std::string first;  // a bucket that is not where it was sought
+};
+
+// The ids of these runs.
+std::vector<std::uint64_t> IdsOf(const UniqueIds& unique, std::span<const Run> runs,
+                                 std::span<const std::size_t> which) {
+  std::vector<std::uint64_t> ids;
+  for (const std::size_t r : which) {
+    ids.insert(ids.end(), unique.ids.begin() + static_cast<std::ptrdiff_t>(runs[r].begin),
+               unique.ids.begin() + static_cast<std::ptrdiff_t>(runs[r].end));
+  }
+  return ids;
+}
+
+// One table's part of a pull.
+struct RowsToPull {
+  // `unique` in the order of their servers. `memory` holds the rows, and lives as long as they are
+  // needed.
+  RowsToPull(int of, const TableSpec& spec, bool makes_rows, UniqueIds ids_of_it,
+             const RowRoutes& routes, FloatBuffer& memory)
+      : table(of),
+        dim(static_cast<std::size_t>(spec.dim)),
+        wire(spec.wire),
+        training(makes_rows),
+        bytes_per_id(std::max(sizeof(std::uint64_t), dim * sizeof(float))),
+        unique(std::move(ids_of_it)),
+        runs(Route(unique, table, spec.buckets, routes, bytes_per_id)),
+        ids(unique.ids),
+        rows(memory.Resize(unique.ids.size() * dim)),
+        encoded(wire == TableSpec::Wire::kFloat32 ? 0 : runs.size()) {
+    for (std::size_t r = 0; r < encoded.size(); ++r) {
+      encoded[r].Resize(EncodedBytes(wire, dim, runs[r].end - runs[r].begin) / sizeof(float));
+    }
+  }
+
+  std::span<float> RowsOf(const Run& run) const {
+    return rows.subspan(run.begin * dim, (run.end - run.begin) * dim);
+  }
+  // Where the rows of a run go that come from a server.
+  std::span<float> PlaceOf(std::size_t run) {
+    return encoded.empty() ? RowsOf(runs[run]) : encoded[run].values();
+  }
+  void Decode(std::span<const std::size_t> refused) {
+    for (std::size_t r = 0; r < encoded.size(); ++r) {
+      if (std::ranges::find(refused, r) == refused.end()) {
+        DecodeRows(wire, dim, std::as_bytes(encoded[r].values()), RowsOf(runs[r]));
+      }
+    }
+  }
+  // Those of runs that another one of their ids, in their order, was pulled for.
+  void TakeFrom(const RowsToPull& other, std::span<const std::size_t> refused) const {
+    std::size_t i = 0;
+    for (const std::size_t r : refused) {
+      for (std::size_t to = runs[r].begin; to < runs[r].end; ++to, ++i) {
+        std::memcpy(rows.data() + to * dim, other.rows.data() + other.unique.place[i] * dim,
+                    dim * sizeof(float));
+      }
+    }
+  }
+
+  const int table;
+  const std::size_t dim;
+  const TableSpec::Wire wire;
+  const bool training;
+  const std::size_t bytes_per_id;
+  UniqueIds unique;
+  std::vector<Run> runs;
+  IdsOnTheWire ids;
+  const std::span<float> rows;       // [unique, dim]
+  std::vector<FloatBuffer> encoded;  // of each run, unless rows travel as they are
+};
+
 // One table's part of a push, which is borrowed while it travels.
 struct RowsToPush {
   // `unique` in the order of their servers; who makes it fills in the rest, and calls Encode.
@@ -148,9 +251,9 @@ struct RowsToPush {
       : table(of),
         dim(static_cast<std::size_t>(spec.dim)),
         residuals(add),
+        bytes_per_id(sizeof(std::uint64_t) + sizeof(std::uint32_t) + dim * sizeof(float)),
         unique(std::move(ids_of_it)),
-        runs(Route(unique, table, spec.buckets, routes,
-                   sizeof(std::uint64_t) + sizeof(std::uint32_t) + dim * sizeof(float))),
+        runs(Route(unique, table, spec.buckets, routes, bytes_per_id)),
         ids(unique.ids),
         counts(unique.ids.size(), 0) {
     sums.Resize(unique.ids.size() * dim);
@@ -217,6 +320,7 @@ struct RowsToPush {
   const int table;
   const std::size_t dim;
   RowResiduals* const residuals;
+  const std::size_t bytes_per_id;
   UniqueIds unique;
   std::vector<Run> runs;
   IdsOnTheWire ids;
@@ -267,8 +371,7 @@ class FrameRowClient final : public RowClient {
     sequences_.resize(addresses_.size(), 0);
   }
 
-  Status Pull(int table, std::span<const std::uint64_t> ids, std::int64_t step, bool training,
-              std::span<float> rows) override;
+  Status Pull(std::span<const Lookup> lookups, std::int64_t step) override;
   Status Push(std::span<const Gradients> gradients, std::int64_t step, double weight) override {
     return Push(gradients, step, weight, nullptr);
   }
@@ -321,33 +424,42 @@ class FrameRowClient final : public RowClient {
     Require(table >= 0 && static_cast<std::size_t>(table) < tables_.size(), "a table of the model");
     return tables_[static_cast<std::size_t>(table)];
   }
-  FrameHeader Header(int table) const {
-    FrameHeader header;
-    header.set_client(number_);
-    header.set_layout(layout_);
-    header.set_epoch(epoch_);
-    header.mutable_rows()->set_table(static_cast<std::uint32_t>(table));
-    return header;
+  FrameRequest Request(int server, FrameMethod method) const {
+    FrameRequest request{server, method, {}, {}};
+    request.header.set_client(number_);
+    request.header.set_layout(layout_);
+    request.header.set_epoch(epoch_);
+    return request;
   }
-  FrameRequest Request(FrameMethod method, int table, const Run& run, const IdsOnTheWire& ids,
-                       std::int64_t step) const {
-    FrameRequest request{run.server, method, Header(table), {ids.Of(run)}};
-    RowBlock& rows = *request.header.mutable_rows();
-    rows.set_count(static_cast<std::uint32_t>(run.end - run.begin));
+  // One without ids.
+  RowBlock& AddEmptyBlock(FrameRequest& request, int table, std::int64_t step) const {
+    RowBlock& rows = AddBlock(request.header);
+    rows.set_table(static_cast<std::uint32_t>(table));
     rows.set_dim(static_cast<std::uint32_t>(SpecOf(table).dim));
     rows.set_step(static_cast<std::uint64_t>(step));
     rows.set_dtype(static_cast<std::uint32_t>(SpecOf(table).wire));
-    rows.set_tag(run.begin);
+    return rows;
+  }
+  RowBlock& AddBlockOf(FrameRequest& request, int table, const Run& run, const IdsOnTheWire& ids,
+                       std::int64_t step, std::size_t tag) const {
+    RowBlock& rows = AddEmptyBlock(request, table, step);
+    rows.set_count(static_cast<std::uint32_t>(run.end - run.begin));
+    rows.set_tag(tag);
     rows.set_narrow_ids(ids.narrow());
-    return request;
+    request.payload.push_back(ids.Of(run));
+    return rows;
   }
   Status Push(std::span<const Gradients> gradients, std::int64_t step, double weight,
               const Part* part);
   Status PushAll(std::span<const Gradients> gradients, std::int64_t step, double weight,
                  const Part* part);
   Status PushOnce(std::deque<RowsToPush>& tables, std::int64_t step, double weight,
-                  const Part* part, std::deque<std::vector<std::size_t>>* refused);
-  Status Learn(int table, const FrameHeader& header);
+                  const Part* part, Refused* refused);
+  Status PullAll(std::deque<RowsToPull>& tables, std::int64_t step, Patience& patience);
+  Status PullOnce(std::deque<RowsToPull>& tables, std::int64_t step, Refused* refused);
+  template <typename Table>
+  Status Learn(const std::deque<Table>& tables, const RowFrames& frames,
+               const RowFrames::Frame& frame, const FrameHeader& reply, Refused* refused);
   void BringElected(FrameHeader& header) const;
   void AddPart(const Part& part, std::int64_t step, double weight,
                std::vector<FrameRequest>& requests);
@@ -355,8 +467,6 @@ class FrameRowClient final : public RowClient {
   Result<std::string> Locate(int line, bool may_share);
   static std::vector<std::shared_ptr<grpc::Channel>> LineChannels(
       const ModelSpec& model, const std::vector<std::string>& addresses);
-  Status PullUnique(int table, UniqueIds& unique, std::int64_t step, bool training,
-                    Patience& patience, FloatBuffer& values);
 
   const std::vector<TableSpec> tables_;
   const std::uint64_t layout_;
@@ -374,9 +484,9 @@ class FrameRowClient final : public RowClient {
   BucketClient buckets_;
   const std::unique_ptr<FrameLink> link_;
   std::uint64_t read_after_ = 0;
-  Commit elected_;                 // round 0: none
-  BucketClient::Version version_;  // that Dump reads
-  FloatBuffer values_;             // of a pull, each id once
+  Commit elected_;                  // round 0: none
+  BucketClient::Version version_;   // that Dump reads
+  std::deque<FloatBuffer> values_;  // of a pull, each id once; memory that is kept
 };
 
 std::vector<std::shared_ptr<grpc::Channel>> FrameRowClient::LineChannels(
@@ -394,94 +504,133 @@ Result<std::string> FrameRowClient::Locate(int line, bool may_share) {
                       locate_timeout_);
 }
 
-Status FrameRowClient::Pull(int table, std::span<const std::uint64_t> ids, std::int64_t step,
-                            bool training, std::span<float> rows) {
-  const auto dim = static_cast<std::size_t>(SpecOf(table).dim);
-  Require(rows.size() == ids.size() * dim, "room for a row of each id: " + SpecOf(table).name);
-  UniqueIds unique(ids);
+Status FrameRowClient::Pull(std::span<const Lookup> lookups, std::int64_t step) {
+  if (values_.size() < lookups.size()) {
+    values_.resize(lookups.size());
+  }
+  std::deque<RowsToPull> tables;
+  for (std::size_t i = 0; i < lookups.size(); ++i) {
+    const Lookup& lookup = lookups[i];
+    const TableSpec& spec = SpecOf(lookup.table);
+    Require(lookup.rows.size() == lookup.ids.size() * static_cast<std::size_t>(spec.dim),
+            "room for a row of each id: " + spec.name);
+    tables.emplace_back(lookup.table, spec, lookup.training, UniqueIds(lookup.ids), routes_,
+                        values_[i]);
+  }
   Patience patience(read_timeout_);
-  COHORT_RETURN_IF_ERROR(PullUnique(table, unique, step, training, patience, values_));
-  const std::span<const float> values = values_.values();
-  for (std::size_t i = 0; i < ids.size(); ++i) {
-    std::memcpy(rows.data() + i * dim, values.data() + unique.place[i] * dim, dim * sizeof(float));
+  COHORT_RETURN_IF_ERROR(PullAll(tables, step, patience));
+  for (std::size_t i = 0; i < lookups.size(); ++i) {
+    const RowsToPull& pulled = tables[i];
+    for (std::size_t j = 0; j < pulled.unique.place.size(); ++j) {
+      std::memcpy(lookups[i].rows.data() + j * pulled.dim,
+                  pulled.rows.data() + pulled.unique.place[j] * pulled.dim,
+                  pulled.dim * sizeof(float));
+    }
   }
   return {};
 }
 
-// The rows of `unique`, which it puts in the order of their servers, into `values`.
-Status FrameRowClient::PullUnique(int table, UniqueIds& unique, std::int64_t step, bool training,
-                                  Patience& patience, FloatBuffer& to) {
-  const TableSpec& spec = SpecOf(table);
-  const auto dim = static_cast<std::size_t>(spec.dim);
-  const std::vector<Run> runs = Route(unique, table, spec.buckets, routes_,
-                                      std::max(sizeof(std::uint64_t), dim * sizeof(float)));
-  const IdsOnTheWire on_the_wire(unique.ids);
-  std::vector<FrameRequest> requests;
-  for (const Run& run : runs) {
-    requests.push_back(Request(FrameMethod::kPullRows, table, run, on_the_wire, step));
-    FrameHeader& header = requests.back().header;
-    header.mutable_rows()->set_tag(requests.size() - 1);
-    header.mutable_rows()->set_training(training);
-    header.mutable_rows()->set_after_round(read_after_);
-    header.set_bounded(read_after_ > 0);
-    BringElected(header);
-  }
-  const std::span<float> values = to.Resize(unique.ids.size() * dim);
-  const bool encoded = spec.wire != TableSpec::Wire::kFloat32;
-  std::vector<FloatBuffer> packed(encoded ? runs.size() : 0);
-  for (std::size_t r = 0; r < packed.size(); ++r) {
-    packed[r].Resize(EncodedBytes(spec.wire, dim, runs[r].end - runs[r].begin) / sizeof(float));
-  }
-  std::vector<bool> refused(runs.size(), false);
-  const auto place = [&](int server, const FrameHeader& header) -> Result<Places> {
-    if (header.epoch() != epoch_) {
-      return StaleReply("ps:" + std::to_string(server), header.epoch(), epoch_);
-    }
-    const std::uint64_t tag = header.rows().tag();
-    if (tag >= runs.size() || runs[tag].server != server) {
-      return Internal("table \"" + spec.name +
-                      "\": a server's reply answers no pull of this client");
-    }
-    if (header.rows().moved_size() > 0) {
-      refused[tag] = true;
-      return Places{};
-    }
-    if (encoded) {
-      return Places{packed[tag].values()};
-    }
-    return Places{values.subspan(runs[tag].begin * dim, (runs[tag].end - runs[tag].begin) * dim)};
-  };
-  COHORT_RETURN_IF_ERROR(link_->Run(
-      requests, {.place = place,
-                 .done = [&](int, const FrameHeader& header) { return Learn(table, header); }}));
-  for (std::size_t r = 0; r < packed.size(); ++r) {
-    if (!refused[r]) {
-      DecodeRows(spec.wire, dim, std::as_bytes(packed[r].values()),
-                 values.subspan(runs[r].begin * dim, (runs[r].end - runs[r].begin) * dim));
-    }
-  }
-  std::vector<std::uint64_t> left;
-  std::vector<std::size_t> left_at;
-  for (std::size_t r = 0; r < runs.size(); ++r) {
-    for (std::size_t u = runs[r].begin; refused[r] && u < runs[r].end; ++u) {
-      left.push_back(unique.ids[u]);
-      left_at.push_back(u);
+Status FrameRowClient::PullAll(std::deque<RowsToPull>& tables, std::int64_t step,
+                               Patience& patience) {
+  Refused refused(tables.size());
+  COHORT_RETURN_IF_ERROR(PullOnce(tables, step, &refused));
+  std::deque<RowsToPull> left;
+  std::deque<FloatBuffer> memory;
+  std::vector<std::size_t> of;  // in `tables`, of each that is left
+  std::size_t asked = 0;
+  std::size_t again = 0;
+  for (std::size_t t = 0; t < tables.size(); ++t) {
+    RowsToPull& rows = tables[t];
+    rows.Decode(refused.runs[t]);
+    asked += rows.unique.ids.size();
+    if (std::vector<std::uint64_t> ids = IdsOf(rows.unique, rows.runs, refused.runs[t]);
+        !ids.empty()) {
+      again += ids.size();
+      left.emplace_back(rows.table, SpecOf(rows.table), rows.training,
+                        UniqueIds::Of(std::move(ids)), routes_, memory.emplace_back());
+      of.push_back(t);
     }
   }
   if (left.empty()) {
     return {};
   }
-  if (left.size() < unique.ids.size()) {
+  if (again < asked) {
     patience.Begin();
   }
-  COHORT_RETURN_IF_ERROR(patience.Wait("table \"" + spec.name + "\": the bucket of id " +
-                                       std::to_string(left.front())));
-  UniqueIds again = UniqueIds::Of(std::move(left));
-  FloatBuffer rest;
-  COHORT_RETURN_IF_ERROR(PullUnique(table, again, step, training, patience, rest));
-  for (std::size_t i = 0; i < left_at.size(); ++i) {
-    std::memcpy(values.data() + left_at[i] * dim, rest.values().data() + again.place[i] * dim,
-                dim * sizeof(float));
+  COHORT_RETURN_IF_ERROR(patience.Wait(refused.first));
+  COHORT_RETURN_IF_ERROR(PullAll(left, step, patience));
+  for (std::size_t i = 0; i < left.size(); ++i) {
+    tables[of[i]].TakeFrom(left[i], refused.runs[of[i]]);
+  }
+  return {};
+}
+
+// `refused`: what a server sent no rows of, because of some it does not have all buckets.
+Status FrameRowClient::PullOnce(std::deque<RowsToPull>& tables, std::int64_t step,
+                                Refused* refused) {
+  const RowFrames frames = PackFrames(tables);
+  std::vector<FrameRequest> requests;
+  for (const RowFrames::Frame& frame : frames.frames()) {
+    FrameRequest& request = requests.emplace_back(Request(frame.server, FrameMethod::kPullRows));
+    for (std::size_t i = frame.begin; i < frame.end; ++i) {
+      const RowPiece& piece = frames.pieces()[i];
+      const RowsToPull& of = tables[piece.table];
+      RowBlock& block = AddBlockOf(request, of.table, of.runs[piece.run], of.ids, step, i);
+      block.set_training(of.training);
+      block.set_after_round(read_after_);
+    }
+    request.header.set_bounded(read_after_ > 0);
+    BringElected(request.header);
+  }
+  const auto frame_of = [&](int server,
+                            const FrameHeader& reply) -> Result<const RowFrames::Frame*> {
+    const RowFrames::Frame* const frame = frames.AnsweredBy(server, reply);
+    if (frame == nullptr) {
+      return Internal("ps:" + std::to_string(server) +
+                      ": a reply that answers no pull of this client");
+    }
+    return frame;
+  };
+  const auto place = [&](int server, const FrameHeader& header) -> Result<Places> {
+    if (header.epoch() != epoch_) {
+      return StaleReply("ps:" + std::to_string(server), header.epoch(), epoch_);
+    }
+    COHORT_ASSIGN_OR_RETURN(const RowFrames::Frame* const frame, frame_of(server, header));
+    Places places;
+    for (std::size_t i = frame->begin; !SaysMoved(header) && i < frame->end; ++i) {
+      const RowPiece& piece = frames.pieces()[i];
+      places.push_back(tables[piece.table].PlaceOf(piece.run));
+    }
+    return places;
+  };
+  const auto done = [&](int server, const FrameHeader& header) -> Status {
+    COHORT_ASSIGN_OR_RETURN(const RowFrames::Frame* const frame, frame_of(server, header));
+    return Learn(tables, frames, *frame, header, refused);
+  };
+  return link_->Run(requests, {.place = place, .done = done});
+}
+
+// Where a reply says that buckets are elsewhere, the whole of the frame is refused.
+template <typename Table>
+Status FrameRowClient::Learn(const std::deque<Table>& tables, const RowFrames& frames,
+                             const RowFrames::Frame& frame, const FrameHeader& reply,
+                             Refused* refused) {
+  if (!SaysMoved(reply)) {
+    return {};
+  }
+  for (std::size_t i = frame.begin; i < frame.end; ++i) {
+    const RowPiece& piece = frames.pieces()[i];
+    refused->runs[piece.table].push_back(piece.run);
+    const auto& moved = BlockAt(reply, i - frame.begin).moved();
+    if (moved.empty()) {
+      continue;
+    }
+    const int table = tables[piece.table].table;
+    if (refused->first.empty()) {
+      refused->first = "table \"" + SpecOf(table).name + "\": bucket " + std::to_string(moved[0]);
+    }
+    COHORT_RETURN_IF_ERROR(
+        routes_.Learn(table, std::span(moved.data(), static_cast<std::size_t>(moved.size()))));
   }
   return {};
 }
@@ -505,43 +654,37 @@ Status FrameRowClient::Push(std::span<const Gradients> gradients, std::int64_t s
 Status FrameRowClient::PushAll(std::span<const Gradients> gradients, std::int64_t step,
                                double weight, const Part* part) {
   std::deque<RowsToPush> tables;
+  std::vector<bool> seen(tables_.size(), false);
   for (const Gradients& of_table : gradients) {
     const TableSpec& spec = SpecOf(of_table.table);
     Require(of_table.values.size() == of_table.ids.size() * static_cast<std::size_t>(spec.dim),
             "as many gradients as ids: " + spec.name);
     // An id's residual is taken once, where a table comes twice as well.
-    const bool first = std::ranges::none_of(
-        tables, [&](const RowsToPush& other) { return other.table == of_table.table; });
+    const auto number = static_cast<std::size_t>(of_table.table);
     tables
         .emplace_back(of_table.table, spec, UniqueIds(of_table.ids), routes_,
-                      first ? feedback_.Of(of_table.table) : nullptr)
+                      seen[number] ? nullptr : feedback_.Of(of_table.table))
         .Add(of_table.values);
+    seen[number] = true;
   }
   Patience patience(read_timeout_);
   for (;;) {
-    std::deque<std::vector<std::size_t>> refused;
+    Refused refused(tables.size());
     COHORT_RETURN_IF_ERROR(PushOnce(tables, step, weight, part, &refused));
     std::deque<RowsToPush> left;
     for (std::size_t t = 0; t < tables.size(); ++t) {
-      std::vector<std::uint64_t> ids;
-      for (const std::size_t r : refused[t]) {
-        const Run& run = tables[t].runs[r];
-        ids.insert(ids.end(), tables[t].unique.ids.begin() + static_cast<std::ptrdiff_t>(run.begin),
-                   tables[t].unique.ids.begin() + static_cast<std::ptrdiff_t>(run.end));
-      }
-      if (!ids.empty()) {
+      if (std::vector<std::uint64_t> ids = IdsOf(tables[t].unique, tables[t].runs, refused.runs[t]);
+          !ids.empty()) {
         left.emplace_back(tables[t].table, SpecOf(tables[t].table), UniqueIds::Of(std::move(ids)),
                           routes_, nullptr)
-            .TakeFrom(tables[t], refused[t]);
+            .TakeFrom(tables[t], refused.runs[t]);
       }
     }
     if (left.empty()) {
       return {};
     }
-    const std::string name = "table \"" + SpecOf(left[0].table).name + "\": the bucket of id " +
-                             std::to_string(left[0].unique.ids[0]);
     if (part != nullptr) {
-      return FailedPrecondition(name + " has moved, where updates are rounds");
+      return FailedPrecondition(refused.first + " has moved, where updates are rounds");
     }
     const auto ids_of = [](const std::deque<RowsToPush>& of) {
       return std::accumulate(
@@ -551,35 +694,33 @@ Status FrameRowClient::PushAll(std::span<const Gradients> gradients, std::int64_
     if (ids_of(left) < ids_of(tables)) {
       patience.Begin();
     }
-    COHORT_RETURN_IF_ERROR(patience.Wait(name));
+    COHORT_RETURN_IF_ERROR(patience.Wait(refused.first));
     tables.swap(left);
   }
 }
 
-// `refused`: of each table, the runs of which the server does not have all buckets, and took
-// nothing.
+// `refused`: what a server took nothing of, because of some it does not have all buckets.
 Status FrameRowClient::PushOnce(std::deque<RowsToPush>& tables, std::int64_t step, double weight,
-                                const Part* part, std::deque<std::vector<std::size_t>>* refused) {
-  std::vector<FrameRequest> requests;
-  std::vector<std::pair<std::size_t, std::size_t>> sent;  // table and run, by tag
-  refused->assign(tables.size(), {});
-  for (std::size_t t = 0; t < tables.size(); ++t) {
-    RowsToPush& rows = tables[t];
+                                const Part* part, Refused* refused) {
+  for (RowsToPush& rows : tables) {
     COHORT_RETURN_IF_ERROR(rows.Encode(SpecOf(rows.table), weight));
-    for (std::size_t r = 0; r < rows.runs.size(); ++r) {
+  }
+  const RowFrames frames = PackFrames(tables);
+  std::vector<FrameRequest> requests;
+  for (const RowFrames::Frame& frame : frames.frames()) {
+    FrameRequest& request = requests.emplace_back(Request(frame.server, FrameMethod::kPushRows));
+    request.header.set_sequence(++sequences_[static_cast<std::size_t>(frame.server)]);
+    request.header.set_weight(weight);
+    for (std::size_t i = frame.begin; i < frame.end; ++i) {
+      const auto& [server, bytes, t, r] = frames.pieces()[i];
+      RowsToPush& rows = tables[t];
       const Run& run = rows.runs[r];
-      FrameRequest& request =
-          requests.emplace_back(Request(FrameMethod::kPushRows, rows.table, run, rows.ids, step));
-      request.header.set_sequence(++sequences_[static_cast<std::size_t>(run.server)]);
-      request.header.set_weight(weight);
-      request.header.mutable_rows()->set_tag(sent.size());
-      request.header.mutable_rows()->set_count_bytes(rows.count_bytes);
+      AddBlockOf(request, rows.table, run, rows.ids, step, i).set_count_bytes(rows.count_bytes);
       request.payload.push_back(Words(std::span<const std::uint32_t>(rows.packed_counts[r])));
       request.payload.push_back(
           rows.encoded.empty()
               ? rows.sums.values().subspan(run.begin * rows.dim, (run.end - run.begin) * rows.dim)
               : rows.encoded[r].values());
-      sent.emplace_back(t, r);
     }
   }
   if (part != nullptr) {
@@ -589,24 +730,16 @@ Status FrameRowClient::PushOnce(std::deque<RowsToPush>& tables, std::int64_t ste
     AddCopies(routes_.servers(), &requests);
   }
   const auto done = [&](int line, const FrameHeader& header) -> Status {
-    if (header.rows().moved_size() == 0) {
+    if (!SaysMoved(header)) {
       return {};
     }
-    if (header.rows().tag() >= sent.size() || line >= routes_.servers()) {
+    const RowFrames::Frame* const frame = frames.AnsweredBy(line, header);
+    if (frame == nullptr) {
       return Internal("a server's reply answers no push of this client");
     }
-    const auto& [t, r] = sent[header.rows().tag()];
-    (*refused)[t].push_back(r);
-    return Learn(tables[t].table, header);
+    return Learn(tables, frames, *frame, header, refused);
   };
   return link_->Run(requests, {.place = kNothingBack.place, .done = done});
-}
-
-Status FrameRowClient::Learn(int table, const FrameHeader& header) {
-  const auto& moved = header.rows().moved();
-  return moved.empty() ? OkStatus()
-                       : routes_.Learn(table, std::span(moved.data(),
-                                                        static_cast<std::size_t>(moved.size())));
 }
 
 // Says of each frame which part of which round it is, and of each server's last one that it is the
@@ -614,14 +747,18 @@ Status FrameRowClient::Learn(int table, const FrameHeader& header) {
 void FrameRowClient::AddPart(const Part& part, std::int64_t step, double weight,
                              std::vector<FrameRequest>& requests) {
   for (int s = 0; s < routes_.servers(); ++s) {
-    FrameRequest& end =
-        requests.emplace_back(FrameRequest{s, FrameMethod::kPushRows, Header(0), {}});
+    const auto last =
+        std::find_if(requests.rbegin(), requests.rend(),
+                     [s](const FrameRequest& request) { return request.server == s; });
+    if (last != requests.rend()) {
+      last->header.set_advance(true);
+      continue;
+    }
+    FrameRequest& end = requests.emplace_back(Request(s, FrameMethod::kPushRows));
     end.header.set_sequence(++sequences_[static_cast<std::size_t>(s)]);
     end.header.set_weight(weight);
     end.header.set_advance(true);
-    end.header.mutable_rows()->set_dim(static_cast<std::uint32_t>(SpecOf(0).dim));
-    end.header.mutable_rows()->set_dtype(static_cast<std::uint32_t>(SpecOf(0).wire));
-    end.header.mutable_rows()->set_step(static_cast<std::uint64_t>(step));
+    AddEmptyBlock(end, 0, step);
   }
   for (FrameRequest& request : requests) {
     Round& round = *request.header.mutable_round();
@@ -645,14 +782,10 @@ Status FrameRowClient::WaitForRounds(int table) {
   }
   std::vector<FrameRequest> requests;
   for (int s = 0; s < routes_.servers(); ++s) {
-    FrameHeader& header =
-        requests.emplace_back(FrameRequest{s, FrameMethod::kPullRows, Header(table), {}}).header;
-    header.mutable_rows()->set_dim(static_cast<std::uint32_t>(SpecOf(table).dim));
-    header.mutable_rows()->set_dtype(static_cast<std::uint32_t>(SpecOf(table).wire));
-    header.mutable_rows()->set_step(1);
-    header.mutable_rows()->set_after_round(read_after_);
-    header.set_bounded(true);
-    BringElected(header);
+    FrameRequest& request = requests.emplace_back(Request(s, FrameMethod::kPullRows));
+    AddEmptyBlock(request, table, /*step=*/1).set_after_round(read_after_);
+    request.header.set_bounded(true);
+    BringElected(request.header);
   }
   return link_->Run(requests, kNothingBack);
 }

@@ -1,11 +1,11 @@
 // RowClient: one process's connections to the servers of the sparse tables.
 //
-// Ids travel once each, whatever they repeat in a call: to the servers of their buckets, in frames
-// (frame_link.h) of which several are under way at a time, and again where a server says that a
-// bucket has moved; whole buckets travel over gRPC (bucket_client.h). Calls
-// that fail for want of a connection are repeated, with the same sequence number, until the server
-// has been silent for `peer_timeout`; then the error is Unavailable and names the server. Errors of
-// a table name it.
+// Ids travel once each, whatever they repeat in a call for their table: to the servers of their
+// buckets, in frames (frame_link.h) of about 1 MiB, which small tables of a call share, and of
+// which several are under way at a time; and again where a server says that a bucket has moved.
+// Whole buckets travel over gRPC (bucket_client.h). Calls that fail for want of a connection are
+// repeated, with the same sequence number, until the server has been silent for `peer_timeout`;
+// then the error is Unavailable and names the server. Errors of a table name it.
 //
 // Thread rules: one thread calls; Abort from any.
 
@@ -32,9 +32,19 @@ class RowClient {
  public:
   virtual ~RowClient() = default;
 
-  // The weights of `ids`, into `rows`: [ids, dim].
-  virtual Status Pull(int table, std::span<const std::uint64_t> ids, std::int64_t step,
-                      bool training, std::span<float> rows) = 0;
+  struct Lookup {
+    int table = 0;
+    std::span<const std::uint64_t> ids;
+    bool training = true;   // missing rows are made where the table says so, all are marked as used
+    std::span<float> rows;  // [ids, dim]: the weights
+  };
+  // Of several tables in one exchange with the servers. On an error nothing is said about the rows.
+  virtual Status Pull(std::span<const Lookup> lookups, std::int64_t step) = 0;
+  Status Pull(int table, std::span<const std::uint64_t> ids, std::int64_t step, bool training,
+              std::span<float> rows) {
+    const Lookup lookup{.table = table, .ids = ids, .training = training, .rows = rows};
+    return Pull(std::span(&lookup, 1), step);
+  }
 
   struct Gradients {
     int table = 0;

@@ -67,17 +67,36 @@ RowLookahead::Lookups RowLookahead::Foresee(std::span<const data::Batch> parts) 
 
 void RowLookahead::Fetch(RowClient& client, const Lookups& lookups, std::int64_t step) {
   size_ = 0;
-  for (const auto& [table, ids] : lookups) {
-    if (rows_.size() == size_) {
-      rows_.emplace_back();
-    }
-    Rows& rows = rows_[size_];
+  if (rows_.size() < lookups.size()) {
+    rows_.resize(lookups.size());
+  }
+  std::vector<RowClient::Lookup> pull;
+  for (std::size_t i = 0; i < lookups.size(); ++i) {
+    const auto& [table, ids] = lookups[i];
+    Rows& rows = rows_[i];
     rows.table = table;
     rows.ids.assign(ids.begin(), ids.end());
-    const std::span<float> values =
-        rows.values.Resize(ids.size() * dims_[static_cast<std::size_t>(table)]);
-    if (client.Pull(table, ids, step, evicts_[static_cast<std::size_t>(table)], values).ok()) {
-      ++size_;
+    pull.push_back(
+        {.table = table,
+         .ids = rows.ids,
+         .training = evicts_[static_cast<std::size_t>(table)],
+         .rows = rows.values.Resize(ids.size() * dims_[static_cast<std::size_t>(table)])});
+  }
+  const Status status = client.Pull(pull, step);
+  if (status.ok()) {
+    size_ = pull.size();
+    return;
+  }
+  // An id that a table refuses, where a feature was taken for its ids that is not: the others' are
+  // wanted nevertheless.
+  if (status.code() == StatusCode::kNotFound || status.code() == StatusCode::kInvalidArgument) {
+    for (std::size_t i = 0; i < pull.size(); ++i) {
+      if (client.Pull(std::span(&pull[i], 1), step).ok()) {
+        if (size_ != i) {
+          std::swap(rows_[size_], rows_[i]);
+        }
+        ++size_;
+      }
     }
   }
 }

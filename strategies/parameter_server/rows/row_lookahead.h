@@ -35,10 +35,10 @@ class RowLookahead {
   // Lookups of a batch: table, and ids that lie in it.
   using Lookups = std::vector<std::pair<int, std::span<const std::uint64_t>>>;
   Lookups Foresee(std::span<const data::Batch> parts) const;
-  // Pulls their rows, in place of those that were there. Of a table that evicts, it marks them as
-  // used at `step`, and makes missing ones, as the lookup would: until their gradient comes they
-  // are the last to go. Of others a batch that is never trained on leaves no trace. An error is
-  // that of the lookup, if it comes to that.
+  // Pulls their rows, all in one call, in place of those that were there. Of a table that evicts,
+  // it marks them as used at `step`, and makes missing ones, as the lookup would: until their
+  // gradient comes they are the last to go. Of others a batch that is never trained on leaves no
+  // trace. An error is that of the lookup, if it comes to that.
   void Fetch(RowClient& client, const Lookups& lookups, std::int64_t step);
   // The rows of a lookup that was foreseen.
   bool Take(int table, std::span<const std::uint64_t> ids, std::span<float> rows);

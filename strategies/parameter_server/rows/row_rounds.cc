@@ -1,6 +1,7 @@
 #include "parameter_server/rows/row_rounds.h"
 
 #include <algorithm>
+#include <iterator>
 #include <limits>
 #include <string>
 #include <utility>
@@ -32,7 +33,8 @@ bool RowRounds::complete(std::uint64_t round) const {
       open_, [&](const auto& open) { return open.first > round || open.second.complete(); });
 }
 
-Status RowRounds::Add(const Round& round, double weight, std::int64_t step, bool last, Rows rows) {
+Status RowRounds::Add(const Round& round, double weight, std::int64_t step, bool last,
+                      std::vector<Rows> rows) {
   const std::lock_guard lock(mutex_);
   COHORT_RETURN_IF_ERROR(failed_);
   if (round.parts() < 1 || round.parts() > kMaxParts || round.part() >= round.parts()) {
@@ -66,9 +68,11 @@ Status RowRounds::Add(const Round& round, double weight, std::int64_t step, bool
                                           : ": others are of " + std::to_string(open.parts.size()) +
                                                 " parts, step " + std::to_string(open.step)));
   }
-  if (!rows.ids.empty()) {
-    part.frames.push_back(std::move(rows));
+  // Room for all before the first is there.
+  if (const std::size_t size = part.frames.size() + rows.size(); size > part.frames.capacity()) {
+    part.frames.reserve(std::max(size, 2 * part.frames.size()));
   }
+  std::ranges::move(rows, std::back_inserter(part.frames));
   part.weight = weight;
   part.complete = last;
   if (open.complete()) {

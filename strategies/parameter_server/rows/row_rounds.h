@@ -37,7 +37,7 @@ namespace cohort::ps {
 
 class RowRounds {
  public:
-  // A frame's gradients, each id once.
+  // A frame's gradients for a table, each id once.
   struct Rows {
     std::size_t table = 0;
     std::vector<std::uint64_t> ids;
@@ -49,10 +49,12 @@ class RowRounds {
   // with backup workers.
   void Begin(std::span<const std::unique_ptr<RowTable>> tables, bool elects);
 
-  // Takes a frame of a part. One of an attempt, or a round, that is over is dropped: OK. Aborted: a
+  // Takes a frame of a part, which has rows of some tables, none of them empty, or no rows; all of
+  // it, or nothing. One of an attempt, or a round, that is over is dropped: OK. Aborted: a
   // round is begun while parts of one that is not just before it are missing. InvalidArgument: not
   // as the others of the round say. Else why an earlier round could not be applied.
-  Status Add(const Round& round, double weight, std::int64_t step, bool last, Rows rows);
+  Status Add(const Round& round, double weight, std::int64_t step, bool last,
+             std::vector<Rows> rows);
 
   // The parts that the round of `commit` has. Every worker brings it; the first counts, and of a
   // round that is over none does. FailedPrecondition: not all of them are there.

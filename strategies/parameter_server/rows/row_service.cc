@@ -7,6 +7,7 @@
 
 #include <cohort/parameter_server.grpc.pb.h>
 #include "parameter_server/frames/wire.h"
+#include "parameter_server/rows/row_frames.h"
 
 namespace cohort::ps {
 namespace {
@@ -14,6 +15,15 @@ namespace {
 using Context = grpc::CallbackServerContext;
 using Base = Rows::WithRawCallbackMethod_Dump<Rows::WithRawCallbackMethod_Restore<
     Rows::WithRawCallbackMethod_Move<Rows::WithRawCallbackMethod_Loads<Rows::Service>>>>;
+
+// In the reply's block for each, which is there.
+void SayMoved(const RowStore::Moved& moved, FrameHeader* reply) {
+  for (const RowStore::Elsewhere& one : moved) {
+    RowBlock& block = MutableBlockAt(*reply, one.block);
+    block.add_moved(one.bucket);
+    block.add_moved(one.server);
+  }
+}
 
 class RowService final : public Base {
  public:
@@ -27,7 +37,8 @@ class RowService final : public Base {
       std::string bytes;
       RowStore::Moved moved;
       Error error = r.store->Dump(r.received.frame.header, &pieces, &bytes, &moved);
-      r.header.mutable_rows()->mutable_moved()->Assign(moved.begin(), moved.end());
+      r.header.mutable_rows();
+      SayMoved(moved, &r.header);
       for (BucketPiece& piece : pieces) {
         *r.header.add_buckets() = std::move(piece);
       }
@@ -126,8 +137,10 @@ Error AnswerRows(RowStore& store, bool ready, FrameMethod method, const FrameHea
       reply->payload->Clear();
     }
   }
-  reply->header.mutable_rows()->set_tag(header.rows().tag());
-  reply->header.mutable_rows()->mutable_moved()->Assign(moved.begin(), moved.end());
+  for (std::size_t i = 0; error.kind() == Error::NONE && i < NumBlocks(header); ++i) {
+    AddBlock(reply->header).set_tag(BlockAt(header, i).tag());
+  }
+  SayMoved(moved, &reply->header);
   return error;
 }
 

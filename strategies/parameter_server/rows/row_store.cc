@@ -3,12 +3,15 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <deque>
+#include <new>
 #include <set>
 #include <utility>
 
 #include "parameter_server/frames/row_codec.h"
 #include "parameter_server/frames/weight.h"
 #include "parameter_server/rows/row_errors.h"
+#include "parameter_server/rows/row_frames.h"
 
 namespace cohort::ps {
 namespace {
@@ -210,20 +213,24 @@ Error RowStore::Find(const FrameHeader& header, RowTable** table) const {
   if (!header.has_rows()) {
     return MakeError(Error::BAD_FRAME, "a frame of rows without a table");
   }
-  if (header.rows().table() >= tables_.size()) {
-    return MakeError(Error::UNKNOWN_TABLE, "table " + std::to_string(header.rows().table()) +
-                                               " of " + std::to_string(tables_.size()) +
+  return FindTable(header.rows(), table);
+}
+
+Error RowStore::FindTable(const RowBlock& block, RowTable** table) const {
+  if (block.table() >= tables_.size()) {
+    return MakeError(Error::UNKNOWN_TABLE, "table " + std::to_string(block.table()) + " of " +
+                                               std::to_string(tables_.size()) +
                                                " that were declared");
   }
-  *table = tables_[header.rows().table()].get();
+  *table = tables_[block.table()].get();
   return {};
 }
 
 namespace {
 
-// The buckets of `ids` that are not here, and where each is.
+// The buckets of block `block`'s `ids` that are not here, and where each is.
 void FindElsewhere(const BucketPlaces& places, std::span<const std::uint64_t> ids,
-                   RowStore::Moved* moved) {
+                   std::size_t block, RowStore::Moved* moved) {
   if (places.has_all()) {
     return;
   }
@@ -235,16 +242,53 @@ void FindElsewhere(const BucketPlaces& places, std::span<const std::uint64_t> id
     }
   }
   for (const std::uint32_t bucket : found) {
-    moved->push_back(bucket);
-    moved->push_back(static_cast<std::uint32_t>(places.server(bucket)));
+    moved->push_back({block, bucket, static_cast<std::uint32_t>(places.server(bucket))});
   }
 }
 
+// While one lives, what of a block is here stays.
+struct Staying {
+  explicit Staying(const BucketPlaces& places) : visit(places.Enter()) {}
+  BucketPlaces::Visit visit;
+};
+
 }  // namespace
 
-Error RowStore::CheckBlock(const FrameHeader& header, const PayloadReader& payload,
+// The tables of a frame's blocks; and whether the payload is what the blocks say, before memory is
+// taken for it.
+Error RowStore::CheckBlocks(bool push, const FrameHeader& header, const PayloadReader& payload,
+                            std::vector<RowTable*>* tables) const {
+  RowTable* table = nullptr;
+  Error error = Find(header, &table);
+  const std::size_t count = NumBlocks(header);
+  if (error.kind() == Error::NONE && count > kMaxRowBlocks) {
+    error = MakeError(Error::BAD_FRAME, "a frame of " + std::to_string(count) +
+                                            " blocks of rows [at most " +
+                                            std::to_string(kMaxRowBlocks) + "]");
+  }
+  std::uint64_t left = payload.remaining();
+  for (std::size_t i = 0; error.kind() == Error::NONE && i < count; ++i) {
+    const RowBlock& block = BlockAt(header, i);
+    error = FindTable(block, &table);
+    if (error.kind() == Error::NONE) {
+      // At most 2^32 times 2^22 floats: no overflow.
+      const std::uint64_t bytes =
+          IdBytes(block) +
+          (push ? CountBytes(block) + EncodedBytes(table->spec().wire,
+                                                   static_cast<std::size_t>(table->spec().dim),
+                                                   block.count())
+                : 0);
+      error = CheckBlock(block, left, i + 1 == count, bytes, *table);
+      left -= std::min(left, bytes);
+      tables->push_back(table);
+    }
+  }
+  return error;
+}
+
+// `left`: bytes of the payload from where the block's begin.
+Error RowStore::CheckBlock(const RowBlock& block, std::uint64_t left, bool last,
                            std::uint64_t bytes, const RowTable& table) const {
-  const RowBlock& block = header.rows();
   if (block.dim() != static_cast<std::uint64_t>(table.spec().dim)) {
     return MakeError(Error::BAD_FRAME, NameOf(table) + ": rows of " + std::to_string(block.dim()) +
                                            " floats, its dim is " +
@@ -260,10 +304,10 @@ Error RowStore::CheckBlock(const FrameHeader& header, const PayloadReader& paylo
     return MakeError(Error::BAD_FRAME, NameOf(table) + ": counts of " +
                                            std::to_string(block.count_bytes()) + " bytes");
   }
-  if (payload.remaining() != bytes) {
-    return MakeError(Error::BAD_FRAME, NameOf(table) + ": " + std::to_string(payload.remaining()) +
-                                           " bytes for " + std::to_string(block.count()) +
-                                           " ids, which take " + std::to_string(bytes));
+  if (last ? left != bytes : left < bytes) {
+    return MakeError(Error::BAD_FRAME, NameOf(table) + ": " + std::to_string(left) + " bytes for " +
+                                           std::to_string(block.count()) + " ids, which take " +
+                                           std::to_string(bytes));
   }
   if (block.step() < 1 || block.step() > 0xFFFFFFFFU) {
     return MakeError(Error::BAD_FRAME, NameOf(table) + ": step " + std::to_string(block.step()));
@@ -272,39 +316,60 @@ Error RowStore::CheckBlock(const FrameHeader& header, const PayloadReader& paylo
 }
 
 Error RowStore::Plan(const FrameHeader& header, PayloadReader payload, Reading* reading) {
-  const RowBlock& block = header.rows();
-  Error error = Find(header, &reading->table);
-  if (error.kind() == Error::NONE) {
-    error = CheckBlock(header, payload, IdBytes(block), *reading->table);
+  std::vector<RowTable*> tables;
+  Error error = CheckBlocks(/*push=*/false, header, payload, &tables);
+  std::int64_t bytes = 0;
+  bool training = false;
+  for (std::size_t i = 0; error.kind() == Error::NONE && i < tables.size(); ++i) {
+    const RowBlock& block = BlockAt(header, i);
+    training = training || block.training();
+    bytes += std::int64_t{block.count()} * tables[i]->spec().dim *
+             static_cast<std::int64_t>(sizeof(float));
+    if (bytes > kMaxPayloadBytes) {
+      error =
+          MakeError(Error::BAD_FRAME, NameOf(*tables[i]) + ": " + std::to_string(block.count()) +
+                                          " rows do not fit in a frame" +
+                                          (i > 0 ? " behind those of other tables" : "") +
+                                          " [ask for fewer at a time]");
+    }
   }
-  if (error.kind() == Error::NONE && std::int64_t{block.count()} * reading->table->spec().dim *
-                                             static_cast<std::int64_t>(sizeof(float)) >
-                                         kMaxPayloadBytes) {
-    error =
-        MakeError(Error::BAD_FRAME, NameOf(*reading->table) + ": " + std::to_string(block.count()) +
-                                        " rows do not fit in a frame [ask for fewer at a time]");
-  }
-  if (error.kind() == Error::NONE && block.training() && ledger_.retired(header.client())) {
+  if (error.kind() == Error::NONE && training && ledger_.retired(header.client())) {
     error = RefusalOf(PushLedger::Claimed::kFenced);
   }
   if (error.kind() != Error::NONE) {
     ++rejected_;
     return error;
   }
-  reading->places = &PlacesOf(header);
-  reading->ids = ReadIds(block, payload);
-  reading->step = static_cast<std::int64_t>(block.step());
-  reading->training = block.training();
+  reading->blocks.clear();
+  for (std::size_t i = 0; i < tables.size(); ++i) {
+    const RowBlock& block = BlockAt(header, i);
+    reading->blocks.push_back({.table = tables[i],
+                               .places = &PlacesOf(block),
+                               .ids = ReadIds(block, payload),
+                               .step = static_cast<std::int64_t>(block.step()),
+                               .training = block.training()});
+  }
   return {};
 }
 
-std::size_t RowStore::Reading::floats() const {
+std::size_t RowStore::Reading::Block::floats() const {
   const TableSpec& spec = table->spec();
   return EncodedBytes(spec.wire, static_cast<std::size_t>(spec.dim), ids.size()) / sizeof(float);
 }
 
+std::size_t RowStore::Reading::floats() const {
+  std::size_t floats = 0;
+  for (const Block& block : blocks) {
+    floats += block.floats();
+  }
+  return floats;
+}
+
 Error RowStore::Admit(const FrameHeader& header, Deadline deadline) {
-  const std::uint64_t round = header.rows().after_round();
+  std::uint64_t round = 0;
+  for (std::size_t i = 0; i < NumBlocks(header); ++i) {
+    round = std::max(round, BlockAt(header, i).after_round());
+  }
   if (round == 0 || !declared_.load(std::memory_order_acquire)) {
     return {};
   }
@@ -320,29 +385,51 @@ Error RowStore::Admit(const FrameHeader& header, Deadline deadline) {
   return *applied ? Error() : MakeError(Error::NOT_YET, rounds_.Describe());
 }
 
+namespace {
+
+Status PullBlock(const RowStore::Reading::Block& block, std::span<float> to) {
+  const TableSpec& spec = block.table->spec();
+  const auto dim = static_cast<std::size_t>(spec.dim);
+  const bool encodes = spec.wire != TableSpec::Wire::kFloat32;
+  std::vector<float> exact(encodes ? block.ids.size() * dim : 0);
+  COHORT_RETURN_IF_ERROR(
+      block.table->Pull(block.ids, block.step,
+                        block.training ? RowTable::Purpose::kTraining : RowTable::Purpose::kReading,
+                        encodes ? std::span(exact) : to));
+  if (encodes) {
+    if (const auto row = EncodeRows(spec.wire, dim, exact, std::as_writable_bytes(to));
+        row.has_value()) {
+      return InvalidArgument(NameOf(*block.table) + ": the row of id " +
+                             std::to_string(block.ids[*row]) + " does not fit in " +
+                             std::string(WireName(spec.wire)) +
+                             " [another wire format for the table]");
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
 Error RowStore::Pull(const Reading& reading, std::span<float> to, Moved* moved) {
   moved->clear();
-  const BucketPlaces::Visit visit = reading.places->Enter();
-  FindElsewhere(*reading.places, reading.ids, moved);
+  std::deque<Staying> visits;
+  for (std::size_t i = 0; i < reading.blocks.size(); ++i) {
+    const Reading::Block& block = reading.blocks[i];
+    visits.emplace_back(*block.places);
+    FindElsewhere(*block.places, block.ids, i, moved);
+  }
   if (!moved->empty()) {
     return {};
   }
-  const TableSpec& spec = reading.table->spec();
-  const auto dim = static_cast<std::size_t>(spec.dim);
-  const bool encodes = spec.wire != TableSpec::Wire::kFloat32;
-  std::vector<float> exact(encodes ? reading.ids.size() * dim : 0);
-  Status status = reading.table->Pull(
-      reading.ids, reading.step,
-      reading.training ? RowTable::Purpose::kTraining : RowTable::Purpose::kReading,
-      encodes ? std::span(exact) : to);
-  if (status.ok() && encodes) {
-    if (const auto row = EncodeRows(spec.wire, dim, exact, std::as_writable_bytes(to));
-        row.has_value()) {
-      status = InvalidArgument(NameOf(*reading.table) + ": the row of id " +
-                               std::to_string(reading.ids[*row]) + " does not fit in " +
-                               std::string(WireName(spec.wire)) +
-                               " [another wire format for the table]");
-    }
+  Status status;
+  for (std::size_t i = 0; status.ok() && reading.blocks.size() > 1 && i < reading.blocks.size();
+       ++i) {
+    status = reading.blocks[i].table->CheckPresent(reading.blocks[i].ids);
+  }
+  for (std::size_t i = 0; status.ok() && i < reading.blocks.size(); ++i) {
+    const std::size_t floats = reading.blocks[i].floats();
+    status = PullBlock(reading.blocks[i], to.first(floats));
+    to = to.subspan(floats);
   }
   ++(status.ok() ? pulls_ : rejected_);
   return ToError(status);
@@ -350,23 +437,16 @@ Error RowStore::Pull(const Reading& reading, std::span<float> to, Moved* moved) 
 
 Error RowStore::Push(const FrameHeader& header, PayloadReader payload, Moved* moved) {
   moved->clear();
-  RowTable* table = nullptr;
-  Error error = Find(header, &table);
-  if (error.kind() == Error::NONE) {
-    // At most 2^32 times 2^22 floats: no overflow.
-    const RowBlock& block = header.rows();
-    const std::uint64_t values = EncodedBytes(
-        table->spec().wire, static_cast<std::size_t>(table->spec().dim), block.count());
-    error = CheckBlock(header, payload, IdBytes(block) + CountBytes(block) + values, *table);
-  }
+  std::vector<RowTable*> tables;
+  Error error = CheckBlocks(/*push=*/true, header, payload, &tables);
   if (error.kind() == Error::NONE &&
       (!IsWeight(header.weight()) || (header.weight() == 0 && !header.has_round()) ||
        header.sequence() == 0)) {
     error = MakeError(Error::BAD_FRAME,
-                      NameOf(*table) + ": a push needs a sequence number and a weight");
+                      NameOf(*tables[0]) + ": a push needs a sequence number and a weight");
   }
   if (error.kind() == Error::NONE) {
-    error = PushTo(*table, header, payload, moved);
+    error = PushTo(tables, header, payload, moved);
   }
   if (error.kind() != Error::NONE) {
     ++rejected_;
@@ -374,33 +454,85 @@ Error RowStore::Push(const FrameHeader& header, PayloadReader payload, Moved* mo
   return error;
 }
 
-Error RowStore::PushTo(RowTable& table, const FrameHeader& header, PayloadReader& payload,
-                       Moved* moved) {
-  const RowBlock& block = header.rows();
-  std::vector<std::uint64_t> ids = ReadIds(block, payload);
-  std::vector<std::uint32_t> counts = ReadCounts(block, payload);
-  std::vector<float> copy;
-  const RowTable::Gradients gradients{
-      .ids = ids,
-      .values = ReadRows(table.spec(), ids.size(), payload, copy),
-      .counts = counts,
-      .scale = header.has_round() ? 1.0F : static_cast<float>(1.0 / header.weight()),
-      .step = static_cast<std::int64_t>(header.rows().step())};
-  if (header.has_round()) {
-    if (const Status status = table.Check(gradients); !status.ok()) {
+namespace {
+
+// Every block's, in their order. Where one fails behind others, for want of memory alone after
+// what was checked, a repetition is told the same.
+template <typename Updates>
+Status ApplyAll(const Updates& updates, PushLedger::Applying& applying) {
+  for (const auto& update : updates) {
+    Status status;
+    try {
+      status = update.table->Apply(update.gradients);
+    } catch (const std::bad_alloc&) {
+      if (!applying.applied) {
+        throw;
+      }
+      status = ResourceExhausted(NameOf(*update.table) + ": no memory for gradients");
+    }
+    if (!status.ok()) {
+      if (applying.applied || status.code() == StatusCode::kResourceExhausted) {  // of some rows
+        applying.FinishFailed(ToError(status));
+      }
+      return status;
+    }
+    applying.applied = true;
+  }
+  return {};
+}
+
+}  // namespace
+
+Error RowStore::PushTo(std::span<RowTable* const> tables, const FrameHeader& header,
+                       PayloadReader& payload, Moved* moved) {
+  std::vector<Update> updates(tables.size());
+  for (std::size_t i = 0; i < tables.size(); ++i) {
+    const RowBlock& block = BlockAt(header, i);
+    Update& update = updates[i];
+    update.table = tables[i];
+    update.places = &PlacesOf(block);
+    update.ids = ReadIds(block, payload);
+    update.counts = ReadCounts(block, payload);
+    update.gradients = {
+        .ids = update.ids,
+        .values = ReadRows(update.table->spec(), update.ids.size(), payload, update.copy),
+        .counts = update.counts,
+        .scale = header.has_round() ? 1.0F : static_cast<float>(1.0 / header.weight()),
+        .step = static_cast<std::int64_t>(block.step())};
+  }
+  // One block alone is checked where it is applied.
+  for (std::size_t i = 0; i < updates.size() && (header.has_round() || updates.size() > 1); ++i) {
+    const Update& update = updates[i];
+    if (header.has_round() && update.gradients.step != updates[0].gradients.step) {
+      return MakeError(Error::BAD_FRAME,
+                       NameOf(*update.table) + ": step " + std::to_string(update.gradients.step) +
+                           " in a round of step " + std::to_string(updates[0].gradients.step));
+    }
+    Status status = update.table->Check(update.gradients);
+    if (status.ok() && !header.has_round()) {
+      status = update.table->CheckPresent(update.ids);
+    }
+    if (!status.ok()) {
       return ToError(status);
     }
   }
-  const BucketPlaces& places = PlacesOf(header);
+  const auto find_elsewhere = [&] {
+    for (std::size_t i = 0; i < updates.size(); ++i) {
+      FindElsewhere(*updates[i].places, updates[i].ids, i, moved);
+    }
+  };
   if (const auto claimed =
           ledger_.Claim(header.client(), header.sequence(), DeadlineAfter(PushLedger::kPatience),
                         /*behind_all=*/header.advance());
       claimed != PushLedger::Claimed::kNew) {
     if (claimed == PushLedger::Claimed::kElsewhere) {
-      FindElsewhere(places, ids, moved);
-      if (moved->empty() && !ids.empty()) {  // all is back
-        const std::uint32_t bucket = BucketOf(ids[0], places.buckets());
-        *moved = {bucket, static_cast<std::uint32_t>(places.server(bucket))};
+      find_elsewhere();
+      for (std::size_t i = 0; moved->empty() && i < updates.size(); ++i) {  // all is back
+        if (!updates[i].ids.empty()) {
+          const BucketPlaces& places = *updates[i].places;
+          const std::uint32_t bucket = BucketOf(updates[i].ids[0], places.buckets());
+          *moved = {{i, bucket, static_cast<std::uint32_t>(places.server(bucket))}};
+        }
       }
     }
     if (claimed == PushLedger::Claimed::kFailed) {
@@ -412,30 +544,16 @@ Error RowStore::PushTo(RowTable& table, const FrameHeader& header, PayloadReader
   Status status;
   {
     PushLedger::Applying applying(ledger_, header.client(), header.sequence());
-    const BucketPlaces::Visit visit = places.Enter();
-    FindElsewhere(places, ids, moved);
+    std::deque<Staying> visits;
+    for (const Update& update : updates) {
+      visits.emplace_back(*update.places);
+    }
+    find_elsewhere();
     if (!moved->empty()) {
       applying.FinishElsewhere();
       return {};
     }
-    if (header.has_round()) {
-      had_rounds_ = true;
-      if (header.has_commit()) {
-        status = rounds_.Elect(header.commit());
-      }
-    }
-    if (header.has_round() && status.ok()) {
-      status = rounds_.Add(header.round(), header.weight(), gradients.step, header.advance(),
-                           {.table = block.table(),
-                            .ids = std::move(ids),
-                            .counts = std::move(counts),
-                            .values = {gradients.values.begin(), gradients.values.end()}});
-    } else if (!header.has_round()) {
-      status = table.Apply(gradients);
-      if (status.code() == StatusCode::kResourceExhausted) {  // of some rows
-        applying.FinishFailed(ToError(status));
-      }
-    }
+    status = header.has_round() ? AddToRound(header, updates) : ApplyAll(updates, applying);
     applying.applied = status.ok();
   }
   if (!status.ok()) {
@@ -445,9 +563,32 @@ Error RowStore::PushTo(RowTable& table, const FrameHeader& header, PayloadReader
   if (header.has_round()) {
     return {};
   }
-  // Not within the visit: it goes through the whole table, and a bucket that is given away waits
+  // Not within the visits: it goes through the whole table, and a bucket that is given away waits
   // for those who visit.
-  return ToError(table.EvictWhenDue(gradients.step).status());
+  for (const Update& update : updates) {
+    const Status evicted = update.table->EvictWhenDue(update.gradients.step).status();
+    status = status.ok() ? evicted : status;
+  }
+  return ToError(status);
+}
+
+Status RowStore::AddToRound(const FrameHeader& header, std::span<Update> updates) {
+  had_rounds_ = true;
+  if (header.has_commit()) {
+    COHORT_RETURN_IF_ERROR(rounds_.Elect(header.commit()));
+  }
+  std::vector<RowRounds::Rows> rows;
+  for (std::size_t i = 0; i < updates.size(); ++i) {
+    Update& update = updates[i];
+    if (!update.ids.empty()) {
+      rows.push_back({.table = BlockAt(header, i).table(),
+                      .ids = std::move(update.ids),
+                      .counts = std::move(update.counts),
+                      .values = {update.gradients.values.begin(), update.gradients.values.end()}});
+    }
+  }
+  return rounds_.Add(header.round(), header.weight(), updates[0].gradients.step, header.advance(),
+                     std::move(rows));
 }
 
 RowStoreStats RowStore::stats() const {

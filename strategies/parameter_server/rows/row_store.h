@@ -1,10 +1,10 @@
 // RowStore: one server's part of the sparse tables of a model, and what frames do to it. No
 // network: frames come in decoded, results go out as values.
 //
-// A frame is of one table, and is checked as a whole before it has an effect: what is wrong with it
-// comes back as an Error that names the table. Pushes have their effect once for each (client,
-// sequence). A frame with an id whose bucket is not here (bucket_places.h) has none, and says where
-// the bucket is.
+// A frame is of one table, or has blocks of several (row_frames.h), and is checked as a whole
+// before it has an effect: what is wrong with it comes back as an Error that names the table.
+// Pushes have their effect once for each (client, sequence). A frame with an id whose bucket is not
+// here (bucket_places.h) has none, of no block, and says where the bucket is.
 //
 // Thread rules: all methods from any thread. Until Declare every frame is NOT_READY.
 
@@ -66,22 +66,36 @@ class RowStore {
 
   // A pull in two steps, so that the caller owns the memory: what it asks for, and the rows.
   struct Reading {
-    RowTable* table = nullptr;
-    const BucketPlaces* places = nullptr;
-    std::vector<std::uint64_t> ids;
-    std::int64_t step = 1;
-    bool training = false;
+    struct Block {
+      RowTable* table = nullptr;
+      const BucketPlaces* places = nullptr;
+      std::vector<std::uint64_t> ids;
+      std::int64_t step = 1;
+      bool training = false;
+      std::size_t floats() const;
+    };
+    std::vector<Block> blocks;
     std::size_t floats() const;  // of memory that the rows take as they travel
   };
   Error Plan(const FrameHeader& header, PayloadReader payload, Reading* reading);
-  // Buckets that are not here, and where each is, in turns (RowBlock::moved): where this is not
-  // empty afterwards the call had no effect.
-  using Moved = std::vector<std::uint32_t>;
+  // A bucket of the frame's block `block` that is not here, and where it is.
+  struct Elsewhere {
+    std::size_t block = 0;
+    std::uint32_t bucket = 0;
+    std::uint32_t server = 0;
+    bool operator==(const Elsewhere&) const = default;
+  };
+  // In the order of the blocks. Where this is not empty afterwards the call had no effect.
+  using Moved = std::vector<Elsewhere>;
+  // `to`: of floats(), one block's rows after the other's. Where rows must be there, all of them
+  // are looked for before one is made, or marked as used.
   Error Pull(const Reading& reading, std::span<float> to, Moved* moved);
 
   // Is what a pull asks for there? NOT_YET at the deadline where rounds are missing.
   Error Admit(const FrameHeader& header, Deadline deadline);
 
+  // All blocks, or none; but where memory ends halfway some rows have their update, and a
+  // repetition gets the same answer.
   Error Push(const FrameHeader& header, PayloadReader payload, Moved* moved);
   // Clients, from `first` to `last`, that were given up: they make and change no row from now on.
   void Retire(std::uint64_t first, std::uint64_t last) { ledger_.Retire(first, last); }
@@ -126,8 +140,21 @@ class RowStore {
   };
 
   void Thaw();
+  // A block of a push, read.
+  struct Update {
+    RowTable* table = nullptr;
+    const BucketPlaces* places = nullptr;
+    std::vector<std::uint64_t> ids;
+    std::vector<std::uint32_t> counts;
+    std::vector<float> copy;  // of the values, unless they are used where they lie
+    RowTable::Gradients gradients;
+  };
+
   Error Find(const FrameHeader& header, RowTable** table) const;
-  Error CheckBlock(const FrameHeader& header, const PayloadReader& payload, std::uint64_t bytes,
+  Error FindTable(const RowBlock& block, RowTable** table) const;
+  Error CheckBlocks(bool push, const FrameHeader& header, const PayloadReader& payload,
+                    std::vector<RowTable*>* tables) const;
+  Error CheckBlock(const RowBlock& block, std::uint64_t left, bool last, std::uint64_t bytes,
                    const RowTable& table) const;
   Error CheckPiece(const RowTable& table, const BucketPiece& piece) const;
   Error Once(const FrameHeader& header, const std::function<Error(Carrier&)>& request);
@@ -135,11 +162,12 @@ class RowStore {
                       Carrier& carrier);
   Error Step(const FrameHeader& header, RowTable& table);
   Leaving LeavingAs(std::uint32_t table, std::uint32_t bucket);
-  Error PushTo(RowTable& table, const FrameHeader& header, PayloadReader& payload, Moved* moved);
+  Error PushTo(std::span<RowTable* const> tables, const FrameHeader& header, PayloadReader& payload,
+               Moved* moved);
+  Status AddToRound(const FrameHeader& header, std::span<Update> updates);
   void MakePlaces();
-  BucketPlaces& PlacesOf(const FrameHeader& header) const {
-    return *places_[header.rows().table()];
-  }
+  BucketPlaces& PlacesOf(const RowBlock& block) const { return *places_[block.table()]; }
+  BucketPlaces& PlacesOf(const FrameHeader& header) const { return PlacesOf(header.rows()); }
 
   const int server_;
   std::mutex declare_mutex_;

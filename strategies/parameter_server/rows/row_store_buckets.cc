@@ -105,7 +105,7 @@ Error RowStore::Dump(const FrameHeader& header, std::vector<BucketPiece>* pieces
     }
   }
   if (pieces->empty()) {
-    *moved = {from.bucket(), static_cast<std::uint32_t>(places.server(from.bucket()))};
+    *moved = {{0, from.bucket(), static_cast<std::uint32_t>(places.server(from.bucket()))}};
   }
   return {};
 }

@@ -410,6 +410,19 @@ Status RowTable::CheckPresent(std::span<const Entry> entries, std::span<const st
   return missing < ids.size() ? Missing(ids[missing]) : OkStatus();
 }
 
+Status RowTable::CheckPresent(std::span<const std::uint64_t> ids) {
+  if (spec_.missing != TableSpec::Missing::kError) {
+    return {};
+  }
+  try {
+    COHORT_ASSIGN_OR_RETURN(const Entries sorted, Sort(ids, false));
+    return CheckPresent(sorted.all, ids);
+  } catch (const std::bad_alloc&) {
+    return ResourceExhausted("table \"" + spec_.name + "\": no memory to look for " +
+                             std::to_string(ids.size()) + " ids");
+  }
+}
+
 Status RowTable::CheckFinite(const Gradients& gradients) const {
   if (AllFinite(gradients.values)) {
     return {};

@@ -86,6 +86,9 @@ class RowTable {
   // Updates the rows. Errors as Pull; and InvalidArgument for a count of 0, or (under kReject) for
   // a gradient that is not finite, naming its id. After ResourceExhausted some rows are updated.
   Status Apply(const Gradients& gradients);
+  // NotFound, as Pull's: where missing rows are errors. None that is there ever goes, but by
+  // RestoreBucket and Clear.
+  Status CheckPresent(std::span<const std::uint64_t> ids);
   // What Apply refuses, but for ids of another server and rows that are missing under kError.
   Status Check(const Gradients& gradients) const;
 

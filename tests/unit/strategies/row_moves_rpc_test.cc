@@ -11,6 +11,7 @@
 #include <functional>
 #include <future>
 #include <map>
+#include <numeric>
 #include <set>
 #include <thread>
 
@@ -99,6 +100,54 @@ TEST(RowMovesTest, NorWhereConnectionsBreakAsWell) {
   });
   EXPECT_GT(moves, 100U);
   EXPECT_GT(cluster.lost(), 10) << "of 1 % of what is read";
+}
+
+// Frames of several tables, sent again where connections break: each counts once, of each table.
+TEST(RowMovesTest, NothingOfSeveralTablesIsLostOrDoubledWhereConnectionsBreak) {
+  constexpr std::size_t kTables = 6;
+  std::vector<TableSpec> more;
+  for (std::size_t t = 1; t < kTables; ++t) {
+    more.push_back(SumsTable());
+    more.back().name += std::to_string(t);
+  }
+  const Cluster cluster(2, 0.02, SumsTable(), /*proxies=*/true, more);
+  constexpr std::uint64_t kIds = 50;
+  std::array<std::vector<float>, kTables> sent;
+  sent.fill(std::vector<float>(kIds * kDim));
+  {
+    const auto worker = cluster.NewClient(1);
+    const auto chief = cluster.NewChief();
+    const Philox random(8, "tables");
+    std::vector<std::uint64_t> ids(kIds);
+    std::iota(ids.begin(), ids.end(), 0);
+    std::uint64_t draw = 0;
+    for (int step = 1; step <= 150; ++step) {
+      std::array<std::vector<float>, kTables> values;
+      std::array<std::vector<float>, kTables> rows;
+      std::vector<RowClient::Gradients> gradients;
+      std::vector<RowClient::Lookup> lookups;
+      for (std::size_t t = 0; t < kTables; ++t) {
+        for (float& sum : sent[t]) {
+          values[t].push_back(static_cast<float>(random.Below(7, draw++)) - 3);
+          sum -= values[t].back();
+        }
+        rows[t].resize(kIds * kDim);
+        gradients.push_back({.table = static_cast<int>(t), .ids = ids, .values = values[t]});
+        lookups.push_back({.table = static_cast<int>(t), .ids = ids, .rows = rows[t]});
+      }
+      if (step % 10 == 0) {
+        const auto bucket = static_cast<std::uint32_t>(random.Below(kBuckets, draw));
+        OrThrow(chief->Move(step % static_cast<int>(kTables), bucket,
+                            static_cast<int>(random.Below(2, draw, 1))));
+      }
+      OrThrow(worker->Push(gradients, step, 1));
+      OrThrow(worker->Pull(lookups, step));
+      for (std::size_t t = 0; t < kTables; ++t) {
+        ASSERT_EQ(rows[t], sent[t]) << "table " << t << ", step " << step;
+      }
+    }
+  }
+  EXPECT_GT(cluster.lost(), 5) << "of 2 % of what is read";
 }
 
 // The chief gives servers up at once, and its moves break anywhere: the bucket comes to the other
