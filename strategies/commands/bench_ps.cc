@@ -27,6 +27,7 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <cohort/comm/memory.h>
 #include <cohort/core/status.h>
 #include <cohort/optim/optimizers.h>
 
@@ -36,6 +37,7 @@
 #include "grpc_util.h"
 #include "parameter_server/frames/frame_address.h"
 #include "parameter_server/frames/frame_link.h"
+#include "parameter_server/frames/frame_memory.h"
 #include "parameter_server/server.h"
 #include "parameter_server/variables/client.h"
 #include "parameter_server/variables/parameter_store.h"
@@ -233,8 +235,8 @@ class Stream {
     return stream;
   }
   ~Stream() { ::close(fd_); }
-  Status Send(const std::vector<float>& buffer, std::int64_t times) {
-    const std::size_t bytes = buffer.size() * sizeof(float);
+  Status Send(std::span<const float> buffer, std::int64_t times) {
+    const std::size_t bytes = buffer.size_bytes();
     const StreamHeader header{.bytes = static_cast<std::int64_t>(bytes), .times = times};
     COHORT_RETURN_IF_ERROR(SendAll(fd_, &header, sizeof(header)));
     for (std::int64_t i = 0; i < times; ++i) {
@@ -252,7 +254,9 @@ class Stream {
 struct Subject {
   std::int64_t bytes = 0;
   ps::ModelSpec spec;
-  std::unique_ptr<std::vector<float>> gradient;
+  std::shared_ptr<ps::FrameMemory> memory;  // as a worker's gradients lie
+  std::unique_ptr<Memory> gradient_memory;
+  std::span<float> gradient;
   std::vector<float> values;
   std::map<std::string, std::unique_ptr<ps::Client>> clients;  // by transport
   std::map<DType, std::unique_ptr<ps::Client>> rounding;       // what travels is of that type
@@ -264,15 +268,20 @@ struct Subject {
 
   Status Connect(const std::vector<std::string>& transports, int port, int ordinary_port) {
     spec = SpecOf(bytes);
-    gradient = std::make_unique<std::vector<float>>(static_cast<std::size_t>(bytes / 4), 1.0F);
-    values.resize(gradient->size());
+    memory = ps::FrameMemory::Make();
+    COHORT_ASSIGN_OR_RETURN(gradient_memory, memory->Allocate(static_cast<std::size_t>(bytes)));
+    gradient = {reinterpret_cast<float*>(gradient_memory->bytes().data()),
+                static_cast<std::size_t>(bytes / 4)};
+    std::ranges::fill(gradient, 1.0F);
+    values.resize(gradient.size());
     const std::string address = "127.0.0.1:" + std::to_string(port);
     std::uint64_t number = 10;
     for (const std::string& name : transports) {
       const ps::FrameTransport transport =
           name == "shm" ? ps::FrameTransport::kShared : ps::FrameTransport::kTcp;
       auto& client = clients[name] = ps::Client::Make(
-          spec, {address}, {.client = ++number, .task = "worker:0", .transport = transport});
+          spec, {address},
+          {.client = ++number, .task = "worker:0", .transport = transport, .memory = memory});
       COHORT_RETURN_IF_ERROR(client->Declare());
       COHORT_RETURN_IF_ERROR(client->Assign(values, {}, 0));
       links[name] = ps::FrameLink::Make(
@@ -282,7 +291,7 @@ struct Subject {
             return ps::LocateFrames(*stub, address, transport, may_share,
                                     std::chrono::milliseconds(10'000));
           },
-          std::chrono::milliseconds(10'000), std::chrono::milliseconds(10'000));
+          std::chrono::milliseconds(10'000), std::chrono::milliseconds(10'000), memory);
     }
     for (const DType wire : {DType::kFloat16, DType::kBFloat16, DType::kUInt8}) {
       rounding[wire] = ps::Client::Make(spec, {address},
@@ -297,18 +306,18 @@ struct Subject {
     return {};
   }
   Status Push(const std::string& transport) {
-    return clients.at(transport)->Push({.arena = *gradient}, {});
+    return clients.at(transport)->Push({.arena = gradient}, {});
   }
   Status Pull(const std::string& transport) {
     return clients.at(transport)->Pull(values, /*everything=*/true);
   }
-  Status PushRounded(DType wire) { return rounding.at(wire)->Push({.arena = *gradient}, {}); }
+  Status PushRounded(DType wire) { return rounding.at(wire)->Push({.arena = gradient}, {}); }
   Status PullRounded(DType wire) { return rounding.at(wire)->Pull(values, /*everything=*/true); }
   // `count` pushes of a frame each, as many under way as the exchange allows.
   Status PushMany(const std::string& transport, int count) {
     std::vector<ps::FrameRequest> requests;
     for (int i = 0; i < count; ++i) {
-      requests.push_back({0, ps::FrameMethod::kPush, header, {std::span<const float>(*gradient)}});
+      requests.push_back({0, ps::FrameMethod::kPush, header, {std::span<const float>(gradient)}});
       requests.back().header.set_client(2);
       requests.back().header.set_sequence(++sequence);
     }
@@ -325,7 +334,7 @@ struct Subject {
     grpc::Status status;
     if (push) {
       request.mutable_header()->set_sequence(++sequence);
-      request.mutable_payload()->assign(reinterpret_cast<const char*>(gradient->data()),
+      request.mutable_payload()->assign(reinterpret_cast<const char*>(gradient.data()),
                                         static_cast<std::size_t>(bytes));
       status = ordinary->Push(&context, request, &reply);
     } else {
@@ -395,7 +404,7 @@ Status Work(const Options& options, int pipe) {
     const bool small = s->bytes < (64 << 10);
     const std::int64_t times = std::max<std::int64_t>(1, (32 << 20) / s->bytes);
     cases.push_back({"stream", s->bytes, static_cast<int>(times),
-                     [s, times, &stream] { return stream->Send(*s->gradient, times); }});
+                     [s, times, &stream] { return stream->Send(s->gradient, times); }});
     for (const std::string& transport : options.transports) {
       const std::string suffix = transport == "tcp" ? "" : "_" + transport;
       cases.push_back(

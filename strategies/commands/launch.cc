@@ -38,7 +38,11 @@ behind it: chief, workers, parameter servers, each by index.
 
 With --restart N a parameter server that fails is started again, N times in all, while the others run on; not
 one that ends with 2 (wrong use). So is a chief that is killed. A job of cohort then goes on from its last save
-(where the chief was lost: if it has a checkpoint folder). It is not for other tasks.)";
+(where the chief was lost: if it has a checkpoint folder). It is not for other tasks.
+
+With --restart-job N a job that fails, whatever task it was that failed first, is ended and started again as a
+whole, N times, unless that task ended with 2 (wrong use). A program of cohort with a checkpoint folder goes on from
+its last save. It is for jobs whose processes train in step, which cannot do without any of them.)";
 
 // NAME=value texts to variables; the first that is none, if any.
 std::optional<std::string> ParseVariables(const std::vector<std::string>& texts,
@@ -103,6 +107,9 @@ int LaunchCommand(int argc, char** argv) {
   app.add_option("--restart", options.restarts,
                  "How often parameter servers that fail, and a chief that is killed, are started "
                  "again, in all")
+      ->check(CLI::Range(0, 1'000'000));
+  app.add_option("--restart-job", options.job_restarts,
+                 "How often a job that fails is started again as a whole")
       ->check(CLI::Range(0, 1'000'000));
   app.add_option("--metrics-port", metrics_port,
                  "Where Prometheus scrapes the first task; the others follow (COHORT_METRICS_PORT)")

@@ -87,24 +87,32 @@ class LocalJob {
     if (const Status started = TakeSignals(); !started.ok()) {
       return Refuse(started);
     }
-    if (const Status started = StartAll(); !started.ok()) {
-      return Refuse(started);
+    for (int again = 1;; ++again) {
+      if (const Status started = StartAll(); !started.ok()) {
+        return Refuse(started);
+      }
+      while (AnyRunning()) {
+        WaitForEvents();
+        TakeOutput();
+        TakeSignalsThatCame();
+        CollectTheDead();
+        ActOnDeadline();
+      }
+      TakeLastOutput();
+      Summarise();
+      if (again > options_.job_restarts || !MayStartAgain()) {
+        break;
+      }
+      Say(fmt::format("the job is started again, {} of {} times", again, options_.job_restarts));
+      Reset();
     }
-    while (AnyRunning()) {
-      WaitForEvents();
-      TakeOutput();
-      TakeSignalsThatCame();
-      CollectTheDead();
-      ActOnDeadline();
-    }
-    TakeLastOutput();
-    Summarise();
     Flush(DeadlineAfter(options_.grace));
     return code_;
   }
 
  private:
   enum class Phase { kRunning, kFinishing, kStopping };
+  static constexpr int kUsage = 2;
 
   // ---- start ----
 
@@ -296,6 +304,7 @@ class LocalJob {
       if (signal == SIGCHLD) {
         continue;  // CollectTheDead looks at each anyway
       }
+      told_to_end_ = true;
       if (phase_ == Phase::kStopping) {
         Say(fmt::format("{} again: killing what is left", SignalName(signal)));
         SendAll(SIGKILL);
@@ -368,11 +377,23 @@ class LocalJob {
   // one that was used wrongly, which would end so again; a later process may be told so because
   // the one before it is not known to be gone yet.
   bool MayRestart(Task& task) {
-    constexpr int kUsage = 2;
     const ProcessEnd& end = *task.process.Poll();
     const bool may = (task.id.type == TaskType::kPs && (task.restarted || end.code != kUsage)) ||
                      (task.id.type == TaskType::kChief && end.signal != 0);
     return phase_ == Phase::kRunning && may && restarted_ < options_.restarts;
+  }
+
+  // Not what was told to end, nor what was used wrongly.
+  bool MayStartAgain() {
+    return !told_to_end_ && cause_ != nullptr && cause_->process.Poll()->code != kUsage;
+  }
+  void Reset() {
+    tasks_.clear();
+    lost_.clear();
+    cause_ = nullptr;
+    code_ = 0;
+    phase_ = Phase::kRunning;
+    deadline_.reset();
   }
 
   // Its output so far has been taken; the process of old takes its children with it.
@@ -502,6 +523,7 @@ class LocalJob {
   int signals_ = -1;
   std::string cluster_;  // as JSON
   int restarted_ = 0;
+  bool told_to_end_ = false;
   std::deque<Task> tasks_;  // they keep their places: others point at them
   OutputQueue out_{STDOUT_FILENO};
   OutputQueue err_{STDERR_FILENO};

@@ -17,6 +17,8 @@ struct LocalJobOptions {
   bool keep_going = false;
   // Parameter servers that fail are started again, so many times in all.
   int restarts = 0;
+  // A job that fails is started again as a whole, on other ports, so many times.
+  int job_restarts = 0;
   std::vector<std::string> program;          // and its arguments
   std::map<std::string, std::string> extra;  // environment variables, on top of this process's own
   std::chrono::milliseconds grace{10'000};   // from SIGTERM to SIGKILL

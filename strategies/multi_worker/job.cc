@@ -102,13 +102,15 @@ class JobMembership final : public Membership {
       const std::lock_guard lock(failure_mutex_);
       row_servers_ = ps::Client::Make(model, addresses, options);
       rows_ = ps::RowClient::Make(model, addresses, options);
+      saved_rows_ = ps::RowClient::Make(model, addresses, options);
     }
     if (const Status failure = client_->failure(); !failure.ok()) {
       Fail(failure);
     }
     COHORT_RETURN_IF_ERROR(row_servers_->Declare());
-    return std::make_unique<ServerRows>(*rows_, model.tables, threads, communicator_->rank(),
-                                        communicator_->size());
+    return std::make_unique<ServerRows>(
+        *rows_, ServerRows::Saver{.servers = *row_servers_, .rows = *saved_rows_}, model.tables,
+        threads, communicator_->rank(), communicator_->size());
   }
 
  private:
@@ -119,6 +121,7 @@ class JobMembership final : public Membership {
     if (rows_ != nullptr) {
       row_servers_->Abort(why);
       rows_->Abort(why);
+      saved_rows_->Abort(why);
     }
   }
 
@@ -138,6 +141,7 @@ class JobMembership final : public Membership {
   std::mutex failure_mutex_;  // guards the pointers against Fail
   std::unique_ptr<ps::Client> row_servers_;
   std::unique_ptr<ps::RowClient> rows_;
+  std::unique_ptr<ps::RowClient> saved_rows_;  // for those who save them
   // Destroyed from the last to the first: the client's heart stops before what it would abort goes,
   // and the service answers until this process has said goodbye.
   const std::unique_ptr<CoordinationServer> server_;

@@ -8,13 +8,14 @@
 
 namespace cohort {
 
-ServerRows::ServerRows(ps::RowClient& client, const std::vector<TableSpec>& tables, int threads,
-                       int rank, int processes)
+ServerRows::ServerRows(ps::RowClient& client, Saver saver, const std::vector<TableSpec>& tables,
+                       int threads, int rank, int processes)
     : StepRows(tables, threads),
       rank_(rank),
       processes_(processes),
       client_(client),
-      lookahead_(tables) {
+      lookahead_(tables),
+      saver_(saver) {
   round_.gradients.resize(num_tables());
   worker_ = std::thread([this] { Work(); });
 }
@@ -164,13 +165,51 @@ std::int64_t ServerRows::foreseen() {
   return lookahead_.foreseen();
 }
 
+Result<bool> ServerRows::Freeze(std::int64_t step) {
+  {
+    const std::lock_guard lock(client_mutex_);
+    COHORT_RETURN_IF_ERROR(client_.AwaitRounds());
+  }
+  snapshot_ = {.step = step, .number = snapshot_.number + 1};
+  COHORT_RETURN_IF_ERROR(saver_.servers.Freeze(snapshot_.number).status());
+  saver_.rows.ReadSnapshot(snapshot_.number);
+  frozen_ = true;
+  return true;
+}
+
+Status ServerRows::Thaw(bool saved) {
+  saver_.rows.ReadSnapshot(0);
+  if (saved) {
+    saved_ = snapshot_;
+  }
+  frozen_ = false;
+  return saver_.servers.Thaw().status();
+}
+
+std::optional<std::int64_t> ServerRows::saved_at() const {
+  return frozen_ && saved_.has_value() ? std::optional(saved_->step) : std::nullopt;
+}
+
+Status ServerRows::SaveChanges(int table, FileSystem& files, const std::string& path) {
+  Require(saved_at().has_value(), "SaveChanges where there is a save that they are since");
+  saver_.rows.ReadSnapshot(snapshot_.number, saved_->number);
+  Status status =
+      ps::SaveTable(saver_.rows, table, SpecOf(table), files, path, ps::RowFileKind::kChanges);
+  saver_.rows.ReadSnapshot(snapshot_.number);
+  return status;
+}
+
 Status ServerRows::Save(int table, FileSystem& files, const std::string& path) {
+  if (frozen_) {
+    return ps::SaveTable(saver_.rows, table, SpecOf(table), files, path);
+  }
   const std::lock_guard lock(client_mutex_);
   return ps::SaveTable(client_, table, SpecOf(table), files, path);
 }
 
 Status ServerRows::Load(int table, FileSystem& files, const std::vector<std::string>& chain) {
   const std::lock_guard lock(client_mutex_);
+  saved_.reset();
   return ps::LoadTable(client_, table, SpecOf(table), files, chain);
 }
 

@@ -10,10 +10,12 @@
 
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <thread>
@@ -27,15 +29,25 @@ namespace cohort {
 
 class ServerRows final : public StepRows {
  public:
-  // `client` must outlive this, which is its only user. `rank` of `processes`.
-  ServerRows(ps::RowClient& client, const std::vector<TableSpec>& tables, int threads, int rank,
-             int processes);
+  // What saves are made with, which may go on beside `client`.
+  struct Saver {
+    ps::Client& servers;
+    ps::RowClient& rows;
+  };
+  // `client` and `saver` must outlive this, which is their only user. `rank` of `processes`.
+  ServerRows(ps::RowClient& client, Saver saver, const std::vector<TableSpec>& tables, int threads,
+             int rank, int processes);
   ~ServerRows() override;
 
   Status Lookup(int table, std::span<const std::uint64_t> ids, bool training,
                 std::span<float> rows) override;
   Status Apply(std::int64_t step, double divisor, const DistributedBatch* next) override;
   Status Finish() override;
+  Result<bool> Freeze(std::int64_t step) override;
+  Status Thaw(bool saved) override;
+  bool frozen() const override { return frozen_; }
+  std::optional<std::int64_t> saved_at() const override;
+  Status SaveChanges(int table, FileSystem& files, const std::string& path) override;
   Status Save(int table, FileSystem& files, const std::string& path) override;
   Status Load(int table, FileSystem& files, const std::vector<std::string>& chain) override;
   void Forget() override;
@@ -68,6 +80,16 @@ class ServerRows final : public StepRows {
   ps::RowClient& client_;
   std::uint64_t rounds_ = 0;  // pushed
   ps::RowLookahead lookahead_;
+
+  // Of who saves, between Freeze and Thaw; of the training thread otherwise.
+  struct Snapshot {
+    std::int64_t step = 0;
+    std::uint64_t number = 0;
+  };
+  const Saver saver_;
+  std::atomic<bool> frozen_ = false;
+  Snapshot snapshot_;              // the last one
+  std::optional<Snapshot> saved_;  // whole, since which the servers know the changes
 
   std::mutex mutex_;  // guards what follows
   std::condition_variable changed_;

@@ -46,6 +46,7 @@ Job::Job(ClusterConfig config, const StrategyOptions& options)
       read_timeout_(options.collective_timeout),
       wire_(options.server_wire),
       transport_(OrThrow(TransportOf(options.communication))),
+      frame_memory_(transport_ == FrameTransport::kTcp ? nullptr : FrameMemory::Make()),
       chief_(config_.cluster.Chief()),
       workers_(config_.cluster.TrainingTasks()),
       num_servers_(config_.cluster.Count(TaskType::kPs)),
@@ -83,6 +84,7 @@ void Job::MakeClients(std::uint64_t epoch, bool servers_stand) {
       // What the chief has is saved, and evaluated.
       .wire = {.push = wire_.push, .pull = is_chief() ? DType::kFloat32 : wire_.pull},
       .transport = transport_,
+      .memory = frame_memory_,
       .pushes = pushes_,
       .row_pushes = row_pushes_};
   auto client = Client::Make(spec_, server_addresses_, options);

@@ -88,6 +88,8 @@ class Job {
 
   // What the job knows of the reason for `status`.
   Status Explain(const Status& status) const;
+  // For gradients, so that servers of this host read them where they lie; null: they travel by TCP.
+  FrameMemory* frame_memory() const { return frame_memory_.get(); }
   // Ends the others with it; not where this process alone cannot reach who they reach.
   void ReportError(const Status& error);
 
@@ -232,6 +234,7 @@ class Job {
   const std::chrono::milliseconds read_timeout_;
   const ServerWire wire_;
   const FrameTransport transport_;
+  const std::shared_ptr<FrameMemory> frame_memory_;  // shared with what it allocated
   const TaskId chief_;
   const std::vector<TaskId> workers_;
   const int num_servers_;

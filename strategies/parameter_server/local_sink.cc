@@ -7,16 +7,22 @@
 
 namespace cohort::ps {
 
-LocalSink::LocalSink(const ParameterSet& parameters, DeviceReplica* device)
+LocalSink::LocalSink(const ParameterSet& parameters, DeviceReplica* device, FrameMemory* memory)
     : parameters_(parameters),
       device_(device),
       zeroed_(static_cast<std::size_t>(parameters.size())),
       ready_(static_cast<std::size_t>(parameters.size())),
       rows_(parameters.tables().size()) {
-  if (device_ == nullptr) {
-    memory_ = Tensor(DType::kFloat32, Shape{static_cast<std::int64_t>(parameters.all().size())});
+  const std::size_t floats = parameters.all().size();
+  if (device_ != nullptr) {
+    arena_ = device_->gradients();
+  } else if (memory != nullptr && floats > 0) {
+    lent_memory_ = OrThrow(memory->Allocate(floats * sizeof(float)));
+    arena_ = {reinterpret_cast<float*>(lent_memory_->bytes().data()), floats};
+  } else {
+    memory_ = Tensor(DType::kFloat32, Shape{static_cast<std::int64_t>(floats)});
+    arena_ = memory_.data<float>();
   }
-  arena_ = device_ == nullptr ? memory_.data<float>() : device_->gradients();
 }
 
 void LocalSink::Begin(double weight, bool seed_with_weight, Stream& stream) {

@@ -7,12 +7,14 @@
 #include <span>
 #include <vector>
 
+#include <cohort/comm/memory.h>
 #include <cohort/core/tensor.h>
 #include <cohort/device/stream.h>
 #include <cohort/optim/gradient_sink.h>
 #include <cohort/optim/parameter_set.h>
 
 #include "parameter_server/device_replica.h"
+#include "parameter_server/frames/frame_memory.h"
 #include "parameter_server/rows/row_client.h"
 
 namespace cohort::ps {
@@ -20,8 +22,9 @@ namespace cohort::ps {
 // Thread rules: the replica's thread; rows are added where the stream runs.
 class LocalSink final : public GradientSink {
  public:
-  // `device`: where the replica is; null: in the host's memory. Both must outlive this.
-  LocalSink(const ParameterSet& parameters, DeviceReplica* device);
+  // `device`: where the replica is; null: in the host's memory, and gradients in `memory` where
+  // that is not null. The first two must outlive this. Throws StatusError.
+  LocalSink(const ParameterSet& parameters, DeviceReplica* device, FrameMemory* memory);
 
   // A pass begins, over `weight` examples. `seed_with_weight`: loss_seed() is the weight, or 1.
   void Begin(double weight, bool seed_with_weight, Stream& stream);
@@ -49,7 +52,8 @@ class LocalSink final : public GradientSink {
 
   const ParameterSet& parameters_;
   DeviceReplica* const device_;
-  Tensor memory_;  // without a device
+  Tensor memory_;                        // without a device
+  std::unique_ptr<Memory> lent_memory_;  // in its place
   std::span<float> arena_;
   std::vector<char> zeroed_;  // by parameter, in this pass
   std::vector<char> ready_;

@@ -275,7 +275,7 @@ Status RemoteStrategy::Bind(ParameterSet& parameters, std::unique_ptr<Optimizer>
   COHORT_RETURN_IF_ERROR(is_chief() ? GiveValues() : TakeValues());
   fresh_ = false;  // the chief may set them yet
   if (trains()) {
-    sink_ = std::make_unique<ps::LocalSink>(parameters, replica_.get());
+    sink_ = std::make_unique<ps::LocalSink>(parameters, replica_.get(), job_->frame_memory());
     fixed_ = std::make_unique<ps::FixedValues>(parameters);
   }
   return {};

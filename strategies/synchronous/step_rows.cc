@@ -14,6 +14,10 @@ const TableSpec& StepRows::SpecOf(int table) const {
   return tables_[static_cast<std::size_t>(table)];
 }
 
+Status StepRows::SaveChanges(int table, FileSystem& /*files*/, const std::string& /*path*/) {
+  return Unimplemented("table \"" + SpecOf(table).name + "\": changes since a save");
+}
+
 void StepRows::Add(int thread, int table, std::span<const std::uint64_t> ids,
                    std::span<const float> values) {
   const TableSpec& to = SpecOf(table);

@@ -5,11 +5,12 @@
 // same bits for any number of threads that share the replicas.
 //
 // Thread rules: Lookup from any thread; Add from each replica's own; the others while no replica is
-// in a pass.
+// in a pass, but what Freeze says.
 
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -48,6 +49,16 @@ class StepRows : public RowSource {
   virtual Status Finish() { return {}; }
   // What was looked up ahead is no more: rows were loaded.
   virtual void Forget() {}
+
+  // Where others hold the rows, between two steps, of which `step` is the last: these keep what
+  // there is now, which is what Save and SaveChanges have until Thaw; the three on one other thread
+  // meanwhile. False: it is this process that holds them.
+  virtual Result<bool> Freeze(std::int64_t /*step*/) { return false; }
+  virtual Status Thaw(bool /*saved*/) { return {}; }
+  virtual bool frozen() const { return false; }
+  // While they are kept: the step of the save since which SaveChanges writes the changes.
+  virtual std::optional<std::int64_t> saved_at() const { return std::nullopt; }
+  virtual Status SaveChanges(int table, FileSystem& files, const std::string& path);
 
   virtual Status Save(int table, FileSystem& files, const std::string& path) = 0;
   virtual Status Load(int table, FileSystem& files, const std::vector<std::string>& chain) = 0;

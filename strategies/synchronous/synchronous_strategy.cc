@@ -589,7 +589,27 @@ Status SynchronousStrategy::ExplainServers(const Status& status) {
 
 Status SynchronousStrategy::SaveTable(int table, FileSystem& files, const std::string& path) {
   Require(rows_ != nullptr, "a table of the bound parameters");
-  return ExplainServers(rows_->Save(table, files, path));
+  const Status status = rows_->Save(table, files, path);
+  return rows_->frozen() ? status : ExplainServers(status);  // the job is another thread's
+}
+
+Status SynchronousStrategy::SaveTableChanges(int table, FileSystem& files,
+                                             const std::string& path) {
+  Require(rows_ != nullptr, "a table of the bound parameters");
+  return rows_->SaveChanges(table, files, path);
+}
+
+Result<bool> SynchronousStrategy::FreezeTables() {
+  if (rows_ == nullptr) {
+    return false;
+  }
+  const Result<bool> frozen = rows_->Freeze(step_);
+  return frozen.ok() ? frozen : Result<bool>(ExplainServers(frozen.status()));
+}
+
+Status SynchronousStrategy::ThawTables(bool saved) {
+  Require(rows_ != nullptr, "ThawTables after FreezeTables");
+  return rows_->Thaw(saved);
 }
 
 Status SynchronousStrategy::LoadTable(int table, FileSystem& files,

@@ -86,6 +86,12 @@ class SynchronousStrategy final : public Strategy {
   Status PullState() override;
   Status PushState() override;
   Status SaveTable(int table, FileSystem& files, const std::string& path) override;
+  Status SaveTableChanges(int table, FileSystem& files, const std::string& path) override;
+  Result<bool> FreezeTables() override;
+  Status ThawTables(bool saved) override;
+  std::optional<std::int64_t> rows_saved_at() const override {
+    return rows_ == nullptr ? std::nullopt : rows_->saved_at();
+  }
   Status LoadTable(int table, FileSystem& files, const std::vector<std::string>& chain) override;
 
   Status Barrier(std::string_view name) override;

@@ -48,11 +48,12 @@ std::string SlotName(const Strategy& strategy, const ParameterSet& parameters, i
          std::string(strategy.optimizer()->slot_name(static_cast<int>(slot)));
 }
 
-// The slots of the trainable parameters, as `Entry{name, shape, span}`.
-template <typename Entry>
-std::vector<Entry> SlotEntries(Strategy& strategy, const ParameterSet& parameters) {
+// The slots of the trainable parameters, as `Entry{name, shape, span}`. `slots`: the strategy's, or
+// laid out as they are.
+template <typename Entry, typename Slots>
+std::vector<Entry> SlotEntries(const Strategy& strategy, const ParameterSet& parameters,
+                               const Slots& slots) {
   std::vector<Entry> entries;
-  const auto slots = strategy.slots();
   for (int p = 0; p < parameters.size(); ++p) {
     if (!parameters[p].trainable) {
       continue;
@@ -60,18 +61,21 @@ std::vector<Entry> SlotEntries(Strategy& strategy, const ParameterSet& parameter
     for (std::size_t s = 0; s < slots.size(); ++s) {
       entries.push_back(
           {SlotName(strategy, parameters, p, s), parameters[p].shape,
-           slots[s].subspan(static_cast<std::size_t>(parameters[p].offset),
-                            static_cast<std::size_t>(parameters[p].shape.elements()))});
+           std::span(slots[s]).subspan(static_cast<std::size_t>(parameters[p].offset),
+                                       static_cast<std::size_t>(parameters[p].shape.elements()))});
     }
   }
   return entries;
 }
 
+// `values`: the arena, or laid out as it is.
 template <typename Entry>
-std::vector<Entry> ValueEntries(ParameterSet& parameters) {
+std::vector<Entry> ValueEntries(const ParameterSet& parameters, std::span<float> values) {
   std::vector<Entry> entries;
   for (int p = 0; p < parameters.size(); ++p) {
-    entries.push_back({parameters[p].name, parameters[p].shape, parameters.value(p)});
+    entries.push_back({parameters[p].name, parameters[p].shape,
+                       values.subspan(static_cast<std::size_t>(parameters[p].offset),
+                                      static_cast<std::size_t>(parameters[p].shape.elements()))});
   }
   return entries;
 }
@@ -121,9 +125,11 @@ Result<io::CheckpointState> Read(Strategy& strategy, ParameterSet& parameters,
                     checkpoint->path(), state.optimizer, strategy.optimizer()->config()));
   }
   COHORT_RETURN_IF_ERROR(
-      checkpoint->Read(io::CheckpointPart::kModel, ValueEntries<io::CheckpointTarget>(parameters)));
-  COHORT_RETURN_IF_ERROR(checkpoint->Read(io::CheckpointPart::kOptimizer,
-                                          SlotEntries<io::CheckpointTarget>(strategy, parameters)));
+      checkpoint->Read(io::CheckpointPart::kModel,
+                       ValueEntries<io::CheckpointTarget>(parameters, parameters.all())));
+  COHORT_RETURN_IF_ERROR(
+      checkpoint->Read(io::CheckpointPart::kOptimizer,
+                       SlotEntries<io::CheckpointTarget>(strategy, parameters, strategy.slots())));
   for (std::size_t t = 0; t < parameters.tables().size(); ++t) {
     COHORT_ASSIGN_OR_RETURN(const std::vector<std::string> chain, checkpoint->Chain(TableFile(t)));
     COHORT_RETURN_IF_ERROR(strategy.LoadTable(static_cast<int>(t), store.files(), chain));
@@ -157,49 +163,130 @@ std::optional<std::int64_t> BaseOf(const Strategy& strategy, const ParameterSet&
   return small ? base : std::nullopt;
 }
 
-}  // namespace
+// The chief's part: all of a checkpoint. `values` and `slots` are laid out as the parameters'.
+template <typename Slots>
+Result<std::string> Write(Strategy& strategy, const ParameterSet& parameters,
+                          io::CheckpointStore store, const io::CheckpointState& state,
+                          int full_save_every, std::span<float> values, const Slots& slots) {
+  const std::optional<std::int64_t> base =
+      BaseOf(strategy, parameters, store, state, full_save_every);
+  std::vector<io::CheckpointFile> tables;
+  for (std::size_t t = 0; t < parameters.tables().size(); ++t) {
+    tables.push_back({TableFile(t), [&, t](const std::string& to) {
+                        const int table = static_cast<int>(t);
+                        return base.has_value()
+                                   ? strategy.SaveTableChanges(table, store.files(), to)
+                                   : strategy.SaveTable(table, store.files(), to);
+                      }});
+  }
+  return store.Save(state, ValueEntries<io::CheckpointSource>(parameters, values),
+                    SlotEntries<io::CheckpointSource>(strategy, parameters, slots), tables, base);
+}
 
-Status SaveSnapshot(Strategy& strategy, ParameterSet& parameters, const io::CheckpointStore& store,
-                    const io::CheckpointState& given, int full_save_every, std::string* path) {
-  io::CheckpointState state = given;
+io::CheckpointState WithScaler(Strategy& strategy, io::CheckpointState state) {
   if (const GradScaler* const scaler = strategy.grad_scaler(); scaler != nullptr) {
     state.user[kScaler] = ScalerText(scaler->state());
   }
+  return state;
+}
+
+// What the chief has `written`, to all.
+Status ShareWritten(Strategy& strategy, const Result<std::string>& written, std::int64_t step,
+                    std::string* path) {
   Outcome outcome;
   if (strategy.is_chief()) {
-    const auto write = [&]() -> Status {
-      COHORT_RETURN_IF_ERROR(strategy.PullState());
-      io::CheckpointStore writer = store;
-      const std::optional<std::int64_t> base =
-          BaseOf(strategy, parameters, store, state, full_save_every);
-      std::vector<io::CheckpointFile> tables;
-      for (std::size_t t = 0; t < parameters.tables().size(); ++t) {
-        tables.push_back({TableFile(t), [&, t](const std::string& to) {
-                            const int table = static_cast<int>(t);
-                            return base.has_value()
-                                       ? strategy.SaveTableChanges(table, store.files(), to)
-                                       : strategy.SaveTable(table, store.files(), to);
-                          }});
-      }
-      COHORT_ASSIGN_OR_RETURN(
-          *path,
-          writer.Save(state, ValueEntries<io::CheckpointSource>(parameters),
-                      SlotEntries<io::CheckpointSource>(strategy, parameters), tables, base));
-      return {};
-    };
-    const Status written = write();
-    outcome.Set(written);
+    outcome.Set(written.status());
     if (written.ok()) {
+      *path = *written;
       outcome.SetText(*path);
     }
   }
   COHORT_RETURN_IF_ERROR(ShareOutcome(strategy, outcome));
-  COHORT_RETURN_IF_ERROR(
-      outcome.status().Annotate(fmt::format("checkpoint of step {}", state.step)));
+  COHORT_RETURN_IF_ERROR(outcome.status().Annotate(fmt::format("checkpoint of step {}", step)));
   if (!strategy.is_chief()) {
     *path = outcome.text.data();
   }
   return {};
+}
+
+}  // namespace
+
+Status SaveSnapshot(Strategy& strategy, ParameterSet& parameters, const io::CheckpointStore& store,
+                    const io::CheckpointState& given, int full_save_every, std::string* path) {
+  const io::CheckpointState state = WithScaler(strategy, given);
+  Result<std::string> written = std::string();
+  if (strategy.is_chief()) {
+    const Status pulled = strategy.PullState();
+    written = pulled.ok() ? Write(strategy, parameters, store, state, full_save_every,
+                                  parameters.all(), strategy.slots())
+                          : Result<std::string>(pulled);
+  }
+  return ShareWritten(strategy, written, state.step, path);
+}
+
+SnapshotBehind::~SnapshotBehind() {
+  if (writer_.joinable()) {
+    writer_.join();
+  }
+}
+
+Result<bool> SnapshotBehind::Begin(Strategy& strategy, ParameterSet& parameters,
+                                   const io::CheckpointStore& store,
+                                   const io::CheckpointState& state, int full_save_every) {
+  Require(!begun(), "Finish before the next Begin");
+  if (parameters.tables().empty()) {
+    return false;
+  }
+  Outcome outcome;
+  bool frozen = false;
+  if (strategy.is_chief()) {
+    Status status = strategy.PullState();
+    if (status.ok()) {
+      const Result<bool> tables = strategy.FreezeTables();
+      status = tables.status();
+      frozen = tables.ok() && *tables;
+    }
+    outcome.Set(status);
+    outcome.step = frozen ? 1 : 0;
+  }
+  COHORT_RETURN_IF_ERROR(ShareOutcome(strategy, outcome));
+  COHORT_RETURN_IF_ERROR(
+      outcome.status().Annotate(fmt::format("checkpoint of step {}", state.step)));
+  if (outcome.step == 0) {
+    return false;
+  }
+  state_ = WithScaler(strategy, state);
+  strategy_ = &strategy;
+  if (!frozen) {
+    return true;  // the chief's work
+  }
+  const std::span<const float> values = parameters.all();
+  values_.assign(values.begin(), values.end());
+  slots_.clear();
+  for (const std::span<const float> slot : strategy.slots()) {
+    slots_.emplace_back(slot.begin(), slot.end());
+  }
+  writer_ = std::thread([this, &strategy, &parameters, &store, full_save_every] {
+    try {
+      written_ =
+          Write(strategy, parameters, store, state_, full_save_every, std::span(values_), slots_);
+    } catch (const std::exception& error) {
+      written_ = Internal(error.what());
+    }
+    const Status thawed = strategy.ThawTables(written_.ok());
+    if (written_.ok() && !thawed.ok()) {
+      written_ = thawed;
+    }
+  });
+  return true;
+}
+
+Status SnapshotBehind::Finish(std::string* path) {
+  Require(begun(), "Finish after Begin");
+  if (writer_.joinable()) {
+    writer_.join();
+  }
+  return ShareWritten(*std::exchange(strategy_, nullptr), written_, state_.step, path);
 }
 
 Result<io::CheckpointState> LoadSnapshot(Strategy& strategy, ParameterSet& parameters,

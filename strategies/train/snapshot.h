@@ -4,6 +4,8 @@
 
 #include <cstdint>
 #include <string>
+#include <thread>
+#include <vector>
 
 #include <cohort/core/status.h>
 #include <cohort/io/checkpoint.h>
@@ -19,6 +21,35 @@ namespace cohort {
 // turn, and while these are together not larger than all rows were.
 Status SaveSnapshot(Strategy& strategy, ParameterSet& parameters, const io::CheckpointStore& store,
                     const io::CheckpointState& state, int full_save_every, std::string* path);
+
+// The same, behind training that goes on: where rows are held by others than the chief, which are
+// many. Of what it holds itself the chief makes a copy.
+//
+// Thread rules: one thread, that of the strategy.
+class SnapshotBehind {
+ public:
+  SnapshotBehind() = default;
+  ~SnapshotBehind();  // waits for the end of what was begun
+  SnapshotBehind(const SnapshotBehind&) = delete;
+  SnapshotBehind& operator=(const SnapshotBehind&) = delete;
+
+  // Every process calls, with nothing begun: begins a save of what there is now, for which all that
+  // is given outlives this. False: there is nothing to gain, and nothing has happened.
+  Result<bool> Begin(Strategy& strategy, ParameterSet& parameters, const io::CheckpointStore& store,
+                     const io::CheckpointState& state, int full_save_every);
+  bool begun() const { return strategy_ != nullptr; }
+  // Every process calls, after Begin: waits for the end of it; as SaveSnapshot.
+  Status Finish(std::string* path);
+  const io::CheckpointState& state() const { return state_; }  // of the last one
+
+ private:
+  Strategy* strategy_ = nullptr;  // while one is under way
+  io::CheckpointState state_;
+  std::vector<float> values_;  // the copies, of the chief
+  std::vector<std::vector<float>> slots_;
+  Result<std::string> written_ = std::string();  // of writer_
+  std::thread writer_;
+};
 
 // Every process calls; the chief reads the newest whole checkpoint and the others get its values.
 // NotFound if there is none. `expected_seed`: a checkpoint of another is FailedPrecondition.

@@ -168,10 +168,15 @@ struct Trainer::State {
   std::string saved_path;
   std::int64_t saved_epoch = 0;  // the place in saved_path
   std::int64_t saved_batch = 0;
+  SnapshotBehind behind;  // the save that is being written while training goes on
+  SteadyClock::time_point behind_since;
   bool handed_out = false;             // the data, to whoever asks for some
   bool saved_between_updates = false;  // by the strategy's call
 
-  Status SaveAt(std::int64_t at_epoch, std::int64_t at_batch);
+  // kBehind: written while training goes on, where that can be.
+  enum class Write { kNow, kBehind };
+  Status SaveAt(std::int64_t at_epoch, std::int64_t at_batch, Write when = Write::kNow);
+  Status FinishSave();  // that is written behind
   Status ResumeIn(const data::Dataset& data, std::uint64_t fingerprint);
   Status ResumeAtExample(std::int64_t example);
   Result<std::uint64_t> FingerprintOf(const data::Dataset& data) const;
@@ -209,8 +214,7 @@ struct Trainer::State {
     return any.value.data<std::int32_t>()[0] != 0;
   }
 
-  Result<EpochResult> TrainEpoch(DistributedDataset& dataset, const StepFn& step, Trainer& trainer,
-                                 bool* stopped);
+  Result<EpochResult> TrainEpoch(DistributedDataset& dataset, const StepFn& step, bool* stopped);
   void ShowProgress(const Totals& totals, double seconds, std::int64_t batches,
                     bool finished) const;
 };
@@ -238,7 +242,7 @@ Trainer::Trainer(Strategy& strategy, ParameterSet& parameters, TrainerOptions op
 Trainer::~Trainer() = default;
 
 Result<EpochResult> Trainer::State::TrainEpoch(DistributedDataset& dataset, const StepFn& step,
-                                               Trainer& trainer, bool* stopped) {
+                                               bool* stopped) {
   const SteadyClock::time_point start = SteadyClock::now();
   Totals totals;
   totals.result().epoch = epoch;
@@ -287,7 +291,7 @@ Result<EpochResult> Trainer::State::TrainEpoch(DistributedDataset& dataset, cons
     if (options.save_every_steps > 0 && !saved_between_updates &&
         strategy.step() % options.save_every_steps == 0) {
       const SteadyClock::time_point before_save = SteadyClock::now();
-      COHORT_RETURN_IF_ERROR(trainer.Save());
+      COHORT_RETURN_IF_ERROR(SaveAt(epoch, batch, Write::kBehind));
       totals.result().checkpoint_seconds += SecondsSince(before_save);
     }
     if (options.stop != nullptr) {
@@ -399,7 +403,7 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
     s.EndEpoch();
   }
   while (s.epoch < s.options.epochs && !stopped) {
-    COHORT_ASSIGN_OR_RETURN(EpochResult epoch, s.TrainEpoch(*dataset, train_step, *this, &stopped));
+    COHORT_ASSIGN_OR_RETURN(EpochResult epoch, s.TrainEpoch(*dataset, train_step, &stopped));
     if (!stopped) {
       s.EndEpoch();
     }
@@ -413,7 +417,9 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
                         s.epoch % s.options.save_every_epochs == 0));
     if (save) {
       const SteadyClock::time_point before_save = SteadyClock::now();
-      COHORT_RETURN_IF_ERROR(Save());
+      const bool goes_on = !stopped && s.epoch < s.options.epochs;
+      COHORT_RETURN_IF_ERROR(
+          s.SaveAt(s.epoch, s.batch, goes_on ? State::Write::kBehind : State::Write::kNow));
       epoch.checkpoint_seconds += SecondsSince(before_save);
     }
     history.steps += epoch.steps;
@@ -674,7 +680,22 @@ Result<Tensor> Trainer::Predict(const data::Dataset& dataset, const PredictFn& p
 
 Status Trainer::Save() { return state_->SaveAt(state_->epoch, state_->batch); }
 
-Status Trainer::State::SaveAt(std::int64_t at_epoch, std::int64_t at_batch) {
+Status Trainer::State::FinishSave() {
+  if (!behind.begun()) {
+    return {};
+  }
+  COHORT_RETURN_IF_ERROR(behind.Finish(&saved_path));
+  if (strategy.is_chief()) {
+    metrics.AddCheckpoint(behind_since);
+  }
+  saved_step = behind.state().step;
+  saved_epoch = behind.state().epoch;
+  saved_batch = behind.state().batch;
+  return {};
+}
+
+Status Trainer::State::SaveAt(std::int64_t at_epoch, std::int64_t at_batch, Write when) {
+  COHORT_RETURN_IF_ERROR(FinishSave());
   if (saved_between_updates && strategy.is_chief()) {
     COHORT_RETURN_IF_ERROR(strategy.PullState());  // for the step
   }
@@ -697,6 +718,14 @@ Status Trainer::State::SaveAt(std::int64_t at_epoch, std::int64_t at_batch) {
                                      .strategy = std::string(strategy.kind()),
                                      .world_size = strategy.num_replicas_in_sync()};
   const SteadyClock::time_point before = SteadyClock::now();
+  if (!handed_out) {
+    COHORT_ASSIGN_OR_RETURN(const bool writes_behind, behind.Begin(strategy, parameters, *store,
+                                                                   state, options.full_save_every));
+    if (writes_behind) {
+      behind_since = before;
+      return when == Write::kBehind ? OkStatus() : FinishSave();
+    }
+  }
   COHORT_RETURN_IF_ERROR(
       SaveSnapshot(strategy, parameters, *store, state, options.full_save_every, &saved_path));
   if (strategy.is_chief()) {
@@ -711,6 +740,7 @@ Status Trainer::State::SaveAt(std::int64_t at_epoch, std::int64_t at_batch) {
 Result<bool> Trainer::Restore() {
   State& s = *state_;
   Require(s.store.has_value(), "Restore needs TrainerOptions::checkpoint_dir");
+  COHORT_RETURN_IF_ERROR(s.FinishSave());
   const Result<io::CheckpointState> state =
       LoadSnapshot(s.strategy, s.parameters, *s.store, s.options.seed);
   if (state.status().code() == StatusCode::kNotFound) {

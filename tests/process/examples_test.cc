@@ -8,6 +8,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <regex>
+#include <sstream>
 #include <thread>
 
 #include <cohort/core/file_system.h>
@@ -366,6 +367,60 @@ TEST(Examples, WorkersInStepEndWithALostServerOrWorker) {
       EXPECT_EQ(cluster.Wait(name, std::chrono::seconds(30)), 138) << name << cluster.Logs();
       EXPECT_NE(cluster.Stderr(name).find(lost), std::string::npos) << name;
     }
+  }
+}
+
+// Of a launcher's tasks, by what is in its TF_CONFIG; 0: it is not there.
+pid_t PidOfTask(pid_t launcher, const std::string& type, int index) {
+  const std::string task =
+      R"("task":{"type":")" + type + R"(","index":)" + std::to_string(index) + "}";
+  for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
+    std::ifstream stat(entry.path() / "stat");
+    pid_t pid = 0;
+    std::string name;
+    char state = 0;
+    pid_t parent = 0;
+    if (!(stat >> pid >> name >> state >> parent) || parent != launcher) {
+      continue;
+    }
+    std::ifstream environment(entry.path() / "environ");
+    std::stringstream text;
+    text << environment.rdbuf();
+    if (text.str().find(task) != std::string::npos) {
+      return pid;
+    }
+  }
+  return 0;
+}
+
+// Whoever is lost, the job goes on from its last save, and comes to the same bits.
+TEST(Examples, WorkersInStepAreStartedAgainAndEndAsIfNobodyHadBeenLost) {
+  const std::vector<std::string> flags = {"--people", "4000", "--epochs", "6"};
+  const std::vector<std::string> servers = Launch({"-n", "2", "--ps", "2"});
+  const nlohmann::json undisturbed = Metrics("wide_and_deep", servers, InStep(flags));
+  for (const auto& [type, index] : {std::pair("ps", 1), std::pair("worker", 0)}) {
+    const TempDir dir;
+    std::vector<std::string> argv =
+        Launch({"-n", "2", "--ps", "2", "--restart-job", "2", "--grace", "5"});
+    argv.push_back(Bin("wide_and_deep"));
+    const auto in_step = InStep(flags);
+    argv.insert(argv.end(), in_step.begin(), in_step.end());
+    argv.insert(argv.end(), {"--checkpoint-dir", dir / "saves", "--metrics-json", dir / "json"});
+    ProcessCluster cluster;
+    cluster.Start("launch", argv, {{"OMP_NUM_THREADS", "1"}});
+    ASSERT_TRUE(cluster.WaitForOutput("launch", "epoch 2/6", std::chrono::minutes(1)))
+        << cluster.Logs();
+    const pid_t lost = PidOfTask(cluster.pid("launch"), type, index);
+    ASSERT_GT(lost, 0) << type;
+    ASSERT_EQ(::kill(lost, SIGKILL), 0);
+    EXPECT_EQ(cluster.Wait("launch", std::chrono::minutes(2)), 0) << cluster.Logs();
+    EXPECT_NE(cluster.Stderr("launch").find("the job is started again, 1 of 2 times"),
+              std::string::npos);
+    EXPECT_EQ(cluster.Stderr("launch").find("2 of 2 times"), std::string::npos) << cluster.Logs();
+    std::ifstream file(dir / "json");
+    const nlohmann::json metrics = nlohmann::json::parse(file);
+    EXPECT_EQ(metrics["parameters_crc32c"], undisturbed["parameters_crc32c"]) << type;
+    EXPECT_EQ(metrics["auc"], undisturbed["auc"]) << type;
   }
 }
 

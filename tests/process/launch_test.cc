@@ -307,6 +307,36 @@ TEST_F(LaunchTest, NeitherWrongUseNorAWorkerIsStartedAgain) {
   }
 }
 
+// Whoever is first at `mkdir` is of the first job.
+TEST_F(LaunchTest, AJobThatFailsIsStartedAgainAsAWhole) {
+  Start({"-n", "2", "--restart-job", "2"},
+        "is worker 0 && { mkdir $DIR/zero && forever; exit 0; }; "
+        "await $DIR/zero; mkdir $DIR/one && exit 7; exit 0");
+  EXPECT_EQ(Wait(), 0);
+  EXPECT_THAT(Err(), HasSubstr("root cause: worker:1"));
+  EXPECT_THAT(Err(), HasSubstr("the job is started again, 1 of 2 times"));
+  EXPECT_THAT(Err(), Not(HasSubstr("2 of 2")));
+}
+
+TEST_F(LaunchTest, ButSoManyTimesOnlyAndNotAfterWrongUseOrWhenToldToEnd) {
+  Start({"-n", "2", "--restart-job", "2"}, "is worker 0 && exit 7; forever");
+  EXPECT_EQ(Wait(), 7);
+  EXPECT_THAT(Err(), HasSubstr("the job is started again, 2 of 2 times"));
+  for (const bool told : {false, true}) {
+    ProcessCluster cluster;
+    cluster.Start(
+        "launch",
+        {COHORT_BIN_DIR "/cohort", "launch", "-n", "2", "--restart-job", "5", "--", "sh", "-c",
+         Script(told ? "echo at work; forever" : "is worker 0 && exit 2; forever")});
+    if (told) {
+      ASSERT_TRUE(cluster.WaitForOutput("launch", "at work", kSoon));
+      ASSERT_TRUE(cluster.Signal("launch", SIGTERM));
+    }
+    EXPECT_EQ(cluster.Wait("launch", kSoon), told ? 143 : 2);
+    EXPECT_THAT(cluster.Stderr("launch"), Not(HasSubstr("started again")));
+  }
+}
+
 TEST_F(LaunchTest, AJobWithChiefAndServersOutlivesAWorker) {
   Start({"-n", "2", "--ps", "1", "--chief", "--grace", "0.2"},
         "is worker 1 && kill -KILL $$; is ps 0 && forever; "

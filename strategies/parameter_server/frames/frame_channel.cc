@@ -80,10 +80,11 @@ Status Flights::Done(const FrameHeader& header) {
   return handler_->done(server_, header);
 }
 
-Result<std::unique_ptr<FrameChannel>> OpenChannel(const std::string& address, Deadline deadline) {
+Result<std::unique_ptr<FrameChannel>> OpenChannel(const std::string& address, FrameMemory* memory,
+                                                  Deadline deadline) {
   if (IsUnixAddress(address)) {
     COHORT_ASSIGN_OR_RETURN(Socket socket, ConnectUnix(address, deadline));
-    return MakeSharedChannel(std::move(socket), deadline);
+    return MakeSharedChannel(std::move(socket), memory, deadline);
   }
   COHORT_ASSIGN_OR_RETURN(Socket socket, Connect(address, deadline));
   COHORT_RETURN_IF_ERROR(Prepare(socket));

@@ -15,6 +15,7 @@
 #include <cohort/core/status.h>
 
 #include "parameter_server/frames/frame_link.h"
+#include "parameter_server/frames/frame_memory.h"
 #include "parameter_server/frames/sequence_window.h"
 
 namespace cohort::ps {
@@ -84,8 +85,12 @@ class FrameChannel {
 
 // By the address: TCP, or the unix socket ("unix:...") of a server on this host. Unimplemented, of
 // the latter: what is to be sent does not go that way.
-Result<std::unique_ptr<FrameChannel>> OpenChannel(const std::string& address, Deadline deadline);
+// `memory`: of what is sent, what servers of this host may read where it lies; null: nothing.
+// Outlives the channel.
+Result<std::unique_ptr<FrameChannel>> OpenChannel(const std::string& address, FrameMemory* memory,
+                                                  Deadline deadline);
 std::unique_ptr<FrameChannel> MakeTcpChannel(Socket socket);
-Result<std::unique_ptr<FrameChannel>> MakeSharedChannel(Socket socket, Deadline deadline);
+Result<std::unique_ptr<FrameChannel>> MakeSharedChannel(Socket socket, FrameMemory* memory,
+                                                        Deadline deadline);
 
 }  // namespace cohort::ps

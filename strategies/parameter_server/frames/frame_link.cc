@@ -58,7 +58,7 @@ class Line {
 
   // Who would tell the address may be silent in the same way as the connection, and time is short:
   // another connection in a silent one's place is made to where that was.
-  Status Open(const FrameLink::Locate& locate) {
+  Status Open(const FrameLink::Locate& locate, FrameMemory* memory) {
     std::string address = std::exchange(again_, "");
     if (address.empty()) {
       const Result<std::string> told = locate(server_, may_share_);
@@ -68,7 +68,7 @@ class Line {
       address = told.ok() ? *told : address_;
     }
     Result<std::unique_ptr<FrameChannel>> channel =
-        OpenChannel(address, DeadlineAfter(kConnectTimeout));
+        OpenChannel(address, memory, DeadlineAfter(kConnectTimeout));
     if (!channel.ok()) {
       may_share_ = may_share_ && !IsUnixAddress(address);
       return channel.status();
@@ -139,10 +139,11 @@ class Line {
 class LinesOfServers final : public FrameLink {
  public:
   LinesOfServers(std::vector<std::string> names, Locate locate, milliseconds peer_timeout,
-                 milliseconds answer_timeout)
+                 milliseconds answer_timeout, std::shared_ptr<FrameMemory> memory)
       : names_(std::move(names)),
         locate_(std::move(locate)),
         peer_timeout_(peer_timeout),
+        memory_(std::move(memory)),
         wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
     for (std::size_t s = 0; s < names_.size(); ++s) {
       lines_.emplace_back(static_cast<int>(s), names_[s], answer_timeout);
@@ -198,6 +199,7 @@ class LinesOfServers final : public FrameLink {
     std::vector<pollfd> events(lines_.size() + 1);
     while (*answered < count) {
       COHORT_RETURN_IF_ERROR(aborted());
+      COHORT_RETURN_IF_ERROR(memory_ == nullptr ? OkStatus() : memory_->status());
       Deadline wake = steady_clock::now() + milliseconds(200);
       std::vector<std::size_t>& ready = ready_;  // without being waited for
       ready.clear();
@@ -266,7 +268,7 @@ class LinesOfServers final : public FrameLink {
         *wake = std::min(*wake, line.retry_at());
         return {};
       }
-      if (const Status status = line.Open(locate_); !status.ok()) {
+      if (const Status status = line.Open(locate_, memory_.get()); !status.ok()) {
         line.Break(status);
         *wake = std::min(*wake, line.retry_at());
         return {};
@@ -284,6 +286,7 @@ class LinesOfServers final : public FrameLink {
   const std::vector<std::string> names_;
   const Locate locate_;
   const milliseconds peer_timeout_;
+  const std::shared_ptr<FrameMemory> memory_;  // shared with who sends from there
   const Socket wake_;
   std::deque<Line> lines_;
   std::vector<std::size_t> ready_;
@@ -309,9 +312,10 @@ void AddCopies(int servers, std::vector<FrameRequest>* requests) {
 
 std::unique_ptr<FrameLink> FrameLink::Make(std::vector<std::string> names, Locate locate,
                                            std::chrono::milliseconds peer_timeout,
-                                           std::chrono::milliseconds answer_timeout) {
+                                           std::chrono::milliseconds answer_timeout,
+                                           std::shared_ptr<FrameMemory> memory) {
   return std::make_unique<LinesOfServers>(std::move(names), std::move(locate), peer_timeout,
-                                          answer_timeout);
+                                          answer_timeout, std::move(memory));
 }
 
 }  // namespace cohort::ps

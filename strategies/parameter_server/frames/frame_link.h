@@ -13,6 +13,7 @@
 
 #include <cohort/core/status.h>
 
+#include "parameter_server/frames/frame_memory.h"
 #include "parameter_server/frames/frame_stream.h"
 
 namespace cohort::ps {
@@ -57,10 +58,12 @@ class FrameLink {
   virtual void Abort(const Status& why) = 0;
   virtual Status aborted() const = 0;
 
-  // `names`: of the servers, for messages.
+  // `names`: of the servers, for messages. `memory`: what is sent from there is not copied on the
+  // way to servers of this host.
   static std::unique_ptr<FrameLink> Make(std::vector<std::string> names, Locate locate,
                                          std::chrono::milliseconds peer_timeout,
-                                         std::chrono::milliseconds answer_timeout);
+                                         std::chrono::milliseconds answer_timeout,
+                                         std::shared_ptr<FrameMemory> memory = nullptr);
 };
 
 }  // namespace cohort::ps

@@ -16,6 +16,18 @@ namespace {
 constexpr std::size_t kLine = RingState::kLine;
 // Stands where no frame does: the next one is at the begin of the ring.
 constexpr std::uint32_t kSkipMagic = 0x31505343;  // "CSP1"
+// In the place of FramePrefix::kMagic: the payload is lent.
+constexpr std::uint32_t kLentMagic = 0x314E4C43;  // "CLN1"
+
+// On the socket: a byte that wakes; or one that begins a FrameSegment.
+constexpr char kWake = 0;
+constexpr char kNews = 1;
+constexpr std::size_t kNewsBytes = 1 + sizeof(FrameSegment);
+constexpr std::size_t kMostDescriptors = 4;
+union ControlSpace {
+  cmsghdr header;
+  char bytes[CMSG_SPACE(kMostDescriptors * sizeof(int))];
+};
 
 std::size_t WholeLines(std::size_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
 
@@ -104,6 +116,8 @@ Result<std::optional<SharedFrame>> FrameReader::Peek() {
       state_->taken.store(at_);
       continue;
     }
+    frame.lent = frame.prefix.magic == kLentMagic;
+    frame.prefix.magic = frame.lent ? FramePrefix::kMagic : frame.prefix.magic;
     COHORT_RETURN_IF_ERROR(frame.prefix.Check());
     const std::size_t bytes = RingBytesOf(frame.prefix.header_bytes, frame.prefix.payload_bytes);
     if (bytes > sent - at_ || bytes > kRingBytes - offset) {
@@ -186,31 +200,154 @@ void FrameRings::Write(std::span<std::byte> place, std::string_view head,
   Wake();
 }
 
+std::size_t FrameRings::LentBytesOf(std::string_view head, std::size_t loans) {
+  return RingBytesOf(head.size() - sizeof(FramePrefix), loans * sizeof(FrameLoan));
+}
+
+void FrameRings::WriteLent(std::span<std::byte> place, std::string_view head,
+                           std::span<const FrameLoan> loans) {
+  FramePrefix prefix;
+  std::memcpy(&prefix, head.data(), sizeof(prefix));
+  prefix.magic = kLentMagic;
+  prefix.payload_bytes = static_cast<std::uint32_t>(loans.size_bytes());
+  std::memcpy(place.data(), &prefix, sizeof(prefix));
+  std::memcpy(place.data() + kLine, loans.data(), loans.size_bytes());
+  std::memcpy(place.data() + kLine + WholeLines(prefix.payload_bytes), head.data() + sizeof(prefix),
+              prefix.header_bytes);
+  out_.Commit(RingBytesOf(prefix.header_bytes, prefix.payload_bytes));
+  Wake();
+}
+
+Status FrameRings::Lend(const FrameSegment& news, const Socket* fd, Deadline deadline) {
+  char bytes[kNewsBytes] = {kNews};
+  std::memcpy(bytes + 1, &news, sizeof(news));
+  iovec piece = {bytes, sizeof(bytes)};
+  ControlSpace control = {};
+  msghdr message = {};
+  message.msg_iov = &piece;
+  message.msg_iovlen = 1;
+  if (fd != nullptr) {
+    const int descriptor = fd->fd();
+    message.msg_control = control.bytes;
+    message.msg_controllen = CMSG_SPACE(sizeof(int));
+    cmsghdr* const header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof(int));
+    std::memcpy(CMSG_DATA(header), &descriptor, sizeof(int));
+  }
+  for (;;) {
+    const ssize_t sent = ::sendmsg(fd_, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (sent == static_cast<ssize_t>(sizeof(bytes))) {
+      return {};
+    }
+    if (sent >= 0) {
+      return Unavailable("a descriptor was sent in part");
+    }
+    if (errno != EAGAIN && errno != EINTR) {
+      return ErrnoStatus(errno, "sending a descriptor");
+    }
+    if (std::chrono::steady_clock::now() >= deadline) {
+      return Unavailable("sending a descriptor: the server does not read");
+    }
+    pollfd event = {fd_, POLLOUT, 0};
+    ::poll(&event, 1, PollTimeout(deadline));
+  }
+}
+
+Result<Segments> FrameRings::Borrow(const SharedFrame& frame) {
+  Segments segments;
+  bool heard = false;
+  for (std::span<const std::byte> rest = frame.payload; rest.size() >= sizeof(FrameLoan);) {
+    FrameLoan loan;
+    std::memcpy(&loan, rest.data(), sizeof(loan));
+    std::optional<std::span<const std::byte>> lent = borrowed_.Resolve(loan);
+    if (!lent.has_value() && !std::exchange(heard, true)) {
+      COHORT_RETURN_IF_ERROR(Hear());  // what is on the socket was sent before the frame
+      lent = borrowed_.Resolve(loan);
+    }
+    if (!lent.has_value()) {
+      return InvalidArgument("frame: " + std::to_string(loan.bytes) + " bytes lent of segment " +
+                             std::to_string(loan.segment) + ", of which there is no such piece");
+    }
+    segments.push_back(*lent);
+    rest = rest.subspan(sizeof(loan));
+  }
+  return segments;
+}
+
 void FrameRings::Wake() {
   const bool reader = out_.TakeSleeper();
   const bool writer = in_.TakeSleeper();
   if (reader || writer) {
-    const char byte = 0;
-    (void)!::send(fd_, &byte, 1, MSG_NOSIGNAL | MSG_DONTWAIT);  // Hear knows who is gone
+    (void)!::send(fd_, &kWake, 1, MSG_NOSIGNAL | MSG_DONTWAIT);  // Hear knows who is gone
   }
 }
 
 void FrameRings::Refuse() { refused_->store(1); }
 
 Status FrameRings::Hear() {
-  char bytes[64];
   for (;;) {
-    const ssize_t got = ::recv(fd_, bytes, sizeof(bytes), MSG_DONTWAIT);
+    char bytes[256];
+    iovec piece = {bytes, sizeof(bytes)};
+    ControlSpace control = {};
+    msghdr message = {};
+    message.msg_iov = &piece;
+    message.msg_iovlen = 1;
+    message.msg_control = control.bytes;
+    message.msg_controllen = sizeof(control.bytes);
+    const ssize_t got = ::recvmsg(fd_, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     if (got == 0) {
       return refused_->load() == 0
                  ? Unavailable("connection closed")
                  : Unimplemented("a reply is larger than " + std::to_string(kRingBytes) +
                                  " bytes of shared memory");
     }
-    if (got < 0 && errno != EINTR) {
+    if (got < 0 && errno == EINTR) {
+      continue;
+    }
+    if (got < 0) {
       return errno == EAGAIN ? OkStatus() : ErrnoStatus(errno, "connection");
     }
+    for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr;
+         header = CMSG_NXTHDR(&message, header)) {
+      if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) {
+        continue;
+      }
+      for (std::size_t i = 0; i < (header->cmsg_len - CMSG_LEN(0)) / sizeof(int); ++i) {
+        int fd = -1;
+        std::memcpy(&fd, CMSG_DATA(header) + i * sizeof(int), sizeof(int));
+        descriptors_.emplace_back(fd);
+      }
+    }
+    heard_.append(bytes, static_cast<std::size_t>(got));
+    COHORT_RETURN_IF_ERROR(TakeNews());
   }
+}
+
+// Of what was heard, what is complete.
+Status FrameRings::TakeNews() {
+  std::size_t at = 0;
+  while (at < heard_.size() && (heard_[at] == kWake || heard_.size() - at >= kNewsBytes)) {
+    if (heard_[at] == kWake) {
+      ++at;
+      continue;
+    }
+    FrameSegment news;
+    std::memcpy(&news, heard_.data() + at + 1, sizeof(news));
+    if (heard_[at] != kNews || (news.bytes > 0 && descriptors_.empty())) {
+      return InvalidArgument("frame: a socket on which comes what nobody says");
+    }
+    if (news.bytes == 0) {
+      borrowed_.Forget(news.segment);
+    } else {
+      COHORT_RETURN_IF_ERROR(borrowed_.Map(news, descriptors_.front()));
+      descriptors_.pop_front();
+    }
+    at += kNewsBytes;
+  }
+  heard_.erase(0, at);
+  return {};
 }
 
 }  // namespace cohort::ps

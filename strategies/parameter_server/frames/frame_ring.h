@@ -9,21 +9,28 @@
 //
 // When a process ends, however it does, its end of the socket does, which the other polls; the
 // memory (a memfd) goes with the last of them. What was not committed is never seen.
+//
+// A client's payload that lies in a FrameMemory stays there: in the ring is where, and the server
+// reads it in the client's memory, of which the descriptor comes over the socket.
 
 #pragma once
 
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <optional>
 #include <span>
+#include <string>
 #include <string_view>
 
 #include <cohort/core/clock.h>
 #include <cohort/core/status.h>
 
 #include "mapping.h"
+#include "parameter_server/frames/frame_memory.h"
 #include "parameter_server/frames/frame_stream.h"
+#include "parameter_server/frames/payload.h"
 #include "tcp/socket.h"
 
 namespace cohort::ps {
@@ -77,6 +84,7 @@ struct SharedFrame {
   FramePrefix prefix;
   std::span<const std::byte> payload;
   std::string_view header;
+  bool lent = false;  // `payload` is FrameLoans: Borrow has what it stands for
 };
 
 class FrameReader {
@@ -117,10 +125,18 @@ class FrameRings {
   void Write(std::span<std::byte> place, std::string_view head,
              std::span<const std::span<const float>> payload);
   static std::span<float> PayloadPlace(std::span<std::byte> place);
+  // The same of a frame whose payload is lent, of news of which the server has been told before.
+  static std::size_t LentBytesOf(std::string_view head, std::size_t loans);
+  void WriteLent(std::span<std::byte> place, std::string_view head,
+                 std::span<const FrameLoan> loans);
+  Status Lend(const FrameSegment& news, const Socket* fd, Deadline deadline);
+  // The payload of a frame that is lent, where it lies. InvalidArgument: in nothing that the client
+  // has told of.
+  Result<Segments> Borrow(const SharedFrame& frame);
   // Wakes the other end, if it sleeps for what this one has done. To be called before this one
   // sleeps, and after Pop.
   void Wake();
-  // Takes the other's bytes from the socket. Unavailable: the other has ended; Unimplemented: it
+  // Takes what the other says from the socket. Unavailable: the other has ended; Unimplemented: it
   // has, because it could not send what is larger than a ring.
   Status Hear();
   // This end is going to close for that reason.
@@ -128,12 +144,16 @@ class FrameRings {
 
  private:
   FrameRings(int fd, Mapping memory, bool server);
+  Status TakeNews();
 
   int fd_;  // of the socket
   Mapping memory_;
   FrameWriter out_;
   FrameReader in_;
   std::atomic<std::uint32_t>* refused_ = nullptr;
+  BorrowedMemory borrowed_;
+  std::string heard_;               // of the socket, begins with what is not complete
+  std::deque<Socket> descriptors_;  // that came, of what is still to be read
 };
 
 }  // namespace cohort::ps

@@ -5,7 +5,8 @@
 
 namespace cohort::ps {
 
-PayloadReader::PayloadReader(Segments segments) : segments_(std::move(segments)) {
+PayloadReader::PayloadReader(Segments segments, bool finite)
+    : segments_(std::move(segments)), finite_(finite) {
   std::erase_if(segments_, [](const auto& segment) { return segment.empty(); });
   for (const auto& segment : segments_) {
     remaining_ += segment.size();
@@ -66,21 +67,25 @@ std::span<const float> PayloadReader::NextFloats(std::size_t most, Staging& stag
   return {staging.data(), count};
 }
 
+bool AllFinite(std::span<const float> values) {
+  constexpr std::uint32_t kExponent = 0x7F800000;
+  std::uint32_t bad = 0;
+  for (const float value : values) {
+    std::uint32_t bits = 0;
+    std::memcpy(&bits, &value, sizeof(bits));
+    bad |= static_cast<std::uint32_t>((bits & kExponent) == kExponent);
+  }
+  return bad == 0;
+}
+
 bool AllFinite(PayloadReader& reader, std::size_t floats) {
+  if (reader.finite()) {
+    return reader.Skip(floats * sizeof(float));
+  }
   PayloadReader::Staging staging;
   while (floats > 0) {
     const std::span<const float> run = reader.NextFloats(floats, staging);
-    if (run.empty()) {
-      return false;
-    }
-    constexpr std::uint32_t kExponent = 0x7F800000;
-    std::uint32_t bad = 0;
-    for (const float value : run) {
-      std::uint32_t bits = 0;
-      std::memcpy(&bits, &value, sizeof(bits));
-      bad |= static_cast<std::uint32_t>((bits & kExponent) == kExponent);
-    }
-    if (bad != 0) {
+    if (run.empty() || !AllFinite(run)) {
       return false;
     }
     floats -= run.size();

@@ -18,9 +18,11 @@ using Segments = std::vector<std::span<const std::byte>>;
 class PayloadReader {
  public:
   PayloadReader() = default;
-  explicit PayloadReader(Segments segments);
+  // `finite`: it is known that all of it, read as floats from its begin on, is AllFinite.
+  explicit PayloadReader(Segments segments, bool finite = false);
 
   std::size_t remaining() const { return remaining_; }  // bytes
+  bool finite() const { return finite_; }
 
   // Copies or skips exactly `bytes`; false, with nothing consumed, if there are fewer.
   bool Read(void* to, std::size_t bytes);
@@ -39,9 +41,12 @@ class PayloadReader {
   std::size_t segment_ = 0;  // never an exhausted one, unless all are
   std::size_t position_ = 0;
   std::size_t remaining_ = 0;
+  bool finite_ = false;
 };
 
-// Are the next `floats` all neither infinite nor NaN? Consumes them.
+// Are all of them neither infinite nor NaN?
+bool AllFinite(std::span<const float> values);
+// Are the next `floats`? Consumes them.
 bool AllFinite(PayloadReader& reader, std::size_t floats);
 
 }  // namespace cohort::ps

@@ -68,7 +68,11 @@ class SharedConnection final : public FrameConnection {
     values_.Borrow(place);
     FrameReply reply{.payload = &values_};
     const auto method = static_cast<FrameMethod>(frame.prefix.method);
-    handler_(method, header, PayloadReader(Segments{frame.payload}), kPeer, &reply);
+    Segments payload{frame.payload};
+    if (frame.lent) {
+      COHORT_ASSIGN_OR_RETURN(payload, rings_->Borrow(frame));
+    }
+    handler_(method, header, PayloadReader(std::move(payload)), kPeer, &reply);
     rings_->in().Pop();
     const std::span<const float> values = values_.values();
     const std::string head = EncodeFrame(method, reply.header, values.size_bytes());

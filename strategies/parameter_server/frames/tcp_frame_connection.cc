@@ -108,7 +108,9 @@ class TcpConnection final : public FrameConnection {
     text_.resize(prefix.header_bytes);
     COHORT_RETURN_IF_ERROR(Read(std::as_writable_bytes(std::span(text_))));
     const std::span<float> payload = payload_.Resize(prefix.payload_bytes / sizeof(float));
-    COHORT_RETURN_IF_ERROR(Read(std::as_writable_bytes(payload)));
+    // Of gradients, what has come is looked at while the rest is on its way.
+    bool finite = static_cast<FrameMethod>(prefix.method) == FrameMethod::kPush;
+    COHORT_RETURN_IF_ERROR(Read(std::as_writable_bytes(payload), finite ? &finite : nullptr));
     FrameHeader header;
     if (!header.ParseFromString(text_)) {
       return InvalidArgument("frame: header cannot be parsed");
@@ -119,7 +121,7 @@ class TcpConnection final : public FrameConnection {
     values_.Clear();
     FrameReply reply{.payload = &values_};
     handler_(static_cast<FrameMethod>(prefix.method), header,
-             PayloadReader(Segments{std::as_bytes(std::span<const float>(payload))}), peer_,
+             PayloadReader(Segments{std::as_bytes(std::span<const float>(payload))}, finite), peer_,
              &reply);
     const std::span<const float> values = values_.values();
     out_ += EncodeFrame(static_cast<FrameMethod>(prefix.method), reply.header, values.size_bytes());
@@ -131,13 +133,20 @@ class TcpConnection final : public FrameConnection {
     return {};
   }
 
-  Status Read(std::span<std::byte> to) {
+  // `finite`, unless null: cleared where floats that were read are not AllFinite.
+  Status Read(std::span<std::byte> to, bool* finite = nullptr) {
+    std::size_t seen = 0;
     for (std::size_t done = 0; done < to.size();) {
       // A whole frame need not have come: nobody waits for replies while this one does.
       if (reader_.empty() && !out_.empty()) {
         COHORT_RETURN_IF_ERROR(Flush({}));
       }
       COHORT_RETURN_IF_ERROR(reader_.ReadSome(socket_, to, &done).status());
+      if (finite != nullptr && *finite) {
+        const std::size_t floats = done / sizeof(float) - seen;
+        *finite = AllFinite({reinterpret_cast<const float*>(to.data()) + seen, floats});
+        seen += floats;
+      }
     }
     return {};
   }

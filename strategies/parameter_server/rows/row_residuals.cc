@@ -1,4 +1,5 @@
 #include "parameter_server/rows/row_residuals.h"
+#include "parameter_server/frames/payload.h"
 
 #include <algorithm>
 #include <bit>
@@ -15,14 +16,6 @@ constexpr std::size_t kAhead = 8;  // ids whose place in the index is fetched be
 
 int BlockBits(std::size_t dim) {
   return std::bit_width(std::max<std::size_t>(1, kBlockBytes / (dim * sizeof(float)))) - 1;
-}
-
-bool AllFinite(std::span<const float> row) {
-  bool finite = true;
-  for (const float value : row) {
-    finite &= std::isfinite(value);
-  }
-  return finite;
 }
 
 }  // namespace

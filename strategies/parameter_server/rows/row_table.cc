@@ -1,4 +1,5 @@
 #include "parameter_server/rows/row_table.h"
+#include "parameter_server/frames/payload.h"
 
 #include <algorithm>
 #include <array>
@@ -19,14 +20,6 @@ namespace {
 constexpr std::size_t kMaxIds = std::size_t{1} << 31;
 constexpr std::size_t kCacheLine = 64;
 constexpr std::uint32_t kMost = std::numeric_limits<std::uint32_t>::max();
-
-bool AllFinite(std::span<const float> values) {
-  std::uint32_t greatest = 0;
-  for (const float value : values) {
-    greatest = std::max(greatest, std::bit_cast<std::uint32_t>(value) & 0x7FFFFFFFU);
-  }
-  return greatest < 0x7F800000U;
-}
 
 // The cache lines of [from, from + bytes), to be read, or (kWrite) written. Of long rows the first
 // ones: the processor sees where that leads.

@@ -47,7 +47,7 @@ FrameClient::FrameClient(ModelSpec spec, std::vector<std::string> addresses, Cli
       arrivals_(names_.size()),
       link_(FrameLink::Make(
           names_, [this](int server, bool may_share) { return Locate(server, may_share); },
-          options_.peer_timeout, options_.read_timeout)) {
+          options_.peer_timeout, options_.read_timeout, options_.memory)) {
   sequences_.resize(addresses_.size(), 0);
   for (const std::string& address : addresses_) {
     control_.push_back(

@@ -22,6 +22,7 @@
 #include <cohort/strategies/strategy.h>
 
 #include "parameter_server/frames/frame_address.h"
+#include "parameter_server/frames/frame_memory.h"
 #include "parameter_server/model/layout.h"
 #include "parameter_server/variables/parameter_store.h"
 
@@ -38,6 +39,8 @@ struct ClientOptions {
   // gradient is added to this client's next one.
   ServerWire wire;
   FrameTransport transport = FrameTransport::kAuto;
+  // Of Client: gradients that lie there are not copied on the way to servers of this host.
+  std::shared_ptr<FrameMemory> memory;
   // Where pushes go on being numbered, by server; empty: at 1. Of Client, and of RowClient.
   std::vector<std::uint64_t> pushes;
   std::vector<std::uint64_t> row_pushes;

@@ -2,10 +2,12 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
+#include <condition_variable>
 #include <csignal>
 #include <cstring>
 #include <fstream>
@@ -18,6 +20,7 @@
 
 #include "parameter_server/frames/frame_link.h"
 #include "parameter_server/frames/frame_listener.h"
+#include "parameter_server/frames/frame_memory.h"
 #include "parameter_server/frames/frame_ring.h"
 #include "tcp/unix_socket.h"
 #include "testing/process_cluster.h"
@@ -172,6 +175,171 @@ TEST_F(EchoTest, WhatIsNoFrameEndsItsConnectionAndNothingElse) {
   EXPECT_EQ(located_, 1) << "the other connection stands";
 }
 
+// A client's memory, on the server's side.
+int SharedMappings() {
+  std::ifstream maps("/proc/self/maps");
+  int count = 0;
+  for (std::string line; std::getline(maps, line);) {
+    count += line.find("memfd:cohort") != std::string::npos ? 1 : 0;
+  }
+  return count;
+}
+
+// Memory that is lent, as floats.
+struct Lent {
+  Lent(FrameMemory& from, std::size_t floats, float value)
+      : memory(OrThrow(from.Allocate(floats * sizeof(float)))),
+        values(reinterpret_cast<float*>(memory->bytes().data()), floats) {
+    std::ranges::fill(values, value);
+  }
+  std::unique_ptr<Memory> memory;
+  std::span<float> values;
+};
+
+const ReplyHandler kNoReply = {
+    .place = [](int, const FrameHeader&) -> Result<Places> { return Places(); },
+    .done = [](int, const FrameHeader&) { return Status(); }};
+
+// Keeps what it was sent, as it was when `read` was opened; answers nothing.
+class LentTest : public ::testing::Test {
+ protected:
+  LentTest()
+      : listener_(OrThrow(FrameListener::Start(
+            "127.0.0.1:0",
+            [this](FrameMethod, const FrameHeader&, PayloadReader payload, const std::string& peer,
+                   FrameReply*) {
+              {
+                std::unique_lock lock(mutex_);
+                ++begun_;
+                changed_.notify_all();
+                EXPECT_TRUE(changed_.wait_for(lock, kPatience, [this] { return open_; }));
+              }
+              std::vector<float> values(payload.remaining() / sizeof(float));
+              EXPECT_TRUE(payload.Read(values.data(), payload.remaining()));
+              const std::lock_guard lock(mutex_);
+              got_.push_back(std::move(values));
+              peers_.insert(peer == kShared ? "shared" : "tcp");
+              changed_.notify_all();
+            },
+            Log()))) {}
+  ~LentTest() override { Open(true); }
+
+  void Open(bool open) {
+    const std::lock_guard lock(mutex_);
+    open_ = open;
+    changed_.notify_all();
+  }
+  void Await(int begun, std::size_t got) {
+    std::unique_lock lock(mutex_);
+    EXPECT_TRUE(
+        changed_.wait_for(lock, kPatience, [&] { return begun_ >= begun && got_.size() >= got; }));
+  }
+  std::unique_ptr<FrameLink> NewLink(std::shared_ptr<FrameMemory> memory) {
+    return FrameLink::Make(
+        {"ps:0"}, [this](int, bool) { return Result(listener_->local_address()); }, kPatience,
+        kPatience, std::move(memory));
+  }
+  static FrameRequest Push(std::vector<std::span<const float>> payload) {
+    return {0, FrameMethod::kPush, {}, std::move(payload)};
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool open_ = true;
+  int begun_ = 0;
+  std::vector<std::vector<float>> got_;
+  std::set<std::string> peers_;
+  const std::unique_ptr<FrameListener> listener_;  // ends first
+};
+
+TEST_F(LentTest, FramesComeWholeWhateverOfThemIsLent) {
+  const auto memory = FrameMemory::Make();
+  const auto link = NewLink(memory);
+  const Lent first(*memory, 3'000'000, 1);  // more than a ring
+  const std::vector<float> own(20'000, 2);
+  OrThrow(link->Run(std::vector{Push({first.values})}, kNoReply));
+  const Lent second(*memory, 10'000, 3);
+  OrThrow(
+      link->Run(std::vector{Push({second.values.subspan(100, 7'000), first.values.first(9)}),
+                            Push({own, second.values}), Push({}), Push({second.values.first(3)})},
+                kNoReply));
+  ASSERT_EQ(got_.size(), 5U);
+  EXPECT_EQ(got_[0], std::vector<float>(3'000'000, 1));
+  std::vector<float> both(7'000, 3);
+  both.insert(both.end(), 9, 1.0F);
+  EXPECT_EQ(got_[1], both);
+  std::vector<float> mixed = own;
+  mixed.insert(mixed.end(), 10'000, 3.0F);
+  EXPECT_EQ(got_[2], mixed);
+  EXPECT_EQ(got_[3], std::vector<float>());
+  EXPECT_EQ(got_[4], std::vector<float>(3, 3));
+  EXPECT_THAT(peers_, ElementsAre("shared"));
+}
+
+TEST_F(LentTest, WhatAServerStillReadsWhenItsConnectionIsGivenUpNeverChanges) {
+  const auto memory = FrameMemory::Make();
+  Lent lent(*memory, 100'000, 1);
+  Open(false);
+  {
+    const auto link = NewLink(memory);
+    Status ran;
+    std::thread caller([&] { ran = link->Run(std::vector{Push({lent.values})}, kNoReply); });
+    Await(1, 0);  // the server is about to read
+    link->Abort(Cancelled("no more of it"));
+    caller.join();
+    EXPECT_EQ(ran, Cancelled("no more of it"));
+  }
+  EXPECT_EQ(lent.values[99'999], 1) << "the contents are kept";
+  std::ranges::fill(lent.values, 2.0F);
+  Open(true);
+  Await(1, 1);
+  const auto link = NewLink(memory);
+  OrThrow(link->Run(std::vector{Push({lent.values})}, kNoReply));
+  ASSERT_EQ(got_.size(), 2U);
+  EXPECT_EQ(got_[0], std::vector<float>(100'000, 1));
+  EXPECT_EQ(got_[1], std::vector<float>(100'000, 2)) << "what is lent now";
+  EXPECT_TRUE(memory->status().ok());
+}
+
+TEST_F(LentTest, AServerForgetsWhatIsLentNoMore) {
+  const auto memory = FrameMemory::Make();
+  const auto link = NewLink(memory);
+  const int rings = 2;  // both ends are in this process
+  for (int i = 0; i < 3; ++i) {
+    const Lent lent(*memory, 100'000, 1);
+    OrThrow(link->Run(std::vector{Push({lent.values})}, kNoReply));
+    EXPECT_EQ(SharedMappings(), rings + 2) << "after " << i;
+  }
+  OrThrow(link->Run(std::vector{Push({}), Push({})}, kNoReply));
+}
+
+TEST_F(LentTest, APieceThatIsNotLentEndsItsConnectionAndNothingElse) {
+  const auto memory = FrameMemory::Make();
+  const Lent lent(*memory, 10'000, 1);
+  const auto link = NewLink(memory);
+  OrThrow(link->Run(std::vector{Push({lent.values})}, kNoReply));
+  const Deadline deadline = DeadlineAfter(kPatience);
+  const Socket file(::memfd_create("short", MFD_CLOEXEC));
+  for (const bool lends : {false, true}) {
+    const Socket socket = OrThrow(ConnectUnix(listener_->local_address(), deadline));
+    FrameRings rings = OrThrow(FrameRings::Accept(socket, deadline));
+    if (lends) {  // a file that is shorter than is said
+      OrThrow(rings.Lend({.segment = 7, .bytes = 4096}, &file, deadline));
+    }
+    const std::string head = EncodeFrame(FrameMethod::kPush, {}, 4096);
+    rings.WriteLent(rings.out().Reserve(FrameRings::LentBytesOf(head, 1)), head,
+                    std::vector<FrameLoan>{{.segment = 7, .offset = 0, .bytes = 4096}});
+    Status heard;
+    while (heard.ok() && std::chrono::steady_clock::now() < deadline) {
+      std::this_thread::yield();
+      heard = rings.Hear();
+    }
+    EXPECT_EQ(heard.code(), StatusCode::kUnavailable);
+  }
+  OrThrow(link->Run(std::vector{Push({lent.values})}, kNoReply));
+  EXPECT_EQ(got_.size(), 2U);
+}
+
 std::int64_t ResidentBytes() {
   std::ifstream statm("/proc/self/statm");
   std::int64_t all = 0;
@@ -182,7 +350,7 @@ std::int64_t ResidentBytes() {
 
 // Four clients send, at once, far more than is in memory anywhere; a frame is handled more slowly
 // than it is sent.
-TEST(FrameMemory, IsThatOfAFrameOrOfTheRingsHoweverMuchIsUnderWay) {
+TEST(MemoryOfFrames, IsThatOfAFrameOrOfTheRingsHoweverMuchIsUnderWay) {
   constexpr int kClients = 4;
   constexpr std::size_t kFrames = 64;  // of each
   const std::vector<float> payload(std::size_t{1} << 18, 1);
@@ -232,16 +400,6 @@ TEST(FrameMemory, IsThatOfAFrameOrOfTheRingsHoweverMuchIsUnderWay) {
     EXPECT_LT(most - before, kClients * each)
         << "of " << kClients * kFrames << " MiB that were sent";
   }
-}
-
-// A client's memory, on the server's side.
-int SharedMappings() {
-  std::ifstream maps("/proc/self/maps");
-  int count = 0;
-  for (std::string line; std::getline(maps, line);) {
-    count += line.find("memfd:cohort") != std::string::npos ? 1 : 0;
-  }
-  return count;
 }
 
 TEST_F(EchoTest, AKilledClientLeavesNothingBehind) {

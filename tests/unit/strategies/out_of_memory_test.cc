@@ -147,39 +147,55 @@ void InTime(const char* what, const Fn& fn) {
   done.get();
 }
 
-// Rows that it got to have their update, and never a second one.
-TEST(OutOfMemory, APushOfRowsThatEndsHalfwayIsNotAppliedAgain) {
+// Rows that it got to have their update, and never a second one: of one table, and of two in one
+// frame.
+class PushOfRowsOutOfMemory : public ::testing::TestWithParam<std::size_t> {};
+
+TEST_P(PushOfRowsOutOfMemory, ThatEndsHalfwayIsNotAppliedAgain) {
   constexpr std::uint32_t kIds = 1000;
   constexpr std::size_t kDim = 16;
-  TableSpec items;
-  items.name = "items";
-  items.dim = kDim;
-  items.buckets = 1;
-  items.optimizer = Sgd({.learning_rate = 1})->config();
+  const std::size_t blocks = GetParam();
+  std::vector<TableSpec> tables;
+  for (std::size_t t = 0; t < blocks; ++t) {
+    TableSpec& items = tables.emplace_back();
+    items.name = "items" + std::to_string(t);
+    items.dim = kDim;
+    items.buckets = 1;
+    items.optimizer = Sgd({.learning_rate = 1})->config();
+  }
   std::vector<std::uint64_t> ids(kIds);
   std::iota(ids.begin(), ids.end(), 0);
   const std::vector<std::uint32_t> counts(kIds, 1);
   const std::vector<float> gradients(kIds * kDim, 1);
+  FrameHeader header;
+  header.set_client(1);
+  header.set_layout(1);
+  header.set_sequence(1);
+  header.set_weight(1);
+  Segments payload;
+  Segments payload_of_pull;
+  for (std::size_t t = 0; t < blocks; ++t) {
+    RowBlock& block = t == 0 ? *header.mutable_rows() : *header.add_more_rows();
+    block.set_table(static_cast<std::uint32_t>(t));
+    block.set_count(kIds);
+    block.set_dim(kDim);
+    block.set_step(1);
+    for (const auto& bytes : {std::as_bytes(std::span(ids)), std::as_bytes(std::span(counts)),
+                              std::as_bytes(std::span(gradients))}) {
+      payload.push_back(bytes);
+    }
+    payload_of_pull.push_back(std::as_bytes(std::span(ids)));
+  }
+  const auto floats = static_cast<std::ptrdiff_t>(blocks * kIds * kDim);
   int halfway = 0;
+  int between = 0;  // one table's rows have it, and none of the other's
   for (std::ptrdiff_t count = 0;; ++count) {
     ASSERT_LT(count, 10'000);
     RowStore store(0);
-    OrThrow(store.Declare({items}, 1, 1));
-    FrameHeader header;
-    header.set_client(1);
-    header.set_layout(1);
-    header.set_sequence(1);
-    header.set_weight(1);
-    header.mutable_rows()->set_count(kIds);
-    header.mutable_rows()->set_dim(kDim);
-    header.mutable_rows()->set_step(1);
+    OrThrow(store.Declare(tables, 1, 1));
     const auto push = [&] {
       RowStore::Moved moved;
-      return store.Push(
-          header,
-          PayloadReader(Segments{std::as_bytes(std::span(ids)), std::as_bytes(std::span(counts)),
-                                 std::as_bytes(std::span(gradients))}),
-          &moved);
+      return store.Push(header, PayloadReader(payload), &moved);
     };
     Error first;
     bool failed = false;
@@ -192,26 +208,28 @@ TEST(OutOfMemory, APushOfRowsThatEndsHalfwayIsNotAppliedAgain) {
     }
     const Error again = push();
     RowStore::Reading reading;
-    std::vector<float> rows(kIds * kDim);
+    std::vector<float> rows(static_cast<std::size_t>(floats));
     RowStore::Moved moved;
-    ASSERT_EQ(
-        store.Plan(header, PayloadReader(Segments{std::as_bytes(std::span(ids))}), &reading).kind(),
-        Error::NONE);
+    ASSERT_EQ(store.Plan(header, PayloadReader(payload_of_pull), &reading).kind(), Error::NONE);
     ASSERT_EQ(store.Pull(reading, rows, &moved).kind(), Error::NONE);
     const auto updated = std::ranges::count(rows, -1.0F);
-    EXPECT_EQ(updated + std::ranges::count(rows, 0.0F), kIds * kDim) << count;
+    EXPECT_EQ(updated + std::ranges::count(rows, 0.0F), floats) << count;
     if (again.kind() == Error::NONE) {
-      EXPECT_EQ(updated, kIds * kDim) << count;
+      EXPECT_EQ(updated, floats) << count;
     } else {
       EXPECT_EQ(again.message(), first.message()) << count;
       halfway += updated > 0 ? 1 : 0;
+      between += 2 * updated == floats ? 1 : 0;
     }
     if (!failed) {
       break;
     }
   }
   EXPECT_GT(halfway, 0);
+  EXPECT_GE(between, blocks == 2 ? 1 : 0);
 }
+
+INSTANTIATE_TEST_SUITE_P(Tables, PushOfRowsOutOfMemory, ::testing::Values(1U, 2U));
 
 TEST(OutOfMemory, APushThatFindsNoneHasItsEffectWhenItComesAgain) {
   for (const bool rounds : {false, true}) {

@@ -21,6 +21,7 @@
 #include "parameter_server/frames/wire.h"
 #include "parameter_server/rows/row_client.h"
 #include "parameter_server/rows/row_file.h"
+#include "parameter_server/rows/row_lookahead.h"
 #include "parameter_server/rows/row_table.h"
 #include "parameter_server/server.h"
 #include "parameter_server/variables/client.h"
@@ -587,6 +588,38 @@ TEST(ServerRowsTest, TheNextBatchIsLookedUpAheadAndHasThisStepsUpdate) {
   OrThrow(LoadRows(*loaded, FileSystem::Local(), std::span(&path, 1)));
   for (std::uint32_t bucket = 0; bucket < spec.buckets; ++bucket) {
     ASSERT_EQ(loaded->DumpBucket(bucket), local->DumpBucket(bucket)) << bucket;
+  }
+}
+
+// Rows of all tables are fetched in one call. A feature that was taken for the ids of a table,
+// which knows none of them, is no reason to do without the others' rows.
+TEST(RowLookaheadTest, TablesAreFetchedTogetherAndOneThatRefusesLeavesTheOthersTheirRows) {
+  for (const bool refuses : {false, true}) {
+    Cluster cluster(1);
+    if (refuses) {
+      cluster.spec_.tables[0].missing = TableSpec::Missing::kError;
+    }
+    cluster.Initialise();
+    const auto client = cluster.NewClient();
+    RowLookahead ahead(cluster.spec_.tables);
+    const std::vector<std::uint64_t> ids = {3, 4};
+    ahead.SetBatch(BatchOf(ids).replicas);
+    ahead.Learn(0, ids);
+    ahead.Learn(1, ids);
+    const std::vector<std::uint64_t> next = {5, 6, 7};
+    const std::vector<data::Batch> parts = BatchOf(next).replicas;
+    ahead.Fetch(*client, ahead.Foresee(parts), 1);
+    EXPECT_EQ(cluster.servers_[0]->rows().stats().pulls, 1U);
+    EXPECT_EQ(cluster.servers_[0]->rows().stats().rejected, refuses ? 2U : 0U);
+    std::vector<float> rows(next.size() * 5);
+    EXPECT_EQ(ahead.Take(0, next, rows), !refuses);
+    rows.resize(next.size());
+    ASSERT_TRUE(ahead.Take(1, next, rows));
+    for (std::size_t i = 0; i < next.size(); ++i) {
+      std::vector<float> first(1);
+      InitialRow(cluster.spec_.tables[1], next[i], first);
+      EXPECT_EQ(rows[i], first[0]);
+    }
   }
 }
 

@@ -548,7 +548,7 @@ TEST_F(RowStoreTest, IdsAndCountsMayBeNarrow) {
   EXPECT_EQ(
       store_.Plan(pull, Bytes().Add<std::uint32_t>({9, 0xFFFFFFFF}).Reader(), &reading).kind(),
       Error::NONE);
-  EXPECT_THAT(reading.ids, ElementsAre(9, 0xFFFFFFFF));
+  EXPECT_THAT(reading.blocks.at(0).ids, ElementsAre(9, 0xFFFFFFFF));
 }
 
 TEST_F(RowStoreTest, APushThatWasRefusedIsRefusedAgain) {

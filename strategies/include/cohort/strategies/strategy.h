@@ -158,8 +158,14 @@ class Strategy {
   virtual Status SaveTable(int table, FileSystem& files, const std::string& path);
   // `chain`: the file of SaveTable, and those of SaveTableChanges behind it, in order.
   virtual Status LoadTable(int table, FileSystem& files, const std::vector<std::string>& chain);
-  // In `SavePlan::save`: the step of the earlier save that SaveTableChanges writes the changes
-  // since; nullopt: there is none, and SaveTable is to write all.
+  // Where others than this process hold the rows, on the chief, between two steps: has them keep
+  // what there is now beside what it becomes, and SaveTable and SaveTableChanges have that, until
+  // ThawTables. These three may be called on one other thread while training goes on; `saved`: all
+  // tables were. False: that cannot be here, and nothing has happened.
+  virtual Result<bool> FreezeTables() { return false; }
+  virtual Status ThawTables(bool /*saved*/) { return {}; }
+  // In `SavePlan::save`, and after FreezeTables: the step of the earlier save that SaveTableChanges
+  // writes the changes since; nullopt: there is none, and SaveTable is to write all.
   virtual std::optional<std::int64_t> rows_saved_at() const { return std::nullopt; }
   virtual Status SaveTableChanges(int table, FileSystem& files, const std::string& path);
   // Where one process hands out the data (a parameter server's chief), no other knows a point
