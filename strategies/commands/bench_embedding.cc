@@ -2,7 +2,7 @@
 // that is larger than the caches, beside the same reads and writes in a flat array: no hashing, no
 // locks, no index. With --remote: through one client of one server, which is a process of its own,
 // beside such a table in this process; with --tables: of many tables in one call, beside a call for
-// each.
+// each; with --rounds-of: as parts of rounds, beside pushes by themselves.
 
 #include <sys/mman.h>
 
@@ -19,6 +19,8 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <string>
+#include <thread>
+#include <unordered_map>
 #include <vector>
 
 #include <cohort/core/random.h>
@@ -48,6 +50,7 @@ struct Options {
   int rounds = 5;
   bool remote = false;
   int tables = 1;
+  int rounds_of = 0;  // parts; 0: no rounds
   std::string transport = "auto";
   ps::TableSpec::Wire wire = ps::TableSpec::Wire::kFloat32;
   std::uint64_t wire_feedback = 0;
@@ -379,6 +382,169 @@ Status RunTables(const Options& all) {
   return wrong == 0 ? OkStatus() : Internal(std::to_string(wrong) + " numbers are wrong");
 }
 
+// Rounds: workers of which each has its share of a call push it as a part of one update, and go on
+// when that is applied. Beside the same shares as pushes of their own. What is pulled in the end is
+// what a table in this process holds after the same rounds.
+Status RunRounds(const Options& options) {
+  const auto dim = static_cast<std::size_t>(options.dim);
+  const auto workers = static_cast<std::size_t>(options.rounds_of);
+  ps::ModelSpec model;
+  model.parameters = {{"none", {1}, true, 0}};
+  model.optimizer = Sgd()->config();
+  COHORT_ASSIGN_OR_RETURN(const ps::TableSpec spec, SpecOf(options));
+  model.tables = {spec, spec};  // of rounds, and of pushes
+  model.tables[1].name = "pushes";
+  Children children;
+  COHORT_ASSIGN_OR_RETURN(const auto server, ServerProcess::Start(children));
+  const std::vector<std::string> addresses = {server->address()};
+  const auto control = ps::Client::Make(model, addresses, {});
+  COHORT_RETURN_IF_ERROR(control->Declare());
+  COHORT_RETURN_IF_ERROR(control->Assign(std::vector<float>(16), {}, 0));
+  std::vector<std::unique_ptr<ps::RowClient>> clients;
+  for (std::size_t w = 0; w < workers; ++w) {
+    ps::ClientOptions identity;
+    identity.client = w + 1;
+    COHORT_ASSIGN_OR_RETURN(identity.transport,
+                            ps::TransportOf({.implementation = options.transport}));
+    clients.push_back(ps::RowClient::Make(model, addresses, identity));
+  }
+
+  const Batches batches = Draw(options);
+  const std::vector<float> gradients = Gradients(options.ids * dim);
+  const auto share = [&](const Batch& batch, std::size_t w, int table) {
+    const std::size_t begin = batch.ids.size() * w / workers;
+    const std::size_t end = batch.ids.size() * (w + 1) / workers;
+    return ps::RowClient::Gradients{
+        .table = table,
+        .ids = std::span(batch.ids).subspan(begin, end - begin),
+        .values = std::span(gradients).subspan(begin * dim, (end - begin) * dim)};
+  };
+  // Every worker in a thread, which ends at its first error.
+  const auto together = [&](const std::function<Status(std::size_t w)>& work) {
+    std::vector<std::thread> threads;
+    std::vector<Status> ends(workers);
+    for (std::size_t w = 0; w < workers; ++w) {
+      threads.emplace_back([&, w] { ends[w] = work(w); });
+    }
+    for (std::thread& thread : threads) {
+      thread.join();
+    }
+    for (const Status& end : ends) {
+      OrThrow(end);
+    }
+  };
+  std::uint64_t rounds = 0;  // before
+  const auto push_rounds = [&] {
+    together([&](std::size_t w) -> Status {
+      std::uint64_t round = rounds;
+      for (const Batch& batch : batches.drawn) {
+        const ps::RowClient::Gradients part = share(batch, w, 0);
+        COHORT_RETURN_IF_ERROR(clients[w]->PushPart(
+            std::span(&part, 1), 1, 1,
+            {.round = ++round, .part = static_cast<int>(w), .parts = options.rounds_of}));
+        clients[w]->ReadAfter(round);
+        COHORT_RETURN_IF_ERROR(clients[w]->AwaitRounds());
+      }
+      return {};
+    });
+    rounds += batches.drawn.size();
+  };
+  const auto push_each = [&] {
+    together([&](std::size_t w) -> Status {
+      for (const Batch& batch : batches.drawn) {
+        const ps::RowClient::Gradients part = share(batch, w, 1);
+        COHORT_RETURN_IF_ERROR(clients[w]->Push(std::span(&part, 1), 1, options.rounds_of));
+      }
+      return {};
+    });
+  };
+  Contender contender{"push, " + options.optimizer, "ids/s", push_rounds, push_each,
+                      CountOf(batches.drawn)};
+  for (int round = -1; round < options.rounds; ++round) {
+    const double in_rounds = Seconds(contender.table);
+    const double each = Seconds(contender.flat);
+    if (round >= 0) {
+      contender.table_seconds.push_back(in_rounds);
+      contender.flat_seconds.push_back(each);
+    }
+  }
+
+  // A worker adds up what repeats in its share; the server adds up the shares.
+  COHORT_ASSIGN_OR_RETURN(const auto local, ps::RowTable::Create(spec, {0, spec.buckets}));
+  const auto weight = static_cast<float>(1.0 / options.rounds_of);
+  for (int round = -1; round < options.rounds; ++round) {
+    for (const Batch& batch : batches.drawn) {
+      std::vector<std::uint64_t> ids;
+      std::vector<std::uint32_t> counts;
+      std::vector<float> sums;
+      for (std::size_t w = 0; w < workers; ++w) {
+        const ps::RowClient::Gradients part = share(batch, w, 0);
+        std::unordered_map<std::uint64_t, std::size_t> at;
+        for (std::size_t i = 0; i < part.ids.size(); ++i) {
+          const auto values = part.values.subspan(i * dim, dim);
+          const auto [found, is_new] = at.try_emplace(part.ids[i], ids.size());
+          if (is_new) {
+            ids.push_back(part.ids[i]);
+            counts.push_back(1);
+            sums.insert(sums.end(), values.begin(), values.end());
+            continue;
+          }
+          ++counts[found->second];
+          for (std::size_t k = 0; k < dim; ++k) {
+            sums[found->second * dim + k] += values[k];
+          }
+        }
+      }
+      COHORT_RETURN_IF_ERROR(
+          local->Apply({.ids = ids, .values = sums, .counts = counts, .scale = weight}));
+    }
+  }
+  const float most = options.wire == ps::TableSpec::Wire::kFloat32 ? 0.0F : 0.05F;
+  std::uint64_t wrong = 0;
+  std::vector<float> rows(options.ids * dim);
+  std::vector<float> expected(options.ids * dim);
+  for (const Batch& batch : batches.drawn) {
+    COHORT_RETURN_IF_ERROR(clients[0]->Pull(0, batch.ids, 1, /*training=*/false, rows));
+    COHORT_RETURN_IF_ERROR(local->Pull(batch.ids, 1, ps::RowTable::Purpose::kReading, expected));
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      wrong += std::abs(rows[i] - expected[i]) <= most * (1 + std::abs(expected[i])) ? 0U : 1U;
+    }
+  }
+  server->End();
+  COHORT_RETURN_IF_ERROR(children.Wait());
+
+  const double rate = contender.count / Median(contender.table_seconds);
+  const double each = contender.count / Median(contender.flat_seconds);
+  if (options.json) {
+    nlohmann::ordered_json report = {{"rounds_of", workers},
+                                     {"rows", options.rows},
+                                     {"dim", options.dim},
+                                     {"ids_per_call", options.ids},
+                                     {"zipf", options.zipf},
+                                     {"optimizer", options.optimizer},
+                                     {"wire", static_cast<int>(options.wire)},
+                                     {"transport", options.transport},
+                                     {"wrong", wrong},
+                                     {"remote", nlohmann::ordered_json::array()}};
+    report["remote"].push_back({{"name", contender.name},
+                                {"unit", contender.unit},
+                                {"per_second", rate},
+                                {"per_second_of_pushes", each},
+                                {"ratio_to_pushes", rate / each}});
+    std::printf("%s\n", report.dump().c_str());
+  } else {
+    std::printf(
+        "%.1f M rows of dim %lld, %zu ids a round in %zu parts, Zipf %.2f, one server; %llu "
+        "numbers "
+        "wrong\n%-24s %-12s %12s %12s %12s\n%-24s %-12s %12.2f %12.2f %12.2f\n",
+        static_cast<double>(options.rows) / 1e6, static_cast<long long>(options.dim), options.ids,
+        workers, options.zipf, static_cast<unsigned long long>(wrong), "", "", "rounds M/s",
+        "pushes M/s", "of pushes", contender.name.c_str(), contender.unit.c_str(), rate / 1e6,
+        each / 1e6, rate / each);
+  }
+  return wrong == 0 ? OkStatus() : Internal(std::to_string(wrong) + " numbers are wrong");
+}
+
 Status RunRemote(const Options& options) {
   const auto dim = static_cast<std::size_t>(options.dim);
   ps::ModelSpec model;
@@ -669,6 +835,11 @@ int BenchEmbeddingCommand(int argc, char** argv) {
                  "beside a call for each")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
+  app.add_option(
+         "--rounds-of", options.rounds_of,
+         "with --remote: so many workers, of which each pushes its share of a call as a part "
+         "of one update, beside pushes of the same shares")
+      ->check(CLI::Range(1, 256));
   const std::map<std::string, ps::TableSpec::Wire> wires = {
       {"float32", ps::TableSpec::Wire::kFloat32},
       {"float16", ps::TableSpec::Wire::kFloat16},
@@ -692,13 +863,18 @@ int BenchEmbeddingCommand(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
   }
-  if (options.tables > 1 && !options.remote) {
-    std::fprintf(stderr, "%s: --tables needs --remote\n", argv[0]);
+  if ((options.tables > 1 || options.rounds_of > 0) && !options.remote) {
+    std::fprintf(stderr, "%s: --tables and --rounds-of need --remote\n", argv[0]);
     return 2;
   }
-  const Status status = options.tables > 1 ? RunTables(options)
-                        : options.remote   ? RunRemote(options)
-                                           : Run(options);
+  if (options.tables > 1 && options.rounds_of > 0) {
+    std::fprintf(stderr, "%s: --tables or --rounds-of\n", argv[0]);
+    return 2;
+  }
+  const Status status = options.tables > 1      ? RunTables(options)
+                        : options.rounds_of > 0 ? RunRounds(options)
+                        : options.remote        ? RunRemote(options)
+                                                : Run(options);
   if (!status.ok()) {
     std::fprintf(stderr, "%s: %s\n", argv[0], status.ToString().c_str());
   }

@@ -110,6 +110,21 @@ TEST(BenchEmbedding, ManyTablesInOneCallBesideACallForEach) {
   }
 }
 
+// Likewise, of workers whose pushes are parts of rounds.
+TEST(BenchEmbedding, RoundsBesidePushesOfTheSameWorkers) {
+  const nlohmann::json run =
+      RunBench({"embedding", "--remote", "--rounds-of", "3", "--rows", "5000", "--dim", "6",
+                "--ids", "700", "--calls", "2", "--rounds", "2", "--json"})
+          .at(0);
+  EXPECT_EQ(run.at("rounds_of"), 3);
+  EXPECT_EQ(run.at("wrong"), 0);
+  ASSERT_EQ(run.at("remote").size(), 1U);
+  const nlohmann::json& line = run.at("remote").at(0);
+  ExpectRate(line.at("per_second"), 1e10);
+  ExpectQuotient(line.at("ratio_to_pushes"), line.at("per_second"),
+                 line.at("per_second_of_pushes"));
+}
+
 TEST(BenchDlrm, TrainsWithEachOptimizer) {
   for (const std::string optimizer : {"sgd", "adagrad"}) {
     const nlohmann::json run =

@@ -372,7 +372,7 @@ void RowRounds::Help(Lock& lock) {
     bool memory_ended = false;
     try {
       status = ApplyTo(table, taken_);
-    } catch (const std::bad_alloc&) {  // for the words of an error, if for nothing else
+    } catch (...) {  // bad_alloc, for the words of an error if for nothing else
       memory_ended = true;
     }
     lock.lock();

@@ -85,13 +85,11 @@ Result<std::uint64_t> RowTable::EvictExpired(std::int64_t step) {
 }
 
 Result<std::uint64_t> RowTable::EvictWhenDue(std::int64_t step) {
-  if (spec_.time_to_live == 0) {
+  if (spec_.time_to_live == 0 ||
+      (step >= 1 && step <= evicted_at_.load(std::memory_order_acquire))) {
     return std::uint64_t{0};
   }
   COHORT_RETURN_IF_ERROR(CheckCall("eviction", 0, step, 0, ""));
-  if (step <= evicted_at_.load(std::memory_order_acquire)) {
-    return std::uint64_t{0};
-  }
   const std::lock_guard lock(sweep_mutex_);
   // Bucket b in the steps that are b modulo time_to_live: the same for every number of servers. Of
   // the steps that were left out those before the last time_to_live ones would have nothing to

@@ -231,6 +231,109 @@ TEST_P(PushOfRowsOutOfMemory, ThatEndsHalfwayIsNotAppliedAgain) {
 
 INSTANTIATE_TEST_SUITE_P(Tables, PushOfRowsOutOfMemory, ::testing::Values(1U, 2U));
 
+// A round of two tables, at every allocation in turn: where memory ends before a row has changed,
+// the round is applied when it is asked for again; where it ends later, no row gets a second
+// update, and every answer from then on is the same error.
+TEST(OutOfMemory, ARoundOfRowsIsAppliedOnceAndToAllTablesOrSaysWhyNot) {
+  constexpr std::uint32_t kIds = 300;
+  constexpr std::size_t kDim = 16;
+  TableSpec items;
+  items.name = "items";
+  items.dim = kDim;
+  items.buckets = 1;
+  items.time_to_live = 1000;
+  items.optimizer = Sgd({.learning_rate = 1})->config();
+  TableSpec words = items;
+  words.name = "words";
+  std::vector<std::uint64_t> ids(kIds);
+  std::iota(ids.begin(), ids.end(), 0);
+  const std::vector<std::uint32_t> counts(kIds, 1);
+  const std::vector<float> gradients(kIds * kDim, 1);
+  const auto block = [](std::uint32_t table, RowBlock* rows) {
+    rows->set_table(table);
+    rows->set_count(kIds);
+    rows->set_dim(kDim);
+    rows->set_step(1);
+  };
+  int again_applied = 0;
+  int never = 0;
+  bool failed = true;
+  for (std::ptrdiff_t count = 0; failed; ++count) {
+    ASSERT_LT(count, 10'000);
+    RowStore store(0);
+    OrThrow(store.Declare({items, words}, 1, 1));
+    const auto push = [&](std::uint64_t client) {
+      FrameHeader header;
+      header.set_client(client);
+      header.set_layout(1);
+      header.set_sequence(1);
+      header.set_weight(1);
+      header.set_advance(true);
+      header.mutable_round()->set_round(1);
+      header.mutable_round()->set_part(static_cast<std::uint32_t>(client - 1));
+      header.mutable_round()->set_parts(2);
+      block(0, header.mutable_rows());
+      block(1, header.add_more_rows());
+      Segments segments;
+      for (int table = 0; table < 2; ++table) {
+        segments.push_back(std::as_bytes(std::span(ids)));
+        segments.push_back(std::as_bytes(std::span(counts)));
+        segments.push_back(std::as_bytes(std::span(gradients)));
+      }
+      RowStore::Moved moved;
+      return store.Push(header, PayloadReader(std::move(segments)), &moved);
+    };
+    const auto wait = [&] { return store.rounds().WaitApplied(1, DeadlineAfter({})); };
+    EXPECT_EQ(push(1).kind(), Error::NONE);
+    bool threw = false;
+    Status first;
+    {
+      const FailAfter fail(count, /*of_bytes=*/512);
+      try {
+        EXPECT_EQ(push(2).kind(), Error::NONE);
+        first = wait().status();
+      } catch (const std::bad_alloc&) {
+        threw = true;
+      }
+      failed = FailAfter::failed();
+    }
+    Status second;
+    InTime("the round that is asked for again", [&] {
+      EXPECT_EQ(push(2).kind(), Error::NONE);
+      const Result<bool> applied = wait();
+      second = applied.status();
+      EXPECT_TRUE(!applied.ok() || *applied);
+    });
+    for (std::uint32_t t = 0; t < 2; ++t) {
+      FrameHeader header;
+      header.set_layout(1);
+      block(t, header.mutable_rows());
+      RowStore::Reading reading;
+      std::vector<float> rows(kIds * kDim);
+      RowStore::Moved moved;
+      ASSERT_EQ(store.Plan(header, PayloadReader(Segments{std::as_bytes(std::span(ids))}), &reading)
+                    .kind(),
+                Error::NONE);
+      ASSERT_EQ(store.Pull(reading, rows, &moved).kind(), Error::NONE);
+      const auto once = std::ranges::count(rows, -1.0F);  // (1 + 1) / 2
+      EXPECT_EQ(once + std::ranges::count(rows, 0.0F), kIds * kDim) << "allocation " << count;
+      if (second.ok()) {
+        EXPECT_EQ(once, kIds * kDim) << "allocation " << count << ", table " << t;
+      }
+    }
+    if (!second.ok()) {
+      EXPECT_EQ(second.code(), StatusCode::kResourceExhausted);
+      EXPECT_FALSE(threw) << "nothing had changed";
+      EXPECT_EQ(first.message(), second.message());
+      ++never;
+    } else if (threw) {
+      ++again_applied;
+    }
+  }
+  EXPECT_GE(again_applied, 8) << "copies of two tables' frames, and sums";
+  EXPECT_GT(never, 0);
+}
+
 TEST(OutOfMemory, APushThatFindsNoneHasItsEffectWhenItComesAgain) {
   for (const bool rounds : {false, true}) {
     Server whole(rounds);

@@ -10,11 +10,14 @@
 #include <chrono>
 #include <functional>
 #include <future>
+#include <limits>
 #include <map>
+#include <memory>
 #include <numeric>
 #include <set>
 #include <thread>
 
+#include <cohort/core/metrics.h>
 #include <cohort/core/random.h>
 #include <cohort/core/zipf.h>
 
@@ -258,6 +261,139 @@ TEST(RowMovesTest, NorWhereRowsExpireToo) {
     }
   }
   EXPECT_GT(expired, 20U);
+}
+
+// What tables lose, from the server's counts to the client's, and to Prometheus.
+TEST(RowCountsTest, ArriveInStatsAndMetrics) {
+  TableSpec spec = SumsTable();
+  spec.not_finite = TableSpec::NotFinite::kSkipRow;
+  TableSpec rare = SumsTable();
+  rare.name = "rare";
+  rare.admit_after = 2;
+  std::array<Metrics, 2> metrics;  // longer than the servers, which count in them
+  const Cluster cluster(2, 0, spec, false, {rare});
+  cluster.servers_[0]->CountIn(metrics[0]);
+  cluster.servers_[1]->CountIn(metrics[1]);
+  std::vector<std::uint64_t> ids(20);
+  std::iota(ids.begin(), ids.end(), 0);
+  std::vector<float> gradients(ids.size() * kDim, 1);
+  const auto client = cluster.NewClient(1);
+  for (const float value : {1.0F, std::numeric_limits<float>::infinity()}) {
+    gradients[5 * kDim] = value;
+    const RowClient::Gradients push{.table = 0, .ids = ids, .values = gradients};
+    OrThrow(client->Push(std::span(&push, 1), 1, 1));
+  }
+  gradients[5 * kDim] = 1;
+  const RowClient::Gradients push{.table = 1, .ids = ids, .values = gradients};
+  OrThrow(client->Push(std::span(&push, 1), 1, 1));
+  const auto chief = Client::Make(cluster.spec_, cluster.addresses_, {.client = 2000});
+  const StoreStats stats = OrThrow(chief->Stats());
+  ASSERT_EQ(stats.tables.size(), 2U);
+  EXPECT_EQ(stats.tables[0].name, "items");
+  EXPECT_EQ(stats.tables[0].skipped, 1U);
+  EXPECT_EQ(stats.tables[1].name, "rare");
+  EXPECT_EQ(stats.tables[1].dropped, ids.size());
+  double skipped = 0;
+  double dropped = 0;
+  for (Metrics& of : metrics) {
+    skipped += of.AddCounter("cohort_ps_gradients_skipped_total",
+                             "Gradients of rows that were not finite.", {{"table", "items"}})
+                   .value();
+    dropped += of.AddCounter("cohort_ps_gradients_dropped_total",
+                             "Gradients of ids that were not admitted.", {{"table", "rare"}})
+                   .value();
+  }
+  EXPECT_EQ(skipped, 1);
+  EXPECT_EQ(dropped, static_cast<double>(ids.size()));
+}
+
+// The rows of one process: a worker, which sends nothing to a server that has no id of its batch,
+// buckets that move, and servers of another number that go on from a dump in the middle. Whoever
+// sweeps late, or with the wrong step, has other rows: ids come back around when they expire.
+TEST(RowMovesTest, TimeToLiveOnServersIsThatOfOneProcess) {
+  for (const std::uint32_t admit_after : {1U, 2U}) {
+    SCOPED_TRACE(admit_after);
+    TableSpec spec = SumsTable();
+    spec.initializer = {RowInitializer::Kind::kUniform, 1};
+    spec.optimizer = Adam()->config();
+    spec.bias_scope = TableSpec::BiasScope::kRow;
+    spec.time_to_live = 4;
+    spec.admit_after = admit_after;
+    constexpr std::int64_t kSteps = 240;
+    constexpr std::uint64_t kIds = 9;
+    const Philox random(admit_after, "ids");
+    const auto id_of = [&](std::int64_t step) {
+      return random.Below(kIds, static_cast<std::uint64_t>(step));
+    };
+    const std::vector<float> gradient = {1, -2};
+    std::vector<std::uint64_t> all(kIds);
+    std::iota(all.begin(), all.end(), 0);
+
+    const auto table = OrThrow(RowTable::Create(spec, {0, kBuckets}));
+    std::vector<std::vector<float>> seen;  // by step, before its update
+    std::uint64_t evicted = 0;
+    for (std::int64_t step = 1; step <= kSteps; ++step) {
+      const std::vector<std::uint64_t> ids = {id_of(step)};
+      seen.emplace_back(kDim);
+      OrThrow(table->Pull(ids, step, RowTable::Purpose::kTraining, seen.back()));
+      OrThrow(table->Apply({.ids = ids, .values = gradient, .step = step}));
+      evicted += OrThrow(table->EvictWhenDue(step));
+    }
+    EXPECT_GT(evicted, 20U);
+
+    int servers = 3;
+    auto cluster = std::make_unique<Cluster>(servers, 0, spec);
+    auto client = cluster->NewClient(1);
+    auto chief = cluster->NewChief();
+    const auto dumps = [&] {
+      std::vector<std::string> all_buckets;
+      OrThrow(chief->Dump(0, [&](std::uint32_t /*bucket*/, std::string_view dump) {
+        all_buckets.emplace_back(dump);
+        return OkStatus();
+      }));
+      return all_buckets;
+    };
+    for (std::int64_t step = 1; step <= kSteps; ++step) {
+      const std::vector<std::uint64_t> ids = {id_of(step)};
+      std::vector<float> row(kDim);
+      OrThrow(client->Pull(0, ids, step, /*training=*/true, row));
+      ASSERT_EQ(row, seen[static_cast<std::size_t>(step) - 1]) << "step " << step;
+      const RowClient::Gradients push{.table = 0, .ids = ids, .values = gradient};
+      OrThrow(client->Push(std::span(&push, 1), step, 1));
+      if (step % 7 == 0 && servers > 1) {
+        const auto draw = static_cast<std::uint64_t>(step);
+        OrThrow(chief->Move(0, static_cast<std::uint32_t>(random.Below(kBuckets, draw, 1)),
+                            static_cast<int>(random.Below(2, draw, 2))));
+      }
+      if (step % 60 == 0 && step < kSteps) {
+        // With the rows that were to go at the last steps, where no server has heard of them.
+        const std::vector<std::string> saved = dumps();
+        servers = step == 60 ? 2 : step == 120 ? 1 : 3;
+        chief.reset();
+        client.reset();
+        cluster = std::make_unique<Cluster>(servers, 0, spec);
+        client = cluster->NewClient(1);
+        chief = cluster->NewChief();
+        // Servers that have come further go back to it.
+        std::vector<float> rows(kIds * kDim);
+        OrThrow(client->Pull(0, all, step + 50, /*training=*/true, rows));
+        OrThrow(chief->Restore(
+            0, [&](std::uint32_t bucket) -> Result<std::string> { return saved[bucket]; },
+            nullptr));
+      }
+    }
+    // Who reads after the last step sees what one process has.
+    std::vector<float> rows(kIds * kDim);
+    std::vector<float> expected(kIds * kDim);
+    OrThrow(client->Pull(0, all, kSteps + 1, /*training=*/false, rows));
+    OrThrow(table->Pull(all, kSteps + 1, RowTable::Purpose::kReading, expected));
+    EXPECT_EQ(rows, expected);
+    const std::vector<std::string> there = dumps();
+    ASSERT_EQ(there.size(), kBuckets);
+    for (std::uint32_t b = 0; b < kBuckets; ++b) {
+      EXPECT_EQ(there[b], table->DumpBucket(b)) << "bucket " << b;
+    }
+  }
 }
 
 // F20. A bucket is on its way for longer than a server may be silent: who asks for it waits, and

@@ -9,7 +9,10 @@
 #include <limits>
 #include <memory>
 #include <new>
+#include <numeric>
+#include <string>
 #include <thread>
+#include <vector>
 
 #include <cohort/core/random.h>
 #include <cohort/io/crc32c.h>
@@ -506,6 +509,84 @@ TEST_F(RowRoundsTest, TheCoordinatorSaysWhichPartsARoundHas) {
   EXPECT_THAT(Pull(5), ElementsAre(-9, -9));
 }
 
+// Workers that wait for a round apply it, table by table, while the next one's parts come. One of
+// them reads nothing for some rounds, so it is a round ahead of the others.
+TEST_F(RowRoundsTest, WhoeverWaitsForARoundAppliesItOnceAndInItsOrder) {
+  constexpr std::uint32_t kWorkers = 4;
+  constexpr std::uint32_t kTables = 5;
+  constexpr std::uint64_t kRounds = 200;
+  std::vector<TableSpec> tables;
+  for (std::uint32_t t = 0; t < kTables; ++t) {
+    TableSpec& table = tables.emplace_back();
+    table.name = "table" + std::to_string(t);
+    table.dim = 1;
+    table.buckets = 8;
+    table.optimizer = Sgd({.learning_rate = 1})->config();
+  }
+  OrThrow(store_.Declare(tables, 1, kLayout));
+  std::vector<std::thread> threads;
+  for (std::uint32_t part = 0; part < kWorkers; ++part) {
+    threads.emplace_back([&, part] {
+      for (std::uint64_t round = 1; round <= kRounds; ++round) {
+        FrameHeader header;
+        header.set_client(part + 1);
+        header.set_layout(kLayout);
+        header.set_sequence(round);
+        header.set_weight(1.0 / kWorkers);
+        header.set_advance(true);
+        header.mutable_round()->set_round(round);
+        header.mutable_round()->set_part(part);
+        header.mutable_round()->set_parts(kWorkers);
+        Bytes payload;
+        for (std::uint32_t t = 0; t < kTables; ++t) {
+          RowBlock& block = AddBlock(header);
+          block.set_table(t);
+          block.set_count(1);
+          block.set_dim(1);
+          block.set_step(round);
+          // 1e8 + 1 - 1e8 + 1 is 1 in this order, and 0 or 2 in others.
+          constexpr std::array<float, kWorkers> kGradients = {1e8F, 1, -1e8F, 1};
+          payload.Add<std::uint64_t>({5}).Add<std::uint32_t>({1}).Add<float>({kGradients[part]});
+        }
+        RowStore::Moved moved;
+        Error error = store_.Push(header, payload.Reader(), &moved);
+        ASSERT_EQ(error.kind(), Error::NONE) << error.message();
+        if (part == 0 && round % 2 == 0) {
+          continue;
+        }
+        const Result<bool> applied =
+            store_.rounds().WaitApplied(round, DeadlineAfter(std::chrono::seconds(60)));
+        ASSERT_TRUE(applied.ok() && *applied) << "round " << round;
+        for (std::uint32_t t = 0; t < kTables; ++t) {
+          RowStore::Reading reading;
+          ASSERT_EQ(store_
+                        .Plan(Header(t, 1, 1, round + 1), Bytes().Add<std::uint64_t>({5}).Reader(),
+                              &reading)
+                        .kind(),
+                    Error::NONE);
+          std::vector<float> row(1);
+          ASSERT_EQ(store_.Pull(reading, row, &moved).kind(), Error::NONE);
+          // The next round's update is not: this worker's part is missing.
+          ASSERT_EQ(row[0], -static_cast<float>(round)) << "table " << t;
+        }
+      }
+    });
+  }
+  for (std::thread& thread : threads) {
+    thread.join();
+  }
+  OrThrow(store_.rounds().Settle());
+  for (std::uint32_t t = 0; t < kTables; ++t) {
+    RowStore::Reading reading;
+    ASSERT_EQ(
+        store_.Plan(Header(t, 1, 1), Bytes().Add<std::uint64_t>({5}).Reader(), &reading).kind(),
+        Error::NONE);
+    std::vector<float> row(1);
+    ASSERT_EQ(store_.Pull(reading, row, &moved_).kind(), Error::NONE);
+    EXPECT_EQ(row[0], -static_cast<float>(kRounds)) << "table " << t;
+  }
+}
+
 TEST_F(RowRoundsTest, WhatIsWrongWithAPartIsSaidAndTheRoundGoesOn) {
   Declare();
   EXPECT_EQ(Push(1, 0, 2, 5, 1).kind(), Error::NONE);
@@ -583,6 +664,127 @@ TEST_F(RowStoreTest, RowsThatAreUnusedForLongGo) {
     EXPECT_EQ(store_.Push(PushHeader(1, step), other.Reader(), &moved_).kind(), Error::NONE);
   }
   EXPECT_EQ(store_.stats().rows, 1);
+}
+
+// A frame that comes late says which rows are gone by its step, each at the step when it was due.
+TEST_F(RowStoreTest, StepsThatAServerDidNotHearOfAreMadeUpFor) {
+  for (const bool push : {false, true}) {
+    RowStore store(0);
+    TableSpec words;
+    words.name = "words";
+    words.dim = 2;
+    words.buckets = 8;
+    words.optimizer = Sgd({.learning_rate = 1})->config();
+    words.time_to_live = 4;
+    OrThrow(store.Declare({words}, 1, kLayout));
+    const auto each_step = OrThrow(RowTable::Create(words, {0, 8}));
+    std::vector<std::uint64_t> ids(40);
+    std::iota(ids.begin(), ids.end(), 0);
+    Bytes all;
+    for (const std::uint64_t id : ids) {
+      all.Add({id});
+    }
+    RowStore::Reading reading;
+    FrameHeader pull = Header(0, 40, 2, 1);
+    pull.mutable_rows()->set_training(true);
+    ASSERT_EQ(store.Plan(pull, all.Reader(), &reading).kind(), Error::NONE);
+    std::vector<float> rows(80);
+    ASSERT_EQ(store.Pull(reading, rows, &moved_).kind(), Error::NONE);
+    OrThrow(each_step->Pull(ids, 1, RowTable::Purpose::kTraining, rows));
+    // Step 8: some buckets were last looked through at step 5, and keep their rows until 9.
+    for (std::int64_t step = 1; step <= 7; ++step) {
+      OrThrow(each_step->EvictWhenDue(step));
+    }
+    const Bytes one =
+        push ? Bytes().Add<std::uint64_t>({77}).Add<std::uint32_t>({1}).Add<float>({1, 1})
+             : Bytes().Add<std::uint64_t>({77});
+    FrameHeader header = PushHeader(1, 8);
+    if (push) {
+      ASSERT_EQ(store.Push(header, one.Reader(), &moved_).kind(), Error::NONE);
+    } else {
+      ASSERT_EQ(store.Plan(header, one.Reader(), &reading).kind(), Error::NONE);
+      ASSERT_EQ(store.Pull(reading, std::span(rows).first(2), &moved_).kind(), Error::NONE);
+    }
+    const std::uint64_t left = each_step->stats().rows;
+    EXPECT_GT(left, 0U);
+    EXPECT_LT(left, ids.size());
+    EXPECT_EQ(store.stats().rows, left + (push ? 1 : 0)) << push;
+    // A snapshot is behind the last step, whoever has heard of it.
+    ASSERT_EQ(store.Freeze(kLayout, 1, 12).kind(), Error::NONE);
+    EXPECT_EQ(store.stats().rows, push ? 1 : 0);
+    EXPECT_EQ(store.counts().at(0).evicted, ids.size());
+  }
+}
+
+TEST(RowStoreCountsTest, WhatATableLosesIsCountedAndTheFirstSkippedGradientIsLogged) {
+  std::vector<std::string> lines;
+  RowStore store(3, Log([&](LogLevel level, std::string_view line) {
+                   EXPECT_EQ(level, LogLevel::kWarning);
+                   lines.emplace_back(line);
+                 }));
+  EXPECT_TRUE(store.counts().empty());
+  TableSpec words;
+  words.name = "words";
+  words.dim = 1;
+  words.buckets = 4;
+  words.optimizer = Sgd({.learning_rate = 1})->config();
+  words.not_finite = TableSpec::NotFinite::kSkipRow;
+  TableSpec rare = words;
+  rare.name = "rare";
+  rare.not_finite = TableSpec::NotFinite::kReject;
+  rare.admit_after = 3;
+  OrThrow(store.Declare({words, rare}, 4, kLayout));
+  // Of ids that belong on server 3 of 4.
+  const auto id_here = [](std::uint64_t from) {
+    while (ServerOf(BucketOf(from, 4), 4, 4) != 3) {
+      ++from;
+    }
+    return from;
+  };
+  std::uint64_t sequence = 0;
+  const auto push = [&](std::uint32_t table, std::uint64_t id, float gradient) {
+    FrameHeader header;
+    header.set_client(1);
+    header.set_layout(kLayout);
+    header.set_sequence(++sequence);
+    header.set_weight(1);
+    header.mutable_rows()->set_table(table);
+    header.mutable_rows()->set_count(1);
+    header.mutable_rows()->set_dim(1);
+    header.mutable_rows()->set_step(1);
+    RowStore::Moved moved;
+    const Error error = store.Push(
+        header,
+        Bytes().Add<std::uint64_t>({id}).Add<std::uint32_t>({1}).Add<float>({gradient}).Reader(),
+        &moved);
+    EXPECT_TRUE(moved.empty());
+    return error.kind();
+  };
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const std::uint64_t first = id_here(0);
+  EXPECT_EQ(push(0, first, 1), Error::NONE);
+  EXPECT_TRUE(lines.empty());
+  EXPECT_EQ(push(0, first, nan), Error::NONE);
+  EXPECT_EQ(push(0, id_here(first + 1), nan), Error::NONE);
+  EXPECT_EQ(push(1, first, 1), Error::NONE);
+  EXPECT_EQ(push(1, first, nan), Error::BAD_ROWS);
+  ASSERT_EQ(lines.size(), 1U);
+  EXPECT_THAT(lines[0], HasSubstr("ps:3, table \"words\""));
+  EXPECT_THAT(lines[0], HasSubstr("id " + std::to_string(first)));
+  // Also when the tables are made anew.
+  OrThrow(store.Reset());
+  EXPECT_EQ(push(0, first, nan), Error::NONE);
+  EXPECT_EQ(lines.size(), 1U);
+  const std::vector<TableCounts> counts = store.counts();
+  ASSERT_EQ(counts.size(), 2U);
+  EXPECT_EQ(counts[0].name, "words");
+  EXPECT_EQ(counts[0].skipped, 3U);
+  EXPECT_EQ(counts[0].dropped, 0U);
+  EXPECT_EQ(counts[0].refused, 0U);
+  EXPECT_EQ(counts[1].name, "rare");
+  EXPECT_EQ(counts[1].skipped, 0U);
+  EXPECT_EQ(counts[1].dropped, 1U);
+  EXPECT_EQ(counts[1].refused, 1U);
 }
 
 TEST_F(RowStoreTest, DumpsAreRestoredBucketByBucketAndDamageIsSeen) {
