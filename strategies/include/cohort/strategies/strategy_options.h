@@ -134,7 +134,10 @@ struct StrategyOptions {
   // empty: nowhere.
   std::string flight_folder;
   std::string mpi_implementation = "cohort";  // see comm/mpi.h
-  Consistency consistency;                    // of a parameter server
+  // Of a parameter server. kAuto: hybrid where FromEnv is given a model with sparse tables and no
+  // kind, and the cluster has ps tasks and no chief task; else asynchronous. Equal on all
+  // processes.
+  Consistency consistency{.mode = Consistency::Mode::kAuto};
   int intra_op_threads = 0;  // per replica; 0: the cores, shared among the local replicas
   std::function<std::unique_ptr<Stream>()> make_stream;  // test seam; default: MakeInlineStream
   // Test seam: NCCL as a device's rank calls it; default: its library.
