@@ -134,12 +134,12 @@ void ChooseConsistency(const ParameterSet* model, bool kind_asked, const Cluster
   } else if (kind_asked) {
     choice.why = "strategy " + choice.kind + " was asked for";
   } else if (chief.type == TaskType::kChief) {
-    choice.why = "hybrid, for the model's sparse tables (" + std::to_string(tables) +
-                 "), is led by worker:0, and the cluster has " + chief.ToString();
+    choice.why = "hybrid, for the model's " + std::to_string(tables) +
+                 " sparse table(s), is led by worker:0, and the cluster has " + chief.ToString();
   } else {
     choice.consistency.mode = Consistency::Mode::kHybrid;
-    choice.why = "the model has sparse tables (" + std::to_string(tables) +
-                 "), which ps tasks hold, and no chief task leads the job";
+    choice.why = "the model has " + std::to_string(tables) +
+                 " sparse table(s), which ps tasks hold, and no chief task leads the job";
   }
 }
 
