@@ -803,6 +803,29 @@ TEST(SparseTables, WhatAStrategyCannotKeepIsRefused) {
   }
 }
 
+TEST(SparseTables, RowsOnServersAreNotHeldBackByAScaler) {
+  const InStepResult scaled = InStep(
+      2, 1,
+      [](Strategy& strategy) -> Result<Outcome> {
+        Model model;
+        COHORT_RETURN_IF_ERROR(strategy.Bind(model.parameters, Sgd()));
+        COHORT_RETURN_IF_ERROR(strategy.Serve());
+        return Outcome();
+      },
+      /*devices=*/1, /*far=*/false,
+      [](StrategyOptions options) {
+        options.grad_scaler.emplace();
+        return AskedFor(std::move(options));
+      });
+  EXPECT_EQ(scaled.statuses.size(), 3U);
+  for (const auto& [task, refused] : scaled.statuses) {
+    EXPECT_EQ(refused.code(), StatusCode::kUnimplemented) << task << ": " << refused.ToString();
+    EXPECT_THAT(refused.message(),
+                HasSubstr("sparse table \"wide/table\" with grad_scaler: servers"))
+        << task;
+  }
+}
+
 // One worker's gradients are refused: all end with the table's name, and nothing has changed.
 TEST(SparseTables, WorkersInStepEndTogether) {
   const InStepResult result = InStep(2, 2, [&](Strategy& strategy) -> Result<Outcome> {

@@ -81,7 +81,7 @@ struct StrategyOptions {
   // For models that compute in float16: gradients are scaled, and a step whose gradients overflow
   // is skipped, by all replicas together. The decision is each process's own, from the sums that
   // all have; so the update begins when all of them are there. Not with make_bucket_hook, nor for
-  // models with sparse tables.
+  // models whose sparse tables are on servers.
   std::optional<GradScalerOptions> grad_scaler;
   // Gradients travel in buckets of about this size; the first is small, so that communication
   // starts early. 0: 25 MiB at first, then what the measured latency and bandwidth ask for.
