@@ -86,7 +86,7 @@ Result<std::unique_ptr<Strategy>> MakeRowServer(std::string kind, const ClusterC
                                                 const StrategyOptions& options) {
   StrategyOptions of_server = options;
   of_server.num_devices = 1;  // of workers
-  COHORT_ASSIGN_OR_RETURN(auto job, ps::Job::Join(config, of_server));
+  COHORT_ASSIGN_OR_RETURN(auto job, ps::Job::Join(config, of_server, kind));
   return std::unique_ptr<Strategy>(std::make_unique<RowServer>(std::move(kind), std::move(job)));
 }
 

@@ -54,13 +54,19 @@ class ViewWatch;
 // Where a server's address is published.
 std::string ServerKey(int server);
 
+// When the processes have met: the chief says which kind of strategy trains in this cluster with
+// servers, and a process of another kind ends the job with FailedPrecondition and both names,
+// before anybody waits for what only jobs of the other kind do.
+Status AgreeOnKind(CoordinationClient& coordination, const ClusterConfig& config,
+                   const std::string& kind, Deadline deadline);
+
 class Job {
  public:
   ~Job();
 
-  // Blocks until all processes have met.
+  // Blocks until all processes have met. `kind`: of the strategy that the job is for.
   static Result<std::unique_ptr<Job>> Join(const ClusterConfig& config,
-                                           const StrategyOptions& options);
+                                           const StrategyOptions& options, const std::string& kind);
 
   const ClusterConfig& config() const { return config_; }
   const std::vector<TaskId>& workers() const { return workers_; }
@@ -160,6 +166,7 @@ class Job {
   Status StartServices();
   Status JoinCoordination(bool wait_for_all, std::chrono::milliseconds timeout);
   Status Publish();
+  Status Meet(const std::string& kind);
   Status FindServices();
   Status FindServers();
   Status BeginJournal();

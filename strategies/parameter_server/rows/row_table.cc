@@ -535,7 +535,8 @@ Status RowTable::Apply(const Gradients& gradients) {
                       .step = gradients.step,
                       .bias_step = spec_.bias_scope == TableSpec::BiasScope::kRow
                                        ? std::int64_t{header.updates}
-                                       : gradients.step});
+                                   : gradients.bias_step > 0 ? gradients.bias_step
+                                                             : gradients.step});
         ++bucket.updates;
       }
       group.Finish(now, entries.subspan(at));

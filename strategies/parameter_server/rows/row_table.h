@@ -82,6 +82,7 @@ class RowTable {
     std::span<const std::uint32_t> counts{};  // occurrences behind each gradient; empty: 1 each
     float scale = 1.0F;                       // 1/weight of the batch
     std::int64_t step = 1;
+    std::int64_t bias_step = 0;  // of BiasScope::kTable; 0: step
   };
   // Updates the rows. Errors as Pull; and InvalidArgument for a count of 0, or (under kReject) for
   // a gradient that is not finite, naming its id. After ResourceExhausted some rows are updated.

@@ -25,13 +25,13 @@ using std::chrono::seconds;
 using ::testing::HasSubstr;
 
 TEST(Consistency, WhatIsWrittenIsRead) {
-  for (const char* text : {"async", "ssp:0", "ssp:3", "sync", "sync:2", "hybrid"}) {
+  for (const char* text : {"async", "ssp:0", "ssp:3", "sync", "sync:2", "hybrid", "auto"}) {
     EXPECT_EQ(OrThrow(Consistency::Parse(text)).ToString(), text);
   }
   EXPECT_EQ(OrThrow(Consistency::Parse("ssp:3")).staleness, 3);
   EXPECT_EQ(OrThrow(Consistency::Parse("sync:2")).backup_workers, 2);
   for (const char* text : {"", "ssp", "ssp:", "ssp:-1", "ssp:1x", "async:1", "sync:99999999999",
-                           "sync:", "hybrid:1", "bsp"}) {
+                           "sync:", "hybrid:1", "auto:1", "bsp"}) {
     EXPECT_THAT(Consistency::Parse(text).status().message(), HasSubstr("async, ssp:STALENESS"))
         << text;
   }
