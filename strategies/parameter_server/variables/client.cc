@@ -497,6 +497,7 @@ Status FrameClient::Push(const Gradient& gradient, std::span<float> values) {
         header.set_bounded(true);
         header.set_sender(options_.task);
         header.set_clock(clock);
+        header.set_sequence(sequences_[static_cast<std::size_t>(s)]);
         AddPulls(s, /*everything=*/false, header, &requests);
       }
     }

@@ -235,6 +235,12 @@ Error ParameterStore::Admit(const FrameHeader& header, Deadline deadline) {
   if (clocks_ == nullptr) {
     return MakeError(Error::BAD_FRAME, "a bounded read where staleness is not bounded");
   }
+  // A push that another connection had begun is asked for again, perhaps behind this read: until it
+  // is applied, nobody may take its step for made, the worker itself least of all.
+  if (header.sequence() != 0 &&
+      !ledger_.AwaitApplied(header.client(), header.sequence(), deadline)) {
+    return MakeError(Error::NOT_YET, "the push before this read is not applied yet");
+  }
   if (ledger_.retired(header.client())) {
     return RefusalOf(PushLedger::Claimed::kFenced);
   }

@@ -88,6 +88,27 @@ Error PushLedger::AnswerTo(std::uint64_t client, std::uint64_t sequence) const {
   return failed == record->second.failed.end() ? Error() : failed->second;
 }
 
+bool PushLedger::AwaitApplied(std::uint64_t client, std::uint64_t sequence, Deadline deadline) {
+  std::unique_lock lock(mutex_);
+  for (bool in_time = true;;
+       in_time = finished_.wait_until(lock, deadline) != std::cv_status::timeout) {
+    if (retired_.contains(client)) {
+      return true;
+    }
+    const auto record = clients_.find(client);
+    if (record == clients_.end() || !record->second.window.Has(sequence)) {
+      return false;
+    }
+    const std::vector<std::uint64_t>& applying = record->second.applying;
+    if (std::ranges::find(applying, sequence) == applying.end()) {
+      return true;
+    }
+    if (!in_time) {
+      return false;
+    }
+  }
+}
+
 void PushLedger::Retire(std::uint64_t first, std::uint64_t last) {
   std::unique_lock lock(mutex_);
   retired_.Add(first, last);

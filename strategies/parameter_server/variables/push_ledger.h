@@ -41,6 +41,10 @@ class PushLedger {
   Claimed Claim(std::uint64_t client, std::uint64_t sequence,
                 Deadline deadline = DeadlineAfter(kPatience), bool behind_all = false);
   Error AnswerTo(std::uint64_t client, std::uint64_t sequence) const;
+  // Has it had its effect, as far as it is to have one? Blocks while another thread is at it, until
+  // `deadline`. False: that one still is, or the push has not come; it is not waited for then. Of a
+  // client that was retired nothing more is to come: true.
+  bool AwaitApplied(std::uint64_t client, std::uint64_t sequence, Deadline deadline);
   // Not `applied`: it was refused, and a repetition is to be refused again.
   void Finish(std::uint64_t client, std::uint64_t sequence, bool applied);
   // Finishes a claimed push at the end of its scope, also where applying it throws: who waits for

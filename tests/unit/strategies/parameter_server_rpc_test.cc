@@ -928,6 +928,40 @@ TEST_F(ServersTest, ABoundedReadWaitsForAWorkerThatIsBehindButNotForEver) {
   ExpectAll(values, -5);
 }
 
+// The end of a step is still being applied for another connection, whose place this one took: the
+// read that is behind it on the way is not served before it, nor does it tell of the step.
+TEST_F(ServersTest, ABoundedReadDoesNotOvertakeAPushThatIsAskedForAgain) {
+  Start(1);
+  spec_.consistency = OrThrow(Consistency::Parse("ssp:1"));
+  Initialise();
+  ParameterStore& store = servers_[0]->store();
+  const auto clock = [&] {
+    ClockTable::Clocks clocks;
+    store.TellClocks(&clocks);
+    return clocks.empty() ? 0 : clocks[0].clock();
+  };
+  for (const std::uint64_t number : {1, 2}) {  // through memory, and over TCP
+    Initialise();
+    const auto worker = NewClient(number);
+    std::vector<float> values(elements_);
+    const auto gradient = std::make_shared<std::vector<float>>(elements_, 1.0F);
+    OrThrow(worker->Push(GradientOf(gradient), values));
+    ExpectAll(values, -1);
+    const std::uint64_t before = clock();
+    const std::uint64_t end_of_step = 2 * worker->pushes()[0];
+    ASSERT_EQ(store.pushes().Claim(number, end_of_step), PushLedger::Claimed::kNew);
+    auto pushed =
+        std::async(std::launch::async, [&] { return worker->Push(GradientOf(gradient), values); });
+    EXPECT_EQ(pushed.wait_for(milliseconds(700)), std::future_status::timeout);
+    EXPECT_EQ(clock(), before) << "others would take the step for made";
+    store.pushes().Finish(number, end_of_step, /*applied=*/false);
+    OrThrow(pushed.get());
+    ExpectAll(values, -2);
+    EXPECT_EQ(clock(), before + 1);
+    store.Retire(number);
+  }
+}
+
 TEST_F(ServersTest, AServerThatIsGoneIsNamed) {
   Start(2);
   Initialise();
