@@ -133,9 +133,9 @@ Status RemoteStrategy::Surviving(const std::function<Status()>& fn) {
 Status RemoteStrategy::FinishLastRound() {
   ps::RoundCommit commit;
   const std::uint64_t round = job_->coordinator()->LastRound(&commit);
-  if (round > 0 && options_.consistency.backup_workers > 0) {
+  if (round > 0 && elects()) {
     COHORT_RETURN_IF_ERROR(job_->Explain(CatchUp(commit)));
-    if (rows_ == nullptr) {
+    if (rows_ == nullptr || !backs_up()) {
       return {};
     }
     job_->rows()->ReadAfter(round);

@@ -155,6 +155,12 @@ class RemoteStrategy final : public ParameterServerStrategy {
   double PushWeight(double weight) const;
   void RestoreFixedValues();
   StepResult ResultOf(const ps::RoundSums& sums) const;
+  // As ModelSpec::elects.
+  bool elects() const {
+    return options_.consistency.synchronous() &&
+           (backs_up() || options_.server_loss == ServerLoss::kReplica);
+  }
+  bool backs_up() const { return options_.consistency.backup_workers > 0; }
   bool global_mean() const { return options_.loss_scale == LossScale::kGlobalMean; }
 
   bool apart() const { return device_->memory_space() == MemorySpace::kDevice; }

@@ -157,14 +157,10 @@ void RoundTable::CompleteIfFinished() {
     winners[left.part] = &left.sums;
   }
   last_total_ = {};
-  if (backup_ > 0) {
-    last_total_.commit = {.round = round_, .attempt = attempt_};
-  }
+  last_total_.commit = {.round = round_, .attempt = attempt_};
   for (const auto& [part, sums] : winners) {
     last_total_.Add(*sums);
-    if (backup_ > 0) {
-      last_total_.commit.winners.push_back(part);
-    }
+    last_total_.commit.winners.push_back(part);
   }
   dropped_ += parts_ - static_cast<int>(winners.size());
   last_round_ = round_++;

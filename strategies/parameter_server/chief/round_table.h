@@ -32,7 +32,8 @@ struct EpochKey {
   friend auto operator<=>(const EpochKey&, const EpochKey&) = default;
 };
 
-// With backup workers: the parts that a round came to have, by which servers apply it.
+// The parts that a round came to have. Servers apply it by that with backup workers, and where
+// there are copies (ModelSpec::elects).
 struct RoundCommit {
   std::uint64_t round = 0;  // 0: none
   int attempt = 0;

@@ -39,7 +39,7 @@ Status ParameterStore::Declare(const ModelSpec& spec, const std::string& who) {
   COHORT_RETURN_IF_ERROR(CheckServerSide(*optimizer_, spec.consistency));
   server_side_ = ServerSideOptimizer::Of(*optimizer_);
   rounds_ = spec.consistency.synchronous();
-  elects_ = rounds_ && spec.consistency.backup_workers > 0;
+  elects_ = spec.elects();
   clips_ = rounds_ && optimizer_->global_clip_norm() > 0;
   if (spec.consistency.bounded()) {
     clocks_ = std::make_unique<ClockTable>(spec.consistency.staleness);
