@@ -829,6 +829,8 @@ TEST_F(RollBackTest, RoundsAreNumberedAndCutAsBefore) {
   for (int round = 4; round < 13; ++round) {
     together(1, round < 10 ? 0 : 1);
   }
+  EXPECT_EQ(coordinator_.StepsSince(0), 13);
+  EXPECT_EQ(coordinator_.StepsSince(4), 9);
   EXPECT_EQ(join(first_, 1).progress, Progress::kWait);  // what it asks for is forgotten
   LoseAServer();
   EXPECT_EQ(join(second_, 1).progress, Progress::kStale);
