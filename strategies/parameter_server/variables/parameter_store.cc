@@ -286,10 +286,10 @@ void ParameterStore::Pause(const FrameHeader& header) {
   }
 }
 
-void ParameterStore::Retire(std::uint64_t first, std::uint64_t last) {
-  ledger_.Retire(first, last);
+bool ParameterStore::Retire(std::uint64_t first, std::uint64_t last, Deadline deadline) {
+  const bool over = ledger_.Retire(first, last, deadline);
   if (!declared_.load(std::memory_order_acquire)) {
-    return;
+    return over;
   }
   if (clocks_ != nullptr) {
     clocks_->Retire(first, last);
@@ -300,6 +300,7 @@ void ParameterStore::Retire(std::uint64_t first, std::uint64_t last) {
       block->pulled.erase(block->pulled.lower_bound(first), block->pulled.upper_bound(last));
     }
   }
+  return over;
 }
 
 std::uint64_t ParameterStore::ApplyAsynchronous(Block& block, const FrameHeader& header,

@@ -83,10 +83,13 @@ class PushLedger {
     const std::uint64_t sequence_;
   };
 
-  // Nothing of the clients from `first` to `last` has an effect from now on; blocks until what is
-  // being applied is.
-  void Retire(std::uint64_t first, std::uint64_t last);
-  void Retire(std::uint64_t client) { Retire(client, client); }
+  // Of the clients from `first` to `last` nothing is taken from now on. Blocks until what is being
+  // applied is, or until `deadline`. False: some still is, of which the caller is to ask again;
+  // nothing else is.
+  bool Retire(std::uint64_t first, std::uint64_t last, Deadline deadline);
+  bool Retire(std::uint64_t client, Deadline deadline = DeadlineAfter(kPatience)) {
+    return Retire(client, client, deadline);
+  }
   bool retired(std::uint64_t client) const;
   // What is known of pushes, and that it is what another ledger knew; clients that were retired
   // stay so. Nothing is being applied. InvalidArgument: `pushes` is nothing that Tell makes.
@@ -106,6 +109,8 @@ class PushLedger {
     std::set<std::uint64_t> elsewhere;      // of the window
     std::map<std::uint64_t, Error> failed;  // likewise
   };
+  // With the lock: no thread is at this push any more.
+  void Applied(std::uint64_t client, std::uint64_t sequence);
 
   mutable std::mutex mutex_;
   std::condition_variable finished_;
