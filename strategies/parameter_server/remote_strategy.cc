@@ -147,8 +147,21 @@ Status RemoteStrategy::FinishLastRound() {
   return {};
 }
 
+// A chief that trains as well shows its own (TrainerOptions::progress).
+void RemoteStrategy::ShowProgress() {
+  const auto now = std::chrono::steady_clock::now();
+  if (trains() || functions_ || !progress_.Due(now)) {
+    return;
+  }
+  const ps::Coordinator& coordinator = *job_->coordinator();
+  if (const auto line = progress_.Of(coordinator.coverage(), coordinator.workers(), now)) {
+    options_.log.Info(*line);
+  }
+}
+
 // In the chief, a few times a second while others train.
 Status RemoteStrategy::Look() {
+  ShowProgress();
   const std::atomic<bool>* const stop = saves_.plan().stop;
   if (stop != nullptr && stop->load() && !trains()) {
     return StopWork("the job is stopped, as " + cluster().task.ToString() + " was asked to");

@@ -13,6 +13,7 @@
 #pragma once
 
 #include <algorithm>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -26,6 +27,7 @@
 
 #include <cohort/strategies/parameter_server.h>
 
+#include "parameter_server/chief/progress_line.h"
 #include "parameter_server/chief_saves.h"
 #include "parameter_server/dataset.h"
 #include "parameter_server/device_replica.h"
@@ -133,6 +135,7 @@ class RemoteStrategy final : public ParameterServerStrategy {
   Status GoOn(const Status& error);
   Status Surviving(const std::function<Status()>& fn);
   Status Look();
+  void ShowProgress();
   Status FinishLastRound();
   Status Refresh(bool everything);
 
@@ -205,6 +208,7 @@ class RemoteStrategy final : public ParameterServerStrategy {
   ps::FinishedSplit finished_;          // what the steps of the current split came to
   ps::ChiefSaves saves_;
   ps::BucketBalancer balancer_;
+  ps::ProgressLine progress_{std::chrono::steady_clock::now()};
   std::optional<data::Batch> next_;  // behind the one that was handed out last, where known
   bool idle_ = true;                 // no step since the last piece of work began
   int roll_backs_ = 0;
