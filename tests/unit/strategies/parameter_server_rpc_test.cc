@@ -30,6 +30,7 @@
 #include "parameter_server/frames/wire.h"
 #include "parameter_server/server.h"
 #include "parameter_server/variables/client.h"
+#include "testing/lossy_proxy.h"
 #include "testing/process_cluster.h"
 #include "testing/temp_dir.h"
 
@@ -1094,6 +1095,23 @@ TEST_F(CoordinatorServiceTest, RoundsPassSumsOn) {
   std::future<std::uint64_t> second = std::async(std::launch::async, work, 1);
   EXPECT_EQ(first.get(), 100U);
   EXPECT_EQ(second.get(), 100U);
+}
+
+// As behind a firewall that has forgotten the connection; peer_timeout is shorter than gRPC's
+// keepalive.
+TEST_F(CoordinatorServiceTest, AConnectionThatFallsSilentIsReplaced) {
+  OrThrow(coordinator_.Open(0));
+  testing::LossyProxy proxy({server_->port()}, /*loss=*/0, /*seed=*/1);
+  const auto worker = CoordinatorClient::Make(
+      testing::LossyProxy::AddressOf(server_->port()), "chief:0",
+      {.task = {TaskType::kWorker, 0}, .incarnation = 1}, milliseconds(4'000));
+  OrThrow(worker->Attach());
+  for (int silence = 0; silence < 2; ++silence) {
+    proxy.Silence();
+    std::this_thread::sleep_for(milliseconds(200));
+    EXPECT_EQ(worker->OpenDataset(0, {.fingerprint = 5, .examples = 1000, .batch_size = 10}),
+              OkStatus());
+  }
 }
 
 TEST_F(CoordinatorServiceTest, AbortEndsAWait) {
