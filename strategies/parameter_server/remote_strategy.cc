@@ -133,9 +133,9 @@ Status RemoteStrategy::Surviving(const std::function<Status()>& fn) {
 Status RemoteStrategy::FinishLastRound() {
   ps::RoundCommit commit;
   const std::uint64_t round = job_->coordinator()->LastRound(&commit);
-  if (round > 0 && options_.consistency.backup_workers > 0) {
+  if (round > 0 && elects()) {
     COHORT_RETURN_IF_ERROR(job_->Explain(CatchUp(commit)));
-    if (rows_ == nullptr) {
+    if (rows_ == nullptr || !backs_up()) {
       return {};
     }
     job_->rows()->ReadAfter(round);
@@ -147,8 +147,21 @@ Status RemoteStrategy::FinishLastRound() {
   return {};
 }
 
+// A chief that trains as well shows its own (TrainerOptions::progress).
+void RemoteStrategy::ShowProgress() {
+  const auto now = std::chrono::steady_clock::now();
+  if (trains() || functions_ || !progress_.Due(now)) {
+    return;
+  }
+  const ps::Coordinator& coordinator = *job_->coordinator();
+  if (const auto line = progress_.Of(coordinator.coverage(), coordinator.workers(), now)) {
+    options_.log.Info(*line);
+  }
+}
+
 // In the chief, a few times a second while others train.
 Status RemoteStrategy::Look() {
+  ShowProgress();
   const std::atomic<bool>* const stop = saves_.plan().stop;
   if (stop != nullptr && stop->load() && !trains()) {
     return StopWork("the job is stopped, as " + cluster().task.ToString() + " was asked to");

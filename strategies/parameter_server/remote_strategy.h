@@ -13,6 +13,7 @@
 #pragma once
 
 #include <algorithm>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -26,6 +27,7 @@
 
 #include <cohort/strategies/parameter_server.h>
 
+#include "parameter_server/chief/progress_line.h"
 #include "parameter_server/chief_saves.h"
 #include "parameter_server/dataset.h"
 #include "parameter_server/device_replica.h"
@@ -133,6 +135,7 @@ class RemoteStrategy final : public ParameterServerStrategy {
   Status GoOn(const Status& error);
   Status Surviving(const std::function<Status()>& fn);
   Status Look();
+  void ShowProgress();
   Status FinishLastRound();
   Status Refresh(bool everything);
 
@@ -155,6 +158,12 @@ class RemoteStrategy final : public ParameterServerStrategy {
   double PushWeight(double weight) const;
   void RestoreFixedValues();
   StepResult ResultOf(const ps::RoundSums& sums) const;
+  // As ModelSpec::elects.
+  bool elects() const {
+    return options_.consistency.synchronous() &&
+           (backs_up() || options_.server_loss == ServerLoss::kReplica);
+  }
+  bool backs_up() const { return options_.consistency.backup_workers > 0; }
   bool global_mean() const { return options_.loss_scale == LossScale::kGlobalMean; }
 
   bool apart() const { return device_->memory_space() == MemorySpace::kDevice; }
@@ -199,6 +208,7 @@ class RemoteStrategy final : public ParameterServerStrategy {
   ps::FinishedSplit finished_;          // what the steps of the current split came to
   ps::ChiefSaves saves_;
   ps::BucketBalancer balancer_;
+  ps::ProgressLine progress_{std::chrono::steady_clock::now()};
   std::optional<data::Batch> next_;  // behind the one that was handed out last, where known
   bool idle_ = true;                 // no step since the last piece of work began
   int roll_backs_ = 0;

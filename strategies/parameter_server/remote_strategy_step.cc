@@ -223,7 +223,7 @@ Result<StepResult> RemoteStrategy::StepTogether(const DistributedBatch& batch, c
   Require(round_.has_value() && round_->epoch.epoch == batch.epoch && round_->batch == batch.index,
           "under synchronous application a step takes the batch that Next gave last");
   const ps::RoundPart part = *round_;
-  const bool elected = options_.consistency.backup_workers > 0;
+  const bool elected = elects();
   if (elected) {
     SetElected(part.previous);  // servers of rows may not have been told by others yet
   }
@@ -255,21 +255,18 @@ Result<StepResult> RemoteStrategy::StepTogether(const DistributedBatch& batch, c
     RestoreFixedValues();
     return ResultOf({});
   }
-  if (elected) {
-    COHORT_ASSIGN_OR_RETURN(stands, Persist([&] { return CatchUp(total->commit); }));
-    if (!stands) {
-      return ResultOf({});
-    }
-    if (rows_ != nullptr) {
-      LookAhead(part.round, step_);
-    }
-    return ResultOf(*total);
-  }
-  if (rows_ != nullptr) {
+  if (rows_ != nullptr && !backs_up()) {
     LookAhead(part.round, step_ + 1);
   }
-  COHORT_ASSIGN_OR_RETURN(stands, Persist([&] { return TakeRound(part.round); }));
-  return stands ? ResultOf(*total) : ResultOf({});
+  COHORT_ASSIGN_OR_RETURN(
+      stands, Persist([&] { return elected ? CatchUp(total->commit) : TakeRound(part.round); }));
+  if (!stands) {
+    return ResultOf({});
+  }
+  if (rows_ != nullptr && backs_up()) {  // whose servers were told by CatchUp which parts it has
+    LookAhead(part.round, step_);
+  }
+  return ResultOf(*total);
 }
 
 // The values after a round that is complete.
@@ -282,7 +279,7 @@ Status RemoteStrategy::TakeRound(std::uint64_t round) {
 
 Status RemoteStrategy::PushPart(const ps::RoundPart& part, const ReplicaResult& mine) {
   ps::Gradient gradient{.arena = sink_->arena(), .weight = PushWeight(mine.weight)};
-  if (options_.consistency.backup_workers > 0) {
+  if (elects()) {
     gradient.commit = SetElected(part.previous);  // also by a client that is new
   }
   gradient.round.emplace();
@@ -301,13 +298,15 @@ Status RemoteStrategy::PushPart(const ps::RoundPart& part, const ReplicaResult& 
   return client_->Push(gradient, {});
 }
 
-// What servers are told from now on of the parts that a round has.
+// What servers are told from now on of the parts that a round has. Those of rows need it with
+// backup workers only: a round of rows is applied when somebody needs it, and an attempt may be
+// replaced until then (row_rounds.h).
 ps::Commit RemoteStrategy::SetElected(const ps::RoundCommit& commit) {
   ps::Commit message;
   message.set_round(commit.round);
   message.set_attempt(static_cast<std::uint32_t>(commit.attempt));
   message.mutable_winners()->Assign(commit.winners.begin(), commit.winners.end());
-  if (rows_ != nullptr && options_.consistency.backup_workers > 0) {
+  if (rows_ != nullptr && backs_up()) {
     rows_->Wait();
     job_->rows()->Elected(message);
   }

@@ -50,7 +50,7 @@ std::string NameOf(const ::testing::TestParamInfo<Silence>& of) { return of.para
 class ForgottenConnections : public ::testing::TestWithParam<Silence> {};
 
 // As by a firewall that drops states: others in their place are well.
-TEST_P(ForgottenConnections, OfAServerAreReplacedAndNothingIsLost) {
+TEST_P(ForgottenConnections, AreReplacedAndNothingIsLost) {
   const Silence& of = GetParam();
   Job job(Arguments(of.consistency, 3, Within()), /*gate_at=*/260, kJob, {.proxied = true});
   ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "step 51 ", kPatience));
@@ -67,14 +67,17 @@ INSTANTIATE_TEST_SUITE_P(
     Long, ForgottenConnections,
     ::testing::Values(Silence{"ToTheServer", "sync", "worker:1", "ps:1", true},
                       Silence{"ToTheServerUnderSsp", "ssp:2", "worker:1", "ps:0", true},
-                      Silence{"ToTheWorkerUnderAsync", "async", "ps:0", "worker:1", true}),
+                      Silence{"ToTheWorkerUnderAsync", "async", "ps:0", "worker:1", true},
+                      Silence{"ToTheChief", "async", "worker:1", "chief:0", true},
+                      Silence{"OfTheChiefToTheWorker", "sync", "chief:0", "worker:1", true}),
     NameOf);
 #else
-INSTANTIATE_TEST_SUITE_P(ParameterServerNetworkTest, ForgottenConnections,
-                         ::testing::Values(Silence{"BothWays", "async", "worker:1", "ps:1", false},
-                                           Silence{"ToTheWorker", "ssp:2", "ps:1", "worker:1",
-                                                   true}),
-                         NameOf);
+INSTANTIATE_TEST_SUITE_P(
+    ParameterServerNetworkTest, ForgottenConnections,
+    ::testing::Values(Silence{"BothWays", "async", "worker:1", "ps:1", false},
+                      Silence{"ToTheWorker", "ssp:2", "ps:1", "worker:1", true},
+                      Silence{"OfTheChief", "sync", "worker:1", "chief:0", false}),
+    NameOf);
 #endif
 
 // ---- Links that are cut -------------------------------------------------------------------------

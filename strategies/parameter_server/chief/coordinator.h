@@ -189,6 +189,8 @@ class Coordinator {
   // The longest that a worker was at a split, or a round, so far; and who is at one, for messages.
   Duration longest_piece() const;
   std::string AtWork() const;
+  // Workers that have come, and are neither done nor lost.
+  std::size_t workers() const;
   // Waits what a lost worker held for somebody to take it?
   bool WorkIsBack() const;
   // Are all workers done, or lost?

@@ -227,11 +227,14 @@ class GrpcCoordinatorServer final : public CoordinatorServer {
 };
 
 class GrpcCoordinatorClient final : public CoordinatorClient {
+  using Stub = Coordination::Stub;
+
  public:
   GrpcCoordinatorClient(const std::string& address, const std::string& name, const Sender& self,
                         std::chrono::milliseconds peer_timeout)
       : name_(name + " (" + address + ")"),
         peer_timeout_(peer_timeout),
+        address_(address),
         stub_(Coordination::NewStub(NewChannel(address))) {
     self_.set_task(self.task.ToString());
     self_.set_incarnation(self.incarnation);
@@ -242,7 +245,7 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
     *request.mutable_sender() = self_;
     AttachReply reply;
     COHORT_RETURN_IF_ERROR(
-        Call([&](grpc::ClientContext* c) { return stub_->Attach(c, request, &reply); }));
+        Call([&](Stub& stub, grpc::ClientContext* c) { return stub.Attach(c, request, &reply); }));
     return reply.client();
   }
 
@@ -255,8 +258,8 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
     request.set_epoch(epoch);
     request.set_recovering(recovering);
     ViewReply reply;
-    COHORT_RETURN_IF_ERROR(
-        Call([&](grpc::ClientContext* c) { return stub_->AwaitView(c, request, &reply); }));
+    COHORT_RETURN_IF_ERROR(Call(
+        [&](Stub& stub, grpc::ClientContext* c) { return stub.AwaitView(c, request, &reply); }));
     return ServerView{.epoch = reply.epoch(),
                       .recovering = reply.recovering(),
                       .addresses = {reply.servers().begin(), reply.servers().end()},
@@ -272,7 +275,8 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
     request.set_examples(info.examples);
     request.set_batch_size(info.batch_size);
     OpenDatasetReply reply;
-    return Call([&](grpc::ClientContext* c) { return stub_->OpenDataset(c, request, &reply); });
+    return Call(
+        [&](Stub& stub, grpc::ClientContext* c) { return stub.OpenDataset(c, request, &reply); });
   }
 
   Result<std::optional<EpochSplit>> NextSplit(const EpochKey& epoch, std::int64_t first_batch,
@@ -292,8 +296,8 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
                                           finished.sums.metric_sums.end());
     NextSplitReply reply;
     do {
-      COHORT_RETURN_IF_ERROR(
-          Call([&](grpc::ClientContext* c) { return stub_->NextSplit(c, request, &reply); }));
+      COHORT_RETURN_IF_ERROR(Call(
+          [&](Stub& stub, grpc::ClientContext* c) { return stub.NextSplit(c, request, &reply); }));
     } while (reply.kind() == NextSplitReply::WAIT);
     if (reply.kind() == NextSplitReply::STALE) {
       return Stale();
@@ -314,8 +318,8 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
     request.set_first_batch(first_batch);
     JoinRoundReply reply;
     do {
-      COHORT_RETURN_IF_ERROR(
-          Call([&](grpc::ClientContext* c) { return stub_->JoinRound(c, request, &reply); }));
+      COHORT_RETURN_IF_ERROR(Call(
+          [&](Stub& stub, grpc::ClientContext* c) { return stub.JoinRound(c, request, &reply); }));
     } while (reply.kind() == JoinRoundReply::WAIT);
     if (reply.kind() == JoinRoundReply::STALE) {
       return Stale();
@@ -343,8 +347,9 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
     request.mutable_metric_sums()->Assign(sums.metric_sums.begin(), sums.metric_sums.end());
     FinishRoundReply reply;
     do {
-      COHORT_RETURN_IF_ERROR(
-          Call([&](grpc::ClientContext* c) { return stub_->FinishRound(c, request, &reply); }));
+      COHORT_RETURN_IF_ERROR(Call([&](Stub& stub, grpc::ClientContext* c) {
+        return stub.FinishRound(c, request, &reply);
+      }));
     } while (reply.kind() == FinishRoundReply::WAIT);
     if (reply.kind() == FinishRoundReply::STALE) {
       return Stale();
@@ -361,8 +366,8 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
     *request.mutable_sender() = self_;
     request.mutable_has()->Assign(has.begin(), has.end());
     NextClosureReply reply;
-    COHORT_RETURN_IF_ERROR(
-        Call([&](grpc::ClientContext* c) { return stub_->NextClosure(c, request, &reply); }));
+    COHORT_RETURN_IF_ERROR(Call(
+        [&](Stub& stub, grpc::ClientContext* c) { return stub.NextClosure(c, request, &reply); }));
     ClosureReply closure = {
         .progress = reply.kind() == NextClosureReply::CALL      ? Progress::kGo
                     : reply.kind() == NextClosureReply::NO_MORE ? Progress::kOver
@@ -385,14 +390,15 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
       request.set_error(outcome.status().message());
     }
     FinishClosureReply reply;
-    return Call([&](grpc::ClientContext* c) { return stub_->FinishClosure(c, request, &reply); });
+    return Call(
+        [&](Stub& stub, grpc::ClientContext* c) { return stub.FinishClosure(c, request, &reply); });
   }
 
   Status Done() override {
     DoneRequest request;
     *request.mutable_sender() = self_;
     DoneReply reply;
-    return Call([&](grpc::ClientContext* c) { return stub_->Done(c, request, &reply); });
+    return Call([&](Stub& stub, grpc::ClientContext* c) { return stub.Done(c, request, &reply); });
   }
 
   void Abort(const Status& why) override {
@@ -413,19 +419,23 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
     return Unavailable(name_ + " hands out nothing while the servers are rolled back");
   }
 
-  // All requests may be repeated without harm.
-  Status Call(const std::function<grpc::Status(grpc::ClientContext*)>& rpc) {
+  // All requests may be repeated without harm. A connection on which no answer comes may be dead
+  // and nobody say so: another one is tried in its place before the service is given up.
+  Status Call(const std::function<grpc::Status(Stub& stub, grpc::ClientContext*)>& rpc) {
     const Deadline give_up = DeadlineAfter(peer_timeout_);
     std::chrono::milliseconds backoff{20};
+    bool renewed = false;
     for (;;) {
       grpc::ClientContext context;
-      context.set_deadline(GrpcTimeout(kPoll + kCallTimeout));
+      context.set_deadline(GrpcTimeout(kPoll + std::min(kCallTimeout, peer_timeout_ / 2)));
+      std::shared_ptr<Stub> stub;
       {
         const std::lock_guard lock(mutex_);
         COHORT_RETURN_IF_ERROR(aborted_);
         contexts_.insert(&context);
+        stub = stub_;
       }
-      const grpc::Status status = rpc(&context);
+      const grpc::Status status = rpc(*stub, &context);
       std::unique_lock lock(mutex_);
       contexts_.erase(&context);
       if (!aborted_.ok() && !status.ok()) {
@@ -434,6 +444,13 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
       if (status.error_code() != grpc::StatusCode::UNAVAILABLE &&
           status.error_code() != grpc::StatusCode::DEADLINE_EXCEEDED) {
         return FromGrpc(status);
+      }
+      if (status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED && !renewed) {
+        renewed = true;
+        if (stub_ == stub) {  // nobody else has
+          stub_ = Coordination::NewStub(NewChannel(address_));
+        }
+        continue;
       }
       if (std::chrono::steady_clock::now() >= give_up) {
         return Unavailable(
@@ -447,8 +464,9 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
   const std::string name_;
   const std::chrono::milliseconds peer_timeout_;
   SenderId self_;
-  const std::unique_ptr<Coordination::Stub> stub_;
+  const std::string address_;
   std::mutex mutex_;
+  std::shared_ptr<Stub> stub_;  // under mutex_, as what follows; owners: this and calls under way
   std::condition_variable aborted_condition_;
   Status aborted_;
   std::set<grpc::ClientContext*> contexts_;  // of the calls under way

@@ -46,6 +46,12 @@ struct ModelSpec {
   // Of a model whose parameters are elsewhere: its tables, updated in rounds.
   static ModelSpec OfTables(const ParameterSet& parameters, std::string optimizer, int servers);
   std::uint64_t Fingerprint() const;
+  // Do servers apply a round of variables when they are told which parts of which attempt it has?
+  // With backup workers, and where there are copies: of an attempt that a lost worker left
+  // unfinished one of two servers may have all parts, and the other not.
+  bool elects() const {
+    return consistency.synchronous() && (consistency.backup_workers > 0 || copies);
+  }
   // OK if `other` is the same model; else FailedPrecondition with the first difference, in which
   // this spec is "declared" and `other` is `who`'s.
   Status Compare(const ModelSpec& other, const std::string& who) const;

@@ -98,7 +98,10 @@ class RowStore {
   // repetition gets the same answer.
   Error Push(const FrameHeader& header, PayloadReader payload, Moved* moved);
   // Clients, from `first` to `last`, that were given up: they make and change no row from now on.
-  void Retire(std::uint64_t first, std::uint64_t last) { ledger_.Retire(first, last); }
+  // False: a push of theirs is still being applied at the deadline; to be asked again.
+  bool Retire(std::uint64_t first, std::uint64_t last, Deadline deadline) {
+    return ledger_.Retire(first, last, deadline);
+  }
 
   // As RowTable's, of all tables, between two rounds; 0: none any more. Repeated, it does nothing.
   Error Freeze(std::uint64_t layout, std::uint64_t snapshot);

@@ -21,6 +21,7 @@ namespace {
 
 constexpr std::chrono::milliseconds kControlTimeout{5'000};  // one try of a control call
 constexpr std::chrono::milliseconds kLocateTimeout{1'000};
+constexpr std::chrono::milliseconds kAskAgain{5};
 
 // Does its value not travel as float32?
 bool IsEncoded(const Chunk& chunk, DType wire) {
@@ -497,6 +498,7 @@ Status FrameClient::Push(const Gradient& gradient, std::span<float> values) {
         header.set_bounded(true);
         header.set_sender(options_.task);
         header.set_clock(clock);
+        header.set_sequence(sequences_[static_cast<std::size_t>(s)]);
         AddPulls(s, /*everything=*/false, header, &requests);
       }
     }
@@ -602,9 +604,20 @@ Status FrameClient::Retire(std::uint64_t client) {
   Status first;
   for (std::size_t s = 0; s < control_.size(); ++s) {
     RetireReply reply;
-    const Status status = Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
-      return stub.Retire(context, request, &reply);
-    });
+    Status status;
+    // What the worker had sent last is applied in a moment, as a rule.
+    const Deadline give_up = DeadlineAfter(options_.peer_timeout);
+    for (;;) {
+      reply.Clear();
+      status = Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
+        return stub.Retire(context, request, &reply);
+      });
+      if (!status.ok() || reply.error().kind() != Error::NOT_YET ||
+          std::chrono::steady_clock::now() >= give_up) {
+        break;
+      }
+      std::this_thread::sleep_for(kAskAgain);
+    }
     if (first.ok()) {
       first = status.ok() ? Taken(reply, s) : status;
     }

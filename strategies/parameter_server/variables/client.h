@@ -53,7 +53,7 @@ struct Gradient {
   double weight = 1;           // what the gradient is divided by; under rounds, of this part
   double clip = 1;             // and multiplied by; asynchronous only
   std::optional<Round> round;  // synchronous application only
-  Commit commit;               // with backup workers: of the round before; 0: of none
+  Commit commit;               // where servers elect: of the round before; 0: of none
 };
 
 class Client {
@@ -89,8 +89,8 @@ class Client {
   virtual Status CopyPushes(int server, Mend which) = 0;
   // Brings the chunks that are newer than this client's last copy; or all of them.
   virtual Status Pull(std::span<float> values, bool everything) = 0;
-  // The same for a worker's step: under bounded staleness when they are fresh (clock_table.h), with
-  // backup workers after `commit` has been applied.
+  // The same for a worker's step: under bounded staleness when they are fresh (clock_table.h),
+  // where servers elect (ModelSpec::elects) after `commit` has been applied.
   virtual Status PullForStep(std::span<float> values, const Commit& commit) = 0;
   virtual Status PullState(std::span<float> values, std::span<const std::span<float>> slots) = 0;
   // Between two updates: has all servers keep what they have now, under this number, which is not

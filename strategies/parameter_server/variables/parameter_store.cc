@@ -39,7 +39,7 @@ Status ParameterStore::Declare(const ModelSpec& spec, const std::string& who) {
   COHORT_RETURN_IF_ERROR(CheckServerSide(*optimizer_, spec.consistency));
   server_side_ = ServerSideOptimizer::Of(*optimizer_);
   rounds_ = spec.consistency.synchronous();
-  elects_ = rounds_ && spec.consistency.backup_workers > 0;
+  elects_ = spec.elects();
   clips_ = rounds_ && optimizer_->global_clip_norm() > 0;
   if (spec.consistency.bounded()) {
     clocks_ = std::make_unique<ClockTable>(spec.consistency.staleness);
@@ -235,6 +235,12 @@ Error ParameterStore::Admit(const FrameHeader& header, Deadline deadline) {
   if (clocks_ == nullptr) {
     return MakeError(Error::BAD_FRAME, "a bounded read where staleness is not bounded");
   }
+  // A push that another connection had begun is asked for again, perhaps behind this read: until it
+  // is applied, nobody may take its step for made, the worker itself least of all.
+  if (header.sequence() != 0 &&
+      !ledger_.AwaitApplied(header.client(), header.sequence(), deadline)) {
+    return MakeError(Error::NOT_YET, "the push before this read is not applied yet");
+  }
   if (ledger_.retired(header.client())) {
     return RefusalOf(PushLedger::Claimed::kFenced);
   }
@@ -280,10 +286,10 @@ void ParameterStore::Pause(const FrameHeader& header) {
   }
 }
 
-void ParameterStore::Retire(std::uint64_t first, std::uint64_t last) {
-  ledger_.Retire(first, last);
+bool ParameterStore::Retire(std::uint64_t first, std::uint64_t last, Deadline deadline) {
+  const bool over = ledger_.Retire(first, last, deadline);
   if (!declared_.load(std::memory_order_acquire)) {
-    return;
+    return over;
   }
   if (clocks_ != nullptr) {
     clocks_->Retire(first, last);
@@ -294,6 +300,7 @@ void ParameterStore::Retire(std::uint64_t first, std::uint64_t last) {
       block->pulled.erase(block->pulled.lower_bound(first), block->pulled.upper_bound(last));
     }
   }
+  return over;
 }
 
 std::uint64_t ParameterStore::ApplyAsynchronous(Block& block, const FrameHeader& header,

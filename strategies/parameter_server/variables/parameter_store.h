@@ -89,9 +89,12 @@ class ParameterStore {
   Error Admit(const FrameHeader& header, Deadline deadline);
   std::uint64_t Enter(const FrameHeader& header);
   void Pause(const FrameHeader& header);
-  // Nothing more of the clients from `first` to `last` is taken: FENCED.
-  void Retire(std::uint64_t first, std::uint64_t last);
-  void Retire(std::uint64_t client) { Retire(client, client); }
+  // Nothing more of the clients from `first` to `last` is taken: FENCED. False: a push of theirs is
+  // still being applied at the deadline; to be asked again.
+  bool Retire(std::uint64_t first, std::uint64_t last, Deadline deadline);
+  bool Retire(std::uint64_t client, Deadline deadline = DeadlineAfter(PushLedger::kPatience)) {
+    return Retire(client, client, deadline);
+  }
 
   // Under synchronous application with clipping a round that is complete waits for its factor.
   // FailedPrecondition: not all parts are there, or the rounds are others.

@@ -465,6 +465,7 @@ TEST(RoundTable, ABatchIsCutAmongAllAndSumsAddUp) {
   EXPECT_EQ(rounds.Finish(Worker(0), 42, 0, {1, 3, {5}}, &total), Reply::kWait);
   EXPECT_EQ(rounds.Finish(Worker(1), 42, 0, {2, 4, {6}}, &total), Reply::kGo);
   EXPECT_EQ(total.loss_sum, 3);
+  EXPECT_EQ(total.commit, (RoundCommit{.round = 42, .attempt = 0, .winners = {0, 1}}));
   EXPECT_EQ(rounds.Finish(Worker(0), 42, 0, {1, 3, {5}}, &total), Reply::kGo);
   EXPECT_EQ(total.weight, 7);
   EXPECT_THAT(total.metric_sums, ElementsAre(11));
@@ -494,6 +495,7 @@ TEST(RoundTable, WhenAMemberIsLostTheBatchIsCutAnew) {
   EXPECT_EQ(rounds.Finish(Worker(0), 1, 1, {2, 2, {}}, &total), Reply::kWait);
   EXPECT_EQ(rounds.Finish(Worker(2), 1, 1, {2, 2, {}}, &total), Reply::kGo);
   EXPECT_EQ(total.weight, 4);
+  EXPECT_EQ(total.commit, (RoundCommit{.round = 1, .attempt = 1, .winners = {0, 1}}));
   EXPECT_EQ(rounds.Join(Worker(0), kEpoch, &part), Reply::kOver);
 }
 
@@ -827,6 +829,8 @@ TEST_F(RollBackTest, RoundsAreNumberedAndCutAsBefore) {
   for (int round = 4; round < 13; ++round) {
     together(1, round < 10 ? 0 : 1);
   }
+  EXPECT_EQ(coordinator_.StepsSince(0), 13);
+  EXPECT_EQ(coordinator_.StepsSince(4), 9);
   EXPECT_EQ(join(first_, 1).progress, Progress::kWait);  // what it asks for is forgotten
   LoseAServer();
   EXPECT_EQ(join(second_, 1).progress, Progress::kStale);

@@ -30,6 +30,7 @@
 #include "parameter_server/frames/wire.h"
 #include "parameter_server/server.h"
 #include "parameter_server/variables/client.h"
+#include "testing/lossy_proxy.h"
 #include "testing/process_cluster.h"
 #include "testing/temp_dir.h"
 
@@ -928,6 +929,40 @@ TEST_F(ServersTest, ABoundedReadWaitsForAWorkerThatIsBehindButNotForEver) {
   ExpectAll(values, -5);
 }
 
+// The end of a step is still being applied for another connection, whose place this one took: the
+// read that is behind it on the way is not served before it, nor does it tell of the step.
+TEST_F(ServersTest, ABoundedReadDoesNotOvertakeAPushThatIsAskedForAgain) {
+  Start(1);
+  spec_.consistency = OrThrow(Consistency::Parse("ssp:1"));
+  Initialise();
+  ParameterStore& store = servers_[0]->store();
+  const auto clock = [&] {
+    ClockTable::Clocks clocks;
+    store.TellClocks(&clocks);
+    return clocks.empty() ? 0 : clocks[0].clock();
+  };
+  for (const std::uint64_t number : {1, 2}) {  // through memory, and over TCP
+    Initialise();
+    const auto worker = NewClient(number);
+    std::vector<float> values(elements_);
+    const auto gradient = std::make_shared<std::vector<float>>(elements_, 1.0F);
+    OrThrow(worker->Push(GradientOf(gradient), values));
+    ExpectAll(values, -1);
+    const std::uint64_t before = clock();
+    const std::uint64_t end_of_step = 2 * worker->pushes()[0];
+    ASSERT_EQ(store.pushes().Claim(number, end_of_step), PushLedger::Claimed::kNew);
+    auto pushed =
+        std::async(std::launch::async, [&] { return worker->Push(GradientOf(gradient), values); });
+    EXPECT_EQ(pushed.wait_for(milliseconds(700)), std::future_status::timeout);
+    EXPECT_EQ(clock(), before) << "others would take the step for made";
+    store.pushes().Finish(number, end_of_step, /*applied=*/false);
+    OrThrow(pushed.get());
+    ExpectAll(values, -2);
+    EXPECT_EQ(clock(), before + 1);
+    store.Retire(number);
+  }
+}
+
 TEST_F(ServersTest, AServerThatIsGoneIsNamed) {
   Start(2);
   Initialise();
@@ -1060,6 +1095,23 @@ TEST_F(CoordinatorServiceTest, RoundsPassSumsOn) {
   std::future<std::uint64_t> second = std::async(std::launch::async, work, 1);
   EXPECT_EQ(first.get(), 100U);
   EXPECT_EQ(second.get(), 100U);
+}
+
+// As behind a firewall that has forgotten the connection; peer_timeout is shorter than gRPC's
+// keepalive.
+TEST_F(CoordinatorServiceTest, AConnectionThatFallsSilentIsReplaced) {
+  OrThrow(coordinator_.Open(0));
+  testing::LossyProxy proxy({server_->port()}, /*loss=*/0, /*seed=*/1);
+  const auto worker = CoordinatorClient::Make(
+      testing::LossyProxy::AddressOf(server_->port()), "chief:0",
+      {.task = {TaskType::kWorker, 0}, .incarnation = 1}, milliseconds(4'000));
+  OrThrow(worker->Attach());
+  for (int silence = 0; silence < 2; ++silence) {
+    proxy.Silence();
+    std::this_thread::sleep_for(milliseconds(200));
+    EXPECT_EQ(worker->OpenDataset(0, {.fingerprint = 5, .examples = 1000, .batch_size = 10}),
+              OkStatus());
+  }
 }
 
 TEST_F(CoordinatorServiceTest, AbortEndsAWait) {

@@ -637,6 +637,32 @@ TEST_F(StoreTest, NothingOfARetiredWorkerIsTaken) {
   EXPECT_EQ(Push(other, ones_).kind(), Error::NONE) << "its successor is another";
 }
 
+TEST_F(StoreTest, ABoundedReadWaitsForThePushBeforeIt) {
+  Declare(*Sgd({.learning_rate = 1}), "ssp:0");
+  Assign({0, 0, 0, 0, 0, 0, 0});
+  const auto soon = [] { return DeadlineAfter(std::chrono::milliseconds(1)); };
+  FrameHeader push = PushHeader();
+  push.set_advance(true);
+  push.set_clock(1);
+  FrameHeader read = Header({0, 1, 2});
+  read.set_bounded(true);
+  read.set_clock(1);
+  read.set_sequence(push.sequence());
+  EXPECT_EQ(store_.Admit(read, soon()).kind(), Error::NOT_YET) << "it has not come";
+  ASSERT_EQ(store_.pushes().Claim(1, push.sequence()), PushLedger::Claimed::kNew);
+  EXPECT_EQ(store_.Admit(read, soon()).kind(), Error::NOT_YET) << "another thread is at it";
+  std::jthread other([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    store_.pushes().Finish(1, push.sequence(), /*applied=*/false);
+  });
+  EXPECT_EQ(store_.Admit(read, DeadlineAfter(std::chrono::seconds(20))).kind(), Error::NOT_YET)
+      << "it was taken back, and is to come again";
+  EXPECT_EQ(Push(push, ones_).kind(), Error::NONE);
+  EXPECT_EQ(store_.Admit(read, soon()).kind(), Error::NONE);
+  store_.Retire(1);
+  EXPECT_EQ(store_.Admit(read, soon()).kind(), Error::FENCED);
+}
+
 TEST_F(StoreTest, RoundsThatMakeNoSenseAreRefused) {
   Declare(*Sgd({.learning_rate = 1}), "sync");
   Assign({0, 0, 0, 0, 0, 0, 0});

@@ -977,7 +977,7 @@ TEST(PushLedgerTest, NothingOfARetiredClientIsNew) {
   ASSERT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kNew);
   std::atomic<bool> finished = false;
   std::jthread other([&] {
-    ledger.Retire(1);
+    EXPECT_TRUE(ledger.Retire(1, Late()));
     EXPECT_TRUE(finished);
   });
   while (!ledger.retired(1)) {
@@ -989,11 +989,36 @@ TEST(PushLedgerTest, NothingOfARetiredClientIsNew) {
   ledger.Finish(1, 1, true);
 }
 
+// The thread that tells of it is not to be held up by one that applies.
+TEST(PushLedgerTest, ARetirementSaysThatAPushIsBeingApplied) {
+  PushLedger ledger;
+  const auto soon = [] { return DeadlineAfter(std::chrono::milliseconds(10)); };
+  ASSERT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kNew);
+  ASSERT_EQ(ledger.Claim(2, 1), PushLedger::Claimed::kNew);
+  ledger.Finish(2, 1, true);
+  EXPECT_TRUE(ledger.Retire(2, soon()));
+  for (int repetition = 0; repetition < 2; ++repetition) {
+    EXPECT_FALSE(ledger.Retire(1, 3, soon()));
+    EXPECT_EQ(ledger.Claim(1, 2), PushLedger::Claimed::kFenced);
+    EXPECT_EQ(ledger.Claim(3, 1), PushLedger::Claimed::kFenced);
+  }
+  ledger.Finish(1, 1, true);
+  EXPECT_TRUE(ledger.Retire(1, 3, soon()));
+  EXPECT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kFenced);
+  // One that nobody asks about again is not kept.
+  ASSERT_EQ(ledger.Claim(4, 1), PushLedger::Claimed::kNew);
+  EXPECT_FALSE(ledger.Retire(4, soon()));
+  ledger.Finish(4, 1, false);
+  PushLedger::Pushes pushes;
+  ledger.Tell(&pushes);
+  EXPECT_TRUE(pushes.empty());
+}
+
 TEST(PushLedgerTest, WhoWaitsForAPushOfARetiredClientIsFenced) {
   PushLedger ledger;
   ASSERT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kNew);
   std::jthread repeats([&] { EXPECT_NE(ledger.Claim(1, 1), PushLedger::Claimed::kNew); });
-  std::jthread retires([&] { ledger.Retire(1); });
+  std::jthread retires([&] { EXPECT_TRUE(ledger.Retire(1, Late())); });
   while (!ledger.retired(1)) {
     std::this_thread::yield();
   }
