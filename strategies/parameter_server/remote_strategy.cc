@@ -300,6 +300,10 @@ Result<ps::ModelSpec> RemoteStrategy::ModelOf(const ParameterSet& parameters,
   }
   for (const TableSpec& table : spec.tables) {
     COHORT_RETURN_IF_ERROR(table.Check());
+    if (options_.consistency.synchronous()) {
+      COHORT_RETURN_IF_ERROR(
+          RefuseLateRows(table, "consistency " + options_.consistency.ToString()));
+    }
   }
   return spec;
 }

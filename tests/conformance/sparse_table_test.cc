@@ -734,7 +734,8 @@ TEST(SparseTables, WhatAStrategyCannotKeepIsRefused) {
   EXPECT_THAT(status.message(), HasSubstr("table \"wide/table\""));
   Model late(ServerSide(Sgd()->config(), {.delay_compensation = 1}));
   EXPECT_THAT(OrThrow(Strategy::FromEnv("one_device", {}))->Bind(late.parameters, Sgd()).message(),
-              HasSubstr("delay_compensation is not for tables of rows"));
+              AllOf(HasSubstr("table \"wide/table\""), HasSubstr("delay_compensation"),
+                    HasSubstr("under one_device")));
   const InStepResult dense_only = InStep(2, 1, [&](Strategy& in_step) -> Result<Outcome> {
     ParameterSet dense;
     dense.Add("bias", {3}, {});

@@ -15,6 +15,8 @@
 #include "parameter_server/frames/wire.h"
 #include "parameter_server/rows/background.h"
 #include "parameter_server/rows/bucket_client.h"
+#include "parameter_server/rows/late_rows.h"
+#include "parameter_server/rows/pulled_rows.h"
 #include "parameter_server/rows/row_file.h"
 #include "parameter_server/rows/row_residuals.h"
 #include "parameter_server/rows/row_routes.h"
@@ -144,15 +146,17 @@ struct RowsToPush {
   // `unique` in the order of their servers; who makes it fills in the rest, and calls Encode.
   // `add`: what is kept of the table's rounded gradients; null: nothing, or these have it.
   RowsToPush(int of, const TableSpec& spec, UniqueIds ids_of_it, const RowRoutes& routes,
-             RowResiduals* add)
+             RowResiduals* add, LateParts late_parts)
       : table(of),
         dim(static_cast<std::size_t>(spec.dim)),
         residuals(add),
         unique(std::move(ids_of_it)),
         runs(Route(unique, table, spec.buckets, routes,
-                   sizeof(std::uint64_t) + sizeof(std::uint32_t) + dim * sizeof(float))),
+                   sizeof(std::uint64_t) + sizeof(std::uint32_t) + dim * sizeof(float) +
+                       late_parts.PushBytes(TableSpec::Wire::kFloat32, dim, 1))),
         ids(unique.ids),
-        counts(unique.ids.size(), 0) {
+        counts(unique.ids.size(), 0),
+        late(late_parts, unique.ids.size(), dim) {
     sums.Resize(unique.ids.size() * dim);
   }
 
@@ -183,6 +187,7 @@ struct RowsToPush {
         counts[u] = other.counts[from];
         std::ranges::copy(other.sums.values().subspan(from * dim, dim),
                           sums.values().subspan(u * dim, dim).begin());
+        late.Take(u, other.late, from, dim);
       }
     }
   }
@@ -222,7 +227,9 @@ struct RowsToPush {
   IdsOnTheWire ids;
   std::vector<std::uint32_t> counts;  // by id
   FloatBuffer sums;
+  LateRows late;
   std::vector<FloatBuffer> encoded;  // of each run
+  std::deque<FloatBuffer> encoded_late;
   // The counts of each run, as bytes up to a multiple of 4.
   std::uint32_t count_bytes = 4;
   std::vector<std::vector<std::uint32_t>> packed_counts;
@@ -259,6 +266,7 @@ class FrameRowClient final : public RowClient {
         channels_(LineChannels(model, addresses_)),
         routes_(model.tables, model.servers),
         feedback_(model),
+        pulled_(model),
         buckets_(model, addresses_, channels_, options, routes_),
         link_(FrameLink::Make(
             LineNames(model, addresses_),
@@ -268,7 +276,13 @@ class FrameRowClient final : public RowClient {
   }
 
   Status Pull(int table, std::span<const std::uint64_t> ids, std::int64_t step, bool training,
-              std::span<float> rows) override;
+              std::span<float> rows) override {
+    return Pull(table, ids, step, training, /*for_gradients=*/training, rows);
+  }
+  Status PullAhead(int table, std::span<const std::uint64_t> ids, std::int64_t step, bool training,
+                   std::span<float> rows) override {
+    return Pull(table, ids, step, training, /*for_gradients=*/true, rows);
+  }
   Status Push(std::span<const Gradients> gradients, std::int64_t step, double weight) override {
     return Push(gradients, step, weight, nullptr);
   }
@@ -341,6 +355,8 @@ class FrameRowClient final : public RowClient {
     rows.set_narrow_ids(ids.narrow());
     return request;
   }
+  Status Pull(int table, std::span<const std::uint64_t> ids, std::int64_t step, bool training,
+              bool for_gradients, std::span<float> rows);
   Status Push(std::span<const Gradients> gradients, std::int64_t step, double weight,
               const Part* part);
   Status PushAll(std::span<const Gradients> gradients, std::int64_t step, double weight,
@@ -356,7 +372,7 @@ class FrameRowClient final : public RowClient {
   static std::vector<std::shared_ptr<grpc::Channel>> LineChannels(
       const ModelSpec& model, const std::vector<std::string>& addresses);
   Status PullUnique(int table, UniqueIds& unique, std::int64_t step, bool training,
-                    Patience& patience, FloatBuffer& values);
+                    Patience& patience, FloatBuffer& values, std::vector<std::uint32_t>& updates);
 
   const std::vector<TableSpec> tables_;
   const std::uint64_t layout_;
@@ -371,6 +387,7 @@ class FrameRowClient final : public RowClient {
   const std::vector<std::shared_ptr<grpc::Channel>> channels_;  // by line
   RowRoutes routes_;
   RowFeedback feedback_;
+  PulledRows pulled_;
   BucketClient buckets_;
   const std::unique_ptr<FrameLink> link_;
   std::uint64_t read_after_ = 0;
@@ -395,26 +412,34 @@ Result<std::string> FrameRowClient::Locate(int line, bool may_share) {
 }
 
 Status FrameRowClient::Pull(int table, std::span<const std::uint64_t> ids, std::int64_t step,
-                            bool training, std::span<float> rows) {
+                            bool training, bool for_gradients, std::span<float> rows) {
   const auto dim = static_cast<std::size_t>(SpecOf(table).dim);
   Require(rows.size() == ids.size() * dim, "room for a row of each id: " + SpecOf(table).name);
   UniqueIds unique(ids);
   Patience patience(read_timeout_);
-  COHORT_RETURN_IF_ERROR(PullUnique(table, unique, step, training, patience, values_));
+  std::vector<std::uint32_t> updates;
+  COHORT_RETURN_IF_ERROR(PullUnique(table, unique, step, training, patience, values_, updates));
   const std::span<const float> values = values_.values();
+  if (for_gradients) {
+    pulled_.Pulled(table, unique.ids, updates, values);
+  }
   for (std::size_t i = 0; i < ids.size(); ++i) {
     std::memcpy(rows.data() + i * dim, values.data() + unique.place[i] * dim, dim * sizeof(float));
   }
   return {};
 }
 
-// The rows of `unique`, which it puts in the order of their servers, into `values`.
+// The rows of `unique`, which it puts in the order of their servers, into `to`; and what they have
+// had of updates, where the table has that (late_rows.h).
 Status FrameRowClient::PullUnique(int table, UniqueIds& unique, std::int64_t step, bool training,
-                                  Patience& patience, FloatBuffer& to) {
+                                  Patience& patience, FloatBuffer& to,
+                                  std::vector<std::uint32_t>& updates) {
   const TableSpec& spec = SpecOf(table);
   const auto dim = static_cast<std::size_t>(spec.dim);
-  const std::vector<Run> runs = Route(unique, table, spec.buckets, routes_,
-                                      std::max(sizeof(std::uint64_t), dim * sizeof(float)));
+  const LateParts late = pulled_.PartsOf(table);
+  const std::vector<Run> runs =
+      Route(unique, table, spec.buckets, routes_,
+            std::max(sizeof(std::uint64_t), dim * sizeof(float) + late.PullBytes(1)));
   const IdsOnTheWire on_the_wire(unique.ids);
   std::vector<FrameRequest> requests;
   for (const Run& run : runs) {
@@ -432,6 +457,7 @@ Status FrameRowClient::PullUnique(int table, UniqueIds& unique, std::int64_t ste
   for (std::size_t r = 0; r < packed.size(); ++r) {
     packed[r].Resize(EncodedBytes(spec.wire, dim, runs[r].end - runs[r].begin) / sizeof(float));
   }
+  updates.assign(late.updates ? unique.ids.size() : 0, kNoRow);
   std::vector<bool> refused(runs.size(), false);
   const auto place = [&](int server, const FrameHeader& header) -> Result<Places> {
     if (header.epoch() != epoch_) {
@@ -446,10 +472,14 @@ Status FrameRowClient::PullUnique(int table, UniqueIds& unique, std::int64_t ste
       refused[tag] = true;
       return Places{};
     }
-    if (encoded) {
-      return Places{packed[tag].values()};
+    const Run& run = runs[tag];
+    Places places{encoded ? packed[tag].values()
+                          : values.subspan(run.begin * dim, (run.end - run.begin) * dim)};
+    if (late.updates) {
+      places.emplace_back(reinterpret_cast<float*>(updates.data() + run.begin),
+                          run.end - run.begin);
     }
-    return Places{values.subspan(runs[tag].begin * dim, (runs[tag].end - runs[tag].begin) * dim)};
+    return places;
   };
   COHORT_RETURN_IF_ERROR(link_->Run(
       requests, {.place = place,
@@ -478,10 +508,14 @@ Status FrameRowClient::PullUnique(int table, UniqueIds& unique, std::int64_t ste
                                        std::to_string(left.front())));
   UniqueIds again = UniqueIds::Of(std::move(left));
   FloatBuffer rest;
-  COHORT_RETURN_IF_ERROR(PullUnique(table, again, step, training, patience, rest));
+  std::vector<std::uint32_t> updates_of_rest;
+  COHORT_RETURN_IF_ERROR(PullUnique(table, again, step, training, patience, rest, updates_of_rest));
   for (std::size_t i = 0; i < left_at.size(); ++i) {
     std::memcpy(values.data() + left_at[i] * dim, rest.values().data() + again.place[i] * dim,
                 dim * sizeof(float));
+    if (late.updates) {
+      updates[left_at[i]] = updates_of_rest[again.place[i]];
+    }
   }
   return {};
 }
@@ -490,6 +524,7 @@ void FrameRowClient::TakeOver(RowClient& before) {
   auto& from = static_cast<FrameRowClient&>(before);  // there is one kind
   if (from.number_ == number_) {
     feedback_ = std::move(from.feedback_);
+    pulled_ = std::move(from.pulled_);
     elected_ = from.elected_;  // a server that was mended may not have heard
   }
 }
@@ -497,8 +532,10 @@ void FrameRowClient::TakeOver(RowClient& before) {
 Status FrameRowClient::Push(std::span<const Gradients> gradients, std::int64_t step, double weight,
                             const Part* part) {
   feedback_.Begin(sequences_, part);
+  pulled_.Begin(sequences_);
   const Status status = PushAll(gradients, step, weight, part);
   feedback_.End(status);
+  pulled_.End(status.ok());
   return status;
 }
 
@@ -512,10 +549,11 @@ Status FrameRowClient::PushAll(std::span<const Gradients> gradients, std::int64_
     // An id's residual is taken once, where a table comes twice as well.
     const bool first = std::ranges::none_of(
         tables, [&](const RowsToPush& other) { return other.table == of_table.table; });
-    tables
-        .emplace_back(of_table.table, spec, UniqueIds(of_table.ids), routes_,
-                      first ? feedback_.Of(of_table.table) : nullptr)
-        .Add(of_table.values);
+    RowsToPush& rows = tables.emplace_back(of_table.table, spec, UniqueIds(of_table.ids), routes_,
+                                           first ? feedback_.Of(of_table.table) : nullptr,
+                                           pulled_.PartsOf(of_table.table));
+    rows.Add(of_table.values);
+    rows.late = pulled_.Fill(of_table.table, rows.unique.ids, rows.sums.values());
   }
   Patience patience(read_timeout_);
   for (;;) {
@@ -531,7 +569,7 @@ Status FrameRowClient::PushAll(std::span<const Gradients> gradients, std::int64_
       }
       if (!ids.empty()) {
         left.emplace_back(tables[t].table, SpecOf(tables[t].table), UniqueIds::Of(std::move(ids)),
-                          routes_, nullptr)
+                          routes_, nullptr, tables[t].late.parts)
             .TakeFrom(tables[t], refused[t]);
       }
     }
@@ -579,6 +617,8 @@ Status FrameRowClient::PushOnce(std::deque<RowsToPush>& tables, std::int64_t ste
           rows.encoded.empty()
               ? rows.sums.values().subspan(run.begin * rows.dim, (run.end - run.begin) * rows.dim)
               : rows.encoded[r].values());
+      rows.late.AddTo(run.begin, run.end, SpecOf(rows.table).wire, rows.dim,
+                      rows.encoded_late.emplace_back(), &request.payload);
       sent.emplace_back(t, r);
     }
   }

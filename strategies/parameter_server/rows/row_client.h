@@ -36,6 +36,12 @@ class RowClient {
   virtual Status Pull(int table, std::span<const std::uint64_t> ids, std::int64_t step,
                       bool training, std::span<float> rows) = 0;
 
+  // The same of rows that gradients will be computed from, but that may never be looked up:
+  // `training` only says whether they are made and marked as used. What a push says of its rows
+  // (late_rows.h) is what they were at the last of these, or of the pulls for training.
+  virtual Status PullAhead(int table, std::span<const std::uint64_t> ids, std::int64_t step,
+                           bool training, std::span<float> rows) = 0;
+
   struct Gradients {
     int table = 0;
     std::span<const std::uint64_t> ids;

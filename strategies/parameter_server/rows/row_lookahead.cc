@@ -76,7 +76,7 @@ void RowLookahead::Fetch(RowClient& client, const Lookups& lookups, std::int64_t
     rows.ids.assign(ids.begin(), ids.end());
     const std::span<float> values =
         rows.values.Resize(ids.size() * dims_[static_cast<std::size_t>(table)]);
-    if (client.Pull(table, ids, step, evicts_[static_cast<std::size_t>(table)], values).ok()) {
+    if (client.PullAhead(table, ids, step, evicts_[static_cast<std::size_t>(table)], values).ok()) {
       ++size_;
     }
   }

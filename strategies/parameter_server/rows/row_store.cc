@@ -8,6 +8,7 @@
 
 #include "parameter_server/frames/row_codec.h"
 #include "parameter_server/frames/weight.h"
+#include "parameter_server/rows/late_rows.h"
 #include "parameter_server/rows/row_errors.h"
 
 namespace cohort::ps {
@@ -96,10 +97,10 @@ Status RowStore::Declare(const std::vector<TableSpec>& tables, int servers,
   }
   std::vector<std::unique_ptr<RowTable>> made;
   for (const TableSpec& spec : tables) {
-    if (spec.dim > kMaxRowFloats) {
+    if (const std::int64_t most = LateParts::Of(spec).LongestRow(kMaxRowFloats); spec.dim > most) {
       return InvalidArgument("table \"" + spec.name + "\": a row of " + std::to_string(spec.dim) +
-                             " floats does not fit in a frame [at most " +
-                             std::to_string(kMaxRowFloats) + "]");
+                             " floats does not fit in a frame [at most " + std::to_string(most) +
+                             "]");
     }
     COHORT_RETURN_IF_ERROR(spec.Check());
     COHORT_ASSIGN_OR_RETURN(auto table, RowTable::Create(spec, {0, spec.buckets}));
@@ -277,9 +278,12 @@ Error RowStore::Plan(const FrameHeader& header, PayloadReader payload, Reading* 
   if (error.kind() == Error::NONE) {
     error = CheckBlock(header, payload, IdBytes(block), *reading->table);
   }
-  if (error.kind() == Error::NONE && std::int64_t{block.count()} * reading->table->spec().dim *
-                                             static_cast<std::int64_t>(sizeof(float)) >
-                                         kMaxPayloadBytes) {
+  if (error.kind() == Error::NONE &&
+      std::int64_t{block.count()} *
+              (reading->table->spec().dim +
+               (LateParts::Of(reading->table->rule()).updates ? 1 : 0)) *
+              static_cast<std::int64_t>(sizeof(float)) >
+          kMaxPayloadBytes) {
     error =
         MakeError(Error::BAD_FRAME, NameOf(*reading->table) + ": " + std::to_string(block.count()) +
                                         " rows do not fit in a frame [ask for fewer at a time]");
@@ -300,7 +304,9 @@ Error RowStore::Plan(const FrameHeader& header, PayloadReader payload, Reading* 
 
 std::size_t RowStore::Reading::floats() const {
   const TableSpec& spec = table->spec();
-  return EncodedBytes(spec.wire, static_cast<std::size_t>(spec.dim), ids.size()) / sizeof(float);
+  return (EncodedBytes(spec.wire, static_cast<std::size_t>(spec.dim), ids.size()) +
+          LateParts::Of(table->rule()).PullBytes(ids.size())) /
+         sizeof(float);
 }
 
 Error RowStore::Admit(const FrameHeader& header, Deadline deadline) {
@@ -331,10 +337,15 @@ Error RowStore::Pull(const Reading& reading, std::span<float> to, Moved* moved) 
   const auto dim = static_cast<std::size_t>(spec.dim);
   const bool encodes = spec.wire != TableSpec::Wire::kFloat32;
   std::vector<float> exact(encodes ? reading.ids.size() * dim : 0);
+  std::vector<std::uint32_t> updates(
+      LateParts::Of(reading.table->rule()).updates ? reading.ids.size() : 0);
+  const std::span<float> behind = to.last(updates.size());
+  to = to.first(to.size() - updates.size());
   Status status = reading.table->Pull(
       reading.ids, reading.step,
       reading.training ? RowTable::Purpose::kTraining : RowTable::Purpose::kReading,
-      encodes ? std::span(exact) : to);
+      encodes ? std::span(exact) : to, updates);
+  std::ranges::copy(std::as_bytes(std::span(updates)), std::as_writable_bytes(behind).begin());
   if (status.ok() && encodes) {
     if (const auto row = EncodeRows(spec.wire, dim, exact, std::as_writable_bytes(to));
         row.has_value()) {
@@ -355,8 +366,10 @@ Error RowStore::Push(const FrameHeader& header, PayloadReader payload, Moved* mo
   if (error.kind() == Error::NONE) {
     // At most 2^32 times 2^22 floats: no overflow.
     const RowBlock& block = header.rows();
-    const std::uint64_t values = EncodedBytes(
-        table->spec().wire, static_cast<std::size_t>(table->spec().dim), block.count());
+    const auto dim = static_cast<std::size_t>(table->spec().dim);
+    const std::uint64_t values =
+        EncodedBytes(table->spec().wire, dim, block.count()) +
+        LateParts::Of(table->rule()).PushBytes(table->spec().wire, dim, block.count());
     error = CheckBlock(header, payload, IdBytes(block) + CountBytes(block) + values, *table);
   }
   if (error.kind() == Error::NONE &&
@@ -380,12 +393,26 @@ Error RowStore::PushTo(RowTable& table, const FrameHeader& header, PayloadReader
   std::vector<std::uint64_t> ids = ReadIds(block, payload);
   std::vector<std::uint32_t> counts = ReadCounts(block, payload);
   std::vector<float> copy;
+  const LateParts late = LateParts::Of(table.rule());
+  if (late.updates && header.has_round()) {
+    return MakeError(Error::BAD_FRAME, NameOf(table) + ": a part of a round, where gradients are " +
+                                           "to be single workers'");
+  }
+  std::vector<std::uint32_t> updates(late.updates ? ids.size() : 0);
+  std::vector<float> pulled;
+  const auto read_updates = [&] {
+    payload.Read(updates.data(), updates.size() * sizeof(std::uint32_t));
+    return std::span<const std::uint32_t>(updates);
+  };
   const RowTable::Gradients gradients{
       .ids = ids,
       .values = ReadRows(table.spec(), ids.size(), payload, copy),
       .counts = counts,
       .scale = header.has_round() ? 1.0F : static_cast<float>(1.0 / header.weight()),
-      .step = static_cast<std::int64_t>(header.rows().step())};
+      .step = static_cast<std::int64_t>(header.rows().step()),
+      .updates = read_updates(),
+      .pulled = late.pulled ? ReadRows(table.spec(), ids.size(), payload, pulled)
+                            : std::span<const float>()};
   if (header.has_round()) {
     if (const Status status = table.Check(gradients); !status.ok()) {
       return ToError(status);
