@@ -280,6 +280,26 @@ TEST(SparseTables, OneWorkerAndAnyNumberOfServersHaveTheBitsOfOneProcess) {
   }
 }
 
+// Nor are the rows late that it looks up ahead: they have its own updates.
+TEST(SparseTables, OneWorkersGradientsAreNeverLate) {
+  const std::string adagrad = Adagrad({.learning_rate = 0.1})->config();
+  const Outcome alone = InOneProcess(1, 2, {}, 0, adagrad);
+  for (const char* consistency : {"async", "ssp:2"}) {
+    std::atomic<std::int64_t> foreseen = 0;
+    const Outcome remote = OnServers(
+        1, 2,
+        [&](ParameterServerStrategy& strategy) {
+          return TrainOn(strategy, 2, {},
+                         ServerSide(adagrad, {.delay_compensation = 1, .staleness_scaling = true}),
+                         &foreseen);
+        },
+        OrThrow(Consistency::Parse(consistency)));
+    EXPECT_GT(foreseen, 0);
+    EXPECT_EQ(remote.values, alone.values) << consistency;
+    EXPECT_EQ(remote.rows, alone.rows) << consistency;
+  }
+}
+
 TEST(SparseTables, ReplicasOfAProcessComeToTheSameUpToTheOrderOfSums) {
   const Outcome alone = InOneProcess(1, 2);
   const Outcome both = InOneProcess(2, 2);

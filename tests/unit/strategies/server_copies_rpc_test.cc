@@ -7,6 +7,7 @@
 #include <thread>
 
 #include <cohort/optim/gradients.h>
+#include <cohort/optim/server_side.h>
 
 #include "row_cluster.h"
 
@@ -251,6 +252,52 @@ TEST_F(Copies, ARoundedStepThatIsSentAgainIsTheSameForPartAndCopy) {
     OrThrow(chief.dense->BeginKeeping({}));
     Mend(chief, s, Client::Mend::kServer);
     Mend(chief, CopiedServer(s, kServers), Client::Mend::kCopy);
+    ExpectSame(Read(epoch), all);
+  }
+}
+
+// Late gradients of rows: how late they are is in the push, also in one that is sent again after
+// its rows were pulled anew.
+TEST_F(Copies, ALateStepThatIsSentAgainIsAsLateAsItWas) {
+  spec_.tables[0].optimizer = ServerSide(Sgd({.learning_rate = 1})->config(),
+                                         {.delay_compensation = 0.125, .staleness_scaling = true});
+  Begin();
+  std::vector<std::uint64_t> ids(40);  // on every server
+  std::iota(ids.begin(), ids.end(), 0U);
+  std::vector<float> rows(ids.size() * kDim);
+  const auto push = [&](RowClient& client, float gradient) {
+    const std::vector<float> gradients(rows.size(), gradient);
+    const RowClient::Gradients one{.table = 0, .ids = ids, .values = gradients};
+    return client.Push({&one, 1}, 1, 1);
+  };
+  const Process first = Make(8, 1);
+  OrThrow(first.rows->Pull(0, ids, 1, /*training=*/true, rows));
+  const Process other = Make(7, 1);
+  OrThrow(push(*other.rows, -1));
+  OrThrow(push(*other.rows, -1));
+  const std::vector<std::string> addresses = addresses_;
+  addresses_[0] = "127.0.0.1:1";  // parts and copies of two servers alone get it
+  const Process broken = Make(8, 1);
+  addresses_ = addresses;
+  broken.rows->TakeOver(*first.rows);
+  EXPECT_EQ(push(*broken.rows, -4).code(), StatusCode::kUnavailable);
+  const Process again = Make(8, 1);
+  again.rows->TakeOver(*broken.rows);
+  OrThrow(again.rows->PullAhead(0, ids, 2, /*training=*/false, rows));
+  OrThrow(push(*again.rows, -4));
+  All all = Read(1);
+  for (const std::uint64_t id : ids) {
+    // (-4 + 0.125 * 16 * (2 - 0)) / 2 = 0 is taken off 2.
+    EXPECT_THAT(all.rows.at(id).weights, ElementsAre(2, 2)) << id;
+    EXPECT_EQ(all.rows.at(id).updates, 3U) << id;
+  }
+  OrThrow(again.rows->Pull(0, ids, 3, /*training=*/true, rows));
+  OrThrow(push(*again.rows, -4));  // which is not late
+  all = Read(1);
+  EXPECT_THAT(all.rows.at(1).weights, ElementsAre(6, 6));
+  for (int s = 0; s < kServers; ++s) {
+    const auto epoch = static_cast<std::uint64_t>(s) + 2;
+    LoseAndMend(s, epoch);
     ExpectSame(Read(epoch), all);
   }
 }
