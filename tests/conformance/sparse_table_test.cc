@@ -756,6 +756,15 @@ TEST(SparseTables, WhatAStrategyCannotKeepIsRefused) {
   EXPECT_THAT(OrThrow(Strategy::FromEnv("one_device", {}))->Bind(late.parameters, Sgd()).message(),
               AllOf(HasSubstr("table \"wide/table\""), HasSubstr("delay_compensation"),
                     HasSubstr("under one_device")));
+  OnServers(1, 1,
+            [&](ParameterServerStrategy& in_rounds) -> Result<Outcome> {
+              Model model(ServerSide(Sgd()->config(), {.staleness_scaling = true}));
+              EXPECT_THAT(in_rounds.Bind(model.parameters, Sgd()).message(),
+                          AllOf(HasSubstr("table \"wide/table\""), HasSubstr("staleness_scaling"),
+                                HasSubstr("under consistency sync")));
+              return TrainOn(in_rounds, 1, {}, Sgd({.learning_rate = 0.1})->config());
+            },
+            {.mode = Consistency::Mode::kSynchronous});
   const InStepResult dense_only = InStep(2, 1, [&](Strategy& in_step) -> Result<Outcome> {
     ParameterSet dense;
     dense.Add("bias", {3}, {});

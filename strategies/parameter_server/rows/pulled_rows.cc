@@ -97,7 +97,7 @@ LateRows PulledRows::Fill(int table, std::span<const std::uint64_t> ids,
   return sent == nullptr ? late : sent->late;
 }
 
-void PulledRows::End(bool ok) {
+void PulledRows::End(bool ok, std::span<const std::uint64_t> numbers) {
   if (!any_) {
     return;
   }
@@ -111,6 +111,9 @@ void PulledRows::End(bool ok) {
     }
   }
   counted_ = counted_ || ok;
+  if (std::ranges::equal(numbers, numbers_)) {
+    numbers_.clear();
+  }
 }
 
 }  // namespace cohort::ps

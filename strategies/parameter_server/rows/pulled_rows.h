@@ -38,7 +38,8 @@ class PulledRows {
   LateRows Fill(int table, std::span<const std::uint64_t> ids, std::span<const float> sums);
   // It has ended. Where it succeeded its rows have an update more, which is this worker's own; of a
   // gradient that is not finite they have none (TableSpec::NotFinite::kSkipRow).
-  void End(bool ok);
+  // `numbers`: of the pushes up to it; where none was added nothing of it was sent.
+  void End(bool ok, std::span<const std::uint64_t> numbers);
 
  private:
   struct Row {

@@ -535,7 +535,7 @@ Status FrameRowClient::Push(std::span<const Gradients> gradients, std::int64_t s
   pulled_.Begin(sequences_);
   const Status status = PushAll(gradients, step, weight, part);
   feedback_.End(status);
-  pulled_.End(status.ok());
+  pulled_.End(status.ok(), sequences_);
   return status;
 }
 

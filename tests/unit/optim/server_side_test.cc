@@ -14,6 +14,7 @@
 #include <cohort/optim/optimizers.h>
 #include <cohort/optim/row_optimizer.h>
 #include <cohort/optim/server_side.h>
+#include <cohort/optim/table_spec.h>
 
 namespace cohort {
 namespace {
@@ -328,6 +329,30 @@ TEST(ServerSide, ALateGradientOfARowIsCompensatedAndItsRateDivided) {
       {3, 1}, {3, -4}, {}, 4);
   EXPECT_THAT(adagrad, ElementsAre(FloatEq(3 - 0.75F / std::sqrt(12.5F)),
                                    FloatEq(1 + 1 / std::sqrt(12.5F)), 12.5F));
+}
+
+TEST(ServerSide, RowsThatCannotBeLateAreRefusedByTheirTablesName) {
+  const std::string sgd = Sgd()->config();
+  TableSpec table;
+  table.name = "users";
+  for (const auto& [options, field] :
+       {std::pair{ServerSideOptions{.delay_compensation = 1}, "delay_compensation"},
+        std::pair{ServerSideOptions{.staleness_scaling = true}, "staleness_scaling"}}) {
+    table.optimizer = ServerSide(sgd, options);
+    table.dim = 1;
+    EXPECT_EQ(table.Check(), OkStatus());
+    const Status status = RefuseLateRows(table, "consistency sync:1");
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+    EXPECT_THAT(status.message(),
+                HasSubstr("table \"users\": optimizer sgd: " + std::string(field)));
+    EXPECT_THAT(status.message(), HasSubstr("under consistency sync:1 ["));
+  }
+  for (const std::string& config :
+       {sgd, ServerSide(sgd, {.clip_value = 1, .clip_norm = 1, .weight_decay = 0.5}),
+        RowWiseAdagradConfig(), std::string()}) {
+    table.optimizer = config;
+    EXPECT_EQ(RefuseLateRows(table, "one_device"), OkStatus()) << config;
+  }
 }
 
 // The same code: a row has the bits of a dense parameter under every rule.

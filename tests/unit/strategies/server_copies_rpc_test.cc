@@ -302,6 +302,46 @@ TEST_F(Copies, ALateStepThatIsSentAgainIsAsLateAsItWas) {
   }
 }
 
+// The same of dense values, whose pushes carry what they were computed from.
+TEST_F(Copies, ALateDenseStepThatIsSentAgainIsAsLateAsItWas) {
+  for (const char* consistency : {"async", "ssp:5"}) {
+    spec_.consistency = OrThrow(Consistency::Parse(consistency));
+    spec_.optimizer = ServerSide(Sgd({.learning_rate = 1, .momentum = 0.5}),
+                                 {.delay_compensation = 0.5, .staleness_scaling = true})
+                          ->config();
+    Begin();
+    const Process late = Make(8, 1);
+    std::vector<float> values(kFloats, 7);
+    OrThrow(late.dense->Pull(values, /*everything=*/true));
+    OrThrow(late.dense->PullForStep(values, {}));
+    const Process other = Make(7, 1);
+    std::vector<float> others(kFloats);
+    OrThrow(other.dense->Pull(others, /*everything=*/true));
+    OrThrow(other.dense->PullForStep(others, {}));
+    const std::vector<float> one(kFloats, -1);
+    const std::vector<float> two(kFloats, -2);
+    OrThrow(other.dense->Push({.arena = one}, others));
+    OrThrow(other.dense->Push({.arena = one}, others));  // momentum 0.5: 1, then 2.5
+    EXPECT_EQ(others, std::vector<float>(kFloats, 2.5F));
+    const std::vector<std::uint64_t> pushes = late.dense->pushes();
+    servers_[1].reset();
+    EXPECT_EQ(late.dense->Push({.arena = two}, values).code(), StatusCode::kUnavailable);
+    LoseAndMend(1, 2);
+    const Process again = Make(8, 2, pushes);
+    again.dense->TakeOver(*late.dense);
+    OrThrow(again.dense->Pull(values, /*everything=*/true));  // as a worker does
+    OrThrow(again.dense->Push({.arena = two}, values));
+    // -2 + 0.5 * 4 * (2.5 - 0) = 3, of which half counts; the momentum was 1.5.
+    EXPECT_EQ(values, std::vector<float>(kFloats, 2.5F + 0.5F * 1.5F - 1.5F)) << consistency;
+    const All all = Read(2);
+    for (int s = 0; s < kServers; ++s) {
+      const auto epoch = static_cast<std::uint64_t>(s) + 3;
+      LoseAndMend(s, epoch);
+      ExpectSame(Read(epoch), all);
+    }
+  }
+}
+
 TEST_F(Copies, SumsAreWholeWhereManyWorkersPushAtOnce) {
   spec_.optimizer = Sgd({.learning_rate = 1})->config();
   Begin();

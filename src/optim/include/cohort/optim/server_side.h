@@ -9,7 +9,8 @@
 //                        the server has and the one that the gradient was computed from.
 //                        Zheng et al., "Asynchronous Stochastic Gradient Descent with Delay
 //                        Compensation", ICML 2017 (DC-ASGD-c). Costs the servers a copy of the
-//                        values for each worker
+//                        values for each worker; with server_loss kReplica instead pushes that are
+//                        4 bytes a float longer
 //   clip_value           every element is kept within [-clip_value, clip_value]
 //   staleness_scaling    the learning rate is divided by the staleness, where that is 2 or more:
 //                        updates by others between the worker's copy and this push. Zhang, Gupta,
