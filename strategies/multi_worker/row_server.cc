@@ -34,6 +34,9 @@ class RowServer final : public Strategy {
     }
     const ps::ModelSpec model =
         ps::ModelSpec::OfTables(parameters, optimizer->config(), job_->num_servers());
+    for (const TableSpec& table : model.tables) {
+      COHORT_RETURN_IF_ERROR(RefuseLateRows(table, kind_));
+    }
     COHORT_RETURN_IF_ERROR(job_->server()->Declare(model, cluster().task.ToString()));
     optimizer_ = std::move(optimizer);
     return {};

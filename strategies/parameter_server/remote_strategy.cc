@@ -302,17 +302,12 @@ Result<ps::ModelSpec> RemoteStrategy::ModelOf(const ParameterSet& parameters,
       ps::ModelSpec::Of(parameters, optimizer.config(), options_.consistency, job_->num_servers());
   spec.partitioner = options_.partitioner;
   spec.copies = options_.server_loss == ServerLoss::kReplica;
-  if (const ServerSideOptimizer* const side = ServerSideOptimizer::Of(optimizer);
-      spec.copies && side != nullptr &&
-      (side->options().delay_compensation > 0 || side->options().staleness_scaling)) {
-    return InvalidArgument(
-        std::string(side->options().staleness_scaling ? "staleness_scaling"
-                                                      : "delay_compensation") +
-        " with server_loss kReplica: copies do not know what a gradient was computed from [one or "
-        "the other]");
-  }
   for (const TableSpec& table : spec.tables) {
     COHORT_RETURN_IF_ERROR(table.Check());
+    if (options_.consistency.synchronous()) {
+      COHORT_RETURN_IF_ERROR(
+          RefuseLateRows(table, "consistency " + options_.consistency.ToString()));
+    }
   }
   return spec;
 }

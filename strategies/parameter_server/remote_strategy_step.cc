@@ -157,6 +157,7 @@ Result<StepResult> RemoteStrategy::StepAlone(const data::Batch& part, const Step
   const double weight = PushWeight(mine.weight);
   const double clip = Clip(weight);
   const std::int64_t row_step = step_ + 1;
+  client_->KeepBase(NewValues());
   COHORT_ASSIGN_OR_RETURN(const bool stands,
                           Persist([&] { return PushAlone(row_step, weight, clip); }));
   if (!stands) {

@@ -328,6 +328,9 @@ Status SynchronousStrategy::BindRows(const ParameterSet& parameters, const Optim
   if (parameters.tables().empty()) {
     return {};
   }
+  for (const TableSpec& table : parameters.tables()) {  // what Bind was given has no such options
+    COHORT_RETURN_IF_ERROR(RefuseLateRows(table, kind()));
+  }
   if (membership_->num_row_servers() == 0) {
     COHORT_ASSIGN_OR_RETURN(rows_,
                             LocalRows::Make(parameters.tables(), optimizer.config(), gang_.size()));

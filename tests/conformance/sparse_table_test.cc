@@ -284,6 +284,26 @@ TEST(SparseTables, OneWorkerAndAnyNumberOfServersHaveTheBitsOfOneProcess) {
   }
 }
 
+// Nor are the rows late that it looks up ahead: they have its own updates.
+TEST(SparseTables, OneWorkersGradientsAreNeverLate) {
+  const std::string adagrad = Adagrad({.learning_rate = 0.1})->config();
+  const Outcome alone = InOneProcess(1, 2, {}, 0, adagrad);
+  for (const char* consistency : {"async", "ssp:2"}) {
+    std::atomic<std::int64_t> foreseen = 0;
+    const Outcome remote = OnServers(
+        1, 2,
+        [&](ParameterServerStrategy& strategy) {
+          return TrainOn(strategy, 2, {},
+                         ServerSide(adagrad, {.delay_compensation = 1, .staleness_scaling = true}),
+                         &foreseen);
+        },
+        OrThrow(Consistency::Parse(consistency)));
+    EXPECT_GT(foreseen, 0);
+    EXPECT_EQ(remote.values, alone.values) << consistency;
+    EXPECT_EQ(remote.rows, alone.rows) << consistency;
+  }
+}
+
 TEST(SparseTables, ReplicasOfAProcessComeToTheSameUpToTheOrderOfSums) {
   const Outcome alone = InOneProcess(1, 2);
   const Outcome both = InOneProcess(2, 2);
@@ -920,7 +940,17 @@ TEST(SparseTables, WhatAStrategyCannotKeepIsRefused) {
   EXPECT_THAT(status.message(), HasSubstr("table \"wide/table\""));
   Model late(ServerSide(Sgd()->config(), {.delay_compensation = 1}));
   EXPECT_THAT(OrThrow(Strategy::FromEnv("one_device", {}))->Bind(late.parameters, Sgd()).message(),
-              HasSubstr("delay_compensation is not for tables of rows"));
+              AllOf(HasSubstr("table \"wide/table\""), HasSubstr("delay_compensation"),
+                    HasSubstr("under one_device")));
+  OnServers(1, 1,
+            [&](ParameterServerStrategy& in_rounds) -> Result<Outcome> {
+              Model model(ServerSide(Sgd()->config(), {.staleness_scaling = true}));
+              EXPECT_THAT(in_rounds.Bind(model.parameters, Sgd()).message(),
+                          AllOf(HasSubstr("table \"wide/table\""), HasSubstr("staleness_scaling"),
+                                HasSubstr("under consistency sync")));
+              return TrainOn(in_rounds, 1, {}, Sgd({.learning_rate = 0.1})->config());
+            },
+            {.mode = Consistency::Mode::kSynchronous});
   const InStepResult dense_only = InStep(2, 1, [&](Strategy& in_step) -> Result<Outcome> {
     ParameterSet dense;
     dense.Add("bias", {3}, {});

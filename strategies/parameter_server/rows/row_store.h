@@ -149,7 +149,9 @@ class RowStore {
     const BucketPlaces* places = nullptr;
     std::vector<std::uint64_t> ids;
     std::vector<std::uint32_t> counts;
-    std::vector<float> copy;  // of the values, unless they are used where they lie
+    std::vector<float> copy;             // of the values, unless they are used where they lie
+    std::vector<std::uint32_t> updates;  // as they travel beside these (late_rows.h)
+    std::vector<float> pulled;           // as `copy`
     RowTable::Gradients gradients;
   };
 

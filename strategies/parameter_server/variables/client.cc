@@ -43,6 +43,7 @@ FrameClient::FrameClient(ModelSpec spec, std::vector<std::string> addresses, Cli
       chunks_(MakeChunks(spec_)),
       names_(LineNames(spec_, addresses)),
       addresses_(std::move(addresses)),
+      carries_(CarriesBase(spec_)),
       versions_(chunks_.size(), 0),
       sequences_(options_.pushes),
       arrivals_(names_.size()),
@@ -385,6 +386,9 @@ void FrameClient::TakeOver(Client& before) {
   if (spec_.consistency.synchronous()) {
     versions_ = std::move(from.versions_);
   }
+  base_after_ = std::move(from.base_after_);
+  base_versions_ = std::move(from.base_versions_);
+  base_ = std::move(from.base_);
   residuals_ = std::move(from.residuals_);
   part_ = from.part_;
   unclipped_ = from.unclipped_;
@@ -446,9 +450,25 @@ Result<std::span<const float>> FrameClient::Encode(const Gradient& gradient, std
   return std::span<const float>(to);
 }
 
+void FrameClient::KeepBase(std::span<const float> values) {
+  if (!spec_.copies || spec_.consistency.synchronous()) {
+    return;
+  }
+  Require(!carries_ || !values.empty(),
+          "with copies and delay_compensation a push needs the values it was computed from");
+  base_after_ = sequences_;
+  base_versions_ = versions_;
+  if (carries_) {  // replies will be written to where they are
+    base_.assign(values.begin(), values.end());
+  }
+}
+
 Status FrameClient::Push(const Gradient& gradient, std::span<float> values) {
   const bool empty = gradient.round.has_value() && gradient.weight == 0;
   const bool bounded = spec_.consistency.bounded();
+  if (base_after_ != sequences_) {
+    KeepBase(values);
+  }
   if (bounded) {
     COHORT_RETURN_IF_ERROR(EnterClock());
   }
@@ -459,10 +479,12 @@ Status FrameClient::Push(const Gradient& gradient, std::span<float> values) {
   if (gradient.round.has_value()) {
     BeginPart(*gradient.round, empty);
   }
+  const std::vector<std::uint64_t>& base =
+      spec_.copies && !spec_.consistency.synchronous() ? base_versions_ : versions_;
   std::vector<FrameRequest> requests;
   for (int s = 0; s < spec_.servers; ++s) {
     const std::size_t before = requests.size();
-    for (const std::vector<int>& frame : PackFrames(chunks_, s, kFrameBytes)) {
+    for (const std::vector<int>& frame : PackFrames(chunks_, s, kFrameBytes, carries_ ? 2 : 1)) {
       FrameRequest& request =
           requests.emplace_back(FrameRequest{s, FrameMethod::kPush, Header(), {}});
       FrameHeader& header = request.header;
@@ -480,11 +502,15 @@ Status FrameClient::Push(const Gradient& gradient, std::span<float> values) {
       }
       for (const int c : frame) {
         header.add_chunks(static_cast<std::uint32_t>(c));
-        header.add_versions(versions_[static_cast<std::size_t>(c)]);
+        header.add_versions(base[static_cast<std::size_t>(c)]);
         if (!empty) {
           COHORT_ASSIGN_OR_RETURN(const std::span<const float> bytes,
                                   Encode(gradient, static_cast<std::size_t>(c), header.sequence()));
           request.payload.push_back(bytes);
+        }
+        const Chunk& chunk = chunks_[static_cast<std::size_t>(c)];
+        if (carries_ && chunk.trainable) {
+          request.payload.push_back(Of(chunk, std::span<const float>(base_)));
         }
       }
     }

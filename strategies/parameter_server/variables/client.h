@@ -103,6 +103,11 @@ class Client {
   // servers have afterwards; under bounded staleness, when that is fresh. On an error some servers
   // may have applied their part.
   virtual Status Push(const Gradient& gradient, std::span<float> values) = 0;
+  // Where there are copies, asynchronously: the next push is of a gradient that was computed from
+  // these, this client's last copy, which may be another by then. One that is sent again under the
+  // same numbers is of the same, also by a client that takes over. Push says it of its `values`
+  // itself, where nobody has.
+  virtual void KeepBase(std::span<const float> values) = 0;
   // The numbers of the last pushes, by server; a client of the same process that goes on from
   // them sends what comes after.
   virtual std::vector<std::uint64_t> pushes() const = 0;

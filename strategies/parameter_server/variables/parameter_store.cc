@@ -40,6 +40,7 @@ Status ParameterStore::Declare(const ModelSpec& spec, const std::string& who) {
   server_side_ = ServerSideOptimizer::Of(*optimizer_);
   rounds_ = spec.consistency.synchronous();
   elects_ = spec.elects();
+  carries_ = CarriesBase(spec);
   clips_ = rounds_ && optimizer_->global_clip_norm() > 0;
   if (spec.consistency.bounded()) {
     clocks_ = std::make_unique<ClockTable>(spec.consistency.staleness);
@@ -308,12 +309,22 @@ std::uint64_t ParameterStore::ApplyAsynchronous(Block& block, const FrameHeader&
   Keep(block);
   const std::uint64_t staleness = block.version > base ? block.version - base : 0;
   if (block.chunk.trainable) {
-    const auto pulled = block.pulled.find(header.client());
-    const bool known =
-        staleness > 0 && pulled != block.pulled.end() && pulled->second.version == base;
-    Update(block, payload, ScaleOf(header.weight(), header.clip() == 0 ? 1 : header.clip()),
-           known ? std::span<const float>(pulled->second.values) : std::span<const float>(),
+    std::span<const float> values;
+    if (const auto pulled = block.pulled.find(header.client());
+        staleness > 0 && pulled != block.pulled.end() && pulled->second.version == base) {
+      values = pulled->second.values;
+    }
+    if (carries_ && staleness > 0) {
+      thread_local std::vector<float> carried;  // grows to the longest chunk
+      carried.resize(block.value.size());
+      PayloadReader behind = payload;
+      behind.Skip(block.value.size() * sizeof(float));
+      ReadFloats(behind, carried);
+      values = carried;
+    }
+    Update(block, payload, ScaleOf(header.weight(), header.clip() == 0 ? 1 : header.clip()), values,
            staleness);
+    payload.Skip(BaseFloats(block) * sizeof(float));
   } else {
     // What is not trained moves by the difference that the worker's step made.
     std::size_t done = 0;
@@ -506,7 +517,7 @@ bool ParameterStore::Copy(Reading& reading, bool slots, std::span<float> to, DTy
   if (encoded && !EncodeValues(wire, value, to)) {
     return false;
   }
-  if (client != 0 && reading.snapshot == 0 && compensates() && block.chunk.trainable &&
+  if (client != 0 && reading.snapshot == 0 && compensates() && !carries_ && block.chunk.trainable &&
       !ledger_.retired(client)) {
     Pulled& pulled = block.pulled[client];
     pulled.version = reading.version;

@@ -48,6 +48,10 @@ struct StoreStats {
 
 // InvalidArgument: an option of the server side that needs single pushes, where there are rounds.
 Status CheckServerSide(const Optimizer& optimizer, const Consistency& consistency);
+// Do pushes carry the values that they were computed from? Behind each trainable chunk's gradient,
+// as float32: where gradients are compensated and another server has a copy, which nobody pulls
+// from. There no server keeps what it gave.
+bool CarriesBase(const ModelSpec& spec);
 
 class ParameterStore {
  public:
@@ -183,6 +187,10 @@ class ParameterStore {
   bool compensates() const {
     return server_side_ != nullptr && server_side_->options().delay_compensation > 0;
   }
+  // Of a chunk's values behind its gradient in a push.
+  std::size_t BaseFloats(const Block& block) const {
+    return carries_ && block.chunk.trainable ? block.value.size() : 0;
+  }
   Block* Find(std::uint32_t chunk) const;
 
   const int server_;
@@ -193,6 +201,7 @@ class ParameterStore {
   std::unique_ptr<Optimizer> optimizer_;
   const ServerSideOptimizer* server_side_ = nullptr;  // optimizer_, if it has such options
   bool rounds_ = false;                               // synchronous
+  bool carries_ = false;                              // CarriesBase
   bool elects_ = false;                         // a round is applied when a commit names its parts
   bool clips_ = false;                          // rounds wait for a factor
   std::unique_ptr<ClockTable> clocks_;          // under bounded staleness

@@ -363,6 +363,57 @@ TEST_F(StoreTest, WhatTravelsRoundedIsCompensatedForAsItTravelled) {
   EXPECT_THAT(Read(0), Each(0));
 }
 
+TEST_F(StoreTest, WhereThereAreCopiesAPushCarriesWhatItWasComputedFrom) {
+  ParameterStore store(0);
+  spec_ = {
+      .parameters = {{"a", {2}, true, 0}, {"fixed", {1}, false, 8}},
+      .optimizer = ServerSide(Sgd({.learning_rate = 1}), {.delay_compensation = 0.5})->config(),
+      .servers = 1,
+      .copies = true};
+  OrThrow(store.Declare(spec_, "chief:0"));
+  const std::vector<float> fours = {4, 4, 4};
+  ASSERT_EQ(store.Assign(Header({0, 1}), Payload(fours)).kind(), Error::NONE);
+  ParameterStore::Pushed pushed;
+  std::uint64_t number = 0;
+  const auto push = [&](const std::vector<float>& payload, std::uint64_t version,
+                        DType wire = DType::kFloat32) {
+    FrameHeader header = Header({0, 1}, version);
+    header.set_sequence(++number);
+    header.set_weight(1);
+    header.set_wire(WireNumber(wire));
+    return store.Push(header, Payload(payload), &pushed);
+  };
+  const auto value = [&] {
+    std::vector<ParameterStore::Reading> readings;
+    EXPECT_EQ(store.Plan(Header({0}), &readings).kind(), Error::NONE);
+    std::vector<float> values(readings.at(0).floats);
+    store.Copy(readings[0], false, values, DType::kFloat32, /*client=*/1);
+    EXPECT_EQ(values[0], values[1]);
+    return values[0];
+  };
+  // Gradients, what they were computed from, and the difference of what is not trained.
+  EXPECT_EQ(push({1, 1, 9, 9, 0}, 0).kind(), Error::NONE);
+  EXPECT_EQ(value(), 3) << "it was not late";
+  EXPECT_EQ(push({2, 2, 4, 4, 0}, 0).kind(), Error::NONE);  // 2 + 0.5 * 4 * (3 - 4) = 0
+  EXPECT_EQ(value(), 3);
+  EXPECT_EQ(push({2, 2, 1, 1, 0}, 1).kind(), Error::NONE);  // 2 + 0.5 * 4 * (3 - 1) = 6
+  EXPECT_EQ(value(), -3);
+  std::vector<float> rounded(EncodedFloats(DType::kBFloat16, 2));
+  ASSERT_TRUE(EncodeValues(DType::kBFloat16, std::vector<float>{2, 2}, rounded));
+  rounded.insert(rounded.end(), {-2, -2, 0});
+  EXPECT_EQ(push(rounded, 1, DType::kBFloat16).kind(), Error::NONE);  // 2 + 0.5 * 4 * -1 = 0
+  EXPECT_EQ(value(), -3);
+  Error error = push({2, 2, 0}, 1);
+  EXPECT_EQ(error.kind(), Error::BAD_FRAME);
+  EXPECT_THAT(error.message(), HasSubstr("a: 12 bytes left of the payload, 16 needed"));
+  rounded.resize(1);
+  EXPECT_EQ(push(rounded, 1, DType::kBFloat16).kind(), Error::BAD_FRAME);
+  error = push({2, 2, 1, std::numeric_limits<float>::infinity(), 0}, 1);
+  EXPECT_EQ(error.kind(), Error::NOT_FINITE);
+  EXPECT_THAT(error.message(), HasSubstr("values of a that a gradient was computed from"));
+  EXPECT_EQ(value(), -3);
+}
+
 TEST_F(StoreTest, TheRateIsDividedByTheStaleness) {
   Declare(*ServerSide(Sgd({.learning_rate = 1}), {.staleness_scaling = true}));
   Assign({0, 0, 0, 0, 0, 0, 0});

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include <cohort/optim/gradients.h>
+#include <cohort/optim/server_side.h>
 
 #include "row_cluster.h"
 
@@ -252,6 +253,94 @@ TEST_F(Copies, ARoundedStepThatIsSentAgainIsTheSameForPartAndCopy) {
     Mend(chief, s, Client::Mend::kServer);
     Mend(chief, CopiedServer(s, kServers), Client::Mend::kCopy);
     ExpectSame(Read(epoch), all);
+  }
+}
+
+// Late gradients of rows: how late they are is in the push, also in one that is sent again after
+// its rows were pulled anew.
+TEST_F(Copies, ALateStepThatIsSentAgainIsAsLateAsItWas) {
+  spec_.tables[0].optimizer = ServerSide(Sgd({.learning_rate = 1})->config(),
+                                         {.delay_compensation = 0.125, .staleness_scaling = true});
+  Begin();
+  std::vector<std::uint64_t> ids(40);  // on every server
+  std::iota(ids.begin(), ids.end(), 0U);
+  std::vector<float> rows(ids.size() * kDim);
+  const auto push = [&](RowClient& client, float gradient) {
+    const std::vector<float> gradients(rows.size(), gradient);
+    const RowClient::Gradients one{.table = 0, .ids = ids, .values = gradients};
+    return client.Push({&one, 1}, 1, 1);
+  };
+  const Process first = Make(8, 1);
+  OrThrow(first.rows->Pull(0, ids, 1, /*training=*/true, rows));
+  const Process other = Make(7, 1);
+  OrThrow(push(*other.rows, -1));
+  OrThrow(push(*other.rows, -1));
+  const std::vector<std::string> addresses = addresses_;
+  addresses_[0] = "127.0.0.1:1";  // parts and copies of two servers alone get it
+  const Process broken = Make(8, 1);
+  addresses_ = addresses;
+  broken.rows->TakeOver(*first.rows);
+  EXPECT_EQ(push(*broken.rows, -4).code(), StatusCode::kUnavailable);
+  const Process again = Make(8, 1);
+  again.rows->TakeOver(*broken.rows);
+  const RowClient::Lookup ahead{
+      .table = 0, .ids = ids, .training = false, .rows = rows, .ahead = true};
+  OrThrow(again.rows->Pull(std::span(&ahead, 1), 2));
+  OrThrow(push(*again.rows, -4));
+  All all = Read(1);
+  for (const std::uint64_t id : ids) {
+    // (-4 + 0.125 * 16 * (2 - 0)) / 2 = 0 is taken off 2.
+    EXPECT_THAT(all.rows.at(id).weights, ElementsAre(2, 2)) << id;
+    EXPECT_EQ(all.rows.at(id).updates, 3U) << id;
+  }
+  OrThrow(again.rows->Pull(0, ids, 3, /*training=*/true, rows));
+  OrThrow(push(*again.rows, -4));  // which is not late
+  all = Read(1);
+  EXPECT_THAT(all.rows.at(1).weights, ElementsAre(6, 6));
+  for (int s = 0; s < kServers; ++s) {
+    const auto epoch = static_cast<std::uint64_t>(s) + 2;
+    LoseAndMend(s, epoch);
+    ExpectSame(Read(epoch), all);
+  }
+}
+
+// The same of dense values, whose pushes carry what they were computed from.
+TEST_F(Copies, ALateDenseStepThatIsSentAgainIsAsLateAsItWas) {
+  for (const char* consistency : {"async", "ssp:5"}) {
+    spec_.consistency = OrThrow(Consistency::Parse(consistency));
+    spec_.optimizer = ServerSide(Sgd({.learning_rate = 1, .momentum = 0.5}),
+                                 {.delay_compensation = 0.5, .staleness_scaling = true})
+                          ->config();
+    Begin();
+    const Process late = Make(8, 1);
+    std::vector<float> values(kFloats, 7);
+    OrThrow(late.dense->Pull(values, /*everything=*/true));
+    OrThrow(late.dense->PullForStep(values, {}));
+    const Process other = Make(7, 1);
+    std::vector<float> others(kFloats);
+    OrThrow(other.dense->Pull(others, /*everything=*/true));
+    OrThrow(other.dense->PullForStep(others, {}));
+    const std::vector<float> one(kFloats, -1);
+    const std::vector<float> two(kFloats, -2);
+    OrThrow(other.dense->Push({.arena = one}, others));
+    OrThrow(other.dense->Push({.arena = one}, others));  // momentum 0.5: 1, then 2.5
+    EXPECT_EQ(others, std::vector<float>(kFloats, 2.5F));
+    const std::vector<std::uint64_t> pushes = late.dense->pushes();
+    servers_[1].reset();
+    EXPECT_EQ(late.dense->Push({.arena = two}, values).code(), StatusCode::kUnavailable);
+    LoseAndMend(1, 2);
+    const Process again = Make(8, 2, pushes);
+    again.dense->TakeOver(*late.dense);
+    OrThrow(again.dense->Pull(values, /*everything=*/true));  // as a worker does
+    OrThrow(again.dense->Push({.arena = two}, values));
+    // -2 + 0.5 * 4 * (2.5 - 0) = 3, of which half counts; the momentum was 1.5.
+    EXPECT_EQ(values, std::vector<float>(kFloats, 2.5F + 0.5F * 1.5F - 1.5F)) << consistency;
+    const All all = Read(2);
+    for (int s = 0; s < kServers; ++s) {
+      const auto epoch = static_cast<std::uint64_t>(s) + 3;
+      LoseAndMend(s, epoch);
+      ExpectSame(Read(epoch), all);
+    }
   }
 }
 
