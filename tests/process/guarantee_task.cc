@@ -139,11 +139,11 @@ class Witness {
         real[e] += 0.01F * (value[e] + random_.Normal(e, id));
       }
     }
+    context.gradients.AddRows(kRows, ids, std::vector<float>(ids.size() * kDim, -1));
+    context.gradients.AddRows(kShared, Ids(ids.size(), 0), std::vector<float>(ids.size(), -1));
     for (const int p : {kReal, kSecond, kFirst}) {
       context.gradients.Ready(p);
     }
-    context.gradients.AddRows(kRows, ids, std::vector<float>(ids.size() * kDim, -1));
-    context.gradients.AddRows(kShared, Ids(ids.size(), 0), std::vector<float>(ids.size(), -1));
     return ReplicaResult{
         .loss_sum = 0, .weight = static_cast<double>(ids.size()), .metric_sums = {}};
   }
