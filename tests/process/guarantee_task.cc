@@ -37,7 +37,7 @@ namespace {
 
 constexpr int kWorkers = 3;
 constexpr std::int64_t kBatch = 12;  // parts of 4
-constexpr std::int64_t kBatches = 60;
+constexpr std::int64_t kBatches = 40;
 constexpr std::int64_t kExamples = kBatches * kBatch;
 constexpr std::size_t kWide = 32;  // values of an example: a chunk is more than what TCP takes once
 constexpr std::size_t kDim = 4;
@@ -281,22 +281,22 @@ class Witness {
           return Near(level, 0) || (backup_ && Near(level, 1.5));
         },
         /*training=*/true));
+    // Rows of the batch before, in step, and of this worker's own ones are as far as the values.
+    const std::size_t last = std::min(own_.size(), 3 * static_cast<std::size_t>(kBatch));
+    Ids before(own_.end() - static_cast<std::ptrdiff_t>(last), own_.end());
     if (Synchronous() && now_ > 0) {
       for (const Ids& part : parts_[now_ - 1]) {
-        COHORT_RETURN_IF_ERROR(Expect(source, part, [&](std::uint64_t id, double level) {
-          return Near(level, levels_[kFirst][id]);
-        }));
+        before.insert(before.end(), part.begin(), part.end());
       }
     }
-    const std::size_t last =
-        std::min<std::size_t>(own_.size(), 3 * static_cast<std::size_t>(kBatch));
-    COHORT_RETURN_IF_ERROR(Expect(source,
-                                  Ids(own_.end() - static_cast<std::ptrdiff_t>(last), own_.end()),
-                                  [&](std::uint64_t id, double level) {
-                                    return Near(level, backup_ ? levels_[kFirst][id] : 1);
-                                  }));
+    if (!before.empty()) {
+      COHORT_RETURN_IF_ERROR(Expect(source, before, [&](std::uint64_t id, double level) {
+        return Near(level, levels_[kFirst][id]);
+      }));
+    }
     const auto batch = static_cast<std::int64_t>(now_);
-    return Synchronous() ? CheckShared(source, batch, batch + (backup_ ? 1 : 0)) : OkStatus();
+    // Others do not wait for this worker where it is late.
+    return Synchronous() ? CheckShared(source, batch, backup_ ? kBatches : batch) : OkStatus();
   }
 
   Status CheckShared(RowSource& source, std::int64_t least, std::int64_t most) const {
