@@ -213,22 +213,6 @@ TEST(ParameterServerRecoveryTest, BucketsMoveWhileTheJobTrains) {
   }
 }
 
-TEST(ParameterServerRecoveryTest, AServerIsLostWhileBucketsMove) {
-  const TempDir folder;
-  Job job(Arguments("async", 4,
-                    {"--folder", folder.path(), "--save-steps", "10", "--step-ms", "1",
-                     "--balance-ms", "20"}),
-          /*gate_at=*/350);
-  ASSERT_TRUE(job.WaitForChain(folder.path()));
-  job.Kill("ps:1");
-  job.Replace(1, "again");
-  ASSERT_TRUE(job.cluster.WaitForOutput("chief:0", "the job goes on after", kPatience));
-  job.OpenGate();
-  job.ExpectCodes();
-  ExpectWholeOutcome(job, "chief:0", "async", 4);
-  EXPECT_THAT(job.cluster.Stdout("chief:0"), HasSubstr("hot rows 800 800"));
-}
-
 // To give a bucket, to read it, to take it and to forget it are a call each, which a slow network
 // makes 40 ms long; the chief is killed in each of them. Without a save each of the chiefs begins
 // anew, so there are moves again, and the job is not over before.
@@ -252,34 +236,6 @@ TEST(ParameterServerRecoveryTest, TheChiefIsKilledWhileABucketMoves) {
   job.ExpectCodes();
   ExpectWholeOutcome(job, chief, "async", 4);
   EXPECT_THAT(job.cluster.Stdout(chief), HasSubstr("hot rows 800 800"));
-}
-
-TEST(ParameterServerRecoveryTest, AReplacementIsLostWhileTheJobGoesBack) {
-  Job job(Arguments("async", 3), /*gate_at=*/150);
-  ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "step 31 ", kPatience));
-  job.Kill("ps:1");
-  job.Replace(1, "again");
-  ASSERT_TRUE(job.cluster.WaitForOutput("chief:0", "the servers go back", kPatience));
-  job.Kill("again");
-  job.Replace(1, "and again");
-  job.OpenGate();
-  job.ExpectCodes();
-  ExpectWholeOutcome(job, "chief:0", "async", 3);
-}
-
-TEST(ParameterServerRecoveryTest, AServerIsLostWhileTheJobIsSaved) {
-  const TempDir folder;
-  Job job(Arguments("async", 4, {"--folder", folder.path(), "--save-steps", "1", "--step-ms", "1"}),
-          /*gate_at=*/350);
-  ASSERT_TRUE(job.WaitForSave(folder.path(), /*whole=*/true));
-  ASSERT_TRUE(job.WaitForSave(folder.path(), /*whole=*/false));
-  job.Kill("ps:1");
-  job.Replace(1, "again");
-  ASSERT_TRUE(job.cluster.WaitForOutput("chief:0", "the job goes on after", kPatience));
-  EXPECT_THAT(job.cluster.Stderr("chief:0"), Not(HasSubstr("to step 0;")));
-  job.OpenGate();
-  job.ExpectCodes();
-  ExpectWholeOutcome(job, "chief:0", "async", 4);
 }
 
 TEST(ParameterServerRecoveryTest, WithoutAChiefWorkerZeroBringsTheJobBack) {

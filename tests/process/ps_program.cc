@@ -8,6 +8,7 @@
 //              [--gate FILE --gate-at STEP] [--gate-chief setup|end] [--count [--floats N]]
 //              [--step-ms N] [--partial|--replica] [--start POLICY] [--balance-ms N]
 //              [--full-save-every N] [--far] [--optimizer CONFIG] [--real] [--aging STEPS]
+//              [--rows CONFIG]
 //
 // --optimizer: Optimizer::config() of another than SGD with momentum.
 // --folder: the loop is Trainer::Fit, which saves there.
@@ -24,6 +25,8 @@
 // --real: gradients whose sums are those of one order of adding up.
 // --aging: the counting model has one more table, whose rows are evicted when they were not used
 // for so many steps; the chief says what is left of it. Also under sync.
+// --rows: another model, of a table under the rule CONFIG whose rows are admitted late and evicted
+// early; the chief says how many there are, and a digest of all that the table has.
 // SIGTERM: with --folder, stops as an example does.
 // --hold-at: TASK says "holding" in that step function of its own, and never comes back from it.
 
@@ -35,6 +38,8 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <numeric>
 #include <string>
 #include <thread>
@@ -52,6 +57,7 @@
 
 #include "testing/far_device.h"
 #include "testing/integer_model.h"
+#include "testing/temp_dir.h"
 
 namespace {
 
@@ -84,6 +90,7 @@ struct Options {
   bool far = false;
   bool real = false;
   int aging = 0;
+  std::string rows;
   int balance_ms = 0;
   int full_save_every = 8;
   std::string partitioner = "pieces";
@@ -184,6 +191,77 @@ Result<ReplicaResult> Real(ReplicaContext& context, const data::Batch& batch) {
   return ReplicaResult{.loss_sum = 0, .weight = static_cast<double>(examples), .metric_sums = {0}};
 }
 
+// Of --rows: each example has two ids, of which 76 and 150 are used, several times an epoch.
+constexpr std::size_t kRowDim = 3;
+constexpr std::uint64_t kSquares = 151;
+constexpr std::uint64_t kOthers = 1000;
+constexpr std::uint64_t kManyOthers = 150;
+
+ParameterSet RowParameters(const Options& options) {
+  ParameterSet parameters;
+  parameters.Add("bias", {5}, {});
+  parameters.AddTable({.name = "rows",
+                       .dim = static_cast<std::int64_t>(kRowDim),
+                       .seed = 7,
+                       .optimizer = options.rows,
+                       .initializer = {RowInitializer::Kind::kNormal, 0.1},
+                       .admit_after = 3,
+                       .time_to_live = 15,
+                       .buckets = 16});
+  parameters.Build();
+  return parameters;
+}
+
+// Gradients whose sums are those of one order of adding up, and which depend on what the last step
+// left.
+Result<ReplicaResult> TrainRows(ReplicaContext& context, const data::Batch& batch) {
+  const std::span<const float> x = batch["x"].data<float>();
+  const auto examples = static_cast<std::size_t>(batch.size);
+  const std::size_t columns = x.size() / std::max<std::size_t>(examples, 1);
+  std::vector<std::uint64_t> ids;
+  for (const std::int64_t id : batch["id"].data<std::int64_t>()) {
+    const auto example = static_cast<std::uint64_t>(id);
+    ids.insert(ids.end(), {example * example % kSquares, kOthers + example % kManyOthers});
+  }
+  std::vector<float> rows(ids.size() * kRowDim);
+  COHORT_RETURN_IF_ERROR(context.parameters.rows().Lookup(0, ids, /*training=*/true, rows));
+  const std::span<float> bias = context.gradients.Accumulator(0);
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const std::size_t example = i / kRowDim / 2;
+    const std::size_t e = i % kRowDim;
+    rows[i] = x[example * columns + e] / static_cast<float>(3 + e) + 0.1F * rows[i];
+    bias[e] += rows[i];
+  }
+  context.gradients.Ready(0);
+  context.gradients.AddRows(0, ids, rows);
+  return ReplicaResult{.loss_sum = 0, .weight = static_cast<double>(examples), .metric_sums = {}};
+}
+
+// Weights, slots, counts, and what waits for its admission: as a file has them, which is a function
+// of these.
+Status ReportRows(Strategy& strategy, ParameterSet& parameters) {
+  std::vector<std::uint64_t> ids;
+  for (std::uint64_t id = 0; id < kSquares; ++id) {
+    ids.push_back(id);
+  }
+  for (std::uint64_t id = 0; id < kManyOthers; ++id) {
+    ids.push_back(kOthers + id);
+  }
+  std::vector<float> rows(ids.size() * kRowDim);
+  COHORT_RETURN_IF_ERROR(parameters.rows().Lookup(0, ids, /*training=*/false, rows));
+  std::size_t there = 0;
+  for (std::size_t i = 0; i < rows.size(); i += kRowDim) {
+    there += rows[i] != 0 ? 1 : 0;
+  }
+  const testing::TempDir dir;
+  const std::string path = dir / "rows";
+  COHORT_RETURN_IF_ERROR(strategy.SaveTable(0, FileSystem::Local(), path));
+  std::ifstream file(path, std::ios::binary);
+  const std::string bytes((std::istreambuf_iterator<char>(file)), {});
+  Say(fmt::format("{} rows, {} bytes, digest {}", there, bytes.size(), Hash64(bytes)));
+  return {};
+}
+
 // The test ends this process at its deadline.
 void AwaitGate(const Options& options) {
   while (!std::filesystem::exists(options.gate)) {
@@ -201,7 +279,8 @@ void AwaitGateIn(const std::string& place, const Options& options, const Strateg
 // What a step is to the program: the model's, with what its options ask for.
 StepFn StepOf(const Options& options, const std::string& self, int& steps) {
   return [&options, self, &steps,
-          model = options.count ? StepFn(Count)
+          model = options.count           ? StepFn(Count)
+                  : !options.rows.empty() ? StepFn(TrainRows)
                   : options.real
                       ? StepFn(Real)
                       : testing::IntegerStep()](ReplicaContext& context, const data::Batch& batch) {
@@ -269,6 +348,9 @@ Status Report(const Options& options, ParameterServerStrategy& strategy, Paramet
     digest = Hash64({reinterpret_cast<const char*>(value.data()), value.size_bytes()}, digest);
   }
   Say("step " + std::to_string(strategy.step()) + " digest " + std::to_string(digest));
+  if (!options.rows.empty()) {
+    COHORT_RETURN_IF_ERROR(ReportRows(strategy, parameters));
+  }
   if (options.count) {
     std::vector<std::uint64_t> ids(static_cast<std::size_t>(options.examples));
     std::iota(ids.begin(), ids.end(), 0);
@@ -294,8 +376,9 @@ Status Report(const Options& options, ParameterServerStrategy& strategy, Paramet
 }
 
 Status RunWith(const Options& options, ParameterServerStrategy& strategy) {
-  ParameterSet parameters =
-      options.count ? CountingParameters(options) : testing::IntegerParameters();
+  ParameterSet parameters = options.count           ? CountingParameters(options)
+                            : !options.rows.empty() ? RowParameters(options)
+                                                    : testing::IntegerParameters();
   AwaitGateIn("setup", options, strategy);
   COHORT_ASSIGN_OR_RETURN(auto optimizer, MakeOptimizer(options.optimizer));
   if (options.count) {
@@ -389,6 +472,7 @@ int main(int argc, char** argv) {
   app.add_flag("--far", options.far);
   app.add_flag("--real", options.real);
   app.add_option("--aging", options.aging);
+  app.add_option("--rows", options.rows);
   app.add_option("--balance-ms", options.balance_ms);
   app.add_option("--full-save-every", options.full_save_every);
   app.add_option("--partitioner", options.partitioner);
