@@ -72,6 +72,7 @@ Result<cohort::StrategyOptions> MakeStrategyOptions(const JobFlags& f,
   options.rails = f.rails;
   options.mpi_implementation = f.mpi_implementation;
   options.flight_folder = f.flight_folder;
+  options.metrics = &ProcessMetrics();
   options.virtual_shards = f.virtual_shards;
   const std::map<std::string, cohort::DType> wires = {{"bf16", cohort::DType::kBFloat16},
                                                       {"fp16", cohort::DType::kFloat16},

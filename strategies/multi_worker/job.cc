@@ -177,6 +177,7 @@ CommunicatorOptions CommunicatorOf(const ClusterConfig& config, const StrategyOp
   result.timeout = options.collective_timeout;
   result.log = options.log;
   result.flight_folder = options.flight_folder;
+  result.metrics = options.metrics;
   result.peer_name = [tasks = config.cluster.TrainingTasks()](int rank) {
     return tasks.at(static_cast<std::size_t>(rank)).ToString();
   };

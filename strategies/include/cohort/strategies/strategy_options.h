@@ -29,6 +29,7 @@
 
 namespace cohort {
 
+class Metrics;  // cohort/core/metrics.h
 class NcclApi;  // comm/nccl/nccl_api.h
 
 // How replicas' gradients become one.
@@ -146,6 +147,9 @@ struct StrategyOptions {
   // Who takes part, where the program has resolved it itself (from flags); else FromEnv does, from
   // the environment.
   std::optional<ClusterConfig> cluster;
+  // Counts the collectives of synchronous strategies (CommunicatorOptions::metrics); outlives the
+  // strategy. nullptr: nobody counts.
+  Metrics* metrics = nullptr;
   Log log;
 };
 
