@@ -289,6 +289,7 @@ Result<ps::ModelSpec> RemoteStrategy::ModelOf(const ParameterSet& parameters,
       ps::ModelSpec::Of(parameters, optimizer.config(), options_.consistency, job_->num_servers());
   spec.partitioner = options_.partitioner;
   spec.copies = options_.server_loss == ServerLoss::kReplica;
+  spec.counts_steps = !spec.tables.empty();
   if (const ServerSideOptimizer* const side = ServerSideOptimizer::Of(optimizer);
       spec.copies && side != nullptr &&
       (side->options().delay_compensation > 0 || side->options().staleness_scaling)) {

@@ -5,7 +5,8 @@
 //   STEP]
 //              [--hold-at STEP --hold TASK] [--rejoin-ms N] [--folder DIR [--save-steps N]
 //              [--save-epochs N]]
-//              [--gate FILE --gate-at STEP] [--gate-chief setup|end] [--count [--floats N]]
+//              [--gate FILE --gate-at STEP] [--gate-chief setup|end]
+//              [--count [--floats N] [--rows-only]]
 //              [--step-ms N] [--partial|--replica] [--start POLICY] [--balance-ms N]
 //              [--full-save-every N] [--far] [--optimizer CONFIG] [--real] [--aging STEPS]
 //
@@ -13,7 +14,8 @@
 // --folder: the loop is Trainer::Fit, which saves there.
 // --count: the model is one that counts, for each example, how often it was trained on; of whole
 // batches.
-// --floats: and it has so many more values.
+// --floats: and it has so many more values, each of which counts all examples, too.
+// --rows-only: and it has no parameter: what is counted is what its rows come to together.
 // --gate FILE: worker:0 does not go beyond its step --gate-at before there is such a file.
 // --gate-chief: the chief says "waits", and does so for that FILE, before Bind or after its last
 // save.
@@ -72,6 +74,7 @@ struct Options {
   int save_epochs = 1;
   bool count = false;
   std::int64_t floats = 0;
+  bool rows_only = false;
   int step_ms = 0;
   std::string gate;
   int gate_at = 0;
@@ -108,7 +111,9 @@ constexpr int kAging = 20;
 ParameterSet CountingParameters(const Options& options) {
   const std::int64_t more = options.floats;
   ParameterSet parameters;
-  parameters.Add("count", {1}, {});
+  if (!options.rows_only) {
+    parameters.Add("count", {1}, {});
+  }
   if (more > 0) {
     parameters.Add("more", {more}, {});
   }
@@ -154,8 +159,8 @@ Result<ReplicaResult> Count(ReplicaContext& context, const data::Batch& batch) {
     COHORT_RETURN_IF_ERROR(context.parameters.rows().Lookup(t, others, /*training=*/true, read));
     context.gradients.AddRows(t, others, std::vector<float>(others.size(), -1));
   }
-  Give(context, 0, -static_cast<float>(examples));
   for (int p = 0; p < context.parameters.size(); ++p) {
+    Give(context, p, -static_cast<float>(examples));
     context.gradients.Ready(p);
   }
   const auto weight = static_cast<double>(examples);
@@ -275,9 +280,15 @@ Status Report(const Options& options, ParameterServerStrategy& strategy, Paramet
     std::vector<float> rows(ids.size());
     COHORT_RETURN_IF_ERROR(parameters.rows().Lookup(0, ids, /*training=*/false, rows));
     const auto [least, most] = std::minmax_element(rows.begin(), rows.end());
-    Say(fmt::format("counted {:g}, each {:g} to {:g} times", parameters.value(0)[0], *least,
-                    *most));
-    Say(fmt::format("rows counted {:g}", std::accumulate(rows.begin(), rows.end(), 0.0)));
+    const double of_rows = std::accumulate(rows.begin(), rows.end(), 0.0);
+    Say(fmt::format("counted {:g}, each {:g} to {:g} times",
+                    options.rows_only ? of_rows : parameters.value(0)[0], *least, *most));
+    Say(fmt::format("rows counted {:g}", of_rows));
+    for (int p = 1; p < parameters.size(); ++p) {
+      const std::span<const float> values = parameters.value(p);
+      const auto [fewest, greatest] = std::minmax_element(values.begin(), values.end());
+      Say(fmt::format("{} counted {:g} to {:g}", parameters[p].name, *fewest, *greatest));
+    }
     for (std::size_t table = 1; table < parameters.tables().size(); ++table) {
       std::vector<std::uint64_t> others = kHot;
       if (parameters.tables()[table].name == "aging") {
@@ -395,6 +406,7 @@ int main(int argc, char** argv) {
   app.add_option("--start", options.start);
   app.add_option("--communication", options.communication);
   app.add_option("--floats", options.floats);
+  app.add_flag("--rows-only", options.rows_only);
   app.add_option("--step-ms", options.step_ms);
   app.add_option("--gate", options.gate);
   app.add_option("--gate-at", options.gate_at);

@@ -38,6 +38,8 @@ struct ClientOptions {
   // gradient is added to this client's next one.
   ServerWire wire;
   FrameTransport transport = FrameTransport::kAuto;
+  // A push may come again from the client after this one (TakeOver), also one that has succeeded.
+  bool comes_again = false;
   // Where pushes go on being numbered, by server; empty: at 1. Of Client, and of RowClient.
   std::vector<std::uint64_t> pushes;
   std::vector<std::uint64_t> row_pushes;
@@ -96,10 +98,10 @@ class Client {
   virtual Result<std::uint64_t> Freeze(std::uint64_t snapshot) = 0;
   // The bytes that servers had to copy for that.
   virtual Result<std::uint64_t> Thaw() = 0;
-  // Sends a gradient computed from this client's last copy. `values`, unless empty, gets what the
-  // servers have afterwards; under bounded staleness, when that is fresh. On an error some servers
-  // may have applied their part.
-  virtual Status Push(const Gradient& gradient, std::span<float> values) = 0;
+  // Sends a gradient computed from this client's last copy. `values`, where given, gets what the
+  // servers have afterwards; under bounded staleness, when that is fresh. (A model of tables alone
+  // has none, and yet a version.) On an error some servers may have applied their part.
+  virtual Status Push(const Gradient& gradient, std::optional<std::span<float>> values) = 0;
   // The numbers of the last pushes, by server; a client of the same process that goes on from
   // them sends what comes after.
   virtual std::vector<std::uint64_t> pushes() const = 0;
