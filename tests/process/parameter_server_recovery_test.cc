@@ -475,6 +475,43 @@ INSTANTIATE_TEST_SUITE_P(ParameterServerRecoveryTest, LostServerWithACopy,
                            return name;
                          });
 
+// Of calls that are out none is made again: each example is in the values, and in its row, once.
+class FunctionsWithACopy : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(FunctionsWithACopy, GoOnWhenAServerIsLost) {
+  Job job(Arguments(GetParam(), 1, {"--replica", "--functions", "--step-ms", "3"}), /*gate_at=*/33,
+          kThreeServers);
+  ASSERT_TRUE(job.cluster.WaitForOutput("worker:1", "step 21 ", kPatience));
+  job.Kill("ps:1");
+  job.Replace(1, "again");
+  ASSERT_TRUE(job.cluster.WaitForOutput(
+      "chief:0", "all servers have what they had; the job goes on", kPatience));
+  job.OpenGate();
+  job.ExpectCodes();
+  EXPECT_THAT(job.cluster.Stdout("chief:0"), HasSubstr("counted 2000, each 1 to 1 times"));
+  EXPECT_THAT(job.cluster.Stdout("chief:0"), HasSubstr("rows counted 2000"));
+}
+
+INSTANTIATE_TEST_SUITE_P(ParameterServerRecoveryTest, FunctionsWithACopy,
+                         ::testing::Values("async", "ssp:2"), NameOf);
+
+// There is no save: what the server had of all calls until then is lost, and that is said.
+TEST(ParameterServerRecoveryTest, FunctionsGoOnWhereAServerAloneGoesBack) {
+  Job job(Arguments("async", 1, {"--partial", "--functions", "--floats", "5", "--step-ms", "3"}),
+          /*gate_at=*/33);
+  ASSERT_TRUE(job.cluster.WaitForOutput("worker:1", "step 21 ", kPatience));
+  job.Kill("ps:1");  // which has "count"
+  job.Replace(1, "again");
+  ASSERT_TRUE(job.cluster.WaitForOutput(
+      "chief:0", "1 of 2 servers go on from step 0, the others as they are", kPatience));
+  job.OpenGate();
+  job.ExpectCodes();
+  const std::string out = job.cluster.Stdout("chief:0");
+  EXPECT_THAT(out, HasSubstr("more counted 2000 to 2000")) << "ps:0 had every step once";
+  EXPECT_THAT(out, HasSubstr("lost updates "));
+  EXPECT_THAT(out, Not(HasSubstr("counted 2000, each")));
+}
+
 // Under sync, bit by bit: as one process, or, where the norm is added chunk by chunk, as a job that
 // has lost nothing. With backup workers the parts that count are not always the same.
 class LostServerInARound : public ::testing::TestWithParam<std::string> {};

@@ -9,6 +9,7 @@
 //              [--count [--floats N] [--rows-only]]
 //              [--step-ms N] [--partial|--replica] [--start POLICY] [--balance-ms N]
 //              [--full-save-every N] [--far] [--optimizer CONFIG] [--real] [--aging STEPS]
+//              [--functions]
 //
 // --optimizer: Optimizer::config() of another than SGD with momentum.
 // --folder: the loop is Trainer::Fit, which saves there.
@@ -26,6 +27,7 @@
 // --real: gradients whose sums are those of one order of adding up.
 // --aging: the counting model has one more table, whose rows are evicted when they were not used
 // for so many steps; the chief says what is left of it. Also under sync.
+// --functions: the chief hands out no data, but calls a function for each 50 of the examples.
 // SIGTERM: with --folder, stops as an example does.
 // --hold-at: TASK says "holding" in that step function of its own, and never comes back from it.
 
@@ -38,6 +40,7 @@
 #include <cstring>
 #include <filesystem>
 #include <numeric>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -49,6 +52,7 @@
 #include <cohort/core/random.h>
 #include <cohort/optim/optimizers.h>
 #include <cohort/optim/row_source.h>
+#include <cohort/strategies/coordinator.h>
 #include <cohort/strategies/parameter_server.h>
 #include <cohort/train/trainer.h>
 
@@ -87,6 +91,7 @@ struct Options {
   bool far = false;
   bool real = false;
   int aging = 0;
+  bool functions = false;
   int balance_ms = 0;
   int full_save_every = 8;
   std::string partitioner = "pieces";
@@ -251,6 +256,39 @@ Status Train(const Options& options, ParameterServerStrategy& strategy, Distribu
   return {};
 }
 
+Status CallFunctions(const Options& options, ParameterServerStrategy& strategy) {
+  constexpr std::int64_t kOfACall = 50;
+  if (strategy.is_chief()) {
+    COHORT_ASSIGN_OR_RETURN(const auto coordinator, Coordinator::Create(strategy));
+    for (std::int64_t begin = 0; begin < options.examples; begin += kOfACall) {
+      COHORT_RETURN_IF_ERROR(coordinator->Schedule("train", std::to_string(begin)).status());
+    }
+    return coordinator->Join(DeadlineAfter(std::chrono::minutes(1)));
+  }
+  if (!strategy.trains()) {
+    return {};
+  }
+  const data::Dataset data = testing::IntegerData(options.examples, options.batch);
+  int steps = 0;
+  const StepFn step = StepOf(options, strategy.cluster().task.ToString(), steps);
+  Functions functions;
+  functions.Add("train", [&](const std::string& text) -> Result<std::string> {
+    const std::int64_t begin = std::stoll(text);
+    COHORT_ASSIGN_OR_RETURN(const auto batches,
+                            data.Iterate({.begin = begin, .end = begin + kOfACall}));
+    for (;;) {
+      COHORT_ASSIGN_OR_RETURN(std::optional<data::Batch> batch, batches->Next());
+      if (!batch.has_value()) {
+        return std::string();
+      }
+      DistributedBatch alone;
+      alone.replicas.push_back(*std::move(batch));
+      COHORT_RETURN_IF_ERROR(strategy.Step(alone, step).status());
+    }
+  });
+  return ServeFunctions(strategy, functions);
+}
+
 Status Report(const Options& options, ParameterServerStrategy& strategy, ParameterSet& parameters) {
   for (const EpochCoverage& epoch : strategy.coverage()) {
     Say("epoch " + std::to_string(epoch.epoch) + ": " + std::to_string(epoch.seen) + " of " +
@@ -332,6 +370,14 @@ Status RunWith(const Options& options, ParameterServerStrategy& strategy) {
     }
     return strategy.Shutdown();
   }
+  if (options.functions) {
+    COHORT_RETURN_IF_ERROR(CallFunctions(options, strategy));
+    COHORT_RETURN_IF_ERROR(strategy.Serve());
+    if (strategy.is_chief()) {
+      COHORT_RETURN_IF_ERROR(Report(options, strategy, parameters));
+    }
+    return strategy.Shutdown();
+  }
   COHORT_ASSIGN_OR_RETURN(
       const auto data, strategy.Distribute(testing::IntegerData(options.examples, options.batch)));
   if (strategy.trains()) {
@@ -400,6 +446,7 @@ int main(int argc, char** argv) {
   app.add_flag("--far", options.far);
   app.add_flag("--real", options.real);
   app.add_option("--aging", options.aging);
+  app.add_flag("--functions", options.functions);
   app.add_option("--balance-ms", options.balance_ms);
   app.add_option("--full-save-every", options.full_save_every);
   app.add_option("--partitioner", options.partitioner);

@@ -326,12 +326,12 @@ TEST_P(StepsOfTablesTest, AreCounted) {
   OrThrow(store.Declare(spec, "chief:0"));
   EXPECT_FALSE(store.ready()) << "its rows may be on their way";
   const auto header = [&](std::uint64_t version) {
-    FrameHeader header;
-    header.set_client(1);
-    header.set_layout(spec.Fingerprint());
-    header.add_chunks(0);
-    header.add_versions(version);
-    return header;
+    FrameHeader made;
+    made.set_client(1);
+    made.set_layout(spec.Fingerprint());
+    made.add_chunks(0);
+    made.add_versions(version);
+    return made;
   };
   ASSERT_EQ(store.Assign(header(7), PayloadReader(Segments())).kind(), Error::NONE);
   EXPECT_TRUE(store.ready());
