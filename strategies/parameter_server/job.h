@@ -132,8 +132,8 @@ class Job {
   // where another process had to take the chief's place. Else returns the error.
   Status Rejoin(const Status& error);
   // In a process that trains, when a step's pushes stand in the servers: they are those that a
-  // client after the present one goes on from, where the model has copies, so that what a step that
-  // is done again had sent counts once. StepDone: when all of it is done.
+  // client after the present one goes on from, where servers that are not lost go on as they are,
+  // so that what a step that is done again had sent counts once. StepDone: when all of it is done.
   void PushDone();
   void StepDone();
   // After the last of these: does what was handed out, and made of it, still stand?
@@ -210,8 +210,6 @@ class Job {
   Status BeginEpoch(Recovery* recovery);
   Status KeepValues(Recovery* recovery, const std::vector<std::uint64_t>& retired);
   Status Mend(Missing* missing);
-  void AddUnknown(Missing* missing) const;
-  void NoteWhole();  // all servers, and copies
   std::optional<Status> ResumeWork(const Recovery& recovery, int seen);
   void ReportRecovery(const Recovery& recovery);
   Status FailJob(const Status& why);

@@ -8,16 +8,20 @@
 //
 // The class is in two files: remote_strategy_step.cc is the step, remote_strategy.cc the rest.
 //
-// Thread rules: those of Strategy; lookups of rows come on the replica's stream (remote_rows.h).
+// Thread rules: those of Strategy; lookups of rows come on the replica's stream (remote_rows.h). In
+// a chief that calls functions the threads that wait for these see to lost servers; of what else it
+// does beside, PullState alone excludes that.
 
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
@@ -132,6 +136,7 @@ class RemoteStrategy final : public ParameterServerStrategy {
   ps::Feed MakeFeed();
   // While it runs.
   Status Outlast(const std::function<Status()>& look);
+  Status Recover(const Status& error, std::uint64_t seen);
   Status GoOn(const Status& error);
   Status Surviving(const std::function<Status()>& fn);
   Status Look();
@@ -164,6 +169,10 @@ class RemoteStrategy final : public ParameterServerStrategy {
            (backs_up() || options_.server_loss == ServerLoss::kReplica);
   }
   bool backs_up() const { return options_.consistency.backup_workers > 0; }
+  // Without going back: of functions that were called nothing is called again.
+  bool survives_losses() const {
+    return !functions_ || options_.server_loss != ServerLoss::kRollBack;
+  }
   bool global_mean() const { return options_.loss_scale == LossScale::kGlobalMean; }
 
   bool apart() const { return device_->memory_space() == MemorySpace::kDevice; }
@@ -212,12 +221,14 @@ class RemoteStrategy final : public ParameterServerStrategy {
   std::optional<data::Batch> next_;  // behind the one that was handed out last, where known
   bool idle_ = true;                 // no step since the last piece of work began
   int roll_backs_ = 0;
-  bool work_stands_ = false;  // after GoOn
-  bool void_ = false;         // the batch that was handed out last, by a roll-back since
-  bool own_error_ = false;    // of the step function, or that servers do not come back
-  bool functions_ = false;    // are called, instead of data
-  bool stopped_ = false;      // the coordinator hands out nothing more
-  bool began_ = false;        // Serve was called, or the first epoch begun
+  std::mutex recovery_mutex_;                  // of the chief
+  std::atomic<std::uint64_t> recoveries_ = 0;  // there
+  bool work_stands_ = false;                   // after GoOn
+  bool void_ = false;       // the batch that was handed out last, by a roll-back since
+  bool own_error_ = false;  // of the step function, or that servers do not come back
+  bool functions_ = false;  // are called, instead of data
+  bool stopped_ = false;    // the coordinator hands out nothing more
+  bool began_ = false;      // Serve was called, or the first epoch begun
 };
 
 }  // namespace cohort

@@ -52,7 +52,7 @@ Result<StepResult> RemoteStrategy::Step(const DistributedBatch& batch, const Ste
       job_->StepDone();
       return well;
     }
-  } while (work_stands_);  // servers that were not lost may have this step already
+  } while (work_stands_);  // of this step the servers have nothing yet: see Persist
   return ResultOf({});     // Next brings the batch again
 }
 
@@ -175,12 +175,13 @@ Result<StepResult> RemoteStrategy::StepAlone(const data::Batch& part, const Step
   return result;
 }
 
-// Does a part of a step. Where there are copies it is done again after the loss of a server, until
-// it is done: the same frames go out again, under the same numbers, and what has arrived counts
-// once; computed anew, they might be others. False: the step does not stand.
+// Does a part of a step. Where servers that are not lost go on as they are it is done again after
+// the loss of a server, until it is done: the same frames go out again, under the same numbers, and
+// what has arrived counts once; computed anew, they might be others. False: the step does not
+// stand.
 Result<bool> RemoteStrategy::Persist(const std::function<Status()>& fn) {
   for (Status status = fn(); !status.ok(); status = fn()) {
-    if (options_.server_loss != ServerLoss::kReplica) {
+    if (options_.server_loss == ServerLoss::kRollBack) {
       return status;
     }
     if (const Status well = GoOn(status); !well.ok()) {

@@ -63,6 +63,7 @@ Result<ModelSpec> SpecOf(const DeclareRequest& request) {
                       .backup_workers = static_cast<int>(request.backup_workers())};
   spec.servers = static_cast<int>(request.servers());
   spec.copies = request.copies();
+  spec.counts_steps = request.counts_steps();
   COHORT_ASSIGN_OR_RETURN(spec.partitioner, Partitioner::Parse(request.partitioner()));
   for (const auto& parameter : request.parameters()) {
     std::int64_t elements = 1;
@@ -359,16 +360,15 @@ class Service final : public Base {
 
  private:
   Status BeginPart(Part& part, const BeginRequest& request, bool kept, std::uint64_t* version) {
-    // A push that only one of two servers had comes again, by its number, where there are copies.
-    const bool forget = copy_ == nullptr;
-    *version = kept ? part.store.Stay(forget) : part.store.Reset();
+    // A push that only some servers had comes again, by its number: what is kept knows that.
+    *version = kept ? part.store.Stay() : part.store.Reset();
     for (int i = 0; i + 1 < request.retired_size(); i += 2) {
       if (!part.Retire(request.retired(i), request.retired(i + 1), DeadlineAfter(kLastPush))) {
         return Unavailable("a push of an earlier epoch is being applied");  // none is let in
       }
     }
     if (kept) {
-      part.rows.Stay(forget);
+      part.rows.Stay();
       return {};
     }
     return part.rows.Reset();

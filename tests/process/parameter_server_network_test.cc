@@ -292,7 +292,7 @@ INSTANTIATE_TEST_SUITE_P(
 
 #if !TEST_LONG
 // A server has half of a push of a step, the other one has all of it.
-void KillInTheMiddleOfAStep(Job& job, const std::string& server, const std::string& other) {
+void HoldTheMiddleOfAStep(Job& job, const std::string& server, const std::string& other) {
   TcpProxy& proxy = job.proxy();
   ASSERT_TRUE(job.cluster.WaitForOutput("worker:1", "step 31 ", kPatience));
   proxy.Hold("worker:1", server, Frame::kPush);
@@ -303,9 +303,38 @@ void KillInTheMiddleOfAStep(Job& job, const std::string& server, const std::stri
            pushed == proxy.Count(other, "worker:1", Frame::kPush);
   })) << "the push of that step is not with "
       << other;
+}
+
+void KillInTheMiddleOfAStep(Job& job, const std::string& server, const std::string& other) {
+  HoldTheMiddleOfAStep(job, server, other);
   job.Kill("worker:1");
   job.OpenGate();
   job.ExpectCodes();
+}
+
+// ServerLoss::kPartial: the step is sent again. The server that had it, and lives, has it once; the
+// new one, which has "count", has it, too, though it was counted as lost. So it may be with one of
+// worker:0's.
+TEST(ServerKilledAloneInTheMiddleOfAStep, TheOthersHaveThatStepOnce) {
+  Job job(Arguments("async", 1, {"--partial", "--step-ms", "1", "--floats", "5"}), /*gate_at=*/50,
+          kJob, {.proxied = true});
+  HoldTheMiddleOfAStep(job, "ps:1", "ps:0");
+  job.Kill("ps:1");
+  job.Replace(1, "again");
+  ASSERT_TRUE(job.cluster.WaitForOutput(
+      "chief:0", "1 of 2 servers go on from step 0, the others as they are", kPatience));
+  job.OpenGate();
+  job.ExpectCodes();
+  const std::string out = job.cluster.Stdout("chief:0");
+  EXPECT_THAT(out, HasSubstr("epoch 0: 2000 of 2000 seen, reissued 0"));
+  EXPECT_THAT(out, HasSubstr("more counted 2000 to 2000"));
+  std::smatch counted;
+  std::smatch lost;
+  ASSERT_TRUE(std::regex_search(out, counted, std::regex("(?:^|\n)counted ([0-9]+),"))) << out;
+  ASSERT_TRUE(std::regex_search(out, lost, std::regex("lost updates ([0-9]+)"))) << out;
+  const int sent_again = (std::stoi(counted[1]) - (2000 - 10 * std::stoi(lost[1]))) / 10;
+  EXPECT_GE(sent_again, 1);
+  EXPECT_LE(sent_again, 2);
 }
 
 TEST(WorkerKilledInTheMiddleOfAPush, LeavesNoTraceInARound) {

@@ -242,18 +242,21 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
 
   Result<std::uint64_t> Attach() override {
     AttachRequest request;
-    *request.mutable_sender() = self_;
+    *request.mutable_sender() = Self();
     AttachReply reply;
     COHORT_RETURN_IF_ERROR(
         Call([&](Stub& stub, grpc::ClientContext* c) { return stub.Attach(c, request, &reply); }));
     return reply.client();
   }
 
-  void SetEpoch(std::uint64_t epoch) override { self_.set_epoch(epoch); }
+  void SetEpoch(std::uint64_t epoch) override {
+    const std::lock_guard lock(mutex_);
+    self_.set_epoch(epoch);
+  }
 
   Result<ServerView> AwaitView(std::uint64_t epoch, bool recovering, std::uint64_t steps) override {
     ViewRequest request;
-    *request.mutable_sender() = self_;
+    *request.mutable_sender() = Self();
     request.set_steps(steps);
     request.set_epoch(epoch);
     request.set_recovering(recovering);
@@ -269,7 +272,7 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
 
   Status OpenDataset(int dataset, const DatasetInfo& info) override {
     OpenDatasetRequest request;
-    *request.mutable_sender() = self_;
+    *request.mutable_sender() = Self();
     request.set_dataset(static_cast<std::uint32_t>(dataset));
     request.set_fingerprint(info.fingerprint);
     request.set_examples(info.examples);
@@ -283,7 +286,7 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
                                               const FinishedSplit& finished, bool leaves) override {
     NextSplitRequest request;
     request.set_leaves(leaves);
-    *request.mutable_sender() = self_;
+    *request.mutable_sender() = Self();
     request.set_dataset(static_cast<std::uint32_t>(epoch.dataset));
     request.set_epoch(epoch.epoch);
     request.set_first_batch(first_batch);
@@ -312,7 +315,7 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
   Result<std::optional<RoundPart>> JoinRound(const EpochKey& epoch,
                                              std::int64_t first_batch) override {
     JoinRoundRequest request;
-    *request.mutable_sender() = self_;
+    *request.mutable_sender() = Self();
     request.set_dataset(static_cast<std::uint32_t>(epoch.dataset));
     request.set_epoch(epoch.epoch);
     request.set_first_batch(first_batch);
@@ -339,7 +342,7 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
   Result<std::optional<RoundTotal>> FinishRound(const RoundPart& part,
                                                 const RoundSums& sums) override {
     FinishRoundRequest request;
-    *request.mutable_sender() = self_;
+    *request.mutable_sender() = Self();
     request.set_round(part.round);
     request.set_attempt(static_cast<std::uint32_t>(part.attempt));
     request.set_loss_sum(sums.loss_sum);
@@ -363,7 +366,7 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
 
   Result<ClosureReply> NextClosure(std::span<const std::int64_t> has) override {
     NextClosureRequest request;
-    *request.mutable_sender() = self_;
+    *request.mutable_sender() = Self();
     request.mutable_has()->Assign(has.begin(), has.end());
     NextClosureReply reply;
     COHORT_RETURN_IF_ERROR(Call(
@@ -381,7 +384,7 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
 
   Status FinishClosure(std::int64_t id, const Result<std::string>& outcome) override {
     FinishClosureRequest request;
-    *request.mutable_sender() = self_;
+    *request.mutable_sender() = Self();
     request.set_id(id);
     request.set_code(static_cast<std::int32_t>(outcome.status().code()));
     if (outcome.ok()) {
@@ -396,7 +399,7 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
 
   Status Done() override {
     DoneRequest request;
-    *request.mutable_sender() = self_;
+    *request.mutable_sender() = Self();
     DoneReply reply;
     return Call([&](Stub& stub, grpc::ClientContext* c) { return stub.Done(c, request, &reply); });
   }
@@ -415,6 +418,10 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
   }
 
  private:
+  SenderId Self() const {
+    const std::lock_guard lock(mutex_);
+    return self_;
+  }
   Status Stale() const {
     return Unavailable(name_ + " hands out nothing while the servers are rolled back");
   }
@@ -463,10 +470,10 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
 
   const std::string name_;
   const std::chrono::milliseconds peer_timeout_;
-  SenderId self_;
   const std::string address_;
-  std::mutex mutex_;
-  std::shared_ptr<Stub> stub_;  // under mutex_, as what follows; owners: this and calls under way
+  mutable std::mutex mutex_;
+  SenderId self_;               // under mutex_, as what follows
+  std::shared_ptr<Stub> stub_;  // owners: this and calls under way
   std::condition_variable aborted_condition_;
   Status aborted_;
   std::set<grpc::ClientContext*> contexts_;  // of the calls under way

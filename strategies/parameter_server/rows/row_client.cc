@@ -379,7 +379,7 @@ class FrameRowClient final : public RowClient {
         sequences_(options.row_pushes),
         channels_(LineChannels(model, addresses_)),
         routes_(model.tables, model.servers),
-        feedback_(model),
+        feedback_(model, options.comes_again),
         pulled_(model),
         buckets_(model, addresses_, channels_, options, routes_),
         link_(FrameLink::Make(

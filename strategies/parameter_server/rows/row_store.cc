@@ -126,11 +126,8 @@ void RowStore::MakePlaces() {
   }
 }
 
-void RowStore::Stay(bool forget) {
+void RowStore::Stay() {
   Thaw();
-  if (forget) {
-    ledger_.Reset();
-  }
   const std::lock_guard lock(carriers_mutex_);
   carriers_.clear();
 }

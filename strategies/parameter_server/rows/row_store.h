@@ -57,9 +57,8 @@ class RowStore {
 
   // As Declare has left it, but for the clients that were retired. Nothing else may run.
   Status Reset();
-  // All stays but snapshots, what is known of dumps that are on their way, and, if `forget`, of
-  // clients' pushes: they begin to count anew.
-  void Stay(bool forget);
+  // All stays but snapshots, and what is known of dumps that are on their way.
+  void Stay();
   PushLedger& pushes() { return ledger_; }
   // Rounds that are not applied, for another server that gets the part (row_rounds.h).
   RowRounds& rounds() { return rounds_; }

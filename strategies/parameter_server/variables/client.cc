@@ -28,6 +28,10 @@ bool IsEncoded(const Chunk& chunk, DType wire) {
   return chunk.trainable && wire != DType::kFloat32;
 }
 
+bool Fits(const Chunk& chunk, std::span<const float> arena) {
+  return static_cast<std::size_t>(chunk.offset + chunk.elements) <= arena.size();
+}
+
 template <typename Float>
 std::span<Float> Of(const Chunk& chunk, std::span<Float> arena) {
   return arena.subspan(static_cast<std::size_t>(chunk.offset),
@@ -96,6 +100,7 @@ Status FrameClient::Declare() {
   request.set_partitioner(spec_.partitioner.ToString());
   request.set_protocol(kProtocol);
   request.set_copies(spec_.copies);
+  request.set_counts_steps(spec_.counts_steps);
   request.set_servers(static_cast<std::uint32_t>(spec_.servers));
   request.set_sender(options_.task);
   request.set_epoch(options_.epoch);
@@ -191,7 +196,7 @@ ReplyHandler FrameClient::Into(std::span<float> values, std::span<const std::spa
     Places places;
     for (int i = 0; i < header.chunks_size(); ++i) {
       const std::size_t c = header.chunks(i);
-      if (c >= chunks_.size() || i >= header.versions_size() || values.empty()) {
+      if (c >= chunks_.size() || i >= header.versions_size() || !Fits(chunks_[c], values)) {
         return Internal(names_[static_cast<std::size_t>(server)] + ": a reply with chunk " +
                         std::to_string(c) + " of " + std::to_string(chunks_.size()));
       }
@@ -463,11 +468,11 @@ void FrameClient::KeepBase(std::span<const float> values) {
   }
 }
 
-Status FrameClient::Push(const Gradient& gradient, std::span<float> values) {
+Status FrameClient::Push(const Gradient& gradient, std::optional<std::span<float>> values) {
   const bool empty = gradient.round.has_value() && gradient.weight == 0;
   const bool bounded = spec_.consistency.bounded();
   if (base_after_ != sequences_) {
-    KeepBase(values);
+    KeepBase(values.value_or(std::span<float>()));
   }
   if (bounded) {
     COHORT_RETURN_IF_ERROR(EnterClock());
@@ -491,7 +496,7 @@ Status FrameClient::Push(const Gradient& gradient, std::span<float> values) {
       header.set_sequence(++sequences_[static_cast<std::size_t>(s)]);
       header.set_weight(gradient.weight);
       header.set_clip(gradient.clip == 1 ? 0 : gradient.clip);
-      header.set_pull(!values.empty() && !bounded);
+      header.set_pull(values.has_value() && !bounded);
       header.set_wire(WireNumber(options_.wire.push));
       header.set_pull_wire(WireNumber(options_.wire.pull));
       if (spec_.copies && gradient.commit.round() != 0) {
@@ -519,7 +524,7 @@ Status FrameClient::Push(const Gradient& gradient, std::span<float> values) {
       requests.back().header.set_advance(true);
       requests.back().header.set_sender(options_.task);
       requests.back().header.set_clock(clock);
-      if (!values.empty()) {
+      if (values.has_value()) {
         FrameHeader header = Header();
         header.set_bounded(true);
         header.set_sender(options_.task);
@@ -532,7 +537,7 @@ Status FrameClient::Push(const Gradient& gradient, std::span<float> values) {
   if (spec_.copies) {
     AddCopies(spec_.servers, &requests);
   }
-  COHORT_RETURN_IF_ERROR(link_->Run(requests, Into(values, {})));
+  COHORT_RETURN_IF_ERROR(link_->Run(requests, Into(values.value_or(std::span<float>()), {})));
   clock_ = bounded ? clock : clock_;
   return {};
 }

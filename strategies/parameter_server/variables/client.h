@@ -41,6 +41,8 @@ struct ClientOptions {
   FrameTransport transport = FrameTransport::kAuto;
   // Of Client: gradients that lie there are not copied on the way to servers of this host.
   std::shared_ptr<FrameMemory> memory;
+  // A push may come again from the client after this one (TakeOver), also one that has succeeded.
+  bool comes_again = false;
   // Where pushes go on being numbered, by server; empty: at 1. Of Client, and of RowClient.
   std::vector<std::uint64_t> pushes;
   std::vector<std::uint64_t> row_pushes;
@@ -99,10 +101,10 @@ class Client {
   virtual Result<std::uint64_t> Freeze(std::uint64_t snapshot) = 0;
   // The bytes that servers had to copy for that.
   virtual Result<std::uint64_t> Thaw() = 0;
-  // Sends a gradient computed from this client's last copy. `values`, unless empty, gets what the
-  // servers have afterwards; under bounded staleness, when that is fresh. On an error some servers
-  // may have applied their part.
-  virtual Status Push(const Gradient& gradient, std::span<float> values) = 0;
+  // Sends a gradient computed from this client's last copy. `values`, where given, gets what the
+  // servers have afterwards; under bounded staleness, when that is fresh. (A model of tables alone
+  // has none, and yet a version.) On an error some servers may have applied their part.
+  virtual Status Push(const Gradient& gradient, std::optional<std::span<float>> values) = 0;
   // Where there are copies, asynchronously: the next push is of a gradient that was computed from
   // these, this client's last copy, which may be another by then. One that is sent again under the
   // same numbers is of the same, also by a client that takes over. Push says it of its `values`

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -45,7 +46,7 @@ class FrameClient final : public Client {
   Status PullState(std::span<float> values, std::span<const std::span<float>> slots) override;
   Result<std::uint64_t> Freeze(std::uint64_t snapshot) override;
   Result<std::uint64_t> Thaw() override;
-  Status Push(const Gradient& gradient, std::span<float> values) override;
+  Status Push(const Gradient& gradient, std::optional<std::span<float>> values) override;
   void KeepBase(std::span<const float> values) override;
   Status PullForStep(std::span<float> values, const Commit& commit) override;
   Status Settle(std::uint64_t round, const Commit& commit, double clip_norm) override;

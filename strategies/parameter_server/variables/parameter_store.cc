@@ -70,17 +70,8 @@ Status ParameterStore::Declare(const ModelSpec& spec, const std::string& who) {
   return {};
 }
 
-std::uint64_t ParameterStore::Stay(bool forget) {
+std::uint64_t ParameterStore::Stay() {
   Thaw();
-  for (const auto& block : blocks_) {
-    if (forget && block != nullptr) {
-      const std::lock_guard lock(block->mutex);
-      block->pulled.clear();
-    }
-  }
-  if (forget) {
-    ledger_.Reset();
-  }
   const std::uint64_t version = LeastVersion();
   return version == std::numeric_limits<std::uint64_t>::max() ? 0 : version;
 }
@@ -123,8 +114,13 @@ ParameterStore::Block* ParameterStore::Find(std::uint32_t chunk) const {
 
 std::string ParameterStore::NameOf(int chunk) const {
   const Block* block = Find(static_cast<std::uint32_t>(chunk));
-  return block == nullptr ? "?"
-                          : spec_.parameters[static_cast<std::size_t>(block->chunk.parameter)].name;
+  return block == nullptr ? "?" : NameOf(*block);
+}
+
+std::string ParameterStore::NameOf(const Block& block) const {
+  const int parameter = block.chunk.parameter;
+  return parameter == kNoParameter ? "the count of steps of ps:" + std::to_string(server_)
+                                   : spec_.parameters[static_cast<std::size_t>(parameter)].name;
 }
 
 Error ParameterStore::Assign(const FrameHeader& header, PayloadReader payload) {
@@ -375,10 +371,9 @@ Status ParameterStore::Apply(Block& block, const Commit& commit) {
   }
   const std::optional<std::uint64_t> late = block.round.Elect(commit, block.version);
   if (!late.has_value()) {
-    return FailedPrecondition(
-        "the parts of round " + std::to_string(commit.round()) + " of " +
-        spec_.parameters[static_cast<std::size_t>(block.chunk.parameter)].name +
-        " are not there, it is at version " + std::to_string(block.version));
+    return FailedPrecondition("the parts of round " + std::to_string(commit.round()) + " of " +
+                              NameOf(block) + " are not there, it is at version " +
+                              std::to_string(block.version));
   }
   Complete(block);
   const std::lock_guard lock(stats_mutex_);

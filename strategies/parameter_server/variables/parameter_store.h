@@ -64,9 +64,8 @@ class ParameterStore {
   // As Declare has left it, but for the clients that were retired. Returns the least version that
   // the chunks had. Nothing else may run.
   std::uint64_t Reset();
-  // All stays but snapshots, and, if `forget`, what is known of clients' pushes: they begin to
-  // count anew. The same return, and rule.
-  std::uint64_t Stay(bool forget);
+  // All stays but snapshots. The same return, and rule.
+  std::uint64_t Stay();
   PushLedger& pushes() { return ledger_; }
   // For another server that gets the part: what is known of workers' clocks, and that it is what
   // another store knew. So it is with rounds, all but what their parts hold; and with that.
@@ -192,6 +191,7 @@ class ParameterStore {
     return carries_ && block.chunk.trainable ? block.value.size() : 0;
   }
   Block* Find(std::uint32_t chunk) const;
+  std::string NameOf(const Block& block) const;
 
   const int server_;
   mutable std::mutex declare_mutex_;

@@ -186,10 +186,9 @@ Error ParameterStore::Decode(const FrameHeader& header, PayloadReader* payload) 
 Status ParameterStore::CheckRound(const Block& block, std::uint64_t round) const {
   return block.round.Completed(round, block.version)
              ? OkStatus()
-             : FailedPrecondition(
-                   "round " + std::to_string(round) + " is not complete: " +
-                   spec_.parameters[static_cast<std::size_t>(block.chunk.parameter)].name +
-                   " is at version " + std::to_string(block.version));
+             : FailedPrecondition("round " + std::to_string(round) +
+                                  " is not complete: " + NameOf(block) + " is at version " +
+                                  std::to_string(block.version));
 }
 
 }  // namespace cohort::ps

@@ -188,6 +188,29 @@ TEST(Layout, FramesKeepTheLimitAndHoldEveryChunk) {
   EXPECT_EQ(seen.size(), chunks.size());
 }
 
+TEST(Layout, WhereStepsAreCountedEveryServerHasAChunk) {
+  ModelSpec spec = Model({{"a", {2}}, {"none", {0, 5}}}, 3);
+  EXPECT_EQ(MakeChunks(spec).size(), 1U);
+  const std::uint64_t before = spec.Fingerprint();
+  spec.counts_steps = true;
+  EXPECT_NE(spec.Fingerprint(), before);
+  const std::vector<Chunk> chunks = MakeChunks(spec);
+  ASSERT_EQ(chunks.size(), 3U);
+  EXPECT_EQ(chunks[0].elements, 2);
+  for (int s = 0; s < 3; ++s) {
+    const Chunk& chunk = chunks[static_cast<std::size_t>(s)];
+    EXPECT_EQ(chunk.server, s);
+    EXPECT_EQ(chunk.parameter, s == 0 ? 0 : kNoParameter);
+    EXPECT_EQ(PackFrames(chunks, s, 4 << 20).size(), 1U);
+    if (s > 0) {
+      EXPECT_EQ(chunk.elements, 0);
+      EXPECT_FALSE(chunk.trainable) << "no rule is applied to it, and it is in no norm";
+    }
+  }
+  spec.parameters.clear();
+  EXPECT_EQ(MakeChunks(spec).size(), 3U);
+}
+
 TEST(Layout, TheFirstDifferenceIsNamed) {
   const ModelSpec spec = Model({{"a", {2, 3}}, {"b", {4}}}, 1);
   ModelSpec other = spec;
@@ -207,6 +230,11 @@ TEST(Layout, TheFirstDifferenceIsNamed) {
   EXPECT_NE(spec.Fingerprint(), other.Fingerprint());
   EXPECT_THAT(spec.Compare(other, "w").message(),
               HasSubstr("partitioner differs: declared pieces, w has fixed:2"));
+  other = spec;
+  other.counts_steps = true;
+  EXPECT_THAT(
+      spec.Compare(other, "w").message(),
+      HasSubstr("declared servers that hold tables alone, w has servers with the variables"));
   other = spec;
   other.optimizer = "{}";
   EXPECT_THAT(spec.Compare(other, "w").message(), HasSubstr("optimizer differs"));

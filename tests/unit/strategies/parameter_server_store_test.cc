@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <thread>
@@ -195,7 +196,7 @@ TEST_F(SnapshotTest, AnotherEpochOfTheServersEndsIt) {
   Freeze(1);
   EXPECT_EQ(Push(PushHeader(), ones_).kind(), Error::NONE);
   EXPECT_GT(store_.kept_bytes(), 0U);
-  EXPECT_EQ(store_.Stay(/*forget=*/true), 1U);
+  EXPECT_EQ(store_.Stay(), 1U);
   EXPECT_EQ(store_.kept_bytes(), 0U);
   EXPECT_EQ(Ask(1), Error::BAD_FRAME);
   Freeze(1);
@@ -298,6 +299,90 @@ TEST_F(StoreTest, ARepeatedPushIsAppliedOnceOnly) {
   EXPECT_THAT(Read(0), Each(-2));
 }
 
+TEST_F(StoreTest, ServersThatStayKnowThePushesThatTheyHad) {
+  Declare(*Sgd({.learning_rate = 1}));
+  Assign({0, 0, 0, 0, 0, 0, 0});
+  const FrameHeader header = PushHeader();
+  EXPECT_EQ(Push(header, ones_).kind(), Error::NONE);
+  EXPECT_EQ(store_.Stay(), 1U);
+  EXPECT_EQ(Push(header, ones_).kind(), Error::NONE);
+  EXPECT_THAT(Read(0), Each(-1));
+  EXPECT_EQ(store_.stats().duplicates, 1U);
+  store_.Reset();
+  Assign({0, 0, 0, 0, 0, 0, 0});
+  EXPECT_EQ(Push(header, ones_).kind(), Error::NONE);
+  EXPECT_THAT(Read(0), Each(-1)) << "of what is gone nothing is known";
+}
+
+// A server that has tables only: its chunk has no elements, and is a chunk all the same.
+class StepsOfTablesTest : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(StepsOfTablesTest, AreCounted) {
+  const ModelSpec spec{.optimizer = Sgd({.learning_rate = 1, .global_clip_norm = 1})->config(),
+                       .consistency = OrThrow(Consistency::Parse(GetParam())),
+                       .servers = 1,
+                       .counts_steps = true};
+  ParameterStore store(0);
+  OrThrow(store.Declare(spec, "chief:0"));
+  EXPECT_FALSE(store.ready()) << "its rows may be on their way";
+  const auto header = [&](std::uint64_t version) {
+    FrameHeader made;
+    made.set_client(1);
+    made.set_layout(spec.Fingerprint());
+    made.add_chunks(0);
+    made.add_versions(version);
+    return made;
+  };
+  ASSERT_EQ(store.Assign(header(7), PayloadReader(Segments())).kind(), Error::NONE);
+  EXPECT_TRUE(store.ready());
+  const auto push = [&](std::uint64_t number) {
+    FrameHeader pushed = header(6 + number);
+    pushed.set_sequence(number);
+    pushed.set_weight(3);
+    if (spec.consistency.synchronous()) {
+      pushed.mutable_round()->set_round(7 + number);
+      pushed.mutable_round()->set_parts(1);
+    }
+    ParameterStore::Pushed result;
+    return store.Push(pushed, PayloadReader(Segments()), &result);
+  };
+  for (std::uint64_t number = 1; number <= 2; ++number) {
+    EXPECT_EQ(push(number).kind(), Error::NONE);
+    EXPECT_EQ(push(number).kind(), Error::NONE) << "comes again";
+    if (spec.consistency.synchronous()) {
+      Commit commit;
+      commit.set_round(7 + number);
+      commit.add_winners(0);
+      const auto norms = store.RoundNorms(spec.Fingerprint(), 7 + number, commit);
+      ASSERT_EQ(norms.status(), OkStatus());
+      EXPECT_TRUE(norms->squares.empty());
+      EXPECT_EQ(norms->weight, 3);
+      EXPECT_EQ(store.Settle(spec.Fingerprint(), 7 + number, 1), OkStatus());
+    }
+    EXPECT_EQ(store.version(0), 7 + number);
+  }
+  EXPECT_EQ(OrThrow(store.Freeze(spec.Fingerprint(), 1)), 9U);
+  EXPECT_EQ(push(3).kind(), Error::NONE);
+  FrameHeader asked = header(0);
+  asked.set_snapshot(1);
+  asked.set_slots(true);
+  std::vector<ParameterStore::Reading> readings;
+  ASSERT_EQ(store.Plan(asked, &readings).kind(), Error::NONE);
+  ASSERT_EQ(readings.size(), 1U);
+  EXPECT_EQ(readings[0].floats, 0U);
+  EXPECT_TRUE(store.Copy(readings[0], /*slots=*/true, {}));
+  EXPECT_EQ(readings[0].version, 9U) << "as it was";
+  EXPECT_EQ(store.Reset(), spec.consistency.synchronous() ? 9U : 10U);
+  EXPECT_FALSE(store.ready());
+}
+
+INSTANTIATE_TEST_SUITE_P(StoreTest, StepsOfTablesTest,
+                         ::testing::Values("async", "ssp:1", "sync", "sync:1"), [](const auto& of) {
+                           std::string name = of.param;
+                           std::ranges::replace(name, ':', '_');
+                           return name;
+                         });
+
 // ---- What servers do to gradients beside the rule -----------------------------------------------
 
 TEST_F(StoreTest, GradientsAreCompensatedForWhatHasMovedSinceTheirPull) {
@@ -341,10 +426,16 @@ TEST_F(StoreTest, GradientsAreCompensatedForWhatHasMovedSinceTheirPull) {
   push(9, 0, twos);
   EXPECT_THAT(Read(0), Each(1)) << "or there is none";
   pull(3);
-  store_.Stay(/*forget=*/true);
+  store_.Stay();
   push(3, 7, ones_);
-  push(3, 7, twos);
-  EXPECT_THAT(Read(0), Each(-2)) << "nor after a roll-back";
+  push(3, 7, twos);  // 2 + 0.5 * 4 * (0 - 1) = 0
+  EXPECT_THAT(Read(0), Each(0)) << "what stays knows what it gave";
+  pull(3);
+  store_.Reset();
+  Assign({0, 0, 0, 0, 0, 0, 0}, 9);
+  push(3, 9, ones_);
+  push(3, 9, twos);
+  EXPECT_THAT(Read(0), Each(-3)) << "not after a roll-back";
 }
 
 TEST_F(StoreTest, WhatTravelsRoundedIsCompensatedForAsItTravelled) {

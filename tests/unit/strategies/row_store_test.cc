@@ -654,7 +654,8 @@ TEST_F(RowStoreTest, WhatComesDamagedDoesNoHarm) {
   const Philox random(1, "damage");
   int decoded = 0;
   for (std::uint64_t i = 0; i < 20'000; ++i) {
-    store_.Stay(/*forget=*/true);  // each frame is the first of its client
+    store_.Stay();
+    store_.pushes().Reset();  // each frame is the first of its client
     std::string bytes = frames[i % frames.size()];
     const std::uint64_t flips = random.Below(4, 0, i);
     for (std::uint64_t f = 0; f < flips; ++f) {
@@ -681,7 +682,8 @@ TEST_F(RowStoreTest, WhatComesDamagedDoesNoHarm) {
     (void)store_.Dump(frame->header, &pieces, &out, &moved_);
   }
   EXPECT_GT(decoded, 1000);
-  store_.Stay(/*forget=*/true);
+  store_.Stay();
+  store_.pushes().Reset();
   EXPECT_EQ(store_.Restore(restore, Bytes().Add(dump).Reader()).kind(), Error::NONE);
   EXPECT_THAT(Pull(5), ElementsAre(-1, -2));
 }
