@@ -297,6 +297,9 @@ std::string Exchange::AwaitedNames() const {
   for (int p = 0; p < size_; ++p) {
     if (Awaited(p)) {
       text += (text.empty() ? "" : ", ") + Name(p);
+      if (const auto doubt = transport_->DoubtOf(p, Duration::max())) {
+        text += " (" + doubt->what + ")";
+      }
     }
   }
   return text.empty() ? awaited_elsewhere_ : text;
@@ -392,6 +395,9 @@ std::string Exchange::Culprits() const {
       fault = other.stalled_in.sequence + other.stalled_in.pair_sequence == 0
                   ? " has not entered it, nor any operation before"
                   : " has not entered it; its last is " + other.stalled_in.Numbered();
+    } else if (const auto doubt = transport_->DoubtOf(p, (deadline_ - started_) / 2);
+               doubt && doubt->certain) {
+      fault = " answers, but " + doubt->what;
     } else {
       continue;
     }

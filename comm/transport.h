@@ -20,6 +20,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -103,6 +104,17 @@ class Transport {
   bool Unsent(int peer) const {
     const Lane& lane = lanes_[static_cast<std::size_t>(peer)];
     return lane.sends_done < lane.sends;
+  }
+
+  // What the way to `peer` shows, for the error of an operation that has run out of time.
+  struct Doubt {
+    std::string what;      // "rail 2 of 4 from it has brought nothing for 1.2 s"
+    bool certain = false;  // it explains the wait: the peer is not to blame for it
+  };
+  // Nothing: no more is known than that something is owed or unsent. `long_enough`: a silence that
+  // is no pause. Asks the system; for errors only.
+  virtual std::optional<Doubt> DoubtOf(int /*peer*/, Duration /*long_enough*/) const {
+    return std::nullopt;
   }
 
   // Moves bytes; returns when something happened, after Wake, or at `until`.

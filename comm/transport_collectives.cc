@@ -256,9 +256,11 @@ Communicator::Pending TransportCommunicator::Broadcast(Buffer buffer, int root,
   if (const auto quiet = Quiet(record.kind, buffer.bytes(), options.algorithm)) {
     record.algorithm = static_cast<std::uint8_t>(*quiet);
   }
-  return Enqueue(std::move(record), 0, options, [=, this](Exchange& exchange, Algorithm algorithm) {
-    return RunBroadcast(exchange, buffer, root, algorithm);
-  });
+  const auto total = static_cast<std::int64_t>(buffer.bytes());
+  return Enqueue(std::move(record), total, options,
+                 [=, this](Exchange& exchange, Algorithm algorithm) {
+                   return RunBroadcast(exchange, buffer, root, algorithm);
+                 });
 }
 
 Status TransportCommunicator::RunBroadcast(Exchange& exchange, Buffer buffer, int root,
@@ -314,12 +316,14 @@ Communicator::Pending TransportCommunicator::EnqueueAllToAll(
   OperationRecord record{.kind = kind,
                          .dtype = input.dtype,
                          .count = kind == OperationKind::kAllToAll ? input.count : 0};
-  return Enqueue(
-      std::move(record), 0, options, [=](Exchange& exchange, Algorithm /*algorithm*/) -> Status {
-        const std::size_t element = SizeOf(input.dtype);
-        return DirectAllToAll(exchange, Pieces(Bytes(BytesOf(input)), send_counts, element),
-                              Pieces(BytesOf(output), receive_counts, element), element);
-      });
+  const auto total = static_cast<std::int64_t>(input.bytes());
+  return Enqueue(std::move(record), total, options,
+                 [=](Exchange& exchange, Algorithm /*algorithm*/) -> Status {
+                   const std::size_t element = SizeOf(input.dtype);
+                   return DirectAllToAll(exchange,
+                                         Pieces(Bytes(BytesOf(input)), send_counts, element),
+                                         Pieces(BytesOf(output), receive_counts, element), element);
+                 });
 }
 
 Communicator::Pending TransportCommunicator::Send(ConstBuffer read, int to,
@@ -329,7 +333,8 @@ Communicator::Pending TransportCommunicator::Send(ConstBuffer read, int to,
   Require(to >= 0 && to < size_ && to != rank_, "Send: to another rank");
   OperationRecord record{
       .kind = OperationKind::kSend, .dtype = buffer.dtype, .root = to, .count = buffer.count};
-  return Enqueue(std::move(record), 0, options,
+  const auto total = static_cast<std::int64_t>(buffer.bytes());
+  return Enqueue(std::move(record), total, options,
                  [=](Exchange& exchange, Algorithm /*algorithm*/) -> Status {
                    return SendTo(exchange, to, BytesOf(buffer), SizeOf(buffer.dtype));
                  });
@@ -341,7 +346,8 @@ Communicator::Pending TransportCommunicator::Receive(Buffer buffer, int from,
   Require(from >= 0 && from < size_ && from != rank_, "Receive: from another rank");
   OperationRecord record{
       .kind = OperationKind::kReceive, .dtype = buffer.dtype, .root = from, .count = buffer.count};
-  return Enqueue(std::move(record), 0, options,
+  const auto total = static_cast<std::int64_t>(buffer.bytes());
+  return Enqueue(std::move(record), total, options,
                  [=](Exchange& exchange, Algorithm /*algorithm*/) -> Status {
                    return ReceiveFrom(exchange, from, BytesOf(buffer), SizeOf(buffer.dtype));
                  });

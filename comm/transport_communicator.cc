@@ -50,6 +50,7 @@ TransportCommunicator::TransportCommunicator(TransportCommunicatorParts parts,
                 [this](const Status& status) { FailWith(status); }),
       shares_(size_ > 1 && HasShared(exchange_.transport())),
       cost_(options_.cost, shared_memory_),
+      counts_(options_.metrics),
       nap_(kNap),
       thread_([this] { Run(); }) {}
 
@@ -108,11 +109,13 @@ Status TransportCommunicator::RunTask(Task& task) {
   if (status.ok() && task.after) {
     status = exchange_.WaitForStream(*task.after);
   }
+  Result<Algorithm> algorithm = Algorithm::kAuto;
   if (status.ok()) {
-    const Result<Algorithm> algorithm = Settle(exchange_, task.total);
+    algorithm = Settle(exchange_, task.total);
     status = algorithm.ok() ? task.body(exchange_, algorithm.value()) : algorithm.status();
   }
-  return EndTask(task.flight, status);
+  return EndTask(task.flight, algorithm.ok() ? algorithm.value() : Algorithm::kAuto, task.total,
+                 status);
 }
 
 // The algorithm of the operation under way; where the ranks are to choose, they do now.
@@ -124,9 +127,13 @@ Result<Algorithm> TransportCommunicator::Settle(Exchange& exchange, std::int64_t
   return cost_.Choose(exchange, exchange.record().kind, total);
 }
 
-Status TransportCommunicator::EndTask(std::uint64_t flight, Status status) {
+Status TransportCommunicator::EndTask(std::uint64_t flight, Algorithm algorithm, std::int64_t bytes,
+                                      Status status) {
   status = exchange_.End(status);
   Heard();
+  if (status.ok()) {
+    counts_.Done(exchange_.record().kind, algorithm, static_cast<std::uint64_t>(bytes));
+  }
   flight_.Ended(flight, status.ok(), heard_);
   if (!status.ok() && exchange_.failure().ok()) {  // given up; a failure has been dumped
     DumpAfter(status);
@@ -381,6 +388,9 @@ Status TransportCommunicator::FinishAtOnce() {
     }
     status = exchange_.End({});
     Heard();
+    if (status.ok()) {
+      counts_.Done(exchange_.record().kind, Algorithm::kOneShot, at_once_.data.size());
+    }
     flight_.Flown(exchange_.record(), status.ok(), heard_);
     return status;
   }
@@ -392,7 +402,8 @@ Status TransportCommunicator::FinishAtOnce() {
     status = one_shot ? FinishOneShot(exchange_, at_once_.data, reduction)
                       : FinishSharedAllReduce(exchange_, at_once_.data, *reduction);
   }
-  return EndTask(flight, status);
+  return EndTask(flight, AlgorithmOf(exchange_.record()),
+                 static_cast<std::int64_t>(at_once_.data.size()), status);
 }
 
 void TransportCommunicator::Adopt(std::unique_ptr<NativeCollectives> native) {

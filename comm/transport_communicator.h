@@ -26,6 +26,7 @@
 
 #include "algorithms/choose.h"
 #include "algorithms/cost_model.h"
+#include "collective_counts.h"
 #include "exchange.h"
 #include "flight_recorder.h"
 #include "native_collectives.h"
@@ -145,7 +146,8 @@ class TransportCommunicator final : public Communicator, private Driver {
   void Heard();
   bool MissedNews() const;
   Status RunTask(Task& task);
-  Status EndTask(std::uint64_t flight, Status status);
+  // `algorithm` ran, over `bytes`.
+  Status EndTask(std::uint64_t flight, Algorithm algorithm, std::int64_t bytes, Status status);
   void Drive(std::uint64_t number) override;
   void Leave(std::uint64_t number) override;
 
@@ -160,9 +162,10 @@ class TransportCommunicator final : public Communicator, private Driver {
   const CommunicatorOptions options_;
   std::unique_ptr<NativeCollectives> native_;  // nullptr: none
   std::string_view backend_;
-  Exchange exchange_;  // used by the driver, but for what its header allows
-  const bool shares_;  // ranks reach each other's memory
-  CostModel cost_;     // used by the driver
+  Exchange exchange_;        // used by the driver, but for what its header allows
+  const bool shares_;        // ranks reach each other's memory
+  CostModel cost_;           // used by the driver
+  CollectiveCounts counts_;  // likewise
 
   FlightRecorder flight_;
   const std::shared_ptr<Outcomes> outcomes_ = std::make_shared<Outcomes>();

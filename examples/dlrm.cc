@@ -36,7 +36,7 @@ namespace nn = cohort::nn;
 
 struct Flags {
   // One thread to a replica: the other cores draw clicks.
-  JobFlags job{.global_batch = 256, .threads = 1, .sparse = true};
+  JobFlags job{.global_batch = 256, .threads = 1};
   std::vector<std::string> data;
   std::vector<std::string> test_data;
   bool csv = false;
@@ -184,10 +184,8 @@ Status Report(const Flags& f, cohort::Strategy& strategy, const cohort::Paramete
   return WriteMetrics(f.job, metrics);
 }
 
-Status Train(const Flags& f, cohort::Strategy& strategy) {
-  cohort::ParameterSet parameters;
-  const nn::Dlrm model(parameters, ModelOptions(f));
-  parameters.Build();
+Status Train(const Flags& f, const nn::Dlrm& model, cohort::ParameterSet& parameters,
+             cohort::Strategy& strategy) {
   COHORT_RETURN_IF_ERROR(
       strategy.Bind(parameters, cohort::Adagrad({.learning_rate = f.learning_rate})));
 
@@ -220,6 +218,11 @@ int main(int argc, char** argv) {
   CLI::App app("Trains a deep recommendation model, with its embeddings on parameter servers.");
   DeclareFlags(app, f);
   return RunProgram("dlrm", app, argc, argv, [&] {
-    return RunJob(f.job, [&](cohort::Strategy& strategy) { return Train(f, strategy); });
+    cohort::ParameterSet parameters;
+    const nn::Dlrm model(parameters, ModelOptions(f));
+    parameters.Build();
+    return RunJob(f.job, parameters, [&](cohort::Strategy& strategy) {
+      return Train(f, model, parameters, strategy);
+    });
   });
 }

@@ -44,27 +44,18 @@ std::function<std::unique_ptr<cohort::BucketHook>()> MakeCompression(const JobFl
   return [dtype] { return cohort::MakeCompressionHook({.dtype = dtype}); };
 }
 
-Result<cohort::Consistency> ConsistencyOf(const JobFlags& f, const cohort::ClusterConfig& cluster) {
-  const bool led_by_worker = cluster.cluster.Count(cohort::TaskType::kPs) > 0 &&
-                             cluster.cluster.Count(cohort::TaskType::kChief) == 0;
-  const std::string by_default =
-      f.sparse && f.strategy.empty() && led_by_worker ? "hybrid" : "async";
-  return cohort::Consistency::Parse(f.synchronous_ps        ? "sync"
-                                    : f.consistency.empty() ? by_default
-                                                            : f.consistency);
-}
-
-Result<cohort::StrategyOptions> MakeStrategyOptions(const JobFlags& f) {
+Result<cohort::StrategyOptions> MakeStrategyOptions(const JobFlags& f,
+                                                    const cohort::ParameterSet& model) {
   cohort::StrategyOptions options;
   options.log = cohort::StderrLog("");
   COHORT_ASSIGN_OR_RETURN(options.cluster,
                           cohort::ResolveCluster({}, cohort::EnvironmentOf(options), options.log));
-  COHORT_ASSIGN_OR_RETURN(options.consistency, ConsistencyOf(f, *options.cluster));
+  COHORT_ASSIGN_OR_RETURN(options.consistency,
+                          cohort::Consistency::Parse(f.synchronous_ps ? "sync" : f.consistency));
   // Do dense variables go to servers?
-  const bool servers =
-      options.consistency.mode != cohort::Consistency::Mode::kHybrid &&
-      (f.strategy.empty() ? options.cluster->cluster.Count(cohort::TaskType::kPs) > 0
-                          : f.strategy == "parameter_server");
+  COHORT_ASSIGN_OR_RETURN(const std::string kind,
+                          cohort::Strategy::KindFromEnv(model, f.strategy, options));
+  const bool servers = kind == "parameter_server";
   options.loss_scale = f.loss_scale == "sum"            ? cohort::LossScale::kSum
                        : f.loss_scale == "replica_mean" ? cohort::LossScale::kReplicaMean
                                                         : cohort::LossScale::kGlobalMean;
@@ -81,6 +72,7 @@ Result<cohort::StrategyOptions> MakeStrategyOptions(const JobFlags& f) {
   options.rails = f.rails;
   options.mpi_implementation = f.mpi_implementation;
   options.flight_folder = f.flight_folder;
+  options.metrics = &ProcessMetrics();
   options.virtual_shards = f.virtual_shards;
   const std::map<std::string, cohort::DType> wires = {{"bf16", cohort::DType::kBFloat16},
                                                       {"fp16", cohort::DType::kFloat16},
@@ -225,12 +217,13 @@ void DeclareJobFlags(CLI::App& app, JobFlags& f) {
   app.add_option(
          "--consistency", f.consistency,
          "of parameter servers: async, ssp:STALENESS, sync, sync:BACKUP_WORKERS, or hybrid: "
-         "workers in step by all-reduce, with only sparse tables on servers (default: " +
-             std::string(f.sparse ? "hybrid where there is no chief, else async)" : "async)"))
+         "workers in step by all-reduce, with only sparse tables on servers. auto: hybrid where "
+         "the model has such tables, no chief leads and --strategy is left out, else async")
       ->check([](const std::string& text) {
         return cohort::Consistency::Parse(text).status().message();
       })
-      ->excludes("--synchronous-ps");
+      ->excludes("--synchronous-ps")
+      ->capture_default_str();
   app.add_option(
          "--server-loss", f.server_loss,
          "what goes back to the last save with a parameter server that is lost: the job, that "
@@ -330,12 +323,18 @@ cohort::TrainerOptions MakeTrainerOptions(const JobFlags& f) {
 }
 
 Status RunJob(const JobFlags& f, const std::function<Status(cohort::Strategy&)>& train) {
+  return RunJob(f, cohort::ParameterSet(), train);
+}
+
+Status RunJob(const JobFlags& f, const cohort::ParameterSet& model,
+              const std::function<Status(cohort::Strategy&)>& train) {
   sigset_t signals;
   BlockUsr1(signals);
-  COHORT_ASSIGN_OR_RETURN(cohort::StrategyOptions options, MakeStrategyOptions(f));
+  COHORT_ASSIGN_OR_RETURN(cohort::StrategyOptions options, MakeStrategyOptions(f, model));
   // It answers while this process waits for the others.
   COHORT_ASSIGN_OR_RETURN(const auto server, ServeMetrics(f, *options.cluster, options.log));
-  COHORT_ASSIGN_OR_RETURN(const auto strategy, cohort::Strategy::FromEnv(f.strategy, options));
+  COHORT_ASSIGN_OR_RETURN(const auto strategy,
+                          cohort::Strategy::FromEnv(model, f.strategy, options));
   if (auto* servers = dynamic_cast<cohort::ParameterServerStrategy*>(strategy.get())) {
     servers->CountIn(ProcessMetrics());
   }

@@ -21,7 +21,7 @@ struct JobFlags {
   std::string precision = "float32";
   std::string loss_scale = "global_mean";
   bool synchronous_ps = false;
-  std::string consistency;
+  std::string consistency = "auto";
   std::string communication = "auto";
   std::string algorithm = "auto";
   std::string cross_device_ops = "auto";
@@ -51,9 +51,6 @@ struct JobFlags {
   int metrics_port = 0;
   std::string metrics_host = "127.0.0.1";
   bool quiet = false;
-  // The model has sparse tables: where servers can hold them and no chief leads, workers train the
-  // rest in step (--consistency hybrid) unless told otherwise.
-  bool sparse = false;
 };
 
 // Values that `f` has are the defaults.
@@ -67,7 +64,10 @@ cohort::nn::Precision PrecisionOf(const JobFlags& f);
 cohort::TrainerOptions MakeTrainerOptions(const JobFlags& f);
 
 // Joins the job, trains, and leaves: also after an error, so that the others end with its reason.
-// SIGUSR1 writes the flight record.
+// `model`: what is trained, by which --consistency auto chooses. SIGUSR1 writes the flight record.
+cohort::Status RunJob(const JobFlags& f, const cohort::ParameterSet& model,
+                      const std::function<cohort::Status(cohort::Strategy&)>& train);
+// Of a model without sparse tables, which `train` makes.
 cohort::Status RunJob(const JobFlags& f,
                       const std::function<cohort::Status(cohort::Strategy&)>& train);
 

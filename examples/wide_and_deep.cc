@@ -39,7 +39,7 @@ using cohort::Tensor;
 namespace nn = cohort::nn;
 
 struct Flags {
-  JobFlags job{.global_batch = 128, .threads = 1, .sparse = true};  // the layers are small
+  JobFlags job{.global_batch = 128, .threads = 1};  // the layers are small
   std::string data;
   std::int64_t people = 8000;
   int epochs = 4;
@@ -283,11 +283,9 @@ Status Report(const Flags& f, cohort::Strategy& strategy, const cohort::Paramete
   return WriteMetrics(f.job, metrics);
 }
 
-Status Train(const Flags& f, cohort::Strategy& strategy) {
+Status Train(const Flags& f, const WideAndDeep& model, cohort::ParameterSet& parameters,
+             cohort::Strategy& strategy) {
   COHORT_ASSIGN_OR_RETURN(const People people, LoadPeople(f));
-  cohort::ParameterSet parameters;
-  const WideAndDeep model(parameters, f);
-  parameters.Build();
   COHORT_RETURN_IF_ERROR(
       strategy.Bind(parameters, cohort::Adagrad({.learning_rate = f.deep_learning_rate})));
 
@@ -318,6 +316,11 @@ int main(int argc, char** argv) {
   CLI::App app("Trains a wide & deep model, with its sparse part on parameter servers.");
   DeclareFlags(app, f);
   return RunProgram("wide_and_deep", app, argc, argv, [&] {
-    return RunJob(f.job, [&](cohort::Strategy& strategy) { return Train(f, strategy); });
+    cohort::ParameterSet parameters;
+    const WideAndDeep model(parameters, f);
+    parameters.Build();
+    return RunJob(f.job, parameters, [&](cohort::Strategy& strategy) {
+      return Train(f, model, parameters, strategy);
+    });
   });
 }

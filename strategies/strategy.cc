@@ -113,6 +113,36 @@ Status CheckNoServers(const std::string& kind, const StrategyOptions& options) {
                          "use parameter_server]");
 }
 
+// What FromEnv makes.
+struct Choice {
+  std::string kind;
+  Consistency consistency;
+  std::string why;  // the consistency, where nobody asked for one
+};
+
+// Of a parameter-server cluster, where nobody asked for a consistency. `model`: nullptr where it is
+// not known.
+void ChooseConsistency(const ParameterSet* model, bool kind_asked, const ClusterConfig& config,
+                       Choice& choice) {
+  const std::size_t tables = model == nullptr ? 0 : model->tables().size();
+  const TaskId chief = config.cluster.Chief();
+  choice.consistency = {};
+  if (model == nullptr) {
+    choice.why = "Strategy::FromEnv was not given the model";
+  } else if (tables == 0) {
+    choice.why = "the model has no sparse tables";
+  } else if (kind_asked) {
+    choice.why = "strategy " + choice.kind + " was asked for";
+  } else if (chief.type == TaskType::kChief) {
+    choice.why = "hybrid, for the model's " + std::to_string(tables) +
+                 " sparse table(s), is led by worker:0, and the cluster has " + chief.ToString();
+  } else {
+    choice.consistency.mode = Consistency::Mode::kHybrid;
+    choice.why = "the model has " + std::to_string(tables) +
+                 " sparse table(s), which ps tasks hold, and no chief task leads the job";
+  }
+}
+
 Status CheckHybrid(const std::string& kind, const ClusterConfig& config) {
   if (kind != kParameterServer && kind != kMultiWorker) {
     return InvalidArgument("consistency hybrid under " + kind +
@@ -127,6 +157,64 @@ Status CheckHybrid(const std::string& kind, const ClusterConfig& config) {
                               " [start no chief, or use another consistency]");
   }
   return {};
+}
+
+Result<Choice> Choose(const ParameterSet* model, std::string_view kind, const ClusterConfig& config,
+                      const StrategyOptions& options) {
+  Choice choice{.kind = std::string(kind.empty() ? KindFor(config, options) : kind),
+                .consistency = options.consistency,
+                .why = {}};
+  COHORT_RETURN_IF_ERROR(Check(choice.kind, config, options));
+  if (choice.consistency.mode == Consistency::Mode::kAuto) {
+    choice.consistency = {};
+    if (choice.kind == kParameterServer) {
+      ChooseConsistency(model, !kind.empty(), config, choice);
+    }
+  }
+  if (choice.consistency.mode == Consistency::Mode::kHybrid) {
+    COHORT_RETURN_IF_ERROR(CheckHybrid(choice.kind, config));
+    choice.kind = kMultiWorker;
+  }
+  return choice;
+}
+
+// As the environment says, unless the program has.
+Result<ClusterConfig> ClusterOf(const StrategyOptions& options, const Log& log) {
+  return options.cluster.has_value() ? Result<ClusterConfig>(*options.cluster)
+                                     : ResolveCluster({}, EnvironmentOf(options), log);
+}
+
+Result<std::unique_ptr<Strategy>> Make(const ParameterSet* model, std::string_view kind,
+                                       StrategyOptions options) {
+  COHORT_ASSIGN_OR_RETURN(const ClusterConfig config, ClusterOf(options, options.log));
+  options.cluster = config;
+  COHORT_ASSIGN_OR_RETURN(const Choice choice, Choose(model, kind, config, options));
+  const std::string& chosen = choice.kind;
+  options.log.Info("strategy " + chosen + ", " + config.task.ToString() + ": " + Describe(config));
+  if (!choice.why.empty() && config.is_chief()) {
+    options.log.Info("consistency " + choice.consistency.ToString() + ": " + choice.why);
+  }
+  options.consistency = choice.consistency;
+  if (chosen == kParameterServer) {
+    auto made = ParameterServerStrategy::Make(config, options);
+    COHORT_RETURN_IF_ERROR(made.status());
+    return std::unique_ptr<Strategy>(std::move(made).value());
+  }
+  if (options.consistency.mode == Consistency::Mode::kHybrid) {
+    options.consistency = {};
+  }
+  COHORT_RETURN_IF_ERROR(CheckNoServers(chosen, options));
+  COHORT_RETURN_IF_ERROR(SynchronousStrategy::CheckOptions(
+      options,
+      chosen == kMultiWorker ? static_cast<int>(config.cluster.TrainingTasks().size()) : 1));
+  std::unique_ptr<Membership> membership = MakeMembership(nullptr);
+  if (chosen == kMultiWorker && config.task.type == TaskType::kPs) {
+    return MakeRowServer(chosen, config, options);
+  }
+  if (chosen == kMultiWorker) {
+    COHORT_ASSIGN_OR_RETURN(membership, JoinJob(config, options));
+  }
+  return SynchronousStrategy::Make(chosen, config, std::move(membership), std::move(options));
 }
 
 }  // namespace
@@ -161,36 +249,20 @@ Environment EnvironmentOf(const StrategyOptions& options) {
 
 Result<std::unique_ptr<Strategy>> Strategy::FromEnv(std::string_view kind,
                                                     StrategyOptions options) {
-  if (!options.cluster.has_value()) {
-    COHORT_ASSIGN_OR_RETURN(options.cluster,
-                            ResolveCluster({}, EnvironmentOf(options), options.log));
-  }
-  const ClusterConfig config = *options.cluster;
-  std::string chosen(kind.empty() ? KindFor(config, options) : kind);
-  COHORT_RETURN_IF_ERROR(Check(chosen, config, options));
-  if (options.consistency.mode == Consistency::Mode::kHybrid) {
-    COHORT_RETURN_IF_ERROR(CheckHybrid(chosen, config));
-    chosen = kMultiWorker;
-    options.consistency = {};
-  }
-  options.log.Info("strategy " + chosen + ", " + config.task.ToString() + ": " + Describe(config));
-  if (chosen == kParameterServer) {
-    auto made = ParameterServerStrategy::Make(config, options);
-    COHORT_RETURN_IF_ERROR(made.status());
-    return std::unique_ptr<Strategy>(std::move(made).value());
-  }
-  COHORT_RETURN_IF_ERROR(CheckNoServers(chosen, options));
-  COHORT_RETURN_IF_ERROR(SynchronousStrategy::CheckOptions(
-      options,
-      chosen == kMultiWorker ? static_cast<int>(config.cluster.TrainingTasks().size()) : 1));
-  std::unique_ptr<Membership> membership = MakeMembership(nullptr);
-  if (chosen == kMultiWorker && config.task.type == TaskType::kPs) {
-    return MakeRowServer(chosen, config, options);
-  }
-  if (chosen == kMultiWorker) {
-    COHORT_ASSIGN_OR_RETURN(membership, JoinJob(config, options));
-  }
-  return SynchronousStrategy::Make(chosen, config, std::move(membership), std::move(options));
+  return Make(nullptr, kind, std::move(options));
+}
+
+Result<std::unique_ptr<Strategy>> Strategy::FromEnv(const ParameterSet& model,
+                                                    std::string_view kind,
+                                                    StrategyOptions options) {
+  return Make(&model, kind, std::move(options));
+}
+
+Result<std::string> Strategy::KindFromEnv(const ParameterSet& model, std::string_view kind,
+                                          const StrategyOptions& options) {
+  COHORT_ASSIGN_OR_RETURN(const ClusterConfig config, ClusterOf(options, Log()));
+  COHORT_ASSIGN_OR_RETURN(Choice choice, Choose(&model, kind, config, options));
+  return std::move(choice.kind);
 }
 
 Status Strategy::SaveTable(int /*table*/, FileSystem& /*files*/, const std::string& /*path*/) {

@@ -306,6 +306,7 @@ class NcclCommunicator final : public Communicator {
   }
 
  private:
+  // `bytes`: what a ring would send.
   Pending Run(OperationRecord record, std::size_t bytes, const CollectiveOptions& options,
               const NcclLink::Calls& calls) {
     if (options.algorithm != "auto") {
@@ -313,9 +314,10 @@ class NcclCommunicator final : public Communicator {
       COHORT_RETURN_IF_ERROR(AlgorithmNamed(record.kind, options.algorithm, kOffered, {}).status());
     }
     record.name = options.name;
+    const std::size_t buffers = BuffersOf(record, bytes);
     COHORT_ASSIGN_OR_RETURN(
         std::shared_ptr<NcclOperation> operation,
-        link_->Run(std::move(record),
+        link_->Run(std::move(record), buffers,
                    options.timeout.count() > 0 ? options.timeout : link_->options().timeout,
                    options.stream != nullptr ? options.stream->Record() : nullptr, calls));
     ++operations_;
@@ -362,6 +364,17 @@ class NcclCommunicator final : public Communicator {
                  }
                  return calls.total();
                });
+  }
+
+  // Bytes of all ranks' parts together. Of AllToAllV the record does not tell: `sent`.
+  std::size_t BuffersOf(const OperationRecord& record, std::size_t sent) const {
+    if (record.kind == OperationKind::kAllToAllV) {
+      return sent;
+    }
+    const bool of_one =
+        record.kind == OperationKind::kReduceScatter || record.kind == OperationKind::kAllGather;
+    return static_cast<std::size_t>(record.count) * SizeOf(record.dtype) *
+           static_cast<std::size_t>(of_one ? size() : 1);
   }
 
   // What a ring sends of `bytes` for each time around; NCCL does not tell what it does.

@@ -148,6 +148,7 @@ NcclLink::NcclLink(NcclLinkParts parts, CommunicatorOptions options)
     : parts_(std::move(parts)),
       options_(std::move(options)),
       board_(*parts_.board),
+      counts_(options_.metrics),
       handle_(parts_.handle),
       sends_(static_cast<std::size_t>(parts_.size)),
       receives_(static_cast<std::size_t>(parts_.size)),
@@ -217,7 +218,8 @@ std::shared_ptr<NcclOperation> NcclLink::Begin(OperationRecord record, milliseco
   return operation;
 }
 
-Result<std::shared_ptr<NcclOperation>> NcclLink::Run(OperationRecord record, milliseconds timeout,
+Result<std::shared_ptr<NcclOperation>> NcclLink::Run(OperationRecord record, std::uint64_t bytes,
+                                                     milliseconds timeout,
                                                      std::shared_ptr<Event> after,
                                                      const Calls& calls) {
   Lock lock(mutex_);
@@ -225,6 +227,7 @@ Result<std::shared_ptr<NcclOperation>> NcclLink::Run(OperationRecord record, mil
     return failure_;
   }
   std::shared_ptr<NcclOperation> operation = Begin(std::move(record), timeout);
+  operation->bytes = bytes;
   COHORT_RETURN_IF_ERROR(Compare(lock, *operation));
   const std::string what = operation->record.Numbered();
   try {
@@ -452,6 +455,9 @@ void NcclLink::Finish(NcclOperation& operation, const Status& status) {
   operation.status = status;
   moved_ = Now();
   flight_.Ended(operation.flight, status.ok(), moved_);
+  if (status.ok()) {
+    counts_.Done(operation.record.kind, Algorithm::kNccl, operation.bytes);
+  }
 }
 
 void NcclLink::Look() {

@@ -31,6 +31,7 @@
 #include <unordered_set>
 #include <vector>
 
+#include "collective_counts.h"
 #include "flight_recorder.h"
 #include "nccl/board.h"
 #include "nccl/nccl_api.h"
@@ -44,6 +45,7 @@ struct NcclOperation {
   std::chrono::milliseconds timeout;
   Deadline deadline;
   std::uint64_t flight = 0;      // its index in the flight record
+  std::uint64_t bytes = 0;       // of buffers, of all ranks' parts together
   std::shared_ptr<Event> event;  // behind it; nullptr until it is on the stream
   bool done = false;
   Status status;
@@ -71,8 +73,9 @@ class NcclLink : public std::enable_shared_from_this<NcclLink> {
   // The owner calls it once, last. Waits for what is under way, at most until its deadlines.
   void Close();
 
-  // Puts `calls` on the stream, after `after`. The failure, if there is one by then.
-  Result<std::shared_ptr<NcclOperation>> Run(OperationRecord record,
+  // Puts `calls` on the stream, after `after`. `bytes`: of the buffers. The failure, if there is
+  // one by then.
+  Result<std::shared_ptr<NcclOperation>> Run(OperationRecord record, std::uint64_t bytes,
                                              std::chrono::milliseconds timeout,
                                              std::shared_ptr<Event> after, const Calls& calls);
   // Ranks of no group ask nothing of NCCL. A failure in the making is one of the link.
@@ -129,6 +132,7 @@ class NcclLink : public std::enable_shared_from_this<NcclLink> {
   const CommunicatorOptions options_;
   Board board_;
   FlightRecorder flight_;
+  CollectiveCounts counts_;  // guarded by mutex_
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;  // operations ended, or the link closed

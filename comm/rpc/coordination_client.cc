@@ -19,6 +19,7 @@
 #include "heart.h"
 #include "key_value_table.h"
 #include "process_identity.h"
+#include "service_stub.h"
 #include "wire.h"
 
 namespace cohort {
@@ -63,9 +64,10 @@ class Client final : public CoordinationClient {
         clock_(*options_.clock),
         incarnation_(NewIncarnation()),
         caller_(MakeCaller(task, incarnation_)),
-        stub_(wire::Coordination::NewStub(NewChannel(address_))),
-        heart_(*stub_, caller_, cluster_.Chief(), address_, options_) {
+        stub_(address_),
+        heart_(stub_, caller_, cluster_.Chief(), address_, options_) {
     heart_.OnFailure([this](const Status&) { EndCalls(); });  // before any callback of the user's
+    heart_.OnRenewed([this] { RepeatCalls(); });
   }
 
   ~Client() override {
@@ -208,6 +210,7 @@ class Client final : public CoordinationClient {
   void EndCall(const std::shared_ptr<grpc::ClientContext>& context);
 
   void EndCalls();
+  void RepeatCalls();
   void SayGoodbye();
 
   const std::string address_;
@@ -217,7 +220,7 @@ class Client final : public CoordinationClient {
   Clock& clock_;
   const std::uint64_t incarnation_;
   const wire::Caller caller_;
-  const std::unique_ptr<Stub> stub_;
+  ServiceStub stub_;
   std::atomic<std::uint64_t> insertions_{0};
   std::atomic<std::uint64_t> generation_{0};  // of the last Regroup
 
@@ -253,7 +256,7 @@ Status Client::Register(Deadline begun) {
     // gRPC makes connections only while a call waits for one.
     context.set_wait_for_ready(true);
     wire::RegisterReply reply;
-    const grpc::Status status = stub_->Register(&context, request, &reply);
+    const grpc::Status status = stub_.get()->Register(&context, request, &reply);
     if (status.ok()) {
       COHORT_RETURN_IF_ERROR(FromWire(reply.outcome()));
       {
@@ -369,6 +372,18 @@ void Client::EndCalls() {
   }
 }
 
+// What waits on a connection that was given up is asked again on the next one.
+void Client::RepeatCalls() {
+  std::set<std::shared_ptr<grpc::ClientContext>> calls;
+  {
+    const std::lock_guard lock(mutex_);
+    calls = calls_;
+  }
+  for (const auto& call : calls) {
+    call->TryCancel();
+  }
+}
+
 template <typename Request, typename Reply>
 Status Client::Call(grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, Reply*),
                     Request request, Reply* reply, milliseconds wait, const std::string& what) {
@@ -385,7 +400,7 @@ Status Client::Call(grpc::Status (Stub::*method)(grpc::ClientContext*, const Req
     if (context == nullptr) {
       return why.Annotate(what);
     }
-    const grpc::Status status = (stub_.get()->*method)(context.get(), request, reply);
+    const grpc::Status status = (stub_.get().get()->*method)(context.get(), request, reply);
     EndCall(context);
     if (status.ok()) {
       return FromWire(reply->outcome());
@@ -421,7 +436,7 @@ void Client::SayGoodbye() {
   *request.mutable_caller() = caller_;
   wire::LeaveReply reply;
   // Nobody is left to hear of an error; without a goodbye the service finds the connection closed.
-  (void)stub_->Leave(&context, request, &reply);
+  (void)stub_.get()->Leave(&context, request, &reply);
 }
 
 }  // namespace

@@ -30,7 +30,7 @@ bool IsBroken(const grpc::Status& status) {
          status.error_code() == grpc::StatusCode::CANCELLED;
 }
 
-Heart::Heart(wire::Coordination::Stub& stub, wire::Caller caller, TaskId chief, std::string address,
+Heart::Heart(ServiceStub& stub, wire::Caller caller, TaskId chief, std::string address,
              const CoordinationOptions& options)
     : stub_(stub),
       caller_(std::move(caller)),
@@ -44,8 +44,8 @@ void Heart::Start(milliseconds interval, milliseconds timeout, std::uint64_t ser
   timeout_ = timeout;
   service_ = service;
   *beat_.request.mutable_caller() = caller_;
-  *watch_.request.mutable_caller() = caller_;
-  watch_.request.set_wait_ms(kWatchSlice.count());
+  *watch_->request.mutable_caller() = caller_;
+  watch_->request.set_wait_ms(kWatchSlice.count());
   thread_ = std::thread([this] { Run(); });
 }
 
@@ -60,14 +60,16 @@ void Heart::Stop() {
   changed_.notify_all();
   thread_.join();
   // The thread is gone: the contexts change no more. Cancelling may call back on this thread.
-  for (const auto* context : {&beat_.context, &watch_.context}) {
+  for (const auto* context : {&beat_.context, &watch_->context}) {
     if (*context != nullptr) {
       (*context)->TryCancel();
     }
   }
   std::unique_lock lock(mutex_);  // a cancelled call always ends, and at once
-  changed_.wait(
-      lock, [this] { return beat_.in_flight == beat_.done && watch_.in_flight == watch_.done; });
+  changed_.wait(lock, [this] {
+    return beat_.in_flight == beat_.done && watch_->in_flight == watch_->done &&
+           (old_watch_ == nullptr || old_watch_->done);
+  });
 }
 
 Status Heart::failure() const {
@@ -129,13 +131,16 @@ void Heart::Run() {
   NameThisThread("coord-heart");
   std::unique_lock lock(mutex_);
   last_answer_ = clock_.Now();  // the service has just let us join
-  beat_.next = watch_.next = last_answer_;
+  beat_.next = watch_->next = last_answer_;
   while (!stop_) {
     if (beat_.done) {
       TakeBeat(lock);
     }
-    if (watch_.done) {
+    if (watch_->done) {
       TakeWatch();
+    }
+    if (old_watch_ != nullptr && old_watch_->done) {
+      old_watch_.reset();
     }
     if (!failure_.ok()) {  // nothing is left to do but to tell
       TellFailure(lock);
@@ -143,9 +148,15 @@ void Heart::Run() {
                        [this] { return stop_ || !on_failure_.empty(); });
       continue;
     }
+    if (std::exchange(renew_, false)) {
+      lock.unlock();
+      RenewConnection();
+      lock.lock();
+      continue;
+    }
     const Deadline now = clock_.Now();
     const bool beat = !beat_.in_flight && beat_.next <= now;
-    const bool watch = !watch_.in_flight && watch_.next <= now;
+    const bool watch = !watch_->in_flight && watch_->next <= now;
     if (beat || watch) {
       lock.unlock();  // gRPC may call back on this thread
       if (beat) {
@@ -158,9 +169,11 @@ void Heart::Run() {
       continue;
     }
     const Deadline wake = std::min(beat_.in_flight ? Deadline::max() : beat_.next,
-                                   watch_.in_flight ? Deadline::max() : watch_.next);
-    clock_.WaitUntil(lock, changed_, std::min(wake, now + timeout_),
-                     [this] { return stop_ || beat_.done || watch_.done || !failure_.ok(); });
+                                   watch_->in_flight ? Deadline::max() : watch_->next);
+    clock_.WaitUntil(lock, changed_, std::min(wake, now + timeout_), [this] {
+      return stop_ || beat_.done || watch_->done || !failure_.ok() ||
+             (old_watch_ != nullptr && old_watch_->done);
+    });
   }
 }
 
@@ -168,8 +181,11 @@ void Heart::StartBeat(Deadline now) {
   // Several attempts fit into the time after which the service counts as gone, and the last of them
   // ends with it.
   const Duration left = last_answer_ + timeout_ - now;
-  const Duration patience =
-      std::clamp<Duration>(left, interval_ / 2, std::max(timeout_ / 5, interval_));
+  Duration patience = std::clamp<Duration>(left, interval_ / 2, std::max(timeout_ / 5, interval_));
+  if (const Duration third = last_answer_ + timeout_ / 3 - now;
+      !renewed_ && third > interval_ / 2) {
+    patience = std::min(patience, third);
+  }
   {
     const std::lock_guard lock(progress_mutex_);
     if (progress_) {
@@ -183,29 +199,55 @@ void Heart::StartBeat(Deadline now) {
     beat_.in_flight = true;
     beat_.next = now + interval_;
   }
-  stub_.async()->Heartbeat(beat_.context.get(), &beat_.request, &beat_.reply,
-                           [this](grpc::Status status) {
-                             const std::lock_guard lock(mutex_);
-                             beat_.status = std::move(status);
-                             beat_.done = true;
-                             changed_.notify_all();
-                           });
+  beat_.stub = stub_.get();
+  beat_.stub->async()->Heartbeat(beat_.context.get(), &beat_.request, &beat_.reply,
+                                 [this](grpc::Status status) {
+                                   const std::lock_guard lock(mutex_);
+                                   beat_.status = std::move(status);
+                                   beat_.done = true;
+                                   changed_.notify_all();
+                                 });
 }
 
 void Heart::StartWatch() {
-  watch_.context = std::make_unique<grpc::ClientContext>();
-  watch_.context->set_deadline(GrpcTimeout(kWatchSlice + kWatchSlack));
+  WatchExchange& watch = *watch_;
+  watch.context = std::make_unique<grpc::ClientContext>();
+  watch.context->set_deadline(GrpcTimeout(kWatchSlice + kWatchSlack));
   {
     const std::lock_guard lock(mutex_);
-    watch_.in_flight = true;
+    watch.in_flight = true;
   }
-  stub_.async()->Watch(watch_.context.get(), &watch_.request, &watch_.reply,
-                       [this](grpc::Status status) {
-                         const std::lock_guard lock(mutex_);
-                         watch_.status = std::move(status);
-                         watch_.done = true;
-                         changed_.notify_all();
-                       });
+  watch.stub = stub_.get();
+  watch.stub->async()->Watch(watch.context.get(), &watch.request, &watch.reply,
+                             [this, &watch](grpc::Status status) {
+                               const std::lock_guard lock(mutex_);
+                               watch.status = std::move(status);
+                               watch.done = true;
+                               changed_.notify_all();
+                             });
+}
+
+// The service takes a broken Watch for the end of the process, unless it has heard of a later one:
+// so the old one is given up when the new one is on its way.
+void Heart::RenewConnection() {
+  stub_.Renew();
+  grpc::ClientContext* given_up = nullptr;
+  {
+    const std::lock_guard lock(mutex_);
+    if (old_watch_ == nullptr && watch_->in_flight && !watch_->done) {
+      given_up = watch_->context.get();
+      auto watch = std::make_unique<WatchExchange>();
+      watch->request = watch_->request;
+      old_watch_ = std::exchange(watch_, std::move(watch));
+    }
+  }
+  if (given_up != nullptr) {
+    StartWatch();
+    given_up->TryCancel();
+  }
+  if (on_renewed_) {
+    on_renewed_();
+  }
 }
 
 void Heart::TakeBeat(std::unique_lock<std::mutex>& lock) {
@@ -214,6 +256,7 @@ void Heart::TakeBeat(std::unique_lock<std::mutex>& lock) {
   const Deadline now = clock_.Now();
   if (beat_.status.ok()) {
     last_answer_ = now;
+    renewed_ = false;
     broken_since_.reset();
     if (!old_news) {
       regroup_asked_ = FromWire(beat_.reply.regroup());
@@ -226,17 +269,21 @@ void Heart::TakeBeat(std::unique_lock<std::mutex>& lock) {
     broken_since_ = broken_since_.value_or(now);
   }
   beat_.next = now + std::min(interval_, kRetryPause);
+  if (!IsBroken(beat_.status) && !renewed_ && now - last_answer_ >= timeout_ / 3) {
+    renewed_ = renew_ = true;
+    beat_.next = now;
+  }
   JudgeService(lock);
 }
 
 void Heart::TakeWatch() {
-  watch_.done = watch_.in_flight = false;
+  watch_->done = watch_->in_flight = false;
   const Deadline now = clock_.Now();
-  watch_.next = now + kWatchPause;
-  if (watch_.status.ok()) {
-    CheckService(watch_.reply.service());
-    FailLocked(FromWire(watch_.reply.outcome()));
-  } else if (IsBroken(watch_.status)) {
+  watch_->next = now + kWatchPause;
+  if (watch_->status.ok()) {
+    CheckService(watch_->reply.service());
+    FailLocked(FromWire(watch_->reply.outcome()));
+  } else if (IsBroken(watch_->status)) {
     // A heartbeat finds out whether the connection can be made again.
     broken_since_ = broken_since_.value_or(now);
     beat_.next = now;

@@ -1,5 +1,7 @@
 // Heart: the thread of a client that beats, keeps a Watch call open through which the service tells
-// of a failure at once, and decides when the service itself is gone.
+// of a failure at once, and decides when the service itself is gone. Where nothing is heard for a
+// third of the time after which it counts as gone, another connection takes the place of the
+// present one, once in a silence.
 //
 // Thread rules: all methods from any thread, Start and Stop from one. Callbacks run on the heart's
 // thread, with no lock held.
@@ -20,6 +22,8 @@
 
 #include <cohort/rpc/coordination.h>
 
+#include "service_stub.h"
+
 namespace cohort {
 
 // The connection is gone, or the service is just going (it cancels what it has not begun).
@@ -28,7 +32,7 @@ bool IsBroken(const grpc::Status& status);
 class Heart {
  public:
   // `stub` must outlive the heart. `chief` and `address` are for messages and probes.
-  Heart(wire::Coordination::Stub& stub, wire::Caller caller, TaskId chief, std::string address,
+  Heart(ServiceStub& stub, wire::Caller caller, TaskId chief, std::string address,
         const CoordinationOptions& options);
   ~Heart() { Stop(); }
   Heart(const Heart&) = delete;
@@ -46,6 +50,9 @@ class Heart {
   void Fail(const Status& failure);
   // Runs once: when there is a failure, or at once if there is.
   void OnFailure(std::function<void(const Status&)> callback);
+  // Called when `stub` has been renewed: what is under way elsewhere may wait for nothing. Before
+  // Start.
+  void OnRenewed(std::function<void()> callback) { on_renewed_ = std::move(callback); }
   // Asked before each beat. Returns when the one before is not running.
   void SetProgress(std::function<TaskProgress()> progress);
   // What the last answer said: why this task should regroup, or OK.
@@ -57,6 +64,7 @@ class Heart {
   template <typename Request, typename Reply>
   struct Exchange {
     std::unique_ptr<grpc::ClientContext> context;
+    std::shared_ptr<wire::Coordination::Stub> stub;  // by which it goes
     Request request;
     Reply reply;
     grpc::Status status;
@@ -64,10 +72,12 @@ class Heart {
     bool done = false;
     Deadline next;  // when to start it again
   };
+  using WatchExchange = Exchange<wire::WatchRequest, wire::WatchReply>;
 
   void Run();
   void StartBeat(Deadline now);
   void StartWatch();
+  void RenewConnection();
   // The rest with mutex_ held.
   void TakeBeat(std::unique_lock<std::mutex>& lock);
   void TakeWatch();
@@ -76,7 +86,8 @@ class Heart {
   void CheckService(std::uint64_t answered);
   void TellFailure(std::unique_lock<std::mutex>& lock);
 
-  wire::Coordination::Stub& stub_;
+  ServiceStub& stub_;
+  std::function<void()> on_renewed_;
   const wire::Caller caller_;
   const TaskId chief_;
   const std::string address_;
@@ -97,8 +108,11 @@ class Heart {
   std::mutex progress_mutex_;               // held while it is asked; taken before mutex_
   std::function<TaskProgress()> progress_;  // guarded by progress_mutex_
   Exchange<wire::HeartbeatRequest, wire::HeartbeatReply> beat_;
-  Exchange<wire::WatchRequest, wire::WatchReply> watch_;
+  std::unique_ptr<WatchExchange> watch_ = std::make_unique<WatchExchange>();
+  std::unique_ptr<WatchExchange> old_watch_;  // that went by the connection before, until it ends
   Deadline last_answer_;
+  bool renewed_ = false;  // the connection, since
+  bool renew_ = false;    // it is to be
   std::optional<Deadline> broken_since_;
   std::thread thread_;
 };

@@ -42,6 +42,9 @@ class StripedSocket {
   // Where the next byte goes, and comes from.
   int writing() const { return writing_; }
   int reading() const { return reading_; }
+  // The rail has ended, and that was seen: what had come before may still be read.
+  void HangUp(int rail) { rails_[static_cast<std::size_t>(rail)].hung_up = true; }
+  bool hung_up(int rail) const { return rails_[static_cast<std::size_t>(rail)].hung_up; }
 
   // As sendmsg and recv, of at most what is left of a stripe: bytes, or -1 and errno. 0 of Receive:
   // the stream has ended. `in_place`: without a copy, where that is possible; more: others follow
@@ -69,6 +72,7 @@ class StripedSocket {
     Socket socket;
     std::uint32_t sends = 0;  // without a copy: the kernel's numbers, from 0
     bool zero_copy = false;
+    bool hung_up = false;
   };
   struct Pending {  // a send without a copy, by mark
     int rail;

@@ -1,8 +1,11 @@
 #include "tcp/tcp_transport.h"
 
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -10,6 +13,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <deque>
 #include <iterator>
@@ -77,7 +81,9 @@ struct Stream {
   StripedSocket socket;
   bool read_closed = false;   // end of stream seen
   bool write_closed = false;  // the peer does not read any more
-  Deadline read_closed_at;
+  bool ended = false;         // a connection of it has: all of it, or a rail of several
+  Deadline ended_at;
+  std::string ended_how;  // of the first: "rail 2 of 4 closed"
   std::deque<OutFrame> out;
   std::deque<Lingering> lingering;  // behind each other: sends of one peer are done in order
 
@@ -99,6 +105,40 @@ struct Stream {
   std::size_t staged() const { return staged_to - staged_from; }
   bool wants_input() const { return socket.open() && !read_closed && target != Target::kStalled; }
 };
+
+std::string NameOfRail(const StripedSocket& socket, int rail) {
+  return socket.rails() == 1
+             ? "data connection"
+             : "rail " + std::to_string(rail + 1) + " of " + std::to_string(socket.rails());
+}
+
+// What the kernel knows of a connection.
+struct Pulse {
+  int unread = 0;                             // bytes that have come
+  std::chrono::milliseconds nothing_came{0};  // for so long
+  std::chrono::milliseconds no_answer{0};     // nothing of what was sent was acknowledged
+  int repeats = 0;                            // of what is not, in a row
+};
+
+std::optional<Pulse> PulseOf(int fd) {
+  Pulse pulse;
+  tcp_info info = {};
+  socklen_t bytes = sizeof(info);
+  if (::ioctl(fd, FIONREAD, &pulse.unread) != 0 ||
+      ::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &bytes) != 0) {
+    return std::nullopt;
+  }
+  pulse.nothing_came = std::chrono::milliseconds(info.tcpi_last_data_recv);
+  pulse.no_answer = std::chrono::milliseconds(info.tcpi_last_ack_recv);
+  pulse.repeats = info.tcpi_unacked > 0 ? info.tcpi_retransmits : 0;
+  return pulse;
+}
+
+std::string Seconds(std::chrono::milliseconds duration) {
+  std::array<char, 32> text;
+  std::snprintf(text.data(), text.size(), "%.1f s", static_cast<double>(duration.count()) / 1000);
+  return text.data();
+}
 
 class TcpTransport final : public Transport {
  public:
@@ -182,6 +222,7 @@ class TcpTransport final : public Transport {
     }
   }
 
+  std::optional<Doubt> DoubtOf(int peer, Duration long_enough) const override;
   void Progress(Deadline until) override;
   bool Abandon() override;
   void Forget() override;
@@ -217,6 +258,7 @@ class TcpTransport final : public Transport {
   static void CombineArriving(Stream& p, const Posted& posted, Bytes bytes);
   void FinishBody(int s);
   void EndOfStream(int s, int error);
+  void EndOfRail(int s, int rail, int error);
   void Lose(int s, const Status& why);
   Deadline CheckLastWords(Deadline until);
   void AddToWatch(const Socket& socket) {
@@ -293,9 +335,9 @@ void TcpTransport::Flush(int s) {
     const ssize_t n = p.socket.Send(std::span(pieces).first(count), in_place, more);
     if (n < 0) {
       if (errno != EAGAIN && errno != EINTR && errno != ENOBUFS) {
-        p.write_closed = true;  // reading will show whether it left or was lost
+        EndOfRail(s, p.socket.writing(), errno);
+        p.write_closed = true;  // its last word will show whether it left or was lost
         p.out.clear();
-        moved_ = true;
       }
       return;
     }
@@ -540,11 +582,11 @@ void TcpTransport::FinishBody(int s) {
   }
 }
 
+// Reads no further, though other rails may hold more: bytes come in one order.
 void TcpTransport::EndOfStream(int s, int error) {
   Stream& p = stream(s);
   p.read_closed = true;
-  p.read_closed_at = std::chrono::steady_clock::now();
-  moved_ = true;
+  EndOfRail(s, p.socket.reading(), error);
   if (farewell(s)) {  // it has taken what it ever will: no release is waited for
     for (; !p.lingering.empty(); p.lingering.pop_front()) {
       lane(PeerOf(s)).sends_done = p.lingering.front().ticket;
@@ -555,6 +597,28 @@ void TcpTransport::EndOfStream(int s, int error) {
   }
 }
 
+// A connection has ended. In good order all do, together and behind the peer's last word; without
+// one even a rail whose turn may not come for long is lost, and with it the stream. `error`: 0, or
+// -1 for what the socket has.
+void TcpTransport::EndOfRail(int s, int rail, int error) {
+  Stream& p = stream(s);
+  p.socket.HangUp(rail);
+  moved_ = true;
+  if (p.ended) {
+    return;
+  }
+  socklen_t bytes = sizeof(error);
+  if (error < 0 && ::getsockopt(p.socket.fd(rail), SOL_SOCKET, SO_ERROR, &error, &bytes) != 0) {
+    error = 0;
+  }
+  p.ended = true;
+  p.ended_at = std::chrono::steady_clock::now();
+  p.ended_how = NameOfRail(p.socket, rail) + " closed";
+  if (error != 0) {
+    p.ended_how = ErrnoStatus(error, p.ended_how).message();
+  }
+}
+
 void TcpTransport::Lose(int s, const Status& why) {
   if (!farewell(s)) {
     stop_ = true;
@@ -562,14 +626,14 @@ void TcpTransport::Lose(int s, const Status& why) {
   }
 }
 
-// A data stream that ended without a word: lost, once the word had its time.
+// A data stream that ended, or a rail of it, without a word: lost, once the word had its time.
 Deadline TcpTransport::CheckLastWords(Deadline until) {
   for (int s = 0; s < count(); ++s) {
     const Stream& p = stream(s);
-    if (!IsControl(s) && p.read_closed && !farewell(s) && !forgotten_) {
-      const Deadline last = p.read_closed_at + kLastWord;
+    if (!IsControl(s) && p.ended && !farewell(s) && !forgotten_) {
+      const Deadline last = p.ended_at + kLastWord;
       if (std::chrono::steady_clock::now() >= last) {
-        Lose(s, Unavailable("data connection closed"));
+        Lose(s, Unavailable(p.ended_how));
         farewell_[static_cast<std::size_t>(PeerOf(s))] = true;
       } else {
         until = std::min(until, last);
@@ -609,11 +673,16 @@ void TcpTransport::Progress(Deadline until) {
   }
 }
 
-// One poll, and what it shows. Of a stream the rail that is read, the one that is written, and
-// those from which a release is to come.
+// One poll, and what it shows. Of a stream the rail that is read, the one that is written, those
+// from which a release is to come, and of every rail that it ends.
 void TcpTransport::Poll(int timeout_ms) {
+  struct Place {
+    int stream;
+    int rail;
+    bool in;
+  };
   std::vector<pollfd> events = {{wake_.fd(), POLLIN, 0}};
-  std::vector<int> streams = {-1};
+  std::vector<Place> places = {{-1, -1, false}};
   for (int s = 0; s < count(); ++s) {
     const Stream& p = stream(s);
     if (!InUse(s)) {
@@ -623,10 +692,13 @@ void TcpTransport::Poll(int timeout_ms) {
     for (int rail = 0; rail < p.socket.rails(); ++rail) {
       const bool in = p.wants_input() && rail == p.socket.reading();
       const bool out = write && rail == p.socket.writing();
-      if (in || out || (p.socket.awaits_release() && !p.read_closed)) {
-        events.push_back(
-            {p.socket.fd(rail), static_cast<short>((in ? POLLIN : 0) | (out ? POLLOUT : 0)), 0});
-        streams.push_back(s);
+      const bool live = !p.socket.hung_up(rail);  // else poll would return at once, for nothing new
+      if (in || out || live) {
+        events.push_back({p.socket.fd(rail),
+                          static_cast<short>((in ? POLLIN : 0) | (out ? POLLOUT : 0) |
+                                             (live && !in ? POLLRDHUP : 0)),
+                          0});
+        places.push_back({s, rail, in});
       }
     }
   }
@@ -635,17 +707,55 @@ void TcpTransport::Poll(int timeout_ms) {
   }
   for (std::size_t i = 1; i < events.size(); ++i) {
     const short got = events[i].revents;
-    const int s = streams[i];
+    const auto [s, rail, in] = places[i];
     if ((got & POLLERR) != 0 && stream(s).socket.HearReleases()) {
       FinishReleased(s);
     }
     if ((got & (POLLOUT | POLLHUP | POLLERR)) != 0) {
       Flush(s);
     }
-    if ((got & (POLLIN | POLLHUP | POLLERR)) != 0 && !stop_) {
+    if (in && (got & (POLLIN | POLLHUP | POLLERR)) != 0 && !stop_) {
       Fetch(s);
     }
+    if (!in && (got & (POLLRDHUP | POLLHUP)) != 0 && !stream(s).socket.hung_up(rail)) {
+      EndOfRail(s, rail, -1);
+    }
   }
+}
+
+// --- what the error of a wait says
+
+// Two things tell a connection that passes nothing from a peer that sends nothing: bytes whose turn
+// is later have come over other rails, or the kernel repeats what it sent and hears no answer.
+std::optional<Transport::Doubt> TcpTransport::DoubtOf(int peer, Duration long_enough) const {
+  const Stream& p = streams_[static_cast<std::size_t>(Data(peer))];
+  if (!p.socket.open() || forgotten_) {
+    return std::nullopt;
+  }
+  std::optional<Doubt> doubt;
+  if (const auto reading = PulseOf(p.socket.fd(p.socket.reading()));
+      Owes(peer) && p.wants_input() && reading && reading->unread == 0) {
+    doubt = {NameOfRail(p.socket, p.socket.reading()) + " from it has brought nothing for " +
+                 Seconds(reading->nothing_came),
+             false};
+    for (int rail = 0; rail < p.socket.rails() && !doubt->certain; ++rail) {
+      const auto other = PulseOf(p.socket.fd(rail));
+      if (other && other->unread > 0 && reading->nothing_came >= long_enough) {
+        doubt->what += ", while " + NameOfRail(p.socket, rail) + " has what comes after";
+        doubt->certain = true;
+      }
+    }
+  }
+  constexpr int kRepeats = 2;  // one may be chance
+  for (int rail = 0; rail < p.socket.rails() && !(doubt && doubt->certain); ++rail) {
+    const auto pulse = PulseOf(p.socket.fd(rail));
+    if (pulse && pulse->repeats >= kRepeats && pulse->no_answer >= long_enough) {
+      doubt = {NameOfRail(p.socket, rail) + " to it has had no answer for " +
+                   Seconds(pulse->no_answer) + " to what was sent",
+               true};
+    }
+  }
+  return doubt;
 }
 
 // --- the end

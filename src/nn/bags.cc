@@ -88,6 +88,38 @@ void ForEach(const Parts& parts, const Fn& fn) {
   }
 }
 
+// On a device with memory of its own: rows times their factors, added up by bag. Both travel there,
+// a factor for each element, since kernels multiply arrays of one size.
+Variable CombineThere(const Variable& rows, std::int64_t bags, const Parts& parts) {
+  Tape& tape = rows.tape();
+  const std::int64_t values = rows.shape()[0];
+  const std::int64_t width = rows.shape()[1];
+  Tensor bag_of(DType::kInt64, {values});
+  Tensor factor_of(DType::kFloat32, {values, width});
+  ForEach(parts, [&](std::size_t bag, std::size_t row, float factor) {
+    bag_of.data<std::int64_t>()[row] = static_cast<std::int64_t>(bag);
+    std::ranges::fill(factor_of.data<float>().subspan(row * static_cast<std::size_t>(width),
+                                                      static_cast<std::size_t>(width)),
+                      factor);
+  });
+  const Tensor bags_there = tape.Place(bag_of);
+  const Tensor factors = tape.Place(factor_of);
+  tape.Keep(bag_of);
+  tape.Keep(factor_of);
+  const Indices into{bags_there.raw(), values, /*wide=*/true};
+  const RowsOf size{bags, width};
+  const Tensor scaled = tape.Buffer(rows.shape());
+  const Tensor y = tape.Buffer({bags, width});
+  tape.kernels().Multiply(tape.stream(), Floats(rows.tensor()), Floats(factors), Floats(scaled));
+  tape.kernels().ScatterAdd(tape.stream(), into, size, Floats(scaled), Floats(y));
+  return tape.Record(y, {rows}, {}, [&tape, into, size, factors](BackwardPass& pass) {
+    pass.Input(0, [&](FloatSpan dx) {
+      tape.kernels().Gather(tape.stream(), into, size, pass.output_gradient(), dx);
+      tape.kernels().Multiply(tape.stream(), dx, Floats(factors), dx);
+    });
+  });
+}
+
 }  // namespace
 
 Variable Combine(const Variable& given, const Tensor& splits, Combiner combiner,
@@ -95,9 +127,6 @@ Variable Combine(const Variable& given, const Tensor& splits, Combiner combiner,
   const Variable rows = Cast(given, DType::kFloat32);
   Tape& tape = rows.tape();
   RequireShape(rows.shape().rank() == 2, "Combine", rows.shape(), "[values, width]");
-  Require(rows.tensor().space() == MemorySpace::kHost,
-          "Combine: rows of a device's memory; it runs on the CPU only [sum rows of a fixed number "
-          "with Sum]");
   Require(splits.dtype() == DType::kInt64 && splits.shape().rank() == 1 && splits.elements() >= 1 &&
               splits.space() == MemorySpace::kHost,
           "Combine: splits are int64 [batch + 1] in the host's memory, not " +
@@ -111,9 +140,12 @@ Variable Combine(const Variable& given, const Tensor& splits, Combiner combiner,
   if (Status status = MakeParts(values, splits, combiner, weights, parts.get()); !status.ok()) {
     tape.stream().Enqueue([status] { return status; });
   }
+  tape.NotReplayable();
+  if (rows.tensor().space() != MemorySpace::kHost) {
+    return CombineThere(rows, splits.elements() - 1, *parts);
+  }
   const auto width = static_cast<std::size_t>(rows.shape()[1]);
   const Tensor y = tape.Buffer({splits.elements() - 1, rows.shape()[1]});
-  tape.NotReplayable();
   tape.stream().Enqueue([parts, width, x = rows.tensor(), y]() -> Status {
     const std::span<const float> from = Floats(x);
     const std::span<float> to = Floats(y);

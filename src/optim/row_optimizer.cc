@@ -45,12 +45,14 @@ class SpanRule final : public RowOptimizer {
     for (std::size_t s = 0; s < count; ++s) {
       slots[s] = update.slots.subspan(s * dim, dim);
     }
-    rule_->Apply({.value = update.weights,
+    UpdateAtRate(*rule_,
+                 {.value = update.weights,
                   .gradient = update.gradient,
                   .slots = std::span(slots).first(count),
                   .gradient_scale = update.gradient_scale,
                   .step = update.step,
-                  .bias_step = update.bias_step});
+                  .bias_step = update.bias_step},
+                 update.rate_factor);
   }
   std::string config() const override { return rule_->config(); }
 
@@ -91,7 +93,8 @@ class RowWiseAdagradRule final : public RowOptimizer {
     }
     float& a = update.slots[0];
     a += static_cast<float>(squares / static_cast<double>(dim));
-    const float eta = static_cast<float>(options_.learning_rate.At(update.step));
+    const float eta =
+        static_cast<float>(options_.learning_rate.At(update.step)) * update.rate_factor;
     const float root = std::sqrt(a) + static_cast<float>(options_.epsilon);
     for (std::size_t i = 0; i < dim; ++i) {
       w[i] -= eta * (gradient[i] * scale + l2 * w[i]) / root;
@@ -136,13 +139,6 @@ std::string RowWiseAdagradConfig(RowWiseAdagradOptions options) {
 Result<std::unique_ptr<RowOptimizer>> RowOptimizer::Make(const std::string& config) {
   COHORT_ASSIGN_OR_RETURN(const optim::ServerSideConfig split, optim::SplitServerSide(config));
   COHORT_ASSIGN_OR_RETURN(const std::string name, optim::ReadName(config));
-  if (split.options.delay_compensation > 0 || split.options.staleness_scaling) {
-    return InvalidArgument(
-        "optimizer " + name +
-        (split.options.staleness_scaling ? ": staleness_scaling" : ": delay_compensation") +
-        " is not for tables of rows: how old a row's gradient is, nobody knows [give the table an "
-        "optimizer of its own]");
-  }
   if (split.options != ServerSideOptions()) {
     COHORT_ASSIGN_OR_RETURN(std::unique_ptr<RowOptimizer> rule, Make(split.rule));
     COHORT_ASSIGN_OR_RETURN(auto rate, optim::RateOf(name, split.rule));

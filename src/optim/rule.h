@@ -56,7 +56,9 @@ struct ServerSideConfig {
 Result<ServerSideConfig> SplitServerSide(const std::string& config);
 // InvalidArgument: options that do not go with the rule.
 Status CheckServerSide(std::string_view rule, const ServerSideOptions& options);
-// The same of a rule for rows, whose rate in a step is `rate`.
+// An update at `factor` times the rate; not of ftrl, unless that is 1.
+void UpdateAtRate(const Optimizer& rule, const OptimizerUpdate& update, float factor);
+// The same options of a rule for rows, whose rate in a step is `rate`.
 std::unique_ptr<RowOptimizer> ServerSideRows(std::unique_ptr<RowOptimizer> rule,
                                              ServerSideOptions options,
                                              std::function<float(std::int64_t step)> rate);

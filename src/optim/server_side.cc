@@ -1,6 +1,7 @@
 #include <cohort/optim/server_side.h>
 
 #include <cohort/optim/gradients.h>
+#include <cohort/optim/table_spec.h>
 
 #include <algorithm>
 #include <functional>
@@ -52,6 +53,38 @@ void WithDecay(std::span<float> value, float share, const Fn& rule) {
   }
 }
 
+// What dense values and rows have in common: `options` but for clip_norm. `decay`: the share that
+// is taken off at the whole rate; `rule`: what is left to do, of a gradient, its scale, and the
+// factor of the rate.
+template <typename Fn>
+void Late(const ServerSideOptions& options, float decay, std::span<float> value,
+          std::span<const float> gradient, float scale, std::span<const float> pulled,
+          std::uint64_t staleness, const Fn& rule) {
+  Require(gradient.size() == value.size() && (pulled.empty() || pulled.size() == value.size()),
+          "as many gradients, and values that they were computed from, as values");
+  const bool compensate = options.delay_compensation > 0 && !pulled.empty();
+  const auto most = static_cast<float>(options.clip_value);
+  if (compensate || most > 0) {
+    thread_local std::vector<float> changed;  // grows to the longest part
+    changed.resize(value.size());
+    const auto lambda = static_cast<float>(options.delay_compensation);
+    for (std::size_t i = 0; i < changed.size(); ++i) {
+      const float g = gradient[i] * scale;
+      changed[i] = compensate ? g + lambda * g * g * (value[i] - pulled[i]) : g;
+    }
+    if (most > 0) {
+      for (float& g : changed) {
+        g = std::clamp(g, -most, most);
+      }
+    }
+    gradient = changed;
+    scale = 1;
+  }
+  const bool scaled = options.staleness_scaling && staleness >= 2;
+  const float factor = scaled ? 1.0F / static_cast<float>(staleness) : 1.0F;
+  WithDecay(value, decay * factor, [&] { rule(gradient, scale, factor); });
+}
+
 class ServerSideRule final : public ServerSideOptimizer {
  public:
   ServerSideRule(std::unique_ptr<Optimizer> rule, ServerSideOptions options)
@@ -74,39 +107,13 @@ class ServerSideRule final : public ServerSideOptimizer {
 
   void ApplyLate(const OptimizerUpdate& update, std::span<const float> pulled,
                  std::uint64_t staleness) const override {
-    Require(update.gradient.size() == update.value.size() &&
-                (pulled.empty() || pulled.size() == update.value.size()),
-            "as many gradients, and values that they were computed from, as values");
-    OptimizerUpdate late = update;
-    const bool compensate = options_.delay_compensation > 0 && !pulled.empty();
-    if (compensate || options_.clip_value > 0) {
-      thread_local std::vector<float> gradient;
-      gradient.resize(update.value.size());
-      const auto lambda = static_cast<float>(options_.delay_compensation);
-      for (std::size_t i = 0; i < gradient.size(); ++i) {
-        const float g = update.gradient[i] * update.gradient_scale;
-        gradient[i] = compensate ? g + lambda * g * g * (update.value[i] - pulled[i]) : g;
-      }
-      ClipValues(gradient);
-      late.gradient = gradient;
-      late.gradient_scale = 1;
-    }
-    const bool scaled = options_.staleness_scaling && staleness >= 2;
-    const float factor = scaled ? 1.0F / static_cast<float>(staleness) : 1.0F;
-    WithDecay(late.value, DecayAt(update.step) * factor, [&] {
-      if (!scaled) {
-        rule_->Apply(late);
-        return;
-      }
-      UpdateRule rule = rule_->RuleAt(update.step, update.bias_step);
-      std::visit(ScaleRate{factor}, rule);
-      UpdatePart part{.value = late.value,
-                      .gradient = late.gradient,
-                      .slots = {},
-                      .gradient_scale = late.gradient_scale};
-      std::ranges::copy(late.slots, part.slots.begin());
-      UpdateOnHost(rule, part);
-    });
+    Late(options_, DecayAt(update.step), update.value, update.gradient, update.gradient_scale,
+         pulled, staleness, [&](std::span<const float> gradient, float scale, float factor) {
+           OptimizerUpdate late = update;
+           late.gradient = gradient;
+           late.gradient_scale = scale;
+           UpdateAtRate(*rule_, late, factor);
+         });
   }
 
  private:
@@ -115,13 +122,6 @@ class ServerSideRule final : public ServerSideOptimizer {
     return options_.weight_decay == 0
                ? 0.0F
                : static_cast<float>(rule_->learning_rate(step) * options_.weight_decay);
-  }
-  void ClipValues(std::span<float> gradient) const {
-    if (const auto most = static_cast<float>(options_.clip_value); most > 0) {
-      for (float& g : gradient) {
-        g = std::clamp(g, -most, most);
-      }
-    }
   }
 
   std::unique_ptr<Optimizer> rule_;
@@ -140,26 +140,25 @@ class ServerSideRowRule final : public RowOptimizer {
   std::size_t slot_floats(std::size_t dim) const override { return rule_->slot_floats(dim); }
   void Initialize(std::span<float> slots) const override { rule_->Initialize(slots); }
   void Apply(const RowUpdate& update) const override {
-    RowUpdate clipped = update;
+    float of_norm = update.gradient_scale;
     if (options_.clip_norm > 0) {
       const auto scale = static_cast<double>(update.gradient_scale);
-      clipped.gradient_scale *= static_cast<float>(
+      of_norm *= static_cast<float>(
           ClipFactor(SquaredNorm(update.gradient) * scale * scale, options_.clip_norm));
-    }
-    if (const auto most = static_cast<float>(options_.clip_value); most > 0) {
-      thread_local std::vector<float> gradient;  // grows to the longest row
-      gradient.resize(update.gradient.size());
-      for (std::size_t i = 0; i < gradient.size(); ++i) {
-        gradient[i] = std::clamp(update.gradient[i] * clipped.gradient_scale, -most, most);
-      }
-      clipped.gradient = gradient;
-      clipped.gradient_scale = 1;
     }
     const float decay = options_.weight_decay == 0
                             ? 0.0F
                             : static_cast<float>(rate_(update.step) * options_.weight_decay);
-    WithDecay(update.weights, decay, [&] { rule_->Apply(clipped); });
+    Late(options_, decay, update.weights, update.gradient, of_norm, update.pulled, update.staleness,
+         [&](std::span<const float> gradient, float scale, float factor) {
+           RowUpdate late = update;
+           late.gradient = gradient;
+           late.gradient_scale = scale;
+           late.rate_factor = factor;
+           rule_->Apply(late);
+         });
   }
+  const ServerSideOptions* server_side() const override { return &options_; }
   std::string config() const override { return ServerSide(rule_->config(), options_); }
 
  private:
@@ -169,6 +168,21 @@ class ServerSideRowRule final : public RowOptimizer {
 };
 
 }  // namespace
+
+void UpdateAtRate(const Optimizer& rule, const OptimizerUpdate& update, float factor) {
+  if (factor == 1) {
+    rule.Apply(update);
+    return;
+  }
+  UpdateRule scaled = rule.RuleAt(update.step, update.bias_step);
+  std::visit(ScaleRate{factor}, scaled);
+  UpdatePart part{.value = update.value,
+                  .gradient = update.gradient,
+                  .slots = {},
+                  .gradient_scale = update.gradient_scale};
+  std::ranges::copy(update.slots, part.slots.begin());
+  UpdateOnHost(scaled, part);
+}
 
 void VisitFields(FieldVisitor& fields, ServerSideOptions& options) {
   fields.Number("clip_value", options.clip_value);
@@ -223,6 +237,21 @@ Status RefuseServerSide(const Optimizer& optimizer, std::string_view strategy) {
                                " has options of the server side under " + std::string(strategy) +
                                ", where no server updates parameters [global_clip_norm, or "
                                "parameter_server; a table's own optimizer may clip]");
+}
+
+Status RefuseLateRows(const TableSpec& table, std::string_view where) {
+  const auto rule = RowOptimizer::Make(table.optimizer);
+  const ServerSideOptions* const options =
+      rule.ok() ? (*rule)->server_side() : nullptr;  // who checks the table says what is wrong
+  if (options == nullptr || !(options->staleness_scaling || options->delay_compensation > 0)) {
+    return {};
+  }
+  return InvalidArgument(
+      "table \"" + table.name + "\": optimizer " + std::string((*rule)->name()) +
+      (options->staleness_scaling ? ": staleness_scaling" : ": delay_compensation") +
+      " is for pushes of single workers, which there are not under " + std::string(where) +
+      " [parameter_server with consistency async or ssp; gradients are not "
+      "stale here]");
 }
 
 const ServerSideOptimizer* ServerSideOptimizer::Of(const Optimizer& optimizer) {

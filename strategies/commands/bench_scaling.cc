@@ -1,7 +1,8 @@
 // `cohort bench scaling`: what communication costs W workers with one core each, beside the same W
 // workers without communication (weak scaling), and how much faster W are than one at the same
 // global batch (strong scaling). Workers that only begin each step together show what of it is
-// waiting for the slower one, which nothing that is synchronous can save.
+// waiting for the slower one, which nothing that is synchronous can save. Beside them, in the same
+// turns, LibTorch's DistributedDataParallel and one process of LibTorch.
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
@@ -43,6 +44,18 @@ void Print(const TrainingOptions& options, const TrainingTimes& times) {
     result["ms_per_step_in_buckets"] = times.Milliseconds("in buckets");
     result["efficiency_in_buckets"] = times.Ratio("without communication", "in buckets");
   }
+  const bool torch = times.rounds.contains("LibTorch DDP");
+  const double weak = times.Ratio("one worker", "together");
+  const double torch_weak = torch ? times.Ratio("LibTorch, one worker", "LibTorch DDP") : 0;
+  if (torch) {
+    result["libtorch_ddp_ms_per_step"] = times.Milliseconds("LibTorch DDP");
+    result["libtorch_ms_per_step_one_worker"] = times.Milliseconds("LibTorch, one worker");
+    result["libtorch_ddp_weak_scaling_efficiency"] = torch_weak;
+    result["speed_over_libtorch_ddp"] = times.Ratio("LibTorch DDP", "together");
+    result["efficiency_over_libtorch_ddp"] = weak / torch_weak;
+  } else if (!times.no_torch.empty()) {
+    result["libtorch_ddp"] = times.no_torch;
+  }
   if (options.json) {
     std::printf("%s\n", result.dump().c_str());
     return;
@@ -65,6 +78,15 @@ void Print(const TrainingOptions& options, const TrainingTimes& times) {
               100 * times.Ratio("one worker", "together"));
   std::printf("  one worker, all examples%8.3f ms/step; strong scaling %.2fx\n",
               times.Milliseconds("one worker, all examples"), speedup);
+  if (torch) {
+    const double ddp = times.Milliseconds("LibTorch DDP");
+    std::printf("  LibTorch DDP, by Gloo  %9.3f ms/step  %9.0f examples/s; weak scaling %.1f%%\n",
+                ddp, w * options.batch / ddp * 1e3, 100 * torch_weak);
+    std::printf("  cohort over it         %8.2fx examples/s, %.2fx weak scaling\n",
+                times.Ratio("LibTorch DDP", "together"), weak / torch_weak);
+  } else if (!times.no_torch.empty()) {
+    std::printf("  LibTorch DDP           not measured: %s\n", times.no_torch.c_str());
+  }
 }
 
 }  // namespace
@@ -97,6 +119,14 @@ int BenchScalingCommand(int argc, char** argv) {
          .alone = true}};
     if (options.transport == "shm" && options.workers == 2) {  // not in one pass
       contestants.push_back({.name = "in buckets", .batch = options.batch, .algorithm = "shared"});
+    }
+    if (options.workers > 1) {
+      contestants.push_back({.name = "LibTorch DDP", .batch = options.batch, .torch = true});
+      contestants.push_back({.name = "LibTorch, one worker",
+                             .batch = options.batch,
+                             .communicates = false,
+                             .alone = true,
+                             .torch = true});
     }
     COHORT_ASSIGN_OR_RETURN(const TrainingTimes times, RunTrainingRounds(options, contestants));
     if (options.rank == 0) {

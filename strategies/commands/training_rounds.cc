@@ -23,6 +23,7 @@
 
 #include "core/commands/processes.h"
 #include "core/commands/scratch_folder.h"
+#include "nn/commands/torch_peer.h"
 
 namespace cohort {
 namespace {
@@ -139,15 +140,18 @@ class Trainee {
 
 class Rounds {
  public:
-  Rounds(const TrainingOptions& options, const std::vector<Contestant>& contestants)
-      : options_(options), contestants_(contestants) {}
+  Rounds(const TrainingOptions& options, std::vector<Contestant> contestants)
+      : options_(options), contestants_(std::move(contestants)) {}
 
   Status Prepare() {
     COHORT_ASSIGN_OR_RETURN(control_, Connect(options_, "control"));
+    COHORT_RETURN_IF_ERROR(PrepareTorch());
     for (const Contestant& contestant : contestants_) {
-      COHORT_ASSIGN_OR_RETURN(trainees_.emplace_back(), Trainee::Make(contestant, options_));
+      if (!contestant.torch) {
+        COHORT_ASSIGN_OR_RETURN(trainees_[contestant.name], Trainee::Make(contestant, options_));
+      }
     }
-    times_.gradient_bytes = trainees_[0]->gradient_bytes();
+    times_.gradient_bytes = trainees_.begin()->second->gradient_bytes();
     return {};
   }
 
@@ -156,13 +160,7 @@ class Rounds {
     COHORT_ASSIGN_OR_RETURN(auto barrier, control_->Barrier());
     COHORT_RETURN_IF_ERROR(barrier->Wait());
     const auto start = Clock::now();
-    for (int step = 0; step < steps && (!contestants_[i].alone || options_.rank == 0); ++step) {
-      if (contestants_[i].in_step) {
-        COHORT_ASSIGN_OR_RETURN(auto together, control_->Barrier());
-        COHORT_RETURN_IF_ERROR(together->Wait());
-      }
-      COHORT_RETURN_IF_ERROR(trainees_[i]->Step());
-    }
+    COHORT_RETURN_IF_ERROR(Train(contestants_[i], steps));
     const double mine =
         std::chrono::duration<double, std::milli>(Clock::now() - start).count() / steps;
     std::vector<double> slowest = {mine};
@@ -190,10 +188,62 @@ class Rounds {
   }
 
  private:
+  Status Train(const Contestant& contestant, int steps) {
+    if (contestant.alone && options_.rank != 0) {
+      return {};
+    }
+    if (contestant.torch) {
+      return torches_.at(contestant.name)->Round(steps).status();
+    }
+    for (int step = 0; step < steps; ++step) {
+      if (contestant.in_step) {
+        COHORT_ASSIGN_OR_RETURN(auto together, control_->Barrier());
+        COHORT_RETURN_IF_ERROR(together->Wait());
+      }
+      COHORT_RETURN_IF_ERROR(trainees_.at(contestant.name)->Step());
+    }
+    return {};
+  }
+
+  // Starts LibTorch's programs, and has each run a step. Where one does not, on any worker, all do
+  // without.
+  Status PrepareTorch() {
+    Status status = options_.exec_prefix.empty()
+                        ? Status()
+                        : Unimplemented("it goes over loopback, so without --exec-prefix only");
+    for (const Contestant& contestant : contestants_) {
+      if (contestant.torch && status.ok() && (!contestant.alone || options_.rank == 0)) {
+        status = StartTorch(contestant);
+      }
+    }
+    std::vector<float> failures = {status.ok() ? 0.0F : 1.0F};
+    COHORT_ASSIGN_OR_RETURN(auto sum, control_->AllReduce(std::span(failures), ReduceOp::kSum));
+    COHORT_RETURN_IF_ERROR(sum->Wait());
+    if (failures[0] > 0) {
+      times_.no_torch = status.ok() ? "not on every worker" : status.message();
+      torches_.clear();
+      std::erase_if(contestants_, [](const Contestant& contestant) { return contestant.torch; });
+    }
+    return {};
+  }
+
+  Status StartTorch(const Contestant& contestant) {
+    std::vector<std::string> arguments = {options_.model, std::to_string(contestant.batch), "1",
+                                          "1"};
+    if (contestant.communicates) {
+      arguments.insert(arguments.end(),
+                       {std::to_string(options_.rank), std::to_string(options_.workers),
+                        options_.folder + "/libtorch"});
+    }
+    COHORT_ASSIGN_OR_RETURN(torches_[contestant.name], TorchPeer::Start(arguments, 1));
+    return torches_[contestant.name]->Round(1).status();
+  }
+
   const TrainingOptions& options_;
-  const std::vector<Contestant>& contestants_;
+  std::vector<Contestant> contestants_;
   std::unique_ptr<Communicator> control_;
-  std::vector<std::unique_ptr<Trainee>> trainees_;
+  std::map<std::string, std::unique_ptr<Trainee>> trainees_;  // by contestant
+  std::map<std::string, std::unique_ptr<TorchPeer>> torches_;
   TrainingTimes times_;
 };
 

@@ -23,12 +23,16 @@ struct Contestant {
   std::string algorithm = "auto";       // CommunicationOptions::algorithm
   std::int64_t first_bucket_bytes = 0;  // 0: the strategy's default
   std::int64_t bucket_bytes = 0;
+  // LibTorch in our place, and DistributedDataParallel's reducer over Gloo where it communicates.
+  // Left out where it cannot be had: TrainingTimes::no_torch.
+  bool torch = false;
 };
 
 struct TrainingTimes {
   std::int64_t gradient_bytes = 0;
   // By contestant: milliseconds of a step in each round, of the slowest worker.
   std::map<std::string, std::vector<double>> rounds;
+  std::string no_torch;  // why it is not among them
 
   double Milliseconds(const std::string& name) const;
   // The median over rounds of a's time / b's.

@@ -177,6 +177,7 @@ CommunicatorOptions CommunicatorOf(const ClusterConfig& config, const StrategyOp
   result.timeout = options.collective_timeout;
   result.log = options.log;
   result.flight_folder = options.flight_folder;
+  result.metrics = options.metrics;
   result.peer_name = [tasks = config.cluster.TrainingTasks()](int rank) {
     return tasks.at(static_cast<std::size_t>(rank)).ToString();
   };
@@ -300,6 +301,10 @@ Result<std::unique_ptr<Membership>> JoinByAddress(const ClusterConfig& config,
   COHORT_ASSIGN_OR_RETURN(auto client,
                           CoordinationClient::Join(service, config.cluster, config.task,
                                                    /*wait_for_all=*/true, coordination));
+  if (config.cluster.Count(TaskType::kPs) > 0) {
+    COHORT_RETURN_IF_ERROR(ps::AgreeOnKind(*client, config, "multi_worker_mirrored",
+                                           DeadlineAfter(options.join_timeout)));
+  }
   auto communicator = Connect(config, options, *client, service);
   if (!communicator.ok()) {
     (void)client->ReportError(communicator.status());

@@ -34,6 +34,9 @@ class RowServer final : public Strategy {
     }
     const ps::ModelSpec model =
         ps::ModelSpec::OfTables(parameters, optimizer->config(), job_->num_servers());
+    for (const TableSpec& table : model.tables) {
+      COHORT_RETURN_IF_ERROR(RefuseLateRows(table, kind_));
+    }
     COHORT_RETURN_IF_ERROR(job_->server()->Declare(model, cluster().task.ToString()));
     optimizer_ = std::move(optimizer);
     return {};
@@ -86,7 +89,7 @@ Result<std::unique_ptr<Strategy>> MakeRowServer(std::string kind, const ClusterC
                                                 const StrategyOptions& options) {
   StrategyOptions of_server = options;
   of_server.num_devices = 1;  // of workers
-  COHORT_ASSIGN_OR_RETURN(auto job, ps::Job::Join(config, of_server));
+  COHORT_ASSIGN_OR_RETURN(auto job, ps::Job::Join(config, of_server, kind));
   return std::unique_ptr<Strategy>(std::make_unique<RowServer>(std::move(kind), std::move(job)));
 }
 

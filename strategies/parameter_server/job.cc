@@ -72,8 +72,8 @@ Client& Job::Connect(const ModelSpec& spec) {
   return *client_;
 }
 
-// Of `epoch`, at server_addresses_. Numbers of pushes begin anew with a client, which servers
-// expect in an epoch; where there are copies they go on. `servers_stand`: as they were before.
+// Of `epoch`, at server_addresses_. Where servers that are not lost go on as they are, so do the
+// numbers of pushes; else they begin anew. `servers_stand`: they are as they were before.
 void Job::MakeClients(std::uint64_t epoch, bool servers_stand) {
   const ClientOptions options{
       .client = number_ != 0 ? number_ : coordination_->incarnation(),
@@ -85,15 +85,16 @@ void Job::MakeClients(std::uint64_t epoch, bool servers_stand) {
       .wire = {.push = wire_.push, .pull = is_chief() ? DType::kFloat32 : wire_.pull},
       .transport = transport_,
       .memory = frame_memory_,
+      .comes_again = keeps(),
       .pushes = pushes_,
       .row_pushes = row_pushes_};
   auto client = Client::Make(spec_, server_addresses_, options);
-  if (spec_.copies && servers_stand && client_ != nullptr) {
+  if (servers_stand && client_ != nullptr) {
     client->TakeOver(*client_);
   }
   auto row_client =
       spec_.tables.empty() ? nullptr : RowClient::Make(spec_, server_addresses_, options);
-  if (spec_.copies && servers_stand && row_client_ != nullptr && row_client != nullptr) {
+  if (servers_stand && row_client_ != nullptr && row_client != nullptr) {
     row_client->TakeOver(*row_client_);
   }
   if (row_client_ != nullptr) {  // what was not taken over
@@ -131,7 +132,7 @@ void Job::StepDone() {
 }
 
 void Job::PushDone() {
-  if (spec_.copies) {
+  if (keeps()) {
     pushes_ = client_->pushes();
     row_pushes_ = row_client_ == nullptr ? std::vector<std::uint64_t>() : row_client_->pushes();
   }
@@ -214,7 +215,6 @@ void Job::ReportError(const Status& error) {
 
 Status Job::Initialised() {
   if (is_chief()) {
-    NoteWhole();
     return coordination_->Insert(kInitialisedKey, "1");
   }
   COHORT_RETURN_IF_ERROR(

@@ -54,13 +54,19 @@ class ViewWatch;
 // Where a server's address is published.
 std::string ServerKey(int server);
 
+// When the processes have met: the chief says which kind of strategy trains in this cluster with
+// servers, and a process of another kind ends the job with FailedPrecondition and both names,
+// before anybody waits for what only jobs of the other kind do.
+Status AgreeOnKind(CoordinationClient& coordination, const ClusterConfig& config,
+                   const std::string& kind, Deadline deadline);
+
 class Job {
  public:
   ~Job();
 
-  // Blocks until all processes have met.
+  // Blocks until all processes have met. `kind`: of the strategy that the job is for.
   static Result<std::unique_ptr<Job>> Join(const ClusterConfig& config,
-                                           const StrategyOptions& options);
+                                           const StrategyOptions& options, const std::string& kind);
 
   const ClusterConfig& config() const { return config_; }
   const std::vector<TaskId>& workers() const { return workers_; }
@@ -126,8 +132,8 @@ class Job {
   // where another process had to take the chief's place. Else returns the error.
   Status Rejoin(const Status& error);
   // In a process that trains, when a step's pushes stand in the servers: they are those that a
-  // client after the present one goes on from, where the model has copies, so that what a step that
-  // is done again had sent counts once. StepDone: when all of it is done.
+  // client after the present one goes on from, where servers that are not lost go on as they are,
+  // so that what a step that is done again had sent counts once. StepDone: when all of it is done.
   void PushDone();
   void StepDone();
   // After the last of these: does what was handed out, and made of it, still stand?
@@ -160,6 +166,7 @@ class Job {
   Status StartServices();
   Status JoinCoordination(bool wait_for_all, std::chrono::milliseconds timeout);
   Status Publish();
+  Status Meet(const std::string& kind);
   Status FindServices();
   Status FindServers();
   Status BeginJournal();
@@ -203,8 +210,6 @@ class Job {
   Status BeginEpoch(Recovery* recovery);
   Status KeepValues(Recovery* recovery, const std::vector<std::uint64_t>& retired);
   Status Mend(Missing* missing);
-  void AddUnknown(Missing* missing) const;
-  void NoteWhole();  // all servers, and copies
   std::optional<Status> ResumeWork(const Recovery& recovery, int seen);
   void ReportRecovery(const Recovery& recovery);
   Status FailJob(const Status& why);

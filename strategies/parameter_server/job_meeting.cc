@@ -21,6 +21,7 @@ namespace {
 using std::chrono::milliseconds;
 
 constexpr char kCoordinatorKey[] = "parameter_server/coordinator";
+constexpr char kKindKey[] = "parameter_server/kind";
 
 std::string ProcessKey(int server, std::uint64_t incarnation) {
   return ServerKey(server) + "/" + std::to_string(incarnation);
@@ -35,21 +36,45 @@ std::string EpochKeyOf(int server, std::uint64_t incarnation) {
 
 std::string ServerKey(int server) { return "parameter_server/address/" + std::to_string(server); }
 
-Result<std::unique_ptr<Job>> Job::Join(const ClusterConfig& config,
-                                       const StrategyOptions& options) {
+Status AgreeOnKind(CoordinationClient& coordination, const ClusterConfig& config,
+                   const std::string& kind, Deadline deadline) {
+  if (config.is_chief()) {
+    return coordination.Insert(kKindKey, kind);
+  }
+  COHORT_ASSIGN_OR_RETURN(const std::string chiefs, coordination.Wait(kKindKey, deadline));
+  if (kind == chiefs) {
+    return {};
+  }
+  Status differs = FailedPrecondition(
+      config.task.ToString() + " is of " + kind + ", and " + config.cluster.Chief().ToString() +
+      " of " + chiefs +
+      " [start all processes, servers too, with the same program, strategy and consistency, of "
+      "which hybrid is multi_worker_mirrored]");
+  // If nobody can be told, nobody is there.
+  (void)coordination.ReportError(differs);
+  return differs;
+}
+
+Result<std::unique_ptr<Job>> Job::Join(const ClusterConfig& config, const StrategyOptions& options,
+                                       const std::string& kind) {
   COHORT_RETURN_IF_ERROR(CheckJob(config, options));
   std::unique_ptr<Job> job(new Job(config, options));
   COHORT_RETURN_IF_ERROR(job->StartServices());
   COHORT_RETURN_IF_ERROR(job->JoinCoordination(/*wait_for_all=*/true, job->join_timeout_));
-  // A server joins the next chief when it serves.
-  if (const Status published = job->Publish();
-      !published.ok() && !(job->is_server() && job->AwaitChiefLost(published))) {
-    return published;
+  // A server joins the next chief when it serves, a worker finds it below.
+  if (const Status met = job->Meet(kind); !met.ok() && !job->AwaitChiefLost(met)) {
+    return met;
   }
   if (!job->is_server()) {
     COHORT_RETURN_IF_ERROR(job->FindServices());
   }
   return job;
+}
+
+// In a job that nobody of it was in before.
+Status Job::Meet(const std::string& kind) {
+  COHORT_RETURN_IF_ERROR(Publish());
+  return AgreeOnKind(*coordination_, config_, kind, DeadlineAfter(join_timeout_));
 }
 
 Status Job::StartServices() {

@@ -280,7 +280,6 @@ Status Job::BeginEpoch(Recovery* recovery) {
     recovery->newest = std::max(recovery->newest, version);
     COHORT_ASSIGN_OR_RETURN(recovery->step, recovery->restore(nullptr));
   }
-  NoteWhole();
   StartRetirements();
   return {};
 }
@@ -288,7 +287,6 @@ Status Job::BeginEpoch(Recovery* recovery) {
 // Servers keep what they have; those that have not all of it get it from copies, or from the save.
 Status Job::KeepValues(Recovery* recovery, const std::vector<std::uint64_t>& retired) {
   Missing& missing = recovery->missing;
-  AddUnknown(&missing);
   COHORT_ASSIGN_OR_RETURN(const Client::Kept kept, client_->BeginKeeping(retired));
   recovery->newest = std::max(recovery->newest, kept.version);
   missing.parts.insert(kept.without.begin(), kept.without.end());
@@ -314,35 +312,6 @@ Status Job::KeepValues(Recovery* recovery, const std::vector<std::uint64_t>& ret
   return {};
 }
 
-// A server of whose parameters none are its own cannot tell whether it has its rows: another
-// process than is known to have them may have begun an epoch without, in a recovery that failed.
-void Job::AddUnknown(Missing* missing) const {
-  std::set<int> tell;
-  for (const Chunk& chunk : client_->chunks()) {
-    tell.insert(chunk.server);
-  }
-  const std::lock_guard lock(failure_mutex_);
-  for (int s = 0; s < num_servers_; ++s) {
-    if (tell.contains(s)) {
-      continue;
-    }
-    if (!roll_.HasPart(s)) {
-      missing->parts.insert(s);
-    }
-    if (spec_.copies && !roll_.HasCopy(s)) {
-      missing->copies.insert(s);
-    }
-  }
-}
-
-void Job::NoteWhole() {
-  const std::lock_guard lock(failure_mutex_);
-  for (int s = 0; s < num_servers_; ++s) {
-    roll_.NotePart(s);
-    roll_.NoteCopy(s);
-  }
-}
-
 // What there is a copy of comes from there, and copies are made anew. What is left in `missing`
 // is lost together with its copy. Values last: with them a part counts as there.
 Status Job::Mend(Missing* missing) {
@@ -356,20 +325,12 @@ Status Job::Mend(Missing* missing) {
   for (const int server : std::set<int>(missing->parts)) {
     if (spec_.copies && !missing->copies.contains(server)) {
       COHORT_RETURN_IF_ERROR(mend(server, Client::Mend::kServer));
-      {
-        const std::lock_guard lock(failure_mutex_);
-        roll_.NotePart(server);
-      }
       missing->parts.erase(server);
     }
   }
   for (const int server : std::set<int>(missing->copies)) {
     if (!missing->parts.contains(server)) {
       COHORT_RETURN_IF_ERROR(mend(server, Client::Mend::kCopy));
-      {
-        const std::lock_guard lock(failure_mutex_);
-        roll_.NoteCopy(server);
-      }
       missing->copies.erase(server);
     }
   }

@@ -51,13 +51,17 @@ Status CheckOptions(const StrategyOptions& options) {
 }  // namespace
 
 Result<std::unique_ptr<ParameterServerStrategy>> ParameterServerStrategy::Make(
-    const ClusterConfig& config, const StrategyOptions& options) {
+    const ClusterConfig& config, const StrategyOptions& given) {
+  StrategyOptions options = given;
+  if (options.consistency.mode == Consistency::Mode::kAuto) {
+    options.consistency = {};
+  }
   COHORT_RETURN_IF_ERROR(CheckOptions(options));
   COHORT_RETURN_IF_ERROR(options.partitioner.Check());
-  COHORT_ASSIGN_OR_RETURN(auto job, ps::Job::Join(config, options));
+  COHORT_ASSIGN_OR_RETURN(auto job, ps::Job::Join(config, options, "parameter_server"));
   try {
     return std::unique_ptr<ParameterServerStrategy>(
-        std::make_unique<RemoteStrategy>(std::move(job), options));
+        std::make_unique<RemoteStrategy>(std::move(job), std::move(options)));
   } catch (const StatusError& error) {
     return error.status();  // a device has no stream for it
   }

@@ -47,7 +47,7 @@ Status RemoteStrategy::Serve() {
   Require(parameters_ != nullptr, "Bind before Serve");
   COHORT_RETURN_IF_ERROR(OpenData());
   saves_.CountFromHere();
-  if (!functions_) {
+  if (survives_losses()) {
     job_->BeginTraining();
   }
   COHORT_RETURN_IF_ERROR(Outlast([this] { return Look(); }));
@@ -59,12 +59,25 @@ Status RemoteStrategy::Serve() {
 // Until the workers are done, through the losses of servers.
 Status RemoteStrategy::Outlast(const std::function<Status()>& look) {
   for (;;) {
+    const std::uint64_t seen = recoveries_;
     const Status status = job_->Coordinate(look);
     if (status.ok()) {
       return job_->EndTraining();
     }
-    COHORT_RETURN_IF_ERROR(GoOn(status));
+    COHORT_RETURN_IF_ERROR(Recover(status, seen));
   }
+}
+
+// GoOn, unless another thread has seen to it since there had been `seen` recoveries: the chief of a
+// job that calls functions may wait on several.
+Status RemoteStrategy::Recover(const Status& error, std::uint64_t seen) {
+  const std::lock_guard lock(recovery_mutex_);
+  if (recoveries_ != seen) {
+    return {};
+  }
+  COHORT_RETURN_IF_ERROR(GoOn(error));
+  ++recoveries_;
+  return {};
 }
 
 Status RemoteStrategy::Shutdown() {
@@ -133,9 +146,9 @@ Status RemoteStrategy::Surviving(const std::function<Status()>& fn) {
 Status RemoteStrategy::FinishLastRound() {
   ps::RoundCommit commit;
   const std::uint64_t round = job_->coordinator()->LastRound(&commit);
-  if (round > 0 && options_.consistency.backup_workers > 0) {
+  if (round > 0 && elects()) {
     COHORT_RETURN_IF_ERROR(job_->Explain(CatchUp(commit)));
-    if (rows_ == nullptr) {
+    if (rows_ == nullptr || !backs_up()) {
       return {};
     }
     job_->rows()->ReadAfter(round);
@@ -147,8 +160,21 @@ Status RemoteStrategy::FinishLastRound() {
   return {};
 }
 
+// A chief that trains as well shows its own (TrainerOptions::progress).
+void RemoteStrategy::ShowProgress() {
+  const auto now = std::chrono::steady_clock::now();
+  if (trains() || functions_ || !progress_.Due(now)) {
+    return;
+  }
+  const ps::Coordinator& coordinator = *job_->coordinator();
+  if (const auto line = progress_.Of(coordinator.coverage(), coordinator.workers(), now)) {
+    options_.log.Info(*line);
+  }
+}
+
 // In the chief, a few times a second while others train.
 Status RemoteStrategy::Look() {
+  ShowProgress();
   const std::atomic<bool>* const stop = saves_.plan().stop;
   if (stop != nullptr && stop->load() && !trains()) {
     return StopWork("the job is stopped, as " + cluster().task.ToString() + " was asked to");
@@ -218,9 +244,17 @@ Result<std::unique_ptr<Coordinator>> RemoteStrategy::MakeCoordinator(
                "1 --chief -- PROGRAM]"));
   }
   Require(client_ != nullptr, "Bind before Coordinator::Create");
-  COHORT_ASSIGN_OR_RETURN(auto coordinator, ps::OpenFunctions(*job_->coordinator(), options));
+  const auto recover = [this](const Status& why) {
+    const std::uint64_t seen = recoveries_;
+    return job_->coordinator()->recovering() ? Recover(why, seen) : OkStatus();
+  };
+  COHORT_ASSIGN_OR_RETURN(auto coordinator,
+                          ps::OpenFunctions(*job_->coordinator(), options, recover));
   functions_ = true;
   COHORT_RETURN_IF_ERROR(OpenData());
+  if (survives_losses()) {
+    job_->BeginTraining();
+  }
   return coordinator;
 }
 
@@ -235,7 +269,12 @@ Status RemoteStrategy::ServeFunctions(const Functions& functions) {
   return job_->Explain(
       ps::RunFunctions(*job_->coordinator_client(), functions,
                        {.index = job_->rank(), .count = static_cast<int>(job_->workers().size())},
-                       [this] { return Idle(); }));
+                       [this]() -> Status {
+                         for (Status status = Idle(); !status.ok(); status = Idle()) {
+                           COHORT_RETURN_IF_ERROR(GoOn(status));
+                         }
+                         return {};
+                       }));
 }
 
 // Only now: what the chief assigned to the servers before is what training starts from.
@@ -289,17 +328,13 @@ Result<ps::ModelSpec> RemoteStrategy::ModelOf(const ParameterSet& parameters,
       ps::ModelSpec::Of(parameters, optimizer.config(), options_.consistency, job_->num_servers());
   spec.partitioner = options_.partitioner;
   spec.copies = options_.server_loss == ServerLoss::kReplica;
-  if (const ServerSideOptimizer* const side = ServerSideOptimizer::Of(optimizer);
-      spec.copies && side != nullptr &&
-      (side->options().delay_compensation > 0 || side->options().staleness_scaling)) {
-    return InvalidArgument(
-        std::string(side->options().staleness_scaling ? "staleness_scaling"
-                                                      : "delay_compensation") +
-        " with server_loss kReplica: copies do not know what a gradient was computed from [one or "
-        "the other]");
-  }
+  spec.counts_steps = !spec.tables.empty();
   for (const TableSpec& table : spec.tables) {
     COHORT_RETURN_IF_ERROR(table.Check());
+    if (options_.consistency.synchronous()) {
+      COHORT_RETURN_IF_ERROR(
+          RefuseLateRows(table, "consistency " + options_.consistency.ToString()));
+    }
   }
   return spec;
 }
@@ -367,7 +402,16 @@ Status RemoteStrategy::PullState() {
   if (is_chief() && !saves_.saving()) {
     COHORT_RETURN_IF_ERROR(FinishLastRound());
   }
-  const Status status = client_->PullState(NewValues(), slots());
+  std::unique_lock lock(recovery_mutex_, std::defer_lock);
+  if (functions_) {
+    lock.lock();
+  }
+  Status status = client_->PullState(NewValues(), slots());
+  while (!status.ok() && functions_) {
+    COHORT_RETURN_IF_ERROR(GoOn(status));
+    ++recoveries_;
+    status = client_->PullState(NewValues(), slots());
+  }
   ShowValues();
   step_ = static_cast<std::int64_t>(client_->version());
   return job_->Explain(status);

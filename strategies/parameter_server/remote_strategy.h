@@ -8,15 +8,20 @@
 //
 // The class is in two files: remote_strategy_step.cc is the step, remote_strategy.cc the rest.
 //
-// Thread rules: those of Strategy; lookups of rows come on the replica's stream (remote_rows.h).
+// Thread rules: those of Strategy; lookups of rows come on the replica's stream (remote_rows.h). In
+// a chief that calls functions the threads that wait for these see to lost servers; of what else it
+// does beside, PullState alone excludes that.
 
 #pragma once
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
@@ -26,6 +31,7 @@
 
 #include <cohort/strategies/parameter_server.h>
 
+#include "parameter_server/chief/progress_line.h"
 #include "parameter_server/chief_saves.h"
 #include "parameter_server/dataset.h"
 #include "parameter_server/device_replica.h"
@@ -130,9 +136,11 @@ class RemoteStrategy final : public ParameterServerStrategy {
   ps::Feed MakeFeed();
   // While it runs.
   Status Outlast(const std::function<Status()>& look);
+  Status Recover(const Status& error, std::uint64_t seen);
   Status GoOn(const Status& error);
   Status Surviving(const std::function<Status()>& fn);
   Status Look();
+  void ShowProgress();
   Status FinishLastRound();
   Status Refresh(bool everything);
 
@@ -155,6 +163,16 @@ class RemoteStrategy final : public ParameterServerStrategy {
   double PushWeight(double weight) const;
   void RestoreFixedValues();
   StepResult ResultOf(const ps::RoundSums& sums) const;
+  // As ModelSpec::elects.
+  bool elects() const {
+    return options_.consistency.synchronous() &&
+           (backs_up() || options_.server_loss == ServerLoss::kReplica);
+  }
+  bool backs_up() const { return options_.consistency.backup_workers > 0; }
+  // Without going back: of functions that were called nothing is called again.
+  bool survives_losses() const {
+    return !functions_ || options_.server_loss != ServerLoss::kRollBack;
+  }
   bool global_mean() const { return options_.loss_scale == LossScale::kGlobalMean; }
 
   bool apart() const { return device_->memory_space() == MemorySpace::kDevice; }
@@ -199,15 +217,18 @@ class RemoteStrategy final : public ParameterServerStrategy {
   ps::FinishedSplit finished_;          // what the steps of the current split came to
   ps::ChiefSaves saves_;
   ps::BucketBalancer balancer_;
+  ps::ProgressLine progress_{std::chrono::steady_clock::now()};
   std::optional<data::Batch> next_;  // behind the one that was handed out last, where known
   bool idle_ = true;                 // no step since the last piece of work began
   int roll_backs_ = 0;
-  bool work_stands_ = false;  // after GoOn
-  bool void_ = false;         // the batch that was handed out last, by a roll-back since
-  bool own_error_ = false;    // of the step function, or that servers do not come back
-  bool functions_ = false;    // are called, instead of data
-  bool stopped_ = false;      // the coordinator hands out nothing more
-  bool began_ = false;        // Serve was called, or the first epoch begun
+  std::mutex recovery_mutex_;                  // of the chief
+  std::atomic<std::uint64_t> recoveries_ = 0;  // there
+  bool work_stands_ = false;                   // after GoOn
+  bool void_ = false;       // the batch that was handed out last, by a roll-back since
+  bool own_error_ = false;  // of the step function, or that servers do not come back
+  bool functions_ = false;  // are called, instead of data
+  bool stopped_ = false;    // the coordinator hands out nothing more
+  bool began_ = false;      // Serve was called, or the first epoch begun
 };
 
 }  // namespace cohort

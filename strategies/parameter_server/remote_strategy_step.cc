@@ -52,7 +52,7 @@ Result<StepResult> RemoteStrategy::Step(const DistributedBatch& batch, const Ste
       job_->StepDone();
       return well;
     }
-  } while (work_stands_);  // servers that were not lost may have this step already
+  } while (work_stands_);  // of this step the servers have nothing yet: see Persist
   return ResultOf({});     // Next brings the batch again
 }
 
@@ -157,6 +157,7 @@ Result<StepResult> RemoteStrategy::StepAlone(const data::Batch& part, const Step
   const double weight = PushWeight(mine.weight);
   const double clip = Clip(weight);
   const std::int64_t row_step = step_ + 1;
+  client_->KeepBase(NewValues());
   COHORT_ASSIGN_OR_RETURN(const bool stands,
                           Persist([&] { return PushAlone(row_step, weight, clip); }));
   if (!stands) {
@@ -174,12 +175,13 @@ Result<StepResult> RemoteStrategy::StepAlone(const data::Batch& part, const Step
   return result;
 }
 
-// Does a part of a step. Where there are copies it is done again after the loss of a server, until
-// it is done: the same frames go out again, under the same numbers, and what has arrived counts
-// once; computed anew, they might be others. False: the step does not stand.
+// Does a part of a step. Where servers that are not lost go on as they are it is done again after
+// the loss of a server, until it is done: the same frames go out again, under the same numbers, and
+// what has arrived counts once; computed anew, they might be others. False: the step does not
+// stand.
 Result<bool> RemoteStrategy::Persist(const std::function<Status()>& fn) {
   for (Status status = fn(); !status.ok(); status = fn()) {
-    if (options_.server_loss != ServerLoss::kReplica) {
+    if (options_.server_loss == ServerLoss::kRollBack) {
       return status;
     }
     if (const Status well = GoOn(status); !well.ok()) {
@@ -223,7 +225,7 @@ Result<StepResult> RemoteStrategy::StepTogether(const DistributedBatch& batch, c
   Require(round_.has_value() && round_->epoch.epoch == batch.epoch && round_->batch == batch.index,
           "under synchronous application a step takes the batch that Next gave last");
   const ps::RoundPart part = *round_;
-  const bool elected = options_.consistency.backup_workers > 0;
+  const bool elected = elects();
   if (elected) {
     SetElected(part.previous);  // servers of rows may not have been told by others yet
   }
@@ -255,21 +257,18 @@ Result<StepResult> RemoteStrategy::StepTogether(const DistributedBatch& batch, c
     RestoreFixedValues();
     return ResultOf({});
   }
-  if (elected) {
-    COHORT_ASSIGN_OR_RETURN(stands, Persist([&] { return CatchUp(total->commit); }));
-    if (!stands) {
-      return ResultOf({});
-    }
-    if (rows_ != nullptr) {
-      LookAhead(part.round, step_);
-    }
-    return ResultOf(*total);
-  }
-  if (rows_ != nullptr) {
+  if (rows_ != nullptr && !backs_up()) {
     LookAhead(part.round, step_ + 1);
   }
-  COHORT_ASSIGN_OR_RETURN(stands, Persist([&] { return TakeRound(part.round); }));
-  return stands ? ResultOf(*total) : ResultOf({});
+  COHORT_ASSIGN_OR_RETURN(
+      stands, Persist([&] { return elected ? CatchUp(total->commit) : TakeRound(part.round); }));
+  if (!stands) {
+    return ResultOf({});
+  }
+  if (rows_ != nullptr && backs_up()) {  // whose servers were told by CatchUp which parts it has
+    LookAhead(part.round, step_);
+  }
+  return ResultOf(*total);
 }
 
 // The values after a round that is complete.
@@ -282,7 +281,7 @@ Status RemoteStrategy::TakeRound(std::uint64_t round) {
 
 Status RemoteStrategy::PushPart(const ps::RoundPart& part, const ReplicaResult& mine) {
   ps::Gradient gradient{.arena = sink_->arena(), .weight = PushWeight(mine.weight)};
-  if (options_.consistency.backup_workers > 0) {
+  if (elects()) {
     gradient.commit = SetElected(part.previous);  // also by a client that is new
   }
   gradient.round.emplace();
@@ -301,13 +300,15 @@ Status RemoteStrategy::PushPart(const ps::RoundPart& part, const ReplicaResult& 
   return client_->Push(gradient, {});
 }
 
-// What servers are told from now on of the parts that a round has.
+// What servers are told from now on of the parts that a round has. Those of rows need it with
+// backup workers only: a round of rows is applied when somebody needs it, and an attempt may be
+// replaced until then (row_rounds.h).
 ps::Commit RemoteStrategy::SetElected(const ps::RoundCommit& commit) {
   ps::Commit message;
   message.set_round(commit.round);
   message.set_attempt(static_cast<std::uint32_t>(commit.attempt));
   message.mutable_winners()->Assign(commit.winners.begin(), commit.winners.end());
-  if (rows_ != nullptr && options_.consistency.backup_workers > 0) {
+  if (rows_ != nullptr && backs_up()) {
     rows_->Wait();
     job_->rows()->Elected(message);
   }

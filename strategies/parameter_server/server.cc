@@ -26,6 +26,8 @@ using Context = grpc::CallbackServerContext;
 
 // How long a read waits until it is fresh, before it is asked for again.
 constexpr std::chrono::milliseconds kPark{200};
+// How long what a worker that was given up had sent last is waited for, on a thread of gRPC's.
+constexpr std::chrono::milliseconds kLastPush{20};
 
 grpc::ServerUnaryReactor* Reply(Context* context, const grpc::Status& status = grpc::Status::OK) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
@@ -42,9 +44,9 @@ struct Part {
     return rows.Declare(spec.tables, spec.servers, spec.Fingerprint(),
                         spec.consistency.backup_workers > 0);
   }
-  void Retire(std::uint64_t first, std::uint64_t last) {
-    store.Retire(first, last);
-    rows.Retire(first, last);
+  bool Retire(std::uint64_t first, std::uint64_t last, Deadline deadline) {
+    const bool dense = store.Retire(first, last, deadline);
+    return rows.Retire(first, last, deadline) && dense;
   }
 
   ParameterStore store;
@@ -61,6 +63,7 @@ Result<ModelSpec> SpecOf(const DeclareRequest& request) {
                       .backup_workers = static_cast<int>(request.backup_workers())};
   spec.servers = static_cast<int>(request.servers());
   spec.copies = request.copies();
+  spec.counts_steps = request.counts_steps();
   COHORT_ASSIGN_OR_RETURN(spec.partitioner, Partitioner::Parse(request.partitioner()));
   for (const auto& parameter : request.parameters()) {
     std::int64_t elements = 1;
@@ -313,9 +316,14 @@ class Service final : public Base {
       *reply->mutable_error() = over;
       return Reply(context);
     }
-    own_.Retire(request->client(), request->client());
+    const Deadline deadline = DeadlineAfter(kLastPush);
+    bool over = own_.Retire(request->client(), request->client(), deadline);
     if (Part* const copy = PartOf(/*copy=*/true); copy != nullptr) {
-      copy->Retire(request->client(), request->client());
+      over = copy->Retire(request->client(), request->client(), deadline) && over;
+    }
+    if (!over) {
+      *reply->mutable_error() =
+          MakeError(Error::NOT_YET, "a push of the worker that was given up is being applied");
     }
     return Reply(context);
   }
@@ -364,14 +372,15 @@ class Service final : public Base {
 
  private:
   Status BeginPart(Part& part, const BeginRequest& request, bool kept, std::uint64_t* version) {
-    // A push that only one of two servers had comes again, by its number, where there are copies.
-    const bool forget = copy_ == nullptr;
-    *version = kept ? part.store.Stay(forget) : part.store.Reset();
+    // A push that only some servers had comes again, by its number: what is kept knows that.
+    *version = kept ? part.store.Stay() : part.store.Reset();
     for (int i = 0; i + 1 < request.retired_size(); i += 2) {
-      part.Retire(request.retired(i), request.retired(i + 1));
+      if (!part.Retire(request.retired(i), request.retired(i + 1), DeadlineAfter(kLastPush))) {
+        return Unavailable("a push of an earlier epoch is being applied");  // none is let in
+      }
     }
     if (kept) {
-      part.rows.Stay(forget);
+      part.rows.Stay();
       return {};
     }
     return part.rows.Reset();

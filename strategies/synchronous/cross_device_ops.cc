@@ -179,6 +179,7 @@ class Choice {
     sums.communicator.generation = parts_.job == nullptr ? 1 : parts_.job->generation();
     sums.communicator.name = "gradients";
     sums.communicator.flight_folder = options_.flight_folder;
+    sums.communicator.metrics = options_.metrics;
     sums.communicator.peer_name = [names = std::move(names)](int rank) {
       return names.at(static_cast<std::size_t>(rank));
     };

@@ -1,5 +1,6 @@
 #include "synchronous/local_rows.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "parameter_server/rows/row_file.h"
@@ -36,7 +37,11 @@ Status LocalRows::Apply(std::int64_t step, double divisor, const DistributedBatc
   std::vector<ps::RowTable::Gradients> gradients;
   for (std::size_t t = 0; t < tables_.size(); ++t) {
     const Pending& all = Gather(t);
-    gradients.push_back({.ids = all.ids, .values = all.values, .scale = scale, .step = step});
+    gradients.push_back({.ids = all.ids,
+                         .values = all.values,
+                         .scale = scale,
+                         .step = step,
+                         .bias_step = std::max<std::int64_t>(1, step - skipped())});
   }
   Status status;
   for (std::size_t t = 0; status.ok() && t < tables_.size(); ++t) {

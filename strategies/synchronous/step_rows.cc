@@ -1,5 +1,7 @@
 #include "synchronous/step_rows.h"
 
+#include <cmath>
+#include <limits>
 #include <utility>
 
 namespace cohort {
@@ -48,6 +50,19 @@ void StepRows::Drop() {
     pending.ids.clear();
     pending.values.clear();
   }
+}
+
+// No sum of some of them is greater than that of all magnitudes. Where this one is near the end of
+// float32, so is the scale.
+bool StepRows::Finite() const {
+  constexpr double kMost = std::numeric_limits<float>::max() / 2;  // room for the sums' rounding
+  double sum = 0;
+  for (const Pending& pending : pending_) {
+    for (const float value : pending.values) {
+      sum += std::abs(static_cast<double>(value));
+    }
+  }
+  return sum <= kMost;  // NaN is not
 }
 
 StepRows::Pending& StepRows::Gather(std::size_t table) {

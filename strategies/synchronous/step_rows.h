@@ -28,15 +28,19 @@ class StepRows : public RowSource {
   // `threads`: that give gradients.
   StepRows(std::vector<TableSpec> tables, int threads);
 
-  // The step that lookups are for, from 1; and a batch of it.
-  void StartStep(std::int64_t step, const DistributedBatch& batch) {
+  // The step that lookups are for, from 1; and a batch of it. `skipped`: steps before it that
+  // updated nothing, which a bias correction does not count.
+  void StartStep(std::int64_t step, const DistributedBatch& batch, std::int64_t skipped = 0) {
     step_ = step;
+    skipped_ = skipped;
     StartBatch(batch);
   }
 
   void Add(int thread, int table, std::span<const std::uint64_t> ids,
            std::span<const float> values);
   void Drop();  // the gradients
+  // Are these finite, and small enough for every sum of them to be?
+  bool Finite() const;
   // Those of a thread since Mark: a part that turned out to weigh nothing.
   void Mark(int thread);
   void DropSinceMark(int thread);
@@ -73,6 +77,7 @@ class StepRows : public RowSource {
   const TableSpec& SpecOf(int table) const;
   std::size_t num_tables() const { return tables_.size(); }
   std::int64_t step() const { return step_; }
+  std::int64_t skipped() const { return skipped_; }
   // Of all threads, for a table.
   Pending& Gather(std::size_t table);
 
@@ -85,6 +90,7 @@ class StepRows : public RowSource {
   const int threads_;
   std::vector<Pending> pending_;  // by thread and table
   std::int64_t step_ = 1;
+  std::int64_t skipped_ = 0;
 };
 
 }  // namespace cohort

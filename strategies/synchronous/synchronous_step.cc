@@ -132,15 +132,16 @@ Status SynchronousStrategy::LandInOrder(Work* behind, float& scale, int& applied
 // What this process's gradients of rows are divided by: those of the job, by the sum over
 // processes.
 double SynchronousStrategy::RowDivisor() {
+  const double loss_scale = updater_->LossFactor();
   switch (options_.loss_scale) {
     case LossScale::kGlobalMean:
-      return totals_.weight();
+      return totals_.weight() * loss_scale;
     case LossScale::kReplicaMean:
-      return local_replicas_ * passes_;
+      return local_replicas_ * passes_ * loss_scale;
     case LossScale::kSum:
       break;
   }
-  return 1.0 / num_processes_;
+  return loss_scale / num_processes_;
 }
 
 // Before parameters, since it may refuse a gradient, which an update of parameters never does.
@@ -153,8 +154,21 @@ Status SynchronousStrategy::UpdateRows() {
 }
 
 Status SynchronousStrategy::UpdateAtOnce(float scale) {
-  COHORT_ASSIGN_OR_RETURN(const bool updated, updater_->ApplyAll(step_ + 1, scale));
+  std::function<Result<bool>()> rows;
+  if (holds_rows()) {
+    rows = [this]() -> Result<bool> {
+      if (!rows_->Finite()) {
+        return false;
+      }
+      COHORT_RETURN_IF_ERROR(UpdateRows());
+      return true;
+    };
+  }
+  COHORT_ASSIGN_OR_RETURN(const bool updated, updater_->ApplyAll(step_ + 1, scale, rows));
   skipped_ = !updated;
+  if (skipped_ && rows_ != nullptr) {
+    rows_->Drop();
+  }
   return {};
 }
 
@@ -169,7 +183,7 @@ Status SynchronousStrategy::UpdateAlone() {
   }
   const double weight = reducer_->total_weight();
   if (weight == 0) {
-    return {};
+    return holds_rows() ? UpdateRows() : OkStatus();
   }
   if (!copies_.empty() && !reducer_->launches()) {
     reducer_->SumOnDevices();
@@ -227,7 +241,7 @@ Status SynchronousStrategy::RunPass(const DistributedBatch& batch, const StepFn&
   }
   reducer_->StartPass(step_ + 1, sent, updater_->LossFactor());
   if (rows_ != nullptr) {
-    rows_->StartStep(step_ + 1, batch);
+    rows_->StartStep(step_ + 1, batch, scaler_.has_value() ? scaler_->state().skipped : 0);
   }
   ++passes_;
   COHORT_RETURN_IF_ERROR(RunReplicas(batch, fn, Purpose::kTrain, *pass));
@@ -255,12 +269,12 @@ Result<StepResult> SynchronousStrategy::Step(const DistributedBatch& batch, cons
   agreement_->CountPass();
   skipped_ = false;
   int applied = 0;
-  Status settled = rows_ == nullptr ? OkStatus() : UpdateRows();
+  const bool rows_first = rows_ != nullptr && !holds_rows();
+  Status settled = rows_first ? UpdateRows() : OkStatus();
   if (settled.ok() && communicator_ == nullptr) {
     settled = UpdateAlone();
     // The rows have been.
-    applied =
-        settled.ok() || rows_ == nullptr ? 0 : static_cast<int>(reducer_->plan().buckets.size());
+    applied = settled.ok() || !rows_first ? 0 : static_cast<int>(reducer_->plan().buckets.size());
   } else if (settled.ok()) {
     settled = SettleTogether(applied);
   }

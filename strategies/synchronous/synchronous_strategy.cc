@@ -305,10 +305,10 @@ Status SynchronousStrategy::CheckRows(const ParameterSet& parameters) const {
                               " ps task(s), which hold sparse tables, and a model without any "
                               "[start without ps tasks, or use parameter_server]");
   }
-  if (scaler_.has_value()) {
+  if (scaler_.has_value() && servers > 0) {
     return Unimplemented("sparse table \"" + parameters.tables()[0].name +
-                         "\" with grad_scaler, which would have to hold back its rows too [train "
-                         "with bfloat16 or float32, or make it a parameter]");
+                         "\" with grad_scaler: servers would have to hold back its rows too [train "
+                         "with bfloat16 or float32, in one process, or make it a parameter]");
   }
   const std::string table = "sparse table \"" + parameters.tables()[0].name + "\" under " + kind_;
   if (communicator_ != nullptr && servers == 0) {
@@ -327,6 +327,9 @@ Status SynchronousStrategy::CheckRows(const ParameterSet& parameters) const {
 Status SynchronousStrategy::BindRows(const ParameterSet& parameters, const Optimizer& optimizer) {
   if (parameters.tables().empty()) {
     return {};
+  }
+  for (const TableSpec& table : parameters.tables()) {  // what Bind was given has no such options
+    COHORT_RETURN_IF_ERROR(RefuseLateRows(table, kind()));
   }
   if (membership_->num_row_servers() == 0) {
     COHORT_ASSIGN_OR_RETURN(rows_,

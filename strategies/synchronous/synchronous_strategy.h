@@ -134,6 +134,8 @@ class SynchronousStrategy final : public Strategy {
   Status ExplainServers(const Status& status);
   double RowDivisor();
   Status UpdateRows();
+  // Do rows wait for the parameters' gradients, with which they may be skipped?
+  bool holds_rows() const { return scaler_.has_value() && rows_ != nullptr; }
   Status UpdateAlone();
   Status UpdateAtOnce(float scale);
   Status ReadAndApply(int bucket, float& scale, int& applied);

@@ -66,13 +66,18 @@ void Updater::Apply(int bucket, std::int64_t step, float scale) {
   }
 }
 
-Result<bool> Updater::ApplyAll(std::int64_t step, float scale) {
+Result<bool> Updater::ApplyAll(std::int64_t step, float scale,
+                               const std::function<Result<bool>()>& rows) {
   if (NeedsNorm()) {
     // Squares of float32, added up in double, are finite if all of them are: a process finds what
     // the others find, from the same sums.
     COHORT_ASSIGN_OR_RETURN(const double squared_norm, SquaredNormOfAll());
     if (parts_.scaler != nullptr) {
-      if (!std::isfinite(squared_norm)) {
+      bool finite = std::isfinite(squared_norm);
+      if (finite && rows) {
+        COHORT_ASSIGN_OR_RETURN(finite, rows());
+      }
+      if (!finite) {
         COHORT_RETURN_IF_ERROR(Skip(step));
         return false;
       }

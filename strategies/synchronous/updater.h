@@ -78,8 +78,11 @@ class Updater {
   // One bucket, in step `step`, the one under way. Only where not at_once.
   void Apply(int bucket, std::int64_t step, float scale);
   // All buckets, clipped. False: the gradients overflowed, and nothing was updated. DataLoss: so
-  // they did at the lowest scale, or many times in a row.
-  Result<bool> ApplyAll(std::int64_t step, float scale);
+  // they did at the lowest scale, or many times in a row. `rows`, with a scaler: updates what is no
+  // part of a bucket, before these, and only where they are finite. False: it is not, and nothing
+  // was updated.
+  Result<bool> ApplyAll(std::int64_t step, float scale,
+                        const std::function<Result<bool>()>& rows = {});
 
  private:
   bool NeedsNorm() const {

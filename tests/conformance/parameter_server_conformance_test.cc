@@ -174,8 +174,9 @@ struct Late {
   std::vector<float> values;  // at the end
   std::int64_t staleness = 0;
 };
-Late SendLate(const ServerSideOptions& options, const std::string& consistency, int others) {
-  Job job(2, 2);
+Late SendLate(const ServerSideOptions& options, const std::string& consistency, int others,
+              ServerLoss loss = ServerLoss::kRollBack) {
+  Job job(2, 2, {}, {.server_loss = loss});
   job.Start();
   std::promise<void> computing;
   std::promise<void> sent;
@@ -190,6 +191,7 @@ Late SendLate(const ServerSideOptions& options, const std::string& consistency, 
   const auto run = [&](int w) {
     StrategyOptions strategy_options;
     strategy_options.consistency = OrThrow(Consistency::Parse(consistency));
+    strategy_options.server_loss = loss;
     const auto strategy = OrThrow(job.Make({TaskType::kWorker, w}, strategy_options));
     ParameterSet parameters;
     const auto four = [](std::uint64_t) { return 4.0F; };
@@ -247,6 +249,12 @@ TEST(ServerSideOfParameterServers, StalenessReachesTheRule) {
     // 2 + 4 * (3 - 4) = -2, of which 1.5 are left
     const Late clipped = SendLate({.clip_value = 1.5, .delay_compensation = 1}, consistency, 1);
     EXPECT_EQ(clipped.values, std::vector<float>(5, 4 - 1 + 1.5F));
+    // Where there are copies pushes carry what they were computed from: 0 / 2.
+    const Late carried = SendLate({.delay_compensation = 0.25, .staleness_scaling = true},
+                                  consistency, 2, ServerLoss::kReplica);
+    EXPECT_EQ(carried.values, std::vector<float>(5, 4 - 1 - 1));
+    const Late halved = SendLate({.staleness_scaling = true}, consistency, 2, ServerLoss::kReplica);
+    EXPECT_EQ(halved.values, std::vector<float>(5, 4 - 1 - 1 - 2.0F / 2));
   }
 }
 

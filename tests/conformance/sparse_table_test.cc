@@ -201,12 +201,16 @@ Outcome OnServers(int workers, int servers, int epochs, const std::string& check
 // Workers that train in step, and servers for their tables, as threads: what each worker came to,
 // and the statuses of all tasks.
 using RunStrategy = std::function<Result<Outcome>(Strategy&)>;
+using MakeStrategy = std::function<Result<std::unique_ptr<Strategy>>(StrategyOptions)>;
+Result<std::unique_ptr<Strategy>> AskedFor(StrategyOptions options) {
+  return Strategy::FromEnv("multi_worker_mirrored", std::move(options));
+}
 struct InStepResult {
   std::vector<Outcome> workers;
   std::map<std::string, Status> statuses;
 };
 InStepResult InStep(int workers, int servers, const RunStrategy& run, int devices = 1,
-                    bool far = false) {
+                    bool far = false, const MakeStrategy& make = AskedFor) {
   std::map<TaskId, std::string> addresses;
   for (int w = 0; w < workers; ++w) {
     addresses[{TaskType::kWorker, w}] =
@@ -226,8 +230,7 @@ InStepResult InStep(int workers, int servers, const RunStrategy& run, int device
       if (far && task.type == TaskType::kWorker) {
         options.devices = MakeFarDevices(devices);
       }
-      COHORT_ASSIGN_OR_RETURN(const auto strategy,
-                              Strategy::FromEnv("multi_worker_mirrored", options));
+      COHORT_ASSIGN_OR_RETURN(const auto strategy, make(options));
       Result<Outcome> outcome = run(*strategy);
       if (!outcome.ok()) {
         strategy->ReportError(outcome.status());
@@ -278,6 +281,26 @@ TEST(SparseTables, OneWorkerAndAnyNumberOfServersHaveTheBitsOfOneProcess) {
     EXPECT_EQ(remote.values, alone.values);
     EXPECT_EQ(remote.rows, alone.rows);
     EXPECT_EQ(remote.loss, alone.loss);
+  }
+}
+
+// Nor are the rows late that it looks up ahead: they have its own updates.
+TEST(SparseTables, OneWorkersGradientsAreNeverLate) {
+  const std::string adagrad = Adagrad({.learning_rate = 0.1})->config();
+  const Outcome alone = InOneProcess(1, 2, {}, 0, adagrad);
+  for (const char* consistency : {"async", "ssp:2"}) {
+    std::atomic<std::int64_t> foreseen = 0;
+    const Outcome remote = OnServers(
+        1, 2,
+        [&](ParameterServerStrategy& strategy) {
+          return TrainOn(strategy, 2, {},
+                         ServerSide(adagrad, {.delay_compensation = 1, .staleness_scaling = true}),
+                         &foreseen);
+        },
+        OrThrow(Consistency::Parse(consistency)));
+    EXPECT_GT(foreseen, 0);
+    EXPECT_EQ(remote.values, alone.values) << consistency;
+    EXPECT_EQ(remote.rows, alone.rows) << consistency;
   }
 }
 
@@ -349,6 +372,58 @@ TEST(SparseTables, WorkersInStepWithTablesOnServersEqualOneProcess) {
     EXPECT_EQ(again.rows, together.rows);
   }
   ExpectNear(InStep(2, 2, 2, {}, /*devices=*/2).rows, alone.rows, 1e-5F);
+}
+
+// Where FromEnv is given the model and nothing else is said.
+TEST(SparseTables, WorkersTrainAModelWithTablesInStepByDefault) {
+  const std::string sgd = Sgd({.learning_rate = 0.1})->config();
+  const InStepResult chosen = InStep(
+      1, 2,
+      [&](Strategy& strategy) {
+        EXPECT_EQ(strategy.kind(), "multi_worker_mirrored");
+        return TrainOn(strategy, 2, {}, sgd);
+      },
+      /*devices=*/1, /*far=*/false,
+      [&](StrategyOptions options) {
+        return Strategy::FromEnv(Model(sgd).parameters, {}, std::move(options));
+      });
+  for (const auto& [task, status] : chosen.statuses) {
+    EXPECT_EQ(status, OkStatus()) << task << ": " << status.ToString();
+  }
+  ASSERT_EQ(chosen.workers.size(), 1U);
+  const Outcome alone = InOneProcess(1, 2, {}, 0, sgd);
+  EXPECT_EQ(chosen.workers[0].values, alone.values);
+  EXPECT_EQ(chosen.workers[0].rows, alone.rows);
+}
+
+// One process does not give the model, so that it comes to another strategy: nobody waits for what
+// that one never does.
+TEST(SparseTables, ProcessesThatChooseOtherStrategiesEndWithBothNames) {
+  for (const std::string odd : {"worker:0", "worker:1", "ps:1"}) {
+    const auto begun = std::chrono::steady_clock::now();
+    const InStepResult result = InStep(
+        2, 2, [](Strategy& strategy) { return TrainOn(strategy, 1, {}); },
+        /*devices=*/1, /*far=*/false,
+        [&](StrategyOptions options) -> Result<std::unique_ptr<Strategy>> {
+          options.join_timeout = std::chrono::seconds(60);
+          return options.cluster->task.ToString() == odd
+                     ? Strategy::FromEnv({}, std::move(options))
+                     : Strategy::FromEnv(Model().parameters, {}, std::move(options));
+        });
+    EXPECT_LT(std::chrono::steady_clock::now() - begun, std::chrono::seconds(30)) << odd;
+    EXPECT_EQ(result.statuses.size(), 4U);
+    for (const auto& [task, status] : result.statuses) {
+      EXPECT_FALSE(status.ok()) << odd << ": " << task;
+      if (odd == "worker:0" && task == odd) {
+        continue;  // it may meet servers that have left before it is told why
+      }
+      EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition)
+          << odd << ": " << task << ": " << status.ToString();
+      EXPECT_THAT(status.message(), AllOf(HasSubstr("of multi_worker_mirrored"),
+                                          HasSubstr("of parameter_server"), HasSubstr("worker:0")))
+          << odd << ": " << task;
+    }
+  }
 }
 
 // Each push adds 1 to the value, and before that to the row: a lookup finds at least what the
@@ -865,7 +940,17 @@ TEST(SparseTables, WhatAStrategyCannotKeepIsRefused) {
   EXPECT_THAT(status.message(), HasSubstr("table \"wide/table\""));
   Model late(ServerSide(Sgd()->config(), {.delay_compensation = 1}));
   EXPECT_THAT(OrThrow(Strategy::FromEnv("one_device", {}))->Bind(late.parameters, Sgd()).message(),
-              HasSubstr("delay_compensation is not for tables of rows"));
+              AllOf(HasSubstr("table \"wide/table\""), HasSubstr("delay_compensation"),
+                    HasSubstr("under one_device")));
+  OnServers(1, 1,
+            [&](ParameterServerStrategy& in_rounds) -> Result<Outcome> {
+              Model model(ServerSide(Sgd()->config(), {.staleness_scaling = true}));
+              EXPECT_THAT(in_rounds.Bind(model.parameters, Sgd()).message(),
+                          AllOf(HasSubstr("table \"wide/table\""), HasSubstr("staleness_scaling"),
+                                HasSubstr("under consistency sync")));
+              return TrainOn(in_rounds, 1, {}, Sgd({.learning_rate = 0.1})->config());
+            },
+            {.mode = Consistency::Mode::kSynchronous});
   const InStepResult dense_only = InStep(2, 1, [&](Strategy& in_step) -> Result<Outcome> {
     ParameterSet dense;
     dense.Add("bias", {3}, {});
@@ -876,6 +961,29 @@ TEST(SparseTables, WhatAStrategyCannotKeepIsRefused) {
   for (const auto& [task, refused] : dense_only.statuses) {
     EXPECT_EQ(refused.code(), StatusCode::kFailedPrecondition) << task;
     EXPECT_THAT(refused.message(), HasSubstr("sparse tables")) << task;
+  }
+}
+
+TEST(SparseTables, RowsOnServersAreNotHeldBackByAScaler) {
+  const InStepResult scaled = InStep(
+      2, 1,
+      [](Strategy& strategy) -> Result<Outcome> {
+        Model model;
+        COHORT_RETURN_IF_ERROR(strategy.Bind(model.parameters, Sgd()));
+        COHORT_RETURN_IF_ERROR(strategy.Serve());
+        return Outcome();
+      },
+      /*devices=*/1, /*far=*/false,
+      [](StrategyOptions options) {
+        options.grad_scaler.emplace();
+        return AskedFor(std::move(options));
+      });
+  EXPECT_EQ(scaled.statuses.size(), 3U);
+  for (const auto& [task, refused] : scaled.statuses) {
+    EXPECT_EQ(refused.code(), StatusCode::kUnimplemented) << task << ": " << refused.ToString();
+    EXPECT_THAT(refused.message(),
+                HasSubstr("sparse table \"wide/table\" with grad_scaler: servers"))
+        << task;
   }
 }
 

@@ -120,6 +120,22 @@ TEST(BenchCollective, PeersAndLimitsTakeTurnsInTheSameRun) {
   EXPECT_EQ(lines["gloo"], Has("gloo") ? 2 : 0);
 }
 
+// Ours spin a little and sleep then; 50 ms are long beside that.
+TEST(BenchCollective, WhatWaitingForALateRankTakesOfACoreIsTold) {
+  for (const std::string transport : {"shm", "tcp"}) {
+    const Outcome run =
+        RunBench("allreduce", {"--transport", transport, "--sizes", "8", "--rounds", "2",
+                               "--seconds", "0.4", "--late-ms", "50", "--json"});
+    ASSERT_EQ(run.code, 0) << run.err;
+    const nlohmann::json line = Lines(run.out).at(0);
+    ExpectRight(line, "allreduce", 2);
+    EXPECT_EQ(line["late_ms"], 50);
+    EXPECT_GE(line["time_us"].get<double>(), 45'000) << "the others wait for the late one";
+    EXPECT_GT(line["cpu_per_waiting_second"].get<double>(), 0);
+    EXPECT_LT(line["cpu_per_waiting_second"].get<double>(), 0.2) << transport;
+  }
+}
+
 TEST(BenchCollective, AnAbsentPeerIsExitCode2) {
   const Outcome run = RunBench("reducescatter", {"--peer", "gloo", "--sizes", "8"});
   EXPECT_EQ(run.code, 2);
@@ -127,6 +143,8 @@ TEST(BenchCollective, AnAbsentPeerIsExitCode2) {
 }
 
 TEST(BenchCollective, WrongFlagsAreExitCode2) {
+  EXPECT_EQ(RunBench("broadcast", {"--transport", "shm", "--late-ms", "50"}).code, 2);
+  EXPECT_EQ(RunBench("allreduce", {"--transport", "local", "--late-ms", "50"}).code, 2);
   EXPECT_EQ(RunBench("allreduce", {"--transport", "carrier-pigeon"}).code, 2);
   EXPECT_EQ(RunBench("allreduce", {"--ranks", "0"}).code, 2);
   EXPECT_EQ(RunBench("allreduce", {"--peer", "nobody"}).code, 2);

@@ -42,6 +42,16 @@ TEST(BenchScaling, WorkersWithAndWithoutCommunicationTakeTurns) {
       EXPECT_GT(json[figure].get<double>(), 0) << figure;
     }
     EXPECT_EQ(json["rounds_ms"]["together"].size(), 2U);
+    if (json.contains("libtorch_ddp")) {  // why it was not to be had
+      EXPECT_NE(json["libtorch_ddp"], "");
+      EXPECT_FALSE(json.contains("libtorch_ddp_ms_per_step"));
+    } else {
+      EXPECT_EQ(json["rounds_ms"]["LibTorch DDP"].size(), 2U);
+      for (const char* figure : {"libtorch_ddp_weak_scaling_efficiency", "speed_over_libtorch_ddp",
+                                 "efficiency_over_libtorch_ddp"}) {
+        EXPECT_GT(json[figure].get<double>(), 0) << figure;
+      }
+    }
   }
 }
 

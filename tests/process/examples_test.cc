@@ -24,7 +24,10 @@ namespace cohort::testing {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::StartsWith;
 
 // What the example printed; it must end with 0.
 std::string Output(const std::vector<std::string>& argv) {
@@ -121,6 +124,65 @@ TEST(Examples, ModelsWithTablesAreTrainedInStepByDefault) {
   EXPECT_EQ(hybrid.value("parameters_crc32c", "no"), by_default.value("parameters_crc32c", ""));
   asked.back() = "async";
   EXPECT_EQ(Metrics("dlrm", argv, asked).value("strategy", ""), "parameter_server");
+}
+
+// What the processes of `argv`, which end well, say of the consistency that was chosen, in order.
+std::vector<std::string> Chosen(std::vector<std::string> argv, const std::string& example,
+                                const std::vector<std::string>& flags) {
+  argv.insert(argv.end(), {Bin(example), "--quiet"});
+  argv.insert(argv.end(), flags.begin(), flags.end());
+  ProcessCluster cluster;
+  cluster.Start("job", argv, {{"OMP_NUM_THREADS", "1"}});
+  EXPECT_EQ(cluster.Wait("job", std::chrono::minutes(2)), 0) << cluster.Logs();
+  const std::string said = cluster.Stdout("job") + cluster.Stderr("job");
+  const std::regex line("consistency [a-z]+: [^\\n]*");
+  std::vector<std::string> chosen;
+  for (std::sregex_iterator it(said.begin(), said.end(), line), end; it != end; ++it) {
+    chosen.push_back(it->str());
+  }
+  return chosen;
+}
+
+TEST(Examples, TheChiefOfAJobWithServersSaysWhatItChose) {
+  const std::vector<std::string> dlrm = {"--examples", "4000", "--test", "1000", "--ids", "500"};
+  EXPECT_THAT(Chosen(Launch({"-n", "2", "--ps", "1"}), "dlrm", dlrm),
+              ElementsAre(AllOf(StartsWith("consistency hybrid: the model has "),
+                                HasSubstr("no chief task leads the job"))));
+  EXPECT_THAT(Chosen(Launch({"-n", "1", "--ps", "1", "--chief"}), "dlrm", dlrm),
+              ElementsAre(AllOf(StartsWith("consistency async: hybrid, for the model's "),
+                                HasSubstr("is led by worker:0, and the cluster has chief:0"))));
+  std::vector<std::string> asked = dlrm;
+  asked.insert(asked.end(), {"--consistency", "async"});
+  EXPECT_THAT(Chosen(Launch({"-n", "1", "--ps", "1"}), "dlrm", asked), IsEmpty());
+  asked.back() = "auto";
+  asked.insert(asked.end(), {"--strategy", "parameter_server"});
+  EXPECT_THAT(Chosen(Launch({"-n", "1", "--ps", "1"}), "dlrm", asked),
+              ElementsAre("consistency async: strategy parameter_server was asked for"));
+  EXPECT_THAT(
+      Chosen(Launch({"-n", "1", "--ps", "1"}), "gpt",
+             {"--layers", "1", "--heads", "1", "--width", "16", "--length", "16", "--epochs", "1",
+              "--steps-per-epoch", "5", "--global-batch", "4", "--threads", "1"}),
+      ElementsAre("consistency async: the model has no sparse tables"));
+}
+
+// One process is told otherwise than the others: all end at once, and say who differs.
+TEST(Examples, ProcessesOfOtherConsistenciesEndWithBothNames) {
+  std::vector<std::string> argv = {Bin("dlrm"), "--quiet", "--examples", "4000",
+                                   "--test",    "1000",    "--ids",      "500"};
+  ProcessCluster cluster;
+  const std::string spec = cluster.StartTasks({{"worker", 2}, {"ps", 1}}, argv,
+                                              {{"OMP_NUM_THREADS", "1"}}, {"worker:1"});
+  argv.insert(argv.end(), {"--consistency", "async"});
+  cluster.Start(
+      "worker:1", argv,
+      {{"OMP_NUM_THREADS", "1"},
+       {"TF_CONFIG", R"({"cluster":)" + spec + R"(,"task":{"type":"worker","index":1}})"}});
+  for (const auto& [name, code] : cluster.WaitAll(std::chrono::seconds(60))) {
+    EXPECT_EQ(code, 2) << name << cluster.Logs();
+    EXPECT_THAT(cluster.Stderr(name),
+                HasSubstr("worker:1 is of parameter_server, and worker:0 of multi_worker_mirrored"))
+        << name;
+  }
 }
 
 std::vector<std::string> InStep(std::vector<std::string> flags) {

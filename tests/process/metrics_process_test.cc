@@ -31,6 +31,15 @@ double Value(const std::string& page, const std::string& sample) {
   return at == page.npos ? -1 : std::stod(page.substr(at + sample.size() + 2));
 }
 
+// Of all series of a family.
+double SumOver(const std::string& page, const std::string& family) {
+  double sum = 0;
+  for (std::size_t at = 0; (at = page.find("\n" + family + "{", at)) != page.npos; ++at) {
+    sum += std::stod(page.substr(page.find("} ", at) + 2));
+  }
+  return sum;
+}
+
 // A socket that has a port of its own, until it is destroyed.
 class TakenPort {
  public:
@@ -141,6 +150,11 @@ TEST(MetricsOfAJob, AreScrapedFromEachWorkerAndAgreeWithItsResults) {
     EXPECT_EQ(Value(page, "cohort_step_duration_seconds_bucket{le=\"+Inf\"}"), results.at("steps"));
     EXPECT_EQ(Value(page, "cohort_progress_ratio"), 1);
     EXPECT_GT(Value(page, "cohort_loss"), 0);
+    // The gradients of every step, in one bucket or more: over 10 KB.
+    EXPECT_THAT(page, HasSubstr("\n# TYPE cohort_allreduce_bytes_total counter\n"));
+    EXPECT_GE(SumOver(page, "cohort_allreduce_operations_total"), results.at("steps"));
+    EXPECT_GE(SumOver(page, "cohort_allreduce_bytes_total"),
+              10'000 * results.at("steps").get<double>());
     EXPECT_GT(Value(page, "process_resident_memory_bytes"), 1 << 20);
     EXPECT_GT(Value(page, "process_cpu_seconds_total"), 0);
     EXPECT_GT(Value(page, "process_open_fds"), 3);

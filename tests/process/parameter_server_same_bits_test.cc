@@ -1,9 +1,8 @@
 // Synchronous jobs whose processes are killed at a random step end with the bits of one that lost
 // nothing. COHORT_FAULT_SEED has the steps of an earlier run again.
 
-#include <chrono>
+#include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <string>
 #include <utility>
 #include <vector>
@@ -20,14 +19,6 @@ namespace {
 
 constexpr int kEpochs = 1;
 constexpr int kSteps = 200 * kEpochs;
-
-std::uint64_t Seed() {
-  const char* const asked = std::getenv("COHORT_FAULT_SEED");
-  return asked != nullptr
-             ? std::strtoull(asked, nullptr, 10)
-             : static_cast<std::uint64_t>(
-                   std::chrono::system_clock::now().time_since_epoch().count() / 1'000'000);
-}
 
 // From 5 on; twice as many are before kGate.
 int RandomStep(std::uint64_t seed, std::uint64_t draw) {
@@ -64,7 +55,7 @@ TEST(KilledAtARandomStep, ServersOfAModelOfRealNumbers) {
     job.ExpectCodes();
     expected = LastLine(job);
   }
-  const std::uint64_t seed = Seed();
+  const std::uint64_t seed = FaultSeed();
   const int first = RandomStep(seed, 0);
   const int second = first + RandomStep(seed, 1);
   SCOPED_TRACE("seed " + std::to_string(seed) + ": steps " + std::to_string(first) + " and " +
@@ -89,7 +80,7 @@ TEST(KilledAtARandomStep, ServersOfAModelOfRealNumbers) {
 
 // The rounds without it have fewer parts: the same bits where sums are exact.
 TEST(KilledAtARandomStep, AWorkerOfAModelOfIntegers) {
-  const std::uint64_t seed = Seed();
+  const std::uint64_t seed = FaultSeed();
   const int step = RandomStep(seed, 2);
   SCOPED_TRACE("seed " + std::to_string(seed) + ": step " + std::to_string(step));
   std::printf("seed %llu: the worker is killed after %d pushes\n",

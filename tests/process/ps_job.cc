@@ -1,6 +1,7 @@
 #include "process/ps_job.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <fstream>
 #include <iterator>
 #include <string_view>
@@ -133,6 +134,14 @@ bool Job::Await(const std::function<bool()>& holds) {
     std::this_thread::sleep_for(1ms);
   }
   return false;
+}
+
+std::uint64_t FaultSeed() {
+  const char* const asked = std::getenv("COHORT_FAULT_SEED");
+  return asked != nullptr
+             ? std::strtoull(asked, nullptr, 10)
+             : static_cast<std::uint64_t>(
+                   std::chrono::system_clock::now().time_since_epoch().count() / 1'000'000);
 }
 
 std::string DigestOf(int epochs) {

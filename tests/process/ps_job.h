@@ -10,6 +10,7 @@
 
 #include <chrono>
 #include <csignal>
+#include <cstdint>
 #include <filesystem>
 #include <functional>
 #include <map>
@@ -82,6 +83,9 @@ class Job {
   std::string cluster_json_;
   std::map<std::string, int> expected_;  // exit codes
 };
+
+// COHORT_FAULT_SEED, which has the faults of an earlier run again; else the time.
+std::uint64_t FaultSeed();
 
 // Of a synchronous job of `epochs`.
 std::string DigestOf(int epochs);

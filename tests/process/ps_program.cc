@@ -5,15 +5,18 @@
 //   STEP]
 //              [--hold-at STEP --hold TASK] [--rejoin-ms N] [--folder DIR [--save-steps N]
 //              [--save-epochs N]]
-//              [--gate FILE --gate-at STEP] [--gate-chief setup|end] [--count [--floats N]]
+//              [--gate FILE --gate-at STEP] [--gate-chief setup|end]
+//              [--count [--floats N] [--rows-only]]
 //              [--step-ms N] [--partial|--replica] [--start POLICY] [--balance-ms N]
 //              [--full-save-every N] [--far] [--optimizer CONFIG] [--real] [--aging STEPS]
+//              [--rows CONFIG] [--functions]
 //
 // --optimizer: Optimizer::config() of another than SGD with momentum.
 // --folder: the loop is Trainer::Fit, which saves there.
 // --count: the model is one that counts, for each example, how often it was trained on; of whole
 // batches.
-// --floats: and it has so many more values.
+// --floats: and it has so many more values, each of which counts all examples, too.
+// --rows-only: and it has no parameter: what is counted is what its rows come to together.
 // --gate FILE: worker:0 does not go beyond its step --gate-at before there is such a file.
 // --gate-chief: the chief says "waits", and does so for that FILE, before Bind or after its last
 // save.
@@ -24,6 +27,9 @@
 // --real: gradients whose sums are those of one order of adding up.
 // --aging: the counting model has one more table, whose rows are evicted when they were not used
 // for so many steps; the chief says what is left of it. Also under sync.
+// --rows: another model, of a table under the rule CONFIG whose rows are admitted late and evicted
+// early; the chief says how many there are, and a digest of all that the table has.
+// --functions: the chief hands out no data, but calls a function for each 50 of the examples.
 // SIGTERM: with --folder, stops as an example does.
 // --hold-at: TASK says "holding" in that step function of its own, and never comes back from it.
 
@@ -35,7 +41,10 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <numeric>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -47,11 +56,13 @@
 #include <cohort/core/random.h>
 #include <cohort/optim/optimizers.h>
 #include <cohort/optim/row_source.h>
+#include <cohort/strategies/coordinator.h>
 #include <cohort/strategies/parameter_server.h>
 #include <cohort/train/trainer.h>
 
 #include "testing/far_device.h"
 #include "testing/integer_model.h"
+#include "testing/temp_dir.h"
 
 namespace {
 
@@ -72,6 +83,7 @@ struct Options {
   int save_epochs = 1;
   bool count = false;
   std::int64_t floats = 0;
+  bool rows_only = false;
   int step_ms = 0;
   std::string gate;
   int gate_at = 0;
@@ -84,6 +96,8 @@ struct Options {
   bool far = false;
   bool real = false;
   int aging = 0;
+  std::string rows;
+  bool functions = false;
   int balance_ms = 0;
   int full_save_every = 8;
   std::string partitioner = "pieces";
@@ -108,7 +122,9 @@ constexpr int kAging = 20;
 ParameterSet CountingParameters(const Options& options) {
   const std::int64_t more = options.floats;
   ParameterSet parameters;
-  parameters.Add("count", {1}, {});
+  if (!options.rows_only) {
+    parameters.Add("count", {1}, {});
+  }
   if (more > 0) {
     parameters.Add("more", {more}, {});
   }
@@ -154,8 +170,8 @@ Result<ReplicaResult> Count(ReplicaContext& context, const data::Batch& batch) {
     COHORT_RETURN_IF_ERROR(context.parameters.rows().Lookup(t, others, /*training=*/true, read));
     context.gradients.AddRows(t, others, std::vector<float>(others.size(), -1));
   }
-  Give(context, 0, -static_cast<float>(examples));
   for (int p = 0; p < context.parameters.size(); ++p) {
+    Give(context, p, -static_cast<float>(examples));
     context.gradients.Ready(p);
   }
   const auto weight = static_cast<double>(examples);
@@ -184,6 +200,77 @@ Result<ReplicaResult> Real(ReplicaContext& context, const data::Batch& batch) {
   return ReplicaResult{.loss_sum = 0, .weight = static_cast<double>(examples), .metric_sums = {0}};
 }
 
+// Of --rows: each example has two ids, of which 76 and 150 are used, several times an epoch.
+constexpr std::size_t kRowDim = 3;
+constexpr std::uint64_t kSquares = 151;
+constexpr std::uint64_t kOthers = 1000;
+constexpr std::uint64_t kManyOthers = 150;
+
+ParameterSet RowParameters(const Options& options) {
+  ParameterSet parameters;
+  parameters.Add("bias", {5}, {});
+  parameters.AddTable({.name = "rows",
+                       .dim = static_cast<std::int64_t>(kRowDim),
+                       .seed = 7,
+                       .optimizer = options.rows,
+                       .initializer = {RowInitializer::Kind::kNormal, 0.1},
+                       .admit_after = 3,
+                       .time_to_live = 15,
+                       .buckets = 16});
+  parameters.Build();
+  return parameters;
+}
+
+// Gradients whose sums are those of one order of adding up, and which depend on what the last step
+// left.
+Result<ReplicaResult> TrainRows(ReplicaContext& context, const data::Batch& batch) {
+  const std::span<const float> x = batch["x"].data<float>();
+  const auto examples = static_cast<std::size_t>(batch.size);
+  const std::size_t columns = x.size() / std::max<std::size_t>(examples, 1);
+  std::vector<std::uint64_t> ids;
+  for (const std::int64_t id : batch["id"].data<std::int64_t>()) {
+    const auto example = static_cast<std::uint64_t>(id);
+    ids.insert(ids.end(), {example * example % kSquares, kOthers + example % kManyOthers});
+  }
+  std::vector<float> rows(ids.size() * kRowDim);
+  COHORT_RETURN_IF_ERROR(context.parameters.rows().Lookup(0, ids, /*training=*/true, rows));
+  const std::span<float> bias = context.gradients.Accumulator(0);
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const std::size_t example = i / kRowDim / 2;
+    const std::size_t e = i % kRowDim;
+    rows[i] = x[example * columns + e] / static_cast<float>(3 + e) + 0.1F * rows[i];
+    bias[e] += rows[i];
+  }
+  context.gradients.Ready(0);
+  context.gradients.AddRows(0, ids, rows);
+  return ReplicaResult{.loss_sum = 0, .weight = static_cast<double>(examples), .metric_sums = {}};
+}
+
+// Weights, slots, counts, and what waits for its admission: as a file has them, which is a function
+// of these.
+Status ReportRows(Strategy& strategy, ParameterSet& parameters) {
+  std::vector<std::uint64_t> ids;
+  for (std::uint64_t id = 0; id < kSquares; ++id) {
+    ids.push_back(id);
+  }
+  for (std::uint64_t id = 0; id < kManyOthers; ++id) {
+    ids.push_back(kOthers + id);
+  }
+  std::vector<float> rows(ids.size() * kRowDim);
+  COHORT_RETURN_IF_ERROR(parameters.rows().Lookup(0, ids, /*training=*/false, rows));
+  std::size_t there = 0;
+  for (std::size_t i = 0; i < rows.size(); i += kRowDim) {
+    there += rows[i] != 0 ? 1 : 0;
+  }
+  const testing::TempDir dir;
+  const std::string path = dir / "rows";
+  COHORT_RETURN_IF_ERROR(strategy.SaveTable(0, FileSystem::Local(), path));
+  std::ifstream file(path, std::ios::binary);
+  const std::string bytes((std::istreambuf_iterator<char>(file)), {});
+  Say(fmt::format("{} rows, {} bytes, digest {}", there, bytes.size(), Hash64(bytes)));
+  return {};
+}
+
 // The test ends this process at its deadline.
 void AwaitGate(const Options& options) {
   while (!std::filesystem::exists(options.gate)) {
@@ -201,7 +288,8 @@ void AwaitGateIn(const std::string& place, const Options& options, const Strateg
 // What a step is to the program: the model's, with what its options ask for.
 StepFn StepOf(const Options& options, const std::string& self, int& steps) {
   return [&options, self, &steps,
-          model = options.count ? StepFn(Count)
+          model = options.count           ? StepFn(Count)
+                  : !options.rows.empty() ? StepFn(TrainRows)
                   : options.real
                       ? StepFn(Real)
                       : testing::IntegerStep()](ReplicaContext& context, const data::Batch& batch) {
@@ -246,6 +334,39 @@ Status Train(const Options& options, ParameterServerStrategy& strategy, Distribu
   return {};
 }
 
+Status CallFunctions(const Options& options, ParameterServerStrategy& strategy) {
+  constexpr std::int64_t kOfACall = 50;
+  if (strategy.is_chief()) {
+    COHORT_ASSIGN_OR_RETURN(const auto coordinator, Coordinator::Create(strategy));
+    for (std::int64_t begin = 0; begin < options.examples; begin += kOfACall) {
+      COHORT_RETURN_IF_ERROR(coordinator->Schedule("train", std::to_string(begin)).status());
+    }
+    return coordinator->Join(DeadlineAfter(std::chrono::minutes(1)));
+  }
+  if (!strategy.trains()) {
+    return {};
+  }
+  const data::Dataset data = testing::IntegerData(options.examples, options.batch);
+  int steps = 0;
+  const StepFn step = StepOf(options, strategy.cluster().task.ToString(), steps);
+  Functions functions;
+  functions.Add("train", [&](const std::string& text) -> Result<std::string> {
+    const std::int64_t begin = std::stoll(text);
+    COHORT_ASSIGN_OR_RETURN(const auto batches,
+                            data.Iterate({.begin = begin, .end = begin + kOfACall}));
+    for (;;) {
+      COHORT_ASSIGN_OR_RETURN(std::optional<data::Batch> batch, batches->Next());
+      if (!batch.has_value()) {
+        return std::string();
+      }
+      DistributedBatch alone;
+      alone.replicas.push_back(*std::move(batch));
+      COHORT_RETURN_IF_ERROR(strategy.Step(alone, step).status());
+    }
+  });
+  return ServeFunctions(strategy, functions);
+}
+
 Status Report(const Options& options, ParameterServerStrategy& strategy, ParameterSet& parameters) {
   for (const EpochCoverage& epoch : strategy.coverage()) {
     Say("epoch " + std::to_string(epoch.epoch) + ": " + std::to_string(epoch.seen) + " of " +
@@ -269,15 +390,24 @@ Status Report(const Options& options, ParameterServerStrategy& strategy, Paramet
     digest = Hash64({reinterpret_cast<const char*>(value.data()), value.size_bytes()}, digest);
   }
   Say("step " + std::to_string(strategy.step()) + " digest " + std::to_string(digest));
+  if (!options.rows.empty()) {
+    COHORT_RETURN_IF_ERROR(ReportRows(strategy, parameters));
+  }
   if (options.count) {
     std::vector<std::uint64_t> ids(static_cast<std::size_t>(options.examples));
     std::iota(ids.begin(), ids.end(), 0);
     std::vector<float> rows(ids.size());
     COHORT_RETURN_IF_ERROR(parameters.rows().Lookup(0, ids, /*training=*/false, rows));
     const auto [least, most] = std::minmax_element(rows.begin(), rows.end());
-    Say(fmt::format("counted {:g}, each {:g} to {:g} times", parameters.value(0)[0], *least,
-                    *most));
-    Say(fmt::format("rows counted {:g}", std::accumulate(rows.begin(), rows.end(), 0.0)));
+    const double of_rows = std::accumulate(rows.begin(), rows.end(), 0.0);
+    Say(fmt::format("counted {:g}, each {:g} to {:g} times",
+                    options.rows_only ? of_rows : parameters.value(0)[0], *least, *most));
+    Say(fmt::format("rows counted {:g}", of_rows));
+    for (int p = 1; p < parameters.size(); ++p) {
+      const std::span<const float> values = parameters.value(p);
+      const auto [fewest, greatest] = std::minmax_element(values.begin(), values.end());
+      Say(fmt::format("{} counted {:g} to {:g}", parameters[p].name, *fewest, *greatest));
+    }
     for (std::size_t table = 1; table < parameters.tables().size(); ++table) {
       std::vector<std::uint64_t> others = kHot;
       if (parameters.tables()[table].name == "aging") {
@@ -294,8 +424,9 @@ Status Report(const Options& options, ParameterServerStrategy& strategy, Paramet
 }
 
 Status RunWith(const Options& options, ParameterServerStrategy& strategy) {
-  ParameterSet parameters =
-      options.count ? CountingParameters(options) : testing::IntegerParameters();
+  ParameterSet parameters = options.count           ? CountingParameters(options)
+                            : !options.rows.empty() ? RowParameters(options)
+                                                    : testing::IntegerParameters();
   AwaitGateIn("setup", options, strategy);
   COHORT_ASSIGN_OR_RETURN(auto optimizer, MakeOptimizer(options.optimizer));
   if (options.count) {
@@ -316,6 +447,14 @@ Status RunWith(const Options& options, ParameterServerStrategy& strategy) {
                                     StepOf(options, strategy.cluster().task.ToString(), steps))
                                .status());
     AwaitGateIn("end", options, strategy);
+    if (strategy.is_chief()) {
+      COHORT_RETURN_IF_ERROR(Report(options, strategy, parameters));
+    }
+    return strategy.Shutdown();
+  }
+  if (options.functions) {
+    COHORT_RETURN_IF_ERROR(CallFunctions(options, strategy));
+    COHORT_RETURN_IF_ERROR(strategy.Serve());
     if (strategy.is_chief()) {
       COHORT_RETURN_IF_ERROR(Report(options, strategy, parameters));
     }
@@ -389,12 +528,15 @@ int main(int argc, char** argv) {
   app.add_flag("--far", options.far);
   app.add_flag("--real", options.real);
   app.add_option("--aging", options.aging);
+  app.add_option("--rows", options.rows);
+  app.add_flag("--functions", options.functions);
   app.add_option("--balance-ms", options.balance_ms);
   app.add_option("--full-save-every", options.full_save_every);
   app.add_option("--partitioner", options.partitioner);
   app.add_option("--start", options.start);
   app.add_option("--communication", options.communication);
   app.add_option("--floats", options.floats);
+  app.add_flag("--rows-only", options.rows_only);
   app.add_option("--step-ms", options.step_ms);
   app.add_option("--gate", options.gate);
   app.add_option("--gate-at", options.gate_at);

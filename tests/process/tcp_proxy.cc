@@ -12,11 +12,14 @@
 //   one_way A B [now]       nothing passes from A to B
 //   after N reset|half_open|one_way A B [now]    when N more bytes have passed between them
 //   delay A B MS            each piece is so late
+//   delay_randomly A B MS SEED    each piece is late by a random time, up to that
 //   lose A B P SEED         each piece that is read breaks its connection, with probability P
 //   duplicate A B           requests of A for rows and values come to the server B twice, the
 //   second
 //                           time on a connection of their own: late, and beside others
 //   hold A B METHOD         of the next such frame from A to B only a half passes, then nothing
+//   hold_call A B PATH      nothing passes any more on the connection from A to B on which this
+//                           stands next, which is no connection for frames
 //   heal                    nothing of this any more; what waited goes on
 //   count A B METHOD        frames that have passed
 //   struck|held|lost|duplicated    how often that has been
@@ -24,7 +27,9 @@
 // What is held up by half_open and one_way is not lost: it passes after `heal`, as TCP sends again
 // what was dropped on the way; new connections are made then. With `now` the connections that there
 // are are forgotten instead, as by a firewall: they never pass anything again, and new ones are
-// well. METHOD is a number of FrameMethod (frame_stream.h).
+// well. METHOD is a number of FrameMethod (frame_stream.h), PATH a method of gRPC
+// ("/cohort.ps.Rows/Move"): which stands in a connection as it is written when it is called there
+// for the first time only.
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -57,6 +62,7 @@
 namespace cohort::testing {
 namespace {
 
+using std::chrono::microseconds;
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
@@ -116,6 +122,7 @@ struct Pipe {
   std::int64_t written = 0;
   std::deque<std::pair<std::int64_t, std::uint32_t>> ends;  // of frames: place, method
   std::string copy;  // of the present one, where it is to come twice
+  std::string tail;  // what was read last, where a path may have begun
 };
 
 struct Connection {
@@ -370,11 +377,26 @@ class Proxy {
     }
     pipe.read += static_cast<std::int64_t>(bytes.size());
     pipe.waiting += bytes.size();
-    milliseconds late{0};
+    pipe.pieces.push_back({.due = steady_clock::now() + DelayOf(pipe), .bytes = std::move(bytes)});
+  }
+
+  // Of the next piece. What is random is a function of the seed, the two tasks and how many pieces
+  // have passed from the one to the other.
+  microseconds DelayOf(const Pipe& pipe) {
+    microseconds late{0};
     for (const auto& [link, delay] : delays_) {
-      late = link.Has(pipe.from, pipe.to) ? std::max(late, delay) : late;
+      late = link.Has(pipe.from, pipe.to) ? std::max<microseconds>(late, delay) : late;
     }
-    pipe.pieces.push_back({.due = steady_clock::now() + late, .bytes = std::move(bytes)});
+    for (const RandomDelay& delay : random_delays_) {
+      if (delay.link.Has(pipe.from, pipe.to)) {
+        const auto most = static_cast<std::uint64_t>(microseconds(delay.most).count());
+        const auto link = static_cast<std::uint64_t>(pipe.from << 8 | pipe.to);
+        const std::uint64_t drawn =
+            delay.random.Below(most + 1, pieces_[{pipe.from, pipe.to}]++, link);
+        late = std::max(late, microseconds(drawn));
+      }
+    }
+    return late;
   }
 
   void Write(Connection& c, Pipe& pipe) {
@@ -416,7 +438,7 @@ class Proxy {
   std::size_t Follow(Connection& c, Pipe& pipe, const std::string& bytes) {
     const bool request = &pipe == &c.there;
     if (c.frames == false || (!request && !c.frames.has_value())) {
-      return bytes.size();
+      return request ? FollowCalls(pipe, bytes) : bytes.size();
     }
     std::size_t at = 0;
     while (at < bytes.size()) {
@@ -431,7 +453,7 @@ class Proxy {
         std::memcpy(prefix, pipe.head.data(), sizeof(prefix));
         c.frames = prefix[0] == kMagic;
         if (!*c.frames) {
-          return bytes.size();
+          return request ? FollowCalls(pipe, bytes) : bytes.size();
         }
         pipe.method = prefix[1];
         pipe.frame = kPrefix + prefix[2] + prefix[3];
@@ -467,6 +489,25 @@ class Proxy {
       }
     }
     return bytes.size();
+  }
+
+  // The same of a connection for anything else. What is held has its beginning there, perhaps.
+  std::size_t FollowCalls(Pipe& pipe, const std::string& bytes) {
+    if (!hold_call_.has_value() || !hold_call_->first.From(pipe.from, pipe.to)) {
+      pipe.tail.clear();
+      return bytes.size();
+    }
+    const std::string& path = hold_call_->second;
+    pipe.tail += bytes;
+    if (pipe.tail.find(path) == std::string::npos) {
+      pipe.tail.erase(0, pipe.tail.size() - std::min(pipe.tail.size(), path.size() - 1));
+      return bytes.size();
+    }
+    pipe.tail.clear();
+    hold_call_.reset();
+    ++held_;
+    pipe.held = true;
+    return 0;
   }
 
   void Repeat(Connection& c, const std::string& frame) {
@@ -561,8 +602,12 @@ class Proxy {
       duplicated_links_.push_back(link);
     } else if (verb == "delay" && words >> number) {
       delays_.emplace_back(link, milliseconds(number));
+    } else if (std::uint64_t seed = 0; verb == "delay_randomly" && words >> number >> seed) {
+      random_delays_.push_back({link, milliseconds(number), Philox(seed, "delays")});
     } else if (verb == "hold" && words >> number) {
       hold_ = {link, static_cast<std::uint32_t>(number)};
+    } else if (std::string path; verb == "hold_call" && words >> path) {
+      hold_call_ = {link, path};
     } else if (verb == "count" && words >> number) {
       std::int64_t sum = 0;
       for (const auto& [what, count] : counts_) {
@@ -625,8 +670,10 @@ class Proxy {
     cuts_.clear();
     later_.reset();
     hold_.reset();
+    hold_call_.reset();
     loss_.reset();
     delays_.clear();
+    random_delays_.clear();
     duplicated_links_.clear();
     for (Connection& c : connections_) {
       for (Pipe* pipe : {&c.there, &c.back}) {
@@ -643,6 +690,11 @@ class Proxy {
     double probability;
     Philox random;
   };
+  struct RandomDelay {
+    Between link;
+    milliseconds most;
+    Philox random;
+  };
 
   const std::string folder_;
   int listener_ = -1;
@@ -652,10 +704,13 @@ class Proxy {
   std::optional<Cut> later_;  // when so many bytes have passed:
   std::int64_t bytes_left_ = 0;
   std::vector<std::pair<Between, milliseconds>> delays_;
+  std::vector<RandomDelay> random_delays_;
+  std::map<std::pair<int, int>, std::uint64_t> pieces_;  // that were delayed so, from and to
   std::vector<Between> duplicated_links_;
   std::optional<Loss> loss_;
   std::uint64_t draws_ = 0;
   std::optional<std::pair<Between, std::uint32_t>> hold_;
+  std::optional<std::pair<Between, std::string>> hold_call_;
   std::map<std::tuple<int, int, std::uint32_t>, std::int64_t> counts_;
   std::int64_t struck_ = 0;
   std::int64_t held_ = 0;

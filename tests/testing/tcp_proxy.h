@@ -54,6 +54,13 @@ class TcpProxy {
   void Delay(const std::string& a, const std::string& b, std::chrono::milliseconds by) {
     Say("delay " + a + " " + b + " " + std::to_string(by.count()));
   }
+  // Each piece that is read is late by a random time of at most `most`. Those of a connection stay
+  // in their order; connections overtake each other.
+  void DelayRandomly(const std::string& a, const std::string& b, std::chrono::milliseconds most,
+                     std::uint64_t seed) {
+    Say("delay_randomly " + a + " " + b + " " + std::to_string(most.count()) + " " +
+        std::to_string(seed));
+  }
   // Each piece that is read is lost with that probability, and its connection with it.
   void Lose(const std::string& a, const std::string& b, double probability, int seed) {
     Say("lose " + a + " " + b + " " + std::to_string(probability) + " " + std::to_string(seed));
@@ -66,6 +73,11 @@ class TcpProxy {
   // counts.
   void Hold(const std::string& from, const std::string& to, Frame frame) {
     Say("hold " + from + " " + to + " " + std::to_string(static_cast<int>(frame)));
+  }
+  // The next call of that method of gRPC, "/cohort.ps.Rows/Move", with all that `from` sends behind
+  // it on that connection. held() counts. Only the first one on a connection is seen.
+  void HoldCall(const std::string& from, const std::string& to, const std::string& path) {
+    Say("hold_call " + from + " " + to + " " + path);
   }
   void Heal() { Say("heal"); }
 

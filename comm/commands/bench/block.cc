@@ -10,6 +10,8 @@
 #include <atomic>
 #include <cerrno>
 #include <cstring>
+#include <ctime>
+#include <thread>
 #include <utility>
 
 #include <cohort/core/thread_pool.h>
@@ -74,6 +76,13 @@ class BarrierStartLine final : public StartLine {
  private:
   Subject& subject_;
 };
+
+// Of all threads of this process.
+double CpuSeconds() {
+  timespec time = {};
+  ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9;
+}
 
 // --- values
 
@@ -225,14 +234,23 @@ void Workload::Read() const {
 }
 
 Result<Block> RunBlock(Subject& subject, StartLine& start, Workload& workload, int iterations,
-                       std::uint64_t& k, Operation operation) {
+                       std::uint64_t& k, Operation operation, std::chrono::milliseconds late) {
   Block block;
+  const bool is_late = late.count() > 0 && subject.rank() == subject.size() - 1;
   block.seconds.reserve(static_cast<std::size_t>(iterations));
   for (int i = -kWarm; i < iterations; ++i, ++k) {
     workload.Rewrite(k);
     COHORT_RETURN_IF_ERROR(start.Meet());
+    if (is_late) {
+      std::this_thread::sleep_for(late);
+    }
+    const double cpu = CpuSeconds();
     const auto begin = Clock::now();
     COHORT_RETURN_IF_ERROR(subject.Run(operation, workload.buffers()));
+    if (late.count() > 0 && !is_late && i >= 0) {
+      block.waited += std::chrono::duration<double>(Clock::now() - begin).count();
+      block.cpu += CpuSeconds() - cpu;
+    }
     workload.Read();
     const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
     if (i >= 0) {

@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -62,10 +63,14 @@ class Workload {
 struct Block {
   std::vector<double> seconds;  // of each operation: until this rank has read the result
   std::int64_t wrong = 0;       // elements, over all operations
+  // Where a rank is late: seconds in the operations of one that waits, and of cores, by all of its
+  // process's threads.
+  double waited = 0;
+  double cpu = 0;
 };
 
-// `k` counts a subject's operations over its blocks, alike on all ranks.
+// `k` counts a subject's operations over its blocks, alike on all ranks. `late`: see Options.
 Result<Block> RunBlock(Subject& subject, StartLine& start, Workload& workload, int iterations,
-                       std::uint64_t& k, Operation operation);
+                       std::uint64_t& k, Operation operation, std::chrono::milliseconds late);
 
 }  // namespace cohort::bench

@@ -50,6 +50,8 @@ Result<double> RunTurn(Conductor& conductor, std::size_t group, int iterations, 
       conductor.Order(group, {{"prepare", false}, {"bytes", 0}, {"iterations", iterations}}));
   for (const nlohmann::json& answer : answers) {
     row.wrong += answer.at("wrong").get<std::int64_t>();
+    row.waited += answer.at("waited").get<double>();
+    row.cpu += answer.at("cpu").get<double>();
   }
   return Median(SlowestRank(answers));
 }
@@ -105,10 +107,12 @@ struct Turns {
   Status Run(Subject& subject, Workload& workload, int iterations, std::uint64_t& k, Row& row,
              double& median) const {
     const std::unique_ptr<StartLine> start = MakeBarrierStartLine(subject);
-    COHORT_ASSIGN_OR_RETURN(Block block,
-                            RunBlock(subject, *start, workload, iterations, k, options.operation));
+    COHORT_ASSIGN_OR_RETURN(Block block, RunBlock(subject, *start, workload, iterations, k,
+                                                  options.operation, options.late));
     median = Median(std::move(block.seconds));
     row.wrong += block.wrong;
+    row.waited += block.waited;  // of rank 0, which prints: it is not the late one
+    row.cpu += block.cpu;
     return {};
   }
 

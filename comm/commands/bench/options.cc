@@ -101,6 +101,11 @@ std::optional<int> ParseOptions(int argc, char** argv, Options& options) {
                  "hierarchical: so many consecutive ranks are one host's; {host} is rank / this")
       ->check(CLI::Range(1, 256))
       ->capture_default_str();
+  int late = 0;
+  app.add_option("--late-ms", late,
+                 "allreduce: the last rank comes so much later to each operation; tells what the "
+                 "others' waiting takes of a core")
+      ->check(CLI::Range(1, 10'000));
   app.add_flag("--json", options.json, "one JSON object a line");
   app.add_option("--join", options.folder)->group("");  // what rank processes are started with
   app.add_option("--group", options.group)->group("");
@@ -120,6 +125,17 @@ std::optional<int> ParseOptions(int argc, char** argv, Options& options) {
     options.buffers.emplace_back("private");
   }
   options.timeout = std::chrono::seconds(timeout);
+  options.late = std::chrono::milliseconds(late);
+  if (late > 0 && (options.operation != Operation::kAllReduce || options.ranks < 2)) {
+    std::fprintf(stderr, "%s: --late-ms is for allreduce, of 2 ranks or more\n", argv[0]);
+    return 2;
+  }
+  if (late > 0 && options.folder.empty() && options.transport == "local" &&
+      std::getenv("OMPI_COMM_WORLD_SIZE") == nullptr && std::getenv("PMI_SIZE") == nullptr) {
+    std::fprintf(stderr, "%s: --late-ms needs ranks that are processes: --transport shm, tcp\n",
+                 argv[0]);
+    return 2;
+  }
   options.pin = !no_pin;
   std::istringstream words(prefix);
   for (std::string part; words >> part;) {

@@ -35,6 +35,9 @@ struct Options {
   std::vector<int> rails = {1};          // tcp: see TcpOptions; several in turns
   std::vector<std::string> exec_prefix;  // before the command of a rank's process
   int ranks_per_host = 1;                // consecutive ranks that hierarchical takes for one host's
+  // allreduce, ranks that are processes: the last rank comes so late to each operation, and what
+  // the others' wait takes of their cores is told.
+  std::chrono::milliseconds late{0};
   bool json = false;
 
   // Of a rank's own process; empty in the one that the user starts.

@@ -42,8 +42,13 @@ void Report::Begin() const {
               options_.transport.c_str(), options_.algorithm.c_str());
   std::printf(
       "# algbw, busbw: 10^9 bytes/s, as nccl-tests; ratio: time / cohort's time, medians\n");
-  std::printf("#%11s  %-18s %12s %9s %9s %7s %7s\n", "bytes", "impl", "time us", "algbw", "busbw",
-              "#wrong", "ratio");
+  if (options_.late.count() > 0) {
+    std::printf(
+        "# the last rank %lld ms late; cpu/wait: seconds of cores for each that one waits\n",
+        static_cast<long long>(options_.late.count()));
+  }
+  std::printf("#%11s  %-18s %12s %9s %9s %7s %7s%s\n", "bytes", "impl", "time us", "algbw", "busbw",
+              "#wrong", "ratio", options_.late.count() > 0 ? "  cpu/wait" : "");
   std::fflush(stdout);  // all ranks are ready
 }
 
@@ -57,9 +62,13 @@ void Report::Print(const std::vector<SubjectSpec>& specs, const std::vector<Row>
     if (!options_.json) {
       const std::string name =
           spec.implementation + (spec.configuration.empty() ? "" : " " + spec.configuration);
-      std::printf("%12lld  %-18s %12.2f %9.2f %9.2f %7lld %7.2f\n",
-                  static_cast<long long>(row.bytes), name.c_str(), row.seconds() * 1e6, algbw,
-                  busbw, static_cast<long long>(row.wrong), ratio);
+      std::printf("%12lld  %-18s %12.2f %9.2f %9.2f %7lld %7.2f", static_cast<long long>(row.bytes),
+                  name.c_str(), row.seconds() * 1e6, algbw, busbw,
+                  static_cast<long long>(row.wrong), ratio);
+      if (options_.late.count() > 0) {
+        std::printf(" %9.3f", row.cpu_per_waiting_second());
+      }
+      std::printf("\n");
       continue;
     }
     nlohmann::ordered_json line = {{"op", OperationName(options_.operation)},
@@ -74,6 +83,10 @@ void Report::Print(const std::vector<SubjectSpec>& specs, const std::vector<Row>
                                    {"dtype", DTypeName(options_.dtype)},
                                    {"iterations", row.iterations},
                                    {"ratio", ratio}};
+    if (options_.late.count() > 0) {
+      line["late_ms"] = options_.late.count();
+      line["cpu_per_waiting_second"] = row.cpu_per_waiting_second();
+    }
     for (const double seconds : row.rounds) {
       line["rounds_us"].push_back(seconds * 1e6);
     }

@@ -17,7 +17,10 @@ struct Row {
   std::vector<double> rounds;  // seconds: each round's median
   int iterations = 0;          // of a round
   std::int64_t wrong = 0;
+  double waited = 0;  // with a late rank: seconds in operations, of those that wait
+  double cpu = 0;     // and of cores, meanwhile
 
+  double cpu_per_waiting_second() const { return waited > 0 ? cpu / waited : 0; }
   double seconds() const { return Median(rounds); }
 };
 

@@ -1,14 +1,17 @@
-// cohort-bench-torch: the same training step under LibTorch, as the peer of `cohort bench train`
-// and `cohort bench dlrm`.
+// cohort-bench-torch: the same training step under LibTorch, as the peer of `cohort bench train`,
+// `cohort bench scaling` and `cohort bench dlrm`.
 //
-//   cohort-bench-torch MODEL BATCH THREADS STEPS
+//   cohort-bench-torch MODEL BATCH THREADS STEPS [RANK SIZE FILE]
 //   cohort-bench-torch dlrm BATCH THREADS STEPS OPTIMIZER ROWS WIDTH ZIPF
 //
-// MODEL is mlp (784-512-512-10) or cnn (conv32-pool-conv64-pool-dense128-dense10 on 28x28x1), with
-// SGD; dlrm has 13 integers and 26 categories of ROWS rows of WIDTH, and OPTIMIZER sgd or adagrad.
-// For every line read from standard input it runs STEPS steps of forward, backward and update and
-// prints the fastest one's and the median time in milliseconds, so that a caller can interleave its
-// own rounds. A program of its own, because nothing else of cohort links LibTorch.
+// MODEL is mlp (784-512-512-10), mlp2048 (784-2048-2048-10) or cnn
+// (conv32-pool-conv64-pool-dense128-dense10 on 28x28x1), with SGD; dlrm has 13 integers and 26
+// categories of ROWS rows of WIDTH, and OPTIMIZER sgd or adagrad. For every line read from standard
+// input it runs STEPS steps of forward, backward and update and prints the fastest one's and the
+// median time in milliseconds, so that a caller can interleave its own rounds; a line with a number
+// runs so many. With RANK, SIZE and FILE, where they meet, it is one of SIZE processes that train
+// one model by DistributedDataParallel's reducer. A program of its own, because nothing else of
+// cohort links LibTorch.
 
 #include <cohort/core/zipf.h>
 #include <malloc.h>
@@ -25,14 +28,24 @@
 #include <string>
 #include <vector>
 
+#ifdef USE_C10D_GLOO
+#include "torch_ddp.h"
+#else
+struct TorchDdp {  // nobody makes one
+  void BeforeForward() {}
+  void BeforeBackward() {}
+};
+#endif
+
 namespace {
 
 namespace nn = torch::nn;
 
 nn::Sequential MakeModel(const std::string& name) {
-  if (name == "mlp") {
-    return nn::Sequential(nn::Flatten(), nn::Linear(784, 512), nn::ReLU(), nn::Linear(512, 512),
-                          nn::ReLU(), nn::Linear(512, 10));
+  if (name == "mlp" || name == "mlp2048") {
+    const int width = name == "mlp" ? 512 : 2048;
+    return nn::Sequential(nn::Flatten(), nn::Linear(784, width), nn::ReLU(),
+                          nn::Linear(width, width), nn::ReLU(), nn::Linear(width, 10));
   }
   const auto convolution = [](int in, int out) {
     return nn::Conv2d(nn::Conv2dOptions(in, out, 3).padding(1));
@@ -42,15 +55,34 @@ nn::Sequential MakeModel(const std::string& name) {
                         nn::ReLU(), nn::Linear(128, 10));
 }
 
-std::function<void()> ImageStep(const std::string& name, int batch) {
+// One of the processes that train together; size 1: none.
+struct Place {
+  int rank = 0;
+  int size = 1;
+  std::string file;
+};
+
+std::function<void()> ImageStep(const std::string& name, int batch, const Place& place) {
   nn::Sequential model = MakeModel(name);
   const auto optimizer =
       std::make_shared<torch::optim::SGD>(model->parameters(), torch::optim::SGDOptions(0.01));
   const torch::Tensor images = torch::rand({batch, 1, 28, 28});
   const torch::Tensor labels = torch::randint(0, 10, {batch}, torch::kLong);
+  std::shared_ptr<TorchDdp> ddp;
+#ifdef USE_C10D_GLOO
+  if (place.size > 1) {
+    ddp = std::make_shared<TorchDdp>(model->parameters(), place.rank, place.size, place.file);
+  }
+#endif
   return [=]() mutable {
     optimizer->zero_grad();
+    if (ddp != nullptr) {
+      ddp->BeforeForward();
+    }
     const torch::Tensor loss = nn::functional::cross_entropy(model->forward(images), labels);
+    if (ddp != nullptr) {
+      ddp->BeforeBackward();
+    }
     loss.backward();
     optimizer->step();
   };
@@ -129,10 +161,11 @@ std::function<void()> DlrmStep(const DlrmFlags& f) {
 int main(int argc, char** argv) {
   const std::string model = argc > 1 ? argv[1] : "";
   const bool dlrm = model == "dlrm" && argc == 9;
-  if (!dlrm && (argc != 5 || (model != "mlp" && model != "cnn"))) {
+  const bool image = model == "mlp" || model == "mlp2048" || model == "cnn";
+  if (!dlrm && !(image && (argc == 5 || argc == 8))) {
     std::fprintf(
         stderr,
-        "usage: cohort-bench-torch mlp|cnn BATCH THREADS STEPS\n"
+        "usage: cohort-bench-torch mlp|mlp2048|cnn BATCH THREADS STEPS [RANK SIZE FILE]\n"
         "       cohort-bench-torch dlrm BATCH THREADS STEPS sgd|adagrad ROWS WIDTH ZIPF\n");
     return 2;
   }
@@ -142,20 +175,31 @@ int main(int argc, char** argv) {
   const int batch = std::atoi(argv[2]);
   const int threads = std::atoi(argv[3]);
   const int steps = std::max(1, std::atoi(argv[4]));
+  Place place;
+  if (argc == 8) {
+#ifdef USE_C10D_GLOO
+    place = {std::atoi(argv[5]), std::atoi(argv[6]), argv[7]};
+#else
+    std::fprintf(stderr, "cohort-bench-torch: built without LibTorch's or Gloo's headers\n");
+    return 1;
+#endif
+  }
   torch::set_num_threads(threads);
   torch::manual_seed(1);
 
   const std::function<void()> step =
       dlrm
           ? DlrmStep({batch, argv[5], std::atoll(argv[6]), std::atoll(argv[7]), std::atof(argv[8])})
-          : ImageStep(model, batch);
+          : ImageStep(model, batch, place);
   for (int i = 0; i < 5; ++i) {
     step();
   }
   std::string line;
   while (std::getline(std::cin, line)) {
     std::vector<double> milliseconds;
-    for (int i = 0; i < steps; ++i) {
+    const int asked = std::atoi(line.c_str());
+    const int count = asked > 0 ? asked : steps;
+    for (int i = 0; i < count; ++i) {
       const auto start = std::chrono::steady_clock::now();
       step();
       milliseconds.push_back(
@@ -164,7 +208,7 @@ int main(int argc, char** argv) {
     }
     std::sort(milliseconds.begin(), milliseconds.end());
     std::printf("%.6f %.6f\n", milliseconds.front(),
-                milliseconds[static_cast<std::size_t>(steps / 2)]);
+                milliseconds[static_cast<std::size_t>(count / 2)]);
     std::fflush(stdout);
   }
   return 0;

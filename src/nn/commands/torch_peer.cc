@@ -93,10 +93,10 @@ TorchPeer::~TorchPeer() {
   waitpid(pid_, nullptr, 0);
 }
 
-Result<StepTimes> TorchPeer::Round() {
+Result<StepTimes> TorchPeer::Round(int steps) {
   std::array<char, 128> line{};
   StepTimes times;
-  if (std::fputs("\n", to_) < 0 || std::fflush(to_) != 0 ||
+  if (std::fprintf(to_, "%d\n", steps) < 0 || std::fflush(to_) != 0 ||
       std::fgets(line.data(), static_cast<int>(line.size()), from_) == nullptr ||
       std::sscanf(line.data(), "%lf %lf", &times.fastest, &times.median) != 2) {
     return Unavailable("cohort-bench-torch ended [run it by itself to see why]");

@@ -26,7 +26,8 @@ class TorchPeer {
   TorchPeer(const TorchPeer&) = delete;
   TorchPeer& operator=(const TorchPeer&) = delete;
 
-  Result<StepTimes> Round();
+  // `steps`: 0 for as many as it was started with.
+  Result<StepTimes> Round(int steps = 0);
 
  private:
   TorchPeer(int pid, std::FILE* to, std::FILE* from) : pid_(pid), to_(to), from_(from) {}

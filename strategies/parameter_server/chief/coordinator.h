@@ -136,8 +136,10 @@ class Coordinator {
   void Progressed(const Sender& sender, std::uint64_t steps);
 
   // Functions; what these mean is told in cohort/strategies/coordinator.h. Between OpenFunctions,
-  // which FailedPrecondition refuses a second time, and the end.
-  Status OpenFunctions(int max_attempts, int in_flight);
+  // which FailedPrecondition refuses a second time, and the end. `recover`: where a server is lost,
+  // Schedule, Join and Fetch call it, on their thread, and wait on; what it returns else is theirs.
+  using Recover = std::function<Status(const Status& why)>;
+  Status OpenFunctions(int max_attempts, int in_flight, Recover recover = {});
   Result<std::shared_ptr<RemoteResult>> Schedule(std::string function, std::string argument,
                                                  std::vector<PerWorkerDataset> data,
                                                  std::size_t max_waiting, Deadline deadline);
@@ -189,6 +191,8 @@ class Coordinator {
   // The longest that a worker was at a split, or a round, so far; and who is at one, for messages.
   Duration longest_piece() const;
   std::string AtWork() const;
+  // Workers that have come, and are neither done nor lost.
+  std::size_t workers() const;
   // Waits what a lost worker held for somebody to take it?
   bool WorkIsBack() const;
   // Are all workers done, or lost?
@@ -252,6 +256,7 @@ class Coordinator {
   Advance past_advance_;
   std::optional<RoundTable> rounds_;      // from Open on
   std::optional<ClosureQueue> closures_;  // from OpenFunctions on
+  Recover recover_;                       // not changed from then on
   bool closures_closed_ = false;
   bool cutting_ = false;
   std::optional<std::int64_t> cut_due_;     // at so many steps

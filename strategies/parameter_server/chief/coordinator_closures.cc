@@ -6,7 +6,7 @@
 
 namespace cohort::ps {
 
-Status Coordinator::OpenFunctions(int max_attempts, int in_flight) {
+Status Coordinator::OpenFunctions(int max_attempts, int in_flight, Recover recover) {
   {
     const std::lock_guard lock(mutex_);
     if (closures_.has_value()) {
@@ -16,6 +16,7 @@ Status Coordinator::OpenFunctions(int max_attempts, int in_flight) {
       return FailedPrecondition("data is being handed out already [Create before Serve]");
     }
     closures_.emplace(max_attempts, in_flight, options_.log);
+    recover_ = std::move(recover);
   }
   changed_.notify_all();
   return {};
@@ -49,6 +50,14 @@ Status Coordinator::Await(std::unique_lock<std::mutex>& lock, Deadline deadline,
                           const Ready& ready) {
   Require(closures_.has_value(), "functions are open");
   for (;;) {
+    if (!server_loss_.ok() && failure_.ok() && recover_) {
+      const Status why = server_loss_;
+      lock.unlock();
+      Status well = recover_(why);
+      lock.lock();
+      COHORT_RETURN_IF_ERROR(well);
+      continue;
+    }
     if (ready()) {
       return {};
     }

@@ -205,16 +205,21 @@ Status Coordinator::GoOn(std::optional<std::int64_t> step, std::uint64_t epoch,
 }
 
 std::int64_t Coordinator::StepsSince(std::int64_t step) const {
-  const auto steps_of = [this](const std::map<EpochKey, Epoch>& epochs) {
+  const auto steps_of = [this](const std::map<EpochKey, Epoch>& epochs,
+                               const std::optional<RoundTable>& rounds) {
     std::int64_t steps = 0;
     for (const auto& [key, epoch] : epochs) {
-      steps += past_.contains(key) ? 0 : epoch.steps;
+      if (!past_.contains(key)) {
+        steps +=
+            epoch.splits.has_value() || !rounds.has_value() ? epoch.steps : rounds->applied(key);
+      }
     }
     return steps;
   };
   const std::lock_guard lock(mutex_);
   const auto course = std::ranges::find(courses_, step, &Course::step);
-  return steps_of(epochs_) - (course == courses_.end() ? 0 : steps_of(course->epochs));
+  return steps_of(epochs_, rounds_) -
+         (course == courses_.end() ? 0 : steps_of(course->epochs, course->rounds));
 }
 
 std::deque<Course>::const_reverse_iterator Coordinator::FindCourse(std::int64_t step) const {

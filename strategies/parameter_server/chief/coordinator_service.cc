@@ -227,11 +227,14 @@ class GrpcCoordinatorServer final : public CoordinatorServer {
 };
 
 class GrpcCoordinatorClient final : public CoordinatorClient {
+  using Stub = Coordination::Stub;
+
  public:
   GrpcCoordinatorClient(const std::string& address, const std::string& name, const Sender& self,
                         std::chrono::milliseconds peer_timeout)
       : name_(name + " (" + address + ")"),
         peer_timeout_(peer_timeout),
+        address_(address),
         stub_(Coordination::NewStub(NewChannel(address))) {
     self_.set_task(self.task.ToString());
     self_.set_incarnation(self.incarnation);
@@ -239,24 +242,27 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
 
   Result<std::uint64_t> Attach() override {
     AttachRequest request;
-    *request.mutable_sender() = self_;
+    *request.mutable_sender() = Self();
     AttachReply reply;
     COHORT_RETURN_IF_ERROR(
-        Call([&](grpc::ClientContext* c) { return stub_->Attach(c, request, &reply); }));
+        Call([&](Stub& stub, grpc::ClientContext* c) { return stub.Attach(c, request, &reply); }));
     return reply.client();
   }
 
-  void SetEpoch(std::uint64_t epoch) override { self_.set_epoch(epoch); }
+  void SetEpoch(std::uint64_t epoch) override {
+    const std::lock_guard lock(mutex_);
+    self_.set_epoch(epoch);
+  }
 
   Result<ServerView> AwaitView(std::uint64_t epoch, bool recovering, std::uint64_t steps) override {
     ViewRequest request;
-    *request.mutable_sender() = self_;
+    *request.mutable_sender() = Self();
     request.set_steps(steps);
     request.set_epoch(epoch);
     request.set_recovering(recovering);
     ViewReply reply;
-    COHORT_RETURN_IF_ERROR(
-        Call([&](grpc::ClientContext* c) { return stub_->AwaitView(c, request, &reply); }));
+    COHORT_RETURN_IF_ERROR(Call(
+        [&](Stub& stub, grpc::ClientContext* c) { return stub.AwaitView(c, request, &reply); }));
     return ServerView{.epoch = reply.epoch(),
                       .recovering = reply.recovering(),
                       .addresses = {reply.servers().begin(), reply.servers().end()},
@@ -266,20 +272,21 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
 
   Status OpenDataset(int dataset, const DatasetInfo& info) override {
     OpenDatasetRequest request;
-    *request.mutable_sender() = self_;
+    *request.mutable_sender() = Self();
     request.set_dataset(static_cast<std::uint32_t>(dataset));
     request.set_fingerprint(info.fingerprint);
     request.set_examples(info.examples);
     request.set_batch_size(info.batch_size);
     OpenDatasetReply reply;
-    return Call([&](grpc::ClientContext* c) { return stub_->OpenDataset(c, request, &reply); });
+    return Call(
+        [&](Stub& stub, grpc::ClientContext* c) { return stub.OpenDataset(c, request, &reply); });
   }
 
   Result<std::optional<EpochSplit>> NextSplit(const EpochKey& epoch, std::int64_t first_batch,
                                               const FinishedSplit& finished, bool leaves) override {
     NextSplitRequest request;
     request.set_leaves(leaves);
-    *request.mutable_sender() = self_;
+    *request.mutable_sender() = Self();
     request.set_dataset(static_cast<std::uint32_t>(epoch.dataset));
     request.set_epoch(epoch.epoch);
     request.set_first_batch(first_batch);
@@ -292,8 +299,8 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
                                           finished.sums.metric_sums.end());
     NextSplitReply reply;
     do {
-      COHORT_RETURN_IF_ERROR(
-          Call([&](grpc::ClientContext* c) { return stub_->NextSplit(c, request, &reply); }));
+      COHORT_RETURN_IF_ERROR(Call(
+          [&](Stub& stub, grpc::ClientContext* c) { return stub.NextSplit(c, request, &reply); }));
     } while (reply.kind() == NextSplitReply::WAIT);
     if (reply.kind() == NextSplitReply::STALE) {
       return Stale();
@@ -308,14 +315,14 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
   Result<std::optional<RoundPart>> JoinRound(const EpochKey& epoch,
                                              std::int64_t first_batch) override {
     JoinRoundRequest request;
-    *request.mutable_sender() = self_;
+    *request.mutable_sender() = Self();
     request.set_dataset(static_cast<std::uint32_t>(epoch.dataset));
     request.set_epoch(epoch.epoch);
     request.set_first_batch(first_batch);
     JoinRoundReply reply;
     do {
-      COHORT_RETURN_IF_ERROR(
-          Call([&](grpc::ClientContext* c) { return stub_->JoinRound(c, request, &reply); }));
+      COHORT_RETURN_IF_ERROR(Call(
+          [&](Stub& stub, grpc::ClientContext* c) { return stub.JoinRound(c, request, &reply); }));
     } while (reply.kind() == JoinRoundReply::WAIT);
     if (reply.kind() == JoinRoundReply::STALE) {
       return Stale();
@@ -335,7 +342,7 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
   Result<std::optional<RoundTotal>> FinishRound(const RoundPart& part,
                                                 const RoundSums& sums) override {
     FinishRoundRequest request;
-    *request.mutable_sender() = self_;
+    *request.mutable_sender() = Self();
     request.set_round(part.round);
     request.set_attempt(static_cast<std::uint32_t>(part.attempt));
     request.set_loss_sum(sums.loss_sum);
@@ -343,8 +350,9 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
     request.mutable_metric_sums()->Assign(sums.metric_sums.begin(), sums.metric_sums.end());
     FinishRoundReply reply;
     do {
-      COHORT_RETURN_IF_ERROR(
-          Call([&](grpc::ClientContext* c) { return stub_->FinishRound(c, request, &reply); }));
+      COHORT_RETURN_IF_ERROR(Call([&](Stub& stub, grpc::ClientContext* c) {
+        return stub.FinishRound(c, request, &reply);
+      }));
     } while (reply.kind() == FinishRoundReply::WAIT);
     if (reply.kind() == FinishRoundReply::STALE) {
       return Stale();
@@ -358,11 +366,11 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
 
   Result<ClosureReply> NextClosure(std::span<const std::int64_t> has) override {
     NextClosureRequest request;
-    *request.mutable_sender() = self_;
+    *request.mutable_sender() = Self();
     request.mutable_has()->Assign(has.begin(), has.end());
     NextClosureReply reply;
-    COHORT_RETURN_IF_ERROR(
-        Call([&](grpc::ClientContext* c) { return stub_->NextClosure(c, request, &reply); }));
+    COHORT_RETURN_IF_ERROR(Call(
+        [&](Stub& stub, grpc::ClientContext* c) { return stub.NextClosure(c, request, &reply); }));
     ClosureReply closure = {
         .progress = reply.kind() == NextClosureReply::CALL      ? Progress::kGo
                     : reply.kind() == NextClosureReply::NO_MORE ? Progress::kOver
@@ -376,7 +384,7 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
 
   Status FinishClosure(std::int64_t id, const Result<std::string>& outcome) override {
     FinishClosureRequest request;
-    *request.mutable_sender() = self_;
+    *request.mutable_sender() = Self();
     request.set_id(id);
     request.set_code(static_cast<std::int32_t>(outcome.status().code()));
     if (outcome.ok()) {
@@ -385,14 +393,15 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
       request.set_error(outcome.status().message());
     }
     FinishClosureReply reply;
-    return Call([&](grpc::ClientContext* c) { return stub_->FinishClosure(c, request, &reply); });
+    return Call(
+        [&](Stub& stub, grpc::ClientContext* c) { return stub.FinishClosure(c, request, &reply); });
   }
 
   Status Done() override {
     DoneRequest request;
-    *request.mutable_sender() = self_;
+    *request.mutable_sender() = Self();
     DoneReply reply;
-    return Call([&](grpc::ClientContext* c) { return stub_->Done(c, request, &reply); });
+    return Call([&](Stub& stub, grpc::ClientContext* c) { return stub.Done(c, request, &reply); });
   }
 
   void Abort(const Status& why) override {
@@ -409,23 +418,31 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
   }
 
  private:
+  SenderId Self() const {
+    const std::lock_guard lock(mutex_);
+    return self_;
+  }
   Status Stale() const {
     return Unavailable(name_ + " hands out nothing while the servers are rolled back");
   }
 
-  // All requests may be repeated without harm.
-  Status Call(const std::function<grpc::Status(grpc::ClientContext*)>& rpc) {
+  // All requests may be repeated without harm. A connection on which no answer comes may be dead
+  // and nobody say so: another one is tried in its place before the service is given up.
+  Status Call(const std::function<grpc::Status(Stub& stub, grpc::ClientContext*)>& rpc) {
     const Deadline give_up = DeadlineAfter(peer_timeout_);
     std::chrono::milliseconds backoff{20};
+    bool renewed = false;
     for (;;) {
       grpc::ClientContext context;
-      context.set_deadline(GrpcTimeout(kPoll + kCallTimeout));
+      context.set_deadline(GrpcTimeout(kPoll + std::min(kCallTimeout, peer_timeout_ / 2)));
+      std::shared_ptr<Stub> stub;
       {
         const std::lock_guard lock(mutex_);
         COHORT_RETURN_IF_ERROR(aborted_);
         contexts_.insert(&context);
+        stub = stub_;
       }
-      const grpc::Status status = rpc(&context);
+      const grpc::Status status = rpc(*stub, &context);
       std::unique_lock lock(mutex_);
       contexts_.erase(&context);
       if (!aborted_.ok() && !status.ok()) {
@@ -434,6 +451,13 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
       if (status.error_code() != grpc::StatusCode::UNAVAILABLE &&
           status.error_code() != grpc::StatusCode::DEADLINE_EXCEEDED) {
         return FromGrpc(status);
+      }
+      if (status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED && !renewed) {
+        renewed = true;
+        if (stub_ == stub) {  // nobody else has
+          stub_ = Coordination::NewStub(NewChannel(address_));
+        }
+        continue;
       }
       if (std::chrono::steady_clock::now() >= give_up) {
         return Unavailable(
@@ -446,9 +470,10 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
 
   const std::string name_;
   const std::chrono::milliseconds peer_timeout_;
-  SenderId self_;
-  const std::unique_ptr<Coordination::Stub> stub_;
-  std::mutex mutex_;
+  const std::string address_;
+  mutable std::mutex mutex_;
+  SenderId self_;               // under mutex_, as what follows
+  std::shared_ptr<Stub> stub_;  // owners: this and calls under way
   std::condition_variable aborted_condition_;
   Status aborted_;
   std::set<grpc::ClientContext*> contexts_;  // of the calls under way

@@ -171,6 +171,11 @@ Duration Coordinator::longest_piece() const {
   return workers_.longest_piece();
 }
 
+std::size_t Coordinator::workers() const {
+  const std::lock_guard lock(mutex_);
+  return workers_.attached();
+}
+
 std::string Coordinator::AtWork() const {
   const std::lock_guard lock(mutex_);
   std::string names;

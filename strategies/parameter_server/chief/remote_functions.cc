@@ -219,14 +219,16 @@ class HeldCalls {
 }  // namespace
 
 Result<std::unique_ptr<cohort::Coordinator>> OpenFunctions(Coordinator& state,
-                                                           const ScheduleOptions& options) {
+                                                           const ScheduleOptions& options,
+                                                           Coordinator::Recover recover) {
   if (options.max_waiting < 1 || options.max_attempts < 1 || options.calls_in_flight < 1) {
     return InvalidArgument("a coordinator of " + std::to_string(options.max_waiting) +
                            " waiting calls, " + std::to_string(options.max_attempts) +
                            " attempts and " + std::to_string(options.calls_in_flight) +
                            " calls in flight [each at least 1]");
   }
-  COHORT_RETURN_IF_ERROR(state.OpenFunctions(options.max_attempts, options.calls_in_flight));
+  COHORT_RETURN_IF_ERROR(
+      state.OpenFunctions(options.max_attempts, options.calls_in_flight, std::move(recover)));
   return std::make_unique<FunctionCoordinator>(state, options);
 }
 

@@ -12,9 +12,11 @@
 
 namespace cohort::ps {
 
-// Opens and, in the end, closes the functions of `state`, which must outlive it.
+// Opens and, in the end, closes the functions of `state`, which must outlive it. `recover`: as
+// Coordinator::OpenFunctions has it.
 Result<std::unique_ptr<cohort::Coordinator>> OpenFunctions(Coordinator& state,
-                                                           const ScheduleOptions& options);
+                                                           const ScheduleOptions& options,
+                                                           Coordinator::Recover recover = {});
 
 // Until the coordinator ends. Functions run on this thread, one at a time; calls are fetched, and
 // results told, on two others meanwhile. Errors are those of `coordinator`.

@@ -127,6 +127,12 @@ RoundTable::Reply RoundTable::Finish(const TaskId& worker, std::uint64_t round, 
     *total = last_total_;
     return Reply::kGo;
   }
+  if (const auto counted = counted_.find(worker); counted != counted_.end() &&
+                                                  counted->second.commit.round == round &&
+                                                  counted->second.commit.attempt == attempt) {
+    *total = counted->second;
+    return Reply::kGo;
+  }
   const auto member = members_.find(worker);
   if (!running_ || round != round_ || attempt != attempt_ || member == members_.end()) {
     return Reply::kOver;
@@ -157,13 +163,14 @@ void RoundTable::CompleteIfFinished() {
     winners[left.part] = &left.sums;
   }
   last_total_ = {};
-  if (backup_ > 0) {
-    last_total_.commit = {.round = round_, .attempt = attempt_};
-  }
+  last_total_.commit = {.round = round_, .attempt = attempt_};
   for (const auto& [part, sums] : winners) {
     last_total_.Add(*sums);
-    if (backup_ > 0) {
-      last_total_.commit.winners.push_back(part);
+    last_total_.commit.winners.push_back(part);
+  }
+  for (const auto& [task, member] : members_) {
+    if (backup_ > 0 && member.finished) {
+      counted_[task] = last_total_;
     }
   }
   dropped_ += parts_ - static_cast<int>(winners.size());
@@ -187,6 +194,7 @@ void RoundTable::CutAnew() {
 void RoundTable::Leave(const TaskId& worker) {
   asking_.erase(worker);
   expected_.erase(worker);
+  counted_.erase(worker);
   if (const auto member = members_.find(worker); running_ && member != members_.end()) {
     const bool finished = member->second.finished;
     if (finished) {
@@ -224,6 +232,7 @@ void RoundTable::Restart(std::set<TaskId> expected) {
   asking_.clear();
   members_.clear();
   left_behind_.clear();
+  counted_.clear();
   held_ = false;
 }
 

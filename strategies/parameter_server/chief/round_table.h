@@ -32,7 +32,8 @@ struct EpochKey {
   friend auto operator<=>(const EpochKey&, const EpochKey&) = default;
 };
 
-// With backup workers: the parts that a round came to have, by which servers apply it.
+// The parts that a round came to have. Servers apply it by that with backup workers, and where
+// there are copies (ModelSpec::elects).
 struct RoundCommit {
   std::uint64_t round = 0;  // 0: none
   int attempt = 0;
@@ -97,7 +98,9 @@ class RoundTable {
   enum class Reply { kWait, kGo, kOver };
   // kGo: *part is this worker's; the same until it finishes. kOver: the epoch is.
   Reply Join(const TaskId& worker, const EpochKey& epoch, RoundPart* part);
-  // kGo: the round is applied, *total has its sums. kOver: superseded, to join again.
+  // kGo: the round is applied, *total has its sums: of the last one, or with backup workers, who
+  // may have gone on since, of the last one that this worker's part counts in. kOver: superseded,
+  // to join again.
   Reply Finish(const TaskId& worker, std::uint64_t round, int attempt, const RoundSums& sums,
                RoundTotal* total);
   // Lost, or done: rounds go on without it.
@@ -157,6 +160,7 @@ class RoundTable {
   std::size_t needed_ = 0;  // of them
   std::uint64_t last_round_ = 0;
   RoundTotal last_total_;
+  std::map<TaskId, RoundTotal> counted_;  // with backup workers: of the last with the worker's part
   std::int64_t superseded_ = 0;
   std::int64_t dropped_ = 0;
 };

@@ -2,14 +2,9 @@
 
 #include <cohort/cluster/cluster_spec.h>
 
-#include "parameter_server/model/layout.h"
-
 namespace cohort::ps {
 
-ServerRoll::ServerRoll(int num_servers)
-    : processes_(static_cast<std::size_t>(num_servers), 0),
-      parts_(processes_),
-      copies_(processes_) {}
+ServerRoll::ServerRoll(int num_servers) : processes_(static_cast<std::size_t>(num_servers), 0) {}
 
 void ServerRoll::Enter(int server, std::uint64_t process) {
   processes_[static_cast<std::size_t>(server)] = process;
@@ -32,26 +27,6 @@ std::string ServerRoll::NamesOfLost() const {
     names += (names.empty() ? "" : ", ") + TaskId{TaskType::kPs, server}.ToString();
   }
   return names;
-}
-
-void ServerRoll::NotePart(int server) {
-  parts_[static_cast<std::size_t>(server)] = process(server);
-}
-
-void ServerRoll::NoteCopy(int server) {
-  copies_[static_cast<std::size_t>(server)] = HolderOf(server);
-}
-
-bool ServerRoll::HasPart(int server) const {
-  return parts_[static_cast<std::size_t>(server)] == process(server);
-}
-
-bool ServerRoll::HasCopy(int server) const {
-  return copies_[static_cast<std::size_t>(server)] == HolderOf(server);
-}
-
-std::uint64_t ServerRoll::HolderOf(int server) const {
-  return process(CopyHolder(server, static_cast<int>(processes_.size())));
 }
 
 }  // namespace cohort::ps

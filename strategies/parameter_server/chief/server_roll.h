@@ -1,5 +1,5 @@
 // ServerRoll: which processes are the servers of a job, as its chief knows them: which one is in
-// whose place, which are lost, and which are known to have all of their part of the model.
+// whose place, and which are lost.
 //
 // A process is told by its incarnation (cohort/rpc/coordination.h). Nothing here waits, or asks
 // anybody; every call costs what a look at a map of the servers does.
@@ -42,21 +42,8 @@ class ServerRoll {
   std::string NamesOfLost() const;  // "ps:0, ps:2"
   int losses() const { return losses_; }
 
-  // The process that is the server now has all of its part; so has the one that holds the copy of
-  // that part, of it.
-  void NotePart(int server);
-  void NoteCopy(int server);
-  // Is that known of the processes of now?
-  bool HasPart(int server) const;
-  bool HasCopy(int server) const;
-
  private:
-  std::uint64_t HolderOf(int server) const;
-
-  // Each by server.
-  std::vector<std::uint64_t> processes_;
-  std::vector<std::uint64_t> parts_;   // the process that is known to have it
-  std::vector<std::uint64_t> copies_;  // the process that is known to have that of its part
+  std::vector<std::uint64_t> processes_;  // by server
   std::map<int, Loss> lost_;
   int losses_ = 0;
 };

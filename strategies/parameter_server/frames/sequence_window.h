@@ -39,6 +39,12 @@ class SequenceWindow {
     return true;
   }
 
+  // Was it claimed? A number that fell out of the window counts as seen.
+  bool Has(std::uint64_t sequence) const {
+    return sequence + kSize <= highest_ ||
+           (sequence != 0 && sequence <= highest_ && seen_.test(sequence % kSize));
+  }
+
   // Takes a claim back, if the window still has the number.
   void Forget(std::uint64_t sequence) {
     if (sequence + kSize > highest_) {

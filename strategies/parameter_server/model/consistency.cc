@@ -32,8 +32,11 @@ Result<Consistency> Consistency::Parse(std::string_view text) {
   if (good && name == "hybrid" && !numbered) {
     return Consistency{.mode = Mode::kHybrid};
   }
+  if (good && name == "auto" && !numbered) {
+    return Consistency{.mode = Mode::kAuto};
+  }
   return InvalidArgument("consistency '" + std::string(text) +
-                         "' [async, ssp:STALENESS, sync, sync:BACKUP_WORKERS, or hybrid]");
+                         "' [async, ssp:STALENESS, sync, sync:BACKUP_WORKERS, hybrid, or auto]");
 }
 
 std::string Consistency::ToString() const {
@@ -44,6 +47,8 @@ std::string Consistency::ToString() const {
       return "ssp:" + std::to_string(staleness);
     case Mode::kHybrid:
       return "hybrid";
+    case Mode::kAuto:
+      return "auto";
     case Mode::kSynchronous:
       break;
   }

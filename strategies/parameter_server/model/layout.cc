@@ -38,8 +38,9 @@ ModelSpec ModelSpec::OfTables(const ParameterSet& parameters, std::string optimi
 
 std::uint64_t ModelSpec::Fingerprint() const {
   std::uint64_t digest = Hash64(optimizer + ' ' + consistency.ToString());
-  digest = Hash64(
-      std::to_string(servers) + ' ' + partitioner.ToString() + (copies ? " copies" : ""), digest);
+  digest = Hash64(std::to_string(servers) + ' ' + partitioner.ToString() +
+                      (copies ? " copies" : "") + (counts_steps ? " steps" : ""),
+                  digest);
   for (const ParameterSpec& parameter : parameters) {
     digest = Hash64(parameter.ToString(), digest);
   }
@@ -87,6 +88,14 @@ Status ModelSpec::Compare(const ModelSpec& other, const std::string& who) const 
     const auto name = [](bool has) { return has ? "kReplica" : "none that keeps copies"; };
     return FailedPrecondition(std::string("server_loss differs: declared ") + name(copies) + ", " +
                               who + " has " + name(other.copies) + hint);
+  }
+  if (counts_steps != other.counts_steps) {
+    const auto name = [](bool counts) {
+      return counts ? "with the variables" : "that hold tables alone";
+    };
+    return FailedPrecondition(std::string("strategy differs: declared servers ") +
+                              name(counts_steps) + ", " + who + " has servers " +
+                              name(other.counts_steps) + hint);
   }
   if (consistency != other.consistency || servers != other.servers) {
     return FailedPrecondition("mode differs: declared " + std::to_string(servers) + " servers, " +
@@ -146,6 +155,11 @@ std::vector<Chunk> MakeChunks(const ModelSpec& spec, std::int64_t max_elements) 
     *least += shard.elements;
     for (std::size_t c = shard.first; c < shard.end; ++c) {
       chunks[c].server = static_cast<int>(least - load.begin());
+    }
+  }
+  for (int s = 0; spec.counts_steps && s < spec.servers; ++s) {
+    if (load[static_cast<std::size_t>(s)] == 0) {
+      chunks.push_back({.parameter = kNoParameter, .server = s, .trainable = false});
     }
   }
   return chunks;

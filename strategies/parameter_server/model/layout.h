@@ -3,7 +3,9 @@
 //
 // A parameter is cut into shards by the Partitioner, and these into chunks of equal size, at most
 // kMaxChunkElements. Shards (by default: chunks) are placed largest first on the server with the
-// fewest elements so far, ties by index.
+// fewest elements so far, ties by index. A server of a model with tables that has none then gets a
+// chunk without elements, where ModelSpec::counts_steps: what goes by a chunk's version (the step,
+// the workers' clocks, whether a server has its part) goes by that one's for its rows.
 
 #pragma once
 
@@ -39,6 +41,8 @@ struct ModelSpec {
   std::vector<TableSpec> tables;
   Partitioner partitioner;
   bool copies = false;  // every server's part is on its successor, too (ServerLoss::kReplica)
+  // Every server has a chunk, if only to count its updates. Not where none is ever assigned.
+  bool counts_steps = false;
 
   // Tables that name no optimizer get `optimizer`.
   static ModelSpec Of(const ParameterSet& parameters, std::string optimizer,
@@ -46,6 +50,12 @@ struct ModelSpec {
   // Of a model whose parameters are elsewhere: its tables, updated in rounds.
   static ModelSpec OfTables(const ParameterSet& parameters, std::string optimizer, int servers);
   std::uint64_t Fingerprint() const;
+  // Do servers apply a round of variables when they are told which parts of which attempt it has?
+  // With backup workers, and where there are copies: of an attempt that a lost worker left
+  // unfinished one of two servers may have all parts, and the other not.
+  bool elects() const {
+    return consistency.synchronous() && (consistency.backup_workers > 0 || copies);
+  }
   // OK if `other` is the same model; else FailedPrecondition with the first difference, in which
   // this spec is "declared" and `other` is `who`'s.
   Status Compare(const ModelSpec& other, const std::string& who) const;
@@ -60,8 +70,10 @@ inline int ServerOfLine(int line, int servers) {
   return line < servers ? line : CopyHolder(line - servers, servers);
 }
 
+inline constexpr int kNoParameter = -1;
+
 struct Chunk {
-  int parameter = 0;
+  int parameter = 0;       // kNoParameter: it has no elements, only a version
   std::int64_t begin = 0;  // element of the parameter
   std::int64_t elements = 0;
   std::int64_t offset = 0;  // element of a client's arena

@@ -15,6 +15,8 @@
 #include "parameter_server/frames/wire.h"
 #include "parameter_server/rows/background.h"
 #include "parameter_server/rows/bucket_client.h"
+#include "parameter_server/rows/late_rows.h"
+#include "parameter_server/rows/pulled_rows.h"
 #include "parameter_server/rows/row_file.h"
 #include "parameter_server/rows/row_frames.h"
 #include "parameter_server/rows/row_residuals.h"
@@ -189,16 +191,17 @@ struct RowsToPull {
   // `unique` in the order of their servers. `memory` holds the rows, and lives as long as they are
   // needed.
   RowsToPull(int of, const TableSpec& spec, bool makes_rows, UniqueIds ids_of_it,
-             const RowRoutes& routes, FloatBuffer& memory)
+             const RowRoutes& routes, LateParts late, FloatBuffer& memory)
       : table(of),
         dim(static_cast<std::size_t>(spec.dim)),
         wire(spec.wire),
         training(makes_rows),
-        bytes_per_id(std::max(sizeof(std::uint64_t), dim * sizeof(float))),
+        bytes_per_id(std::max(sizeof(std::uint64_t), dim * sizeof(float) + late.PullBytes(1))),
         unique(std::move(ids_of_it)),
         runs(Route(unique, table, spec.buckets, routes, bytes_per_id)),
         ids(unique.ids),
         rows(memory.Resize(unique.ids.size() * dim)),
+        updates(late.updates ? unique.ids.size() : 0, kNoRow),
         encoded(wire == TableSpec::Wire::kFloat32 ? 0 : runs.size()) {
     for (std::size_t r = 0; r < encoded.size(); ++r) {
       encoded[r].Resize(EncodedBytes(wire, dim, runs[r].end - runs[r].begin) / sizeof(float));
@@ -208,9 +211,14 @@ struct RowsToPull {
   std::span<float> RowsOf(const Run& run) const {
     return rows.subspan(run.begin * dim, (run.end - run.begin) * dim);
   }
-  // Where the rows of a run go that come from a server.
-  std::span<float> PlaceOf(std::size_t run) {
-    return encoded.empty() ? RowsOf(runs[run]) : encoded[run].values();
+  // Where the rows of a run go that come from a server, and the updates that they have had.
+  void AddPlaces(std::size_t r, Places* places) {
+    const Run& run = runs[r];
+    places->push_back(encoded.empty() ? RowsOf(run) : encoded[r].values());
+    if (!updates.empty()) {
+      places->emplace_back(reinterpret_cast<float*>(updates.data() + run.begin),
+                           run.end - run.begin);
+    }
   }
   void Decode(std::span<const std::size_t> refused) {
     for (std::size_t r = 0; r < encoded.size(); ++r) {
@@ -220,12 +228,15 @@ struct RowsToPull {
     }
   }
   // Those of runs that another one of their ids, in their order, was pulled for.
-  void TakeFrom(const RowsToPull& other, std::span<const std::size_t> refused) const {
+  void TakeFrom(const RowsToPull& other, std::span<const std::size_t> refused) {
     std::size_t i = 0;
     for (const std::size_t r : refused) {
       for (std::size_t to = runs[r].begin; to < runs[r].end; ++to, ++i) {
-        std::memcpy(rows.data() + to * dim, other.rows.data() + other.unique.place[i] * dim,
-                    dim * sizeof(float));
+        const std::size_t from = other.unique.place[i];
+        std::memcpy(rows.data() + to * dim, other.rows.data() + from * dim, dim * sizeof(float));
+        if (!updates.empty()) {
+          updates[to] = other.updates[from];
+        }
       }
     }
   }
@@ -238,8 +249,9 @@ struct RowsToPull {
   UniqueIds unique;
   std::vector<Run> runs;
   IdsOnTheWire ids;
-  const std::span<float> rows;       // [unique, dim]
-  std::vector<FloatBuffer> encoded;  // of each run, unless rows travel as they are
+  const std::span<float> rows;         // [unique, dim]
+  std::vector<std::uint32_t> updates;  // of each, where the table has that (late_rows.h)
+  std::vector<FloatBuffer> encoded;    // of each run, unless rows travel as they are
 };
 
 // One table's part of a push, which is borrowed while it travels.
@@ -247,15 +259,17 @@ struct RowsToPush {
   // `unique` in the order of their servers; who makes it fills in the rest, and calls Encode.
   // `add`: what is kept of the table's rounded gradients; null: nothing, or these have it.
   RowsToPush(int of, const TableSpec& spec, UniqueIds ids_of_it, const RowRoutes& routes,
-             RowResiduals* add)
+             RowResiduals* add, LateParts late_parts)
       : table(of),
         dim(static_cast<std::size_t>(spec.dim)),
         residuals(add),
-        bytes_per_id(sizeof(std::uint64_t) + sizeof(std::uint32_t) + dim * sizeof(float)),
+        bytes_per_id(sizeof(std::uint64_t) + sizeof(std::uint32_t) + dim * sizeof(float) +
+                     late_parts.PushBytes(TableSpec::Wire::kFloat32, dim, 1)),
         unique(std::move(ids_of_it)),
         runs(Route(unique, table, spec.buckets, routes, bytes_per_id)),
         ids(unique.ids),
-        counts(unique.ids.size(), 0) {
+        counts(unique.ids.size(), 0),
+        late(late_parts, unique.ids.size(), dim) {
     sums.Resize(unique.ids.size() * dim);
   }
 
@@ -286,6 +300,7 @@ struct RowsToPush {
         counts[u] = other.counts[from];
         std::ranges::copy(other.sums.values().subspan(from * dim, dim),
                           sums.values().subspan(u * dim, dim).begin());
+        late.Take(u, other.late, from, dim);
       }
     }
   }
@@ -326,7 +341,9 @@ struct RowsToPush {
   IdsOnTheWire ids;
   std::vector<std::uint32_t> counts;  // by id
   FloatBuffer sums;
+  LateRows late;
   std::vector<FloatBuffer> encoded;  // of each run
+  std::deque<FloatBuffer> encoded_late;
   // The counts of each run, as bytes up to a multiple of 4.
   std::uint32_t count_bytes = 4;
   std::vector<std::vector<std::uint32_t>> packed_counts;
@@ -362,7 +379,8 @@ class FrameRowClient final : public RowClient {
         sequences_(options.row_pushes),
         channels_(LineChannels(model, addresses_)),
         routes_(model.tables, model.servers),
-        feedback_(model),
+        feedback_(model, options.comes_again),
+        pulled_(model),
         buckets_(model, addresses_, channels_, options, routes_),
         link_(FrameLink::Make(
             LineNames(model, addresses_),
@@ -481,6 +499,7 @@ class FrameRowClient final : public RowClient {
   const std::vector<std::shared_ptr<grpc::Channel>> channels_;  // by line
   RowRoutes routes_;
   RowFeedback feedback_;
+  PulledRows pulled_;
   BucketClient buckets_;
   const std::unique_ptr<FrameLink> link_;
   std::uint64_t read_after_ = 0;
@@ -515,12 +534,15 @@ Status FrameRowClient::Pull(std::span<const Lookup> lookups, std::int64_t step) 
     Require(lookup.rows.size() == lookup.ids.size() * static_cast<std::size_t>(spec.dim),
             "room for a row of each id: " + spec.name);
     tables.emplace_back(lookup.table, spec, lookup.training, UniqueIds(lookup.ids), routes_,
-                        values_[i]);
+                        pulled_.PartsOf(lookup.table), values_[i]);
   }
   Patience patience(read_timeout_);
   COHORT_RETURN_IF_ERROR(PullAll(tables, step, patience));
   for (std::size_t i = 0; i < lookups.size(); ++i) {
     const RowsToPull& pulled = tables[i];
+    if (lookups[i].training || lookups[i].ahead) {
+      pulled_.Pulled(pulled.table, pulled.unique.ids, pulled.updates, pulled.rows);
+    }
     for (std::size_t j = 0; j < pulled.unique.place.size(); ++j) {
       std::memcpy(lookups[i].rows.data() + j * pulled.dim,
                   pulled.rows.data() + pulled.unique.place[j] * pulled.dim,
@@ -547,7 +569,8 @@ Status FrameRowClient::PullAll(std::deque<RowsToPull>& tables, std::int64_t step
         !ids.empty()) {
       again += ids.size();
       left.emplace_back(rows.table, SpecOf(rows.table), rows.training,
-                        UniqueIds::Of(std::move(ids)), routes_, memory.emplace_back());
+                        UniqueIds::Of(std::move(ids)), routes_, pulled_.PartsOf(rows.table),
+                        memory.emplace_back());
       of.push_back(t);
     }
   }
@@ -599,7 +622,7 @@ Status FrameRowClient::PullOnce(std::deque<RowsToPull>& tables, std::int64_t ste
     Places places;
     for (std::size_t i = frame->begin; !SaysMoved(header) && i < frame->end; ++i) {
       const RowPiece& piece = frames.pieces()[i];
-      places.push_back(tables[piece.table].PlaceOf(piece.run));
+      tables[piece.table].AddPlaces(piece.run, &places);
     }
     return places;
   };
@@ -639,6 +662,7 @@ void FrameRowClient::TakeOver(RowClient& before) {
   auto& from = static_cast<FrameRowClient&>(before);  // there is one kind
   if (from.number_ == number_) {
     feedback_ = std::move(from.feedback_);
+    pulled_ = std::move(from.pulled_);
     elected_ = from.elected_;  // a server that was mended may not have heard
   }
 }
@@ -646,8 +670,10 @@ void FrameRowClient::TakeOver(RowClient& before) {
 Status FrameRowClient::Push(std::span<const Gradients> gradients, std::int64_t step, double weight,
                             const Part* part) {
   feedback_.Begin(sequences_, part);
+  pulled_.Begin(sequences_);
   const Status status = PushAll(gradients, step, weight, part);
   feedback_.End(status);
+  pulled_.End(status.ok(), sequences_);
   return status;
 }
 
@@ -661,10 +687,11 @@ Status FrameRowClient::PushAll(std::span<const Gradients> gradients, std::int64_
             "as many gradients as ids: " + spec.name);
     // An id's residual is taken once, where a table comes twice as well.
     const auto number = static_cast<std::size_t>(of_table.table);
-    tables
-        .emplace_back(of_table.table, spec, UniqueIds(of_table.ids), routes_,
-                      seen[number] ? nullptr : feedback_.Of(of_table.table))
-        .Add(of_table.values);
+    RowsToPush& rows = tables.emplace_back(of_table.table, spec, UniqueIds(of_table.ids), routes_,
+                                           seen[number] ? nullptr : feedback_.Of(of_table.table),
+                                           pulled_.PartsOf(of_table.table));
+    rows.Add(of_table.values);
+    rows.late = pulled_.Fill(of_table.table, rows.unique.ids, rows.sums.values());
     seen[number] = true;
   }
   Patience patience(read_timeout_);
@@ -676,7 +703,7 @@ Status FrameRowClient::PushAll(std::span<const Gradients> gradients, std::int64_
       if (std::vector<std::uint64_t> ids = IdsOf(tables[t].unique, tables[t].runs, refused.runs[t]);
           !ids.empty()) {
         left.emplace_back(tables[t].table, SpecOf(tables[t].table), UniqueIds::Of(std::move(ids)),
-                          routes_, nullptr)
+                          routes_, nullptr, tables[t].late.parts)
             .TakeFrom(tables[t], refused.runs[t]);
       }
     }
@@ -721,6 +748,8 @@ Status FrameRowClient::PushOnce(std::deque<RowsToPush>& tables, std::int64_t ste
           rows.encoded.empty()
               ? rows.sums.values().subspan(run.begin * rows.dim, (run.end - run.begin) * rows.dim)
               : rows.encoded[r].values());
+      rows.late.AddTo(run.begin, run.end, SpecOf(rows.table).wire, rows.dim,
+                      rows.encoded_late.emplace_back(), &request.payload);
     }
   }
   if (part != nullptr) {

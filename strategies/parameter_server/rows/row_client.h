@@ -37,6 +37,10 @@ class RowClient {
     std::span<const std::uint64_t> ids;
     bool training = true;   // missing rows are made where the table says so, all are marked as used
     std::span<float> rows;  // [ids, dim]: the weights
+    // Gradients will be computed from these though `training` does not say so: from rows that may
+    // never be looked up. What a push says of its rows (late_rows.h) is what they were at the last
+    // of such pulls, or of those for training.
+    bool ahead = false;
   };
   // Of several tables in one exchange with the servers. On an error nothing is said about the rows.
   virtual Status Pull(std::span<const Lookup> lookups, std::int64_t step) = 0;

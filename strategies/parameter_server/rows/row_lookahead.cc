@@ -76,11 +76,11 @@ void RowLookahead::Fetch(RowClient& client, const Lookups& lookups, std::int64_t
     Rows& rows = rows_[i];
     rows.table = table;
     rows.ids.assign(ids.begin(), ids.end());
-    pull.push_back(
-        {.table = table,
-         .ids = rows.ids,
-         .training = evicts_[static_cast<std::size_t>(table)],
-         .rows = rows.values.Resize(ids.size() * dims_[static_cast<std::size_t>(table)])});
+    pull.push_back({.table = table,
+                    .ids = rows.ids,
+                    .training = evicts_[static_cast<std::size_t>(table)],
+                    .rows = rows.values.Resize(ids.size() * dims_[static_cast<std::size_t>(table)]),
+                    .ahead = true});
   }
   const Status status = client.Pull(pull, step);
   if (status.ok()) {

@@ -200,8 +200,8 @@ RowClient::Residuals RowResiduals::stats() const {
           .dropped = dropped_};
 }
 
-RowFeedback::RowFeedback(const ModelSpec& model)
-    : elects_(model.consistency.backup_workers > 0), copies_(model.copies) {
+RowFeedback::RowFeedback(const ModelSpec& model, bool comes_again)
+    : elects_(model.consistency.backup_workers > 0), comes_again_(comes_again || model.copies) {
   for (const TableSpec& table : model.tables) {
     const bool kept = table.wire_feedback > 0 && table.wire != TableSpec::Wire::kFloat32;
     tables_.push_back(kept ? std::make_unique<RowResiduals>(table) : nullptr);
@@ -223,7 +223,7 @@ void RowFeedback::Begin(std::span<const std::uint64_t> numbers, const RowClient:
 }
 
 void RowFeedback::End(const Status& status) {
-  open_ = status.ok() && (copies_ || part_.round > 0);
+  open_ = status.ok() && (comes_again_ || part_.round > 0);
   if (!open_) {
     Conclude(status.ok());
   }

@@ -100,11 +100,12 @@ class RowResiduals {
 };
 
 // The residuals of a process's tables, and which of its pushes count: those that succeed; of a
-// round, the last attempt; with backup workers, a part that is elected. One that is sent again, to
-// servers that have copies, is made of the same residuals as at first, so it is the same bytes.
+// round, the last attempt; with backup workers, a part that is elected. One that is sent again,
+// where that may be, is made of the same residuals as at first, so it is the same bytes.
 class RowFeedback {
  public:
-  explicit RowFeedback(const ModelSpec& model);
+  // `comes_again`: as ClientOptions has it; so it is where there are copies.
+  explicit RowFeedback(const ModelSpec& model, bool comes_again = false);
 
   // Null: the table has none.
   RowResiduals* Of(int table) const { return tables_[static_cast<std::size_t>(table)].get(); }
@@ -121,7 +122,7 @@ class RowFeedback {
   void Conclude(bool counts);
 
   bool elects_;
-  bool copies_;
+  bool comes_again_;
   bool any_ = false;
   std::vector<std::unique_ptr<RowResiduals>> tables_;
   bool open_ = false;  // a push that has ended may still come again, or not count

@@ -10,6 +10,7 @@
 
 #include "parameter_server/frames/row_codec.h"
 #include "parameter_server/frames/weight.h"
+#include "parameter_server/rows/late_rows.h"
 #include "parameter_server/rows/row_errors.h"
 #include "parameter_server/rows/row_frames.h"
 
@@ -100,10 +101,10 @@ Status RowStore::Declare(const std::vector<TableSpec>& tables, int servers,
   std::vector<std::unique_ptr<RowTable>> made;
   std::vector<std::unique_ptr<Tally>> tallies;
   for (const TableSpec& spec : tables) {
-    if (spec.dim > kMaxRowFloats) {
+    if (const std::int64_t most = LateParts::Of(spec).LongestRow(kMaxRowFloats); spec.dim > most) {
       return InvalidArgument("table \"" + spec.name + "\": a row of " + std::to_string(spec.dim) +
-                             " floats does not fit in a frame [at most " +
-                             std::to_string(kMaxRowFloats) + "]");
+                             " floats does not fit in a frame [at most " + std::to_string(most) +
+                             "]");
     }
     COHORT_RETURN_IF_ERROR(spec.Check());
     tallies.push_back(std::make_unique<Tally>(spec.name));
@@ -143,11 +144,8 @@ void RowStore::MakePlaces() {
   }
 }
 
-void RowStore::Stay(bool forget) {
+void RowStore::Stay() {
   Thaw();
-  if (forget) {
-    ledger_.Reset();
-  }
   const std::lock_guard lock(carriers_mutex_);
   carriers_.clear();
 }
@@ -295,11 +293,12 @@ Error RowStore::CheckBlocks(bool push, const FrameHeader& header, const PayloadR
     error = FindTable(block, &table);
     if (error.kind() == Error::NONE) {
       // At most 2^32 times 2^22 floats: no overflow.
+      const TableSpec& spec = table->spec();
+      const auto dim = static_cast<std::size_t>(spec.dim);
       const std::uint64_t bytes =
           IdBytes(block) +
-          (push ? CountBytes(block) + EncodedBytes(table->spec().wire,
-                                                   static_cast<std::size_t>(table->spec().dim),
-                                                   block.count())
+          (push ? CountBytes(block) + EncodedBytes(spec.wire, dim, block.count()) +
+                      LateParts::Of(table->rule()).PushBytes(spec.wire, dim, block.count())
                 : 0);
       error = CheckBlock(block, left, i + 1 == count, bytes, *table);
       left -= std::min(left, bytes);
@@ -346,7 +345,8 @@ Error RowStore::Plan(const FrameHeader& header, PayloadReader payload, Reading* 
   for (std::size_t i = 0; error.kind() == Error::NONE && i < tables.size(); ++i) {
     const RowBlock& block = BlockAt(header, i);
     training = training || block.training();
-    bytes += std::int64_t{block.count()} * tables[i]->spec().dim *
+    const int more = LateParts::Of(tables[i]->rule()).updates ? 1 : 0;
+    bytes += std::int64_t{block.count()} * (tables[i]->spec().dim + more) *
              static_cast<std::int64_t>(sizeof(float));
     if (bytes > kMaxPayloadBytes) {
       error =
@@ -377,7 +377,9 @@ Error RowStore::Plan(const FrameHeader& header, PayloadReader payload, Reading* 
 
 std::size_t RowStore::Reading::Block::floats() const {
   const TableSpec& spec = table->spec();
-  return EncodedBytes(spec.wire, static_cast<std::size_t>(spec.dim), ids.size()) / sizeof(float);
+  return (EncodedBytes(spec.wire, static_cast<std::size_t>(spec.dim), ids.size()) +
+          LateParts::Of(table->rule()).PullBytes(ids.size())) /
+         sizeof(float);
 }
 
 std::size_t RowStore::Reading::floats() const {
@@ -415,10 +417,15 @@ Status PullBlock(const RowStore::Reading::Block& block, std::span<float> to) {
   const auto dim = static_cast<std::size_t>(spec.dim);
   const bool encodes = spec.wire != TableSpec::Wire::kFloat32;
   std::vector<float> exact(encodes ? block.ids.size() * dim : 0);
+  std::vector<std::uint32_t> updates(LateParts::Of(block.table->rule()).updates ? block.ids.size()
+                                                                                : 0);
+  const std::span<float> behind = to.last(updates.size());
+  to = to.first(to.size() - updates.size());
   COHORT_RETURN_IF_ERROR(
       block.table->Pull(block.ids, block.step,
                         block.training ? RowTable::Purpose::kTraining : RowTable::Purpose::kReading,
-                        encodes ? std::span(exact) : to));
+                        encodes ? std::span(exact) : to, updates));
+  std::ranges::copy(std::as_bytes(std::span(updates)), std::as_writable_bytes(behind).begin());
   if (encodes) {
     if (const auto row = EncodeRows(spec.wire, dim, exact, std::as_writable_bytes(to));
         row.has_value()) {
@@ -538,6 +545,21 @@ Error RowStore::PushTo(std::span<RowTable* const> tables, const FrameHeader& hea
         .counts = update.counts,
         .scale = header.has_round() ? 1.0F : static_cast<float>(1.0 / header.weight()),
         .step = static_cast<std::int64_t>(block.step())};
+    const LateParts late = LateParts::Of(update.table->rule());
+    if (late.updates && header.has_round()) {
+      return MakeError(Error::BAD_FRAME, NameOf(*update.table) +
+                                             ": a part of a round, where gradients are to be " +
+                                             "single workers'");
+    }
+    if (late.updates) {
+      update.updates.resize(update.ids.size());
+      payload.Read(update.updates.data(), update.updates.size() * sizeof(std::uint32_t));
+      update.gradients.updates = update.updates;
+    }
+    if (late.pulled) {
+      update.gradients.pulled =
+          ReadRows(update.table->spec(), update.ids.size(), payload, update.pulled);
+    }
   }
   // One block alone is checked where it is applied.
   for (std::size_t i = 0; i < updates.size() && (header.has_round() || updates.size() > 1); ++i) {

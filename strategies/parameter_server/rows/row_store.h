@@ -61,9 +61,8 @@ class RowStore {
 
   // As Declare has left it, but for the clients that were retired. Nothing else may run.
   Status Reset();
-  // All stays but snapshots, what is known of dumps that are on their way, and, if `forget`, of
-  // clients' pushes: they begin to count anew.
-  void Stay(bool forget);
+  // All stays but snapshots, and what is known of dumps that are on their way.
+  void Stay();
   PushLedger& pushes() { return ledger_; }
   // Rounds that are not applied, for another server that gets the part (row_rounds.h).
   RowRounds& rounds() { return rounds_; }
@@ -102,7 +101,10 @@ class RowStore {
   // repetition gets the same answer.
   Error Push(const FrameHeader& header, PayloadReader payload, Moved* moved);
   // Clients, from `first` to `last`, that were given up: they make and change no row from now on.
-  void Retire(std::uint64_t first, std::uint64_t last) { ledger_.Retire(first, last); }
+  // False: a push of theirs is still being applied at the deadline; to be asked again.
+  bool Retire(std::uint64_t first, std::uint64_t last, Deadline deadline) {
+    return ledger_.Retire(first, last, deadline);
+  }
 
   // As RowTable's, of all tables, between two rounds; 0: none any more. Repeated, it does nothing.
   // `step`: the last one, at whose end rows went (RowTable::EvictWhenDue), also where no frame told
@@ -154,7 +156,9 @@ class RowStore {
     const BucketPlaces* places = nullptr;
     std::vector<std::uint64_t> ids;
     std::vector<std::uint32_t> counts;
-    std::vector<float> copy;  // of the values, unless they are used where they lie
+    std::vector<float> copy;             // of the values, unless they are used where they lie
+    std::vector<std::uint32_t> updates;  // as they travel beside these (late_rows.h)
+    std::vector<float> pulled;           // as `copy`
     RowTable::Gradients gradients;
   };
 

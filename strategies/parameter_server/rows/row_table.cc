@@ -357,7 +357,9 @@ bool RowTable::Admit(Bucket& bucket, std::uint64_t hash, std::uint64_t id, std::
 }
 
 Status RowTable::Pull(std::span<const std::uint64_t> ids, std::int64_t step, Purpose purpose,
-                      std::span<float> rows) {
+                      std::span<float> rows, std::span<std::uint32_t> updates) {
+  Require(updates.empty() || updates.size() == ids.size(), "as many counts of updates as ids");
+  std::ranges::fill(updates, kNoRow);
   COHORT_RETURN_IF_ERROR(CheckCall("pull", ids.size(), step, rows.size(), "floats of room"));
   const auto now = static_cast<std::uint32_t>(step);
   const bool training = purpose == Purpose::kTraining;
@@ -400,6 +402,9 @@ Status RowTable::Pull(std::span<const std::uint64_t> ids, std::int64_t step, Pur
           }
         }
         std::memcpy(to.data(), record + sizeof(RowHeader), dim_ * sizeof(float));
+        if (!updates.empty()) {
+          updates[part[i].position] = HeaderOf(record).updates;
+        }
         if (training && HeaderOf(record).last_step < now) {
           if (lookup.record != nullptr) {
             group.Change(i);
@@ -482,6 +487,13 @@ Status RowTable::Check(const Gradients& gradients) const {
         "table \"" + spec_.name + "\": a count of 0 for id " +
         std::to_string(ids[static_cast<std::size_t>(zero - gradients.counts.begin())]));
   }
+  if ((!gradients.updates.empty() && gradients.updates.size() != ids.size()) ||
+      (!gradients.pulled.empty() && gradients.pulled.size() != gradients.values.size())) {
+    return InvalidArgument("table \"" + spec_.name + "\": gradients of " +
+                           std::to_string(ids.size()) + " ids with " +
+                           std::to_string(gradients.updates.size()) + " counts of updates and " +
+                           std::to_string(gradients.pulled.size()) + " floats of rows");
+  }
   if (!std::isfinite(gradients.scale)) {
     return InvalidArgument("table \"" + spec_.name + "\": the scale of gradients is not finite");
   }
@@ -556,6 +568,14 @@ Status RowTable::Apply(const Gradients& gradients) {
         }
         RowHeader& header = HeaderOf(record);
         Use(header, now);
+        const std::uint32_t had =
+            gradients.updates.empty() ? kNoRow : gradients.updates[same[0].position];
+        const std::uint32_t staleness = header.updates > had ? header.updates - had : 0;
+        std::span<const float> pulled;
+        if (staleness > 0 && !gradients.pulled.empty()) {
+          pulled = gradients.pulled.subspan(same[0].position * dim_, dim_);
+          pulled = AllFinite(pulled) ? pulled : std::span<const float>();
+        }
         header.updates = AddSaturated(header.updates, 1);
         rule_->Apply({.weights = Weights(record),
                       .slots = Slots(record),
@@ -566,7 +586,10 @@ Status RowTable::Apply(const Gradients& gradients) {
                       .step = gradients.step,
                       .bias_step = spec_.bias_scope == TableSpec::BiasScope::kRow
                                        ? std::int64_t{header.updates}
-                                       : gradients.step});
+                                   : gradients.bias_step > 0 ? gradients.bias_step
+                                                             : gradients.step,
+                      .pulled = pulled,
+                      .staleness = staleness});
         ++bucket.updates;
       }
       group.Finish(now, entries.subspan(at));

@@ -37,6 +37,9 @@
 
 namespace cohort::ps {
 
+// Of updates: of a row that there is not, or of which nobody knows how many it has had.
+inline constexpr std::uint32_t kNoRow = 0xFFFFFFFF;
+
 struct TableStats {
   std::uint64_t rows = 0;
   std::uint64_t candidates = 0;  // ids that are counted, and not admitted yet
@@ -72,6 +75,7 @@ class RowTable {
   RowTable& operator=(const RowTable&) = delete;
 
   const TableSpec& spec() const { return spec_; }
+  const RowOptimizer& rule() const { return *rule_; }
   BucketRange range() const { return range_; }
 
   // kTraining makes missing rows where the table says so, and marks all as used; kReading changes
@@ -79,9 +83,10 @@ class RowTable {
   enum class Purpose { kTraining, kReading };
   // The weights of `ids`, repeated ones as well, into `rows`: [ids, dim]. InvalidArgument: a
   // length, the step, an id of another server; NotFound names the first id without a row under
-  // kError. ResourceExhausted: a bucket or the memory is full; rows may have been made.
+  // kError. ResourceExhausted: a bucket or the memory is full; rows may have been made. `updates`:
+  // how many each row has had goes there, kNoRow where there is none; [ids], or empty.
   Status Pull(std::span<const std::uint64_t> ids, std::int64_t step, Purpose purpose,
-              std::span<float> rows);
+              std::span<float> rows, std::span<std::uint32_t> updates = {});
 
   struct Gradients {
     std::span<const std::uint64_t> ids;
@@ -89,6 +94,13 @@ class RowTable {
     std::span<const std::uint32_t> counts{};  // occurrences behind each gradient; empty: 1 each
     float scale = 1.0F;                       // 1/weight of the batch
     std::int64_t step = 1;
+    std::int64_t bias_step = 0;  // of BiasScope::kTable; 0: step
+    // What rows were that the gradients were computed from, for an optimizer that asks for it: the
+    // updates that each had had, kNoRow where that is not known; and what it was, [ids, dim]. Or
+    // empty. A row that has had fewer since was evicted and made anew: its gradient is applied as
+    // if it were computed from what there is. Of ids that are repeated, that of the first.
+    std::span<const std::uint32_t> updates{};
+    std::span<const float> pulled{};
   };
   // Updates the rows. Errors as Pull; and InvalidArgument for a count of 0, or (under kReject) for
   // a gradient that is not finite, naming its id. After ResourceExhausted some rows are updated.

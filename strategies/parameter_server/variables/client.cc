@@ -21,10 +21,15 @@ namespace {
 
 constexpr std::chrono::milliseconds kControlTimeout{5'000};  // one try of a control call
 constexpr std::chrono::milliseconds kLocateTimeout{1'000};
+constexpr std::chrono::milliseconds kAskAgain{5};
 
 // Does its value not travel as float32?
 bool IsEncoded(const Chunk& chunk, DType wire) {
   return chunk.trainable && wire != DType::kFloat32;
+}
+
+bool Fits(const Chunk& chunk, std::span<const float> arena) {
+  return static_cast<std::size_t>(chunk.offset + chunk.elements) <= arena.size();
 }
 
 template <typename Float>
@@ -42,6 +47,7 @@ FrameClient::FrameClient(ModelSpec spec, std::vector<std::string> addresses, Cli
       chunks_(MakeChunks(spec_)),
       names_(LineNames(spec_, addresses)),
       addresses_(std::move(addresses)),
+      carries_(CarriesBase(spec_)),
       versions_(chunks_.size(), 0),
       sequences_(options_.pushes),
       arrivals_(names_.size()),
@@ -94,6 +100,7 @@ Status FrameClient::Declare() {
   request.set_partitioner(spec_.partitioner.ToString());
   request.set_protocol(kProtocol);
   request.set_copies(spec_.copies);
+  request.set_counts_steps(spec_.counts_steps);
   request.set_servers(static_cast<std::uint32_t>(spec_.servers));
   request.set_sender(options_.task);
   request.set_epoch(options_.epoch);
@@ -189,7 +196,7 @@ ReplyHandler FrameClient::Into(std::span<float> values, std::span<const std::spa
     Places places;
     for (int i = 0; i < header.chunks_size(); ++i) {
       const std::size_t c = header.chunks(i);
-      if (c >= chunks_.size() || i >= header.versions_size() || values.empty()) {
+      if (c >= chunks_.size() || i >= header.versions_size() || !Fits(chunks_[c], values)) {
         return Internal(names_[static_cast<std::size_t>(server)] + ": a reply with chunk " +
                         std::to_string(c) + " of " + std::to_string(chunks_.size()));
       }
@@ -384,6 +391,9 @@ void FrameClient::TakeOver(Client& before) {
   if (spec_.consistency.synchronous()) {
     versions_ = std::move(from.versions_);
   }
+  base_after_ = std::move(from.base_after_);
+  base_versions_ = std::move(from.base_versions_);
+  base_ = std::move(from.base_);
   residuals_ = std::move(from.residuals_);
   part_ = from.part_;
   unclipped_ = from.unclipped_;
@@ -445,9 +455,25 @@ Result<std::span<const float>> FrameClient::Encode(const Gradient& gradient, std
   return std::span<const float>(to);
 }
 
-Status FrameClient::Push(const Gradient& gradient, std::span<float> values) {
+void FrameClient::KeepBase(std::span<const float> values) {
+  if (!spec_.copies || spec_.consistency.synchronous()) {
+    return;
+  }
+  Require(!carries_ || !values.empty(),
+          "with copies and delay_compensation a push needs the values it was computed from");
+  base_after_ = sequences_;
+  base_versions_ = versions_;
+  if (carries_) {  // replies will be written to where they are
+    base_.assign(values.begin(), values.end());
+  }
+}
+
+Status FrameClient::Push(const Gradient& gradient, std::optional<std::span<float>> values) {
   const bool empty = gradient.round.has_value() && gradient.weight == 0;
   const bool bounded = spec_.consistency.bounded();
+  if (base_after_ != sequences_) {
+    KeepBase(values.value_or(std::span<float>()));
+  }
   if (bounded) {
     COHORT_RETURN_IF_ERROR(EnterClock());
   }
@@ -458,17 +484,19 @@ Status FrameClient::Push(const Gradient& gradient, std::span<float> values) {
   if (gradient.round.has_value()) {
     BeginPart(*gradient.round, empty);
   }
+  const std::vector<std::uint64_t>& base =
+      spec_.copies && !spec_.consistency.synchronous() ? base_versions_ : versions_;
   std::vector<FrameRequest> requests;
   for (int s = 0; s < spec_.servers; ++s) {
     const std::size_t before = requests.size();
-    for (const std::vector<int>& frame : PackFrames(chunks_, s, kFrameBytes)) {
+    for (const std::vector<int>& frame : PackFrames(chunks_, s, kFrameBytes, carries_ ? 2 : 1)) {
       FrameRequest& request =
           requests.emplace_back(FrameRequest{s, FrameMethod::kPush, Header(), {}});
       FrameHeader& header = request.header;
       header.set_sequence(++sequences_[static_cast<std::size_t>(s)]);
       header.set_weight(gradient.weight);
       header.set_clip(gradient.clip == 1 ? 0 : gradient.clip);
-      header.set_pull(!values.empty() && !bounded);
+      header.set_pull(values.has_value() && !bounded);
       header.set_wire(WireNumber(options_.wire.push));
       header.set_pull_wire(WireNumber(options_.wire.pull));
       if (spec_.copies && gradient.commit.round() != 0) {
@@ -479,11 +507,15 @@ Status FrameClient::Push(const Gradient& gradient, std::span<float> values) {
       }
       for (const int c : frame) {
         header.add_chunks(static_cast<std::uint32_t>(c));
-        header.add_versions(versions_[static_cast<std::size_t>(c)]);
+        header.add_versions(base[static_cast<std::size_t>(c)]);
         if (!empty) {
           COHORT_ASSIGN_OR_RETURN(const std::span<const float> bytes,
                                   Encode(gradient, static_cast<std::size_t>(c), header.sequence()));
           request.payload.push_back(bytes);
+        }
+        const Chunk& chunk = chunks_[static_cast<std::size_t>(c)];
+        if (carries_ && chunk.trainable) {
+          request.payload.push_back(Of(chunk, std::span<const float>(base_)));
         }
       }
     }
@@ -492,11 +524,12 @@ Status FrameClient::Push(const Gradient& gradient, std::span<float> values) {
       requests.back().header.set_advance(true);
       requests.back().header.set_sender(options_.task);
       requests.back().header.set_clock(clock);
-      if (!values.empty()) {
+      if (values.has_value()) {
         FrameHeader header = Header();
         header.set_bounded(true);
         header.set_sender(options_.task);
         header.set_clock(clock);
+        header.set_sequence(sequences_[static_cast<std::size_t>(s)]);
         AddPulls(s, /*everything=*/false, header, &requests);
       }
     }
@@ -504,7 +537,7 @@ Status FrameClient::Push(const Gradient& gradient, std::span<float> values) {
   if (spec_.copies) {
     AddCopies(spec_.servers, &requests);
   }
-  COHORT_RETURN_IF_ERROR(link_->Run(requests, Into(values, {})));
+  COHORT_RETURN_IF_ERROR(link_->Run(requests, Into(values.value_or(std::span<float>()), {})));
   clock_ = bounded ? clock : clock_;
   return {};
 }
@@ -611,9 +644,20 @@ Status FrameClient::Retire(std::uint64_t client) {
   Status first;
   for (std::size_t s = 0; s < control_.size(); ++s) {
     RetireReply reply;
-    const Status status = Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
-      return stub.Retire(context, request, &reply);
-    });
+    Status status;
+    // What the worker had sent last is applied in a moment, as a rule.
+    const Deadline give_up = DeadlineAfter(options_.peer_timeout);
+    for (;;) {
+      reply.Clear();
+      status = Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
+        return stub.Retire(context, request, &reply);
+      });
+      if (!status.ok() || reply.error().kind() != Error::NOT_YET ||
+          std::chrono::steady_clock::now() >= give_up) {
+        break;
+      }
+      std::this_thread::sleep_for(kAskAgain);
+    }
     if (first.ok()) {
       first = status.ok() ? Taken(reply, s) : status;
     }

@@ -41,6 +41,8 @@ struct ClientOptions {
   FrameTransport transport = FrameTransport::kAuto;
   // Of Client: gradients that lie there are not copied on the way to servers of this host.
   std::shared_ptr<FrameMemory> memory;
+  // A push may come again from the client after this one (TakeOver), also one that has succeeded.
+  bool comes_again = false;
   // Where pushes go on being numbered, by server; empty: at 1. Of Client, and of RowClient.
   std::vector<std::uint64_t> pushes;
   std::vector<std::uint64_t> row_pushes;
@@ -53,7 +55,7 @@ struct Gradient {
   double weight = 1;           // what the gradient is divided by; under rounds, of this part
   double clip = 1;             // and multiplied by; asynchronous only
   std::optional<Round> round;  // synchronous application only
-  Commit commit;               // with backup workers: of the round before; 0: of none
+  Commit commit;               // where servers elect: of the round before; 0: of none
 };
 
 class Client {
@@ -89,8 +91,8 @@ class Client {
   virtual Status CopyPushes(int server, Mend which) = 0;
   // Brings the chunks that are newer than this client's last copy; or all of them.
   virtual Status Pull(std::span<float> values, bool everything) = 0;
-  // The same for a worker's step: under bounded staleness when they are fresh (clock_table.h), with
-  // backup workers after `commit` has been applied.
+  // The same for a worker's step: under bounded staleness when they are fresh (clock_table.h),
+  // where servers elect (ModelSpec::elects) after `commit` has been applied.
   virtual Status PullForStep(std::span<float> values, const Commit& commit) = 0;
   virtual Status PullState(std::span<float> values, std::span<const std::span<float>> slots) = 0;
   // Between two updates: has all servers keep what they have now, under this number, which is not
@@ -99,10 +101,15 @@ class Client {
   virtual Result<std::uint64_t> Freeze(std::uint64_t snapshot) = 0;
   // The bytes that servers had to copy for that.
   virtual Result<std::uint64_t> Thaw() = 0;
-  // Sends a gradient computed from this client's last copy. `values`, unless empty, gets what the
-  // servers have afterwards; under bounded staleness, when that is fresh. On an error some servers
-  // may have applied their part.
-  virtual Status Push(const Gradient& gradient, std::span<float> values) = 0;
+  // Sends a gradient computed from this client's last copy. `values`, where given, gets what the
+  // servers have afterwards; under bounded staleness, when that is fresh. (A model of tables alone
+  // has none, and yet a version.) On an error some servers may have applied their part.
+  virtual Status Push(const Gradient& gradient, std::optional<std::span<float>> values) = 0;
+  // Where there are copies, asynchronously: the next push is of a gradient that was computed from
+  // these, this client's last copy, which may be another by then. One that is sent again under the
+  // same numbers is of the same, also by a client that takes over. Push says it of its `values`
+  // itself, where nobody has.
+  virtual void KeepBase(std::span<const float> values) = 0;
   // The numbers of the last pushes, by server; a client of the same process that goes on from
   // them sends what comes after.
   virtual std::vector<std::uint64_t> pushes() const = 0;

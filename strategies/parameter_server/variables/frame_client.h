@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -45,7 +46,8 @@ class FrameClient final : public Client {
   Status PullState(std::span<float> values, std::span<const std::span<float>> slots) override;
   Result<std::uint64_t> Freeze(std::uint64_t snapshot) override;
   Result<std::uint64_t> Thaw() override;
-  Status Push(const Gradient& gradient, std::span<float> values) override;
+  Status Push(const Gradient& gradient, std::optional<std::span<float>> values) override;
+  void KeepBase(std::span<const float> values) override;
   Status PullForStep(std::span<float> values, const Commit& commit) override;
   Status Settle(std::uint64_t round, const Commit& commit, double clip_norm) override;
   std::vector<std::uint64_t> pushes() const override { return sequences_; }
@@ -105,7 +107,13 @@ class FrameClient final : public Client {
   const std::vector<Chunk> chunks_;
   const std::vector<std::string> names_;
   const std::vector<std::string> addresses_;
+  const bool carries_;                   // pushes carry the values that they were computed from
   std::vector<std::uint64_t> versions_;  // of this client's copy
+  // Where there are copies: what the push after these numbers was computed from, so that it is the
+  // same when it is sent again.
+  std::vector<std::uint64_t> base_after_;
+  std::vector<std::uint64_t> base_versions_;
+  std::vector<float> base_;  // as the arena, where pushes carry it
   std::vector<std::uint64_t> sequences_;
   std::uint64_t staleness_ = 0;
   bool late_ = false;

@@ -39,7 +39,8 @@ Status ParameterStore::Declare(const ModelSpec& spec, const std::string& who) {
   COHORT_RETURN_IF_ERROR(CheckServerSide(*optimizer_, spec.consistency));
   server_side_ = ServerSideOptimizer::Of(*optimizer_);
   rounds_ = spec.consistency.synchronous();
-  elects_ = rounds_ && spec.consistency.backup_workers > 0;
+  elects_ = spec.elects();
+  carries_ = CarriesBase(spec);
   clips_ = rounds_ && optimizer_->global_clip_norm() > 0;
   if (spec.consistency.bounded()) {
     clocks_ = std::make_unique<ClockTable>(spec.consistency.staleness);
@@ -69,17 +70,8 @@ Status ParameterStore::Declare(const ModelSpec& spec, const std::string& who) {
   return {};
 }
 
-std::uint64_t ParameterStore::Stay(bool forget) {
+std::uint64_t ParameterStore::Stay() {
   Thaw();
-  for (const auto& block : blocks_) {
-    if (forget && block != nullptr) {
-      const std::lock_guard lock(block->mutex);
-      block->pulled.clear();
-    }
-  }
-  if (forget) {
-    ledger_.Reset();
-  }
   const std::uint64_t version = LeastVersion();
   return version == std::numeric_limits<std::uint64_t>::max() ? 0 : version;
 }
@@ -122,8 +114,13 @@ ParameterStore::Block* ParameterStore::Find(std::uint32_t chunk) const {
 
 std::string ParameterStore::NameOf(int chunk) const {
   const Block* block = Find(static_cast<std::uint32_t>(chunk));
-  return block == nullptr ? "?"
-                          : spec_.parameters[static_cast<std::size_t>(block->chunk.parameter)].name;
+  return block == nullptr ? "?" : NameOf(*block);
+}
+
+std::string ParameterStore::NameOf(const Block& block) const {
+  const int parameter = block.chunk.parameter;
+  return parameter == kNoParameter ? "the count of steps of ps:" + std::to_string(server_)
+                                   : spec_.parameters[static_cast<std::size_t>(parameter)].name;
 }
 
 Error ParameterStore::Assign(const FrameHeader& header, PayloadReader payload) {
@@ -235,6 +232,12 @@ Error ParameterStore::Admit(const FrameHeader& header, Deadline deadline) {
   if (clocks_ == nullptr) {
     return MakeError(Error::BAD_FRAME, "a bounded read where staleness is not bounded");
   }
+  // A push that another connection had begun is asked for again, perhaps behind this read: until it
+  // is applied, nobody may take its step for made, the worker itself least of all.
+  if (header.sequence() != 0 &&
+      !ledger_.AwaitApplied(header.client(), header.sequence(), deadline)) {
+    return MakeError(Error::NOT_YET, "the push before this read is not applied yet");
+  }
   if (ledger_.retired(header.client())) {
     return RefusalOf(PushLedger::Claimed::kFenced);
   }
@@ -280,10 +283,10 @@ void ParameterStore::Pause(const FrameHeader& header) {
   }
 }
 
-void ParameterStore::Retire(std::uint64_t first, std::uint64_t last) {
-  ledger_.Retire(first, last);
+bool ParameterStore::Retire(std::uint64_t first, std::uint64_t last, Deadline deadline) {
+  const bool over = ledger_.Retire(first, last, deadline);
   if (!declared_.load(std::memory_order_acquire)) {
-    return;
+    return over;
   }
   if (clocks_ != nullptr) {
     clocks_->Retire(first, last);
@@ -294,6 +297,7 @@ void ParameterStore::Retire(std::uint64_t first, std::uint64_t last) {
       block->pulled.erase(block->pulled.lower_bound(first), block->pulled.upper_bound(last));
     }
   }
+  return over;
 }
 
 std::uint64_t ParameterStore::ApplyAsynchronous(Block& block, const FrameHeader& header,
@@ -301,12 +305,22 @@ std::uint64_t ParameterStore::ApplyAsynchronous(Block& block, const FrameHeader&
   Keep(block);
   const std::uint64_t staleness = block.version > base ? block.version - base : 0;
   if (block.chunk.trainable) {
-    const auto pulled = block.pulled.find(header.client());
-    const bool known =
-        staleness > 0 && pulled != block.pulled.end() && pulled->second.version == base;
-    Update(block, payload, ScaleOf(header.weight(), header.clip() == 0 ? 1 : header.clip()),
-           known ? std::span<const float>(pulled->second.values) : std::span<const float>(),
+    std::span<const float> values;
+    if (const auto pulled = block.pulled.find(header.client());
+        staleness > 0 && pulled != block.pulled.end() && pulled->second.version == base) {
+      values = pulled->second.values;
+    }
+    if (carries_ && staleness > 0) {
+      thread_local std::vector<float> carried;  // grows to the longest chunk
+      carried.resize(block.value.size());
+      PayloadReader behind = payload;
+      behind.Skip(block.value.size() * sizeof(float));
+      ReadFloats(behind, carried);
+      values = carried;
+    }
+    Update(block, payload, ScaleOf(header.weight(), header.clip() == 0 ? 1 : header.clip()), values,
            staleness);
+    payload.Skip(BaseFloats(block) * sizeof(float));
   } else {
     // What is not trained moves by the difference that the worker's step made.
     std::size_t done = 0;
@@ -357,10 +371,9 @@ Status ParameterStore::Apply(Block& block, const Commit& commit) {
   }
   const std::optional<std::uint64_t> late = block.round.Elect(commit, block.version);
   if (!late.has_value()) {
-    return FailedPrecondition(
-        "the parts of round " + std::to_string(commit.round()) + " of " +
-        spec_.parameters[static_cast<std::size_t>(block.chunk.parameter)].name +
-        " are not there, it is at version " + std::to_string(block.version));
+    return FailedPrecondition("the parts of round " + std::to_string(commit.round()) + " of " +
+                              NameOf(block) + " are not there, it is at version " +
+                              std::to_string(block.version));
   }
   Complete(block);
   const std::lock_guard lock(stats_mutex_);
@@ -499,7 +512,7 @@ bool ParameterStore::Copy(Reading& reading, bool slots, std::span<float> to, DTy
   if (encoded && !EncodeValues(wire, value, to)) {
     return false;
   }
-  if (client != 0 && reading.snapshot == 0 && compensates() && block.chunk.trainable &&
+  if (client != 0 && reading.snapshot == 0 && compensates() && !carries_ && block.chunk.trainable &&
       !ledger_.retired(client)) {
     Pulled& pulled = block.pulled[client];
     pulled.version = reading.version;

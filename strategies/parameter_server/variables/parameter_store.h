@@ -50,6 +50,10 @@ struct StoreStats {
 
 // InvalidArgument: an option of the server side that needs single pushes, where there are rounds.
 Status CheckServerSide(const Optimizer& optimizer, const Consistency& consistency);
+// Do pushes carry the values that they were computed from? Behind each trainable chunk's gradient,
+// as float32: where gradients are compensated and another server has a copy, which nobody pulls
+// from. There no server keeps what it gave.
+bool CarriesBase(const ModelSpec& spec);
 
 class ParameterStore {
  public:
@@ -62,9 +66,8 @@ class ParameterStore {
   // As Declare has left it, but for the clients that were retired. Returns the least version that
   // the chunks had. Nothing else may run.
   std::uint64_t Reset();
-  // All stays but snapshots, and, if `forget`, what is known of clients' pushes: they begin to
-  // count anew. The same return, and rule.
-  std::uint64_t Stay(bool forget);
+  // All stays but snapshots. The same return, and rule.
+  std::uint64_t Stay();
   PushLedger& pushes() { return ledger_; }
   // For another server that gets the part: what is known of workers' clocks, and that it is what
   // another store knew. So it is with rounds, all but what their parts hold; and with that.
@@ -91,9 +94,12 @@ class ParameterStore {
   Error Admit(const FrameHeader& header, Deadline deadline);
   std::uint64_t Enter(const FrameHeader& header);
   void Pause(const FrameHeader& header);
-  // Nothing more of the clients from `first` to `last` is taken: FENCED.
-  void Retire(std::uint64_t first, std::uint64_t last);
-  void Retire(std::uint64_t client) { Retire(client, client); }
+  // Nothing more of the clients from `first` to `last` is taken: FENCED. False: a push of theirs is
+  // still being applied at the deadline; to be asked again.
+  bool Retire(std::uint64_t first, std::uint64_t last, Deadline deadline);
+  bool Retire(std::uint64_t client, Deadline deadline = DeadlineAfter(PushLedger::kPatience)) {
+    return Retire(client, client, deadline);
+  }
 
   // Under synchronous application with clipping a round that is complete waits for its factor.
   // FailedPrecondition: not all parts are there, or the rounds are others.
@@ -182,7 +188,12 @@ class ParameterStore {
   bool compensates() const {
     return server_side_ != nullptr && server_side_->options().delay_compensation > 0;
   }
+  // Of a chunk's values behind its gradient in a push.
+  std::size_t BaseFloats(const Block& block) const {
+    return carries_ && block.chunk.trainable ? block.value.size() : 0;
+  }
   Block* Find(std::uint32_t chunk) const;
+  std::string NameOf(const Block& block) const;
 
   const int server_;
   mutable std::mutex declare_mutex_;
@@ -192,6 +203,7 @@ class ParameterStore {
   std::unique_ptr<Optimizer> optimizer_;
   const ServerSideOptimizer* server_side_ = nullptr;  // optimizer_, if it has such options
   bool rounds_ = false;                               // synchronous
+  bool carries_ = false;                              // CarriesBase
   bool elects_ = false;                         // a round is applied when a commit names its parts
   bool clips_ = false;                          // rounds wait for a factor
   std::unique_ptr<ClockTable> clocks_;          // under bounded staleness

@@ -38,6 +38,16 @@ Status CheckServerSide(const Optimizer& optimizer, const Consistency& consistenc
                                                     : "a round's gradients are not stale]"));
 }
 
+bool CarriesBase(const ModelSpec& spec) {
+  if (!spec.copies || spec.consistency.synchronous()) {
+    return false;
+  }
+  const auto optimizer = MakeOptimizer(spec.optimizer);
+  const ServerSideOptimizer* const server_side =
+      optimizer.ok() ? ServerSideOptimizer::Of(**optimizer) : nullptr;
+  return server_side != nullptr && server_side->options().delay_compensation > 0;
+}
+
 Error ParameterStore::Check(const FrameHeader& header) const {
   if (!declared_.load(std::memory_order_acquire)) {
     return MakeError(Error::NOT_READY, "no model has been declared");
@@ -106,7 +116,7 @@ Error ParameterStore::CheckPush(const FrameHeader& header, const PayloadReader& 
     if (empty) {
       continue;
     }
-    const std::size_t bytes = block.value.size() * sizeof(float);
+    const std::size_t bytes = (block.value.size() + BaseFloats(block)) * sizeof(float);
     if (left < bytes) {
       return MakeError(Error::BAD_FRAME, NameOf(static_cast<int>(chunk)) + ": " +
                                              std::to_string(left) + " bytes left of the payload, " +
@@ -118,6 +128,11 @@ Error ParameterStore::CheckPush(const FrameHeader& header, const PayloadReader& 
                        "the gradient of " + NameOf(static_cast<int>(chunk)) +
                            " holds NaN or infinity [lower the learning rate, or look for a "
                            "division by zero in the loss]");
+    }
+    if (!AllFinite(reader, BaseFloats(block))) {
+      return MakeError(Error::NOT_FINITE, "the values of " + NameOf(static_cast<int>(chunk)) +
+                                              " that a gradient was computed from hold NaN or "
+                                              "infinity [lower the learning rate]");
     }
   }
   if (!empty && left > 0) {
@@ -152,6 +167,13 @@ Error ParameterStore::Decode(const FrameHeader& header, PayloadReader* payload) 
                                              std::to_string(from.size_bytes()) + " needed");
     }
     DecodeValues(of_chunk, from, floats.Append(block.value.size()));
+    const std::span<float> base = floats.Append(BaseFloats(block));
+    if (!payload->Read(base.data(), base.size_bytes())) {
+      return MakeError(Error::BAD_FRAME, NameOf(static_cast<int>(c)) + ": " +
+                                             std::to_string(payload->remaining()) +
+                                             " bytes left of the payload, " +
+                                             std::to_string(base.size_bytes()) + " needed");
+    }
   }
   if (payload->remaining() > 0) {
     return MakeError(Error::BAD_FRAME, std::to_string(payload->remaining()) +
@@ -164,10 +186,9 @@ Error ParameterStore::Decode(const FrameHeader& header, PayloadReader* payload) 
 Status ParameterStore::CheckRound(const Block& block, std::uint64_t round) const {
   return block.round.Completed(round, block.version)
              ? OkStatus()
-             : FailedPrecondition(
-                   "round " + std::to_string(round) + " is not complete: " +
-                   spec_.parameters[static_cast<std::size_t>(block.chunk.parameter)].name +
-                   " is at version " + std::to_string(block.version));
+             : FailedPrecondition("round " + std::to_string(round) +
+                                  " is not complete: " + NameOf(block) + " is at version " +
+                                  std::to_string(block.version));
 }
 
 }  // namespace cohort::ps

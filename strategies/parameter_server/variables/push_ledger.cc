@@ -40,14 +40,21 @@ PushLedger::Claimed PushLedger::Claim(std::uint64_t client, std::uint64_t sequen
   }
 }
 
+void PushLedger::Applied(std::uint64_t client, std::uint64_t sequence) {
+  const auto record = clients_.find(client);
+  std::erase(record->second.applying, sequence);
+  if (record->second.applying.empty() && retired_.contains(client)) {
+    clients_.erase(record);  // Retire may not have waited for it
+  }
+}
+
 void PushLedger::Finish(std::uint64_t client, std::uint64_t sequence, bool applied) {
   {
     const std::lock_guard lock(mutex_);
-    Client& record = clients_.at(client);  // not retired, or forgotten, before this
-    std::erase(record.applying, sequence);
     if (!applied) {
-      record.window.Forget(sequence);
+      clients_.at(client).window.Forget(sequence);  // not forgotten before this
     }
+    Applied(client, sequence);
   }
   finished_.notify_all();
 }
@@ -60,7 +67,7 @@ void PushLedger::FinishElsewhere(std::uint64_t client, std::uint64_t sequence) {
       return other + SequenceWindow::kSize <= sequence;
     });
     record.elsewhere.insert(sequence);
-    std::erase(record.applying, sequence);
+    Applied(client, sequence);
   }
   finished_.notify_all();
 }
@@ -73,7 +80,7 @@ void PushLedger::FinishFailed(std::uint64_t client, std::uint64_t sequence, cons
       return other.first + SequenceWindow::kSize <= sequence;
     });
     record.failed.emplace(sequence, answer);
-    std::erase(record.applying, sequence);
+    Applied(client, sequence);
   }
   finished_.notify_all();
 }
@@ -88,14 +95,37 @@ Error PushLedger::AnswerTo(std::uint64_t client, std::uint64_t sequence) const {
   return failed == record->second.failed.end() ? Error() : failed->second;
 }
 
-void PushLedger::Retire(std::uint64_t first, std::uint64_t last) {
+bool PushLedger::AwaitApplied(std::uint64_t client, std::uint64_t sequence, Deadline deadline) {
+  std::unique_lock lock(mutex_);
+  for (bool in_time = true;;
+       in_time = finished_.wait_until(lock, deadline) != std::cv_status::timeout) {
+    if (retired_.contains(client)) {
+      return true;
+    }
+    const auto record = clients_.find(client);
+    if (record == clients_.end() || !record->second.window.Has(sequence)) {
+      return false;
+    }
+    const std::vector<std::uint64_t>& applying = record->second.applying;
+    if (std::ranges::find(applying, sequence) == applying.end()) {
+      return true;
+    }
+    if (!in_time) {
+      return false;
+    }
+  }
+}
+
+bool PushLedger::Retire(std::uint64_t first, std::uint64_t last, Deadline deadline) {
   std::unique_lock lock(mutex_);
   retired_.Add(first, last);
-  const auto idle = [](const auto& client) { return client.second.applying.empty(); };
-  finished_.wait(lock, [&] {
-    return std::all_of(clients_.lower_bound(first), clients_.upper_bound(last), idle);
+  // Those that wait for a push of theirs are to hear of it.
+  finished_.notify_all();
+  std::erase_if(clients_, [&](const auto& client) {
+    return client.first >= first && client.first <= last && client.second.applying.empty();
   });
-  clients_.erase(clients_.lower_bound(first), clients_.upper_bound(last));
+  return finished_.wait_until(
+      lock, deadline, [&] { return clients_.lower_bound(first) == clients_.upper_bound(last); });
 }
 
 void PushLedger::Tell(Pushes* pushes) const {

@@ -41,6 +41,10 @@ class PushLedger {
   Claimed Claim(std::uint64_t client, std::uint64_t sequence,
                 Deadline deadline = DeadlineAfter(kPatience), bool behind_all = false);
   Error AnswerTo(std::uint64_t client, std::uint64_t sequence) const;
+  // Has it had its effect, as far as it is to have one? Blocks while another thread is at it, until
+  // `deadline`. False: that one still is, or the push has not come; it is not waited for then. Of a
+  // client that was retired nothing more is to come: true.
+  bool AwaitApplied(std::uint64_t client, std::uint64_t sequence, Deadline deadline);
   // Not `applied`: it was refused, and a repetition is to be refused again.
   void Finish(std::uint64_t client, std::uint64_t sequence, bool applied);
   // Finishes a claimed push at the end of its scope, also where applying it throws: who waits for
@@ -79,10 +83,13 @@ class PushLedger {
     const std::uint64_t sequence_;
   };
 
-  // Nothing of the clients from `first` to `last` has an effect from now on; blocks until what is
-  // being applied is.
-  void Retire(std::uint64_t first, std::uint64_t last);
-  void Retire(std::uint64_t client) { Retire(client, client); }
+  // Of the clients from `first` to `last` nothing is taken from now on. Blocks until what is being
+  // applied is, or until `deadline`. False: some still is, of which the caller is to ask again;
+  // nothing else is.
+  bool Retire(std::uint64_t first, std::uint64_t last, Deadline deadline);
+  bool Retire(std::uint64_t client, Deadline deadline = DeadlineAfter(kPatience)) {
+    return Retire(client, client, deadline);
+  }
   bool retired(std::uint64_t client) const;
   // What is known of pushes, and that it is what another ledger knew; clients that were retired
   // stay so. Nothing is being applied. InvalidArgument: `pushes` is nothing that Tell makes.
@@ -102,6 +109,8 @@ class PushLedger {
     std::set<std::uint64_t> elsewhere;      // of the window
     std::map<std::uint64_t, Error> failed;  // likewise
   };
+  // With the lock: no thread is at this push any more.
+  void Applied(std::uint64_t client, std::uint64_t sequence);
 
   mutable std::mutex mutex_;
   std::condition_variable finished_;

@@ -2,6 +2,7 @@
 // and backward, gives the CPU's bits, and the host never follows an address of the device.
 
 #include <cohort/device/device.h>
+#include <cohort/nn/bags.h>
 #include <cohort/nn/layers.h>
 #include <cohort/nn/losses.h>
 #include <cohort/nn/models.h>
@@ -103,6 +104,20 @@ const Case kCases[] = {
     {"cnn", [](ParameterSet& p) { return ImageLoss("cnn", p); }},
     {"embedding", [](ParameterSet& p) { return EmbeddingLoss(false, p); }},
     {"sparse_embedding", [](ParameterSet& p) { return EmbeddingLoss(true, p); }},
+    {"bags",
+     [](ParameterSet& p) -> Forward {
+       const Embedding words(p, "words", 11, 6);
+       return [=](Tape& tape) {
+         const std::vector<std::int64_t> splits = {0, 2, 2, 9};
+         const std::vector<float> weights = {0.5F, 2, 1, 3, 0.25F, 4, 1, 0.125F, 3};
+         std::vector<Variable> bags;
+         for (const Combiner combiner : {Combiner::kSum, Combiner::kMean, Combiner::kSqrtN}) {
+           bags.push_back(Combine(words(tape, Ids({9}, 11)), Tensor::Of<std::int64_t>({4}, splits),
+                                  combiner, Tensor::Of<float>({9}, weights)));
+         }
+         return SquareLoss(Concat(bags, 1));
+       };
+     }},
     {"batch_norm",
      [](ParameterSet& p) -> Forward {
        const Dense first(p, "first", 7, 9);

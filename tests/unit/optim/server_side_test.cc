@@ -14,6 +14,7 @@
 #include <cohort/optim/optimizers.h>
 #include <cohort/optim/row_optimizer.h>
 #include <cohort/optim/server_side.h>
+#include <cohort/optim/table_spec.h>
 
 namespace cohort {
 namespace {
@@ -281,10 +282,113 @@ TEST(ServerSide, WhatMakesNoSenseIsRefused) {
   EXPECT_THROW(ServerSide(Sgd(), {.clip_norm = -1}), ContractError);
   EXPECT_THROW(ServerSide(ServerSide(Sgd(), {.clip_norm = 1}), {.clip_value = 1}), ContractError);
   EXPECT_THROW(ServerSide(Sgd(), {.clip_norm = 1})->RuleAt(1), ContractError);
-  for (const ServerSideOptions& options :
-       {ServerSideOptions{.delay_compensation = 1}, ServerSideOptions{.staleness_scaling = true}}) {
-    EXPECT_THAT(RowOptimizer::Make(ServerSide(Sgd()->config(), options)).status().message(),
-                HasSubstr("is not for tables of rows"));
+}
+
+// ---- Late gradients of rows --------------------------------------------------------------------
+
+std::vector<float> LateRow(const std::string& config, std::vector<float> weights,
+                           const std::vector<float>& gradient, const std::vector<float>& pulled,
+                           std::uint64_t staleness, float scale = 1) {
+  const auto rule = OrThrow(RowOptimizer::Make(config));
+  std::vector<float> slots(rule->slot_floats(weights.size()));
+  rule->Initialize(slots);
+  rule->Apply({.weights = weights,
+               .slots = slots,
+               .gradient = gradient,
+               .gradient_scale = scale,
+               .pulled = pulled,
+               .staleness = staleness});
+  weights.insert(weights.end(), slots.begin(), slots.end());
+  return weights;
+}
+
+TEST(ServerSide, ALateGradientOfARowIsCompensatedAndItsRateDivided) {
+  const std::string sgd = Sgd({.learning_rate = 1})->config();
+  const std::string compensates = ServerSide(sgd, {.delay_compensation = 0.25});
+  // 2 + 0.25 * 4 * (3 - 1) = 4, and -4 + 0.25 * 16 * (1 - 2) = -8.
+  EXPECT_THAT(LateRow(compensates, {3, 1}, {2, -4}, {1, 2}, 1), ElementsAre(-1, 9));
+  EXPECT_THAT(LateRow(compensates, {3, 1}, {4, -8}, {1, 2}, 1, 0.5F), ElementsAre(-1, 9));
+  EXPECT_THAT(LateRow(compensates, {3, 1}, {2, -4}, {}, 5), ElementsAre(1, 5)) << "as it is";
+  const std::string scales = ServerSide(sgd, {.staleness_scaling = true});
+  EXPECT_THAT(LateRow(scales, {3, 1}, {2, -4}, {}, 1), ElementsAre(1, 5));
+  EXPECT_THAT(LateRow(scales, {3, 1}, {2, -4}, {}, 4), ElementsAre(2.5, 2));
+  // A norm of 5 becomes one of 2.5: 1.5 and -2, which become 1.5 + 0.25 * 2.25 * 2 = 2.625 and
+  // -2 + 0.25 * 4 * -1 = -3, of which at most 2.75 are left; all of the step is halved.
+  EXPECT_THAT(LateRow(ServerSide(sgd, {.clip_value = 2.75,
+                                       .clip_norm = 2.5,
+                                       .delay_compensation = 0.25,
+                                       .staleness_scaling = true,
+                                       .weight_decay = 0.5}),
+                      {3, 1}, {3, -4}, {1, 2}, 2),
+              ElementsAre(3 - 2.625F / 2 - 0.75F, 1 + 2.75F / 2 - 0.25F));
+  // The accumulator of a row takes the whole gradient: (9 + 16) / 2.
+  const std::vector<float> adagrad = LateRow(
+      ServerSide(
+          RowWiseAdagradConfig({.learning_rate = 1, .initial_accumulator = 0, .epsilon = 1e-12}),
+          {.staleness_scaling = true}),
+      {3, 1}, {3, -4}, {}, 4);
+  EXPECT_THAT(adagrad, ElementsAre(FloatEq(3 - 0.75F / std::sqrt(12.5F)),
+                                   FloatEq(1 + 1 / std::sqrt(12.5F)), 12.5F));
+}
+
+TEST(ServerSide, RowsThatCannotBeLateAreRefusedByTheirTablesName) {
+  const std::string sgd = Sgd()->config();
+  TableSpec table;
+  table.name = "users";
+  for (const auto& [options, field] :
+       {std::pair{ServerSideOptions{.delay_compensation = 1}, "delay_compensation"},
+        std::pair{ServerSideOptions{.staleness_scaling = true}, "staleness_scaling"}}) {
+    table.optimizer = ServerSide(sgd, options);
+    table.dim = 1;
+    EXPECT_EQ(table.Check(), OkStatus());
+    const Status status = RefuseLateRows(table, "consistency sync:1");
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+    EXPECT_THAT(status.message(),
+                HasSubstr("table \"users\": optimizer sgd: " + std::string(field)));
+    EXPECT_THAT(status.message(), HasSubstr("under consistency sync:1 ["));
+  }
+  for (const std::string& config :
+       {sgd, ServerSide(sgd, {.clip_value = 1, .clip_norm = 1, .weight_decay = 0.5}),
+        RowWiseAdagradConfig(), std::string()}) {
+    table.optimizer = config;
+    EXPECT_EQ(RefuseLateRows(table, "one_device"), OkStatus()) << config;
+  }
+}
+
+// The same code: a row has the bits of a dense parameter under every rule.
+TEST(ServerSide, ALateRowHasTheBitsOfALateParameter) {
+  const ServerSideOptions options = {
+      .clip_value = 0.7, .delay_compensation = 0.3, .staleness_scaling = true};
+  const std::vector<float> weights = {0.3F, -1.7F, 2.9F};
+  const std::vector<float> gradient = {0.11F, -0.53F, 1.9F};
+  const std::vector<float> pulled = {0.1F, -1.1F, 3.3F};
+  for (const std::uint64_t staleness : {0U, 1U, 3U}) {
+    for (const auto& make : {+[] { return Sgd({.learning_rate = 0.3, .momentum = 0.9}); },
+                             +[] { return Adagrad({.learning_rate = 0.3}); },
+                             +[] { return RmsProp({.learning_rate = 0.3}); },
+                             +[] { return Adam({.learning_rate = 0.3}); },
+                             +[] { return AdamW({.learning_rate = 0.3}); }}) {
+      const auto rule = ServerSide(make(), options);
+      const std::vector<float> dense = Late(*rule, weights, gradient, pulled, staleness, 0.7F);
+      std::vector<float> row = LateRow(rule->config(), weights, gradient, pulled, staleness, 0.7F);
+      row.resize(weights.size());
+      EXPECT_EQ(row, dense) << rule->config() << ", staleness " << staleness;
+    }
+  }
+}
+
+// Where a gradient is not late the options leave every bit as it is.
+TEST(ServerSide, AGradientOfARowThatIsNotLateIsAppliedAsItIs) {
+  for (const std::string& config : {Sgd({.learning_rate = 0.3, .momentum = 0.9})->config(),
+                                    Adam({.learning_rate = 0.3})->config(),
+                                    RowWiseAdagradConfig({.learning_rate = 0.3, .l2 = 0.1})}) {
+    const std::vector<float> plain = LateRow(config, {0.3F, -1.7F}, {0.11F, -0.53F}, {}, 0, 0.7F);
+    for (const std::uint64_t staleness : {0U, 1U}) {
+      EXPECT_EQ(LateRow(ServerSide(config, {.delay_compensation = 1, .staleness_scaling = true}),
+                        {0.3F, -1.7F}, {0.11F, -0.53F}, {}, staleness, 0.7F),
+                plain)
+          << config;
+    }
   }
 }
 

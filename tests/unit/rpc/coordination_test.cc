@@ -12,6 +12,7 @@
 
 #include "grpc_util.h"
 #include "sockets.h"
+#include "testing/lossy_proxy.h"
 
 namespace cohort {
 namespace {
@@ -343,6 +344,41 @@ TEST(Coordination, AClientOutlivingTheServiceEndsQuickly) {
   const auto begun = std::chrono::steady_clock::now();
   job.clients.clear();
   EXPECT_LT(std::chrono::steady_clock::now() - begun, seconds(1));
+}
+
+// As behind a firewall that has forgotten the connection: nothing passes on it, and nobody says so.
+// Another one takes its place before either end takes the other for dead.
+TEST(Coordination, AConnectionThatFallsSilentIsReplaced) {
+  CoordinationOptions options = Quick();
+  options.heartbeat_timeout = seconds(6);
+  const ClusterSpec cluster = Workers(2);
+  const Server server = OrThrow(CoordinationServer::Start("127.0.0.1:0", cluster, options));
+  testing::LossyProxy proxy({server->port()}, /*loss=*/0, /*seed=*/1);
+  const std::string behind = testing::LossyProxy::AddressOf(server->port());
+  auto joining = std::async(std::launch::async, [&] {
+    return CoordinationClient::Join(behind, cluster, Worker(1), true, options);
+  });
+  const Client chief =
+      OrThrow(CoordinationClient::Join(Local(server->port()), cluster, Worker(0), true, options));
+  const Client far = OrThrow(joining.get());
+  for (int silence = 0; silence < 2; ++silence) {
+    const std::string key = "key " + std::to_string(silence);
+    // A call that waits there is asked again, too.
+    auto waiting =
+        std::async(std::launch::async, [&] { return far->Wait(key, DeadlineAfter(seconds(60))); });
+    std::this_thread::sleep_for(milliseconds(200));
+    proxy.Silence();
+    std::this_thread::sleep_for(milliseconds(200));
+    OrThrow(chief->Insert(key, "here"));
+    EXPECT_EQ(OrThrow(waiting.get()), "here");
+    std::this_thread::sleep_for(options.heartbeat_timeout + seconds(2));
+    EXPECT_EQ(far->failure(), OkStatus());
+    EXPECT_EQ(chief->failure(), OkStatus());
+    EXPECT_EQ(server->Alive().size(), 2U);
+  }
+  // The end of the job is told on the connection of now.
+  OrThrow(chief->ReportError(Internal("a bug")));
+  EXPECT_THAT(AwaitFailure(*far).message(), HasSubstr("a bug"));
 }
 
 TEST(Coordination, ATaskThatMayLeaveAndComesBack) {

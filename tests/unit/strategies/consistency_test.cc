@@ -25,13 +25,13 @@ using std::chrono::seconds;
 using ::testing::HasSubstr;
 
 TEST(Consistency, WhatIsWrittenIsRead) {
-  for (const char* text : {"async", "ssp:0", "ssp:3", "sync", "sync:2", "hybrid"}) {
+  for (const char* text : {"async", "ssp:0", "ssp:3", "sync", "sync:2", "hybrid", "auto"}) {
     EXPECT_EQ(OrThrow(Consistency::Parse(text)).ToString(), text);
   }
   EXPECT_EQ(OrThrow(Consistency::Parse("ssp:3")).staleness, 3);
   EXPECT_EQ(OrThrow(Consistency::Parse("sync:2")).backup_workers, 2);
   for (const char* text : {"", "ssp", "ssp:", "ssp:-1", "ssp:1x", "async:1", "sync:99999999999",
-                           "sync:", "hybrid:1", "bsp"}) {
+                           "sync:", "hybrid:1", "auto:1", "bsp"}) {
     EXPECT_THAT(Consistency::Parse(text).status().message(), HasSubstr("async, ssp:STALENESS"))
         << text;
   }
@@ -445,6 +445,42 @@ TEST(BackupWorkers, ALostWorkerIsWhatTheyAreFor) {
   EXPECT_EQ(part.part, 1);
   EXPECT_EQ(table.Finish(b, 3, 0, {.weight = 1}, &total), RoundTable::Reply::kGo);
   EXPECT_EQ(total.commit.winners, std::vector<int>{1});
+}
+
+// Others need not wait for a worker that asks late, and may be rounds ahead when it does.
+TEST(BackupWorkers, WhosePartCountsIsToldSoHoweverLateItAsks) {
+  const TaskId a{TaskType::kWorker, 0};
+  const TaskId b{TaskType::kWorker, 1};
+  const TaskId c{TaskType::kWorker, 2};
+  RoundTable table(0, {a, b, c}, 1);
+  table.OpenEpoch({}, 0, 10);
+  RoundPart part;
+  RoundTotal total;
+  for (const TaskId& task : {a, b, c}) {
+    table.Join(task, {}, &part);
+  }
+  EXPECT_EQ(table.Finish(a, 1, 0, {.weight = 1}, &total), RoundTable::Reply::kWait);
+  EXPECT_EQ(table.Finish(b, 1, 0, {.weight = 2}, &total), RoundTable::Reply::kGo);
+  for (std::uint64_t round = 2; round <= 4; ++round) {
+    for (const TaskId& task : {b, c}) {
+      ASSERT_EQ(table.Join(task, {}, &part), RoundTable::Reply::kGo);
+      ASSERT_EQ(part.round, round);
+    }
+    EXPECT_EQ(table.Finish(b, round, 0, {.weight = 4}, &total), RoundTable::Reply::kWait);
+    EXPECT_EQ(table.Finish(c, round, 0, {.weight = 4}, &total), RoundTable::Reply::kGo);
+    EXPECT_EQ(table.Finish(c, 1, 0, {.weight = 4}, &total), RoundTable::Reply::kOver)
+        << "its part came too late";
+    for (int repetition = 0; repetition < 2; ++repetition) {
+      total = {};
+      ASSERT_EQ(table.Finish(a, 1, 0, {.weight = 1}, &total), RoundTable::Reply::kGo);
+      EXPECT_EQ(total.commit, (RoundCommit{.round = 1, .attempt = 0, .winners = {0, 1}}));
+      EXPECT_EQ(total.weight, 3);
+    }
+  }
+  EXPECT_EQ(table.Finish(a, 2, 0, {.weight = 1}, &total), RoundTable::Reply::kOver);
+  // Another process in its place has no part in anything.
+  table.Leave(a);
+  EXPECT_EQ(table.Finish(a, 1, 0, {.weight = 1}, &total), RoundTable::Reply::kOver);
 }
 
 // Servers that were given values know of no parts that these came from.

@@ -353,6 +353,33 @@ TEST_F(FunctionsTest, WhatFailsTheJobEndsEveryWait) {
   EXPECT_EQ(coordinator_->Schedule("train", "").status(), Unavailable("ps:0 is gone"));
 }
 
+TEST_F(FunctionsTest, WaitsSeeToALostServerAndGoOn) {
+  const Status why = Unavailable("ps:0 is gone");
+  int seen_to = 0;
+  Status then;
+  coordinator_ = OrThrow(OpenFunctions(state_, {}, [&](const Status& lost) {
+    EXPECT_EQ(lost, why);
+    ++seen_to;
+    return then.ok() ? state_.GoOn(std::nullopt, static_cast<std::uint64_t>(1 + seen_to), {})
+                     : then;
+  }));
+  OrThrow(state_.Open(0));
+  const RemoteValue value = Schedule("a");
+  auto join =
+      std::async(std::launch::async, [&] { return coordinator_->Join(DeadlineAfter(kPatience)); });
+  state_.ServerLost(why);
+  Run(Process(0, 10), std::string("done"));
+  EXPECT_EQ(join.get(), OkStatus());
+  EXPECT_EQ(seen_to, 1);
+  EXPECT_FALSE(state_.recovering());
+  state_.ServerLost(why);
+  EXPECT_EQ(OrThrow(coordinator_->Fetch(value, DeadlineAfter(kPatience))), "done");
+  EXPECT_EQ(seen_to, 2);
+  state_.ServerLost(why);
+  then = Unavailable("nobody came");
+  EXPECT_EQ(coordinator_->Schedule("train", "b").status(), then);
+}
+
 TEST_F(FunctionsTest, WithoutWorkersTheWaitsEnd) {
   Create();
   Schedule("a");

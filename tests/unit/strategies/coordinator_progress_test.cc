@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "parameter_server/chief/coordinator.h"
+#include "parameter_server/chief/progress_line.h"
 
 namespace cohort::ps {
 namespace {
@@ -126,6 +127,27 @@ TEST_F(HangingWorker, BeforeItsFirstWorkAWorkerHasTheTimeThatTheJobWaits) {
               Progress::kWait);
   }
   EXPECT_TRUE(gone_.empty());
+}
+
+TEST_F(HangingWorker, TheChiefTellsHowFarItIsEveryTenSeconds) {
+  const std::chrono::steady_clock::time_point begun;
+  ProgressLine progress(begun);
+  EXPECT_FALSE(progress.Due(begun + std::chrono::milliseconds(9'999)));
+  EXPECT_TRUE(progress.Due(begun + std::chrono::seconds(10)));
+  const auto line = [&](int seconds) {
+    return progress.Of(coordinator_.coverage(), coordinator_.workers(),
+                       begun + std::chrono::seconds(seconds));
+  };
+  EXPECT_EQ(line(10), std::nullopt) << "nothing has begun";
+  const std::int64_t first = Next(0).split.id;
+  const std::int64_t second = Next(0, first).split.id;
+  const std::int64_t third = Next(0, second).split.id;
+  EXPECT_EQ(line(20), "epoch 1: 20 of 100 examples, 2 steps, loss 0.0000, 2 workers, 2 examples/s");
+  coordinator_.Lost(Process(1).task, Unavailable("it was killed"));
+  EXPECT_EQ(line(30), "epoch 1: 20 of 100 examples, 2 steps, loss 0.0000, 1 worker, 0 examples/s");
+  EXPECT_FALSE(progress.Due(begun + std::chrono::seconds(39)));
+  EXPECT_EQ(FinishRest(third, milliseconds(10'000)), 7);
+  EXPECT_EQ(line(40), std::nullopt) << "the end of the epoch has been told";
 }
 
 }  // namespace

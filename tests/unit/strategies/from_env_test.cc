@@ -131,6 +131,102 @@ TEST(FromEnv, HybridNeedsServersAndNoChief) {
               AllOf(HasSubstr("InvalidArgument"), HasSubstr("hybrid under one_device")));
 }
 
+const char* const kLedByAWorker = R"({"worker":["a:1","b:1"],"ps":["c:1"]})";
+
+ParameterSet ModelWith(int tables) {
+  ParameterSet model;
+  model.Add("dense", {2}, nullptr);
+  for (int t = 0; t < tables; ++t) {
+    model.AddTable({.name = "table" + std::to_string(t), .dim = 2});
+  }
+  return model;
+}
+
+// What is made of a model with `tables` sparse tables.
+std::string KindWith(int tables, const char* cluster, const StrategyOptions& given = {},
+                     const std::string& task = "worker", std::string_view kind = {}) {
+  StrategyOptions options = given;
+  options.environment = cluster == nullptr ? Environment() : TfConfig(cluster, task);
+  const Result<std::string> made = Strategy::KindFromEnv(ModelWith(tables), kind, options);
+  return made.ok() ? *made : made.status().ToString();
+}
+
+TEST(FromEnv, TrainsAModelWithTablesInStepWhereServersCanHoldThem) {
+  for (const char* const task : {"worker", "ps"}) {
+    EXPECT_EQ(KindWith(1, kLedByAWorker, {}, task), "multi_worker_mirrored") << task;
+    EXPECT_EQ(KindWith(0, kLedByAWorker, {}, task), "parameter_server") << task;
+  }
+  EXPECT_EQ(KindWith(2, kServers), "parameter_server") << "hybrid has no chief task";
+  EXPECT_EQ(KindWith(2, kServers, {}, "ps"), "parameter_server");
+  EXPECT_EQ(KindWith(2, kTwoWorkers), "multi_worker_mirrored");
+  EXPECT_EQ(KindWith(2, kLedByAWorker, {}, "evaluator"), "one_device");
+  EXPECT_EQ(KindWith(2, nullptr), "one_device");
+}
+
+TEST(FromEnv, TakesAnotherConsistencyOrKindThatIsAskedFor) {
+  for (const char* const text : {"async", "ssp:2", "sync", "sync:1"}) {
+    EXPECT_EQ(KindWith(2, kLedByAWorker, {.consistency = OrThrow(Consistency::Parse(text))}),
+              "parameter_server")
+        << text;
+  }
+  const StrategyOptions hybrid{.consistency = OrThrow(Consistency::Parse("hybrid"))};
+  EXPECT_EQ(KindWith(2, kLedByAWorker, hybrid), "multi_worker_mirrored");
+  EXPECT_THAT(KindWith(2, kServers, hybrid), HasSubstr("start no chief"));
+  EXPECT_EQ(KindWith(2, kLedByAWorker, {}, "worker", "parameter_server"), "parameter_server");
+  EXPECT_EQ(KindWith(2, kLedByAWorker, {}, "worker", "multi_worker_mirrored"),
+            "multi_worker_mirrored");
+  EXPECT_THAT(KindWith(2, kLedByAWorker, {}, "worker", "mirrored"),
+              AllOf(HasSubstr("FailedPrecondition"), HasSubstr("ps:0")));
+}
+
+// What a process says of the consistency, where an option ends it before it meets the others.
+std::string SaidOf(const ParameterSet* model, const char* cluster, const std::string& task,
+                   StrategyOptions options = {}) {
+  std::string said;
+  options.log = Log([&said](LogLevel, std::string_view line) {
+    if (line.starts_with("consistency ")) {
+      said += std::string(line) + "\n";
+    }
+  });
+  options.environment = TfConfig(cluster, task);
+  options.virtual_shards = 3;  // of no strategy
+  const Result<std::unique_ptr<Strategy>> made =
+      model == nullptr ? Strategy::FromEnv({}, options) : Strategy::FromEnv(*model, {}, options);
+  EXPECT_FALSE(made.ok());
+  return said;
+}
+
+TEST(FromEnv, TheChiefSaysWhichConsistencyItChoseAndWhy) {
+  const ParameterSet sparse = ModelWith(2);
+  const ParameterSet dense = ModelWith(0);
+  EXPECT_EQ(SaidOf(&sparse, kLedByAWorker, "worker"),
+            "consistency hybrid: the model has 2 sparse table(s), which ps tasks hold, and no "
+            "chief task leads the job\n");
+  EXPECT_EQ(SaidOf(&sparse, kServers, "chief"),
+            "consistency async: hybrid, for the model's 2 sparse table(s), is led by worker:0, and "
+            "the cluster has chief:0\n");
+  EXPECT_EQ(SaidOf(&dense, kLedByAWorker, "worker"),
+            "consistency async: the model has no sparse tables\n");
+  EXPECT_EQ(SaidOf(nullptr, kLedByAWorker, "worker"),
+            "consistency async: Strategy::FromEnv was not given the model\n");
+  EXPECT_EQ(SaidOf(&sparse, kLedByAWorker, "ps"), "");
+  EXPECT_EQ(SaidOf(&sparse, kServers, "worker"), "");
+  EXPECT_EQ(SaidOf(&sparse, kTwoWorkers, "worker"), "");
+  EXPECT_EQ(SaidOf(&sparse, kLedByAWorker, "worker",
+                   {.consistency = OrThrow(Consistency::Parse("async"))}),
+            "");
+}
+
+// What only servers of variables have is refused under the consistency that was chosen, too.
+TEST(FromEnv, AnOptionOfServersIsRefusedWhereHybridWasChosen) {
+  StrategyOptions options;
+  options.environment = TfConfig(kLedByAWorker);
+  options.start = OrThrow(StartPolicy::Parse("quorum:1"));
+  EXPECT_THAT(Refusal(Strategy::FromEnv(ModelWith(1), {}, options)),
+              AllOf(HasSubstr("start quorum:1 under multi_worker_mirrored"),
+                    HasSubstr("use parameter_server")));
+}
+
 TEST(FromEnv, LooksAtThisProcessWhereNothingIsSaid) {
   ASSERT_EQ(::setenv("TF_CONFIG", TfConfig(kTwoWorkers).Get("TF_CONFIG")->c_str(), 1), 0);
   EXPECT_THAT(Refusal(Strategy::FromEnv("one_device")), HasSubstr("2 task(s)"));

@@ -1,10 +1,12 @@
 // Scaled gradients: what an overflow does to the scale, and that all replicas skip a step together.
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cmath>
 #include <filesystem>
 #include <functional>
 #include <limits>
+#include <map>
 #include <memory>
 #include <set>
 #include <string>
@@ -16,6 +18,7 @@
 #include <cohort/io/checkpoint.h>
 #include <cohort/nn/workspace.h>
 #include <cohort/optim/optimizers.h>
+#include <cohort/optim/row_source.h>
 #include <cohort/strategies/grad_scaler.h>
 #include <cohort/strategies/regroup.h>
 #include <cohort/strategies/synchronous.h>
@@ -331,15 +334,121 @@ TEST(GradScaler, IsRefusedWhereAStepCannotBeHeldBack) {
   hooked.grad_scaler.emplace();
   EXPECT_THAT(MakeSynchronousStrategy({}, hooked).status().message(),
               HasSubstr("grad_scaler with make_bucket_hook"));
+}
+
+// What of replica 0's gradients is not finite: one of a row, one of the parameter, or the sum of
+// two of a row, each of which is.
+enum class Bad { kNone, kRow, kParameter, kSumOfRow };
+
+// A gradient of replica + 1 everywhere: of the parameter, and of rows 1, twice, and 7.
+StepFn GradientOfRows(nn::Workspaces& workspaces, std::map<std::int64_t, Bad> bad) {
+  return [&workspaces, bad = std::move(bad)](ReplicaContext& context,
+                                             const data::Batch& batch) -> Result<ReplicaResult> {
+    const auto at = bad.find(context.step);
+    const Bad what = at == bad.end() || context.replica != 0 ? Bad::kNone : at->second;
+    const float gradient = context.gradients.loss_seed() * static_cast<float>(context.replica + 1);
+    Kernels& kernels = workspaces.For(context.local_replica, context.device).KernelsFor(1);
+    kernels.Fill(context.stream, context.gradients.Accumulator(0),
+                 what == Bad::kParameter ? std::numeric_limits<float>::infinity() : gradient);
+    context.gradients.Ready(0);
+    std::array<float, 6> rows;
+    rows.fill(gradient);
+    if (what == Bad::kRow) {
+      rows[3] = std::numeric_limits<float>::quiet_NaN();
+    } else if (what == Bad::kSumOfRow) {
+      rows[0] = rows[4] = 3e38F;
+    }
+    context.gradients.AddRows(0, std::array<std::uint64_t, 3>{1, 7, 1}, rows);
+    COHORT_RETURN_IF_ERROR(context.stream.Synchronize(DeadlineAfter(std::chrono::minutes(1))));
+    const auto weight = static_cast<double>(batch.size);
+    return ReplicaResult{.loss_sum = weight, .weight = weight, .metric_sums = {}};
+  };
+}
+
+struct TrainedRows {
+  std::vector<bool> skipped;
+  std::vector<std::vector<float>> values;  // of the parameter and the rows, after each step
+};
+
+TrainedRows TrainRows(const StrategyOptions& options, TableSpec::BiasScope bias_scope, int steps,
+                      const std::map<std::int64_t, Bad>& bad) {
+  TrainedRows trained;
   ParameterSet parameters;
-  parameters.AddTable({.name = "rows", .dim = 2});
+  parameters.Add("a", {5}, [](std::uint64_t) { return 1.0F; });
+  parameters.AddTable({.name = "rows",
+                       .dim = 2,
+                       .optimizer = Adam({.learning_rate = 0.1})->config(),
+                       .bias_scope = bias_scope});
   parameters.Build();
-  StrategyOptions options;
-  options.grad_scaler.emplace();
+  nn::Workspaces workspaces;
   const auto strategy = OrThrow(MakeSynchronousStrategy({}, options));
-  const Status status = strategy->Bind(parameters, Momentum());
-  EXPECT_EQ(status.code(), StatusCode::kUnimplemented);
-  EXPECT_THAT(status.message(), HasSubstr("sparse table \"rows\" with grad_scaler"));
+  OrThrow(strategy->Bind(parameters, Adam({.learning_rate = 0.1})));
+  DistributedBatch batch;
+  for (int r = 0; r < strategy->num_local_replicas(); ++r) {
+    batch.replicas.push_back({.size = 2, .features = {}});
+  }
+  for (int s = 0; s < steps; ++s) {
+    const StepResult result = OrThrow(strategy->Step(batch, GradientOfRows(workspaces, bad)));
+    OrThrow(strategy->PullState());
+    trained.skipped.push_back(result.skipped);
+    std::vector<float>& values = trained.values.emplace_back(4);
+    OrThrow(parameters.rows().Lookup(0, std::array<std::uint64_t, 2>{1, 7}, /*training=*/false,
+                                     values));
+    values.insert(values.end(), parameters.all().begin(), parameters.all().end());
+  }
+  return trained;
+}
+
+// Rows and parameters are updated together or not at all, and the steps that are not skipped have
+// the bits of a run that does not scale.
+TEST(GradScaler, RowsAreHeldBackWithTheStep) {
+  for (const bool far : {false, true}) {
+    for (const int replicas : {1, 3}) {
+      for (const auto bias_scope : {TableSpec::BiasScope::kRow, TableSpec::BiasScope::kTable}) {
+        SCOPED_TRACE(std::to_string(replicas) + (far ? " replicas on devices" : " replicas"));
+        StrategyOptions options{.num_devices = far ? 1 : replicas, .intra_op_threads = 1};
+        if (far) {
+          options.devices = MakeFarDevices(replicas);
+        }
+        const TrainedRows plain = TrainRows(options, bias_scope, 3, {});
+        options.grad_scaler.emplace();
+        const TrainedRows scaled = TrainRows(
+            options, bias_scope, 6, {{2, Bad::kRow}, {4, Bad::kParameter}, {5, Bad::kSumOfRow}});
+        EXPECT_THAT(scaled.skipped, ElementsAre(false, true, false, true, true, false));
+        EXPECT_NE(plain.values[1], plain.values[0]);
+        const std::size_t same_as[] = {0, 0, 1, 1, 1, 2};
+        for (std::size_t s = 0; s < 6; ++s) {
+          EXPECT_EQ(scaled.values[s], plain.values[same_as[s]]) << "step " << s + 1;
+        }
+      }
+    }
+  }
+}
+
+// A row that is refused for another reason than its size ends the step, of which nothing was done.
+TEST(GradScaler, AnErrorOfARowChangesNothing) {
+  StrategyOptions options{.grad_scaler = GradScalerOptions()};
+  ParameterSet parameters;
+  parameters.Add("a", {5}, [](std::uint64_t) { return 1.0F; });
+  parameters.AddTable({.name = "rows",
+                       .dim = 2,
+                       .optimizer = Sgd({.learning_rate = 0.1})->config(),
+                       .missing = TableSpec::Missing::kError});
+  parameters.Build();
+  nn::Workspaces workspaces;
+  const auto strategy = OrThrow(MakeSynchronousStrategy({}, options));
+  OrThrow(strategy->Bind(parameters, Momentum()));
+  DistributedBatch batch;
+  batch.replicas.push_back({.size = 2, .features = {}});
+  for (int s = 0; s < 2; ++s) {
+    const Status status = strategy->Step(batch, GradientOfRows(workspaces, {})).status();
+    EXPECT_EQ(status.code(), StatusCode::kNotFound);
+    EXPECT_THAT(status.message(), HasSubstr("no row for id"));
+    EXPECT_EQ(strategy->intact(), OkStatus());
+    EXPECT_EQ(strategy->step(), 0);
+    EXPECT_EQ(strategy->grad_scaler()->state(), GradScaler({}).state());
+    EXPECT_THAT(parameters.value(0), ::testing::Each(1.0F));
+  }
 }
 
 // A run that is taken up again scales as it did.

@@ -353,7 +353,7 @@ TEST(OutOfMemory, APushThatFindsNoneHasItsEffectWhenItComesAgain) {
       EXPECT_EQ(server.Now(1), server.before()) << "allocation " << k;
       InTime("the push that comes again", [&] {
         EXPECT_EQ(server.Push(2, 2).kind(), Error::NONE);
-        server.store().Retire(2, 2);
+        EXPECT_TRUE(server.store().Retire(2, DeadlineAfter(std::chrono::seconds(1))));
       });
       EXPECT_EQ(server.Now(0), whole.Now(0)) << "allocation " << k;
       EXPECT_EQ(server.Now(1), server.before()) << "allocation " << k;

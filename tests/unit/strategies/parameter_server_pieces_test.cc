@@ -188,6 +188,29 @@ TEST(Layout, FramesKeepTheLimitAndHoldEveryChunk) {
   EXPECT_EQ(seen.size(), chunks.size());
 }
 
+TEST(Layout, WhereStepsAreCountedEveryServerHasAChunk) {
+  ModelSpec spec = Model({{"a", {2}}, {"none", {0, 5}}}, 3);
+  EXPECT_EQ(MakeChunks(spec).size(), 1U);
+  const std::uint64_t before = spec.Fingerprint();
+  spec.counts_steps = true;
+  EXPECT_NE(spec.Fingerprint(), before);
+  const std::vector<Chunk> chunks = MakeChunks(spec);
+  ASSERT_EQ(chunks.size(), 3U);
+  EXPECT_EQ(chunks[0].elements, 2);
+  for (int s = 0; s < 3; ++s) {
+    const Chunk& chunk = chunks[static_cast<std::size_t>(s)];
+    EXPECT_EQ(chunk.server, s);
+    EXPECT_EQ(chunk.parameter, s == 0 ? 0 : kNoParameter);
+    EXPECT_EQ(PackFrames(chunks, s, 4 << 20).size(), 1U);
+    if (s > 0) {
+      EXPECT_EQ(chunk.elements, 0);
+      EXPECT_FALSE(chunk.trainable) << "no rule is applied to it, and it is in no norm";
+    }
+  }
+  spec.parameters.clear();
+  EXPECT_EQ(MakeChunks(spec).size(), 3U);
+}
+
 TEST(Layout, TheFirstDifferenceIsNamed) {
   const ModelSpec spec = Model({{"a", {2, 3}}, {"b", {4}}}, 1);
   ModelSpec other = spec;
@@ -207,6 +230,11 @@ TEST(Layout, TheFirstDifferenceIsNamed) {
   EXPECT_NE(spec.Fingerprint(), other.Fingerprint());
   EXPECT_THAT(spec.Compare(other, "w").message(),
               HasSubstr("partitioner differs: declared pieces, w has fixed:2"));
+  other = spec;
+  other.counts_steps = true;
+  EXPECT_THAT(
+      spec.Compare(other, "w").message(),
+      HasSubstr("declared servers that hold tables alone, w has servers with the variables"));
   other = spec;
   other.optimizer = "{}";
   EXPECT_THAT(spec.Compare(other, "w").message(), HasSubstr("optimizer differs"));
@@ -465,6 +493,7 @@ TEST(RoundTable, ABatchIsCutAmongAllAndSumsAddUp) {
   EXPECT_EQ(rounds.Finish(Worker(0), 42, 0, {1, 3, {5}}, &total), Reply::kWait);
   EXPECT_EQ(rounds.Finish(Worker(1), 42, 0, {2, 4, {6}}, &total), Reply::kGo);
   EXPECT_EQ(total.loss_sum, 3);
+  EXPECT_EQ(total.commit, (RoundCommit{.round = 42, .attempt = 0, .winners = {0, 1}}));
   EXPECT_EQ(rounds.Finish(Worker(0), 42, 0, {1, 3, {5}}, &total), Reply::kGo);
   EXPECT_EQ(total.weight, 7);
   EXPECT_THAT(total.metric_sums, ElementsAre(11));
@@ -494,6 +523,7 @@ TEST(RoundTable, WhenAMemberIsLostTheBatchIsCutAnew) {
   EXPECT_EQ(rounds.Finish(Worker(0), 1, 1, {2, 2, {}}, &total), Reply::kWait);
   EXPECT_EQ(rounds.Finish(Worker(2), 1, 1, {2, 2, {}}, &total), Reply::kGo);
   EXPECT_EQ(total.weight, 4);
+  EXPECT_EQ(total.commit, (RoundCommit{.round = 1, .attempt = 1, .winners = {0, 1}}));
   EXPECT_EQ(rounds.Join(Worker(0), kEpoch, &part), Reply::kOver);
 }
 
@@ -827,6 +857,8 @@ TEST_F(RollBackTest, RoundsAreNumberedAndCutAsBefore) {
   for (int round = 4; round < 13; ++round) {
     together(1, round < 10 ? 0 : 1);
   }
+  EXPECT_EQ(coordinator_.StepsSince(0), 13);
+  EXPECT_EQ(coordinator_.StepsSince(4), 9);
   EXPECT_EQ(join(first_, 1).progress, Progress::kWait);  // what it asks for is forgotten
   LoseAServer();
   EXPECT_EQ(join(second_, 1).progress, Progress::kStale);

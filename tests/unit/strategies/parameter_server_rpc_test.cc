@@ -30,6 +30,7 @@
 #include "parameter_server/frames/wire.h"
 #include "parameter_server/server.h"
 #include "parameter_server/variables/client.h"
+#include "testing/lossy_proxy.h"
 #include "testing/process_cluster.h"
 #include "testing/temp_dir.h"
 
@@ -864,7 +865,7 @@ TEST_F(ServersTest, ValuesTooLargeFor16BitsAreErrorsWithTheirName) {
   ExpectAll(values, 70'000);
 }
 
-// The others keep what they have, at once in another epoch.
+// The others keep what they have, at once in another epoch, and know which pushes they had.
 TEST_F(ServersTest, AServerThatWasLostAloneGetsValues) {
   Start(3);
   const auto first = ClientOf(1, 1000);
@@ -875,6 +876,7 @@ TEST_F(ServersTest, AServerThatWasLostAloneGetsValues) {
   std::vector<float> values(elements_);
   const auto worker = ClientOf(1, 1);
   OrThrow(worker->Pull(values, true));
+  const std::vector<std::uint64_t> before = worker->pushes();
   OrThrow(worker->Push(GradientOf(gradient), values));
   servers_[1] = OrThrow(Server::Start("127.0.0.1:0", 1, Log()));
   addresses_[1] = "127.0.0.1:" + std::to_string(servers_[1]->port());
@@ -887,17 +889,58 @@ TEST_F(ServersTest, AServerThatWasLostAloneGetsValues) {
   }
   EXPECT_EQ(worker->Push(GradientOf(gradient), values).code(), StatusCode::kUnavailable);
   OrThrow(chief->AssignTo(std::vector<int>{1}, std::vector<float>(elements_, 9), {}, 6));
-  const auto again = ClientOf(2, 1);
+  // What it does not know to have been applied everywhere it sends again, under the same numbers.
+  const auto again = Client::Make(
+      spec_, addresses_,
+      {.client = 1, .task = "worker:1", .epoch = 2, .comes_again = true, .pushes = before});
+  again->TakeOver(*worker);
+  const auto expect = [&](float of_lost, float of_others) {
+    for (const Chunk& chunk : again->chunks()) {
+      EXPECT_EQ(values[static_cast<std::size_t>(chunk.offset)],
+                chunk.server == 1 ? of_lost : of_others);
+    }
+  };
   OrThrow(again->Pull(values, true));
   EXPECT_EQ(again->version(), 6U);
-  for (const Chunk& chunk : again->chunks()) {
-    EXPECT_EQ(values[static_cast<std::size_t>(chunk.offset)], chunk.server == 1 ? 9 : -1);
-  }
-  // Its pushes count from 1 again, and are new.
+  expect(9, -1);
   OrThrow(again->Push(GradientOf(gradient), values));
-  for (const Chunk& chunk : again->chunks()) {
-    EXPECT_EQ(values[static_cast<std::size_t>(chunk.offset)], chunk.server == 1 ? 8 : -2);
+  expect(8, -1);
+  EXPECT_GT(OrThrow(again->Stats()).duplicates, 0U);
+  OrThrow(again->Push(GradientOf(gradient), values));
+  expect(7, -2);
+}
+
+// A model of tables alone has no values, and steps all the same.
+TEST_F(ServersTest, OfTablesAloneTheStepIsPulledWithoutValues) {
+  Start(2);
+  spec_.parameters.clear();
+  spec_.tables = {{.name = "rows", .dim = 1, .optimizer = spec_.optimizer, .buckets = 2}};
+  spec_.counts_steps = true;
+  const auto chief = NewClient(1000);
+  OrThrow(chief->Declare());
+  EXPECT_FALSE(servers_[1]->store().ready());
+  OrThrow(chief->Assign({}, {}, 4));
+  EXPECT_TRUE(servers_[1]->store().ready());
+  const auto worker = NewClient(1);
+  const auto other = NewClient(2);
+  for (const auto& client : {worker.get(), other.get()}) {
+    OrThrow(client->Pull({}, true));
+    EXPECT_EQ(client->version(), 4U);
   }
+  OrThrow(worker->Push({}, std::span<float>()));
+  EXPECT_EQ(worker->version(), 5U);
+  OrThrow(other->Push({}, {}));
+  EXPECT_EQ(other->version(), 4U) << "nothing was asked for";
+  EXPECT_EQ(other->staleness(), 1U);
+  OrThrow(other->PullState({}, {}));
+  EXPECT_EQ(other->version(), 6U);
+  EXPECT_EQ(OrThrow(chief->Freeze(1)), 6U);
+  OrThrow(worker->Push({}, std::span<float>()));
+  OrThrow(chief->PullState({}, {}));
+  EXPECT_EQ(chief->version(), 6U) << "as it was frozen";
+  OrThrow(chief->Thaw().status());
+  OrThrow(chief->PullState({}, {}));
+  EXPECT_EQ(chief->version(), 7U);
 }
 
 TEST_F(ServersTest, ABoundedReadWaitsForAWorkerThatIsBehindButNotForEver) {
@@ -926,6 +969,40 @@ TEST_F(ServersTest, ABoundedReadWaitsForAWorkerThatIsBehindButNotForEver) {
   OrThrow(fast->Push(GradientOf(gradient), values));
   OrThrow(fast->Push(GradientOf(gradient), values));
   ExpectAll(values, -5);
+}
+
+// The end of a step is still being applied for another connection, whose place this one took: the
+// read that is behind it on the way is not served before it, nor does it tell of the step.
+TEST_F(ServersTest, ABoundedReadDoesNotOvertakeAPushThatIsAskedForAgain) {
+  Start(1);
+  spec_.consistency = OrThrow(Consistency::Parse("ssp:1"));
+  Initialise();
+  ParameterStore& store = servers_[0]->store();
+  const auto clock = [&] {
+    ClockTable::Clocks clocks;
+    store.TellClocks(&clocks);
+    return clocks.empty() ? 0 : clocks[0].clock();
+  };
+  for (const std::uint64_t number : {1, 2}) {  // through memory, and over TCP
+    Initialise();
+    const auto worker = NewClient(number);
+    std::vector<float> values(elements_);
+    const auto gradient = std::make_shared<std::vector<float>>(elements_, 1.0F);
+    OrThrow(worker->Push(GradientOf(gradient), values));
+    ExpectAll(values, -1);
+    const std::uint64_t before = clock();
+    const std::uint64_t end_of_step = 2 * worker->pushes()[0];
+    ASSERT_EQ(store.pushes().Claim(number, end_of_step), PushLedger::Claimed::kNew);
+    auto pushed =
+        std::async(std::launch::async, [&] { return worker->Push(GradientOf(gradient), values); });
+    EXPECT_EQ(pushed.wait_for(milliseconds(700)), std::future_status::timeout);
+    EXPECT_EQ(clock(), before) << "others would take the step for made";
+    store.pushes().Finish(number, end_of_step, /*applied=*/false);
+    OrThrow(pushed.get());
+    ExpectAll(values, -2);
+    EXPECT_EQ(clock(), before + 1);
+    store.Retire(number);
+  }
 }
 
 TEST_F(ServersTest, AServerThatIsGoneIsNamed) {
@@ -1060,6 +1137,23 @@ TEST_F(CoordinatorServiceTest, RoundsPassSumsOn) {
   std::future<std::uint64_t> second = std::async(std::launch::async, work, 1);
   EXPECT_EQ(first.get(), 100U);
   EXPECT_EQ(second.get(), 100U);
+}
+
+// As behind a firewall that has forgotten the connection; peer_timeout is shorter than gRPC's
+// keepalive.
+TEST_F(CoordinatorServiceTest, AConnectionThatFallsSilentIsReplaced) {
+  OrThrow(coordinator_.Open(0));
+  testing::LossyProxy proxy({server_->port()}, /*loss=*/0, /*seed=*/1);
+  const auto worker = CoordinatorClient::Make(
+      testing::LossyProxy::AddressOf(server_->port()), "chief:0",
+      {.task = {TaskType::kWorker, 0}, .incarnation = 1}, milliseconds(4'000));
+  OrThrow(worker->Attach());
+  for (int silence = 0; silence < 2; ++silence) {
+    proxy.Silence();
+    std::this_thread::sleep_for(milliseconds(200));
+    EXPECT_EQ(worker->OpenDataset(0, {.fingerprint = 5, .examples = 1000, .batch_size = 10}),
+              OkStatus());
+  }
 }
 
 TEST_F(CoordinatorServiceTest, AbortEndsAWait) {

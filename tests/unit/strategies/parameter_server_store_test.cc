@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <thread>
@@ -195,7 +196,7 @@ TEST_F(SnapshotTest, AnotherEpochOfTheServersEndsIt) {
   Freeze(1);
   EXPECT_EQ(Push(PushHeader(), ones_).kind(), Error::NONE);
   EXPECT_GT(store_.kept_bytes(), 0U);
-  EXPECT_EQ(store_.Stay(/*forget=*/true), 1U);
+  EXPECT_EQ(store_.Stay(), 1U);
   EXPECT_EQ(store_.kept_bytes(), 0U);
   EXPECT_EQ(Ask(1), Error::BAD_FRAME);
   Freeze(1);
@@ -298,6 +299,90 @@ TEST_F(StoreTest, ARepeatedPushIsAppliedOnceOnly) {
   EXPECT_THAT(Read(0), Each(-2));
 }
 
+TEST_F(StoreTest, ServersThatStayKnowThePushesThatTheyHad) {
+  Declare(*Sgd({.learning_rate = 1}));
+  Assign({0, 0, 0, 0, 0, 0, 0});
+  const FrameHeader header = PushHeader();
+  EXPECT_EQ(Push(header, ones_).kind(), Error::NONE);
+  EXPECT_EQ(store_.Stay(), 1U);
+  EXPECT_EQ(Push(header, ones_).kind(), Error::NONE);
+  EXPECT_THAT(Read(0), Each(-1));
+  EXPECT_EQ(store_.stats().duplicates, 1U);
+  store_.Reset();
+  Assign({0, 0, 0, 0, 0, 0, 0});
+  EXPECT_EQ(Push(header, ones_).kind(), Error::NONE);
+  EXPECT_THAT(Read(0), Each(-1)) << "of what is gone nothing is known";
+}
+
+// A server that has tables only: its chunk has no elements, and is a chunk all the same.
+class StepsOfTablesTest : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(StepsOfTablesTest, AreCounted) {
+  const ModelSpec spec{.optimizer = Sgd({.learning_rate = 1, .global_clip_norm = 1})->config(),
+                       .consistency = OrThrow(Consistency::Parse(GetParam())),
+                       .servers = 1,
+                       .counts_steps = true};
+  ParameterStore store(0);
+  OrThrow(store.Declare(spec, "chief:0"));
+  EXPECT_FALSE(store.ready()) << "its rows may be on their way";
+  const auto header = [&](std::uint64_t version) {
+    FrameHeader made;
+    made.set_client(1);
+    made.set_layout(spec.Fingerprint());
+    made.add_chunks(0);
+    made.add_versions(version);
+    return made;
+  };
+  ASSERT_EQ(store.Assign(header(7), PayloadReader(Segments())).kind(), Error::NONE);
+  EXPECT_TRUE(store.ready());
+  const auto push = [&](std::uint64_t number) {
+    FrameHeader pushed = header(6 + number);
+    pushed.set_sequence(number);
+    pushed.set_weight(3);
+    if (spec.consistency.synchronous()) {
+      pushed.mutable_round()->set_round(7 + number);
+      pushed.mutable_round()->set_parts(1);
+    }
+    ParameterStore::Pushed result;
+    return store.Push(pushed, PayloadReader(Segments()), &result);
+  };
+  for (std::uint64_t number = 1; number <= 2; ++number) {
+    EXPECT_EQ(push(number).kind(), Error::NONE);
+    EXPECT_EQ(push(number).kind(), Error::NONE) << "comes again";
+    if (spec.consistency.synchronous()) {
+      Commit commit;
+      commit.set_round(7 + number);
+      commit.add_winners(0);
+      const auto norms = store.RoundNorms(spec.Fingerprint(), 7 + number, commit);
+      ASSERT_EQ(norms.status(), OkStatus());
+      EXPECT_TRUE(norms->squares.empty());
+      EXPECT_EQ(norms->weight, 3);
+      EXPECT_EQ(store.Settle(spec.Fingerprint(), 7 + number, 1), OkStatus());
+    }
+    EXPECT_EQ(store.version(0), 7 + number);
+  }
+  EXPECT_EQ(OrThrow(store.Freeze(spec.Fingerprint(), 1)), 9U);
+  EXPECT_EQ(push(3).kind(), Error::NONE);
+  FrameHeader asked = header(0);
+  asked.set_snapshot(1);
+  asked.set_slots(true);
+  std::vector<ParameterStore::Reading> readings;
+  ASSERT_EQ(store.Plan(asked, &readings).kind(), Error::NONE);
+  ASSERT_EQ(readings.size(), 1U);
+  EXPECT_EQ(readings[0].floats, 0U);
+  EXPECT_TRUE(store.Copy(readings[0], /*slots=*/true, {}));
+  EXPECT_EQ(readings[0].version, 9U) << "as it was";
+  EXPECT_EQ(store.Reset(), spec.consistency.synchronous() ? 9U : 10U);
+  EXPECT_FALSE(store.ready());
+}
+
+INSTANTIATE_TEST_SUITE_P(StoreTest, StepsOfTablesTest,
+                         ::testing::Values("async", "ssp:1", "sync", "sync:1"), [](const auto& of) {
+                           std::string name = of.param;
+                           std::ranges::replace(name, ':', '_');
+                           return name;
+                         });
+
 // ---- What servers do to gradients beside the rule -----------------------------------------------
 
 TEST_F(StoreTest, GradientsAreCompensatedForWhatHasMovedSinceTheirPull) {
@@ -341,10 +426,16 @@ TEST_F(StoreTest, GradientsAreCompensatedForWhatHasMovedSinceTheirPull) {
   push(9, 0, twos);
   EXPECT_THAT(Read(0), Each(1)) << "or there is none";
   pull(3);
-  store_.Stay(/*forget=*/true);
+  store_.Stay();
   push(3, 7, ones_);
-  push(3, 7, twos);
-  EXPECT_THAT(Read(0), Each(-2)) << "nor after a roll-back";
+  push(3, 7, twos);  // 2 + 0.5 * 4 * (0 - 1) = 0
+  EXPECT_THAT(Read(0), Each(0)) << "what stays knows what it gave";
+  pull(3);
+  store_.Reset();
+  Assign({0, 0, 0, 0, 0, 0, 0}, 9);
+  push(3, 9, ones_);
+  push(3, 9, twos);
+  EXPECT_THAT(Read(0), Each(-3)) << "not after a roll-back";
 }
 
 TEST_F(StoreTest, WhatTravelsRoundedIsCompensatedForAsItTravelled) {
@@ -361,6 +452,57 @@ TEST_F(StoreTest, WhatTravelsRoundedIsCompensatedForAsItTravelled) {
   ASSERT_EQ(Push(PushHeader(), ones_).kind(), Error::NONE);
   // 1 + 1 * (2^-10 - 1) is taken off 2^-10.
   EXPECT_THAT(Read(0), Each(0));
+}
+
+TEST_F(StoreTest, WhereThereAreCopiesAPushCarriesWhatItWasComputedFrom) {
+  ParameterStore store(0);
+  spec_ = {
+      .parameters = {{"a", {2}, true, 0}, {"fixed", {1}, false, 8}},
+      .optimizer = ServerSide(Sgd({.learning_rate = 1}), {.delay_compensation = 0.5})->config(),
+      .servers = 1,
+      .copies = true};
+  OrThrow(store.Declare(spec_, "chief:0"));
+  const std::vector<float> fours = {4, 4, 4};
+  ASSERT_EQ(store.Assign(Header({0, 1}), Payload(fours)).kind(), Error::NONE);
+  ParameterStore::Pushed pushed;
+  std::uint64_t number = 0;
+  const auto push = [&](const std::vector<float>& payload, std::uint64_t version,
+                        DType wire = DType::kFloat32) {
+    FrameHeader header = Header({0, 1}, version);
+    header.set_sequence(++number);
+    header.set_weight(1);
+    header.set_wire(WireNumber(wire));
+    return store.Push(header, Payload(payload), &pushed);
+  };
+  const auto value = [&] {
+    std::vector<ParameterStore::Reading> readings;
+    EXPECT_EQ(store.Plan(Header({0}), &readings).kind(), Error::NONE);
+    std::vector<float> values(readings.at(0).floats);
+    store.Copy(readings[0], false, values, DType::kFloat32, /*client=*/1);
+    EXPECT_EQ(values[0], values[1]);
+    return values[0];
+  };
+  // Gradients, what they were computed from, and the difference of what is not trained.
+  EXPECT_EQ(push({1, 1, 9, 9, 0}, 0).kind(), Error::NONE);
+  EXPECT_EQ(value(), 3) << "it was not late";
+  EXPECT_EQ(push({2, 2, 4, 4, 0}, 0).kind(), Error::NONE);  // 2 + 0.5 * 4 * (3 - 4) = 0
+  EXPECT_EQ(value(), 3);
+  EXPECT_EQ(push({2, 2, 1, 1, 0}, 1).kind(), Error::NONE);  // 2 + 0.5 * 4 * (3 - 1) = 6
+  EXPECT_EQ(value(), -3);
+  std::vector<float> rounded(EncodedFloats(DType::kBFloat16, 2));
+  ASSERT_TRUE(EncodeValues(DType::kBFloat16, std::vector<float>{2, 2}, rounded));
+  rounded.insert(rounded.end(), {-2, -2, 0});
+  EXPECT_EQ(push(rounded, 1, DType::kBFloat16).kind(), Error::NONE);  // 2 + 0.5 * 4 * -1 = 0
+  EXPECT_EQ(value(), -3);
+  Error error = push({2, 2, 0}, 1);
+  EXPECT_EQ(error.kind(), Error::BAD_FRAME);
+  EXPECT_THAT(error.message(), HasSubstr("a: 12 bytes left of the payload, 16 needed"));
+  rounded.resize(1);
+  EXPECT_EQ(push(rounded, 1, DType::kBFloat16).kind(), Error::BAD_FRAME);
+  error = push({2, 2, 1, std::numeric_limits<float>::infinity(), 0}, 1);
+  EXPECT_EQ(error.kind(), Error::NOT_FINITE);
+  EXPECT_THAT(error.message(), HasSubstr("values of a that a gradient was computed from"));
+  EXPECT_EQ(value(), -3);
 }
 
 TEST_F(StoreTest, TheRateIsDividedByTheStaleness) {
@@ -635,6 +777,32 @@ TEST_F(StoreTest, NothingOfARetiredWorkerIsTaken) {
   FrameHeader other = PushHeader();
   other.set_client(2);
   EXPECT_EQ(Push(other, ones_).kind(), Error::NONE) << "its successor is another";
+}
+
+TEST_F(StoreTest, ABoundedReadWaitsForThePushBeforeIt) {
+  Declare(*Sgd({.learning_rate = 1}), "ssp:0");
+  Assign({0, 0, 0, 0, 0, 0, 0});
+  const auto soon = [] { return DeadlineAfter(std::chrono::milliseconds(1)); };
+  FrameHeader push = PushHeader();
+  push.set_advance(true);
+  push.set_clock(1);
+  FrameHeader read = Header({0, 1, 2});
+  read.set_bounded(true);
+  read.set_clock(1);
+  read.set_sequence(push.sequence());
+  EXPECT_EQ(store_.Admit(read, soon()).kind(), Error::NOT_YET) << "it has not come";
+  ASSERT_EQ(store_.pushes().Claim(1, push.sequence()), PushLedger::Claimed::kNew);
+  EXPECT_EQ(store_.Admit(read, soon()).kind(), Error::NOT_YET) << "another thread is at it";
+  std::jthread other([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    store_.pushes().Finish(1, push.sequence(), /*applied=*/false);
+  });
+  EXPECT_EQ(store_.Admit(read, DeadlineAfter(std::chrono::seconds(20))).kind(), Error::NOT_YET)
+      << "it was taken back, and is to come again";
+  EXPECT_EQ(Push(push, ones_).kind(), Error::NONE);
+  EXPECT_EQ(store_.Admit(read, soon()).kind(), Error::NONE);
+  store_.Retire(1);
+  EXPECT_EQ(store_.Admit(read, soon()).kind(), Error::FENCED);
 }
 
 TEST_F(StoreTest, RoundsThatMakeNoSenseAreRefused) {

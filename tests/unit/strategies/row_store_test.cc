@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <bit>
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -17,6 +18,7 @@
 #include <cohort/core/random.h>
 #include <cohort/io/crc32c.h>
 #include <cohort/optim/optimizers.h>
+#include <cohort/optim/server_side.h>
 
 #include "parameter_server/rows/row_frames.h"
 #include "parameter_server/rows/row_store.h"
@@ -854,7 +856,8 @@ TEST_F(RowStoreTest, WhatComesDamagedDoesNoHarm) {
   const Philox random(1, "damage");
   int decoded = 0;
   for (std::uint64_t i = 0; i < 20'000; ++i) {
-    store_.Stay(/*forget=*/true);  // each frame is the first of its client
+    store_.Stay();
+    store_.pushes().Reset();  // each frame is the first of its client
     std::string bytes = frames[i % frames.size()];
     const std::uint64_t flips = random.Below(4, 0, i);
     for (std::uint64_t f = 0; f < flips; ++f) {
@@ -881,7 +884,8 @@ TEST_F(RowStoreTest, WhatComesDamagedDoesNoHarm) {
     (void)store_.Dump(frame->header, &pieces, &out, &moved_);
   }
   EXPECT_GT(decoded, 1000);
-  store_.Stay(/*forget=*/true);
+  store_.Stay();
+  store_.pushes().Reset();
   EXPECT_EQ(store_.Restore(restore, Bytes().Add(dump).Reader()).kind(), Error::NONE);
   EXPECT_THAT(Pull(5), ElementsAre(-1, -2));
 }
@@ -1179,7 +1183,7 @@ TEST(PushLedgerTest, NothingOfARetiredClientIsNew) {
   ASSERT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kNew);
   std::atomic<bool> finished = false;
   std::jthread other([&] {
-    ledger.Retire(1);
+    EXPECT_TRUE(ledger.Retire(1, Late()));
     EXPECT_TRUE(finished);
   });
   while (!ledger.retired(1)) {
@@ -1191,11 +1195,36 @@ TEST(PushLedgerTest, NothingOfARetiredClientIsNew) {
   ledger.Finish(1, 1, true);
 }
 
+// The thread that tells of it is not to be held up by one that applies.
+TEST(PushLedgerTest, ARetirementSaysThatAPushIsBeingApplied) {
+  PushLedger ledger;
+  const auto soon = [] { return DeadlineAfter(std::chrono::milliseconds(10)); };
+  ASSERT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kNew);
+  ASSERT_EQ(ledger.Claim(2, 1), PushLedger::Claimed::kNew);
+  ledger.Finish(2, 1, true);
+  EXPECT_TRUE(ledger.Retire(2, soon()));
+  for (int repetition = 0; repetition < 2; ++repetition) {
+    EXPECT_FALSE(ledger.Retire(1, 3, soon()));
+    EXPECT_EQ(ledger.Claim(1, 2), PushLedger::Claimed::kFenced);
+    EXPECT_EQ(ledger.Claim(3, 1), PushLedger::Claimed::kFenced);
+  }
+  ledger.Finish(1, 1, true);
+  EXPECT_TRUE(ledger.Retire(1, 3, soon()));
+  EXPECT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kFenced);
+  // One that nobody asks about again is not kept.
+  ASSERT_EQ(ledger.Claim(4, 1), PushLedger::Claimed::kNew);
+  EXPECT_FALSE(ledger.Retire(4, soon()));
+  ledger.Finish(4, 1, false);
+  PushLedger::Pushes pushes;
+  ledger.Tell(&pushes);
+  EXPECT_TRUE(pushes.empty());
+}
+
 TEST(PushLedgerTest, WhoWaitsForAPushOfARetiredClientIsFenced) {
   PushLedger ledger;
   ASSERT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kNew);
   std::jthread repeats([&] { EXPECT_NE(ledger.Claim(1, 1), PushLedger::Claimed::kNew); });
-  std::jthread retires([&] { ledger.Retire(1); });
+  std::jthread retires([&] { EXPECT_TRUE(ledger.Retire(1, Late())); });
   while (!ledger.retired(1)) {
     std::this_thread::yield();
   }
@@ -1215,6 +1244,120 @@ TEST(PushLedgerTest, NoLiveClientIsForgotten) {
   EXPECT_EQ(ledger.Claim(newcomer, 1), PushLedger::Claimed::kNew);
   EXPECT_EQ(ledger.Claim(1, 2), PushLedger::Claimed::kFenced);
   EXPECT_EQ(RefusalOf(PushLedger::Claimed::kTooMany).kind(), Error::TOO_MANY);
+}
+
+// ---- Late gradients ----------------------------------------------------------------------------
+
+class LateRowStore : public RowStoreTest {
+ protected:
+  void DeclareLate(TableSpec::Wire wire = TableSpec::Wire::kFloat32) {
+    TableSpec words;
+    words.name = "words";
+    words.dim = 2;
+    words.buckets = 8;
+    words.optimizer = ServerSide(Sgd({.learning_rate = 1})->config(),
+                                 {.delay_compensation = 0.5, .staleness_scaling = true});
+    words.wire = wire;
+    dtype_ = static_cast<std::uint32_t>(wire);
+    OrThrow(store_.Declare({words}, 1, kLayout));
+  }
+  FrameHeader PushOf(std::uint64_t client) {
+    FrameHeader header = PushHeader(1);
+    header.set_client(client);
+    header.mutable_rows()->set_dtype(dtype_);
+    return header;
+  }
+  // The row of id 5, and its count of updates.
+  std::vector<float> PullFive() {
+    FrameHeader header = Header(0, 1, 2);
+    header.mutable_rows()->set_dtype(dtype_);
+    RowStore::Reading reading;
+    const std::uint64_t id = 5;
+    EXPECT_EQ(store_.Plan(header, Bytes().Add({id}).Reader(), &reading).kind(), Error::NONE);
+    std::vector<float> reply(reading.floats());
+    EXPECT_EQ(store_.Pull(reading, reply, &moved_).kind(), Error::NONE);
+    return reply;
+  }
+
+ private:
+  std::uint32_t dtype_ = 0;
+};
+
+TEST_F(LateRowStore, APullBringsCountsAndAPushBringsThemBack) {
+  DeclareLate();
+  const auto one = [](std::uint32_t updates, float pulled) {
+    return Bytes()
+        .Add<std::uint64_t>({5})
+        .Add<std::uint32_t>({1})
+        .Add<float>({2, 2})
+        .Add<std::uint32_t>({updates})
+        .Add<float>({pulled, pulled});
+  };
+  const auto updates = [&] {
+    const std::vector<float> reply = PullFive();
+    EXPECT_EQ(reply.size(), 3) << "a row, and a count";
+    return std::bit_cast<std::uint32_t>(reply[2]);
+  };
+  EXPECT_EQ(updates(), kNoRow);
+  EXPECT_EQ(store_.Push(PushOf(1), one(kNoRow, 0).Reader(), &moved_).kind(), Error::NONE);
+  EXPECT_EQ(updates(), 1);
+  EXPECT_FLOAT_EQ(PullFive()[0], -2);
+  EXPECT_EQ(store_.Push(PushOf(2), one(1, -2).Reader(3), &moved_).kind(), Error::NONE);
+  EXPECT_FLOAT_EQ(PullFive()[0], -4);
+  // Computed from the same, two updates ago: (2 + 0.5 * 4 * (-4 - 0)) / 2 = -3.
+  const FrameHeader late = PushOf(3);
+  for (int i = 0; i < 3; ++i) {  // once, however often it comes
+    EXPECT_EQ(store_.Push(late, one(0, 0).Reader(), &moved_).kind(), Error::NONE);
+    EXPECT_FLOAT_EQ(PullFive()[0], -1);
+    EXPECT_EQ(updates(), 3);
+  }
+}
+
+TEST_F(LateRowStore, RowsThatWerePulledTravelInTheTablesFormat) {
+  DeclareLate(TableSpec::Wire::kBFloat16);
+  const auto one = [](std::uint32_t updates, std::uint16_t pulled) {
+    return Bytes()
+        .Add<std::uint64_t>({5})
+        .Add<std::uint32_t>({1})
+        .Add<std::uint16_t>({0x4000, 0x4000})  // 2
+        .Add<std::uint32_t>({updates})
+        .Add<std::uint16_t>({pulled, pulled});
+  };
+  EXPECT_EQ(store_.Push(PushOf(1), one(kNoRow, 0).Reader(), &moved_).kind(), Error::NONE);
+  // 2 + 0.5 * 4 * (-2 - -1) = 0, of a row that was -1 (0xBF80) then.
+  EXPECT_EQ(store_.Push(PushOf(2), one(0, 0xBF80).Reader(), &moved_).kind(), Error::NONE);
+  EXPECT_EQ(std::bit_cast<std::uint32_t>(PullFive()[0]), 0xC000C000U) << "-2 and -2";
+}
+
+TEST_F(LateRowStore, AFrameOfAnotherLengthOrOfARoundIsRefused) {
+  DeclareLate();
+  const Bytes without = Bytes().Add<std::uint64_t>({5}).Add<std::uint32_t>({1}).Add<float>({2, 2});
+  Error error = store_.Push(PushOf(1), without.Reader(), &moved_);
+  EXPECT_EQ(error.kind(), Error::BAD_FRAME);
+  EXPECT_THAT(error.message(), HasSubstr("words\": 20 bytes for 1 ids, which take 32"));
+  const Bytes whole = Bytes(without).Add<std::uint32_t>({0}).Add<float>({0, 0});
+  FrameHeader part = PushOf(1);
+  part.mutable_round()->set_round(1);
+  part.mutable_round()->set_parts(1);
+  error = store_.Push(part, whole.Reader(), &moved_);
+  EXPECT_EQ(error.kind(), Error::BAD_FRAME);
+  EXPECT_THAT(error.message(), HasSubstr("words\": a part of a round"));
+  EXPECT_EQ(store_.stats().rows, 0);
+}
+
+TEST_F(LateRowStore, TwoRowsOfAnIdMustFitInAFrame) {
+  TableSpec words;
+  words.name = "words";
+  words.dim = kMaxRowFloats;
+  words.buckets = 1;
+  words.optimizer = ServerSide(Sgd()->config(), {.delay_compensation = 1});
+  EXPECT_THAT(store_.Declare({words}, 1, kLayout).message(),
+              HasSubstr("[at most " + std::to_string((kMaxRowFloats - 1) / 2) + "]"));
+}
+
+TEST_F(RowStoreTest, OtherTablesTravelAsTheyDid) {
+  Declare();
+  EXPECT_EQ(Pull(5).size(), 2);
 }
 
 }  // namespace

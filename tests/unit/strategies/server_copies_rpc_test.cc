@@ -7,6 +7,7 @@
 #include <thread>
 
 #include <cohort/optim/gradients.h>
+#include <cohort/optim/server_side.h>
 
 #include "row_cluster.h"
 
@@ -255,6 +256,94 @@ TEST_F(Copies, ARoundedStepThatIsSentAgainIsTheSameForPartAndCopy) {
   }
 }
 
+// Late gradients of rows: how late they are is in the push, also in one that is sent again after
+// its rows were pulled anew.
+TEST_F(Copies, ALateStepThatIsSentAgainIsAsLateAsItWas) {
+  spec_.tables[0].optimizer = ServerSide(Sgd({.learning_rate = 1})->config(),
+                                         {.delay_compensation = 0.125, .staleness_scaling = true});
+  Begin();
+  std::vector<std::uint64_t> ids(40);  // on every server
+  std::iota(ids.begin(), ids.end(), 0U);
+  std::vector<float> rows(ids.size() * kDim);
+  const auto push = [&](RowClient& client, float gradient) {
+    const std::vector<float> gradients(rows.size(), gradient);
+    const RowClient::Gradients one{.table = 0, .ids = ids, .values = gradients};
+    return client.Push({&one, 1}, 1, 1);
+  };
+  const Process first = Make(8, 1);
+  OrThrow(first.rows->Pull(0, ids, 1, /*training=*/true, rows));
+  const Process other = Make(7, 1);
+  OrThrow(push(*other.rows, -1));
+  OrThrow(push(*other.rows, -1));
+  const std::vector<std::string> addresses = addresses_;
+  addresses_[0] = "127.0.0.1:1";  // parts and copies of two servers alone get it
+  const Process broken = Make(8, 1);
+  addresses_ = addresses;
+  broken.rows->TakeOver(*first.rows);
+  EXPECT_EQ(push(*broken.rows, -4).code(), StatusCode::kUnavailable);
+  const Process again = Make(8, 1);
+  again.rows->TakeOver(*broken.rows);
+  const RowClient::Lookup ahead{
+      .table = 0, .ids = ids, .training = false, .rows = rows, .ahead = true};
+  OrThrow(again.rows->Pull(std::span(&ahead, 1), 2));
+  OrThrow(push(*again.rows, -4));
+  All all = Read(1);
+  for (const std::uint64_t id : ids) {
+    // (-4 + 0.125 * 16 * (2 - 0)) / 2 = 0 is taken off 2.
+    EXPECT_THAT(all.rows.at(id).weights, ElementsAre(2, 2)) << id;
+    EXPECT_EQ(all.rows.at(id).updates, 3U) << id;
+  }
+  OrThrow(again.rows->Pull(0, ids, 3, /*training=*/true, rows));
+  OrThrow(push(*again.rows, -4));  // which is not late
+  all = Read(1);
+  EXPECT_THAT(all.rows.at(1).weights, ElementsAre(6, 6));
+  for (int s = 0; s < kServers; ++s) {
+    const auto epoch = static_cast<std::uint64_t>(s) + 2;
+    LoseAndMend(s, epoch);
+    ExpectSame(Read(epoch), all);
+  }
+}
+
+// The same of dense values, whose pushes carry what they were computed from.
+TEST_F(Copies, ALateDenseStepThatIsSentAgainIsAsLateAsItWas) {
+  for (const char* consistency : {"async", "ssp:5"}) {
+    spec_.consistency = OrThrow(Consistency::Parse(consistency));
+    spec_.optimizer = ServerSide(Sgd({.learning_rate = 1, .momentum = 0.5}),
+                                 {.delay_compensation = 0.5, .staleness_scaling = true})
+                          ->config();
+    Begin();
+    const Process late = Make(8, 1);
+    std::vector<float> values(kFloats, 7);
+    OrThrow(late.dense->Pull(values, /*everything=*/true));
+    OrThrow(late.dense->PullForStep(values, {}));
+    const Process other = Make(7, 1);
+    std::vector<float> others(kFloats);
+    OrThrow(other.dense->Pull(others, /*everything=*/true));
+    OrThrow(other.dense->PullForStep(others, {}));
+    const std::vector<float> one(kFloats, -1);
+    const std::vector<float> two(kFloats, -2);
+    OrThrow(other.dense->Push({.arena = one}, others));
+    OrThrow(other.dense->Push({.arena = one}, others));  // momentum 0.5: 1, then 2.5
+    EXPECT_EQ(others, std::vector<float>(kFloats, 2.5F));
+    const std::vector<std::uint64_t> pushes = late.dense->pushes();
+    servers_[1].reset();
+    EXPECT_EQ(late.dense->Push({.arena = two}, values).code(), StatusCode::kUnavailable);
+    LoseAndMend(1, 2);
+    const Process again = Make(8, 2, pushes);
+    again.dense->TakeOver(*late.dense);
+    OrThrow(again.dense->Pull(values, /*everything=*/true));  // as a worker does
+    OrThrow(again.dense->Push({.arena = two}, values));
+    // -2 + 0.5 * 4 * (2.5 - 0) = 3, of which half counts; the momentum was 1.5.
+    EXPECT_EQ(values, std::vector<float>(kFloats, 2.5F + 0.5F * 1.5F - 1.5F)) << consistency;
+    const All all = Read(2);
+    for (int s = 0; s < kServers; ++s) {
+      const auto epoch = static_cast<std::uint64_t>(s) + 3;
+      LoseAndMend(s, epoch);
+      ExpectSame(Read(epoch), all);
+    }
+  }
+}
+
 TEST_F(Copies, SumsAreWholeWhereManyWorkersPushAtOnce) {
   spec_.optimizer = Sgd({.learning_rate = 1})->config();
   Begin();
@@ -354,55 +443,69 @@ class CopiesOfRounds : public Copies, public ::testing::WithParamInterface<std::
     spec_.optimizer =
         Sgd({.learning_rate = 0.3, .momentum = 0.7, .global_clip_norm = clip_})->config();
   }
-  bool elects() const { return spec_.consistency.backup_workers > 0; }
-  // Of two parts one wins, in turns.
+  bool backs_up() const { return spec_.consistency.backup_workers > 0; }
+  // With backup workers one of two parts wins, in turns.
   Commit CommitOf(std::uint64_t round) const {
     Commit commit;
-    if (elects() && round > 0) {
-      commit.set_round(round);
+    if (round == 0) {
+      return commit;
+    }
+    commit.set_round(round);
+    if (backs_up()) {
       commit.add_winners(static_cast<std::uint32_t>(round % 2));
+    } else {
+      commit.add_winners(0);
+      commit.add_winners(1);
     }
     return commit;
   }
+  // As it is told to servers of rows.
+  Commit RowCommitOf(std::uint64_t round) const { return backs_up() ? CommitOf(round) : Commit(); }
 
   // What is not whole in floats, so that the order of additions is in the result.
   static float Fraction(std::uint64_t round, std::uint64_t part, std::size_t i) {
     return static_cast<float>((i * 7 + round * 13 + part * 5) % 1000) *
            (part == 0 ? 0.0123F : -3.7F);
   }
-  Status PushRows(const Process& worker, std::uint64_t round, int part) const {
+  // Of the second attempt there is one part.
+  Status PushRows(const Process& worker, std::uint64_t round, int part, int attempt = 0) const {
     std::vector<std::uint64_t> ids;
     std::vector<float> gradients;
     for (std::uint64_t i = 0; i < 40; ++i) {
       ids.push_back(i < 20 ? i : round * 100 + i);
       for (std::size_t k = 0; k < kDim; ++k) {
-        gradients.push_back(Fraction(round, static_cast<std::uint64_t>(part), i + k));
+        gradients.push_back(Fraction(round, static_cast<std::uint64_t>(part + 3 * attempt), i + k));
       }
     }
     const RowClient::Gradients one{.table = 0, .ids = ids, .values = gradients};
-    worker.rows->Elected(CommitOf(round - 1));
-    return worker.rows->PushPart({&one, 1}, static_cast<std::int64_t>(round), 1 + part,
-                                 {.round = round, .attempt = 0, .part = part, .parts = 2});
+    worker.rows->Elected(RowCommitOf(round - 1));
+    return worker.rows->PushPart(
+        {&one, 1}, static_cast<std::int64_t>(round), 1 + part,
+        {.round = round, .attempt = attempt, .part = part, .parts = 2 - attempt});
   }
-  Status PushDense(const Process& worker, std::uint64_t round, int part) const {
+  Status PushDense(const Process& worker, std::uint64_t round, int part, int attempt = 0) const {
     std::vector<float> arena(kFloats);
     for (std::size_t i = 0; i < kFloats; ++i) {
-      arena[i] = Fraction(round, static_cast<std::uint64_t>(part), i);
+      arena[i] = Fraction(round, static_cast<std::uint64_t>(part + 3 * attempt), i);
     }
     Gradient gradient{.arena = arena, .weight = 1.0 + part, .commit = CommitOf(round - 1)};
     gradient.round.emplace();
     gradient.round->set_round(round);
     gradient.round->set_part(static_cast<std::uint32_t>(part));
-    gradient.round->set_parts(2);
+    gradient.round->set_attempt(static_cast<std::uint32_t>(attempt));
+    gradient.round->set_parts(static_cast<std::uint32_t>(2 - attempt));
     return worker.dense->Push(gradient, {});
   }
   // The round is complete.
-  Status Take(const Process& worker, std::uint64_t round) const {
+  Status Take(const Process& worker, const Commit& commit) const {
     if (clip_ > 0) {
-      COHORT_RETURN_IF_ERROR(worker.dense->Settle(round, CommitOf(round), clip_));
+      COHORT_RETURN_IF_ERROR(worker.dense->Settle(commit.round(), commit, clip_));
     }
     std::vector<float> values(kFloats);
-    return worker.dense->PullForStep(values, CommitOf(round));
+    return worker.dense->PullForStep(values, commit);
+  }
+  Status Take(const Process& worker, std::uint64_t round) const {
+    return Take(worker, CommitOf(round));
   }
   All ReadAfter(std::uint64_t epoch, std::uint64_t round) const {
     All all;
@@ -410,7 +513,7 @@ class CopiesOfRounds : public Copies, public ::testing::WithParamInterface<std::
     std::span<float> slot = all.slots;
     OrThrow(Take(chief, round));  // a copy may not have been told which parts it has
     OrThrow(chief.dense->PullState(all.values, {&slot, 1}));
-    chief.rows->Elected(CommitOf(round));
+    chief.rows->Elected(RowCommitOf(round));
     chief.rows->ReadAfter(round);
     all.rows = RowsOf(*chief.rows);
     return all;
@@ -481,6 +584,54 @@ TEST_P(CopiesOfRounds, ARoundThatHadBegunIsTheSameWhereItsServerIsLost) {
   }
 }
 
+// The last worker of the first attempt is lost when some servers have its part and others do not,
+// of each part and its copy one: the attempt counts nowhere, and the next one on all of them.
+TEST_P(CopiesOfRounds, AnAttemptThatOnlySomeServersHaveCountsOnNone) {
+  const auto first_round = [&](bool superseded) {
+    Begin();
+    const Process one = Make(1, 1);
+    if (superseded) {
+      OrThrow(PushRows(one, 1, 0));
+      OrThrow(PushDense(one, 1, 0));
+      const std::vector<std::string> all = addresses_;
+      addresses_[0] = "127.0.0.1:1";  // where nobody is
+      const Process two = Make(2, 1);
+      addresses_ = all;
+      EXPECT_EQ(PushRows(two, 1, 1).code(), StatusCode::kUnavailable);
+      EXPECT_EQ(PushDense(two, 1, 1).code(), StatusCode::kUnavailable);
+    }
+    OrThrow(PushRows(one, 1, 0, /*attempt=*/1));
+    OrThrow(PushDense(one, 1, 0, /*attempt=*/1));
+    Commit commit;
+    commit.set_round(1);
+    commit.set_attempt(1);
+    commit.add_winners(0);
+    OrThrow(Take(one, commit));
+    // The copies hear of it with what follows.
+    for (int w = 0; w < 2; ++w) {
+      const Process worker = w == 0 ? Process() : Make(3, 1);
+      const Process& of = w == 0 ? one : worker;
+      of.rows->Elected(backs_up() ? commit : Commit());
+      OrThrow(of.rows->PushPart({}, 2, 0, {.round = 2, .attempt = 0, .part = w, .parts = 2}));
+      Gradient nothing{.arena = {}, .weight = 0, .commit = commit};
+      nothing.round.emplace();
+      nothing.round->set_round(2);
+      nothing.round->set_part(static_cast<std::uint32_t>(w));
+      nothing.round->set_parts(2);
+      OrThrow(of.dense->Push(nothing, {}));
+    }
+    return ReadAfter(1, 2);
+  };
+  const All whole = first_round(/*superseded=*/false);
+  EXPECT_NE(whole.values[1], 0);
+  ExpectSame(first_round(/*superseded=*/true), whole);
+  std::uint64_t epoch = 1;
+  for (int s = 0; s < kServers; ++s) {
+    LoseAndMend(s, ++epoch);
+    ExpectSame(ReadAfter(epoch, 2), whole);
+  }
+}
+
 class CopiesOfClippedRounds : public CopiesOfRounds {};
 
 // All parts are there, and the factor of the clipping is known to some servers only.
@@ -500,6 +651,7 @@ TEST_P(CopiesOfClippedRounds, AFactorThatSomeServersHaveIsFoundAgain) {
       ask.set_layout(spec_.Fingerprint());
       ask.set_round(1);
       ask.set_epoch(1);
+      *ask.mutable_commit() = CommitOf(1);
       std::vector<double> squares(MakeChunks(spec_).size());
       double weight = 0;
       for (const std::string& address : addresses_) {

@@ -133,6 +133,24 @@ TEST(ServerFaults, WhatMovedIsSentThereHoweverManyFramesCameBehindIt) {
   }
 }
 
+// It says so at once, for as long as that takes: a thread of gRPC's is not held up.
+TEST(ServerFaults, AServerThatStillAppliesAPushOfAWorkerIsAskedAgain) {
+  Cluster cluster(1);
+  PushLedger& ledger = cluster.servers_[0]->rows().pushes();
+  ASSERT_EQ(ledger.Claim(7, 1), PushLedger::Claimed::kNew);
+  const auto chief = [&](milliseconds patience) {
+    return Client::Make(cluster.spec_, cluster.addresses_,
+                        {.client = 1000, .peer_timeout = patience});
+  };
+  const Status late = chief(milliseconds(100))->Retire(7);
+  EXPECT_THAT(late.message(), HasSubstr("a push of the worker that was given up is being applied"));
+  const auto patient = chief(milliseconds(60'000));
+  auto retired = std::async(std::launch::async, [&] { return patient->Retire(7); });
+  EXPECT_EQ(retired.wait_for(milliseconds(200)), std::future_status::timeout);
+  ledger.Finish(7, 1, true);
+  OrThrow(retired.get());
+}
+
 // The server's process is there, and does not answer yet.
 TEST(ServerFaults, AServerThatCouldNotBeToldOfAWorkerIsToldAgain) {
   Cluster cluster(1);

@@ -47,22 +47,6 @@ TEST(ServerRoll, ALostServerIsLostUntilAnotherProcessIsInItsPlace) {
   EXPECT_EQ(roll.losses(), 3);
 }
 
-TEST(ServerRoll, AnotherProcessIsNotKnownToHaveWhatTheOneBeforeHad) {
-  ServerRoll roll = ThreeServers();
-  for (int s = 0; s < 3; ++s) {
-    EXPECT_FALSE(roll.HasPart(s));
-    roll.NotePart(s);
-    roll.NoteCopy(s);
-  }
-  roll.Enter(1, 22);  // which holds the copy of ps:0's part, too
-  EXPECT_FALSE(roll.HasPart(1));
-  EXPECT_FALSE(roll.HasCopy(0));
-  EXPECT_TRUE(roll.HasCopy(1));
-  EXPECT_TRUE(roll.HasCopy(2));
-  EXPECT_TRUE(roll.HasPart(0));
-  EXPECT_TRUE(roll.HasPart(2));
-}
-
 TEST(ServerRoll, AnEpochThatAServerSaysIsANumberFromOne) {
   EXPECT_EQ(OrThrow(ParseEpoch("key", "1")), 1U);
   EXPECT_EQ(OrThrow(ParseEpoch("key", "18446744073709551614")), 18446744073709551614U);

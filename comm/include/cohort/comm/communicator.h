@@ -40,6 +40,8 @@
 
 namespace cohort {
 
+class Metrics;  // cohort/core/metrics.h
+
 enum class ReduceOp : std::uint8_t { kSum, kMean, kMin, kMax, kProduct };
 std::string_view ReduceOpName(ReduceOp op);
 
@@ -237,6 +239,9 @@ struct CommunicatorOptions {
   // What "auto" reckons with, equal on all ranks; none: measured at the first need.
   std::optional<CostParameters> cost;
   std::function<std::string(int rank)> peer_name;  // default "rank N"
+  // Counts the operations that are done, and their bytes (src/obs/README.md); outlives the
+  // communicator and the groups made by Split, which count here too. nullptr: nobody counts.
+  Metrics* metrics = nullptr;
   Log log;
 };
 

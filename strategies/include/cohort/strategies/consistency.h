@@ -19,6 +19,8 @@ struct Consistency {
     // rows of sparse tables only. Strategy::FromEnv makes it multi_worker_mirrored, led by
     // worker:0.
     kHybrid,
+    // kHybrid or kAsynchronous, as Strategy::FromEnv finds the model and the cluster.
+    kAuto,
   };
   Mode mode = Mode::kAsynchronous;
   int staleness = 0;       // kBoundedStaleness: steps that a read may miss of another worker
@@ -27,8 +29,8 @@ struct Consistency {
   bool synchronous() const { return mode == Mode::kSynchronous; }
   bool bounded() const { return mode == Mode::kBoundedStaleness; }
 
-  // "async", "ssp:3", "sync", "sync:1" (with one backup worker), "hybrid". InvalidArgument for
-  // others.
+  // "async", "ssp:3", "sync", "sync:1" (with one backup worker), "hybrid", "auto". InvalidArgument
+  // for others.
   static Result<Consistency> Parse(std::string_view text);
   std::string ToString() const;
   friend bool operator==(const Consistency&, const Consistency&) = default;

@@ -123,7 +123,10 @@ struct ScheduleOptions {
 };
 
 // Thread rules: all methods from any thread. Waits also end with what failed the job (a server, or
-// the lack of any worker for the strategy's join_timeout: Unavailable, naming it).
+// the lack of any worker for the strategy's join_timeout: Unavailable, naming it). Under
+// ServerLoss::kPartial and kReplica Schedule, Join and Fetch wait for another process in a lost
+// server's place, and give it its part: then they take up to rejoin_grace longer, and other threads
+// use the strategy for nothing but PullState.
 class Coordinator {
  public:
   // As Close.

@@ -67,6 +67,19 @@ class Strategy {
   // fine), parameter_server one without ps tasks. An evaluator is outside of its cluster and alone.
   static Result<std::unique_ptr<Strategy>> FromEnv(std::string_view kind = {},
                                                    StrategyOptions options = {});
+  // The same for a model that is known: its declarations count, it need not be built yet. Where
+  // options.consistency is kAuto and `kind` empty, a model with sparse tables is trained in step in
+  // a cluster with ps tasks and no chief task: kHybrid, multi_worker_mirrored with the tables on
+  // the servers. All processes, the servers too, give the same model; where one comes to another
+  // kind than the chief, all get FailedPrecondition with both. The chief logs what was chosen, and
+  // why. `model` is not kept.
+  static Result<std::unique_ptr<Strategy>> FromEnv(const ParameterSet& model,
+                                                   std::string_view kind = {},
+                                                   StrategyOptions options = {});
+  // The kind() that FromEnv's strategy would have, for options that depend on it. Meets nobody, and
+  // logs nothing.
+  static Result<std::string> KindFromEnv(const ParameterSet& model, std::string_view kind = {},
+                                         const StrategyOptions& options = {});
 
   virtual ~Strategy() = default;
 

@@ -29,6 +29,7 @@
 
 namespace cohort {
 
+class Metrics;  // cohort/core/metrics.h
 class NcclApi;  // comm/nccl/nccl_api.h
 
 // How replicas' gradients become one.
@@ -81,7 +82,7 @@ struct StrategyOptions {
   // For models that compute in float16: gradients are scaled, and a step whose gradients overflow
   // is skipped, by all replicas together. The decision is each process's own, from the sums that
   // all have; so the update begins when all of them are there. Not with make_bucket_hook, nor for
-  // models with sparse tables.
+  // models whose sparse tables are on servers.
   std::optional<GradScalerOptions> grad_scaler;
   // Gradients travel in buckets of about this size; the first is small, so that communication
   // starts early. 0: 25 MiB at first, then what the measured latency and bandwidth ask for.
@@ -134,7 +135,10 @@ struct StrategyOptions {
   // empty: nowhere.
   std::string flight_folder;
   std::string mpi_implementation = "cohort";  // see comm/mpi.h
-  Consistency consistency;                    // of a parameter server
+  // Of a parameter server. kAuto: hybrid where FromEnv is given a model with sparse tables and no
+  // kind, and the cluster has ps tasks and no chief task; else asynchronous. Equal on all
+  // processes.
+  Consistency consistency{.mode = Consistency::Mode::kAuto};
   int intra_op_threads = 0;  // per replica; 0: the cores, shared among the local replicas
   std::function<std::unique_ptr<Stream>()> make_stream;  // test seam; default: MakeInlineStream
   // Test seam: NCCL as a device's rank calls it; default: its library.
@@ -143,6 +147,9 @@ struct StrategyOptions {
   // Who takes part, where the program has resolved it itself (from flags); else FromEnv does, from
   // the environment.
   std::optional<ClusterConfig> cluster;
+  // Counts the collectives of synchronous strategies (CommunicatorOptions::metrics); outlives the
+  // strategy. nullptr: nobody counts.
+  Metrics* metrics = nullptr;
   Log log;
 };
 

@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
@@ -44,7 +45,14 @@ struct RowUpdate {
   float gradient_scale = 1.0F;
   std::int64_t step = 1;       // from 1: schedules, and bias correction unless:
   std::int64_t bias_step = 0;  // of Adam's bias correction; 0: step
+  // To a rule that has server_side(): the weights that the gradient was computed from, or empty:
+  // those there are; and how many updates by others there have been since.
+  std::span<const float> pulled{};
+  std::uint64_t staleness = 0;
+  float rate_factor = 1.0F;  // of the learning rate; not with ftrl, unless it is 1
 };
+
+struct ServerSideOptions;
 
 class RowOptimizer {
  public:
@@ -58,6 +66,9 @@ class RowOptimizer {
   virtual void Initialize(std::span<float> slots) const = 0;
   virtual void Apply(const RowUpdate& update) const = 0;
   virtual std::string config() const = 0;
+  // What else is done (server_side.h), for which delay_compensation asks for `pulled`, and that and
+  // staleness_scaling for `staleness`. Null: nothing.
+  virtual const ServerSideOptions* server_side() const { return nullptr; }
 
   // From Optimizer::config() or RowWiseAdagradConfig(). InvalidArgument names the field that is
   // unknown or out of range; global_clip_norm is refused: nobody knows the norm over all rows.

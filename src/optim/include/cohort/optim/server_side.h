@@ -9,7 +9,8 @@
 //                        the server has and the one that the gradient was computed from.
 //                        Zheng et al., "Asynchronous Stochastic Gradient Descent with Delay
 //                        Compensation", ICML 2017 (DC-ASGD-c). Costs the servers a copy of the
-//                        values for each worker
+//                        values for each worker; with server_loss kReplica instead pushes that are
+//                        4 bytes a float longer
 //   clip_value           every element is kept within [-clip_value, clip_value]
 //   staleness_scaling    the learning rate is divided by the staleness, where that is 2 or more:
 //                        updates by others between the worker's copy and this push. Zhang, Gupta,
@@ -24,9 +25,14 @@
 //                        under `async` and `ssp`. Not with adamw, which has its own, nor with ftrl,
 //                        whose weights are what its slots say
 // What needs single pushes (all but clip_value and weight_decay) is for `async` and `ssp` only; the
-// other strategies take none of these options. Of a row of a sparse table, under every strategy:
-// clip_norm, then clip_value, of the row's gradient, and weight_decay; what is in
-// TableSpec::optimizer has no more of them. A row decays when it is in a push, and not in between.
+// other strategies take none of these options.
+//
+// Of a row of a sparse table, as TableSpec::optimizer or that of Bind has them: clip_norm of the
+// row's gradient by the server, then the rest in the order above. clip_norm, clip_value and
+// weight_decay under every strategy; a row decays when it is in a push, and not in between.
+// delay_compensation and staleness_scaling under `async` and `ssp`; staleness is counted row by
+// row, and the rows that a gradient was computed from travel with it, so that servers keep nothing
+// for each worker.
 
 #pragma once
 
@@ -40,6 +46,8 @@
 #include <cohort/optim/optimizer.h>
 
 namespace cohort {
+
+struct TableSpec;
 
 // 0, false: not done.
 struct ServerSideOptions {
@@ -61,6 +69,11 @@ std::string ServerSide(const std::string& config, ServerSideOptions options);
 
 // InvalidArgument for an optimizer with options, under a strategy without servers for parameters.
 Status RefuseServerSide(const Optimizer& optimizer, std::string_view strategy);
+
+// InvalidArgument, naming the table, where its optimizer has delay_compensation or
+// staleness_scaling, and single workers' gradients are not what rows are updated with: under
+// `where`.
+Status RefuseLateRows(const TableSpec& table, std::string_view where);
 
 class ServerSideOptimizer : public Optimizer {
  public:
