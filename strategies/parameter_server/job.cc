@@ -10,6 +10,7 @@
 
 #include "parameter_server/chief/retirements.h"
 #include "parameter_server/frames/frame_address.h"
+#include "parameter_server/frames/frame_memory.h"
 #include "parameter_server/view_watch.h"
 
 namespace cohort::ps {

@@ -5,6 +5,8 @@
 
 #include <cohort/optim/gradients.h>
 
+#include "parameter_server/frames/frame_memory.h"
+
 namespace cohort::ps {
 
 LocalSink::LocalSink(const ParameterSet& parameters, DeviceReplica* device, FrameMemory* memory)

@@ -14,10 +14,11 @@
 #include <cohort/optim/parameter_set.h>
 
 #include "parameter_server/device_replica.h"
-#include "parameter_server/frames/frame_memory.h"
 #include "parameter_server/rows/row_client.h"
 
 namespace cohort::ps {
+
+class FrameMemory;  // frames/frame_memory.h
 
 // Thread rules: the replica's thread; rows are added where the stream runs.
 class LocalSink final : public GradientSink {

@@ -13,6 +13,7 @@
 #include <cohort/core/clock.h>
 
 #include "parameter_server/frames/frame_channel.h"
+#include "parameter_server/frames/frame_memory.h"
 #include "parameter_server/model/layout.h"
 #include "tcp/unix_socket.h"
 

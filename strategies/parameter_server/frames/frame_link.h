@@ -13,10 +13,11 @@
 
 #include <cohort/core/status.h>
 
-#include "parameter_server/frames/frame_memory.h"
 #include "parameter_server/frames/frame_stream.h"
 
 namespace cohort::ps {
+
+class FrameMemory;  // frame_memory.h
 
 struct FrameRequest {
   int server = 0;

@@ -300,8 +300,7 @@ Status FrameRings::Hear() {
     if (got == 0) {
       return refused_->load() == 0
                  ? Unavailable("connection closed")
-                 : Unimplemented("a reply is larger than " + std::to_string(kRingBytes) +
-                                 " bytes of shared memory");
+                 : Unimplemented("the server cannot go on through shared memory: its log says why");
     }
     if (got < 0 && errno == EINTR) {
       continue;

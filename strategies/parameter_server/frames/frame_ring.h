@@ -137,7 +137,8 @@ class FrameRings {
   // sleeps, and after Pop.
   void Wake();
   // Takes what the other says from the socket. Unavailable: the other has ended; Unimplemented: it
-  // has, because it could not send what is larger than a ring.
+  // has, because it could not go on this way: a reply is larger than a ring, or what is lent cannot
+  // be mapped.
   Status Hear();
   // This end is going to close for that reason.
   void Refuse();

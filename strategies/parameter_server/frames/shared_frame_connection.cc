@@ -52,7 +52,12 @@ class SharedConnection final : public FrameConnection {
                             FrameRings::Offer(socket_, DeadlineAfter(kOfferTimeout)));
     rings_.emplace(std::move(rings));
     while (!stop_.load()) {
-      COHORT_RETURN_IF_ERROR(ServeOne());
+      if (const Status status = ServeOne(); !status.ok()) {
+        if (status.code() != StatusCode::kUnavailable) {
+          rings_->Refuse();  // it would be no better the next time
+        }
+        return status;
+      }
     }
     return {};
   }
@@ -78,7 +83,6 @@ class SharedConnection final : public FrameConnection {
     const std::string head = EncodeFrame(method, reply.header, values.size_bytes());
     const std::size_t bytes = RingBytesOf(head.size() - sizeof(FramePrefix), values.size_bytes());
     if (bytes > kRingBytes) {
-      rings_->Refuse();
       return Unimplemented("a reply of " + std::to_string(bytes) +
                            " bytes is larger than the shared memory; the client asks again, over "
                            "TCP");

@@ -73,6 +73,7 @@ Result<std::string> BucketClient::DumpRest(int table, int line, const Version& v
       FrameHeader header = Header(table, line);
       header.set_snapshot(version.snapshot);
       header.set_since(version.since);
+      header.set_keep_round(version.keeps_rounds);
       header.set_until(piece.bucket() + 1);
       BucketPiece* from = header.add_buckets();
       from->set_bucket(piece.bucket());
@@ -313,11 +314,12 @@ Status BucketClient::Step(int table, std::uint32_t bucket, int server, const Buc
 }
 
 Status BucketClient::Install(int table, std::uint32_t bucket, int line, const std::string& dump,
-                             bool adopt) {
+                             bool adopt, bool keep_rounds) {
   std::size_t offset = 0;
   do {
     FrameHeader header = Header(table, line);
     header.set_adopt(adopt);
+    header.set_keep_round(keep_rounds);
     BucketPiece* piece = header.add_buckets();
     piece->set_bucket(bucket);
     piece->set_offset(offset);
@@ -396,10 +398,12 @@ Status BucketClient::CopyPart(int table, int server, Client::Mend which) {
     BucketPiece nothing;
     nothing.set_bucket(bucket);
     nothing.set_total(1);  // the first reply says how much it is
-    COHORT_ASSIGN_OR_RETURN(const std::string dump,
-                            DumpRest(table, LineOf(server, servers, from_copy), {}, nothing, {}));
-    COHORT_RETURN_IF_ERROR(
-        Install(table, bucket, LineOf(server, servers, !from_copy), dump, /*adopt=*/false));
+    COHORT_ASSIGN_OR_RETURN(
+        const std::string dump,
+        DumpRest(table, LineOf(server, servers, from_copy), {.keeps_rounds = true}, nothing, {}));
+    COHORT_RETURN_IF_ERROR(Install(table, bucket, LineOf(server, servers, !from_copy), dump,
+                                   /*adopt=*/false,
+                                   /*keep_rounds=*/true));
   }
   return {};
 }

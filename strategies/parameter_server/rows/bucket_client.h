@@ -44,6 +44,7 @@ class BucketClient {
   struct Version {
     std::uint64_t snapshot = 0;
     std::uint64_t since = 0;
+    bool keeps_rounds = false;  // as they are, whatever rounds wait to be applied
   };
   using Take = std::function<Status(std::uint32_t bucket, std::string_view)>;
   Status Dump(int table, const Version& version, const Take& take);
@@ -65,7 +66,8 @@ class BucketClient {
   Result<std::string> DumpRest(int table, int line, const Version& version, BucketPiece piece,
                                std::string begun);
   Status DumpSome(int table, const Version& version, const Take& take, Arrivals& arrivals);
-  Status Install(int table, std::uint32_t bucket, int line, const std::string& dump, bool adopt);
+  Status Install(int table, std::uint32_t bucket, int line, const std::string& dump, bool adopt,
+                 bool keep_rounds = false);
   Status Step(int table, std::uint32_t bucket, int server, const BucketMove& step);
   Status Insist(const std::function<Status()>& fn);
   Status Keep(int table, std::uint32_t bucket, int from, const Status& why);

@@ -5,7 +5,8 @@
 
 namespace cohort::ps {
 
-PulledRows::PulledRows(const ModelSpec& model) : copies_(model.copies) {
+PulledRows::PulledRows(const ModelSpec& model, bool comes_again)
+    : copies_(model.copies || comes_again) {
   for (const TableSpec& table : model.tables) {
     tables_.emplace_back();
     tables_.back().parts = LateParts::Of(table);

@@ -22,7 +22,8 @@ namespace cohort::ps {
 
 class PulledRows {
  public:
-  explicit PulledRows(const ModelSpec& model);
+  // `comes_again`: pushes may, as where there are copies (ClientOptions).
+  PulledRows(const ModelSpec& model, bool comes_again);
 
   LateParts PartsOf(int table) const { return tables_[static_cast<std::size_t>(table)].parts; }
 

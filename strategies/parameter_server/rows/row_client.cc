@@ -380,7 +380,7 @@ class FrameRowClient final : public RowClient {
         channels_(LineChannels(model, addresses_)),
         routes_(model.tables, model.servers),
         feedback_(model, options.comes_again),
-        pulled_(model),
+        pulled_(model, options.comes_again),
         buckets_(model, addresses_, channels_, options, routes_),
         link_(FrameLink::Make(
             LineNames(model, addresses_),

@@ -1,10 +1,10 @@
 #include "parameter_server/rows/row_residuals.h"
-#include "parameter_server/frames/payload.h"
 
 #include <algorithm>
 #include <bit>
 #include <cmath>
 
+#include "parameter_server/frames/payload.h"
 #include "parameter_server/frames/row_codec.h"
 
 namespace cohort::ps {

@@ -493,8 +493,12 @@ Error RowStore::Push(const FrameHeader& header, PayloadReader payload, Moved* mo
   }
   if (error.kind() != Error::NONE) {
     ++rejected_;
-    for (std::size_t i = 0; i < tables.size(); ++i) {
-      ++tallies_[BlockAt(header, i).table()]->refused;
+    std::set<std::uint32_t> of;
+    for (std::size_t i = 0; i < tables.size() && error.kind() != Error::NOT_YET; ++i) {
+      of.insert(BlockAt(header, i).table());
+    }
+    for (const std::uint32_t refused : of) {
+      ++tallies_[refused]->refused;
     }
   }
   return error;
@@ -569,11 +573,7 @@ Error RowStore::PushTo(std::span<RowTable* const> tables, const FrameHeader& hea
                        NameOf(*update.table) + ": step " + std::to_string(update.gradients.step) +
                            " in a round of step " + std::to_string(updates[0].gradients.step));
     }
-    Status status = update.table->Check(update.gradients);
-    if (status.ok() && !header.has_round()) {
-      status = update.table->CheckPresent(update.ids);
-    }
-    if (!status.ok()) {
+    if (const Status status = update.table->Check(update.gradients); !status.ok()) {
       return ToError(status);
     }
   }
@@ -616,6 +616,13 @@ Error RowStore::PushTo(std::span<RowTable* const> tables, const FrameHeader& hea
     if (!moved->empty()) {
       applying.FinishElsewhere();
       return {};
+    }
+    for (std::size_t i = 0;
+         status.ok() && updates.size() > 1 && !header.has_round() && i < updates.size(); ++i) {
+      status = updates[i].table->CheckPresent(updates[i].ids);
+    }
+    if (!status.ok()) {
+      return ToError(status);
     }
     status = header.has_round() ? AddToRound(header, updates) : ApplyAll(updates, applying);
     applying.applied = status.ok();

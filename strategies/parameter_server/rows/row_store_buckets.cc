@@ -43,7 +43,8 @@ Error RowStore::Dump(const FrameHeader& header, std::vector<BucketPiece>* pieces
     return MakeError(Error::BAD_FRAME, NameOf(*table) + ": there is no snapshot " +
                                            std::to_string(header.snapshot()) + " any more");
   }
-  if (const Status status = frozen ? OkStatus() : rounds_.Settle(); !status.ok()) {
+  if (const Status status = frozen || header.keep_round() ? OkStatus() : rounds_.Settle();
+      !status.ok()) {
     return ToError(status);
   }
   if (header.buckets_size() != 1) {
@@ -147,7 +148,7 @@ Error RowStore::Restore(const FrameHeader& header, PayloadReader payload) {
 Error RowStore::RestorePieces(const FrameHeader& header, PayloadReader payload, RowTable& table,
                               Carrier& carrier) {
   // A round that waits to be applied is of the rows that are replaced.
-  if (const Status status = rounds_.Settle(); !status.ok()) {
+  if (const Status status = header.keep_round() ? OkStatus() : rounds_.Settle(); !status.ok()) {
     return ToError(status);
   }
   // All pieces, before the first has an effect.

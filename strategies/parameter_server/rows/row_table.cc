@@ -1,5 +1,4 @@
 #include "parameter_server/rows/row_table.h"
-#include "parameter_server/frames/payload.h"
 
 #include <algorithm>
 #include <array>
@@ -12,6 +11,7 @@
 
 #include <cohort/core/random.h>
 
+#include "parameter_server/frames/payload.h"
 #include "parameter_server/rows/row_bucket.h"
 
 namespace cohort::ps {

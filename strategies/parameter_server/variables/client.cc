@@ -12,6 +12,7 @@
 #include "grpc_util.h"
 #include "parameter_server/frames/dense_codec.h"
 #include "parameter_server/frames/frame_address.h"
+#include "parameter_server/frames/frame_memory.h"
 #include "parameter_server/frames/wire.h"
 #include "parameter_server/model/table_spec.h"
 #include "parameter_server/variables/frame_client.h"
@@ -456,7 +457,7 @@ Result<std::span<const float>> FrameClient::Encode(const Gradient& gradient, std
 }
 
 void FrameClient::KeepBase(std::span<const float> values) {
-  if (!spec_.copies || spec_.consistency.synchronous()) {
+  if (!keeps_base()) {
     return;
   }
   Require(!carries_ || !values.empty(),
@@ -484,8 +485,7 @@ Status FrameClient::Push(const Gradient& gradient, std::optional<std::span<float
   if (gradient.round.has_value()) {
     BeginPart(*gradient.round, empty);
   }
-  const std::vector<std::uint64_t>& base =
-      spec_.copies && !spec_.consistency.synchronous() ? base_versions_ : versions_;
+  const std::vector<std::uint64_t>& base = keeps_base() ? base_versions_ : versions_;
   std::vector<FrameRequest> requests;
   for (int s = 0; s < spec_.servers; ++s) {
     const std::size_t before = requests.size();
@@ -642,25 +642,29 @@ Status FrameClient::Retire(std::uint64_t client) {
   request.set_client(client);
   request.set_epoch(options_.epoch);
   Status first;
-  for (std::size_t s = 0; s < control_.size(); ++s) {
-    RetireReply reply;
-    Status status;
-    // What the worker had sent last is applied in a moment, as a rule.
-    const Deadline give_up = DeadlineAfter(options_.peer_timeout);
-    for (;;) {
-      reply.Clear();
-      status = Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
+  std::vector<std::size_t> servers(control_.size());
+  std::iota(servers.begin(), servers.end(), std::size_t{0});
+  // What the worker had sent last is applied in a moment, as a rule: who is still at that is asked
+  // again, when all have been told.
+  const Deadline give_up = DeadlineAfter(options_.peer_timeout);
+  while (!servers.empty()) {
+    std::vector<std::size_t> at_work;
+    for (const std::size_t s : servers) {
+      RetireReply reply;
+      const Status status = Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
         return stub.Retire(context, request, &reply);
       });
-      if (!status.ok() || reply.error().kind() != Error::NOT_YET ||
-          std::chrono::steady_clock::now() >= give_up) {
-        break;
+      if (status.ok() && reply.error().kind() == Error::NOT_YET &&
+          std::chrono::steady_clock::now() < give_up) {
+        at_work.push_back(s);
+      } else if (first.ok()) {
+        first = status.ok() ? Taken(reply, s) : status;
       }
+    }
+    if (!at_work.empty()) {
       std::this_thread::sleep_for(kAskAgain);
     }
-    if (first.ok()) {
-      first = status.ok() ? Taken(reply, s) : status;
-    }
+    servers.swap(at_work);
   }
   return first;
 }

@@ -22,11 +22,12 @@
 #include <cohort/strategies/strategy.h>
 
 #include "parameter_server/frames/frame_address.h"
-#include "parameter_server/frames/frame_memory.h"
 #include "parameter_server/model/layout.h"
 #include "parameter_server/variables/parameter_store.h"
 
 namespace cohort::ps {
+
+class FrameMemory;  // frames/frame_memory.h
 
 struct ClientOptions {
   std::uint64_t client = 1;  // this process: never another, nor its successor

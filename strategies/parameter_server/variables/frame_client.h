@@ -66,6 +66,10 @@ class FrameClient final : public Client {
   void Abort(const Status& why) override { link_->Abort(why); }
 
  private:
+  // A push that comes again is of the copy that it was computed from at first.
+  bool keeps_base() const {
+    return (spec_.copies || options_.comes_again) && !spec_.consistency.synchronous();
+  }
   // Of payload: a server reads a frame while the next one is on its way, and uses it out of its
   // cache.
   static constexpr std::int64_t kFrameBytes = std::int64_t{1} << 20;

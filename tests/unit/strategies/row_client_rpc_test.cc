@@ -557,7 +557,10 @@ TEST(ServerRowsTest, TheNextBatchIsLookedUpAheadAndHasThisStepsUpdate) {
   const auto client = cluster.NewClient();
   const TableSpec& spec = cluster.spec_.tables[0];
   const auto local = OrThrow(RowTable::Create(spec, {0, spec.buckets}));
-  ServerRows rows(*client, cluster.spec_.tables, /*threads=*/1, /*rank=*/0, /*processes=*/1);
+  const auto servers = Client::Make(cluster.spec_, cluster.addresses_, {.client = 1001});
+  const auto saver = cluster.NewChief();
+  ServerRows rows(*client, {.servers = *servers, .rows = *saver}, cluster.spec_.tables,
+                  /*threads=*/1, /*rank=*/0, /*processes=*/1);
   constexpr std::int64_t kSteps = 5;
   for (std::int64_t step = 1; step <= kSteps; ++step) {
     // The last one is not what was foreseen.
@@ -683,7 +686,10 @@ TEST(ServerRowsTest, GradientsThatAreNotFiniteLeaveTheProcessNeverToBeSent) {
   Cluster cluster(1);
   cluster.Initialise();
   const auto client = cluster.NewClient();
-  ServerRows rows(*client, cluster.spec_.tables, /*threads=*/1, /*rank=*/0, /*processes=*/1);
+  const auto servers = Client::Make(cluster.spec_, cluster.addresses_, {.client = 1001});
+  const auto saver = cluster.NewChief();
+  ServerRows rows(*client, {.servers = *servers, .rows = *saver}, cluster.spec_.tables,
+                  /*threads=*/1, /*rank=*/0, /*processes=*/1);
   const std::vector<std::uint64_t> ids = {3, 4};
   std::vector<float> gradients(10, 1);
   gradients[7] = std::numeric_limits<float>::infinity();
