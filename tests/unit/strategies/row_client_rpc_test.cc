@@ -558,7 +558,7 @@ TEST(ServerRowsTest, TheNextBatchIsLookedUpAheadAndHasThisStepsUpdate) {
   const TableSpec& spec = cluster.spec_.tables[0];
   const auto local = OrThrow(RowTable::Create(spec, {0, spec.buckets}));
   const auto servers = Client::Make(cluster.spec_, cluster.addresses_, {.client = 1001});
-  const auto saver = cluster.NewChief();
+  const auto saver = cluster.NewClient();
   ServerRows rows(*client, {.servers = *servers, .rows = *saver}, cluster.spec_.tables,
                   /*threads=*/1, /*rank=*/0, /*processes=*/1);
   constexpr std::int64_t kSteps = 5;
@@ -687,7 +687,7 @@ TEST(ServerRowsTest, GradientsThatAreNotFiniteLeaveTheProcessNeverToBeSent) {
   cluster.Initialise();
   const auto client = cluster.NewClient();
   const auto servers = Client::Make(cluster.spec_, cluster.addresses_, {.client = 1001});
-  const auto saver = cluster.NewChief();
+  const auto saver = cluster.NewClient();
   ServerRows rows(*client, {.servers = *servers, .rows = *saver}, cluster.spec_.tables,
                   /*threads=*/1, /*rank=*/0, /*processes=*/1);
   const std::vector<std::uint64_t> ids = {3, 4};

@@ -1013,6 +1013,42 @@ TEST_F(RowStoreMovesTest, ABlockWhoseBucketIsElsewhereHoldsItsFrameBack) {
   EXPECT_THAT(moved_, ElementsAre(RowStore::Elsewhere{1, 1, 1}));
 }
 
+TEST_F(RowStoreMovesTest, ARowWhoseBucketIsElsewhereIsNotMissing) {
+  TableSpec words;
+  words.name = "words";
+  words.dim = 1;
+  words.buckets = 2;
+  words.optimizer = Sgd({.learning_rate = 1})->config();
+  TableSpec known = words;
+  known.name = "known";
+  known.missing = TableSpec::Missing::kError;
+  RowStore store(0);
+  OrThrow(store.Declare({words, known}, 2, kLayout));
+  std::uint64_t other = 0;
+  while (BucketOf(other, 2) != 1) {
+    ++other;
+  }
+  FrameHeader h = Header(1);
+  h.set_weight(1);
+  h.mutable_rows()->set_count(1);
+  h.mutable_rows()->set_dim(1);
+  h.mutable_rows()->set_step(1);
+  *h.add_more_rows() = h.rows();
+  h.mutable_more_rows(0)->set_table(1);
+  const auto push = [&](std::uint64_t of_known) {
+    Bytes bytes;
+    for (const std::uint64_t id : {id_, of_known}) {
+      bytes.Add<std::uint64_t>({id}).Add<std::uint32_t>({1}).Add<float>({1});
+    }
+    return store.Push(h, bytes.Reader(), &moved_).kind();
+  };
+  EXPECT_EQ(push(other), Error::NONE);
+  EXPECT_THAT(moved_, ElementsAre(RowStore::Elsewhere{1, 1, 1}));
+  h.set_sequence(2);
+  EXPECT_EQ(push(id_), Error::NO_ROW) << "this one is missing here";
+  EXPECT_EQ(store.stats().rows, 0) << "of no table";
+}
+
 TEST_F(RowStoreMovesTest, EachStepMayBeRepeated) {
   EXPECT_THAT(Push(0, 1), IsEmpty());
   EXPECT_THAT(Push(1, 1), ElementsAre(0, 0)) << "the first server of bucket 0 is 0";
