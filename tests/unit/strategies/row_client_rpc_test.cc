@@ -279,6 +279,9 @@ std::vector<TableSpec> ManyTables(const TableSpec& like) {
                             Wire::kBFloat16}[static_cast<std::size_t>(t) % 4];
     table.missing = std::array{TableSpec::Missing::kCreate, TableSpec::Missing::kZeros,
                                TableSpec::Missing::kError}[static_cast<std::size_t>(t) % 3];
+    if (table.missing == TableSpec::Missing::kZeros) {
+      table.initializer = {};
+    }
     table.optimizer = (t % 2 == 0 ? Adam({.learning_rate = 0.01}) : Sgd())->config();
   }
   return tables;
