@@ -103,6 +103,10 @@ class LocalJob {
       if (again > options_.job_restarts || !MayStartAgain()) {
         break;
       }
+      PauseBeforeTheNext();
+      if (told_to_end_) {
+        break;
+      }
       Say(fmt::format("the job is started again, {} of {} times", again, options_.job_restarts));
       Reset();
     }
@@ -113,6 +117,7 @@ class LocalJob {
  private:
   enum class Phase { kRunning, kFinishing, kStopping };
   static constexpr int kUsage = 2;
+  static constexpr int kPauseMs = 500;
 
   // ---- start ----
 
@@ -366,6 +371,7 @@ class LocalJob {
     }
     if (cause != nullptr) {
       cause_ = cause;
+      failed_at_work_ = phase_ == Phase::kRunning;
       Stop(SIGTERM, cause->process.Poll()->code);
     } else if (phase_ == Phase::kRunning && IsComplete()) {
       phase_ = Phase::kFinishing;
@@ -383,9 +389,17 @@ class LocalJob {
     return phase_ == Phase::kRunning && may && restarted_ < options_.restarts;
   }
 
-  // Not what was told to end, nor what was used wrongly.
+  // Not what was told to end, nor what was used wrongly, nor what had done its work.
   bool MayStartAgain() {
-    return !told_to_end_ && cause_ != nullptr && cause_->process.Poll()->code != kUsage;
+    return !told_to_end_ && cause_ != nullptr && failed_at_work_ &&
+           cause_->process.Poll()->code != kUsage;
+  }
+  // What ends a job at once would use up all restarts before anybody has looked.
+  void PauseBeforeTheNext() {
+    Flush(DeadlineAfter(options_.grace));
+    pollfd signal = {signals_, POLLIN, 0};
+    ::poll(&signal, 1, kPauseMs);
+    TakeSignalsThatCame();
   }
   void Reset() {
     tasks_.clear();
@@ -531,7 +545,8 @@ class LocalJob {
   bool has_read_ = false;  // something, since it was last set to false
   Phase phase_ = Phase::kRunning;
   std::optional<Deadline> deadline_;
-  Task* cause_ = nullptr;    // the task that failed first
+  Task* cause_ = nullptr;  // the task that failed first
+  bool failed_at_work_ = false;
   std::vector<Task*> lost_;  // workers that failed and were not needed
   int code_ = 0;
 };

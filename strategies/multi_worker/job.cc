@@ -71,7 +71,7 @@ class JobMembership final : public Membership {
   }
 
   void GiveUp(const Status& error) override {
-    communicator_->Abort(error);
+    Fail(error);
     Report(error);
   }
 

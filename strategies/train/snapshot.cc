@@ -237,17 +237,24 @@ Result<bool> SnapshotBehind::Begin(Strategy& strategy, ParameterSet& parameters,
   if (parameters.tables().empty()) {
     return false;
   }
+  state_ = WithScaler(strategy, state);
   Outcome outcome;
-  bool frozen = false;
   if (strategy.is_chief()) {
     Status status = strategy.PullState();
     if (status.ok()) {
-      const Result<bool> tables = strategy.FreezeTables();
-      status = tables.status();
-      frozen = tables.ok() && *tables;
+      const Result<bool> frozen = strategy.FreezeTables();
+      status = frozen.status();
+      if (frozen.ok() && *frozen) {
+        outcome.step = 1;
+        try {
+          Start(strategy, parameters, store, full_save_every);
+        } catch (const std::exception& error) {  // no memory, or no thread
+          status = ResourceExhausted(error.what());
+          (void)strategy.ThawTables(/*saved=*/false);
+        }
+      }
     }
     outcome.Set(status);
-    outcome.step = frozen ? 1 : 0;
   }
   COHORT_RETURN_IF_ERROR(ShareOutcome(strategy, outcome));
   COHORT_RETURN_IF_ERROR(
@@ -255,11 +262,13 @@ Result<bool> SnapshotBehind::Begin(Strategy& strategy, ParameterSet& parameters,
   if (outcome.step == 0) {
     return false;
   }
-  state_ = WithScaler(strategy, state);
   strategy_ = &strategy;
-  if (!frozen) {
-    return true;  // the chief's work
-  }
+  return true;
+}
+
+void SnapshotBehind::Start(Strategy& strategy, const ParameterSet& parameters,
+                           const io::CheckpointStore& store, int full_save_every) {
+  written_ = Internal("the save was not written");
   const std::span<const float> values = parameters.all();
   values_.assign(values.begin(), values.end());
   slots_.clear();
@@ -277,8 +286,8 @@ Result<bool> SnapshotBehind::Begin(Strategy& strategy, ParameterSet& parameters,
     if (written_.ok() && !thawed.ok()) {
       written_ = thawed;
     }
+    ended_ = std::chrono::steady_clock::now();
   });
-  return true;
 }
 
 Status SnapshotBehind::Finish(std::string* path) {
@@ -286,6 +295,8 @@ Status SnapshotBehind::Finish(std::string* path) {
   if (writer_.joinable()) {
     writer_.join();
   }
+  values_ = {};
+  slots_ = {};
   return ShareWritten(*std::exchange(strategy_, nullptr), written_, state_.step, path);
 }
 

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <string>
 #include <thread>
@@ -41,13 +42,19 @@ class SnapshotBehind {
   // Every process calls, after Begin: waits for the end of it; as SaveSnapshot.
   Status Finish(std::string* path);
   const io::CheckpointState& state() const { return state_; }  // of the last one
+  // When the chief had written it.
+  std::chrono::steady_clock::time_point ended() const { return ended_; }
 
  private:
+  void Start(Strategy& strategy, const ParameterSet& parameters, const io::CheckpointStore& store,
+             int full_save_every);
+
   Strategy* strategy_ = nullptr;  // while one is under way
   io::CheckpointState state_;
   std::vector<float> values_;  // the copies, of the chief
   std::vector<std::vector<float>> slots_;
   Result<std::string> written_ = std::string();  // of writer_
+  std::chrono::steady_clock::time_point ended_;
   std::thread writer_;
 };
 

@@ -60,17 +60,20 @@ void TrainMetrics::AddWaits(const EpochResult& so_far) {
   counted_ = so_far;
 }
 
-void TrainMetrics::AddCheckpoint(std::chrono::steady_clock::time_point since) {
-  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - since;
+void TrainMetrics::AddCheckpoint(std::chrono::steady_clock::time_point since,
+                                 std::chrono::steady_clock::time_point end) {
+  const std::chrono::duration<double> took = end - since;
   metrics_
       .AddHistogram("cohort_checkpoint_duration_seconds", "Writing a checkpoint.",
                     kCheckpointSeconds)
       .Observe(took.count());
-  const std::chrono::duration<double> now = std::chrono::system_clock::now().time_since_epoch();
+  const std::chrono::duration<double> then =
+      (std::chrono::system_clock::now() - (std::chrono::steady_clock::now() - end))
+          .time_since_epoch();
   metrics_
       .AddGauge("cohort_checkpoint_last_success_timestamp_seconds",
                 "When the last checkpoint was written, in seconds since 1970.")
-      .Set(now.count());
+      .Set(then.count());
 }
 
 }  // namespace cohort

@@ -27,7 +27,9 @@ class TrainMetrics {
   // Waits that came since.
   void AddWaits(const EpochResult& so_far);
   // The chief has written a checkpoint since.
-  void AddCheckpoint(std::chrono::steady_clock::time_point since);
+  // That was written until `end`.
+  void AddCheckpoint(std::chrono::steady_clock::time_point since,
+                     std::chrono::steady_clock::time_point end = std::chrono::steady_clock::now());
 
  private:
   std::optional<Metrics> own_;

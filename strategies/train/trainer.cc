@@ -177,6 +177,9 @@ struct Trainer::State {
   enum class Write { kNow, kBehind };
   Status SaveAt(std::int64_t at_epoch, std::int64_t at_batch, Write when = Write::kNow);
   Status FinishSave();  // that is written behind
+  static Result<History> Fit(State& s, Trainer& trainer, const data::Dataset& training_data,
+                             const StepFn& train_step, const data::Dataset* validation,
+                             const StepFn& evaluate_step);
   Status ResumeIn(const data::Dataset& data, std::uint64_t fingerprint);
   Status ResumeAtExample(std::int64_t example);
   Result<std::uint64_t> FingerprintOf(const data::Dataset& data) const;
@@ -344,10 +347,21 @@ void Trainer::State::ShowProgress(const Totals& totals, double seconds, std::int
 
 Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_step,
                              const data::Dataset* validation, const StepFn& evaluate_step) {
-  State& s = *state_;
+  Result<History> history =
+      State::Fit(*state_, *this, training, train_step, validation, evaluate_step);
+  if (!history.ok() && state_->behind.begun()) {
+    // Also ends who writes the save, which nobody would wait for the end of.
+    state_->strategy.ReportError(history.status());
+  }
+  return history;
+}
+
+Result<History> Trainer::State::Fit(State& s, Trainer& trainer, const data::Dataset& training_data,
+                                    const StepFn& train_step, const data::Dataset* validation,
+                                    const StepFn& evaluate_step) {
   Require(validation == nullptr || evaluate_step, "validation data comes with an evaluation step");
   Require(s.options.batches_per_step >= 1, "at least one batch to a step");
-  s.policy = s.strategy.PolicyFor(training, s.options.policy);
+  s.policy = s.strategy.PolicyFor(training_data, s.options.policy);
   if (data::HasOwnOrder(s.policy) && s.strategy.kind() == "parameter_server") {
     return InvalidArgument(
         fmt::format("TrainerOptions::policy: under a parameter server the data is handed out on "
@@ -361,9 +375,9 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
     COHORT_RETURN_IF_ERROR(s.strategy.Serve());
     return History();
   }
-  COHORT_RETURN_IF_ERROR(StartFrom(training));
+  COHORT_RETURN_IF_ERROR(trainer.StartFrom(training_data));
   COHORT_ASSIGN_OR_RETURN(const auto dataset,
-                          s.strategy.Distribute(training, {.policy = s.options.policy}));
+                          s.strategy.Distribute(training_data, {.policy = s.options.policy}));
   const Feeding feeding(s, *dataset);
   SavePlan plan{.stop = s.options.stop};
   if (s.store.has_value()) {
@@ -391,7 +405,7 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
     s.epoch = s.options.epochs;
     COHORT_RETURN_IF_ERROR(s.strategy.PullState());
     if (s.store.has_value()) {
-      COHORT_RETURN_IF_ERROR(Save());
+      COHORT_RETURN_IF_ERROR(trainer.Save());
     }
   }
   if (s.batch > 0 && (s.policy == data::ShardPolicy::kFile || !s.begun.empty())) {
@@ -431,7 +445,7 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
                                           epoch.seconds > 0 ? epoch.examples / epoch.seconds : 0));
     history.epochs.push_back(std::move(epoch));
     if (validation != nullptr && !stopped && s.strategy.trains()) {
-      COHORT_ASSIGN_OR_RETURN(EpochResult evaluation, Evaluate(*validation, evaluate_step));
+      COHORT_ASSIGN_OR_RETURN(EpochResult evaluation, trainer.Evaluate(*validation, evaluate_step));
       evaluation.epoch = s.epoch - 1;
       history.evaluations.push_back(std::move(evaluation));
     }
@@ -686,7 +700,7 @@ Status Trainer::State::FinishSave() {
   }
   COHORT_RETURN_IF_ERROR(behind.Finish(&saved_path));
   if (strategy.is_chief()) {
-    metrics.AddCheckpoint(behind_since);
+    metrics.AddCheckpoint(behind_since, behind.ended());
   }
   saved_step = behind.state().step;
   saved_epoch = behind.state().epoch;
@@ -695,7 +709,22 @@ Status Trainer::State::FinishSave() {
 }
 
 Status Trainer::State::SaveAt(std::int64_t at_epoch, std::int64_t at_batch, Write when) {
-  COHORT_RETURN_IF_ERROR(FinishSave());
+  if (when == Write::kBehind && behind.begun() && behind.state().step == strategy.step()) {
+    return {};  // this very state is being written
+  }
+  if (const Status before = FinishSave(); !before.ok()) {
+    const bool of_the_job = before.code() == StatusCode::kUnavailable ||
+                            before.code() == StatusCode::kAborted ||
+                            before.code() == StatusCode::kDeadlineExceeded;
+    if (of_the_job) {
+      return before;
+    }
+    // Every process has heard the same.
+    if (strategy.is_chief()) {
+      options.log.Warning("a save has failed, training went on, and the save before it counts: " +
+                          before.ToString());
+    }
+  }
   if (saved_between_updates && strategy.is_chief()) {
     COHORT_RETURN_IF_ERROR(strategy.PullState());  // for the step
   }

@@ -19,6 +19,7 @@
 
 #include <atomic>
 #include <filesystem>
+#include <fstream>
 #include <future>
 #include <limits>
 #include <numeric>
@@ -813,36 +814,47 @@ TEST(SparseTables, WhatIsSavedOfWorkersInStepIsOfOneStepWhileTheyGoOn) {
             RowsOfWorkersInStep(12));
 }
 
+// Two workers and servers for two epochs, saving each so many steps; the chief's outcome. `before`:
+// what the chief does before it computes that step.
+Outcome TrainAndSave(const std::string& checkpoint_dir, std::int64_t every,
+                     const std::map<std::int64_t, std::function<void()>>& before = {}) {
+  const InStepResult result = InStep(2, 2, [&](Strategy& strategy) -> Result<Outcome> {
+    Model model(Sgd({.learning_rate = 0.1})->config());
+    COHORT_RETURN_IF_ERROR(strategy.Bind(model.parameters, Adagrad({.learning_rate = 0.1})));
+    const StepFn step = [&](ReplicaContext& context, const data::Batch& batch) {
+      if (const auto found = before.find(context.step);
+          strategy.is_chief() && found != before.end()) {
+        found->second();
+      }
+      return model.Step(context, batch, /*training=*/true);
+    };
+    Trainer trainer(strategy, model.parameters,
+                    {.epochs = 2,
+                     .checkpoint_dir = checkpoint_dir,
+                     .save_every_steps = every,
+                     .max_to_keep = 0,
+                     .log = Log()});
+    COHORT_RETURN_IF_ERROR(trainer.Fit(Data().Shuffle(3).Batch(kBatch), step).status());
+    Outcome outcome;
+    if (strategy.is_chief()) {
+      outcome.rows = RowsOf(model.parameters);
+      const auto values = std::as_const(model.parameters).all();
+      outcome.values.assign(values.begin(), values.end());
+    }
+    COHORT_RETURN_IF_ERROR(strategy.Shutdown());
+    return outcome;
+  });
+  for (const auto& [task, status] : result.statuses) {
+    EXPECT_EQ(status, OkStatus()) << task << ": " << status.ToString();
+  }
+  return result.workers.empty() ? Outcome() : result.workers[0];
+}
+
 // Saves in the middle of an epoch, most of them changes, are written behind training.
 TEST(SparseTables, EachCheckpointOfWorkersInStepLeadsToTheSameBits) {
   const TempDir dir;
-  const auto train = [&](const std::string& checkpoint_dir, std::int64_t every) {
-    const InStepResult result = InStep(2, 2, [&](Strategy& strategy) -> Result<Outcome> {
-      Model model(Sgd({.learning_rate = 0.1})->config());
-      COHORT_RETURN_IF_ERROR(strategy.Bind(model.parameters, Adagrad({.learning_rate = 0.1})));
-      Trainer trainer(strategy, model.parameters,
-                      {.epochs = 2,
-                       .checkpoint_dir = checkpoint_dir,
-                       .save_every_steps = every,
-                       .max_to_keep = 0,
-                       .log = Log()});
-      COHORT_RETURN_IF_ERROR(trainer.Fit(Data().Shuffle(3).Batch(kBatch), model.Fn(true)).status());
-      Outcome outcome;
-      if (strategy.is_chief()) {
-        outcome.rows = RowsOf(model.parameters);
-        const auto values = std::as_const(model.parameters).all();
-        outcome.values.assign(values.begin(), values.end());
-      }
-      COHORT_RETURN_IF_ERROR(strategy.Shutdown());
-      return outcome;
-    });
-    for (const auto& [task, status] : result.statuses) {
-      EXPECT_EQ(status, OkStatus()) << task << ": " << status.ToString();
-    }
-    return result.workers.empty() ? Outcome() : result.workers[0];
-  };
-  const Outcome saving = train(dir / "saved", 3);
-  const Outcome uninterrupted = train({}, 0);
+  const Outcome saving = TrainAndSave(dir / "saved", 3);
+  const Outcome uninterrupted = TrainAndSave({}, 0);
   EXPECT_EQ(saving.rows, uninterrupted.rows);
   EXPECT_EQ(saving.values, uninterrupted.values);
   io::CheckpointStore store(FileSystem::Local(), dir / "saved");
@@ -860,10 +872,39 @@ TEST(SparseTables, EachCheckpointOfWorkersInStepLeadsToTheSameBits) {
     steps.resize(newest + 1);
     const std::string copy = dir / ("from" + std::to_string(steps.back()));
     std::filesystem::copy(dir / "saved", copy, std::filesystem::copy_options::recursive);
-    const Outcome resumed = train(copy, 0);
+    const Outcome resumed = TrainAndSave(copy, 0);
     EXPECT_EQ(resumed.rows, uninterrupted.rows) << "from step " << steps.back();
     EXPECT_EQ(resumed.values, uninterrupted.values) << "from step " << steps.back();
   }
+}
+
+// The disk is gone for a while.
+TEST(SparseTables, ASaveBehindTrainingThatFailsIsPassedOver) {
+  const TempDir dir;
+  const std::string saved = dir / "saved";
+  const Outcome trained = TrainAndSave(saved, 3,
+                                       {{8,
+                                         [&] {
+                                           std::filesystem::rename(saved, dir / "away");
+                                           std::ofstream(saved) << "no folder";
+                                         }},
+                                        {14, [&] {
+                                           std::filesystem::remove(saved);
+                                           std::filesystem::rename(dir / "away", saved);
+                                         }}});
+  const Outcome uninterrupted = TrainAndSave({}, 0);
+  EXPECT_EQ(trained.rows, uninterrupted.rows);
+  EXPECT_EQ(trained.values, uninterrupted.values);
+  io::CheckpointStore store(FileSystem::Local(), saved);
+  const std::vector<std::int64_t> steps = OrThrow(store.Steps());
+  EXPECT_THAT(steps, ::testing::Contains(3));
+  EXPECT_THAT(steps, ::testing::Not(::testing::Contains(9)));
+  EXPECT_THAT(steps, ::testing::Contains(18));
+  const std::string copy = dir / "copy";
+  std::filesystem::copy(saved, copy, std::filesystem::copy_options::recursive);
+  std::filesystem::remove_all(OrThrow(store.OpenLatest())->path());
+  EXPECT_EQ(TrainAndSave(saved, 0).rows, uninterrupted.rows) << "from the last but one";
+  EXPECT_EQ(TrainAndSave(copy, 0).rows, uninterrupted.rows) << "from the last one";
 }
 
 TEST(SparseTables, ACheckpointIsRestoredUnderAnyStrategyAndNumberOfServers) {

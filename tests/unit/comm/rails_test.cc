@@ -23,6 +23,7 @@ namespace {
 
 using namespace std::chrono_literals;
 using ::testing::AllOf;
+using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
 
 std::array<Socket, 2> ConnectedPair() {
@@ -215,7 +216,7 @@ TEST(Rails, OneThatIsSilentIsNamedAtTheDeadline) {
       EXPECT_EQ(status.code(), StatusCode::kDeadlineExceeded) << status.ToString();
       EXPECT_THAT(status.message(),
                   AllOf(HasSubstr("(worker:"),
-                        HasSubstr("rail 2 of 3 from it has brought nothing for 1.")));
+                        ContainsRegex("rail 2 of 3 from it has brought nothing for [0-9.]+ s")));
       if (count > 100'000) {
         EXPECT_THAT(status.message(), AllOf(HasSubstr("answers, but rail 2 of 3"),
                                             HasSubstr("has what comes after")));
