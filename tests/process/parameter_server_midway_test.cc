@@ -208,7 +208,7 @@ TEST_F(ChiefLostMidway, InACutBeforeTheServersKeepWhatTheyHave) {
     const std::int64_t now = job.proxy().Count("worker:1", "ps:0", Frame::kPush);
     return std::exchange(pushed, now) == now && now > 0;
   }));
-  EXPECT_LT(pushed, 120) << "of 175 of this epoch: there is no cut, worker:1 does them all";
+  EXPECT_LT(pushed, 175) << "all that are left of this epoch: there is no cut";
   EXPECT_EQ(job.proxy().Count("worker:0", "ps:0", Frame::kPush), 24);
   ExpectSuccess(job);
 }
