@@ -236,7 +236,8 @@ void Workload::Read() const {
 Result<Block> RunBlock(Subject& subject, StartLine& start, Workload& workload, int iterations,
                        std::uint64_t& k, Operation operation, std::chrono::milliseconds late) {
   Block block;
-  const bool is_late = late.count() > 0 && subject.rank() == subject.size() - 1;
+  const bool is_late =
+      late.count() > 0 && subject.size() > 1 && subject.rank() == subject.size() - 1;
   block.seconds.reserve(static_cast<std::size_t>(iterations));
   for (int i = -kWarm; i < iterations; ++i, ++k) {
     workload.Rewrite(k);

@@ -25,7 +25,10 @@ constexpr int kTrial = 3;  // operations that tell how long a round is
 constexpr int kMostIterations = 2000;
 
 int IterationsOf(double trial_seconds, const Options& options) {
-  const double fit = options.seconds / options.rounds / std::max(trial_seconds, 1e-9);
+  // Of what no rank waits for (a limit, of one rank alone) the late one's sleep is not in the
+  // trial.
+  const double late = std::chrono::duration<double>(options.late).count();
+  const double fit = options.seconds / options.rounds / std::max({trial_seconds, late, 1e-9});
   return static_cast<int>(std::clamp(fit, 1.0, static_cast<double>(kMostIterations)));
 }
 
