@@ -10,86 +10,31 @@
 #include <cstring>
 #include <string>
 
+#include "tcp/unix_socket.h"
+
 namespace cohort {
 namespace {
 
-constexpr std::size_t kMaxFds = 2;
 constexpr auto kAnnounce = std::chrono::seconds(1);  // a stopped peer's socket may be full
-
-union ControlSpace {
-  cmsghdr header;
-  char bytes[CMSG_SPACE(kMaxFds * sizeof(int))];
-};
 
 }  // namespace
 
 Status SendNotice(const Socket& socket, const SegmentNotice& notice, const std::vector<int>& fds,
                   Deadline deadline) {
-  iovec piece = {const_cast<SegmentNotice*>(&notice), sizeof(notice)};
-  ControlSpace control = {};
-  msghdr message = {};
-  message.msg_iov = &piece;
-  message.msg_iovlen = 1;
-  if (!fds.empty()) {
-    message.msg_control = control.bytes;
-    message.msg_controllen = CMSG_SPACE(fds.size() * sizeof(int));
-    cmsghdr* header = CMSG_FIRSTHDR(&message);
-    header->cmsg_level = SOL_SOCKET;
-    header->cmsg_type = SCM_RIGHTS;
-    header->cmsg_len = CMSG_LEN(fds.size() * sizeof(int));
-    std::memcpy(CMSG_DATA(header), fds.data(), fds.size() * sizeof(int));
-  }
-  for (;;) {
-    const ssize_t n = ::sendmsg(socket.fd(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
-    if (n == static_cast<ssize_t>(sizeof(notice))) {
-      return {};
-    }
-    if (n >= 0) {
-      return Internal("a notice was sent in part");  // a unix socket takes it whole or not at all
-    }
-    if (errno != EAGAIN && errno != EINTR) {
-      return ErrnoStatus(errno, "sending a descriptor");
-    }
-    if (std::chrono::steady_clock::now() >= deadline) {
-      return DeadlineExceeded("sending a descriptor: the peer does not read");
-    }
-    pollfd event = {socket.fd(), POLLOUT, 0};
-    ::poll(&event, 1, PollTimeout(deadline));
-  }
+  return SendWithDescriptors(socket.fd(), std::as_bytes(std::span(&notice, 1)), fds, deadline);
 }
 
 Result<std::optional<ReceivedNotice>> ReceiveNotice(const Socket& socket) {
   ReceivedNotice received;
-  iovec piece = {&received.notice, sizeof(received.notice)};
-  ControlSpace control = {};
-  msghdr message = {};
-  message.msg_iov = &piece;
-  message.msg_iovlen = 1;
-  message.msg_control = control.bytes;
-  message.msg_controllen = sizeof(control.bytes);
-  const ssize_t n = ::recvmsg(socket.fd(), &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-  if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
+  COHORT_ASSIGN_OR_RETURN(
+      const std::size_t got,
+      ReceiveWithDescriptors(socket.fd(), std::as_writable_bytes(std::span(&received.notice, 1)),
+                             &received.fds));
+  if (got == 0) {
     return std::optional<ReceivedNotice>();
   }
-  if (n < 0) {
-    return ErrnoStatus(errno, "connection");
-  }
-  if (n == 0) {
-    return Unavailable("connection closed");
-  }
-  for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr;
-       header = CMSG_NXTHDR(&message, header)) {
-    if (header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS) {
-      const std::size_t count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-      for (std::size_t i = 0; i < count; ++i) {
-        int fd = -1;
-        std::memcpy(&fd, CMSG_DATA(header) + i * sizeof(int), sizeof(int));
-        received.fds.emplace_back(fd);
-      }
-    }
-  }
-  if (n != static_cast<ssize_t>(sizeof(received.notice))) {
-    return DataLoss("a notice of " + std::to_string(n) + " bytes");
+  if (got != sizeof(received.notice)) {
+    return DataLoss("a notice of " + std::to_string(got) + " bytes");
   }
   return std::optional<ReceivedNotice>(std::move(received));
 }

@@ -1,5 +1,6 @@
 #include "tcp/unix_socket.h"
 
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
@@ -14,6 +15,12 @@ namespace {
 
 constexpr std::string_view kPrefix = "unix:";
 constexpr auto kPause = std::chrono::milliseconds(10);
+
+constexpr std::size_t kMostDescriptors = 4;
+union ControlSpace {
+  cmsghdr header;
+  char bytes[CMSG_SPACE(kMostDescriptors * sizeof(int))];
+};
 
 Socket NewSocket() {
   return Socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
@@ -65,6 +72,75 @@ Result<Socket> ConnectUnix(const std::string& address, Deadline deadline) {
     }
     std::this_thread::sleep_for(kPause);
   }
+}
+
+Status SendWithDescriptors(int socket, std::span<const std::byte> message,
+                           std::span<const int> descriptors, Deadline deadline) {
+  Require(descriptors.size() <= kMostDescriptors, "at most four descriptors in a message");
+  iovec piece = {const_cast<std::byte*>(message.data()), message.size()};
+  ControlSpace control = {};
+  msghdr header = {};
+  header.msg_iov = &piece;
+  header.msg_iovlen = 1;
+  if (!descriptors.empty()) {
+    header.msg_control = control.bytes;
+    header.msg_controllen = CMSG_SPACE(descriptors.size_bytes());
+    cmsghdr* const rights = CMSG_FIRSTHDR(&header);
+    rights->cmsg_level = SOL_SOCKET;
+    rights->cmsg_type = SCM_RIGHTS;
+    rights->cmsg_len = CMSG_LEN(descriptors.size_bytes());
+    std::memcpy(CMSG_DATA(rights), descriptors.data(), descriptors.size_bytes());
+  }
+  for (;;) {
+    const ssize_t sent = ::sendmsg(socket, &header, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (sent == static_cast<ssize_t>(message.size())) {
+      return {};
+    }
+    if (sent >= 0) {
+      return Internal("a descriptor's message was sent in part");
+    }
+    if (errno != EAGAIN && errno != EINTR) {
+      return ErrnoStatus(errno, "sending a descriptor");
+    }
+    if (std::chrono::steady_clock::now() >= deadline) {
+      return DeadlineExceeded("sending a descriptor: the peer does not read");
+    }
+    pollfd event = {socket, POLLOUT, 0};
+    ::poll(&event, 1, PollTimeout(deadline));
+  }
+}
+
+Result<std::size_t> ReceiveWithDescriptors(int socket, std::span<std::byte> to,
+                                           std::vector<Socket>* descriptors) {
+  iovec piece = {to.data(), to.size()};
+  ControlSpace control = {};
+  msghdr header = {};
+  header.msg_iov = &piece;
+  header.msg_iovlen = 1;
+  header.msg_control = control.bytes;
+  header.msg_controllen = sizeof(control.bytes);
+  const ssize_t got = ::recvmsg(socket, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+  if (got < 0 && (errno == EAGAIN || errno == EINTR)) {
+    return std::size_t{0};
+  }
+  if (got < 0) {
+    return ErrnoStatus(errno, "connection");
+  }
+  if (got == 0) {
+    return Unavailable("connection closed");
+  }
+  for (cmsghdr* rights = CMSG_FIRSTHDR(&header); rights != nullptr;
+       rights = CMSG_NXTHDR(&header, rights)) {
+    if (rights->cmsg_level != SOL_SOCKET || rights->cmsg_type != SCM_RIGHTS) {
+      continue;
+    }
+    for (std::size_t i = 0; i < (rights->cmsg_len - CMSG_LEN(0)) / sizeof(int); ++i) {
+      int fd = -1;
+      std::memcpy(&fd, CMSG_DATA(rights) + i * sizeof(int), sizeof(int));
+      descriptors->emplace_back(fd);
+    }
+  }
+  return static_cast<std::size_t>(got);
 }
 
 }  // namespace cohort

@@ -184,6 +184,35 @@ double Median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
+// What a report calls the contender beside the measured one, and the ratio to it.
+struct Beside {
+  const char* rate;
+  const char* ratio;
+};
+
+// The end of a report: each contender's rates under `key`, as a table or with all of it in JSON.
+Status Conclude(const Options& options, nlohmann::ordered_json report, const char* key,
+                std::span<const Contender> contenders, const Beside& beside, std::uint64_t wrong,
+                const std::string& what) {
+  for (const Contender& contender : contenders) {
+    const double rate = contender.count / Median(contender.table_seconds);
+    const double other = contender.count / Median(contender.flat_seconds);
+    report[key].push_back({{"name", contender.name},
+                           {"unit", contender.unit},
+                           {"per_second", rate},
+                           {beside.rate, other},
+                           {beside.ratio, rate / other}});
+    if (!options.json) {
+      std::printf("%-24s %-12s %12.2f %12.2f %12.2f\n", contender.name.c_str(),
+                  contender.unit.c_str(), rate / 1e6, other / 1e6, rate / other);
+    }
+  }
+  if (options.json) {
+    std::printf("%s\n", report.dump().c_str());
+  }
+  return wrong == 0 ? OkStatus() : Internal(std::to_string(wrong) + " " + what + " are wrong");
+}
+
 double Seconds(const std::function<void()>& run) {
   const auto start = Clock::now();
   run();
@@ -363,23 +392,9 @@ Status RunTables(const Options& all) {
         options.ids, options.zipf, static_cast<unsigned long long>(wrong), "", "", "one call M/s",
         "each M/s", "of each");
   }
-  for (const Contender& contender : contenders) {
-    const double rate = contender.count / Median(contender.table_seconds);
-    const double each = contender.count / Median(contender.flat_seconds);
-    report["remote"].push_back({{"name", contender.name},
-                                {"unit", contender.unit},
-                                {"per_second", rate},
-                                {"per_second_with_a_call_for_each", each},
-                                {"ratio_to_a_call_for_each", rate / each}});
-    if (!options.json) {
-      std::printf("%-24s %-12s %12.2f %12.2f %12.2f\n", contender.name.c_str(),
-                  contender.unit.c_str(), rate / 1e6, each / 1e6, rate / each);
-    }
-  }
-  if (options.json) {
-    std::printf("%s\n", report.dump().c_str());
-  }
-  return wrong == 0 ? OkStatus() : Internal(std::to_string(wrong) + " numbers are wrong");
+  return Conclude(options, std::move(report), "remote", contenders,
+                  {.rate = "per_second_with_a_call_for_each", .ratio = "ratio_to_a_call_for_each"},
+                  wrong, "numbers");
 }
 
 // Rounds: workers of which each has its share of a call push it as a part of one update, and go on
@@ -654,23 +669,8 @@ Status RunRemote(const Options& options) {
         options.zipf, 100 * CountOf(batches.unique) / drawn, static_cast<unsigned long long>(wrong),
         "", "", "remote M/s", "table M/s", "of table");
   }
-  for (const Contender& contender : contenders) {
-    const double rate = contender.count / Median(contender.table_seconds);
-    const double limit = contender.count / Median(contender.flat_seconds);
-    report["remote"].push_back({{"name", contender.name},
-                                {"unit", contender.unit},
-                                {"per_second", rate},
-                                {"table_per_second", limit},
-                                {"ratio_to_table", rate / limit}});
-    if (!options.json) {
-      std::printf("%-24s %-12s %12.2f %12.2f %12.2f\n", contender.name.c_str(),
-                  contender.unit.c_str(), rate / 1e6, limit / 1e6, rate / limit);
-    }
-  }
-  if (options.json) {
-    std::printf("%s\n", report.dump().c_str());
-  }
-  return wrong == 0 ? OkStatus() : Internal(std::to_string(wrong) + " numbers are wrong");
+  return Conclude(options, std::move(report), "remote", contenders,
+                  {.rate = "table_per_second", .ratio = "ratio_to_table"}, wrong, "numbers");
 }
 
 Status Run(const Options& options) {
@@ -780,23 +780,8 @@ Status Run(const Options& options) {
         static_cast<unsigned long long>(wrong));
     std::printf("%-24s %-12s %12s %12s %12s\n", "", "", "table M/s", "flat M/s", "of flat");
   }
-  for (const Contender& contender : contenders) {
-    const double rate = contender.count / Median(contender.table_seconds);
-    const double limit = contender.count / Median(contender.flat_seconds);
-    report["cases"].push_back({{"name", contender.name},
-                               {"unit", contender.unit},
-                               {"per_second", rate},
-                               {"flat_per_second", limit},
-                               {"ratio_to_flat", rate / limit}});
-    if (!options.json) {
-      std::printf("%-24s %-12s %12.2f %12.2f %12.2f\n", contender.name.c_str(),
-                  contender.unit.c_str(), rate / 1e6, limit / 1e6, rate / limit);
-    }
-  }
-  if (options.json) {
-    std::printf("%s\n", report.dump().c_str());
-  }
-  return wrong == 0 ? OkStatus() : Internal(std::to_string(wrong) + " rows are wrong");
+  return Conclude(options, std::move(report), "cases", contenders,
+                  {.rate = "flat_per_second", .ratio = "ratio_to_flat"}, wrong, "rows");
 }
 
 }  // namespace
@@ -868,7 +853,8 @@ int BenchEmbeddingCommand(int argc, char** argv) {
     return 2;
   }
   if (options.tables > 1 && options.rounds_of > 0) {
-    std::fprintf(stderr, "%s: --tables or --rounds-of\n", argv[0]);
+    std::fprintf(stderr, "%s: --tables and --rounds-of are two measurements [give one of them]\n",
+                 argv[0]);
     return 2;
   }
   const Status status = options.tables > 1      ? RunTables(options)

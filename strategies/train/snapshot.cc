@@ -346,6 +346,22 @@ Result<io::CheckpointState> LoadSnapshot(Strategy& strategy, ParameterSet& param
   return state;
 }
 
+Status PrepareSnapshots(Strategy& strategy, const io::CheckpointStore& store) {
+  Outcome outcome;
+  if (strategy.is_chief()) {
+    FileSystem& files = store.files();
+    Status status = files.CreateDirectories(store.folder());
+    if (status.ok()) {
+      const std::string probe = store.folder() + "/.writable";
+      status = WriteFileAtomically(files, probe, "");
+      (void)files.RemoveAll(probe);
+    }
+    outcome.Set(status.Annotate("the checkpoint folder cannot be written to"));
+  }
+  COHORT_RETURN_IF_ERROR(ShareOutcome(strategy, outcome));
+  return outcome.status();
+}
+
 Status RefuseSnapshots(Strategy& strategy, const io::CheckpointStore& store) {
   Outcome outcome;
   if (strategy.is_chief()) {

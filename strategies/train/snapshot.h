@@ -64,6 +64,10 @@ Result<io::CheckpointState> LoadSnapshot(Strategy& strategy, ParameterSet& param
                                          const io::CheckpointStore& store,
                                          std::uint64_t expected_seed);
 
+// Every process calls, before what would be saved is done: an error on all where the chief cannot
+// write to the folder, which it makes.
+Status PrepareSnapshots(Strategy& strategy, const io::CheckpointStore& store);
+
 // Every process calls: FailedPrecondition on all if the chief's folder holds a checkpoint.
 Status RefuseSnapshots(Strategy& strategy, const io::CheckpointStore& store);
 

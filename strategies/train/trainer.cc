@@ -497,6 +497,7 @@ Status Trainer::StartFrom(const data::Dataset& training) {
   if (!s.store.has_value()) {
     return {};
   }
+  COHORT_RETURN_IF_ERROR(PrepareSnapshots(s.strategy, *s.store));
   if (!s.options.resume) {
     return RefuseSnapshots(s.strategy, *s.store);
   }

@@ -4,11 +4,13 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <utility>
 
 #include "shm/segments.h"
+#include "tcp/unix_socket.h"
 
 namespace cohort::ps {
 namespace {
@@ -23,11 +25,6 @@ constexpr std::uint32_t kLentMagic = 0x314E4C43;  // "CLN1"
 constexpr char kWake = 0;
 constexpr char kNews = 1;
 constexpr std::size_t kNewsBytes = 1 + sizeof(FrameSegment);
-constexpr std::size_t kMostDescriptors = 4;
-union ControlSpace {
-  cmsghdr header;
-  char bytes[CMSG_SPACE(kMostDescriptors * sizeof(int))];
-};
 
 std::size_t WholeLines(std::size_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
 
@@ -219,40 +216,13 @@ void FrameRings::WriteLent(std::span<std::byte> place, std::string_view head,
 }
 
 Status FrameRings::Lend(const FrameSegment& news, const Socket* fd, Deadline deadline) {
-  char bytes[kNewsBytes] = {kNews};
-  std::memcpy(bytes + 1, &news, sizeof(news));
-  iovec piece = {bytes, sizeof(bytes)};
-  ControlSpace control = {};
-  msghdr message = {};
-  message.msg_iov = &piece;
-  message.msg_iovlen = 1;
+  std::array<std::byte, kNewsBytes> bytes = {std::byte{kNews}};
+  std::memcpy(bytes.data() + 1, &news, sizeof(news));
+  std::vector<int> descriptors;
   if (fd != nullptr) {
-    const int descriptor = fd->fd();
-    message.msg_control = control.bytes;
-    message.msg_controllen = CMSG_SPACE(sizeof(int));
-    cmsghdr* const header = CMSG_FIRSTHDR(&message);
-    header->cmsg_level = SOL_SOCKET;
-    header->cmsg_type = SCM_RIGHTS;
-    header->cmsg_len = CMSG_LEN(sizeof(int));
-    std::memcpy(CMSG_DATA(header), &descriptor, sizeof(int));
+    descriptors.push_back(fd->fd());
   }
-  for (;;) {
-    const ssize_t sent = ::sendmsg(fd_, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
-    if (sent == static_cast<ssize_t>(sizeof(bytes))) {
-      return {};
-    }
-    if (sent >= 0) {
-      return Unavailable("a descriptor was sent in part");
-    }
-    if (errno != EAGAIN && errno != EINTR) {
-      return ErrnoStatus(errno, "sending a descriptor");
-    }
-    if (std::chrono::steady_clock::now() >= deadline) {
-      return Unavailable("sending a descriptor: the server does not read");
-    }
-    pollfd event = {fd_, POLLOUT, 0};
-    ::poll(&event, 1, PollTimeout(deadline));
-  }
+  return SendWithDescriptors(fd_, bytes, descriptors, deadline);
 }
 
 Result<Segments> FrameRings::Borrow(const SharedFrame& frame) {
@@ -288,38 +258,16 @@ void FrameRings::Refuse() { refused_->store(1); }
 
 Status FrameRings::Hear() {
   for (;;) {
-    char bytes[256];
-    iovec piece = {bytes, sizeof(bytes)};
-    ControlSpace control = {};
-    msghdr message = {};
-    message.msg_iov = &piece;
-    message.msg_iovlen = 1;
-    message.msg_control = control.bytes;
-    message.msg_controllen = sizeof(control.bytes);
-    const ssize_t got = ::recvmsg(fd_, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-    if (got == 0) {
-      return refused_->load() == 0
-                 ? Unavailable("connection closed")
-                 : Unimplemented("the server cannot go on through shared memory: its log says why");
+    std::array<std::byte, 256> bytes;
+    const Result<std::size_t> got = ReceiveWithDescriptors(fd_, bytes, &descriptors_);
+    if (got.status().code() == StatusCode::kUnavailable && refused_->load() != 0) {
+      return Unimplemented("the server cannot go on through shared memory: its log says why");
     }
-    if (got < 0 && errno == EINTR) {
-      continue;
+    COHORT_RETURN_IF_ERROR(got.status());
+    if (*got == 0) {
+      return {};
     }
-    if (got < 0) {
-      return errno == EAGAIN ? OkStatus() : ErrnoStatus(errno, "connection");
-    }
-    for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr;
-         header = CMSG_NXTHDR(&message, header)) {
-      if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) {
-        continue;
-      }
-      for (std::size_t i = 0; i < (header->cmsg_len - CMSG_LEN(0)) / sizeof(int); ++i) {
-        int fd = -1;
-        std::memcpy(&fd, CMSG_DATA(header) + i * sizeof(int), sizeof(int));
-        descriptors_.emplace_back(fd);
-      }
-    }
-    heard_.append(bytes, static_cast<std::size_t>(got));
+    heard_.append(reinterpret_cast<const char*>(bytes.data()), *got);
     COHORT_RETURN_IF_ERROR(TakeNews());
   }
 }
@@ -341,7 +289,7 @@ Status FrameRings::TakeNews() {
       borrowed_.Forget(news.segment);
     } else {
       COHORT_RETURN_IF_ERROR(borrowed_.Map(news, descriptors_.front()));
-      descriptors_.pop_front();
+      descriptors_.erase(descriptors_.begin());
     }
     at += kNewsBytes;
   }

@@ -18,11 +18,11 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include <cohort/core/clock.h>
 #include <cohort/core/status.h>
@@ -153,8 +153,8 @@ class FrameRings {
   FrameReader in_;
   std::atomic<std::uint32_t>* refused_ = nullptr;
   BorrowedMemory borrowed_;
-  std::string heard_;               // of the socket, begins with what is not complete
-  std::deque<Socket> descriptors_;  // that came, of what is still to be read
+  std::string heard_;                // of the socket, begins with what is not complete
+  std::vector<Socket> descriptors_;  // that came, of what is still to be read
 };
 
 }  // namespace cohort::ps

@@ -387,6 +387,8 @@ TEST_F(TrainerRanks, TheChiefsErrorIsEverybodys) {
        })) {
     EXPECT_FALSE(status.ok());
     EXPECT_NE(status.message().find("file/checkpoints"), std::string::npos) << status.ToString();
+    EXPECT_NE(status.message().find("cannot be written to"), std::string::npos)
+        << "before anything is done that would be lost: " << status.ToString();
   }
 }
 
