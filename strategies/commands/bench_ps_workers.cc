@@ -1,7 +1,7 @@
 // `cohort bench ps workers`: a network that 1, 2 and 4 workers train on one server, a process each,
-// in rounds and asynchronously, in turns, and what of the CPU an example takes; how long workers
-// stand still for a save; and the memory of a server to which clients send faster than it can
-// apply.
+// in rounds and asynchronously, in turns with as many processes that train models of their own, and
+// what of the CPU an example takes; how long workers stand still for a save; and the memory of a
+// server to which clients send faster than it can apply.
 
 #include <fcntl.h>
 #include <sys/prctl.h>
@@ -19,6 +19,7 @@
 #include <cstring>
 #include <fstream>
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -35,6 +36,7 @@
 #include <cohort/nn/models.h>
 #include <cohort/optim/optimizers.h>
 #include <cohort/strategies/parameter_server.h>
+#include <cohort/strategies/synchronous.h>
 
 #include "bench_children.h"
 #include "bench_ps_modes.h"
@@ -75,16 +77,21 @@ Status ReadAll(int fd, void* to, std::size_t bytes) {
 
 // What one process of the job has to tell, in one write.
 struct Told {
-  double examples_per_second = 0;  // of the chief: the best epoch but the first
+  double examples_per_second = 0;  // of the chief: all epochs but the first
   double cpu_seconds = 0;          // for each example of an epoch
+  double begun = 0;                // of a process that trains alone, after the first epoch, and
+  double ended = 0;                // its end, on the clock that all share
   std::int64_t pauses = 0;         // of the chief, for saves
   double pause_seconds = 0;
   double longest_pause = 0;
 };
 
+// Each worker trains a model of its own, and there is no server.
+constexpr const char* kAlone = "alone";
+
 struct Job {
   int workers = 1;
-  std::string consistency;
+  std::string consistency;      // or kAlone
   std::int64_t save_steps = 0;  // 0: no saves, and worker:0 is the chief
 };
 
@@ -97,9 +104,21 @@ double CpuSeconds() {
   return seconds(used.ru_utime) + seconds(used.ru_stime);
 }
 
-// The worker's CPU seconds after the first epoch, in which everything is begun.
-Result<double> TrainEpochs(const Options& options, const Job& job, Strategy& strategy,
-                           nn::ImageModel& model) {
+// Epochs that are measured.
+int Counted(const Options& options) { return options.epochs - 1; }
+
+// Of an epoch's examples, what this process's data set has.
+std::int64_t Share(const Options& options, const Job& job) {
+  return job.consistency == kAlone ? options.examples / job.workers : options.examples;
+}
+
+double Seconds(Clock::time_point time) {
+  return std::chrono::duration<double>(time.time_since_epoch()).count();
+}
+
+// The worker's CPU seconds, begin and end after the first epoch, in which everything is begun.
+Result<Told> TrainEpochs(const Options& options, const Job& job, Strategy& strategy,
+                         nn::ImageModel& model) {
   nn::Workspaces workspaces;
   const StepFn step = [&](ReplicaContext& context,
                           const data::Batch& batch) -> Result<ReplicaResult> {
@@ -116,10 +135,12 @@ Result<double> TrainEpochs(const Options& options, const Job& job, Strategy& str
   };
   // Under rounds a batch is cut among the workers: as many examples for each as without.
   const int batch = options.batch * (job.consistency == "sync" ? job.workers : 1);
+  const std::int64_t examples = Share(options, job);
   COHORT_ASSIGN_OR_RETURN(const data::Dataset digits,
-                          data::Cache(data::GeneratedDigits({.count = options.examples})));
+                          data::Cache(data::GeneratedDigits({.count = examples})));
   COHORT_ASSIGN_OR_RETURN(const auto dataset, strategy.Distribute(digits.Batch(batch)));
-  double begun = 0;
+  Told told;
+  double begun = CpuSeconds();
   for (int epoch = 0; epoch < options.epochs; ++epoch) {
     COHORT_RETURN_IF_ERROR(dataset->BeginEpoch(epoch, 0));
     for (;;) {
@@ -129,11 +150,32 @@ Result<double> TrainEpochs(const Options& options, const Job& job, Strategy& str
       }
       COHORT_RETURN_IF_ERROR(strategy.Step(*next, step).status());
     }
-    if (epoch == 0 && options.epochs > 1) {
+    if (epoch == 0) {
       begun = CpuSeconds();
+      told.begun = Seconds(Clock::now());
     }
   }
-  return CpuSeconds() - begun;
+  told.ended = Seconds(Clock::now());
+  told.cpu_seconds =
+      (CpuSeconds() - begun) / static_cast<double>(options.examples * Counted(options));
+  return told;
+}
+
+// A process that shares nothing with the others but the cores.
+Status TrainAlone(const Options& options, const Job& job, int result) {
+  StrategyOptions how;
+  how.intra_op_threads = 1;
+  COHORT_ASSIGN_OR_RETURN(
+      const auto strategy,
+      MakeSynchronousStrategy({.kind = "one_device", .cluster = {}, .communicator = nullptr}, how));
+  ParameterSet parameters;
+  COHORT_ASSIGN_OR_RETURN(const auto model,
+                          nn::MakeImageModel(options.model, parameters, {.seed = 1}));
+  parameters.Build();
+  COHORT_RETURN_IF_ERROR(strategy->Bind(parameters, Sgd({.learning_rate = 0.01})));
+  COHORT_ASSIGN_OR_RETURN(const Told told, TrainEpochs(options, job, *strategy, *model));
+  COHORT_RETURN_IF_ERROR(strategy->Shutdown());
+  return WriteAll(result, &told, sizeof(told));
 }
 
 // What one process of the job does, and then tells.
@@ -157,8 +199,7 @@ Status TrainAs(const Options& options, const Job& job, const ClusterConfig& conf
   const auto examples = static_cast<double>(options.examples);
   Told told;
   if (strategy->trains()) {
-    COHORT_ASSIGN_OR_RETURN(const double cpu, TrainEpochs(options, job, *strategy, *model));
-    told.cpu_seconds = cpu / (examples * std::max(options.epochs - 1, 1));
+    COHORT_ASSIGN_OR_RETURN(told, TrainEpochs(options, job, *strategy, *model));
   } else {
     COHORT_RETURN_IF_ERROR(strategy->Serve());
     told.cpu_seconds = CpuSeconds() / (examples * options.epochs);
@@ -171,15 +212,14 @@ Status TrainAs(const Options& options, const Job& job, const ClusterConfig& conf
   }
   COHORT_RETURN_IF_ERROR(strategy->Shutdown());
   if (chief) {
+    double seconds = 0;
     for (const EpochCoverage& epoch : strategy->coverage()) {
       if (epoch.seen != options.examples) {
         return Internal("not every example was seen");
       }
-      if (epoch.epoch > 0 || options.epochs == 1) {
-        told.examples_per_second =
-            std::max(told.examples_per_second, static_cast<double>(epoch.seen) / epoch.seconds);
-      }
+      seconds += epoch.epoch > 0 ? epoch.seconds : 0;
     }
+    told.examples_per_second = examples * Counted(options) / seconds;
   }
   return WriteAll(result, &told, sizeof(told));
 }
@@ -187,9 +227,12 @@ Status TrainAs(const Options& options, const Job& job, const ClusterConfig& conf
 // All processes' together.
 Result<Told> Train(const Options& options, const Job& job) {
   COHORT_ASSIGN_OR_RETURN(PortReservation ports, PortReservation::Make(1));
+  const bool alone = job.consistency == kAlone;
   const bool chief = job.save_steps > 0;
   std::map<TaskId, std::string> addresses;
-  addresses[{TaskType::kPs, 0}] = "127.0.0.1:0";
+  if (!alone) {
+    addresses[{TaskType::kPs, 0}] = "127.0.0.1:0";
+  }
   for (int w = 0; w < job.workers; ++w) {
     addresses[{TaskType::kWorker, w}] = "127.0.0.1:0";
   }
@@ -206,17 +249,25 @@ Result<Told> Train(const Options& options, const Job& job) {
   Status status;
   for (const auto& [task, address] : addresses) {
     config.task = task;
-    status =
-        children.Start(task.ToString(), [&] { return TrainAs(options, job, config, result[1]); })
-            .status();
+    status = children
+                 .Start(task.ToString(),
+                        [&] {
+                          return alone ? TrainAlone(options, job, result[1])
+                                       : TrainAs(options, job, config, result[1]);
+                        })
+                 .status();
     COHORT_RETURN_IF_ERROR(status);
   }
   ::close(result[1]);
   status = children.Wait();
   Told all;
+  double begun = std::numeric_limits<double>::infinity();
+  double ended = 0;
   for (std::size_t i = 0; i < addresses.size() && status.ok(); ++i) {
     Told told;
     status = ReadAll(result[0], &told, sizeof(told));
+    begun = std::min(begun, told.begun);
+    ended = std::max(ended, told.ended);
     all.examples_per_second = std::max(all.examples_per_second, told.examples_per_second);
     all.cpu_seconds += told.cpu_seconds;
     all.pauses += told.pauses;
@@ -225,6 +276,10 @@ Result<Told> Train(const Options& options, const Job& job) {
   }
   ::close(result[0]);
   COHORT_RETURN_IF_ERROR(status);
+  if (alone) {
+    all.examples_per_second =
+        static_cast<double>(Share(options, job) * job.workers) * Counted(options) / (ended - begun);
+  }
   return all;
 }
 
@@ -314,34 +369,41 @@ Status Run(const Options& options) {
                                    {"saves", nlohmann::ordered_json::array()}};
   if (!options.json) {
     std::printf(
-        "%s, %d examples a worker and step, one server, medians of %d rounds; CPU: of all "
-        "processes, microseconds an example\n%8s %12s %8s %12s %8s %14s\n",
+        "%s, %d examples a worker and step, one server, medians of %d rounds; alone: as many "
+        "processes that train models of their own; CPU: of all processes, microseconds an "
+        "example\n%8s %12s %8s %12s %8s %14s %12s %8s %14s\n",
         options.model.c_str(), options.batch, options.rounds, "workers", "sync, ex/s", "CPU",
-        "async, ex/s", "CPU", "async / sync");
+        "async, ex/s", "CPU", "async / sync", "alone, ex/s", "CPU", "async / alone");
   }
   for (const int workers : options.workers) {
     std::map<std::string, std::vector<double>> rates;
     std::map<std::string, std::vector<double>> cpus;
     std::vector<double> ratios;
+    std::vector<double> to_alone;
     for (int round = 0; round < options.rounds; ++round) {
-      for (const char* const consistency : {"sync", "async"}) {
+      for (const char* const consistency : {"sync", "async", kAlone}) {
         COHORT_ASSIGN_OR_RETURN(const Told told,
                                 Train(options, {.workers = workers, .consistency = consistency}));
         rates[consistency].push_back(told.examples_per_second);
         cpus[consistency].push_back(1e6 * told.cpu_seconds);
       }
       ratios.push_back(rates["async"].back() / rates["sync"].back());
+      to_alone.push_back(rates["async"].back() / rates[kAlone].back());
     }
     report["workers"].push_back({{"workers", workers},
                                  {"sync_examples_per_second", Median(rates["sync"])},
                                  {"async_examples_per_second", Median(rates["async"])},
                                  {"async_to_sync", Median(ratios)},
                                  {"sync_cpu_us_per_example", Median(cpus["sync"])},
-                                 {"async_cpu_us_per_example", Median(cpus["async"])}});
+                                 {"async_cpu_us_per_example", Median(cpus["async"])},
+                                 {"alone_examples_per_second", Median(rates[kAlone])},
+                                 {"alone_cpu_us_per_example", Median(cpus[kAlone])},
+                                 {"async_to_alone", Median(to_alone)}});
     if (!options.json) {
-      std::printf("%8d %12.0f %8.0f %12.0f %8.0f %14.2f\n", workers, Median(rates["sync"]),
-                  Median(cpus["sync"]), Median(rates["async"]), Median(cpus["async"]),
-                  Median(ratios));
+      std::printf("%8d %12.0f %8.0f %12.0f %8.0f %14.2f %12.0f %8.0f %14.2f\n", workers,
+                  Median(rates["sync"]), Median(cpus["sync"]), Median(rates["async"]),
+                  Median(cpus["async"]), Median(ratios), Median(rates[kAlone]),
+                  Median(cpus[kAlone]), Median(to_alone));
     }
   }
   if (!options.json) {
@@ -405,7 +467,9 @@ std::int64_t MemoryOf(pid_t pid, const std::string& what) {
 int BenchPsWorkersCommand(int argc, char** argv) {
   Options options;
   CLI::App app(
-      "Trains a network with parameter servers, in rounds and asynchronously, in turns; then with "
+      "Trains a network with parameter servers, in rounds and asynchronously, in turns with as "
+      "many "
+      "processes that train a model each; then with "
       "saves, for which workers stand still; then measures the memory of a server to which several "
       "clients push at once.",
       argv[0]);
@@ -422,8 +486,8 @@ int BenchPsWorkersCommand(int argc, char** argv) {
   app.add_option("--examples", options.examples, "of an epoch")
       ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 40))
       ->capture_default_str();
-  app.add_option("--epochs", options.epochs, "the best but the first counts")
-      ->check(CLI::Range(1, 1000))
+  app.add_option("--epochs", options.epochs, "all but the first count")
+      ->check(CLI::Range(2, 1000))
       ->capture_default_str();
   app.add_option("--rounds", options.rounds, "the median of so many, in turns")
       ->check(CLI::Range(1, 1000))
