@@ -208,7 +208,7 @@ TEST(BenchPsHot, HotBucketsMoveAndWorkersGoOn) {
 TEST(BenchPsWorkers, InRoundsAndAsynchronouslyAndAServersMemory) {
   const nlohmann::json run =
       RunBench({"ps",           "workers", "--workers", "1,2", "--examples", "256",
-                "--batch",      "32",      "--epochs",  "1",   "--rounds",   "1",
+                "--batch",      "32",      "--epochs",  "2",   "--rounds",   "1",
                 "--save-steps", "2",       "--clients", "2",   "--bytes",    "64k",
                 "--seconds",    "0.05",    "--json"})
           .at(0);
@@ -218,11 +218,15 @@ TEST(BenchPsWorkers, InRoundsAndAsynchronouslyAndAServersMemory) {
     // Of one round.
     ExpectQuotient(of.at("async_to_sync"), of.at("async_examples_per_second"),
                    of.at("sync_examples_per_second"));
+    ExpectRate(of.at("alone_examples_per_second"), 1e8);
+    ExpectQuotient(of.at("async_to_alone"), of.at("async_examples_per_second"),
+                   of.at("alone_examples_per_second"));
     ExpectRate(of.at("sync_cpu_us_per_example"), 1e6);
     ExpectRate(of.at("async_cpu_us_per_example"), 1e6);
+    ExpectRate(of.at("alone_cpu_us_per_example"), 1e6);
   }
   for (const nlohmann::json& of : run.at("saves")) {
-    EXPECT_GT(of.at("saves").get<int>(), 0) << "8 batches, a save each 2";
+    EXPECT_GT(of.at("saves").get<int>(), 0) << "16 batches, a save each 2";
     EXPECT_GE(of.at("longest_pause_ms").get<double>(), of.at("mean_pause_ms").get<double>());
     EXPECT_GT(of.at("mean_pause_ms").get<double>(), 0);
   }
