@@ -23,10 +23,6 @@ using std::chrono::milliseconds;
 constexpr char kCoordinatorKey[] = "parameter_server/coordinator";
 constexpr char kKindKey[] = "parameter_server/kind";
 
-std::string ProcessKey(int server, std::uint64_t incarnation) {
-  return ServerKey(server) + "/" + std::to_string(incarnation);
-}
-
 // Of a server that has been in a job before its present chief: the epoch of its values.
 std::string EpochKeyOf(int server, std::uint64_t incarnation) {
   return ProcessKey(server, incarnation) + "/epoch";
@@ -35,6 +31,10 @@ std::string EpochKeyOf(int server, std::uint64_t incarnation) {
 }  // namespace
 
 std::string ServerKey(int server) { return "parameter_server/address/" + std::to_string(server); }
+
+std::string ProcessKey(int server, std::uint64_t incarnation) {
+  return ServerKey(server) + "/" + std::to_string(incarnation);
+}
 
 Status AgreeOnKind(CoordinationClient& coordination, const ClusterConfig& config,
                    const std::string& kind, Deadline deadline) {
