@@ -30,10 +30,8 @@ std::string EpochKeyOf(int server, std::uint64_t incarnation) {
 
 }  // namespace
 
-std::string ServerKey(int server) { return "parameter_server/address/" + std::to_string(server); }
-
 std::string ProcessKey(int server, std::uint64_t incarnation) {
-  return ServerKey(server) + "/" + std::to_string(incarnation);
+  return "parameter_server/address/" + std::to_string(server) + "/" + std::to_string(incarnation);
 }
 
 Status AgreeOnKind(CoordinationClient& coordination, const ClusterConfig& config,
@@ -156,11 +154,7 @@ Status Job::Publish() {
       COHORT_RETURN_IF_ERROR(coordination_->Insert(EpochKeyOf(server, coordination_->incarnation()),
                                                    std::to_string(server_->epoch())));
     }
-    COHORT_RETURN_IF_ERROR(
-        coordination_->Insert(ProcessKey(server, coordination_->incarnation()), address));
-    // Of the first process; where another may take its place the other key is asked for.
-    const Status status = coordination_->Insert(ServerKey(server), address);
-    return status.code() == StatusCode::kAlreadyExists ? Status() : status;
+    return coordination_->Insert(ProcessKey(server, coordination_->incarnation()), address);
   }
   if (is_chief()) {
     return coordination_->Insert(kCoordinatorKey, WithPort(config_.cluster.Address(config_.task),
