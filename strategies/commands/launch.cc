@@ -42,7 +42,8 @@ one that ends with 2 (wrong use). So is a chief that is killed. A job of cohort 
 
 With --restart-job N a job that fails, whatever task it was that failed first, is ended and started again as a
 whole, N times, unless that task ended with 2 (wrong use). A program of cohort with a checkpoint folder goes on from
-its last save. It is for jobs whose processes train in step, which cannot do without any of them.)";
+its last save. It is for jobs whose processes train in step, which cannot do without any of them. Together with
+--restart a parameter server of these alone is started again, as long as there are restarts.)";
 
 // NAME=value texts to variables; the first that is none, if any.
 std::optional<std::string> ParseVariables(const std::vector<std::string>& texts,

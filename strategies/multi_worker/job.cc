@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <functional>
 #include <mutex>
 #include <span>
 #include <string>
@@ -18,6 +19,7 @@
 #include <cohort/rpc/coordination.h>
 
 #include "multi_worker/server_rows.h"
+#include "multi_worker/server_watch.h"
 #include "parameter_server/job.h"
 #include "parameter_server/rows/row_client.h"
 #include "parameter_server/variables/client.h"
@@ -26,24 +28,38 @@
 namespace cohort {
 namespace {
 
-// A communicator and the coordination client that watches over it.
+// Of what a generation of the communicator is made, the first time and again.
+using Connector =
+    std::function<Result<std::unique_ptr<Communicator>>(KeyValueStore&, std::uint64_t generation)>;
+
+// A communicator and the coordination client that watches over it; and over the servers, where the
+// job has some.
 class JobMembership final : public Membership {
  public:
+  // `connect`: where there are servers.
   JobMembership(std::unique_ptr<CoordinationServer> server,
                 std::unique_ptr<Communicator> communicator,
                 std::unique_ptr<CoordinationClient> client, const ClusterConfig& config,
-                const StrategyOptions& options)
+                const StrategyOptions& options, Connector connect = {})
       : config_(config),
-        join_timeout_(options.join_timeout),
         heartbeat_timeout_(options.heartbeat_timeout),
         collective_timeout_(options.collective_timeout),
         communication_(options.communication),
+        connect_(std::move(connect)),
         server_(std::move(server)),
         communicator_(std::move(communicator)),
         client_(std::move(client)) {
+    if (num_row_servers() > 0) {
+      watch_ = std::make_unique<ServerWatch>(
+          config_, options,
+          ServerWatch::Parts{.server = server_.get(),
+                             .client = client_.get(),
+                             .end_calls = [this](const Status& why) { Fail(why); }});
+    }
     client_->OnFailure([this](const Status& why) { Fail(why); });
-    client_->SetProgress([communicator = communicator_.get()]() -> TaskProgress {
-      const OperationProgress now = communicator->progress();
+    client_->SetProgress([this]() -> TaskProgress {
+      const std::lock_guard lock(failure_mutex_);
+      const OperationProgress now = communicator_->progress();
       return {now.generation, now.sequence, now.operation,
               std::chrono::duration_cast<std::chrono::milliseconds>(
                   std::chrono::steady_clock::now() - now.since),
@@ -51,10 +67,19 @@ class JobMembership final : public Membership {
     });
   }
 
+  ~JobMembership() override {
+    if (watch_ != nullptr) {
+      watch_->Stop();
+    }
+  }
+
   Communicator* communicator() override { return communicator_.get(); }
   KeyValueStore* store() override { return client_.get(); }
 
   Status Explain(const Status& status) override {
+    if (IsLoss(status)) {
+      return watch_->loss();
+    }
     // Also tells those that have no connection to the one that failed. If the job failed before,
     // this learns why.
     Report(status);
@@ -72,11 +97,20 @@ class JobMembership final : public Membership {
 
   void GiveUp(const Status& error) override {
     Fail(error);
+    if (!IsLoss(error)) {
+      Report(error);
+    }
+  }
+  void EndJob(const Status& error) override {
+    Fail(error);
     Report(error);
   }
 
   // Servers of rows end when the chief says so, and all have done with them.
   Status Leave() override {
+    if (watch_ != nullptr) {
+      watch_->Leave();
+    }
     if (row_servers_ != nullptr && config_.is_chief()) {
       COHORT_RETURN_IF_ERROR(row_servers_->Drain());
     }
@@ -85,16 +119,16 @@ class JobMembership final : public Membership {
 
   int num_row_servers() const override { return config_.cluster.Count(TaskType::kPs); }
 
+  // Each term has an epoch of the servers, which have no rows at its beginning, and refuse what is
+  // of another one.
   Result<std::unique_ptr<StepRows>> ConnectRows(const ps::ModelSpec& model, int threads) override {
-    std::vector<std::string> addresses;
-    for (int s = 0; s < model.servers; ++s) {
-      COHORT_ASSIGN_OR_RETURN(const std::string address,
-                              client_->Wait(ps::ServerKey(s), DeadlineAfter(join_timeout_)));
-      addresses.push_back(address);
-    }
+    const bool leads = config_.is_chief();
+    COHORT_ASSIGN_OR_RETURN(const std::vector<std::string> addresses,
+                            leads ? watch_->Addresses() : watch_->AwaitReady());
     COHORT_ASSIGN_OR_RETURN(const ps::FrameTransport transport, ps::TransportOf(communication_));
     const ps::ClientOptions options{.client = client_->incarnation(),
                                     .task = config_.task.ToString(),
+                                    .epoch = watch_->term() + 1,
                                     .peer_timeout = heartbeat_timeout_,
                                     .read_timeout = collective_timeout_,
                                     .transport = transport};
@@ -104,25 +138,94 @@ class JobMembership final : public Membership {
       rows_ = ps::RowClient::Make(model, addresses, options);
       saved_rows_ = ps::RowClient::Make(model, addresses, options);
     }
-    if (const Status failure = client_->failure(); !failure.ok()) {
-      Fail(failure);
-    }
+    FailIfOver();
     COHORT_RETURN_IF_ERROR(row_servers_->Declare());
+    if (leads) {
+      COHORT_RETURN_IF_ERROR(row_servers_->Begin({}).status());
+      COHORT_RETURN_IF_ERROR(watch_->SayReady(addresses));
+    }
     return std::make_unique<ServerRows>(
         *rows_, ServerRows::Saver{.servers = *row_servers_, .rows = *saved_rows_}, model.tables,
         threads, communicator_->rank(), communicator_->size());
   }
 
+  Result<bool> BeginTraining() override { return watch_ != nullptr && watch_->BeginTraining(); }
+  Status EndTraining() override {
+    if (watch_ == nullptr) {
+      return {};
+    }
+    // The chief must know that the others have done their work.
+    CollectiveOptions options;
+    options.name = "the end of training";
+    Status ended = Await(communicator_->Barrier(options));
+    if (ended.ok()) {
+      ended = watch_->EndTraining();
+    }
+    return ended.ok() ? ended : Explain(ended);
+  }
+  Status CheckLoss(const Status& error) override {
+    return watch_ == nullptr ? error : watch_->CheckLoss(error);
+  }
+
+  Status Renew(const std::function<void()>& let_go) override {
+    COHORT_RETURN_IF_ERROR(watch_->AwaitNextTerm());
+    auto made = connect_(*client_, watch_->term() + 1);
+    if (!made.ok()) {
+      Report(made.status());
+      return made.status();
+    }
+    let_go();
+    std::unique_ptr<Communicator> communicator = std::move(made).value();
+    std::unique_ptr<ps::Client> row_servers;
+    std::unique_ptr<ps::RowClient> rows;
+    std::unique_ptr<ps::RowClient> saved_rows;
+    {
+      const std::lock_guard lock(failure_mutex_);
+      communicator_.swap(communicator);
+      row_servers_.swap(row_servers);
+      rows_.swap(rows);
+      saved_rows_.swap(saved_rows);
+    }
+    FailIfOver();
+    return {};
+  }
+
  private:
   // What is under way, and what comes, ends with `why`.
   void Fail(const Status& why) {
-    communicator_->Abort(why);
     const std::lock_guard lock(failure_mutex_);
-    if (rows_ != nullptr) {
-      row_servers_->Abort(why);
-      rows_->Abort(why);
-      saved_rows_->Abort(why);
+    communicator_->Abort(why);
+    for (ps::RowClient* const rows : {rows_.get(), saved_rows_.get()}) {
+      if (rows != nullptr) {
+        rows->Abort(why);
+      }
     }
+    if (row_servers_ != nullptr) {
+      row_servers_->Abort(why);
+    }
+  }
+
+  // For what was just made: who had to end it may have come before.
+  void FailIfOver() {
+    if (const Status failure = client_->failure(); !failure.ok()) {
+      Fail(failure);
+    }
+    if (const Status loss = watch_->loss(); !loss.ok()) {
+      Fail(loss);
+    }
+  }
+
+  // Is `error` the loss of a server that the job survives? The others are not kept waiting while
+  // that is found out.
+  bool IsLoss(const Status& error) {
+    if (watch_ == nullptr || reported_ || error.ok() || !MayBeLoss(error)) {
+      return false;
+    }
+    Fail(error);
+    return watch_->CheckLoss(error).ok();
+  }
+  static bool MayBeLoss(const Status& error) {
+    return error.code() == StatusCode::kUnavailable || error.code() == StatusCode::kAborted;
   }
 
   // Once: where the service is gone this takes until the heart has noticed, and the first error is
@@ -134,18 +237,19 @@ class JobMembership final : public Membership {
   }
 
   const ClusterConfig config_;
-  const std::chrono::milliseconds join_timeout_;
   const std::chrono::milliseconds heartbeat_timeout_;
   const std::chrono::milliseconds collective_timeout_;
   const CommunicationOptions communication_;
+  const Connector connect_;
   std::mutex failure_mutex_;  // guards the pointers against Fail
   std::unique_ptr<ps::Client> row_servers_;
   std::unique_ptr<ps::RowClient> rows_;
   std::unique_ptr<ps::RowClient> saved_rows_;  // for those who save them
+  std::unique_ptr<ServerWatch> watch_;         // where there are servers
   // Destroyed from the last to the first: the client's heart stops before what it would abort goes,
   // and the service answers until this process has said goodbye.
   const std::unique_ptr<CoordinationServer> server_;
-  const std::unique_ptr<Communicator> communicator_;
+  std::unique_ptr<Communicator> communicator_;
   const std::unique_ptr<CoordinationClient> client_;
   bool reported_ = false;
 };
@@ -172,8 +276,10 @@ int SizeOf(const ClusterConfig& config) {
   return static_cast<int>(config.cluster.TrainingTasks().size());
 }
 
-CommunicatorOptions CommunicatorOf(const ClusterConfig& config, const StrategyOptions& options) {
+CommunicatorOptions CommunicatorOf(const ClusterConfig& config, const StrategyOptions& options,
+                                   std::uint64_t generation = 1) {
   CommunicatorOptions result;
+  result.generation = generation;
   result.timeout = options.collective_timeout;
   result.log = options.log;
   result.flight_folder = options.flight_folder;
@@ -232,11 +338,12 @@ Result<std::unique_ptr<Communicator>> MadeByAll(const ClusterConfig& config,
 // share memory.
 Result<std::unique_ptr<Communicator>> Connect(const ClusterConfig& config,
                                               const StrategyOptions& options, KeyValueStore& store,
-                                              const std::string& service) {
+                                              const std::string& service,
+                                              std::uint64_t generation) {
   constexpr std::chrono::milliseconds kConnect{10'000};  // all have joined already
   const std::string prefix = "collectives";
   const std::string& implementation = options.communication.implementation;
-  const CommunicatorOptions communicator = CommunicatorOf(config, options);
+  const CommunicatorOptions communicator = CommunicatorOf(config, options, generation);
   const std::string key = prefix + "/" + std::to_string(communicator.generation);
   const int rank = RankOf(config);
   const int size = SizeOf(config);
@@ -292,7 +399,10 @@ Result<std::unique_ptr<Membership>> JoinByAddress(const ClusterConfig& config,
                               ", has no port by which the others could find it [give it one in " +
                               config.source + "]");
   }
-  const CoordinationOptions coordination = CoordinationOf(options);
+  CoordinationOptions coordination = CoordinationOf(options);
+  if (ServerWatch::GoesOn(config, options)) {
+    coordination.may_leave = [](const TaskId& task) { return task.type == TaskType::kPs; };
+  }
   std::unique_ptr<CoordinationServer> server;
   if (config.is_chief()) {
     COHORT_ASSIGN_OR_RETURN(
@@ -305,13 +415,16 @@ Result<std::unique_ptr<Membership>> JoinByAddress(const ClusterConfig& config,
     COHORT_RETURN_IF_ERROR(ps::AgreeOnKind(*client, config, "multi_worker_mirrored",
                                            DeadlineAfter(options.join_timeout)));
   }
-  auto communicator = Connect(config, options, *client, service);
+  Connector connect = [config, options, service](KeyValueStore& store, std::uint64_t generation) {
+    return Connect(config, options, store, service, generation);
+  };
+  auto communicator = connect(*client, 1);
   if (!communicator.ok()) {
     (void)client->ReportError(communicator.status());
     return communicator.status();
   }
   return std::make_unique<JobMembership>(std::move(server), std::move(communicator).value(),
-                                         std::move(client), config, options);
+                                         std::move(client), config, options, std::move(connect));
 }
 
 // Starts the service of a job whose addresses nobody knows beforehand; sets `address` to where the

@@ -51,8 +51,8 @@ namespace cohort::ps {
 class Retirements;
 class ViewWatch;
 
-// Where a server's address is published.
-std::string ServerKey(int server);
+// Where the address of a server's process is published.
+std::string ProcessKey(int server, std::uint64_t incarnation);
 
 // When the processes have met: the chief says which kind of strategy trains in this cluster with
 // servers, and a process of another kind ends the job with FailedPrecondition and both names,

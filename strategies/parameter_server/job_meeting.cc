@@ -23,10 +23,6 @@ using std::chrono::milliseconds;
 constexpr char kCoordinatorKey[] = "parameter_server/coordinator";
 constexpr char kKindKey[] = "parameter_server/kind";
 
-std::string ProcessKey(int server, std::uint64_t incarnation) {
-  return ServerKey(server) + "/" + std::to_string(incarnation);
-}
-
 // Of a server that has been in a job before its present chief: the epoch of its values.
 std::string EpochKeyOf(int server, std::uint64_t incarnation) {
   return ProcessKey(server, incarnation) + "/epoch";
@@ -34,7 +30,9 @@ std::string EpochKeyOf(int server, std::uint64_t incarnation) {
 
 }  // namespace
 
-std::string ServerKey(int server) { return "parameter_server/address/" + std::to_string(server); }
+std::string ProcessKey(int server, std::uint64_t incarnation) {
+  return "parameter_server/address/" + std::to_string(server) + "/" + std::to_string(incarnation);
+}
 
 Status AgreeOnKind(CoordinationClient& coordination, const ClusterConfig& config,
                    const std::string& kind, Deadline deadline) {
@@ -156,11 +154,7 @@ Status Job::Publish() {
       COHORT_RETURN_IF_ERROR(coordination_->Insert(EpochKeyOf(server, coordination_->incarnation()),
                                                    std::to_string(server_->epoch())));
     }
-    COHORT_RETURN_IF_ERROR(
-        coordination_->Insert(ProcessKey(server, coordination_->incarnation()), address));
-    // Of the first process; where another may take its place the other key is asked for.
-    const Status status = coordination_->Insert(ServerKey(server), address);
-    return status.code() == StatusCode::kAlreadyExists ? Status() : status;
+    return coordination_->Insert(ProcessKey(server, coordination_->incarnation()), address);
   }
   if (is_chief()) {
     return coordination_->Insert(kCoordinatorKey, WithPort(config_.cluster.Address(config_.task),

@@ -42,6 +42,10 @@ Result<std::unique_ptr<StepRows>> Membership::ConnectRows(const ps::ModelSpec& /
   return FailedPrecondition("this job has no parameter servers");
 }
 
+Status Membership::Renew(const std::function<void()>& /*let_go*/) {
+  return FailedPrecondition("this job ends when one of its processes is lost");
+}
+
 std::unique_ptr<Membership> MakeMembership(std::unique_ptr<Communicator> communicator,
                                            KeyValueStore* store) {
   return std::make_unique<CommunicatorMembership>(std::move(communicator), store);

@@ -3,11 +3,15 @@
 // What a synchronous strategy needs of the others beyond its collectives: to learn why one failed,
 // to be told of, and to leave in order.
 //
+// Where servers hold the job's tables it may go on when one of them is lost: CheckLoss tells that
+// this is what happened, Renew brings the processes together again, with another communicator.
+//
 // Thread rules: from the strategy's thread; implementations may fail the communicator from a thread
 // of their own.
 
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string_view>
 
@@ -32,16 +36,32 @@ class Membership {
   // What the job knows of the reason why a collective returned `status`: the same, or the error of
   // the task that failed first.
   virtual Status Explain(const Status& status) = 0;
-  // This process gives up; collectives of all the others return `error`.
+  // This process gives up; collectives of all the others return `error`. The job is over, unless
+  // CheckLoss says otherwise.
   virtual void GiveUp(const Status& error) = 0;
+  // The same, and the job is over.
+  virtual void EndJob(const Status& error) { GiveUp(error); }
   virtual Status Leave() = 0;
 
   // Parameter servers that hold the job's sparse tables; 0: a process holds its own.
   virtual int num_row_servers() const { return 0; }
   // Tells them what they hold, and how this process reaches it from so many threads. Where there
   // are servers, once. FailedPrecondition: another process told them otherwise. What is returned
-  // is outlived by the membership, and fails when the job does.
+  // is outlived by the membership, and fails when the job does. After Renew, once more.
   virtual Result<std::unique_ptr<StepRows>> ConnectRows(const ps::ModelSpec& model, int threads);
+
+  // All processes call, at the same places: between these the loss of a server need not end the
+  // job. False: it does in this job. EndTraining waits for all; its error may be such a loss.
+  virtual Result<bool> BeginTraining() { return false; }
+  virtual Status EndTraining() { return {}; }
+  // OK: a server is lost, of which `error`, of any call, may be the consequence, and the job can go
+  // on. Else `error`. May block for about the heartbeat timeout, until the loss is known.
+  virtual Status CheckLoss(const Status& error) { return error; }
+  // After CheckLoss, on all processes: blocks until each of them has called, and there is another
+  // process for every server that was lost; or the job is over, with that error. Then
+  // communicator() is another one; `let_go` is called before the old one goes, and what ConnectRows
+  // returned.
+  virtual Status Renew(const std::function<void()>& let_go);
 };
 
 // Of a communicator alone (which may be nullptr), and a store that outlives it.

@@ -196,9 +196,13 @@ SynchronousStrategy::SynchronousStrategy(std::string kind, ClusterConfig cluster
     streams_.push_back(on_host && options_.make_stream ? options_.make_stream()
                                                        : device->MakeStream());
   }
+  MakeSpanReduction();
+}
+
+void SynchronousStrategy::MakeSpanReduction() {
   if (communicator_ != nullptr) {
-    span_reduction_ =
-        std::make_unique<SpanReduction>(*communicator_, limits_.bytes, options_.collective_timeout);
+    span_reduction_ = std::make_unique<SpanReduction>(*communicator_, LimitsOf(options_).bytes,
+                                                      options_.collective_timeout);
   }
 }
 
@@ -233,6 +237,12 @@ Status SynchronousStrategy::Bind(ParameterSet& parameters, std::unique_ptr<Optim
   Require(optimizer != nullptr, "Bind with an optimizer");
   COHORT_RETURN_IF_ERROR(RefuseServerSide(*optimizer, kind()));
   COHORT_RETURN_IF_ERROR(CheckRows(parameters));
+  COHORT_RETURN_IF_ERROR(BindTo(parameters, *optimizer));
+  optimizer_ = std::move(optimizer);
+  return {};
+}
+
+Status SynchronousStrategy::BindTo(ParameterSet& parameters, const Optimizer& optimizer) {
   // What a Bind that failed left.
   reducer_ = nullptr;
   {
@@ -263,7 +273,7 @@ Status SynchronousStrategy::Bind(ParameterSet& parameters, std::unique_ptr<Optim
         "gradient scaler: " + ScalerText(options_.grad_scaler),
         std::string("gradients: in ") + (AnyApart(devices_) ? "devices'" : "the host's") +
             " memory",
-        "optimizer: " + optimizer->config()};
+        "optimizer: " + optimizer.config()};
     COHORT_RETURN_IF_ERROR(
         Compare("parameters", Lines(parameters),
                 "declare the same parameters in the same order on every process"));
@@ -273,19 +283,18 @@ Status SynchronousStrategy::Bind(ParameterSet& parameters, std::unique_ptr<Optim
     COHORT_RETURN_IF_ERROR(Meet(communicator_->Broadcast(parameters.all(), 0, broadcast)));
   }
 
-  for (int slot = 0; slot < optimizer->num_slots(); ++slot) {
+  for (int slot = 0; slot < optimizer.num_slots(); ++slot) {
     slot_arenas_.emplace_back(DType::kFloat32,
                               Shape{static_cast<std::int64_t>(parameters.all().size())});
     slots_.push_back(slot_arenas_.back().data<float>());
-    std::fill(slots_.back().begin(), slots_.back().end(), optimizer->slot_initial_value(slot));
+    std::fill(slots_.back().begin(), slots_.back().end(), optimizer.slot_initial_value(slot));
   }
-  COHORT_RETURN_IF_ERROR(BindRows(parameters, *optimizer));
+  COHORT_RETURN_IF_ERROR(BindRows(parameters, optimizer));
   COHORT_RETURN_IF_ERROR(MakeCopies(parameters));
   COHORT_RETURN_IF_ERROR(ChooseCrossDevice());
-  COHORT_RETURN_IF_ERROR(ChooseOnePass(*optimizer));
+  COHORT_RETURN_IF_ERROR(ChooseOnePass(optimizer));
   COHORT_RETURN_IF_ERROR(MakeReducer(parameters));
-  optimizer_ = std::move(optimizer);
-  MakeParts(parameters);
+  MakeParts(parameters, optimizer);
   parameters_ = &parameters;
   if (rows_ != nullptr) {
     parameters.SetRows(rows_.get());
@@ -449,11 +458,11 @@ Status SynchronousStrategy::MakeReducer(ParameterSet& parameters) {
 }
 
 // What a step is made of beside the reducer.
-void SynchronousStrategy::MakeParts(ParameterSet& parameters) {
+void SynchronousStrategy::MakeParts(ParameterSet& parameters, const Optimizer& optimizer) {
   DeviceCopy* const first = copy_of(0);
   untrained_.emplace(parameters, copies_, first, options_.collective_timeout);
   updater_.emplace(Updater::Parts{.reducer = *reducer_,
-                                  .optimizer = *optimizer_,
+                                  .optimizer = optimizer,
                                   .parameters = parameters,
                                   .slots = slots_,
                                   .untrained = *untrained_,
@@ -618,6 +627,7 @@ Status SynchronousStrategy::ThawTables(bool saved) {
 Status SynchronousStrategy::LoadTable(int table, FileSystem& files,
                                       const std::vector<std::string>& chain) {
   Require(rows_ != nullptr, "a table of the bound parameters");
+  rows_loaded_ = true;
   return ExplainServers(rows_->Load(table, files, chain));
 }
 
@@ -639,11 +649,9 @@ Status SynchronousStrategy::Shutdown() {
 
 Result<std::string> SynchronousStrategy::DumpFlightRecord(std::string_view reason) const {
   Result<std::string> of_gpus = FailedPrecondition("no GPUs are summed by NCCL");
-  {
-    const std::lock_guard lock(cross_device_mutex_);
-    if (cross_device_.nccl != nullptr) {
-      of_gpus = cross_device_.nccl->DumpFlightRecord(reason);
-    }
+  const std::lock_guard lock(cross_device_mutex_);
+  if (cross_device_.nccl != nullptr) {
+    of_gpus = cross_device_.nccl->DumpFlightRecord(reason);
   }
   if (communicator_ == nullptr && of_gpus.ok()) {
     return of_gpus;

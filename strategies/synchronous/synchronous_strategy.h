@@ -9,7 +9,8 @@
 // What has a state of its own is a class: StepTotals, UntrainedValues (running averages), Updater,
 // BucketAgreement, Reducer. The strategy puts them in order: Bind and what all processes do
 // together in synchronous_strategy.cc, data in synchronous_input.cc, replicas in
-// synchronous_replicas.cc, a step in synchronous_step.cc.
+// synchronous_replicas.cc, a step in synchronous_step.cc, the way on after a loss in
+// synchronous_recovery.cc.
 //
 // With virtual shards, a REPLICA, as the program sees it, is a shard of the global batch: a process
 // has V/W of them, which its L threads run one after the other, each its own run of them.
@@ -94,9 +95,13 @@ class SynchronousStrategy final : public Strategy {
   }
   Status LoadTable(int table, FileSystem& files, const std::vector<std::string>& chain) override;
 
+  Result<bool> BeginTraining() override;
+  Status EndTraining() override;
+  Status Recover(const Status& error, const WayBack& way) override;
+
   Status Barrier(std::string_view name) override;
   Result<std::string> DumpFlightRecord(std::string_view reason) const override;
-  void ReportError(const Status& error) override { membership_->GiveUp(error); }
+  void ReportError(const Status& error) override { membership_->EndJob(error); }
   Status Shutdown() override;
 
  private:
@@ -112,12 +117,16 @@ class SynchronousStrategy final : public Strategy {
 
   enum class Purpose { kTrain, kEvaluate };
 
+  void MakeSpanReduction();
+  Status BindTo(ParameterSet& parameters, const Optimizer& optimizer);
+  void LetGo();
+  Status BindAgain(ParameterSet& parameters);
   Status MakeCopies(ParameterSet& parameters);
   Status ChooseCrossDevice();
   Status ChooseOnePass(const Optimizer& optimizer);
   std::string SumsAlgorithm() const;
   Status MakeReducer(ParameterSet& parameters);
-  void MakeParts(ParameterSet& parameters);
+  void MakeParts(ParameterSet& parameters, const Optimizer& optimizer);
   DeviceCopy* copy_of(int thread) const {
     return copy_of_.empty() ? nullptr : copy_of_[static_cast<std::size_t>(thread)];
   }
@@ -161,7 +170,7 @@ class SynchronousStrategy final : public Strategy {
   const ClusterConfig cluster_;
   const StrategyOptions options_;
   const std::unique_ptr<Membership> membership_;
-  Communicator* const communicator_;  // nullptr: alone
+  Communicator* communicator_;  // nullptr: alone; another one after Recover
   const int rank_;
   const int num_processes_;
   ReplicaGang gang_;
@@ -182,7 +191,8 @@ class SynchronousStrategy final : public Strategy {
   std::vector<DeviceCopy*> copy_of_;
   std::vector<std::unique_ptr<Kernels>> kernels_;     // by thread, for its stream
   std::vector<std::shared_ptr<Event>> copies_ready_;  // what replicas wait for before they begin
-  mutable std::mutex cross_device_mutex_;             // of who makes it anew, and DumpFlightRecord
+  // Of who makes the next one anew, or the communicator, and DumpFlightRecord.
+  mutable std::mutex cross_device_mutex_;
   CrossDeviceOps cross_device_;
   int bindings_ = 0;  // that were begun
   std::unique_ptr<BucketHook> hook_;
@@ -204,7 +214,15 @@ class SynchronousStrategy final : public Strategy {
   std::optional<UntrainedValues> untrained_;
   std::optional<Updater> updater_;
   std::optional<BucketAgreement> agreement_;
-  Status broken_;  // not OK: a step was applied in part
+  Status broken_;             // not OK: a step was applied in part
+  bool rows_loaded_ = false;  // by LoadTable
+  // In the chief, from BeginTraining on, where a loss need not end the job.
+  struct Beginning {
+    bool fresh = false;         // nothing but `values` makes it what it was
+    std::vector<float> values;  // of the parameters, if so
+  };
+  std::optional<Beginning> beginning_;
+  bool may_recover_ = false;  // BeginTraining has said so
 };
 
 }  // namespace cohort

@@ -18,8 +18,11 @@ class EventLog {
   EventLog(std::string folder, std::vector<std::string> metric_names)
       : folder_(std::move(folder)), metric_names_(std::move(metric_names)) {}
 
-  // Curves that are opened from now on continue at this step.
-  void ResumeAt(std::int64_t step) { resume_step_ = step; }
+  // Curves continue at this step, whatever was written of it and of later ones.
+  void ResumeAt(std::int64_t step) {
+    resume_step_ = step;
+    writers_.clear();  // others say so as they are opened
+  }
   // One point of every curve of `run` ("train", "eval").
   Status Write(const std::string& run, std::int64_t step, double loss,
                const std::vector<double>& metrics, double examples_per_second);

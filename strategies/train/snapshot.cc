@@ -224,10 +224,15 @@ Status SaveSnapshot(Strategy& strategy, ParameterSet& parameters, const io::Chec
   return ShareWritten(strategy, written, state.step, path);
 }
 
-SnapshotBehind::~SnapshotBehind() {
+SnapshotBehind::~SnapshotBehind() { Abandon(); }
+
+void SnapshotBehind::Abandon() {
   if (writer_.joinable()) {
     writer_.join();
   }
+  values_ = {};
+  slots_ = {};
+  strategy_ = nullptr;
 }
 
 Result<bool> SnapshotBehind::Begin(Strategy& strategy, ParameterSet& parameters,
@@ -292,12 +297,9 @@ void SnapshotBehind::Start(Strategy& strategy, const ParameterSet& parameters,
 
 Status SnapshotBehind::Finish(std::string* path) {
   Require(begun(), "Finish after Begin");
-  if (writer_.joinable()) {
-    writer_.join();
-  }
-  values_ = {};
-  slots_ = {};
-  return ShareWritten(*std::exchange(strategy_, nullptr), written_, state_.step, path);
+  Strategy& strategy = *strategy_;
+  Abandon();
+  return ShareWritten(strategy, written_, state_.step, path);
 }
 
 Result<io::CheckpointState> LoadSnapshot(Strategy& strategy, ParameterSet& parameters,
@@ -362,9 +364,9 @@ Status PrepareSnapshots(Strategy& strategy, const io::CheckpointStore& store) {
   return outcome.status();
 }
 
-Status RefuseSnapshots(Strategy& strategy, const io::CheckpointStore& store) {
+Status RefuseSnapshots(Strategy& strategy, const io::CheckpointStore& store, bool own) {
   Outcome outcome;
-  if (strategy.is_chief()) {
+  if (strategy.is_chief() && !own) {
     const Result<std::vector<std::int64_t>> steps = store.Steps();
     if (!steps.ok()) {
       outcome.Set(steps.status());

@@ -41,6 +41,9 @@ class SnapshotBehind {
   bool begun() const { return strategy_ != nullptr; }
   // Every process calls, after Begin: waits for the end of it; as SaveSnapshot.
   Status Finish(std::string* path);
+  // The same without the others, after what it is written from has failed: waits until nothing is
+  // read any more. Whether it was written is not said.
+  void Abandon();
   const io::CheckpointState& state() const { return state_; }  // of the last one
   // When the chief had written it.
   std::chrono::steady_clock::time_point ended() const { return ended_; }
@@ -68,7 +71,8 @@ Result<io::CheckpointState> LoadSnapshot(Strategy& strategy, ParameterSet& param
 // write to the folder, which it makes.
 Status PrepareSnapshots(Strategy& strategy, const io::CheckpointStore& store);
 
-// Every process calls: FailedPrecondition on all if the chief's folder holds a checkpoint.
-Status RefuseSnapshots(Strategy& strategy, const io::CheckpointStore& store);
+// Every process calls: FailedPrecondition on all if the chief's folder holds a checkpoint. `own`,
+// on the chief: what it holds is this run's.
+Status RefuseSnapshots(Strategy& strategy, const io::CheckpointStore& store, bool own);
 
 }  // namespace cohort

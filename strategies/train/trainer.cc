@@ -107,6 +107,29 @@ History HistoryOf(const std::vector<EpochCoverage>& coverage) {
   return history;
 }
 
+// Without the epochs that are done again, from this one on.
+void DropFrom(std::int64_t epoch, History& history) {
+  const auto again = [epoch](const EpochResult& result) { return result.epoch >= epoch; };
+  std::erase_if(history.epochs, again);
+  std::erase_if(history.evaluations, again);
+}
+
+// What all epochs so far come to.
+void SumUp(History& history) {
+  history.steps = 0;
+  history.examples = 0;
+  history.seconds = 0;
+  history.exposed_communication_seconds = 0;
+  history.input_seconds = 0;
+  for (const EpochResult& epoch : history.epochs) {
+    history.steps += epoch.steps;
+    history.examples += epoch.examples;
+    history.seconds += epoch.seconds;
+    history.exposed_communication_seconds += epoch.exposed_communication_seconds;
+    history.input_seconds += epoch.input_seconds;
+  }
+}
+
 // Type and shape of a row, in a form that travels.
 struct RowShape {
   std::int32_t dtype = static_cast<std::int32_t>(DType::kFloat32);
@@ -164,6 +187,21 @@ struct Trainer::State {
   std::vector<data::EpochDivision> begun;
   const DistributedDataset* feed = nullptr;  // while Fit has it
   std::vector<std::int64_t> overtaken;       // when it had
+  // Where Fit began, before it restored anything.
+  struct Place {
+    std::int64_t epoch = 0;
+    std::int64_t batch = 0;
+    std::string data_position;
+    std::vector<data::EpochDivision> begun;
+  };
+  Place beginning;
+  // While the job goes back, until it is where it goes on.
+  struct Loss {
+    std::int64_t step = 0;  // that was reached
+    SteadyClock::time_point since;
+  };
+  std::optional<Loss> loss;
+  bool store_is_own = false;  // in this Fit, which is not to resume: what is there is its own
   std::int64_t saved_step = -1;
   std::string saved_path;
   std::int64_t saved_epoch = 0;  // the place in saved_path
@@ -177,9 +215,12 @@ struct Trainer::State {
   enum class Write { kNow, kBehind };
   Status SaveAt(std::int64_t at_epoch, std::int64_t at_batch, Write when = Write::kNow);
   Status FinishSave();  // that is written behind
-  static Result<History> Fit(State& s, Trainer& trainer, const data::Dataset& training_data,
-                             const StepFn& train_step, const data::Dataset* validation,
-                             const StepFn& evaluate_step);
+  // Training, from where it stands to its end; `history` gets what it adds.
+  static Status Fit(State& s, Trainer& trainer, const data::Dataset& training_data,
+                    const StepFn& train_step, const data::Dataset* validation,
+                    const StepFn& evaluate_step, History& history);
+  Status GoBack(const Status& error);
+  void ReportLoss();
   Status ResumeIn(const data::Dataset& data, std::uint64_t fingerprint);
   Status ResumeAtExample(std::int64_t example);
   Result<std::uint64_t> FingerprintOf(const data::Dataset& data) const;
@@ -347,18 +388,62 @@ void Trainer::State::ShowProgress(const Totals& totals, double seconds, std::int
 
 Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_step,
                              const data::Dataset* validation, const StepFn& evaluate_step) {
-  Result<History> history =
-      State::Fit(*state_, *this, training, train_step, validation, evaluate_step);
-  if (!history.ok() && state_->behind.begun()) {
+  State& s = *state_;
+  s.beginning = {
+      .epoch = s.epoch, .batch = s.batch, .data_position = s.data_position, .begun = s.begun};
+  s.loss.reset();
+  s.store_is_own = false;
+  COHORT_ASSIGN_OR_RETURN(const bool survives, s.strategy.BeginTraining());
+  History history;
+  Status status;
+  do {
+    status = State::Fit(s, *this, training, train_step, validation, evaluate_step, history);
+    if (status.ok()) {
+      return history;
+    }
+  } while (survives && (status = s.GoBack(status)).ok());
+  if (s.behind.begun()) {
     // Also ends who writes the save, which nobody would wait for the end of.
-    state_->strategy.ReportError(history.status());
+    s.strategy.ReportError(status);
   }
-  return history;
+  return status;
 }
 
-Result<History> Trainer::State::Fit(State& s, Trainer& trainer, const data::Dataset& training_data,
-                                    const StepFn& train_step, const data::Dataset* validation,
-                                    const StepFn& evaluate_step) {
+// After an error: OK when the strategy is as it was when Fit began, a lost server being replaced.
+Status Trainer::State::GoBack(const Status& error) {
+  if (!loss.has_value()) {
+    loss = Loss{.step = strategy.step(), .since = SteadyClock::now()};
+  }
+  bool saved = false;
+  if (strategy.is_chief() && store.has_value()) {
+    const Result<std::vector<std::int64_t>> steps = store->Steps();
+    saved = steps.ok() && !steps->empty();
+  }
+  COHORT_RETURN_IF_ERROR(
+      strategy.Recover(error, {.to_save = saved, .let_go = [this] { behind.Abandon(); }}));
+  epoch = beginning.epoch;
+  batch = beginning.batch;
+  data_position = beginning.data_position;
+  begun = beginning.begun;
+  saved_step = -1;
+  return {};
+}
+
+// When the job has gone back.
+void Trainer::State::ReportLoss() {
+  events.ResumeAt(strategy.step() + 1);
+  if (strategy.is_chief()) {
+    options.log.Warning(
+        fmt::format("rolled back {} steps to step {}; the job goes on after {:.1f} s",
+                    std::max<std::int64_t>(loss->step - strategy.step(), 0), strategy.step(),
+                    SecondsSince(loss->since)));
+  }
+  loss.reset();
+}
+
+Status Trainer::State::Fit(State& s, Trainer& trainer, const data::Dataset& training_data,
+                           const StepFn& train_step, const data::Dataset* validation,
+                           const StepFn& evaluate_step, History& history) {
   Require(validation == nullptr || evaluate_step, "validation data comes with an evaluation step");
   Require(s.options.batches_per_step >= 1, "at least one batch to a step");
   s.policy = s.strategy.PolicyFor(training_data, s.options.policy);
@@ -372,8 +457,7 @@ Result<History> Trainer::State::Fit(State& s, Trainer& trainer, const data::Data
     if (dynamic_cast<ParameterServerStrategy*>(&s.strategy) == nullptr) {
       s.metrics.SetReady();  // the others say so themselves
     }
-    COHORT_RETURN_IF_ERROR(s.strategy.Serve());
-    return History();
+    return s.strategy.Serve();
   }
   COHORT_RETURN_IF_ERROR(trainer.StartFrom(training_data));
   COHORT_ASSIGN_OR_RETURN(const auto dataset,
@@ -393,7 +477,6 @@ Result<History> Trainer::State::Fit(State& s, Trainer& trainer, const data::Data
   }
   s.handed_out = s.strategy.SaveBetweenUpdates(std::move(plan));
   s.saved_between_updates = s.handed_out && s.store.has_value();
-  History history;
   bool stopped = false;
   if (!s.strategy.trains()) {
     s.metrics.SetReady();
@@ -416,6 +499,10 @@ Result<History> Trainer::State::Fit(State& s, Trainer& trainer, const data::Data
     // Resumed from the last step of an epoch, before its end was noted.
     s.EndEpoch();
   }
+  if (s.loss.has_value()) {
+    DropFrom(s.epoch, history);
+    s.ReportLoss();
+  }
   while (s.epoch < s.options.epochs && !stopped) {
     COHORT_ASSIGN_OR_RETURN(EpochResult epoch, s.TrainEpoch(*dataset, train_step, &stopped));
     if (!stopped) {
@@ -436,11 +523,6 @@ Result<History> Trainer::State::Fit(State& s, Trainer& trainer, const data::Data
           s.SaveAt(s.epoch, s.batch, goes_on ? State::Write::kBehind : State::Write::kNow));
       epoch.checkpoint_seconds += SecondsSince(before_save);
     }
-    history.steps += epoch.steps;
-    history.examples += epoch.examples;
-    history.seconds += epoch.seconds;
-    history.exposed_communication_seconds += epoch.exposed_communication_seconds;
-    history.input_seconds += epoch.input_seconds;
     COHORT_RETURN_IF_ERROR(s.events.Write("train", s.strategy.step(), epoch.loss, epoch.metrics,
                                           epoch.seconds > 0 ? epoch.examples / epoch.seconds : 0));
     history.epochs.push_back(std::move(epoch));
@@ -450,6 +532,7 @@ Result<History> Trainer::State::Fit(State& s, Trainer& trainer, const data::Data
       history.evaluations.push_back(std::move(evaluation));
     }
   }
+  SumUp(history);
   if (const std::vector<EpochCoverage> coverage = s.strategy.coverage(); !coverage.empty()) {
     // What this process did with its time is its own.
     const History mine = std::exchange(history, HistoryOf(coverage));
@@ -461,11 +544,9 @@ Result<History> Trainer::State::Fit(State& s, Trainer& trainer, const data::Data
   if (s.strategy.trains() && s.strategy.evaluates()) {
     COHORT_RETURN_IF_ERROR(s.strategy.PullState());
   }
+  COHORT_RETURN_IF_ERROR(s.strategy.EndTraining());
   history.checkpoint = s.saved_path;
-  if (stopped) {
-    return s.Stopped();
-  }
-  return history;
+  return stopped ? s.Stopped() : OkStatus();
 }
 
 // Where all work is handed out by this process: is it done?
@@ -489,7 +570,8 @@ Status Trainer::State::Stopped() const {
       store.has_value() ? " since the last checkpoint" : ", as there is no checkpoint folder"));
 }
 
-// Where Fit begins: at the newest checkpoint, or, in a folder without any, at the beginning.
+// Where Fit begins, or goes back to: at the newest checkpoint, or, in a folder without any, at the
+// beginning.
 Status Trainer::StartFrom(const data::Dataset& training) {
   State& s = *state_;
   COHORT_ASSIGN_OR_RETURN(s.dataset_fingerprint, s.FingerprintOf(training));
@@ -499,7 +581,11 @@ Status Trainer::StartFrom(const data::Dataset& training) {
   }
   COHORT_RETURN_IF_ERROR(PrepareSnapshots(s.strategy, *s.store));
   if (!s.options.resume) {
-    return RefuseSnapshots(s.strategy, *s.store);
+    COHORT_RETURN_IF_ERROR(RefuseSnapshots(s.strategy, *s.store, /*own=*/s.store_is_own));
+    s.store_is_own = true;
+    if (!s.loss.has_value()) {
+      return {};
+    }
   }
   const std::uint64_t fingerprint = s.dataset_fingerprint;
   COHORT_ASSIGN_OR_RETURN(const bool resumed, Restore());
@@ -509,7 +595,7 @@ Status Trainer::StartFrom(const data::Dataset& training) {
   COHORT_RETURN_IF_ERROR(s.ResumeIn(training, fingerprint));
   s.dataset_fingerprint = fingerprint;
   s.events.ResumeAt(s.strategy.step() + 1);
-  if (s.strategy.is_chief()) {
+  if (s.strategy.is_chief() && !s.loss.has_value()) {
     s.options.log.Info(fmt::format("resumed at epoch {}, batch {}, step {}", s.epoch + 1, s.batch,
                                    s.strategy.step()));
   }

@@ -407,13 +407,13 @@ TEST(Examples, WideAndDeepEndsWithTheNameOfALostServer) {
   EXPECT_EQ(cluster.Wait("ps:1", std::chrono::seconds(5)), 128 + SIGKILL);
 }
 
-// Whoever is lost, the others end with its name.
+// Whoever is lost, the others end with its name, where nobody may take a server's place.
 TEST(Examples, WorkersInStepEndWithALostServerOrWorker) {
   for (const std::string lost : {"ps:1", "worker:1"}) {
     ProcessCluster cluster;
     cluster.StartTasks({{"worker", 2}, {"ps", 2}},
                        {Bin("wide_and_deep"), "--epochs", "1000", "--people", "1000", "--strategy",
-                        "multi_worker_mirrored"},
+                        "multi_worker_mirrored", "--rejoin-grace", "0"},
                        {{"OMP_NUM_THREADS", "1"}});
     const auto give_up = std::chrono::steady_clock::now() + std::chrono::minutes(1);
     while (cluster.Stderr("worker:0").find("epoch 1/") == std::string::npos) {
@@ -484,6 +484,33 @@ TEST(Examples, WorkersInStepAreStartedAgainAndEndAsIfNobodyHadBeenLost) {
     EXPECT_EQ(metrics["parameters_crc32c"], undisturbed["parameters_crc32c"]) << type;
     EXPECT_EQ(metrics["auc"], undisturbed["auc"]) << type;
   }
+}
+
+// A server alone: the workers go on as they are.
+TEST(Examples, WorkersInStepGoBackWhenAServerIsStartedAgainAndEndAsIfItHadNotBeenLost) {
+  const std::vector<std::string> flags = {"--people", "8000", "--epochs", "6"};
+  const nlohmann::json undisturbed =
+      Metrics("wide_and_deep", Launch({"-n", "2", "--ps", "2"}), InStep(flags));
+  const TempDir dir;
+  std::vector<std::string> argv = Launch({"-n", "2", "--ps", "2", "--restart", "5"});
+  argv.push_back(Bin("wide_and_deep"));
+  const auto in_step = InStep(flags);
+  argv.insert(argv.end(), in_step.begin(), in_step.end());
+  argv.insert(argv.end(), {"--checkpoint-dir", dir / "saves", "--metrics-json", dir / "json"});
+  ProcessCluster cluster;
+  cluster.Start("launch", argv, {{"OMP_NUM_THREADS", "1"}});
+  ASSERT_TRUE(cluster.WaitForOutput("launch", "epoch 2/6", std::chrono::minutes(1)))
+      << cluster.Logs();
+  const pid_t lost = PidOfTask(cluster.pid("launch"), "ps", 1);
+  ASSERT_GT(lost, 0);
+  ASSERT_EQ(::kill(lost, SIGKILL), 0);
+  ASSERT_TRUE(cluster.WaitForOutput("launch", "rolled back ", std::chrono::minutes(1)))
+      << cluster.Logs();
+  EXPECT_EQ(cluster.Wait("launch", std::chrono::minutes(2)), 0) << cluster.Logs();
+  std::ifstream file(dir / "json");
+  const nlohmann::json metrics = nlohmann::json::parse(file);
+  EXPECT_EQ(metrics["parameters_crc32c"], undisturbed["parameters_crc32c"]);
+  EXPECT_EQ(metrics["auc"], undisturbed["auc"]);
 }
 
 TEST(Examples, Coordinator) {

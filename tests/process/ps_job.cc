@@ -22,7 +22,7 @@ using namespace std::chrono_literals;
 Job::Job(const std::vector<std::string>& arguments, int gate_at, const Tasks& tasks,
          JobSettings settings)
     : settings_(std::move(settings)) {
-  argv_ = {COHORT_BIN_DIR "/../tests/ps_program"};
+  argv_ = {COHORT_BIN_DIR "/../tests/" + settings_.program};
   argv_.insert(argv_.end(), arguments.begin(), arguments.end());
   argv_.insert(argv_.end(), {"--gate", Gate(), "--gate-at", std::to_string(gate_at)});
   if (settings_.proxied) {
@@ -66,7 +66,7 @@ void Job::Start(const std::string& type, int index, const std::string& name) {
   expected_[name] = 0;
 }
 
-void Job::OpenGate() { std::ofstream(Gate()) << "open"; }
+void Job::OpenGate(const std::string& suffix) { std::ofstream(Gate() + suffix) << "open"; }
 
 void Job::ExpectCodes() {
   const auto codes = cluster.WaitAll(kPatience);

@@ -1,5 +1,5 @@
-// A job of ps_program whose processes are lost, stopped and replaced while it trains; and what it
-// says where it ends as if nothing had happened.
+// A job of ps_program, or of another program with gates, whose processes are lost, stopped and
+// replaced while it trains; and what it says where it ends as if nothing had happened.
 //
 // worker:0 stops at a gate before its last steps, so that no job is over before its process was
 // lost. The counting model tells how often each example is in the values.
@@ -37,6 +37,7 @@ struct JobSettings {
   bool proxied = false;                      // a TcpProxy stands between all processes
   std::map<std::string, Variables> of_task;  // environments, of those that have one of their own
   std::vector<std::string> absent;           // tasks that Start starts, or nobody
+  std::string program = "ps_program";        // which takes --gate and --gate-at
 };
 
 class Job {
@@ -52,7 +53,7 @@ class Job {
   void Start(const std::string& type, int index, const std::string& name);
   // Of one of the job's tasks, by its name.
   void StartTask(const std::string& task);
-  void OpenGate();
+  void OpenGate(const std::string& suffix = "");  // of the gate's file, where there are others
   // Codes are 0 but for those that were killed and what is said here.
   void Expect(const std::string& name, int code) { expected_[name] = code; }
   void ExpectCodes();

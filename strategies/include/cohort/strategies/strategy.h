@@ -57,6 +57,15 @@ struct SavePlan {
   const std::atomic<bool>* stop = nullptr;
 };
 
+// How a job goes back after a loss: see Strategy::Recover.
+struct WayBack {
+  // On the chief: what follows is restored from a save. Else training begins anew with the values
+  // of BeginTraining.
+  bool to_save = false;
+  // Called before the rows of tables go: ends what saves them.
+  std::function<void()> let_go;
+};
+
 class Strategy {
  public:
   // `kind`: one_device, mirrored, multi_worker_mirrored, parameter_server; empty: from the
@@ -187,6 +196,23 @@ class Strategy {
   // all processes; before Serve and the first epoch. False: a program that has made a step may
   // save.
   virtual bool SaveBetweenUpdates(SavePlan /*plan*/) { return false; }
+
+  // Between these, which all processes that train call at the same places, the loss of a server of
+  // sparse tables does not end a job whose workers train in step: calls return Unavailable, and
+  // Recover is the way on. The chief keeps a copy of the parameters. EndTraining waits for all; its
+  // error, too, may be one that Recover takes. False, and nothing happens: under other strategies,
+  // without servers, and with rejoin_grace 0.
+  virtual Result<bool> BeginTraining() { return false; }
+  virtual Status EndTraining() { return {}; }
+  // After an error of any call in between, on every process: where it is that of a lost server,
+  // waits until another process has taken its place (StrategyOptions::rejoin_grace), and until all
+  // have called. Then everything is as Bind left it: parameters are those of BeginTraining, slots
+  // have their first values, step() is 0, tables are empty. What follows is the program's, as at
+  // its start: the state of a save, Distribute, BeginEpoch. Else returns the error, or why the job
+  // is over: nobody came; FailedPrecondition where training neither began at step 0, with tables
+  // that nobody had loaded, nor goes back to a save. May block for heartbeat_timeout before, until
+  // the loss is known.
+  virtual Status Recover(const Status& error, const WayBack& /*way*/) { return error; }
 
   virtual Status Barrier(std::string_view name) = 0;
   // Writes the flight record of this process's collectives to options.flight_folder; its path. From

@@ -103,7 +103,8 @@ struct StrategyOptions {
   std::chrono::milliseconds join_timeout{300'000};
   std::chrono::milliseconds heartbeat_timeout{10'000};
   // How long a job waits for another process in the place of a parameter server that was lost, to
-  // go on from the last save with it. 0: the job ends.
+  // go on from the last save with it; also of one with the tables of workers in step, see
+  // Strategy::BeginTraining. 0: the job ends.
   std::chrono::milliseconds rejoin_grace{60'000};
   ServerLoss server_loss = ServerLoss::kRollBack;
   // How often the chief looks whether some servers get more gradients of rows than others, and

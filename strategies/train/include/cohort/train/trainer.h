@@ -1,8 +1,8 @@
 // Trainer: the training loop around a Strategy.
 //
-// Fit is made of public calls only (Bind is the caller's, then Distribute, BeginEpoch, Next, Step),
-// so that a program that needs another loop can copy it and take over; examples/custom_loop.cc
-// does.
+// Fit is made of public calls only (Bind is the caller's, then BeginTraining, Distribute,
+// BeginEpoch, Next, Step), so that a program that needs another loop can copy it and take over;
+// examples/custom_loop.cc does.
 //
 // Every process of the job makes a Trainer and calls the same methods in the same order, whatever
 // its role: a process that does not train (a parameter server) serves inside Fit, and the chief
@@ -121,7 +121,9 @@ class Trainer {
   ~Trainer();
 
   // Trains for the epochs that are left. Where `validation` is given, evaluates on it after every
-  // epoch.
+  // epoch. Goes back, to the newest checkpoint or to where it began, when a server of sparse tables
+  // is lost whose place another process takes (Strategy::Recover): the chief logs that, and step
+  // functions are called again for the steps in between.
   Result<History> Fit(const data::Dataset& training, const StepFn& train_step,
                       const data::Dataset* validation = nullptr, const StepFn& evaluate_step = {});
 
