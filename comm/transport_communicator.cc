@@ -10,6 +10,7 @@
 #include "algorithms/algorithms.h"
 #include "algorithms/one_shot.h"
 #include "algorithms/shared.h"
+#include "shm/board.h"
 
 namespace cohort {
 namespace {
@@ -335,7 +336,9 @@ std::optional<Algorithm> TransportCommunicator::Quiet(OperationKind kind, std::s
     return std::nullopt;
   }
   const bool reduces = kind == OperationKind::kAllReduce || kind == OperationKind::kBarrier;
-  if (reduces && (any || algorithm == "one_shot") && HasOneShot(transport, bytes)) {
+  const bool one_shot = any ? PrefersOneShot(transport, bytes)
+                            : algorithm == "one_shot" && HasOneShot(transport, bytes);
+  if (reduces && one_shot) {
     return Algorithm::kOneShot;
   }
   if (kind != OperationKind::kBarrier && (any || algorithm == "shared")) {
@@ -382,14 +385,14 @@ Status TransportCommunicator::FinishAtOnce() {
   const Reduction* const reduction = at_once_.reduction ? &*at_once_.reduction : nullptr;
   const bool one_shot = AlgorithmOf(exchange_.record()) == Algorithm::kOneShot;
   Status status = exchange_.Trouble();
-  if (status.ok() && one_shot && AgreeAtOnce(exchange_)) {
+  if (status.ok() && AgreeAtOnce(exchange_) && (one_shot || AllShowValues(exchange_))) {
     if (reduction != nullptr) {
-      CombineShown(exchange_, at_once_.data, *reduction);
+      CombineShown(exchange_, at_once_.data, *reduction, one_shot ? 0 : BoardSlot::kNote);
     }
     status = exchange_.End({});
     Heard();
     if (status.ok()) {
-      counts_.Done(exchange_.record().kind, Algorithm::kOneShot, at_once_.data.size());
+      counts_.Done(exchange_.record().kind, AlgorithmOf(exchange_.record()), at_once_.data.size());
     }
     flight_.Flown(exchange_.record(), status.ok(), heard_);
     return status;

@@ -13,6 +13,8 @@ namespace {
 constexpr std::size_t kMostRanks = 64;
 constexpr int kSpins = 64;                        // looks before the transport's own waiting
 constexpr std::size_t kMostBytesRead = 64 << 10;  // of all ranks together
+// Two ranks that reduce a half each and copy the other one pass over more than this in less time.
+constexpr std::size_t kMostOfTwo = 8 << 10;
 
 bool AllShown(Board& board, std::uint64_t number) {
   for (int p = 0; p < board.size(); ++p) {
@@ -41,6 +43,10 @@ bool HasOneShot(Transport& transport, std::size_t bytes) {
   return board != nullptr && static_cast<std::size_t>(board->size()) <= kMostRanks &&
          bytes <= BoardSlot::kBytes &&
          bytes * static_cast<std::size_t>(board->size()) <= kMostBytesRead;
+}
+
+bool PrefersOneShot(Transport& transport, std::size_t bytes) {
+  return HasOneShot(transport, bytes) && (transport.board()->size() > 2 || bytes <= kMostOfTwo);
 }
 
 void ShowOneShot(Exchange& exchange, Bytes data) {
@@ -79,12 +85,13 @@ Status FinishOneShot(Exchange& exchange, MutableBytes data, const Reduction* red
   return {};
 }
 
-void CombineShown(Exchange& exchange, MutableBytes data, const Reduction& reduction) {
+void CombineShown(Exchange& exchange, MutableBytes data, const Reduction& reduction,
+                  std::size_t at) {
   Board& board = *exchange.transport().board();
   exchange.transport().Count(data.size(), data.size() * static_cast<std::size_t>(board.size() - 1));
   std::array<const std::byte*, kMostRanks> sources;
   for (int p = 0; p < board.size(); ++p) {
-    sources[static_cast<std::size_t>(p)] = board.Look(p, exchange.record().sequence)->data;
+    sources[static_cast<std::size_t>(p)] = board.Look(p, exchange.record().sequence)->data + at;
   }
   if (board.size() == 2) {
     reduction.Combine(data.data(), sources[0], sources[1], data.size());

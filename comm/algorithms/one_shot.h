@@ -16,6 +16,8 @@ namespace cohort {
 
 // Whether operations over `bytes` can go in one shot here, which all ranks answer alike.
 bool HasOneShot(Transport& transport, std::size_t bytes);
+// Whether it is the fastest for them, wherever they lie.
+bool PrefersOneShot(Transport& transport, std::size_t bytes);
 
 // Until all ranks show something for the operation under way, and that they are in the same one.
 Status AwaitAgreement(Exchange& exchange);
@@ -26,7 +28,8 @@ bool AgreeAtOnce(Exchange& exchange);
 void ShowOneShot(Exchange& exchange, Bytes data);
 // In place. `reduction` nullptr: nothing is combined, for a barrier.
 Status FinishOneShot(Exchange& exchange, MutableBytes data, const Reduction* reduction);
-// Where all are known to agree, what is left of it.
-void CombineShown(Exchange& exchange, MutableBytes data, const Reduction& reduction);
+// Where all are known to agree, what is left of it. `at`: from which byte of what is shown on.
+void CombineShown(Exchange& exchange, MutableBytes data, const Reduction& reduction,
+                  std::size_t at = 0);
 
 }  // namespace cohort

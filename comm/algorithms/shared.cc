@@ -15,13 +15,26 @@ namespace cohort {
 namespace {
 
 constexpr std::size_t kSegmentBytes = 64 << 10;  // of all ranks together they stay in cache
-constexpr int kSpins = 400;                      // looks before the transport's own waiting
+// Up to so many bytes a result is copied when all of it is there: what its owner wrote a while ago
+// has left that core's own cache for the one that cores share, from where it comes in half the
+// time. More would have left that, too.
+constexpr std::size_t kKeptBytes = 16 << 20;
+constexpr int kSpins = 400;  // looks before the transport's own waiting
 
 struct Shown {
-  enum What : std::uint64_t { kPrivate, kLent, kNothing };
+  // kValues: private, and few enough to be shown behind this.
+  enum What : std::uint64_t { kPrivate, kLent, kNothing, kValues };
   Loan loan;
   What what = kPrivate;
 };
+
+static_assert(sizeof(Shown) <= BoardSlot::kNote);
+
+Shown ShownBy(Board& board, int rank, std::uint64_t number) {
+  Shown shown;
+  std::memcpy(&shown, board.Look(rank, number)->data, sizeof(shown));
+  return shown;
+}
 
 // One rank's side of one operation.
 class Shared {
@@ -45,9 +58,8 @@ class Shared {
     COHORT_RETURN_IF_ERROR(AwaitAgreement(exchange_));
     bool all = true;
     for (int p = 0; p < size(); ++p) {
-      Shown shown;
-      std::memcpy(&shown, board_.Look(p, number_)->data, sizeof(shown));
-      all &= shown.what != Shown::kPrivate;
+      const Shown shown = ShownBy(board_, p, number_);
+      all &= shown.what == Shown::kLent || shown.what == Shown::kNothing;
       const bool there = shown.what == Shown::kLent && p != rank();
       bases_.push_back(there ? board_.Resolve(p, shown.loan, bytes) : nullptr);
       if (there && bases_.back() == nullptr) {
@@ -170,12 +182,17 @@ class Collector {
   std::vector<std::size_t> copied_;
 };
 
-// Private memory. Round s passes segment s of all chunks, through one of two slots in turns: each
-// rank gives its shares of the others' segments (one round ahead), reduces its own segment from
-// what is given and shows the result, and takes the others' results. A slot is written again when
-// its readers have gone on: they have given what this rank has waited for in between.
+// Private memory. What is on the board is combined there. Else round s passes segment s of all
+// chunks, through one of two slots in turns: each rank gives its shares of the others' segments
+// (one round ahead), reduces its own segment from what is given and shows the result, and takes the
+// others' results. A slot is written again when its readers have gone on: they have given what this
+// rank has waited for in between.
 Status StagedAllReduce(Exchange& exchange, Shared& shared, MutableBytes data,
                        const Reduction& reduction) {
+  if (AllShowValues(exchange)) {
+    CombineShown(exchange, data, reduction, BoardSlot::kNote);
+    return {};
+  }
   Board& board = *exchange.transport().board();
   const std::size_t moved =
       2 * (data.size() -
@@ -255,9 +272,22 @@ void ShowShared(Exchange& exchange, Bytes data) {
     shown.what = Shown::kNothing;
   } else if (const std::optional<Loan> loan = board.Lend(data)) {
     shown = {*loan, Shown::kLent};
+  } else if (exchange.record().kind == OperationKind::kAllReduce &&
+             HasOneShot(exchange.transport(), data.size())) {
+    shown.what = Shown::kValues;
   }
   board.Show(exchange.record().sequence, exchange.record().Fingerprint(),
-             std::as_bytes(std::span(&shown, 1)));
+             std::as_bytes(std::span(&shown, 1)), shown.what == Shown::kValues ? data : Bytes());
+}
+
+bool AllShowValues(Exchange& exchange) {
+  Board& board = *exchange.transport().board();
+  for (int p = 0; p < board.size(); ++p) {
+    if (ShownBy(board, p, exchange.record().sequence).what != Shown::kValues) {
+      return false;
+    }
+  }
+  return true;
 }
 
 Status FinishSharedAllReduce(Exchange& exchange, MutableBytes data, const Reduction& reduction) {
@@ -285,7 +315,9 @@ Status FinishSharedAllReduce(Exchange& exchange, MutableBytes data, const Reduct
         [&] { CombineCanonically(reduction, segment.data(), sources, segment.size()); }));
     reduction.Finish(segment.data(), segment.size(), n);
     shared.Finished(s + 1);
-    COHORT_RETURN_IF_ERROR(collector.Collect());
+    if (data.size() > kKeptBytes) {
+      COHORT_RETURN_IF_ERROR(collector.Collect());
+    }
   }
   COHORT_RETURN_IF_ERROR(collector.CollectRest());
   return shared.Leave();

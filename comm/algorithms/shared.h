@@ -3,8 +3,8 @@
 // finished segments while they are in cache. A rank leaves when all have read what they need.
 //
 // Where the memory of one rank is private to its process, an all-reduce passes it through staging
-// memory, segment by segment; the others send messages, by the direct algorithms. Results are the
-// same bits either way.
+// memory, segment by segment, or, where that of all is and they have few bytes, through the board;
+// the others send messages, by the direct algorithms. Results are the same bits either way.
 
 #pragma once
 
@@ -37,6 +37,9 @@ class StoredValues final : public ReducedValues {
   const std::int64_t element_bytes_;
 };
 
+// Whether all ranks, which are known to agree, have private memory, and so few bytes in it that
+// what they show has them: CombineShown from BoardSlot::kNote on is then all of an all-reduce.
+bool AllShowValues(Exchange& exchange);
 // In place.
 Status FinishSharedAllReduce(Exchange& exchange, MutableBytes data, const Reduction& reduction);
 // Of two ranks. Nothing is stored: `read` combines what it asks for straight from both buffers. In

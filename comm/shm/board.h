@@ -66,14 +66,17 @@ class Board {
   bool crowded() const { return crowded_; }
   int size() const { return static_cast<int>(regions_.size()); }
 
-  // At most BoardSlot::kBytes, of this rank.
-  void Show(std::uint64_t number, std::uint64_t fingerprint, Bytes data) {
+  // At most BoardSlot::kBytes, of this rank; or a note of at most kNote bytes, and values.
+  void Show(std::uint64_t number, std::uint64_t fingerprint, Bytes data, Bytes values = {}) {
     BoardSlot& slot = region(rank_).board[number % 2];
     slot.fingerprint = fingerprint;
     if (!data.empty()) {
       std::memcpy(slot.data, data.data(), data.size());
     }
-    Expect(number, data.size());
+    if (!values.empty()) {
+      std::memcpy(slot.data + BoardSlot::kNote, values.data(), values.size());
+    }
+    Expect(number, data.size() + values.size());
     slot.number.store(number);
     shown_ = number;
     RingAll();

@@ -55,10 +55,11 @@ struct Link {
 struct BoardSlot {
   static constexpr std::size_t kHead = 16;
   static constexpr std::size_t kBytes = 16 << 10;
+  static constexpr std::size_t kNote = kLine - kHead;  // what is before values that have a note
 
   alignas(kLine) std::atomic<std::uint64_t> number = 0;
   std::uint64_t fingerprint = 0;
-  std::byte data[kBytes + kLine - kHead];
+  std::byte data[kBytes + kNote];
 };
 
 struct Region {
