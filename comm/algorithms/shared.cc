@@ -15,10 +15,6 @@ namespace cohort {
 namespace {
 
 constexpr std::size_t kSegmentBytes = 64 << 10;  // of all ranks together they stay in cache
-// Up to so many bytes a result is copied when all of it is there: what its owner wrote a while ago
-// has left that core's own cache for the one that cores share, from where it comes in half the
-// time. More would have left that, too.
-constexpr std::size_t kKeptBytes = 16 << 20;
 constexpr int kSpins = 400;  // looks before the transport's own waiting
 
 struct Shown {
@@ -315,10 +311,9 @@ Status FinishSharedAllReduce(Exchange& exchange, MutableBytes data, const Reduct
         [&] { CombineCanonically(reduction, segment.data(), sources, segment.size()); }));
     reduction.Finish(segment.data(), segment.size(), n);
     shared.Finished(s + 1);
-    if (data.size() > kKeptBytes) {
-      COHORT_RETURN_IF_ERROR(collector.Collect());
-    }
   }
+  // Not before: what an owner wrote a while ago has left that core's own cache for one that cores
+  // share, from where it comes in half the time.
   COHORT_RETURN_IF_ERROR(collector.CollectRest());
   return shared.Leave();
 }

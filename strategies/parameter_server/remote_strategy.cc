@@ -64,13 +64,13 @@ Status RemoteStrategy::Outlast(const std::function<Status()>& look) {
     if (status.ok()) {
       return job_->EndTraining();
     }
-    COHORT_RETURN_IF_ERROR(Recover(status, seen));
+    COHORT_RETURN_IF_ERROR(GoOnAfter(status, seen));
   }
 }
 
 // GoOn, unless another thread has seen to it since there had been `seen` recoveries: the chief of a
 // job that calls functions may wait on several.
-Status RemoteStrategy::Recover(const Status& error, std::uint64_t seen) {
+Status RemoteStrategy::GoOnAfter(const Status& error, std::uint64_t seen) {
   const std::lock_guard lock(recovery_mutex_);
   if (recoveries_ != seen) {
     return {};
@@ -246,7 +246,7 @@ Result<std::unique_ptr<Coordinator>> RemoteStrategy::MakeCoordinator(
   Require(client_ != nullptr, "Bind before Coordinator::Create");
   const auto recover = [this](const Status& why) {
     const std::uint64_t seen = recoveries_;
-    return job_->coordinator()->recovering() ? Recover(why, seen) : OkStatus();
+    return job_->coordinator()->recovering() ? GoOnAfter(why, seen) : OkStatus();
   };
   COHORT_ASSIGN_OR_RETURN(auto coordinator,
                           ps::OpenFunctions(*job_->coordinator(), options, recover));

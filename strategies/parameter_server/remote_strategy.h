@@ -136,7 +136,7 @@ class RemoteStrategy final : public ParameterServerStrategy {
   ps::Feed MakeFeed();
   // While it runs.
   Status Outlast(const std::function<Status()>& look);
-  Status Recover(const Status& error, std::uint64_t seen);
+  Status GoOnAfter(const Status& error, std::uint64_t seen);
   Status GoOn(const Status& error);
   Status Surviving(const std::function<Status()>& fn);
   Status Look();
