@@ -53,7 +53,7 @@ struct OutFrame {
   std::size_t bytes() const { return sizeof(Header) + body.size(); }
 };
 
-// A peer's data stream may end a little before its last word on the control stream comes.
+// A peer's stream may end a little before its last word on the other stream comes.
 constexpr auto kLastWord = std::chrono::seconds(1);
 
 struct Posted {
@@ -149,6 +149,7 @@ class TcpTransport final : public Transport {
         watch_(std::move(watch)),
         streams_(group_.sockets.size() / static_cast<std::size_t>(group_.channels) * kChannels),
         farewell_(streams_.size() / kChannels),
+        parted_(streams_.size() / kChannels),
         scratch_(kScratchBytes) {
     for (int s = 0; s < count(); ++s) {
       std::vector<Socket> rails;
@@ -260,6 +261,8 @@ class TcpTransport final : public Transport {
   void EndOfStream(int s, int error);
   void EndOfRail(int s, int rail, int error);
   void Lose(int s, const Status& why);
+  void LoseIfSilent(int rank);
+  void PartIfCut(int rank);
   Deadline CheckLastWords(Deadline until);
   void AddToWatch(const Socket& socket) {
     if (socket.open()) {
@@ -276,7 +279,9 @@ class TcpTransport final : public Transport {
   std::atomic<bool> woken_ = false;
   TransportListener* listener_ = nullptr;
   std::vector<Stream> streams_;
-  std::vector<bool> farewell_;  // by rank: it said bye or abort; that its streams end is no loss
+  // By rank: it said bye or abort, or is lost; that its streams end is no loss.
+  std::vector<bool> farewell_;
+  std::vector<bool> parted_;  // and the listener knows that nothing more comes of it
   std::vector<std::byte> scratch_;
   Listener offered_;        // between Offer and Join
   bool forgotten_ = false;  // the communicator failed
@@ -338,6 +343,7 @@ void TcpTransport::Flush(int s) {
         EndOfRail(s, p.socket.writing(), errno);
         p.write_closed = true;  // its last word will show whether it left or was lost
         p.out.clear();
+        PartIfCut(PeerOf(s));
       }
       return;
     }
@@ -565,8 +571,10 @@ void TcpTransport::FinishBody(int s) {
   } else if (target == Target::kControl) {
     const FrameKind kind = p.header.kind;
     const std::vector<std::byte> body = std::exchange(p.body, {});
-    if (kind == FrameKind::kAbort || kind == FrameKind::kBye) {
-      farewell_[static_cast<std::size_t>(PeerOf(s))] = true;
+    const auto from = static_cast<std::size_t>(PeerOf(s));
+    const bool last_word = kind == FrameKind::kAbort || kind == FrameKind::kBye;
+    if (last_word) {
+      farewell_[from] = true;
     }
     if (kind == FrameKind::kReject && !IsControl(s)) {
       if (p.dropping > 0) {
@@ -575,8 +583,13 @@ void TcpTransport::FinishBody(int s) {
         p.kept.push_back({.reject = true, .body = {}});
       }
     }
-    // The goodbye that counts is the one behind the data.
-    if (kind != FrameKind::kBye || !IsControl(s)) {
+    // The goodbye that counts is the one behind the data, where that is still to come.
+    if (kind == FrameKind::kBye && IsControl(s)) {
+      return PartIfCut(PeerOf(s));
+    }
+    const bool told = parted_[from];
+    parted_[from] = told || last_word;
+    if (kind != FrameKind::kBye || !told) {
       stop_ |= !listener_->OnControl(PeerOf(s), kind, body);
     }
   }
@@ -592,8 +605,35 @@ void TcpTransport::EndOfStream(int s, int error) {
       lane(PeerOf(s)).sends_done = p.lingering.front().ticket;
     }
   }
-  if (IsControl(s)) {
-    Lose(s, error == 0 ? Unavailable("connection closed") : ErrnoStatus(error, "connection"));
+  if (IsControl(s) && error == 0) {
+    Lose(s, Unavailable("connection closed"));  // a goodbye would have come before the end
+  }
+  PartIfCut(PeerOf(s));
+  LoseIfSilent(PeerOf(s));
+}
+
+// A reset takes with it what was on its way: the goodbye on one stream may be all that is left. Of
+// a peer of which nothing more can come there is none.
+void TcpTransport::LoseIfSilent(int rank) {
+  const Stream& control = stream(Data(rank) + kControlChannel);
+  const Stream& data = data_stream(rank);
+  const bool no_more = data.read_closed || (data.ended && data.target == Target::kStalled);
+  if (control.read_closed && no_more) {
+    Lose(Data(rank) + kControlChannel, Unavailable(control.ended_how));
+  }
+}
+
+// A peer has said goodbye on the control stream, and the goodbye behind its data will not come, nor
+// anything else; or it takes no more while it was to take something. That is all that the listener
+// has to know: whether the peer was needed is not known here.
+void TcpTransport::PartIfCut(int rank) {
+  const Stream& data = data_stream(rank);
+  const bool cut = data.read_closed || (data.write_closed && Unsent(rank));
+  const auto index = static_cast<std::size_t>(rank);
+  if (cut && farewell_[index] && !parted_[index]) {
+    parted_[index] = true;
+    moved_ = true;
+    stop_ |= !listener_->OnControl(rank, FrameKind::kBye, {});
   }
 }
 
@@ -613,7 +653,7 @@ void TcpTransport::EndOfRail(int s, int rail, int error) {
   }
   p.ended = true;
   p.ended_at = std::chrono::steady_clock::now();
-  p.ended_how = NameOfRail(p.socket, rail) + " closed";
+  p.ended_how = (IsControl(s) ? "connection" : NameOfRail(p.socket, rail)) + " closed";
   if (error != 0) {
     p.ended_how = ErrnoStatus(error, p.ended_how).message();
   }
@@ -621,20 +661,22 @@ void TcpTransport::EndOfRail(int s, int rail, int error) {
 
 void TcpTransport::Lose(int s, const Status& why) {
   if (!farewell(s)) {
+    farewell_[static_cast<std::size_t>(PeerOf(s))] = true;
+    parted_[static_cast<std::size_t>(PeerOf(s))] = true;
     stop_ = true;
     listener_->OnLost(PeerOf(s), why);
   }
 }
 
-// A data stream that ended, or a rail of it, without a word: lost, once the word had its time.
+// A stream that ended, or a rail of it, without a word: lost, once the word had its time.
 Deadline TcpTransport::CheckLastWords(Deadline until) {
   for (int s = 0; s < count(); ++s) {
     const Stream& p = stream(s);
-    if (!IsControl(s) && p.ended && !farewell(s) && !forgotten_) {
+    const bool over = IsControl(s) ? p.read_closed : p.ended;
+    if (over && !farewell(s) && !forgotten_) {
       const Deadline last = p.ended_at + kLastWord;
       if (std::chrono::steady_clock::now() >= last) {
         Lose(s, Unavailable(p.ended_how));
-        farewell_[static_cast<std::size_t>(PeerOf(s))] = true;
       } else {
         until = std::min(until, last);
       }
