@@ -16,7 +16,6 @@
 #include <cstdio>
 #include <cstring>
 #include <deque>
-#include <iterator>
 #include <utility>
 
 #include "tcp/rendezvous.h"
@@ -35,7 +34,8 @@ static_assert(sizeof(Header) == 16);
 
 constexpr std::uint32_t kMagic = 0x52464f43;  // "COFR"
 constexpr std::int64_t kSegmentBytes = 512 << 10;
-constexpr std::size_t kKeptBytes = 64 << 10;  // unexpected data up to here does not stall
+constexpr std::size_t kKeptBytes = 64 << 10;    // an unexpected frame up to here does not stall
+constexpr std::size_t kAllKeptBytes = 1 << 20;  // nor, of one peer, all of them up to here
 constexpr std::size_t kStagingBytes = 64 << 10;
 constexpr std::size_t kScratchBytes = 256 << 10;  // stays in cache between socket and reduction
 constexpr std::size_t kTurnBytes = 1 << 20;       // moved before the next peer's turn
@@ -65,6 +65,8 @@ struct Posted {
 struct Kept {
   bool reject = false;  // no data: what comes after belongs to later operations
   std::vector<std::byte> body;
+
+  std::size_t bytes() const { return sizeof(Kept) + body.size(); }  // empty frames take room, too
 };
 
 // Where the body of the frame that is arriving goes.
@@ -89,6 +91,7 @@ struct Stream {
 
   std::deque<Posted> posted;
   std::deque<Kept> kept;
+  std::size_t kept_bytes = 0;
   int dropping = 0;  // rejects still to come; the data before them are dropped
 
   std::vector<std::byte> staging = std::vector<std::byte>(kStagingBytes);
@@ -104,6 +107,24 @@ struct Stream {
 
   std::size_t staged() const { return staged_to - staged_from; }
   bool wants_input() const { return socket.open() && !read_closed && target != Target::kStalled; }
+  // Is there room for a frame that is not expected? The one that arrives counts when it is whole.
+  bool MayKeep(std::size_t bytes) const {
+    return bytes <= kKeptBytes && (kept.empty() || kept_bytes + bytes <= kAllKeptBytes);
+  }
+  void Keep(Kept frame) {
+    kept_bytes += frame.bytes();
+    kept.push_back(std::move(frame));
+  }
+  Kept TakeKept() {
+    Kept frame = std::move(kept.front());
+    kept.pop_front();
+    kept_bytes -= frame.bytes();
+    return frame;
+  }
+  void ForgetKept() {
+    kept.clear();
+    kept_bytes = 0;
+  }
 };
 
 std::string NameOfRail(const StripedSocket& socket, int rail) {
@@ -199,9 +220,10 @@ class TcpTransport final : public Transport {
     Stream& p = data_stream(from);
     ++l.receives;
     if (p.posted.empty() && !p.kept.empty() && !p.kept.front().reject) {
-      const std::vector<std::byte> body = std::move(p.kept.front().body);
-      p.kept.pop_front();
-      Give(from, body, {data, combine});
+      Give(from, p.TakeKept().body, {data, combine});
+      if (p.target == Target::kStalled) {  // there may be room for it now
+        StartBody(Data(from));
+      }
     } else {
       p.posted.push_back({data, combine});
       if (p.target == Target::kStalled) {
@@ -484,7 +506,7 @@ void TcpTransport::StartBody(int s) {
       return;
     }
     p.target = Target::kPosted;
-  } else if (bytes <= kKeptBytes) {
+  } else if (p.MayKeep(bytes)) {
     p.target = Target::kKept;
     p.body.resize(bytes);
   } else {
@@ -562,7 +584,7 @@ void TcpTransport::FinishBody(int s) {
   } else if (target == Target::kKept) {
     std::vector<std::byte> body = std::exchange(p.body, {});
     if (p.posted.empty() || !p.kept.empty()) {
-      p.kept.push_back({false, std::move(body)});
+      p.Keep({false, std::move(body)});
     } else {  // asked for while it arrived
       const Posted posted = p.posted.front();
       p.posted.pop_front();
@@ -580,7 +602,7 @@ void TcpTransport::FinishBody(int s) {
       if (p.dropping > 0) {
         --p.dropping;
       } else {
-        p.kept.push_back({.reject = true, .body = {}});
+        p.Keep({.reject = true, .body = {}});
       }
     }
     // The goodbye that counts is the one behind the data, where that is still to come.
@@ -818,12 +840,16 @@ bool TcpTransport::Abandon() {
       p.target = Target::kDiscard;
       CountReceived(p.body_got);
     }
-    const auto reject =
-        std::find_if(p.kept.begin(), p.kept.end(), [](const Kept& kept) { return kept.reject; });
-    if (reject != p.kept.end()) {
-      p.kept.erase(p.kept.begin(), std::next(reject));
+    const bool rejected =
+        std::any_of(p.kept.begin(), p.kept.end(), [](const Kept& frame) { return frame.reject; });
+    if (rejected) {
+      while (!p.TakeKept().reject) {
+      }
+      if (p.target == Target::kStalled) {
+        StartBody(s);
+      }
     } else {
-      p.kept.clear();
+      p.ForgetKept();
       ++p.dropping;
       if (p.target == Target::kKept || p.target == Target::kStalled) {
         p.target = Target::kDiscard;
@@ -847,7 +873,7 @@ void TcpTransport::Forget() {
   for (int s = 0; s < count(); ++s) {
     if (!IsControl(s)) {
       stream(s).posted.clear();
-      stream(s).kept.clear();
+      stream(s).ForgetKept();
       stream(s).out.clear();  // the stream ends in the middle of a frame: nobody reads it further
       stream(s).lingering.clear();
     }

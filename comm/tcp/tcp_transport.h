@@ -3,9 +3,13 @@
 //
 // A frame is a header of 16 bytes and its body. Payload goes from the sender's buffer to the socket
 // and from the socket to the receiver's buffer, or through a small scratch into the reduction.
-// A data frame that comes before its receive is kept if it is small; a large one waits in the
-// socket, and with it the frames behind, until the receive is posted. Aborts and signs of life
+// A data frame that comes before its receive is kept if it is small, up to 1 MiB of a peer's; a
+// large one, or one more, waits in the socket, and with it the frames behind, until the receive is
+// posted, or those before it are: the sender's socket fills, and it waits. Aborts and signs of life
 // therefore go over the second connection, which is always read.
+//
+// A peer's goodbye comes over both. The one behind its data counts; where a reset has taken that
+// one, the other does, as soon as nothing more can come.
 
 #pragma once
 

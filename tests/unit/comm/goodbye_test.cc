@@ -72,8 +72,8 @@ class Goodbye : public ::testing::Test {
   }
   void ExpectLeft(const Status& status, const std::string& operation) {
     EXPECT_EQ(status.code(), StatusCode::kUnavailable) << status.ToString();
-    EXPECT_THAT(status.message(), AllOf(HasSubstr("rank 1 (worker:1) left the communicator"),
-                                        HasSubstr(operation)));
+    EXPECT_THAT(status.message(),
+                AllOf(HasSubstr("rank 1 (worker:1) left the communicator"), HasSubstr(operation)));
   }
 
   Socket data_;
