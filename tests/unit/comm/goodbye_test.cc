@@ -55,7 +55,7 @@ class Goodbye : public ::testing::Test {
     rank_ = std::make_unique<TransportCommunicator>(std::move(parts), options);
   }
 
-  // As tcp_transport.cc sends it: a header without a body.
+  // As TcpTransport sends it: a header without a body.
   static void SayGoodbye(const Socket& socket) {
     struct {
       std::uint32_t magic = 0x52464f43;

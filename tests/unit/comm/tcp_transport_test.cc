@@ -55,7 +55,7 @@ class TcpTransportTest : public testing::Test {
     transport_->Attach(&heard_);
   }
 
-  // The header of tcp_transport.cc, then the body.
+  // The header of stream.h, then the body.
   static std::vector<std::byte> Frame(std::span<const float> values,
                                       FrameKind kind = FrameKind::kData) {
     struct {
