@@ -290,13 +290,24 @@ void SnapshotBehind::Start(Strategy& strategy, const ParameterSet& parameters,
   });
 }
 
-Status SnapshotBehind::Finish(std::string* path) {
-  Require(begun(), "Finish after Begin");
+void SnapshotBehind::AwaitWriter() {
   if (writer_.joinable()) {
     writer_.join();
   }
   values_ = {};
   slots_ = {};
+}
+
+Result<std::string> SnapshotBehind::Abandon() {
+  Require(begun(), "Abandon after Begin");
+  AwaitWriter();
+  strategy_ = nullptr;
+  return written_;
+}
+
+Status SnapshotBehind::Finish(std::string* path) {
+  Require(begun(), "Finish after Begin");
+  AwaitWriter();
   return ShareWritten(*std::exchange(strategy_, nullptr), written_, state_.step, path);
 }
 

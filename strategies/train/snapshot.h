@@ -41,11 +41,15 @@ class SnapshotBehind {
   bool begun() const { return strategy_ != nullptr; }
   // Every process calls, after Begin: waits for the end of it; as SaveSnapshot.
   Status Finish(std::string* path);
+  // After Begin, in a job that has failed: waits for the end of it, and nobody is told. What the
+  // chief has written, or why it has not.
+  Result<std::string> Abandon();
   const io::CheckpointState& state() const { return state_; }  // of the last one
   // When the chief had written it.
   std::chrono::steady_clock::time_point ended() const { return ended_; }
 
  private:
+  void AwaitWriter();
   void Start(Strategy& strategy, const ParameterSet& parameters, const io::CheckpointStore& store,
              int full_save_every);
 

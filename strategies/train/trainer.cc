@@ -177,6 +177,7 @@ struct Trainer::State {
   enum class Write { kNow, kBehind };
   Status SaveAt(std::int64_t at_epoch, std::int64_t at_batch, Write when = Write::kNow);
   Status FinishSave();  // that is written behind
+  void AbandonSave(const Status& why);
   static Result<History> Fit(State& s, Trainer& trainer, const data::Dataset& training_data,
                              const StepFn& train_step, const data::Dataset* validation,
                              const StepFn& evaluate_step);
@@ -350,10 +351,22 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
   Result<History> history =
       State::Fit(*state_, *this, training, train_step, validation, evaluate_step);
   if (!history.ok() && state_->behind.begun()) {
-    // Also ends who writes the save, which nobody would wait for the end of.
-    state_->strategy.ReportError(history.status());
+    state_->AbandonSave(history.status());
   }
   return history;
+}
+
+// The report ends who writes the save, too. Behind this nobody uses the strategy but its program,
+// which may leave the job while the trainer lives.
+void Trainer::State::AbandonSave(const Status& why) {
+  strategy.ReportError(why);
+  const Result<std::string> written = behind.Abandon();
+  if (strategy.is_chief() && written.ok()) {
+    options.log.Info("the save that was under way is whole: " + *written);
+  } else if (strategy.is_chief()) {
+    options.log.Warning("the save that was under way is not there, and the one before it counts: " +
+                        written.status().ToString());
+  }
 }
 
 Result<History> Trainer::State::Fit(State& s, Trainer& trainer, const data::Dataset& training_data,
