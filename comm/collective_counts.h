@@ -22,8 +22,11 @@ namespace cohort {
 
 class CollectiveCounts {
  public:
-  // nullptr: counts nothing. `metrics` outlives this.
+  // nullptr: counts nothing. `metrics` lives until Stop, or outlives this.
   explicit CollectiveCounts(Metrics* metrics) : metrics_(metrics) {}
+
+  // Counts nothing from here on, and leaves `metrics` alone.
+  void Stop() { metrics_ = nullptr; }
 
   void Done(OperationKind kind, Algorithm algorithm, std::uint64_t bytes) {
     if (metrics_ != nullptr) {
@@ -40,7 +43,7 @@ class CollectiveCounts {
   void Count(OperationKind kind, Algorithm algorithm, std::uint64_t bytes);
   Series SeriesOf(OperationKind kind, Algorithm algorithm) const;
 
-  Metrics* const metrics_;
+  Metrics* metrics_;
   std::vector<std::vector<Series>> series_;  // by kind and algorithm
 };
 

@@ -394,7 +394,7 @@ class NcclCommunicator final : public Communicator {
 Result<std::unique_ptr<Communicator>> MakeNcclCommunicatorOn(
     std::shared_ptr<NcclApi> api, int rank, int size, std::shared_ptr<KeyValueStore> store,
     const std::string& prefix, const NcclOptions& nccl, const CommunicatorOptions& options,
-    Duration quiet) {
+    Duration quiet, Duration patience) {
   Require(size >= 1 && rank >= 0 && rank < size, "MakeNcclCommunicator: rank is in [0, size)");
   Require(nccl.device != nullptr, "MakeNcclCommunicator: a rank has a device");
   if (options.deterministic && size > 1) {
@@ -407,6 +407,7 @@ Result<std::unique_ptr<Communicator>> MakeNcclCommunicatorOn(
                           MeetForNccl(std::move(api), nccl.device, std::move(board), rank, size,
                                       nccl.connect_timeout, options));
   parts.quiet = quiet;
+  parts.patience = patience;
   return NcclCommunicator::Over(NcclLink::Make(std::move(parts), options));
 }
 

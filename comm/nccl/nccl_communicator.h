@@ -13,10 +13,10 @@
 namespace cohort {
 
 // MakeNcclCommunicator on `api`. `store` is owned by the communicator and its groups, or by nobody.
-// `quiet`: see NcclLinkParts.
+// `quiet`, `patience`: see NcclLinkParts.
 Result<std::unique_ptr<Communicator>> MakeNcclCommunicatorOn(
     std::shared_ptr<NcclApi> api, int rank, int size, std::shared_ptr<KeyValueStore> store,
     const std::string& prefix, const NcclOptions& nccl, const CommunicatorOptions& options,
-    Duration quiet = NcclLinkParts().quiet);
+    Duration quiet = NcclLinkParts().quiet, Duration patience = NcclLinkParts().patience);
 
 }  // namespace cohort

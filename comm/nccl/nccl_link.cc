@@ -25,7 +25,6 @@ constexpr Duration kSlice = milliseconds(200);   // of a wait at the store
 constexpr Duration kGrace = milliseconds(1500);  // for others to tell where they are
 constexpr Duration kSettle = seconds(5);  // for aborted operations to let go of their buffers
 constexpr Duration kFinalize = seconds(10);
-constexpr Duration kClose = seconds(60);  // then what NCCL does not end is left to itself
 
 Deadline Now() { return std::chrono::steady_clock::now(); }
 
@@ -164,7 +163,8 @@ void NcclLink::Close() {
       last = std::max(last, operation->deadline);
     }
     wake_.notify_one();
-    if (!changed_.wait_until(lock, last + kClose, [this] { return closed_; })) {
+    if (!changed_.wait_until(lock, last + parts_.patience, [this] { return closed_; })) {
+      counts_.Stop();
       options_.log.Error(Name(rank()) +
                          ": NCCL does not end the communicator; a thread and the memory of its "
                          "operations are left to it");
@@ -366,6 +366,7 @@ Result<NcclLink::Group> NcclLink::Split(int color, int key) {
                    .device = parts_.device,
                    .board = board_.Below("group/" + group.id, index),
                    .quiet = parts_.quiet,
+                   .patience = parts_.patience,
                    .rank = index,
                    .size = static_cast<int>(group.members.size())};
     COHORT_RETURN_IF_ERROR(Connect(lock, group.parts, what + " on " + Name(rank())));

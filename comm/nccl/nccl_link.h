@@ -59,6 +59,8 @@ struct NcclLinkParts {
   std::optional<Board> board;
   // When nothing has moved for so long, the board is asked whether there is trouble.
   Duration quiet = std::chrono::milliseconds(500);
+  // What NCCL, or the store, has not ended so long after the last deadline is left to itself.
+  Duration patience = std::chrono::seconds(60);
   int rank = 0;
   int size = 1;
 };
@@ -70,7 +72,8 @@ class NcclLink : public std::enable_shared_from_this<NcclLink> {
       std::function<NcclApi::Outcome(NcclApi& api, NcclApi::Handle handle, Stream& stream)>;
 
   static std::shared_ptr<NcclLink> Make(NcclLinkParts parts, CommunicatorOptions options);
-  // The owner calls it once, last. Waits for what is under way, at most until its deadlines.
+  // The owner calls it once, last. Waits for what is under way, at most until its deadlines and as
+  // long as its patience is. What ends later counts in no metrics, which may be gone by then.
   void Close();
 
   // Puts `calls` on the stream, after `after`. `bytes`: of the buffers. The failure, if there is

@@ -1,646 +1,67 @@
 #include "tcp/tcp_transport.h"
 
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <sys/ioctl.h>
 #include <sys/socket.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <cstdio>
-#include <cstring>
-#include <deque>
-#include <iterator>
 #include <utility>
 
-#include "tcp/rendezvous.h"
-#include "tcp/striped_socket.h"
-
 namespace cohort {
+namespace tcp {
 namespace {
 
-struct Header {
-  std::uint32_t magic;
-  FrameKind kind;
-  std::uint8_t reserved[3];
-  std::uint64_t bytes;
-};
-static_assert(sizeof(Header) == 16);
-
-constexpr std::uint32_t kMagic = 0x52464f43;  // "COFR"
-constexpr std::int64_t kSegmentBytes = 512 << 10;
-constexpr std::size_t kKeptBytes = 64 << 10;  // unexpected data up to here does not stall
-constexpr std::size_t kStagingBytes = 64 << 10;
 constexpr std::size_t kScratchBytes = 256 << 10;  // stays in cache between socket and reduction
-constexpr std::size_t kTurnBytes = 1 << 20;       // moved before the next peer's turn
-constexpr std::size_t kMaxPieces = 16;            // of one sendmsg
-constexpr std::size_t kMaxFrameBytes = std::size_t{1} << 40;
 
-struct OutFrame {
-  Header header;
-  std::vector<std::byte> owned;  // the body of control frames
-  Bytes body;                    // of owned, or the caller's
-  std::size_t sent = 0;          // of header and body
-  std::uint64_t ticket = 0;      // 0: a control frame
-  std::uint64_t mark = 0;        // of its last send in place
+}  // namespace
 
-  std::size_t bytes() const { return sizeof(Header) + body.size(); }
-};
-
-// A peer's data stream may end a little before its last word on the control stream comes.
-constexpr auto kLastWord = std::chrono::seconds(1);
-
-struct Posted {
-  MutableBytes data;
-  CombineWith combine;
-};
-
-// What came before it was asked for.
-struct Kept {
-  bool reject = false;  // no data: what comes after belongs to later operations
-  std::vector<std::byte> body;
-};
-
-// Where the body of the frame that is arriving goes.
-enum class Target { kHeader, kPosted, kKept, kControl, kDiscard, kStalled };
-
-// A send whose bytes are still to be fetched.
-struct Lingering {
-  std::uint64_t ticket;
-  std::uint64_t mark;
-};
-
-// The frames of one peer, data or control.
-struct Stream {
-  StripedSocket socket;
-  bool read_closed = false;   // end of stream seen
-  bool write_closed = false;  // the peer does not read any more
-  bool ended = false;         // a connection of it has: all of it, or a rail of several
-  Deadline ended_at;
-  std::string ended_how;  // of the first: "rail 2 of 4 closed"
-  std::deque<OutFrame> out;
-  std::deque<Lingering> lingering;  // behind each other: sends of one peer are done in order
-
-  std::deque<Posted> posted;
-  std::deque<Kept> kept;
-  int dropping = 0;  // rejects still to come; the data before them are dropped
-
-  std::vector<std::byte> staging = std::vector<std::byte>(kStagingBytes);
-  std::size_t staged_from = 0;
-  std::size_t staged_to = 0;
-  Target target = Target::kHeader;
-  Header header = {};
-  std::size_t body_got = 0;
-  std::size_t body_delivered = 0;       // by Combine, behind body_got by a split element
-  std::vector<std::byte> body;          // kKept, kControl
-  std::array<std::byte, 8> split = {};  // the begin of an element whose end is still to come
-  std::size_t split_bytes = 0;
-
-  std::size_t staged() const { return staged_to - staged_from; }
-  bool wants_input() const { return socket.open() && !read_closed && target != Target::kStalled; }
-};
-
-std::string NameOfRail(const StripedSocket& socket, int rail) {
-  return socket.rails() == 1
-             ? "data connection"
-             : "rail " + std::to_string(rail + 1) + " of " + std::to_string(socket.rails());
-}
-
-// What the kernel knows of a connection.
-struct Pulse {
-  int unread = 0;                             // bytes that have come
-  std::chrono::milliseconds nothing_came{0};  // for so long
-  std::chrono::milliseconds no_answer{0};     // nothing of what was sent was acknowledged
-  int repeats = 0;                            // of what is not, in a row
-};
-
-std::optional<Pulse> PulseOf(int fd) {
-  Pulse pulse;
-  tcp_info info = {};
-  socklen_t bytes = sizeof(info);
-  if (::ioctl(fd, FIONREAD, &pulse.unread) != 0 ||
-      ::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &bytes) != 0) {
-    return std::nullopt;
-  }
-  pulse.nothing_came = std::chrono::milliseconds(info.tcpi_last_data_recv);
-  pulse.no_answer = std::chrono::milliseconds(info.tcpi_last_ack_recv);
-  pulse.repeats = info.tcpi_unacked > 0 ? info.tcpi_retransmits : 0;
-  return pulse;
-}
-
-std::string Seconds(std::chrono::milliseconds duration) {
-  std::array<char, 32> text;
-  std::snprintf(text.data(), text.size(), "%.1f s", static_cast<double>(duration.count()) / 1000);
-  return text.data();
-}
-
-class TcpTransport final : public Transport {
- public:
-  TcpTransport(TcpGroup group, Socket wake, Socket watch)
-      : Transport(static_cast<int>(group.sockets.size()) / group.channels),
-        group_(std::move(group)),
-        wake_(std::move(wake)),
-        watch_(std::move(watch)),
-        streams_(group_.sockets.size() / static_cast<std::size_t>(group_.channels) * kChannels),
-        farewell_(streams_.size() / kChannels),
-        scratch_(kScratchBytes) {
-    for (int s = 0; s < count(); ++s) {
-      std::vector<Socket> rails;
-      for (int channel = 0; channel < group_.channels; ++channel) {
-        if (IsControl(s) == (channel == kControlChannel)) {
-          rails.push_back(std::move(
-              group_.sockets[static_cast<std::size_t>(PeerOf(s) * group_.channels + channel)]));
-          AddToWatch(rails.back());
-        }
-      }
-      stream(s).socket =
-          StripedSocket(std::move(rails), group_.stripe_bytes, group_.zero_copy && !IsControl(s));
-    }
-    AddToWatch(wake_);
-  }
-
-  std::string_view backend() const override { return "tcp"; }
-  std::int64_t default_segment_bytes() const override { return kSegmentBytes; }
-  void Attach(TransportListener* listener) override { listener_ = listener; }
-
-  void Wake() override {
-    if (!woken_.exchange(true)) {
-      const std::uint64_t one = 1;
-      [[maybe_unused]] const ssize_t n = ::write(wake_.fd(), &one, sizeof(one));
-    }
-  }
-
-  // Edges only: bytes that are left in a socket on purpose do not end the next watch.
-  void Watch(Deadline until) override {
-    std::array<epoll_event, 8> events;
-    ::epoll_wait(watch_.fd(), events.data(), static_cast<int>(events.size()), PollTimeout(until));
-  }
-
-  Ticket Send(int to, Bytes data) override {
-    Lane& l = lane(to);
-    ++l.sends;
-    CountSent(data.size());
-    OutFrame& frame = data_stream(to).out.emplace_back();
-    frame.header = {kMagic, FrameKind::kData, {}, data.size()};
-    frame.body = data;
-    frame.ticket = l.sends;
-    return {to, true, l.sends};
-  }
-
-  Ticket Receive(int from, MutableBytes data, const CombineWith& combine) override {
-    Lane& l = lane(from);
-    Stream& p = data_stream(from);
-    ++l.receives;
-    if (p.posted.empty() && !p.kept.empty() && !p.kept.front().reject) {
-      const std::vector<std::byte> body = std::move(p.kept.front().body);
-      p.kept.pop_front();
-      Give(from, body, {data, combine});
-    } else {
-      p.posted.push_back({data, combine});
-      if (p.target == Target::kStalled) {
-        StartBody(Data(from));
-      }
-    }
-    return {from, false, l.receives};
-  }
-
-  // Opens, joins, rejects and goodbyes keep their place among the data; all but the first two
-  // overtake it.
-  void Control(int to, FrameKind kind, Bytes body) override {
-    const bool only_in_place = kind == FrameKind::kOpen || kind == FrameKind::kJoin;
-    if (only_in_place || kind == FrameKind::kBye || kind == FrameKind::kReject) {
-      PutControl(Data(to), kind, body);
-    }
-    if (!only_in_place) {
-      PutControl(Data(to) + kControlChannel, kind, body);
-    }
-  }
-
-  std::optional<Doubt> DoubtOf(int peer, Duration long_enough) const override;
-  void Progress(Deadline until) override;
-  bool Abandon() override;
-  void Forget() override;
-  void Close(Deadline deadline) override;
-  Result<std::string> Offer() override;
-  Result<std::unique_ptr<Transport>> Join(const std::string& id, const std::vector<int>& members,
-                                          int my_index, const std::vector<std::string>& offers,
-                                          Deadline deadline) override;
-
- private:
-  // Of each peer, one for data, over all its rails, and one for control frames.
-  int Data(int rank) const { return rank * kChannels + kDataChannel; }
-  int PeerOf(int s) const { return s / kChannels; }
-  bool IsControl(int s) const { return s % kChannels == kControlChannel; }
-  Stream& stream(int s) { return streams_[static_cast<std::size_t>(s)]; }
-  Stream& data_stream(int rank) { return stream(Data(rank)); }
-  int count() const { return static_cast<int>(streams_.size()); }
-  bool farewell(int s) const { return farewell_[static_cast<std::size_t>(PeerOf(s))]; }
-  bool InUse(int s) const {  // after a failure only control frames count
-    return streams_[static_cast<std::size_t>(s)].socket.open() && !(forgotten_ && !IsControl(s));
-  }
-
-  void PutControl(int s, FrameKind kind, Bytes body);
-  void Flush(int s);
-  void FinishReleased(int s);
-  void Sent(int s, std::size_t bytes);
-  void Fetch(int s);
-  ssize_t FetchOnce(int s);
-  void Parse(int s);
-  void StartBody(int s);
-  void TakeBody(int s, Bytes bytes);
-  void Give(int from, Bytes body, const Posted& posted);
-  static void CombineArriving(Stream& p, const Posted& posted, Bytes bytes);
-  void FinishBody(int s);
-  void EndOfStream(int s, int error);
-  void EndOfRail(int s, int rail, int error);
-  void Lose(int s, const Status& why);
-  Deadline CheckLastWords(Deadline until);
-  void AddToWatch(const Socket& socket) {
-    if (socket.open()) {
-      epoll_event event = {};
-      event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
-      ::epoll_ctl(watch_.fd(), EPOLL_CTL_ADD, socket.fd(), &event);
-    }
-  }
-  void Poll(int timeout_ms);
-
-  TcpGroup group_;
-  const Socket wake_;
-  const Socket watch_;  // epoll: edges of wake_ and all connections
-  std::atomic<bool> woken_ = false;
-  TransportListener* listener_ = nullptr;
-  std::vector<Stream> streams_;
-  std::vector<bool> farewell_;  // by rank: it said bye or abort; that its streams end is no loss
-  std::vector<std::byte> scratch_;
-  Listener offered_;        // between Offer and Join
-  bool forgotten_ = false;  // the communicator failed
-  bool moved_ = false;      // something happened in this Progress
-  bool stop_ = false;       // the listener wants no more in this Progress
-};
-
-void TcpTransport::PutControl(int s, FrameKind kind, Bytes body) {
-  Stream& p = stream(s);
-  if (p.write_closed || !InUse(s)) {
-    return;
-  }
-  OutFrame& frame = p.out.emplace_back();
-  frame.header = {kMagic, kind, {}, body.size()};
-  frame.owned.assign(body.begin(), body.end());
-  frame.body = frame.owned;
-}
-
-// --- sending
-
-void TcpTransport::Flush(int s) {
-  Stream& p = stream(s);
-  for (std::size_t turn = 0; turn < kTurnBytes && !p.out.empty() && !p.write_closed;) {
-    std::array<iovec, 2 * kMaxPieces> pieces;
-    std::size_t count = 0;
-    std::size_t wanted = 0;
-    bool in_place = false;
-    bool more = false;
-    for (const OutFrame& frame : p.out) {
-      if (count + 2 > pieces.size() || wanted >= kTurnBytes) {
-        break;
-      }
-      const auto add = [&](const void* data, std::size_t bytes) {
-        if (bytes > 0) {
-          pieces[count++] = {const_cast<void*>(data), bytes};
-          wanted += bytes;
-        }
-      };
-      const std::size_t header_sent = std::min(frame.sent, sizeof(Header));
-      const std::size_t body_sent = frame.sent - header_sent;
-      add(reinterpret_cast<const std::byte*>(&frame.header) + header_sent,
-          sizeof(Header) - header_sent);
-      // In place go callers' bytes, and nothing with them: headers do not stay where they are.
-      const bool alone = p.socket.zero_copy() && frame.ticket != 0 &&
-                         frame.body.size() - body_sent >= StripedSocket::kZeroCopyBytes;
-      more = alone && count > 0;
-      if (more) {
-        break;
-      }
-      add(frame.body.data() + body_sent, frame.body.size() - body_sent);
-      if (alone) {
-        in_place = true;
-        break;
-      }
-    }
-    const ssize_t n = p.socket.Send(std::span(pieces).first(count), in_place, more);
-    if (n < 0) {
-      if (errno != EAGAIN && errno != EINTR && errno != ENOBUFS) {
-        EndOfRail(s, p.socket.writing(), errno);
-        p.write_closed = true;  // its last word will show whether it left or was lost
-        p.out.clear();
-      }
-      return;
-    }
-    turn += static_cast<std::size_t>(n);
-    Sent(s, static_cast<std::size_t>(n));
-    if (p.socket.full()) {
-      return;
-    }
-  }
-}
-
-void TcpTransport::Sent(int s, std::size_t bytes) {
-  Stream& p = stream(s);
-  while (bytes > 0) {
-    OutFrame& frame = p.out.front();
-    const std::size_t n = std::min(bytes, frame.bytes() - frame.sent);
-    frame.sent += n;
-    frame.mark = std::max(frame.mark, p.socket.mark());
-    bytes -= n;
-    if (frame.sent < frame.bytes()) {
-      return;
-    }
-    if (frame.ticket != 0) {
-      p.lingering.push_back({frame.ticket, frame.mark});
-      FinishReleased(s);
-    }
-    p.out.pop_front();
-    moved_ |= p.out.empty();
-  }
-}
-
-void TcpTransport::FinishReleased(int s) {
-  Stream& p = stream(s);
-  for (; !p.lingering.empty() && p.socket.released(p.lingering.front().mark);
-       p.lingering.pop_front()) {
-    lane(PeerOf(s)).sends_done = p.lingering.front().ticket;
-    moved_ = true;
-  }
-}
-
-// --- receiving
-
-void TcpTransport::Fetch(int s) {
-  Stream& p = stream(s);
-  for (std::size_t turn = 0; turn < kTurnBytes && p.wants_input() && !stop_;) {
-    const ssize_t n = FetchOnce(s);
-    if (n == 0) {
-      return EndOfStream(s, 0);
-    }
-    if (n < 0) {
-      if (errno != EAGAIN && errno != EINTR) {
-        EndOfStream(s, errno);
-      }
-      return;
-    }
-    turn += static_cast<std::size_t>(n);
-    Parse(s);
-  }
-}
-
-// One recv, straight to where the bytes belong when that is known.
-ssize_t TcpTransport::FetchOnce(int s) {
-  Stream& p = stream(s);
-  const std::size_t left = p.header.bytes - p.body_got;
-  if (p.target == Target::kPosted && left > kStagingBytes) {
-    const Posted& posted = p.posted.front();
-    const bool direct = posted.combine.reduction == nullptr;
-    std::byte* to = direct ? posted.data.data() + p.body_got : scratch_.data();
-    const std::size_t most = direct ? left : std::min(left, scratch_.size());
-    const ssize_t n = p.socket.Receive(to, most);
-    if (n > 0 && direct) {
-      p.body_got += static_cast<std::size_t>(n);
-      if (p.body_got == p.header.bytes) {
-        FinishBody(s);
-      }
-    } else if (n > 0) {
-      TakeBody(s, {to, static_cast<std::size_t>(n)});
-    }
-    return n;
-  }
-  if (p.staged_from > 0) {
-    std::copy(p.staging.begin() + static_cast<std::ptrdiff_t>(p.staged_from),
-              p.staging.begin() + static_cast<std::ptrdiff_t>(p.staged_to), p.staging.begin());
-    p.staged_to -= std::exchange(p.staged_from, 0);
-  }
-  const ssize_t n =
-      p.socket.Receive(p.staging.data() + p.staged_to, p.staging.size() - p.staged_to);
-  if (n > 0) {
-    p.staged_to += static_cast<std::size_t>(n);
-  }
-  return n;
-}
-
-// Uses up what is staged.
-void TcpTransport::Parse(int s) {
-  Stream& p = stream(s);
-  while (!stop_ && p.target != Target::kStalled && p.socket.open()) {
-    const Bytes staged(p.staging.data() + p.staged_from, p.staged());
-    if (p.target != Target::kHeader) {
-      if (staged.empty()) {
-        return;
-      }
-      const std::size_t n = std::min(staged.size(), p.header.bytes - p.body_got);
-      p.staged_from += n;
-      TakeBody(s, staged.first(n));
-    } else if (staged.size() < sizeof(Header)) {
-      return;
-    } else {
-      std::memcpy(&p.header, staged.data(), sizeof(Header));
-      p.staged_from += sizeof(Header);
-      StartBody(s);
-    }
-  }
-}
-
-void TcpTransport::StartBody(int s) {
-  Stream& p = stream(s);
-  const std::size_t bytes = p.header.bytes;
-  const bool control = p.header.kind != FrameKind::kData;
-  p.body_got = 0;
-  p.body_delivered = 0;
-  p.split_bytes = 0;
-  if (p.header.magic != kMagic || bytes > (control ? kMaxControlBytes : kMaxFrameBytes)) {
-    p.read_closed = true;
-    Lose(s, DataLoss("its bytes are no frame"));
-    return;
-  }
-  if (control) {
-    p.target = Target::kControl;
-    p.body.resize(bytes);
-  } else if (p.dropping > 0) {
-    p.target = Target::kDiscard;
-  } else if (!p.posted.empty() && p.kept.empty()) {
-    if (p.posted.front().data.size() != bytes) {
-      stop_ = true;
-      p.target = Target::kDiscard;
-      listener_->OnWrongSize(PeerOf(s), bytes, p.posted.front().data.size());
-      return;
-    }
-    p.target = Target::kPosted;
-  } else if (bytes <= kKeptBytes) {
-    p.target = Target::kKept;
-    p.body.resize(bytes);
-  } else {
-    p.target = Target::kStalled;
-    return;
-  }
-  if (bytes == 0) {
-    FinishBody(s);
-  }
-}
-
-void TcpTransport::TakeBody(int s, Bytes bytes) {
-  Stream& p = stream(s);
-  if (p.target == Target::kPosted) {
-    const Posted& posted = p.posted.front();
-    if (posted.combine.reduction == nullptr) {
-      std::memcpy(posted.data.data() + p.body_got, bytes.data(), bytes.size());
-    } else {
-      CombineArriving(p, posted, bytes);
-    }
-  } else if (p.target != Target::kDiscard) {
-    std::memcpy(p.body.data() + p.body_got, bytes.data(), bytes.size());
-  }
-  p.body_got += bytes.size();
-  if (p.body_got == p.header.bytes) {
-    FinishBody(s);
-  }
-}
-
-// The stream cuts where it likes: the pieces of an element are put together first.
-void TcpTransport::CombineArriving(Stream& p, const Posted& posted, Bytes bytes) {
-  const std::size_t element = posted.combine.reduction->element_bytes();
-  const auto combine = [&](Bytes whole) {
-    Deliver(posted.data.data() + p.body_delivered, whole, posted.combine,
-            posted.combine.local + p.body_delivered);
-    p.body_delivered += whole.size();
-  };
-  if (p.split_bytes > 0) {
-    const std::size_t n = std::min(element - p.split_bytes, bytes.size());
-    std::copy_n(bytes.begin(), n, p.split.begin() + static_cast<std::ptrdiff_t>(p.split_bytes));
-    p.split_bytes += n;
-    bytes = bytes.subspan(n);
-    if (p.split_bytes < element) {
-      return;
-    }
-    combine(Bytes(p.split.data(), element));
-    p.split_bytes = 0;
-  }
-  const std::size_t whole = bytes.size() / element * element;
-  combine(bytes.first(whole));
-  p.split_bytes = bytes.size() - whole;
-  std::copy_n(bytes.begin() + static_cast<std::ptrdiff_t>(whole), p.split_bytes, p.split.begin());
-}
-
-// A body that was kept, to the receive that is next.
-void TcpTransport::Give(int from, Bytes body, const Posted& posted) {
-  if (body.size() != posted.data.size()) {
-    stop_ = true;
-    listener_->OnWrongSize(from, body.size(), posted.data.size());
-    return;
-  }
-  Deliver(posted.data.data(), body, posted.combine, posted.combine.local);
-  CountReceived(body.size());
-  ++lane(from).receives_done;
-}
-
-void TcpTransport::FinishBody(int s) {
-  Stream& p = stream(s);
-  const Target target = std::exchange(p.target, Target::kHeader);
-  moved_ = true;
-  if (target == Target::kPosted) {
-    CountReceived(p.header.bytes);
-    p.posted.pop_front();
-    ++lane(PeerOf(s)).receives_done;
-  } else if (target == Target::kKept) {
-    std::vector<std::byte> body = std::exchange(p.body, {});
-    if (p.posted.empty() || !p.kept.empty()) {
-      p.kept.push_back({false, std::move(body)});
-    } else {  // asked for while it arrived
-      const Posted posted = p.posted.front();
-      p.posted.pop_front();
-      Give(PeerOf(s), body, posted);
-    }
-  } else if (target == Target::kControl) {
-    const FrameKind kind = p.header.kind;
-    const std::vector<std::byte> body = std::exchange(p.body, {});
-    if (kind == FrameKind::kAbort || kind == FrameKind::kBye) {
-      farewell_[static_cast<std::size_t>(PeerOf(s))] = true;
-    }
-    if (kind == FrameKind::kReject && !IsControl(s)) {
-      if (p.dropping > 0) {
-        --p.dropping;
-      } else {
-        p.kept.push_back({.reject = true, .body = {}});
-      }
-    }
-    // The goodbye that counts is the one behind the data.
-    if (kind != FrameKind::kBye || !IsControl(s)) {
-      stop_ |= !listener_->OnControl(PeerOf(s), kind, body);
-    }
-  }
-}
-
-// Reads no further, though other rails may hold more: bytes come in one order.
-void TcpTransport::EndOfStream(int s, int error) {
-  Stream& p = stream(s);
-  p.read_closed = true;
-  EndOfRail(s, p.socket.reading(), error);
-  if (farewell(s)) {  // it has taken what it ever will: no release is waited for
-    for (; !p.lingering.empty(); p.lingering.pop_front()) {
-      lane(PeerOf(s)).sends_done = p.lingering.front().ticket;
-    }
-  }
-  if (IsControl(s)) {
-    Lose(s, error == 0 ? Unavailable("connection closed") : ErrnoStatus(error, "connection"));
-  }
-}
-
-// A connection has ended. In good order all do, together and behind the peer's last word; without
-// one even a rail whose turn may not come for long is lost, and with it the stream. `error`: 0, or
-// -1 for what the socket has.
-void TcpTransport::EndOfRail(int s, int rail, int error) {
-  Stream& p = stream(s);
-  p.socket.HangUp(rail);
-  moved_ = true;
-  if (p.ended) {
-    return;
-  }
-  socklen_t bytes = sizeof(error);
-  if (error < 0 && ::getsockopt(p.socket.fd(rail), SOL_SOCKET, SO_ERROR, &error, &bytes) != 0) {
-    error = 0;
-  }
-  p.ended = true;
-  p.ended_at = std::chrono::steady_clock::now();
-  p.ended_how = NameOfRail(p.socket, rail) + " closed";
-  if (error != 0) {
-    p.ended_how = ErrnoStatus(error, p.ended_how).message();
-  }
-}
-
-void TcpTransport::Lose(int s, const Status& why) {
-  if (!farewell(s)) {
-    stop_ = true;
-    listener_->OnLost(PeerOf(s), why);
-  }
-}
-
-// A data stream that ended, or a rail of it, without a word: lost, once the word had its time.
-Deadline TcpTransport::CheckLastWords(Deadline until) {
+TcpTransport::TcpTransport(TcpGroup group, Socket wake, Socket watch)
+    : Transport(static_cast<int>(group.sockets.size()) / group.channels),
+      group_(std::move(group)),
+      wake_(std::move(wake)),
+      watch_(std::move(watch)),
+      streams_(group_.sockets.size() / static_cast<std::size_t>(group_.channels) * kChannels),
+      farewell_(streams_.size() / kChannels),
+      parted_(streams_.size() / kChannels),
+      scratch_(kScratchBytes) {
   for (int s = 0; s < count(); ++s) {
-    const Stream& p = stream(s);
-    if (!IsControl(s) && p.ended && !farewell(s) && !forgotten_) {
-      const Deadline last = p.ended_at + kLastWord;
-      if (std::chrono::steady_clock::now() >= last) {
-        Lose(s, Unavailable(p.ended_how));
-        farewell_[static_cast<std::size_t>(PeerOf(s))] = true;
-      } else {
-        until = std::min(until, last);
+    std::vector<Socket> rails;
+    for (int channel = 0; channel < group_.channels; ++channel) {
+      if (IsControl(s) == (channel == kControlChannel)) {
+        rails.push_back(std::move(
+            group_.sockets[static_cast<std::size_t>(PeerOf(s) * group_.channels + channel)]));
+        AddToWatch(rails.back());
       }
     }
+    stream(s).socket =
+        StripedSocket(std::move(rails), group_.stripe_bytes, group_.zero_copy && !IsControl(s));
   }
-  return until;
+  AddToWatch(wake_);
+}
+
+void TcpTransport::Wake() {
+  if (!woken_.exchange(true)) {
+    const std::uint64_t one = 1;
+    [[maybe_unused]] const ssize_t n = ::write(wake_.fd(), &one, sizeof(one));
+  }
+}
+
+// Edges only: bytes that are left in a socket on purpose do not end the next watch.
+void TcpTransport::Watch(Deadline until) {
+  std::array<epoll_event, 8> events;
+  ::epoll_wait(watch_.fd(), events.data(), static_cast<int>(events.size()), PollTimeout(until));
+}
+
+void TcpTransport::AddToWatch(const Socket& socket) {
+  if (socket.open()) {
+    epoll_event event = {};
+    event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
+    ::epoll_ctl(watch_.fd(), EPOLL_CTL_ADD, socket.fd(), &event);
+  }
 }
 
 // --- waiting
@@ -723,41 +144,6 @@ void TcpTransport::Poll(int timeout_ms) {
   }
 }
 
-// --- what the error of a wait says
-
-// Two things tell a connection that passes nothing from a peer that sends nothing: bytes whose turn
-// is later have come over other rails, or the kernel repeats what it sent and hears no answer.
-std::optional<Transport::Doubt> TcpTransport::DoubtOf(int peer, Duration long_enough) const {
-  const Stream& p = streams_[static_cast<std::size_t>(Data(peer))];
-  if (!p.socket.open() || forgotten_) {
-    return std::nullopt;
-  }
-  std::optional<Doubt> doubt;
-  if (const auto reading = PulseOf(p.socket.fd(p.socket.reading()));
-      Owes(peer) && p.wants_input() && reading && reading->unread == 0) {
-    doubt = {NameOfRail(p.socket, p.socket.reading()) + " from it has brought nothing for " +
-                 Seconds(reading->nothing_came),
-             false};
-    for (int rail = 0; rail < p.socket.rails() && !doubt->certain; ++rail) {
-      const auto other = PulseOf(p.socket.fd(rail));
-      if (other && other->unread > 0 && reading->nothing_came >= long_enough) {
-        doubt->what += ", while " + NameOfRail(p.socket, rail) + " has what comes after";
-        doubt->certain = true;
-      }
-    }
-  }
-  constexpr int kRepeats = 2;  // one may be chance
-  for (int rail = 0; rail < p.socket.rails() && !(doubt && doubt->certain); ++rail) {
-    const auto pulse = PulseOf(p.socket.fd(rail));
-    if (pulse && pulse->repeats >= kRepeats && pulse->no_answer >= long_enough) {
-      doubt = {NameOfRail(p.socket, rail) + " to it has had no answer for " +
-                   Seconds(pulse->no_answer) + " to what was sent",
-               true};
-    }
-  }
-  return doubt;
-}
-
 // --- the end
 
 // A frame that has begun goes on, from a copy and into nothing: the streams stay whole.
@@ -776,12 +162,16 @@ bool TcpTransport::Abandon() {
       p.target = Target::kDiscard;
       CountReceived(p.body_got);
     }
-    const auto reject =
-        std::find_if(p.kept.begin(), p.kept.end(), [](const Kept& kept) { return kept.reject; });
-    if (reject != p.kept.end()) {
-      p.kept.erase(p.kept.begin(), std::next(reject));
+    const bool rejected =
+        std::any_of(p.kept.begin(), p.kept.end(), [](const Kept& frame) { return frame.reject; });
+    if (rejected) {
+      while (!p.TakeKept().reject) {
+      }
+      if (p.target == Target::kStalled) {
+        StartBody(s);
+      }
     } else {
-      p.kept.clear();
+      p.ForgetKept();
       ++p.dropping;
       if (p.target == Target::kKept || p.target == Target::kStalled) {
         p.target = Target::kDiscard;
@@ -805,7 +195,7 @@ void TcpTransport::Forget() {
   for (int s = 0; s < count(); ++s) {
     if (!IsControl(s)) {
       stream(s).posted.clear();
-      stream(s).kept.clear();
+      stream(s).ForgetKept();
       stream(s).out.clear();  // the stream ends in the middle of a frame: nobody reads it further
       stream(s).lingering.clear();
     }
@@ -879,7 +269,7 @@ Result<std::unique_ptr<Transport>> TcpTransport::Join(const std::string& id,
   return MakeTcpTransport(std::move(group));
 }
 
-}  // namespace
+}  // namespace tcp
 
 Result<std::unique_ptr<Transport>> MakeTcpTransport(TcpGroup group) {
   Socket wake(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
@@ -890,7 +280,7 @@ Result<std::unique_ptr<Transport>> MakeTcpTransport(TcpGroup group) {
   if (!watch.open()) {
     return ErrnoStatus(errno, "epoll_create1");
   }
-  return std::make_unique<TcpTransport>(std::move(group), std::move(wake), std::move(watch));
+  return std::make_unique<tcp::TcpTransport>(std::move(group), std::move(wake), std::move(watch));
 }
 
 }  // namespace cohort

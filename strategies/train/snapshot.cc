@@ -224,16 +224,7 @@ Status SaveSnapshot(Strategy& strategy, ParameterSet& parameters, const io::Chec
   return ShareWritten(strategy, written, state.step, path);
 }
 
-SnapshotBehind::~SnapshotBehind() { Abandon(); }
-
-void SnapshotBehind::Abandon() {
-  if (writer_.joinable()) {
-    writer_.join();
-  }
-  values_ = {};
-  slots_ = {};
-  strategy_ = nullptr;
-}
+SnapshotBehind::~SnapshotBehind() { AwaitWriter(); }
 
 Result<bool> SnapshotBehind::Begin(Strategy& strategy, ParameterSet& parameters,
                                    const io::CheckpointStore& store,
@@ -295,11 +286,25 @@ void SnapshotBehind::Start(Strategy& strategy, const ParameterSet& parameters,
   });
 }
 
+void SnapshotBehind::AwaitWriter() {
+  if (writer_.joinable()) {
+    writer_.join();
+  }
+  values_ = {};
+  slots_ = {};
+}
+
+Result<std::string> SnapshotBehind::Abandon() {
+  Require(begun(), "Abandon after Begin");
+  AwaitWriter();
+  strategy_ = nullptr;
+  return written_;
+}
+
 Status SnapshotBehind::Finish(std::string* path) {
   Require(begun(), "Finish after Begin");
-  Strategy& strategy = *strategy_;
-  Abandon();
-  return ShareWritten(strategy, written_, state_.step, path);
+  AwaitWriter();
+  return ShareWritten(*std::exchange(strategy_, nullptr), written_, state_.step, path);
 }
 
 Result<io::CheckpointState> LoadSnapshot(Strategy& strategy, ParameterSet& parameters,

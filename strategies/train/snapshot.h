@@ -42,13 +42,14 @@ class SnapshotBehind {
   // Every process calls, after Begin: waits for the end of it; as SaveSnapshot.
   Status Finish(std::string* path);
   // The same without the others, after what it is written from has failed: waits until nothing is
-  // read any more. Whether it was written is not said.
-  void Abandon();
+  // read any more. What the chief has written, or why it has not.
+  Result<std::string> Abandon();
   const io::CheckpointState& state() const { return state_; }  // of the last one
   // When the chief had written it.
   std::chrono::steady_clock::time_point ended() const { return ended_; }
 
  private:
+  void AwaitWriter();
   void Start(Strategy& strategy, const ParameterSet& parameters, const io::CheckpointStore& store,
              int full_save_every);
 

@@ -221,6 +221,7 @@ struct Trainer::State {
                     const StepFn& evaluate_step, History& history);
   Status GoBack(const Status& error);
   void ReportLoss();
+  void AbandonSave(const Status& why);
   Status ResumeIn(const data::Dataset& data, std::uint64_t fingerprint);
   Status ResumeAtExample(std::int64_t example);
   Result<std::uint64_t> FingerprintOf(const data::Dataset& data) const;
@@ -403,8 +404,7 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
     }
   } while (survives && (status = s.GoBack(status)).ok());
   if (s.behind.begun()) {
-    // Also ends who writes the save, which nobody would wait for the end of.
-    s.strategy.ReportError(status);
+    s.AbandonSave(status);
   }
   return status;
 }
@@ -420,7 +420,11 @@ Status Trainer::State::GoBack(const Status& error) {
     saved = steps.ok() && !steps->empty();
   }
   COHORT_RETURN_IF_ERROR(
-      strategy.Recover(error, {.to_save = saved, .let_go = [this] { behind.Abandon(); }}));
+      strategy.Recover(error, {.to_save = saved, .let_go = [this] {
+                                 if (behind.begun()) {
+                                   (void)behind.Abandon();  // what it has written counts
+                                 }
+                               }}));
   epoch = beginning.epoch;
   batch = beginning.batch;
   data_position = beginning.data_position;
@@ -439,6 +443,19 @@ void Trainer::State::ReportLoss() {
                     SecondsSince(loss->since)));
   }
   loss.reset();
+}
+
+// The report ends who writes the save, too. Behind this nobody uses the strategy but its program,
+// which may leave the job while the trainer lives.
+void Trainer::State::AbandonSave(const Status& why) {
+  strategy.ReportError(why);
+  const Result<std::string> written = behind.Abandon();
+  if (strategy.is_chief() && written.ok()) {
+    options.log.Info("the save that was under way is whole: " + *written);
+  } else if (strategy.is_chief()) {
+    options.log.Warning("the save that was under way is not there, and the one before it counts: " +
+                        written.status().ToString());
+  }
 }
 
 Status Trainer::State::Fit(State& s, Trainer& trainer, const data::Dataset& training_data,

@@ -33,16 +33,10 @@ Status Coordinator::OpenDataset(const std::string& who, int dataset, const Datas
                            std::to_string(info.examples) + " examples in batches of " +
                            std::to_string(info.batch_size));
   }
-  const std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
   const auto index = static_cast<std::size_t>(dataset);
-  if (datasets_.size() <= index) {
-    datasets_.resize(index + 1);
-  }
-  if (!datasets_[index].has_value()) {
-    if (options_.journal != nullptr) {
-      COHORT_RETURN_IF_ERROR(options_.journal->Dataset(dataset, info));
-    }
-    datasets_[index] = info;
+  while (index >= datasets_.size() || !datasets_[index].has_value()) {
+    COHORT_RETURN_IF_ERROR(NoteDataset(lock, dataset, info));
   }
   const DatasetInfo& first = *datasets_[index];
   if (first == info) {
@@ -61,9 +55,39 @@ Status Coordinator::OpenDataset(const std::string& who, int dataset, const Datas
                             "[give every process the same data and flags]");
 }
 
-// Null: the epoch is long over.
-Result<Coordinator::Epoch*> Coordinator::FindEpoch(const EpochKey& key, std::int64_t first_batch,
-                                                   bool rounds) {
+// Lets go of the lock, to wait for the disk. The first that names a data set says what it is; who
+// comes meanwhile with another waits as well, and compares it then.
+Status Coordinator::NoteDataset(std::unique_lock<std::mutex>& lock, int dataset,
+                                const DatasetInfo& info) {
+  NotedDataset noted = {.info = info};
+  if (Journal* const journal = options_.journal; journal != nullptr) {
+    const auto [place, is_new] = noted_datasets_.try_emplace(dataset, noted);
+    if (is_new) {
+      place->second.ticket = journal->Dataset(dataset, info);
+    }
+    noted = place->second;
+    lock.unlock();
+    Status status = journal->Await(noted.ticket);
+    lock.lock();
+    const auto still = noted_datasets_.find(dataset);
+    if (still != noted_datasets_.end() && still->second.ticket == noted.ticket) {
+      noted_datasets_.erase(still);
+    }
+    COHORT_RETURN_IF_ERROR(status);
+  }
+  const auto index = static_cast<std::size_t>(dataset);
+  datasets_.resize(std::max(datasets_.size(), index + 1));
+  if (!datasets_[index].has_value()) {
+    datasets_[index] = noted.info;
+  }
+  return {};
+}
+
+// Null: the epoch is long over; or, with `waited`, the lock was let go of, to wait for the disk:
+// look again at all that was looked at.
+Result<Coordinator::Epoch*> Coordinator::FindEpoch(std::unique_lock<std::mutex>& lock,
+                                                   const EpochKey& key, std::int64_t first_batch,
+                                                   bool rounds, bool* waited) {
   const auto index = static_cast<std::size_t>(key.dataset);
   if (key.dataset < 0 || index >= datasets_.size() || !datasets_[index].has_value()) {
     return FailedPrecondition("data set " + std::to_string(key.dataset) + " was not opened");
@@ -85,10 +109,26 @@ Result<Coordinator::Epoch*> Coordinator::FindEpoch(const EpochKey& key, std::int
       return static_cast<Epoch*>(nullptr);
     }
   }
-  const DatasetInfo& info = *datasets_[index];
-  if (options_.journal != nullptr) {
-    COHORT_RETURN_IF_ERROR(options_.journal->Begun(key, first_batch));
+  if (Journal* const journal = options_.journal; journal != nullptr) {
+    const auto [place, is_new] = noted_epochs_.try_emplace(key);
+    if (is_new) {
+      place->second = journal->Begun(key, first_batch);
+    }
+    if (const Journal::Ticket ticket = place->second; !journal->has(ticket)) {
+      *waited = true;
+      lock.unlock();
+      Status status = journal->Await(ticket);
+      lock.lock();
+      const auto still = noted_epochs_.find(key);
+      if (!status.ok() && still != noted_epochs_.end() && still->second == ticket) {
+        noted_epochs_.erase(still);  // who asks again notes it again
+      }
+      COHORT_RETURN_IF_ERROR(status);
+      return static_cast<Epoch*>(nullptr);
+    }
+    noted_epochs_.erase(place);
   }
+  const DatasetInfo& info = *datasets_[index];
   Epoch epoch;
   epoch.batches = (info.examples + info.batch_size - 1) / info.batch_size;
   epoch.first_batch = std::min(first_batch, epoch.batches);
@@ -125,7 +165,11 @@ Result<SplitReply> Coordinator::NextSplit(const Sender& sender, const EpochKey& 
       COHORT_RETURN_IF_ERROR(stopped_work_);
       std::int64_t first = first_batch;
       COHORT_ASSIGN_OR_RETURN(const EpochKey key, Due(asked, &first));
-      COHORT_ASSIGN_OR_RETURN(Epoch * epoch, FindEpoch(key, first, false));
+      bool waited = false;
+      COHORT_ASSIGN_OR_RETURN(Epoch * epoch, FindEpoch(lock, key, first, false, &waited));
+      if (waited) {
+        continue;
+      }
       if (epoch == nullptr) {
         return SplitReply{.progress = Progress::kOver};
       }
@@ -150,9 +194,7 @@ Result<SplitReply> Coordinator::NextSplit(const Sender& sender, const EpochKey& 
       }
     }
     if (!Pause(lock, deadline)) {
-      const std::uint64_t gone = GiveUpHanging();
-      lock.unlock();
-      Gone(gone);
+      Gone(lock, GiveUpHanging());
       return SplitReply{};
     }
   }
@@ -252,7 +294,11 @@ Result<RoundReply> Coordinator::JoinRound(const Sender& sender, const EpochKey& 
       COHORT_RETURN_IF_ERROR(stopped_work_);
       std::int64_t first = first_batch;
       COHORT_ASSIGN_OR_RETURN(const EpochKey key, Due(asked, &first));
-      COHORT_ASSIGN_OR_RETURN(Epoch * epoch, FindEpoch(key, first, true));
+      bool waited = false;
+      COHORT_ASSIGN_OR_RETURN(Epoch * epoch, FindEpoch(lock, key, first, true, &waited));
+      if (waited) {
+        continue;
+      }
       if (epoch == nullptr) {
         return RoundReply{.progress = Progress::kOver};
       }
@@ -275,9 +321,7 @@ Result<RoundReply> Coordinator::JoinRound(const Sender& sender, const EpochKey& 
       }
     }
     if (!Pause(lock, deadline)) {
-      const std::uint64_t gone = GiveUpHanging();
-      lock.unlock();
-      Gone(gone);
+      Gone(lock, GiveUpHanging());
       return RoundReply{};
     }
   }
@@ -306,9 +350,7 @@ Result<FinishReply> Coordinator::FinishRound(const Sender& sender, std::uint64_t
       return reply;
     }
     if (!Pause(lock, deadline)) {
-      const std::uint64_t gone = GiveUpHanging();
-      lock.unlock();
-      Gone(gone);
+      Gone(lock, GiveUpHanging());
       return reply;
     }
   }
@@ -349,9 +391,7 @@ Result<std::optional<Coordinator::Cut>> Coordinator::BeginCut(Duration wait) {
     COHORT_RETURN_IF_ERROR(server_loss_);
     COHORT_RETURN_IF_ERROR(workers_.CheckLonely(steady_clock::now()));
     if (!Pause(lock, deadline)) {
-      const std::uint64_t gone = GiveUpHanging();
-      lock.unlock();
-      Gone(gone);
+      Gone(lock, GiveUpHanging());
       return std::optional<Cut>();
     }
   }

@@ -4,6 +4,11 @@
 // When the servers are rolled back to a save, it goes back to where it was then. Workers need not:
 // who asks for an epoch is given first what is left of earlier ones.
 //
+// What another chief would have to know is noted in a journal, and nothing that depends on it
+// leaves this before the disk has it: no piece of an epoch, nor a word on a data set or on the end
+// of a worker. What waits for the disk does so without the lock, so that all else is answered
+// meanwhile.
+//
 // State without a network; the service around it, and the workers' side of it, are in
 // coordinator_service.h.
 //
@@ -218,14 +223,18 @@ class Coordinator {
 
   // With the lock held.
   bool Pause(std::unique_lock<std::mutex>& lock, Deadline deadline);
-  Result<Epoch*> FindEpoch(const EpochKey& key, std::int64_t first_batch, bool rounds);
+  Result<Epoch*> FindEpoch(std::unique_lock<std::mutex>& lock, const EpochKey& key,
+                           std::int64_t first_batch, bool rounds, bool* waited);
+  Status NoteDataset(std::unique_lock<std::mutex>& lock, int dataset, const DatasetInfo& info);
   void Release(const TaskId& worker, const Status& why);
   // A process has the place of what the worker was `before`.
   void Welcome(const TaskId& worker, WorkerTable::Phase before);
   std::uint64_t LostNow(const TaskId& task, const Status& why);  // the client that is gone; 0: none
   std::vector<TaskId> Awaited() const;
-  std::uint64_t GiveUpHanging();          // likewise
-  void Gone(std::uint64_t client) const;  // without the lock
+  std::uint64_t GiveUpHanging();  // likewise
+  // Both let go of the lock; Gone for good.
+  void AwaitEnds(std::unique_lock<std::mutex>& lock);
+  void Gone(std::unique_lock<std::mutex>& lock, std::uint64_t client);
   template <typename Ready>
   Status Await(std::unique_lock<std::mutex>& lock, Deadline deadline, const char* what,
                const Ready& ready);
@@ -241,7 +250,7 @@ class Coordinator {
   void ReportIfOver(const EpochKey& key, Epoch& epoch);
   // The last of this step, or rend().
   std::deque<Course>::const_reverse_iterator FindCourse(std::int64_t step) const;
-  Status GoBack(std::int64_t step);
+  Status GoBack(std::unique_lock<std::mutex>& lock, std::int64_t step);  // lets go of it
   std::vector<EpochKey> ForgetPast();
   void NoteEnd(const TaskId& worker, std::optional<JournalState::End> end);
 
@@ -268,6 +277,14 @@ class Coordinator {
   Status server_loss_;
   Status failure_;
   Status stopped_work_;
+  // What the journal has been told, and what depends on it may not happen yet.
+  struct NotedDataset {
+    DatasetInfo info;
+    Journal::Ticket ticket = 0;
+  };
+  std::map<int, NotedDataset> noted_datasets_;
+  std::map<EpochKey, Journal::Ticket> noted_epochs_;
+  Journal::Ticket noted_ends_ = 0;  // the last, of a worker
   Status journal_failure_;
   bool stopped_ = false;
 };

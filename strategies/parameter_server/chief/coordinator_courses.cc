@@ -22,18 +22,19 @@ Status NotBeenThere(std::int64_t step) {
 }  // namespace
 
 void Coordinator::Succeed(const JournalState& state) {
-  const std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
   datasets_ = state.datasets;
   again_ = state.begun;
   courses_ = state.courses;
   for (const TaskId& back : workers_.Succeed(state.ended, steady_clock::now())) {
     NoteEnd(back, std::nullopt);
   }
+  AwaitEnds(lock);
 }
 
 Status Coordinator::Open(std::int64_t step, std::uint64_t digest) {
   {
-    const std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_);
     if (rounds_.has_value()) {
       return {};
     }
@@ -43,7 +44,11 @@ Status Coordinator::Open(std::int64_t step, std::uint64_t digest) {
       course.rounds.emplace(static_cast<std::uint64_t>(step), workers_.Expected(),
                             options_.backup_workers);
       if (options_.journal != nullptr) {
-        COHORT_RETURN_IF_ERROR(options_.journal->Remember(course));
+        lock.unlock();
+        const Status noted = options_.journal->Remember(course);
+        lock.lock();
+        COHORT_RETURN_IF_ERROR(noted);
+        course.rounds->Restart(workers_.Expected());  // some may have ended meanwhile
       }
       rounds_ = course.rounds;
       courses_.push_back(std::move(course));
@@ -54,12 +59,14 @@ Status Coordinator::Open(std::int64_t step, std::uint64_t digest) {
             "the job would begin anew with other values than the chief before this one had given "
             "it, and there is no save [give it the same seed and flags, or restart the job]");
       }
-      COHORT_RETURN_IF_ERROR(GoBack(step));
+      COHORT_RETURN_IF_ERROR(GoBack(lock, step));
     }
-    recovering_ = false;
     workers_.Moved(steady_clock::now());
-    view_.recovering = false;
-    view_.why.clear();
+    if (server_loss_.ok()) {  // else one was lost meanwhile
+      recovering_ = false;
+      view_.recovering = false;
+      view_.why.clear();
+    }
   }
   changed_.notify_all();
   return {};
@@ -159,19 +166,23 @@ std::vector<EpochKey> Coordinator::ForgetPast() {
 }
 
 Status Coordinator::Forget(std::int64_t step) {
-  const std::lock_guard lock(mutex_);
-  if (courses_.size() < 2 || courses_.back().step != step) {
-    return {};
+  std::int64_t before = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    if (courses_.size() < 2 || courses_.back().step != step) {
+      return {};
+    }
+    courses_.pop_back();
+    before = courses_.back().step;
   }
-  courses_.pop_back();
-  return options_.journal == nullptr ? OkStatus() : options_.journal->GoBack(courses_.back().step);
+  return options_.journal == nullptr ? OkStatus() : options_.journal->GoBack(before);
 }
 
 Status Coordinator::RollBack(std::int64_t step, std::uint64_t epoch,
                              std::vector<std::string> addresses) {
   {
-    const std::lock_guard lock(mutex_);
-    COHORT_RETURN_IF_ERROR(GoBack(step));
+    std::unique_lock lock(mutex_);
+    COHORT_RETURN_IF_ERROR(GoBack(lock, step));
     recovering_ = false;
     server_loss_ = OkStatus();
     workers_.Moved(steady_clock::now());
@@ -228,12 +239,13 @@ std::deque<Course>::const_reverse_iterator Coordinator::FindCourse(std::int64_t 
 }
 
 // What refuses it changes nothing; an error of the journal, what was remembered since, as there.
-Status Coordinator::GoBack(std::int64_t step) {
+// While the journal is written nothing is handed out: the servers are being rolled back.
+Status Coordinator::GoBack(std::unique_lock<std::mutex>& lock, std::int64_t step) {
   const auto found = FindCourse(step);
   if (found == courses_.rend()) {
     return NotBeenThere(step);
   }
-  const Course& course = *found;
+  const Course course = *found;
   std::map<EpochKey, std::int64_t> again = course.again;
   const auto add = [&](const EpochKey& key, std::int64_t first) {
     if (!course.epochs.contains(key)) {
@@ -254,9 +266,12 @@ Status Coordinator::GoBack(std::int64_t step) {
         "the last save is of another data set's epochs than the workers are at, and they cannot "
         "go back there [restart the job, which goes on from that save]");
   }
-  courses_.erase(found.base(), courses_.end());  // `course` stays where it is
+  courses_.erase(found.base(), courses_.end());
   if (options_.journal != nullptr) {
-    COHORT_RETURN_IF_ERROR(options_.journal->GoBack(step));
+    lock.unlock();
+    const Status noted = options_.journal->GoBack(step);
+    lock.lock();
+    COHORT_RETURN_IF_ERROR(noted);
   }
   epochs_ = course.epochs;
   rounds_ = course.rounds;

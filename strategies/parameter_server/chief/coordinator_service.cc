@@ -10,6 +10,7 @@
 
 #include <cohort/parameter_server.grpc.pb.h>
 #include "grpc_util.h"
+#include "renewable_stub.h"
 
 namespace cohort::ps {
 namespace {
@@ -232,10 +233,7 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
  public:
   GrpcCoordinatorClient(const std::string& address, const std::string& name, const Sender& self,
                         std::chrono::milliseconds peer_timeout)
-      : name_(name + " (" + address + ")"),
-        peer_timeout_(peer_timeout),
-        address_(address),
-        stub_(Coordination::NewStub(NewChannel(address))) {
+      : name_(name + " (" + address + ")"), peer_timeout_(peer_timeout), stub_(address) {
     self_.set_task(self.task.ToString());
     self_.set_incarnation(self.incarnation);
   }
@@ -435,12 +433,11 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
     for (;;) {
       grpc::ClientContext context;
       context.set_deadline(GrpcTimeout(kPoll + std::min(kCallTimeout, peer_timeout_ / 2)));
-      std::shared_ptr<Stub> stub;
+      const std::shared_ptr<Stub> stub = stub_.get();
       {
         const std::lock_guard lock(mutex_);
         COHORT_RETURN_IF_ERROR(aborted_);
         contexts_.insert(&context);
-        stub = stub_;
       }
       const grpc::Status status = rpc(*stub, &context);
       std::unique_lock lock(mutex_);
@@ -454,9 +451,7 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
       }
       if (status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED && !renewed) {
         renewed = true;
-        if (stub_ == stub) {  // nobody else has
-          stub_ = Coordination::NewStub(NewChannel(address_));
-        }
+        stub_.Renew(stub);
         continue;
       }
       if (std::chrono::steady_clock::now() >= give_up) {
@@ -470,10 +465,9 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
 
   const std::string name_;
   const std::chrono::milliseconds peer_timeout_;
-  const std::string address_;
+  RenewableStub<Coordination> stub_;
   mutable std::mutex mutex_;
-  SenderId self_;               // under mutex_, as what follows
-  std::shared_ptr<Stub> stub_;  // owners: this and calls under way
+  SenderId self_;  // under mutex_, as what follows
   std::condition_variable aborted_condition_;
   Status aborted_;
   std::set<grpc::ClientContext*> contexts_;  // of the calls under way

@@ -25,8 +25,10 @@ Result<std::uint64_t> Coordinator::Attach(const Sender& sender) {
     Welcome(sender.task, *place.before);
   }
   changed_.notify_all();
-  lock.unlock();
-  Gone(place.gone);
+  if (place.before == WorkerTable::Phase::kDone || place.before == WorkerTable::Phase::kLost) {
+    AwaitEnds(lock);
+  }
+  Gone(lock, place.gone);
   return place.client;
 }
 
@@ -50,17 +52,16 @@ Status Coordinator::Done(const Sender& sender) {
   NoteEnd(sender.task, JournalState::End::kDone);
   Release(sender.task, Aborted("it has left"));
   changed_.notify_all();
-  const std::uint64_t gone = workers_.client(sender.task);
-  lock.unlock();
-  Gone(gone);
+  AwaitEnds(lock);
+  Gone(lock, workers_.client(sender.task));
   return {};
 }
 
 void Coordinator::Lost(const TaskId& task, const Status& why) {
   std::unique_lock lock(mutex_);
   const std::uint64_t gone = LostNow(task, why);
-  lock.unlock();
-  Gone(gone);
+  AwaitEnds(lock);  // also of one that had no client
+  Gone(lock, gone);
 }
 
 std::uint64_t Coordinator::LostNow(const TaskId& task, const Status& why) {
@@ -91,11 +92,29 @@ void Coordinator::Release(const TaskId& worker, const Status& why) {
 // Whether another chief would have to wait for the worker.
 void Coordinator::NoteEnd(const TaskId& worker, std::optional<JournalState::End> end) {
   if (options_.journal != nullptr && journal_failure_.ok()) {
-    journal_failure_ = options_.journal->Worker(worker, end);
+    noted_ends_ = options_.journal->Worker(worker, end);
   }
 }
 
-void Coordinator::Gone(std::uint64_t client) const {
+// Until the disk has the ends that were noted; that it cannot, WaitOver says.
+void Coordinator::AwaitEnds(std::unique_lock<std::mutex>& lock) {
+  Journal* const journal = options_.journal;
+  while (journal != nullptr && journal_failure_.ok() && !journal->has(noted_ends_)) {
+    const Journal::Ticket ticket = noted_ends_;
+    lock.unlock();
+    Status status = journal->Await(ticket);
+    lock.lock();
+    if (!status.ok() && journal_failure_.ok()) {
+      journal_failure_ = std::move(status);
+    }
+  }
+}
+
+void Coordinator::Gone(std::unique_lock<std::mutex>& lock, std::uint64_t client) {
+  if (client != 0) {
+    AwaitEnds(lock);
+  }
+  lock.unlock();
   if (options_.on_gone && client != 0) {
     options_.on_gone(client);
   }
@@ -103,7 +122,8 @@ void Coordinator::Gone(std::uint64_t client) const {
 
 bool Coordinator::WorkersHaveLeft() const {
   const std::lock_guard lock(mutex_);
-  return workers_.HaveLeft();
+  return workers_.HaveLeft() && (options_.journal == nullptr || !journal_failure_.ok() ||
+                                 options_.journal->has(noted_ends_));
 }
 
 Result<bool> Coordinator::WaitOver(Duration wait) {
@@ -111,6 +131,9 @@ Result<bool> Coordinator::WaitOver(Duration wait) {
   changed_.wait_until(lock, DeadlineAfter(wait), [this] {
     return recovering_ || (CutIsDue() && !cut_told_) || workers_.Over(steady_clock::now());
   });
+  if (workers_.Over(steady_clock::now())) {
+    AwaitEnds(lock);
+  }
   cut_told_ = CutIsDue();
   COHORT_RETURN_IF_ERROR(server_loss_);
   COHORT_RETURN_IF_ERROR(journal_failure_);

@@ -241,6 +241,25 @@ Result<std::unique_ptr<Journal>> Journal::Open(FileSystem& files, const std::str
   return journal;
 }
 
+// While it lives, the file is the calling thread's. Made and ended with the lock held.
+class Journal::Turn {
+ public:
+  Turn(Journal& journal, std::unique_lock<std::mutex>& lock) : journal_(journal) {
+    journal.turn_over_.wait(lock, [&journal] { return !journal.turn_taken_; });
+    journal.turn_taken_ = true;
+  }
+  ~Turn() {
+    journal_.turn_taken_ = false;
+    ++journal_.turns_;
+    journal_.turn_over_.notify_all();
+  }
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+
+ private:
+  Journal& journal_;
+};
+
 // What a crash has left is of one record, and reaches the end of the file: behind it no record
 // begins, at whatever byte. Replace's part of the file was whole when it got its name.
 Status Journal::Read() {
@@ -317,74 +336,126 @@ JournalState Journal::state() const {
 }
 
 // Another chief's file has a later epoch; or is no more, where its job is over.
-Status Journal::CheckMine() const {
+Status Journal::CheckMine(std::uint64_t epoch) const {
   if (!files_.Exists(path_)) {
     return Aborted(path_ + " is gone: another chief has taken this one's place, and its job is " +
                    "over, or somebody has deleted it");
   }
   Journal there(files_, path_, backup_workers_);
   COHORT_RETURN_IF_ERROR(there.Read());
-  return there.state_.epoch > state_.epoch
+  return there.state_.epoch > epoch
              ? Aborted(path_ + " is that of another chief, which has taken this one's place")
              : OkStatus();
 }
 
-// Later records go where this writes: into the file that has taken the place of the one before.
-Status Journal::Replace() {
+// The writer writes into the file that has taken the place of the one before.
+Result<std::unique_ptr<io::RecordWriter>> Journal::WriteAnew(const JournalState& state,
+                                                             bool replaces_mine) const {
   const std::string temporary = TemporaryName(path_);
   std::unique_ptr<io::RecordWriter> writer;
   const auto write = [&]() -> Status {
     COHORT_ASSIGN_OR_RETURN(writer, io::RecordWriter::Create(files_, temporary));
-    COHORT_RETURN_IF_ERROR(writer->Write(EpochRecord(state_.epoch)));
-    for (std::size_t d = 0; d < state_.datasets.size(); ++d) {
-      if (state_.datasets[d].has_value()) {
+    COHORT_RETURN_IF_ERROR(writer->Write(EpochRecord(state.epoch)));
+    for (std::size_t d = 0; d < state.datasets.size(); ++d) {
+      if (state.datasets[d].has_value()) {
         COHORT_RETURN_IF_ERROR(
-            writer->Write(DatasetRecord(static_cast<int>(d), *state_.datasets[d])));
+            writer->Write(DatasetRecord(static_cast<int>(d), *state.datasets[d])));
       }
     }
-    for (const auto& [epoch, first_batch] : state_.begun) {
+    for (const auto& [epoch, first_batch] : state.begun) {
       COHORT_RETURN_IF_ERROR(writer->Write(BegunRecord(epoch, first_batch)));
     }
-    for (const auto& [task, end] : state_.ended) {
+    for (const auto& [task, end] : state.ended) {
       COHORT_RETURN_IF_ERROR(writer->Write(WorkerRecord(task, end)));
     }
-    for (const Course& course : state_.courses) {
+    for (const Course& course : state.courses) {
       COHORT_RETURN_IF_ERROR(writer->Write(CourseRecord(course)));
     }
     COHORT_RETURN_IF_ERROR(writer->Sync());
-    if (writer_ != nullptr) {
-      COHORT_RETURN_IF_ERROR(CheckMine());
+    if (replaces_mine) {
+      COHORT_RETURN_IF_ERROR(CheckMine(state.epoch));
     }
     COHORT_RETURN_IF_ERROR(files_.Rename(temporary, path_));
     return files_.SyncDirectory(Folder());
   };
-  failure_ = write();
-  if (failure_.ok()) {
-    writer_ = std::move(writer);
-  } else {
+  if (const Status status = write(); !status.ok()) {
     (void)files_.RemoveAll(temporary);  // the error is the one before
+    return status;
+  }
+  return writer;
+}
+
+Status Journal::Replace(std::unique_lock<std::mutex>& lock) {
+  const JournalState state = state_;  // what is queued is in it
+  const Ticket to = noted_;
+  const bool replaces_mine = writer_ != nullptr;
+  queue_.clear();
+  lock.unlock();
+  Result<std::unique_ptr<io::RecordWriter>> writer = WriteAnew(state, replaces_mine);
+  lock.lock();
+  failure_ = writer.status();
+  if (writer.ok()) {
+    writer_ = std::move(writer).value();
+    on_disk_ = to;
   }
   return failure_;
 }
 
-Status Journal::Append(const std::string& record) {
-  if (over_) {
-    return {};
-  }
-  Require(Take(record), "a record of this journal");
-  if (writer_ == nullptr && failure_.ok()) {
-    early_.push_back(record);  // Begin writes it
-    return {};
-  }
+// All that is queued, in one write. Behind half a record no other may follow.
+Status Journal::Write(std::unique_lock<std::mutex>& lock) {
   if (!failure_.ok()) {
-    // Behind half a record no other may follow; where Begin failed there is no file.
-    return writer_ == nullptr ? failure_ : Replace();
+    return Replace(lock);
   }
-  failure_ = writer_->Write(record);
-  if (failure_.ok()) {
-    failure_ = writer_->Sync();
+  const std::vector<std::string> records = std::exchange(queue_, {});
+  const Ticket to = noted_;
+  io::RecordWriter& writer = *writer_;
+  lock.unlock();
+  Status status;
+  for (const std::string& record : records) {
+    if (status.ok()) {
+      status = writer.Write(record);
+    }
   }
-  return failure_;
+  if (status.ok()) {
+    status = writer.Sync();
+  }
+  lock.lock();
+  failure_ = status;
+  if (status.ok()) {
+    on_disk_ = to;
+  }
+  return status;
+}
+
+Journal::Ticket Journal::Note(std::string record) {
+  if (!over_) {
+    Require(Take(record), "a record of this journal");
+    queue_.push_back(std::move(record));
+  }
+  return ++noted_;
+}
+
+bool Journal::OnDisk(Ticket ticket) const {
+  return over_ || ticket <= on_disk_ || (writer_ == nullptr && failure_.ok());
+}
+
+bool Journal::has(Ticket ticket) const {
+  const std::lock_guard lock(mutex_);
+  return OnDisk(ticket);
+}
+
+// Whoever finds nobody at the file writes for all who have noted something by then.
+Status Journal::Await(Ticket ticket) {
+  std::unique_lock lock(mutex_);
+  while (!OnDisk(ticket)) {
+    if (!turn_taken_) {
+      const Turn turn(*this, lock);
+      // Where Begin failed there is no file.
+      return writer_ == nullptr ? failure_ : Write(lock);
+    }
+    turn_over_.wait(lock, [this, turns = turns_] { return turns_ != turns; });
+  }
+  return {};
 }
 
 std::string Journal::Folder() const { return path_.substr(0, path_.find_last_of('/')); }
@@ -402,41 +473,51 @@ Status Journal::RemoveTemporaries() {
 }
 
 Status Journal::Begin(bool goes_on, std::uint64_t epoch) {
-  const std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
+  const Turn turn(*this, lock);
   if (!goes_on) {
     state_ = {};
-    for (const std::string& record : early_) {
+    for (const std::string& record : queue_) {
       Require(Take(record), "a record that was taken before");
     }
   }
-  early_.clear();
   state_.epoch = epoch;
-  COHORT_RETURN_IF_ERROR(RemoveTemporaries());
-  return Replace();
+  lock.unlock();
+  const Status removed = RemoveTemporaries();
+  lock.lock();
+  COHORT_RETURN_IF_ERROR(removed);
+  COHORT_RETURN_IF_ERROR(Replace(lock));
+  // Who has noted something meanwhile was told that this writes it.
+  return queue_.empty() ? OkStatus() : Write(lock);
 }
 
 Status Journal::Epoch(std::uint64_t epoch) {
-  const std::lock_guard lock(mutex_);
-  return Append(EpochRecord(epoch));
+  Ticket ticket = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    ticket = Note(EpochRecord(epoch));
+  }
+  return Await(ticket);
 }
 
-Status Journal::Dataset(int dataset, const DatasetInfo& info) {
+Journal::Ticket Journal::Dataset(int dataset, const DatasetInfo& info) {
   const std::lock_guard lock(mutex_);
-  return Append(DatasetRecord(dataset, info));
+  return Note(DatasetRecord(dataset, info));
 }
 
-Status Journal::Begun(const EpochKey& epoch, std::int64_t first_batch) {
+Journal::Ticket Journal::Begun(const EpochKey& epoch, std::int64_t first_batch) {
   const std::lock_guard lock(mutex_);
-  return Append(BegunRecord(epoch, first_batch));
+  return Note(BegunRecord(epoch, first_batch));
 }
 
-Status Journal::Worker(const TaskId& task, std::optional<JournalState::End> end) {
+Journal::Ticket Journal::Worker(const TaskId& task, std::optional<JournalState::End> end) {
   const std::lock_guard lock(mutex_);
-  return Append(WorkerRecord(task, end));
+  return Note(WorkerRecord(task, end));
 }
 
 Status Journal::Remember(const Course& course, std::span<const EpochKey> past) {
-  const std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
+  const Turn turn(*this, lock);
   for (const EpochKey& key : past) {
     state_.begun.erase(key);  // else a successor would take it for due
   }
@@ -445,7 +526,7 @@ Status Journal::Remember(const Course& course, std::span<const EpochKey> past) {
   if (state_.courses.size() > kMaxCourses) {
     state_.courses.pop_front();
   }
-  const Status status = over_ ? OkStatus() : Replace();
+  const Status status = over_ ? OkStatus() : Replace(lock);
   if (!status.ok()) {
     state_.courses = std::move(before);  // nothing is saved there, and older ones may be needed
   }
@@ -453,25 +534,32 @@ Status Journal::Remember(const Course& course, std::span<const EpochKey> past) {
 }
 
 Status Journal::GoBack(std::int64_t step) {
-  const std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
+  const Turn turn(*this, lock);
   const auto found = std::find_if(state_.courses.rbegin(), state_.courses.rend(),
                                   [step](const Course& course) { return course.step == step; });
   if (found == state_.courses.rend()) {
     return FailedPrecondition(path_ + " knows no way back to step " + std::to_string(step));
   }
   state_.courses.erase(found.base(), state_.courses.end());
-  return over_ ? OkStatus() : Replace();
+  return over_ ? OkStatus() : Replace(lock);
 }
 
 Status Journal::Remove() {
-  const std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
+  const Turn turn(*this, lock);
+  const std::uint64_t epoch = state_.epoch;
+  lock.unlock();
   const bool there = files_.Exists(path_);
-  if (there) {
-    COHORT_RETURN_IF_ERROR(CheckMine());
-  }
+  const Status mine = there ? CheckMine(epoch) : OkStatus();
+  lock.lock();
+  COHORT_RETURN_IF_ERROR(mine);
   over_ = true;
   writer_.reset();
-  return there ? files_.RemoveAll(path_) : OkStatus();
+  lock.unlock();
+  Status removed = there ? files_.RemoveAll(path_) : OkStatus();
+  lock.lock();
+  return removed;
 }
 
 }  // namespace cohort::ps

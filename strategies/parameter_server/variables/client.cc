@@ -57,8 +57,8 @@ FrameClient::FrameClient(ModelSpec spec, std::vector<std::string> addresses, Cli
           options_.peer_timeout, options_.read_timeout, options_.memory)) {
   sequences_.resize(addresses_.size(), 0);
   for (const std::string& address : addresses_) {
-    control_.push_back(
-        Servers::NewStub(NewChannel(address, {.max_message_bytes = kMaxMessageBytes})));
+    control_.push_back(std::make_unique<RenewableStub<Servers>>(
+        address, ChannelOptions{.max_message_bytes = kMaxMessageBytes}));
   }
 }
 
@@ -68,15 +68,24 @@ Status FrameClient::Control(std::size_t server, const ControlCall& rpc) {
   for (;;) {
     COHORT_RETURN_IF_ERROR(link_->aborted());
     grpc::ClientContext context;
-    context.set_deadline(GrpcTimeout(std::min(kControlTimeout, options_.peer_timeout)));
-    const grpc::Status status = rpc(*control_[server], &context);
+    // A connection on which no answer comes may be forgotten: half of the time is another's.
+    context.set_deadline(GrpcTimeout(std::min(kControlTimeout, options_.peer_timeout / 2)));
+    const std::shared_ptr<Servers::Stub> stub = control_[server]->get();
+    const grpc::Status status = rpc(*stub, &context);
     const bool lost = status.error_code() == grpc::StatusCode::UNAVAILABLE ||
                       status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED;
     if (!lost) {
       return FromGrpc(status).Annotate(names_[server]);
     }
+    const bool silent = status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED;
+    if (silent) {
+      control_[server]->Renew(stub);
+    }
     if (std::chrono::steady_clock::now() >= give_up) {
       return Unavailable(names_[server] + " does not answer: " + status.error_message());
+    }
+    if (silent) {
+      continue;  // it has waited long enough
     }
     std::this_thread::sleep_for(backoff);
     backoff = std::min(backoff * 2, std::chrono::milliseconds(500));
@@ -239,8 +248,13 @@ ReplyHandler FrameClient::Into(std::span<float> values, std::span<const std::spa
 
 Result<std::string> FrameClient::Locate(int line, bool may_share) {
   const auto s = static_cast<std::size_t>(ServerOfLine(line, spec_.servers));
-  return LocateFrames(*control_[s], addresses_[s], options_.transport, may_share,
-                      std::min(kLocateTimeout, options_.peer_timeout));
+  const std::shared_ptr<Servers::Stub> stub = control_[s]->get();
+  Result<std::string> address = LocateFrames(*stub, addresses_[s], options_.transport, may_share,
+                                             std::min(kLocateTimeout, options_.peer_timeout / 2));
+  if (address.status().code() == StatusCode::kDeadlineExceeded) {
+    control_[s]->Renew(stub);
+  }
+  return address;
 }
 
 void FrameClient::AddPulls(int server, bool everything, const FrameHeader& header,

@@ -24,6 +24,7 @@
 #include "parameter_server/frames/frame_stream.h"
 #include "parameter_server/frames/wire.h"
 #include "parameter_server/variables/client.h"
+#include "renewable_stub.h"
 
 namespace cohort::ps {
 
@@ -75,7 +76,8 @@ class FrameClient final : public Client {
   static constexpr std::int64_t kFrameBytes = std::int64_t{1} << 20;
 
   using ControlCall = std::function<grpc::Status(Servers::Stub& stub, grpc::ClientContext*)>;
-  // Repeats a blocking control call until it is answered or the server counts as gone.
+  // Repeats a blocking control call until it is answered or the server counts as gone; another
+  // connection is tried before it does.
   Status Control(std::size_t server, const ControlCall& rpc);
   FrameHeader Header() const {
     FrameHeader header;
@@ -134,7 +136,7 @@ class FrameClient final : public Client {
   std::vector<std::uint64_t> encoded_under_;  // by chunk: the number of that push
   std::vector<FloatBuffer> arrivals_;         // by server: what is to be decoded
   std::vector<bool> drained_;                 // by server
-  std::vector<std::unique_ptr<Servers::Stub>> control_;
+  std::vector<std::unique_ptr<RenewableStub<Servers>>> control_;
   const std::unique_ptr<FrameLink> link_;
 };
 

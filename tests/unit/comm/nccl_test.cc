@@ -1,11 +1,15 @@
 // What is ours of a communicator over NCCL, with a fake in NCCL's place. The operations themselves
 // are in tests/conformance/nccl_conformance_test.cc.
 #include <cohort/comm/nccl.h>
+#include <cohort/core/metrics.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <atomic>
+#include <condition_variable>
 #include <future>
+#include <mutex>
 #include <numeric>
 #include <thread>
 #include <vector>
@@ -21,6 +25,7 @@ namespace {
 
 using std::chrono::milliseconds;
 using std::chrono::seconds;
+using testing::ExpectAllOk;
 using testing::FakeNccl;
 using ::testing::HasSubstr;
 using testing::MakeFakeGpu;
@@ -74,6 +79,45 @@ class CutStore final : public KeyValueStore {
   std::atomic<bool> cut_ = false;
 };
 
+// One rank's way to a store, in which the question whether there is trouble is stuck for a while.
+class StuckStore final : public KeyValueStore {
+ public:
+  explicit StuckStore(std::shared_ptr<KeyValueStore> store) : store_(std::move(store)) {}
+  Status Insert(const std::string& key, const std::string& value) override {
+    return store_->Insert(key, value);
+  }
+  Result<std::string> Get(const std::string& key) override {
+    if (key.ends_with("/trouble")) {
+      std::unique_lock lock(mutex_);
+      waits_ = holds_;
+      changed_.notify_all();
+      changed_.wait(lock, [this] { return !holds_; });
+    }
+    return store_->Get(key);
+  }
+  Result<std::string> Wait(const std::string& key, Deadline deadline) override {
+    return store_->Wait(key, deadline);
+  }
+  // Until a thread is stuck.
+  [[nodiscard]] bool Hold() {
+    std::unique_lock lock(mutex_);
+    holds_ = true;
+    return changed_.wait_for(lock, seconds(30), [this] { return waits_; });
+  }
+  void LetGo() {
+    const std::lock_guard lock(mutex_);
+    holds_ = false;
+    changed_.notify_all();
+  }
+
+ private:
+  const std::shared_ptr<KeyValueStore> store_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool holds_ = false;
+  bool waits_ = false;
+};
+
 class Nccl : public ::testing::Test {
  protected:
   Nccl() {
@@ -83,11 +127,17 @@ class Nccl : public ::testing::Test {
 
   Result<std::unique_ptr<Communicator>> Make(int rank, int size,
                                              std::shared_ptr<KeyValueStore> store,
-                                             const std::string& gpu) {
+                                             const std::string& gpu,
+                                             const CommunicatorOptions& options) {
     return MakeNcclCommunicatorOn(
         std::make_shared<FakeNccl>(world_, gpu), rank, size, std::move(store), "job",
         {.device = MakeFakeGpu(static_cast<std::uint64_t>(rank)), .connect_timeout = connect_},
-        options_, milliseconds(20));
+        options, milliseconds(20), patience_);
+  }
+  Result<std::unique_ptr<Communicator>> Make(int rank, int size,
+                                             std::shared_ptr<KeyValueStore> store,
+                                             const std::string& gpu) {
+    return Make(rank, size, std::move(store), gpu, options_);
   }
   Result<std::unique_ptr<Communicator>> Make(int rank, int size,
                                              std::shared_ptr<KeyValueStore> store) {
@@ -120,6 +170,7 @@ class Nccl : public ::testing::Test {
   const std::shared_ptr<KeyValueStore> store_ = std::make_shared<testing::MemoryStore>();
   CommunicatorOptions options_;
   milliseconds connect_ = seconds(30);
+  Duration patience_ = seconds(60);
 };
 
 Status WaitFor(Communicator::Pending pending) {
@@ -310,6 +361,58 @@ TEST_F(Nccl, AnOperationThatNobodyWaitsForHasADeadlineToo) {
                  EXPECT_FALSE(stream->Synchronize(DeadlineAfter(seconds(30))).ok());
                  return Failure(comm);
                });
+}
+
+// A thread that does not come back is left to itself. What it finds done then counts nowhere: its
+// owner is gone, and the metrics may be.
+TEST_F(Nccl, WhatEndsAfterTheOwnerHasLeftIsNotCounted) {
+  auto metrics = std::make_unique<Metrics>();
+  const auto stuck = std::make_shared<StuckStore>(store_);
+  patience_ = milliseconds(50);
+  std::array<std::unique_ptr<Communicator>, 2> comms;
+  ExpectAllOk(RunRanks(2, [&](int rank) -> Status {
+    CommunicatorOptions options = options_;
+    options.metrics = rank == 0 ? metrics.get() : nullptr;
+    COHORT_ASSIGN_OR_RETURN(comms[static_cast<std::size_t>(rank)],
+                            rank == 0 ? Make(rank, 2, stuck, "GPU-0", options)
+                                      : Make(rank, 2, store_, "GPU-1", options));
+    Communicator& mine = *comms[static_cast<std::size_t>(rank)];
+    COHORT_RETURN_IF_ERROR(Sum(mine, "a"));
+    return Sum(mine, "a");  // one after the other: seen
+  }));
+  const auto counted = [&metrics] {
+    return metrics
+        ->AddCounter("cohort_allreduce_operations_total", "AllReduce operations done.",
+                     {{"algorithm", "nccl"}})
+        .value();
+  };
+  EXPECT_EQ(counted(), 2);
+  ASSERT_TRUE(stuck->Hold());
+  std::vector<float> values(10, 1);
+  auto work = comms[0]->AllReduce(std::span(values), ReduceOp::kSum,
+                                  {.name = "a", .timeout = milliseconds(200)});
+  ASSERT_TRUE(work.ok()) << work.status().ToString();
+  comms[0].reset();
+  EXPECT_EQ(Sum(*comms[1], "a"), OkStatus());
+  const Deadline deadline = DeadlineAfter(seconds(30));
+  while (!work.value()->done() && std::chrono::steady_clock::now() < deadline) {
+    std::this_thread::sleep_for(milliseconds(1));
+  }
+  EXPECT_TRUE(work.value()->done());
+  EXPECT_EQ(values, std::vector<float>(10, 2));
+  EXPECT_EQ(counted(), 2);
+  metrics.reset();
+  work.value().reset();
+  comms[1].reset();
+  stuck->LetGo();  // the thread ends, and gives NCCL's handle back
+  const auto live = [this] {
+    const std::lock_guard lock(world_->mutex);
+    return world_->live;
+  };
+  while (live() > 0 && std::chrono::steady_clock::now() < deadline) {
+    std::this_thread::sleep_for(milliseconds(1));
+  }
+  EXPECT_EQ(live(), 0);
 }
 
 TEST_F(Nccl, AbortReachesAllRanks) {

@@ -25,7 +25,10 @@ using namespace std::chrono_literals;
 
 class Heard final : public TransportListener {
  public:
-  bool OnControl(int /*peer*/, FrameKind /*kind*/, Bytes /*body*/) override { return true; }
+  bool OnControl(int /*peer*/, FrameKind kind, Bytes /*body*/) override {
+    words += kind == FrameKind::kBye ? "bye" : "control";
+    return true;
+  }
   void OnLost(int /*peer*/, const Status& why) override { words += "lost: " + why.ToString(); }
   void OnWrongSize(int /*peer*/, std::size_t sent, std::size_t expected) override {
     words += std::to_string(sent) + " for " + std::to_string(expected);
@@ -52,14 +55,16 @@ class TcpTransportTest : public testing::Test {
     transport_->Attach(&heard_);
   }
 
-  // The header of tcp_transport.cc, then the body.
-  static std::vector<std::byte> Frame(std::span<const float> values) {
+  // The header of stream.h, then the body.
+  static std::vector<std::byte> Frame(std::span<const float> values,
+                                      FrameKind kind = FrameKind::kData) {
     struct {
       std::uint32_t magic = 0x52464f43;
-      FrameKind kind = FrameKind::kData;
+      FrameKind kind;
       std::uint8_t reserved[3] = {};
       std::uint64_t bytes = 0;
     } header;
+    header.kind = kind;
     header.bytes = values.size_bytes();
     std::vector<std::byte> frame(sizeof(header) + values.size_bytes());
     std::memcpy(frame.data(), &header, sizeof(header));
@@ -71,6 +76,24 @@ class TcpTransportTest : public testing::Test {
     transport_->Progress(DeadlineAfter(0s));  // what is there
   }
 
+  void SayGoodbye(const Socket& socket) {
+    const std::vector<std::byte> frame = Frame({}, FrameKind::kBye);
+    ASSERT_EQ(::write(socket.fd(), frame.data(), frame.size()), static_cast<ssize_t>(frame.size()));
+  }
+  // Until the listener has heard something, at most for 10 seconds.
+  void AwaitWords() {
+    const Deadline deadline = DeadlineAfter(10s);
+    while (heard_.words.empty() && std::chrono::steady_clock::now() < deadline) {
+      transport_->Progress(deadline);
+    }
+  }
+  // What the peer closes with bytes that it has not read, the other end finds reset.
+  void SendSomething() {
+    transport_->Send(1, std::as_bytes(std::span(some_)));
+    transport_->Progress(DeadlineAfter(0s));
+  }
+
+  const std::vector<float> some_ = std::vector<float>(10, 1.0F);
   Socket data_;
   Socket control_;
   Heard heard_;
@@ -118,6 +141,93 @@ TEST_F(TcpTransportTest, AFrameOfAnotherLengthIsToldWheneverItsReceiveWasPosted)
   Arrive(Bytes(frame).subspan(20));
   EXPECT_FALSE(transport_->Done(ticket));
   EXPECT_EQ(heard_.words, "28 for 24");
+}
+
+// Frames that nobody asks for, one after the other: the peer is stopped, and goes on as they are
+// asked for.
+TEST_F(TcpTransportTest, WhatNobodyAsksForIsKeptUpToABound) {
+  for (const std::size_t elements : {std::size_t{4'000}, std::size_t{0}}) {
+    SCOPED_TRACE(elements);
+    const std::size_t frames = elements == 0 ? 200'000 : 400;
+    std::vector<std::byte> stream;
+    for (std::size_t i = 0; i < frames; ++i) {
+      const std::vector<std::byte> frame =
+          Frame(std::vector<float>(elements, static_cast<float>(i)));
+      stream.insert(stream.end(), frame.begin(), frame.end());
+    }
+    std::size_t written = 0;
+    const auto write_some = [&] {
+      const ssize_t n = ::write(data_.fd(), stream.data() + written, stream.size() - written);
+      written += static_cast<std::size_t>(std::max<ssize_t>(n, 0));
+      transport_->Progress(DeadlineAfter(0s));
+      return n > 0;
+    };
+    while (written < stream.size() && (write_some() || write_some() || write_some())) {
+    }
+    EXPECT_LT(written, stream.size()) << "all of it was taken";
+    if (elements > 0) {
+      EXPECT_GE(written, std::size_t{1} << 20);
+    }
+    const Deadline deadline = DeadlineAfter(60s);
+    for (std::size_t i = 0; i < frames; ++i) {
+      std::vector<float> values(elements, -1.0F);
+      const Ticket ticket = transport_->Receive(1, std::as_writable_bytes(std::span(values)), {});
+      while (!transport_->Done(ticket)) {
+        ASSERT_LT(std::chrono::steady_clock::now(), deadline) << "stuck at frame " << i;
+        write_some();
+      }
+      ASSERT_EQ(values, std::vector<float>(elements, static_cast<float>(i)));
+    }
+    EXPECT_EQ(heard_.words, "");
+  }
+}
+
+// A frame that waits in the socket hides the goodbye behind it, and no end of the stream is read.
+TEST_F(TcpTransportTest, AGoodbyeIsHeardWhereAFrameThatNobodyAsksForStandsBeforeIt) {
+  const std::vector<float> large(32 << 10, 1.0F);  // 128 KiB
+  Arrive(Bytes(Frame(large)).first(1'000));
+  const std::vector<float> more(4 << 20, 1.0F);
+  const Ticket ticket = transport_->Send(1, std::as_bytes(std::span(more)));
+  transport_->Progress(DeadlineAfter(0s));
+  EXPECT_FALSE(transport_->Done(ticket)) << "more than a socket takes";
+  SayGoodbye(control_);
+  data_.Close();
+  AwaitWords();
+  EXPECT_EQ(heard_.words, "bye");
+}
+
+TEST_F(TcpTransportTest, AGoodbyeIsToldOnceWhicheverConnectionIsCut) {
+  struct Case {
+    const char* name;
+    bool control_first, behind_data;
+  };
+  for (const Case& c :
+       {Case{"control's, then the cut", true, false}, Case{"the cut, then control's", false, false},
+        Case{"behind the data, then the cut", true, true}}) {
+    SCOPED_TRACE(c.name);
+    heard_.words.clear();
+    SetUp();
+    SendSomething();
+    if (c.behind_data) {
+      SayGoodbye(data_);
+    }
+    if (c.control_first) {
+      SayGoodbye(control_);
+      transport_->Progress(DeadlineAfter(0s));
+    }
+    data_.Close();
+    transport_->Progress(DeadlineAfter(0s));
+    if (!c.control_first) {
+      EXPECT_EQ(heard_.words, "");
+      SayGoodbye(control_);
+    }
+    AwaitWords();
+    control_.Close();
+    for (int i = 0; i < 5; ++i) {
+      transport_->Progress(DeadlineAfter(0s));
+    }
+    EXPECT_EQ(heard_.words, "bye");
+  }
 }
 
 }  // namespace

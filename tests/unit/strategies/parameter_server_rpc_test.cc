@@ -1179,7 +1179,7 @@ TEST(JobTest, AJournalOfAnotherJobSkipsNobodyInTheRollCall) {
   {
     const auto journal = OrThrow(Journal::Open(FileSystem::Local(), folder.path(), 0));
     OrThrow(journal->Begin(false, 7));
-    OrThrow(journal->Worker({TaskType::kWorker, 1}, JournalState::End::kDone));
+    OrThrow(journal->Await(journal->Worker({TaskType::kWorker, 1}, JournalState::End::kDone)));
   }
   const TaskId chief = {TaskType::kChief, 0};
   ClusterConfig config;

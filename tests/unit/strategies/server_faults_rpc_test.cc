@@ -86,6 +86,26 @@ TEST(ServerFaults, AConnectionThatFallsSilentIsReplacedAndNothingCountsTwice) {
   }
 }
 
+// peer_timeout is shorter than gRPC's keepalive: nobody else finds it in time.
+TEST(ServerFaults, AConnectionOfControlCallsThatFallsSilentIsReplaced) {
+  const Cluster cluster(2, /*loss=*/0, SumsTable(), /*proxies=*/true);
+  std::vector<std::string> proxied;
+  for (const auto& server : cluster.servers_) {
+    proxied.push_back(testing::LossyProxy::AddressOf(server->port()));
+  }
+  const auto chief = Client::Make(cluster.spec_, proxied,
+                                  {.client = 1000, .epoch = 1, .peer_timeout = milliseconds(4000)});
+  OrThrow(chief->Declare());
+  OrThrow(chief->Begin({}));
+  for (std::uint64_t silences = 1; silences <= 2; ++silences) {
+    for (std::size_t server = 0; server < 2; ++server) {
+      cluster.proxy(server).Silence();
+    }
+    std::this_thread::sleep_for(milliseconds(100));
+    EXPECT_EQ(chief->Retire(silences), OkStatus());
+  }
+}
+
 // The first of many frames is for a bucket that has moved, as the last is, and the answers that say
 // so are lost with those to all the others.
 TEST(ServerFaults, WhatMovedIsSentThereHoweverManyFramesCameBehindIt) {

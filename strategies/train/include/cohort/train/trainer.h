@@ -72,7 +72,8 @@ struct TrainerOptions {
   std::string log_dir;  // TensorBoard event files, <log_dir>/train and <log_dir>/eval; empty: none
   std::function<void(const Progress&)> progress;
   // When it turns true (a signal handler's doing), all processes stop after the same step, the
-  // state is saved, and Fit returns Cancelled on all. They should then leave by
+  // state is saved, and Fit returns Cancelled on all. A save that is being written behind training
+  // is finished first; where it is of that step, it is the one. They should then leave by
   // Strategy::Shutdown: ReportError might reach a process that is still saving.
   const std::atomic<bool>* stop = nullptr;
   // Where steps, examples, waits, loss and checkpoints of this process are counted, as
@@ -123,7 +124,8 @@ class Trainer {
   // Trains for the epochs that are left. Where `validation` is given, evaluates on it after every
   // epoch. Goes back, to the newest checkpoint or to where it began, when a server of sparse tables
   // is lost whose place another process takes (Strategy::Recover): the chief logs that, and step
-  // functions are called again for the steps in between.
+  // functions are called again for the steps in between. When this returns, no save is under way
+  // any more; where that was so at an error, the error has been reported to the other processes.
   Result<History> Fit(const data::Dataset& training, const StepFn& train_step,
                       const data::Dataset* validation = nullptr, const StepFn& evaluate_step = {});
 
