@@ -92,10 +92,14 @@ Status ChiefSaves::SaveCalls(const std::function<Status(std::int64_t calls)>& sa
   }
   COHORT_RETURN_IF_ERROR(frozen.status());
   CountPause(begun);
-  const bool given = std::exchange(given_, false);  // what is given from now on is not in it
+  const std::int64_t before = std::max(saved_step_, given_at_.value_or(-1));
+  const std::optional<std::int64_t> given = std::exchange(given_at_, std::nullopt);
   const Status status = Write(
-      std::move(*frozen), [&] { return save(over); }, outcome);
-  given_ = given_ || (given && !(status.ok() && outcome->ok()));
+      *std::move(frozen), [&] { return save(over); }, outcome);
+  // A save of a step that was saved before may have found its step there already.
+  if (!status.ok() || !outcome->ok() || frozen_step_ <= before) {
+    given_at_ = given_at_.has_value() ? given_at_ : given;
+  }
   return status;
 }
 
@@ -245,7 +249,7 @@ Result<std::int64_t> ChiefSaves::Restore(const Job::Lost* only) {
 }
 
 Result<std::int64_t> ChiefSaves::RestoreNewest() {
-  if (given_ && lost_ == nullptr) {
+  if (given_at_.has_value() && lost_ == nullptr) {
     return FailedPrecondition(
         "values or rows that the chief gave to the servers between two calls (PushState, "
         "LoadTable) are in no save, and lost [Coordinator::Save after that; restart the job, which "

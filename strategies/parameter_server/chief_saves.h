@@ -74,9 +74,9 @@ class ChiefSaves {
   // than OK: of the servers, one of which may be lost, or this chief's place is.
   Status SaveCalls(const std::function<Status(std::int64_t calls)>& save, Deadline deadline,
                    Status* outcome);
-  // What the program has given to the servers while functions are called is in no save, until the
-  // next: there is no way back before.
-  void Given() { given_ = given_ || !restoring_; }
+  // What the program has given to the servers at that step, while functions are called, is in no
+  // save until one of a later step: there is no way back before.
+  void Given(std::int64_t step) { given_at_ = restoring_ ? given_at_ : std::optional(step); }
   // Whoever finds the save that the program makes of `step` finds the way back to it, too.
   Status Remember(std::int64_t step);
   bool saving() const { return saving_; }  // the plan's `save` is running
@@ -148,7 +148,7 @@ class ChiefSaves {
   };
   std::optional<Initial> initial_;
   bool rows_loaded_ = false;  // before training began
-  bool given_ = false;
+  std::optional<std::int64_t> given_at_;
   bool restoring_ = false;
 };
 

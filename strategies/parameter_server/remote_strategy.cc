@@ -376,7 +376,7 @@ Status RemoteStrategy::PushState() {
     std::ranges::copy(parameters_->all(), NewValues().begin());
   }
   if (functions_) {
-    saves_.Given();
+    saves_.Given(step_);
   } else if (!began_) {
     saves_.BeginWith(parameters_->all(), slots(), step_);
   }

@@ -97,7 +97,7 @@ class RemoteStrategy final : public ParameterServerStrategy {
   Status LoadTable(int table, FileSystem& files, const std::vector<std::string>& chain) override {
     const bool begun = began_ || functions_;
     if (functions_) {
-      saves_.Given();
+      saves_.Given(step_);
     }
     return saves_.LoadTable(table, files, chain, /*before_training=*/!begun);
   }
