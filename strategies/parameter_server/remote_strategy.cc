@@ -186,6 +186,10 @@ Status RemoteStrategy::Look() {
   if (rows_ == nullptr || !balancer_.Due()) {
     return {};
   }
+  std::unique_lock lock(recovery_mutex_, std::defer_lock);
+  if (functions_ && !lock.try_lock()) {
+    return {};  // another thread saves
+  }
   rows_->Wait();
   return job_->Explain(balancer_.Balance(*job_->rows(), tables_));
 }
