@@ -1,7 +1,8 @@
-// A parameter-server job whose chief calls functions: Schedule, Join, Fetch. Workers that are lost
-// are missed by nobody: what they were doing is done by another.
+// A parameter-server job whose chief calls functions: Schedule, Save, Join, Fetch. Workers that are
+// lost are missed by nobody: what they were doing is done by another. Where a server is lost and
+// started again, or with a folder the whole job, it goes on from the last save.
 //
-//   cohort launch -n 2 --ps 1 --chief -- coordinator
+//   cohort launch -n 2 --ps 1 --chief -- coordinator [FOLDER]
 
 #include <cohort/cohort.h>
 #include <cohort/data/digits.h>
@@ -9,8 +10,10 @@
 #include <cohort/nn/losses.h>
 #include <cohort/optim/optimizers.h>
 #include <cohort/strategies/coordinator.h>
+#include <cohort/train/checkpoint_manager.h>
 
 #include <cstdio>
+#include <optional>
 
 namespace {
 
@@ -19,22 +22,32 @@ using namespace cohort;
 constexpr std::int64_t kPieces = 20;
 constexpr std::int64_t kExamples = 640;  // of each piece, in ten steps
 
-// The chief's part: what is to be done, in which order; not by whom.
-void Schedule(Strategy& strategy) {
+// The chief's part: what is to be done, in which order; not by whom. Where it saves, it stores how
+// many pieces were done.
+void Schedule(Strategy& strategy, CheckpointManager* saves) {
+  const auto restored = saves != nullptr ? OrThrow(saves->Restore()) : std::nullopt;
+  const std::int64_t first = restored.has_value() ? std::stoll(*restored) : 0;
+  std::printf("%lld of %lld pieces were done before\n", static_cast<long long>(first),
+              static_cast<long long>(kPieces));
   const auto coordinator = OrThrow(Coordinator::Create(strategy));
-  std::vector<RemoteValue> losses(kPieces);
-  for (std::size_t piece = 0; piece < losses.size(); ++piece) {
-    losses[piece] = OrThrow(coordinator->Schedule("train", std::to_string(piece)));
-  }
   const Deadline deadline = DeadlineAfter(std::chrono::minutes(5));
-  OrThrow(coordinator->Join(deadline));
-  for (std::size_t piece = 0; piece < losses.size(); ++piece) {
-    std::printf("piece %zu: loss %s\n", piece,
-                OrThrow(coordinator->Fetch(losses[piece], deadline)).c_str());
+  std::vector<RemoteValue> losses;
+  for (std::int64_t piece = first; piece < kPieces; ++piece) {
+    losses.push_back(OrThrow(coordinator->Schedule("train", std::to_string(piece))));
   }
+  const auto done = [&](std::int64_t calls) { return std::to_string(first + calls); };
+  std::int64_t piece = first;
+  for (const RemoteValue& loss : losses) {
+    const std::string of_piece = OrThrow(coordinator->Fetch(loss, deadline));
+    std::printf("piece %lld: loss %s\n", static_cast<long long>(piece), of_piece.c_str());
+    if (++piece % 5 == 0 && saves != nullptr) {
+      OrThrow(saves->Save(*coordinator, done, deadline));  // the others go on
+    }
+  }
+  OrThrow(coordinator->Join(deadline));
 }
 
-void Run() {
+void Run(const std::string& folder) {
   const auto strategy = OrThrow(Strategy::FromEnv("parameter_server", {.log = StderrLog("")}));
   ParameterSet parameters;
   const nn::Dense hidden(parameters, "hidden", 784, 128, {.activation = Activation::kRelu});
@@ -69,8 +82,13 @@ void Run() {
     return std::to_string(loss);  // of the last step
   });
 
+  std::optional<CheckpointManager> saves;
+  if (!folder.empty()) {
+    saves.emplace(*strategy, parameters,
+                  CheckpointManagerOptions{.folder = folder, .log = StderrLog("")});
+  }
   if (strategy->is_chief()) {
-    Schedule(*strategy);
+    Schedule(*strategy, saves.has_value() ? &*saves : nullptr);
   } else if (strategy->trains()) {
     OrThrow(ServeFunctions(*strategy, functions));
   }
@@ -81,9 +99,9 @@ void Run() {
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
   try {
-    Run();
+    Run(argc > 1 ? argv[1] : "");
     return 0;
   } catch (const StatusError& error) {
     std::fprintf(stderr, "coordinator: %s\n", error.what());

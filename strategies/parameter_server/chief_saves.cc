@@ -64,11 +64,43 @@ Status ChiefSaves::SaveIfDue() {
   if (!frozen.has_value()) {
     return {};
   }
+  CountPause(begun);
+  return Save(std::move(*frozen));
+}
+
+void ChiefSaves::CountPause(std::chrono::steady_clock::time_point begun) {
   const std::chrono::duration<double> pause = std::chrono::steady_clock::now() - begun;
   ++pauses_.count;
   pauses_.seconds += pause.count();
   pauses_.longest = std::max(pauses_.longest, pause.count());
-  return Save(std::move(*frozen));
+}
+
+Status ChiefSaves::SaveCalls(const std::function<Status(std::int64_t calls)>& save,
+                             Deadline deadline, Status* outcome) {
+  Result<Frozen> frozen = Unavailable("a server was lost when the job was to be saved");
+  std::int64_t over = 0;
+  const auto begun = std::chrono::steady_clock::now();
+  const Result<bool> cut = job_.BetweenCalls(
+      [&](std::int64_t calls) {
+        over = calls;
+        frozen = Freeze({});
+      },
+      deadline);
+  *outcome = cut.status();
+  if (!cut.ok()) {
+    return {};
+  }
+  COHORT_RETURN_IF_ERROR(frozen.status());
+  CountPause(begun);
+  const std::int64_t before = std::max(saved_step_, given_at_.value_or(-1));
+  const std::optional<std::int64_t> given = std::exchange(given_at_, std::nullopt);
+  const Status status = Write(
+      *std::move(frozen), [&] { return save(over); }, outcome);
+  // A save of a step that was saved before may have found its step there already.
+  if (!status.ok() || !outcome->ok() || frozen_step_ <= before) {
+    given_at_ = given_at_.has_value() ? given_at_ : given;
+  }
+  return status;
 }
 
 // The servers keep what they have at a point between two updates; the rest is done while the
@@ -83,6 +115,21 @@ Result<ChiefSaves::Frozen> ChiefSaves::Freeze(const Coordinator::Cut& cut) {
 }
 
 Status ChiefSaves::Save(Frozen frozen) {
+  const Coordinator::Cut cut = frozen.cut;
+  Status outcome;
+  COHORT_RETURN_IF_ERROR(Write(
+      std::move(frozen), [&] { return plan_.save(cut.epoch.epoch, cut.batch); }, &outcome));
+  if (!outcome.ok()) {
+    ++failed_saves_;
+    log_.Warning(
+        "the save of step " + std::to_string(frozen_step_) +
+        " has failed, training goes on, and the save before it counts: " + outcome.ToString());
+  }
+  return {};
+}
+
+// OK also where `save` failed, which is *outcome.
+Status ChiefSaves::Write(Frozen frozen, const std::function<Status()>& save, Status* outcome) {
   // Before the save has its name.
   Status saved =
       plan_.restore ? job_.coordinator()->Remember(std::move(frozen.course)) : OkStatus();
@@ -96,7 +143,7 @@ Status ChiefSaves::Save(Frozen frozen) {
   saving_ = true;
   written_tables_ = 0;
   if (saved.ok()) {
-    saved = plan_.save(frozen.cut.epoch.epoch, frozen.cut.batch);
+    saved = save();
   }
   saving_ = false;
   if (rows_ != nullptr) {
@@ -107,8 +154,9 @@ Status ChiefSaves::Save(Frozen frozen) {
   if (job_.trains()) {  // on the values that there are now, not on those that were saved
     COHORT_RETURN_IF_ERROR(hooks_.refresh());
   }
+  *outcome = saved;
   if (!saved.ok()) {
-    return Failed(saved);
+    return ForgetFailed();
   }
   saved_step_ = frozen_step_;
   // Not of a save that found its step there already: rows may be other than they were then.
@@ -121,10 +169,7 @@ Status ChiefSaves::Save(Frozen frozen) {
   return {};
 }
 
-Status ChiefSaves::Failed(const Status& why) {
-  ++failed_saves_;
-  log_.Warning("the save of step " + std::to_string(frozen_step_) +
-               " has failed, training goes on, and the save before it counts: " + why.ToString());
+Status ChiefSaves::ForgetFailed() {
   if (!plan_.restore || saved_step_ == frozen_step_) {
     return {};
   }
@@ -196,12 +241,20 @@ void ChiefSaves::BeginWith(std::span<const float> values, std::span<const std::s
 
 Result<std::int64_t> ChiefSaves::Restore(const Job::Lost* only) {
   lost_ = only;
+  restoring_ = true;
   const Result<std::int64_t> step = RestoreNewest();
+  restoring_ = false;
   lost_ = nullptr;
   return step;
 }
 
 Result<std::int64_t> ChiefSaves::RestoreNewest() {
+  if (given_at_.has_value() && lost_ == nullptr) {
+    return FailedPrecondition(
+        "values or rows that the chief gave to the servers between two calls (PushState, "
+        "LoadTable) are in no save, and lost [Coordinator::Save after that; restart the job, which "
+        "goes on from its last save]");
+  }
   if (plan_.restore) {
     const Result<std::int64_t> step = plan_.restore();
     if (step.status().code() != StatusCode::kNotFound) {

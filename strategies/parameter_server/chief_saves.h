@@ -9,10 +9,11 @@
 //
 // In the other processes there is no plan: tables can be saved and loaded, and that is all.
 //
-// Thread rules: one thread, that of the strategy.
+// Thread rules: one thread at a time; that of the strategy, but where functions are called.
 
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -22,6 +23,7 @@
 #include <utility>
 #include <vector>
 
+#include <cohort/core/clock.h>
 #include <cohort/core/file_system.h>
 #include <cohort/core/log.h>
 #include <cohort/core/status.h>
@@ -67,6 +69,14 @@ class ChiefSaves {
   // Carries out the plan for the last Freeze, which is over then. OK also where the save failed; an
   // error where a server, or this chief's place, is lost.
   Status Save(Frozen frozen);
+  // Where functions are called: `save`, of a point between two calls, when so many are over. Its
+  // error, or why there was no such point, is *outcome, and neither counted nor logged here. Else
+  // than OK: of the servers, one of which may be lost, or this chief's place is.
+  Status SaveCalls(const std::function<Status(std::int64_t calls)>& save, Deadline deadline,
+                   Status* outcome);
+  // What the program has given to the servers at that step, while functions are called, is in no
+  // save until one of a later step: there is no way back before.
+  void Given(std::int64_t step) { given_at_ = restoring_ ? given_at_ : std::optional(step); }
   // Whoever finds the save that the program makes of `step` finds the way back to it, too.
   Status Remember(std::int64_t step);
   bool saving() const { return saving_; }  // the plan's `save` is running
@@ -103,7 +113,9 @@ class ChiefSaves {
   void ExpectNext();
   Result<const TableSpec*> FindTable(int table) const;
   Result<std::int64_t> RestoreNewest();
-  Status Failed(const Status& why);
+  void CountPause(std::chrono::steady_clock::time_point begun);
+  Status Write(Frozen frozen, const std::function<Status()>& save, Status* outcome);
+  Status ForgetFailed();
 
   Job& job_;
   const Log log_;
@@ -136,6 +148,8 @@ class ChiefSaves {
   };
   std::optional<Initial> initial_;
   bool rows_loaded_ = false;  // before training began
+  std::optional<std::int64_t> given_at_;
+  bool restoring_ = false;
 };
 
 }  // namespace cohort::ps

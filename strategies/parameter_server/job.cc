@@ -355,6 +355,32 @@ Status Job::BetweenUpdates(const std::function<Status(const Coordinator::Cut& cu
   }
 }
 
+Result<bool> Job::BetweenCalls(const std::function<void(std::int64_t calls)>& fn,
+                               Deadline deadline) {
+  COHORT_ASSIGN_OR_RETURN(const std::optional<std::int64_t> calls,
+                          coordinator_->BeginCallCut(deadline));
+  if (!calls.has_value()) {
+    return false;
+  }
+  Status status = coordination_->failure();
+  while (status.ok() && !RetirementsTold() && !coordinator_->recovering()) {
+    if (std::chrono::steady_clock::now() >= deadline) {
+      status = DeadlineExceeded(
+          "Save at its deadline: servers do not answer that are told of a worker that is gone");
+    } else {
+      std::this_thread::sleep_for(milliseconds(5));  // they are being told
+      status = coordination_->failure();
+    }
+  }
+  const bool there = !coordinator_->recovering();
+  if (status.ok() && there) {
+    fn(*calls);
+  }
+  coordinator_->EndCallCut();
+  COHORT_RETURN_IF_ERROR(status);
+  return there;
+}
+
 Status Job::Done() {
   if (left_ || coordination_ == nullptr) {
     return {};

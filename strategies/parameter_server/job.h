@@ -110,6 +110,12 @@ class Job {
   Status BetweenUpdates(const std::function<Status(const Coordinator::Cut& cut)>& fn,
                         const std::function<void(const std::string& why)>& late);
 
+  // In the chief of a job that calls functions: fn, when all that was begun of them is over, before
+  // anything else is; so many `calls` are. False, and not fn: a server is lost. Else what ended the
+  // wait, as Coordinator::BeginCallCut has it; DeadlineExceeded also where servers cannot be told
+  // of a worker that is gone.
+  Result<bool> BetweenCalls(const std::function<void(std::int64_t calls)>& fn, Deadline deadline);
+
   // In the chief: between these the loss of a server need not end the job. An error of the second:
   // one is lost, and nobody is left to train what is lost with it.
   void BeginTraining();
@@ -138,6 +144,13 @@ class Job {
   void StepDone();
   // After the last of these: does what was handed out, and made of it, still stand?
   bool work_stands() const { return work_stands_; }
+  // In a worker: the servers' epoch that its clients are in, and the last one up to there that
+  // began with a roll-back.
+  std::uint64_t epoch() const { return epoch_; }
+  std::uint64_t rolled_back() const { return rolled_back_; }
+  // In a worker, from now on: it does not outlive the chief, though that keeps a journal.
+  void NeedChief() { needs_chief_ = true; }
+  bool LostChief() const { return coordination_ != nullptr && coordination_->service_lost(); }
   // Updates of parts of the model that were lost with servers, in the chief.
   std::int64_t lost_updates() const { return lost_updates_; }
   // Rows' residuals (TableSpec::wire_feedback) that this process has dropped.
@@ -218,7 +231,7 @@ class Job {
   bool Keeps(const Recovery& recovery) const { return keeps() && !recovery.rolls_back; }
 
   // job_chief_recovery.cc, in the others.
-  bool chief_may_be_lost() const { return !journal_folder_.empty(); }
+  bool chief_may_be_lost() const { return !journal_folder_.empty() && !needs_chief_; }
   bool ChiefLost() const;
   bool AwaitChiefLost(const Status& error) const;
   Status FindChief();
@@ -247,6 +260,7 @@ class Job {
   bool work_stands_ = false;
   bool cut_off_ = false;  // what this process reports is no error of the job
   bool met_ = false;      // in a worker: have the servers been given values?
+  bool needs_chief_ = false;
   std::int64_t lost_updates_ = 0;
   std::uint64_t dropped_residuals_ = 0;  // by clients before the present one, or with them
   int broadcasts_ = 0;
@@ -266,7 +280,8 @@ class Job {
   std::vector<std::string> server_addresses_;
   mutable std::mutex failure_mutex_;  // guards what follows, the pointers against Fail
   Status failure_;
-  std::uint64_t epoch_ = 0;   // of the clients
+  std::uint64_t epoch_ = 0;  // of the clients; written by the strategy's thread
+  std::uint64_t rolled_back_ = 0;
   std::uint64_t number_ = 0;  // theirs in a worker, of the coordinator
   // Elsewhere than in the chief: the view that it told last, and when.
   ServerView view_;

@@ -99,6 +99,7 @@ Status Job::AwaitNextView() {
 // With the lock held.
 void Job::TakeView() {
   work_stands_ = view_.rolled_back <= epoch_;
+  rolled_back_ = view_.rolled_back;
   epoch_ = view_.epoch;
   server_addresses_ = view_.addresses;
 }

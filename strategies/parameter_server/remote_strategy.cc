@@ -10,7 +10,6 @@
 
 #include <cohort/core/random.h>
 
-#include "parameter_server/chief/remote_functions.h"
 #include "synchronous/batch_memory.h"
 #include "synchronous/cores.h"
 
@@ -47,9 +46,7 @@ Status RemoteStrategy::Serve() {
   Require(parameters_ != nullptr, "Bind before Serve");
   COHORT_RETURN_IF_ERROR(OpenData());
   saves_.CountFromHere();
-  if (survives_losses()) {
-    job_->BeginTraining();
-  }
+  job_->BeginTraining();
   COHORT_RETURN_IF_ERROR(Outlast([this] { return Look(); }));
   COHORT_RETURN_IF_ERROR(FinishLastRound());
   COHORT_RETURN_IF_ERROR(Refresh(/*everything=*/true));
@@ -135,6 +132,9 @@ Status RemoteStrategy::GoOn(const Status& error) {
 }
 
 Status RemoteStrategy::Surviving(const std::function<Status()>& fn) {
+  if (is_chief() && functions_) {
+    return SurvivingCalls(fn);
+  }
   for (Status status = fn(); !status.ok(); status = fn()) {
     COHORT_RETURN_IF_ERROR(GoOn(status));
     void_ = void_ || !work_stands_;
@@ -186,6 +186,10 @@ Status RemoteStrategy::Look() {
   if (rows_ == nullptr || !balancer_.Due()) {
     return {};
   }
+  std::unique_lock lock(recovery_mutex_, std::defer_lock);
+  if (functions_ && !lock.try_lock()) {
+    return {};  // another thread saves
+  }
   rows_->Wait();
   return job_->Explain(balancer_.Balance(*job_->rows(), tables_));
 }
@@ -230,51 +234,6 @@ Status RemoteStrategy::StopWork(const std::string& why) {
     return {};
   }
   return frozen.has_value() ? saves_.Save(std::move(*frozen)) : OkStatus();
-}
-
-Result<std::unique_ptr<Coordinator>> RemoteStrategy::MakeCoordinator(
-    const ScheduleOptions& options) {
-  if (!is_chief() || trains() || options_.consistency.synchronous()) {
-    return FailedPrecondition(
-        cluster().task.ToString() +
-        (options_.consistency.synchronous()
-             ? ": functions train apart from each other, and application is synchronous [apply "
-               "asynchronously]"
-             : " cannot call functions: a chief that does not train does [cohort launch -n 2 --ps "
-               "1 --chief -- PROGRAM]"));
-  }
-  Require(client_ != nullptr, "Bind before Coordinator::Create");
-  const auto recover = [this](const Status& why) {
-    const std::uint64_t seen = recoveries_;
-    return job_->coordinator()->recovering() ? GoOnAfter(why, seen) : OkStatus();
-  };
-  COHORT_ASSIGN_OR_RETURN(auto coordinator,
-                          ps::OpenFunctions(*job_->coordinator(), options, recover));
-  functions_ = true;
-  COHORT_RETURN_IF_ERROR(OpenData());
-  if (survives_losses()) {
-    job_->BeginTraining();
-  }
-  return coordinator;
-}
-
-Status RemoteStrategy::ServeFunctions(const Functions& functions) {
-  if (!trains() || is_chief() || options_.consistency.synchronous()) {
-    return FailedPrecondition(
-        cluster().task.ToString() +
-        " runs no functions: workers of an asynchronous job with a chief do [cohort launch -n 2 "
-        "--ps 1 --chief -- PROGRAM]");
-  }
-  Require(client_ != nullptr, "Bind before ServeFunctions");
-  return job_->Explain(
-      ps::RunFunctions(*job_->coordinator_client(), functions,
-                       {.index = job_->rank(), .count = static_cast<int>(job_->workers().size())},
-                       [this]() -> Status {
-                         for (Status status = Idle(); !status.ok(); status = Idle()) {
-                           COHORT_RETURN_IF_ERROR(GoOn(status));
-                         }
-                         return {};
-                       }));
 }
 
 // Only now: what the chief assigned to the servers before is what training starts from.
@@ -399,22 +358,18 @@ Status RemoteStrategy::PullState() {
   if (client_ == nullptr) {
     return {};
   }
-  if (is_chief() && !saves_.saving()) {
+  if (is_chief() && !functions_ && !saves_.saving()) {
     COHORT_RETURN_IF_ERROR(FinishLastRound());
   }
-  std::unique_lock lock(recovery_mutex_, std::defer_lock);
-  if (functions_) {
-    lock.lock();
-  }
-  Status status = client_->PullState(NewValues(), slots());
-  while (!status.ok() && functions_) {
-    COHORT_RETURN_IF_ERROR(GoOn(status));
-    ++recoveries_;
-    status = client_->PullState(NewValues(), slots());
-  }
-  ShowValues();
-  step_ = static_cast<std::int64_t>(client_->version());
-  return job_->Explain(status);
+  const auto pull = [this]() -> Status {
+    const Status status = client_->PullState(NewValues(), slots());
+    if (status.ok()) {
+      ShowValues();
+      step_ = static_cast<std::int64_t>(client_->version());
+    }
+    return status;
+  };
+  return job_->Explain(is_chief() && functions_ && !saves_here() ? SurvivingCalls(pull) : pull());
 }
 
 Status RemoteStrategy::PushState() {
@@ -424,7 +379,9 @@ Status RemoteStrategy::PushState() {
   if (replica_ != nullptr) {
     std::ranges::copy(parameters_->all(), NewValues().begin());
   }
-  if (!began_) {
+  if (functions_) {
+    saves_.Given(step_);
+  } else if (!began_) {
     saves_.BeginWith(parameters_->all(), slots(), step_);
   }
   return job_->Explain(saves_.Assign(parameters_->all(), slots(), step_));

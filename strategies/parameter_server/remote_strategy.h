@@ -6,11 +6,12 @@
 // those of dataset.h. This has them work together: a call that fails is looked at in GoOn, which
 // says whether the job goes on, and whether what was begun still stands.
 //
-// The class is in two files: remote_strategy_step.cc is the step, remote_strategy.cc the rest.
+// The class is in three files: remote_strategy_step.cc is the step, remote_strategy_calls.cc what
+// is different where the chief calls functions, remote_strategy.cc the rest.
 //
 // Thread rules: those of Strategy; lookups of rows come on the replica's stream (remote_rows.h). In
-// a chief that calls functions the threads that wait for these see to lost servers; of what else it
-// does beside, PullState alone excludes that.
+// a chief that calls functions the threads that wait for these see to lost servers, and save; of
+// what else it does beside, PullState alone excludes that.
 
 #pragma once
 
@@ -26,9 +27,11 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <utility>
 #include <vector>
 
+#include <cohort/strategies/coordinator.h>
 #include <cohort/strategies/parameter_server.h>
 
 #include "parameter_server/chief/progress_line.h"
@@ -92,7 +95,11 @@ class RemoteStrategy final : public ParameterServerStrategy {
     return saves_.SaveTable(table, files, path);
   }
   Status LoadTable(int table, FileSystem& files, const std::vector<std::string>& chain) override {
-    return saves_.LoadTable(table, files, chain, /*before_training=*/!began_);
+    const bool begun = began_ || functions_;
+    if (functions_) {
+      saves_.Given(step_);
+    }
+    return saves_.LoadTable(table, files, chain, /*before_training=*/!begun);
   }
   std::optional<std::int64_t> rows_saved_at() const override { return saves_.rows_saved_at(); }
   Status SaveTableChanges(int table, FileSystem& files, const std::string& path) override {
@@ -144,7 +151,16 @@ class RemoteStrategy final : public ParameterServerStrategy {
   Status FinishLastRound();
   Status Refresh(bool everything);
 
+  // remote_strategy_calls.cc: where the chief calls functions.
+  bool goes_back() const;
+  Status SaveCalls(const Coordinator::SaveFn& save, Deadline deadline);
+  Status SurvivingCalls(const std::function<Status()>& fn);
+  Status RecoverCalls(const Status& error, std::uint64_t seen);
+  bool saves_here() const { return saver_ == std::this_thread::get_id(); }
+  Result<bool> BeginCall(std::uint64_t epoch);
+
   // remote_strategy_step.cc: a step.
+  Result<StepResult> StepThrough(const DistributedBatch& batch, const StepFn& fn);
   // The result of one pass over `part`, which leaves gradients in sink_ if `train`.
   Result<ReplicaResult> Run(const data::Batch& part, const StepFn& fn, bool train);
   Status Drain();
@@ -169,10 +185,6 @@ class RemoteStrategy final : public ParameterServerStrategy {
            (backs_up() || options_.server_loss == ServerLoss::kReplica);
   }
   bool backs_up() const { return options_.consistency.backup_workers > 0; }
-  // Without going back: of functions that were called nothing is called again.
-  bool survives_losses() const {
-    return !functions_ || options_.server_loss != ServerLoss::kRollBack;
-  }
   bool global_mean() const { return options_.loss_scale == LossScale::kGlobalMean; }
 
   bool apart() const { return device_->memory_space() == MemorySpace::kDevice; }
@@ -221,12 +233,13 @@ class RemoteStrategy final : public ParameterServerStrategy {
   std::optional<data::Batch> next_;  // behind the one that was handed out last, where known
   bool idle_ = true;                 // no step since the last piece of work began
   int roll_backs_ = 0;
-  std::mutex recovery_mutex_;                  // of the chief
+  std::timed_mutex recovery_mutex_;            // of the chief
   std::atomic<std::uint64_t> recoveries_ = 0;  // there
+  std::atomic<std::thread::id> saver_{};       // the thread that is in Coordinator::Save, there
   bool work_stands_ = false;                   // after GoOn
-  bool void_ = false;       // the batch that was handed out last, by a roll-back since
+  bool void_ = false;       // the batch, or call, that was handed out last, by a roll-back since
   bool own_error_ = false;  // of the step function, or that servers do not come back
-  bool functions_ = false;  // are called, instead of data
+  bool functions_ = false;  // are called, instead of data, in the chief; in a worker, are run
   bool stopped_ = false;    // the coordinator hands out nothing more
   bool began_ = false;      // Serve was called, or the first epoch begun
 };

@@ -13,6 +13,18 @@
 namespace cohort {
 
 Result<StepResult> RemoteStrategy::Step(const DistributedBatch& batch, const StepFn& fn) {
+  const int roll_backs = roll_backs_;
+  Result<StepResult> result = StepThrough(batch, fn);
+  if (!functions_ || !result.ok() || (!void_ && roll_backs_ == roll_backs)) {
+    return result;
+  }
+  void_ = true;  // nobody brings the batch again, but the call as a whole
+  return Aborted(
+      "the servers went back to a save in the middle of this call: it runs again from its begin, "
+      "and no step that it makes now counts");
+}
+
+Result<StepResult> RemoteStrategy::StepThrough(const DistributedBatch& batch, const StepFn& fn) {
   const Range range(Phase::kStep, step_ + 1);
   Require(trains(), "Step where trains() holds");
   Require(sink_ != nullptr, "Bind before the first step");
@@ -62,10 +74,13 @@ Result<StepResult> RemoteStrategy::Evaluate(const DistributedBatch& batch, const
   if (fixed_ != nullptr) {
     fixed_->Keep(values());
   }
+  std::uint64_t seen = recoveries_;
   Result<ReplicaResult> mine = Run(batch.replicas[0], fn, /*train=*/false);
   while (!mine.ok() && !own_error_) {  // a server was lost while rows were looked up
-    COHORT_RETURN_IF_ERROR(GoOn(mine.status()));
+    COHORT_RETURN_IF_ERROR(is_chief() && functions_ ? RecoverCalls(mine.status(), seen)
+                                                    : GoOn(mine.status()));
     void_ = void_ || !work_stands_;
+    seen = recoveries_;
     mine = Run(batch.replicas[0], fn, /*train=*/false);
   }
   if (!mine.ok()) {

@@ -108,10 +108,15 @@ Result<GradScaler::State> ParseScaler(const io::CheckpointState& state, const st
 
 std::string TableFile(std::size_t table) { return "table-" + std::to_string(table) + ".rows"; }
 
+// Of the files beside the tensors `extra` too, where it is wanted.
 Result<io::CheckpointState> Read(Strategy& strategy, ParameterSet& parameters,
-                                 const io::CheckpointStore& store, std::uint64_t expected_seed) {
+                                 const io::CheckpointStore& store, std::uint64_t expected_seed,
+                                 ExtraFile* extra = nullptr, std::string* path = nullptr) {
   COHORT_ASSIGN_OR_RETURN(const auto checkpoint, store.OpenLatest());
   const io::CheckpointState& state = checkpoint->state();
+  if (path != nullptr) {
+    *path = checkpoint->path();
+  }
   if (state.seed != expected_seed) {
     return FailedPrecondition(
         fmt::format("{} is of seed {}, this run's seed is {} [give the same seed, or another "
@@ -123,6 +128,16 @@ Result<io::CheckpointState> Read(Strategy& strategy, ParameterSet& parameters,
         fmt::format("{} was written with the optimizer {}, this run's is {} [give the same "
                     "optimizer, or another checkpoint folder]",
                     checkpoint->path(), state.optimizer, strategy.optimizer()->config()));
+  }
+  if (extra != nullptr) {
+    const Result<std::string> file = checkpoint->File(extra->name);
+    if (!file.ok()) {
+      return FailedPrecondition(
+          fmt::format("{} has no file {}: it is not of a job whose chief calls functions [give "
+                      "another checkpoint folder]",
+                      checkpoint->path(), extra->name));
+    }
+    COHORT_ASSIGN_OR_RETURN(extra->content, ReadFile(store.files(), *file));
   }
   COHORT_RETURN_IF_ERROR(
       checkpoint->Read(io::CheckpointPart::kModel,
@@ -167,20 +182,25 @@ std::optional<std::int64_t> BaseOf(const Strategy& strategy, const ParameterSet&
 template <typename Slots>
 Result<std::string> Write(Strategy& strategy, const ParameterSet& parameters,
                           io::CheckpointStore store, const io::CheckpointState& state,
-                          int full_save_every, std::span<float> values, const Slots& slots) {
+                          int full_save_every, std::span<float> values, const Slots& slots,
+                          const ExtraFile* extra = nullptr) {
   const std::optional<std::int64_t> base =
       BaseOf(strategy, parameters, store, state, full_save_every);
-  std::vector<io::CheckpointFile> tables;
+  std::vector<io::CheckpointFile> files;
   for (std::size_t t = 0; t < parameters.tables().size(); ++t) {
-    tables.push_back({TableFile(t), [&, t](const std::string& to) {
-                        const int table = static_cast<int>(t);
-                        return base.has_value()
-                                   ? strategy.SaveTableChanges(table, store.files(), to)
-                                   : strategy.SaveTable(table, store.files(), to);
-                      }});
+    files.push_back({TableFile(t), [&, t](const std::string& to) {
+                       const int table = static_cast<int>(t);
+                       return base.has_value() ? strategy.SaveTableChanges(table, store.files(), to)
+                                               : strategy.SaveTable(table, store.files(), to);
+                     }});
+  }
+  if (extra != nullptr) {
+    files.push_back({extra->name, [&](const std::string& to) {
+                       return WriteFileAtomically(store.files(), to, extra->content);
+                     }});
   }
   return store.Save(state, ValueEntries<io::CheckpointSource>(parameters, values),
-                    SlotEntries<io::CheckpointSource>(strategy, parameters, slots), tables, base);
+                    SlotEntries<io::CheckpointSource>(strategy, parameters, slots), files, base);
 }
 
 io::CheckpointState WithScaler(Strategy& strategy, io::CheckpointState state) {
@@ -353,17 +373,41 @@ Result<io::CheckpointState> LoadSnapshot(Strategy& strategy, ParameterSet& param
   return state;
 }
 
+Result<std::string> WriteSnapshot(Strategy& strategy, ParameterSet& parameters,
+                                  const io::CheckpointStore& store,
+                                  const io::CheckpointState& state, int full_save_every,
+                                  const ExtraFile& extra) {
+  return Write(strategy, parameters, store, WithScaler(strategy, state), full_save_every,
+               parameters.all(), strategy.slots(), &extra);
+}
+
+Result<io::CheckpointState> ReadSnapshot(Strategy& strategy, ParameterSet& parameters,
+                                         const io::CheckpointStore& store,
+                                         std::uint64_t expected_seed, ExtraFile* extra,
+                                         std::string* path) {
+  Require(strategy.optimizer() != nullptr, "a strategy is bound before state is restored");
+  COHORT_ASSIGN_OR_RETURN(io::CheckpointState state,
+                          Read(strategy, parameters, store, expected_seed, extra, path));
+  COHORT_RETURN_IF_ERROR(strategy.SetStep(state.step));
+  COHORT_RETURN_IF_ERROR(strategy.PushState());
+  return state;
+}
+
+Status PrepareFolder(const io::CheckpointStore& store) {
+  FileSystem& files = store.files();
+  Status status = files.CreateDirectories(store.folder());
+  if (status.ok()) {
+    const std::string probe = store.folder() + "/.writable";
+    status = WriteFileAtomically(files, probe, "");
+    (void)files.RemoveAll(probe);
+  }
+  return status.Annotate("the checkpoint folder cannot be written to");
+}
+
 Status PrepareSnapshots(Strategy& strategy, const io::CheckpointStore& store) {
   Outcome outcome;
   if (strategy.is_chief()) {
-    FileSystem& files = store.files();
-    Status status = files.CreateDirectories(store.folder());
-    if (status.ok()) {
-      const std::string probe = store.folder() + "/.writable";
-      status = WriteFileAtomically(files, probe, "");
-      (void)files.RemoveAll(probe);
-    }
-    outcome.Set(status.Annotate("the checkpoint folder cannot be written to"));
+    outcome.Set(PrepareFolder(store));
   }
   COHORT_RETURN_IF_ERROR(ShareOutcome(strategy, outcome));
   return outcome.status();

@@ -68,6 +68,31 @@ Result<io::CheckpointState> LoadSnapshot(Strategy& strategy, ParameterSet& param
                                          const io::CheckpointStore& store,
                                          std::uint64_t expected_seed);
 
+// ---- By the chief alone
+// --------------------------------------------------------------------------
+
+// A file beside the tensors, which is not the strategy's.
+struct ExtraFile {
+  std::string name;
+  std::string content;
+};
+// Writes the state as it was pulled last; where that is.
+Result<std::string> WriteSnapshot(Strategy& strategy, ParameterSet& parameters,
+                                  const io::CheckpointStore& store,
+                                  const io::CheckpointState& state, int full_save_every,
+                                  const ExtraFile& extra);
+// As LoadSnapshot. The content of `extra` becomes what was saved under its name, `path` where.
+// FailedPrecondition, and nothing is given to the strategy: there is no such file.
+Result<io::CheckpointState> ReadSnapshot(Strategy& strategy, ParameterSet& parameters,
+                                         const io::CheckpointStore& store,
+                                         std::uint64_t expected_seed, ExtraFile* extra,
+                                         std::string* path);
+// Makes the folder; an error where it cannot be written to.
+Status PrepareFolder(const io::CheckpointStore& store);
+
+// ---- By all processes
+// ----------------------------------------------------------------------------
+
 // Every process calls, before what would be saved is done: an error on all where the chief cannot
 // write to the folder, which it makes.
 Status PrepareSnapshots(Strategy& strategy, const io::CheckpointStore& store);

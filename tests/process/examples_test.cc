@@ -556,17 +556,32 @@ TEST(Examples, CoordinatorWaitsForAWorkerToComeBack) {
   EXPECT_GT(LastNumber(cluster.Stdout("chief:0"), R"(piece 19: loss ([0-9.]+))"), 0);
 }
 
-TEST(Examples, CoordinatorEndsWithItsServers) {
+TEST(Examples, CoordinatorGoesBackWhereAServerIsLost) {
   ProcessCluster cluster;
-  cluster.StartTasks({{"chief", 1}, {"worker", 2}, {"ps", 1}}, {Bin("coordinator")},
-                     {{"OMP_NUM_THREADS", "1"}});
+  const std::string spec = cluster.StartTasks({{"chief", 1}, {"worker", 2}, {"ps", 1}},
+                                              {Bin("coordinator")}, {{"OMP_NUM_THREADS", "1"}});
   ASSERT_TRUE(cluster.WaitForOutput("worker:1", "piece ", std::chrono::minutes(1)));
   ASSERT_TRUE(cluster.Signal("ps:0", SIGKILL));
-  for (const char* name : {"chief:0", "worker:0", "worker:1"}) {
-    EXPECT_EQ(cluster.Wait(name, std::chrono::seconds(20)), ExitCode(Unavailable(""))) << name;
-    EXPECT_NE(cluster.Stderr(name).find("coordinator: Unavailable: ps:0"), std::string::npos)
-        << name;
+  EXPECT_EQ(cluster.Wait("ps:0", std::chrono::seconds(5)), 128 + SIGKILL);
+  cluster.Start("again", {Bin("coordinator")},
+                {{"OMP_NUM_THREADS", "1"},
+                 {"TF_CONFIG", R"({"cluster":)" + spec + R"(,"task":{"type":"ps","index":0}})"}});
+  for (const char* name : {"chief:0", "worker:0", "worker:1", "again"}) {
+    EXPECT_EQ(cluster.Wait(name, std::chrono::minutes(1)), 0) << name;
   }
+  EXPECT_NE(cluster.Stderr("chief:0").find("rolled back"), std::string::npos);
+  EXPECT_LT(LastNumber(cluster.Stdout("chief:0"), R"(piece 19: loss ([0-9.]+))"), 1.0);
+}
+
+// A job that is started again goes on from its save, here of all that there is to do.
+TEST(Examples, CoordinatorGoesOnFromItsSave) {
+  const TempDir folder;
+  std::vector<std::string> argv = Launch({"-n", "2", "--ps", "1", "--chief"});
+  argv.insert(argv.end(), {Bin("coordinator"), folder.path()});
+  EXPECT_GT(LastNumber(Output(argv), R"(piece 0: loss ([0-9.]+))"), 1.5);
+  const std::string again = Output(argv);
+  EXPECT_EQ(again.find("piece 14: "), std::string::npos) << again;
+  EXPECT_NE(again.find("20 of 20 pieces were done before"), std::string::npos) << again;
 }
 
 TEST(Examples, LibtorchGradients) {

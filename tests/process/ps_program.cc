@@ -9,7 +9,7 @@
 //              [--count [--floats N] [--rows-only]]
 //              [--step-ms N] [--partial|--replica] [--start POLICY] [--balance-ms N]
 //              [--full-save-every N] [--far] [--optimizer CONFIG] [--real] [--aging STEPS]
-//              [--rows CONFIG] [--functions]
+//              [--rows CONFIG] [--functions [--save-calls N]]
 //
 // --optimizer: Optimizer::config() of another than SGD with momentum.
 // --folder: the loop is Trainer::Fit, which saves there.
@@ -29,7 +29,10 @@
 // for so many steps; the chief says what is left of it. Also under sync.
 // --rows: another model, of a table under the rule CONFIG whose rows are admitted late and evicted
 // early; the chief says how many there are, and a digest of all that the table has.
-// --functions: the chief hands out no data, but calls a function for each 50 of the examples.
+// --functions: the chief hands out no data, but calls a function for each 50 of the examples; with
+// --folder it goes on from the save that is there.
+// --save-calls: and saves there when it has scheduled so many more and one has returned, while the
+// others run.
 // SIGTERM: with --folder, stops as an example does.
 // --hold-at: TASK says "holding" in that step function of its own, and never comes back from it.
 
@@ -60,6 +63,7 @@
 #include <cohort/strategies/parameter_server.h>
 #include <cohort/train/trainer.h>
 
+#include "process/ps_calls.h"
 #include "testing/far_device.h"
 #include "testing/integer_model.h"
 #include "testing/temp_dir.h"
@@ -98,6 +102,7 @@ struct Options {
   int aging = 0;
   std::string rows;
   bool functions = false;
+  int save_calls = 0;
   int balance_ms = 0;
   int full_save_every = 8;
   std::string partitioner = "pieces";
@@ -334,14 +339,14 @@ Status Train(const Options& options, ParameterServerStrategy& strategy, Distribu
   return {};
 }
 
-Status CallFunctions(const Options& options, ParameterServerStrategy& strategy) {
-  constexpr std::int64_t kOfACall = 50;
+Status CallFunctions(const Options& options, ParameterServerStrategy& strategy,
+                     ParameterSet& parameters) {
   if (strategy.is_chief()) {
-    COHORT_ASSIGN_OR_RETURN(const auto coordinator, Coordinator::Create(strategy));
-    for (std::int64_t begin = 0; begin < options.examples; begin += kOfACall) {
-      COHORT_RETURN_IF_ERROR(coordinator->Schedule("train", std::to_string(begin)).status());
-    }
-    return coordinator->Join(DeadlineAfter(std::chrono::minutes(1)));
+    return testing::CallAll(strategy, parameters,
+                            {.examples = options.examples,
+                             .folder = options.folder,
+                             .save_calls = options.save_calls,
+                             .full_save_every = options.full_save_every});
   }
   if (!strategy.trains()) {
     return {};
@@ -352,12 +357,13 @@ Status CallFunctions(const Options& options, ParameterServerStrategy& strategy) 
   Functions functions;
   functions.Add("train", [&](const std::string& text) -> Result<std::string> {
     const std::int64_t begin = std::stoll(text);
-    COHORT_ASSIGN_OR_RETURN(const auto batches,
-                            data.Iterate({.begin = begin, .end = begin + kOfACall}));
+    COHORT_ASSIGN_OR_RETURN(
+        const auto batches,
+        data.Iterate({.begin = begin, .end = begin + testing::kExamplesOfACall}));
     for (;;) {
       COHORT_ASSIGN_OR_RETURN(std::optional<data::Batch> batch, batches->Next());
       if (!batch.has_value()) {
-        return std::string();
+        return text;
       }
       DistributedBatch alone;
       alone.replicas.push_back(*std::move(batch));
@@ -433,6 +439,14 @@ Status RunWith(const Options& options, ParameterServerStrategy& strategy) {
     optimizer = Sgd({.learning_rate = static_cast<double>(options.batch)});
   }
   COHORT_RETURN_IF_ERROR(strategy.Bind(parameters, std::move(optimizer)));
+  if (options.functions) {
+    COHORT_RETURN_IF_ERROR(CallFunctions(options, strategy, parameters));
+    COHORT_RETURN_IF_ERROR(strategy.Serve());
+    if (strategy.is_chief()) {
+      COHORT_RETURN_IF_ERROR(Report(options, strategy, parameters));
+    }
+    return strategy.Shutdown();
+  }
   if (!options.folder.empty()) {
     int steps = 0;
     Trainer trainer(strategy, parameters,
@@ -447,14 +461,6 @@ Status RunWith(const Options& options, ParameterServerStrategy& strategy) {
                                     StepOf(options, strategy.cluster().task.ToString(), steps))
                                .status());
     AwaitGateIn("end", options, strategy);
-    if (strategy.is_chief()) {
-      COHORT_RETURN_IF_ERROR(Report(options, strategy, parameters));
-    }
-    return strategy.Shutdown();
-  }
-  if (options.functions) {
-    COHORT_RETURN_IF_ERROR(CallFunctions(options, strategy));
-    COHORT_RETURN_IF_ERROR(strategy.Serve());
     if (strategy.is_chief()) {
       COHORT_RETURN_IF_ERROR(Report(options, strategy, parameters));
     }
@@ -530,6 +536,7 @@ int main(int argc, char** argv) {
   app.add_option("--aging", options.aging);
   app.add_option("--rows", options.rows);
   app.add_flag("--functions", options.functions);
+  app.add_option("--save-calls", options.save_calls);
   app.add_option("--balance-ms", options.balance_ms);
   app.add_option("--full-save-every", options.full_save_every);
   app.add_option("--partitioner", options.partitioner);

@@ -3,19 +3,31 @@
 #include <algorithm>
 #include <iterator>
 #include <utility>
+#include <vector>
 
 namespace cohort::ps {
 
-ClosureQueue::ClosureQueue(int max_attempts, int in_flight, Log log)
-    : max_attempts_(max_attempts), in_flight_(in_flight), log_(std::move(log)) {
+ClosureQueue::ClosureQueue(int max_attempts, int in_flight, Log log, ClosureMemory memory)
+    : max_attempts_(max_attempts), in_flight_(in_flight), log_(std::move(log)), memory_(memory) {
   Require(max_attempts >= 1 && in_flight >= 1, "closures that are handed out at least once");
 }
 
 std::string ClosureQueue::NameOf(const Entry& entry) {
-  return entry.closure.function + " (" + std::to_string(entry.closure.id) + ")";
+  return entry.closure.function + " (" + std::to_string(entry.number) + ")";
+}
+
+std::size_t ClosureQueue::SizeOf(const Entry& entry) {
+  std::size_t bytes = 200 + entry.closure.function.size() + entry.closure.argument.size();
+  for (const PerWorkerDataset& dataset : entry.closure.data) {
+    bytes += sizeof(dataset) + dataset.name.size();
+  }
+  return bytes;
 }
 
 void ClosureQueue::End(Entry& entry, Status error, std::string value) {
+  if (entry.result == nullptr) {
+    return;
+  }
   entry.result->over = true;
   entry.result->error = std::move(error);
   entry.result->value = std::move(value);
@@ -25,9 +37,11 @@ std::shared_ptr<RemoteResult> ClosureQueue::Add(std::string function, std::strin
                                                 std::vector<PerWorkerDataset> data) {
   Entry entry;
   entry.closure = {.id = ++last_id_,
+                   .epoch = 0,
                    .function = std::move(function),
                    .argument = std::move(argument),
                    .data = std::move(data)};
+  entry.number = ++last_number_;
   entry.result = std::make_shared<RemoteResult>();
   waiting_.push_back(std::move(entry));
   return waiting_.back().result;
@@ -46,10 +60,11 @@ const Closure* ClosureQueue::Next(const TaskId& worker, std::span<const std::int
       return nullptr;
     }
   }
-  if (waiting_.empty()) {
+  if (waiting_.empty() || (holds_back_ && waiting_.front().number > begun_)) {
     return nullptr;
   }
   std::deque<Entry>& entries = held_[worker];
+  begun_ = std::max(begun_, waiting_.front().number);
   entries.push_back(std::move(waiting_.front()));
   waiting_.pop_front();
   return &entries.back().closure;
@@ -71,7 +86,9 @@ void ClosureQueue::Finish(const TaskId& worker, std::int64_t id, Result<std::str
     held_.erase(held);
   }
   if (outcome.ok()) {
+    owed_ -= entry.result == nullptr ? 1 : 0;
     End(entry, {}, std::move(outcome).value());
+    Remember(std::move(entry));
     return;
   }
   const Status why = outcome.status().Annotate(NameOf(entry) + " on " + worker.ToString());
@@ -100,7 +117,7 @@ void ClosureQueue::Lost(const TaskId& worker, const Status& why) {
 }
 
 void ClosureQueue::Again(Entry entry, const Status& why) {
-  if (!error_.ok()) {
+  if (!error_.ok() && entry.result != nullptr) {
     End(entry, Cancelled(NameOf(entry) + " was cancelled: " + error_.message()));
   } else if (entry.attempts >= max_attempts_) {
     Fail(entry, {why.code(), why.message() + ", the last of " + std::to_string(max_attempts_) +
@@ -112,28 +129,102 @@ void ClosureQueue::Again(Entry entry, const Status& why) {
 }
 
 void ClosureQueue::Fail(Entry& entry, const Status& error) {
-  End(entry, error);
+  Status why = error;
+  if (entry.result == nullptr) {
+    --owed_;
+    why = {error.code(), error.message() +
+                             ", when it ran again since the servers went back to a save: the "
+                             "values are without it"};
+  }
+  End(entry, why);
   if (error_.ok()) {
-    error_ = error;
-    CancelWaiting(error);
+    error_ = why;
+    CancelWaiting(why);
   }
 }
 
+// What runs again is not: its result was given out, so the values must have it.
 void ClosureQueue::CancelWaiting(const Status& why) {
+  std::deque<Entry> again;
   for (Entry& entry : waiting_) {
-    End(entry, Cancelled(NameOf(entry) + " was cancelled: " + why.message()));
+    begun_ = std::max(begun_, entry.number);
+    if (entry.result == nullptr) {
+      again.push_back(std::move(entry));
+    } else {
+      End(entry, Cancelled(NameOf(entry) + " was cancelled: " + why.message()));
+    }
   }
-  waiting_.clear();
+  waiting_ = std::move(again);
 }
 
 void ClosureQueue::Cancel(const Status& why) {
   CancelWaiting(why);
+  for (auto worker = held_.begin(); worker != held_.end();) {
+    std::deque<Entry> again;
+    for (Entry& entry : worker->second) {
+      if (entry.result == nullptr) {
+        again.push_back(std::move(entry));
+      } else {
+        End(entry, Cancelled(NameOf(entry) + " was cancelled: " + why.message()));
+      }
+    }
+    worker->second = std::move(again);
+    worker = worker->second.empty() ? held_.erase(worker) : std::next(worker);
+  }
+}
+
+void ClosureQueue::Remember(Entry entry) {
+  entry.result.reset();  // whoever wants it has it
+  entry.attempts = 0;
+  returned_bytes_ += SizeOf(entry);
+  const std::int64_t number = entry.number;
+  returned_.emplace(number, std::move(entry));
+  while (returned_.size() > memory_.calls || returned_bytes_ > memory_.bytes) {
+    const auto first = returned_.begin();
+    forgotten_ = std::max(forgotten_, first->first);
+    returned_bytes_ -= SizeOf(first->second);
+    returned_.erase(first);
+  }
+}
+
+std::size_t ClosureQueue::RollBack(std::int64_t number) {
+  std::vector<Entry> all;
+  const auto again = [this, &all](Entry entry) {
+    entry.closure.id = ++last_id_;
+    entry.attempts = 0;
+    all.push_back(std::move(entry));
+  };
+  const auto first = returned_.upper_bound(number);
+  for (auto returned = first; returned != returned_.end(); ++returned) {
+    returned_bytes_ -= SizeOf(returned->second);
+    again(std::move(returned->second));
+  }
+  returned_.erase(first, returned_.end());
+  const std::size_t had_returned = all.size();
+  owed_ += had_returned;
   for (auto& [worker, entries] : held_) {
     for (Entry& entry : entries) {
-      End(entry, Cancelled(NameOf(entry) + " was cancelled: " + why.message()));
+      if (!error_.ok() && entry.result != nullptr) {  // nothing else is begun before it is taken
+        End(entry, Cancelled(NameOf(entry) + " was cancelled: " + error_.message()));
+      } else {
+        again(std::move(entry));
+      }
     }
   }
   held_.clear();
+  std::ranges::move(waiting_, std::back_inserter(all));
+  std::ranges::sort(all, {}, &Entry::number);
+  waiting_.assign(std::make_move_iterator(all.begin()), std::make_move_iterator(all.end()));
+  return had_returned;
+}
+
+void ClosureQueue::Forget(std::int64_t number) {
+  const auto end = returned_.upper_bound(number);
+  for (auto returned = returned_.begin(); returned != end; ++returned) {
+    returned_bytes_ -= SizeOf(returned->second);
+  }
+  returned_.erase(returned_.begin(), end);
+  forgotten_ = std::max(forgotten_, number);
 }
 
 Status ClosureQueue::TakeError() { return std::exchange(error_, {}); }

@@ -5,6 +5,11 @@
 // worker held is handed out again, before anything new. An error of a closure itself cancels all
 // that waits and stays until it is taken; what workers hold then is not handed out again.
 //
+// Closures have numbers in the order in which they were added, and are begun in that order. Of
+// those that have returned well some are remembered: when what they did is undone, all behind a
+// number wait again (RollBack), in their order, under ids of their own, so that whoever still runs
+// one has no say any more. A result that was there stays; an error of the second run is an error.
+//
 // Not synchronised.
 
 #pragma once
@@ -32,17 +37,24 @@ struct RemoteResult {
 };
 
 struct Closure {
-  std::int64_t id = 0;  // from 1
+  std::int64_t id = 0;      // from 1; another one after a RollBack
+  std::uint64_t epoch = 0;  // of the servers, when it was handed out (Coordinator's)
   std::string function;
   std::string argument;
   std::vector<PerWorkerDataset> data;
+};
+
+// What is remembered at most of closures that have returned: the last of them.
+struct ClosureMemory {
+  std::size_t calls = 0;
+  std::size_t bytes = 0;  // names and arguments, and 200 for each
 };
 
 class ClosureQueue {
  public:
   // `max_attempts`: how often a closure may run, at least once. `in_flight`: how many a worker may
   // hold.
-  ClosureQueue(int max_attempts, int in_flight, Log log);
+  ClosureQueue(int max_attempts, int in_flight, Log log, ClosureMemory memory = {});
 
   // Owners: this queue until the closure is over, and the caller.
   std::shared_ptr<RemoteResult> Add(std::string function, std::string argument,
@@ -56,8 +68,27 @@ class ClosureQueue {
   void Finish(const TaskId& worker, std::int64_t id, Result<std::string> outcome);
   // What the worker held is free again.
   void Lost(const TaskId& worker, const Status& why);
-  // All that waits or runs is over with this error.
+  // All that waits or runs is over with this error, but for what runs again since a RollBack.
   void Cancel(const Status& why);
+
+  // While it holds back, nothing is handed out that had not been begun before.
+  void HoldBack(bool hold) { holds_back_ = hold; }
+  // Is everything over that was begun?
+  bool at_rest() const {
+    return held_.empty() && (waiting_.empty() || waiting_.front().number > begun_);
+  }
+  // All up to this number were begun, or are over.
+  std::int64_t begun() const { return begun_; }
+
+  bool remembers() const { return memory_.calls > 0; }
+  // Are all remembered that have returned behind this number?
+  bool CanRollBack(std::int64_t number) const { return number >= forgotten_; }
+  // Those wait again, and what is held does: what any of them did is undone. How many had returned.
+  std::size_t RollBack(std::int64_t number);
+  // No RollBack will be to before this number.
+  void Forget(std::int64_t number);
+  // That had returned before a RollBack, and have not again.
+  std::size_t owed() const { return owed_; }
 
   std::size_t waiting() const { return waiting_.size(); }
   std::size_t running() const;  // and held
@@ -71,21 +102,32 @@ class ClosureQueue {
  private:
   struct Entry {
     Closure closure;
-    std::shared_ptr<RemoteResult> result;
-    int attempts = 0;  // that have ended
+    std::int64_t number = 0;               // from 1, in the order in which they were added
+    std::shared_ptr<RemoteResult> result;  // null: it was there before a RollBack
+    int attempts = 0;                      // that have ended
   };
+  static std::size_t SizeOf(const Entry& entry);
   static std::string NameOf(const Entry& entry);
   static void End(Entry& entry, Status error, std::string value = {});
   void Fail(Entry& entry, const Status& error);
   void Again(Entry entry, const Status& why);
   void CancelWaiting(const Status& why);
+  void Remember(Entry entry);
 
   const int max_attempts_;
   const int in_flight_;
   const Log log_;
+  const ClosureMemory memory_;
   std::int64_t last_id_ = 0;
+  std::int64_t last_number_ = 0;
+  std::int64_t begun_ = 0;
   std::deque<Entry> waiting_;
   std::map<TaskId, std::deque<Entry>> held_;  // none is empty
+  std::map<std::int64_t, Entry> returned_;    // that are remembered, by number
+  std::size_t returned_bytes_ = 0;
+  std::int64_t forgotten_ = 0;  // of those up to this number some, or all, are not
+  std::size_t owed_ = 0;        // entries that wait or are held without a result to come
+  bool holds_back_ = false;
   Status error_;
 };
 

@@ -144,13 +144,24 @@ class Coordinator {
   // which FailedPrecondition refuses a second time, and the end. `recover`: where a server is lost,
   // Schedule, Join and Fetch call it, on their thread, and wait on; what it returns else is theirs.
   using Recover = std::function<Status(const Status& why)>;
-  Status OpenFunctions(int max_attempts, int in_flight, Recover recover = {});
+  // `memory`: of calls that have returned since what can be gone back to.
+  Status OpenFunctions(int max_attempts, int in_flight, Recover recover = {},
+                       ClosureMemory memory = {});
   Result<std::shared_ptr<RemoteResult>> Schedule(std::string function, std::string argument,
                                                  std::vector<PerWorkerDataset> data,
                                                  std::size_t max_waiting, Deadline deadline);
   Status Join(Deadline deadline);
   bool Idle() const;
   Result<std::string> Fetch(const RemoteResult& result, Deadline deadline);
+  // Begins no call until EndCallCut, and waits until those that were begun are over: so many, which
+  // are the first ones. Else nothing is cut: nothing, where a server is lost (`recover` is not
+  // called); a call's error, as of Join; or what ended the wait.
+  Result<std::optional<std::int64_t>> BeginCallCut(Deadline deadline);
+  void EndCallCut();
+  // Until no call that had returned before a roll-back has still to run again.
+  Status AwaitCallsAgain(Deadline deadline);
+  std::size_t calls_again() const;  // that have
+  // What waits is cancelled, but for those.
   void CloseFunctions();
   // The job has failed: Schedule, Join and Fetch no longer wait.
   void Fail(const Status& why);
@@ -237,7 +248,8 @@ class Coordinator {
   void Gone(std::unique_lock<std::mutex>& lock, std::uint64_t client);
   template <typename Ready>
   Status Await(std::unique_lock<std::mutex>& lock, Deadline deadline, const char* what,
-               const Ready& ready);
+               const Ready& ready, bool recovers = true);
+  void WarnOfForgotten();
   bool Stale(const Sender& sender) const { return recovering_ || sender.epoch != view_.epoch; }
   Result<EpochKey> Due(const EpochKey& asked, std::int64_t* first_batch);
   bool IsOver(const EpochKey& key) const;
@@ -267,6 +279,7 @@ class Coordinator {
   std::optional<ClosureQueue> closures_;  // from OpenFunctions on
   Recover recover_;                       // not changed from then on
   bool closures_closed_ = false;
+  bool forgotten_told_ = false;  // since the last save
   bool cutting_ = false;
   std::optional<std::int64_t> cut_due_;     // at so many steps
   bool cut_told_ = false;                   // WaitOver has returned for it

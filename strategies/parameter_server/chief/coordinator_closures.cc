@@ -6,7 +6,8 @@
 
 namespace cohort::ps {
 
-Status Coordinator::OpenFunctions(int max_attempts, int in_flight, Recover recover) {
+Status Coordinator::OpenFunctions(int max_attempts, int in_flight, Recover recover,
+                                  ClosureMemory memory) {
   {
     const std::lock_guard lock(mutex_);
     if (closures_.has_value()) {
@@ -15,7 +16,7 @@ Status Coordinator::OpenFunctions(int max_attempts, int in_flight, Recover recov
     if (rounds_.has_value()) {
       return FailedPrecondition("data is being handed out already [Create before Serve]");
     }
-    closures_.emplace(max_attempts, in_flight, options_.log);
+    closures_.emplace(max_attempts, in_flight, options_.log, memory);
     recover_ = std::move(recover);
   }
   changed_.notify_all();
@@ -47,10 +48,10 @@ void Coordinator::Fail(const Status& why) {
 // Until `ready`; else what ended the job, or DeadlineExceeded of `what`.
 template <typename Ready>
 Status Coordinator::Await(std::unique_lock<std::mutex>& lock, Deadline deadline, const char* what,
-                          const Ready& ready) {
+                          const Ready& ready, bool recovers) {
   Require(closures_.has_value(), "functions are open");
   for (;;) {
-    if (!server_loss_.ok() && failure_.ok() && recover_) {
+    if (recovers && !server_loss_.ok() && failure_.ok() && recover_) {
       const Status why = server_loss_;
       lock.unlock();
       Status well = recover_(why);
@@ -121,20 +122,81 @@ Result<std::string> Coordinator::Fetch(const RemoteResult& result, Deadline dead
   return result.error;
 }
 
+Result<std::optional<std::int64_t>> Coordinator::BeginCallCut(Deadline deadline) {
+  std::unique_lock lock(mutex_);
+  Require(closures_.has_value(), "functions are open");
+  closures_->HoldBack(true);
+  changed_.notify_all();  // what was returned is taken at once
+  Status status = Await(
+      lock, deadline, "Save",
+      [this] {
+        return recovering_ ||
+               (closures_->error().ok() ? closures_->at_rest() : closures_->running() == 0);
+      },
+      /*recovers=*/false);
+  if (status.ok() && !recovering_) {
+    status = closures_->TakeError();
+    if (status.ok() && closures_closed_) {  // what ran then was not awaited
+      status = FailedPrecondition("Save after Close");
+    }
+    if (status.ok()) {
+      return std::optional(closures_->begun());
+    }
+  }
+  closures_->HoldBack(false);
+  changed_.notify_all();
+  COHORT_RETURN_IF_ERROR(status);
+  return std::optional<std::int64_t>();
+}
+
+void Coordinator::EndCallCut() {
+  {
+    const std::lock_guard lock(mutex_);
+    closures_->HoldBack(false);
+  }
+  changed_.notify_all();
+}
+
+Status Coordinator::AwaitCallsAgain(Deadline deadline) {
+  std::unique_lock lock(mutex_);
+  return Await(lock, deadline, "the wait for calls that run again, since the servers went back,",
+               [this] { return closures_->owed() == 0; });
+}
+
+std::size_t Coordinator::calls_again() const {
+  const std::lock_guard lock(mutex_);
+  return closures_.has_value() ? closures_->owed() : 0;
+}
+
+// Once between two saves, where some calls are remembered.
+void Coordinator::WarnOfForgotten() {
+  if (forgotten_told_ || !closures_->remembers() || courses_.empty() ||
+      closures_->CanRollBack(courses_.back().calls)) {
+    return;
+  }
+  forgotten_told_ = true;
+  options_.log.Warning(
+      "more calls have returned since the last save than are remembered: until the next one the "
+      "loss of a server ends the job [Coordinator::Save more often, or raise "
+      "ScheduleOptions::max_kept_calls and max_kept_bytes]");
+}
+
 Result<ClosureReply> Coordinator::NextClosure(const Sender& sender,
                                               std::span<const std::int64_t> has, Duration wait) {
   const Deadline deadline = DeadlineAfter(wait);
   std::unique_lock lock(mutex_);
   for (;;) {
     COHORT_RETURN_IF_ERROR(workers_.Check(sender));
-    if (closures_closed_) {
+    if (closures_closed_ && closures_->owed() == 0) {
       return ClosureReply{.progress = Progress::kOver};
     }
     if (closures_.has_value()) {
       // So many calls are left for workers that have none.
       const std::size_t others = workers_.attached() - 1;
       if (const Closure* closure = closures_->Next(sender.task, has, others)) {
-        return ClosureReply{.progress = Progress::kGo, .closure = *closure};
+        ClosureReply reply{.progress = Progress::kGo, .closure = *closure};
+        reply.closure.epoch = view_.epoch;
+        return reply;
       }
     } else if (rounds_.has_value()) {
       return FailedPrecondition(
@@ -153,6 +215,7 @@ Status Coordinator::FinishClosure(const Sender& sender, std::int64_t id,
     COHORT_RETURN_IF_ERROR(workers_.Check(sender));
     if (closures_.has_value()) {
       closures_->Finish(sender.task, id, std::move(outcome));
+      WarnOfForgotten();
     }
   }
   changed_.notify_all();

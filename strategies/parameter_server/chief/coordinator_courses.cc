@@ -40,7 +40,8 @@ Status Coordinator::Open(std::int64_t step, std::uint64_t digest) {
     }
     COHORT_RETURN_IF_ERROR(workers_.CheckStranger());
     if (courses_.empty()) {
-      Course course = {.step = step, .digest = digest, .epochs = {}, .rounds = {}, .again = {}};
+      Course course = {
+          .step = step, .digest = digest, .epochs = {}, .rounds = {}, .again = {}, .calls = 0};
       course.rounds.emplace(static_cast<std::uint64_t>(step), workers_.Expected(),
                             options_.backup_workers);
       if (options_.journal != nullptr) {
@@ -112,7 +113,12 @@ ServerView Coordinator::AwaitView(std::uint64_t epoch, bool recovering, Duration
 
 Course Coordinator::CourseAt(std::int64_t step) const {
   const std::lock_guard lock(mutex_);
-  return {.step = step, .digest = 0, .epochs = epochs_, .rounds = rounds_, .again = again_};
+  return {.step = step,
+          .digest = 0,
+          .epochs = epochs_,
+          .rounds = rounds_,
+          .again = again_,
+          .calls = closures_.has_value() ? closures_->begun() : 0};
 }
 
 Status Coordinator::Remember(Course course) {
@@ -135,6 +141,10 @@ Status Coordinator::Remember(Course course) {
   courses_.push_back(std::move(course));
   if (courses_.size() > Journal::kMaxCourses) {
     courses_.pop_front();
+  }
+  if (closures_.has_value()) {
+    closures_->Forget(courses_.front().calls);
+    forgotten_told_ = false;
   }
   return {};
 }
@@ -246,6 +256,13 @@ Status Coordinator::GoBack(std::unique_lock<std::mutex>& lock, std::int64_t step
     return NotBeenThere(step);
   }
   const Course course = *found;
+  if (closures_.has_value() && !closures_->CanRollBack(course.calls)) {
+    return Unavailable(
+        "calls that have returned since the save of step " + std::to_string(step) +
+        " are not remembered any more, and cannot run again [Coordinator::Save more often, or "
+        "raise ScheduleOptions::max_kept_calls and max_kept_bytes; the job itself, started again, "
+        "goes on from that save]");
+  }
   std::map<EpochKey, std::int64_t> again = course.again;
   const auto add = [&](const EpochKey& key, std::int64_t first) {
     if (!course.epochs.contains(key)) {
@@ -284,6 +301,12 @@ Status Coordinator::GoBack(std::unique_lock<std::mutex>& lock, std::int64_t step
   rounds_->Restart(workers_.Expected());
   again_ = std::move(again);
   cutting_ = false;
+  if (closures_.has_value()) {
+    if (const std::size_t calls = closures_->RollBack(course.calls); calls > 0) {
+      options_.log.Warning(std::to_string(calls) +
+                           " calls that had returned since run again, their results stay");
+    }
+  }
   return {};
 }
 

@@ -163,6 +163,7 @@ class Service final : public Coordination::Service {
                       : got.progress == Progress::kOver ? NextClosureReply::NO_MORE
                                                         : NextClosureReply::WAIT);
       reply->set_id(got.closure.id);
+      reply->set_epoch(got.closure.epoch);
       reply->set_function(std::move(got.closure.function));
       reply->set_argument(std::move(got.closure.argument));
       for (PerWorkerDataset& dataset : got.closure.data) {
@@ -369,11 +370,15 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
     NextClosureReply reply;
     COHORT_RETURN_IF_ERROR(Call(
         [&](Stub& stub, grpc::ClientContext* c) { return stub.NextClosure(c, request, &reply); }));
-    ClosureReply closure = {
-        .progress = reply.kind() == NextClosureReply::CALL      ? Progress::kGo
-                    : reply.kind() == NextClosureReply::NO_MORE ? Progress::kOver
-                                                                : Progress::kWait,
-        .closure = {.id = reply.id(), .function = reply.function(), .argument = reply.argument()}};
+    ClosureReply closure = {.progress = reply.kind() == NextClosureReply::CALL ? Progress::kGo
+                                        : reply.kind() == NextClosureReply::NO_MORE
+                                            ? Progress::kOver
+                                            : Progress::kWait,
+                            .closure = {.id = reply.id(),
+                                        .epoch = reply.epoch(),
+                                        .function = reply.function(),
+                                        .argument = reply.argument(),
+                                        .data = {}}};
     for (const WorkerDataset& dataset : reply.data()) {
       closure.closure.data.push_back({.id = dataset.id(), .name = dataset.name()});
     }

@@ -139,7 +139,8 @@ Result<bool> Coordinator::WaitOver(Duration wait) {
   COHORT_RETURN_IF_ERROR(journal_failure_);
   if (workers_.Over(steady_clock::now())) {
     const bool left = std::any_of(again_.begin(), again_.end(),
-                                  [this](const auto& due) { return !IsOver(due.first); });
+                                  [this](const auto& due) { return !IsOver(due.first); }) ||
+                      (closures_.has_value() && closures_->owed() > 0);
     return left ? Result<bool>(Unavailable(
                       "the servers were rolled back when the workers had ended, and nobody is left "
                       "to train the steps since again [restart the job, which goes on from its "

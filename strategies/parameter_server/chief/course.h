@@ -39,6 +39,7 @@ struct Course {
   std::map<EpochKey, EpochCourse> epochs;
   std::optional<RoundTable> rounds;
   std::map<EpochKey, std::int64_t> again;  // due since a roll-back, with their first batches
+  std::int64_t calls = 0;                  // of functions: all up to this one are over
 };
 
 }  // namespace cohort::ps

@@ -168,8 +168,12 @@ CourseMessage ToMessage(const Course& course) {
 }
 
 Course CourseOf(const CourseMessage& message, int backup_workers) {
-  Course course = {
-      .step = message.step(), .digest = message.digest(), .epochs = {}, .rounds = {}, .again = {}};
+  Course course = {.step = message.step(),
+                   .digest = message.digest(),
+                   .epochs = {},
+                   .rounds = {},
+                   .again = {},
+                   .calls = 0};
   for (const EpochMessage& epoch : message.epochs()) {
     course.epochs.emplace(KeyOf(epoch.of()), EpochOf(epoch));
   }

@@ -18,8 +18,8 @@ constexpr std::size_t kMostDatasets = 16;
 
 class FunctionCoordinator final : public cohort::Coordinator {
  public:
-  FunctionCoordinator(ps::Coordinator& state, const ScheduleOptions& options)
-      : state_(state), options_(options) {}
+  FunctionCoordinator(ps::Coordinator& state, const ScheduleOptions& options, SaveCalls save)
+      : state_(state), options_(options), save_(std::move(save)) {}
   ~FunctionCoordinator() override { state_.CloseFunctions(); }
   FunctionCoordinator(const FunctionCoordinator&) = delete;
   FunctionCoordinator& operator=(const FunctionCoordinator&) = delete;
@@ -51,11 +51,17 @@ class FunctionCoordinator final : public cohort::Coordinator {
     Require(value.result() != nullptr, "Fetch of a value that Schedule returned");
     return state_.Fetch(*value.result(), deadline);
   }
+  Status Save(const SaveFn& save, Deadline deadline) override {
+    Require(save != nullptr, "Save with a function that saves");
+    return save_ ? save_(save, deadline)
+                 : FailedPrecondition("this coordinator has no servers to save");
+  }
   void Close() override { state_.CloseFunctions(); }
 
  private:
   ps::Coordinator& state_;
   const ScheduleOptions options_;
+  const SaveCalls save_;
   std::atomic<std::int64_t> datasets_{0};
 };
 
@@ -220,7 +226,8 @@ class HeldCalls {
 
 Result<std::unique_ptr<cohort::Coordinator>> OpenFunctions(Coordinator& state,
                                                            const ScheduleOptions& options,
-                                                           Coordinator::Recover recover) {
+                                                           Coordinator::Recover recover,
+                                                           SaveCalls save) {
   if (options.max_waiting < 1 || options.max_attempts < 1 || options.calls_in_flight < 1) {
     return InvalidArgument("a coordinator of " + std::to_string(options.max_waiting) +
                            " waiting calls, " + std::to_string(options.max_attempts) +
@@ -228,21 +235,29 @@ Result<std::unique_ptr<cohort::Coordinator>> OpenFunctions(Coordinator& state,
                            " calls in flight [each at least 1]");
   }
   COHORT_RETURN_IF_ERROR(
-      state.OpenFunctions(options.max_attempts, options.calls_in_flight, std::move(recover)));
-  return std::make_unique<FunctionCoordinator>(state, options);
+      state.OpenFunctions(options.max_attempts, options.calls_in_flight, std::move(recover),
+                          {.calls = options.max_kept_calls, .bytes = options.max_kept_bytes}));
+  return std::make_unique<FunctionCoordinator>(state, options, std::move(save));
 }
 
 Status RunFunctions(CoordinatorClient& coordinator, const Functions& functions,
-                    const InputPipeline& pipeline, const std::function<Status()>& idle) {
+                    const InputPipeline& pipeline, const CallHooks& hooks) {
   WorkerDatasets datasets(functions, pipeline);
   HeldCalls calls(coordinator);
   for (;;) {
-    if (idle && !calls.ready()) {
-      COHORT_RETURN_IF_ERROR(idle());
+    if (hooks.idle && !calls.ready()) {
+      COHORT_RETURN_IF_ERROR(hooks.idle());
     }
     COHORT_ASSIGN_OR_RETURN(const std::optional<Closure> closure, calls.Next());
     if (!closure.has_value()) {
       return {};
+    }
+    if (hooks.begin) {
+      COHORT_ASSIGN_OR_RETURN(const bool counts, hooks.begin(closure->epoch));
+      if (!counts) {
+        calls.Finish(closure->id, Aborted("it was not begun: the servers have gone back since"));
+        continue;
+      }
     }
     const Result<std::vector<data::BatchIterator*>> data = datasets.Of(*closure);
     Result<std::string> outcome =

@@ -2,9 +2,11 @@
 
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 
+#include <cohort/core/clock.h>
 #include <cohort/core/status.h>
 #include <cohort/strategies/coordinator.h>
 
@@ -13,15 +15,26 @@
 namespace cohort::ps {
 
 // Opens and, in the end, closes the functions of `state`, which must outlive it. `recover`: as
-// Coordinator::OpenFunctions has it.
+// Coordinator::OpenFunctions has it. `save`: what its Save is; empty: FailedPrecondition.
+using SaveCalls = std::function<Status(const cohort::Coordinator::SaveFn& save, Deadline deadline)>;
 Result<std::unique_ptr<cohort::Coordinator>> OpenFunctions(Coordinator& state,
                                                            const ScheduleOptions& options,
-                                                           Coordinator::Recover recover = {});
+                                                           Coordinator::Recover recover = {},
+                                                           SaveCalls save = {});
+
+// What a worker's strategy does about calls.
+struct CallHooks {
+  // Before each wait for a call.
+  std::function<Status()> idle;
+  // Before a call that was handed out in that epoch of the servers. False: what it did would be
+  // undone, or has been, and it runs again elsewhere; it is not run.
+  std::function<Result<bool>(std::uint64_t epoch)> begin;
+};
 
 // Until the coordinator ends. Functions run on this thread, one at a time; calls are fetched, and
-// results told, on two others meanwhile. Errors are those of `coordinator`.
-// `pipeline`: for which this worker makes data sets. `idle`: runs before each wait for a call.
+// results told, on two others meanwhile. Errors are those of `coordinator` and of the hooks.
+// `pipeline`: for which this worker makes data sets.
 Status RunFunctions(CoordinatorClient& coordinator, const Functions& functions,
-                    const InputPipeline& pipeline = {}, const std::function<Status()>& idle = {});
+                    const InputPipeline& pipeline = {}, const CallHooks& hooks = {});
 
 }  // namespace cohort::ps

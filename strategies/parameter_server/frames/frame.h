@@ -16,7 +16,7 @@ namespace cohort::ps {
 
 // Of what processes of a job say to each other: another one is refused by Declare, which comes
 // first. To be raised with every change that the other side must know of.
-inline constexpr std::uint32_t kProtocol = 6;
+inline constexpr std::uint32_t kProtocol = 7;
 
 inline constexpr std::int64_t kMaxPayloadBytes = std::int64_t{4} << 20;
 inline constexpr std::size_t kMaxHeaderBytes = std::size_t{4} << 20;

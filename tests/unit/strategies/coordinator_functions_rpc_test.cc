@@ -250,6 +250,34 @@ TEST_F(RemoteFunctionsTest, ErrorsAndBytesOfAnySizeTravel) {
   EXPECT_TRUE(served.get().ok()) << "errors of functions are the chief's";
 }
 
+// The servers have gone back since it was handed out, and the worker knows.
+TEST_F(RemoteFunctionsTest, ACallThatDoesNotCountIsNotBegun) {
+  state_.SetView(3, {});
+  std::atomic<int> runs = 0;
+  Functions functions;
+  functions.Add("count", [&](const std::string&) { return std::to_string(++runs); });
+  int asked = 0;
+  CallHooks hooks;
+  hooks.begin = [&](std::uint64_t epoch) -> Result<bool> {
+    EXPECT_EQ(epoch, 3U) << "in which it was handed out";
+    ++asked;
+    if (asked == 3) {
+      return Unavailable("ps:0 is gone");
+    }
+    return asked == 2;
+  };
+  const auto worker = NewWorker(0);
+  auto served =
+      std::async(std::launch::async, [&] { return RunFunctions(*worker, functions, {}, hooks); });
+  const RemoteValue value = OrThrow(coordinator_->Schedule("count", ""));
+  EXPECT_EQ(OrThrow(coordinator_->Fetch(value, DeadlineAfter(kPatience))), "1");
+  EXPECT_EQ(runs, 1);
+  OrThrow(coordinator_->Schedule("count", ""));
+  EXPECT_EQ(served.get(), Unavailable("ps:0 is gone"));
+  EXPECT_EQ(runs, 1);
+  EXPECT_EQ(asked, 3);
+}
+
 TEST_F(RemoteFunctionsTest, AbortEndsTheWorkersWait) {
   const auto worker = NewWorker(0);
   const Functions none;

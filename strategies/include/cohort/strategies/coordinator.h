@@ -23,6 +23,14 @@
 // runs it again, and what else the lost one held. What the first run pushed to the servers stays.
 // Its result counts exactly once.
 //
+// Save keeps what the servers have at a point between two calls (CheckpointManager,
+// cohort/train/checkpoint_manager.h, makes a checkpoint of it, and restores the job from it). Where
+// a server is lost under ServerLoss::kRollBack, all go back to the last save, or to what the job
+// began with, and every call that has returned since, or was under way, runs again, in the order
+// scheduled: each is in the values once. A result that was there stays, as the first run had it; a
+// second run that fails is an error as any other. In a call whose servers go back Step returns
+// Aborted from then on, which the function returns.
+//
 // Any other error of a function cancels all that waits, is returned once, by the next Schedule,
 // Join or Fetch and when no worker holds a call any more, and is then forgotten: the coordinator
 // goes on.
@@ -40,6 +48,7 @@
 
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <map>
 #include <memory>
@@ -120,13 +129,20 @@ struct ScheduleOptions {
   // That a worker holds at a time: one runs, the others wait there. A worker that has one gets no
   // further ones of the last few, which are left for the others.
   int calls_in_flight = 2;
+  // Of the calls that have returned since the oldest save that the servers could go back to, of the
+  // last 8, the chief remembers this many at most, and these bytes of names and arguments (200 more
+  // for each), to run them again. Where more have returned since the last save it warns, once, and
+  // until the next one the loss of a server ends the job: Unavailable. 0: none are.
+  std::size_t max_kept_calls = 262'144;
+  std::size_t max_kept_bytes = std::size_t{256} << 20;
 };
 
 // Thread rules: all methods from any thread. Waits also end with what failed the job (a server, or
-// the lack of any worker for the strategy's join_timeout: Unavailable, naming it). Under
-// ServerLoss::kPartial and kReplica Schedule, Join and Fetch wait for another process in a lost
-// server's place, and give it its part: then they take up to rejoin_grace longer, and other threads
-// use the strategy for nothing but PullState.
+// the lack of any worker for the strategy's join_timeout: Unavailable, naming it). Schedule, Join,
+// Fetch and Save wait for another process in a lost server's place, and give it its part: then they
+// take up to rejoin_grace longer, and other threads use the strategy, and the parameters, for
+// nothing but PullState. That waits until calls that run again have, for at most
+// collective_timeout: DeadlineExceeded [Join, then PullState].
 class Coordinator {
  public:
   // As Close.
@@ -155,15 +171,28 @@ class Coordinator {
   // The call's result, as often as asked. The error of a call that failed; Cancelled if it was
   // cancelled because another failed.
   virtual Result<std::string> Fetch(const RemoteValue& value, Deadline deadline) = 0;
+  // Keeps what the servers have at a point between two calls: begins none, waits until those that
+  // were begun are over, has every server keep a snapshot (a call to each, whatever it holds), and
+  // lets calls go on while `save` runs, on this thread. What `save` has of the strategy (PullState,
+  // SaveTable) is the snapshot's; `calls`: how many of those that were scheduled are over, which
+  // are the first ones, and in it. It uses nothing of this object.
+  //
+  // The error of `save`, which ends nothing, or of a call, as Join, and then nothing was saved.
+  // DeadlineExceeded names what runs where; writing has no deadline. With a way back to it
+  // (SavePlan::restore) it is what servers go back to. FailedPrecondition after Close.
+  using SaveFn = std::function<Status(std::int64_t calls)>;
+  virtual Status Save(const SaveFn& save, Deadline deadline) = 0;
   // No more functions: what waits is Cancelled, what runs is not awaited, and workers'
-  // ServeFunctions return OK.
+  // ServeFunctions return OK; but what runs again after a roll-back still does, and as long a lost
+  // server can be replaced.
   virtual void Close() = 0;
 };
 
 // On a worker, after Bind: runs functions on this thread until the coordinator ends. They may use
 // the strategy: Step, with batches of their own making. An error of a function goes to the chief
 // and is not this call's; an error is what failed the job or separates this worker from it.
-// FailedPrecondition as for Create, or where the chief serves without a coordinator.
+// FailedPrecondition as for Create, or where the chief serves without a coordinator. Unavailable
+// where the chief is lost, also where it keeps a journal: restart the job, from its last save.
 Status ServeFunctions(Strategy& strategy, const Functions& functions);
 
 }  // namespace cohort

@@ -53,7 +53,7 @@ struct CommunicationOptions {
 
 // What becomes of a job that loses a parameter server, when another process takes its place.
 enum class ServerLoss {
-  kRollBack,  // all servers, and the place in the data, go back to the last save
+  kRollBack,  // all servers, and the place in the data or in the calls, go back to the last save
   // The one that was lost gets its part of the last save, the others go on as they are: what it had
   // been sent since is lost, and counted. With asynchronous application only.
   kPartial,

@@ -1,0 +1,142 @@
+// RemoteStrategy where the chief calls functions: in the chief, saves and lost servers beside its
+// waits for calls; in a worker, calls whose servers go back.
+#include <exception>
+#include <utility>
+
+#include "parameter_server/chief/remote_functions.h"
+#include "parameter_server/remote_strategy.h"
+
+namespace cohort {
+
+Result<std::unique_ptr<Coordinator>> RemoteStrategy::MakeCoordinator(const ScheduleOptions& asked) {
+  if (!is_chief() || trains() || options_.consistency.synchronous()) {
+    return FailedPrecondition(
+        cluster().task.ToString() +
+        (options_.consistency.synchronous()
+             ? ": functions train apart from each other, and application is synchronous [apply "
+               "asynchronously]"
+             : " cannot call functions: a chief that does not train does [cohort launch -n 2 --ps "
+               "1 --chief -- PROGRAM]"));
+  }
+  Require(client_ != nullptr, "Bind before Coordinator::Create");
+  ScheduleOptions options = asked;
+  if (!goes_back()) {
+    options.max_kept_calls = 0;
+  }
+  const auto recover = [this](const Status& why) {
+    const std::uint64_t seen = recoveries_;
+    return job_->coordinator()->recovering() ? GoOnAfter(why, seen) : OkStatus();
+  };
+  COHORT_ASSIGN_OR_RETURN(
+      auto coordinator,
+      ps::OpenFunctions(*job_->coordinator(), options, recover,
+                        [this](const Coordinator::SaveFn& save, Deadline deadline) {
+                          return SaveCalls(save, deadline);
+                        }));
+  functions_ = true;
+  COHORT_RETURN_IF_ERROR(OpenData());
+  job_->BeginTraining();
+  return coordinator;
+}
+
+// Is it possible that all servers go back?
+bool RemoteStrategy::goes_back() const {
+  const bool of_copies =
+      options_.server_loss == ServerLoss::kReplica && options_.consistency.bounded();
+  return options_.rejoin_grace.count() > 0 &&
+         (options_.server_loss == ServerLoss::kRollBack || of_copies);
+}
+
+Status RemoteStrategy::SaveCalls(const Coordinator::SaveFn& save, Deadline deadline) {
+  const auto guarded = [&save](std::int64_t calls) -> Status {
+    try {
+      return save(calls);
+    } catch (const StatusError& error) {
+      return error.status();
+    } catch (const std::exception& error) {
+      return Internal(std::string("exception: ") + error.what());
+    }
+  };
+  for (;;) {
+    const std::unique_lock lock(recovery_mutex_, deadline);
+    if (!lock.owns_lock()) {
+      return DeadlineExceeded(
+          "Save at its deadline: another thread saves, or waits for a server that was lost");
+    }
+    Status outcome;
+    saver_ = std::this_thread::get_id();
+    const Status status = saves_.SaveCalls(guarded, deadline, &outcome);
+    saver_ = std::thread::id();
+    if (status.ok()) {
+      return outcome;
+    }
+    COHORT_RETURN_IF_ERROR(GoOn(status));
+    ++recoveries_;
+  }
+}
+
+// With what all calls did that had returned, also where servers have gone back since.
+Status RemoteStrategy::SurvivingCalls(const std::function<Status()>& fn) {
+  ps::Coordinator& coordinator = *job_->coordinator();
+  for (;;) {
+    if (coordinator.calls_again() > 0) {
+      COHORT_RETURN_IF_ERROR(
+          coordinator.AwaitCallsAgain(DeadlineAfter(options_.collective_timeout)));
+    }
+    const std::lock_guard lock(recovery_mutex_);
+    if (coordinator.calls_again() > 0) {
+      continue;  // another thread has brought the servers back meanwhile
+    }
+    const Status status = fn();
+    if (status.ok()) {
+      return {};
+    }
+    COHORT_RETURN_IF_ERROR(GoOn(status));
+    ++recoveries_;
+  }
+}
+
+Status RemoteStrategy::RecoverCalls(const Status& error, std::uint64_t seen) {
+  COHORT_RETURN_IF_ERROR(GoOnAfter(error, seen));
+  return job_->coordinator()->AwaitCallsAgain(DeadlineAfter(options_.collective_timeout));
+}
+
+Status RemoteStrategy::ServeFunctions(const Functions& functions) {
+  if (!trains() || is_chief() || options_.consistency.synchronous()) {
+    return FailedPrecondition(
+        cluster().task.ToString() +
+        " runs no functions: workers of an asynchronous job with a chief do [cohort launch -n 2 "
+        "--ps 1 --chief -- PROGRAM]");
+  }
+  Require(client_ != nullptr, "Bind before ServeFunctions");
+  functions_ = true;
+  job_->NeedChief();
+  const ps::CallHooks hooks = {.idle = [this]() -> Status {
+                                 for (Status status = Idle(); !status.ok(); status = Idle()) {
+                                   COHORT_RETURN_IF_ERROR(GoOn(status));
+                                 }
+                                 return {};
+                               },
+                               .begin = [this](std::uint64_t epoch) { return BeginCall(epoch); }};
+  const Status status = job_->Explain(ps::RunFunctions(
+      *job_->coordinator_client(), functions,
+      {.index = job_->rank(), .count = static_cast<int>(job_->workers().size())}, hooks));
+  if (!status.ok() && job_->LostChief()) {
+    return {status.code(), status.message() +
+                               " [a chief that calls functions is not replaced: restart the job, "
+                               "which goes on from its last Coordinator::Save]"};
+  }
+  return status;
+}
+
+// Of a call that was handed out in that epoch of the servers: does it count? This process may not
+// know of the epoch yet, or of a later one that undoes what was handed out before it.
+Result<bool> RemoteStrategy::BeginCall(std::uint64_t epoch) {
+  while (epoch > job_->epoch()) {
+    COHORT_RETURN_IF_ERROR(GoOn(Unavailable("the servers are in another epoch")));
+  }
+  void_ = job_->rolled_back() > epoch;
+  return !void_;
+}
+
+}  // namespace cohort

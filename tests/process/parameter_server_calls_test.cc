@@ -1,0 +1,153 @@
+// Jobs whose chief calls functions, and saves while these run: started again they go on from the
+// save, and when a server is lost they go back to it. Each example is in the values, and in its
+// row, once.
+
+#include <algorithm>
+#include <csignal>
+#include <string>
+#include <vector>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "process/ps_job.h"
+#include "testing/temp_dir.h"
+
+namespace cohort::testing {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+const Tasks kThreeServers = {{"chief", 1}, {"worker", 2}, {"ps", 3}};
+
+std::string NameOf(const ::testing::TestParamInfo<std::string>& consistency) {
+  std::string name = consistency.param;
+  std::ranges::replace(name, ':', '_');
+  return name;
+}
+
+// 40 calls of five steps each.
+std::vector<std::string> Calls(const std::string& consistency, std::vector<std::string> more) {
+  more.insert(more.end(), {"--functions", "--floats", "5", "--step-ms", "3"});
+  return Arguments(consistency, 1, more);
+}
+
+void ExpectEachOnce(const Job& job, const std::string& chief) {
+  const std::string out = job.cluster.Stdout(chief);
+  EXPECT_THAT(out, HasSubstr("counted 2000, each 1 to 1 times"));
+  EXPECT_THAT(out, HasSubstr("rows counted 2000"));
+  EXPECT_THAT(out, HasSubstr("more counted 2000 to 2000"));
+}
+
+class CallsGoBack : public ::testing::TestWithParam<std::string> {};
+
+// worker:0 is in the middle of a call, which waits at the gate until the servers have gone back.
+TEST_P(CallsGoBack, ToWhatTheJobBeganWith) {
+  Job job(Calls(GetParam(), {}), /*gate_at=*/33);
+  ASSERT_TRUE(job.cluster.WaitForOutput("worker:1", "step 21 ", kPatience));
+  job.Kill("ps:1");
+  job.Replace(1, "again");
+  ASSERT_TRUE(job.cluster.WaitForOutput("chief:0", "to step 0; the job goes on after", kPatience));
+  EXPECT_THAT(job.cluster.Stderr("chief:0"),
+              HasSubstr("calls that had returned since run again, their results stay"));
+  job.OpenGate();
+  job.ExpectCodes();
+  ExpectEachOnce(job, "chief:0");
+  EXPECT_THAT(job.cluster.Stdout("chief:0"), HasSubstr("fetched 40 results"));
+}
+
+TEST_P(CallsGoBack, ToTheLastSave) {
+  const TempDir folder;
+  Job job(Calls(GetParam(), {"--folder", folder.path(), "--save-calls", "10"}), /*gate_at=*/63);
+  ASSERT_TRUE(job.cluster.WaitForOutput("chief:0", "saved after ", kPatience));
+  ASSERT_TRUE(job.cluster.WaitForOutput("worker:1", "step 21 ", kPatience));
+  job.Kill("ps:1");
+  job.Replace(1, "again");
+  ASSERT_TRUE(job.cluster.WaitForOutput("chief:0", "; the job goes on after", kPatience));
+  EXPECT_THAT(job.cluster.Stderr("chief:0"), Not(HasSubstr("to step 0;")));
+  job.OpenGate();
+  job.ExpectCodes();
+  ExpectEachOnce(job, "chief:0");
+  EXPECT_THAT(job.cluster.Stdout("chief:0"), HasSubstr("fetched 40 results"));
+}
+
+INSTANTIATE_TEST_SUITE_P(ParameterServerCallsTest, CallsGoBack, ::testing::Values("async", "ssp:2"),
+                         NameOf);
+
+// Two servers in turn; the second is lost in the epoch that the first one's loss has begun.
+TEST(ParameterServerCallsTest, TheServersGoBackTwice) {
+  Job job(Calls("async", {}), /*gate_at=*/63);
+  ASSERT_TRUE(job.cluster.WaitForOutput("worker:1", "step 11 ", kPatience));
+  job.Kill("ps:0");
+  job.Replace(0, "again0");
+  ASSERT_TRUE(job.cluster.WaitForOutput("worker:1", "goes on in epoch 2", kPatience));
+  job.Kill("ps:1");
+  job.Replace(1, "again1");
+  ASSERT_TRUE(job.cluster.WaitForOutput("worker:1", "goes on in epoch 3", kPatience));
+  job.OpenGate();
+  job.ExpectCodes();
+  ExpectEachOnce(job, "chief:0");
+}
+
+// Every process is killed while calls run, and the job started again on more servers.
+class CallsThatAreKilled : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(CallsThatAreKilled, GoOnFromTheSaveOnAnotherNumberOfServers) {
+  const TempDir folder;
+  const std::vector<std::string> argv =
+      Calls(GetParam(), {"--folder", folder.path(), "--save-calls", "10"});
+  Job killed(argv, /*gate_at=*/63);
+  ASSERT_TRUE(killed.cluster.WaitForOutput("chief:0", "saved after ", kPatience));
+  ASSERT_TRUE(killed.cluster.WaitForOutput("worker:1", "step 21 ", kPatience));
+  for (const std::string& task : killed.cluster.names()) {
+    ASSERT_TRUE(killed.cluster.Signal(task, SIGKILL)) << task;
+    killed.Expect(task, kKilled);
+  }
+  killed.ExpectCodes();
+  EXPECT_THAT(killed.cluster.Stdout("chief:0"), HasSubstr("goes on after 0 calls"));
+  Job again(argv, /*gate_at=*/0, kThreeServers);
+  again.ExpectCodes();
+  EXPECT_THAT(again.cluster.Stdout("chief:0"), Not(HasSubstr("goes on after 0 calls")));
+  ExpectEachOnce(again, "chief:0");
+}
+
+INSTANTIATE_TEST_SUITE_P(ParameterServerCallsTest, CallsThatAreKilled,
+                         ::testing::Values("async", "ssp:2"), NameOf);
+
+TEST(ParameterServerCallsTest, ThatNobodyComesInItsPlaceIsSaidWithItsName) {
+  Job job(Calls("async", {"--rejoin-ms", "500"}), /*gate_at=*/33);
+  ASSERT_TRUE(job.cluster.WaitForOutput("worker:1", "step 21 ", kPatience));
+  job.Kill("ps:1");
+  job.OpenGate();
+  for (const char* name : {"chief:0", "worker:0", "worker:1", "ps:0"}) {
+    EXPECT_EQ(job.cluster.Wait(name, kPatience), kPeerLost) << name;
+    EXPECT_THAT(job.cluster.Stderr(name),
+                HasSubstr("no other process has taken its place within 0.5 s (rejoin_grace) [start "
+                          "ps:1 again"))
+        << name;
+  }
+}
+
+// Also one with a journal, for which the servers wait in vain.
+TEST(ParameterServerCallsTest, TheChiefIsNotReplaced) {
+  const TempDir folder;
+  Job job(Calls("async", {"--folder", folder.path(), "--save-calls", "10", "--rejoin-ms", "500"}),
+          /*gate_at=*/63);
+  ASSERT_TRUE(job.cluster.WaitForOutput("chief:0", "saved after ", kPatience));
+  ASSERT_TRUE(job.cluster.WaitForOutput("worker:1", "step 21 ", kPatience));
+  job.Kill("chief:0");
+  job.OpenGate();
+  for (const char* name : {"worker:0", "worker:1", "ps:0", "ps:1"}) {
+    EXPECT_EQ(job.cluster.Wait(name, kPatience), kPeerLost) << name;
+    EXPECT_THAT(job.cluster.Stderr(name), HasSubstr("chief:0")) << name;
+  }
+  for (const char* name : {"worker:0", "worker:1"}) {
+    EXPECT_THAT(job.cluster.Stderr(name), HasSubstr("a chief that calls functions is not replaced: "
+                                                    "restart the job"))
+        << name;
+  }
+}
+
+}  // namespace
+}  // namespace cohort::testing

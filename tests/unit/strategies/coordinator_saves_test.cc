@@ -1,0 +1,386 @@
+// Functions that the chief calls, where the job is saved, and where servers go back to a save: the
+// queue, and the chief's waits.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <future>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <cohort/strategies/coordinator.h>
+
+#include "parameter_server/chief/closure_queue.h"
+#include "parameter_server/chief/coordinator.h"
+#include "parameter_server/chief/remote_functions.h"
+
+namespace cohort::ps {
+namespace {
+
+using std::chrono::milliseconds;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+constexpr milliseconds kAtOnce{0};
+constexpr std::chrono::minutes kPatience{1};
+
+TaskId Worker(int index) { return {TaskType::kWorker, index}; }
+Sender Process(int index, std::uint64_t incarnation) {
+  return {.task = Worker(index), .incarnation = incarnation};
+}
+std::int64_t IdOf(const Closure* closure) { return closure == nullptr ? 0 : closure->id; }
+
+// ---- ClosureQueue, when what was done is undone -------------------------------------------------
+
+constexpr ClosureMemory kEnough{.calls = 100, .bytes = 100'000};
+
+// The worker runs the next call, which is of that argument.
+void RunNext(ClosureQueue& queue, int worker, const std::string& argument,
+             const Result<std::string>& outcome) {
+  const Closure* const closure = queue.Next(Worker(worker));
+  ASSERT_NE(closure, nullptr) << argument;
+  EXPECT_EQ(closure->argument, argument);
+  queue.Finish(Worker(worker), closure->id, outcome);
+}
+
+TEST(ClosureQueueRollBack, AllBehindItRunAgainInTheirOrderAndResultsStay) {
+  ClosureQueue queue(10, 2, Log(), kEnough);
+  std::vector<std::shared_ptr<RemoteResult>> results;
+  for (const char* argument : {"a", "b", "c", "d", "e"}) {
+    results.push_back(queue.Add("train", argument));
+  }
+  RunNext(queue, 0, "a", std::string("1"));
+  const std::int64_t b = IdOf(queue.Next(Worker(0)));
+  RunNext(queue, 1, "c", std::string("3"));
+  const std::int64_t d = IdOf(queue.Next(Worker(1)));
+  EXPECT_TRUE(queue.CanRollBack(1));
+  EXPECT_EQ(queue.RollBack(1), 1U) << "c; a is not behind 1";
+  EXPECT_EQ(queue.owed(), 1U);
+  EXPECT_EQ(queue.running(), 0U);
+  EXPECT_EQ(queue.waiting(), 4U);
+  // Who runs what was undone has no say any more.
+  queue.Finish(Worker(0), b, std::string("late"));
+  queue.Finish(Worker(1), d, Aborted("it went back"));
+  EXPECT_FALSE(results[1]->over);
+  EXPECT_EQ(queue.waiting(), 4U);
+  RunNext(queue, 1, "b", std::string("2"));
+  EXPECT_EQ(queue.owed(), 1U);
+  const std::vector<std::int64_t> old = {b, d};
+  const Closure* const again = queue.Next(Worker(1), old);
+  ASSERT_NE(again, nullptr);
+  EXPECT_EQ(again->argument, "c");
+  EXPECT_EQ(queue.Describe(), "2 wait, train (3) runs on worker:1") << "as it was scheduled";
+  queue.Finish(Worker(1), again->id, std::string("another"));
+  EXPECT_EQ(queue.owed(), 0U);
+  EXPECT_EQ(results[2]->value, "3") << "the first result stays";
+  RunNext(queue, 0, "d", std::string("4"));
+  RunNext(queue, 0, "e", std::string("5"));
+  EXPECT_TRUE(queue.idle());
+  EXPECT_EQ(results[1]->value, "2");
+  EXPECT_EQ(results[4]->value, "5");
+}
+
+TEST(ClosureQueueRollBack, GoesBackTwiceAndAlsoFurther) {
+  ClosureQueue queue(10, 1, Log(), kEnough);
+  for (const char* argument : {"a", "b", "c"}) {
+    queue.Add("train", argument);
+  }
+  for (const char* argument : {"a", "b", "c"}) {
+    RunNext(queue, 0, argument, std::string());
+  }
+  EXPECT_EQ(queue.RollBack(2), 1U);
+  queue.Next(Worker(0));
+  EXPECT_EQ(queue.RollBack(2), 0U) << "c had not returned again";
+  EXPECT_EQ(queue.owed(), 1U);
+  EXPECT_EQ(queue.RollBack(0), 2U);
+  EXPECT_EQ(queue.owed(), 3U);
+  for (const char* argument : {"a", "b", "c"}) {
+    RunNext(queue, 1, argument, std::string());
+  }
+  EXPECT_TRUE(queue.idle());
+  EXPECT_EQ(queue.owed(), 0U);
+}
+
+TEST(ClosureQueueRollBack, ALostWorkersCallRunsAgainThereToo) {
+  ClosureQueue queue(1, 1, Log(), kEnough);
+  queue.Add("train", "a");
+  RunNext(queue, 0, "a", std::string());
+  queue.RollBack(0);
+  queue.Next(Worker(0));
+  queue.Lost(Worker(0), Unavailable("killed"));
+  EXPECT_EQ(queue.error().code(), StatusCode::kUnavailable) << "its one attempt";
+  EXPECT_THAT(queue.error().message(), HasSubstr("the values are without it"));
+  EXPECT_EQ(queue.owed(), 0U);
+}
+
+TEST(ClosureQueueRollBack, ErrorsAndCancellingLeaveWhatRunsAgain) {
+  ClosureQueue queue(10, 1, Log(), kEnough);
+  const auto first = queue.Add("train", "a");
+  queue.Add("train", "b");
+  const auto third = queue.Add("train", "c");
+  const auto fourth = queue.Add("train", "d");
+  RunNext(queue, 0, "a", std::string("1"));
+  RunNext(queue, 0, "b", std::string("2"));
+  queue.RollBack(0);
+  RunNext(queue, 0, "a", DataLoss("bad file"));
+  EXPECT_EQ(first->value, "1");
+  EXPECT_EQ(queue.error(),
+            DataLoss("train (1) on worker:0: bad file, when it ran again since the servers went "
+                     "back to a save: the values are without it"));
+  EXPECT_EQ(third->error.code(), StatusCode::kCancelled);
+  EXPECT_EQ(queue.owed(), 1U);
+  queue.Next(Worker(0));
+  queue.Lost(Worker(0), Unavailable("killed"));
+  EXPECT_EQ(queue.waiting(), 1U) << "b, also with that error";
+  EXPECT_FALSE(queue.TakeError().ok());
+  queue.Next(Worker(0));
+  queue.Cancel(Cancelled("closed"));
+  EXPECT_EQ(queue.running(), 1U) << "b, which was given out";
+  queue.Finish(Worker(0), queue.Next(Worker(0))->id, std::string());
+  EXPECT_TRUE(queue.idle());
+  EXPECT_EQ(fourth->error.code(), StatusCode::kCancelled);
+}
+
+TEST(ClosureQueueRollBack, WhatHasNoResultIsCancelledWhereAnErrorIsToBeTaken) {
+  ClosureQueue queue(10, 1, Log(), kEnough);
+  queue.Add("train", "a");
+  const auto runs = queue.Add("train", "b");
+  queue.Add("train", "c");
+  RunNext(queue, 0, "a", std::string("1"));
+  queue.Next(Worker(0));
+  RunNext(queue, 1, "c", DataLoss("bad file"));
+  queue.RollBack(0);
+  EXPECT_EQ(runs->error.code(), StatusCode::kCancelled);
+  RunNext(queue, 0, "a", std::string());
+  EXPECT_TRUE(queue.idle());
+  EXPECT_EQ(queue.error().code(), StatusCode::kDataLoss);
+}
+
+TEST(ClosureQueueRollBack, RemembersTheLastOfThem) {
+  ClosureQueue queue(10, 1, Log(), {.calls = 2, .bytes = 100'000});
+  for (const char* argument : {"a", "b", "c"}) {
+    queue.Add("train", argument);
+  }
+  RunNext(queue, 0, "a", std::string());
+  RunNext(queue, 0, "b", std::string());
+  EXPECT_TRUE(queue.CanRollBack(0));
+  RunNext(queue, 0, "c", std::string());
+  EXPECT_FALSE(queue.CanRollBack(0)) << "a is forgotten";
+  EXPECT_TRUE(queue.CanRollBack(1));
+  queue.Forget(2);
+  EXPECT_FALSE(queue.CanRollBack(1));
+  EXPECT_EQ(queue.RollBack(2), 1U);
+
+  ClosureQueue small(10, 1, Log(), {.calls = 100, .bytes = 1000});
+  small.Add("train", "a");
+  small.Add("train", std::string(900, 'b'));
+  RunNext(small, 0, "a", std::string());
+  EXPECT_TRUE(small.CanRollBack(0));
+  RunNext(small, 0, std::string(900, 'b'), std::string());
+  EXPECT_FALSE(small.CanRollBack(1)) << "too large to be remembered alone";
+
+  ClosureQueue none(10, 1, Log());
+  none.Add("train", "a");
+  EXPECT_TRUE(none.CanRollBack(0)) << "nothing has returned";
+  RunNext(none, 0, "a", std::string());
+  EXPECT_FALSE(none.CanRollBack(0));
+}
+
+TEST(ClosureQueueRollBack, HoldingBackLetsWhatWasBegunBeDone) {
+  ClosureQueue queue(10, 1, Log(), kEnough);
+  for (const char* argument : {"a", "b", "c"}) {
+    queue.Add("train", argument);
+  }
+  EXPECT_TRUE(queue.at_rest());
+  queue.Next(Worker(0));
+  queue.Next(Worker(1));
+  queue.HoldBack(true);
+  EXPECT_FALSE(queue.at_rest());
+  queue.Finish(Worker(1), 2, std::string());
+  EXPECT_EQ(queue.Next(Worker(1)), nullptr) << "c is not begun";
+  queue.Lost(Worker(0), Unavailable("killed"));
+  EXPECT_FALSE(queue.at_rest()) << "a has been begun, and nobody is at it";
+  RunNext(queue, 1, "a", std::string());
+  EXPECT_TRUE(queue.at_rest());
+  EXPECT_EQ(queue.begun(), 2);
+  queue.RollBack(1);
+  EXPECT_FALSE(queue.at_rest()) << "b had returned";
+  RunNext(queue, 0, "b", std::string());
+  EXPECT_TRUE(queue.at_rest());
+  queue.HoldBack(false);
+  RunNext(queue, 0, "c", DataLoss("bad file"));
+  queue.Add("train", "d");
+  EXPECT_EQ(queue.begun(), 3) << "also what has failed is over";
+}
+
+// ---- Saves and roll-backs
+// -------------------------------------------------------------------------
+
+class FunctionSavesTest : public ::testing::Test {
+ protected:
+  FunctionSavesTest()
+      : state_({.workers = {Worker(0), Worker(1)}, .rejoin_timeout = milliseconds(50)}) {
+    OrThrow(state_.Attach(Process(0, 10)));
+    OrThrow(state_.Attach(Process(1, 11)));
+  }
+  void Create(const ScheduleOptions& options = {}) {
+    state_.SetView(1, {});
+    coordinator_ = OrThrow(OpenFunctions(state_, options));
+    OrThrow(state_.Open(0));
+  }
+  RemoteValue Schedule(const std::string& argument) {
+    return OrThrow(coordinator_->Schedule("train", argument));
+  }
+  ClosureReply Next(const Sender& sender) {
+    return OrThrow(state_.NextClosure(sender, {}, kAtOnce));
+  }
+  std::optional<std::int64_t> Cut(Deadline deadline = DeadlineAfter(kPatience)) {
+    return OrThrow(state_.BeginCallCut(deadline));
+  }
+  // As a save of that step, of which the servers have a snapshot.
+  void Save(std::int64_t step) {
+    ASSERT_TRUE(Cut().has_value());
+    Course course = state_.CourseAt(step);
+    state_.EndCallCut();
+    OrThrow(state_.Remember(std::move(course)));
+  }
+  // The worker runs what comes next, of that argument.
+  std::string Run(const Sender& sender, const Result<std::string>& outcome) {
+    const ClosureReply reply = Next(sender);
+    EXPECT_EQ(reply.progress, Progress::kGo);
+    OrThrow(state_.FinishClosure(sender, reply.closure.id, outcome));
+    return reply.closure.argument;
+  }
+
+  ps::Coordinator state_;
+  std::unique_ptr<cohort::Coordinator> coordinator_;
+};
+
+TEST_F(FunctionSavesTest, ACutWaitsForWhatWasBegunAndHoldsTheRestBack) {
+  Create({.calls_in_flight = 1});
+  Schedule("a");
+  Schedule("b");
+  const std::int64_t a = Next(Process(0, 10)).closure.id;
+  auto cut = std::async(std::launch::async, [&] { return Cut(); });
+  OrThrow(state_.FinishClosure(Process(0, 10), a, std::string()));
+  const std::int64_t over = *cut.get();
+  EXPECT_EQ(over, 1);
+  EXPECT_EQ(Next(Process(1, 11)).progress, Progress::kWait);
+  state_.EndCallCut();
+  EXPECT_EQ(Run(Process(1, 11), std::string()), "b");
+  EXPECT_EQ(Cut(), 2);
+  state_.EndCallCut();
+}
+
+TEST_F(FunctionSavesTest, ACutThatIsNotReachedSaysWhatRunsAndEnds) {
+  Create();
+  Schedule("a");
+  Schedule("b");
+  Next(Process(0, 10));
+  EXPECT_EQ(state_.BeginCallCut(DeadlineAfter(kAtOnce)).status(),
+            DeadlineExceeded("Save at its deadline: 1 wait, train (1) runs on worker:0"));
+  EXPECT_EQ(Next(Process(1, 11)).closure.argument, "b") << "nothing is held back any more";
+}
+
+TEST_F(FunctionSavesTest, AnErrorOfACallIsReturnedInsteadOfACut) {
+  Create();
+  Schedule("a");
+  Schedule("b");
+  Run(Process(0, 10), DataLoss("bad file"));
+  EXPECT_EQ(state_.BeginCallCut(DeadlineAfter(kPatience)).status().code(), StatusCode::kDataLoss);
+  EXPECT_EQ(Cut(), 2) << "once; what was cancelled is over";
+  state_.EndCallCut();
+  coordinator_->Close();
+  EXPECT_EQ(state_.BeginCallCut(DeadlineAfter(kPatience)).status().code(),
+            StatusCode::kFailedPrecondition);
+}
+
+TEST_F(FunctionSavesTest, ThereIsNoCutWhileAServerIsLost) {
+  Create();
+  Schedule("a");
+  Next(Process(0, 10));
+  auto cut = std::async(std::launch::async, [&] { return Cut(); });
+  state_.ServerLost(Unavailable("ps:0 is gone"));
+  EXPECT_FALSE(cut.get().has_value());
+}
+
+TEST_F(FunctionSavesTest, WhatReturnedSinceTheSaveRunsAgainInTheNextEpoch) {
+  Create({.calls_in_flight = 1});
+  std::vector<RemoteValue> values;
+  for (const char* argument : {"a", "b", "c", "d"}) {
+    values.push_back(Schedule(argument));
+  }
+  EXPECT_EQ(Run(Process(0, 10), std::string("1")), "a");
+  Save(5);
+  EXPECT_EQ(Run(Process(0, 10), std::string("2")), "b");
+  const ClosureReply c = Next(Process(1, 11));
+  EXPECT_EQ(c.closure.epoch, 1U);
+  state_.ServerLost(Unavailable("ps:0 is gone"));
+  OrThrow(state_.RollBack(5, 2, {}));
+  EXPECT_EQ(state_.calls_again(), 1U);
+  OrThrow(state_.FinishClosure(Process(1, 11), c.closure.id, std::string("of another epoch")));
+  const ClosureReply b = Next(Process(1, 11));
+  EXPECT_EQ(b.closure.argument, "b");
+  EXPECT_EQ(b.closure.epoch, 2U);
+  EXPECT_EQ(Run(Process(0, 10), std::string("3")), "c");
+  EXPECT_EQ(state_.AwaitCallsAgain(DeadlineAfter(kAtOnce)).code(), StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(coordinator_->Join(DeadlineAfter(kAtOnce)).code(), StatusCode::kDeadlineExceeded);
+  OrThrow(state_.FinishClosure(Process(1, 11), b.closure.id, std::string("another")));
+  OrThrow(state_.AwaitCallsAgain(DeadlineAfter(kAtOnce)));
+  EXPECT_EQ(Run(Process(0, 10), std::string("4")), "d");
+  OrThrow(coordinator_->Join(DeadlineAfter(kAtOnce)));
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    EXPECT_EQ(OrThrow(coordinator_->Fetch(values[i], DeadlineAfter(kAtOnce))),
+              std::to_string(i + 1));
+  }
+}
+
+TEST_F(FunctionSavesTest, WithoutASaveAllCallsRunAgain) {
+  Create();
+  Schedule("a");
+  Run(Process(0, 10), std::string("1"));
+  OrThrow(coordinator_->Join(DeadlineAfter(kAtOnce)));
+  state_.ServerLost(Unavailable("ps:0 is gone"));
+  OrThrow(state_.RollBack(0, 2, {}));
+  EXPECT_EQ(Run(Process(1, 11), std::string("2")), "a");
+}
+
+TEST_F(FunctionSavesTest, CallsThatAreNotRememberedKeepTheJobFromGoingBack) {
+  Create({.max_kept_calls = 1});
+  for (const char* argument : {"a", "b", "c"}) {
+    Schedule(argument);
+  }
+  Run(Process(0, 10), std::string());
+  Run(Process(0, 10), std::string());
+  state_.ServerLost(Unavailable("ps:0 is gone"));
+  const Status status = state_.RollBack(0, 2, {});
+  EXPECT_EQ(status.code(), StatusCode::kUnavailable);
+  EXPECT_THAT(status.message(), AllOf(HasSubstr("since the save of step 0"),
+                                      HasSubstr("Coordinator::Save more often")));
+}
+
+// One that was closed is told so by its workers when these calls have run.
+TEST_F(FunctionSavesTest, AClosedCoordinatorHasWorkersRunThemAgain) {
+  Create();
+  Schedule("a");
+  Run(Process(0, 10), std::string("1"));
+  coordinator_->Close();
+  EXPECT_EQ(Next(Process(0, 10)).progress, Progress::kOver);
+  OrThrow(state_.Done(Process(0, 10)));
+  state_.ServerLost(Unavailable("ps:0 is gone"));
+  OrThrow(state_.RollBack(0, 2, {}));
+  const ClosureReply again = Next(Process(1, 11));
+  EXPECT_EQ(again.closure.argument, "a");
+  state_.Lost(Worker(1), Unavailable("killed"));
+  const Result<bool> over = state_.WaitOver(kAtOnce);
+  EXPECT_EQ(over.status().code(), StatusCode::kUnavailable);
+  EXPECT_THAT(over.status().message(), HasSubstr("nobody is left"));
+  OrThrow(state_.Attach(Process(1, 12)));
+  EXPECT_EQ(Run(Process(1, 12), std::string()), "a");
+  EXPECT_EQ(Next(Process(1, 12)).progress, Progress::kOver);
+}
+
+}  // namespace
+}  // namespace cohort::ps
