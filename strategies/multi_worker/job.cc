@@ -38,6 +38,7 @@ class JobMembership final : public Membership {
         heartbeat_timeout_(options.heartbeat_timeout),
         collective_timeout_(options.collective_timeout),
         communication_(options.communication),
+        lookahead_(options.lookahead),
         server_(std::move(server)),
         communicator_(std::move(communicator)),
         client_(std::move(client)) {
@@ -86,6 +87,7 @@ class JobMembership final : public Membership {
   int num_row_servers() const override { return config_.cluster.Count(TaskType::kPs); }
 
   Result<std::unique_ptr<StepRows>> ConnectRows(const ps::ModelSpec& model, int threads) override {
+    COHORT_RETURN_IF_ERROR(ps::CheckLookahead(lookahead_));
     std::vector<std::string> addresses;
     for (int s = 0; s < model.servers; ++s) {
       COHORT_ASSIGN_OR_RETURN(const std::string address,
@@ -110,7 +112,7 @@ class JobMembership final : public Membership {
     COHORT_RETURN_IF_ERROR(row_servers_->Declare());
     return std::make_unique<ServerRows>(
         *rows_, ServerRows::Saver{.servers = *row_servers_, .rows = *saved_rows_}, model.tables,
-        threads, communicator_->rank(), communicator_->size());
+        threads, communicator_->rank(), communicator_->size(), /*looks_ahead=*/lookahead_ > 0);
   }
 
  private:
@@ -138,6 +140,7 @@ class JobMembership final : public Membership {
   const std::chrono::milliseconds heartbeat_timeout_;
   const std::chrono::milliseconds collective_timeout_;
   const CommunicationOptions communication_;
+  const int lookahead_;
   std::mutex failure_mutex_;  // guards the pointers against Fail
   std::unique_ptr<ps::Client> row_servers_;
   std::unique_ptr<ps::RowClient> rows_;
