@@ -97,6 +97,7 @@ Result<cohort::StrategyOptions> MakeStrategyOptions(const JobFlags& f,
   options.server_loss = f.server_loss == "replica"   ? cohort::ServerLoss::kReplica
                         : f.server_loss == "partial" ? cohort::ServerLoss::kPartial
                                                      : cohort::ServerLoss::kRollBack;
+  options.lookahead = f.lookahead;
   COHORT_ASSIGN_OR_RETURN(options.partitioner, cohort::Partitioner::Parse(f.partitioner));
   COHORT_ASSIGN_OR_RETURN(options.start, cohort::StartPolicy::Parse(f.start));
   options.bucket_bytes = f.bucket_bytes;
@@ -230,6 +231,11 @@ void DeclareJobFlags(CLI::App& app, JobFlags& f) {
          "server (partial; with consistency async), or nothing, since another server has a copy of "
          "its part (replica)")
       ->check(CLI::IsMember({"rollback", "partial", "replica"}))
+      ->capture_default_str();
+  app.add_option("--lookahead", f.lookahead,
+                 "sparse tables on servers: batches of which a worker pulls the rows beforehand, "
+                 "which are that much older under async and ssp; 0: none")
+      ->check(CLI::Range(0, cohort::StrategyOptions::kMaxLookahead))
       ->capture_default_str();
   app.add_option("--partitioner", f.partitioner,
                  "how parameters are cut among parameter servers: pieces, fixed:SHARDS, "
@@ -391,6 +397,8 @@ Result<nlohmann::json> JobMetrics(cohort::Strategy& strategy,
                                    {"parked_reads", stats.parked},
                                    {"max_lead", stats.max_lead},
                                    {"lost_updates", stats.lost_updates},
+                                   {"foreseen", stats.foreseen},
+                                   {"refreshed_rows", stats.refreshed_rows},
                                    {"save_pauses", stats.save_pauses},
                                    {"longest_save_pause_seconds", stats.longest_save_pause_seconds},
                                    {"moved_buckets", stats.moved_buckets},

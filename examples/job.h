@@ -41,6 +41,7 @@ struct JobFlags {
   double join_timeout = 300;
   double rejoin_grace = 60;
   std::string server_loss = "rollback";
+  int lookahead = 1;
   bool compress_values = false;
   std::string partitioner = "pieces";
   std::string start = "all";

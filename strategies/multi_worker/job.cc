@@ -46,6 +46,7 @@ class JobMembership final : public Membership {
         collective_timeout_(options.collective_timeout),
         communication_(options.communication),
         connect_(std::move(connect)),
+        lookahead_(options.lookahead),
         server_(std::move(server)),
         communicator_(std::move(communicator)),
         client_(std::move(client)) {
@@ -122,6 +123,7 @@ class JobMembership final : public Membership {
   // Each term has an epoch of the servers, which have no rows at its beginning, and refuse what is
   // of another one.
   Result<std::unique_ptr<StepRows>> ConnectRows(const ps::ModelSpec& model, int threads) override {
+    COHORT_RETURN_IF_ERROR(ps::CheckLookahead(lookahead_));
     const bool leads = config_.is_chief();
     COHORT_ASSIGN_OR_RETURN(const std::vector<std::string> addresses,
                             leads ? watch_->Addresses() : watch_->AwaitReady());
@@ -146,7 +148,7 @@ class JobMembership final : public Membership {
     }
     return std::make_unique<ServerRows>(
         *rows_, ServerRows::Saver{.servers = *row_servers_, .rows = *saved_rows_}, model.tables,
-        threads, communicator_->rank(), communicator_->size());
+        threads, communicator_->rank(), communicator_->size(), /*looks_ahead=*/lookahead_ > 0);
   }
 
   Result<bool> BeginTraining() override { return watch_ != nullptr && watch_->BeginTraining(); }
@@ -241,6 +243,7 @@ class JobMembership final : public Membership {
   const std::chrono::milliseconds collective_timeout_;
   const CommunicationOptions communication_;
   const Connector connect_;
+  const int lookahead_;
   std::mutex failure_mutex_;  // guards the pointers against Fail
   std::unique_ptr<ps::Client> row_servers_;
   std::unique_ptr<ps::RowClient> rows_;

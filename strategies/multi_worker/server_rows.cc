@@ -9,12 +9,14 @@
 namespace cohort {
 
 ServerRows::ServerRows(ps::RowClient& client, Saver saver, const std::vector<TableSpec>& tables,
-                       int threads, int rank, int processes)
+                       int threads, int rank, int processes, bool looks_ahead)
     : StepRows(tables, threads),
       rank_(rank),
       processes_(processes),
+      looks_ahead_(looks_ahead),
       client_(client),
       lookahead_(tables),
+      ahead_(tables),
       saver_(saver) {
   round_.gradients.resize(num_tables());
   worker_ = std::thread([this] { Work(); });
@@ -38,7 +40,7 @@ void ServerRows::StartBatch(const DistributedBatch& batch) {
 Status ServerRows::Lookup(int table, std::span<const std::uint64_t> ids, bool training,
                           std::span<float> rows) {
   const std::lock_guard lock(client_mutex_);
-  if (training && lookahead_.Take(table, ids, rows)) {
+  if (training && ahead_.Take(client_, rounds_, table, ids, rows)) {
     return {};
   }
   COHORT_RETURN_IF_ERROR(client_.Pull(table, ids, step(), training, rows));
@@ -68,7 +70,10 @@ Status ServerRows::CheckFinite(int table, const Rows& gradients) const {
 }
 
 Status ServerRows::Apply(std::int64_t step, double divisor, const DistributedBatch* next) {
-  std::vector<data::Batch> parts = next == nullptr ? std::vector<data::Batch>() : next->replicas;
+  std::vector<data::Batch> parts;
+  if (next != nullptr && looks_ahead_) {
+    parts = next->replicas;
+  }
   ps::RowLookahead::Lookups ahead;
   {
     const std::lock_guard lock(client_mutex_);
@@ -150,19 +155,23 @@ void ServerRows::Carry(Round& round) {
     pushed_ = true;
   }
   changed_.notify_all();
-  lookahead_.Fetch(client_, pushed ? round.ahead : ps::RowLookahead::Lookups(), round.step + 1);
+  ps::RowsAhead::Batch after{.number = rounds_};
+  if (pushed) {
+    after.lookups = std::move(round.ahead);
+  }
+  ahead_.Fetch(client_, std::span(&after, 1), {}, round.step + 1);
   round.ahead.clear();
   round.next.clear();
 }
 
 void ServerRows::Forget() {
   const std::lock_guard lock(client_mutex_);
-  lookahead_.Forget();
+  ahead_.Forget();
 }
 
 std::int64_t ServerRows::foreseen() {
   const std::lock_guard lock(client_mutex_);
-  return lookahead_.foreseen();
+  return ahead_.taken();
 }
 
 Result<bool> ServerRows::Freeze(std::int64_t step) {

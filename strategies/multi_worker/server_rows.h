@@ -23,6 +23,7 @@
 
 #include "parameter_server/rows/row_client.h"
 #include "parameter_server/rows/row_lookahead.h"
+#include "parameter_server/rows/rows_ahead.h"
 #include "synchronous/step_rows.h"
 
 namespace cohort {
@@ -35,8 +36,9 @@ class ServerRows final : public StepRows {
     ps::RowClient& rows;
   };
   // `client` and `saver` must outlive this, which is their only user. `rank` of `processes`.
+  // `looks_ahead`: are the rows of the next batch looked up before they are asked for?
   ServerRows(ps::RowClient& client, Saver saver, const std::vector<TableSpec>& tables, int threads,
-             int rank, int processes);
+             int rank, int processes, bool looks_ahead = true);
   ~ServerRows() override;
 
   Status Lookup(int table, std::span<const std::uint64_t> ids, bool training,
@@ -75,11 +77,13 @@ class ServerRows final : public StepRows {
 
   const int rank_;
   const int processes_;
+  const bool looks_ahead_;
 
   std::mutex client_mutex_;  // held by who uses the client; guards what follows
   ps::RowClient& client_;
   std::uint64_t rounds_ = 0;  // pushed
   ps::RowLookahead lookahead_;
+  ps::RowsAhead ahead_;  // of the batch after those rounds, whose number that is
 
   // Of who saves, between Freeze and Thaw; of the training thread otherwise.
   struct Snapshot {

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <deque>
+#include <iterator>
 #include <utility>
 
 namespace cohort::ps {
@@ -25,35 +27,65 @@ DistributedBatch OneReplica(data::Batch batch, std::int64_t epoch, std::int64_t 
   return distributed;
 }
 
-// The batches of an iterator, of which one is read ahead where that is wanted.
+// The batches of an iterator, of which as many are read ahead as are wanted: one more with each
+// batch that is handed out, so that none waits for all of them.
 class Reader {
  public:
-  explicit Reader(const Feed& feed) : feed_(feed) {}
+  // `dataset`: its number.
+  Reader(const Feed& feed, int dataset)
+      : feed_(feed), number_(static_cast<std::uint64_t>(dataset + 1) << kBatchBits) {}
   bool open() const { return iterator_ != nullptr; }
   void Close() {
     iterator_.reset();
-    ahead_.reset();
+    ahead_.clear();
   }
   void Open(std::unique_ptr<data::BatchIterator> iterator) {
     Close();
     iterator_ = std::move(iterator);
   }
   Result<std::optional<data::Batch>> Next() {
-    Result<std::optional<data::Batch>> batch =
-        ahead_.has_value() ? *std::exchange(ahead_, std::nullopt) : Timed(*iterator_, seconds_);
-    if (batch.ok() && batch->has_value() && feed_.looks_ahead()) {
-      ahead_ = Timed(*iterator_, seconds_);
-      feed_.next(ahead_->ok() && (*ahead_)->has_value() ? &***ahead_ : nullptr);
+    int reads = 0;
+    if (ahead_.empty()) {
+      Read(&reads);
     }
-    return batch;
+    Entry entry = std::move(ahead_.front());
+    ahead_.pop_front();
+    const int wanted = Stands(entry) ? feed_.looks_ahead() : 0;
+    if (wanted <= 0) {
+      return std::move(entry.batch);
+    }
+    while (reads < 2 && std::ssize(ahead_) < wanted && (ahead_.empty() || Stands(ahead_.back()))) {
+      Read(&reads);
+    }
+    std::vector<NumberedBatch> behind;
+    for (const Entry& next : ahead_) {
+      if (Stands(next)) {
+        behind.push_back({.number = next.number, .batch = **next.batch});
+      }
+    }
+    feed_.next(entry.number, std::move(behind));
+    return std::move(entry.batch);
   }
   double seconds() const { return seconds_; }  // in the iterators
 
  private:
+  static constexpr int kBatchBits = 40;  // of a number: the batches of a data set
+
+  struct Entry {
+    std::uint64_t number = 0;
+    Result<std::optional<data::Batch>> batch;
+  };
+  static bool Stands(const Entry& entry) { return entry.batch.ok() && entry.batch->has_value(); }
+  void Read(int* reads) {
+    ++*reads;
+    ahead_.push_back({.number = number_++, .batch = Timed(*iterator_, seconds_)});
+  }
+
   const Feed& feed_;
+  std::uint64_t number_;
   double seconds_ = 0;
   std::unique_ptr<data::BatchIterator> iterator_;
-  std::optional<Result<std::optional<data::Batch>>> ahead_;
+  std::deque<Entry> ahead_;  // what ends it is the last
 };
 
 class SplitDataset final : public DistributedDataset {
@@ -158,7 +190,7 @@ class SplitDataset final : public DistributedDataset {
   int roll_backs_ = 0;
   CoordinatorClient::EpochSplit split_;
   FinishedSplit finished_;  // until the coordinator has been told
-  Reader reader_{feed_};
+  Reader reader_{feed_, number_};
 };
 
 class RoundDataset final : public DistributedDataset {
@@ -243,7 +275,7 @@ class RoundDataset final : public DistributedDataset {
   int parts_ = 0;
   std::int64_t part_epoch_ = -1;
   std::int64_t next_batch_ = 0;
-  Reader reader_{feed_};
+  Reader reader_{feed_, number_};
 };
 
 class WholeDataset final : public DistributedDataset {

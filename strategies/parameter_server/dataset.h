@@ -2,8 +2,10 @@
 
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
+#include <vector>
 
 #include <cohort/data/dataset.h>
 #include <cohort/strategies/strategy.h>
@@ -11,6 +13,12 @@
 #include "parameter_server/chief/coordinator_service.h"
 
 namespace cohort::ps {
+
+// A batch under a number that no other of this process has.
+struct NumberedBatch {
+  std::uint64_t number = 0;
+  data::Batch batch;
+};
 
 // What a data set for workers needs of the strategy; outlives the data set.
 struct Feed {
@@ -23,10 +31,10 @@ struct Feed {
   std::function<Status()> end;                             // an epoch is over for this worker
   std::function<FinishedSplit(std::int64_t id)> finished;  // with the steps since the last call
   std::function<void(const RoundPart&)> round;  // the batch that Next returns is this part
-  // Is the batch behind the one that Next returns wanted? If so it is told then; null: none is
-  // known.
-  std::function<bool()> looks_ahead;
-  std::function<void(const data::Batch*)> next;
+  // How many of the batches behind the one that Next returns are to be known? Unless none are, it
+  // is told then which these are, as far as they are known, and what the number of its own is.
+  std::function<int()> looks_ahead;
+  std::function<void(std::uint64_t number, std::vector<NumberedBatch> behind)> next;
   // A call has failed, of the above too: OK where the servers are well again and the job goes on,
   // else the reason.
   std::function<Status(const Status&)> go_on;

@@ -8,6 +8,7 @@
 
 #include "parameter_server/job.h"
 #include "parameter_server/remote_strategy.h"
+#include "parameter_server/rows/row_lookahead.h"
 
 namespace cohort {
 namespace {
@@ -45,7 +46,7 @@ Status CheckOptions(const StrategyOptions& options) {
         "grad_scaler under a parameter server, whose workers agree on no step to skip [train with "
         "bfloat16 or float32, or use a synchronous strategy]");
   }
-  return {};
+  return ps::CheckLookahead(options.lookahead);
 }
 
 }  // namespace

@@ -1,10 +1,13 @@
 #include "parameter_server/remote_rows.h"
 
+#include <algorithm>
+#include <utility>
+
 namespace cohort::ps {
 
 RemoteRows::RemoteRows(Job& job, const std::vector<TableSpec>& tables,
                        std::function<std::uint64_t()> round, const std::int64_t& step)
-    : job_(job), round_(std::move(round)), step_(step), lookahead_(tables) {
+    : job_(job), round_(std::move(round)), step_(step), lookahead_(tables), ahead_(tables) {
   thread_ = std::thread([this] { Run(); });
 }
 
@@ -20,10 +23,14 @@ RemoteRows::~RemoteRows() {
 
 Status RemoteRows::Lookup(int table, std::span<const std::uint64_t> ids, bool training,
                           std::span<float> rows) {
-  Wait();
-  if (training && lookahead_.Take(table, ids, rows)) {
-    return {};
+  if (training) {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return !urgent_; });
+    if (ahead_.Take(*job_.rows(), number_, table, ids, rows)) {
+      return {};
+    }
   }
+  Wait();
   RowClient& client = *job_.rows();
   client.ReadAfter(round_());
   const Status status = client.Pull(table, ids, step_ + 1, training, rows);
@@ -34,26 +41,50 @@ Status RemoteRows::Lookup(int table, std::span<const std::uint64_t> ids, bool tr
   return status;
 }
 
-void RemoteRows::StartBatch(const data::Batch& batch) {
-  Wait();
+void RemoteRows::StartBatch(const data::Batch& batch, std::uint64_t number) {
   lookahead_.SetBatch({batch});
+  number_ = number;
 }
 
 void RemoteRows::Forget() {
   Wait();
   lookahead_.SetBatch({});
-  lookahead_.Forget();
+  const std::lock_guard lock(mutex_);
+  ahead_.Forget();
 }
 
-void RemoteRows::LookAhead(const data::Batch& next, std::uint64_t round, std::int64_t step) {
+void RemoteRows::LookAhead(std::vector<NumberedBatch> next,
+                           std::span<const RowClient::Gradients> pushed, std::uint64_t round,
+                           std::int64_t step) {
+  if (next.empty()) {
+    Forget();
+    return;
+  }
   Wait();
+  lookahead_.SetBatch({});
   {
     const std::lock_guard lock(mutex_);
-    next_ = {next};
-    lookups_ = lookahead_.Foresee(next_);
+    next_ = std::move(next);
+    lookups_.clear();
+    bool holds = false;
+    for (const NumberedBatch& batch : next_) {
+      lookups_.push_back(
+          {.number = batch.number,
+           .lookups = lookahead_.Foresee(std::span(&batch.batch, 1), lookups_.empty())});
+      holds = holds || ahead_.Holds(batch.number);
+    }
+    pushed_.clear();
+    for (const RowClient::Gradients& of_table : pushed) {
+      if (holds) {
+        const auto table = static_cast<std::size_t>(of_table.table);
+        pushed_.resize(std::max(pushed_.size(), table + 1));
+        pushed_[table].insert(pushed_[table].end(), of_table.ids.begin(), of_table.ids.end());
+      }
+    }
     after_ = round;
     for_step_ = step + 1;
-    under_way_ = !lookups_.empty();
+    under_way_ = true;
+    urgent_ = true;
   }
   changed_.notify_all();
 }
@@ -64,8 +95,14 @@ void RemoteRows::Wait() {
 }
 
 std::int64_t RemoteRows::foreseen() {
+  const std::lock_guard lock(mutex_);
+  return ahead_.taken();
+}
+
+std::int64_t RemoteRows::refreshed() {
   Wait();
-  return lookahead_.foreseen();
+  const std::lock_guard lock(mutex_);
+  return ahead_.refreshed();
 }
 
 void RemoteRows::Run() {
@@ -75,13 +112,18 @@ void RemoteRows::Run() {
     if (!under_way_) {
       return;
     }
-    lock.unlock();
     RowClient& client = *job_.rows();
     client.ReadAfter(after_);
-    lookahead_.Fetch(client, lookups_, for_step_);
+    for (RowsAhead::Exchange& exchange : ahead_.Plan(lookups_, pushed_)) {
+      lock.unlock();
+      exchange.Run(client, for_step_);
+      lock.lock();
+      ahead_.Keep(std::move(exchange));
+      urgent_ = false;
+      changed_.notify_all();
+    }
     lookups_.clear();
     next_.clear();
-    lock.lock();
     under_way_ = false;
     changed_.notify_all();
   }

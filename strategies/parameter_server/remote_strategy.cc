@@ -96,7 +96,7 @@ Status RemoteStrategy::GoOn(const Status& error) {
   }
   Status status = error;
   work_stands_ = true;
-  next_.reset();
+  next_.clear();
   saves_.ForgetRows();  // servers may be other ones
   if (rows_ != nullptr) {
     rows_->Forget();
@@ -409,6 +409,7 @@ Result<ParameterServerStats> RemoteStrategy::stats() {
                               .max_lead = stats.max_lead,
                               .lost_updates = job_->lost_updates(),
                               .foreseen = rows_ == nullptr ? 0 : rows_->foreseen(),
+                              .refreshed_rows = rows_ == nullptr ? 0 : rows_->refreshed(),
                               .failed_saves = saves_.failed(),
                               .save_pauses = saves_.pauses().count,
                               .save_pause_seconds = saves_.pauses().seconds,
@@ -491,10 +492,11 @@ ps::Feed RemoteStrategy::MakeFeed() {
                       void_ = false;
                       round_ = part;
                     },
-                .looks_ahead = [this] { return rows_ != nullptr; },
+                .looks_ahead = [this] { return LookaheadDepth(); },
                 .next =
-                    [this](const data::Batch* batch) {
-                      next_ = batch == nullptr ? std::nullopt : std::optional(*batch);
+                    [this](std::uint64_t number, std::vector<ps::NumberedBatch> behind) {
+                      batch_ = number;
+                      next_ = std::move(behind);
                     },
                 .go_on = [this](const Status& status) { return GoOn(status); },
                 .roll_backs = [this] { return roll_backs_; },

@@ -174,6 +174,7 @@ class RemoteStrategy final : public ParameterServerStrategy {
   ps::Commit SetElected(const ps::RoundCommit& commit);
   Status CatchUp(const ps::RoundCommit& commit);
   Status Idle();
+  int LookaheadDepth() const;
   void LookAhead(std::uint64_t round, std::int64_t step);
   std::uint64_t RoundsToSee() const;
   double PushWeight(double weight) const;
@@ -230,8 +231,9 @@ class RemoteStrategy final : public ParameterServerStrategy {
   ps::ChiefSaves saves_;
   ps::BucketBalancer balancer_;
   ps::ProgressLine progress_{std::chrono::steady_clock::now()};
-  std::optional<data::Batch> next_;  // behind the one that was handed out last, where known
-  bool idle_ = true;                 // no step since the last piece of work began
+  std::uint64_t batch_ = 0;              // number of the one that was handed out last
+  std::vector<ps::NumberedBatch> next_;  // behind that, as far as they are known
+  bool idle_ = true;                     // no step since the last piece of work began
   int roll_backs_ = 0;
   std::timed_mutex recovery_mutex_;            // of the chief
   std::atomic<std::uint64_t> recoveries_ = 0;  // there

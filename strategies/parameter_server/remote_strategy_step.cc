@@ -1,6 +1,7 @@
 // A step of RemoteStrategy: a pass over a part of the data, and what the servers make of it.
 #include "parameter_server/remote_strategy.h"
 
+#include <algorithm>
 #include <cmath>
 #include <exception>
 #include <utility>
@@ -44,7 +45,7 @@ Result<StepResult> RemoteStrategy::StepThrough(const DistributedBatch& batch, co
   }
   do {
     if (rows_ != nullptr) {
-      rows_->StartBatch(batch.replicas[0]);
+      rows_->StartBatch(batch.replicas[0], batch_);
     }
     fixed_->Keep(values());
     own_error_ = false;
@@ -227,6 +228,7 @@ double RemoteStrategy::Clip(double weight) {
 
 Status RemoteStrategy::PushAlone(std::int64_t row_step, double weight, double clip) {
   if (rows_ != nullptr) {
+    rows_->Wait();
     COHORT_RETURN_IF_ERROR(job_->rows()->Push(sink_->rows(), row_step, weight));
   }
   // Rows must be as fresh as the values, which bounded staleness has this worker wait for.
@@ -307,6 +309,7 @@ Status RemoteStrategy::PushPart(const ps::RoundPart& part, const ReplicaResult& 
   if (rows_ != nullptr) {
     // What weighs nothing contributes nothing, not even its NaNs.
     const auto rows = mine.weight > 0 ? sink_->rows() : std::vector<ps::RowClient::Gradients>();
+    rows_->Wait();
     // The step is the round's: who is late may have values of a later one already.
     COHORT_RETURN_IF_ERROR(job_->rows()->PushPart(
         rows, static_cast<std::int64_t>(part.round), gradient.weight,
@@ -351,12 +354,17 @@ Status RemoteStrategy::Idle() {
   return {};
 }
 
-// The rows of the next batch, now that those of this one, of `step`, have been pushed.
-void RemoteStrategy::LookAhead(std::uint64_t round, std::int64_t step) {
-  rows_->Forget();
-  if (next_.has_value()) {
-    rows_->LookAhead(*std::exchange(next_, std::nullopt), round, step);
+// How many batches. In rounds the next one only: rows of others would lack the rounds until then.
+int RemoteStrategy::LookaheadDepth() const {
+  if (rows_ == nullptr) {
+    return 0;
   }
+  return options_.consistency.synchronous() ? std::min(options_.lookahead, 1) : options_.lookahead;
+}
+
+// The rows of the next batches, now that those of this one, of `step`, have been pushed.
+void RemoteStrategy::LookAhead(std::uint64_t round, std::int64_t step) {
+  rows_->LookAhead(std::exchange(next_, {}), sink_->rows(), round, step);
 }
 
 // A step sees all rounds before its own. A round that is trained again, for a worker that was lost

@@ -123,7 +123,12 @@ TEST(Examples, ModelsWithTablesAreTrainedInStepByDefault) {
   EXPECT_EQ(hybrid.value("strategy", ""), "multi_worker_mirrored");
   EXPECT_EQ(hybrid.value("parameters_crc32c", "no"), by_default.value("parameters_crc32c", ""));
   asked.back() = "async";
-  EXPECT_EQ(Metrics("dlrm", argv, asked).value("strategy", ""), "parameter_server");
+  asked.insert(asked.end(), {"--global-batch", "32", "--lookahead", "3"});
+  const nlohmann::json async = Metrics("dlrm", argv, asked);
+  EXPECT_EQ(async.value("strategy", ""), "parameter_server");
+  const nlohmann::json servers = async.value("parameter_server", nlohmann::json::object());
+  EXPECT_GT(servers.value("foreseen", 0), 0);
+  EXPECT_GT(servers.value("refreshed_rows", 0), 0) << "of several batches ahead";
 }
 
 // What the processes of `argv`, which end well, say of the consistency that was chosen, in order.

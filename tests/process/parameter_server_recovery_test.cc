@@ -373,6 +373,7 @@ TEST(ParameterServerRecoveryTest, AServerAloneGoesBackToTheSave) {
 struct WithACopy {
   std::string consistency;
   std::string floats;  // empty: there is no parameter at all
+  int lookahead = 1;
 };
 class LostServerWithACopy : public ::testing::TestWithParam<WithACopy> {};
 
@@ -400,8 +401,9 @@ void LoseServersInTurn(Job& job) {
 }
 
 TEST_P(LostServerWithACopy, AServerGetsWhatTheCopyOfItsPartHas) {
-  const auto& [consistency, floats] = GetParam();
-  std::vector<std::string> more = {"--replica", "--step-ms", "1"};
+  const auto& [consistency, floats, lookahead] = GetParam();
+  std::vector<std::string> more = {"--replica", "--step-ms", "1", "--lookahead",
+                                   std::to_string(lookahead)};
   if (floats.empty()) {
     more.emplace_back("--rows-only");
   } else {
@@ -422,11 +424,15 @@ INSTANTIATE_TEST_SUITE_P(ParameterServerRecoveryTest, LostServerWithACopy,
                                            WithACopy{"ssp:2", "0"}, WithACopy{"ssp:2", "300000"},
                                            WithACopy{"sync", "0"}, WithACopy{"sync", "300000"},
                                            WithACopy{"sync_far", "300000"}, WithACopy{"async", ""},
-                                           WithACopy{"ssp:2", ""}, WithACopy{"sync", ""}),
+                                           WithACopy{"ssp:2", ""}, WithACopy{"sync", ""},
+                                           WithACopy{"async", "0", 4}, WithACopy{"ssp:2", "0", 4}),
                          [](const auto& of) {
                            const std::string& floats = of.param.floats;
                            std::string name =
                                of.param.consistency + "_" + (floats.empty() ? "rows" : floats);
+                           if (of.param.lookahead > 1) {
+                             name += "_ahead" + std::to_string(of.param.lookahead);
+                           }
                            std::ranges::replace(name, ':', '_');
                            return name;
                          });

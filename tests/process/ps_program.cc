@@ -9,7 +9,7 @@
 //              [--count [--floats N] [--rows-only]]
 //              [--step-ms N] [--partial|--replica] [--start POLICY] [--balance-ms N]
 //              [--full-save-every N] [--far] [--optimizer CONFIG] [--real] [--aging STEPS]
-//              [--rows CONFIG] [--functions [--save-calls N]]
+//              [--rows CONFIG] [--functions [--save-calls N]] [--lookahead BATCHES]
 //
 // --optimizer: Optimizer::config() of another than SGD with momentum.
 // --folder: the loop is Trainer::Fit, which saves there.
@@ -104,6 +104,7 @@ struct Options {
   bool functions = false;
   int save_calls = 0;
   int balance_ms = 0;
+  int lookahead = 1;
   int full_save_every = 8;
   std::string partitioner = "pieces";
   std::string start = "all";
@@ -492,6 +493,7 @@ Status Run(const Options& options) {
   strategy_options.server_loss = options.replica   ? ServerLoss::kReplica
                                  : options.partial ? ServerLoss::kPartial
                                                    : ServerLoss::kRollBack;
+  strategy_options.lookahead = options.lookahead;
   strategy_options.balance_interval = std::chrono::milliseconds(options.balance_ms);
   if (options.far) {
     strategy_options.devices = {testing::MakeFarDevice("far:0", [] { return MakeInlineStream(); })};
@@ -538,6 +540,7 @@ int main(int argc, char** argv) {
   app.add_flag("--functions", options.functions);
   app.add_option("--save-calls", options.save_calls);
   app.add_option("--balance-ms", options.balance_ms);
+  app.add_option("--lookahead", options.lookahead);
   app.add_option("--full-save-every", options.full_save_every);
   app.add_option("--partitioner", options.partitioner);
   app.add_option("--start", options.start);

@@ -60,6 +60,7 @@ class FloatBuffer {
   std::span<float> Append(std::size_t floats);
   void Clear() { size_ = 0; }
   std::span<float> values() { return {data_, size_}; }
+  std::span<const float> values() const { return {data_, size_}; }
 
  private:
   struct Free {

@@ -1,10 +1,12 @@
 // PulledRows: what rows were when this process pulled them, of tables whose optimizers ask for that
 // (late_rows.h), from the pull to the push.
 //
-// An id has what its last pull gave, until rows of its table are pulled for the first time after a
-// push: then all that was known of the table is forgotten. So memory is for the ids that are pulled
-// between two pushes: of each about 50 bytes, and with delay_compensation 4 dim; twice that of a
-// push's ids where servers have copies. Of other tables nothing is kept or looked at.
+// Rows that are pulled ahead count as pulled when a step uses them (RowClient::Use), and are then
+// what they were when they came. An id has what its last pull gave, until rows of its table are
+// pulled for the first time after a push: then all that was known of the table is forgotten. So
+// memory is for the ids that are pulled between two pushes: of each about 50 bytes, and with
+// delay_compensation 4 dim; twice that of a push's ids where servers have copies. Of other tables
+// nothing is kept or looked at.
 //
 // Thread rules: one thread at a time.
 
@@ -27,7 +29,8 @@ class PulledRows {
 
   LateParts PartsOf(int table) const { return tables_[static_cast<std::size_t>(table)].parts; }
 
-  // Gradients will be computed from `rows`, [ids, dim], as they arrived; each id once.
+  // Gradients will be computed from `rows`, [ids, dim], as they arrived. What comes again in one
+  // call is the same.
   void Pulled(int table, std::span<const std::uint64_t> ids, std::span<const std::uint32_t> updates,
               std::span<const float> rows);
 

@@ -1,7 +1,6 @@
 #include "parameter_server/rows/row_client.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 #include <deque>
 #include <numeric>
@@ -15,6 +14,7 @@
 #include "parameter_server/frames/wire.h"
 #include "parameter_server/rows/background.h"
 #include "parameter_server/rows/bucket_client.h"
+#include "parameter_server/rows/id_index.h"
 #include "parameter_server/rows/late_rows.h"
 #include "parameter_server/rows/pulled_rows.h"
 #include "parameter_server/rows/row_file.h"
@@ -25,7 +25,6 @@
 namespace cohort::ps {
 namespace {
 
-constexpr std::uint32_t kNone = 0xFFFFFFFF;
 constexpr std::chrono::milliseconds kLocateTimeout{1'000};
 // Of payload, unless one row has more: a server works on a frame while the next one is on its way.
 constexpr std::size_t kFrameBytes = std::size_t{1} << 20;
@@ -41,21 +40,11 @@ struct UniqueIds {
     return unique;
   }
   explicit UniqueIds(std::span<const std::uint64_t> input) : place(input.size()) {
-    // Open addressing, at most half full.
-    const std::size_t slots = std::bit_ceil(std::max<std::size_t>(16, 2 * input.size()));
-    std::vector<std::uint32_t> index(slots, kNone);
+    IdIndex index(input.size());
     for (std::size_t i = 0; i < input.size(); ++i) {
-      const std::uint64_t id = input[i];
-      std::size_t slot = HashId(id) & (slots - 1);
-      while (index[slot] != kNone && ids[index[slot]] != id) {
-        slot = (slot + 1) & (slots - 1);
-      }
-      if (index[slot] == kNone) {
-        index[slot] = static_cast<std::uint32_t>(ids.size());
-        ids.push_back(id);
-      }
-      place[i] = index[slot];
+      place[i] = index.Add(input[i]);
     }
+    ids = std::move(index).TakeIds();
   }
 
   std::vector<std::uint64_t> ids;
@@ -390,6 +379,10 @@ class FrameRowClient final : public RowClient {
   }
 
   Status Pull(std::span<const Lookup> lookups, std::int64_t step) override;
+  void Use(int table, std::span<const std::uint64_t> ids, std::span<const std::uint32_t> updates,
+           std::span<const float> rows) override {
+    pulled_.Pulled(table, ids, updates, rows);
+  }
   Status Push(std::span<const Gradients> gradients, std::int64_t step, double weight) override {
     return Push(gradients, step, weight, nullptr);
   }
@@ -533,6 +526,9 @@ Status FrameRowClient::Pull(std::span<const Lookup> lookups, std::int64_t step) 
     const TableSpec& spec = SpecOf(lookup.table);
     Require(lookup.rows.size() == lookup.ids.size() * static_cast<std::size_t>(spec.dim),
             "room for a row of each id: " + spec.name);
+    Require(lookup.updates.empty() || (pulled_.PartsOf(lookup.table).updates &&
+                                       lookup.updates.size() == lookup.ids.size()),
+            "updates of each id, of a table that has them: " + spec.name);
     tables.emplace_back(lookup.table, spec, lookup.training, UniqueIds(lookup.ids), routes_,
                         pulled_.PartsOf(lookup.table), values_[i]);
   }
@@ -540,8 +536,12 @@ Status FrameRowClient::Pull(std::span<const Lookup> lookups, std::int64_t step) 
   COHORT_RETURN_IF_ERROR(PullAll(tables, step, patience));
   for (std::size_t i = 0; i < lookups.size(); ++i) {
     const RowsToPull& pulled = tables[i];
-    if (lookups[i].training || lookups[i].ahead) {
+    const std::span<std::uint32_t> updates = lookups[i].updates;
+    if (lookups[i].training && updates.empty()) {
       pulled_.Pulled(pulled.table, pulled.unique.ids, pulled.updates, pulled.rows);
+    }
+    for (std::size_t j = 0; j < updates.size(); ++j) {
+      updates[j] = pulled.updates[pulled.unique.place[j]];
     }
     for (std::size_t j = 0; j < pulled.unique.place.size(); ++j) {
       std::memcpy(lookups[i].rows.data() + j * pulled.dim,

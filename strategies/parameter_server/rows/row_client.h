@@ -7,7 +7,7 @@
 // repeated, with the same sequence number, until the server has been silent for `peer_timeout`;
 // then the error is Unavailable and names the server. Errors of a table name it.
 //
-// Thread rules: one thread calls; Abort from any.
+// Thread rules: one thread calls, but see Use; Abort from any.
 
 #pragma once
 
@@ -37,10 +37,9 @@ class RowClient {
     std::span<const std::uint64_t> ids;
     bool training = true;   // missing rows are made where the table says so, all are marked as used
     std::span<float> rows;  // [ids, dim]: the weights
-    // Gradients will be computed from these though `training` does not say so: from rows that may
-    // never be looked up. What a push says of its rows (late_rows.h) is what they were at the last
-    // of such pulls, or of those for training.
-    bool ahead = false;
+    // Where given, of each id what Use is told when gradients are computed from these rows: some
+    // time, or never. Of a table that has that (LateParts); elsewhere empty.
+    std::span<std::uint32_t> updates = {};
   };
   // Of several tables in one exchange with the servers. On an error nothing is said about the rows.
   virtual Status Pull(std::span<const Lookup> lookups, std::int64_t step) = 0;
@@ -49,6 +48,13 @@ class RowClient {
     const Lookup lookup{.table = table, .ids = ids, .training = training, .rows = rows};
     return Pull(std::span(&lookup, 1), step);
   }
+
+  // Gradients will be computed from rows that were pulled before: `ids`, which may repeat, with
+  // what Pull gave of them. What a push says of its rows (late_rows.h) is what they were then, or
+  // at their last pull for training without `updates`, whichever came later. May be called while
+  // another thread is in a Pull with `updates`, or of tables without.
+  virtual void Use(int table, std::span<const std::uint64_t> ids,
+                   std::span<const std::uint32_t> updates, std::span<const float> rows) = 0;
 
   struct Gradients {
     int table = 0;

@@ -1,8 +1,8 @@
-// RowLookahead: rows of the next batch, pulled before they are asked for.
+// RowLookahead: which rows batches to come will ask for.
 //
-// Which these are is learnt: where the ids of a lookup are those of a feature (int64, lists too) of
-// the batch, the same feature of the next batch has the next ids. A lookup that was not foreseen is
-// the caller's to ask for.
+// That is learnt: where the ids of a lookup are those of a feature (int64, lists too) of the batch,
+// the same feature of the next ones has their ids. A lookup that was not foreseen is the caller's
+// to ask for. What is pulled then is held by RowsAhead.
 //
 // Not synchronised.
 
@@ -15,13 +15,17 @@
 #include <utility>
 #include <vector>
 
+#include <cohort/core/status.h>
 #include <cohort/data/dataset.h>
 #include <cohort/optim/table_spec.h>
 
-#include "parameter_server/frames/frame_stream.h"
-#include "parameter_server/rows/row_client.h"
-
 namespace cohort::ps {
+
+// Do lookups say which rows are in use?
+inline bool Evicts(const TableSpec& table) { return table.capacity > 0 || table.time_to_live > 0; }
+
+// StrategyOptions::lookahead; InvalidArgument where it is out of range.
+Status CheckLookahead(int batches);
 
 class RowLookahead {
  public:
@@ -34,32 +38,14 @@ class RowLookahead {
 
   // Lookups of a batch: table, and ids that lie in it.
   using Lookups = std::vector<std::pair<int, std::span<const std::uint64_t>>>;
-  Lookups Foresee(std::span<const data::Batch> parts) const;
-  // Pulls their rows, all in one call, in place of those that were there. Of a table that evicts,
-  // it marks them as used at `step`, and makes missing ones, as the lookup would: until their
-  // gradient comes they are the last to go. Of others a batch that is never trained on leaves no
-  // trace. An error is that of the lookup, if it comes to that.
-  void Fetch(RowClient& client, const Lookups& lookups, std::int64_t step);
-  // The rows of a lookup that was foreseen.
-  bool Take(int table, std::span<const std::uint64_t> ids, std::span<float> rows);
-  void Forget() { size_ = 0; }
-
-  std::int64_t foreseen() const { return foreseen_; }  // lookups
+  // `next`: nothing is trained on before that batch. Of others there are no lookups of tables that
+  // evict: rows that were made, or marked as used, a step early would have others go.
+  Lookups Foresee(std::span<const data::Batch> parts, bool next = true) const;
 
  private:
-  struct Rows {
-    int table = 0;
-    std::vector<std::uint64_t> ids;
-    FloatBuffer values;
-  };
-
-  std::vector<std::size_t> dims_;                  // of the tables
-  std::vector<bool> evicts_;                       // likewise
+  std::vector<bool> evicts_;                       // by table
   std::vector<data::Batch> batch_;                 // that is being trained on
   std::set<std::pair<int, std::string>> sources_;  // table, feature
-  std::vector<Rows> rows_;                         // memory that is kept; `size_` are there
-  std::size_t size_ = 0;
-  std::int64_t foreseen_ = 0;
 };
 
 }  // namespace cohort::ps

@@ -8,6 +8,8 @@
 #include <limits>
 #include <map>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include <cohort/core/random.h>
 #include <cohort/optim/server_side.h>
@@ -37,11 +39,23 @@ void Pull(RowClient& client, const std::vector<std::uint64_t>& ids, bool trainin
   std::vector<float> rows(ids.size() * kDim);
   OrThrow(client.Pull(0, ids, 1, training, rows));
 }
-void PullAhead(RowClient& client, const std::vector<std::uint64_t>& ids) {
-  std::vector<float> rows(ids.size() * kDim);
-  const RowClient::Lookup lookup{
-      .table = 0, .ids = ids, .training = false, .rows = rows, .ahead = true};
+// Rows that were pulled ahead.
+struct Ahead {
+  std::vector<std::uint64_t> ids;
+  std::vector<std::uint32_t> updates = std::vector<std::uint32_t>(ids.size());
+  std::vector<float> rows = std::vector<float>(ids.size() * kDim);
+
+  void UseIn(RowClient& client) const { client.Use(0, ids, updates, rows); }
+};
+Ahead PullAhead(RowClient& client, std::vector<std::uint64_t> ids) {
+  Ahead ahead{.ids = std::move(ids)};
+  const RowClient::Lookup lookup{.table = 0,
+                                 .ids = ahead.ids,
+                                 .training = false,
+                                 .rows = ahead.rows,
+                                 .updates = ahead.updates};
   OrThrow(client.Pull(std::span(&lookup, 1), 1));
+  return ahead;
 }
 float ValueOf(const Cluster& cluster, std::uint64_t id) {
   const std::map<std::uint64_t, Row> rows = RowsOf(*cluster.NewChief());
@@ -84,14 +98,40 @@ TEST(LateRowsRpc, RowsThatAreLookedUpAheadCountFromThen) {
   const auto a = cluster.NewClient(1);
   const auto b = cluster.NewClient(2);
   Push(*b, {1, 2}, 0);
-  PullAhead(*a, {1});
+  const Ahead ahead = PullAhead(*a, {1});
   for (int i = 0; i < 4; ++i) {
     Push(*b, {1, 2}, 0);
   }
   Pull(*a, {2});
+  ahead.UseIn(*a);
   Push(*a, {1, 2}, 12);
   EXPECT_EQ(ValueOf(cluster, 1), -3);
   EXPECT_EQ(ValueOf(cluster, 2), -12);
+}
+
+// Of several batches ahead: a step's gradients are as late as the rows that it used, whatever was
+// pulled since for others, and pushed.
+TEST(LateRowsRpc, RowsOfLaterBatchesLeaveThoseOfThisOneAsTheyAre) {
+  const Cluster cluster(2, 0, LateTable({.staleness_scaling = true}));
+  const auto a = cluster.NewClient(1);
+  const auto b = cluster.NewClient(2);
+  Push(*b, {1, 2, 3}, 0);
+  const Ahead first = PullAhead(*a, {1, 2});
+  for (int i = 0; i < 4; ++i) {
+    Push(*b, {1, 2, 3}, 0);
+  }
+  first.UseIn(*a);
+  const Ahead second = PullAhead(*a, {1, 3, 3});
+  Push(*a, {1, 2}, 12);  // 4 updates since
+  EXPECT_EQ(ValueOf(cluster, 1), -3);
+  EXPECT_EQ(ValueOf(cluster, 2), -3);
+  Push(*b, {3}, 0);
+  Push(*b, {3}, 0);
+  Pull(*a, {2});
+  second.UseIn(*a);
+  Push(*a, {2, 3}, 12);  // none, and 2
+  EXPECT_EQ(ValueOf(cluster, 2), -15);
+  EXPECT_EQ(ValueOf(cluster, 3), -6);
 }
 
 TEST(LateRowsRpc, RowsAreCompensatedInEveryFormat) {

@@ -23,6 +23,7 @@
 #include "parameter_server/rows/row_file.h"
 #include "parameter_server/rows/row_lookahead.h"
 #include "parameter_server/rows/row_table.h"
+#include "parameter_server/rows/rows_ahead.h"
 #include "parameter_server/server.h"
 #include "parameter_server/variables/client.h"
 #include "synchronous/distributed_dataset.h"
@@ -599,7 +600,7 @@ TEST(ServerRowsTest, TheNextBatchIsLookedUpAheadAndHasThisStepsUpdate) {
 
 // Rows of all tables are fetched in one call. A feature that was taken for the ids of a table,
 // which knows none of them, is no reason to do without the others' rows.
-TEST(RowLookaheadTest, TablesAreFetchedTogetherAndOneThatRefusesLeavesTheOthersTheirRows) {
+TEST(RowsAheadTest, TablesAreFetchedTogetherAndOneThatRefusesLeavesTheOthersTheirRows) {
   for (const bool refuses : {false, true}) {
     Cluster cluster(1);
     if (refuses) {
@@ -607,26 +608,130 @@ TEST(RowLookaheadTest, TablesAreFetchedTogetherAndOneThatRefusesLeavesTheOthersT
     }
     cluster.Initialise();
     const auto client = cluster.NewClient();
-    RowLookahead ahead(cluster.spec_.tables);
+    RowLookahead lookahead(cluster.spec_.tables);
     const std::vector<std::uint64_t> ids = {3, 4};
-    ahead.SetBatch(BatchOf(ids).replicas);
-    ahead.Learn(0, ids);
-    ahead.Learn(1, ids);
+    lookahead.SetBatch(BatchOf(ids).replicas);
+    lookahead.Learn(0, ids);
+    lookahead.Learn(1, ids);
     const std::vector<std::uint64_t> next = {5, 6, 7};
     const std::vector<data::Batch> parts = BatchOf(next).replicas;
-    ahead.Fetch(*client, ahead.Foresee(parts), 1);
+    RowsAhead ahead(cluster.spec_.tables);
+    const RowsAhead::Batch batch{.number = 2, .lookups = lookahead.Foresee(parts)};
+    ahead.Fetch(*client, std::span(&batch, 1), {}, 1);
     EXPECT_EQ(cluster.servers_[0]->rows().stats().pulls, 1U);
     EXPECT_EQ(cluster.servers_[0]->rows().stats().rejected, refuses ? 2U : 0U);
     std::vector<float> rows(next.size() * 5);
-    EXPECT_EQ(ahead.Take(0, next, rows), !refuses);
+    EXPECT_EQ(ahead.Take(*client, 2, 0, next, rows), !refuses);
     rows.resize(next.size());
-    ASSERT_TRUE(ahead.Take(1, next, rows));
+    EXPECT_FALSE(ahead.Take(*client, 1, 1, next, rows)) << "of another batch";
+    ASSERT_TRUE(ahead.Take(*client, 2, 1, next, rows));
     for (std::size_t i = 0; i < next.size(); ++i) {
       std::vector<float> first(1);
       InitialRow(cluster.spec_.tables[1], next[i], first);
       EXPECT_EQ(rows[i], first[0]);
     }
   }
+}
+
+// Two batches ahead of table 0: ids {1, 2, 3}, and {3, 4, 1}.
+class TwoBatchesAhead : public ::testing::Test {
+ protected:
+  TwoBatchesAhead() { cluster_.Initialise(); }
+
+  static RowsAhead::Batch BatchOf(std::uint64_t number, const std::vector<std::uint64_t>& ids) {
+    return {.number = number, .lookups = {{0, ids}}};
+  }
+  std::vector<float> Pull(const std::vector<std::uint64_t>& ids) {
+    std::vector<float> rows(ids.size() * 5);
+    OrThrow(other_->Pull(0, ids, 1, /*training=*/false, rows));
+    return rows;
+  }
+  static void Push(RowClient& client, const std::vector<std::uint64_t>& ids) {
+    const std::vector<float> gradients(ids.size() * 5, 1);
+    const RowClient::Gradients push{.table = 0, .ids = ids, .values = gradients};
+    OrThrow(client.Push(std::span(&push, 1), 1, 1));
+  }
+  bool Take(std::uint64_t number, const std::vector<std::uint64_t>& ids) {
+    rows_.assign(ids.size() * 5, 0);
+    return ahead_.Take(*client_, number, 0, ids, rows_);
+  }
+
+  Cluster cluster_{2};
+  const std::unique_ptr<RowClient> client_ = cluster_.NewClient(1);
+  const std::unique_ptr<RowClient> other_ = cluster_.NewClient(2);
+  RowsAhead ahead_{cluster_.spec_.tables};
+  const std::vector<std::uint64_t> second_ = {1, 2, 3};
+  const std::vector<std::uint64_t> third_ = {3, 4, 1};
+  const std::vector<std::uint64_t> fourth_ = {1, 7, 8};
+  std::vector<float> rows_;  // that Take gave
+};
+
+TEST_F(TwoBatchesAhead, RowsThatThisProcessPushesArePulledAgainAndNoOthers) {
+  const std::vector<RowsAhead::Batch> two = {BatchOf(2, second_), BatchOf(3, third_)};
+  std::vector<RowsAhead::Exchange> exchanges = ahead_.Plan(two, {});
+  ASSERT_EQ(exchanges.size(), 2U) << "the next batch does not wait for those behind it";
+  exchanges[0].Run(*client_, 1);
+  ahead_.Keep(std::move(exchanges[0]));
+  EXPECT_TRUE(Take(2, second_));
+  EXPECT_FALSE(Take(3, third_));
+  exchanges[1].Run(*client_, 1);
+  ahead_.Keep(std::move(exchanges[1]));
+  EXPECT_TRUE(Take(3, third_));
+  const std::vector<float> before = rows_;
+
+  Push(*client_, {3, 9, 3});
+  Push(*other_, {4});
+  const std::vector<RowsAhead::Batch> next = {BatchOf(3, third_), BatchOf(4, fourth_)};
+  exchanges = ahead_.Plan(next, {{3, 9, 3}});
+  EXPECT_FALSE(Take(2, second_)) << "its batch is over";
+  ASSERT_EQ(exchanges.size(), 2U);
+  for (RowsAhead::Exchange& exchange : exchanges) {
+    exchange.Run(*client_, 2);
+    ahead_.Keep(std::move(exchange));
+  }
+  EXPECT_EQ(ahead_.refreshed(), 1);
+  ASSERT_TRUE(Take(3, third_));
+  const std::vector<float> now = Pull(third_);
+  const auto row = [](const std::vector<float>& rows, std::size_t i) {
+    return std::vector<float>(rows.begin() + static_cast<std::ptrdiff_t>(5 * i),
+                              rows.begin() + static_cast<std::ptrdiff_t>(5 * (i + 1)));
+  };
+  EXPECT_NE(row(now, 0), row(before, 0));
+  EXPECT_EQ(row(rows_, 0), row(now, 0));
+  EXPECT_NE(row(now, 1), row(before, 1));
+  EXPECT_EQ(row(rows_, 1), row(before, 1)) << "what others push is not asked for";
+  EXPECT_EQ(row(rows_, 2), row(before, 2));
+  EXPECT_TRUE(Take(4, fourth_));
+  EXPECT_EQ(ahead_.taken(), 4);
+}
+
+TEST_F(TwoBatchesAhead, RowsThatCannotBePulledAgainAreNotUsed) {
+  const std::vector<RowsAhead::Batch> two = {BatchOf(2, second_), BatchOf(3, third_)};
+  ahead_.Fetch(*client_, two, {}, 1);
+  ASSERT_TRUE(Take(3, third_));
+  Push(*client_, {3});
+  client_->Abort(Unavailable("ps:1 is lost"));
+  ahead_.Fetch(*client_, std::span(two).last(1), {{3}}, 2);
+  EXPECT_EQ(ahead_.refreshed(), 0);
+  EXPECT_FALSE(Take(3, third_));
+}
+
+// A batch that was not wanted before, or whose lookups were not known then.
+TEST_F(TwoBatchesAhead, OnlyWhatIsNotHeldIsPulled) {
+  const RowsAhead::Batch batch = BatchOf(3, third_);
+  ahead_.Fetch(*client_, std::span(&batch, 1), {}, 1);
+  const std::uint64_t pulls =
+      cluster_.servers_[0]->rows().stats().pulls + cluster_.servers_[1]->rows().stats().pulls;
+  ahead_.Fetch(*client_, std::span(&batch, 1), {{2, 9}}, 1);
+  EXPECT_EQ(cluster_.servers_[0]->rows().stats().pulls + cluster_.servers_[1]->rows().stats().pulls,
+            pulls);
+  const RowsAhead::Batch more{.number = 3, .lookups = {{0, third_}, {1, third_}}};
+  ahead_.Fetch(*client_, std::span(&more, 1), {}, 1);
+  EXPECT_TRUE(Take(3, third_));
+  std::vector<float> items(third_.size());
+  EXPECT_TRUE(ahead_.Take(*client_, 3, 1, third_, items));
+  ahead_.Forget();
+  EXPECT_FALSE(Take(3, third_));
 }
 
 // Three batches an epoch, and an error for the third of epoch 1.
@@ -683,6 +788,28 @@ TEST(LookAheadTest, TheNextBatchIsThereToLookAtAndComesInItsTurn) {
   EXPECT_EQ(dataset->input_seconds(), fetched) << "what was looked at has been waited for, too";
   dataset.reset();
   EXPECT_FALSE(peek);
+}
+
+TEST(ServerRowsTest, WithoutALookaheadEachLookupIsAsked) {
+  Cluster cluster(1);
+  cluster.Initialise();
+  const auto client = cluster.NewClient();
+  const auto servers = Client::Make(cluster.spec_, cluster.addresses_, {.client = 1001});
+  const auto saver = cluster.NewClient();
+  ServerRows rows(*client, {.servers = *servers, .rows = *saver}, cluster.spec_.tables,
+                  /*threads=*/1, /*rank=*/0, /*processes=*/1, /*looks_ahead=*/false);
+  const std::vector<std::uint64_t> ids = {3, 4};
+  const DistributedBatch batch = BatchOf(ids);
+  std::vector<float> there(10);
+  for (std::int64_t step = 1; step <= 3; ++step) {
+    rows.StartStep(step, batch);
+    OrThrow(rows.Lookup(0, ids, /*training=*/true, there));
+    rows.Add(0, 0, ids, std::vector<float>(10, 1));
+    OrThrow(rows.Apply(step, 1, &batch));
+    OrThrow(rows.Finish());
+  }
+  EXPECT_EQ(rows.foreseen(), 0);
+  EXPECT_EQ(cluster.servers_[0]->rows().stats().pulls, 3U);
 }
 
 TEST(ServerRowsTest, GradientsThatAreNotFiniteLeaveTheProcessNeverToBeSent) {

@@ -283,9 +283,11 @@ TEST_F(Copies, ALateStepThatIsSentAgainIsAsLateAsItWas) {
   EXPECT_EQ(push(*broken.rows, -4).code(), StatusCode::kUnavailable);
   const Process again = Make(8, 1);
   again.rows->TakeOver(*broken.rows);
+  std::vector<std::uint32_t> updates(ids.size());
   const RowClient::Lookup ahead{
-      .table = 0, .ids = ids, .training = false, .rows = rows, .ahead = true};
+      .table = 0, .ids = ids, .training = false, .rows = rows, .updates = updates};
   OrThrow(again.rows->Pull(std::span(&ahead, 1), 2));
+  again.rows->Use(0, ids, updates, rows);
   OrThrow(push(*again.rows, -4));
   All all = Read(1);
   for (const std::uint64_t id : ids) {

@@ -47,6 +47,9 @@ struct ParameterServerStats {
   std::int64_t lost_updates = 0;
   // Lookups of this process in training, whose rows were there before they were asked for.
   std::int64_t foreseen = 0;
+  // StrategyOptions::lookahead of 2 or more: rows that were pulled again before they were used, as
+  // this process had pushed gradients of them.
+  std::int64_t refreshed_rows = 0;
   std::uint64_t failed_saves = 0;  // SaveBetweenUpdates's, without which training went on
   // SaveBetweenUpdates's: so often, for so long altogether, and for so long at most, nothing was
   // handed out because of a save. Workers waited for as long, or less. On the chief.

@@ -111,6 +111,14 @@ struct StrategyOptions {
   // moves buckets of the sparse tables from the busiest to the idlest while training goes on; 0:
   // never. With asynchronous or boundedly stale application, and kRollBack, only.
   std::chrono::milliseconds balance_interval{0};
+  // Sparse tables on servers: of so many batches behind the one that is trained on a worker pulls
+  // the rows beforehand, while it computes; 0: of none, to kMaxLookahead. With asynchronous and
+  // boundedly stale application what a step finds of a row is then what it was up to so many steps
+  // of the worker before, but for the worker's own updates, all of which are in it. Where steps are
+  // rounds, which a row must have all of, more than 1 is 1. The worker's memory has the batches and
+  // their rows.
+  int lookahead = 1;
+  static constexpr int kMaxLookahead = 16;
   // Where the chief task of a parameter-server job keeps its journal, the checkpoint folder: when
   // it is lost, the others wait as long for another process in its place, and the job goes on from
   // the last save. Set on every process. Empty, or where worker:0 is the chief: the job ends.
