@@ -46,6 +46,9 @@ void TcpTransport::Fetch(int s) {
       return;
     }
     turn += static_cast<std::size_t>(n);
+    if (!IsControl(s)) {
+      pace_.Received(static_cast<std::size_t>(n), std::chrono::steady_clock::now());
+    }
     Parse(s);
   }
 }

@@ -52,14 +52,15 @@ void TcpTransport::PutControl(int s, FrameKind kind, Bytes body) {
 
 void TcpTransport::Flush(int s) {
   Stream& p = stream(s);
-  for (std::size_t turn = 0; turn < kTurnBytes && !p.out.empty() && !p.write_closed;) {
+  for (std::size_t turn = 0;
+       turn < kTurnBytes && !p.out.empty() && !p.write_closed && !IsHeld(s);) {
     std::array<iovec, 2 * kMaxPieces> pieces;
     std::size_t count = 0;
     std::size_t wanted = 0;
     bool in_place = false;
     bool more = false;
     for (const OutFrame& frame : p.out) {
-      if (count + 2 > pieces.size() || wanted >= kTurnBytes) {
+      if (count + 2 > pieces.size() || wanted >= Pace::kStride) {
         break;
       }
       const auto add = [&](const void* data, std::size_t bytes) {
@@ -79,7 +80,7 @@ void TcpTransport::Flush(int s) {
       if (more) {
         break;
       }
-      add(frame.body.data() + body_sent, frame.body.size() - body_sent);
+      add(frame.body.data() + body_sent, std::min(frame.body.size() - body_sent, Pace::kStride));
       if (alone) {
         in_place = true;
         break;
@@ -95,11 +96,35 @@ void TcpTransport::Flush(int s) {
       return;
     }
     turn += static_cast<std::size_t>(n);
+    if (p.out.front().ticket != 0) {
+      pace_.Sent(static_cast<std::size_t>(n), std::chrono::steady_clock::now());
+    }
     Sent(s, static_cast<std::size_t>(n));
     if (p.socket.full()) {
       return;
     }
   }
+}
+
+// Whether what stream `s` is to send waits for what comes: see Pace.
+bool TcpTransport::IsHeld(int s) {
+  Stream& p = stream(s);
+  if (IsControl(s) || p.out.empty() || p.out.front().ticket == 0) {
+    return false;
+  }
+  bool expects = false;
+  std::size_t peers = 0;
+  for (int rank = 0; rank < count() / kChannels; ++rank) {
+    const Stream& data = data_stream(rank);
+    expects |= !data.posted.empty();
+    peers += data.out.empty() ? 0 : 1;
+  }
+  if (!expects) {
+    pace_.Reset();
+    return false;
+  }
+  return pace_.Holds(peers, std::chrono::steady_clock::now()) &&
+         IsNear(p.socket.fd(p.socket.writing()));
 }
 
 void TcpTransport::Sent(int s, std::size_t bytes) {

@@ -1,6 +1,7 @@
 #include "tcp/tcp_transport.h"
 
 #include <poll.h>
+#include <sched.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -102,6 +103,7 @@ void TcpTransport::Poll(int timeout_ms) {
     int rail;
     bool in;
   };
+  holds_ = false;
   std::vector<pollfd> events = {{wake_.fd(), POLLIN, 0}};
   std::vector<Place> places = {{-1, -1, false}};
   for (int s = 0; s < count(); ++s) {
@@ -109,7 +111,9 @@ void TcpTransport::Poll(int timeout_ms) {
     if (!InUse(s)) {
       continue;
     }
-    const bool write = !p.out.empty() && !p.write_closed;
+    const bool held = IsHeld(s);
+    const bool write = !p.out.empty() && !p.write_closed && !held;
+    holds_ |= held;
     for (int rail = 0; rail < p.socket.rails(); ++rail) {
       const bool in = p.wants_input() && rail == p.socket.reading();
       const bool out = write && rail == p.socket.writing();
@@ -123,7 +127,10 @@ void TcpTransport::Poll(int timeout_ms) {
       }
     }
   }
-  if (::poll(events.data(), events.size(), timeout_ms) <= 0) {
+  if (::poll(events.data(), events.size(), holds_ ? 0 : timeout_ms) <= 0) {
+    if (holds_) {
+      ::sched_yield();  // to the peer, where it has to share this core
+    }
     return;
   }
   for (std::size_t i = 1; i < events.size(); ++i) {

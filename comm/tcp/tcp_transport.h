@@ -27,6 +27,7 @@
 #include <string>
 #include <vector>
 
+#include "tcp/pace.h"
 #include "tcp/rendezvous.h"
 #include "tcp/socket.h"
 #include "tcp/stream.h"
@@ -55,7 +56,7 @@ class TcpTransport final : public Transport {
   TcpTransport(TcpGroup group, Socket wake, Socket watch);
 
   std::string_view backend() const override { return "tcp"; }
-  std::int64_t default_segment_bytes() const override { return 512 << 10; }
+  std::int64_t default_segment_bytes() const override { return 256 << 10; }
   void Attach(TransportListener* listener) override { listener_ = listener; }
 
   void Wake() override;
@@ -88,6 +89,7 @@ class TcpTransport final : public Transport {
 
   void PutControl(int s, FrameKind kind, Bytes body);
   void Flush(int s);
+  bool IsHeld(int s);
   void FinishReleased(int s);
   void Sent(int s, std::size_t bytes);
   void Fetch(int s);
@@ -117,9 +119,11 @@ class TcpTransport final : public Transport {
   std::vector<bool> farewell_;
   std::vector<bool> parted_;  // and the listener knows that nothing more comes of it
   std::vector<std::byte> scratch_;
+  Pace pace_;               // over all peers
   Listener offered_;        // between Offer and Join
   bool forgotten_ = false;  // the communicator failed
   bool moved_ = false;      // something happened in this Progress
+  bool holds_ = false;      // something waits that may be sent in a moment
   bool stop_ = false;       // the listener wants no more in this Progress
 };
 
