@@ -387,9 +387,9 @@ Status TransportCommunicator::FinishAtOnce() {
   Status status = exchange_.Trouble();
   if (status.ok() && AgreeAtOnce(exchange_) && (one_shot || AllShowValues(exchange_))) {
     if (reduction != nullptr) {
-      CombineShown(exchange_, at_once_.data, *reduction, one_shot ? 0 : BoardSlot::kNote);
+      status = CombineShown(exchange_, at_once_.data, *reduction, one_shot ? 0 : BoardSlot::kNote);
     }
-    status = exchange_.End({});
+    status = exchange_.End(status);
     Heard();
     if (status.ok()) {
       counts_.Done(exchange_.record().kind, AlgorithmOf(exchange_.record()), at_once_.data.size());

@@ -29,7 +29,8 @@ bool AllShown(Board& board, std::uint64_t number) {
 int OtherFingerprint(Board& board, int rank, std::uint64_t number) {
   const std::uint64_t fingerprint = board.Look(rank, number)->fingerprint;
   for (int p = 0; p < board.size(); ++p) {
-    if (board.Look(p, number)->fingerprint != fingerprint) {
+    const BoardSlot* const slot = board.Look(p, number);
+    if (slot != nullptr && slot->fingerprint != fingerprint) {
       return p;
     }
   }
@@ -79,19 +80,26 @@ Status AwaitAgreement(Exchange& exchange) {
 
 Status FinishOneShot(Exchange& exchange, MutableBytes data, const Reduction* reduction) {
   COHORT_RETURN_IF_ERROR(AwaitAgreement(exchange));
-  if (reduction != nullptr) {
-    CombineShown(exchange, data, *reduction);
-  }
-  return {};
+  return reduction != nullptr ? CombineShown(exchange, data, *reduction) : OkStatus();
 }
 
-void CombineShown(Exchange& exchange, MutableBytes data, const Reduction& reduction,
-                  std::size_t at) {
+Status Overtaken(Exchange& exchange) {
+  return Aborted(exchange.record().Numbered() +
+                 ": another rank went on, after an operation that was given up, before what it "
+                 "showed for this one was read");
+}
+
+Status CombineShown(Exchange& exchange, MutableBytes data, const Reduction& reduction,
+                    std::size_t at) {
   Board& board = *exchange.transport().board();
   exchange.transport().Count(data.size(), data.size() * static_cast<std::size_t>(board.size() - 1));
   std::array<const std::byte*, kMostRanks> sources;
   for (int p = 0; p < board.size(); ++p) {
-    sources[static_cast<std::size_t>(p)] = board.Look(p, exchange.record().sequence)->data + at;
+    const BoardSlot* const slot = board.Look(p, exchange.record().sequence);
+    if (slot == nullptr) {
+      return Overtaken(exchange);
+    }
+    sources[static_cast<std::size_t>(p)] = slot->data + at;
   }
   if (board.size() == 2) {
     reduction.Combine(data.data(), sources[0], sources[1], data.size());
@@ -101,6 +109,7 @@ void CombineShown(Exchange& exchange, MutableBytes data, const Reduction& reduct
                        data.size());
   }
   reduction.Finish(data.data(), data.size(), exchange.size());
+  return board.StillShown(exchange.record().sequence) ? OkStatus() : Overtaken(exchange);
 }
 
 }  // namespace cohort

@@ -29,7 +29,10 @@ void ShowOneShot(Exchange& exchange, Bytes data);
 // In place. `reduction` nullptr: nothing is combined, for a barrier.
 Status FinishOneShot(Exchange& exchange, MutableBytes data, const Reduction* reduction);
 // Where all are known to agree, what is left of it. `at`: from which byte of what is shown on.
-void CombineShown(Exchange& exchange, MutableBytes data, const Reduction& reduction,
-                  std::size_t at = 0);
+// Aborted, `data` being of no use: see Overtaken.
+Status CombineShown(Exchange& exchange, MutableBytes data, const Reduction& reduction,
+                    std::size_t at = 0);
+// What a rank shows was replaced before this one had read it: see Board::StillShown.
+Status Overtaken(Exchange& exchange);
 
 }  // namespace cohort

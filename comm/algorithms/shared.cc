@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <functional>
+#include <optional>
 
 #include "algorithms/algorithms.h"
 #include "algorithms/canonical_order.h"
@@ -15,7 +16,7 @@ namespace cohort {
 namespace {
 
 constexpr std::size_t kSegmentBytes = 64 << 10;  // of all ranks together they stay in cache
-constexpr int kSpins = 400;  // looks before the transport's own waiting
+constexpr int kSpins = 400;                      // looks before the transport's own waiting
 
 struct Shown {
   // kValues: private, and few enough to be shown behind this.
@@ -26,10 +27,15 @@ struct Shown {
 
 static_assert(sizeof(Shown) <= BoardSlot::kNote);
 
-Shown ShownBy(Board& board, int rank, std::uint64_t number) {
+// nullopt: not any more, see Board::StillShown.
+std::optional<Shown> ShownBy(Board& board, int rank, std::uint64_t number) {
+  const BoardSlot* const slot = board.Look(rank, number);
+  if (slot == nullptr) {
+    return std::nullopt;
+  }
   Shown shown;
-  std::memcpy(&shown, board.Look(rank, number)->data, sizeof(shown));
-  return shown;
+  std::memcpy(&shown, slot->data, sizeof(shown));
+  return board.StillShown(number) ? std::optional(shown) : std::nullopt;
 }
 
 // One rank's side of one operation.
@@ -54,10 +60,13 @@ class Shared {
     COHORT_RETURN_IF_ERROR(AwaitAgreement(exchange_));
     bool all = true;
     for (int p = 0; p < size(); ++p) {
-      const Shown shown = ShownBy(board_, p, number_);
-      all &= shown.what == Shown::kLent || shown.what == Shown::kNothing;
-      const bool there = shown.what == Shown::kLent && p != rank();
-      bases_.push_back(there ? board_.Resolve(p, shown.loan, bytes) : nullptr);
+      const std::optional<Shown> shown = ShownBy(board_, p, number_);
+      if (!shown.has_value()) {
+        return Overtaken(exchange_);
+      }
+      all &= shown->what == Shown::kLent || shown->what == Shown::kNothing;
+      const bool there = shown->what == Shown::kLent && p != rank();
+      bases_.push_back(there ? board_.Resolve(p, shown->loan, bytes) : nullptr);
       if (there && bases_.back() == nullptr) {
         return Internal(exchange_.record().Numbered() + ": " + exchange_.Name(p) +
                         " shows memory that it did not announce");
@@ -186,8 +195,7 @@ class Collector {
 Status StagedAllReduce(Exchange& exchange, Shared& shared, MutableBytes data,
                        const Reduction& reduction) {
   if (AllShowValues(exchange)) {
-    CombineShown(exchange, data, reduction, BoardSlot::kNote);
-    return {};
+    return CombineShown(exchange, data, reduction, BoardSlot::kNote);
   }
   Board& board = *exchange.transport().board();
   const std::size_t moved =
@@ -279,7 +287,8 @@ void ShowShared(Exchange& exchange, Bytes data) {
 bool AllShowValues(Exchange& exchange) {
   Board& board = *exchange.transport().board();
   for (int p = 0; p < board.size(); ++p) {
-    if (ShownBy(board, p, exchange.record().sequence).what != Shown::kValues) {
+    const std::optional<Shown> shown = ShownBy(board, p, exchange.record().sequence);
+    if (!shown.has_value() || shown->what != Shown::kValues) {
       return false;
     }
   }

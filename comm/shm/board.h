@@ -69,6 +69,8 @@ class Board {
   // At most BoardSlot::kBytes, of this rank; or a note of at most kNote bytes, and values.
   void Show(std::uint64_t number, std::uint64_t fingerprint, Bytes data, Bytes values = {}) {
     BoardSlot& slot = region(rank_).board[number % 2];
+    slot.number.store(0, std::memory_order_relaxed);  // see StillShown
+    std::atomic_thread_fence(std::memory_order_release);
     slot.fingerprint = fingerprint;
     if (!data.empty()) {
       std::memcpy(slot.data, data.data(), data.size());
@@ -90,6 +92,15 @@ class Board {
         __builtin_prefetch(reinterpret_cast<const std::byte*>(&r->board[number % 2]) + at);
       }
     }
+  }
+  // Whether what all have shown for `number` was there until now. It is, but after an operation
+  // that was given up: ranks that knew of that sooner may be two operations ahead of one that still
+  // reads.
+  bool StillShown(std::uint64_t number) {
+    std::atomic_thread_fence(std::memory_order_acquire);
+    return std::ranges::all_of(regions_, [number](const Region* r) {
+      return r->board[number % 2].number.load(std::memory_order_relaxed) == number;
+    });
   }
   // What `rank` shows for `number`, nullptr while it does not.
   const BoardSlot* Look(int rank, std::uint64_t number) {

@@ -72,6 +72,54 @@ TEST(Shm, LentAndPrivateBuffersGiveTheSameResults) {
   }
 }
 
+// Of two and three ranks, whose small values are on the board where all of them are private; in
+// quick succession, with other operations between and mismatches before.
+TEST(Shm, SmallLentAndPrivateBuffersGiveTheSameResults) {
+  constexpr std::size_t kMost = 4096;  // 16 KiB
+  for (const int ranks : {2, 3}) {
+    testing::ExpectAllOk(RunShm(ranks, [&](Communicator& comm) -> Status {
+      COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Memory> memory,
+                              comm.Allocate(kMost * sizeof(float)));
+      std::vector<float> own(kMost);
+      for (int round = 0; round < 300; ++round) {
+        // All private, all lent, and one of each in turn.
+        const int kind = round % (ranks + 2);
+        const bool lent = kind == 1 || kind - 2 == comm.rank();
+        const std::size_t count = round % 4 == 0   ? kMost
+                                  : round % 4 == 1 ? 3000
+                                  : round % 4 == 2 ? 17
+                                                   : 2100;
+        const std::span<float> values = (lent ? Floats(*memory) : std::span(own)).first(count);
+        for (std::size_t i = 0; i < count; ++i) {
+          values[i] = static_cast<float>((i + static_cast<std::size_t>(comm.rank() + round)) % 11);
+        }
+        const char* const algorithm = round % 3 == 0 ? "shared" : "auto";
+        COHORT_RETURN_IF_ERROR(
+            WaitFor(comm.AllReduce(values, ReduceOp::kSum, {.algorithm = algorithm})));
+        for (std::size_t i = 0; i < count; ++i) {
+          float sum = 0;
+          for (int r = 0; r < ranks; ++r) {
+            sum += static_cast<float>((i + static_cast<std::size_t>(r + round)) % 11);
+          }
+          if (values[i] != sum) {
+            return Internal("round " + std::to_string(round) + ": wrong at " + std::to_string(i));
+          }
+        }
+        if (round % 7 == 0) {
+          COHORT_RETURN_IF_ERROR(WaitFor(comm.Barrier({})));
+        }
+        if (round % 50 == 49) {  // one comes with another count: nobody's values are used
+          const std::size_t other = comm.rank() == 0 ? 100 : 200;
+          const Status mismatch =
+              WaitFor(comm.AllReduce(std::span(own).first(other), ReduceOp::kSum));
+          EXPECT_EQ(mismatch.code(), StatusCode::kInvalidArgument) << mismatch.ToString();
+        }
+      }
+      return {};
+    }));
+  }
+}
+
 TEST(Shm, MemoryOutlivesItsCommunicator) {
   std::unique_ptr<Memory> kept;
   testing::ExpectAllOk(RunShm(2, [&](Communicator& comm) -> Status {
