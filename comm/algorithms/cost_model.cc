@@ -18,6 +18,10 @@ using Steady = std::chrono::steady_clock;
 constexpr CostParameters kSharedMemory = {8e-6, 0.5e-6, 1 / 20e9, 1 / 40e9};
 constexpr CostParameters kNetwork = {25e-6, 4e-6, 1 / 2.5e9, 1 / 20e9};
 
+// No core combines faster, whatever the difference of two measured times says: at 0 algorithms that
+// combine everything twice would be chosen for the largest buffers.
+constexpr double kLeastPerReducedByte = 1 / 40e9;
+
 // Below this size the figures above choose as well as measured ones, and small jobs start at once.
 constexpr std::int64_t kWorthMeasuring = 4096;
 
@@ -221,7 +225,7 @@ Status CostModel::Measure(Exchange& exchange) {
   constexpr double kBytes = Shift::kBulkBytes;
   std::array<double, 4> figures = {small, std::max(burst - small, 0.0) / (kBurst - 1),
                                    std::max(bulk - small, 0.0) / kBytes,
-                                   std::max(combined - bulk, 0.0) / kBytes};
+                                   std::max((combined - bulk) / kBytes, kLeastPerReducedByte)};
   const MutableBytes bytes = std::as_writable_bytes(std::span(figures));
   COHORT_RETURN_IF_ERROR(RecursiveDoublingAllReduce(exchange, bytes, bytes,
                                                     Reduction(DType::kFloat64, ReduceOp::kMax)));

@@ -22,7 +22,7 @@ class Pace {
  public:
   static constexpr std::size_t kStride = std::size_t{256} << 10;  // of one send
   static constexpr std::size_t kAhead = std::size_t{256} << 10;   // to each peer
-  static constexpr std::chrono::microseconds kPatience{100};
+  static constexpr std::chrono::microseconds kPatience{50};
   using Time = std::chrono::steady_clock::time_point;
 
   // Payload of this rank's operations.
