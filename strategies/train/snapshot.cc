@@ -21,7 +21,7 @@ struct Outcome {
   std::int64_t batch = 0;
   std::uint64_t dataset_fingerprint = 0;
   GradScaler::State scaler;
-  std::array<char, 100> data_position = {};
+  std::uint64_t data_position_bytes = 0;  // which follow
   std::array<char, 960> text = {};  // of the error, or where the checkpoint is
 
   void Set(const Status& status) {
@@ -345,12 +345,7 @@ Result<io::CheckpointState> LoadSnapshot(Strategy& strategy, ParameterSet& param
       if (const GradScaler* const scaler = strategy.grad_scaler(); scaler != nullptr) {
         outcome.scaler = scaler->state();
       }
-      if (state.data_position.size() < outcome.data_position.size()) {
-        state.data_position.copy(outcome.data_position.data(), state.data_position.size());
-      } else {
-        outcome.Set(DataLoss(fmt::format("the checkpoint of step {} has no place in a data set: {}",
-                                         state.step, state.data_position)));
-      }
+      outcome.data_position_bytes = state.data_position.size();
     }
   }
   COHORT_RETURN_IF_ERROR(ShareOutcome(strategy, outcome));
@@ -360,7 +355,11 @@ Result<io::CheckpointState> LoadSnapshot(Strategy& strategy, ParameterSet& param
   state.batch = outcome.batch;
   state.seed = expected_seed;
   state.dataset_fingerprint = outcome.dataset_fingerprint;
-  state.data_position = outcome.data_position.data();
+  state.data_position.resize(outcome.data_position_bytes);
+  if (!state.data_position.empty()) {
+    COHORT_RETURN_IF_ERROR(
+        strategy.Broadcast(std::as_writable_bytes(std::span(state.data_position))));
+  }
   COHORT_RETURN_IF_ERROR(strategy.Broadcast(std::as_writable_bytes(parameters.all())));
   for (const std::span<float> slot : strategy.slots()) {
     COHORT_RETURN_IF_ERROR(strategy.Broadcast(std::as_writable_bytes(slot)));

@@ -325,10 +325,14 @@ TEST_F(TrainerPolicy, BatchesOutOfOrderAreEachTrainedOnOnce) {
                                 {.epochs = 1, .checkpoints = false, .devices = 2}));
   const std::multiset<float> expected = labels_of();
   EXPECT_EQ(expected.size(), static_cast<std::size_t>(testing::kExamples));
+  int trial = 0;
   for (const int ranks : {2, 1, 4, 2, 1, 4}) {
     std::filesystem::remove_all(FolderOf(0));
+    // The place of four processes is a long one.
+    const int saving = ++trial > 3 ? 4 : 2;
     for (const Status& status :
-         FitUnder(data::ShardPolicy::kData, 2, data, {.epochs = 1, .stop_at = 4, .devices = 2})) {
+         FitUnder(data::ShardPolicy::kData, saving, data,
+                  {.epochs = 1, .stop_at = 4, .devices = saving == 2 ? 2 : 1})) {
       ASSERT_EQ(status.code(), StatusCode::kCancelled) << status.ToString();
     }
     auto labels = labels_of();
