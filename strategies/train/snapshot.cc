@@ -22,7 +22,7 @@ struct Outcome {
   std::uint64_t dataset_fingerprint = 0;
   GradScaler::State scaler;
   std::uint64_t data_position_bytes = 0;  // which follow
-  std::array<char, 960> text = {};  // of the error, or where the checkpoint is
+  std::array<char, 960> text = {};        // of the error, or where the checkpoint is
 
   void Set(const Status& status) {
     code = static_cast<std::int32_t>(status.code());
