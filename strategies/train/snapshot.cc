@@ -264,6 +264,7 @@ Result<bool> SnapshotBehind::Begin(Strategy& strategy, ParameterSet& parameters,
         outcome.step = 1;
         try {
           Start(strategy, parameters, store, full_save_every);
+          strategy_ = &strategy;                 // begun, also if the others cannot be told
         } catch (const std::exception& error) {  // no memory, or no thread
           status = ResourceExhausted(error.what());
           (void)strategy.ThawTables(/*saved=*/false);
@@ -284,6 +285,7 @@ Result<bool> SnapshotBehind::Begin(Strategy& strategy, ParameterSet& parameters,
 
 void SnapshotBehind::Start(Strategy& strategy, const ParameterSet& parameters,
                            const io::CheckpointStore& store, int full_save_every) {
+  Require(!writer_.joinable(), "one writer at a time");
   written_ = Internal("the save was not written");
   const std::span<const float> values = parameters.all();
   values_.assign(values.begin(), values.end());
@@ -298,9 +300,13 @@ void SnapshotBehind::Start(Strategy& strategy, const ParameterSet& parameters,
     } catch (const std::exception& error) {
       written_ = Internal(error.what());
     }
-    const Status thawed = strategy.ThawTables(written_.ok());
-    if (written_.ok() && !thawed.ok()) {
-      written_ = thawed;
+    try {
+      const Status thawed = strategy.ThawTables(written_.ok());
+      if (written_.ok() && !thawed.ok()) {
+        written_ = thawed;
+      }
+    } catch (const std::exception& error) {
+      written_ = Internal(error.what());
     }
     ended_ = std::chrono::steady_clock::now();
   });

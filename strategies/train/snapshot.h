@@ -35,7 +35,8 @@ class SnapshotBehind {
   SnapshotBehind& operator=(const SnapshotBehind&) = delete;
 
   // Every process calls, with nothing begun: begins a save of what there is now, for which all that
-  // is given outlives this. False: there is nothing to gain, and nothing has happened.
+  // is given outlives this. False: there is nothing to gain, and nothing has happened. After an
+  // error begun() tells whether the chief is writing: then Abandon.
   Result<bool> Begin(Strategy& strategy, ParameterSet& parameters, const io::CheckpointStore& store,
                      const io::CheckpointState& state, int full_save_every);
   bool begun() const { return strategy_ != nullptr; }

@@ -516,9 +516,23 @@ Status Trainer::State::Fit(State& s, Trainer& trainer, const data::Dataset& trai
     // Resumed from the last step of an epoch, before its end was noted.
     s.EndEpoch();
   }
+  const auto evaluate = [&]() -> Status {
+    COHORT_ASSIGN_OR_RETURN(EpochResult evaluation, trainer.Evaluate(*validation, evaluate_step));
+    evaluation.epoch = s.epoch - 1;
+    history.evaluations.push_back(std::move(evaluation));
+    return {};
+  };
+  const bool evaluates = validation != nullptr && s.strategy.trains();
   if (s.loss.has_value()) {
     DropFrom(s.epoch, history);
     s.ReportLoss();
+    if (evaluates && s.batch == 0 && s.epoch > 0) {
+      // A save of an epoch's end is made before the evaluation, which the loss may have ended. All
+      // processes are at the same place, but may have come to different ends of that.
+      std::erase_if(history.evaluations,
+                    [&s](const EpochResult& of) { return of.epoch == s.epoch - 1; });
+      COHORT_RETURN_IF_ERROR(evaluate());
+    }
   }
   while (s.epoch < s.options.epochs && !stopped) {
     COHORT_ASSIGN_OR_RETURN(EpochResult epoch, s.TrainEpoch(*dataset, train_step, &stopped));
@@ -529,6 +543,8 @@ Status Trainer::State::Fit(State& s, Trainer& trainer, const data::Dataset& trai
       COHORT_RETURN_IF_ERROR(s.strategy.StopWork("the job is stopped, as its chief was asked to"));
       return s.Stopped();
     }
+    // Before the save, from which the job may go on.
+    history.epochs.push_back(epoch);
     const bool save = !s.options.checkpoint_dir.empty() &&
                       (stopped || s.epoch == s.options.epochs ||
                        (!s.saved_between_updates && s.options.save_every_epochs > 0 &&
@@ -538,15 +554,12 @@ Status Trainer::State::Fit(State& s, Trainer& trainer, const data::Dataset& trai
       const bool goes_on = !stopped && s.epoch < s.options.epochs;
       COHORT_RETURN_IF_ERROR(
           s.SaveAt(s.epoch, s.batch, goes_on ? State::Write::kBehind : State::Write::kNow));
-      epoch.checkpoint_seconds += SecondsSince(before_save);
+      history.epochs.back().checkpoint_seconds += SecondsSince(before_save);
     }
     COHORT_RETURN_IF_ERROR(s.events.Write("train", s.strategy.step(), epoch.loss, epoch.metrics,
                                           epoch.seconds > 0 ? epoch.examples / epoch.seconds : 0));
-    history.epochs.push_back(std::move(epoch));
-    if (validation != nullptr && !stopped && s.strategy.trains()) {
-      COHORT_ASSIGN_OR_RETURN(EpochResult evaluation, trainer.Evaluate(*validation, evaluate_step));
-      evaluation.epoch = s.epoch - 1;
-      history.evaluations.push_back(std::move(evaluation));
+    if (evaluates && !stopped) {
+      COHORT_RETURN_IF_ERROR(evaluate());
     }
   }
   SumUp(history);

@@ -18,6 +18,7 @@
 namespace cohort::testing {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -81,6 +82,20 @@ TEST_F(InStepWithSaves, ALostServerIsReplacedAndTheWorkersGoBackToTheLastSave) {
   ASSERT_EQ(steps.size(), 1U) << job.cluster.Logs();
   // The save before the last one is whole, the last one perhaps.
   EXPECT_TRUE(steps[0] == 40 || steps[0] == 50) << steps[0];
+}
+
+// The save of the last epoch's end is made before the evaluation, which is made all the same.
+TEST_F(InStepWithSaves, AServerIsLostInTheLastEvaluation) {
+  Job job(Saving({"--gate-evaluation", "120"}), /*gate_at=*/0, kInStep, Program());
+  ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "waits at gate", kPatience));
+  job.Kill("ps:1");
+  job.Replace(1, "again");
+  job.OpenGate();
+  ExpectUndisturbedEnd(job);
+  EXPECT_THAT(StepsBackTo(job), ElementsAre(120));
+  for (const char* worker : {"worker:0", "worker:1"}) {
+    EXPECT_THAT(job.cluster.Stdout(worker), HasSubstr("3 evaluations")) << worker;
+  }
 }
 
 // Nor need the other servers be started again: those that live go back as well.

@@ -5,6 +5,7 @@
 // "digest N", N being of all values and rows.
 //
 // worker:0 stops at gates, and says so, until there is such a file: FILE in step --gate-at,
+// in the evaluation behind step --gate-evaluation (0: nothing is evaluated),
 // FILE.again in step --again-at (0: not there), FILE.end, with --gate-end, when Fit has returned.
 
 #include <chrono>
@@ -47,6 +48,7 @@ struct Options {
   std::string gate;
   int gate_at = 0;
   int again_at = 0;
+  std::int64_t gate_evaluation = 0;
   bool gate_end = false;
 };
 
@@ -112,6 +114,16 @@ Result<ReplicaResult> Step(ReplicaContext& context, const data::Batch& part) {
   return ReplicaResult{.loss_sum = 0, .weight = static_cast<double>(ids.size()), .metric_sums = {}};
 }
 
+Result<ReplicaResult> Look(ReplicaContext& context, const data::Batch& part) {
+  const Tensor feature = part["row"];
+  const auto rows_of = feature.data<std::int64_t>();
+  const std::vector<std::uint64_t> ids(rows_of.begin(), rows_of.end());
+  std::vector<float> rows(ids.size() * kDim);
+  COHORT_RETURN_IF_ERROR(context.parameters.rows().Lookup(kTable, ids, /*training=*/false, rows));
+  return ReplicaResult{
+      .loss_sum = rows[0], .weight = static_cast<double>(ids.size()), .metric_sums = {}};
+}
+
 Status Report(ParameterSet& parameters) {
   std::vector<std::uint64_t> ids(static_cast<std::size_t>(kRowsOfTable));
   std::iota(ids.begin(), ids.end(), 0);
@@ -144,7 +156,17 @@ Status RunWith(const Options& options, Strategy& strategy, const Log& log) {
                    .save_every_steps = options.save_steps,
                    .full_save_every = 2,
                    .log = log});
-  COHORT_ASSIGN_OR_RETURN(const History history, trainer.Fit(Data(), step));
+  const StepFn evaluate = [&](ReplicaContext& context, const data::Batch& part) {
+    if (strategy.is_chief() && strategy.step() == options.gate_evaluation) {
+      AwaitGate(options.gate);
+    }
+    return Look(context, part);
+  };
+  const data::Dataset validation = Data();
+  COHORT_ASSIGN_OR_RETURN(const History history,
+                          options.gate_evaluation > 0
+                              ? trainer.Fit(Data(), step, &validation, evaluate)
+                              : trainer.Fit(Data(), step));
   if (strategy.is_chief()) {
     if (options.gate_end) {
       AwaitGate(options.gate + ".end");
@@ -152,7 +174,8 @@ Status RunWith(const Options& options, Strategy& strategy, const Log& log) {
     COHORT_RETURN_IF_ERROR(Report(parameters));
   }
   if (strategy.trains()) {
-    Say(fmt::format("epochs {}, at step {}", history.epochs.size(), strategy.step()));
+    Say(fmt::format("epochs {}, at step {}, {} evaluations", history.epochs.size(), strategy.step(),
+                    history.evaluations.size()));
   }
   return strategy.Shutdown();
 }
@@ -188,6 +211,7 @@ int main(int argc, char** argv) {
   app.add_option("--gate", options.gate);
   app.add_option("--gate-at", options.gate_at);
   app.add_option("--again-at", options.again_at);
+  app.add_option("--gate-evaluation", options.gate_evaluation);
   app.add_flag("--gate-end", options.gate_end);
   CLI11_PARSE(app, argc, argv);
   const cohort::Status status = cohort::Run(options);

@@ -12,6 +12,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -42,6 +43,15 @@ class ServedRows final : public testing::PassingStrategy {
     const std::lock_guard lock(mutex_);
     frozen_ = false;
     return {};
+  }
+  Status Broadcast(std::span<std::byte> bytes) override {
+    {
+      const std::lock_guard lock(mutex_);
+      if (frozen_ && std::exchange(cuts_, false)) {
+        return Unavailable("a connection ended");
+      }
+    }
+    return PassingStrategy::Broadcast(bytes);
   }
   Status SaveTable(int /*table*/, FileSystem& files, const std::string& path) override {
     {
@@ -78,12 +88,21 @@ class ServedRows final : public testing::PassingStrategy {
     const std::lock_guard lock(mutex_);
     held_from_ = number;
   }
+  // The next word of the chief to the others, while rows are frozen, does not get there.
+  void CutNextWord() {
+    const std::lock_guard lock(mutex_);
+    cuts_ = true;
+  }
   void LetGo() {
     {
       const std::lock_guard lock(mutex_);
       held_from_ = kNone;
     }
     changed_.notify_all();
+  }
+  void Forgive() {
+    const std::lock_guard lock(mutex_);
+    error_ = OkStatus();
   }
   int saves() const {
     const std::lock_guard lock(mutex_);
@@ -105,6 +124,7 @@ class ServedRows final : public testing::PassingStrategy {
   std::condition_variable changed_;
   int held_from_ = kNone;
   bool frozen_ = false;
+  bool cuts_ = false;
   bool left_ = false;
   bool left_in_a_save_ = false;
   Status error_;
@@ -155,6 +175,30 @@ TEST(SavesBehindTraining, AnErrorWaitsForTheSaveSoThatTheJobCanBeLeft) {
   EXPECT_EQ(strategy.Shutdown(), OkStatus());
   EXPECT_FALSE(strategy.left_in_a_save());
   EXPECT_TRUE(SavedSteps(dir / "saved").empty());
+}
+
+// The writer has been started when the others are told, which fails: it is waited for all the same,
+// and another save can begin.
+TEST(SavesBehindTraining, OneThatTheOthersCouldNotBeToldOfIsWaitedFor) {
+  const testing::TempDir dir;
+  Process process;
+  ServedRows& strategy = *process.strategy;
+  Trainer trainer(
+      strategy, process.parameters,
+      {.metric_names = {"ones"}, .checkpoint_dir = dir / "saved", .save_every_steps = 2});
+  strategy.HoldFrom(1);
+  strategy.CutNextWord();
+  const Status status = trainer.Fit(Points(), kTrain).status();
+  EXPECT_EQ(status.code(), StatusCode::kUnavailable) << status.ToString();
+  EXPECT_EQ(strategy.saves(), 1);
+  EXPECT_FALSE(strategy.frozen()) << "the writer is still at it";
+  strategy.Forgive();
+  strategy.LetGo();
+  const Status again = trainer.Fit(Points(), kTrain).status();
+  EXPECT_EQ(again, OkStatus()) << again.ToString();
+  EXPECT_FALSE(strategy.frozen());
+  EXPECT_FALSE(SavedSteps(dir / "saved").empty());
+  EXPECT_EQ(strategy.Shutdown(), OkStatus());
 }
 
 // Asked to stop at step `at` of a run that saves every second one; what is saved then.
