@@ -1,6 +1,7 @@
 #include "parameter_server/remote_rows.h"
 
 #include <algorithm>
+#include <exception>
 #include <utility>
 
 namespace cohort::ps {
@@ -112,18 +113,26 @@ void RemoteRows::Run() {
     if (!under_way_) {
       return;
     }
-    RowClient& client = *job_.rows();
-    client.ReadAfter(after_);
-    for (RowsAhead::Exchange& exchange : ahead_.Plan(lookups_, pushed_)) {
-      lock.unlock();
-      exchange.Run(client, for_step_);
-      lock.lock();
-      ahead_.Keep(std::move(exchange));
-      urgent_ = false;
-      changed_.notify_all();
+    try {
+      RowClient& client = *job_.rows();
+      client.ReadAfter(after_);
+      for (RowsAhead::Exchange& exchange : ahead_.Plan(lookups_, pushed_)) {
+        lock.unlock();
+        exchange.Run(client, for_step_);
+        lock.lock();
+        ahead_.Keep(std::move(exchange));
+        urgent_ = false;
+        changed_.notify_all();
+      }
+    } catch (const std::exception&) {  // no memory: lookups go to the servers by themselves
+      if (!lock.owns_lock()) {
+        lock.lock();
+      }
+      ahead_.Forget();
     }
     lookups_.clear();
     next_.clear();
+    urgent_ = false;
     under_way_ = false;
     changed_.notify_all();
   }
