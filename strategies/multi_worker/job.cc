@@ -20,6 +20,7 @@
 
 #include "multi_worker/server_rows.h"
 #include "multi_worker/server_watch.h"
+#include "parameter_server/frames/wire.h"
 #include "parameter_server/job.h"
 #include "parameter_server/rows/row_client.h"
 #include "parameter_server/variables/client.h"
@@ -260,16 +261,6 @@ class JobMembership final : public Membership {
 std::string HostOf(const std::string& address) { return address.substr(0, address.rfind(':')); }
 std::string PortOf(const std::string& address) { return address.substr(address.rfind(':') + 1); }
 
-// Where to listen for those who come to `address`: on every interface, since its host may be the
-// name of a proxy in front of this machine; but not beyond the loopback if it is on that.
-std::string ListenAddress(const std::string& address) {
-  const std::string host = HostOf(address);
-  if (host == "localhost" || host == "[::1]" || host.starts_with("127.")) {
-    return address;
-  }
-  return (host.starts_with("[") ? "[::]:" : "0.0.0.0:") + PortOf(address);
-}
-
 int RankOf(const ClusterConfig& config) {
   const std::vector<TaskId> tasks = config.cluster.TrainingTasks();
   return static_cast<int>(std::find(tasks.begin(), tasks.end(), config.task) - tasks.begin());
@@ -408,8 +399,8 @@ Result<std::unique_ptr<Membership>> JoinByAddress(const ClusterConfig& config,
   }
   std::unique_ptr<CoordinationServer> server;
   if (config.is_chief()) {
-    COHORT_ASSIGN_OR_RETURN(
-        server, CoordinationServer::Start(ListenAddress(service), config.cluster, coordination));
+    COHORT_ASSIGN_OR_RETURN(server, CoordinationServer::Start(ps::ListenAddress(service),
+                                                              config.cluster, coordination));
   }
   COHORT_ASSIGN_OR_RETURN(auto client,
                           CoordinationClient::Join(service, config.cluster, config.task,

@@ -9,6 +9,17 @@
 #include "parameter_server/variables/client.h"
 
 namespace cohort::ps {
+namespace {
+
+// A server that answers, and can't keep what it has (no memory): the job is as it was.
+bool IsRefusal(const Status& status) {
+  return status.code() == StatusCode::kResourceExhausted ||
+         status.code() == StatusCode::kInternal ||
+         status.code() == StatusCode::kFailedPrecondition ||
+         status.code() == StatusCode::kUnimplemented;
+}
+
+}  // namespace
 
 ChiefSaves::ChiefSaves(Job& job, Log log, Hooks hooks)
     : job_(job), log_(std::move(log)), hooks_(std::move(hooks)) {}
@@ -49,8 +60,16 @@ Status ChiefSaves::SaveIfDue() {
     return {};
   }
   std::optional<Frozen> frozen;
-  const auto freeze = [this, &frozen](const Coordinator::Cut& cut) -> Status {
-    COHORT_ASSIGN_OR_RETURN(frozen, Freeze(cut));
+  Status refused;
+  const auto freeze = [&](const Coordinator::Cut& cut) -> Status {
+    Result<Frozen> kept = Freeze(cut);
+    if (kept.ok()) {
+      frozen = *std::move(kept);
+    } else if (IsRefusal(kept.status())) {
+      refused = kept.status();
+    } else {
+      return kept.status();
+    }
     return {};
   };
   const auto late = [this, &now](const std::string& why) {
@@ -61,6 +80,9 @@ Status ChiefSaves::SaveIfDue() {
   };
   const auto begun = std::chrono::steady_clock::now();
   COHORT_RETURN_IF_ERROR(job_.BetweenUpdates(freeze, late));
+  if (!refused.ok()) {
+    late(refused.ToString());
+  }
   if (!frozen.has_value()) {
     return {};
   }
@@ -90,6 +112,10 @@ Status ChiefSaves::SaveCalls(const std::function<Status(std::int64_t calls)>& sa
   if (!cut.ok()) {
     return {};
   }
+  if (!frozen.ok() && IsRefusal(frozen.status())) {
+    *outcome = frozen.status();
+    return {};
+  }
   COHORT_RETURN_IF_ERROR(frozen.status());
   CountPause(begun);
   const std::int64_t before = std::max(saved_step_, given_at_.value_or(-1));
@@ -108,7 +134,12 @@ Status ChiefSaves::SaveCalls(const std::function<Status(std::int64_t calls)>& sa
 Result<ChiefSaves::Frozen> ChiefSaves::Freeze(const Coordinator::Cut& cut) {
   COHORT_RETURN_IF_ERROR(hooks_.finish_last_round());
   const Result<std::uint64_t> version = job_.client()->Freeze(++snapshots_);
-  COHORT_RETURN_IF_ERROR(job_.Explain(version.status()));
+  if (const Status why = job_.Explain(version.status()); !why.ok()) {
+    if (IsRefusal(why)) {  // of one server: the others have begun to keep what they have
+      COHORT_RETURN_IF_ERROR(job_.Explain(job_.client()->Thaw().status()));
+    }
+    return why;
+  }
   frozen_step_ = static_cast<std::int64_t>(*version);
   CountFromHere();
   return Frozen{.cut = cut, .course = job_.coordinator()->CourseAt(frozen_step_)};

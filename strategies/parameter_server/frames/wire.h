@@ -38,14 +38,16 @@ grpc::Slice BorrowSlice(std::span<const float> memory, std::shared_ptr<const voi
 Status ToStatus(const Error& error, const std::string& server);
 // Of a reply that is of another epoch than was asked.
 Status StaleReply(const std::string& server, std::uint64_t epoch, std::uint64_t expected);
-// "ps:1 (10.0.0.3:2222)" for each address, and a channel for its frames.
 // Of a client's lines (layout.h).
 std::vector<std::string> LineNames(const ModelSpec& spec,
                                    const std::vector<std::string>& addresses);
+// "ps:1 (10.0.0.3:2222)" for each address, and a channel to it.
 std::vector<std::string> ServerNames(const std::vector<std::string>& addresses);
 std::vector<std::shared_ptr<grpc::Channel>> DataChannels(const std::vector<std::string>& addresses);
 
-// "0.0.0.0:2222" from "host:2222": a server listens on all interfaces, at its task's port.
+// Where a task listens, at its address's port: "0.0.0.0:2222" for "host:2222", on all interfaces.
+// For an address of this host's loopback that address: its peers are here, and nobody else is let
+// in.
 std::string ListenAddress(const std::string& task_address);
 // "host:40123" from "host:0": where others find a task that was bound to this port.
 std::string WithPort(const std::string& task_address, int port);
