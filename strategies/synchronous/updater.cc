@@ -140,16 +140,8 @@ void Updater::ApplyChunks(std::size_t first_chunk, std::size_t last_chunk, std::
   const Range range(Phase::kUpdate, step);
   const std::span<float> values = parts_.parameters.all();
   const bool summed = NeedsNorm();
-  // Where each process reads what the other has, they do not begin at the same place: two cores
-  // that ask for the same lines at once get them a third slower.
-  const std::size_t count = last_chunk - first_chunk;
-  const std::size_t begin = parts_.one_pass
-                                ? count * static_cast<std::size_t>(parts_.communicator->rank()) /
-                                      static_cast<std::size_t>(parts_.communicator->size())
-                                : 0;
   ForChunks(first_chunk, last_chunk, [&](std::size_t index) {
-    const BucketPlan::Chunk& chunk =
-        parts_.reducer.plan().chunks[first_chunk + (index - first_chunk + begin) % count];
+    const BucketPlan::Chunk& chunk = parts_.reducer.plan().chunks[index];
     if (!summed) {
       parts_.reducer.Sum(chunk);
     }
