@@ -292,17 +292,25 @@ Status ServerWatch::FindServers(milliseconds patience) {
     for (;;) {
       std::uint64_t incarnation = 0;
       const Result<std::string> address = AddressOf(s, &incarnation);
+      bool entered = false;
       {
         const std::lock_guard lock(mutex_);
         const ps::ServerRoll::Loss* const loss = roll_.loss(s);
         if (address.ok() && (loss == nullptr || roll_.process(s) != incarnation)) {
           roll_.Enter(s, incarnation);
           addresses_[static_cast<std::size_t>(s)] = *address;
-          break;
-        }
-        if (steady_clock::now() - (loss != nullptr ? loss->since : begun) >= patience) {
+          entered = true;
+        } else if (steady_clock::now() - (loss != nullptr ? loss->since : begun) >= patience) {
           return loss != nullptr ? NobodyCame(s, loss->why) : address.status();
         }
+      }
+      const TaskId task = {TaskType::kPs, s};
+      if (entered && server_->Incarnation(task) == incarnation) {
+        break;
+      }
+      if (entered) {  // it was lost before it was known here: TaskLost took it for a stranger
+        const std::lock_guard lock(mutex_);
+        roll_.Lost(s, Unavailable(task.ToString() + " was lost as soon as it had come"));
       }
       COHORT_RETURN_IF_ERROR(client_->failure());
       std::this_thread::sleep_for(kLook);
