@@ -187,6 +187,13 @@ Result<ClosureReply> Coordinator::NextClosure(const Sender& sender,
   std::unique_lock lock(mutex_);
   for (;;) {
     COHORT_RETURN_IF_ERROR(workers_.Check(sender));
+    // While a server is away calls would fail, and those that are over may have to run again.
+    if (recovering_) {
+      if (!Pause(lock, deadline)) {
+        return ClosureReply{};
+      }
+      continue;
+    }
     if (closures_closed_ && closures_->owed() == 0) {
       return ClosureReply{.progress = Progress::kOver};
     }
