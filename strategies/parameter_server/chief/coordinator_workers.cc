@@ -25,9 +25,7 @@ Result<std::uint64_t> Coordinator::Attach(const Sender& sender) {
     Welcome(sender.task, *place.before);
   }
   changed_.notify_all();
-  if (place.before == WorkerTable::Phase::kDone || place.before == WorkerTable::Phase::kLost) {
-    AwaitEnds(lock);
-  }
+  AwaitEnds(lock);  // also who asks again, having waited for that for too long
   Gone(lock, place.gone);
   return place.client;
 }
