@@ -103,6 +103,12 @@ class JobMembership final : public Membership {
       Report(error);
     }
   }
+  void GiveUpOwn(const Status& error) override {
+    Fail(error);
+    if (watch_ == nullptr || watch_->loss().ok() || !IsLoss(error)) {
+      Report(error);
+    }
+  }
   void EndJob(const Status& error) override {
     Fail(error);
     Report(error);
@@ -178,10 +184,10 @@ class JobMembership final : public Membership {
       return made.status();
     }
     let_go();
-    std::unique_ptr<Communicator> communicator = std::move(made).value();
-    std::unique_ptr<ps::Client> row_servers;
-    std::unique_ptr<ps::RowClient> rows;
-    std::unique_ptr<ps::RowClient> saved_rows;
+    std::shared_ptr<Communicator> communicator = std::move(made).value();
+    std::shared_ptr<ps::Client> row_servers;
+    std::shared_ptr<ps::RowClient> rows;
+    std::shared_ptr<ps::RowClient> saved_rows;
     {
       const std::lock_guard lock(failure_mutex_);
       communicator_.swap(communicator);
@@ -194,17 +200,31 @@ class JobMembership final : public Membership {
   }
 
  private:
-  // What is under way, and what comes, ends with `why`.
-  void Fail(const Status& why) {
+  // What calls go through at this moment; null where there are no servers.
+  struct Ways {
+    std::shared_ptr<Communicator> communicator;
+    std::shared_ptr<ps::RowClient> rows;
+    std::shared_ptr<ps::RowClient> saved_rows;
+    std::shared_ptr<ps::Client> row_servers;
+  };
+  Ways Present() {
     const std::lock_guard lock(failure_mutex_);
-    communicator_->Abort(why);
-    for (ps::RowClient* const rows : {rows_.get(), saved_rows_.get()}) {
+    return {communicator_, rows_, saved_rows_, row_servers_};
+  }
+
+  // What is under way, and what comes, ends with `why`. Not under the lock, which the heart takes:
+  // a communicator that is aborted writes its flight record. No later term is hit: it begins when
+  // this has returned to the watch, and none does after a failure of the job.
+  void Fail(const Status& why) {
+    const Ways present = Present();
+    present.communicator->Abort(why);
+    for (const auto& rows : {present.rows, present.saved_rows}) {
       if (rows != nullptr) {
         rows->Abort(why);
       }
     }
-    if (row_servers_ != nullptr) {
-      row_servers_->Abort(why);
+    if (present.row_servers != nullptr) {
+      present.row_servers->Abort(why);
     }
   }
 
@@ -245,15 +265,15 @@ class JobMembership final : public Membership {
   const CommunicationOptions communication_;
   const Connector connect_;
   const int lookahead_;
-  std::mutex failure_mutex_;  // guards the pointers against Fail
-  std::unique_ptr<ps::Client> row_servers_;
-  std::unique_ptr<ps::RowClient> rows_;
-  std::unique_ptr<ps::RowClient> saved_rows_;  // for those who save them
+  std::mutex failure_mutex_;  // guards the pointers against Fail and the heart
+  std::shared_ptr<ps::Client> row_servers_;
+  std::shared_ptr<ps::RowClient> rows_;
+  std::shared_ptr<ps::RowClient> saved_rows_;  // for those who save them
   std::unique_ptr<ServerWatch> watch_;         // where there are servers
   // Destroyed from the last to the first: the client's heart stops before what it would abort goes,
   // and the service answers until this process has said goodbye.
   const std::unique_ptr<CoordinationServer> server_;
-  std::unique_ptr<Communicator> communicator_;
+  std::shared_ptr<Communicator> communicator_;
   const std::unique_ptr<CoordinationClient> client_;
   bool reported_ = false;
 };

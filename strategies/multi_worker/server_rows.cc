@@ -43,7 +43,11 @@ Status ServerRows::Lookup(int table, std::span<const std::uint64_t> ids, bool tr
   if (training && ahead_.Take(client_, rounds_, table, ids, rows)) {
     return {};
   }
-  COHORT_RETURN_IF_ERROR(client_.Pull(table, ids, step(), training, rows));
+  if (const Status pulled = client_.Pull(table, ids, step(), training, rows); !pulled.ok()) {
+    server_failed_ = server_failed_ || pulled.code() == StatusCode::kUnavailable ||
+                     pulled.code() == StatusCode::kAborted;
+    return pulled;
+  }
   if (training) {
     lookahead_.Learn(table, ids);
   }

@@ -53,6 +53,7 @@ class ServerRows final : public StepRows {
   Status Save(int table, FileSystem& files, const std::string& path) override;
   Status Load(int table, FileSystem& files, const std::vector<std::string>& chain) override;
   void Forget() override;
+  bool server_failed() const override { return server_failed_; }
   std::int64_t foreseen();  // lookups that were
 
  protected:
@@ -81,6 +82,7 @@ class ServerRows final : public StepRows {
 
   std::mutex client_mutex_;  // held by who uses the client; guards what follows
   ps::RowClient& client_;
+  std::atomic<bool> server_failed_ = false;
   std::uint64_t rounds_ = 0;  // pushed
   ps::RowLookahead lookahead_;
   ps::RowsAhead ahead_;  // of the batch after those rounds, whose number that is

@@ -111,18 +111,16 @@ void ServerWatch::TaskLost(const TaskId& task, const Status& how) {
   server_->Fail(why);
 }
 
-// Under the lock to the end: no call of the next term is hit.
 void ServerWatch::Lose(const Status& why) {
   if (loss_.ok()) {
     loss_ = why;
-    end_calls_(why);
     changed_.notify_all();
   }
 }
 
 void ServerWatch::BeginTerm() {
   if (thread_.joinable()) {
-    thread_.join();  // its term is over
+    thread_.join();  // its term is over: no call of the next one is hit
   }
   {
     const std::lock_guard lock(mutex_);
@@ -155,6 +153,7 @@ void ServerWatch::SayLoss(const std::string& key) {
   if (!why.ok()) {
     // Where that cannot be, the job is over for the others, too.
     (void)client_->Insert(key, why.message());
+    end_calls_(why);
   }
 }
 
@@ -170,9 +169,12 @@ void ServerWatch::HearEnd(const std::string& key) {
         over_ = true;
         stage_ = Stage::kOver;
         changed_.notify_all();
-      } else {
-        Lose(Unavailable(*said));
+        return;
       }
+      const Status why = Unavailable(*said);
+      Lose(why);
+      lock.unlock();
+      end_calls_(why);
       return;
     }
     if (said.status().code() == StatusCode::kDeadlineExceeded) {
@@ -288,35 +290,45 @@ Result<std::string> ServerWatch::AddressOf(int server, std::uint64_t* incarnatio
 Status ServerWatch::FindServers(milliseconds patience) {
   addresses_.assign(static_cast<std::size_t>(num_servers_), "");
   for (int s = 0; s < num_servers_; ++s) {
-    const auto begun = steady_clock::now();
-    for (;;) {
-      std::uint64_t incarnation = 0;
-      const Result<std::string> address = AddressOf(s, &incarnation);
-      bool entered = false;
-      {
-        const std::lock_guard lock(mutex_);
-        const ps::ServerRoll::Loss* const loss = roll_.loss(s);
-        if (address.ok() && (loss == nullptr || roll_.process(s) != incarnation)) {
-          roll_.Enter(s, incarnation);
-          addresses_[static_cast<std::size_t>(s)] = *address;
-          entered = true;
-        } else if (steady_clock::now() - (loss != nullptr ? loss->since : begun) >= patience) {
-          return loss != nullptr ? NobodyCame(s, loss->why) : address.status();
-        }
-      }
-      const TaskId task = {TaskType::kPs, s};
-      if (entered && server_->Incarnation(task) == incarnation) {
-        break;
-      }
-      if (entered) {  // it was lost before it was known here: TaskLost took it for a stranger
-        const std::lock_guard lock(mutex_);
-        roll_.Lost(s, Unavailable(task.ToString() + " was lost as soon as it had come"));
-      }
-      COHORT_RETURN_IF_ERROR(client_->failure());
-      std::this_thread::sleep_for(kLook);
-    }
+    COHORT_ASSIGN_OR_RETURN(addresses_[static_cast<std::size_t>(s)], FindServer(s, patience));
   }
   return {};
+}
+
+Result<std::string> ServerWatch::FindServer(int server, milliseconds patience) {
+  const auto begun = steady_clock::now();
+  for (;;) {
+    std::uint64_t incarnation = 0;
+    const Result<std::string> address = AddressOf(server, &incarnation);
+    bool entered = false;
+    {
+      const std::lock_guard lock(mutex_);
+      const ps::ServerRoll::Loss* const loss = roll_.loss(server);
+      if (address.ok() && (loss == nullptr || roll_.process(server) != incarnation)) {
+        roll_.Enter(server, incarnation);
+        entered = true;
+      } else if (steady_clock::now() - (loss != nullptr ? loss->since : begun) >= patience) {
+        return loss != nullptr ? NobodyCame(server, loss->why) : address.status();
+      }
+    }
+    if (entered && IsStillThere(server, incarnation)) {
+      return address;
+    }
+    COHORT_RETURN_IF_ERROR(client_->failure());
+    std::this_thread::sleep_for(kLook);
+  }
+}
+
+// Of one that has just been entered. If it was lost before that, TaskLost knew it not, and nobody
+// says so again; if it is lost from here on, TaskLost knows it.
+bool ServerWatch::IsStillThere(int server, std::uint64_t incarnation) {
+  const TaskId task = {TaskType::kPs, server};
+  if (server_->Incarnation(task) == incarnation) {
+    return true;
+  }
+  const std::lock_guard lock(mutex_);
+  roll_.Lost(server, Unavailable(task.ToString() + " was lost as soon as it was there"));
+  return false;
 }
 
 Status ServerWatch::NobodyCame(int server, const Status& why) const {

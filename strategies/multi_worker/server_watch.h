@@ -12,7 +12,7 @@
 // A process is told by its incarnation (cohort/rpc/coordination.h).
 //
 // Thread rules: one thread, that of the strategy, but for loss(), from any. A thread of its own
-// waits for what the chief says.
+// waits for what the chief says, or, in the chief, says it, and ends the calls of a term.
 
 #pragma once
 
@@ -40,7 +40,8 @@ class ServerWatch {
  public:
   // All outlive this, but the client and the server, which Stop is called before the end of.
   // `server`: of the chief, else nullptr. `end_calls` has all calls of this term end with an error:
-  // from any thread; must not block, nor call this.
+  // on this one's own thread, under no lock. It may take a disk's time, and the next term begins
+  // when it has returned.
   struct Parts {
     CoordinationServer* server = nullptr;
     CoordinationClient* client = nullptr;
@@ -95,6 +96,8 @@ class ServerWatch {
   // Until there is a process for every server: for one that was lost from its loss on, else so
   // long.
   Status FindServers(std::chrono::milliseconds patience);
+  Result<std::string> FindServer(int server, std::chrono::milliseconds patience);
+  bool IsStillThere(int server, std::uint64_t incarnation);
   Status NobodyCame(int server, const Status& why) const;
 
   const ClusterConfig config_;

@@ -39,6 +39,9 @@ class Membership {
   // This process gives up; collectives of all the others return `error`. The job is over, unless
   // CheckLoss says otherwise.
   virtual void GiveUp(const Status& error) = 0;
+  // The same, of an error that came neither from another process nor from a server: does not wait
+  // for a loss that is not known.
+  virtual void GiveUpOwn(const Status& error) { GiveUp(error); }
   // The same, and the job is over.
   virtual void EndJob(const Status& error) { GiveUp(error); }
   virtual Status Leave() = 0;

@@ -54,6 +54,9 @@ class StepRows : public RowSource {
   // What was looked up ahead is no more: rows were loaded.
   virtual void Forget() {}
 
+  // Whether a lookup has come to an error that the end of a server leads to. From any thread.
+  virtual bool server_failed() const { return false; }
+
   // Where others hold the rows, between two steps, of which `step` is the last: these keep what
   // there is now, which is what Save and SaveChanges have until Thaw; the three on one other thread
   // meanwhile. False: it is this process that holds them.

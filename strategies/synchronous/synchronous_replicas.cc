@@ -137,7 +137,9 @@ Status SynchronousStrategy::RunReplicas(const DistributedBatch& batch, const Ste
       std::rethrow_exception(outcome.exception);
     }
     if (!outcome.status.ok()) {
-      return Fail(outcome.status.Annotate(NameOf(replica)));
+      const bool of_a_server = rows_ != nullptr && rows_->server_failed();
+      return Fail(outcome.status.Annotate(NameOf(replica)),
+                  of_a_server ? Cause::kAny : Cause::kOwn);
     }
     const StepTotals mine(outcome.result);
     if (mine.replicas() > 0) {

@@ -22,8 +22,12 @@ double Seconds(SteadyClock::duration duration) {
 }  // namespace
 
 // This process cannot go on with the step: nor can the others.
-Status SynchronousStrategy::Fail(const Status& status) {
-  membership_->GiveUp(status);
+Status SynchronousStrategy::Fail(const Status& status, Cause cause) {
+  if (cause == Cause::kOwn) {
+    membership_->GiveUpOwn(status);
+  } else {
+    membership_->GiveUp(status);
+  }
   if (reducer_ != nullptr) {
     reducer_->GiveUp();
   }

@@ -116,6 +116,7 @@ class SynchronousStrategy final : public Strategy {
                       std::unique_ptr<Membership> membership, StrategyOptions options);
 
   enum class Purpose { kTrain, kEvaluate };
+  enum class Cause { kOwn, kAny };  // of an error; kOwn: neither a server nor another process
 
   void MakeSpanReduction();
   Status BindTo(ParameterSet& parameters, const Optimizer& optimizer);
@@ -156,7 +157,7 @@ class SynchronousStrategy final : public Strategy {
   Result<std::unique_ptr<Work>> AddUp(StepTotals& totals, const std::string& name);
   Status SettleTogether(int& applied);
   Result<StepResult> Finish(const StepTotals& totals) const;
-  Status Fail(const Status& status);
+  Status Fail(const Status& status, Cause cause = Cause::kAny);
   // Of a data set whose examples are this process's own: the batches that all have.
   Result<std::int64_t> AgreeOnBatches(const data::Dataset& dataset,
                                       const data::IterateOptions& part);

@@ -183,6 +183,15 @@ TEST(InStepRecoveryTest, WhenTrainingIsOverALostServerEndsTheJob) {
   }
 }
 
+// Whatever its code: no server is waited for, of which a loss is known after 600 s here.
+TEST(InStepRecoveryTest, AnUnavailableOfTheStepFunctionsOwnEndsTheJobAtOnce) {
+  Job job({"--fail-at", "20", "--heartbeat-ms", "600000"}, /*gate_at=*/0, kInStep, Program());
+  for (const char* name : {"worker:1", "worker:0", "ps:0", "ps:1"}) {
+    EXPECT_EQ(job.cluster.Wait(name, kPatience), kPeerLost) << name;
+    EXPECT_THAT(job.cluster.Stderr(name), HasSubstr("the feature store is down")) << name;
+  }
+}
+
 TEST(InStepRecoveryTest, ALostWorkerEndsTheJob) {
   Job job({}, /*gate_at=*/57, kInStep, Program());
   ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "waits at gate", kPatience));

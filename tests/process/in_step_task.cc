@@ -7,6 +7,7 @@
 // worker:0 stops at gates, and says so, until there is such a file: FILE in step --gate-at,
 // in the evaluation behind step --gate-evaluation (0: nothing is evaluated),
 // FILE.again in step --again-at (0: not there), FILE.end, with --gate-end, when Fit has returned.
+// worker:1's step function returns an Unavailable of its own in step --fail-at.
 
 #include <chrono>
 #include <cstdint>
@@ -50,6 +51,8 @@ struct Options {
   int again_at = 0;
   std::int64_t gate_evaluation = 0;
   bool gate_end = false;
+  int fail_at = 0;
+  int heartbeat_ms = 10'000;
 };
 
 void Say(const std::string& line) {
@@ -141,12 +144,16 @@ Status Report(ParameterSet& parameters) {
 Status RunWith(const Options& options, Strategy& strategy, const Log& log) {
   ParameterSet parameters = Parameters();
   COHORT_RETURN_IF_ERROR(strategy.Bind(parameters, Adam({.learning_rate = 0.01})));
-  const StepFn step = [&](ReplicaContext& context, const data::Batch& part) {
+  const StepFn step = [&](ReplicaContext& context,
+                          const data::Batch& part) -> Result<ReplicaResult> {
     if (strategy.is_chief() && context.step == options.gate_at) {
       AwaitGate(options.gate);
     }
     if (strategy.is_chief() && context.step == options.again_at) {
       AwaitGate(options.gate + ".again");
+    }
+    if (!strategy.is_chief() && context.step == options.fail_at) {
+      return Unavailable("the feature store is down");
     }
     return Step(context, part);
   };
@@ -187,6 +194,7 @@ Status Run(const Options& options) {
   strategy_options.join_timeout = std::chrono::seconds(60);
   strategy_options.collective_timeout = std::chrono::seconds(60);
   strategy_options.rejoin_grace = std::chrono::milliseconds(options.rejoin_ms);
+  strategy_options.heartbeat_timeout = std::chrono::milliseconds(options.heartbeat_ms);
   strategy_options.log = StderrLog(config.task.ToString());
   strategy_options.cluster = config;
   const Log log = strategy_options.log;
@@ -213,6 +221,8 @@ int main(int argc, char** argv) {
   app.add_option("--again-at", options.again_at);
   app.add_option("--gate-evaluation", options.gate_evaluation);
   app.add_flag("--gate-end", options.gate_end);
+  app.add_option("--fail-at", options.fail_at);
+  app.add_option("--heartbeat-ms", options.heartbeat_ms);
   CLI11_PARSE(app, argc, argv);
   const cohort::Status status = cohort::Run(options);
   if (!status.ok()) {

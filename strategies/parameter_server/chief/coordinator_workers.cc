@@ -25,7 +25,7 @@ Result<std::uint64_t> Coordinator::Attach(const Sender& sender) {
     Welcome(sender.task, *place.before);
   }
   changed_.notify_all();
-  AwaitEnds(lock);  // also where this is a call repeated, which finds nothing new
+  AwaitEnds(lock);  // also who asks again, having waited for that for too long
   Gone(lock, place.gone);
   return place.client;
 }

@@ -744,6 +744,27 @@ TEST(JournalTest, NoAnswerOvertakesWhatItDependsOn) {
   EXPECT_EQ(gone.load(), 2);
 }
 
+// Its client has given up waiting for the disk, and asks once more: no answer yet for that.
+TEST(JournalTest, AWorkerThatIsBackAndAsksAgainWaitsForTheDiskToo) {
+  const TempDir folder;
+  SlowDisk disk;
+  Chief chief(folder.path(), disk.files());
+  OrThrow(chief.coordinator.Open(0));
+  chief.Attach(0);
+  chief.coordinator.Lost(Worker(0), Unavailable("killed"));
+  const auto attach = [&] { return chief.coordinator.Attach(Process(0, 9, 0)); };
+  disk.Hold();
+  std::future<Result<std::uint64_t>> first = Async(attach);
+  ASSERT_TRUE(disk.AwaitStanding());
+  std::future<Result<std::uint64_t>> again = Async(attach);
+  EXPECT_EQ(again.wait_for(std::chrono::milliseconds(200)), std::future_status::timeout);
+  EXPECT_FALSE(IsReady(first));
+  disk.LetGo();
+  ASSERT_TRUE(Ends(first) && Ends(again));
+  EXPECT_EQ(OrThrow(first.get()), OrThrow(again.get()));
+  EXPECT_TRUE(Journal::Open(FileSystem::Local(), folder.path(), 0).value()->state().ended.empty());
+}
+
 // The servers' roll-back is noted: nothing is handed out meanwhile, and nobody who asks waits.
 TEST(JournalTest, ARollBackIsNotedWithoutTheLock) {
   const TempDir folder;

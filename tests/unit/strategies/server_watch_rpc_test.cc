@@ -4,12 +4,15 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <atomic>
 #include <chrono>
+#include <condition_variable>
+#include <functional>
 #include <future>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <cohort/rpc/coordination.h>
@@ -26,12 +29,88 @@ using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
+// A client that stops behind the reading of a key, once.
+class StoppingClient final : public CoordinationClient {
+ public:
+  explicit StoppingClient(std::unique_ptr<CoordinationClient> client)
+      : client_(std::move(client)) {}
+
+  void StopBehind(const std::string& key, std::function<void()> stop) {
+    key_ = key;
+    stop_ = std::move(stop);
+  }
+
+  Status Insert(const std::string& key, const std::string& value) override {
+    return client_->Insert(key, value);
+  }
+  Result<std::string> Get(const std::string& key) override {
+    Result<std::string> value = client_->Get(key);
+    if (key == key_ && stop_) {
+      std::exchange(stop_, {})();
+    }
+    return value;
+  }
+  Result<std::string> Wait(const std::string& key, Deadline deadline) override {
+    return client_->Wait(key, deadline);
+  }
+  std::uint64_t incarnation() const override { return client_->incarnation(); }
+  Status Barrier(const std::string& name, Deadline deadline,
+                 const std::vector<TaskId>& participants) override {
+    return client_->Barrier(name, deadline, participants);
+  }
+  Result<Generation> Regroup(const RegroupOptions& options) override {
+    return client_->Regroup(options);
+  }
+  Status RegroupAsked() const override { return client_->RegroupAsked(); }
+  void SetProgress(std::function<TaskProgress()> progress) override {
+    client_->SetProgress(std::move(progress));
+  }
+  Status ReportError(const Status& error) override { return client_->ReportError(error); }
+  Status failure() const override { return client_->failure(); }
+  bool service_lost() const override { return client_->service_lost(); }
+  void OnFailure(std::function<void(const Status&)> callback) override {
+    client_->OnFailure(std::move(callback));
+  }
+  Status Shutdown() override { return client_->Shutdown(); }
+
+ private:
+  const std::unique_ptr<CoordinationClient> client_;
+  std::string key_;
+  std::function<void()> stop_;
+};
+
+// What is counted on other threads.
+class Count {
+ public:
+  void Add() {
+    {
+      const std::lock_guard lock(mutex_);
+      ++count_;
+    }
+    changed_.notify_all();
+  }
+  int now() const {
+    const std::lock_guard lock(mutex_);
+    return count_;
+  }
+  [[nodiscard]] bool Await(int least) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, seconds(20), [&] { return count_ >= least; });
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  int count_ = 0;
+};
+
 // Two workers and two servers.
 class ServerWatchTest : public ::testing::Test {
  protected:
   struct Worker {
-    std::unique_ptr<CoordinationClient> client;
-    std::atomic<int> ended = 0;  // how often its calls were
+    std::unique_ptr<StoppingClient> client;
+    Count ended;  // how often its calls were
+    std::function<void()> end;
     std::unique_ptr<ServerWatch> watch;
   };
 
@@ -52,13 +131,19 @@ class ServerWatchTest : public ::testing::Test {
     for (int w = 0; w < 2; ++w) {
       config.task = {TaskType::kWorker, w};
       Worker& worker = workers_[w];
-      worker.client = Join(config.task);
+      worker.client = std::make_unique<StoppingClient>(Join(config.task));
       worker.watch = std::make_unique<ServerWatch>(
           config, options,
           ServerWatch::Parts{.server = w == 0 ? service_.get() : nullptr,
                              .client = worker.client.get(),
-                             .end_calls = [&worker](const Status&) { ++worker.ended; }});
+                             .end_calls = [&worker](const Status&) {
+                               worker.ended.Add();
+                               if (worker.end) {
+                                 worker.end();
+                               }
+                             }});
     }
+    service_->OnTaskLost([this](const TaskId&, const Status&) { told_.Add(); });
     // As Bind does.
     const auto addresses = OrThrow(chief().Addresses());
     EXPECT_THAT(addresses, ElementsAre("first 0", "first 1"));
@@ -96,6 +181,19 @@ class ServerWatchTest : public ::testing::Test {
               OkStatus());
   }
   void Lose(int server) { servers_.erase(server); }
+  // ps:1 is lost, "second" is there in its place, and lost when the chief has read its address:
+  // then the chief has been told so, and `then` follows.
+  void LoseTheSecond(std::function<void()> then) {
+    Lose(1);
+    ASSERT_TRUE(told_.Await(1));
+    StartServer(1, "second");
+    workers_[0].client->StopBehind(ps::ProcessKey(1, servers_.at(1)->incarnation()),
+                                   [this, then = std::move(then)] {
+                                     Lose(1);
+                                     EXPECT_TRUE(told_.Await(2));
+                                     then();
+                                   });
+  }
 
   // Of both, who call at the same time.
   std::vector<Status> AwaitNextTerm() {
@@ -115,6 +213,7 @@ class ServerWatchTest : public ::testing::Test {
       {{TaskType::kPs, 1}, "127.0.0.1:0"},
   }};
   CoordinationOptions coordination_;
+  Count told_;  // losses, of which the chief's watch was told before
   std::unique_ptr<CoordinationServer> service_;
   std::map<int, std::unique_ptr<CoordinationClient>> servers_;
   Worker workers_[2];
@@ -126,7 +225,7 @@ TEST_F(ServerWatchTest, AllWorkersHearOfALossAndMeetAgainWhenThereIsAnotherProce
   Lose(1);
   for (Worker& worker : workers_) {
     EXPECT_EQ(worker.watch->CheckLoss(Unavailable("a push")), OkStatus());
-    EXPECT_EQ(worker.ended, 1);
+    EXPECT_TRUE(worker.ended.Await(1));
     EXPECT_THAT(worker.watch->loss().message(), HasSubstr("ps:1"));
     EXPECT_EQ(worker.watch->CheckLoss(InvalidArgument("of a step")).code(),
               StatusCode::kInvalidArgument)
@@ -138,8 +237,50 @@ TEST_F(ServerWatchTest, AllWorkersHearOfALossAndMeetAgainWhenThereIsAnotherProce
   for (Worker& worker : workers_) {
     EXPECT_EQ(worker.watch->term(), 2U);
     EXPECT_EQ(worker.watch->loss(), OkStatus());
-    EXPECT_EQ(worker.ended, 1);
+    EXPECT_EQ(worker.ended.now(), 1);
   }
+}
+
+// Nobody has entered it yet: its loss counts all the same.
+TEST_F(ServerWatchTest, OneThatIsLostWhileItIsAskedForIsReplacedByAThird) {
+  Begin();
+  BeginTraining();
+  LoseTheSecond([this] { StartServer(1, "third"); });
+  EXPECT_THAT(AwaitNextTerm(), ElementsAre(OkStatus(), OkStatus()));
+  EXPECT_THAT(OrThrow(chief().Addresses()), ElementsAre("first 0", "third 1"));
+}
+
+TEST_F(ServerWatchTest, OneThatIsLostWhileItIsAskedForIsMissed) {
+  Begin(milliseconds(200));
+  BeginTraining();
+  LoseTheSecond([] {});
+  for (const Status& status : AwaitNextTerm()) {
+    EXPECT_THAT(status.message(), AllOf(HasSubstr("ps:1 was lost as soon as it was there"),
+                                        HasSubstr("within 0.2 s (rejoin_grace)")));
+  }
+}
+
+// As it does where a communicator writes its flight record to a slow disk.
+TEST_F(ServerWatchTest, ThatCallsTakeLongToEndHoldsUpNobodyElse) {
+  std::promise<void> let_go;
+  workers_[0].end = [done = let_go.get_future().share()] { done.wait_for(seconds(60)); };
+  Begin();
+  BeginTraining();
+  Lose(1);
+  EXPECT_TRUE(workers_[0].ended.Await(1));
+  auto loss = std::async(std::launch::async, [this] { return chief().loss(); });
+  EXPECT_EQ(loss.wait_for(seconds(20)), std::future_status::ready);
+  EXPECT_EQ(other().CheckLoss(Unavailable("a push")), OkStatus());
+  Lose(0);
+  EXPECT_TRUE(told_.Await(2)) << "the service tells of others";
+  StartServer(0, "second");
+  StartServer(1, "second");
+  auto next = std::async(std::launch::async, [this] { return AwaitNextTerm(); });
+  EXPECT_EQ(chief().term(), 1U) << "calls of the next term would end, too";
+  let_go.set_value();
+  EXPECT_THAT(loss.get().message(), HasSubstr("ps:1"));
+  EXPECT_THAT(next.get(), ElementsAre(OkStatus(), OkStatus()));
+  EXPECT_EQ(workers_[0].ended.now(), 1);
 }
 
 TEST_F(ServerWatchTest, ServersThatAreLostTogetherAreWaitedForTogetherAndSoAreLaterOnes) {
