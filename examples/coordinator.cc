@@ -82,19 +82,24 @@ void Run(const std::string& folder) {
     return std::to_string(loss);  // of the last step
   });
 
-  std::optional<CheckpointManager> saves;
-  if (!folder.empty()) {
-    saves.emplace(*strategy, parameters,
-                  CheckpointManagerOptions{.folder = folder, .log = StderrLog("")});
+  try {
+    std::optional<CheckpointManager> saves;
+    if (!folder.empty()) {
+      saves.emplace(*strategy, parameters,
+                    CheckpointManagerOptions{.folder = folder, .log = StderrLog("")});
+    }
+    if (strategy->is_chief()) {
+      Schedule(*strategy, saves.has_value() ? &*saves : nullptr);
+    } else if (strategy->trains()) {
+      OrThrow(ServeFunctions(*strategy, functions));
+    }
+    OrThrow(
+        strategy->Serve());  // servers: until the job ends; the chief: until the workers have left
+    OrThrow(strategy->Shutdown());
+  } catch (const StatusError& error) {
+    strategy->ReportError(error.status());  // with which the other tasks end, too
+    throw;
   }
-  if (strategy->is_chief()) {
-    Schedule(*strategy, saves.has_value() ? &*saves : nullptr);
-  } else if (strategy->trains()) {
-    OrThrow(ServeFunctions(*strategy, functions));
-  }
-  OrThrow(
-      strategy->Serve());  // servers: until the job ends; the chief: until the workers have left
-  OrThrow(strategy->Shutdown());
 }
 
 }  // namespace
