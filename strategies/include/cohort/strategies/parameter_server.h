@@ -11,8 +11,9 @@
 //
 // Failure: a worker that dies is missed by nobody, its data is handed out again, and it may come
 // back. When a server dies, the job waits for another process in its place, and goes on from its
-// last save. When the chief dies, or nobody comes (rejoin_grace), every other process gets
-// Unavailable with its name.
+// last save, or as StrategyOptions::server_loss says. When the chief dies, it waits for another one
+// where there is a journal (journal_folder). Without one, or when nobody comes (rejoin_grace),
+// every other process gets Unavailable with its name.
 
 #pragma once
 
