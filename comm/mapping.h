@@ -5,6 +5,7 @@
 #include <cohort/core/status.h>
 
 #include <cstddef>
+#include <span>
 #include <utility>
 
 namespace cohort {
@@ -15,6 +16,9 @@ class Mapping {
   static Result<Mapping> Anonymous(std::size_t bytes);
   enum class Access { kReadWrite, kRead };
   static Result<Mapping> OfFile(int fd, std::size_t bytes, Access access, bool prefault);
+
+  // The whole pages in `data`, wherever they are from, are replaced by anonymous ones of zeros.
+  static Status ReplacePages(std::span<std::byte> data);
 
   Mapping() = default;
   Mapping(Mapping&& other) noexcept

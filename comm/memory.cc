@@ -48,6 +48,17 @@ Result<Mapping> Mapping::OfFile(int fd, std::size_t bytes, Access access, bool p
   return Map(fd, bytes, PROT_READ | write, MAP_SHARED, prefault);
 }
 
+Status Mapping::ReplacePages(std::span<std::byte> data) {
+  const auto at = reinterpret_cast<std::size_t>(data.data());
+  const std::size_t first = RoundUp(at, kPage);
+  const std::size_t last = (at + data.size()) / kPage * kPage;
+  if (first < last && ::mmap(data.data() + (first - at), last - first, PROT_READ | PROT_WRITE,
+                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED) {
+    return ErrnoStatus(errno, "replacing " + std::to_string(last - first) + " bytes of memory");
+  }
+  return {};
+}
+
 // Reserves one huge page more than needed, and gives back what stands over.
 Result<Mapping> Mapping::Map(int fd, std::size_t bytes, int protection, int flags, bool prefault) {
   const std::size_t mapped = MappedBytes(bytes);

@@ -367,8 +367,11 @@ std::unique_ptr<Work> TransportCommunicator::BeginAtOnce(OperationRecord& record
     at_once_.reduction.emplace(buffer.dtype, exchange_.record().reduce_op);
   }
   if (begun.ok()) {
-    (AlgorithmOf(exchange_.record()) == Algorithm::kOneShot ? ShowOneShot : ShowShared)(
-        exchange_, at_once_.data);
+    if (AlgorithmOf(exchange_.record()) == Algorithm::kOneShot) {
+      ShowOneShot(exchange_, at_once_.data);
+    } else {
+      ShowShared(exchange_, at_once_.data);
+    }
   }
   const std::uint64_t number = ++begun_;
   LeaveRole();

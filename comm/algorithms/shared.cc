@@ -6,6 +6,7 @@
 #include <cstring>
 #include <functional>
 #include <optional>
+#include <tuple>
 
 #include "algorithms/algorithms.h"
 #include "algorithms/canonical_order.h"
@@ -17,6 +18,13 @@ namespace {
 
 constexpr std::size_t kSegmentBytes = 64 << 10;  // of all ranks together they stay in cache
 constexpr int kSpins = 400;                      // looks before the transport's own waiting
+
+// Where a rank's buffer is here; what of it others may write to.
+struct Reached {
+  std::byte* base = nullptr;
+  std::size_t open_from = 0;
+  std::size_t open_to = 0;
+};
 
 struct Shown {
   // kValues: private, and few enough to be shown behind this.
@@ -66,8 +74,13 @@ class Shared {
       }
       all &= shown->what == Shown::kLent || shown->what == Shown::kNothing;
       const bool there = shown->what == Shown::kLent && p != rank();
-      bases_.push_back(there ? board_.Resolve(p, shown->loan, bytes) : nullptr);
-      if (there && bases_.back() == nullptr) {
+      Reached reached;
+      if (shown->what == Shown::kLent) {
+        reached.base = there ? board_.Resolve(p, shown->loan, bytes) : nullptr;
+        std::tie(reached.open_from, reached.open_to) = board_.OpenPart(shown->loan, bytes);
+      }
+      reached_.push_back(reached);
+      if (there && reached.base == nullptr) {
         return Internal(exchange_.record().Numbered() + ": " + exchange_.Name(p) +
                         " shows memory that it did not announce");
       }
@@ -77,8 +90,9 @@ class Shared {
     }
     return all;
   }
-  const std::byte* base(int p) const { return bases_[static_cast<std::size_t>(p)]; }
-  void SetOwn(const std::byte* base) { bases_[static_cast<std::size_t>(rank())] = base; }
+  const Reached& reached(int p) const { return reached_[static_cast<std::size_t>(p)]; }
+  const std::byte* base(int p) const { return reached(p).base; }
+  void SetOwn(std::byte* base) { reached_[static_cast<std::size_t>(rank())].base = base; }
 
   // `f` reads others' memory.
   template <typename F>
@@ -87,6 +101,14 @@ class Shared {
       return {};
     }
     return exchange_.AwaitPeers([](int) { return false; });  // whoever gave up says why
+  }
+  // The same, and writes there.
+  template <typename F>
+  Status Write(F f) {
+    if (board_.Write(number_, f)) {
+      return {};
+    }
+    return exchange_.AwaitPeers([](int) { return false; });
   }
   void Finished(std::size_t segments) { board_.Advance(number_, segments); }
   std::size_t FinishedBy(int p) const { return board_.ProgressOf(p, number_); }
@@ -126,7 +148,7 @@ class Shared {
   Board& board_;
   const std::uint64_t number_;
   const std::size_t segment_bytes_;
-  std::vector<const std::byte*> bases_;
+  std::vector<Reached> reached_;
 };
 
 int Peer(const Shared& shared, int step) { return (shared.rank() + step) % shared.size(); }
@@ -269,7 +291,7 @@ Status StagedAllReduce(Exchange& exchange, Shared& shared, MutableBytes data,
 
 bool HasShared(Transport& transport) { return transport.board() != nullptr; }
 
-void ShowShared(Exchange& exchange, Bytes data) {
+void ShowShared(Exchange& exchange, MutableBytes data) {
   Board& board = *exchange.transport().board();
   Shown shown;
   if (data.empty()) {
@@ -282,6 +304,9 @@ void ShowShared(Exchange& exchange, Bytes data) {
   }
   board.Show(exchange.record().sequence, exchange.record().Fingerprint(),
              std::as_bytes(std::span(&shown, 1)), shown.what == Shown::kValues ? data : Bytes());
+  if (shown.what == Shown::kLent && exchange.record().kind == OperationKind::kAllReduce) {
+    board.Open(data);
+  }
 }
 
 bool AllShowValues(Exchange& exchange) {
@@ -295,6 +320,34 @@ bool AllShowValues(Exchange& exchange) {
   return true;
 }
 
+namespace {
+
+// Of the results of others: what they may not write here, less than a page at each end of the
+// buffer.
+Status CopyWhatIsNotOpen(Shared& shared, MutableBytes data, std::size_t element_bytes) {
+  const Reached& own = shared.reached(shared.rank());
+  for (int step = 1; step < shared.size(); ++step) {
+    const int p = Peer(shared, step);
+    const MutableBytes chunk = Chunk(data, p, shared.size(), element_bytes);
+    const auto first = static_cast<std::size_t>(chunk.data() - data.data());
+    const auto copy = [&](std::size_t from, std::size_t to) -> Status {
+      from = std::max(from, first);
+      to = std::min(to, first + chunk.size());
+      if (from >= to) {
+        return {};
+      }
+      COHORT_RETURN_IF_ERROR(shared.Await(p, shared.SegmentsOf(chunk.size())));
+      return shared.Read(
+          [&] { std::memcpy(data.data() + from, shared.base(p) + from, to - from); });
+    };
+    COHORT_RETURN_IF_ERROR(copy(0, own.open_from));
+    COHORT_RETURN_IF_ERROR(copy(own.open_to, data.size()));
+  }
+  return {};
+}
+
+}  // namespace
+
 Status FinishSharedAllReduce(Exchange& exchange, MutableBytes data, const Reduction& reduction) {
   const int n = exchange.size();
   const std::size_t element = reduction.element_bytes();
@@ -305,25 +358,31 @@ Status FinishSharedAllReduce(Exchange& exchange, MutableBytes data, const Reduct
     return StagedAllReduce(exchange, shared, data, reduction);
   }
   shared.SetOwn(data.data());
-  const auto chunk = [&](int p) { return Chunk(data, p, n, element); };
-  Collector collector(shared, chunk,
-                      [&](int p) { return shared.base(p) + (chunk(p).data() - data.data()); });
-  const MutableBytes mine = chunk(exchange.rank());
+  const MutableBytes mine = Chunk(data, exchange.rank(), n, element);
   const std::size_t segments = shared.SegmentsOf(mine.size());
   std::vector<const std::byte*> sources(static_cast<std::size_t>(n));
   for (std::size_t s = 0; s < segments; ++s) {
     const MutableBytes segment = SegmentOf(shared, mine, s);
+    const auto at = static_cast<std::size_t>(segment.data() - data.data());
     for (int p = 0; p < n; ++p) {
-      sources[static_cast<std::size_t>(p)] = shared.base(p) + (segment.data() - data.data());
+      sources[static_cast<std::size_t>(p)] = shared.base(p) + at;
     }
-    COHORT_RETURN_IF_ERROR(shared.Read(
-        [&] { CombineCanonically(reduction, segment.data(), sources, segment.size()); }));
-    reduction.Finish(segment.data(), segment.size(), n);
+    // What lies there has just been read, and so is in this core's cache.
+    COHORT_RETURN_IF_ERROR(shared.Write([&] {
+      CombineCanonically(reduction, segment.data(), sources, segment.size());
+      reduction.Finish(segment.data(), segment.size(), n);
+      for (int step = 1; step < n; ++step) {
+        const Reached& theirs = shared.reached(Peer(shared, step));
+        const std::size_t from = std::max(at, theirs.open_from);
+        const std::size_t to = std::min(at + segment.size(), theirs.open_to);
+        if (from < to) {
+          std::memcpy(theirs.base + from, data.data() + from, to - from);
+        }
+      }
+    }));
     shared.Finished(s + 1);
   }
-  // Not before: what an owner wrote a while ago has left that core's own cache for one that cores
-  // share, from where it comes in half the time.
-  COHORT_RETURN_IF_ERROR(collector.CollectRest());
+  COHORT_RETURN_IF_ERROR(CopyWhatIsNotOpen(shared, data, element));
   return shared.Leave();
 }
 

@@ -1,6 +1,8 @@
 // Collectives through shared memory, without messages: every rank shows on the board where its
-// buffer lies, the owner of a chunk reduces it straight from all of them, and the others read the
-// finished segments while they are in cache. A rank leaves when all have read what they need.
+// buffer lies. In an all-reduce the owner of a chunk reduces it straight from all of them, and
+// writes the result to all of them: each element is read and written once for each buffer, the
+// least there is. Elsewhere ranks copy what they need of others' buffers, finished segments while
+// they are in cache. A rank leaves when nobody reads or writes its memory any more.
 //
 // Where the memory of one rank is private to its process, an all-reduce passes it through staging
 // memory, segment by segment, or, where that of all is and they have few bytes, through the board;
@@ -20,8 +22,9 @@ namespace cohort {
 // Whether ranks reach each other's memory, where they lend it.
 bool HasShared(Transport& transport);
 
-// The first half of each: returns at once. `data` is what the others read of this rank.
-void ShowShared(Exchange& exchange, Bytes data);
+// The first half of each: returns at once. `data` is what the others read of this rank, and in an
+// all-reduce write to.
+void ShowShared(Exchange& exchange, MutableBytes data);
 
 // Of what lies where it was made.
 class StoredValues final : public ReducedValues {

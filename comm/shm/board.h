@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -52,6 +53,9 @@ class Bells {
 class Board {
  public:
   static constexpr std::uint64_t kLeft = (std::uint64_t{1} << 24) - 1;
+  static constexpr std::size_t kPage = 4096;
+  // A segment takes some microseconds; its writer may lose its core to others meanwhile.
+  static constexpr auto kWriterPatience = std::chrono::milliseconds(100);
 
   // `segments` nullptr: threads, which reach all of each other's memory.
   // `crowded`: there are fewer cores than ranks.
@@ -81,6 +85,7 @@ class Board {
     Expect(number, data.size() + values.size());
     slot.number.store(number);
     shown_ = number;
+    open_ = {};
     RingAll();
   }
   // What the others show, or its begin, on its way here while this rank's lines are on theirs.
@@ -115,9 +120,21 @@ class Board {
                ? segments_->Find(data)
                : Loan{0, static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(data.data()))};
   }
-  const std::byte* Resolve(int rank, const Loan& loan, std::size_t bytes) const {
+  std::byte* Resolve(int rank, const Loan& loan, std::size_t bytes) const {
     return segments_ != nullptr ? segments_->Resolve(rank, loan, bytes)
-                                : reinterpret_cast<const std::byte*>(loan.offset);
+                                : reinterpret_cast<std::byte*>(loan.offset);
+  }
+  // `data`, which this rank has just shown, may also be written to by the others: the part of it
+  // that OpenPart names.
+  void Open(MutableBytes data) { open_ = data; }
+  // Of `bytes` that are lent, where others may write: [first, second). Of processes these are whole
+  // pages, which can be taken back from one that is stopped while it writes, see Withdraw.
+  std::pair<std::size_t, std::size_t> OpenPart(const Loan& loan, std::size_t bytes) const {
+    if (segments_ == nullptr) {
+      return {0, bytes};
+    }
+    const std::size_t first = std::min(bytes, (kPage - loan.offset % kPage) % kPage);
+    return {first, bytes - std::min(bytes - first, (loan.offset + bytes) % kPage)};
   }
 
   // Memory of this rank that others read, to pass private memory through: the same at each call.
@@ -150,22 +167,34 @@ class Board {
   // be anything.
   template <typename F>
   bool Read(std::uint64_t number, F read) {
-    std::atomic<std::uint32_t>& reading = region(rank_).reading;
-    reading.store(1);
-    const bool held = Held(number);
-    if (held) {
-      read();
-    }
-    reading.store(0, std::memory_order_release);
-    return held && Held(number);
+    return While(region(rank_).reading, number, read);
   }
-  // What this rank has shown is not to be used any more. Threads are waited for that are reading
-  // it; a process may be stopped while it reads, and what it has mapped stays.
+  // Runs `write`, which reads others' memory and writes there: a segment, for others may be waiting
+  // for its end. False: as Read.
+  template <typename F>
+  bool Write(std::uint64_t number, F write) {
+    return While(region(rank_).writing, number, write);
+  }
+  // What this rank has shown is not to be used any more: nobody writes there after this. Threads
+  // are waited for that are reading it; a process may be stopped while it reads, and what it has
+  // mapped stays. One that is stopped, or has ended, while it writes is waited for a moment; then
+  // what is open gets memory of its own at its place, which holds zeros, and is private from then
+  // on. Throws ContractError where there is no memory for that.
   void Withdraw() {
     region(rank_).withdrawn.store(shown_);
-    for (int p = 0; p < size() && segments_ == nullptr; ++p) {
-      while (p != rank_ && region(p).reading.load() != 0) {
+    const bool threads = segments_ == nullptr;
+    const Deadline deadline = DeadlineAfter(kWriterPatience);
+    for (int p = 0; p < size(); ++p) {
+      const auto busy = [&, &r = region(p)] {
+        return p != rank_ &&
+               ((threads && r.reading.load() != 0) || (!open_.empty() && r.writing.load() != 0));
+      };
+      while (busy() && (threads || std::chrono::steady_clock::now() < deadline)) {
         std::this_thread::yield();
+      }
+      if (busy()) {
+        segments_->TakeBack(open_);
+        open_ = {};
       }
     }
   }
@@ -180,6 +209,16 @@ class Board {
 
  private:
   Region& region(int rank) const { return *regions_[static_cast<std::size_t>(rank)]; }
+  template <typename F>
+  bool While(std::atomic<std::uint32_t>& flag, std::uint64_t number, F f) {
+    flag.store(1);
+    const bool held = Held(number);
+    if (held) {
+      f();
+    }
+    flag.store(0, std::memory_order_release);
+    return held && Held(number);
+  }
   bool Held(std::uint64_t number) const {
     bool held = true;
     for (const Region* r : regions_) {
@@ -201,6 +240,7 @@ class Board {
   SharedSegments* const segments_;
   const bool crowded_;
   std::uint64_t shown_ = 0;
+  MutableBytes open_;  // of the operation that is shown
   std::unique_ptr<Memory> staging_;
 };
 

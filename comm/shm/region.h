@@ -69,10 +69,11 @@ struct Region {
   // Low half: threads of this rank that sleep until the bell. High half: sleeps so far.
   alignas(kLine) std::atomic<std::uint64_t> sleeps = 0;
   // Of the operation under way: its number and how far this rank has come, see Board::Advance;
-  // whether this rank reads others' memory for it; and up to which number this rank has withdrawn
-  // what it shows.
+  // whether this rank reads others' memory for it, or writes there; and up to which number this
+  // rank has withdrawn what it shows.
   alignas(kLine) std::atomic<std::uint64_t> progress = 0;
   alignas(kLine) std::atomic<std::uint32_t> reading = 0;
+  std::atomic<std::uint32_t> writing = 0;
   alignas(kLine) std::atomic<std::uint64_t> withdrawn = 0;
   Loan staging;  // where its staging memory lies, once it has progressed in an operation that uses
                  // it
@@ -81,7 +82,7 @@ struct Region {
 };
 
 struct RegionLayout {
-  static constexpr std::uint64_t kMagic = 0x3130474552434f43U;  // "COCREG01"
+  static constexpr std::uint64_t kMagic = 0x3230474552434f43U;  // "COCREG02"
   static constexpr std::size_t kUrgentBytes = 16 << 10;
 
   std::size_t ranks = 1;

@@ -124,7 +124,7 @@ std::optional<Loan> SharedSegments::Find(Bytes data) const {
   return std::nullopt;
 }
 
-const std::byte* SharedSegments::Resolve(int peer, const Loan& loan, std::size_t bytes) {
+std::byte* SharedSegments::Resolve(int peer, const Loan& loan, std::size_t bytes) {
   auto& mappings = theirs_[static_cast<std::size_t>(peer)];
   auto at = mappings.find(loan.segment);
   if (at == mappings.end()) {
@@ -136,6 +136,16 @@ const std::byte* SharedSegments::Resolve(int peer, const Loan& loan, std::size_t
     return nullptr;
   }
   return at->second.data() + loan.offset;
+}
+
+void SharedSegments::TakeBack(MutableBytes data) {
+  {
+    const std::lock_guard lock(mutex_);
+    std::erase_if(own_, [data](const Own& own) {
+      return data.data() >= own.base && data.data() < own.base + own.bytes;
+    });
+  }
+  Require(Mapping::ReplacePages(data).ok(), "no memory to replace what a lost process writes to");
 }
 
 Status SharedSegments::Hear(int peer) {
@@ -150,7 +160,7 @@ Status SharedSegments::Hear(int peer) {
     } else if (!received->fds.empty()) {
       COHORT_ASSIGN_OR_RETURN(Mapping mapping,
                               Mapping::OfFile(received->fds[0].fd(), received->notice.bytes,
-                                              Mapping::Access::kRead, true));
+                                              Mapping::Access::kReadWrite, true));
       mappings.insert_or_assign(received->notice.segment, std::move(mapping));
     }
   }

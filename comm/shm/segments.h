@@ -1,4 +1,5 @@
-// SharedSegments: memory that one process allocates and its peers on the host map, to read.
+// SharedSegments: memory that one process allocates and its peers on the host map, to read, and to
+// write there where they are let (Board::Open).
 //
 // A segment is a memfd: it has no name, and goes with the last process that maps it, however that
 // ends. Its descriptor travels over the socket to each peer before the first loan that lies in it.
@@ -57,7 +58,11 @@ class SharedSegments : public std::enable_shared_from_this<SharedSegments> {
   // Where `data` lies in what this rank allocated.
   std::optional<Loan> Find(Bytes data) const;
   // What `peer` lends, as it is mapped here; nullptr: it lies in nothing that the peer announced.
-  const std::byte* Resolve(int peer, const Loan& loan, std::size_t bytes);
+  std::byte* Resolve(int peer, const Loan& loan, std::size_t bytes);
+  // The whole pages in `data` get memory of their own, zeros, at the same place: peers that have
+  // them mapped reach them no more, and what this rank allocated with them is lent no more. Throws
+  // ContractError where there is no memory for that.
+  void TakeBack(MutableBytes data);
   // Reads what `peer` announces. Unavailable: the connection has ended.
   Status Hear(int peer);
   void Close();
