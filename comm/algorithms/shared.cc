@@ -17,6 +17,7 @@ namespace cohort {
 namespace {
 
 constexpr std::size_t kSegmentBytes = 64 << 10;  // of all ranks together they stay in cache
+constexpr std::size_t kStagedBytes = 128 << 10;  // of a segment that waits for others twice
 constexpr int kSpins = 400;                      // looks before the transport's own waiting
 
 // Where a rank's buffer is here; what of it others may write to.
@@ -53,11 +54,13 @@ class Shared {
       : exchange_(exchange),
         board_(*exchange.transport().board()),
         number_(exchange.record().sequence),
-        segment_bytes_(std::min(exchange.SegmentBytes(element_bytes), kSegmentBytes)) {}
+        most_bytes_(exchange.SegmentBytes(element_bytes)),
+        segment_bytes_(std::min(most_bytes_, kSegmentBytes)) {}
 
   int rank() const { return exchange_.rank(); }
   int size() const { return exchange_.size(); }
   std::size_t segment_bytes() const { return segment_bytes_; }
+  void PassSegmentsOf(std::size_t bytes) { segment_bytes_ = std::min(most_bytes_, bytes); }
   std::size_t SegmentsOf(std::size_t bytes) const {
     return (bytes + segment_bytes_ - 1) / segment_bytes_;
   }
@@ -147,7 +150,8 @@ class Shared {
   Exchange& exchange_;
   Board& board_;
   const std::uint64_t number_;
-  const std::size_t segment_bytes_;
+  const std::size_t most_bytes_;
+  std::size_t segment_bytes_;
   std::vector<Reached> reached_;
 };
 
@@ -210,15 +214,18 @@ class Collector {
 };
 
 // Private memory. What is on the board is combined there. Else round s passes segment s of all
-// chunks, through one of two slots in turns: each rank gives its shares of the others' segments
+// chunks, through one of three slots in turns: each rank gives its shares of the others' segments
 // (one round ahead), reduces its own segment from what is given and shows the result, and takes the
-// others' results. A slot is written again when its readers have gone on: they have given what this
-// rank has waited for in between.
+// others' results (one round later), so that what it waits for is there as a rule. A slot is
+// written again when its readers have gone on: who has shown round s needs no share of it, and who
+// has given round s + 3 has taken the results.
 Status StagedAllReduce(Exchange& exchange, Shared& shared, MutableBytes data,
                        const Reduction& reduction) {
   if (AllShowValues(exchange)) {
     return CombineShown(exchange, data, reduction, BoardSlot::kNote);
   }
+  constexpr std::size_t kSlots = 3;
+  shared.PassSegmentsOf(kStagedBytes);
   Board& board = *exchange.transport().board();
   const std::size_t moved =
       2 * (data.size() -
@@ -227,11 +234,11 @@ Status StagedAllReduce(Exchange& exchange, Shared& shared, MutableBytes data,
   const int n = exchange.size();
   const int rank = exchange.rank();
   const auto at = [](int i) { return static_cast<std::size_t>(i); };
-  const std::size_t stage_bytes = 2 * at(n + 1) * kSegmentBytes;
+  const std::size_t stage_bytes = kSlots * at(n + 1) * kStagedBytes;
   COHORT_ASSIGN_OR_RETURN(const MutableBytes stage, board.Staging(stage_bytes));
   // The share for rank p, or, with p = n, the result.
   const auto place = [&](std::size_t round, int p) {
-    return (round % 2 * at(n + 1) + at(p)) * kSegmentBytes;
+    return (round % kSlots * at(n + 1) + at(p)) * kStagedBytes;
   };
   const auto segment = [&](int p, std::size_t round) {
     return SegmentOf(shared, Chunk(data, p, n, reduction.element_bytes()), round);
@@ -261,6 +268,16 @@ Status StagedAllReduce(Exchange& exchange, Shared& shared, MutableBytes data,
                       " has no staging memory");
     }
   }
+  const auto take = [&](std::size_t round) -> Status {
+    COHORT_RETURN_IF_ERROR(shared.AwaitAll(shown(round)));
+    for (int step = 1; step < n; ++step) {
+      const int p = (rank + step) % n;
+      const MutableBytes theirs = segment(p, round);
+      COHORT_RETURN_IF_ERROR(shared.Read(
+          [&] { std::memcpy(theirs.data(), stages[at(p)] + place(round, n), theirs.size()); }));
+    }
+    return {};
+  };
   std::vector<const std::byte*> sources(at(n));
   for (std::size_t round = 0; round < rounds; ++round) {
     if (round + 1 < rounds) {
@@ -276,14 +293,11 @@ Status StagedAllReduce(Exchange& exchange, Shared& shared, MutableBytes data,
     reduction.Finish(mine.data(), mine.size(), n);
     put(round, n, mine);
     shared.Finished(shown(round));
-    COHORT_RETURN_IF_ERROR(shared.AwaitAll(shown(round)));
-    for (int step = 1; step < n; ++step) {
-      const int p = (rank + step) % n;
-      const MutableBytes theirs = segment(p, round);
-      COHORT_RETURN_IF_ERROR(shared.Read(
-          [&] { std::memcpy(theirs.data(), stages[at(p)] + place(round, n), theirs.size()); }));
+    if (round > 0) {
+      COHORT_RETURN_IF_ERROR(take(round - 1));
     }
   }
+  COHORT_RETURN_IF_ERROR(take(rounds - 1));
   return shared.Leave();
 }
 
