@@ -18,11 +18,4 @@ std::string_view ReduceOpName(ReduceOp op) {
   return "unknown reduction";
 }
 
-Communicator::Pending Communicator::AllReduceRead(Buffer /*buffer*/, ReduceOp /*op*/,
-                                                  ReducedReader /*read*/,
-                                                  const CollectiveOptions& options) {
-  return Unimplemented("AllReduceRead '" + options.name + "' over " + std::string(backend()) +
-                       " [AllReduce stores the result]");
-}
-
 }  // namespace cohort

@@ -62,34 +62,6 @@ Communicator::Pending TransportCommunicator::AllReduce(ConstBuffer read, Buffer 
                  });
 }
 
-Communicator::Pending TransportCommunicator::AllReduceRead(Buffer buffer, ReduceOp op,
-                                                           ReducedReader read,
-                                                           const CollectiveOptions& options) {
-  CheckBuffer(buffer);
-  OperationRecord record{.kind = OperationKind::kAllReduce,
-                         .dtype = buffer.dtype,
-                         .reduce_op = op,
-                         .count = buffer.count};
-  // Among more ranks each would read more than an AllReduce passes over.
-  if (reads_in_place() && options.algorithm == "auto") {
-    record.algorithm = static_cast<std::uint8_t>(Algorithm::kOnePass);
-  } else if (const auto quiet = Quiet(record.kind, buffer.bytes(), options.algorithm)) {
-    record.algorithm = static_cast<std::uint8_t>(*quiet);
-  }
-  const auto total = static_cast<std::int64_t>(buffer.bytes());
-  return Enqueue(
-      std::move(record), total, options,
-      [=, this, read = std::move(read)](Exchange& exchange, Algorithm algorithm) -> Status {
-        if (algorithm == Algorithm::kOnePass) {
-          ShowShared(exchange, BytesOf(buffer));
-          return FinishSharedRead(exchange, BytesOf(buffer), Reduction(buffer.dtype, op), read);
-        }
-        COHORT_RETURN_IF_ERROR(RunAllReduce(exchange, buffer, buffer, op, algorithm));
-        read(StoredValues(BytesOf(buffer), SizeOf(buffer.dtype)));
-        return {};
-      });
-}
-
 Communicator::Pending TransportCommunicator::Reduce(Buffer buffer, ReduceOp op, int root,
                                                     const CollectiveOptions& options) {
   CheckBuffer(buffer);
@@ -126,10 +98,6 @@ Status TransportCommunicator::RunAllReduce(Exchange& exchange, Buffer input, Buf
       Copy(to, from);
       ShowShared(exchange, to);
       return FinishSharedAllReduce(exchange, to, reduction);
-    case Algorithm::kOnePass:  // of a rank that has joined: the result is others' to read
-      Copy(to, from);
-      ShowShared(exchange, to);
-      return FinishSharedRead(exchange, to, reduction, [](const ReducedValues& /*values*/) {});
     case Algorithm::kNative:
     case Algorithm::kHierarchical:
       Copy(to, from);

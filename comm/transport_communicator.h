@@ -67,9 +67,6 @@ class TransportCommunicator final : public Communicator, private Driver {
   using Communicator::AllReduce;
   Pending AllReduce(ConstBuffer input, Buffer output, ReduceOp op,
                     const CollectiveOptions& options) override;
-  Pending AllReduceRead(Buffer buffer, ReduceOp op, ReducedReader read,
-                        const CollectiveOptions& options) override;
-  bool reads_in_place() const override { return shares_ && size_ == 2; }
   Pending Reduce(Buffer buffer, ReduceOp op, int root, const CollectiveOptions& options) override;
   Pending ReduceScatter(Buffer input, Buffer output, ReduceOp op,
                         const CollectiveOptions& options) override;

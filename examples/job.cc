@@ -252,7 +252,7 @@ void DeclareJobFlags(CLI::App& app, JobFlags& f) {
                  "how processes add gradients: auto, or an algorithm of comm/README.md by name")
       // What the processes of a job offer is known when they have met; one alone never asks.
       ->check(CLI::IsMember({"auto", "direct", "recursive_doubling", "halving_doubling", "tree",
-                             "ring", "hierarchical", "one_shot", "shared", "one_pass", "mpi"}))
+                             "ring", "hierarchical", "one_shot", "shared", "one_bucket", "mpi"}))
       ->capture_default_str();
   app.add_option("--cross-device-ops", f.cross_device_ops, "how gradients of GPUs become one sum")
       ->check(CLI::IsMember({"auto", "nccl", "hierarchical_copy", "reduction_to_one_device"}))

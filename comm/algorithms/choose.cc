@@ -25,8 +25,6 @@ std::string_view AlgorithmName(Algorithm algorithm) {
       return "one_shot";
     case Algorithm::kShared:
       return "shared";
-    case Algorithm::kOnePass:
-      return "one_pass";
     case Algorithm::kHalvingDoubling:
       return "halving_doubling";
     case Algorithm::kRecursiveHalving:

@@ -27,13 +27,11 @@ enum class Algorithm : std::uint8_t {
   kNccl = 11,
   kOneShot = 16,
   kShared = 17,
-  kOnePass = 18,  // of AllReduceRead alone
 };
 std::string_view AlgorithmName(Algorithm algorithm);
 // Ranks see without a message that all are in the operation: see Exchange::Begin.
 constexpr bool IsQuiet(Algorithm algorithm) {
-  return algorithm == Algorithm::kOneShot || algorithm == Algorithm::kShared ||
-         algorithm == Algorithm::kOnePass;
+  return algorithm == Algorithm::kOneShot || algorithm == Algorithm::kShared;
 }
 
 // The algorithms of an operation; at least one.

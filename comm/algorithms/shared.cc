@@ -400,46 +400,6 @@ Status FinishSharedAllReduce(Exchange& exchange, MutableBytes data, const Reduct
   return shared.Leave();
 }
 
-namespace {
-
-// Of two ranks, combined as they are asked for, from where the ranks have them.
-class ValuesOfTwo final : public ReducedValues {
- public:
-  ValuesOfTwo(const Reduction& reduction, const std::byte* rank0, const std::byte* rank1)
-      : reduction_(reduction), rank0_(rank0), rank1_(rank1) {}
-  const void* Read(std::int64_t first, std::int64_t count, void* room) const override {
-    const std::size_t at = static_cast<std::size_t>(first) * reduction_.element_bytes();
-    const std::size_t bytes = static_cast<std::size_t>(count) * reduction_.element_bytes();
-    auto* const to = static_cast<std::byte*>(room);
-    reduction_.Combine(to, rank0_ + at, rank1_ + at, bytes);
-    reduction_.Finish(to, bytes, 2);
-    return room;
-  }
-
- private:
-  const Reduction& reduction_;
-  const std::byte* const rank0_;
-  const std::byte* const rank1_;
-};
-
-}  // namespace
-
-Status FinishSharedRead(Exchange& exchange, MutableBytes data, const Reduction& reduction,
-                        const ReducedReader& read) {
-  Require(exchange.size() == 2, "one pass is of two ranks");
-  Shared shared(exchange, reduction.element_bytes());
-  COHORT_ASSIGN_OR_RETURN(const bool lent, shared.Meet(data.size(), data.size(), data.size()));
-  if (!lent) {
-    COHORT_RETURN_IF_ERROR(StagedAllReduce(exchange, shared, data, reduction));
-    read(StoredValues(data, reduction.element_bytes()));
-    return {};
-  }
-  shared.SetOwn(data.data());
-  const ValuesOfTwo values(reduction, shared.base(0), shared.base(1));
-  COHORT_RETURN_IF_ERROR(shared.Read([&] { read(values); }));
-  return shared.Leave();
-}
-
 Status FinishSharedReduceScatter(Exchange& exchange, MutableBytes input, MutableBytes output,
                                  const Reduction& reduction) {
   const int n = exchange.size();

@@ -26,29 +26,11 @@ bool HasShared(Transport& transport);
 // all-reduce write to.
 void ShowShared(Exchange& exchange, MutableBytes data);
 
-// Of what lies where it was made.
-class StoredValues final : public ReducedValues {
- public:
-  StoredValues(Bytes data, std::size_t element_bytes)
-      : data_(data), element_bytes_(static_cast<std::int64_t>(element_bytes)) {}
-  const void* Read(std::int64_t first, std::int64_t /*count*/, void* /*room*/) const override {
-    return data_.data() + first * element_bytes_;
-  }
-
- private:
-  const Bytes data_;
-  const std::int64_t element_bytes_;
-};
-
 // Whether all ranks, which are known to agree, have private memory, and so few bytes in it that
 // what they show has them: CombineShown from BoardSlot::kNote on is then all of an all-reduce.
 bool AllShowValues(Exchange& exchange);
 // In place.
 Status FinishSharedAllReduce(Exchange& exchange, MutableBytes data, const Reduction& reduction);
-// Of two ranks. Nothing is stored: `read` combines what it asks for straight from both buffers. In
-// place, and then read, where the memory of one is private.
-Status FinishSharedRead(Exchange& exchange, MutableBytes data, const Reduction& reduction,
-                        const ReducedReader& read);
 Status FinishSharedReduceScatter(Exchange& exchange, MutableBytes input, MutableBytes output,
                                  const Reduction& reduction);
 // blocks[r] is where rank r's block belongs; blocks[rank] is filled in, and what was shown.

@@ -1,9 +1,9 @@
 // Region: what one rank shows the others of its group: rings of frames to each of them, how far it
 // has come in theirs, and a board for small contributions.
 //
-// A rank writes to its own region and to nothing else: the others map it for reading. Whatever a
-// process does or leaves behind when it dies, it cannot damage its peers. There is no lock; every
-// field has one writer.
+// A rank writes to its own region alone: the others map it for reading. Whatever a process does or
+// leaves behind when it dies, it cannot damage those of its peers. There is no lock; every field
+// has one writer.
 
 #pragma once
 

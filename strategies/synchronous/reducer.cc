@@ -225,6 +225,9 @@ Status Reducer::Landed(int bucket) {
   const Range range(Phase::kWait, bucket);
   Flight& flight = flights_[static_cast<std::size_t>(bucket)];
   COHORT_RETURN_IF_ERROR(flight.launched);
+  if (launches_late(bucket) && flight.work == nullptr) {
+    COHORT_RETURN_IF_ERROR(LaunchLate(flight, bucket));
+  }
   Require(flight.work != nullptr, "Landed after every replica's End");
   if (flight.header != nullptr) {
     COHORT_RETURN_IF_ERROR(flight.header->Wait());
@@ -237,40 +240,7 @@ Status Reducer::Landed(int bucket) {
   return status;
 }
 
-Status Reducer::Read(int index, const std::function<void()>& apply) {
-  const BucketPlan::Bucket& bucket = plan_.buckets[static_cast<std::size_t>(index)];
-  auto pending = options_.communicator->AllReduceRead(
-      LandingOf(index), ReduceOp::kSum,
-      [&](const ReducedValues& values) {
-        reading_ = &values;
-        reading_from_ = bucket.begin;
-        if (index == 0) {
-          std::array<float, BucketPlan::kHeaderElements> room;
-          std::ranges::copy_n(
-              static_cast<const float*>(values.Read(0, BucketPlan::kHeaderElements, room.data())),
-              BucketPlan::kHeaderElements, read_header_.begin());
-        }
-        apply();
-        reading_ = nullptr;
-      },
-      OptionsOf(bucket));
-  COHORT_RETURN_IF_ERROR(pending.status());
-  return pending.value()->Wait();
-}
-
-std::span<const float> Reducer::SumOf(const BucketPlan::Chunk& chunk, float* room) const {
-  if (reading_ == nullptr) {
-    return stack(0).current.values(chunk.gradient, chunk.elements);
-  }
-  return {static_cast<const float*>(
-              reading_->Read(chunk.gradient - reading_from_, chunk.elements, room)),
-          static_cast<std::size_t>(chunk.elements)};
-}
-
 double Reducer::total_weight() const {
-  if (options_.one_pass) {
-    return UnpackWeight(read_header_);
-  }
   if (devices_ != nullptr && launches()) {
     return UnpackWeight(devices_->Landing(stack(0).current).header());
   }

@@ -43,10 +43,9 @@
 // A process that trains alone has nothing to hide behind the backward pass: nothing is launched,
 // and the arenas are summed chunk by chunk when they are applied, while the chunk is in the cache.
 //
-// ONE PASS. So it is between two processes of one host that have no core for communication: nothing
-// is hidden where the backward pass waits meanwhile. Dense buckets are not launched but READ when
-// all replicas have ended (Communicator::AllReduceRead): each process adds what it applies straight
-// from both arenas, chunk by chunk, and no sum is stored.
+// AFTER THE PASS. Two processes of one host may have no core for communication: nothing is hidden
+// where the backward pass waits meanwhile. Dense buckets, one as a rule, are then launched when
+// they are landed, by who waits for them.
 //
 // What a replica writes to is its sink (replica_sink.h); launches are in reducer_launch.cc, the
 // rest in reducer.cc.
@@ -101,8 +100,8 @@ class Reducer {
     StepRows* rows = nullptr;                      // of the model's tables, if it has any
     bool seed_with_weight = true;                  // loss_seed(): the replica's weight, or 1
     BucketLimits limits;
-    bool one_pass = false;  // only where the communicator reads_in_place, without hook and copies
-    std::string algorithm = "auto";        // of the all-reduces
+    bool after_pass = false;         // dense buckets are launched late; without hook and copies
+    std::string algorithm = "auto";  // of the all-reduces
     std::chrono::milliseconds timeout{0};  // of one bucket's journey
     Log log;
   };
@@ -142,16 +141,8 @@ class Reducer {
   Status FinishPass();
 
   // Blocks until bucket b holds the sum over all processes, and puts it on the streams of the
-  // devices. For buckets in order.
+  // devices. For buckets in order. Launches it first, after_pass.
   Status Landed(int bucket);
-  // Whether it is read instead.
-  bool is_read(int bucket) const {
-    return options_.one_pass && !plan_.buckets[static_cast<std::size_t>(bucket)].rows;
-  }
-  // Blocks until all processes have bucket b, calls `apply`, and blocks until none needs this one's
-  // any more. Meanwhile SumOf is what the chunks of the bucket come from, and total_weight is known
-  // from bucket 0 on.
-  Status Read(int bucket, const std::function<void()>& apply);
   bool has_landed(int bucket) const;
   std::chrono::steady_clock::time_point launched_at(int bucket) const;
   // Of the global batch. After Landed(0); where nothing is launched, after every End.
@@ -160,8 +151,6 @@ class Reducer {
   // Alone, on the host: makes replica 0's chunk the sum over the replicas. Otherwise it is, once
   // landed.
   void Sum(const BucketPlan::Chunk& chunk);
-  // The sum of a chunk: where it landed, or made in `room`, of as many elements. Any thread.
-  std::span<const float> SumOf(const BucketPlan::Chunk& chunk, float* room) const;
   // With devices: where the sums land on one, for what its stream is given. Where nothing is
   // launched, behind SumOnDevices, which puts the sums over the replicas there.
   std::span<const float> gradients(const DeviceCopy& copy) const;
@@ -193,12 +182,16 @@ class Reducer {
 
   Stack& stack(int replica) { return stacks_[static_cast<std::size_t>(replica)]; }
   const Stack& stack(int replica) const { return stacks_[static_cast<std::size_t>(replica)]; }
+  bool launches_late(int bucket) const {
+    return options_.after_pass && !plan_.buckets[static_cast<std::size_t>(bucket)].rows;
+  }
   std::span<float> LandingOf(int bucket);
   void Complete(int replica, int bucket, Stream& stream);
   void Launch(int bucket, Stream& stream);
   void StopLaunching(int bucket);  // with the lock held
   CollectiveOptions OptionsOf(const BucketPlan::Bucket& bucket) const;
   void SumReplicas(const BucketPlan::Bucket& bucket, Stream& stream);
+  Status LaunchLate(Flight& flight, int index);
   Communicator::Pending LaunchDense(Flight& flight, int index, const CollectiveOptions& options);
   Communicator::Pending LaunchOnDevices(Flight& flight, int index,
                                         const CollectiveOptions& options);
@@ -229,11 +222,6 @@ class Reducer {
   bool launching_ = false;
   double pass_weight_ = 0;  // of the replicas that completed bucket 0
   bool warned_ = false;
-
-  // While a bucket is read; and the header of bucket 0.
-  const ReducedValues* reading_ = nullptr;
-  std::int64_t reading_from_ = 0;
-  std::array<float, BucketPlan::kHeaderElements> read_header_{};
 };
 
 }  // namespace cohort

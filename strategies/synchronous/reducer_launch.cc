@@ -71,7 +71,7 @@ void Reducer::Launch(int index, Stream& stream) {
       (devices_ != nullptr ? devices_->copy(r).stream() : stream).WaitFor(std::move(point));
     }
   }
-  if (is_read(index)) {
+  if (launches_late(index)) {
     SumReplicas(bucket, stream);
     return;
   }
@@ -95,6 +95,15 @@ CollectiveOptions Reducer::OptionsOf(const BucketPlan::Bucket& bucket) const {
   options.timeout = options_.timeout;
   options.algorithm = options_.algorithm;
   return options;
+}
+
+Status Reducer::LaunchLate(Flight& flight, int index) {
+  flight.launched_at = std::chrono::steady_clock::now();
+  COHORT_ASSIGN_OR_RETURN(
+      flight.work,
+      options_.communicator->AllReduce(LandingOf(index), ReduceOp::kSum,
+                                       OptionsOf(plan_.buckets[static_cast<std::size_t>(index)])));
+  return {};
 }
 
 // The host's arenas, into that of replica 0.

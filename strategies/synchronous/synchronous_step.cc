@@ -74,38 +74,16 @@ float SynchronousStrategy::ScaleOfSums() const {
 }
 
 // A bucket in one pass. What is not spent on the update is waiting.
-Status SynchronousStrategy::ReadAndApply(int bucket, float& scale, int& applied) {
-  SteadyClock::duration updating{0};
-  const SteadyClock::time_point start = SteadyClock::now();
-  const Status status = reducer_->Read(bucket, [&] {
-    const SteadyClock::time_point begin = SteadyClock::now();
-    if (bucket == 0) {
-      scale = ScaleOfSums();
-    }
-    if (scale > 0) {
-      ++applied;
-      updater_->Apply(bucket, step_ + 1, scale);
-    }
-    updating = SteadyClock::now() - begin;
-  });
-  exposed_seconds_ += Seconds(SteadyClock::now() - start - updating);
-  return status;
-}
-
 // Waits for each bucket in turn and applies it, unless all have to be there first; `applied` counts
 // those that were. The tuner learns from buckets that were waited for and followed such, and from
 // the operation behind them.
 Status SynchronousStrategy::LandInOrder(Work* behind, float& scale, int& applied) {
   const BucketPlan& plan = reducer_->plan();
   const bool at_once = updater_->at_once();
-  const bool watched = !one_pass_ && agreement_->watches();
+  const bool watched = !one_bucket_ && agreement_->watches();
   std::optional<SteadyClock::time_point> since = reducer_->launched_at(0);
   for (std::size_t b = 0; b < plan.buckets.size(); ++b) {
     const int bucket = static_cast<int>(b);
-    if (reducer_->is_read(bucket)) {
-      COHORT_RETURN_IF_ERROR(ReadAndApply(bucket, scale, applied));
-      continue;
-    }
     const bool waited = !reducer_->has_landed(bucket);
     COHORT_RETURN_IF_ERROR(Expose([&] { return reducer_->Landed(bucket); }));
     if (b == 0) {
@@ -207,7 +185,7 @@ Status SynchronousStrategy::SettleTogether(int& applied) {
     state = sent.ok() ? std::move(sent).value() : nullptr;
   }
   float scale = 0;
-  if (status.ok() && one_pass_) {  // so that each operation is run by who waits for it
+  if (status.ok() && one_bucket_) {  // so that each operation is run by who waits for it
     status = Expose([&] { return sums.value()->Wait(); });
   }
   if (status.ok()) {

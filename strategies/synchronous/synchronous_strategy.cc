@@ -29,8 +29,13 @@ BucketLimits LimitsOf(const StrategyOptions& options) {
                                                   .bytes = options.bucket_bytes};
 }
 
-// Communicator::AllReduceRead instead of AllReduce.
-constexpr std::string_view kOnePass = "one_pass";
+// One all-reduce after the backward pass, of two processes that share memory.
+constexpr std::string_view kOneBucket = "one_bucket";
+
+bool OffersOneBucket(const Communicator& communicator) {
+  const auto offered = communicator.algorithms(OperationKind::kAllReduce);
+  return communicator.size() == 2 && std::ranges::find(offered, "shared") != offered.end();
+}
 
 int LocalReplicas(const StrategyOptions& options) {
   return options.devices.empty() ? options.num_devices : static_cast<int>(options.devices.size());
@@ -133,9 +138,9 @@ Status SynchronousStrategy::CheckAlgorithm(const StrategyOptions& options,
                            "of them out]");
   }
   std::string choices = "auto";
-  if (communicator->reads_in_place()) {
-    choices += ", " + std::string(kOnePass);
-    if (name == kOnePass) {
+  if (OffersOneBucket(*communicator)) {
+    choices += ", " + std::string(kOneBucket);
+    if (name == kOneBucket) {
       return {};
     }
   }
@@ -292,7 +297,7 @@ Status SynchronousStrategy::BindTo(ParameterSet& parameters, const Optimizer& op
   COHORT_RETURN_IF_ERROR(BindRows(parameters, optimizer));
   COHORT_RETURN_IF_ERROR(MakeCopies(parameters));
   COHORT_RETURN_IF_ERROR(ChooseCrossDevice());
-  COHORT_RETURN_IF_ERROR(ChooseOnePass(optimizer));
+  COHORT_RETURN_IF_ERROR(ChooseOneBucket());
   COHORT_RETURN_IF_ERROR(MakeReducer(parameters));
   MakeParts(parameters, optimizer);
   parameters_ = &parameters;
@@ -398,28 +403,26 @@ Status SynchronousStrategy::ChooseCrossDevice() {
   return {};
 }
 
-// Whether buckets are hidden behind the backward pass or read by the update. Hiding them takes a
-// core from the backward pass where none is left over; one of many is no loss, one of two is.
-Status SynchronousStrategy::ChooseOnePass(const Optimizer& optimizer) {
-  one_pass_ = false;
+// Whether buckets are hidden behind the backward pass or one follows it. Hiding them takes a core
+// from the backward pass where none is left over; one of many is no loss, one of two is.
+Status SynchronousStrategy::ChooseOneBucket() {
+  one_bucket_ = false;
   const std::string& name = options_.communication.algorithm;
-  const bool asked = name == kOnePass;
-  if (communicator_ != nullptr && communicator_->reads_in_place() && (asked || name == "auto")) {
-    const bool possible = hook_ == nullptr && !options_.whole_updates && !scaler_.has_value() &&
-                          optimizer.global_clip_norm() == 0 && copies_.empty();
+  const bool asked = name == kOneBucket;
+  if (communicator_ != nullptr && OffersOneBucket(*communicator_) && (asked || name == "auto")) {
+    const bool possible = hook_ == nullptr && copies_.empty();
     constexpr int kFewThreads = 2;
     const int threads = gang_.size() * intra_op_threads_;
     const int cores = CoresPerReplica({.local_size = num_processes_}, 1);
     std::int32_t wish = possible && (asked || (threads <= kFewThreads && cores <= threads)) ? 1 : 0;
     CollectiveOptions options;
-    options.name = "one pass over gradients";
+    options.name = "one bucket of gradients";
     COHORT_RETURN_IF_ERROR(
         Meet(communicator_->AllReduce(std::span<std::int32_t>(&wish, 1), ReduceOp::kMin, options)));
-    one_pass_ = wish == 1;
+    one_bucket_ = wish == 1;
   }
-  constexpr std::int64_t kOneBucket = std::numeric_limits<std::int64_t>::max() / 2;
-  limits_ =
-      one_pass_ ? BucketLimits{.first_bytes = kOneBucket, .bytes = kOneBucket} : LimitsOf(options_);
+  constexpr std::int64_t kAll = std::numeric_limits<std::int64_t>::max() / 2;
+  limits_ = one_bucket_ ? BucketLimits{.first_bytes = kAll, .bytes = kAll} : LimitsOf(options_);
   return {};
 }
 
@@ -428,7 +431,7 @@ std::string SynchronousStrategy::SumsAlgorithm() const {
   if (options_.virtual_shards > 0) {
     return algorithm_;
   }
-  return options_.communication.algorithm == kOnePass ? "auto" : options_.communication.algorithm;
+  return options_.communication.algorithm == kOneBucket ? "auto" : options_.communication.algorithm;
 }
 
 Status SynchronousStrategy::MakeReducer(ParameterSet& parameters) {
@@ -448,7 +451,7 @@ Status SynchronousStrategy::MakeReducer(ParameterSet& parameters) {
                                                          .seed_with_weight = options_.loss_scale ==
                                                                              LossScale::kGlobalMean,
                                                          .limits = limits_,
-                                                         .one_pass = one_pass_,
+                                                         .after_pass = one_bucket_,
                                                          .algorithm = SumsAlgorithm(),
                                                          .timeout = options_.collective_timeout,
                                                          .log = options_.log});
@@ -473,7 +476,6 @@ void SynchronousStrategy::MakeParts(ParameterSet& parameters, const Optimizer& o
                                   .communicator = communicator_,
                                   .loss_scale = options_.loss_scale,
                                   .whole_updates = options_.whole_updates,
-                                  .one_pass = one_pass_,
                                   .timeout = options_.collective_timeout,
                                   .log = options_.log});
   const NcclSums* const nccl = cross_device_.nccl.get();
@@ -483,7 +485,7 @@ void SynchronousStrategy::MakeParts(ParameterSet& parameters, const Optimizer& o
       BucketAgreement::Options{.communicator = communicator_,
                                .limits = limits_,
                                .adapts = options_.bucket_bytes == 0 && communicator_ != nullptr &&
-                                         summands == 2 && !one_pass_});
+                                         summands == 2 && !one_bucket_});
 }
 
 Status SynchronousStrategy::ReduceGradients(std::span<const std::span<float>> gradients,

@@ -124,7 +124,7 @@ class SynchronousStrategy final : public Strategy {
   Status BindAgain(ParameterSet& parameters);
   Status MakeCopies(ParameterSet& parameters);
   Status ChooseCrossDevice();
-  Status ChooseOnePass(const Optimizer& optimizer);
+  Status ChooseOneBucket();
   std::string SumsAlgorithm() const;
   Status MakeReducer(ParameterSet& parameters);
   void MakeParts(ParameterSet& parameters, const Optimizer& optimizer);
@@ -148,7 +148,6 @@ class SynchronousStrategy final : public Strategy {
   bool holds_rows() const { return scaler_.has_value() && rows_ != nullptr; }
   Status UpdateAlone();
   Status UpdateAtOnce(float scale);
-  Status ReadAndApply(int bucket, float& scale, int& applied);
   Status LandInOrder(Work* behind, float& scale, int& applied);
   // Waits, and counts the time.
   Status Expose(const std::function<Status()>& wait);
@@ -200,8 +199,8 @@ class SynchronousStrategy final : public Strategy {
   std::unique_ptr<StepRows> rows_;                      // where the model has tables
   std::function<const DistributedBatch*()> peek_next_;  // the batch after the one handed out
   std::unique_ptr<Reducer> reducer_;
-  BucketLimits limits_;    // of the first steps
-  bool one_pass_ = false;  // buckets are read, see Reducer
+  BucketLimits limits_;      // of the first steps
+  bool one_bucket_ = false;  // which follows the backward pass, see Reducer
   std::unique_ptr<SpanReduction> span_reduction_;
   std::vector<Outcome> outcomes_;  // by local replica
   StepTotals totals_;              // of the step under way, with what was accumulated for it

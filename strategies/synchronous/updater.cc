@@ -139,6 +139,7 @@ void Updater::ApplyChunks(std::size_t first_chunk, std::size_t last_chunk, std::
                           float scale) {
   const Range range(Phase::kUpdate, step);
   const std::span<float> values = parts_.parameters.all();
+  const std::span<const float> gradients = parts_.reducer.gradients();
   const bool summed = NeedsNorm();
   ForChunks(first_chunk, last_chunk, [&](std::size_t index) {
     const BucketPlan::Chunk& chunk = parts_.reducer.plan().chunks[index];
@@ -146,16 +147,15 @@ void Updater::ApplyChunks(std::size_t first_chunk, std::size_t last_chunk, std::
       parts_.reducer.Sum(chunk);
     }
     const auto value = static_cast<std::size_t>(chunk.value);
+    const auto gradient = static_cast<std::size_t>(chunk.gradient);
     const auto elements = static_cast<std::size_t>(chunk.elements);
-    // Of a size that the allocator has at hand: the same, from chunk to chunk, in the cache.
-    const auto room = parts_.one_pass ? std::make_unique_for_overwrite<float[]>(elements) : nullptr;
     std::vector<std::span<float>> slots;
     slots.reserve(parts_.slots.size());
     for (const std::span<float> slot : parts_.slots) {
       slots.push_back(slot.subspan(value, elements));
     }
     parts_.optimizer.Apply({.value = values.subspan(value, elements),
-                            .gradient = parts_.reducer.SumOf(chunk, room.get()),
+                            .gradient = gradients.subspan(gradient, elements),
                             .slots = slots,
                             .gradient_scale = scale,
                             .step = step,

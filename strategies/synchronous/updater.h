@@ -56,7 +56,6 @@ class Updater {
     Communicator* communicator = nullptr;  // nullptr: alone
     LossScale loss_scale = LossScale::kGlobalMean;
     bool whole_updates = false;  // as StrategyOptions'
-    bool one_pass = false;       // buckets are read, see Reducer
     std::chrono::milliseconds timeout{0};
     Log log;
   };

@@ -111,41 +111,6 @@ Status CheckAllReduce(Communicator& comm, DType dtype, ReduceOp op, std::int64_t
                Describe(dtype, op, count, algorithm) + " out of place");
 }
 
-Status CheckAllReduceRead(Communicator& comm, DType dtype, ReduceOp op, std::int64_t count,
-                          const std::string& algorithm) {
-  Values values(dtype, count);
-  Values expected(dtype, count);
-  Fill(comm, op, values, expected);
-  const std::size_t element = SizeOf(dtype);
-  const std::size_t bytes = values.buffer().bytes();
-  COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Memory> lent, comm.Allocate(bytes + 1));
-  if (bytes > 0) {
-    std::memcpy(lent->bytes().data(), values.buffer().data, bytes);
-  }
-  for (const bool in_private : {true, false}) {
-    Values got(dtype, count);
-    int calls = 0;
-    const auto read = [&](const ReducedValues& reduced) {
-      ++calls;
-      constexpr std::int64_t kPart = 1000;
-      std::vector<std::byte> room(kPart * element);
-      for (std::int64_t end = count; end > 0; end = std::max<std::int64_t>(0, end - kPart)) {
-        const std::int64_t first = std::max<std::int64_t>(0, end - kPart);
-        std::memcpy(got.slice(first, end - first).data,
-                    reduced.Read(first, end - first, room.data()),
-                    static_cast<std::size_t>(end - first) * element);
-      }
-    };
-    const Buffer buffer = in_private ? values.buffer() : Buffer(lent->bytes().data(), count, dtype);
-    COHORT_RETURN_IF_ERROR(
-        WaitFor(comm.AllReduceRead(buffer, op, read, {.name = "x", .algorithm = algorithm})));
-    COHORT_RETURN_IF_ERROR(
-        Check(calls == 1 && got == expected, Describe(dtype, op, count, algorithm) + " read from " +
-                                                 (in_private ? "private" : "lent") + " memory"));
-  }
-  return {};
-}
-
 Status CheckReduce(Communicator& comm, DType dtype, ReduceOp op, std::int64_t count, int root,
                    const std::string& algorithm) {
   Values values(dtype, count);

@@ -92,10 +92,6 @@ std::string Describe(DType dtype, ReduceOp op, std::int64_t count, const std::st
 Status CheckAllReduce(Communicator& comm, DType dtype, ReduceOp op, std::int64_t count,
                       const std::string& algorithm, Place place = Place::kIn);
 
-// The same for AllReduceRead, in parts of the result that are asked for backwards.
-Status CheckAllReduceRead(Communicator& comm, DType dtype, ReduceOp op, std::int64_t count,
-                          const std::string& algorithm);
-
 Status CheckReduce(Communicator& comm, DType dtype, ReduceOp op, std::int64_t count, int root,
                    const std::string& algorithm);
 

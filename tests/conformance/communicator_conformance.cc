@@ -115,32 +115,6 @@ TEST_P(CommunicatorConformance, AllReduceGivesAllRanksTheSameBitsEveryTime) {
   });
 }
 
-TEST_P(CommunicatorConformance, AllReduceReadGivesWhatAllReduceStores) {
-  Run([](Communicator& comm) -> Status {
-    if (comm.backend() == "nccl") {
-      std::vector<float> one(1);
-      return Check(
-          comm.AllReduceRead(std::span(one), ReduceOp::kSum, [](const auto&) {}).status().code() ==
-              StatusCode::kUnimplemented,
-          "read from a device");
-    }
-    for (const DType dtype : kDTypes) {
-      for (const ReduceOp op : kReduceOps) {
-        COHORT_RETURN_IF_ERROR(CheckAllReduceRead(comm, dtype, op, 37, "auto"));
-      }
-    }
-    for (const std::string& algorithm : Algorithms(comm, OperationKind::kAllReduce)) {
-      for (const std::int64_t count : Counts(comm.size())) {
-        COHORT_RETURN_IF_ERROR(
-            CheckAllReduceRead(comm, DType::kFloat32, ReduceOp::kSum, count, algorithm));
-      }
-      COHORT_RETURN_IF_ERROR(
-          CheckAllReduceRead(comm, DType::kFloat32, ReduceOp::kMean, 20'001, algorithm));
-    }
-    return {};
-  });
-}
-
 TEST_P(CommunicatorConformance, ReduceToEveryRoot) {
   Run([](Communicator& comm) -> Status {
     for (const std::string& algorithm : Algorithms(comm, OperationKind::kReduce)) {
@@ -433,16 +407,6 @@ TEST_P(CommunicatorConformance, JoinedRanksTakePartInTheOthersOperations) {
                                              std::to_string(values->front()) + " instead of " +
                                              std::to_string(expected)));
           }
-        }
-        if (comm.reads_in_place()) {
-          std::vector<float> given(3000, static_cast<float>(comm.rank() + 1));
-          double read = 0;
-          COHORT_RETURN_IF_ERROR(WaitFor(comm.AllReduceRead(
-              std::span(given), ReduceOp::kSum, [&](const ReducedValues& values) {
-                float room = 0;
-                read = *static_cast<const float*>(values.Read(2999, 1, &room));
-              })));
-          COHORT_RETURN_IF_ERROR(Check(read == expected, "AllReduceRead among the rest"));
         }
         std::vector<std::int32_t> word(5000, comm.rank() == last ? round + 7 : 0);
         COHORT_RETURN_IF_ERROR(WaitFor(comm.Broadcast(std::span(word), last)));

@@ -97,19 +97,6 @@ TEST_P(CommunicatorFailureConformance, DifferentTypesNamesReductionsOrRootsNameB
   differ({"root 0", "root 1"}, [](Communicator& comm, std::vector<float>& values, bool other) {
     return comm.Broadcast(std::span(values), other ? 1 : 0);
   });
-  std::atomic<bool> in_place = false;  // in every process
-  Run([&](Communicator& comm) -> Status {
-    in_place = comm.reads_in_place();
-    return {};
-  });
-  if (in_place) {
-    differ({"by shared", "by one_pass"}, [](Communicator& comm, std::vector<float>& values,
-                                            bool other) {
-      return other ? comm.AllReduceRead(std::span(values), ReduceOp::kSum,
-                                        [](const ReducedValues& /*values*/) { FAIL(); })
-                   : comm.AllReduce(std::span(values), ReduceOp::kSum, {.algorithm = "shared"});
-    });
-  }
   differ({"by ring", "by direct"}, [](Communicator& comm, std::vector<float>& values, bool other) {
     return comm.AllReduce(std::span(values), ReduceOp::kSum,
                           {.algorithm = other ? "ring" : "direct"});

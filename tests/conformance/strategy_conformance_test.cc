@@ -219,8 +219,8 @@ INSTANTIATE_TEST_SUITE_P(Synchronous, StrategyConformance,
                          ::testing::Values(Synchronous(1, 1), Synchronous(1, 2), Synchronous(1, 3),
                                            Synchronous(1, 4), Synchronous(2, 1), Synchronous(3, 1),
                                            Synchronous(4, 1), Synchronous(2, 2), Synchronous(3, 2),
-                                           Synchronous(2, 3), By("shared", 1), By("one_pass", 1),
-                                           By("shared", 2), By("one_pass", 2)),
+                                           Synchronous(2, 3), By("shared", 1), By("one_bucket", 1),
+                                           By("shared", 2), By("one_bucket", 2)),
                          [](const ::testing::TestParamInfo<StrategyWorld>& world) {
                            return world.param.name;
                          });

@@ -72,6 +72,41 @@ TEST(Shm, LentAndPrivateBuffersGiveTheSameResults) {
   }
 }
 
+// Of buffers that begin and end within pages, and at other places in each rank's memory: others
+// write there, and nowhere else.
+TEST(Shm, OthersWriteToTheBufferOnly) {
+  constexpr float kOther = -1;
+  for (const int ranks : {2, 3}) {
+    testing::ExpectAllOk(RunShm(ranks, [&](Communicator& comm) -> Status {
+      COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Memory> memory,
+                              comm.Allocate(300'000 * sizeof(float)));
+      const std::span<float> all = Floats(*memory);
+      for (const std::size_t count : {5UL, 1023UL, 1024UL, 2050UL, 5000UL, 40'000UL, 200'003UL}) {
+        for (const std::size_t offset : {0UL, 3UL, 1024UL, 1500UL}) {
+          std::ranges::fill(all, kOther);
+          const std::size_t at = offset * static_cast<std::size_t>(comm.rank() + 1);
+          const std::span<float> values = all.subspan(at, count);
+          for (std::size_t i = 0; i < count; ++i) {
+            values[i] = static_cast<float>(i % 13 + static_cast<std::size_t>(comm.rank()));
+          }
+          COHORT_RETURN_IF_ERROR(
+              WaitFor(comm.AllReduce(values, ReduceOp::kSum, {.algorithm = "shared"})));
+          for (std::size_t i = 0; i < count; ++i) {
+            if (values[i] != static_cast<float>(i % 13) * static_cast<float>(ranks) +
+                                 static_cast<float>(ranks * (ranks - 1) / 2)) {
+              return Internal(std::to_string(count) + " values at " + std::to_string(at) +
+                              ": wrong at " + std::to_string(i));
+            }
+          }
+          EXPECT_THAT(all.first(at), Each(kOther)) << count;
+          EXPECT_THAT(all.subspan(at + count), Each(kOther)) << count;
+        }
+      }
+      return {};
+    }));
+  }
+}
+
 // Of two and three ranks, whose small values are on the board where all of them are private; in
 // quick succession, with other operations between and mismatches before.
 TEST(Shm, SmallLentAndPrivateBuffersGiveTheSameResults) {

@@ -104,16 +104,6 @@ class Work {
   virtual void Order(Stream& stream) = 0;
 };
 
-// The result of a reduction, made where and when it is asked for.
-class ReducedValues {
- public:
-  virtual ~ReducedValues() = default;
-  // Elements [first, first + count): where they lie already, or made in `room`, which holds as
-  // many. From any thread.
-  virtual const void* Read(std::int64_t first, std::int64_t count, void* room) const = 0;
-};
-using ReducedReader = std::function<void(const ReducedValues& values)>;
-
 struct CommunicatorStats {
   std::uint64_t operations = 0;
   std::uint64_t bytes_sent = 0;
@@ -157,16 +147,6 @@ class Communicator {
   Pending AllReduce(Buffer buffer, ReduceOp op, const CollectiveOptions& options = {}) {
     return AllReduce(buffer, buffer, op, options);
   }
-  // As AllReduce, for a result that is read once: `read`, which must not throw, is called when all
-  // ranks' buffers are there, on the thread that runs the operation, and asks for the parts it
-  // wants in any order. Where reads_in_place() each rank combines what it asks for straight from
-  // all buffers: one pass over memory with nothing stored, where AllReduce stores the result and
-  // copies others' parts of it. Not called where the operation has failed before; where it fails
-  // later, what was read may be anything. `buffer` holds anything afterwards. Unimplemented for
-  // buffers of a device.
-  virtual Pending AllReduceRead(Buffer buffer, ReduceOp op, ReducedReader read,
-                                const CollectiveOptions& options = {});
-  virtual bool reads_in_place() const { return false; }
   // As AllReduce, at `root`; the other ranks' buffers are scratch.
   virtual Pending Reduce(Buffer buffer, ReduceOp op, int root,
                          const CollectiveOptions& options = {}) = 0;

@@ -46,8 +46,8 @@ struct CommunicationOptions {
   // one host) or "tcp": that, or an error. So it is between workers and parameter servers.
   std::string implementation = "auto";
   // How processes add gradients: "auto", or one of Communicator::algorithms, "ring" for example.
-  // "one_pass", of two processes that share memory: each reads the other's as it updates, where
-  // nothing else has use for the sums. Not with virtual_shards, which say how.
+  // "one_bucket", of two processes that share memory: all at once after the backward pass. Not with
+  // virtual_shards, which say how.
   std::string algorithm = "auto";
 };
 
