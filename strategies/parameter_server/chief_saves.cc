@@ -9,6 +9,17 @@
 #include "parameter_server/variables/client.h"
 
 namespace cohort::ps {
+namespace {
+
+constexpr const char* kPutOff =
+    "the save that is due is put off until the next one is, training goes on: ";
+
+// Of a server that is lost, or silent, or of another chief in this one's place.
+bool IsOfALostProcess(const Status& status) {
+  return status.code() == StatusCode::kUnavailable || status.code() == StatusCode::kAborted;
+}
+
+}  // namespace
 
 ChiefSaves::ChiefSaves(Job& job, Log log, Hooks hooks)
     : job_(job), log_(std::move(log)), hooks_(std::move(hooks)) {}
@@ -50,14 +61,14 @@ Status ChiefSaves::SaveIfDue() {
   }
   std::optional<Frozen> frozen;
   const auto freeze = [this, &frozen](const Coordinator::Cut& cut) -> Status {
-    COHORT_ASSIGN_OR_RETURN(frozen, Freeze(cut));
+    COHORT_ASSIGN_OR_RETURN(frozen, TryFreeze(cut, kPutOff));
     return {};
   };
   const auto late = [this, &now](const std::string& why) {
     saved_ = now;
     ExpectNext();
     ++failed_saves_;
-    log_.Warning("the save that is due is put off until the next one is, training goes on: " + why);
+    log_.Warning(kPutOff + why);
   };
   const auto begun = std::chrono::steady_clock::now();
   COHORT_RETURN_IF_ERROR(job_.BetweenUpdates(freeze, late));
@@ -90,6 +101,10 @@ Status ChiefSaves::SaveCalls(const std::function<Status(std::int64_t calls)>& sa
   if (!cut.ok()) {
     return {};
   }
+  if (!frozen.ok() && !IsOfALostProcess(frozen.status())) {
+    *outcome = frozen.status();
+    return GiveUpFreeze();
+  }
   COHORT_RETURN_IF_ERROR(frozen.status());
   CountPause(begun);
   const std::int64_t before = std::max(saved_step_, given_at_.value_or(-1));
@@ -112,6 +127,29 @@ Result<ChiefSaves::Frozen> ChiefSaves::Freeze(const Coordinator::Cut& cut) {
   frozen_step_ = static_cast<std::int64_t>(*version);
   CountFromHere();
   return Frozen{.cut = cut, .course = job_.coordinator()->CourseAt(frozen_step_)};
+}
+
+Result<std::optional<ChiefSaves::Frozen>> ChiefSaves::TryFreeze(const Coordinator::Cut& cut,
+                                                                const std::string& what) {
+  Result<Frozen> frozen = Freeze(cut);
+  if (frozen.ok()) {
+    return std::optional<Frozen>(*std::move(frozen));
+  }
+  if (IsOfALostProcess(frozen.status())) {
+    return frozen.status();
+  }
+  COHORT_RETURN_IF_ERROR(GiveUpFreeze());
+  CountFromHere();
+  ++failed_saves_;
+  log_.Warning(what + frozen.status().ToString());
+  return std::optional<Frozen>();
+}
+
+// Some servers may keep what others refused to. Where one will not hear of that either, the next
+// snapshot takes the place of its own.
+Status ChiefSaves::GiveUpFreeze() {
+  const Status thawed = job_.Explain(job_.client()->Thaw().status());
+  return IsOfALostProcess(thawed) ? thawed : OkStatus();
 }
 
 Status ChiefSaves::Save(Frozen frozen) {
