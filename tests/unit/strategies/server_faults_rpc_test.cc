@@ -106,6 +106,29 @@ TEST(ServerFaults, AConnectionOfControlCallsThatFallsSilentIsReplaced) {
   }
 }
 
+// The same of dumps of buckets, of moves, and of the way to the connection for frames.
+TEST(ServerFaults, AConnectionOfBucketsThatFallsSilentIsReplaced) {
+  const Cluster cluster(2, /*loss=*/0, SumsTable(), /*proxies=*/true);
+  const int table = 0;
+  const std::uint64_t id = IdOfTheFirst();
+  OrThrow(Push(*cluster.NewClient(1), {&table, 1}, id, 1));
+  const auto chief = cluster.NewChief(milliseconds(4000));
+  EXPECT_EQ(RowsOf(*chief).size(), 1U);
+  for (int silences = 1; silences <= 2; ++silences) {
+    for (std::size_t server = 0; server < 2; ++server) {
+      cluster.proxy(server).Silence();
+    }
+    std::this_thread::sleep_for(milliseconds(100));
+    EXPECT_EQ(RowsOf(*chief).at(id).updates, 1U);
+  }
+  for (std::size_t server = 0; server < 2; ++server) {
+    cluster.proxy(server).Silence();
+  }
+  std::this_thread::sleep_for(milliseconds(100));
+  EXPECT_EQ(chief->Move(0, BucketOf(id, kBuckets), 1), OkStatus());
+  EXPECT_EQ(RowsOf(*chief).at(id).updates, 1U);
+}
+
 // The first of many frames is for a bucket that has moved, as the last is, and the answers that say
 // so are lost with those to all the others.
 TEST(ServerFaults, WhatMovedIsSentThereHoweverManyFramesCameBehindIt) {
