@@ -4,7 +4,7 @@
 #include <exception>
 #include <utility>
 
-#include "parameter_server/guarded.h"
+#include "parameter_server/frames/guarded.h"
 
 namespace cohort::ps {
 

@@ -7,8 +7,8 @@
 #include <grpcpp/grpcpp.h>
 
 #include <cohort/parameter_server.grpc.pb.h>
+#include "parameter_server/frames/guarded.h"
 #include "parameter_server/frames/wire.h"
-#include "parameter_server/guarded.h"
 #include "parameter_server/rows/row_frames.h"
 
 namespace cohort::ps {
