@@ -63,11 +63,12 @@ std::vector<std::string> LineNames(const ModelSpec& spec,
   return names;
 }
 
-std::vector<std::shared_ptr<grpc::Channel>> DataChannels(
+std::vector<std::shared_ptr<RenewableChannel>> DataChannels(
     const std::vector<std::string>& addresses) {
-  std::vector<std::shared_ptr<grpc::Channel>> channels;
+  std::vector<std::shared_ptr<RenewableChannel>> channels;
   for (const std::string& address : addresses) {
-    channels.push_back(NewChannel(address, {.max_message_bytes = kMaxMessageBytes}));
+    channels.push_back(std::make_shared<RenewableChannel>(
+        address, ChannelOptions{.max_message_bytes = kMaxMessageBytes}));
   }
   return channels;
 }

@@ -14,6 +14,7 @@
 
 #include "parameter_server/frames/frame.h"
 #include "parameter_server/model/layout.h"
+#include "renewable_stub.h"
 
 namespace cohort::ps {
 
@@ -38,12 +39,21 @@ grpc::Slice BorrowSlice(std::span<const float> memory, std::shared_ptr<const voi
 Status ToStatus(const Error& error, const std::string& server);
 // Of a reply that is of another epoch than was asked.
 Status StaleReply(const std::string& server, std::uint64_t epoch, std::uint64_t expected);
+
+// A channel that may be replaced by a new one, where no answers come by it (renewable_stub.h).
+struct PlainChannel {
+  using Stub = grpc::Channel;
+  static std::shared_ptr<Stub> NewStub(std::shared_ptr<grpc::Channel> channel) { return channel; }
+};
+using RenewableChannel = RenewableStub<PlainChannel>;
+
 // Of a client's lines (layout.h).
 std::vector<std::string> LineNames(const ModelSpec& spec,
                                    const std::vector<std::string>& addresses);
 // "ps:1 (10.0.0.3:2222)" for each address, and a channel to it.
 std::vector<std::string> ServerNames(const std::vector<std::string>& addresses);
-std::vector<std::shared_ptr<grpc::Channel>> DataChannels(const std::vector<std::string>& addresses);
+std::vector<std::shared_ptr<RenewableChannel>> DataChannels(
+    const std::vector<std::string>& addresses);
 
 // Where a task listens, at its address's port: "0.0.0.0:2222" for "host:2222", on all interfaces.
 // For an address of this host's loopback that address: its peers are here, and nobody else is let

@@ -28,7 +28,7 @@ std::uint32_t ChecksumOf(std::string_view dump) {
 }  // namespace
 
 BucketClient::BucketClient(const ModelSpec& model, const std::vector<std::string>& addresses,
-                           std::vector<std::shared_ptr<grpc::Channel>> channels,
+                           std::vector<std::shared_ptr<RenewableChannel>> channels,
                            const ClientOptions& options, RowRoutes& routes)
     : tables_(model.tables),
       layout_(model.Fingerprint()),
