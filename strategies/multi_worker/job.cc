@@ -18,6 +18,7 @@
 #include <cohort/comm/tcp.h>
 #include <cohort/rpc/coordination.h>
 
+#include "grpc_util.h"
 #include "multi_worker/server_rows.h"
 #include "multi_worker/server_watch.h"
 #include "parameter_server/job.h"
@@ -259,16 +260,6 @@ class JobMembership final : public Membership {
 
 std::string HostOf(const std::string& address) { return address.substr(0, address.rfind(':')); }
 std::string PortOf(const std::string& address) { return address.substr(address.rfind(':') + 1); }
-
-// Where to listen for those who come to `address`: on every interface, since its host may be the
-// name of a proxy in front of this machine; but not beyond the loopback if it is on that.
-std::string ListenAddress(const std::string& address) {
-  const std::string host = HostOf(address);
-  if (host == "localhost" || host == "[::1]" || host.starts_with("127.")) {
-    return address;
-  }
-  return (host.starts_with("[") ? "[::]:" : "0.0.0.0:") + PortOf(address);
-}
 
 int RankOf(const ClusterConfig& config) {
   const std::vector<TaskId> tasks = config.cluster.TrainingTasks();

@@ -88,7 +88,8 @@ class RowServer final : public Strategy {
 Result<std::unique_ptr<Strategy>> MakeRowServer(std::string kind, const ClusterConfig& config,
                                                 const StrategyOptions& options) {
   StrategyOptions of_server = options;
-  of_server.num_devices = 1;  // of workers
+  of_server.num_devices = 1;  // those are of workers
+  of_server.devices.clear();
   COHORT_ASSIGN_OR_RETURN(auto job, ps::Job::Join(config, of_server, kind));
   return std::unique_ptr<Strategy>(std::make_unique<RowServer>(std::move(kind), std::move(job)));
 }

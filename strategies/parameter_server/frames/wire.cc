@@ -72,12 +72,6 @@ std::vector<std::shared_ptr<grpc::Channel>> DataChannels(
   return channels;
 }
 
-std::string ListenAddress(const std::string& task_address) {
-  const std::size_t colon = task_address.rfind(':');
-  const std::string port = colon == std::string::npos ? "0" : task_address.substr(colon + 1);
-  return (task_address.starts_with('[') ? "[::]:" : "0.0.0.0:") + port;
-}
-
 std::string WithPort(const std::string& task_address, int port) {
   return task_address.substr(0, task_address.rfind(':')) + ":" + std::to_string(port);
 }
