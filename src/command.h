@@ -21,7 +21,7 @@ int DataServeCommand(int argc, char** argv);        // data/service/commands/ser
 int BenchServiceCommand(int argc, char** argv);     // data/service/commands/bench_service.cc
 int LaunchCommand(int argc, char** argv);           // strategies/commands/launch.cc
 int BenchCollectiveCommand(int argc, char** argv);  // comm/commands/bench/command.cc
-int TraceCommand(int argc, char** argv);            // comm/commands/trace.cc
+int TraceCommand(int argc, char** argv);            // comm/commands/trace/command.cc
 int BenchScalingCommand(int argc, char** argv);     // strategies/commands/bench_scaling.cc
 int BenchOverlapCommand(int argc, char** argv);     // strategies/commands/bench_overlap.cc
 int BenchFeedCommand(int argc, char** argv);        // strategies/commands/bench_feed.cc

@@ -148,8 +148,7 @@ std::string ListenAddress(const std::string& address) {
   in6_addr v6{};
   const bool is_v4 = ::inet_pton(AF_INET, parsed->host.c_str(), &v4) == 1;
   const bool is_v6 = ::inet_pton(AF_INET6, parsed->host.c_str(), &v6) == 1;
-  if ((is_v4 && ntohl(v4.s_addr) >> 24 == IN_LOOPBACKNET) ||
-      (is_v6 && IN6_IS_ADDR_LOOPBACK(&v6))) {
+  if ((is_v4 && ntohl(v4.s_addr) >> 24 == IN_LOOPBACKNET) || (is_v6 && IN6_IS_ADDR_LOOPBACK(&v6))) {
     return address;
   }
   return (address.front() == '[' ? "[::]" : "0.0.0.0") + port;

@@ -40,7 +40,7 @@ struct CoordinationOptions {
   std::chrono::milliseconds reconnect_grace{2'000};
   std::chrono::milliseconds shutdown_timeout{60'000};
   // Tasks whose loss does not fail the job (workers of a parameter-server job): their end is told
-  // to on_task_lost only.
+  // to CoordinationServer::OnTaskLost only.
   std::function<bool(const TaskId&)> may_leave;
   // A job has met when so many of the tasks `of` are there, whichever, and all others. Those that
   // are not waited for may join later. Of tasks that may leave; by default all are waited for.
