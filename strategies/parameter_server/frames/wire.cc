@@ -73,16 +73,6 @@ std::vector<std::shared_ptr<RenewableChannel>> DataChannels(
   return channels;
 }
 
-std::string ListenAddress(const std::string& task_address) {
-  const std::size_t colon = task_address.rfind(':');
-  const std::string port = colon == std::string::npos ? "0" : task_address.substr(colon + 1);
-  const std::string host = task_address.substr(0, colon);
-  if (host == "localhost" || host == "[::1]" || host.starts_with("127.")) {
-    return host + ":" + port;
-  }
-  return (task_address.starts_with('[') ? "[::]:" : "0.0.0.0:") + port;
-}
-
 std::string WithPort(const std::string& task_address, int port) {
   return task_address.substr(0, task_address.rfind(':')) + ":" + std::to_string(port);
 }
