@@ -5,7 +5,7 @@
 #include <new>
 #include <utility>
 
-#include "parameter_server/frames/guarded.h"
+#include "guarded.h"
 
 namespace cohort::ps {
 

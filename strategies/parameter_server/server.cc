@@ -11,9 +11,9 @@
 
 #include <cohort/parameter_server.grpc.pb.h>
 #include "grpc_util.h"
+#include "guarded.h"
 #include "parameter_server/frames/dense_codec.h"
 #include "parameter_server/frames/frame_listener.h"
-#include "parameter_server/frames/guarded.h"
 #include "parameter_server/frames/wire.h"
 #include "parameter_server/model/table_spec.h"
 #include "parameter_server/request_counts.h"

@@ -7,7 +7,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include <cohort/parameter_server.grpc.pb.h>
-#include "parameter_server/frames/guarded.h"
+#include "guarded.h"
 #include "parameter_server/frames/wire.h"
 #include "parameter_server/rows/row_frames.h"
 

@@ -15,8 +15,8 @@
 #include <vector>
 
 #include "grpc_util.h"
+#include "guarded.h"
 #include "parameter_server/chief/retirements.h"
-#include "parameter_server/frames/guarded.h"
 #include "parameter_server/remote_rows.h"
 #include "parameter_server/rows/row_frames.h"
 #include "row_cluster.h"
@@ -167,6 +167,16 @@ TEST(ServerFaults, AnExceptionInACallComesBackWithItsText) {
   EXPECT_EQ(memory.code(), StatusCode::kResourceExhausted);
   EXPECT_THAT(memory.message(), HasSubstr("ps:0 in Drain: no memory is left"));
   EXPECT_EQ(drain(2), Internal("ps:0 in Drain: a bug"));
+}
+
+TEST(ServerFaults, AnExceptionOnAThreadOfGrpcComesBackWithItsText) {
+  const grpc::Status memory =
+      GuardedAnswer("the chief in Attach", []() -> grpc::Status { throw std::bad_alloc(); });
+  EXPECT_EQ(memory.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(memory.error_message(), HasSubstr("the chief in Attach: no memory is left"));
+  const grpc::Status bug = GuardedAnswer(
+      "the chief in Attach", []() -> grpc::Status { throw std::runtime_error("a bug"); });
+  EXPECT_EQ(FromGrpc(bug), Internal("the chief in Attach: a bug"));
 }
 
 data::Batch BatchOfIds(const std::vector<std::uint64_t>& ids) {

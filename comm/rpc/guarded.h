@@ -13,7 +13,7 @@
 
 #include "grpc_util.h"
 
-namespace cohort::ps {
+namespace cohort {
 
 // ResourceExhausted: memory has ended. Else Internal. `what`: was being done, and by whom.
 inline Status StatusOf(const std::exception& error, const std::string& what) {
@@ -37,4 +37,14 @@ grpc::ServerUnaryReactor* Guarded(grpc::CallbackServerContext* context, const st
   return reactor;
 }
 
-}  // namespace cohort::ps
+// The same on one of gRPC's threads of its own, which returns what `fn` returns.
+template <typename Fn>
+grpc::Status GuardedAnswer(const std::string& what, const Fn& fn) {
+  try {
+    return fn();
+  } catch (const std::exception& error) {
+    return ToGrpc(StatusOf(error, what));
+  }
+}
+
+}  // namespace cohort
