@@ -26,8 +26,6 @@ namespace cohort::ps {
 namespace {
 
 constexpr std::chrono::milliseconds kLocateTimeout{1'000};
-// Of payload, unless one row has more: a server works on a frame while the next one is on its way.
-constexpr std::size_t kFrameBytes = std::size_t{1} << 20;
 
 // The different ids of a call.
 struct UniqueIds {
