@@ -95,15 +95,26 @@ Status Exchange::Run(const std::string& method, std::vector<FrameCall> calls,
     flights.push_back(std::make_unique<Flight>());
     flights.back()->call = std::move(call);
   }
-  const Status status = RunAll(method, flights, on_reply);
-  // gRPC answers a cancelled call at once, whatever the peer does.
+  Status status;
+  try {
+    status = RunAll(method, flights, on_reply);
+  } catch (...) {  // no memory, or what takes the replies: calls still write to `flights`
+    EndFlights();
+    throw;
+  }
+  EndFlights();
+  const std::lock_guard lock(mutex_);
+  return !status.ok() && !aborted_.ok() ? aborted_ : status;
+}
+
+// gRPC answers a cancelled call at once, whatever the peer does.
+void Exchange::EndFlights() {
   std::unique_lock lock(mutex_);
   for (Flight* flight : flying_) {
     flight->context->TryCancel();
   }
   landed_condition_.wait(lock, [&] { return flying_.empty(); });
   landed_.clear();
-  return !status.ok() && !aborted_.ok() ? aborted_ : status;
 }
 
 Status Exchange::RunAll(const std::string& method, std::vector<std::unique_ptr<Flight>>& flights,

@@ -47,6 +47,7 @@ class Exchange {
   struct Flight;
   void Start(const std::string& method, Flight& flight);
   Result<bool> Land(Flight& flight, const OnReply& on_reply);
+  void EndFlights();
   Status RunAll(const std::string& method, std::vector<std::unique_ptr<Flight>>& flights,
                 const OnReply& on_reply);
 

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <chrono>
 #include <future>
+#include <map>
 #include <new>
 #include <span>
 #include <stdexcept>
@@ -132,6 +133,30 @@ TEST(ServerFaults, AConnectionOfBucketsThatFallsSilentIsReplaced) {
   std::this_thread::sleep_for(milliseconds(100));
   EXPECT_EQ(chief->Move(0, BucketOf(id, kBuckets), 1), OkStatus());
   EXPECT_EQ(RowsOf(*chief).at(id).updates, 1U);
+}
+
+// Calls are under way when what takes their answers throws: none writes to what is gone.
+TEST(ServerFaults, AfterAnExceptionInWhatTakesADumpTheNextDumpIsWhole) {
+  const Cluster cluster(1);
+  const int table = 0;
+  const auto worker = cluster.NewClient(1);
+  for (std::uint64_t id = 1; id <= 100; ++id) {
+    OrThrow(Push(*worker, {&table, 1}, id, 1));
+  }
+  const auto chief = cluster.NewChief();
+  const std::map<std::uint64_t, Row> before = RowsOf(*chief);
+  EXPECT_EQ(before.size(), 100U);
+  for (std::uint32_t at = 0; at < kBuckets; at += 5) {
+    EXPECT_THROW(static_cast<void>(chief->Dump(table,
+                                               [&](std::uint32_t bucket, std::string_view) {
+                                                 if (bucket == at) {
+                                                   throw std::bad_alloc();
+                                                 }
+                                                 return OkStatus();
+                                               })),
+                 std::bad_alloc);
+    EXPECT_EQ(RowsOf(*chief).size(), before.size());
+  }
 }
 
 // Of which nothing but that is answered.
