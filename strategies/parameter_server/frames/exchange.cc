@@ -5,6 +5,7 @@
 
 #include "grpc_util.h"
 #include "parameter_server/frames/call_retry.h"
+#include "parameter_server/frames/renewable_channel.h"
 
 namespace cohort::ps {
 namespace {

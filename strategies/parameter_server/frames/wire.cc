@@ -1,6 +1,7 @@
 #include "parameter_server/frames/wire.h"
 
 #include "grpc_util.h"
+#include "parameter_server/frames/renewable_channel.h"
 
 namespace cohort::ps {
 

@@ -14,9 +14,10 @@
 
 #include "parameter_server/frames/frame.h"
 #include "parameter_server/model/layout.h"
-#include "renewable_stub.h"
 
 namespace cohort::ps {
+
+class RenewableChannel;  // renewable_channel.h
 
 // A received frame with the memory that it borrows.
 struct ReceivedFrame {
@@ -39,13 +40,6 @@ grpc::Slice BorrowSlice(std::span<const float> memory, std::shared_ptr<const voi
 Status ToStatus(const Error& error, const std::string& server);
 // Of a reply that is of another epoch than was asked.
 Status StaleReply(const std::string& server, std::uint64_t epoch, std::uint64_t expected);
-
-// A channel that may be replaced by a new one, where no answers come by it (renewable_stub.h).
-struct PlainChannel {
-  using Stub = grpc::Channel;
-  static std::shared_ptr<Stub> NewStub(std::shared_ptr<grpc::Channel> channel) { return channel; }
-};
-using RenewableChannel = RenewableStub<PlainChannel>;
 
 // What messages call the servers at `addresses`: "ps:1 (10.0.0.3:2222)".
 std::vector<std::string> ServerNames(const std::vector<std::string>& addresses);

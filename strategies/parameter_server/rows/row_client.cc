@@ -10,6 +10,7 @@
 #include "grpc_util.h"
 #include "parameter_server/frames/frame_address.h"
 #include "parameter_server/frames/frame_link.h"
+#include "parameter_server/frames/renewable_channel.h"
 #include "parameter_server/frames/row_codec.h"
 #include "parameter_server/frames/wire.h"
 #include "parameter_server/rows/background.h"
