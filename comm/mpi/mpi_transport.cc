@@ -8,6 +8,7 @@
 #include <thread>
 #include <utility>
 
+#include "kept_frames.h"
 #include "mpi/mpi_collectives.h"
 
 namespace cohort {
@@ -30,7 +31,12 @@ constexpr std::int64_t kSegmentBytes = 256 << 10;
 constexpr std::size_t kInsideBytes = Transport::kMaxControlBytes;
 constexpr std::size_t kMaxFrame = sizeof(Header) + kInsideBytes;
 constexpr std::size_t kBodiesUnderWay = 4;  // from one peer
-constexpr auto kSpin = microseconds(50);    // before a wait sleeps between looks
+// Of what is sent, MPI keeps at the receiver's what is small and not asked for yet, without a
+// bound. So that there is one, a frame waits to be received after so many bytes of data; what is
+// large enough waits by itself, and counts as no more than MPI keeps.
+constexpr std::size_t kUnmatchedBytes = 256 << 10;
+constexpr std::size_t kEagerBytes = 64 << 10;
+constexpr auto kSpin = microseconds(50);  // before a wait sleeps between looks
 constexpr auto kShortNap = microseconds(20);
 constexpr auto kLongNap = microseconds(1000);
 constexpr auto kIdleNap = milliseconds(10);  // between operations
@@ -49,12 +55,6 @@ struct Posted {
   CombineWith combine;
 };
 
-// What came before it was asked for.
-struct Kept {
-  bool reject = false;  // no data: what comes after belongs to later operations
-  std::vector<std::byte> body;
-};
-
 struct BodyUnderWay {
   Posted posted;
   bool wanted = true;
@@ -70,8 +70,9 @@ struct Mailbox {  // a receive that is always posted
 struct Peer {
   bool lost = false;
   std::deque<OutMessage> out;
+  std::size_t unmatched = 0;  // bytes of data since the last frame that is done when it is received
   std::deque<Posted> posted;
-  std::deque<Kept> kept;
+  KeptFrames kept;
   int dropping = 0;  // rejects still to come; the data before them are dropped
   std::deque<BodyUnderWay> bodies;
   Mailbox frames;
@@ -134,6 +135,7 @@ class MpiTransport final : public Transport {
   Peer& peer(int rank) { return peers_[static_cast<std::size_t>(rank)]; }
   int size() const { return static_cast<int>(peers_.size()); }
 
+  static bool CountUnmatched(Peer& peer, std::size_t bytes);
   void Put(int to, Tag tag, FrameKind kind, Bytes body, std::uint64_t ticket);
   bool Test(int peer, MPI_Request& request);
   void Open(int from, Mailbox& mailbox, Tag tag);
@@ -200,6 +202,16 @@ void MpiTransport::LetGo() {
 
 // --- sending
 
+// Is the frame of so many bytes of data one that waits to be received?
+bool MpiTransport::CountUnmatched(Peer& peer, std::size_t bytes) {
+  peer.unmatched += sizeof(Header) + std::min(bytes, kEagerBytes);
+  if (peer.unmatched < kUnmatchedBytes) {
+    return false;
+  }
+  peer.unmatched = 0;
+  return true;
+}
+
 void MpiTransport::Put(int to, Tag tag, FrameKind kind, Bytes body, std::uint64_t ticket) {
   if (peer(to).lost) {
     return;
@@ -208,14 +220,16 @@ void MpiTransport::Put(int to, Tag tag, FrameKind kind, Bytes body, std::uint64_
   const bool inside = body.size() <= kInsideBytes;
   const Header header = {kind, static_cast<std::uint8_t>(inside ? 1 : 0), {}, body.size()};
   message.ticket = ticket;
+  const bool waits = ticket != 0 && CountUnmatched(peer(to), body.size());
   message.frame.resize(sizeof(Header) + (inside ? body.size() : 0));
   std::memcpy(message.frame.data(), &header, sizeof(Header));
   if (inside) {
     std::copy(body.begin(), body.end(), message.frame.begin() + sizeof(Header));
   }
   const int code = runtime_->Call([&] {
-    const int sent = MPI_Isend(message.frame.data(), static_cast<int>(message.frame.size()),
-                               MPI_BYTE, to, tag, comm_, &message.frame_request);
+    const auto send = waits ? MPI_Issend : MPI_Isend;
+    const int sent = send(message.frame.data(), static_cast<int>(message.frame.size()), MPI_BYTE,
+                          to, tag, comm_, &message.frame_request);
     return sent != MPI_SUCCESS || inside
                ? sent
                : MPI_Isend(body.data(), static_cast<int>(body.size()), MPI_BYTE, to, kBodyTag,
@@ -272,9 +286,8 @@ Ticket MpiTransport::Receive(int from, MutableBytes data, const CombineWith& com
   Lane& l = lane(from);
   Peer& p = peer(from);
   ++l.receives;
-  if (p.posted.empty() && p.bodies.empty() && !p.kept.empty() && !p.kept.front().reject) {
-    const std::vector<std::byte> body = std::move(p.kept.front().body);
-    p.kept.pop_front();
+  if (p.posted.empty() && p.bodies.empty() && p.kept.HasData()) {
+    const std::vector<std::byte> body = p.kept.Take();
     if (body.size() != data.size()) {
       listener_->OnWrongSize(from, body.size(), data.size());
     } else {
@@ -343,7 +356,7 @@ bool MpiTransport::TakeFrame(int from) {
       if (p.dropping > 0) {
         --p.dropping;
       } else {
-        p.kept.push_back({.reject = true, .body = {}});
+        p.kept.KeepReject();
       }
     }
     const std::vector<std::byte> copy(body.begin(), body.end());
@@ -365,7 +378,10 @@ bool MpiTransport::TakeFrame(int from) {
       return false;
     }
     if (!expected) {
-      p.kept.push_back({false, {body.begin(), body.end()}});
+      if (!p.kept.MayKeep(body.size())) {
+        return false;
+      }
+      p.kept.Keep({body.begin(), body.end()});
       return true;
     }
   } else if (!expected) {
@@ -519,12 +535,7 @@ bool MpiTransport::Abandon() {
     for (BodyUnderWay& body : p.bodies) {
       body.wanted = false;
     }
-    const auto reject =
-        std::find_if(p.kept.begin(), p.kept.end(), [](const Kept& kept) { return kept.reject; });
-    if (reject != p.kept.end()) {
-      p.kept.erase(p.kept.begin(), std::next(reject));
-    } else {
-      p.kept.clear();
+    if (!p.kept.GiveUp()) {
       ++p.dropping;
     }
   }
@@ -536,7 +547,7 @@ void MpiTransport::Forget() {
   const Deadline patience = DeadlineAfter(kLetGo);
   for (Peer& p : peers_) {
     p.posted.clear();
-    p.kept.clear();
+    p.kept.Clear();
     for (BodyUnderWay& body : p.bodies) {
       int done = 0;
       const auto look = [&] { MPI_Test(&body.request, &done, MPI_STATUS_IGNORE); };

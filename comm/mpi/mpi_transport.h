@@ -4,6 +4,10 @@
 // bodies of large data frames, and one aborts and signs of life, which overtake data. All are on a
 // duplicate of the program's communicator, so nothing else's messages can be met.
 //
+// A data frame that comes before its receive is kept if it is small, up to 1 MiB of a peer's; a
+// large one, or one more, waits in MPI, and with it the frames behind. The sender notices: of its
+// data one frame in 256 KiB is done only when it is received.
+//
 // MPI cannot take back a send that has begun: after a failure the library may still hold the
 // address of a buffer that was being sent, though nobody will ask for its bytes.
 

@@ -7,6 +7,7 @@
 #include <condition_variable>
 #include <map>
 #include <mutex>
+#include <string>
 #include <thread>
 #include <utility>
 
@@ -15,6 +16,7 @@
 
 #include "coordination_state.h"
 #include "grpc_util.h"
+#include "guarded.h"
 #include "process_identity.h"
 #include "wire.h"
 
@@ -49,6 +51,12 @@ class ParkedCall final : public grpc::ServerUnaryReactor {
     Finish(grpc::Status::CANCELLED);
   }
   void OnDone() override { delete this; }
+  // Unless it has been answered.
+  void Fail(const Status& why) {
+    if (!claim_->exchange(true)) {
+      Finish(ToGrpc(why));
+    }
+  }
 
  private:
   const Claim claim_ = std::make_shared<std::atomic<bool>>(false);
@@ -129,30 +137,45 @@ class Server final : public CoordinationServer, private wire::Coordination::Call
   using Context = grpc::CallbackServerContext;
   using Reactor = grpc::ServerUnaryReactor;
 
+  static std::string Doing(const char* call) {
+    return std::string("the coordination service in ") + call;
+  }
+
   // Answers at once with what `body` returns for the caller.
   template <typename Request, typename Reply, typename Body>
-  Reactor* Answer(Context* context, const Request& request, Reply* reply, const Body& body) {
-    const Result<Caller> caller = FromWire(request.caller());
-    ToWire(caller.ok() ? body(*caller) : caller.status(), reply->mutable_outcome());
-    Reactor* const reactor = context->DefaultReactor();
-    reactor->Finish(grpc::Status::OK);
+  Reactor* Answer(const char* name, Context* context, const Request& request, Reply* reply,
+                  const Body& body) {
+    Reactor* const answered = Guarded(context, Doing(name), [&]() -> Reactor* {
+      const Result<Caller> caller = FromWire(request.caller());
+      ToWire(caller.ok() ? body(*caller) : caller.status(), reply->mutable_outcome());
+      Reactor* const reactor = context->DefaultReactor();
+      reactor->Finish(grpc::Status::OK);
+      return reactor;
+    });
     Poke();  // what the call changed may concern a parked one, or tell of a lost task
-    return reactor;
+    return answered;
   }
 
   // Parks the call: body(caller, answer, call) hands `answer` to the state.
   template <typename Request, typename Reply, typename Body>
-  Reactor* Park(const Request& request, Reply* reply, const Body& body) {
-    auto* const call = new ParkedCall;  // deletes itself in OnDone, after it has been returned
-    const Answerer<Reply> answer(call, reply);
-    const Result<Caller> caller = FromWire(request.caller());
-    if (!caller.ok()) {
-      answer(caller.status());
-    } else {
-      body(*caller, answer, call);
-      Poke();
-    }
-    return call;
+  Reactor* Park(const char* name, Context* context, const Request& request, Reply* reply,
+                const Body& body) {
+    return Guarded(context, Doing(name), [&]() -> Reactor* {
+      auto* const call = new ParkedCall;  // deletes itself in OnDone, after it has been returned
+      try {
+        const Answerer<Reply> answer(call, reply);
+        const Result<Caller> caller = FromWire(request.caller());
+        if (!caller.ok()) {
+          answer(caller.status());
+        } else {
+          body(*caller, answer, call);
+          Poke();
+        }
+      } catch (const std::exception& error) {
+        call->Fail(StatusOf(error, Doing(name)));  // it may be parked already
+      }
+      return call;
+    });
   }
 
   Deadline After(std::int64_t wait_ms) const {
@@ -166,7 +189,7 @@ class Server final : public CoordinationServer, private wire::Coordination::Call
     reply->set_heartbeat_interval_ms(options_.heartbeat_interval.count());
     reply->set_heartbeat_timeout_ms(options_.heartbeat_timeout.count());
     reply->set_service(service_);
-    return Answer(context, *request, reply, [&](const Caller& caller) {
+    return Answer("Register", context, *request, reply, [&](const Caller& caller) {
       return state_.Register({.caller = caller,
                               .host = request->host(),
                               .pid = request->pid(),
@@ -176,26 +199,28 @@ class Server final : public CoordinationServer, private wire::Coordination::Call
     });
   }
 
-  Reactor* RollCall(Context*, const wire::RollCallRequest* request,
+  Reactor* RollCall(Context* context, const wire::RollCallRequest* request,
                     wire::RollCallReply* reply) override {
-    return Park(*request, reply, [&](const Caller& caller, const auto& answer, ParkedCall*) {
-      if (request->watch_only()) {
-        return state_.AwaitWatch(caller, After(request->wait_ms()), answer);
-      }
-      state_.RollCall(caller, After(request->wait_ms()), [this, answer](const Status& status) {
-        const std::string missing = state_.MissingText();
-        answer.Answer(status, [&missing](wire::RollCallReply* r) {
-          r->set_missing(missing);
-          r->set_complete(missing.empty());
-        });
-      });
-    });
+    return Park("RollCall", context, *request, reply,
+                [&](const Caller& caller, const auto& answer, ParkedCall*) {
+                  if (request->watch_only()) {
+                    return state_.AwaitWatch(caller, After(request->wait_ms()), answer);
+                  }
+                  state_.RollCall(caller, After(request->wait_ms()),
+                                  [this, answer](const Status& status) {
+                                    const std::string missing = state_.MissingText();
+                                    answer.Answer(status, [&missing](wire::RollCallReply* r) {
+                                      r->set_missing(missing);
+                                      r->set_complete(missing.empty());
+                                    });
+                                  });
+                });
   }
 
   Reactor* Heartbeat(Context* context, const wire::HeartbeatRequest* request,
                      wire::HeartbeatReply* reply) override {
     reply->set_service(service_);
-    return Answer(context, *request, reply, [&](const Caller& caller) {
+    return Answer("Heartbeat", context, *request, reply, [&](const Caller& caller) {
       ToWire(state_.RegroupAsked(caller), reply->mutable_regroup());
       return state_.Heartbeat(caller, request->has_progress()
                                           ? std::optional(FromWire(request->progress()))
@@ -203,95 +228,105 @@ class Server final : public CoordinationServer, private wire::Coordination::Call
     });
   }
 
-  Reactor* Watch(Context*, const wire::WatchRequest* request, wire::WatchReply* reply) override {
+  Reactor* Watch(Context* context, const wire::WatchRequest* request,
+                 wire::WatchReply* reply) override {
     reply->set_service(service_);
-    return Park(*request, reply, [&](const Caller& caller, const auto& answer, ParkedCall* call) {
-      const std::uint64_t watch = state_.Watch(caller, After(request->wait_ms()), answer);
-      call->OnBroken([this, caller, watch] {
-        state_.WatchBroken(caller, watch);
-        Poke();
-      });
-    });
+    return Park("Watch", context, *request, reply,
+                [&](const Caller& caller, const auto& answer, ParkedCall* call) {
+                  const std::uint64_t watch =
+                      state_.Watch(caller, After(request->wait_ms()), answer);
+                  call->OnBroken([this, caller, watch] {
+                    state_.WatchBroken(caller, watch);
+                    Poke();
+                  });
+                });
   }
 
   Reactor* Insert(Context* context, const wire::InsertRequest* request,
                   wire::InsertReply* reply) override {
-    return Answer(context, *request, reply, [&](const Caller& caller) {
+    return Answer("Insert", context, *request, reply, [&](const Caller& caller) {
       return state_.Insert(caller, request->key(), request->value(), request->sequence());
     });
   }
 
-  Reactor* Get(Context*, const wire::GetRequest* request, wire::GetReply* reply) override {
-    return Park(*request, reply, [&](const Caller& caller, const auto& answer, ParkedCall*) {
-      const auto give = [answer](const Result<std::string>& value) {
-        answer.Answer(value.status(), [&value](wire::GetReply* r) {
-          if (value.ok()) {
-            r->set_value(*value);
-          }
-        });
-      };
-      if (request->wait_ms() == 0) {
-        give(state_.Get(caller, request->key()));
-      } else {
-        state_.Wait(caller, request->key(), After(request->wait_ms()), give);
-      }
-    });
+  Reactor* Get(Context* context, const wire::GetRequest* request, wire::GetReply* reply) override {
+    return Park("Get", context, *request, reply,
+                [&](const Caller& caller, const auto& answer, ParkedCall*) {
+                  const auto give = [answer](const Result<std::string>& value) {
+                    answer.Answer(value.status(), [&value](wire::GetReply* r) {
+                      if (value.ok()) {
+                        r->set_value(*value);
+                      }
+                    });
+                  };
+                  if (request->wait_ms() == 0) {
+                    give(state_.Get(caller, request->key()));
+                  } else {
+                    state_.Wait(caller, request->key(), After(request->wait_ms()), give);
+                  }
+                });
   }
 
-  Reactor* Barrier(Context*, const wire::BarrierRequest* request,
+  Reactor* Barrier(Context* context, const wire::BarrierRequest* request,
                    wire::BarrierReply* reply) override {
-    return Park(*request, reply, [&](const Caller& caller, const auto& answer, ParkedCall*) {
-      std::vector<TaskId> participants;
-      for (const std::string& name : request->participants()) {
-        const Result<TaskId> task = TaskId::Parse(name);
-        if (!task.ok()) {
-          return answer(task.status());
-        }
-        participants.push_back(*task);
-      }
-      state_.Barrier(caller, request->name(), After(request->wait_ms()), participants, answer);
-    });
+    return Park("Barrier", context, *request, reply,
+                [&](const Caller& caller, const auto& answer, ParkedCall*) {
+                  std::vector<TaskId> participants;
+                  for (const std::string& name : request->participants()) {
+                    const Result<TaskId> task = TaskId::Parse(name);
+                    if (!task.ok()) {
+                      return answer(task.status());
+                    }
+                    participants.push_back(*task);
+                  }
+                  state_.Barrier(caller, request->name(), After(request->wait_ms()), participants,
+                                 answer);
+                });
   }
 
-  Reactor* Regroup(Context*, const wire::RegroupRequest* request,
+  Reactor* Regroup(Context* context, const wire::RegroupRequest* request,
                    wire::RegroupReply* reply) override {
-    return Park(*request, reply, [&](const Caller& caller, const auto& answer, ParkedCall*) {
-      state_.Regroup(caller, request->previous(), request->min_size(),
-                     std::chrono::milliseconds(std::max<std::int64_t>(request->patience_ms(), 0)),
-                     After(request->wait_ms()),
-                     [answer](const Result<RegroupTable::Decision>& decision) {
-                       answer.Answer(decision.status(), [&decision](wire::RegroupReply* r) {
-                         if (!decision.ok()) {
-                           return;
-                         }
-                         r->set_generation(decision->generation);
-                         for (const RegroupTable::Member& member : decision->members) {
-                           wire::Caller* const to = r->add_members();
-                           to->set_task(member.task.ToString());
-                           to->set_incarnation(member.incarnation);
-                         }
-                       });
-                     });
-    });
+    return Park("Regroup", context, *request, reply,
+                [&](const Caller& caller, const auto& answer, ParkedCall*) {
+                  state_.Regroup(
+                      caller, request->previous(), request->min_size(),
+                      std::chrono::milliseconds(std::max<std::int64_t>(request->patience_ms(), 0)),
+                      After(request->wait_ms()),
+                      [answer](const Result<RegroupTable::Decision>& decision) {
+                        answer.Answer(decision.status(), [&decision](wire::RegroupReply* r) {
+                          if (!decision.ok()) {
+                            return;
+                          }
+                          r->set_generation(decision->generation);
+                          for (const RegroupTable::Member& member : decision->members) {
+                            wire::Caller* const to = r->add_members();
+                            to->set_task(member.task.ToString());
+                            to->set_incarnation(member.incarnation);
+                          }
+                        });
+                      });
+                });
   }
 
   Reactor* ReportError(Context* context, const wire::ReportErrorRequest* request,
                        wire::ReportErrorReply* reply) override {
-    return Answer(context, *request, reply, [&](const Caller& caller) {
+    return Answer("ReportError", context, *request, reply, [&](const Caller& caller) {
       Status status = state_.ReportError(caller, FromWire(request->error()));
       ToWire(state_.failure(), reply->mutable_failure());
       return status;
     });
   }
 
-  Reactor* Leave(Context*, const wire::LeaveRequest* request, wire::LeaveReply* reply) override {
-    return Park(*request, reply, [&](const Caller& caller, const auto& answer, ParkedCall*) {
-      if (request->wait_ms() == 0) {
-        answer(state_.Leave(caller));
-      } else {
-        state_.Shutdown(caller, After(request->wait_ms()), answer);
-      }
-    });
+  Reactor* Leave(Context* context, const wire::LeaveRequest* request,
+                 wire::LeaveReply* reply) override {
+    return Park("Leave", context, *request, reply,
+                [&](const Caller& caller, const auto& answer, ParkedCall*) {
+                  if (request->wait_ms() == 0) {
+                    answer(state_.Leave(caller));
+                  } else {
+                    state_.Shutdown(caller, After(request->wait_ms()), answer);
+                  }
+                });
   }
 
   // Time.

@@ -53,6 +53,12 @@ struct HostPort {
 };
 Result<HostPort> ParseHostPort(const std::string& address);
 
+// Where a server listens that others find at `address`, port 0 included. Every interface of the
+// host's family ("0.0.0.0:port", "[::]:port"), since its host may be the name of a proxy in front
+// of this machine; but a loopback address as it is, and 127.0.0.1 for localhost: who comes to it is
+// on this machine. What is no address is returned as it is, for StartServer to refuse.
+std::string ListenAddress(const std::string& address);
+
 inline constexpr std::string_view kAcceptsConnections = "accepts connections";
 
 // Tries a TCP connection to every IP of `address`: "accepts connections", "connection refused",

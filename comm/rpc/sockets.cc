@@ -1,5 +1,6 @@
 #include "sockets.h"
 
+#include <arpa/inet.h>
 #include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
@@ -132,6 +133,25 @@ Result<HostPort> ParseHostPort(const std::string& address) {
     return malformed();
   }
   return parsed;
+}
+
+std::string ListenAddress(const std::string& address) {
+  const Result<HostPort> parsed = ParseHostPort(address);
+  if (!parsed.ok()) {
+    return address;
+  }
+  const std::string port = ":" + std::to_string(parsed->port);
+  if (parsed->host == "localhost") {
+    return "127.0.0.1" + port;  // also where the name has an IPv6 address that cannot be bound
+  }
+  in_addr v4{};
+  in6_addr v6{};
+  const bool is_v4 = ::inet_pton(AF_INET, parsed->host.c_str(), &v4) == 1;
+  const bool is_v6 = ::inet_pton(AF_INET6, parsed->host.c_str(), &v6) == 1;
+  if ((is_v4 && ntohl(v4.s_addr) >> 24 == IN_LOOPBACKNET) || (is_v6 && IN6_IS_ADDR_LOOPBACK(&v6))) {
+    return address;
+  }
+  return (address.front() == '[' ? "[::]" : "0.0.0.0") + port;
 }
 
 std::string ProbeAddress(const std::string& address, std::chrono::milliseconds timeout) {

@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "kept_frames.h"
 #include "tcp/striped_socket.h"
 #include "transport.h"
 
@@ -29,9 +30,6 @@ static_assert(sizeof(Header) == 16);
 
 inline constexpr std::uint32_t kMagic = 0x52464f43;  // "COFR"
 inline constexpr std::size_t kStagingBytes = 64 << 10;
-// Unexpected data that do not stall: a frame up to here, and of one peer all of them up to there.
-inline constexpr std::size_t kKeptBytes = 64 << 10;
-inline constexpr std::size_t kAllKeptBytes = 1 << 20;
 inline constexpr std::size_t kTurnBytes = 1 << 20;  // moved before the next peer's turn
 
 struct OutFrame {
@@ -48,14 +46,6 @@ struct OutFrame {
 struct Posted {
   MutableBytes data;
   CombineWith combine;
-};
-
-// What came before it was asked for.
-struct Kept {
-  bool reject = false;  // no data: what comes after belongs to later operations
-  std::vector<std::byte> body;
-
-  std::size_t bytes() const { return sizeof(Kept) + body.size(); }  // empty frames take room, too
 };
 
 // Where the body of the frame that is arriving goes.
@@ -79,8 +69,7 @@ struct Stream {
   std::deque<Lingering> lingering;  // behind each other: sends of one peer are done in order
 
   std::deque<Posted> posted;
-  std::deque<Kept> kept;
-  std::size_t kept_bytes = 0;
+  KeptFrames kept;
   int dropping = 0;  // rejects still to come; the data before them are dropped
 
   std::vector<std::byte> staging = std::vector<std::byte>(kStagingBytes);
@@ -96,24 +85,6 @@ struct Stream {
 
   std::size_t staged() const { return staged_to - staged_from; }
   bool wants_input() const { return socket.open() && !read_closed && target != Target::kStalled; }
-  // Is there room for a frame that is not expected? The one that arrives counts when it is whole.
-  bool MayKeep(std::size_t bytes) const {
-    return bytes <= kKeptBytes && (kept.empty() || kept_bytes + bytes <= kAllKeptBytes);
-  }
-  void Keep(Kept frame) {
-    kept_bytes += frame.bytes();
-    kept.push_back(std::move(frame));
-  }
-  Kept TakeKept() {
-    Kept frame = std::move(kept.front());
-    kept.pop_front();
-    kept_bytes -= frame.bytes();
-    return frame;
-  }
-  void ForgetKept() {
-    kept.clear();
-    kept_bytes = 0;
-  }
 };
 
 }  // namespace cohort::tcp

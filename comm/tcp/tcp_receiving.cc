@@ -18,8 +18,8 @@ Ticket TcpTransport::Receive(int from, MutableBytes data, const CombineWith& com
   Lane& l = lane(from);
   Stream& p = data_stream(from);
   ++l.receives;
-  if (p.posted.empty() && !p.kept.empty() && !p.kept.front().reject) {
-    Give(from, p.TakeKept().body, {data, combine});
+  if (p.posted.empty() && p.kept.HasData()) {
+    Give(from, p.kept.Take(), {data, combine});
     if (p.target == Target::kStalled) {  // there may be room for it now
       StartBody(Data(from));
     }
@@ -133,7 +133,7 @@ void TcpTransport::StartBody(int s) {
       return;
     }
     p.target = Target::kPosted;
-  } else if (p.MayKeep(bytes)) {
+  } else if (p.kept.MayKeep(bytes)) {  // it counts when it is whole
     p.target = Target::kKept;
     p.body.resize(bytes);
   } else {
@@ -211,7 +211,7 @@ void TcpTransport::FinishBody(int s) {
   } else if (target == Target::kKept) {
     std::vector<std::byte> body = std::exchange(p.body, {});
     if (p.posted.empty() || !p.kept.empty()) {
-      p.Keep({false, std::move(body)});
+      p.kept.Keep(std::move(body));
     } else {  // asked for while it arrived
       const Posted posted = p.posted.front();
       p.posted.pop_front();
@@ -229,7 +229,7 @@ void TcpTransport::FinishBody(int s) {
       if (p.dropping > 0) {
         --p.dropping;
       } else {
-        p.Keep({.reject = true, .body = {}});
+        p.kept.KeepReject();
       }
     }
     // The goodbye that counts is the one behind the data, where that is still to come.

@@ -169,16 +169,11 @@ bool TcpTransport::Abandon() {
       p.target = Target::kDiscard;
       CountReceived(p.body_got);
     }
-    const bool rejected =
-        std::any_of(p.kept.begin(), p.kept.end(), [](const Kept& frame) { return frame.reject; });
-    if (rejected) {
-      while (!p.TakeKept().reject) {
-      }
+    if (p.kept.GiveUp()) {
       if (p.target == Target::kStalled) {
         StartBody(s);
       }
     } else {
-      p.ForgetKept();
       ++p.dropping;
       if (p.target == Target::kKept || p.target == Target::kStalled) {
         p.target = Target::kDiscard;
@@ -202,7 +197,7 @@ void TcpTransport::Forget() {
   for (int s = 0; s < count(); ++s) {
     if (!IsControl(s)) {
       stream(s).posted.clear();
-      stream(s).ForgetKept();
+      stream(s).kept.Clear();
       stream(s).out.clear();  // the stream ends in the middle of a frame: nobody reads it further
       stream(s).lingering.clear();
     }

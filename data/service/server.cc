@@ -28,6 +28,7 @@
 
 #include "directory.h"
 #include "grpc_util.h"
+#include "guarded.h"
 #include "wire.h"
 #include "work_queue.h"
 
@@ -257,37 +258,47 @@ class Server final
 
   grpc::ServerUnaryReactor* Register(Context* context, const wire::RegisterRequest* request,
                                      wire::RegisterReply* reply) override {
-    ToWire(Add(*request, context->peer()), reply->mutable_outcome());
-    return Done(context);
+    return Guarded(context, "the dispatcher in Register", [&] {
+      ToWire(Add(*request, context->peer()), reply->mutable_outcome());
+      return Done(context);
+    });
   }
 
   grpc::ServerUnaryReactor* Find(Context* context, const wire::FindRequest* request,
                                  wire::FindReply* reply) override {
-    if (const Status status = IsDispatcher(); !status.ok()) {
-      ToWire(status, reply->mutable_outcome());
-      return Done(context);
-    }
-    const std::lock_guard lock(mutex_);
-    const auto found = directory_.Find(request->pipeline(), std::chrono::steady_clock::now());
-    ToWire(found.status(), reply->mutable_outcome());
-    if (found.ok()) {
-      ToWire(found->pipeline, reply->mutable_pipeline());
-      for (const InputWorker* worker : found->workers) {
-        wire::FindReply::Worker* item = reply->add_workers();
-        item->set_address(worker->address);
-        item->set_threads(worker->threads);
+    return Guarded(context, "the dispatcher in Find", [&] {
+      if (const Status status = IsDispatcher(); !status.ok()) {
+        ToWire(status, reply->mutable_outcome());
+        return Done(context);
       }
-    }
-    return Done(context);
+      const std::lock_guard lock(mutex_);
+      const auto found = directory_.Find(request->pipeline(), std::chrono::steady_clock::now());
+      ToWire(found.status(), reply->mutable_outcome());
+      if (found.ok()) {
+        ToWire(found->pipeline, reply->mutable_pipeline());
+        for (const InputWorker* worker : found->workers) {
+          wire::FindReply::Worker* item = reply->add_workers();
+          item->set_address(worker->address);
+          item->set_threads(worker->threads);
+        }
+      }
+      return Done(context);
+    });
   }
 
   // ---- The input worker's -----------------------------------------------------------------------
 
-  grpc::ServerUnaryReactor* Read(Context* /*context*/, const grpc::ByteBuffer* request,
+  grpc::ServerUnaryReactor* Read(Context* context, const grpc::ByteBuffer* request,
                                  grpc::ByteBuffer* reply) override {
-    auto* const read = new ReadCall(*this, reply);
-    read->Begin(*request);
-    return read;
+    return Guarded(context, "the input worker in Read", [&]() -> grpc::ServerUnaryReactor* {
+      auto* const read = new ReadCall(*this, reply);
+      try {
+        read->Begin(*request);
+      } catch (const std::exception& error) {  // before it is in the queue
+        read->Finish(ToGrpc(StatusOf(error, "the input worker in Read")));
+      }
+      return read;
+    });
   }
 
  private:

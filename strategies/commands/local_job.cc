@@ -31,6 +31,7 @@
 #include <cohort/cluster/cluster_spec.h>
 #include <cohort/cluster/resolve.h>
 #include <cohort/core/clock.h>
+#include <cohort/core/status.h>
 
 #include "core/commands/child_process.h"
 #include "line_output.h"
@@ -56,8 +57,8 @@ struct Task {
 
 // Worse causes come first: what another task died of is seldom that it lost a peer.
 int Suspicion(const ProcessEnd& end) {
-  constexpr int kPeerLost = 138;
-  return end.code == kPeerLost || end.signal == SIGTERM ? 0 : end.signal != 0 ? 2 : 1;
+  const int peer_lost = ExitCode(Unavailable({}));
+  return end.code == peer_lost || end.signal == SIGTERM ? 0 : end.signal != 0 ? 2 : 1;
 }
 
 // Colours on terminals, unless the user wants none.

@@ -18,9 +18,9 @@
 #include <cohort/comm/tcp.h>
 #include <cohort/rpc/coordination.h>
 
+#include "grpc_util.h"
 #include "multi_worker/server_rows.h"
 #include "multi_worker/server_watch.h"
-#include "parameter_server/frames/wire.h"
 #include "parameter_server/job.h"
 #include "parameter_server/rows/row_client.h"
 #include "parameter_server/variables/client.h"
@@ -419,8 +419,8 @@ Result<std::unique_ptr<Membership>> JoinByAddress(const ClusterConfig& config,
   }
   std::unique_ptr<CoordinationServer> server;
   if (config.is_chief()) {
-    COHORT_ASSIGN_OR_RETURN(server, CoordinationServer::Start(ps::ListenAddress(service),
-                                                              config.cluster, coordination));
+    COHORT_ASSIGN_OR_RETURN(
+        server, CoordinationServer::Start(ListenAddress(service), config.cluster, coordination));
   }
   COHORT_ASSIGN_OR_RETURN(auto client,
                           CoordinationClient::Join(service, config.cluster, config.task,

@@ -21,8 +21,6 @@ constexpr milliseconds kSlice{500};
 // Before what could not be asked is asked again.
 constexpr milliseconds kPause{200};
 constexpr milliseconds kLook{20};
-// A broken connection is a loss so much later (CoordinationOptions::reconnect_grace).
-constexpr milliseconds kNoticed{2'500};
 
 double Seconds(milliseconds duration) { return static_cast<double>(duration.count()) / 1000; }
 
@@ -232,7 +230,7 @@ Status ServerWatch::CheckLoss(const Status& error) {
     return error;
   }
   // This process may have noticed before the coordination service does.
-  const Deadline deadline = DeadlineAfter(heartbeat_timeout_ + kNoticed);
+  const Deadline deadline = DeadlineAfter(heartbeat_timeout_ + ps::kNoticed);
   Lock lock(mutex_);
   while (stage_ == Stage::kTraining && loss_.ok()) {
     if (steady_clock::now() >= deadline || !client_->failure().ok()) {

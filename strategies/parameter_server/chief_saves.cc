@@ -11,12 +11,12 @@
 namespace cohort::ps {
 namespace {
 
-// A server that answers, and can't keep what it has (no memory): the job is as it was.
-bool IsRefusal(const Status& status) {
-  return status.code() == StatusCode::kResourceExhausted ||
-         status.code() == StatusCode::kInternal ||
-         status.code() == StatusCode::kFailedPrecondition ||
-         status.code() == StatusCode::kUnimplemented;
+constexpr const char* kPutOff =
+    "the save that is due is put off until the next one is, training goes on: ";
+
+// Of a server that is lost, or silent, or of another chief in this one's place.
+bool IsOfALostProcess(const Status& status) {
+  return status.code() == StatusCode::kUnavailable || status.code() == StatusCode::kAborted;
 }
 
 }  // namespace
@@ -60,29 +60,18 @@ Status ChiefSaves::SaveIfDue() {
     return {};
   }
   std::optional<Frozen> frozen;
-  Status refused;
-  const auto freeze = [&](const Coordinator::Cut& cut) -> Status {
-    Result<Frozen> kept = Freeze(cut);
-    if (kept.ok()) {
-      frozen = *std::move(kept);
-    } else if (IsRefusal(kept.status())) {
-      refused = kept.status();
-    } else {
-      return kept.status();
-    }
+  const auto freeze = [this, &frozen](const Coordinator::Cut& cut) -> Status {
+    COHORT_ASSIGN_OR_RETURN(frozen, TryFreeze(cut, kPutOff));
     return {};
   };
   const auto late = [this, &now](const std::string& why) {
     saved_ = now;
     ExpectNext();
     ++failed_saves_;
-    log_.Warning("the save that is due is put off until the next one is, training goes on: " + why);
+    log_.Warning(kPutOff + why);
   };
   const auto begun = std::chrono::steady_clock::now();
   COHORT_RETURN_IF_ERROR(job_.BetweenUpdates(freeze, late));
-  if (!refused.ok()) {
-    late(refused.ToString());
-  }
   if (!frozen.has_value()) {
     return {};
   }
@@ -112,9 +101,9 @@ Status ChiefSaves::SaveCalls(const std::function<Status(std::int64_t calls)>& sa
   if (!cut.ok()) {
     return {};
   }
-  if (!frozen.ok() && IsRefusal(frozen.status())) {
+  if (!frozen.ok() && !IsOfALostProcess(frozen.status())) {
     *outcome = frozen.status();
-    return {};
+    return GiveUpFreeze();
   }
   COHORT_RETURN_IF_ERROR(frozen.status());
   CountPause(begun);
@@ -134,15 +123,33 @@ Status ChiefSaves::SaveCalls(const std::function<Status(std::int64_t calls)>& sa
 Result<ChiefSaves::Frozen> ChiefSaves::Freeze(const Coordinator::Cut& cut) {
   COHORT_RETURN_IF_ERROR(hooks_.finish_last_round());
   const Result<std::uint64_t> version = job_.client()->Freeze(++snapshots_);
-  if (const Status why = job_.Explain(version.status()); !why.ok()) {
-    if (IsRefusal(why)) {  // of one server: the others have begun to keep what they have
-      COHORT_RETURN_IF_ERROR(job_.Explain(job_.client()->Thaw().status()));
-    }
-    return why;
-  }
+  COHORT_RETURN_IF_ERROR(job_.Explain(version.status()));
   frozen_step_ = static_cast<std::int64_t>(*version);
   CountFromHere();
   return Frozen{.cut = cut, .course = job_.coordinator()->CourseAt(frozen_step_)};
+}
+
+Result<std::optional<ChiefSaves::Frozen>> ChiefSaves::TryFreeze(const Coordinator::Cut& cut,
+                                                                const std::string& what) {
+  Result<Frozen> frozen = Freeze(cut);
+  if (frozen.ok()) {
+    return std::optional<Frozen>(*std::move(frozen));
+  }
+  if (IsOfALostProcess(frozen.status())) {
+    return frozen.status();
+  }
+  COHORT_RETURN_IF_ERROR(GiveUpFreeze());
+  CountFromHere();
+  ++failed_saves_;
+  log_.Warning(what + frozen.status().ToString());
+  return std::optional<Frozen>();
+}
+
+// Some servers may keep what others refused to. Where one will not hear of that either, the next
+// snapshot takes the place of its own.
+Status ChiefSaves::GiveUpFreeze() {
+  const Status thawed = job_.Explain(job_.client()->Thaw().status());
+  return IsOfALostProcess(thawed) ? thawed : OkStatus();
 }
 
 Status ChiefSaves::Save(Frozen frozen) {

@@ -66,6 +66,9 @@ class ChiefSaves {
     Course course;
   };
   Result<Frozen> Freeze(const Coordinator::Cut& cut);
+  // The same; nullopt where it failed otherwise than by a lost process: counted, and warned of, as
+  // `what` (of the job) that follows from it. The next save is as far from here as the plan says.
+  Result<std::optional<Frozen>> TryFreeze(const Coordinator::Cut& cut, const std::string& what);
   // Carries out the plan for the last Freeze, which is over then. OK also where the save failed; an
   // error where a server, or this chief's place, is lost.
   Status Save(Frozen frozen);
@@ -116,6 +119,7 @@ class ChiefSaves {
   void CountPause(std::chrono::steady_clock::time_point begun);
   Status Write(Frozen frozen, const std::function<Status()>& save, Status* outcome);
   Status ForgetFailed();
+  Status GiveUpFreeze();
 
   Job& job_;
   const Log log_;

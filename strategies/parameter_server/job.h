@@ -54,6 +54,11 @@ class ViewWatch;
 // Where the address of a server's process is published.
 std::string ProcessKey(int server, std::uint64_t incarnation);
 
+// What a call of this process has noticed, the coordination service says within heartbeat_timeout,
+// and so much later where a connection broke (CoordinationOptions::reconnect_grace) or cores are
+// few.
+inline constexpr std::chrono::milliseconds kNoticed{2'500};
+
 // When the processes have met: the chief says which kind of strategy trains in this cluster with
 // servers, and a process of another kind ends the job with FailedPrecondition and both names,
 // before anybody waits for what only jobs of the other kind do.

@@ -116,7 +116,7 @@ bool Job::AwaitChiefLost(const Status& error) const {
       (error.code() != StatusCode::kUnavailable && error.code() != StatusCode::kAborted)) {
     return false;
   }
-  const Deadline deadline = DeadlineAfter(heartbeat_timeout_);
+  const Deadline deadline = DeadlineAfter(heartbeat_timeout_ + kNoticed);
   for (;;) {
     const bool known = !coordination_->failure().ok();
     if (coordination_->service_lost()) {

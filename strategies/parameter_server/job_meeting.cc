@@ -10,6 +10,7 @@
 
 #include <fmt/format.h>
 
+#include "grpc_util.h"
 #include "parameter_server/frames/wire.h"
 #include "parameter_server/job_check.h"
 #include "parameter_server/view_watch.h"

@@ -81,7 +81,7 @@ bool Job::AwaitLoss(const Status& error) {
   if (error.code() != StatusCode::kUnavailable) {
     return false;
   }
-  const Deadline deadline = DeadlineAfter(heartbeat_timeout_);
+  const Deadline deadline = DeadlineAfter(heartbeat_timeout_ + kNoticed);
   for (;;) {
     {
       const std::lock_guard lock(failure_mutex_);

@@ -2,18 +2,25 @@
 
 #include <algorithm>
 #include <exception>
+#include <new>
 #include <utility>
+
+#include "guarded.h"
 
 namespace cohort::ps {
 
-RemoteRows::RemoteRows(Job& job, const std::vector<TableSpec>& tables,
+RemoteRows::RemoteRows(std::function<RowClient&()> client, const std::vector<TableSpec>& tables,
                        std::function<std::uint64_t()> round, const std::int64_t& step)
-    : job_(job), round_(std::move(round)), step_(step), lookahead_(tables), ahead_(tables) {
+    : client_(std::move(client)),
+      round_(std::move(round)),
+      step_(step),
+      lookahead_(tables),
+      ahead_(tables) {
   thread_ = std::thread([this] { Run(); });
 }
 
 RemoteRows::~RemoteRows() {
-  job_.rows()->Abort(Cancelled("this process leaves"));
+  client_().Abort(Cancelled("this process leaves"));
   {
     const std::lock_guard lock(mutex_);
     stopped_ = true;
@@ -27,12 +34,17 @@ Status RemoteRows::Lookup(int table, std::span<const std::uint64_t> ids, bool tr
   if (training) {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [this] { return !urgent_; });
-    if (ahead_.Take(*job_.rows(), number_, table, ids, rows)) {
+    COHORT_RETURN_IF_ERROR(failed_);
+    if (ahead_.Take(client_(), number_, table, ids, rows)) {
       return {};
     }
   }
   Wait();
-  RowClient& client = *job_.rows();
+  {
+    const std::lock_guard lock(mutex_);
+    COHORT_RETURN_IF_ERROR(failed_);
+  }
+  RowClient& client = client_();
   client.ReadAfter(round_());
   const Status status = client.Pull(table, ids, step_ + 1, training, rows);
   broken_ = broken_ || status.code() == StatusCode::kUnavailable;
@@ -114,26 +126,38 @@ void RemoteRows::Run() {
       return;
     }
     try {
-      RowClient& client = *job_.rows();
-      client.ReadAfter(after_);
-      for (RowsAhead::Exchange& exchange : ahead_.Plan(lookups_, pushed_)) {
-        lock.unlock();
-        exchange.Run(client, for_step_);
-        lock.lock();
-        ahead_.Keep(std::move(exchange));
-        urgent_ = false;
-        changed_.notify_all();
-      }
-    } catch (const std::exception&) {  // no memory: lookups go to the servers by themselves
+      LookAhead(lock);
+    } catch (const std::exception& error) {
       if (!lock.owns_lock()) {
         lock.lock();
       }
-      ahead_.Forget();
+      ahead_.Drop();
+      // Without memory for that lookups go to the servers by themselves.
+      if (dynamic_cast<const std::bad_alloc*>(&error) == nullptr) {
+        failed_ = StatusOf(error, "rows of the next batches, looked up ahead");
+      }
     }
     lookups_.clear();
     next_.clear();
     urgent_ = false;
     under_way_ = false;
+    changed_.notify_all();
+  }
+}
+
+// `lock`: of the mutex; held, but while rows are pulled.
+void RemoteRows::LookAhead(std::unique_lock<std::mutex>& lock) {
+  if (!failed_.ok()) {
+    return;
+  }
+  RowClient& client = client_();
+  client.ReadAfter(after_);
+  for (RowsAhead::Exchange& exchange : ahead_.Plan(lookups_, pushed_)) {
+    lock.unlock();
+    exchange.Run(client, for_step_);
+    lock.lock();
+    ahead_.Keep(std::move(exchange));
+    urgent_ = false;
     changed_.notify_all();
   }
 }

@@ -24,7 +24,7 @@
 #include <cohort/optim/table_spec.h>
 
 #include "parameter_server/dataset.h"
-#include "parameter_server/job.h"
+#include "parameter_server/rows/row_client.h"
 #include "parameter_server/rows/row_lookahead.h"
 #include "parameter_server/rows/rows_ahead.h"
 
@@ -33,11 +33,13 @@ namespace cohort::ps {
 class RemoteRows final : public RowSource {
  public:
   // `round`: what is looked up has all rounds up to it; 0: where steps are not rounds. `step`: the
-  // strategy's. `job` outlives this.
-  RemoteRows(Job& job, const std::vector<TableSpec>& tables, std::function<std::uint64_t()> round,
-             const std::int64_t& step);
+  // strategy's. `client`: of the rows at the moment, on any thread.
+  RemoteRows(std::function<RowClient&()> client, const std::vector<TableSpec>& tables,
+             std::function<std::uint64_t()> round, const std::int64_t& step);
   ~RemoteRows() override;
 
+  // Internal, of all of them, once looking ahead has thrown: a bug, of which it says what it was.
+  // For want of memory to look ahead they ask the servers themselves.
   Status Lookup(int table, std::span<const std::uint64_t> ids, bool training,
                 std::span<float> rows) override;
   // Was a server not there, since the last call?
@@ -60,8 +62,9 @@ class RemoteRows final : public RowSource {
 
  private:
   void Run();
+  void LookAhead(std::unique_lock<std::mutex>& lock);
 
-  Job& job_;
+  const std::function<RowClient&()> client_;
   const std::function<std::uint64_t()> round_;
   bool broken_ = false;
   const std::int64_t& step_;
@@ -74,6 +77,7 @@ class RemoteRows final : public RowSource {
   bool under_way_ = false;
   bool urgent_ = false;  // and what the next step needs is not there yet
   bool stopped_ = false;
+  Status failed_;  // looking ahead, by a bug: what the client holds then is not known
   RowsAhead ahead_;
   std::vector<NumberedBatch> next_;
   std::vector<RowsAhead::Batch> lookups_;  // in `next_`

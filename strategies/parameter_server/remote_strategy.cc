@@ -202,7 +202,9 @@ Status RemoteStrategy::StopWork(const std::string& why) {
   std::optional<ps::ChiefSaves::Frozen> frozen;
   const auto stop = [&](const ps::Coordinator::Cut& cut) -> Status {
     if (saves_.plan().save) {
-      COHORT_ASSIGN_OR_RETURN(frozen, saves_.Freeze(cut));
+      COHORT_ASSIGN_OR_RETURN(
+          frozen, saves_.TryFreeze(
+                      cut, "the job is stopped and not saved, and the save before it counts: "));
     }
     coordinator.StopWork(Cancelled(why));
     return {};
@@ -260,8 +262,8 @@ Status RemoteStrategy::Bind(ParameterSet& parameters, std::unique_ptr<Optimizer>
   }
   parameters_ = &parameters;
   if (job_->rows() != nullptr) {
-    rows_ = std::make_unique<ps::RemoteRows>(
-        *job_, tables_, [this] { return RoundsToSee(); }, step_);
+    rows_ = std::make_unique<ps::RemoteRows>([this]() -> ps::RowClient& { return *job_->rows(); },
+                                             tables_, [this] { return RoundsToSee(); }, step_);
     parameters.SetRows(rows_.get());
   }
   saves_.Bind(tables_, rows_.get());

@@ -11,6 +11,7 @@
 
 #include <cohort/parameter_server.grpc.pb.h>
 #include "grpc_util.h"
+#include "guarded.h"
 #include "parameter_server/frames/dense_codec.h"
 #include "parameter_server/frames/frame_listener.h"
 #include "parameter_server/frames/wire.h"
@@ -94,7 +95,11 @@ using Base = Servers::WithCallbackMethod_Declare<Servers::WithCallbackMethod_Sta
 
 class Service final : public Base {
  public:
-  Service(int index, Log log) : index_(index), log_(std::move(log)), own_(index, log_) {}
+  Service(int index, Log log)
+      : index_(index),
+        name_("ps:" + std::to_string(index)),
+        log_(std::move(log)),
+        own_(index, log_) {}
 
   ParameterStore& store() { return own_.store; }
   RowStore& rows() { return own_.rows; }
@@ -134,220 +139,244 @@ class Service final : public Base {
 
   grpc::ServerUnaryReactor* Declare(Context* context, const DeclareRequest* request,
                                     DeclareReply* reply) override {
-    if (static_cast<int>(request->server()) != index_) {
-      return Reply(context, ToGrpc(FailedPrecondition(
-                                request->sender() +
-                                " takes this process for ps:" + std::to_string(request->server()) +
-                                ", it is ps:" + std::to_string(index_) +
-                                " [check the addresses in the cluster configuration]")));
-    }
-    if (request->protocol() != kProtocol) {
-      return Reply(
-          context,
-          ToGrpc(FailedPrecondition(
-              request->sender() + " speaks protocol " + std::to_string(request->protocol()) +
-              ", ps:" + std::to_string(index_) + " protocol " + std::to_string(kProtocol) +
-              " [start every process of the job from the same "
-              "version of cohort]")));
-    }
-    if (const Error over = gate_.CheckNotOver(request->epoch()); over.kind() != Error::NONE) {
-      *reply->mutable_error() = over;
-      return Reply(context);
-    }
-    const Result<ModelSpec> spec = SpecOf(*request);
-    const Status status = spec.ok() ? Declare(*spec, request->sender()) : spec.status();
-    reply->set_ready(status.ok() && own_.store.ready());
-    return Reply(context, ToGrpc(status));
+    return Guarded(context, name_ + " in Declare", [&] {
+      if (static_cast<int>(request->server()) != index_) {
+        return Reply(
+            context,
+            ToGrpc(FailedPrecondition(request->sender() + " takes this process for ps:" +
+                                      std::to_string(request->server()) +
+                                      ", it is ps:" + std::to_string(index_) +
+                                      " [check the addresses in the cluster configuration]")));
+      }
+      if (request->protocol() != kProtocol) {
+        return Reply(
+            context,
+            ToGrpc(FailedPrecondition(
+                request->sender() + " speaks protocol " + std::to_string(request->protocol()) +
+                ", ps:" + std::to_string(index_) + " protocol " + std::to_string(kProtocol) +
+                " [start every process of the job from the same "
+                "version of cohort]")));
+      }
+      if (const Error over = gate_.CheckNotOver(request->epoch()); over.kind() != Error::NONE) {
+        *reply->mutable_error() = over;
+        return Reply(context);
+      }
+      const Result<ModelSpec> spec = SpecOf(*request);
+      const Status status = spec.ok() ? Declare(*spec, request->sender()) : spec.status();
+      reply->set_ready(status.ok() && own_.store.ready());
+      return Reply(context, ToGrpc(status));
+    });
   }
 
   grpc::ServerUnaryReactor* Begin(Context* context, const BeginRequest* request,
                                   BeginReply* reply) override {
-    const bool may_keep = request->keep() && gate_.epoch() != 0;
-    const Result<Error> begun = gate_.Begin(request->epoch(), [&]() -> Status {
-      Part* const copy = PartOf(/*copy=*/true);
-      kept_at_begin_ = may_keep && own_.store.ready();
-      kept_copy_at_begin_ = may_keep && copy != nullptr && copy->store.ready();
-      std::uint64_t version = 0;
-      COHORT_RETURN_IF_ERROR(BeginPart(own_, *request, kept_at_begin_, &version));
-      version_at_begin_ = version;
-      return copy == nullptr ? OkStatus()
-                             : BeginPart(*copy, *request, kept_copy_at_begin_, &version);
+    return Guarded(context, name_ + " in Begin", [&] {
+      const bool may_keep = request->keep() && gate_.epoch() != 0;
+      const Result<Error> begun = gate_.Begin(request->epoch(), [&]() -> Status {
+        Part* const copy = PartOf(/*copy=*/true);
+        kept_at_begin_ = may_keep && own_.store.ready();
+        kept_copy_at_begin_ = may_keep && copy != nullptr && copy->store.ready();
+        std::uint64_t version = 0;
+        COHORT_RETURN_IF_ERROR(BeginPart(own_, *request, kept_at_begin_, &version));
+        version_at_begin_ = version;
+        return copy == nullptr ? OkStatus()
+                               : BeginPart(*copy, *request, kept_copy_at_begin_, &version);
+      });
+      if (begun.ok() && begun->kind() != Error::NONE) {
+        *reply->mutable_error() = *begun;
+      }
+      reply->set_version(version_at_begin_);
+      reply->set_kept(kept_at_begin_);
+      reply->set_kept_copy(kept_copy_at_begin_);
+      return Reply(context, ToGrpc(begun.status()));
     });
-    if (begun.ok() && begun->kind() != Error::NONE) {
-      *reply->mutable_error() = *begun;
-    }
-    reply->set_version(version_at_begin_);
-    reply->set_kept(kept_at_begin_);
-    reply->set_kept_copy(kept_copy_at_begin_);
-    return Reply(context, ToGrpc(begun.status()));
   }
 
   grpc::ServerUnaryReactor* ExchangePushes(Context* context, const PushesRequest* request,
                                            PushesReply* reply) override {
-    const EpochGate::Pass pass = gate_.Enter(request->epoch());
-    if (pass.error().kind() != Error::NONE) {
-      *reply->mutable_error() = pass.error();
-      return Reply(context);
-    }
-    Part* const part = PartOf(request->copy());
-    if (part == nullptr) {
-      *reply->mutable_error() = NoCopy();
-      return Reply(context);
-    }
-    if (context->IsCancelled()) {
-      return Reply(context);  // it was sent again
-    }
-    if (request->has_install()) {
-      Status learned = part->store.pushes().Learn(request->install().dense());
-      if (learned.ok()) {
-        learned = part->rows.pushes().Learn(request->install().rows());
+    return Guarded(context, name_ + " in ExchangePushes", [&] {
+      const EpochGate::Pass pass = gate_.Enter(request->epoch());
+      if (pass.error().kind() != Error::NONE) {
+        *reply->mutable_error() = pass.error();
+        return Reply(context);
       }
-      part->store.LearnClocks(request->install().clocks());
-      return Reply(context, ToGrpc(learned));
-    }
-    part->store.pushes().Tell(reply->mutable_pushes()->mutable_dense());
-    part->rows.pushes().Tell(reply->mutable_pushes()->mutable_rows());
-    part->store.TellClocks(reply->mutable_pushes()->mutable_clocks());
-    return Reply(context);
+      Part* const part = PartOf(request->copy());
+      if (part == nullptr) {
+        *reply->mutable_error() = NoCopy();
+        return Reply(context);
+      }
+      if (context->IsCancelled()) {
+        return Reply(context);  // it was sent again
+      }
+      if (request->has_install()) {
+        Status learned = part->store.pushes().Learn(request->install().dense());
+        if (learned.ok()) {
+          learned = part->rows.pushes().Learn(request->install().rows());
+        }
+        part->store.LearnClocks(request->install().clocks());
+        return Reply(context, ToGrpc(learned));
+      }
+      part->store.pushes().Tell(reply->mutable_pushes()->mutable_dense());
+      part->rows.pushes().Tell(reply->mutable_pushes()->mutable_rows());
+      part->store.TellClocks(reply->mutable_pushes()->mutable_clocks());
+      return Reply(context);
+    });
   }
 
   grpc::ServerUnaryReactor* ExchangeRounds(Context* context, const RoundsRequest* request,
                                            RoundsReply* reply) override {
-    const EpochGate::Pass pass = gate_.Enter(request->epoch());
-    Part* const part = PartOf(request->copy());
-    if (context->IsCancelled()) {
-      return Reply(context);  // it was sent again
-    }
-    Error error = pass.error().kind() != Error::NONE ? pass.error()
-                  : part == nullptr                  ? NoCopy()
-                                                     : Exchange(*part, *request, reply);
-    if (error.kind() != Error::NONE) {
-      *reply->mutable_error() = std::move(error);
-    }
-    return Reply(context);
+    return Guarded(context, name_ + " in ExchangeRounds", [&] {
+      const EpochGate::Pass pass = gate_.Enter(request->epoch());
+      Part* const part = PartOf(request->copy());
+      if (context->IsCancelled()) {
+        return Reply(context);  // it was sent again
+      }
+      Error error = pass.error().kind() != Error::NONE ? pass.error()
+                    : part == nullptr                  ? NoCopy()
+                                                       : Exchange(*part, *request, reply);
+      if (error.kind() != Error::NONE) {
+        *reply->mutable_error() = std::move(error);
+      }
+      return Reply(context);
+    });
   }
 
   grpc::ServerUnaryReactor* Norms(Context* context, const NormsRequest* request,
                                   NormsReply* reply) override {
-    const EpochGate::Pass pass = gate_.Enter(request->epoch());
-    if (pass.error().kind() != Error::NONE) {
-      *reply->mutable_error() = pass.error();
-      return Reply(context);
-    }
-    const Result<ParameterStore::Norms> norms =
-        own_.store.RoundNorms(request->layout(), request->round(), request->commit());
-    // The copy's sums wait as well, and get the same factor.
-    Part* const copy = PartOf(/*copy=*/true);
-    const Status of_copy =
-        copy == nullptr || !norms.ok()
-            ? OkStatus()
-            : copy->store.RoundNorms(request->layout(), request->round(), request->commit())
-                  .status();
-    if (!of_copy.ok()) {
-      return Reply(context, ToGrpc(of_copy));
-    }
-    if (norms.ok()) {
-      reply->mutable_chunks()->Assign(norms->chunks.begin(), norms->chunks.end());
-      reply->mutable_squares()->Assign(norms->squares.begin(), norms->squares.end());
-      reply->set_weight(norms->weight);
-    }
-    return Reply(context, ToGrpc(norms.status()));
+    return Guarded(context, name_ + " in Norms", [&] {
+      const EpochGate::Pass pass = gate_.Enter(request->epoch());
+      if (pass.error().kind() != Error::NONE) {
+        *reply->mutable_error() = pass.error();
+        return Reply(context);
+      }
+      const Result<ParameterStore::Norms> norms =
+          own_.store.RoundNorms(request->layout(), request->round(), request->commit());
+      // The copy's sums wait as well, and get the same factor.
+      Part* const copy = PartOf(/*copy=*/true);
+      const Status of_copy =
+          copy == nullptr || !norms.ok()
+              ? OkStatus()
+              : copy->store.RoundNorms(request->layout(), request->round(), request->commit())
+                    .status();
+      if (!of_copy.ok()) {
+        return Reply(context, ToGrpc(of_copy));
+      }
+      if (norms.ok()) {
+        reply->mutable_chunks()->Assign(norms->chunks.begin(), norms->chunks.end());
+        reply->mutable_squares()->Assign(norms->squares.begin(), norms->squares.end());
+        reply->set_weight(norms->weight);
+      }
+      return Reply(context, ToGrpc(norms.status()));
+    });
   }
 
   grpc::ServerUnaryReactor* Settle(Context* context, const SettleRequest* request,
                                    SettleReply* reply) override {
-    const EpochGate::Pass pass = gate_.Enter(request->epoch());
-    if (pass.error().kind() != Error::NONE) {
-      *reply->mutable_error() = pass.error();
-      return Reply(context);
-    }
-    Status settled = own_.store.Settle(request->layout(), request->round(), request->factor());
-    if (Part* const copy = PartOf(/*copy=*/true); copy != nullptr && settled.ok()) {
-      settled = copy->store.Settle(request->layout(), request->round(), request->factor());
-    }
-    return Reply(context, ToGrpc(settled));
+    return Guarded(context, name_ + " in Settle", [&] {
+      const EpochGate::Pass pass = gate_.Enter(request->epoch());
+      if (pass.error().kind() != Error::NONE) {
+        *reply->mutable_error() = pass.error();
+        return Reply(context);
+      }
+      Status settled = own_.store.Settle(request->layout(), request->round(), request->factor());
+      if (Part* const copy = PartOf(/*copy=*/true); copy != nullptr && settled.ok()) {
+        settled = copy->store.Settle(request->layout(), request->round(), request->factor());
+      }
+      return Reply(context, ToGrpc(settled));
+    });
   }
 
   grpc::ServerUnaryReactor* Freeze(Context* context, const FreezeRequest* request,
                                    FreezeReply* reply) override {
-    const EpochGate::Pass pass = gate_.Enter(request->epoch());
-    if (pass.error().kind() != Error::NONE) {
-      *reply->mutable_error() = pass.error();
-      return Reply(context);
-    }
-    reply->set_kept_bytes(own_.store.kept_bytes() + own_.rows.kept_bytes());
-    Error error =
-        own_.rows.Freeze(request->layout(), request->snapshot(), own_.store.LeastVersion());
-    if (error.kind() != Error::NONE) {
-      *reply->mutable_error() = std::move(error);
-      return Reply(context);
-    }
-    const Result<std::uint64_t> version = own_.store.Freeze(request->layout(), request->snapshot());
-    reply->set_version(version.ok() ? *version : 0);
-    return Reply(context, ToGrpc(version.status()));
+    return Guarded(context, name_ + " in Freeze", [&] {
+      const EpochGate::Pass pass = gate_.Enter(request->epoch());
+      if (pass.error().kind() != Error::NONE) {
+        *reply->mutable_error() = pass.error();
+        return Reply(context);
+      }
+      reply->set_kept_bytes(own_.store.kept_bytes() + own_.rows.kept_bytes());
+      Error error =
+          own_.rows.Freeze(request->layout(), request->snapshot(), own_.store.LeastVersion());
+      if (error.kind() != Error::NONE) {
+        *reply->mutable_error() = std::move(error);
+        return Reply(context);
+      }
+      const Result<std::uint64_t> version =
+          own_.store.Freeze(request->layout(), request->snapshot());
+      reply->set_version(version.ok() ? *version : 0);
+      return Reply(context, ToGrpc(version.status()));
+    });
   }
 
   grpc::ServerUnaryReactor* Stats(Context* context, const StatsRequest* /*request*/,
                                   StatsReply* reply) override {
-    const StoreStats stats = own_.store.stats();
-    reply->set_pushes(stats.pushes);
-    reply->set_duplicates(stats.duplicates);
-    reply->set_rejected(stats.rejected);
-    reply->set_updates(stats.updates);
-    reply->set_mean_staleness(stats.mean_staleness);
-    reply->set_max_staleness(stats.max_staleness);
-    reply->set_late(stats.late);
-    reply->set_parked(stats.parked);
-    reply->set_max_lead(stats.max_lead);
-    for (TableCounts& counts : own_.rows.counts()) {
-      CountsOfTable* const of_table = reply->add_tables();
-      of_table->set_name(std::move(counts.name));
-      of_table->set_evicted(counts.evicted);
-      of_table->set_dropped(counts.dropped);
-      of_table->set_skipped(counts.skipped);
-      of_table->set_refused(counts.refused);
-    }
-    return Reply(context);
+    return Guarded(context, name_ + " in Stats", [&] {
+      const StoreStats stats = own_.store.stats();
+      reply->set_pushes(stats.pushes);
+      reply->set_duplicates(stats.duplicates);
+      reply->set_rejected(stats.rejected);
+      reply->set_updates(stats.updates);
+      reply->set_mean_staleness(stats.mean_staleness);
+      reply->set_max_staleness(stats.max_staleness);
+      reply->set_late(stats.late);
+      reply->set_parked(stats.parked);
+      reply->set_max_lead(stats.max_lead);
+      for (TableCounts& counts : own_.rows.counts()) {
+        CountsOfTable* const of_table = reply->add_tables();
+        of_table->set_name(std::move(counts.name));
+        of_table->set_evicted(counts.evicted);
+        of_table->set_dropped(counts.dropped);
+        of_table->set_skipped(counts.skipped);
+        of_table->set_refused(counts.refused);
+      }
+      return Reply(context);
+    });
   }
 
   grpc::ServerUnaryReactor* Retire(Context* context, const RetireRequest* request,
                                    RetireReply* reply) override {
-    if (const Error over = gate_.CheckNotOver(request->epoch()); over.kind() != Error::NONE) {
-      *reply->mutable_error() = over;
+    return Guarded(context, name_ + " in Retire", [&] {
+      if (const Error over = gate_.CheckNotOver(request->epoch()); over.kind() != Error::NONE) {
+        *reply->mutable_error() = over;
+        return Reply(context);
+      }
+      const Deadline deadline = DeadlineAfter(kLastPush);
+      bool over = own_.Retire(request->client(), request->client(), deadline);
+      if (Part* const copy = PartOf(/*copy=*/true); copy != nullptr) {
+        over = copy->Retire(request->client(), request->client(), deadline) && over;
+      }
+      if (!over) {
+        *reply->mutable_error() =
+            MakeError(Error::NOT_YET, "a push of the worker that was given up is being applied");
+      }
       return Reply(context);
-    }
-    const Deadline deadline = DeadlineAfter(kLastPush);
-    bool over = own_.Retire(request->client(), request->client(), deadline);
-    if (Part* const copy = PartOf(/*copy=*/true); copy != nullptr) {
-      over = copy->Retire(request->client(), request->client(), deadline) && over;
-    }
-    if (!over) {
-      *reply->mutable_error() =
-          MakeError(Error::NOT_YET, "a push of the worker that was given up is being applied");
-    }
-    return Reply(context);
+    });
   }
 
   grpc::ServerUnaryReactor* Drain(Context* context, const DrainRequest* request,
                                   DrainReply* reply) override {
-    if (const Error over = gate_.CheckNotOver(request->epoch()); over.kind() != Error::NONE) {
-      *reply->mutable_error() = over;
+    return Guarded(context, name_ + " in Drain", [&] {
+      if (const Error over = gate_.CheckNotOver(request->epoch()); over.kind() != Error::NONE) {
+        *reply->mutable_error() = over;
+        return Reply(context);
+      }
+      {
+        const std::lock_guard lock(mutex_);
+        drained_ = true;
+      }
+      drained_condition_.notify_all();
       return Reply(context);
-    }
-    {
-      const std::lock_guard lock(mutex_);
-      drained_ = true;
-    }
-    drained_condition_.notify_all();
-    return Reply(context);
+    });
   }
 
   grpc::ServerUnaryReactor* Endpoint(Context* context, const EndpointRequest* /*request*/,
                                      EndpointReply* reply) override {
-    reply->set_port(static_cast<std::uint32_t>(frames_->port()));
-    reply->set_host(HostIdentity());
-    reply->set_local(frames_->local_address());
-    return Reply(context);
+    return Guarded(context, name_ + " in Endpoint", [&] {
+      reply->set_port(static_cast<std::uint32_t>(frames_->port()));
+      reply->set_host(HostIdentity());
+      reply->set_local(frames_->local_address());
+      return Reply(context);
+    });
   }
 
   Status ListenForFrames(const std::string& address) {
@@ -497,6 +526,7 @@ class Service final : public Base {
   }
 
   const int index_;
+  const std::string name_;  // "ps:1"
   const Log log_;
   EpochGate gate_;
   std::atomic<std::uint64_t> version_at_begin_{0};  // of the values that the last Begin found

@@ -9,11 +9,16 @@
 #include <gtest/gtest.h>
 #include <mpi.h>
 
+#include <chrono>
 #include <cstdio>
 #include <memory>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "conformance/communicator_conformance.h"
+#include "mpi/mpi_runtime.h"
+#include "mpi/mpi_transport.h"
 
 namespace cohort::testing {
 namespace {
@@ -54,6 +59,86 @@ INSTANTIATE_TEST_SUITE_P(Mpi, CommunicatorConformance, ::testing::ValuesIn(Cases
 INSTANTIATE_TEST_SUITE_P(Mpi, CommunicatorFailureConformance, ::testing::ValuesIn(Cases(2)),
                          CommunicatorCaseName);
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(CommunicatorFailureConformance);
+
+class Heard final : public TransportListener {
+ public:
+  bool OnControl(int /*peer*/, FrameKind /*kind*/, Bytes /*body*/) override { return true; }
+  void OnLost(int peer, const Status& why) override {
+    ADD_FAILURE() << "rank " << peer << ": " << why.ToString();
+  }
+  void OnWrongSize(int peer, std::size_t sent, std::size_t expected) override {
+    ADD_FAILURE() << "rank " << peer << ": " << sent << " for " << expected;
+  }
+};
+
+// Frames that nobody asks for, one after the other: the peer is stopped, and goes on as they are
+// asked for. Ranks 0 and 1; the others only make the communicator.
+TEST(MpiTransport, WhatNobodyAsksForIsKeptUpToABound) {
+  if (ThisJob().size < 2) {
+    GTEST_SKIP() << "one rank";
+  }
+  constexpr std::size_t kFrames = 4096;
+  constexpr std::size_t kElements = 1024;  // 4 KiB: a frame that holds its body
+  constexpr int kGoTag = 20012;            // on MPI_COMM_WORLD
+  using namespace std::chrono_literals;
+  const std::shared_ptr<MpiRuntime> runtime =
+      OrThrow(MpiRuntime::Get(ThisJob().funneled ? MPI_THREAD_FUNNELED : MPI_THREAD_SERIALIZED));
+  int rank = 0;
+  MPI_Comm comm = MPI_COMM_NULL;
+  runtime->Call([&] {
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    MPI_Comm_dup(MPI_COMM_WORLD, &comm);
+  });
+  if (rank > 1) {
+    return;
+  }
+  Heard heard;
+  const std::unique_ptr<Transport> transport = MakeMpiTransport(runtime, comm, /*native=*/false);
+  transport->Attach(&heard);
+  const Deadline deadline = DeadlineAfter(60s);
+  const auto await = [&](const Ticket& ticket) {
+    while (!transport->Done(ticket) && std::chrono::steady_clock::now() < deadline) {
+      transport->Progress(DeadlineAfter(10ms));
+    }
+    return transport->Done(ticket);
+  };
+  if (rank == 0) {
+    std::vector<std::vector<float>> sent;
+    std::vector<Ticket> tickets;
+    for (std::size_t i = 0; i < kFrames; ++i) {
+      sent.emplace_back(kElements, static_cast<float>(i));
+      tickets.push_back(transport->Send(1, std::as_bytes(std::span(sent.back()))));
+    }
+    std::size_t done = 0;
+    for (int quiet = 0; done < kFrames && quiet < 300; ++quiet) {
+      transport->Progress(DeadlineAfter(1ms));
+      for (; done < kFrames && transport->Done(tickets[done]); ++done) {
+        quiet = 0;
+      }
+    }
+    EXPECT_LT(done, kFrames / 2) << "who asks for none of them has taken 8 MiB";
+    EXPECT_GE(done, 100U) << "small ones are kept";
+    runtime->Call([&] { MPI_Send(nullptr, 0, MPI_BYTE, 1, kGoTag, MPI_COMM_WORLD); });
+    EXPECT_TRUE(await(tickets.back())) << "what is asked for does not arrive";
+  } else {
+    int told = 0;
+    while (told == 0) {
+      ASSERT_LT(std::chrono::steady_clock::now(), deadline);
+      transport->Progress(DeadlineAfter(1ms));
+      runtime->Call([&] { MPI_Iprobe(0, kGoTag, MPI_COMM_WORLD, &told, MPI_STATUS_IGNORE); });
+    }
+    runtime->Call(
+        [&] { MPI_Recv(nullptr, 0, MPI_BYTE, 0, kGoTag, MPI_COMM_WORLD, MPI_STATUS_IGNORE); });
+    for (std::size_t i = 0; i < kFrames; ++i) {
+      std::vector<float> values(kElements, -1.0F);
+      const Ticket ticket =
+          transport->Receive(0, std::as_writable_bytes(std::span(values)), CombineWith{});
+      ASSERT_TRUE(await(ticket)) << "stuck at frame " << i;
+      ASSERT_EQ(values, std::vector<float>(kElements, static_cast<float>(i)));
+    }
+  }
+  transport->Close(deadline);
+}
 
 }  // namespace
 }  // namespace cohort::testing

@@ -5,11 +5,13 @@
 #include <functional>
 #include <mutex>
 #include <set>
+#include <string>
 
 #include <grpcpp/grpcpp.h>
 
 #include <cohort/parameter_server.grpc.pb.h>
 #include "grpc_util.h"
+#include "guarded.h"
 #include "renewable_stub.h"
 
 namespace cohort::ps {
@@ -58,7 +60,7 @@ class Service final : public Coordination::Service {
 
   grpc::Status Attach(grpc::ServerContext*, const AttachRequest* request,
                       AttachReply* reply) override {
-    return Answer(request->sender(), [&](const Sender& sender) -> Status {
+    return Answer("Attach", request->sender(), [&](const Sender& sender) -> Status {
       COHORT_ASSIGN_OR_RETURN(const std::uint64_t client, coordinator_.Attach(sender));
       reply->set_client(client);
       return {};
@@ -67,30 +69,35 @@ class Service final : public Coordination::Service {
 
   grpc::Status AwaitView(grpc::ServerContext*, const ViewRequest* request,
                          ViewReply* reply) override {
-    if (const Result<Sender> sender = SenderOf(request->sender()); sender.ok()) {
-      coordinator_.Progressed(*sender, request->steps());
-    }
-    const ServerView view = coordinator_.AwaitView(request->epoch(), request->recovering(), kPoll);
-    reply->set_epoch(view.epoch);
-    reply->set_recovering(view.recovering);
-    reply->mutable_servers()->Assign(view.addresses.begin(), view.addresses.end());
-    reply->set_why(view.why);
-    reply->set_rolled_back(view.rolled_back);
-    return grpc::Status::OK;
+    return GuardedAnswer(Doing("AwaitView"), [&] {
+      if (const Result<Sender> sender = SenderOf(request->sender()); sender.ok()) {
+        coordinator_.Progressed(*sender, request->steps());
+      }
+      const ServerView view =
+          coordinator_.AwaitView(request->epoch(), request->recovering(), kPoll);
+      reply->set_epoch(view.epoch);
+      reply->set_recovering(view.recovering);
+      reply->mutable_servers()->Assign(view.addresses.begin(), view.addresses.end());
+      reply->set_why(view.why);
+      reply->set_rolled_back(view.rolled_back);
+      return grpc::Status::OK;
+    });
   }
 
   grpc::Status OpenDataset(grpc::ServerContext*, const OpenDatasetRequest* request,
                            OpenDatasetReply*) override {
-    return ToGrpc(coordinator_.OpenDataset(request->sender().task(),
-                                           static_cast<int>(request->dataset()),
-                                           {.fingerprint = request->fingerprint(),
-                                            .examples = request->examples(),
-                                            .batch_size = request->batch_size()}));
+    return GuardedAnswer(Doing("OpenDataset"), [&] {
+      return ToGrpc(coordinator_.OpenDataset(request->sender().task(),
+                                             static_cast<int>(request->dataset()),
+                                             {.fingerprint = request->fingerprint(),
+                                              .examples = request->examples(),
+                                              .batch_size = request->batch_size()}));
+    });
   }
 
   grpc::Status NextSplit(grpc::ServerContext*, const NextSplitRequest* request,
                          NextSplitReply* reply) override {
-    return Answer(request->sender(), [&](const Sender& sender) -> Status {
+    return Answer("NextSplit", request->sender(), [&](const Sender& sender) -> Status {
       COHORT_ASSIGN_OR_RETURN(
           const SplitReply got,
           coordinator_.NextSplit(
@@ -110,7 +117,7 @@ class Service final : public Coordination::Service {
 
   grpc::Status JoinRound(grpc::ServerContext*, const JoinRoundRequest* request,
                          JoinRoundReply* reply) override {
-    return Answer(request->sender(), [&](const Sender& sender) -> Status {
+    return Answer("JoinRound", request->sender(), [&](const Sender& sender) -> Status {
       COHORT_ASSIGN_OR_RETURN(
           const RoundReply got,
           coordinator_.JoinRound(
@@ -134,7 +141,7 @@ class Service final : public Coordination::Service {
 
   grpc::Status FinishRound(grpc::ServerContext*, const FinishRoundRequest* request,
                            FinishRoundReply* reply) override {
-    return Answer(request->sender(), [&](const Sender& sender) -> Status {
+    return Answer("FinishRound", request->sender(), [&](const Sender& sender) -> Status {
       COHORT_ASSIGN_OR_RETURN(
           const FinishReply got,
           coordinator_.FinishRound(
@@ -155,7 +162,7 @@ class Service final : public Coordination::Service {
 
   grpc::Status NextClosure(grpc::ServerContext*, const NextClosureRequest* request,
                            NextClosureReply* reply) override {
-    return Answer(request->sender(), [&](const Sender& sender) -> Status {
+    return Answer("NextClosure", request->sender(), [&](const Sender& sender) -> Status {
       const std::span<const std::int64_t> has(request->has().data(),
                                               static_cast<std::size_t>(request->has_size()));
       COHORT_ASSIGN_OR_RETURN(ClosureReply got, coordinator_.NextClosure(sender, has, kPoll));
@@ -177,7 +184,7 @@ class Service final : public Coordination::Service {
 
   grpc::Status FinishClosure(grpc::ServerContext*, const FinishClosureRequest* request,
                              FinishClosureReply*) override {
-    return Answer(request->sender(), [&](const Sender& sender) -> Status {
+    return Answer("FinishClosure", request->sender(), [&](const Sender& sender) -> Status {
       if (request->code() == 0) {
         return coordinator_.FinishClosure(sender, request->id(), request->result());
       }
@@ -189,15 +196,20 @@ class Service final : public Coordination::Service {
   }
 
   grpc::Status Done(grpc::ServerContext*, const DoneRequest* request, DoneReply*) override {
-    return Answer(request->sender(),
+    return Answer("Done", request->sender(),
                   [&](const Sender& sender) -> Status { return coordinator_.Done(sender); });
   }
 
  private:
   template <typename Handle>
-  static grpc::Status Answer(const SenderId& from, const Handle& handle) {
-    const Result<Sender> sender = SenderOf(from);
-    return ToGrpc(sender.ok() ? handle(*sender) : sender.status());
+  static grpc::Status Answer(const char* call, const SenderId& from, const Handle& handle) {
+    return GuardedAnswer(Doing(call), [&] {
+      const Result<Sender> sender = SenderOf(from);
+      return ToGrpc(sender.ok() ? handle(*sender) : sender.status());
+    });
+  }
+  static std::string Doing(const char* call) {
+    return std::string("the coordinator of the job in ") + call;
   }
 
   Coordinator& coordinator_;

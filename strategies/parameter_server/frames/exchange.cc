@@ -1,60 +1,59 @@
 #include "parameter_server/frames/exchange.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "grpc_util.h"
+#include "parameter_server/frames/call_retry.h"
+#include "parameter_server/frames/renewable_channel.h"
 
 namespace cohort::ps {
 namespace {
 
 constexpr std::size_t kWindow = 4;  // frames under way per server
-constexpr std::chrono::milliseconds kFirstBackoff{20};
-constexpr std::chrono::milliseconds kLastBackoff{500};
 
 }  // namespace
 
 struct Exchange::Flight {
   FrameCall call;
+  std::shared_ptr<grpc::Channel> channel;        // that it goes by, as
   std::unique_ptr<grpc::ClientContext> context;  // set while under way
   grpc::ByteBuffer reply;
   grpc::Status status;
-  std::chrono::milliseconds backoff = kFirstBackoff;
-  Deadline begun;     // of the first try
-  Deadline start_at;  // of the next one
+  std::optional<CallRetry> retry;  // from the first try on
+  Deadline start_at;               // of the next one
 };
 
-Exchange::Exchange(std::vector<std::shared_ptr<grpc::Channel>> channels,
+Exchange::Exchange(std::vector<std::shared_ptr<RenewableChannel>> channels,
                    std::vector<std::string> names, std::chrono::milliseconds peer_timeout,
                    std::string service, std::uint64_t epoch)
     : names_(std::move(names)),
       peer_timeout_(peer_timeout),
       service_(std::move(service)),
-      epoch_(epoch) {
-  for (std::shared_ptr<grpc::Channel>& channel : channels) {
-    stubs_.push_back(std::make_unique<grpc::GenericStub>(std::move(channel)));
-  }
-}
+      epoch_(epoch),
+      channels_(std::move(channels)) {}
 
 void Exchange::Start(const std::string& method, Flight& flight) {
   flight.reply.Clear();
+  flight.channel = channels_[static_cast<std::size_t>(flight.call.server)]->get();
   {
     const std::lock_guard lock(mutex_);
     flight.context = std::make_unique<grpc::ClientContext>();
-    flight.context->set_deadline(GrpcTimeout(peer_timeout_));
+    flight.context->set_deadline(GrpcTimeout(flight.retry->try_timeout()));
     flying_.push_back(&flight);
     if (!aborted_.ok()) {
       flight.context->TryCancel();
     }
   }
-  stubs_[static_cast<std::size_t>(flight.call.server)]->UnaryCall(
-      flight.context.get(), "/cohort.ps." + service_ + "/" + method, grpc::StubOptions(),
-      &flight.call.request, &flight.reply, [this, &flight](const grpc::Status& status) {
-        const std::lock_guard lock(mutex_);
-        flight.status = status;
-        std::erase(flying_, &flight);
-        landed_.push_back(&flight);
-        landed_condition_.notify_all();
-      });
+  grpc::GenericStub(flight.channel)
+      .UnaryCall(flight.context.get(), "/cohort.ps." + service_ + "/" + method, grpc::StubOptions(),
+                 &flight.call.request, &flight.reply, [this, &flight](const grpc::Status& status) {
+                   const std::lock_guard lock(mutex_);
+                   flight.status = status;
+                   std::erase(flying_, &flight);
+                   landed_.push_back(&flight);
+                   landed_condition_.notify_all();
+                 });
 }
 
 // True if the call is answered; false if it is to be repeated, at flight.start_at.
@@ -72,20 +71,21 @@ Result<bool> Exchange::Land(Flight& flight, const OnReply& on_reply) {
     return true;
   }
   const grpc::StatusCode code = flight.status.error_code();
-  const Deadline now = std::chrono::steady_clock::now();
-  const bool retryable = code == grpc::StatusCode::UNAVAILABLE ||
-                         code == grpc::StatusCode::RESOURCE_EXHAUSTED ||
-                         code == grpc::StatusCode::DEADLINE_EXCEEDED;
-  if (!retryable) {
+  const bool silent = code == grpc::StatusCode::DEADLINE_EXCEEDED;
+  if (!silent && code != grpc::StatusCode::UNAVAILABLE &&
+      code != grpc::StatusCode::RESOURCE_EXHAUSTED) {
     return FromGrpc(flight.status).Annotate(name);
   }
-  if (now - flight.begun >= peer_timeout_) {
+  if (silent) {
+    channels_[static_cast<std::size_t>(flight.call.server)]->Renew(flight.channel);
+  }
+  const std::optional<std::chrono::milliseconds> pause = flight.retry->Next(silent);
+  if (!pause.has_value()) {
     return Unavailable(name + " does not answer: " + flight.status.error_message() +
                        " [its variables are lost if it has ended: restart the job from its last "
                        "checkpoint]");
   }
-  flight.start_at = now + flight.backoff;
-  flight.backoff = std::min(flight.backoff * 2, kLastBackoff);
+  flight.start_at = DeadlineAfter(*pause);
   return false;
 }
 
@@ -96,22 +96,33 @@ Status Exchange::Run(const std::string& method, std::vector<FrameCall> calls,
     flights.push_back(std::make_unique<Flight>());
     flights.back()->call = std::move(call);
   }
-  const Status status = RunAll(method, flights, on_reply);
-  // gRPC answers a cancelled call at once, whatever the peer does.
+  Status status;
+  try {
+    status = RunAll(method, flights, on_reply);
+  } catch (...) {  // no memory, or what takes the replies: calls still write to `flights`
+    EndFlights();
+    throw;
+  }
+  EndFlights();
+  const std::lock_guard lock(mutex_);
+  return !status.ok() && !aborted_.ok() ? aborted_ : status;
+}
+
+// gRPC answers a cancelled call at once, whatever the peer does.
+void Exchange::EndFlights() {
   std::unique_lock lock(mutex_);
   for (Flight* flight : flying_) {
     flight->context->TryCancel();
   }
   landed_condition_.wait(lock, [&] { return flying_.empty(); });
   landed_.clear();
-  return !status.ok() && !aborted_.ok() ? aborted_ : status;
 }
 
 Status Exchange::RunAll(const std::string& method, std::vector<std::unique_ptr<Flight>>& flights,
                         const OnReply& on_reply) {
   const Deadline now = std::chrono::steady_clock::now();
-  std::vector<std::deque<Flight*>> waiting(stubs_.size());
-  std::vector<std::size_t> under_way(stubs_.size(), 0);
+  std::vector<std::deque<Flight*>> waiting(channels_.size());
+  std::vector<std::size_t> under_way(channels_.size(), 0);
   for (const auto& flight : flights) {
     flight->start_at = now;
     waiting[static_cast<std::size_t>(flight->call.server)].push_back(flight.get());
@@ -119,7 +130,7 @@ Status Exchange::RunAll(const std::string& method, std::vector<std::unique_ptr<F
   std::size_t unanswered = flights.size();
   while (unanswered > 0) {
     Deadline wake = Deadline::max();
-    for (std::size_t s = 0; s < stubs_.size(); ++s) {
+    for (std::size_t s = 0; s < channels_.size(); ++s) {
       while (!waiting[s].empty() && under_way[s] < kWindow) {
         Flight& next = *waiting[s].front();
         if (next.start_at > std::chrono::steady_clock::now()) {
@@ -127,8 +138,8 @@ Status Exchange::RunAll(const std::string& method, std::vector<std::unique_ptr<F
           break;
         }
         waiting[s].pop_front();
-        if (next.begun == Deadline()) {
-          next.begun = std::chrono::steady_clock::now();
+        if (!next.retry.has_value()) {
+          next.retry.emplace(peer_timeout_);
         }
         ++under_way[s];
         Start(method, next);

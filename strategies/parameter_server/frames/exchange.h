@@ -1,4 +1,5 @@
-// Exchange: frames to several servers at once, repeated where a connection fails.
+// Exchange: frames to several servers at once, repeated where a connection fails, on another one
+// where no answer has come for half of the time that a server may be silent.
 
 #pragma once
 
@@ -31,7 +32,7 @@ class Exchange {
  public:
   using OnReply = std::function<Status(int server, ReceivedFrame& reply)>;
 
-  Exchange(std::vector<std::shared_ptr<grpc::Channel>> channels, std::vector<std::string> names,
+  Exchange(std::vector<std::shared_ptr<RenewableChannel>> channels, std::vector<std::string> names,
            std::chrono::milliseconds peer_timeout, std::string service = "Servers",
            std::uint64_t epoch = 0);
 
@@ -46,6 +47,7 @@ class Exchange {
   struct Flight;
   void Start(const std::string& method, Flight& flight);
   Result<bool> Land(Flight& flight, const OnReply& on_reply);
+  void EndFlights();
   Status RunAll(const std::string& method, std::vector<std::unique_ptr<Flight>>& flights,
                 const OnReply& on_reply);
 
@@ -53,7 +55,7 @@ class Exchange {
   const std::chrono::milliseconds peer_timeout_;
   const std::string service_;
   const std::uint64_t epoch_;  // that replies are of
-  std::vector<std::unique_ptr<grpc::GenericStub>> stubs_;
+  const std::vector<std::shared_ptr<RenewableChannel>> channels_;
 
   mutable std::mutex mutex_;
   std::condition_variable landed_condition_;

@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <utility>
@@ -16,12 +17,16 @@ namespace cohort::ps {
 
 // Of what processes of a job say to each other: another one is refused by Declare, which comes
 // first. To be raised with every change that the other side must know of.
-inline constexpr std::uint32_t kProtocol = 7;
+inline constexpr std::uint32_t kProtocol = 8;
 
+// Of payload, where it may be cut: a server reads a frame while the next one is on its way, and
+// uses it out of its cache.
+inline constexpr std::size_t kFrameBytes = std::size_t{1} << 20;
 inline constexpr std::int64_t kMaxPayloadBytes = std::int64_t{4} << 20;
 inline constexpr std::size_t kMaxHeaderBytes = std::size_t{4} << 20;
 // What a receiver accepts: payloads with the slots of a chunk, and the header.
 inline constexpr int kMaxMessageBytes = 64 << 20;
+inline constexpr int kMaxParts = 1 << 16;  // of a round
 
 // The bytes before the payload.
 std::string EncodeFramePrefix(const FrameHeader& header, std::size_t payload_bytes);

@@ -90,6 +90,12 @@ class Line {
   }
   const Status& why() const { return why_; }
 
+  // What is to be sent, and what has been, and the connection with it; needs no memory.
+  void Forget() {
+    channel_.reset();
+    flights_.Begin(nullptr, nullptr);
+  }
+
   Status Send() {
     COHORT_ASSIGN_OR_RETURN(const bool some, channel_->Send(flights_));
     if (some && !renewed_) {
@@ -154,30 +160,14 @@ class LinesOfServers final : public FrameLink {
   Status Run(std::span<const FrameRequest> requests, const ReplyHandler& handler) override {
     std::vector<Flight> flights(requests.size());
     std::size_t answered = 0;
-    for (Line& line : lines_) {
-      line.Begin(&handler, &answered);
-    }
-    for (std::size_t i = 0; i < requests.size(); ++i) {
-      std::size_t payload = 0;
-      for (const std::span<const float> piece : requests[i].payload) {
-        payload += piece.size_bytes();
-      }
-      flights[i] = {.request = &requests[i],
-                    .head = EncodeFrame(requests[i].method, requests[i].header, payload)};
-      flights[i].bytes = flights[i].head.size() + payload;
-      lines_[static_cast<std::size_t>(requests[i].server)].Add(&flights[i]);
-    }
-    const Status status = RunAll(requests.size(), &answered);
-    if (!status.ok()) {
-      // Nothing of these requests may reach a server, or this memory, later.
+    try {
+      return Run(requests, handler, flights, &answered);
+    } catch (...) {  // no memory, or a handler's
       for (Line& line : lines_) {
-        if (!line.idle()) {
-          line.Break(Cancelled(status.message()));
-          line.Begin(nullptr, nullptr);
-        }
+        line.Forget();
       }
+      throw;
     }
-    return status;
   }
 
   void Abort(const Status& why) override {
@@ -196,6 +186,34 @@ class LinesOfServers final : public FrameLink {
   }
 
  private:
+  Status Run(std::span<const FrameRequest> requests, const ReplyHandler& handler,
+             std::vector<Flight>& flights, std::size_t* answered) {
+    for (Line& line : lines_) {
+      line.Begin(&handler, answered);
+    }
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+      std::size_t payload = 0;
+      for (const std::span<const float> piece : requests[i].payload) {
+        payload += piece.size_bytes();
+      }
+      flights[i] = {.request = &requests[i],
+                    .head = EncodeFrame(requests[i].method, requests[i].header, payload)};
+      flights[i].bytes = flights[i].head.size() + payload;
+      lines_[static_cast<std::size_t>(requests[i].server)].Add(&flights[i]);
+    }
+    const Status status = RunAll(requests.size(), answered);
+    if (!status.ok()) {
+      // Nothing of these requests may reach a server, or this memory, later.
+      for (Line& line : lines_) {
+        if (!line.idle()) {
+          line.Break(Cancelled(status.message()));
+          line.Begin(nullptr, nullptr);
+        }
+      }
+    }
+    return status;
+  }
+
   Status RunAll(std::size_t count, const std::size_t* answered) {
     std::vector<pollfd> events(lines_.size() + 1);
     while (*answered < count) {

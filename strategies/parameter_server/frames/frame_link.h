@@ -53,7 +53,8 @@ class FrameLink {
   // thread. Ends when all are answered, or when one has failed for good: an error that a server
   // answers, or Unavailable for a server that has been silent for peer_timeout, on a second
   // connection as well, which takes the place of the first after half of that. Requests that find
-  // no answer yet are repeated, until DeadlineExceeded after answer_timeout.
+  // no answer yet are repeated, until DeadlineExceeded after answer_timeout. What a handler throws,
+  // or the end of memory, comes out; the next Run makes its connections anew.
   virtual Status Run(std::span<const FrameRequest> requests, const ReplyHandler& handler) = 0;
   // Makes the running Run and every later one fail with `why`.
   virtual void Abort(const Status& why) = 0;

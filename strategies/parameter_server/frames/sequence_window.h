@@ -45,6 +45,12 @@ class SequenceWindow {
            (sequence != 0 && sequence <= highest_ && seen_.test(sequence % kSize));
   }
 
+  // Was it claimed, and is that still told apart from those around it?
+  bool Keeps(std::uint64_t sequence) const {
+    return sequence != 0 && sequence <= highest_ && sequence + kSize > highest_ &&
+           seen_.test(sequence % kSize);
+  }
+
   // Takes a claim back, if the window still has the number.
   void Forget(std::uint64_t sequence) {
     if (sequence + kSize > highest_) {

@@ -1,6 +1,7 @@
 #include "parameter_server/frames/wire.h"
 
 #include "grpc_util.h"
+#include "parameter_server/frames/renewable_channel.h"
 
 namespace cohort::ps {
 
@@ -63,23 +64,14 @@ std::vector<std::string> LineNames(const ModelSpec& spec,
   return names;
 }
 
-std::vector<std::shared_ptr<grpc::Channel>> DataChannels(
+std::vector<std::shared_ptr<RenewableChannel>> DataChannels(
     const std::vector<std::string>& addresses) {
-  std::vector<std::shared_ptr<grpc::Channel>> channels;
+  std::vector<std::shared_ptr<RenewableChannel>> channels;
   for (const std::string& address : addresses) {
-    channels.push_back(NewChannel(address, {.max_message_bytes = kMaxMessageBytes}));
+    channels.push_back(std::make_shared<RenewableChannel>(
+        address, ChannelOptions{.max_message_bytes = kMaxMessageBytes}));
   }
   return channels;
-}
-
-std::string ListenAddress(const std::string& task_address) {
-  const std::size_t colon = task_address.rfind(':');
-  const std::string port = colon == std::string::npos ? "0" : task_address.substr(colon + 1);
-  const std::string host = task_address.substr(0, colon);
-  if (host == "localhost" || host == "[::1]" || host.starts_with("127.")) {
-    return host + ":" + port;
-  }
-  return (task_address.starts_with('[') ? "[::]:" : "0.0.0.0:") + port;
 }
 
 std::string WithPort(const std::string& task_address, int port) {

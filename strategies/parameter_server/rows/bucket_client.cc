@@ -16,8 +16,6 @@ namespace {
 
 // How often a bucket that changes while its dump is fetched in pieces is begun anew.
 constexpr int kDumpTries = 10;
-// Of dumps in a frame, as far as the buckets before let it be foreseen.
-constexpr std::size_t kFrameBytes = std::size_t{1} << 20;
 constexpr std::size_t kFramesAhead = 16;  // asked for before the first of them is there
 constexpr auto kMost = static_cast<std::size_t>(kMaxPayloadBytes);
 
@@ -28,7 +26,7 @@ std::uint32_t ChecksumOf(std::string_view dump) {
 }  // namespace
 
 BucketClient::BucketClient(const ModelSpec& model, const std::vector<std::string>& addresses,
-                           std::vector<std::shared_ptr<grpc::Channel>> channels,
+                           std::vector<std::shared_ptr<RenewableChannel>> channels,
                            const ClientOptions& options, RowRoutes& routes)
     : tables_(model.tables),
       layout_(model.Fingerprint()),
@@ -133,7 +131,8 @@ struct BucketClient::Arrivals {
   std::uint64_t bytes = 0;  // that came so far
   std::uint64_t buckets = 0;
 
-  // Buckets that a frame is asked for.
+  // Buckets that a frame is asked for, so that it has kFrameBytes of dumps, as far as those before
+  // let it be foreseen.
   std::uint32_t together() const {
     const std::uint64_t each =
         buckets == 0 ? kFrameBytes : std::max<std::uint64_t>(bytes / buckets, 1);

@@ -35,8 +35,8 @@ class BucketClient {
   // `channels`: one for each line (layout.h). `routes`: the client's, which learns, and outlives
   // this.
   BucketClient(const ModelSpec& model, const std::vector<std::string>& addresses,
-               std::vector<std::shared_ptr<grpc::Channel>> channels, const ClientOptions& options,
-               RowRoutes& routes);
+               std::vector<std::shared_ptr<RenewableChannel>> channels,
+               const ClientOptions& options, RowRoutes& routes);
 
   // All buckets in ascending order, as they are, or (`snapshot`) were; where `since` is not 0, as
   // what has changed since that snapshot, where a server knows (row_changes.h). Several frames are

@@ -10,6 +10,7 @@
 #include "grpc_util.h"
 #include "parameter_server/frames/frame_address.h"
 #include "parameter_server/frames/frame_link.h"
+#include "parameter_server/frames/renewable_channel.h"
 #include "parameter_server/frames/row_codec.h"
 #include "parameter_server/frames/wire.h"
 #include "parameter_server/rows/background.h"
@@ -26,8 +27,6 @@ namespace cohort::ps {
 namespace {
 
 constexpr std::chrono::milliseconds kLocateTimeout{1'000};
-// Of payload, unless one row has more: a server works on a frame while the next one is on its way.
-constexpr std::size_t kFrameBytes = std::size_t{1} << 20;
 
 // The different ids of a call.
 struct UniqueIds {
@@ -361,7 +360,7 @@ class FrameRowClient final : public RowClient {
         number_(options.client),
         epoch_(options.epoch),
         read_timeout_(options.read_timeout),
-        locate_timeout_(std::min(kLocateTimeout, options.peer_timeout)),
+        locate_timeout_(std::min(kLocateTimeout, options.peer_timeout / 2)),
         transport_(options.transport),
         copies_(model.copies),
         addresses_(std::move(addresses)),
@@ -476,7 +475,7 @@ class FrameRowClient final : public RowClient {
                std::vector<FrameRequest>& requests);
   Status WaitForRounds(int table);
   Result<std::string> Locate(int line, bool may_share);
-  static std::vector<std::shared_ptr<grpc::Channel>> LineChannels(
+  static std::vector<std::shared_ptr<RenewableChannel>> LineChannels(
       const ModelSpec& model, const std::vector<std::string>& addresses);
 
   const std::vector<TableSpec> tables_;
@@ -488,8 +487,8 @@ class FrameRowClient final : public RowClient {
   const FrameTransport transport_;
   const bool copies_;
   const std::vector<std::string> addresses_;
-  std::vector<std::uint64_t> sequences_;                        // by server
-  const std::vector<std::shared_ptr<grpc::Channel>> channels_;  // by line
+  std::vector<std::uint64_t> sequences_;                           // by server
+  const std::vector<std::shared_ptr<RenewableChannel>> channels_;  // by line
   RowRoutes routes_;
   RowFeedback feedback_;
   PulledRows pulled_;
@@ -501,9 +500,9 @@ class FrameRowClient final : public RowClient {
   std::deque<FloatBuffer> values_;  // of a pull, each id once; memory that is kept
 };
 
-std::vector<std::shared_ptr<grpc::Channel>> FrameRowClient::LineChannels(
+std::vector<std::shared_ptr<RenewableChannel>> FrameRowClient::LineChannels(
     const ModelSpec& model, const std::vector<std::string>& addresses) {
-  std::vector<std::shared_ptr<grpc::Channel>> channels = DataChannels(addresses);
+  std::vector<std::shared_ptr<RenewableChannel>> channels = DataChannels(addresses);
   for (int line = model.servers; model.copies && line < 2 * model.servers; ++line) {
     channels.push_back(channels[static_cast<std::size_t>(ServerOfLine(line, model.servers))]);
   }
@@ -512,8 +511,13 @@ std::vector<std::shared_ptr<grpc::Channel>> FrameRowClient::LineChannels(
 
 Result<std::string> FrameRowClient::Locate(int line, bool may_share) {
   const auto s = static_cast<std::size_t>(ServerOfLine(line, routes_.servers()));
-  return LocateFrames(*Servers::NewStub(channels_[s]), addresses_[s], transport_, may_share,
-                      locate_timeout_);
+  const std::shared_ptr<grpc::Channel> channel = channels_[s]->get();
+  Result<std::string> address = LocateFrames(*Servers::NewStub(channel), addresses_[s], transport_,
+                                             may_share, locate_timeout_);
+  if (address.status().code() == StatusCode::kDeadlineExceeded) {
+    channels_[s]->Renew(channel);
+  }
+  return address;
 }
 
 Status FrameRowClient::Pull(std::span<const Lookup> lookups, std::int64_t step) {

@@ -7,15 +7,10 @@
 #include <string>
 #include <utility>
 
+#include "parameter_server/frames/frame.h"
 #include "parameter_server/frames/weight.h"
 
 namespace cohort::ps {
-namespace {
-
-constexpr std::uint32_t kMaxParts = 1 << 16;
-
-}  // namespace
-
 void RowRounds::Begin(std::span<const std::unique_ptr<RowTable>> tables, bool elects) {
   Lock lock(mutex_);
   AwaitNoneTaken(lock);
@@ -161,10 +156,9 @@ Status RowRounds::Learn(const Rounds& rounds) {
   std::map<std::uint64_t, Open> open;
   for (const OpenRound& told : rounds.rows()) {
     Open& one = open[told.round()];
-    if (!one.parts.empty() || told.parts_size() < 1 ||
-        told.parts_size() > static_cast<int>(kMaxParts) || told.round() <= rounds.applied() ||
-        told.step() < 1 || told.step() > std::numeric_limits<std::uint32_t>::max() ||
-        (!elects_ && !told.elected()) ||
+    if (!one.parts.empty() || told.parts_size() < 1 || told.parts_size() > kMaxParts ||
+        told.round() <= rounds.applied() || told.step() < 1 ||
+        told.step() > std::numeric_limits<std::uint32_t>::max() || (!elects_ && !told.elected()) ||
         !std::ranges::all_of(told.parts(),
                              [](const PartOfRound& part) { return IsWeight(part.weight()); })) {
       return InvalidArgument("round " + std::to_string(told.round()) + " of rows in " +

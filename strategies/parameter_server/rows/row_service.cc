@@ -1,11 +1,13 @@
 #include "parameter_server/rows/row_service.h"
 
+#include <exception>
 #include <utility>
 #include <vector>
 
 #include <grpcpp/grpcpp.h>
 
 #include <cohort/parameter_server.grpc.pb.h>
+#include "guarded.h"
 #include "parameter_server/frames/wire.h"
 #include "parameter_server/rows/row_frames.h"
 
@@ -77,32 +79,47 @@ class RowService final : public Base {
   template <typename Fn>
   grpc::ServerUnaryReactor* Answer(Context* context, const grpc::ByteBuffer& bytes,
                                    grpc::ByteBuffer* reply, const Fn& fn) {
-    Request request;
-    Error error;
-    EpochGate::Pass pass;
-    if (Result<ReceivedFrame> received = Receive(bytes); !received.ok()) {
-      error.set_kind(Error::BAD_FRAME);
-      error.set_message(received.status().message());
-    } else if (pass = gate_.Enter(received->frame.header.epoch());
-               pass.error().kind() != Error::NONE) {
-      error = pass.error();
-    } else if (request.store = store_(received->frame.header.copy()); request.store == nullptr) {
-      error.set_kind(Error::NOT_READY);
-      error.set_message(name_ + " has not been told to keep a copy");
-    } else {
-      request.received = std::move(received).value();
-      request.header.set_epoch(request.received.frame.header.epoch());
-      error = fn(request);
+    return Guarded(context, name_, [&] {
+      Request request;
+      Error error;
+      EpochGate::Pass pass;
+      if (Result<ReceivedFrame> received = Receive(bytes); !received.ok()) {
+        error.set_kind(Error::BAD_FRAME);
+        error.set_message(received.status().message());
+      } else if (pass = gate_.Enter(received->frame.header.epoch());
+                 pass.error().kind() != Error::NONE) {
+        error = pass.error();
+      } else if (request.store = store_(received->frame.header.copy()); request.store == nullptr) {
+        error.set_kind(Error::NOT_READY);
+        error.set_message(name_ + " has not been told to keep a copy");
+      } else {
+        request.received = std::move(received).value();
+        request.header.set_epoch(request.received.frame.header.epoch());
+        error = Do(fn, request);
+      }
+      if (error.kind() != Error::NONE) {
+        log_.Warning(name_ + " rejected a frame of " + context->peer() + ": " + error.message());
+        *request.header.mutable_error() = std::move(error);
+        request.payload.clear();
+      }
+      *reply = Assemble(request.header, std::move(request.payload));
+      grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+      reactor->Finish(grpc::Status::OK);
+      return reactor;
+    });
+  }
+
+  // An error in the answer, which is not asked for again as a call that has failed would be.
+  template <typename Fn>
+  static Error Do(const Fn& fn, Request& request) {
+    try {
+      return fn(request);
+    } catch (const std::exception& error) {
+      const Status status = StatusOf(error, "a frame of buckets");
+      return MakeError(
+          status.code() == StatusCode::kResourceExhausted ? Error::TABLE_FULL : Error::BAD_FRAME,
+          status.message());
     }
-    if (error.kind() != Error::NONE) {
-      log_.Warning(name_ + " rejected a frame of " + context->peer() + ": " + error.message());
-      *request.header.mutable_error() = std::move(error);
-      request.payload.clear();
-    }
-    *reply = Assemble(request.header, std::move(request.payload));
-    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    reactor->Finish(grpc::Status::OK);
-    return reactor;
   }
 
   const std::function<RowStore*(bool copy)> store_;

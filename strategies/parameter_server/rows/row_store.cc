@@ -184,12 +184,14 @@ Error RowStore::Freeze(std::uint64_t layout, std::uint64_t snapshot, std::uint64
       OrThrow(table->EvictWhenDue(static_cast<std::int64_t>(step)));
     }
   }
+  // What may find no memory comes before the first table is frozen.
+  const std::lock_guard numbers(snapshots_mutex_);
+  auto* const number = tables_.empty() ? nullptr : &snapshots_[snapshot];
   for (const std::unique_ptr<RowTable>& table : tables_) {
     table->Freeze();
   }
-  const std::lock_guard numbers(snapshots_mutex_);
-  if (!tables_.empty()) {
-    snapshots_[snapshot] = tables_.front()->snapshots();
+  if (number != nullptr) {
+    *number = tables_.front()->snapshots();
   }
   if (snapshots_.size() > RowTable::kRemembered) {
     snapshots_.erase(snapshots_.begin());

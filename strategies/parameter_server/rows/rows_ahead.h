@@ -83,6 +83,8 @@ class RowsAhead {
   bool Take(RowClient& client, std::uint64_t number, int table, std::span<const std::uint64_t> ids,
             std::span<float> rows);
   void Forget();
+  // The same, and their memory with them; needs none.
+  void Drop() { held_.clear(); }
 
   std::int64_t taken() const { return taken_; }          // lookups
   std::int64_t refreshed() const { return refreshed_; }  // rows that were pulled again

@@ -4,12 +4,14 @@
 #include <functional>
 #include <limits>
 #include <numeric>
+#include <optional>
 #include <thread>
 #include <utility>
 
 #include <cohort/optim/gradients.h>
 
 #include "grpc_util.h"
+#include "parameter_server/frames/call_retry.h"
 #include "parameter_server/frames/dense_codec.h"
 #include "parameter_server/frames/frame_address.h"
 #include "parameter_server/frames/frame_memory.h"
@@ -63,13 +65,11 @@ FrameClient::FrameClient(ModelSpec spec, std::vector<std::string> addresses, Cli
 }
 
 Status FrameClient::Control(std::size_t server, const ControlCall& rpc) {
-  const Deadline give_up = DeadlineAfter(options_.peer_timeout);
-  std::chrono::milliseconds backoff{20};
+  CallRetry retry(options_.peer_timeout);
   for (;;) {
     COHORT_RETURN_IF_ERROR(link_->aborted());
     grpc::ClientContext context;
-    // A connection on which no answer comes may be forgotten: half of the time is another's.
-    context.set_deadline(GrpcTimeout(std::min(kControlTimeout, options_.peer_timeout / 2)));
+    context.set_deadline(GrpcTimeout(std::min(kControlTimeout, retry.try_timeout())));
     const std::shared_ptr<Servers::Stub> stub = control_[server]->get();
     const grpc::Status status = rpc(*stub, &context);
     const bool lost = status.error_code() == grpc::StatusCode::UNAVAILABLE ||
@@ -81,14 +81,11 @@ Status FrameClient::Control(std::size_t server, const ControlCall& rpc) {
     if (silent) {
       control_[server]->Renew(stub);
     }
-    if (std::chrono::steady_clock::now() >= give_up) {
+    const std::optional<std::chrono::milliseconds> pause = retry.Next(silent);
+    if (!pause.has_value()) {
       return Unavailable(names_[server] + " does not answer: " + status.error_message());
     }
-    if (silent) {
-      continue;  // it has waited long enough
-    }
-    std::this_thread::sleep_for(backoff);
-    backoff = std::min(backoff * 2, std::chrono::milliseconds(500));
+    std::this_thread::sleep_for(*pause);
   }
 }
 

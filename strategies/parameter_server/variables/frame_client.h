@@ -20,6 +20,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include <cohort/parameter_server.grpc.pb.h>
+#include "parameter_server/frames/frame.h"
 #include "parameter_server/frames/frame_link.h"
 #include "parameter_server/frames/frame_stream.h"
 #include "parameter_server/frames/wire.h"
@@ -71,10 +72,6 @@ class FrameClient final : public Client {
   bool keeps_base() const {
     return (spec_.copies || options_.comes_again) && !spec_.consistency.synchronous();
   }
-  // Of payload: a server reads a frame while the next one is on its way, and uses it out of its
-  // cache.
-  static constexpr std::int64_t kFrameBytes = std::int64_t{1} << 20;
-
   using ControlCall = std::function<grpc::Status(Servers::Stub& stub, grpc::ClientContext*)>;
   // Repeats a blocking control call until it is answered or the server counts as gone; another
   // connection is tried before it does.

@@ -7,17 +7,12 @@
 #include <string>
 
 #include "parameter_server/frames/dense_codec.h"
+#include "parameter_server/frames/frame.h"
 #include "parameter_server/frames/frame_stream.h"
 #include "parameter_server/frames/weight.h"
 #include "parameter_server/variables/parameter_store.h"
 
 namespace cohort::ps {
-namespace {
-
-constexpr std::uint32_t kMaxParts = 1 << 16;
-
-}  // namespace
-
 Status CheckServerSide(const Optimizer& optimizer, const Consistency& consistency) {
   const ServerSideOptimizer* const server_side = ServerSideOptimizer::Of(optimizer);
   if (server_side == nullptr || !consistency.synchronous()) {

@@ -6,13 +6,12 @@
 #include <cstdint>
 #include <string>
 
+#include "parameter_server/frames/frame.h"
 #include "parameter_server/frames/weight.h"
 #include "parameter_server/variables/parameter_store.h"
 
 namespace cohort::ps {
 namespace {
-
-constexpr int kMaxParts = 1 << 16;
 
 bool IsSound(const ChunkRound& round, bool clips) {
   return round.parts_size() <= kMaxParts && (!round.waits() || clips) &&

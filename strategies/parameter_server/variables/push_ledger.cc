@@ -135,15 +135,42 @@ void PushLedger::Tell(Pushes* pushes) const {
     told->set_client(number);
     told->set_highest(client.window.highest());
     told->set_seen(client.window.seen());
+    for (const std::uint64_t sequence : client.elsewhere) {
+      if (client.window.Keeps(sequence)) {
+        told->add_elsewhere(sequence);
+      }
+    }
+    for (const auto& [sequence, answer] : client.failed) {
+      if (client.window.Keeps(sequence)) {
+        FailedPush* const failed = told->add_failed();
+        failed->set_number(sequence);
+        *failed->mutable_answer() = answer;
+      }
+    }
   }
 }
 
 Status PushLedger::Learn(const Pushes& pushes) {
   std::map<std::uint64_t, Client> clients;
   for (const ClientPushes& told : pushes) {
-    if (!clients[told.client()].window.Set(told.highest(), told.seen())) {
-      return InvalidArgument("pushes of client " + std::to_string(told.client()) + " in " +
-                             std::to_string(told.seen().size()) + " bytes");
+    const std::string whose = "pushes of client " + std::to_string(told.client());
+    Client& client = clients[told.client()];
+    if (!client.window.Set(told.highest(), told.seen())) {
+      return InvalidArgument(whose + " in " + std::to_string(told.seen().size()) + " bytes");
+    }
+    for (const std::uint64_t sequence : told.elsewhere()) {
+      if (!client.window.Keeps(sequence)) {
+        return InvalidArgument(whose + ": number " + std::to_string(sequence) +
+                               " was for another server, and has not come");
+      }
+      client.elsewhere.insert(sequence);
+    }
+    for (const FailedPush& failed : told.failed()) {
+      if (!client.window.Keeps(failed.number()) || failed.answer().kind() == Error::NONE) {
+        return InvalidArgument(whose + ": number " + std::to_string(failed.number()) +
+                               " has failed, and has not come, or is without an answer");
+      }
+      client.failed.emplace(failed.number(), failed.answer());
     }
   }
   const std::lock_guard lock(mutex_);

@@ -91,8 +91,9 @@ class PushLedger {
     return Retire(client, client, deadline);
   }
   bool retired(std::uint64_t client) const;
-  // What is known of pushes, and that it is what another ledger knew; clients that were retired
-  // stay so. Nothing is being applied. InvalidArgument: `pushes` is nothing that Tell makes.
+  // What is known of pushes, those that failed or are for another server included, and that it is
+  // what another ledger knew; clients that were retired stay so. Nothing is being applied.
+  // InvalidArgument: `pushes` is nothing that Tell makes; this is as before.
   using Pushes = google::protobuf::RepeatedPtrField<ClientPushes>;
   void Tell(Pushes* pushes) const;
   Status Learn(const Pushes& pushes);

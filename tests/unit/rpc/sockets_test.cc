@@ -53,6 +53,26 @@ TEST(ParseHostPort, TakesNamesAndBothFamilies) {
   }
 }
 
+TEST(ListenAddress, StaysOnTheLoopbackWhereTheAddressIs) {
+  EXPECT_EQ(ListenAddress("127.0.0.1:2222"), "127.0.0.1:2222");
+  EXPECT_EQ(ListenAddress("127.0.0.2:0"), "127.0.0.2:0");
+  EXPECT_EQ(ListenAddress("localhost:2222"), "127.0.0.1:2222");
+  EXPECT_EQ(ListenAddress("[::1]:2222"), "[::1]:2222");
+}
+
+TEST(ListenAddress, IsEveryInterfaceElsewhere) {
+  EXPECT_EQ(ListenAddress("10.0.0.3:2222"), "0.0.0.0:2222");
+  EXPECT_EQ(ListenAddress("0.0.0.0:2222"), "0.0.0.0:2222");
+  EXPECT_EQ(ListenAddress("worker-0:0"), "0.0.0.0:0");
+  EXPECT_EQ(ListenAddress("127.example.com:1"), "0.0.0.0:1");  // a name
+  EXPECT_EQ(ListenAddress("localhost.example.com:1"), "0.0.0.0:1");
+  EXPECT_EQ(ListenAddress("[2001:db8::1]:2222"), "[::]:2222");
+}
+
+TEST(ListenAddress, WhatIsNoAddressIsRefusedByWhoListens) {
+  EXPECT_EQ(CheckCanBind(ListenAddress("127.0.0.1")).code(), StatusCode::kInvalidArgument);
+}
+
 TEST(ProbeAddress, TellsWhy) {
   const std::chrono::milliseconds timeout(500);
   const HeldPort listening(true);

@@ -12,6 +12,7 @@
 #include <cstring>
 #include <fstream>
 #include <mutex>
+#include <new>
 #include <numeric>
 #include <set>
 #include <thread>
@@ -64,13 +65,14 @@ class EchoTest : public ::testing::Test {
     peers_.insert(peer == kShared ? "shared" : "tcp");
   }
 
-  std::unique_ptr<FrameLink> NewLink() {
+  // `share`: memory, as long as it may.
+  std::unique_ptr<FrameLink> NewLink(bool share = true) {
     return FrameLink::Make(
         {"ps:0"},
-        [this](int, bool may_share) -> Result<std::string> {
+        [this, share](int, bool may_share) -> Result<std::string> {
           ++located_;
-          return may_share ? listener_->local_address()
-                           : "127.0.0.1:" + std::to_string(listener_->port());
+          return share && may_share ? listener_->local_address()
+                                    : "127.0.0.1:" + std::to_string(listener_->port());
         },
         milliseconds(20'000), milliseconds(20'000));
   }
@@ -133,6 +135,42 @@ TEST_F(EchoTest, FramesOfManySizesComeWholeAndInOrder) {
   }
   EXPECT_THAT(TakePeers(), ElementsAre("shared"));
   EXPECT_EQ(located_, 1);
+}
+
+// In shared memory and over TCP: no answer to what was given up may be another's, or be put where
+// nobody waits for it.
+TEST_F(EchoTest, AfterAnExceptionInAHandlerALinkIsAsNew) {
+  constexpr std::size_t kFloats = 50'000;
+  for (const bool share : {true, false}) {
+    const auto link = NewLink(share);
+    for (const bool in_place : {true, false}) {
+      std::vector<FrameRequest> requests;
+      const std::vector<float> sent(kFloats, -1);
+      for (std::size_t i = 0; i < 8; ++i) {
+        FrameRequest& request = requests.emplace_back(FrameRequest{0, FrameMethod::kPush, {}, {}});
+        request.header.set_sequence(i);
+        request.payload = {sent};
+      }
+      std::vector<float> got(kFloats);
+      const auto run = [&] {
+        return link->Run(requests, {.place = [&](int, const FrameHeader& header) -> Result<Places> {
+                                      if (in_place && header.staleness() == 2) {
+                                        throw std::bad_alloc();
+                                      }
+                                      return Places{got};
+                                    },
+                                    .done =
+                                        [&](int, const FrameHeader& header) {
+                                          if (!in_place && header.staleness() == 2) {
+                                            throw std::bad_alloc();
+                                          }
+                                          return Status();
+                                        }});
+      };
+      EXPECT_THROW(static_cast<void>(run()), std::bad_alloc);
+      Exchange(*link, {1, 20'000, 3, 0, 17});
+    }
+  }
 }
 
 TEST_F(EchoTest, FramesThatFillTheRingFitAndLargerOnesGoOverTcp) {

@@ -1212,16 +1212,5 @@ TEST(JobTest, AJournalOfAnotherJobSkipsNobodyInTheRollCall) {
   }
 }
 
-TEST(ListenAddress, OfALoopbackIsThatAndOfOthersAllInterfaces) {
-  EXPECT_EQ(ListenAddress("127.0.0.1:2222"), "127.0.0.1:2222");
-  EXPECT_EQ(ListenAddress("127.0.1.1:0"), "127.0.1.1:0");
-  EXPECT_EQ(ListenAddress("localhost:2222"), "localhost:2222");
-  EXPECT_EQ(ListenAddress("[::1]:2222"), "[::1]:2222");
-  EXPECT_EQ(ListenAddress("10.0.0.3:2222"), "0.0.0.0:2222");
-  EXPECT_EQ(ListenAddress("localhost.example.org:2222"), "0.0.0.0:2222");
-  EXPECT_EQ(ListenAddress("[fd00::3]:2222"), "[::]:2222");
-  EXPECT_EQ(ListenAddress("ps-0"), "0.0.0.0:0");
-}
-
 }  // namespace
 }  // namespace cohort::ps

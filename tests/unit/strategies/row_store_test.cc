@@ -1213,6 +1213,67 @@ TEST(PushLedgerTest, WhatWasForAnotherServerNeverCountsHere) {
   EXPECT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kElsewhere);
 }
 
+// As of a server that gets the part of one that was lost from its copy.
+TEST(PushLedgerTest, ALearnerKnowsWhatFailedAndWhatWasForAnotherServer) {
+  PushLedger ledger;
+  ASSERT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kNew);
+  ledger.Finish(1, 1, true);
+  Error answer;
+  answer.set_kind(Error::TABLE_FULL);
+  answer.set_message("no memory for gradients");
+  ASSERT_EQ(ledger.Claim(1, 2), PushLedger::Claimed::kNew);
+  PushLedger::Applying(ledger, 1, 2).FinishFailed(answer);
+  ASSERT_EQ(ledger.Claim(1, 3), PushLedger::Claimed::kNew);
+  PushLedger::Applying(ledger, 1, 3).FinishElsewhere();
+  PushLedger::Pushes pushes;
+  ledger.Tell(&pushes);
+  PushLedger learner;
+  OrThrow(learner.Learn(pushes));
+  EXPECT_EQ(learner.Claim(1, 1), PushLedger::Claimed::kRepeated);
+  EXPECT_EQ(learner.Claim(1, 2), PushLedger::Claimed::kFailed);
+  EXPECT_EQ(learner.AnswerTo(1, 2).kind(), Error::TABLE_FULL);
+  EXPECT_EQ(learner.AnswerTo(1, 2).message(), "no memory for gradients");
+  EXPECT_EQ(learner.Claim(1, 3), PushLedger::Claimed::kElsewhere);
+  EXPECT_EQ(learner.Claim(1, 4), PushLedger::Claimed::kNew);
+  learner.Finish(1, 4, true);
+}
+
+TEST(PushLedgerTest, WhatFellOutOfTheWindowIsNotTold) {
+  PushLedger ledger;
+  ASSERT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kNew);
+  Error answer;
+  answer.set_kind(Error::TABLE_FULL);
+  PushLedger::Applying(ledger, 1, 1).FinishFailed(answer);
+  ASSERT_EQ(ledger.Claim(1, 1 + SequenceWindow::kSize), PushLedger::Claimed::kNew);
+  ledger.Finish(1, 1 + SequenceWindow::kSize, true);
+  PushLedger::Pushes pushes;
+  ledger.Tell(&pushes);
+  ASSERT_EQ(pushes.size(), 1);
+  EXPECT_TRUE(pushes[0].failed().empty());
+  EXPECT_EQ(PushLedger().Learn(pushes), OkStatus());
+}
+
+TEST(PushLedgerTest, WhatNoLedgerTellsIsNotLearnt) {
+  PushLedger ledger;
+  ASSERT_EQ(ledger.Claim(1, 1), PushLedger::Claimed::kNew);
+  ledger.Finish(1, 1, true);
+  const auto learn = [&](const auto& change) {
+    PushLedger::Pushes pushes;
+    ledger.Tell(&pushes);
+    change(pushes[0]);
+    PushLedger learner;
+    const Status status = learner.Learn(pushes);
+    EXPECT_EQ(learner.Claim(1, 1), PushLedger::Claimed::kNew) << "nothing was learnt";
+    learner.Finish(1, 1, true);
+    return status.code();
+  };
+  EXPECT_EQ(learn([](ClientPushes& told) { told.set_seen("?"); }), StatusCode::kInvalidArgument);
+  EXPECT_EQ(learn([](ClientPushes& told) { told.add_elsewhere(2); }), StatusCode::kInvalidArgument);
+  EXPECT_EQ(learn([](ClientPushes& told) { told.add_failed()->set_number(1); }),
+            StatusCode::kInvalidArgument)
+      << "without an answer";
+}
+
 // A worker that was given up: its last push is waited for, and no other has an effect.
 TEST(PushLedgerTest, NothingOfARetiredClientIsNew) {
   PushLedger ledger;

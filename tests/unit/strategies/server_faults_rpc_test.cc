@@ -8,11 +8,17 @@
 #include <atomic>
 #include <chrono>
 #include <future>
+#include <map>
+#include <new>
 #include <span>
+#include <stdexcept>
 #include <thread>
 #include <vector>
 
+#include "grpc_util.h"
+#include "guarded.h"
 #include "parameter_server/chief/retirements.h"
+#include "parameter_server/remote_rows.h"
 #include "parameter_server/rows/row_frames.h"
 #include "row_cluster.h"
 #include "testing/process_cluster.h"
@@ -104,6 +110,161 @@ TEST(ServerFaults, AConnectionOfControlCallsThatFallsSilentIsReplaced) {
     std::this_thread::sleep_for(milliseconds(100));
     EXPECT_EQ(chief->Retire(silences), OkStatus());
   }
+}
+
+// The same of dumps of buckets, of moves, and of the way to the connection for frames.
+TEST(ServerFaults, AConnectionOfBucketsThatFallsSilentIsReplaced) {
+  const Cluster cluster(2, /*loss=*/0, SumsTable(), /*proxies=*/true);
+  const int table = 0;
+  const std::uint64_t id = IdOfTheFirst();
+  OrThrow(Push(*cluster.NewClient(1), {&table, 1}, id, 1));
+  const auto chief = cluster.NewChief(milliseconds(4000));
+  EXPECT_EQ(RowsOf(*chief).size(), 1U);
+  for (int silences = 1; silences <= 2; ++silences) {
+    for (std::size_t server = 0; server < 2; ++server) {
+      cluster.proxy(server).Silence();
+    }
+    std::this_thread::sleep_for(milliseconds(100));
+    EXPECT_EQ(RowsOf(*chief).at(id).updates, 1U);
+  }
+  for (std::size_t server = 0; server < 2; ++server) {
+    cluster.proxy(server).Silence();
+  }
+  std::this_thread::sleep_for(milliseconds(100));
+  EXPECT_EQ(chief->Move(0, BucketOf(id, kBuckets), 1), OkStatus());
+  EXPECT_EQ(RowsOf(*chief).at(id).updates, 1U);
+}
+
+// Calls are under way when what takes their answers throws: none writes to what is gone.
+TEST(ServerFaults, AfterAnExceptionInWhatTakesADumpTheNextDumpIsWhole) {
+  const Cluster cluster(1);
+  const int table = 0;
+  const auto worker = cluster.NewClient(1);
+  for (std::uint64_t id = 1; id <= 100; ++id) {
+    OrThrow(Push(*worker, {&table, 1}, id, 1));
+  }
+  const auto chief = cluster.NewChief();
+  const std::map<std::uint64_t, Row> before = RowsOf(*chief);
+  EXPECT_EQ(before.size(), 100U);
+  for (std::uint32_t at = 0; at < kBuckets; at += 5) {
+    EXPECT_THROW(static_cast<void>(chief->Dump(table,
+                                               [&](std::uint32_t bucket, std::string_view) {
+                                                 if (bucket == at) {
+                                                   throw std::bad_alloc();
+                                                 }
+                                                 return OkStatus();
+                                               })),
+                 std::bad_alloc);
+    EXPECT_EQ(RowsOf(*chief).size(), before.size());
+  }
+}
+
+// Of which nothing but that is answered.
+class ThrowingServers final : public Servers::WithCallbackMethod_Drain<Servers::Service> {
+ public:
+  grpc::ServerUnaryReactor* Drain(grpc::CallbackServerContext* context, const DrainRequest* request,
+                                  DrainReply* /*reply*/) override {
+    return Guarded(context, "ps:0 in Drain", [&]() -> grpc::ServerUnaryReactor* {
+      if (request->epoch() == 1) {
+        throw std::bad_alloc();
+      }
+      throw std::runtime_error("a bug");
+    });
+  }
+};
+
+TEST(ServerFaults, AnExceptionInACallComesBackWithItsText) {
+  ThrowingServers service;
+  grpc::ServerBuilder builder;
+  builder.RegisterService(&service);
+  int port = 0;
+  const auto server = OrThrow(StartServer(builder, "127.0.0.1:0", &port));
+  const auto stub = Servers::NewStub(NewChannel("127.0.0.1:" + std::to_string(port)));
+  const auto drain = [&](std::uint64_t epoch) {
+    grpc::ClientContext context;
+    context.set_deadline(GrpcTimeout(std::chrono::seconds(20)));
+    DrainRequest request;
+    request.set_epoch(epoch);
+    DrainReply reply;
+    return FromGrpc(stub->Drain(&context, request, &reply));
+  };
+  const Status memory = drain(1);
+  EXPECT_EQ(memory.code(), StatusCode::kResourceExhausted);
+  EXPECT_THAT(memory.message(), HasSubstr("ps:0 in Drain: no memory is left"));
+  EXPECT_EQ(drain(2), Internal("ps:0 in Drain: a bug"));
+}
+
+TEST(ServerFaults, AnExceptionOnAThreadOfGrpcComesBackWithItsText) {
+  const grpc::Status memory =
+      GuardedAnswer("the chief in Attach", []() -> grpc::Status { throw std::bad_alloc(); });
+  EXPECT_EQ(memory.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(memory.error_message(), HasSubstr("the chief in Attach: no memory is left"));
+  const grpc::Status bug = GuardedAnswer(
+      "the chief in Attach", []() -> grpc::Status { throw std::runtime_error("a bug"); });
+  EXPECT_EQ(FromGrpc(bug), Internal("the chief in Attach: a bug"));
+}
+
+data::Batch BatchOfIds(const std::vector<std::uint64_t>& ids) {
+  data::Batch batch;
+  batch.size = static_cast<std::int64_t>(ids.size());
+  Tensor tensor(DType::kInt64, {batch.size});
+  std::ranges::copy(ids, tensor.data<std::int64_t>().begin());
+  batch.features["user"] = std::move(tensor);
+  return batch;
+}
+
+TEST(ServerFaults, WhatLookingAheadThrowsIsTheErrorOfTheLookupsBehindIt) {
+  const Cluster cluster(1);
+  const auto client = cluster.NewClient(1);
+  std::vector<TableSpec> tables = {SumsTable()};
+  ++tables[0].dim;  // than the client's: it refuses the rows' memory, by an exception
+  const std::int64_t step = 0;
+  RemoteRows rows([&]() -> RowClient& { return *client; }, tables, [] { return std::uint64_t{0}; },
+                  step);
+  const std::vector<std::uint64_t> ids = {3, 4};
+  std::vector<float> values(ids.size() * kDim);
+  rows.StartBatch(BatchOfIds(ids), 1);
+  OrThrow(rows.Lookup(0, ids, /*training=*/true, values));
+  for (std::uint64_t number = 2; number <= 3; ++number) {
+    std::vector<NumberedBatch> next;
+    next.push_back({.number = number, .batch = BatchOfIds(ids)});
+    rows.LookAhead(std::move(next), {}, 0, step);
+    rows.StartBatch(BatchOfIds(ids), number);
+    const Status status = rows.Lookup(0, ids, /*training=*/true, values);
+    EXPECT_EQ(status.code(), StatusCode::kInternal);
+    EXPECT_THAT(status.message(), HasSubstr("looked up ahead: "));
+    EXPECT_THAT(status.message(), HasSubstr("room for a row of each id"));
+  }
+  rows.Wait();
+}
+
+TEST(ServerFaults, WithoutMemoryToLookAheadRowsAreLookedUp) {
+  const Cluster cluster(1);
+  const auto client = cluster.NewClient(1);
+  std::atomic<bool> full = false;  // asked next in the thread that looks ahead
+  const std::int64_t step = 0;
+  RemoteRows rows(
+      [&]() -> RowClient& {
+        if (full.exchange(false)) {
+          throw std::bad_alloc();
+        }
+        return *client;
+      },
+      {SumsTable()}, [] { return std::uint64_t{0}; }, step);
+  const std::vector<std::uint64_t> ids = {3, 4};
+  std::vector<float> values(ids.size() * kDim);
+  rows.StartBatch(BatchOfIds(ids), 1);
+  OrThrow(rows.Lookup(0, ids, /*training=*/true, values));
+  for (std::uint64_t number = 2; number <= 3; ++number) {
+    full = number == 2;
+    std::vector<NumberedBatch> next;
+    next.push_back({.number = number, .batch = BatchOfIds(ids)});
+    rows.LookAhead(std::move(next), {}, 0, step);
+    rows.StartBatch(BatchOfIds(ids), number);
+    EXPECT_EQ(rows.Lookup(0, ids, /*training=*/true, values), OkStatus());
+    EXPECT_EQ(rows.foreseen(), number == 2 ? 0 : 1);
+  }
+  rows.Wait();
 }
 
 // The first of many frames is for a bucket that has moved, as the last is, and the answers that say

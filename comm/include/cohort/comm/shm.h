@@ -1,4 +1,7 @@
 // Ranks as processes of one host, through shared memory.
+//
+// Thread rules: MakeShmCommunicator from any thread, several at once where their prefixes or
+// generations differ; what it makes has the rules of Communicator. ShmOptions: plain values.
 
 #pragma once
 
@@ -12,6 +15,7 @@
 namespace cohort {
 
 struct ShmOptions {
+  // For all ranks to meet; then MakeShmCommunicator is DeadlineExceeded.
   std::chrono::milliseconds connect_timeout{300'000};
 };
 

@@ -1,4 +1,7 @@
 // Ranks as processes that reach each other over TCP.
+//
+// Thread rules: MakeTcpCommunicator from any thread, several at once where their prefixes or
+// generations differ; what it makes has the rules of Communicator. TcpOptions: plain values.
 
 #pragma once
 
@@ -16,6 +19,7 @@ struct TcpOptions {
   std::string bind_address = ":0";
   // The host of the rendezvous, for an empty host above. Empty: this machine.
   std::string rendezvous_host;
+  // For all ranks to meet; then MakeTcpCommunicator is DeadlineExceeded.
   std::chrono::milliseconds connect_timeout{300'000};
   // Connections for data between two ranks, equal on all. More than one where the network gives
   // each connection no more than a share of the link, as many clouds do: `stripe_bytes` go over

@@ -10,10 +10,11 @@
 // (synchronous). StrategyOptions::consistency chooses.
 //
 // Failure: a worker that dies is missed by nobody, its data is handed out again, and it may come
-// back. When a server dies, the job waits for another process in its place, and goes on from its
-// last save, or as StrategyOptions::server_loss says. When the chief dies, it waits for another one
-// where there is a journal (journal_folder). Without one, or when nobody comes (rejoin_grace),
-// every other process gets Unavailable with its name.
+// back. When a server dies, the job waits for another process in its place (rejoin_grace).
+// StrategyOptions::server_loss says what goes back to the last save then: all of it, that server's
+// part alone (kPartial), or nothing, since another server has a copy (kReplica). So it waits for
+// another chief task, where StrategyOptions::journal_folder is set. When the chief dies otherwise,
+// or nobody comes in time, every other process gets Unavailable with its name.
 
 #pragma once
 

@@ -85,7 +85,8 @@ struct StrategyOptions {
   // models whose sparse tables are on servers.
   std::optional<GradScalerOptions> grad_scaler;
   // Gradients travel in buckets of about this size; the first is small, so that communication
-  // starts early. 0: 25 MiB at first, then what the measured latency and bandwidth ask for.
+  // starts early. 0: 25 MiB at first, then what the measured latency and bandwidth ask for. Both
+  // are of no account under a parameter server, where they travel by chunk (`partitioner`).
   std::int64_t first_bucket_bytes = std::int64_t{1} << 20;
   std::int64_t bucket_bytes = 0;
   // What becomes of a bucket instead of an all-reduce: see bucket_hook.h. Equal on all processes.
@@ -97,7 +98,8 @@ struct StrategyOptions {
   int virtual_shards = 0;
   // A step's update begins when all of its gradients are there, so that a failure leaves each
   // process with the whole step or nothing of it. Otherwise buckets are applied as they arrive,
-  // while others are on their way. Recover trains so.
+  // while others are on their way. Recover trains so. Of no account under a parameter server: its
+  // `consistency` says when what is applied.
   bool whole_updates = false;
   std::chrono::milliseconds collective_timeout{120'000};
   std::chrono::milliseconds join_timeout{300'000};
@@ -121,7 +123,8 @@ struct StrategyOptions {
   static constexpr int kMaxLookahead = 16;
   // Where the chief task of a parameter-server job keeps its journal, the checkpoint folder: when
   // it is lost, the others wait as long for another process in its place, and the job goes on from
-  // the last save. Set on every process. Empty, or where worker:0 is the chief: the job ends.
+  // the last save. Set on every process. Empty, or where worker:0 is the chief: the job ends. Of no
+  // account for other kinds, which have no chief task: a program may set it whatever its kind.
   std::string journal_folder;
   ServerWire server_wire;
   // How parameters are cut among parameter servers, and which workers such a job waits for before

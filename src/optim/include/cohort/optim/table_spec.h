@@ -54,8 +54,10 @@ struct TableSpec {
   std::uint32_t admit_after = 1;
   double admit_probability = 1;
 
-  std::uint32_t time_to_live = 0;  // rows unused for more steps go at EvictExpired; 0: none do
-  std::uint64_t capacity = 0;      // rows, on all servers; each bucket has its share. 0: no bound
+  // Rows unused for more steps go, a few buckets at each step, so at most twice that time after
+  // their last use. 0: none do.
+  std::uint32_t time_to_live = 0;
+  std::uint64_t capacity = 0;  // rows, on all servers; each bucket has its share. 0: no bound
   Eviction eviction = Eviction::kLeastRecent;
   // How rows and their gradients travel between processes; what a server holds is float32. Half the
   // bytes, or about a quarter, for the errors that row_codec.h tells.

@@ -60,9 +60,10 @@ struct TrainerOptions {
   int save_every_epochs = 1;              // 0: at the end of training only
   std::int64_t save_every_steps = 0;      // besides; 0: only at the ends of epochs
   int max_to_keep = 5;                    // older checkpoints are deleted; 0: none are
-  // Under a parameter server, of the saves while training: one in so many has all rows of the
-  // sparse tables, the others only those that changed since the save before. What a checkpoint
-  // builds on is kept with it. Sooner, where the changes are more bytes than the rows. 1: all are.
+  // Where sparse tables are on servers (parameter_server, hybrid), of the saves while training: one
+  // in so many has all rows of the sparse tables, the others only those that changed since the save
+  // before. What a checkpoint builds on is kept with it. Sooner, where the changes are more bytes
+  // than the rows. 1: all are.
   int full_save_every = 8;
   bool resume = true;  // Fit starts from the newest valid checkpoint, if there is one
   // Where that was trained on other data, or in another order, than Fit is given: false,
@@ -133,7 +134,8 @@ class Trainer {
   // parameter server the chief evaluates alone, and the others get a result of no examples.
   Result<EpochResult> Evaluate(const data::Dataset& dataset, const StepFn& step);
 
-  // The rows of all examples of an unshuffled `dataset`, in its order, on every process.
+  // The rows of all examples of an unshuffled `dataset`, in its order, on every process;
+  // under a parameter server on the chief, which predicts alone: the others get none.
   Result<Tensor> Predict(const data::Dataset& dataset, const PredictFn& predict);
 
   // Parameters, optimizer state, step and place in the data. Every process calls; the chief writes,

@@ -1,0 +1,181 @@
+// Saves that do not begin: a server refuses to keep what it has, and the job goes on.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <future>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <cohort/optim/optimizers.h>
+
+#include <cohort/parameter_server.pb.h>
+#include "parameter_server/chief_saves.h"
+#include "parameter_server/frames/exchange.h"
+#include "parameter_server/frames/frame.h"
+#include "parameter_server/frames/wire.h"
+#include "parameter_server/job.h"
+#include "testing/process_cluster.h"
+
+namespace cohort::ps {
+namespace {
+
+using std::chrono::milliseconds;
+using ::testing::HasSubstr;
+
+constexpr char kKind[] = "parameter_server";
+constexpr std::uint32_t kBuckets = 16;  // 8 at each of two servers
+
+ModelSpec Model() {
+  ModelSpec spec;
+  spec.parameters = {{"bias", {3}, true, 0}};
+  spec.optimizer = Sgd({.learning_rate = 1})->config();
+  spec.servers = 2;
+  TableSpec items;
+  items.name = "items";
+  items.dim = 2;
+  items.buckets = kBuckets;
+  items.optimizer = spec.optimizer;
+  spec.tables = {items};
+  return spec;
+}
+
+// A job of a chief, of which the test has the place, two servers and a worker that leaves at once.
+class ChiefSavesTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    const TaskId chief = {TaskType::kChief, 0};
+    const ClusterSpec cluster(
+        {{chief, "127.0.0.1:" + std::to_string(cohort::testing::UnusedPorts(1)[0])},
+         {{TaskType::kWorker, 0}, "127.0.0.1:0"},
+         {{TaskType::kPs, 0}, "127.0.0.1:0"},
+         {{TaskType::kPs, 1}, "127.0.0.1:0"}});
+    for (const TaskId& task : cluster.Tasks()) {
+      if (task != chief) {
+        others_.push_back(std::async(std::launch::async, [this, cluster, task]() -> Status {
+          COHORT_ASSIGN_OR_RETURN(const auto job, Join(cluster, task));
+          if (job->is_server()) {
+            COHORT_RETURN_IF_ERROR(job->server()->Declare(Model(), task.ToString()));
+            ports_[static_cast<std::size_t>(task.index)].set_value(job->server()->port());
+            COHORT_RETURN_IF_ERROR(job->ServeVariables());
+          }
+          return job->Leave();
+        }));
+      }
+    }
+    chief_ = OrThrow(Join(cluster, chief));
+    Client& client = chief_->Connect(Model());
+    OrThrow(client.Declare());
+    OrThrow(client.Begin({}).status());
+    OrThrow(client.Assign(std::vector<float>(3), {}, 0));
+    OrThrow(chief_->coordinator()->Open(0, 0));
+    std::vector<std::string> addresses;
+    for (std::promise<int>& port : ports_) {
+      addresses.push_back("127.0.0.1:" + std::to_string(port.get_future().get()));
+    }
+    moves_.emplace(DataChannels(addresses), ServerNames(addresses), milliseconds(10'000), "Rows",
+                   chief_->epoch());
+  }
+  void TearDown() override {
+    if (chief_ != nullptr) {
+      EXPECT_EQ(chief_->Leave(), OkStatus());
+      chief_.reset();
+    }
+    for (std::future<Status>& other : others_) {
+      EXPECT_EQ(other.get(), OkStatus());
+    }
+  }
+
+  static Result<std::unique_ptr<Job>> Join(const ClusterSpec& cluster, const TaskId& task) {
+    ClusterConfig config;
+    config.cluster = cluster;
+    config.task = task;
+    return Job::Join(config, {.join_timeout = milliseconds(30'000)}, kKind);
+  }
+  ChiefSaves Saves(std::function<Status()> finish_last_round) {
+    const Log log([this](LogLevel level, std::string_view message) {
+      if (level == LogLevel::kWarning) {
+        warnings_ += std::string(message) + "\n";
+      }
+    });
+    return {*chief_, log, {.finish_last_round = std::move(finish_last_round), .refresh = [] {
+                             return Status();
+                           }}};
+  }
+  // One step of a bucket's way to the other server.
+  Status Move(int server, std::uint32_t bucket, BucketMove::Step step) {
+    FrameHeader header;
+    header.set_client(3000);
+    header.set_layout(Model().Fingerprint());
+    header.set_epoch(chief_->epoch());
+    header.set_sequence(++sequence_);
+    header.mutable_rows()->set_table(0);
+    header.add_buckets()->set_bucket(bucket);
+    header.mutable_move()->set_step(step);
+    header.mutable_move()->set_to(static_cast<std::uint32_t>(1 - server));
+    std::vector<FrameCall> calls;
+    calls.push_back({server, Assemble(header, {})});
+    return moves_->Run("Move", std::move(calls), [](int, ReceivedFrame&) { return OkStatus(); });
+  }
+
+  std::string warnings_;
+  std::unique_ptr<Job> chief_;
+  std::optional<Exchange> moves_;
+
+ private:
+  std::uint64_t sequence_ = 0;
+  std::promise<int> ports_[2];
+  std::vector<std::future<Status>> others_;
+};
+
+TEST_F(ChiefSavesTest, WhatOneServerRefusesToKeepPutsTheSaveOff) {
+  constexpr std::uint32_t kOfTheFirst = 0;
+  constexpr std::uint32_t kOfTheSecond = kBuckets - 1;
+  ChiefSaves saves = Saves([] { return Status(); });
+  OrThrow(Move(1, kOfTheSecond, BucketMove::GIVE));
+  for (std::uint64_t refused = 1; refused <= 2; ++refused) {
+    warnings_.clear();
+    const auto frozen = saves.TryFreeze({}, "no save now: ");
+    ASSERT_TRUE(frozen.ok()) << frozen.status().ToString();
+    EXPECT_FALSE(frozen->has_value());
+    EXPECT_EQ(saves.failed(), refused);
+    EXPECT_THAT(warnings_, HasSubstr("no save now: "));
+    EXPECT_THAT(warnings_, HasSubstr("ps:1"));
+    EXPECT_THAT(warnings_, HasSubstr("a bucket is on its way"));
+    // What the first has begun to keep it keeps no more.
+    EXPECT_EQ(Move(0, kOfTheFirst, BucketMove::GIVE), OkStatus());
+    EXPECT_EQ(Move(0, kOfTheFirst, BucketMove::KEEP), OkStatus());
+  }
+  OrThrow(Move(1, kOfTheSecond, BucketMove::KEEP));
+  const auto frozen = saves.TryFreeze({}, "no save now: ");
+  ASSERT_TRUE(frozen.ok()) << frozen.status().ToString();
+  EXPECT_TRUE(frozen->has_value());
+  EXPECT_EQ(Move(0, kOfTheFirst, BucketMove::GIVE).code(), StatusCode::kFailedPrecondition)
+      << "there is a snapshot";
+  EXPECT_EQ(saves.failed(), 2U);
+  OrThrow(chief_->client()->Thaw().status());
+}
+
+TEST_F(ChiefSavesTest, OnlyTheLossOfAProcessIsAnError) {
+  Status of_the_round = ResourceExhausted("no memory for it");
+  ChiefSaves saves = Saves([&] { return of_the_round; });
+  auto frozen = saves.TryFreeze({}, "no save now: ");
+  ASSERT_TRUE(frozen.ok()) << frozen.status().ToString();
+  EXPECT_FALSE(frozen->has_value());
+  EXPECT_THAT(warnings_, HasSubstr("no save now: "));
+  EXPECT_THAT(warnings_, HasSubstr("no memory for it"));
+  for (const Status& lost : {Unavailable("ps:1 does not answer"), Aborted("another chief")}) {
+    of_the_round = lost;
+    EXPECT_EQ(saves.TryFreeze({}, "no save now: ").status(), lost);
+  }
+  EXPECT_EQ(saves.failed(), 1U) << "of those the job goes back, or ends";
+}
+
+}  // namespace
+}  // namespace cohort::ps
