@@ -8,7 +8,6 @@
 #include <malloc.h>
 
 #include <CLI/CLI.hpp>
-#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <nlohmann/json.hpp>
@@ -24,6 +23,7 @@
 #include <cohort/strategies/synchronous.h>
 
 #include "command.h"
+#include "core/commands/processes.h"
 #include "nn/commands/torch_peer.h"
 
 namespace cohort {
@@ -45,12 +45,6 @@ struct Options {
   bool json = false;
   bool peer = true;
 };
-
-double Median(std::vector<double> values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
 
 std::unique_ptr<Optimizer> MakeOptimizer(const Options& options) {
   return options.optimizer == "sgd" ? Sgd({.learning_rate = 0.01})

@@ -31,6 +31,7 @@
 
 #include "bench_children.h"
 #include "command.h"
+#include "core/commands/processes.h"
 #include "parameter_server/rows/row_client.h"
 #include "parameter_server/rows/row_table.h"
 #include "parameter_server/variables/client.h"
@@ -178,11 +179,6 @@ struct Contender {
   std::vector<double> table_seconds{};
   std::vector<double> flat_seconds{};
 };
-
-double Median(std::vector<double> values) {
-  std::ranges::sort(values);
-  return values[values.size() / 2];
-}
 
 // What a report calls the contender beside the measured one, and the ratio to it.
 struct Beside {

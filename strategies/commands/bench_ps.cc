@@ -34,6 +34,7 @@
 #include <cohort/parameter_server.grpc.pb.h>
 #include "bench_ps_modes.h"
 #include "command.h"
+#include "core/commands/processes.h"
 #include "grpc_util.h"
 #include "parameter_server/frames/frame_address.h"
 #include "parameter_server/frames/frame_link.h"
@@ -350,12 +351,6 @@ struct Subject {
   }
 };
 
-double Median(std::vector<double> values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
-
 // One measurement of one contender: seconds for each operation.
 struct Case {
   std::string name;
@@ -531,7 +526,8 @@ int BenchPsCommand(int argc, char** argv) {
       "Measures a parameter server and a worker, over loopback TCP and through shared memory "
       "(..._shm): pushes that are applied, and pulls, beside one TCP stream and the same service "
       "with protobuf's `bytes`. GB/s are of the "
-      "values, also where they travel as float16 or bfloat16. `bench ps resume`: a server that "
+      "values, also where they travel as float16, bfloat16 or uint8. `bench ps resume`: a server "
+      "that "
       "is killed; `bench ps snapshot`: one that is saved while it is trained on; `bench ps "
       "workers`: several workers, in rounds and not; `bench ps hot`: buckets that move.",
       argv[0]);

@@ -31,6 +31,7 @@
 #include <cohort/optim/row_optimizer.h>
 
 #include "bench_ps_modes.h"
+#include "core/commands/processes.h"
 #include "parameter_server/rows/row_client.h"
 #include "parameter_server/rows/row_file.h"
 #include "parameter_server/server.h"
@@ -288,11 +289,6 @@ Result<double> WritePlainly(const std::string& path, std::uint64_t bytes) {
   const double seconds = SecondsSince(begun);
   COHORT_RETURN_IF_ERROR(FileSystem::Local().RemoveAll(path));
   return seconds;
-}
-
-double Median(std::vector<double> values) {
-  std::ranges::sort(values);
-  return values[values.size() / 2];
 }
 
 Status Measure(const Options& options, const Subject& subject, pid_t server, Worker& worker,

@@ -40,6 +40,7 @@
 
 #include "bench_children.h"
 #include "bench_ps_modes.h"
+#include "core/commands/processes.h"
 #include "parameter_server/variables/client.h"
 #include "port_reservation.h"
 
@@ -355,11 +356,6 @@ Result<Memory> MeasureMemory(const Options& options) {
 
 // -------------------------------------------------------------------------------------------------
 
-double Median(std::vector<double> values) {
-  std::ranges::sort(values);
-  return values[values.size() / 2];
-}
-
 // gRPC has no part in this process before the last fork.
 Status Run(const Options& options) {
   nlohmann::ordered_json report = {{"model", options.model},
@@ -408,8 +404,8 @@ Status Run(const Options& options) {
   }
   if (!options.json) {
     std::printf(
-        "a save each %lld steps, asynchronous, with a chief; ms, of which workers wait a "
-        "part\n%8s %8s %12s %12s %12s\n",
+        "a save each %lld steps, asynchronous, with a chief, one run each; ms, of which workers "
+        "wait a part\n%8s %8s %12s %12s %12s\n",
         static_cast<long long>(options.save_steps), "workers", "saves", "mean", "longest",
         "a step");
   }
