@@ -13,15 +13,18 @@ std::optional<int> ParseCommandLine(CLI::App& app, int argc, char** argv) {
   return std::nullopt;
 }
 
+int Finish(const char* command, const Status& status) {
+  if (!status.ok()) {
+    std::fprintf(stderr, "%s: %s\n", command, status.ToString().c_str());
+  }
+  return ExitCode(status);
+}
+
 int ParseAndRun(CLI::App& app, int argc, char** argv, const std::function<Status()>& run) {
   if (const std::optional<int> code = ParseCommandLine(app, argc, argv)) {
     return *code;
   }
-  const Status status = run();
-  if (!status.ok()) {
-    std::fprintf(stderr, "%s: %s\n", argv[0], status.ToString().c_str());
-  }
-  return ExitCode(status);
+  return Finish(argv[0], run());
 }
 
 }  // namespace cohort
