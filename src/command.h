@@ -26,7 +26,7 @@ int BenchScalingCommand(int argc, char** argv);     // strategies/commands/bench
 int BenchOverlapCommand(int argc, char** argv);     // strategies/commands/bench_overlap.cc
 int BenchFeedCommand(int argc, char** argv);        // strategies/commands/bench_feed.cc
 int BenchDlrmCommand(int argc, char** argv);        // strategies/commands/bench_dlrm.cc
-int BenchEmbeddingCommand(int argc, char** argv);   // strategies/commands/bench_embedding.cc
+int BenchEmbeddingCommand(int argc, char** argv);   // strategies/commands/bench_embedding/
 int BenchPsCommand(int argc, char** argv);          // strategies/commands/bench_ps.cc
 int BenchExplainCommand(int argc, char** argv);     // comm/commands/bench_explain.cc
 int BenchReductionCommand(int argc, char** argv);   // comm/commands/bench_reduction.cc

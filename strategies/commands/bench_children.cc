@@ -1,10 +1,11 @@
 #include "bench_children.h"
 
-#include <fcntl.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
@@ -16,17 +17,45 @@
 
 namespace cohort {
 
+Status SystemError(const std::string& what) { return Internal(what + ": " + std::strerror(errno)); }
+
+Status SendAll(int socket, const void* from, std::size_t bytes) {
+  const auto* at = static_cast<const char*>(from);
+  while (bytes > 0) {
+    const ssize_t sent = ::send(socket, at, std::min<std::size_t>(bytes, 256 << 10), MSG_NOSIGNAL);
+    if (sent <= 0) {
+      return SystemError("send");
+    }
+    at += sent;
+    bytes -= static_cast<std::size_t>(sent);
+  }
+  return {};
+}
+
+Status ReceiveAll(int socket, void* to, std::size_t bytes) {
+  auto* at = static_cast<char*>(to);
+  while (bytes > 0) {
+    const ssize_t got = ::recv(socket, at, bytes, 0);
+    if (got <= 0) {
+      return got == 0 ? Unavailable("the other process has ended") : SystemError("recv");
+    }
+    at += got;
+    bytes -= static_cast<std::size_t>(got);
+  }
+  return {};
+}
+
 Children::~Children() {
-  for (const pid_t pid : running_) {
-    ::kill(pid, SIGKILL);
-    ::waitpid(pid, nullptr, 0);
+  for (const Child& child : running_) {
+    ::kill(child.pid, SIGKILL);
+    ::waitpid(child.pid, nullptr, 0);
   }
 }
 
 Result<pid_t> Children::Start(const std::string& name, const std::function<Status()>& work) {
   const pid_t pid = ::fork();
   if (pid < 0) {
-    return Internal(std::string("fork: ") + std::strerror(errno));
+    return SystemError("fork");
   }
   if (pid == 0) {
     ::prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -36,77 +65,81 @@ Result<pid_t> Children::Start(const std::string& name, const std::function<Statu
     }
     std::_Exit(ExitCode(status));
   }
-  running_.push_back(pid);
+  running_.push_back({pid, name});
   return pid;
 }
 
 Status Children::Wait() {
   Status first;
-  for (const pid_t pid : std::exchange(running_, {})) {
+  for (const Child& child : std::exchange(running_, {})) {
     int code = 0;
-    ::waitpid(pid, &code, 0);
+    ::waitpid(child.pid, &code, 0);
     if (code != 0 && first.ok()) {
-      first = Internal("a process of the job ended with an error");
+      first = Internal("the process of " + child.name + " ended with an error");
     }
   }
   return first;
 }
 
 void Children::Kill(pid_t pid) {
-  std::erase(running_, pid);
+  std::erase_if(running_, [pid](const Child& child) { return child.pid == pid; });
   ::kill(pid, SIGKILL);
   ::waitpid(pid, nullptr, 0);
 }
 
 Status Children::AllRun() {
-  for (const pid_t pid : running_) {
-    if (::waitpid(pid, nullptr, WNOHANG) == pid) {
-      std::erase(running_, pid);
-      return Internal("a process of the job ended too early");
+  for (const Child& child : running_) {
+    if (::waitpid(child.pid, nullptr, WNOHANG) == child.pid) {
+      const Status early = Internal("the process of " + child.name + " ended too early");
+      running_.erase(running_.begin() + (&child - running_.data()));
+      return early;
     }
   }
   return {};
 }
 
-Result<std::unique_ptr<ServerProcess>> ServerProcess::Start(Children& children) {
-  int told[2];
-  int lives[2];
-  if (::pipe2(told, O_CLOEXEC) != 0 || ::pipe2(lives, O_CLOEXEC) != 0) {
-    return Internal(std::string("pipe: ") + std::strerror(errno));
+Result<std::unique_ptr<ConnectedProcess>> ConnectedProcess::Start(
+    Children& children, const std::string& name, const std::function<Status(int socket)>& work) {
+  int ends[2];
+  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) {
+    return SystemError("socketpair");
   }
-  std::unique_ptr<ServerProcess> process(new ServerProcess);
-  process->lives_ = lives[1];
-  const Result<pid_t> pid = children.Start("server", [&]() -> Status {
-    ::close(lives[1]);
-    COHORT_ASSIGN_OR_RETURN(const auto server, ps::Server::Start("127.0.0.1:0", 0, Log()));
-    const int port = server->port();
-    if (::write(told[1], &port, sizeof(port)) != sizeof(port)) {
-      return Internal(std::string("pipe: ") + std::strerror(errno));
-    }
-    char nothing = 0;
-    (void)!::read(lives[0], &nothing, 1);
-    return {};
+  std::unique_ptr<ConnectedProcess> process(new ConnectedProcess(ends[0]));
+  const Result<pid_t> pid = children.Start(name, [&] {
+    process->End();
+    return work(ends[1]);
   });
-  ::close(told[1]);
-  ::close(lives[0]);
-  int port = 0;
-  const bool known = pid.ok() && ::read(told[0], &port, sizeof(port)) == sizeof(port);
-  ::close(told[0]);
+  ::close(ends[1]);
   COHORT_RETURN_IF_ERROR(pid.status());
-  if (!known) {
-    return Internal("the server ended before it served");
-  }
   process->pid_ = *pid;
-  process->address_ = "127.0.0.1:" + std::to_string(port);
   return process;
 }
 
-ServerProcess::~ServerProcess() { End(); }
+ConnectedProcess::~ConnectedProcess() { End(); }
 
-void ServerProcess::End() {
-  if (lives_ >= 0) {
-    ::close(std::exchange(lives_, -1));
+void ConnectedProcess::End() {
+  if (socket_ >= 0) {
+    ::close(std::exchange(socket_, -1));
   }
+}
+
+Result<std::unique_ptr<ServerProcess>> ServerProcess::Start(Children& children) {
+  std::unique_ptr<ServerProcess> process(new ServerProcess);
+  COHORT_ASSIGN_OR_RETURN(
+      process->process_, ConnectedProcess::Start(children, "server", [](int socket) -> Status {
+        COHORT_ASSIGN_OR_RETURN(const auto server, ps::Server::Start("127.0.0.1:0", 0, Log()));
+        const int port = server->port();
+        COHORT_RETURN_IF_ERROR(SendAll(socket, &port, sizeof(port)));
+        char nothing = 0;
+        (void)::recv(socket, &nothing, 1, 0);
+        return {};
+      }));
+  int port = 0;
+  if (!ReceiveAll(process->process_->socket(), &port, sizeof(port)).ok()) {
+    return Internal("the server ended before it served");
+  }
+  process->address_ = "127.0.0.1:" + std::to_string(port);
+  return process;
 }
 
 }  // namespace cohort

@@ -11,6 +11,7 @@
 #include <chrono>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -24,6 +25,7 @@
 
 #include "command.h"
 #include "core/commands/processes.h"
+#include "core/commands/run_command.h"
 #include "nn/commands/torch_peer.h"
 
 namespace cohort {
@@ -224,10 +226,8 @@ int BenchDlrmCommand(int argc, char** argv) {
       ->capture_default_str();
   app.add_flag("--json", options.json, "one JSON object instead of a table");
   app.add_flag("!--no-peer", options.peer, "without LibTorch");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
+  if (const std::optional<int> code = ParseCommandLine(app, argc, argv)) {
+    return *code;
   }
   // Freed memory stays mapped, as in the peer.
   mallopt(M_MMAP_THRESHOLD, 1 << 30);

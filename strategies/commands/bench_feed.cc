@@ -23,6 +23,7 @@
 
 #include "command.h"
 #include "core/commands/processes.h"
+#include "core/commands/run_command.h"
 #include "core/commands/scratch_folder.h"
 
 namespace cohort {
@@ -252,16 +253,7 @@ int BenchFeedCommand(int argc, char** argv) {
       ->check(CLI::Range(0.001, 600.0))
       ->capture_default_str();
   app.add_flag("--json", options.json, "print a JSON object");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
-  }
-  const Status status = Run(options);
-  if (!status.ok()) {
-    std::fprintf(stderr, "%s: %s\n", argv[0], status.ToString().c_str());
-  }
-  return ExitCode(status);
+  return ParseAndRun(app, argc, argv, [&] { return Run(options); });
 }
 
 }  // namespace cohort

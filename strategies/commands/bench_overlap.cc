@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "command.h"
+#include "core/commands/run_command.h"
 #include "training_rounds.h"
 
 namespace cohort {
@@ -59,13 +60,8 @@ int BenchOverlapCommand(int argc, char** argv) {
   app.add_option("--bucket-bytes", bucket, "of the overlapped buckets")
       ->transform(CLI::AsSizeValue(false))
       ->capture_default_str();
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
-  }
-  CompleteTrainingOptions(options);
-  const auto run = [&]() -> Status {
+  return ParseAndRun(app, argc, argv, [&]() -> Status {
+    CompleteTrainingOptions(options);
     if (options.folder.empty()) {
       return RunTrainingWorkers(options, "overlap", {argv + 1, argv + argc});
     }
@@ -89,12 +85,7 @@ int BenchOverlapCommand(int argc, char** argv) {
       Print(options, bucket, times);
     }
     return {};
-  };
-  const Status status = run();
-  if (!status.ok()) {
-    std::fprintf(stderr, "%s: %s\n", argv[0], status.ToString().c_str());
-  }
-  return ExitCode(status);
+  });
 }
 
 }  // namespace cohort

@@ -6,15 +6,12 @@
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
-#include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <map>
@@ -32,9 +29,11 @@
 #include <cohort/optim/optimizers.h>
 
 #include <cohort/parameter_server.grpc.pb.h>
+#include "bench_children.h"
 #include "bench_ps_modes.h"
 #include "command.h"
 #include "core/commands/processes.h"
+#include "core/commands/run_command.h"
 #include "grpc_util.h"
 #include "parameter_server/frames/frame_address.h"
 #include "parameter_server/frames/frame_link.h"
@@ -61,34 +60,6 @@ ps::ModelSpec SpecOf(std::int64_t bytes) {
   spec.parameters = {{.name = "w", .shape = {bytes / 4}, .trainable = true, .offset = 0}};
   spec.optimizer = Sgd({.learning_rate = 0.001})->config();
   return spec;
-}
-
-Status SystemError(const std::string& what) { return Internal(what + ": " + std::strerror(errno)); }
-
-Status SendAll(int fd, const void* from, std::size_t bytes) {
-  const auto* at = static_cast<const char*>(from);
-  while (bytes > 0) {
-    const ssize_t sent = ::send(fd, at, std::min<std::size_t>(bytes, 256 << 10), MSG_NOSIGNAL);
-    if (sent <= 0) {
-      return SystemError("send");
-    }
-    at += sent;
-    bytes -= static_cast<std::size_t>(sent);
-  }
-  return {};
-}
-
-Status ReceiveAll(int fd, void* to, std::size_t bytes) {
-  auto* at = static_cast<char*>(to);
-  while (bytes > 0) {
-    const ssize_t got = ::recv(fd, at, bytes, 0);
-    if (got <= 0) {
-      return got == 0 ? Unavailable("the other process has ended") : SystemError("recv");
-    }
-    at += got;
-    bytes -= static_cast<std::size_t>(got);
-  }
-  return {};
 }
 
 // ---- The server's process -----------------------------------------------------------------------
@@ -188,8 +159,8 @@ Result<int> ListenOnLoopback(int* port) {
   return fd;
 }
 
-// Tells `pipe` the ports: of the stream, and of both services for each size. Ends with the pipe.
-Status Serve(const Options& options, int pipe) {
+// Tells `socket` the ports: of the stream, and of both services for each size. Ends with it.
+Status Serve(const Options& options, int socket) {
   std::vector<std::unique_ptr<ps::Server>> servers;
   std::vector<std::unique_ptr<BytesService>> services;
   std::vector<std::unique_ptr<grpc::Server>> ordinary;
@@ -207,10 +178,10 @@ Status Serve(const Options& options, int pipe) {
     ordinary.push_back(std::move(one));
   }
   std::thread stream(ServeStream, listener);
-  Status status = SendAll(pipe, ports.data(), ports.size() * sizeof(int));
+  Status status = SendAll(socket, ports.data(), ports.size() * sizeof(int));
   char end = 0;
   if (status.ok()) {
-    (void)ReceiveAll(pipe, &end, 1);
+    (void)ReceiveAll(socket, &end, 1);
   }
   ::shutdown(listener, SHUT_RDWR);
   stream.join();
@@ -383,9 +354,9 @@ Status Measure(Case& c, double seconds) {
   return {};
 }
 
-Status Work(const Options& options, int pipe) {
+Status Work(const Options& options, int socket) {
   std::vector<int> ports(1 + 2 * options.bytes.size());
-  COHORT_RETURN_IF_ERROR(ReceiveAll(pipe, ports.data(), ports.size() * sizeof(int)));
+  COHORT_RETURN_IF_ERROR(ReceiveAll(socket, ports.data(), ports.size() * sizeof(int)));
   COHORT_ASSIGN_OR_RETURN(const auto stream, Stream::Connect(ports[0]));
   std::vector<std::unique_ptr<Subject>> subjects;
   std::vector<Case> cases;
@@ -481,30 +452,14 @@ Status Work(const Options& options, int pipe) {
 
 // Two processes; gRPC has no part in either before the fork.
 Status Run(const Options& options) {
-  int pipe[2];
-  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pipe) != 0) {
-    return SystemError("socketpair");
-  }
-  const pid_t child = ::fork();
-  if (child < 0) {
-    return SystemError("fork");
-  }
-  if (child == 0) {
-    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-    ::close(pipe[0]);
-    const Status status = Serve(options, pipe[1]);
-    if (!status.ok()) {
-      std::fprintf(stderr, "server: %s\n", status.ToString().c_str());
-    }
-    std::_Exit(ExitCode(status));
-  }
-  ::close(pipe[1]);
-  const Status status = Work(options, pipe[0]);
-  ::close(pipe[0]);
-  int code = 0;
-  ::waitpid(child, &code, 0);
-  COHORT_RETURN_IF_ERROR(status);
-  return code == 0 ? OkStatus() : Internal("the server's process ended with an error");
+  Children children;
+  COHORT_ASSIGN_OR_RETURN(const auto server,
+                          ConnectedProcess::Start(children, "server", [&](int socket) {
+                            return Serve(options, socket);
+                          }));
+  COHORT_RETURN_IF_ERROR(Work(options, server->socket()));
+  server->End();
+  return children.Wait();
 }
 
 }  // namespace
@@ -547,19 +502,12 @@ int BenchPsCommand(int argc, char** argv) {
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
   app.add_flag("--json", options.json, "machine-readable output");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
-  }
-  for (std::int64_t& bytes : options.bytes) {
-    bytes -= bytes % 4;  // floats
-  }
-  const Status status = Run(options);
-  if (!status.ok()) {
-    std::fprintf(stderr, "%s: %s\n", argv[0], status.ToString().c_str());
-  }
-  return ExitCode(status);
+  return ParseAndRun(app, argc, argv, [&] {
+    for (std::int64_t& bytes : options.bytes) {
+      bytes -= bytes % 4;  // floats
+    }
+    return Run(options);
+  });
 }
 
 }  // namespace cohort

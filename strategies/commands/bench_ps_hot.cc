@@ -29,6 +29,7 @@
 
 #include "bench_children.h"
 #include "bench_ps_modes.h"
+#include "core/commands/run_command.h"
 #include "parameter_server/rows/bucket_balance.h"
 #include "parameter_server/rows/row_client.h"
 #include "parameter_server/server.h"
@@ -316,19 +317,10 @@ int BenchPsHotCommand(int argc, char** argv) {
       ->check(CLI::Range(0.01, 600.0))
       ->capture_default_str();
   app.add_flag("--json", options.json, "machine-readable output");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
-  }
-  Status status = ModelOf(options).tables[0].Check();
-  if (status.ok()) {
-    status = Run(options);
-  }
-  if (!status.ok()) {
-    std::fprintf(stderr, "%s: %s\n", argv[0], status.ToString().c_str());
-  }
-  return ExitCode(status);
+  return ParseAndRun(app, argc, argv, [&]() -> Status {
+    COHORT_RETURN_IF_ERROR(ModelOf(options).tables[0].Check());
+    return Run(options);
+  });
 }
 
 }  // namespace cohort

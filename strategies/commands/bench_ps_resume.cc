@@ -9,10 +9,8 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <cerrno>
 #include <chrono>
 #include <cstdio>
-#include <cstring>
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -31,6 +29,8 @@
 
 #include "bench_children.h"
 #include "bench_ps_modes.h"
+#include "core/commands/processes.h"
+#include "core/commands/run_command.h"
 #include "port_reservation.h"
 
 namespace cohort {
@@ -193,7 +193,7 @@ Result<std::vector<Round>> Measure(const Options& options) {
       {{TaskType::kPs, 0}, "127.0.0.1:0"}});
   int pipe[2];
   if (::pipe2(pipe, O_CLOEXEC) != 0) {
-    return Internal(std::string("pipe: ") + std::strerror(errno));
+    return SystemError("pipe");
   }
   ports.Release(0);
   Children children;
@@ -257,8 +257,7 @@ Status Run(const Options& given) {
     for (const Round& round : *measured) {
       all.push_back(of(round));
     }
-    std::ranges::sort(all);
-    return all[all.size() / 2];
+    return Median(std::move(all));
   };
   const nlohmann::ordered_json report = {
       {"bytes", options.bytes},
@@ -303,16 +302,7 @@ int BenchPsResumeCommand(int argc, char** argv) {
       ->check(CLI::ExistingDirectory)
       ->capture_default_str();
   app.add_flag("--json", options.json, "machine-readable output");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
-  }
-  const Status status = Run(options);
-  if (!status.ok()) {
-    std::fprintf(stderr, "%s: %s\n", argv[0], status.ToString().c_str());
-  }
-  return ExitCode(status);
+  return ParseAndRun(app, argc, argv, [&] { return Run(options); });
 }
 
 }  // namespace cohort

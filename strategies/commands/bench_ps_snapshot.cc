@@ -4,20 +4,13 @@
 // file is written, beside the same bytes written and synced plainly: without the worker, which is
 // the limit, and with it.
 
-#include <sys/prctl.h>
 #include <sys/socket.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
-#include <csignal>
 #include <cstdio>
-#include <cstring>
 #include <filesystem>
-#include <functional>
-#include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <thread>
@@ -30,11 +23,12 @@
 #include <cohort/optim/optimizers.h>
 #include <cohort/optim/row_optimizer.h>
 
+#include "bench_children.h"
 #include "bench_ps_modes.h"
 #include "core/commands/processes.h"
+#include "core/commands/run_command.h"
 #include "parameter_server/rows/row_client.h"
 #include "parameter_server/rows/row_file.h"
-#include "parameter_server/server.h"
 #include "parameter_server/variables/client.h"
 
 namespace cohort {
@@ -55,74 +49,9 @@ struct Options {
   bool json = false;
 };
 
-Status SystemError(const std::string& what) { return Internal(what + ": " + std::strerror(errno)); }
-
 double SecondsSince(Clock::time_point begun) {
   return std::chrono::duration<double>(Clock::now() - begun).count();
 }
-
-// ---- Between the processes ----------------------------------------------------------------------
-
-Status Send(int fd, const void* from, std::size_t bytes) {
-  const auto* at = static_cast<const char*>(from);
-  while (bytes > 0) {
-    const ssize_t sent = ::send(fd, at, bytes, MSG_NOSIGNAL);
-    if (sent <= 0) {
-      return SystemError("send");
-    }
-    at += sent;
-    bytes -= static_cast<std::size_t>(sent);
-  }
-  return {};
-}
-
-Status Receive(int fd, void* to, std::size_t bytes) {
-  auto* at = static_cast<char*>(to);
-  while (bytes > 0) {
-    const ssize_t got = ::recv(fd, at, bytes, 0);
-    if (got <= 0) {
-      return got == 0 ? Unavailable("the other process has ended") : SystemError("recv");
-    }
-    at += got;
-    bytes -= static_cast<std::size_t>(got);
-  }
-  return {};
-}
-
-// A child that ends with its parent, and a socket to it.
-struct Child {
-  pid_t pid = -1;
-  int pipe = -1;
-
-  Status Start(const std::function<Status(int pipe)>& work, const char* name) {
-    int pipes[2];
-    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pipes) != 0) {
-      return SystemError("socketpair");
-    }
-    pid = ::fork();
-    if (pid < 0) {
-      return SystemError("fork");
-    }
-    if (pid == 0) {
-      ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-      ::close(pipes[0]);
-      const Status status = work(pipes[1]);
-      if (!status.ok()) {
-        std::fprintf(stderr, "%s: %s\n", name, status.ToString().c_str());
-      }
-      std::_Exit(ExitCode(status));
-    }
-    ::close(pipes[1]);
-    pipe = pipes[0];
-    return {};
-  }
-  Status End(const char* name) {
-    ::close(pipe);
-    int code = 0;
-    ::waitpid(pid, &code, 0);
-    return code == 0 ? OkStatus() : Internal(std::string(name) + " ended with an error");
-  }
-};
 
 // ---- What all of them know ----------------------------------------------------------------------
 
@@ -152,15 +81,6 @@ struct Subject {
   }
 };
 
-Status ServeTable(int pipe) {
-  COHORT_ASSIGN_OR_RETURN(const auto server, ps::Server::Start("127.0.0.1:0", 0, Log()));
-  const int port = server->port();
-  COHORT_RETURN_IF_ERROR(Send(pipe, &port, sizeof(port)));
-  char end = 0;
-  (void)::recv(pipe, &end, 1, 0);
-  return {};
-}
-
 // ---- The worker ---------------------------------------------------------------------------------
 
 // It is told one letter at a time, between two steps: begin a Part of measuring and Train; stand
@@ -173,8 +93,9 @@ struct Part {
   double pause = 0;  // the longest between the end of a step and the begin of the next
 };
 
-Status Train(const Options& options, const Subject& subject, int port, int pipe) {
-  const std::vector<std::string> addresses = {"127.0.0.1:" + std::to_string(port)};
+Status Train(const Options& options, const Subject& subject, const std::string& address,
+             int socket) {
+  const std::vector<std::string> addresses = {address};
   ps::ClientOptions identity;
   identity.client = 2;
   const auto client = ps::Client::Make(subject.model, addresses, identity);
@@ -196,20 +117,20 @@ Status Train(const Options& options, const Subject& subject, int port, int pipe)
   std::uint64_t draws = 0;
   for (std::int64_t step = 0;; ++step) {
     char order = 0;
-    const ssize_t got = ::recv(pipe, &order, 1, step == 0 ? 0 : MSG_DONTWAIT);
+    const ssize_t got = ::recv(socket, &order, 1, step == 0 ? 0 : MSG_DONTWAIT);
     if (got == 0) {
       return {};
     }
     if (got == 1 && order == kPause) {
-      COHORT_RETURN_IF_ERROR(Send(pipe, &order, 1));
-      COHORT_RETURN_IF_ERROR(Receive(pipe, &order, 1));
+      COHORT_RETURN_IF_ERROR(SendAll(socket, &order, 1));
+      COHORT_RETURN_IF_ERROR(ReceiveAll(socket, &order, 1));
     }
     if (got == 1 && order == kReport) {
       part.pulls = pulls.size();
       part.seconds = SecondsSince(begun);
-      COHORT_RETURN_IF_ERROR(Send(pipe, &part, sizeof(part)));
-      COHORT_RETURN_IF_ERROR(Send(pipe, pulls.data(), pulls.size() * sizeof(double)));
-      if (::recv(pipe, &order, 1, 0) != 1) {
+      COHORT_RETURN_IF_ERROR(SendAll(socket, &part, sizeof(part)));
+      COHORT_RETURN_IF_ERROR(SendAll(socket, pulls.data(), pulls.size() * sizeof(double)));
+      if (::recv(socket, &order, 1, 0) != 1) {
         return {};
       }
     }
@@ -245,20 +166,20 @@ struct Measured {
 
 class Worker {
  public:
-  explicit Worker(int pipe) : pipe_(pipe) {}
+  explicit Worker(int socket) : socket_(socket) {}
   Status Begin() { return Order(kTrain); }
   Status Pause() {
     COHORT_RETURN_IF_ERROR(Order(kPause));
     char answer = 0;
-    return Receive(pipe_, &answer, 1);
+    return ReceiveAll(socket_, &answer, 1);
   }
   Status Go() { return Order(kGo); }
   Result<Measured> Report() {
     COHORT_RETURN_IF_ERROR(Order(kReport));
     Part part;
-    COHORT_RETURN_IF_ERROR(Receive(pipe_, &part, sizeof(part)));
+    COHORT_RETURN_IF_ERROR(ReceiveAll(socket_, &part, sizeof(part)));
     std::vector<double> pulls(part.pulls);
-    COHORT_RETURN_IF_ERROR(Receive(pipe_, pulls.data(), pulls.size() * sizeof(double)));
+    COHORT_RETURN_IF_ERROR(ReceiveAll(socket_, pulls.data(), pulls.size() * sizeof(double)));
     if (pulls.empty()) {
       return Internal("the worker made no step");
     }
@@ -270,8 +191,8 @@ class Worker {
   }
 
  private:
-  Status Order(char order) { return Send(pipe_, &order, 1); }
-  const int pipe_;
+  Status Order(char order) { return SendAll(socket_, &order, 1); }
+  const int socket_;
 };
 
 // As many bytes as the file has, written and synced; the seconds.
@@ -403,52 +324,48 @@ Status Measure(const Options& options, const Subject& subject, pid_t server, Wor
   return {};
 }
 
+// Declares the model, has every row made, and measures.
+Status Lead(const Options& options, const Subject& subject, const ServerProcess& server,
+            int training) {
+  const std::vector<std::string> addresses = {server.address()};
+  const auto client = ps::Client::Make(subject.model, addresses, {});
+  COHORT_RETURN_IF_ERROR(client->Declare());
+  COHORT_RETURN_IF_ERROR(client->Assign(
+      std::vector<float>(static_cast<std::size_t>(subject.model.parameters[0].shape.elements())),
+      {}, 0));
+  const auto rows = ps::RowClient::Make(subject.model, addresses, {});
+  const auto dim = static_cast<std::size_t>(options.dim);
+  std::vector<float> out((std::size_t{1} << 16) * dim);
+  for (std::uint64_t begin = 0; begin < subject.rows; begin += 1 << 16) {
+    std::vector<std::uint64_t> ids(std::min<std::uint64_t>(1 << 16, subject.rows - begin));
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+      ids[i] = IdOf(begin + i);
+    }
+    COHORT_RETURN_IF_ERROR(
+        rows->Pull(0, ids, 1, /*training=*/true, std::span(out).first(ids.size() * dim)));
+  }
+  COHORT_RETURN_IF_ERROR(SendAll(training, "D", 1));
+  Worker worker(training);
+  return Measure(options, subject, server.pid(), worker, *client, *rows);
+}
+
 // gRPC has no part in a process before it forks.
 Status Run(const Options& options) {
   COHORT_ASSIGN_OR_RETURN(const Subject subject, Subject::Of(options));
-  Child server;
-  COHORT_RETURN_IF_ERROR(server.Start(ServeTable, "server"));
-  int port = 0;
-  COHORT_RETURN_IF_ERROR(Receive(server.pipe, &port, sizeof(port)));
-  Child training;
-  COHORT_RETURN_IF_ERROR(training.Start(
-      [&](int pipe) -> Status {
-        char declared = 0;
-        if (::recv(pipe, &declared, 1, 0) != 1) {
-          return {};
-        }
-        return Train(options, subject, port, pipe);
-      },
-      "worker"));
-
-  const auto measure = [&]() -> Status {
-    const std::vector<std::string> addresses = {"127.0.0.1:" + std::to_string(port)};
-    const auto client = ps::Client::Make(subject.model, addresses, {});
-    COHORT_RETURN_IF_ERROR(client->Declare());
-    COHORT_RETURN_IF_ERROR(client->Assign(
-        std::vector<float>(static_cast<std::size_t>(subject.model.parameters[0].shape.elements())),
-        {}, 0));
-    const auto rows = ps::RowClient::Make(subject.model, addresses, {});
-    const auto dim = static_cast<std::size_t>(options.dim);
-    std::vector<float> out((std::size_t{1} << 16) * dim);
-    for (std::uint64_t begin = 0; begin < subject.rows; begin += 1 << 16) {
-      std::vector<std::uint64_t> ids(std::min<std::uint64_t>(1 << 16, subject.rows - begin));
-      for (std::size_t i = 0; i < ids.size(); ++i) {
-        ids[i] = IdOf(begin + i);
-      }
-      COHORT_RETURN_IF_ERROR(
-          rows->Pull(0, ids, 1, /*training=*/true, std::span(out).first(ids.size() * dim)));
-    }
-    COHORT_RETURN_IF_ERROR(Send(training.pipe, "D", 1));
-    Worker worker(training.pipe);
-    return Measure(options, subject, server.pid, worker, *client, *rows);
-  };
-  const Status status = measure();
-  const Status worker_ended = training.End("the worker's process");
-  const Status server_ended = server.End("the server's process");
-  COHORT_RETURN_IF_ERROR(status);
-  COHORT_RETURN_IF_ERROR(worker_ended);
-  return server_ended;
+  Children children;
+  COHORT_ASSIGN_OR_RETURN(const auto server, ServerProcess::Start(children));
+  COHORT_ASSIGN_OR_RETURN(const auto training,
+                          ConnectedProcess::Start(children, "worker", [&](int socket) -> Status {
+                            char declared = 0;
+                            if (::recv(socket, &declared, 1, 0) != 1) {
+                              return {};
+                            }
+                            return Train(options, subject, server->address(), socket);
+                          }));
+  COHORT_RETURN_IF_ERROR(Lead(options, subject, *server, training->socket()));
+  training->End();
+  server->End();
+  return children.Wait();
 }
 
 }  // namespace
@@ -489,16 +406,7 @@ int BenchPsSnapshotCommand(int argc, char** argv) {
       ->check(CLI::ExistingDirectory)
       ->capture_default_str();
   app.add_flag("--json", options.json, "machine-readable output");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
-  }
-  const Status status = Run(options);
-  if (!status.ok()) {
-    std::fprintf(stderr, "%s: %s\n", argv[0], status.ToString().c_str());
-  }
-  return ExitCode(status);
+  return ParseAndRun(app, argc, argv, [&] { return Run(options); });
 }
 
 }  // namespace cohort

@@ -4,19 +4,14 @@
 // server to which clients send faster than it can apply.
 
 #include <fcntl.h>
-#include <sys/prctl.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <csignal>
 #include <cstdio>
-#include <cstring>
 #include <fstream>
 #include <functional>
 #include <limits>
@@ -41,6 +36,7 @@
 #include "bench_children.h"
 #include "bench_ps_modes.h"
 #include "core/commands/processes.h"
+#include "core/commands/run_command.h"
 #include "parameter_server/variables/client.h"
 #include "port_reservation.h"
 
@@ -62,8 +58,6 @@ struct Options {
   double seconds = 3;
   bool json = false;
 };
-
-Status SystemError(const std::string& what) { return Internal(what + ": " + std::strerror(errno)); }
 
 Status WriteAll(int fd, const void* from, std::size_t bytes) {
   return ::write(fd, from, bytes) == static_cast<ssize_t>(bytes) ? OkStatus() : SystemError("pipe");
@@ -502,16 +496,7 @@ int BenchPsWorkersCommand(int argc, char** argv) {
       ->check(CLI::Range(0.001, 600.0))
       ->capture_default_str();
   app.add_flag("--json", options.json, "machine-readable output");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
-  }
-  const Status status = Run(options);
-  if (!status.ok()) {
-    std::fprintf(stderr, "%s: %s\n", argv[0], status.ToString().c_str());
-  }
-  return ExitCode(status);
+  return ParseAndRun(app, argc, argv, [&] { return Run(options); });
 }
 
 }  // namespace cohort

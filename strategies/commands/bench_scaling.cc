@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "command.h"
+#include "core/commands/run_command.h"
 #include "training_rounds.h"
 
 namespace cohort {
@@ -98,13 +99,8 @@ int BenchScalingCommand(int argc, char** argv) {
       "worker, in turns in the same run.",
       argv[0]);
   DeclareTrainingOptions(app, options);
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
-  }
-  CompleteTrainingOptions(options);
-  const auto run = [&]() -> Status {
+  return ParseAndRun(app, argc, argv, [&]() -> Status {
+    CompleteTrainingOptions(options);
     if (options.folder.empty()) {
       return RunTrainingWorkers(options, "scaling", {argv + 1, argv + argc});
     }
@@ -133,12 +129,7 @@ int BenchScalingCommand(int argc, char** argv) {
       Print(options, times);
     }
     return {};
-  };
-  const Status status = run();
-  if (!status.ok()) {
-    std::fprintf(stderr, "%s: %s\n", argv[0], status.ToString().c_str());
-  }
-  return ExitCode(status);
+  });
 }
 
 }  // namespace cohort

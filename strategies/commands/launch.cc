@@ -9,6 +9,7 @@
 #include <CLI/CLI.hpp>
 
 #include "command.h"
+#include "core/commands/run_command.h"
 #include "local_job.h"
 
 namespace cohort {
@@ -120,10 +121,8 @@ int LaunchCommand(int argc, char** argv) {
   const CLI::Option* keep_going_option =
       app.add_flag("--keep-going,!--no-keep-going", keep_going,
                    "The loss of a worker does not end the job (default with --chief and --ps)");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
+  if (const std::optional<int> code = ParseCommandLine(app, argc, argv)) {
+    return *code;
   }
   options.program = app.remaining();
   if (!options.program.empty() && options.program.front() == "--") {

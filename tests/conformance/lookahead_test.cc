@@ -14,7 +14,6 @@
 #include <algorithm>
 #include <atomic>
 #include <functional>
-#include <future>
 #include <numeric>
 #include <ostream>
 #include <string>
@@ -40,40 +39,14 @@ using RunTask = std::function<Result<Outcome>(Strategy&)>;
 // A chief, workers and servers, as threads: what the chief came to, with the workers' counts.
 Outcome OnServers(int workers, int servers, const std::string& consistency, int lookahead,
                   const RunTask& run) {
-  Job job(workers, servers, {}, {}, /*chief=*/true);
-  job.Start();
-  const auto task = [&](const TaskId& id) {
-    return std::async(std::launch::async, [&, id]() -> Result<Outcome> {
-      StrategyOptions options{.lookahead = lookahead};
-      options.consistency = OrThrow(Consistency::Parse(consistency));
-      COHORT_ASSIGN_OR_RETURN(const auto strategy, job.Make(id, options));
-      Result<Outcome> outcome = run(*strategy);
-      if (!outcome.ok()) {
-        strategy->ReportError(outcome.status());
-      }
-      return outcome;
-    });
-  };
-  std::future<Result<Outcome>> chief = task({TaskType::kChief, 0});
-  std::vector<std::future<Result<Outcome>>> training;
-  for (int w = 0; w < workers; ++w) {
-    training.push_back(task({TaskType::kWorker, w}));
+  StrategyOptions options{.lookahead = lookahead};
+  options.consistency = OrThrow(Consistency::Parse(consistency));
+  auto [outcome, training] = RunWithChief<Outcome>(workers, servers, options, run);
+  for (const Outcome& worker : training) {
+    outcome.foreseen += worker.foreseen;
+    outcome.refreshed += worker.refreshed;
   }
-  Outcome counts;
-  for (auto& worker : training) {
-    const Result<Outcome> of_worker = worker.get();
-    EXPECT_EQ(of_worker.status(), OkStatus());
-    counts.foreseen += of_worker.ok() ? of_worker->foreseen : 0;
-    counts.refreshed += of_worker.ok() ? of_worker->refreshed : 0;
-  }
-  Result<Outcome> outcome = chief.get();
-  EXPECT_EQ(outcome.status(), OkStatus());
-  job.Stop();
-  if (outcome.ok()) {
-    counts.values = std::move(outcome->values);
-    counts.rows = std::move(outcome->rows);
-  }
-  return counts;
+  return outcome;
 }
 
 // When training is over. `ids`: of each table the rows that may be there.

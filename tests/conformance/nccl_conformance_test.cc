@@ -6,6 +6,7 @@
 #include "nccl/nccl_communicator.h"
 #include "testing/fake_nccl.h"
 #include "testing/memory_store.h"
+#include "testing/passing_communicator.h"
 #include "testing/run_ranks.h"
 
 namespace cohort::testing {
@@ -94,64 +95,53 @@ class StagedWork final : public Work {
 };
 
 // A communicator for buffers of the host, over one for buffers of `device`.
-class StagingCommunicator final : public Communicator {
+class StagingCommunicator final : public PassingCommunicator {
  public:
   StagingCommunicator(std::unique_ptr<Communicator> inner, std::shared_ptr<Device> device)
-      : inner_(std::move(inner)), device_(std::move(device)) {}
+      : PassingCommunicator(std::move(inner)), device_(std::move(device)) {}
 
-  int rank() const override { return inner_->rank(); }
-  int size() const override { return inner_->size(); }
-  std::uint64_t generation() const override { return inner_->generation(); }
-  std::string_view backend() const override { return inner_->backend(); }
-  std::string peer_name(int rank) const override { return inner_->peer_name(rank); }
-  CommunicatorStats stats() const override { return inner_->stats(); }
-  Status status() const override { return inner_->status(); }
-  OperationProgress progress() const override { return inner_->progress(); }
-  Result<std::string> DumpFlightRecord(std::string_view reason) const override {
-    return inner_->DumpFlightRecord(reason);
-  }
   using Communicator::AllReduce;
   Pending AllReduce(ConstBuffer input, Buffer output, ReduceOp op,
                     const CollectiveOptions& options) override {
     return Run(options, [&](Staged& staged, const CollectiveOptions& o) {
       const Buffer from = staged.Take(input);
-      return inner_->AllReduce(from, staged.Take(output), op, o);
+      return inner().AllReduce(from, staged.Take(output), op, o);
     });
   }
   Pending Reduce(Buffer buffer, ReduceOp op, int root, const CollectiveOptions& options) override {
     return Run(options, [&](Staged& staged, const CollectiveOptions& o) {
-      return inner_->Reduce(staged.Take(buffer), op, root, o);
+      return inner().Reduce(staged.Take(buffer), op, root, o);
     });
   }
   Pending ReduceScatter(Buffer input, Buffer output, ReduceOp op,
                         const CollectiveOptions& options) override {
     return Run(options, [&](Staged& staged, const CollectiveOptions& o) {
       const Buffer from = staged.Take(input);
-      return inner_->ReduceScatter(from, staged.Take(output), op, o);
+      return inner().ReduceScatter(from, staged.Take(output), op, o);
     });
   }
   Pending AllGather(ConstBuffer input, Buffer output, const CollectiveOptions& options) override {
     return Run(options, [&](Staged& staged, const CollectiveOptions& o) {
       const Buffer to = staged.Take(output);
-      return inner_->AllGather(staged.Take(input), to, o);
+      return inner().AllGather(staged.Take(input), to, o);
     });
   }
   Pending AllGatherV(ConstBuffer input, Buffer output, std::span<const std::int64_t> counts,
                      const CollectiveOptions& options) override {
     return Run(options, [&](Staged& staged, const CollectiveOptions& o) {
       const Buffer to = staged.Take(output);
-      return inner_->AllGatherV(staged.Take(input), to, counts, o);
+      return inner().AllGatherV(staged.Take(input), to, counts, o);
     });
   }
   Pending Broadcast(Buffer buffer, int root, const CollectiveOptions& options) override {
     return Run(options, [&](Staged& staged, const CollectiveOptions& o) {
-      return inner_->Broadcast(staged.Take(buffer), root, o);
+      return inner().Broadcast(staged.Take(buffer), root, o);
     });
   }
   Pending AllToAll(ConstBuffer input, Buffer output, const CollectiveOptions& options) override {
     return Run(options, [&](Staged& staged, const CollectiveOptions& o) {
       const Buffer from = staged.Take(input);
-      return inner_->AllToAll(from, staged.Take(output), o);
+      return inner().AllToAll(from, staged.Take(output), o);
     });
   }
   Pending AllToAllV(ConstBuffer input, std::span<const std::int64_t> send_counts, Buffer output,
@@ -159,50 +149,37 @@ class StagingCommunicator final : public Communicator {
                     const CollectiveOptions& options) override {
     return Run(options, [&](Staged& staged, const CollectiveOptions& o) {
       const Buffer from = staged.Take(input);
-      return inner_->AllToAllV(from, send_counts, staged.Take(output), receive_counts, o);
+      return inner().AllToAllV(from, send_counts, staged.Take(output), receive_counts, o);
     });
   }
   Pending Send(ConstBuffer buffer, int to, const CollectiveOptions& options) override {
     return Run(options, [&](Staged& staged, const CollectiveOptions& o) {
-      return inner_->Send(staged.Take(buffer), to, o);
+      return inner().Send(staged.Take(buffer), to, o);
     });
   }
   Pending Receive(Buffer buffer, int from, const CollectiveOptions& options) override {
     return Run(options, [&](Staged& staged, const CollectiveOptions& o) {
-      return inner_->Receive(staged.Take(buffer), from, o);
+      return inner().Receive(staged.Take(buffer), from, o);
     });
   }
-  Pending Barrier(const CollectiveOptions& options) override { return inner_->Barrier(options); }
-  Result<std::unique_ptr<Memory>> Allocate(std::size_t bytes) override {
-    return inner_->Allocate(bytes);
-  }
   Result<std::unique_ptr<Communicator>> Split(int color, int key) override {
-    COHORT_ASSIGN_OR_RETURN(std::unique_ptr<Communicator> group, inner_->Split(color, key));
+    COHORT_ASSIGN_OR_RETURN(std::unique_ptr<Communicator> group, inner().Split(color, key));
     if (group == nullptr) {
       return group;
     }
     return std::make_unique<StagingCommunicator>(std::move(group), device_);
   }
-  Result<int> Join(const CollectiveOptions& options) override { return inner_->Join(options); }
-  std::vector<std::string_view> algorithms(OperationKind kind) const override {
-    return inner_->algorithms(kind);
-  }
-  Result<CostEstimate> Explain(OperationKind kind, std::int64_t bytes) override {
-    return inner_->Explain(kind, bytes);
-  }
-  void Abort(const Status& reason) override { inner_->Abort(reason); }
 
  private:
   template <typename F>
   Pending Run(const CollectiveOptions& options, F f) {
     auto staged = std::make_unique<Staged>(*device_);
-    CollectiveOptions inner = options;
-    inner.stream = &staged->stream();
-    COHORT_ASSIGN_OR_RETURN(std::unique_ptr<Work> work, f(*staged, inner));
+    CollectiveOptions on_device = options;
+    on_device.stream = &staged->stream();
+    COHORT_ASSIGN_OR_RETURN(std::unique_ptr<Work> work, f(*staged, on_device));
     return std::make_unique<StagedWork>(std::move(work), std::move(staged));
   }
 
-  const std::unique_ptr<Communicator> inner_;
   const std::shared_ptr<Device> device_;
 };
 

@@ -4,6 +4,7 @@
 
 #include <cohort/strategies/parameter_server.h>
 
+#include <functional>
 #include <future>
 #include <map>
 #include <memory>
@@ -70,5 +71,47 @@ class Job {
   ClusterSpec cluster_;
   std::vector<std::future<Status>> serving_;
 };
+
+// What the tasks of a job came to; what came to nothing is an error of the test, and here empty.
+template <typename Outcome>
+struct JobOutcome {
+  Outcome chief;
+  std::vector<Outcome> workers;
+};
+
+// `run` gets the strategy of a chief, and of each worker, on a thread of its own; it has servers.
+template <typename Outcome>
+JobOutcome<Outcome> RunWithChief(int workers, int servers, const StrategyOptions& options,
+                                 const std::function<Result<Outcome>(Strategy&)>& run) {
+  Job job(workers, servers, {}, {}, /*chief=*/true);
+  job.Start();
+  const auto begin = [&](const TaskId& id) {
+    return std::async(std::launch::async, [&, id]() -> Result<Outcome> {
+      COHORT_ASSIGN_OR_RETURN(const auto strategy, job.Make(id, options));
+      Result<Outcome> outcome = run(*strategy);
+      if (!outcome.ok()) {
+        strategy->ReportError(outcome.status());
+      }
+      return outcome;
+    });
+  };
+  const auto end = [](std::future<Result<Outcome>>& task) {
+    Result<Outcome> outcome = task.get();
+    EXPECT_EQ(outcome.status(), OkStatus());
+    return outcome.ok() ? *std::move(outcome) : Outcome();
+  };
+  std::future<Result<Outcome>> chief = begin({TaskType::kChief, 0});
+  std::vector<std::future<Result<Outcome>>> training;
+  for (int w = 0; w < workers; ++w) {
+    training.push_back(begin({TaskType::kWorker, w}));
+  }
+  JobOutcome<Outcome> outcome;
+  for (std::future<Result<Outcome>>& worker : training) {
+    outcome.workers.push_back(end(worker));
+  }
+  outcome.chief = end(chief);
+  job.Stop();
+  return outcome;
+}
 
 }  // namespace cohort::testing

@@ -12,11 +12,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <filesystem>
 #include <functional>
-#include <future>
 #include <numeric>
 #include <string>
 #include <thread>
@@ -25,6 +23,7 @@
 
 #include "conformance/parameter_server_job.h"
 #include "testing/temp_dir.h"
+#include "testing/text_case_name.h"
 
 namespace cohort::testing {
 namespace {
@@ -42,32 +41,9 @@ using RunTask = std::function<Result<Outcome>(Strategy&)>;
 
 // A chief, workers and servers, as threads.
 Outcome OnServers(int workers, int servers, const std::string& consistency, const RunTask& run) {
-  Job job(workers, servers, {}, {}, /*chief=*/true);
-  job.Start();
-  const auto task = [&](const TaskId& id) {
-    return std::async(std::launch::async, [&, id]() -> Result<Outcome> {
-      StrategyOptions options;
-      options.consistency = OrThrow(Consistency::Parse(consistency));
-      COHORT_ASSIGN_OR_RETURN(const auto strategy, job.Make(id, options));
-      Result<Outcome> outcome = run(*strategy);
-      if (!outcome.ok()) {
-        strategy->ReportError(outcome.status());
-      }
-      return outcome;
-    });
-  };
-  std::future<Result<Outcome>> chief = task({TaskType::kChief, 0});
-  std::vector<std::future<Result<Outcome>>> training;
-  for (int w = 0; w < workers; ++w) {
-    training.push_back(task({TaskType::kWorker, w}));
-  }
-  for (auto& worker : training) {
-    EXPECT_EQ(worker.get().status(), OkStatus());
-  }
-  Result<Outcome> outcome = chief.get();
-  EXPECT_EQ(outcome.status(), OkStatus());
-  job.Stop();
-  return outcome.ok() ? *std::move(outcome) : Outcome();
+  StrategyOptions options;
+  options.consistency = OrThrow(Consistency::Parse(consistency));
+  return RunWithChief<Outcome>(workers, servers, options, run).chief;
 }
 
 // The chief's, when the workers are done. Evaluation comes first: nothing is pulled before it.
@@ -247,11 +223,7 @@ TEST_P(TablesOnly, EverySaveIsWrittenAndHasItsRows) {
 }
 
 INSTANTIATE_TEST_SUITE_P(ParameterServers, TablesOnly, ::testing::Values("async", "ssp:1", "sync"),
-                         [](const auto& of) {
-                           std::string name = of.param;
-                           std::ranges::replace(name, ':', '_');
-                           return name;
-                         });
+                         TextCaseName);
 
 }  // namespace
 }  // namespace cohort::testing

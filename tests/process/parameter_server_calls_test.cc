@@ -2,7 +2,6 @@
 // save, and when a server is lost they go back to it. Each example is in the values, and in its
 // row, once.
 
-#include <algorithm>
 #include <csignal>
 #include <string>
 #include <vector>
@@ -12,6 +11,7 @@
 
 #include "process/ps_job.h"
 #include "testing/temp_dir.h"
+#include "testing/text_case_name.h"
 
 namespace cohort::testing {
 namespace {
@@ -20,12 +20,6 @@ using ::testing::HasSubstr;
 using ::testing::Not;
 
 const Tasks kThreeServers = {{"chief", 1}, {"worker", 2}, {"ps", 3}};
-
-std::string NameOf(const ::testing::TestParamInfo<std::string>& consistency) {
-  std::string name = consistency.param;
-  std::ranges::replace(name, ':', '_');
-  return name;
-}
 
 // 40 calls of five steps each.
 std::vector<std::string> Calls(const std::string& consistency, std::vector<std::string> more) {
@@ -73,7 +67,7 @@ TEST_P(CallsGoBack, ToTheLastSave) {
 }
 
 INSTANTIATE_TEST_SUITE_P(ParameterServerCallsTest, CallsGoBack, ::testing::Values("async", "ssp:2"),
-                         NameOf);
+                         TextCaseName);
 
 // Two servers in turn; the second is lost in the epoch that the first one's loss has begun.
 TEST(ParameterServerCallsTest, TheServersGoBackTwice) {
@@ -113,20 +107,14 @@ TEST_P(CallsThatAreKilled, GoOnFromTheSaveOnAnotherNumberOfServers) {
 }
 
 INSTANTIATE_TEST_SUITE_P(ParameterServerCallsTest, CallsThatAreKilled,
-                         ::testing::Values("async", "ssp:2"), NameOf);
+                         ::testing::Values("async", "ssp:2"), TextCaseName);
 
 TEST(ParameterServerCallsTest, ThatNobodyComesInItsPlaceIsSaidWithItsName) {
   Job job(Calls("async", {"--rejoin-ms", "500"}), /*gate_at=*/33);
   ASSERT_TRUE(job.cluster.WaitForOutput("worker:1", "step 21 ", kPatience));
   job.Kill("ps:1");
   job.OpenGate();
-  for (const char* name : {"chief:0", "worker:0", "worker:1", "ps:0"}) {
-    EXPECT_EQ(job.cluster.Wait(name, kPatience), kPeerLost) << name;
-    EXPECT_THAT(job.cluster.Stderr(name),
-                HasSubstr("no other process has taken its place within 0.5 s (rejoin_grace) [start "
-                          "ps:1 again"))
-        << name;
-  }
+  ExpectNobodyCame(job, {"chief:0", "worker:0", "worker:1", "ps:0"}, "ps:1");
 }
 
 // Also one with a journal, for which the servers wait in vain.

@@ -12,7 +12,6 @@
 #include <csignal>
 #include <filesystem>
 #include <fstream>
-#include <functional>
 #include <set>
 #include <thread>
 
@@ -25,6 +24,7 @@
 #include "process/ps_job.h"
 #include "testing/process_cluster.h"
 #include "testing/temp_dir.h"
+#include "testing/text_case_name.h"
 
 namespace cohort::testing {
 namespace {
@@ -54,13 +54,15 @@ int StopListening(pid_t pid) {
   return stopped;
 }
 
-class LostServer : public ::testing::TestWithParam<std::string> {};
-
-std::string NameOf(const ::testing::TestParamInfo<std::string>& consistency) {
-  std::string name = consistency.param;
-  std::replace(name.begin(), name.end(), ':', '_');
-  return name;
+// A task of the process "launch", which has joined and said so.
+void KillLaunched(const ProcessCluster& cluster, const std::string& task) {
+  const std::string out = cluster.Stdout("launch");
+  const std::string said = "[" + task + "] joined, pid ";
+  ASSERT_THAT(out, HasSubstr(said));
+  ASSERT_EQ(::kill(std::stoi(out.substr(out.find(said) + said.size())), SIGKILL), 0);
 }
+
+class LostServer : public ::testing::TestWithParam<std::string> {};
 
 // The workers are in a later epoch than the one that they go back to.
 TEST_P(LostServer, IsReplacedAndTheJobBeginsAnewWhereItHasNoSave) {
@@ -77,7 +79,7 @@ TEST_P(LostServer, IsReplacedAndTheJobBeginsAnewWhereItHasNoSave) {
 INSTANTIATE_TEST_SUITE_P(ParameterServerRecoveryTest, LostServer,
                          ::testing::Values("async", "ssp:2", "sync", "sync:1", "async_far",
                                            "ssp:2_far", "sync_far", "sync:1_far"),
-                         NameOf);
+                         TextCaseName);
 
 class LostServerWithSaves : public ::testing::TestWithParam<std::string> {};
 
@@ -98,7 +100,7 @@ TEST_P(LostServerWithSaves, IsReplacedAndTheJobGoesOnFromTheLast) {
 
 INSTANTIATE_TEST_SUITE_P(ParameterServerRecoveryTest, LostServerWithSaves,
                          ::testing::Values("async", "ssp:2", "sync", "async_far", "sync_far"),
-                         NameOf);
+                         TextCaseName);
 
 // A model without a parameter: its saves are as many, and have its rows and the place in the data.
 class LostServerOfRows : public ::testing::TestWithParam<std::string> {};
@@ -124,7 +126,7 @@ TEST_P(LostServerOfRows, IsReplacedAndTheJobGoesOnFromTheLastSave) {
 }
 
 INSTANTIATE_TEST_SUITE_P(ParameterServerRecoveryTest, LostServerOfRows,
-                         ::testing::Values("async", "ssp:2", "sync", "sync:1"), NameOf);
+                         ::testing::Values("async", "ssp:2", "sync", "sync:1"), TextCaseName);
 
 // The disk with the saves is away for a while.
 TEST(ParameterServerRecoveryTest, ASaveThatCannotBeReadAtTheMomentIsGoneBackToLater) {
@@ -320,10 +322,7 @@ TEST(ParameterServerRecoveryTest, LaunchStartsServersAgain) {
                            "--restart", "1", "--", COHORT_BIN_DIR "/../tests/ps_program", "--count",
                            "--epochs", "2", "--gate", gate, "--gate-at", "90"});
   ASSERT_TRUE(cluster.WaitForOutput("launch", "[worker:0] step 31 ", kPatience));
-  const std::string out = cluster.Stdout("launch");
-  const std::string said = "[ps:0] joined, pid ";
-  ASSERT_THAT(out, HasSubstr(said));
-  ASSERT_EQ(::kill(std::stoi(out.substr(out.find(said) + said.size())), SIGKILL), 0);
+  ASSERT_NO_FATAL_FAILURE(KillLaunched(cluster, "ps:0"));
   ASSERT_TRUE(cluster.WaitForOutput("launch", "the job goes on after", kPatience));
   EXPECT_THAT(cluster.Stderr("launch"),
               HasSubstr("ps:0 is lost: killed by signal 9 (SIGKILL), exit code 137; started again, "
@@ -455,7 +454,7 @@ TEST_P(FunctionsWithACopy, GoOnWhenAServerIsLost) {
 }
 
 INSTANTIATE_TEST_SUITE_P(ParameterServerRecoveryTest, FunctionsWithACopy,
-                         ::testing::Values("async", "ssp:2"), NameOf);
+                         ::testing::Values("async", "ssp:2"), TextCaseName);
 
 // There is no save: what the server had of all calls until then is lost, and that is said.
 TEST(ParameterServerRecoveryTest, FunctionsGoOnWhereAServerAloneGoesBack) {
@@ -545,7 +544,7 @@ TEST_P(LostWithItsCopy, AllServersGoBackToTheSave) {
 }
 
 INSTANTIATE_TEST_SUITE_P(ParameterServerRecoveryTest, LostWithItsCopy,
-                         ::testing::Values("ssp:2", "sync", "sync:1"), NameOf);
+                         ::testing::Values("ssp:2", "sync", "sync:1"), TextCaseName);
 
 // Together with its copy a part is lost, and goes back to the save.
 TEST(ParameterServerRecoveryTest, APartThatIsLostWithItsCopyGoesBackToTheSave) {
@@ -591,7 +590,7 @@ TEST_P(LostChief, IsReplacedAndTheJobGoesOnFromTheLastSave) {
 }
 
 INSTANTIATE_TEST_SUITE_P(ParameterServerRecoveryTest, LostChief,
-                         ::testing::Values("async", "ssp:2", "sync"), NameOf);
+                         ::testing::Values("async", "ssp:2", "sync"), TextCaseName);
 
 // The workers are in a later epoch than the one that they go back to; and one more chief is lost
 // while it takes the place of the first, a server with it.
@@ -634,7 +633,7 @@ TEST_P(LostChiefWhereNobodyTrains, IsReplaced) {
 }
 
 INSTANTIATE_TEST_SUITE_P(ParameterServerRecoveryTest, LostChiefWhereNobodyTrains,
-                         ::testing::Values("setup", "end"), NameOf);
+                         ::testing::Values("setup", "end"), TextCaseName);
 
 TEST(ParameterServerRecoveryTest, ThatNoChiefComesInItsPlaceIsSaid) {
   const TempDir folder;
@@ -643,13 +642,7 @@ TEST(ParameterServerRecoveryTest, ThatNoChiefComesInItsPlaceIsSaid) {
   ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "step 31 ", kPatience));
   job.Kill("chief:0");
   job.OpenGate();
-  for (const char* name : {"worker:0", "worker:1", "ps:0", "ps:1"}) {
-    EXPECT_EQ(job.cluster.Wait(name, kPatience), kPeerLost) << name;
-    EXPECT_THAT(job.cluster.Stderr(name),
-                HasSubstr("no other process has taken its place within 0.5 s (rejoin_grace) [start "
-                          "chief:0 again"))
-        << name;
-  }
+  ExpectNobodyCame(job, {"worker:0", "worker:1", "ps:0", "ps:1"}, "chief:0");
 }
 
 TEST(ParameterServerRecoveryTest, LaunchStartsAChiefAgain) {
@@ -677,10 +670,7 @@ TEST(ParameterServerRecoveryTest, LaunchStartsAChiefAgain) {
                            "--folder",
                            folder.path() + "/saves"});
   ASSERT_TRUE(cluster.WaitForOutput("launch", "[worker:0] step 31 ", kPatience));
-  const std::string out = cluster.Stdout("launch");
-  const std::string said = "[chief:0] joined, pid ";
-  ASSERT_THAT(out, HasSubstr(said));
-  ASSERT_EQ(::kill(std::stoi(out.substr(out.find(said) + said.size())), SIGKILL), 0);
+  ASSERT_NO_FATAL_FAILURE(KillLaunched(cluster, "chief:0"));
   std::ofstream(gate) << "open";
   EXPECT_EQ(cluster.Wait("launch", kPatience), 0);
   EXPECT_THAT(cluster.Stderr("launch"), HasSubstr("chief:0 is lost: killed by signal 9 (SIGKILL), "
@@ -693,13 +683,7 @@ TEST(ParameterServerRecoveryTest, ThatNobodyComesInItsPlaceIsSaidWithItsName) {
   ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "step 31 ", kPatience));
   job.Kill("ps:1");
   job.OpenGate();
-  for (const char* name : {"chief:0", "worker:0", "worker:1", "ps:0"}) {
-    EXPECT_EQ(job.cluster.Wait(name, kPatience), kPeerLost) << name;
-    EXPECT_THAT(job.cluster.Stderr(name),
-                HasSubstr("no other process has taken its place within 0.5 s (rejoin_grace) [start "
-                          "ps:1 again"))
-        << name;
-  }
+  ExpectNobodyCame(job, {"chief:0", "worker:0", "worker:1", "ps:0"}, "ps:1");
 }
 
 }  // namespace

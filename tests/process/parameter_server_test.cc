@@ -13,6 +13,7 @@
 #include "process/ps_report.h"
 #include "testing/process_cluster.h"
 #include "testing/temp_dir.h"
+#include "testing/text_case_name.h"
 
 namespace cohort::testing {
 namespace {
@@ -281,12 +282,7 @@ TEST_P(LostForGood, EndsTheOthersWithItsName) {
 }
 
 INSTANTIATE_TEST_SUITE_P(ParameterServerProcessTest, LostForGood,
-                         ::testing::Values("ps:0", "ps:1", "chief:0"),
-                         [](const ::testing::TestParamInfo<std::string>& task) {
-                           std::string name = task.param;
-                           std::replace(name.begin(), name.end(), ':', '_');
-                           return name;
-                         });
+                         ::testing::Values("ps:0", "ps:1", "chief:0"), TextCaseName);
 
 TEST(ParameterServerProcessTest, AStoppedServerIsNoticed) {
   ProcessCluster cluster;

@@ -167,6 +167,17 @@ std::vector<std::string> Arguments(std::string consistency, int epochs,
   return more;
 }
 
+void ExpectNobodyCame(Job& job, const std::vector<std::string>& names, const std::string& task) {
+  for (const std::string& name : names) {
+    EXPECT_EQ(job.cluster.Wait(name, kPatience), kPeerLost) << name;
+    EXPECT_THAT(
+        job.cluster.Stderr(name),
+        HasSubstr("no other process has taken its place within 0.5 s (rejoin_grace) [start " +
+                  task + " again"))
+        << name;
+  }
+}
+
 void ExpectWholeOutcome(Job& job, const std::string& chief, std::string consistency, int epochs) {
   TakeFar(consistency);
   const std::string out = job.cluster.Stdout(chief);

@@ -102,6 +102,9 @@ std::vector<std::string> Arguments(std::string consistency, int epochs,
 // gate.
 inline const std::vector<std::string> kEven = {"--step-ms", "1"};
 
+// These ended, since nobody took the place of `task` within half a second (--rejoin-ms 500).
+void ExpectNobodyCame(Job& job, const std::vector<std::string>& names, const std::string& task);
+
 // As if nothing had been lost.
 void ExpectWholeOutcome(Job& job, const std::string& chief, std::string consistency, int epochs);
 

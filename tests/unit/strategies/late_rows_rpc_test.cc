@@ -4,10 +4,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <atomic>
 #include <limits>
 #include <map>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -195,25 +193,9 @@ TEST(LateRowsRpc, ARowsAgeMovesWithItsBucket) {
 TEST(LateRowsRpc, NobodysOwnUpdatesMakeItsGradientsLate) {
   const Cluster cluster(3, 0.01,
                         LateTable({.delay_compensation = 0.001, .staleness_scaling = true}));
-  const auto chief = cluster.NewChief();
+  RandomMoves moves(cluster, 5);
   std::vector<Worker> workers(3);
-  std::atomic<int> running{3};
-  std::vector<std::thread> threads;
-  for (std::uint64_t w = 0; w < workers.size(); ++w) {
-    threads.emplace_back([&, w] {
-      const auto client = cluster.NewClient(w + 1);
-      workers[w].Train(*client, w + 1, 100);
-      --running;
-    });
-  }
-  const Philox random(5, "moves");
-  for (std::uint64_t moves = 0; running > 0; ++moves) {
-    const std::uint32_t bucket = static_cast<std::uint32_t>(random.Below(kBuckets, moves));
-    OrThrow(chief->Move(0, bucket, static_cast<int>(random.Below(3, moves, 1))));
-  }
-  for (std::thread& thread : threads) {
-    thread.join();
-  }
+  TrainBeside(cluster, workers, 100, [&] { moves.Move(); });
   EXPECT_GT(cluster.lost(), 0);
   std::map<std::uint64_t, std::uint32_t> updates;
   for (const Worker& worker : workers) {

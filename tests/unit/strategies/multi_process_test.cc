@@ -16,6 +16,7 @@
 #include <gtest/gtest.h>
 
 #include "testing/integer_model.h"
+#include "testing/passing_communicator.h"
 #include "testing/run_ranks.h"
 
 namespace cohort {
@@ -52,7 +53,7 @@ class FailingWork final : public Work {
 
 // Passes everything on; keeps the names of all-reduces; lets one of them fail when it is waited
 // for.
-class Watched final : public Communicator {
+class Watched final : public testing::PassingCommunicator {
  public:
   struct Watch {
     std::vector<std::string> all_reduces;
@@ -60,79 +61,20 @@ class Watched final : public Communicator {
     int fail_at = -1;                     // which all-reduce, from 0
   };
   Watched(std::unique_ptr<Communicator> inner, Watch& watch)
-      : inner_(std::move(inner)), watch_(watch) {}
-
-  int rank() const override { return inner_->rank(); }
-  int size() const override { return inner_->size(); }
-  std::uint64_t generation() const override { return inner_->generation(); }
-  std::string_view backend() const override { return inner_->backend(); }
-  std::string peer_name(int rank) const override { return inner_->peer_name(rank); }
-  Status status() const override { return inner_->status(); }
-  CommunicatorStats stats() const override { return inner_->stats(); }
-  OperationProgress progress() const override { return inner_->progress(); }
-  Result<std::string> DumpFlightRecord(std::string_view reason) const override {
-    return inner_->DumpFlightRecord(reason);
-  }
+      : PassingCommunicator(std::move(inner)), watch_(watch) {}
 
   Pending AllReduce(ConstBuffer input, Buffer output, ReduceOp op,
                     const CollectiveOptions& options) override {
     watch_.all_reduces.push_back(options.name);
     watch_.algorithms.push_back(options.algorithm);
-    Pending pending = inner_->AllReduce(input, output, op, options);
+    Pending pending = inner().AllReduce(input, output, op, options);
     if (pending.ok() && static_cast<int>(watch_.all_reduces.size()) - 1 == watch_.fail_at) {
       return std::unique_ptr<Work>(std::make_unique<FailingWork>(std::move(pending).value()));
     }
     return pending;
   }
-  Pending Reduce(Buffer buffer, ReduceOp op, int root, const CollectiveOptions& options) override {
-    return inner_->Reduce(buffer, op, root, options);
-  }
-  Pending ReduceScatter(Buffer input, Buffer output, ReduceOp op,
-                        const CollectiveOptions& options) override {
-    return inner_->ReduceScatter(input, output, op, options);
-  }
-  Pending AllGather(ConstBuffer input, Buffer output, const CollectiveOptions& options) override {
-    return inner_->AllGather(input, output, options);
-  }
-  Pending AllGatherV(ConstBuffer input, Buffer output, std::span<const std::int64_t> counts,
-                     const CollectiveOptions& options) override {
-    return inner_->AllGatherV(input, output, counts, options);
-  }
-  Pending Broadcast(Buffer buffer, int root, const CollectiveOptions& options) override {
-    return inner_->Broadcast(buffer, root, options);
-  }
-  Pending AllToAll(ConstBuffer input, Buffer output, const CollectiveOptions& options) override {
-    return inner_->AllToAll(input, output, options);
-  }
-  Pending AllToAllV(ConstBuffer input, std::span<const std::int64_t> send_counts, Buffer output,
-                    std::span<const std::int64_t> receive_counts,
-                    const CollectiveOptions& options) override {
-    return inner_->AllToAllV(input, send_counts, output, receive_counts, options);
-  }
-  Pending Send(ConstBuffer buffer, int to, const CollectiveOptions& options) override {
-    return inner_->Send(buffer, to, options);
-  }
-  Pending Receive(Buffer buffer, int from, const CollectiveOptions& options) override {
-    return inner_->Receive(buffer, from, options);
-  }
-  Pending Barrier(const CollectiveOptions& options) override { return inner_->Barrier(options); }
-  Result<std::unique_ptr<Memory>> Allocate(std::size_t bytes) override {
-    return inner_->Allocate(bytes);
-  }
-  Result<std::unique_ptr<Communicator>> Split(int color, int key) override {
-    return inner_->Split(color, key);
-  }
-  Result<int> Join(const CollectiveOptions& options) override { return inner_->Join(options); }
-  std::vector<std::string_view> algorithms(OperationKind kind) const override {
-    return inner_->algorithms(kind);
-  }
-  Result<CostEstimate> Explain(OperationKind kind, std::int64_t bytes) override {
-    return inner_->Explain(kind, bytes);
-  }
-  void Abort(const Status& reason) override { inner_->Abort(reason); }
 
  private:
-  const std::unique_ptr<Communicator> inner_;
   Watch& watch_;
 };
 

@@ -3,7 +3,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <thread>
@@ -14,6 +13,7 @@
 
 #include "parameter_server/frames/dense_codec.h"
 #include "parameter_server/variables/parameter_store.h"
+#include "testing/text_case_name.h"
 
 namespace cohort::ps {
 namespace {
@@ -377,11 +377,8 @@ TEST_P(StepsOfTablesTest, AreCounted) {
 }
 
 INSTANTIATE_TEST_SUITE_P(StoreTest, StepsOfTablesTest,
-                         ::testing::Values("async", "ssp:1", "sync", "sync:1"), [](const auto& of) {
-                           std::string name = of.param;
-                           std::ranges::replace(name, ':', '_');
-                           return name;
-                         });
+                         ::testing::Values("async", "ssp:1", "sync", "sync:1"),
+                         testing::TextCaseName);
 
 // ---- What servers do to gradients beside the rule -----------------------------------------------
 

@@ -6,11 +6,14 @@
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <chrono>
+#include <cstdint>
 #include <cstring>
 #include <map>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <cohort/core/random.h>
@@ -215,6 +218,46 @@ struct Worker {
       }
     }
   }
+};
+
+// Each worker trains on a thread, with a client of its own, while `beside` runs over and over.
+template <typename AnyWorker, typename Beside>
+void TrainBeside(const Cluster& cluster, std::vector<AnyWorker>& workers, int steps,
+                 const Beside& beside) {
+  std::atomic<std::size_t> running{workers.size()};
+  std::vector<std::thread> threads;
+  for (std::uint64_t w = 0; w < workers.size(); ++w) {
+    threads.emplace_back([&, w] {
+      const auto client = cluster.NewClient(w + 1);
+      workers[w].Train(*client, w + 1, steps);
+      --running;
+    });
+  }
+  while (running > 0) {
+    beside();
+  }
+  for (std::thread& thread : threads) {
+    thread.join();
+  }
+}
+
+// Moves buckets to servers, both at random, of which there are three.
+class RandomMoves {
+ public:
+  RandomMoves(const Cluster& cluster, std::uint64_t seed)
+      : chief_(cluster.NewChief()), random_(seed, "moves") {}
+
+  void Move() {
+    const auto bucket = static_cast<std::uint32_t>(random_.Below(kBuckets, moves_));
+    OrThrow(chief_->Move(0, bucket, static_cast<int>(random_.Below(3, moves_, 1))));
+    ++moves_;
+  }
+  std::uint64_t moves() const { return moves_; }
+
+ private:
+  const std::unique_ptr<RowClient> chief_;
+  const Philox random_;
+  std::uint64_t moves_ = 0;
 };
 
 }  // namespace cohort::ps

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstdint>
@@ -14,7 +13,6 @@
 #include <map>
 #include <memory>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -141,28 +139,10 @@ TEST(RowFeedbackRpc, AValueThatRoundingAlwaysTakesArrives) {
 TEST(RowFeedbackRpc, NothingIsTakenTwiceWhereBucketsMoveAndConnectionsBreak) {
   const TableSpec spec = RoundedSums(Wire::kInt8);
   const Cluster cluster(3, 0.02, spec);
-  const auto chief = cluster.NewChief();
+  RandomMoves moves(cluster, 5);
   std::vector<FeedbackWorker> workers(2, FeedbackWorker(spec));
-  std::atomic<int> running{2};
-  std::vector<std::thread> threads;
-  for (std::uint64_t w = 0; w < workers.size(); ++w) {
-    threads.emplace_back([&, w] {
-      const auto client = cluster.NewClient(w + 1);
-      workers[w].Train(*client, w + 1, 150);
-      --running;
-    });
-  }
-  const Philox random(5, "moves");
-  std::uint64_t moves = 0;
-  while (running > 0) {
-    OrThrow(chief->Move(0, static_cast<std::uint32_t>(random.Below(kBuckets, moves)),
-                        static_cast<int>(random.Below(3, moves, 1))));
-    ++moves;
-  }
-  for (std::thread& thread : threads) {
-    thread.join();
-  }
-  EXPECT_GT(moves, 20U);
+  TrainBeside(cluster, workers, 150, [&] { moves.Move(); });
+  EXPECT_GT(moves.moves(), 20U);
   EXPECT_GT(cluster.lost(), 0);
   Rows all = workers[0].rows_;
   all.merge(workers[1].rows_);

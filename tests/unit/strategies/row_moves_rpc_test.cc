@@ -12,7 +12,6 @@
 #include <future>
 #include <limits>
 #include <map>
-#include <memory>
 #include <numeric>
 #include <set>
 #include <thread>
@@ -41,21 +40,7 @@ using testing::TempDir;
 template <typename Beside>
 void ExpectConservation(const Cluster& cluster, int steps, const Beside& beside) {
   std::vector<Worker> workers(3);
-  std::atomic<int> running{3};
-  std::vector<std::thread> threads;
-  for (std::uint64_t w = 0; w < workers.size(); ++w) {
-    threads.emplace_back([&, w] {
-      const auto client = cluster.NewClient(w + 1);
-      workers[w].Train(*client, w + 1, steps);
-      --running;
-    });
-  }
-  while (running > 0) {
-    beside();
-  }
-  for (std::thread& thread : threads) {
-    thread.join();
-  }
+  TrainBeside(cluster, workers, steps, beside);
   std::map<std::uint64_t, Row> sent;
   for (const Worker& worker : workers) {
     for (const auto& [id, row] : worker.sent) {
@@ -80,28 +65,16 @@ void ExpectConservation(const Cluster& cluster, int steps, const Beside& beside)
 // F24.
 TEST(RowMovesTest, NothingIsLostOrDoubledWhileBucketsMove) {
   const Cluster cluster(3);
-  const auto chief = cluster.NewChief();
-  const Philox random(5, "moves");
-  std::uint64_t moves = 0;
-  ExpectConservation(cluster, 300, [&] {
-    const std::uint32_t bucket = static_cast<std::uint32_t>(random.Below(kBuckets, moves));
-    OrThrow(chief->Move(0, bucket, static_cast<int>(random.Below(3, moves, 1))));
-    ++moves;
-  });
-  EXPECT_GT(moves, 100U);
+  RandomMoves moves(cluster, 5);
+  ExpectConservation(cluster, 300, [&] { moves.Move(); });
+  EXPECT_GT(moves.moves(), 100U);
 }
 
 TEST(RowMovesTest, NorWhereConnectionsBreakAsWell) {
   const Cluster cluster(3, 0.01);
-  const auto chief = cluster.NewChief();
-  const Philox random(6, "moves");
-  std::uint64_t moves = 0;
-  ExpectConservation(cluster, 200, [&] {
-    const std::uint32_t bucket = static_cast<std::uint32_t>(random.Below(kBuckets, moves));
-    OrThrow(chief->Move(0, bucket, static_cast<int>(random.Below(3, moves, 1))));
-    ++moves;
-  });
-  EXPECT_GT(moves, 100U);
+  RandomMoves moves(cluster, 6);
+  ExpectConservation(cluster, 200, [&] { moves.Move(); });
+  EXPECT_GT(moves.moves(), 100U);
   EXPECT_GT(cluster.lost(), 10) << "of 1 % of what is read";
 }
 
@@ -214,18 +187,14 @@ TEST(RowMovesTest, NorWhereRowsExpireToo) {
       --running;
     });
   }
-  const auto chief = cluster.NewChief();
-  const Philox random(7, "moves");
-  std::uint64_t moves = 0;
+  RandomMoves moves(cluster, 7);
   while (running > 0) {
-    OrThrow(chief->Move(0, static_cast<std::uint32_t>(random.Below(kBuckets, moves)),
-                        static_cast<int>(random.Below(3, moves, 1))));
-    ++moves;
+    moves.Move();
   }
   for (std::thread& thread : threads) {
     thread.join();
   }
-  EXPECT_GT(moves, 100U);
+  EXPECT_GT(moves.moves(), 100U);
   EXPECT_GT(cluster.lost(), 0);
   const auto reader = cluster.NewChief();
   const std::map<std::uint64_t, Row> there = RowsOf(*reader);
