@@ -87,7 +87,7 @@ void ChiefSaves::CountPause(std::chrono::steady_clock::time_point begun) {
 }
 
 Status ChiefSaves::SaveCalls(const std::function<Status(std::int64_t calls)>& save,
-                             Deadline deadline, Status* outcome) {
+                             Deadline deadline, std::optional<Status>* outcome) {
   Result<Frozen> frozen = Unavailable("a server was lost when the job was to be saved");
   std::int64_t over = 0;
   const auto begun = std::chrono::steady_clock::now();
@@ -97,8 +97,8 @@ Status ChiefSaves::SaveCalls(const std::function<Status(std::int64_t calls)>& sa
         frozen = Freeze({});
       },
       deadline);
-  *outcome = cut.status();
   if (!cut.ok()) {
+    *outcome = cut.status();
     return {};
   }
   if (!frozen.ok() && !IsOfALostProcess(frozen.status())) {
@@ -112,7 +112,8 @@ Status ChiefSaves::SaveCalls(const std::function<Status(std::int64_t calls)>& sa
   const Status status = Write(
       *std::move(frozen), [&] { return save(over); }, outcome);
   // A save of a step that was saved before may have found its step there already.
-  if (!status.ok() || !outcome->ok() || frozen_step_ <= before) {
+  const bool whole = outcome->has_value() && (*outcome)->ok();
+  if (!whole || frozen_step_ <= before) {
     given_at_ = given_at_.has_value() ? given_at_ : given;
   }
   return status;
@@ -154,20 +155,22 @@ Status ChiefSaves::GiveUpFreeze() {
 
 Status ChiefSaves::Save(Frozen frozen) {
   const Coordinator::Cut cut = frozen.cut;
-  Status outcome;
+  std::optional<Status> outcome;
   COHORT_RETURN_IF_ERROR(Write(
       std::move(frozen), [&] { return plan_.save(cut.epoch.epoch, cut.batch); }, &outcome));
-  if (!outcome.ok()) {
+  if (!outcome->ok()) {
     ++failed_saves_;
     log_.Warning(
         "the save of step " + std::to_string(frozen_step_) +
-        " has failed, training goes on, and the save before it counts: " + outcome.ToString());
+        " has failed, training goes on, and the save before it counts: " + outcome->ToString());
   }
   return {};
 }
 
-// OK also where `save` failed, which is *outcome.
-Status ChiefSaves::Write(Frozen frozen, const std::function<Status()>& save, Status* outcome) {
+// OK also where `save` failed, which is *outcome. That is there, too, where servers are lost behind
+// it: what is whole on the disk counts, also if not all of them have been told that it is.
+Status ChiefSaves::Write(Frozen frozen, const std::function<Status()>& save,
+                         std::optional<Status>* outcome) {
   // Before the save has its name.
   Status saved =
       plan_.restore ? job_.coordinator()->Remember(std::move(frozen.course)) : OkStatus();
@@ -187,15 +190,19 @@ Status ChiefSaves::Write(Frozen frozen, const std::function<Status()>& save, Sta
   if (rows_ != nullptr) {
     job_.rows()->ReadSnapshot(0);
   }
+  *outcome = saved;
+  if (saved.ok()) {
+    CountWhole();
+  }
   // Files fail with the codes of servers, too: whether one is lost, the servers tell.
   COHORT_RETURN_IF_ERROR(job_.Explain(job_.client()->Thaw().status()));
   if (job_.trains()) {  // on the values that there are now, not on those that were saved
     COHORT_RETURN_IF_ERROR(hooks_.refresh());
   }
-  *outcome = saved;
-  if (!saved.ok()) {
-    return ForgetFailed();
-  }
+  return saved.ok() ? OkStatus() : ForgetFailed();
+}
+
+void ChiefSaves::CountWhole() {
   saved_step_ = frozen_step_;
   // Not of a save that found its step there already: rows may be other than they were then.
   if (rows_ != nullptr && written_tables_ == tables_.size()) {
@@ -204,7 +211,6 @@ Status ChiefSaves::Write(Frozen frozen, const std::function<Status()>& save, Sta
   if (plan_.restore) {
     initial_.reset();
   }
-  return {};
 }
 
 Status ChiefSaves::ForgetFailed() {

@@ -74,9 +74,10 @@ class ChiefSaves {
   Status Save(Frozen frozen);
   // Where functions are called: `save`, of a point between two calls, when so many are over. Its
   // error, or why there was no such point, is *outcome, and neither counted nor logged here. Else
-  // than OK: of the servers, one of which may be lost, or this chief's place is.
+  // than OK: of the servers, one of which may be lost, or this chief's place is; *outcome is there
+  // where `save` was called before, and where it is OK that save is whole.
   Status SaveCalls(const std::function<Status(std::int64_t calls)>& save, Deadline deadline,
-                   Status* outcome);
+                   std::optional<Status>* outcome);
   // What the program has given to the servers at that step, while functions are called, is in no
   // save until one of a later step: there is no way back before.
   void Given(std::int64_t step) { given_at_ = restoring_ ? given_at_ : std::optional(step); }
@@ -117,7 +118,8 @@ class ChiefSaves {
   Result<const TableSpec*> FindTable(int table) const;
   Result<std::int64_t> RestoreNewest();
   void CountPause(std::chrono::steady_clock::time_point begun);
-  Status Write(Frozen frozen, const std::function<Status()>& save, Status* outcome);
+  Status Write(Frozen frozen, const std::function<Status()>& save, std::optional<Status>* outcome);
+  void CountWhole();
   Status ForgetFailed();
   Status GiveUpFreeze();
 

@@ -61,14 +61,14 @@ Status RemoteStrategy::Outlast(const std::function<Status()>& look) {
     if (status.ok()) {
       return job_->EndTraining();
     }
-    COHORT_RETURN_IF_ERROR(GoOnAfter(status, seen));
+    COHORT_RETURN_IF_ERROR(GoOnAfter(status, seen, Deadline::max()));  // the job's end ends it
   }
 }
 
 // GoOn, unless another thread has seen to it since there had been `seen` recoveries: the chief of a
 // job that calls functions may wait on several.
-Status RemoteStrategy::GoOnAfter(const Status& error, std::uint64_t seen) {
-  const std::lock_guard lock(recovery_mutex_);
+Status RemoteStrategy::GoOnAfter(const Status& error, std::uint64_t seen, Deadline deadline) {
+  COHORT_ASSIGN_OR_RETURN(const auto lock, LockRecovery("the wait for a lost server", deadline));
   if (recoveries_ != seen) {
     return {};
   }
@@ -103,7 +103,11 @@ Status RemoteStrategy::GoOn(const Status& error) {
   }
   const auto restore = [this](const ps::Job::Lost* only) {
     client_ = job_->client();
-    return saves_.Restore(only);
+    ++restores_;
+    restorer_ = std::this_thread::get_id();
+    const Result<std::int64_t> step = saves_.Restore(only);
+    restorer_ = std::thread::id();
+    return step;
   };
   do {
     status = is_chief() ? job_->Recover(status, restore) : job_->Rejoin(status);
@@ -133,7 +137,7 @@ Status RemoteStrategy::GoOn(const Status& error) {
 
 Status RemoteStrategy::Surviving(const std::function<Status()>& fn) {
   if (is_chief() && functions_) {
-    return SurvivingCalls(fn);
+    return SurvivingCalls("BeginEpoch", fn);
   }
   for (Status status = fn(); !status.ok(); status = fn()) {
     COHORT_RETURN_IF_ERROR(GoOn(status));
@@ -339,7 +343,10 @@ Status RemoteStrategy::MakeReplica(ParameterSet& parameters) {
 }
 
 Status RemoteStrategy::Refresh(bool everything) {
-  const Status status = client_->Pull(NewValues(), everything);
+  // What was restored may count as those values do that were lost.
+  const std::uint64_t restores = restores_;
+  const Status status = client_->Pull(NewValues(), everything || refreshed_after_ != restores);
+  refreshed_after_ = status.ok() ? restores : refreshed_after_;
   step_ = static_cast<std::int64_t>(client_->version());
   return job_->Explain(status);
 }
@@ -364,29 +371,38 @@ Status RemoteStrategy::PullState() {
     COHORT_RETURN_IF_ERROR(FinishLastRound());
   }
   const auto pull = [this]() -> Status {
+    const std::uint64_t restores = restores_;
     const Status status = client_->PullState(NewValues(), slots());
     if (status.ok()) {
       ShowValues();
       step_ = static_cast<std::int64_t>(client_->version());
+      refreshed_after_ = saves_here() ? refreshed_after_ : restores;
+      pulled_after_ = saves_here() ? pulled_after_ : restores;
     }
     return status;
   };
-  return job_->Explain(is_chief() && functions_ && !saves_here() ? SurvivingCalls(pull) : pull());
+  return job_->Explain(is_chief() && functions_ && !saves_here() ? SurvivingCalls("PullState", pull)
+                                                                 : pull());
 }
 
 Status RemoteStrategy::PushState() {
   if (client_ == nullptr || !is_chief()) {
     return {};  // the servers take what the chief has
   }
+  if (functions_ && !restores_here()) {
+    return PushBetweenCalls();
+  }
+  if (!functions_ && !began_) {
+    saves_.BeginWith(parameters_->all(), slots(), step_);
+  }
+  return job_->Explain(AssignState());
+}
+
+Status RemoteStrategy::AssignState() {
   if (replica_ != nullptr) {
     std::ranges::copy(parameters_->all(), NewValues().begin());
   }
-  if (functions_) {
-    saves_.Given(step_);
-  } else if (!began_) {
-    saves_.BeginWith(parameters_->all(), slots(), step_);
-  }
-  return job_->Explain(saves_.Assign(parameters_->all(), slots(), step_));
+  return saves_.Assign(parameters_->all(), slots(), step_);
 }
 
 Status RemoteStrategy::Broadcast(std::span<std::byte> bytes) {

@@ -10,8 +10,9 @@
 // is different where the chief calls functions, remote_strategy.cc the rest.
 //
 // Thread rules: those of Strategy; lookups of rows come on the replica's stream (remote_rows.h). In
-// a chief that calls functions the threads that wait for these see to lost servers, and save; of
-// what else it does beside, PullState alone excludes that.
+// a chief that calls functions the threads that wait for these see to lost servers, and save, one
+// at a time (recovery_mutex_); of what else it does beside, PullState, PushState, LoadTable and the
+// begin of an evaluation exclude that.
 
 #pragma once
 
@@ -94,13 +95,7 @@ class RemoteStrategy final : public ParameterServerStrategy {
   Status SaveTable(int table, FileSystem& files, const std::string& path) override {
     return saves_.SaveTable(table, files, path);
   }
-  Status LoadTable(int table, FileSystem& files, const std::vector<std::string>& chain) override {
-    const bool begun = began_ || functions_;
-    if (functions_) {
-      saves_.Given(step_);
-    }
-    return saves_.LoadTable(table, files, chain, /*before_training=*/!begun);
-  }
+  Status LoadTable(int table, FileSystem& files, const std::vector<std::string>& chain) override;
   std::optional<std::int64_t> rows_saved_at() const override { return saves_.rows_saved_at(); }
   Status SaveTableChanges(int table, FileSystem& files, const std::string& path) override {
     return saves_.SaveTableChanges(table, files, path);
@@ -136,6 +131,7 @@ class RemoteStrategy final : public ParameterServerStrategy {
   // remote_strategy.cc: the job, and what it begins with.
   Result<ps::ModelSpec> ModelOf(const ParameterSet& parameters, const Optimizer& optimizer) const;
   Status GiveValues();
+  Status AssignState();
   Status TakeValues();
   Status MakeReplica(ParameterSet& parameters);
   Status OpenData();
@@ -143,7 +139,7 @@ class RemoteStrategy final : public ParameterServerStrategy {
   ps::Feed MakeFeed();
   // While it runs.
   Status Outlast(const std::function<Status()>& look);
-  Status GoOnAfter(const Status& error, std::uint64_t seen);
+  Status GoOnAfter(const Status& error, std::uint64_t seen, Deadline deadline);
   Status GoOn(const Status& error);
   Status Surviving(const std::function<Status()>& fn);
   Status Look();
@@ -154,9 +150,14 @@ class RemoteStrategy final : public ParameterServerStrategy {
   // remote_strategy_calls.cc: where the chief calls functions.
   bool goes_back() const;
   Status SaveCalls(const Coordinator::SaveFn& save, Deadline deadline);
-  Status SurvivingCalls(const std::function<Status()>& fn);
+  Status NotWhileItSaves(const char* what) const;
+  Result<std::unique_lock<std::timed_mutex>> LockRecovery(const char* what, Deadline deadline);
+  Status SurvivingCalls(const char* what, const std::function<Status()>& fn);
   Status RecoverCalls(const Status& error, std::uint64_t seen);
+  Status MatchRows();
+  Status PushBetweenCalls();
   bool saves_here() const { return saver_ == std::this_thread::get_id(); }
+  bool restores_here() const { return restorer_ == std::this_thread::get_id(); }
   Result<bool> BeginCall(std::uint64_t epoch);
 
   // remote_strategy_step.cc: a step.
@@ -237,7 +238,11 @@ class RemoteStrategy final : public ParameterServerStrategy {
   int roll_backs_ = 0;
   std::timed_mutex recovery_mutex_;            // of the chief
   std::atomic<std::uint64_t> recoveries_ = 0;  // there
+  std::atomic<std::uint64_t> restores_ = 0;    // there: of values, of some servers or all
+  std::uint64_t refreshed_after_ = 0;          // so many, when all values were pulled last
+  std::uint64_t pulled_after_ = 0;             // and when slots were, with them
   std::atomic<std::thread::id> saver_{};       // the thread that is in Coordinator::Save, there
+  std::atomic<std::thread::id> restorer_{};    // that brings servers what they go back to, there
   bool work_stands_ = false;                   // after GoOn
   bool void_ = false;       // the batch, or call, that was handed out last, by a roll-back since
   bool own_error_ = false;  // of the step function, or that servers do not come back

@@ -1,5 +1,6 @@
 // RemoteStrategy where the chief calls functions: in the chief, saves and lost servers beside its
 // waits for calls; in a worker, calls whose servers go back.
+#include <algorithm>
 #include <exception>
 #include <utility>
 
@@ -23,9 +24,9 @@ Result<std::unique_ptr<Coordinator>> RemoteStrategy::MakeCoordinator(const Sched
   if (!goes_back()) {
     options.max_kept_calls = 0;
   }
-  const auto recover = [this](const Status& why) {
+  const auto recover = [this](const Status& why, Deadline deadline) {
     const std::uint64_t seen = recoveries_;
-    return job_->coordinator()->recovering() ? GoOnAfter(why, seen) : OkStatus();
+    return job_->coordinator()->recovering() ? GoOnAfter(why, seen, deadline) : OkStatus();
   };
   COHORT_ASSIGN_OR_RETURN(
       auto coordinator,
@@ -47,6 +48,33 @@ bool RemoteStrategy::goes_back() const {
          (options_.server_loss == ServerLoss::kRollBack || of_copies);
 }
 
+Status RemoteStrategy::NotWhileItSaves(const char* what) const {
+  return saves_here() ? FailedPrecondition(std::string(what) +
+                                           " in the function that Coordinator::Save was given, "
+                                           "which has the snapshot, and no more [PullState and "
+                                           "SaveTable there, the rest when Save has returned]")
+                      : OkStatus();
+}
+
+// In the chief, to bring servers back, to save, or to read what neither changes meanwhile.
+Result<std::unique_lock<std::timed_mutex>> RemoteStrategy::LockRecovery(const char* what,
+                                                                        Deadline deadline) {
+  COHORT_RETURN_IF_ERROR(NotWhileItSaves(what));
+  for (;;) {
+    const Deadline look = DeadlineAfter(std::chrono::milliseconds(200));  // has the job failed?
+    std::unique_lock lock(recovery_mutex_, std::min(deadline, look));
+    if (lock.owns_lock()) {
+      return lock;
+    }
+    COHORT_RETURN_IF_ERROR(job_->coordinator()->failure());
+    if (std::chrono::steady_clock::now() >= deadline) {
+      return DeadlineExceeded(
+          std::string(what) +
+          " at its deadline: another thread saves, or waits for a server that was lost");
+    }
+  }
+}
+
 Status RemoteStrategy::SaveCalls(const Coordinator::SaveFn& save, Deadline deadline) {
   const auto guarded = [&save](std::int64_t calls) -> Status {
     try {
@@ -55,35 +83,38 @@ Status RemoteStrategy::SaveCalls(const Coordinator::SaveFn& save, Deadline deadl
       return error.status();
     } catch (const std::exception& error) {
       return Internal(std::string("exception: ") + error.what());
+    } catch (...) {
+      return Internal("an exception that is no std::exception");
     }
   };
   for (;;) {
-    const std::unique_lock lock(recovery_mutex_, deadline);
-    if (!lock.owns_lock()) {
-      return DeadlineExceeded(
-          "Save at its deadline: another thread saves, or waits for a server that was lost");
-    }
-    Status outcome;
+    COHORT_ASSIGN_OR_RETURN(const auto lock, LockRecovery("Save", deadline));
+    std::optional<Status> outcome;
     saver_ = std::this_thread::get_id();
     const Status status = saves_.SaveCalls(guarded, deadline, &outcome);
     saver_ = std::thread::id();
     if (status.ok()) {
-      return outcome;
+      return *outcome;
     }
     COHORT_RETURN_IF_ERROR(GoOn(status));
     ++recoveries_;
+    if (outcome.has_value() && outcome->ok()) {
+      return {};  // it is whole, though a server was lost before all had forgotten the snapshot
+    }
   }
 }
 
 // With what all calls did that had returned, also where servers have gone back since.
-Status RemoteStrategy::SurvivingCalls(const std::function<Status()>& fn) {
+Status RemoteStrategy::SurvivingCalls(const char* what, const std::function<Status()>& fn) {
+  COHORT_RETURN_IF_ERROR(NotWhileItSaves(what));
   ps::Coordinator& coordinator = *job_->coordinator();
   for (;;) {
     if (coordinator.calls_again() > 0) {
       COHORT_RETURN_IF_ERROR(
           coordinator.AwaitCallsAgain(DeadlineAfter(options_.collective_timeout)));
     }
-    const std::lock_guard lock(recovery_mutex_);
+    COHORT_ASSIGN_OR_RETURN(const auto lock,
+                            LockRecovery(what, DeadlineAfter(options_.collective_timeout)));
     if (coordinator.calls_again() > 0) {
       continue;  // another thread has brought the servers back meanwhile
     }
@@ -97,8 +128,62 @@ Status RemoteStrategy::SurvivingCalls(const std::function<Status()>& fn) {
 }
 
 Status RemoteStrategy::RecoverCalls(const Status& error, std::uint64_t seen) {
-  COHORT_RETURN_IF_ERROR(GoOnAfter(error, seen));
-  return job_->coordinator()->AwaitCallsAgain(DeadlineAfter(options_.collective_timeout));
+  COHORT_RETURN_IF_ERROR(GoOnAfter(error, seen, DeadlineAfter(options_.collective_timeout)));
+  return MatchRows();
+}
+
+// Rows are looked up as they are now: the values beside them must not be older than what the
+// servers have gone back to since.
+Status RemoteStrategy::MatchRows() {
+  COHORT_RETURN_IF_ERROR(NotWhileItSaves("Evaluate"));
+  if (rows_ == nullptr || refreshed_after_ == restores_) {
+    return {};
+  }
+  return SurvivingCalls("Evaluate", [this] { return Refresh(/*everything=*/true); });
+}
+
+// What the program gives to the servers no call makes again: calls that run again come before it.
+// Values that were pulled before the servers went back are of another state, and going back has
+// written over them.
+Status RemoteStrategy::PushBetweenCalls() {
+  COHORT_RETURN_IF_ERROR(NotWhileItSaves("PushState"));
+  bool stale = pulled_after_ != restores_;
+  const auto push = [this, &stale]() -> Status {
+    stale = pulled_after_ != restores_;
+    if (stale) {
+      return {};
+    }
+    const Status status = AssignState();
+    if (status.code() != StatusCode::kUnavailable) {
+      saves_.Given(step_);
+    }
+    return status;
+  };
+  if (!stale) {
+    COHORT_RETURN_IF_ERROR(job_->Explain(SurvivingCalls("PushState", push)));
+  }
+  return stale ? Aborted(
+                     "PushState: servers have gone back to a save since the last PullState, and "
+                     "nothing was pushed [PullState, which waits for the calls that run again; "
+                     "then change that, and push it]")
+               : OkStatus();
+}
+
+Status RemoteStrategy::LoadTable(int table, FileSystem& files,
+                                 const std::vector<std::string>& chain) {
+  const auto load = [&] {
+    return saves_.LoadTable(table, files, chain, /*before_training=*/!began_ && !functions_);
+  };
+  if (!is_chief() || !functions_ || restores_here()) {
+    return load();
+  }
+  return SurvivingCalls("LoadTable", [&] {
+    const Status status = load();
+    if (status.code() != StatusCode::kUnavailable) {
+      saves_.Given(step_);
+    }
+    return status;
+  });
 }
 
 Status RemoteStrategy::ServeFunctions(const Functions& functions) {

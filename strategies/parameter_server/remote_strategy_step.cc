@@ -75,6 +75,9 @@ Result<StepResult> RemoteStrategy::Evaluate(const DistributedBatch& batch, const
   if (fixed_ != nullptr) {
     fixed_->Keep(values());
   }
+  if (is_chief() && functions_) {
+    COHORT_RETURN_IF_ERROR(MatchRows());
+  }
   std::uint64_t seen = recoveries_;
   Result<ReplicaResult> mine = Run(batch.replicas[0], fn, /*train=*/false);
   while (!mine.ok() && !own_error_) {  // a server was lost while rows were looked up

@@ -6,6 +6,13 @@
 #include <vector>
 
 namespace cohort::ps {
+namespace {
+
+// That are told with another error by themselves; each may be long.
+constexpr std::size_t kMostMissing = 8;
+constexpr std::size_t kMissingBytes = 500;
+
+}  // namespace
 
 ClosureQueue::ClosureQueue(int max_attempts, int in_flight, Log log, ClosureMemory memory)
     : max_attempts_(max_attempts), in_flight_(in_flight), log_(std::move(log)), memory_(memory) {
@@ -93,7 +100,7 @@ void ClosureQueue::Finish(const TaskId& worker, std::int64_t id, Result<std::str
   }
   const Status why = outcome.status().Annotate(NameOf(entry) + " on " + worker.ToString());
   if (why.code() == StatusCode::kUnavailable || why.code() == StatusCode::kAborted) {
-    ++entry.attempts;
+    entry.attempts += entry.excused ? 0 : 1;
     Again(std::move(entry), why);
   } else {
     Fail(entry, why);
@@ -116,7 +123,16 @@ void ClosureQueue::Lost(const TaskId& worker, const Status& why) {
   }
 }
 
+void ClosureQueue::ServerLost() {
+  for (auto& [worker, entries] : held_) {
+    for (Entry& entry : entries) {
+      entry.excused = true;
+    }
+  }
+}
+
 void ClosureQueue::Again(Entry entry, const Status& why) {
+  entry.excused = false;
   if (!error_.ok() && entry.result != nullptr) {
     End(entry, Cancelled(NameOf(entry) + " was cancelled: " + error_.message()));
   } else if (entry.attempts >= max_attempts_) {
@@ -135,11 +151,25 @@ void ClosureQueue::Fail(Entry& entry, const Status& error) {
     why = {error.code(), error.message() +
                              ", when it ran again since the servers went back to a save: the "
                              "values are without it"};
+    TellMissing(why);
   }
   End(entry, why);
   if (error_.ok()) {
     error_ = why;
     CancelWaiting(why);
+  }
+}
+
+// Nobody else tells of such a call: its result is there.
+void ClosureQueue::TellMissing(const Status& why) {
+  log_.Warning(why.message());
+  if (error_.ok()) {
+    return;  // it becomes that
+  }
+  if (missing_.size() < kMostMissing) {
+    missing_.push_back(why.ToString().substr(0, kMissingBytes));
+  } else {
+    ++more_missing_;
   }
 }
 
@@ -176,6 +206,7 @@ void ClosureQueue::Cancel(const Status& why) {
 void ClosureQueue::Remember(Entry entry) {
   entry.result.reset();  // whoever wants it has it
   entry.attempts = 0;
+  entry.excused = false;
   returned_bytes_ += SizeOf(entry);
   const std::int64_t number = entry.number;
   returned_.emplace(number, std::move(entry));
@@ -192,6 +223,7 @@ std::size_t ClosureQueue::RollBack(std::int64_t number) {
   const auto again = [this, &all](Entry entry) {
     entry.closure.id = ++last_id_;
     entry.attempts = 0;
+    entry.excused = false;
     all.push_back(std::move(entry));
   };
   const auto first = returned_.upper_bound(number);
@@ -227,7 +259,19 @@ void ClosureQueue::Forget(std::int64_t number) {
   forgotten_ = std::max(forgotten_, number);
 }
 
-Status ClosureQueue::TakeError() { return std::exchange(error_, {}); }
+Status ClosureQueue::TakeError() {
+  Status error = std::exchange(error_, {});
+  const std::vector<std::string> missing = std::exchange(missing_, {});
+  const std::size_t more = std::exchange(more_missing_, 0);
+  std::string text;
+  for (const std::string& one : missing) {
+    text += "; also " + one;
+  }
+  if (more > 0) {
+    text += "; and " + std::to_string(more) + " more, likewise [see the chief's log]";
+  }
+  return text.empty() ? error : Status(error.code(), error.message() + text);
+}
 
 std::size_t ClosureQueue::running() const {
   std::size_t count = 0;
@@ -245,7 +289,7 @@ std::string ClosureQueue::Describe() const {
       text += ", " + NameOf(*entry) + " behind it";
     }
   }
-  return text;
+  return holds_back_ ? text + "; a save holds back what is not begun" : text;
 }
 
 }  // namespace cohort::ps

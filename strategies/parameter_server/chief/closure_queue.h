@@ -8,7 +8,8 @@
 // Closures have numbers in the order in which they were added, and are begun in that order. Of
 // those that have returned well some are remembered: when what they did is undone, all behind a
 // number wait again (RollBack), in their order, under ids of their own, so that whoever still runs
-// one has no say any more. A result that was there stays; an error of the second run is an error.
+// one has no say any more. A result that was there stays; an error of the second run is an error,
+// and told with the first one where there is one already: the values are without that call.
 //
 // Not synchronised.
 
@@ -68,6 +69,8 @@ class ClosureQueue {
   void Finish(const TaskId& worker, std::int64_t id, Result<std::string> outcome);
   // What the worker held is free again.
   void Lost(const TaskId& worker, const Status& why);
+  // A server is lost. What is held now may fail of that, which is no attempt of it.
+  void ServerLost();
   // All that waits or runs is over with this error, but for what runs again since a RollBack.
   void Cancel(const Status& why);
 
@@ -95,6 +98,7 @@ class ClosureQueue {
   bool idle() const { return waiting_.empty() && held_.empty(); }
   // The first since it was last taken.
   const Status& error() const { return error_; }
+  // That, and behind it of which other calls the values are without.
   Status TakeError();
   // "3 wait, train (4) runs on worker:0, train (5) behind it": for messages.
   std::string Describe() const;
@@ -105,11 +109,13 @@ class ClosureQueue {
     std::int64_t number = 0;               // from 1, in the order in which they were added
     std::shared_ptr<RemoteResult> result;  // null: it was there before a RollBack
     int attempts = 0;                      // that have ended
+    bool excused = false;                  // the one that runs is none
   };
   static std::size_t SizeOf(const Entry& entry);
   static std::string NameOf(const Entry& entry);
   static void End(Entry& entry, Status error, std::string value = {});
   void Fail(Entry& entry, const Status& error);
+  void TellMissing(const Status& why);
   void Again(Entry entry, const Status& why);
   void CancelWaiting(const Status& why);
   void Remember(Entry entry);
@@ -129,6 +135,8 @@ class ClosureQueue {
   std::size_t owed_ = 0;        // entries that wait or are held without a result to come
   bool holds_back_ = false;
   Status error_;
+  std::vector<std::string> missing_;  // beside it: of calls whose second run failed, the first few
+  std::size_t more_missing_ = 0;      // and how many more
 };
 
 }  // namespace cohort::ps

@@ -386,7 +386,7 @@ Result<std::optional<Coordinator::Cut>> Coordinator::BeginCut(Duration wait) {
   cutting_ = true;
   rounds_->Hold(true);
   changed_.notify_all();  // what was returned is taken at once
-  while (recovering_ || UnderWay()) {
+  while (recovering_ || leaving_ > 0 || UnderWay()) {
     COHORT_RETURN_IF_ERROR(failure_);
     COHORT_RETURN_IF_ERROR(server_loss_);
     COHORT_RETURN_IF_ERROR(workers_.CheckLonely(steady_clock::now()));

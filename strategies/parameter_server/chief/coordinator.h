@@ -142,8 +142,9 @@ class Coordinator {
 
   // Functions; what these mean is told in cohort/strategies/coordinator.h. Between OpenFunctions,
   // which FailedPrecondition refuses a second time, and the end. `recover`: where a server is lost,
-  // Schedule, Join and Fetch call it, on their thread, and wait on; what it returns else is theirs.
-  using Recover = std::function<Status(const Status& why)>;
+  // Schedule, Join and Fetch call it, on their thread, and wait on; what it returns else is theirs,
+  // as the deadline is, for what it waits for beside the servers.
+  using Recover = std::function<Status(const Status& why, Deadline deadline)>;
   // `memory`: of calls that have returned since what can be gone back to.
   Status OpenFunctions(int max_attempts, int in_flight, Recover recover = {},
                        ClosureMemory memory = {});
@@ -165,6 +166,7 @@ class Coordinator {
   void CloseFunctions();
   // The job has failed: Schedule, Join and Fetch no longer wait.
   void Fail(const Status& why);
+  Status failure() const;  // OK: it has not
 
   // Servers. The first view, and what becomes of it: from ServerLost on nothing is handed out, and
   // waits in the chief end with `why`, until RollBack.
@@ -243,6 +245,8 @@ class Coordinator {
   std::uint64_t LostNow(const TaskId& task, const Status& why);  // the client that is gone; 0: none
   std::vector<TaskId> Awaited() const;
   std::uint64_t GiveUpHanging();  // likewise
+  // The client, of whom Gone is to tell: until it has, there is no cut.
+  std::uint64_t Leaving(std::uint64_t client);
   // Both let go of the lock; Gone for good.
   void AwaitEnds(std::unique_lock<std::mutex>& lock);
   void Gone(std::unique_lock<std::mutex>& lock, std::uint64_t client);
@@ -250,6 +254,7 @@ class Coordinator {
   Status Await(std::unique_lock<std::mutex>& lock, Deadline deadline, const char* what,
                const Ready& ready, bool recovers = true);
   void WarnOfForgotten();
+  Status CheckRemembered(const Course& course) const;
   bool Stale(const Sender& sender) const { return recovering_ || sender.epoch != view_.epoch; }
   Result<EpochKey> Due(const EpochKey& asked, std::int64_t* first_batch);
   bool IsOver(const EpochKey& key) const;
@@ -281,9 +286,10 @@ class Coordinator {
   bool closures_closed_ = false;
   bool forgotten_told_ = false;  // since the last save
   bool cutting_ = false;
-  std::optional<std::int64_t> cut_due_;     // at so many steps
-  bool cut_told_ = false;                   // WaitOver has returned for it
-  std::deque<Course> courses_;              // what can be gone back to
+  int leaving_ = 0;                      // clients that are gone, which on_gone has still to hear
+  std::optional<std::int64_t> cut_due_;  // at so many steps
+  bool cut_told_ = false;                // WaitOver has returned for it
+  std::deque<Course> courses_;           // what can be gone back to
   std::map<EpochKey, std::int64_t> again_;  // due since a roll-back, with their first batches
   ServerView view_;
   bool recovering_ = false;

@@ -45,6 +45,11 @@ void Coordinator::Fail(const Status& why) {
   changed_.notify_all();
 }
 
+Status Coordinator::failure() const {
+  const std::lock_guard lock(mutex_);
+  return failure_;
+}
+
 // Until `ready`; else what ended the job, or DeadlineExceeded of `what`.
 template <typename Ready>
 Status Coordinator::Await(std::unique_lock<std::mutex>& lock, Deadline deadline, const char* what,
@@ -54,7 +59,7 @@ Status Coordinator::Await(std::unique_lock<std::mutex>& lock, Deadline deadline,
     if (recovers && !server_loss_.ok() && failure_.ok() && recover_) {
       const Status why = server_loss_;
       lock.unlock();
-      Status well = recover_(why);
+      Status well = recover_(why, deadline);
       lock.lock();
       COHORT_RETURN_IF_ERROR(well);
       continue;
@@ -68,7 +73,9 @@ Status Coordinator::Await(std::unique_lock<std::mutex>& lock, Deadline deadline,
       return Cancelled(std::string(what) + ": this process has left the job");
     }
     if (std::chrono::steady_clock::now() >= deadline) {
-      return DeadlineExceeded(std::string(what) + " at its deadline: " + closures_->Describe());
+      return DeadlineExceeded(
+          std::string(what) + " at its deadline: " + closures_->Describe() +
+          (leaving_ > 0 ? "; a worker is gone, which the journal has still to note" : ""));
     }
     const Deadline look = DeadlineAfter(std::chrono::milliseconds(200));  // is there a worker?
     changed_.wait_until(lock, std::min(deadline, look));
@@ -130,8 +137,8 @@ Result<std::optional<std::int64_t>> Coordinator::BeginCallCut(Deadline deadline)
   Status status = Await(
       lock, deadline, "Save",
       [this] {
-        return recovering_ ||
-               (closures_->error().ok() ? closures_->at_rest() : closures_->running() == 0);
+        return recovering_ || (closures_->error().ok() ? closures_->at_rest() && leaving_ == 0
+                                                       : closures_->running() == 0);
       },
       /*recovers=*/false);
   if (status.ok() && !recovering_) {

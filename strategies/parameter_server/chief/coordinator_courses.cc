@@ -94,6 +94,9 @@ void Coordinator::ServerLost(const Status& why) {
     server_loss_ = why;
     view_.recovering = true;
     view_.why = why.message();
+    if (closures_.has_value()) {
+      closures_->ServerLost();
+    }
   }
   changed_.notify_all();
 }
@@ -248,21 +251,28 @@ std::deque<Course>::const_reverse_iterator Coordinator::FindCourse(std::int64_t 
                       [step](const Course& course) { return course.step == step; });
 }
 
-// What refuses it changes nothing; an error of the journal, what was remembered since, as there.
-// While the journal is written nothing is handed out: the servers are being rolled back.
+// Are the calls that run again from there on known?
+Status Coordinator::CheckRemembered(const Course& course) const {
+  if (!closures_.has_value() || closures_->CanRollBack(course.calls)) {
+    return {};
+  }
+  return Unavailable(
+      "calls that have returned since the save of step " + std::to_string(course.step) +
+      " are not remembered any more, and cannot run again [Coordinator::Save more often, or raise "
+      "ScheduleOptions::max_kept_calls and max_kept_bytes; the job itself, started again, goes on "
+      "from that save]");
+}
+
+// What refuses it changes nothing; an error of the journal, or of calls that returned while it was
+// written, what was remembered since. Meanwhile nothing is handed out: the servers are being rolled
+// back.
 Status Coordinator::GoBack(std::unique_lock<std::mutex>& lock, std::int64_t step) {
   const auto found = FindCourse(step);
   if (found == courses_.rend()) {
     return NotBeenThere(step);
   }
   const Course course = *found;
-  if (closures_.has_value() && !closures_->CanRollBack(course.calls)) {
-    return Unavailable(
-        "calls that have returned since the save of step " + std::to_string(step) +
-        " are not remembered any more, and cannot run again [Coordinator::Save more often, or "
-        "raise ScheduleOptions::max_kept_calls and max_kept_bytes; the job itself, started again, "
-        "goes on from that save]");
-  }
+  COHORT_RETURN_IF_ERROR(CheckRemembered(course));
   std::map<EpochKey, std::int64_t> again = course.again;
   const auto add = [&](const EpochKey& key, std::int64_t first) {
     if (!course.epochs.contains(key)) {
@@ -289,6 +299,8 @@ Status Coordinator::GoBack(std::unique_lock<std::mutex>& lock, std::int64_t step
     const Status noted = options_.journal->GoBack(step);
     lock.lock();
     COHORT_RETURN_IF_ERROR(noted);
+    COHORT_RETURN_IF_ERROR(
+        CheckRemembered(course));  // calls that were held have returned meanwhile
   }
   epochs_ = course.epochs;
   rounds_ = course.rounds;

@@ -24,6 +24,7 @@ Result<std::uint64_t> Coordinator::Attach(const Sender& sender) {
   if (place.before.has_value()) {
     Welcome(sender.task, *place.before);
   }
+  Leaving(place.gone);
   changed_.notify_all();
   AwaitEnds(lock);  // also who asks again, having waited for that for too long
   Gone(lock, place.gone);
@@ -49,9 +50,10 @@ Status Coordinator::Done(const Sender& sender) {
   workers_.Leave(sender.task);
   NoteEnd(sender.task, JournalState::End::kDone);
   Release(sender.task, Aborted("it has left"));
+  const std::uint64_t gone = Leaving(workers_.client(sender.task));
   changed_.notify_all();
   AwaitEnds(lock);
-  Gone(lock, workers_.client(sender.task));
+  Gone(lock, gone);
   return {};
 }
 
@@ -70,7 +72,7 @@ std::uint64_t Coordinator::LostNow(const TaskId& task, const Status& why) {
   NoteEnd(task, JournalState::End::kLost);
   Release(task, why);
   changed_.notify_all();
-  return workers_.client(task);
+  return Leaving(workers_.client(task));
 }
 
 void Coordinator::Release(const TaskId& worker, const Status& why) {
@@ -108,14 +110,27 @@ void Coordinator::AwaitEnds(std::unique_lock<std::mutex>& lock) {
   }
 }
 
+std::uint64_t Coordinator::Leaving(std::uint64_t client) {
+  leaving_ += client != 0 ? 1 : 0;
+  return client;
+}
+
 void Coordinator::Gone(std::unique_lock<std::mutex>& lock, std::uint64_t client) {
   if (client != 0) {
     AwaitEnds(lock);
   }
   lock.unlock();
-  if (options_.on_gone && client != 0) {
+  if (client == 0) {
+    return;
+  }
+  if (options_.on_gone) {
     options_.on_gone(client);
   }
+  {
+    const std::lock_guard told(mutex_);
+    --leaving_;
+  }
+  changed_.notify_all();
 }
 
 bool Coordinator::WorkersHaveLeft() const {
@@ -204,7 +219,7 @@ std::string Coordinator::AtWork() const {
   for (const TaskId& task : Awaited()) {
     names += (names.empty() ? "" : ", ") + task.ToString();
   }
-  return names;
+  return names.empty() && leaving_ > 0 ? "the disk of the journal" : names;
 }
 
 }  // namespace cohort::ps

@@ -81,6 +81,25 @@ TEST(ClosureQueue, InfrastructureIsNotTheClosuresErrorUntilAttemptsRunOut) {
               AllOf(HasSubstr("train (1) on worker:1: killed"), HasSubstr("last of 3 attempts")));
 }
 
+TEST(ClosureQueue, WhatFailsWhenAServerWasLostIsNoAttempt) {
+  ClosureQueue queue(2, 2, Log());
+  queue.Add("train", "a");
+  queue.Add("train", "b");
+  for (int loss = 0; loss < 3; ++loss) {
+    EXPECT_EQ(queue.Next(Worker(0))->id, 1);
+    queue.ServerLost();
+    queue.ServerLost();
+    queue.Finish(Worker(0), 1, Unavailable("ps:0 is gone"));
+  }
+  EXPECT_TRUE(queue.error().ok());
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    EXPECT_TRUE(queue.error().ok());
+    EXPECT_EQ(queue.Next(Worker(0))->id, 1) << "the next run is one";
+    queue.Finish(Worker(0), 1, Unavailable("by itself"));
+  }
+  EXPECT_THAT(queue.error().message(), HasSubstr("last of 2 attempts"));
+}
+
 TEST(ClosureQueue, AnErrorCancelsWhatWaitsAndIsTakenOnce) {
   ClosureQueue queue(10, 1, Log());
   const auto failed = queue.Add("train", "a");
@@ -357,8 +376,10 @@ TEST_F(FunctionsTest, WaitsSeeToALostServerAndGoOn) {
   const Status why = Unavailable("ps:0 is gone");
   int seen_to = 0;
   Status then;
-  coordinator_ = OrThrow(OpenFunctions(state_, {}, [&](const Status& lost) {
+  Deadline given;
+  coordinator_ = OrThrow(OpenFunctions(state_, {}, [&](const Status& lost, Deadline deadline) {
     EXPECT_EQ(lost, why);
+    given = deadline;
     ++seen_to;
     return then.ok() ? state_.GoOn(std::nullopt, static_cast<std::uint64_t>(1 + seen_to), {})
                      : then;
@@ -373,8 +394,10 @@ TEST_F(FunctionsTest, WaitsSeeToALostServerAndGoOn) {
   EXPECT_EQ(seen_to, 1);
   EXPECT_FALSE(state_.recovering());
   state_.ServerLost(why);
-  EXPECT_EQ(OrThrow(coordinator_->Fetch(value, DeadlineAfter(kPatience))), "done");
+  const Deadline asked = DeadlineAfter(kPatience);
+  EXPECT_EQ(OrThrow(coordinator_->Fetch(value, asked)), "done");
   EXPECT_EQ(seen_to, 2);
+  EXPECT_EQ(given, asked) << "who waits for another thread that sees to it waits so long";
   state_.ServerLost(why);
   then = Unavailable("nobody came");
   EXPECT_EQ(coordinator_->Schedule("train", "b").status(), then);

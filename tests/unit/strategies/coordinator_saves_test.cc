@@ -4,17 +4,23 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <future>
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include <cohort/strategies/coordinator.h>
 
 #include "parameter_server/chief/closure_queue.h"
 #include "parameter_server/chief/coordinator.h"
+#include "parameter_server/chief/journal.h"
 #include "parameter_server/chief/remote_functions.h"
+#include "testing/faulty_file_system.h"
+#include "testing/temp_dir.h"
 
 namespace cohort::ps {
 namespace {
@@ -22,6 +28,7 @@ namespace {
 using std::chrono::milliseconds;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 constexpr milliseconds kAtOnce{0};
 constexpr std::chrono::minutes kPatience{1};
@@ -158,6 +165,37 @@ TEST(ClosureQueueRollBack, WhatHasNoResultIsCancelledWhereAnErrorIsToBeTaken) {
   EXPECT_EQ(queue.error().code(), StatusCode::kDataLoss);
 }
 
+// Each of them has its result, and nobody else would tell that the values are without it.
+TEST(ClosureQueueRollBack, AllThatFailWhenTheyRunAgainAreToldTheLastOnesCounted) {
+  ClosureQueue queue(10, 1, Log(), kEnough);
+  for (int call = 1; call <= 12; ++call) {
+    queue.Add("train", std::to_string(call));
+  }
+  for (int call = 1; call <= 12; ++call) {
+    RunNext(queue, 0, std::to_string(call), std::string());
+  }
+  EXPECT_EQ(queue.RollBack(0), 12U);
+  for (int call = 1; call <= 12; ++call) {
+    RunNext(
+        queue, 0, std::to_string(call),
+        call == 3 ? Result<std::string>(std::string()) : Result<std::string>(DataLoss("bad file")));
+  }
+  EXPECT_TRUE(queue.idle());
+  EXPECT_EQ(queue.owed(), 0U);
+  const Status error = queue.TakeError();
+  EXPECT_EQ(error.code(), StatusCode::kDataLoss);
+  for (const int call : {1, 2, 4, 5, 10}) {
+    EXPECT_THAT(error.message(), HasSubstr("train (" + std::to_string(call) + ") on worker:0"));
+  }
+  EXPECT_THAT(error.message(), Not(HasSubstr("train (3)")));
+  EXPECT_THAT(error.message(), Not(HasSubstr("train (11)")));
+  EXPECT_THAT(error.message(), HasSubstr("; and 2 more, likewise"));
+  EXPECT_TRUE(queue.TakeError().ok()) << "once";
+  queue.Add("train", "13");
+  RunNext(queue, 0, "13", DataLoss("bad file"));
+  EXPECT_EQ(queue.TakeError(), DataLoss("train (13) on worker:0: bad file"));
+}
+
 TEST(ClosureQueueRollBack, RemembersTheLastOfThem) {
   ClosureQueue queue(10, 1, Log(), {.calls = 2, .bytes = 100'000});
   for (const char* argument : {"a", "b", "c"}) {
@@ -215,8 +253,7 @@ TEST(ClosureQueueRollBack, HoldingBackLetsWhatWasBegunBeDone) {
   EXPECT_EQ(queue.begun(), 3) << "also what has failed is over";
 }
 
-// ---- Saves and roll-backs
-// -------------------------------------------------------------------------
+// ---- Saves and roll-backs -----------------------------------------------------------------------
 
 class FunctionSavesTest : public ::testing::Test {
  protected:
@@ -238,6 +275,17 @@ class FunctionSavesTest : public ::testing::Test {
   }
   std::optional<std::int64_t> Cut(Deadline deadline = DeadlineAfter(kPatience)) {
     return OrThrow(state_.BeginCallCut(deadline));
+  }
+  // Until a cut that another thread waits for has begun.
+  bool AwaitHeldBack() {
+    const Deadline deadline = DeadlineAfter(kPatience);
+    while (std::chrono::steady_clock::now() < deadline) {
+      const Status joined = coordinator_->Join(DeadlineAfter(milliseconds(1)));
+      if (joined.message().find("a save holds back") != std::string::npos) {
+        return true;
+      }
+    }
+    return false;
   }
   // As a save of that step, of which the servers have a snapshot.
   void Save(std::int64_t step) {
@@ -264,10 +312,13 @@ TEST_F(FunctionSavesTest, ACutWaitsForWhatWasBegunAndHoldsTheRestBack) {
   Schedule("b");
   const std::int64_t a = Next(Process(0, 10)).closure.id;
   auto cut = std::async(std::launch::async, [&] { return Cut(); });
+  ASSERT_TRUE(AwaitHeldBack());
+  EXPECT_EQ(Next(Process(1, 11)).progress, Progress::kWait) << "b, which is not begun";
+  EXPECT_EQ(cut.wait_for(milliseconds(20)), std::future_status::timeout) << "a runs";
   OrThrow(state_.FinishClosure(Process(0, 10), a, std::string()));
   const std::int64_t over = *cut.get();
   EXPECT_EQ(over, 1);
-  EXPECT_EQ(Next(Process(1, 11)).progress, Progress::kWait);
+  EXPECT_EQ(Next(Process(1, 11)).progress, Progress::kWait) << "until the cut ends";
   state_.EndCallCut();
   EXPECT_EQ(Run(Process(1, 11), std::string()), "b");
   EXPECT_EQ(Cut(), 2);
@@ -280,7 +331,8 @@ TEST_F(FunctionSavesTest, ACutThatIsNotReachedSaysWhatRunsAndEnds) {
   Schedule("b");
   Next(Process(0, 10));
   EXPECT_EQ(state_.BeginCallCut(DeadlineAfter(kAtOnce)).status(),
-            DeadlineExceeded("Save at its deadline: 1 wait, train (1) runs on worker:0"));
+            DeadlineExceeded("Save at its deadline: 1 wait, train (1) runs on worker:0; a save "
+                             "holds back what is not begun"));
   EXPECT_EQ(Next(Process(1, 11)).closure.argument, "b") << "nothing is held back any more";
 }
 
@@ -335,6 +387,79 @@ TEST_F(FunctionSavesTest, WhatReturnedSinceTheSaveRunsAgainInTheNextEpoch) {
     EXPECT_EQ(OrThrow(coordinator_->Fetch(values[i], DeadlineAfter(kAtOnce))),
               std::to_string(i + 1));
   }
+}
+
+TEST_F(FunctionSavesTest, ACallThatFailsWhileAServerIsLostHasItsAttemptsLeft) {
+  Create({.max_attempts = 1});
+  const RemoteValue value = Schedule("a");
+  const std::int64_t a = Next(Process(0, 10)).closure.id;
+  state_.ServerLost(Unavailable("ps:0 is gone"));
+  OrThrow(state_.FinishClosure(Process(0, 10), a, Unavailable("ps:0 is gone")));
+  OrThrow(state_.GoOn(std::nullopt, 2, {}));
+  EXPECT_EQ(Run(Process(1, 11), std::string("1")), "a");
+  EXPECT_EQ(OrThrow(coordinator_->Fetch(value, DeadlineAfter(kAtOnce))), "1");
+}
+
+// What it may still push would be behind a snapshot that is made now, and before one of no server
+// that knows.
+TEST(CutsOfCalls, ThereIsNoneBeforeItIsToldThatAWorkerIsGone) {
+  std::promise<void> told;
+  std::promise<void> go_on;
+  ps::Coordinator state({.workers = {Worker(0), Worker(1)}, .on_gone = [&](std::uint64_t) {
+                           told.set_value();
+                           go_on.get_future().wait();
+                         }});
+  OrThrow(state.Attach(Process(0, 10)));
+  OrThrow(state.Attach(Process(1, 11)));
+  const auto coordinator = OrThrow(OpenFunctions(state, {}));
+  OrThrow(state.Open(0));
+  auto lost = std::async(std::launch::async,
+                         [&] { state.Lost(Worker(0), Unavailable("silent for 10 s")); });
+  told.get_future().wait();
+  EXPECT_EQ(state.BeginCallCut(DeadlineAfter(kAtOnce)).status(),
+            DeadlineExceeded("Save at its deadline: 0 wait; a save holds back what is not begun; a "
+                             "worker is gone, which the journal has still to note"));
+  EXPECT_FALSE(OrThrow(state.BeginCut(kAtOnce)).has_value());
+  EXPECT_EQ(state.AtWork(), "the disk of the journal");
+  state.EndCut();
+  go_on.set_value();
+  lost.get();
+  EXPECT_EQ(OrThrow(state.BeginCallCut(DeadlineAfter(kPatience))), 0);
+  state.EndCallCut();
+  EXPECT_TRUE(OrThrow(state.BeginCut(kPatience)).has_value());
+  state.EndCut();
+}
+
+// The journal is written without the lock: a call that is held returns, and another one is
+// forgotten for it.
+TEST(CallsAndTheJournal, WhatReturnsWhileItIsWrittenMayKeepTheJobFromGoingBack) {
+  const testing::TempDir folder;
+  std::function<void()> at_sync;
+  testing::FaultyFileSystem files([&](std::string_view operation, const std::string&) {
+    if (operation == "sync" && at_sync) {
+      std::exchange(at_sync, nullptr)();
+    }
+    return OkStatus();
+  });
+  const auto journal = OrThrow(Journal::Open(files, folder.path(), /*backup_workers=*/0));
+  OrThrow(journal->Begin(false, 1));
+  ps::Coordinator state({.workers = {Worker(0)}, .journal = journal.get()});
+  OrThrow(state.Attach(Process(0, 10)));
+  state.SetView(1, {"server"});
+  const auto coordinator = OrThrow(OpenFunctions(state, {.max_kept_calls = 1}));
+  OrThrow(state.Open(0));
+  for (const char* argument : {"a", "b"}) {
+    OrThrow(coordinator->Schedule("train", argument).status());
+  }
+  const auto next = [&] { return OrThrow(state.NextClosure(Process(0, 10), {}, kAtOnce)).closure; };
+  OrThrow(state.FinishClosure(Process(0, 10), next().id, std::string()));
+  const std::int64_t b = next().id;
+  state.ServerLost(Unavailable("ps:0 is gone"));
+  at_sync = [&] { OrThrow(state.FinishClosure(Process(0, 10), b, std::string())); };
+  const Status status = state.RollBack(0, 2, {"server"});
+  EXPECT_EQ(at_sync, nullptr) << "the journal was written";
+  EXPECT_EQ(status.code(), StatusCode::kUnavailable);
+  EXPECT_THAT(status.message(), HasSubstr("since the save of step 0"));
 }
 
 TEST_F(FunctionSavesTest, WithoutASaveAllCallsRunAgain) {
