@@ -9,8 +9,11 @@
 #include <cohort/optim/row_optimizer.h>
 
 namespace cohort::embedding {
+namespace {
 
 std::uint64_t IdOf(std::uint64_t position) { return ps::HashId(position ^ 0x5EED); }
+
+}  // namespace
 
 Batches Draw(const Options& options) {
   const Zipf zipf(options.rows, options.zipf);

@@ -37,8 +37,6 @@ struct Batch {
   std::vector<std::uint64_t> ids;
 };
 
-std::uint64_t IdOf(std::uint64_t position);
-
 // As drawn, and each id once.
 struct Batches {
   std::vector<Batch> drawn;

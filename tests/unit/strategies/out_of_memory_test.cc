@@ -18,6 +18,7 @@
 #include "parameter_server/rows/row_store.h"
 #include "parameter_server/rows/row_table.h"
 #include "parameter_server/variables/parameter_store.h"
+#include "store_state.h"
 
 namespace {
 
@@ -61,12 +62,6 @@ class FailAfter {
 constexpr std::int64_t kElements = 4096;
 constexpr std::size_t kLarge = 4096;  // bytes: what grows with the model
 
-struct State {
-  std::vector<std::vector<float>> chunks;  // with slots
-  std::vector<std::uint64_t> versions;
-  bool operator==(const State&) const = default;
-};
-
 // Of two variables, of which the second push of client 2 comes when there is a snapshot.
 class Server {
  public:
@@ -98,20 +93,8 @@ class Server {
     ParameterStore::Pushed pushed;
     return store_.Push(header, Payload(), &pushed);
   }
-  State Now(std::uint64_t snapshot) {
-    FrameHeader header = Header(0);
-    header.set_slots(true);
-    header.set_snapshot(snapshot);
-    std::vector<ParameterStore::Reading> readings;
-    EXPECT_EQ(store_.Plan(header, &readings).kind(), Error::NONE);
-    State state;
-    for (ParameterStore::Reading& reading : readings) {
-      store_.Copy(reading, true, state.chunks.emplace_back(reading.floats));
-      state.versions.push_back(reading.version);
-    }
-    return state;
-  }
-  const State& before() const { return before_; }
+  StoreState Now(std::uint64_t snapshot) { return StateOf(store_, Header(0), snapshot); }
+  const StoreState& before() const { return before_; }
   ParameterStore& store() { return store_; }
 
  private:
@@ -132,7 +115,7 @@ class Server {
   const bool rounds_;
   ModelSpec spec_;
   ParameterStore store_{0};
-  State before_;
+  StoreState before_;
   const std::vector<float> values_ = std::vector<float>(2 * kElements, 1);
 };
 
