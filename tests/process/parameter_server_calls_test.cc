@@ -135,7 +135,7 @@ TEST(ParameterServerCallsTest, WhatTheChiefGivesComesBehindTheCallsThatRunAgain)
   ExpectEachOnce(job, "chief:0");
   const std::string out = job.cluster.Stdout("chief:0");
   EXPECT_THAT(out, HasSubstr("PushState: servers have gone back to a save since the last "
-                             "PullState, and nothing was pushed"));
+                             "PullState, so it was not made"));
   EXPECT_THAT(out, HasSubstr("fetched 40 results"));
 }
 

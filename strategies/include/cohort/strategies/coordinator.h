@@ -35,10 +35,10 @@
 //
 // What the chief gives the servers between two calls (PushState, LoadTable) comes behind all calls
 // that had returned, also where these run again: LoadTable waits for them, and is made again where
-// a server is lost meanwhile. PushState is Aborted, and pushes nothing, where servers have gone
-// back since the last PullState, which waits for those calls: call that, change what it has
-// brought, and push it. Join first: what runs meanwhile goes under. No call makes again what was
-// given: until it is in a save, servers cannot go back behind it, and the loss of one ends the job.
+// a server is lost meanwhile. PushState is Aborted where servers have gone back since the last
+// PullState, which waits for those calls: call that, change what it has brought, and push it. Join
+// first: what runs meanwhile goes under. No call makes again what was given: until it is in a save,
+// servers cannot go back behind it, and the loss of one ends the job.
 //
 // Any other error of a function cancels all that waits, is returned once, by the next Schedule,
 // Join or Fetch and when no worker holds a call any more, and is then forgotten: the coordinator
