@@ -285,9 +285,7 @@ void ChiefSaves::BeginWith(std::span<const float> values, std::span<const std::s
 
 Result<std::int64_t> ChiefSaves::Restore(const Job::Lost* only) {
   lost_ = only;
-  restoring_ = true;
   const Result<std::int64_t> step = RestoreNewest();
-  restoring_ = false;
   lost_ = nullptr;
   return step;
 }

@@ -80,7 +80,7 @@ class ChiefSaves {
                    std::optional<Status>* outcome);
   // What the program has given to the servers at that step, while functions are called, is in no
   // save until one of a later step: there is no way back before.
-  void Given(std::int64_t step) { given_at_ = restoring_ ? given_at_ : std::optional(step); }
+  void Given(std::int64_t step) { given_at_ = step; }
   // Whoever finds the save that the program makes of `step` finds the way back to it, too.
   Status Remember(std::int64_t step);
   bool saving() const { return saving_; }  // the plan's `save` is running
@@ -155,7 +155,6 @@ class ChiefSaves {
   std::optional<Initial> initial_;
   bool rows_loaded_ = false;  // before training began
   std::optional<std::int64_t> given_at_;
-  bool restoring_ = false;
 };
 
 }  // namespace cohort::ps

@@ -163,9 +163,9 @@ Status RemoteStrategy::PushBetweenCalls() {
     COHORT_RETURN_IF_ERROR(job_->Explain(SurvivingCalls("PushState", push)));
   }
   return stale ? Aborted(
-                     "PushState: servers have gone back to a save since the last PullState, and "
-                     "nothing was pushed [PullState, which waits for the calls that run again; "
-                     "then change that, and push it]")
+                     "PushState: servers have gone back to a save since the last PullState, so it "
+                     "was not made, or not by all of them [PullState, which waits for the calls "
+                     "that run again; then change that, and push it]")
                : OkStatus();
 }
 

@@ -109,6 +109,65 @@ TEST_P(CallsThatAreKilled, GoOnFromTheSaveOnAnotherNumberOfServers) {
 INSTANTIATE_TEST_SUITE_P(ParameterServerCallsTest, CallsThatAreKilled,
                          ::testing::Values("async", "ssp:2"), TextCaseName);
 
+int CountOf(const std::string& text, const std::string& part) {
+  int count = 0;
+  for (std::size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) {
+    ++count;
+  }
+  return count;
+}
+
+// The chief has what 20 calls came to, and gives it to servers that have lost it since: when all of
+// these calls have run again.
+TEST(ParameterServerCallsTest, WhatTheChiefGivesComesBehindTheCallsThatRunAgain) {
+  Job job(Calls("async", {"--gate-chief", "given"}), /*gate_at=*/0);
+  ASSERT_TRUE(job.cluster.WaitForOutput("chief:0", "waits", kPatience));
+  job.Kill("ps:1");
+  job.Replace(1, "again");
+  job.OpenGate();
+  job.ExpectCodes();
+  ExpectEachOnce(job, "chief:0");
+  const std::string out = job.cluster.Stdout("chief:0");
+  EXPECT_THAT(out, HasSubstr("PushState: servers have gone back to a save since the last "
+                             "PullState, so it was not made"));
+  EXPECT_THAT(out, HasSubstr("fetched 40 results"));
+}
+
+// A server is lost when the save is on the disk, and before it was told that it is. What the chief
+// had given the servers before is in it.
+TEST(ParameterServerCallsTest, ASaveThatIsWholeCountsWhereAServerIsLostBehindIt) {
+  const TempDir folder;
+  Job job(
+      Calls("async", {"--folder", folder.path(), "--save-calls", "10", "--gate-chief", "saved"}),
+      /*gate_at=*/0);
+  ASSERT_TRUE(job.cluster.WaitForOutput("chief:0", "waits", kPatience));
+  job.Kill("ps:1");
+  job.Replace(1, "again");
+  job.OpenGate();
+  job.ExpectCodes();
+  ExpectEachOnce(job, "chief:0");
+  EXPECT_THAT(job.cluster.Stderr("chief:0"), HasSubstr("; the job goes on after"));
+  EXPECT_THAT(job.cluster.Stderr("chief:0"), Not(HasSubstr("to step 0;")));
+  const std::string out = job.cluster.Stdout("chief:0");
+  EXPECT_EQ(CountOf(out, "wrote a save"), CountOf(out, "saved after ")) << "none was made twice";
+  EXPECT_THAT(out, HasSubstr("fetched 40 results"));
+}
+
+// Of the lost server's part nothing is left, which is where the count is, and half of the rows.
+TEST(ParameterServerCallsTest, AnEvaluationHasValuesOfTheServersThatItsRowsComeFrom) {
+  Job job(Calls("async", {"--partial", "--gate-chief", "evaluation"}), /*gate_at=*/0);
+  ASSERT_TRUE(job.cluster.WaitForOutput("chief:0", "waits", kPatience));
+  job.Kill("ps:1");
+  job.Replace(1, "again");
+  job.OpenGate();
+  job.ExpectCodes();
+  EXPECT_THAT(job.cluster.Stderr("chief:0"), HasSubstr("1 of 2 servers go on from step 0"));
+  const std::string out = job.cluster.Stdout("chief:0");
+  EXPECT_THAT(out, HasSubstr("counted 0, each 0 to 1 times"));
+  EXPECT_THAT(out, HasSubstr("evaluated 0 beside rows of "));
+  EXPECT_EQ(CountOf(out, "evaluated "), 1);
+}
+
 TEST(ParameterServerCallsTest, ThatNobodyComesInItsPlaceIsSaidWithItsName) {
   Job job(Calls("async", {"--rejoin-ms", "500"}), /*gate_at=*/33);
   ASSERT_TRUE(job.cluster.WaitForOutput("worker:1", "step 21 ", kPatience));

@@ -5,7 +5,7 @@
 //   STEP]
 //              [--hold-at STEP --hold TASK] [--rejoin-ms N] [--folder DIR [--save-steps N]
 //              [--save-epochs N]]
-//              [--gate FILE --gate-at STEP] [--gate-chief setup|end]
+//              [--gate FILE --gate-at STEP] [--gate-chief setup|end|saved|given|evaluation]
 //              [--count [--floats N] [--rows-only]]
 //              [--step-ms N] [--partial|--replica] [--start POLICY] [--balance-ms N]
 //              [--full-save-every N] [--far] [--optimizer CONFIG] [--real] [--aging STEPS]
@@ -19,7 +19,7 @@
 // --rows-only: and it has no parameter: what is counted is what its rows come to together.
 // --gate FILE: worker:0 does not go beyond its step --gate-at before there is such a file.
 // --gate-chief: the chief says "waits", and does so for that FILE, before Bind or after its last
-// save.
+// save; or, with --functions, where CallOptions (ps_calls.h) says.
 // --partial, --replica: ServerLoss::kPartial, kReplica.
 // --balance-ms: StrategyOptions::balance_interval. There is a table besides of which one server has
 // all rows in use, and the chief says whether buckets have moved.
@@ -342,17 +342,24 @@ Status Train(const Options& options, ParameterServerStrategy& strategy, Distribu
 
 Status CallFunctions(const Options& options, ParameterServerStrategy& strategy,
                      ParameterSet& parameters) {
+  const data::Dataset data = testing::IntegerData(options.examples, options.batch);
   if (strategy.is_chief()) {
     return testing::CallAll(strategy, parameters,
                             {.examples = options.examples,
                              .folder = options.folder,
                              .save_calls = options.save_calls,
-                             .full_save_every = options.full_save_every});
+                             .full_save_every = options.full_save_every,
+                             .place = options.gate_chief,
+                             .stand =
+                                 [&] {
+                                   Say("waits");
+                                   AwaitGate(options);
+                                 },
+                             .data = data});
   }
   if (!strategy.trains()) {
     return {};
   }
-  const data::Dataset data = testing::IntegerData(options.examples, options.batch);
   int steps = 0;
   const StepFn step = StepOf(options, strategy.cluster().task.ToString(), steps);
   Functions functions;

@@ -163,6 +163,7 @@ void ClosureQueue::Fail(Entry& entry, const Status& error) {
 // Nobody else tells of such a call: its result is there.
 void ClosureQueue::TellMissing(const Status& why) {
   log_.Warning(why.message());
+  ++lacking_;
   if (error_.ok()) {
     return;  // it becomes that
   }
@@ -263,6 +264,7 @@ Status ClosureQueue::TakeError() {
   Status error = std::exchange(error_, {});
   const std::vector<std::string> missing = std::exchange(missing_, {});
   const std::size_t more = std::exchange(more_missing_, 0);
+  lacking_ = 0;
   std::string text;
   for (const std::string& one : missing) {
     text += "; also " + one;

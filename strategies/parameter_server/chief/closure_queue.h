@@ -100,6 +100,8 @@ class ClosureQueue {
   const Status& error() const { return error_; }
   // That, and behind it of which other calls the values are without.
   Status TakeError();
+  // Is it, or goes with it, that of a call that the values are without?
+  bool lacks() const { return lacking_ > 0; }
   // "3 wait, train (4) runs on worker:0, train (5) behind it": for messages.
   std::string Describe() const;
 
@@ -137,6 +139,7 @@ class ClosureQueue {
   Status error_;
   std::vector<std::string> missing_;  // beside it: of calls whose second run failed, the first few
   std::size_t more_missing_ = 0;      // and how many more
+  std::size_t lacking_ = 0;           // all of them, error_ too
 };
 
 }  // namespace cohort::ps

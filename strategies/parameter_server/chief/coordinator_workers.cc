@@ -154,11 +154,15 @@ Result<bool> Coordinator::WaitOver(Duration wait) {
     const bool left = std::any_of(again_.begin(), again_.end(),
                                   [this](const auto& due) { return !IsOver(due.first); }) ||
                       (closures_.has_value() && closures_->owed() > 0);
-    return left ? Result<bool>(Unavailable(
-                      "the servers were rolled back when the workers had ended, and nobody is left "
-                      "to train the steps since again [restart the job, which goes on from its "
-                      "last save]"))
-                : Result<bool>(true);
+    if (left) {
+      return Unavailable(
+          "the servers were rolled back when the workers had ended, and nobody is left to train "
+          "the steps since again [restart the job, which goes on from its last save]");
+    }
+    if (closures_.has_value() && closures_->lacks()) {
+      return closures_->TakeError();  // nobody else asks any more
+    }
+    return true;
   }
   COHORT_RETURN_IF_ERROR(workers_.CheckLonely(steady_clock::now()));
   return false;

@@ -1,4 +1,4 @@
-// RunInBackground: work that is waited for and yields to all that is not, as that of a save does to
+// RunAtLowPriority: work that is waited for and yields to all that is not, as that of a save does to
 // training: on Linux a thread has a priority of its own, which may be lowered and not raised again.
 
 #pragma once
@@ -18,7 +18,7 @@ namespace cohort::ps {
 
 // Runs `work` on a thread of low priority, to its end; what it throws is thrown here. Where no
 // thread can be had, on the caller's.
-inline Status RunInBackground(const std::function<Status()>& work) {
+inline Status RunAtLowPriority(const std::function<Status()>& work) {
   constexpr int kNice = 12;  // a fifteenth of the share of one at 0
   Status status;
   std::exception_ptr thrown;

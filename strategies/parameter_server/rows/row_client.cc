@@ -842,7 +842,7 @@ Status SaveTable(RowClient& client, int table, const TableSpec& spec, FileSystem
     }));
     return writer->Close();
   };
-  return RunInBackground(save).Annotate("rows of table \"" + spec.name + "\"");
+  return RunAtLowPriority(save).Annotate("rows of table \"" + spec.name + "\"");
 }
 
 Status LoadTable(RowClient& client, int table, const TableSpec& spec, FileSystem& files,

@@ -182,6 +182,7 @@ TEST(ClosureQueueRollBack, AllThatFailWhenTheyRunAgainAreToldTheLastOnesCounted)
   }
   EXPECT_TRUE(queue.idle());
   EXPECT_EQ(queue.owed(), 0U);
+  EXPECT_TRUE(queue.lacks());
   const Status error = queue.TakeError();
   EXPECT_EQ(error.code(), StatusCode::kDataLoss);
   for (const int call : {1, 2, 4, 5, 10}) {
@@ -190,6 +191,7 @@ TEST(ClosureQueueRollBack, AllThatFailWhenTheyRunAgainAreToldTheLastOnesCounted)
   EXPECT_THAT(error.message(), Not(HasSubstr("train (3)")));
   EXPECT_THAT(error.message(), Not(HasSubstr("train (11)")));
   EXPECT_THAT(error.message(), HasSubstr("; and 2 more, likewise"));
+  EXPECT_FALSE(queue.lacks());
   EXPECT_TRUE(queue.TakeError().ok()) << "once";
   queue.Add("train", "13");
   RunNext(queue, 0, "13", DataLoss("bad file"));
@@ -484,6 +486,24 @@ TEST_F(FunctionSavesTest, CallsThatAreNotRememberedKeepTheJobFromGoingBack) {
   EXPECT_EQ(status.code(), StatusCode::kUnavailable);
   EXPECT_THAT(status.message(), AllOf(HasSubstr("since the save of step 0"),
                                       HasSubstr("Coordinator::Save more often")));
+}
+
+TEST_F(FunctionSavesTest, ASecondRunThatFailsAfterCloseIsTheEndsError) {
+  Create();
+  Schedule("a");
+  Run(Process(0, 10), std::string("1"));
+  coordinator_->Close();
+  state_.ServerLost(Unavailable("ps:0 is gone"));
+  OrThrow(state_.RollBack(0, 2, {}));
+  EXPECT_EQ(Run(Process(0, 10), DataLoss("bad file")), "a");
+  for (const Sender& sender : {Process(0, 10), Process(1, 11)}) {
+    EXPECT_EQ(Next(sender).progress, Progress::kOver);
+    OrThrow(state_.Done(sender));
+  }
+  const Result<bool> over = state_.WaitOver(kAtOnce);
+  EXPECT_EQ(over.status().code(), StatusCode::kDataLoss);
+  EXPECT_THAT(over.status().message(), HasSubstr("train (1) on worker:0: bad file"));
+  EXPECT_TRUE(OrThrow(state_.WaitOver(kAtOnce))) << "once";
 }
 
 // One that was closed is told so by its workers when these calls have run.

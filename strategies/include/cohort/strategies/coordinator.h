@@ -28,8 +28,17 @@
 // a server is lost under ServerLoss::kRollBack, all go back to the last save, or to what the job
 // began with, and every call that has returned since, or was under way, runs again, in the order
 // scheduled: each is in the values once. A result that was there stays, as the first run had it; a
-// second run that fails is an error as any other. In a call whose servers go back Step returns
-// Aborted from then on, which the function returns.
+// second run that fails is an error as any other; where several do, each is told with the first
+// one (eight of them with their text, the rest in the log), after Close by Serve. In a call whose
+// servers go back Step returns Aborted from then on, which the function returns. A run that ends
+// because a server is lost is not one of max_attempts.
+//
+// What the chief gives the servers between two calls (PushState, LoadTable) comes behind all calls
+// that had returned, also where these run again: LoadTable waits for them, and is made again where
+// a server is lost meanwhile. PushState is Aborted where servers have gone back since the last
+// PullState, which waits for those calls: call that, change what it has brought, and push it. Join
+// first: what runs meanwhile goes under. No call makes again what was given: until it is in a save,
+// servers cannot go back behind it, and the loss of one ends the job.
 //
 // Any other error of a function cancels all that waits, is returned once, by the next Schedule,
 // Join or Fetch and when no worker holds a call any more, and is then forgotten: the coordinator
@@ -141,8 +150,13 @@ struct ScheduleOptions {
 // the lack of any worker for the strategy's join_timeout: Unavailable, naming it). Schedule, Join,
 // Fetch and Save wait for another process in a lost server's place, and give it its part: then they
 // take up to rejoin_grace longer, and other threads use the strategy, and the parameters, for
-// nothing but PullState. That waits until calls that run again have, for at most
-// collective_timeout: DeadlineExceeded [Join, then PullState].
+// nothing but PullState. Where another thread sees to that server, or saves, they wait for it until
+// their deadline: DeadlineExceeded, which says so. PullState, PushState, LoadTable and a data set's
+// BeginEpoch for an evaluation wait for that, and until calls that run again have, for at most
+// collective_timeout each: DeadlineExceeded [Join, then PullState].
+//
+// Evaluate looks rows up as they are now. Where servers went back since its values were pulled, it
+// pulls them again before: values and rows of a batch are of the same servers.
 class Coordinator {
  public:
   // As Close.
@@ -175,11 +189,14 @@ class Coordinator {
   // were begun are over, has every server keep a snapshot (a call to each, whatever it holds), and
   // lets calls go on while `save` runs, on this thread. What `save` has of the strategy (PullState,
   // SaveTable) is the snapshot's; `calls`: how many of those that were scheduled are over, which
-  // are the first ones, and in it. It uses nothing of this object.
+  // are the first ones, and in it. It uses nothing of this object; Save, BeginEpoch, Evaluate,
+  // PushState and LoadTable are FailedPrecondition in it.
   //
   // The error of `save`, which ends nothing, or of a call, as Join, and then nothing was saved.
-  // DeadlineExceeded names what runs where; writing has no deadline. With a way back to it
-  // (SavePlan::restore) it is what servers go back to. FailedPrecondition after Close.
+  // Where a server is lost before `save` has returned OK, it is called again, for a later point;
+  // where one is lost behind it, the save counts. DeadlineExceeded names what runs where; writing
+  // has no deadline. With a way back to it (SavePlan::restore) it is what servers go back to.
+  // FailedPrecondition after Close.
   using SaveFn = std::function<Status(std::int64_t calls)>;
   virtual Status Save(const SaveFn& save, Deadline deadline) = 0;
   // No more functions: what waits is Cancelled, what runs is not awaited, and workers'
