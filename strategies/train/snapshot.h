@@ -35,7 +35,9 @@ class SnapshotBehind {
   SnapshotBehind& operator=(const SnapshotBehind&) = delete;
 
   // Every process calls, with nothing begun: begins a save of what there is now, for which all that
-  // is given outlives this. False: there is nothing to gain, and nothing has happened.
+  // is given outlives this. False: there is nothing to gain, and nothing has happened. After an
+  // error that the others could not be told, the chief writes all the same: where begun() holds
+  // then, Abandon is what follows.
   Result<bool> Begin(Strategy& strategy, ParameterSet& parameters, const io::CheckpointStore& store,
                      const io::CheckpointState& state, int full_save_every);
   bool begun() const { return strategy_ != nullptr; }

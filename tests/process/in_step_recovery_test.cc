@@ -40,6 +40,17 @@ const std::string& Undisturbed() {
   return digest;
 }
 
+// The evaluations that a worker says it has, in order.
+std::vector<std::string> EvaluationsOf(const Job& job, const std::string& worker) {
+  const std::string said = job.cluster.Stdout(worker);
+  const std::regex line("evaluated epoch [^\n]*");
+  std::vector<std::string> evaluations;
+  for (std::sregex_iterator at(said.begin(), said.end(), line), end; at != end; ++at) {
+    evaluations.push_back(at->str());
+  }
+  return evaluations;
+}
+
 // The job went back to these steps, in turn.
 std::vector<int> StepsBackTo(const Job& job) {
   const std::string said = job.cluster.Stderr("worker:0");
@@ -128,6 +139,26 @@ TEST_F(InStepWithSaves, WithoutASaveTheyBeginAnew) {
   job.OpenGate();
   ExpectUndisturbedEnd(job);
   EXPECT_EQ(StepsBackTo(job), std::vector<int>{0}) << job.cluster.Logs();
+}
+
+// The save of the last epoch's end is whole when its evaluation begins: it is what they go back to,
+// and evaluated from there.
+TEST_F(InStepWithSaves, TheEvaluationThatALossComesIntoIsMadeAgain) {
+  Job undisturbed({"--evaluate"}, /*gate_at=*/0, kInStep, Program());
+  undisturbed.ExpectCodes();
+  const std::vector<std::string> expected = EvaluationsOf(undisturbed, "worker:0");
+  ASSERT_EQ(expected.size(), 3U) << undisturbed.cluster.Logs();
+  Job job({"--evaluate", "--gate-evaluation", "--folder", folder_ / "saves"}, /*gate_at=*/0,
+          kInStep, Program());
+  ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "waits at gate.evaluation", kPatience));
+  job.Kill("ps:1");
+  job.Replace(1, "again");
+  job.OpenGate(".evaluation");
+  ExpectUndisturbedEnd(job);
+  EXPECT_EQ(StepsBackTo(job), std::vector<int>{120}) << job.cluster.Logs();
+  for (const char* worker : {"worker:0", "worker:1"}) {
+    EXPECT_EQ(EvaluationsOf(job, worker), expected) << worker;
+  }
 }
 
 // In the second epoch: the first one is done again.

@@ -5,7 +5,9 @@
 // "digest N", N being of all values and rows.
 //
 // worker:0 stops at gates, and says so, until there is such a file: FILE in step --gate-at,
-// FILE.again in step --again-at (0: not there), FILE.end, with --gate-end, when Fit has returned.
+// FILE.again in step --again-at (0: not there), FILE.evaluation, with --gate-evaluation, in the last
+// epoch's evaluation, FILE.end, with --gate-end, when Fit has returned. With --evaluate each worker
+// says what its evaluations were.
 
 #include <chrono>
 #include <cstdint>
@@ -48,6 +50,8 @@ struct Options {
   int gate_at = 0;
   int again_at = 0;
   bool gate_end = false;
+  bool evaluate = false;
+  bool gate_evaluation = false;
 };
 
 void Say(const std::string& line) {
@@ -112,6 +116,25 @@ Result<ReplicaResult> Step(ReplicaContext& context, const data::Batch& part) {
   return ReplicaResult{.loss_sum = 0, .weight = static_cast<double>(ids.size()), .metric_sums = {}};
 }
 
+// The mean of the examples' rows.
+Result<ReplicaResult> Evaluate(ReplicaContext& context, const data::Batch& part) {
+  const Tensor feature = part["row"];
+  const auto rows_of = feature.data<std::int64_t>();
+  const std::vector<std::uint64_t> ids(rows_of.begin(), rows_of.end());
+  std::vector<float> rows(ids.size() * kDim);
+  COHORT_RETURN_IF_ERROR(context.parameters.rows().Lookup(kTable, ids, /*training=*/false, rows));
+  return ReplicaResult{.loss_sum = std::accumulate(rows.begin(), rows.end(), 0.0),
+                       .weight = static_cast<double>(ids.size()),
+                       .metric_sums = {}};
+}
+
+void SayEvaluations(const History& history) {
+  for (const EpochResult& evaluation : history.evaluations) {
+    Say(fmt::format("evaluated epoch {}: {} of {} examples", evaluation.epoch, evaluation.loss,
+                    evaluation.examples));
+  }
+}
+
 Status Report(ParameterSet& parameters) {
   std::vector<std::uint64_t> ids(static_cast<std::size_t>(kRowsOfTable));
   std::iota(ids.begin(), ids.end(), 0);
@@ -144,7 +167,17 @@ Status RunWith(const Options& options, Strategy& strategy, const Log& log) {
                    .save_every_steps = options.save_steps,
                    .full_save_every = 2,
                    .log = log});
-  COHORT_ASSIGN_OR_RETURN(const History history, trainer.Fit(Data(), step));
+  const StepFn evaluate = [&](ReplicaContext& context, const data::Batch& part) {
+    const bool last = strategy.step() == options.epochs * kExamples / kBatch;
+    if (strategy.is_chief() && options.gate_evaluation && last) {
+      AwaitGate(options.gate + ".evaluation");
+    }
+    return Evaluate(context, part);
+  };
+  const data::Dataset data = Data();
+  COHORT_ASSIGN_OR_RETURN(const History history,
+                          options.evaluate ? trainer.Fit(data, step, &data, evaluate)
+                                           : trainer.Fit(data, step));
   if (strategy.is_chief()) {
     if (options.gate_end) {
       AwaitGate(options.gate + ".end");
@@ -152,6 +185,7 @@ Status RunWith(const Options& options, Strategy& strategy, const Log& log) {
     COHORT_RETURN_IF_ERROR(Report(parameters));
   }
   if (strategy.trains()) {
+    SayEvaluations(history);
     Say(fmt::format("epochs {}, at step {}", history.epochs.size(), strategy.step()));
   }
   return strategy.Shutdown();
@@ -189,6 +223,8 @@ int main(int argc, char** argv) {
   app.add_option("--gate-at", options.gate_at);
   app.add_option("--again-at", options.again_at);
   app.add_flag("--gate-end", options.gate_end);
+  app.add_flag("--evaluate", options.evaluate);
+  app.add_flag("--gate-evaluation", options.gate_evaluation);
   CLI11_PARSE(app, argc, argv);
   const cohort::Status status = cohort::Run(options);
   if (!status.ok()) {
