@@ -108,8 +108,8 @@ History HistoryOf(const std::vector<EpochCoverage>& coverage) {
 }
 
 bool HasEpoch(const std::vector<EpochResult>& results, std::int64_t epoch) {
-  return std::ranges::any_of(
-      results, [epoch](const EpochResult& result) { return result.epoch == epoch; });
+  return std::ranges::any_of(results,
+                             [epoch](const EpochResult& result) { return result.epoch == epoch; });
 }
 
 // Without the epochs that are done again, from this one on.
@@ -255,9 +255,7 @@ struct Trainer::State {
     begun.clear();
   }
 
-  bool alone() const {
-    return strategy.num_replicas_in_sync() == strategy.num_local_replicas();
-  }
+  bool alone() const { return strategy.num_replicas_in_sync() == strategy.num_local_replicas(); }
 
   // Whether any process was told to stop; every process of a synchronous job gets the same answer.
   Result<bool> AgreeToStop() const {
@@ -283,8 +281,8 @@ struct Trainer::State {
   }
 
   Status TrainEpoch(DistributedDataset& dataset, const StepFn& step, bool* stopped);
-  Status TrainBatches(DistributedDataset& dataset, const StepFn& step, SteadyClock::time_point start,
-                      Totals& totals, bool* stopped);
+  Status TrainBatches(DistributedDataset& dataset, const StepFn& step,
+                      SteadyClock::time_point start, Totals& totals, bool* stopped);
   void ShowProgress(const Totals& totals, double seconds, std::int64_t batches,
                     bool finished) const;
 };
@@ -476,9 +474,8 @@ void Trainer::State::ReportLoss() {
 
 // At the end of an epoch's training.
 Status Trainer::State::NoteEpoch(EpochResult result, History& history) {
-  const Status status =
-      events.Write("train", strategy.step(), result.loss, result.metrics,
-                   result.seconds > 0 ? result.examples / result.seconds : 0);
+  const Status status = events.Write("train", strategy.step(), result.loss, result.metrics,
+                                     result.seconds > 0 ? result.examples / result.seconds : 0);
   history.epochs.push_back(std::move(result));
   return status;
 }
@@ -585,10 +582,10 @@ Status Trainer::State::Fit(State& s, Trainer& trainer, const data::Dataset& trai
     DropFrom(s.epoch, history);
     s.ReportLoss();
     COHORT_RETURN_IF_ERROR(s.NoteTrained(history));
-    COHORT_ASSIGN_OR_RETURN(const bool owes, evaluates ? s.OwesEvaluation(history) : Result<bool>(false));
+    COHORT_ASSIGN_OR_RETURN(const bool owes,
+                            evaluates ? s.OwesEvaluation(history) : Result<bool>(false));
     if (owes) {
-      COHORT_RETURN_IF_ERROR(
-          State::EvaluateEpoch(s, trainer, *validation, evaluate_step, history));
+      COHORT_RETURN_IF_ERROR(State::EvaluateEpoch(s, trainer, *validation, evaluate_step, history));
     }
   }
   while (s.epoch < s.options.epochs && !stopped) {
@@ -614,8 +611,7 @@ Status Trainer::State::Fit(State& s, Trainer& trainer, const data::Dataset& trai
       COHORT_RETURN_IF_ERROR(saved);
     }
     if (evaluates && !stopped) {
-      COHORT_RETURN_IF_ERROR(
-          State::EvaluateEpoch(s, trainer, *validation, evaluate_step, history));
+      COHORT_RETURN_IF_ERROR(State::EvaluateEpoch(s, trainer, *validation, evaluate_step, history));
     }
   }
   SumUp(history);

@@ -5,9 +5,9 @@
 // "digest N", N being of all values and rows.
 //
 // worker:0 stops at gates, and says so, until there is such a file: FILE in step --gate-at,
-// FILE.again in step --again-at (0: not there), FILE.evaluation, with --gate-evaluation, in the last
-// epoch's evaluation, FILE.end, with --gate-end, when Fit has returned. With --evaluate each worker
-// says what its evaluations were.
+// FILE.again in step --again-at (0: not there), FILE.evaluation, with --gate-evaluation, in the
+// last epoch's evaluation, FILE.end, with --gate-end, when Fit has returned. With --evaluate each
+// worker says what its evaluations were.
 
 #include <chrono>
 #include <cstdint>
@@ -175,9 +175,9 @@ Status RunWith(const Options& options, Strategy& strategy, const Log& log) {
     return Evaluate(context, part);
   };
   const data::Dataset data = Data();
-  COHORT_ASSIGN_OR_RETURN(const History history,
-                          options.evaluate ? trainer.Fit(data, step, &data, evaluate)
-                                           : trainer.Fit(data, step));
+  COHORT_ASSIGN_OR_RETURN(const History history, options.evaluate
+                                                     ? trainer.Fit(data, step, &data, evaluate)
+                                                     : trainer.Fit(data, step));
   if (strategy.is_chief()) {
     if (options.gate_end) {
       AwaitGate(options.gate + ".end");
