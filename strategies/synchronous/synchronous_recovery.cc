@@ -37,7 +37,10 @@ Status SynchronousStrategy::Recover(const Status& error, const WayBack& way) {
     return error;
   }
   COHORT_RETURN_IF_ERROR(membership_->CheckLoss(error));
-  if (is_chief() && !way.to_save && !beginning_->fresh) {
+  if (way.let_go) {
+    way.let_go();  // its calls have ended, as all of this term
+  }
+  if (is_chief() && !beginning_->fresh && !(way.to_save && way.to_save())) {
     Status why = FailedPrecondition(
         error.message() +
         "; training began with rows that had been loaded, or after other steps, and there is no "
@@ -48,12 +51,7 @@ Status SynchronousStrategy::Recover(const Status& error, const WayBack& way) {
   ParameterSet& parameters = *parameters_;
   Status status;
   do {
-    status = membership_->Renew([&] {
-      if (way.let_go) {
-        way.let_go();
-      }
-      LetGo();
-    });
+    status = membership_->Renew([this] { LetGo(); });
     {
       const std::lock_guard lock(cross_device_mutex_);
       communicator_ = membership_->communicator();

@@ -107,6 +107,11 @@ History HistoryOf(const std::vector<EpochCoverage>& coverage) {
   return history;
 }
 
+bool HasEpoch(const std::vector<EpochResult>& results, std::int64_t epoch) {
+  return std::ranges::any_of(results,
+                             [epoch](const EpochResult& result) { return result.epoch == epoch; });
+}
+
 // Without the epochs that are done again, from this one on.
 void DropFrom(std::int64_t epoch, History& history) {
   const auto again = [epoch](const EpochResult& result) { return result.epoch >= epoch; };
@@ -201,6 +206,8 @@ struct Trainer::State {
     SteadyClock::time_point since;
   };
   std::optional<Loss> loss;
+  // Of the epoch that was trained last in this Fit, or as much of it as there was before an error.
+  std::optional<EpochResult> trained;
   bool store_is_own = false;  // in this Fit, which is not to resume: what is there is its own
   std::int64_t saved_step = -1;
   std::string saved_path;
@@ -221,6 +228,11 @@ struct Trainer::State {
                     const StepFn& evaluate_step, History& history);
   Status GoBack(const Status& error);
   void ReportLoss();
+  Status NoteEpoch(EpochResult result, History& history);
+  Status NoteTrained(History& history);
+  Result<bool> OwesEvaluation(const History& history) const;
+  static Status EvaluateEpoch(State& s, Trainer& trainer, const data::Dataset& validation,
+                              const StepFn& evaluate_step, History& history);
   void AbandonSave(const Status& why);
   Status ResumeIn(const data::Dataset& data, std::uint64_t fingerprint);
   Status ResumeAtExample(std::int64_t example);
@@ -243,12 +255,21 @@ struct Trainer::State {
     begun.clear();
   }
 
+  bool alone() const { return strategy.num_replicas_in_sync() == strategy.num_local_replicas(); }
+
   // Whether any process was told to stop; every process of a synchronous job gets the same answer.
-  Result<bool> AgreeToStop() {
+  Result<bool> AgreeToStop() const {
     const bool mine = options.stop->load();
-    const bool alone = strategy.num_replicas_in_sync() == strategy.num_local_replicas();
-    if (alone || strategy.step() % kStopCheckSteps != 0) {
-      return alone && mine;
+    if (alone() || strategy.step() % kStopCheckSteps != 0) {
+      return alone() && mine;
+    }
+    return AnyProcess(mine);
+  }
+
+  // Every process of a synchronous job calls this at the same place.
+  Result<bool> AnyProcess(bool mine) const {
+    if (alone()) {
+      return mine;
     }
     PerReplica<Tensor> flags;
     for (int i = 0; i < strategy.num_local_replicas(); ++i) {
@@ -259,7 +280,9 @@ struct Trainer::State {
     return any.value.data<std::int32_t>()[0] != 0;
   }
 
-  Result<EpochResult> TrainEpoch(DistributedDataset& dataset, const StepFn& step, bool* stopped);
+  Status TrainEpoch(DistributedDataset& dataset, const StepFn& step, bool* stopped);
+  Status TrainBatches(DistributedDataset& dataset, const StepFn& step,
+                      SteadyClock::time_point start, Totals& totals, bool* stopped);
   void ShowProgress(const Totals& totals, double seconds, std::int64_t batches,
                     bool finished) const;
 };
@@ -286,11 +309,18 @@ Trainer::Trainer(Strategy& strategy, ParameterSet& parameters, TrainerOptions op
 
 Trainer::~Trainer() = default;
 
-Result<EpochResult> Trainer::State::TrainEpoch(DistributedDataset& dataset, const StepFn& step,
-                                               bool* stopped) {
+// `trained` becomes what it came to, also where it ends with an error.
+Status Trainer::State::TrainEpoch(DistributedDataset& dataset, const StepFn& step, bool* stopped) {
   const SteadyClock::time_point start = SteadyClock::now();
   Totals totals;
   totals.result().epoch = epoch;
+  Status status = TrainBatches(dataset, step, start, totals, stopped);
+  trained = totals.Finish(start);
+  return status;
+}
+
+Status Trainer::State::TrainBatches(DistributedDataset& dataset, const StepFn& step,
+                                    SteadyClock::time_point start, Totals& totals, bool* stopped) {
   int gathered = 0;  // batches of the next step
   COHORT_RETURN_IF_ERROR(dataset.ResumeEpoch(epoch, batch, begun));
   metrics.BeginEpoch();
@@ -353,7 +383,7 @@ Result<EpochResult> Trainer::State::TrainEpoch(DistributedDataset& dataset, cons
     ShowProgress(totals, SecondsSince(start), batches, true);
   }
   metrics.AddWaits(totals.result());
-  return totals.Finish(start);
+  return {};
 }
 
 // Of all workers, where this process hands out their work.
@@ -393,6 +423,7 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
   s.beginning = {
       .epoch = s.epoch, .batch = s.batch, .data_position = s.data_position, .begun = s.begun};
   s.loss.reset();
+  s.trained.reset();
   s.store_is_own = false;
   COHORT_ASSIGN_OR_RETURN(const bool survives, s.strategy.BeginTraining());
   History history;
@@ -414,17 +445,13 @@ Status Trainer::State::GoBack(const Status& error) {
   if (!loss.has_value()) {
     loss = Loss{.step = strategy.step(), .since = SteadyClock::now()};
   }
-  bool saved = false;
-  if (strategy.is_chief() && store.has_value()) {
-    const Result<std::vector<std::int64_t>> steps = store->Steps();
-    saved = steps.ok() && !steps->empty();
-  }
-  COHORT_RETURN_IF_ERROR(
-      strategy.Recover(error, {.to_save = saved, .let_go = [this] {
-                                 if (behind.begun()) {
-                                   (void)behind.Abandon();  // what it has written counts
-                                 }
-                               }}));
+  const auto abandon = [this] {
+    if (behind.begun()) {
+      (void)behind.Abandon();  // what it has written counts
+    }
+  };
+  const auto has_save = [this] { return store.has_value() && store->OpenLatest().ok(); };
+  COHORT_RETURN_IF_ERROR(strategy.Recover(error, {.let_go = abandon, .to_save = has_save}));
   epoch = beginning.epoch;
   batch = beginning.batch;
   data_position = beginning.data_position;
@@ -443,6 +470,40 @@ void Trainer::State::ReportLoss() {
                     SecondsSince(loss->since)));
   }
   loss.reset();
+}
+
+// At the end of an epoch's training.
+Status Trainer::State::NoteEpoch(EpochResult result, History& history) {
+  const Status status = events.Write("train", strategy.step(), result.loss, result.metrics,
+                                     result.seconds > 0 ? result.examples / result.seconds : 0);
+  history.epochs.push_back(std::move(result));
+  return status;
+}
+
+// When the job has gone back to the end of an epoch's training, and no further: a save was whole
+// before this process had left that epoch.
+Status Trainer::State::NoteTrained(History& history) {
+  const bool at_its_end = trained.has_value() && batch == 0 && trained->epoch == epoch - 1;
+  return at_its_end && !HasEpoch(history.epochs, epoch - 1) ? NoteEpoch(*trained, history)
+                                                            : OkStatus();
+}
+
+// When the job has gone back: has any process trained the epoch before this place, and not the
+// evaluation that follows it? It may have failed on some processes only.
+Result<bool> Trainer::State::OwesEvaluation(const History& history) const {
+  return AnyProcess(batch == 0 && HasEpoch(history.epochs, epoch - 1) &&
+                    !HasEpoch(history.evaluations, epoch - 1));
+}
+
+// Of the epoch before this place.
+Status Trainer::State::EvaluateEpoch(State& s, Trainer& trainer, const data::Dataset& validation,
+                                     const StepFn& evaluate_step, History& history) {
+  COHORT_ASSIGN_OR_RETURN(EpochResult evaluation, trainer.Evaluate(validation, evaluate_step));
+  evaluation.epoch = s.epoch - 1;
+  if (!HasEpoch(history.evaluations, evaluation.epoch)) {
+    history.evaluations.push_back(std::move(evaluation));
+  }
+  return {};
 }
 
 // The report ends who writes the save, too. Behind this nobody uses the strategy but its program,
@@ -516,26 +577,19 @@ Status Trainer::State::Fit(State& s, Trainer& trainer, const data::Dataset& trai
     // Resumed from the last step of an epoch, before its end was noted.
     s.EndEpoch();
   }
-  const auto evaluate = [&]() -> Status {
-    COHORT_ASSIGN_OR_RETURN(EpochResult evaluation, trainer.Evaluate(*validation, evaluate_step));
-    evaluation.epoch = s.epoch - 1;
-    history.evaluations.push_back(std::move(evaluation));
-    return {};
-  };
   const bool evaluates = validation != nullptr && s.strategy.trains();
   if (s.loss.has_value()) {
     DropFrom(s.epoch, history);
     s.ReportLoss();
-    if (evaluates && s.batch == 0 && s.epoch > 0) {
-      // A save of an epoch's end is made before the evaluation, which the loss may have ended. All
-      // processes are at the same place, but may have come to different ends of that.
-      std::erase_if(history.evaluations,
-                    [&s](const EpochResult& of) { return of.epoch == s.epoch - 1; });
-      COHORT_RETURN_IF_ERROR(evaluate());
+    COHORT_RETURN_IF_ERROR(s.NoteTrained(history));
+    COHORT_ASSIGN_OR_RETURN(const bool owes,
+                            evaluates ? s.OwesEvaluation(history) : Result<bool>(false));
+    if (owes) {
+      COHORT_RETURN_IF_ERROR(State::EvaluateEpoch(s, trainer, *validation, evaluate_step, history));
     }
   }
   while (s.epoch < s.options.epochs && !stopped) {
-    COHORT_ASSIGN_OR_RETURN(EpochResult epoch, s.TrainEpoch(*dataset, train_step, &stopped));
+    COHORT_RETURN_IF_ERROR(s.TrainEpoch(*dataset, train_step, &stopped));
     if (!stopped) {
       s.EndEpoch();
     }
@@ -543,8 +597,7 @@ Status Trainer::State::Fit(State& s, Trainer& trainer, const data::Dataset& trai
       COHORT_RETURN_IF_ERROR(s.strategy.StopWork("the job is stopped, as its chief was asked to"));
       return s.Stopped();
     }
-    // Before the save, from which the job may go on.
-    history.epochs.push_back(epoch);
+    COHORT_RETURN_IF_ERROR(s.NoteEpoch(*s.trained, history));
     const bool save = !s.options.checkpoint_dir.empty() &&
                       (stopped || s.epoch == s.options.epochs ||
                        (!s.saved_between_updates && s.options.save_every_epochs > 0 &&
@@ -552,14 +605,13 @@ Status Trainer::State::Fit(State& s, Trainer& trainer, const data::Dataset& trai
     if (save) {
       const SteadyClock::time_point before_save = SteadyClock::now();
       const bool goes_on = !stopped && s.epoch < s.options.epochs;
-      COHORT_RETURN_IF_ERROR(
-          s.SaveAt(s.epoch, s.batch, goes_on ? State::Write::kBehind : State::Write::kNow));
+      const Status saved =
+          s.SaveAt(s.epoch, s.batch, goes_on ? State::Write::kBehind : State::Write::kNow);
       history.epochs.back().checkpoint_seconds += SecondsSince(before_save);
+      COHORT_RETURN_IF_ERROR(saved);
     }
-    COHORT_RETURN_IF_ERROR(s.events.Write("train", s.strategy.step(), epoch.loss, epoch.metrics,
-                                          epoch.seconds > 0 ? epoch.examples / epoch.seconds : 0));
     if (evaluates && !stopped) {
-      COHORT_RETURN_IF_ERROR(evaluate());
+      COHORT_RETURN_IF_ERROR(State::EvaluateEpoch(s, trainer, *validation, evaluate_step, history));
     }
   }
   SumUp(history);
@@ -865,9 +917,15 @@ Status Trainer::State::SaveAt(std::int64_t at_epoch, std::int64_t at_batch, Writ
                                      .world_size = strategy.num_replicas_in_sync()};
   const SteadyClock::time_point before = SteadyClock::now();
   if (!handed_out) {
-    COHORT_ASSIGN_OR_RETURN(const bool writes_behind, behind.Begin(strategy, parameters, *store,
-                                                                   state, options.full_save_every));
-    if (writes_behind) {
+    const Result<bool> writes_behind =
+        behind.Begin(strategy, parameters, *store, state, options.full_save_every);
+    if (!writes_behind.ok()) {
+      if (when == Write::kNow && behind.begun()) {
+        (void)behind.Abandon();  // nothing is under way when this returns
+      }
+      return writes_behind.status();
+    }
+    if (*writes_behind) {
       behind_since = before;
       return when == Write::kBehind ? OkStatus() : FinishSave();
     }

@@ -18,7 +18,6 @@
 namespace cohort::testing {
 namespace {
 
-using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -39,6 +38,17 @@ const std::string& Undisturbed() {
     return DigestIn(job.cluster.Stdout("worker:0"));
   }();
   return digest;
+}
+
+// The evaluations that a worker says it has, in order.
+std::vector<std::string> EvaluationsOf(const Job& job, const std::string& worker) {
+  const std::string said = job.cluster.Stdout(worker);
+  const std::regex line("evaluated epoch [^\n]*");
+  std::vector<std::string> evaluations;
+  for (std::sregex_iterator at(said.begin(), said.end(), line), end; at != end; ++at) {
+    evaluations.push_back(at->str());
+  }
+  return evaluations;
 }
 
 // The job went back to these steps, in turn.
@@ -82,20 +92,6 @@ TEST_F(InStepWithSaves, ALostServerIsReplacedAndTheWorkersGoBackToTheLastSave) {
   ASSERT_EQ(steps.size(), 1U) << job.cluster.Logs();
   // The save before the last one is whole, the last one perhaps.
   EXPECT_TRUE(steps[0] == 40 || steps[0] == 50) << steps[0];
-}
-
-// The save of the last epoch's end is made before the evaluation, which is made all the same.
-TEST_F(InStepWithSaves, AServerIsLostInTheLastEvaluation) {
-  Job job(Saving({"--gate-evaluation", "120"}), /*gate_at=*/0, kInStep, Program());
-  ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "waits at gate", kPatience));
-  job.Kill("ps:1");
-  job.Replace(1, "again");
-  job.OpenGate();
-  ExpectUndisturbedEnd(job);
-  EXPECT_THAT(StepsBackTo(job), ElementsAre(120));
-  for (const char* worker : {"worker:0", "worker:1"}) {
-    EXPECT_THAT(job.cluster.Stdout(worker), HasSubstr("3 evaluations")) << worker;
-  }
 }
 
 // Nor need the other servers be started again: those that live go back as well.
@@ -143,6 +139,26 @@ TEST_F(InStepWithSaves, WithoutASaveTheyBeginAnew) {
   job.OpenGate();
   ExpectUndisturbedEnd(job);
   EXPECT_EQ(StepsBackTo(job), std::vector<int>{0}) << job.cluster.Logs();
+}
+
+// The save of the last epoch's end is whole when its evaluation begins: it is what they go back to,
+// and evaluated from there.
+TEST_F(InStepWithSaves, TheEvaluationThatALossComesIntoIsMadeAgain) {
+  Job undisturbed({"--evaluate"}, /*gate_at=*/0, kInStep, Program());
+  undisturbed.ExpectCodes();
+  const std::vector<std::string> expected = EvaluationsOf(undisturbed, "worker:0");
+  ASSERT_EQ(expected.size(), 3U) << undisturbed.cluster.Logs();
+  Job job({"--evaluate", "--gate-evaluation", "120", "--folder", folder_ / "saves"}, /*gate_at=*/0,
+          kInStep, Program());
+  ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "waits at gate.evaluation", kPatience));
+  job.Kill("ps:1");
+  job.Replace(1, "again");
+  job.OpenGate(".evaluation");
+  ExpectUndisturbedEnd(job);
+  EXPECT_EQ(StepsBackTo(job), std::vector<int>{120}) << job.cluster.Logs();
+  for (const char* worker : {"worker:0", "worker:1"}) {
+    EXPECT_EQ(EvaluationsOf(job, worker), expected) << worker;
+  }
 }
 
 // In the second epoch: the first one is done again.

@@ -59,11 +59,13 @@ struct SavePlan {
 
 // How a job goes back after a loss: see Strategy::Recover.
 struct WayBack {
-  // On the chief: what follows is restored from a save. Else training begins anew with the values
-  // of BeginTraining.
-  bool to_save = false;
-  // Called before the rows of tables go: ends what saves them.
+  // Called first, when the calls of before have ended and while the rows of tables are still there:
+  // ends what saves them.
   std::function<void()> let_go;
+  // Asked after that, on the chief, where training began after other steps, or with rows that had
+  // been loaded: is there a save that what follows is restored from? If not, or without this, the
+  // job is over. Elsewhere training can begin anew with the values of BeginTraining.
+  std::function<bool()> to_save;
 };
 
 class Strategy {
