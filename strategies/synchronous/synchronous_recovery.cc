@@ -48,7 +48,12 @@ Status SynchronousStrategy::Recover(const Status& error, const WayBack& way) {
     membership_->EndJob(why);
     return why;
   }
-  ParameterSet& parameters = *parameters_;
+  broken_ = MeetAgain(*parameters_, *optimizer_);
+  return broken_;
+}
+
+// After a loss, until nothing is lost while all bind.
+Status SynchronousStrategy::MeetAgain(ParameterSet& parameters, const Optimizer& optimizer) {
   Status status;
   do {
     status = membership_->Renew([this] { LetGo(); });
@@ -59,9 +64,10 @@ Status SynchronousStrategy::Recover(const Status& error, const WayBack& way) {
     if (!status.ok()) {
       break;
     }
-    status = BindAgain(parameters);
-  } while (!status.ok() && membership_->CheckLoss(status).ok());  // another one was lost
-  broken_ = status;
+    rank_ = communicator_->rank();
+    num_processes_ = communicator_->size();
+    status = BindAgain(parameters, optimizer);
+  } while (!status.ok() && membership_->CheckLoss(status).ok());
   return status;
 }
 
@@ -87,7 +93,7 @@ void SynchronousStrategy::LetGo() {
   communicator_ = nullptr;
 }
 
-Status SynchronousStrategy::BindAgain(ParameterSet& parameters) {
+Status SynchronousStrategy::BindAgain(ParameterSet& parameters, const Optimizer& optimizer) {
   if (is_chief() && beginning_->fresh) {
     std::ranges::copy(beginning_->values, parameters.all().begin());
   }
@@ -98,7 +104,7 @@ Status SynchronousStrategy::BindAgain(ParameterSet& parameters) {
   step_ = 0;
   rows_loaded_ = false;
   broken_ = Status();
-  return BindTo(parameters, *optimizer_);
+  return BindTo(parameters, optimizer);
 }
 
 }  // namespace cohort

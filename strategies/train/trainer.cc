@@ -426,6 +426,9 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
   s.trained.reset();
   s.store_is_own = false;
   COHORT_ASSIGN_OR_RETURN(const bool survives, s.strategy.BeginTraining());
+  if (survives && s.strategy.joined_in_training()) {
+    s.loss = State::Loss{.step = 0, .since = SteadyClock::now()};  // of the process before this one
+  }
   History history;
   Status status;
   do {
@@ -440,7 +443,8 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
   return status;
 }
 
-// After an error: OK when the strategy is as it was when Fit began, a lost server being replaced.
+// After an error: OK when the strategy is as it was when Fit began, a lost process being replaced or
+// done without.
 Status Trainer::State::GoBack(const Status& error) {
   if (!loss.has_value()) {
     loss = Loss{.step = strategy.step(), .since = SteadyClock::now()};
