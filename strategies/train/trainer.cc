@@ -443,8 +443,8 @@ Result<History> Trainer::Fit(const data::Dataset& training, const StepFn& train_
   return status;
 }
 
-// After an error: OK when the strategy is as it was when Fit began, a lost process being replaced or
-// done without.
+// After an error: OK when the strategy is as it was when Fit began, a lost process being replaced
+// or done without.
 Status Trainer::State::GoBack(const Status& error) {
   if (!loss.has_value()) {
     loss = Loss{.step = strategy.step(), .since = SteadyClock::now()};

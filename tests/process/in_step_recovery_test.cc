@@ -11,7 +11,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "process/ps_job.h"
+#include "process/in_step_job.h"
 #include "testing/process_cluster.h"
 #include "testing/temp_dir.h"
 
@@ -19,16 +19,10 @@ namespace cohort::testing {
 namespace {
 
 using ::testing::HasSubstr;
-using ::testing::Not;
 
 const Tasks kInStep = {{"worker", 2}, {"ps", 2}};
 
-JobSettings Program() { return {.program = "in_step_task"}; }
-
-std::string DigestIn(const std::string& output) {
-  std::smatch found;
-  return std::regex_search(output, found, std::regex("digest ([0-9]+)")) ? found[1].str() : "none";
-}
+JobSettings Program() { return InStepProgram(); }
 
 // Of a job that loses nothing.
 const std::string& Undisturbed() {
@@ -49,17 +43,6 @@ std::vector<std::string> EvaluationsOf(const Job& job, const std::string& worker
     evaluations.push_back(at->str());
   }
   return evaluations;
-}
-
-// The job went back to these steps, in turn.
-std::vector<int> StepsBackTo(const Job& job) {
-  const std::string said = job.cluster.Stderr("worker:0");
-  const std::regex line("rolled back [0-9]+ steps to step ([0-9]+); the job goes on after");
-  std::vector<int> steps;
-  for (std::sregex_iterator at(said.begin(), said.end(), line), end; at != end; ++at) {
-    steps.push_back(std::stoi((*at)[1]));
-  }
-  return steps;
 }
 
 void ExpectUndisturbedEnd(Job& job) {
@@ -186,7 +169,7 @@ TEST(InStepRecoveryTest, ThatNobodyComesInItsPlaceIsSaidWithItsName) {
   }
 }
 
-// Nobody would wait for a server that is lost then, or when a worker is.
+// Nobody would wait for a server that is lost then.
 TEST(InStepRecoveryTest, WhenTrainingIsOverALostServerEndsTheJob) {
   Job job({"--gate-end"}, /*gate_at=*/0, kInStep, Program());
   ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "waits at gate.end", kPatience));
@@ -206,18 +189,6 @@ TEST(InStepRecoveryTest, AnUnavailableOfTheStepFunctionsOwnEndsTheJobAtOnce) {
     EXPECT_EQ(job.cluster.Wait(name, kPatience), kPeerLost) << name;
     EXPECT_THAT(job.cluster.Stderr(name), HasSubstr("the feature store is down")) << name;
   }
-}
-
-TEST(InStepRecoveryTest, ALostWorkerEndsTheJob) {
-  Job job({}, /*gate_at=*/57, kInStep, Program());
-  ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "waits at gate", kPatience));
-  job.Kill("worker:1");
-  job.OpenGate();
-  for (const char* name : {"worker:0", "ps:0", "ps:1"}) {
-    EXPECT_EQ(job.cluster.Wait(name, kPatience), kPeerLost) << name;
-    EXPECT_THAT(job.cluster.Stderr(name), HasSubstr("worker:1")) << name;
-  }
-  EXPECT_THAT(job.cluster.Stderr("worker:0"), Not(HasSubstr("rolled back")));
 }
 
 }  // namespace

@@ -47,6 +47,8 @@ struct Options {
   std::string folder;
   int save_steps = 0;
   int rejoin_ms = 60'000;
+  int worker_patience_ms = 10'000;
+  int min_workers = 1;
   std::string gate;
   int gate_at = 0;
   int again_at = 0;
@@ -204,6 +206,8 @@ Status Run(const Options& options) {
   strategy_options.join_timeout = std::chrono::seconds(60);
   strategy_options.collective_timeout = std::chrono::seconds(60);
   strategy_options.rejoin_grace = std::chrono::milliseconds(options.rejoin_ms);
+  strategy_options.worker_patience = std::chrono::milliseconds(options.worker_patience_ms);
+  strategy_options.min_workers = options.min_workers;
   strategy_options.heartbeat_timeout = std::chrono::milliseconds(options.heartbeat_ms);
   strategy_options.log = StderrLog(config.task.ToString());
   strategy_options.cluster = config;
@@ -226,6 +230,8 @@ int main(int argc, char** argv) {
   app.add_option("--folder", options.folder);
   app.add_option("--save-steps", options.save_steps);
   app.add_option("--rejoin-ms", options.rejoin_ms);
+  app.add_option("--worker-patience-ms", options.worker_patience_ms);
+  app.add_option("--min-workers", options.min_workers);
   app.add_option("--gate", options.gate);
   app.add_option("--gate-at", options.gate_at);
   app.add_option("--again-at", options.again_at);

@@ -122,7 +122,9 @@ class ServerWatchTest : public ::testing::Test {
     config.cluster = cluster_;
     coordination_.heartbeat_interval = milliseconds(100);
     if (ServerWatch::GoesOn(config, options)) {
-      coordination_.may_leave = [](const TaskId& task) { return task.type == TaskType::kPs; };
+      coordination_.may_leave = [](const TaskId& task) {
+        return task != TaskId{TaskType::kWorker, 0};
+      };
     }
     service_ = OrThrow(CoordinationServer::Start("127.0.0.1:0", cluster_, coordination_));
     for (int s = 0; s < 2; ++s) {
@@ -144,6 +146,11 @@ class ServerWatchTest : public ::testing::Test {
                              }});
     }
     service_->OnTaskLost([this](const TaskId&, const Status&) { told_.Add(); });
+    for (Worker& worker : workers_) {
+      ASSERT_EQ(worker.watch->Meet(), OkStatus());
+      EXPECT_EQ(worker.watch->crew(), cluster_.TrainingTasks());
+      EXPECT_FALSE(worker.watch->joined_in_training());
+    }
     // As Bind does.
     const auto addresses = OrThrow(chief().Addresses());
     EXPECT_THAT(addresses, ElementsAre("first 0", "first 1"));
@@ -344,6 +351,19 @@ TEST_F(ServerWatchTest, ThatNobodyComesIsSaidWithItsName) {
                 HasSubstr("no other process has taken its place within 0.2 s (rejoin_grace) [start "
                           "ps:1 again"));
   }
+}
+
+// It has had an error that is its own, and nobody comes in its place.
+TEST_F(ServerWatchTest, AWorkerThatLeavesWhileTheOthersTrainEndsTheJob) {
+  Begin();
+  BeginTraining();
+  other().Stop();
+  workers_[1].client.reset();
+  const Status failure =
+      servers_.at(0)->Wait("what nobody says", DeadlineAfter(seconds(30))).status();
+  EXPECT_THAT(failure.ToString(),
+              AllOf(HasSubstr("Cancelled"), HasSubstr("worker:1"), HasSubstr("before its end")));
+  EXPECT_EQ(chief().loss(), OkStatus());
 }
 
 TEST_F(ServerWatchTest, WithoutAGraceNothingIsWaitedFor) {

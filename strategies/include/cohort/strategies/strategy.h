@@ -201,9 +201,10 @@ class Strategy {
 
   // Between these, which all processes that train call at the same places, the loss of a server of
   // sparse tables, or of a worker that is not the chief, does not end a job whose workers train in
-  // step, with tables on servers: calls return Unavailable, and Recover is the way on. The chief keeps a copy of the parameters. EndTraining waits for all; its
-  // error, too, may be one that Recover takes. False, and nothing happens: under other strategies,
-  // without servers, and with rejoin_grace 0.
+  // step, with tables on servers: calls return Unavailable, and Recover is the way on. The chief
+  // keeps a copy of the parameters. EndTraining waits for all; its error, too, may be one that
+  // Recover takes. False, and nothing happens: under other strategies, without servers, and with
+  // rejoin_grace 0.
   virtual Result<bool> BeginTraining() { return false; }
   virtual Status EndTraining() { return {}; }
   // Has this process come to others that were training, in the place of a lost worker? Then they
@@ -214,12 +215,12 @@ class Strategy {
   // After an error of any call in between, on every process: where it is that of a lost process,
   // waits until another one has taken its place (StrategyOptions::rejoin_grace, of a server;
   // worker_patience, of a worker, without which the others go on then), and until all that are left
-  // have called: num_replicas_in_sync and input_context may be others than before. Then everything is as Bind left it: parameters are those of BeginTraining, slots
-  // have their first values, step() is 0, tables are empty. What follows is the program's, as at
-  // its start: the state of a save, Distribute, BeginEpoch. Else returns the error, or why the job
-  // is over: nobody came; FailedPrecondition where training neither began at step 0, with tables
-  // that nobody had loaded, nor goes back to a save. May block for heartbeat_timeout before, until
-  // the loss is known.
+  // have called: num_replicas_in_sync and input_context may be others than before. Then everything
+  // is as Bind left it: parameters are those of BeginTraining, slots have their first values,
+  // step() is 0, tables are empty. What follows is the program's, as at its start: the state of a
+  // save, Distribute, BeginEpoch. Else returns the error, or why the job is over: nobody came;
+  // FailedPrecondition where training neither began at step 0, with tables that nobody had loaded,
+  // nor goes back to a save. May block for heartbeat_timeout before, until the loss is known.
   virtual Status Recover(const Status& error, const WayBack& /*way*/) { return error; }
 
   virtual Status Barrier(std::string_view name) = 0;

@@ -106,9 +106,9 @@ struct StrategyOptions {
   // go on from the last save with it; also of one with the tables of workers in step, see
   // Strategy::BeginTraining. 0: the job ends.
   std::chrono::milliseconds rejoin_grace{60'000};
-  // The same for a worker in step whose tables are on servers, but for worker:0: how long the others
-  // wait for another process in its place. Then they go on without it, where min_workers are left;
-  // else the job ends. worker:0's count. With rejoin_grace 0 the job ends at once.
+  // The same for a worker in step whose tables are on servers, but for worker:0: how long the
+  // others wait for another process in its place. Then they go on without it, where min_workers are
+  // left; else the job ends. worker:0's count. With rejoin_grace 0 the job ends at once.
   std::chrono::milliseconds worker_patience{10'000};
   int min_workers = 1;
   ServerLoss server_loss = ServerLoss::kRollBack;
