@@ -379,13 +379,15 @@ class LocalJob {
     }
   }
 
-  // Of chiefs only those that were killed: one that ends by itself tells the others. Of servers not
-  // one that was used wrongly, which would end so again; a later process may be told so because
-  // the one before it is not known to be gone yet.
+  // Of chiefs and workers only those that were killed: one that ends by itself tells the others. Of
+  // servers not one that was used wrongly, which would end so again; a later process may be told so
+  // because the one before it is not known to be gone yet.
   bool MayRestart(Task& task) {
     const ProcessEnd& end = *task.process.Poll();
     const bool may = (task.id.type == TaskType::kPs && (task.restarted || end.code != kUsage)) ||
-                     (task.id.type == TaskType::kChief && end.signal != 0);
+                     (task.id.type == TaskType::kChief && end.signal != 0) ||
+                     (options_.restart_workers && task.id.type == TaskType::kWorker &&
+                      (options_.chief || task.id.index > 0) && end.signal != 0);
     return phase_ == Phase::kRunning && may && restarted_ < options_.restarts;
   }
 
