@@ -259,17 +259,16 @@ class JobMembership final : public Membership {
       if (made.ok()) {
         return std::shared_ptr<Communicator>(std::move(made).value());
       }
-      if (!MayBeOfAnother(made.status())) {
+      if (!FollowsFromLoss(made.status())) {
         Report(made.status());
         return made.status();
       }
       COHORT_RETURN_IF_ERROR(watch_->AwaitNextTerm());
     }
   }
-  // Is that one did not come the consequence of its loss, or of another one's?
-  bool MayBeOfAnother(const Status& error) {
-    const bool of_a_peer = MayBeLoss(error) || error.code() == StatusCode::kDeadlineExceeded;
-    return watch_ != nullptr && of_a_peer && watch_->CheckLoss(Unavailable(error.message())).ok();
+  // Is that they did not meet, however that ended, the consequence of a loss?
+  bool FollowsFromLoss(const Status& error) {
+    return watch_ != nullptr && watch_->CheckLoss(Unavailable(error.message())).ok();
   }
 
   // What calls go through at this moment; null where there are no servers, or nothing yet.

@@ -61,14 +61,13 @@ class Membership {
   // Has this process come to others that were training, in a lost one's place? They go back to
   // their last save just now. Until EndTraining.
   virtual bool joined_in_training() const { return false; }
-  // OK: a process is lost, of which `error`, of any call, may be the consequence, and the job can go
-  // on. Else `error`. May block for about the heartbeat timeout, until the loss is known.
+  // OK: a process is lost, of which `error`, of any call, may be the consequence, and the job can
+  // go on. Else `error`. May block for about the heartbeat timeout, until the loss is known.
   virtual Status CheckLoss(const Status& error) { return error; }
   // After CheckLoss, on all processes: blocks until each that is left has called, and there is
   // another process for every one that was lost and is not done without; or the job is over, with
-  // that error. Then
-  // communicator() is another one; `let_go` is called before the old one goes, and what ConnectRows
-  // returned.
+  // that error. Then communicator() is another one; `let_go` is called before the old one goes, and
+  // what ConnectRows returned.
   virtual Status Renew(const std::function<void()>& let_go);
 };
 

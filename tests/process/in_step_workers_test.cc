@@ -289,16 +289,6 @@ TEST_F(InStepWorkers, FewerThanTheJobNeedsEndItAndItIsSaidWhoIsMissing) {
   EXPECT_THAT(job.cluster.Stderr("worker:0"), Not(HasSubstr("rolled back")));
 }
 
-TEST_F(InStepWorkers, MoreThanThereAreCannotBeNeeded) {
-  Job job({"--min-workers", "3"}, /*gate_at=*/0, Workers(2), InStepProgram());
-  for (const char* name : {"worker:0", "worker:1"}) {
-    EXPECT_EQ(job.cluster.Wait(name, kPatience), 2) << name;
-    EXPECT_THAT(job.cluster.Stderr(name), HasSubstr("min_workers is 3 of 2 worker(s)")) << name;
-  }
-  job.Kill("ps:0");
-  job.Kill("ps:1");
-}
-
 TEST_F(InStepWorkers, WithoutAGraceALostOneEndsTheJob) {
   Job job({"--rejoin-ms", "0"}, /*gate_at=*/57, Workers(2), InStepProgram());
   ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "waits at gate", kPatience));
