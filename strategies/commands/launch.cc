@@ -40,7 +40,8 @@ behind it: chief, workers, parameter servers, each by index.
 With --restart N a parameter server that fails is started again, N times in all, while the others run on; not
 one that ends with 2 (wrong use). So is a chief that is killed. A job of cohort then goes on from its last save
 (where the chief was lost: if it has a checkpoint folder). With --restart-workers so is a worker that is killed, but
-for the first where there is no chief, which leads the job. It is not for other tasks.
+for the first where there is no chief, which leads the job; the end of one that was started again, as it came too
+late, say, is reported like that of a worker under --keep-going. It is not for other tasks.
 
 With --restart-job N a job that fails, whatever task it was that failed first, is ended and started again as a
 whole, N times, unless that task ended with 2 (wrong use). A program of cohort with a checkpoint folder goes on from

@@ -356,7 +356,8 @@ class LocalJob {
           continue;
         }
       }
-      if (task->id.type == TaskType::kWorker && options_.keep_going) {
+      // One that was started again may have come too late for the others, who need it not then.
+      if (task->id.type == TaskType::kWorker && (options_.keep_going || task->restarted)) {
         lost_.push_back(task);
         if (phase_ == Phase::kRunning) {
           Say(fmt::format("{} is lost: {}; the job goes on without it", task->id.ToString(),

@@ -61,7 +61,7 @@ class ServerWatch {
 
   // Once, before all that follows, on all workers: in the chief when all have joined. A process
   // that comes while the others train, in a lost worker's place, blocks until it is asked to come,
-  // for join_timeout at most; then there is a term already. Aborted: the job has ended without it.
+  // and there is a term already, or until the job ends: Aborted, or its failure.
   Status Meet();
   // The workers of this term, by rank.
   const std::vector<TaskId>& crew() const { return crew_; }

@@ -18,7 +18,8 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
-// There is nothing more to come to.
+// All have met that the job has begun with; and there is nothing more to come to.
+constexpr char kMetKey[] = "in_step/met";
 constexpr char kOverKey[] = "in_step/over";
 
 double Seconds(milliseconds duration) { return static_cast<double>(duration.count()) / 1000; }
@@ -57,7 +58,7 @@ Status ServerWatch::Meet() {
       COHORT_RETURN_IF_ERROR(Invite(worker, process, term()));
     }
   }
-  return {};
+  return client_->Insert(kMetKey, "");
 }
 
 Status ServerWatch::Invite(const TaskId& worker, std::uint64_t process, std::uint64_t term) {
@@ -65,29 +66,30 @@ Status ServerWatch::Invite(const TaskId& worker, std::uint64_t process, std::uin
                          std::to_string(term) + "\n" + Crew::Text(crew_));
 }
 
+// A process that comes when all have met is a spare, for as long as the job has use for one.
 Status ServerWatch::AwaitInvitation() {
   const std::string key = InvitationKey(config_.task, client_->incarnation());
   const Deadline deadline = DeadlineAfter(join_timeout_);
-  for (bool told = false;; told = true) {
-    const Result<std::string> said = client_->Wait(key, std::min(deadline, DeadlineAfter(kSlice)));
+  for (bool spare = false;;) {
+    const Result<std::string> said = client_->Wait(key, DeadlineAfter(kSlice));
     if (said.ok()) {
       return TakeInvitation(*said);
     }
     if (said.status().code() != StatusCode::kDeadlineExceeded) {
       return said.status();
     }
-    if (client_->Get(kOverKey).ok()) {
+    if (!spare && client_->Get(kMetKey).ok()) {
+      spare = true;
+      log_.Info("waits until the job goes back to a save, and takes this process with it");
+    }
+    if (spare && client_->Get(kOverKey).ok()) {
       return Aborted("the job has ended without " + config_.task.ToString() +
                      ", for which the others had not waited");
     }
-    if (steady_clock::now() >= deadline) {
-      return DeadlineExceeded(fmt::format(
-          "{}, in a lost worker's place, was not needed within {:g} s: the others go on without it "
-          "[start it sooner: within worker_patience of the loss; or the whole job again]",
-          config_.task.ToString(), Seconds(join_timeout_)));
-    }
-    if (!told) {
-      log_.Info("waits until the job goes back to a save, and takes this process with it");
+    if (!spare && steady_clock::now() >= deadline) {
+      return DeadlineExceeded(
+          fmt::format("{} has not said within {:g} s who the workers are",
+                      config_.cluster.Chief().ToString(), Seconds(join_timeout_)));
     }
   }
 }
