@@ -87,9 +87,9 @@ Status ServerWatch::AwaitInvitation() {
                      ", for which the others had not waited");
     }
     if (!spare && steady_clock::now() >= deadline) {
-      return DeadlineExceeded(
-          fmt::format("{} has not said within {:g} s who the workers are",
-                      config_.cluster.Chief().ToString(), Seconds(join_timeout_)));
+      return DeadlineExceeded(fmt::format("{} has not said within {:g} s who the workers are",
+                                          config_.cluster.Chief().ToString(),
+                                          Seconds(join_timeout_)));
     }
   }
 }

@@ -6,6 +6,7 @@
 
 #include <csignal>
 #include <filesystem>
+#include <map>
 #include <set>
 #include <string>
 #include <system_error>
@@ -31,20 +32,33 @@ constexpr int kStepsOfEpoch = 40;
 
 Tasks Workers(int workers) { return {{"worker", workers}, {"ps", 2}}; }
 
-// Of a job that loses nothing.
-std::string Undisturbed(int workers) {
-  Job job({}, /*gate_at=*/0, Workers(workers), InStepProgram());
-  job.ExpectCodes();
-  return DigestIn(job.cluster.Stdout("worker:0"));
-}
-
 // Of one that was ended at the ends of epochs, and started again: so many workers in each epoch.
-std::string Restarted(const std::vector<int>& workers) {
+std::string DigestOfRestarted(const std::vector<int>& workers) {
   const TempDir folder;
   std::string digest;
   for (std::size_t epoch = 0; epoch < workers.size(); ++epoch) {
     Job job({"--epochs", std::to_string(epoch + 1), "--folder", folder / "saves"}, /*gate_at=*/0,
             Workers(workers[epoch]), InStepProgram());
+    job.ExpectCodes();
+    digest = DigestIn(job.cluster.Stdout("worker:0"));
+  }
+  return digest;
+}
+
+const std::string& Restarted(const std::vector<int>& workers) {
+  static std::map<std::vector<int>, std::string> digests;
+  const auto known = digests.find(workers);
+  return known != digests.end()
+             ? known->second
+             : digests.emplace(workers, DigestOfRestarted(workers)).first->second;
+}
+
+// Of a job that loses nothing.
+const std::string& Undisturbed(int workers) {
+  static std::map<int, std::string> digests;
+  std::string& digest = digests[workers];
+  if (digest.empty()) {
+    Job job({}, /*gate_at=*/0, Workers(workers), InStepProgram());
     job.ExpectCodes();
     digest = DigestIn(job.cluster.Stdout("worker:0"));
   }
@@ -94,7 +108,7 @@ class InStepWorkers : public ::testing::Test {
 };
 
 TEST_F(InStepWorkers, ALostOneIsDoneWithoutFromTheLastSaveOn) {
-  const std::string expected = Restarted({3, 2, 2});
+  const std::string& expected = Restarted({3, 2, 2});
   Job job(Shrinking(), /*gate_at=*/57, Workers(3), InStepProgram());
   ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "waits at gate", kPatience));
   ASSERT_TRUE(WaitForSaveOf(1));
@@ -106,7 +120,7 @@ TEST_F(InStepWorkers, ALostOneIsDoneWithoutFromTheLastSaveOn) {
 }
 
 TEST_F(InStepWorkers, SoItIsOnceMoreUntilOneIsLeft) {
-  const std::string expected = Restarted({3, 2, 1});
+  const std::string& expected = Restarted({3, 2, 1});
   Job job(Shrinking({"--again-at", "90"}), /*gate_at=*/57, Workers(3), InStepProgram());
   ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "waits at gate\n", kPatience));
   ASSERT_TRUE(WaitForSaveOf(1));
@@ -122,7 +136,7 @@ TEST_F(InStepWorkers, SoItIsOnceMoreUntilOneIsLeft) {
 
 // From the values that training began with.
 TEST_F(InStepWorkers, BeforeTheFirstSaveTheyBeginAnew) {
-  const std::string expected = Undisturbed(2);
+  const std::string& expected = Undisturbed(2);
   Job job(Shrinking(), /*gate_at=*/7, Workers(3), InStepProgram());
   ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "waits at gate", kPatience));
   job.Kill("worker:2");
@@ -132,7 +146,7 @@ TEST_F(InStepWorkers, BeforeTheFirstSaveTheyBeginAnew) {
 }
 
 TEST_F(InStepWorkers, AnotherProcessTakesTheLostOnesPlace) {
-  const std::string expected = Undisturbed(3);
+  const std::string& expected = Undisturbed(3);
   Job job(Saving(), /*gate_at=*/57, Workers(3), InStepProgram());
   ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "waits at gate", kPatience));
   ASSERT_TRUE(WaitForSaveOf(1));
@@ -145,7 +159,7 @@ TEST_F(InStepWorkers, AnotherProcessTakesTheLostOnesPlace) {
 }
 
 TEST_F(InStepWorkers, AnotherProcessTakesItsPlaceFromTheBeginning) {
-  const std::string expected = Undisturbed(2);
+  const std::string& expected = Undisturbed(2);
   Job job({"--evaluate"}, /*gate_at=*/7, Workers(2), InStepProgram());
   ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "waits at gate", kPatience));
   job.Kill("worker:1");
@@ -158,7 +172,7 @@ TEST_F(InStepWorkers, AnotherProcessTakesItsPlaceFromTheBeginning) {
 // The evaluation of the epoch that they go back to the end of is owed by the others, and the new
 // process takes part in it.
 TEST_F(InStepWorkers, AnEvaluationIsMadeWithTheProcessThatHasTakenItsPlace) {
-  const std::string expected = Undisturbed(2);
+  const std::string& expected = Undisturbed(2);
   Job job(Saving({"--evaluate", "--gate-evaluation", "80"}), /*gate_at=*/0, Workers(2),
           InStepProgram());
   ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "waits at gate.evaluation", kPatience));
@@ -175,7 +189,7 @@ TEST_F(InStepWorkers, AnEvaluationIsMadeWithTheProcessThatHasTakenItsPlace) {
 
 // Whichever save they go back to: as many workers end with the same bits.
 TEST_F(InStepWorkers, OneIsLostWhileASaveIsWritten) {
-  const std::string expected = Undisturbed(2);
+  const std::string& expected = Undisturbed(2);
   Job job(Saving({"--save-steps", "1"}), /*gate_at=*/110, Workers(2), InStepProgram());
   std::set<std::string> seen;
   for (int saves = 0; saves < 3; ++saves) {
@@ -189,7 +203,7 @@ TEST_F(InStepWorkers, OneIsLostWhileASaveIsWritten) {
 }
 
 TEST_F(InStepWorkers, OneIsLostTogetherWithAServer) {
-  const std::string expected = Undisturbed(2);
+  const std::string& expected = Undisturbed(2);
   Job job(Saving(), /*gate_at=*/57, Workers(2), InStepProgram());
   ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "waits at gate", kPatience));
   ASSERT_TRUE(WaitForSaveOf(1));
@@ -206,7 +220,7 @@ TEST_F(InStepWorkers, OneIsLostTogetherWithAServer) {
 }
 
 TEST_F(InStepWorkers, OneIsDoneWithoutWhileAServerIsReplaced) {
-  const std::string expected = Restarted({3, 2, 2});
+  const std::string& expected = Restarted({3, 2, 2});
   Job job(Shrinking(), /*gate_at=*/57, Workers(3), InStepProgram());
   ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "waits at gate", kPatience));
   ASSERT_TRUE(WaitForSaveOf(1));
@@ -223,7 +237,7 @@ TEST_F(InStepWorkers, OneIsDoneWithoutWhileAServerIsReplaced) {
 
 // One that only stood still is told so, and what it had sent, or sends, has no effect.
 TEST_F(InStepWorkers, OneThatWasGivenUpEndsWhenItGoesOn) {
-  const std::string expected = Restarted({2, 1, 1});
+  const std::string& expected = Restarted({2, 1, 1});
   Job job(Shrinking({"--again-at", "90", "--heartbeat-ms", "3000"}), /*gate_at=*/57, Workers(2),
           InStepProgram());
   ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "waits at gate\n", kPatience));
@@ -239,7 +253,7 @@ TEST_F(InStepWorkers, OneThatWasGivenUpEndsWhenItGoesOn) {
 }
 
 TEST_F(InStepWorkers, OneThatComesTooLateWaitsAndEndsWithTheJob) {
-  const std::string expected = Restarted({2, 1, 1});
+  const std::string& expected = Restarted({2, 1, 1});
   Job job(Shrinking({"--again-at", "90"}), /*gate_at=*/57, Workers(2), InStepProgram());
   ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "waits at gate\n", kPatience));
   ASSERT_TRUE(WaitForSaveOf(1));
@@ -256,7 +270,7 @@ TEST_F(InStepWorkers, OneThatComesTooLateWaitsAndEndsWithTheJob) {
 
 // It is needed when one more is lost.
 TEST_F(InStepWorkers, OneThatComesTooLateIsThereForTheNextLoss) {
-  const std::string expected = Restarted({3, 2, 2});
+  const std::string& expected = Restarted({3, 2, 2});
   Job job(Shrinking({"--again-at", "90"}), /*gate_at=*/57, Workers(3), InStepProgram());
   ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "waits at gate\n", kPatience));
   ASSERT_TRUE(WaitForSaveOf(1));
