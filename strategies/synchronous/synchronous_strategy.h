@@ -174,8 +174,8 @@ class SynchronousStrategy final : public Strategy {
   const StrategyOptions options_;
   const std::unique_ptr<Membership> membership_;
   Communicator* communicator_;  // nullptr: alone; another one after Recover
-  int rank_;           // as that of the communicator
-  int num_processes_;  // as those of the communicator
+  int rank_;                    // as that of the communicator
+  int num_processes_;           // as those of the communicator
   ReplicaGang gang_;
   const int turns_;              // of each of the gang's threads: its virtual shards, or 1
   const int local_replicas_;     // threads * turns
