@@ -65,6 +65,8 @@ Result<cohort::StrategyOptions> MakeStrategyOptions(const JobFlags& f,
   options.collective_timeout = Seconds(f.collective_timeout);
   options.join_timeout = Seconds(f.join_timeout);
   options.rejoin_grace = Seconds(f.rejoin_grace);
+  options.worker_patience = Seconds(f.worker_patience);
+  options.min_workers = f.min_workers;
   options.journal_folder = f.checkpoint_dir;
   options.communication.implementation = f.communication;
   options.communication.algorithm = f.algorithm;
@@ -279,6 +281,14 @@ void DeclareJobFlags(CLI::App& app, JobFlags& f) {
   app.add_option("--rejoin-grace", f.rejoin_grace,
                  "seconds to wait for another process in a lost server's place")
       ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--worker-patience", f.worker_patience,
+                 "seconds to wait for another process in a lost worker's place, and to go on "
+                 "without it then; of workers in step with tables on servers")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--min-workers", f.min_workers, "so many go on at least; with fewer the job ends")
+      ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_option("--collective-timeout", f.collective_timeout, "seconds one collective may take")
       ->check(CLI::PositiveNumber)

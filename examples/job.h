@@ -40,6 +40,8 @@ struct JobFlags {
   std::string metrics_json;
   double join_timeout = 300;
   double rejoin_grace = 60;
+  double worker_patience = 10;
+  int min_workers = 1;
   std::string server_loss = "rollback";
   int lookahead = 1;
   bool compress_values = false;

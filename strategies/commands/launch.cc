@@ -32,18 +32,21 @@ to end by themselves, and are ended with SIGTERM after it, which counts as succe
 With --keep-going the loss of a worker is reported, but ends the job only if no worker is left. The job's
 result is then the chief's: when it ends with 0, what is left has the grace to end. It is the default where a
 chief coordinates workers and parameter servers (--chief with --ps), because such a job can do without a
-worker; without a chief, or without parameter servers, every worker is needed.
+worker. It can be asked for where workers train in step and parameter servers hold their sparse tables (--ps,
+without --chief): such a job can do without any worker but the first. Others need every worker.
 
 With --metrics-port BASE each program of cohort's examples shows its metrics to Prometheus, at BASE and the ports
 behind it: chief, workers, parameter servers, each by index.
 
 With --restart N a parameter server that fails is started again, N times in all, while the others run on; not
 one that ends with 2 (wrong use). So is a chief that is killed. A job of cohort then goes on from its last save
-(where the chief was lost: if it has a checkpoint folder). It is not for other tasks.
+(where the chief was lost: if it has a checkpoint folder). With --restart-workers so is a worker that is killed, but
+for the first where there is no chief, which leads the job; the end of one that was started again, as it came too
+late, say, is reported like that of a worker under --keep-going. It is not for other tasks.
 
 With --restart-job N a job that fails, whatever task it was that failed first, is ended and started again as a
 whole, N times, unless that task ended with 2 (wrong use). A program of cohort with a checkpoint folder goes on from
-its last save. It is for jobs whose processes train in step, which cannot do without any of them. Together with
+its last save. It is for jobs whose processes train in step, most of which cannot do without any of them. Together with
 --restart a parameter server of these alone is started again, as long as there are restarts.)";
 
 // NAME=value texts to variables; the first that is none, if any.
@@ -75,6 +78,9 @@ std::optional<std::string> Mistake(const LocalJobOptions& options, int metrics_p
   }
   if (options.restarts > 0 && options.servers == 0) {
     return "--restart is about parameter servers, and there are none (--ps)";
+  }
+  if (options.restart_workers && options.restarts == 0) {
+    return "--restart-workers is about who is started again how often (--restart)";
   }
   if (metrics_port + options.workers + options.servers + (options.chief ? 1 : 0) > 65536) {
     return "--metrics-port " + std::to_string(metrics_port) +
@@ -110,6 +116,8 @@ int LaunchCommand(int argc, char** argv) {
                  "How often parameter servers that fail, and a chief that is killed, are started "
                  "again, in all")
       ->check(CLI::Range(0, 1'000'000));
+  app.add_flag("--restart-workers", options.restart_workers,
+               "So are workers that are killed, but for the first where there is no chief");
   app.add_option("--restart-job", options.job_restarts,
                  "How often a job that fails is started again as a whole")
       ->check(CLI::Range(0, 1'000'000));

@@ -357,7 +357,8 @@ class LocalJob {
           continue;
         }
       }
-      if (task->id.type == TaskType::kWorker && options_.keep_going) {
+      // One that was started again may have come too late for the others, who need it not then.
+      if (task->id.type == TaskType::kWorker && (options_.keep_going || task->restarted)) {
         lost_.push_back(task);
         if (phase_ == Phase::kRunning) {
           Say(fmt::format("{} is lost: {}; the job goes on without it", task->id.ToString(),
@@ -380,13 +381,21 @@ class LocalJob {
     }
   }
 
-  // Of chiefs only those that were killed: one that ends by itself tells the others. Of servers not
-  // one that was used wrongly, which would end so again; a later process may be told so because
-  // the one before it is not known to be gone yet.
+  // Of chiefs and workers only those that were killed: one that ends by itself tells the others. Of
+  // servers not one that was used wrongly, which would end so again; a later process, also a
+  // worker, may be told so because the one before it is not known to be gone yet.
   bool MayRestart(Task& task) {
     const ProcessEnd& end = *task.process.Poll();
-    const bool may = (task.id.type == TaskType::kPs && (task.restarted || end.code != kUsage)) ||
-                     (task.id.type == TaskType::kChief && end.signal != 0);
+    const bool told_so = task.restarted && end.code == kUsage;
+    bool may = false;
+    if (task.id.type == TaskType::kPs) {
+      may = told_so || end.code != kUsage;
+    } else if (task.id.type == TaskType::kChief) {
+      may = end.signal != 0;
+    } else {
+      const bool leads = !options_.chief && task.id.index == 0;
+      may = options_.restart_workers && !leads && (told_so || end.signal != 0);
+    }
     return phase_ == Phase::kRunning && may && restarted_ < options_.restarts;
   }
 

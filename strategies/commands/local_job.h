@@ -15,8 +15,10 @@ struct LocalJobOptions {
   bool chief = false;  // a task chief:0 beside the workers
   // The loss of a worker does not end the others.
   bool keep_going = false;
-  // Parameter servers that fail are started again, so many times in all.
+  // Parameter servers that fail are started again, so many times in all; with restart_workers so is
+  // a worker that is killed, but for the first where there is no chief.
   int restarts = 0;
+  bool restart_workers = false;
   // A job that fails is started again as a whole, on other ports, so many times.
   int job_restarts = 0;
   std::vector<std::string> program;          // and its arguments

@@ -4,21 +4,22 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <functional>
+#include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include <cohort/comm/hierarchical.h>
 #include <cohort/comm/mpi.h>
-#include <cohort/comm/shm.h>
-#include <cohort/comm/tcp.h>
 #include <cohort/rpc/coordination.h>
 
 #include "grpc_util.h"
+#include "multi_worker/crew.h"
 #include "multi_worker/server_rows.h"
 #include "multi_worker/server_watch.h"
 #include "parameter_server/job.h"
@@ -30,14 +31,41 @@ namespace cohort {
 namespace {
 
 // Of what a generation of the communicator is made, the first time and again.
-using Connector =
-    std::function<Result<std::unique_ptr<Communicator>>(KeyValueStore&, std::uint64_t generation)>;
+using Connector = std::function<Result<std::unique_ptr<Communicator>>(const Crew&, KeyValueStore&,
+                                                                      std::uint64_t generation)>;
+
+// The keys of the service, for those who meet: none is waited for when a process is known to be
+// lost in this term. Outlived by both.
+class TermStore final : public KeyValueStore {
+ public:
+  TermStore(KeyValueStore& store, const ServerWatch& watch) : store_(store), watch_(watch) {}
+
+  Status Insert(const std::string& key, const std::string& value) override {
+    return store_.Insert(key, value);
+  }
+  Result<std::string> Get(const std::string& key) override { return store_.Get(key); }
+  Result<std::string> Wait(const std::string& key, Deadline deadline) override {
+    constexpr std::chrono::milliseconds kSlice{200};
+    for (;;) {
+      Result<std::string> value = store_.Wait(key, std::min(deadline, DeadlineAfter(kSlice)));
+      if (value.ok() || value.status().code() != StatusCode::kDeadlineExceeded ||
+          std::chrono::steady_clock::now() >= deadline) {
+        return value;
+      }
+      COHORT_RETURN_IF_ERROR(watch_.loss());
+    }
+  }
+
+ private:
+  KeyValueStore& store_;
+  const ServerWatch& watch_;
+};
 
 // A communicator and the coordination client that watches over it; and over the servers, where the
 // job has some.
 class JobMembership final : public Membership {
  public:
-  // `connect`: where there are servers.
+  // `communicator`: nullptr until Meet, which makes it by `connect`.
   JobMembership(std::unique_ptr<CoordinationServer> server,
                 std::unique_ptr<Communicator> communicator,
                 std::unique_ptr<CoordinationClient> client, const ClusterConfig& config,
@@ -61,6 +89,9 @@ class JobMembership final : public Membership {
     client_->OnFailure([this](const Status& why) { Fail(why); });
     client_->SetProgress([this]() -> TaskProgress {
       const std::lock_guard lock(failure_mutex_);
+      if (communicator_ == nullptr) {
+        return {};
+      }
       const OperationProgress now = communicator_->progress();
       return {now.generation, now.sequence, now.operation,
               std::chrono::duration_cast<std::chrono::milliseconds>(
@@ -73,6 +104,20 @@ class JobMembership final : public Membership {
     if (watch_ != nullptr) {
       watch_->Stop();
     }
+  }
+
+  // Once, before all else, where it was made without a communicator.
+  Status Meet() {
+    if (watch_ != nullptr) {
+      COHORT_RETURN_IF_ERROR(watch_->Meet());
+    }
+    COHORT_ASSIGN_OR_RETURN(std::shared_ptr<Communicator> communicator, Connect());
+    {
+      const std::lock_guard lock(failure_mutex_);
+      communicator_ = std::move(communicator);
+    }
+    FailIfOver();
+    return {};
   }
 
   Communicator* communicator() override { return communicator_.get(); }
@@ -158,6 +203,9 @@ class JobMembership final : public Membership {
         threads, communicator_->rank(), communicator_->size(), /*looks_ahead=*/lookahead_ > 0);
   }
 
+  bool joined_in_training() const override {
+    return watch_ != nullptr && watch_->joined_in_training();
+  }
   Result<bool> BeginTraining() override { return watch_ != nullptr && watch_->BeginTraining(); }
   Status EndTraining() override {
     if (watch_ == nullptr) {
@@ -178,13 +226,8 @@ class JobMembership final : public Membership {
 
   Status Renew(const std::function<void()>& let_go) override {
     COHORT_RETURN_IF_ERROR(watch_->AwaitNextTerm());
-    auto made = connect_(*client_, watch_->term() + 1);
-    if (!made.ok()) {
-      Report(made.status());
-      return made.status();
-    }
+    COHORT_ASSIGN_OR_RETURN(std::shared_ptr<Communicator> communicator, Connect());
     let_go();
-    std::shared_ptr<Communicator> communicator = std::move(made).value();
     std::shared_ptr<ps::Client> row_servers;
     std::shared_ptr<ps::RowClient> rows;
     std::shared_ptr<ps::RowClient> saved_rows;
@@ -200,7 +243,35 @@ class JobMembership final : public Membership {
   }
 
  private:
-  // What calls go through at this moment; null where there are no servers.
+  // In this term, or in the next one where one more is lost. After another error the job is over.
+  Result<std::shared_ptr<Communicator>> Connect() {
+    for (;;) {
+      COHORT_ASSIGN_OR_RETURN(
+          const Crew crew,
+          Crew::Of(watch_ != nullptr ? watch_->crew() : config_.cluster.TrainingTasks(),
+                   config_.task));
+      std::optional<TermStore> store;
+      if (watch_ != nullptr) {
+        store.emplace(*client_, *watch_);
+      }
+      auto made = connect_(crew, store.has_value() ? static_cast<KeyValueStore&>(*store) : *client_,
+                           watch_ != nullptr ? watch_->term() + 1 : 1);
+      if (made.ok()) {
+        return std::shared_ptr<Communicator>(std::move(made).value());
+      }
+      if (!FollowsFromLoss(made.status())) {
+        Report(made.status());
+        return made.status();
+      }
+      COHORT_RETURN_IF_ERROR(watch_->AwaitNextTerm());
+    }
+  }
+  // Is that they did not meet, however that ended, the consequence of a loss?
+  bool FollowsFromLoss(const Status& error) {
+    return watch_ != nullptr && watch_->CheckLoss(Unavailable(error.message())).ok();
+  }
+
+  // What calls go through at this moment; null where there are no servers, or nothing yet.
   struct Ways {
     std::shared_ptr<Communicator> communicator;
     std::shared_ptr<ps::RowClient> rows;
@@ -217,7 +288,9 @@ class JobMembership final : public Membership {
   // this has returned to the watch, and none does after a failure of the job.
   void Fail(const Status& why) {
     const Ways present = Present();
-    present.communicator->Abort(why);
+    if (present.communicator != nullptr) {
+      present.communicator->Abort(why);
+    }
     for (const auto& rows : {present.rows, present.saved_rows}) {
       if (rows != nullptr) {
         rows->Abort(why);
@@ -232,6 +305,9 @@ class JobMembership final : public Membership {
   void FailIfOver() {
     if (const Status failure = client_->failure(); !failure.ok()) {
       Fail(failure);
+    }
+    if (watch_ == nullptr) {
+      return;
     }
     if (const Status loss = watch_->loss(); !loss.ok()) {
       Fail(loss);
@@ -290,20 +366,6 @@ int SizeOf(const ClusterConfig& config) {
   return static_cast<int>(config.cluster.TrainingTasks().size());
 }
 
-CommunicatorOptions CommunicatorOf(const ClusterConfig& config, const StrategyOptions& options,
-                                   std::uint64_t generation = 1) {
-  CommunicatorOptions result;
-  result.generation = generation;
-  result.timeout = options.collective_timeout;
-  result.log = options.log;
-  result.flight_folder = options.flight_folder;
-  result.metrics = options.metrics;
-  result.peer_name = [tasks = config.cluster.TrainingTasks()](int rank) {
-    return tasks.at(static_cast<std::size_t>(rank)).ToString();
-  };
-  return result;
-}
-
 CoordinationOptions CoordinationOf(const StrategyOptions& options) {
   CoordinationOptions result;
   result.join_timeout = options.join_timeout;
@@ -314,93 +376,16 @@ CoordinationOptions CoordinationOf(const StrategyOptions& options) {
   return result;
 }
 
-// Every process gives its word under `key`; those of all, by rank.
-Result<std::vector<std::string>> WordsOfAll(const ClusterConfig& config, KeyValueStore& store,
-                                            const std::string& key, const std::string& mine,
-                                            Deadline deadline) {
-  const auto of = [&](int rank) { return key + "/" + std::to_string(rank); };
-  COHORT_RETURN_IF_ERROR(store.Insert(of(RankOf(config)), mine));
-  std::vector<std::string> words;
-  for (int rank = 0; rank < SizeOf(config); ++rank) {
-    COHORT_ASSIGN_OR_RETURN(std::string word, store.Wait(of(rank), deadline));
-    words.push_back(std::move(word));
+Status CheckWorkerLoss(const ClusterConfig& config, const StrategyOptions& options) {
+  if (options.min_workers < 1 || options.min_workers > SizeOf(config)) {
+    return InvalidArgument("min_workers is " + std::to_string(options.min_workers) + " of " +
+                           std::to_string(SizeOf(config)) + " worker(s) [at least 1, at most all]");
   }
-  return words;
-}
-
-// A communicator that all processes get, or none: nullptr where a process cannot make it, and
-// `obstacle` says which and why.
-Result<std::unique_ptr<Communicator>> MadeByAll(const ClusterConfig& config,
-                                                const StrategyOptions& options,
-                                                KeyValueStore& store, const std::string& key,
-                                                Result<std::unique_ptr<Communicator>> made,
-                                                std::string& obstacle) {
-  COHORT_ASSIGN_OR_RETURN(
-      const std::vector<std::string> words,
-      WordsOfAll(config, store, key, made.ok() ? "yes" : made.status().ToString(),
-                 DeadlineAfter(options.join_timeout)));
-  for (std::size_t rank = 0; rank < words.size(); ++rank) {
-    if (words[rank] != "yes") {
-      obstacle = config.cluster.TrainingTasks()[rank].ToString() + ": " + words[rank];
-      return std::unique_ptr<Communicator>();
-    }
+  if (options.worker_patience.count() < 0) {
+    return InvalidArgument("worker_patience is " + std::to_string(options.worker_patience.count()) +
+                           " ms [0 waits for nobody]");
   }
-  return made;
-}
-
-// "auto" takes what the hosts of the processes allow, and TCP alone where a host's processes cannot
-// share memory.
-Result<std::unique_ptr<Communicator>> Connect(const ClusterConfig& config,
-                                              const StrategyOptions& options, KeyValueStore& store,
-                                              const std::string& service,
-                                              std::uint64_t generation) {
-  constexpr std::chrono::milliseconds kConnect{10'000};  // all have joined already
-  const std::string prefix = "collectives";
-  const std::string& implementation = options.communication.implementation;
-  const CommunicatorOptions communicator = CommunicatorOf(config, options, generation);
-  const std::string key = prefix + "/" + std::to_string(communicator.generation);
-  const int rank = RankOf(config);
-  const int size = SizeOf(config);
-  TcpOptions tcp;
-  tcp.rendezvous_host = HostOf(service);
-  tcp.connect_timeout = options.join_timeout;
-  tcp.rails = options.rails;
-  if (implementation == "tcp") {
-    return MakeTcpCommunicator(rank, size, store, prefix, tcp, communicator);
-  }
-  std::string obstacle;
-  if (implementation == "shm") {
-    COHORT_ASSIGN_OR_RETURN(const std::vector<std::string> hosts,
-                            WordsOfAll(config, store, key + "/host_of_all", HostIdentity(),
-                                       DeadlineAfter(options.join_timeout)));
-    for (std::size_t r = 0; r < hosts.size() && obstacle.empty(); ++r) {
-      if (hosts[r] != hosts.front()) {
-        obstacle = config.cluster.TrainingTasks()[r].ToString() + " is on another host";
-      }
-    }
-  }
-  if (obstacle.empty()) {
-    HierarchicalOptions hierarchical;
-    hierarchical.tcp = tcp;
-    hierarchical.tcp.connect_timeout = std::min(kConnect, options.join_timeout);
-    COHORT_ASSIGN_OR_RETURN(
-        auto made, MadeByAll(config, options, store, key + "/made",
-                             MakeHierarchicalCommunicator(rank, size, store, prefix, hierarchical,
-                                                          communicator),
-                             obstacle));
-    if (made != nullptr) {
-      return made;
-    }
-  }
-  if (implementation == "shm") {
-    return FailedPrecondition("the processes cannot share memory: " + obstacle +
-                              " [choose communication.implementation auto or tcp]");
-  }
-  options.log.Warning(
-      "TCP between all processes, since not all that are on one host can share "
-      "memory: " +
-      obstacle);
-  return MakeTcpCommunicator(rank, size, store, prefix + "/tcp", tcp, communicator);
+  return {};
 }
 
 Result<std::unique_ptr<Membership>> JoinByAddress(const ClusterConfig& config,
@@ -415,12 +400,20 @@ Result<std::unique_ptr<Membership>> JoinByAddress(const ClusterConfig& config,
   }
   CoordinationOptions coordination = CoordinationOf(options);
   if (ServerWatch::GoesOn(config, options)) {
-    coordination.may_leave = [](const TaskId& task) { return task.type == TaskType::kPs; };
+    COHORT_RETURN_IF_ERROR(CheckWorkerLoss(config, options));
+    coordination.may_leave = [chief](const TaskId& task) { return task != chief; };
   }
   std::unique_ptr<CoordinationServer> server;
+  const auto watched = std::make_shared<std::atomic<bool>>(false);
   if (config.is_chief()) {
     COHORT_ASSIGN_OR_RETURN(
         server, CoordinationServer::Start(ListenAddress(service), config.cluster, coordination));
+    // Until there is a watch, which does so.
+    server->OnTaskLost([watched, service = server.get()](const TaskId& task, const Status& how) {
+      if (!*watched && task.type != TaskType::kPs) {
+        service->Fail(ServerWatch::EndOf(how));
+      }
+    });
   }
   COHORT_ASSIGN_OR_RETURN(auto client,
                           CoordinationClient::Join(service, config.cluster, config.task,
@@ -429,16 +422,16 @@ Result<std::unique_ptr<Membership>> JoinByAddress(const ClusterConfig& config,
     COHORT_RETURN_IF_ERROR(ps::AgreeOnKind(*client, config, "multi_worker_mirrored",
                                            DeadlineAfter(options.join_timeout)));
   }
-  Connector connect = [config, options, service](KeyValueStore& store, std::uint64_t generation) {
-    return Connect(config, options, store, service, generation);
+  Connector connect = [options, host = HostOf(service)](const Crew& crew, KeyValueStore& store,
+                                                        std::uint64_t generation) {
+    return ConnectCrew(crew, options, store, host, generation);
   };
-  auto communicator = connect(*client, 1);
-  if (!communicator.ok()) {
-    (void)client->ReportError(communicator.status());
-    return communicator.status();
-  }
-  return std::make_unique<JobMembership>(std::move(server), std::move(communicator).value(),
-                                         std::move(client), config, options, std::move(connect));
+  auto membership =
+      std::make_unique<JobMembership>(std::move(server), /*communicator=*/nullptr,
+                                      std::move(client), config, options, std::move(connect));
+  *watched = true;
+  COHORT_RETURN_IF_ERROR(membership->Meet());
+  return std::unique_ptr<Membership>(std::move(membership));
 }
 
 // Starts the service of a job whose addresses nobody knows beforehand; sets `address` to where the
@@ -471,10 +464,11 @@ Result<std::string> FromChief(Communicator& communicator, const std::string& tex
 
 Result<std::unique_ptr<Membership>> JoinByMpi(const ClusterConfig& config,
                                               const StrategyOptions& options) {
+  COHORT_ASSIGN_OR_RETURN(const Crew crew, Crew::Of(config.cluster.TrainingTasks(), config.task));
   COHORT_ASSIGN_OR_RETURN(auto communicator,
                           MakeMpiCommunicator({.implementation = options.mpi_implementation,
                                                .connect_timeout = options.join_timeout},
-                                              CommunicatorOf(config, options)));
+                                              CommunicatorOf(crew, options, /*generation=*/1)));
   if (communicator->size() != SizeOf(config) || communicator->rank() != RankOf(config)) {
     return FailedPrecondition(
         "MPI has started rank " + std::to_string(communicator->rank()) + " of " +

@@ -12,7 +12,8 @@
 // In each case every process's next or present operation returns an error that names the task, and
 // nobody waits for a deadline that is longer than the heartbeat's.
 //
-// A server of sparse tables that is lost while the job trains need not end it: see server_watch.h.
+// A server of sparse tables that is lost while the job trains need not end it, nor need the loss of
+// a worker where there are such servers: see server_watch.h.
 
 #pragma once
 

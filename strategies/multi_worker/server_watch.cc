@@ -16,13 +16,6 @@ using std::chrono::steady_clock;
 
 // What the chief says at the end of a term, unless it is which server was lost.
 constexpr char kOver[] = "training is over";
-// How long a wait for a key lasts before it is seen whether there is still something to wait for.
-constexpr milliseconds kSlice{500};
-// Before what could not be asked is asked again.
-constexpr milliseconds kPause{200};
-constexpr milliseconds kLook{20};
-
-double Seconds(milliseconds duration) { return static_cast<double>(duration.count()) / 1000; }
 
 std::vector<std::string> Lines(const std::string& text) {
   std::vector<std::string> lines;
@@ -46,12 +39,15 @@ ServerWatch::ServerWatch(const ClusterConfig& config, const StrategyOptions& opt
       heartbeat_timeout_(options.heartbeat_timeout),
       collective_timeout_(options.collective_timeout),
       rejoin_grace_(options.rejoin_grace),
+      worker_patience_(options.worker_patience),
+      min_workers_(options.min_workers),
       goes_on_(GoesOn(config, options)),
       log_(options.log),
       server_(parts.server),
       client_(parts.client),
       end_calls_(std::move(parts.end_calls)),
       num_servers_(config.cluster.Count(TaskType::kPs)),
+      crew_(config.cluster.TrainingTasks()),
       roll_(num_servers_) {
   if (is_chief()) {
     server_->OnTaskLost([this](const TaskId& task, const Status& how) { TaskLost(task, how); });
@@ -89,24 +85,55 @@ std::string ServerWatch::Key(const std::string& what) const {
 
 // On a thread of the coordination service.
 void ServerWatch::TaskLost(const TaskId& task, const Status& how) {
-  if (task.type != TaskType::kPs) {
-    return;
+  if (task.type == TaskType::kPs) {
+    ServerLost(task.index, Unavailable(how.message()));  // also where another has replaced it
+  } else {
+    WorkerLost(task, how);
   }
-  const Status why = Unavailable(how.message());  // also where another has replaced it
-  const std::optional<std::uint64_t> present = server_->Incarnation(task);
+}
+
+void ServerWatch::ServerLost(int server, const Status& why) {
+  const std::optional<std::uint64_t> present = server_->Incarnation({TaskType::kPs, server});
   {
     const std::lock_guard lock(mutex_);
-    const std::uint64_t known = roll_.process(task.index);
+    const std::uint64_t known = roll_.process(server);
     if (stopped_ || known == 0 || present == known || stage_ == Stage::kLeaving) {
       return;  // nobody knows the one that was lost, or knows it any more
     }
     if (stage_ == Stage::kTraining && goes_on_) {
-      roll_.Lost(task.index, why);
+      roll_.Lost(server, why);
       Lose(why);
       return;
     }
   }
   server_->Fail(why);
+}
+
+void ServerWatch::WorkerLost(const TaskId& worker, const Status& how) {
+  const std::optional<std::uint64_t> present = server_->Incarnation(worker);
+  {
+    const std::lock_guard lock(mutex_);
+    const std::uint64_t known = workers_.process(worker);
+    const bool of_the_crew = known != 0 && workers_.loss(worker) == nullptr && present != known;
+    if (stopped_ || (stage_ != Stage::kSetup && !of_the_crew)) {
+      return;  // it waited to be asked to come, or is known to be lost
+    }
+    // One that leaves by itself has had an error that is its own.
+    if (stage_ == Stage::kTraining && how.code() != StatusCode::kCancelled) {
+      const Status why = Unavailable(how.message());
+      workers_.Lost(worker, why);
+      Lose(why);
+      return;
+    }
+  }
+  server_->Fail(EndOf(how));
+}
+
+Status ServerWatch::EndOf(const Status& how) {
+  return how.code() == StatusCode::kCancelled
+             ? Cancelled(how.message() +
+                         " before its end [Shutdown, called by every task, ends a job in order]")
+             : how;
 }
 
 void ServerWatch::Lose(const Status& why) {
@@ -126,8 +153,10 @@ void ServerWatch::BeginTerm() {
     stage_ = Stage::kTraining;
     over_ = false;
     loss_ = Status();
-    if (!roll_.complete()) {  // one more was lost since
-      Lose(roll_.why());
+    for (const Status& why : {roll_.why(), workers_.why()}) {
+      if (!why.ok()) {  // one more was lost since
+        Lose(why);
+      }
     }
   }
   thread_ = std::thread([this, key = Key("end")] { Watch(key); });
@@ -193,6 +222,7 @@ bool ServerWatch::BeginTraining() {
     training = stage_ == Stage::kTraining;
   }
   if (goes_on_ && !training) {
+    ++trainings_;
     BeginTerm();
   }
   return goes_on_;
@@ -202,6 +232,7 @@ Status ServerWatch::EndTraining() {
   if (!goes_on_) {
     return {};
   }
+  joined_in_training_ = false;
   if (is_chief()) {
     {
       const std::lock_guard lock(mutex_);
@@ -241,100 +272,7 @@ Status ServerWatch::CheckLoss(const Status& error) {
   return stage_ == Stage::kTraining && client_->failure().ok() ? OkStatus() : error;
 }
 
-Status ServerWatch::AwaitNextTerm() {
-  if (is_chief()) {
-    std::string names;
-    {
-      const std::lock_guard lock(mutex_);
-      names = roll_.NamesOfLost();
-    }
-    log_.Warning(fmt::format(
-        "{} is lost, and the workers wait: the job goes on from the last save when another process "
-        "takes its place, within {:g} s",
-        names, Seconds(rejoin_grace_)));
-    if (const Status there = FindServers(rejoin_grace_); !there.ok()) {
-      server_->Fail(there);
-      const Status failure = client_->failure();
-      return failure.ok() ? there : failure;
-    }
-    log_.Info(names + " is there: the workers go back to the last save");
-  } else {
-    log_.Info("waits for the servers: " + loss().message());
-  }
-  // The chief gives up in time, which is an error here; a worker may be in the middle of a step.
-  const Deadline deadline =
-      DeadlineAfter(num_servers_ * rejoin_grace_ + join_timeout_ + collective_timeout_);
-  COHORT_RETURN_IF_ERROR(
-      client_->Barrier(Key("stopped"), deadline, config_.cluster.TrainingTasks()));
-  BeginTerm();
-  return {};
-}
-
-// ---- Servers ------------------------------------------------------------------------------------
-
-// Of the process that is the server now. Unavailable: none is.
-Result<std::string> ServerWatch::AddressOf(int server, std::uint64_t* incarnation) const {
-  const TaskId task = {TaskType::kPs, server};
-  const std::optional<std::uint64_t> present = server_->Incarnation(task);
-  Result<std::string> address = present.has_value() ? client_->Get(ps::ProcessKey(server, *present))
-                                                    : Result<std::string>(NotFound(""));
-  if (!address.ok()) {
-    return Unavailable(task.ToString() + " is not there [start it again]");
-  }
-  *incarnation = *present;
-  return address;
-}
-
-Status ServerWatch::FindServers(milliseconds patience) {
-  addresses_.assign(static_cast<std::size_t>(num_servers_), "");
-  for (int s = 0; s < num_servers_; ++s) {
-    COHORT_ASSIGN_OR_RETURN(addresses_[static_cast<std::size_t>(s)], FindServer(s, patience));
-  }
-  return {};
-}
-
-Result<std::string> ServerWatch::FindServer(int server, milliseconds patience) {
-  const auto begun = steady_clock::now();
-  for (;;) {
-    std::uint64_t incarnation = 0;
-    const Result<std::string> address = AddressOf(server, &incarnation);
-    bool entered = false;
-    {
-      const std::lock_guard lock(mutex_);
-      const ps::ServerRoll::Loss* const loss = roll_.loss(server);
-      if (address.ok() && (loss == nullptr || roll_.process(server) != incarnation)) {
-        roll_.Enter(server, incarnation);
-        entered = true;
-      } else if (steady_clock::now() - (loss != nullptr ? loss->since : begun) >= patience) {
-        return loss != nullptr ? NobodyCame(server, loss->why) : address.status();
-      }
-    }
-    if (entered && IsStillThere(server, incarnation)) {
-      return address;
-    }
-    COHORT_RETURN_IF_ERROR(client_->failure());
-    std::this_thread::sleep_for(kLook);
-  }
-}
-
-// Of one that has just been entered. If it was lost before that, TaskLost knew it not, and nobody
-// says so again; if it is lost from here on, TaskLost knows it.
-bool ServerWatch::IsStillThere(int server, std::uint64_t incarnation) {
-  const TaskId task = {TaskType::kPs, server};
-  if (server_->Incarnation(task) == incarnation) {
-    return true;
-  }
-  const std::lock_guard lock(mutex_);
-  roll_.Lost(server, Unavailable(task.ToString() + " was lost as soon as it was there"));
-  return false;
-}
-
-Status ServerWatch::NobodyCame(int server, const Status& why) const {
-  return Unavailable(fmt::format(
-      "{}; no other process has taken its place within {:g} s (rejoin_grace) [start {} again with "
-      "its TF_CONFIG in that time; the job itself, started again, goes on from its last save]",
-      why.message(), Seconds(rejoin_grace_), TaskId{TaskType::kPs, server}.ToString()));
-}
+// ---- Servers of a term --------------------------------------------------------------------------
 
 Result<std::vector<std::string>> ServerWatch::Addresses() {
   if (addresses_.empty()) {
@@ -365,14 +303,6 @@ Result<std::vector<std::string>> ServerWatch::AwaitReady() {
       return said.status();
     }
   }
-}
-
-void ServerWatch::Leave() {
-  {
-    const std::lock_guard lock(mutex_);
-    stage_ = Stage::kLeaving;
-  }
-  changed_.notify_all();
 }
 
 }  // namespace cohort

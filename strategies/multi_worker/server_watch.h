@@ -1,13 +1,16 @@
-// ServerWatch: the servers of a job whose workers train in step: which process is in whose place,
-// and what the workers do when one is lost.
+// ServerWatch: the servers of a job whose workers train in step, and these workers: which process
+// is in whose place, and what the others do when one is lost.
 //
 // The chief's coordination service finds a loss; the chief then says so to the other workers under
 // a key of the service, and each worker's calls end with that error. All stop, whatever they were
-// at, and meet again when there is a process for every server.
+// at, and meet again: when there is a process for every server, and for every worker, or the
+// workers that are left have waited long enough for another one (worker_patience). The chief says
+// who meets; a process that is started in a lost worker's place waits until it is asked to come.
 //
 // So that all come to the same conclusion, time is cut into terms, which every worker counts alike.
-// A term of training ends in one of two ways, of which the chief says one, once: a server was lost,
-// or training is over. A server that is lost when it is over, or before it begins, ends the job.
+// A term of training ends in one of two ways, of which the chief says one, once: a process was
+// lost, or training is over. One that is lost when it is over, or before it begins, ends the job.
+// So does the loss of the chief.
 //
 // A process is told by its incarnation (cohort/rpc/coordination.h).
 //
@@ -20,7 +23,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
-#include <memory>
+#include <map>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -32,6 +35,7 @@
 #include <cohort/rpc/coordination.h>
 #include <cohort/strategies/strategy_options.h>
 
+#include "multi_worker/worker_roll.h"
 #include "parameter_server/chief/server_roll.h"
 
 namespace cohort {
@@ -50,8 +54,19 @@ class ServerWatch {
   ServerWatch(const ClusterConfig& config, const StrategyOptions& options, Parts parts);
   ~ServerWatch();
 
-  // Whether this job can go on without a server until another process takes its place.
+  // Whether this job can go on when a server, or a worker that is not the chief, is lost.
   static bool GoesOn(const ClusterConfig& config, const StrategyOptions& options);
+  // Why the job ends, of a worker whose end the chief's service has told.
+  static Status EndOf(const Status& how);
+
+  // Once, before all that follows, on all workers: in the chief when all have joined. A process
+  // that comes while the others train, in a lost worker's place, blocks until it is asked to come,
+  // and there is a term already, or until the job ends: Aborted, or its failure.
+  Status Meet();
+  // The workers of this term, by rank.
+  const std::vector<TaskId>& crew() const { return crew_; }
+  // Has this process come to others that were training? Until EndTraining.
+  bool joined_in_training() const { return joined_in_training_; }
 
   // Counts up, equally on all workers. From 0, which is before training.
   std::uint64_t term() const;
@@ -64,8 +79,8 @@ class ServerWatch {
   Status EndTraining();
   Status CheckLoss(const Status& error);
 
-  // After CheckLoss, on all workers: until all have called, and there is a process for every
-  // server. Then another term has begun. On an error the job is over.
+  // After CheckLoss, on all workers: until all that are left have called, and there is a process
+  // for every server. Then another term has begun. On an error the job is over.
   Status AwaitNextTerm();
 
   // In the chief: where the servers of this term are; waits for those that have not come yet.
@@ -87,11 +102,20 @@ class ServerWatch {
   bool is_chief() const { return server_ != nullptr; }
   std::string Key(const std::string& what) const;  // of this term
   void TaskLost(const TaskId& task, const Status& how);
+  void ServerLost(int server, const Status& why);
+  void WorkerLost(const TaskId& worker, const Status& how);
   void Lose(const Status& why);  // with the lock held
   void BeginTerm();
   void Watch(const std::string& key);
   void SayLoss(const std::string& key);
   void HearEnd(const std::string& key);
+
+  // How they meet, in server_watch_meeting.cc.
+  Status AwaitInvitation();
+  Status TakeInvitation(const std::string& text);
+  Status Invite(const TaskId& worker, std::uint64_t process, std::uint64_t term);
+  Status Gather(Deadline deadline);  // in the chief, as what follows
+  void SayWhoIsLost() const;
   Result<std::string> AddressOf(int server, std::uint64_t* incarnation) const;
   // Until there is a process for every server: for one that was lost from its loss on, else so
   // long.
@@ -99,12 +123,27 @@ class ServerWatch {
   Result<std::string> FindServer(int server, std::chrono::milliseconds patience);
   bool IsStillThere(int server, std::uint64_t incarnation);
   Status NobodyCame(int server, const Status& why) const;
+  Status FindWorkers();
+  Status FindWorker(const TaskId& worker, Status& lost);
+  Status TooFewAreLeft(const Status& lost) const;
+  // Until all of this term have stopped that are not lost. False: one more is lost, or a server.
+  Result<bool> AwaitStopped(Deadline deadline);
+  Result<bool> AwaitStop(const TaskId& worker, std::uint64_t process, Deadline deadline);
+  Status Announce();
+
+  // How long a wait for a key lasts before it is seen whether there is still something to wait for.
+  static constexpr std::chrono::milliseconds kSlice{500};
+  // Before what could not be asked is asked again.
+  static constexpr std::chrono::milliseconds kPause{200};
+  static constexpr std::chrono::milliseconds kLook{20};
 
   const ClusterConfig config_;
   const std::chrono::milliseconds join_timeout_;
   const std::chrono::milliseconds heartbeat_timeout_;
   const std::chrono::milliseconds collective_timeout_;
   const std::chrono::milliseconds rejoin_grace_;
+  const std::chrono::milliseconds worker_patience_;
+  const int min_workers_;
   const bool goes_on_;
   const Log log_;
   CoordinationServer* const server_;
@@ -112,6 +151,10 @@ class ServerWatch {
   const std::function<void(const Status&)> end_calls_;
   const int num_servers_;
   std::vector<std::string> addresses_;  // in the chief; empty: not known yet
+  std::vector<TaskId> crew_;
+  std::map<TaskId, std::uint64_t> processes_;  // in the chief: the crew's
+  int trainings_ = 0;                          // that began
+  bool joined_in_training_ = false;
 
   mutable std::mutex mutex_;  // guards what follows, but the thread
   std::condition_variable changed_;
@@ -121,6 +164,7 @@ class ServerWatch {
   Status loss_;          // of this term
   bool over_ = false;    // training in this term, as the chief has said
   ps::ServerRoll roll_;  // in the chief
+  WorkerRoll workers_;   // in the chief
   std::thread thread_;   // of this term's end
 };
 

@@ -3,8 +3,9 @@
 // What a synchronous strategy needs of the others beyond its collectives: to learn why one failed,
 // to be told of, and to leave in order.
 //
-// Where servers hold the job's tables it may go on when one of them is lost: CheckLoss tells that
-// this is what happened, Renew brings the processes together again, with another communicator.
+// Where servers hold the job's tables it may go on when one of them is lost, or a worker: CheckLoss
+// tells that this is what happened, Renew brings the processes together again, with another
+// communicator, which may have fewer ranks.
 //
 // Thread rules: from the strategy's thread; implementations may fail the communicator from a thread
 // of their own.
@@ -53,17 +54,20 @@ class Membership {
   // is outlived by the membership, and fails when the job does. After Renew, once more.
   virtual Result<std::unique_ptr<StepRows>> ConnectRows(const ps::ModelSpec& model, int threads);
 
-  // All processes call, at the same places: between these the loss of a server need not end the
+  // All processes call, at the same places: between these the loss of a process need not end the
   // job. False: it does in this job. EndTraining waits for all; its error may be such a loss.
   virtual Result<bool> BeginTraining() { return false; }
   virtual Status EndTraining() { return {}; }
-  // OK: a server is lost, of which `error`, of any call, may be the consequence, and the job can go
-  // on. Else `error`. May block for about the heartbeat timeout, until the loss is known.
+  // Has this process come to others that were training, in a lost one's place? They go back to
+  // their last save just now. Until EndTraining.
+  virtual bool joined_in_training() const { return false; }
+  // OK: a process is lost, of which `error`, of any call, may be the consequence, and the job can
+  // go on. Else `error`. May block for about the heartbeat timeout, until the loss is known.
   virtual Status CheckLoss(const Status& error) { return error; }
-  // After CheckLoss, on all processes: blocks until each of them has called, and there is another
-  // process for every server that was lost; or the job is over, with that error. Then
-  // communicator() is another one; `let_go` is called before the old one goes, and what ConnectRows
-  // returned.
+  // After CheckLoss, on all processes: blocks until each that is left has called, and there is
+  // another process for every one that was lost and is not done without; or the job is over, with
+  // that error. Then communicator() is another one; `let_go` is called before the old one goes, and
+  // what ConnectRows returned.
   virtual Status Renew(const std::function<void()>& let_go);
 };
 

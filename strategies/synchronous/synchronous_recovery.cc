@@ -37,7 +37,10 @@ Status SynchronousStrategy::Recover(const Status& error, const WayBack& way) {
     return error;
   }
   COHORT_RETURN_IF_ERROR(membership_->CheckLoss(error));
-  if (is_chief() && !way.to_save && !beginning_->fresh) {
+  if (way.let_go) {
+    way.let_go();  // its calls have ended, as all of this term
+  }
+  if (is_chief() && !beginning_->fresh && !(way.to_save && way.to_save())) {
     Status why = FailedPrecondition(
         error.message() +
         "; training began with rows that had been loaded, or after other steps, and there is no "
@@ -45,15 +48,15 @@ Status SynchronousStrategy::Recover(const Status& error, const WayBack& way) {
     membership_->EndJob(why);
     return why;
   }
-  ParameterSet& parameters = *parameters_;
+  broken_ = MeetAgain(*parameters_, *optimizer_);
+  return broken_;
+}
+
+// After a loss, until nothing is lost while all bind.
+Status SynchronousStrategy::MeetAgain(ParameterSet& parameters, const Optimizer& optimizer) {
   Status status;
   do {
-    status = membership_->Renew([&] {
-      if (way.let_go) {
-        way.let_go();
-      }
-      LetGo();
-    });
+    status = membership_->Renew([this] { LetGo(); });
     {
       const std::lock_guard lock(cross_device_mutex_);
       communicator_ = membership_->communicator();
@@ -61,9 +64,10 @@ Status SynchronousStrategy::Recover(const Status& error, const WayBack& way) {
     if (!status.ok()) {
       break;
     }
-    status = BindAgain(parameters);
-  } while (!status.ok() && membership_->CheckLoss(status).ok());  // another one was lost
-  broken_ = status;
+    rank_ = communicator_->rank();
+    num_processes_ = communicator_->size();
+    status = BindAgain(parameters, optimizer);
+  } while (!status.ok() && membership_->CheckLoss(status).ok());
   return status;
 }
 
@@ -89,7 +93,7 @@ void SynchronousStrategy::LetGo() {
   communicator_ = nullptr;
 }
 
-Status SynchronousStrategy::BindAgain(ParameterSet& parameters) {
+Status SynchronousStrategy::BindAgain(ParameterSet& parameters, const Optimizer& optimizer) {
   if (is_chief() && beginning_->fresh) {
     std::ranges::copy(beginning_->values, parameters.all().begin());
   }
@@ -100,7 +104,7 @@ Status SynchronousStrategy::BindAgain(ParameterSet& parameters) {
   step_ = 0;
   rows_loaded_ = false;
   broken_ = Status();
-  return BindTo(parameters, *optimizer_);
+  return BindTo(parameters, optimizer);
 }
 
 }  // namespace cohort

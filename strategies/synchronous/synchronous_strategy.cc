@@ -242,7 +242,11 @@ Status SynchronousStrategy::Bind(ParameterSet& parameters, std::unique_ptr<Optim
   Require(optimizer != nullptr, "Bind with an optimizer");
   COHORT_RETURN_IF_ERROR(RefuseServerSide(*optimizer, kind()));
   COHORT_RETURN_IF_ERROR(CheckRows(parameters));
-  COHORT_RETURN_IF_ERROR(BindTo(parameters, *optimizer));
+  Status bound = BindTo(parameters, *optimizer);
+  if (!bound.ok() && joined_in_training() && membership_->CheckLoss(bound).ok()) {
+    bound = MeetAgain(parameters, *optimizer);  // one more was lost meanwhile
+  }
+  COHORT_RETURN_IF_ERROR(bound);
   optimizer_ = std::move(optimizer);
   return {};
 }

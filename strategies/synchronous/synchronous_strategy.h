@@ -95,6 +95,7 @@ class SynchronousStrategy final : public Strategy {
   }
   Status LoadTable(int table, FileSystem& files, const std::vector<std::string>& chain) override;
 
+  bool joined_in_training() const override { return membership_->joined_in_training(); }
   Result<bool> BeginTraining() override;
   Status EndTraining() override;
   Status Recover(const Status& error, const WayBack& way) override;
@@ -121,7 +122,8 @@ class SynchronousStrategy final : public Strategy {
   void MakeSpanReduction();
   Status BindTo(ParameterSet& parameters, const Optimizer& optimizer);
   void LetGo();
-  Status BindAgain(ParameterSet& parameters);
+  Status MeetAgain(ParameterSet& parameters, const Optimizer& optimizer);
+  Status BindAgain(ParameterSet& parameters, const Optimizer& optimizer);
   Status MakeCopies(ParameterSet& parameters);
   Status ChooseCrossDevice();
   Status ChooseOneBucket();
@@ -171,8 +173,8 @@ class SynchronousStrategy final : public Strategy {
   const StrategyOptions options_;
   const std::unique_ptr<Membership> membership_;
   Communicator* communicator_;  // nullptr: alone; another one after Recover
-  const int rank_;
-  const int num_processes_;
+  int rank_;                    // as that of the communicator
+  int num_processes_;           // as those of the communicator
   ReplicaGang gang_;
   const int turns_;              // of each of the gang's threads: its virtual shards, or 1
   const int local_replicas_;     // threads * turns

@@ -8,6 +8,8 @@
 #include <locale>
 #include <optional>
 #include <sstream>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace cohort {
@@ -40,6 +42,16 @@ struct Outcome {
 
 Status ShareOutcome(Strategy& strategy, Outcome& outcome) {
   return strategy.Broadcast(std::as_writable_bytes(std::span(&outcome, 1)));
+}
+
+// What `call` returns; Internal with what it throws.
+template <typename Call>
+std::invoke_result_t<Call> Guarded(Call call) {
+  try {
+    return call();
+  } catch (const std::exception& error) {
+    return Internal(error.what());
+  }
 }
 
 std::string SlotName(const Strategy& strategy, const ParameterSet& parameters, int parameter,
@@ -249,7 +261,7 @@ SnapshotBehind::~SnapshotBehind() { AwaitWriter(); }
 Result<bool> SnapshotBehind::Begin(Strategy& strategy, ParameterSet& parameters,
                                    const io::CheckpointStore& store,
                                    const io::CheckpointState& state, int full_save_every) {
-  Require(!begun(), "Finish before the next Begin");
+  Require(!begun(), "Finish or Abandon before the next Begin");
   if (parameters.tables().empty()) {
     return false;
   }
@@ -267,7 +279,7 @@ Result<bool> SnapshotBehind::Begin(Strategy& strategy, ParameterSet& parameters,
           strategy_ = &strategy;                 // begun, also if the others cannot be told
         } catch (const std::exception& error) {  // no memory, or no thread
           status = ResourceExhausted(error.what());
-          (void)strategy.ThawTables(/*saved=*/false);
+          (void)Guarded([&] { return strategy.ThawTables(/*saved=*/false); });
         }
       }
     }
@@ -294,19 +306,13 @@ void SnapshotBehind::Start(Strategy& strategy, const ParameterSet& parameters,
     slots_.emplace_back(slot.begin(), slot.end());
   }
   writer_ = std::thread([this, &strategy, &parameters, &store, full_save_every] {
-    try {
-      written_ =
-          Write(strategy, parameters, store, state_, full_save_every, std::span(values_), slots_);
-    } catch (const std::exception& error) {
-      written_ = Internal(error.what());
-    }
-    try {
-      const Status thawed = strategy.ThawTables(written_.ok());
-      if (written_.ok() && !thawed.ok()) {
-        written_ = thawed;
-      }
-    } catch (const std::exception& error) {
-      written_ = Internal(error.what());
+    written_ = Guarded([&] {
+      return Write(strategy, parameters, store, state_, full_save_every, std::span(values_),
+                   slots_);
+    });
+    const Status thawed = Guarded([&] { return strategy.ThawTables(written_.ok()); });
+    if (written_.ok() && !thawed.ok()) {
+      written_ = thawed;
     }
     ended_ = std::chrono::steady_clock::now();
   });

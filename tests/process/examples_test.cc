@@ -491,31 +491,34 @@ TEST(Examples, WorkersInStepAreStartedAgainAndEndAsIfNobodyHadBeenLost) {
   }
 }
 
-// A server alone: the workers go on as they are.
-TEST(Examples, WorkersInStepGoBackWhenAServerIsStartedAgainAndEndAsIfItHadNotBeenLost) {
+// A server, or a worker, alone: the others go on as they are.
+TEST(Examples, WorkersInStepGoBackWhenOneIsStartedAgainAndEndAsIfItHadNotBeenLost) {
   const std::vector<std::string> flags = {"--people", "8000", "--epochs", "6"};
   const nlohmann::json undisturbed =
       Metrics("wide_and_deep", Launch({"-n", "2", "--ps", "2"}), InStep(flags));
-  const TempDir dir;
-  std::vector<std::string> argv = Launch({"-n", "2", "--ps", "2", "--restart", "5"});
-  argv.push_back(Bin("wide_and_deep"));
-  const auto in_step = InStep(flags);
-  argv.insert(argv.end(), in_step.begin(), in_step.end());
-  argv.insert(argv.end(), {"--checkpoint-dir", dir / "saves", "--metrics-json", dir / "json"});
-  ProcessCluster cluster;
-  cluster.Start("launch", argv, {{"OMP_NUM_THREADS", "1"}});
-  ASSERT_TRUE(cluster.WaitForOutput("launch", "epoch 2/6", std::chrono::minutes(1)))
-      << cluster.Logs();
-  const pid_t lost = PidOfTask(cluster.pid("launch"), "ps", 1);
-  ASSERT_GT(lost, 0);
-  ASSERT_EQ(::kill(lost, SIGKILL), 0);
-  ASSERT_TRUE(cluster.WaitForOutput("launch", "rolled back ", std::chrono::minutes(1)))
-      << cluster.Logs();
-  EXPECT_EQ(cluster.Wait("launch", std::chrono::minutes(2)), 0) << cluster.Logs();
-  std::ifstream file(dir / "json");
-  const nlohmann::json metrics = nlohmann::json::parse(file);
-  EXPECT_EQ(metrics["parameters_crc32c"], undisturbed["parameters_crc32c"]);
-  EXPECT_EQ(metrics["auc"], undisturbed["auc"]);
+  for (const char* const type : {"ps", "worker"}) {
+    const TempDir dir;
+    std::vector<std::string> argv =
+        Launch({"-n", "2", "--ps", "2", "--restart", "5", "--restart-workers"});
+    argv.push_back(Bin("wide_and_deep"));
+    const auto in_step = InStep(flags);
+    argv.insert(argv.end(), in_step.begin(), in_step.end());
+    argv.insert(argv.end(), {"--checkpoint-dir", dir / "saves", "--metrics-json", dir / "json"});
+    ProcessCluster cluster;
+    cluster.Start("launch", argv, {{"OMP_NUM_THREADS", "1"}});
+    ASSERT_TRUE(cluster.WaitForOutput("launch", "epoch 2/6", std::chrono::minutes(1)))
+        << cluster.Logs();
+    const pid_t lost = PidOfTask(cluster.pid("launch"), type, 1);
+    ASSERT_GT(lost, 0) << type;
+    ASSERT_EQ(::kill(lost, SIGKILL), 0);
+    ASSERT_TRUE(cluster.WaitForOutput("launch", "rolled back ", std::chrono::minutes(1)))
+        << cluster.Logs();
+    EXPECT_EQ(cluster.Wait("launch", std::chrono::minutes(2)), 0) << cluster.Logs();
+    std::ifstream file(dir / "json");
+    const nlohmann::json metrics = nlohmann::json::parse(file);
+    EXPECT_EQ(metrics["parameters_crc32c"], undisturbed["parameters_crc32c"]) << type;
+    EXPECT_EQ(metrics["auc"], undisturbed["auc"]) << type;
+  }
 }
 
 TEST(Examples, Coordinator) {

@@ -5,8 +5,9 @@
 // "digest N", N being of all values and rows.
 //
 // worker:0 stops at gates, and says so, until there is such a file: FILE in step --gate-at,
-// in the evaluation behind step --gate-evaluation (0: nothing is evaluated),
-// FILE.again in step --again-at (0: not there), FILE.end, with --gate-end, when Fit has returned.
+// FILE.again in step --again-at, FILE.evaluation in the evaluation behind step --gate-evaluation
+// (0: not there), FILE.end, with --gate-end, when Fit has returned. With --evaluate each epoch is
+// followed by an evaluation, and each worker says what these were.
 // worker:1's step function returns an Unavailable of its own in step --fail-at.
 
 #include <chrono>
@@ -46,9 +47,12 @@ struct Options {
   std::string folder;
   int save_steps = 0;
   int rejoin_ms = 60'000;
+  int worker_patience_ms = 10'000;
+  int min_workers = 1;
   std::string gate;
   int gate_at = 0;
   int again_at = 0;
+  bool evaluate = false;
   std::int64_t gate_evaluation = 0;
   bool gate_end = false;
   int fail_at = 0;
@@ -117,14 +121,23 @@ Result<ReplicaResult> Step(ReplicaContext& context, const data::Batch& part) {
   return ReplicaResult{.loss_sum = 0, .weight = static_cast<double>(ids.size()), .metric_sums = {}};
 }
 
+// The mean of the examples' rows.
 Result<ReplicaResult> Look(ReplicaContext& context, const data::Batch& part) {
   const Tensor feature = part["row"];
   const auto rows_of = feature.data<std::int64_t>();
   const std::vector<std::uint64_t> ids(rows_of.begin(), rows_of.end());
   std::vector<float> rows(ids.size() * kDim);
   COHORT_RETURN_IF_ERROR(context.parameters.rows().Lookup(kTable, ids, /*training=*/false, rows));
-  return ReplicaResult{
-      .loss_sum = rows[0], .weight = static_cast<double>(ids.size()), .metric_sums = {}};
+  return ReplicaResult{.loss_sum = std::accumulate(rows.begin(), rows.end(), 0.0),
+                       .weight = static_cast<double>(ids.size()),
+                       .metric_sums = {}};
+}
+
+void SayEvaluations(const History& history) {
+  for (const EpochResult& evaluation : history.evaluations) {
+    Say(fmt::format("evaluated epoch {}: {} of {} examples", evaluation.epoch, evaluation.loss,
+                    evaluation.examples));
+  }
 }
 
 Status Report(ParameterSet& parameters) {
@@ -165,15 +178,14 @@ Status RunWith(const Options& options, Strategy& strategy, const Log& log) {
                    .log = log});
   const StepFn evaluate = [&](ReplicaContext& context, const data::Batch& part) {
     if (strategy.is_chief() && strategy.step() == options.gate_evaluation) {
-      AwaitGate(options.gate);
+      AwaitGate(options.gate + ".evaluation");
     }
     return Look(context, part);
   };
-  const data::Dataset validation = Data();
-  COHORT_ASSIGN_OR_RETURN(const History history,
-                          options.gate_evaluation > 0
-                              ? trainer.Fit(Data(), step, &validation, evaluate)
-                              : trainer.Fit(Data(), step));
+  const data::Dataset data = Data();
+  COHORT_ASSIGN_OR_RETURN(const History history, options.evaluate
+                                                     ? trainer.Fit(data, step, &data, evaluate)
+                                                     : trainer.Fit(data, step));
   if (strategy.is_chief()) {
     if (options.gate_end) {
       AwaitGate(options.gate + ".end");
@@ -181,8 +193,8 @@ Status RunWith(const Options& options, Strategy& strategy, const Log& log) {
     COHORT_RETURN_IF_ERROR(Report(parameters));
   }
   if (strategy.trains()) {
-    Say(fmt::format("epochs {}, at step {}, {} evaluations", history.epochs.size(), strategy.step(),
-                    history.evaluations.size()));
+    SayEvaluations(history);
+    Say(fmt::format("epochs {}, at step {}", history.epochs.size(), strategy.step()));
   }
   return strategy.Shutdown();
 }
@@ -194,6 +206,8 @@ Status Run(const Options& options) {
   strategy_options.join_timeout = std::chrono::seconds(60);
   strategy_options.collective_timeout = std::chrono::seconds(60);
   strategy_options.rejoin_grace = std::chrono::milliseconds(options.rejoin_ms);
+  strategy_options.worker_patience = std::chrono::milliseconds(options.worker_patience_ms);
+  strategy_options.min_workers = options.min_workers;
   strategy_options.heartbeat_timeout = std::chrono::milliseconds(options.heartbeat_ms);
   strategy_options.log = StderrLog(config.task.ToString());
   strategy_options.cluster = config;
@@ -216,9 +230,12 @@ int main(int argc, char** argv) {
   app.add_option("--folder", options.folder);
   app.add_option("--save-steps", options.save_steps);
   app.add_option("--rejoin-ms", options.rejoin_ms);
+  app.add_option("--worker-patience-ms", options.worker_patience_ms);
+  app.add_option("--min-workers", options.min_workers);
   app.add_option("--gate", options.gate);
   app.add_option("--gate-at", options.gate_at);
   app.add_option("--again-at", options.again_at);
+  app.add_flag("--evaluate", options.evaluate);
   app.add_option("--gate-evaluation", options.gate_evaluation);
   app.add_flag("--gate-end", options.gate_end);
   app.add_option("--fail-at", options.fail_at);

@@ -307,6 +307,28 @@ TEST_F(LaunchTest, NeitherWrongUseNorAWorkerIsStartedAgain) {
   }
 }
 
+// Whoever is first at `mkdir` is the first process of its task.
+TEST_F(LaunchTest, AWorkerThatIsKilledIsStartedAgainWhereThatIsAskedFor) {
+  Start({"-n", "2", "--ps", "1", "--restart", "1", "--restart-workers"},
+        "is worker 1 && { mkdir $DIR/first && kill -KILL $$; mkdir $DIR/second; exit 0; }; "
+        "await $DIR/second; exit 0");
+  EXPECT_EQ(Wait(), 0);
+  EXPECT_THAT(Err(), HasSubstr("worker:1 is lost: killed by signal 9 (SIGKILL), exit code 137; "
+                               "started again, 1 of 1 times (pid "));
+}
+
+// Nor is one that ends by itself, and has told the others why.
+TEST_F(LaunchTest, TheFirstWorkerIsNotWhereItLeadsTheJob) {
+  for (const auto& [end, code] : {std::pair{"is worker 0 || forever; kill -KILL $$", 137},
+                                  std::pair{"is worker 1 || forever; exit 9", 9}}) {
+    ProcessCluster cluster;
+    cluster.Start("launch", {COHORT_BIN_DIR "/cohort", "launch", "-n", "2", "--ps", "1",
+                             "--restart", "5", "--restart-workers", "--", "sh", "-c", Script(end)});
+    EXPECT_EQ(cluster.Wait("launch", kSoon), code) << end;
+    EXPECT_THAT(cluster.Stderr("launch"), Not(HasSubstr("started again")));
+  }
+}
+
 // Whoever is first at `mkdir` is of the first job.
 TEST_F(LaunchTest, AJobThatFailsIsStartedAgainAsAWhole) {
   Start({"-n", "2", "--restart-job", "2"},
@@ -388,6 +410,7 @@ TEST_F(LaunchTest, UsageErrorsExitWith2) {
       {"-n", "1", "--env", "TF_CONFIG={}", "true"},
       {"-n", "1", "--grace", "-1", "true"},
       {"-n", "0", "--chief", "--keep-going", "true"},
+      {"-n", "2", "--ps", "1", "--restart-workers", "true"},
   };
   for (std::vector<std::string> arguments : cases) {
     ProcessCluster cluster;

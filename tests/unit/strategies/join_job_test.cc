@@ -5,6 +5,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
+
 #include "testing/far_device.h"
 
 namespace cohort {
@@ -75,6 +77,26 @@ TEST(JoinJob, BucketsMoveWhereAllServersGoBack) {
   options.server_loss = ServerLoss::kRollBack;
   options.consistency = OrThrow(Consistency::Parse("sync"));
   refused("consistency sync");
+}
+
+TEST(JoinJob, NoMoreWorkersGoOnThanThereAre) {
+  StrategyOptions options;
+  options.cluster = ClusterConfig{.cluster = ClusterSpec({{{TaskType::kWorker, 0}, "a:1"},
+                                                          {{TaskType::kWorker, 1}, "b:1"},
+                                                          {{TaskType::kPs, 0}, "c:1"}}),
+                                  .task = {TaskType::kWorker, 1},
+                                  .source = "flags"};
+  options.consistency = OrThrow(Consistency::Parse("hybrid"));
+  for (const int least : {0, 3}) {
+    options.min_workers = least;
+    const Status status = Strategy::FromEnv("", options).status();
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+    EXPECT_THAT(status.message(), ::testing::HasSubstr("of 2 worker(s) [at least 1, at most all]"));
+  }
+  options.min_workers = 2;
+  options.worker_patience = std::chrono::milliseconds(-1);
+  EXPECT_THAT(Strategy::FromEnv("", options).status().message(),
+              ::testing::HasSubstr("worker_patience is -1 ms"));
 }
 
 TEST(JoinJob, WhatIsOfServersIsOfNoOtherStrategy) {

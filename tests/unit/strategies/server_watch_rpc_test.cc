@@ -115,35 +115,29 @@ class ServerWatchTest : public ::testing::Test {
   };
 
   void Begin(milliseconds rejoin_grace = seconds(30)) {
-    StrategyOptions options;
-    options.rejoin_grace = rejoin_grace;
-    options.collective_timeout = seconds(30);
-    ClusterConfig config;
-    config.cluster = cluster_;
+    options_.rejoin_grace = rejoin_grace;
+    options_.collective_timeout = seconds(30);
+    options_.worker_patience = milliseconds(0);
+    config_.cluster = cluster_;
     coordination_.heartbeat_interval = milliseconds(100);
-    if (ServerWatch::GoesOn(config, options)) {
-      coordination_.may_leave = [](const TaskId& task) { return task.type == TaskType::kPs; };
+    if (ServerWatch::GoesOn(config_, options_)) {
+      coordination_.may_leave = [](const TaskId& task) {
+        return task != TaskId{TaskType::kWorker, 0};
+      };
     }
     service_ = OrThrow(CoordinationServer::Start("127.0.0.1:0", cluster_, coordination_));
     for (int s = 0; s < 2; ++s) {
       StartServer(s, "first");
     }
     for (int w = 0; w < 2; ++w) {
-      config.task = {TaskType::kWorker, w};
-      Worker& worker = workers_[w];
-      worker.client = std::make_unique<StoppingClient>(Join(config.task));
-      worker.watch = std::make_unique<ServerWatch>(
-          config, options,
-          ServerWatch::Parts{.server = w == 0 ? service_.get() : nullptr,
-                             .client = worker.client.get(),
-                             .end_calls = [&worker](const Status&) {
-                               worker.ended.Add();
-                               if (worker.end) {
-                                 worker.end();
-                               }
-                             }});
+      StartWorker(w, workers_[w]);
     }
     service_->OnTaskLost([this](const TaskId&, const Status&) { told_.Add(); });
+    for (const Worker& worker : workers_) {
+      ASSERT_EQ(worker.watch->Meet(), OkStatus());
+      EXPECT_EQ(worker.watch->crew(), cluster_.TrainingTasks());
+      EXPECT_FALSE(worker.watch->joined_in_training());
+    }
     // As Bind does.
     const auto addresses = OrThrow(chief().Addresses());
     EXPECT_THAT(addresses, ElementsAre("first 0", "first 1"));
@@ -154,12 +148,17 @@ class ServerWatchTest : public ::testing::Test {
   ServerWatch& chief() { return *workers_[0].watch; }
   ServerWatch& other() { return *workers_[1].watch; }
   void TearDown() override {
-    for (Worker& worker : workers_) {
-      worker.watch->Stop();
+    if (silent_) {
+      release_.set_value();
+    }
+    for (Worker* worker : {&workers_[0], &workers_[1], &another_}) {
+      if (worker->watch != nullptr) {
+        worker->watch->Stop();
+      }
     }
     servers_.clear();
-    for (Worker& worker : workers_) {
-      worker.client.reset();
+    for (Worker* worker : {&workers_[0], &workers_[1], &another_}) {
+      worker->client.reset();
     }
     service_.reset();
   }
@@ -167,6 +166,34 @@ class ServerWatchTest : public ::testing::Test {
   void BeginTraining() {
     ASSERT_TRUE(chief().BeginTraining());
     ASSERT_TRUE(other().BeginTraining());
+  }
+
+  void StartWorker(int index, Worker& worker) {
+    config_.task = {TaskType::kWorker, index};
+    worker.client = std::make_unique<StoppingClient>(Join(config_.task));
+    worker.watch = std::make_unique<ServerWatch>(
+        config_, options_,
+        ServerWatch::Parts{.server = index == 0 ? service_.get() : nullptr,
+                           .client = worker.client.get(),
+                           .end_calls = [&worker](const Status&) {
+                             worker.ended.Add();
+                             if (worker.end) {
+                               worker.end();
+                             }
+                           }});
+  }
+  // worker:1 stands still from now on, which the chief learns; and goes on alone.
+  void LoseTheOther() {
+    silent_ = true;
+    workers_[1].client->SetProgress([released = release_.get_future().share()]() -> TaskProgress {
+      released.wait();
+      return {};
+    });
+    ASSERT_EQ(chief().CheckLoss(Unavailable("a collective")), OkStatus());
+    EXPECT_THAT(chief().loss().message(), HasSubstr("worker:1"));
+    ASSERT_EQ(chief().AwaitNextTerm(), OkStatus());
+    EXPECT_EQ(chief().term(), 2U);
+    EXPECT_THAT(chief().crew(), ElementsAre(TaskId{TaskType::kWorker, 0}));
   }
 
   std::unique_ptr<CoordinationClient> Join(const TaskId& task) {
@@ -213,10 +240,15 @@ class ServerWatchTest : public ::testing::Test {
       {{TaskType::kPs, 1}, "127.0.0.1:0"},
   }};
   CoordinationOptions coordination_;
-  Count told_;  // losses, of which the chief's watch was told before
+  StrategyOptions options_;
+  ClusterConfig config_;
+  std::promise<void> release_;  // of the worker that stands still
+  bool silent_ = false;         // there is one
+  Count told_;                  // losses, of which the chief's watch was told before
   std::unique_ptr<CoordinationServer> service_;
   std::map<int, std::unique_ptr<CoordinationClient>> servers_;
   Worker workers_[2];
+  Worker another_;  // in place of worker:1
 };
 
 TEST_F(ServerWatchTest, AllWorkersHearOfALossAndMeetAgainWhenThereIsAnotherProcess) {
@@ -344,6 +376,56 @@ TEST_F(ServerWatchTest, ThatNobodyComesIsSaidWithItsName) {
                 HasSubstr("no other process has taken its place within 0.2 s (rejoin_grace) [start "
                           "ps:1 again"));
   }
+}
+
+TEST_F(ServerWatchTest, AWorkerIsDoneWithoutUntilAnotherProcessIsThereAtTheNextLoss) {
+  coordination_.heartbeat_timeout = seconds(3);
+  Begin();
+  BeginTraining();
+  LoseTheOther();
+  StartWorker(1, another_);
+  auto met = std::async(std::launch::async, [this] { return another_.watch->Meet(); });
+  Lose(1);
+  EXPECT_EQ(chief().CheckLoss(Unavailable("a push")), OkStatus());
+  StartServer(1, "second");
+  EXPECT_EQ(chief().AwaitNextTerm(), OkStatus());
+  EXPECT_EQ(met.get(), OkStatus());
+  EXPECT_TRUE(another_.watch->joined_in_training());
+  EXPECT_TRUE(another_.watch->BeginTraining());
+  for (const ServerWatch* watch : {&chief(), another_.watch.get()}) {
+    EXPECT_EQ(watch->term(), 3U);
+    EXPECT_EQ(watch->crew(), cluster_.TrainingTasks());
+  }
+  EXPECT_EQ(chief().EndTraining(), OkStatus());
+  EXPECT_EQ(another_.watch->EndTraining(), OkStatus());
+  EXPECT_FALSE(another_.watch->joined_in_training());
+}
+
+TEST_F(ServerWatchTest, OneThatComesTooLateEndsWithTheJob) {
+  coordination_.heartbeat_timeout = seconds(3);
+  Begin();
+  BeginTraining();
+  LoseTheOther();
+  StartWorker(1, another_);
+  auto met = std::async(std::launch::async, [this] { return another_.watch->Meet(); });
+  EXPECT_EQ(chief().EndTraining(), OkStatus());
+  chief().Leave();
+  const Status ended = met.get();
+  EXPECT_EQ(ended.code(), StatusCode::kAborted);
+  EXPECT_THAT(ended.message(), HasSubstr("the job has ended without worker:1"));
+}
+
+// It has had an error that is its own, and nobody comes in its place.
+TEST_F(ServerWatchTest, AWorkerThatLeavesWhileTheOthersTrainEndsTheJob) {
+  Begin();
+  BeginTraining();
+  other().Stop();
+  workers_[1].client.reset();
+  const Status failure =
+      servers_.at(0)->Wait("what nobody says", DeadlineAfter(seconds(30))).status();
+  EXPECT_THAT(failure.ToString(),
+              AllOf(HasSubstr("Cancelled"), HasSubstr("worker:1"), HasSubstr("before its end")));
+  EXPECT_EQ(chief().loss(), OkStatus());
 }
 
 TEST_F(ServerWatchTest, WithoutAGraceNothingIsWaitedFor) {

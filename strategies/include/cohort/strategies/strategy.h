@@ -59,11 +59,13 @@ struct SavePlan {
 
 // How a job goes back after a loss: see Strategy::Recover.
 struct WayBack {
-  // On the chief: what follows is restored from a save. Else training begins anew with the values
-  // of BeginTraining.
-  bool to_save = false;
-  // Called before the rows of tables go: ends what saves them.
+  // Called first, when the calls of before have ended and while the rows of tables are still there:
+  // ends what saves them.
   std::function<void()> let_go;
+  // Asked after that, on the chief, where training began after other steps, or with rows that had
+  // been loaded: is there a save that what follows is restored from? If not, or without this, the
+  // job is over. Elsewhere training can begin anew with the values of BeginTraining.
+  std::function<bool()> to_save;
 };
 
 class Strategy {
@@ -198,20 +200,27 @@ class Strategy {
   virtual bool SaveBetweenUpdates(SavePlan /*plan*/) { return false; }
 
   // Between these, which all processes that train call at the same places, the loss of a server of
-  // sparse tables does not end a job whose workers train in step: calls return Unavailable, and
-  // Recover is the way on. The chief keeps a copy of the parameters. EndTraining waits for all; its
-  // error, too, may be one that Recover takes. False, and nothing happens: under other strategies,
-  // without servers, and with rejoin_grace 0.
+  // sparse tables, or of a worker that is not the chief, does not end a job whose workers train in
+  // step, with tables on servers: calls return Unavailable, and Recover is the way on. The chief
+  // keeps a copy of the parameters. EndTraining waits for all; its error, too, may be one that
+  // Recover takes. False, and nothing happens: under other strategies, without servers, and with
+  // rejoin_grace 0.
   virtual Result<bool> BeginTraining() { return false; }
   virtual Status EndTraining() { return {}; }
-  // After an error of any call in between, on every process: where it is that of a lost server,
-  // waits until another process has taken its place (StrategyOptions::rejoin_grace), and until all
-  // have called. Then everything is as Bind left it: parameters are those of BeginTraining, slots
-  // have their first values, step() is 0, tables are empty. What follows is the program's, as at
-  // its start: the state of a save, Distribute, BeginEpoch. Else returns the error, or why the job
-  // is over: nobody came; FailedPrecondition where training neither began at step 0, with tables
-  // that nobody had loaded, nor goes back to a save. May block for heartbeat_timeout before, until
-  // the loss is known.
+  // Has this process come to others that were training, in the place of a lost worker? Then they
+  // have gone back (Recover) when Bind returns here, and do what follows with this process: it
+  // makes no calls of its own that all must make, before they are at the same place. Until
+  // EndTraining.
+  virtual bool joined_in_training() const { return false; }
+  // After an error of any call in between, on every process: where it is that of a lost process,
+  // waits until another one has taken its place (StrategyOptions::rejoin_grace, of a server;
+  // worker_patience, of a worker, without which the others go on then), and until all that are left
+  // have called: num_replicas_in_sync and input_context may be others than before. Then everything
+  // is as Bind left it: parameters are those of BeginTraining, slots have their first values,
+  // step() is 0, tables are empty. What follows is the program's, as at its start: the state of a
+  // save, Distribute, BeginEpoch. Else returns the error, or why the job is over: nobody came;
+  // FailedPrecondition where training neither began at step 0, with tables that nobody had loaded,
+  // nor goes back to a save. May block for heartbeat_timeout before, until the loss is known.
   virtual Status Recover(const Status& error, const WayBack& /*way*/) { return error; }
 
   virtual Status Barrier(std::string_view name) = 0;

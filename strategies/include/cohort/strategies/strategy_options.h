@@ -108,6 +108,11 @@ struct StrategyOptions {
   // go on from the last save with it; also of one with the tables of workers in step, see
   // Strategy::BeginTraining. 0: the job ends.
   std::chrono::milliseconds rejoin_grace{60'000};
+  // The same for a worker in step whose tables are on servers, but for worker:0: how long the
+  // others wait for another process in its place. Then they go on without it, where min_workers are
+  // left; else the job ends. worker:0's count. With rejoin_grace 0 the job ends at once.
+  std::chrono::milliseconds worker_patience{10'000};
+  int min_workers = 1;
   ServerLoss server_loss = ServerLoss::kRollBack;
   // How often the chief looks whether some servers get more gradients of rows than others, and
   // moves buckets of the sparse tables from the busiest to the idlest while training goes on; 0:

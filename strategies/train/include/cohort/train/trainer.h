@@ -124,8 +124,9 @@ class Trainer {
 
   // Trains for the epochs that are left. Where `validation` is given, evaluates on it after every
   // epoch. Goes back, to the newest checkpoint or to where it began, when a server of sparse tables
-  // is lost whose place another process takes (Strategy::Recover): the chief logs that, and step
-  // functions are called again for the steps in between. When this returns, no save is under way
+  // is lost, or a worker beside such servers (Strategy::Recover): the chief logs that, and step
+  // functions are called again for the steps in between; an evaluation that was not made, or not
+  // everywhere, is made (again) before training goes on. When this returns, no save is under way
   // any more; where that was so at an error, the error has been reported to the other processes.
   Result<History> Fit(const data::Dataset& training, const StepFn& train_step,
                       const data::Dataset* validation = nullptr, const StepFn& evaluate_step = {});
