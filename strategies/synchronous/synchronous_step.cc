@@ -73,7 +73,6 @@ float SynchronousStrategy::ScaleOfSums() const {
   return weight > 0 ? GradientScale(weight) : 0;
 }
 
-// A bucket in one pass. What is not spent on the update is waiting.
 // Waits for each bucket in turn and applies it, unless all have to be there first; `applied` counts
 // those that were. The tuner learns from buckets that were waited for and followed such, and from
 // the operation behind them.
