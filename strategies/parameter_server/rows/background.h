@@ -1,5 +1,6 @@
-// RunAtLowPriority: work that is waited for and yields to all that is not, as that of a save does to
-// training: on Linux a thread has a priority of its own, which may be lowered and not raised again.
+// RunAtLowPriority: work that is waited for and yields to all that is not, as that of a save does
+// to training: on Linux a thread has a priority of its own, which may be lowered and not raised
+// again.
 
 #pragma once
 
