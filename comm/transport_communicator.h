@@ -128,7 +128,8 @@ class TransportCommunicator final : public Communicator, private Driver {
   static Status RunBarrier(Exchange& exchange, Algorithm algorithm);
   Status RunJoin(Exchange& exchange, std::chrono::milliseconds timeout, int& last);
   // This rank's part in an operation of others.
-  Status RunShadow(Exchange& exchange, const OperationRecord& record);
+  Status RunShadow(Exchange& exchange, const OperationRecord& record,
+                   std::vector<std::byte>& zeros);
   Status RunSplit(Exchange& exchange, int color, int key, std::unique_ptr<Communicator>& group);
   void FailWith(const Status& status);
   void DumpAfter(const Status& failure) const;

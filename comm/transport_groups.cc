@@ -107,12 +107,13 @@ Status TransportCommunicator::RunJoin(Exchange& exchange, std::chrono::milliseco
       last = exchange.EndJoin();
       return {};
     }
+    std::vector<std::byte> zeros;  // what the others read and write until End
     const Deadline now = std::chrono::steady_clock::now();
     const std::uint64_t flight = flight_.Queued(*record, now);
     Status status = exchange.Begin(*record, now, now + timeout);
     flight_.Started(flight, exchange.record(), now);
     if (status.ok()) {
-      status = RunShadow(exchange, *record);
+      status = RunShadow(exchange, *record, zeros);
     }
     status = exchange.End(status);
     flight_.Ended(flight, status.ok(), std::chrono::steady_clock::now());
@@ -123,11 +124,11 @@ Status TransportCommunicator::RunJoin(Exchange& exchange, std::chrono::milliseco
   }
 }
 
-Status TransportCommunicator::RunShadow(Exchange& exchange, const OperationRecord& record) {
+Status TransportCommunicator::RunShadow(Exchange& exchange, const OperationRecord& record,
+                                        std::vector<std::byte>& zeros) {
   const std::int64_t total = record.count * static_cast<std::int64_t>(SizeOf(record.dtype));
   COHORT_ASSIGN_OR_RETURN(const Algorithm algorithm, Settle(exchange, total));
   const bool adds = record.reduce_op == ReduceOp::kSum || record.reduce_op == ReduceOp::kMean;
-  std::vector<std::byte> zeros;
   const auto buffer = [&]() -> Buffer {
     zeros.resize(static_cast<std::size_t>(record.count) * SizeOf(record.dtype));
     return {zeros.data(), record.count, record.dtype};

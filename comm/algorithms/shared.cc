@@ -16,9 +16,10 @@
 namespace cohort {
 namespace {
 
-constexpr std::size_t kSegmentBytes = 64 << 10;  // of all ranks together they stay in cache
-constexpr std::size_t kStagedBytes = 128 << 10;  // of a segment that waits for others twice
-constexpr int kSpins = 400;                      // looks before the transport's own waiting
+constexpr std::size_t kSegmentBytes = 64 << 10;      // of all ranks together they stay in cache
+constexpr std::size_t kLeastSegmentBytes = 4 << 10;  // fewer than Board::kLeft of any buffer
+constexpr std::size_t kStagedBytes = 128 << 10;      // of a segment that waits for others twice
+constexpr int kSpins = 400;                          // looks before the transport's own waiting
 
 // Where a rank's buffer is here; what of it others may write to.
 struct Reached {
@@ -54,7 +55,7 @@ class Shared {
       : exchange_(exchange),
         board_(*exchange.transport().board()),
         number_(exchange.record().sequence),
-        most_bytes_(exchange.SegmentBytes(element_bytes)),
+        most_bytes_(std::max(exchange.SegmentBytes(element_bytes), kLeastSegmentBytes)),
         segment_bytes_(std::min(most_bytes_, kSegmentBytes)) {}
 
   int rank() const { return exchange_.rank(); }
@@ -124,7 +125,9 @@ class Shared {
   // The end: nobody needs this rank's memory any more.
   Status Leave() {
     board_.Advance(number_, Board::kLeft);
-    return AwaitThat([&](int q) { return FinishedBy(q) == Board::kLeft; });
+    COHORT_RETURN_IF_ERROR(AwaitThat([&](int q) { return FinishedBy(q) == Board::kLeft; }));
+    board_.Close();
+    return {};
   }
 
  private:
@@ -350,7 +353,7 @@ Status CopyWhatIsNotOpen(Shared& shared, MutableBytes data, std::size_t element_
       if (from >= to) {
         return {};
       }
-      COHORT_RETURN_IF_ERROR(shared.Await(p, shared.SegmentsOf(chunk.size())));
+      COHORT_RETURN_IF_ERROR(shared.Await(p, 1));
       return shared.Read(
           [&] { std::memcpy(data.data() + from, shared.base(p) + from, to - from); });
     };
@@ -394,8 +397,8 @@ Status FinishSharedAllReduce(Exchange& exchange, MutableBytes data, const Reduct
         }
       }
     }));
-    shared.Finished(s + 1);
   }
+  shared.Finished(1);
   COHORT_RETURN_IF_ERROR(CopyWhatIsNotOpen(shared, data, element));
   return shared.Leave();
 }

@@ -127,6 +127,8 @@ class Board {
   // `data`, which this rank has just shown, may also be written to by the others: the part of it
   // that OpenPart names.
   void Open(MutableBytes data) { open_ = data; }
+  // All have left the operation.
+  void Close() { open_ = {}; }
   // Of `bytes` that are lent, where others may write: [first, second). Of processes these are whole
   // pages, which can be taken back from one that is stopped while it writes, see Withdraw.
   std::pair<std::size_t, std::size_t> OpenPart(const Loan& loan, std::size_t bytes) const {
@@ -189,10 +191,13 @@ class Board {
         return p != rank_ &&
                ((threads && r.reading.load() != 0) || (!open_.empty() && r.writing.load() != 0));
       };
-      while (busy() && (threads || std::chrono::steady_clock::now() < deadline)) {
+      // What is seen last counts: one that begins after it finds the withdrawal, and does nothing.
+      bool waits = busy();
+      while (waits && (threads || std::chrono::steady_clock::now() < deadline)) {
         std::this_thread::yield();
+        waits = busy();
       }
-      if (busy()) {
+      if (waits) {
         segments_->TakeBack(open_);
         open_ = {};
       }

@@ -145,7 +145,8 @@ void SharedSegments::TakeBack(MutableBytes data) {
       return data.data() >= own.base && data.data() < own.base + own.bytes;
     });
   }
-  Require(Mapping::ReplacePages(data).ok(), "no memory to replace what a lost process writes to");
+  const Status replaced = Mapping::ReplacePages(data);
+  Require(replaced.ok(), "memory to replace what a lost process writes to: " + replaced.message());
 }
 
 Status SharedSegments::Hear(int peer) {

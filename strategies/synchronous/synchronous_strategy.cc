@@ -32,9 +32,13 @@ BucketLimits LimitsOf(const StrategyOptions& options) {
 // One all-reduce after the backward pass, of two processes that share memory.
 constexpr std::string_view kOneBucket = "one_bucket";
 
-bool OffersOneBucket(const Communicator& communicator) {
+bool Offers(const Communicator& communicator, std::string_view algorithm) {
   const auto offered = communicator.algorithms(OperationKind::kAllReduce);
-  return communicator.size() == 2 && std::ranges::find(offered, "shared") != offered.end();
+  return std::ranges::find(offered, algorithm) != offered.end();
+}
+
+bool OffersOneBucket(const Communicator& communicator) {
+  return communicator.size() == 2 && Offers(communicator, "shared");
 }
 
 int LocalReplicas(const StrategyOptions& options) {
@@ -408,12 +412,14 @@ Status SynchronousStrategy::ChooseCrossDevice() {
 }
 
 // Whether buckets are hidden behind the backward pass or one follows it. Hiding them takes a core
-// from the backward pass where none is left over; one of many is no loss, one of two is.
+// from the backward pass where none is left over; one of many is no loss, one of two is. Who sets
+// bucket_bytes wants buckets.
 Status SynchronousStrategy::ChooseOneBucket() {
   one_bucket_ = false;
   const std::string& name = options_.communication.algorithm;
   const bool asked = name == kOneBucket;
-  if (communicator_ != nullptr && OffersOneBucket(*communicator_) && (asked || name == "auto")) {
+  if (communicator_ != nullptr && OffersOneBucket(*communicator_) &&
+      (asked || (name == "auto" && options_.bucket_bytes == 0))) {
     const bool possible = hook_ == nullptr && copies_.empty();
     constexpr int kFewThreads = 2;
     const int threads = gang_.size() * intra_op_threads_;
@@ -430,15 +436,24 @@ Status SynchronousStrategy::ChooseOneBucket() {
   return {};
 }
 
-// What all-reduces of buckets go by.
+// What all-reduces of buckets go by. After a loss the processes that are left may not offer what
+// all of them did.
 std::string SynchronousStrategy::SumsAlgorithm() const {
   if (options_.virtual_shards > 0) {
     return algorithm_;
   }
-  return options_.communication.algorithm == kOneBucket ? "auto" : options_.communication.algorithm;
+  const std::string& name = options_.communication.algorithm;
+  return communicator_ != nullptr && Offers(*communicator_, name) ? name : "auto";
 }
 
 Status SynchronousStrategy::MakeReducer(ParameterSet& parameters) {
+  const std::string& asked = options_.communication.algorithm;
+  const std::string algorithm = SumsAlgorithm();
+  if (communicator_ != nullptr && algorithm != asked && asked != kOneBucket &&
+      options_.virtual_shards == 0) {
+    options_.log.Warning("the processes that are left cannot add gradients by '" + asked +
+                         "': they do by " + algorithm);
+  }
   std::vector<Kernels*> kernels;
   for (const std::unique_ptr<Kernels>& of_thread : kernels_) {
     kernels.push_back(of_thread.get());
@@ -456,7 +471,7 @@ Status SynchronousStrategy::MakeReducer(ParameterSet& parameters) {
                                                                              LossScale::kGlobalMean,
                                                          .limits = limits_,
                                                          .after_pass = one_bucket_,
-                                                         .algorithm = SumsAlgorithm(),
+                                                         .algorithm = algorithm,
                                                          .timeout = options_.collective_timeout,
                                                          .log = options_.log});
   COHORT_RETURN_IF_ERROR(made.status());

@@ -57,6 +57,7 @@ struct Options {
   bool gate_end = false;
   int fail_at = 0;
   int heartbeat_ms = 10'000;
+  std::string all_reduce = "auto";
 };
 
 void Say(const std::string& line) {
@@ -207,6 +208,7 @@ Status Run(const Options& options) {
   strategy_options.collective_timeout = std::chrono::seconds(60);
   strategy_options.rejoin_grace = std::chrono::milliseconds(options.rejoin_ms);
   strategy_options.worker_patience = std::chrono::milliseconds(options.worker_patience_ms);
+  strategy_options.communication.algorithm = options.all_reduce;
   strategy_options.min_workers = options.min_workers;
   strategy_options.heartbeat_timeout = std::chrono::milliseconds(options.heartbeat_ms);
   strategy_options.log = StderrLog(config.task.ToString());
@@ -240,6 +242,7 @@ int main(int argc, char** argv) {
   app.add_flag("--gate-end", options.gate_end);
   app.add_option("--fail-at", options.fail_at);
   app.add_option("--heartbeat-ms", options.heartbeat_ms);
+  app.add_option("--all-reduce", options.all_reduce);
   CLI11_PARSE(app, argc, argv);
   const cohort::Status status = cohort::Run(options);
   if (!status.ok()) {

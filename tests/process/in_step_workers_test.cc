@@ -119,9 +119,11 @@ TEST_F(InStepWorkers, ALostOneIsDoneWithoutFromTheLastSaveOn) {
   EXPECT_THAT(job.cluster.Stderr("worker:0"), HasSubstr("2 of 3 workers go back"));
 }
 
+// Who is left alone has nobody to add gradients with, in any way.
 TEST_F(InStepWorkers, SoItIsOnceMoreUntilOneIsLeft) {
   const std::string& expected = Restarted({3, 2, 1});
-  Job job(Shrinking({"--again-at", "90"}), /*gate_at=*/57, Workers(3), InStepProgram());
+  Job job(Shrinking({"--again-at", "90", "--all-reduce", "shared"}), /*gate_at=*/57, Workers(3),
+          InStepProgram());
   ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "waits at gate\n", kPatience));
   ASSERT_TRUE(WaitForSaveOf(1));
   job.Kill("worker:1");
@@ -132,6 +134,7 @@ TEST_F(InStepWorkers, SoItIsOnceMoreUntilOneIsLeft) {
   job.OpenGate(".again");
   ExpectEnd(job, expected, {"worker:0"});
   EXPECT_THAT(StepsBackTo(job), ElementsAre(40, 80)) << job.cluster.Logs();
+  EXPECT_THAT(job.cluster.Stderr("worker:0"), HasSubstr("cannot add gradients by 'shared'"));
 }
 
 // From the values that training began with.
