@@ -75,11 +75,17 @@ class Answerer {
   }
   template <typename Fill>
   void Answer(const Status& status, const Fill& fill) const {
-    if (!claim_->exchange(true)) {
+    if (claim_->exchange(true)) {
+      return;
+    }
+    grpc::Status sent = grpc::Status::OK;
+    try {
       ToWire(status, reply_->mutable_outcome());
       fill(reply_);
-      call_->Finish(grpc::Status::OK);
+    } catch (const std::exception& error) {  // nobody else may finish it any more
+      sent = grpc::Status(grpc::StatusCode::INTERNAL, error.what());
     }
+    call_->Finish(sent);
   }
 
  private:

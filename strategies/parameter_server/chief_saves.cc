@@ -5,6 +5,7 @@
 #include <string>
 #include <utility>
 
+#include "parameter_server/chief/caught.h"
 #include "parameter_server/rows/row_client.h"
 #include "parameter_server/variables/client.h"
 
@@ -103,7 +104,7 @@ Status ChiefSaves::SaveCalls(const std::function<Status(std::int64_t calls)>& sa
   }
   if (!frozen.ok() && !IsOfALostProcess(frozen.status())) {
     *outcome = frozen.status();
-    return GiveUpFreeze();
+    return Thaw();
   }
   COHORT_RETURN_IF_ERROR(frozen.status());
   CountPause(begun);
@@ -112,8 +113,9 @@ Status ChiefSaves::SaveCalls(const std::function<Status(std::int64_t calls)>& sa
   const Status status = Write(
       *std::move(frozen), [&] { return save(over); }, outcome);
   // A save of a step that was saved before may have found its step there already.
+  // Without `restore` there is no way back to any.
   const bool whole = outcome->has_value() && (*outcome)->ok();
-  if (!whole || frozen_step_ <= before) {
+  if (!whole || !plan_.restore || frozen_step_ <= before) {
     given_at_ = given_at_.has_value() ? given_at_ : given;
   }
   return status;
@@ -139,16 +141,15 @@ Result<std::optional<ChiefSaves::Frozen>> ChiefSaves::TryFreeze(const Coordinato
   if (IsOfALostProcess(frozen.status())) {
     return frozen.status();
   }
-  COHORT_RETURN_IF_ERROR(GiveUpFreeze());
+  COHORT_RETURN_IF_ERROR(Thaw());
   CountFromHere();
   ++failed_saves_;
   log_.Warning(what + frozen.status().ToString());
   return std::optional<Frozen>();
 }
 
-// Some servers may keep what others refused to. Where one will not hear of that either, the next
-// snapshot takes the place of its own.
-Status ChiefSaves::GiveUpFreeze() {
+// Where a server will not hear of that, the next snapshot takes the place of its own.
+Status ChiefSaves::Thaw() {
   const Status thawed = job_.Explain(job_.client()->Thaw().status());
   return IsOfALostProcess(thawed) ? thawed : OkStatus();
 }
@@ -195,7 +196,7 @@ Status ChiefSaves::Write(Frozen frozen, const std::function<Status()>& save,
     CountWhole();
   }
   // Files fail with the codes of servers, too: whether one is lost, the servers tell.
-  COHORT_RETURN_IF_ERROR(job_.Explain(job_.client()->Thaw().status()));
+  COHORT_RETURN_IF_ERROR(Thaw());
   if (job_.trains()) {  // on the values that there are now, not on those that were saved
     COHORT_RETURN_IF_ERROR(hooks_.refresh());
   }
@@ -298,7 +299,7 @@ Result<std::int64_t> ChiefSaves::RestoreNewest() {
         "goes on from its last save]");
   }
   if (plan_.restore) {
-    const Result<std::int64_t> step = plan_.restore();
+    const Result<std::int64_t> step = CaughtAsStatus(plan_.restore);
     if (step.status().code() != StatusCode::kNotFound) {
       return step;
     }

@@ -121,7 +121,7 @@ class ChiefSaves {
   Status Write(Frozen frozen, const std::function<Status()>& save, std::optional<Status>* outcome);
   void CountWhole();
   Status ForgetFailed();
-  Status GiveUpFreeze();
+  Status Thaw();
 
   Job& job_;
   const Log log_;

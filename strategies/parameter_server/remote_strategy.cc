@@ -70,7 +70,9 @@ Status RemoteStrategy::Outlast(const std::function<Status()>& look) {
 Status RemoteStrategy::GoOnAfter(const Status& error, std::uint64_t seen, Deadline deadline) {
   COHORT_ASSIGN_OR_RETURN(const auto lock, LockRecovery("the wait for a lost server", deadline));
   if (recoveries_ != seen) {
-    return {};
+    const bool of_a_loss =
+        error.code() == StatusCode::kUnavailable || error.code() == StatusCode::kAborted;
+    return of_a_loss ? OkStatus() : error;
   }
   COHORT_RETURN_IF_ERROR(GoOn(error));
   ++recoveries_;
@@ -381,8 +383,9 @@ Status RemoteStrategy::PullState() {
     }
     return status;
   };
-  return job_->Explain(is_chief() && functions_ && !saves_here() ? SurvivingCalls("PullState", pull)
-                                                                 : pull());
+  return job_->Explain(is_chief() && functions_ && !saves_here() && !restores_here()
+                           ? SurvivingCalls("PullState", pull)
+                           : pull());
 }
 
 Status RemoteStrategy::PushState() {

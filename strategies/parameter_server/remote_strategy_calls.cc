@@ -1,9 +1,9 @@
 // RemoteStrategy where the chief calls functions: in the chief, saves and lost servers beside its
 // waits for calls; in a worker, calls whose servers go back.
 #include <algorithm>
-#include <exception>
 #include <utility>
 
+#include "parameter_server/chief/caught.h"
 #include "parameter_server/chief/remote_functions.h"
 #include "parameter_server/remote_strategy.h"
 
@@ -60,6 +60,12 @@ Status RemoteStrategy::NotWhileItSaves(const char* what) const {
 Result<std::unique_lock<std::timed_mutex>> RemoteStrategy::LockRecovery(const char* what,
                                                                         Deadline deadline) {
   COHORT_RETURN_IF_ERROR(NotWhileItSaves(what));
+  if (restores_here()) {
+    return FailedPrecondition(
+        std::string(what) +
+        " in SavePlan::restore, which gives the servers what they go back to, "
+        "and no more [the rest when it has returned]");
+  }
   for (;;) {
     const Deadline look = DeadlineAfter(std::chrono::milliseconds(200));  // has the job failed?
     std::unique_lock lock(recovery_mutex_, std::min(deadline, look));
@@ -76,16 +82,8 @@ Result<std::unique_lock<std::timed_mutex>> RemoteStrategy::LockRecovery(const ch
 }
 
 Status RemoteStrategy::SaveCalls(const Coordinator::SaveFn& save, Deadline deadline) {
-  const auto guarded = [&save](std::int64_t calls) -> Status {
-    try {
-      return save(calls);
-    } catch (const StatusError& error) {
-      return error.status();
-    } catch (const std::exception& error) {
-      return Internal(std::string("exception: ") + error.what());
-    } catch (...) {
-      return Internal("an exception that is no std::exception");
-    }
+  const auto guarded = [&save](std::int64_t calls) {
+    return ps::CaughtAsStatus([&] { return save(calls); });
   };
   for (;;) {
     COHORT_ASSIGN_OR_RETURN(const auto lock, LockRecovery("Save", deadline));
@@ -179,7 +177,9 @@ Status RemoteStrategy::LoadTable(int table, FileSystem& files,
   }
   return SurvivingCalls("LoadTable", [&] {
     const Status status = load();
-    if (status.code() != StatusCode::kUnavailable) {
+    // Of a table or a file that is not there nothing has been sent.
+    if (status.code() != StatusCode::kUnavailable &&
+        status.code() != StatusCode::kInvalidArgument && status.code() != StatusCode::kNotFound) {
       saves_.Given(step_);
     }
     return status;

@@ -179,7 +179,7 @@ TEST(SavesOfCalls, WhatHasNotTheSnapshotIsRefusedInTheSavesFunction) {
     EXPECT_THAT(status.message(), HasSubstr("in the function that Coordinator::Save was given"));
   }
   EXPECT_EQ(counted, 2 * kBatch) << "PullState is there";
-  OrThrow(evaluation->BeginEpoch(1));
+  OrThrow(evaluation->BeginEpoch(0));  // whose first batches are those of the calls
   EXPECT_EQ(OrThrow(chief.strategy->Evaluate(*OrThrow(evaluation->Next()), Look)).loss, 1);
   OrThrow(chief.strategy->PushState());
   chief.Train(1);

@@ -94,8 +94,8 @@ void ClosureQueue::Finish(const TaskId& worker, std::int64_t id, Result<std::str
   }
   if (outcome.ok()) {
     owed_ -= entry.result == nullptr ? 1 : 0;
+    Remember(entry);  // which may throw: a result that is out is remembered
     End(entry, {}, std::move(outcome).value());
-    Remember(std::move(entry));
     return;
   }
   const Status why = outcome.status().Annotate(NameOf(entry) + " on " + worker.ToString());

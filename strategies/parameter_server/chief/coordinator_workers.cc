@@ -116,21 +116,31 @@ std::uint64_t Coordinator::Leaving(std::uint64_t client) {
 }
 
 void Coordinator::Gone(std::unique_lock<std::mutex>& lock, std::uint64_t client) {
-  if (client != 0) {
-    AwaitEnds(lock);
-  }
-  lock.unlock();
   if (client == 0) {
+    lock.unlock();
     return;
   }
-  if (options_.on_gone) {
-    options_.on_gone(client);
+  const auto told = [this] {
+    {
+      const std::lock_guard again(mutex_);
+      --leaving_;
+    }
+    changed_.notify_all();
+  };
+  try {
+    AwaitEnds(lock);
+    lock.unlock();
+    if (options_.on_gone) {
+      options_.on_gone(client);
+    }
+  } catch (...) {  // for want of memory; saves are not put off for ever
+    if (lock.owns_lock()) {
+      lock.unlock();
+    }
+    told();
+    throw;
   }
-  {
-    const std::lock_guard told(mutex_);
-    --leaving_;
-  }
-  changed_.notify_all();
+  told();
 }
 
 bool Coordinator::WorkersHaveLeft() const {

@@ -1,9 +1,10 @@
 #include <cohort/strategies/coordinator.h>
 
-#include <exception>
 #include <utility>
 
 #include <cohort/strategies/parameter_server.h>
+
+#include "parameter_server/chief/caught.h"
 
 namespace cohort {
 namespace {
@@ -30,20 +31,6 @@ Result<const T*> Find(const std::map<std::string, T>& all, const std::string& na
     known += (known.empty() ? "" : ", ") + other;
   }
   return NotFound("no " + what + " is called '" + name + "' [there are: " + known + "]");
-}
-
-// What `call` returns, or throws, as a status.
-template <typename T, typename F>
-Result<T> Guarded(const F& call) {
-  try {
-    return call();
-  } catch (const StatusError& error) {
-    return error.status();
-  } catch (const std::exception& error) {
-    return Internal(std::string("exception: ") + error.what());
-  } catch (...) {
-    return Internal("an exception that is no std::exception");
-  }
 }
 
 }  // namespace
@@ -78,13 +65,13 @@ void Functions::AddDataset(std::string name, DatasetFunction make) {
 Result<std::string> Functions::Call(const std::string& name, const std::string& argument,
                                     std::span<data::BatchIterator* const> data) const {
   COHORT_ASSIGN_OR_RETURN(const DataFunction* const function, Find(functions_, name, "function"));
-  return Guarded<std::string>([&] { return (*function)(argument, data); });
+  return ps::CaughtAsStatus([&] { return (*function)(argument, data); });
 }
 
 Result<data::Dataset> Functions::MakeDataset(const std::string& name,
                                              const InputPipeline& pipeline) const {
   COHORT_ASSIGN_OR_RETURN(const DatasetFunction* const make, Find(datasets_, name, "data set"));
-  Result<data::Dataset> dataset = Guarded<data::Dataset>([&] { return (*make)(pipeline); });
+  Result<data::Dataset> dataset = ps::CaughtAsStatus([&] { return (*make)(pipeline); });
   if (dataset.ok() && dataset->batch_size() < 1) {
     return InvalidArgument("it is not in batches [Batch(size)]");
   }

@@ -36,24 +36,28 @@ Exchange::Exchange(std::vector<std::shared_ptr<RenewableChannel>> channels,
 void Exchange::Start(const std::string& method, Flight& flight) {
   flight.reply.Clear();
   flight.channel = channels_[static_cast<std::size_t>(flight.call.server)]->get();
+  // What may throw comes before the flight is in flying_, from where the call's end takes it.
+  const std::string path = "/cohort.ps." + service_ + "/" + method;
+  std::function<void(grpc::Status)> landed = [this, &flight](const grpc::Status& status) {
+    const std::lock_guard lock(mutex_);
+    flight.status = status;
+    std::erase(flying_, &flight);
+    landed_.push_back(&flight);
+    landed_condition_.notify_all();
+  };
+  grpc::GenericStub stub(flight.channel);
+  auto context = std::make_unique<grpc::ClientContext>();
+  context->set_deadline(GrpcTimeout(flight.retry->try_timeout()));
   {
     const std::lock_guard lock(mutex_);
-    flight.context = std::make_unique<grpc::ClientContext>();
-    flight.context->set_deadline(GrpcTimeout(flight.retry->try_timeout()));
     flying_.push_back(&flight);
+    flight.context = std::move(context);
     if (!aborted_.ok()) {
       flight.context->TryCancel();
     }
   }
-  grpc::GenericStub(flight.channel)
-      .UnaryCall(flight.context.get(), "/cohort.ps." + service_ + "/" + method, grpc::StubOptions(),
-                 &flight.call.request, &flight.reply, [this, &flight](const grpc::Status& status) {
-                   const std::lock_guard lock(mutex_);
-                   flight.status = status;
-                   std::erase(flying_, &flight);
-                   landed_.push_back(&flight);
-                   landed_condition_.notify_all();
-                 });
+  stub.UnaryCall(flight.context.get(), path, grpc::StubOptions(), &flight.call.request,
+                 &flight.reply, std::move(landed));
 }
 
 // True if the call is answered; false if it is to be repeated, at flight.start_at.
