@@ -187,10 +187,10 @@ Status RunWith(const Options& options, Strategy& strategy, const Log& log) {
   COHORT_ASSIGN_OR_RETURN(const History history, options.evaluate
                                                      ? trainer.Fit(data, step, &data, evaluate)
                                                      : trainer.Fit(data, step));
+  if (strategy.trains() && options.gate_end) {
+    AwaitGate(options.gate + ".end");
+  }
   if (strategy.is_chief()) {
-    if (options.gate_end) {
-      AwaitGate(options.gate + ".end");
-    }
     COHORT_RETURN_IF_ERROR(Report(parameters));
   }
   if (strategy.trains()) {

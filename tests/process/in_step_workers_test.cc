@@ -331,6 +331,7 @@ TEST_F(InStepWorkers, TheLossOfTheFirstEndsTheJob) {
 TEST_F(InStepWorkers, WhenTrainingIsOverALostOneEndsTheJob) {
   Job job({"--gate-end"}, /*gate_at=*/0, Workers(2), InStepProgram());
   ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "waits at gate.end", kPatience));
+  ASSERT_TRUE(job.cluster.WaitForOutput("worker:1", "waits at gate.end", kPatience));
   job.Kill("worker:1");
   job.OpenGate(".end");
   for (const char* name : {"worker:0", "ps:0", "ps:1"}) {

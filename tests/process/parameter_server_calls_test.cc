@@ -133,6 +133,29 @@ TEST(ParameterServerCallsTest, WhatTheChiefGivesComesBehindTheCallsThatRunAgain)
   EXPECT_THAT(out, HasSubstr("fetched 40 results"));
 }
 
+// Without a way back to the save that has what the chief gave, that is lost with a server.
+TEST(ParameterServerCallsTest, WhatTheChiefGaveIsMissedWhereNoSaveIsGoneBackTo) {
+  Job job(Calls("async", {"--gate-chief", "kept"}), /*gate_at=*/0);
+  ASSERT_TRUE(job.cluster.WaitForOutput("chief:0", "waits", kPatience));
+  job.Kill("ps:1");
+  job.Replace(1, "again");
+  job.OpenGate();
+  EXPECT_NE(job.cluster.Wait("chief:0", kPatience), 0);
+  EXPECT_THAT(job.cluster.Stderr("chief:0"), HasSubstr("are in no save, and lost"));
+}
+
+TEST(ParameterServerCallsTest, WhatCouldNotBeLoadedIsNotMissed) {
+  Job job(Calls("async", {"--gate-chief", "refused"}), /*gate_at=*/0);
+  ASSERT_TRUE(job.cluster.WaitForOutput("chief:0", "waits", kPatience));
+  job.Kill("ps:1");
+  job.Replace(1, "again");
+  job.OpenGate();
+  job.ExpectCodes();
+  ExpectEachOnce(job, "chief:0");
+  EXPECT_THAT(job.cluster.Stdout("chief:0"), HasSubstr("refused: NotFound"));
+  EXPECT_THAT(job.cluster.Stdout("chief:0"), HasSubstr("refused: InvalidArgument"));
+}
+
 // A server is lost when the save is on the disk, and before it was told that it is. What the chief
 // had given the servers before is in it.
 TEST(ParameterServerCallsTest, ASaveThatIsWholeCountsWhereAServerIsLostBehindIt) {

@@ -86,6 +86,27 @@ Status GiveBack(Strategy& strategy, Coordinator& coordinator, const RemoteValue&
   return PullAndPush(strategy);
 }
 
+// Gives the servers values between two calls. They are in a save which this program has no way back
+// to; stands behind it.
+Status GiveAndKeep(Strategy& strategy, Coordinator& coordinator, const CallOptions& options) {
+  COHORT_RETURN_IF_ERROR(coordinator.Join(DeadlineAfter(minutes(1))));
+  COHORT_RETURN_IF_ERROR(PullAndPush(strategy));
+  COHORT_ASSIGN_OR_RETURN(const RemoteValue call, coordinator.Schedule("train", "0", {}));
+  COHORT_RETURN_IF_ERROR(coordinator.Fetch(call, DeadlineAfter(minutes(1))).status());
+  COHORT_RETURN_IF_ERROR(
+      coordinator.Save([](std::int64_t) { return OkStatus(); }, DeadlineAfter(minutes(1))));
+  options.stand();
+  return {};
+}
+
+// What gives the servers nothing; stands behind it.
+Status LoadWhatIsNotThere(Strategy& strategy, const CallOptions& options) {
+  Say("refused: " + strategy.LoadTable(0, FileSystem::Local(), {"/nowhere"}).ToString());
+  Say("refused: " + strategy.LoadTable(9, FileSystem::Local(), {"/nowhere"}).ToString());
+  options.stand();
+  return {};
+}
+
 Status Evaluate(Strategy& strategy, const CallOptions& options) {
   COHORT_ASSIGN_OR_RETURN(const auto data, strategy.Distribute(options.data, {.evaluation = true}));
   COHORT_RETURN_IF_ERROR(data->BeginEpoch(0));
@@ -136,6 +157,10 @@ Status CallAll(Strategy& strategy, ParameterSet& parameters, const CallOptions& 
   for (std::int64_t call = first; call < calls; ++call) {
     if (options.place == "given" && call == calls / 2) {
       COHORT_RETURN_IF_ERROR(GiveBack(strategy, *coordinator, values.front().second, options));
+    } else if (options.place == "kept" && call == calls / 2) {
+      COHORT_RETURN_IF_ERROR(GiveAndKeep(strategy, *coordinator, options));
+    } else if (options.place == "refused" && call == calls / 2) {
+      COHORT_RETURN_IF_ERROR(LoadWhatIsNotThere(strategy, options));
     }
     std::string begin = std::to_string(call * kExamplesOfACall);
     COHORT_ASSIGN_OR_RETURN(const RemoteValue value, coordinator->Schedule("train", begin));

@@ -26,6 +26,9 @@ struct CallOptions {
   //     first save it gives the servers the values that they have.
   //   given: when half of the calls are over and it has what they came to, which it gives the
   //     servers then; says how that was refused before it had pulled the state anew.
+  //   kept: then, too, when it has given them back, and one call more and a save of the program's
+  //     own are over.
+  //   refused: then, when it has tried to load a table from where there is none.
   //   evaluation: in one, of `data`, at the end. Says which values and rows it has seen.
   std::string place;
   std::function<void()> stand;

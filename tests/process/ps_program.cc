@@ -5,7 +5,8 @@
 //   STEP]
 //              [--hold-at STEP --hold TASK] [--rejoin-ms N] [--folder DIR [--save-steps N]
 //              [--save-epochs N]]
-//              [--gate FILE --gate-at STEP] [--gate-chief setup|end|saved|given|evaluation]
+//              [--gate FILE --gate-at STEP] [--gate-chief
+//              setup|end|saved|given|kept|refused|evaluation]
 //              [--count [--floats N] [--rows-only]]
 //              [--step-ms N] [--partial|--replica] [--start POLICY] [--balance-ms N]
 //              [--full-save-every N] [--far] [--optimizer CONFIG] [--real] [--aging STEPS]
