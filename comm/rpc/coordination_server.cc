@@ -373,6 +373,7 @@ class Server final : public CoordinationServer, private wire::Coordination::Call
         callback(task, why);
       }
     }
+    state_.Told();
   }
 
   // While tasks are missing: looks why, and says so once an interval.

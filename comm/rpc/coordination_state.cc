@@ -532,7 +532,6 @@ void CoordinationState::Lose(const TaskId& id, Task& task, const Status& why,
   completions.Add([log = options_.log, why] { log.Warning("a task is lost: " + why.message()); });
   lost_.emplace_back(id, why);
   barriers_.TaskGone(id, why, /*dispensable=*/true, completions);
-  FinishShutdownIfComplete(completions);
 }
 
 Status CoordinationState::ReportError(const Caller& caller, const Status& error) {
@@ -573,7 +572,6 @@ Status CoordinationState::Leave(const Caller& caller) {
   }
   lost_.emplace_back(caller.task, left);
   barriers_.TaskGone(caller.task, left, /*dispensable=*/true, completions);
-  FinishShutdownIfComplete(completions);
   return OkStatus();
 }
 
@@ -611,7 +609,7 @@ void CoordinationState::Shutdown(const Caller& caller, Deadline deadline, Done d
 }
 
 void CoordinationState::FinishShutdownIfComplete(Completions& completions) {
-  if (shutdown_.empty() || !NotInShutdown().empty()) {
+  if (shutdown_.empty() || !lost_.empty() || telling_ || !NotInShutdown().empty()) {
     return;
   }
   over_ = true;
@@ -732,7 +730,15 @@ Deadline CoordinationState::NextEvent(Deadline now) const {
 
 std::vector<std::pair<TaskId, Status>> CoordinationState::TakeLost() {
   const std::lock_guard lock(mutex_);
+  telling_ = !lost_.empty();
   return std::exchange(lost_, {});
+}
+
+void CoordinationState::Told() {
+  Completions completions;
+  const std::lock_guard lock(mutex_);
+  telling_ = false;
+  FinishShutdownIfComplete(completions);
 }
 
 Status CoordinationState::failure() const {

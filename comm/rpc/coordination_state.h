@@ -83,8 +83,10 @@ class CoordinationState {
   // Finds the dead and the late. To be called again at the returned time at the latest. A time
   // longer than that without Tick is a pause of the service, and is not held against the tasks.
   Deadline Tick();
-  // Tasks that may leave and have gone since the last call, and how.
+  // Tasks that may leave and have gone since the last call, and how. The shutdown barrier is not
+  // passed before Told: whoever takes them may find that the job cannot do without, and Fail it.
   std::vector<std::pair<TaskId, Status>> TakeLost();
+  void Told();
   // The job, unless it is over or has failed, fails with `why`.
   void Fail(const Status& why);
   // Every wait is answered; the job, unless it is over, has failed with `why`.
@@ -173,6 +175,7 @@ class CoordinationState {
   BarrierTable barriers_;
   RegroupTable regroup_;
   std::vector<std::pair<TaskId, Status>> lost_;
+  bool telling_ = false;  // of those that were taken last
   Deadline last_tick_;
 };
 

@@ -6,8 +6,8 @@
 //
 // worker:0 stops at gates, and says so, until there is such a file: FILE in step --gate-at,
 // FILE.again in step --again-at, FILE.evaluation in the evaluation behind step --gate-evaluation
-// (0: not there), FILE.end, with --gate-end, when Fit has returned. With --evaluate each epoch is
-// followed by an evaluation, and each worker says what these were.
+// (0: not there), FILE.end, with --gate-end (--gate-all: all workers), when Fit has returned. With
+// --evaluate each epoch is followed by an evaluation, and each worker says what these were.
 // worker:1's step function returns an Unavailable of its own in step --fail-at.
 
 #include <chrono>
@@ -55,6 +55,7 @@ struct Options {
   bool evaluate = false;
   std::int64_t gate_evaluation = 0;
   bool gate_end = false;
+  bool gate_all = false;
   int fail_at = 0;
   int heartbeat_ms = 10'000;
   std::string all_reduce = "auto";
@@ -187,7 +188,7 @@ Status RunWith(const Options& options, Strategy& strategy, const Log& log) {
   COHORT_ASSIGN_OR_RETURN(const History history, options.evaluate
                                                      ? trainer.Fit(data, step, &data, evaluate)
                                                      : trainer.Fit(data, step));
-  if (strategy.trains() && options.gate_end) {
+  if (options.gate_end && (strategy.is_chief() || (strategy.trains() && options.gate_all))) {
     AwaitGate(options.gate + ".end");
   }
   if (strategy.is_chief()) {
@@ -240,6 +241,7 @@ int main(int argc, char** argv) {
   app.add_flag("--evaluate", options.evaluate);
   app.add_option("--gate-evaluation", options.gate_evaluation);
   app.add_flag("--gate-end", options.gate_end);
+  app.add_flag("--gate-all", options.gate_all);
   app.add_option("--fail-at", options.fail_at);
   app.add_option("--heartbeat-ms", options.heartbeat_ms);
   app.add_option("--all-reduce", options.all_reduce);

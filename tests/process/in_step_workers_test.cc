@@ -329,7 +329,7 @@ TEST_F(InStepWorkers, TheLossOfTheFirstEndsTheJob) {
 }
 
 TEST_F(InStepWorkers, WhenTrainingIsOverALostOneEndsTheJob) {
-  Job job({"--gate-end"}, /*gate_at=*/0, Workers(2), InStepProgram());
+  Job job({"--gate-end", "--gate-all"}, /*gate_at=*/0, Workers(2), InStepProgram());
   ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "waits at gate.end", kPatience));
   ASSERT_TRUE(job.cluster.WaitForOutput("worker:1", "waits at gate.end", kPatience));
   job.Kill("worker:1");

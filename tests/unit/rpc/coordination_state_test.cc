@@ -508,10 +508,26 @@ TEST(Shutdown, DoesNotWaitForTasksThatMayLeaveAndAreNotThere) {
   Answer a, b;
   job.state->Shutdown(chief, job.In(seconds(60)), a.Done());
   job.state->Shutdown(first, job.In(seconds(60)), b.Done());
-  EXPECT_FALSE(a.given());
   job.Pass(seconds(11));
+  EXPECT_EQ(job.state->TakeLost().size(), 1u);
+  EXPECT_FALSE(a.given());
+  job.state->Told();
   EXPECT_TRUE(a.status().ok());
   EXPECT_TRUE(b.status().ok());
+}
+
+TEST(Shutdown, IsNotDoneBeforeItIsKnownWhatALossComesTo) {
+  Job job(1, {.may_leave = IsWorker}, true);
+  const auto tasks = job.JoinAll();
+  job.beating.erase(Worker(0));
+  Answer waits;
+  job.state->Shutdown(tasks[0], job.In(seconds(60)), waits.Done());
+  job.Pass(seconds(11));
+  const auto lost = job.state->TakeLost();
+  ASSERT_EQ(lost.size(), 1u);
+  job.state->Fail(lost[0].second);
+  job.state->Told();
+  EXPECT_EQ(waits.status(), lost[0].second);
 }
 
 TEST(Shutdown, AFailureEndsTheWait) {
