@@ -74,7 +74,7 @@ class Board {
   void Show(std::uint64_t number, std::uint64_t fingerprint, Bytes data, Bytes values = {}) {
     BoardSlot& slot = region(rank_).board[number % 2];
     slot.number.store(0, std::memory_order_relaxed);  // see StillShown
-    std::atomic_thread_fence(std::memory_order_release);
+    KeepOrder();
     slot.fingerprint = fingerprint;
     if (!data.empty()) {
       std::memcpy(slot.data, data.data(), data.size());
@@ -102,7 +102,7 @@ class Board {
   // that was given up: ranks that knew of that sooner may be two operations ahead of one that still
   // reads.
   bool StillShown(std::uint64_t number) {
-    std::atomic_thread_fence(std::memory_order_acquire);
+    KeepOrder();
     return std::ranges::all_of(regions_, [number](const Region* r) {
       return r->board[number % 2].number.load(std::memory_order_relaxed) == number;
     });
@@ -213,6 +213,8 @@ class Board {
   }
 
  private:
+  // Of stores, and of loads: the processor does (x86), so the compiler has to.
+  static void KeepOrder() { std::atomic_signal_fence(std::memory_order_seq_cst); }
   Region& region(int rank) const { return *regions_[static_cast<std::size_t>(rank)]; }
   template <typename F>
   bool While(std::atomic<std::uint32_t>& flag, std::uint64_t number, F f) {
