@@ -83,7 +83,7 @@ class Answerer {
       ToWire(status, reply_->mutable_outcome());
       fill(reply_);
     } catch (const std::exception& error) {  // nobody else may finish it any more
-      sent = grpc::Status(grpc::StatusCode::INTERNAL, error.what());
+      sent = ToGrpc(StatusOf(error, "the coordination service in an answer"));
     }
     call_->Finish(sent);
   }

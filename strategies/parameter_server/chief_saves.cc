@@ -265,12 +265,12 @@ Status ChiefSaves::SaveTableChanges(int table, FileSystem& files, const std::str
 }
 
 Status ChiefSaves::LoadTable(int table, FileSystem& files, const std::vector<std::string>& chain,
-                             bool before_training) {
+                             bool before_training, bool* sent) {
   COHORT_ASSIGN_OR_RETURN(const TableSpec* const spec, FindTable(table));
   rows_->Forget();
   rows_loaded_ = rows_loaded_ || before_training;
   return job_.Explain(ps::LoadTable(*job_.rows(), table, *spec, files, chain,
-                                    lost_ == nullptr ? nullptr : &lost_->servers));
+                                    lost_ == nullptr ? nullptr : &lost_->servers, sent));
 }
 
 // ---- Going back ---------------------------------------------------------------------------------

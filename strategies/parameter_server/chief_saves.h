@@ -97,9 +97,10 @@ class ChiefSaves {
   std::optional<std::int64_t> rows_saved_at() const;
   Status SaveTable(int table, FileSystem& files, const std::string& path);
   Status SaveTableChanges(int table, FileSystem& files, const std::string& path);
-  // `before_training`: the rows are among those that training begins with.
+  // `before_training`: the rows are among those that training begins with. Sets *sent when servers
+  // may have been given some.
   Status LoadTable(int table, FileSystem& files, const std::vector<std::string>& chain,
-                   bool before_training);
+                   bool before_training, bool* sent = nullptr);
 
   // ---- Going back ----
 

@@ -169,17 +169,17 @@ Status RemoteStrategy::PushBetweenCalls() {
 
 Status RemoteStrategy::LoadTable(int table, FileSystem& files,
                                  const std::vector<std::string>& chain) {
+  bool sent = false;
   const auto load = [&] {
-    return saves_.LoadTable(table, files, chain, /*before_training=*/!began_ && !functions_);
+    return saves_.LoadTable(table, files, chain, /*before_training=*/!began_ && !functions_, &sent);
   };
   if (!is_chief() || !functions_ || restores_here()) {
     return load();
   }
   return SurvivingCalls("LoadTable", [&] {
+    sent = false;
     const Status status = load();
-    // Of a table or a file that is not there nothing has been sent.
-    if (status.code() != StatusCode::kUnavailable &&
-        status.code() != StatusCode::kInvalidArgument && status.code() != StatusCode::kNotFound) {
+    if (sent && status.code() != StatusCode::kUnavailable) {
       saves_.Given(step_);
     }
     return status;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <new>
 #include <utility>
 #include <vector>
 
@@ -94,8 +95,13 @@ void ClosureQueue::Finish(const TaskId& worker, std::int64_t id, Result<std::str
   }
   if (outcome.ok()) {
     owed_ -= entry.result == nullptr ? 1 : 0;
-    Remember(entry);  // which may throw: a result that is out is remembered
+    const std::int64_t number = entry.number;
     End(entry, {}, std::move(outcome).value());
+    try {
+      Remember(std::move(entry));
+    } catch (const std::bad_alloc&) {  // the result is out, and cannot be made again
+      forgotten_ = std::max(forgotten_, number);
+    }
     return;
   }
   const Status why = outcome.status().Annotate(NameOf(entry) + " on " + worker.ToString());
@@ -208,9 +214,10 @@ void ClosureQueue::Remember(Entry entry) {
   entry.result.reset();  // whoever wants it has it
   entry.attempts = 0;
   entry.excused = false;
-  returned_bytes_ += SizeOf(entry);
+  const std::size_t bytes = SizeOf(entry);
   const std::int64_t number = entry.number;
   returned_.emplace(number, std::move(entry));
+  returned_bytes_ += bytes;
   while (returned_.size() > memory_.calls || returned_bytes_ > memory_.bytes) {
     const auto first = returned_.begin();
     forgotten_ = std::max(forgotten_, first->first);

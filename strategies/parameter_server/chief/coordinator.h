@@ -247,9 +247,10 @@ class Coordinator {
   std::uint64_t GiveUpHanging();  // likewise
   // The client, of whom Gone is to tell: until it has, there is no cut.
   std::uint64_t Leaving(std::uint64_t client);
-  // Both let go of the lock; Gone for good.
+  // Both let go of the lock; Gone for good. `ends`: the disk has them then, also where nobody is
+  // gone.
   void AwaitEnds(std::unique_lock<std::mutex>& lock);
-  void Gone(std::unique_lock<std::mutex>& lock, std::uint64_t client);
+  void Gone(std::unique_lock<std::mutex>& lock, std::uint64_t client, bool ends = false);
   template <typename Ready>
   Status Await(std::unique_lock<std::mutex>& lock, Deadline deadline, const char* what,
                const Ready& ready, bool recovers = true);

@@ -26,8 +26,8 @@ Result<std::uint64_t> Coordinator::Attach(const Sender& sender) {
   }
   Leaving(place.gone);
   changed_.notify_all();
-  AwaitEnds(lock);  // also who asks again, having waited for that for too long
-  Gone(lock, place.gone);
+  // Also who asks again, having waited for that for too long.
+  Gone(lock, place.gone, /*ends=*/true);
   return place.client;
 }
 
@@ -52,16 +52,14 @@ Status Coordinator::Done(const Sender& sender) {
   Release(sender.task, Aborted("it has left"));
   const std::uint64_t gone = Leaving(workers_.client(sender.task));
   changed_.notify_all();
-  AwaitEnds(lock);
-  Gone(lock, gone);
+  Gone(lock, gone, /*ends=*/true);
   return {};
 }
 
 void Coordinator::Lost(const TaskId& task, const Status& why) {
   std::unique_lock lock(mutex_);
   const std::uint64_t gone = LostNow(task, why);
-  AwaitEnds(lock);  // also of one that had no client
-  Gone(lock, gone);
+  Gone(lock, gone, /*ends=*/true);  // also of one that had no client
 }
 
 std::uint64_t Coordinator::LostNow(const TaskId& task, const Status& why) {
@@ -115,12 +113,15 @@ std::uint64_t Coordinator::Leaving(std::uint64_t client) {
   return client;
 }
 
-void Coordinator::Gone(std::unique_lock<std::mutex>& lock, std::uint64_t client) {
-  if (client == 0) {
+void Coordinator::Gone(std::unique_lock<std::mutex>& lock, std::uint64_t client, bool ends) {
+  if (client == 0 && !ends) {
     lock.unlock();
     return;
   }
-  const auto told = [this] {
+  const auto told = [this, client] {
+    if (client == 0) {
+      return;
+    }
     {
       const std::lock_guard again(mutex_);
       --leaving_;
@@ -130,7 +131,7 @@ void Coordinator::Gone(std::unique_lock<std::mutex>& lock, std::uint64_t client)
   try {
     AwaitEnds(lock);
     lock.unlock();
-    if (options_.on_gone) {
+    if (client != 0 && options_.on_gone) {
       options_.on_gone(client);
     }
   } catch (...) {  // for want of memory; saves are not put off for ever
@@ -170,7 +171,11 @@ Result<bool> Coordinator::WaitOver(Duration wait) {
           "the steps since again [restart the job, which goes on from its last save]");
     }
     if (closures_.has_value() && closures_->lacks()) {
-      return closures_->TakeError();  // nobody else asks any more
+      // Nobody else asks any more. It is for good, where a loss ended its attempts, too.
+      const Status error = closures_->TakeError();
+      const bool of_a_loss =
+          error.code() == StatusCode::kUnavailable || error.code() == StatusCode::kAborted;
+      return of_a_loss ? Internal(error.message()) : error;
     }
     return true;
   }

@@ -846,9 +846,12 @@ Status SaveTable(RowClient& client, int table, const TableSpec& spec, FileSystem
 }
 
 Status LoadTable(RowClient& client, int table, const TableSpec& spec, FileSystem& files,
-                 std::span<const std::string> paths, const std::vector<int>* servers) {
+                 std::span<const std::string> paths, const std::vector<int>* servers, bool* sent) {
   const auto load = [&]() -> Status {
     COHORT_ASSIGN_OR_RETURN(const auto reader, RowFileReader::OpenChain(files, paths, spec));
+    if (sent != nullptr) {
+      *sent = true;
+    }
     return client.Restore(
         table, [&](std::uint32_t bucket) { return reader->Read(bucket); }, servers);
   };

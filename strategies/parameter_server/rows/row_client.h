@@ -136,8 +136,10 @@ class RowClient {
 Status SaveTable(RowClient& client, int table, const TableSpec& spec, FileSystem& files,
                  const std::string& path, RowFileKind kind = RowFileKind::kRows);
 // `paths`: the file of all rows, and those of changes since in their order. `servers`: whose rows
-// are replaced; null: all.
+// are replaced; null: all. Sets *sent when servers may have been given rows: the files are there,
+// and are of this table.
 Status LoadTable(RowClient& client, int table, const TableSpec& spec, FileSystem& files,
-                 std::span<const std::string> paths, const std::vector<int>* servers = nullptr);
+                 std::span<const std::string> paths, const std::vector<int>* servers = nullptr,
+                 bool* sent = nullptr);
 
 }  // namespace cohort::ps
