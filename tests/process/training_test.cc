@@ -57,7 +57,8 @@ INSTANTIATE_TEST_SUITE_P(Ways, Training, ::testing::ValuesIn(Ways()),
                          [](const auto& way) { return std::string(way.param.name); });
 
 // What is computed in 16 bits learns what float32 learns. The first epoch's loss says so best: of
-// the mlp's accuracy two seeds differ by a percent.
+// the mlp's accuracy two seeds differ by one or two percent, in float32, and so does one seed on
+// two kinds of processor; the means of three seeds are compared.
 TEST(Precision, MixedPoliciesLearnDigitsAsFloat32Does) {
   struct Learnt {
     double accuracy;
@@ -67,13 +68,19 @@ TEST(Precision, MixedPoliciesLearnDigitsAsFloat32Does) {
     run.data = ImageData("mnist", 8000, 2000);
     run.epochs = 5;
     run.more = {"--precision", precision};
-    const nlohmann::json metrics = Train(run);
-    EXPECT_EQ(metrics.contains("grad_scaler"), precision == "mixed_float16");
-    if (metrics.contains("grad_scaler")) {
-      EXPECT_GE(metrics["grad_scaler"]["scale"].get<double>(), 1);
-      EXPECT_LT(metrics["grad_scaler"]["skipped"].get<int>(), 50);
+    const int seeds = run.model == "mlp" ? 3 : 1;
+    Learnt mean{};
+    for (run.seed = 1; run.seed <= seeds; ++run.seed) {
+      const nlohmann::json metrics = Train(run);
+      EXPECT_EQ(metrics.contains("grad_scaler"), precision == "mixed_float16");
+      if (metrics.contains("grad_scaler")) {
+        EXPECT_GE(metrics["grad_scaler"]["scale"].get<double>(), 1);
+        EXPECT_LT(metrics["grad_scaler"]["skipped"].get<int>(), 50);
+      }
+      mean.accuracy += metrics["accuracy"].get<double>() / seeds;
+      mean.loss += metrics["epoch_losses"][0].get<double>() / seeds;
     }
-    return {metrics["accuracy"].get<double>(), metrics["epoch_losses"][0].get<double>()};
+    return mean;
   };
   const auto expect_close = [](const Learnt& mixed, const Learnt& exact, double accuracy) {
     EXPECT_GE(mixed.accuracy, exact.accuracy - accuracy);
