@@ -60,9 +60,8 @@ class SharedSegments : public std::enable_shared_from_this<SharedSegments> {
   // What `peer` lends, as it is mapped here; nullptr: it lies in nothing that the peer announced.
   std::byte* Resolve(int peer, const Loan& loan, std::size_t bytes);
   // The whole pages in `data` get memory of their own, zeros, at the same place: peers that have
-  // them mapped reach them no more, and what this rank allocated with them is lent no more. Ends
-  // the process where there is no memory for that: else another one would write into what this one
-  // has.
+  // them mapped reach them no more, and what this rank allocated with them is lent no more. Throws
+  // ContractError where there is no memory for that.
   void TakeBack(MutableBytes data);
   // Reads what `peer` announces. Unavailable: the connection has ended.
   Status Hear(int peer);
