@@ -15,7 +15,6 @@
 
 namespace cohort::testing {
 
-// AllReduceRead is the base class's, made of this one's AllReduce.
 class PassingCommunicator : public Communicator {
  public:
   explicit PassingCommunicator(std::unique_ptr<Communicator> inner) : inner_(std::move(inner)) {}
