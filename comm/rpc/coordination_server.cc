@@ -130,9 +130,10 @@ class Server final : public CoordinationServer, private wire::Coordination::Call
   std::optional<std::uint64_t> Incarnation(const TaskId& task) const override {
     return state_.Incarnation(task);
   }
-  void Fail(const Status& why) override {
-    state_.Fail(why);
+  Status Fail(const Status& why) override {
+    Status failure = state_.Fail(why);
     Poke();
+    return failure;
   }
   void OnTaskLost(std::function<void(const TaskId&, const Status&)> callback) override {
     const std::lock_guard lock(mutex_);

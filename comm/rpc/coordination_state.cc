@@ -503,10 +503,11 @@ void CoordinationState::Fail(const Status& failure, Completions& completions) {
   EndWaits(failure, completions);
 }
 
-void CoordinationState::Fail(const Status& why) {
+Status CoordinationState::Fail(const Status& why) {
   Completions completions;
   const std::lock_guard lock(mutex_);
   Fail(why, completions);
+  return failure_.ok() ? why : failure_;
 }
 
 void CoordinationState::EndWaits(const Status& status, Completions& completions) {

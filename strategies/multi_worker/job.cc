@@ -411,7 +411,7 @@ Result<std::unique_ptr<Membership>> JoinByAddress(const ClusterConfig& config,
     // Until there is a watch, which does so.
     server->OnTaskLost([watched, service = server.get()](const TaskId& task, const Status& how) {
       if (!*watched && task.type != TaskType::kPs) {
-        service->Fail(ServerWatch::EndOf(how));
+        (void)service->Fail(ServerWatch::EndOf(how));
       }
     });
   }

@@ -106,7 +106,7 @@ void ServerWatch::ServerLost(int server, const Status& why) {
       return;
     }
   }
-  server_->Fail(why);
+  (void)server_->Fail(why);
 }
 
 void ServerWatch::WorkerLost(const TaskId& worker, const Status& how) {
@@ -126,7 +126,7 @@ void ServerWatch::WorkerLost(const TaskId& worker, const Status& how) {
       return;
     }
   }
-  server_->Fail(EndOf(how));
+  (void)server_->Fail(EndOf(how));
 }
 
 Status ServerWatch::EndOf(const Status& how) {

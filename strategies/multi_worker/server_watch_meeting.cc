@@ -45,9 +45,8 @@ Status ServerWatch::Meet() {
   for (const TaskId& worker : crew_) {
     const std::optional<std::uint64_t> present = server_->Incarnation(worker);
     if (!present.has_value()) {
-      const Status why = Unavailable(worker.ToString() + " was lost before the job had met");
-      server_->Fail(why);
-      return why;
+      // Unless it has said why it left.
+      return server_->Fail(Unavailable(worker.ToString() + " was lost before the job had met"));
     }
     processes_[worker] = *present;
     const std::lock_guard lock(mutex_);
@@ -123,9 +122,7 @@ Status ServerWatch::AwaitNextTerm() {
                                           join_timeout_ + collective_timeout_);
   if (is_chief()) {
     if (const Status there = Gather(deadline); !there.ok()) {
-      server_->Fail(there);
-      const Status failure = client_->failure();
-      return failure.ok() ? there : failure;
+      return server_->Fail(there);
     }
   } else {
     log_.Info("waits for the others: " + loss().message());

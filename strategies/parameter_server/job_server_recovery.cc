@@ -73,7 +73,7 @@ void Job::ServerLost(CoordinationServer& server, const TaskId& task, const Statu
       return;
     }
   }
-  server.Fail(why);
+  (void)server.Fail(why);
 }
 
 // This process may have noticed before the coordination service does.
@@ -338,8 +338,7 @@ Status Job::Mend(Missing* missing) {
 }
 
 Status Job::FailJob(const Status& why) {
-  coordination_server_->Fail(why);
-  return Explain(why);
+  return coordination_server_->Fail(why);
 }
 
 }  // namespace cohort::ps

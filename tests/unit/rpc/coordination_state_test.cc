@@ -450,6 +450,7 @@ TEST(ReportError, TheFirstErrorStays) {
   const auto tasks = job.JoinAll();
   ASSERT_TRUE(job.state->ReportError(tasks[0], Internal("first")).ok());
   ASSERT_TRUE(job.state->ReportError(tasks[1], DataLoss("second")).ok());
+  EXPECT_EQ(job.state->Fail(Unavailable("third")), Internal("worker:0: first"));
   EXPECT_EQ(job.state->failure(), Internal("worker:0: first"));
   const Status late = job.state->Register(job.Form(Worker(1), 9));
   EXPECT_FALSE(late.ok());
@@ -525,7 +526,7 @@ TEST(Shutdown, IsNotDoneBeforeItIsKnownWhatALossComesTo) {
   job.Pass(seconds(11));
   const auto lost = job.state->TakeLost();
   ASSERT_EQ(lost.size(), 1u);
-  job.state->Fail(lost[0].second);
+  EXPECT_EQ(job.state->Fail(lost[0].second), lost[0].second);
   job.state->Told();
   EXPECT_EQ(waits.status(), lost[0].second);
 }

@@ -89,7 +89,9 @@ class CoordinationServer {
   // Of the process that is this task now; nothing if none is, or it is lost.
   virtual std::optional<std::uint64_t> Incarnation(const TaskId& task) const = 0;
   // Ends the job: every client's failure() becomes `why`, unless it has failed, or is over.
-  virtual void Fail(const Status& why) = 0;
+  // Returns what the job has failed for: `why`, or what came before it, which the chief's own
+  // client may not have heard yet.
+  virtual Status Fail(const Status& why) = 0;
   // Runs on the server's thread when a task that may leave is found dead, or left.
   virtual void OnTaskLost(std::function<void(const TaskId&, const Status&)> callback) = 0;
 
