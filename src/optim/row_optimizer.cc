@@ -7,7 +7,9 @@
 #include <cmath>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <utility>
+#include <variant>
 
 #include "rule.h"
 
@@ -15,16 +17,15 @@ namespace cohort {
 namespace optim {
 namespace {
 
-constexpr std::size_t kMaxSlots = 4;
-
 class SpanRule final : public RowOptimizer {
  public:
-  explicit SpanRule(std::unique_ptr<Optimizer> rule) : rule_(std::move(rule)) {
-    Require(num_slots() <= static_cast<int>(kMaxSlots), "a rule has at most 4 slots");
+  explicit SpanRule(std::unique_ptr<Optimizer> rule)
+      : rule_(std::move(rule)), num_slots_(rule_->num_slots()) {
+    Require(num_slots_ <= static_cast<int>(kMaxUpdateSlots), "a rule has at most 2 slots");
   }
 
   std::string_view name() const override { return rule_->name(); }
-  int num_slots() const override { return rule_->num_slots(); }
+  int num_slots() const override { return num_slots_; }
   std::string_view slot_name(int slot) const override { return rule_->slot_name(slot); }
   std::size_t slot_floats(std::size_t dim) const override {
     return static_cast<std::size_t>(num_slots()) * dim;
@@ -40,8 +41,8 @@ class SpanRule final : public RowOptimizer {
   void Apply(const RowUpdate& update) const override {
     const std::size_t dim = update.weights.size();
     const std::size_t count = dim == 0 ? 0 : update.slots.size() / dim;
-    Require(count <= kMaxSlots && count * dim == update.slots.size(), "whole slots");
-    std::array<std::span<float>, kMaxSlots> slots;
+    Require(count <= kMaxUpdateSlots && count * dim == update.slots.size(), "whole slots");
+    std::array<std::span<float>, kMaxUpdateSlots> slots;
     for (std::size_t s = 0; s < count; ++s) {
       slots[s] = update.slots.subspan(s * dim, dim);
     }
@@ -54,10 +55,16 @@ class SpanRule final : public RowOptimizer {
                   .bias_step = update.bias_step},
                  update.rate_factor);
   }
+  std::optional<UpdateRule> RuleAt(std::int64_t step, std::int64_t bias_step) const override {
+    UpdateRule rule = rule_->RuleAt(step, bias_step);
+    const bool corrects_bias = std::holds_alternative<AdamUpdate>(rule);
+    return bias_step == 0 && corrects_bias ? std::nullopt : std::optional(std::move(rule));
+  }
   std::string config() const override { return rule_->config(); }
 
  private:
-  std::unique_ptr<Optimizer> rule_;
+  const std::unique_ptr<Optimizer> rule_;
+  const int num_slots_;
 };
 
 class RowWiseAdagradRule final : public RowOptimizer {

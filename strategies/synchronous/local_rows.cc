@@ -27,9 +27,15 @@ ps::RowTable& LocalRows::TableAt(int table) const {
 
 Status LocalRows::Lookup(int table, std::span<const std::uint64_t> ids, bool training,
                          std::span<float> rows) {
-  return TableAt(table).Pull(
-      ids, step(), training ? ps::RowTable::Purpose::kTraining : ps::RowTable::Purpose::kReading,
-      rows);
+  ps::RowTable& from = TableAt(table);
+  if (!training) {
+    return from.Pull(ids, step(), ps::RowTable::Purpose::kReading, rows);
+  }
+  Last& last = last_[static_cast<std::size_t>(table)];
+  // Of several threads that look up, one is enough to find it.
+  const std::unique_lock lock(last.mutex, std::try_to_lock);
+  return from.Pull(ids, step(), ps::RowTable::Purpose::kTraining, rows, {},
+                   lock.owns_lock() ? &last.found : nullptr);
 }
 
 Status LocalRows::Apply(std::int64_t step, double divisor, const DistributedBatch* /*next*/) {
@@ -48,6 +54,8 @@ Status LocalRows::Apply(std::int64_t step, double divisor, const DistributedBatc
     status = tables_[t]->Check(gradients[t]);
   }
   for (std::size_t t = 0; status.ok() && t < tables_.size(); ++t) {
+    const std::lock_guard lock(last_[t].mutex);
+    gradients[t].found = &last_[t].found;
     status = tables_[t]->Apply(gradients[t]);
     if (status.ok()) {
       status = tables_[t]->EvictWhenDue(step).status();

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -26,10 +27,19 @@ class LocalRows final : public StepRows {
  private:
   LocalRows(std::vector<TableSpec> specs, std::vector<std::unique_ptr<ps::RowTable>> tables,
             int threads)
-      : StepRows(std::move(specs), threads), tables_(std::move(tables)) {}
+      : StepRows(std::move(specs), threads),
+        tables_(std::move(tables)),
+        last_(std::make_unique<Last[]>(tables_.size())) {}
   ps::RowTable& TableAt(int table) const;
 
   const std::vector<std::unique_ptr<ps::RowTable>> tables_;
+  // Of the last lookups, by table: the gradients' ids are the same where one lookup is all of a
+  // step. Held by the thread that uses it.
+  struct Last {
+    std::mutex mutex;
+    ps::RowTable::Found found;
+  };
+  const std::unique_ptr<Last[]> last_;
 };
 
 }  // namespace cohort

@@ -32,6 +32,12 @@ inline std::uint64_t HashId(std::uint64_t id) {
   h = (h ^ (h >> 27)) * 0x94D049BB133111EBULL;
   return h ^ (h >> 31);
 }
+// The id of a hash.
+inline std::uint64_t IdOfHash(std::uint64_t h) {
+  h = (h ^ (h >> 31) ^ (h >> 62)) * 0x319642B2D24D8EC3ULL;
+  h = (h ^ (h >> 27) ^ (h >> 54)) * 0x96DE1B173F119089ULL;
+  return (h ^ (h >> 30) ^ (h >> 60)) - 0x9E3779B97F4A7C15ULL;
+}
 // The bucket is in the highest bits; slots inside of it are found by the lowest 40.
 std::uint32_t BucketOf(std::uint64_t id, std::uint32_t buckets);
 

@@ -33,13 +33,14 @@ struct RowTable::Kept {
 struct alignas(64) RowTable::Bucket {
   mutable std::mutex mutex;
   // Below: under `mutex`.
+  // What every call needs comes first: it is in two cache lines, with the mutex.
   RowSet rows;
-  RowSet candidates;
-  std::uint64_t created = 0;
-  std::uint64_t updates = 0;
-  std::uint32_t snapshot = 0;  // the one that `kept` is of; null: it needs nothing more
   std::unique_ptr<Kept> kept;
+  std::uint32_t snapshot = 0;    // the one that `kept` is of; null: it needs nothing more
   std::uint32_t generation = 0;  // how many snapshots there have been; the mark of what changes
+  std::uint64_t updates = 0;
+  std::uint64_t created = 0;
+  RowSet candidates;
   // Of changes before this one not all is known: they are in no list of changes.
   std::uint32_t known_from = 0;
   struct Removed {

@@ -92,7 +92,7 @@ RowShape::RowShape(std::size_t floats)
 void RowSet::Grow(const RowShape& shape) {
   // By half, so that between 1/2 and 3/4 is used. A multiple of a cache line.
   const std::uint32_t capacity = std::max(16U, (capacity_ + capacity_ / 2 + 15) / 16 * 16);
-  index_ = std::make_unique<std::uint32_t[]>(capacity);
+  index_.reset(new (std::align_val_t{kIndexAlign}) std::uint32_t[capacity]());
   capacity_ = capacity;
   for (std::uint32_t row = 0; row < size_; ++row) {
     const std::uint64_t hash = HashId(HeaderAt(row, shape).id());

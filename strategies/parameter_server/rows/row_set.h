@@ -2,8 +2,9 @@
 //
 //   record   RowHeader | dim weights | optimizer slots        (floats; 4-byte aligned)
 //            in dumps without the mark at the end of the header: see CopyOut, CopyIn
-//   index    open addressing with linear probing, at most 3/4 full: 8 bits of the hash and 24 bits
-//            of row number in 4 bytes, so a probe looks at a record only when it is nearly sure
+//   index    open addressing, at most 3/4 full: 8 bits of the hash and 24 bits of row number in 4
+//            bytes, so a probe looks at a record only when it is nearly sure. A search begins at a
+//            multiple of kProbe slots, and looks at so many at once
 //
 // Records are numbered 0 to size() - 1 without gaps: a removed one is replaced by the last. They
 // lie in blocks of 1, 1, 2, 4, ... records up to about 32 KiB, which never move, so the address of
@@ -22,6 +23,8 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <new>
+#include <span>
 #include <vector>
 
 namespace cohort::ps {
@@ -120,6 +123,8 @@ class RowSet {
   std::uint32_t Guess(std::uint64_t hash) const;
   std::uint32_t Find(std::uint64_t hash, std::uint64_t id, const RowShape& shape) const;
 
+  // Where records are, to be prefetched.
+  std::span<std::byte* const> blocks() const { return blocks_; }
   std::byte* At(std::uint32_t row, const RowShape& shape) const {
     const Place place = PlaceOf(row, shape.block_bits);
     return blocks_[place.block] + place.record * shape.stride;
@@ -136,6 +141,7 @@ class RowSet {
 
  private:
   static constexpr std::uint32_t kRowMask = (1U << 24) - 1;
+  static constexpr std::uint32_t kProbe = 8;  // a vector of slots
 
   // Which block a record is in, and which record of it. Blocks 0 to b hold 1, 1, 2, 4, ... 2^(b-1)
   // records, all others 2^b.
@@ -144,58 +150,90 @@ class RowSet {
     std::size_t record;
   };
   static Place PlaceOf(std::uint32_t row, int block_bits) {
+    // Without a branch: which one it is nobody can foresee.
     const std::uint32_t whole = row >> block_bits;
-    if (whole > 0) [[likely]] {
-      return {static_cast<std::size_t>(block_bits) + whole, row & ((1U << block_bits) - 1)};
-    }
-    return {static_cast<std::size_t>(std::bit_width(row)),
-            row == 0 ? 0 : row - std::bit_floor(row)};
+    const int width = std::bit_width(row);
+    const std::uint32_t first = (1U << width) >> 1;  // of its block; 0 of row 0
+    return {
+        whole > 0 ? static_cast<std::size_t>(block_bits) + whole : static_cast<std::size_t>(width),
+        row - (whole > 0 ? whole << block_bits : first)};
   }
 
   std::uint32_t Home(std::uint64_t hash) const {
-    return static_cast<std::uint32_t>(((hash & 0xFFFFFFFF) * capacity_) >> 32);
+    return static_cast<std::uint32_t>(((hash & 0xFFFFFFFF) * (capacity_ / kProbe)) >> 32) * kProbe;
   }
   static std::uint32_t TagOf(std::uint64_t hash) {
     return static_cast<std::uint32_t>(hash >> 32) << 24;
   }
   std::uint32_t Next(std::uint32_t slot) const { return slot + 1 == capacity_ ? 0 : slot + 1; }
+  // Of the kProbe slots from `slot` on, a bit each: which have the hash bits of `tag`, and which
+  // are empty.
+  struct Probe {
+    std::uint32_t hits;
+    std::uint32_t empty;
+  };
+  Probe Look(std::uint32_t slot, std::uint32_t tag) const;
+  // Calls `is_it` with the rows that `hash` may have, until that says yes; kNone: never.
+  template <typename IsIt>
+  std::uint32_t Search(std::uint64_t hash, const IsIt& is_it) const;
   std::uint32_t SlotOf(std::uint32_t row, std::uint64_t hash) const;
   void Grow(const RowShape& shape);
 
-  std::unique_ptr<std::uint32_t[]> index_;  // hash bits << 24 | row + 1; 0: empty
+  // Slots: hash bits << 24 | row + 1; 0: empty. A search's first ones are in one cache line.
+  struct FreeIndex {
+    void operator()(std::uint32_t* index) const {
+      ::operator delete[](index, std::align_val_t{kIndexAlign});
+    }
+  };
+  static constexpr std::size_t kIndexAlign = 64;
+  std::unique_ptr<std::uint32_t[], FreeIndex> index_;
   std::uint32_t capacity_ = 0;
   std::uint32_t size_ = 0;
   std::vector<std::byte*> blocks_;
 };
 
-inline std::uint32_t RowSet::Guess(std::uint64_t hash) const {
+inline RowSet::Probe RowSet::Look(std::uint32_t slot, std::uint32_t tag) const {
+  using Slots = std::uint32_t __attribute__((vector_size(kProbe * sizeof(std::uint32_t))));
+  constexpr Slots kBits = {1, 2, 4, 8, 16, 32, 64, 128};
+  Slots slots;
+  std::memcpy(&slots, index_.get() + slot, sizeof(slots));
+  const Slots empty = static_cast<Slots>(slots == 0);
+  const Slots same = static_cast<Slots>(((slots ^ tag) & ~kRowMask) == 0);
+  const auto both = std::bit_cast<std::array<std::uint64_t, kProbe / 2>>(
+      (same & ~empty & kBits) | (empty & (kBits << kProbe)));
+  const std::uint64_t folded = (both[0] | both[1]) | (both[2] | both[3]);
+  const auto bits = static_cast<std::uint32_t>(folded | folded >> 32);
+  return {bits & ((1U << kProbe) - 1), bits >> kProbe};
+}
+
+template <typename IsIt>
+std::uint32_t RowSet::Search(std::uint64_t hash, const IsIt& is_it) const {
   if (capacity_ == 0) {
     return kNone;
   }
   const std::uint32_t tag = TagOf(hash);
-  for (std::uint32_t slot = Home(hash); index_[slot] != 0; slot = Next(slot)) {
-    if (((index_[slot] ^ tag) & ~kRowMask) == 0) {
-      return (index_[slot] & kRowMask) - 1;
+  for (std::uint32_t slot = Home(hash);;) {
+    const Probe probe = Look(slot, tag);
+    for (std::uint32_t hits = probe.hits; hits != 0; hits &= hits - 1) {
+      const auto hit = slot + static_cast<std::uint32_t>(std::countr_zero(hits));
+      if (const std::uint32_t row = (index_[hit] & kRowMask) - 1; is_it(row)) {
+        return row;
+      }
     }
+    if (probe.empty != 0) {
+      return kNone;
+    }
+    slot = slot + kProbe == capacity_ ? 0 : slot + kProbe;
   }
-  return kNone;
+}
+
+inline std::uint32_t RowSet::Guess(std::uint64_t hash) const {
+  return Search(hash, [](std::uint32_t) { return true; });
 }
 
 inline std::uint32_t RowSet::Find(std::uint64_t hash, std::uint64_t id,
                                   const RowShape& shape) const {
-  if (capacity_ == 0) {
-    return kNone;
-  }
-  const std::uint32_t tag = TagOf(hash);
-  for (std::uint32_t slot = Home(hash); index_[slot] != 0; slot = Next(slot)) {
-    if (((index_[slot] ^ tag) & ~kRowMask) == 0) {
-      const std::uint32_t row = (index_[slot] & kRowMask) - 1;
-      if (HeaderAt(row, shape).id() == id) {
-        return row;
-      }
-    }
-  }
-  return kNone;
+  return Search(hash, [&](std::uint32_t row) { return HeaderAt(row, shape).id() == id; });
 }
 
 }  // namespace cohort::ps

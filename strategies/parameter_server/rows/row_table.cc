@@ -7,31 +7,20 @@
 #include <cstring>
 #include <limits>
 #include <new>
+#include <optional>
 #include <tuple>
 
 #include <cohort/core/random.h>
 
 #include "parameter_server/frames/payload.h"
 #include "parameter_server/rows/row_bucket.h"
+#include "parameter_server/rows/row_walk.h"
 
 namespace cohort::ps {
 namespace {
 
 constexpr std::size_t kMaxIds = std::size_t{1} << 31;
-constexpr std::size_t kCacheLine = 64;
 constexpr std::uint32_t kMost = std::numeric_limits<std::uint32_t>::max();
-
-// The cache lines of [from, from + bytes), to be read, or (kWrite) written. Of long rows the first
-// ones: the processor sees where that leads.
-template <int kWrite>
-void Prefetch(const void* from, std::size_t bytes) {
-  const auto* const begin = static_cast<const std::byte*>(from);
-  bytes = std::min(bytes, std::size_t{1} << 10);
-  for (std::size_t at = 0; at < bytes; at += kCacheLine) {
-    __builtin_prefetch(begin + at, kWrite);
-  }
-  __builtin_prefetch(begin + bytes - 1, kWrite);
-}
 
 std::uint32_t AddSaturated(std::uint32_t a, std::uint32_t b) {
   return a > kMost - b ? kMost : a + b;
@@ -43,117 +32,12 @@ void Use(RowHeader& header, std::uint32_t step) {
 
 }  // namespace
 
-// An id of a call: its hash, in whose order calls work, and where it stands.
-struct RowTable::Entry {
-  std::uint64_t hash;
-  std::uint32_t position;
-};
-
 // Not initialised before they are written: a call's entries are as many bytes as a row each.
 struct RowTable::Entries {
   explicit Entries(std::size_t count)
       : memory(std::make_unique_for_overwrite<Entry[]>(count)), all(memory.get(), count) {}
   std::unique_ptr<Entry[]> memory;
   std::span<Entry> all;
-};
-
-struct RowTable::Lookup {
-  std::uint64_t hash;
-  std::uint64_t id;
-  Bucket* bucket;
-  std::byte* record;  // null: none
-  std::uint32_t row;  // its number
-};
-
-// Up to kTogether ids, their buckets locked and their records on the way to the cache. The
-// memory of index and records is waited for once for all of them, not once for each.
-class RowTable::Group {
- public:
-  explicit Group(RowTable& table) : table_(table) {}
-  Group(const Group&) = delete;
-  Group& operator=(const Group&) = delete;
-  ~Group() { Release(); }
-
-  // In ascending order of hashes, or at least of buckets.
-  void Add(std::uint64_t hash, std::uint64_t id) {
-    Bucket& bucket = table_.buckets_[BucketIndex(hash)];
-    if (locked_ == 0 || buckets_[locked_ - 1] != &bucket) {
-      bucket.mutex.lock();
-      buckets_[locked_++] = &bucket;
-      table_.Touch(bucket);
-    }
-    __builtin_prefetch(bucket.rows.IndexOf(hash));
-    lookups_[size_++] = {hash, id, &bucket, nullptr, RowSet::kNone};
-  }
-  bool full() const { return size_ == kTogether || locked_ == kLockedTogether; }
-  std::size_t size() const { return size_; }
-
-  // Finds the records of which `bytes` will be used. Each is found again by Find if another one of
-  // the group was made meanwhile.
-  void Locate(std::size_t bytes) {
-    for (Lookup& lookup : lookups()) {
-      if (const std::uint32_t row = lookup.bucket->rows.Guess(lookup.hash); row != RowSet::kNone) {
-        lookup.record = lookup.bucket->rows.At(row, table_.shape_);
-        lookup.row = row;
-        Prefetch<1>(lookup.record, bytes);
-      }
-    }
-  }
-  // The record of lookup `i`; null: none.
-  std::byte* Record(std::size_t i) {
-    Lookup& lookup = lookups_[i];
-    if (lookup.record == nullptr || HeaderOf(lookup.record).id() != lookup.id) {
-      const std::uint32_t row = lookup.bucket->rows.Find(lookup.hash, lookup.id, table_.shape_);
-      lookup.record = row == RowSet::kNone ? nullptr : lookup.bucket->rows.At(row, table_.shape_);
-      lookup.row = row;
-    }
-    return lookup.record;
-  }
-  // Before the record of lookup `i`, which is there, changes.
-  void Change(std::size_t i) {
-    const Lookup& lookup = lookups_[i];
-    if (lookup.bucket->kept != nullptr) {
-      table_.KeepRecord(*lookup.bucket, lookup.bucket->rows, lookup.row);
-    }
-    HeaderOf(lookup.record).changed = lookup.bucket->generation;
-  }
-  std::span<Lookup> lookups() { return std::span(lookups_).first(size_); }
-  Lookup& operator[](std::size_t i) { return lookups_[i]; }
-
-  // Lets go of the buckets. Those of which no more ids follow are brought back to their capacity
-  // first, which may move records: once in a call, whatever else the call is about.
-  void Finish(std::uint32_t step, std::span<const Entry> following) {
-    if (table_.spec_.capacity > 0) {
-      const Bucket* const goes_on =
-          following.empty() ? nullptr : &table_.buckets_[BucketIndex(following[0].hash)];
-      for (Bucket* const bucket : std::span(buckets_).first(locked_)) {
-        if (bucket != goes_on) {
-          table_.Trim(*bucket, bucket->rows, table_.shape_, step);
-          table_.Trim(*bucket, bucket->candidates, table_.candidate_shape_, step);
-        }
-      }
-    }
-    Release();
-  }
-
- private:
-  std::size_t BucketIndex(std::uint64_t hash) const {
-    const std::uint64_t bucket = table_.hash_shift_ == 64 ? 0 : hash >> table_.hash_shift_;
-    return bucket - table_.range_.begin;
-  }
-  void Release() {
-    for (Bucket* const bucket : std::span(buckets_).first(locked_)) {
-      bucket->mutex.unlock();
-    }
-    locked_ = 0;
-    size_ = 0;
-  }
-
-  RowTable& table_;
-  std::size_t size_ = 0;
-  std::size_t locked_ = 0;
-  std::array<Lookup, kTogether> lookups_;
-  std::array<Bucket*, kLockedTogether> buckets_;
 };
 
 // Gradients of a call that had no effect, counted when it ends.
@@ -217,6 +101,9 @@ RowTable::RowTable(TableSpec spec, BucketRange range, std::unique_ptr<RowOptimiz
 
 RowTable::~RowTable() = default;
 
+RowTable::Found::Found() = default;
+RowTable::Found::~Found() = default;
+
 std::span<float> RowTable::Weights(std::byte* record) const {
   return {reinterpret_cast<float*>(record + sizeof(RowHeader)), dim_};
 }
@@ -255,13 +142,31 @@ Status RowTable::Full(std::uint32_t bucket) const {
                            " rows [more buckets, or a capacity]");
 }
 
-// The ids by bucket, equal ids in the order of the input: by counting for many, by sorting for few.
-// `fully`: by hash inside of each bucket, so that equal ids are neighbours.
-Result<RowTable::Entries> RowTable::Sort(std::span<const std::uint64_t> ids, bool fully) const {
+// Equal ids as neighbours, in the order of the input, which `of_a_bucket` are in. Most often there
+// are none that are equal, which a few bits of the hashes say already.
+void RowTable::BringEqualTogether(std::span<Entry> of_a_bucket) {
+  if (of_a_bucket.size() < 2) {
+    return;
+  }
+  std::array<std::uint64_t, 16> seen{};
+  bool twice = false;
+  for (const Entry& entry : of_a_bucket) {
+    std::uint64_t& word = seen[entry.hash / 64 % seen.size()];
+    const std::uint64_t bit = std::uint64_t{1} << entry.hash % 64;
+    twice |= (word & bit) != 0;
+    word |= bit;
+  }
+  if (twice) {
+    std::ranges::sort(of_a_bucket, [](const Entry& a, const Entry& b) {
+      return std::tie(a.hash, a.position) < std::tie(b.hash, b.position);
+    });
+  }
+}
+
+// The ids by bucket, in each in the order of the input unless `equal` asks for another one: by
+// counting for many, by sorting for few.
+Result<RowTable::Entries> RowTable::Sort(std::span<const std::uint64_t> ids, Equal equal) const {
   const std::size_t count = range_.end - range_.begin;
-  const auto by_hash = [](const Entry& a, const Entry& b) {
-    return std::tie(a.hash, a.position) < std::tie(b.hash, b.position);
-  };
   Entries unsorted(ids.size());
   const std::span<Entry> entries = unsorted.all;
   std::size_t strangers = 0;
@@ -269,7 +174,7 @@ Result<RowTable::Entries> RowTable::Sort(std::span<const std::uint64_t> ids, boo
     return (hash_shift_ == 64 ? 0 : hash >> hash_shift_) - range_.begin;  // wraps below the range
   };
   for (std::size_t i = 0; i < ids.size(); ++i) {
-    entries[i] = {HashId(ids[i]), static_cast<std::uint32_t>(i)};
+    entries[i] = {HashId(ids[i]), static_cast<std::uint32_t>(i), RowSet::kNone};
     strangers += bucket_of(entries[i].hash) >= count ? 1 : 0;
   }
   if (strangers > 0) {
@@ -282,7 +187,9 @@ Result<RowTable::Entries> RowTable::Sort(std::span<const std::uint64_t> ids, boo
         " [the sender takes another number of servers for granted]");
   }
   if (ids.size() < count / 8 || ids.size() < 64) {
-    std::ranges::sort(entries, by_hash);
+    std::ranges::sort(entries, [](const Entry& a, const Entry& b) {
+      return std::tie(a.hash, a.position) < std::tie(b.hash, b.position);
+    });
     return unsorted;
   }
   std::vector<std::uint32_t> ends(count + 1);
@@ -298,9 +205,9 @@ Result<RowTable::Entries> RowTable::Sort(std::span<const std::uint64_t> ids, boo
   for (const Entry& entry : entries) {
     sorted[next[bucket_of(entry.hash)]++] = entry;
   }
-  if (fully) {
+  if (equal == Equal::kTogether) {
     for (std::size_t b = 0; b < count; ++b) {
-      std::sort(sorted + ends[b], sorted + ends[b + 1], by_hash);
+      BringEqualTogether({sorted + ends[b], sorted + ends[b + 1]});
     }
   }
   return result;
@@ -357,7 +264,7 @@ bool RowTable::Admit(Bucket& bucket, std::uint64_t hash, std::uint64_t id, std::
 }
 
 Status RowTable::Pull(std::span<const std::uint64_t> ids, std::int64_t step, Purpose purpose,
-                      std::span<float> rows, std::span<std::uint32_t> updates) {
+                      std::span<float> rows, std::span<std::uint32_t> updates, Found* found) {
   Require(updates.empty() || updates.size() == ids.size(), "as many counts of updates as ids");
   std::ranges::fill(updates, kNoRow);
   COHORT_RETURN_IF_ERROR(CheckCall("pull", ids.size(), step, rows.size(), "floats of room"));
@@ -368,51 +275,54 @@ Status RowTable::Pull(std::span<const std::uint64_t> ids, std::int64_t step, Pur
   const bool initial = spec_.missing == TableSpec::Missing::kCreate && spec_.admits_at_once();
   std::size_t missing = ids.size();
   try {
-    COHORT_ASSIGN_OR_RETURN(const Entries sorted, Sort(ids, false));
-    const std::span<const Entry> entries = sorted.all;
+    if (found != nullptr) {
+      found->ids_.clear();
+    }
+    COHORT_ASSIGN_OR_RETURN(Entries sorted,
+                            Sort(ids, found != nullptr ? Equal::kTogether : Equal::kAnywhere));
+    const std::span<Entry> entries = sorted.all;
     if (training && spec_.missing == TableSpec::Missing::kError) {
       COHORT_RETURN_IF_ERROR(CheckPresent(entries, ids));
     }
-    Group group(*this);
-    for (std::size_t begin = 0, end = 0; begin < entries.size(); begin = end) {
-      for (; !group.full() && end < entries.size(); ++end) {
-        const Entry& entry = entries[end];
-        group.Add(entry.hash, ids[entry.position]);
-        Prefetch<1>(rows.data() + entry.position * dim_, dim_ * sizeof(float));
-      }
-      const auto part = entries.subspan(begin, end - begin);
-      group.Locate(sizeof(RowHeader) + dim_ * sizeof(float));
-      for (std::size_t i = 0; i < part.size(); ++i) {
-        const auto to = rows.subspan(part[i].position * dim_, dim_);
-        std::byte* record = group.Record(i);
-        const Lookup& lookup = group[i];
-        if (record == nullptr) {
-          if (creates) {
-            record = Create(*lookup.bucket, lookup.hash, lookup.id, now);
-            if (record == nullptr) {
-              return Full(BucketOf(lookup.id, spec_.buckets));
-            }
-          } else if (initial) {
-            InitialRow(spec_, lookup.id, to);
-            continue;
-          } else {
-            missing = std::min<std::size_t>(missing, part[i].position);
-            std::ranges::fill(to, 0.0F);
-            continue;
+    Walk walk(*this, entries, Walk::Equal::kApart, sizeof(RowHeader) + dim_ * sizeof(float), now);
+    const auto ahead = [&](const Entry& entry) {
+      Walk::Prefetch<1>(rows.data() + entry.position * dim_, dim_ * sizeof(float));
+    };
+    while (Walk::Stop* const stop = walk.Next(ahead)) {
+      const std::size_t position = stop->entries[0].position;
+      const auto to = rows.subspan(position * dim_, dim_);
+      std::byte* record = walk.Record(*stop);
+      if (record == nullptr) {
+        if (creates) {
+          record = Create(*stop->bucket, stop->hash, stop->id(), now);
+          if (record == nullptr) {
+            return Full(BucketOf(stop->id(), spec_.buckets));
           }
-        }
-        std::memcpy(to.data(), record + sizeof(RowHeader), dim_ * sizeof(float));
-        if (!updates.empty()) {
-          updates[part[i].position] = HeaderOf(record).updates;
-        }
-        if (training && HeaderOf(record).last_step < now) {
-          if (lookup.record != nullptr) {
-            group.Change(i);
-          }
-          HeaderOf(record).last_step = now;
+          stop->row = stop->bucket->rows.size() - 1;
+        } else if (initial) {
+          InitialRow(spec_, stop->id(), to);
+          continue;
+        } else {
+          missing = std::min(missing, position);
+          std::ranges::fill(to, 0.0F);
+          continue;
         }
       }
-      group.Finish(now, entries.subspan(end));
+      stop->entries[0].row = stop->row;
+      std::memcpy(to.data(), record + sizeof(RowHeader), dim_ * sizeof(float));
+      if (!updates.empty()) {
+        updates[position] = HeaderOf(record).updates;
+      }
+      if (training && HeaderOf(record).last_step < now) {
+        if (stop->record != nullptr) {
+          walk.Change(*stop);
+        }
+        HeaderOf(record).last_step = now;
+      }
+    }
+    if (found != nullptr) {
+      found->ids_.assign(ids.begin(), ids.end());
+      found->entries_ = std::move(sorted.memory);
     }
   } catch (const std::bad_alloc&) {
     return ResourceExhausted("table \"" + spec_.name + "\": no memory for a pull of " +
@@ -425,22 +335,13 @@ Status RowTable::Pull(std::span<const std::uint64_t> ids, std::int64_t step, Pur
 }
 
 // kError: no row may be missing, and none ever goes.
-Status RowTable::CheckPresent(std::span<const Entry> entries, std::span<const std::uint64_t> ids) {
+Status RowTable::CheckPresent(std::span<Entry> entries, std::span<const std::uint64_t> ids) {
   std::size_t missing = ids.size();
-  Group group(*this);
-  for (std::size_t begin = 0, end = 0; begin < entries.size(); begin = end) {
-    for (; !group.full() && end < entries.size(); ++end) {
-      const Entry& entry = entries[end];
-      group.Add(entry.hash, ids[entry.position]);
+  Walk walk(*this, entries, Walk::Equal::kApart, sizeof(RowHeader), 0);
+  while (Walk::Stop* const stop = walk.Next([](const Entry&) {})) {
+    if (walk.Record(*stop) == nullptr) {
+      missing = std::min<std::size_t>(missing, stop->entries[0].position);
     }
-    const auto part = entries.subspan(begin, end - begin);
-    group.Locate(sizeof(RowHeader));
-    for (std::size_t i = 0; i < part.size(); ++i) {
-      if (group.Record(i) == nullptr) {
-        missing = std::min<std::size_t>(missing, part[i].position);
-      }
-    }
-    group.Finish(0, entries.subspan(end));
   }
   return missing < ids.size() ? Missing(ids[missing]) : OkStatus();
 }
@@ -450,7 +351,7 @@ Status RowTable::CheckPresent(std::span<const std::uint64_t> ids) {
     return {};
   }
   try {
-    COHORT_ASSIGN_OR_RETURN(const Entries sorted, Sort(ids, false));
+    COHORT_ASSIGN_OR_RETURN(const Entries sorted, Sort(ids, Equal::kAnywhere));
     return CheckPresent(sorted.all, ids);
   } catch (const std::bad_alloc&) {
     return ResourceExhausted("table \"" + spec_.name + "\": no memory to look for " +
@@ -505,94 +406,95 @@ Status RowTable::Apply(const Gradients& gradients) {
   const std::span<const std::uint64_t> ids = gradients.ids;
   const auto now = static_cast<std::uint32_t>(gradients.step);
   try {
-    COHORT_ASSIGN_OR_RETURN(const Entries sorted, Sort(ids, true));
-    const std::span<const Entry> entries = sorted.all;
+    const bool found = gradients.found != nullptr && std::ranges::equal(gradients.found->ids_, ids);
+    COHORT_ASSIGN_OR_RETURN(const Entries sorted, found ? Entries(0) : Sort(ids, Equal::kTogether));
+    const std::span<Entry> entries =
+        found ? std::span(gradients.found->entries_.get(), ids.size()) : sorted.all;
     if (spec_.missing == TableSpec::Missing::kError) {
       COHORT_RETURN_IF_ERROR(CheckPresent(entries, ids));
     }
     std::vector<float> sum(dim_);
-    std::array<std::size_t, kTogether + 1> begins;  // of the ids of a group, in `entries`
+    const std::int64_t bias_step = gradients.bias_step > 0 ? gradients.bias_step : gradients.step;
+    const bool bias_of_row = spec_.bias_scope == TableSpec::BiasScope::kRow;
+    const std::optional<UpdateRule> rule =
+        rule_->RuleAt(gradients.step, bias_of_row ? 0 : bias_step);
+    const std::size_t slots = rule.has_value() ? slot_floats_ / dim_ : 0;
     Lost lost(*this);
-    Group group(*this);
-    for (std::size_t at = 0; at < entries.size();) {
-      while (!group.full() && at < entries.size()) {
-        const std::uint64_t hash = entries[at].hash;
-        begins[group.size()] = at;
-        group.Add(hash, ids[entries[at].position]);
-        Prefetch<0>(gradients.values.data() + entries[at].position * dim_, dim_ * sizeof(float));
-        while (at < entries.size() && entries[at].hash == hash) {
-          ++at;
-        }
-      }
-      begins[group.size()] = at;
-      group.Locate(shape_.stride);
-      for (std::size_t i = 0; i < group.size(); ++i) {
-        const auto same = entries.subspan(begins[i], begins[i + 1] - begins[i]);
-        Bucket& bucket = *group[i].bucket;
-        std::span<const float> gradient = gradients.values.subspan(same[0].position * dim_, dim_);
-        std::uint32_t count = gradients.counts.empty() ? 1 : gradients.counts[same[0].position];
-        if (same.size() > 1) {
-          std::ranges::copy(gradient, sum.begin());
-          for (const Entry& entry : same.subspan(1)) {
-            const float* const more = gradients.values.data() + entry.position * dim_;
-            for (std::size_t k = 0; k < dim_; ++k) {
-              sum[k] += more[k];
-            }
-            count = AddSaturated(count,
-                                 gradients.counts.empty() ? 1 : gradients.counts[entry.position]);
+    Walk walk(*this, entries, Walk::Equal::kAtOnce, shape_.stride, now);
+    const auto ahead = [&](const Entry& entry) {
+      Walk::Prefetch<0>(gradients.values.data() + entry.position * dim_, dim_ * sizeof(float));
+    };
+    while (Walk::Stop* const stop = walk.Next(ahead)) {
+      const std::span<const Entry> same = stop->entries;
+      Bucket& bucket = *stop->bucket;
+      std::span<const float> gradient = gradients.values.subspan(same[0].position * dim_, dim_);
+      std::uint32_t count = gradients.counts.empty() ? 1 : gradients.counts[same[0].position];
+      if (same.size() > 1) {
+        std::ranges::copy(gradient, sum.begin());
+        for (const Entry& entry : same.subspan(1)) {
+          const float* const more = gradients.values.data() + entry.position * dim_;
+          for (std::size_t k = 0; k < dim_; ++k) {
+            sum[k] += more[k];
           }
-          gradient = sum;
+          count =
+              AddSaturated(count, gradients.counts.empty() ? 1 : gradients.counts[entry.position]);
         }
-        // Numbers that are finite may add up to infinity.
-        if ((same.size() > 1 || spec_.not_finite == TableSpec::NotFinite::kSkipRow) &&
-            !AllFinite(gradient)) {
-          lost.Skip(group[i].id);
+        gradient = sum;
+      }
+      // Numbers that are finite may add up to infinity.
+      if ((same.size() > 1 || spec_.not_finite == TableSpec::NotFinite::kSkipRow) &&
+          !AllFinite(gradient)) {
+        lost.Skip(stop->id());
+        continue;
+      }
+      std::byte* record = walk.Record(*stop);
+      if (record == nullptr) {
+        std::uint32_t frequency = 0;
+        if (!spec_.admits_at_once() &&
+            !Admit(bucket, stop->hash, stop->id(), count, now, &frequency)) {
+          ++lost.dropped;
           continue;
         }
-        std::byte* record = group.Record(i);
+        record = Create(bucket, stop->hash, stop->id(), now);
         if (record == nullptr) {
-          std::uint32_t frequency = 0;
-          if (!spec_.admits_at_once() &&
-              !Admit(bucket, group[i].hash, group[i].id, count, now, &frequency)) {
-            ++lost.dropped;
-            continue;
-          }
-          record = Create(bucket, group[i].hash, group[i].id, now);
-          if (record == nullptr) {
-            return Full(BucketOf(group[i].id, spec_.buckets));
-          }
-          HeaderOf(record).frequency = frequency == 0 ? count : frequency;
-        } else {
-          group.Change(i);
-          HeaderOf(record).frequency = AddSaturated(HeaderOf(record).frequency, count);
+          return Full(BucketOf(stop->id(), spec_.buckets));
         }
-        RowHeader& header = HeaderOf(record);
-        Use(header, now);
-        const std::uint32_t had =
-            gradients.updates.empty() ? kNoRow : gradients.updates[same[0].position];
-        const std::uint32_t staleness = header.updates > had ? header.updates - had : 0;
-        std::span<const float> pulled;
-        if (staleness > 0 && !gradients.pulled.empty()) {
-          pulled = gradients.pulled.subspan(same[0].position * dim_, dim_);
-          pulled = AllFinite(pulled) ? pulled : std::span<const float>();
+        HeaderOf(record).frequency = frequency == 0 ? count : frequency;
+      } else {
+        walk.Change(*stop);
+        HeaderOf(record).frequency = AddSaturated(HeaderOf(record).frequency, count);
+      }
+      RowHeader& header = HeaderOf(record);
+      Use(header, now);
+      const std::uint32_t had =
+          gradients.updates.empty() ? kNoRow : gradients.updates[same[0].position];
+      const std::uint32_t staleness = header.updates > had ? header.updates - had : 0;
+      std::span<const float> pulled;
+      if (staleness > 0 && !gradients.pulled.empty()) {
+        pulled = gradients.pulled.subspan(same[0].position * dim_, dim_);
+        pulled = AllFinite(pulled) ? pulled : std::span<const float>();
+      }
+      header.updates = AddSaturated(header.updates, 1);
+      const float scale =
+          spec_.mean_of_occurrences ? gradients.scale / static_cast<float>(count) : gradients.scale;
+      if (rule.has_value()) {
+        UpdatePart part{
+            .value = Weights(record), .gradient = gradient, .slots = {}, .gradient_scale = scale};
+        for (std::size_t slot = 0; slot < slots; ++slot) {
+          part.slots[slot] = Slots(record).subspan(slot * dim_, dim_);
         }
-        header.updates = AddSaturated(header.updates, 1);
+        UpdateOnHost(*rule, part);
+      } else {
         rule_->Apply({.weights = Weights(record),
                       .slots = Slots(record),
                       .gradient = gradient,
-                      .gradient_scale = spec_.mean_of_occurrences
-                                            ? gradients.scale / static_cast<float>(count)
-                                            : gradients.scale,
+                      .gradient_scale = scale,
                       .step = gradients.step,
-                      .bias_step = spec_.bias_scope == TableSpec::BiasScope::kRow
-                                       ? std::int64_t{header.updates}
-                                   : gradients.bias_step > 0 ? gradients.bias_step
-                                                             : gradients.step,
+                      .bias_step = bias_of_row ? std::int64_t{header.updates} : bias_step,
                       .pulled = pulled,
                       .staleness = staleness});
-        ++bucket.updates;
       }
-      group.Finish(now, entries.subspan(at));
+      ++bucket.updates;
     }
   } catch (const std::bad_alloc&) {
     return ResourceExhausted("table \"" + spec_.name + "\": no memory for gradients of " +
@@ -609,43 +511,35 @@ Status RowTable::Assign(std::span<const std::uint64_t> ids, std::int64_t step,
   }
   const auto now = static_cast<std::uint32_t>(step);
   try {
-    COHORT_ASSIGN_OR_RETURN(const Entries sorted, Sort(ids, true));
-    const std::span<const Entry> entries = sorted.all;
+    COHORT_ASSIGN_OR_RETURN(const Entries sorted, Sort(ids, Equal::kTogether));
+    const std::span<Entry> entries = sorted.all;
     const auto twice = std::ranges::adjacent_find(entries, {}, &Entry::hash);
     if (twice != entries.end()) {
       return InvalidArgument("table \"" + spec_.name + "\": id " +
                              std::to_string(ids[twice->position]) + " stands twice");
     }
-    Group group(*this);
-    for (std::size_t begin = 0, end = 0; begin < entries.size(); begin = end) {
-      for (; !group.full() && end < entries.size(); ++end) {
-        const Entry& entry = entries[end];
-        group.Add(entry.hash, ids[entry.position]);
-      }
-      const auto part = entries.subspan(begin, end - begin);
-      group.Locate(shape_.stride);
-      for (std::size_t i = 0; i < part.size(); ++i) {
-        Bucket& bucket = *group[i].bucket;
-        std::byte* record = group.Record(i);
-        if (record == nullptr) {
-          const std::uint32_t candidate =
-              bucket.candidates.Find(group[i].hash, group[i].id, candidate_shape_);
-          if (candidate != RowSet::kNone) {
-            KeepAll(bucket, bucket.candidates);
-            NoteRemoved(bucket, bucket.candidates, group[i].id);
-            bucket.candidates.Remove(candidate, candidate_shape_, memory_);
-          }
-          record = Create(bucket, group[i].hash, group[i].id, now);
-        } else {
-          group.Change(i);
+    Walk walk(*this, entries, Walk::Equal::kApart, shape_.stride, now);
+    while (Walk::Stop* const stop = walk.Next([](const Entry&) {})) {
+      Bucket& bucket = *stop->bucket;
+      std::byte* record = walk.Record(*stop);
+      if (record == nullptr) {
+        const std::uint32_t candidate =
+            bucket.candidates.Find(stop->hash, stop->id(), candidate_shape_);
+        if (candidate != RowSet::kNone) {
+          KeepAll(bucket, bucket.candidates);
+          NoteRemoved(bucket, bucket.candidates, stop->id());
+          bucket.candidates.Remove(candidate, candidate_shape_, memory_);
         }
-        if (record == nullptr) {
-          return Full(BucketOf(group[i].id, spec_.buckets));
-        }
-        Use(HeaderOf(record), now);
-        std::ranges::copy(rows.subspan(part[i].position * dim_, dim_), Weights(record).begin());
+        record = Create(bucket, stop->hash, stop->id(), now);
+      } else {
+        walk.Change(*stop);
       }
-      group.Finish(now, entries.subspan(end));
+      if (record == nullptr) {
+        return Full(BucketOf(stop->id(), spec_.buckets));
+      }
+      Use(HeaderOf(record), now);
+      std::ranges::copy(rows.subspan(stop->entries[0].position * dim_, dim_),
+                        Weights(record).begin());
     }
   } catch (const std::bad_alloc&) {
     return ResourceExhausted("table \"" + spec_.name + "\": no memory for an assignment of " +

@@ -12,11 +12,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 
 #include <cohort/core/status.h>
+#include <cohort/device/update.h>
 #include <cohort/optim/optimizer.h>
 #include <cohort/optim/schedule.h>
 
@@ -65,6 +67,13 @@ class RowOptimizer {
   // Fills the slots of a new row.
   virtual void Initialize(std::span<float> slots) const = 0;
   virtual void Apply(const RowUpdate& update) const = 0;
+  // What Apply does to the elements of a row in a step, where it is that alone: for UpdateOnHost, to
+  // many rows. Nothing: it does something else, or more. bias_step 0: each row has its own, on which
+  // what Apply does may not depend then.
+  virtual std::optional<UpdateRule> RuleAt(std::int64_t /*step*/,
+                                           std::int64_t /*bias_step*/) const {
+    return std::nullopt;
+  }
   virtual std::string config() const = 0;
   // What else is done (server_side.h), for which delay_compensation asks for `pulled`, and that and
   // staleness_scaling for `staleness`. Null: nothing.
