@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <stdexcept>
 #include <string>
 #include <utility>
 
@@ -269,8 +270,19 @@ Status ChiefSaves::LoadTable(int table, FileSystem& files, const std::vector<std
   COHORT_ASSIGN_OR_RETURN(const TableSpec* const spec, FindTable(table));
   rows_->Forget();
   rows_loaded_ = rows_loaded_ || before_training;
-  return job_.Explain(ps::LoadTable(*job_.rows(), table, *spec, files, chain,
-                                    lost_ == nullptr ? nullptr : &lost_->servers, sent));
+  bool reached = false;
+  const Status status = ps::LoadTable(*job_.rows(), table, *spec, files, chain,
+                                      lost_ == nullptr ? nullptr : &lost_->servers, &reached);
+  if (reached && sent != nullptr) {
+    *sent = true;
+  }
+  if (reached && restored_.has_value()) {
+    restored_->any = true;
+    if (status.ok()) {
+      restored_->tables.insert(table);
+    }
+  }
+  return job_.Explain(status);
 }
 
 // ---- Going back ---------------------------------------------------------------------------------
@@ -298,30 +310,84 @@ Result<std::int64_t> ChiefSaves::RestoreNewest() {
         "LoadTable) are in no save, and lost [Coordinator::Save after that; restart the job, which "
         "goes on from its last save]");
   }
+  Status none;
   if (plan_.restore) {
-    const Result<std::int64_t> step = CaughtAsStatus(plan_.restore);
+    const Result<std::int64_t> step = RestoreByPlan();
     if (step.status().code() != StatusCode::kNotFound) {
       return step;
     }
+    none = step.status();
   }
-  if (!initial_.has_value() || rows_loaded_) {
+  if (!initial_.has_value()) {
+    return FailedPrecondition("the save that the job would go back to is gone" +
+                              (none.message().empty() ? "" : ": " + none.message()));
+  }
+  if (rows_loaded_) {
     return FailedPrecondition(
-        initial_.has_value()
-            ? "the rows that were loaded before training began are lost, and there "
-              "is no save of them [save while training]"
-            : "the save that the job would go back to is gone");
+        "the rows that were loaded before training began are lost, and there "
+        "is no save of them [save while training]");
   }
   std::vector<std::span<float>> slots(initial_->slots.begin(), initial_->slots.end());
   COHORT_RETURN_IF_ERROR(Assign(initial_->values, slots, initial_->step));
   return initial_->step;
 }
 
+// NotFound: the plan has no save, and the servers have been given nothing. OK: all of one.
+Result<std::int64_t> ChiefSaves::RestoreByPlan() {
+  const auto restore = [this]() -> Result<std::int64_t> {
+    try {
+      return plan_.restore();
+    } catch (const std::logic_error& error) {  // which would be thrown again
+      return FailedPrecondition(std::string("SavePlan::restore has thrown: ") + error.what());
+    }
+  };
+  restored_.emplace();
+  const Result<std::int64_t> step = CaughtAsStatus(restore);
+  const Restored given = *std::exchange(restored_, std::nullopt);
+  if (!step.ok()) {
+    return step.status().code() == StatusCode::kNotFound && given.any
+               ? FailedPrecondition(
+                     "SavePlan::restore has given the servers a part of a save, and then returned "
+                     "NotFound: " +
+                     step.status().message() + " [NotFound only where there is no save]")
+               : step.status();
+  }
+  COHORT_RETURN_IF_ERROR(CheckWhole(given, *step));
+  return *step;
+}
+
+// Servers without values would have the workers wait for them; tables without rows begin anew.
+Status ChiefSaves::CheckWhole(const Restored& given, std::int64_t step) const {
+  const std::string returned = "SavePlan::restore has returned step " + std::to_string(step);
+  if (!given.step.has_value()) {
+    return FailedPrecondition(returned + ", and given the servers no values [PushState in it]");
+  }
+  if (*given.step != step) {
+    return FailedPrecondition(returned + ", and given the servers the values of step " +
+                              std::to_string(*given.step) +
+                              " [SetStep before PushState, and return that step]");
+  }
+  for (std::size_t t = 0; t < tables_.size(); ++t) {
+    if (!given.tables.contains(static_cast<int>(t))) {
+      return FailedPrecondition(returned + ", and given the servers no rows of table \"" +
+                                tables_[t].name + "\" [LoadTable of each table in it]");
+    }
+  }
+  return {};
+}
+
 Status ChiefSaves::Assign(std::span<const float> values, std::span<const std::span<float>> slots,
                           std::int64_t step) {
   const auto version = static_cast<std::uint64_t>(step);
-  return lost_ == nullptr ? job_.client()->Assign(values, slots, version)
-                          : job_.client()->AssignTo(lost_->servers, values, slots,
-                                                    std::max(version, lost_->version));
+  const Status status = lost_ == nullptr
+                            ? job_.client()->Assign(values, slots, version)
+                            : job_.client()->AssignTo(lost_->servers, values, slots,
+                                                      std::max(version, lost_->version));
+  if (restored_.has_value()) {
+    restored_->any = true;
+    restored_->step = status.ok() ? std::optional(step) : std::nullopt;
+  }
+  return status;
 }
 
 }  // namespace cohort::ps

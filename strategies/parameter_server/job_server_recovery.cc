@@ -110,6 +110,7 @@ Status Job::Recover(const Status& error, const Restore& restore) {
   }
   Recovery recovery{.restore = restore, .begun = std::chrono::steady_clock::now()};
   std::string names = NamesOfLost();
+  const std::string failed = names + " is lost, and going back to the last save has failed";
   log_.Warning(fmt::format(
       "{} is lost, and the workers wait: {} goes on from {} when another process takes its place, "
       "within {:g} s",
@@ -141,7 +142,7 @@ Status Job::Recover(const Status& error, const Restore& restore) {
       continue;
     }
     if (!last.ok() && IsForGood(last)) {
-      return FailJob(last);
+      return FailJob(last.Annotate(failed));
     }
     if (!last.ok()) {
       log_.Warning(fmt::format("going back to the last save has failed, {} of {} times: {}",
@@ -160,8 +161,7 @@ Status Job::Recover(const Status& error, const Restore& restore) {
     ReportRecovery(recovery);
     return {};
   }
-  return FailJob({last.code(), fmt::format("going back to the last save has failed {} times: {}",
-                                           kMostRollBacks, last.message())});
+  return FailJob(last.Annotate(fmt::format("{} {} times", failed, kMostRollBacks)));
 }
 
 Status Job::PauseRecovery(milliseconds pause) const {

@@ -50,8 +50,12 @@ struct SavePlan {
   // Everything before this batch of this epoch is in the parameters, and nothing after.
   std::function<Status(std::int64_t epoch, std::int64_t batch)> save;
   // The way back to the newest whole save, when a server was lost: its values, slots and rows to
-  // the servers (LoadTable, SetStep, PushState). Its step; NotFound where there is none. Without
-  // it, or a save, a job goes back to where it began.
+  // the servers (LoadTable of every table, SetStep, PushState). Its step; NotFound where there is
+  // none, and nothing has been given to the servers. Without it, or a save, a job goes back to
+  // where it began. Any other error, also one that is thrown, ends the job, on every process with
+  // its code and text; what may pass (Unavailable, DeadlineExceeded, ResourceExhausted, Unknown,
+  // Internal, an exception that is no std::logic_error) when it has been called 10 times, within
+  // half a minute and what the calls take. So does what is not all of a save: FailedPrecondition.
   std::function<Result<std::int64_t>()> restore;
   // When it turns true the job is saved and ended, see StopWork, where the chief does not train.
   const std::atomic<bool>* stop = nullptr;
