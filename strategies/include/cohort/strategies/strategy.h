@@ -182,7 +182,9 @@ class Strategy {
   virtual Status PushState() { return {}; }
   // The rows of a table of the bound parameters, into a file and back, on the chief: replaces the
   // file whole or not at all; replaces the rows. Where a file comes from does not matter: it can be
-  // read under other strategies, and by any number of servers.
+  // read under other strategies, and by any number of servers. DataLoss names the table and the
+  // file that is damaged. After an error of LoadTable some of the rows may be the file's: load a
+  // whole one before training goes on.
   virtual Status SaveTable(int table, FileSystem& files, const std::string& path);
   // `chain`: the file of SaveTable, and those of SaveTableChanges behind it, in order.
   virtual Status LoadTable(int table, FileSystem& files, const std::vector<std::string>& chain);
