@@ -39,15 +39,14 @@ void ChiefSaves::SetPlan(SavePlan plan) {
 // ---- Saving -------------------------------------------------------------------------------------
 
 void ChiefSaves::CountFromHere() {
-  saved_ = job_.coordinator()->advance();
+  saved_ = job_.scheduler()->advance();
   ExpectNext();
 }
 
 void ChiefSaves::ExpectNext() {
-  if (job_.coordinator() != nullptr) {
+  if (job_.scheduler() != nullptr) {
     const bool due = plan_.save && plan_.every_steps > 0;
-    job_.coordinator()->CutDue(due ? std::optional(saved_.steps + plan_.every_steps)
-                                   : std::nullopt);
+    job_.scheduler()->CutDue(due ? std::optional(saved_.steps + plan_.every_steps) : std::nullopt);
   }
 }
 
@@ -55,14 +54,14 @@ Status ChiefSaves::SaveIfDue() {
   if (!plan_.save) {
     return {};
   }
-  const Coordinator::Advance now = job_.coordinator()->advance();
+  const Scheduler::Advance now = job_.scheduler()->advance();
   const bool steps = plan_.every_steps > 0 && now.steps - saved_.steps >= plan_.every_steps;
   const bool epochs = plan_.every_epochs > 0 && now.epochs - saved_.epochs >= plan_.every_epochs;
   if (!steps && !epochs) {
     return {};
   }
   std::optional<Frozen> frozen;
-  const auto freeze = [this, &frozen](const Coordinator::Cut& cut) -> Status {
+  const auto freeze = [this, &frozen](const Scheduler::Cut& cut) -> Status {
     COHORT_ASSIGN_OR_RETURN(frozen, TryFreeze(cut, kPutOff));
     return {};
   };
@@ -124,16 +123,16 @@ Status ChiefSaves::SaveCalls(const std::function<Status(std::int64_t calls)>& sa
 
 // The servers keep what they have at a point between two updates; the rest is done while the
 // workers go on.
-Result<ChiefSaves::Frozen> ChiefSaves::Freeze(const Coordinator::Cut& cut) {
+Result<ChiefSaves::Frozen> ChiefSaves::Freeze(const Scheduler::Cut& cut) {
   COHORT_RETURN_IF_ERROR(hooks_.finish_last_round());
   const Result<std::uint64_t> version = job_.client()->Freeze(++snapshots_);
   COHORT_RETURN_IF_ERROR(job_.Explain(version.status()));
   frozen_step_ = static_cast<std::int64_t>(*version);
   CountFromHere();
-  return Frozen{.cut = cut, .course = job_.coordinator()->CourseAt(frozen_step_)};
+  return Frozen{.cut = cut, .course = job_.scheduler()->CourseAt(frozen_step_)};
 }
 
-Result<std::optional<ChiefSaves::Frozen>> ChiefSaves::TryFreeze(const Coordinator::Cut& cut,
+Result<std::optional<ChiefSaves::Frozen>> ChiefSaves::TryFreeze(const Scheduler::Cut& cut,
                                                                 const std::string& what) {
   Result<Frozen> frozen = Freeze(cut);
   if (frozen.ok()) {
@@ -156,7 +155,7 @@ Status ChiefSaves::Thaw() {
 }
 
 Status ChiefSaves::Save(Frozen frozen) {
-  const Coordinator::Cut cut = frozen.cut;
+  const Scheduler::Cut cut = frozen.cut;
   std::optional<Status> outcome;
   COHORT_RETURN_IF_ERROR(Write(
       std::move(frozen), [&] { return plan_.save(cut.epoch.epoch, cut.batch); }, &outcome));
@@ -174,8 +173,7 @@ Status ChiefSaves::Save(Frozen frozen) {
 Status ChiefSaves::Write(Frozen frozen, const std::function<Status()>& save,
                          std::optional<Status>* outcome) {
   // Before the save has its name.
-  Status saved =
-      plan_.restore ? job_.coordinator()->Remember(std::move(frozen.course)) : OkStatus();
+  Status saved = plan_.restore ? job_.scheduler()->Remember(std::move(frozen.course)) : OkStatus();
   if (saved.code() == StatusCode::kAborted) {
     return saved;  // another chief has taken this one's place
   }
@@ -220,13 +218,12 @@ Status ChiefSaves::ForgetFailed() {
     return {};
   }
   // In the journal the way back to no save does no harm, and is gone when it is written next.
-  const Status forgotten = job_.coordinator()->Forget(frozen_step_);
+  const Status forgotten = job_.scheduler()->Forget(frozen_step_);
   return forgotten.code() == StatusCode::kAborted ? forgotten : OkStatus();
 }
 
 Status ChiefSaves::Remember(std::int64_t step) {
-  return plan_.restore ? job_.coordinator()->Remember(job_.coordinator()->CourseAt(step))
-                       : OkStatus();
+  return plan_.restore ? job_.scheduler()->Remember(job_.scheduler()->CourseAt(step)) : OkStatus();
 }
 
 std::optional<std::int64_t> ChiefSaves::rows_saved_at() const {

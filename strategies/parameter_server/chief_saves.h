@@ -31,8 +31,8 @@
 #include <cohort/optim/table_spec.h>
 #include <cohort/strategies/strategy.h>
 
-#include "parameter_server/chief/coordinator.h"
 #include "parameter_server/chief/course.h"
+#include "parameter_server/chief/scheduler.h"
 #include "parameter_server/job.h"
 #include "parameter_server/remote_rows.h"
 
@@ -63,13 +63,13 @@ class ChiefSaves {
   Status SaveIfDue();
   // A point between two updates, of which the servers keep what they had.
   struct Frozen {
-    Coordinator::Cut cut;
+    Scheduler::Cut cut;
     Course course;
   };
-  Result<Frozen> Freeze(const Coordinator::Cut& cut);
+  Result<Frozen> Freeze(const Scheduler::Cut& cut);
   // The same; nullopt where it failed otherwise than by a lost process: counted, and warned of, as
   // `what` (of the job) that follows from it. The next save is as far from here as the plan says.
-  Result<std::optional<Frozen>> TryFreeze(const Coordinator::Cut& cut, const std::string& what);
+  Result<std::optional<Frozen>> TryFreeze(const Scheduler::Cut& cut, const std::string& what);
   // Carries out the plan for the last Freeze, which is over then. OK also where the save failed; an
   // error where a server, or this chief's place, is lost.
   Status Save(Frozen frozen);
@@ -142,7 +142,7 @@ class ChiefSaves {
   RemoteRows* rows_ = nullptr;
 
   SavePlan plan_;                 // in the chief
-  Coordinator::Advance saved_;    // when plan_ was carried out last
+  Scheduler::Advance saved_;      // when plan_ was carried out last
   std::uint64_t snapshots_ = 0;   // so far; the number of the last one
   std::int64_t frozen_step_ = 0;  // of the last snapshot
   std::int64_t saved_step_ = -1;  // of the last one that was saved

@@ -81,7 +81,7 @@ class ChiefSavesTest : public ::testing::Test {
     OrThrow(client.Declare());
     OrThrow(client.Begin({}).status());
     OrThrow(client.Assign(std::vector<float>(3), {}, 0));
-    OrThrow(chief_->coordinator()->Open(0, 0));
+    OrThrow(chief_->scheduler()->Open(0, 0));
     std::vector<std::string> addresses;
     for (std::promise<int>& port : ports_) {
       addresses.push_back("127.0.0.1:" + std::to_string(port.get_future().get()));
