@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <stdexcept>
 #include <string>
 #include <utility>
 
@@ -38,15 +39,14 @@ void ChiefSaves::SetPlan(SavePlan plan) {
 // ---- Saving -------------------------------------------------------------------------------------
 
 void ChiefSaves::CountFromHere() {
-  saved_ = job_.coordinator()->advance();
+  saved_ = job_.scheduler()->advance();
   ExpectNext();
 }
 
 void ChiefSaves::ExpectNext() {
-  if (job_.coordinator() != nullptr) {
+  if (job_.scheduler() != nullptr) {
     const bool due = plan_.save && plan_.every_steps > 0;
-    job_.coordinator()->CutDue(due ? std::optional(saved_.steps + plan_.every_steps)
-                                   : std::nullopt);
+    job_.scheduler()->CutDue(due ? std::optional(saved_.steps + plan_.every_steps) : std::nullopt);
   }
 }
 
@@ -54,14 +54,14 @@ Status ChiefSaves::SaveIfDue() {
   if (!plan_.save) {
     return {};
   }
-  const Coordinator::Advance now = job_.coordinator()->advance();
+  const Scheduler::Advance now = job_.scheduler()->advance();
   const bool steps = plan_.every_steps > 0 && now.steps - saved_.steps >= plan_.every_steps;
   const bool epochs = plan_.every_epochs > 0 && now.epochs - saved_.epochs >= plan_.every_epochs;
   if (!steps && !epochs) {
     return {};
   }
   std::optional<Frozen> frozen;
-  const auto freeze = [this, &frozen](const Coordinator::Cut& cut) -> Status {
+  const auto freeze = [this, &frozen](const Scheduler::Cut& cut) -> Status {
     COHORT_ASSIGN_OR_RETURN(frozen, TryFreeze(cut, kPutOff));
     return {};
   };
@@ -123,16 +123,16 @@ Status ChiefSaves::SaveCalls(const std::function<Status(std::int64_t calls)>& sa
 
 // The servers keep what they have at a point between two updates; the rest is done while the
 // workers go on.
-Result<ChiefSaves::Frozen> ChiefSaves::Freeze(const Coordinator::Cut& cut) {
+Result<ChiefSaves::Frozen> ChiefSaves::Freeze(const Scheduler::Cut& cut) {
   COHORT_RETURN_IF_ERROR(hooks_.finish_last_round());
   const Result<std::uint64_t> version = job_.client()->Freeze(++snapshots_);
   COHORT_RETURN_IF_ERROR(job_.Explain(version.status()));
   frozen_step_ = static_cast<std::int64_t>(*version);
   CountFromHere();
-  return Frozen{.cut = cut, .course = job_.coordinator()->CourseAt(frozen_step_)};
+  return Frozen{.cut = cut, .course = job_.scheduler()->CourseAt(frozen_step_)};
 }
 
-Result<std::optional<ChiefSaves::Frozen>> ChiefSaves::TryFreeze(const Coordinator::Cut& cut,
+Result<std::optional<ChiefSaves::Frozen>> ChiefSaves::TryFreeze(const Scheduler::Cut& cut,
                                                                 const std::string& what) {
   Result<Frozen> frozen = Freeze(cut);
   if (frozen.ok()) {
@@ -155,7 +155,7 @@ Status ChiefSaves::Thaw() {
 }
 
 Status ChiefSaves::Save(Frozen frozen) {
-  const Coordinator::Cut cut = frozen.cut;
+  const Scheduler::Cut cut = frozen.cut;
   std::optional<Status> outcome;
   COHORT_RETURN_IF_ERROR(Write(
       std::move(frozen), [&] { return plan_.save(cut.epoch.epoch, cut.batch); }, &outcome));
@@ -173,8 +173,7 @@ Status ChiefSaves::Save(Frozen frozen) {
 Status ChiefSaves::Write(Frozen frozen, const std::function<Status()>& save,
                          std::optional<Status>* outcome) {
   // Before the save has its name.
-  Status saved =
-      plan_.restore ? job_.coordinator()->Remember(std::move(frozen.course)) : OkStatus();
+  Status saved = plan_.restore ? job_.scheduler()->Remember(std::move(frozen.course)) : OkStatus();
   if (saved.code() == StatusCode::kAborted) {
     return saved;  // another chief has taken this one's place
   }
@@ -219,13 +218,12 @@ Status ChiefSaves::ForgetFailed() {
     return {};
   }
   // In the journal the way back to no save does no harm, and is gone when it is written next.
-  const Status forgotten = job_.coordinator()->Forget(frozen_step_);
+  const Status forgotten = job_.scheduler()->Forget(frozen_step_);
   return forgotten.code() == StatusCode::kAborted ? forgotten : OkStatus();
 }
 
 Status ChiefSaves::Remember(std::int64_t step) {
-  return plan_.restore ? job_.coordinator()->Remember(job_.coordinator()->CourseAt(step))
-                       : OkStatus();
+  return plan_.restore ? job_.scheduler()->Remember(job_.scheduler()->CourseAt(step)) : OkStatus();
 }
 
 std::optional<std::int64_t> ChiefSaves::rows_saved_at() const {
@@ -269,8 +267,19 @@ Status ChiefSaves::LoadTable(int table, FileSystem& files, const std::vector<std
   COHORT_ASSIGN_OR_RETURN(const TableSpec* const spec, FindTable(table));
   rows_->Forget();
   rows_loaded_ = rows_loaded_ || before_training;
-  return job_.Explain(ps::LoadTable(*job_.rows(), table, *spec, files, chain,
-                                    lost_ == nullptr ? nullptr : &lost_->servers, sent));
+  bool reached = false;
+  const Status status = ps::LoadTable(*job_.rows(), table, *spec, files, chain,
+                                      lost_ == nullptr ? nullptr : &lost_->servers, &reached);
+  if (reached && sent != nullptr) {
+    *sent = true;
+  }
+  if (reached && restored_.has_value()) {
+    restored_->any = true;
+    if (status.ok()) {
+      restored_->tables.insert(table);
+    }
+  }
+  return job_.Explain(status);
 }
 
 // ---- Going back ---------------------------------------------------------------------------------
@@ -298,30 +307,84 @@ Result<std::int64_t> ChiefSaves::RestoreNewest() {
         "LoadTable) are in no save, and lost [Coordinator::Save after that; restart the job, which "
         "goes on from its last save]");
   }
+  Status none;
   if (plan_.restore) {
-    const Result<std::int64_t> step = CaughtAsStatus(plan_.restore);
+    const Result<std::int64_t> step = RestoreByPlan();
     if (step.status().code() != StatusCode::kNotFound) {
       return step;
     }
+    none = step.status();
   }
-  if (!initial_.has_value() || rows_loaded_) {
+  if (!initial_.has_value()) {
+    return FailedPrecondition("the save that the job would go back to is gone" +
+                              (none.message().empty() ? "" : ": " + none.message()));
+  }
+  if (rows_loaded_) {
     return FailedPrecondition(
-        initial_.has_value()
-            ? "the rows that were loaded before training began are lost, and there "
-              "is no save of them [save while training]"
-            : "the save that the job would go back to is gone");
+        "the rows that were loaded before training began are lost, and there "
+        "is no save of them [save while training]");
   }
   std::vector<std::span<float>> slots(initial_->slots.begin(), initial_->slots.end());
   COHORT_RETURN_IF_ERROR(Assign(initial_->values, slots, initial_->step));
   return initial_->step;
 }
 
+// NotFound: the plan has no save, and the servers have been given nothing. OK: all of one.
+Result<std::int64_t> ChiefSaves::RestoreByPlan() {
+  const auto restore = [this]() -> Result<std::int64_t> {
+    try {
+      return plan_.restore();
+    } catch (const std::logic_error& error) {  // which would be thrown again
+      return FailedPrecondition(std::string("SavePlan::restore has thrown: ") + error.what());
+    }
+  };
+  restored_.emplace();
+  const Result<std::int64_t> step = CaughtAsStatus(restore);
+  const Restored given = *std::exchange(restored_, std::nullopt);
+  if (!step.ok()) {
+    return step.status().code() == StatusCode::kNotFound && given.any
+               ? FailedPrecondition(
+                     "SavePlan::restore has given the servers a part of a save, and then returned "
+                     "NotFound: " +
+                     step.status().message() + " [NotFound only where there is no save]")
+               : step.status();
+  }
+  COHORT_RETURN_IF_ERROR(CheckWhole(given, *step));
+  return *step;
+}
+
+// Servers without values would have the workers wait for them; tables without rows begin anew.
+Status ChiefSaves::CheckWhole(const Restored& given, std::int64_t step) const {
+  const std::string returned = "SavePlan::restore has returned step " + std::to_string(step);
+  if (!given.step.has_value()) {
+    return FailedPrecondition(returned + ", and given the servers no values [PushState in it]");
+  }
+  if (*given.step != step) {
+    return FailedPrecondition(returned + ", and given the servers the values of step " +
+                              std::to_string(*given.step) +
+                              " [SetStep before PushState, and return that step]");
+  }
+  for (std::size_t t = 0; t < tables_.size(); ++t) {
+    if (!given.tables.contains(static_cast<int>(t))) {
+      return FailedPrecondition(returned + ", and given the servers no rows of table \"" +
+                                tables_[t].name + "\" [LoadTable of each table in it]");
+    }
+  }
+  return {};
+}
+
 Status ChiefSaves::Assign(std::span<const float> values, std::span<const std::span<float>> slots,
                           std::int64_t step) {
   const auto version = static_cast<std::uint64_t>(step);
-  return lost_ == nullptr ? job_.client()->Assign(values, slots, version)
-                          : job_.client()->AssignTo(lost_->servers, values, slots,
-                                                    std::max(version, lost_->version));
+  const Status status = lost_ == nullptr
+                            ? job_.client()->Assign(values, slots, version)
+                            : job_.client()->AssignTo(lost_->servers, values, slots,
+                                                      std::max(version, lost_->version));
+  if (restored_.has_value()) {
+    restored_->any = true;
+    restored_->step = status.ok() ? std::optional(step) : std::nullopt;
+  }
+  return status;
 }
 
 }  // namespace cohort::ps

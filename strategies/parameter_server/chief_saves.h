@@ -18,6 +18,7 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <utility>
@@ -30,8 +31,8 @@
 #include <cohort/optim/table_spec.h>
 #include <cohort/strategies/strategy.h>
 
-#include "parameter_server/chief/coordinator.h"
 #include "parameter_server/chief/course.h"
+#include "parameter_server/chief/scheduler.h"
 #include "parameter_server/job.h"
 #include "parameter_server/remote_rows.h"
 
@@ -62,13 +63,13 @@ class ChiefSaves {
   Status SaveIfDue();
   // A point between two updates, of which the servers keep what they had.
   struct Frozen {
-    Coordinator::Cut cut;
+    Scheduler::Cut cut;
     Course course;
   };
-  Result<Frozen> Freeze(const Coordinator::Cut& cut);
+  Result<Frozen> Freeze(const Scheduler::Cut& cut);
   // The same; nullopt where it failed otherwise than by a lost process: counted, and warned of, as
   // `what` (of the job) that follows from it. The next save is as far from here as the plan says.
-  Result<std::optional<Frozen>> TryFreeze(const Coordinator::Cut& cut, const std::string& what);
+  Result<std::optional<Frozen>> TryFreeze(const Scheduler::Cut& cut, const std::string& what);
   // Carries out the plan for the last Freeze, which is over then. OK also where the save failed; an
   // error where a server, or this chief's place, is lost.
   Status Save(Frozen frozen);
@@ -108,7 +109,9 @@ class ChiefSaves {
   void BeginWith(std::span<const float> values, std::span<const std::span<float>> slots,
                  std::int64_t step);
   // Has all servers, or `only` those, go back to the newest save, or to what training began with;
-  // its step.
+  // its step. After an error they may have a part of it: nobody is to go on with that. It is what
+  // the plan's `restore` has returned or thrown, or FailedPrecondition where that has not given the
+  // servers all of a save: values of the step that it returns, and every table's rows.
   Result<std::int64_t> Restore(const Job::Lost* only);
   // To all servers; within Restore to those that are being restored, at the step of the others.
   Status Assign(std::span<const float> values, std::span<const std::span<float>> slots,
@@ -117,7 +120,15 @@ class ChiefSaves {
  private:
   void ExpectNext();
   Result<const TableSpec*> FindTable(int table) const;
+  // What the plan's `restore` has given the servers so far.
+  struct Restored {
+    bool any = false;                  // also where that has failed
+    std::optional<std::int64_t> step;  // of the values
+    std::set<int> tables;              // whose rows
+  };
   Result<std::int64_t> RestoreNewest();
+  Result<std::int64_t> RestoreByPlan();
+  Status CheckWhole(const Restored& given, std::int64_t step) const;
   void CountPause(std::chrono::steady_clock::time_point begun);
   Status Write(Frozen frozen, const std::function<Status()>& save, std::optional<Status>* outcome);
   void CountWhole();
@@ -131,7 +142,7 @@ class ChiefSaves {
   RemoteRows* rows_ = nullptr;
 
   SavePlan plan_;                 // in the chief
-  Coordinator::Advance saved_;    // when plan_ was carried out last
+  Scheduler::Advance saved_;      // when plan_ was carried out last
   std::uint64_t snapshots_ = 0;   // so far; the number of the last one
   std::int64_t frozen_step_ = 0;  // of the last snapshot
   std::int64_t saved_step_ = -1;  // of the last one that was saved
@@ -146,7 +157,8 @@ class ChiefSaves {
   std::optional<SavedRows> saved_rows_;
   std::size_t written_tables_ = 0;  // of the save that is being carried out
 
-  const Job::Lost* lost_ = nullptr;  // what is being restored, where that is not all
+  const Job::Lost* lost_ = nullptr;   // what is being restored, where that is not all
+  std::optional<Restored> restored_;  // while the plan's `restore` runs
   // In the chief until the first save.
   struct Initial {
     std::vector<float> values;

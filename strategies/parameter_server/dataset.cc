@@ -170,8 +170,8 @@ class SplitDataset final : public DistributedDataset {
       COHORT_RETURN_IF_ERROR(feed_.save({.dataset = number_, .epoch = split_.epoch}, finished_));
     }
     COHORT_ASSIGN_OR_RETURN(const auto split,
-                            feed_.coordinator()->NextSplit({.dataset = number_, .epoch = epoch_},
-                                                           first_batch_, finished_, leaves));
+                            feed_.scheduler()->NextSplit({.dataset = number_, .epoch = epoch_},
+                                                         first_batch_, finished_, leaves));
     finished_ = {};
     if (!split.has_value()) {
       COHORT_RETURN_IF_ERROR(feed_.end());
@@ -188,8 +188,8 @@ class SplitDataset final : public DistributedDataset {
   std::int64_t first_batch_ = 0;
   std::int64_t index_ = 0;
   int roll_backs_ = 0;
-  CoordinatorClient::EpochSplit split_;
-  FinishedSplit finished_;  // until the coordinator has been told
+  SchedulerClient::EpochSplit split_;
+  FinishedSplit finished_;  // until the scheduler has been told
   Reader reader_{feed_, number_};
 };
 
@@ -229,7 +229,7 @@ class RoundDataset final : public DistributedDataset {
     }
     COHORT_ASSIGN_OR_RETURN(
         const std::optional<RoundPart> part,
-        feed_.coordinator()->JoinRound({.dataset = number_, .epoch = epoch_}, first_batch_));
+        feed_.scheduler()->JoinRound({.dataset = number_, .epoch = epoch_}, first_batch_));
     if (!part.has_value()) {
       reader_.Close();
       COHORT_RETURN_IF_ERROR(feed_.end());

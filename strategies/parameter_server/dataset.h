@@ -10,7 +10,7 @@
 #include <cohort/data/dataset.h>
 #include <cohort/strategies/strategy.h>
 
-#include "parameter_server/chief/coordinator_service.h"
+#include "parameter_server/chief/scheduler_service.h"
 
 namespace cohort::ps {
 
@@ -22,7 +22,7 @@ struct NumberedBatch {
 
 // What a data set for workers needs of the strategy; outlives the data set.
 struct Feed {
-  std::function<CoordinatorClient*()> coordinator;
+  std::function<SchedulerClient*()> scheduler;
   std::function<Status()> begin;  // an epoch begins
   std::function<Status()> idle;   // between two splits
   // In a process that trains and hands out: between two splits or rounds, after the last one was
@@ -42,7 +42,7 @@ struct Feed {
   data::AllocateBytes allocate;     // where batches are decoded to: IterateOptions
 };
 
-// Splits: whole batches, as the coordinator hands them out.
+// Splits: whole batches, as the scheduler hands them out.
 std::unique_ptr<DistributedDataset> MakeSplitDataset(const data::Dataset& dataset, int number,
                                                      Feed feed);
 // Rounds: this worker's part of each batch that it takes part in.
@@ -54,7 +54,7 @@ std::unique_ptr<DistributedDataset> MakeWholeDataset(const data::Dataset& datase
                                                      data::AllocateBytes allocate);
 std::unique_ptr<DistributedDataset> MakeEmptyDataset();
 
-// What the coordinator must know of it, and what processes compare.
+// What the scheduler must know of it, and what processes compare.
 DatasetInfo InfoOf(const data::Dataset& dataset);
 
 }  // namespace cohort::ps

@@ -26,7 +26,7 @@ constexpr char kInitialisedKey[] = "parameter_server/initialised";
 Job::~Job() {
   watch_.reset();
   coordination_.reset();
-  coordinator_server_.reset();
+  scheduler_server_.reset();
   coordination_server_.reset();
   StopRetirements();
 }
@@ -102,8 +102,8 @@ void Job::MakeClients(std::uint64_t epoch, bool servers_stand) {
     const RowClient::Residuals left = row_client_->residuals();
     dropped_residuals_ += left.dropped + left.rows;
   }
-  if (coordinator_client_ != nullptr) {
-    coordinator_client_->SetEpoch(epoch);
+  if (scheduler_client_ != nullptr) {
+    scheduler_client_->SetEpoch(epoch);
   }
   const std::lock_guard lock(failure_mutex_);
   epoch_ = epoch;
@@ -184,11 +184,11 @@ void Job::Fail(const Status& why) {
     failure_ = why;
   }
   AbortClients(why);
-  if (coordinator_client_ != nullptr) {
-    coordinator_client_->Abort(why);
+  if (scheduler_client_ != nullptr) {
+    scheduler_client_->Abort(why);
   }
-  if (coordinator_ != nullptr) {
-    coordinator_->Fail(why);
+  if (scheduler_ != nullptr) {
+    scheduler_->Fail(why);
   }
   view_changed_.notify_all();
 }
@@ -246,7 +246,7 @@ Status Job::Broadcast(std::span<std::byte> bytes) {
 
 Status Job::OpenDataset(int dataset, const DatasetInfo& info) {
   for (;;) {
-    const Status status = Explain(coordinator_client_->OpenDataset(dataset, info));
+    const Status status = Explain(scheduler_client_->OpenDataset(dataset, info));
     if (status.ok() || is_chief() || !chief_may_be_lost()) {
       return status;
     }
@@ -255,7 +255,7 @@ Status Job::OpenDataset(int dataset, const DatasetInfo& info) {
 }
 
 void Job::Acknowledge(const EpochKey& epoch, const FinishedSplit& finished) {
-  coordinator_->Acknowledge(
+  scheduler_->Acknowledge(
       {.task = config_.task, .incarnation = coordination_->incarnation(), .epoch = epoch_}, epoch,
       finished);
 }
@@ -301,7 +301,7 @@ Status Job::ServeVariables() {
 
 Status Job::Coordinate(const std::function<Status()>& look) {
   for (;;) {
-    COHORT_ASSIGN_OR_RETURN(const bool over, coordinator_->WaitOver(kLook));
+    COHORT_ASSIGN_OR_RETURN(const bool over, scheduler_->WaitOver(kLook));
     if (over) {
       return {};
     }
@@ -312,24 +312,24 @@ Status Job::Coordinate(const std::function<Status()>& look) {
   }
 }
 
-Status Job::BetweenUpdates(const std::function<Status(const Coordinator::Cut& cut)>& fn,
+Status Job::BetweenUpdates(const std::function<Status(const Scheduler::Cut& cut)>& fn,
                            const std::function<void(const std::string& why)>& late) {
   // A process that trains as well must not wait for work that may be left to itself: what a lost
   // worker held, or a part of the round. The next step is as good a place to save.
   const bool trains = config_.task.type != TaskType::kChief;
   const auto begun = std::chrono::steady_clock::now();
   const Deadline patience = begun + 2 * heartbeat_timeout_;
-  const Deadline give_up = std::max(patience, begun + 2 * coordinator_->longest_piece());
+  const Deadline give_up = std::max(patience, begun + 2 * scheduler_->longest_piece());
   const auto left_to_itself = [&] {
-    return (trains && (coordinator_->WorkIsBack() ||
+    return (trains && (scheduler_->WorkIsBack() ||
                        (backup_workers_ > 0 && std::chrono::steady_clock::now() >= patience))) ||
-           (coordinator_->WorkIsBack() && coordinator_->WorkersHaveLeft());
+           (scheduler_->WorkIsBack() && scheduler_->WorkersHaveLeft());
   };
   if (left_to_itself()) {
     return {};
   }
   for (;;) {
-    Result<std::optional<Coordinator::Cut>> cut = coordinator_->BeginCut(kLook);
+    Result<std::optional<Scheduler::Cut>> cut = scheduler_->BeginCut(kLook);
     Status status = cut.status();
     bool again = false;
     if (status.ok() && cut->has_value() && RetirementsTold()) {
@@ -341,7 +341,7 @@ Status Job::BetweenUpdates(const std::function<Status(const Coordinator::Cut& cu
         again = false;
         late(fmt::format(
             "{} for {:.1f} s",
-            cut->has_value() ? "servers do not answer" : coordinator_->AtWork() + " was waited for",
+            cut->has_value() ? "servers do not answer" : scheduler_->AtWork() + " was waited for",
             SecondsSince(begun)));
       }
       if (again && cut->has_value()) {
@@ -349,7 +349,7 @@ Status Job::BetweenUpdates(const std::function<Status(const Coordinator::Cut& cu
       }
     }
     if (!again) {
-      coordinator_->EndCut();
+      scheduler_->EndCut();
       return status;
     }
   }
@@ -358,12 +358,12 @@ Status Job::BetweenUpdates(const std::function<Status(const Coordinator::Cut& cu
 Result<bool> Job::BetweenCalls(const std::function<void(std::int64_t calls)>& fn,
                                Deadline deadline) {
   COHORT_ASSIGN_OR_RETURN(const std::optional<std::int64_t> calls,
-                          coordinator_->BeginCallCut(deadline));
+                          scheduler_->BeginCallCut(deadline));
   if (!calls.has_value()) {
     return false;
   }
   Status status = coordination_->failure();
-  while (status.ok() && !RetirementsTold() && !coordinator_->recovering()) {
+  while (status.ok() && !RetirementsTold() && !scheduler_->recovering()) {
     if (std::chrono::steady_clock::now() >= deadline) {
       status = DeadlineExceeded(
           "Save at its deadline: servers do not answer that are told of a worker that is gone");
@@ -372,11 +372,11 @@ Result<bool> Job::BetweenCalls(const std::function<void(std::int64_t calls)>& fn
       status = coordination_->failure();
     }
   }
-  const bool there = !coordinator_->recovering();
+  const bool there = !scheduler_->recovering();
   if (status.ok() && there) {
     fn(*calls);
   }
-  coordinator_->EndCallCut();
+  scheduler_->EndCallCut();
   COHORT_RETURN_IF_ERROR(status);
   return there;
 }
@@ -385,13 +385,13 @@ Status Job::Done() {
   if (left_ || coordination_ == nullptr) {
     return {};
   }
-  if (coordinator_client_ == nullptr) {
+  if (scheduler_client_ == nullptr) {
     return coordination_->failure();
   }
   for (;;) {
     Status status = coordination_->failure();
     if (status.ok()) {
-      status = Explain(coordinator_client_->Done());
+      status = Explain(scheduler_client_->Done());
     }
     if (status.ok() || is_chief() || !chief_may_be_lost()) {
       return status;

@@ -1,7 +1,7 @@
 // Job: a process's place in a parameter-server job: the services it runs, the ones it knows, and
 // what becomes of the others.
 //
-// A server process listens for frames, the chief runs the coordination service and the coordinator;
+// A server process listens for frames, the chief runs the coordination service and the scheduler;
 // every process joins coordination, where servers publish their addresses. A failure of the job
 // aborts the calls of this process's clients.
 //
@@ -38,8 +38,8 @@
 #include <cohort/rpc/coordination.h>
 #include <cohort/strategies/strategy.h>
 
-#include "parameter_server/chief/coordinator.h"
-#include "parameter_server/chief/coordinator_service.h"
+#include "parameter_server/chief/scheduler.h"
+#include "parameter_server/chief/scheduler_service.h"
 #include "parameter_server/chief/server_roll.h"
 #include "parameter_server/rows/row_client.h"
 #include "parameter_server/server.h"
@@ -81,10 +81,10 @@ class Job {
   bool trains() const { return config_.task.type == TaskType::kWorker; }
   int rank() const;  // among the workers
 
-  Coordinator* coordinator() { return coordinator_.get(); }  // in the chief
-  const Coordinator* coordinator() const { return coordinator_.get(); }
+  Scheduler* scheduler() { return scheduler_.get(); }  // in the chief
+  const Scheduler* scheduler() const { return scheduler_.get(); }
   // In a worker; another one after Rejoin.
-  CoordinatorClient* coordinator_client() { return coordinator_client_.get(); }
+  SchedulerClient* scheduler_client() { return scheduler_client_.get(); }
   Server* server() { return server_.get(); }  // in a server
 
   // A client of all servers, not in a server itself. The job owns it, until Recover or Rejoin.
@@ -112,12 +112,12 @@ class Job {
   // wait for this process itself: to be asked again after its next step. Where a worker does not
   // come to the end of what it is at, or servers cannot be told of one that is gone, others wait
   // for that no longer than is usual: `late` instead of fn.
-  Status BetweenUpdates(const std::function<Status(const Coordinator::Cut& cut)>& fn,
+  Status BetweenUpdates(const std::function<Status(const Scheduler::Cut& cut)>& fn,
                         const std::function<void(const std::string& why)>& late);
 
   // In the chief of a job that calls functions: fn, when all that was begun of them is over, before
   // anything else is; so many `calls` are. False, and not fn: a server is lost. Else what ended the
-  // wait, as Coordinator::BeginCallCut has it; DeadlineExceeded also where servers cannot be told
+  // wait, as Scheduler::BeginCallCut has it; DeadlineExceeded also where servers cannot be told
   // of a worker that is gone.
   Result<bool> BetweenCalls(const std::function<void(std::int64_t calls)>& fn, Deadline deadline);
 
@@ -170,7 +170,7 @@ class Job {
   // Leaves in order. A worker may at any time; the chief ends the servers. After an error it may be
   // called again, and does what is left to do.
   Status Leave();
-  // Coordinator::Acknowledge, of this process's split.
+  // Scheduler::Acknowledge, of this process's split.
   void Acknowledge(const EpochKey& epoch, const FinishedSplit& finished);
 
  private:
@@ -190,7 +190,7 @@ class Job {
   Status BeginJournal();
   Status AwaitWorkers(const std::map<TaskId, JournalState::End>& ended);
   void ExcuseAbsent();
-  Status FindCoordinator();
+  Status FindScheduler();
   Status AwaitView(Deadline deadline, std::uint64_t least);
   Result<std::string> AddressOf(int server, std::uint64_t* incarnation);
 
@@ -276,9 +276,9 @@ class Job {
 
   // Services of this process; the state before what serves it.
   std::unique_ptr<Journal> journal_;  // in a chief that may be lost
-  std::unique_ptr<Coordinator> coordinator_;
+  std::unique_ptr<Scheduler> scheduler_;
   std::unique_ptr<CoordinationServer> coordination_server_;
-  std::unique_ptr<CoordinatorServer> coordinator_server_;
+  std::unique_ptr<SchedulerServer> scheduler_server_;
   std::unique_ptr<Server> server_;
 
   ModelSpec spec_;  // from Connect on
@@ -287,7 +287,7 @@ class Job {
   Status failure_;
   std::uint64_t epoch_ = 0;  // of the clients; written by the strategy's thread
   std::uint64_t rolled_back_ = 0;
-  std::uint64_t number_ = 0;  // theirs in a worker, of the coordinator
+  std::uint64_t number_ = 0;  // theirs in a worker, of the scheduler
   // Elsewhere than in the chief: the view that it told last, and when.
   ServerView view_;
   std::chrono::steady_clock::time_point heard_;
@@ -301,7 +301,7 @@ class Job {
   std::set<TaskId> lost_workers_;
   std::unique_ptr<Client> client_;
   std::unique_ptr<RowClient> row_client_;
-  std::unique_ptr<CoordinatorClient> coordinator_client_;
+  std::unique_ptr<SchedulerClient> scheduler_client_;
   std::unique_ptr<Retirements> retirements_;  // in the chief
   std::unique_ptr<ViewWatch> watch_;          // in another process that is no server
   // Last: its callbacks use the above.

@@ -32,21 +32,21 @@ Status Job::Rejoin(const Status& error) {
       return status.code() == StatusCode::kDeadlineExceeded ? CutOff(error) : status;
     }
     COHORT_RETURN_IF_ERROR(FindChief());
-    status = FindCoordinator();
+    status = FindScheduler();
     found = true;
   }
   work_stands_ = work_stands_ && !found;  // what this process held is another's
   if (client_ != nullptr) {
     MakeClients(epoch_, work_stands_);
   } else {
-    coordinator_client_->SetEpoch(epoch_);
+    scheduler_client_->SetEpoch(epoch_);
   }
   log_.Info(fmt::format("goes on in epoch {} of the servers, after {:.1f} s", epoch_,
                         SecondsSince(begun)));
   return {};
 }
 
-// The chief hears all servers, and this process one of them, or the chief's coordinator, no more.
+// The chief hears all servers, and this process one of them, or the chief's scheduler, no more.
 // Others may: it is as if this process had been lost, which does not end them.
 Status Job::CutOff(const Status& error) {
   if (const Status failure = coordination_->failure(); !failure.ok()) {
@@ -139,7 +139,7 @@ Status Job::FindChief() {
   coordination_.reset();
   {
     const std::lock_guard lock(failure_mutex_);
-    coordinator_client_.reset();
+    scheduler_client_.reset();
     failure_ = OkStatus();
     view_ = {};
   }

@@ -21,7 +21,7 @@ namespace {
 
 using std::chrono::milliseconds;
 
-constexpr char kCoordinatorKey[] = "parameter_server/coordinator";
+constexpr char kSchedulerKey[] = "parameter_server/scheduler";
 constexpr char kKindKey[] = "parameter_server/kind";
 
 // Of a server that has been in a job before its present chief: the epoch of its values.
@@ -87,20 +87,20 @@ Status Job::StartServices() {
       COHORT_ASSIGN_OR_RETURN(journal_,
                               Journal::Open(FileSystem::Local(), journal_folder_, backup_workers_));
     }
-    coordinator_ = std::make_unique<Coordinator>(
-        CoordinatorOptions{.workers = workers_,
-                           .rejoin_timeout = join_timeout_,
-                           .backup_workers = backup_workers_,
-                           .step_timeout = read_timeout_,
-                           .self = config_.task,
-                           .on_gone = [this](std::uint64_t client) { Gone(client); },
-                           .first_client = NewIncarnation(),
-                           .journal = journal_.get(),
-                           .log = log_});
+    scheduler_ = std::make_unique<Scheduler>(
+        SchedulerOptions{.workers = workers_,
+                         .rejoin_timeout = join_timeout_,
+                         .backup_workers = backup_workers_,
+                         .step_timeout = read_timeout_,
+                         .self = config_.task,
+                         .on_gone = [this](std::uint64_t client) { Gone(client); },
+                         .first_client = NewIncarnation(),
+                         .journal = journal_.get(),
+                         .log = log_});
     COHORT_ASSIGN_OR_RETURN(
-        coordinator_server_,
-        CoordinatorServer::Start(ListenAddress(WithPort(config_.cluster.Address(config_.task), 0)),
-                                 *coordinator_));
+        scheduler_server_,
+        SchedulerServer::Start(ListenAddress(WithPort(config_.cluster.Address(config_.task), 0)),
+                               *scheduler_));
   }
   return {};
 }
@@ -134,7 +134,7 @@ Status Job::JoinCoordination(bool wait_for_all, milliseconds timeout) {
               const std::lock_guard lock(failure_mutex_);
               lost_workers_.insert(task);
             }
-            coordinator_->Lost(task, why);
+            scheduler_->Lost(task, why);
           } else if (task.type == TaskType::kPs) {
             ServerLost(*server, task, why);
           }
@@ -158,8 +158,8 @@ Status Job::Publish() {
     return coordination_->Insert(ProcessKey(server, coordination_->incarnation()), address);
   }
   if (is_chief()) {
-    return coordination_->Insert(kCoordinatorKey, WithPort(config_.cluster.Address(config_.task),
-                                                           coordinator_server_->port()));
+    return coordination_->Insert(
+        kSchedulerKey, WithPort(config_.cluster.Address(config_.task), scheduler_server_->port()));
   }
   return {};
 }
@@ -172,39 +172,39 @@ Status Job::FindServices() {
   if (!trains()) {
     return {};
   }
-  Status status = FindCoordinator();
+  Status status = FindScheduler();
   while (!status.ok() && AwaitChiefLost(status)) {
     COHORT_RETURN_IF_ERROR(FindChief());
-    status = FindCoordinator();
+    status = FindScheduler();
   }
   return status;
 }
 
-Status Job::FindCoordinator() {
-  COHORT_ASSIGN_OR_RETURN(const std::string coordinator,
-                          coordination_->Wait(kCoordinatorKey, DeadlineAfter(join_timeout_)));
+Status Job::FindScheduler() {
+  COHORT_ASSIGN_OR_RETURN(const std::string scheduler,
+                          coordination_->Wait(kSchedulerKey, DeadlineAfter(join_timeout_)));
   {
     const std::lock_guard lock(failure_mutex_);
-    coordinator_client_ = CoordinatorClient::Make(
-        coordinator, chief_.ToString(),
+    scheduler_client_ = SchedulerClient::Make(
+        scheduler, chief_.ToString(),
         {.task = config_.task, .incarnation = coordination_->incarnation()}, heartbeat_timeout_);
     // Of an epoch that servers may never have begun no other chief can know.
-    coordinator_client_->SetEpoch(met_ ? epoch_ : 0);
+    scheduler_client_->SetEpoch(met_ ? epoch_ : 0);
     if (!failure_.ok()) {
-      coordinator_client_->Abort(failure_);
+      scheduler_client_->Abort(failure_);
     }
   }
-  const Result<std::uint64_t> number = coordinator_client_->Attach();
+  const Result<std::uint64_t> number = scheduler_client_->Attach();
   COHORT_RETURN_IF_ERROR(Explain(number.status()));
   number_ = *number;
   if (is_chief()) {
-    coordinator_client_->SetEpoch(epoch_);
+    scheduler_client_->SetEpoch(epoch_);
     return {};
   }
   watch_ = std::make_unique<ViewWatch>(
-      CoordinatorClient::Make(coordinator, chief_.ToString(),
-                              {.task = config_.task, .incarnation = coordination_->incarnation()},
-                              heartbeat_timeout_),
+      SchedulerClient::Make(scheduler, chief_.ToString(),
+                            {.task = config_.task, .incarnation = coordination_->incarnation()},
+                            heartbeat_timeout_),
       [this](const ServerView& view) { Told(view); }, [this] { return steps_.load(); });
   return Explain(AwaitView(DeadlineAfter(join_timeout_), std::max<std::uint64_t>(epoch_, 1)));
 }
@@ -233,7 +233,7 @@ Status Job::FindServers() {
   if (journal_ != nullptr) {
     return BeginJournal();
   }
-  coordinator_->SetView(epoch_, server_addresses_);
+  scheduler_->SetView(epoch_, server_addresses_);
   return {};
 }
 
@@ -266,12 +266,12 @@ Status Job::BeginJournal() {
   COHORT_RETURN_IF_ERROR(journal_->Begin(goes_on, epoch_));
   std::string why;
   if (goes_on) {
-    coordinator_->Succeed(before);
+    scheduler_->Succeed(before);
     why = chief_.ToString() + " was started again, and has the job go back to its last save";
     log_.Warning("takes the place of a chief that is gone, as " + journal_->path() +
                  " tells: the job goes back to its last save");
   }
-  coordinator_->SetView(epoch_, server_addresses_, why);
+  scheduler_->SetView(epoch_, server_addresses_, why);
   return {};
 }
 
@@ -285,7 +285,7 @@ void Job::ExcuseAbsent() {
       ++present;
       continue;
     }
-    coordinator_->Excuse(worker);
+    scheduler_->Excuse(worker);
     names += (names.empty() ? "" : ", ") + worker.ToString();
   }
   if (!names.empty()) {
@@ -351,7 +351,7 @@ Status Job::AwaitView(Deadline deadline, std::uint64_t least) {
   }
   COHORT_RETURN_IF_ERROR(failure_);
   TakeView();
-  coordinator_client_->SetEpoch(epoch_);
+  scheduler_client_->SetEpoch(epoch_);
   return {};
 }
 

@@ -68,7 +68,7 @@ void Job::ServerLost(CoordinationServer& server, const TaskId& task, const Statu
     }
     if (stage_ == Stage::kTraining && rejoin_grace_.count() > 0) {
       roll_.Lost(task.index, why);
-      coordinator_->ServerLost(why);
+      scheduler_->ServerLost(why);
       AbortClients(why);
       return;
     }
@@ -110,12 +110,13 @@ Status Job::Recover(const Status& error, const Restore& restore) {
   }
   Recovery recovery{.restore = restore, .begun = std::chrono::steady_clock::now()};
   std::string names = NamesOfLost();
+  const std::string failed = names + " is lost, and going back to the last save has failed";
   log_.Warning(fmt::format(
       "{} is lost, and the workers wait: {} goes on from {} when another process takes its place, "
       "within {:g} s",
       names, keeps() ? "it" : "the job", spec_.copies ? "the copy of its part" : "the last save",
       static_cast<double>(rejoin_grace_.count()) / 1000));
-  recovery.steps_before = coordinator_->advance().steps;
+  recovery.steps_before = scheduler_->advance().steps;
   Status last = error;
   milliseconds pause = kFirstPause;
   for (int attempt = 0; attempt < kMostRollBacks; ++attempt) {
@@ -141,7 +142,7 @@ Status Job::Recover(const Status& error, const Restore& restore) {
       continue;
     }
     if (!last.ok() && IsForGood(last)) {
-      return FailJob(last);
+      return FailJob(last.Annotate(failed));
     }
     if (!last.ok()) {
       log_.Warning(fmt::format("going back to the last save has failed, {} of {} times: {}",
@@ -160,8 +161,7 @@ Status Job::Recover(const Status& error, const Restore& restore) {
     ReportRecovery(recovery);
     return {};
   }
-  return FailJob({last.code(), fmt::format("going back to the last save has failed {} times: {}",
-                                           kMostRollBacks, last.message())});
+  return FailJob(last.Annotate(fmt::format("{} {} times", failed, kMostRollBacks)));
 }
 
 Status Job::PauseRecovery(milliseconds pause) const {
@@ -195,10 +195,10 @@ std::optional<Status> Job::ResumeWork(const Recovery& recovery, int seen) {
     return std::nullopt;
   }
   return Keeps(recovery)
-             ? coordinator_->GoOn(
+             ? scheduler_->GoOn(
                    recovery.missing.parts.empty() ? std::nullopt : std::optional(recovery.step),
                    epoch_, server_addresses_)
-             : coordinator_->RollBack(recovery.step, epoch_, server_addresses_);
+             : scheduler_->RollBack(recovery.step, epoch_, server_addresses_);
 }
 
 void Job::ReportRecovery(const Recovery& recovery) {
@@ -211,7 +211,7 @@ void Job::ReportRecovery(const Recovery& recovery) {
   }
   if (Keeps(recovery)) {
     const std::int64_t lost =
-        std::max<std::int64_t>({newest - step, coordinator_->StepsSince(step), 0});
+        std::max<std::int64_t>({newest - step, scheduler_->StepsSince(step), 0});
     lost_updates_ += lost;
     log_.Warning(fmt::format(
         "{} of {} servers go on from step {}, the others as they are: {} updates of their parts "
@@ -221,7 +221,7 @@ void Job::ReportRecovery(const Recovery& recovery) {
   }
   // All servers may have been lost, and with them how far they were.
   const std::int64_t undone =
-      std::max(newest - step, recovery.steps_before - coordinator_->advance().steps);
+      std::max(newest - step, recovery.steps_before - scheduler_->advance().steps);
   log_.Warning(fmt::format("rolled back {} steps to step {}; the job goes on after {:.1f} s",
                            std::max<std::int64_t>(undone, 0), step, SecondsSince(recovery.begun)));
 }

@@ -151,7 +151,7 @@ Status RemoteStrategy::Surviving(const std::function<Status()>& fn) {
 // It is complete, but the workers may not have told the servers yet, and may not live to do it.
 Status RemoteStrategy::FinishLastRound() {
   ps::RoundCommit commit;
-  const std::uint64_t round = job_->coordinator()->LastRound(&commit);
+  const std::uint64_t round = job_->scheduler()->LastRound(&commit);
   if (round > 0 && elects()) {
     COHORT_RETURN_IF_ERROR(job_->Explain(CatchUp(commit)));
     if (rows_ == nullptr || !backs_up()) {
@@ -172,8 +172,8 @@ void RemoteStrategy::ShowProgress() {
   if (trains() || functions_ || !progress_.Due(now)) {
     return;
   }
-  const ps::Coordinator& coordinator = *job_->coordinator();
-  if (const auto line = progress_.Of(coordinator.coverage(), coordinator.workers(), now)) {
+  const ps::Scheduler& scheduler = *job_->scheduler();
+  if (const auto line = progress_.Of(scheduler.coverage(), scheduler.workers(), now)) {
     options_.log.Info(*line);
   }
 }
@@ -204,23 +204,23 @@ Status RemoteStrategy::StopWork(const std::string& why) {
   if (!is_chief() || stopped_) {
     return {};
   }
-  ps::Coordinator& coordinator = *job_->coordinator();
+  ps::Scheduler& scheduler = *job_->scheduler();
   std::optional<ps::ChiefSaves::Frozen> frozen;
-  const auto stop = [&](const ps::Coordinator::Cut& cut) -> Status {
+  const auto stop = [&](const ps::Scheduler::Cut& cut) -> Status {
     if (saves_.plan().save) {
       COHORT_ASSIGN_OR_RETURN(
           frozen, saves_.TryFreeze(
                       cut, "the job is stopped and not saved, and the save before it counts: "));
     }
-    coordinator.StopWork(Cancelled(why));
+    scheduler.StopWork(Cancelled(why));
     return {};
   };
   const Deadline patience = DeadlineAfter(2 * options_.heartbeat_timeout);
   std::string left = "work of a process that is gone is left over, and nobody to do it";
   for (bool again = true; again && !stopped_;) {
-    again = !coordinator.WorkersHaveLeft() && std::chrono::steady_clock::now() < patience;
+    again = !scheduler.WorkersHaveLeft() && std::chrono::steady_clock::now() < patience;
     COHORT_RETURN_IF_ERROR(job_->BetweenUpdates(
-        [&](const ps::Coordinator::Cut& cut) {
+        [&](const ps::Scheduler::Cut& cut) {
           const Status status = stop(cut);
           stopped_ = status.ok();
           return status;
@@ -235,7 +235,7 @@ Status RemoteStrategy::StopWork(const std::string& why) {
   }
   if (!stopped_) {
     stopped_ = true;
-    coordinator.StopWork(Cancelled(why));
+    scheduler.StopWork(Cancelled(why));
     options_.log.Warning(left +
                          ": where the job is stopped it is not saved, and the save before "
                          "it counts");
@@ -251,7 +251,7 @@ Status RemoteStrategy::OpenData() {
       options_.journal_folder.empty()
           ? 0
           : Hash64({reinterpret_cast<const char*>(initial.data()), initial.size_bytes()});
-  return job_->coordinator()->Open(static_cast<std::int64_t>(client_->version()), digest);
+  return job_->scheduler()->Open(static_cast<std::int64_t>(client_->version()), digest);
 }
 
 // ---- Parameters ---------------------------------------------------------------------------------
@@ -475,8 +475,7 @@ Result<std::unique_ptr<DistributedDataset>> RemoteStrategy::Distribute(
   const int number = datasets_++;
   const ps::DatasetInfo info = ps::InfoOf(dataset);
   if (is_chief()) {
-    COHORT_RETURN_IF_ERROR(
-        job_->coordinator()->OpenDataset(cluster().task.ToString(), number, info));
+    COHORT_RETURN_IF_ERROR(job_->scheduler()->OpenDataset(cluster().task.ToString(), number, info));
   }
   if (!trains()) {
     return ps::MakeEmptyDataset();
@@ -489,7 +488,7 @@ Result<std::unique_ptr<DistributedDataset>> RemoteStrategy::Distribute(
 }
 
 ps::Feed RemoteStrategy::MakeFeed() {
-  ps::Feed feed{.coordinator = [this] { return job_->coordinator_client(); },
+  ps::Feed feed{.scheduler = [this] { return job_->scheduler_client(); },
                 .begin = [this]() -> Status {
                   Require(client_ != nullptr, "Bind before the first epoch");
                   began_ = true;

@@ -116,8 +116,7 @@ class RemoteStrategy final : public ParameterServerStrategy {
   Status ServeFunctions(const Functions& functions) override;
 
   std::vector<EpochCoverage> coverage() const override {
-    return is_chief() ? std::as_const(*job_).coordinator()->coverage()
-                      : std::vector<EpochCoverage>();
+    return is_chief() ? std::as_const(*job_).scheduler()->coverage() : std::vector<EpochCoverage>();
   }
   const Consistency& consistency() const override { return options_.consistency; }
   Result<ParameterServerStats> stats() override;
@@ -247,7 +246,7 @@ class RemoteStrategy final : public ParameterServerStrategy {
   bool void_ = false;       // the batch, or call, that was handed out last, by a roll-back since
   bool own_error_ = false;  // of the step function, or that servers do not come back
   bool functions_ = false;  // are called, instead of data, in the chief; in a worker, are run
-  bool stopped_ = false;    // the coordinator hands out nothing more
+  bool stopped_ = false;    // the scheduler hands out nothing more
   bool began_ = false;      // Serve was called, or the first epoch begun
 };
 

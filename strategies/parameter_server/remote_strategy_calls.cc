@@ -26,18 +26,17 @@ Result<std::unique_ptr<Coordinator>> RemoteStrategy::MakeCoordinator(const Sched
   }
   const auto recover = [this](const Status& why, Deadline deadline) {
     const std::uint64_t seen = recoveries_;
-    return job_->coordinator()->recovering() ? GoOnAfter(why, seen, deadline) : OkStatus();
+    return job_->scheduler()->recovering() ? GoOnAfter(why, seen, deadline) : OkStatus();
   };
   COHORT_ASSIGN_OR_RETURN(
-      auto coordinator,
-      ps::OpenFunctions(*job_->coordinator(), options, recover,
-                        [this](const Coordinator::SaveFn& save, Deadline deadline) {
-                          return SaveCalls(save, deadline);
-                        }));
+      auto scheduler, ps::OpenFunctions(*job_->scheduler(), options, recover,
+                                        [this](const Coordinator::SaveFn& save, Deadline deadline) {
+                                          return SaveCalls(save, deadline);
+                                        }));
   functions_ = true;
   COHORT_RETURN_IF_ERROR(OpenData());
   job_->BeginTraining();
-  return coordinator;
+  return scheduler;
 }
 
 // Is it possible that all servers go back?
@@ -72,7 +71,7 @@ Result<std::unique_lock<std::timed_mutex>> RemoteStrategy::LockRecovery(const ch
     if (lock.owns_lock()) {
       return lock;
     }
-    COHORT_RETURN_IF_ERROR(job_->coordinator()->failure());
+    COHORT_RETURN_IF_ERROR(job_->scheduler()->failure());
     if (std::chrono::steady_clock::now() >= deadline) {
       return DeadlineExceeded(
           std::string(what) +
@@ -105,15 +104,14 @@ Status RemoteStrategy::SaveCalls(const Coordinator::SaveFn& save, Deadline deadl
 // With what all calls did that had returned, also where servers have gone back since.
 Status RemoteStrategy::SurvivingCalls(const char* what, const std::function<Status()>& fn) {
   COHORT_RETURN_IF_ERROR(NotWhileItSaves(what));
-  ps::Coordinator& coordinator = *job_->coordinator();
+  ps::Scheduler& scheduler = *job_->scheduler();
   for (;;) {
-    if (coordinator.calls_again() > 0) {
-      COHORT_RETURN_IF_ERROR(
-          coordinator.AwaitCallsAgain(DeadlineAfter(options_.collective_timeout)));
+    if (scheduler.calls_again() > 0) {
+      COHORT_RETURN_IF_ERROR(scheduler.AwaitCallsAgain(DeadlineAfter(options_.collective_timeout)));
     }
     COHORT_ASSIGN_OR_RETURN(const auto lock,
                             LockRecovery(what, DeadlineAfter(options_.collective_timeout)));
-    if (coordinator.calls_again() > 0) {
+    if (scheduler.calls_again() > 0) {
       continue;  // another thread has brought the servers back meanwhile
     }
     const Status status = fn();
@@ -204,7 +202,7 @@ Status RemoteStrategy::ServeFunctions(const Functions& functions) {
                                },
                                .begin = [this](std::uint64_t epoch) { return BeginCall(epoch); }};
   const Status status = job_->Explain(ps::RunFunctions(
-      *job_->coordinator_client(), functions,
+      *job_->scheduler_client(), functions,
       {.index = job_->rank(), .count = static_cast<int>(job_->workers().size())}, hooks));
   if (!status.ok() && job_->LostChief()) {
     return {status.code(), status.message() +

@@ -263,7 +263,7 @@ Result<StepResult> RemoteStrategy::StepTogether(const DistributedBatch& batch, c
   std::optional<ps::RoundTotal> total;
   COHORT_ASSIGN_OR_RETURN(stands, Persist([&]() -> Status {
                             COHORT_ASSIGN_OR_RETURN(
-                                total, job_->coordinator_client()->FinishRound(
+                                total, job_->scheduler_client()->FinishRound(
                                            part, {mine.loss_sum, mine.weight, mine.metric_sums}));
                             return {};
                           }));

@@ -11,7 +11,7 @@ constexpr std::chrono::milliseconds kPause{200};
 
 }  // namespace
 
-ViewWatch::ViewWatch(std::unique_ptr<CoordinatorClient> client,
+ViewWatch::ViewWatch(std::unique_ptr<SchedulerClient> client,
                      std::function<void(const ServerView&)> tell,
                      std::function<std::uint64_t()> steps)
     : client_(std::move(client)), tell_(std::move(tell)), steps_(std::move(steps)) {

@@ -16,7 +16,7 @@
 #include <mutex>
 #include <thread>
 
-#include "parameter_server/chief/coordinator_service.h"
+#include "parameter_server/chief/scheduler_service.h"
 
 namespace cohort::ps {
 
@@ -24,7 +24,7 @@ class ViewWatch {
  public:
   // Both are called on the watch's thread. `tell`: the view, also where it is the same as before.
   // `steps`: that this process has been through, which the chief is told.
-  ViewWatch(std::unique_ptr<CoordinatorClient> client, std::function<void(const ServerView&)> tell,
+  ViewWatch(std::unique_ptr<SchedulerClient> client, std::function<void(const ServerView&)> tell,
             std::function<std::uint64_t()> steps);
   ~ViewWatch();
   ViewWatch(const ViewWatch&) = delete;
@@ -33,7 +33,7 @@ class ViewWatch {
  private:
   void Run();
 
-  const std::unique_ptr<CoordinatorClient> client_;
+  const std::unique_ptr<SchedulerClient> client_;
   const std::function<void(const ServerView&)> tell_;
   const std::function<std::uint64_t()> steps_;
   std::mutex mutex_;

@@ -121,56 +121,70 @@ Result<GradScaler::State> ParseScaler(const io::CheckpointState& state, const st
 std::string TableFile(std::size_t table) { return "table-" + std::to_string(table) + ".rows"; }
 
 // Of the files beside the tensors `extra` too, where it is wanted.
-Result<io::CheckpointState> Read(Strategy& strategy, ParameterSet& parameters,
-                                 const io::CheckpointStore& store, std::uint64_t expected_seed,
-                                 ExtraFile* extra = nullptr, std::string* path = nullptr) {
-  COHORT_ASSIGN_OR_RETURN(const auto checkpoint, store.OpenLatest());
-  const io::CheckpointState& state = checkpoint->state();
-  if (path != nullptr) {
-    *path = checkpoint->path();
-  }
+Result<io::CheckpointState> ReadFrom(const io::Checkpoint& checkpoint, Strategy& strategy,
+                                     ParameterSet& parameters, const io::CheckpointStore& store,
+                                     std::uint64_t expected_seed, ExtraFile* extra) {
+  const io::CheckpointState& state = checkpoint.state();
   if (state.seed != expected_seed) {
     return FailedPrecondition(
         fmt::format("{} is of seed {}, this run's seed is {} [give the same seed, or another "
                     "checkpoint folder]",
-                    checkpoint->path(), state.seed, expected_seed));
+                    checkpoint.path(), state.seed, expected_seed));
   }
   if (state.optimizer != strategy.optimizer()->config()) {
     return FailedPrecondition(
         fmt::format("{} was written with the optimizer {}, this run's is {} [give the same "
                     "optimizer, or another checkpoint folder]",
-                    checkpoint->path(), state.optimizer, strategy.optimizer()->config()));
+                    checkpoint.path(), state.optimizer, strategy.optimizer()->config()));
   }
   if (extra != nullptr) {
-    const Result<std::string> file = checkpoint->File(extra->name);
+    const Result<std::string> file = checkpoint.File(extra->name);
     if (!file.ok()) {
       return FailedPrecondition(
           fmt::format("{} has no file {}: it is not of a job whose chief calls functions [give "
                       "another checkpoint folder]",
-                      checkpoint->path(), extra->name));
+                      checkpoint.path(), extra->name));
     }
     COHORT_ASSIGN_OR_RETURN(extra->content, ReadFile(store.files(), *file));
   }
   COHORT_RETURN_IF_ERROR(
-      checkpoint->Read(io::CheckpointPart::kModel,
-                       ValueEntries<io::CheckpointTarget>(parameters, parameters.all())));
+      checkpoint.Read(io::CheckpointPart::kModel,
+                      ValueEntries<io::CheckpointTarget>(parameters, parameters.all())));
   COHORT_RETURN_IF_ERROR(
-      checkpoint->Read(io::CheckpointPart::kOptimizer,
-                       SlotEntries<io::CheckpointTarget>(strategy, parameters, strategy.slots())));
+      checkpoint.Read(io::CheckpointPart::kOptimizer,
+                      SlotEntries<io::CheckpointTarget>(strategy, parameters, strategy.slots())));
   for (std::size_t t = 0; t < parameters.tables().size(); ++t) {
-    COHORT_ASSIGN_OR_RETURN(const std::vector<std::string> chain, checkpoint->Chain(TableFile(t)));
+    COHORT_ASSIGN_OR_RETURN(const std::vector<std::string> chain, checkpoint.Chain(TableFile(t)));
     COHORT_RETURN_IF_ERROR(strategy.LoadTable(static_cast<int>(t), store.files(), chain));
   }
-  if (checkpoint->File(TableFile(parameters.tables().size())).ok()) {
+  if (checkpoint.File(TableFile(parameters.tables().size())).ok()) {
     return FailedPrecondition(fmt::format(
         "{} has more sparse tables than the {} of this model [is this the checkpoint of "
         "another model?]",
-        checkpoint->path(), parameters.tables().size()));
+        checkpoint.path(), parameters.tables().size()));
   }
   if (GradScaler* const scaler = strategy.grad_scaler(); scaler != nullptr) {
     COHORT_ASSIGN_OR_RETURN(const GradScaler::State read,
-                            ParseScaler(state, checkpoint->path(), *scaler));
-    COHORT_RETURN_IF_ERROR(scaler->SetState(read).Annotate(checkpoint->path()));
+                            ParseScaler(state, checkpoint.path(), *scaler));
+    COHORT_RETURN_IF_ERROR(scaler->SetState(read).Annotate(checkpoint.path()));
+  }
+  return state;
+}
+
+// The same of the newest one. NotFound: there is none, and nothing has been read.
+Result<io::CheckpointState> Read(Strategy& strategy, ParameterSet& parameters,
+                                 const io::CheckpointStore& store, std::uint64_t expected_seed,
+                                 ExtraFile* extra = nullptr, std::string* path = nullptr) {
+  COHORT_ASSIGN_OR_RETURN(const auto checkpoint, store.OpenLatest());
+  if (path != nullptr) {
+    *path = checkpoint->path();
+  }
+  Result<io::CheckpointState> state =
+      ReadFrom(*checkpoint, strategy, parameters, store, expected_seed, extra);
+  if (state.status().code() == StatusCode::kNotFound) {
+    // It was whole a moment ago. Who takes this for the lack of a save goes on with a part of one.
+    return DataLoss(checkpoint->path() +
+                    " has lost a file while it was read: " + state.status().message());
   }
   return state;
 }

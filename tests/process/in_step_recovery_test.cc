@@ -4,12 +4,15 @@
 //
 // worker:0 stops at gates, so that it is known where the job is when a server is lost.
 
+#include <filesystem>
 #include <regex>
 #include <string>
 #include <vector>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+
+#include <cohort/core/status.h>
 
 #include "process/in_step_job.h"
 #include "testing/process_cluster.h"
@@ -18,6 +21,7 @@
 namespace cohort::testing {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 
 const Tasks kInStep = {{"worker", 2}, {"ps", 2}};
@@ -142,6 +146,41 @@ TEST_F(InStepWithSaves, TheEvaluationThatALossComesIntoIsMadeAgain) {
   for (const char* worker : {"worker:0", "worker:1"}) {
     EXPECT_EQ(EvaluationsOf(job, worker), expected) << worker;
   }
+}
+
+// Of each save a half of the rows' file. No worker goes on with the values of one, or begins anew.
+TEST_F(InStepWithSaves, ThatAllSavesAreDamagedIsSaidByEveryProcess) {
+  namespace fs = std::filesystem;
+  const fs::path saves = folder_ / "saves";
+  Job job(Saving(), /*gate_at=*/57, kInStep, Program());
+  ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "waits at gate", kPatience));
+  // It is written behind the steps up to the gate, and nothing after it.
+  ASSERT_TRUE(Job::Await([&] { return fs::exists(saves / "step-0000000050"); }));
+  int damaged = 0;
+  for (const auto& entry : fs::directory_iterator(saves)) {
+    const fs::path rows = entry.path() / "table-0.rows";
+    if (entry.path().filename().string().starts_with("step-")) {
+      fs::resize_file(rows, fs::file_size(rows) / 2);
+      ++damaged;
+    }
+  }
+  ASSERT_GE(damaged, 1) << job.cluster.Logs();
+  job.Kill("ps:1");
+  job.Replace(1, "again");
+  job.OpenGate();
+  for (const std::string name : {"worker:0", "worker:1", "ps:0", "again"}) {
+    job.Expect(name, ExitCode(DataLoss("")));
+  }
+  job.ExpectCodes();
+  for (const std::string name : {"worker:0", "worker:1", "ps:0", "again"}) {
+    EXPECT_THAT(job.cluster.Stderr(name),
+                AllOf(HasSubstr("all " + std::to_string(damaged) + " checkpoints in " +
+                                saves.string() + " are damaged"),
+                      HasSubstr("table-0.rows is truncated")))
+        << name;
+  }
+  EXPECT_EQ(StepsBackTo(job), std::vector<int>());
+  EXPECT_EQ(DigestIn(job.cluster.Stdout("worker:0")), "none");
 }
 
 // In the second epoch: the first one is done again.

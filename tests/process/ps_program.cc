@@ -11,6 +11,7 @@
 //              [--step-ms N] [--partial|--replica] [--start POLICY] [--balance-ms N]
 //              [--full-save-every N] [--far] [--optimizer CONFIG] [--real] [--aging STEPS]
 //              [--rows CONFIG] [--functions [--save-calls N]] [--lookahead BATCHES]
+//              [--lost-saves WAY]
 //
 // --optimizer: Optimizer::config() of another than SGD with momentum.
 // --folder: the loop is Trainer::Fit, which saves there.
@@ -34,6 +35,7 @@
 // --folder it goes on from the save that is there.
 // --save-calls: and saves there when it has scheduled so many more and one has returned, while the
 // others run.
+// --lost-saves: without --folder, saves that cannot be gone back to (ps_restore.h).
 // SIGTERM: with --folder, stops as an example does.
 // --hold-at: TASK says "holding" in that step function of its own, and never comes back from it.
 
@@ -51,6 +53,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <fmt/format.h>
@@ -65,6 +68,7 @@
 #include <cohort/train/trainer.h>
 
 #include "process/ps_calls.h"
+#include "process/ps_restore.h"
 #include "testing/far_device.h"
 #include "testing/integer_model.h"
 #include "testing/temp_dir.h"
@@ -110,6 +114,7 @@ struct Options {
   std::string partitioner = "pieces";
   std::string start = "all";
   std::string communication = "auto";
+  std::string lost_saves;
 };
 
 std::atomic<bool> stop_requested{false};
@@ -475,6 +480,11 @@ Status RunWith(const Options& options, ParameterServerStrategy& strategy) {
     }
     return strategy.Shutdown();
   }
+  if (!options.lost_saves.empty()) {
+    COHORT_ASSIGN_OR_RETURN(SavePlan plan,
+                            testing::PlanWithoutAWayBack(options.lost_saves, strategy));
+    strategy.SaveBetweenUpdates(std::move(plan));
+  }
   COHORT_ASSIGN_OR_RETURN(
       const auto data, strategy.Distribute(testing::IntegerData(options.examples, options.batch)));
   if (strategy.trains()) {
@@ -561,6 +571,7 @@ int main(int argc, char** argv) {
   app.add_option("--gate-chief", options.gate_chief);
   app.add_option("--hold-at", options.hold_at);
   app.add_option("--hold", options.hold);
+  app.add_option("--lost-saves", options.lost_saves);
   app.add_option("--fail-at", options.fail_at);
   CLI11_PARSE(app, argc, argv);
   if (!options.folder.empty()) {

@@ -39,7 +39,7 @@ struct RemoteResult {
 
 struct Closure {
   std::int64_t id = 0;      // from 1; another one after a RollBack
-  std::uint64_t epoch = 0;  // of the servers, when it was handed out (Coordinator's)
+  std::uint64_t epoch = 0;  // of the servers, when it was handed out (Scheduler's)
   std::string function;
   std::string argument;
   std::vector<PerWorkerDataset> data;

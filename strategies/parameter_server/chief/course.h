@@ -1,4 +1,4 @@
-// Course: what a coordinator has handed out and what came of it, at a point that a job can go back
+// Course: what a scheduler has handed out and what came of it, at a point that a job can go back
 // to.
 
 #pragma once

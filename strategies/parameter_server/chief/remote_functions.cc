@@ -18,7 +18,7 @@ constexpr std::size_t kMostDatasets = 16;
 
 class FunctionCoordinator final : public cohort::Coordinator {
  public:
-  FunctionCoordinator(ps::Coordinator& state, const ScheduleOptions& options, SaveCalls save)
+  FunctionCoordinator(ps::Scheduler& state, const ScheduleOptions& options, SaveCalls save)
       : state_(state), options_(options), save_(std::move(save)) {}
   ~FunctionCoordinator() override { state_.CloseFunctions(); }
   FunctionCoordinator(const FunctionCoordinator&) = delete;
@@ -59,7 +59,7 @@ class FunctionCoordinator final : public cohort::Coordinator {
   void Close() override { state_.CloseFunctions(); }
 
  private:
-  ps::Coordinator& state_;
+  ps::Scheduler& state_;
   const ScheduleOptions options_;
   const SaveCalls save_;
   std::atomic<std::int64_t> datasets_{0};
@@ -117,7 +117,7 @@ class WorkerDatasets {
 // results, so that the one that runs them waits for neither.
 class HeldCalls {
  public:
-  explicit HeldCalls(CoordinatorClient& coordinator) : coordinator_(coordinator) {
+  explicit HeldCalls(SchedulerClient& scheduler) : scheduler_(scheduler) {
     fetch_ = std::thread([this] { Fetch(); });
     tell_ = std::thread([this] { Tell(); });
   }
@@ -167,7 +167,7 @@ class HeldCalls {
         }
         has = has_;
       }
-      Result<ClosureReply> reply = coordinator_.NextClosure(has);
+      Result<ClosureReply> reply = scheduler_.NextClosure(has);
       {
         const std::lock_guard lock(mutex_);
         if (!reply.ok()) {
@@ -196,7 +196,7 @@ class HeldCalls {
       const auto [id, outcome] = std::move(finished_.front());
       finished_.pop_front();
       lock.unlock();
-      const Status told = coordinator_.FinishClosure(id, outcome);
+      const Status told = scheduler_.FinishClosure(id, outcome);
       lock.lock();
       // Once: the chief may have handed it out again already.
       if (const auto at = std::ranges::find(has_, id); at != has_.end()) {
@@ -209,7 +209,7 @@ class HeldCalls {
     }
   }
 
-  CoordinatorClient& coordinator_;
+  SchedulerClient& scheduler_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<std::int64_t> has_;  // that the chief need not send
@@ -224,9 +224,9 @@ class HeldCalls {
 
 }  // namespace
 
-Result<std::unique_ptr<cohort::Coordinator>> OpenFunctions(Coordinator& state,
+Result<std::unique_ptr<cohort::Coordinator>> OpenFunctions(Scheduler& state,
                                                            const ScheduleOptions& options,
-                                                           Coordinator::Recover recover,
+                                                           Scheduler::Recover recover,
                                                            SaveCalls save) {
   if (options.max_waiting < 1 || options.max_attempts < 1 || options.calls_in_flight < 1) {
     return InvalidArgument("a coordinator of " + std::to_string(options.max_waiting) +
@@ -240,10 +240,10 @@ Result<std::unique_ptr<cohort::Coordinator>> OpenFunctions(Coordinator& state,
   return std::make_unique<FunctionCoordinator>(state, options, std::move(save));
 }
 
-Status RunFunctions(CoordinatorClient& coordinator, const Functions& functions,
+Status RunFunctions(SchedulerClient& scheduler, const Functions& functions,
                     const InputPipeline& pipeline, const CallHooks& hooks) {
   WorkerDatasets datasets(functions, pipeline);
-  HeldCalls calls(coordinator);
+  HeldCalls calls(scheduler);
   for (;;) {
     if (hooks.idle && !calls.ready()) {
       COHORT_RETURN_IF_ERROR(hooks.idle());

@@ -10,16 +10,16 @@
 #include <cohort/core/status.h>
 #include <cohort/strategies/coordinator.h>
 
-#include "parameter_server/chief/coordinator_service.h"
+#include "parameter_server/chief/scheduler_service.h"
 
 namespace cohort::ps {
 
 // Opens and, in the end, closes the functions of `state`, which must outlive it. `recover`: as
-// Coordinator::OpenFunctions has it. `save`: what its Save is; empty: FailedPrecondition.
+// Scheduler::OpenFunctions has it. `save`: what its Save is; empty: FailedPrecondition.
 using SaveCalls = std::function<Status(const cohort::Coordinator::SaveFn& save, Deadline deadline)>;
-Result<std::unique_ptr<cohort::Coordinator>> OpenFunctions(Coordinator& state,
+Result<std::unique_ptr<cohort::Coordinator>> OpenFunctions(Scheduler& state,
                                                            const ScheduleOptions& options,
-                                                           Coordinator::Recover recover = {},
+                                                           Scheduler::Recover recover = {},
                                                            SaveCalls save = {});
 
 // What a worker's strategy does about calls.
@@ -32,9 +32,9 @@ struct CallHooks {
 };
 
 // Until the coordinator ends. Functions run on this thread, one at a time; calls are fetched, and
-// results told, on two others meanwhile. Errors are those of `coordinator` and of the hooks.
+// results told, on two others meanwhile. Errors are those of `scheduler` and of the hooks.
 // `pipeline`: for which this worker makes data sets.
-Status RunFunctions(CoordinatorClient& coordinator, const Functions& functions,
+Status RunFunctions(SchedulerClient& scheduler, const Functions& functions,
                     const InputPipeline& pipeline = {}, const CallHooks& hooks = {});
 
 }  // namespace cohort::ps

@@ -137,7 +137,8 @@ Status SaveTable(RowClient& client, int table, const TableSpec& spec, FileSystem
                  const std::string& path, RowFileKind kind = RowFileKind::kRows);
 // `paths`: the file of all rows, and those of changes since in their order. `servers`: whose rows
 // are replaced; null: all. Sets *sent when servers may have been given rows: the files are there,
-// and are of this table.
+// are of this table, and none ends early. After an error servers have a part of the buckets then,
+// until all are loaded.
 Status LoadTable(RowClient& client, int table, const TableSpec& spec, FileSystem& files,
                  std::span<const std::string> paths, const std::vector<int>* servers = nullptr,
                  bool* sent = nullptr);

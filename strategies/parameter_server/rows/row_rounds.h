@@ -12,7 +12,7 @@
 // nothing here awaits nothing here. So the next round gathers its parts while some of this one are
 // under way; it is applied after it.
 //
-// With backup workers the coordinator says which parts a round has (Elect); the others are dropped,
+// With backup workers the scheduler says which parts a round has (Elect); the others are dropped,
 // whether they have come or not, and without its word no round is applied.
 //
 // A round is applied under no lock of all tables: meanwhile frames of the next one are taken, and

@@ -364,7 +364,7 @@ bool ParameterStore::ApplyPart(Block& block, const FrameHeader& header, PayloadR
   return true;
 }
 
-// The coordinator's word on which parts a round has. Every worker brings it; the first counts.
+// The scheduler's word on which parts a round has. Every worker brings it; the first counts.
 Status ParameterStore::Apply(Block& block, const Commit& commit) {
   if (block.round.Completed(commit.round(), block.version)) {
     return {};

@@ -1,6 +1,6 @@
 // RetiredClients: which clients were given up, as ranges of their numbers.
 //
-// A coordinator numbers a job's clients one after the other, so what lies between two ranges is
+// A scheduler numbers a job's clients one after the other, so what lies between two ranges is
 // alive: there is at most one range more than live clients, however many there have been.
 //
 // Thread rules: the owner's lock.

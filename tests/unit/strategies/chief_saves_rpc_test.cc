@@ -1,18 +1,23 @@
-// Saves that do not begin: a server refuses to keep what it has, and the job goes on.
+// Saves that do not begin: a server refuses to keep what it has, and the job goes on. And ways back
+// to a save that a program leaves in the middle: the job does not.
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <chrono>
+#include <cstdint>
+#include <functional>
 #include <future>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include <cohort/core/file_system.h>
 #include <cohort/optim/optimizers.h>
 
 #include <cohort/parameter_server.pb.h>
@@ -21,7 +26,9 @@
 #include "parameter_server/frames/frame.h"
 #include "parameter_server/frames/wire.h"
 #include "parameter_server/job.h"
+#include "parameter_server/remote_rows.h"
 #include "testing/process_cluster.h"
+#include "testing/temp_dir.h"
 
 namespace cohort::ps {
 namespace {
@@ -74,7 +81,7 @@ class ChiefSavesTest : public ::testing::Test {
     OrThrow(client.Declare());
     OrThrow(client.Begin({}).status());
     OrThrow(client.Assign(std::vector<float>(3), {}, 0));
-    OrThrow(chief_->coordinator()->Open(0, 0));
+    OrThrow(chief_->scheduler()->Open(0, 0));
     std::vector<std::string> addresses;
     for (std::promise<int>& port : ports_) {
       addresses.push_back("127.0.0.1:" + std::to_string(port.get_future().get()));
@@ -85,6 +92,7 @@ class ChiefSavesTest : public ::testing::Test {
   void TearDown() override {
     if (chief_ != nullptr) {
       EXPECT_EQ(chief_->Leave(), OkStatus());
+      rows_.reset();
       chief_.reset();
     }
     for (std::future<Status>& other : others_) {
@@ -108,6 +116,12 @@ class ChiefSavesTest : public ::testing::Test {
                              return Status();
                            }}};
   }
+  // Of a chief that has bound the model.
+  void Bind(ChiefSaves& saves) {
+    rows_.emplace([this]() -> RowClient& { return *chief_->rows(); }, Model().tables,
+                  [] { return std::uint64_t{0}; }, step_);
+    saves.Bind(Model().tables, &*rows_);
+  }
   // One step of a bucket's way to the other server.
   Status Move(int server, std::uint32_t bucket, BucketMove::Step step) {
     FrameHeader header;
@@ -127,8 +141,10 @@ class ChiefSavesTest : public ::testing::Test {
   std::string warnings_;
   std::unique_ptr<Job> chief_;
   std::optional<Exchange> moves_;
+  std::optional<RemoteRows> rows_;
 
  private:
+  const std::int64_t step_ = 0;
   std::uint64_t sequence_ = 0;
   std::promise<int> ports_[2];
   std::vector<std::future<Status>> others_;
@@ -175,6 +191,107 @@ TEST_F(ChiefSavesTest, OnlyTheLossOfAProcessIsAnError) {
     EXPECT_EQ(saves.TryFreeze({}, "no save now: ").status(), lost);
   }
   EXPECT_EQ(saves.failed(), 1U) << "of those the job goes back, or ends";
+}
+
+// ---- Going back ---------------------------------------------------------------------------------
+
+using Restore = std::function<Result<std::int64_t>()>;
+
+constexpr std::int64_t kSaved = 50;
+
+// What the servers have in the first value of "bias".
+float ValueOf(Job& chief) {
+  std::vector<float> values(3);
+  OrThrow(chief.client()->PullState(values, {}));
+  return values[0];
+}
+
+TEST_F(ChiefSavesTest, WhatIsNotAllOfASaveIsNotGoneBackTo) {
+  const testing::TempDir dir;
+  const std::string file = dir / "items.rows";
+  ChiefSaves saves = Saves([] { return Status(); });
+  Bind(saves);
+  OrThrow(saves.SaveTable(0, FileSystem::Local(), file));
+  saves.BeginWith(std::vector<float>(3, 5.0F), {}, 0);
+  const auto give_rows = [&] {
+    OrThrow(saves.LoadTable(0, FileSystem::Local(), {file}, /*before_training=*/false));
+  };
+  const auto give_values = [&](std::int64_t step) {
+    OrThrow(saves.Assign(std::vector<float>(3, 7.0F), {}, step));
+  };
+  const auto expect_refused = [&](const Restore& restore, const std::string& why) {
+    saves.SetPlan({.restore = restore});
+    const Status status = saves.Restore(nullptr).status();
+    EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition) << status.ToString();
+    EXPECT_THAT(status.message(), HasSubstr(why));
+    EXPECT_NE(ValueOf(*chief_), 5.0F) << "nor is that taken for the lack of a save";
+  };
+  const Restore lost_values = [&]() -> Result<std::int64_t> {
+    give_rows();
+    return NotFound("part-3 of step 50");
+  };
+  const Restore lost_rows = [&]() -> Result<std::int64_t> {
+    give_values(kSaved);
+    return saves.LoadTable(0, FileSystem::Local(), {dir / "nothing"}, false);
+  };
+  const Restore nothing = []() -> Result<std::int64_t> { return kSaved; };
+  const Restore no_rows = [&]() -> Result<std::int64_t> {
+    give_values(kSaved);
+    return kSaved;
+  };
+  const Restore other_step = [&]() -> Result<std::int64_t> {
+    give_rows();
+    give_values(kSaved - 10);
+    return kSaved;
+  };
+  expect_refused(lost_values, "part-3 of step 50");
+  expect_refused(lost_rows, dir / "nothing");
+  expect_refused(nothing, "has returned step 50, and given the servers no values");
+  expect_refused(no_rows, "no rows of table \"items\"");
+  expect_refused(other_step, "the values of step 40");
+  // All of it is, on all servers or one.
+  saves.SetPlan({.restore = [&]() -> Result<std::int64_t> {
+    give_rows();
+    give_values(kSaved);
+    return kSaved;
+  }});
+  EXPECT_EQ(OrThrow(saves.Restore(nullptr)), kSaved);
+  const Job::Lost lost = {.servers = {1}, .version = kSaved + 9};
+  EXPECT_EQ(OrThrow(saves.Restore(&lost)), kSaved);
+  EXPECT_EQ(ValueOf(*chief_), 7.0F);
+  // So is the job's beginning, where there is no save.
+  saves.SetPlan({.restore = [] { return Result<std::int64_t>(NotFound("no save")); }});
+  EXPECT_EQ(OrThrow(saves.Restore(nullptr)), 0);
+  EXPECT_EQ(ValueOf(*chief_), 5.0F);
+}
+
+TEST_F(ChiefSavesTest, WhatGoingBackThrowsIsItsError) {
+  ChiefSaves saves = Saves([] { return Status(); });
+  saves.BeginWith(std::vector<float>(3, 5.0F), {}, 0);
+  const auto expect = [&](Restore restore, StatusCode code, const std::string& why) {
+    saves.SetPlan({.restore = std::move(restore)});
+    const Status status = saves.Restore(nullptr).status();
+    EXPECT_EQ(status.code(), code) << status.ToString();
+    EXPECT_THAT(status.message(), HasSubstr(why));
+    EXPECT_EQ(ValueOf(*chief_), 0.0F);
+  };
+  expect([]() -> Result<std::int64_t> { return DataLoss("part-3 is damaged"); },
+         StatusCode::kDataLoss, "part-3 is damaged");
+  expect([]() -> Result<std::int64_t> { throw StatusError(DataLoss("part-4 is damaged")); },
+         StatusCode::kDataLoss, "part-4 is damaged");
+  // The same when it is tried again, and not.
+  expect([]() -> Result<std::int64_t> { throw std::out_of_range("shelf 7"); },
+         StatusCode::kFailedPrecondition, "SavePlan::restore has thrown: shelf 7");
+  expect([]() -> Result<std::int64_t> { throw std::runtime_error("the store is away"); },
+         StatusCode::kInternal, "the store is away");
+}
+
+TEST_F(ChiefSavesTest, WhereTheSaveIsGoneItIsSaidWhatWasFound) {
+  ChiefSaves saves = Saves([] { return Status(); });
+  saves.SetPlan({.restore = [] { return Result<std::int64_t>(NotFound("no save in /away")); }});
+  const Status status = saves.Restore(nullptr).status();
+  EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition) << status.ToString();
+  EXPECT_THAT(status.message(), HasSubstr("is gone: no save in /away"));
 }
 
 }  // namespace

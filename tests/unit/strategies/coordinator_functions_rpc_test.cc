@@ -11,9 +11,9 @@
 #include <cohort/strategies/coordinator.h>
 
 #include "parameter_server/chief/closure_queue.h"
-#include "parameter_server/chief/coordinator.h"
-#include "parameter_server/chief/coordinator_service.h"
 #include "parameter_server/chief/remote_functions.h"
+#include "parameter_server/chief/scheduler.h"
+#include "parameter_server/chief/scheduler_service.h"
 
 namespace cohort::ps {
 namespace {
@@ -34,21 +34,21 @@ class RemoteFunctionsTest : public ::testing::Test {
  protected:
   RemoteFunctionsTest()
       : state_({.workers = {Worker(0), Worker(1), Worker(2)}}),
-        server_(OrThrow(CoordinatorServer::Start("127.0.0.1:0", state_))),
+        server_(OrThrow(SchedulerServer::Start("127.0.0.1:0", state_))),
         coordinator_(OrThrow(OpenFunctions(state_, {}))) {}
-  std::unique_ptr<CoordinatorClient> NewWorker(int index) {
-    auto client = CoordinatorClient::Make("127.0.0.1:" + std::to_string(server_->port()), "chief:0",
-                                          Process(index, static_cast<std::uint64_t>(index) + 1),
-                                          milliseconds(20'000));
+  std::unique_ptr<SchedulerClient> NewWorker(int index) {
+    auto client = SchedulerClient::Make("127.0.0.1:" + std::to_string(server_->port()), "chief:0",
+                                        Process(index, static_cast<std::uint64_t>(index) + 1),
+                                        milliseconds(20'000));
     OrThrow(client->Attach());
     return client;
   }
-  std::future<Status> Serve(CoordinatorClient& client, const Functions& functions) {
+  std::future<Status> Serve(SchedulerClient& client, const Functions& functions) {
     return std::async(std::launch::async, [&] { return RunFunctions(client, functions); });
   }
 
-  ps::Coordinator state_;
-  std::unique_ptr<CoordinatorServer> server_;
+  ps::Scheduler state_;
+  std::unique_ptr<SchedulerServer> server_;
   std::unique_ptr<cohort::Coordinator> coordinator_;
 };
 

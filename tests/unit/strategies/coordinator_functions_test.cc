@@ -11,8 +11,8 @@
 #include <cohort/strategies/coordinator.h>
 
 #include "parameter_server/chief/closure_queue.h"
-#include "parameter_server/chief/coordinator.h"
 #include "parameter_server/chief/remote_functions.h"
+#include "parameter_server/chief/scheduler.h"
 
 namespace cohort::ps {
 namespace {
@@ -251,7 +251,7 @@ class FunctionsTest : public ::testing::Test {
     OrThrow(state_.FinishClosure(sender, reply.closure.id, outcome));
   }
 
-  ps::Coordinator state_;
+  ps::Scheduler state_;
   std::unique_ptr<cohort::Coordinator> coordinator_;
 };
 
@@ -416,7 +416,7 @@ TEST_F(FunctionsTest, WithoutWorkersTheWaitsEnd) {
 TEST_F(FunctionsTest, AJobHasOneCoordinatorOrNone) {
   Create();
   EXPECT_EQ(OpenFunctions(state_, {}).status().code(), StatusCode::kFailedPrecondition);
-  ps::Coordinator serves({.workers = {Worker(0)}});
+  ps::Scheduler serves({.workers = {Worker(0)}});
   OrThrow(serves.Attach(Process(0, 10)));
   OrThrow(serves.Open(0));
   EXPECT_EQ(serves.NextClosure(Process(0, 10), {}, kAtOnce).status().code(),

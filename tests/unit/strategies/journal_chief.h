@@ -14,8 +14,8 @@
 
 #include <cohort/core/file_system.h>
 
-#include "parameter_server/chief/coordinator.h"
 #include "parameter_server/chief/journal.h"
+#include "parameter_server/chief/scheduler.h"
 #include "testing/temp_dir.h"
 
 namespace cohort::ps {
@@ -35,24 +35,24 @@ struct Chief {
       : journal(OrThrow(Journal::Open(files, folder, /*backup_workers=*/0))),
         before(journal->state()),
         epoch(before.epoch + 1),
-        coordinator({.workers = {Worker(0), Worker(1)},
-                     .rejoin_timeout = std::chrono::milliseconds(0),
-                     .journal = journal.get()}) {
+        scheduler({.workers = {Worker(0), Worker(1)},
+                   .rejoin_timeout = std::chrono::milliseconds(0),
+                   .journal = journal.get()}) {
     OrThrow(journal->Begin(before.epoch > 0, epoch));
     if (before.epoch > 0) {
-      coordinator.Succeed(before);
+      scheduler.Succeed(before);
     }
-    coordinator.SetView(epoch, {"server"}, before.epoch > 0 ? "the chief was started again" : "");
-    opened = coordinator.OpenDataset("chief:0", 0, data);
+    scheduler.SetView(epoch, {"server"}, before.epoch > 0 ? "the chief was started again" : "");
+    opened = scheduler.OpenDataset("chief:0", 0, data);
   }
 
   Sender Attach(int worker) {
     const Sender sender = Process(worker, 100 * epoch + static_cast<std::uint64_t>(worker), epoch);
-    OrThrow(coordinator.Attach(Process(worker, sender.incarnation, 0)));
+    OrThrow(scheduler.Attach(Process(worker, sender.incarnation, 0)));
     return sender;
   }
   SplitReply Next(const Sender& sender, std::int64_t epoch_of_data, const FinishedSplit& finished) {
-    return OrThrow(coordinator.NextSplit(sender, {0, epoch_of_data}, 0, finished, kAtOnce));
+    return OrThrow(scheduler.NextSplit(sender, {0, epoch_of_data}, 0, finished, kAtOnce));
   }
   // What is handed out until the epoch is over: epoch and example; not more than `most`.
   std::vector<std::pair<std::int64_t, std::int64_t>> Finish(const Sender& sender,
@@ -72,20 +72,20 @@ struct Chief {
                   .steps = 1,
                   .sums = {.loss_sum = 2, .weight = 1, .metric_sums = {3}}};
     }
-    coordinator.Acknowledge(sender, {0, epoch_of_data}, finished);
+    scheduler.Acknowledge(sender, {0, epoch_of_data}, finished);
     return begins;
   }
   void Save(std::int64_t step) {
-    ASSERT_TRUE(OrThrow(coordinator.BeginCut(std::chrono::milliseconds(1))).has_value());
-    const Course course = coordinator.CourseAt(step);
-    coordinator.EndCut();
-    OrThrow(coordinator.Remember(course));
+    ASSERT_TRUE(OrThrow(scheduler.BeginCut(std::chrono::milliseconds(1))).has_value());
+    const Course course = scheduler.CourseAt(step);
+    scheduler.EndCut();
+    OrThrow(scheduler.Remember(course));
   }
 
   std::unique_ptr<Journal> journal;
   const JournalState before;
   const std::uint64_t epoch;
-  Coordinator coordinator;
+  Scheduler scheduler;
   Status opened;
 };
 

@@ -14,8 +14,8 @@
 #include <cohort/core/file_system.h>
 
 #include "journal_chief.h"
-#include "parameter_server/chief/coordinator.h"
 #include "parameter_server/chief/journal.h"
+#include "parameter_server/chief/scheduler.h"
 #include "testing/faulty_file_system.h"
 #include "testing/temp_dir.h"
 
@@ -35,10 +35,10 @@ TEST(JournalTest, WorkIsHandedOutWhileASaveIsNoted) {
     return OkStatus();
   });
   Chief chief(folder.path(), files);
-  OrThrow(chief.coordinator.Open(0));
+  OrThrow(chief.scheduler.Open(0));
   const Sender worker = chief.Attach(0);
   const Split split = chief.Next(worker, 0, {}).split;
-  chief.coordinator.Acknowledge(worker, {0, 0}, {.id = split.id, .epoch = 0, .steps = 1});
+  chief.scheduler.Acknowledge(worker, {0, 0}, {.id = split.id, .epoch = 0, .steps = 1});
   std::future<SplitReply> next;
   meanwhile = [&] {
     next = std::async(std::launch::async, [&] { return chief.Next(worker, 0, {}); });
@@ -120,7 +120,7 @@ TEST(JournalTest, OneWriteTakesAllThatWasNotedMeanwhile) {
   const TempDir folder;
   SlowDisk disk;
   Chief chief(folder.path(), disk.files());
-  OrThrow(chief.coordinator.Open(0));
+  OrThrow(chief.scheduler.Open(0));
   Journal& journal = *chief.journal;
   disk.Hold();
   const int before = disk.syncs();
@@ -173,7 +173,7 @@ TEST(JournalTest, ARequestWaitsForTheDiskOnlyForWhatItDependsOn) {
   const TempDir folder;
   SlowDisk disk;
   Chief chief(folder.path(), disk.files());
-  OrThrow(chief.coordinator.Open(0));
+  OrThrow(chief.scheduler.Open(0));
   const Sender first = chief.Attach(0);
   const Sender second = chief.Attach(1);
   const SplitReply held = chief.Next(first, 0, {});
@@ -183,10 +183,10 @@ TEST(JournalTest, ARequestWaitsForTheDiskOnlyForWhatItDependsOn) {
 
   std::future<SplitReply> of_this = Async([&] { return chief.Next(second, 0, {}); });
   std::future<ServerView> view =
-      Async([&] { return chief.coordinator.AwaitView(0, false, kAtOnce); });
+      Async([&] { return chief.scheduler.AwaitView(0, false, kAtOnce); });
   std::future<Status> opened =
-      Async([&] { return chief.coordinator.OpenDataset("worker:1", 0, kData); });
-  std::future<void> told = Async([&] { chief.coordinator.Progressed(second, 1); });
+      Async([&] { return chief.scheduler.OpenDataset("worker:1", 0, kData); });
+  std::future<void> told = Async([&] { chief.scheduler.Progressed(second, 1); });
   ASSERT_TRUE(Ends(of_this) && Ends(view) && Ends(opened) && Ends(told));
   EXPECT_EQ(of_this.get().progress, Progress::kGo);
   EXPECT_EQ(view.get().epoch, chief.epoch);
@@ -210,15 +210,15 @@ TEST(JournalTest, NoAnswerOvertakesWhatItDependsOn) {
   SlowDisk disk;
   std::atomic<int> gone = 0;
   const auto journal = OrThrow(Journal::Open(disk.files(), folder.path(), 0));
-  Coordinator coordinator({.workers = {Worker(0), Worker(1)},
-                           .rejoin_timeout = std::chrono::milliseconds(0),
-                           .on_gone = [&gone](std::uint64_t) { ++gone; },
-                           .journal = journal.get()});
+  Scheduler scheduler({.workers = {Worker(0), Worker(1)},
+                       .rejoin_timeout = std::chrono::milliseconds(0),
+                       .on_gone = [&gone](std::uint64_t) { ++gone; },
+                       .journal = journal.get()});
   OrThrow(journal->Begin(false, 1));
-  coordinator.SetView(1, {"server"});
-  OrThrow(coordinator.Open(0));
-  OrThrow(coordinator.Attach(Process(0, 1, 0)));
-  OrThrow(coordinator.Attach(Process(1, 2, 0)));
+  scheduler.SetView(1, {"server"});
+  OrThrow(scheduler.Open(0));
+  OrThrow(scheduler.Attach(Process(0, 1, 0)));
+  OrThrow(scheduler.Attach(Process(1, 2, 0)));
   const auto stands = [&](auto call) {
     disk.Hold();
     auto answer = Async(std::move(call));
@@ -227,12 +227,11 @@ TEST(JournalTest, NoAnswerOvertakesWhatItDependsOn) {
     return answer;
   };
 
-  std::future<Status> opened =
-      stands([&] { return coordinator.OpenDataset("worker:0", 0, kData); });
-  std::future<Status> same = Async([&] { return coordinator.OpenDataset("worker:1", 0, kData); });
+  std::future<Status> opened = stands([&] { return scheduler.OpenDataset("worker:0", 0, kData); });
+  std::future<Status> same = Async([&] { return scheduler.OpenDataset("worker:1", 0, kData); });
   std::future<Status> other = Async([&] {
-    return coordinator.OpenDataset("worker:1", 0,
-                                   {.fingerprint = 2, .examples = 100, .batch_size = 10});
+    return scheduler.OpenDataset("worker:1", 0,
+                                 {.fingerprint = 2, .examples = 100, .batch_size = 10});
   });
   EXPECT_FALSE(IsReady(opened) || IsReady(same) || IsReady(other));
   disk.LetGo();
@@ -241,21 +240,21 @@ TEST(JournalTest, NoAnswerOvertakesWhatItDependsOn) {
   OrThrow(same.get());
   EXPECT_EQ(other.get().code(), StatusCode::kFailedPrecondition);
 
-  std::future<void> lost = stands([&] { coordinator.Lost(Worker(0), Unavailable("killed")); });
+  std::future<void> lost = stands([&] { scheduler.Lost(Worker(0), Unavailable("killed")); });
   EXPECT_EQ(gone.load(), 0);
   disk.LetGo();
   lost.get();
   EXPECT_EQ(gone.load(), 1);
 
-  std::future<Status> done = stands([&] { return coordinator.Done(Process(1, 2, 1)); });
-  std::future<Result<bool>> over = Async([&] { return coordinator.WaitOver(kAtOnce); });
-  EXPECT_FALSE(coordinator.WorkersHaveLeft());
+  std::future<Status> done = stands([&] { return scheduler.Done(Process(1, 2, 1)); });
+  std::future<Result<bool>> over = Async([&] { return scheduler.WaitOver(kAtOnce); });
+  EXPECT_FALSE(scheduler.WorkersHaveLeft());
   EXPECT_FALSE(IsReady(over));
   EXPECT_EQ(gone.load(), 1);
   disk.LetGo();
   OrThrow(done.get());
   EXPECT_TRUE(OrThrow(over.get()));
-  EXPECT_TRUE(coordinator.WorkersHaveLeft());
+  EXPECT_TRUE(scheduler.WorkersHaveLeft());
   EXPECT_EQ(gone.load(), 2);
 }
 
@@ -264,10 +263,10 @@ TEST(JournalTest, AWorkerThatIsBackAndAsksAgainWaitsForTheDiskToo) {
   const TempDir folder;
   SlowDisk disk;
   Chief chief(folder.path(), disk.files());
-  OrThrow(chief.coordinator.Open(0));
+  OrThrow(chief.scheduler.Open(0));
   chief.Attach(0);
-  chief.coordinator.Lost(Worker(0), Unavailable("killed"));
-  const auto attach = [&] { return chief.coordinator.Attach(Process(0, 9, 0)); };
+  chief.scheduler.Lost(Worker(0), Unavailable("killed"));
+  const auto attach = [&] { return chief.scheduler.Attach(Process(0, 9, 0)); };
   disk.Hold();
   std::future<Result<std::uint64_t>> first = Async(attach);
   ASSERT_TRUE(disk.AwaitStanding());
@@ -285,21 +284,21 @@ TEST(JournalTest, ARollBackIsNotedWithoutTheLock) {
   const TempDir folder;
   SlowDisk disk;
   Chief chief(folder.path(), disk.files());
-  OrThrow(chief.coordinator.Open(0));
+  OrThrow(chief.scheduler.Open(0));
   const Sender worker = chief.Attach(0);
   EXPECT_EQ(chief.Finish(worker, 0, 2).size(), 2U);
-  chief.coordinator.ServerLost(Unavailable("killed"));
+  chief.scheduler.ServerLost(Unavailable("killed"));
   disk.Hold();
   std::future<Status> back =
-      Async([&] { return chief.coordinator.RollBack(0, chief.epoch + 1, {"another"}); });
+      Async([&] { return chief.scheduler.RollBack(0, chief.epoch + 1, {"another"}); });
   ASSERT_TRUE(disk.AwaitStanding());
   std::future<SplitReply> next = Async([&] { return chief.Next(worker, 0, {}); });
   ASSERT_TRUE(Ends(next));
   EXPECT_EQ(next.get().progress, Progress::kStale);
-  EXPECT_TRUE(chief.coordinator.recovering());
+  EXPECT_TRUE(chief.scheduler.recovering());
   disk.LetGo();
   OrThrow(back.get());
-  EXPECT_FALSE(chief.coordinator.recovering());
+  EXPECT_FALSE(chief.scheduler.recovering());
   const Sender again = {
       .task = worker.task, .incarnation = worker.incarnation, .epoch = chief.epoch + 1};
   EXPECT_EQ(chief.Finish(again, 0).size(), 10U);
@@ -312,13 +311,13 @@ TEST(JournalTest, NothingIsHandedOutThatCouldNotBeNoted) {
     return full && operation == "sync" ? ResourceExhausted("no space left") : OkStatus();
   });
   Chief chief(folder.path(), files);
-  OrThrow(chief.coordinator.Open(0));
+  OrThrow(chief.scheduler.Open(0));
   const Sender worker = chief.Attach(0);
   full = true;
-  EXPECT_EQ(chief.coordinator.NextSplit(worker, {0, 0}, 0, {}, kAtOnce).status().code(),
+  EXPECT_EQ(chief.scheduler.NextSplit(worker, {0, 0}, 0, {}, kAtOnce).status().code(),
             StatusCode::kResourceExhausted);
-  EXPECT_TRUE(chief.coordinator.Done(worker).ok());
-  EXPECT_EQ(chief.coordinator.WaitOver(kAtOnce).status().code(), StatusCode::kResourceExhausted)
+  EXPECT_TRUE(chief.scheduler.Done(worker).ok());
+  EXPECT_EQ(chief.scheduler.WaitOver(kAtOnce).status().code(), StatusCode::kResourceExhausted)
       << "the chief hears of it";
 }
 

@@ -8,8 +8,8 @@
 #include <cohort/core/file_system.h>
 
 #include "journal_chief.h"
-#include "parameter_server/chief/coordinator.h"
 #include "parameter_server/chief/journal.h"
+#include "parameter_server/chief/scheduler.h"
 #include "testing/faulty_file_system.h"
 #include "testing/temp_dir.h"
 
@@ -75,7 +75,7 @@ TEST(JournalTest, DamageBeforeTheEndIsAnError) {
 TEST(JournalTest, AChiefThatWasReplacedWritesNowhere) {
   const TempDir folder;
   Chief first(folder.path());
-  OrThrow(first.coordinator.Open(0));
+  OrThrow(first.scheduler.Open(0));
   Chief second(folder.path());
   OrThrow(first.journal->Await(first.journal->Begun({0, 9}, 0)));
   const Course course = {.step = 5, .digest = 0, .epochs = {}, .rounds = {}, .again = {}};
@@ -85,7 +85,7 @@ TEST(JournalTest, AChiefThatWasReplacedWritesNowhere) {
   const auto third = OrThrow(Journal::Open(FileSystem::Local(), folder.path(), 0));
   EXPECT_EQ(third->state().epoch, 2U);
   EXPECT_TRUE(third->state().begun.empty());
-  OrThrow(second.coordinator.Open(0));
+  OrThrow(second.scheduler.Open(0));
   OrThrow(second.journal->Remove());
   EXPECT_EQ(first.journal->Remember(course).code(), StatusCode::kAborted) << "the job is over";
   EXPECT_FALSE(std::filesystem::exists(PathIn(folder)));
@@ -111,7 +111,7 @@ TEST(JournalTest, AfterAFailedWriteOnlyAReplacementFollows) {
     return full && operation == "append" ? ResourceExhausted("no space left") : OkStatus();
   });
   Chief chief(folder.path(), files);
-  OrThrow(chief.coordinator.Open(0));
+  OrThrow(chief.scheduler.Open(0));
   full = true;
   Journal& journal = *chief.journal;
   EXPECT_EQ(journal.Await(journal.Begun({0, 1}, 0)).code(), StatusCode::kResourceExhausted);
@@ -124,7 +124,7 @@ TEST(JournalTest, AfterAFailedWriteOnlyAReplacementFollows) {
   full = false;
   OrThrow(journal.Await(journal.Begun({0, 2}, 0)));
   EXPECT_EQ(begun(), 2U);
-  OrThrow(chief.coordinator.Remember(chief.coordinator.CourseAt(3)));
+  OrThrow(chief.scheduler.Remember(chief.scheduler.CourseAt(3)));
   OrThrow(journal.Await(journal.Begun({0, 3}, 0)));
   EXPECT_EQ(begun(), 3U);
 }
@@ -138,22 +138,22 @@ TEST(JournalTest, WaysThatCouldNotBeNotedPushOutNone) {
   });
   {
     Chief chief(folder.path(), files);
-    OrThrow(chief.coordinator.Open(0));
+    OrThrow(chief.scheduler.Open(0));
     const Sender worker = chief.Attach(0);
     chief.Finish(worker, 0, 2);
     chief.Save(2);
     full = true;
     for (std::int64_t step = 3; step < 3 + static_cast<std::int64_t>(Journal::kMaxCourses);
          ++step) {
-      EXPECT_EQ(chief.coordinator.Remember(chief.coordinator.CourseAt(step)).code(),
+      EXPECT_EQ(chief.scheduler.Remember(chief.scheduler.CourseAt(step)).code(),
                 StatusCode::kResourceExhausted);
-      OrThrow(chief.coordinator.Forget(step));
+      OrThrow(chief.scheduler.Forget(step));
     }
     full = false;
     chief.Save(50);
     EXPECT_EQ(chief.journal->GoBack(7).code(), StatusCode::kFailedPrecondition);
     full = true;
-    EXPECT_FALSE(chief.coordinator.Forget(50).ok()) << "the file has it still";
+    EXPECT_FALSE(chief.scheduler.Forget(50).ok()) << "the file has it still";
     full = false;
     chief.Save(60);
   }
@@ -162,7 +162,7 @@ TEST(JournalTest, WaysThatCouldNotBeNotedPushOutNone) {
   EXPECT_EQ(chief.before.courses[0].step, 0);
   EXPECT_EQ(chief.before.courses[1].step, 2);
   EXPECT_EQ(chief.before.courses[2].step, 60);
-  OrThrow(chief.coordinator.Open(2));
+  OrThrow(chief.scheduler.Open(2));
   EXPECT_EQ(chief.Finish(chief.Attach(0), 0).size(), 8U);
 }
 

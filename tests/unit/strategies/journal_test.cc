@@ -10,8 +10,8 @@
 #include <cohort/core/file_system.h>
 
 #include "journal_chief.h"
-#include "parameter_server/chief/coordinator.h"
 #include "parameter_server/chief/journal.h"
+#include "parameter_server/chief/scheduler.h"
 #include "testing/temp_dir.h"
 
 namespace cohort::ps {
@@ -26,7 +26,7 @@ TEST(JournalTest, AnotherChiefHandsOutWhatIsLeftSinceTheSave) {
   const TempDir folder;
   {
     Chief chief(folder.path());
-    OrThrow(chief.coordinator.Open(0));
+    OrThrow(chief.scheduler.Open(0));
     const Sender worker = chief.Attach(0);
     chief.Finish(worker, 0);
     EXPECT_EQ(chief.Finish(worker, 1, 4).size(), 4U);
@@ -38,10 +38,10 @@ TEST(JournalTest, AnotherChiefHandsOutWhatIsLeftSinceTheSave) {
   EXPECT_EQ(chief.epoch, 2U);
   const Sender worker = chief.Attach(0);
   EXPECT_EQ(chief.Next(worker, 2, {}).progress, Progress::kStale) << "not before Open";
-  EXPECT_TRUE(chief.coordinator.AwaitView(0, false, kAtOnce).recovering);
-  OrThrow(chief.coordinator.Open(14));
-  EXPECT_FALSE(chief.coordinator.AwaitView(0, false, kAtOnce).recovering);
-  EXPECT_EQ(chief.coordinator.advance().steps, 14);
+  EXPECT_TRUE(chief.scheduler.AwaitView(0, false, kAtOnce).recovering);
+  OrThrow(chief.scheduler.Open(14));
+  EXPECT_FALSE(chief.scheduler.AwaitView(0, false, kAtOnce).recovering);
+  EXPECT_EQ(chief.scheduler.advance().steps, 14);
   const auto begins = chief.Finish(worker, 2);
   std::vector<std::pair<std::int64_t, std::int64_t>> expected;
   for (std::int64_t begin = 40; begin < 100; begin += 10) {
@@ -51,7 +51,7 @@ TEST(JournalTest, AnotherChiefHandsOutWhatIsLeftSinceTheSave) {
     expected.emplace_back(2, begin);
   }
   EXPECT_EQ(begins, expected);
-  for (const EpochCoverage& epoch : chief.coordinator.coverage()) {
+  for (const EpochCoverage& epoch : chief.scheduler.coverage()) {
     EXPECT_EQ(epoch.seen, 100) << epoch.epoch;
     EXPECT_EQ(epoch.steps, 10) << epoch.epoch;
     EXPECT_EQ(epoch.loss, 2) << epoch.epoch;
@@ -65,7 +65,7 @@ TEST(JournalTest, EpochsThatWereOverLongAgoAreNotNotedAgain) {
   const TempDir folder;
   {
     Chief chief(folder.path());
-    OrThrow(chief.coordinator.Open(0));
+    OrThrow(chief.scheduler.Open(0));
     const Sender worker = chief.Attach(0);
     std::uintmax_t bytes = 0;
     for (std::int64_t epoch = 0; epoch < kEpochs; ++epoch) {
@@ -78,12 +78,12 @@ TEST(JournalTest, EpochsThatWereOverLongAgoAreNotNotedAgain) {
         EXPECT_LE(now, bytes + bytes / 5) << epoch;
       }
     }
-    EXPECT_LE(chief.coordinator.CourseAt(1).epochs.size(), 2 * Journal::kMaxCourses);
+    EXPECT_LE(chief.scheduler.CourseAt(1).epochs.size(), 2 * Journal::kMaxCourses);
     EXPECT_EQ(chief.Next(worker, 0, {}).progress, Progress::kOver);
-    EXPECT_EQ(chief.coordinator.advance().epochs, kEpochs);
-    EXPECT_EQ(chief.coordinator.advance().steps, 10 * kEpochs);
-    EXPECT_EQ(chief.coordinator.StepsSince(10 * (kEpochs - 3)), 30);
-    const std::vector<EpochCoverage> coverage = chief.coordinator.coverage();
+    EXPECT_EQ(chief.scheduler.advance().epochs, kEpochs);
+    EXPECT_EQ(chief.scheduler.advance().steps, 10 * kEpochs);
+    EXPECT_EQ(chief.scheduler.StepsSince(10 * (kEpochs - 3)), 30);
+    const std::vector<EpochCoverage> coverage = chief.scheduler.coverage();
     ASSERT_EQ(coverage.size(), static_cast<std::size_t>(kEpochs));
     for (std::int64_t epoch = 0; epoch < kEpochs; ++epoch) {
       EXPECT_EQ(coverage[static_cast<std::size_t>(epoch)].epoch, epoch);
@@ -92,17 +92,17 @@ TEST(JournalTest, EpochsThatWereOverLongAgoAreNotNotedAgain) {
     }
     // Back to the oldest save that there is a way to, and there again.
     const std::int64_t oldest = kEpochs - static_cast<std::int64_t>(Journal::kMaxCourses) + 1;
-    chief.coordinator.ServerLost(Unavailable("ps:1 was killed"));
-    OrThrow(chief.coordinator.RollBack(10 * oldest, chief.epoch, {"server"}));
-    EXPECT_EQ(chief.coordinator.advance().steps, 10 * oldest);
+    chief.scheduler.ServerLost(Unavailable("ps:1 was killed"));
+    OrThrow(chief.scheduler.RollBack(10 * oldest, chief.epoch, {"server"}));
+    EXPECT_EQ(chief.scheduler.advance().steps, 10 * oldest);
     EXPECT_EQ(chief.Finish(worker, kEpochs - 1).size(),
               10 * static_cast<std::size_t>(kEpochs - oldest));
-    EXPECT_EQ(chief.coordinator.advance().epochs, kEpochs);
+    EXPECT_EQ(chief.scheduler.advance().epochs, kEpochs);
     chief.Save(10 * kEpochs);
   }
   Chief chief(folder.path());
   const Sender worker = chief.Attach(0);
-  OrThrow(chief.coordinator.Open(10 * kEpochs));
+  OrThrow(chief.scheduler.Open(10 * kEpochs));
   EXPECT_EQ(chief.Finish(worker, kEpochs).size(), 10U) << "and nothing of earlier epochs";
 }
 
@@ -110,20 +110,20 @@ TEST(JournalTest, RoundsGoOnWithTheirNumbers) {
   const TempDir folder;
   const auto round = [](Chief& chief, const Sender& a, const Sender& b, std::int64_t epoch) {
     const auto join = [&](const Sender& sender) {
-      return OrThrow(chief.coordinator.JoinRound(sender, {0, epoch}, 0, kAtOnce));
+      return OrThrow(chief.scheduler.JoinRound(sender, {0, epoch}, 0, kAtOnce));
     };
     EXPECT_EQ(join(a).progress, Progress::kWait);
     const RoundPart part = join(b).part;
     for (const Sender& sender : {a, b}) {
-      OrThrow(chief.coordinator.FinishRound(sender, part.round, part.attempt,
-                                            {.loss_sum = 1, .weight = 5, .metric_sums = {}},
-                                            kAtOnce));
+      OrThrow(chief.scheduler.FinishRound(sender, part.round, part.attempt,
+                                          {.loss_sum = 1, .weight = 5, .metric_sums = {}},
+                                          kAtOnce));
     }
     return part;
   };
   {
     Chief chief(folder.path());
-    OrThrow(chief.coordinator.Open(0));
+    OrThrow(chief.scheduler.Open(0));
     const Sender a = chief.Attach(0);
     const Sender b = chief.Attach(1);
     for (int i = 0; i < 7; ++i) {
@@ -135,7 +135,7 @@ TEST(JournalTest, RoundsGoOnWithTheirNumbers) {
     }
   }
   Chief chief(folder.path());
-  OrThrow(chief.coordinator.Open(7));
+  OrThrow(chief.scheduler.Open(7));
   const Sender a = chief.Attach(0);
   const Sender b = chief.Attach(1);
   for (std::uint64_t number = 8; number <= 20; ++number) {
@@ -144,30 +144,29 @@ TEST(JournalTest, RoundsGoOnWithTheirNumbers) {
     EXPECT_EQ(part.epoch.epoch, number <= 10 ? 0 : 1);
     EXPECT_EQ(part.batch, static_cast<std::int64_t>(number - 1) % 10);
   }
-  EXPECT_EQ(chief.coordinator.coverage().at(0).loss, 0.2);
+  EXPECT_EQ(chief.scheduler.coverage().at(0).loss, 0.2);
 }
 
 TEST(JournalTest, WorkersThatHadEndedAreNotWaitedFor) {
   const TempDir folder;
   {
     Chief chief(folder.path());
-    OrThrow(chief.coordinator.Open(0));
+    OrThrow(chief.scheduler.Open(0));
     const Sender first = chief.Attach(0);
     chief.Attach(1);
-    chief.coordinator.Lost(Worker(0), Unavailable("killed"));
+    chief.scheduler.Lost(Worker(0), Unavailable("killed"));
     chief.Attach(0);
-    chief.coordinator.Lost(Worker(0), Unavailable("killed again"));
-    EXPECT_FALSE(chief.coordinator.Done(first).ok()) << "it was given up";
+    chief.scheduler.Lost(Worker(0), Unavailable("killed again"));
+    EXPECT_FALSE(chief.scheduler.Done(first).ok()) << "it was given up";
   }
   Chief chief(folder.path());
   EXPECT_THAT(chief.before.ended, ElementsAre(Pair(Worker(0), JournalState::End::kLost)));
-  OrThrow(chief.coordinator.Open(0));
+  OrThrow(chief.scheduler.Open(0));
   const Sender second = chief.Attach(1);
-  EXPECT_EQ(OrThrow(chief.coordinator.JoinRound(second, {0, 0}, 0, kAtOnce)).progress,
-            Progress::kGo)
+  EXPECT_EQ(OrThrow(chief.scheduler.JoinRound(second, {0, 0}, 0, kAtOnce)).progress, Progress::kGo)
       << "alone";
-  EXPECT_TRUE(chief.coordinator.Done(second).ok());
-  EXPECT_TRUE(OrThrow(chief.coordinator.WaitOver(kAtOnce)));
+  EXPECT_TRUE(chief.scheduler.Done(second).ok());
+  EXPECT_TRUE(OrThrow(chief.scheduler.WaitOver(kAtOnce)));
   EXPECT_EQ(OrThrow(Journal::Open(FileSystem::Local(), folder.path(), 0))->state().ended.size(),
             2U);
 }
@@ -182,11 +181,11 @@ TEST(JournalTest, AWorkerIsLostBeforeTheJournalBegins) {
       OrThrow(before->Await(before->Worker(Worker(7), JournalState::End::kDone)));
     }
     const auto journal = OrThrow(Journal::Open(FileSystem::Local(), folder.path(), 0));
-    Coordinator coordinator({.workers = {Worker(0), Worker(1)}, .journal = journal.get()});
-    coordinator.Lost(Worker(0), Unavailable("killed"));
+    Scheduler scheduler({.workers = {Worker(0), Worker(1)}, .journal = journal.get()});
+    scheduler.Lost(Worker(0), Unavailable("killed"));
     OrThrow(journal->Begin(goes_on, 4));
-    OrThrow(coordinator.Open(0));
-    EXPECT_FALSE(OrThrow(coordinator.WaitOver(kAtOnce))) << "worker:1 is still expected";
+    OrThrow(scheduler.Open(0));
+    EXPECT_FALSE(OrThrow(scheduler.WaitOver(kAtOnce))) << "worker:1 is still expected";
     const auto ended = OrThrow(Journal::Open(FileSystem::Local(), folder.path(), 0))->state().ended;
     EXPECT_EQ(ended.size(), goes_on ? 2U : 1U);
     EXPECT_EQ(ended.at(Worker(0)), JournalState::End::kLost);
@@ -197,24 +196,24 @@ TEST(JournalTest, AWorkerThatIsBackBeforeTheJobGoesOnHasNotEnded) {
   const TempDir folder;
   {
     Chief chief(folder.path());
-    OrThrow(chief.coordinator.Open(0));
+    OrThrow(chief.scheduler.Open(0));
     chief.Attach(0);
-    chief.coordinator.Lost(Worker(0), Unavailable("killed"));
+    chief.scheduler.Lost(Worker(0), Unavailable("killed"));
   }
   const auto journal = OrThrow(Journal::Open(FileSystem::Local(), folder.path(), 0));
   const JournalState before = journal->state();
   EXPECT_EQ(before.ended.size(), 1U);
-  Coordinator coordinator({.workers = {Worker(0), Worker(1)}, .journal = journal.get()});
-  OrThrow(coordinator.Attach(Process(0, 9, 0)));
+  Scheduler scheduler({.workers = {Worker(0), Worker(1)}, .journal = journal.get()});
+  OrThrow(scheduler.Attach(Process(0, 9, 0)));
   OrThrow(journal->Begin(true, 2));
-  coordinator.Succeed(before);
+  scheduler.Succeed(before);
   EXPECT_TRUE(OrThrow(Journal::Open(FileSystem::Local(), folder.path(), 0))->state().ended.empty());
 }
 
 TEST(JournalTest, ASaveThatItKnowsNothingOfIsRefused) {
   const TempDir folder;
-  OrThrow(Chief(folder.path()).coordinator.Open(0));
-  EXPECT_THAT(Chief(folder.path()).coordinator.Open(5).message(),
+  OrThrow(Chief(folder.path()).scheduler.Open(0));
+  EXPECT_THAT(Chief(folder.path()).scheduler.Open(5).message(),
               HasSubstr("step 5, where this job has not been"));
 }
 
@@ -222,10 +221,10 @@ TEST(JournalTest, AWorkerOfAJobThatItKnowsNothingOfIsRefused) {
   const TempDir folder;
   Chief chief(folder.path());
   for (const std::uint64_t epoch : {9U, 1U}) {
-    EXPECT_THAT(chief.coordinator.Attach(Process(0, 7, epoch)).status().message(),
+    EXPECT_THAT(chief.scheduler.Attach(Process(0, 7, epoch)).status().message(),
                 HasSubstr("worker:0 comes from a job whose chief and servers are gone"));
   }
-  Coordinator early({.workers = {Worker(0)}});
+  Scheduler early({.workers = {Worker(0)}});
   OrThrow(early.Attach(Process(0, 7, 9)));  // it may yet succeed
   early.SetView(1, {"server"});
   EXPECT_EQ(early.Open(0).code(), StatusCode::kFailedPrecondition);
@@ -233,23 +232,23 @@ TEST(JournalTest, AWorkerOfAJobThatItKnowsNothingOfIsRefused) {
 
 TEST(JournalTest, OtherValuesToBeginWithAreRefused) {
   const TempDir folder;
-  OrThrow(Chief(folder.path()).coordinator.Open(0, 77));
-  EXPECT_THAT(Chief(folder.path()).coordinator.Open(0, 78).message(),
+  OrThrow(Chief(folder.path()).scheduler.Open(0, 77));
+  EXPECT_THAT(Chief(folder.path()).scheduler.Open(0, 78).message(),
               HasSubstr("begin anew with other values"));
-  EXPECT_TRUE(Chief(folder.path()).coordinator.Open(0, 77).ok());
+  EXPECT_TRUE(Chief(folder.path()).scheduler.Open(0, 77).ok());
 }
 
 TEST(JournalTest, AnOpenThatIsRefusedChangesNothing) {
   const TempDir folder;
-  OrThrow(Chief(folder.path()).coordinator.Open(0, 77));
+  OrThrow(Chief(folder.path()).scheduler.Open(0, 77));
   Chief chief(folder.path());
   const Sender worker = chief.Attach(0);
   for (int tries = 0; tries < 2; ++tries) {
-    EXPECT_THAT(chief.coordinator.Open(0, 78).message(), HasSubstr("begin anew with other values"));
-    EXPECT_TRUE(chief.coordinator.AwaitView(0, false, kAtOnce).recovering);
+    EXPECT_THAT(chief.scheduler.Open(0, 78).message(), HasSubstr("begin anew with other values"));
+    EXPECT_TRUE(chief.scheduler.AwaitView(0, false, kAtOnce).recovering);
     EXPECT_EQ(chief.Next(worker, 0, {}).progress, Progress::kStale) << "nothing is handed out";
   }
-  OrThrow(chief.coordinator.Open(0, 77));
+  OrThrow(chief.scheduler.Open(0, 77));
   EXPECT_EQ(chief.Finish(worker, 0).size(), 10U);
 }
 
@@ -257,30 +256,30 @@ TEST(JournalTest, AnOpenThatIsRefusedChangesNothing) {
 TEST(JournalTest, ARollBackThatIsRefusedChangesNothing) {
   const TempDir folder;
   Chief chief(folder.path());
-  OrThrow(chief.coordinator.OpenDataset("chief:0", 1, kData));
-  OrThrow(chief.coordinator.Open(0));
+  OrThrow(chief.scheduler.OpenDataset("chief:0", 1, kData));
+  OrThrow(chief.scheduler.Open(0));
   const Sender worker = chief.Attach(0);
   chief.Finish(worker, 0, 2);
   chief.Save(2);
   chief.Finish(worker, 0);
-  EXPECT_EQ(OrThrow(chief.coordinator.NextSplit(worker, {1, 0}, 0, {}, kAtOnce)).progress,
+  EXPECT_EQ(OrThrow(chief.scheduler.NextSplit(worker, {1, 0}, 0, {}, kAtOnce)).progress,
             Progress::kGo);
   const Course later = {.step = 10,
                         .digest = 0,
                         .epochs = {},
-                        .rounds = chief.coordinator.CourseAt(2).rounds,
+                        .rounds = chief.scheduler.CourseAt(2).rounds,
                         .again = {}};
-  OrThrow(chief.coordinator.Remember(later));
-  chief.coordinator.ServerLost(Unavailable("ps:1 was killed"));
-  EXPECT_THAT(chief.coordinator.RollBack(2, 2, {"server"}).message(),
+  OrThrow(chief.scheduler.Remember(later));
+  chief.scheduler.ServerLost(Unavailable("ps:1 was killed"));
+  EXPECT_THAT(chief.scheduler.RollBack(2, 2, {"server"}).message(),
               HasSubstr("another data set's epochs"));
-  EXPECT_TRUE(chief.coordinator.recovering());
-  EXPECT_TRUE(chief.coordinator.GoOn(10, 2, {"server"}).ok()) << "it is remembered still";
+  EXPECT_TRUE(chief.scheduler.recovering());
+  EXPECT_TRUE(chief.scheduler.GoOn(10, 2, {"server"}).ok()) << "it is remembered still";
 }
 
 TEST(JournalTest, OtherDataIsRefused) {
   const TempDir folder;
-  OrThrow(Chief(folder.path()).coordinator.Open(0));
+  OrThrow(Chief(folder.path()).scheduler.Open(0));
   const Chief chief(folder.path(), FileSystem::Local(), {1, 101, 10});
   EXPECT_THAT(chief.opened.message(), HasSubstr("chief:0 has 101 examples"));
 }

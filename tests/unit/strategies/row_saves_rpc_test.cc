@@ -5,12 +5,18 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <span>
+#include <string>
 #include <thread>
+#include <vector>
+
+#include <cohort/core/file_system.h>
 
 #include <cohort/parameter_server.grpc.pb.h>
 #include "parameter_server/rows/row_client.h"
 #include "parameter_server/server.h"
 #include "parameter_server/variables/client.h"
+#include "testing/temp_dir.h"
 #include "two_tables.h"
 
 namespace cohort::ps {
@@ -111,6 +117,51 @@ TEST(RowClientTest, WhatWasDumpedIsRestoredOnAnyNumberOfServers) {
       EXPECT_TRUE(dump == (restored ? dumps : with_garbage).at(bucket)) << servers << " " << bucket;
     }
   }
+}
+
+// A file of which a half is there is found out before servers are given any of it. Other bytes than
+// were written are found out as they are read, and servers may have the buckets before; nobody is
+// to go on with these, and the whole file replaces them.
+TEST(RowClientTest, ADamagedFileIsNamedAndAWholeOneReplacesWhatItLeft) {
+  const testing::TempDir dir;
+  FileSystem& files = FileSystem::Local();
+  TwoTables cluster(2, /*buckets=*/4);
+  cluster.Initialise();
+  const TableSpec& users = cluster.spec_.tables[0];
+  const auto client = cluster.NewClient();
+  const auto train = [&](std::uint64_t step) {
+    const Call call = RandomCall(400, 5, step);
+    std::vector<float> rows(call.gradients.size());
+    OrThrow(client->Pull(0, call.ids, static_cast<std::int64_t>(step), true, rows));
+    const RowClient::Gradients gradients{.table = 0, .ids = call.ids, .values = call.gradients};
+    OrThrow(client->Push(std::span(&gradients, 1), static_cast<std::int64_t>(step), 1));
+  };
+  const std::vector<std::string> paths = {dir / "users.rows"};
+  train(1);
+  const auto saved = DumpOf(*client, 0);
+  OrThrow(SaveTable(*client, 0, users, files, paths[0]));
+  train(2);
+  const auto there = DumpOf(*client, 0);
+  const std::string good = OrThrow(ReadFile(files, paths[0]));
+  const auto expect_refused = [&](const std::string& bytes, bool sends) {
+    OrThrow(WriteFileAtomically(files, paths[0], bytes));
+    bool sent = false;
+    const Status status = LoadTable(*client, 0, users, files, paths, nullptr, &sent);
+    EXPECT_EQ(status.code(), StatusCode::kDataLoss) << status.ToString();
+    EXPECT_THAT(status.message(), AllOf(HasSubstr("table \"users\""), HasSubstr(paths[0])));
+    EXPECT_EQ(sent, sends);
+  };
+  expect_refused(good.substr(0, good.size() / 2), /*sends=*/false);
+  EXPECT_TRUE(DumpOf(*client, 0) == there);
+  std::string last_byte = good;
+  last_byte.back() = static_cast<char>(last_byte.back() ^ 0x10);
+  expect_refused(last_byte, /*sends=*/true);
+  for (const auto& [bucket, dump] : DumpOf(*client, 0)) {
+    EXPECT_TRUE(dump == saved.at(bucket) || dump == there.at(bucket)) << bucket;
+  }
+  OrThrow(WriteFileAtomically(files, paths[0], good));
+  OrThrow(LoadTable(*client, 0, users, files, paths));
+  EXPECT_TRUE(DumpOf(*client, 0) == saved);
 }
 
 // A server that has 100 bytes of each bucket, and gives ten of them and then none.

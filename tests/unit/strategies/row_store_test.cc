@@ -480,7 +480,7 @@ TEST_F(RowRoundsTest, APartMayBeARoundAheadOfTheOthers) {
 
 // With backup workers: what nobody has chosen waits, what was not chosen is dropped, also when it
 // comes later, and the weights are those of the winners.
-TEST_F(RowRoundsTest, TheCoordinatorSaysWhichPartsARoundHas) {
+TEST_F(RowRoundsTest, TheSchedulerSaysWhichPartsARoundHas) {
   Declare(/*time_to_live=*/0, /*elects=*/true);
   const auto commit = [](std::uint64_t round, std::vector<std::uint32_t> winners) {
     Commit message;

@@ -2,7 +2,7 @@
 
 #include <gtest/gtest.h>
 
-#include "parameter_server/chief/coordinator.h"
+#include "parameter_server/chief/scheduler.h"
 #include "parameter_server/chief/split_queue.h"
 
 namespace cohort::ps {

@@ -1,4 +1,4 @@
-// Rounds in a store: parts, attempts, and those of which the coordinator says which count.
+// Rounds in a store: parts, attempts, and those of which the scheduler says which count.
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -1,3 +1,4 @@
+#include <cohort/core/file_system.h>
 #include <cohort/core/metrics.h>
 #include <cohort/data/combine.h>
 #include <cohort/io/checkpoint.h>
@@ -471,6 +472,38 @@ TEST(Trainer, AFolderThatCannotBeWrittenIsNamed) {
   const Status status = job.trainer->Fit(Points(), kTrain).status();
   EXPECT_FALSE(status.ok());
   EXPECT_NE(status.message().find(dir / "file/checkpoints"), std::string::npos) << status.message();
+}
+
+// A file of its table's rows is there when the save is opened, and not when it is read.
+class LosesRows final : public testing::PassingStrategy {
+ public:
+  explicit LosesRows(Strategy& inner) : PassingStrategy(inner) {}
+  Status SaveTable(int /*table*/, FileSystem& files, const std::string& path) override {
+    return WriteFileAtomically(files, path, "rows");
+  }
+  Status LoadTable(int /*table*/, FileSystem& files,
+                   const std::vector<std::string>& chain) override {
+    OrThrow(files.RemoveAll(chain.back()));
+    return files.OpenForRead(chain.back()).status();
+  }
+};
+
+// Else a job would begin anew with the values of one that was at another step.
+TEST(Trainer, ASaveThatLosesAFileWhileItIsReadIsNotTakenForNone) {
+  testing::TempDir dir;
+  ParameterSet parameters;
+  parameters.Add("weights", {2}, {});
+  parameters.AddTable({.name = "items", .dim = 2});
+  parameters.Build();
+  const auto alone = OrThrow(MakeSynchronousStrategy({}, StrategyOptions()));
+  OrThrow(alone->Bind(parameters, Sgd({.learning_rate = 0.1})));
+  LosesRows strategy(*alone);
+  Trainer trainer(strategy, parameters, {.checkpoint_dir = dir / "saved"});
+  EXPECT_FALSE(OrThrow(trainer.Restore())) << "there is none";
+  OrThrow(trainer.Save());
+  const Status status = trainer.Restore().status();
+  EXPECT_EQ(status.code(), StatusCode::kDataLoss) << status.ToString();
+  EXPECT_NE(status.message().find("table-0.rows"), std::string::npos) << status.message();
 }
 
 TEST(Trainer, ALossThatIsNotFiniteEndsTraining) {

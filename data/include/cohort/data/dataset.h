@@ -100,7 +100,7 @@ struct IterateOptions {
   std::int64_t epoch = 0;
   std::int64_t first_batch = 0;  // batches of the epoch to skip: resuming
   ShardPolicy policy = ShardPolicy::kData;
-  // Only examples [begin, end) of the epoch's order (a split handed out by a coordinator), in
+  // Only examples [begin, end) of the epoch's order (a split handed out by a scheduler), in
   // batches that start at `begin`; end -1: to the end. Not where HasOwnOrder.
   std::int64_t begin = 0;
   std::int64_t end = -1;

@@ -53,7 +53,7 @@ class DistributedDataset {
   virtual Status ResumeEpoch(std::int64_t epoch, std::int64_t first_batch,
                              const std::vector<data::EpochDivision>& begun);
   // The next batch, or nullopt when the epoch is over. Under synchronous strategies it is over on
-  // every process at the same step; a parameter-server worker is done when the coordinator has no
+  // every process at the same step; a parameter-server worker is done when the scheduler has no
   // more for it.
   virtual Result<std::optional<DistributedBatch>> Next() = 0;
   // Whether a process that is told to stop may do so now: nothing that was handed out to it alone

@@ -50,8 +50,12 @@ struct SavePlan {
   // Everything before this batch of this epoch is in the parameters, and nothing after.
   std::function<Status(std::int64_t epoch, std::int64_t batch)> save;
   // The way back to the newest whole save, when a server was lost: its values, slots and rows to
-  // the servers (LoadTable, SetStep, PushState). Its step; NotFound where there is none. Without
-  // it, or a save, a job goes back to where it began.
+  // the servers (LoadTable of every table, SetStep, PushState). Its step; NotFound where there is
+  // none, and nothing has been given to the servers. Without it, or a save, a job goes back to
+  // where it began. Any other error, also one that is thrown, ends the job, on every process with
+  // its code and text; what may pass (Unavailable, DeadlineExceeded, ResourceExhausted, Unknown,
+  // Internal, an exception that is no std::logic_error) when it has been called 10 times, within
+  // half a minute and what the calls take. So does what is not all of a save: FailedPrecondition.
   std::function<Result<std::int64_t>()> restore;
   // When it turns true the job is saved and ended, see StopWork, where the chief does not train.
   const std::atomic<bool>* stop = nullptr;
@@ -178,7 +182,9 @@ class Strategy {
   virtual Status PushState() { return {}; }
   // The rows of a table of the bound parameters, into a file and back, on the chief: replaces the
   // file whole or not at all; replaces the rows. Where a file comes from does not matter: it can be
-  // read under other strategies, and by any number of servers.
+  // read under other strategies, and by any number of servers. DataLoss names the table and the
+  // file that is damaged. After an error of LoadTable some of the rows may be the file's: load a
+  // whole one before training goes on.
   virtual Status SaveTable(int table, FileSystem& files, const std::string& path);
   // `chain`: the file of SaveTable, and those of SaveTableChanges behind it, in order.
   virtual Status LoadTable(int table, FileSystem& files, const std::vector<std::string>& chain);

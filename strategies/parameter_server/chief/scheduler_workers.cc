@@ -1,4 +1,4 @@
-// Coordinator: who comes and goes, who is waited for, and for how long.
+// Scheduler: who comes and goes, who is waited for, and for how long.
 
 #include <fmt/format.h>
 
@@ -6,18 +6,18 @@
 #include <string>
 #include <utility>
 
-#include "parameter_server/chief/coordinator.h"
+#include "parameter_server/chief/scheduler.h"
 
 namespace cohort::ps {
 
 using std::chrono::steady_clock;
 
-void Coordinator::Excuse(const TaskId& worker) {
+void Scheduler::Excuse(const TaskId& worker) {
   const std::lock_guard lock(mutex_);
   workers_.Excuse(worker, steady_clock::now());
 }
 
-Result<std::uint64_t> Coordinator::Attach(const Sender& sender) {
+Result<std::uint64_t> Scheduler::Attach(const Sender& sender) {
   std::unique_lock lock(mutex_);
   COHORT_ASSIGN_OR_RETURN(const WorkerTable::Place place,
                           workers_.Attach(sender, view_.epoch != 0, steady_clock::now()));
@@ -31,7 +31,7 @@ Result<std::uint64_t> Coordinator::Attach(const Sender& sender) {
   return place.client;
 }
 
-void Coordinator::Welcome(const TaskId& worker, WorkerTable::Phase before) {
+void Scheduler::Welcome(const TaskId& worker, WorkerTable::Phase before) {
   using Phase = WorkerTable::Phase;
   if (before == Phase::kAttached) {
     Release(worker, Aborted("another process has taken its place"));
@@ -44,7 +44,7 @@ void Coordinator::Welcome(const TaskId& worker, WorkerTable::Phase before) {
   }
 }
 
-Status Coordinator::Done(const Sender& sender) {
+Status Scheduler::Done(const Sender& sender) {
   std::unique_lock lock(mutex_);
   COHORT_RETURN_IF_ERROR(workers_.Check(sender));
   workers_.Leave(sender.task);
@@ -56,13 +56,13 @@ Status Coordinator::Done(const Sender& sender) {
   return {};
 }
 
-void Coordinator::Lost(const TaskId& task, const Status& why) {
+void Scheduler::Lost(const TaskId& task, const Status& why) {
   std::unique_lock lock(mutex_);
   const std::uint64_t gone = LostNow(task, why);
   Gone(lock, gone, /*ends=*/true);  // also of one that had no client
 }
 
-std::uint64_t Coordinator::LostNow(const TaskId& task, const Status& why) {
+std::uint64_t Scheduler::LostNow(const TaskId& task, const Status& why) {
   if (!workers_.Lose(task, why, steady_clock::now())) {
     return 0;
   }
@@ -73,7 +73,7 @@ std::uint64_t Coordinator::LostNow(const TaskId& task, const Status& why) {
   return Leaving(workers_.client(task));
 }
 
-void Coordinator::Release(const TaskId& worker, const Status& why) {
+void Scheduler::Release(const TaskId& worker, const Status& why) {
   for (auto& [key, epoch] : epochs_) {
     if (epoch.splits.has_value()) {
       epoch.splits->Lost(worker);
@@ -88,14 +88,14 @@ void Coordinator::Release(const TaskId& worker, const Status& why) {
 }
 
 // Whether another chief would have to wait for the worker.
-void Coordinator::NoteEnd(const TaskId& worker, std::optional<JournalState::End> end) {
+void Scheduler::NoteEnd(const TaskId& worker, std::optional<JournalState::End> end) {
   if (options_.journal != nullptr && journal_failure_.ok()) {
     noted_ends_ = options_.journal->Worker(worker, end);
   }
 }
 
 // Until the disk has the ends that were noted; that it cannot, WaitOver says.
-void Coordinator::AwaitEnds(std::unique_lock<std::mutex>& lock) {
+void Scheduler::AwaitEnds(std::unique_lock<std::mutex>& lock) {
   Journal* const journal = options_.journal;
   while (journal != nullptr && journal_failure_.ok() && !journal->has(noted_ends_)) {
     const Journal::Ticket ticket = noted_ends_;
@@ -108,12 +108,12 @@ void Coordinator::AwaitEnds(std::unique_lock<std::mutex>& lock) {
   }
 }
 
-std::uint64_t Coordinator::Leaving(std::uint64_t client) {
+std::uint64_t Scheduler::Leaving(std::uint64_t client) {
   leaving_ += client != 0 ? 1 : 0;
   return client;
 }
 
-void Coordinator::Gone(std::unique_lock<std::mutex>& lock, std::uint64_t client, bool ends) {
+void Scheduler::Gone(std::unique_lock<std::mutex>& lock, std::uint64_t client, bool ends) {
   if (client == 0 && !ends) {
     lock.unlock();
     return;
@@ -144,13 +144,13 @@ void Coordinator::Gone(std::unique_lock<std::mutex>& lock, std::uint64_t client,
   told();
 }
 
-bool Coordinator::WorkersHaveLeft() const {
+bool Scheduler::WorkersHaveLeft() const {
   const std::lock_guard lock(mutex_);
   return workers_.HaveLeft() && (options_.journal == nullptr || !journal_failure_.ok() ||
                                  options_.journal->has(noted_ends_));
 }
 
-Result<bool> Coordinator::WaitOver(Duration wait) {
+Result<bool> Scheduler::WaitOver(Duration wait) {
   std::unique_lock lock(mutex_);
   changed_.wait_until(lock, DeadlineAfter(wait), [this] {
     return recovering_ || (CutIsDue() && !cut_told_) || workers_.Over(steady_clock::now());
@@ -183,12 +183,12 @@ Result<bool> Coordinator::WaitOver(Duration wait) {
   return false;
 }
 
-void Coordinator::Progressed(const Sender& sender, std::uint64_t steps) {
+void Scheduler::Progressed(const Sender& sender, std::uint64_t steps) {
   const std::lock_guard lock(mutex_);
   workers_.Progressed(sender, steps, steady_clock::now());
 }
 
-std::vector<TaskId> Coordinator::Awaited() const {
+std::vector<TaskId> Scheduler::Awaited() const {
   std::vector<TaskId> awaited;
   if (rounds_.has_value()) {
     awaited = rounds_->awaited();
@@ -204,7 +204,7 @@ std::vector<TaskId> Coordinator::Awaited() const {
 
 // One at a time, the one that has been silent longest: others may have waited for it. Before its
 // first piece of work a worker has the time that the job waits for workers.
-std::uint64_t Coordinator::GiveUpHanging() {
+std::uint64_t Scheduler::GiveUpHanging() {
   if (options_.step_timeout.count() <= 0 || recovering_) {
     return 0;
   }
@@ -222,17 +222,17 @@ std::uint64_t Coordinator::GiveUpHanging() {
                      silent->task.ToString(), silent->seconds)));
 }
 
-Duration Coordinator::longest_piece() const {
+Duration Scheduler::longest_piece() const {
   const std::lock_guard lock(mutex_);
   return workers_.longest_piece();
 }
 
-std::size_t Coordinator::workers() const {
+std::size_t Scheduler::workers() const {
   const std::lock_guard lock(mutex_);
   return workers_.attached();
 }
 
-std::string Coordinator::AtWork() const {
+std::string Scheduler::AtWork() const {
   const std::lock_guard lock(mutex_);
   std::string names;
   for (const TaskId& task : Awaited()) {

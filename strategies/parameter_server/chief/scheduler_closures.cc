@@ -1,13 +1,13 @@
-// The functions of a job: Coordinator's part that the chief's program and its workers meet at.
+// The functions of a job: Scheduler's part that the chief's program and its workers meet at.
 
 #include <algorithm>
 
-#include "parameter_server/chief/coordinator.h"
+#include "parameter_server/chief/scheduler.h"
 
 namespace cohort::ps {
 
-Status Coordinator::OpenFunctions(int max_attempts, int in_flight, Recover recover,
-                                  ClosureMemory memory) {
+Status Scheduler::OpenFunctions(int max_attempts, int in_flight, Recover recover,
+                                ClosureMemory memory) {
   {
     const std::lock_guard lock(mutex_);
     if (closures_.has_value()) {
@@ -23,7 +23,7 @@ Status Coordinator::OpenFunctions(int max_attempts, int in_flight, Recover recov
   return {};
 }
 
-void Coordinator::CloseFunctions() {
+void Scheduler::CloseFunctions() {
   {
     const std::lock_guard lock(mutex_);
     if (closures_closed_ || !closures_.has_value()) {
@@ -35,7 +35,7 @@ void Coordinator::CloseFunctions() {
   changed_.notify_all();
 }
 
-void Coordinator::Fail(const Status& why) {
+void Scheduler::Fail(const Status& why) {
   {
     const std::lock_guard lock(mutex_);
     if (failure_.ok()) {
@@ -45,15 +45,15 @@ void Coordinator::Fail(const Status& why) {
   changed_.notify_all();
 }
 
-Status Coordinator::failure() const {
+Status Scheduler::failure() const {
   const std::lock_guard lock(mutex_);
   return failure_;
 }
 
 // Until `ready`; else what ended the job, or DeadlineExceeded of `what`.
 template <typename Ready>
-Status Coordinator::Await(std::unique_lock<std::mutex>& lock, Deadline deadline, const char* what,
-                          const Ready& ready, bool recovers) {
+Status Scheduler::Await(std::unique_lock<std::mutex>& lock, Deadline deadline, const char* what,
+                        const Ready& ready, bool recovers) {
   Require(closures_.has_value(), "functions are open");
   for (;;) {
     if (recovers && !server_loss_.ok() && failure_.ok() && recover_) {
@@ -82,11 +82,11 @@ Status Coordinator::Await(std::unique_lock<std::mutex>& lock, Deadline deadline,
   }
 }
 
-Result<std::shared_ptr<RemoteResult>> Coordinator::Schedule(std::string function,
-                                                            std::string argument,
-                                                            std::vector<PerWorkerDataset> data,
-                                                            std::size_t max_waiting,
-                                                            Deadline deadline) {
+Result<std::shared_ptr<RemoteResult>> Scheduler::Schedule(std::string function,
+                                                          std::string argument,
+                                                          std::vector<PerWorkerDataset> data,
+                                                          std::size_t max_waiting,
+                                                          Deadline deadline) {
   std::shared_ptr<RemoteResult> result;
   {
     std::unique_lock lock(mutex_);
@@ -105,18 +105,18 @@ Result<std::shared_ptr<RemoteResult>> Coordinator::Schedule(std::string function
   return result;
 }
 
-Status Coordinator::Join(Deadline deadline) {
+Status Scheduler::Join(Deadline deadline) {
   std::unique_lock lock(mutex_);
   COHORT_RETURN_IF_ERROR(Await(lock, deadline, "Join", [this] { return closures_->idle(); }));
   return closures_->TakeError();
 }
 
-bool Coordinator::Idle() const {
+bool Scheduler::Idle() const {
   const std::lock_guard lock(mutex_);
   return !closures_.has_value() || closures_->idle();
 }
 
-Result<std::string> Coordinator::Fetch(const RemoteResult& result, Deadline deadline) {
+Result<std::string> Scheduler::Fetch(const RemoteResult& result, Deadline deadline) {
   std::unique_lock lock(mutex_);
   COHORT_RETURN_IF_ERROR(Await(lock, deadline, "Fetch", [&] {
     return result.over &&
@@ -129,7 +129,7 @@ Result<std::string> Coordinator::Fetch(const RemoteResult& result, Deadline dead
   return result.error;
 }
 
-Result<std::optional<std::int64_t>> Coordinator::BeginCallCut(Deadline deadline) {
+Result<std::optional<std::int64_t>> Scheduler::BeginCallCut(Deadline deadline) {
   std::unique_lock lock(mutex_);
   Require(closures_.has_value(), "functions are open");
   closures_->HoldBack(true);
@@ -156,7 +156,7 @@ Result<std::optional<std::int64_t>> Coordinator::BeginCallCut(Deadline deadline)
   return std::optional<std::int64_t>();
 }
 
-void Coordinator::EndCallCut() {
+void Scheduler::EndCallCut() {
   {
     const std::lock_guard lock(mutex_);
     closures_->HoldBack(false);
@@ -164,19 +164,19 @@ void Coordinator::EndCallCut() {
   changed_.notify_all();
 }
 
-Status Coordinator::AwaitCallsAgain(Deadline deadline) {
+Status Scheduler::AwaitCallsAgain(Deadline deadline) {
   std::unique_lock lock(mutex_);
   return Await(lock, deadline, "the wait for calls that run again, since the servers went back,",
                [this] { return closures_->owed() == 0; });
 }
 
-std::size_t Coordinator::calls_again() const {
+std::size_t Scheduler::calls_again() const {
   const std::lock_guard lock(mutex_);
   return closures_.has_value() ? closures_->owed() : 0;
 }
 
 // Once between two saves, where some calls are remembered.
-void Coordinator::WarnOfForgotten() {
+void Scheduler::WarnOfForgotten() {
   if (forgotten_told_ || !closures_->remembers() || courses_.empty() ||
       closures_->CanRollBack(courses_.back().calls)) {
     return;
@@ -188,8 +188,8 @@ void Coordinator::WarnOfForgotten() {
       "ScheduleOptions::max_kept_calls and max_kept_bytes]");
 }
 
-Result<ClosureReply> Coordinator::NextClosure(const Sender& sender,
-                                              std::span<const std::int64_t> has, Duration wait) {
+Result<ClosureReply> Scheduler::NextClosure(const Sender& sender, std::span<const std::int64_t> has,
+                                            Duration wait) {
   const Deadline deadline = DeadlineAfter(wait);
   std::unique_lock lock(mutex_);
   for (;;) {
@@ -222,8 +222,8 @@ Result<ClosureReply> Coordinator::NextClosure(const Sender& sender,
   }
 }
 
-Status Coordinator::FinishClosure(const Sender& sender, std::int64_t id,
-                                  Result<std::string> outcome) {
+Status Scheduler::FinishClosure(const Sender& sender, std::int64_t id,
+                                Result<std::string> outcome) {
   {
     const std::lock_guard lock(mutex_);
     COHORT_RETURN_IF_ERROR(workers_.Check(sender));

@@ -9,7 +9,7 @@
 #include <map>
 #include <vector>
 
-#include "parameter_server/chief/coordinator.h"
+#include "parameter_server/chief/scheduler.h"
 
 namespace cohort::ps {
 namespace {
@@ -27,18 +27,18 @@ Sender Process(int worker) {
 class CutTest : public ::testing::Test {
  protected:
   CutTest() {
-    OrThrow(coordinator_.OpenDataset("chief:0", 0,
-                                     {.examples = kBatches * kBatch - 3, .batch_size = kBatch}));
+    OrThrow(scheduler_.OpenDataset("chief:0", 0,
+                                   {.examples = kBatches * kBatch - 3, .batch_size = kBatch}));
     for (const int worker : {0, 1}) {
-      OrThrow(coordinator_.Attach(Process(worker)));
+      OrThrow(scheduler_.Attach(Process(worker)));
     }
-    OrThrow(coordinator_.Open(0));
+    OrThrow(scheduler_.Open(0));
   }
   // The worker finishes what it has, and gets this many batches; 0: the epoch is over, or it has to
   // wait.
   std::int64_t Next(int worker) {
     Split& held = held_[worker];
-    const SplitReply reply = OrThrow(coordinator_.NextSplit(
+    const SplitReply reply = OrThrow(scheduler_.NextSplit(
         Process(worker), {0, 0}, 0, {.id = held.id, .steps = BatchesOf(held)}, kAtOnce));
     held = reply.progress == Progress::kGo ? reply.split : Split{};
     return BatchesOf(held);
@@ -46,15 +46,15 @@ class CutTest : public ::testing::Test {
   static std::int64_t BatchesOf(const Split& split) {
     return (split.end - split.begin + kBatch - 1) / kBatch;
   }
-  std::int64_t Finished() const { return coordinator_.advance().steps; }
+  std::int64_t Finished() const { return scheduler_.advance().steps; }
 
-  Coordinator coordinator_{{.workers = {Process(0).task, Process(1).task}}};
+  Scheduler scheduler_{{.workers = {Process(0).task, Process(1).task}}};
   std::map<int, Split> held_;
 };
 
 TEST_F(CutTest, ACutThatIsDueWaitsForSingleBatches) {
   constexpr std::int64_t kDue = 500;
-  coordinator_.CutDue(kDue);
+  scheduler_.CutDue(kDue);
   EXPECT_EQ(Next(0), 64) << "the cut is far";
   // Two workers of any speed: the second finishes one split where the first finishes three.
   std::int64_t last = Next(1);
@@ -71,17 +71,17 @@ TEST_F(CutTest, ACutThatIsDueWaitsForSingleBatches) {
 }
 
 TEST_F(CutTest, TheChiefIsWokenOnceWhenItIsDue) {
-  coordinator_.CutDue(64);
+  scheduler_.CutDue(64);
   EXPECT_EQ(Next(0), 16);
   const auto begun = std::chrono::steady_clock::now();
-  EXPECT_FALSE(OrThrow(coordinator_.WaitOver(kAtOnce))) << "not due yet";
+  EXPECT_FALSE(OrThrow(scheduler_.WaitOver(kAtOnce))) << "not due yet";
   while (Finished() < 64) {
     Next(0);
   }
-  EXPECT_FALSE(OrThrow(coordinator_.WaitOver(kPatience)));
+  EXPECT_FALSE(OrThrow(scheduler_.WaitOver(kPatience)));
   EXPECT_LT(std::chrono::steady_clock::now() - begun, kPatience);
   const auto again = std::chrono::steady_clock::now();
-  EXPECT_FALSE(OrThrow(coordinator_.WaitOver(std::chrono::milliseconds(20))));
+  EXPECT_FALSE(OrThrow(scheduler_.WaitOver(std::chrono::milliseconds(20))));
   EXPECT_GE(std::chrono::steady_clock::now() - again, std::chrono::milliseconds(20))
       << "a chief that does not cut must not spin";
 }
@@ -100,7 +100,7 @@ TEST_F(CutTest, TheEndOfAnEpochIsWaitedForByNobodyLong) {
     while (Next(worker) > 0) {
     }
   }
-  const EpochCoverage coverage = coordinator_.coverage().at(0);
+  const EpochCoverage coverage = scheduler_.coverage().at(0);
   EXPECT_EQ(coverage.seen, kBatches * kBatch - 3);
   EXPECT_EQ(coverage.steps, kBatches);
   EXPECT_EQ(coverage.pieces, static_cast<std::int64_t>(sizes.size()));

@@ -16,9 +16,9 @@
 #include <cohort/strategies/coordinator.h>
 
 #include "parameter_server/chief/closure_queue.h"
-#include "parameter_server/chief/coordinator.h"
 #include "parameter_server/chief/journal.h"
 #include "parameter_server/chief/remote_functions.h"
+#include "parameter_server/chief/scheduler.h"
 #include "testing/faulty_file_system.h"
 #include "testing/temp_dir.h"
 
@@ -304,7 +304,7 @@ class FunctionSavesTest : public ::testing::Test {
     return reply.closure.argument;
   }
 
-  ps::Coordinator state_;
+  ps::Scheduler state_;
   std::unique_ptr<cohort::Coordinator> coordinator_;
 };
 
@@ -407,10 +407,10 @@ TEST_F(FunctionSavesTest, ACallThatFailsWhileAServerIsLostHasItsAttemptsLeft) {
 TEST(CutsOfCalls, ThereIsNoneBeforeItIsToldThatAWorkerIsGone) {
   std::promise<void> told;
   std::promise<void> go_on;
-  ps::Coordinator state({.workers = {Worker(0), Worker(1)}, .on_gone = [&](std::uint64_t) {
-                           told.set_value();
-                           go_on.get_future().wait();
-                         }});
+  ps::Scheduler state({.workers = {Worker(0), Worker(1)}, .on_gone = [&](std::uint64_t) {
+                         told.set_value();
+                         go_on.get_future().wait();
+                       }});
   OrThrow(state.Attach(Process(0, 10)));
   OrThrow(state.Attach(Process(1, 11)));
   const auto coordinator = OrThrow(OpenFunctions(state, {}));
@@ -445,7 +445,7 @@ TEST(CallsAndTheJournal, WhatReturnsWhileItIsWrittenMayKeepTheJobFromGoingBack) 
   });
   const auto journal = OrThrow(Journal::Open(files, folder.path(), /*backup_workers=*/0));
   OrThrow(journal->Begin(false, 1));
-  ps::Coordinator state({.workers = {Worker(0)}, .journal = journal.get()});
+  ps::Scheduler state({.workers = {Worker(0)}, .journal = journal.get()});
   OrThrow(state.Attach(Process(0, 10)));
   state.SetView(1, {"server"});
   const auto coordinator = OrThrow(OpenFunctions(state, {.max_kept_calls = 1}));

@@ -1,11 +1,11 @@
-// Coordinator: what a job begins with, where it can go back to, and where the servers are that do.
+// Scheduler: what a job begins with, where it can go back to, and where the servers are that do.
 
 #include <algorithm>
 #include <iterator>
 #include <string>
 #include <utility>
 
-#include "parameter_server/chief/coordinator.h"
+#include "parameter_server/chief/scheduler.h"
 
 namespace cohort::ps {
 
@@ -21,7 +21,7 @@ Status NotBeenThere(std::int64_t step) {
 
 }  // namespace
 
-void Coordinator::Succeed(const JournalState& state) {
+void Scheduler::Succeed(const JournalState& state) {
   std::unique_lock lock(mutex_);
   datasets_ = state.datasets;
   again_ = state.begun;
@@ -32,7 +32,7 @@ void Coordinator::Succeed(const JournalState& state) {
   AwaitEnds(lock);
 }
 
-Status Coordinator::Open(std::int64_t step, std::uint64_t digest) {
+Status Scheduler::Open(std::int64_t step, std::uint64_t digest) {
   {
     std::unique_lock lock(mutex_);
     if (rounds_.has_value()) {
@@ -73,8 +73,7 @@ Status Coordinator::Open(std::int64_t step, std::uint64_t digest) {
   return {};
 }
 
-void Coordinator::SetView(std::uint64_t epoch, std::vector<std::string> addresses,
-                          std::string why) {
+void Scheduler::SetView(std::uint64_t epoch, std::vector<std::string> addresses, std::string why) {
   {
     const std::lock_guard lock(mutex_);
     recovering_ = !why.empty();
@@ -87,7 +86,7 @@ void Coordinator::SetView(std::uint64_t epoch, std::vector<std::string> addresse
   changed_.notify_all();
 }
 
-void Coordinator::ServerLost(const Status& why) {
+void Scheduler::ServerLost(const Status& why) {
   {
     const std::lock_guard lock(mutex_);
     recovering_ = true;
@@ -101,12 +100,12 @@ void Coordinator::ServerLost(const Status& why) {
   changed_.notify_all();
 }
 
-bool Coordinator::recovering() const {
+bool Scheduler::recovering() const {
   const std::lock_guard lock(mutex_);
   return recovering_;
 }
 
-ServerView Coordinator::AwaitView(std::uint64_t epoch, bool recovering, Duration wait) const {
+ServerView Scheduler::AwaitView(std::uint64_t epoch, bool recovering, Duration wait) const {
   std::unique_lock lock(mutex_);
   changed_.wait_until(lock, DeadlineAfter(wait), [&] {
     return stopped_ || view_.epoch != epoch || view_.recovering != recovering;
@@ -114,7 +113,7 @@ ServerView Coordinator::AwaitView(std::uint64_t epoch, bool recovering, Duration
   return view_;
 }
 
-Course Coordinator::CourseAt(std::int64_t step) const {
+Course Scheduler::CourseAt(std::int64_t step) const {
   const std::lock_guard lock(mutex_);
   return {.step = step,
           .digest = 0,
@@ -124,7 +123,7 @@ Course Coordinator::CourseAt(std::int64_t step) const {
           .calls = closures_.has_value() ? closures_->begun() : 0};
 }
 
-Status Coordinator::Remember(Course course) {
+Status Scheduler::Remember(Course course) {
   std::vector<EpochKey> past;
   {
     const std::lock_guard lock(mutex_);
@@ -154,7 +153,7 @@ Status Coordinator::Remember(Course course) {
 
 // An epoch that is over wherever the job can go back to is so for good: of it there is no more to
 // copy, and to note, than what it came to. The last one of a course is what is under way there.
-std::vector<EpochKey> Coordinator::ForgetPast() {
+std::vector<EpochKey> Scheduler::ForgetPast() {
   std::vector<EpochKey> past;
   if (courses_.empty() || courses_.front().epochs.empty()) {
     return past;
@@ -178,7 +177,7 @@ std::vector<EpochKey> Coordinator::ForgetPast() {
   return past;
 }
 
-Status Coordinator::Forget(std::int64_t step) {
+Status Scheduler::Forget(std::int64_t step) {
   std::int64_t before = 0;
   {
     const std::lock_guard lock(mutex_);
@@ -191,8 +190,8 @@ Status Coordinator::Forget(std::int64_t step) {
   return options_.journal == nullptr ? OkStatus() : options_.journal->GoBack(before);
 }
 
-Status Coordinator::RollBack(std::int64_t step, std::uint64_t epoch,
-                             std::vector<std::string> addresses) {
+Status Scheduler::RollBack(std::int64_t step, std::uint64_t epoch,
+                           std::vector<std::string> addresses) {
   {
     std::unique_lock lock(mutex_);
     COHORT_RETURN_IF_ERROR(GoBack(lock, step));
@@ -209,8 +208,8 @@ Status Coordinator::RollBack(std::int64_t step, std::uint64_t epoch,
   return {};
 }
 
-Status Coordinator::GoOn(std::optional<std::int64_t> step, std::uint64_t epoch,
-                         std::vector<std::string> addresses) {
+Status Scheduler::GoOn(std::optional<std::int64_t> step, std::uint64_t epoch,
+                       std::vector<std::string> addresses) {
   {
     const std::lock_guard lock(mutex_);
     if (step.has_value() && std::ranges::find(courses_, *step, &Course::step) == courses_.end()) {
@@ -228,7 +227,7 @@ Status Coordinator::GoOn(std::optional<std::int64_t> step, std::uint64_t epoch,
   return {};
 }
 
-std::int64_t Coordinator::StepsSince(std::int64_t step) const {
+std::int64_t Scheduler::StepsSince(std::int64_t step) const {
   const auto steps_of = [this](const std::map<EpochKey, Epoch>& epochs,
                                const std::optional<RoundTable>& rounds) {
     std::int64_t steps = 0;
@@ -246,13 +245,13 @@ std::int64_t Coordinator::StepsSince(std::int64_t step) const {
          (course == courses_.end() ? 0 : steps_of(course->epochs, course->rounds));
 }
 
-std::deque<Course>::const_reverse_iterator Coordinator::FindCourse(std::int64_t step) const {
+std::deque<Course>::const_reverse_iterator Scheduler::FindCourse(std::int64_t step) const {
   return std::find_if(courses_.rbegin(), courses_.rend(),
                       [step](const Course& course) { return course.step == step; });
 }
 
 // Are the calls that run again from there on known?
-Status Coordinator::CheckRemembered(const Course& course) const {
+Status Scheduler::CheckRemembered(const Course& course) const {
   if (!closures_.has_value() || closures_->CanRollBack(course.calls)) {
     return {};
   }
@@ -266,7 +265,7 @@ Status Coordinator::CheckRemembered(const Course& course) const {
 // What refuses it changes nothing; an error of the journal, or of calls that returned while it was
 // written, what was remembered since. Meanwhile nothing is handed out: the servers are being rolled
 // back.
-Status Coordinator::GoBack(std::unique_lock<std::mutex>& lock, std::int64_t step) {
+Status Scheduler::GoBack(std::unique_lock<std::mutex>& lock, std::int64_t step) {
   const auto found = FindCourse(step);
   if (found == courses_.rend()) {
     return NotBeenThere(step);

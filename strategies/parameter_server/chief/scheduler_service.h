@@ -1,10 +1,10 @@
-// The coordinator over gRPC: the service in the chief's process, and every process's side of it.
+// The scheduler over gRPC: the service in the chief's process, and every process's side of it.
 //
 // A call that waits is parked in the service for a second at most, and the client asks again. All
-// requests may be repeated without harm, and are until the coordinator has been silent for
+// requests may be repeated without harm, and are until the scheduler has been silent for
 // `peer_timeout`.
 //
-// Thread rules: those of Coordinator for the service; the client's are told there.
+// Thread rules: those of Scheduler for the service; the client's are told there.
 
 #pragma once
 
@@ -17,26 +17,26 @@
 
 #include <cohort/core/status.h>
 
-#include "parameter_server/chief/coordinator.h"
+#include "parameter_server/chief/scheduler.h"
 
 namespace cohort::ps {
 
-// The service; listens on `address` ("0.0.0.0:0") and serves `coordinator`, which must outlive it.
-class CoordinatorServer {
+// The service; listens on `address` ("0.0.0.0:0") and serves `scheduler`, which must outlive it.
+class SchedulerServer {
  public:
-  virtual ~CoordinatorServer() = default;
+  virtual ~SchedulerServer() = default;
   virtual int port() const = 0;
-  static Result<std::unique_ptr<CoordinatorServer>> Start(const std::string& address,
-                                                          Coordinator& coordinator);
+  static Result<std::unique_ptr<SchedulerServer>> Start(const std::string& address,
+                                                        Scheduler& scheduler);
 };
 
 // A process's side of it. Where its epoch is stale, calls for work are Unavailable. Waiting calls
 // wait until there is an answer; they end with Abort's status, or with Unavailable when the
-// coordinator has not answered for `peer_timeout`.
-class CoordinatorClient {
+// scheduler has not answered for `peer_timeout`.
+class SchedulerClient {
  public:
-  virtual ~CoordinatorClient() = default;
-  virtual Result<std::uint64_t> Attach() = 0;  // as Coordinator's
+  virtual ~SchedulerClient() = default;
+  virtual Result<std::uint64_t> Attach() = 0;  // as Scheduler's
   // The servers' epoch that this process is in from now on.
   virtual void SetEpoch(std::uint64_t epoch) = 0;
   // The view, when it is another one than that, or after a second or so.
@@ -65,9 +65,9 @@ class CoordinatorClient {
   virtual void Abort(const Status& why) = 0;
 
   // `name`: who coordinates, "chief:0".
-  static std::unique_ptr<CoordinatorClient> Make(const std::string& address,
-                                                 const std::string& name, const Sender& self,
-                                                 std::chrono::milliseconds peer_timeout);
+  static std::unique_ptr<SchedulerClient> Make(const std::string& address, const std::string& name,
+                                               const Sender& self,
+                                               std::chrono::milliseconds peer_timeout);
 };
 
 }  // namespace cohort::ps

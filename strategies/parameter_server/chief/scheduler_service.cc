@@ -1,4 +1,4 @@
-#include "parameter_server/chief/coordinator_service.h"
+#include "parameter_server/chief/scheduler_service.h"
 
 #include <algorithm>
 #include <condition_variable>
@@ -56,12 +56,12 @@ FinishedSplit FinishedOf(const NextSplitRequest& request) {
 // Blocking handlers, on gRPC's synchronous threads: as many calls are parked as there are workers.
 class Service final : public Coordination::Service {
  public:
-  explicit Service(Coordinator& coordinator) : coordinator_(coordinator) {}
+  explicit Service(Scheduler& scheduler) : scheduler_(scheduler) {}
 
   grpc::Status Attach(grpc::ServerContext*, const AttachRequest* request,
                       AttachReply* reply) override {
     return Answer("Attach", request->sender(), [&](const Sender& sender) -> Status {
-      COHORT_ASSIGN_OR_RETURN(const std::uint64_t client, coordinator_.Attach(sender));
+      COHORT_ASSIGN_OR_RETURN(const std::uint64_t client, scheduler_.Attach(sender));
       reply->set_client(client);
       return {};
     });
@@ -71,10 +71,9 @@ class Service final : public Coordination::Service {
                          ViewReply* reply) override {
     return GuardedAnswer(Doing("AwaitView"), [&] {
       if (const Result<Sender> sender = SenderOf(request->sender()); sender.ok()) {
-        coordinator_.Progressed(*sender, request->steps());
+        scheduler_.Progressed(*sender, request->steps());
       }
-      const ServerView view =
-          coordinator_.AwaitView(request->epoch(), request->recovering(), kPoll);
+      const ServerView view = scheduler_.AwaitView(request->epoch(), request->recovering(), kPoll);
       reply->set_epoch(view.epoch);
       reply->set_recovering(view.recovering);
       reply->mutable_servers()->Assign(view.addresses.begin(), view.addresses.end());
@@ -87,11 +86,11 @@ class Service final : public Coordination::Service {
   grpc::Status OpenDataset(grpc::ServerContext*, const OpenDatasetRequest* request,
                            OpenDatasetReply*) override {
     return GuardedAnswer(Doing("OpenDataset"), [&] {
-      return ToGrpc(coordinator_.OpenDataset(request->sender().task(),
-                                             static_cast<int>(request->dataset()),
-                                             {.fingerprint = request->fingerprint(),
-                                              .examples = request->examples(),
-                                              .batch_size = request->batch_size()}));
+      return ToGrpc(scheduler_.OpenDataset(request->sender().task(),
+                                           static_cast<int>(request->dataset()),
+                                           {.fingerprint = request->fingerprint(),
+                                            .examples = request->examples(),
+                                            .batch_size = request->batch_size()}));
     });
   }
 
@@ -100,7 +99,7 @@ class Service final : public Coordination::Service {
     return Answer("NextSplit", request->sender(), [&](const Sender& sender) -> Status {
       COHORT_ASSIGN_OR_RETURN(
           const SplitReply got,
-          coordinator_.NextSplit(
+          scheduler_.NextSplit(
               sender, {.dataset = static_cast<int>(request->dataset()), .epoch = request->epoch()},
               request->first_batch(), FinishedOf(*request), kPoll, request->leaves()));
       reply->set_kind(got.progress == Progress::kGo      ? NextSplitReply::SPLIT
@@ -120,7 +119,7 @@ class Service final : public Coordination::Service {
     return Answer("JoinRound", request->sender(), [&](const Sender& sender) -> Status {
       COHORT_ASSIGN_OR_RETURN(
           const RoundReply got,
-          coordinator_.JoinRound(
+          scheduler_.JoinRound(
               sender, {.dataset = static_cast<int>(request->dataset()), .epoch = request->epoch()},
               request->first_batch(), kPoll));
       reply->set_kind(got.progress == Progress::kGo      ? JoinRoundReply::PART
@@ -144,7 +143,7 @@ class Service final : public Coordination::Service {
     return Answer("FinishRound", request->sender(), [&](const Sender& sender) -> Status {
       COHORT_ASSIGN_OR_RETURN(
           const FinishReply got,
-          coordinator_.FinishRound(
+          scheduler_.FinishRound(
               sender, request->round(), static_cast<int>(request->attempt()),
               SumsOf(request->loss_sum(), request->weight(), request->metric_sums()), kPoll));
       reply->set_kind(got.progress == Progress::kGo      ? FinishRoundReply::APPLIED
@@ -165,7 +164,7 @@ class Service final : public Coordination::Service {
     return Answer("NextClosure", request->sender(), [&](const Sender& sender) -> Status {
       const std::span<const std::int64_t> has(request->has().data(),
                                               static_cast<std::size_t>(request->has_size()));
-      COHORT_ASSIGN_OR_RETURN(ClosureReply got, coordinator_.NextClosure(sender, has, kPoll));
+      COHORT_ASSIGN_OR_RETURN(ClosureReply got, scheduler_.NextClosure(sender, has, kPoll));
       reply->set_kind(got.progress == Progress::kGo     ? NextClosureReply::CALL
                       : got.progress == Progress::kOver ? NextClosureReply::NO_MORE
                                                         : NextClosureReply::WAIT);
@@ -186,18 +185,18 @@ class Service final : public Coordination::Service {
                              FinishClosureReply*) override {
     return Answer("FinishClosure", request->sender(), [&](const Sender& sender) -> Status {
       if (request->code() == 0) {
-        return coordinator_.FinishClosure(sender, request->id(), request->result());
+        return scheduler_.FinishClosure(sender, request->id(), request->result());
       }
       const bool known = request->code() > 0 && request->code() <= 16;  // gRPC's codes
       const StatusCode code =
           known ? static_cast<StatusCode>(request->code()) : StatusCode::kUnknown;
-      return coordinator_.FinishClosure(sender, request->id(), Status(code, request->error()));
+      return scheduler_.FinishClosure(sender, request->id(), Status(code, request->error()));
     });
   }
 
   grpc::Status Done(grpc::ServerContext*, const DoneRequest* request, DoneReply*) override {
     return Answer("Done", request->sender(),
-                  [&](const Sender& sender) -> Status { return coordinator_.Done(sender); });
+                  [&](const Sender& sender) -> Status { return scheduler_.Done(sender); });
   }
 
  private:
@@ -209,19 +208,18 @@ class Service final : public Coordination::Service {
     });
   }
   static std::string Doing(const char* call) {
-    return std::string("the coordinator of the job in ") + call;
+    return std::string("the scheduler of the job in ") + call;
   }
 
-  Coordinator& coordinator_;
+  Scheduler& scheduler_;
 };
 
-class GrpcCoordinatorServer final : public CoordinatorServer {
+class GrpcSchedulerServer final : public SchedulerServer {
  public:
-  explicit GrpcCoordinatorServer(Coordinator& coordinator)
-      : coordinator_(coordinator), service_(coordinator) {}
-  ~GrpcCoordinatorServer() override {
+  explicit GrpcSchedulerServer(Scheduler& scheduler) : scheduler_(scheduler), service_(scheduler) {}
+  ~GrpcSchedulerServer() override {
     if (server_ != nullptr) {
-      coordinator_.Stop();
+      scheduler_.Stop();
       server_->Shutdown(GrpcTimeout(std::chrono::milliseconds(200)));
     }
   }
@@ -234,18 +232,18 @@ class GrpcCoordinatorServer final : public CoordinatorServer {
   int port() const override { return port_; }
 
  private:
-  Coordinator& coordinator_;
+  Scheduler& scheduler_;
   Service service_;
   int port_ = 0;
   std::unique_ptr<grpc::Server> server_;
 };
 
-class GrpcCoordinatorClient final : public CoordinatorClient {
+class GrpcSchedulerClient final : public SchedulerClient {
   using Stub = Coordination::Stub;
 
  public:
-  GrpcCoordinatorClient(const std::string& address, const std::string& name, const Sender& self,
-                        std::chrono::milliseconds peer_timeout)
+  GrpcSchedulerClient(const std::string& address, const std::string& name, const Sender& self,
+                      std::chrono::milliseconds peer_timeout)
       : name_(name + " (" + address + ")"), peer_timeout_(peer_timeout), stub_(address) {
     self_.set_task(self.task.ToString());
     self_.set_incarnation(self.incarnation);
@@ -492,18 +490,17 @@ class GrpcCoordinatorClient final : public CoordinatorClient {
 
 }  // namespace
 
-Result<std::unique_ptr<CoordinatorServer>> CoordinatorServer::Start(const std::string& address,
-                                                                    Coordinator& coordinator) {
-  auto server = std::make_unique<GrpcCoordinatorServer>(coordinator);
+Result<std::unique_ptr<SchedulerServer>> SchedulerServer::Start(const std::string& address,
+                                                                Scheduler& scheduler) {
+  auto server = std::make_unique<GrpcSchedulerServer>(scheduler);
   COHORT_RETURN_IF_ERROR(server->Listen(address));
   return server;
 }
 
-std::unique_ptr<CoordinatorClient> CoordinatorClient::Make(const std::string& address,
-                                                           const std::string& name,
-                                                           const Sender& self,
-                                                           std::chrono::milliseconds peer_timeout) {
-  return std::make_unique<GrpcCoordinatorClient>(address, name, self, peer_timeout);
+std::unique_ptr<SchedulerClient> SchedulerClient::Make(const std::string& address,
+                                                       const std::string& name, const Sender& self,
+                                                       std::chrono::milliseconds peer_timeout) {
+  return std::make_unique<GrpcSchedulerClient>(address, name, self, peer_timeout);
 }
 
 }  // namespace cohort::ps

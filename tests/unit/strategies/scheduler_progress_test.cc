@@ -1,4 +1,4 @@
-// Workers that hang while their processes live, and what the coordinator makes of them.
+// Workers that hang while their processes live, and what the scheduler makes of them.
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -8,8 +8,8 @@
 #include <utility>
 #include <vector>
 
-#include "parameter_server/chief/coordinator.h"
 #include "parameter_server/chief/progress_line.h"
+#include "parameter_server/chief/scheduler.h"
 
 namespace cohort::ps {
 namespace {
@@ -30,15 +30,15 @@ Sender Process(int worker) {
 class HangingWorker : public ::testing::Test {
  protected:
   HangingWorker() {
-    OrThrow(coordinator_.OpenDataset("chief:0", 0, {.examples = 100, .batch_size = 10}));
+    OrThrow(scheduler_.OpenDataset("chief:0", 0, {.examples = 100, .batch_size = 10}));
     for (const int worker : {0, 1}) {
-      clients_.push_back(OrThrow(coordinator_.Attach(Process(worker))));
+      clients_.push_back(OrThrow(scheduler_.Attach(Process(worker))));
     }
-    OrThrow(coordinator_.Open(0));
+    OrThrow(scheduler_.Open(0));
   }
   SplitReply Next(int worker, std::int64_t finished = 0) {
     return OrThrow(
-        coordinator_.NextSplit(Process(worker), {0, 0}, 0, {.id = finished, .steps = 1}, kWait));
+        scheduler_.NextSplit(Process(worker), {0, 0}, 0, {.id = finished, .steps = 1}, kWait));
   }
   // All that there is to be had, by worker:0.
   std::int64_t FinishRest(std::int64_t finished, milliseconds patience) {
@@ -58,9 +58,9 @@ class HangingWorker : public ::testing::Test {
   }
 
   std::vector<std::uint64_t> gone_;
-  Coordinator coordinator_{{.workers = {Process(0).task, Process(1).task},
-                            .step_timeout = kStep,
-                            .on_gone = [this](std::uint64_t client) { gone_.push_back(client); }}};
+  Scheduler scheduler_{{.workers = {Process(0).task, Process(1).task},
+                        .step_timeout = kStep,
+                        .on_gone = [this](std::uint64_t client) { gone_.push_back(client); }}};
   std::vector<std::uint64_t> clients_;
 };
 
@@ -68,7 +68,7 @@ TEST_F(HangingWorker, ItsSplitIsAnothersAtTheEndOfAnEpoch) {
   EXPECT_EQ(Next(1).progress, Progress::kGo);
   EXPECT_EQ(FinishRest(0, milliseconds(10'000)), 10);
   EXPECT_THAT(gone_, ElementsAre(clients_[1]));
-  const Status told = coordinator_.NextSplit(Process(1), {0, 0}, 0, {}, kAtOnce).status();
+  const Status told = scheduler_.NextSplit(Process(1), {0, 0}, 0, {}, kAtOnce).status();
   EXPECT_EQ(told.code(), StatusCode::kAborted);
   EXPECT_THAT(told.message(), HasSubstr("worker:1 hangs"));
 }
@@ -79,7 +79,7 @@ TEST_F(HangingWorker, WhoIsOnlySlowIsWaitedFor) {
   std::int64_t finished = 0;
   const auto until = std::chrono::steady_clock::now() + 4 * kStep;
   while (std::chrono::steady_clock::now() < until) {
-    coordinator_.Progressed(Process(1), ++steps);
+    scheduler_.Progressed(Process(1), ++steps);
     const SplitReply reply = Next(0, std::exchange(finished, 0));
     ASSERT_NE(reply.progress, Progress::kOver);
     finished = reply.progress == Progress::kGo ? reply.split.id : 0;
@@ -90,7 +90,7 @@ TEST_F(HangingWorker, WhoIsOnlySlowIsWaitedFor) {
 
 TEST_F(HangingWorker, ItsPartOfARoundIsCutAnew) {
   const auto join = [&](int worker, Duration wait) {
-    return OrThrow(coordinator_.JoinRound(Process(worker), {0, 0}, 0, wait));
+    return OrThrow(scheduler_.JoinRound(Process(worker), {0, 0}, 0, wait));
   };
   EXPECT_EQ(join(0, kAtOnce).progress, Progress::kWait);
   EXPECT_EQ(join(1, kAtOnce).progress, Progress::kGo);
@@ -98,7 +98,7 @@ TEST_F(HangingWorker, ItsPartOfARoundIsCutAnew) {
   EXPECT_EQ(part.parts, 2);
   FinishReply reply;
   for (int i = 0; i < 100 && reply.progress == Progress::kWait; ++i) {
-    reply = OrThrow(coordinator_.FinishRound(Process(0), part.round, part.attempt, {}, 2 * kWait));
+    reply = OrThrow(scheduler_.FinishRound(Process(0), part.round, part.attempt, {}, 2 * kWait));
   }
   EXPECT_EQ(reply.progress, Progress::kOver) << "superseded";
   EXPECT_EQ(join(0, kAtOnce).part.parts, 1);
@@ -107,23 +107,23 @@ TEST_F(HangingWorker, ItsPartOfARoundIsCutAnew) {
 
 TEST_F(HangingWorker, ACutWaitsForItNoLonger) {
   EXPECT_EQ(Next(1).progress, Progress::kGo);
-  std::optional<Coordinator::Cut> cut;
+  std::optional<Scheduler::Cut> cut;
   for (int i = 0; i < 200 && gone_.empty(); ++i) {
-    cut = OrThrow(coordinator_.BeginCut(kWait));
+    cut = OrThrow(scheduler_.BeginCut(kWait));
     EXPECT_FALSE(cut.has_value());
-    EXPECT_EQ(coordinator_.AtWork(), gone_.empty() ? "worker:1" : "");
+    EXPECT_EQ(scheduler_.AtWork(), gone_.empty() ? "worker:1" : "");
   }
   EXPECT_THAT(gone_, ElementsAre(clients_[1]));
   EXPECT_EQ(Next(0).progress, Progress::kGo) << "what it held";
-  coordinator_.Acknowledge(Process(0), {0, 0}, {.id = 1, .steps = 1});
-  EXPECT_TRUE(OrThrow(coordinator_.BeginCut(kWait)).has_value());
-  EXPECT_GT(coordinator_.longest_piece(), Duration(0));
+  scheduler_.Acknowledge(Process(0), {0, 0}, {.id = 1, .steps = 1});
+  EXPECT_TRUE(OrThrow(scheduler_.BeginCut(kWait)).has_value());
+  EXPECT_GT(scheduler_.longest_piece(), Duration(0));
 }
 
 TEST_F(HangingWorker, BeforeItsFirstWorkAWorkerHasTheTimeThatTheJobWaits) {
   const auto until = std::chrono::steady_clock::now() + 3 * kStep;
   while (std::chrono::steady_clock::now() < until) {
-    EXPECT_EQ(OrThrow(coordinator_.JoinRound(Process(0), {0, 0}, 0, kWait)).progress,
+    EXPECT_EQ(OrThrow(scheduler_.JoinRound(Process(0), {0, 0}, 0, kWait)).progress,
               Progress::kWait);
   }
   EXPECT_TRUE(gone_.empty());
@@ -135,7 +135,7 @@ TEST_F(HangingWorker, TheChiefTellsHowFarItIsEveryTenSeconds) {
   EXPECT_FALSE(progress.Due(begun + std::chrono::milliseconds(9'999)));
   EXPECT_TRUE(progress.Due(begun + std::chrono::seconds(10)));
   const auto line = [&](int seconds) {
-    return progress.Of(coordinator_.coverage(), coordinator_.workers(),
+    return progress.Of(scheduler_.coverage(), scheduler_.workers(),
                        begun + std::chrono::seconds(seconds));
   };
   EXPECT_EQ(line(10), std::nullopt) << "nothing has begun";
@@ -143,7 +143,7 @@ TEST_F(HangingWorker, TheChiefTellsHowFarItIsEveryTenSeconds) {
   const std::int64_t second = Next(0, first).split.id;
   const std::int64_t third = Next(0, second).split.id;
   EXPECT_EQ(line(20), "epoch 1: 20 of 100 examples, 2 steps, loss 0.0000, 2 workers, 2 examples/s");
-  coordinator_.Lost(Process(1).task, Unavailable("it was killed"));
+  scheduler_.Lost(Process(1).task, Unavailable("it was killed"));
   EXPECT_EQ(line(30), "epoch 1: 20 of 100 examples, 2 steps, loss 0.0000, 1 worker, 0 examples/s");
   EXPECT_FALSE(progress.Due(begun + std::chrono::seconds(39)));
   EXPECT_EQ(FinishRest(third, milliseconds(10'000)), 7);

@@ -1,4 +1,4 @@
-#include "parameter_server/chief/coordinator.h"
+#include "parameter_server/chief/scheduler.h"
 
 #include <fmt/format.h>
 
@@ -9,17 +9,17 @@ namespace cohort::ps {
 
 using std::chrono::steady_clock;
 
-Coordinator::Coordinator(CoordinatorOptions options)
+Scheduler::Scheduler(SchedulerOptions options)
     : options_(std::move(options)),
       workers_(options_.workers, options_.first_client, options_.rejoin_timeout,
                steady_clock::now()) {}
 
 // Until something has changed; false at the deadline.
-bool Coordinator::Pause(std::unique_lock<std::mutex>& lock, Deadline deadline) {
+bool Scheduler::Pause(std::unique_lock<std::mutex>& lock, Deadline deadline) {
   return !stopped_ && changed_.wait_until(lock, deadline) == std::cv_status::no_timeout;
 }
 
-void Coordinator::Stop() {
+void Scheduler::Stop() {
   {
     const std::lock_guard lock(mutex_);
     stopped_ = true;
@@ -27,7 +27,7 @@ void Coordinator::Stop() {
   changed_.notify_all();
 }
 
-Status Coordinator::OpenDataset(const std::string& who, int dataset, const DatasetInfo& info) {
+Status Scheduler::OpenDataset(const std::string& who, int dataset, const DatasetInfo& info) {
   if (dataset < 0 || dataset > 1'000'000 || info.batch_size < 1 || info.examples < 0) {
     return InvalidArgument(who + ": data set " + std::to_string(dataset) + " of " +
                            std::to_string(info.examples) + " examples in batches of " +
@@ -57,8 +57,8 @@ Status Coordinator::OpenDataset(const std::string& who, int dataset, const Datas
 
 // Lets go of the lock, to wait for the disk. The first that names a data set says what it is; who
 // comes meanwhile with another waits as well, and compares it then.
-Status Coordinator::NoteDataset(std::unique_lock<std::mutex>& lock, int dataset,
-                                const DatasetInfo& info) {
+Status Scheduler::NoteDataset(std::unique_lock<std::mutex>& lock, int dataset,
+                              const DatasetInfo& info) {
   NotedDataset noted = {.info = info};
   if (Journal* const journal = options_.journal; journal != nullptr) {
     const auto [place, is_new] = noted_datasets_.try_emplace(dataset, noted);
@@ -85,9 +85,9 @@ Status Coordinator::NoteDataset(std::unique_lock<std::mutex>& lock, int dataset,
 
 // Null: the epoch is long over; or, with `waited`, the lock was let go of, to wait for the disk:
 // look again at all that was looked at.
-Result<Coordinator::Epoch*> Coordinator::FindEpoch(std::unique_lock<std::mutex>& lock,
-                                                   const EpochKey& key, std::int64_t first_batch,
-                                                   bool rounds, bool* waited) {
+Result<Scheduler::Epoch*> Scheduler::FindEpoch(std::unique_lock<std::mutex>& lock,
+                                               const EpochKey& key, std::int64_t first_batch,
+                                               bool rounds, bool* waited) {
   const auto index = static_cast<std::size_t>(key.dataset);
   if (key.dataset < 0 || index >= datasets_.size() || !datasets_[index].has_value()) {
     return FailedPrecondition("data set " + std::to_string(key.dataset) + " was not opened");
@@ -143,9 +143,9 @@ Result<Coordinator::Epoch*> Coordinator::FindEpoch(std::unique_lock<std::mutex>&
   return &epochs_.emplace(key, std::move(epoch)).first->second;
 }
 
-Result<SplitReply> Coordinator::NextSplit(const Sender& sender, const EpochKey& asked,
-                                          std::int64_t first_batch, const FinishedSplit& finished,
-                                          Duration wait, bool leaves) {
+Result<SplitReply> Scheduler::NextSplit(const Sender& sender, const EpochKey& asked,
+                                        std::int64_t first_batch, const FinishedSplit& finished,
+                                        Duration wait, bool leaves) {
   const Deadline deadline = DeadlineAfter(wait);
   std::unique_lock lock(mutex_);
   for (bool acknowledged = finished.id == 0;;) {
@@ -201,7 +201,7 @@ Result<SplitReply> Coordinator::NextSplit(const Sender& sender, const EpochKey& 
 }
 
 // All wait for each other at the end of the epoch, and when a cut is due.
-std::int64_t Coordinator::MostOf(const Epoch& epoch, std::int64_t batch_size) const {
+std::int64_t Scheduler::MostOf(const Epoch& epoch, std::int64_t batch_size) const {
   if (cutting_) {
     return 0;
   }
@@ -213,7 +213,7 @@ std::int64_t Coordinator::MostOf(const Epoch& epoch, std::int64_t batch_size) co
   return BatchesBeforeAStop(left, static_cast<int>(workers_.attached())) * batch_size;
 }
 
-std::int64_t Coordinator::StepsFinished() const {
+std::int64_t Scheduler::StepsFinished() const {
   std::int64_t steps = past_advance_.steps;
   for (const auto& [key, epoch] : epochs_) {
     steps += epoch.splits.has_value() ? epoch.steps : rounds_->applied(key);
@@ -221,8 +221,8 @@ std::int64_t Coordinator::StepsFinished() const {
   return steps;
 }
 
-void Coordinator::FinishSplit(const TaskId& worker, const EpochKey& key,
-                              const FinishedSplit& finished) {
+void Scheduler::FinishSplit(const TaskId& worker, const EpochKey& key,
+                            const FinishedSplit& finished) {
   const EpochKey of = {key.dataset, finished.epoch < 0 ? key.epoch : finished.epoch};
   const auto epoch = epochs_.find(of);
   if (epoch == epochs_.end() || !epoch->second.splits.has_value()) {
@@ -236,8 +236,8 @@ void Coordinator::FinishSplit(const TaskId& worker, const EpochKey& key,
   ReportIfOver(of, epoch->second);
 }
 
-void Coordinator::Acknowledge(const Sender& sender, const EpochKey& key,
-                              const FinishedSplit& finished) {
+void Scheduler::Acknowledge(const Sender& sender, const EpochKey& key,
+                            const FinishedSplit& finished) {
   {
     const std::lock_guard lock(mutex_);
     if (Stale(sender)) {
@@ -250,7 +250,7 @@ void Coordinator::Acknowledge(const Sender& sender, const EpochKey& key,
 
 // After a roll-back: what is left of the epochs since comes first, in order, for all who ask for
 // one of them or a later one.
-Result<EpochKey> Coordinator::Due(const EpochKey& asked, std::int64_t* first_batch) {
+Result<EpochKey> Scheduler::Due(const EpochKey& asked, std::int64_t* first_batch) {
   while (!again_.empty()) {
     const auto& [key, first] = *again_.begin();
     if (key.dataset > asked.dataset || (key.dataset == asked.dataset && key.epoch > asked.epoch)) {
@@ -271,7 +271,7 @@ Result<EpochKey> Coordinator::Due(const EpochKey& asked, std::int64_t* first_bat
   return asked;
 }
 
-bool Coordinator::IsOver(const EpochKey& key) const {
+bool Scheduler::IsOver(const EpochKey& key) const {
   const auto epoch = epochs_.find(key);
   if (epoch == epochs_.end()) {
     return past_.contains(key);
@@ -280,8 +280,8 @@ bool Coordinator::IsOver(const EpochKey& key) const {
                                           : rounds_->next_batch(key) >= epoch->second.batches;
 }
 
-Result<RoundReply> Coordinator::JoinRound(const Sender& sender, const EpochKey& asked,
-                                          std::int64_t first_batch, Duration wait) {
+Result<RoundReply> Scheduler::JoinRound(const Sender& sender, const EpochKey& asked,
+                                        std::int64_t first_batch, Duration wait) {
   const Deadline deadline = DeadlineAfter(wait);
   std::unique_lock lock(mutex_);
   for (;;) {
@@ -327,8 +327,8 @@ Result<RoundReply> Coordinator::JoinRound(const Sender& sender, const EpochKey& 
   }
 }
 
-Result<FinishReply> Coordinator::FinishRound(const Sender& sender, std::uint64_t round, int attempt,
-                                             const RoundSums& sums, Duration wait) {
+Result<FinishReply> Scheduler::FinishRound(const Sender& sender, std::uint64_t round, int attempt,
+                                           const RoundSums& sums, Duration wait) {
   const Deadline deadline = DeadlineAfter(wait);
   std::unique_lock lock(mutex_);
   for (;;) {
@@ -356,7 +356,7 @@ Result<FinishReply> Coordinator::FinishRound(const Sender& sender, std::uint64_t
   }
 }
 
-void Coordinator::StopWork(const Status& why) {
+void Scheduler::StopWork(const Status& why) {
   {
     const std::lock_guard lock(mutex_);
     stopped_work_ = why;
@@ -364,7 +364,7 @@ void Coordinator::StopWork(const Status& why) {
   changed_.notify_all();
 }
 
-bool Coordinator::UnderWay() const {
+bool Scheduler::UnderWay() const {
   if (rounds_.has_value() && rounds_->running()) {
     return true;
   }
@@ -373,13 +373,13 @@ bool Coordinator::UnderWay() const {
          !epochs_.rbegin()->second.splits->idle();
 }
 
-void Coordinator::CutDue(std::optional<std::int64_t> steps) {
+void Scheduler::CutDue(std::optional<std::int64_t> steps) {
   const std::lock_guard lock(mutex_);
   cut_due_ = steps;
   cut_told_ = false;
 }
 
-Result<std::optional<Coordinator::Cut>> Coordinator::BeginCut(Duration wait) {
+Result<std::optional<Scheduler::Cut>> Scheduler::BeginCut(Duration wait) {
   const Deadline deadline = DeadlineAfter(wait);
   std::unique_lock lock(mutex_);
   Require(rounds_.has_value(), "a cut after Open");
@@ -407,13 +407,13 @@ Result<std::optional<Coordinator::Cut>> Coordinator::BeginCut(Duration wait) {
   return std::optional(cut);
 }
 
-bool Coordinator::WorkIsBack() const {
+bool Scheduler::WorkIsBack() const {
   const std::lock_guard lock(mutex_);
   return !epochs_.empty() && epochs_.rbegin()->second.splits.has_value() &&
          epochs_.rbegin()->second.splits->returned();
 }
 
-void Coordinator::EndCut() {
+void Scheduler::EndCut() {
   {
     const std::lock_guard lock(mutex_);
     cutting_ = false;
@@ -422,7 +422,7 @@ void Coordinator::EndCut() {
   changed_.notify_all();
 }
 
-std::uint64_t Coordinator::LastRound(RoundCommit* commit) const {
+std::uint64_t Scheduler::LastRound(RoundCommit* commit) const {
   const std::lock_guard lock(mutex_);
   if (!rounds_.has_value()) {
     return 0;
@@ -431,7 +431,7 @@ std::uint64_t Coordinator::LastRound(RoundCommit* commit) const {
   return rounds_->last_round();
 }
 
-Coordinator::Advance Coordinator::advance() const {
+Scheduler::Advance Scheduler::advance() const {
   const std::lock_guard lock(mutex_);
   Advance advance = past_advance_;
   advance.steps = StepsFinished();
@@ -442,7 +442,7 @@ Coordinator::Advance Coordinator::advance() const {
   return advance;
 }
 
-EpochCoverage Coordinator::CoverageOf(const EpochKey& key, const Epoch& epoch) const {
+EpochCoverage Scheduler::CoverageOf(const EpochKey& key, const Epoch& epoch) const {
   const DatasetInfo& info = *datasets_[static_cast<std::size_t>(key.dataset)];
   const std::int64_t first = std::min(epoch.first_batch * info.batch_size, info.examples);
   EpochCoverage coverage{
@@ -474,7 +474,7 @@ EpochCoverage Coordinator::CoverageOf(const EpochKey& key, const Epoch& epoch) c
   return coverage;
 }
 
-void Coordinator::ReportIfOver(const EpochKey& key, Epoch& epoch) {
+void Scheduler::ReportIfOver(const EpochKey& key, Epoch& epoch) {
   const EpochCoverage coverage = CoverageOf(key, epoch);
   if (epoch.reported || coverage.seen < coverage.examples) {
     return;
@@ -489,7 +489,7 @@ void Coordinator::ReportIfOver(const EpochKey& key, Epoch& epoch) {
       coverage.reissued));
 }
 
-std::vector<EpochCoverage> Coordinator::coverage() const {
+std::vector<EpochCoverage> Scheduler::coverage() const {
   const std::lock_guard lock(mutex_);
   std::map<EpochKey, EpochCoverage> all = past_;
   for (const auto& [key, epoch] : epochs_) {

@@ -1,5 +1,6 @@
-// Coordinator: hands out the data of a parameter-server job, or the calls of its functions, and
-// knows when the job is over. It lives in the chief's process.
+// Scheduler: hands out the data of a parameter-server job, or the calls of its functions, and knows
+// when the job is over. It lives in the chief's process. What a program calls there, Coordinator
+// (cohort/strategies/coordinator.h), is a view of it (remote_functions.h).
 //
 // When the servers are rolled back to a save, it goes back to where it was then. Workers need not:
 // who asks for an epoch is given first what is left of earlier ones.
@@ -10,7 +11,7 @@
 // meanwhile.
 //
 // State without a network; the service around it, and the workers' side of it, are in
-// coordinator_service.h.
+// scheduler_service.h.
 //
 // Thread rules: all methods from any thread. Calls that wait do so for at most the time given.
 
@@ -80,7 +81,7 @@ struct ClosureReply {
   Closure closure;
 };
 
-struct CoordinatorOptions {
+struct SchedulerOptions {
   std::vector<TaskId> workers;
   // How long a job without any worker waits for one to come back.
   std::chrono::milliseconds rejoin_timeout{300'000};
@@ -91,16 +92,16 @@ struct CoordinatorOptions {
   std::optional<TaskId> self;
   // A client that is done, lost or replaced: nothing more of it counts. From any thread.
   std::function<void(std::uint64_t client)> on_gone;
-  std::uint64_t first_client = 1;  // another coordinator's are far away
+  std::uint64_t first_client = 1;  // another scheduler's are far away
   Journal* journal = nullptr;      // where to note what another chief would have to know
   Log log;
 };
 
-class Coordinator {
+class Scheduler {
  public:
-  explicit Coordinator(CoordinatorOptions options);
+  explicit Scheduler(SchedulerOptions options);
 
-  // In the place of a coordinator that is gone, whose journal had this: before anything else.
+  // In the place of a scheduler that is gone, whose journal had this: before anything else.
   void Succeed(const JournalState& state);
   // From now on work is handed out; `step` updates were made before. After Succeed as RollBack,
   // where the other had come so far; `digest`: of the values, which are compared where it goes back
@@ -272,7 +273,7 @@ class Coordinator {
   std::vector<EpochKey> ForgetPast();
   void NoteEnd(const TaskId& worker, std::optional<JournalState::End> end);
 
-  const CoordinatorOptions options_;
+  const SchedulerOptions options_;
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;
   WorkerTable workers_;

@@ -1,4 +1,4 @@
-// The coordinator's service over real connections, as threads of one process.
+// The scheduler's service over real connections, as threads of one process.
 
 #include <gtest/gtest.h>
 
@@ -6,8 +6,8 @@
 #include <memory>
 #include <thread>
 
-#include "parameter_server/chief/coordinator.h"
-#include "parameter_server/chief/coordinator_service.h"
+#include "parameter_server/chief/scheduler.h"
+#include "parameter_server/chief/scheduler_service.h"
 #include "testing/lossy_proxy.h"
 
 namespace cohort::ps {
@@ -15,13 +15,13 @@ namespace {
 
 using std::chrono::milliseconds;
 
-class CoordinatorServiceTest : public ::testing::Test {
+class SchedulerServiceTest : public ::testing::Test {
  protected:
-  CoordinatorServiceTest()
-      : coordinator_({.workers = {{TaskType::kWorker, 0}, {TaskType::kWorker, 1}}}),
-        server_(OrThrow(CoordinatorServer::Start("127.0.0.1:0", coordinator_))) {}
-  std::unique_ptr<CoordinatorClient> NewWorker(int index) {
-    auto client = CoordinatorClient::Make(
+  SchedulerServiceTest()
+      : scheduler_({.workers = {{TaskType::kWorker, 0}, {TaskType::kWorker, 1}}}),
+        server_(OrThrow(SchedulerServer::Start("127.0.0.1:0", scheduler_))) {}
+  std::unique_ptr<SchedulerClient> NewWorker(int index) {
+    auto client = SchedulerClient::Make(
         "127.0.0.1:" + std::to_string(server_->port()), "chief:0",
         {.task = {TaskType::kWorker, index}, .incarnation = static_cast<std::uint64_t>(index) + 1},
         milliseconds(20'000));
@@ -30,12 +30,12 @@ class CoordinatorServiceTest : public ::testing::Test {
     return client;
   }
 
-  Coordinator coordinator_;
-  std::unique_ptr<CoordinatorServer> server_;
+  Scheduler scheduler_;
+  std::unique_ptr<SchedulerServer> server_;
 };
 
-TEST_F(CoordinatorServiceTest, WorkersShareAnEpochAndLeaveItTogether) {
-  OrThrow(coordinator_.Open(0));
+TEST_F(SchedulerServiceTest, WorkersShareAnEpochAndLeaveItTogether) {
+  OrThrow(scheduler_.Open(0));
   const auto work = [this](int index) {
     const auto worker = NewWorker(index);
     std::int64_t seen = 0;
@@ -50,12 +50,12 @@ TEST_F(CoordinatorServiceTest, WorkersShareAnEpochAndLeaveItTogether) {
   std::future<std::int64_t> first = std::async(std::launch::async, work, 0);
   std::future<std::int64_t> second = std::async(std::launch::async, work, 1);
   EXPECT_EQ(first.get() + second.get(), 1000);
-  EXPECT_TRUE(OrThrow(coordinator_.WaitOver(milliseconds(0))));
-  EXPECT_EQ(coordinator_.coverage().at(0).seen, 1000);
+  EXPECT_TRUE(OrThrow(scheduler_.WaitOver(milliseconds(0))));
+  EXPECT_EQ(scheduler_.coverage().at(0).seen, 1000);
 }
 
-TEST_F(CoordinatorServiceTest, RoundsPassSumsOn) {
-  OrThrow(coordinator_.Open(6));
+TEST_F(SchedulerServiceTest, RoundsPassSumsOn) {
+  OrThrow(scheduler_.Open(6));
   const auto work = [this](int index) {
     const auto worker = NewWorker(index);
     std::uint64_t rounds = 0;
@@ -80,10 +80,10 @@ TEST_F(CoordinatorServiceTest, RoundsPassSumsOn) {
 
 // As behind a firewall that has forgotten the connection; peer_timeout is shorter than gRPC's
 // keepalive.
-TEST_F(CoordinatorServiceTest, AConnectionThatFallsSilentIsReplaced) {
-  OrThrow(coordinator_.Open(0));
+TEST_F(SchedulerServiceTest, AConnectionThatFallsSilentIsReplaced) {
+  OrThrow(scheduler_.Open(0));
   testing::LossyProxy proxy({server_->port()}, /*loss=*/0, /*seed=*/1);
-  const auto worker = CoordinatorClient::Make(
+  const auto worker = SchedulerClient::Make(
       testing::LossyProxy::AddressOf(server_->port()), "chief:0",
       {.task = {TaskType::kWorker, 0}, .incarnation = 1}, milliseconds(4'000));
   OrThrow(worker->Attach());
@@ -95,16 +95,16 @@ TEST_F(CoordinatorServiceTest, AConnectionThatFallsSilentIsReplaced) {
   }
 }
 
-TEST_F(CoordinatorServiceTest, AbortEndsAWait) {
-  const auto worker = NewWorker(0);  // nothing is handed out: the coordinator is not open
+TEST_F(SchedulerServiceTest, AbortEndsAWait) {
+  const auto worker = NewWorker(0);  // nothing is handed out: the scheduler is not open
   auto next = std::async(std::launch::async, [&] { return worker->NextSplit({}, 0, {}).status(); });
   worker->Abort(Unavailable("ps:0 is gone"));
   ASSERT_EQ(next.wait_for(std::chrono::seconds(20)), std::future_status::ready);
   EXPECT_EQ(next.get(), Unavailable("ps:0 is gone"));
 }
 
-TEST_F(CoordinatorServiceTest, AStrangerIsRefused) {
-  const auto stranger = CoordinatorClient::Make(
+TEST_F(SchedulerServiceTest, AStrangerIsRefused) {
+  const auto stranger = SchedulerClient::Make(
       "127.0.0.1:" + std::to_string(server_->port()), "chief:0",
       {.task = {TaskType::kWorker, 9}, .incarnation = 1}, milliseconds(1'000));
   EXPECT_EQ(stranger->Attach().status().code(), StatusCode::kFailedPrecondition);
