@@ -1,13 +1,17 @@
 // Rows against the same rule on the whole table as one span, bit by bit; row-wise Adagrad against
 // its formula in double.
 
+#include <cohort/device/update.h>
 #include <cohort/optim/optimizers.h>
 #include <cohort/optim/row_optimizer.h>
+#include <cohort/optim/server_side.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -77,6 +81,50 @@ TEST_P(RowsEqualSpan, BitForBit) {
       }
     }
   }
+}
+
+// For whoever updates many rows in a step, and makes the rule once.
+TEST_P(RowsEqualSpan, TheRuleOfAStepDoesWhatApplyDoes) {
+  const auto rule = OrThrow(RowOptimizer::Make(GetParam()));
+  const std::size_t slot_floats = rule->slot_floats(kDim);
+  std::vector<float> applied = Start();
+  std::vector<float> slots(slot_floats);
+  rule->Initialize(slots);
+  std::vector<float> updated = applied;
+  std::vector<float> updated_slots = slots;
+  const auto row = [](std::vector<float>& values) { return std::span(values).first(kDim); };
+  for (int step = 1; step <= 5; ++step) {
+    std::vector<float> gradient;
+    for (std::size_t i = 0; i < kDim; ++i) {
+      gradient.push_back(GradientOf(i, step));
+    }
+    const std::int64_t bias_step = step + 3;
+    rule->Apply({.weights = row(applied),
+                 .slots = slots,
+                 .gradient = gradient,
+                 .gradient_scale = 0.5F,
+                 .step = step,
+                 .bias_step = bias_step});
+    const std::optional<UpdateRule> once = rule->RuleAt(step, bias_step);
+    ASSERT_TRUE(once.has_value());
+    UpdatePart part{
+        .value = row(updated), .gradient = gradient, .slots = {}, .gradient_scale = 0.5F};
+    for (std::size_t slot = 0; slot < slot_floats / kDim; ++slot) {
+      part.slots[slot] = std::span(updated_slots).subspan(slot * kDim, kDim);
+    }
+    UpdateOnHost(*once, part);
+    EXPECT_EQ(updated, applied) << "step " << step;
+    EXPECT_EQ(updated_slots, slots) << "step " << step;
+  }
+  // Rows with steps of their own have no rule in common where it depends on that.
+  const bool corrects_bias = rule->name() == "adam" || rule->name() == "adamw";
+  EXPECT_EQ(rule->RuleAt(3, 0).has_value(), !corrects_bias);
+}
+
+TEST(RowOptimizer, WhatIsNoRuleOfElementsHasNoneForAStep) {
+  EXPECT_FALSE(OrThrow(RowOptimizer::Make(RowWiseAdagradConfig()))->RuleAt(1, 1).has_value());
+  const std::string clipped = ServerSide(Sgd()->config(), {.clip_norm = 1});
+  EXPECT_FALSE(OrThrow(RowOptimizer::Make(clipped))->RuleAt(1, 1).has_value());
 }
 
 INSTANTIATE_TEST_SUITE_P(
