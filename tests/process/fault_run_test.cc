@@ -30,6 +30,7 @@ namespace {
 using std::chrono::microseconds;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
+using ::testing::HasSubstr;
 
 constexpr milliseconds kTimeout{1000};
 constexpr auto kMost = kTimeout * 3 / 2;
@@ -237,7 +238,21 @@ class FaultRun {
     const milliseconds waited(std::atoi(text.c_str()));
     EXPECT_LE(waited, kMost) << Name(rank) << ": " << text;
     EXPECT_TRUE(NamesTheCulprit(rank, text)) << Name(rank) << ": " << text;
+    if (rank == plan_.victim && HearsOfNobody()) {
+      EXPECT_THAT(text, HasSubstr("on " + Described(rank) + " not done after "));
+      EXPECT_THAT(text, HasSubstr(Described(rank) + " hears of no other rank"));
+    }
     return waited;
+  }
+
+  // Nothing comes to the victim any more, by which the others could tell it anything: of two or
+  // more, which cannot all be the culprit, it says so.
+  bool HearsOfNobody() const {
+    const bool silence = plan_.fault == Fault::kHalfOpen || plan_.fault == Fault::kOneWay;
+    return silence && plan_.other < 0 && plan_.ranks > 2 && plan_.transport == "tcp";
+  }
+  static std::string Described(int rank) {
+    return "rank " + std::to_string(rank) + " (" + Name(rank) + ")";
   }
 
   bool NamesTheCulprit(int rank, std::string text) const {
