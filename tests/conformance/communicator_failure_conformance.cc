@@ -13,6 +13,8 @@
 namespace cohort::testing {
 
 using ::testing::ContainsRegex;
+using ::testing::HasSubstr;
+using ::testing::Not;
 
 TEST_P(CommunicatorFailureConformance, WhatAJoinedRankCannotTakePartInIsRefusedToTheCallers) {
   Run([](Communicator& comm) -> Status {
@@ -272,6 +274,46 @@ TEST_P(CommunicatorFailureConformance, AbsentRankIsNamedAtTheDeadline) {
                    return status;
                  });
   }
+}
+
+TEST_P(CommunicatorFailureConformance, AbsentRankIsNamedInOtherCollectives) {
+  if (size() > 4) {
+    return;  // each takes a deadline; more ranks make no difference that all-reduces do not show
+  }
+  CommunicatorOptions options = this->options();
+  options.timeout = std::chrono::milliseconds(300);
+  const std::string absent = std::to_string(size() - 1);
+  const auto check = [&](const std::string& operation, const auto& call) {
+    RunAndExpect(
+        options, StatusCode::kDeadlineExceeded,
+        {operation + " #2 (generation 1)", "rank " + absent + " (worker:" + absent + ")"},
+        [&](Communicator& comm) {
+          COHORT_RETURN_IF_ERROR(WaitFor(comm.Barrier()));
+          if (comm.rank() == size() - 1) {
+            return Failure(comm);  // hears of it without calling anything
+          }
+          const Status status = WaitFor(call(comm));
+          for (int r = 0; r < size() - 1; ++r) {
+            EXPECT_THAT(status.message(), Not(HasSubstr("rank " + std::to_string(r) + " (worker:" +
+                                                        std::to_string(r) + ") has not entered")));
+            EXPECT_THAT(status.message(), Not(HasSubstr("waiting for rank " + std::to_string(r))));
+          }
+          return status;
+        });
+  };
+  const auto n = static_cast<std::size_t>(size());
+  std::vector<std::vector<float>> rooms(n, std::vector<float>(20 * n));
+  const auto room = [&](const Communicator& comm) {
+    return std::span(rooms[static_cast<std::size_t>(comm.rank())]);
+  };
+  check("Barrier 'epoch'", [](Communicator& comm) { return comm.Barrier({.name = "epoch"}); });
+  check("Broadcast 'fc1' float32[20]", [&](Communicator& comm) {
+    return comm.Broadcast(room(comm).first(20), 0, {.name = "fc1"});
+  });
+  check("AllGather 'fc1' float32[20]", [&](Communicator& comm) {
+    const auto mine = room(comm).subspan(20 * static_cast<std::size_t>(comm.rank()), 20);
+    return comm.AllGather(mine, room(comm), {.name = "fc1"});
+  });
 }
 
 TEST_P(CommunicatorFailureConformance, AbortReachesAllRanks) {
