@@ -44,7 +44,8 @@ bool HasOneShot(Transport& transport, std::size_t bytes) {
 }
 
 bool PrefersOneShot(Transport& transport, std::size_t bytes) {
-  return HasOneShot(transport, bytes) && (transport.board()->size() > 2 || bytes <= kMostOneShotOfTwo);
+  return HasOneShot(transport, bytes) &&
+         (transport.board()->size() > 2 || bytes <= kMostOneShotOfTwo);
 }
 
 void ShowOneShot(Exchange& exchange, Bytes data) {
