@@ -142,6 +142,9 @@ Status Exchange::End(const Status& status) {
     }
   }
   active_ = false;
+  if (Trouble().ok() && !record_.point_to_point()) {
+    completed_ = record_.sequence;
+  }
   return Trouble();
 }
 
@@ -388,8 +391,8 @@ std::string Exchange::Culprits() const {
     if (!other.heard_stalled) {
       ++silent;
       fault = " gives no sign of life";
-      if (other.last_heard > 0) {
-        fault += " (last heard of in operation #" + std::to_string(other.last_heard) + ")";
+      if (const std::uint64_t last = std::max(other.last_heard, completed_); last > 0) {
+        fault += " (last heard of in operation #" + std::to_string(last) + ")";
       }
     } else if (!record_.point_to_point() && other.stalled_in.sequence < record_.sequence) {
       fault = other.stalled_in.sequence + other.stalled_in.pair_sequence == 0

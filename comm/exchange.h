@@ -190,6 +190,7 @@ class Exchange final : private TransportListener {
   OperationRecord record_;  // of the operation under way, or the last one
   bool active_ = false;
   std::uint64_t collectives_ = 0;  // begun so far
+  std::uint64_t completed_ = 0;    // the last one that succeeded: all ranks have been in it
   std::uint64_t joined_at_ = 0;    // collectives_ at this rank's join
   int joins_ = 0;                  // of all peers, in `joins`
   Deadline started_;

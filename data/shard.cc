@@ -367,11 +367,11 @@ Result<Shard> Shard::OfFiles(const Source& source, const std::vector<OrderStage>
   const int workers = options.num_workers;
   const std::vector<FileRange> files = source.files();
   if (files.size() < static_cast<std::size_t>(workers)) {
-    return InvalidArgument(
-        "ShardPolicy::kFile: " + std::to_string(files.size()) + " files for " +
-        std::to_string(workers) +
-        " workers [shard by record with kData, or split the data into at least " +
-        std::to_string(workers) + " files, or use fewer workers]");
+    return InvalidArgument("ShardPolicy::kFile: " + std::to_string(files.size()) + " files for " +
+                           std::to_string(workers) +
+                           " workers [shard by record with kData, give every worker all of it with "
+                           "kOff, or split the data into at least " +
+                           std::to_string(workers) + " files, or use fewer workers]");
   }
   COHORT_RETURN_IF_ERROR(CheckOwnOrder(batch_size, options));
   std::int64_t limit = source.size();

@@ -15,6 +15,6 @@ while [ $# -gt 0 ]; do
 done
 
 scripts/setup.sh
-cmake --preset "$preset"
+cmake --preset "$preset" -D COHORT_TEST_BOTH_MPIS=ON  # setup.sh has installed both
 cmake --build --preset "$preset" --parallel "$jobs"
 ctest --preset "$preset" --parallel "$jobs"

@@ -11,10 +11,7 @@ namespace cohort {
 namespace {
 
 constexpr std::size_t kMostRanks = 64;
-constexpr int kSpins = 64;                        // looks before the transport's own waiting
-constexpr std::size_t kMostBytesRead = 64 << 10;  // of all ranks together
-// Two ranks that reduce a half each and copy the other one pass over more than this in less time.
-constexpr std::size_t kMostOfTwo = 8 << 10;
+constexpr int kSpins = 64;  // looks before the transport's own waiting
 
 bool AllShown(Board& board, std::uint64_t number) {
   for (int p = 0; p < board.size(); ++p) {
@@ -43,11 +40,12 @@ bool HasOneShot(Transport& transport, std::size_t bytes) {
   const Board* board = transport.board();
   return board != nullptr && static_cast<std::size_t>(board->size()) <= kMostRanks &&
          bytes <= BoardSlot::kBytes &&
-         bytes * static_cast<std::size_t>(board->size()) <= kMostBytesRead;
+         bytes * static_cast<std::size_t>(board->size()) <= kMostOneShotRead;
 }
 
 bool PrefersOneShot(Transport& transport, std::size_t bytes) {
-  return HasOneShot(transport, bytes) && (transport.board()->size() > 2 || bytes <= kMostOfTwo);
+  return HasOneShot(transport, bytes) &&
+         (transport.board()->size() > 2 || bytes <= kMostOneShotOfTwo);
 }
 
 void ShowOneShot(Exchange& exchange, Bytes data) {

@@ -9,10 +9,18 @@
 
 #include <cohort/core/status.h>
 
+#include <cstddef>
+
 #include "exchange.h"
 #include "reduction.h"
 
 namespace cohort {
+
+// One shot is for what fits a slot of the board (BoardSlot::kBytes), and for so many bytes of all
+// ranks together.
+inline constexpr std::size_t kMostOneShotRead = 64 << 10;
+// Two ranks that reduce a half each and copy the other one pass over more than this in less time.
+inline constexpr std::size_t kMostOneShotOfTwo = 8 << 10;
 
 // Whether operations over `bytes` can go in one shot here, which all ranks answer alike.
 bool HasOneShot(Transport& transport, std::size_t bytes);

@@ -40,9 +40,10 @@ class Meeting {
       COHORT_ASSIGN_OR_RETURN(const std::string gpu, Await("gpu", r));
       const auto [at, first] = owner.emplace(gpu, r);
       if (!first) {
-        return InvalidArgument(Name(at->second) + " and " + Name(r) + " both use " + gpu +
-                               ", and NCCL takes one rank for each GPU [set CUDA_VISIBLE_DEVICES "
-                               "or --devices]");
+        return FailedPrecondition(
+            Name(at->second) + " and " + Name(r) + " both use " + gpu +
+            ", and NCCL takes one rank for each GPU [set CUDA_VISIBLE_DEVICES "
+            "or --devices]");
       }
     }
     return {};

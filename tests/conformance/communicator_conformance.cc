@@ -3,8 +3,10 @@
 #include <gmock/gmock.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <random>
+#include <thread>
 
 #include "conformance/communicator_checks.h"
 #include "testing/run_ranks.h"
@@ -341,6 +343,52 @@ TEST_P(CommunicatorConformance, SplitMakesGroupsThatWorkSideBySide) {
       if (most) {
         COHORT_RETURN_IF_ERROR(CheckAllReduce(*most, DType::kInt32, ReduceOp::kSum, 5000, "auto"));
       }
+    }
+    return {};
+  });
+}
+
+namespace {
+
+// What each of a rank's groups does at its own pace: small sums, and some whose cost is measured.
+Status SumInRounds(Communicator& comm, int rounds) {
+  const int n = comm.size();
+  for (int round = 0; round < rounds; ++round) {
+    std::vector<std::int64_t> values(round % 20 == 7 ? 700 : 90, comm.rank() + round);
+    COHORT_RETURN_IF_ERROR(WaitFor(comm.AllReduce(std::span(values), ReduceOp::kSum)));
+    const std::int64_t expected = std::int64_t{n} * (n - 1) / 2 + std::int64_t{n} * round;
+    COHORT_RETURN_IF_ERROR(Check(
+        std::all_of(values.begin(), values.end(), [&](std::int64_t v) { return v == expected; }),
+        "round " + std::to_string(round) + " of a group of " + std::to_string(n)));
+  }
+  return {};
+}
+
+}  // namespace
+
+// Different communicators from different threads: two groups and the one they were made of, on each
+// rank by three threads, which odd ranks start in the opposite order.
+TEST_P(CommunicatorConformance, GroupsWorkFromThreadsOfTheirOwnAtTheSameTime) {
+  const int rounds = GetParam().segment_bytes > 0 ? 30 : 200;
+  Run([&](Communicator& comm) -> Status {
+    if (comm.backend() == "nccl") {
+      return {};  // of one GPU, its communicators are used in one order on all ranks: see README.md
+    }
+    COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Communicator> half,
+                            comm.Split(comm.rank() % 2, comm.rank()));
+    COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Communicator> all, comm.Split(0, -comm.rank()));
+    const std::array<Communicator*, 3> groups = {half.get(), all.get(), &comm};
+    std::array<Status, 3> outcomes;
+    std::vector<std::thread> threads;
+    for (std::size_t i = 0; i < groups.size(); ++i) {
+      const std::size_t at = comm.rank() % 2 == 0 ? i : groups.size() - 1 - i;
+      threads.emplace_back([&, at] { outcomes[at] = SumInRounds(*groups[at], rounds); });
+    }
+    for (std::thread& thread : threads) {
+      thread.join();
+    }
+    for (const Status& outcome : outcomes) {
+      COHORT_RETURN_IF_ERROR(outcome);
     }
     return {};
   });

@@ -186,6 +186,24 @@ TEST_P(CommunicatorConformance, ExplainNamesWhatAutoTakes) {
   });
 }
 
+// Measured at the first need, and never again: a second measurement would take another time.
+TEST_P(CommunicatorConformance, CostsAreMeasuredOnce) {
+  Run([&](Communicator& comm) -> Status {
+    COHORT_ASSIGN_OR_RETURN(const CostEstimate first,
+                            comm.Explain(OperationKind::kAllReduce, 1 << 20));
+    if (comm.size() > 1 && GetParam().reckons) {
+      EXPECT_GT(first.calibration, Duration(0));
+    }
+    COHORT_RETURN_IF_ERROR(CheckAllReduce(comm, DType::kFloat32, ReduceOp::kSum, 10'000, "auto"));
+    for (const OperationKind kind : {OperationKind::kAllReduce, OperationKind::kAllGather}) {
+      COHORT_ASSIGN_OR_RETURN(const CostEstimate again, comm.Explain(kind, 1 << 20));
+      EXPECT_EQ(again.parameters, first.parameters);
+      EXPECT_EQ(again.calibration, first.calibration);
+    }
+    return {};
+  });
+}
+
 TEST_P(CommunicatorConformance, GivenCostsAreNotMeasured) {
   CommunicatorOptions options = this->options();
   // Latency is everything: the fewest steps. Then bytes are: the fewest bytes.

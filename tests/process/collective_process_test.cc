@@ -2,12 +2,20 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
 
 #include <cohort/core/status.h>
 
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <set>
+#include <sstream>
 
 #include "testing/process_cluster.h"
 #include "testing/temp_dir.h"
@@ -19,8 +27,8 @@ using std::chrono::milliseconds;
 using std::chrono::seconds;
 using ::testing::AllOf;
 using ::testing::AnyOf;
+using ::testing::EndsWith;
 using ::testing::HasSubstr;
-using ::testing::Not;
 
 std::string Contents(const std::string& path) {
   std::ifstream file(path);
@@ -90,7 +98,7 @@ TEST_P(CollectiveProcesses, AStoppedPeerIsNamedAtTheDeadline) {
   const auto stopped = std::chrono::steady_clock::now();
   for (const int rank : {0, 2, 3}) {
     ExpectFailure(rank, seconds(15), "DeadlineExceeded: AllReduce 'gradients' float32[500000] #",
-                  "rank 1 (worker:1) gives no sign of life");
+                  "rank 1 (worker:1) gives no sign of life (last heard of in operation #");
   }
   // 1.5 times the timeout, and what the last step and leaving take.
   EXPECT_LT(std::chrono::steady_clock::now() - stopped, milliseconds(3000 + 2000));
@@ -102,7 +110,7 @@ TEST_P(CollectiveProcesses, MergedFlightRecordsNameTheRankThatIsBehind) {
   }
   for (const int rank : {0, 2}) {
     ExpectFailure(rank, seconds(20), "AllReduce 'gradients' float32[500000] #6",
-                  "rank 1 (worker:1) gives no sign of life");
+                  "rank 1 (worker:1) gives no sign of life (last heard of in operation #5)");
   }
   EXPECT_THAT(Trace({Record(0), Record(2)}),
               AllOf(HasSubstr("collectives, generation 1: 3 ranks, 2 records"),
@@ -181,30 +189,79 @@ TEST_P(CollectiveProcesses, EightAreSoonReady) {
 INSTANTIATE_TEST_SUITE_P(Tcp, CollectiveProcesses, ::testing::Values("tcp"));
 INSTANTIATE_TEST_SUITE_P(Shm, CollectiveProcesses, ::testing::Values("shm"));
 
+// The memory that a process shares with others, as the kernel tells it from all other: device and
+// inode. None of it has a name.
+std::set<std::string> SharedMemoryOf(pid_t pid) {
+  std::set<std::string> memory;
+  std::ifstream maps("/proc/" + std::to_string(pid) + "/maps");
+  for (std::string line; std::getline(maps, line);) {
+    std::istringstream fields(line);
+    std::string range, permissions, offset, device, inode, path;
+    fields >> range >> permissions >> offset >> device >> inode >> path;
+    if (permissions.back() == 's' && inode != "0") {
+      EXPECT_THAT(line, EndsWith("/memfd:cohort (deleted)"));
+      memory.insert(device + " " + inode);
+    }
+  }
+  return memory;
+}
+
+// Whether a process has a descriptor of some of it.
+bool HasDescriptorOf(const std::filesystem::path& process, const std::set<std::string>& memory) {
+  std::error_code gone;
+  for (const auto& entry : std::filesystem::directory_iterator(process / "fd", gone)) {
+    struct stat file = {};
+    if (::stat(entry.path().c_str(), &file) != 0) {
+      continue;
+    }
+    std::array<char, 64> text = {};
+    std::snprintf(text.data(), text.size(), "%02x:%02x %llu", major(file.st_dev),
+                  minor(file.st_dev), static_cast<unsigned long long>(file.st_ino));
+    if (memory.contains(text.data())) {
+      return true;
+    }
+  }
+  return false;
+}
+
+// The processes of this machine that keep some of it, by a mapping or by a descriptor; of those
+// that this one may look at.
+std::set<pid_t> Keepers(const std::set<std::string>& memory) {
+  std::set<pid_t> keepers;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
+    const pid_t pid = std::atoi(entry.path().filename().c_str());
+    if (pid <= 0) {
+      continue;
+    }
+    const std::string maps = Contents(entry.path() / "maps");
+    if (HasDescriptorOf(entry.path(), memory) ||
+        std::ranges::any_of(memory, [&](const std::string& inode) {
+          return maps.find(" " + inode + " ") != std::string::npos;
+        })) {
+      keepers.insert(pid);
+    }
+  }
+  return keepers;
+}
+
 // The memory has no name, so that nothing is left when its processes are killed.
 class SharedMemoryProcesses : public CollectiveProcesses {};
 
 TEST_P(SharedMemoryProcesses, NothingIsLeftAfterAKill) {
-  const auto names = [] {
-    std::vector<std::string> entries;
-    for (const auto& entry : std::filesystem::directory_iterator("/dev/shm")) {
-      if (entry.path().filename().string().find("cohort") != std::string::npos) {
-        entries.push_back(entry.path());
-      }
-    }
-    return entries;
-  };
   for (int rank = 0; rank < 2; ++rank) {
     Start(rank, 2, 60000, 20000, kForever);
   }
   ASSERT_TRUE(cluster_.WaitForOutput(Name(1), "step 3\n", seconds(30))) << cluster_.Logs();
-  const auto maps = "/proc/" + std::to_string(cluster_.pid(Name(0))) + "/maps";
-  EXPECT_THAT(Contents(maps), HasSubstr("memfd:cohort (deleted)"));
-  EXPECT_THAT(names(), ::testing::IsEmpty());
+  const pid_t first = cluster_.pid(Name(0));
+  const pid_t second = cluster_.pid(Name(1));
+  std::set<std::string> memory = SharedMemoryOf(first);
+  memory.merge(SharedMemoryOf(second));
+  EXPECT_GE(memory.size(), 4U) << "of each its rings and board, and its gradients";
+  EXPECT_EQ(Keepers(memory), (std::set<pid_t>{first, second}));
   ASSERT_TRUE(cluster_.Signal(Name(1), SIGKILL));
+  EXPECT_EQ(cluster_.Wait(Name(1), seconds(15)), 128 + SIGKILL);
   ExpectFailure(0, seconds(15), "Unavailable: rank 1 (worker:1) is gone ", "AllReduce 'gradients'");
-  EXPECT_THAT(Contents(maps), Not(HasSubstr("memfd")));  // the process is no more
-  EXPECT_THAT(names(), ::testing::IsEmpty());
+  EXPECT_THAT(Keepers(memory), ::testing::IsEmpty());  // and so the kernel has it back
 }
 
 INSTANTIATE_TEST_SUITE_P(Shm, SharedMemoryProcesses, ::testing::Values("shm"));

@@ -11,7 +11,9 @@
 //   count=500000     elements
 //   mixed=1          other collectives in turn with the all-reduces
 //   stop_after=N     the process stops itself (SIGSTOP) after step N
-//   log=1            what it says goes to FOLDER/log.RANK too
+//   log=1            what it says goes to FOLDER/log.RANK too; and the number of the last step
+//                    that is done, in eight bytes, to FOLDER/done.RANK
+//   private=1        the buffer is in memory that the communicator has not allocated
 //   linger=1         after a failure: writes it to FOLDER/failed.RANK and waits to be killed
 #include <cohort/cluster/folder_store.h>
 #include <cohort/comm/hierarchical.h>
@@ -109,12 +111,16 @@ Communicator::Pending Start(Communicator& comm, int step, const Settings& s,
 
 Status Train(Communicator& comm, const Settings& s) {
   std::ofstream log;
+  std::ofstream done;
   if (s.Number("log", 0) != 0) {
     log.open(s.folder + "/log." + std::to_string(comm.rank()));
+    done.open(s.folder + "/done." + std::to_string(comm.rank()), std::ios::binary);
   }
   const auto count = static_cast<std::size_t>(s.Number("count", 500'000));
+  const std::size_t bytes = count * sizeof(float);
+  const bool own = s.Number("private", 0) != 0;
   COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Memory> memory,
-                          comm.Allocate(count * sizeof(float)));
+                          own ? AllocateMemory(bytes) : comm.Allocate(bytes));
   const std::span<float> values(reinterpret_cast<float*>(memory->bytes().data()), count);
   std::vector<float> all;
   for (int step = 1; step <= s.steps; ++step) {
@@ -138,6 +144,10 @@ Status Train(Communicator& comm, const Settings& s) {
     Say("step " + std::to_string(step));
     if (log.is_open() && step <= 100) {
       log << "step " << step << std::endl;
+    }
+    if (done.is_open()) {
+      const std::int64_t number = step;
+      done.seekp(0).write(reinterpret_cast<const char*>(&number), sizeof(number)).flush();
     }
     if (step == s.Number("stop_after", 0)) {
       ::raise(SIGSTOP);

@@ -1,5 +1,6 @@
 // The coordination service between processes that are killed, stopped and restarted.
 #include <csignal>
+#include <regex>
 #include <string>
 
 #include <gmock/gmock.h>
@@ -20,11 +21,13 @@ constexpr int kPeerLost = 138;
 // Processes worker:0 (with the service) to worker:N-1, all joined.
 class Tasks {
  public:
-  Tasks(int count, int heartbeat_timeout_ms, bool may_leave = false, Variables env = {})
+  Tasks(int count, int heartbeat_timeout_ms, bool may_leave = false, Variables env = {},
+        int grace_ms = 0)
       : count_(count),
         heartbeat_timeout_ms_(heartbeat_timeout_ms),
         may_leave_(may_leave),
-        env_(std::move(env)) {
+        env_(std::move(env)),
+        grace_ms_(grace_ms) {
     Start("worker:0", "worker:0", "127.0.0.1:0");
     EXPECT_TRUE(cluster.WaitForOutput("worker:0", ".\n", 30s)) << cluster.Logs();
     const std::string out = cluster.Stdout("worker:0");
@@ -45,6 +48,9 @@ class Tasks {
     if (may_leave_) {
       argv.push_back("may_leave");
     }
+    if (grace_ms_ > 0) {
+      argv.push_back("grace_ms=" + std::to_string(grace_ms_));
+    }
     cluster.Start(name, argv, env_);
   }
   std::string Pid(const std::string& name) const {
@@ -58,6 +64,7 @@ class Tasks {
   int heartbeat_timeout_ms_;
   bool may_leave_;
   Variables env_;
+  int grace_ms_;  // 0: the default
   std::string port_;
 };
 
@@ -116,6 +123,30 @@ TEST(CoordinationProcess, ARestartedTaskEndsTheJob) {
     EXPECT_EQ(tasks.cluster.Wait(name, 90s), kPeerLost) << name;
     EXPECT_THAT(tasks.cluster.Stdout(name), HasSubstr("worker:2"));
   }
+  EXPECT_THAT(tasks.cluster.Stdout("again"), HasSubstr("refused "));
+}
+
+// Where the death has not been found yet, the new process is what ends the job: all are told which
+// it is, and which was before.
+TEST(CoordinationProcess, ARestartIsToldWithBothIncarnations) {
+  Tasks tasks(3, 60'000, /*may_leave=*/false, {}, /*grace_ms=*/20'000);
+  const std::string before = tasks.Pid("worker:2");
+  ASSERT_TRUE(tasks.cluster.Signal("worker:2", SIGKILL));
+  ASSERT_EQ(tasks.cluster.Wait("worker:2", 30s), 128 + SIGKILL);
+  tasks.Start("again", "worker:2");
+  const std::regex restarted(
+      "failure Aborted: worker:2 was restarted: incarnation ([0-9a-f]{16}) \\(host [^ ,]+, (pid "
+      "[0-9]+\\)) comes after incarnation ([0-9a-f]{16}) \\(host [^ ,]+, (pid [0-9]+\\))");
+  for (const char* name : {"worker:0", "worker:1"}) {
+    EXPECT_EQ(tasks.cluster.Wait(name, 90s), kPeerLost) << name;
+    const std::string out = tasks.cluster.Stdout(name);
+    std::smatch words;
+    ASSERT_TRUE(std::regex_search(out, words, restarted)) << tasks.cluster.Logs();
+    EXPECT_NE(words[1], words[3]) << "one incarnation";
+    EXPECT_EQ(words[2], tasks.Pid("again"));
+    EXPECT_EQ(words[4], before);
+  }
+  EXPECT_EQ(tasks.cluster.Wait("again", 90s), kPeerLost);
   EXPECT_THAT(tasks.cluster.Stdout("again"), HasSubstr("refused "));
 }
 

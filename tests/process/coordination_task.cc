@@ -1,16 +1,17 @@
 // One task of a job of workers, as a process that a test can kill.
 //
-//   coordination_task ADDRESS worker:INDEX WORKERS HEARTBEAT_TIMEOUT_MS [may_leave]
+//   coordination_task ADDRESS worker:INDEX WORKERS HEARTBEAT_TIMEOUT_MS [may_leave] [grace_ms=N]
 //
 // worker:0 runs the service at ADDRESS and prints "port N" and "lost TASK: TEXT"; every task joins,
 // prints "joined", waits for the job to fail, prints "failure TEXT" and exits with that code. With
-// may_leave, all but worker:0 may.
+// may_leave, all but worker:0 may. grace_ms: how long a broken connection may take to come back.
 #include <chrono>
 #include <cstdio>
 #include <future>
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include <cohort/rpc/coordination.h>
 
@@ -22,7 +23,8 @@ void Say(const std::string& line) {
   std::fflush(stdout);
 }
 
-int Run(std::string address, const std::string& name, int workers, int timeout_ms, bool may_leave) {
+int Run(std::string address, const std::string& name, int workers, int timeout_ms,
+        const std::vector<std::string>& settings) {
   const TaskId task = OrThrow(TaskId::Parse(name));
   std::map<TaskId, std::string> addresses;
   for (int i = 0; i < workers; ++i) {
@@ -34,8 +36,14 @@ int Run(std::string address, const std::string& name, int workers, int timeout_m
   options.heartbeat_interval = std::chrono::milliseconds(200);
   options.heartbeat_timeout = std::chrono::milliseconds(timeout_ms);
   options.log = StderrLog(name);
-  if (may_leave) {
-    options.may_leave = [](const TaskId& id) { return id.index > 0; };
+  for (const std::string& setting : settings) {
+    if (setting == "may_leave") {
+      options.may_leave = [](const TaskId& id) { return id.index > 0; };
+    } else if (setting.starts_with("grace_ms=")) {
+      options.reconnect_grace = std::chrono::milliseconds(std::stoi(setting.substr(9)));
+    } else {
+      return 2;
+    }
   }
 
   std::promise<Status> ended;
@@ -69,5 +77,6 @@ int Run(std::string address, const std::string& name, int workers, int timeout_m
 
 int main(int argc, char** argv) {
   return argc < 5 ? 2
-                  : cohort::Run(argv[1], argv[2], std::stoi(argv[3]), std::stoi(argv[4]), argc > 5);
+                  : cohort::Run(argv[1], argv[2], std::stoi(argv[3]), std::stoi(argv[4]),
+                                {argv + 5, argv + argc});
 }

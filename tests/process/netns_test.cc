@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -53,6 +54,19 @@ bool Lacks(const Outcome& up) {
   EXPECT_THAT(up.err, ::testing::AnyOf(HasSubstr("CAP_NET_ADMIN"), HasSubstr("CAP_SYS_ADMIN"),
                                        HasSubstr("install iproute2"), HasSubstr("the kernel")));
   return true;
+}
+
+// What each rank's flight record, of those in the folder, says moves its bytes.
+std::vector<std::string> BackendsOf(const std::string& folder) {
+  std::vector<std::string> backends;
+  std::error_code none;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, none)) {
+    std::ifstream file(entry.path());
+    std::string header;
+    std::getline(file, header);
+    backends.push_back(nlohmann::json::parse(header).value("backend", ""));
+  }
+  return backends;
 }
 
 TEST(NetworkNamespaces, RanksOnTwoHostsReduceOverAShapedLink) {
@@ -133,6 +147,8 @@ TEST(NetworkNamespaces, AJobOnTwoHostsHasTheBitsOfOneOnThisHost) {
     std::vector<std::string> argv = {kScript, "exec", "--name", hosts.name, std::to_string(w / 2)};
     const std::vector<std::string> worker = arguments("there.json");
     argv.insert(argv.end(), worker.begin(), worker.end());
+    argv.insert(argv.end(), {"--flight-folder", folder.path() + "/flight", "--step-trace",
+                             folder.path(), "--traced-steps", "2-3"});
     cluster.Start("worker:" + std::to_string(w), argv, {{"TF_CONFIG", config.dump()}});
   }
   for (const auto& [name, code] : cluster.WaitAll(std::chrono::seconds(100))) {
@@ -140,6 +156,13 @@ TEST(NetworkNamespaces, AJobOnTwoHostsHasTheBitsOfOneOnThisHost) {
   }
   EXPECT_EQ(read("there.json")["replicas"], 4);
   EXPECT_EQ(read("there.json")["parameters_crc32c"], read("here.json")["parameters_crc32c"]);
+  // And they were on two hosts, of two processes each.
+  for (int w = 0; w < 4; ++w) {
+    EXPECT_THAT(cluster.Stderr("worker:" + std::to_string(w)),
+                ::testing::Not(HasSubstr("TCP between all processes")));
+  }
+  EXPECT_EQ(BackendsOf(folder.path() + "/flight"), std::vector<std::string>(4, "hierarchical"))
+      << cluster.Logs();
 }
 
 TEST(NetworkNamespaces, DownLeavesNothing) {

@@ -2,6 +2,7 @@
 #include <cohort/comm/local.h>
 #include <gmock/gmock.h>
 
+#include <functional>
 #include <mutex>
 #include <thread>
 
@@ -14,23 +15,42 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-TEST(Exchange, SlowPeersAreNamedInTheLog) {
-  std::mutex mutex;
-  std::string log;
-  CommunicatorOptions options;
-  options.slow_peer_warning = std::chrono::milliseconds(30);
-  options.log = Log([&](LogLevel, std::string_view line) {
-    const std::lock_guard lock(mutex);
-    log += std::string(line) + "\n";
-  });
-  const auto logged = [&] {
-    const std::lock_guard lock(mutex);
-    return log;
-  };
+// A log, and when its first line came.
+class Lines {
+ public:
+  Log log() {
+    return Log([this](LogLevel, std::string_view line) {
+      const std::lock_guard lock(mutex_);
+      first_ = text_.empty() ? std::chrono::steady_clock::now() : first_;
+      text_ += std::string(line) + "\n";
+    });
+  }
+  std::string text() const {
+    const std::lock_guard lock(mutex_);
+    return text_;
+  }
+  Deadline first() const {
+    const std::lock_guard lock(mutex_);
+    return first_;
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  std::string text_;
+  Deadline first_;
+};
+
+// One all-reduce of two ranks. Rank 1 comes when `late` says so; returns when rank 0 began.
+Deadline ReduceLate(const CommunicatorOptions& options,
+                    const std::function<bool(const Communicator& waiting)>& late) {
   auto communicators = MakeLocalCommunicators(2, options);
+  Deadline begun;
   testing::ExpectAllOk(testing::RunRanks(2, [&](int rank) -> Status {
-    while (rank == 1 && logged().empty()) {  // rank 1 comes when rank 0 has complained
+    while (rank == 1 && !late(*communicators[0])) {
       std::this_thread::yield();
+    }
+    if (rank == 0) {
+      begun = std::chrono::steady_clock::now();
     }
     std::vector<float> values(10);
     auto work = communicators[static_cast<std::size_t>(rank)]->AllReduce(
@@ -38,8 +58,33 @@ TEST(Exchange, SlowPeersAreNamedInTheLog) {
     COHORT_RETURN_IF_ERROR(work.status());
     return work.value()->Wait();
   }));
-  EXPECT_THAT(logged(), AllOf(HasSubstr("AllReduce 'fc1' float32[10] #1"),
-                              HasSubstr("on rank 0 has waited"), HasSubstr("for rank 1")));
+  return begun;
+}
+
+TEST(Exchange, SlowPeersAreNamedInTheLog) {
+  Lines lines;
+  CommunicatorOptions options;
+  options.slow_peer_warning = std::chrono::milliseconds(30);
+  options.log = lines.log();
+  const Deadline begun =  // rank 1 comes when rank 0 has complained
+      ReduceLate(options, [&](const Communicator& /*waiting*/) { return !lines.text().empty(); });
+  EXPECT_THAT(lines.text(), AllOf(HasSubstr("AllReduce 'fc1' float32[10] #1"),
+                                  HasSubstr("on rank 0 has waited"), HasSubstr("for rank 1")));
+  EXPECT_GE(lines.first() - begun, options.slow_peer_warning);
+}
+
+TEST(Exchange, WhoWaitsForLessThanTheWarningSaysNothing) {
+  EXPECT_EQ(CommunicatorOptions().slow_peer_warning, std::chrono::seconds(10));
+  Lines lines;
+  CommunicatorOptions options;
+  options.slow_peer_warning = std::chrono::minutes(1);
+  options.log = lines.log();
+  ReduceLate(options, [](const Communicator& waiting) {
+    const OperationProgress at = waiting.progress();
+    return at.under_way &&
+           std::chrono::steady_clock::now() - at.since > std::chrono::milliseconds(100);
+  });
+  EXPECT_EQ(lines.text(), "");
 }
 
 // In a ring everyone waits for the neighbour; the one who never came is not everyone's neighbour.

@@ -1,7 +1,12 @@
 #include "hierarchical/host_layout.h"
 
-#include <gtest/gtest.h>
+#include <cohort/comm/shm.h>
+#include <gmock/gmock.h>
+#include <unistd.h>
 
+#include <array>
+#include <filesystem>
+#include <fstream>
 #include <string>
 #include <vector>
 
@@ -44,6 +49,22 @@ TEST(HostLayout, EvenAndInOrder) {
     EXPECT_EQ(Layout(c.hosts).even(), c.even) << c.hosts;
     EXPECT_EQ(Layout(c.hosts).keeps_order(), c.keeps_order) << c.hosts;
   }
+}
+
+// The kernel that was booted and the network namespace: two containers may have one host name, and
+// one host may be given another.
+TEST(HostIdentity, IsOfTheBootAndTheNetworkNamespace) {
+  std::ifstream file("/proc/sys/kernel/random/boot_id");
+  std::string boot;
+  ASSERT_TRUE(std::getline(file, boot));
+  ASSERT_EQ(boot.size(), 36U) << boot;
+  const std::string network = std::filesystem::read_symlink("/proc/self/ns/net");
+  ASSERT_THAT(network, ::testing::StartsWith("net:["));
+  std::array<char, 256> name = {};
+  ASSERT_EQ(::gethostname(name.data(), name.size() - 1), 0);
+
+  EXPECT_EQ(HostIdentity(), boot + " " + network);
+  EXPECT_NE(HostIdentity(), name.data());
 }
 
 }  // namespace

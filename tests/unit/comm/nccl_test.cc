@@ -200,7 +200,7 @@ TEST_F(Nccl, TwoRanksOnOneGpuAreNamedBeforeNcclHearsOfIt) {
   const std::vector<Status> statuses = RunRanks(
       3, [&](int rank) { return Make(rank, 3, store_, rank == 1 ? "GPU-a" : "GPU-b").status(); });
   for (const Status& status : statuses) {
-    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+    EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
     EXPECT_THAT(status.message(),
                 HasSubstr("rank 0 (worker:0) and rank 2 (worker:2) both use GPU-b"));
     EXPECT_THAT(status.message(), HasSubstr("[set CUDA_VISIBLE_DEVICES or --devices]"));

@@ -2,9 +2,6 @@
 #include <cohort/comm/local.h>
 #include <cohort/comm/shm.h>
 #include <gmock/gmock.h>
-#include <time.h>
-
-#include <future>
 
 #include "testing/memory_store.h"
 #include "testing/run_ranks.h"
@@ -203,30 +200,6 @@ TEST(Shm, AMismatchOfLargeOperationsTouchesNothing) {
     EXPECT_THAT(status.message(), AllOf(HasSubstr("rank 0"), HasSubstr("rank 1"), HasSubstr("sum"),
                                         HasSubstr("max")));
   }
-}
-
-// Two ranks wait, one in an operation and one for it: neither takes the core.
-TEST(Shm, WaitingTakesNoCore) {
-  const auto cpu = [] {
-    timespec now = {};
-    ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
-    return std::chrono::seconds(now.tv_sec) + std::chrono::nanoseconds(now.tv_nsec);
-  };
-  constexpr milliseconds kWait{1000};
-  std::chrono::nanoseconds used{};
-  testing::ExpectAllOk(RunShm(2, [&](Communicator& comm) -> Status {
-    std::vector<float> values(100);
-    COHORT_RETURN_IF_ERROR(WaitFor(comm.Barrier()));
-    if (comm.rank() == 1) {
-      const auto before = cpu();
-      std::promise<void> never;  // a second passes
-      (void)never.get_future().wait_for(kWait);
-      used = cpu() - before;
-    }
-    return WaitFor(comm.AllReduce(std::span(values), ReduceOp::kSum));
-  }));
-  RecordProperty("cpu_us", static_cast<int>(used.count() / 1000));
-  EXPECT_LT(used, 2 * kWait / 50);  // 2% for each of the two
 }
 
 TEST(OneShot, SaysHowMuchItTakes) {

@@ -2,6 +2,7 @@
 
 #include "tcp/tcp_transport.h"
 
+#include <cohort/comm/tcp.h>
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/socket.h>
@@ -10,13 +11,19 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <functional>
 #include <memory>
 #include <numeric>
 #include <span>
+#include <sstream>
 #include <string>
 #include <vector>
 
 #include "tcp/rendezvous.h"
+#include "testing/memory_store.h"
+#include "testing/run_ranks.h"
 
 namespace cohort {
 namespace {
@@ -37,7 +44,7 @@ class Heard final : public TransportListener {
 };
 
 // Rank 0's transport, and the other ends of its connections to rank 1.
-class TcpTransportTest : public testing::Test {
+class TcpTransportTest : public ::testing::Test {
  protected:
   void SetUp() override {
     TcpGroup group;
@@ -228,6 +235,74 @@ TEST_F(TcpTransportTest, AGoodbyeIsToldOnceWhicheverConnectionIsCut) {
     }
     EXPECT_EQ(heard_.words, "bye");
   }
+}
+
+// How many threads this process has. One that has been joined may be listed for a moment more: it
+// is ending, and says so.
+std::size_t Threads() {
+  constexpr unsigned kExiting = 4;  // of the kernel's flags of a task
+  std::size_t threads = 0;
+  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
+    std::ifstream file(task.path() / "stat");
+    std::string text;
+    if (!std::getline(file, text)) {
+      continue;  // it has ended
+    }
+    std::istringstream fields(text.substr(text.rfind(')') + 1));  // behind its name
+    std::string state, parent, group, session, terminal, foreground;
+    unsigned flags = 0;
+    fields >> state >> parent >> group >> session >> terminal >> foreground >> flags;
+    threads += (flags & kExiting) == 0 ? 1 : 0;
+  }
+  return threads;
+}
+
+// Nine ranks, and two groups of theirs, which have sent something: one thread for each
+// communicator, however many peers it has.
+TEST(TcpCommunicator, HasOneThread) {
+  constexpr std::size_t kRanks = 9;
+  using Communicators = std::vector<std::unique_ptr<Communicator>>;
+  const auto on_all_ranks = [](const std::function<Status(std::size_t)>& fn) {
+    testing::ExpectAllOk(testing::RunRanks(
+        static_cast<int>(kRanks), [&](int rank) { return fn(static_cast<std::size_t>(rank)); }));
+  };
+  const auto reduce = [](Communicator& comm) -> Status {
+    std::vector<float> values(5'000, 1.0F);  // costs are measured
+    COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Work> work,
+                            comm.AllReduce(std::span(values), ReduceOp::kSum));
+    return work->Wait();
+  };
+  on_all_ranks(
+      [](std::size_t /*rank*/) { return OkStatus(); });  // what comes with the first thread
+  const std::size_t before = Threads();
+
+  testing::MemoryStore store;
+  Communicators all(kRanks);
+  on_all_ranks([&](std::size_t rank) -> Status {
+    COHORT_ASSIGN_OR_RETURN(
+        all[rank], MakeTcpCommunicator(static_cast<int>(rank), static_cast<int>(kRanks), store,
+                                       "job", {.connect_timeout = 20s}));
+    return reduce(*all[rank]);
+  });
+  EXPECT_EQ(Threads(), before + kRanks);
+  std::vector<Communicators> groups(2);
+  for (std::size_t split = 0; split < groups.size(); ++split) {
+    groups[split].resize(kRanks);
+    on_all_ranks([&](std::size_t rank) -> Status {
+      const int color = split == 0 ? 0 : static_cast<int>(rank % 2);
+      COHORT_ASSIGN_OR_RETURN(groups[split][rank], all[rank]->Split(color, static_cast<int>(rank)));
+      return reduce(*groups[split][rank]);
+    });
+    EXPECT_EQ(Threads(), before + (split + 2) * kRanks) << "after " << split + 1 << " splits";
+  }
+  on_all_ranks([&](std::size_t rank) {
+    for (Communicators& group : groups) {
+      group[rank].reset();
+    }
+    all[rank].reset();
+    return OkStatus();
+  });
+  EXPECT_EQ(Threads(), before);
 }
 
 }  // namespace

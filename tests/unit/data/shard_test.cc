@@ -462,8 +462,9 @@ TEST(Shard, FewerFilesThanWorkersIsAnErrorOnlyWhenFilesWereAskedFor) {
   const Status status =
       IterateStatus(data, {.num_workers = 3, .worker = 0, .policy = ShardPolicy::kFile});
   EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
-  EXPECT_THAT(status.message(), AllOf(HasSubstr("2 files for 3 workers"), HasSubstr("kData"),
-                                      HasSubstr("split the data"), HasSubstr("fewer workers")));
+  EXPECT_THAT(status.message(),
+              AllOf(HasSubstr("2 files for 3 workers"), HasSubstr("kData"), HasSubstr("kOff"),
+                    HasSubstr("split the data"), HasSubstr("fewer workers")));
   EXPECT_EQ(CollectWorld(data, 3, {.policy = ShardPolicy::kAuto}).size(), 2U);
   // Data that is in no file at all.
   EXPECT_THAT(

@@ -23,8 +23,8 @@ struct NcclOptions {
 };
 
 // Blocks until all `size` ranks have met in `store`, which outlives the communicator, under
-// `prefix/GENERATION/nccl`. InvalidArgument names two ranks that have one GPU; DeadlineExceeded
-// names who is missing. FailedPrecondition where NCCL was not built in or its library is missing.
+// `prefix/GENERATION/nccl`. FailedPrecondition names two ranks that have one GPU, or says that NCCL
+// was not built in or its library is missing; DeadlineExceeded names who did not come.
 //
 // Buffers are memory of the device. An operation runs on a stream of the communicator's own, after
 // what CollectiveOptions::stream holds; the host does not wait for it. A call that puts work on it
