@@ -62,14 +62,14 @@ Result<cohort::StrategyOptions> MakeStrategyOptions(const JobFlags& f,
   if (PrecisionOf(f) == cohort::nn::Precision::kMixedFloat16) {
     options.grad_scaler.emplace();
   }
-  options.collective_timeout = Seconds(f.collective_timeout);
+  options.communication.timeout = Seconds(f.communication_timeout);
   options.join_timeout = Seconds(f.join_timeout);
   options.rejoin_grace = Seconds(f.rejoin_grace);
   options.worker_patience = Seconds(f.worker_patience);
   options.min_workers = f.min_workers;
   options.journal_folder = f.checkpoint_dir;
-  options.communication.implementation = f.communication;
-  options.communication.algorithm = f.algorithm;
+  options.communication.transport = f.communication;
+  options.communication.implementation = f.algorithm;
   options.cross_device_ops = f.cross_device_ops;
   options.rails = f.rails;
   options.mpi_implementation = f.mpi_implementation;
@@ -102,7 +102,7 @@ Result<cohort::StrategyOptions> MakeStrategyOptions(const JobFlags& f,
   options.lookahead = f.lookahead;
   COHORT_ASSIGN_OR_RETURN(options.partitioner, cohort::Partitioner::Parse(f.partitioner));
   COHORT_ASSIGN_OR_RETURN(options.start, cohort::StartPolicy::Parse(f.start));
-  options.bucket_bytes = f.bucket_bytes;
+  options.communication.bytes_per_pack = f.bytes_per_pack;
   options.intra_op_threads = f.threads;
   COHORT_RETURN_IF_ERROR(cohort::ChooseDevices(f.devices, f.strategy, options));
   return options;
@@ -214,7 +214,8 @@ void DeclareJobFlags(CLI::App& app, JobFlags& f) {
   app.add_option("--powersgd-rank", f.powersgd_rank, "columns that a gradient matrix travels as")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  app.add_option("--bucket-bytes", f.bucket_bytes, "of gradients that travel together (0: adapted)")
+  app.add_option("--bytes-per-pack", f.bytes_per_pack,
+                 "of gradients that travel together (0: adapted)")
       ->check(CLI::NonNegativeNumber);
   app.add_flag("--synchronous-ps", f.synchronous_ps, "the same as --consistency sync");
   app.add_option(
@@ -290,7 +291,8 @@ void DeclareJobFlags(CLI::App& app, JobFlags& f) {
   app.add_option("--min-workers", f.min_workers, "so many go on at least; with fewer the job ends")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  app.add_option("--collective-timeout", f.collective_timeout, "seconds one collective may take")
+  app.add_option("--communication-timeout", f.communication_timeout,
+                 "seconds one collective may take")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_option("--flight-folder", f.flight_folder,

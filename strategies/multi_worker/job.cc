@@ -72,7 +72,7 @@ class JobMembership final : public Membership {
                 const StrategyOptions& options, Connector connect = {})
       : config_(config),
         heartbeat_timeout_(options.heartbeat_timeout),
-        collective_timeout_(options.collective_timeout),
+        collective_timeout_(options.communication.timeout),
         communication_(options.communication),
         connect_(std::move(connect)),
         lookahead_(options.lookahead),
@@ -502,10 +502,11 @@ Result<std::unique_ptr<Membership>> JoinByMpi(const ClusterConfig& config,
 
 Result<std::unique_ptr<Membership>> JoinJob(const ClusterConfig& config,
                                             const StrategyOptions& options) {
-  const std::string& implementation = options.communication.implementation;
-  if (implementation != "auto" && implementation != "shm" && implementation != "tcp") {
-    return InvalidArgument("communication.implementation is '" + implementation +
-                           "' [choose auto, shm or tcp]");
+  const std::string& transport = options.communication.transport;
+  if (transport != "auto" && transport != "shm" && transport != "tcp") {
+    return InvalidArgument("communication.transport is '" + transport +
+                           "' [choose auto, shm or tcp; how gradients are added, by ring for "
+                           "instance, is communication.implementation]");
   }
   const int servers = config.cluster.Count(TaskType::kPs);
   if (SizeOf(config) == 1 && servers == 0) {

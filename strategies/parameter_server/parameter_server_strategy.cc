@@ -29,8 +29,8 @@ Status CheckOptions(const StrategyOptions& options) {
         "or use a synchronous strategy]");
   }
   const std::string collective =
-      options.communication.algorithm != "auto"
-          ? "communication.algorithm '" + options.communication.algorithm + "'"
+      options.communication.implementation != "auto"
+          ? "communication.implementation '" + options.communication.implementation + "'"
       : options.rails != 1 ? "rails " + std::to_string(options.rails)
       : options.mpi_implementation != "cohort"
           ? "mpi_implementation '" + options.mpi_implementation + "'"

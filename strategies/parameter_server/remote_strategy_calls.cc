@@ -109,10 +109,10 @@ Status RemoteStrategy::SurvivingCalls(const char* what, const std::function<Stat
   for (;;) {
     if (coordinator.calls_again() > 0) {
       COHORT_RETURN_IF_ERROR(
-          coordinator.AwaitCallsAgain(DeadlineAfter(options_.collective_timeout)));
+          coordinator.AwaitCallsAgain(DeadlineAfter(options_.communication.timeout)));
     }
     COHORT_ASSIGN_OR_RETURN(const auto lock,
-                            LockRecovery(what, DeadlineAfter(options_.collective_timeout)));
+                            LockRecovery(what, DeadlineAfter(options_.communication.timeout)));
     if (coordinator.calls_again() > 0) {
       continue;  // another thread has brought the servers back meanwhile
     }
@@ -126,7 +126,7 @@ Status RemoteStrategy::SurvivingCalls(const char* what, const std::function<Stat
 }
 
 Status RemoteStrategy::RecoverCalls(const Status& error, std::uint64_t seen) {
-  COHORT_RETURN_IF_ERROR(GoOnAfter(error, seen, DeadlineAfter(options_.collective_timeout)));
+  COHORT_RETURN_IF_ERROR(GoOnAfter(error, seen, DeadlineAfter(options_.communication.timeout)));
   return MatchRows();
 }
 

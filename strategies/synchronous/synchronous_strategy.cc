@@ -23,10 +23,11 @@ constexpr BucketLimits kStartingLimits{.first_bytes = std::int64_t{1} << 20,
                                        .bytes = std::int64_t{25} << 20};
 
 BucketLimits LimitsOf(const StrategyOptions& options) {
-  return options.bucket_bytes == 0 ? BucketLimits{.first_bytes = options.first_bucket_bytes,
-                                                  .bytes = kStartingLimits.bytes}
-                                   : BucketLimits{.first_bytes = options.first_bucket_bytes,
-                                                  .bytes = options.bucket_bytes};
+  return options.communication.bytes_per_pack == 0
+             ? BucketLimits{.first_bytes = options.first_bucket_bytes,
+                            .bytes = kStartingLimits.bytes}
+             : BucketLimits{.first_bytes = options.first_bucket_bytes,
+                            .bytes = options.communication.bytes_per_pack};
 }
 
 // One all-reduce after the backward pass, of two processes that share memory.
@@ -94,9 +95,9 @@ Status SynchronousStrategy::CheckOptions(const StrategyOptions& options, int pro
     return InvalidArgument("num_devices is " + std::to_string(options.num_devices) +
                            " [at least 1]");
   }
-  if (options.first_bucket_bytes < 1 || options.bucket_bytes < 0) {
+  if (options.first_bucket_bytes < 1 || options.communication.bytes_per_pack < 0) {
     return InvalidArgument("gradient buckets of " + std::to_string(options.first_bucket_bytes) +
-                           " and " + std::to_string(options.bucket_bytes) +
+                           " and " + std::to_string(options.communication.bytes_per_pack) +
                            " bytes [the first at least 1, the others 0 (adapted) or more]");
   }
   const int threads = processes * LocalReplicas(options);
@@ -122,9 +123,9 @@ Status SynchronousStrategy::CheckOptions(const StrategyOptions& options, int pro
           "step to step [leave one of them out]");
     }
   }
-  if (options.collective_timeout.count() <= 0) {
-    return InvalidArgument("collective_timeout is " +
-                           std::to_string(options.collective_timeout.count()) +
+  if (options.communication.timeout.count() <= 0) {
+    return InvalidArgument("communication.timeout is " +
+                           std::to_string(options.communication.timeout.count()) +
                            " ms [more than 0]");
   }
   return {};
@@ -132,12 +133,12 @@ Status SynchronousStrategy::CheckOptions(const StrategyOptions& options, int pro
 
 Status SynchronousStrategy::CheckAlgorithm(const StrategyOptions& options,
                                            const Communicator* communicator) {
-  const std::string& name = options.communication.algorithm;
+  const std::string& name = options.communication.implementation;
   if (name == "auto" || communicator == nullptr) {
     return {};
   }
   if (options.virtual_shards > 0) {
-    return InvalidArgument("communication.algorithm is '" + name +
+    return InvalidArgument("communication.implementation is '" + name +
                            "' with virtual_shards, whose order of addition is their own [leave one "
                            "of them out]");
   }
@@ -154,7 +155,7 @@ Status SynchronousStrategy::CheckAlgorithm(const StrategyOptions& options,
     }
     choices += ", " + std::string(offered);
   }
-  return InvalidArgument("communication.algorithm is '" + name + "' [over " +
+  return InvalidArgument("communication.implementation is '" + name + "' [over " +
                          std::string(communicator->backend()) + " choose one of " + choices + "]");
 }
 
@@ -211,14 +212,14 @@ SynchronousStrategy::SynchronousStrategy(std::string kind, ClusterConfig cluster
 void SynchronousStrategy::MakeSpanReduction() {
   if (communicator_ != nullptr) {
     span_reduction_ = std::make_unique<SpanReduction>(*communicator_, LimitsOf(options_).bytes,
-                                                      options_.collective_timeout);
+                                                      options_.communication.timeout);
   }
 }
 
 // What is on the streams of the devices works on memory that goes now.
 SynchronousStrategy::~SynchronousStrategy() {
   for (const std::unique_ptr<DeviceCopy>& copy : copies_) {
-    (void)copy->Drain(options_.collective_timeout);
+    (void)copy->Drain(options_.communication.timeout);
   }
 }
 
@@ -279,8 +280,8 @@ Status SynchronousStrategy::BindTo(ParameterSet& parameters, const Optimizer& op
         "virtual shards: " + std::to_string(options_.virtual_shards),
         "loss scale: " + std::to_string(static_cast<int>(options_.loss_scale)),
         "first bucket: " + std::to_string(options_.first_bucket_bytes) + " bytes",
-        "buckets: " + std::to_string(options_.bucket_bytes) + " bytes",
-        "algorithm: " + options_.communication.algorithm,
+        "buckets: " + std::to_string(options_.communication.bytes_per_pack) + " bytes",
+        "algorithm: " + options_.communication.implementation,
         "cross-device ops: " + options_.cross_device_ops,
         "bucket hook: " + (hook_ == nullptr ? "none" : hook_->name()),
         "gradient scaler: " + ScalerText(options_.grad_scaler),
@@ -393,7 +394,7 @@ Status SynchronousStrategy::MakeCopies(ParameterSet& parameters) {
     return error.status();
   }
   for (const std::unique_ptr<DeviceCopy>& copy : copies_) {
-    COHORT_RETURN_IF_ERROR(copy->Drain(options_.collective_timeout));
+    COHORT_RETURN_IF_ERROR(copy->Drain(options_.communication.timeout));
   }
   return {};
 }
@@ -413,13 +414,13 @@ Status SynchronousStrategy::ChooseCrossDevice() {
 
 // Whether buckets are hidden behind the backward pass or one follows it. Hiding them takes a core
 // from the backward pass where none is left over; one of many is no loss, one of two is. Who sets
-// bucket_bytes wants buckets.
+// communication.bytes_per_pack wants buckets.
 Status SynchronousStrategy::ChooseOneBucket() {
   one_bucket_ = false;
-  const std::string& name = options_.communication.algorithm;
+  const std::string& name = options_.communication.implementation;
   const bool asked = name == kOneBucket;
   if (communicator_ != nullptr && OffersOneBucket(*communicator_) &&
-      (asked || (name == "auto" && options_.bucket_bytes == 0))) {
+      (asked || (name == "auto" && options_.communication.bytes_per_pack == 0))) {
     const bool possible = hook_ == nullptr && copies_.empty();
     constexpr int kFewThreads = 2;
     const int threads = gang_.size() * intra_op_threads_;
@@ -442,12 +443,12 @@ std::string SynchronousStrategy::SumsAlgorithm() const {
   if (options_.virtual_shards > 0) {
     return algorithm_;
   }
-  const std::string& name = options_.communication.algorithm;
+  const std::string& name = options_.communication.implementation;
   return communicator_ != nullptr && Offers(*communicator_, name) ? name : "auto";
 }
 
 Status SynchronousStrategy::MakeReducer(ParameterSet& parameters) {
-  const std::string& asked = options_.communication.algorithm;
+  const std::string& asked = options_.communication.implementation;
   const std::string algorithm = SumsAlgorithm();
   if (communicator_ != nullptr && algorithm != asked && asked != kOneBucket &&
       options_.virtual_shards == 0) {
@@ -472,7 +473,7 @@ Status SynchronousStrategy::MakeReducer(ParameterSet& parameters) {
                                                          .limits = limits_,
                                                          .after_pass = one_bucket_,
                                                          .algorithm = algorithm,
-                                                         .timeout = options_.collective_timeout,
+                                                         .timeout = options_.communication.timeout,
                                                          .log = options_.log});
   COHORT_RETURN_IF_ERROR(made.status());
   reducer_ = std::move(made).value();
@@ -482,7 +483,7 @@ Status SynchronousStrategy::MakeReducer(ParameterSet& parameters) {
 // What a step is made of beside the reducer.
 void SynchronousStrategy::MakeParts(ParameterSet& parameters, const Optimizer& optimizer) {
   DeviceCopy* const first = copy_of(0);
-  untrained_.emplace(parameters, copies_, first, options_.collective_timeout);
+  untrained_.emplace(parameters, copies_, first, options_.communication.timeout);
   updater_.emplace(Updater::Parts{.reducer = *reducer_,
                                   .optimizer = optimizer,
                                   .parameters = parameters,
@@ -495,16 +496,16 @@ void SynchronousStrategy::MakeParts(ParameterSet& parameters, const Optimizer& o
                                   .communicator = communicator_,
                                   .loss_scale = options_.loss_scale,
                                   .whole_updates = options_.whole_updates,
-                                  .timeout = options_.collective_timeout,
+                                  .timeout = options_.communication.timeout,
                                   .log = options_.log});
   const NcclSums* const nccl = cross_device_.nccl.get();
   const int summands = nccl != nullptr ? nccl->size() : num_processes_;
-  agreement_.emplace(
-      parameters, *reducer_,
-      BucketAgreement::Options{.communicator = communicator_,
-                               .limits = limits_,
-                               .adapts = options_.bucket_bytes == 0 && communicator_ != nullptr &&
-                                         summands == 2 && !one_bucket_});
+  agreement_.emplace(parameters, *reducer_,
+                     BucketAgreement::Options{
+                         .communicator = communicator_,
+                         .limits = limits_,
+                         .adapts = options_.communication.bytes_per_pack == 0 &&
+                                   communicator_ != nullptr && summands == 2 && !one_bucket_});
 }
 
 Status SynchronousStrategy::ReduceGradients(std::span<const std::span<float>> gradients,
@@ -587,15 +588,16 @@ Status SynchronousStrategy::PullState() {
   }
   DeviceCopy& copy = on_host == copies_.end() ? *copies_.front() : **on_host;
   // A copy to the host's own memory blocks, without a deadline, until the stream has come there.
-  COHORT_RETURN_IF_ERROR(copy.Drain(options_.collective_timeout));
+  COHORT_RETURN_IF_ERROR(copy.Drain(options_.communication.timeout));
   copy.Pull();
-  return copy.Drain(options_.collective_timeout).Annotate("the state of " + copy.device()->name());
+  return copy.Drain(options_.communication.timeout)
+      .Annotate("the state of " + copy.device()->name());
 }
 
 Status SynchronousStrategy::PushState() {
   for (const std::unique_ptr<DeviceCopy>& copy : copies_) {
     copy->Push();
-    COHORT_RETURN_IF_ERROR(copy->Drain(options_.collective_timeout)
+    COHORT_RETURN_IF_ERROR(copy->Drain(options_.communication.timeout)
                                .Annotate("the state of " + copy->device()->name()));
   }
   return {};

@@ -56,7 +56,7 @@ std::vector<float> SumOfUpdates(const Experiment& experiment, const MakeHook& ho
     options.num_devices = experiment.replicas;
     options.loss_scale = experiment.loss_scale;
     options.first_bucket_bytes = experiment.bucket_bytes;
-    options.bucket_bytes = experiment.bucket_bytes;
+    options.communication.bytes_per_pack = experiment.bucket_bytes;
     options.make_bucket_hook = hook;
     SynchronousParts parts;
     parts.communicator = std::move(communicators[static_cast<std::size_t>(process)]);
@@ -346,7 +346,7 @@ TEST(Hook, WhoseExceptionTheStepFunctionTakesEndsTheStep) {
     const auto statuses = RunRanks(2, [&](int process) -> Status {
       StrategyOptions options;
       options.first_bucket_bytes = 4;
-      options.bucket_bytes = 4;
+      options.communication.bytes_per_pack = 4;
       options.make_bucket_hook = [bucket] { return std::make_unique<Thrower>(bucket); };
       SynchronousParts parts;
       parts.communicator = std::move(communicators[static_cast<std::size_t>(process)]);

@@ -132,8 +132,8 @@ TEST(JoinJob, OptionsOfCollectivesAreRefusedWhereThereAreNone) {
     set(options);
     return Strategy::FromEnv("parameter_server", options).status().message();
   };
-  EXPECT_THAT(with([](auto& o) { o.communication.algorithm = "ring"; }),
-              ::testing::HasSubstr("communication.algorithm 'ring' under a parameter server"));
+  EXPECT_THAT(with([](auto& o) { o.communication.implementation = "ring"; }),
+              ::testing::HasSubstr("communication.implementation 'ring' under a parameter server"));
   EXPECT_THAT(with([](auto& o) { o.rails = 2; }), ::testing::HasSubstr("rails 2"));
   EXPECT_THAT(with([](auto& o) { o.mpi_implementation = "mpi"; }),
               ::testing::HasSubstr("mpi_implementation 'mpi'"));

@@ -143,7 +143,7 @@ TEST(LaunchOrder, IsTheBucketsOrderOnEveryProcess) {
   StrategyOptions options;
   options.num_devices = 3;
   options.first_bucket_bytes = 1;
-  options.bucket_bytes = 1;
+  options.communication.bytes_per_pack = 1;
   std::vector<Watched::Watch> watches(2);
   ExpectAllOk(Job(
       2, options,
@@ -175,8 +175,8 @@ TEST(LaunchOrder, IsTheBucketsOrderOnEveryProcess) {
 
 TEST(Algorithm, IsThatOfTheGradients) {
   StrategyOptions options;
-  options.communication.algorithm = "ring";
-  options.bucket_bytes = 1;
+  options.communication.implementation = "ring";
+  options.communication.bytes_per_pack = 1;
   std::vector<Watched::Watch> watches(2);
   ExpectAllOk(Job(
       2, options,
@@ -199,11 +199,12 @@ TEST(Algorithm, IsThatOfTheGradients) {
 
 TEST(Algorithm, ThatIsNotThereIsNamedWithThoseThatAre) {
   StrategyOptions options;
-  options.communication.algorithm = "rings";
+  options.communication.implementation = "rings";
   const auto nothing = [](int, Strategy&) -> Status { return {}; };
-  EXPECT_THAT(Messages(Job(2, options, nothing)),
-              Each(AllOf(HasSubstr("communication.algorithm is 'rings'"), HasSubstr("ring,"))));
-  options.communication.algorithm = "ring";
+  EXPECT_THAT(
+      Messages(Job(2, options, nothing)),
+      Each(AllOf(HasSubstr("communication.implementation is 'rings'"), HasSubstr("ring,"))));
+  options.communication.implementation = "ring";
   options.virtual_shards = 4;
   EXPECT_THAT(Messages(Job(2, options, nothing)),
               Each(AllOf(HasSubstr("InvalidArgument"), HasSubstr("virtual_shards"))));
@@ -481,7 +482,7 @@ TEST(Step, ValuesThatAreNotTrainableFollowTheFirstProcess) {
 TEST(Failure, OfOneReplicaReachesEveryProcessWithItsName) {
   StrategyOptions options;
   options.num_devices = 2;
-  options.bucket_bytes = 1;
+  options.communication.bytes_per_pack = 1;
   options.first_bucket_bytes = 1;
   const auto statuses = Job(3, options, [&](int, Strategy& strategy) -> Status {
     ParameterSet parameters = Zeros(4, 100);
@@ -553,7 +554,7 @@ TEST(Failure, DuringEvaluateReachesEveryProcess) {
 TEST(Failure, AfterABucketWasAppliedSaysSoAndStays) {
   StrategyOptions options;
   options.first_bucket_bytes = 1;
-  options.bucket_bytes = 1;
+  options.communication.bytes_per_pack = 1;
   std::vector<Watched::Watch> watches(2);
   watches[1].fail_at = 2;  // of three buckets the last
   const auto statuses = Job(
@@ -579,7 +580,7 @@ TEST(Failure, AfterABucketWasAppliedSaysSoAndStays) {
 TEST(Failure, LeavesNothingOfAWholeUpdate) {
   StrategyOptions options;
   options.first_bucket_bytes = 1;
-  options.bucket_bytes = 1;
+  options.communication.bytes_per_pack = 1;
   options.whole_updates = true;
   std::vector<Watched::Watch> watches(2);
   watches[1].fail_at = 2;  // of three buckets the last
@@ -687,7 +688,7 @@ TEST(ReduceGradients, IsTheWeightedMeanWhateverTheBuckets) {
   for (const std::int64_t bucket_bytes : {4, 12, 1 << 20}) {
     SCOPED_TRACE(bucket_bytes);
     StrategyOptions options;
-    options.bucket_bytes = bucket_bytes;
+    options.communication.bytes_per_pack = bucket_bytes;
     ExpectAllOk(Job(3, options, [](int process, Strategy& strategy) -> Status {
       for (int round = 0; round < 2; ++round) {
         // Weights 0, 1, 2; the first process's gradients are not numbers, and weigh nothing.
