@@ -76,6 +76,7 @@ Result<cohort::StrategyOptions> MakeStrategyOptions(const JobFlags& f,
   options.flight_folder = f.flight_folder;
   options.metrics = &ProcessMetrics();
   options.virtual_shards = f.virtual_shards;
+  options.deterministic = f.deterministic;
   const std::map<std::string, cohort::DType> wires = {{"bf16", cohort::DType::kBFloat16},
                                                       {"fp16", cohort::DType::kFloat16},
                                                       {"int8", cohort::DType::kUInt8}};
@@ -203,6 +204,9 @@ void DeclareJobFlags(CLI::App& app, JobFlags& f) {
   app.add_option("--virtual-shards", f.virtual_shards,
                  "the same bits for every number of replicas that divides this power of two")
       ->check(CLI::NonNegativeNumber);
+  app.add_flag("--deterministic", f.deterministic,
+               "the same processes give the same bits in every run, whatever the buckets, the "
+               "algorithm and the transport; what cannot is refused");
   app.add_option("--batches-per-step", f.batches_per_step, "whose gradients add up to one update")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();

@@ -27,6 +27,7 @@ struct JobFlags {
   std::string cross_device_ops = "auto";
   int rails = 1;
   int virtual_shards = 0;
+  bool deterministic = false;
   int batches_per_step = 1;
   std::string compression = "none";
   int powersgd_rank = 4;

@@ -502,12 +502,6 @@ Result<std::unique_ptr<Membership>> JoinByMpi(const ClusterConfig& config,
 
 Result<std::unique_ptr<Membership>> JoinJob(const ClusterConfig& config,
                                             const StrategyOptions& options) {
-  const std::string& transport = options.communication.transport;
-  if (transport != "auto" && transport != "shm" && transport != "tcp") {
-    return InvalidArgument("communication.transport is '" + transport +
-                           "' [choose auto, shm or tcp; how gradients are added, by ring for "
-                           "instance, is communication.implementation]");
-  }
   const int servers = config.cluster.Count(TaskType::kPs);
   if (SizeOf(config) == 1 && servers == 0) {
     return MakeMembership(nullptr);

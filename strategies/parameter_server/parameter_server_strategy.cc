@@ -41,6 +41,13 @@ Status CheckOptions(const StrategyOptions& options) {
                            " under a parameter server, whose processes have no collectives [leave "
                            "it out, or use a synchronous strategy]");
   }
+  if (options.deterministic &&
+      (!options.consistency.synchronous() || options.consistency.backup_workers > 0)) {
+    return InvalidArgument(
+        "deterministic with consistency " + options.consistency.ToString() +
+        ", under which updates count as they come [choose consistency sync, or a synchronous "
+        "strategy]");
+  }
   if (options.grad_scaler.has_value()) {
     return InvalidArgument(
         "grad_scaler under a parameter server, whose workers agree on no step to skip [train with "

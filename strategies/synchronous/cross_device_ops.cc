@@ -78,6 +78,10 @@ class Choice {
       return "virtual_shards promise the same bits in every world, and NCCL adds in an order of "
              "its own";
     }
+    if (options_.deterministic) {
+      return "deterministic asks for the canonical order of sums, and NCCL adds in an order of its "
+             "own";
+    }
     if (parts_.job == nullptr) {
       return "";
     }

@@ -13,6 +13,7 @@
 #include "synchronous/agreement.h"
 #include "synchronous/cores.h"
 #include "synchronous/local_rows.h"
+#include "synchronous/options.h"
 #include "synchronous/tensors.h"
 
 namespace cohort {
@@ -28,22 +29,6 @@ BucketLimits LimitsOf(const StrategyOptions& options) {
                             .bytes = kStartingLimits.bytes}
              : BucketLimits{.first_bytes = options.first_bucket_bytes,
                             .bytes = options.communication.bytes_per_pack};
-}
-
-// One all-reduce after the backward pass, of two processes that share memory.
-constexpr std::string_view kOneBucket = "one_bucket";
-
-bool Offers(const Communicator& communicator, std::string_view algorithm) {
-  const auto offered = communicator.algorithms(OperationKind::kAllReduce);
-  return std::ranges::find(offered, algorithm) != offered.end();
-}
-
-bool OffersOneBucket(const Communicator& communicator) {
-  return communicator.size() == 2 && Offers(communicator, "shared");
-}
-
-int LocalReplicas(const StrategyOptions& options) {
-  return options.devices.empty() ? options.num_devices : static_cast<int>(options.devices.size());
 }
 
 bool AnyApart(const std::vector<std::shared_ptr<Device>>& devices) {
@@ -79,84 +64,6 @@ Result<std::unique_ptr<Strategy>> MakeSynchronousStrategy(SynchronousParts parts
   return SynchronousStrategy::Make(std::move(parts.kind), std::move(parts.cluster),
                                    MakeMembership(std::move(parts.communicator), parts.store),
                                    std::move(options));
-}
-
-Status SynchronousStrategy::CheckOptions(const StrategyOptions& options, int processes) {
-  const auto devices = static_cast<int>(options.devices.size());
-  if (devices > 0 && options.num_devices != 1 && options.num_devices != devices) {
-    return InvalidArgument("num_devices is " + std::to_string(options.num_devices) + ", with " +
-                           std::to_string(devices) +
-                           " devices [leave num_devices out where devices are given]");
-  }
-  if (std::ranges::find(options.devices, nullptr) != options.devices.end()) {
-    return InvalidArgument("a device of StrategyOptions::devices is nullptr");
-  }
-  if (options.num_devices < 1) {
-    return InvalidArgument("num_devices is " + std::to_string(options.num_devices) +
-                           " [at least 1]");
-  }
-  if (options.first_bucket_bytes < 1 || options.communication.bytes_per_pack < 0) {
-    return InvalidArgument("gradient buckets of " + std::to_string(options.first_bucket_bytes) +
-                           " and " + std::to_string(options.communication.bytes_per_pack) +
-                           " bytes [the first at least 1, the others 0 (adapted) or more]");
-  }
-  const int threads = processes * LocalReplicas(options);
-  const int shards = options.virtual_shards;
-  if (shards < 0 || (shards > 0 && (!std::has_single_bit(static_cast<unsigned>(shards)) ||
-                                    shards % threads != 0))) {
-    return InvalidArgument(std::to_string(shards) + " virtual shards for " +
-                           std::to_string(processes) + " process(es) of " +
-                           std::to_string(LocalReplicas(options)) +
-                           " device(s) [a power of two that the devices of all processes divide: "
-                           "the tree in which shards are added has then a branch for each]");
-  }
-  if (options.intra_op_threads < 0) {
-    return InvalidArgument("intra_op_threads is " + std::to_string(options.intra_op_threads) +
-                           " [0 shares the cores among the replicas]");
-  }
-  COHORT_RETURN_IF_ERROR(CheckCrossDeviceOps(options));
-  if (options.grad_scaler.has_value()) {
-    COHORT_RETURN_IF_ERROR(GradScaler::Check(*options.grad_scaler));
-    if (options.make_bucket_hook) {
-      return InvalidArgument(
-          "grad_scaler with make_bucket_hook: what overflowed would stay in what a hook keeps from "
-          "step to step [leave one of them out]");
-    }
-  }
-  if (options.communication.timeout.count() <= 0) {
-    return InvalidArgument("communication.timeout is " +
-                           std::to_string(options.communication.timeout.count()) +
-                           " ms [more than 0]");
-  }
-  return {};
-}
-
-Status SynchronousStrategy::CheckAlgorithm(const StrategyOptions& options,
-                                           const Communicator* communicator) {
-  const std::string& name = options.communication.implementation;
-  if (name == "auto" || communicator == nullptr) {
-    return {};
-  }
-  if (options.virtual_shards > 0) {
-    return InvalidArgument("communication.implementation is '" + name +
-                           "' with virtual_shards, whose order of addition is their own [leave one "
-                           "of them out]");
-  }
-  std::string choices = "auto";
-  if (OffersOneBucket(*communicator)) {
-    choices += ", " + std::string(kOneBucket);
-    if (name == kOneBucket) {
-      return {};
-    }
-  }
-  for (const std::string_view offered : communicator->algorithms(OperationKind::kAllReduce)) {
-    if (offered == name) {
-      return {};
-    }
-    choices += ", " + std::string(offered);
-  }
-  return InvalidArgument("communication.implementation is '" + name + "' [over " +
-                         std::string(communicator->backend()) + " choose one of " + choices + "]");
 }
 
 Result<std::unique_ptr<Strategy>> SynchronousStrategy::Make(std::string kind, ClusterConfig cluster,
@@ -281,7 +188,8 @@ Status SynchronousStrategy::BindTo(ParameterSet& parameters, const Optimizer& op
         "loss scale: " + std::to_string(static_cast<int>(options_.loss_scale)),
         "first bucket: " + std::to_string(options_.first_bucket_bytes) + " bytes",
         "buckets: " + std::to_string(options_.communication.bytes_per_pack) + " bytes",
-        "algorithm: " + options_.communication.implementation,
+        "implementation: " + options_.communication.implementation,
+        std::string("deterministic: ") + (options_.deterministic ? "yes" : "no"),
         "cross-device ops: " + options_.cross_device_ops,
         "bucket hook: " + (hook_ == nullptr ? "none" : hook_->name()),
         "gradient scaler: " + ScalerText(options_.grad_scaler),
@@ -498,14 +406,22 @@ void SynchronousStrategy::MakeParts(ParameterSet& parameters, const Optimizer& o
                                   .whole_updates = options_.whole_updates,
                                   .timeout = options_.communication.timeout,
                                   .log = options_.log});
+  agreement_.emplace(
+      parameters, *reducer_,
+      BucketAgreement::Options{.communicator = communicator_,
+                               .limits = limits_,
+                               .adapts = options_.communication.bytes_per_pack == 0 &&
+                                         communicator_ != nullptr && !one_bucket_ &&
+                                         SumsAreTheSameHoweverCut()});
+}
+
+// What the clock showed must not change a result. Two summands have one order.
+bool SynchronousStrategy::SumsAreTheSameHoweverCut() const {
   const NcclSums* const nccl = cross_device_.nccl.get();
-  const int summands = nccl != nullptr ? nccl->size() : num_processes_;
-  agreement_.emplace(parameters, *reducer_,
-                     BucketAgreement::Options{
-                         .communicator = communicator_,
-                         .limits = limits_,
-                         .adapts = options_.communication.bytes_per_pack == 0 &&
-                                   communicator_ != nullptr && summands == 2 && !one_bucket_});
+  if (nccl != nullptr) {
+    return nccl->size() == 2;
+  }
+  return num_processes_ == 2 || (hook_ == nullptr && communicator_->keeps_order(SumsAlgorithm()));
 }
 
 Status SynchronousStrategy::ReduceGradients(std::span<const std::span<float>> gradients,

@@ -17,7 +17,7 @@ Result<FrameTransport> TransportOf(const CommunicationOptions& options) {
   const auto found = transports.find(options.transport);
   if (found == transports.end()) {
     return InvalidArgument("communication.transport '" + options.transport +
-                           "' of parameter servers [auto, tcp or shm]");
+                           "' of parameter servers [choose auto, shm or tcp]");
   }
   return found->second;
 }

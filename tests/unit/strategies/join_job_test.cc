@@ -141,6 +141,23 @@ TEST(JoinJob, OptionsOfCollectivesAreRefusedWhereThereAreNone) {
               ::testing::HasSubstr("flight_folder 'f'"));
 }
 
+// Workers add to what the servers have as they come to it; in rounds without spares they do not.
+TEST(JoinJob, OnlyRoundsOfAllWorkersAreDeterministic) {
+  StrategyOptions options = OfAParameterServersWorker();
+  options.deterministic = true;
+  for (const char* consistency : {"async", "ssp:2", "sync:1"}) {
+    options.consistency = OrThrow(Consistency::Parse(consistency));
+    const Status status = Strategy::FromEnv("parameter_server", options).status();
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+    EXPECT_THAT(status.message(),
+                ::testing::HasSubstr(std::string("deterministic with consistency ") + consistency));
+  }
+  options.consistency = OrThrow(Consistency::Parse("sync"));
+  options.lookahead = -1;  // the next thing that is looked at
+  EXPECT_THAT(Strategy::FromEnv("parameter_server", options).status().message(),
+              ::testing::Not(::testing::HasSubstr("deterministic")));
+}
+
 TEST(JoinJob, ParametersTravelAsFloats) {
   StrategyOptions options = OfAParameterServersWorker();
   options.server_wire.push = DType::kInt64;

@@ -204,6 +204,13 @@ TEST(Algorithm, ThatIsNotThereIsNamedWithThoseThatAre) {
   EXPECT_THAT(
       Messages(Job(2, options, nothing)),
       Each(AllOf(HasSubstr("communication.implementation is 'rings'"), HasSubstr("ring,"))));
+  // Words of other options, and of tf.distribute's.
+  options.communication.implementation = "tcp";
+  EXPECT_THAT(Messages(Job(2, options, nothing)),
+              Each(AllOf(HasSubstr("ring,"), HasSubstr("communication.transport"))));
+  options.communication.implementation = "nccl";
+  EXPECT_THAT(Messages(Job(2, options, nothing)),
+              Each(AllOf(HasSubstr("ring,"), HasSubstr("NCCL is cross_device_ops"))));
   options.communication.implementation = "ring";
   options.virtual_shards = 4;
   EXPECT_THAT(Messages(Job(2, options, nothing)),
