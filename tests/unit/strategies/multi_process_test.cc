@@ -654,6 +654,52 @@ TEST(Metrics, TooManyAreRefusedWithTheirNumber) {
   ExpectAllOk(statuses);
 }
 
+// A parameter that only one process uses: the others' gradients are 0, with their weight.
+TEST(Gradients, OfAParameterThatOneProcessUsesAreTheWeightedMean) {
+  for (const int user : {0, 1, 2}) {
+    SCOPED_TRACE(user);
+    std::mutex mutex;
+    std::vector<std::string> warnings;
+    StrategyOptions options;
+    options.log = Log([&](LogLevel level, std::string_view message) {
+      if (level == LogLevel::kWarning) {
+        const std::lock_guard lock(mutex);
+        warnings.emplace_back(message);
+      }
+    });
+    ExpectAllOk(Job(3, options, [&](int process, Strategy& strategy) -> Status {
+      ParameterSet parameters = Zeros(3, 2);
+      COHORT_RETURN_IF_ERROR(strategy.Bind(parameters, PlainSgd()));
+      const std::vector<double> weights{1, 5, 2};
+      const double weight = weights[static_cast<std::size_t>(process)];
+      for (int step = 1; step <= 3; ++step) {
+        const auto result =
+            strategy.Step(OneEach(1), [&](ReplicaContext& context, const data::Batch&) {
+              context.gradients.SetWeight(weight);
+              for (const int p : {2, 1, 0}) {
+                if (p != 1 || process == user) {
+                  std::ranges::fill(context.gradients.Accumulator(p),
+                                    context.gradients.loss_seed() * 4);
+                  context.gradients.Ready(p);
+                }
+              }
+              return Result<ReplicaResult>(ReplicaResult{.weight = weight});
+            });
+        COHORT_RETURN_IF_ERROR(result.status());
+        const auto steps = static_cast<float>(step);
+        const auto share = static_cast<float>(weights[static_cast<std::size_t>(user)] / 8);
+        EXPECT_THAT(parameters.value(0), Each(-0.5F * 4 * steps));
+        EXPECT_THAT(parameters.value(1), Each(-0.5F * 4 * steps * share));
+        EXPECT_THAT(parameters.value(2), Each(-0.5F * 4 * steps));
+      }
+      return strategy.Shutdown();
+    }));
+    // Once by each process that does without it.
+    EXPECT_EQ(warnings.size(), 2U);
+    EXPECT_THAT(warnings, Each(AllOf(HasSubstr("1 trainable parameter(s)"), HasSubstr("'p1'"))));
+  }
+}
+
 TEST(Metrics, OfAProcessWithoutExamplesAreTheOthers) {
   ExpectAllOk(Job(2, {}, [](int process, Strategy& strategy) -> Status {
     ParameterSet parameters = Zeros(1, 1);
