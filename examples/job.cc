@@ -70,6 +70,7 @@ Result<cohort::StrategyOptions> MakeStrategyOptions(const JobFlags& f,
   options.journal_folder = f.checkpoint_dir;
   options.communication.transport = f.communication;
   options.communication.implementation = f.algorithm;
+  options.communication.bind_host = f.bind_host;
   options.cross_device_ops = f.cross_device_ops;
   options.rails = f.rails;
   options.mpi_implementation = f.mpi_implementation;
@@ -261,6 +262,11 @@ void DeclareJobFlags(CLI::App& app, JobFlags& f) {
       ->check(CLI::IsMember({"auto", "direct", "recursive_doubling", "halving_doubling", "tree",
                              "ring", "hierarchical", "one_shot", "shared", "one_bucket", "mpi"}))
       ->capture_default_str();
+  app.add_option(
+         "--bind-host", f.bind_host,
+         "host or address of this process at which the others reach it over TCP, instead of "
+         "the interface that routes to the chief")
+      ->envname("COHORT_BIND_HOST");
   app.add_option("--cross-device-ops", f.cross_device_ops, "how gradients of GPUs become one sum")
       ->check(CLI::IsMember({"auto", "nccl", "hierarchical_copy", "reduction_to_one_device"}))
       ->capture_default_str();

@@ -24,6 +24,7 @@ struct JobFlags {
   std::string consistency = "auto";
   std::string communication = "auto";
   std::string algorithm = "auto";
+  std::string bind_host;
   std::string cross_device_ops = "auto";
   int rails = 1;
   int virtual_shards = 0;

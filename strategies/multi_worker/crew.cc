@@ -43,6 +43,12 @@ Result<std::unique_ptr<Communicator>> MadeByAll(const Crew& crew, const Strategy
   return made;
 }
 
+// Any port of `host`; of the interface that routes to the rendezvous, if it is empty.
+std::string AnyPortOf(const std::string& host) {
+  const bool bare_v6 = host.find(':') != std::string::npos && host.front() != '[';
+  return (bare_v6 ? "[" + host + "]" : host) + ":0";
+}
+
 }  // namespace
 
 Result<Crew> Crew::Of(std::vector<TaskId> tasks, const TaskId& self) {
@@ -102,6 +108,7 @@ Result<std::unique_ptr<Communicator>> ConnectCrew(const Crew& crew, const Strate
   const int rank = crew.rank;
   const int size = crew.size();
   TcpOptions tcp;
+  tcp.bind_address = AnyPortOf(options.communication.bind_host);
   tcp.rendezvous_host = host;
   tcp.connect_timeout =
       generation > 1 ? std::min(kConnectAgain, options.join_timeout) : options.join_timeout;

@@ -512,6 +512,11 @@ Result<std::unique_ptr<Membership>> JoinJob(const ClusterConfig& config,
                               " [start it by addresses: TF_CONFIG, or "
                               "cohort launch --ps]");
   }
+  if (config.mpi && !options.communication.bind_host.empty()) {
+    return InvalidArgument("communication.bind_host '" + options.communication.bind_host +
+                           "' under mpirun, whose processes reach each other by MPI [leave it out, "
+                           "or start the job by addresses]");
+  }
   return config.mpi ? JoinByMpi(config, options) : JoinByAddress(config, options);
 }
 

@@ -31,6 +31,8 @@ Status CheckOptions(const StrategyOptions& options) {
   const std::string collective =
       options.communication.implementation != "auto"
           ? "communication.implementation '" + options.communication.implementation + "'"
+      : !options.communication.bind_host.empty()
+          ? "communication.bind_host '" + options.communication.bind_host + "'"
       : options.rails != 1 ? "rails " + std::to_string(options.rails)
       : options.mpi_implementation != "cohort"
           ? "mpi_implementation '" + options.mpi_implementation + "'"

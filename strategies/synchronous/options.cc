@@ -103,6 +103,12 @@ Status SynchronousStrategy::CheckOptions(const StrategyOptions& options, int pro
                            "' [choose auto, shm or tcp; how gradients are added, by ring for "
                            "instance, is communication.implementation]");
   }
+  const std::string& host = options.communication.bind_host;
+  const auto colons = std::ranges::count(host, ':');
+  if (colons == 1 || host.find("]:") != std::string::npos) {
+    return InvalidArgument("communication.bind_host is '" + host +
+                           "' [a host or an address, without a port]");
+  }
   return {};
 }
 

@@ -134,6 +134,13 @@ TEST(FromEnv, OptionsOfCommunicationAreChecked) {
               AllOf(HasSubstr("InvalidArgument"), HasSubstr("and -1 bytes")));
   EXPECT_THAT(with({.timeout = std::chrono::milliseconds(0)}),
               AllOf(HasSubstr("InvalidArgument"), HasSubstr("communication.timeout is 0 ms")));
+  EXPECT_EQ(with({.bind_host = "::1"}), "not refused");
+  for (const char* const host : {"10.0.0.3:80", "[::1]:80"}) {
+    EXPECT_THAT(with({.bind_host = host}),
+                AllOf(HasSubstr("InvalidArgument"),
+                      HasSubstr("communication.bind_host is '" + std::string(host)),
+                      HasSubstr("without a port")));
+  }
   EXPECT_THAT(with({.transport = "ring"}),
               AllOf(HasSubstr("InvalidArgument"), HasSubstr("communication.transport is 'ring'"),
                     HasSubstr("auto, shm or tcp"), HasSubstr("communication.implementation")));

@@ -217,8 +217,9 @@ struct CommunicatorOptions {
   std::int64_t segment_bytes = 0;    // 0: chosen by the backend. Tests force small ones
   // Reductions combine in the canonical order by rank: the same bits whatever the algorithm, the
   // backend, the segments, and wherever buffers are cut. This refuses by name what cannot
-  // (InvalidArgument), and "auto" does without it: hierarchical where hosts have ranks in different
-  // numbers, MPI's own collectives. Elsewhere "auto" keeps the order anyway.
+  // (InvalidArgument), and "auto" does without it: hierarchical where hosts do not all have the
+  // same power of two of consecutive ranks. Elsewhere "auto" keeps the order anyway, but for MPI's
+  // own collectives, with which this is InvalidArgument.
   bool deterministic = false;
   // What "auto" reckons with, equal on all ranks; none: measured at the first need.
   std::optional<CostParameters> cost;

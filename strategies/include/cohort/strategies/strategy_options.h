@@ -59,6 +59,10 @@ struct CommunicationOptions {
   // alone where a host's processes cannot share memory; under mpirun, MPI messages. "shm" (all on
   // one host) or "tcp": that, or an error. So it is between workers and parameter servers.
   std::string transport = "auto";
+  // Host or address of this process, without a port, at which it listens for the others of a
+  // synchronous job over TCP, and which they are told: "10.0.0.3", "::1". Empty: the interface that
+  // routes to the chief. Each process's own; not under mpirun.
+  std::string bind_host;
 };
 
 // What becomes of a job that loses a parameter server, when another process takes its place.
