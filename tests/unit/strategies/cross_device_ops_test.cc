@@ -234,6 +234,24 @@ TEST_F(CrossDevice, NcclIsNotForVirtualShards) {
   EXPECT_EQ(world_->inits, 0);
 }
 
+TEST_F(CrossDevice, NcclIsNotDeterministic) {
+  options_.deterministic = true;
+  const auto train = [](int, Strategy& strategy) { return TwoSteps(strategy); };
+  for (const Places& places : {Places{{0, 1}}, Places{{0}, {0}}}) {
+    log_.clear();
+    options_.cross_device_ops = "auto";
+    ExpectAllOk(Job(places, train));
+    EXPECT_THAT(log_,
+                Contains(AllOf(HasSubstr("not by NCCL"), HasSubstr("deterministic asks for"))));
+    options_.cross_device_ops = "nccl";
+    for (const Status& status : Job(places, train)) {
+      EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+      EXPECT_THAT(status.message(), HasSubstr("deterministic with cross_device_ops 'nccl'"));
+    }
+  }
+  EXPECT_EQ(world_->inits, 0);
+}
+
 TEST_F(CrossDevice, NcclIsNotForWhatIsDoneOnTheHost) {
   options_.make_bucket_hook = [] { return MakeCompressionHook({.dtype = DType::kBFloat16}); };
   ExpectWithoutNccl({{0}, {0}}, "make_bucket_hook takes sums in the host's memory");

@@ -108,10 +108,10 @@ struct StrategyOptions {
   // whoever runs it; their gradients are added in one tree. A power of two. See README.md for the
   // cost.
   int virtual_shards = 0;
-  // Gradients of processes and devices are added in the canonical order of comm/README.md, which
-  // depends on the ranks alone: the same world gives the same bits in every run, whatever the
-  // buckets, the implementation, the transport and the layout of hosts. What has an order of its
-  // own is InvalidArgument, with both names: implementation "ring", mpi_implementation "mpi",
+  // Gradients of processes are added in the canonical order of comm/README.md, which depends on the
+  // ranks alone: the same world gives the same bits in every run, whatever the buckets, the
+  // implementation, the transport and the layout of hosts. What has an order of its own is
+  // InvalidArgument, with both names: implementation "ring", mpi_implementation "mpi",
   // cross_device_ops "nccl", examples that come as they are ready (Dataset::Deterministic(false));
   // "auto" does without it. Of a parameter server only consistency sync is. A replica's own part
   // repeats where its step function does, on as many threads (`intra_op_threads`). Equal on all
